@@ -23,6 +23,7 @@ from souping.cli.config import GROUPS, Config
 from souping.cli.job import options_first
 from souping.core.reading import read
 from souping.core.types import UserError
+from souping.core.unit import POINTS
 from souping.pipeline import execute
 from souping.report.render import Sample, plain_table, show_sample
 from souping.report.tables import grid
@@ -443,7 +444,7 @@ def test_tables_and_answers_fit(width: int) -> None:
         name: {"score": 1.0, "outcome": "finished", "filtered_resps": ["long " * 40 + "x" * 90]}
         for name in "ab"
     }
-    show_sample(console, read(Sample, {**sample, "models": models}), ["a", "b"])
+    show_sample(POINTS, console, read(Sample, {**sample, "models": models}), ["a", "b"])
     text = console.file.getvalue()  # type: ignore[attr-defined]
     assert max(map(len, text.splitlines())) <= width
     assert text.count("long") == 80
