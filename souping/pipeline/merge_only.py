@@ -55,7 +55,7 @@ def merge(settings: MergeSettings) -> Path | None:
         late = not settings.plan
         pool = parts.enter_context(
             closing(
-                OpenPool(
+                OpenPool.fetch(
                     candidates, settings.merge, store, tokenizers=False, late=late, stream=True
                 )
             )

@@ -52,7 +52,7 @@ def prepare(settings: RunSettings, store: Store, progress: Progress) -> Prepared
     candidates = settings.pool.resolve()
     trajectory = settings.pool.trajectory
     more = trajectory.models if trajectory else ()
-    pool = OpenPool(candidates, settings.merge, store, aside=progress.aside, more=more)
+    pool = OpenPool.fetch(candidates, settings.merge, store, aside=progress.aside, more=more)
     check_pool(settings, pool, pairs)
 
     settings = replace(settings, evaluator=pool.bound(settings.evaluator))

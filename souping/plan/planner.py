@@ -269,7 +269,9 @@ def open_unhashed(run: RunSettings, store: Store) -> OpenPool:
         candidates.append(replace(candidate, path=here) if here else candidate)
     found = run.pool.trajectory
     more = found.models if found else ()
-    return OpenPool(candidates, run.merge, hashes=StandIns(store.hashes), more=more, stream=True)
+    return OpenPool.fetch(
+        candidates, run.merge, hashes=StandIns(store.hashes), more=more, stream=True
+    )
 
 
 # ------------------------------------------------------------ plan=true and check=true
