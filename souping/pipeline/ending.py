@@ -10,17 +10,17 @@ from souping.core.text import safe
 from souping.pipeline.settings import MergeSettings
 from souping.report.analyses import analysis_sections
 from souping.report.content import Report
-from souping.report.render import SAMPLES, also_table, output_console, report_table, show_sheet
+from souping.report.render import SAMPLES_FILE, also_table, output_console, report_table, show_sheet
 from souping.report.tables import nonempty
 
-SHOWN = (
+SHOWN_FILES = (
     "report.html",
     "report.md",
     "report.json",
     "selection.json",
     "trials.csv",
     "analyses.json",
-    SAMPLES,
+    SAMPLES_FILE,
     "recipe.json",
     "plan.json",
     "config.yaml",
@@ -32,7 +32,7 @@ def show_end(settings: MergeSettings, outcome: Report, soup: Path | None) -> Non
     run_dir = settings.run_dir
     if "soup" not in outcome.others:
         _tables(outcome)
-    for name in SHOWN:
+    for name in SHOWN_FILES:
         if (run_dir / name).exists():
             print(f"  {name:16} {safe(nearby(run_dir / name))}")
     if soup is not None:

@@ -10,7 +10,7 @@ import numpy as np
 from souping.analysis.grouped import design
 from souping.analysis.intervals import ItemTable, rate
 from souping.analysis.max_t import MAX_T, MaxT
-from souping.analysis.nested import TIE
+from souping.analysis.nested import ZERO_DIFFERENCE
 from souping.analysis.shown import picked_tests
 from souping.analysis.sign_flip import ALPHA
 from souping.analysis.significance import (
@@ -224,7 +224,7 @@ def _category_family(
             test=MAX_T,
             n=len(a),
             groups=len(members[f]),
-            discordant=float((np.abs(a - b) > TIE).mean()),
+            discordant=float((np.abs(a - b) > ZERO_DIFFERENCE).mean()),
         )
         rows.append((name, comparison, float(least[f])))
     return rows

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 from souping.analysis.correlation import stability
-from souping.analysis.guards import NAME, GuardsResult
+from souping.analysis.guards import GUARDS, GuardsResult
 from souping.core.reading import read, to_json
 from souping.core.system import provenance
 from souping.core.types import Recipe, ScoreMatrix, Selection
@@ -125,7 +125,7 @@ def _guards(steps: Steps, state: Reported) -> dict[str, GuardsResult]:
         look=state.look,
         names=guard_names(steps),
     )
-    return {NAME: replace(read(GuardsResult, state.winner.guards), checks=tuple(checks))}
+    return {GUARDS: replace(read(GuardsResult, state.winner.guards), checks=tuple(checks))}
 
 
 def _cost(

@@ -17,7 +17,7 @@ from souping.core.files import write_atomically
 from souping.core.types import FOLDS, Fold, Item, Json, Recipe, Record, digest
 from souping.pipeline.claims import Measurement
 from souping.pipeline.state import Reported, Searched, Selected
-from souping.report.render import SAMPLES
+from souping.report.render import SAMPLES_FILE
 
 if TYPE_CHECKING:
     from souping.pipeline.run import Run
@@ -33,7 +33,7 @@ def write_samples(run: Run, state: Selected) -> None:
         for fold in FOLDS:
             for line in _lines(run, state, fold, folds[fold]) if folds[fold] else ():
                 file.write(json.dumps(line, ensure_ascii=False).encode("utf-8", "replace") + b"\n")
-    write_atomically(run.settings.run_dir / SAMPLES, stream.getvalue())
+    write_atomically(run.settings.run_dir / SAMPLES_FILE, stream.getvalue())
 
 
 def _models(run: Run, state: Selected) -> dict[str, Recipe]:

@@ -18,7 +18,7 @@ from souping.report.analyses import AnalysisResult
 from souping.report.content import GateSummary, Report
 from souping.search.loop import SearchResult
 
-Kind = (
+ContenderKind = (
     Literal[
         "ingredient",
         "candidate",
@@ -41,7 +41,7 @@ class Contender:
     """Row of the report: a recipe and the role it plays. A model that plays two roles is two contenders."""
 
     name: str
-    kind: Kind
+    kind: ContenderKind
     recipe: Recipe
 
 

@@ -28,9 +28,9 @@ from souping.evaluate.benchmark import first_items, two_folds
 from souping.pipeline.settings import ExtraEntry, RunSettings, model_settings
 from souping.pipeline.state import (
     Contender,
+    ContenderKind,
     ExtraBenchmark,
     Frozen,
-    Kind,
     Reported,
     Searched,
     Selected,
@@ -229,7 +229,7 @@ class Steps:
         single = self.single
         rows = []
         for name in names:
-            kind: Kind = "ingredient" if name in ingredients else "candidate"
+            kind: ContenderKind = "ingredient" if name in ingredients else "candidate"
             rows.append(Contender(name=name, kind=kind, recipe=single(name)))
         rows.append(Contender(name=frozen.best, kind="best_single", recipe=single(frozen.best)))
         rows.append(Contender(name="uniform_all", kind="uniform_all", recipe=self.uniform(names)))

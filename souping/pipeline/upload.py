@@ -29,7 +29,7 @@ from souping.report.render import fenced, markdown_table
 if TYPE_CHECKING:
     from huggingface_hub import HfApi
 
-KEPT = (".gitattributes",)
+UNTOUCHED_FILES = (".gitattributes",)
 """Files of a repository that a new soup does not remove."""
 HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]{0,95}(/[A-Za-z0-9][\w.-]{0,95})?")
 ANYWHERE = ("merge._target_=", "merge.allow_pickle=", "merge.nonfinite=")
@@ -237,7 +237,7 @@ def _check_repository(goal: Target, api: HfApi) -> list[str]:
         files = [s.rfilename for s in api.model_info(goal.repo).siblings or []]
     except RepositoryNotFoundError:
         return []
-    if RECIPE not in files and any(file not in (*KEPT, CARD) for file in files):
+    if RECIPE not in files and any(file not in (*UNTOUCHED_FILES, CARD) for file in files):
         raise UserError(
             f"upload={goal.repo} holds a model that is no soup: choose another name; nothing is replaced"
         )
@@ -279,7 +279,9 @@ def push(goal: Target, folder: Path, store: Path | None = None) -> str:
                 CommitOperationAdd(name, content) for name, content in files.items()
             ]
             operations += [
-                CommitOperationDelete(name) for name in old if name not in (*files, *KEPT)
+                CommitOperationDelete(name)
+                for name in old
+                if name not in (*files, *UNTOUCHED_FILES)
             ]
             done = api.create_commit(
                 goal.repo, operations, commit_message=f"Soup {recipe.get('id', '')}"
@@ -316,7 +318,7 @@ def _unlisted_files(folder: Path) -> set[str]:
     """What a soup without a list may consist of."""
     index = folder / INDEX
     shards = weight_map(index).values() if index.is_file() else ()
-    return {SINGLE, INDEX, *shards, lora.CONFIG, lora.WEIGHTS, *side_files(folder)}
+    return {SINGLE, INDEX, *shards, lora.CONFIG, lora.ADAPTER_WEIGHTS, *side_files(folder)}
 
 
 def _licences(recipe: Mapping[str, Any], store: Path | None) -> str:

@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from souping.core.text import DASH, UNSAFE, minus, signed
 from souping.core.types import Json, number
 
-KINDS: Mapping[str, str] = {
+ROW_KINDS: Mapping[str, str] = {
     "soup": "soup",
     "uniform_selected": "uniform over the selected",
     "uniform_topk": "uniform over the top K",
@@ -31,13 +31,6 @@ def percent(value: Json, digits: int = 1) -> str:
     """0.7812 -> `78.1`"""
     given = number(value)
     return DASH if given is None else signed(f"{100 * given:.{digits}f}")
-
-
-def percent_interval(low: Json, high: Json) -> str:
-    """`74.1 to 82.0` of a share, or nothing where there is no interval."""
-    return (
-        "" if number(low) is None or number(high) is None else f"{percent(low)} to {percent(high)}"
-    )
 
 
 def verdict(verdict: str) -> str:

@@ -22,7 +22,7 @@ from souping.report.content import Report, TrialRow
 from souping.report.format import clean, escape_html, escape_markdown
 from souping.report.plots import Drawing
 from souping.report.sections import figures, findings, headline, kicker, sections, summary, warnings
-from souping.report.tables import Row, Section, TableCell, TableGrid
+from souping.report.tables import JsonRow, Section, TableCell, TableGrid
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -243,7 +243,7 @@ def _markdown_cell(cell: TableCell, strong: bool) -> str:
 
 # ------------------------------------------------------------ on a terminal
 
-LONGEST = 4000
+SHOWN_ANSWER_CHARS = 4000
 """Characters of an answer that are shown; of a longer one both ends."""
 
 
@@ -315,7 +315,7 @@ def show_sheet(sections: Sequence[Section], console: Console | None = None) -> N
 
 # Answers side by side: `souping show` prints them from a run's samples.
 
-SAMPLES = "samples.jsonl.gz"
+SAMPLES_FILE = "samples.jsonl.gz"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -353,7 +353,7 @@ class Sample:
         return self.models[name].score if name in self.models else None
 
 
-def read_samples(path: Path) -> Iterator[Row]:
+def read_samples(path: Path) -> Iterator[JsonRow]:
     """The lines of a run's samples.
 
     Raises:
@@ -383,8 +383,8 @@ def changed(
         old = sample.score(base)
         if new is None or old is None:
             continue
-        gains = (unit.gain(new), unit.gain(old))
-        if gains[0] > gains[1] if better else gains[0] < gains[1]:
+        gain = unit.gain(new) - unit.gain(old)
+        if gain > 0 if better else gain < 0:
             yield sample
 
 
@@ -417,7 +417,9 @@ def show_sample(unit: Unit, console: Console, sample: Sample, names: Sequence[st
 def _short(text: str) -> str:
     """A text without control characters, its middle left out where it is long."""
     lines = "\n".join(clean(line) for line in text.split("\n"))
-    if len(lines) <= LONGEST:
+    if len(lines) <= SHOWN_ANSWER_CHARS:
         return lines
-    half = LONGEST // 2
-    return f"{lines[:half]}\n... {len(lines) - LONGEST:,} characters ...\n{lines[-half:]}"
+    half = SHOWN_ANSWER_CHARS // 2
+    return (
+        f"{lines[:half]}\n... {len(lines) - SHOWN_ANSWER_CHARS:,} characters ...\n{lines[-half:]}"
+    )

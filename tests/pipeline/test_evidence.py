@@ -23,7 +23,7 @@ from souping.core.unit import BITS_PER_BYTE, POINTS, Unit
 from souping.pipeline import evidence
 from souping.pipeline.gate import FALSE_ALARM, check_expected
 from souping.pipeline.settings import Expectation, expectations
-from souping.pipeline.state import Contender, ExtraBenchmark, Kind
+from souping.pipeline.state import Contender, ContenderKind, ExtraBenchmark
 from souping.report.analyses import read_content
 from souping.report.render import markdown, report_table
 from souping.report.sections import endings, losses
@@ -214,9 +214,9 @@ def test_the_variance_is_split_between_items_and_answers() -> None:
 def test_one_soup_under_two_names_is_one_test_of_holms() -> None:
     uniform = recipe(0.4, 0.6)
     soup = Contender(name="soup", kind="soup", recipe=SOUP)
-    kinds: tuple[Kind, ...] = ("ingredient", "best_single")
+    kinds: tuple[ContenderKind, ...] = ("ingredient", "best_single")
     singles = [Contender(name="a", kind=kind, recipe=SINGLES["a"]) for kind in kinds]
-    names: tuple[Kind, ...] = ("uniform_all", "uniform_topk")
+    names: tuple[ContenderKind, ...] = ("uniform_all", "uniform_topk")
     rows = [Contender(name=name, kind=name, recipe=uniform) for name in names]
     measured = {
         SINGLES["a"].id: scores(level(0.6)),

@@ -9,7 +9,7 @@ import pytest
 
 from souping.core.types import FloatArray, Result, SearchSpace
 from souping.search import points as simplex
-from souping.search.adaptive import ENOUGH, Adaptive, item_samples, merits_of
+from souping.search.adaptive import ENOUGH_GAIN, Adaptive, item_samples, merits_of
 from souping.search.points import Grid, anchors
 from souping.search.surrogate import SoupModel, draws
 from tests.conftest import ROOT
@@ -66,7 +66,7 @@ def test_the_stop_rule_ends_a_search_early_and_says_why() -> None:
     assert price(searched(search, of), of) < 0.5 * of.values.size
     summary = search.summary()
     assert summary.stopped.gain is not None
-    assert 0 <= summary.stopped.gain < ENOUGH
+    assert 0 <= summary.stopped.gain < ENOUGH_GAIN
     assert 0 <= summary.indistinguishable_count < len(of.points)
     assert summary.finishing_gain >= 0
 
