@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 
-from souping.analysis.front import Front
+from souping.analysis.front import FRONT, Front
 from souping.analysis.guards import LENGTH_GUARD, Admission, GuardCheck, check, judge
 from souping.core.protocols import Objective, Strategy
 from souping.core.types import FloatArray, Item, ItemScores, Json, Recipe, Trial, UserError
