@@ -6,7 +6,10 @@ from dataclasses import replace
 
 from souping.analysis.correlation import few_models
 from souping.core.types import ScoreMatrix, Selection
+from souping.pipeline.checks import flat_categories, not_measured, refusals
+from souping.pipeline.run_report import stopped_report
 from souping.pipeline.settings import RunSettings
+from souping.report.content import Report
 from souping.report.files import selection_summary, write_selection
 from souping.report.progress import Progress
 
@@ -24,3 +27,15 @@ def choose(settings: RunSettings, scores: ScoreMatrix, progress: Progress) -> Se
     summary = selection_summary(unit, selection, scores)
     write_selection(unit, summary, settings.limit, settings.run_dir / "selection.json")
     return selection
+
+
+def select_from_table(settings: RunSettings) -> Report:
+    """Published scores alone: candidates are names, no folder is opened."""
+    for error in refusals(settings, {}, ()):
+        raise error
+    with Progress() as progress:
+        names = [candidate.name for candidate in settings.pool.resolve()]
+        scores = settings.scores.matrix(names, not_measured)
+        for warning in flat_categories(settings.evaluator.unit, scores):
+            progress.say(f"note: {warning}")
+        return stopped_report(settings, choose(settings, scores, progress), scores)

@@ -98,6 +98,8 @@ def perform(settings: RunSettings) -> Outcome:
     from souping.trackers import GuardedTracker
 
     if settings.selects_from_table:
+        from souping.pipeline.choice import select_from_table
+
         return Outcome(report=select_from_table(settings))
     report: JsonObject | None = None
     soup: Path | None = None
@@ -166,19 +168,3 @@ def _stop(run: Run, state: Selected) -> Outcome:
     write_atomically(settings.run_dir / "recipe.json", recipe)
     objective = run.unit.raw(winner.result.objective)
     return Outcome(report=report, trials=winner.trials, objective=objective)
-
-
-def select_from_table(settings: RunSettings) -> Report:
-    """Published scores alone: candidates are names, no folder is opened."""
-    from souping.pipeline.checks import flat_categories, not_measured, refusals
-    from souping.pipeline.choice import choose
-    from souping.pipeline.run_report import stopped_report
-    from souping.report.progress import Progress
-
-    for error in refusals(settings, {}, ()):
-        raise error
-    with Progress() as progress:
-        scores = settings.scores.matrix([c.name for c in settings.pool.resolve()], not_measured)
-        for warning in flat_categories(settings.evaluator.unit, scores):
-            progress.say(f"note: {warning}")
-        return stopped_report(settings, choose(settings, scores, progress), scores)

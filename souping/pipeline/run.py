@@ -39,7 +39,7 @@ from souping.pipeline.merge_only import soup_in, verify
 from souping.pipeline.models import OpenPool
 from souping.pipeline.opening import Opening, fold_sizes
 from souping.pipeline.preparation import prepare
-from souping.pipeline.run_report import final_report, frozen_report
+from souping.pipeline.run_report import final_report, frozen_report, run_cost
 from souping.pipeline.settings import RunSettings
 from souping.pipeline.state import Contender, Frozen, Reported, Searched, Selected
 from souping.pipeline.steps import SEARCH, Stage, Steps
@@ -473,5 +473,7 @@ class Run(Steps):
                 "selection saw published scores: the benchmark's own test set chose the ingredients"
             )
         self.progress.stage("analyse: stability of the selection")
-        evaluations = tuple(self.evaluations.values())
-        return final_report(self, state, warnings, evaluations, self.workers.lost)
+        report = final_report(self, state, warnings)
+        evaluations = self.evaluations.values()
+        cost = run_cost(self.settings, state.winner, evaluations, self.workers.lost)
+        return replace(report, cost=cost)

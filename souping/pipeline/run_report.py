@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 
 from souping.analysis.correlation import stability
@@ -87,14 +87,8 @@ def _objective(settings: RunSettings, winner: SearchResult) -> ObjectiveSummary:
     )
 
 
-def final_report(
-    steps: Steps,
-    state: Reported,
-    warnings: Sequence[str],
-    evaluations: Sequence[Evaluation],
-    lost_workers: int,
-) -> Report:
-    """The report after the last step, as a reader of its file gets it: NaN becomes None."""
+def final_report(steps: Steps, state: Reported, warnings: Sequence[str]) -> Report:
+    """The report after the last step but for its cost, as a reader of its file gets it: NaN becomes None."""
     settings = steps.settings
     assert state.scores is not None
     summary = state.winner.summary
@@ -103,7 +97,6 @@ def final_report(
         warnings=tuple(warnings),
         search=search_summary(settings.evaluator.unit, summary) if summary else None,
         stability=read(SelectionStability, stability(state.scores, settings.selector)),
-        cost=_cost(settings, state.winner, evaluations, lost_workers),
         provenance=provenance(settings.command, settings.config),
     )
     return replace(
@@ -128,18 +121,17 @@ def _guards(steps: Steps, state: Reported) -> dict[str, GuardsResult]:
     return {GUARDS: replace(read(GuardsResult, state.winner.guards), checks=tuple(checks))}
 
 
-def _cost(
-    settings: RunSettings,
-    winner: SearchResult,
-    evaluations: Sequence[Evaluation],
-    lost_workers: int,
+def run_cost(
+    settings: RunSettings, winner: SearchResult, evaluations: Iterable[Evaluation], lost: int
 ) -> RunCost:
+    """What a run took; `lost` workers died."""
+    counts = [(evaluation.evaluated, evaluation.reused) for evaluation in evaluations]
     trials = len(winner.trials)
     return RunCost(
-        evaluated_items=sum(evaluation.evaluated for evaluation in evaluations),
-        reused_items=sum(evaluation.reused for evaluation in evaluations),
+        evaluated_items=sum(evaluated for evaluated, _ in counts),
+        reused_items=sum(reused for _, reused in counts),
         trials=trials,
         search=SearchUse(**vars(winner.cost), soups=trials) if trials else None,
         seconds=round(time.monotonic() - settings.started, 3),
-        lost_workers=lost_workers or None,
+        lost_workers=lost or None,
     )
