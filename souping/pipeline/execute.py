@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 
 @frozen
-class Outcome:
+class RunOutcome:
     """What came of a run: its report as far as it went, and the search with its objective, if there was one."""
 
     report: Report
@@ -89,7 +89,7 @@ def check_settings(settings: MergeSettings) -> None:
         raise UserError(f"evaluator={name} brings its own items: add benchmark=own")
 
 
-def perform(settings: RunSettings) -> Outcome:
+def perform(settings: RunSettings) -> RunOutcome:
     """Take the steps of a run and write what came of them."""
     from souping.pipeline.run import Run
     from souping.pipeline.state import Frozen
@@ -100,7 +100,7 @@ def perform(settings: RunSettings) -> Outcome:
     if settings.selects_from_table:
         from souping.pipeline.choice import select_from_table
 
-        return Outcome(report=select_from_table(settings))
+        return RunOutcome(report=select_from_table(settings))
     report: JsonObject | None = None
     soup: Path | None = None
     with ExitStack() as stack:
@@ -127,7 +127,7 @@ def perform(settings: RunSettings) -> Outcome:
         return outcome
 
 
-def _measure(run: Run, frozen: Frozen) -> Outcome:
+def _measure(run: Run, frozen: Frozen) -> RunOutcome:
     """Report on a frozen soup, and write the report."""
     from souping.pipeline.samples import write_samples
     from souping.pipeline.upload import replace_card
@@ -143,10 +143,10 @@ def _measure(run: Run, frozen: Frozen) -> Outcome:
     if state.soup_folder is not None and state.soup_folder.is_dir():
         replace_card(state.soup_folder, state.card, report)
     objective = run.unit.raw(state.winner.result.objective)
-    return Outcome(report=report, trials=state.winner.trials, objective=objective)
+    return RunOutcome(report=report, trials=state.winner.trials, objective=objective)
 
 
-def _stop(run: Run, state: Selected) -> Outcome:
+def _stop(run: Run, state: Selected) -> RunOutcome:
     """Write what a run knows that ends before the report fold."""
     from souping.pipeline.run_report import stopped_report
     from souping.pipeline.samples import write_samples
@@ -156,7 +156,7 @@ def _stop(run: Run, state: Selected) -> Outcome:
     write_samples(run, state)
     settings = run.settings
     if not isinstance(state, Searched):
-        return Outcome(report=stopped_report(settings, state.selection, state.scores))
+        return RunOutcome(report=stopped_report(settings, state.selection, state.scores))
     winner = state.winner
     report = stopped_report(settings, state.selection, None, winner.recipe, state.analyses)
     if state.analyses:
@@ -167,4 +167,4 @@ def _stop(run: Run, state: Selected) -> Outcome:
     recipe = as_json(winner.recipe.as_dict()).encode()
     write_atomically(settings.run_dir / "recipe.json", recipe)
     objective = run.unit.raw(winner.result.objective)
-    return Outcome(report=report, trials=winner.trials, objective=objective)
+    return RunOutcome(report=report, trials=winner.trials, objective=objective)
