@@ -9,17 +9,17 @@ from typing import TYPE_CHECKING
 
 from souping.core.files import error_text, nearby, write_atomically
 from souping.core.reading import to_json
-from souping.core.types import JsonObject, LateError, Trial, UserError, frozen
+from souping.core.types import LateError, Trial, UserError, frozen
 from souping.pipeline.ending import show_end
 from souping.pipeline.merge_only import merge, rebuild, soup_in, written_soup
 from souping.pipeline.models import free_target
 from souping.pipeline.settings import MergeSettings, RunSettings
-from souping.pipeline.upload import check, push
+from souping.pipeline.upload import check, push, replace_card
 from souping.report.content import Report
 
 if TYPE_CHECKING:
     from souping.pipeline.run import Run
-    from souping.pipeline.state import Frozen, Selected
+    from souping.pipeline.state import Reported, Selected
 
 
 @frozen
@@ -92,6 +92,7 @@ def check_settings(settings: MergeSettings) -> None:
 def perform(settings: RunSettings) -> RunOutcome:
     """Take the steps of a run and write what came of them."""
     from souping.pipeline.run import Run
+    from souping.pipeline.samples import write_samples
     from souping.pipeline.state import Frozen
     from souping.pipeline.store import Store
     from souping.report.progress import Progress
@@ -101,7 +102,7 @@ def perform(settings: RunSettings) -> RunOutcome:
         from souping.pipeline.choice import select_from_table
 
         return RunOutcome(report=select_from_table(settings))
-    report: JsonObject | None = None
+    report: Report | None = None
     soup: Path | None = None
     with ExitStack() as stack:
         for component in settings.open_parts:
@@ -110,7 +111,11 @@ def perform(settings: RunSettings) -> RunOutcome:
         progress = stack.enter_context(Progress())
         store = stack.enter_context(Store(settings.store_path))
         run = Run(settings, store, progress)
-        stack.callback(lambda: settings.tracker.finish(report, settings.run_dir, soup))
+        stack.callback(
+            lambda: settings.tracker.finish(
+                None if report is None else report.to_json(), settings.run_dir, soup
+            )
+        )
         stack.callback(run.close)
         settings.tracker.start(settings.config, settings.run_dir)
         state = run.choose()
@@ -118,24 +123,20 @@ def perform(settings: RunSettings) -> RunOutcome:
             return _stop(run, state)
         soup = state.soup_folder
         try:
-            outcome = _measure(run, state)
+            reported = run.measure(state)
+            write_samples(run, reported)
+            report = run.finish(reported)
+            return _write(run, reported, report)
         except (UserError, OSError) as error:
             if soup is None:
                 raise
             raise LateError(f"{error_text(error)}\nthe soup is written: {nearby(soup)}") from error
-        report = outcome.report.to_json()
-        return outcome
 
 
-def _measure(run: Run, frozen: Frozen) -> RunOutcome:
-    """Report on a frozen soup, and write the report."""
-    from souping.pipeline.samples import write_samples
-    from souping.pipeline.upload import replace_card
+def _write(run: Run, state: Reported, report: Report) -> RunOutcome:
+    """Write the report of a run, and put its numbers on the soup's card."""
     from souping.report.files import trial_rows, write_report, write_trials
 
-    state = run.measure(frozen)
-    write_samples(run, state)
-    report = run.finish(state)
     run_dir = run.settings.run_dir
     trials = trial_rows(run.unit, state.winner.trials, state.selection)
     write_trials(trials, report, run_dir / "trials.csv")
