@@ -186,7 +186,7 @@ class WandbTracker(Tracker):
         `jobs` are {job, overrides, objective (fraction or None), run_dir, refused (the error, if the job failed)};
         `run_dir` is the multirun's.
         """
-        from souping.report.files import best_jobs, job_table
+        from souping.report.jobs import best_jobs, job_table
 
         tracker = replace(self, name=f"{self.group}-summary", job_type="summary")
         tracker.start({"group": self.group, "jobs": len(jobs)}, run_dir)

@@ -18,7 +18,7 @@ from typing import Annotated, Literal
 import numpy as np
 from annotated_types import Interval
 
-from souping.analysis import Analysis, NotEstimableError, RunScores, RunSoups
+from souping.analysis.base import Analysis, NotEstimableError, RunScores, RunSoups
 from souping.analysis.intervals import ItemTable
 from souping.core.fields import component
 from souping.core.types import FloatArray, Names, Recipe

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from souping.analysis import SINGLE_SELECTED, Analysis, NotEstimableError, RunScores, RunSoups
+from souping.analysis.base import SINGLE_SELECTED, Analysis, NotEstimableError, RunScores, RunSoups
 from souping.analysis.intervals import ItemTable
 from souping.analysis.significance import compare_on_table
 from souping.core.fields import component

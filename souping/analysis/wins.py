@@ -24,7 +24,7 @@ import numpy as np
 from annotated_types import Interval
 from numpy.typing import NDArray
 
-from souping.analysis import SINGLE_SELECTED, Analysis, Draws, NotEstimableError, RunScores
+from souping.analysis.base import SINGLE_SELECTED, Analysis, Draws, NotEstimableError, RunScores
 from souping.analysis.correlation import GroupSums
 from souping.analysis.intervals import Z95, rate
 from souping.core.fields import component

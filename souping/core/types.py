@@ -320,11 +320,11 @@ class ScoreMatrix:
 
     def without(self, names: Collection[str]) -> ScoreMatrix:
         """This matrix without some categories."""
-        kept = [number for number, name in enumerate(self.categories) if name not in names]
+        columns = [number for number, name in enumerate(self.categories) if name not in names]
         return replace(
             self,
-            categories=tuple(self.categories[n] for n in kept),
-            values=self.values[:, kept],
+            categories=tuple(self.categories[n] for n in columns),
+            values=self.values[:, columns],
             items=None,
         )
 
@@ -352,8 +352,8 @@ class Candidate:
     @property
     def home(self) -> Path:
         """Where its config and tokenizer are."""
-        own = self.like is None or (self.path / "config.json").is_file()
-        return self.path if own or self.like is None else self.like
+        has_config = self.like is None or (self.path / "config.json").is_file()
+        return self.path if has_config or self.like is None else self.like
 
 
 @frozen

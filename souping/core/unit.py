@@ -89,12 +89,12 @@ class Unit:
 
     def raw_table(self, table: Mapping[str, Any]) -> dict[str, Any]:
         """An interval as a report has it: its numbers are inner scores."""
-        made = {
+        interval = {
             key: self.raw(value) if key in SCORE_KEYS else value for key, value in table.items()
         }
         if not self.higher_is_better:
-            made |= {"low": made["high"], "high": made["low"]}
-        return made
+            interval |= {"low": interval["high"], "high": interval["low"]}
+        return interval
 
     # ------------------------------------------------------------ words
 

@@ -10,7 +10,8 @@ from souping.core.text import safe
 from souping.pipeline.settings import MergeSettings
 from souping.report.analyses import analysis_sections
 from souping.report.content import Report
-from souping.report.render import SAMPLES_FILE, also_table, output_console, report_table, show_sheet
+from souping.report.render import also_table, output_console, report_table, show_sheet
+from souping.report.samples import SAMPLES_FILE
 from souping.report.tables import nonempty
 
 SHOWN_FILES = (

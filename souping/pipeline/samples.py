@@ -17,7 +17,7 @@ from souping.core.files import write_atomically
 from souping.core.types import FOLDS, Fold, Item, Json, Recipe, Record, digest
 from souping.pipeline.claims import Measurement
 from souping.pipeline.state import Reported, Searched, Selected
-from souping.report.render import SAMPLES_FILE
+from souping.report.samples import SAMPLES_FILE
 
 if TYPE_CHECKING:
     from souping.pipeline.run import Run
