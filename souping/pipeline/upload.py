@@ -22,11 +22,9 @@ from souping.core.text import listed
 from souping.core.types import Json, LateError, UserError, part, texts
 from souping.merge.writer import CARD, RECIPE, file_mark
 from souping.report import sections, tables
-from souping.report.analyses import typed
 from souping.report.content import RecipeSummary, Report
 from souping.report.format import clean, escape_markdown, in_words
 from souping.report.render import fenced, markdown_table
-from souping.report.tables import JsonRow
 
 if TYPE_CHECKING:
     from huggingface_hub import HfApi
@@ -41,14 +39,13 @@ ANYWHERE = ("merge._target_=", "merge.allow_pickle=", "merge.nonfinite=")
 # Card
 
 
-def card(parts: Report | JsonRow, folder: Path = Path(".")) -> str:
+def card(report: Report, folder: Path = Path(".")) -> str:
     """README.md of a soup, with the Hub's front matter.
 
-    `parts` is a report, or what is known of one when the soup is written: `recipe` is required. All numbers are from
-    the report fold; a card that is written before the report has none. Dates, timings and folders stay out, but for the
+    The report may be as much as is known when the soup is written: `recipe` is required. All numbers are from the
+    report fold; a card that is written before the report has none. Dates, timings and folders stay out, but for the
     soup's own `folder`, in code to load it: an upload puts the repository in its place.
     """
-    report = typed(parts)
     recipe = report.recipe or read(RecipeSummary, {})
     sources = {public_name(name): source for name, source in (recipe.sources or {}).items()}
     names = tuple(public_name(name) for name in recipe.ingredients)
@@ -265,7 +262,11 @@ def push(goal: Target, folder: Path, store: Path | None = None) -> str:
         files: dict[str, Path | bytes] = {**soup_files(folder)}
     except UserError as error:
         raise LateError(f"{error}; nothing was sent") from error
-    text = (folder / CARD).read_text("utf-8") if CARD in files else card({"recipe": recipe})
+    text = (
+        (folder / CARD).read_text("utf-8")
+        if CARD in files
+        else card(Report(experiment="", recipe=read(RecipeSummary, recipe)))
+    )
     text = re.sub(r'^folder = ".*"(?=  # this folder)', f'folder = "{goal.repo}"', text, flags=re.M)
     files[CARD] = f"{text.rstrip()}\n\n{_licences(recipe, store)}\n".encode()
     api = HfApi()

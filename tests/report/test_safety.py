@@ -19,7 +19,7 @@ from rich.console import Console
 from souping.core.reading import read, to_json
 from souping.core.unit import BITS_PER_BYTE
 from souping.pipeline.upload import card
-from souping.report.analyses import typed
+from souping.report.analyses import read_content
 from souping.report.content import GateSummary, TrialRow
 from souping.report.files import csv_cell, write_report, write_trials
 from souping.report.format import escape_markdown, quoted
@@ -66,18 +66,18 @@ KEYS = (keys(to_json(sample(columns=2, models=4))) | KINDS) - NAMED
 def test_no_string_of_the_users_becomes_markup(tmp_path: Path) -> None:
     report, rows = (hostile(to_json(part)) for part in sample(columns=2, models=4))
     trials = [read(TrialRow, row) for row in rows]
-    write_report(report, trials, tmp_path)
-    write_trials(trials, report, tmp_path / "trials.csv")
+    content = read_content(report)
+    write_report(content, trials, tmp_path)
+    write_trials(trials, content, tmp_path / "trials.csv")
     parsed = outline((tmp_path / "report.html").read_text())
     assert "script" not in parsed.tags
     console = Console(file=io.StringIO(), width=120, force_terminal=False)
-    content = typed(report)
     checks = gate(content.unit, content.gate or read(GateSummary, {}))
-    console.print(report_table(report), also_table(report), plain_table(checks))
+    console.print(report_table(content), also_table(content), plain_table(checks))
     files = [
         p.read_text() for p in tmp_path.rglob("*") if p.suffix in (".html", ".md", ".json", ".csv")
     ]
-    for shown in (*files, console.file.getvalue(), card(report)):  # type: ignore[attr-defined]
+    for shown in (*files, console.file.getvalue(), card(content)):  # type: ignore[attr-defined]
         assert not {"\x00", "\x1b", "\u202e", "\x9b", "\u2066"} & set(shown)
     assert all(
         reference.startswith(("#", "data:image/png;base64,")) for reference in parsed.references
@@ -183,7 +183,8 @@ def test_an_interpolation_is_escaped() -> None:
 def test_the_words_of_a_unit_from_a_file_are_shown_as_text(name: str) -> None:
     report, trials = sample()
     report["unit"] = {**asdict(BITS_PER_BYTE), "name": name, "symbol": name}
-    assert "<script>" not in page(report, trials, []) + markdown(report, trials)
-    picture = forest(typed(report))
+    content = read_content(report)
+    assert "<script>" not in page(content, trials, []) + markdown(content, trials)
+    picture = forest(content)
     assert picture is not None
     assert picture.png()
