@@ -59,11 +59,19 @@ def code_lines(text: str) -> int:
 
 
 def tokens(text: str) -> int:
-    """Tokens of a text; a docstring is one."""
-    return sum(
-        token.type not in UNCOUNTED
-        for token in tokenize.generate_tokens(io.StringIO(text).readline)
-    )
+    """Tokens of a text; a docstring is one, and an f-string too, as Python 3.11 has it."""
+    count = 0
+    open_strings = 0
+    for token in tokenize.generate_tokens(io.StringIO(text).readline):
+        kind = tokenize.tok_name[token.type]
+        if kind == "FSTRING_START":
+            open_strings += 1
+        elif kind == "FSTRING_END":
+            open_strings -= 1
+            count += open_strings == 0
+        elif open_strings == 0:
+            count += token.type not in UNCOUNTED
+    return count
 
 
 def imported(nodes: Iterable[ast.AST], modules: Iterable[str]) -> set[str]:
