@@ -184,18 +184,19 @@ class WandbTracker(Tracker):
     def summarise(self, jobs: Sequence[JsonObject], run_dir: Path) -> None:
         """Add one run (job type `summary`) to the jobs' group: a table with one row per job, and the best job.
 
-        `jobs` are {job, overrides, objective (fraction or None), run_dir, refused (the error, if the job failed)};
-        `run_dir` is the multirun's.
+        `jobs` are the written form of `SweepJob`; `run_dir` is the multirun's.
         """
-        from souping.report.files import best_jobs, job_table
+        from souping.report.files import SweepJob, best_jobs, job_table
+
+        sweep_jobs = [read(SweepJob, job) for job in jobs]
 
         tracker = replace(self, name=f"{self.group}-summary", job_type="summary")
         tracker.start({"group": self.group, "jobs": len(jobs)}, run_dir)
         with tracker._session.exits, _silence():
-            header, *rows = job_table(jobs)
+            header, *rows = job_table(sweep_jobs)
             summary = {"jobs": tracker._table(list(map(str, header)), rows)}
-            for job in best_jobs(jobs)[:1]:
-                summary |= {"best_objective": job["objective"], "best_job": str(job["job"])}
+            for job in best_jobs(sweep_jobs)[:1]:
+                summary |= {"best_objective": job.objective, "best_job": str(job.job)}
             tracker._session.run.log(summary)
 
     def _open(self, config: JsonObject, folder: Path) -> Any:
@@ -322,7 +323,7 @@ def _wandb_environment(folder: Path) -> Iterator[None]:
                 os.environ[name] = value
 
 
-def _point(trial: Trial, earlier: Sequence[JsonObject]) -> dict[str, Json]:
+def _point(trial: Trial, earlier: Sequence[Mapping[str, Any]]) -> dict[str, Json]:
     """A trial as numbers: objective, best so far, categories, weights.
 
     A soup that was dropped early has no score: means over a few items cannot be compared.

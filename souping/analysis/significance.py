@@ -22,7 +22,6 @@ from souping.analysis.sign_patterns import DRAWS
 from souping.core.protocols import Objective
 from souping.core.types import FloatArray, IntArray, Item, ItemScores, Json, ScoreMatrix
 from souping.core.unit import MARGIN, unit
-from souping.report.format import limits, points
 
 GRADED_TEST = f"{TEST}, and bootstrap-t"
 EVERY = "better, or worse, in every category: the largest of the categories' p-values"
@@ -416,8 +415,10 @@ def _not_better(single: Comparison, opened: int, margin: float) -> Verdict:
 
 def _points(c: Comparison, more: str = "") -> str:
     """The difference with the interval."""
-    found = c.as_dict()
-    return f"{points(found['difference'], sign=True)} ({limits(found)}{more})"
+    scores = unit()
+    interval = scores.raw_table(vars(c))
+    limits = scores.limits(interval["low"], interval["high"], c.level)
+    return f"{scores.points(interval['difference'], sign=True)} ({limits}{more})"
 
 
 def _figures(c: Comparison, p_value: float, opened: int) -> str:

@@ -15,9 +15,9 @@ from souping.analysis.significance import items_in_words
 from souping.comparison.estimate import VarianceParts
 from souping.comparison.verdict import Word
 from souping.core.reading import to_json
-from souping.core.text import minus
+from souping.core.text import confidence, minus
 from souping.core.types import Names, frozen
-from souping.report.format import between, escape_html, level, p_value, score, short
+from souping.report.format import between, escape_html, p_value, score, short
 from souping.report.render import document, section_html, show_sheet
 from souping.report.tables import Section, TableCell, grid, nonempty
 
@@ -301,7 +301,7 @@ def sentence(row: RowVerdict) -> str:
     )
     shown = p_value(row.p_value)
     equal = "" if shown.startswith("<") else "= "
-    around = f"{level(vars(row))} interval {_limits(row, row.low, row.high, ' to ')}"
+    around = f"{confidence(row.level)} interval {_limits(row, row.low, row.high, ' to ')}"
     return f"{said}. Difference {_points(row, row.difference, True)} ({around}, p {equal}{shown})."
 
 

@@ -17,7 +17,7 @@ from typing import Any, TypeVar
 
 from souping.core.reading import read
 from souping.core.text import DASH, UNSAFE, confidence, minus, signed
-from souping.core.types import FloatArray, Json, number
+from souping.core.types import FloatArray, Json
 
 MARGIN = 0.01
 """The usual margin of inner scores: a gain below it is no reason to soup."""
@@ -196,6 +196,6 @@ def unit_of(table: Mapping[str, Json]) -> Unit:
     return read(Unit, table.get("unit"))
 
 
-def gain(score: Json) -> float:
+def gain(score: float | None) -> float:
     """The inner score of a number in a report, to order by; 0 if there is none."""
-    return unit().inner(number(score) or 0.0)
+    return unit().gain(score)

@@ -46,7 +46,6 @@ from souping.core.types import (
 from souping.core.unit import MARGIN, gain, scores_in, unit
 from souping.pipeline.settings import Expectation, RunSettings
 from souping.report.files import selection_dict, write_selection
-from souping.report.format import limits
 from souping.report.progress import Progress
 from souping.search.loop import SearchResult
 
@@ -279,10 +278,12 @@ class Pair:
             for scores, shares in zip((self.ours, self.theirs), self.cut, strict=True)
         )
         missing = [lost + shares for lost, shares in zip(self.missing, self.cut, strict=True)]
-        bounds = replace(self, ours=ours, theirs=theirs, missing=missing).whole().as_dict()
+        bounds = replace(self, ours=ours, theirs=theirs, missing=missing).whole()
+        interval = unit().raw_table({"low": bounds.low, "high": bounds.high})
+        limits = unit().limits(interval["low"], interval["high"], bounds.level)
         return (
             "Answers cut off at the limit of tokens are scored as they are. If they might be right for one model and "
-            f"wrong for the other, {self.soup} minus {self.other} would have the interval {limits(bounds)}."
+            f"wrong for the other, {self.soup} minus {self.other} would have the interval {limits}."
         )
 
 

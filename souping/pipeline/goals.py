@@ -12,12 +12,14 @@ from functools import partial
 from souping.analysis.front import NAME, Front
 from souping.analysis.guards import TOKENS, Admission, GuardCheck, check, judge
 from souping.core.protocols import Objective, Strategy
+from souping.core.reading import read
 from souping.core.types import FloatArray, Item, ItemScores, Json, Recipe, Trial, UserError
 from souping.core.unit import gain, unit
 from souping.pipeline.claims import Look
 from souping.pipeline.settings import RunSettings
 from souping.pipeline.steps import Stage, Steps
 from souping.report.analyses import AnalysisResult
+from souping.report.content import SearchSummary
 from souping.search.adaptive import Adaptive
 from souping.search.loop import RecipeEvaluator, SearchResult, find_weights, result_of
 
@@ -103,7 +105,7 @@ def with_goals(
         order = sorted(order, key=lambda one: -merits[one.weights])
         winner = replace(winner, recipe=order[0].recipe, result=order[0].result)
     elif "without_guards" in winner.summary:
-        best = gain(winner.summary["without_guards"])
+        best = gain(read(SearchSummary, winner.summary).without_guards)
     if run.admission is not None:
         against, elsewhere = (
             run.single(run.admission.against),

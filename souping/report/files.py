@@ -10,7 +10,7 @@ import io
 import json
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -26,12 +26,10 @@ from souping.core.types import (
     Selection,
     Trial,
     UserError,
-    number,
-    texts,
 )
-from souping.core.unit import unit, unit_of
+from souping.core.unit import Unit, unit
 from souping.report.analyses import drawings, typed
-from souping.report.content import Report, TrialRow
+from souping.report.content import Count, Names, Number, Report, TrialRow
 from souping.report.format import clean
 from souping.report.plots import Drawing, categories, forest, heatmap, landscape
 from souping.report.render import markdown, page
@@ -45,6 +43,31 @@ OTHER_SCORES = re.compile(
 """Overrides after which a score means something else."""
 FORMULA = ("=", "+", "-", "@")
 NUMBER = re.compile(r"[+-]?\d+(\.\d+)?([eE][+-]?\d+)?")
+
+
+@dataclass(frozen=True, kw_only=True)
+class SweepJob:
+    """A job of a multirun, as its job.json has it."""
+
+    job: Count
+    """number of the job"""
+    overrides: Names
+    """its overrides"""
+    objective: Number
+    """objective on the search fold in `unit`, None if it was not reached"""
+    run_dir: str
+    """name of its directory"""
+    refused: str
+    """why it has no outcome"""
+    limit: Count
+    """items per category and fold of a dry run"""
+    unit: Unit
+    """unit of the objective"""
+
+    @property
+    def inner_objective(self) -> float:
+        """The objective, to order by."""
+        return round(self.unit.gain(self.objective), 12)
 
 
 def write_report(report: Report | Row, trials: Sequence[TrialRow], run_dir: Path) -> list[Path]:
@@ -74,7 +97,7 @@ def draw(report: Report | Row, trials: Sequence[TrialRow]) -> list[Drawing]:
     return [*(drawing for drawing in made if drawing is not None), *drawings(report)]
 
 
-def as_json(value: Json | Report) -> str:
+def as_json(value: Json | Report | SweepJob) -> str:
     """JSON with sorted keys; floats round-trip, NaN and infinities become null, numpy values plain ones."""
     return json.dumps(to_json(value), sort_keys=True, indent=2, allow_nan=False) + "\n"
 
@@ -154,77 +177,69 @@ def write_selection(selection: Row, path: Path) -> Path:
     return write_atomically(path, as_json({**selection, "unit": asdict(unit())}).encode())
 
 
-def write_job(run_dir: Path, job: Row) -> None:
+def write_job(run_dir: Path, job: SweepJob) -> None:
     """Write one job's line of the sweep's table; a file, since jobs may run in other processes."""
-    line = {**job, "run_dir": run_dir.name, "unit": asdict(unit())}
-    write_atomically(run_dir / JOB, as_json(line).encode())
+    write_atomically(run_dir / JOB, as_json(job).encode())
 
 
-def read_jobs(sweep_dir: Path) -> list[Row]:
-    """The jobs that ended, by number; `refused` says why one has no outcome."""
-    jobs: list[Row] = [json.loads(path.read_text()) for path in sweep_dir.glob(f"*/{JOB}")]
-    return sorted(jobs, key=lambda job: number(job["job"]) or 0)
+def read_jobs(sweep_dir: Path) -> list[SweepJob]:
+    """The jobs that ended, by number."""
+    tables = [json.loads(path.read_text()) for path in sweep_dir.glob(f"*/{JOB}")]
+    jobs = [read(SweepJob, table) for table in tables]
+    return sorted(jobs, key=lambda job: job.job or 0)
 
 
-def write_sweep(sweep_dir: Path, jobs: Sequence[Row]) -> Path:
+def write_sweep(sweep_dir: Path, jobs: Sequence[SweepJob]) -> Path:
     """sweep.csv, one line per job; dry runs have their `limit` in a column of its own."""
     return _write_csv(sweep_dir / "sweep.csv", job_table(jobs))
 
 
-def job_table(jobs: Sequence[Row]) -> list[list[Json]]:
+def job_table(jobs: Sequence[SweepJob]) -> list[Sequence[Json]]:
     """The header and a row per job."""
+    limited = any(job.limit for job in jobs)
     columns = ["job", "objective", "overrides", "run_dir", "refused"]
-    columns += ["limit"] if any(job.get("limit") for job in jobs) else []
-    table: list[list[Json]] = [[*columns]]
+    table: list[Sequence[Json]] = [columns + ["limit"] * limited]
     for job in jobs:
-        overrides = " ".join(texts(job, "overrides"))
-        row = {"refused": "", **job, "job": str(job["job"]), "overrides": overrides}
-        table.append([row.get(column) for column in columns])
+        overrides = " ".join(job.overrides)
+        row = (str(job.job), job.objective, overrides, job.run_dir, job.refused)
+        table.append(row + (job.limit,) * limited)
     return table
 
 
-def _varied(jobs: Sequence[Row]) -> list[list[str]]:
+def _varied(jobs: Sequence[SweepJob]) -> list[list[str]]:
     """The overrides of each job that not all jobs have."""
-    overrides = [texts(job, "overrides") for job in jobs]
-    common = set.intersection(*map(set, overrides))
-    return [[word for word in words if word not in common] for words in overrides]
+    common = set.intersection(*(set(job.overrides) for job in jobs))
+    return [[word for word in job.overrides if word not in common] for job in jobs]
 
 
-def best_jobs(jobs: Sequence[Row]) -> list[Row]:
+def best_jobs(jobs: Sequence[SweepJob]) -> list[SweepJob]:
     """The job with the best objective and those that tie with it; none if the objectives do not compare.
 
     They do not in a dry run, or if the jobs have several units, items or objectives.
     """
-    scored = [job for job in jobs if number(job["objective"]) is not None]
-    dry = any(job.get("limit") for job in scored)
-    units = {unit_of(job) for job in scored}
+    scored = [job for job in jobs if job.objective is not None]
+    dry = any(job.limit for job in scored)
+    units = {job.unit for job in scored}
     varied = "\n".join(map("\n".join, _varied(jobs)))
     if dry or len(units) != 1 or OTHER_SCORES.search(varied):
         return []
-    best = max(map(_merit, scored))
-    return [job for job in scored if _merit(job) == best]
+    best = max(job.inner_objective for job in scored)
+    return [job for job in scored if job.inner_objective == best]
 
 
-def _merit(job: Row) -> float:
-    return round(unit_of(job).inner(number(job["objective"]) or 0.0), 12)
-
-
-def sweep_lines(jobs: Sequence[Row]) -> list[str]:
+def sweep_lines(jobs: Sequence[SweepJob]) -> list[str]:
     """One line per job: what it reached, the overrides that differ between jobs, and whether it is the best."""
     best = best_jobs(jobs)
     mark = "  <- best" if len(best) == 1 else "  <- best (tie)"
     lines = []
     for job, words in zip(jobs, _varied(jobs), strict=True):
-        value = number(job["objective"])
-        shown = (
-            "refused"
-            if job["refused"]
-            else ""
-            if value is None
-            else unit_of(job).text(value, more=1)
-        )
-        dry = f" (dry run, limit={job['limit']})" if job.get("limit") else ""
-        lines.append(f"  {shown:>15} {clean(' '.join(words))}{dry}{mark if job in best else ''}")
+        outcome = ""
+        if job.refused:
+            outcome = "refused"
+        elif job.objective is not None:
+            outcome = job.unit.text(job.objective, more=1)
+        dry = f" (dry run, limit={job.limit})" if job.limit else ""
+        lines.append(f"  {outcome:>15} {clean(' '.join(words))}{dry}{mark if job in best else ''}")
     return lines
 
 

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import html
+import math
 import re
 from collections.abc import Mapping, Sequence
 
-from souping.core.text import DASH, UNSAFE, confidence, minus, signed
-from souping.core.types import Json, number
+from souping.core.text import DASH, UNSAFE, minus, signed
+from souping.core.types import Json
 from souping.core.unit import unit
 
 KINDS: Mapping[str, str] = {
@@ -28,43 +29,32 @@ KINDS: Mapping[str, str] = {
 """The kinds of a row in the order they are shown, with their labels."""
 
 
-def percent(value: Json, digits: int = 1) -> str:
+def known(value: float | None) -> float | None:
+    """A number to show, None if it is not finite."""
+    return value if value is not None and math.isfinite(value) else None
+
+
+def percent(value: float | None, digits: int = 1) -> str:
     """0.7812 -> `78.1`"""
-    given = number(value)
-    return DASH if given is None else signed(f"{100 * given:.{digits}f}")
+    value = known(value)
+    return DASH if value is None else signed(f"{100 * value:.{digits}f}")
 
 
-def score(value: Json, sign: bool = False, more: int = 0) -> str:
+def score(value: float | None, sign: bool = False, more: int = 0) -> str:
     """A score in the run's unit, with `more` digits than usual; with `sign`, differences: 0.012 -> `+1.2`."""
-    return unit().score(number(value), sign, more)
+    return unit().score(known(value), sign, more)
 
 
-def points(value: Json, sign: bool = False) -> str:
-    """`+1.2 points`"""
-    return unit().points(number(value), sign)
-
-
-def percent_interval(low: Json, high: Json) -> str:
+def percent_interval(low: float | None, high: float | None) -> str:
     """`74.1 to 82.0` of a share, or nothing where there is no interval."""
-    return (
-        "" if number(low) is None or number(high) is None else f"{percent(low)} to {percent(high)}"
-    )
+    if known(low) is None or known(high) is None:
+        return ""
+    return f"{percent(low)} to {percent(high)}"
 
 
-def limits(pair: Mapping[str, Json]) -> str:
-    """`95 % interval +0.4 to +6.6` of a difference, at its own level."""
-    ends = (number(pair.get("low")), number(pair.get("high")))
-    return unit().limits(*ends, number(pair.get("level")))
-
-
-def level(pair: Mapping[str, Json]) -> str:
-    """The level of a difference's interval."""
-    return confidence(number(pair.get("level")))
-
-
-def between(low: Json, high: Json, sign: bool = True, middle: str = ", ") -> str:
+def between(low: float | None, high: float | None, sign: bool = True, middle: str = ", ") -> str:
     """`+0.4, +6.6`: limits of a difference for a cell."""
-    return f"{unit().end(number(low), sign)}{middle}{unit().end(number(high), sign)}"
+    return f"{unit().end(known(low), sign)}{middle}{unit().end(known(high), sign)}"
 
 
 def verdict(verdict: str) -> str:
@@ -73,44 +63,44 @@ def verdict(verdict: str) -> str:
     return {"higher": "better", "lower": "worse"}.get(word, word)
 
 
-def rho(value: Json) -> str:
-    given = number(value)
-    if given is None:
+def rho(value: float | None) -> str:
+    value = known(value)
+    if value is None:
         return DASH
-    shown = f"{given:.2f}"
+    shown = f"{value:.2f}"
     return "0.00" if shown == "-0.00" else minus(shown)
 
 
-def p_value(value: Json) -> str:
-    given = number(value)
-    if given is None:
+def p_value(value: float | None) -> str:
+    value = known(value)
+    if value is None:
         return DASH
-    return "< 0.001" if given < 0.001 else f"{given:.3f}"
+    return "< 0.001" if value < 0.001 else f"{value:.3f}"
 
 
-def weight(value: Json) -> str:
-    given = number(value)
-    return DASH if given is None else f"{given:.4g}"
+def weight(value: float | None) -> str:
+    value = known(value)
+    return DASH if value is None else f"{value:.4g}"
 
 
-def share(value: Json) -> str:
+def share(value: float | None) -> str:
     """A share of bootstrap draws, as whole percent."""
-    given = number(value)
-    return DASH if given is None else f"{100 * given:.0f} %"
+    value = known(value)
+    return DASH if value is None else f"{100 * value:.0f} %"
 
 
-def count(value: Json) -> str:
-    given = number(value)
-    return DASH if given is None else f"{given:,.0f}"
+def count(value: float | None) -> str:
+    value = known(value)
+    return DASH if value is None else f"{value:,.0f}"
 
 
-def seconds(value: Json) -> str:
-    given = number(value)
-    if given is None:
+def seconds(value: float | None) -> str:
+    value = known(value)
+    if value is None:
         return DASH
-    if given < 90:
-        return f"{given:.1f} s"
-    minutes, rest = divmod(round(given), 60)
+    if value < 90:
+        return f"{value:.1f} s"
+    minutes, rest = divmod(round(value), 60)
     return f"{minutes} min {rest} s" if minutes < 60 else f"{minutes // 60} h {minutes % 60} min"
 
 
