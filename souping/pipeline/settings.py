@@ -133,14 +133,6 @@ class MergeConfig:
 
 
 @frozen
-class RebuildConfig:
-    """What a rebuild repeats of a run's configuration."""
-
-    pool: PoolConfig
-    merge: MergeConfig
-
-
-@frozen
 class MergeSettings:
     """Components and root settings of a merge by given weights, or of a recipe: nothing is evaluated.
 
@@ -171,8 +163,7 @@ class MergeSettings:
     @property
     def rebuild_command(self) -> str:
         """Command that makes the soup in `out` again, run where this run was started."""
-        config = read(RebuildConfig, self.config)
-        merge = config.merge
+        merge = read(MergeConfig, self.config.get("merge"))
         settings = {"recipe": nearby(self.out / "recipe.json"), "out": "rebuilt"}
         if self.store_path != STORE:
             settings["store.path"] = nearby(self.store_path)
@@ -183,7 +174,7 @@ class MergeSettings:
             settings["merge._target_"] = merge._target_
         if file := rules_of(self.merge.names):
             settings["merge.names"] = nearby(file)
-        if like := config.pool.like:
+        if like := read(PoolConfig, self.config.get("pool")).like:
             settings["pool.like"] = nearby(Path(like)) if Path(like).is_dir() else like
         if merge.allow_pickle:
             settings["merge.allow_pickle"] = "true"
