@@ -18,7 +18,7 @@ from souping.core.scores import Mean
 from souping.core.text import listed, minus, named
 from souping.core.types import Correlations, FloatArray, Names, ScoreMatrix, Selection, UserError
 
-TIE = 1e-9
+SCORE_TIE = 1e-9
 Threshold = Annotated[float, Interval(gt=-1, le=1)]
 
 
@@ -283,7 +283,7 @@ class SoCECluster(LimitedSelector):
             between = np.array([[rho[np.ix_(a, b)].mean() for b in clusters] for a in clusters])
             np.fill_diagonal(between, -np.inf)
             a, b = sorted(np.unravel_index(int(np.argmax(between.round(12))), between.shape))
-            if self.k is None and between[a, b] < self.threshold - TIE:
+            if self.k is None and between[a, b] < self.threshold - SCORE_TIE:
                 break
             clusters[a] = sorted([*clusters[a], *clusters.pop(int(b))])
         return clusters
@@ -401,4 +401,4 @@ def check_drop(drop: Sequence[str], categories: Sequence[str]) -> None:
 def _tied_best(scores: ScoreMatrix, column: int, order: Sequence[str]) -> list[str]:
     """The tied best candidates of a category, the first of `order` first."""
     values = scores.rows(order)[:, column]
-    return [name for name, v in zip(order, values, strict=True) if v >= values.max() - TIE]
+    return [name for name, v in zip(order, values, strict=True) if v >= values.max() - SCORE_TIE]

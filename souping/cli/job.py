@@ -31,7 +31,7 @@ from souping.analysis.guards import read_guards
 from souping.checkpoints.layouts import shows
 from souping.cli import (
     COMMANDS,
-    FAILURES,
+    EXIT_STATUSES,
     choices,
     folder,
     groups,
@@ -40,6 +40,7 @@ from souping.cli import (
     stop,
 )
 from souping.cli.config import (
+    PACKAGE,
     USER_CODE,
     build,
     build_part,
@@ -56,7 +57,7 @@ from souping.core.reading import to_json
 from souping.core.text import first_line, nearest, safe, stripped_lines
 from souping.core.types import LateError, UserError
 from souping.core.unit import POINTS, Unit, scores_in, unit
-from souping.pipeline.settings import KINDS, expectations
+from souping.pipeline.settings import GROUP_KINDS, expectations
 from souping.report.progress import EARLY, command_line, logged, show_warnings
 from souping.trackers import GuardedTracker
 
@@ -65,7 +66,6 @@ if TYPE_CHECKING:
     from souping.report.files import SweepJob
 
 EXPECTED = (UserError, HydraException, OmegaConfBaseException, OSError)
-PACKAGE = Path(__file__).resolve().parents[1]
 READERS = (
     "transformers",
     "tokenizers",
@@ -381,7 +381,7 @@ def end_sweep() -> None:
         try:
             _sweep_table(sweep_dir)
         except (*EXPECTED, ValueError) as error:
-            FAILURES.append(2)
+            EXIT_STATUSES.append(2)
             print(f"the multirun has no table: {explain(error)}", file=sys.stderr)
 
 
@@ -397,7 +397,7 @@ def _sweep_table(sweep_dir: Path) -> None:
     for job in best_jobs(jobs)[:1]:
         print(f"test job {job.job} on the report fold:\n{safe(final_command(job, sweep_dir))}")
     if refused := [str(job.job) for job in jobs if job.refused]:
-        FAILURES.append(2)
+        EXIT_STATUSES.append(2)
         print(
             f"{len(refused)} of {len(jobs)} jobs failed (job {', '.join(refused)}): see sweep.csv",
             file=sys.stderr,
@@ -434,7 +434,7 @@ def _track(sweep_dir: Path, jobs: Sequence[SweepJob]) -> None:
     if ran:
         config = OmegaConf.to_container(OmegaConf.load(ran[0]), resolve=True)
         assert isinstance(config, dict)
-        tracker = build_part(config["tracker"], KINDS["tracker"], "tracker")
+        tracker = build_part(config["tracker"], GROUP_KINDS["tracker"], "tracker")
         tables: list[Any] = [to_json(job) for job in jobs]
         GuardedTracker(tracker).summarise(tables, sweep_dir)
 

@@ -21,6 +21,7 @@ from souping.core.text import first_line
 from souping.core.types import (
     Json,
     JsonObject,
+    Names,
     Result,
     ScoreMatrix,
     Selection,
@@ -29,11 +30,11 @@ from souping.core.types import (
 )
 from souping.core.unit import Unit, unit
 from souping.report.analyses import drawings, typed
-from souping.report.content import Count, Names, Number, Report, TrialRow
+from souping.report.content import Report, TrialRow
 from souping.report.format import clean
 from souping.report.plots import Drawing, categories, forest, heatmap, landscape
 from souping.report.render import markdown, page
-from souping.report.tables import Row, ingredients
+from souping.report.tables import JsonRow, ingredients
 from souping.report.trajectory import trajectory, window_bands
 
 JOB = "job.json"
@@ -49,17 +50,17 @@ NUMBER = re.compile(r"[+-]?\d+(\.\d+)?([eE][+-]?\d+)?")
 class SweepJob:
     """A job of a multirun, as its job.json has it."""
 
-    job: Count
+    job: int | None
     """number of the job"""
     overrides: Names
     """its overrides"""
-    objective: Number
+    objective: float | None
     """objective on the search fold in `unit`, None if it was not reached"""
     run_dir: str
     """name of its directory"""
     refused: str
     """why it has no outcome"""
-    limit: Count
+    limit: int | None
     """items per category and fold of a dry run"""
     unit: Unit
     """unit of the objective"""
@@ -70,7 +71,7 @@ class SweepJob:
         return round(self.unit.gain(self.objective), 12)
 
 
-def write_report(report: Report | Row, trials: Sequence[TrialRow], run_dir: Path) -> list[Path]:
+def write_report(report: Report | JsonRow, trials: Sequence[TrialRow], run_dir: Path) -> list[Path]:
     """Write report.json, report.md, report.html and plots/*.png into `run_dir`; the paths, in that order.
 
     Raises:
@@ -89,7 +90,7 @@ def write_report(report: Report | Row, trials: Sequence[TrialRow], run_dir: Path
     ]
 
 
-def draw(report: Report | Row, trials: Sequence[TrialRow]) -> list[Drawing]:
+def draw(report: Report | JsonRow, trials: Sequence[TrialRow]) -> list[Drawing]:
     """The pictures that this report has the numbers for."""
     report = typed(report)
     made = [forest(report), categories(report), heatmap(report), landscape(report, trials)]
@@ -102,7 +103,7 @@ def as_json(value: Json | Report | SweepJob) -> str:
     return json.dumps(to_json(value), sort_keys=True, indent=2, allow_nan=False) + "\n"
 
 
-def write_trials(trials: Sequence[TrialRow], report: Report | Row, path: Path) -> Path:
+def write_trials(trials: Sequence[TrialRow], report: Report | JsonRow, path: Path) -> Path:
     """trials.csv: one line per trial with objective, weights (`weight:NAME`), categories (`score:NAME`) and counts."""
     names = ingredients(typed(report), trials)
     scored = list(dict.fromkeys(name for trial in trials for name in trial.categories))
@@ -172,7 +173,7 @@ def csv_cell(value: Json) -> Json:
     return "" if known is None else repr(known) if isinstance(known, float) else known
 
 
-def write_selection(selection: Row, path: Path) -> Path:
+def write_selection(selection: JsonRow, path: Path) -> Path:
     """selection.json, from `selection_dict`."""
     return write_atomically(path, as_json({**selection, "unit": asdict(unit())}).encode())
 
