@@ -17,7 +17,8 @@ from souping.comparison.verdict import Word
 from souping.core.reading import to_json
 from souping.core.text import confidence, minus
 from souping.core.types import Names, frozen
-from souping.report.format import between, escape_html, p_value, score, short
+from souping.core.unit import POINTS
+from souping.report.format import escape_html, p_value, short
 from souping.report.render import document, section_html, show_sheet
 from souping.report.tables import Section, TableCell, grid, nonempty
 
@@ -270,13 +271,15 @@ def _cells(row: RowVerdict) -> dict[str, str | TableCell]:
 def amount(row: RowVerdict, value: float | None, sign: bool = False) -> str:
     if value is None:
         return ""
-    return score(value, sign) if row.fraction else minus(f"{value + 0.0:{'+' if sign else ''}.4g}")
+    if row.fraction:
+        return POINTS.score(value, sign)
+    return minus(f"{value + 0.0:{'+' if sign else ''}.4g}")
 
 
 def _limits(row: RowVerdict, low: float, high: float, middle: str = ", ") -> str:
     """Limits of a difference; in points they show on which side of 0 they are, however near."""
     if row.fraction:
-        return between(low, high, middle=middle)
+        return f"{POINTS.end(low, True)}{middle}{POINTS.end(high, True)}"
     return f"{amount(row, low, True)}{middle}{amount(row, high, True)}"
 
 

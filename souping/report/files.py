@@ -1,4 +1,4 @@
-"""Files of a run and of a multirun, with the JSON forms of a selection and of trials that they hold.
+"""Files of a run, with the JSON forms of a selection and of trials that they hold.
 
 Each file appears whole or not at all. A date is only in the `provenance` of report.json and at the foot of the page.
 """
@@ -10,7 +10,7 @@ import io
 import json
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -21,54 +21,25 @@ from souping.core.text import first_line
 from souping.core.types import (
     Json,
     JsonObject,
-    Names,
     Result,
     ScoreMatrix,
+    SearchEnd,
     Selection,
+    StopReason,
     Trial,
     UserError,
 )
-from souping.core.unit import Unit, unit
+from souping.core.unit import Unit
 from souping.report.analyses import drawings, typed
-from souping.report.content import Report, TrialRow
+from souping.report.content import Report, SearchSummary, TrialRow
 from souping.report.format import clean
 from souping.report.plots import Drawing, categories, forest, heatmap, landscape
 from souping.report.render import markdown, page
 from souping.report.tables import JsonRow, ingredients
 from souping.report.trajectory import trajectory, window_bands
 
-JOB = "job.json"
-OTHER_SCORES = re.compile(
-    r"^\+*(experiment|benchmark|objective|evaluator(=|\.tasks))", re.MULTILINE
-)
-"""Overrides after which a score means something else."""
 FORMULA = ("=", "+", "-", "@")
 NUMBER = re.compile(r"[+-]?\d+(\.\d+)?([eE][+-]?\d+)?")
-
-
-@dataclass(frozen=True, kw_only=True)
-class SweepJob:
-    """A job of a multirun, as its job.json has it."""
-
-    job: int | None
-    """number of the job"""
-    overrides: Names
-    """its overrides"""
-    objective: float | None
-    """objective on the search fold in `unit`, None if it was not reached"""
-    run_dir: str
-    """name of its directory"""
-    refused: str
-    """why it has no outcome"""
-    limit: int | None
-    """items per category and fold of a dry run"""
-    unit: Unit
-    """unit of the objective"""
-
-    @property
-    def inner_objective(self) -> float:
-        """The objective, to order by."""
-        return round(self.unit.gain(self.objective), 12)
 
 
 def write_report(report: Report | JsonRow, trials: Sequence[TrialRow], run_dir: Path) -> list[Path]:
@@ -98,7 +69,7 @@ def draw(report: Report | JsonRow, trials: Sequence[TrialRow]) -> list[Drawing]:
     return [*(drawing for drawing in made if drawing is not None), *drawings(report)]
 
 
-def as_json(value: Json | Report | SweepJob) -> str:
+def as_json(value: Any) -> str:
     """JSON with sorted keys; floats round-trip, NaN and infinities become null, numpy values plain ones."""
     return json.dumps(to_json(value), sort_keys=True, indent=2, allow_nan=False) + "\n"
 
@@ -114,10 +85,10 @@ def write_trials(trials: Sequence[TrialRow], report: Report | JsonRow, path: Pat
         values += [trial.categories.get(name) for name in scored]
         head = (trial.number, trial.recipe_id, trial.objective)
         table.append([*head, *values, trial.items, trial.reused])
-    return _write_csv(path, table)
+    return write_csv(path, table)
 
 
-def _write_csv(path: Path, table: Sequence[Sequence[Json]]) -> Path:
+def write_csv(path: Path, table: Sequence[Sequence[Json]]) -> Path:
     stream = io.StringIO()
     csv.writer(stream, lineterminator="\n").writerows(
         [csv_cell(value) for value in line] for line in table
@@ -173,78 +144,14 @@ def csv_cell(value: Json) -> Json:
     return "" if known is None else repr(known) if isinstance(known, float) else known
 
 
-def write_selection(selection: JsonRow, path: Path) -> Path:
+def write_selection(unit: Unit, selection: JsonRow, path: Path) -> Path:
     """selection.json, from `selection_dict`."""
-    return write_atomically(path, as_json({**selection, "unit": asdict(unit())}).encode())
+    return write_atomically(path, as_json({**selection, "unit": asdict(unit)}).encode())
 
 
-def write_job(run_dir: Path, job: SweepJob) -> None:
-    """Write one job's line of the sweep's table; a file, since jobs may run in other processes."""
-    write_atomically(run_dir / JOB, as_json(job).encode())
-
-
-def read_jobs(sweep_dir: Path) -> list[SweepJob]:
-    """The jobs that ended, by number."""
-    tables = [json.loads(path.read_text()) for path in sweep_dir.glob(f"*/{JOB}")]
-    jobs = [read(SweepJob, table) for table in tables]
-    return sorted(jobs, key=lambda job: job.job or 0)
-
-
-def write_sweep(sweep_dir: Path, jobs: Sequence[SweepJob]) -> Path:
-    """sweep.csv, one line per job; dry runs have their `limit` in a column of its own."""
-    return _write_csv(sweep_dir / "sweep.csv", job_table(jobs))
-
-
-def job_table(jobs: Sequence[SweepJob]) -> list[Sequence[Json]]:
-    """The header and a row per job."""
-    limited = any(job.limit for job in jobs)
-    columns = ["job", "objective", "overrides", "run_dir", "refused"]
-    table: list[Sequence[Json]] = [columns + ["limit"] * limited]
-    for job in jobs:
-        overrides = " ".join(job.overrides)
-        row = (str(job.job), job.objective, overrides, job.run_dir, job.refused)
-        table.append(row + (job.limit,) * limited)
-    return table
-
-
-def _varied(jobs: Sequence[SweepJob]) -> list[list[str]]:
-    """The overrides of each job that not all jobs have."""
-    common = set.intersection(*(set(job.overrides) for job in jobs))
-    return [[word for word in job.overrides if word not in common] for job in jobs]
-
-
-def best_jobs(jobs: Sequence[SweepJob]) -> list[SweepJob]:
-    """The job with the best objective and those that tie with it; none if the objectives do not compare.
-
-    They do not in a dry run, or if the jobs have several units, items or objectives.
-    """
-    scored = [job for job in jobs if job.objective is not None]
-    dry = any(job.limit for job in scored)
-    units = {job.unit for job in scored}
-    varied = "\n".join(map("\n".join, _varied(jobs)))
-    if dry or len(units) != 1 or OTHER_SCORES.search(varied):
-        return []
-    best = max(job.inner_objective for job in scored)
-    return [job for job in scored if job.inner_objective == best]
-
-
-def sweep_lines(jobs: Sequence[SweepJob]) -> list[str]:
-    """One line per job: what it reached, the overrides that differ between jobs, and whether it is the best."""
-    best = best_jobs(jobs)
-    mark = "  <- best" if len(best) == 1 else "  <- best (tie)"
-    lines = []
-    for job, words in zip(jobs, _varied(jobs), strict=True):
-        outcome = ""
-        if job.refused:
-            outcome = "refused"
-        elif job.objective is not None:
-            outcome = job.unit.text(job.objective, more=1)
-        dry = f" (dry run, limit={job.limit})" if job.limit else ""
-        lines.append(f"  {outcome:>15} {clean(' '.join(words))}{dry}{mark if job in best else ''}")
-    return lines
-
-
-def selection_dict(selection: Selection, scores: ScoreMatrix | None = None) -> dict[str, Json]:
+def selection_dict(
+    unit: Unit, selection: Selection, scores: ScoreMatrix | None = None
+) -> dict[str, Json]:
     """The JSON form of a selection, in `selection.json` and `report.json`."""
     table = dict(vars(selection))
     rho = table.pop("correlations")
@@ -263,14 +170,14 @@ def selection_dict(selection: Selection, scores: ScoreMatrix | None = None) -> d
     whole = {
         **table,
         "correlation": correlation,
-        **({} if scores is None else _scores_seen(scores)),
+        **({} if scores is None else _scores_seen(unit, scores)),
     }
     return {key: to_json(inner) for key, inner in whole.items()}
 
 
-def _scores_seen(scores: ScoreMatrix) -> JsonObject:
+def _scores_seen(unit: Unit, scores: ScoreMatrix) -> JsonObject:
     """The scores that selection saw, whole."""
-    rows = zip(scores.models, unit().raw(scores.values).tolist(), strict=True)
+    rows = zip(scores.models, unit.raw(scores.values).tolist(), strict=True)
     return {
         "published": scores.published,
         "candidates": list(scores.candidates),
@@ -278,20 +185,39 @@ def _scores_seen(scores: ScoreMatrix) -> JsonObject:
     }
 
 
-def raw_result(result: Result) -> Result:
+def raw_result(unit: Unit, result: Result) -> Result:
     """A result in the unit of its scores."""
-    categories = {name: unit().raw(score) for name, score in result.categories.items()}
-    return replace(result, objective=unit().raw(result.objective), categories=categories)
+    categories = {name: unit.raw(score) for name, score in result.categories.items()}
+    return replace(result, objective=unit.raw(result.objective), categories=categories)
 
 
-def trial_rows(trials: Sequence[Trial], selection: Selection) -> list[TrialRow]:
+def search_summary(unit: Unit, end: SearchEnd | JsonObject) -> SearchSummary:
+    """What an optimiser says of its search, in the unit of the scores."""
+    if not isinstance(end, SearchEnd):
+        return read(SearchSummary, end)
+    return SearchSummary(
+        stopped=_words_of(unit, end.stopped),
+        indistinguishable=end.indistinguishable,
+        indistinguishable_count=end.indistinguishable_count,
+        finishing_gain=round(unit.scale * unit.size(end.finishing_gain), 3),
+        without_guards=None if end.without_guards is None else unit.raw(end.without_guards),
+    )
+
+
+def _words_of(unit: Unit, stop: StopReason) -> str:
+    if stop.gain is None:
+        return stop.reason
+    return f"{stop.reason} {unit.text(unit.size(stop.gain), more=1)} {unit.name}"
+
+
+def trial_rows(unit: Unit, trials: Sequence[Trial], selection: Selection) -> list[TrialRow]:
     """The trials as `trials.csv` and the plots have them.
 
     One that was dropped early has no score: the means of a few items are not to be compared with those of all.
     """
     rows = []
     for trial in trials:
-        result = raw_result(trial.result)
+        result = raw_result(unit, trial.result)
         rows.append(
             TrialRow(
                 number=trial.number,

@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import html
-import math
 import re
 from collections.abc import Mapping, Sequence
 
-from souping.core.text import DASH, UNSAFE, minus, signed
+from souping.core.text import DASH, UNSAFE, if_finite, minus, signed
 from souping.core.types import Json
-from souping.core.unit import unit
 
 ROW_KINDS: Mapping[str, str] = {
     "soup": "soup",
@@ -29,32 +27,10 @@ ROW_KINDS: Mapping[str, str] = {
 """The kinds of a row in the order they are shown, with their labels."""
 
 
-def known(value: float | None) -> float | None:
-    """A number to show, None if it is not finite."""
-    return value if value is not None and math.isfinite(value) else None
-
-
 def percent(value: float | None, digits: int = 1) -> str:
     """0.7812 -> `78.1`"""
-    value = known(value)
+    value = if_finite(value)
     return DASH if value is None else signed(f"{100 * value:.{digits}f}")
-
-
-def score(value: float | None, sign: bool = False, more: int = 0) -> str:
-    """A score in the run's unit, with `more` digits than usual; with `sign`, differences: 0.012 -> `+1.2`."""
-    return unit().score(known(value), sign, more)
-
-
-def percent_interval(low: float | None, high: float | None) -> str:
-    """`74.1 to 82.0` of a share, or nothing where there is no interval."""
-    if known(low) is None or known(high) is None:
-        return ""
-    return f"{percent(low)} to {percent(high)}"
-
-
-def between(low: float | None, high: float | None, sign: bool = True, middle: str = ", ") -> str:
-    """`+0.4, +6.6`: limits of a difference for a cell."""
-    return f"{unit().end(known(low), sign)}{middle}{unit().end(known(high), sign)}"
 
 
 def verdict(verdict: str) -> str:
@@ -64,7 +40,7 @@ def verdict(verdict: str) -> str:
 
 
 def rho(value: float | None) -> str:
-    value = known(value)
+    value = if_finite(value)
     if value is None:
         return DASH
     shown = f"{value:.2f}"
@@ -72,30 +48,30 @@ def rho(value: float | None) -> str:
 
 
 def p_value(value: float | None) -> str:
-    value = known(value)
+    value = if_finite(value)
     if value is None:
         return DASH
     return "< 0.001" if value < 0.001 else f"{value:.3f}"
 
 
 def weight(value: float | None) -> str:
-    value = known(value)
+    value = if_finite(value)
     return DASH if value is None else f"{value:.4g}"
 
 
 def share(value: float | None) -> str:
     """A share of bootstrap draws, as whole percent."""
-    value = known(value)
+    value = if_finite(value)
     return DASH if value is None else f"{100 * value:.0f} %"
 
 
 def count(value: float | None) -> str:
-    value = known(value)
+    value = if_finite(value)
     return DASH if value is None else f"{value:,.0f}"
 
 
 def seconds(value: float | None) -> str:
-    value = known(value)
+    value = if_finite(value)
     if value is None:
         return DASH
     if value < 90:
