@@ -69,7 +69,7 @@ def draw(report: Report | JsonRow, trials: Sequence[TrialRow]) -> list[Drawing]:
     return [*(drawing for drawing in made if drawing is not None), *drawings(report)]
 
 
-def as_json(value: Any) -> str:
+def as_json(value: Json | Report) -> str:
     """JSON with sorted keys; floats round-trip, NaN and infinities become null, numpy values plain ones."""
     return json.dumps(to_json(value), sort_keys=True, indent=2, allow_nan=False) + "\n"
 

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from souping.core.files import write_atomically
-from souping.core.reading import read
+from souping.core.reading import read, to_json
 from souping.core.types import Json, Names, frozen
 from souping.core.unit import Unit
 from souping.report.files import as_json, write_csv
@@ -48,7 +48,7 @@ class SweepJob:
 
 def write_job(run_dir: Path, job: SweepJob) -> None:
     """Write one job's line of the sweep's table; a file, since jobs may run in other processes."""
-    write_atomically(run_dir / JOB, as_json(job).encode())
+    write_atomically(run_dir / JOB, as_json(to_json(job)).encode())
 
 
 def read_jobs(sweep_dir: Path) -> list[SweepJob]:
