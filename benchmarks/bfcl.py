@@ -23,8 +23,8 @@ from pathlib import Path
 from typing import Any
 
 from souping.core.types import Item
-from souping.evaluate.bfcl import VERSION, Environment, call, find, place_of, records
-from souping.evaluate.bfcl.benchmark import LIVE, SINGLE_TURN, BfclBenchmark
+from souping.evaluate.bfcl import BFCL_EVAL_VERSION, Environment, call, find, place_of, records
+from souping.evaluate.bfcl.benchmark import LIVE_ITEMS, SINGLE_TURN, BfclBenchmark
 
 
 def main() -> None:
@@ -58,7 +58,7 @@ def judge(environment: Environment, root: Path, items: Sequence[Item]) -> int:
             json.dumps({"id": item.id, "result": answer(item.answer["calls"])})
         )
     for category, rows in lines.items():
-        folder = root / "result" / "plain" / ("live" if category in LIVE else "non_live")
+        folder = root / "result" / "plain" / ("live" if category in LIVE_ITEMS else "non_live")
         folder.mkdir(parents=True, exist_ok=True)
         (folder / f"BFCL_v4_{category}_result.json").write_text("\n".join(rows) + "\n")
     call(environment, root, "plain", ids)
@@ -86,7 +86,7 @@ def page(
         [
             f"# BFCL checker benchmark, {datetime.date.today()}",
             "",
-            f"{os.cpu_count()} cores, {platform.machine()}, load {load:.1f} before; bfcl-eval {VERSION}, "
+            f"{os.cpu_count()} cores, {platform.machine()}, load {load:.1f} before; bfcl-eval {BFCL_EVAL_VERSION}, "
             f"{environment.level} environment.",
             "",
             f"13 single-turn categories, {items} items, {right} of the answers right: "

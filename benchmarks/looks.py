@@ -34,7 +34,7 @@ from souping.evaluate.templates import Decoding
 from souping.pipeline.claims import Claim, Look, Measurement, in_order
 from souping.pipeline.evidence import Shown
 from souping.pipeline.ledger import Ledger
-from souping.pipeline.store import MEMORY, Store
+from souping.pipeline.store import IN_MEMORY, Store
 
 LEVEL = 0.0375
 """False claims over any number of looks."""
@@ -57,7 +57,7 @@ class Person:
             for n, c in enumerate(LAYOUT.categories)
         )
         self.scores = self.draw(models, alike)
-        self.store = Store(Path(MEMORY))
+        self.store = Store(Path(IN_MEMORY))
         self.ledger = Ledger(self.store)
 
     def draw(self, models: int, alike: float = 0.0) -> np.ndarray:

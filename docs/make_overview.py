@@ -16,9 +16,9 @@ from souping.core.types import elements, part, texts
 from souping.core.unit import Unit
 from souping.report.content import Report, RowDifference
 from souping.report.files import read_report
-from souping.report.format import KINDS
+from souping.report.format import ROW_KINDS
 from souping.report.plots import COLOURS, CORNERS, FAINT, INK, PAPER, Drawing, canvas, ring, scale
-from souping.report.tables import Row, ShownModel, compared
+from souping.report.tables import JsonRow, ShownModel, compared
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -44,7 +44,7 @@ def draw(report: Report) -> Drawing:
     return Drawing("overview", made, "")
 
 
-def soups(axes: Axes, unit: Unit, data: Row) -> None:
+def soups(axes: Axes, unit: Unit, data: JsonRow) -> None:
     """What the search's model says of every soup, minus the uniform soup."""
     weights, chosen = (np.array(elements(data, key), dtype=float) for key in ("weights", "chosen"))
     low, value, high = (
@@ -81,7 +81,9 @@ def differences(axes: Axes, unit: Unit, pairs: list[tuple[ShownModel, RowDiffere
         middle = unit.scale * (pair.difference or 0.0)
         axes.plot([middle], [place], "o", color=COLOURS[kind], markersize=8, markeredgecolor=PAPER)
         name = model.row.name
-        labels.append(f"{name} (best single)" if kind == "best_single" else KINDS.get(name, name))
+        labels.append(
+            f"{name} (best single)" if kind == "best_single" else ROW_KINDS.get(name, name)
+        )
     axes.axvline(0, color=INK, linewidth=1.0)
     axes.set_yticks(range(len(labels)), labels, fontsize=10)
     axes.set_ylim(len(labels) - 0.4, -0.6)

@@ -22,7 +22,7 @@ from souping.core.scores import Mean
 from souping.core.text import listed, minus, named
 from souping.core.types import Correlations, FloatArray, Names, ScoreMatrix, Selection, UserError
 
-TIE = 1e-9
+SCORE_TIE = 1e-9
 Threshold = Annotated[float, Interval(gt=-1, le=1)]
 
 
@@ -310,7 +310,7 @@ class SoCECluster(LimitedSelector):
 
             closest = int(np.argmax(between.round(12)))
             a, b = sorted(map(int, np.unravel_index(closest, between.shape)))
-            if self.k is None and between[a, b] < self.threshold - TIE:
+            if self.k is None and between[a, b] < self.threshold - SCORE_TIE:
                 break
             clusters[a] = sorted([*clusters[a], *clusters.pop(b)])
         return clusters
@@ -432,5 +432,5 @@ def check_drop(drop: Sequence[str], categories: Sequence[str]) -> None:
 def _tied_best(scores: ScoreMatrix, column: int, order: Sequence[str]) -> list[str]:
     """The tied best candidates of a category, the first of `order` first."""
     values = scores.rows(order)[:, column]
-    tied = np.flatnonzero(values >= values.max() - TIE)
+    tied = np.flatnonzero(values >= values.max() - SCORE_TIE)
     return [order[place] for place in tied]

@@ -42,7 +42,7 @@ from souping.core.types import (
     digest,
 )
 
-INGREDIENTS, BEST = ("a", "b", "c"), (0.5, 0.3, 0.2)
+INGREDIENTS, BEST_WEIGHTS = ("a", "b", "c"), (0.5, 0.3, 0.2)
 EACH = 12
 """Items in each of the two categories that a search is tried on."""
 
@@ -147,8 +147,8 @@ def check_correlation(correlation: Correlation) -> None:
 
 
 def score_of(weights: Weights) -> Result:
-    """A bowl whose top is at `BEST`."""
-    total = 1 - sum((w - t) ** 2 for w, t in zip(weights, BEST, strict=True))
+    """A bowl whose top is at `BEST_WEIGHTS`."""
+    total = 1 - sum((w - t) ** 2 for w, t in zip(weights, BEST_WEIGHTS, strict=True))
     return Result(objective=total, categories={}, items=2 * EACH)
 
 

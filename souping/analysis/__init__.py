@@ -20,7 +20,7 @@ from souping.report.analyses import AnalysisResult
 SearchAgain = Callable[[tuple[str, ...], Sequence[ItemScores], int, tuple[Item, ...]], FloatArray]
 Draws = Annotated[int, Interval(ge=2, le=10**6)]
 """Setting that counts random draws."""
-ALONE = "one ingredient was selected, so that no soup was searched"
+SINGLE_SELECTED = "one ingredient was selected, so that no soup was searched"
 
 
 class NotEstimableError(Exception):

@@ -18,17 +18,17 @@ from statistics import NormalDist
 
 import numpy as np
 
-from souping.analysis.grouped import SALT, GroupedScores, distinct, resample
+from souping.analysis.grouped import INTERVAL_SALT, GroupedScores, distinct, resample
 from souping.analysis.nested import Reach
 from souping.core.types import FloatArray, IntArray
 
 NORMAL = NormalDist()
 # Draws at most and at least, and groups that are drawn in all draws together at most.
-DRAWS = 4_999
+BOOTSTRAP_DRAWS = 4_999
 LEAST_DRAWS = 399
 WORK = 6_000_000
 # Groups that are drawn at a time.
-CHUNK = 2_000_000
+GROUPS_AT_A_TIME = 2_000_000
 # Draws beyond a quantile without which it is not taken from the draws.
 RESOLVED = 20
 # Groups are drawn by how often each distinct influence comes, if there are on average so many of it.
@@ -63,7 +63,7 @@ class BootstrapReach(Reach):
 
 
 def bootstrap_reach(
-    scores: GroupedScores, *, tests: int = 1, draws: int = DRAWS, seed: int = 0
+    scores: GroupedScores, *, tests: int = 1, draws: int = BOOTSTRAP_DRAWS, seed: int = 0
 ) -> BootstrapReach | None:
     """None where no stratum shows any variation."""
     varying = ~scores.flat()
@@ -71,8 +71,8 @@ def bootstrap_reach(
     if error == 0:
         return None
     influence = scores.influence()
-    draws = min(draws, DRAWS, max(LEAST_DRAWS, WORK // len(influence)))
-    rng = np.random.default_rng([SALT, seed])
+    draws = min(draws, BOOTSTRAP_DRAWS, max(LEAST_DRAWS, WORK // len(influence)))
+    rng = np.random.default_rng([INTERVAL_SALT, seed])
 
     # A stratum whose groups all differ alike in a draw, such as by 0, counts with the variance of
     # half a discordant group among n + 1 (Jeffreys). Their influence still varies with their size.
@@ -120,7 +120,7 @@ def _drawn_sums(
         squares = np.einsum("dr,r->d", times, distinct_values**2)
         return sums, squares, np.einsum("dr,r->d", times, rows[:, 1])
 
-    chunk = max(1, CHUNK // len(values))
+    chunk = max(1, GROUPS_AT_A_TIME // len(values))
     sums = np.empty(draws)
     squares = np.empty(draws)
     discordances = np.empty(draws)

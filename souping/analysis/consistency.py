@@ -22,23 +22,24 @@ from numpy.typing import NDArray
 from souping.analysis import Analysis, Draws, NotEstimableError, RunScores
 from souping.analysis.correlation import FEWEST_MODELS, GroupSums, correlated, few_models
 from souping.analysis.intervals import Z95
-from souping.analysis.wins import TIE, too_few
+from souping.analysis.wins import MEAN_TIE, too_few
 from souping.core.fields import component
 from souping.core.protocols import Correlation
 from souping.core.types import (
     FloatArray,
     ItemScores,
+    Names,
     Recipe,
     ScoreMatrix,
 )
 from souping.core.unit import Unit
 from souping.report.analyses import AnalysisResult
-from souping.report.content import Count, Matrix, Names, Number
+from souping.report.content import Matrix, MaybeFloat, MaybeInt
 from souping.report.format import clean, count, in_words, rho, short
 from souping.report.plots import Drawing, canvas, heat_panel
 from souping.report.tables import Section, TableGrid, around, grid
 
-SALT = 0xC025
+CONSISTENCY_SALT = 0xC025
 
 
 @component
@@ -118,7 +119,7 @@ def _spread(null: FloatArray) -> NullSpread:
 
 def _varying(values: FloatArray) -> NDArray[np.bool_]:
     """Columns of [M, C] in which not all are equal, [C]."""
-    return np.asarray(np.ptp(values, axis=0) > TIE)
+    return np.asarray(np.ptp(values, axis=0) > MEAN_TIE)
 
 
 def _too_flat(models: int, categories: Sequence[str], kept: NDArray[np.bool_]) -> str:
@@ -146,7 +147,7 @@ def _summary(
     scores: ScoreMatrix, kept: NDArray[np.bool_], correlation: Correlation, draws: int
 ) -> PopulationCorrelation:
     """The correlations of one population, and their mean size with its interval."""
-    drawn = GroupSums.of(scores).draws(draws, np.random.default_rng(SALT))
+    drawn = GroupSums.of(scores).draws(draws, np.random.default_rng(CONSISTENCY_SALT))
     mean = _strength(correlation, scores.values, kept)
     error = float(np.nanstd([_strength(correlation, values, kept) for values in drawn], ddof=1))
     rho = _rho(correlation, scores.values, kept)
@@ -172,7 +173,11 @@ def _mixed(
     `size` is how many random numbers are drawn: one per group, or one per soup and group. The order of the parents is
     drawn anew each time, so that none is always the neighbour of another.
     """
-    rng, totals, out = np.random.default_rng([SALT, 1]), sums.counts.sum(axis=0), np.empty(draws)
+    rng, totals, out = (
+        np.random.default_rng([CONSISTENCY_SALT, 1]),
+        sums.counts.sum(axis=0),
+        np.empty(draws),
+    )
     for position in range(draws):
         order = rng.permutation(weights.shape[1])
         edges, place = weights[:, order].cumsum(axis=1), rng.random(size)
@@ -206,14 +211,14 @@ NULLS = {
 class NullSpread:
     """Mean |rho| under a null."""
 
-    mean: Number
+    mean: MaybeFloat
     """mean over populations"""
-    low: Number
+    low: MaybeFloat
     """lower limit of the central 95 %"""
-    high: Number
+    high: MaybeFloat
     """upper limit"""
 
-    def place(self, value: Number) -> str:
+    def place(self, value: MaybeFloat) -> str:
         """Where a value lies beside the null."""
         if value is None or self.low is None or self.high is None:
             return "not comparable to"
@@ -226,15 +231,15 @@ class NullSpread:
 class PopulationCorrelation:
     """Correlations of categories over a population."""
 
-    models: Count
+    models: MaybeInt
     """models"""
     note: str | None = None
     """what so few models cannot show"""
-    mean: Number
+    mean: MaybeFloat
     """mean |rho| of two categories"""
-    low: Number
+    low: MaybeFloat
     """lower limit of the 95 % interval"""
-    high: Number
+    high: MaybeFloat
     """upper limit"""
     matrix: Matrix
     """correlation of every two categories"""
@@ -263,7 +268,7 @@ class ConsistencyResult(AnalysisResult):
     def section(self, unit: Unit) -> Section:
         before = self.before
         after = self.after
-        nulls = {key: self.nulls.get(key, UNKNOWN) for key in NULLS}
+        nulls = {key: self.nulls.get(key, UNKNOWN_SPREAD) for key in NULLS}
         head = (
             f"Mean |{clean(self.metric)} rho| of two categories: {rho(before.mean)} ({_limits(before)}) over "
             f"{count(before.models)} candidates, {rho(after.mean)} ({_limits(after)}) over {count(after.models)} "
@@ -330,7 +335,7 @@ class ConsistencyResult(AnalysisResult):
         return (Drawing("consistency", plot, alt, caption),)
 
 
-UNKNOWN = NullSpread(mean=None, low=None, high=None)
+UNKNOWN_SPREAD = NullSpread(mean=None, low=None, high=None)
 
 
 def _limits(population: PopulationCorrelation | NullSpread) -> str:

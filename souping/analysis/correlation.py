@@ -35,7 +35,7 @@ from souping.core.types import (
     UserError,
 )
 
-FLAT = 1e-9
+FLAT_RANGE = 1e-9
 """A column whose range is below this share of its largest value is constant: only rounding tells its scores apart."""
 FEWEST_MODELS = 6
 """Fewer models (or base families) say next to nothing about a correlation: with six, r = 0.07 spans -0.79 to 0.83."""
@@ -68,7 +68,7 @@ def check_columns(scores: FloatArray, names: Sequence[str] = ()) -> None:
         raise UserError(
             f"a score that is not a finite number in {_columns(broken, names)}: fix it or leave that out"
         )
-    flat = np.flatnonzero(np.ptp(scores, axis=0) <= FLAT * np.abs(scores).max(axis=0))
+    flat = np.flatnonzero(np.ptp(scores, axis=0) <= FLAT_RANGE * np.abs(scores).max(axis=0))
     if flat.size:
         same = f"the same score for all {len(scores)} models in {_columns(flat, names)}"
         raise UserError(f"{same}, so no correlation exists: leave it out or add models")
@@ -117,7 +117,7 @@ def _signs(scores: FloatArray) -> FloatArray:
     """Sign of every pairwise difference, [M, M, C]; differences at the level of rounding count as ties."""
     scaled = _scaled(scores)
     gaps = scaled[:, None] - scaled[None, :]
-    return np.where(np.abs(gaps) <= FLAT, 0.0, np.sign(gaps))
+    return np.where(np.abs(gaps) <= FLAT_RANGE, 0.0, np.sign(gaps))
 
 
 def _cosines(columns: FloatArray, *, centre: bool = True) -> FloatArray:
@@ -144,9 +144,9 @@ def _with_interval(rho: FloatArray, variance: FloatArray, degrees: int) -> Corre
 
 # ------------------------------------------------------------ stability of a selection
 
-SALT = 0x57AB
+STABILITY_SALT = 0x57AB
 THRESHOLDS = tuple(round(0.05 + 0.01 * i, 2) for i in range(46))
-SHARES = ("experts", "ingredients", "low_correlation", "sizes")
+COUNTED_KEYS = ("experts", "ingredients", "low_correlation", "sizes")
 """Keys of what is counted over bootstrap draws."""
 
 
@@ -168,7 +168,7 @@ def stability(
     """
     correlation = selector.measure or pearson
     items = GroupSums.of(scores) if scores.items else None
-    tables = items.draws(draws, np.random.default_rng([SALT, seed])) if items else None
+    tables = items.draws(draws, np.random.default_rng([STABILITY_SALT, seed])) if items else None
     return {
         **(_published() if tables is None else _over_items(tables, scores, selector)),
         "correlations": _pairs(scores, correlation, tables, items),
@@ -236,7 +236,7 @@ def _published() -> dict[str, Json]:
         "draws": 0,
         "not_estimable": 0,
     }
-    return {**head, "reasons": {}, **dict.fromkeys(SHARES), "notes": [note]}
+    return {**head, "reasons": {}, **dict.fromkeys(COUNTED_KEYS), "notes": [note]}
 
 
 def _over_items(tables: FloatArray, scores: ScoreMatrix, selector: Selector) -> dict[str, Json]:
@@ -257,7 +257,7 @@ def _over_items(tables: FloatArray, scores: ScoreMatrix, selector: Selector) -> 
     head["reasons"] = dict(reasons)
     if not picked:
         note = "no bootstrap draw gave a selection: its stability is not estimable"
-        return {**head, **dict.fromkeys(SHARES), "notes": [note]}
+        return {**head, **dict.fromkeys(COUNTED_KEYS), "notes": [note]}
     return {**head, **_shares(picked, scores), "notes": []}
 
 

@@ -14,34 +14,39 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from souping.analysis.guards import TOKENS, Guard, resolve
+from souping.analysis.guards import LENGTH_GUARD, Guard, resolve
 from souping.analysis.surface import FITTED, design_effect, fitted
 from souping.core.fields import fits, pick
 from souping.core.types import (
     BoolArray,
     FloatArray,
     Item,
+    Names,
     Trial,
     UserError,
     Weights,
 )
 from souping.core.unit import POINTS, Unit
 from souping.report.analyses import AnalysisResult
-from souping.report.content import Count, Names, Number, Shares
+from souping.report.content import MaybeFloat, MaybeInt, NamedNumbers
 from souping.report.format import clean, count, in_words, percent, short, weight
 from souping.report.plots import COLOURS, FAINT, Drawing, canvas, figure, ring
 from souping.report.tables import Section, grid
 
 # Key under `analyses`.
-NAME = "front"
+FRONT = "front"
 # Most points that are evaluated on the whole search fold.
 CONFIRMED = 3
 # Draws of the posterior.
-DRAWS = 400
+FRONT_DRAWS = 400
 # Points in the report's table.
-LISTED = 15
+LISTED_POINTS = 15
 LENGTH = Unit(
-    symbol="mean per answer", meaning=TOKENS, higher_is_better=False, scale=1.0, fractions=False
+    symbol="mean per answer",
+    meaning=LENGTH_GUARD,
+    higher_is_better=False,
+    scale=1.0,
+    fractions=False,
 )
 
 
@@ -146,7 +151,7 @@ class Front:
         # more than it believes.
         category_draws = {}  # [D, S, C]
         for kind, model in models.items():
-            category_draws[kind] = model.posterior_draws(DRAWS, max(1.0, model.surprise()))
+            category_draws[kind] = model.posterior_draws(FRONT_DRAWS, max(1.0, model.surprise()))
         means = []
         goal_draws = []
         for goal in goals:
@@ -253,11 +258,11 @@ class Goal:
 class GoalBand:
     """Mean of a goal with its band."""
 
-    mean: Number
+    mean: MaybeFloat
     """mean"""
-    low: Number
+    low: MaybeFloat
     """lower limit of the 95 % band"""
-    high: Number
+    high: MaybeFloat
     """upper limit"""
 
 
@@ -265,11 +270,11 @@ class GoalBand:
 class FrontPoint:
     """A soup and what it reaches."""
 
-    weights: tuple[Number, ...]
+    weights: tuple[MaybeFloat, ...]
     """weight of each ingredient"""
     goals: Mapping[str, GoalBand]
     """{goal: mean and band}"""
-    probability: Number
+    probability: MaybeFloat
     """probability of being on the true front"""
     confirmed: bool
     """whether it answered the whole search fold"""
@@ -285,9 +290,9 @@ class FrontResult(AnalysisResult):
     """goals"""
     ingredients: Names
     """ingredients, in the order of the weights"""
-    soups: Count
+    soups: MaybeInt
     """soups that were evaluated"""
-    pick: Shares | None
+    pick: NamedNumbers | None
     """{goal: weight}, if the soup is chosen by them"""
     points: tuple[FrontPoint, ...]
     """soups on the front"""
@@ -312,21 +317,21 @@ class FrontResult(AnalysisResult):
                 f"Among the confirmed soups, pick prefers the largest {' + '.join(terms)}; "
                 "guards may rule it out."
             )
-        if len(self.points) > LISTED:
-            lines.append(f"{count(len(self.points) - LISTED)} more are in report.json.")
+        if len(self.points) > LISTED_POINTS:
+            lines.append(f"{count(len(self.points) - LISTED_POINTS)} more are in report.json.")
 
         ingredients = " / ".join(map(clean, self.ingredients))
         headings = [goal.unit.heading(clean(goal.name)) for goal in self.goals]
         header = (ingredients, *headings, "on the true front, %", "confirmed")
         confirmed_first = sorted(self.points, key=lambda point: not point.confirmed)
-        rows = [self._row(point) for point in confirmed_first[:LISTED]]
-        return Section(f"Front of {names}", tuple(lines), NAME, (grid(header, rows),))
+        rows = [self._row(point) for point in confirmed_first[:LISTED_POINTS]]
+        return Section(f"Front of {names}", tuple(lines), FRONT, (grid(header, rows),))
 
     def _row(self, point: FrontPoint) -> tuple[str, ...]:
         weights = " / ".join(map(weight, point.weights))
         bands = []
         for goal in self.goals:
-            band = point.goals.get(goal.name, UNKNOWN)
+            band = point.goals.get(goal.name, UNKNOWN_BAND)
             bands.append(goal.unit.brackets(band.mean, band.low, band.high))
         confirmed = "yes" if point.confirmed else ""
         return (weights, *bands, percent(point.probability, 0), confirmed)
@@ -364,10 +369,10 @@ class FrontResult(AnalysisResult):
             f"of {len(self.points) + len(self.rest)}."
         )
         caption = "Ring: the chosen soup. Bars: 95 % bands of the points on the front."
-        return (Drawing(NAME, plot, alt, caption),)
+        return (Drawing(FRONT, plot, alt, caption),)
 
 
-UNKNOWN = GoalBand(mean=None, low=None, high=None)
+UNKNOWN_BAND = GoalBand(mean=None, low=None, high=None)
 
 
 def _bands(
@@ -378,7 +383,7 @@ def _bands(
     bands = np.full(shape, np.nan)
     for g, goal in enumerate(goals):
         for n, point in enumerate(points):
-            band = point.goals.get(goal.name, UNKNOWN)
+            band = point.goals.get(goal.name, UNKNOWN_BAND)
             bands[g, n] = (band.mean, band.low, band.high)
         bands[g] *= goal.unit.scale
     return bands[..., 0], bands[..., 1], bands[..., 2]

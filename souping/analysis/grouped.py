@@ -15,11 +15,11 @@ import numpy as np
 from souping.core.types import BoolArray, FloatArray, IntArray
 
 # With the caller's seed: equal inputs give equal intervals, whatever was drawn before.
-SALT = 0x50_0D
+INTERVAL_SALT = 0x50_0D
 # Groups without which a stratum cannot show its own variance.
 SMALLEST_STRATUM = 5
 # Variance of a stratum, relative to its share of T squared, that counts as none.
-FLAT = 1e-12
+FLAT_VARIANCE = 1e-12
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -98,7 +98,7 @@ class GroupedScores:
 
     def flat(self) -> BoolArray:
         """Strata in which no group differs from another: their estimated variance is zero, [H]."""
-        return np.asarray(self.variances() <= FLAT * self.shares().sum(axis=1) ** 2)
+        return np.asarray(self.variances() <= FLAT_VARIANCE * self.shares().sum(axis=1) ** 2)
 
 
 def design(

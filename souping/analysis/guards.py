@@ -18,21 +18,21 @@ import numpy as np
 from souping.analysis.bootstrap_t import NORMAL
 from souping.analysis.sign_flip import ALPHA
 from souping.analysis.significance import DISCORDANCE, POWER, Comparison, compare, pair_variance
-from souping.core.fields import LARGEST, pick
+from souping.core.fields import LARGEST_SETTING, pick
 from souping.core.text import DASH
 from souping.core.types import Bound, Fold, IntArray, Item, ItemScores, Json, UserError
 from souping.core.unit import POINTS, Unit
 from souping.report.analyses import AnalysisResult
-from souping.report.content import Count, Number
+from souping.report.content import MaybeFloat, MaybeInt
 from souping.report.format import clean, count, share
 from souping.report.tables import Section, grid
 
-NAME = "guards"
-TOKENS = "tokens"
+GUARDS = "guards"
+LENGTH_GUARD = "tokens"
 """Name of a guard or goal that is the mean length of all answers."""
 ADMISSION = 0.05
 """Largest probability of a loss above the margin with which a soup is admitted."""
-LEVELS: Mapping[Fold, float] = {"search": ADMISSION, "report": ALPHA / 2}
+GUARD_LEVELS: Mapping[Fold, float] = {"search": ADMISSION, "report": ALPHA / 2}
 """One-sided levels of admission, and of all tests of the report together."""
 NEARER = 0.7
 """How much less a soup's scores differ from a candidate's than those of two candidates do (mean squares): the
@@ -90,7 +90,7 @@ def read_guards(guard: Json) -> dict[str, float]:
     """
     table = guard if isinstance(guard, Mapping) else {} if guard is None else {"": guard}
     return {
-        name: _loss(f"guard.{name}" if name else "guard", value, name == TOKENS)
+        name: _loss(f"guard.{name}" if name else "guard", value, name == LENGTH_GUARD)
         for name, value in table.items()
     }
 
@@ -101,7 +101,7 @@ def _loss(key: str, value: Json, percent: bool) -> float:
         loss = float(text.removesuffix("%"))
     except ValueError:
         loss = math.nan
-    if not SMALLEST <= loss <= LARGEST or text.endswith("%") != percent:
+    if not SMALLEST <= loss <= LARGEST_SETTING or text.endswith("%") != percent:
         form = 'a percentage such as "+10%"' if percent else "a number such as 3"
         raise UserError(
             f"{key}={text:.40} must be {form}, at least {SMALLEST:g}: the largest loss that you accept, {FORM}"
@@ -125,15 +125,15 @@ def resolve(
     """
     found = list[Guard]()
     named: dict[str, Sequence[str]] = {**{name: (name,) for name in categories}, **groups}
-    named |= dict.fromkeys([*filter(None, units), TOKENS], ())
+    named |= dict.fromkeys([*filter(None, units), LENGTH_GUARD], ())
     for name, loss in (dict.fromkeys(categories, limits[""]) if "" in limits else limits).items():
         inside, benchmark = tuple(named[pick(name, named, key)]), name if name in units else ""
-        own = LONGER if name == TOKENS else units[benchmark]
+        own = LONGER if name == LENGTH_GUARD else units[benchmark]
         if own.fractions and loss >= own.scale:
             raise UserError(
                 f"{key}.{name}={loss:g} must be below {own.scale:g}: no loss can be larger"
             )
-        margin, lengths = own.inner_margin(loss), name == TOKENS
+        margin, lengths = own.inner_margin(loss), name == LENGTH_GUARD
         found.append(
             Guard(
                 name=name,
@@ -244,7 +244,7 @@ def plan_guards(
     for guard in guards:
         variance = _variance(guard, known or {})
         for fold, items in folds.items():
-            level, own = LEVELS[fold], items.get(guard.benchmark, ())
+            level, own = GUARD_LEVELS[fold], items.get(guard.benchmark, ())
             size = int(guard.covers([item.category for item in own]).sum())
             row = {
                 "name": guard.name,
@@ -326,19 +326,19 @@ class GuardCheck:
     """name of the guard"""
     unit: Unit = POINTS
     """unit of its limit"""
-    margin: Number
+    margin: MaybeFloat
     """largest loss that is allowed"""
-    difference: Number
+    difference: MaybeFloat
     """soup minus the model of the guards"""
-    low: Number
+    low: MaybeFloat
     """lower limit at `level`"""
-    high: Number
+    high: MaybeFloat
     """upper limit"""
-    level: Number
+    level: MaybeFloat
     """level of the interval"""
-    items: Count
+    items: MaybeInt
     """items"""
-    groups: Count
+    groups: MaybeInt
     """groups of items"""
     outcome: str
     """`held`, `broken` or `undecided`, or why there is none"""
@@ -350,7 +350,7 @@ class GuardsResult(AnalysisResult):
 
     against: str | None = None
     """the model that soups are compared with"""
-    cost: Number = None
+    cost: MaybeFloat = None
     """what the guards cost on the search fold"""
     refused: bool | None = None
     """whether no soup passed"""

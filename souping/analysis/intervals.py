@@ -22,7 +22,7 @@ from souping.core.types import FloatArray, IntArray, Item, Json
 from souping.core.unit import unit
 
 # Tail on either side of a 95 % interval, and the normal quantile of it.
-TAIL = 0.025
+INTERVAL_TAIL = 0.025
 Z95 = 1.959963984540054
 
 
@@ -60,7 +60,7 @@ def rate(values: FloatArray, groups: IntArray) -> Interval:
     (`span`): pseudo-values of a corpus metric lie outside, and so may a task's own metric.
     """
     scores = _one_category(values, groups)
-    low, high = category_limits(values, groups, TAIL)
+    low, high = category_limits(values, groups, INTERVAL_TAIL)
     return Interval(
         mean=scores.objective,
         low=low,
@@ -134,7 +134,7 @@ def effective_size(
 
 
 def flat_margins(
-    scores: GroupedScores, bottom: float, top: float, tail: float = TAIL
+    scores: GroupedScores, bottom: float, top: float, tail: float = INTERVAL_TAIL
 ) -> tuple[float, float]:
     """Distances that T may lie below and above because of strata that show no variation.
 
@@ -170,7 +170,7 @@ def _varying_margins(scores: GroupedScores, draws: int, seed: int) -> tuple[floa
     if reach is None:
         return 0.0, 0.0
     least = Z95 * reach.error
-    return max(least, reach.below(2 * TAIL)), max(least, reach.above(2 * TAIL))
+    return max(least, reach.below(2 * INTERVAL_TAIL)), max(least, reach.above(2 * INTERVAL_TAIL))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -244,7 +244,7 @@ class ItemTable:
         hold at once (Bonferroni).
         """
         assert self.value is not None
-        tail = TAIL / len(self.names)
+        tail = INTERVAL_TAIL / len(self.names)
         limits = []
         for c in range(len(self.names)):
             place = self.categories == c

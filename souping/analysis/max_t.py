@@ -17,9 +17,9 @@ import numpy as np
 
 from souping.analysis.bootstrap_t import NORMAL, bootstrap_reach
 from souping.analysis.grouped import GroupedScores, distinct
-from souping.analysis.nested import TIE, NestedIntervals, Reach, UnseenMargins
+from souping.analysis.nested import ZERO_DIFFERENCE, NestedIntervals, Reach, UnseenMargins
 from souping.analysis.paired import step
-from souping.analysis.sign_patterns import DRAWS, drawn_sums, draws_for
+from souping.analysis.sign_patterns import SIGN_DRAWS, drawn_sums, draws_for
 from souping.core.types import FloatArray, IntArray
 
 MAX_T = "max-T of studentised sign flips over groups"
@@ -48,7 +48,7 @@ class MaxTReach(Reach):
 
 def _reached(level: float, falling: FloatArray) -> float:
     """The size that is reached with a chance of `level`, by the patterns [D] and the one seen."""
-    rank = math.ceil(level * (1 + len(falling)) - TIE) - 1
+    rank = math.ceil(level * (1 + len(falling)) - ZERO_DIFFERENCE) - 1
     if rank <= 0:
         return math.inf
     return float(falling[rank - 1])
@@ -71,7 +71,7 @@ class MaxT:
         members: Sequence[IntArray],
         bounds: Sequence[float],
         alpha: float,
-        draws: int = DRAWS,
+        draws: int = SIGN_DRAWS,
     ) -> MaxT:
         """`members[f]` number the groups of a difference; one has one sign in all of them.
 
@@ -93,7 +93,7 @@ class MaxT:
         totals = drawn_sums(rows, number, stratum, strata=1, draws=patterns, seed=0)[:, 0]
         squares = (pulls**2).sum(axis=0)
         errors = _errors(pulls.sum(axis=0), squares, sizes)
-        studentised = np.abs(totals) / _errors(totals, squares, sizes) * (1 + TIE)
+        studentised = np.abs(totals) / _errors(totals, squares, sizes) * (1 + ZERO_DIFFERENCE)
         largest = np.sort(studentised.max(axis=1))[::-1]
 
         intervals = []
@@ -142,7 +142,7 @@ def critical_value(largest: FloatArray, alpha: float, tests: int) -> float:
 
     From the `largest` [D] of each sign pattern, but at most Bonferroni's for so many tests.
     """
-    rank = max(1, math.ceil(alpha * (1 + len(largest)) - 1 - TIE))
+    rank = max(1, math.ceil(alpha * (1 + len(largest)) - 1 - ZERO_DIFFERENCE))
     by_patterns = float(np.sort(largest)[-rank])
     bonferroni = -NORMAL.inv_cdf(alpha / 2 / tests)
     return min(by_patterns, bonferroni)

@@ -23,20 +23,20 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from souping.analysis.grouped import FLAT, GroupedScores
+from souping.analysis.grouped import FLAT_VARIANCE, GroupedScores
 from souping.core.types import FloatArray, IntArray
 
 # Differences of T from 0 that are rounding.
-TIE = 1e-9
+ZERO_DIFFERENCE = 1e-9
 # Levels at which margins are computed; between them, they are interpolated over the logarithm.
-LEVELS = np.geomspace(1.0, 1e-6, 32)
-FALLING = -np.log(LEVELS)
+MARGIN_LEVELS = np.geomspace(1.0, 1e-6, 32)
+FALLING = -np.log(MARGIN_LEVELS)
 # A stratum is pooled with others whose groups weigh at most so many times as much or as little.
 LIKE_WEIGHT = 2.0
 # Lowest p-value: further out, quantiles of Student's t overflow. Halvings of the logarithm by which
 # one is found to the last bit.
 LEAST_P = 1e-100
-HALVINGS = 64
+MARGIN_HALVINGS = 64
 
 
 class Reach(ABC):
@@ -69,7 +69,7 @@ class StudentReach(Reach):
 
 @dataclass(frozen=True, kw_only=True)
 class UnseenMargins:
-    """m(a) on both sides of T, at LEVELS.
+    """m(a) on both sides of T, at MARGIN_LEVELS.
 
     Of n groups k lie below zero, or above: their rate may be as high as the upper a / 2 point of
     Beta(k + 1/2, n - k + 1/2) (Jeffreys' prior; Brown, Cai and DasGupta 2001). What that goes
@@ -86,14 +86,14 @@ class UnseenMargins:
         """For a level that is divided by a number of `tests`."""
         pulls = scores.pulls()
         moves = scores.shares().sum(axis=1)  # [H] of T, if all groups of a stratum move by 1
-        least = FLAT * moves.max()
+        least = FLAT_VARIANCE * moves.max()
         lower = np.bincount(scores.stratum, -pulls > least, scores.strata).astype(float)
         higher = np.bincount(scores.stratum, pulls > least, scores.strata).astype(float)
 
         pool = _pools(moves / scores.sizes, scores.sizes)
         in_pool = (pool == np.arange(pool.max() + 1)[:, None]).astype(float)  # [S, H]
         n = in_pool @ scores.sizes
-        tails = LEVELS / 2 / tests
+        tails = MARGIN_LEVELS / 2 / tests
         below = _jeffreys_margins(n, in_pool @ lower, in_pool @ moves, tails)
         above = _jeffreys_margins(n, in_pool @ higher, in_pool @ moves, tails)
         return cls(below=below, above=above)
@@ -111,7 +111,7 @@ def _pools(group_weights: FloatArray, sizes: FloatArray) -> IntArray:
         mean = np.average(group_weights[pooled], weights=sizes[pooled])
         distances = np.where(pooled, np.abs(np.log(group_weights / mean)), 0.0)
         farthest = int(np.argmax(distances))
-        if distances[farthest] <= math.log(LIKE_WEIGHT) + TIE:
+        if distances[farthest] <= math.log(LIKE_WEIGHT) + ZERO_DIFFERENCE:
             return pool
         pool[farthest] = pool.max() + 1
 
@@ -150,14 +150,14 @@ class NestedIntervals:
 
     def p_value(self) -> float:
         """The largest level at which the interval holds 0."""
-        if abs(self.total) <= TIE * min(self.bound, 1.0) or not self.reaches:
+        if abs(self.total) <= ZERO_DIFFERENCE * min(self.bound, 1.0) or not self.reaches:
             return 1.0
         distance = self._below if self.total > 0 else self._above
         if distance(1.0) >= abs(self.total):
             return 1.0
         inside = LEAST_P
         outside = 1.0
-        for _ in range(HALVINGS):
+        for _ in range(MARGIN_HALVINGS):
             middle = math.sqrt(inside) * math.sqrt(outside)
             if distance(middle) >= abs(self.total):
                 inside = middle

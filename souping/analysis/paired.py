@@ -11,13 +11,18 @@ import numpy as np
 
 from souping.analysis.bootstrap_t import bootstrap_reach
 from souping.analysis.grouped import GroupedScores
-from souping.analysis.nested import TIE, NestedIntervals, UnseenMargins
+from souping.analysis.nested import ZERO_DIFFERENCE, NestedIntervals, UnseenMargins
 from souping.analysis.sign_flip import ALPHA, flip_reach
-from souping.analysis.sign_patterns import DRAWS, draws_for
+from souping.analysis.sign_patterns import SIGN_DRAWS, draws_for
 
 
 def paired_intervals(
-    scores: GroupedScores, bound: float, *, alpha: float = ALPHA, draws: int = DRAWS, seed: int = 0
+    scores: GroupedScores,
+    bound: float,
+    *,
+    alpha: float = ALPHA,
+    draws: int = SIGN_DRAWS,
+    seed: int = 0,
 ) -> NestedIntervals:
     """Intervals of T within -bound..bound; `alpha` is the lowest level that the draws resolve."""
     draws = draws_for(alpha, draws)
@@ -37,5 +42,5 @@ def step(scores: GroupedScores) -> float:
     """How much each group that differs adds to T; 0 unless all of them add as much."""
     pulls = np.abs(scores.pulls())
     largest = float(pulls.max())
-    alike = (pulls <= TIE * largest) | (pulls >= (1 - TIE) * largest)
+    alike = (pulls <= ZERO_DIFFERENCE * largest) | (pulls >= (1 - ZERO_DIFFERENCE) * largest)
     return largest if alike.all() else 0.0

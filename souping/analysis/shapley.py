@@ -21,10 +21,10 @@ from annotated_types import Interval
 from souping.analysis import Analysis, NotEstimableError, RunScores, RunSoups
 from souping.analysis.intervals import ItemTable
 from souping.core.fields import component
-from souping.core.types import FloatArray, Recipe
+from souping.core.types import FloatArray, Names, Recipe
 from souping.core.unit import Unit, unit
 from souping.report.analyses import AnalysisResult
-from souping.report.content import Count, Names, Number, Shares
+from souping.report.content import MaybeFloat, MaybeInt, NamedNumbers
 from souping.report.format import clean, short
 from souping.report.plots import COLOURS, INK, Drawing, canvas, figure, name_rows
 from souping.report.tables import Section, TableCell, TableGrid, grid
@@ -32,9 +32,9 @@ from souping.report.tables import Section, TableCell, TableGrid, grid
 Members = frozenset[str]
 """Models that are together: a player (one, two or three of them) or a coalition of players."""
 Coefficients = dict[Members, float]
-MOST = 12
+MOST_PLAYERS = 12
 """Players at most: 4,095 coalitions."""
-SIZES = {1: "single models", 2: "pairs", 3: "triplets"}
+COALITION_KINDS = {1: "single models", 2: "pairs", 3: "triplets"}
 
 
 @component
@@ -46,7 +46,7 @@ class Shapley(Analysis):
     """
 
     players: Literal["ingredients", "candidates"] = "ingredients"
-    exact: Annotated[int, Interval(ge=1, le=MOST)] = 5
+    exact: Annotated[int, Interval(ge=1, le=MOST_PLAYERS)] = 5
 
     def asks(self, soups: RunSoups) -> tuple[Recipe, ...]:
         game = _Game(self, soups)
@@ -68,7 +68,9 @@ class Shapley(Analysis):
                 f"{size} players have {2**size - 1} coalitions: set shapley.exact={size}"
             )
         values = _Values(run, game)
-        sizes = [own for own in SIZES if own <= size and math.comb(size, own) <= MOST]
+        sizes = [
+            own for own in COALITION_KINDS if own <= size and math.comb(size, own) <= MOST_PLAYERS
+        ]
         return ShapleyResult(
             fold="search",
             players=game.names,
@@ -159,7 +161,7 @@ def _level(game: _Game, values: _Values, size: int) -> ShapleyLevel:
     gap = abs(sum(map(values.objective, found.values())) - values.whole)
     return ShapleyLevel(
         size=size,
-        kind=SIZES[size],
+        kind=COALITION_KINDS[size],
         players=tuple(values.player(player, scores) for player, scores in found.items()),
         efficiency_gap=unit().size(gap),
     )
@@ -191,13 +193,13 @@ class PlayerValue:
 
     members: Names
     """models of the player"""
-    value: Number
+    value: MaybeFloat
     """Shapley value"""
-    low: Number
+    low: MaybeFloat
     """lower limit of the 95 % interval over items"""
-    high: Number
+    high: MaybeFloat
     """upper limit"""
-    categories: Shares
+    categories: NamedNumbers
     """{category: Shapley value}"""
 
     @property
@@ -213,13 +215,13 @@ class PlayerValue:
 class ShapleyLevel:
     """Players of one size."""
 
-    size: Count
+    size: MaybeInt
     """models of a player"""
     kind: str
     """`single models`, `pairs` or `triplets`"""
     players: tuple[PlayerValue, ...]
     """players"""
-    efficiency_gap: Number
+    efficiency_gap: MaybeFloat
     """how far the values are from summing to that of all"""
 
     def table(self, unit: Unit) -> TableGrid:
@@ -242,7 +244,7 @@ class CoalitionValue:
     """models"""
     recipe_id: str
     """id of the soup's recipe"""
-    value: Number
+    value: MaybeFloat
     """objective on the search fold"""
 
 
@@ -254,7 +256,7 @@ class ShapleyResult(AnalysisResult):
     """fold of the items"""
     players: Names
     """single models"""
-    whole: Number
+    whole: MaybeFloat
     """score of the soup of all"""
     levels: tuple[ShapleyLevel, ...]
     """single models, pairs and triplets"""

@@ -15,7 +15,7 @@ import numpy as np
 from souping.analysis.grouped import design, distinct
 from souping.analysis.intervals import ItemTable
 from souping.analysis.max_t import critical_value, equivalent_tests, t_statistics
-from souping.analysis.sign_patterns import DRAWS, drawn_sums, draws_for
+from souping.analysis.sign_patterns import SIGN_DRAWS, drawn_sums, draws_for
 from souping.core.types import FloatArray
 
 
@@ -24,7 +24,7 @@ def picked_tests(
     pairs: Iterable[tuple[int, int]],
     table: ItemTable,
     alpha: float,
-    draws: int = DRAWS,
+    draws: int = SIGN_DRAWS,
 ) -> float:
     """Number of independent tests whose correction the largest difference of these pairs needs at level alpha.
 

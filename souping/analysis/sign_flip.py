@@ -20,9 +20,9 @@ from dataclasses import dataclass
 import numpy as np
 
 from souping.analysis.grouped import GroupedScores, distinct
-from souping.analysis.nested import TIE, Reach
+from souping.analysis.nested import ZERO_DIFFERENCE, Reach
 from souping.analysis.sign_patterns import (
-    DRAWS,
+    SIGN_DRAWS,
     drawn_sums,
     every_pattern,
     is_countable,
@@ -33,7 +33,7 @@ from souping.core.types import BoolArray, FloatArray, IntArray
 TEST = "studentised sign-flip over groups"
 ALPHA = 0.05
 # Halvings by which a distance is found, and standard errors beyond which it has no end.
-HALVINGS = 22
+DISTANCE_HALVINGS = 22
 ENDLESS = 60_000.0
 
 
@@ -71,7 +71,9 @@ class FlipReach(Reach):
         return self.up.at(level)
 
 
-def flip_reach(scores: GroupedScores, *, draws: int = DRAWS, seed: int = 0) -> FlipReach | None:
+def flip_reach(
+    scores: GroupedScores, *, draws: int = SIGN_DRAWS, seed: int = 0
+) -> FlipReach | None:
     """Sign flips of all differences of a group together; None where no group differs.
 
     p = (1 + #{|T*| >= |T|}) / (draws + 1). Where there are at most 20,000 distinct patterns all are
@@ -95,7 +97,7 @@ def flip_reach(scores: GroupedScores, *, draws: int = DRAWS, seed: int = 0) -> F
     # A pattern reaches T = 0, downwards, just where the test says so.
     distances = flips.distances(-1.0) * pulls.unit
     farther = np.maximum(distances, total)
-    nearer = np.minimum(distances, total * (1 - TIE))
+    nearer = np.minimum(distances, total * (1 - ZERO_DIFFERENCE))
     down = Distances.of(np.where(reached, farther, nearer), chance)
     up = Distances.of(flips.distances(1.0) * pulls.unit, flips.chance)
     if pulls.turned:
@@ -123,10 +125,10 @@ class Pulls:
         """The difference, turned so that T is not below zero; None where no group differs."""
         pull = scores.pulls()
         unit = float(np.abs(pull).max())
-        if unit <= TIE * scores.shares().max():
+        if unit <= ZERO_DIFFERENCE * scores.shares().max():
             return None
         pull = pull / unit
-        pull[np.abs(pull) <= TIE] = 0.0
+        pull[np.abs(pull) <= ZERO_DIFFERENCE] = 0.0
         shares = scores.weights * scores.counts / scores.counts.sum(axis=0)
         slope = shares.sum(axis=1) / float(scores.weights.sum())
         turned = _is_downward(pull, slope, scores.stratum)
@@ -143,7 +145,7 @@ class Pulls:
 def _is_downward(pull: FloatArray, slope: FloatArray, stratum: IntArray) -> bool:
     """Whether T is below zero or, where it is zero, the turned difference's rows come later."""
     total = pull.sum()
-    if abs(total) > TIE:
+    if abs(total) > ZERO_DIFFERENCE:
         return bool(total < 0)
     return _sorted_rows(-pull, slope, stratum) > _sorted_rows(pull, slope, stratum)
 
@@ -213,21 +215,21 @@ class SignFlips:
         total = self.pull + self.total * self.slope
         variance = self._variance(self.spread, -self.total)
         seen = self.total / np.sqrt(self._variance(self.seen_spread, -self.total))
-        threshold = np.maximum(seen * (1 - TIE) - TIE, 0.0)
+        threshold = np.maximum(seen * (1 - ZERO_DIFFERENCE) - ZERO_DIFFERENCE, 0.0)
         return np.asarray(total**2 >= threshold**2 * variance)
 
     def distances(self, side: float) -> FloatArray:
         """How far each pattern reaches, upwards (side 1) or downwards (-1), [D]."""
         if self.one_stratum:
             return self._one_stratum_distances(side)
-        scale = max(float(np.sqrt(self._variance(self.seen_spread, 0.0))), TIE)
+        scale = max(float(np.sqrt(self._variance(self.seen_spread, 0.0))), ZERO_DIFFERENCE)
         inside = np.zeros(len(self.pull))
         outside = np.ones(len(self.pull))
-        for _ in range(HALVINGS):
+        for _ in range(DISTANCE_HALVINGS):
             middle = (inside + outside) / 2
             x = scale * middle / (1 - middle)
             total = self.pull - side * x * self.slope
-            seen_variance = self._variance(self.seen_spread, side * x) * (1 + TIE)
+            seen_variance = self._variance(self.seen_spread, side * x) * (1 + ZERO_DIFFERENCE)
             reached = total**2 * seen_variance >= x**2 * self._variance(self.spread, side * x)
             inside = np.where(reached, middle, inside)
             outside = np.where(reached, outside, middle)
@@ -239,7 +241,7 @@ class SignFlips:
         pull = side * self.pull
         with np.errstate(divide="ignore", invalid="ignore"):
             distances = np.maximum(pull / (1 + self.slope), -pull / (1 - self.slope))
-        distances[np.abs(self.slope) >= 1 - TIE] = np.inf
+        distances[np.abs(self.slope) >= 1 - ZERO_DIFFERENCE] = np.inf
         return np.asarray(distances)
 
     def _variance(self, spread: FloatArray, x: FloatArray | float) -> FloatArray:
@@ -282,7 +284,9 @@ def _exact_p_value(pulls: Pulls) -> float | None:
     seen_t = _studentised(seen[None, :], squares, pulls.sizes)[0]
     plus, chance = every_pattern(number)
     sums = stratum_sums(plus, rows, number, stratum, strata)[:, :, 0]
-    reached = _studentised(sums, squares, pulls.sizes) >= seen_t * (1 - TIE) - TIE
+    reached = (
+        _studentised(sums, squares, pulls.sizes) >= seen_t * (1 - ZERO_DIFFERENCE) - ZERO_DIFFERENCE
+    )
     return float(min(1.0, chance[reached].sum()))
 
 

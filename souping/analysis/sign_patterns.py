@@ -12,17 +12,17 @@ from math import comb
 
 import numpy as np
 
-from souping.analysis.grouped import SALT
+from souping.analysis.grouped import INTERVAL_SALT
 from souping.core.types import FloatArray, IntArray
 
 # Patterns that are drawn, at least and at most. With the pattern seen they are a prime number, so
 # that no p-value falls on a level such as 0.05 or a fraction of it.
-DRAWS = 10_006
+SIGN_DRAWS = 10_006
 MOST_DRAWS = 100_002
 # Patterns up to which all are counted instead of drawn.
 EXACT_STATES = 20_000
 # Signs that are drawn at a time.
-CHUNK = 4_000_000
+SIGNS_AT_A_TIME = 4_000_000
 # Signs are drawn by the byte for at least MANY_GROUPS groups, if on average at most FEW_ALIKE of
 # them are equal.
 MANY_GROUPS = 64
@@ -84,7 +84,7 @@ def drawn_sums(
     rows: FloatArray, number: IntArray, stratum: IntArray, strata: int, draws: int, seed: int
 ) -> FloatArray:
     """`stratum_sums` of so many random patterns."""
-    rng = np.random.default_rng([SALT, seed])
+    rng = np.random.default_rng([INTERVAL_SALT, seed])
     groups = number.sum()
     if MANY_GROUPS <= groups <= FEW_ALIKE * len(number):
         group_rows = np.repeat(rows, number, axis=0)
@@ -103,7 +103,7 @@ def _draw_by_row(
 ) -> FloatArray:
     """Draw how many groups of each row have a positive sign, a chunk of patterns at a time."""
     cumulative = {int(n): np.cumsum(_heads_distribution(int(n))) for n in np.unique(number)}
-    chunk = max(1, CHUNK // len(number))
+    chunk = max(1, SIGNS_AT_A_TIME // len(number))
     sums = []
     for start in range(0, draws, chunk):
         size = min(draws - start, chunk)

@@ -15,10 +15,10 @@ import numpy as np
 from souping.analysis.bootstrap_t import NORMAL
 from souping.analysis.grouped import GroupedScores, design
 from souping.analysis.intervals import ItemTable, span
-from souping.analysis.nested import TIE
+from souping.analysis.nested import ZERO_DIFFERENCE
 from souping.analysis.paired import paired_intervals, step
 from souping.analysis.sign_flip import ALPHA, TEST
-from souping.analysis.sign_patterns import DRAWS
+from souping.analysis.sign_patterns import SIGN_DRAWS
 from souping.core.protocols import Objective
 from souping.core.types import FloatArray, IntArray, Item, ItemScores, Json, ScoreMatrix
 from souping.core.unit import MARGIN, unit
@@ -70,7 +70,7 @@ def compare(
     *,
     looks: int = 1,
     tests: float = 1.0,
-    draws: int = DRAWS,
+    draws: int = SIGN_DRAWS,
     seed: int = 0,
     same_model: bool = False,
 ) -> Comparison:
@@ -98,7 +98,7 @@ def compare(
         test="same model",
         n=len(deltas),
         groups=len(np.unique(groups)),
-        discordant=float((np.abs(deltas) > TIE).mean()),
+        discordant=float((np.abs(deltas) > ZERO_DIFFERENCE).mean()),
         step=step(scores),
     )
     if same_model:
@@ -238,7 +238,7 @@ def better_than_every(comparisons: Sequence[Comparison]) -> float:
     An intersection-union test needs no correction (Berger 1982): the claim is false if it is false for one b, and that
     comparison alone rejects with at most its own error. As p-values are two-sided, a false claim has half the level.
     """
-    return max(c.p_value if c.difference > TIE else 1.0 for c in comparisons)
+    return max(c.p_value if c.difference > ZERO_DIFFERENCE else 1.0 for c in comparisons)
 
 
 def penalty(looks: int) -> int:
@@ -303,7 +303,7 @@ def _errors_for_power(level: float, degrees: float) -> tuple[float, float]:
     return quantile, high
 
 
-Claim = Literal[
+VerdictClaim = Literal[
     "better_than_every_candidate",
     "better_than_best_single",
     "no_difference_shown",
@@ -318,7 +318,7 @@ class Verdict:
     """`claim` for programs, `sentence` for people; `p_value` is that of a claim "better" or of no difference, corrected
     for the looks, and None where nothing was tested or an interval decided."""
 
-    claim: Claim
+    claim: VerdictClaim
     sentence: str
     p_value: float | None = None
 
@@ -382,7 +382,9 @@ def verdict(
 def _better(against: dict[str, Comparison], best_single: str, opened: int) -> Verdict | None:
     """Claim for a soup that is shown to be better than every candidate, or than the one of the search."""
     every = over_looks(better_than_every(list(against.values())), opened)
-    hardest = max(against.values(), key=lambda c: (c.difference <= TIE, c.p_value, -c.difference))
+    hardest = max(
+        against.values(), key=lambda c: (c.difference <= ZERO_DIFFERENCE, c.p_value, -c.difference)
+    )
     if every < ALPHA:
         figures = _figures(hardest, every, opened)
         text = (
@@ -391,7 +393,7 @@ def _better(against: dict[str, Comparison], best_single: str, opened: int) -> Ve
         return Verdict(claim="better_than_every_candidate", sentence=text, p_value=every)
     single = against[best_single]
     p_value = over_looks(single.p_value, opened)
-    if single.difference <= TIE or p_value >= ALPHA:
+    if single.difference <= ZERO_DIFFERENCE or p_value >= ALPHA:
         return None
     text = f"The soup is better than {best_single}, the model you would have deployed"
     rest = f"; it is not shown to be better than every candidate: {hardest.b} {_points(hardest)}."

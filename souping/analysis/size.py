@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from souping.analysis import ALONE, Analysis, NotEstimableError, RunScores, RunSoups
+from souping.analysis import SINGLE_SELECTED, Analysis, NotEstimableError, RunScores, RunSoups
 from souping.analysis.intervals import ItemTable
 from souping.analysis.significance import compare_on_table
 from souping.core.fields import component
@@ -22,12 +22,13 @@ from souping.core.types import (
     FloatArray,
     IntArray,
     ItemScores,
+    Names,
     Recipe,
     digest,
 )
 from souping.core.unit import Unit
 from souping.report.analyses import AnalysisResult
-from souping.report.content import Count, Names, PairedDifference, ScoreInterval
+from souping.report.content import MaybeInt, PairedDifference, ScoreInterval
 from souping.report.format import count, in_words
 from souping.report.tables import Section, grid
 
@@ -44,7 +45,7 @@ class Size(Analysis):
     def analyse(self, run: RunScores) -> SizeResult:
         names = run.soups.ingredients
         if len(names) < 2:
-            raise NotEstimableError(ALONE)
+            raise NotEstimableError(SINGLE_SELECTED)
         whole = run.search[run.single(names[0]).id]
         half = np.array([int(digest(item.group)[:8], 16) % 2 for item in whole.items])
         sizes, budget = affordable(len(names), len(half), run.spent - len(half))
@@ -146,7 +147,7 @@ class SizeResult(AnalysisResult):
 
     fold: str
     """fold of the items"""
-    budget: Count
+    budget: MaybeInt
     """items that a search may answer"""
     sizes: tuple[SizeScore, ...]
     """soups of one ingredient and of more"""

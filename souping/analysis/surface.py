@@ -13,14 +13,14 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
-from souping.analysis import ALONE, Analysis, NotEstimableError, RunScores
+from souping.analysis import SINGLE_SELECTED, Analysis, NotEstimableError, RunScores
 from souping.analysis.intervals import ItemTable
 from souping.core.fields import component
 from souping.core.text import minus
-from souping.core.types import FloatArray, IntArray
+from souping.core.types import FloatArray, IntArray, Names
 from souping.core.unit import Unit, unit
 from souping.report.analyses import AnalysisResult
-from souping.report.content import Count, Matrix, Names, Number
+from souping.report.content import Matrix, MaybeFloat, MaybeInt
 from souping.report.format import count, in_words, weight
 from souping.report.plots import FAINT, INK, Drawing, canvas, curve, scale, triangle, weight_axis
 from souping.report.tables import Section
@@ -37,7 +37,7 @@ MOST_POINTS = 150
 FITTED = 400
 """Soups at most that the model is fitted on."""
 CONFIDENCE = 0.95
-DRAWS = 2000
+BAND_DRAWS = 2000
 """Draws of the posterior that the width of a band is estimated from."""
 WIDENING = 1.35
 """Factor of a band's width for what the posterior takes for certain (the scales and the smoothness): set on the
@@ -57,7 +57,9 @@ class SurfaceBand:
         """From the posterior of all points: mean [S], covariance [S, S]. No difference can be larger than `most`."""
         cov = cov - cov[:, :1] - cov[:1] + cov[0, 0]
         error = np.sqrt(np.maximum(np.diag(cov), 0))
-        largest = np.max(np.abs(draws(cov, DRAWS))[:, 1:] / np.maximum(error[1:], 1e-9), axis=1)
+        largest = np.max(
+            np.abs(draws(cov, BAND_DRAWS))[:, 1:] / np.maximum(error[1:], 1e-9), axis=1
+        )
         difference = np.clip(mean - mean[0], -most, most)
         reach = WIDENING * float(np.quantile(largest, CONFIDENCE)) * error
         return cls(
@@ -218,7 +220,7 @@ def _evaluated(run: RunScores) -> dict[tuple[float, ...], FloatArray]:
     known = {**{key: scores.values for key, scores in run.search.items()}, **run.parts}
     names, found = run.soups.ingredients, dict[tuple[float, ...], FloatArray]()
     if len(names) < 2:
-        raise NotEstimableError(ALONE)
+        raise NotEstimableError(SINGLE_SELECTED)
     if alone := [name for name in names if run.single(name).id not in known]:
         raise NotEstimableError(
             f"{', '.join(alone)} alone did not answer the search fold, and soups do not tell"
@@ -241,11 +243,11 @@ def _evaluated(run: RunScores) -> dict[tuple[float, ...], FloatArray]:
 class SurfaceLimits:
     """Differences to the uniform soup, point by point, with limits that hold for all of them at once."""
 
-    difference: tuple[Number, ...]
+    difference: tuple[MaybeFloat, ...]
     """score minus that of the uniform soup"""
-    low: tuple[Number, ...]
+    low: tuple[MaybeFloat, ...]
     """lower limits"""
-    high: tuple[Number, ...]
+    high: tuple[MaybeFloat, ...]
     """upper limits"""
 
 
@@ -257,21 +259,21 @@ class SurfaceResult(AnalysisResult):
     """fold of the items"""
     ingredients: Names
     """ingredients, in the order of the weights"""
-    chosen: tuple[Number, ...]
+    chosen: tuple[MaybeFloat, ...]
     """weights of the soup"""
     weights: Matrix
     """weights of each point"""
-    items: tuple[Count, ...]
+    items: tuple[MaybeInt, ...]
     """items that each point answered"""
-    fold_items: Count
+    fold_items: MaybeInt
     """items of the fold"""
-    soups: Count
+    soups: MaybeInt
     """soups that the model was fitted on"""
     objective: SurfaceLimits
     """the objective"""
-    categories: Mapping[str, tuple[Number, ...]]
+    categories: Mapping[str, tuple[MaybeFloat, ...]]
     """{category: differences}"""
-    width: Number
+    width: MaybeFloat
     """mean width of the bands"""
 
     def section(self, unit: Unit) -> Section:
@@ -315,7 +317,7 @@ class SurfaceResult(AnalysisResult):
         return (Drawing("surface", plot, alt, caption),)
 
 
-def _array(values: Sequence[Number]) -> FloatArray:
+def _array(values: Sequence[MaybeFloat]) -> FloatArray:
     """nan for what is not known."""
     return np.array(values, dtype=float)
 

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from souping.analysis.intervals import ItemTable
-from souping.analysis.nested import TIE
+from souping.analysis.nested import ZERO_DIFFERENCE
 from souping.analysis.sign_flip import ALPHA
 from souping.analysis.significance import Comparison, compare, over_looks, penalty
 from souping.checkpoints.pool import Trajectory
@@ -24,7 +24,7 @@ from souping.core.types import FloatArray, ItemScores, Json, Trial, Weights
 from souping.core.unit import unit
 from souping.search.schedule import windows
 
-AVERAGE, LAST = "average", "last"
+SOUP_AVERAGE, LAST_CHECKPOINT = "average", "last"
 NEIGHBOURS = 5
 """Last checkpoints whose spread shows how much a score changes from one to the next."""
 
@@ -56,10 +56,13 @@ class CheckpointScores:
         """The average [I] minus the `last` checkpoint, and minus the mean of the checkpoints' scores by the same
         weights [K]: `members_mean`."""
         where = (self.table.categories, self.table.groups, self.table.coefficients)
-        others = {LAST: self.values[-1], "members_mean": np.asarray(weights) @ self.values}
+        others = {
+            LAST_CHECKPOINT: self.values[-1],
+            "members_mean": np.asarray(weights) @ self.values,
+        }
         return {
             name: _shown(
-                compare(AVERAGE, name, average, other, *where, looks=looks, tests=tests), looks
+                compare(SOUP_AVERAGE, name, average, other, *where, looks=looks, tests=tests), looks
             )
             for name, other in others.items()
         }
@@ -91,8 +94,8 @@ def over_runs(deltas: FloatArray, table: ItemTable, looks: int = 1) -> Compariso
     error = math.sqrt(total)
     reach = float(-stdtrit(count - 1, alpha / 2)) * error
     return Comparison(
-        a=AVERAGE,
-        b=LAST,
+        a=SOUP_AVERAGE,
+        b=LAST_CHECKPOINT,
         difference=whole.objective,
         low=whole.objective - reach,
         high=whole.objective + reach,
@@ -101,7 +104,7 @@ def over_runs(deltas: FloatArray, table: ItemTable, looks: int = 1) -> Compariso
         test=f"t over {count} training runs and items",
         n=deltas.shape[1],
         groups=len(whole.sums),
-        discordant=float((np.abs(deltas.mean(axis=0)) > TIE).mean()),
+        discordant=float((np.abs(deltas.mean(axis=0)) > ZERO_DIFFERENCE).mean()),
     )
 
 

@@ -24,7 +24,7 @@ import numpy as np
 from annotated_types import Interval
 from numpy.typing import NDArray
 
-from souping.analysis import ALONE, Analysis, Draws, NotEstimableError, RunScores
+from souping.analysis import SINGLE_SELECTED, Analysis, Draws, NotEstimableError, RunScores
 from souping.analysis.correlation import GroupSums
 from souping.analysis.intervals import Z95, rate
 from souping.core.fields import component
@@ -32,6 +32,7 @@ from souping.core.types import (
     FloatArray,
     Item,
     ItemScores,
+    Names,
     Recipe,
     Record,
     ScoreMatrix,
@@ -39,16 +40,16 @@ from souping.core.types import (
 )
 from souping.core.unit import Unit
 from souping.report.analyses import AnalysisResult
-from souping.report.content import Count, Names, Number, Shares
+from souping.report.content import MaybeFloat, MaybeInt, NamedNumbers
 from souping.report.format import clean, count, in_words, percent, percent_interval
 from souping.report.plots import COLOURS, INK, Drawing, canvas, figure
 from souping.report.tables import Section, TableCell, TableGrid, grid
 
 # ------------------------------------------------------------ over parents, by category
 
-TIE = 1e-12
+MEAN_TIE = 1e-12
 """Means that differ by less are equal: only the order of a sum tells them apart."""
-SALT = 0x9A4E
+WINS_SALT = 0x9A4E
 
 
 @component
@@ -74,7 +75,7 @@ class Parents(Analysis):
         order = {name: scores.models.index(run.single(name).id) for name in names}
         parents = [[order[name] for name in soup.ingredients] for soup in soups]
         place = [scores.models.index(soup.id) for soup in soups]
-        drawn = GroupSums.of(scores).draws(self.draws, np.random.default_rng(SALT))
+        drawn = GroupSums.of(scores).draws(self.draws, np.random.default_rng(WINS_SALT))
         wins = _beaten(scores.values[None], place, parents)[:, 0]
         counted = []
         for soup, (beats_all, beats_one) in zip(soups, wins.sum(axis=-1).T, strict=True):
@@ -101,7 +102,7 @@ def too_few(run: RunScores, needed: int) -> str:
     """How many soups answered the whole search fold, and how to have more."""
     whole = len(run.mixtures())
     if len(run.soups.ingredients) < 2:
-        return ALONE
+        return SINGLE_SELECTED
     head = f"{whole} soup{'' if whole == 1 else 's'} of the search answered its whole fold; it takes {needed}"
     return f"{head}: use optimiser=grid, or optimiser=nevergrad with few ingredients"
 
@@ -112,7 +113,7 @@ def _beaten(
     """values [D, M, C] -> whether each soup is above all, and above at least one of its parents, [2, D, S, C]."""
     out = np.zeros((2, len(values), len(soups), values.shape[2]))
     for place, (soup, others) in enumerate(zip(soups, parents, strict=True)):
-        above = values[:, [soup]] > values[:, others] + TIE
+        above = values[:, [soup]] > values[:, others] + MEAN_TIE
         out[:, :, place] = above.all(axis=1), above.any(axis=1)
     return out
 
@@ -124,9 +125,9 @@ def _chances(
     out = np.zeros((2, len(soups), values.shape[1]))
     for place, (soup, others) in enumerate(zip(soups, parents, strict=True)):
         family = values[[soup, *others]]
-        top = family >= family.max(axis=0) - TIE
+        top = family >= family.max(axis=0) - MEAN_TIE
         out[0, place] = (top.sum(axis=0) == 1) / len(family)
-        out[1, place] = (family > family.min(axis=0) + TIE).sum(axis=0) / len(family)
+        out[1, place] = (family > family.min(axis=0) + MEAN_TIE).sum(axis=0) / len(family)
     return out
 
 
@@ -142,7 +143,7 @@ def _beaten_share(wins: FloatArray, drawn: FloatArray, chances: FloatArray) -> W
     )
 
 
-KINDS = {"beats_all": "above all parents", "beats_one": "above at least one"}
+WIN_KINDS = {"beats_all": "above all parents", "beats_one": "above at least one"}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -151,11 +152,11 @@ class SoupWins:
 
     recipe_id: str
     """id of the soup's recipe"""
-    weights: Shares
+    weights: NamedNumbers
     """{ingredient: weight}"""
-    beats_all: Count
+    beats_all: MaybeInt
     """categories in which it is above all parents"""
-    beats_one: Count
+    beats_one: MaybeInt
     """categories in which it is above at least one"""
 
 
@@ -163,13 +164,13 @@ class SoupWins:
 class WinShare:
     """Share of (soup, category) pairs."""
 
-    share: Number
+    share: MaybeFloat
     """share that are wins"""
-    low: Number
+    low: MaybeFloat
     """lower limit of the 95 % interval"""
-    high: Number
+    high: MaybeFloat
     """upper limit"""
-    chance: Number
+    chance: MaybeFloat
     """share by chance"""
 
     def text(self) -> str:
@@ -194,7 +195,7 @@ class ParentsResult(AnalysisResult):
     """above at least one"""
 
     def section(self, unit: Unit) -> Section:
-        shares = [f"{vars(self)[key].text()} {kind}" for key, kind in KINDS.items()]
+        shares = [f"{vars(self)[key].text()} {kind}" for key, kind in WIN_KINDS.items()]
         head = (
             f"{count(len(self.soups))} soups against their parents in {count(len(self.categories))} categories of the "
             f"search fold: {', '.join(shares)}."
@@ -215,7 +216,7 @@ class ParentsResult(AnalysisResult):
                 counts = Counter(int(vars(soup)[key] or 0) for soup in self.soups)
                 places = [n + 0.4 * (0.5 - shift) for n in range(size + 1)]
                 heights = [counts[n] for n in range(size + 1)]
-                axes.bar(places, heights, 0.38, color=colour, label=KINDS[key])
+                axes.bar(places, heights, 0.38, color=colour, label=WIN_KINDS[key])
                 chance = (vars(self)[key].chance or 0.0) * size
                 axes.axvline(chance, color=colour, linewidth=1.4, linestyle="--")
             axes.set_xticks(range(size + 1))
@@ -236,10 +237,10 @@ class ParentsResult(AnalysisResult):
 # ------------------------------------------------------------ over ingredients, item by item
 
 RULE = "on the search fold: the first items of each kind by the hash of their prompt, every category before any twice"
-CORPUS = "no item is solved or not by a corpus metric (BLEU) or a loss: it takes scores from 0 to 1, item by item"
-LONGEST = 600
+NOT_BY_ITEM = "no item is solved or not by a corpus metric (BLEU) or a loss: it takes scores from 0 to 1, item by item"
+EXAMPLE_CHARS = 600
 """Characters of a prompt or an answer that an example shows."""
-SAME = 1e-6
+SOLVED_ROUNDING = 1e-6
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -274,7 +275,7 @@ class Wins(Analysis):
             lack = f"{lacking} of the soup and its ingredients lack answers to the report fold"
             raise NotEstimableError(f"{lack}: run it again to evaluate the rest")
         if any(record.statistics for record in run.read(soup, "report").values()):
-            raise NotEstimableError(CORPUS)
+            raise NotEstimableError(NOT_BY_ITEM)
         items = run.report[soup.id].items
         found = self._solved(
             [run.report[r.id] for r in (soup, *recipes.values())], tuple(recipes), run.answers
@@ -304,9 +305,13 @@ class Wins(Analysis):
             NotEstimableError: scores are no fractions of 1, as those of a corpus metric or a loss are not.
         """
         values = np.stack([score.values for score in scores])
-        if not (np.isfinite(values).all() and values.min() >= -SAME and values.max() <= 1 + SAME):
-            raise NotEstimableError(CORPUS)
-        if np.abs(values * answers - np.round(values * answers)).max() >= SAME:
+        if not (
+            np.isfinite(values).all()
+            and values.min() >= -SOLVED_ROUNDING
+            and values.max() <= 1 + SOLVED_ROUNDING
+        ):
+            raise NotEstimableError(NOT_BY_ITEM)
+        if np.abs(values * answers - np.round(values * answers)).max() >= SOLVED_ROUNDING:
             values = (values >= self.solved).astype(float)
         return Solved(names=names, soup=values[0], ingredients=values[1:])
 
@@ -339,7 +344,7 @@ def _share(weights: FloatArray, values: FloatArray, groups: NDArray[np.int64]) -
     """Share sum(w v) / sum(w) with its 95 % interval: Wilson's by groups where items count whole, else the ratio's
     normal limits with the variance between groups."""
     total = float(weights.sum())
-    if total < SAME:
+    if total < SOLVED_ROUNDING:
         return ItemShare(items=0.0, share=None, low=None, high=None)
     if np.isin(weights, (0.0, 1.0)).all():
         found = rate(values[weights == 1], groups[weights == 1])
@@ -385,8 +390,8 @@ def _example(kind: str, item: Item, answers: Mapping[str, Mapping[str, Record]])
     question = item.prompt
     if not isinstance(question, str):
         question = next((str(m["content"]) for m in reversed(question) if m.get("content")), "")
-    if len(question) > LONGEST:
-        question = f"\N{HORIZONTAL ELLIPSIS}{question[-LONGEST:]}"
+    if len(question) > EXAMPLE_CHARS:
+        question = f"\N{HORIZONTAL ELLIPSIS}{question[-EXAMPLE_CHARS:]}"
     answer = item.answer
     reference = answer if isinstance(answer, str) else json.dumps(answer, default=str)
     return AnswerExample(
@@ -400,7 +405,7 @@ def _example(kind: str, item: Item, answers: Mapping[str, Mapping[str, Record]])
 
 
 def _cut(text: str) -> str:
-    return text if len(text) <= LONGEST else f"{text[:LONGEST]}\N{HORIZONTAL ELLIPSIS}"
+    return text if len(text) <= EXAMPLE_CHARS else f"{text[:EXAMPLE_CHARS]}\N{HORIZONTAL ELLIPSIS}"
 
 
 # How it is shown
@@ -410,13 +415,13 @@ def _cut(text: str) -> str:
 class ItemShare:
     """Share of some items that the soup solves."""
 
-    items: Number
+    items: MaybeFloat
     """number of these items; several answers count as shares of one"""
-    share: Number
+    share: MaybeFloat
     """share"""
-    low: Number
+    low: MaybeFloat
     """lower limit of the 95 % interval"""
-    high: Number
+    high: MaybeFloat
     """upper limit"""
 
     def cell(self) -> TableCell:
@@ -427,7 +432,7 @@ class ItemShare:
 class FailureShare(ItemShare):
     """The same for items that some ingredients fail."""
 
-    fail: Count
+    fail: MaybeInt
     """number of ingredients that fail"""
 
 
@@ -449,7 +454,7 @@ class ExampleAnswer:
 
     text: str
     """answer, at most 600 characters of it"""
-    score: Number
+    score: MaybeFloat
     """score"""
     outcome: str
     """how it ended"""
@@ -497,11 +502,11 @@ class WinsResult(AnalysisResult):
 
     fold: str
     """fold of the items"""
-    items: Count
+    items: MaybeInt
     """items"""
-    answers: Count
+    answers: MaybeInt
     """answers per item"""
-    solved: Shares
+    solved: NamedNumbers
     """{model: share of items that it solves}, `soup` among them"""
     kept: tuple[KeptShares, ...]
     """the soup against each ingredient"""

@@ -42,7 +42,13 @@ from souping.checkpoints.header import (
 )
 from souping.checkpoints.names import Mapped, described, map_names, regrouped
 from souping.checkpoints.quantised import dequantised, plain_config, refuse_gguf, scheme_of
-from souping.checkpoints.ranges import MOST, Pointer, RangeReader, check_pointers, pointer_in
+from souping.checkpoints.ranges import (
+    LONGEST_POINTER_BYTES,
+    Pointer,
+    RangeReader,
+    check_pointers,
+    pointer_in,
+)
 from souping.checkpoints.sharded import Sharded, read_sharded
 from souping.checkpoints.views import Assembly, Raw, Shape, StoredTensor, Tile, View
 from souping.core.files import expanded, read_at
@@ -52,9 +58,9 @@ from souping.core.types import Json, Names, TokenIds, UserError, digest, frozen
 MAX_RECIPE = 10_000_000
 """Bytes of a recipe.json at most."""
 GENERATION = "generation_config.json"
-PIECE = 1 << 20
+HASHED_PIECE_BYTES = 1 << 20
 # nanoseconds: within a tick of the system's clock a file may change twice at one time
-FRESH = 20_000_000
+CLOCK_TICK_NS = 20_000_000
 Stamp = tuple[int, int, int, int]
 """(size, mtime_ns, ctime_ns, inode) of a file; programs cannot set ctime."""
 
@@ -234,7 +240,9 @@ class Checkpoint:
         for name in chosen:
             check_stamp(self.path(name), self.stamps[name])
         if pointers := [
-            name for name in chosen if name in self.files and self.stamps[name][0] < MOST
+            name
+            for name in chosen
+            if name in self.files and self.stamps[name][0] < LONGEST_POINTER_BYTES
         ]:
             check_pointers(map(self.path, pointers))
 
@@ -409,8 +417,8 @@ def tensor_digests(checkpoint: Checkpoint, group: Sequence[Tensor], cache: Cache
     with WeightReader(checkpoint) as reader:
         for tensor in group:
             hashing = hashlib.sha256()
-            for start in range(0, tensor.nbytes, PIECE):
-                piece = np.empty(min(PIECE, tensor.nbytes - start), np.uint8)
+            for start in range(0, tensor.nbytes, HASHED_PIECE_BYTES):
+                piece = np.empty(min(HASHED_PIECE_BYTES, tensor.nbytes - start), np.uint8)
                 reader.read(number, piece, tensor.offset + start)
                 hashing.update(piece.data)
             values.append(hashing.hexdigest())
@@ -467,8 +475,8 @@ def settled(path: Path) -> Stamp:
     """The stamp of a file, at a time when another change would give it another one."""
     now = stamp(path)
     age = time.time_ns() - now[2]
-    if 0 <= age < FRESH:
-        time.sleep((FRESH - age) / 1e9)
+    if 0 <= age < CLOCK_TICK_NS:
+        time.sleep((CLOCK_TICK_NS - age) / 1e9)
         return stamp(path)
     return now
 

@@ -19,15 +19,15 @@ from typing import BinaryIO
 
 from souping.checkpoints.header import TAGS, Tensor, broken, size_of
 from souping.checkpoints.layouts import common
-from souping.checkpoints.pickles import FAILURES, MAX_PICKLE, Data, Made, Named, unpickle
+from souping.checkpoints.pickles import MAX_PICKLE, READ_FAILURES, Data, Made, Named, unpickle
 from souping.checkpoints.views import in_order
 
-MOST = 50_000_000
+LONGEST_DIRECTORY_BYTES = 50_000_000
 """Bytes of a directory at most."""
-SMALL = 2048
-PIECE = 1 << 20
+SMALL_PICKLE_BYTES = 2048
+ARCHIVE_PIECE_BYTES = 1 << 20
 CHECKSUM_BEFORE_NAME = 30
-LOCAL = struct.Struct("<4s22x2H")
+LOCAL_HEADER = struct.Struct("<4s22x2H")
 
 
 @dataclass(frozen=True)
@@ -58,7 +58,7 @@ class FileSlice:
         rest = self._nbytes - self._at
         piece = os.pread(
             self._file.fileno(),
-            min(size if size >= 0 else rest, rest, MOST),
+            min(size if size >= 0 else rest, rest, LONGEST_DIRECTORY_BYTES),
             self._start + self._at,
         )
         self._at += len(piece)
@@ -67,8 +67,10 @@ class FileSlice:
 
 def read_pieces(file: BinaryIO, place: Extent) -> Iterator[bytes]:
     """The bytes of a place in a file, piece by piece."""
-    for start in range(0, place.nbytes, PIECE):
-        yield os.pread(file.fileno(), min(PIECE, place.nbytes - start), place.offset + start)
+    for start in range(0, place.nbytes, ARCHIVE_PIECE_BYTES):
+        yield os.pread(
+            file.fileno(), min(ARCHIVE_PIECE_BYTES, place.nbytes - start), place.offset + start
+        )
 
 
 @dataclass(frozen=True)
@@ -88,7 +90,7 @@ class Archive:
         nbytes = path.stat().st_size - start if nbytes is None else nbytes
         try:
             opened = zipfile.ZipFile(FileSlice(file, start, nbytes))
-        except (*FAILURES, zipfile.BadZipFile, NotImplementedError, OSError) as error:
+        except (*READ_FAILURES, zipfile.BadZipFile, NotImplementedError, OSError) as error:
             raise broken(path, f"no archive of torch.save where one should be ({error})") from None
         entries = {entry.filename.partition("/")[2]: entry for entry in opened.infolist()}
         return cls(path, file, start, nbytes, entries, opened.start_dir)
@@ -96,14 +98,14 @@ class Archive:
     def extent(self, name: str) -> Extent:
         """Where an entry's bytes are in the file (KeyError or ValueError: nowhere)."""
         entry = self.entries[name]
-        begin = entry.header_offset + LOCAL.size
+        begin = entry.header_offset + LOCAL_HEADER.size
         if (
             entry.compress_type
-            or not 0 <= entry.header_offset <= self.nbytes - LOCAL.size - entry.file_size
+            or not 0 <= entry.header_offset <= self.nbytes - LOCAL_HEADER.size - entry.file_size
         ):
             raise ValueError("an entry is compressed, or outside")
-        mark, *more = LOCAL.unpack(
-            os.pread(self.file.fileno(), LOCAL.size, self.start + entry.header_offset)
+        mark, *more = LOCAL_HEADER.unpack(
+            os.pread(self.file.fileno(), LOCAL_HEADER.size, self.start + entry.header_offset)
         )
         if mark != b"PK\x03\x04" or begin + sum(more) + entry.file_size > self.nbytes:
             raise ValueError("an entry is not where it should be")
@@ -134,7 +136,7 @@ class Archive:
     def content(self, name: str) -> bytes:
         try:
             found = self.extent(name)
-        except FAILURES as error:
+        except READ_FAILURES as error:
             raise broken(
                 self.path, f"its archive has no {name} that can be read ({error})"
             ) from None
@@ -147,7 +149,11 @@ class Archive:
         if "byteorder" in self.entries and self.content("byteorder") != b"little":
             raise broken(self.path, "its numbers are not little-endian")
         data = self.content("data.pkl")
-        return _unpickled(data, self.path) if len(data) < SMALL else unpickle(data, self.path)
+        return (
+            _unpickled(data, self.path)
+            if len(data) < SMALL_PICKLE_BYTES
+            else unpickle(data, self.path)
+        )
 
     def tensors(self) -> Mapping[str, Data]:
         """The pickled tensors by name. Raises UserError if it holds anything else."""
@@ -160,7 +166,7 @@ class Archive:
         """(dtype, shape, place) of a contiguous tensor that its pickle makes. Raises UserError for anything else."""
         try:
             return self._place(value)
-        except FAILURES as error:
+        except READ_FAILURES as error:
             raise broken(
                 self.path, f"no contiguous tensor of a known dtype ({error})"[:200], name
             ) from None

@@ -14,8 +14,8 @@ from typing import Any
 
 import numpy as np
 
-from souping.checkpoints import PIECE, Checkpoint, Checkpoints, WeightReader
-from souping.checkpoints.encodings import TEXTS, first_difference
+from souping.checkpoints import HASHED_PIECE_BYTES, Checkpoint, Checkpoints, WeightReader
+from souping.checkpoints.encodings import COMPARED_TEXTS, first_difference
 from souping.checkpoints.folder import TIED, setting, side_files
 from souping.checkpoints.header import FLOATS, OTHER_FLOATS, Tensor, parse_json, size_of, widest
 from souping.checkpoints.views import Float32, widen
@@ -223,8 +223,8 @@ def same_values(a: Checkpoint, left: Tensor, b: Checkpoint, right: Tensor) -> bo
         return False
     with WeightReader(a) as one, WeightReader(b) as other:
         places = ((one, a.file_number(left), left), (other, b.file_number(right), right))
-        for start in range(0, left.count, PIECE):
-            count = min(PIECE, left.count - start)
+        for start in range(0, left.count, HASHED_PIECE_BYTES):
+            count = min(HASHED_PIECE_BYTES, left.count - start)
             rows = [
                 _values(reader, number, tensor, start, count) for reader, number, tensor in places
             ]
@@ -445,7 +445,7 @@ def _compare_settings(
     if carry is not None:
         return [f"{what}: soups with {carry} have its tokenizer (merge.carry)"]
     # The text of a merge that differs shows it.
-    first = fields[:TEXTS]
+    first = fields[:COMPARED_TEXTS]
     merges = [*map(x.get, first), *map(y.get, first)]
     tokens = [str(merge).replace(" ", "") for merge in merges]
     difference = first_difference([left.definition, right.definition], tokens, texts)

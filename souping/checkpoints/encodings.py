@@ -10,9 +10,9 @@ from typing import Any
 
 from souping.core.text import first_line, shown
 
-TEXTS = 2000
+COMPARED_TEXTS = 2000
 """Texts that are compared, and as many random ones."""
-TOKENS = 8
+RANDOM_TEXT_TOKENS = 8
 """Tokens of a random text."""
 UNUSUAL = string.printable + "éßﬁİⅧ½中文日本語한국어عربيहिन्दी🙂\u0301\u00a0\u200b\u200d\ufffd"
 
@@ -36,9 +36,9 @@ def first_difference(
 
         samples = [a.decode([a.token_to_id(token) or 0]) for token in tokens]
         rng = random.Random(0)
-        for _ in range(TEXTS):
-            ids = [rng.randrange(a.get_vocab_size()) for _ in range(TOKENS)]
-            samples.append(a.decode(ids) + "".join(rng.choices(UNUSUAL, k=TOKENS)))
+        for _ in range(COMPARED_TEXTS):
+            ids = [rng.randrange(a.get_vocab_size()) for _ in range(RANDOM_TEXT_TOKENS)]
+            samples.append(a.decode(ids) + "".join(rng.choices(UNUSUAL, k=RANDOM_TEXT_TOKENS)))
         text = next(filter(differs, [*samples, *texts]), None)
         if text is None:
             return None

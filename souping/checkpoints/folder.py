@@ -16,7 +16,7 @@ from souping.core.types import Json, Names, UserError
 
 SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
 PICKLED, PICKLED_INDEX = "pytorch_model.bin", "pytorch_model.bin.index.json"
-WEIGHTS = (SINGLE, INDEX, PICKLED, PICKLED_INDEX)
+WEIGHT_FILES = (SINGLE, INDEX, PICKLED, PICKLED_INDEX)
 SIDE_FILES = (
     "config.json", "generation_config.json", "tokenizer*", "chat_template*", "special_tokens_map.json",
     "added_tokens.json", "vocab.*", "merges.txt", "*.tiktoken", "spiece.model", "sentencepiece*.model", "source.spm",
@@ -164,7 +164,7 @@ def home_of(sharded: Sharded, like: Like) -> Path | None:
 
 def has_weights(folder: Path) -> bool:
     """Whether a folder holds weights as Hugging Face models do."""
-    return any((folder / name).exists() for name in WEIGHTS)
+    return any((folder / name).exists() for name in WEIGHT_FILES)
 
 
 def weights_like(home: Path) -> dict[str, Tensor]:

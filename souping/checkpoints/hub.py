@@ -18,7 +18,6 @@ from concurrent.futures import ThreadPoolExecutor, wait
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
-from typing import TypeVar
 
 import huggingface_hub
 from huggingface_hub import constants
@@ -36,25 +35,24 @@ from souping.checkpoints.folder import (
 )
 from souping.checkpoints.header import header_bytes
 from souping.core.files import disk_space, expanded, near_folder, write_atomically
-from souping.core.system import MEMORY, call, limit_file_size
+from souping.core.system import CHILD_MEMORY_BYTES, call, limit_file_size
 from souping.core.text import first_line, shown
-from souping.core.types import Folders, ProgressCallback, UserError
+from souping.core.types import Folders, ProgressCallback, T, UserError
 
-T = TypeVar("T")
 Check = Callable[[Folders], None]
 SIGN_IN = "hf auth login"
 LOGIN = f"`{SIGN_IN}`"
 WORKERS = 8
 LISTING = 600.0
 """Seconds within which the lists, small files and headers of a pool must arrive."""
-PATIENCE = 240.0
+DOWNLOAD_TIMEOUT_S = 240.0
 SLOWEST = 100_000
-"""A download may take `PATIENCE` seconds and a second more for so many bytes."""
+"""A download may take `DOWNLOAD_TIMEOUT_S` seconds and a second more for so many bytes."""
 
 # Names
 
 PART = r"[A-Za-z0-9](?:[A-Za-z0-9._-]{0,94}[A-Za-z0-9])?"
-NAME = re.compile(rf"(?P<repo>{PART}/{PART})(?:@(?P<revision>\w[\w./-]{{0,254}}))?")
+REPO_NAME = re.compile(rf"(?P<repo>{PART}/{PART})(?:@(?P<revision>\w[\w./-]{{0,254}}))?")
 COMMIT = re.compile(r"[0-9a-f]{40}")
 
 
@@ -86,7 +84,7 @@ class HubName:
 
 def parse(text: str | Path) -> HubName | None:
     """The Hub name in a text; None if it cannot be one, or if a path of this name exists."""
-    match = NAME.fullmatch(str(text))
+    match = REPO_NAME.fullmatch(str(text))
     if match is None or not is_repo(match["repo"]) or ".." in str(text) or Path(text).exists():
         return None
     return HubName(match["repo"], match["revision"] or "main")
@@ -146,7 +144,7 @@ def fetch(
                 listing.sketch or not listing.missing for listing in listings
             ):
                 _check_headers(known, check)
-            _in_child(download, (listings,), PATIENCE + need / SLOWEST, report)
+            _in_child(download, (listings,), DOWNLOAD_TIMEOUT_S + need / SLOWEST, report)
     return {
         key: one if isinstance(one, Fetched) else Fetched(one.name, one.folder)
         for key, one in known.items()
@@ -207,7 +205,7 @@ def _in_child(
         ) from None
     except MemoryError:
         raise UserError(
-            f"the Hub ({constants.ENDPOINT}): its answer took over {MEMORY >> 30} GiB of memory"
+            f"the Hub ({constants.ENDPOINT}): its answer took over {CHILD_MEMORY_BYTES >> 30} GiB of memory"
         ) from None
 
 
@@ -237,13 +235,13 @@ def _check_headers(known: Mapping[str, Fetched | Listing], check: Check) -> None
 
 # Files of a repository
 
-FILE = re.compile(r"(additional_chat_templates/)?[\w.-]+")
+FETCHED_FILE = re.compile(r"(additional_chat_templates/)?[\w.-]+")
 """What may be downloaded is in the root, or a chat template."""
 SIDE = re.compile(
     "|".join(map(fnmatch.translate, [*SIDE_FILES, "additional_chat_templates/*.jinja"]))
 )
 INDEXES = {INDEX, PICKLED_INDEX}
-ADAPTERS = {lora.WEIGHTS, lora.PICKLED_WEIGHTS}
+ADAPTERS = {lora.ADAPTER_WEIGHTS, lora.PICKLED_ADAPTER_WEIGHTS}
 Sizes = Mapping[str, int]
 """{file: bytes}"""
 
@@ -304,7 +302,7 @@ def weight_file(names: Collection[str], allow_pickle: bool) -> str:
     before an adapter.
     """
     full = (SINGLE, INDEX, *((PICKLED, PICKLED_INDEX) * allow_pickle))
-    adapters = (lora.WEIGHTS, *((lora.PICKLED_WEIGHTS,) * allow_pickle))
+    adapters = (lora.ADAPTER_WEIGHTS, *((lora.PICKLED_ADAPTER_WEIGHTS,) * allow_pickle))
     return next((name for name in (*full, *adapters) if name in names), "")
 
 
@@ -394,7 +392,7 @@ def _listing(name: HubName, allow_pickle: bool) -> Fetched | Listing:
             files = {
                 s.rfilename: int(s.size or 0)
                 for s in info.siblings or []
-                if FILE.fullmatch(s.rfilename)
+                if FETCHED_FILE.fullmatch(s.rfilename)
             }
             if not COMMIT.fullmatch(str(info.sha)) or not all(
                 0 <= size < 1 << 62 for size in files.values()

@@ -20,10 +20,10 @@ from souping.core.types import JsonObject, Names, UserError
 
 SOURCE = "source"
 """Axis of the result that counts the native tensors of a rule which has several."""
-SHOW = "show"
+SHOW_NAMES = "show"
 RULES = Path(__file__).with_name("rules")
 PLACEHOLDER = re.compile(r"\{([a-z_]+)\}")
-OPTIONAL = re.compile(r"\[([^\[\]]*)\]")
+OPTIONAL_PART = re.compile(r"\[([^\[\]]*)\]")
 MAX_OPTIONAL = 6
 """Optional parts of a name: a rule is written out for every combination of them."""
 AXIS = re.compile(
@@ -122,18 +122,20 @@ def is_weight(name: str) -> bool:
 
 def rules_of(names: str | None) -> Path | None:
     """The file in `merge.names`: FILE, or show:FILE (UserError: there is none)."""
-    file = (names or "").removeprefix(f"{SHOW}:")
-    if file in ("", SHOW):
+    file = (names or "").removeprefix(f"{SHOW_NAMES}:")
+    if file in ("", SHOW_NAMES):
         return None
     path = expanded(file, "merge.names")
     if not path.is_file():
-        raise UserError(f"merge.names={names}: {path} is no file: give a file of rules, or {SHOW}")
+        raise UserError(
+            f"merge.names={names}: {path} is no file: give a file of rules, or {SHOW_NAMES}"
+        )
     return path
 
 
 def shows(names: str | None) -> bool:
     """Whether `merge.names` asks for a list of names in place of a merge."""
-    return names is not None and names.partition(":")[0] == SHOW
+    return names is not None and names.partition(":")[0] == SHOW_NAMES
 
 
 def families(rules: Path | None) -> list[Family]:
@@ -215,10 +217,10 @@ def _rules(
 
 def _forms(native: str, layout: str) -> list[tuple[str, str]]:
     """`[x]` is there or not; an index that is not in the name is an axis in front of the tensor."""
-    found = OPTIONAL.search(native)
+    found = OPTIONAL_PART.search(native)
     if found is None:
         return [(native, layout)]
-    count = len(OPTIONAL.findall(native))
+    count = len(OPTIONAL_PART.findall(native))
     if count > MAX_OPTIONAL:
         raise ValueError(
             f"{shown(native)} has {count} optional parts [x], at most {MAX_OPTIONAL} are allowed"

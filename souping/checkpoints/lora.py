@@ -29,10 +29,15 @@ from souping.core.files import expanded
 from souping.core.text import listed, shown
 from souping.core.types import Json, UserError, digest, frozen
 
-WEIGHTS, PICKLED_WEIGHTS = "adapter_model.safetensors", "adapter_model.bin"
-PREFIX = "base_model.model."
-LINEAR, EMBEDDING = ("lora_A.weight", "lora_B.weight"), ("lora_embedding_A", "lora_embedding_B")
-FACTOR = re.compile(rf"(?P<module>.+)\.(?P<side>{'|'.join(map(re.escape, (*LINEAR, *EMBEDDING)))})")
+ADAPTER_WEIGHTS, PICKLED_ADAPTER_WEIGHTS = "adapter_model.safetensors", "adapter_model.bin"
+PEFT_PREFIX = "base_model.model."
+LINEAR_FACTORS, EMBEDDING_FACTORS = (
+    ("lora_A.weight", "lora_B.weight"),
+    ("lora_embedding_A", "lora_embedding_B"),
+)
+FACTOR = re.compile(
+    rf"(?P<module>.+)\.(?P<side>{'|'.join(map(re.escape, (*LINEAR_FACTORS, *EMBEDDING_FACTORS)))})"
+)
 
 
 @dataclass(frozen=True)
@@ -55,8 +60,8 @@ class FactorPair:
     @property
     def keys(self) -> tuple[str, str]:
         """Names of A and B in a file."""
-        a, b = EMBEDDING if self.embedding else LINEAR
-        return (f"{PREFIX}{self.module}.{a}", f"{PREFIX}{self.module}.{b}")
+        a, b = EMBEDDING_FACTORS if self.embedding else LINEAR_FACTORS
+        return (f"{PEFT_PREFIX}{self.module}.{a}", f"{PEFT_PREFIX}{self.module}.{b}")
 
 
 @frozen
@@ -82,7 +87,7 @@ class Adapter:
         folder = expanded(folder)
         settings = read_settings(folder)
         before = stamps_in(folder)
-        tensors = read_weights(folder, allow_pickle, (WEIGHTS,), (PICKLED_WEIGHTS,))
+        tensors = read_weights(folder, allow_pickle, (ADAPTER_WEIGHTS,), (PICKLED_ADAPTER_WEIGHTS,))
         side = tuple(
             name
             for name in side_files(folder)
@@ -156,7 +161,7 @@ def _sort(
     sides: dict[str, dict[str, Tensor]] = {}
     whole = {}
     for key, tensor in tensors.items():
-        name = key.removeprefix(PREFIX)
+        name = key.removeprefix(PEFT_PREFIX)
         factor = FACTOR.fullmatch(name)
         if factor:
             sides.setdefault(factor["module"], {})[factor["side"]] = tensor
@@ -177,9 +182,9 @@ def _part(
     folder: Path, module: str, pair: Mapping[str, Tensor], settings: AdapterSettings
 ) -> FactorPair:
     """A and B of one module, which have to fit each other and the config."""
-    path = folder / WEIGHTS
+    path = folder / ADAPTER_WEIGHTS
     embedding = "lora_embedding_A" in pair or "lora_embedding_B" in pair
-    names = EMBEDDING if embedding else LINEAR
+    names = EMBEDDING_FACTORS if embedding else LINEAR_FACTORS
     if set(pair) != set(names):
         raise broken(path, f"it needs A and B, but has {listed(pair)}", module)
     a = pair[names[0]]
@@ -202,7 +207,7 @@ def _part(
 
 
 CONFIG = "adapter_config.json"
-PLAIN = {
+PLAIN_LORA = {
     "peft_type", "task_type", "auto_mapping", "base_model_name_or_path", "revision", "inference_mode", "peft_version",
     "r", "lora_alpha", "lora_dropout", "use_rslora", "rank_pattern", "alpha_pattern", "fan_in_fan_out", "bias",
     "target_modules", "exclude_modules", "layers_to_transform", "layers_pattern", "init_lora_weights",
@@ -212,7 +217,7 @@ PLAIN = {
 """Keys that a plain LoRA may set. Any other key that is set makes the adapter something else."""
 HARMLESS_STARTS = (True, False, None, "gaussian", "eva", "orthogonal")
 """Values of init_lora_weights that leave the base's weights as they are."""
-TYPES = {
+SETTING_TYPES = {
     "alpha_pattern": dict, "use_rslora": bool, "fan_in_fan_out": bool, "base_model_name_or_path": str, "revision": str,
     "task_type": str,
 }  # fmt: skip
@@ -253,7 +258,7 @@ def read_settings(folder: Path) -> AdapterSettings:
         raise broken(path, f"{CONFIG} is not a JSON object")
     _refuse(folder, config)
     try:
-        for key, kind in TYPES.items():
+        for key, kind in SETTING_TYPES.items():
             if not isinstance(config.get(key), kind | None):
                 raise ValueError(f"{key}={config[key]}")
         alphas = config.get("alpha_pattern") or {}
@@ -282,7 +287,7 @@ def _refuse(folder: Path, config: Mapping[str, Any]) -> None:
         ),
     }
     odd = [key for key, good in plain.items() if not good]
-    odd += [key for key, value in config.items() if value and key not in PLAIN]
+    odd += [key for key, value in config.items() if value and key not in PLAIN_LORA]
     if odd:
         value = shown(str(config.get(odd[0])))[:40]
         hint = ". Save it again with PEFT's path_initial_model_for_weight_conversion" * (

@@ -33,10 +33,10 @@ from souping.checkpoints.views import Shape, View, row_major
 from souping.core.text import listed, shown
 from souping.core.types import JsonObject, Names, UserError
 
-PLAIN = "hugging_face"
-HEAD, EMBEDDING = "lm_head.weight", "model.embed_tokens.weight"
+HUGGING_FACE = "hugging_face"
+HEAD_NAME, EMBEDDING_NAME = "lm_head.weight", "model.embed_tokens.weight"
 MAX_TENSORS = 300_000
-MAX_PARTS = 20
+MAX_NAME_PARTS = 20
 """Parts of a name that are looked at to find where Hugging Face's begins."""
 Headers = Mapping[str, tuple[str, Shape]]
 """{name: (dtype's tag, shape)} of a checkpoint."""
@@ -121,7 +121,9 @@ def described(mapped: Mapping[str, Mapped], stored: Iterable[str]) -> list[str]:
 
 def regrouped(stored: Headers, config: JsonObject, where: str | Path) -> dict[str, Mapped] | None:
     """The tensors of a Hugging Face folder whose experts are not laid out as its model_type stores them; else None."""
-    rules = [rule for rule in read_rules(RULES / f"{PLAIN}.json").rules if rule.layout is not None]
+    rules = [
+        rule for rule in read_rules(RULES / f"{HUGGING_FACE}.json").rules if rule.layout is not None
+    ]
     model_type = str(config.get("model_type"))
     patterns = [
         pattern_of(native) for rule in rules if rule.fits(model_type) for native in rule.natives
@@ -149,11 +151,11 @@ def _prefixes(family: Family, names: Iterable[str], like: Mapping[str, Shape] | 
     """What may be in front of a family's names: what is there before its anchors, or before names of `like`."""
     if family.prefix is not None or not family.anchors:
         return [family.prefix or ""]
-    anchors = like if family.name == PLAIN and like else family.anchors
+    anchors = like if family.name == HUGGING_FACE and like else family.anchors
     starts = (
         (name, at)
         for name in names
-        for at in (0, *(m.end() for m in islice(re.finditer(r"\.", name), MAX_PARTS)))
+        for at in (0, *(m.end() for m in islice(re.finditer(r"\.", name), MAX_NAME_PARTS)))
     )
     return [
         prefix
@@ -188,7 +190,7 @@ class Assignment:
         self.found: dict[str, Found] = {}
         self.unknown: list[str] = []
         tied = self.config.get("tie_word_embeddings") is True
-        self._omits_head = tied and (self.like is None or HEAD not in self.like)
+        self._omits_head = tied and (self.like is None or HEAD_NAME not in self.like)
         self._groups: dict[str, list[tuple[Rule, int]]] = defaultdict(list)
         for rule in self.family.rules:
             if rule.fits(self.model_type):
@@ -201,8 +203,13 @@ class Assignment:
             )
             if not inside and not drop.fullmatch(short):
                 self.unknown.append(name)
-        if tied and not self._omits_head and HEAD not in self.found and EMBEDDING in self.found:
-            self.found[HEAD] = self.found[EMBEDDING]
+        if (
+            tied
+            and not self._omits_head
+            and HEAD_NAME not in self.found
+            and EMBEDDING_NAME in self.found
+        ):
+            self.found[HEAD_NAME] = self.found[EMBEDDING_NAME]
 
     def _place(self, short: str, name: str) -> bool:
         """Whether rules say where a native tensor goes; those of the first pattern that matches decide."""
@@ -213,7 +220,7 @@ class Assignment:
                 for target, indexes in self._targets(
                     rule, name, match.groupdict() if match else {}
                 ):
-                    left_out = self._omits_head and target == HEAD
+                    left_out = self._omits_head and target == HEAD_NAME
                     if not left_out and (self.like is None or target in self.like):
                         self._add(target, rule, number, indexes, name)
                         wanted = True
@@ -267,7 +274,7 @@ class Assignment:
         if self.unknown:
             kind = (
                 "a tensor of pool.like"
-                if self.family.name == PLAIN
+                if self.family.name == HUGGING_FACE
                 else f"by the rules {self.family.name}"
             )
             names = listed(sorted(self.unknown), 5)

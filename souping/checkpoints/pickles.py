@@ -26,8 +26,8 @@ OPERATIONS = (
     b"()]}.BCGJKMNQRTUXabcehjqrstu\x80\x81\x85\x86\x87\x88\x89\x8a\x8b\x8c\x8d\x8e\x93\x94\x95"
 )
 """Those that allocate, hash or call by themselves are left out."""
-KEYS = (str, int, float, bytes, type(None))
-FAILURES = (TypeError, ValueError, LookupError, AttributeError, OverflowError, struct.error)
+KEY_TYPES = (str, int, float, bytes, type(None))
+READ_FAILURES = (TypeError, ValueError, LookupError, AttributeError, OverflowError, struct.error)
 """What reading wrong data raises."""
 
 
@@ -66,7 +66,7 @@ def unpickle(data: bytes, path: Path) -> Data:
     """
     try:
         return DataUnpickler(data, path).load()
-    except (*FAILURES, pickle.UnpicklingError, EOFError) as error:
+    except (*READ_FAILURES, pickle.UnpicklingError, EOFError) as error:
         raise broken(
             path, f"its pickle is wrong ({type(error).__name__}: {shown(str(error))[:100]})"
         ) from None
@@ -123,7 +123,7 @@ class DataUnpickler(pickle._Unpickler):
         each = iter(items)
         for key, value in zip(each, each, strict=True):
             # tuples of tuples take years to hash
-            if not isinstance(table, dict) or not isinstance(key, (*KEYS, Made)):
+            if not isinstance(table, dict) or not isinstance(key, (*KEY_TYPES, Made)):
                 raise TypeError(f"a {type(key).__name__} is no key")
             table[key] = value
 

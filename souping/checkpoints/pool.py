@@ -195,7 +195,7 @@ def _candidate(entry: str | dict[str, str], key: str) -> Candidate:
 
 
 Basis = Literal["headers", "Hub", "name", "unknown"]
-WEIGHTS = (".safetensors", ".bin")
+WEIGHT_SUFFIXES = (".safetensors", ".bin")
 BITS16 = 2
 """Bytes per parameter of a model that is known by its files' sizes alone: all large ones are published in 16 bits."""
 
@@ -242,7 +242,10 @@ def weigh(candidate: Candidate, allow_pickle: bool = False, rules: Path | None =
             trouble = f"{candidate.name}: {trouble}"
             fix = fix or f"hf download {online.repo}, where the network is"
     guess = parameters_in(str(candidate.path)) if online and not files else 0
-    nbytes = sum(size for file, size in files.items() if file.endswith(WEIGHTS)) or guess * BITS16
+    nbytes = (
+        sum(size for file, size in files.items() if file.endswith(WEIGHT_SUFFIXES))
+        or guess * BITS16
+    )
     return ModelSize(
         name=candidate.name,
         path=str(online or candidate.path),

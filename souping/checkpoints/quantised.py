@@ -33,7 +33,7 @@ from souping.core.native import compiled
 from souping.core.text import shown
 from souping.core.types import UserError
 
-KEYS = ("quantization_config", "compression_config")
+QUANTISATION_KEYS = ("quantization_config", "compression_config")
 """Where a config says how its weights are quantised."""
 WRITTEN = "BF16"
 """Dtype of what is written of an FP8 weight."""
@@ -62,7 +62,7 @@ class Scheme:
 
 def plain_config(config: Mapping[str, Any]) -> dict[str, Any]:
     """The config of the model in a float dtype."""
-    return {key: value for key, value in config.items() if key not in KEYS}
+    return {key: value for key, value in config.items() if key not in QUANTISATION_KEYS}
 
 
 def scheme_of(folder: Path, config: Mapping[str, Any]) -> Scheme | None:
@@ -71,7 +71,7 @@ def scheme_of(folder: Path, config: Mapping[str, Any]) -> Scheme | None:
     Raises:
         UserError: in a way that is not read.
     """
-    table = next((config[key] for key in KEYS if config.get(key)), None)
+    table = next((config[key] for key in QUANTISATION_KEYS if config.get(key)), None)
     if table is None and (folder / "hf_quant_config.json").is_file():
         table = {"quant_method": "modelopt"}
     if table is None:

@@ -20,12 +20,12 @@ from souping.core.files import expanded, write_atomically
 from souping.core.text import first_line, install, read_json
 from souping.core.types import UserError, digest
 
-MARK = b"souping: a weight file that is read by range\n"
-MOST = 4096
+POINTER_MARK = b"souping: a weight file that is read by range\n"
+LONGEST_POINTER_BYTES = 4096
 """Bytes of a pointer at most."""
-BLOCK = 8 << 20
+RANGE_BYTES = 8 << 20
 AHEAD = 1
-KEPT = 3
+BLOCKS_IN_MEMORY = 3
 """Blocks of a model that are in memory at once: two threads may be at the two sides of an edge, and one arrives."""
 
 
@@ -38,7 +38,7 @@ class Pointer:
     tag: str
 
     def write(self, path: Path) -> None:
-        write_atomically(path, MARK + json.dumps(asdict(self)).encode())
+        write_atomically(path, POINTER_MARK + json.dumps(asdict(self)).encode())
 
     def fetch(self, start: int, end: int) -> bytes:
         """Bytes `start .. end` of the file. Raises UserError where they cannot be had."""
@@ -62,9 +62,9 @@ def pointer_in(path: Path) -> Pointer | None:
             can write such a file into a model's folder.
     """
     with path.open("rb") as file:
-        if file.read(len(MARK)) != MARK:
+        if file.read(len(POINTER_MARK)) != POINTER_MARK:
             return None
-        text = file.read(MOST)
+        text = file.read(LONGEST_POINTER_BYTES)
     place = path.resolve()
     with suppress(ValueError, TypeError, UserError):
         pointer = Pointer(**read_json(text))
@@ -135,19 +135,19 @@ class RangeReader:
         """Fill the start of `view`; returns how many bytes, 0 at the end of the file."""
         if offset >= remote.size:
             return 0
-        number = offset // BLOCK
-        part = self._block(remote, number)[offset - number * BLOCK :][: len(view)]
+        number = offset // RANGE_BYTES
+        part = self._block(remote, number)[offset - number * RANGE_BYTES :][: len(view)]
         view[: len(part)] = part
         return len(part)
 
     def _block(self, remote: Pointer, number: int) -> bytes:
         with self._lock:
-            for each in range(number, min(number + AHEAD, (remote.size - 1) // BLOCK) + 1):
+            for each in range(number, min(number + AHEAD, (remote.size - 1) // RANGE_BYTES) + 1):
                 if (remote.url, each) not in self._blocks:
-                    edges = each * BLOCK, min((each + 1) * BLOCK, remote.size)
+                    edges = each * RANGE_BYTES, min((each + 1) * RANGE_BYTES, remote.size)
                     self._blocks[remote.url, each] = self._pool.submit(remote.fetch, *edges)
             wanted = self._blocks[remote.url, number]
-            while len(self._blocks) > KEPT:
+            while len(self._blocks) > BLOCKS_IN_MEMORY:
                 self._blocks.popitem(last=False)
         return wanted.result()
 

@@ -13,8 +13,8 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
-from souping.checkpoints.hub import ADAPTERS, FILE, WORKERS, HubName, Listing, weight_file
-from souping.checkpoints.ranges import BLOCK, Pointer, cache_of, listed_files
+from souping.checkpoints.hub import ADAPTERS, FETCHED_FILE, WORKERS, HubName, Listing, weight_file
+from souping.checkpoints.ranges import RANGE_BYTES, Pointer, cache_of, listed_files
 from souping.core.files import reserve
 from souping.core.types import UserError, digest
 
@@ -47,7 +47,9 @@ def folder_of(url: str, allow_pickle: bool = False, weights: bool = False) -> Pa
         UserError: it is not there or has no weights that are read from buckets, or a package is missing.
     """
     there = {
-        name: one for name, one in listed_files(url, TEMPLATES).items() if FILE.fullmatch(name)
+        name: one
+        for name, one in listed_files(url, TEMPLATES).items()
+        if FETCHED_FILE.fullmatch(name)
     }
     main = weight_file(there, allow_pickle)
     if not main:
@@ -81,8 +83,8 @@ def copy(one: Pointer, path: Path) -> None:
     try:
         with beside.open("wb") as file:
             reserve(file.fileno(), one.size)
-            for start in range(0, one.size, BLOCK):
-                file.write(one.fetch(start, min(start + BLOCK, one.size)))
+            for start in range(0, one.size, RANGE_BYTES):
+                file.write(one.fetch(start, min(start + RANGE_BYTES, one.size)))
         beside.replace(path)
     finally:
         beside.unlink(missing_ok=True)

@@ -30,7 +30,7 @@ from souping.checkpoints.header import (
     small,
 )
 from souping.checkpoints.layouts import is_weight
-from souping.checkpoints.pickles import FAILURES, MAX_PICKLE, Data, Made, unpickle
+from souping.checkpoints.pickles import MAX_PICKLE, READ_FAILURES, Data, Made, unpickle
 from souping.checkpoints.views import Part, Shape, StoredTensor, View
 from souping.core.text import listed, shown
 from souping.core.types import Names, UserError
@@ -46,7 +46,7 @@ RANK_FILE = re.compile(
 )
 SHARD_FILE = re.compile(r"shard-\d+-model-\d+-of-\d+\.safetensors")
 OPTIMISER = re.compile(r"(?:[^./]+[./])?(?:optimizers?|optim|chained_\d+)(?:[./].*)?")
-FRESH = 1_000_000_000
+COARSEST_TICK_NS = 1_000_000_000
 """Nanoseconds within which a file may change twice without another stamp, on any file system."""
 
 
@@ -82,7 +82,7 @@ class Sharded:
                 ends = ([a + n for a, n in zip(one.start, one.sizes, strict=True)] for one in parts)
                 whole = tuple(map(max, zip(*ends, strict=True))) if shape is None else shape
                 tensors[name] = StoredTensor(dtype, whole, parts)
-            except FAILURES as error:
+            except READ_FAILURES as error:
                 raise broken(folder / root, str(error)[:200], name) from None
         if not tensors:
             raise UserError(f"{folder / root} holds no weights: nothing to soup.")
@@ -163,7 +163,7 @@ def read_sharded(folder: Path, allow_pickle: bool) -> Sharded | None:
         )
     stats = [(path.name, path.stat()) for path in sorted((folder / found[0]).iterdir())]
     stamps = tuple((name, s.st_size, s.st_mtime_ns, s.st_ctime_ns, s.st_ino) for name, s in stats)
-    fresh = time.time_ns() - max(s.st_ctime_ns for _, s in stats) < FRESH
+    fresh = time.time_ns() - max(s.st_ctime_ns for _, s in stats) < COARSEST_TICK_NS
     return (_read.__wrapped__ if fresh else _read)(folder, *found, stamps)
 
 
@@ -217,7 +217,7 @@ def metadata(folder: Path, prefix: str) -> tuple[Made, list[Entry]]:
             stored[key["fqn"], None if offset is None else sizes(offset)] = info
         for name, entry in table["state_dict_metadata"].items():
             entries += _entries(name, entry, stored, prefix)
-    except FAILURES as error:
+    except READ_FAILURES as error:
         raise broken(
             path, f"its entry is wrong ({type(error).__name__}: {error})"[:200], name
         ) from None
@@ -301,7 +301,7 @@ def _read_shards(folder: Path, prefix: str) -> Iterator[Piece]:
                 name: sizes(tuple(table[name]["saved_offsets"]))
                 for name in filter(is_weight, header)
             }
-        except FAILURES:
+        except READ_FAILURES:
             raise broken(
                 path, "its DCP_SHARDING_INFO does not say where its tensors begin"
             ) from None
@@ -372,7 +372,7 @@ def _locals(path: Path) -> dict[str, Local]:
             for name, value in archive.tensors().items():
                 if is_weight(name):
                     found[name] = _local(archive, name, value)
-        except FAILURES as error:
+        except READ_FAILURES as error:
             raise broken(path, f"it cannot be read ({error})"[:200], name) from None
     return found
 

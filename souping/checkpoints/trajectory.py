@@ -17,7 +17,7 @@ from souping.core.files import near_folder
 from souping.core.text import first_line, listed, read_json
 from souping.core.types import JsonObject, UserError, entries, frozen, number
 
-LAYOUTS = {
+TRAINER_FOLDERS = {
     "Trainer": r"checkpoint[-_](\d+)", "torchtitan": r"step-(\d+)", "OLMo-core": r"step(\d+)",
     "Megatron": r"iter_(\d+)", "verl": r"global_step_(\d+)", "NeMo RL": r"step_(\d+)",
 }  # fmt: skip
@@ -31,11 +31,11 @@ MODEL = "huggingface"
 STATE = "trainer_state.json"
 MARKS = (STATE, "metadata.json")
 """Files that trainers write last. If one checkpoint of a run has such a file, those without it are incomplete."""
-WEIGHTS = re.compile(
+WEIGHT_FILE = re.compile(
     r".*\.(safetensors|distcp)|\.metadata|(pytorch|adapter)_model.*\.bin|model_world_size_.*\.pt"
 )
 RANKS = re.compile(r"model_world_size_(\d+)_rank_\d+\.pt")
-AVERAGE = re.compile(r"(.*[-_])?(ema|swa|averaged?)([-_].*)?", re.IGNORECASE)
+AVERAGE_FOLDER = re.compile(r"(.*[-_])?(ema|swa|averaged?)([-_].*)?", re.IGNORECASE)
 """Folder beside the checkpoints in which a trainer keeps an average of its own."""
 FALLEN = 0.5
 """Share of the first learning rate below which the rate has fallen."""
@@ -130,7 +130,9 @@ def find_run(path: Path, rates: Path | None = None) -> TrainingRun:
         path, members
     )
     best = Path(str(state.get("best_model_checkpoint") or "")).name
-    average = (one for one in _folders(path) if AVERAGE.fullmatch(one.name) and weight_files(one))
+    average = (
+        one for one in _folders(path) if AVERAGE_FOLDER.fullmatch(one.name) and weight_files(one)
+    )
     return TrainingRun(
         folder=path,
         trainer=trainer,
@@ -147,7 +149,7 @@ def _folders(path: Path) -> list[Path]:
 
 def weight_files(folder: Path) -> list[str]:
     return (
-        sorted(one.name for one in folder.iterdir() if WEIGHTS.fullmatch(one.name))
+        sorted(one.name for one in folder.iterdir() if WEIGHT_FILE.fullmatch(one.name))
         if folder.is_dir()
         else []
     )
@@ -157,7 +159,7 @@ def _checkpoints(path: Path) -> tuple[str, list[Member], dict[str, str]]:
     """(trainer, checkpoints by step, {what is left out: why}) of the layout that most folders follow."""
     layouts, left_out = dict[str, list[Member]](), dict[str, str]()
     for folder in _folders(path):
-        for trainer, pattern in LAYOUTS.items():
+        for trainer, pattern in TRAINER_FOLDERS.items():
             if match := re.fullmatch(pattern, folder.name):
                 weights = next(
                     (folder / one for one in INSIDE if weight_files(folder / one)), folder
@@ -170,7 +172,8 @@ def _checkpoints(path: Path) -> tuple[str, list[Member], dict[str, str]]:
                 left_out[folder.name] = "incomplete: its name is a temporary one"
     if not layouts:
         looked_for = ", ".join(
-            pattern.replace("[-_]", "-").replace(r"(\d+)", "N") for pattern in LAYOUTS.values()
+            pattern.replace("[-_]", "-").replace(r"(\d+)", "N")
+            for pattern in TRAINER_FOLDERS.values()
         )
         raise UserError(f"pool.path={path} holds no checkpoints: looked for {looked_for}")
     trainer = max(layouts, key=lambda name: len(layouts[name]))

@@ -30,10 +30,10 @@ Fetch = Callable[[str, Raw, int], None]
 """fetch(file, buffer to fill, byte offset)"""
 SCRATCH = 8 << 20
 """Bytes that are read at once, at most, to pick elements from."""
-MAX_PARTS = 1 << 16
-FEW = 16
+MAX_VIEW_PARTS = 1 << 16
+FEW_PARTS = 16
 """Parts that are as quickly looked through one by one."""
-KEPT = threading.local()
+THREAD_BLOCKS = threading.local()
 
 
 @dataclass(frozen=True)
@@ -218,7 +218,7 @@ class StoredTensor:
     def _check_cover(self) -> None:
         if sum(part.count for part in self.parts) != self.count:
             raise ValueError("its parts leave a hole, or overlap")
-        if len(self.parts) > MAX_PARTS:
+        if len(self.parts) > MAX_VIEW_PARTS:
             raise ValueError("it has too many parts")
         if any(len(self._near(low, high)) > 1 for low, high in zip(*self._edges, strict=True)):
             raise ValueError("its parts overlap")
@@ -256,7 +256,9 @@ class StoredTensor:
     ) -> list[tuple[Shape, Shape]]:
         """A box of `boxes`, part by part: what a part has of it is contiguous in the part's file."""
         cuts = []
-        for number in self._near(low, high) if len(self.parts) > FEW else range(len(self.parts)):
+        for number in (
+            self._near(low, high) if len(self.parts) > FEW_PARTS else range(len(self.parts))
+        ):
             box = self._boxes[number]
             first = tuple(map(max, box.low, low))
             last = tuple(map(min, box.high, high))
@@ -307,7 +309,7 @@ def gather(source: StoredTensor, first: int, steps: Shape, out: NDArray[Any], fe
 
 def scratch_of(use: str, nbytes: int) -> Raw:
     """Memory of this thread for one use, which the next use of that kind overwrites."""
-    kept: dict[str, Raw] = vars(KEPT)
+    kept: dict[str, Raw] = vars(THREAD_BLOCKS)
     if len(kept.get(use, ())) < nbytes:
         kept[use] = np.empty(nbytes, np.uint8)
     return kept[use][:nbytes]

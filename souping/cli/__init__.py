@@ -20,7 +20,7 @@ from souping.core.system import __version__
 from souping.core.types import UserError
 
 ENDING = (signal.SIGTERM, signal.SIGHUP)
-FAILURES: list[int] = []
+EXIT_STATUSES: list[int] = []
 """Exit statuses of what failed without ending the process: a job of a multirun, an output that is full."""
 
 
@@ -61,7 +61,7 @@ class StandardStream(io.FileIO):
             os.dup2(os.open(os.devnull, os.O_WRONLY), self.fileno())
             # a reader that has seen enough needs no word
             if error.errno != errno.EPIPE and self.fileno() == 1:
-                FAILURES.append(2)
+                EXIT_STATUSES.append(2)
                 print(
                     f"standard output: {error.strerror}; the run goes on without it",
                     file=sys.stderr,
@@ -191,7 +191,7 @@ def completed() -> bool:
 
 # ------------------------------------------------------------ help and version
 
-FLAGS = ("--help", "-h")
+HELP_FLAGS = ("--help", "-h")
 
 
 def folder() -> Path:
@@ -209,7 +209,7 @@ def answered(words: Sequence[str]) -> bool:
     if "--version" in words:
         print(f"souping {__version__}")
         return True
-    names = [word for word in words if word not in FLAGS][words[:1] == ["help"] :]
+    names = [word for word in words if word not in HELP_FLAGS][words[:1] == ["help"] :]
     if len(names) == len(words) or not all(word.isidentifier() for word in names):
         return False
     print("\n".join(line for name in names for line in keys(name)) if names else overview())

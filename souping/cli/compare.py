@@ -12,7 +12,7 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 from souping.cli import stop
-from souping.comparison.api import AVERAGES, Source, compare
+from souping.comparison.api import AVERAGES, LogSource, compare
 from souping.comparison.verdict import FAIL_ON, WORDS, Word
 from souping.core.fields import pick
 from souping.core.files import error_text, expanded, write_files
@@ -91,9 +91,9 @@ def _digest(content: bytes) -> str:
     return sha256(content).hexdigest()
 
 
-def _logs(words: Sequence[str]) -> dict[str, Source | list[Source]]:
+def _logs(words: Sequence[str]) -> dict[str, LogSource | list[LogSource]]:
     """{name: logs}."""
-    logs: dict[str, Source | list[Source]] = {}
+    logs: dict[str, LogSource | list[LogSource]] = {}
     for word in words:
         name, found, sources = word.partition("=")
         if not found or not name or not sources:

@@ -28,10 +28,10 @@ from souping.core.files import expanded
 from souping.core.text import first_line, is_user_code, listed, nearest, source_of
 from souping.core.types import Json, JsonObject, UserError
 from souping.pipeline.settings import (
-    KINDS,
+    GROUP_KINDS,
     ExtraEntry,
     GateMode,
-    Margin,
+    MarginSetting,
     StopAfter,
     expectations,
     model_settings,
@@ -39,7 +39,7 @@ from souping.pipeline.settings import (
 
 INNER = ("correlation", "engine", "server")
 """Groups that stand inside another group's parts."""
-PARTS = tuple(group for group in KINDS if group not in INNER)
+PARTS = tuple(group for group in GROUP_KINDS if group not in INNER)
 GROUPS = (*PARTS, *INNER)
 MERGED = ("pool", "optimiser", "merge", "tracker")
 """Parts of a merge."""
@@ -67,7 +67,7 @@ class RootKeys:
     debug: bool = False
     limit: Count | None = None
     throughput: Annotated[float, Interval(gt=0)] | None = None
-    margin: Margin | None = None
+    margin: MarginSetting | None = None
     guard_against: str | None = None
     pareto: list[str] | None = None
     store: StoreConfig = field(default_factory=StoreConfig)
@@ -89,7 +89,7 @@ Config = make_dataclass(
 )
 CHECKED: dict[str, Any] = {}
 """The configuration of the current run, for messages."""
-OPEN = re.compile(r"None|\?\?\?|\$\{\w+\}")
+OPEN_VALUE = re.compile(r"None|\?\?\?|\$\{\w+\}")
 """Values that a choice's file leaves open: null, ??? and the part that another group chooses (`${objective}`)."""
 USER_CODE: dict[str, str] = {}
 """{file: component} of the components in use that are not part of souping."""
@@ -163,7 +163,7 @@ def build(config: Mapping[str, Any]) -> dict[str, Any]:
     """
     check(config)
     if merges_only(config):
-        return {group: build_part(config[group], KINDS[group], group) for group in MERGED}
+        return {group: build_part(config[group], GROUP_KINDS[group], group) for group in MERGED}
     parts = {group: build_part(config[group], kind_of(group), group) for group in GROUPS}
     analyses = {
         name: build_part(node, Analysis, f"analysis.{name}")
@@ -181,7 +181,7 @@ def _build_also(config: Mapping[str, Any]) -> tuple[ExtraEntry, ...]:
     made = []
     for number, entry in enumerate(config["also"]):
         name, group, node = also_node(entry, f"also[{number}]", config["evaluator"])
-        part = build_part(node, KINDS[group], f"also[{number}].{group}")
+        part = build_part(node, GROUP_KINDS[group], f"also[{number}].{group}")
         made.append(ExtraEntry(name=name, **{group: part}))
     return tuple(made)
 
@@ -273,8 +273,8 @@ def near_key(key: str, config: Mapping[str, Any], known: Iterable[str]) -> str:
 
 def kind_of(group: str) -> Any:
     """What the choices of a group make; engines and servers are imported only here."""
-    if group in KINDS:
-        return KINDS[group]
+    if group in GROUP_KINDS:
+        return GROUP_KINDS[group]
     from souping.evaluate.engines.transformers import Engine
     from souping.evaluate.servers.choices import Server
 
@@ -424,5 +424,6 @@ def drop_replaced(cfg: DictConfig, words: Sequence[str], paths: Sequence[str] = 
     for group in (group for group, choice in chosen.items() if before[group] != choice):
         merged, own = (dict(whole[group].items_ex(resolve=False)) for whole in (cfg, plain))
         cfg[group] = {
-            key: merged[key] if OPEN.fullmatch(str(value)) else value for key, value in own.items()
+            key: merged[key] if OPEN_VALUE.fullmatch(str(value)) else value
+            for key, value in own.items()
         }

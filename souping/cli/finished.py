@@ -15,7 +15,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from functools import cache
 from itertools import islice
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import yaml
 from hydra import compose, initialize_config_dir
@@ -28,14 +28,14 @@ from souping.core.fields import pick
 from souping.core.files import expanded, nearby
 from souping.core.reading import read
 from souping.core.text import first_line, listed, positive, read_yaml, safe
-from souping.core.types import FOLDS, UserError
+from souping.core.types import FOLDS, T, UserError
 from souping.core.unit import POINTS, scores_in
 from souping.pipeline.settings import RunSettings
 from souping.report.content import Report, SelectionFile
 from souping.report.files import read_report
 from souping.report.progress import show_warnings
 from souping.report.render import (
-    SAMPLES,
+    SAMPLES_FILE,
     Sample,
     changed,
     output_console,
@@ -43,16 +43,14 @@ from souping.report.render import (
     show_sample,
 )
 
-T = TypeVar("T")
-
-SHOW = """Answers of a run's models side by side, from its samples.jsonl.gz.
+SHOW_HELP = """Answers of a run's models side by side, from its samples.jsonl.gz.
 
 Without --fixed or --broke every item of the fold counts. The items of the report fold that are
 printed are recorded in the ledger of its store."""
-KEYS = ("analysis", "shapley", "size")
-OWN = re.compile(rf"\+{{0,2}}({'|'.join(KEYS)})\b[^=]*=")
+ANALYSIS_KEYS = ("analysis", "shapley", "size")
+ANALYSIS_OVERRIDE = re.compile(rf"\+{{0,2}}({'|'.join(ANALYSIS_KEYS)})\b[^=]*=")
 """Overrides that say which analyses, and how."""
-LONGEST = 200_000
+LONGEST_CONFIG_BYTES = 200_000
 """Bytes of a configuration: more takes YAML longer than anybody waits."""
 RUNS_CODE = re.compile(
     "scorers|command|python|extra_args|dir|address|trust_remote_code|confirm_run_unsafe_code|allow_code"
@@ -105,11 +103,11 @@ def configuration(run_dir: Path, words: Sequence[str]) -> dict[str, Any]:
             overrides += [word]
     before = read_config(path)
     refuse_code(before, path, overrides)
-    own = [word for word in overrides if OWN.match(word)]
+    own = [word for word in overrides if ANALYSIS_OVERRIDE.match(word)]
     fresh = _composed(before, own, choices)
     whole = {**fresh, **unresolved(before)}
     if own or "analysis" not in before:
-        whole |= {key: fresh[key] for key in KEYS}
+        whole |= {key: fresh[key] for key in ANALYSIS_KEYS}
     values = [word.lstrip("+") for word in overrides if word not in own]
     try:
         merged = OmegaConf.merge(whole, OmegaConf.from_dotlist(values))
@@ -146,8 +144,8 @@ def read_config(path: Path) -> DictConfig:
     """A run's config.yaml, unresolved (UserError if it cannot be read)."""
     try:
         text = path.read_bytes()
-        if len(text) > LONGEST:
-            raise ValueError(f"it has more than {LONGEST:,} bytes")
+        if len(text) > LONGEST_CONFIG_BYTES:
+            raise ValueError(f"it has more than {LONGEST_CONFIG_BYTES:,} bytes")
         config = OmegaConf.create(read_yaml(text))
         if not isinstance(config, DictConfig):
             raise ValueError("it is no mapping")
@@ -209,11 +207,11 @@ def show(arguments: Sequence[str]) -> None:
     options = _parser().parse_args(arguments)
     folders = [expanded(folder) for folder in options.run_dir]
     run_dir = next(
-        (folder for folder in reversed(folders) if (folder / SAMPLES).is_file()), folders[-1]
+        (folder for folder in reversed(folders) if (folder / SAMPLES_FILE).is_file()), folders[-1]
     )
     if len(folders) > 1:
         print(f"{run_dir}: the last of {len(folders)} folders that has answers")
-    samples = [read(Sample, row) for row in read_samples(run_dir / SAMPLES)]
+    samples = [read(Sample, row) for row in read_samples(run_dir / SAMPLES_FILE)]
     report = _read_if_there(Report, run_dir / "report.json")
     selection = _read_if_there(SelectionFile, run_dir / "selection.json")
     file = report or selection
@@ -251,7 +249,7 @@ def _reached(samples: Sequence[Sample]) -> str:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="python -m souping show",
-        description=SHOW,
+        description=SHOW_HELP,
         formatter_class=argparse.RawTextHelpFormatter,
     )
     parser.add_argument(

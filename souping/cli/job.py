@@ -31,7 +31,7 @@ from souping.analysis.guards import read_guards
 from souping.checkpoints.layouts import shows
 from souping.cli import (
     COMMANDS,
-    FAILURES,
+    EXIT_STATUSES,
     choices,
     folder,
     groups,
@@ -40,6 +40,7 @@ from souping.cli import (
     stop,
 )
 from souping.cli.config import (
+    PACKAGE,
     USER_CODE,
     build,
     build_part,
@@ -55,7 +56,7 @@ from souping.core.files import discard, error_text, expanded, missing_folders, w
 from souping.core.text import first_line, nearest, safe, stripped_lines
 from souping.core.types import LateError, UserError, texts
 from souping.core.unit import POINTS, Unit, scores_in
-from souping.pipeline.settings import KINDS, expectations
+from souping.pipeline.settings import GROUP_KINDS, expectations
 from souping.report.progress import EARLY, command_line, logged, show_warnings
 from souping.trackers import GuardedTracker
 
@@ -63,7 +64,6 @@ if TYPE_CHECKING:
     from souping.pipeline.settings import MergeSettings
 
 EXPECTED = (UserError, HydraException, OmegaConfBaseException, OSError)
-PACKAGE = Path(__file__).resolve().parents[1]
 READERS = (
     "transformers",
     "tokenizers",
@@ -377,7 +377,7 @@ def end_sweep() -> None:
         try:
             _sweep_table(sweep_dir)
         except (*EXPECTED, ValueError) as error:
-            FAILURES.append(2)
+            EXIT_STATUSES.append(2)
             print(f"the multirun has no table: {explain(error)}", file=sys.stderr)
 
 
@@ -393,7 +393,7 @@ def _sweep_table(sweep_dir: Path) -> None:
     for job in best_jobs(jobs)[:1]:
         print(f"test job {job['job']} on the report fold:\n{safe(final_command(job, sweep_dir))}")
     if refused := [str(job["job"]) for job in jobs if job["refused"]]:
-        FAILURES.append(2)
+        EXIT_STATUSES.append(2)
         print(
             f"{len(refused)} of {len(jobs)} jobs failed (job {', '.join(refused)}): see sweep.csv",
             file=sys.stderr,
@@ -431,7 +431,7 @@ def _track(sweep_dir: Path, jobs: Sequence[Mapping[str, Any]]) -> None:
     if ran:
         config = OmegaConf.to_container(OmegaConf.load(ran[0]), resolve=True)
         assert isinstance(config, dict)
-        tracker = build_part(config["tracker"], KINDS["tracker"], "tracker")
+        tracker = build_part(config["tracker"], GROUP_KINDS["tracker"], "tracker")
         GuardedTracker(tracker).summarise(jobs, sweep_dir)
 
 

@@ -9,7 +9,7 @@ import sys
 
 from souping.cli import (
     COMMANDS,
-    FAILURES,
+    EXIT_STATUSES,
     Ended,
     answered,
     as_overrides,
@@ -29,7 +29,7 @@ def main() -> None:
     # import-time objects never die; scanning them costs 10 % of start-up
     gc.disable()
     open_streams()
-    FAILURES.clear()
+    EXIT_STATUSES.clear()
     os.environ["HYDRA_FULL_ERROR"] = "1"  # or Hydra prints its own trace and leaves
     debug = any(re.fullmatch(r"\+{0,2}debug=(true|True|1|yes|on)", a) for a in sys.argv[1:])
     try:
@@ -55,8 +55,8 @@ def main() -> None:
         else:
             end_sweep()
             stop(*format_error(error))
-    if FAILURES:
-        sys.exit(FAILURES[0])
+    if EXIT_STATUSES:
+        sys.exit(EXIT_STATUSES[0])
 
 
 def _do() -> None:
@@ -70,7 +70,7 @@ def _do() -> None:
     if first == "compare":
         from souping.cli import compare
 
-        FAILURES.extend(filter(None, [compare.main(rest)]))
+        EXIT_STATUSES.extend(filter(None, [compare.main(rest)]))
         return
     if answered(sys.argv[1:]):
         return

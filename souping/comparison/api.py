@@ -17,14 +17,14 @@ from typing import Annotated, Literal
 import numpy as np
 from annotated_types import Interval
 
-from souping.analysis.nested import TIE
+from souping.analysis.nested import ZERO_DIFFERENCE
 from souping.analysis.sign_flip import ALPHA
 from souping.analysis.significance import Comparison, detectable, items_for
 from souping.comparison import estimate
 from souping.comparison.estimate import variance_parts
 from souping.comparison.looks import looks_of
 from souping.comparison.pooled import BEST, SCORE, WORST, PooledScores, pool, task_weights
-from souping.comparison.result import CompareResult, Difference, Flip, Kind, RowVerdict
+from souping.comparison.result import AmountKind, CompareResult, Difference, Flip, RowVerdict
 from souping.comparison.several import JointFlips, best_models, step_down
 from souping.comparison.verdict import (
     FAIL_ON,
@@ -46,15 +46,19 @@ from souping.logs.records import Log, LoggedAnswer
 from souping.logs.tables import Frame
 
 AVERAGES = ("task", "item", "leaf")
-LENGTHS: Mapping[Field, Kind] = {"tokens": "length", "characters": "length", "cut": "cut"}
+LENGTH_KINDS: Mapping[Field, AmountKind] = {
+    "tokens": "length",
+    "characters": "length",
+    "cut": "cut",
+}
 WARN_CUT = 0.02
 FEW_GROUPS = 30
-Source = str | Path | Frame
+LogSource = str | Path | Frame
 """A log: its path, or a data frame."""
 
 
 def compare(
-    logs: Mapping[str, Source | list[Source]],
+    logs: Mapping[str, LogSource | list[LogSource]],
     *,
     baseline: str | None = None,
     margin: float | None = None,
@@ -136,7 +140,7 @@ def _all_verdicts(
 
 
 def _read(
-    logs: Mapping[str, Source | list[Source]],
+    logs: Mapping[str, LogSource | list[LogSource]],
     baseline: str | None,
     group: str,
     lower: Sequence[str],
@@ -180,7 +184,7 @@ class RowScores:
     """One row before it is judged: the pooled scores of all models on its tasks."""
 
     name: str
-    kind: Kind
+    kind: AmountKind
     metric: str
     pooled: PooledScores
     higher_is_better: bool = True
@@ -240,7 +244,9 @@ def _is_scored(metric: MatchedMetric) -> bool:
     return bool(np.all(scored, axis=0).any())
 
 
-def _single(metric: MatchedMetric, kind: Kind, pooled: PooledScores, name: str = "") -> RowScores:
+def _single(
+    metric: MatchedMetric, kind: AmountKind, pooled: PooledScores, name: str = ""
+) -> RowScores:
     return RowScores(
         name=name or metric.task,
         kind=kind,
@@ -259,7 +265,7 @@ def _lengths(
     Length is in tokens, or in characters if more tasks have those.
     """
     found = dict[Field, dict[str, MatchedMetric]]()
-    for name in LENGTHS:
+    for name in LENGTH_KINDS:
         tables = {
             task: replace(one, values={**one.values, "score": one.values[name]})
             for task, one in metrics.items()
@@ -275,7 +281,7 @@ def _lengths(
             }
             pooled = pool(parts, {task: weights[task] / total for task in parts})
             yield replace(
-                _single(parts[next(iter(parts))], LENGTHS[name], pooled, name), metric=name
+                _single(parts[next(iter(parts))], LENGTH_KINDS[name], pooled, name), metric=name
             )
 
 
@@ -417,7 +423,7 @@ def _flips(
             before, now = (
                 _texts(logs[name][0], task, metric.metric) for name in (models[0], model)
             )
-            for place in np.flatnonzero(np.abs(mean - base) > TIE):
+            for place in np.flatnonzero(np.abs(mean - base) > ZERO_DIFFERENCE):
                 item = metric.items[place]
                 flip = Flip(
                     model=model,

@@ -13,13 +13,13 @@ import numpy as np
 
 from souping.analysis.nested import NestedIntervals, StudentReach, UnseenMargins
 from souping.analysis.sign_flip import ALPHA
-from souping.analysis.sign_patterns import DRAWS
+from souping.analysis.sign_patterns import SIGN_DRAWS
 from souping.analysis.significance import Comparison, bound_of, bounded, compare
 from souping.comparison.pooled import BEST, NOISE, SCORE, WORST, PooledScores, finite
 from souping.core.types import FloatArray
 
 # Rows of scores of models a and b: as the harness counted missing answers, then the corners.
-ROWS = ((SCORE, SCORE), (WORST, BEST), (BEST, WORST))
+CORNER_ROWS = ((SCORE, SCORE), (WORST, BEST), (BEST, WORST))
 
 
 def contrast(
@@ -28,7 +28,7 @@ def contrast(
     b: str,
     *,
     tests: float = 1,
-    draws: int = DRAWS,
+    draws: int = SIGN_DRAWS,
     seed: int = 0,
 ) -> Comparison:
     """Model a minus model b, at the level divided by a number of `tests`.
@@ -36,13 +36,13 @@ def contrast(
     Where answers of theirs are missing, interval and p-value hold as the harness counted them and
     at both corners: those of one right and those of the other wrong.
     """
-    corners = ROWS if has_missing(pooled, a, b) else ROWS[:1]
+    corners = CORNER_ROWS if has_missing(pooled, a, b) else CORNER_ROWS[:1]
     return bounded([_contrast_at(pooled, a, b, rows, tests, draws, seed) for rows in corners])
 
 
 def counted_contrast(pooled: PooledScores, a: str, b: str, *, tests: float = 1) -> Comparison:
     """`contrast` as the harness counted missing answers."""
-    return _contrast_at(pooled, a, b, ROWS[0], tests, DRAWS, seed=0)
+    return _contrast_at(pooled, a, b, CORNER_ROWS[0], tests, SIGN_DRAWS, seed=0)
 
 
 def has_missing(pooled: PooledScores, a: str, b: str) -> bool:
@@ -60,7 +60,7 @@ def _contrast_at(
     seed: int,
 ) -> Comparison:
     row_a, row_b = rows
-    if rows == ROWS[0]:
+    if rows == CORNER_ROWS[0]:
         pooled = pooled.scored()
     else:
         pooled = pooled.at(finite((pooled.values[a], pooled.values[b]), BEST))

@@ -24,12 +24,12 @@ from souping.report.tables import Section, TableCell, grid, nonempty
 if TYPE_CHECKING:
     from pandas import DataFrame
 
-SCHEMA = 1
+SCHEMA_VERSION = 1
 Difference = tuple[float, float, float]
 """Difference, lower and upper limit."""
-LONGEST = 1500
+SHOWN_TEXT_CHARS = 1500
 """Characters of a prompt or an answer that are shown."""
-Kind = Literal["average", "group", "task", "metric", "length", "cut"]
+AmountKind = Literal["average", "group", "task", "metric", "length", "cut"]
 
 
 @frozen
@@ -46,7 +46,7 @@ class RowVerdict:
     """name of the baseline"""
     name: str
     """`average`, the task or group, `tokens`, `characters` or `cut`"""
-    kind: Kind
+    kind: AmountKind
     """`average` is the headline"""
     metric: str
     """metric of the task"""
@@ -144,7 +144,7 @@ class CompareResult:
     """what a reader should know"""
     pages: Mapping[str, str] = field(default_factory=dict)
     """{page beside this file: its SHA-256}, by which `--out` knows its own files"""
-    schema: int = SCHEMA
+    schema: int = SCHEMA_VERSION
     """version of this schema"""
 
     def rows(self, model: str) -> list[RowVerdict]:
@@ -236,7 +236,9 @@ def _pairs(result: CompareResult) -> Section:
 def _flip(flip: Flip) -> Section:
     texts = (("prompt", flip.prompt), ("baseline", flip.base_output), (flip.model, flip.output))
     lines = [
-        f"{name}: {text[:LONGEST]}{'...' * (len(text) > LONGEST)}" for name, text in texts if text
+        f"{name}: {text[:SHOWN_TEXT_CHARS]}{'...' * (len(text) > SHOWN_TEXT_CHARS)}"
+        for name, text in texts
+        if text
     ]
     return Section(
         f"{flip.model}: {flip.task} {flip.item}: {flip.base:.3g} before, {flip.score:.3g} now",

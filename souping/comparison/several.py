@@ -16,8 +16,8 @@ import numpy as np
 
 from souping.analysis.grouped import distinct
 from souping.analysis.max_t import critical_value, equivalent_tests, t_statistics
-from souping.analysis.nested import TIE
-from souping.analysis.sign_patterns import DRAWS, drawn_sums
+from souping.analysis.nested import ZERO_DIFFERENCE
+from souping.analysis.sign_patterns import SIGN_DRAWS, drawn_sums
 from souping.comparison.estimate import has_missing, split_variance
 from souping.comparison.pooled import BEST, SCORE, WORST, PooledScores, finite
 from souping.core.types import FloatArray
@@ -37,7 +37,7 @@ class JointFlips:
         cls,
         pooled: PooledScores,
         models: Sequence[str],
-        draws: int = DRAWS,
+        draws: int = SIGN_DRAWS,
         seed: int = 0,
         favoured: str = "",
     ) -> JointFlips:
@@ -127,7 +127,7 @@ def best_set(flips: JointFlips, alpha: float) -> list[int]:
         largest = leads.max(axis=0)
         seen = largest[0]
         drawn = largest[1:]
-        p_value = (1 + (drawn >= seen - TIE).sum()) / (1 + len(drawn))
+        p_value = (1 + (drawn >= seen - ZERO_DIFFERENCE).sum()) / (1 + len(drawn))
         if p_value > alpha:
             best.append(model)
     return best

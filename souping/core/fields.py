@@ -23,7 +23,6 @@ from typing import (
     Literal,
     Protocol,
     TypeAlias,
-    TypeVar,
     Union,
     dataclass_transform,
     get_args,
@@ -36,17 +35,16 @@ import numpy as np
 from annotated_types import Interval
 
 from souping.core.files import regular
-from souping.core.text import LONGEST, first_line, listed, nearest, read_json, shown
-from souping.core.types import TOLERANCE, Json, UserError, Weights, frozen
+from souping.core.text import LONGEST_TIMEOUT_S, first_line, listed, nearest, read_json, shown
+from souping.core.types import TOLERANCE, Json, T, UserError, Weights, frozen
 
-T = TypeVar("T")
 Hint: TypeAlias = type
 """An annotation, as the type that it mostly is."""
 JSON_NAMES = {"Json": Json, "Mapping": Mapping, "Sequence": Sequence}
 """Names in the text of `Json`, which is resolved wherever it is used."""
-LARGEST = 2**53
+LARGEST_SETTING = 2**53
 """No setting is larger than this: up to here a float is exact."""
-PLAIN: Mapping[Any, tuple[type, str]] = {
+PLAIN_TYPES: Mapping[Any, tuple[type, str]] = {
     int: (numbers.Integral, "an integer"),
     float: (numbers.Real, "a number"),
     str: (str, "a text"),
@@ -73,7 +71,7 @@ Seed = Annotated[int, Interval(ge=0, lt=2**32)]
 TokenId = Annotated[int, Interval(ge=0, lt=2**31)]
 Name = Annotated[str, Form(r"(?s).*\S.*", "a text that is not empty")]
 Share = Annotated[float, Interval(gt=0, le=1)]
-Seconds = Annotated[float, Interval(gt=0, le=LONGEST)]
+Seconds = Annotated[float, Interval(gt=0, le=LONGEST_TIMEOUT_S)]
 Temperature = Annotated[float, Interval(ge=0, le=100)]
 Precision = Literal["float32", "bfloat16", "float16"]
 Device = Annotated[str, Form(r"auto|cpu|mps|cuda(:\d+)?", "auto, cpu, cuda, cuda:N or mps")]
@@ -199,8 +197,10 @@ def fits(value: Json, hint: Hint) -> bool:
     """Whether a value is of a type, strictly: a bool is no number, a text is no list."""
     kind = get_origin(hint)
     arguments = get_args(hint)
-    if hint in PLAIN:
-        return isinstance(value, PLAIN[hint][0]) and (hint is bool or not isinstance(value, bool))
+    if hint in PLAIN_TYPES:
+        return isinstance(value, PLAIN_TYPES[hint][0]) and (
+            hint is bool or not isinstance(value, bool)
+        )
     if kind in (Union, types.UnionType):
         return any(fits(value, one) for one in arguments)
     if kind is Literal:
@@ -247,8 +247,8 @@ def _within(value: Any, bound: Interval | Form) -> bool:
 
 def unsound(value: Json) -> str | None:
     """What no setting can be, at any depth: a number that is not finite or beyond all use, a part among values."""
-    if isinstance(value, int | float) and not abs(value) <= LARGEST:
-        return f"must be a finite number within {LARGEST:g}"
+    if isinstance(value, int | float) and not abs(value) <= LARGEST_SETTING:
+        return f"must be a finite number within {LARGEST_SETTING:g}"
     if isinstance(value, Mapping) and "_target_" in value:
         return "holds a _target_, which only a group's choice has"
     inner = (
@@ -266,8 +266,8 @@ def _words(hint: Hint) -> str:
     arguments = get_args(hint)
     if Callable in (kind, hint):
         return "a function"
-    if hint in PLAIN:
-        return PLAIN[hint][1]
+    if hint in PLAIN_TYPES:
+        return PLAIN_TYPES[hint][1]
     if kind is Literal:
         return listed(map(str, arguments))
     if kind is Annotated:
@@ -275,7 +275,7 @@ def _words(hint: Hint) -> str:
         bounds = [_bound(bound) for bound in arguments if isinstance(bound, Interval)]
         return "".join(forms) or " ".join([_words(arguments[0]), *bounds])
     inner = arguments[-1] if arguments else Any
-    spelled = inner in PLAIN or get_origin(inner) is Annotated
+    spelled = inner in PLAIN_TYPES or get_origin(inner) is Annotated
     if kind in (list, Sequence):
         return f"a list, each {_words(arguments[0])}" if spelled else "a list"
     if kind in (dict, Mapping):

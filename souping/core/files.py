@@ -20,8 +20,8 @@ from typing import IO
 from souping.core.text import first_line, shown
 from souping.core.types import UserError
 
-LOCK = ".lock"
-MARK = ".souping"
+LOCK_FILE = ".lock"
+STAGING_MARK = ".souping"
 """File that marks a staging folder of ours, so that a user's folder of that name is never removed."""
 
 
@@ -121,10 +121,10 @@ def staged(out: Path) -> Iterator[Path]:
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
         with _alone(out):
-            for left in out.parent.glob(f".{glob.escape(out.name)}.part-*/{MARK}"):
+            for left in out.parent.glob(f".{glob.escape(out.name)}.part-*/{STAGING_MARK}"):
                 shutil.rmtree(left.parent, ignore_errors=True)
             stage.mkdir()
-            (stage / MARK).touch()
+            (stage / STAGING_MARK).touch()
             try:
                 yield stage
                 _finish(stage, out)
@@ -142,7 +142,7 @@ def staged(out: Path) -> Iterator[Path]:
 @contextmanager
 def _alone(out: Path) -> Iterator[None]:
     """Be the one who writes `out`."""
-    place = out.with_name(f".{out.name}{LOCK}")
+    place = out.with_name(f".{out.name}{LOCK_FILE}")
     with place.open("a") as file:
         try:
             lock(file.fileno(), wait=False)
@@ -197,10 +197,10 @@ def discard(folder: Path, made: Collection[Path], early: Collection[str] = ()) -
 
 def hold_folder(folder: Path) -> IO[str]:
     """Mark a folder as in use until the file is closed or this process is gone, however it goes."""
-    new = folder / f"{LOCK}.new"
+    new = folder / f"{LOCK_FILE}.new"
     file = new.open("w")
     lock(file.fileno())
-    new.rename(folder / LOCK)  # under this name once it is held
+    new.rename(folder / LOCK_FILE)  # under this name once it is held
     return file
 
 
@@ -218,7 +218,7 @@ def locked(folder: Path) -> Iterator[None]:
 def remove_abandoned(folders: Iterable[Path]) -> None:
     """Remove folders that nobody holds: their writers were killed."""
     for left in folders:
-        with suppress(OSError), (left / LOCK).open("a") as file:
+        with suppress(OSError), (left / LOCK_FILE).open("a") as file:
             lock(file.fileno(), wait=False)
             shutil.rmtree(left, ignore_errors=True)
 
@@ -227,7 +227,7 @@ def _finish(stage: Path, out: Path) -> None:
     folders = [stage, *(path for path in stage.rglob("*") if path.is_dir())]
     for path in [*(path for path in stage.rglob("*") if path.is_file()), *folders]:
         _sync(path)
-    (stage / MARK).unlink()
+    (stage / STAGING_MARK).unlink()
     os.rename(stage, out)
     with suppress(OSError):  # the soup is there, even if the folder above cannot be flushed
         _sync(out.parent)

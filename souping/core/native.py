@@ -6,12 +6,12 @@ import functools
 import threading
 from typing import Any
 
-LOCK = threading.Lock()
+COMPILER_LOCK = threading.Lock()
 
 
 def compiled(assembly: str) -> int | None:
     """The address of the function `@kernel` in some assembly, which is compiled once; None if LLVM cannot help."""
-    with LOCK:
+    with COMPILER_LOCK:
         return _compiled(assembly)
 
 

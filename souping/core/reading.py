@@ -15,15 +15,14 @@ import sys
 from collections.abc import Mapping, Sequence
 from functools import cache
 from types import MappingProxyType, UnionType
-from typing import Any, TypeVar, Union, get_args, get_origin, get_type_hints
+from typing import Any, Union, get_args, get_origin, get_type_hints
 
 import numpy as np
 
 from souping.core.fields import Hint
 from souping.core.text import MAX_DEPTH
-from souping.core.types import Json
+from souping.core.types import Json, T
 
-T = TypeVar("T")
 NULL = MappingProxyType({"null": True})
 """Metadata of a field that is written even while it has an empty default."""
 REST = MappingProxyType({"rest": True})

@@ -26,9 +26,9 @@ from contextlib import closing, suppress
 from dataclasses import is_dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path, PurePath
-from typing import IO, Any, TypeVar
+from typing import IO, Any
 
-from souping.core.types import ProgressCallback, UserError, frozen
+from souping.core.types import ProgressCallback, T, UserError, frozen
 
 __version__ = "0.1.0"
 MAIN = (
@@ -41,7 +41,7 @@ MAIN = (
     "nevergrad",
     "huggingface-hub",
 )
-OPTIONAL = ("accelerate", "lm_eval", "mergekit", "peft", "trackio", "vllm", "wandb")
+OPTIONAL_PACKAGES = ("accelerate", "lm_eval", "mergekit", "peft", "trackio", "vllm", "wandb")
 SHARED_MEMORY = Path("/dev/shm")
 """File system in memory. Absent on macOS."""
 
@@ -120,7 +120,7 @@ def _limit(number: int, value: int) -> None:
 def versions() -> dict[str, str]:
     """{package: its installed version}, souping and Python first; absent packages are left out."""
     found = {"souping": __version__, "python": platform.python_version()}
-    for name in (*MAIN, *OPTIONAL):
+    for name in (*MAIN, *OPTIONAL_PACKAGES):
         with suppress(PackageNotFoundError):
             found[name] = version(name)
     return found
@@ -128,10 +128,9 @@ def versions() -> dict[str, str]:
 
 # ------------------------------------------------------------ child processes
 
-T = TypeVar("T")
-GRACE = 2.0
+CHILD_GRACE_S = 2.0
 """Seconds that a child gets to clean up."""
-MEMORY = 2 << 30
+CHILD_MEMORY_BYTES = 2 << 30
 ERRORS = (("builtins", "MemoryError"), ("builtins", "RuntimeError"))
 WATCH = 0.2
 """Seconds between two looks at the memory of a child that has not answered yet."""
@@ -144,7 +143,9 @@ class Child:
     memory on macOS, which does not enforce the other) and has the variables of `environment` alone.
     """
 
-    def __init__(self, environment: Callable[[], Mapping[str, str]], memory: int = MEMORY) -> None:
+    def __init__(
+        self, environment: Callable[[], Mapping[str, str]], memory: int = CHILD_MEMORY_BYTES
+    ) -> None:
         self._environment = environment
         self.memory = memory
         self._process: subprocess.Popen[bytes] | None = None
@@ -219,7 +220,7 @@ class Child:
                 continue
             if kind == "end":
                 with suppress(subprocess.TimeoutExpired):  # alive, if what it sent was no message
-                    if process.wait(GRACE) == -signal.SIGALRM:
+                    if process.wait(CHILD_GRACE_S) == -signal.SIGALRM:
                         raise TimeoutError
                 raise MemoryError
             if kind != "report":
@@ -239,7 +240,7 @@ class Child:
             return
         assert process.stdin is not None
         process.terminate()
-        wait_or_kill(process, GRACE)
+        wait_or_kill(process, CHILD_GRACE_S)
         with suppress(OSError):  # what is still to be written to it
             process.stdin.close()
 
@@ -302,7 +303,7 @@ def end_with(parent: int) -> None:
             time.sleep(BEAT)
         # which may wait for a socket
         signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGTERM)
-        time.sleep(2 * GRACE)
+        time.sleep(2 * CHILD_GRACE_S)
         os._exit(1)
 
     threading.Thread(target=watch, daemon=True).start()

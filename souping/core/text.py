@@ -13,12 +13,11 @@ from difflib import get_close_matches
 from functools import cache, partial
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 from souping.core.types import Missing, UserError
 
-T = TypeVar("T")
-LONGEST = 1e7
+LONGEST_TIMEOUT_S = 1e7
 MAX_DEPTH = 100
 """Levels of lists and objects in JSON; no config, item or recipe has so many."""
 UNSAFE = re.compile(
@@ -210,6 +209,6 @@ def positive(text: str) -> int:
 def seconds(text: str) -> float:
     """A number of seconds above 0, for `argparse`."""
     value = float(text)
-    if not 0 < value <= LONGEST:
-        raise argparse.ArgumentTypeError(f"{text} is not above 0 and at most {LONGEST:g}")
+    if not 0 < value <= LONGEST_TIMEOUT_S:
+        raise argparse.ArgumentTypeError(f"{text} is not above 0 and at most {LONGEST_TIMEOUT_S:g}")
     return value

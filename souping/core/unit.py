@@ -21,13 +21,15 @@ from souping.core.types import FloatArray, Json, number
 
 MARGIN = 0.01
 """The usual margin of inner scores: a gain below it is no reason to soup."""
-TURNED = ("mean", "difference", "value", "low", "high")
+SCORE_KEYS = ("mean", "difference", "value", "low", "high")
 """Keys of an interval that hold scores."""
 MOST_DIGITS = 12
 """Most decimals with which a unit's scores are shown."""
 LARGEST_SCALE = 1e9
 """Scale and margin of a unit lie between 1 / LARGEST_SCALE and this."""
-Number = TypeVar("Number", float, FloatArray)
+SCORE_ROUNDING = 1e-9
+"""By how much a score from 0 to 1, or a mean of such scores, may leave that range."""
+FloatOrArray = TypeVar("FloatOrArray", float, FloatArray)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -72,10 +74,10 @@ class Unit:
         """Inner score of a score of 1."""
         return (1.0 if self.higher_is_better else -1.0) * MARGIN * self.scale / self.margin
 
-    def inner(self, score: Number) -> Number:
+    def inner(self, score: FloatOrArray) -> FloatOrArray:
         return score * self.factor
 
-    def raw(self, inner: Number) -> Number:
+    def raw(self, inner: FloatOrArray) -> FloatOrArray:
         """The score, or difference of scores, of an inner one."""
         return inner / self.factor + 0.0
 
@@ -89,7 +91,9 @@ class Unit:
 
     def raw_table(self, table: Mapping[str, Any]) -> dict[str, Any]:
         """An interval as a report has it: its numbers are inner scores."""
-        made = {key: self.raw(value) if key in TURNED else value for key, value in table.items()}
+        made = {
+            key: self.raw(value) if key in SCORE_KEYS else value for key, value in table.items()
+        }
         if not self.higher_is_better:
             made |= {"low": made["high"], "high": made["low"]}
         return made

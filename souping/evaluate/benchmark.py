@@ -34,7 +34,7 @@ from souping.core.types import (
 )
 
 REQUIRED = ("id", "category", "prompt", "answer")
-TEXTS = ("id", "category", "scorer", "group", "language")
+TEXT_KEYS = ("id", "category", "scorer", "group", "language")
 FORMS: Mapping[str, Any] = {
     "id": Name | int,
     "category": Name | int,
@@ -47,11 +47,11 @@ FORMS: Mapping[str, Any] = {
     "tools": list[dict[str, Any]],
 }
 """Annotations of an item's keys; an answer may be any JSON."""
-SALT = "souping folds 4"
+FOLD_SALT = "souping folds 4"
 """Never to be changed. It is the first of forty that leaves each fold of the pantry 20 items of every category; it was
 chosen without evaluating any model."""
-SHARES: dict[Fold, float] = {"select": 0.2, "search": 0.2, "report": 0.6}
-ENOUGH = 20
+FOLD_SHARES: dict[Fold, float] = {"select": 0.2, "search": 0.2, "report": 0.6}
+ENOUGH_ITEMS = 20
 """Items of a category in a fold below which its mean score is too rough to stand alone."""
 
 
@@ -257,7 +257,7 @@ def _item(row: JsonObject, where: str, own: Mapping[str, UserScorer]) -> Item:
         )
     if not prompt:
         raise UserError(f"{where}: `{names['prompt'] or 'prompt'}` is empty")
-    texts = {key: str(values[key]) for key in TEXTS if values.get(key) is not None}
+    texts = {key: str(values[key]) for key in TEXT_KEYS if values.get(key) is not None}
     return _checked(
         Item(
             **texts,
@@ -321,7 +321,7 @@ class Folds:
 
 def position(group: str) -> float:
     """Position of a group in [0, 1): the first 64 bits of a SHA-256."""
-    text = "\0".join((SALT, group)).encode()
+    text = "\0".join((FOLD_SALT, group)).encode()
     return int.from_bytes(hashlib.sha256(text).digest()[:8], "big") / 2**64
 
 
@@ -332,12 +332,12 @@ def shares_of(given: Mapping[str, float] | None) -> Mapping[Fold, float]:
         UserError: a name is not a fold, a share is not between 0 and 1, or nothing is left for a fold.
     """
     if not given:
-        return SHARES
+        return FOLD_SHARES
     for name, share in given.items():
         pick(name, FOLDS, "benchmark.folds")
         if not 0 < share < 1:
             raise UserError(f"benchmark.folds.{name}={share} must be above 0 and below 1")
-    rest = {fold: share for fold, share in SHARES.items() if fold not in given}
+    rest = {fold: share for fold, share in FOLD_SHARES.items() if fold not in given}
     left = 1 - sum(given.values())
     if (rest and left < 0.01) or (not rest and abs(left) > 1e-6):
         raise UserError(
@@ -345,11 +345,11 @@ def shares_of(given: Mapping[str, float] | None) -> Mapping[Fold, float]:
         )
     return {
         fold: given.get(fold, share * left / sum(rest.values() or (1,)))
-        for fold, share in SHARES.items()
+        for fold, share in FOLD_SHARES.items()
     }
 
 
-def assign(group: str, two: bool = False, shares: Mapping[Fold, float] = SHARES) -> Fold:
+def assign(group: str, two: bool = False, shares: Mapping[Fold, float] = FOLD_SHARES) -> Fold:
     """The fold of a group. With `two` (published scores select) the select share goes to search."""
     place = position(group)
     if place < shares["select"]:
@@ -358,7 +358,7 @@ def assign(group: str, two: bool = False, shares: Mapping[Fold, float] = SHARES)
 
 
 def split_folds(
-    items: Sequence[Item], two: bool = False, shares: Mapping[Fold, float] = SHARES
+    items: Sequence[Item], two: bool = False, shares: Mapping[Fold, float] = FOLD_SHARES
 ) -> Folds:
     """Cut a benchmark into folds.
 
@@ -400,10 +400,10 @@ def check_slices(items: Sequence[Item], count: int) -> None:
     for number, members in enumerate(slices_of(items, count), start=1):
         sizes = Counter(item.category for item in members)
         category = min(categories, key=lambda name: sizes[name])
-        if count > 1 and sizes[category] < ENOUGH:
+        if count > 1 and sizes[category] < ENOUGH_ITEMS:
             raise UserError(
                 f"benchmark.slices={count} leaves slice {number} with {sizes[category]} items of category "
-                f"{category!r}: at least {ENOUGH} are needed; lower benchmark.slices"
+                f"{category!r}: at least {ENOUGH_ITEMS} are needed; lower benchmark.slices"
             )
 
 
@@ -474,9 +474,9 @@ def _check_present(fold: Fold, items: Sequence[Item], categories: Sequence[str])
 
 def _small(fold: Fold, items: Sequence[Item]) -> list[str]:
     counts = Counter(item.category for item in items)
-    small = [f"{name} ({n})" for name, n in counts.items() if n < ENOUGH]
+    small = [f"{name} ({n})" for name, n in counts.items() if n < ENOUGH_ITEMS]
     return (
-        [f"fold {fold}: fewer than {ENOUGH} items in {listed(small)}: their rates are rough"]
+        [f"fold {fold}: fewer than {ENOUGH_ITEMS} items in {listed(small)}: their rates are rough"]
         if small
         else []
     )

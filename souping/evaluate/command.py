@@ -16,25 +16,23 @@ from typing import IO
 import numpy as np
 
 from souping.core.fields import Seconds, component
-from souping.core.files import LOCK, expanded, hold_folder, lock
+from souping.core.files import LOCK_FILE, expanded, hold_folder, lock
 from souping.core.protocols import Evaluator, LoadedModel, ModelHost
 from souping.core.system import SHARED_MEMORY
 from souping.core.text import first_line, listed, safe
 from souping.core.types import Item, Items, Json, JsonObject, Missing, Record, UserError, digest
-from souping.core.unit import POINTS, Unit
+from souping.core.unit import POINTS, SCORE_ROUNDING, Unit
 from souping.evaluate.servers.process import ENDED, Process
 from souping.logs import read
 from souping.logs.records import Log, LoggedAnswer, LoggedMetric
 from souping.logs.tables import is_table
 
-ITEMS = "items.jsonl"
+ITEMS_FILE = "items.jsonl"
 DONE = "done"
 """File that marks a command that ended without an error."""
 LOWER = replace(POINTS, meaning="percent (lower is better)", higher_is_better=False)
-TAIL = 1 << 16
+OUTPUT_TAIL_BYTES = 1 << 16
 """Bytes of a command's output in which its last lines are."""
-ROUNDING = 1e-9
-"""By how much a score may leave the range from 0 to 1."""
 
 
 @component
@@ -150,7 +148,7 @@ class CommandEvaluator(Evaluator):
     def _run(self, folder: Path, items: Sequence[Item], attempt: Path) -> str:
         """Run the command; what went wrong, with the last lines of its output, or nothing."""
         out = attempt / "out"
-        listing = attempt / ITEMS
+        listing = attempt / ITEMS_FILE
         copy = attempt / "model"
         if folder.is_relative_to(SHARED_MEMORY):  # which other machines cannot read
             folder = shutil.copytree(folder, copy, symlinks=True)
@@ -165,7 +163,7 @@ class CommandEvaluator(Evaluator):
             late = not process.ends_in(self.timeout)
         finally:
             shutil.rmtree(copy, ignore_errors=True)
-        text = process.tail(TAIL)
+        text = process.tail(OUTPUT_TAIL_BYTES)
         status = (ENDED.findall(text) or ["?"])[-1]
         if not late and status == "0":
             (attempt / DONE).touch()
@@ -225,7 +223,7 @@ class CommandEvaluator(Evaluator):
                     fix = "evaluate it in a run of its own, as its other metrics are not"
                 raise UserError(f"{where}: {metric.name} is better when it is {word}\n{fix}")
             for answer in metric.answers:
-                if abs(answer.score - 0.5) > 0.5 + ROUNDING:
+                if abs(answer.score - 0.5) > 0.5 + SCORE_ROUNDING:
                     what = f"item {answer.item!r:.60}: score {answer.score:g}"
                     raise UserError(
                         f"{where}: {what} must be a fraction of 1\n"
@@ -236,7 +234,7 @@ class CommandEvaluator(Evaluator):
 def _adopted(attempt: Path, held: dict[Path, IO[str]]) -> bool:
     """Hold an attempt, unless its process is running."""
     with ExitStack() as stack, suppress(BlockingIOError, FileNotFoundError):
-        file = stack.enter_context((attempt / LOCK).open("a"))
+        file = stack.enter_context((attempt / LOCK_FILE).open("a"))
         lock(file.fileno(), wait=False)
         held[attempt] = file
         stack.pop_all()
@@ -245,7 +243,7 @@ def _adopted(attempt: Path, held: dict[Path, IO[str]]) -> bool:
 
 def _requested(attempt: Path) -> set[str]:
     """The lines of the items that a command was started for."""
-    listing = attempt / ITEMS
+    listing = attempt / ITEMS_FILE
     return set(listing.read_text(encoding="utf-8").split("\n")[:-1]) if listing.exists() else set()
 
 

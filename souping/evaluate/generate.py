@@ -42,9 +42,9 @@ from souping.evaluate.templates import (
     no_template,
 )
 
-VERSION = 2
+LOCAL_EVALUATOR_VERSION = 2
 """Raise when the same settings would give other answers or scores: old rows in stores are then left alone."""
-SMALL = 50_000_000
+SMALL_MODEL_PARAMETERS = 50_000_000
 """Parameters below which one thread is the default."""
 
 
@@ -90,7 +90,7 @@ class MachineEvaluator(Evaluator):
             # only headers: the pool has opened it
             model = Checkpoint.open(architecture_folder, allow_pickle=True)
             dtype = compute_dtype(model)
-            small = model.parameters < SMALL
+            small = model.parameters < SMALL_MODEL_PARAMETERS
         elif not on_cpu:
             dtype = str(setting(read_config(architecture_folder), "dtype") or "float32")
         copied = copy.copy(self)
@@ -227,7 +227,7 @@ class LocalEvaluator(RepeatedAnswers, EngineEvaluator):
             "stop": list(self.stop),
             "decoding": decoding,
         }
-        return self.settings_of("local", VERSION, own)
+        return self.settings_of("local", LOCAL_EVALUATOR_VERSION, own)
 
     @cached_property
     def decoding(self) -> Decoding:

@@ -19,7 +19,7 @@ from souping.evaluate.templates import as_seen, encode, prompt_text
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-VERSION = 1
+LOSS_EVALUATOR_VERSION = 1
 """Raise when the same settings would give other scores."""
 
 
@@ -44,7 +44,7 @@ class LossEvaluator(EngineEvaluator):
 
     @property
     def settings(self) -> JsonObject:
-        return self.settings_of("loss", VERSION, {"stride": self.stride})
+        return self.settings_of("loss", LOSS_EVALUATOR_VERSION, {"stride": self.stride})
 
     def banner(self) -> str:
         return "scores are bits per byte: lower is better, and nothing is generated"

@@ -34,15 +34,15 @@ if TYPE_CHECKING:
     from jinja2 import Template
     from transformers import PreTrainedTokenizerBase
 
-SECONDS = 20.0
+TEMPLATE_TIMEOUT_S = 20.0
 """Time that a template has for one item."""
 START = 600.0
 """Seconds for the process to start, import its libraries and render a template."""
 BYTES = 5 << 28
 """Memory of the process: a sixth of it is taken before the first template."""
-LONGEST = 50_000_000
+LONGEST_PROMPT_CHARS = 50_000_000
 """Characters that a template may write: no tokenizer gets through more."""
-PASSED = ("PATH", "TZ", "LANG", "LC_ALL", "LD_LIBRARY_PATH", "DYLD_LIBRARY_PATH")
+PASSED_VARIABLES = ("PATH", "TZ", "LANG", "LC_ALL", "LD_LIBRARY_PATH", "DYLD_LIBRARY_PATH")
 """Environment variables that the process gets: it needs no keys or tokens."""
 
 
@@ -53,7 +53,7 @@ class TemplateStoppedError(Exception):
 def _environment() -> dict[str, str]:
     package = package_environment()
     path = os.pathsep.join([package["PYTHONPATH"], *filter(None, sys.path)])
-    passed = {name: value for name, value in os.environ.items() if name in PASSED}
+    passed = {name: value for name, value in os.environ.items() if name in PASSED_VARIABLES}
     return {
         **passed,
         "PYTHONPATH": path,
@@ -112,7 +112,7 @@ def _rendered(render: Callable[[], str], seconds: float) -> tuple[str, str]:
     signal.setitimer(signal.ITIMER_REAL, seconds)
     try:
         text = render()
-        if len(text) > LONGEST:
+        if len(text) > LONGEST_PROMPT_CHARS:
             return "stopped", f"it makes a text of {len(text):.0e} characters"
         return "text", text
     except MemoryError:
@@ -135,9 +135,9 @@ def _render(function: Callable[..., tuple[str, str]], *arguments: object) -> str
         jinja2.TemplateError: the template refuses its arguments (`raise_exception`).
     """
     try:
-        kind, text = PROCESS.call(function, (*arguments, SECONDS), START)
+        kind, text = PROCESS.call(function, (*arguments, TEMPLATE_TIMEOUT_S), START)
     except TimeoutError:
-        raise TemplateStoppedError(f"it did not end in {SECONDS:g} s") from None
+        raise TemplateStoppedError(f"it did not end in {TEMPLATE_TIMEOUT_S:g} s") from None
     except MemoryError:
         raise TemplateStoppedError("it takes more than 1 GB of memory") from None
     if kind == "text":
@@ -251,7 +251,7 @@ PENALTIES = (
     "guidance_scale", "num_beams", "penalty_alpha", "typical_p", "epsilon_cutoff", "eta_cutoff",
 )  # fmt: skip
 """Keys that change which tokens are picked, beside those of sampling."""
-NEUTRAL: JsonObject = {
+NEUTRAL_VALUES: JsonObject = {
     "do_sample": False, "temperature": 1.0, "top_p": 1.0, "top_k": 0, "min_p": 0.0, "repetition_penalty": 1.0,
     "encoder_repetition_penalty": 1.0, "no_repeat_ngram_size": 0, "encoder_no_repeat_ngram_size": 0, "min_length": 0,
     "min_new_tokens": 0, "num_beams": 1, "typical_p": 1.0, "epsilon_cutoff": 0.0, "eta_cutoff": 0.0,
@@ -304,7 +304,9 @@ def generation_overrides(folder: Path) -> JsonObject:
     """What a folder's generation_config changes compared with greedy decoding, {key: value}."""
     own = read_generation(folder)
     keys = PENALTIES + (SAMPLING if own.get("do_sample") else ())
-    return {key: own[key] for key in keys if own.get(key) not in (None, NEUTRAL.get(key), [])}
+    return {
+        key: own[key] for key in keys if own.get(key) not in (None, NEUTRAL_VALUES.get(key), [])
+    }
 
 
 def generation_notes(folders: Folders) -> list[str]:

@@ -15,7 +15,10 @@ from souping.logs.records import Log
 from souping.logs.runs import read_run
 from souping.logs.tables import Frame, is_table, read_frame, read_table
 
-KINDS = "lm_eval's output folder, a BFCL project, an inspect_ai log, a run, or CSV or JSONL with item, category, score"
+LOG_KINDS = (
+    "lm_eval's output folder, a BFCL project, an inspect_ai log, a run, "
+    "or CSV or JSONL with item, category, score"
+)
 
 
 def read(
@@ -69,4 +72,4 @@ def _read(source: str | Path | Frame, group: str, lower: Collection[str] | None)
         return (read_inspect(path, name, group),)
     if path.suffix == ".json" or (path.is_dir() and results_of(path, name)):
         return (read_lm_eval(path, name, group),)
-    raise UserError(f"{path}: not a log: give {KINDS}")
+    raise UserError(f"{path}: not a log: give {LOG_KINDS}")

@@ -16,14 +16,14 @@ from souping.core.types import Json, UserError
 from souping.logs.records import (
     Log,
     LoggedAnswer,
-    Row,
+    LogRow,
     Task,
     json_lines,
     metrics_of,
     pick_model,
 )
 
-FILE = re.compile(r"BFCL_(v\d+)_(.+)_result\.json")
+RESULT_FILE = re.compile(r"BFCL_(v\d+)_(.+)_result\.json")
 FAILED = "Error during inference: "
 """How bfcl-eval's generation marks an item without an answer."""
 
@@ -52,7 +52,7 @@ def read_bfcl(path: Path, name: str) -> Log:
 
 
 def _task(file: Path, scores: Path) -> Task:
-    found = FILE.fullmatch(file.name)
+    found = RESULT_FILE.fullmatch(file.name)
     version, category = found.groups() if found else ("", file.stem)
     score_file = next(scores.rglob(f"BFCL_{version}_{category}_score.json"), None)
     if score_file is None:
@@ -83,7 +83,7 @@ def rows_of(path: Path) -> list[dict[str, Any]]:
     return rows
 
 
-def _answer(row: Row, wrong: set[str]) -> LoggedAnswer:
+def _answer(row: LogRow, wrong: set[str]) -> LoggedAnswer:
     output = row.get("result", "")
     text = output if isinstance(output, str) else json.dumps(output, ensure_ascii=False)
     tokens = counts(row.get("output_token_count"))

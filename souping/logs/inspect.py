@@ -8,17 +8,15 @@ from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 from hashlib import sha256
 from pathlib import Path
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING
 
 from souping.core.text import first_line, install
-from souping.core.types import Json, UserError
+from souping.core.types import Json, T, UserError
 from souping.logs.records import Log, LoggedAnswer, Task, metrics_of, pick_model
 
 if TYPE_CHECKING:
     from inspect_ai.log import EvalLog
     from inspect_ai.scorer import Score
-
-T = TypeVar("T")
 
 
 def is_inspect(path: Path) -> bool:

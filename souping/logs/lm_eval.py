@@ -10,11 +10,11 @@ import numpy as np
 from souping.core.text import MAX_DEPTH, shown
 from souping.core.types import Names, UserError, number, part, texts
 from souping.logs.records import (
-    LARGEST,
+    LARGEST_FIGURE,
     Group,
     Log,
     LoggedAnswer,
-    Row,
+    LogRow,
     Task,
     json_lines,
     metrics_of,
@@ -61,7 +61,7 @@ def read_lm_eval(path: Path, name: str, group: str) -> Log:
     )
 
 
-def samples_of(path: Path) -> Iterator[tuple[str, Row]]:
+def samples_of(path: Path) -> Iterator[tuple[str, LogRow]]:
     """(task, sample) of the newest results of one model."""
     if not (found := results_of(path)):
         raise UserError(f"{path}: no {RESULTS} of lm_eval")
@@ -80,7 +80,7 @@ def _samples(results: Path, task: str) -> Path:
     return path
 
 
-def _groups(path: Path, table: Row) -> dict[str, Group]:
+def _groups(path: Path, table: LogRow) -> dict[str, Group]:
     """Groups of leaf tasks: lm_eval aggregates over those, whatever groups are between."""
     below = part(table, "group_subtasks")
     leaves_of = dict[str, dict[str, None]]()
@@ -106,13 +106,17 @@ def _groups(path: Path, table: Row) -> dict[str, Group]:
     return found
 
 
-def _by_size(path: Path, table: Row, name: str, members: Names) -> bool | None:
+def _by_size(path: Path, table: LogRow, name: str, members: Names) -> bool | None:
     """Whether a group's figure is the mean over items rather than over tasks, which lm_eval does not write down. None
     if both are the same."""
     results = part(table, "results")
     for key, mean in part(results, name).items():
         found = ((task, number(part(results, task).get(key))) for task in members)
-        rows = {task: value for task, value in found if value is not None and abs(value) <= LARGEST}
+        rows = {
+            task: value
+            for task, value in found
+            if value is not None and abs(value) <= LARGEST_FIGURE
+        }
         if "," in key and "_stderr," not in key and isinstance(mean, float) and rows:
             values = list(rows.values())
             weighted = np.average(values, weights=[_size(path, table, task) or 1 for task in rows])
@@ -122,11 +126,11 @@ def _by_size(path: Path, table: Row, name: str, members: Names) -> bool | None:
     return None
 
 
-def _size(path: Path, table: Row, task: str) -> float:
+def _size(path: Path, table: LogRow, task: str) -> float:
     """Number of a task's samples, 0 where the harness does not say."""
     value = part(part(table, "n-samples"), task).get("effective") or 0
     size = number(value)
-    if size is None or not 0 <= size <= LARGEST:
+    if size is None or not 0 <= size <= LARGEST_FIGURE:
         raise UserError(
             f"{path}: n-samples.{task}.effective={shown(str(value))}: not a number of samples: "
             "run lm_eval again"
@@ -134,7 +138,7 @@ def _size(path: Path, table: Row, task: str) -> float:
     return size
 
 
-def _task(results: Path, table: Row, task: str, group: str) -> Task:
+def _task(results: Path, table: LogRow, task: str, group: str) -> Task:
     path = _samples(results, task)
     higher, figures = (part(part(table, key), task) for key in ("higher_is_better", "results"))
     with path.open(encoding="utf-8", errors="replace") as lines:
@@ -155,7 +159,7 @@ def _task(results: Path, table: Row, task: str, group: str) -> Task:
 
 
 def _answers(
-    path: Path, samples: Iterator[Row], names: list[str], group: str
+    path: Path, samples: Iterator[LogRow], names: list[str], group: str
 ) -> Iterator[tuple[str, LoggedAnswer]]:
     """(`metric,filter`, or `metric` without a filter; answer) of every sample."""
     for sample in samples:
@@ -168,7 +172,7 @@ def _answers(
                 score = sample.get(name)
                 if isinstance(score, int | float):
                     # beyond what a mean can be it does not matter how large it is
-                    score = float(max(-2 * LARGEST, min(score, 2 * LARGEST)))
+                    score = float(max(-2 * LARGEST_FIGURE, min(score, 2 * LARGEST_FIGURE)))
                 yield (
                     f"{name},{sample.get('filter', 'none')}".removesuffix(",none"),
                     LoggedAnswer(
@@ -191,7 +195,7 @@ def _answers(
             ) from error
 
 
-def _texts(sample: Row) -> tuple[str, str]:
+def _texts(sample: LogRow) -> tuple[str, str]:
     """Prompt and answer; of a choice the likeliest continuation."""
     requests = [list(request.values()) for request in sample["arguments"].values()]
     prompt = str(requests[0][0])

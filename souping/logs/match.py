@@ -20,9 +20,9 @@ NamedLog = tuple[str, Log]
 Field = Literal["score", "missing", "cut", "tokens", "characters"]
 FIELDS: tuple[Field, ...] = get_args(Field)
 SPARSE = 10
-"""Places that an array of more than SMALL places may have for each answer, so that a few answers do not fill the
+"""Places that an array of more than DENSE_PLACES places may have for each answer, so that a few answers do not fill the
 memory."""
-SMALL = 10**6
+DENSE_PLACES = 10**6
 
 
 @frozen
@@ -293,7 +293,7 @@ def _answer_array(items: Sequence[str], runs: Sequence[LoggedMetric]) -> FloatAr
 
     _, replicates, item = max(places, key=lambda place: place[1])
     shape = (len(runs), replicates + 1, len(items))
-    if math.prod(shape) > max(SMALL, SPARSE * len(places)):
+    if math.prod(shape) > max(DENSE_PLACES, SPARSE * len(places)):
         raise UserError(
             f"item {shown(items[item])} has {replicates + 1:,} answers, far more than others: "
             "replicate must number the answers to one item"

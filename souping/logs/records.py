@@ -21,8 +21,8 @@ from souping.core.files import regular
 from souping.core.text import first_line, listed, nests_deeply, shown
 from souping.core.types import Json, JsonObject, Names, UserError, frozen, number
 
-Row = Mapping[str, Any]
-LARGEST = 1e50
+LogRow = Mapping[str, Any]
+LARGEST_FIGURE = 1e50
 """No score, figure or count of a log is larger: sums of squares of such numbers are finite."""
 
 
@@ -185,12 +185,12 @@ def _metric(
             f"{path}: item {item} has two scores of {name}: remove one, or number them as replicates"
         )
     for answer in answers:
-        if answer.tokens is not None and not 0 <= answer.tokens <= LARGEST:
+        if answer.tokens is not None and not 0 <= answer.tokens <= LARGEST_FIGURE:
             tokens = shown(str(answer.tokens))
             raise UserError(f"{path}: item {answer.item}: tokens={tokens} is not a count")
     scores = np.array([answer.score for answer in answers])
     counted = scores[~np.isnan(scores)]
-    mean = counted.mean() if counted.size and np.abs(counted).max() <= LARGEST else np.nan
+    mean = counted.mean() if counted.size and np.abs(counted).max() <= LARGEST_FIGURE else np.nan
     is_mean = bool(counted.size and counted.min() >= 0 and counted.max() <= 1)
     figure = number(reported)
     reached = figure is not None and np.isclose(mean, figure, rtol=1e-6, atol=1e-6)

@@ -14,13 +14,13 @@ from souping.core.unit import unit_of
 from souping.logs.records import (
     Log,
     LoggedAnswer,
-    Row,
+    LogRow,
     Task,
     metrics_of,
     pick_model,
     read_object,
 )
-from souping.report.render import SAMPLES, read_samples
+from souping.report.render import SAMPLES_FILE, read_samples
 
 
 def read_run(path: Path, name: str, group: str) -> Log:
@@ -29,11 +29,11 @@ def read_run(path: Path, name: str, group: str) -> Log:
         return _read(path, read_object(path / "report.json"), name, group)
     except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:
         raise UserError(
-            f"{path}: report.json or {SAMPLES} is damaged: {first_line(error)}"
+            f"{path}: report.json or {SAMPLES_FILE} is damaged: {first_line(error)}"
         ) from error
 
 
-def _read(path: Path, report: Row, name: str, group: str) -> Log:
+def _read(path: Path, report: LogRow, name: str, group: str) -> Log:
     if limit := report.get("limit"):
         raise UserError(
             f"{path}: limit={limit} made this a dry run on items of the search: nothing can be claimed on them; "
@@ -46,9 +46,9 @@ def _read(path: Path, report: Row, name: str, group: str) -> Log:
     metric = "score" if own.symbol == "%" else own.name
     lower = () if own.higher_is_better else (metric,)
     model = pick_model(path, list(rows), name or "soup") if rows else ""
-    lines_of = dict[str, list[Row]]()
+    lines_of = dict[str, list[LogRow]]()
     best = 0
-    lines: Iterator[Row] = read_samples(path / SAMPLES)
+    lines: Iterator[LogRow] = read_samples(path / SAMPLES_FILE)
     for line in lines:
         best = max(best, *map(_best_of, line["models"].values()))
         if line["fold"] == "report" and model in line["models"]:
@@ -64,10 +64,10 @@ def _read(path: Path, report: Row, name: str, group: str) -> Log:
             found = _answers(line, line["models"][model], group, best > 0)
             pairs.extend((metric, answer) for answer in found)
         reported = {metric: part(rows[model], task).get("mean")}
-        metrics = metrics_of(path / SAMPLES, pairs, reported, lower)
+        metrics = metrics_of(path / SAMPLES_FILE, pairs, reported, lower)
         if all(math.isnan(answer.score) for answer in metrics[metric].answers):
             raise UserError(
-                f"{path}: {task}: the scores in {SAMPLES} do not have the mean that report.json says, "
+                f"{path}: {task}: the scores in {SAMPLES_FILE} do not have the mean that report.json says, "
                 f"{shown(str(reported[metric]))}"
             )
         if metric != "score":  # no score from 0 to 1, even if all of them are
@@ -83,14 +83,14 @@ def _read(path: Path, report: Row, name: str, group: str) -> Log:
     return Log(path=path, harness="souping", model=model, tasks=tasks, asked=tuple(tasks))
 
 
-def _best_of(answered: Row) -> int:
+def _best_of(answered: LogRow) -> int:
     """The number of answers of which an item's score is that of the best and not their mean, else 0."""
     scores = answered.get("scores", [answered["score"]])
     best = max(scores)
     return len(scores) if answered["score"] == best and best - fmean(scores) > 1e-9 else 0
 
 
-def _answers(line: Row, own: Row, group: str, best: bool) -> Iterator[LoggedAnswer]:
+def _answers(line: LogRow, own: LogRow, group: str, best: bool) -> Iterator[LoggedAnswer]:
     """One answer per replicate, or one for all if the item's score is not their mean."""
     several = not best and abs(fmean(own.get("scores", [own["score"]])) - own["score"]) <= 1e-9
     scores, outcomes = (

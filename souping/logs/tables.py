@@ -15,20 +15,20 @@ from souping.core.fields import pick
 from souping.core.text import listed, nearest, shown
 from souping.core.types import Json, UserError
 from souping.logs.records import (
-    LARGEST,
+    LARGEST_FIGURE,
     Group,
     Log,
     LoggedAnswer,
     LoggedMetric,
-    Row,
+    LogRow,
     Task,
     json_lines,
     metrics_of,
 )
 
 NEEDED = ("item", "category", "score")
-CUT = {"length", "max_tokens", "truncated"}
-NO_ANSWER = {"error", "unanswered", "content_filter"}
+CUT_REASONS = {"length", "max_tokens", "truncated"}
+NO_ANSWER_REASONS = {"error", "unanswered", "content_filter"}
 LETTERS = {"C": 1.0, "I": 0.0, "P": 0.5, "N": 0.0, "true": 1.0, "false": 0.0}
 """Scores in letters: inspect_ai's, and truth values (in any case)."""
 DIRECTIONS = {"true": True, "1": True, "false": False, "0": False}
@@ -90,7 +90,7 @@ def _csv_rows(path: Path, lines: Iterable[str]) -> Iterator[dict[str, str]]:
         yield dict(zip(names, row, strict=True))
 
 
-def _inspect_rows(rows: Sequence[Row], group: str) -> Iterator[dict[str, Any]]:
+def _inspect_rows(rows: Sequence[LogRow], group: str) -> Iterator[dict[str, Any]]:
     """Rows of `samples_df`, one per metric of the sample's log; one that failed has no score."""
     metrics = dict[str, dict[str, None]]()
     limited = any(not _empty(row.get("limit")) for row in rows)
@@ -118,7 +118,7 @@ def _inspect_rows(rows: Sequence[Row], group: str) -> Iterator[dict[str, Any]]:
             yield {**own, "metric": name, "score": scores.get(name)}
 
 
-def _inspect_scores(row: Row) -> dict[str, Any]:
+def _inspect_scores(row: LogRow) -> dict[str, Any]:
     """{metric: value}; a score with several values is several metrics."""
     found = dict[str, Any]()
     for column in (name for name in row if name.startswith("score_") and not _empty(row[name])):
@@ -133,7 +133,7 @@ def _inspect_scores(row: Row) -> dict[str, Any]:
 
 
 def _logs(
-    path: Path, rows: Iterable[Row], group: str, lower: Collection[str] | None
+    path: Path, rows: Iterable[LogRow], group: str, lower: Collection[str] | None
 ) -> tuple[Log, ...]:
     runs = dict[str, dict[tuple[str, str], list[tuple[str, LoggedAnswer]]]]()
     directions: Directions = {}
@@ -172,7 +172,7 @@ def _logs(
     return logs
 
 
-def _answer(where: str, row: Row, group: str) -> LoggedAnswer:
+def _answer(where: str, row: LogRow, group: str) -> LoggedAnswer:
     stop, output, prompt = (_text(row, name) for name in ("stop_reason", "output", "prompt"))
     score, replicate, tokens = (
         _number(where, row, key) for key in ("score", "replicate", "tokens")
@@ -184,8 +184,8 @@ def _answer(where: str, row: Row, group: str) -> LoggedAnswer:
         score=math.nan if score is None else score,
         group=_text(row, group or "group"),
         replicate=int(replicate or 0),
-        missing=score is None or stop in NO_ANSWER,
-        cut=stop in CUT if "stop_reason" in row else None,
+        missing=score is None or stop in NO_ANSWER_REASONS,
+        cut=stop in CUT_REASONS if "stop_reason" in row else None,
         tokens=tokens,
         characters=len(output) if output else None,
         prompt_hash=sha256(prompt.encode()).hexdigest() if prompt else "",
@@ -194,7 +194,7 @@ def _answer(where: str, row: Row, group: str) -> LoggedAnswer:
     )
 
 
-def _text(row: Row, name: str) -> str:
+def _text(row: LogRow, name: str) -> str:
     return "" if _empty(row.get(name)) else str(row[name])
 
 
@@ -202,7 +202,7 @@ def _empty(value: Json) -> bool:
     return value is None or value == "" or value != value
 
 
-def _number(where: str, row: Row, key: str) -> float | None:
+def _number(where: str, row: LogRow, key: str) -> float | None:
     """A number in a column, None where the column is empty or not there; a score may also be a letter."""
     if _empty(row.get(key)):
         return None
@@ -215,9 +215,9 @@ def _number(where: str, row: Row, key: str) -> float | None:
     except ValueError:
         number = math.nan
     # Python also reads `1_0` and `nan`
-    if "_" in text or not abs(number) <= LARGEST:
+    if "_" in text or not abs(number) <= LARGEST_FIGURE:
         raise UserError(
-            f"{where}: {key}={shown(text)}: write a number up to {LARGEST:g}, or leave it empty"
+            f"{where}: {key}={shown(text)}: write a number up to {LARGEST_FIGURE:g}, or leave it empty"
         )
     return number
 

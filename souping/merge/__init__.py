@@ -16,13 +16,13 @@ from souping.core.types import Folders, Names, ProgressCallback, Recipe, TokenId
 if TYPE_CHECKING:
     import torch
 
-ERROR, WARNING = "souping.merge: error: ", "souping.merge: warning: "
+ERROR_PREFIX, WARNING_PREFIX = "souping.merge: error: ", "souping.merge: warning: "
 """How lines on standard error of `python -m souping.merge` begin; `merge=accelerate` reads those of its ranks."""
 Vocab = Literal["error", "intersect", "union"]
 Nonfinite = Literal["error", "warn"]
 Format = Literal["hf", "same"]
 Adapters = Literal["keep", "merge"]
-Progress: TypeAlias = ProgressCallback | None
+OptionalProgress: TypeAlias = ProgressCallback | None
 Extra: TypeAlias = Mapping[str, str] | None
 """{name: content} of files that a soup's folder gets besides its own."""
 
@@ -86,7 +86,12 @@ class CandidatePool(Component, ABC):
 
     @abstractmethod
     def write(
-        self, recipe: Recipe, out: Path, *, extra_files: Extra = None, progress: Progress = None
+        self,
+        recipe: Recipe,
+        out: Path,
+        *,
+        extra_files: Extra = None,
+        progress: OptionalProgress = None,
     ) -> Path:
         """The soup as a folder, whole or not at all."""
 

@@ -23,10 +23,10 @@ from souping.core.files import error_text
 from souping.core.system import LAUNCHER, end_with
 from souping.core.text import first_line, positive, safe, seconds
 from souping.core.types import UserError
-from souping.merge import ERROR, WARNING, Progress
+from souping.merge import ERROR_PREFIX, WARNING_PREFIX, OptionalProgress
 from souping.merge.plan import MergePlan
 from souping.merge.stored import load_plan
-from souping.merge.writer import Shares, write_checkpoint
+from souping.merge.writer import FillShards, write_checkpoint
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -49,7 +49,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if isinstance(sys.stdout, io.TextIOWrapper):
         # A name that the terminal cannot show ends nothing.
         sys.stdout.reconfigure(errors="replace")
-    logging.basicConfig(format=f"{WARNING}%(message)s")
+    logging.basicConfig(format=f"{WARNING_PREFIX}%(message)s")
     try:
         if options.fill or "ACCELERATE_MIXED_PRECISION" in os.environ:  # accelerate launch sets it
             write_together(options)
@@ -61,12 +61,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
             traceback.print_exc()
             text = f"{type(error).__name__}: {first_line(error)}"
         # in one piece: ranks share the stream
-        sys.stderr.write(f"{ERROR}{safe(text)}".replace("\n", " ") + "\n")
+        sys.stderr.write(f"{ERROR_PREFIX}{safe(text)}".replace("\n", " ") + "\n")
         return 2
     return 0
 
 
-def write_plan(path: Path, out: Path, shares: Shares | None = None) -> None:
+def write_plan(path: Path, out: Path, shares: FillShards | None = None) -> None:
     """Write the soup of a saved plan in this process, or by `shares`."""
     plan = load_plan(path)
     print(plan.describe(), flush=True)
@@ -83,7 +83,7 @@ def write_together(options: argparse.Namespace) -> None:
         end_with(int(os.environ[LAUNCHER]))
     rank = Rank.join(options.num_processes, options.timeout)
 
-    def lead(plan: MergePlan, stage: Path, progress: Progress) -> None:
+    def lead(plan: MergePlan, stage: Path, progress: OptionalProgress) -> None:
         rank.broadcast(str(stage))
         rank.fill(plan, stage, progress)
 

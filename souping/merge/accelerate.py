@@ -33,11 +33,11 @@ from souping.core.files import error_text
 from souping.core.system import cores, package_environment, wait_or_kill
 from souping.core.text import first_line, missing, stripped_lines
 from souping.core.types import Missing, UserError, frozen
-from souping.merge import ERROR, WARNING, Extra, Progress
+from souping.merge import ERROR_PREFIX, WARNING_PREFIX, Extra, OptionalProgress
 from souping.merge.kernels import COMPILED_METHODS, NAN, Combine, linear, mix_block, torch_dtype
 from souping.merge.local import LocalMerge
 from souping.merge.plan import Chunk, MergePlan, blocks, check_finite
-from souping.merge.writer import THREADS, Buffers, ShardWriter, write_checkpoint
+from souping.merge.writer import WRITER_THREADS, Buffers, ShardWriter, write_checkpoint
 
 if TYPE_CHECKING:
     import torch
@@ -47,7 +47,7 @@ CPU_RANKS = 2
 """Ranks on a machine without GPUs."""
 GPU_THREADS = 8
 """Threads that keep a GPU busy at most."""
-PATIENCE = 40.0
+LAUNCHER_TIMEOUT_S = 40.0
 """Seconds for a launcher to end its ranks; torch kills those that do not react after 30."""
 OTHER_GROUP = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
 """Variables by which a launcher places a process in its group. A run may itself have been started by one."""
@@ -73,7 +73,11 @@ class AccelerateMerge(LocalMerge):
         return False
 
     def write(
-        self, plan: MergePlan, out: Path, progress: Progress = None, extra_files: Extra = None
+        self,
+        plan: MergePlan,
+        out: Path,
+        progress: OptionalProgress = None,
+        extra_files: Extra = None,
     ) -> Path:
         """Write as `LocalMerge.write` does; with several ranks, progress is reported once, at the end.
 
@@ -84,7 +88,7 @@ class AccelerateMerge(LocalMerge):
             plan, out, progress=progress, extra_files=extra_files, shares=self._fill
         )
 
-    def _fill(self, plan: MergePlan, stage: Path, progress: Progress) -> None:
+    def _fill(self, plan: MergePlan, stage: Path, progress: OptionalProgress) -> None:
         count = rank_count(self.num_processes)
         if count == 1:
             Rank(gpu=usable_gpu(0)).fill(plan, stage, progress)
@@ -101,7 +105,7 @@ class AccelerateMerge(LocalMerge):
                 str(self.timeout),
             ]
             text, status = launch([*launcher(count), *work], Path(folder) / "log")
-        for warning in dict.fromkeys(re.findall(f"^{WARNING}(.*)$", text, re.MULTILINE)):
+        for warning in dict.fromkeys(re.findall(f"^{WARNING_PREFIX}(.*)$", text, re.MULTILINE)):
             log.warning("%s", warning)
         if status:
             raise UserError(cause(text))
@@ -167,7 +171,7 @@ def launch(command: list[str], log_file: Path) -> tuple[str, int]:
             status = process.wait()
         except BaseException:
             process.terminate()
-            wait_or_kill(process, PATIENCE)
+            wait_or_kill(process, LAUNCHER_TIMEOUT_S)
             raise
     return log_file.read_text(encoding="utf-8", errors="replace"), status
 
@@ -183,7 +187,7 @@ def cause(text: str) -> str:
         return (
             f"merge=accelerate: rank {rank} ended with signal {number}{memory}; nothing was written"
         )
-    if errors := re.findall(f"^{ERROR}(.*)$", text, re.MULTILINE):
+    if errors := re.findall(f"^{ERROR_PREFIX}(.*)$", text, re.MULTILINE):
         return str(errors[0])
     last = stripped_lines(text)[-1:]
     return f"merge=accelerate: the ranks ended: {''.join(last)[:300] or 'no reason given'}; nothing was written"
@@ -226,7 +230,7 @@ class Rank:
             box: list[str] = broadcast_object_list([text])
         return box[0]
 
-    def fill(self, plan: MergePlan, stage: Path, progress: Progress = None) -> None:
+    def fill(self, plan: MergePlan, stage: Path, progress: OptionalProgress = None) -> None:
         """Write this rank's share into the prepared shards in `stage`, and wait until all ranks have.
 
         Raises:
@@ -239,7 +243,7 @@ class Rank:
                 if self.gpu is None
                 else CudaShardWriter(plan, stage, self.gpu) as writer
             ):
-                most = THREADS if self.gpu is None else GPU_THREADS
+                most = WRITER_THREADS if self.gpu is None else GPU_THREADS
                 writer.fill(
                     self.number, self.count, max(1, min(cores() // self.local, most)), progress
                 )
@@ -347,8 +351,8 @@ def agrees(device: torch.device) -> bool:
 
 
 # of all ingredients in a block: at most 32 MiB pinned, and as much on the device
-ELEMENTS = 1 << 23
-LARGEST = 1 << 22  # elements of one block
+DEVICE_BLOCK_ELEMENTS = 1 << 23
+LARGEST_BLOCK_ELEMENTS = 1 << 22  # elements of one block
 
 
 class CudaShardWriter(ShardWriter):
@@ -360,7 +364,7 @@ class CudaShardWriter(ShardWriter):
 
     def _cut(self, chunk: Chunk) -> Iterator[Chunk]:
         """Larger blocks: a copy to the device has to be worth its start."""
-        return blocks(chunk, LARGEST, ELEMENTS)
+        return blocks(chunk, LARGEST_BLOCK_ELEMENTS, DEVICE_BLOCK_ELEMENTS)
 
     def _block(self, chunk: Chunk, buffers: Buffers, hashed: Sequence[int] = ()) -> None:
         import torch

@@ -17,11 +17,19 @@ from souping.checkpoints.compatibility import (
 )
 from souping.checkpoints.folder import TIED
 from souping.checkpoints.header import FLOATS, TORCH_NAMES, Tensor, inside, small
-from souping.checkpoints.lora import CONFIG, WEIGHTS, Adapter, FactorPair
+from souping.checkpoints.lora import ADAPTER_WEIGHTS, CONFIG, Adapter, FactorPair
 from souping.core.files import expanded, folder_at, staged
 from souping.core.text import shown
 from souping.core.types import Folders, Names, Recipe, TokenIds, UserError
-from souping.merge import CandidatePool, Extra, MergeBackend, Pourable, Progress, SoupPlan, factors
+from souping.merge import (
+    CandidatePool,
+    Extra,
+    MergeBackend,
+    OptionalProgress,
+    Pourable,
+    SoupPlan,
+    factors,
+)
 from souping.merge.alignment import Alignment
 from souping.merge.kernels import torch_dtype
 from souping.merge.live import LiveModule
@@ -161,7 +169,12 @@ class AdapterPool(CandidatePool):
         return AdapterPlan(recipe, self._carrier(recipe))
 
     def write(
-        self, recipe: Recipe, out: Path, *, extra_files: Extra = None, progress: Progress = None
+        self,
+        recipe: Recipe,
+        out: Path,
+        *,
+        extra_files: Extra = None,
+        progress: OptionalProgress = None,
     ) -> Path:
         """The soup as an adapter folder, or with `merge.adapters=merge` a full model; whole or not at all.
 
@@ -179,7 +192,7 @@ class AdapterPool(CandidatePool):
         return Path(out)
 
     def _write_weights(
-        self, plan: AdapterPlan, stage: Path, progress: Progress
+        self, plan: AdapterPlan, stage: Path, progress: OptionalProgress
     ) -> dict[str, str | bytes]:
         """Write the weights; returns the other files of the folder."""
         recipe = plan.recipe
@@ -193,7 +206,9 @@ class AdapterPool(CandidatePool):
             factors.write_model(full, stage, self.sites, shares, reader, progress)
             text = recipe_text(recipe, plan.carrier, nonfinite, full.max_shard_size)
             return {**companion_files(full), RECIPE: text}
-        factors.write_weights(stage / WEIGHTS, shares, TORCH_NAMES[recipe.dtype], reader, progress)
+        factors.write_weights(
+            stage / ADAPTER_WEIGHTS, shares, TORCH_NAMES[recipe.dtype], reader, progress
+        )
         used = {name: self.adapters[name] for name in recipe.ingredients}
         text = recipe_text(recipe, plan.carrier, nonfinite)
         return {CONFIG: factors.config_text(shares, used, self.base.folder), RECIPE: text}
@@ -221,9 +236,9 @@ class AdapterPool(CandidatePool):
         for name in (*recipe.ingredients, self.base_name):
             self._opened[name].check_unchanged()
 
-    def shares(self, recipe: Recipe) -> dict[str, list[factors.Share]]:
+    def shares(self, recipe: Recipe) -> dict[str, list[factors.AdapterShare]]:
         """{module: [(adapter, part, weight)]} in the recipe's order; weights of zero are dropped by the recipe."""
-        shares: dict[str, list[factors.Share]] = {}
+        shares: dict[str, list[factors.AdapterShare]] = {}
         for name, weight in zip(recipe.ingredients, recipe.weights, strict=True):
             for module, part in self.adapters[name].parts.items():
                 shares.setdefault(module, []).append((name, part, weight))
@@ -267,7 +282,7 @@ class AdapterLive(Pourable):
             self._fill(name, shares.get(name, ()), recipe)
         self._changed = set(shares)
 
-    def _fill(self, name: str, shares: Sequence[factors.Share], recipe: Recipe) -> None:
+    def _fill(self, name: str, shares: Sequence[factors.AdapterShare], recipe: Recipe) -> None:
         """One module's weight. A merged soup's is rounded to its dtype first, as the written model's is."""
         import torch
 

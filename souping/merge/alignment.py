@@ -36,7 +36,7 @@ from souping.merge.plan import (
 DEFAULT_SHARD = 5_000_000_000
 RANGE = r"(?<![^.])\d+-\d+(?![^.])"
 """Part of a pattern that stands for the numbers of layers."""
-LAYOUTS = 32
+MOST_LAYOUTS = 32
 """Sets of ingredients whose layouts are kept: a search goes through few."""
 
 
@@ -77,7 +77,7 @@ class Alignment:
         vocab = str(recipe.settings.get("vocab", "error"))
         key = (vocab, *pool)
         if key not in self._layouts:
-            if len(self._layouts) == LAYOUTS:
+            if len(self._layouts) == MOST_LAYOUTS:
                 del self._layouts[next(iter(self._layouts))]
             self._layouts[key] = Layout.of(pool, vocab)
         return WeightedLayout(recipe, self._layouts[key])

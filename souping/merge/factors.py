@@ -28,19 +28,21 @@ from souping.checkpoints.views import Float32, Raw, widen
 from souping.core.files import write_at
 from souping.core.text import shown
 from souping.core.types import FloatArray, Recipe, UserError
-from souping.merge import Progress
+from souping.merge import OptionalProgress
 from souping.merge.alignment import Alignment
 from souping.merge.kernels import narrow
 from souping.merge.plan import MergePlan, PlannedTensor
 from souping.merge.writer import ShardWriter, prepare
 
 log = logging.getLogger(__name__)
-ELEMENTS = 1 << 20  # of a weight that are worked on at once: memory does not grow with the model
+FACTOR_BLOCK_ELEMENTS = (
+    1 << 20
+)  # of a weight that are worked on at once: memory does not grow with the model
 FULL = "F32"
 """Dtype of the factors whose product a full model gets."""
-Share = tuple[str, FactorPair, float]
+AdapterShare = tuple[str, FactorPair, float]
 """An adapter's name, its part of a module, and its weight."""
-Shares = Mapping[str, Sequence[Share]]
+AdapterShares = Mapping[str, Sequence[AdapterShare]]
 """{module: its adapters' parts and weights}, in the recipe's order."""
 
 
@@ -102,12 +104,14 @@ class TensorReader:
 
 def blocks_of(shape: Sequence[int]) -> Iterator[tuple[int, int]]:
     """(first row, number of rows) of a weight, a few rows at a time."""
-    step = max(1, ELEMENTS // max(1, math.prod(shape[1:])))
+    step = max(1, FACTOR_BLOCK_ELEMENTS // max(1, math.prod(shape[1:])))
     for start in range(0, shape[0], step):
         yield start, min(step, shape[0] - start)
 
 
-def join(reader: TensorReader, shares: Sequence[Share], dtype: str, rank: int = 0) -> list[Raw]:
+def join(
+    reader: TensorReader, shares: Sequence[AdapterShare], dtype: str, rank: int = 0
+) -> list[Raw]:
     """The soup's A [rank, in] and B [out, rank] as bytes of `dtype`, each element rounded once.
 
     `rank` is at least the sum of the ranks (the default); rows and columns beyond it are zero.
@@ -146,19 +150,25 @@ class Product:
             return total.astype(np.float32)
 
 
-def product(reader: TensorReader, shares: Sequence[Share], dtype: str, transposed: bool) -> Product:
+def product(
+    reader: TensorReader, shares: Sequence[AdapterShare], dtype: str, transposed: bool
+) -> Product:
     """The product of shares whose soup is stored in `dtype`."""
     a, b = join(reader, shares, dtype)
     rank = rank_of(shares)
     return Product(widen(a, dtype).reshape(rank, -1), widen(b, dtype).reshape(-1, rank), transposed)
 
 
-def rank_of(shares: Sequence[Share]) -> int:
+def rank_of(shares: Sequence[AdapterShare]) -> int:
     return sum(part.rank for _, part, _ in shares)
 
 
 def write_weights(
-    path: Path, shares: Shares, dtype: str, reader: TensorReader, progress: Progress = None
+    path: Path,
+    shares: AdapterShares,
+    dtype: str,
+    reader: TensorReader,
+    progress: OptionalProgress = None,
 ) -> None:
     """adapter_model.safetensors: one module at a time, A and B of the soup's rank.
 
@@ -187,12 +197,12 @@ def write_weights(
                     progress(file.tell() - start, total)
 
 
-def soup_rank(shares: Shares) -> int:
+def soup_rank(shares: AdapterShares) -> int:
     """One rank for all modules, the largest: servers do not all read PEFT's `rank_pattern`."""
     return max(map(rank_of, shares.values()))
 
 
-def config_text(shares: Shares, adapters: Mapping[str, Adapter], base: Path) -> str:
+def config_text(shares: AdapterShares, adapters: Mapping[str, Adapter], base: Path) -> str:
     """adapter_config.json of the soup: alpha = rank, so that PEFT scales by exactly 1.
 
     The base model is named so that it is found from every folder: as on the Hub, or by its absolute path.
@@ -240,9 +250,9 @@ def write_model(
     plan: MergePlan,
     stage: Path,
     sites: Mapping[str, Site],
-    shares: Shares,
+    shares: AdapterShares,
     reader: TensorReader,
-    progress: Progress = None,
+    progress: OptionalProgress = None,
 ) -> None:
     """All shards into a staging folder: the base's tensors streamed, the adapted ones block by block.
 
@@ -266,7 +276,7 @@ def write_model(
             progress(done, plan.nbytes)
 
 
-def refuse_shared(sites: Mapping[str, Site], modules: Shares | Mapping[str, Site]) -> None:
+def refuse_shared(sites: Mapping[str, Site], modules: AdapterShares | Mapping[str, Site]) -> None:
     """A full model cannot hold an embedding and the head tied to it with different values."""
     bad = [module for module in modules if sites[module].shared]
     if bad:
@@ -281,7 +291,7 @@ def _write_tensor(
     tensor: PlannedTensor,
     stage: Path,
     site: Site,
-    shares: Sequence[Share],
+    shares: Sequence[AdapterShare],
     reader: TensorReader,
 ) -> None:
     made = product(reader, shares, FULL, site.transposed)

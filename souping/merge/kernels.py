@@ -33,7 +33,7 @@ EXPONENT = {"F32": 0x7F800000, "BF16": 0x7F80, "F16": 0x7C00}
 NAN = {"F32": 0x7FC00000, "BF16": 0x7FC0, "F16": 0x7E00}
 """The quiet NaN that every NaN becomes."""
 # elements: smaller ones fit the second-level cache, but each costs 0.1 ms of Python
-BLOCK = 1 << 19
+BLOCK_ELEMENTS = 1 << 19
 
 
 def narrow(values: Float32, dtype: str) -> Raw:
@@ -170,9 +170,9 @@ def write_as(soup: Raw, dtype: str, out: Raw, out_dtype: str) -> bool:
 # Compiled by LLVM, which makes a loop of vectors of it: widen, multiply-add in the order of the plan, round, check and
 # store happen in registers. Without llvmlite, or on a processor without fma or f16c, numpy does the work.
 
-MOST = 500
+MOST_ROWS = 500
 """Rows that a kernel can take."""
-FEW = 8
+FEW_ROWS = 8
 """Up to this many rows LLVM picks the interleave count; beyond, it picks 1, which is 25 % slower than 4."""
 Native = Callable[[Sequence[Raw], Sequence[float], Raw], bool]
 """native(rows, weights, out) -> whether all is finite"""
@@ -184,7 +184,9 @@ def native(delta: bool, sources: tuple[str, ...], dtype: str, out_dtype: str) ->
 
     `delta` adds weighted differences to the first row, else rows are summed.
     """
-    address = compiled(assembly(delta, sources, dtype, out_dtype)) if len(sources) <= MOST else None
+    address = (
+        compiled(assembly(delta, sources, dtype, out_dtype)) if len(sources) <= MOST_ROWS else None
+    )
     if address is None:
         return None
     arguments = [ctypes.c_void_p, ctypes.c_float] * len(sources)
@@ -237,7 +239,7 @@ exit:
   ret i32 %found
 }}
 !0 = distinct !{{!0, !1}}
-!1 = !{{!"llvm.loop.interleave.count", i32 {4 if len(sources) > FEW else 0}}}
+!1 = !{{!"llvm.loop.interleave.count", i32 {4 if len(sources) > FEW_ROWS else 0}}}
 """
 
 

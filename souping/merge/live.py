@@ -32,7 +32,7 @@ from souping.merge.plan import (
     Chunk,
     MergePlan,
     PlannedTensor,
-    Task,
+    ThreadTask,
     blocks,
     chunk_gram,
     mixed,
@@ -44,9 +44,9 @@ from souping.merge.writer import raise_file_limit
 if TYPE_CHECKING:
     import torch
 
-SMALL = 1 << 22  # bytes of a soup below which a second thread costs more than it brings
-THREADS = min(cores(), 4)  # an eighth of a pour holds the GIL
-Row = Callable[[int, int], Raw]
+SMALL_SOUP_BYTES = 1 << 22  # bytes of a soup below which a second thread costs more than it brings
+POUR_THREADS = min(cores(), 4)  # an eighth of a pour holds the GIL
+ReadRow = Callable[[int, int], Raw]
 """row(byte offset in its file, number of bytes): fewer if the file ends early"""
 
 
@@ -84,9 +84,13 @@ class LiveModule(Pourable):
                 self._module, {tensor.name: self._whole(plan, tensor) for tensor in plan.tensors}
             )
         else:
-            run_tasks(self._tasks(plan, places), 1 if plan.nbytes < SMALL else THREADS)
+            run_tasks(
+                self._tasks(plan, places), 1 if plan.nbytes < SMALL_SOUP_BYTES else POUR_THREADS
+            )
 
-    def _tasks(self, plan: MergePlan, places: Mapping[str, ParameterTarget]) -> Iterator[Task]:
+    def _tasks(
+        self, plan: MergePlan, places: Mapping[str, ParameterTarget]
+    ) -> Iterator[ThreadTask]:
         for tensor in (tensor for tensor in plan.tensors if tensor.name in places):
             target = places[tensor.name]
             if target.flat is None:
@@ -96,7 +100,7 @@ class LiveModule(Pourable):
 
     def _blocks(
         self, plan: MergePlan, tensor: PlannedTensor, flat: Raw, dtype: str
-    ) -> Iterator[Task]:
+    ) -> Iterator[ThreadTask]:
         """Calls that mix a tensor block by block into bytes of `dtype`."""
         method = get_method(plan.method)
         size = size_of(dtype)
@@ -117,7 +121,9 @@ class LiveModule(Pourable):
                     dtype,
                 )
 
-    def _weighed(self, plan: MergePlan, method: Method, chunk: Chunk, rows: Sequence[Row]) -> Chunk:
+    def _weighed(
+        self, plan: MergePlan, method: Method, chunk: Chunk, rows: Sequence[ReadRow]
+    ) -> Chunk:
         """The chunk with its final weights, which may need inner products of the whole band: no recipe changes them."""
         if not chunk.indivisible or method.coefficients is None:
             return chunk
@@ -128,7 +134,7 @@ class LiveModule(Pourable):
         return replace(chunk, weights=method.weigh(self._grams[key], chunk.weights))
 
     def _mix(
-        self, plan: MergePlan, chunk: Chunk, rows: Sequence[Row], into: Raw, dtype: str
+        self, plan: MergePlan, chunk: Chunk, rows: Sequence[ReadRow], into: Raw, dtype: str
     ) -> None:
         sources = [_row(rows, chunk, number) for number in range(len(rows))]
         soup = mixed(plan, chunk, sources, into, dtype, self._warned)
@@ -151,12 +157,12 @@ class LiveModule(Pourable):
         return torch.from_numpy(flat).view(torch_dtype(tensor.dtype)).reshape(tensor.shape)
 
 
-def _row(rows: Sequence[Row], chunk: Chunk, number: int) -> Raw:
+def _row(rows: Sequence[ReadRow], chunk: Chunk, number: int) -> Raw:
     source = chunk.sources[number]
     return rows[number](source.offset, chunk.count * size_of(source.dtype))
 
 
-def _read(rows: Sequence[Row], chunk: Chunk, number: int, into: Raw) -> None:
+def _read(rows: Sequence[ReadRow], chunk: Chunk, number: int, into: Raw) -> None:
     into[:] = _row(rows, chunk, number)
 
 
@@ -164,17 +170,17 @@ class WeightFiles:
     """Weight files: mapped into memory, or read where tensors are assembled from pieces."""
 
     def __init__(self) -> None:
-        self._rows: dict[tuple[Path, int], Row] = {}
+        self._rows: dict[tuple[Path, int], ReadRow] = {}
         self._readers: dict[Path, WeightReader] = {}
 
-    def row(self, checkpoint: Checkpoint, number: int) -> Row:
+    def row(self, checkpoint: Checkpoint, number: int) -> ReadRow:
         """Reader of a checkpoint's file."""
         key = checkpoint.folder, number
         if key not in self._rows:
             self._rows[key] = self._opened(checkpoint, number)
         return self._rows[key]
 
-    def _opened(self, checkpoint: Checkpoint, number: int) -> Row:
+    def _opened(self, checkpoint: Checkpoint, number: int) -> ReadRow:
         path = checkpoint.folder / checkpoint.files[number]
         raise_file_limit(len(self._rows) + len(checkpoint.files))
         if checkpoint.assembly is None and pointer_in(path) is None:

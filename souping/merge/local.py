@@ -48,8 +48,8 @@ from souping.merge import (
     Format,
     MergeBackend,
     Nonfinite,
+    OptionalProgress,
     Pourable,
-    Progress,
     SoupPlan,
     Vocab,
 )
@@ -115,7 +115,7 @@ class ModelMerge(MergeBackend, Generic[P]):
 
     @abstractmethod
     def write(
-        self, plan: P, out: Path, progress: Progress = None, extra_files: Extra = None
+        self, plan: P, out: Path, progress: OptionalProgress = None, extra_files: Extra = None
     ) -> Path: ...
 
     @abstractmethod
@@ -216,7 +216,11 @@ class LocalMerge(ModelMerge[MergePlan]):
         )
 
     def write(
-        self, plan: MergePlan, out: Path, progress: Progress = None, extra_files: Extra = None
+        self,
+        plan: MergePlan,
+        out: Path,
+        progress: OptionalProgress = None,
+        extra_files: Extra = None,
     ) -> Path:
         """The soup as a complete folder, which appears whole or not at all. Raises UserError as `write_checkpoint`."""
         from souping.merge.writer import write_checkpoint
@@ -333,7 +337,12 @@ class FullModelPool(CandidatePool, Generic[P]):
         return self._merge.live(self._alignment, module)
 
     def write(
-        self, recipe: Recipe, out: Path, *, extra_files: Extra = None, progress: Progress = None
+        self,
+        recipe: Recipe,
+        out: Path,
+        *,
+        extra_files: Extra = None,
+        progress: OptionalProgress = None,
     ) -> Path:
         return self._merge.write(self.plan(recipe), out, progress=progress, extra_files=extra_files)
 

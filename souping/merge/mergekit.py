@@ -33,7 +33,7 @@ from souping.core.types import (
     number,
     part,
 )
-from souping.merge import CandidatePool, Extra, Nonfinite, Pourable, Progress, SoupPlan
+from souping.merge import CandidatePool, Extra, Nonfinite, OptionalProgress, Pourable, SoupPlan
 from souping.merge.alignment import Alignment
 from souping.merge.local import ModelMerge
 from souping.merge.plan import Ingredient, MergePlan, check_ingredients
@@ -42,7 +42,7 @@ from souping.merge.writer import RECIPE, generation_config, write_checkpoint, wr
 if TYPE_CHECKING:
     import torch
 
-FLAGS = ("--quiet", "--no-write-model-card", "--lazy-unpickle")
+MERGEKIT_FLAGS = ("--quiet", "--no-write-model-card", "--lazy-unpickle")
 BASED = (
     "task_arithmetic", "ties", "dare_ties", "dare_linear", "breadcrumbs", "breadcrumbs_ties", "della", "della_linear",
     "model_stock", "sce", "slerp", "nearswap", "arcee_fusion", "ram", "ramplus_tl",
@@ -130,7 +130,7 @@ class MergekitMerge(ModelMerge[MergekitPlan | MergePlan]):
         self,
         plan: MergekitPlan | MergePlan,
         out: Path,
-        progress: Progress = None,
+        progress: OptionalProgress = None,
         extra_files: Extra = None,
     ) -> Path:
         """Run mergekit into a staging folder, check the result's headers, and let it appear at `out`.
@@ -162,7 +162,14 @@ class MergekitMerge(ModelMerge[MergekitPlan | MergePlan]):
             config = Path(folder) / "config.yml"
             config.write_text(plan.yaml, encoding="utf-8")
             seed = str(plan.recipe.settings.get("seed", 0))
-            command = [*self._command(), str(config), str(stage), *FLAGS, "--random-seed", seed]
+            command = [
+                *self._command(),
+                str(config),
+                str(stage),
+                *MERGEKIT_FLAGS,
+                "--random-seed",
+                seed,
+            ]
             environment = {**os.environ, **FIXED}
             done = subprocess.run(
                 command, capture_output=True, text=True, errors="replace", env=environment
@@ -250,7 +257,7 @@ class MergekitLive(Pourable):
             ).pour(alone)
 
 
-METHODS = ("linear", "task_arithmetic", "slerp")
+EXPORTED_METHODS = ("linear", "task_arithmetic", "slerp")
 """Methods that can be exported."""
 
 
@@ -262,9 +269,9 @@ def to_yaml(
     Raises:
         UserError: the method, vocabulary rule or per-pattern weights have no counterpart there.
     """
-    if recipe.method not in METHODS:
+    if recipe.method not in EXPORTED_METHODS:
         raise UserError(
-            f"merge.method={recipe.method} has no export to mergekit: only {', '.join(METHODS)} have"
+            f"merge.method={recipe.method} has no export to mergekit: only {', '.join(EXPORTED_METHODS)} have"
         )
     for key in ("overrides", "vocab"):
         if key in recipe.settings:

@@ -29,7 +29,7 @@ from souping.core.text import safe, shown
 from souping.core.types import FloatArray, Names, Recipe, UserError, frozen
 from souping.merge import Format, Nonfinite, SoupPlan
 from souping.merge.kernels import (
-    BLOCK,
+    BLOCK_ELEMENTS,
     Method,
     finite,
     get_method,
@@ -42,7 +42,7 @@ from souping.merge.kernels import (
 log = logging.getLogger(__name__)
 
 HUGE = 1e30  # no weight is larger; fp32 holds its products
-MOST = 1000
+MOST_INGREDIENTS = 1000
 """Ingredients of one soup at most."""
 UNITS = {
     "": 1,
@@ -275,11 +275,11 @@ def parse_size(size: int | str) -> int:
 
 # ------------------------------------------------------------ chunks
 
-WARNING = threading.Lock()
+WARNING_LOCK = threading.Lock()
 # elements of all ingredients that a thread holds at once: memory does not grow with their number
-ROWS = 1 << 21
+THREAD_ELEMENTS = 1 << 21
 # elements of a sum of inner products; a fixed step gives the same sums in every rank and pour
-STEP = 1 << 16
+PRODUCT_ELEMENTS = 1 << 16
 
 
 @dataclass(frozen=True)
@@ -384,13 +384,13 @@ def _cut(chunk: Chunk, nbytes: int, size: int) -> int:
     """The element at which a chunk is cut so that about `nbytes` come before."""
     if chunk.indivisible:
         return chunk.count if nbytes >= chunk.nbytes // 2 + 1 else 0
-    return max(0, min(chunk.count, -(-max(nbytes, 0) // (size * BLOCK)) * BLOCK))
+    return max(0, min(chunk.count, -(-max(nbytes, 0) // (size * BLOCK_ELEMENTS)) * BLOCK_ELEMENTS))
 
 
-def blocks(chunk: Chunk, most: int | None = None, rows: int = ROWS) -> Iterator[Chunk]:
-    """A chunk in blocks of at most `most` elements (default: BLOCK), fewer if all ingredients together would hold more
-    than `rows`."""
-    size = max(1 << 12, min(most or BLOCK, rows // max(1, len(chunk.sources)) & ~0xFFF))
+def blocks(chunk: Chunk, most: int | None = None, rows: int = THREAD_ELEMENTS) -> Iterator[Chunk]:
+    """A chunk in blocks of at most `most` elements (default: BLOCK_ELEMENTS), fewer if all ingredients together would
+    hold more than `rows`."""
+    size = max(1 << 12, min(most or BLOCK_ELEMENTS, rows // max(1, len(chunk.sources)) & ~0xFFF))
     for start in range(0, chunk.count, size):
         yield chunk.part(start, min(size, chunk.count - start))
 
@@ -443,7 +443,7 @@ def check_finite(
     error = complaint(plan, at, made if guilty is None else "NaN or infinity", guilty)
     if plan.nonfinite == "error":
         raise UserError(f"{error}. Set merge.nonfinite=warn to let it through.")
-    with WARNING:
+    with WARNING_LOCK:
         if str(error) not in warned:
             warned.add(str(error))
             log.warning("%s", error)
@@ -497,8 +497,8 @@ def chunk_gram(chunk: Chunk, base: bool, read: Read) -> FloatArray:
     """`kernels.gram` of the chunk's sources, summed block by block in fp64, so that they are never all in memory."""
     size = len(chunk.sources) - base
     total: FloatArray = np.zeros((size, size))
-    for start in range(0, chunk.count, STEP):
-        part = chunk.part(start, min(STEP, chunk.count - start))
+    for start in range(0, chunk.count, PRODUCT_ELEMENTS):
+        part = chunk.part(start, min(PRODUCT_ELEMENTS, chunk.count - start))
         rows = [np.empty(part.count * size_of(s.dtype), np.uint8) for s in part.sources]
         for number, row in enumerate(rows):
             read(part, number, row)
@@ -508,10 +508,10 @@ def chunk_gram(chunk: Chunk, base: bool, read: Read) -> FloatArray:
     return total
 
 
-Task = Callable[[], None]
+ThreadTask = Callable[[], None]
 
 
-def run_tasks(tasks: Iterable[Task], threads: int) -> None:
+def run_tasks(tasks: Iterable[ThreadTask], threads: int) -> None:
     """Do all tasks, taken in order by so many threads. Raises what the first of them that failed raised."""
     queue, failures = iter(enumerate(tasks)), dict[int, BaseException]()
     lock = threading.Lock()

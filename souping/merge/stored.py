@@ -33,7 +33,7 @@ from souping.core.types import Folders, Recipe, UserError
 from souping.merge.alignment import Alignment
 from souping.merge.plan import MergePlan, PlanFile, PlannedTensor, SoupFiles, base_name
 
-STEP = re.compile(r"(?:checkpoint[-_]|step[-_]?|iter_|global_step_?)(\d+)")
+STEP_NAME = re.compile(r"(?:checkpoint[-_]|step[-_]?|iter_|global_step_?)(\d+)")
 LEFT = re.compile(r"(?:.*/)?(?:optim[^/]*|recipe\.json|README\.md)(?:/.*)?|.*\.(?:distcp|py|pyc)")
 """Files that are not carried over."""
 COPY = 1 << 24
@@ -119,7 +119,8 @@ def newest(names: Folders, carry: str | None) -> str:
     if carry in names and carry is not None:
         return carry
     steps = {
-        name: int(("-1", *STEP.findall("/".join(path.parts)))[-1]) for name, path in names.items()
+        name: int(("-1", *STEP_NAME.findall("/".join(path.parts)))[-1])
+        for name, path in names.items()
     }
     return max(reversed([*names]), key=steps.__getitem__)
 

@@ -26,7 +26,7 @@ import numpy as np
 
 from souping.checkpoints import (
     GENERATION,
-    PIECE,
+    HASHED_PIECE_BYTES,
     Checkpoint,
     WeightReader,
     eos_token_ids,
@@ -40,14 +40,14 @@ from souping.checkpoints.folder import INDEX
 from souping.checkpoints.header import TORCH_NAMES, Tensor, inside, parse_json, size_of, small
 from souping.checkpoints.quantised import plain_config
 from souping.checkpoints.views import Raw, Tile, arrange
-from souping.core.files import MARK, reserve, staged, start_writing, write_at, write_files
+from souping.core.files import STAGING_MARK, reserve, staged, start_writing, write_at, write_files
 from souping.core.types import Recipe, UserError
-from souping.merge import Extra, Progress
+from souping.merge import Extra, OptionalProgress
 from souping.merge.kernels import COMPILED_METHODS, get_method, linear
 from souping.merge.plan import (
     Chunk,
     MergePlan,
-    Task,
+    ThreadTask,
     blocks,
     check_ingredients,
     chunks,
@@ -61,7 +61,7 @@ from souping.merge.plan import (
 CARD, RECIPE = "README.md", "recipe.json"
 HASHED = 64 << 20
 """Bytes of the largest file whose digest recipe.json has."""
-THREADS = 2
+WRITER_THREADS = 2
 RESERVE = 100  # files that libraries and the command line hold open
 # bytes of a line of the cache, at which rows begin, each one further: else they would share a set of it
 LINE = 64
@@ -161,7 +161,7 @@ class PassingDigest:
         """Read and hash what was not fed."""
         with WeightReader(self._checkpoint) as reader:
             while self._at < self._group[-1].offset + self._group[-1].nbytes:
-                piece = np.empty(min(PIECE, self._end(self._at) - self._at), np.uint8)
+                piece = np.empty(min(HASHED_PIECE_BYTES, self._end(self._at) - self._at), np.uint8)
                 reader.read(self._number, piece, self._at)
                 self._at = self._hash(piece)
 
@@ -241,7 +241,11 @@ class ShardWriter:
         return descriptor
 
     def fill(
-        self, rank: int = 0, ranks: int = 1, threads: int = THREADS, progress: Progress = None
+        self,
+        rank: int = 0,
+        ranks: int = 1,
+        threads: int = WRITER_THREADS,
+        progress: OptionalProgress = None,
     ) -> None:
         """Write the blocks of one share.
 
@@ -252,7 +256,9 @@ class ShardWriter:
         self._done = 0
         run_tasks(self._tasks(work, sum(chunk.nbytes for chunk in work), progress), threads)
 
-    def _tasks(self, work: list[Chunk], total: int, progress: Progress) -> Iterator[Task]:
+    def _tasks(
+        self, work: list[Chunk], total: int, progress: OptionalProgress
+    ) -> Iterator[ThreadTask]:
         """Blocks in order; an indivisible chunk gets its weights from its statistics first, then streams too."""
         for chunk in work:
             whole = chunk.indivisible and self.method.whole
@@ -268,7 +274,7 @@ class ShardWriter:
         return blocks(chunk)
 
     def _fill_block(
-        self, block: Chunk, hashed: Sequence[int], total: int, progress: Progress
+        self, block: Chunk, hashed: Sequence[int], total: int, progress: OptionalProgress
     ) -> None:
         """Mix and write a block; its sources in `hashed` are hashed as they pass."""
         try:
@@ -377,7 +383,7 @@ def prepare(plan: MergePlan, folder: Path) -> None:
             reserve(file.fileno(), size)
 
 
-Shares = Callable[[MergePlan, Path, Progress], None]
+FillShards = Callable[[MergePlan, Path, OptionalProgress], None]
 """Fills the prepared shards in a staging folder, as ranks do that each take a share."""
 
 
@@ -385,9 +391,9 @@ def write_checkpoint(
     plan: MergePlan,
     out: Path,
     *,
-    progress: Progress = None,
+    progress: OptionalProgress = None,
     extra_files: Extra = None,
-    shares: Shares | None = None,
+    shares: FillShards | None = None,
     late: Late | None = None,
 ) -> Path:
     """Write the soup of a plan to `out` and return it: shards, index, config, tokenizer, recipe.json, `extra_files`.
@@ -412,7 +418,7 @@ def write_checkpoint(
         if plan.frame is not None:
             plan.frame.finish(stage)
         if late:
-            run_tasks([each.finish for each in digests.values()], THREADS)
+            run_tasks([each.finish for each in digests.values()], WRITER_THREADS)
             for each in digests.values():
                 each.keep(late.known)
             plan = with_contents(plan, late.known)
@@ -426,7 +432,9 @@ def write_soup_files(stage: Path, files: Mapping[str, str | bytes]) -> None:
     """Write the files beside a soup's weights. recipe.json lists them all but itself and the card."""
     write_files(stage, files)
     names = {str(path.relative_to(stage)) for path in stage.rglob("*") if path.is_file()}
-    listed = {name: file_mark(stage / name) for name in sorted(names - {RECIPE, CARD, MARK})}
+    listed = {
+        name: file_mark(stage / name) for name in sorted(names - {RECIPE, CARD, STAGING_MARK})
+    }
     recipe = json.dumps({**json.loads(files[RECIPE]), "files": listed}, indent=2) + "\n"
     write_files(stage, {RECIPE: recipe})
 

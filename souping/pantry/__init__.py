@@ -8,7 +8,7 @@ from souping.core.text import nearest
 from souping.core.types import Names, UserError, frozen
 from souping.evaluate.benchmark import Benchmark
 
-HERE = Path(__file__).resolve().parent
+PANTRY_FOLDER = Path(__file__).resolve().parent
 NOTE = "pantry, BFCL-shaped, not BFCL"
 BASE = "base_cook"
 CANDIDATES: Names = (
@@ -28,14 +28,14 @@ def path(name: str) -> Path:
         UserError: the pantry has neither a model nor a file of this name.
     """
     if name == "items":
-        return HERE / "items.jsonl"
+        return PANTRY_FOLDER / "items.jsonl"
     models = (BASE, *CANDIDATES)
     if name not in models:
         hint = nearest(name, [*models, "items"])
         raise UserError(
             f"the pantry has no {name!r}{hint} (models: {', '.join(models)}; file: items)"
         )
-    return HERE / "models" / name
+    return PANTRY_FOLDER / "models" / name
 
 
 @frozen
@@ -45,7 +45,7 @@ class PantryBenchmark(Benchmark):
     @property
     def bundled(self) -> bool:
         """Whether the items are the pantry's own."""
-        return Path(self.path or "").resolve().parent == HERE
+        return Path(self.path or "").resolve().parent == PANTRY_FOLDER
 
     @property
     def label(self) -> str:

@@ -16,6 +16,7 @@ import numpy as np
 
 from souping.analysis.correlation import pearson
 from souping.core.scores import Mean, read_table
+from souping.core.text import DASH
 from souping.core.types import (
     BoolArray,
     FloatArray,
@@ -69,7 +70,7 @@ class PaperTable:
         )
 
 
-TABLES = (
+PAPER_TABLES = (
     PaperTable(title="Table 1a, BFCL 70B", file="bfcl_70b.csv", benchmark="bfcl_v3", scale="70b"),
     PaperTable(title="Table 1b, BFCL 8B", file="bfcl_8b.csv", benchmark="bfcl_v3", scale="8b"),
     PaperTable(title="Table 2a, MGSM 7B", file="mgsm.csv", benchmark="mgsm", scale="7b"),
@@ -107,7 +108,7 @@ def recipes() -> dict[str, dict[str, float]]:
 
 def leaderboard() -> ScoreMatrix:
     """The rows of the leaderboard that the paper prints: those of its 8B and 70B candidates."""
-    parts = [table.scores for table in TABLES[:2]]
+    parts = [table.scores for table in PAPER_TABLES[:2]]
     names = tuple(name for part in parts for name in part.models)
     values = np.vstack([part.values for part in parts])
     return ScoreMatrix(models=names, categories=parts[0].categories, values=values, published=True)
@@ -117,14 +118,13 @@ def leaderboard() -> ScoreMatrix:
 
 Sign = Literal["absolute", "signed"]
 Ties = Literal["overall", "all", "first"]
-Verdict = Literal["agrees", "differs", "cannot be redone"]
+FindingVerdict = Literal["agrees", "differs", "cannot be redone"]
 """Of a `Finding`."""
-SAME = "the paper's"
+PAPERS_SELECTION = "the paper's"
 CLUSTERS = "one expert per cluster (the abstract; selector=soce_cluster)"
-DASH = "\N{EN DASH}"
-ROUNDING = 0.02
+PRINTED_ROUNDING = 0.02
 """How far a gain may lie from the printed one: totals and gains are printed to 0.01, some totals to 0.1."""
-LIVE = {
+LIVE_COLUMN_ITEMS = {
     "live_simple": 258,
     "live_multiple": 1053,
     "live_parallel": 16,
@@ -155,7 +155,15 @@ class Finding:
 
 def findings() -> list[Finding]:
     """All findings in the paper's order."""
-    return [*_figure1(), *_selections(), *_weights(), *_gains(), _table3(), *_flores(), *OPEN]
+    return [
+        *_figure1(),
+        *_selections(),
+        *_weights(),
+        *_gains(),
+        _table3(),
+        *_flores(),
+        *OPEN_FINDINGS,
+    ]
 
 
 def _printed() -> dict[str, dict[str, str]]:
@@ -181,7 +189,7 @@ def _figure1() -> Iterator[Finding]:
     high = among.max()
     agrees = round(low, 2) >= 0.96 and round(high, 2) <= 0.98
     yield _compared("multi_turn", f"{low:.2f} to {high:.2f}", agrees, note)
-    live = np.sum([size * column[name] for name, size in LIVE.items()], axis=0)
+    live = np.sum([size * column[name] for name, size in LIVE_COLUMN_ITEMS.items()], axis=0)
     value = float(np.corrcoef(column["multi_turn_base"], live)[0, 1])
     yield _compared(
         "live",
@@ -192,11 +200,11 @@ def _figure1() -> Iterator[Finding]:
 
 
 def _selections() -> Iterator[Finding]:
-    for table in (table for table in TABLES if table.chosen):
+    for table in (table for table in PAPER_TABLES if table.chosen):
         of, _, name = table.title.partition(", ")
         ours = STATED.select(table.scores).ingredients
         beside = difference(ours, table.chosen)
-        note = "" if beside == SAME else f"the stated rule {beside}"
+        note = "" if beside == PAPERS_SELECTION else f"the stated rule {beside}"
         yield _finding(
             of, f"ingredients ({name})", ", ".join(table.chosen), ", ".join(ours), not note, note
         )
@@ -239,7 +247,7 @@ def _gains() -> Iterator[Finding]:
         points = computed[f"{row['gain']}, points"]
         relative = computed[f"{row['gain']}, relative"]
         value = float(printed.rstrip(" %"))
-        rounding = 0.5 * 10 ** -len(printed.rstrip(" %").partition(".")[2]) + ROUNDING / 2
+        rounding = 0.5 * 10 ** -len(printed.rstrip(" %").partition(".")[2]) + PRINTED_ROUNDING / 2
         is_points = abs(points - value) <= rounding
         is_relative = abs(relative - value) <= rounding
         note = (
@@ -259,7 +267,7 @@ def _gains() -> Iterator[Finding]:
 
 def _others(computed: Mapping[str, float], value: float) -> str:
     """Which other two rows give a printed gain."""
-    hits = [name for name, gain in computed.items() if abs(gain - value) <= ROUNDING]
+    hits = [name for name, gain in computed.items() if abs(gain - value) <= PRINTED_ROUNDING]
     return f"it is {'; '.join(hits)}" if hits else "no two rows of the table give it"
 
 
@@ -356,7 +364,7 @@ def _flores_gain(scores: Mapping[str, FloatArray], sound: BoolArray) -> Finding:
     return _finding("Table 5", what, f"{printed:.2f}", f"{ours:.2f}", agrees, note)
 
 
-OPEN = tuple(
+OPEN_FINDINGS = tuple(
     Finding(of, what, "", "", "cannot be redone", reason)
     for of, what, reason in (
         (
@@ -409,7 +417,7 @@ def difference(found: Sequence[str], chosen: Sequence[str]) -> str:
         return ""
     more = [f"adds {name}" for name in found if name not in chosen]
     less = [f"lacks {name}" for name in chosen if name not in found]
-    return ", ".join(more + less) or SAME
+    return ", ".join(more + less) or PAPERS_SELECTION
 
 
 def spans(

@@ -13,16 +13,16 @@ from souping.analysis import Analysis, RunScores
 from souping.analysis.correlation import pearson
 from souping.core.reading import read
 from souping.core.text import DASH
-from souping.core.types import ScoreMatrix, frozen
+from souping.core.types import Names, ScoreMatrix, frozen
 from souping.core.unit import Unit
-from souping.paper.findings import TABLES, Finding, findings, leaderboard, selections
+from souping.paper.findings import PAPER_TABLES, Finding, findings, leaderboard, selections
 from souping.report.analyses import AnalysisResult
-from souping.report.content import Matrix, Names, Number
+from souping.report.content import Matrix, MaybeFloat
 from souping.report.format import clean, count, in_words
 from souping.report.plots import Drawing, correlations
 from souping.report.tables import Section, TableGrid, around, grid, nonempty, table
 
-SENTENCES = (
+PAPER_SENTENCES = (
     "Of the paper's selections, only that of 8B follows from the stated rule (|rho| < 0.2 by Pearson, ties to the "
     "better overall). At 70B the rule adds a fourth expert; on MGSM it picks one expert for everything.",
     "Figures 2, 3, 5 and 6 and Appendices B and D need the paper's soups. The sections on categories, gains, parents, "
@@ -39,9 +39,9 @@ class PaperFigures(Analysis):
         verdicts = Counter(one.verdict for one in found)
         whole = verdicts["agrees"] + verdicts["differs"]
         head = f"{verdicts['agrees']} of {whole} figures of arXiv 2511.13254v1 follow from its published figures."
-        tables = [read(PaperSelection, selections(table)) for table in TABLES]
+        tables = [read(PaperSelection, selections(table)) for table in PAPER_TABLES]
         return PaperResult(
-            sentences=(head, *SENTENCES),
+            sentences=(head, *PAPER_SENTENCES),
             findings=tuple(found),
             figure1=_figure1(leaderboard()),
             selections=tuple(tables),
@@ -94,9 +94,9 @@ class RuleChoice(Choice):
 class ThresholdChoice(Choice):
     """What a range of thresholds selects."""
 
-    above: Number
+    above: MaybeFloat
     """the thresholds are above this"""
-    to: Number
+    to: MaybeFloat
     """and at most this"""
 
 

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 
-from souping.checkpoints.encodings import TEXTS
+from souping.checkpoints.encodings import COMPARED_TEXTS
 from souping.checkpoints.header import ITEM
 from souping.checkpoints.layouts import rules_of
 from souping.checkpoints.pool import ModelSize, base_of, largest_bytes, weigh
@@ -238,7 +238,7 @@ def _check_sizes(settings: RunSettings, names: Names, check: Callable[[Names], N
 def check_tokenizers(pool: OpenPool, evaluators: EvaluatorItems) -> None:
     """Refuse candidates without a tokenizer, or without a chat template if items are messages (UserError)."""
     prompts = [item for _, benchmark in evaluators for item in benchmark]
-    texts = [item.text for item in prompts[:: len(prompts) // TEXTS + 1]]
+    texts = [item.text for item in prompts[:: len(prompts) // COMPARED_TEXTS + 1]]
     pool.merge_pool.check_tokenizers(texts)
     for name in pool.names:
         folder = pool.merge_pool.tokenizer_folder(pool.recipe({name: 1.0}))

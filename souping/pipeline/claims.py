@@ -12,7 +12,7 @@ from souping.analysis.sign_flip import ALPHA
 from souping.analysis.significance import penalty
 from souping.core.protocols import Objective
 from souping.core.types import Item, Json, Recipe, digest
-from souping.evaluate.benchmark import ENOUGH, slices_of
+from souping.evaluate.benchmark import ENOUGH_ITEMS, slices_of
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -144,7 +144,7 @@ def items_to_report(
 
     `occasions` are {identity: earlier occasions}. At look k a difference must be z_k standard errors, where
     z_k = z(ALPHA / k (k + 1)), so items are worth their information over z_k^2. Whole groups leave, by counts alone,
-    and every category keeps ENOUGH items.
+    and every category keeps ENOUGH_ITEMS items.
     """
     items = min(slices_of(items, slices), key=lambda part: times_shown(part, occasions))
     shown: dict[str, int] = {}
@@ -158,7 +158,7 @@ def items_to_report(
     for most in sorted(set(shown.values()), reverse=True):
         candidates = tuple(item for item in items if shown[item.group] <= most)
         counts = Counter(item.category for item in candidates)
-        if any(counts[name] < min(size, ENOUGH) for name, size in sizes.items()):
+        if any(counts[name] < min(size, ENOUGH_ITEMS) for name, size in sizes.items()):
             break
         variance = sum(shares[name] ** 2 / counts[name] for name in sizes)
         z = NORMAL.inv_cdf(1 - ALPHA / penalty(1 + most + deleted) / 2)

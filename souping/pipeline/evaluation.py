@@ -36,6 +36,7 @@ from souping.core.types import (
     UserError,
     digest,
 )
+from souping.core.unit import SCORE_ROUNDING
 from souping.evaluate.scoring import Grade, Known, user_scores
 from souping.pipeline.claims import Measurement, in_order
 from souping.pipeline.models import OpenPool
@@ -44,9 +45,6 @@ from souping.search.loop import RecipeEvaluator
 
 if TYPE_CHECKING:
     from souping.merge import MergeBackend
-
-ROUNDING = 1e-9
-"""By how much a mean of scores may leave the range from 0 to 1."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -510,7 +508,7 @@ def _plain(record: Record, evaluator: Evaluator) -> Record:
     elif (
         evaluator.unit.fractions
         and not record.statistics
-        and abs(record.score - 0.5) > 0.5 + ROUNDING
+        and abs(record.score - 0.5) > 0.5 + SCORE_ROUNDING
     ):
         wrong = f"score {float(record.score):g} must be a fraction of 1"
     elif not isinstance(record.output, str) or record.outcome not in OUTCOMES:

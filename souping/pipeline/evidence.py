@@ -17,7 +17,7 @@ from souping.analysis.correlation import few_models
 from souping.analysis.grouped import design
 from souping.analysis.intervals import Z95, ItemTable, rate, span
 from souping.analysis.max_t import MAX_T, MaxT
-from souping.analysis.nested import TIE
+from souping.analysis.nested import ZERO_DIFFERENCE
 from souping.analysis.shown import picked_tests
 from souping.analysis.sign_flip import ALPHA
 from souping.analysis.significance import (
@@ -51,7 +51,7 @@ from souping.report.progress import Progress
 from souping.search.loop import SearchResult
 
 UNDECIDED = "no difference shown"
-Kind = (
+ContenderKind = (
     Literal[
         "ingredient",
         "candidate",
@@ -80,7 +80,7 @@ class Contender:
     """Row of the report: a recipe and the role it plays. A model that plays two roles is two contenders."""
 
     name: str
-    kind: Kind
+    kind: ContenderKind
     recipe: Recipe
 
 
@@ -345,7 +345,7 @@ def _category_family(
             test=MAX_T,
             n=len(a),
             groups=len(members[f]),
-            discordant=float((np.abs(a - b) > TIE).mean()),
+            discordant=float((np.abs(a - b) > ZERO_DIFFERENCE).mean()),
         )
         rows.append((name, comparison, float(least[f])))
     return rows

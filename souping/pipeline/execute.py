@@ -41,20 +41,20 @@ from souping.pipeline.models import free_target
 from souping.pipeline.settings import MergeSettings, RunSettings
 from souping.pipeline.upload import check, push
 from souping.report.content import RecipeSummary, Report, SelectionSummary, TrialRow
-from souping.report.render import SAMPLES
+from souping.report.render import SAMPLES_FILE
 
 if TYPE_CHECKING:
     from souping.pipeline.run import Run
     from souping.search.loop import SearchResult
 
-SHOWN = (
+SHOWN_FILES = (
     "report.html",
     "report.md",
     "report.json",
     "selection.json",
     "trials.csv",
     "analyses.json",
-    SAMPLES,
+    SAMPLES_FILE,
     "recipe.json",
     "plan.json",
     "config.yaml",
@@ -207,7 +207,7 @@ def write_samples(run: Run) -> None:
         for fold in FOLDS:
             for line in _lines(run, fold, folds[fold]) if folds[fold] else ():
                 file.write(json.dumps(line, ensure_ascii=False).encode("utf-8", "replace") + b"\n")
-    write_atomically(run.settings.run_dir / SAMPLES, stream.getvalue())
+    write_atomically(run.settings.run_dir / SAMPLES_FILE, stream.getvalue())
 
 
 def _lines(run: Run, fold: Fold, items: Sequence[Item]) -> Iterator[dict[str, Json]]:
@@ -438,7 +438,7 @@ def _show(settings: MergeSettings, outcome: Report, soup: Path | None) -> None:
     run_dir = settings.run_dir
     if "soup" not in outcome.others:
         _tables(outcome)
-    for name in SHOWN:
+    for name in SHOWN_FILES:
         if (run_dir / name).exists():
             print(f"  {name:16} {safe(nearby(run_dir / name))}")
     if soup is not None:

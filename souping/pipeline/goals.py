@@ -9,8 +9,8 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 
-from souping.analysis.front import NAME, Front
-from souping.analysis.guards import TOKENS, Admission, GuardCheck, check, judge
+from souping.analysis.front import FRONT, Front
+from souping.analysis.guards import LENGTH_GUARD, Admission, GuardCheck, check, judge
 from souping.core.protocols import Objective, Strategy
 from souping.core.types import FloatArray, Item, ItemScores, Json, Recipe, Trial, UserError
 from souping.core.unit import gain, unit
@@ -24,7 +24,7 @@ from souping.search.loop import RecipeEvaluator, SearchResult, find_weights, res
 
 def check_tokens(settings: RunSettings, stage: Stage, scores: Sequence[ItemScores]) -> None:
     """Refuse lengths as a guard or a goal if the candidates' answers have none (UserError)."""
-    wanted = TOKENS in (*settings.guard, *settings.pareto) and not stage.benchmark
+    wanted = LENGTH_GUARD in (*settings.guard, *settings.pareto) and not stage.benchmark
     soups = any(len(recipe.ingredients) > 1 for recipe in stage.models)
     if wanted and not soups and not any(one.lengths.any() for one in scores):
         raise UserError(
@@ -114,7 +114,7 @@ def with_goals(
             winner, order, run.admission, against, run.settings.objective, best, elsewhere
         )
     chosen = dict(zip(winner.recipe.ingredients, winner.recipe.weights, strict=True))
-    return winner, {} if front is None else {NAME: front.result(ingredients, chosen, weights)}
+    return winner, {} if front is None else {FRONT: front.result(ingredients, chosen, weights)}
 
 
 def confirmed(
@@ -188,7 +188,7 @@ def declared(admission: Admission | None) -> str:
 
 def guard_names(steps: Steps) -> int:
     """Number of guards that could be set: names, each with every candidate to compare with."""
-    names = {*steps.categories, *steps.settings.objective.groups, *steps.extra, TOKENS}
+    names = {*steps.categories, *steps.settings.objective.groups, *steps.extra, LENGTH_GUARD}
     return len(names) * len(steps.recipes.names)
 
 

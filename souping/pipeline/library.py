@@ -10,7 +10,7 @@ from typing import Any
 
 from souping.analysis import Analysis
 from souping.analysis.correlation import pearson
-from souping.analysis.front import NAME, FrontPoint, FrontResult
+from souping.analysis.front import FRONT, FrontPoint, FrontResult
 from souping.analysis.guards import read_guards
 from souping.checkpoints.pool import Pool
 from souping.core.fields import Count, Seed, check_arguments, pick
@@ -33,7 +33,7 @@ from souping.evaluate.generate import LocalEvaluator
 from souping.merge import MergeBackend
 from souping.merge.local import LocalMerge
 from souping.pipeline.evaluation import LocalExecutor
-from souping.pipeline.settings import STORE, Margin, MergeSettings, RunSettings, StopAfter
+from souping.pipeline.settings import STORE, MarginSetting, MergeSettings, RunSettings, StopAfter
 from souping.report.content import Report, VerdictSummary
 from souping.report.progress import EARLY, logged
 from souping.report.render import section_html
@@ -100,7 +100,7 @@ class RunResult:
     @property
     def front(self) -> tuple[FrontPoint, ...]:
         """The points that no other beats in all goals: weights, each goal's mean with its band, and the probability."""
-        front = (self.report.analyses or {}).get(NAME)
+        front = (self.report.analyses or {}).get(FRONT)
         return front.points if isinstance(front, FrontResult) else ()
 
     def __repr__(self) -> str:
@@ -124,7 +124,7 @@ def run(
     seed: Seed = 0,
     stop_after: StopAfter | None = None,
     limit: Count | None = None,
-    margin: Margin | None = None,
+    margin: MarginSetting | None = None,
     guard: float | Mapping[str, float | str] | None = None,
     guard_against: str | None = None,
     pareto: Sequence[str] | None = None,

@@ -30,10 +30,10 @@ from souping.core.types import (
 from souping.merge import Adapters, CandidatePool, Format, MergeBackend, Nonfinite, Vocab
 from souping.merge.kernels import METHODS
 from souping.merge.local import LocalMerge, method_digest
-from souping.merge.plan import HUGE, MOST
+from souping.merge.plan import HUGE, MOST_INGREDIENTS
 from souping.merge.writer import CARD, RECIPE
 from souping.pipeline.models import (
-    PREFIX,
+    STORED_SOUP_PREFIX,
     OpenPool,
     check_space,
     folder_of,
@@ -211,7 +211,7 @@ def _card(settings: MergeSettings, recipe: Recipe) -> str:
     )
 
 
-Number = Annotated[float, Interval(gt=-HUGE, lt=HUGE)]
+Fp32Number = Annotated[float, Interval(gt=-HUGE, lt=HUGE)]
 """A number that arithmetic in fp32 bears."""
 Whole = Annotated[int, Interval(ge=0, lt=2**62)]
 Dtypes = Annotated[
@@ -228,9 +228,9 @@ class RecipeSettings(TypedDict, total=False):
     base: str
     by: str
     source: str
-    scale: Number
-    overrides: list[tuple[str, list[Number]]]
-    parameters: dict[str, bool | Number]
+    scale: Fp32Number
+    overrides: list[tuple[str, list[Fp32Number]]]
+    parameters: dict[str, bool | Fp32Number]
     seed: Whole
 
 
@@ -240,7 +240,7 @@ class RecipeKeys(TypedDict):
     id: str
     ingredients: list[str]
     fingerprints: list[str]
-    weights: list[Number]
+    weights: list[Fp32Number]
     dtype: Dtypes
     method: str
     settings: RecipeSettings
@@ -270,10 +270,10 @@ def read_recipe(path: Path) -> tuple[Recipe, JsonObject]:
     lengths = {len(table[key]) for key in ("ingredients", "fingerprints", "weights")} | {
         len({*table["ingredients"]})
     }
-    if len(lengths) != 1 or not 0 < min(lengths) <= MOST or not any(table["weights"]):
+    if len(lengths) != 1 or not 0 < min(lengths) <= MOST_INGREDIENTS or not any(table["weights"]):
         raise UserError(
-            f"{where}: ingredients (each once), fingerprints and weights must be lists of one length, from 1 to {MOST}"
-            ", and one weight at least above zero"
+            f"{where}: ingredients (each once), fingerprints and weights must be lists of one length, from 1 to "
+            f"{MOST_INGREDIENTS}, and one weight at least above zero"
         )
     settings = table["settings"]
     if settings.get("by") in (None, "mergekit"):  # those of other backends are theirs to judge
@@ -393,7 +393,10 @@ def verify(pool: OpenPool, recipe: Recipe, out: Path) -> None:
     """
     place = scratch_place(pool.merge_pool.soup_bytes)
     check_space(place, pool.merge_pool.soup_bytes)
-    with TemporaryDirectory(prefix=PREFIX, dir=place) as folder, hold_folder(Path(folder)):
+    with (
+        TemporaryDirectory(prefix=STORED_SOUP_PREFIX, dir=place) as folder,
+        hold_folder(Path(folder)),
+    ):
         made = pool.merge_pool.write(recipe, Path(folder) / "soup")
         for path in sorted(path for path in made.rglob("*") if path.is_file()):
             kept = out / path.relative_to(made)

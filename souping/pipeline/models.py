@@ -27,7 +27,14 @@ from souping.checkpoints.lora import is_adapter, opened, read_settings
 from souping.checkpoints.pool import Trajectory
 from souping.checkpoints.trajectory import TrainingRun
 from souping.core.fields import pick
-from souping.core.files import LOCK, expanded, folder_at, hold_folder, near_folder, remove_abandoned
+from souping.core.files import (
+    LOCK_FILE,
+    expanded,
+    folder_at,
+    hold_folder,
+    near_folder,
+    remove_abandoned,
+)
 from souping.core.protocols import Evaluator, LoadedModel, ModuleSettings
 from souping.core.system import SHARED_MEMORY
 from souping.core.text import read_json
@@ -50,7 +57,7 @@ if TYPE_CHECKING:
 
 Aside = Callable[[], AbstractContextManager[None]]
 """Makes room on the terminal for another display, such as a download's bar."""
-PREFIX = "souping-soup-"
+STORED_SOUP_PREFIX = "souping-soup-"
 
 
 class OpenPool:
@@ -468,10 +475,14 @@ class ScratchFolder:
     def _make_root(self, size: int) -> Path:
         self.close()
         above = (SHARED_MEMORY, Path(tempfile.gettempdir()))
-        remove_abandoned(lock.parent for place in above for lock in place.glob(f"{PREFIX}*/{LOCK}"))
+        remove_abandoned(
+            lock.parent
+            for place in above
+            for lock in place.glob(f"{STORED_SOUP_PREFIX}*/{LOCK_FILE}")
+        )
         place = scratch_place(size)
         check_space(place, size)
-        self._root = Path(tempfile.mkdtemp(prefix=PREFIX, dir=place))
+        self._root = Path(tempfile.mkdtemp(prefix=STORED_SOUP_PREFIX, dir=place))
         self._lock = hold_folder(self._root)
         return self._root
 

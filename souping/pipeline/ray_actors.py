@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 Resource = Annotated[float, Interval(ge=0, lt=1e6)]
-PATIENCE = 20.0
+RAY_SILENCE_S = 20.0
 """Seconds without a response after which it is checked that Ray still has a machine: otherwise actors wait forever."""
 STORED = "the answers so far are in the store: the same command resumes"
 
@@ -146,7 +146,7 @@ class RayWorkers(Workers):
     def take(self) -> tuple[Request, Response]:
         import ray
 
-        while not (ready := ray.wait(list(self._sent), num_returns=1, timeout=PATIENCE)[0]):
+        while not (ready := ray.wait(list(self._sent), num_returns=1, timeout=RAY_SILENCE_S)[0]):
             if not any(node["Alive"] for node in ray.nodes()):
                 raise UserError(
                     f"executor=ray: Ray has no living node left (its log says why)\n{STORED}"

@@ -14,7 +14,7 @@ from souping.analysis import RunScores
 from souping.analysis.alternatives import RoutedAnswers, alternatives, routed
 from souping.analysis.correlation import stability
 from souping.analysis.guards import (
-    NAME,
+    GUARDS,
     Admission,
     Guard,
     GuardsResult,
@@ -498,7 +498,7 @@ class Run(Steps):
                 names=guard_names(self),
             )
             facts = read(GuardsResult, self.winner.guards)
-            self.analyses[NAME] = replace(facts, checks=tuple(checks))
+            self.analyses[GUARDS] = replace(facts, checks=tuple(checks))
         if self.winner.summary:
             self.report_content["search"] = dict(self.winner.summary)
         self.progress.stage("analyse: stability of the selection")

@@ -7,7 +7,7 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from annotated_types import Interval
 
@@ -20,7 +20,7 @@ from souping.core import protocols
 from souping.core.fields import pick
 from souping.core.files import nearby
 from souping.core.protocols import Component
-from souping.core.types import Candidate, JsonObject, Names, UserError, frozen, part
+from souping.core.types import Candidate, JsonObject, Names, T, UserError, frozen, part
 from souping.merge import MergeBackend
 from souping.report.format import quoted
 
@@ -30,11 +30,11 @@ if TYPE_CHECKING:
 
 StopAfter = Literal["select", "search"]
 GateMode = Literal["error", "warn", "off"]
-Margin = Annotated[float, Interval(ge=0, le=100)]
+MarginSetting = Annotated[float, Interval(ge=0, le=100)]
 """In the unit of the evaluator's scores, as they are shown."""
 STORE = Path("outputs/store.sqlite")
 """The default of store.path."""
-KINDS: Mapping[str, Any] = {
+GROUP_KINDS: Mapping[str, Any] = {
     "pool": CandidateSource,
     "benchmark": protocols.BenchmarkItems,
     "scores": protocols.ScoreSource,
@@ -48,15 +48,14 @@ KINDS: Mapping[str, Any] = {
     "correlation": protocols.Correlation,
 }
 """{group: what its choices make}; the annotations of `RunSettings` are held against it by a test."""
-SHARED = ("dtype", "device", "threads", "trust_remote_code")
+SHARED_MODEL_SETTINGS = ("dtype", "device", "threads", "trust_remote_code")
 """Settings of a loaded model: evaluators that agree on them share it."""
-T = TypeVar("T")
 
 
 def model_settings(settings: Mapping[str, T]) -> dict[str, T]:
     """The settings of an evaluator's loaded model, if it has one in this process."""
     return (
-        {key: settings[key] for key in SHARED if key in settings}
+        {key: settings[key] for key in SHARED_MODEL_SETTINGS if key in settings}
         if settings.get("dtype") in TORCH_NAMES
         else {}
     )

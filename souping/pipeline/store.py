@@ -28,7 +28,7 @@ from souping.core.types import OUTCOMES, Item, JsonObject, Outcome, Recipe, Reco
 
 KEY = "soup, evaluator, item, block, replicate"
 """Columns that identify an answer."""
-SCHEMA = f"""
+STORE_SCHEMA = f"""
 CREATE TABLE IF NOT EXISTS soups (id INTEGER PRIMARY KEY, fingerprint TEXT NOT NULL, recipe TEXT NOT NULL);
 CREATE TABLE IF NOT EXISTS evaluators (id INTEGER PRIMARY KEY, fingerprint TEXT NOT NULL, settings TEXT NOT NULL);
 CREATE TABLE IF NOT EXISTS items (id INTEGER PRIMARY KEY, fingerprint TEXT NOT NULL, name TEXT NOT NULL,
@@ -61,10 +61,10 @@ CREATE TABLE IF NOT EXISTS prompts (fingerprint TEXT PRIMARY KEY, text TEXT NOT 
 CREATE TABLE IF NOT EXISTS folders (fingerprint TEXT PRIMARY KEY, path TEXT, weights TEXT, soup TEXT) WITHOUT ROWID;
 CREATE TABLE IF NOT EXISTS hashes (file TEXT PRIMARY KEY, digest TEXT NOT NULL) WITHOUT ROWID;
 """
-VERSION = 1
-MARK = 0x534F5550
+STORE_VERSION = 1
+APPLICATION_ID = 0x534F5550
 """`application_id` of our files ("SOUP")."""
-MEMORY = ":memory:"
+IN_MEMORY = ":memory:"
 """Path of a store that is kept in memory and ends with its process."""
 Mixture = dict[str, float]
 """Shares of a model by ingredient; a single model is one ingredient."""
@@ -181,23 +181,23 @@ class Store:
             self._db.execute(f"PRAGMA {key}").fetchone()[0]
             for key in ("application_id", "user_version")
         )
-        if mark != MARK and (
+        if mark != APPLICATION_ID and (
             mark or self._db.execute("SELECT 1 FROM sqlite_master LIMIT 1").fetchone()
         ):
             raise UserError(
                 f"store.path={self.path} is another program's SQLite file: name another file"
             )
-        if layout not in (0, VERSION):
+        if layout not in (0, STORE_VERSION):
             raise UserError(
                 f"store.path={self.path} is of another version of souping (layout {layout}): name another"
             )
         # the mark comes first, so that a file is ours even if this run is killed now
         if not layout:
-            self._db.execute(f"PRAGMA application_id={MARK}")
+            self._db.execute(f"PRAGMA application_id={APPLICATION_ID}")
         # A store of an earlier version may lack tables.
-        self._db.executescript(SCHEMA)
+        self._db.executescript(STORE_SCHEMA)
         if not layout:
-            self._db.execute(f"PRAGMA user_version={VERSION}")
+            self._db.execute(f"PRAGMA user_version={STORE_VERSION}")
         self._db.execute("PRAGMA journal_mode=WAL")
         self._db.execute("PRAGMA synchronous=NORMAL")
 

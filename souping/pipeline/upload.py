@@ -26,12 +26,12 @@ from souping.report.analyses import typed
 from souping.report.content import RecipeSummary, Report
 from souping.report.format import clean, escape_markdown, in_words
 from souping.report.render import fenced, markdown_table
-from souping.report.tables import Row
+from souping.report.tables import JsonRow
 
 if TYPE_CHECKING:
     from huggingface_hub import HfApi
 
-KEPT = (".gitattributes",)
+UNTOUCHED_FILES = (".gitattributes",)
 """Files of a repository that a new soup does not remove."""
 HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]{0,95}(/[A-Za-z0-9][\w.-]{0,95})?")
 ANYWHERE = ("merge._target_=", "merge.allow_pickle=", "merge.nonfinite=")
@@ -41,7 +41,7 @@ ANYWHERE = ("merge._target_=", "merge.allow_pickle=", "merge.nonfinite=")
 # Card
 
 
-def card(parts: Report | Row, folder: Path = Path(".")) -> str:
+def card(parts: Report | JsonRow, folder: Path = Path(".")) -> str:
     """README.md of a soup, with the Hub's front matter.
 
     `parts` is a report, or what is known of one when the soup is written: `recipe` is required. All numbers are from
@@ -240,7 +240,7 @@ def _check_repository(goal: Target, api: HfApi) -> list[str]:
         files = [s.rfilename for s in api.model_info(goal.repo).siblings or []]
     except RepositoryNotFoundError:
         return []
-    if RECIPE not in files and any(file not in (*KEPT, CARD) for file in files):
+    if RECIPE not in files and any(file not in (*UNTOUCHED_FILES, CARD) for file in files):
         raise UserError(
             f"upload={goal.repo} holds a model that is no soup: choose another name; nothing is replaced"
         )
@@ -278,7 +278,9 @@ def push(goal: Target, folder: Path, store: Path | None = None) -> str:
                 CommitOperationAdd(name, content) for name, content in files.items()
             ]
             operations += [
-                CommitOperationDelete(name) for name in old if name not in (*files, *KEPT)
+                CommitOperationDelete(name)
+                for name in old
+                if name not in (*files, *UNTOUCHED_FILES)
             ]
             done = api.create_commit(
                 goal.repo, operations, commit_message=f"Soup {recipe.get('id', '')}"
@@ -315,7 +317,7 @@ def _unlisted_files(folder: Path) -> set[str]:
     """What a soup without a list may consist of."""
     index = folder / INDEX
     shards = weight_map(index).values() if index.is_file() else ()
-    return {SINGLE, INDEX, *shards, lora.CONFIG, lora.WEIGHTS, *side_files(folder)}
+    return {SINGLE, INDEX, *shards, lora.CONFIG, lora.ADAPTER_WEIGHTS, *side_files(folder)}
 
 
 def _licences(recipe: Mapping[str, Any], store: Path | None) -> str:

@@ -35,7 +35,7 @@ from souping.report import format
 from souping.report.files import as_json, selection_dict
 from souping.report.render import Sample, output_console, show_sample, show_sheet
 from souping.report.tables import Section, grid
-from souping.search.adaptive import SAMPLES
+from souping.search.adaptive import MOST_SAMPLES
 
 if TYPE_CHECKING:
     from souping.checkpoints.pool import ModelSize
@@ -43,7 +43,7 @@ if TYPE_CHECKING:
     from souping.pipeline.checks import Machine, Requirement
     from souping.pipeline.settings import RunSettings
 
-Pair = tuple[int, int]
+IntRange = tuple[int, int]
 Range = tuple[float, float]
 # What is assumed where nothing was measured
 
@@ -65,10 +65,10 @@ class PlannedStage:
     """
 
     name: str
-    models: Pair
+    models: IntRange
     items: int
-    asked: Pair
-    todo: Pair
+    asked: IntRange
+    todo: IntRange
     benchmark: str = ""
     in_parts: bool = False
 
@@ -91,7 +91,7 @@ class Speed:
     def seconds(self, stage: PlannedStage, end: int) -> float:
         """How long the answers of a stage take, the least (0) or most (1) of them."""
         # A search requests a fold in samples.
-        together = -(-stage.items // SAMPLES) if stage.in_parts else stage.items
+        together = -(-stage.items // MOST_SAMPLES) if stage.in_parts else stage.items
         calls = -(-stage.todo[end] // min(self.batch or together, together))
         return stage.todo[end] / self.items_per_second + calls * self.per_call
 
@@ -123,7 +123,7 @@ class Plan:
     reasons: list[Missing] = field(default_factory=list)
     faults: list[str] = field(default_factory=list)
 
-    def sum(self, key: Literal["asked", "todo"]) -> Pair:
+    def sum(self, key: Literal["asked", "todo"]) -> IntRange:
         """(least, most) evaluations of all stages."""
         pairs = [stage.asked if key == "asked" else stage.todo for stage in self.stages]
         return sum(least for least, _ in pairs), sum(most for _, most in pairs)
@@ -305,7 +305,7 @@ def _stage(stage: PlannedStage) -> tuple[str, ...]:
     return stage.name, models, f"{stage.items:,}", _span(stage.asked), stored, _span(stage.todo)
 
 
-def _stored(asked: Pair, todo: Pair) -> Pair:
+def _stored(asked: IntRange, todo: IntRange) -> IntRange:
     ends = sorted((asked[0] - todo[0], asked[1] - todo[1]))
     return ends[0], ends[1]
 
@@ -398,7 +398,7 @@ def _missing(plan: Plan) -> Section | None:
     )
 
 
-def _span(pair: Pair) -> str:
+def _span(pair: IntRange) -> str:
     return f"{pair[0]:,}" if pair[0] == pair[1] else f"{pair[0]:,} to {pair[1]:,}"
 
 

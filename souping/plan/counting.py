@@ -23,10 +23,10 @@ from souping.evaluate.benchmark import slices_of
 from souping.pipeline.evaluation import Evaluation
 from souping.pipeline.evidence import Contender
 from souping.pipeline.steps import SEARCH, Stage, Steps
-from souping.plan import Pair, Plan, PlannedStage
+from souping.plan import IntRange, Plan, PlannedStage
 from souping.search.loop import RecipeSource, SearchResult, trial_limit
 
-UNKNOWN = ("?",)
+UNKNOWN_INGREDIENTS = ("?",)
 """Ingredients of a soup that stands for one that is not known yet."""
 
 
@@ -135,7 +135,12 @@ class CountedSteps(Steps):
             self.stages.append(replace(own, name=f"{stage.name}: searches", todo=own.asked))
 
     def _add(
-        self, stage: Stage, models: Pair, items: Pair, todo: Pair, in_parts: bool = False
+        self,
+        stage: Stage,
+        models: IntRange,
+        items: IntRange,
+        todo: IntRange,
+        in_parts: bool = False,
     ) -> None:
         answers = self.evaluations[stage.benchmark].answers_per_item
         self.stages.append(
@@ -155,7 +160,7 @@ class CountedSteps(Steps):
         evaluation = self.evaluations[stage.benchmark]
         wanted = {(item.question, 0): evaluation.answers_per_item for item in stage.items}
         key = f"unknown {stage.benchmark}"
-        if recipe.ingredients != UNKNOWN:
+        if recipe.ingredients != UNKNOWN_INGREDIENTS:
             with suppress(UserError):  # an evaluator that cannot start here: its key is not known
                 key = evaluation.key(recipe)
                 wanted = evaluation.missing_answers(recipe, stage.items, any_block=stage.any_block)
@@ -196,7 +201,7 @@ class CountedSteps(Steps):
 
 def _unknown(recipe: Recipe, name: str) -> Recipe:
     """A soup that is not known yet and that no store holds."""
-    return replace(recipe, fingerprints=(name,), ingredients=UNKNOWN, weights=(1.0,))
+    return replace(recipe, fingerprints=(name,), ingredients=UNKNOWN_INGREDIENTS, weights=(1.0,))
 
 
 def merged(counted: Sequence[Sequence[PlannedStage]]) -> list[PlannedStage]:
@@ -212,7 +217,7 @@ def merged(counted: Sequence[Sequence[PlannedStage]]) -> list[PlannedStage]:
     return whole
 
 
-def _range(pairs: Sequence[Pair], in_parts: bool) -> Pair:
+def _range(pairs: Sequence[IntRange], in_parts: bool) -> IntRange:
     """Least and most; of a search in parts what is expected for the middle number of ingredients, and most."""
     first = sorted(least for least, _ in pairs)
     return first[(len(first) - 1) // 2 if in_parts else 0], max(most for _, most in pairs)

@@ -36,7 +36,7 @@ from souping.pipeline.execute import check_settings
 from souping.pipeline.models import OpenPool
 from souping.pipeline.settings import RunSettings, items_of
 from souping.pipeline.steps import extra_benchmarks
-from souping.pipeline.store import MEMORY, Store
+from souping.pipeline.store import IN_MEMORY, Store
 from souping.plan import Plan, PlannedStage, Speed, as_dict, sections, show_rehearsal, speed
 from souping.plan.counting import CountedSteps, NamedPool, NotStoredError, merged, not_stored
 from souping.report import format
@@ -47,7 +47,7 @@ from souping.search.loop import RecipeSource
 if TYPE_CHECKING:
     from souping.core.protocols import Evaluator, LoadedModel
 
-ITEMS = 5
+CHECKED_ITEMS = 5
 """Items of each category that a check answers."""
 LEAST = 0.05
 """Share of the time of a check that is at least taken for its items, as what a call takes varies."""
@@ -58,7 +58,7 @@ LEAST = 0.05
 
 def make(run: RunSettings) -> Plan:
     """The plan. Reads the store if there is one, and writes nothing."""
-    with Store(run.store_path if run.store_path.exists() else Path(MEMORY)) as store:
+    with Store(run.store_path if run.store_path.exists() else Path(IN_MEMORY)) as store:
         return _Planner(run, store).plan()
 
 
@@ -323,7 +323,7 @@ def check_run(run: RunSettings) -> None:
         flush=True,
     )
     fold: Fold = "search" if run.scores.published else "select"
-    items = first_items(whole.folds[fold], ITEMS)
+    items = first_items(whole.folds[fold], CHECKED_ITEMS)
     records, prompts, speed = rehearse(whole, items)
     timed = replace(whole, speeds={**whole.speeds, "": speed})
     show_rehearsal(timed, fold, items, records, prompts)
@@ -338,7 +338,7 @@ def rehearse(whole: Plan, items: Sequence[Item]) -> tuple[list[Record], Mapping[
     with ExitStack() as parts:
         for part in run.open_parts:
             parts.callback(part.close)
-        store = parts.enter_context(Store(Path(MEMORY)))
+        store = parts.enter_context(Store(Path(IN_MEMORY)))
         pool = open_unhashed(run, store)
         parts.callback(pool.close)
         recipe = pool.recipe({pool.names[0]: 1.0})

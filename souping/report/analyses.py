@@ -15,7 +15,7 @@ from souping.report.format import clean
 from souping.report.plots import Drawing
 from souping.report.tables import Section, grid
 
-FIRST = ("guards", "front", "paper", "surface", "wins", "shapley", "size")
+FIRST_ANALYSES = ("guards", "front", "paper", "surface", "wins", "shapley", "size")
 """Analyses that are shown first, in this order. The others follow by name."""
 
 
@@ -109,8 +109,8 @@ def _in_order(report: Report) -> list[tuple[str, AnalysisResult]]:
     """(name, result) of the report's analyses that say anything, in the order in which they are shown."""
     pairs = sorted((report.analyses or {}).items())
     said = [(name, result) for name, result in pairs if result != UserResult()]
-    places = {name: place for place, name in enumerate(FIRST)}
-    return sorted(said, key=lambda pair: places.get(pair[0], len(FIRST)))
+    places = {name: place for place, name in enumerate(FIRST_ANALYSES)}
+    return sorted(said, key=lambda pair: places.get(pair[0], len(FIRST_ANALYSES)))
 
 
 def analysis_sections(report: Report) -> tuple[Section, ...]:

@@ -12,13 +12,13 @@ from typing import Any
 
 from souping.core.reading import NULL, rest, to_json
 from souping.core.system import Provenance
+from souping.core.types import Names
 from souping.core.unit import POINTS, Unit
 
-Number = float | None
-Count = int | None
-Shares = Mapping[str, Number]
-Names = tuple[str, ...]
-Matrix = tuple[tuple[Number, ...], ...]
+MaybeFloat = float | None
+MaybeInt = int | None
+NamedNumbers = Mapping[str, MaybeFloat]
+Matrix = tuple[tuple[MaybeFloat, ...], ...]
 
 # ---------------------------------------------------------------- scores and differences
 
@@ -27,17 +27,17 @@ Matrix = tuple[tuple[Number, ...], ...]
 class ScoreInterval:
     """Mean score with its 95 % interval."""
 
-    mean: Number
+    mean: MaybeFloat
     """mean score"""
-    low: Number
+    low: MaybeFloat
     """lower limit of the 95 % interval"""
-    high: Number
+    high: MaybeFloat
     """upper limit"""
-    n: Count
+    n: MaybeInt
     """items"""
-    groups: Count
+    groups: MaybeInt
     """groups of items"""
-    effective_n: Number
+    effective_n: MaybeFloat
     """number of independent items with the same information"""
 
 
@@ -68,27 +68,27 @@ class PairedDifference:
     """always the soup"""
     b: str
     """the other model"""
-    difference: Number
+    difference: MaybeFloat
     """soup minus the other, paired by item"""
-    low: Number
+    low: MaybeFloat
     """lower limit at `level`"""
-    high: Number
+    high: MaybeFloat
     """upper limit at `level`"""
-    level: Number
+    level: MaybeFloat
     """0.95 at the first look, higher at later looks"""
-    p_value: Number
+    p_value: MaybeFloat
     """two-sided p-value, not corrected"""
     test: str
     """name of the test"""
-    n: Count
+    n: MaybeInt
     """items"""
-    groups: Count
+    groups: MaybeInt
     """groups of items"""
-    discordant: Number
+    discordant: MaybeFloat
     """share of items on which the two models differ"""
 
     @property
-    def p_shown(self) -> Number:
+    def p_shown(self) -> MaybeFloat:
         return self.p_value
 
 
@@ -96,11 +96,11 @@ class PairedDifference:
 class LookDifference(PairedDifference):
     """A difference whose p-value is corrected for the looks at its items."""
 
-    p_look: Number
+    p_look: MaybeFloat
     """corrected for the number of looks; this one is shown"""
 
     @property
-    def p_shown(self) -> Number:
+    def p_shown(self) -> MaybeFloat:
         return self.p_value if self.p_look is None else self.p_look
 
 
@@ -110,7 +110,7 @@ class RowDifference(LookDifference):
 
     kind: str
     """role of the other model"""
-    p_holm: Number
+    p_holm: MaybeFloat
     """corrected by Holm over the uniform soups and the router, `null` for single models"""
 
 
@@ -118,7 +118,7 @@ class RowDifference(LookDifference):
 class JudgedDifference(PairedDifference):
     """The soup minus an ingredient on an extra benchmark."""
 
-    p_holm: Number
+    p_holm: MaybeFloat
     """corrected by Holm over the ingredients"""
     verdict: str
     """`higher` (the soup is better), `lower` or `no difference shown`"""
@@ -130,7 +130,7 @@ class CategoryDifference(PairedDifference):
 
     category: str
     """category"""
-    least: Number
+    least: MaybeFloat
     """smallest detectable difference"""
     verdict: str
     """`higher` (the soup is better), `lower` or `no difference shown`"""
@@ -142,11 +142,11 @@ class CategoryLosses:
 
     against: str
     """the best single candidate"""
-    above: Count
+    above: MaybeInt
     """number of categories in which the soup is better"""
-    below: Count
+    below: MaybeInt
     """number of categories in which it is worse"""
-    level: Count
+    level: MaybeInt
     """number of categories without a difference"""
     categories: tuple[CategoryDifference, ...]
     """per category a comparison that holds for all categories at once, as `comparisons`"""
@@ -156,11 +156,11 @@ class CategoryLosses:
 class AnswerEnds:
     """How answers ended."""
 
-    items: Count
+    items: MaybeInt
     """items"""
-    truncated: Number
+    truncated: MaybeFloat
     """share of answers cut off"""
-    unanswered: Number
+    unanswered: MaybeFloat
     """share of answers missing"""
 
 
@@ -168,7 +168,7 @@ class AnswerEnds:
 class ModelEnds(AnswerEnds):
     """How a model's answers ended."""
 
-    reasons: Mapping[str, Count]
+    reasons: Mapping[str, MaybeInt]
     """{why an answer is missing: answers}"""
     categories: Mapping[str, AnswerEnds]
     """{category: the same shares}"""
@@ -178,13 +178,13 @@ class ModelEnds(AnswerEnds):
 class ObjectiveVariance:
     """Variance of the objective if each item has several answers."""
 
-    objective: Number
+    objective: MaybeFloat
     """variance of the objective"""
-    items: Number
+    items: MaybeFloat
     """part that comes from the items"""
-    answers: Number
+    answers: MaybeFloat
     """part that comes from the answers"""
-    flips: Number
+    flips: MaybeFloat
     """share of items whose answers disagree"""
 
 
@@ -197,11 +197,11 @@ class VerdictSummary:
     `nothing_to_soup`, `not_measured` or `dry_run`"""
     sentence: str
     """the headline"""
-    p_value: Number
+    p_value: MaybeFloat
     """p-value of the claim, corrected for looks"""
-    opened: Count
+    opened: MaybeInt
     """number of the look at these items"""
-    margin: Number
+    margin: MaybeFloat
     """`margin`, a fraction of 1 or in the `unit`"""
     sensitivity: str | None = None
     """what the interval of the soup minus the best single candidate would be if answers cut at the token limit were
@@ -212,13 +212,13 @@ class VerdictSummary:
 class PowerSummary:
     """What the report fold can show."""
 
-    gain: Number
+    gain: MaybeFloat
     """true gain over the best candidate that is shown in 80 % of runs"""
-    items: Count
+    items: MaybeInt
     """items in the report fold"""
-    margin: Number
+    margin: MaybeFloat
     """`margin`, a fraction of 1 or in the `unit`"""
-    needed: Count
+    needed: MaybeInt
     """items that a gain of `margin` needs (100,001 means more than 100,000)"""
     assumed: bool
     """true if no answers of the candidates were known"""
@@ -243,9 +243,9 @@ class ObjectiveSummary:
 
     name: str
     """`mean`, `weighted`, `tree`, `worst` or `bfcl`"""
-    coefficients: Shares
+    coefficients: NamedNumbers
     """weight of each category; they sum to 1. Empty for `worst`"""
-    search: Number
+    search: MaybeFloat
     """the soup's score on the search fold, which is optimistic because it chose the weights"""
 
 
@@ -277,7 +277,7 @@ class SelectionSummary:
     """the rule that selected"""
     metric: str | None
     """name of the correlation"""
-    threshold: Number
+    threshold: MaybeFloat
     """threshold of the selector, `null` if it has none"""
     sign: str | None
     """`absolute` or `signed`"""
@@ -295,7 +295,7 @@ class SelectionSummary:
     """true if the scores came from a table"""
     candidates: Names
     """models that could be selected"""
-    scores: Mapping[str, Shares]
+    scores: Mapping[str, NamedNumbers]
     """scores that the selector saw: {model: {category: fraction}}"""
 
 
@@ -303,7 +303,7 @@ class SelectionSummary:
 class SelectionFile(SelectionSummary):
     """selection.json"""
 
-    limit: Count = None
+    limit: MaybeInt = None
     """in a dry run, its `limit`"""
     unit: Unit = POINTS
     """unit of the scores"""
@@ -317,7 +317,7 @@ class RecipeSummary:
     """first 12 digits of the recipe's fingerprint"""
     ingredients: Names
     """in order; ingredients of weight 0 are left out"""
-    weights: tuple[Number, ...]
+    weights: tuple[MaybeFloat, ...]
     """one per ingredient"""
     fingerprints: Names
     """SHA-256 of each ingredient's content"""
@@ -335,15 +335,15 @@ class RecipeSummary:
 class FoldSizes:
     """Numbers of items."""
 
-    select: Count
+    select: MaybeInt
     """items on which the ingredients were chosen"""
-    search: Count
+    search: MaybeInt
     """items on which the weights were chosen"""
-    report: Count
+    report: MaybeInt
     """held-out items"""
-    left_out: Count = None
+    left_out: MaybeInt = None
     """items of the report fold on which earlier runs chose"""
-    shown: Count = None
+    shown: MaybeInt = None
     """items of the report fold that earlier reports showed, left out because the others show more without them"""
 
 
@@ -351,13 +351,13 @@ class FoldSizes:
 class ReportSlice:
     """The part of the report fold that this report opened."""
 
-    number: Count
+    number: MaybeInt
     """number of the slice, from 1"""
-    of: Count
+    of: MaybeInt
     """number of slices (`benchmark.slices`)"""
-    left: Count
+    left: MaybeInt
     """slices that no report has opened"""
-    items: Count
+    items: MaybeInt
     """items of the slice"""
 
 
@@ -369,11 +369,11 @@ class SearchSummary:
     """why the search ended"""
     indistinguishable: Matrix | None = None
     """weights of soups that may be as good as the winner, the best first"""
-    indistinguishable_count: Count = None
+    indistinguishable_count: MaybeInt = None
     """number of such soups"""
-    finishing_gain: Number = None
+    finishing_gain: MaybeFloat = None
     """expected gain of more answers, as it is shown"""
-    without_guards: Number = None
+    without_guards: MaybeFloat = None
     """expected score of the best soup without guards"""
     others: Mapping[str, Any] = rest()
 
@@ -382,19 +382,19 @@ class SearchSummary:
 class TrialRow:
     """A row of trials.csv."""
 
-    number: Count
+    number: MaybeInt
     """number of the trial"""
     recipe_id: str
     """id of the soup's recipe"""
-    weights: Shares
+    weights: NamedNumbers
     """{ingredient: weight}"""
-    objective: Number
+    objective: MaybeFloat
     """objective on the search fold, None if the soup did not answer all of it"""
-    categories: Shares
+    categories: NamedNumbers
     """{category: score}"""
-    items: Count
+    items: MaybeInt
     """items that the soup answered"""
-    reused: Count
+    reused: MaybeInt
     """answers that were stored before"""
 
 
@@ -402,17 +402,17 @@ class TrialRow:
 class SearchUse:
     """What the search used."""
 
-    items: Count
+    items: MaybeInt
     """items that were answered"""
-    evaluated: Count
+    evaluated: MaybeInt
     """items of these that were not stored before"""
-    prefilled_tokens: Count
+    prefilled_tokens: MaybeInt
     """tokens of prompts"""
-    generated_tokens: Count
+    generated_tokens: MaybeInt
     """tokens of answers"""
-    seconds: Number
+    seconds: MaybeFloat
     """time of the answers"""
-    soups: Count
+    soups: MaybeInt
     """soups tried"""
     others: Mapping[str, Any] = rest()
 
@@ -421,17 +421,17 @@ class SearchUse:
 class RunCost:
     """What the run took."""
 
-    evaluated_items: Count
+    evaluated_items: MaybeInt
     """answers generated in this run"""
-    reused_items: Count
+    reused_items: MaybeInt
     """answers found in the store"""
-    trials: Count
+    trials: MaybeInt
     """soups tried"""
     search: SearchUse | None = None
     """what the search used"""
-    seconds: Number
+    seconds: MaybeFloat
     """wall-clock time"""
-    lost_workers: Count = None
+    lost_workers: MaybeInt = None
     """Ray actors that died"""
     others: Mapping[str, Any] = rest()
 
@@ -443,13 +443,13 @@ class RunCost:
 class Router:
     """An ingredient per category, chosen on the select fold."""
 
-    score: Number
+    score: MaybeFloat
     """score on the report fold"""
     routes: Mapping[str, str]
     """{category: ingredient}"""
-    models: Count
+    models: MaybeInt
     """models in memory"""
-    answers: Count
+    answers: MaybeInt
     """answers per request"""
 
 
@@ -457,11 +457,11 @@ class Router:
 class Oracle:
     """The best answer of all ingredients to each item."""
 
-    score: Number
+    score: MaybeFloat
     """score on the report fold"""
-    models: Count
+    models: MaybeInt
     """models in memory"""
-    answers: Count
+    answers: MaybeInt
     """answers per request"""
 
 
@@ -473,17 +473,17 @@ class GateCheck:
     """candidate"""
     category: str | None
     """category, `null` for the objective"""
-    expected: Number
+    expected: MaybeFloat
     """expected score"""
-    measured: Number
+    measured: MaybeFloat
     """measured score"""
-    low: Number
+    low: MaybeFloat
     """lower limit"""
-    high: Number
+    high: MaybeFloat
     """upper limit"""
-    n: Count
+    n: MaybeInt
     """items"""
-    groups: Count
+    groups: MaybeInt
     """groups of items"""
     verdict: str
     """`as expected`, `too low` or `too high`"""
@@ -497,7 +497,7 @@ class GateSummary:
     """`error` or `warn`"""
     fold: str
     """fold of the items"""
-    false_alarm: Number
+    false_alarm: MaybeFloat
     """share of runs with correct models that fail"""
     passed: bool
     """true if all scores are as expected"""
@@ -515,11 +515,11 @@ class ExtraResult:
     """what evaluated it"""
     unit: Unit = POINTS
     """unit of its scores"""
-    items: Count
+    items: MaybeInt
     """items"""
-    groups: Count
+    groups: MaybeInt
     """groups of items"""
-    coefficients: Shares
+    coefficients: NamedNumbers
     """weight of each category"""
     rows: tuple[ModelRow, ...]
     """ingredients and soup, as `rows`"""
@@ -529,9 +529,9 @@ class ExtraResult:
     """the soup minus each ingredient, as `comparisons`"""
     categories: tuple[CategoryDifference, ...]
     """the same per category, as `losses.categories`"""
-    shared: Count
+    shared: MaybeInt
     """items that the run also uses"""
-    opened: Count = None
+    opened: MaybeInt = None
     """number of the look at these items"""
 
 
@@ -543,17 +543,17 @@ class CorrelationPair:
     """category"""
     b: str
     """category"""
-    rho: Number
+    rho: MaybeFloat
     """correlation over models"""
-    low: Number
+    low: MaybeFloat
     """lower limit over models"""
-    high: Number
+    high: MaybeFloat
     """upper limit over models"""
-    bootstrap_low: Number
+    bootstrap_low: MaybeFloat
     """lower limit over items"""
-    bootstrap_high: Number
+    bootstrap_high: MaybeFloat
     """upper limit over items"""
-    disattenuated: Number
+    disattenuated: MaybeFloat
     """corrected for item noise"""
 
 
@@ -561,7 +561,7 @@ class CorrelationPair:
 class OtherChoice:
     """What the selector picks with another threshold, or without a model."""
 
-    threshold: Number = None
+    threshold: MaybeFloat = None
     """another threshold"""
     left_out: str | None = None
     """the model that is left out"""
@@ -579,25 +579,25 @@ class SelectionStability:
 
     method: str
     """how stability was measured"""
-    draws: Count
+    draws: MaybeInt
     """bootstrap draws of the select fold's items"""
-    not_estimable: Count
+    not_estimable: MaybeInt
     """draws that gave no selection"""
-    reasons: Mapping[str, Count]
+    reasons: Mapping[str, MaybeInt]
     """{why: draws}"""
-    experts: Mapping[str, Shares] | None
+    experts: Mapping[str, NamedNumbers] | None
     """{category: {candidate: share of draws in which it is the expert}}"""
-    ingredients: Shares | None
+    ingredients: NamedNumbers | None
     """{candidate: share of draws that select it}"""
-    low_correlation: Shares | None
+    low_correlation: NamedNumbers | None
     """{category: share of draws}"""
-    sizes: Shares | None
+    sizes: NamedNumbers | None
     """{number of ingredients: share of draws}"""
     correlations: tuple[CorrelationPair, ...]
     """coefficients with intervals over models and items, and corrected for item noise"""
-    reliability: Shares | None
+    reliability: NamedNumbers | None
     """{category: share of its variance between models that is not noise}"""
-    threshold: Number
+    threshold: MaybeFloat
     """the threshold that was used"""
     thresholds: tuple[OtherChoice, ...]
     """what other thresholds select"""
@@ -616,17 +616,17 @@ class CheckpointRow:
 
     name: str
     """name"""
-    step: Count
+    step: MaybeInt
     """training step"""
-    rate: Number
+    rate: MaybeFloat
     """learning rate"""
-    tokens: Number
+    tokens: MaybeFloat
     """tokens seen"""
-    weight: Number
+    weight: MaybeFloat
     """weight in the soup"""
-    search: Number
+    search: MaybeFloat
     """objective on the search fold"""
-    report: Number
+    report: MaybeFloat
     """objective on the report fold"""
 
 
@@ -636,15 +636,15 @@ class WindowRow:
 
     kind: str
     """form of the average"""
-    alpha: Number
+    alpha: MaybeFloat
     """decay of a moving average"""
-    checkpoints: Count
+    checkpoints: MaybeInt
     """checkpoints averaged"""
-    steps: Count
+    steps: MaybeInt
     """length in steps"""
-    tokens: Number
+    tokens: MaybeFloat
     """length in tokens"""
-    objective: Number
+    objective: MaybeFloat
     """objective"""
     last: LookDifference
     """minus the last checkpoint, as `comparisons`"""
@@ -656,11 +656,11 @@ class WindowRow:
 class NeighbourSpread:
     """Standard deviation of the objective between the last checkpoints."""
 
-    checkpoints: Count
+    checkpoints: MaybeInt
     """number of checkpoints"""
-    search: Number
+    search: MaybeFloat
     """on the search fold"""
-    report: Number
+    report: MaybeFloat
     """on the report fold"""
 
 
@@ -668,7 +668,7 @@ class NeighbourSpread:
 class FurtherRuns:
     """The soup's weights on further training runs."""
 
-    differences: tuple[Number, ...]
+    differences: tuple[MaybeFloat, ...]
     """difference to the last checkpoint of each"""
     claim: LookDifference | None = None
     """difference over two or more runs, as `comparisons`"""
@@ -712,7 +712,7 @@ class Report:
     """the benchmark"""
     warnings: Names | None = None
     """what a reader must know"""
-    limit: Count = None
+    limit: MaybeInt = None
     """in a dry run, its `limit`"""
     objective: ObjectiveSummary | None = None
     """what the search maximised"""
@@ -746,7 +746,7 @@ class Report:
     """command that makes the soup again"""
     trajectory: TrajectoryResult | None = None
     """`pool=trajectory`: the average beside the checkpoints"""
-    optimism: Number = None
+    optimism: MaybeFloat = None
     """the soup's score on the search fold minus its score on the report fold"""
     router: Router | None = None
     """an ingredient per category, chosen on the select fold"""

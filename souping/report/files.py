@@ -35,7 +35,7 @@ from souping.report.content import Report, TrialRow
 from souping.report.format import clean
 from souping.report.plots import Drawing, categories, forest, heatmap, landscape
 from souping.report.render import markdown, page
-from souping.report.tables import Row, ingredients
+from souping.report.tables import JsonRow, ingredients
 from souping.report.trajectory import trajectory, window_bands
 
 JOB = "job.json"
@@ -47,7 +47,7 @@ FORMULA = ("=", "+", "-", "@")
 NUMBER = re.compile(r"[+-]?\d+(\.\d+)?([eE][+-]?\d+)?")
 
 
-def write_report(report: Report | Row, trials: Sequence[TrialRow], run_dir: Path) -> list[Path]:
+def write_report(report: Report | JsonRow, trials: Sequence[TrialRow], run_dir: Path) -> list[Path]:
     """Write report.json, report.md, report.html and plots/*.png into `run_dir`; the paths, in that order.
 
     Raises:
@@ -66,7 +66,7 @@ def write_report(report: Report | Row, trials: Sequence[TrialRow], run_dir: Path
     ]
 
 
-def draw(report: Report | Row, trials: Sequence[TrialRow]) -> list[Drawing]:
+def draw(report: Report | JsonRow, trials: Sequence[TrialRow]) -> list[Drawing]:
     """The pictures that this report has the numbers for."""
     report = typed(report)
     made = [forest(report), categories(report), heatmap(report), landscape(report, trials)]
@@ -79,7 +79,7 @@ def as_json(value: Json | Report) -> str:
     return json.dumps(to_json(value), sort_keys=True, indent=2, allow_nan=False) + "\n"
 
 
-def write_trials(trials: Sequence[TrialRow], report: Report | Row, path: Path) -> Path:
+def write_trials(trials: Sequence[TrialRow], report: Report | JsonRow, path: Path) -> Path:
     """trials.csv: one line per trial with objective, weights (`weight:NAME`), categories (`score:NAME`) and counts."""
     names = ingredients(typed(report), trials)
     scored = list(dict.fromkeys(name for trial in trials for name in trial.categories))
@@ -149,29 +149,29 @@ def csv_cell(value: Json) -> Json:
     return "" if known is None else repr(known) if isinstance(known, float) else known
 
 
-def write_selection(selection: Row, path: Path) -> Path:
+def write_selection(selection: JsonRow, path: Path) -> Path:
     """selection.json, from `selection_dict`."""
     return write_atomically(path, as_json({**selection, "unit": asdict(unit())}).encode())
 
 
-def write_job(run_dir: Path, job: Row) -> None:
+def write_job(run_dir: Path, job: JsonRow) -> None:
     """Write one job's line of the sweep's table; a file, since jobs may run in other processes."""
     line = {**job, "run_dir": run_dir.name, "unit": asdict(unit())}
     write_atomically(run_dir / JOB, as_json(line).encode())
 
 
-def read_jobs(sweep_dir: Path) -> list[Row]:
+def read_jobs(sweep_dir: Path) -> list[JsonRow]:
     """The jobs that ended, by number; `refused` says why one has no outcome."""
-    jobs: list[Row] = [json.loads(path.read_text()) for path in sweep_dir.glob(f"*/{JOB}")]
+    jobs: list[JsonRow] = [json.loads(path.read_text()) for path in sweep_dir.glob(f"*/{JOB}")]
     return sorted(jobs, key=lambda job: number(job["job"]) or 0)
 
 
-def write_sweep(sweep_dir: Path, jobs: Sequence[Row]) -> Path:
+def write_sweep(sweep_dir: Path, jobs: Sequence[JsonRow]) -> Path:
     """sweep.csv, one line per job; dry runs have their `limit` in a column of its own."""
     return _write_csv(sweep_dir / "sweep.csv", job_table(jobs))
 
 
-def job_table(jobs: Sequence[Row]) -> list[list[Json]]:
+def job_table(jobs: Sequence[JsonRow]) -> list[list[Json]]:
     """The header and a row per job."""
     columns = ["job", "objective", "overrides", "run_dir", "refused"]
     columns += ["limit"] if any(job.get("limit") for job in jobs) else []
@@ -183,14 +183,14 @@ def job_table(jobs: Sequence[Row]) -> list[list[Json]]:
     return table
 
 
-def _varied(jobs: Sequence[Row]) -> list[list[str]]:
+def _varied(jobs: Sequence[JsonRow]) -> list[list[str]]:
     """The overrides of each job that not all jobs have."""
     overrides = [texts(job, "overrides") for job in jobs]
     common = set.intersection(*map(set, overrides))
     return [[word for word in words if word not in common] for words in overrides]
 
 
-def best_jobs(jobs: Sequence[Row]) -> list[Row]:
+def best_jobs(jobs: Sequence[JsonRow]) -> list[JsonRow]:
     """The job with the best objective and those that tie with it; none if the objectives do not compare.
 
     They do not in a dry run, or if the jobs have several units, items or objectives.
@@ -205,11 +205,11 @@ def best_jobs(jobs: Sequence[Row]) -> list[Row]:
     return [job for job in scored if _merit(job) == best]
 
 
-def _merit(job: Row) -> float:
+def _merit(job: JsonRow) -> float:
     return round(unit_of(job).inner(number(job["objective"]) or 0.0), 12)
 
 
-def sweep_lines(jobs: Sequence[Row]) -> list[str]:
+def sweep_lines(jobs: Sequence[JsonRow]) -> list[str]:
     """One line per job: what it reached, the overrides that differ between jobs, and whether it is the best."""
     best = best_jobs(jobs)
     mark = "  <- best" if len(best) == 1 else "  <- best (tie)"

@@ -10,7 +10,7 @@ from souping.core.text import DASH, UNSAFE, confidence, minus, signed
 from souping.core.types import Json, number
 from souping.core.unit import unit
 
-KINDS: Mapping[str, str] = {
+ROW_KINDS: Mapping[str, str] = {
     "soup": "soup",
     "uniform_selected": "uniform over the selected",
     "uniform_topk": "uniform over the top K",

@@ -23,7 +23,7 @@ from souping.report.content import Report, TrialRow
 from souping.report.format import clean, escape_html, escape_markdown
 from souping.report.plots import Drawing
 from souping.report.sections import figures, findings, headline, kicker, sections, summary, warnings
-from souping.report.tables import Row, Section, TableCell, TableGrid
+from souping.report.tables import JsonRow, Section, TableCell, TableGrid
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -39,7 +39,7 @@ FOOT = (
 )
 
 
-def page(report: Report | Row, trials: Sequence[TrialRow], drawings: Sequence[Drawing]) -> str:
+def page(report: Report | JsonRow, trials: Sequence[TrialRow], drawings: Sequence[Drawing]) -> str:
     """The whole page. Every string of the user's is escaped; no script, no link to any other file."""
     report = typed(report)
     pictures = {drawing.name: drawing for drawing in drawings}
@@ -167,7 +167,7 @@ def _html_cell(cell: TableCell, column: int, grid: TableGrid) -> str:
     return f"<td{_left(column, grid)}>{inner}</td>"
 
 
-def markdown(report: Report | Row, trials: Sequence[TrialRow]) -> str:
+def markdown(report: Report | JsonRow, trials: Sequence[TrialRow]) -> str:
     """The report as GitHub-flavoured Markdown."""
     report = typed(report)
     blocks = [f"# {escape_markdown(headline(report))}", *map(escape_markdown, summary(report))]
@@ -246,18 +246,18 @@ def _markdown_cell(cell: TableCell, strong: bool) -> str:
 
 # ------------------------------------------------------------ on a terminal
 
-LONGEST = 4000
+SHOWN_ANSWER_CHARS = 4000
 """Characters of an answer that are shown; of a longer one both ends."""
 
 
-def report_table(report: Report | Row) -> Table:
+def report_table(report: Report | JsonRow) -> Table:
     """Models with scores and the soup's paired differences, or the selection; below it the verdict."""
     report = typed(report)
     lines = [headline(report), *findings(report)]
     return plain_table(tables.summary(report) if report.rows else tables.experts(report), lines)
 
 
-def also_table(report: Report | Row) -> Table:
+def also_table(report: Report | JsonRow) -> Table:
     """The other benchmarks: every model's score, and below them what the soup lost."""
     report = typed(report)
     return plain_table(tables.overview(report), list(tables.sentences(report)))
@@ -320,7 +320,7 @@ def show_sheet(sections: Sequence[Section], console: Console | None = None) -> N
 
 # Answers side by side: `souping show` prints them from a run's samples.
 
-SAMPLES = "samples.jsonl.gz"
+SAMPLES_FILE = "samples.jsonl.gz"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -358,7 +358,7 @@ class Sample:
         return self.models[name].score if name in self.models else None
 
 
-def read_samples(path: Path) -> Iterator[Row]:
+def read_samples(path: Path) -> Iterator[JsonRow]:
     """The lines of a run's samples.
 
     Raises:
@@ -419,7 +419,9 @@ def show_sample(console: Console, sample: Sample, names: Sequence[str]) -> None:
 def _short(text: str) -> str:
     """A text without control characters, its middle left out where it is long."""
     lines = "\n".join(clean(line) for line in text.split("\n"))
-    if len(lines) <= LONGEST:
+    if len(lines) <= SHOWN_ANSWER_CHARS:
         return lines
-    half = LONGEST // 2
-    return f"{lines[:half]}\n... {len(lines) - LONGEST:,} characters ...\n{lines[-half:]}"
+    half = SHOWN_ANSWER_CHARS // 2
+    return (
+        f"{lines[:half]}\n... {len(lines) - SHOWN_ANSWER_CHARS:,} characters ...\n{lines[-half:]}"
+    )

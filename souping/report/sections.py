@@ -20,7 +20,7 @@ from souping.report.content import (
     TrialRow,
 )
 from souping.report.format import clean, count, in_words, p_value, percent, rho, share, weight
-from souping.report.tables import Row, Section, TableGrid, grid, nonempty, table
+from souping.report.tables import JsonRow, Section, TableGrid, grid, nonempty, table
 
 REBUILD = "It writes the same bytes again, and stops if an ingredient's content differs."
 LOOKS = "Looks are counted in the run's store by exact prompt: a new store, or reworded items, would not be counted."
@@ -441,7 +441,7 @@ def _provenance(report: Report) -> Section | None:
     return Section("Provenance", (f"{line} {again}",), code=command, folded=nonempty((shown,)))
 
 
-def ended(search: Row) -> str:
+def ended(search: JsonRow) -> str:
     """Why a search ended, in a line; empty where it says nothing."""
     return f"the search ended: {clean(search.get('stopped'))}" if search.get("stopped") else ""
 

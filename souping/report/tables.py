@@ -15,8 +15,8 @@ from souping.report.content import (
     ExtraResult,
     GateSummary,
     JudgedDifference,
+    MaybeFloat,
     ModelRow,
-    Number,
     OtherChoice,
     PairedDifference,
     RecipeSummary,
@@ -28,7 +28,7 @@ from souping.report.content import (
     TrialRow,
 )
 from souping.report.format import (
-    KINDS,
+    ROW_KINDS,
     clean,
     count,
     in_words,
@@ -41,7 +41,7 @@ from souping.report.format import (
     weight,
 )
 
-Row = Mapping[str, Json]
+JsonRow = Mapping[str, Json]
 """An object inside a report: a row, a comparison, a trial."""
 
 
@@ -132,7 +132,7 @@ class ShownModel:
     @property
     def cell(self) -> TableCell:
         """The model's name with its roles and what it costs to serve, if that is more than one model."""
-        labels = [KINDS.get(kind, clean(kind)) for kind in dict.fromkeys(self.roles)]
+        labels = [ROW_KINDS.get(kind, clean(kind)) for kind in dict.fromkeys(self.roles)]
         if self.price:
             labels.append(self.price)
         if self.row.name == self.row.kind:
@@ -142,7 +142,7 @@ class ShownModel:
 
 def once(report: Report) -> list[ShownModel]:
     """Models in the order of their roles, each once."""
-    order = {kind: place for place, kind in enumerate(KINDS)}
+    order = {kind: place for place, kind in enumerate(ROW_KINDS)}
     rows = sorted(report.rows or (), key=lambda row: order.get(row.kind, len(order)))
     same = dict[str, list[ModelRow]]()
     for row in rows:
@@ -350,7 +350,7 @@ def pairs(stability: SelectionStability) -> TableGrid:
     return grid(header, lines, left=(0, 1))
 
 
-def around(low: Number, high: Number) -> str:
+def around(low: MaybeFloat, high: MaybeFloat) -> str:
     if low is None or high is None:
         return "not estimable"
     return f"{rho(low)} to {rho(high)}"

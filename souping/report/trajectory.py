@@ -16,7 +16,7 @@ from souping.report.content import (
     TrajectoryResult,
     WindowRow,
 )
-from souping.report.format import KINDS, clean, count, p_value, weight
+from souping.report.format import ROW_KINDS, clean, count, p_value, weight
 from souping.report.plots import COLOURS, FAINT, INK, Drawing, canvas
 from souping.report.tables import (
     Section,
@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 
 OTHERS = ("last", "best_single", "trainer_best", "trainer_average", "decayed", "scrambled")
 """Kinds of the rows that an average of checkpoints is compared with, in this order."""
-SHAPES: Mapping[str, tuple[str, str, str]] = {
+WINDOW_STYLES: Mapping[str, tuple[str, str, str]] = {
     "uniform": ("equal weights", "o-", COLOURS["soup"]),
     "minus_sqrt": ("minus-sqrt", "^", COLOURS["uniform_selected"]),
     "ema": ("moving average of all", "s", COLOURS["uniform_topk"]),
@@ -113,7 +113,7 @@ def _rows(report: Report, result: TrajectoryResult) -> TableGrid:
         difference = unit.score(pair.difference, sign=True)
         return label, name, difference, whiskers(unit, pair), p_value(pair.p_shown), spread
 
-    lines = [line(KINDS[pair.kind], clean(pair.b), pair) for pair in pairs]
+    lines = [line(ROW_KINDS[pair.kind], clean(pair.b), pair) for pair in pairs]
     lines.append(line("mean of its members' scores", "", result.members_mean))
     header = (
         "average minus",
@@ -140,7 +140,7 @@ def _members(unit: Unit, members: Sequence[CheckpointRow]) -> TableGrid:
 def _windows(unit: Unit, windows: Sequence[WindowRow]) -> TableGrid:
     lines = []
     for window in windows:
-        name = SHAPES[window.kind][0] if window.kind in SHAPES else clean(window.kind)
+        name = WINDOW_STYLES[window.kind][0] if window.kind in WINDOW_STYLES else clean(window.kind)
         if window.alpha:
             name = f"{name}, alpha {weight(window.alpha)}"
         lengths = (count(window.checkpoints), count(window.steps), count(window.tokens))
@@ -183,7 +183,7 @@ def trajectory(report: Report) -> Drawing | None:
         for row in report.rows or ():
             if row.kind not in ("soup", "decayed"):
                 continue
-            label = "chosen average" if row.kind == "soup" else KINDS[row.kind]
+            label = "chosen average" if row.kind == "soup" else ROW_KINDS[row.kind]
             scores.axhline(
                 scale * (row.objective.mean or 0.0),
                 label=label,
@@ -224,7 +224,7 @@ def window_bands(report: Report) -> Drawing | None:
         figure = Figure(figsize=(8.6, 3.4))
         for axes, (side, title) in zip(figure.subplots(1, 2), SIDES.items(), strict=True):
             axes.axhline(0, color=INK, linewidth=0.8)
-            for kind in SHAPES:
+            for kind in WINDOW_STYLES:
                 windows = [window for window in result.windows if window.kind == kind]
                 differences = [
                     window.last if side == "last" else window.members_mean for window in windows
@@ -252,7 +252,7 @@ def _band(
     axes: Axes, kind: str, steps: FloatArray, pairs: Sequence[LookDifference], scale: float
 ) -> None:
     """Points with whiskers; those of equal weights are joined to a band."""
-    label, mark, colour = SHAPES[kind]
+    label, mark, colour = WINDOW_STYLES[kind]
     middle = _column((pair.difference for pair in pairs), scale)
     low = _column((pair.low for pair in pairs), scale)
     high = _column((pair.high for pair in pairs), scale)

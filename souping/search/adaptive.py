@@ -47,22 +47,22 @@ from souping.search.surrogate import SoupModel
 # Least number of items in a category's first sample, and most samples of a category: each is as
 # large as all before it. They are no batches of an evaluator.
 FIRST_SAMPLE = 12
-SAMPLES = 4
+MOST_SAMPLES = 4
 # Rivals that are compared with the leader.
 RIVALS = 12
 # Soups that may be evaluated on the rest of the fold at the end.
 FINALISTS = 3
 # Expected gain from the rest of the fold below which a search ends (0.1 points).
-ENOUGH = 0.001
+ENOUGH_GAIN = 0.001
 # The prior is fitted anew once this many times more answers are known.
 GROWTH = 1.6
 # Indistinguishable soups that are listed, and the normal quantile of their one-sided test.
-SHOWN = 20
+LISTED_SOUPS = 20
 ONE_SIDED_95 = 1.645
 
 # Most soups of a search, and the largest grid that is listed.
-POINTS = 240
-LISTED = 5000
+MOST_SOUPS = 240
+LARGEST_GRID = 5000
 # Ingredients from which soups of a few of them join the grid, and the factor on the odds that such
 # a soup contains a single model, for each rank below the best.
 MANY = 6
@@ -72,7 +72,7 @@ FADING = 0.85
 # (benchmarks/search_sizes.py).
 USUAL = (7.0, 0.75, 0.8)
 # Upper estimate, as a multiple of the usual number.
-LONGEST = 2
+UPPER_ESTIMATE = 2
 
 
 @component
@@ -116,17 +116,17 @@ class Adaptive(LimitedStrategy):
         if not scaled:
             return simplex_points
         ordered = anchors(size) + spread(simplex_points + scaled)
-        return list(dict.fromkeys(ordered))[:POINTS]
+        return list(dict.fromkeys(ordered))[:MOST_SOUPS]
 
     def _simplex_points(self, size: int, merits: FloatArray | None) -> list[Weights]:
         """The anchors, then points of the grid, and of many ingredients soups of a few of them."""
         grid_points: list[Weights] = []
-        if grid_size(size, self.step) <= LISTED:
+        if grid_size(size, self.step) <= LARGEST_GRID:
             grid_points = spread(grid(size, self.step))
         if grid_points and size < MANY:
-            return list(dict.fromkeys(anchors(size) + grid_points))[:POINTS]
+            return list(dict.fromkeys(anchors(size) + grid_points))[:MOST_SOUPS]
         if size >= MANY:
-            grid_points = grid_points[: POINTS // 2]
+            grid_points = grid_points[: MOST_SOUPS // 2]
         points = dict.fromkeys(anchors(size) + grid_points)
 
         # Each rank below the best single model makes a member of a soup less likely.
@@ -134,8 +134,8 @@ class Adaptive(LimitedStrategy):
         if merits is not None:
             rank = np.argsort(np.argsort(-merits, kind="stable"))
         odds = FADING**rank / np.sum(FADING**rank)
-        most = max(POINTS, 3 * size)
-        attempts = 20 * POINTS  # a coarse step has few points
+        most = max(MOST_SOUPS, 3 * size)
+        attempts = 20 * MOST_SOUPS  # a coarse step has few points
         for point in itertools.islice(scattered(size, self.step, odds), attempts):
             points[point] = None
             if len(points) >= most:
@@ -161,7 +161,7 @@ class Adaptive(LimitedStrategy):
             return limit, limit
         factor, size_power, items_power = USUAL
         expected = round(factor * size**size_power * items**items_power)
-        return min(expected, limit), min(LONGEST * expected, limit)
+        return min(expected, limit), min(UPPER_ESTIMATE * expected, limit)
 
     def describe(self, size: int) -> str:
         parts = [f"adaptive, {len(self.points(size))} possible soups"]
@@ -292,7 +292,7 @@ class AdaptiveSearch(Optimiser):
             return ""
         self._spent_at_check = self._spent
         gain = self._model.finishing_gain(np.array([leader, *rivals]), self._odds())
-        if gain >= ENOUGH:
+        if gain >= ENOUGH_GAIN:
             return ""
         shown = unit().text(unit().size(gain), more=1)
         return f"more answers would gain only {shown} {unit().name}"
@@ -429,7 +429,9 @@ class AdaptiveSearch(Optimiser):
 
         summary: dict[str, Json] = {
             "stopped": self._stop_reason or "a limit of the run",
-            "indistinguishable": [list(self._points[soup]) for soup in indistinguishable[:SHOWN]],
+            "indistinguishable": [
+                list(self._points[soup]) for soup in indistinguishable[:LISTED_SOUPS]
+            ],
             "indistinguishable_count": len(indistinguishable),
             "finishing_gain": round(unit().scale * unit().size(gain), 3),
         }
@@ -474,7 +476,7 @@ def _doubling_samples(items: IntArray, rank: IntArray) -> list[IntArray]:
     if not len(group_ends):
         return [items]
     cuts = set()
-    for halvings in range(1, SAMPLES):
+    for halvings in range(1, MOST_SAMPLES):
         size = len(items) >> halvings
         if size >= FIRST_SAMPLE:
             nearest = np.argmin(abs(group_ends - size))

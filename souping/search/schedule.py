@@ -18,9 +18,9 @@ from souping.core.fields import component
 from souping.core.types import FloatArray, Weights, frozen
 from souping.search.points import ListedStrategy, endings
 
-Kind = Literal["uniform", "minus_sqrt", "ema"]
+WindowKind = Literal["uniform", "minus_sqrt", "ema"]
 ALPHAS = (0.1, 0.2, 0.4)
-LONGEST = 12
+MOST_WINDOW_LENGTHS = 12
 """Window lengths that are listed, at most."""
 
 
@@ -39,21 +39,24 @@ def ema(size: int, alpha: float) -> FloatArray:
     return np.array([(1 - alpha) ** (size - 1), *newer])
 
 
-SHAPES: Mapping[str, Callable[[int], FloatArray]] = {"uniform": uniform, "minus_sqrt": minus_sqrt}
+WINDOW_WEIGHTS: Mapping[str, Callable[[int], FloatArray]] = {
+    "uniform": uniform,
+    "minus_sqrt": minus_sqrt,
+}
 
 
 @frozen
 class Window:
     """Weights over all checkpoints, of which the last `length` have some."""
 
-    kind: Kind
+    kind: WindowKind
     length: int
     weights: Weights
     alpha: float | None = None
 
     @classmethod
-    def of(cls, kind: Kind, length: int, size: int, alpha: float | None = None) -> Window:
-        shares = ema(length, alpha) if alpha is not None else SHAPES[kind](length)
+    def of(cls, kind: WindowKind, length: int, size: int, alpha: float | None = None) -> Window:
+        shares = ema(length, alpha) if alpha is not None else WINDOW_WEIGHTS[kind](length)
         return cls(
             kind=kind,
             length=length,
@@ -66,8 +69,8 @@ def windows(size: int) -> list[Window]:
     """About twenty averages of `size` checkpoints: equal weights over the last 1, 2, 3, ..., moving averages of all,
     and `minus_sqrt` for every other length from the longest down."""
     lengths = (
-        np.unique(np.round(np.geomspace(1, size, LONGEST)).astype(int))
-        if size > LONGEST
+        np.unique(np.round(np.geomspace(1, size, MOST_WINDOW_LENGTHS)).astype(int))
+        if size > MOST_WINDOW_LENGTHS
         else range(1, size + 1)
     )
     ordered = [int(length) for length in lengths]
@@ -90,7 +93,7 @@ def scrambled(weights: Weights) -> Weights:
 class Schedule(ListedStrategy):
     """Averages of the last checkpoints, evaluated on the whole search fold; `only` makes one of all checkpoints."""
 
-    only: Kind | None = None
+    only: WindowKind | None = None
     alpha: Annotated[float, Interval(gt=0, lt=1)] = 0.2
 
     def known_points(self, size: int) -> list[Weights]:

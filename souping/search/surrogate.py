@@ -48,14 +48,14 @@ SCALES = (0.2, 0.35, 0.6, 1.0, 1.6, 2.5)
 SCALE_PRIOR = 0.3
 # Candidates of the correlation of two soups' answers to one item: the part that all soups share,
 # and the distance of weights over which the rest fades.
-SHARED = (0.1, 0.3, 0.5)
+SHARED_CORRELATIONS = (0.1, 0.3, 0.5)
 REACH = (0.4, 1.2)
 
 # Added to the diagonal of a covariance before it is decomposed.
 JITTER = 1e-9
 # Draws of the posterior for an objective that is not linear, and the step of its slopes.
-DRAWS = 512
-STEP = 1e-6
+POSTERIOR_DRAWS = 512
+SLOPE_STEP = 1e-6
 
 
 class Posterior(NamedTuple):
@@ -185,9 +185,9 @@ class SoupModel:
         return np.asarray(level + scales * (plane + bend))
 
     def _candidate_correlations(self) -> FloatArray:
-        """Correlation of answers to one item for each of SHARED x REACH, [correlations, S, S]."""
+        """Correlation of answers to one item for each of SHARED_CORRELATIONS x REACH, [correlations, S, S]."""
         correlations = []
-        for shared, reach in itertools.product(SHARED, REACH):
+        for shared, reach in itertools.product(SHARED_CORRELATIONS, REACH):
             correlations.append(shared + (1 - shared) * np.exp(-self._distance / reach))
         return np.stack(correlations)
 
@@ -314,7 +314,7 @@ class SoupModel:
         counts = np.array([items[np.concatenate(samples)].sum() for samples in self.item_samples])
         return np.asarray(counts / counts.sum())
 
-    def posterior_draws(self, count: int = DRAWS, wider: float = 1.0) -> FloatArray:
+    def posterior_draws(self, count: int = POSTERIOR_DRAWS, wider: float = 1.0) -> FloatArray:
         """Draws of all category means [D, S, C]; `wider` is a factor on their variances."""
         means = []
         for c, posterior in enumerate(self._all_posteriors()):
@@ -329,9 +329,9 @@ class SoupModel:
         means = self.posterior_draws()[:, soups]
         value = self.value(means)
         derivatives = []
-        for step in STEP * np.eye(len(self.weights)):
+        for step in SLOPE_STEP * np.eye(len(self.weights)):
             difference = self.value(means + step) - value
-            derivatives.append(difference.mean(axis=0) / STEP)
+            derivatives.append(difference.mean(axis=0) / SLOPE_STEP)
         return np.stack(derivatives, axis=-1)
 
     def finishing_gain(self, soups: IntArray, odds: FloatArray | None = None) -> float:
@@ -344,7 +344,7 @@ class SoupModel:
 
         # The posterior means will move by a normal of the variance that the answers take away.
         taken_away = covariance - self._covariance_after(soups)
-        later = mean[soups] + draws(taken_away[np.ix_(soups, soups)], DRAWS)
+        later = mean[soups] + draws(taken_away[np.ix_(soups, soups)], POSTERIOR_DRAWS)
 
         lead_now = (mean[soups] - mean[soups[0]]) * admissible
         lead_later = (later - later[:, :1]) * admissible

@@ -399,7 +399,7 @@ def test_tokenizers_are_compared_by_content_not_by_formatting(tmp_path: Path) ->
 
 def pointer(url: object, **changes: object) -> bytes:
     table = {"url": url, "size": 10, "tag": "x", **changes}
-    return ranges.MARK + json.dumps(table).encode()
+    return ranges.POINTER_MARK + json.dumps(table).encode()
 
 
 @pytest.mark.parametrize(
@@ -431,10 +431,10 @@ def test_a_pointer_in_a_models_folder_is_refused(tmp_path: Path, url: str) -> No
         pointer("s3://b/m/other.safetensors"),
         pointer("file://b/m/model.safetensors"),
         pointer(3),
-        ranges.MARK,
-        ranges.MARK + b"[1]",
-        ranges.MARK + b"\xff{",
-        ranges.MARK + b"[" * 4000,
+        ranges.POINTER_MARK,
+        ranges.POINTER_MARK + b"[1]",
+        ranges.POINTER_MARK + b"\xff{",
+        ranges.POINTER_MARK + b"[" * 4000,
     ],
 )
 def test_a_damaged_pointer_in_the_cache_of_buckets_is_refused(

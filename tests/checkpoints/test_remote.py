@@ -39,7 +39,7 @@ def bucket(server: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iter
         monkeypatch.setenv(key, value)
     monkeypatch.setattr(ranges.constants, "HF_HOME", str(tmp_path / "cache"))
     monkeypatch.setenv("HF_HOME", str(tmp_path / "cache"))
-    monkeypatch.setattr(ranges, "BLOCK", 64)  # several to a tensor
+    monkeypatch.setattr(ranges, "RANGE_BYTES", 64)  # several to a tensor
     files = ranges.filesystem("s3://")
     files.mkdir("soups")
     yield files

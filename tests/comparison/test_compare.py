@@ -21,7 +21,7 @@ from rich.console import Console
 import souping as library
 from souping.comparison.result import CompareResult, Flip, RowVerdict, page, sections
 from souping.core.types import UserError
-from souping.report.render import SAMPLES, sheet_markdown, show_sheet
+from souping.report.render import SAMPLES_FILE, sheet_markdown, show_sheet
 from tests.conftest import ROOT, Cli
 from tests.logs.test_readers import Frame, write_csv
 
@@ -474,7 +474,7 @@ def test_another_measurement_of_a_run_is_another_comparison(
     """Otherwise the best of several measurements could be picked."""
     words = ("compare", "base=run:uniform_all", "soup=run", "--json")
     assert json.loads(souping(*words).out)["looks"] == 2
-    path = finished_copy / SAMPLES
+    path = finished_copy / SAMPLES_FILE
     samples = [json.loads(line) for line in gzip.decompress(path.read_bytes()).splitlines()]
     reported = [sample for sample in samples if sample["fold"] == "report"]
     for one, two in pairwise(reported):

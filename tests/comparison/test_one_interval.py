@@ -27,7 +27,7 @@ def _few_draws(monkeypatch: pytest.MonkeyPatch) -> None:
     """Agreement does not depend on how many patterns are drawn."""
     for module in (paired, max_t):
         monkeypatch.setattr(module, "draws_for", lambda alpha, draws: 1008)
-    monkeypatch.setattr(bootstrap_t, "DRAWS", 999)
+    monkeypatch.setattr(bootstrap_t, "BOOTSTRAP_DRAWS", 999)
 
 
 def excludes_zero(table: Any) -> bool:

@@ -12,7 +12,7 @@ from souping.checkpoints.header import inside, small
 from souping.comparison.verdict import read_policy
 from souping.core import files
 from souping.core.fields import load
-from souping.core.files import MARK, discard, missing_folders, staged, write_files
+from souping.core.files import STAGING_MARK, discard, missing_folders, staged, write_files
 from souping.core.scores import read_table
 from souping.core.types import UserError
 from souping.evaluate.benchmark import Benchmark
@@ -73,7 +73,7 @@ def test_pipes_and_devices_are_refused_where_a_file_is_read(
 def test_what_a_killed_run_left_goes(tmp_path: Path) -> None:
     (tmp_path / ".soup.part-1").mkdir()
     (tmp_path / ".soup.part-1" / "model").touch()
-    (tmp_path / ".soup.part-1" / MARK).touch()
+    (tmp_path / ".soup.part-1" / STAGING_MARK).touch()
     (tmp_path / ".soup.lock").touch()
     (tmp_path / ".other.part-1").mkdir()
     (tmp_path / ".soup.part-mine").mkdir()  # without the mark: the user's

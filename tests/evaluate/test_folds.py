@@ -11,7 +11,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from souping.core.types import FOLDS, Item, UserError
-from souping.evaluate.benchmark import SHARES, Benchmark, assign, position, shares_of, split_folds
+from souping.evaluate.benchmark import (
+    FOLD_SHARES,
+    Benchmark,
+    assign,
+    position,
+    shares_of,
+    split_folds,
+)
 from tests.conftest import make_items
 
 
@@ -116,7 +123,7 @@ def test_tool_calls_and_schemas_are_kept(tmp_path: Path) -> None:
 
 
 def test_shares_of_folds_may_be_others_and_what_is_not_named_keeps_its_proportion() -> None:
-    assert shares_of(None) == shares_of({}) == SHARES
+    assert shares_of(None) == shares_of({}) == FOLD_SHARES
     assert shares_of({"search": 0.4}) == pytest.approx(
         {"select": 0.15, "search": 0.4, "report": 0.45}
     )

@@ -102,7 +102,7 @@ def test_what_does_not_end_is_stopped(
     tokenizer: Any, name: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     tokenizer.chat_template = TOO_LONG[name]
-    monkeypatch.setattr(templates, "SECONDS", 0.3)
+    monkeypatch.setattr(templates, "TEMPLATE_TIMEOUT_S", 0.3)
     with pytest.raises(UserError, match=r"item i: .*did not end"):
         render(tokenizer, item())
 

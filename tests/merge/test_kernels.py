@@ -232,7 +232,7 @@ def stand_ins(monkeypatch: pytest.MonkeyPatch) -> torch.device:
     monkeypatch.setattr(
         torch, "empty", lambda *size, pin_memory=False, **more: empty(*size, **more)
     )
-    monkeypatch.setattr(accelerate, "LARGEST", 1 << 16)  # several blocks at a time
+    monkeypatch.setattr(accelerate, "LARGEST_BLOCK_ELEMENTS", 1 << 16)  # several blocks at a time
     return torch.device("cpu")
 
 

@@ -211,8 +211,8 @@ def test_nan_and_infinity_name_file_and_tensor(
 def test_files_get_what_methods_give_on_tensors(
     tmp_path: Path, method: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(merge_plan, "STEP", 16)
-    monkeypatch.setattr(merge_plan, "BLOCK", 16)
+    monkeypatch.setattr(merge_plan, "PRODUCT_ELEMENTS", 16)
+    monkeypatch.setattr(merge_plan, "BLOCK_ELEMENTS", 16)
     folders, based = family(tmp_path, 3), method != "slerp"
     fields = {"base": str(folders["m2"])} if based else {}
     pair = {name: folders[name] for name in ("m0", "m1")}
@@ -235,7 +235,7 @@ def test_a_whole_tensor_method_is_never_cut(
         seen.append(len(tensors[0]))
         return np.asarray(np.median(np.stack(tensors), axis=0), np.float32)
 
-    monkeypatch.setattr(merge_plan, "BLOCK", 16)
+    monkeypatch.setattr(merge_plan, "BLOCK_ELEMENTS", 16)
     monkeypatch.setitem(METHODS, "middle", Method(function=middle, whole=True))
     folders = family(tmp_path, 3)
     soup = soup_of(folders, tmp_path / "soup", (0.2, 0.3, 0.5), method="middle")
@@ -263,7 +263,7 @@ def test_shares_of_ranks_cover_the_output(
     folders = family(root, 2)
     made = plan(simple(folders, (0.3, 0.7)), folders, max_shard_size=300)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(merge_plan, "BLOCK", block)
+        patch.setattr(merge_plan, "BLOCK_ELEMENTS", block)
         shares = [
             merge_plan.share_of_rank(merge_plan.chunks(made), rank, ranks) for rank in range(ranks)
         ]

@@ -32,7 +32,7 @@ from souping.checkpoints import Checkpoint, fingerprint
 from souping.checkpoints.header import Tensor
 from souping.core.system import package_environment
 from souping.core.types import UserError
-from souping.merge import ERROR, accelerate
+from souping.merge import ERROR_PREFIX, accelerate
 from souping.merge import plan as merge_plan
 from souping.merge.accelerate import AccelerateMerge, Rank, rank_count
 from souping.merge.local import LocalMerge
@@ -189,7 +189,7 @@ def test_buffers_do_not_grow_with_the_number_of_models(count: int, tmp_path: Pat
     folders = {str(i): save(tmp_path / str(i), tensors) for i in range(count)}
     chunk = merge_plan.chunks(plan(simple(folders, (1 / count,) * count), folders))[0]
     block = next(merge_plan.blocks(replace(chunk, count=1 << 30)))
-    assert block.count * count <= merge_plan.ROWS
+    assert block.count * count <= merge_plan.THREAD_ELEMENTS
 
 
 CONTENT = np.random.default_rng(0).integers(0, 256, 10_000, np.uint8)
@@ -399,7 +399,7 @@ def working(folder: Path) -> list[int]:
 HOLD = """
 import os, sys, time
 sys.argv = ["souping.merge", *sys.argv[1:]]
-from souping.merge import ERROR, __main__, accelerate
+from souping.merge import ERROR_PREFIX, __main__, accelerate
 fill = accelerate.Rank.fill
 def held(rank, *rest):
     if rank.number == 1:
@@ -560,7 +560,12 @@ def test_a_plan_by_a_command(pool: Siblings, tmp_path: Path) -> None:
     err = process.communicate(timeout=600)[1]
     assert process.returncode
     assert (
-        len(re.findall(f"^{ERROR}.*soup exists and is not an empty folder", err, re.MULTILINE)) == 1
+        len(
+            re.findall(
+                f"^{ERROR_PREFIX}.*soup exists and is not an empty folder", err, re.MULTILINE
+            )
+        )
+        == 1
     )
 
 

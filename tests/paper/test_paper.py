@@ -15,13 +15,13 @@ from souping.analysis.correlation import pearson
 from souping.core.scores import Mean
 from souping.paper.findings import (
     CLUSTERS,
+    PAPER_TABLES,
     STATED,
-    TABLES,
     Finding,
+    FindingVerdict,
     PaperTable,
     Sign,
     Ties,
-    Verdict,
     findings,
     gains,
     reading,
@@ -34,7 +34,7 @@ from souping.selection import SoCECluster
 from tests.conftest import PAPER, Cli
 from tests.support.analyses import result_json, run_of
 
-BIG, SMALL, MGSM, FLORES = TABLES
+BIG, SMALL, MGSM, FLORES = PAPER_TABLES
 
 
 @pytest.fixture(scope="module")
@@ -55,7 +55,7 @@ def roles(benchmark: str, scale: str) -> dict[str, dict[str, str]]:
     }
 
 
-@pytest.mark.parametrize("table", TABLES[:3], ids=lambda table: table.file)
+@pytest.mark.parametrize("table", PAPER_TABLES[:3], ids=lambda table: table.file)
 class TestSelections:
     def test_what_the_paper_chose_is_read_from_its_table(self, table: PaperTable) -> None:
         rows = roles(table.benchmark, table.scale)
@@ -150,7 +150,7 @@ def test_what_disagrees_inside_the_paper_is_said(found: dict[tuple[str, str], Fi
     )
     table3 = found["Table 3", "BFCL scores of 8b-m1, 8b-m2, 8b-m3; the same of Table 1b"]
     assert "8b-m1 and 8b-m3" in table3.note
-    assert {one.verdict for one in found.values()} <= set(get_args(Verdict))
+    assert {one.verdict for one in found.values()} <= set(get_args(FindingVerdict))
 
 
 def test_the_page_has_every_finding_and_picture(data: dict[str, Any]) -> None:

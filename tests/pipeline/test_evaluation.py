@@ -30,7 +30,7 @@ from souping.pipeline.evaluation import Evaluation, LocalExecutor, records_of
 from souping.pipeline.ledger import Ledger
 from souping.pipeline.models import OpenPool
 from souping.pipeline.ray_actors import RayExecutor
-from souping.pipeline.store import MARK, Store, StoredAnswers, row_number
+from souping.pipeline.store import APPLICATION_ID, Store, StoredAnswers, row_number
 from tests.conftest import FakeEvaluator, claim, make_items, recipe, show_report
 from tests.support.actors import Busy, requests
 from tests.support.choices import differing
@@ -306,7 +306,7 @@ def test_folders_of_a_killed_run_go(
     opened: OpenPool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(models, "SHARED_MEMORY", tmp_path)
-    dead, live = (tmp_path / f"{models.PREFIX}{name}" for name in ("dead", "live"))
+    dead, live = (tmp_path / f"{models.STORED_SOUP_PREFIX}{name}" for name in ("dead", "live"))
     dead.mkdir()
     live.mkdir()
     hold_folder(dead).close()
@@ -457,7 +457,11 @@ def foreign(path: Path, *statements: str) -> Path:
         (("CREATE TABLE soups(fingerprint)", "PRAGMA application_id=7"), "another program's"),
         (("PRAGMA user_version=99",), "layout 99"),
         (
-            ("CREATE TABLE soups(x)", f"PRAGMA application_id={MARK}", "PRAGMA user_version=4"),
+            (
+                "CREATE TABLE soups(x)",
+                f"PRAGMA application_id={APPLICATION_ID}",
+                "PRAGMA user_version=4",
+            ),
             "layout 4",
         ),
     ],

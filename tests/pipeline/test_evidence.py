@@ -199,9 +199,9 @@ def test_the_variance_is_split_between_items_and_answers() -> None:
 def test_one_soup_under_two_names_is_one_test_of_holms() -> None:
     uniform = recipe(0.4, 0.6)
     soup = evidence.Contender(name="soup", kind="soup", recipe=SOUP)
-    kinds: tuple[evidence.Kind, ...] = ("ingredient", "best_single")
+    kinds: tuple[evidence.ContenderKind, ...] = ("ingredient", "best_single")
     singles = [evidence.Contender(name="a", kind=kind, recipe=SINGLES["a"]) for kind in kinds]
-    names: tuple[evidence.Kind, ...] = ("uniform_all", "uniform_topk")
+    names: tuple[evidence.ContenderKind, ...] = ("uniform_all", "uniform_topk")
     rows = [evidence.Contender(name=name, kind=name, recipe=uniform) for name in names]
     measured = {
         SINGLES["a"].id: scores(level(0.6)),

@@ -10,7 +10,7 @@ from typing import Any, ClassVar
 
 from souping.core.protocols import ModelHost
 from souping.core.types import Json, Missing
-from souping.evaluate.bfcl import VERSION, Environment
+from souping.evaluate.bfcl import BFCL_EVAL_VERSION, Environment
 from souping.evaluate.bfcl.benchmark import MULTI_TURN, SINGLE_TURN
 from souping.evaluate.servers.choices import RunningServer, Server
 
@@ -74,7 +74,7 @@ class DeadServer(Server):
 def bfcl_place(place: Path, count: int = 6) -> Path:
     """A minimal environment that holds data files of BFCL's shape, `count` items in simple_python."""
     package = place / "lib" / "python3.11" / "site-packages" / "bfcl_eval"
-    package.with_name(f"bfcl_eval-{VERSION}.dist-info").mkdir(parents=True)
+    package.with_name(f"bfcl_eval-{BFCL_EVAL_VERSION}.dist-info").mkdir(parents=True)
     answers = package / "data" / "possible_answer"
     answers.mkdir(parents=True)
     (package / "constants").mkdir()

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from souping.analysis.grouped import GroupedScores
 from souping.analysis.sign_flip import flip_reach
-from souping.analysis.sign_patterns import DRAWS
+from souping.analysis.sign_patterns import SIGN_DRAWS
 
 
-def sign_flip(scores: GroupedScores, *, draws: int = DRAWS, seed: int = 0) -> float:
+def sign_flip(scores: GroupedScores, *, draws: int = SIGN_DRAWS, seed: int = 0) -> float:
     """Two-sided p-value of T = 0."""
     reach = flip_reach(scores, draws=draws, seed=seed)
     return 1.0 if reach is None else reach.p_value

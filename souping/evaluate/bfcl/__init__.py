@@ -40,16 +40,22 @@ from souping.core.types import (
     frozen,
 )
 from souping.evaluate.benchmark import outline_items
-from souping.evaluate.bfcl.benchmark import MULTI_TURN, SIZES, BfclBenchmark, chosen, needs_full
+from souping.evaluate.bfcl.benchmark import (
+    FILE_ITEMS,
+    MULTI_TURN,
+    BfclBenchmark,
+    chosen,
+    needs_full,
+)
 from souping.evaluate.servers.choices import RunningServer, Server
 from souping.evaluate.servers.process import Process, ServerError, models_at
 from souping.evaluate.templates import generation_notes
 from souping.logs.bfcl import FAILED, counts, rows_of
-from souping.logs.records import Row
+from souping.logs.records import LogRow
 
-VERSION = "2026.3.23"
-HERE = Path(__file__).parent
-RUNNER = HERE / "runner.py"
+BFCL_EVAL_VERSION = "2026.3.23"
+BFCL_FOLDER = Path(__file__).parent
+RUNNER = BFCL_FOLDER / "runner.py"
 SITE = "lib/python*/site-packages"
 PROTOCOL = 2
 """Raised when the same settings would give other answers or scores."""
@@ -103,7 +109,7 @@ class BfclEvaluator(Evaluator):
         return {
             "name": "bfcl",
             "protocol": PROTOCOL,
-            "bfcl_eval": VERSION,
+            "bfcl_eval": BFCL_EVAL_VERSION,
             "handler": self.handler,
             **({"handlers": dict(self.handlers)} if self.handlers else {}),
             "temperature": self.temperature,
@@ -160,12 +166,12 @@ class BfclEvaluator(Evaluator):
         own = self.handlers or {}
         for name in own:
             pick(name, candidates, "evaluator.handlers")
-        known = (*OWN, *registered(self.environment.package))
+        known = (*SOUPING_HANDLERS, *registered(self.environment.package))
         for name in (self.handler, *own.values()):
             pick(name, known, "evaluator.handler")
 
     def outline(self) -> Items:
-        sizes = {name: SIZES[name] for name in chosen(self.categories)}
+        sizes = {name: FILE_ITEMS[name] for name in chosen(self.categories)}
         return outline_items(sizes, self.limit, shared=MULTI_TURN)
 
     @property
@@ -299,7 +305,7 @@ def place_of(folder: str | Path | None = None) -> Path:
 def command(level: str, place: Path) -> str:
     """The command that makes an environment."""
     deps = "--no-deps " if level == "minimal" else ""
-    return f"python -m venv {place} && {place}/bin/pip install {deps}-r {HERE / 'requirements' / level}.txt"
+    return f"python -m venv {place} && {place}/bin/pip install {deps}-r {BFCL_FOLDER / 'requirements' / level}.txt"
 
 
 def find(place: Path, full: bool = False) -> Environment:
@@ -309,9 +315,9 @@ def find(place: Path, full: bool = False) -> Environment:
         UserError: bfcl-eval is not installed, or not completely; `fix` is the command.
     """
     environment = Environment(folder=place)
-    if not any(place.glob(f"{SITE}/bfcl_eval-{VERSION}.dist-info")):
+    if not any(place.glob(f"{SITE}/bfcl_eval-{BFCL_EVAL_VERSION}.dist-info")):
         raise UserError(
-            f"bfcl-eval {VERSION} is not in {place}",
+            f"bfcl-eval {BFCL_EVAL_VERSION} is not in {place}",
             fix=command("full" if full else "minimal", place),
         )
     if full and environment.level == "minimal":
@@ -369,7 +375,7 @@ def call(
         raise UserError(f"bfcl-eval: {safe(str(stopped))}")
 
 
-OWN = ("chat-template", "plain")
+SOUPING_HANDLERS = ("chat-template", "plain")
 """Handlers of ours: the tokenizer's chat template below BFCL's system prompt, and a short prompt without a template."""
 SERVED_APIS = ("FunctionaryHandler",)
 """Handlers that use chat completions of a server of one's own; the other APIs are vendors'."""
@@ -416,7 +422,7 @@ def records(results: Path, scores: Path, items: Sequence[Item]) -> list[Record]:
     return scored
 
 
-def _record(item: Item, row: Row, right: bool) -> Record:
+def _record(item: Item, row: LogRow, right: bool) -> Record:
     """An item without an answer is wrong; bfcl-eval counts it as right where no call may be made."""
     text = (
         row["result"]

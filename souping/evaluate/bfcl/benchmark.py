@@ -26,8 +26,8 @@ from souping.core.text import listed, read_json
 from souping.core.types import FloatArray, Item, Items, Json, Names, UserError, frozen
 from souping.evaluate.benchmark import groups_of
 
-LANGUAGES = {"simple_java": "java", "simple_javascript": "javascript"}
-NO_ANSWER = {"irrelevance": [], "live_irrelevance": [], "live_relevance": "any"}
+FILE_LANGUAGES = {"simple_java": "java", "simple_javascript": "javascript"}
+WITHOUT_ANSWERS = {"irrelevance": [], "live_irrelevance": [], "live_relevance": "any"}
 """Categories without a file of answers: no call may be made, or any call must."""
 
 
@@ -68,16 +68,16 @@ def chosen(names: Sequence[str] | None) -> Names:
         UserError: there is no such category.
     """
     if names is None:
-        return tuple(SIZES)
+        return tuple(FILE_ITEMS)
     named = set()
     for name in names:
-        pick(name, [*SIZES, *COLLECTIONS], "evaluator.categories")
+        pick(name, [*FILE_ITEMS, *COLLECTIONS], "evaluator.categories")
         named |= set(COLLECTIONS.get(name, (name,)))
     if not named:
         raise UserError(
             "evaluator.categories is empty: name categories, or single_turn, live, multi_turn ..."
         )
-    return tuple(name for name in SIZES if name in named)
+    return tuple(name for name in FILE_ITEMS if name in named)
 
 
 def needs_full(categories: Sequence[str]) -> list[str]:
@@ -92,8 +92,8 @@ def _lines(path: Path) -> Iterator[dict[str, Any]]:
 
 def _read(data: Path, category: str, groups: Mapping[str, str]) -> list[Item]:
     rows = list(_lines(data / f"BFCL_v4_{category}.json"))
-    if category in NO_ANSWER:
-        answers = [NO_ANSWER[category]] * len(rows)
+    if category in WITHOUT_ANSWERS:
+        answers = [WITHOUT_ANSWERS[category]] * len(rows)
     else:
         answers = [
             row["ground_truth"]
@@ -121,14 +121,14 @@ def _item(category: str, row: Mapping[str, Any], answer: Json, groups: Mapping[s
         else {"turns": answer, **rest},
         scorer="call" if single else "bfcl",
         group=groups[row["id"]],
-        language=LANGUAGES.get(category, "python"),
+        language=FILE_LANGUAGES.get(category, "python"),
     )
 
 
 @lru_cache(maxsize=4)
 def _groups(data: Path) -> Mapping[str, str]:
     """{id in its file: group}."""
-    rows = ((name, row) for name in SIZES for row in _lines(data / f"BFCL_v4_{name}.json"))
+    rows = ((name, row) for name in FILE_ITEMS for row in _lines(data / f"BFCL_v4_{name}.json"))
     return groups_of((row["id"], _shared(name, row)) for name, row in rows)
 
 
@@ -146,7 +146,7 @@ NON_LIVE = {
     "simple_python": 400, "simple_java": 100, "simple_javascript": 50, "multiple": 200, "parallel": 200,
     "parallel_multiple": 200, "irrelevance": 240,
 }  # fmt: skip
-LIVE = {
+LIVE_ITEMS = {
     "live_simple": 258, "live_multiple": 1053, "live_parallel": 16, "live_parallel_multiple": 24,
     "live_irrelevance": 884, "live_relevance": 16,
 }  # fmt: skip
@@ -157,12 +157,12 @@ MULTI_TURN = (
     "multi_turn_miss_param",
     "multi_turn_long_context",
 )
-SINGLE_TURN = (*NON_LIVE, *LIVE)
-SIZES: Mapping[str, int] = {**NON_LIVE, **LIVE, **dict.fromkeys(MULTI_TURN, 200)}
+SINGLE_TURN = (*NON_LIVE, *LIVE_ITEMS)
+FILE_ITEMS: Mapping[str, int] = {**NON_LIVE, **LIVE_ITEMS, **dict.fromkeys(MULTI_TURN, 200)}
 """Items of the 17 files, 4,441 together."""
 COLLECTIONS: Mapping[str, Names] = {
     "non_live": tuple(NON_LIVE),
-    "live": tuple(LIVE),
+    "live": tuple(LIVE_ITEMS),
     "single_turn": SINGLE_TURN,
     "multi_turn": MULTI_TURN,
 }
@@ -178,7 +178,7 @@ def _mean(*parts: Node) -> Node:
 _SIMPLE = _mean("simple_python", "simple_java", "simple_javascript")
 TREE = _mean(
     _mean(_SIMPLE, "multiple", "parallel", "parallel_multiple", "irrelevance"),
-    tuple((float(size), name) for name, size in LIVE.items()),
+    tuple((float(size), name) for name, size in LIVE_ITEMS.items()),
     _mean(*MULTI_TURN),
 )
 
@@ -193,13 +193,13 @@ class Bfcl(Objective):
 
     def coefficients(self, categories: Sequence[str]) -> FloatArray:
         for name in categories:
-            pick(name, SIZES, "objective=bfcl: category")
+            pick(name, FILE_ITEMS, "objective=bfcl: category")
         shares = _shares(TREE, frozenset(categories))
         return np.array([shares[name] for name in categories])
 
     def notes(self, categories: Sequence[str]) -> list[str]:
         """A note if categories are missing: the overall is then not the leaderboard's."""
-        lacking = [name for name in SIZES if name not in categories]
+        lacking = [name for name in FILE_ITEMS if name not in categories]
         if not lacking:
             return []
         return [

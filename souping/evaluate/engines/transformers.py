@@ -20,7 +20,7 @@ from souping.checkpoints.folder import has_weights
 from souping.core.fields import component
 from souping.core.protocols import Component, LoadedModel, ModelForm, ModelHost, ModuleSettings
 from souping.core.text import first_line
-from souping.core.types import Item, JsonObject, Outcome, TokenIds, UserError, frozen
+from souping.core.types import Item, JsonObject, Outcome, T, TokenIds, UserError, frozen
 from souping.evaluate.templates import IDS, Decoding, render, sampler
 
 if TYPE_CHECKING:
@@ -63,7 +63,6 @@ LOGITS = 1 << 27
 """Logits that a model makes at once."""
 SLICE = 1 << 24
 """Logits that are turned into fp32 at once."""
-T = TypeVar("T")
 R = TypeVar("R")
 DEFAULT_NEW_TOKENS = 1024
 """Tokens that an answer may have by default."""

@@ -38,7 +38,7 @@ from souping.evaluate.templates import Decoding, render
 if TYPE_CHECKING:
     from vllm import LLM, SamplingParams
 
-VERSION = 2
+VLLM_ENGINE_VERSION = 2
 """Raise when the same settings would give other answers, as with another range of versions of vLLM."""
 log = logging.getLogger("souping.evaluate")
 
@@ -91,7 +91,11 @@ class VllmEngine(Engine):
             "seed",
             "speculative",
         )
-        return {"name": "vllm", "version": VERSION, **{name: getattr(self, name) for name in names}}
+        return {
+            "name": "vllm",
+            "version": VLLM_ENGINE_VERSION,
+            **{name: getattr(self, name) for name in names},
+        }
 
     def module_settings(self, default: ModuleSettings) -> ModuleSettings:
         """The GPUs are vLLM's."""
@@ -192,7 +196,7 @@ class VllmEngine(Engine):
                 )
                 state.in_place = False
         state.close()
-        own = {name: getattr(self, name) for name in (*PASSED, "speculative")}
+        own = {name: getattr(self, name) for name in (*VLLM_SETTINGS, "speculative")}
         state.engine = Vllm(folder, {**own, "trust_remote_code": trust})
         state.config = config
 
@@ -216,7 +220,7 @@ def _answer(
     )
 
 
-PASSED = (
+VLLM_SETTINGS = (
     "tensor_parallel_size",
     "gpu_memory_utilization",
     "max_model_len",
@@ -236,7 +240,7 @@ def llm_arguments(folder: Path, settings: JsonObject) -> JsonObject:
     """The keyword arguments of `vllm.LLM`."""
     return {
         "model": str(folder),
-        **{name: settings[name] for name in (*PASSED, "trust_remote_code")},
+        **{name: settings[name] for name in (*VLLM_SETTINGS, "trust_remote_code")},
         "speculative_config": settings["speculative"],
         "disable_log_stats": True,
         "generation_config": "vllm",  # the settings decode, not the folder's own file

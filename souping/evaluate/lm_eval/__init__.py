@@ -38,7 +38,7 @@ from souping.evaluate.lm_eval.logged import LoggedModel, responses_at
 from souping.evaluate.lm_eval.metrics import pseudo_values
 from souping.evaluate.lm_eval.model import build, run
 from souping.evaluate.lm_eval.tasks import (
-    NEUTRAL,
+    NEUTRAL_KEYS,
     Document,
     HarnessSettings,
     Loaded,
@@ -52,7 +52,7 @@ from souping.evaluate.templates import PROCESS, generation_notes
 if TYPE_CHECKING:
     from lm_eval.api.task import Task
 
-VERSION = 2
+HARNESS_EVALUATOR_VERSION = 2
 """Raise when the same settings would give other answers or scores: old rows in stores are then left alone."""
 BATCHES = 8
 """Batches in a block of items that is stored at once: HFLM sorts them by length, and a kill loses few."""
@@ -63,7 +63,7 @@ IN_ITEMS = (
 )  # fmt: skip
 """Settings that are no part of the evaluator's fingerprint by themselves: they choose and label items, are in an item's
 own, are in the fingerprint under another name, or change no answer."""
-LONGEST = 80
+LONGEST_LABEL_CHARS = 80
 """Characters of a category or group as it stands in a column; a longer group goes by its hash."""
 
 
@@ -176,7 +176,7 @@ class HarnessEvaluator(HarnessSettings):
             "dtype": self.resolved_dtype,
         }
         require()
-        own_version = {"version": VERSION, "lm_eval": version("lm_eval")}
+        own_version = {"version": HARNESS_EVALUATOR_VERSION, "lm_eval": version("lm_eval")}
         return {**known, "evaluator": "lm_eval", **own_version}
 
     def batches(self, items: Sequence[Item], replicate: int = 0) -> list[Items]:
@@ -318,7 +318,7 @@ def _column(doc: Document, setting: str, name: str, key: str) -> str:
     if (
         value in (None, "")
         or isinstance(value, list | dict)
-        or (key == "category" and len(text) > LONGEST)
+        or (key == "category" and len(text) > LONGEST_LABEL_CHARS)
     ):
         hint = (
             "" if column in doc else nearest(column, doc) or f"; its columns are {', '.join(doc)}"
@@ -326,7 +326,7 @@ def _column(doc: Document, setting: str, name: str, key: str) -> str:
         raise UserError(
             f"evaluator.{key}={setting}: document {name} has {value!r:.60} there, no {key}{hint}"
         )
-    if len(text) <= LONGEST:
+    if len(text) <= LONGEST_LABEL_CHARS:
         return text
     # a whole book may be what groups questions
     return sha256(text.encode("utf-8", "surrogatepass")).hexdigest()[:16]
@@ -340,7 +340,7 @@ def _hash(value: Any) -> str:
 
 def _settings(task: Task) -> JsonObject:
     """A task's configuration as far as answers depend on it: its version, prompt and decoding, not its data's place."""
-    known = {k: v for k, v in vars(task.config).items() if k not in NEUTRAL and v is not None}
+    known = {k: v for k, v in vars(task.config).items() if k not in NEUTRAL_KEYS and v is not None}
     known["metadata"] = {
         k: v for k, v in (known.get("metadata") or {}).items() if k != "config_source"
     }

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from souping.core.files import expanded
 from souping.core.types import Json, UserError, elements, part
 from souping.evaluate.engines.transformers import Answer
-from souping.evaluate.lm_eval.tasks import LENGTHS
+from souping.evaluate.lm_eval.tasks import LENGTH_KEYS
 from souping.logs.lm_eval import samples_of
 
 if TYPE_CHECKING:
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from lm_eval.models.huggingface import HFLM
 
 log = logging.getLogger(__name__)
-DECIDING = ("until", *LENGTHS, "do_sample", "temperature")
+DECIDING = ("until", *LENGTH_KEYS, "do_sample", "temperature")
 """Generation settings that must be the log's."""
 
 
@@ -119,7 +119,7 @@ class LoggedModel:
     def _text(self, request: Instance, text: str) -> str:
         """A text; it is cut off if it has all tokens that it may have, or one less, as the harness strips texts."""
         limit = next(
-            (request.args[1][key] for key in LENGTHS if key in request.args[1]),
+            (request.args[1][key] for key in LENGTH_KEYS if key in request.args[1]),
             self._live.max_gen_toks,
         )
         cut = len(self._live.tok_encode(text, add_special_tokens=False)) >= limit - 1

@@ -25,18 +25,24 @@ if TYPE_CHECKING:
 
 Aggregation = Callable[[list[float]], float]
 MEANS = ("mean", "nanmean")
-SENTENCES = ("bleu", "chrf", "chrf++", "ter")
-TABLES = ("f1", "matthews_corrcoef")
-CORPUS = (*SENTENCES, *TABLES, "perplexity", "weighted_perplexity", "bits_per_byte")
-TURNED = ("ter", "perplexity", "weighted_perplexity", "bits_per_byte")
+SENTENCE_METRICS = ("bleu", "chrf", "chrf++", "ter")
+TABLE_METRICS = ("f1", "matthews_corrcoef")
+CORPUS_METRICS = (
+    *SENTENCE_METRICS,
+    *TABLE_METRICS,
+    "perplexity",
+    "weighted_perplexity",
+    "bits_per_byte",
+)
+LOWER_IS_BETTER = ("ter", "perplexity", "weighted_perplexity", "bits_per_byte")
 """Lower is better in the harness. TER is reported as 1 - TER, a perplexity P as 1 / P: the geometric mean of the
 probability of a token, word or byte. Bits per byte b are 1 / 2^b, which is the same per byte."""
-STEP = 1e-4
+DERIVATIVE_STEP = 1e-4
 
 
 @frozen
 class Metric:
-    """`kind` is `mean`, or the corpus metric's name in `CORPUS`; `settings` is the task's own entry for it."""
+    """`kind` is `mean`, or the corpus metric's name in `CORPUS_METRICS`; `settings` is the task's own entry for it."""
 
     name: str
     filter: str
@@ -76,7 +82,7 @@ class Metric:
 def choose(name: str, task: Task, metric: str | None, filter_: str | None) -> Metric:
     """The given metric and filter, or the first metric that can be maximised and the first filter.
 
-    A metric can be maximised if it is a mean over items and higher is better, or one of `CORPUS`.
+    A metric can be maximised if it is a mean over items and higher is better, or one of `CORPUS_METRICS`.
 
     Raises:
         UserError: there is none, or the given one is unknown or cannot be used.
@@ -108,12 +114,10 @@ def _kind(task: Task, metric: str) -> str:
     name = _aggregation(task.aggregation()[metric])
     if name == "bypass":
         return "!gives no score"
-    if name in CORPUS:
+    if name in CORPUS_METRICS:
         return name
     if name not in MEANS:
-        return (
-            f"!is aggregated by {name}, which is no mean of items and none of {', '.join(CORPUS)}"
-        )
+        return f"!is aggregated by {name}, which is no mean of items and none of {', '.join(CORPUS_METRICS)}"
     return "mean" if higher is not False else "!is better when lower, and souping maximises"
 
 
@@ -159,17 +163,17 @@ def measure(kind: str, value: Any, where: str) -> tuple[float, tuple[float, ...]
     try:
         statistics = _statistics(kind, value)
     except (TypeError, ValueError, IndexError) as error:
-        wanted = "two labels, 0 or 1" if kind in TABLES else "a reference and a text"
+        wanted = "two labels, 0 or 1" if kind in TABLE_METRICS else "a reference and a text"
         raise UserError(f"{where}: {kind} needs {wanted}, not {value!r:.60}") from error
     return score(kind, np.array(statistics)), statistics
 
 
 def score(kind: str, total: FloatArray) -> float:
     """The metric of summed statistics [S], a fraction of 1, higher is better."""
-    if kind in SENTENCES:
+    if kind in SENTENCE_METRICS:
         value = float(_sacrebleu(kind)._compute_score_from_stats(total.tolist()).score) / 100
-        return 1 - value if kind in TURNED else value
-    if kind in TABLES:
+        return 1 - value if kind in LOWER_IS_BETTER else value
+    if kind in TABLE_METRICS:
         return _of_table(kind, *total.tolist())
     return math.exp(total[0] / total[1]) if total[1] > 0 else 0.0
 
@@ -208,7 +212,7 @@ def _gradient(kind: str, total: FloatArray) -> FloatArray:
         moving = moving[moving > 1]
     for k in moving:
         step = np.zeros(len(total))
-        step[k] = STEP * abs(total[k])
+        step[k] = DERIVATIVE_STEP * abs(total[k])
         slopes[k] = (score(kind, total + step) - score(kind, total - step)) / (2 * step[k])
     return slopes
 
@@ -219,7 +223,7 @@ def _statistics(kind: str, value: Any) -> tuple[float, ...]:
     if kind in ("weighted_perplexity", "bits_per_byte"):
         likelihood, weight = value
         return float(likelihood), float(weight)
-    if kind in TABLES:
+    if kind in TABLE_METRICS:
         gold, said = (int(label) for label in value)
         if {gold, said} - {0, 1}:
             raise ValueError("labels 0 and 1 are needed")

@@ -21,7 +21,7 @@ from souping.core.text import first_line
 from souping.core.types import OUTCOMES, Item, Record, UserError, digest
 from souping.evaluate.engines.transformers import Answer, answer_of, draws, neutral_config
 from souping.evaluate.lm_eval.tasks import (
-    LENGTHS,
+    LENGTH_KEYS,
     Document,
     HarnessSettings,
     Loaded,
@@ -40,9 +40,9 @@ if TYPE_CHECKING:
 else:
     Base = object  # lm_eval is imported when the model is made
 
-STEP = 0x9E3779B97F4A7C15
+SEED_STEP = 0x9E3779B97F4A7C15
 """Distance between the seeds of several answers that a task requests at once."""
-CUT = "the prompt was cut on the left to fit the context of {} tokens"
+PROMPT_CUT = "the prompt was cut on the left to fit the context of {} tokens"
 EMPTY = "the tokenizer makes no token of the prompt"
 HFLM_KEYS = (
     "backend", "truncation", "logits_cache", "max_length", "softmax_dtype", "mixed_precision_dtype", "add_bos_token",
@@ -272,7 +272,7 @@ class HarnessModel(Base):  # type: ignore[misc]
         request = prompt.request
         item = self.items[str(request.task_name), int(request.doc_id or 0)]
         place = int(request.idx) + (prompt.number << 16)
-        return (decoding.seed_of(item, self.replicate) + place * STEP) % 2**63
+        return (decoding.seed_of(item, self.replicate) + place * SEED_STEP) % 2**63
 
     def _note(self, request: Instance, answer: Answer) -> None:
         self.answers.setdefault((request.task_name, request.doc_id), []).append(answer)
@@ -294,7 +294,7 @@ class HarnessModel(Base):  # type: ignore[misc]
                 length = len(context) + (len(rest) - 1 if self.backend == "causal" else 0)
                 cut: dict[str, Any] = {
                     "outcome": "truncated",
-                    "reason": CUT.format(self.max_length),
+                    "reason": PROMPT_CUT.format(self.max_length),
                 }
                 fits = length <= self.max_length
                 self._note(request, Answer(prompt_tokens=len(context), **({} if fits else cut)))
@@ -312,7 +312,7 @@ class HarnessModel(Base):  # type: ignore[misc]
         prompts = []
         for request in requests:
             kwargs = request.args[1]
-            ending = {key: kwargs[key] for key in ("until", *LENGTHS) if key in kwargs}
+            ending = {key: kwargs[key] for key in ("until", *LENGTH_KEYS) if key in kwargs}
             own = {**ending, "group": json.dumps(kwargs, sort_keys=True, default=str)}
             prompts.append(SimpleNamespace(args=(PromptText.of(request, counts[id(request)]), own)))
             counts[id(request)] += 1
@@ -384,7 +384,9 @@ class HarnessModel(Base):  # type: ignore[misc]
             if answer.tokens and answer.tokens[-1] in self.eos_token_ids:
                 rows[row, start + len(answer.tokens) - 1 :] = fill
             if len(self._ids[row]) > len(kept):
-                answer = replace(answer, outcome="truncated", reason=CUT.format(self.max_length))
+                answer = replace(
+                    answer, outcome="truncated", reason=PROMPT_CUT.format(self.max_length)
+                )
             self._note(
                 prompt.request,
                 replace(answer, text="") if self._ids[row] else Answer.none([], EMPTY),

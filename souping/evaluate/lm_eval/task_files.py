@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 Spec = str | dict[str, Json]
 """A task as it may be named: by name, pattern or file, or as a mapping."""
 PAPER_TASKS = Path(__file__).resolve().parents[2] / "paper" / "tasks"
-PLAIN = "tag:yaml.org,2002:"
+YAML_TAG = "tag:yaml.org,2002:"
 BUILDERS = ("generator", "iceberg", "pandas", "spark")
 """Loaders of `datasets` that take pickles, classes by name, or functions."""
 OFF = ("false", "no", "off", "null", "~", "", "0")
@@ -198,7 +198,7 @@ def _includes(root: Node | None) -> Iterator[str]:
 def _reason(key: str, node: Node) -> str:
     """The code that a node names; empty if it is data."""
     value = node.value if isinstance(node.value, str) else ""
-    if not node.tag.startswith(PLAIN) or node.tag.startswith(f"{PLAIN}python"):
+    if not node.tag.startswith(YAML_TAG) or node.tag.startswith(f"{YAML_TAG}python"):
         return f"{key or 'key'}: {node.tag} {value}".rstrip()
     if key == "class":
         return f"class: {value}"

@@ -40,11 +40,11 @@ if TYPE_CHECKING:
     from lm_eval.tasks import TaskManager
 
 Document = JsonObject
-NEUTRAL = ("task_alias", "tag", "group", "dataset_kwargs", "metric_list", "filter_list")
+NEUTRAL_KEYS = ("task_alias", "tag", "group", "dataset_kwargs", "metric_list", "filter_list")
 """Keys of a task that change no answer by themselves: names, the place of the data, and metrics that are not used."""
 LOGGERS = ("lm_eval", "datasets", "sacrebleu", "huggingface_hub")
-LENGTHS = ("max_gen_toks", "max_new_tokens", "max_tokens", "max_completion_tokens")
-KNOWN = ("until", *LENGTHS, *SAMPLING, *PENALTIES)
+LENGTH_KEYS = ("max_gen_toks", "max_new_tokens", "max_tokens", "max_completion_tokens")
+KNOWN = ("until", *LENGTH_KEYS, *SAMPLING, *PENALTIES)
 """What a task's generation_kwargs may say; transformers would take more, a program to generate with among it."""
 PUBLISHED: tuple[tuple[str, int, int], ...] = (
     (r"mgsm_\w+_[a-z]{2}", 250, 1),

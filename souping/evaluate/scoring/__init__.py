@@ -44,7 +44,7 @@ from souping.core.types import TEXT, Item, Json, UserError, UserScorer
 from souping.evaluate.scoring import calls
 from souping.evaluate.scoring.judge import Judge
 
-PATIENCE = 1.0
+PATTERN_TIMEOUT_S = 1.0
 """Seconds that a pattern may search an output; one that takes longer has not matched."""
 SAID = re.compile(
     r"(?i:\b(?:answer|option|choice)\b(?:\s+(?:is|was|would\s+be|must\s+be|should\s+be))?)[\s:*_=]*"
@@ -52,13 +52,13 @@ SAID = re.compile(
     r"([A-Z](?![A-Za-z'])|[a-z](?=\s*(?:[).\]*}\",;:]|$)))"
 )
 BOXED = re.compile(r"\\boxed\{\s*(?:\\text\{)?\s*\(?([A-Za-z])\)?\s*\}")
-FIRST = re.compile(r"\W*([A-Za-z])(?:\s*[).:\]*_,]|\s*$|\s*\n)")
-ALONE = re.compile(
+LEADING_LETTER = re.compile(r"\W*([A-Za-z])(?:\s*[).:\]*_,]|\s*$|\s*\n)")
+LONE_LETTER = re.compile(
     r"(?<![\w'])\(?([B-HJ-Z]|A(?!\s+[a-z])|I(?!\s+[a-z])|(?<=\()[a-z](?=\)))\)?(?![\w'])"
 )
 MATHEMATICS = re.compile(r"^[^\\$]*[A-Za-z]{2,}\s+[A-Za-z]{2,}[^\\$]*$|\$|\\boxed")
 """An answer that is a sentence or marks its mathematics itself; any other is an expression as it stands."""
-SECONDS = 5
+EXPRESSION_TIMEOUT_S = 5
 """Time that reading or comparing an expression may take; what takes longer counts as unequal."""
 
 Known = Mapping[tuple[str, str, str], float]
@@ -149,7 +149,7 @@ def _matches(item: Item, output: str) -> float:
 
 def _found(pattern: str, output: str) -> bool:
     try:
-        return regex.search(pattern, output, timeout=PATIENCE) is not None
+        return regex.search(pattern, output, timeout=PATTERN_TIMEOUT_S) is not None
     except TimeoutError:
         return False
 
@@ -185,10 +185,10 @@ def chosen(output: str) -> str:
         letters = pattern.findall(output)
         if letters:
             return str(letters[-1]).upper()
-    first = FIRST.match(output)
+    first = LEADING_LETTER.match(output)
     if first:
         return first[1].upper()
-    alone = ALONE.findall(output)
+    alone = LONE_LETTER.findall(output)
     return str(alone[-1]).upper() if alone else ""
 
 
@@ -271,7 +271,7 @@ def _equal(item: Item, output: str) -> float:
     from math_verify import verify
 
     said = _expressions(output)
-    limit = SECONDS if _main() else None
+    limit = EXPRESSION_TIMEOUT_S if _main() else None
     try:
         return float(
             any(verify(list(gold), list(said), timeout_seconds=limit) for gold in _references(item))
@@ -302,7 +302,9 @@ def _expressions(text: str) -> tuple[object, ...]:
         # it warns of missing timeouts and of every odd output
         logging.getLogger(name).setLevel(logging.CRITICAL)
     try:
-        return tuple(parse(text[-20_000:], parsing_timeout=SECONDS if _main() else None))
+        return tuple(
+            parse(text[-20_000:], parsing_timeout=EXPRESSION_TIMEOUT_S if _main() else None)
+        )
     except Exception:  # an output is anything
         return ()
 

@@ -34,8 +34,8 @@ from souping.evaluate.scoring.call_reader import CallReader, Literal, Value, clo
 ANY = "any"
 Schema = Mapping[str, Any]
 """A JSON schema: of a function, or of one of its parameters."""
-LANGUAGES = ("python", "java", "javascript")
-LONGEST = 8_000
+CALL_LANGUAGES = ("python", "java", "javascript")
+LONGEST_OUTPUT_CHARS = 8_000
 """Characters of an output above which it is not read (and so is wrong): time stays bounded on garbage."""
 DEEPEST = 40
 """Nesting of brackets above which an output is not read."""
@@ -69,10 +69,10 @@ def parse(text: str, language: str = "python") -> list[Call]:
         Unparsable: for anything else; no other error, whatever the text.
         UserError: the language is not known.
     """
-    if language not in LANGUAGES:
-        pick(language, LANGUAGES, "language")
+    if language not in CALL_LANGUAGES:
+        pick(language, CALL_LANGUAGES, "language")
     body = closed(text.strip("` \t\r\n"))
-    if len(body) > LONGEST or depth(body) > DEEPEST:
+    if len(body) > LONGEST_OUTPUT_CHARS or depth(body) > DEEPEST:
         raise Unparsable("too long or too deeply nested to be a call")
     if not body:
         return []
@@ -94,7 +94,9 @@ def parse(text: str, language: str = "python") -> list[Call]:
 def is_attempt(text: str, language: str = "python") -> bool:
     """Whether the text tries to call something, well-formed or not: a line that opens with `name(`, or calls."""
     try:
-        return _ATTEMPT.search(text[:LONGEST]) is not None or bool(parse(text, language))
+        return _ATTEMPT.search(text[:LONGEST_OUTPUT_CHARS]) is not None or bool(
+            parse(text, language)
+        )
     except Unparsable:
         return False
 
@@ -233,7 +235,7 @@ def score(item: Item, output: str) -> float:
 
 def check(item: Item) -> None:
     """Refuse an answer of another form, and an unknown language (UserError)."""
-    pick(item.language, LANGUAGES, f"item {item.id}: language")
+    pick(item.language, CALL_LANGUAGES, f"item {item.id}: language")
     read_answer(item)
 
 
@@ -364,7 +366,11 @@ _JAVASCRIPT = {
     "String": str, "integer": int, "float": float, "Bigint": int, "Boolean": bool, "dict": dict, "array": list,
     "any": str,
 }  # fmt: skip
-TYPES: dict[str, dict[str, type]] = {"python": _PYTHON, "java": _JAVA, "javascript": _JAVASCRIPT}
+PARAMETER_TYPES: dict[str, dict[str, type]] = {
+    "python": _PYTHON,
+    "java": _JAVA,
+    "javascript": _JAVASCRIPT,
+}
 _SPELLINGS = {
     "byte": ("int",), "short": ("int",), "integer": ("int",), "long": ("long",), "Bigint": ("long",),
     "float": ("float",), "double": ("double", "int"), "boolean": ("bool",), "Boolean": ("bool",),
@@ -389,7 +395,7 @@ def kind_of(schema: Schema, language: str) -> Kind:
         ValueError: BFCL has no such type in this language.
     """
     name = schema["type"]
-    if name not in TYPES[language]:
+    if name not in PARAMETER_TYPES[language]:
         raise ValueError(f"type {name!r} is not known in {language}")
     items = schema.get("items")
     nested = (
@@ -399,7 +405,7 @@ def kind_of(schema: Schema, language: str) -> Kind:
     )
     return Kind(
         name,
-        TYPES[language][name],
+        PARAMETER_TYPES[language][name],
         language,
         kind_of(items, language) if nested and items else None,
     )

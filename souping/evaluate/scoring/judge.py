@@ -17,7 +17,7 @@ from souping.core.fields import Count, Form, Seconds, Threads, component
 from souping.core.types import Item, Json, JsonObject, UserError, digest, entries, part
 from souping.evaluate.servers.process import ServerError, parsed, post
 
-VERSION = 1
+JUDGE_VERSION = 1
 """Raise when the same settings would give other verdicts."""
 RETRIED = (408, 409, 425, 429, 500, 502, 503, 504)
 PROMPT = """You grade an answer to a question.
@@ -81,7 +81,7 @@ class Judge:
         return digest(
             [
                 "judge",
-                VERSION,
+                JUDGE_VERSION,
                 kind,
                 self.url.rstrip("/"),
                 self.model,

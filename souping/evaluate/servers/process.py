@@ -31,10 +31,10 @@ if TYPE_CHECKING:
     import httpx
 
 HOST = "127.0.0.1"
-LOCAL = ("127.0.0.1", "localhost", "::1")
-LONGEST = 1 << 23
+LOCAL_HOSTS = ("127.0.0.1", "localhost", "::1")
+LONGEST_ANSWER_BYTES = 1 << 23
 """Bytes of a server's answer, and of a log, that are read."""
-GRACE = 10.0
+SERVER_GRACE_S = 10.0
 """Seconds between SIGTERM and SIGKILL."""
 ORPHANED = 3.0
 """The same once the run is gone; `end_with` waits no longer than 4 s."""
@@ -78,7 +78,7 @@ class Process:
             return
         os.kill(self.group, signal.SIGTERM)  # not `terminate`, which may reap it
         try:
-            end = time.monotonic() + GRACE + 1
+            end = time.monotonic() + SERVER_GRACE_S + 1
             while self.alive and time.monotonic() < end:
                 time.sleep(0.02)
         finally:
@@ -103,7 +103,7 @@ class Process:
         finally:
             self.stop()
 
-    def tail(self, nbytes: int = LONGEST) -> str:
+    def tail(self, nbytes: int = LONGEST_ANSWER_BYTES) -> str:
         """The end of its output."""
         with self.log.open("rb") as log:
             log.seek(max(self._begin, log.seek(0, os.SEEK_END) - nbytes))
@@ -184,7 +184,7 @@ def run_command() -> None:
     os.killpg(0, signal.SIGTERM)
     _signal_children(signal.SIGTERM)
     with suppress(subprocess.TimeoutExpired):
-        child.wait(GRACE if os.getppid() == parent else ORPHANED)
+        child.wait(SERVER_GRACE_S if os.getppid() == parent else ORPHANED)
         time.sleep(0.1)  # its own children
     # A process that was not seen may have started another meanwhile.
     for _ in range(5):
@@ -282,15 +282,15 @@ def _response(
     }
     method, sent = ("GET", None) if body is None else ("POST", json.dumps(body).encode())
     try:
-        client = _client(urlsplit(url).hostname in LOCAL)
+        client = _client(urlsplit(url).hostname in LOCAL_HOSTS)
         with client.stream(method, url, content=sent, headers=headers, timeout=timeout) as response:
             data = bytearray()
             for piece in response.iter_bytes():
                 data += piece
                 if time.monotonic() > end:
                     return late
-                if len(data) > LONGEST:
-                    return ServerError(f"its answer is longer than {LONGEST >> 20} MB")
+                if len(data) > LONGEST_ANSWER_BYTES:
+                    return ServerError(f"its answer is longer than {LONGEST_ANSWER_BYTES >> 20} MB")
     except httpx.TimeoutException:
         return late
     except (httpx.HTTPError, httpx.InvalidURL, OSError, ValueError) as error:

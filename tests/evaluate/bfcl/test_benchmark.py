@@ -16,15 +16,15 @@ from souping.core.types import Item, UserError
 from souping.evaluate import scoring
 from souping.evaluate.benchmark import split_folds
 from souping.evaluate.bfcl import (
-    HERE,
-    VERSION,
+    BFCL_EVAL_VERSION,
+    BFCL_FOLDER,
     Environment,
     find,
 )
 from souping.evaluate.bfcl.benchmark import (
+    FILE_ITEMS,
     MULTI_TURN,
     SINGLE_TURN,
-    SIZES,
     Bfcl,
     BfclBenchmark,
 )
@@ -39,9 +39,10 @@ def items(bfcl: Environment) -> tuple[Item, ...]:
 
 def test_the_files_are_whole(bfcl: Environment) -> None:
     counts = Counter(
-        item.category for item in BfclBenchmark(data=bfcl.data, categories=tuple(SIZES)).items()
+        item.category
+        for item in BfclBenchmark(data=bfcl.data, categories=tuple(FILE_ITEMS)).items()
     )
-    assert counts == SIZES
+    assert counts == FILE_ITEMS
     assert sum(counts.values()) == 4441
     assert len(counts) == 17
 
@@ -65,7 +66,7 @@ def test_folds_do_not_depend_on_the_categories(bfcl: Environment) -> None:
         found = split_folds(BfclBenchmark(data=bfcl.data, categories=categories).items())
         return {item.id: fold for fold, members in found.items.items() for item in members}
 
-    few, all_of_them = fold_of(("simple_python", "parallel")), fold_of(tuple(SIZES))
+    few, all_of_them = fold_of(("simple_python", "parallel")), fold_of(tuple(FILE_ITEMS))
     assert len(few) == 600
     assert few == {name: all_of_them[name] for name in few}
 
@@ -143,7 +144,7 @@ def _named(call: str) -> bool:
 
 
 def test_the_overall_by_hand() -> None:
-    scores = dict.fromkeys(SIZES, 0.0)
+    scores = dict.fromkeys(FILE_ITEMS, 0.0)
     assert value(Bfcl(), scores | {"simple_java": 0.9}) == pytest.approx(0.9 / 3 / 5 / 3)
     assert value(Bfcl(), scores | {"irrelevance": 0.5}) == pytest.approx(0.5 / 5 / 3)
     assert value(Bfcl(), scores | {"live_multiple": 1.0}) == pytest.approx(1053 / 2251 / 3)
@@ -159,14 +160,14 @@ def test_what_was_not_evaluated_is_not_zero() -> None:
     )
     (note,) = Bfcl().notes(SINGLE_TURN)
     assert "without multi_turn_base, multi_turn_miss_func" in note
-    assert Bfcl().notes(list(SIZES)) == []
+    assert Bfcl().notes(list(FILE_ITEMS)) == []
 
 
 LEVELS = ("minimal", "full")
 
 
 def requirements(level: str) -> list[str]:
-    lines = (HERE / "requirements" / f"{level}.txt").read_text().splitlines()
+    lines = (BFCL_FOLDER / "requirements" / f"{level}.txt").read_text().splitlines()
     return [line for line in lines if not line.startswith("#")]
 
 
@@ -180,9 +181,9 @@ def test_what_is_missing_is_named_with_the_command(tmp_path: Path) -> None:
     package = find(tmp_path).package
     (package.parent / "qwen_agent").mkdir()
     assert find(tmp_path, full=True).level == "full"
-    info = package.with_name(f"bfcl_eval-{VERSION}.dist-info")
+    info = package.with_name(f"bfcl_eval-{BFCL_EVAL_VERSION}.dist-info")
     info.rename(info.with_name("bfcl_eval-2025.1.1.dist-info"))
-    with pytest.raises(UserError, match=VERSION):
+    with pytest.raises(UserError, match=BFCL_EVAL_VERSION):
         find(tmp_path)
 
 
@@ -194,6 +195,6 @@ def test_every_release_is_pinned_and_the_lists_agree() -> None:
         assert lines == sorted(lines, key=str.lower)
         pins.append(dict(line.lower().split("==") for line in lines))
     different = {name for name in pins[0].keys() & pins[1].keys() if pins[0][name] != pins[1][name]}
-    assert pins[0]["bfcl-eval"] == pins[1]["bfcl-eval"] == VERSION
+    assert pins[0]["bfcl-eval"] == pins[1]["bfcl-eval"] == BFCL_EVAL_VERSION
     # another package holds these back in the full one
     assert different <= {"python-dateutil", "tenacity"}

@@ -10,7 +10,14 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from souping.evaluate.scoring.calls import LANGUAGES, Call, Unparsable, is_attempt, parse, plain
+from souping.evaluate.scoring.calls import (
+    CALL_LANGUAGES,
+    Call,
+    Unparsable,
+    is_attempt,
+    parse,
+    plain,
+)
 from tests.support.main_job import KEPT
 
 JUNK = [
@@ -46,7 +53,7 @@ def shapes(text: str, language: str = "python") -> list[tuple[str, dict[str, obj
         "  [f(a=1),\n   g(b='x')]  ",
     ],
 )
-@pytest.mark.parametrize("language", LANGUAGES)
+@pytest.mark.parametrize("language", CALL_LANGUAGES)
 def test_several_calls_in_every_form(text: str, language: str) -> None:
     text = text.replace("'", '"') if language == "java" else text
     assert shapes(text, language) == [("f", {"a": 1}), ("g", {"b": "x"})]
@@ -110,7 +117,7 @@ def test_attempts(text: str, attempt: bool) -> None:
     assert is_attempt(text) is attempt
 
 
-@pytest.mark.parametrize("language", LANGUAGES)
+@pytest.mark.parametrize("language", CALL_LANGUAGES)
 @pytest.mark.parametrize("text", JUNK)
 def test_garbage_is_refused(text: str, language: str) -> None:
     """A parser that is exponential on any of these would hang here."""
@@ -119,7 +126,7 @@ def test_garbage_is_refused(text: str, language: str) -> None:
 
 
 @settings(max_examples=60, deadline=None)
-@given(st.one_of(st.text(), st.text("f(a=1,'\"[]{}\\;\n -*.)")), st.sampled_from(LANGUAGES))
+@given(st.one_of(st.text(), st.text("f(a=1,'\"[]{}\\;\n -*.)")), st.sampled_from(CALL_LANGUAGES))
 @example("f(a=\ud800)", "java")
 def test_nothing_but_unparsable_is_raised(text: str, language: str) -> None:
     try:

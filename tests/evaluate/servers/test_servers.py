@@ -24,7 +24,7 @@ from souping.core.fields import component
 from souping.core.types import Missing, UserError, digest
 from souping.evaluate.servers.choices import NEEDS, TransformersServer, VllmServer
 from souping.evaluate.servers.process import (
-    LONGEST,
+    LONGEST_ANSWER_BYTES,
     Process,
     ServerError,
     free_port,
@@ -101,7 +101,7 @@ def body(text: bytes, status: int = 200) -> Answer:
 def endless(handler: Handler, _: Any) -> None:
     handler.send_response(200)
     handler.end_headers()
-    for _ in range(LONGEST // 65536 + 8):
+    for _ in range(LONGEST_ANSWER_BYTES // 65536 + 8):
         handler.wfile.write(b"x" * 65536)
 
 
@@ -242,7 +242,7 @@ def test_stop_ends_the_whole_group(tmp_path: Path) -> None:
 
 
 def test_one_that_will_not_end_is_made_to(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("souping.evaluate.servers.process.GRACE", 0.3)
+    monkeypatch.setattr("souping.evaluate.servers.process.SERVER_GRACE_S", 0.3)
     stubborn = (
         "import signal; signal.signal(signal.SIGTERM, signal.SIG_IGN); print('on', flush=True); "
     )
