@@ -28,7 +28,7 @@ def task_weights(
 ) -> dict[str, float]:
     """{task: weight}, which sum to 1.
 
-    `task` is the mean over what was asked for: a group counts once, and inside it all of its tasks
+    `task` is the mean over what was requested: a group counts once, and inside it all of its tasks
     are averaged as its harness does. `leaf` is the mean over tasks, `item` that over items;
     `named_weights` are weights of tasks and groups from a file.
 
@@ -46,7 +46,7 @@ def task_weights(
         choices = {
             "leaf": dict.fromkeys(sizes, 1.0),
             "item": sizes,
-            "task": dict.fromkeys(common.asked, 1.0),
+            "task": dict.fromkeys(common.requested, 1.0),
         }
         named_weights = choices[average]
     elif not all(0 <= weight < 1e9 for weight in named_weights.values()):

@@ -31,7 +31,7 @@ def read(
     with None its scores may be in any range.
 
     Raises:
-        UserError: what is there is no log, or a damaged one.
+        UserError: what is there is not a log, or a damaged one.
     """
     enabled = gc.isenabled()
     # many small objects that all stay: to look for circles among them takes a third of the time
@@ -41,35 +41,48 @@ def read(
     finally:
         if enabled:
             gc.enable()
-    metrics = (
-        metric for log in logs for task in log.tasks.values() for metric in task.metrics.values()
-    )
-    if group and not any(answer.group for metric in metrics for answer in metric.answers):
+    if group and not any(map(_has_groups, logs)):
         raise UserError(f"{logs[0].path}: no item has a field {group!r} to group by")
     return logs
+
+
+def _has_groups(log: Log) -> bool:
+    for task in log.tasks.values():
+        for metric in task.metrics.values():
+            if any(answer.group for answer in metric.answers):
+                return True
+    return False
 
 
 def _read(source: str | Path | Frame, group: str, lower: Collection[str] | None) -> tuple[Log, ...]:
     if not isinstance(source, str | Path):
         return read_frame(source, group, lower)
-    path = expanded(str(source))
-    name = ""
-    heads = [str(path)[:place] for place, letter in enumerate(str(path)) if letter == ":"]
-    if not path.exists() and (known := [head for head in heads if Path(head).exists()]):
-        path, name = Path(known[-1]), str(path)[len(known[-1]) + 1 :]
-    if not path.exists():
-        raise UserError(f"{source}: no such file or folder")
+    path, name = _path_and_model(source)
     if is_table(regular(path)):
         return read_table(path, group, lower)
     if lower:
         raise UserError(f"{path}: --lower-is-better is for tables, this log has its own direction")
-    files = [path] if path.is_file() else [file for file in path.iterdir() if file.is_file()]
     if (path / "report.json").is_file():
         return (read_run(path, name, group),)
     if (path / "result").is_dir() or (path / "score").is_dir():
         return (read_bfcl(path, name),)
+    files = [path]
+    if not path.is_file():
+        files = [file for file in path.iterdir() if file.is_file()]
     if any(map(is_inspect, files)):
         return (read_inspect(path, name, group),)
     if path.suffix == ".json" or (path.is_dir() and results_of(path, name)):
         return (read_lm_eval(path, name, group),)
     raise UserError(f"{path}: not a log: give {LOG_KINDS}")
+
+
+def _path_and_model(source: str | Path) -> tuple[Path, str]:
+    """`PATH:MODEL`, split at the last colon after which a path ends that exists; a path may contain colons itself."""
+    path = expanded(str(source))
+    if path.exists():
+        return path, ""
+    text = str(path)
+    for place in range(len(text) - 1, -1, -1):
+        if text[place] == ":" and Path(text[:place]).exists():
+            return Path(text[:place]), text[place + 1 :]
+    raise UserError(f"{source}: no such file or folder")

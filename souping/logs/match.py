@@ -65,7 +65,7 @@ class Matched:
     models: Names
     metrics: Mapping[str, tuple[MatchedMetric, ...]]  # of a task; the first one stands for it
     groups: Mapping[str, Group]  # those whose members are all here
-    asked: Names  # tasks and groups whose mean is the headline
+    requested: Names  # tasks and groups whose mean is the headline
     notes: tuple[str, ...] = ()  # for the reader: what was left out, how the prompts differ
 
 
@@ -97,7 +97,7 @@ def matched(logs: Mapping[str, Sequence[Log]], *, same_prompts: bool = False) ->
     metrics = {task: _match_task(task, named_logs) for task in tasks}
     groups = _common_groups(named_logs, tasks)
     _, first = named_logs[0]
-    asked = [name for name in first.asked if name in metrics or name in groups]
+    requested = [name for name in first.requested if name in metrics or name in groups]
 
     notes: list[str] = []
     for _, log in named_logs:
@@ -109,7 +109,7 @@ def matched(logs: Mapping[str, Sequence[Log]], *, same_prompts: bool = False) ->
         models=tuple(logs),
         metrics=metrics,
         groups=groups,
-        asked=tuple(asked or tasks),
+        requested=tuple(requested or tasks),
         notes=tuple(notes),
     )
 

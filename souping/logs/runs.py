@@ -80,7 +80,7 @@ def _read(path: Path, report: LogRow, name: str, group: str) -> Log:
             "score of several answers": f"the best of {best}" if best else "their mean",
         }
         tasks[task] = Task(name=task, metrics=metrics, settings=settings)
-    return Log(path=path, harness="souping", model=model, tasks=tasks, asked=tuple(tasks))
+    return Log(path=path, harness="souping", model=model, tasks=tasks, requested=tuple(tasks))
 
 
 def _best_of(answered: LogRow) -> int:

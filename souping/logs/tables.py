@@ -168,7 +168,7 @@ def _logs(
         )
     logs = tuple(_log(path, run, tasks, directions) for run, tasks in runs.items())
     for name in lower or ():
-        pick(name, dict.fromkeys([*logs[0].tasks, *logs[0].asked]), "--lower-is-better")
+        pick(name, dict.fromkeys([*logs[0].tasks, *logs[0].requested]), "--lower-is-better")
     return logs
 
 
@@ -264,5 +264,5 @@ def _log(
             task: Group(name=task, members=names, weight_by_size=True)
             for task, names in several.items()
         },
-        asked=tuple(inside),
+        requested=tuple(inside),
     )

@@ -31,7 +31,7 @@ def sizes(**items: int) -> list[object]:
 
 
 @pytest.mark.parametrize(
-    ("average", "asked", "weights"),
+    ("average", "requested", "weights"),
     [
         # one group and one task; all leaves of a group by size
         ("task", ["outer", "d"], [0.1, 0.2, 0.2, 0.5]),
@@ -41,9 +41,9 @@ def sizes(**items: int) -> list[object]:
     ],
 )
 def test_a_group_counts_once_and_is_averaged_as_its_harness_does(
-    average: str, asked: list[str], weights: list[float]
+    average: str, requested: list[str], weights: list[float]
 ) -> None:
-    table = matched(*sizes(a=10, b=20, c=20, d=50), groups=GROUPS, asked=asked)
+    table = matched(*sizes(a=10, b=20, c=20, d=50), groups=GROUPS, requested=requested)
     assert list(task_weights(table, average).values()) == pytest.approx(weights)
 
 

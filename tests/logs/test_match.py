@@ -27,7 +27,7 @@ def log(name: str, answers: dict[str, float] | None = None, **changes: Any) -> L
     )
     metric = LoggedMetric(name="acc", higher_is_better=True, is_mean=True, answers=found)
     task = Task(name="t", metrics={"acc": metric}, settings={"number of shots": "0"})
-    whole = Log(path=Path(name), harness="lm_eval", model=name, tasks={"t": task}, asked=("t",))
+    whole = Log(path=Path(name), harness="lm_eval", model=name, tasks={"t": task}, requested=("t",))
     return replace(whole, **changes)
 
 
@@ -150,9 +150,9 @@ def test_groups_keep_the_members_in_common() -> None:
     own = log("a")
     tasks = {**own.tasks, "u": replace(own.tasks["t"], name="u")}
     groups = {"g": Group(name="g", members=("t", "u"), weight_by_size=True)}
-    found = match(replace(own, tasks=tasks, groups=groups, asked=("g",)), log("b"))
+    found = match(replace(own, tasks=tasks, groups=groups, requested=("g",)), log("b"))
     assert found.groups["g"].members == ("t",)
-    assert found.asked == ("g",)
+    assert found.requested == ("g",)
     assert "u" in found.notes[0]
 
 
@@ -160,7 +160,7 @@ def test_logs_of_lm_eval() -> None:
     logs = {name: read(DATA / "lm_eval" / name) for name in ("python_cook", "java_cook")}
     found = matched(logs, same_prompts=True)
     assert found.notes == ()
-    assert set(found.asked) == {"picks", "shots", "translate", "last"}
+    assert set(found.requested) == {"picks", "shots", "translate", "last"}
     for one in (one for metrics in found.metrics.values() for one in metrics if one.is_mean):
         for name in logs:
             assert np.mean(one.scores[name]) == pytest.approx(one.reported[name][0])
