@@ -13,20 +13,9 @@ import pytest
 
 from souping.analysis.correlation import pearson
 from souping.core.scores import Mean
-from souping.paper.findings import (
-    CLUSTERS,
-    PAPER_TABLES,
-    STATED,
-    Finding,
-    FindingVerdict,
-    PaperTable,
-    Sign,
-    Ties,
-    findings,
-    gains,
-    reading,
-    spans,
-)
+from souping.paper.findings import Finding, FindingVerdict, findings, gains
+from souping.paper.published import PAPER_TABLES, PaperTable
+from souping.paper.readings import CLUSTERS, STATED, Sign, Ties, reading, spans
 from souping.paper.reproduction import PaperFigures, PaperResult
 from souping.report.analyses import drawings, read_content
 from souping.report.render import markdown
