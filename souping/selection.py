@@ -35,8 +35,8 @@ def correlated(correlation: Correlation, scores: ScoreMatrix) -> Correlations:
     correlations = correlation(scores.values)
     size = len(scores.categories)
     if not isinstance(correlations, Correlations):
-        given = type(correlations).__name__
-        raise UserError(f"correlation {named(correlation)} gave a {given}, not Correlations")
+        kind = type(correlations).__name__
+        raise UserError(f"correlation {named(correlation)} gave a {kind}, not Correlations")
     for key, shape in (
         ("rho", np.shape(correlations.rho)),
         ("low", np.shape(correlations.low)),

@@ -98,11 +98,12 @@ def _claim_of(
     scores: list[str] = []
     for model_logs in logs.values():
         scores.extend(map(_scores_of, model_logs))
-    first, *others = map(_recipe_of, runs)
-    models = sorted([first, *others])
+    baseline, *models = map(_recipe_of, runs)
     return Claim(
-        claim=digest(["pairs", models, list(settings[:-1]), identities, sorted(scores)]),
-        former=digest(["comparison", first, sorted(others), list(settings), identities]),
+        claim=digest(
+            ["pairs", sorted([baseline, *models]), list(settings[:-1]), identities, sorted(scores)]
+        ),
+        former=digest(["comparison", baseline, sorted(models), list(settings), identities]),
         identities=identities,
         questions=questions,
     )

@@ -190,7 +190,7 @@ def _score_rows(metric: MatchedMetric, model: str, pass_at: int) -> FloatArray:
     """Rows SCORE, BEST, WORST and NOISE of a model, [4, R, I]."""
     answers = metric.scores[model]  # [R, P, I]
     if not metric.higher_is_better:
-        answers = (1.0 if metric.is_mean else 0.0) - answers
+        answers = float(metric.is_mean) - answers
     score, noise = _item_scores(answers, pass_at, metric.task)
     missing = (metric.values["missing"][model] > 0) & metric.is_mean
     if not missing.any():

@@ -156,10 +156,10 @@ class CompareResult:
 
     def to_json(self, flips: int | None = None) -> str:
         """The content of `compare.json`, with at most so many flips of each model."""
-        shown: list[Flip] = []
+        largest: list[Flip] = []
         for model in self.models:
-            shown.extend(self.flips_of(model)[:flips])
-        return json.dumps(to_json(asdict(replace(self, flips=tuple(shown)))), indent=1) + "\n"
+            largest.extend(self.flips_of(model)[:flips])
+        return json.dumps(to_json(asdict(replace(self, flips=tuple(largest)))), indent=1) + "\n"
 
     def flips_of(self, model: str) -> Sequence[Flip]:
         return [flip for flip in self.flips if flip.model == model]
@@ -226,13 +226,15 @@ def _variance_shares(variance: VarianceParts) -> list[str]:
     """Shares of the variance of a difference that the logs can tell."""
     if not variance.total:
         return []
-    parts = {
-        "items": variance.items,
-        "their answers": variance.answers,
-        "training runs": variance.runs,
-    }
-    known = {name: part for name, part in parts.items() if part is not None}
-    return [f"{100 * part / variance.total:.0f} % {name}" for name, part in known.items()]
+    shares = []
+    for name, part in (
+        ("items", variance.items),
+        ("their answers", variance.answers),
+        ("training runs", variance.runs),
+    ):
+        if part is not None:
+            shares.append(f"{100 * part / variance.total:.0f} % {name}")
+    return shares
 
 
 def _pairs(result: CompareResult) -> Section:

@@ -92,9 +92,11 @@ def judge(
     decided = decide(deciding, lambda name, number: tests[name].limits(number))
 
     corrections = dict.fromkeys(tests, 1.0)
-    others = {name: test for name, test in tests.items() if name not in deciding}
     for kinds in (("group", "task"), ("metric",)):
-        family = {name: test for name, test in others.items() if test.row.kind in kinds}
+        family = {}
+        for name, test in tests.items():
+            if test.row.kind in kinds and name not in deciding:
+                family[name] = test
         corrections.update(_holm(family))
 
     for name, test in tests.items():

@@ -27,8 +27,8 @@ class RowScores:
     kind: AmountKind
     metric: str
     pooled: PooledScores
-    higher_is_better: bool = True
-    fraction: bool = True
+    higher_is_better: bool
+    fraction: bool
     weight: float = 0.0
 
 

@@ -173,11 +173,13 @@ def _step_down(
     """Rows of which the word holds at Holm's levels."""
     held: set[str] = set()
     while True:
-        others = [name for name in margins if name not in held]
+        open_rows = [name for name in margins if name not in held]
         new = set()
-        for name in others:
-            end = -(margins[name] or 0.0) if word == "much-worse" else 0.0
-            if all(high < end for _, high in limits(name, float(len(others)))):
+        for name in open_rows:
+            end = 0.0
+            if word == "much-worse":
+                end = -(margins[name] or 0.0)
+            if all(high < end for _, high in limits(name, float(len(open_rows)))):
                 new.add(name)
         if not new:
             return held

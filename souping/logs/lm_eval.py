@@ -37,7 +37,9 @@ def results_of(path: Path, name: str = "") -> list[Path]:
         if folder.is_dir():
             models[folder.name] = sorted(folder.glob(RESULTS))
     models = {model: files for model, files in models.items() if files}
-    return models[pick_model(path, list(models), name)] if models else []
+    if not models:
+        return []
+    return models[pick_model(path, list(models), name)]
 
 
 def read_lm_eval(path: Path, name: str, group: str) -> Log:
@@ -209,15 +211,18 @@ def _sample_answers(
     doc_hash = sample.get("doc_hash", "")[:16]
     prompt, output = _texts(sample)
     response = sample["resps"][0][0]
-    doc_group = str(sample["doc"][group]) if group else doc_hash
+    doc_group = doc_hash
+    if group:
+        doc_group = str(sample["doc"][group])
     for name in sample.get("metrics", names):
-        score = sample.get(name)
-        if isinstance(score, int | float):
+        score = np.nan
+        value = sample.get(name)
+        if isinstance(value, int | float):
             # beyond what a mean can be it does not matter how large it is
-            score = float(max(-2 * LARGEST_FIGURE, min(score, 2 * LARGEST_FIGURE)))
+            score = float(max(-2 * LARGEST_FIGURE, min(value, 2 * LARGEST_FIGURE)))
         answer = LoggedAnswer(
             item=f"{sample['doc_id']} {doc_hash}".rstrip(),
-            score=score if isinstance(score, float) else np.nan,
+            score=score,
             group=doc_group,
             missing=response is None,
             characters=len(response) if isinstance(response, str) else None,

@@ -119,7 +119,10 @@ def json_lines(
         try:
             value = json.loads(line, parse_constant=constant, object_pairs_hook=pairs)
         except (ValueError, RecursionError) as error:
-            what = "" if type(error) is ValueError else "not JSON, or cut off: "
+            # a ValueError of `pairs` or `constant` says what is wrong
+            what = ""
+            if type(error) is not ValueError:
+                what = "not JSON, or cut off: "
             raise UserError(f"{path}:{place}: {what}{first_line(error)}") from error
         if not isinstance(value, dict):
             raise UserError(f"{path}:{place}: not a JSON object")

@@ -45,7 +45,9 @@ def _read(path: Path, report: LogRow, name: str, group: str) -> Log:
     models = [row for row in entries(report, "rows") if row.get("kind") != "router"]
     scores_of = {str(row["name"]): part(row, "scores") for row in models}
     unit = unit_of(report)
-    model = pick_model(path, list(scores_of), name or "soup") if scores_of else ""
+    model = ""
+    if scores_of:
+        model = pick_model(path, list(scores_of), name or "soup")
 
     # Lines of the report fold by task; in all folds, the most answers of which an item's score is the best.
     lines_of: dict[str, list[LogRow]] = {}

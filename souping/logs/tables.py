@@ -74,8 +74,8 @@ def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     row = dict(pairs)
     if len(row) < len(pairs):
         names = [name for name, _ in pairs]
-        twice = next(name for name in names if names.count(name) > 1)
-        raise ValueError(f"two columns are called {shown(twice)}: remove or rename one")
+        repeated = next(name for name in names if names.count(name) > 1)
+        raise ValueError(f"two columns are called {shown(repeated)}: remove or rename one")
     return row
 
 
@@ -121,7 +121,8 @@ def _inspect_sample(row: LogRow, group: str) -> dict[str, Any]:
     usage = row.get("model_usage")
     if isinstance(usage, str) and usage:
         counts = json.loads(usage).values()
-        tokens = sum(count["output_tokens"] for count in counts) if counts else None
+        if counts:
+            tokens = sum(count["output_tokens"] for count in counts)
     return {
         "item": f"{row['id']} {sha256(str(row['input']).encode()).hexdigest()[:16]}",
         "category": category,
@@ -226,7 +227,7 @@ def _answer(where: str, row: LogRow, group: str) -> LoggedAnswer:
         missing=score is None or stop_reason in NO_ANSWER_REASONS,
         cut=stop_reason in CUT_REASONS if "stop_reason" in row else None,
         tokens=tokens,
-        characters=len(output) if output else None,
+        characters=len(output) or None,
         prompt_hash=sha256(prompt.encode()).hexdigest() if prompt else "",
         prompt=prompt,
         output=output,
