@@ -27,9 +27,9 @@ from souping.comparison.verdict import FAIL_ON, Margin, Policy, Word, read_polic
 from souping.core.fields import Count, check_arguments, load, pick
 from souping.core.files import expanded
 from souping.core.types import Names, UserError
-from souping.logs import read
 from souping.logs.match import Matched, MatchedMetric, matched
 from souping.logs.records import Log, LoggedAnswer
+from souping.logs.sources import read
 from souping.logs.tables import Frame
 
 AVERAGES = ("task", "item", "leaf")
@@ -72,23 +72,14 @@ def compare(
     Raises:
         UserError: a log is damaged, or the logs may not be compared.
     """
-    arguments = {
-        "margin": margin,
-        "looks": looks,
-        "pass_at": pass_at,
-        "fail_on": fail_on,
-        "lower_is_better": lower_is_better,
-    }
-    check_arguments(compare, arguments)
+    arguments = {"margin": margin, "looks": looks, "pass_at": pass_at, "fail_on": fail_on}
+    check_arguments(compare, arguments | {"lower_is_better": lower_is_better})
     model_logs = _read(logs, baseline, group, lower_is_better)
     gate = _gate(margin, policy)
     file_weights = _file_weights(average)
     common = matched(model_logs, same_prompts=same_prompts)
     weights = task_weights(common, average, file_weights)
-    rows = list(rows_of(common, weights, pass_at, gate.named))
-    _check(rows, gate)
-
-    # Earlier looks at these items make p-values larger, by a factor.
+    rows = _checked_rows(common, weights, pass_at, gate)
     settings = [average, file_weights, group, pass_at, gate.description]
     looks, factor, notes = looks_of(model_logs, common, weights, settings, store, looks)
     models = tuple(model_logs)
@@ -189,7 +180,11 @@ def _several(
     return tests, best_models(pooled, models, alpha), pairs
 
 
-def _check(rows: Sequence[RowScores], policy: Policy) -> None:
+def _checked_rows(
+    common: Matched, weights: Mapping[str, float], pass_at: int, policy: Policy
+) -> list[RowScores]:
+    """The rows; there are two items or more, no two rows of one name, and all that the policy names."""
+    rows = list(rows_of(common, weights, pass_at, policy.named))
     if len(rows[0].pooled.categories) < 2:
         raise UserError("one item in common: a comparison needs two or more")
     for name, count in Counter(row.name for row in rows).items():
@@ -198,6 +193,7 @@ def _check(rows: Sequence[RowScores], policy: Policy) -> None:
                 f"two rows would have the name {name}: rename that task, group or category in the logs"
             )
     policy.check([row.name for row in rows if row.kind != "average"])
+    return rows
 
 
 def _flips(

@@ -25,7 +25,7 @@ MOST_LOOKS = 1000
 
 
 @frozen
-class Claim:
+class ComparisonClaim:
     """What a comparison of runs is about, in digests as the ledger has them."""
 
     claim: str
@@ -84,7 +84,7 @@ def _claim_of(
     common: Matched,
     metrics: Mapping[str, MatchedMetric],
     settings: Sequence[Json],
-) -> Claim:
+) -> ComparisonClaim:
     """The claim of a comparison of `runs` of ours and other logs; `metrics` are those of the headline."""
     identity_of = _identities(runs, common)
     identities = sorted(set(identity_of.values()))
@@ -99,7 +99,7 @@ def _claim_of(
     for model_logs in logs.values():
         scores.extend(map(_scores_of, model_logs))
     baseline, *models = map(_recipe_of, runs)
-    return Claim(
+    return ComparisonClaim(
         claim=digest(
             ["pairs", sorted([baseline, *models]), list(settings[:-1]), identities, sorted(scores)]
         ),

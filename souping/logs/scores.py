@@ -11,8 +11,8 @@ import numpy as np
 from souping.core.fields import component, pick
 from souping.core.protocols import ScoreSource
 from souping.core.types import FloatArray, Item, ItemScores, ScoreMatrix, UserError
-from souping.logs import read
 from souping.logs.match import matched
+from souping.logs.sources import read
 
 
 @component

@@ -13,9 +13,9 @@ import numpy as np
 import pytest
 
 from souping.core.types import UserError
-from souping.logs import read
 from souping.logs.match import Matched, matched
 from souping.logs.records import Group, Log, LoggedAnswer, LoggedMetric, Task
+from souping.logs.sources import read
 from tests.logs.test_readers import DATA, ROWS, write_csv
 
 
@@ -178,7 +178,7 @@ def test_logs_of_bfcl() -> None:
 
 def test_nothing_heavy_is_imported() -> None:
     code = (
-        "import sys\nfrom souping.logs import read\nfrom souping.logs.match import matched\n"
+        "import sys\nfrom souping.logs.sources import read\nfrom souping.logs.match import matched\n"
         f"matched({{n: read(r'{DATA}/lm_eval/' + n) for n in ('python_cook', 'java_cook')}})\n"
         "print([m for m in ('torch', 'hydra', 'transformers', 'pandas', 'lm_eval', 'pydantic') if m in sys.modules])"
     )

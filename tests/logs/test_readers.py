@@ -18,9 +18,9 @@ import numpy as np
 import pytest
 
 from souping.core.types import UserError
-from souping.logs import read
 from souping.logs.match import matched
 from souping.logs.records import Group, Log
+from souping.logs.sources import read
 from tests.conftest import ROOT
 
 DATA = ROOT / "tests" / "data" / "logs"
