@@ -6,6 +6,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from dataclasses import replace
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -133,11 +134,10 @@ def test_prompts_that_differ_are_counted_or_refused() -> None:
 def test_runs_replicates_and_missing_answers() -> None:
     answers = [
         LoggedAnswer(item=f"i{n}", score=n, replicate=r, missing=r == 1, tokens=5)
-        for n in (0, 1)
-        for r in range(n + 1)
+        for n, r in ((0, 0), (1, 0), (1, 1))
     ]
-    drawn = metric(log("b"), answers=tuple(answers))
-    found = matched({"a": [log("a1"), log("a2"), log("a3")], "b": [drawn]})
+    sampled = metric(log("b"), answers=tuple(answers))
+    found = matched({"a": [log("a1"), log("a2"), log("a3")], "b": [sampled]})
     (one,) = found.metrics["t"]
     assert one.scores["a"].shape == (3, 1, 2)
     np.testing.assert_array_equal(one.scores["b"], [[[0, 1], [np.nan, 1]]])
@@ -161,9 +161,10 @@ def test_logs_of_lm_eval() -> None:
     found = matched(logs, same_prompts=True)
     assert found.notes == ()
     assert set(found.requested) == {"picks", "shots", "translate", "last"}
-    for one in (one for metrics in found.metrics.values() for one in metrics if one.is_mean):
+    for common in chain.from_iterable(found.metrics.values()):
         for name in logs:
-            assert np.mean(one.scores[name]) == pytest.approx(one.reported[name][0])
+            if common.is_mean:
+                assert np.mean(common.scores[name]) == pytest.approx(common.reported[name][0])
     assert len(found.metrics["pick2"][0].items) == 6
 
 

@@ -60,20 +60,15 @@ class TestLmEval:
         return log
 
     def test_means_are_the_harness_own(self, log: Log) -> None:
-        figures = [
-            one.reported
-            for task in log.tasks.values()
-            for one in task.metrics.values()
-            if one.is_mean
-        ]
-        found = [
-            mean(log, t.name, m.name)
-            for t in log.tasks.values()
-            for m in t.metrics.values()
-            if m.is_mean
-        ]
-        assert found == pytest.approx(figures)
-        assert len(found) == 7
+        figures = []
+        means = []
+        for task in log.tasks.values():
+            for metric in task.metrics.values():
+                if metric.is_mean:
+                    figures.append(metric.reported)
+                    means.append(mean(log, task.name, metric.name))
+        assert means == pytest.approx(figures)
+        assert len(means) == 7
 
     def test_what_was_asked_for_and_how_a_group_is_averaged(self, log: Log) -> None:
         assert set(log.requested) == {"picks", "shots", "translate", "last"}
@@ -213,12 +208,11 @@ class TestBfcl:
         }
         records = score(bfcl, tmp_path, items, answers)
         (log,) = read(tmp_path)
-        found = {
-            answer.item: answer.score
-            for task in log.tasks.values()
-            for answer in task.metrics["accuracy"].answers
-        }
-        assert found == {record.item: record.score for record in records}
+        logged = {}
+        for task in log.tasks.values():
+            for answer in task.metrics["accuracy"].answers:
+                logged[answer.item] = answer.score
+        assert logged == {record.item: record.score for record in records}
 
     @pytest.mark.parametrize(("gone", "word"), [("result", "result/"), ("score", "score/")])
     def test_one_folder_alone_is_refused(self, tmp_path: Path, gone: str, word: str) -> None:
