@@ -42,12 +42,20 @@ def rows_of(
     averaged = {task: common.metrics[task][0] for task in weights}
     headline = _headline(averaged, weights, pass_at)
     yield headline
-    yield from _group_rows(common, headline, weights, named)
-    task_weights = headline.pooled.weights.tolist()
-    for task, weight in zip(headline.pooled.names, task_weights, strict=True):
+
+    pooled = headline.pooled
+    weight_of = dict(zip(pooled.names, pooled.weights.tolist(), strict=True))
+    for group in common.groups.values():
+        tasks = [task for task in group.members if task in weight_of]
+        if 1 < len(tasks) < len(weights) or (tasks and group.name in named):
+            row = replace(headline, name=group.name, kind="group", pooled=pooled.only(tasks))
+            yield replace(row, weight=sum(weight_of[task] for task in tasks))
+
+    for task, weight in weight_of.items():
         if len(weights) > 1 or task in named:
-            row = _row(averaged[task], "task", headline.pooled.only([task]))
+            row = _row(averaged[task], "task", pooled.only([task]))
             yield replace(row, weight=weight)
+
     yield from _metric_rows(common, weights)
     yield from _length_rows(averaged, weights)
 
@@ -75,21 +83,6 @@ def _headline(
         # Fractions are averaged whatever their metrics are.
         row = replace(row, metric="", higher_is_better=True)
     return row
-
-
-def _group_rows(
-    common: Matched, headline: RowScores, weights: Mapping[str, float], named: Collection[str]
-) -> Iterator[RowScores]:
-    """Groups of some of the tasks, and those of all tasks that the policy names."""
-    pooled = headline.pooled
-    weight_of = dict(zip(pooled.names, pooled.weights.tolist(), strict=True))
-    for group in common.groups.values():
-        tasks = [task for task in group.members if task in weight_of]
-        if 1 < len(tasks) < len(weights) or (tasks and group.name in named):
-            weight = sum(weight_of[task] for task in tasks)
-            yield replace(
-                headline, name=group.name, kind="group", pooled=pooled.only(tasks), weight=weight
-            )
 
 
 def _metric_rows(common: Matched, weights: Mapping[str, float]) -> Iterator[RowScores]:

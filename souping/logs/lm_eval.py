@@ -32,14 +32,11 @@ def results_of(path: Path, name: str = "") -> list[Path]:
     files = sorted(path.glob(RESULTS))
     if files:
         return files
-    models = {}
-    for folder in path.iterdir():
-        if folder.is_dir():
-            models[folder.name] = sorted(folder.glob(RESULTS))
-    models = {model: files for model, files in models.items() if files}
+    folders = [folder for folder in path.iterdir() if folder.is_dir()]
+    models = [folder.name for folder in folders if any(folder.glob(RESULTS))]
     if not models:
         return []
-    return models[pick_model(path, list(models), name)]
+    return sorted((path / pick_model(path, models, name)).glob(RESULTS))
 
 
 def read_lm_eval(path: Path, name: str, group: str) -> Log:

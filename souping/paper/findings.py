@@ -266,29 +266,24 @@ def _flores_gain(scores: Mapping[str, FloatArray], sound: BoolArray) -> Finding:
     return _finding("Table 5", what, f"{printed:.2f}", f"{gain:.2f}", agrees, note)
 
 
+def _open(of: str, what: str, reason: str) -> Finding:
+    return Finding(of, what, "", "", "cannot be redone", reason)
+
+
 OPEN_FINDINGS = (
-    Finding(
-        of="Figure 2",
-        what="which panels are before and which after",
-        paper="",
-        ours="",
-        verdict="cannot be redone",
-        note="caption and text swap them, and the benchmarks",
+    _open(
+        "Figure 2",
+        "which panels are before and which after",
+        "caption and text swap them, and the benchmarks",
     ),
-    Finding(
-        of="Table 2b",
-        what="selection of infinite-Bench",
-        paper="",
-        ours="",
-        verdict="cannot be redone",
-        note="no candidate is named, no category printed",
+    _open(
+        "Table 2b",
+        "selection of infinite-Bench",
+        "no candidate is named, no category printed",
     ),
-    Finding(
-        of="Table 3",
-        what="HellaSwag, IFEval and BBH after souping",
-        paper="",
-        ours="",
-        verdict="cannot be redone",
-        note="it takes the models: sweeps/paper/table3.sh",
+    _open(
+        "Table 3",
+        "HellaSwag, IFEval and BBH after souping",
+        "it takes the models: sweeps/paper/table3.sh",
     ),
 )
