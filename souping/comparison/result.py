@@ -16,9 +16,10 @@ from souping.analysis.significance import items_in_words
 from souping.comparison.estimate import VarianceParts
 from souping.comparison.verdict import Word
 from souping.core.reading import to_json
-from souping.core.text import minus
+from souping.core.text import confidence, minus
 from souping.core.types import Names, frozen
-from souping.report.format import between, escape_html, level, p_value, score, short
+from souping.core.unit import POINTS
+from souping.report.format import escape_html, p_value, short
 from souping.report.render import document, section_html, show_sheet
 from souping.report.tables import Section, TableCell, grid, nonempty
 
@@ -291,7 +292,7 @@ def amount(row: RowVerdict, value: float | None, sign: bool = False) -> str:
     if value is None:
         return ""
     if row.fraction:
-        return score(value, sign)
+        return POINTS.score(value, sign)
     spec = "+.4g" if sign else ".4g"
     return minus(format(value + 0.0, spec))  # never -0
 
@@ -299,7 +300,7 @@ def amount(row: RowVerdict, value: float | None, sign: bool = False) -> str:
 def _limits(row: RowVerdict, low: float, high: float, middle: str = ", ") -> str:
     """Limits of a difference; in points they show on which side of 0 they are, however near."""
     if row.fraction:
-        return between(low, high, middle=middle)
+        return f"{POINTS.end(low, True)}{middle}{POINTS.end(high, True)}"
     return f"{amount(row, low, True)}{middle}{amount(row, high, True)}"
 
 
@@ -325,7 +326,7 @@ def sentence(row: RowVerdict) -> str:
     verdict = verdicts.get(row.verdict, undecided)
     p = p_value(row.p_value)
     equals = "" if p.startswith("<") else "= "
-    interval = f"{level(vars(row))} interval {_limits(row, row.low, row.high, ' to ')}"
+    interval = f"{confidence(row.level)} interval {_limits(row, row.low, row.high, ' to ')}"
     difference = _points(row, row.difference, True)
     return f"{verdict}. Difference {difference} ({interval}, p {equals}{p})."
 

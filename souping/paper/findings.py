@@ -52,7 +52,7 @@ class Finding:
     ours: str
     """ours"""
     verdict: str
-    """a `Verdict`"""
+    """a `FindingVerdict`"""
     note: str = ""
     """remark"""
 
