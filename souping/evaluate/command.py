@@ -33,8 +33,8 @@ from souping.core.types import (
 )
 from souping.core.unit import POINTS, SCORE_ROUNDING, Unit
 from souping.evaluate.servers.process import ENDED, Process
-from souping.logs import read
 from souping.logs.records import Log, LoggedAnswer, LoggedMetric
+from souping.logs.sources import read
 from souping.logs.tables import is_table
 
 ITEMS_FILE = "items.jsonl"

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 
 from souping.core.protocols import Evaluator
 from souping.core.text import named
-from souping.core.types import Json, UserError, digest, part
+from souping.core.types import Json, UserError, digest
 
 MEASURING = {
     "batch_size",
@@ -43,7 +43,8 @@ def look(evaluator: Evaluator) -> str:
     """Identity of what a report measures: the settings without the machine, the batch and the draws."""
     settings = _unmeasured(evaluator.settings)
     for name in ("decoding", "engine", "server"):
-        if inner := part(settings, name):
+        inner = settings.get(name)
+        if isinstance(inner, Mapping):
             settings[name] = _unmeasured(inner)
     aggregate = evaluator.scoring.aggregate
     draws = [evaluator.sampling.answers_per_item] if aggregate == "pass" else []

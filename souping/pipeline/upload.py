@@ -19,7 +19,7 @@ from souping.core.fields import load
 from souping.core.files import write_atomically
 from souping.core.reading import read
 from souping.core.text import listed
-from souping.core.types import Json, LateError, UserError, part, texts
+from souping.core.types import Json, LateError, UserError, frozen
 from souping.merge.writer import CARD, RECIPE, file_mark
 from souping.report import sections, tables
 from souping.report.content import RecipeSummary, Report
@@ -268,7 +268,7 @@ def push(goal: Target, folder: Path, store: Path | None = None) -> str:
         else card(Report(experiment="", recipe=read(RecipeSummary, recipe)))
     )
     text = re.sub(r'^folder = ".*"(?=  # this folder)', f'folder = "{goal.repo}"', text, flags=re.M)
-    files[CARD] = f"{text.rstrip()}\n\n{_licences(recipe, store)}\n".encode()
+    files[CARD] = f"{text.rstrip()}\n\n{_licences(read(RecipeSummary, recipe), store)}\n".encode()
     api = HfApi()
     try:
         with _explained(goal):
@@ -292,6 +292,13 @@ def push(goal: Target, folder: Path, store: Path | None = None) -> str:
     return str(done.commit_url)
 
 
+@frozen
+class SoupManifest:
+    """The list of a soup's files in its recipe.json, with their marks."""
+
+    files: Mapping[str, Any]
+
+
 def soup_files(folder: Path) -> dict[str, Path]:
     """A soup's files, by the list in its recipe.json; of an older soup, what its index names.
 
@@ -300,7 +307,7 @@ def soup_files(folder: Path) -> dict[str, Path]:
     """
     paths = [path for path in sorted(folder.rglob("*")) if path.is_symlink() or not path.is_dir()]
     files = {str(path.relative_to(folder)): path for path in paths}
-    marks = part(load(folder / RECIPE, dict[str, Any]), "files")
+    marks = read(SoupManifest, load(folder / RECIPE, dict[str, Any])).files
     known = {RECIPE, CARD, *(marks or _unlisted_files(folder))}
     foreign = sorted(marks.keys() - files.keys())
     for name, path in files.items():
@@ -321,12 +328,12 @@ def _unlisted_files(folder: Path) -> set[str]:
     return {SINGLE, INDEX, *shards, lora.CONFIG, lora.ADAPTER_WEIGHTS, *side_files(folder)}
 
 
-def _licences(recipe: Mapping[str, Any], store: Path | None) -> str:
+def _licences(recipe: RecipeSummary, store: Path | None) -> str:
     """The licences of a recipe's ingredients and of a base model that it names, as the end of a card."""
-    prints = dict(zip(texts(recipe, "ingredients"), texts(recipe, "fingerprints"), strict=False))
-    base = part(recipe, "settings").get("base")
+    prints = dict(zip(recipe.ingredients, recipe.fingerprints, strict=False))
+    base = recipe.settings.get("base")
     prints |= {"the base model": base} if isinstance(base, str) else {}
-    sources = {**_folders(prints, store), **part(recipe, "sources")}
+    sources = {**_folders(prints, store), **(recipe.sources or {})}
     found = {public_name(name): _licence(str(sources.get(name, ""))) for name in prints}
     named = ", ".join(f"{name} ({licence or 'unknown'})" for name, licence in found.items())
     text = f"Licences of the ingredients: {named}. Read all of them before you use or share this model."
