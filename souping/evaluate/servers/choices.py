@@ -63,7 +63,7 @@ class RunningServer:
     stop: Callable[[], None] = field(default=lambda: None, repr=False)
 
 
-class ServedModel:
+class CurrentServer:
     """The model that a server serves now, if any."""
 
     def __init__(self) -> None:
@@ -114,7 +114,7 @@ class Server(ABC):
     python: str | None = None
     extra_args: list[str] = field(default_factory=list)
     trust_remote_code: bool = False
-    current: ServedModel = field(default_factory=ServedModel, init=False, repr=False, compare=False)
+    current: CurrentServer = field(default_factory=CurrentServer, init=False, repr=False, compare=False)
 
     @property
     def address(self) -> str | None:
