@@ -14,10 +14,12 @@ from typing import Any
 
 import numpy as np
 
-from souping.checkpoints import HASHED_PIECE_BYTES, Checkpoint, Checkpoints, WeightReader
+from souping.checkpoints.checkpoint import Checkpoint, Checkpoints
 from souping.checkpoints.encodings import COMPARED_TEXTS, first_difference
+from souping.checkpoints.fingerprints import HASHED_PIECE_BYTES
 from souping.checkpoints.folder import TIED, setting, side_files
 from souping.checkpoints.header import FLOATS, OTHER_FLOATS, Tensor, parse_json, size_of, widest
+from souping.checkpoints.reader import WeightReader
 from souping.checkpoints.views import Float32, widen
 from souping.core.text import listed, shown
 from souping.core.types import Json, Names, UserError, digest

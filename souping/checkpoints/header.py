@@ -57,6 +57,8 @@ def widest(tags: Iterable[str]) -> str:
 MAX_HEADER = 100_000_000  # the format's own limit, in bytes
 MAX_RANK = 64
 MAX_JSON = 200_000_000
+MAX_RECIPE = 10_000_000
+"""Bytes of a recipe.json at most."""
 
 
 @dataclass(frozen=True)

@@ -22,7 +22,8 @@ from pathlib import Path, PurePosixPath
 import huggingface_hub
 from huggingface_hub import constants
 
-from souping.checkpoints import Checkpoint, lora
+from souping.checkpoints import lora
+from souping.checkpoints.checkpoint import Checkpoint
 from souping.checkpoints.folder import (
     INDEX,
     MAX_SIDE,

@@ -14,7 +14,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from souping.checkpoints import Cache, Checkpoint, fingerprint, fingerprint_of, stamps_in
+from souping.checkpoints.checkpoint import Checkpoint
+from souping.checkpoints.fingerprints import Cache, fingerprint, fingerprint_of
 from souping.checkpoints.folder import (
     INDEX,
     PICKLED,
@@ -25,6 +26,7 @@ from souping.checkpoints.folder import (
     side_files,
 )
 from souping.checkpoints.header import FLOATS, Tensor, broken, inside, parse_json, small
+from souping.checkpoints.stamps import stamps_in
 from souping.core.files import expanded
 from souping.core.text import listed, shown
 from souping.core.types import Json, UserError, digest, frozen

@@ -10,7 +10,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Literal, Self
 
-from souping.checkpoints import Checkpoint
+from souping.checkpoints.checkpoint import Checkpoint
 from souping.checkpoints.compatibility import chat_template
 from souping.checkpoints.folder import has_weights, read_config, setting
 from souping.core.fields import (

@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, TypeAlias
 
-from souping.checkpoints import Cache
+from souping.checkpoints.fingerprints import Cache
 from souping.checkpoints.folder import Like
 from souping.core.protocols import Component
 from souping.core.types import Folders, Names, ProgressCallback, Recipe, TokenIds

@@ -34,9 +34,12 @@ from souping.core.system import cores, package_environment, wait_or_kill
 from souping.core.text import first_line, missing, stripped_lines
 from souping.core.types import Missing, UserError, frozen
 from souping.merge import ERROR_PREFIX, WARNING_PREFIX, Extra, OptionalProgress
-from souping.merge.kernels import COMPILED_METHODS, NAN, Combine, linear, mix_block, torch_dtype
+from souping.merge.chunks import Chunk, blocks
+from souping.merge.kernels import COMPILED_METHODS, Combine, linear, mix_block, torch_dtype
+from souping.merge.llvm import NAN
 from souping.merge.local import LocalMerge
-from souping.merge.plan import Chunk, MergePlan, blocks, check_finite
+from souping.merge.mixing import check_finite
+from souping.merge.plan import MergePlan
 from souping.merge.writer import WRITER_THREADS, Buffers, ShardWriter, write_checkpoint
 
 if TYPE_CHECKING:

@@ -8,13 +8,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from souping.checkpoints import GENERATION, Cache, Checkpoint, eos_token_ids, fingerprint_of
+from souping.checkpoints.checkpoint import Checkpoint
 from souping.checkpoints.compatibility import (
     check_tokenizer,
     compare_tokenizers,
     same_values,
     tied,
 )
+from souping.checkpoints.end_tokens import GENERATION, eos_token_ids
+from souping.checkpoints.fingerprints import Cache, fingerprint_of
 from souping.checkpoints.folder import TIED
 from souping.checkpoints.header import FLOATS, TORCH_NAMES, Tensor, inside, small
 from souping.checkpoints.lora import ADAPTER_WEIGHTS, CONFIG, Adapter, FactorPair
@@ -34,7 +36,13 @@ from souping.merge.alignment import Alignment
 from souping.merge.kernels import torch_dtype
 from souping.merge.live import LiveModule
 from souping.merge.plan import base_name, carried
-from souping.merge.writer import RECIPE, companion_files, recipe_text, with_extra, write_soup_files
+from souping.merge.soup_files import (
+    RECIPE,
+    companion_files,
+    recipe_text,
+    with_extra,
+    write_soup_files,
+)
 
 if TYPE_CHECKING:
     import torch

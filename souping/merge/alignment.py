@@ -14,7 +14,7 @@ from dataclasses import dataclass, replace
 from functools import cache, cached_property
 from typing import Any
 
-from souping.checkpoints import Checkpoint, Checkpoints
+from souping.checkpoints.checkpoint import Checkpoint, Checkpoints
 from souping.checkpoints.compatibility import AlignedTensor, align
 from souping.checkpoints.folder import SINGLE
 from souping.checkpoints.header import BITS, FLOATS, TORCH_NAMES, widest

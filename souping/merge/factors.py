@@ -20,7 +20,7 @@ from pathlib import Path
 
 import numpy as np
 
-from souping.checkpoints import Checkpoint, Checkpoints
+from souping.checkpoints.checkpoint import Checkpoint, Checkpoints
 from souping.checkpoints.header import Tensor, header_bytes, size_of
 from souping.checkpoints.hub import cached_name
 from souping.checkpoints.lora import Adapter, FactorPair

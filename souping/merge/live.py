@@ -18,27 +18,21 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from souping.checkpoints import Checkpoint, WeightReader
+from souping.checkpoints.checkpoint import Checkpoint
 from souping.checkpoints.header import TAGS, size_of
 from souping.checkpoints.ranges import pointer_in
+from souping.checkpoints.reader import WeightReader
 from souping.checkpoints.views import Raw
 from souping.core.system import cores
 from souping.core.text import first_line, listed
 from souping.core.types import FloatArray, Recipe, UserError
 from souping.merge import Pourable
 from souping.merge.alignment import Alignment
+from souping.merge.chunks import Chunk, blocks, tensor_chunks
 from souping.merge.kernels import Method, get_method, torch_dtype
-from souping.merge.plan import (
-    Chunk,
-    MergePlan,
-    PlannedTensor,
-    ThreadTask,
-    blocks,
-    chunk_gram,
-    mixed,
-    run_tasks,
-    tensor_chunks,
-)
+from souping.merge.mixing import chunk_gram, mixed
+from souping.merge.plan import MergePlan, PlannedTensor
+from souping.merge.tasks import ThreadTask, run_tasks
 from souping.merge.writer import raise_file_limit
 
 if TYPE_CHECKING:

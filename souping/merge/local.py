@@ -12,20 +12,15 @@ from functools import cached_property, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Generic, Self, TypeVar
 
-from souping.checkpoints import (
-    Cache,
-    Checkpoint,
-    Checkpoints,
-    eos_token_ids,
-    fingerprint,
-    fingerprint_of,
-)
+from souping.checkpoints.checkpoint import Checkpoint, Checkpoints
 from souping.checkpoints.compatibility import (
     TOKENIZERS,
     check_tokenizer,
     compare_tokenizers,
     preflight,
 )
+from souping.checkpoints.end_tokens import eos_token_ids
+from souping.checkpoints.fingerprints import Cache, fingerprint, fingerprint_of
 from souping.checkpoints.folder import Like
 from souping.checkpoints.layouts import common, rules_of
 from souping.checkpoints.lora import is_adapter

@@ -16,7 +16,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
-from souping.checkpoints import Cache, Checkpoint, Checkpoints, fingerprint
+from souping.checkpoints.checkpoint import Checkpoint, Checkpoints
+from souping.checkpoints.fingerprints import Cache, fingerprint
 from souping.checkpoints.folder import Like, side_files
 from souping.checkpoints.header import TORCH_NAMES, inside, small
 from souping.core.fields import Name, Precision, Seed, component
@@ -37,7 +38,8 @@ from souping.merge import CandidatePool, Extra, Nonfinite, OptionalProgress, Pou
 from souping.merge.alignment import Alignment
 from souping.merge.local import ModelMerge
 from souping.merge.plan import Ingredient, MergePlan, check_ingredients
-from souping.merge.writer import RECIPE, generation_config, write_checkpoint, write_soup_files
+from souping.merge.soup_files import RECIPE, generation_config, write_soup_files
+from souping.merge.writer import write_checkpoint
 
 if TYPE_CHECKING:
     import torch

@@ -18,8 +18,8 @@ from operator import mul
 from pathlib import Path
 from typing import BinaryIO
 
-from souping.checkpoints import Checkpoint
 from souping.checkpoints.archives import Archive
+from souping.checkpoints.checkpoint import Checkpoint
 from souping.checkpoints.compatibility import align
 from souping.checkpoints.folder import MAX_SIDE, Like
 from souping.checkpoints.header import FLOATS, inside, small

@@ -38,7 +38,7 @@ from souping.core.types import (
     UserError,
 )
 from souping.core.unit import unit
-from souping.merge.writer import RECIPE
+from souping.merge.soup_files import RECIPE
 from souping.pipeline.analyses import analyse, missing_answers, run_scores, stored_answers
 from souping.pipeline.checks import (
     check_machine,

@@ -28,7 +28,7 @@ from souping.core.types import (
 )
 from souping.evaluate.benchmark import Folds, OwnBenchmark, first_items
 from souping.evaluate.scoring import user_scores
-from souping.merge.writer import StandIns
+from souping.merge.digests import StandIns
 from souping.pipeline import checks
 from souping.pipeline.evaluation import Evaluation, batches_of, records_of, score_missing
 from souping.pipeline.evidence import ExtraBenchmark

@@ -13,8 +13,10 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from souping.checkpoints import Checkpoint, fingerprint, fingerprint_of, ranges
+from souping.checkpoints import ranges
+from souping.checkpoints.checkpoint import Checkpoint
 from souping.checkpoints.compatibility import preflight
+from souping.checkpoints.fingerprints import fingerprint, fingerprint_of
 from souping.checkpoints.header import inside, read_header
 from souping.core.types import UserError
 from souping.merge.local import LocalMerge

@@ -17,8 +17,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from souping.checkpoints import fingerprint
 from souping.checkpoints import hub as online
+from souping.checkpoints.fingerprints import fingerprint
 from souping.checkpoints.folder import INDEX, SINGLE
 from souping.checkpoints.hub import HubName, parse
 from souping.core.types import UserError

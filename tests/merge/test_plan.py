@@ -21,7 +21,7 @@ from hypothesis import strategies as st
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from benchmarks.merge_inputs import sparse_70b
-from souping.checkpoints import Checkpoint
+from souping.checkpoints.checkpoint import Checkpoint
 from souping.core.types import UserError
 from souping.merge import plan as merge_plan
 from souping.merge.__main__ import main

@@ -28,16 +28,18 @@ import psutil
 import pytest
 import torch
 
-from souping.checkpoints import Checkpoint, fingerprint
+from souping.checkpoints.checkpoint import Checkpoint
+from souping.checkpoints.fingerprints import fingerprint
 from souping.checkpoints.header import Tensor
 from souping.core.system import package_environment
 from souping.core.types import UserError
 from souping.merge import ERROR_PREFIX, accelerate
 from souping.merge import plan as merge_plan
 from souping.merge.accelerate import AccelerateMerge, Rank, rank_count
+from souping.merge.digests import PassingDigest
 from souping.merge.local import LocalMerge
 from souping.merge.plan import MergePlan
-from souping.merge.writer import PassingDigest, prepare, write_checkpoint
+from souping.merge.writer import prepare, write_checkpoint
 from tests.conftest import ROOT, Cli
 from tests.support.checkpoints import (
     aligned,

@@ -18,7 +18,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Annotated, ClassVar, Literal
 
-from souping.checkpoints import stores_head
+from souping.checkpoints.checkpoint import stores_head
 from souping.core.fields import Count, Form, Precision, Seconds, Share, Threads, component
 from souping.core.files import expanded
 from souping.core.protocols import ModelHost
