@@ -213,9 +213,11 @@ def _fields(row: Sequence[str | Sequence[str]]) -> tuple[Sequence[str], str, str
     texts = [*row, ""] if len(row) == 3 else row
     if len(texts) == 4:
         natives, name, layout, types = texts
+        if isinstance(natives, str) and natives:
+            natives = [natives]
         strings = isinstance(name, str) and isinstance(layout, str) and isinstance(types, str)
-        if natives and name and strings:
-            return [natives] if isinstance(natives, str) else natives, name, layout, types
+        if strings and natives and name:
+            return natives, str(name), str(layout), str(types)
     raise ValueError(
         f"a rule is [native name, Hugging Face name, layout, model types], not {shown(str(row))}"
     )
