@@ -40,9 +40,12 @@ class Chunk:
         """Elements `start .. start + count` of this chunk."""
         if count == self.count:
             return self
-        moved = tuple(replace(s, offset=s.offset + start * size_of(s.dtype)) for s in self.sources)
+        sources = list[Source]()
+        for source in self.sources:
+            offset = source.offset + start * size_of(source.dtype)
+            sources.append(replace(source, offset=offset))
         offset = self.offset + start * size_of(self.dtype)
-        return replace(self, offset=offset, count=count, sources=moved)
+        return replace(self, offset=offset, count=count, sources=tuple(sources))
 
 
 def chunks(plan: MergePlan) -> list[Chunk]:
@@ -60,42 +63,39 @@ def chunks(plan: MergePlan) -> list[Chunk]:
 def tensor_chunks(plan: MergePlan, tensor: PlannedTensor) -> list[Chunk]:
     """One tensor's bands as chunks; empty ones are left out."""
     method = get_method(plan.method)
-    made = []
-    for band in (band for band in tensor.bands if band.count):
-        whole = (method.whole or method.coefficients is not None) and band.op == "mix"
-        offset = tensor.offset + band.start * size_of(tensor.dtype)
-        made.append(
-            Chunk(
-                band.op,
-                tensor.shard,
-                offset,
-                band.count,
-                tensor.dtype,
-                band.sources,
-                band.weights,
-                whole,
-            )
+    needs_bands = method.whole or method.coefficients is not None
+    chunks_of_tensor = list[Chunk]()
+    for band in tensor.bands:
+        if not band.count:
+            continue
+        chunk = Chunk(
+            op=band.op,
+            shard=tensor.shard,
+            offset=tensor.offset + band.start * size_of(tensor.dtype),
+            count=band.count,
+            dtype=tensor.dtype,
+            sources=band.sources,
+            weights=band.weights,
+            indivisible=needs_bands and band.op == "mix",
         )
-    return made
+        chunks_of_tensor.append(chunk)
+    return chunks_of_tensor
 
 
 def _follows(a: Chunk, b: Chunk) -> bool:
     """Whether `b` continues `a` in the output and in every ingredient."""
-    if (
-        a.indivisible
-        or b.indivisible
-        or (a.op, a.shard, a.dtype, a.weights) != (b.op, b.shard, b.dtype, b.weights)
-    ):
+    if a.indivisible or b.indivisible:
         return False
-    return (
-        a.offset + a.nbytes == b.offset
-        and len(a.sources) == len(b.sources)
-        and all(
-            (s.ingredient, s.file, s.dtype) == (t.ingredient, t.file, t.dtype)
-            and s.offset + a.count * size_of(s.dtype) == t.offset
-            for s, t in zip(a.sources, b.sources, strict=True)
-        )
-    )
+    if (a.op, a.shard, a.dtype, a.weights) != (b.op, b.shard, b.dtype, b.weights):
+        return False
+    if a.offset + a.nbytes != b.offset or len(a.sources) != len(b.sources):
+        return False
+    for s, t in zip(a.sources, b.sources, strict=True):
+        if (s.ingredient, s.file, s.dtype) != (t.ingredient, t.file, t.dtype):
+            return False
+        if s.offset + a.count * size_of(s.dtype) != t.offset:
+            return False
+    return True
 
 
 def share_of_rank(work: Sequence[Chunk], rank: int, ranks: int) -> list[Chunk]:
@@ -107,9 +107,10 @@ def share_of_rank(work: Sequence[Chunk], rank: int, ranks: int) -> list[Chunk]:
     passed = 0
     for chunk in work:
         size = size_of(chunk.dtype)
-        first, last = (_cut(chunk, edge - passed, size) for edge in (low, high))
-        if last > first:
-            share.append(chunk.part(first, last - first))
+        first = _cut(chunk, low - passed, size)
+        end = _cut(chunk, high - passed, size)
+        if end > first:
+            share.append(chunk.part(first, end - first))
         passed += chunk.nbytes
     return share
 
@@ -118,12 +119,15 @@ def _cut(chunk: Chunk, nbytes: int, size: int) -> int:
     """The element at which a chunk is cut so that about `nbytes` come before."""
     if chunk.indivisible:
         return chunk.count if nbytes >= chunk.nbytes // 2 + 1 else 0
-    return max(0, min(chunk.count, -(-max(nbytes, 0) // (size * BLOCK_ELEMENTS)) * BLOCK_ELEMENTS))
+    blocks_before = -(-max(nbytes, 0) // (size * BLOCK_ELEMENTS))
+    return min(chunk.count, blocks_before * BLOCK_ELEMENTS)
 
 
 def blocks(chunk: Chunk, most: int | None = None, rows: int = THREAD_ELEMENTS) -> Iterator[Chunk]:
     """A chunk in blocks of at most `most` elements (default: BLOCK_ELEMENTS), fewer if all ingredients together would
     hold more than `rows`."""
-    size = max(1 << 12, min(most or BLOCK_ELEMENTS, rows // max(1, len(chunk.sources)) & ~0xFFF))
+    # A multiple of 4096 elements of each ingredient.
+    row = rows // max(1, len(chunk.sources)) & ~0xFFF
+    size = max(1 << 12, min(most or BLOCK_ELEMENTS, row))
     for start in range(0, chunk.count, size):
         yield chunk.part(start, min(size, chunk.count - start))

@@ -41,9 +41,9 @@ def narrow(values: Float32, dtype: str) -> Raw:
     nan = (bits & np.uint32(0x7FFFFFFF)) > np.uint32(0x7F800000)
     if dtype == "F32":
         return np.where(nan, np.uint32(NAN[dtype]), bits).view(np.uint8)
-    rounded = (bits + (((bits >> np.uint32(16)) & np.uint32(1)) + np.uint32(0x7FFF))) >> np.uint32(
-        16
-    )
+    # To the nearest of the upper 16 bits: half a unit is added, less where the last bit is even.
+    odd = (bits >> np.uint32(16)) & np.uint32(1)
+    rounded = (bits + (odd + np.uint32(0x7FFF))) >> np.uint32(16)
     return np.where(nan, np.uint32(NAN[dtype]), rounded).astype(np.uint16).view(np.uint8)
 
 
@@ -58,11 +58,10 @@ def fma(weight: float, values: Float32, total: Float32) -> Float32:
         wide = total.astype(np.float64).reshape(-1)
         sums = product + wide
         bits = sums.view(np.uint64)
-        ties = (bits & np.uint64(0x0FFFFFFF)) == 0
+        # Of the 29 bits that fp32 does not have, a tie has the highest alone; below 2^-125 fp32 has fewer bits.
+        tie = (bits & np.uint64(0x1FFFFFFF)) == np.uint64(0x10000000)
         small = np.abs(sums) < 2.0**-125
-        doubtful = np.flatnonzero(
-            (ties & ((bits & np.uint64(0x10000000)) != 0)) | (small & (sums != 0))
-        )
+        doubtful = np.flatnonzero(tie | (small & (sums != 0)))
         if len(doubtful):
             _round_to_odd(sums, product, wide, doubtful)
         return sums.astype(np.float32).reshape(total.shape)
@@ -73,8 +72,8 @@ def _round_to_odd(sums: FloatArray, a: FloatArray, b: FloatArray, at: IntArray) 
     s = sums[at]
     a = a[at]
     b = b[at]
-    part = s - a
-    error = (a - (s - part)) + (b - part)
+    b_part = s - a
+    error = (a - (s - b_part)) + (b - b_part)
     even = (s.view(np.uint64) & np.uint64(1)) == 0
     move = even & (error != 0) & np.isfinite(error)
     sums[at[move]] = np.nextafter(s[move], np.copysign(np.inf, error[move]))
@@ -146,9 +145,11 @@ def _plain(soup: Float32, function: Combine, shape: tuple[int, ...]) -> Float32:
         UserError: it is no array of the tensors' shape.
     """
     if not isinstance(soup, np.ndarray) or soup.shape != shape or soup.dtype.kind != "f":
-        made = f"{soup.dtype} {soup.shape}" if isinstance(soup, np.ndarray) else type(soup).__name__
+        what = type(soup).__name__
+        if isinstance(soup, np.ndarray):
+            what = f"{soup.dtype} {soup.shape}"
         raise UserError(
-            f"merge method {named(function)} gave {made}, not fp32 {shape} like its tensors"
+            f"merge method {named(function)} gave {what}, not fp32 {shape} like its tensors"
         )
     return soup.astype(np.float32, copy=False)
 
@@ -158,9 +159,6 @@ def write_as(soup: Raw, dtype: str, out: Raw, out_dtype: str) -> bool:
     wide = widen(soup, dtype)
     out[:] = soup if dtype == out_dtype else narrow(wide, out_dtype)
     return bool(np.isfinite(wide).all())
-
-
-# ------------------------------------------------------------ methods
 
 
 @frozen
@@ -199,11 +197,13 @@ def gram(tensors: Sequence[Float32], base: bool) -> FloatArray:
     wide = [tensor.astype(np.float64).ravel() for tensor in tensors]
     if base:
         wide = [tensor - wide[0] for tensor in wide[1:]]
-    result = np.zeros((len(wide), len(wide)))
-    for i, left in enumerate(wide):
+    inner = np.zeros((len(wide), len(wide)))
+    for i in range(len(wide)):
         for j in range(i + 1):
-            result[i, j] = result[j, i] = float((left * wide[j]).sum())
-    return result
+            product = float((wide[i] * wide[j]).sum())
+            inner[i, j] = product
+            inner[j, i] = product
+    return inner
 
 
 def slerp_weights(inner: FloatArray, weights: Weights) -> Weights:
@@ -234,10 +234,13 @@ def stock_weights(inner: FloatArray, weights: Weights) -> Weights:
     """
     count = len(weights)
     norms = np.sqrt(np.diag(inner))
-    pairs = [(i, j) for i in range(count) for j in range(i)]
-    cosine = float(np.mean([inner[i, j] / max(norms[i] * norms[j], 1e-12) for i, j in pairs]))
-    below = 1 + (count - 1) * cosine
-    t = count * cosine / below if abs(below) > 1e-6 else 0.0
+    cosines = list[float]()
+    for i in range(count):
+        for j in range(i):
+            cosines.append(inner[i, j] / max(norms[i] * norms[j], 1e-12))
+    cosine = float(np.mean(cosines))
+    denominator = 1 + (count - 1) * cosine
+    t = count * cosine / denominator if abs(denominator) > 1e-6 else 0.0
     total = sum(weights)
     return tuple(t * weight / total for weight in weights)
 
@@ -262,11 +265,11 @@ def check_method(name: str, weights: Weights) -> None:
     method = get_method(name)
     count = len(weights)
     if count < method.least or (method.most is not None and count > method.most):
-        wanted = (
-            f"exactly {method.most}" if method.most == method.least else f"at least {method.least}"
-        )
+        number = f"at least {method.least}"
+        if method.most == method.least:
+            number = f"exactly {method.most}"
         raise UserError(
-            f"merge.method={name} needs {wanted} ingredients with a weight above zero, there are {count}"
+            f"merge.method={name} needs {number} ingredients with a weight above zero, there are {count}"
         )
     if method.coefficients is not None and (min(weights) < 0 or not sum(weights)):
         raise UserError(

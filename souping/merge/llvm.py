@@ -35,9 +35,9 @@ def native(delta: bool, sources: tuple[str, ...], dtype: str, out_dtype: str) ->
 
     `delta` adds weighted differences to the first row, else rows are summed.
     """
-    address = (
-        compiled(assembly(delta, sources, dtype, out_dtype)) if len(sources) <= MOST_ROWS else None
-    )
+    if len(sources) > MOST_ROWS:
+        return None
+    address = compiled(assembly(delta, sources, dtype, out_dtype))
     if address is None:
         return None
     arguments = [ctypes.c_void_p, ctypes.c_float] * len(sources)
@@ -46,7 +46,8 @@ def native(delta: bool, sources: tuple[str, ...], dtype: str, out_dtype: str) ->
 
     def run(rows: Sequence[Raw], weights: Sequence[float], out: Raw) -> bool:
         pairs = zip([row.ctypes.data for row in rows], weights, strict=True)
-        return bool(call(*itertools.chain(*pairs), out.nbytes // size, out.ctypes.data) == 0)
+        not_finite = call(*itertools.chain(*pairs), out.nbytes // size, out.ctypes.data)
+        return bool(not_finite == 0)
 
     return run
 
@@ -100,7 +101,8 @@ def _load(k: int, dtype: str) -> str:
     loaded = f"  %at{k} = getelementptr {cell}, ptr %row{k}, i64 %i\n  %raw{k} = load {cell}, ptr %at{k}, align 1\n"
     if dtype == "BF16":
         return f"{loaded}  %bits{k} = zext i16 %raw{k} to i32\n{_from_bf16(f'bits{k}', f'x{k}')}"
-    return f"{loaded}  %x{k} = {'fpext' if dtype == 'F16' else 'bitcast'} {cell} %raw{k} to float"
+    widening = "fpext" if dtype == "F16" else "bitcast"
+    return f"{loaded}  %x{k} = {widening} {cell} %raw{k} to float"
 
 
 def _from_bf16(bits: str, name: str) -> str:
@@ -135,7 +137,9 @@ def _store(dtype: str, out_dtype: str) -> str:
     if out_dtype != dtype:
         text = f"{_widen_bits(dtype)}\n{_narrow('%wide', 'cast', out_dtype)}\n"
         bits = "cast"
-    narrowed = f"%low = trunc i32 %{bits} to i{size}" if size < 32 else f"%low = add i32 %{bits}, 0"
+    narrowed = f"%low = add i32 %{bits}, 0"
+    if size < 32:
+        narrowed = f"%low = trunc i32 %{bits} to i{size}"
     return f"""{text}  {narrowed}
   %to = getelementptr i{size}, ptr %out, i64 %i
   store i{size} %low, ptr %to, align 1"""

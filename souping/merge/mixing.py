@@ -10,7 +10,7 @@ from dataclasses import replace
 import numpy as np
 
 from souping.checkpoints.header import size_of
-from souping.checkpoints.views import Raw, widen
+from souping.checkpoints.views import Float32, Raw, widen
 from souping.core.text import shown
 from souping.core.types import FloatArray, UserError
 from souping.merge.chunks import Chunk
@@ -35,11 +35,8 @@ PRODUCT_ELEMENTS = 1 << 16
 
 def name_at(plan: MergePlan, shard: int, offset: int) -> str:
     """The tensor that owns a byte of the output."""
-    return next(
-        t.name
-        for t in plan.tensors
-        if t.shard == shard and t.offset <= offset < t.offset + max(t.nbytes, 1)
-    )
+    tensors = [tensor for tensor in plan.tensors if tensor.shard == shard]
+    return next(t.name for t in tensors if t.offset <= offset < t.offset + max(t.nbytes, 1))
 
 
 def complaint(plan: MergePlan, chunk: Chunk, what: str, source: Source | None) -> UserError:
@@ -48,12 +45,9 @@ def complaint(plan: MergePlan, chunk: Chunk, what: str, source: Source | None) -
     where = ""
     if source is not None:
         owner = plan.ingredients[source.ingredient]
-        file = (
-            ""
-            if owner.checkpoint.assembly is not None
-            else f"/{owner.checkpoint.files[source.file]}"
-        )
-        where = f" in {owner.folder}{file}"
+        where = f" in {owner.folder}"
+        if owner.checkpoint.assembly is None:
+            where += f"/{owner.checkpoint.files[source.file]}"
     return UserError(f"{what} in tensor {name}{where}")
 
 
@@ -74,11 +68,13 @@ def check_finite(
     """
     if good:
         return
-    first = _first_bad(chunk, rows)
-    guilty = None if first is None else chunk.sources[first[0]]
-    at = chunk if first is None else chunk.part(first[1], 1)
-    made = "overflow to infinity, or NaN from merge.method,"
-    error = complaint(plan, at, made if guilty is None else "NaN or infinity", guilty)
+    first = _first_not_finite(chunk, rows)
+    if first is None:
+        error = complaint(plan, chunk, "overflow to infinity, or NaN from merge.method,", None)
+    else:
+        number, element = first
+        place = chunk.part(element, 1)
+        error = complaint(plan, place, "NaN or infinity", chunk.sources[number])
     if plan.nonfinite == "error":
         raise UserError(f"{error}. Set merge.nonfinite=warn to let it through.")
     with WARNING_LOCK:
@@ -87,12 +83,12 @@ def check_finite(
             log.warning("%s", error)
 
 
-def _first_bad(chunk: Chunk, rows: Sequence[Raw]) -> tuple[int, int] | None:
+def _first_not_finite(chunk: Chunk, rows: Sequence[Raw]) -> tuple[int, int] | None:
     """(source, element) of the first value that is not finite."""
     for number, (source, row) in enumerate(zip(chunk.sources, rows, strict=True)):
-        bad = np.flatnonzero(~np.isfinite(widen(row, source.dtype)))
-        if len(bad):
-            return number, int(bad[0])
+        elements = np.flatnonzero(~np.isfinite(widen(row, source.dtype)))
+        if len(elements):
+            return number, int(elements[0])
     return None
 
 
@@ -104,7 +100,8 @@ def final_weights(method: Method, chunk: Chunk, read: Read) -> Chunk:
     """The chunk with its final weights, which may need statistics of the whole band."""
     if not chunk.indivisible:
         return chunk
-    return replace(chunk, weights=method.weigh(chunk_gram(chunk, method.base, read), chunk.weights))
+    inner_products = chunk_gram(chunk, method.base, read)
+    return replace(chunk, weights=method.weigh(inner_products, chunk.weights))
 
 
 def mixed(
@@ -137,10 +134,10 @@ def chunk_gram(chunk: Chunk, base: bool, read: Read) -> FloatArray:
     total: FloatArray = np.zeros((size, size))
     for start in range(0, chunk.count, PRODUCT_ELEMENTS):
         part = chunk.part(start, min(PRODUCT_ELEMENTS, chunk.count - start))
-        rows = [np.empty(part.count * size_of(s.dtype), np.uint8) for s in part.sources]
-        for number, row in enumerate(rows):
+        rows = list[Float32]()
+        for number, source in enumerate(part.sources):
+            row = np.empty(part.count * size_of(source.dtype), np.uint8)
             read(part, number, row)
-        total += gram(
-            [widen(row, s.dtype) for row, s in zip(rows, part.sources, strict=True)], base
-        )
+            rows.append(widen(row, source.dtype))
+        total += gram(rows, base)
     return total

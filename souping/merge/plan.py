@@ -1,5 +1,18 @@
 """Merge plan: plain data that says where every byte of the soup comes from and where it goes.
 
+    recipe   weights of ingredients
+      |      `alignment` compares their headers and reads no weight
+    plan     shards of the soup, each a run of tensors:     [ embed           | norm | up_proj | .. ]
+      |
+    tensor   bands of rows that the same ingredients have:  [ rows of a and b | rows of b ]
+      |      (one band, unless vocabularies differ)
+    band     an operation, and a source for each ingredient: its file, offset and dtype
+      |      `chunks` joins bands that follow each other in all files
+    chunk    contiguous bytes in every file; ranks share the chunks of a plan
+      |      `chunks.blocks` cuts it, unless the method needs all of it at once
+    block    what a thread holds: `writer` reads a row of each source, `mixing` makes one of them by the kernels,
+             and `writer` puts it at its place in the shard
+
 A saved plan holds the recipe, the folders and the sizes of their files; `stored.load_plan` works it out again.
 """
 
@@ -146,29 +159,27 @@ class MergePlan(SoupPlan):
     @property
     def read_bytes(self) -> int:
         """Bytes of weights that are read."""
-        bands = (band for tensor in self.tensors for band in tensor.bands)
-        return sum(band.count * size_of(source.dtype) for band in bands for source in band.sources)
+        total = 0
+        for tensor in self.tensors:
+            for band in tensor.bands:
+                total += band.count * sum(size_of(source.dtype) for source in band.sources)
+        return total
 
     def header(self, shard: int) -> bytes:
         """The safetensors header of a shard with its length in front, padded to 8 bytes; empty in a frame."""
         if self.frame is not None:
             return b""
-        return header_bytes(
-            (t.name, t.dtype, t.shape, t.offset, t.nbytes) for t in self.tensors if t.shard == shard
-        )
+        tensors = [tensor for tensor in self.tensors if tensor.shard == shard]
+        return header_bytes((t.name, t.dtype, t.shape, t.offset, t.nbytes) for t in tensors)
 
     def index(self) -> bytes | None:
         """`model.safetensors.index.json`, or None for a single file or a frame."""
         if self.shards == (SINGLE,) or self.frame is not None:
             return None
-        places = {
-            tensor.name: self.shards[tensor.shard]
-            for tensor in sorted(self.tensors, key=lambda t: t.name)
-        }
-        return (
-            json.dumps({"metadata": {"total_size": self.nbytes}, "weight_map": places}, indent=2)
-            + "\n"
-        ).encode()
+        tensors = sorted(self.tensors, key=lambda tensor: tensor.name)
+        places = {tensor.name: self.shards[tensor.shard] for tensor in tensors}
+        table = {"metadata": {"total_size": self.nbytes}, "weight_map": places}
+        return (json.dumps(table, indent=2) + "\n").encode()
 
     @property
     def carrier(self) -> str:
@@ -177,41 +188,44 @@ class MergePlan(SoupPlan):
 
     def describe(self) -> str:
         """The plan in a few lines, for people."""
-        lines = [
-            f"{w:.6g} x {i.name}"
-            for w, i in zip(self.recipe.weights, self.ingredients, strict=False)
-        ]
-        place = SINGLE if len(self.shards) == 1 else f"{len(self.shards)} shards and {INDEX}"
+        parts = list[str]()
+        for weight, ingredient in zip(self.recipe.weights, self.ingredients, strict=False):
+            parts.append(f"{weight:.6g} x {ingredient.name}")
         if self.frame is not None:
             place = f"{len(self.shards)} files in the layout of {self.carrier}"
+        elif len(self.shards) == 1:
+            place = SINGLE
+        else:
+            place = f"{len(self.shards)} shards and {INDEX}"
         read = human(self.read_bytes)
         written = human(self.nbytes)
         return safe(
-            f"{self.method} soup {self.recipe.id}: {' + '.join(lines)}\n"
+            f"{self.method} soup {self.recipe.id}: {' + '.join(parts)}\n"
             f"{len(self.tensors)} tensors, {self.dtype}, reads {read}, writes {written} to {place}"
         )
 
     def save(self, path: Path) -> Path:
+        checkpoints = [ingredient.checkpoint for ingredient in self.ingredients]
         table: PlanFile = {
             "version": 1,
             "recipe": self.recipe.as_dict(),
-            "folders": {each.name: each.folder for each in self.ingredients},
-            "files": {each.name: each.files for each in self.ingredients},
+            "folders": {ingredient.name: ingredient.folder for ingredient in self.ingredients},
+            "files": {ingredient.name: ingredient.files for ingredient in self.ingredients},
             "carry": self.carrier,
-            "like": next(
-                (str(one.resolve()) for each in self.ingredients if (one := each.checkpoint.like)),
-                None,
-            ),
-            "names": next(
-                (str(one.resolve()) for each in self.ingredients if (one := each.checkpoint.rules)),
-                None,
-            ),
+            "like": _first_resolved(checkpoint.like for checkpoint in checkpoints),
+            "names": _first_resolved(checkpoint.rules for checkpoint in checkpoints),
             "format": "hf" if self.frame is None else "same",
             "max_shard_size": self.max_shard_size,
             "nonfinite": "warn" if self.nonfinite == "warn" else "error",
         }
         path.write_text(json.dumps(table, indent=2) + "\n", encoding="utf-8")
         return path
+
+
+def _first_resolved(paths: Iterable[Path | None]) -> str | None:
+    """The first path that is given, absolute."""
+    path = next(filter(None, paths), None)
+    return None if path is None else str(path.resolve())
 
 
 def check_ingredients(ingredients: Iterable[Ingredient]) -> None:
@@ -245,9 +259,11 @@ def human(nbytes: int) -> str:
 def parse_size(size: int | str) -> int:
     """Bytes in a size such as 5GB, 500MB or 1GiB; a bare number is bytes."""
     match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([KMGT]?i?B?)\s*", str(size), re.IGNORECASE)
-    unit = match.group(2).upper() if match else "?"
-    unit = unit if unit in UNITS else f"{unit}B"
-    value = float(match.group(1)) * UNITS[unit] if match and unit in UNITS else 0
-    if not 1 <= value < 1 << 62 or (unit == "" and value % 1):
-        raise UserError(f"merge.max_shard_size={size} must be a positive size such as 5GB or 500MB")
-    return int(value)
+    if match:
+        unit = match.group(2).upper()
+        unit_bytes = UNITS.get(unit) or UNITS.get(f"{unit}B", 0)
+        nbytes = float(match.group(1)) * unit_bytes
+        part_of_a_byte = unit == "" and nbytes % 1
+        if 1 <= nbytes < 1 << 62 and not part_of_a_byte:
+            return int(nbytes)
+    raise UserError(f"merge.max_shard_size={size} must be a positive size such as 5GB or 500MB")

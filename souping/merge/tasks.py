@@ -11,15 +11,19 @@ ThreadTask = Callable[[], None]
 
 def run_tasks(tasks: Iterable[ThreadTask], threads: int) -> None:
     """Do all tasks, taken in order by so many threads. Raises what the first of them that failed raised."""
-    queue, failures = iter(enumerate(tasks)), dict[int, BaseException]()
+    queue = iter(enumerate(tasks))
+    failures = dict[int, BaseException]()
     lock = threading.Lock()
 
     def drain() -> None:
         while True:
             with lock:
-                number, task = next(queue, (-1, None)) if not failures else (-1, None)
-            if task is None:
-                return
+                if failures:
+                    return
+                try:
+                    number, task = next(queue)
+                except StopIteration:
+                    return
             try:
                 task()
             except BaseException as error:
@@ -30,8 +34,8 @@ def run_tasks(tasks: Iterable[ThreadTask], threads: int) -> None:
     else:
         with ThreadPoolExecutor(threads, thread_name_prefix="souping") as pool:
             try:
-                for done in [pool.submit(drain) for _ in range(threads)]:
-                    done.result()
+                for future in [pool.submit(drain) for _ in range(threads)]:
+                    future.result()
             except BaseException as error:  # an interrupt: the threads end at their next task
                 failures[-1] = error
                 raise
