@@ -78,19 +78,10 @@ class Checkpoint:
             raise UserError(
                 f"{folder} is not a folder. Give the path of a saved Hugging Face model."
             )
-        if not has_weights(folder) and (sharded := read_sharded(folder, allow_pickle)):
-            like = like or Like()
-            home = home_of(sharded, like)
-            if home is None:
-                return cls.viewed(sharded, sharded.as_stored(), {}, None)
-            config = read_config(home)
-            shapes = {name: tensor.shape for name, tensor in weights_like(home).items()}
-            mapped = map_names(
-                headers_of(sharded.tensors), config, shapes or None, like.rules, where=folder
-            )
-            return replace(
-                cls.viewed(sharded, views_of(mapped), config, home), rules=like.rules, mapped=mapped
-            )
+        if not has_weights(folder):
+            sharded = read_sharded(folder, allow_pickle)
+            if sharded is not None:
+                return cls._of_sharded(sharded, like or Like())
         refuse_gguf(folder)
         before = stamps_in(folder)
         config = read_config(folder)
@@ -107,6 +98,19 @@ class Checkpoint:
         )
 
     @classmethod
+    def _of_sharded(cls, sharded: Sharded, like: Like) -> Checkpoint:
+        """A trainer's tensors under the names of Hugging Face, or as they are stored where there is no config."""
+        home = home_of(sharded, like)
+        if home is None:
+            return cls.viewed(sharded, sharded.as_stored(), {}, None)
+        config = read_config(home)
+        shapes = {name: tensor.shape for name, tensor in weights_like(home).items()}
+        headers = headers_of(sharded.tensors)
+        mapped = map_names(headers, config, shapes or None, like.rules, where=sharded.folder)
+        viewed = cls.viewed(sharded, views_of(mapped), config, home)
+        return replace(viewed, rules=like.rules, mapped=mapped)
+
+    @classmethod
     def _regrouped(cls, opened: Checkpoint) -> Checkpoint:
         """Experts as the model's family stores them, one by one or fused, however this folder does."""
         mapped = regrouped(headers_of(opened.tensors), opened.config, opened.folder)
@@ -114,8 +118,8 @@ class Checkpoint:
             return opened
         stored = {name: StoredTensor.of(tensor) for name, tensor in opened.tensors.items()}
         sharded = Sharded(opened.folder, "", "safetensors", stored, opened.files)
-        made = cls.viewed(sharded, views_of(mapped), opened.config, opened.folder)
-        return replace(made, stamps=opened.stamps, mapped=mapped)
+        viewed = cls.viewed(sharded, views_of(mapped), opened.config, opened.folder)
+        return replace(viewed, stamps=opened.stamps, mapped=mapped)
 
     @classmethod
     def of(
@@ -133,10 +137,9 @@ class Checkpoint:
         opened = cls(
             folder=folder, tensors=tensors, config=config, files=files, side=side, like=like
         )
-        stamps = {
-            name: before[name] if name in before else stamp(opened.path(name))
-            for name in (*files, *side)
-        }
+        stamps = dict[str, Stamp]()
+        for name in (*files, *side):
+            stamps[name] = before[name] if name in before else stamp(opened.path(name))
         return replace(opened, stamps=stamps)
 
     @classmethod
@@ -148,10 +151,8 @@ class Checkpoint:
         tensors = {tensor.name: tensor for tensor in assembly.tensors}
         side = side_files(home) if home else ()
         like = home if home != sharded.folder else None
-        return replace(
-            cls.of(sharded.folder, tensors, config, side, {}, sharded.files, like),
-            assembly=assembly,
-        )
+        checkpoint = cls.of(sharded.folder, tensors, config, side, {}, sharded.files, like)
+        return replace(checkpoint, assembly=assembly)
 
     @property
     def home(self) -> Path:
@@ -160,7 +161,8 @@ class Checkpoint:
 
     def path(self, name: str) -> Path:
         """Where one of its files is."""
-        return (self.home if name in self.side else self.folder) / name
+        folder = self.home if name in self.side else self.folder
+        return folder / name
 
     @cached_property
     def dtype(self) -> str:

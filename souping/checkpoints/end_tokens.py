@@ -35,10 +35,13 @@ def _token_ids(path: Path, table: Json) -> TokenIds:
     if not isinstance(table, dict):
         raise broken(path, f"{path.name} is not a JSON object")
     text = table.get("text_config")
-    value = table.get("eos_token_id", text.get("eos_token_id") if isinstance(text, dict) else None)
-    values = value if isinstance(value, list) else [] if value is None else [value]
-    if not all(type(token) is int and token < 1 << 31 for token in values):
+    of_text = text.get("eos_token_id") if isinstance(text, dict) else None
+    value = table.get("eos_token_id", of_text)
+    if value is None:
+        return ()
+    tokens = value if isinstance(value, list) else [value]
+    if not all(type(token) is int and token < 1 << 31 for token in tokens):
         raise broken(
             path, f"eos_token_id is {shown(str(value)[:100])}, not one token or a list of them"
         )
-    return tuple(sorted({token for token in values if token >= 0}))
+    return tuple(sorted({token for token in tokens if token >= 0}))

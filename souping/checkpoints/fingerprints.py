@@ -48,13 +48,10 @@ def fingerprint(
 
 def fingerprint_of(checkpoint: Checkpoint, cache: Cache = None) -> str:
     """`fingerprint` of a folder that is open already."""
-    weights = weights_of(checkpoint, cache)
-    value = digest(
-        {
-            "": weights,
-            **{name: file_digest(checkpoint.home / name, cache) for name in checkpoint.side},
-        }
-    )
+    digests = {"": weights_of(checkpoint, cache)}
+    for name in checkpoint.side:
+        digests[name] = file_digest(checkpoint.home / name, cache)
+    value = digest(digests)
     checkpoint.check_unchanged()
     return value
 
@@ -62,11 +59,11 @@ def fingerprint_of(checkpoint: Checkpoint, cache: Cache = None) -> str:
 def weights_of(checkpoint: Checkpoint, cache: Cache = None) -> str:
     """SHA-256 (hex) over the tensors alone: their names, dtypes, shapes and values, as they are stored."""
     checkpoint = checkpoint.quantised or checkpoint
-    rows: list[list[Json]] = [
-        [tensor.name, tensor.dtype, list(tensor.shape), value]
-        for group in hashed_groups(checkpoint)
-        for tensor, value in zip(group, tensor_digests(checkpoint, group, cache), strict=True)
-    ]
+    rows: list[list[Json]] = []
+    for group in hashed_groups(checkpoint):
+        values = tensor_digests(checkpoint, group, cache)
+        for tensor, value in zip(group, values, strict=True):
+            rows.append([tensor.name, tensor.dtype, list(tensor.shape), value])
     return digest(sorted(rows))
 
 
@@ -85,9 +82,10 @@ def tensor_digests(checkpoint: Checkpoint, group: Sequence[Tensor], cache: Cache
     before = hashed_files(checkpoint, number)
     key = tensors_key(checkpoint, before)
     if cache is not None and key in cache:
-        known = cache[key].split()
-        # a stand-in until it is read
-        return known if len(known) == len(group) else [cache[key]] * len(group)
+        digests = cache[key].split()
+        if len(digests) != len(group):
+            return [cache[key]] * len(group)  # a stand-in until it is read
+        return digests
     values = []
     with WeightReader(checkpoint) as reader:
         for tensor in group:
@@ -103,12 +101,11 @@ def tensor_digests(checkpoint: Checkpoint, group: Sequence[Tensor], cache: Cache
 
 def hashed_files(checkpoint: Checkpoint, number: int) -> dict[Path, Stamp]:
     """The files that the tensors of a group are in, with their stamps."""
-    files = (
-        checkpoint.files
-        if checkpoint.assembly is not None
-        else checkpoint.files[number : number + 1]
-    )
-    return {path: settled(path) for path in (checkpoint.folder / name for name in files)}
+    files = checkpoint.files
+    if checkpoint.assembly is None:
+        files = (files[number],)
+    paths = [checkpoint.folder / name for name in files]
+    return {path: settled(path) for path in paths}
 
 
 def tensors_key(checkpoint: Checkpoint, files: Mapping[Path, Stamp]) -> str:
@@ -116,9 +113,8 @@ def tensors_key(checkpoint: Checkpoint, files: Mapping[Path, Stamp]) -> str:
     keys = [digest_key(path, state) for path, state in files.items()]
     if checkpoint.assembly is None:
         return f"tensors|{keys[0]}"
-    return (
-        f"tensors|{checkpoint.folder.resolve()}|{digest([keys, repr(checkpoint.assembly.views)])}"
-    )
+    views = repr(checkpoint.assembly.views)
+    return f"tensors|{checkpoint.folder.resolve()}|{digest([keys, views])}"
 
 
 def keep_digest(key: str, before: Mapping[Path, Stamp], value: str, cache: Cache) -> None:

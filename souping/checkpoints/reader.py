@@ -33,7 +33,8 @@ class WeightReader:
         try:
             for name in checkpoint.files:
                 path = checkpoint.folder / name
-                if remote := pointer_in(path):
+                remote = pointer_in(path)
+                if remote is not None:
                     self._remote[name] = remote
                 descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
                 self._stack.callback(os.close, descriptor)
@@ -68,11 +69,10 @@ class WeightReader:
         descriptor = self._opened[file]
         remote = self._remote.get(file)
         while len(view):
-            count = (
-                self._ranges.read(remote, view, offset)
-                if remote
-                else read_at(descriptor, view, offset)
-            )
+            if remote is not None:
+                count = self._ranges.read(remote, view, offset)
+            else:
+                count = read_at(descriptor, view, offset)
             if count <= 0:
                 raise EOFError(file)
             view = view[count:]

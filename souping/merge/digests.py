@@ -64,7 +64,8 @@ class PassingDigest:
         self._files = hashed_files(checkpoint, self._number)
         self._hashes = [hashlib.sha256() for _ in group]
         filled = [tensor for tensor in group if tensor.nbytes]
-        self._next = {a.offset + a.nbytes: b.offset for a, b in itertools.pairwise(filled)}
+        # Where the next tensor begins, by where one ends.
+        self._next = {a.end: b.offset for a, b in itertools.pairwise(filled)}
         self._tensor = 0
         self._at = filled[0].offset if filled else 0
         self._promised = self._at
@@ -104,9 +105,9 @@ class PassingDigest:
 
     def _end(self, at: int) -> int:
         """Where the tensor ends that comes next at a place."""
-        while (end := self._group[self._tensor].offset + self._group[self._tensor].nbytes) <= at:
+        while self._group[self._tensor].end <= at:
             self._tensor += 1
-        return end
+        return self._group[self._tensor].end
 
     def abandon(self) -> None:
         """Release the threads that wait for one that failed."""
@@ -117,8 +118,9 @@ class PassingDigest:
     def finish(self) -> None:
         """Read and hash what was not fed."""
         with WeightReader(self._checkpoint) as reader:
-            while self._at < self._group[-1].offset + self._group[-1].nbytes:
-                piece = np.empty(min(HASHED_PIECE_BYTES, self._end(self._at) - self._at), np.uint8)
+            while self._at < self._group[-1].end:
+                nbytes = min(HASHED_PIECE_BYTES, self._end(self._at) - self._at)
+                piece = np.empty(nbytes, np.uint8)
                 reader.read(self._number, piece, self._at)
                 self._at = self._hash(piece)
 
@@ -135,22 +137,23 @@ Digests = Mapping[tuple[int, int], PassingDigest]
 def passing(plan: MergePlan, known: Mapping[str, str]) -> Digests:
     """A digest for every file of the plan that is not hashed yet, to be fed with what is read of it."""
     digests: dict[tuple[int, int], PassingDigest] = {}
-    for place, each in enumerate(plan.ingredients):
-        stored = each.checkpoint.quantised or each.checkpoint
+    for place, ingredient in enumerate(plan.ingredients):
+        stored = ingredient.checkpoint.quantised or ingredient.checkpoint
         for group in hashed_groups(stored):
             number = stored.file_number(group[0])
-            shared = any(a.offset + a.nbytes > b.offset for a, b in itertools.pairwise(group))
-            if tensors_key(stored, hashed_files(stored, number)) not in known and not shared:
-                # nothing is fed what was dequantised
-                fed = number if stored is each.checkpoint else ~number
-                digests[place, fed] = PassingDigest(stored, group)
+            overlapping = any(a.end > b.offset for a, b in itertools.pairwise(group))
+            if overlapping or tensors_key(stored, hashed_files(stored, number)) in known:
+                continue
+            # No block is fed where they are dequantised: `finish` reads all of such a file.
+            key = number if stored is ingredient.checkpoint else ~number
+            digests[place, key] = PassingDigest(stored, group)
     return digests
 
 
 def with_contents(plan: MergePlan, known: MutableMapping[str, str]) -> MergePlan:
     """The plan with its ingredients' fingerprints, whose files have been hashed."""
-    prints = {each.name: fingerprint_of(each.checkpoint, known) for each in plan.ingredients}
-    recipe = replace(
-        plan.recipe, fingerprints=tuple(prints[name] for name in plan.recipe.ingredients)
-    )
-    return replace(plan, recipe=recipe)
+    prints = dict[str, str]()
+    for ingredient in plan.ingredients:
+        prints[ingredient.name] = fingerprint_of(ingredient.checkpoint, known)
+    fingerprints = tuple(prints[name] for name in plan.recipe.ingredients)
+    return replace(plan, recipe=replace(plan.recipe, fingerprints=fingerprints))

@@ -51,9 +51,12 @@ def with_extra(
     files: Mapping[str, str | bytes], weights: Iterable[str], extra: Extra
 ) -> dict[str, str | bytes]:
     """The model's files and the extra ones, which must not replace any of them (UserError)."""
-    if own := {*files, *weights} & {*(extra or {})}:
-        raise UserError(f"the extra file {min(own)} would replace a file of the model")
-    return {**files, **(extra or {})}
+    if not extra:
+        return dict(files)
+    replaced = {*files, *weights} & set(extra)
+    if replaced:
+        raise UserError(f"the extra file {min(replaced)} would replace a file of the model")
+    return {**files, **extra}
 
 
 def companion_files(plan: MergePlan) -> dict[str, bytes]:
@@ -69,12 +72,16 @@ def companion_files(plan: MergePlan) -> dict[str, bytes]:
     files = {name: small(inside(folder, name)) for name in carrier.checkpoint.side}
     if "config.json" not in files:
         raise UserError(f"{folder} has lost its config.json since the plan was made: plan again")
-    mixed = [one.checkpoint.home for one in plan.ingredients[: len(plan.recipe.ingredients)]]
-    files |= generation_config(folder, mixed, plan.vocab_size)
+    # A base model is behind the recipe's ingredients, and says nothing of how answers end.
+    ingredients = plan.ingredients[: len(plan.recipe.ingredients)]
+    homes = [ingredient.checkpoint.home for ingredient in ingredients]
+    files |= generation_config(folder, homes, plan.vocab_size)
     files["config.json"] = _config(plan, folder, files["config.json"])
     files[RECIPE] = recipe
     index = plan.index()
-    return {**files, INDEX: index} if index is not None else files
+    if index is not None:
+        files[INDEX] = index
+    return files
 
 
 def generation_config(
@@ -84,8 +91,10 @@ def generation_config(
 
     Tokens beyond the soup's `rows` are left out.
     """
-    named = {token for ingredient in ingredients for token in eos_token_ids(ingredient)}
-    ends = sorted(token for token in named if rows is None or token < rows)
+    tokens = set[int]()
+    for ingredient in ingredients:
+        tokens.update(eos_token_ids(ingredient))
+    ends = sorted(token for token in tokens if rows is None or token < rows)
     if not ends or tuple(ends) == eos_token_ids(folder):
         return {}
     path = inside(folder, GENERATION)
@@ -121,11 +130,16 @@ def _config(plan: MergePlan, folder: Path, raw: bytes) -> bytes:
     before: dict[str, Any] = parse_json(folder / "config.json", raw)
     after = copy.deepcopy(plain_config(before))
     inner = after.get("text_config")
-    # as the config names it
-    keys = [key for key in ("dtype", "torch_dtype") if key in after] or ["torch_dtype"]
-    for part in (after, inner) if isinstance(inner, dict) else (after,):
-        if plan.dtype in TORCH_NAMES:
-            part |= {key: plan.dtype for key in keys if part is after or key in part}
-        if plan.vocab_size is not None and "vocab_size" in part:
-            part["vocab_size"] = plan.vocab_size
-    return raw if after == before else (json.dumps(after, indent=2) + "\n").encode()
+    if plan.dtype in TORCH_NAMES:
+        # as the config names it
+        keys = [key for key in ("dtype", "torch_dtype") if key in after] or ["torch_dtype"]
+        after |= dict.fromkeys(keys, plan.dtype)
+        if isinstance(inner, dict):
+            inner |= {key: plan.dtype for key in keys if key in inner}
+    if plan.vocab_size is not None:
+        for table in (after, inner):
+            if isinstance(table, dict) and "vocab_size" in table:
+                table["vocab_size"] = plan.vocab_size
+    if after == before:
+        return raw
+    return (json.dumps(after, indent=2) + "\n").encode()

@@ -57,8 +57,8 @@ class ShardWriter:
         )
         try:
             self._inputs = [
-                self._stack.enter_context(WeightReader(each.checkpoint))
-                for each in plan.ingredients
+                self._stack.enter_context(WeightReader(ingredient.checkpoint))
+                for ingredient in plan.ingredients
             ]
             self._outputs = [self._open(folder / name) for name in plan.shards]
         except BaseException:
@@ -98,13 +98,13 @@ class ShardWriter:
     ) -> Iterator[ThreadTask]:
         """Blocks in order; an indivisible chunk gets its weights from its statistics first, then streams too."""
         for chunk in work:
-            whole = chunk.indivisible and self.method.whole
-            for block in (
-                [chunk] if whole else self._cut(final_weights(self.method, chunk, self.read))
-            ):
-                hashed = [
-                    number for number in range(len(block.sources)) if self._hashed(block, number)
-                ]
+            if chunk.indivisible and self.method.whole:
+                blocks_of_chunk: Iterable[Chunk] = [chunk]
+            else:
+                blocks_of_chunk = self._cut(final_weights(self.method, chunk, self.read))
+            for block in blocks_of_chunk:
+                numbers = range(len(block.sources))
+                hashed = [number for number in numbers if self._hashed(block, number)]
                 yield partial(self._fill_block, block, hashed, total, progress)
 
     def _cut(self, chunk: Chunk) -> Iterable[Chunk]:
@@ -115,7 +115,8 @@ class ShardWriter:
     ) -> None:
         """Mix and write a block; its sources in `hashed` are hashed as they pass."""
         try:
-            self._block(block, vars(self._thread).setdefault("buffers", Buffers()), hashed)
+            buffers = vars(self._thread).setdefault("buffers", Buffers())
+            self._block(block, buffers, hashed)
             with self._lock:
                 self._done += block.nbytes
                 if progress is not None:
@@ -128,9 +129,9 @@ class ShardWriter:
     def _hashed(self, chunk: Chunk, number: int) -> bool:
         source = chunk.sources[number]
         digest = self._digests.get((source.ingredient, source.file))
-        return digest is not None and digest.promise(
-            source.offset, chunk.count * size_of(source.dtype)
-        )
+        if digest is None:
+            return False
+        return digest.promise(source.offset, chunk.count * size_of(source.dtype))
 
     def read(self, chunk: Chunk, number: int, into: Raw, tiles: list[Tile] | None = None) -> None:
         """The bytes of a chunk's source `number`, whole or a UserError."""
@@ -141,9 +142,8 @@ class ShardWriter:
             raise complaint(self.plan, chunk, "the file ends early", source) from None
 
     def _block(self, chunk: Chunk, buffers: Buffers, hashed: Sequence[int] = ()) -> None:
-        *rows, out = buffers.rows(
-            [*(chunk.count * size_of(s.dtype) for s in chunk.sources), chunk.nbytes]
-        )
+        sizes = [chunk.count * size_of(source.dtype) for source in chunk.sources]
+        *rows, out = buffers.rows([*sizes, chunk.nbytes])
         tiles = self._read_rows(chunk, rows, in_order=bool(hashed))
         soup = mixed(self.plan, chunk, rows, out, chunk.dtype, self._warned)
         arrange(soup, size_of(chunk.dtype), tiles)
@@ -156,16 +156,18 @@ class ShardWriter:
         """Fill the rows of a block. If all are stored in the same parts, they are left in that order: the soup alone is
         arranged then."""
         function = self.method.function if chunk.op == "mix" else linear
-        found = [
-            None if in_order or function not in COMPILED_METHODS else list[Tile]() for _ in rows
-        ]
+        # Digests, and methods that look at neighbours, need the elements in the order of the tensor.
+        if in_order or function not in COMPILED_METHODS:
+            for number, row in enumerate(rows):
+                self.read(chunk, number, row)
+            return []
+        tiles = [list[Tile]() for _ in rows]
         for number, row in enumerate(rows):
-            self.read(chunk, number, row, found[number])
-        tiles = [each or [] for each in found]
-        if all(each == tiles[0] for each in tiles):
+            self.read(chunk, number, row, tiles[number])
+        if all(tiles_of_row == tiles[0] for tiles_of_row in tiles):
             return tiles[0]
-        for source, row, each in zip(chunk.sources, rows, tiles, strict=True):
-            arrange(row, size_of(source.dtype), each)
+        for source, row, tiles_of_row in zip(chunk.sources, rows, tiles, strict=True):
+            arrange(row, size_of(source.dtype), tiles_of_row)
         return []
 
     def _write(self, chunk: Chunk, out: Raw) -> None:
@@ -180,10 +182,13 @@ class ShardWriter:
 def raise_file_limit(count: int) -> None:
     """Let this process open so many more files, as far as the system allows."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    if count + RESERVE > soft:
-        most = count + RESERVE if hard == resource.RLIM_INFINITY else min(count + RESERVE, hard)
-        with suppress(ValueError, OSError):
-            resource.setrlimit(resource.RLIMIT_NOFILE, (most, hard))
+    limit = count + RESERVE
+    if limit <= soft:
+        return
+    if hard != resource.RLIM_INFINITY:
+        limit = min(limit, hard)
+    with suppress(ValueError, OSError):
+        resource.setrlimit(resource.RLIMIT_NOFILE, (limit, hard))
 
 
 class Buffers:
@@ -194,7 +199,8 @@ class Buffers:
 
     def rows(self, sizes: Sequence[int]) -> list[Raw]:
         """Arrays of so many bytes, one behind the other; those of the block before are gone."""
-        starts = [0, *itertools.accumulate((-(-size // LINE) + 1) * LINE for size in sizes)]
+        lines = [-(-size // LINE) + 1 for size in sizes]
+        starts = [0, *itertools.accumulate(count * LINE for count in lines)]
         if starts[-1] > len(self._slab):
             self._slab = np.empty(max(starts[-1], LARGE), np.uint8)
         return [
@@ -255,9 +261,9 @@ def write_checkpoint(
         if plan.frame is not None:
             plan.frame.finish(stage)
         if late:
-            run_tasks([each.finish for each in digests.values()], WRITER_THREADS)
-            for each in digests.values():
-                each.keep(late.known)
+            run_tasks([digest.finish for digest in digests.values()], WRITER_THREADS)
+            for digest in digests.values():
+                digest.keep(late.known)
             plan = with_contents(plan, late.known)
             files = soup_files(plan, late.files(plan.recipe))
         write_soup_files(stage, files)
