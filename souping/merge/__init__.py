@@ -16,7 +16,8 @@ from souping.core.types import Folders, Names, ProgressCallback, Recipe, TokenId
 if TYPE_CHECKING:
     import torch
 
-ERROR_PREFIX, WARNING_PREFIX = "souping.merge: error: ", "souping.merge: warning: "
+ERROR_PREFIX = "souping.merge: error: "
+WARNING_PREFIX = "souping.merge: warning: "
 """How lines on standard error of `python -m souping.merge` begin; `merge=accelerate` reads those of its ranks."""
 Vocab = Literal["error", "intersect", "union"]
 Nonfinite = Literal["error", "warn"]

@@ -28,6 +28,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from souping.checkpoints.header import FLOATS, size_of
+from souping.checkpoints.views import Raw
 from souping.core.fields import Seconds, Threads, component
 from souping.core.files import error_text
 from souping.core.system import cores, package_environment, wait_or_kill
@@ -158,9 +159,9 @@ def launcher(count: int) -> list[str]:
 
 def launch(command: list[str], log_file: Path) -> tuple[str, int]:
     """(standard error, exit status) of a command that does not outlive this process."""
-    environment = {
-        key: value for key, value in package_environment().items() if key not in OTHER_GROUP
-    }
+    environment = dict(package_environment())
+    for key in OTHER_GROUP:
+        environment.pop(key, None)
     with log_file.open("wb") as file:
         process = subprocess.Popen(
             command,
@@ -184,16 +185,19 @@ def cause(text: str) -> str:
 
     If a signal ended a rank, ignore the errors that its death causes in other ranks. The launcher itself sends SIGTERM.
     """
-    ended = re.findall(r"rank +: (\d+) \(.*\n +exitcode +: -(\d+)", text)
-    for rank, number in ((rank, int(code)) for rank, code in ended if int(code) != signal.SIGTERM):
+    for rank, code in re.findall(r"rank +: (\d+) \(.*\n +exitcode +: -(\d+)", text):
+        number = int(code)
+        if number == signal.SIGTERM:
+            continue
         memory = " (out of memory?)" if number == signal.SIGKILL else ""
         return (
             f"merge=accelerate: rank {rank} ended with signal {number}{memory}; nothing was written"
         )
-    if errors := re.findall(f"^{ERROR_PREFIX}(.*)$", text, re.MULTILINE):
-        return str(errors[0])
-    last = stripped_lines(text)[-1:]
-    return f"merge=accelerate: the ranks ended: {''.join(last)[:300] or 'no reason given'}; nothing was written"
+    error = re.search(f"^{ERROR_PREFIX}(.*)$", text, re.MULTILINE)
+    if error:
+        return error[1]
+    last_line = "".join(stripped_lines(text)[-1:])
+    return f"merge=accelerate: the ranks ended: {last_line[:300] or 'no reason given'}; nothing was written"
 
 
 @frozen
@@ -241,15 +245,15 @@ class Rank:
                 died or did not finish within the timeout of this one's end.
         """
         try:
-            with (
-                ShardWriter(plan, stage)
-                if self.gpu is None
-                else CudaShardWriter(plan, stage, self.gpu) as writer
-            ):
-                most = WRITER_THREADS if self.gpu is None else GPU_THREADS
-                writer.fill(
-                    self.number, self.count, max(1, min(cores() // self.local, most)), progress
-                )
+            if self.gpu is None:
+                most_threads = WRITER_THREADS
+                shard_writer = ShardWriter(plan, stage)
+            else:
+                most_threads = GPU_THREADS
+                shard_writer = CudaShardWriter(plan, stage, self.gpu)
+            threads = max(1, min(cores() // self.local, most_threads))
+            with shard_writer as writer:
+                writer.fill(self.number, self.count, threads, progress)
         except (UserError, OSError) as error:
             if self.local == self.count:
                 raise
@@ -304,8 +308,11 @@ def blend(
     """
     import torch
 
-    base = _wide(rows[0], dtypes[0]) if COMPILED_METHODS[function] else None
-    first = 0 if base is None else 1
+    base = None
+    first = 0
+    if COMPILED_METHODS[function]:
+        base = _wide(rows[0], dtypes[0])
+        first = 1
     count = rows[0].numel() // size_of(dtypes[0])
     total = torch.zeros(count, dtype=torch.float32, device=rows[0].device)
     for row, tag, weight in zip(rows[first:], dtypes[first:], weights[first:], strict=True):
@@ -339,16 +346,16 @@ def agrees(device: torch.device) -> bool:
     dice = np.random.default_rng(0)
     weights = (0.15, 0.85, 1 / 3)
     for function, dtype in itertools.product(COMPILED_METHODS, FLOATS):
-        rows = [
-            np.frombuffer(dice.bytes(SAMPLE * size_of(dtype)), np.uint8).copy() for _ in weights
-        ]
-        wanted = np.empty_like(rows[0])
+        rows = list[Raw]()
+        for _ in weights:
+            data = dice.bytes(SAMPLE * size_of(dtype))
+            rows.append(np.frombuffer(data, np.uint8).copy())
+        specified = np.empty_like(rows[0])
         tags = [dtype] * len(rows)
-        mix_block(function, rows, tags, weights, dtype, wanted, dtype)
-        soup, _ = blend(
-            function, [torch.from_numpy(row).to(device) for row in rows], tags, weights, dtype
-        )
-        if not np.array_equal(soup.cpu().numpy(), wanted):
+        mix_block(function, rows, tags, weights, dtype, specified, dtype)
+        device_rows = [torch.from_numpy(row).to(device) for row in rows]
+        soup, _ = blend(function, device_rows, tags, weights, dtype)
+        if not np.array_equal(soup.cpu().numpy(), specified):
             return False
     return True
 
@@ -378,15 +385,14 @@ class CudaShardWriter(ShardWriter):
             return
         stream, pinned = self._lane()
         sizes = [chunk.count * size_of(source.dtype) for source in chunk.sources]
-        *rows, out = (
-            _pinned(pinned, number, size) for number, size in enumerate([*sizes, chunk.nbytes])
-        )
+        rows = [_pinned(pinned, number, size) for number, size in enumerate(sizes)]
+        out = _pinned(pinned, len(sizes), chunk.nbytes)
         for number, row in enumerate(rows):
             self.read(chunk, number, row.numpy())
         with torch.cuda.device(self._device), torch.cuda.stream(stream), torch.no_grad():
-            there = [row.to(self._device, non_blocking=True) for row in rows]
+            device_rows = [row.to(self._device, non_blocking=True) for row in rows]
             tags = [source.dtype for source in chunk.sources]
-            soup, finite = blend(function, there, tags, chunk.weights, chunk.dtype)
+            soup, finite = blend(function, device_rows, tags, chunk.weights, chunk.dtype)
             out.copy_(soup, non_blocking=True)
             good = bool(finite)  # waits for the stream, and so for the copy
         check_finite(self.plan, chunk, good, [row.numpy() for row in rows], self._warned)
