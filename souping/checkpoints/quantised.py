@@ -137,9 +137,9 @@ def _block(folder: Path, value: Any) -> tuple[int, int] | None:
     # compressed-tensors until 0.10
     if isinstance(value, str) and re.fullmatch(r"\d{1,9}x\d{1,9}", value):
         value = [int(number) for number in value.split("x")]
-    if isinstance(value, list) and len(value) == 2:
-        if all(type(n) is int and 0 < n < 1 << 31 for n in value):
-            return value[0], value[1]
+    pair = isinstance(value, list) and len(value) == 2
+    if pair and all(type(n) is int and 0 < n < 1 << 31 for n in value):
+        return value[0], value[1]
     what = f"the size of its blocks is {str(value)[:80]}, not two whole numbers"
     raise broken(folder / "config.json", what)
 
