@@ -84,7 +84,7 @@ class Rule:
         return PLACEHOLDER.sub(lambda match: indexes[match[1]], self.name)
 
     def check(self) -> None:
-        """Raises ValueError where an axis of one side is not there once on the other, or a name is no pattern."""
+        """Raises ValueError unless each axis of one side stands once on the other, and names are patterns."""
         for native in self.natives:
             pattern_of(native)
         # A rule with one native tensor has no axis that counts several.
@@ -167,7 +167,7 @@ def read_rules(path: Path) -> Family:
     """The rules of a file.
 
     Raises:
-        UserError: it is no such file.
+        UserError: it is not such a file.
     """
     table: RuleFile = load(path, RuleFile)
     for key in table:

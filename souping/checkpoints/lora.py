@@ -278,7 +278,7 @@ def _refuse(folder: Path, config: Mapping[str, Any]) -> None:
         refused.append("peft_type")
     if config.get("bias", "none") not in ("none", None):
         refused.append("bias")
-    # 1 equals True, but is no value of it.
+    # PEFT takes True, not 1, which equals it.
     if (type(start), start) not in [(type(value), value) for value in HARMLESS_STARTS]:
         refused.append("init_lora_weights")
     refused += [key for key, value in config.items() if value and key not in PLAIN_LORA]

@@ -39,7 +39,7 @@ class Trajectory:
 
     @property
     def models(self) -> tuple[Candidate, ...]:
-        """All that are no candidates."""
+        """All that are not candidates."""
         names = {member.name for member in self.runs[0].members}
         rows = [candidate for _, candidate in self.rows if candidate.name not in names]
         return (*rows, *chain.from_iterable(self.others))

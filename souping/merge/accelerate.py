@@ -120,7 +120,7 @@ class AccelerateMerge(LocalMerge):
         return missing("accelerate", "pip install accelerate")
 
 
-def rank_count(asked: int | None) -> int:
+def rank_count(requested: int | None) -> int:
     """How many ranks to start on this machine.
 
     Raises:
@@ -129,14 +129,14 @@ def rank_count(asked: int | None) -> int:
     import torch
 
     gpus = torch.cuda.device_count()
-    if asked is None:
+    if requested is None:
         return gpus or CPU_RANKS
-    if 0 < gpus < asked:
+    if 0 < gpus < requested:
         advice = "lower it, or hide them (CUDA_VISIBLE_DEVICES=) for ranks on the CPU"
         raise UserError(
-            f"merge.num_processes={asked} is more than the number of GPUs, {gpus}: {advice}"
+            f"merge.num_processes={requested} is more than the number of GPUs, {gpus}: {advice}"
         )
-    return asked
+    return requested
 
 
 def launcher(count: int) -> list[str]:
@@ -210,20 +210,20 @@ class Rank:
     gpu: torch.device | None = None
 
     @classmethod
-    def join(cls, asked: int | None, timeout: float) -> Rank:
+    def join(cls, requested: int | None, timeout: float) -> Rank:
         """Meet the other ranks that `accelerate launch` started, within `timeout` seconds.
 
         Raises:
-            UserError: there are not `asked` ranks (every rank raises it), or another rank does not come.
+            UserError: there are not `requested` ranks (every rank raises it), or another rank does not come.
         """
         from accelerate import PartialState
 
         with together():  # over gloo even if there are GPUs: no weights travel between ranks
             state = PartialState(cpu=True, timeout=timedelta(seconds=timeout))
-        if asked not in (None, state.num_processes):
+        if requested not in (None, state.num_processes):
             raise UserError(
-                f"{asked} ranks were asked for and accelerate started {state.num_processes}: launch with --multi_gpu "
-                "(on CPUs too) and a --num_processes that --num_machines divides"
+                f"{requested} ranks were asked for and accelerate started {state.num_processes}: launch with "
+                "--multi_gpu (on CPUs too) and a --num_processes that --num_machines divides"
             )
         local = int(os.environ.get("LOCAL_WORLD_SIZE", state.num_processes))
         gpu = usable_gpu(state.local_process_index)

@@ -60,7 +60,7 @@ class Segment:
 
 @dataclass(frozen=True)
 class StoredFrame(SoupFiles):
-    """Files of the newest checkpoint around the weights, and the metadata, without which they are no archives."""
+    """Files of the newest checkpoint around the weights, and DCP's metadata (none: safetensors files)."""
 
     folder: Path
     files: Mapping[str, Sequence[Segment]]
@@ -259,7 +259,7 @@ def framed(sharded: Sharded) -> tuple[StoredFrame, dict[str, View]]:
 
 
 def _dcp_frame(sharded: Sharded, parts: PartsOfFiles) -> StoredFrame:
-    """The slices of DCP's files that are no optimiser state, and the metadata with their new places."""
+    """The slices of DCP's files that are not optimiser state, and the metadata with their new places."""
     folder = sharded.folder
     prefix = f"{sharded.root}/" if sharded.root else ""
     table, entries = metadata(folder, prefix)
@@ -317,7 +317,7 @@ def load_plan(path: Path) -> MergePlan:
     """The plan that `MergePlan.save` wrote, worked out again from the headers.
 
     Raises:
-        UserError: the file is no plan, or an ingredient is missing or has changed.
+        UserError: the file is not a plan, or an ingredient is missing or has changed.
     """
     table: PlanFile = load(path, PlanFile)
     files = table["files"]
