@@ -148,7 +148,7 @@ def run(world: GuardedWorld, seed: int, number: int) -> tuple[bool, bool, float]
         lambda trial: None,
         admission,
     )
-    found = admitted(found, best_first(found), admission, reference, Mean())
+    found = admitted(POINTS, found, best_first(found), admission, reference, Mean())
     uniform = answers.scores(pool.recipe(dict.fromkeys(world.names, 1 / len(world.names))), search)
     passes = guards[0].admits(check(guards[0], uniform, admission.reference))
     return passes, len(found.recipe.ingredients) > 1, planned or 0.0

@@ -33,6 +33,7 @@ from souping.checkpoints import pool
 from souping.core.protocols import Objective, Selector
 from souping.core.scores import Mean, MeasuredScores, Weighted
 from souping.core.types import Fold, Item, ItemScores, Recipe, Request, ScoreMatrix, Selection
+from souping.core.unit import POINTS
 from souping.evaluate.benchmark import split_folds
 from souping.pipeline.evidence import Contender
 from souping.pipeline.settings import RunSettings
@@ -273,6 +274,7 @@ class Run(Steps):
             self.pairs.append((pair, self.world.difference(soup.recipe, single.recipe)))
         self.deployed = self.world.difference(soup.recipe, best.recipe)
         self.claim = verdict(
+            POINTS,
             soup.name,
             [pair for pair, _ in self.pairs],
             candidates=[single.name for single in singles],

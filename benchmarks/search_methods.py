@@ -7,7 +7,7 @@ import importlib.util
 import logging
 import sys
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -252,8 +252,9 @@ def driven(start: Start) -> Method:
         while (cell := optimiser.ask()) is not None:
             optimiser.tell(cell, sim.answer(cell))
         told = optimiser.summary()
+        facts = told if isinstance(told, Mapping) else {}
         within, regret = (
-            float(str(told.get(key, "nan"))) for key in ("within_1_point", "expected_regret")
+            float(str(facts.get(key, "nan"))) for key in ("within_1_point", "expected_regret")
         )
         return Outcome(sim.rows[optimiser.best()], within, regret)
 

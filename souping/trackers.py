@@ -20,7 +20,6 @@ from souping.core.protocols import Tracker
 from souping.core.reading import read
 from souping.core.text import first_line, install, named, safe
 from souping.core.types import Json, JsonObject, Missing, Trial
-from souping.core.unit import gain
 from souping.report.content import PairedDifference, Report
 
 FILES = ("report.json", "report.md", "report.html", "selection.json", "trials.csv", "recipe.json")
@@ -140,7 +139,7 @@ class WandbTracker(Tracker):
         """Log one point. The step counts points, since trials may arrive out of order."""
         session = self._session
         if session.run is not None:
-            session.trials.append(_point(trial, session.trials))
+            session.trials.append(_point(trial))
             with _silence():
                 session.run.log(session.trials[-1], step=len(session.trials) - 1)
 
@@ -187,7 +186,7 @@ class WandbTracker(Tracker):
         `jobs` are {job, overrides, objective (fraction or None), run_dir, refused (the error, if the job failed)};
         `run_dir` is the multirun's.
         """
-        from souping.report.files import best_jobs, job_table
+        from souping.report.jobs import best_jobs, job_table
 
         tracker = replace(self, name=f"{self.group}-summary", job_type="summary")
         tracker.start({"group": self.group, "jobs": len(jobs)}, run_dir)
@@ -322,7 +321,7 @@ def _wandb_environment(folder: Path) -> Iterator[None]:
                 os.environ[name] = value
 
 
-def _point(trial: Trial, earlier: Sequence[JsonObject]) -> dict[str, Json]:
+def _point(trial: Trial) -> dict[str, Json]:
     """A trial as numbers: objective, best so far, categories, weights.
 
     A soup that was dropped early has no score: means over a few items cannot be compared.
@@ -330,9 +329,7 @@ def _point(trial: Trial, earlier: Sequence[JsonObject]) -> dict[str, Json]:
     result = trial.result
     point: dict[str, Json] = {"trial": trial.number}
     if trial.whole:
-        scores = [known["objective"] for known in earlier if "objective" in known]
-        scores.append(result.objective)
-        point |= {"objective": result.objective, "best": max(scores, key=gain)}
+        point |= {"objective": result.objective, "best": trial.best}
         point |= {f"category/{name}": value for name, value in result.categories.items()}
     weights = dict(zip(trial.recipe.ingredients, trial.recipe.weights, strict=True))
     point |= {f"weight/{name}": weight for name, weight in weights.items()}

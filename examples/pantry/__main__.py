@@ -11,7 +11,7 @@ from pathlib import Path
 from examples import exit_status
 from examples.pantry import items
 from souping import pantry
-from souping.core.text import positive
+from souping.core.arguments import positive
 
 WHAT = ("models", "items", "trajectory")
 

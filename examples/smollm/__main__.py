@@ -15,7 +15,7 @@ from examples import exit_status
 from examples.smollm import train
 from examples.smollm.data import bfcl, gather, model, read_questions, spare, write_tasks
 from examples.smollm.train import SLICES, Lesson, TrainingSettings, write_base
-from souping.core.text import positive
+from souping.core.arguments import positive
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -11,7 +11,7 @@ import numpy as np
 from souping.analysis.intervals import ItemTable
 from souping.core.protocols import Objective
 from souping.core.types import ItemScores, ScoreMatrix
-from souping.core.unit import unit
+from souping.core.unit import Unit
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,6 +53,7 @@ def routed(ingredients: Mapping[str, ItemScores], chosen_by: ScoreMatrix) -> Rou
 
 
 def alternatives(
+    unit: Unit,
     search_score: float,
     soup: ItemScores,
     ingredients: Mapping[str, ItemScores],
@@ -67,7 +68,7 @@ def alternatives(
     memory and the answers per request.
     """
     table = ItemTable.of(soup.items, objective)
-    optimism = {"optimism": unit().raw(search_score) - unit().raw(table.score(soup.values))}
+    optimism = {"optimism": unit.raw(search_score) - unit.raw(table.score(soup.values))}
     router = routed(ingredients, chosen_by)
     if router is None:
         return optimism
@@ -76,10 +77,10 @@ def alternatives(
     return {
         **optimism,
         "router": {
-            "score": unit().raw(table.score(router.scores.values)),
+            "score": unit.raw(table.score(router.scores.values)),
             "routes": dict(router.routes),
             "models": len(set(router.routes.values())),
             "answers": 1,
         },
-        "oracle": {"score": unit().raw(table.score(best)), "models": count, "answers": count},
+        "oracle": {"score": unit.raw(table.score(best)), "models": count, "answers": count},
     }

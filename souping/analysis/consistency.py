@@ -19,7 +19,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 from numpy.typing import NDArray
 
-from souping.analysis import Analysis, Draws, NotEstimableError, RunScores
+from souping.analysis.base import Analysis, Draws, NotEstimableError, RunScores
 from souping.analysis.correlation import FEWEST_MODELS, GroupSums, correlated, few_models
 from souping.analysis.intervals import Z95
 from souping.analysis.wins import MEAN_TIE, too_few

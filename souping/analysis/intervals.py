@@ -19,7 +19,7 @@ from souping.analysis.grouped import GroupedScores, design
 from souping.core.protocols import Objective
 from souping.core.scores import value_of
 from souping.core.types import FloatArray, IntArray, Item, Json
-from souping.core.unit import unit
+from souping.core.unit import Unit
 
 # Tail on either side of a 95 % interval, and the normal quantile of it.
 INTERVAL_TAIL = 0.025
@@ -41,9 +41,9 @@ class Interval:
     groups: int
     effective_n: float
 
-    def as_dict(self) -> dict[str, Json]:
+    def as_dict(self, unit: Unit) -> dict[str, Json]:
         """The JSON form of `report.json`."""
-        return unit().raw_table(asdict(self))
+        return unit.raw_table(asdict(self))
 
 
 # ---------------------------------------------------------------- one category

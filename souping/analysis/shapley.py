@@ -18,11 +18,11 @@ from typing import Annotated, Literal
 import numpy as np
 from annotated_types import Interval
 
-from souping.analysis import Analysis, NotEstimableError, RunScores, RunSoups
+from souping.analysis.base import Analysis, NotEstimableError, RunScores, RunSoups
 from souping.analysis.intervals import ItemTable
 from souping.core.fields import component
 from souping.core.types import FloatArray, Names, Recipe
-from souping.core.unit import Unit, unit
+from souping.core.unit import Unit
 from souping.report.analyses import AnalysisResult
 from souping.report.content import MaybeFloat, MaybeInt, NamedNumbers
 from souping.report.format import clean, short
@@ -74,7 +74,7 @@ class Shapley(Analysis):
         return ShapleyResult(
             fold="search",
             players=game.names,
-            whole=unit().raw(values.whole),
+            whole=run.unit.raw(values.whole),
             levels=tuple(_level(game, values, own) for own in sizes),
             coalitions=tuple(values.row(members) for members in game.coalitions()),
         )
@@ -125,7 +125,7 @@ class _Values:
         return CoalitionValue(
             members=self.game.in_order(members),
             recipe_id=self.game.recipe(members).id,
-            value=unit().raw(self.objective(self.scores[members])),
+            value=self.run.unit.raw(self.objective(self.scores[members])),
         )
 
     def combine(self, coefficients: Coefficients) -> FloatArray:
@@ -143,15 +143,16 @@ class _Values:
 
     def player(self, members: Members, values: FloatArray) -> PlayerValue:
         """Value with its interval over items, and the value of each category."""
+        unit = self.run.unit
         table = ItemTable.of(self.first.items, self.run.objective)
         whole = table.interval(values)
         means = {
-            name: unit().raw(float(values[table.categories == n].mean()))
+            name: unit.raw(float(values[table.categories == n].mean()))
             for n, name in enumerate(table.names)
         }
         limits = {"value": self.objective(values), "low": whole.low, "high": whole.high}
         names = self.game.in_order(members)
-        return PlayerValue(members=names, **unit().raw_table(limits), categories=means)
+        return PlayerValue(members=names, **unit.raw_table(limits), categories=means)
 
 
 def _level(game: _Game, values: _Values, size: int) -> ShapleyLevel:
@@ -163,7 +164,7 @@ def _level(game: _Game, values: _Values, size: int) -> ShapleyLevel:
         size=size,
         kind=COALITION_KINDS[size],
         players=tuple(values.player(player, scores) for player, scores in found.items()),
-        efficiency_gap=unit().size(gap),
+        efficiency_gap=values.run.unit.size(gap),
     )
 
 

@@ -21,8 +21,7 @@ from souping.analysis.sign_flip import ALPHA, TEST
 from souping.analysis.sign_patterns import SIGN_DRAWS
 from souping.core.protocols import Objective
 from souping.core.types import FloatArray, IntArray, Item, ItemScores, Json, ScoreMatrix
-from souping.core.unit import MARGIN, unit
-from souping.report.format import limits, points
+from souping.core.unit import MARGIN, Unit
 
 GRADED_TEST = f"{TEST}, and bootstrap-t"
 EVERY = "better, or worse, in every category: the largest of the categories' p-values"
@@ -52,11 +51,11 @@ class Comparison:
     step: float = 0.0
     degrees: float = math.inf
 
-    def as_dict(self) -> dict[str, Json]:
+    def as_dict(self, unit: Unit) -> dict[str, Json]:
         """The JSON form of `report.json`."""
         table = asdict(self)
         del table["step"], table["degrees"]
-        return unit().raw_table(table)
+        return unit.raw_table(table)
 
 
 def compare(
@@ -324,6 +323,7 @@ class Verdict:
 
 
 def verdict(
+    unit: Unit,
     soup: str,
     comparisons: Sequence[Comparison],
     *,
@@ -365,7 +365,7 @@ def verdict(
     if len(recipe) == 1:
         text = f"Keep {recipe[0]}, do not soup: the search found no mixture above it"
         tried = (
-            f"; {mixture.a} minus {mixture.b} is {_points(mixture)} on {mixture.n} search items"
+            f"; {mixture.a} minus {mixture.b} is {_points(unit, mixture)} on {mixture.n} search items"
             if mixture
             else ""
         )
@@ -374,19 +374,20 @@ def verdict(
     missing = [name for name in dict.fromkeys([*candidates, best_single]) if name not in against]
     if missing:
         raise ValueError(f"the verdict needs {soup!r} compared with {', '.join(missing)}")
-    return _better(against, best_single, opened) or _not_better(
-        against[best_single], opened, margin
-    )
+    better = _better(unit, against, best_single, opened)
+    return better or _not_better(unit, against[best_single], opened, margin)
 
 
-def _better(against: dict[str, Comparison], best_single: str, opened: int) -> Verdict | None:
+def _better(
+    unit: Unit, against: dict[str, Comparison], best_single: str, opened: int
+) -> Verdict | None:
     """Claim for a soup that is shown to be better than every candidate, or than the one of the search."""
     every = over_looks(better_than_every(list(against.values())), opened)
     hardest = max(
         against.values(), key=lambda c: (c.difference <= ZERO_DIFFERENCE, c.p_value, -c.difference)
     )
     if every < ALPHA:
-        figures = _figures(hardest, every, opened)
+        figures = _figures(unit, hardest, every, opened)
         text = (
             f"The soup is better than every candidate; the closest call is {hardest.b}, {figures}."
         )
@@ -396,36 +397,40 @@ def _better(against: dict[str, Comparison], best_single: str, opened: int) -> Ve
     if single.difference <= ZERO_DIFFERENCE or p_value >= ALPHA:
         return None
     text = f"The soup is better than {best_single}, the model you would have deployed"
-    rest = f"; it is not shown to be better than every candidate: {hardest.b} {_points(hardest)}."
-    sentence = f"{text}, {_figures(single, p_value, opened)}{rest}"
+    rest = f"; it is not shown to be better than every candidate: {hardest.b} {_points(unit, hardest)}."
+    sentence = f"{text}, {_figures(unit, single, p_value, opened)}{rest}"
     return Verdict(claim="better_than_best_single", sentence=sentence, p_value=p_value)
 
 
-def _not_better(single: Comparison, opened: int, margin: float) -> Verdict:
+def _not_better(unit: Unit, single: Comparison, opened: int, margin: float) -> Verdict:
     """Keep the search's candidate where a gain of the margin is ruled out; else nothing is shown."""
+    gain = unit.amount(unit.size(margin))
     if single.high < margin:
-        text = f"Keep {single.b}, what the search would have chosen: a soup better by {_amount(margin)}"
+        text = f"Keep {single.b}, what the search would have chosen: a soup better by {gain}"
         return Verdict(
             claim="keep_single",
-            sentence=f"{text} is ruled out; soup minus it is {_points(single)}.",
+            sentence=f"{text} is ruled out; soup minus it is {_points(unit, single)}.",
         )
     p_value = over_looks(single.p_value, opened)
     text = f"No difference shown: the soup against {single.b}, the model you would have deployed, "
-    needed = f"A true gain of {_amount(margin)} takes {items_in_words(items_for(single, margin))} report items"
-    rest = f"{_figures(single, p_value, opened)}. {needed} (80 % power); there are {single.n:,}."
+    needed = f"A true gain of {gain} takes {items_in_words(items_for(single, margin))} report items"
+    rest = (
+        f"{_figures(unit, single, p_value, opened)}. {needed} (80 % power); there are {single.n:,}."
+    )
     return Verdict(claim="no_difference_shown", sentence=text + rest, p_value=p_value)
 
 
-def _points(c: Comparison, more: str = "") -> str:
+def _points(unit: Unit, c: Comparison, more: str = "") -> str:
     """The difference with the interval."""
-    found = c.as_dict()
-    return f"{points(found['difference'], sign=True)} ({limits(found)}{more})"
+    raw = unit.raw_table(vars(c))
+    limits = unit.limits(raw["low"], raw["high"], c.level)
+    return f"{unit.points(raw['difference'], sign=True)} ({limits}{more})"
 
 
-def _figures(c: Comparison, p_value: float, opened: int) -> str:
+def _figures(unit: Unit, c: Comparison, p_value: float, opened: int) -> str:
     """The difference with interval and p-value."""
     looks = f", corrected for {opened} looks at these items" if opened > 1 else ""
-    return _points(c, f", {_p(p_value)}{looks}")
+    return _points(unit, c, f", {_p(p_value)}{looks}")
 
 
 def _p(value: float) -> str:
@@ -462,19 +467,21 @@ class Power:
     needed: int
     assumed: bool
 
-    def as_dict(self) -> dict[str, Json]:
+    def as_dict(self, unit: Unit) -> dict[str, Json]:
         """The JSON form of `report.json`."""
-        return {**asdict(self), "gain": unit().size(self.gain), "margin": unit().size(self.margin)}
+        return {**asdict(self), "gain": unit.size(self.gain), "margin": unit.size(self.margin)}
 
-    def sentence(self) -> str:
+    def sentence(self, unit: Unit) -> str:
         assumption = f"assuming equal candidates, any two of which differ on {100 * DISCORDANCE:.0f} % of the items"
         basis = (
             assumption
             if self.assumed
             else "estimated from the candidates' answers on the select fold"
         )
-        shown = f"{self.items:,} report items show a true gain of {_rounded(self.gain)} over the best candidate"
-        needed = f"the margin of {_amount(self.margin)} takes {items_in_words(self.needed)} items"
+        gain = f"{unit.text(unit.size(self.gain))} {unit.name}"
+        margin = unit.amount(unit.size(self.margin))
+        shown = f"{self.items:,} report items show a true gain of {gain} over the best candidate"
+        needed = f"the margin of {margin} takes {items_in_words(self.needed)} items"
         return f"{shown} with 80 % power ({basis}); {needed}"
 
 
@@ -581,14 +588,6 @@ def rounded_up(items: float) -> int:
     """To two digits, which is all that can be known of a number of items that is needed; above ABSURD, just that."""
     unit = int(10 ** max(0, math.floor(math.log10(max(items, 1))) - 1)) if items <= ABSURD else 0
     return math.ceil(items / unit) * unit if unit else ABSURD + 1
-
-
-def _amount(inner: float) -> str:
-    return unit().amount(unit().size(inner))
-
-
-def _rounded(inner: float) -> str:
-    return f"{unit().text(unit().size(inner))} {unit().name}"
 
 
 def items_in_words(needed: int) -> str:

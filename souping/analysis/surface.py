@@ -13,12 +13,12 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
-from souping.analysis import SINGLE_SELECTED, Analysis, NotEstimableError, RunScores
+from souping.analysis.base import SINGLE_SELECTED, Analysis, NotEstimableError, RunScores
 from souping.analysis.intervals import ItemTable
 from souping.core.fields import component
 from souping.core.text import minus
 from souping.core.types import FloatArray, IntArray, Names
-from souping.core.unit import Unit, unit
+from souping.core.unit import Unit
 from souping.report.analyses import AnalysisResult
 from souping.report.content import Matrix, MaybeFloat, MaybeInt
 from souping.report.format import count, in_words, weight
@@ -68,10 +68,10 @@ class SurfaceBand:
             high=np.minimum(difference + reach, most),
         )
 
-    def at(self, points: int) -> SurfaceLimits:
+    def at(self, unit: Unit, points: int) -> SurfaceLimits:
         """The first `points` points, in the unit of the scores."""
         limits = {}
-        for key, row in unit().raw_table(vars(self)).items():
+        for key, row in unit.raw_table(vars(self)).items():
             limits[key] = tuple(round(value, 6) for value in row[:points].tolist())
         return SurfaceLimits(**limits)
 
@@ -191,12 +191,12 @@ class ResponseSurface(Analysis):
             items=tuple(answered.tolist()),
             fold_items=items,
             soups=len(found),
-            objective=objective.at(len(shown)),
+            objective=objective.at(run.unit, len(shown)),
             categories={
-                name: tuple(np.round(unit().raw(row[: len(shown)]), 6).tolist())
+                name: tuple(np.round(run.unit.raw(row[: len(shown)]), 6).tolist())
                 for name, row in zip(fold.names, categories, strict=True)
             },
-            width=unit().size(width),
+            width=run.unit.size(width),
         )
 
     def _points(self, size: int) -> Sequence[tuple[float, ...]]:

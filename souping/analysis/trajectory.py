@@ -21,7 +21,7 @@ from souping.checkpoints.pool import Trajectory
 from souping.checkpoints.trajectory import Member
 from souping.core.protocols import Objective
 from souping.core.types import FloatArray, ItemScores, Json, Trial, Weights
-from souping.core.unit import unit
+from souping.core.unit import Unit
 from souping.search.schedule import windows
 
 SOUP_AVERAGE, LAST_CHECKPOINT = "average", "last"
@@ -31,19 +31,20 @@ NEIGHBOURS = 5
 
 @dataclass(frozen=True, kw_only=True)
 class CheckpointScores:
-    """Scores [K, I] of a run's checkpoints, oldest first, on the items of a fold."""
+    """Scores [K, I] of a run's checkpoints, oldest first, on the items of a fold. A report has them in the `unit`."""
 
+    unit: Unit
     values: FloatArray
     table: ItemTable
 
     @classmethod
-    def of(cls, scores: Sequence[ItemScores], objective: Objective) -> CheckpointScores:
+    def of(cls, unit: Unit, scores: Sequence[ItemScores], objective: Objective) -> CheckpointScores:
         table = ItemTable.of(scores[0].items, objective)
-        return cls(values=np.stack([one.values for one in scores]), table=table)
+        return cls(unit=unit, values=np.stack([one.values for one in scores]), table=table)
 
     def objective(self, values: FloatArray) -> float:
         """As a reader sees it."""
-        return unit().raw(self.table.grouped(values).objective)
+        return self.unit.raw(self.table.grouped(values).objective)
 
     def spread(self) -> float | None:
         """Standard deviation between the last checkpoints, None if there are fewer than three."""
@@ -61,15 +62,14 @@ class CheckpointScores:
             "members_mean": np.asarray(weights) @ self.values,
         }
         return {
-            name: _shown(
+            name: self.shown(
                 compare(SOUP_AVERAGE, name, average, other, *where, looks=looks, tests=tests), looks
             )
             for name, other in others.items()
         }
 
-
-def _shown(one: Comparison, looks: int) -> Mapping[str, Json]:
-    return {**one.as_dict(), "p_look": over_looks(one.p_value, looks)}
+    def shown(self, pair: Comparison, looks: int) -> Mapping[str, Json]:
+        return {**pair.as_dict(self.unit), "p_look": over_looks(pair.p_value, looks)}
 
 
 def over_runs(deltas: FloatArray, table: ItemTable, looks: int = 1) -> Comparison:
@@ -114,7 +114,9 @@ def _further_runs(
     """Differences on further runs; a claim on the recipe only if there are two or more, none of which chose it."""
     deltas = np.array([average - last for average, last in others])
     claim = (
-        {"claim": _shown(over_runs(deltas, report.table, looks), looks)} if len(deltas) > 1 else {}
+        {"claim": report.shown(over_runs(deltas, report.table, looks), looks)}
+        if len(deltas) > 1
+        else {}
     )
     return {"differences": [report.objective(one) for one in deltas], **claim}
 

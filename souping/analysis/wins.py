@@ -24,7 +24,7 @@ import numpy as np
 from annotated_types import Interval
 from numpy.typing import NDArray
 
-from souping.analysis import SINGLE_SELECTED, Analysis, Draws, NotEstimableError, RunScores
+from souping.analysis.base import SINGLE_SELECTED, Analysis, Draws, NotEstimableError, RunScores
 from souping.analysis.correlation import GroupSums
 from souping.analysis.intervals import Z95, rate
 from souping.core.fields import component
@@ -38,10 +38,10 @@ from souping.core.types import (
     ScoreMatrix,
     digest,
 )
-from souping.core.unit import Unit
+from souping.core.unit import POINTS, Unit
 from souping.report.analyses import AnalysisResult
 from souping.report.content import MaybeFloat, MaybeInt, NamedNumbers
-from souping.report.format import clean, count, in_words, percent, percent_interval
+from souping.report.format import clean, count, in_words, percent
 from souping.report.plots import COLOURS, INK, Drawing, canvas, figure
 from souping.report.tables import Section, TableCell, TableGrid, grid
 
@@ -174,7 +174,7 @@ class WinShare:
     """share by chance"""
 
     def text(self) -> str:
-        limits = percent_interval(self.low, self.high)
+        limits = POINTS.interval(self.low, self.high)
         return f"{percent(self.share)} % ({limits}; by chance {percent(self.chance)} %)"
 
 
@@ -425,7 +425,7 @@ class ItemShare:
     """upper limit"""
 
     def cell(self) -> TableCell:
-        return TableCell(percent(self.share), percent_interval(self.low, self.high))
+        return TableCell(percent(self.share), POINTS.interval(self.low, self.high))
 
 
 @dataclass(frozen=True, kw_only=True)

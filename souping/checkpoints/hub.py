@@ -1,6 +1,6 @@
 """Models of the Hub, downloaded by huggingface_hub into its own cache.
 
-Everything that talks to the Hub runs in a child process (`core.system.call`): a slow answer costs neither the
+Everything that talks to the Hub runs in a child process (`core.child.call`): a slow answer costs neither the
 run's time nor its memory, and Ctrl-C ends it within seconds. A revision becomes a commit when its files are listed.
 From that list souping picks weights, config, tokenizer and chat templates by name, and never code.
 """
@@ -35,8 +35,8 @@ from souping.checkpoints.folder import (
     weight_map,
 )
 from souping.checkpoints.header import header_bytes
+from souping.core.child import CHILD_MEMORY_BYTES, call, limit_file_size
 from souping.core.files import disk_space, expanded, near_folder, write_atomically
-from souping.core.system import CHILD_MEMORY_BYTES, call, limit_file_size
 from souping.core.text import first_line, shown
 from souping.core.types import Folders, ProgressCallback, T, UserError
 

@@ -11,12 +11,13 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-from souping.cli import stop
+from souping.cli.process import stop
 from souping.comparison.api import AVERAGES, LogSource, compare
 from souping.comparison.verdict import FAIL_ON, WORDS, Word
+from souping.core.arguments import positive
 from souping.core.fields import pick
 from souping.core.files import error_text, expanded, write_files
-from souping.core.text import positive, read_json, safe
+from souping.core.text import read_json, safe
 from souping.core.types import UserError, part
 
 PAGES = ("report.html", "report.md")
@@ -41,7 +42,10 @@ def _compare(settings: dict[str, Any]) -> int:
     from souping.comparison.result import page, sections, title
     from souping.report.render import sheet_markdown, show_sheet
 
-    logs, flips, as_json, out = (settings.pop(name) for name in ("logs", "show", "json", "out"))
+    logs = settings.pop("logs")
+    flips = settings.pop("show")
+    as_json = settings.pop("json")
+    out = settings.pop("out")
     folder = expanded(out, "--out") if out else None
     if folder:
         _check_folder(folder)
@@ -69,10 +73,10 @@ def _check_folder(folder: Path) -> None:
         return
     try:
         pages = part(read_json((folder / TABLE).read_bytes()), "pages")
-        own = all(_digest((folder / name).read_bytes()) == pages.get(name) for name in PAGES)
+        unchanged = all(_digest((folder / name).read_bytes()) == pages.get(name) for name in PAGES)
     except (AttributeError, OSError, ValueError):
-        own = False
-    if not own:
+        unchanged = False
+    if not unchanged:
         raise UserError(
             f"--out {folder}: not empty, and not as an earlier compare --out left it: name another folder"
         )
@@ -95,14 +99,15 @@ def _logs(words: Sequence[str]) -> dict[str, LogSource | list[LogSource]]:
     """{name: logs}."""
     logs: dict[str, LogSource | list[LogSource]] = {}
     for word in words:
-        name, found, sources = word.partition("=")
-        if not found or not name or not sources:
+        name, _, sources = word.partition("=")
+        if not name or not sources:
             raise UserError(f"{safe(word)}: write NAME=LOG")
         if name in logs:
             raise UserError(f"{safe(name)}= is given twice: several training runs are NAME=LOG,LOG")
-        logs[name] = (
-            [sources] if Path(sources).exists() else [one for one in sources.split(",") if one]
-        )
+        if Path(sources).exists():
+            logs[name] = [sources]
+        else:
+            logs[name] = list(filter(None, sources.split(",")))
     return logs
 
 

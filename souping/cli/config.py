@@ -178,12 +178,12 @@ def build(config: Mapping[str, Any]) -> dict[str, Any]:
 
 def _build_also(config: Mapping[str, Any]) -> tuple[ExtraEntry, ...]:
     """The entries of `also` with the part that each names."""
-    made = []
+    entries = []
     for number, entry in enumerate(config["also"]):
         name, group, node = also_node(entry, f"also[{number}]", config["evaluator"])
         part = build_part(node, GROUP_KINDS[group], f"also[{number}].{group}")
-        made.append(ExtraEntry(name=name, **{group: part}))
-    return tuple(made)
+        entries.append(ExtraEntry(name=name, **{group: part}))
+    return tuple(entries)
 
 
 def build_part(node: Json, kind: Hint, where: str) -> Any:
@@ -206,23 +206,25 @@ def build_part(node: Json, kind: Hint, where: str) -> Any:
     target = _target(node, where)
     known = _settable(target, kind)
     hints = hints_of(target)
-    given = {str(key): value for key, value in node.items() if key != "_target_"}
-    for key in given:
+    settings = {str(key): value for key, value in node.items() if key != "_target_"}
+    for key in settings:
         if key not in known:
             name = str(node["_target_"]).rsplit(".", 1)[-1]
             raise UserError(f"{where}.{key} is not a key of {where}={name}{nearest(key, known)}")
-    values = {key: _setting(value, hints.get(key, Any), where, key) for key, value in given.items()}
+    values = {
+        key: _setting(value, hints.get(key, Any), where, key) for key, value in settings.items()
+    }
     for key in known:
-        if known[key] and key not in given:
+        if known[key] and key not in settings:
             raise UserError(f"{where}.{key} is not set")
     _refuse_abstract(target, where)
     called = is_callable(kind) and not inspect.isclass(target)
-    made = partial(target, **values) if called else target(**values)
-    if inspect.isclass(kind) and not isinstance(made, kind):
+    part = partial(target, **values) if called else target(**values)
+    if inspect.isclass(kind) and not isinstance(part, kind):
         raise UserError(
-            f"{where}: {source_of(target)} makes a {type(made).__name__}, no {kind.__name__}"
+            f"{where}: {source_of(target)} makes a {type(part).__name__}, no {kind.__name__}"
         )
-    return made
+    return part
 
 
 def _refuse_abstract(target: Callable[..., Any], where: str) -> None:
@@ -251,13 +253,10 @@ def key_of(path: str) -> str:
     """The key that names a path, however it is written there; empty where none does."""
 
     def keys(node: Any, where: str) -> Iterator[str]:
-        inner = node.items() if isinstance(node, Mapping) else ()
-        yield from (
-            key
-            for name, one in inner
-            for key in keys(one, f"{where}.{name}" if where else str(name))
-        )
-        if isinstance(node, str) and (
+        if isinstance(node, Mapping):
+            for name, inner in node.items():
+                yield from keys(inner, f"{where}.{name}" if where else str(name))
+        elif isinstance(node, str) and (
             node == path or os.path.abspath(os.path.expanduser(node)) == os.path.abspath(path)
         ):
             yield where
@@ -292,7 +291,7 @@ def _target(node: JsonObject, where: str) -> Callable[..., Any]:
     """The class or function that a node names. Raises UserError if it cannot be imported, with the reason."""
     name = node["_target_"]
     try:
-        made: Callable[..., Any] = get_object(str(name))
+        target: Callable[..., Any] = get_object(str(name))
     except Exception as error:  # whatever the module does while it is imported
         cause = error.__cause__ or error
         trace = traceback.extract_tb(cause.__traceback__)
@@ -305,12 +304,12 @@ def _target(node: JsonObject, where: str) -> Callable[..., Any]:
         raise UserError(
             f"{where}._target_={name!r:.80} is no class or function that can be imported: {why}"
         ) from None
-    if not callable(made):
+    if not callable(target):
         raise UserError(f"{where}._target_={name} is no class or function")
-    if is_user_code(made):
+    if is_user_code(target):
         with suppress(TypeError):
-            USER_CODE[inspect.getfile(made)] = source_of(made)
-    return made
+            USER_CODE[inspect.getfile(target)] = source_of(target)
+    return target
 
 
 def _settable(target: Callable[..., Any], kind: Hint) -> dict[str, bool]:
@@ -330,8 +329,9 @@ def is_part(hint: Hint) -> bool:
     """Whether a part is wanted, and no plain value."""
     inner = [hint] if get_origin(hint) is None else get_args(hint)
     return is_callable(hint) or any(
-        is_callable(one) or (inspect.isclass(one) and one.__module__.startswith("souping."))
-        for one in inner
+        is_callable(member)
+        or (inspect.isclass(member) and member.__module__.startswith("souping."))
+        for member in inner
     )
 
 
@@ -346,11 +346,13 @@ def merges_only(config: Mapping[str, Any]) -> bool:
     return False
 
 
-def also_node(entry: Any, where: str, own: Mapping[str, Any]) -> tuple[str, str, dict[str, Any]]:
+def also_node(
+    entry: Any, where: str, evaluator: Mapping[str, Any]
+) -> tuple[str, str, dict[str, Any]]:
     """Entry of `also`: its name, the group that it chooses (`evaluator` or `benchmark`), and the node of the choice.
 
-    `own` is the run's evaluator node: lm_eval takes its dtype and device unless the entry has them. A text is the path
-    of a JSON Lines file or the name of an lm_eval task. A mapping has `path`, or `tasks` with any other key of
+    `evaluator` is the run's evaluator node: lm_eval takes its dtype and device unless the entry has them. A text is the
+    path of a JSON Lines file or the name of an lm_eval task. A mapping has `path`, or `tasks` with any other key of
     evaluator=lm_eval; and `name`.
 
     Raises:
@@ -364,7 +366,7 @@ def also_node(entry: Any, where: str, own: Mapping[str, Any]) -> tuple[str, str,
             f"{where}={entry!r:.60} must be a file of items, an lm_eval task, or a mapping with path or tasks"
         )
     if "tasks" in sources:
-        return _tasks(entry, where, own)
+        return _tasks(entry, where, evaluator)
     for key in entry:
         pick(str(key), ("name", "path"), f"{where}: key")
     return _file(str(entry["path"]), where, entry.get("name"))
@@ -388,13 +390,13 @@ def _file(text: str, where: str, name: str | None) -> tuple[str, str, dict[str, 
 
 
 def _tasks(
-    entry: Mapping[str, Any], where: str, own: Mapping[str, Any]
+    entry: Mapping[str, Any], where: str, evaluator: Mapping[str, Any]
 ) -> tuple[str, str, dict[str, Any]]:
     tasks = [entry["tasks"]] if isinstance(entry["tasks"], str) else entry["tasks"]
     if not isinstance(tasks, list) or not tasks:
         raise UserError(f"{where}.tasks={tasks!r:.60} must be a list of tasks or groups of lm_eval")
-    shared = model_settings(own) | (
-        {"include_path": own["include_path"]} if "include_path" in own else {}
+    shared = model_settings(evaluator) | (
+        {"include_path": evaluator["include_path"]} if "include_path" in evaluator else {}
     )
     settings = {key: value for key, value in entry.items() if key != "name"}
     name = str(entry.get("name") or "+".join(map(str, tasks)))
@@ -409,21 +411,22 @@ def drop_replaced(cfg: DictConfig, words: Sequence[str], paths: Sequence[str] = 
     Hydra merges an overlay (`+experiment=mgsm`) after the groups' choices, whatever those are: `selector=topk` would
     get the overlay's settings for SoCE. What the user types stays, and so does what the choice's own file leaves open.
     """
-    chosen = {
-        group: choice
-        for group, _, choice in (word.partition("=") for word in words)
-        if group in GROUPS
-    }
-    rest = [word for word in words if not named_in([word]) & chosen.keys()]
-    if not chosen or not any(word.startswith("+") for word in rest):
+    chosen = {}
+    for word in words:
+        group, _, choice = word.partition("=")
+        if group in GROUPS:
+            chosen[group] = choice
+    others = [word for word in words if not named_in([word]) & chosen.keys()]
+    if not chosen or not any(word.startswith("+") for word in others):
         return
-    before = hydra_compose(
-        "config", [*paths, *rest], return_hydra_config=True
-    ).hydra.runtime.choices
-    plain = hydra_compose("config", [*paths, *(word for word in words if word not in rest)])
-    for group in (group for group, choice in chosen.items() if before[group] != choice):
-        merged, own = (dict(whole[group].items_ex(resolve=False)) for whole in (cfg, plain))
-        cfg[group] = {
-            key: merged[key] if OPEN_VALUE.fullmatch(str(value)) else value
-            for key, value in own.items()
-        }
+    hydra = hydra_compose("config", [*paths, *others], return_hydra_config=True).hydra
+    plain = hydra_compose("config", [*paths, *(word for word in words if word not in others)])
+    for group, choice in chosen.items():
+        if hydra.runtime.choices[group] == choice:
+            continue
+        merged = dict(cfg[group].items_ex(resolve=False))
+        settings = dict(plain[group].items_ex(resolve=False))
+        for key, value in settings.items():
+            if OPEN_VALUE.fullmatch(str(value)):
+                settings[key] = merged[key]
+        cfg[group] = settings

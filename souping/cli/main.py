@@ -7,17 +7,9 @@ import os
 import re
 import sys
 
-from souping.cli import (
-    COMMANDS,
-    EXIT_STATUSES,
-    Ended,
-    answered,
-    as_overrides,
-    completed,
-    finished_run,
-    open_streams,
-    stop,
-)
+from souping.cli.commands import COMMANDS, as_overrides, finished_run
+from souping.cli.help import answered, completed
+from souping.cli.process import EXIT_STATUSES, Ended, open_streams, stop
 from souping.core.fields import pick
 from souping.core.text import first_line, safe
 from souping.core.types import UserError
@@ -36,17 +28,21 @@ def main() -> None:
         _do()
         sys.stdout.flush()
     except KeyboardInterrupt as end:
-        if "souping.cli.job" in sys.modules:
-            from souping.cli.job import end_sweep
+        if "souping.cli.sweep" in sys.modules:
+            from souping.cli.sweep import end_sweep
 
             end_sweep()
-        words, code = end.args if isinstance(end, Ended) else ("interrupted", 130)
+        words = "interrupted"
+        code = 130
+        if isinstance(end, Ended):
+            words, code = end.args
         stop(f"{words}: what was evaluated is in the store; the same command continues", code)
     except Exception as error:
         if debug:
             raise
         try:
-            from souping.cli.job import end_sweep, format_error
+            from souping.cli.errors import format_error
+            from souping.cli.sweep import end_sweep
         except ModuleNotFoundError as missing:  # where only what `compare` needs is installed
             what = safe(f"{type(error).__name__}: {first_line(error)}")
             package = error.name if isinstance(error, ModuleNotFoundError) else missing.name
@@ -61,16 +57,16 @@ def main() -> None:
 
 def _do() -> None:
     first = "".join(sys.argv[1:2])
-    rest = sys.argv[2:]
+    arguments = sys.argv[2:]
     if first == "show":
-        from souping.cli.finished import show
+        from souping.cli.show import show
 
-        show(rest)
+        show(arguments)
         return
     if first == "compare":
         from souping.cli import compare
 
-        EXIT_STATUSES.extend(filter(None, [compare.main(rest)]))
+        EXIT_STATUSES.extend(filter(None, [compare.main(arguments)]))
         return
     if answered(sys.argv[1:]):
         return
@@ -78,7 +74,7 @@ def _do() -> None:
         return
     if re.fullmatch(r"[a-z][a-z_-]*", first):  # no override: a command
         pick(first, COMMANDS, "command", " (overrides: KEY=VALUE)")
-        sys.argv[1:] = as_overrides(first, rest)
+        sys.argv[1:] = as_overrides(first, arguments)
     sys.argv[1:] = map(_at_home, sys.argv[1:])
     if finished_run(sys.argv[1:]) is not None:
         from souping.cli.finished import add

@@ -15,9 +15,10 @@ from souping.analysis.significance import items_in_words
 from souping.comparison.estimate import VarianceParts
 from souping.comparison.verdict import Word
 from souping.core.reading import to_json
-from souping.core.text import minus
+from souping.core.text import confidence, minus
 from souping.core.types import Names, frozen
-from souping.report.format import between, escape_html, level, p_value, score, short
+from souping.core.unit import POINTS
+from souping.report.format import escape_html, p_value, short
 from souping.report.render import document, section_html, show_sheet
 from souping.report.tables import Section, TableCell, grid, nonempty
 
@@ -270,13 +271,15 @@ def _cells(row: RowVerdict) -> dict[str, str | TableCell]:
 def amount(row: RowVerdict, value: float | None, sign: bool = False) -> str:
     if value is None:
         return ""
-    return score(value, sign) if row.fraction else minus(f"{value + 0.0:{'+' if sign else ''}.4g}")
+    if row.fraction:
+        return POINTS.score(value, sign)
+    return minus(f"{value + 0.0:{'+' if sign else ''}.4g}")
 
 
 def _limits(row: RowVerdict, low: float, high: float, middle: str = ", ") -> str:
     """Limits of a difference; in points they show on which side of 0 they are, however near."""
     if row.fraction:
-        return between(low, high, middle=middle)
+        return f"{POINTS.end(low, True)}{middle}{POINTS.end(high, True)}"
     return f"{amount(row, low, True)}{middle}{amount(row, high, True)}"
 
 
@@ -303,7 +306,7 @@ def sentence(row: RowVerdict) -> str:
     )
     shown = p_value(row.p_value)
     equal = "" if shown.startswith("<") else "= "
-    around = f"{level(vars(row))} interval {_limits(row, row.low, row.high, ' to ')}"
+    around = f"{confidence(row.level)} interval {_limits(row, row.low, row.high, ' to ')}"
     return f"{said}. Difference {_points(row, row.difference, True)} ({around}, p {equal}{shown})."
 
 

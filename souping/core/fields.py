@@ -34,8 +34,9 @@ from typing import (
 import numpy as np
 from annotated_types import Interval
 
+from souping.core.arguments import LONGEST_TIMEOUT_S
 from souping.core.files import regular
-from souping.core.text import LONGEST_TIMEOUT_S, first_line, listed, nearest, read_json, shown
+from souping.core.text import first_line, listed, nearest, read_json, shown
 from souping.core.types import TOLERANCE, Json, T, UserError, Weights, frozen
 
 Hint: TypeAlias = type
@@ -97,35 +98,37 @@ def component(cls: type[T]) -> type[T]:
     return frozen(cls)
 
 
-def _check_fields(one: Any) -> None:
-    kind: Callable[..., Any] = type(one)
+def _check_fields(part: Any) -> None:
+    kind: Callable[..., Any] = type(part)
     hints = hints_of(kind)
-    for each in fields(one):
-        value = getattr(one, each.name)
-        if not each.init or value is each.default or each.name not in hints:
+    for setting in fields(part):
+        name = setting.name
+        value = getattr(part, name)
+        if not setting.init or value is setting.default or name not in hints:
             continue
         if isinstance(value, np.generic | np.ndarray):
             value = value.tolist()
-        elif isinstance(value, Path) and fits(str(value), hints[each.name]):
+        elif isinstance(value, Path) and fits(str(value), hints[name]):
             value = str(value)
-        object.__setattr__(one, each.name, value)
-        if wrong := mismatch(value, hints[each.name]):
-            raise UserError(f"{type(one).__name__}({each.name}={value!r:.60}) {wrong}")
+        object.__setattr__(part, name, value)
+        if fault := mismatch(value, hints[name]):
+            raise UserError(f"{kind.__name__}({name}={value!r:.60}) {fault}")
 
 
-def check_arguments(function: Callable[..., Any], given: Mapping[str, Any]) -> None:
+def check_arguments(function: Callable[..., Any], arguments: Mapping[str, Any]) -> None:
     """Hold the arguments of a call against the function's annotations (UserError)."""
     for name, hint in hints_of(function).items():
-        if name in given and (wrong := mismatch(given[name], hint)):
-            raise UserError(f"{name}={given[name]!r:.60} {wrong}")
+        if name in arguments and (wrong := mismatch(arguments[name], hint)):
+            raise UserError(f"{name}={arguments[name]!r:.60} {wrong}")
 
 
 @cache
 def hints_of(target: Callable[..., Any]) -> dict[str, Any]:
     """{field or argument: annotation}; nothing where only a type checker can read them."""
-    made = target.__init__ if inspect.isclass(target) and not is_dataclass(target) else target
+    if inspect.isclass(target) and not is_dataclass(target):
+        target = target.__init__
     try:
-        return get_type_hints(made, localns=JSON_NAMES, include_extras=True)
+        return get_type_hints(target, localns=JSON_NAMES, include_extras=True)
     except (NameError, TypeError, AttributeError):
         return {}
 
@@ -138,8 +141,11 @@ def mismatch(value: Json, hint: Hint) -> str | None:
     if inspect.isclass(value) and not fits(value, hint):
         return f"is a class: call it, {value.__name__}(...)"
     if not fits(value, hint):
-        literals = [get_args(one) for one in (hint, *get_args(hint)) if get_origin(one) is Literal]
-        return f"must be {_words(hint)}{nearest(str(value), map(str, sum(literals, ())))}"
+        options = list[str]()
+        for inner in (hint, *get_args(hint)):
+            if get_origin(inner) is Literal:
+                options += map(str, get_args(inner))
+        return f"must be {_words(hint)}{nearest(str(value), options)}"
     return unsound(value)
 
 
@@ -202,7 +208,7 @@ def fits(value: Json, hint: Hint) -> bool:
             hint is bool or not isinstance(value, bool)
         )
     if kind in (Union, types.UnionType):
-        return any(fits(value, one) for one in arguments)
+        return any(fits(value, option) for option in arguments)
     if kind is Literal:
         return value in arguments
     if kind is Annotated:
@@ -217,17 +223,17 @@ def fits(value: Json, hint: Hint) -> bool:
             and all(map(fits, value, repeat(arguments[0])))
             and all(map(fits, value.values(), repeat(arguments[1])))
         )
-    own = kind or hint
-    if own is Any or not inspect.isclass(own) or is_typeddict(own):
+    base = kind or hint
+    if base is Any or not inspect.isclass(base) or is_typeddict(base):
         return True
     # A protocol names members that are not checked here, and `isinstance` may refuse it.
-    return Protocol in own.__bases__ or isinstance(value, own)
+    return Protocol in base.__bases__ or isinstance(value, base)
 
 
 def _elements_fit(values: Sequence[Any], kind: Hint, hints: Sequence[Any]) -> bool:
     if kind is tuple and ... not in hints:
         return len(values) == len(hints) and all(map(fits, values, hints))
-    return all(fits(one, hints[0]) for one in values)
+    return all(fits(value, hints[0]) for value in values)
 
 
 def _within(value: Any, bound: Interval | Form) -> bool:
@@ -251,14 +257,13 @@ def unsound(value: Json) -> str | None:
         return f"must be a finite number within {LARGEST_SETTING:g}"
     if isinstance(value, Mapping) and "_target_" in value:
         return "holds a _target_, which only a group's choice has"
-    inner = (
-        [*value.values(), *value]
-        if isinstance(value, Mapping)
-        else value
-        if isinstance(value, list | tuple)
-        else ()
-    )
-    return next((found for one in inner if (found := unsound(one))), None)
+    if isinstance(value, Mapping):
+        value = [*value.values(), *value]
+    if isinstance(value, list | tuple):
+        for inner in value:
+            if fault := unsound(inner):
+                return fault
+    return None
 
 
 def _words(hint: Hint) -> str:

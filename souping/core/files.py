@@ -63,11 +63,11 @@ def folder_at(text: str | None) -> Path | None:
 
 def near_folder(path: str | Path) -> str:
     """`; did you mean FOLDER?` if a folder with nearly this name is beside the one that is missing."""
-    wanted = Path(path)
+    missing = Path(path)
     with suppress(OSError, UserError):
-        there = [folder.name for folder in expanded(wanted).parent.iterdir() if folder.is_dir()]
-        near = get_close_matches(wanted.name, there, n=1)
-        return f"; did you mean {wanted.with_name(near[0])}?" if near else ""
+        names = [folder.name for folder in expanded(missing).parent.iterdir() if folder.is_dir()]
+        near = get_close_matches(missing.name, names, n=1)
+        return f"; did you mean {missing.with_name(near[0])}?" if near else ""
     return ""
 
 
@@ -92,9 +92,10 @@ def nearby(path: Path) -> str:
 
 def disk_space(path: str | Path) -> tuple[int, int]:
     """(bytes free where `path` is or will be, number of that file system)."""
-    there = expanded(path).absolute()
-    there = next(p for p in (there, *there.parents) if p.exists())
-    return shutil.disk_usage(there).free, there.stat().st_dev
+    place = expanded(path).absolute()
+    while not place.exists():
+        place = place.parent
+    return shutil.disk_usage(place).free, place.stat().st_dev
 
 
 @contextmanager
@@ -116,13 +117,13 @@ def staged(out: Path) -> Iterator[Path]:
         raise UserError(
             f"{out} exists and is not an empty folder: choose another place, or remove it first"
         )
-    made = missing_folders(out.parent)
+    new_folders = missing_folders(out.parent)
     stage = out.parent / f".{out.name}.part-{os.getpid()}"
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
         with _alone(out):
-            for left in out.parent.glob(f".{glob.escape(out.name)}.part-*/{STAGING_MARK}"):
-                shutil.rmtree(left.parent, ignore_errors=True)
+            for mark in out.parent.glob(f".{glob.escape(out.name)}.part-*/{STAGING_MARK}"):
+                shutil.rmtree(mark.parent, ignore_errors=True)
             stage.mkdir()
             (stage / STAGING_MARK).touch()
             try:
@@ -131,7 +132,7 @@ def staged(out: Path) -> Iterator[Path]:
             finally:
                 shutil.rmtree(stage, ignore_errors=True)
     except BaseException as error:
-        discard(out.parent, made)
+        discard(out.parent, new_folders)
         if isinstance(error, OSError) and (
             error.filename is None or str(stage) in str(error.filename)
         ):
@@ -174,25 +175,25 @@ def write_files(stage: Path, files: Mapping[str, str | bytes]) -> None:
 
 def missing_folders(folder: Path) -> list[Path]:
     """A path and the folders above it that do not exist yet, deepest first: what is made there is the caller's."""
-    whole = folder.absolute()
-    return [one for one in (whole, *whole.parents) if not one.exists()]
+    folder = folder.absolute()
+    return [path for path in (folder, *folder.parents) if not path.exists()]
 
 
-def discard(folder: Path, made: Collection[Path], early: Collection[str] = ()) -> None:
+def discard(folder: Path, new_folders: Collection[Path], early: Collection[str] = ()) -> None:
     """Remove what a refused run made: its folder while only files of these names are in it, then the folders above that
-    are empty. A folder is the run's where it, or one above it, is among those `made`; all others stay."""
-    whole = folder.absolute()
+    are empty. A folder is the run's where it, or one above it, is among those `new_folders`; all others stay."""
+    folder = folder.absolute()
     with suppress(OSError):
-        inside = list(whole.iterdir()) if whole.is_dir() else []
+        inside = list(folder.iterdir()) if folder.is_dir() else []
         if any(path.name not in early or not path.is_file() for path in inside):
             return
         for path in inside:
             path.unlink()
-        for one in (whole, *whole.parents):
-            if not {one, *one.parents}.intersection(made):
+        for path in (folder, *folder.parents):
+            if not {path, *path.parents}.intersection(new_folders):
                 return
             with suppress(FileNotFoundError):
-                one.rmdir()
+                path.rmdir()
 
 
 def hold_folder(folder: Path) -> IO[str]:
@@ -217,10 +218,10 @@ def locked(folder: Path) -> Iterator[None]:
 
 def remove_abandoned(folders: Iterable[Path]) -> None:
     """Remove folders that nobody holds: their writers were killed."""
-    for left in folders:
-        with suppress(OSError), (left / LOCK_FILE).open("a") as file:
+    for folder in folders:
+        with suppress(OSError), (folder / LOCK_FILE).open("a") as file:
             lock(file.fileno(), wait=False)
-            shutil.rmtree(left, ignore_errors=True)
+            shutil.rmtree(folder, ignore_errors=True)
 
 
 def _finish(stage: Path, out: Path) -> None:

@@ -29,6 +29,7 @@ from souping.core.types import (
     Response,
     Result,
     ScoreMatrix,
+    SearchEnd,
     SearchSpace,
     Selection,
     Trial,
@@ -99,18 +100,19 @@ class Selector(ABC):
         Raises:
             UserError: there is no selection, or it is empty, names no candidate or category, or repeats an ingredient.
         """
-        selection, name = self.select(scores), named(self)
+        selection = self.select(scores)
+        name = named(self)
         if not isinstance(selection, Selection):
             raise UserError(f"selector {name} gave a {type(selection).__name__}, not a Selection")
-        for one in (*selection.ingredients, *selection.experts.values()):
-            if one not in scores.candidates:
+        for candidate in (*selection.ingredients, *selection.experts.values()):
+            if candidate not in scores.candidates:
                 raise UserError(
-                    f"selector {name} chose {one!r}, which is no candidate: {listed(scores.candidates)}"
+                    f"selector {name} chose {candidate!r}, which is no candidate: {listed(scores.candidates)}"
                 )
-        for one in (*selection.low_correlation, *selection.experts):
-            if one not in scores.categories:
+        for category in (*selection.low_correlation, *selection.experts):
+            if category not in scores.categories:
                 raise UserError(
-                    f"selector {name} named {one!r}, which is no category: {listed(scores.categories)}"
+                    f"selector {name} named {category!r}, which is no category: {listed(scores.categories)}"
                 )
         if not selection.ingredients or len(set(selection.ingredients)) < len(
             selection.ingredients
@@ -162,7 +164,7 @@ class Optimiser(ABC):
     @abstractmethod
     def best(self) -> Weights: ...
 
-    def summary(self) -> Mapping[str, Json]:
+    def summary(self) -> SearchEnd | Mapping[str, Json]:
         """Facts about the search for `report.json`."""
         return {}
 

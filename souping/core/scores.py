@@ -88,8 +88,11 @@ def read_table(path: Path) -> ScoreMatrix:
 def _read_rows(path: Path) -> list[list[str]]:
     try:
         with regular(path).open(newline="", encoding="utf-8-sig") as stream:
-            lines = ([cell.strip() for cell in row] for row in csv.reader(stream))
-            rows = [row for row in lines if any(row)]
+            rows = []
+            for cells in csv.reader(stream):
+                row = [cell.strip() for cell in cells]
+                if any(row):
+                    rows.append(row)
     except (UnicodeDecodeError, csv.Error) as error:
         raise UserError(f"{path}: not a score table: {error}") from error
     if len(rows) < 2:
@@ -205,14 +208,11 @@ class Tree(Objective):
     def _leaves(self, node: Json, share: float = 1.0) -> dict[str, float]:
         if isinstance(node, str):
             return {node: share}
-        inner = (
-            node.values()
-            if isinstance(node, Mapping)
-            else node
-            if isinstance(node, Sequence)
-            else ()
-        )
-        children = list(inner)
+        children = list[Json]()
+        if isinstance(node, Mapping):
+            children += node.values()
+        elif isinstance(node, Sequence):
+            children += node
         if not children:
             raise UserError(
                 "objective.tree has an empty group: name its categories, or leave it out"

@@ -1,8 +1,7 @@
-"""Texts for people: names safe to print, lists of them, near misses; arguments of commands."""
+"""Texts for people: names safe to print, lists of them, near misses; and JSON and YAML from somebody else."""
 
 from __future__ import annotations
 
-import argparse
 import inspect
 import json
 import math
@@ -17,7 +16,6 @@ from typing import Any
 
 from souping.core.types import Missing, UserError
 
-LONGEST_TIMEOUT_S = 1e7
 MAX_DEPTH = 100
 """Levels of lists and objects in JSON; no config, item or recipe has so many."""
 UNSAFE = re.compile(
@@ -30,7 +28,7 @@ UNSAFE = re.compile(
 def safe(text: str) -> str:
     """A text as it can be shown anywhere: what would command a terminal is written out."""
     return UNSAFE.sub(
-        lambda found: found.group().encode("unicode_escape", "backslashreplace").decode("ascii"),
+        lambda match: match.group().encode("unicode_escape", "backslashreplace").decode("ascii"),
         text,
     )
 
@@ -56,12 +54,13 @@ def nests_deeply(value: Any) -> bool:
     """Whether JSON nests deeper than code that walks it can bear."""
     layer = [value]
     for _ in range(MAX_DEPTH + 1):
-        parts = [
-            part.values() if isinstance(part, dict) else part
-            for part in layer
-            if isinstance(part, dict | list)
-        ]
-        layer = [child for part in parts for child in part]
+        inner = list[Any]()
+        for node in layer:
+            if isinstance(node, dict):
+                inner += node.values()
+            elif isinstance(node, list):
+                inner += node
+        layer = inner
     return bool(layer)
 
 
@@ -133,9 +132,9 @@ def shown(name: str) -> str:
 
 def listed(names: Iterable[str], limit: int = 10) -> str:
     """At most ten names, then a count."""
-    every = [shown(name) for name in names]
-    more = f" and {len(every) - limit} more" if len(every) > limit else ""
-    return ", ".join(every[:limit]) + more
+    safe_names = [shown(name) for name in names]
+    more = f" and {len(safe_names) - limit} more" if len(safe_names) > limit else ""
+    return ", ".join(safe_names[:limit]) + more
 
 
 def is_user_code(target: Callable[..., Any]) -> bool:
@@ -183,12 +182,12 @@ def install(extra: str) -> str:
     if (root / "pyproject.toml").is_file():  # a checkout
         return f'pip install -e "{root}[{extra}]"'
     try:
-        needed = [requirement.partition(";") for requirement in requires("souping") or ()]
+        requirements = [requirement.partition(";") for requirement in requires("souping") or ()]
     except PackageNotFoundError:
         return f'pip install -e ".[{extra}]"'
-    wanted = [name.strip() for name, _, marker in needed if f'extra == "{extra}"' in marker]
+    packages = [name.strip() for name, _, marker in requirements if f'extra == "{extra}"' in marker]
     # If there is no such extra, it is a package that souping always needs.
-    return "pip install " + " ".join(f'"{name}"' for name in wanted or [extra])
+    return "pip install " + " ".join(f'"{name}"' for name in packages or [extra])
 
 
 def missing(package: str, fix: str = "") -> list[Missing]:
@@ -196,19 +195,3 @@ def missing(package: str, fix: str = "") -> list[Missing]:
     if find_spec(package):
         return []
     return [Missing(what=f"the package {package} is not installed", fix=fix or install(package))]
-
-
-def positive(text: str) -> int:
-    """An integer of at least 1, for `argparse`."""
-    value = int(text)
-    if value < 1:
-        raise argparse.ArgumentTypeError(f"{text} is not at least 1")
-    return value
-
-
-def seconds(text: str) -> float:
-    """A number of seconds above 0, for `argparse`."""
-    value = float(text)
-    if not 0 < value <= LONGEST_TIMEOUT_S:
-        raise argparse.ArgumentTypeError(f"{text} is not above 0 and at most {LONGEST_TIMEOUT_S:g}")
-    return value

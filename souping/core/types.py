@@ -320,11 +320,11 @@ class ScoreMatrix:
 
     def without(self, names: Collection[str]) -> ScoreMatrix:
         """This matrix without some categories."""
-        kept = [number for number, name in enumerate(self.categories) if name not in names]
+        columns = [number for number, name in enumerate(self.categories) if name not in names]
         return replace(
             self,
-            categories=tuple(self.categories[n] for n in kept),
-            values=self.values[:, kept],
+            categories=tuple(self.categories[n] for n in columns),
+            values=self.values[:, columns],
             items=None,
         )
 
@@ -352,8 +352,8 @@ class Candidate:
     @property
     def home(self) -> Path:
         """Where its config and tokenizer are."""
-        own = self.like is None or (self.path / "config.json").is_file()
-        return self.path if own or self.like is None else self.like
+        has_config = self.like is None or (self.path / "config.json").is_file()
+        return self.path if has_config or self.like is None else self.like
 
 
 @frozen
@@ -551,6 +551,7 @@ class Trial:
     """One recipe evaluated inside a run.
 
     A trial that is not `whole` was dropped before it had answered all items: do not compare its means with others.
+    `best` is the best objective up to this trial, which trackers get.
     """
 
     number: int
@@ -559,3 +560,27 @@ class Trial:
     result: Result
     reused: int = 0
     whole: bool = True
+    best: float | None = None
+
+
+@frozen
+class StopReason:
+    """Why a search stopped, and the gain (of inner scores) that more answers promised, if it was too small."""
+
+    reason: str
+    gain: float | None = None
+
+
+@frozen
+class SearchEnd:
+    """How a search ended, in inner scores.
+
+    `indistinguishable` are soups that may be as good as the winner, the best first: not all of them if there are many.
+    `finishing_gain` is what more answers would gain, `without_guards` the expected score of the best soup without them.
+    """
+
+    stopped: StopReason
+    indistinguishable: tuple[Weights, ...]
+    indistinguishable_count: int
+    finishing_gain: float
+    without_guards: float | None = None

@@ -2,15 +2,13 @@
 
 Everything between an evaluator and a report computes with inner scores: higher is better, and 0.01 is the usual margin.
 `Unit.inner` makes them where records become scores, and `Unit.raw` takes them back where numbers are written for
-readers. Nothing in between has to know the unit. What is shown is worded here, in the unit of the current run.
+readers. Nothing in between has to know the unit. What is shown is worded here.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
-from contextvars import ContextVar
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, TypeVar
@@ -91,12 +89,12 @@ class Unit:
 
     def raw_table(self, table: Mapping[str, Any]) -> dict[str, Any]:
         """An interval as a report has it: its numbers are inner scores."""
-        made = {
+        interval = {
             key: self.raw(value) if key in SCORE_KEYS else value for key, value in table.items()
         }
         if not self.higher_is_better:
-            made |= {"low": made["high"], "high": made["low"]}
-        return made
+            interval |= {"low": interval["high"], "high": interval["low"]}
+        return interval
 
     # ------------------------------------------------------------ words
 
@@ -105,8 +103,9 @@ class Unit:
         return f"{self.scale * score + 0.0:{'+' if sign else ''}.{self.digits + more}f}"
 
     def score(self, score: float | None, sign: bool = False, more: int = 0) -> str:
-        """`78.1`, with `sign` `+1.2`; a dash if it is not known."""
-        return DASH if score is None else signed(self.text(score, sign, more))
+        """`78.1`, with `sign` `+1.2`; a dash if it is not known or not finite."""
+        known = number(score)
+        return DASH if known is None else signed(self.text(known, sign, more))
 
     def points(self, score: float | None, sign: bool = False) -> str:
         """`+1.2 points`"""
@@ -115,17 +114,17 @@ class Unit:
     def end(self, score: float | None, sign: bool = False) -> str:
         """An end of an interval. That of a difference shows on which side of 0 it is, however near."""
         shown = self.score(score, sign)
-        if not sign or not score or re.search("[1-9]", shown):
+        known = number(score)
+        if not sign or not known or re.search("[1-9]", shown):
             return shown
-        return f"+{shown}" if score > 0 else f"{minus('-')}{shown}"
+        return f"+{shown}" if known > 0 else f"{minus('-')}{shown}"
 
     def interval(
         self, low: float | None, high: float | None, sign: bool = False, middle: str = " to "
     ) -> str:
         """`74.1 to 82.0`, or nothing without both ends."""
-        if low is None or high is None:
-            return ""
-        return f"{self.end(low, sign)}{middle}{self.end(high, sign)}"
+        ends = (self.end(low, sign), self.end(high, sign))
+        return "" if DASH in ends else middle.join(ends)
 
     def limits(self, low: float | None, high: float | None, level: float | None) -> str:
         """`95 % interval +0.4 to +6.6` of a difference."""
@@ -177,29 +176,8 @@ BITS_PER_BYTE = Unit(
     margin=0.005,
     fractions=False,
 )
-_CURRENT: ContextVar[Unit] = ContextVar("unit", default=POINTS)
-
-
-def unit() -> Unit:
-    """The unit in which scores are written now."""
-    return _CURRENT.get()
-
-
-@contextmanager
-def scores_in(chosen: Unit) -> Iterator[None]:
-    """Write scores in this unit."""
-    before = _CURRENT.set(chosen)
-    try:
-        yield
-    finally:
-        _CURRENT.reset(before)
 
 
 def unit_of(table: Mapping[str, Json]) -> Unit:
     """The unit of a report, or of one of its benchmarks."""
     return read(Unit, table.get("unit"))
-
-
-def gain(score: Json) -> float:
-    """The inner score of a number in a report, to order by; 0 if there is none."""
-    return unit().inner(number(score) or 0.0)

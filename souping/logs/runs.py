@@ -20,7 +20,7 @@ from souping.logs.records import (
     pick_model,
     read_object,
 )
-from souping.report.render import SAMPLES_FILE, read_samples
+from souping.report.samples import SAMPLES_FILE, read_samples
 
 
 def read_run(path: Path, name: str, group: str) -> Log:

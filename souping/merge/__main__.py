@@ -19,9 +19,10 @@ from pathlib import Path
 from types import FrameType
 from typing import NoReturn
 
+from souping.core.arguments import positive, seconds
+from souping.core.child import LAUNCHER, end_with
 from souping.core.files import error_text
-from souping.core.system import LAUNCHER, end_with
-from souping.core.text import first_line, positive, safe, seconds
+from souping.core.text import first_line, safe
 from souping.core.types import UserError
 from souping.merge import ERROR_PREFIX, WARNING_PREFIX, OptionalProgress
 from souping.merge.plan import MergePlan

@@ -29,9 +29,10 @@ import numpy as np
 
 from souping.checkpoints.header import FLOATS, size_of
 from souping.checkpoints.views import Raw
+from souping.core.child import wait_or_kill
 from souping.core.fields import Seconds, Threads, component
 from souping.core.files import error_text
-from souping.core.system import cores, package_environment, wait_or_kill
+from souping.core.system import cores, package_environment
 from souping.core.text import first_line, missing, stripped_lines
 from souping.core.types import Missing, UserError, frozen
 from souping.merge import ERROR_PREFIX, WARNING_PREFIX, Extra, OptionalProgress
@@ -142,12 +143,12 @@ def rank_count(requested: int | None) -> int:
 def launcher(count: int) -> list[str]:
     """The start of a command line that runs `souping.merge` in `count` ranks, whatever the user's own settings.
 
-    `souping.core.system` ends the launcher when this process is gone, and the ranks watch the launcher.
+    `souping.core.child` ends the launcher when this process is gone, and the ranks watch the launcher.
     """
     watched = [
         sys.executable,
         "-m",
-        "souping.core.system",
+        "souping.core.child",
         str(os.getpid()),
         "accelerate.commands.launch",
     ]

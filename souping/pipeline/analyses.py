@@ -93,6 +93,7 @@ def run_scores(
         answers=stored.answers_per_item,
         read=read,
         spent=winner.spent,
+        unit=settings.evaluator.unit,
         search_again=again,
     )
 

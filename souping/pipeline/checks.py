@@ -42,7 +42,7 @@ from souping.core.types import (
     UserError,
     frozen,
 )
-from souping.core.unit import POINTS, unit
+from souping.core.unit import POINTS, Unit
 from souping.evaluate.benchmark import Folds, check_slices, limit_folds, shares_of, split_folds
 from souping.merge.plan import human
 from souping.pipeline.merge_only import check_kept
@@ -271,13 +271,13 @@ def not_measured() -> ScoreMatrix:
     raise AssertionError("a published table needs no evaluation")
 
 
-def flat_categories(scores: ScoreMatrix) -> list[str]:
+def flat_categories(unit: Unit, scores: ScoreMatrix) -> list[str]:
     """Warnings about categories in which all models score the same: nothing can be chosen by them."""
     notes = []
     for name in scores.constant:
         value = float(scores.values[0, scores.categories.index(name)])
         models = "both" if len(scores.models) == 2 else f"all {len(scores.models)}"
-        how = f"{models} models score {unit().level(unit().raw(value))}"
+        how = f"{models} models score {unit.level(unit.raw(value))}"
         if abs(value) <= CONSTANT:
             how = f"every model fails all of it{'' if scores.published else f' ({LIKELY_CAUSES})'}"
         notes.append(

@@ -43,10 +43,9 @@ from souping.core.types import (
     ScoreMatrix,
     Selection,
 )
-from souping.core.unit import MARGIN, gain, scores_in, unit
+from souping.core.unit import MARGIN, Unit
 from souping.pipeline.settings import Expectation, RunSettings
 from souping.report.files import selection_dict, write_selection
-from souping.report.format import limits
 from souping.report.progress import Progress
 from souping.search.loop import SearchResult
 
@@ -97,6 +96,7 @@ class ExtraBenchmark:
 
 
 def check_expected(
+    unit: Unit,
     expected: Sequence[Expectation],
     scores: Mapping[str, ItemScores],
     objective: Objective,
@@ -108,7 +108,9 @@ def check_expected(
     A wrong chat template, stop text or token limit moves a candidate far from its published score. A check fails if the
     expected score is outside the interval of the measured one, and all intervals hold at once.
     """
-    checks = [_check(one, scores[one.candidate], objective, len(expected)) for one in expected]
+    checks = [
+        _check(unit, one, scores[one.candidate], objective, len(expected)) for one in expected
+    ]
     passed = all(check["verdict"] == "as expected" for check in checks)
     return {
         "mode": mode,
@@ -120,7 +122,7 @@ def check_expected(
 
 
 def _check(
-    one: Expectation, scores: ItemScores, objective: Objective, count: int
+    unit: Unit, one: Expectation, scores: ItemScores, objective: Objective, count: int
 ) -> dict[str, Any]:
     table = ItemTable.of(scores.items, objective)
     if one.category is None:
@@ -133,7 +135,7 @@ def _check(
     bottom, top = span(scores.values)
     low = max(bottom, interval.mean - factor * (interval.mean - interval.low))
     high = min(top, interval.mean + factor * (interval.high - interval.mean))
-    found = unit().raw_table({"mean": interval.mean, "low": low, "high": high})
+    found = unit.raw_table({"mean": interval.mean, "low": low, "high": high})
     return {
         "candidate": one.candidate,
         "category": one.category,
@@ -174,7 +176,9 @@ def choose(settings: RunSettings, scores: ScoreMatrix, progress: Progress) -> Se
     for note in selection.notes:
         progress.say(f"note: {note}")
     limit = {} if settings.limit is None else {"limit": settings.limit}
-    write_selection(selection_dict(selection, scores) | limit, settings.run_dir / "selection.json")
+    unit = settings.evaluator.unit
+    table = selection_dict(unit, selection, scores) | limit
+    write_selection(unit, table, settings.run_dir / "selection.json")
     return selection
 
 
@@ -270,7 +274,7 @@ class Pair:
     def corners(self) -> list[tuple[FloatArray, FloatArray]]:
         return corners(self.ours, self.theirs, self.missing)
 
-    def sensitivity(self) -> str:
+    def sensitivity(self, unit: Unit) -> str:
         """The interval if cut answers might be right or wrong as missing ones may; empty if none was cut."""
         if self.same or not any(shares.any() for shares in self.cut):
             return ""
@@ -279,14 +283,16 @@ class Pair:
             for scores, shares in zip((self.ours, self.theirs), self.cut, strict=True)
         )
         missing = [lost + shares for lost, shares in zip(self.missing, self.cut, strict=True)]
-        bounds = replace(self, ours=ours, theirs=theirs, missing=missing).whole().as_dict()
+        bounds = replace(self, ours=ours, theirs=theirs, missing=missing).whole()
+        raw = unit.raw_table(vars(bounds))
+        limits = unit.limits(raw["low"], raw["high"], bounds.level)
         return (
             "Answers cut off at the limit of tokens are scored as they are. If they might be right for one model and "
-            f"wrong for the other, {self.soup} minus {self.other} would have the interval {limits(bounds)}."
+            f"wrong for the other, {self.soup} minus {self.other} would have the interval {limits}."
         )
 
 
-def by_category(pairs: Sequence[Pair]) -> list[dict[str, Any]]:
+def by_category(unit: Unit, pairs: Sequence[Pair]) -> list[dict[str, Any]]:
     """Every pair of models in every category as JSON, with limits and p-values that hold for all at once (max-T).
 
     `verdict` is about the soup, `least` the smallest difference that is beyond chance.
@@ -305,8 +311,8 @@ def by_category(pairs: Sequence[Pair]) -> list[dict[str, Any]]:
         shown = bounded([comparison for _, comparison, _ in found])
         category, _, least = found[0]
         verdict = "higher" if shown.low > 0 else "lower" if shown.high < 0 else UNDECIDED
-        words = {"least": unit().size(least), "verdict": verdict}
-        tables.append({"category": category, **shown.as_dict(), **words})
+        words = {"least": unit.size(least), "verdict": verdict}
+        tables.append({"category": category, **shown.as_dict(unit), **words})
     return tables
 
 
@@ -351,13 +357,13 @@ def _category_family(
     return rows
 
 
-def judged(comparisons: Sequence[Comparison], looks: int = 1) -> list[dict[str, Any]]:
+def judged(unit: Unit, comparisons: Sequence[Comparison], looks: int = 1) -> list[dict[str, Any]]:
     """Comparisons as JSON with Holm's p-value and the verdict on the soup."""
     adjusted = holm([over_looks(c.p_value, looks) for c in comparisons])
     words = {1: "higher", -1: "lower"}
     return [
         {
-            **c.as_dict(),
+            **c.as_dict(unit),
             "p_holm": p,
             "verdict": words[int(np.sign(c.difference))]
             if p < ALPHA and c.difference
@@ -367,24 +373,25 @@ def judged(comparisons: Sequence[Comparison], looks: int = 1) -> list[dict[str, 
     ]
 
 
-def row(contender: Contender, scores: ItemScores, table: ItemTable) -> dict[str, Any]:
+def row(unit: Unit, contender: Contender, scores: ItemScores, table: ItemTable) -> dict[str, Any]:
     """One row of `report.json`: rates of each category and the objective, with 95 % intervals."""
     values = scores.values
     by_category = {}
     for number, name in enumerate(table.names):
         mask = table.categories == number
-        by_category[name] = rate(values[mask], table.groups[mask]).as_dict()
+        by_category[name] = rate(values[mask], table.groups[mask]).as_dict(unit)
     total = table.interval(values)
     return {
         "name": contender.name,
         "kind": contender.kind,
         "recipe_id": contender.recipe.id,
         "scores": by_category,
-        "objective": total.as_dict(),
+        "objective": total.as_dict(unit),
     }
 
 
 def gather(
+    unit: Unit,
     contenders: Sequence[Contender],
     scores: Mapping[str, ItemScores],
     objective: Objective,
@@ -413,6 +420,7 @@ def gather(
     best = next(other for other in others if other.kind == "best_single")
     ends = {c.name: outcomes(scores[c.recipe.id], table) for c in contenders}
     result = verdict(
+        unit,
         soup.name,
         [comparison for other, comparison in compared if other in singles],
         candidates=[single.name for single in singles],
@@ -424,19 +432,19 @@ def gather(
         unmeasured=unmeasured({c.name: ends[c.name] for c in [*singles, best, soup]}, length_key),
         mixture=mixture,
     )
-    sensitivity = pairs[best.kind + best.name].sensitivity()
+    sensitivity = pairs[best.kind + best.name].sensitivity(unit)
     return {
-        "rows": [row(c, scores[c.recipe.id], table) for c in contenders],
-        "comparisons": _with_holm(compared, opened),
-        "losses": losses(pairs[best.kind + best.name]),
+        "rows": [row(unit, c, scores[c.recipe.id], table) for c in contenders],
+        "comparisons": _with_holm(unit, compared, opened),
+        "losses": losses(unit, pairs[best.kind + best.name]),
         "outcomes": ends,
         "variance": {
-            c.name: v for c in [*singles, soup] if (v := variance(scores[c.recipe.id], table))
+            c.name: v for c in [*singles, soup] if (v := variance(unit, scores[c.recipe.id], table))
         },
         "verdict": {
             **asdict(result),
             "opened": opened,
-            "margin": unit().size(margin),
+            "margin": unit.size(margin),
             **({"sensitivity": sensitivity} if sensitivity else {}),
         },
     }
@@ -455,29 +463,29 @@ def compare_on(
     `measured` is {recipe id: scores}. Holm's correction is over the ingredients for the whole benchmark; limits and
     p-values of single categories hold for all pairs of ingredient and category at once.
     """
-    with scores_in(benchmark.evaluator.unit):
-        singles = [
-            Contender(name=name, kind="ingredient", recipe=recipe)
-            for name, recipe in ingredients.items()
-        ]
-        rows = [*singles, Contender(name="soup", kind="soup", recipe=soup)]
-        table = ItemTable.of(benchmark.items, Mean())
-        pairs = [Pair.of(rows[-1], c, measured, table, looks, shown) for c in singles]
-        return {
-            "name": benchmark.name,
-            "evaluator": benchmark.evaluator.title,
-            "unit": asdict(unit()),
-            "items": len(benchmark.items),
-            "groups": len(np.unique(table.groups)),
-            "coefficients": {}
-            if table.value
-            else dict(zip(table.names, table.coefficients.tolist(), strict=True)),
-            "rows": [row(c, measured[c.recipe.id], table) for c in rows],
-            "outcomes": {c.name: outcomes(measured[c.recipe.id], table) for c in rows},
-            "opened": looks,
-            "comparisons": judged([pair.whole() for pair in pairs], looks),
-            "categories": by_category(pairs),
-        }
+    unit = benchmark.evaluator.unit
+    singles = [
+        Contender(name=name, kind="ingredient", recipe=recipe)
+        for name, recipe in ingredients.items()
+    ]
+    rows = [*singles, Contender(name="soup", kind="soup", recipe=soup)]
+    table = ItemTable.of(benchmark.items, Mean())
+    pairs = [Pair.of(rows[-1], c, measured, table, looks, shown) for c in singles]
+    return {
+        "name": benchmark.name,
+        "evaluator": benchmark.evaluator.title,
+        "unit": asdict(unit),
+        "items": len(benchmark.items),
+        "groups": len(np.unique(table.groups)),
+        "coefficients": {}
+        if table.value
+        else dict(zip(table.names, table.coefficients.tolist(), strict=True)),
+        "rows": [row(unit, c, measured[c.recipe.id], table) for c in rows],
+        "outcomes": {c.name: outcomes(measured[c.recipe.id], table) for c in rows},
+        "opened": looks,
+        "comparisons": judged(unit, [pair.whole() for pair in pairs], looks),
+        "categories": by_category(unit, pairs),
+    }
 
 
 def best_mixture(
@@ -508,7 +516,9 @@ def dry_verdict(limit: int | None) -> dict[str, Any]:
     return {"claim": "dry_run", "sentence": sentence, "p_value": None}
 
 
-def _with_holm(pairs: Sequence[tuple[Contender, Comparison]], opened: int) -> list[dict[str, Any]]:
+def _with_holm(
+    unit: Unit, pairs: Sequence[tuple[Contender, Comparison]], opened: int
+) -> list[dict[str, Any]]:
     """Comparisons as JSON, `p_look` corrected for the looks. The candidates' p-values serve the intersection-union
     claim and need no other correction; those with the baselines are secondary and carry Holm's too. One soup under two
     names is one test."""
@@ -520,16 +530,18 @@ def _with_holm(pairs: Sequence[tuple[Contender, Comparison]], opened: int) -> li
     rows = []
     for (c, comparison), p_look in zip(pairs, corrected, strict=True):
         p_holm = None if c.kind in SINGLE_KINDS else adjusted[c.recipe.id]
-        rows.append({**comparison.as_dict(), "kind": c.kind, "p_look": p_look, "p_holm": p_holm})
+        rows.append(
+            {**comparison.as_dict(unit), "kind": c.kind, "p_look": p_look, "p_holm": p_holm}
+        )
     return rows
 
 
-def losses(pair: Pair) -> dict[str, Any] | None:
+def losses(unit: Unit, pair: Pair) -> dict[str, Any] | None:
     """The soup against the best single by category; None if they are one model or there is one category."""
     if pair.same or len(pair.table.names) < 2:
         return None
-    tables = by_category([pair])
-    signs = [int(np.sign(round(gain(table["difference"]), 12))) for table in tables]
+    tables = by_category(unit, [pair])
+    signs = [int(np.sign(round(unit.gain(table["difference"]), 12))) for table in tables]
     counts = {"above": signs.count(1), "below": signs.count(-1), "level": signs.count(0)}
     return {"against": pair.other, **counts, "categories": tables}
 
@@ -596,7 +608,7 @@ def _remedy(ends: Mapping[str, Any], length_key: str) -> str:
     return " and ".join([longer] * (ends["truncated"] > 0) + [look] * (ends["unanswered"] > 0))
 
 
-def variance(scores: ItemScores, table: ItemTable) -> dict[str, float] | None:
+def variance(unit: Unit, scores: ItemScores, table: ItemTable) -> dict[str, float] | None:
     """Variance of a linear objective, split into the draw of the items and that of their answers; else None.
 
     An item's score is the mean of its answers, so the variance between items holds that of the answers too. `flips` is
@@ -613,4 +625,4 @@ def variance(scores: ItemScores, table: ItemTable) -> dict[str, float] | None:
     answers = min(total, float((share**2 * scores.noise).sum()))
     parts = {"objective": total, "items": total - answers, "answers": answers}
     flips = float(np.mean(scores.noise > 0))
-    return {**{name: value / unit().factor ** 2 for name, value in parts.items()}, "flips": flips}
+    return {**{name: value / unit.factor**2 for name, value in parts.items()}, "flips": flips}

@@ -35,13 +35,12 @@ from souping.core.types import (
     UserError,
     digest,
 )
-from souping.core.unit import scores_in, unit
 from souping.pipeline.merge_only import merge, rebuild, soup_in, written_soup
 from souping.pipeline.models import free_target
 from souping.pipeline.settings import MergeSettings, RunSettings
 from souping.pipeline.upload import check, push
 from souping.report.content import RecipeSummary, Report, SelectionSummary, TrialRow
-from souping.report.render import SAMPLES_FILE
+from souping.report.samples import SAMPLES_FILE
 
 if TYPE_CHECKING:
     from souping.pipeline.run import Run
@@ -75,7 +74,7 @@ def execute(settings: MergeSettings) -> float | None:
     objective: float | None = None
     if isinstance(settings, RunSettings):
         outcome, winner = perform(settings)
-        objective = None if winner is None else unit().raw(winner.result.objective)
+        objective = None if winner is None else settings.evaluator.unit.raw(winner.result.objective)
     else:
         with closing(settings.merge):
             recipe = settings.recipe
@@ -126,6 +125,7 @@ def perform(settings: RunSettings) -> tuple[Report, SearchResult | None]:
     from souping.report.progress import Progress
     from souping.trackers import GuardedTracker
 
+    unit = settings.evaluator.unit
     if settings.selects_from_table:
         return select_from_table(settings), None
     report: Report | None = None
@@ -147,15 +147,15 @@ def perform(settings: RunSettings) -> tuple[Report, SearchResult | None]:
             run.walk()
             write_samples(run)
             if settings.stop_after == "select":
-                return _stopped(settings, selection_dict(run.selection, run.scores)), None
+                return _stopped(settings, selection_dict(unit, run.selection, run.scores)), None
             if settings.stop_after == "search":
                 recipe = run.winner.recipe.as_dict()
-                found = _stopped(settings, selection_dict(run.selection), recipe)
+                found = _stopped(settings, selection_dict(unit, run.selection), recipe)
                 if run.analyses:
                     found = replace(found, analyses=run.analyses)
                     content = as_json(to_json(run.analyses)).encode()
                     write_atomically(settings.run_dir / "analyses.json", content)
-                trials = trial_rows(run.winner.trials, run.selection)
+                trials = trial_rows(unit, run.winner.trials, run.selection)
                 write_trials(trials, found, settings.run_dir / "trials.csv")
                 write_atomically(settings.run_dir / "recipe.json", as_json(recipe).encode())
                 return found, run.winner
@@ -175,7 +175,7 @@ def perform(settings: RunSettings) -> tuple[Report, SearchResult | None]:
 def _stopped(settings: RunSettings, selection: Json, recipe: Json = None) -> Report:
     """The report of a run that ended before the report fold."""
     content = {"experiment": settings.name, "selection": selection, "recipe": recipe}
-    return replace(read(Report, content), unit=unit())
+    return replace(read(Report, content), unit=settings.evaluator.unit)
 
 
 def select_from_table(settings: RunSettings) -> Report:
@@ -185,14 +185,15 @@ def select_from_table(settings: RunSettings) -> Report:
     from souping.report.files import selection_dict
     from souping.report.progress import Progress
 
+    unit = settings.evaluator.unit
     for error in refusals(settings, {}, ()):
         raise error
     with Progress() as progress:
         scores = settings.scores.matrix([c.name for c in settings.pool.resolve()], not_measured)
-        for warning in flat_categories(scores):
+        for warning in flat_categories(unit, scores):
             progress.say(f"note: {warning}")
         selection = choose(settings, scores, progress)
-        return _stopped(settings, selection_dict(selection, scores))
+        return _stopped(settings, selection_dict(unit, selection, scores))
 
 
 # ------------------------------------------------------------ samples
@@ -335,7 +336,6 @@ def add_analyses(settings: RunSettings) -> list[Path]:
             "its store"
         )
     with ExitStack() as stack:
-        stack.enter_context(scores_in(settings.evaluator.unit))
         for one in settings.open_parts:
             stack.callback(one.close)
         progress = stack.enter_context(Progress())
@@ -353,7 +353,7 @@ def add_analyses(settings: RunSettings) -> list[Path]:
                 run.analyse(name, stage)
     if settings.plan:
         return []
-    with locked(settings.run_dir), scores_in(settings.evaluator.unit):
+    with locked(settings.run_dir):
         # another process may have added analyses meanwhile
         report, trials = read_finished(settings.run_dir)
         analyses = {**(report.analyses or {}), **run.analyses}

@@ -13,11 +13,12 @@ from souping.analysis.front import FRONT, Front
 from souping.analysis.guards import LENGTH_GUARD, Admission, GuardCheck, check, judge
 from souping.core.protocols import Objective, Strategy
 from souping.core.types import FloatArray, Item, ItemScores, Json, Recipe, Trial, UserError
-from souping.core.unit import gain, unit
+from souping.core.unit import Unit
 from souping.pipeline.claims import Look
 from souping.pipeline.settings import RunSettings
 from souping.pipeline.steps import Stage, Steps
 from souping.report.analyses import AnalysisResult
+from souping.report.files import search_summary
 from souping.search.adaptive import Adaptive
 from souping.search.loop import RecipeEvaluator, SearchResult, find_weights, result_of
 
@@ -44,6 +45,7 @@ def best_first(winner: SearchResult) -> list[Trial]:
 
 
 def admitted(
+    unit: Unit,
     winner: SearchResult,
     order: Sequence[Trial],
     admission: Admission,
@@ -70,14 +72,12 @@ def admitted(
             chosen, why = None if failed else trial, f"failed: {', '.join(failed)}"
             break
     result = chosen.result if chosen else result_of(own, objective)
-    cost = max(0.0, unit().size(unguarded - result.objective))
+    cost = max(0.0, unit.size(unguarded - result.objective))
     refused = chosen is None and (cost > 0 or winner.recipe.id != reference.id)
     end = "the soup passed the guards" if chosen else "the guards changed nothing"
     end = f"no soup passed the guards ({why})" if refused else end
     price = (
-        f"; the guards cost {unit().text(cost)} {unit().name} on the search fold"
-        if cost > 0
-        else ""
+        f"; the guards cost {unit.text(cost)} {unit.name} on the search fold" if cost > 0 else ""
     )
     facts: dict[str, Json] = {
         "against": admission.against,
@@ -97,13 +97,14 @@ def with_goals(
     weights, front = run.settings.pick or None, None
     if run.settings.pareto:
         winner, front = confirmed(run, winner, ingredients, log)
-    order, best = best_first(winner), -math.inf
+    order, best, unit = best_first(winner), -math.inf, run.settings.evaluator.unit
+    summary = search_summary(unit, winner.summary)
     if front and weights:
         merits = front.merits(weights)
         order = sorted(order, key=lambda one: -merits[one.weights])
         winner = replace(winner, recipe=order[0].recipe, result=order[0].result)
-    elif "without_guards" in winner.summary:
-        best = gain(winner.summary["without_guards"])
+    elif summary.without_guards is not None:
+        best = unit.gain(summary.without_guards)
     if run.admission is not None:
         against, elsewhere = (
             run.single(run.admission.against),
@@ -111,7 +112,7 @@ def with_goals(
         )
         best = max([best, *(one.result.objective for one in order[:1])])
         winner = admitted(
-            winner, order, run.admission, against, run.settings.objective, best, elsewhere
+            unit, winner, order, run.admission, against, run.settings.objective, best, elsewhere
         )
     chosen = dict(zip(winner.recipe.ingredients, winner.recipe.weights, strict=True))
     return winner, {} if front is None else {FRONT: front.result(ingredients, chosen, weights)}

@@ -27,7 +27,6 @@ from souping.core.types import (
     UserError,
     frozen,
 )
-from souping.core.unit import scores_in
 from souping.evaluate.benchmark import Benchmark, ListedItems
 from souping.evaluate.generate import LocalEvaluator
 from souping.merge import MergeBackend
@@ -177,7 +176,7 @@ def _perform(settings: RunSettings) -> RunResult:
     made = missing_folders(settings.run_dir)
     settings.run_dir.mkdir(parents=True, exist_ok=True)
     try:
-        with logged(settings.run_dir, settings.command), scores_in(settings.evaluator.unit):
+        with logged(settings.run_dir, settings.command):
             report, winner = perform(settings)
     except LateError:
         raise

@@ -37,7 +37,6 @@ from souping.core.types import (
     Trial,
     UserError,
 )
-from souping.core.unit import unit
 from souping.merge.soup_files import RECIPE
 from souping.pipeline.analyses import analyse, missing_answers, run_scores, stored_answers
 from souping.pipeline.checks import (
@@ -81,7 +80,7 @@ from souping.pipeline.upload import card, replace_card
 from souping.report import tables
 from souping.report.analyses import AnalysisResult, UserResult
 from souping.report.content import GateSummary, Report, TrialRow
-from souping.report.files import as_json, raw_result, selection_dict, trial_rows
+from souping.report.files import as_json, raw_result, search_summary, selection_dict, trial_rows
 from souping.report.progress import Progress
 from souping.report.render import plain_table
 from souping.report.sections import ended
@@ -205,13 +204,20 @@ class Run(Steps):
         settings = self.settings
         measured = self._by_candidate(stage)
         self.gate = check_expected(
-            settings.expected, measured, settings.objective, settings.gate, stage.fold
+            settings.evaluator.unit,
+            settings.expected,
+            measured,
+            settings.objective,
+            settings.gate,
+            stage.fold,
         )
         sentence = gate_sentence(self.gate)
         if self.gate["passed"]:
             self.progress.say(sentence)
             return
-        self.progress.show(plain_table(tables.gate(unit(), read(GateSummary, self.gate))))
+        self.progress.show(
+            plain_table(tables.gate(settings.evaluator.unit, read(GateSummary, self.gate)))
+        )
         if settings.gate == "error":
             raise UserError(f"{sentence}\nthe answers are in the store; gate=warn continues")
         self.notes.append(sentence)
@@ -224,14 +230,16 @@ class Run(Steps):
         self.scores = settings.scores.matrix(
             self.pool.names, lambda: ScoreMatrix.from_items(answers)
         )
-        self.note(*flat_categories(self.scores))
+        self.note(*flat_categories(settings.evaluator.unit, self.scores))
         self.selection = choose(settings, self.scores, self.progress)
         if settings.limit is None and settings.objective.linear:
             self.power = power_of(
                 self.scores, self.report_items, settings.objective, settings.inner_margin
             )
             self.progress.say(
-                self.power.sentence() if self.power else "all candidates gave the same answers"
+                self.power.sentence(settings.evaluator.unit)
+                if self.power
+                else "all candidates gave the same answers"
             )
         return self.selection
 
@@ -251,13 +259,14 @@ class Run(Steps):
             winner, found = with_goals(self, winner, ingredients, self._log)
             self.analyses |= found
         self.winner = winner
+        unit = self.settings.evaluator.unit
         parts = zip(winner.recipe.ingredients, winner.recipe.weights, strict=True)
         soup = " + ".join(f"{weight:.3g} {name}" for name, weight in parts)
         self.progress.end_stage()
         self.progress.say(
-            f"chosen: {soup}, {unit().level(unit().raw(winner.result.objective))} on the search fold"
+            f"chosen: {soup}, {unit.level(unit.raw(winner.result.objective))} on the search fold"
         )
-        if words := ended(winner.summary):
+        if words := ended(search_summary(unit, winner.summary)):
             self.progress.say(words)
         if winner.guards:
             self.note(f"compared with {winner.guards['against']}, {winner.guards['sentence']}")
@@ -279,10 +288,13 @@ class Run(Steps):
         self.progress.stage(SEARCH, items=total, trials=count)
 
     def _log(self, trial: Trial) -> None:
-        self.settings.tracker.log(replace(trial, result=raw_result(trial.result)))
+        unit = self.settings.evaluator.unit
+        result = raw_result(unit, trial.result)
         if trial.whole:
             self.best = max(self.best, trial.result.objective)
-            self.progress.trial(unit().raw(self.best))
+            self.progress.trial(unit.level(unit.raw(self.best), more=1))
+        best = unit.raw(self.best) if trial.whole else None
+        self.settings.tracker.log(replace(trial, result=result, best=best))
 
     def open_guards(self, guards: tuple[Guard, ...], stage: Stage) -> Admission:
         self.searched = scores = self._by_candidate(stage)
@@ -305,19 +317,20 @@ class Run(Steps):
     def freeze(self, selection: Selection, winner: SearchResult) -> None:
         """Write the soup, whole or not at all, with a card that has no numbers: the report fold is still closed."""
         settings, recipe = self.settings, winner.recipe
+        unit = settings.evaluator.unit
         assert self.scores is not None
         self.report_content = {
             "experiment": settings.name,
-            "unit": asdict(unit()),
+            "unit": asdict(unit),
             "benchmark": {"name": settings.benchmark.label, "note": settings.benchmark.note},
             **({} if settings.limit is None else {"limit": settings.limit}),
             "objective": self._objective(winner),
-            "selection": selection_dict(selection, self.scores),
+            "selection": selection_dict(unit, selection, self.scores),
             "recipe": recipe.as_dict(),
             "folds": self.cut.counts(),
             "items": self.cut.content,
             "warnings": self._warnings(),
-            **({} if self.power is None else {"power": self.power.as_dict()}),
+            **({} if self.power is None else {"power": self.power.as_dict(unit)}),
         }
         kept = soup_in(settings.out)
         if kept is not None and kept.fingerprint != recipe.fingerprint:
@@ -350,7 +363,7 @@ class Run(Steps):
         return {
             "name": objective.name,
             "coefficients": coefficients,
-            "search": unit().raw(winner.result.objective),
+            "search": self.settings.evaluator.unit.raw(winner.result.objective),
         }
 
     def _warnings(self) -> list[str]:
@@ -365,6 +378,7 @@ class Run(Steps):
         """Open the report fold for the frozen recipe (noted in the ledger first) and compare."""
         settings, winner, selection = self.settings, self.winner, self.selection
         dry = settings.limit is not None
+        unit = settings.evaluator.unit
         claim = self.opening.report_claim(winner.recipe, self.folds["report"])
         items = claim.items
         if not dry:
@@ -388,6 +402,7 @@ class Run(Steps):
             rows.insert(-1, self.router_row(self.router))
             measured.setdefault(rows[-2].recipe.id, self.router.scores)
         evidence = gather(
+            unit,
             rows,
             measured,
             settings.objective,
@@ -396,9 +411,10 @@ class Run(Steps):
             settings.inner_margin,
             settings.evaluator.length_key,
             best_mixture(winner, self.folds["search"], settings.objective),
-            self.opening.shown(look, items, unit()),
+            self.opening.shown(look, items, unit),
         )
         evidence |= alternatives(
+            unit,
             winner.result.objective,
             measured[winner.recipe.id],
             parents,
@@ -500,7 +516,8 @@ class Run(Steps):
             facts = read(GuardsResult, self.winner.guards)
             self.analyses[GUARDS] = replace(facts, checks=tuple(checks))
         if self.winner.summary:
-            self.report_content["search"] = dict(self.winner.summary)
+            summary = search_summary(self.settings.evaluator.unit, self.winner.summary)
+            self.report_content["search"] = summary
         self.progress.stage("analyse: stability of the selection")
         content = {
             **self.report_content,
@@ -510,7 +527,7 @@ class Run(Steps):
             "provenance": to_json(provenance(self.settings.command, self.settings.config)),
         }
         report = replace(read(Report, content), analyses=self.analyses)
-        return report, trial_rows(self.winner.trials, self.selection)
+        return report, trial_rows(self.settings.evaluator.unit, self.winner.trials, self.selection)
 
     def replace_card(self, report: Report) -> None:
         """Put the report's verdict and numbers on the soup's card, unless it has some or was edited."""

@@ -25,12 +25,13 @@ def trajectory_evidence(
     `searched` are {candidate: scores on the search fold}, `measured` {recipe id: scores on the
     report fold}.
     """
+    unit = steps.settings.evaluator.unit
     objective = steps.settings.objective
     names = steps.recipes.names
     soup = winner.recipe
-    search = CheckpointScores.of([searched[name] for name in names], objective)
+    search = CheckpointScores.of(unit, [searched[name] for name in names], objective)
     singles = [measured[steps.single(name).id] for name in names]
-    report = CheckpointScores.of(singles, objective)
+    report = CheckpointScores.of(unit, singles, objective)
 
     # Scores of (average, last checkpoint) of each further training run.
     others = []
@@ -50,4 +51,4 @@ def trajectory_evidence(
     average = Contender(name="average", kind="soup", recipe=soup)
     last = Contender(name="last", kind="last", recipe=steps.single(names[-1]))
     versus_last = Pair.of(average, last, measured, report.table, looks)
-    return {**data, "categories": by_category([versus_last])}
+    return {**data, "categories": by_category(unit, [versus_last])}

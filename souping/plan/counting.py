@@ -23,7 +23,8 @@ from souping.evaluate.benchmark import slices_of
 from souping.pipeline.evaluation import Evaluation
 from souping.pipeline.evidence import Contender
 from souping.pipeline.steps import SEARCH, Stage, Steps
-from souping.plan import IntRange, Plan, PlannedStage
+from souping.plan.content import Plan
+from souping.plan.stages import IntRange, PlannedStage
 from souping.search.loop import RecipeSource, SearchResult, trial_limit
 
 UNKNOWN_INGREDIENTS = ("?",)
@@ -100,7 +101,9 @@ class CountedSteps(Steps):
             known, unknown = self._trials(ingredients, stored)
             self.evaluate_stage(replace(stage, models=tuple(known)), unknown)
         else:
-            expected, most = (stored.cost.items,) * 2 if stored else workload
+            expected, most = workload
+            if stored:
+                expected = most = stored.cost.items
             folds = -(-expected // max(1, len(items))), -(-most // max(1, len(items)))
             answers = self.evaluations[""].answers_per_item
             todo = (0, 0) if stored else (expected * answers, most * answers)
@@ -131,8 +134,8 @@ class CountedSteps(Steps):
         if stage.models:
             self.evaluate_stage(stage)
         if self.settings.analyses[name].searches and len(self.ingredients) > 1:
-            own = next(one for one in self.stages if one.name == SEARCH)
-            self.stages.append(replace(own, name=f"{stage.name}: searches", todo=own.asked))
+            search = next(one for one in self.stages if one.name == SEARCH)
+            self.stages.append(replace(search, name=f"{stage.name}: searches", todo=search.asked))
 
     def _add(
         self,
@@ -158,16 +161,16 @@ class CountedSteps(Steps):
     def _count(self, recipe: Recipe, stage: Stage) -> int:
         """Answers that neither the store nor an earlier stage has."""
         evaluation = self.evaluations[stage.benchmark]
-        wanted = {(item.question, 0): evaluation.answers_per_item for item in stage.items}
+        answers = {(item.question, 0): evaluation.answers_per_item for item in stage.items}
         key = f"unknown {stage.benchmark}"
         if recipe.ingredients != UNKNOWN_INGREDIENTS:
             with suppress(UserError):  # an evaluator that cannot start here: its key is not known
                 key = evaluation.key(recipe)
-                wanted = evaluation.missing_answers(recipe, stage.items, any_block=stage.any_block)
+                answers = evaluation.missing_answers(recipe, stage.items, any_block=stage.any_block)
         done = self._counted.setdefault((recipe.fingerprint, key), set())
-        new = wanted.keys() - done
+        new = answers.keys() - done
         done |= new
-        return sum(wanted[name] for name in new)
+        return sum(answers[name] for name in new)
 
     def _stored_search(self, ingredients: Names, items: Items) -> SearchResult | None:
         """The whole search if the store has all of its answers."""
@@ -207,14 +210,26 @@ def _unknown(recipe: Recipe, name: str) -> Recipe:
 def merged(counted: Sequence[Sequence[PlannedStage]]) -> list[PlannedStage]:
     """Least and most of each stage over several selections."""
     longest = sorted(counted, key=len, reverse=True)  # its order is that of all
-    whole = []
-    for name in dict.fromkeys(stage.name for stages in longest for stage in stages):
-        same = [stage for stages in counted for stage in stages if stage.name == name]
-        parts = any(stage.in_parts for stage in same)
-        columns = zip(*((stage.models, stage.asked, stage.todo) for stage in same), strict=True)
-        models, asked, todo = (_range(pairs, parts) for pairs in columns)
-        whole.append(replace(same[0], models=models, asked=asked, todo=todo, in_parts=parts))
-    return whole
+    by_name = dict[str, list[PlannedStage]]()
+    for stages in longest:
+        for stage in stages:
+            by_name.setdefault(stage.name, [])
+    for stages in counted:
+        for stage in stages:
+            by_name[stage.name].append(stage)
+    ranges = []
+    for stages in by_name.values():
+        parts = any(stage.in_parts for stage in stages)
+        ranges.append(
+            replace(
+                stages[0],
+                models=_range([stage.models for stage in stages], parts),
+                asked=_range([stage.asked for stage in stages], parts),
+                todo=_range([stage.todo for stage in stages], parts),
+                in_parts=parts,
+            )
+        )
+    return ranges
 
 
 def _range(pairs: Sequence[IntRange], in_parts: bool) -> IntRange:

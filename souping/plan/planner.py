@@ -5,55 +5,33 @@ The pool is opened as a run opens it (headers and tokenizers). Nothing is hashed
 
 from __future__ import annotations
 
-import time
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager, suppress
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from souping.checkpoints import hub
 from souping.core.files import error_text, nearby, write_atomically
-from souping.core.text import safe
-from souping.core.types import (
-    FOLDS,
-    Fold,
-    Item,
-    Items,
-    LateError,
-    Missing,
-    Record,
-    ScoreMatrix,
-    UserError,
-)
-from souping.evaluate.benchmark import Folds, OwnBenchmark, first_items
-from souping.evaluate.scoring import user_scores
+from souping.core.protocols import Evaluator
+from souping.core.types import FOLDS, Item, Items, LateError, Missing, ScoreMatrix, UserError
+from souping.evaluate.benchmark import Folds, OwnBenchmark
 from souping.merge.digests import StandIns
 from souping.pipeline import checks
-from souping.pipeline.evaluation import Evaluation, batches_of, records_of, score_missing
+from souping.pipeline.evaluation import Evaluation
 from souping.pipeline.evidence import ExtraBenchmark
 from souping.pipeline.execute import check_settings
 from souping.pipeline.models import OpenPool
 from souping.pipeline.settings import RunSettings, items_of
 from souping.pipeline.steps import extra_benchmarks
 from souping.pipeline.store import IN_MEMORY, Store
-from souping.plan import Plan, PlannedStage, Speed, as_dict, sections, show_rehearsal, speed
+from souping.plan.content import Plan, as_dict
 from souping.plan.counting import CountedSteps, NamedPool, NotStoredError, merged, not_stored
-from souping.report import format
+from souping.plan.page import sections
+from souping.plan.speed import Speed, speed
+from souping.plan.stages import PlannedStage
 from souping.report.files import as_json
 from souping.report.render import sheet_markdown, show_sheet
 from souping.search.loop import RecipeSource
-
-if TYPE_CHECKING:
-    from souping.core.protocols import Evaluator, LoadedModel
-
-CHECKED_ITEMS = 5
-"""Items of each category that a check answers."""
-LEAST = 0.05
-"""Share of the time of a check that is at least taken for its items, as what a call takes varies."""
-
-
-# ------------------------------------------------------------ the plan
 
 
 def make(run: RunSettings) -> Plan:
@@ -99,12 +77,12 @@ class _Planner:
         folds = self._folds()
         outlined = None if folds else self._outlined()
         cut = folds or outlined
-        asked = [(one, items) for one, items in self._evaluators(self.items).values()]
-        for error in checks.refusals(self.run, cut.items if cut else {}, asked):
+        work = [(evaluator, items) for evaluator, items in self._evaluators(self.items).values()]
+        for error in checks.refusals(self.run, cut.items if cut else {}, work):
             self._refused(error)
         if not any(model.trouble or model.download for model in plan.models):
-            self._open(asked)
-        evaluators = [one for one, _ in asked]
+            self._open(work)
+        evaluators = [evaluator for evaluator, _ in work]
         plan.run = self.run
         plan.folds = cut.items if cut else {}
         plan.outlined = outlined is not None
@@ -121,7 +99,7 @@ class _Planner:
         """{extra benchmark: (evaluator, items)}, the run's own under an empty name."""
         return {
             "": (self.run.evaluator, items),
-            **{one.name: (one.evaluator, one.items) for one in self.extra},
+            **{benchmark.name: (benchmark.evaluator, benchmark.items) for benchmark in self.extra},
         }
 
     def _refused(self, error: UserError | OSError, missing: bool = False) -> None:
@@ -153,19 +131,22 @@ class _Planner:
         items = self.run.evaluator.outline() if isinstance(self.run.benchmark, OwnBenchmark) else ()
         return checks.cut_folds(self.run, items) if items else None
 
-    def _open(self, asked: Sequence[tuple[Evaluator, Sequence[Item]]]) -> None:
+    def _open(self, work: Sequence[tuple[Evaluator, Sequence[Item]]]) -> None:
         run = self.run
         try:
             pool = open_unhashed(run, self.store)
-            checks.check_pool(run, pool, asked)
+            checks.check_pool(run, pool, work)
         except (UserError, OSError) as error:
             self.faults.append(error_text(error))
             return
         self.opened = self.pool = pool
         with self._attempt():
-            own = pool.bound(run.evaluator)
-            extra = tuple(replace(one, evaluator=pool.bound(one.evaluator)) for one in self.extra)
-            self.run = replace(run, evaluator=own)
+            evaluator = pool.bound(run.evaluator)
+            extra = tuple(
+                replace(benchmark, evaluator=pool.bound(benchmark.evaluator))
+                for benchmark in self.extra
+            )
+            self.run = replace(run, evaluator=evaluator)
             self.extra = extra
 
     def _evaluation(self, evaluator: Evaluator) -> Evaluation:
@@ -204,10 +185,14 @@ class _Planner:
 
     def _notes(self, plan: Plan, folds: Folds | None) -> list[str]:
         """What a reader of the report will have to know, as far as it is known."""
-        flat = checks.flat_categories(plan.scores) if plan.scores is not None else []
-        found = self.run.pool.trajectory
+        flat = (
+            checks.flat_categories(self.run.evaluator.unit, plan.scores)
+            if plan.scores is not None
+            else []
+        )
+        trajectory = self.run.pool.trajectory
         notes = [
-            *(found.sentences if found else []),
+            *(trajectory.sentences if trajectory else []),
             *checks.run_notes(self.run, self.opened, folds),
             *flat,
         ]
@@ -222,10 +207,11 @@ class _Planner:
             if plan.selection
             else [self.pool.names[:size] for size in plan.sizes]
         )
-        extra = {one.name: one.items for one in self.extra}
+        extra = {benchmark.name: benchmark.items for benchmark in self.extra}
         for ingredients in chosen:
             evaluations = {
-                name: self._evaluation(one) for name, (one, _) in self._evaluators(()).items()
+                name: self._evaluation(evaluator)
+                for name, (evaluator, _) in self._evaluators(()).items()
             }
             steps = CountedSteps(plan, self.pool, extra, evaluations, ingredients)
             try:
@@ -245,11 +231,11 @@ class _Planner:
         )
         singles = [self.pool.recipe({name: 1.0}).fingerprint for name in self.pool.names]
         speeds = {}
-        for name, (evaluator, own) in self._evaluators(items).items():
+        for name, (evaluator, answered) in self._evaluators(items).items():
             with suppress(UserError):  # an evaluator that cannot start here
                 measured = self.store.throughput(singles, evaluator.fingerprint)
                 rate = speed(
-                    self.run.throughput, measured, evaluator, own, parameters, plan.machine
+                    self.run.throughput, measured, evaluator, answered, parameters, plan.machine
                 )
                 if rate is not None:
                     speeds[name] = rate
@@ -263,12 +249,9 @@ def open_unhashed(run: RunSettings, store: Store) -> OpenPool:
         name = hub.parse(candidate.path)
         here = hub.cached(name, run.merge.allow_pickle) if name else None
         candidates.append(replace(candidate, path=here) if here else candidate)
-    found = run.pool.trajectory
-    more = found.models if found else ()
+    trajectory = run.pool.trajectory
+    more = trajectory.models if trajectory else ()
     return OpenPool(candidates, run.merge, hashes=StandIns(store.hashes), more=more, stream=True)
-
-
-# ------------------------------------------------------------ plan=true and check=true
 
 
 def plan(run: RunSettings) -> None:
@@ -277,124 +260,27 @@ def plan(run: RunSettings) -> None:
     Raises:
         LateError: the run cannot go on anywhere as it is configured; the plan is saved all the same.
     """
-    whole = _planned(run)
-    parts = sections(whole)
-    write_atomically(run.run_dir / "plan.json", as_json(as_dict(whole)).encode())
-    write_atomically(run.run_dir / "plan.md", sheet_markdown(f"Plan of {run.name}", parts).encode())
-    show_sheet(parts)
+    run_plan = checked_plan(run)
+    shown = sections(run_plan)
+    write_atomically(run.run_dir / "plan.json", as_json(as_dict(run_plan)).encode())
+    write_atomically(run.run_dir / "plan.md", sheet_markdown(f"Plan of {run.name}", shown).encode())
+    show_sheet(shown)
     print(f"saved as plan.md and plan.json in {nearby(run.run_dir)}")
-    if not whole.reasons:
+    if not run_plan.reasons:
         print("This run can start: repeat the command without `plan`.")
         return
-    first = whole.faults[0] if whole.faults else whole.reasons[0].sentence()
-    more = f" (and {len(whole.reasons) - 1} more, see above)" if len(whole.reasons) > 1 else ""
+    first = run_plan.faults[0] if run_plan.faults else run_plan.reasons[0].sentence()
+    more = (
+        f" (and {len(run_plan.reasons) - 1} more, see above)" if len(run_plan.reasons) > 1 else ""
+    )
     verdict = f"this run cannot start here: {first}{more}"
-    if whole.faults:
+    if run_plan.faults:
         raise LateError(verdict)
     print(verdict)
 
 
-def _planned(run: RunSettings) -> Plan:
+def checked_plan(run: RunSettings) -> Plan:
     if run.benchmark.banner:
         print(run.benchmark.banner, flush=True)
     check_settings(run)
     return make(run)
-
-
-def check_run(run: RunSettings) -> None:
-    """Check a run as its plan does, rehearse it, say how long the whole would take, and save `check.json`.
-
-    Raises:
-        UserError: the run cannot start here, or its items cannot be answered.
-    """
-    if run.selects_from_table:
-        raise UserError(
-            "check needs items; stop_after=select with published scores has none: use `plan`"
-        )
-    whole = _planned(run)
-    for note in whole.notes:
-        print(f"note: {safe(note)}")
-    if whole.reasons:
-        more = "".join(f"\nand: {reason.sentence()}" for reason in whole.reasons[1:3])
-        first = whole.reasons[0]
-        raise UserError(f"this run cannot start here: {first.sentence()}{more}", fix=first.fix)
-    print(
-        "settings, items, models, space and packages are in order (`plan` shows them)",
-        flush=True,
-    )
-    fold: Fold = "search" if run.scores.published else "select"
-    items = first_items(whole.folds[fold], CHECKED_ITEMS)
-    records, prompts, speed = rehearse(whole, items)
-    timed = replace(whole, speeds={**whole.speeds, "": speed})
-    show_rehearsal(timed, fold, items, records, prompts)
-
-
-def rehearse(whole: Plan, items: Sequence[Item]) -> tuple[list[Record], Mapping[str, str], Speed]:
-    """The first candidate's answers to a few items, the prompts by their keys, and how fast the answers came once the
-    model was loaded."""
-    run = whole.run.with_items()
-    if absent := [model.name for model in whole.models if model.download]:
-        raise UserError(f"the candidates are not here yet: {absent[0]} has to be downloaded")
-    with ExitStack() as parts:
-        for part in run.open_parts:
-            parts.callback(part.close)
-        store = parts.enter_context(Store(Path(IN_MEMORY)))
-        pool = open_unhashed(run, store)
-        parts.callback(pool.close)
-        recipe = pool.recipe({pool.names[0]: 1.0})
-        evaluator = pool.bound(run.evaluator).for_recipe(recipe)
-        if banner := evaluator.banner():
-            print(banner, flush=True)
-        began = time.monotonic()
-        model = pool.serving(evaluator)(recipe)
-        # Engines and servers take minutes to start at their first item, and any code is slower the first time.
-        _, cold = _timed(evaluator, model, items[:1])
-        loading = time.monotonic() - began
-        _, single = _timed(evaluator, model, items[:1])
-        answers, seconds = _timed(evaluator, model, items)
-        speed = _measured(evaluator, items, single, seconds)
-        if evaluator.host is not None:
-            speed = replace(speed, per_model=max(0.0, cold - single))
-    records = [replace(answers[item.id], prompt_key=item.id) for item in items]
-    error = score_missing(items, records, user_scores, lambda unscored: {})
-    if error is not None:
-        raise error
-    prompts = {record.item: record.prompt for record in records}
-    took = f"{len(items)} items with {pool.names[0]} (loading took {format.seconds(loading)})"
-    return records, prompts, replace(speed, reason=f"{speed.reason}, measured just now on {took}")
-
-
-def _timed(
-    evaluator: Evaluator, model: LoadedModel, items: Sequence[Item]
-) -> tuple[dict[str, Record], float]:
-    """{item id: one answer}, and the seconds that the answers took."""
-    answers = {}
-    began = time.monotonic()
-    for block in batches_of(evaluator, items):
-        for record in records_of(evaluator, block, evaluator.evaluate(model, block)):
-            answers[record.item] = record
-        evaluator.stored(model.soup, block)
-    return answers, time.monotonic() - began
-
-
-def _measured(evaluator: Evaluator, items: Sequence[Item], single: float, seconds: float) -> Speed:
-    """The speed by the seconds of a `single` item and those of all: seconds = calls * per_call + items * per_item."""
-    batch = evaluator.full_batch
-    size = len(items)
-    if batch == 1 and len(evaluator.batches(items)) == 1:
-        batch = 0
-    calls = -(-size // (batch or size))
-    per_item = seconds / size
-    if size > calls:
-        slope = (seconds - calls * single) / (size - calls)
-        per_item = min(max(slope, LEAST * per_item), per_item)
-    per_call = (seconds - size * per_item) / calls
-    rate = 1 / max(per_item, 1e-9)
-    call = "batch" if batch else "command"
-    return Speed(
-        items_per_second=rate,
-        per_call=per_call,
-        batch=batch,
-        basis="measured",
-        reason=f"{rate:.3g} items/s and {format.seconds(per_call)} to start each {call}",
-    )

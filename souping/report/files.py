@@ -1,4 +1,4 @@
-"""Files of a run and of a multirun, with the JSON forms of a selection and of trials that they hold.
+"""Files of a run, with the JSON forms of a selection and of trials that they hold.
 
 Each file appears whole or not at all. A date is only in the `provenance` of report.json and at the foot of the page.
 """
@@ -23,26 +23,21 @@ from souping.core.types import (
     JsonObject,
     Result,
     ScoreMatrix,
+    SearchEnd,
     Selection,
+    StopReason,
     Trial,
     UserError,
-    number,
-    texts,
 )
-from souping.core.unit import unit, unit_of
+from souping.core.unit import Unit
 from souping.report.analyses import drawings, typed
-from souping.report.content import Report, TrialRow
+from souping.report.content import Report, SearchSummary, TrialRow
 from souping.report.format import clean
 from souping.report.plots import Drawing, categories, forest, heatmap, landscape
 from souping.report.render import markdown, page
 from souping.report.tables import JsonRow, ingredients
 from souping.report.trajectory import trajectory, window_bands
 
-JOB = "job.json"
-OTHER_SCORES = re.compile(
-    r"^\+*(experiment|benchmark|objective|evaluator(=|\.tasks))", re.MULTILINE
-)
-"""Overrides after which a score means something else."""
 FORMULA = ("=", "+", "-", "@")
 NUMBER = re.compile(r"[+-]?\d+(\.\d+)?([eE][+-]?\d+)?")
 
@@ -90,10 +85,10 @@ def write_trials(trials: Sequence[TrialRow], report: Report | JsonRow, path: Pat
         values += [trial.categories.get(name) for name in scored]
         head = (trial.number, trial.recipe_id, trial.objective)
         table.append([*head, *values, trial.items, trial.reused])
-    return _write_csv(path, table)
+    return write_csv(path, table)
 
 
-def _write_csv(path: Path, table: Sequence[Sequence[Json]]) -> Path:
+def write_csv(path: Path, table: Sequence[Sequence[Json]]) -> Path:
     stream = io.StringIO()
     csv.writer(stream, lineterminator="\n").writerows(
         [csv_cell(value) for value in line] for line in table
@@ -149,86 +144,14 @@ def csv_cell(value: Json) -> Json:
     return "" if known is None else repr(known) if isinstance(known, float) else known
 
 
-def write_selection(selection: JsonRow, path: Path) -> Path:
+def write_selection(unit: Unit, selection: JsonRow, path: Path) -> Path:
     """selection.json, from `selection_dict`."""
-    return write_atomically(path, as_json({**selection, "unit": asdict(unit())}).encode())
+    return write_atomically(path, as_json({**selection, "unit": asdict(unit)}).encode())
 
 
-def write_job(run_dir: Path, job: JsonRow) -> None:
-    """Write one job's line of the sweep's table; a file, since jobs may run in other processes."""
-    line = {**job, "run_dir": run_dir.name, "unit": asdict(unit())}
-    write_atomically(run_dir / JOB, as_json(line).encode())
-
-
-def read_jobs(sweep_dir: Path) -> list[JsonRow]:
-    """The jobs that ended, by number; `refused` says why one has no outcome."""
-    jobs: list[JsonRow] = [json.loads(path.read_text()) for path in sweep_dir.glob(f"*/{JOB}")]
-    return sorted(jobs, key=lambda job: number(job["job"]) or 0)
-
-
-def write_sweep(sweep_dir: Path, jobs: Sequence[JsonRow]) -> Path:
-    """sweep.csv, one line per job; dry runs have their `limit` in a column of its own."""
-    return _write_csv(sweep_dir / "sweep.csv", job_table(jobs))
-
-
-def job_table(jobs: Sequence[JsonRow]) -> list[list[Json]]:
-    """The header and a row per job."""
-    columns = ["job", "objective", "overrides", "run_dir", "refused"]
-    columns += ["limit"] if any(job.get("limit") for job in jobs) else []
-    table: list[list[Json]] = [[*columns]]
-    for job in jobs:
-        overrides = " ".join(texts(job, "overrides"))
-        row = {"refused": "", **job, "job": str(job["job"]), "overrides": overrides}
-        table.append([row.get(column) for column in columns])
-    return table
-
-
-def _varied(jobs: Sequence[JsonRow]) -> list[list[str]]:
-    """The overrides of each job that not all jobs have."""
-    overrides = [texts(job, "overrides") for job in jobs]
-    common = set.intersection(*map(set, overrides))
-    return [[word for word in words if word not in common] for words in overrides]
-
-
-def best_jobs(jobs: Sequence[JsonRow]) -> list[JsonRow]:
-    """The job with the best objective and those that tie with it; none if the objectives do not compare.
-
-    They do not in a dry run, or if the jobs have several units, items or objectives.
-    """
-    scored = [job for job in jobs if number(job["objective"]) is not None]
-    dry = any(job.get("limit") for job in scored)
-    units = {unit_of(job) for job in scored}
-    varied = "\n".join(map("\n".join, _varied(jobs)))
-    if dry or len(units) != 1 or OTHER_SCORES.search(varied):
-        return []
-    best = max(map(_merit, scored))
-    return [job for job in scored if _merit(job) == best]
-
-
-def _merit(job: JsonRow) -> float:
-    return round(unit_of(job).inner(number(job["objective"]) or 0.0), 12)
-
-
-def sweep_lines(jobs: Sequence[JsonRow]) -> list[str]:
-    """One line per job: what it reached, the overrides that differ between jobs, and whether it is the best."""
-    best = best_jobs(jobs)
-    mark = "  <- best" if len(best) == 1 else "  <- best (tie)"
-    lines = []
-    for job, words in zip(jobs, _varied(jobs), strict=True):
-        value = number(job["objective"])
-        shown = (
-            "refused"
-            if job["refused"]
-            else ""
-            if value is None
-            else unit_of(job).text(value, more=1)
-        )
-        dry = f" (dry run, limit={job['limit']})" if job.get("limit") else ""
-        lines.append(f"  {shown:>15} {clean(' '.join(words))}{dry}{mark if job in best else ''}")
-    return lines
-
-
-def selection_dict(selection: Selection, scores: ScoreMatrix | None = None) -> dict[str, Json]:
+def selection_dict(
+    unit: Unit, selection: Selection, scores: ScoreMatrix | None = None
+) -> dict[str, Json]:
     """The JSON form of a selection, in `selection.json` and `report.json`."""
     table = dict(vars(selection))
     rho = table.pop("correlations")
@@ -247,14 +170,14 @@ def selection_dict(selection: Selection, scores: ScoreMatrix | None = None) -> d
     whole = {
         **table,
         "correlation": correlation,
-        **({} if scores is None else _scores_seen(scores)),
+        **({} if scores is None else _scores_seen(unit, scores)),
     }
     return {key: to_json(inner) for key, inner in whole.items()}
 
 
-def _scores_seen(scores: ScoreMatrix) -> JsonObject:
+def _scores_seen(unit: Unit, scores: ScoreMatrix) -> JsonObject:
     """The scores that selection saw, whole."""
-    rows = zip(scores.models, unit().raw(scores.values).tolist(), strict=True)
+    rows = zip(scores.models, unit.raw(scores.values).tolist(), strict=True)
     return {
         "published": scores.published,
         "candidates": list(scores.candidates),
@@ -262,20 +185,39 @@ def _scores_seen(scores: ScoreMatrix) -> JsonObject:
     }
 
 
-def raw_result(result: Result) -> Result:
+def raw_result(unit: Unit, result: Result) -> Result:
     """A result in the unit of its scores."""
-    categories = {name: unit().raw(score) for name, score in result.categories.items()}
-    return replace(result, objective=unit().raw(result.objective), categories=categories)
+    categories = {name: unit.raw(score) for name, score in result.categories.items()}
+    return replace(result, objective=unit.raw(result.objective), categories=categories)
 
 
-def trial_rows(trials: Sequence[Trial], selection: Selection) -> list[TrialRow]:
+def search_summary(unit: Unit, end: SearchEnd | JsonObject) -> SearchSummary:
+    """What an optimiser says of its search, in the unit of the scores."""
+    if not isinstance(end, SearchEnd):
+        return read(SearchSummary, end)
+    return SearchSummary(
+        stopped=_words_of(unit, end.stopped),
+        indistinguishable=end.indistinguishable,
+        indistinguishable_count=end.indistinguishable_count,
+        finishing_gain=round(unit.scale * unit.size(end.finishing_gain), 3),
+        without_guards=None if end.without_guards is None else unit.raw(end.without_guards),
+    )
+
+
+def _words_of(unit: Unit, stop: StopReason) -> str:
+    if stop.gain is None:
+        return stop.reason
+    return f"{stop.reason} {unit.text(unit.size(stop.gain), more=1)} {unit.name}"
+
+
+def trial_rows(unit: Unit, trials: Sequence[Trial], selection: Selection) -> list[TrialRow]:
     """The trials as `trials.csv` and the plots have them.
 
     One that was dropped early has no score: the means of a few items are not to be compared with those of all.
     """
     rows = []
     for trial in trials:
-        result = raw_result(trial.result)
+        result = raw_result(unit, trial.result)
         rows.append(
             TrialRow(
                 number=trial.number,

@@ -6,9 +6,8 @@ import html
 import re
 from collections.abc import Mapping, Sequence
 
-from souping.core.text import DASH, UNSAFE, confidence, minus, signed
+from souping.core.text import DASH, UNSAFE, minus, signed
 from souping.core.types import Json, number
-from souping.core.unit import unit
 
 ROW_KINDS: Mapping[str, str] = {
     "soup": "soup",
@@ -32,39 +31,6 @@ def percent(value: Json, digits: int = 1) -> str:
     """0.7812 -> `78.1`"""
     given = number(value)
     return DASH if given is None else signed(f"{100 * given:.{digits}f}")
-
-
-def score(value: Json, sign: bool = False, more: int = 0) -> str:
-    """A score in the run's unit, with `more` digits than usual; with `sign`, differences: 0.012 -> `+1.2`."""
-    return unit().score(number(value), sign, more)
-
-
-def points(value: Json, sign: bool = False) -> str:
-    """`+1.2 points`"""
-    return unit().points(number(value), sign)
-
-
-def percent_interval(low: Json, high: Json) -> str:
-    """`74.1 to 82.0` of a share, or nothing where there is no interval."""
-    return (
-        "" if number(low) is None or number(high) is None else f"{percent(low)} to {percent(high)}"
-    )
-
-
-def limits(pair: Mapping[str, Json]) -> str:
-    """`95 % interval +0.4 to +6.6` of a difference, at its own level."""
-    ends = (number(pair.get("low")), number(pair.get("high")))
-    return unit().limits(*ends, number(pair.get("level")))
-
-
-def level(pair: Mapping[str, Json]) -> str:
-    """The level of a difference's interval."""
-    return confidence(number(pair.get("level")))
-
-
-def between(low: Json, high: Json, sign: bool = True, middle: str = ", ") -> str:
-    """`+0.4, +6.6`: limits of a difference for a cell."""
-    return f"{unit().end(number(low), sign)}{middle}{unit().end(number(high), sign)}"
 
 
 def verdict(verdict: str) -> str:

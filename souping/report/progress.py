@@ -15,7 +15,6 @@ from typing import TYPE_CHECKING, Self
 
 from souping.core.system import provenance, versions
 from souping.core.text import safe
-from souping.core.unit import unit
 from souping.report import format
 
 if TYPE_CHECKING:
@@ -58,8 +57,8 @@ class Progress:
         self._done += items
         self._update()
 
-    def trial(self, best: float) -> None:
-        """One more trial; `best` is the best objective so far."""
+    def trial(self, best: str) -> None:
+        """One more trial; `best` is the best objective so far, with its unit."""
         self._trials += 1
         self._best = best
         self._update()
@@ -96,7 +95,7 @@ class Progress:
         self._total = total
         self._all_trials = trials
         self._done = self._trials = 0
-        self._best = 0.0
+        self._best = ""
         self._started = self._said = time.monotonic()
 
     def _show_bar(self) -> None:
@@ -122,7 +121,7 @@ class Progress:
         if self._trials:
             parts += [
                 _of(self._trials, self._all_trials, "trials"),
-                f"best {unit().level(self._best, more=1)}",
+                f"best {self._best}",
             ]
         seconds = time.monotonic() - self._started
         rate = self._done / seconds if seconds > 0.2 else 0.0

@@ -2,21 +2,13 @@
 
 from __future__ import annotations
 
-import gzip
-import json
 import re
-import zlib
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from souping.core.files import regular
 from souping.core.system import Provenance
-from souping.core.text import first_line, read_json
-from souping.core.types import UserError
-from souping.core.unit import gain, unit
 from souping.report import tables
 from souping.report.analyses import typed
 from souping.report.content import Report, TrialRow
@@ -32,7 +24,6 @@ if TYPE_CHECKING:
 POLICY = "default-src 'none'; style-src 'unsafe-inline'; img-src data:; base-uri 'none'; form-action 'none'"
 """Content security: the page has its styles and pictures in itself, and loads, runs and sends nothing."""
 STYLE = Path(__file__).with_name("style.css").read_text(encoding="utf-8").strip()
-
 FOOT = (
     "Percentages are fractions of 1 in report.json; every key is in docs/reference.md."
     '<span class="print">What is folded away on the screen is left out here: open it before printing.</span>'
@@ -244,12 +235,6 @@ def _markdown_cell(cell: TableCell, strong: bool) -> str:
     return f"{text} ({escape_markdown(cell.sub)})" if cell.sub else text
 
 
-# ------------------------------------------------------------ on a terminal
-
-SHOWN_ANSWER_CHARS = 4000
-"""Characters of an answer that are shown; of a longer one both ends."""
-
-
 def report_table(report: Report | JsonRow) -> Table:
     """Models with scores and the soup's paired differences, or the selection; below it the verdict."""
     report = typed(report)
@@ -316,112 +301,3 @@ def show_sheet(sections: Sequence[Section], console: Console | None = None) -> N
             out.print(plain_table(grid))
         if not section.grids:
             out.print()
-
-
-# Answers side by side: `souping show` prints them from a run's samples.
-
-SAMPLES_FILE = "samples.jsonl.gz"
-
-
-@dataclass(frozen=True, kw_only=True)
-class SampleAnswers:
-    """A model's answers to an item."""
-
-    score: float | None
-    outcome: str
-    reason: str
-    filtered_resps: tuple[str, ...]
-
-    def text(self) -> str:
-        answers = self.filtered_resps
-        if not any(answers):
-            return f"(no text{': ' + self.reason if self.reason else ''})"
-        if len(answers) == 1:
-            return answers[0]
-        return "\n".join(f"{n}. {text}" for n, text in enumerate(answers, start=1))
-
-
-@dataclass(frozen=True, kw_only=True)
-class Sample:
-    """A line of a run's samples: an item with its answers."""
-
-    item: str
-    category: str
-    fold: str
-    prompt_hash: str
-    target: Any
-    arguments: tuple[tuple[Any, ...], ...]
-    models: Mapping[str, SampleAnswers]
-
-    def score(self, name: str) -> float | None:
-        """A model's score, None if it was not evaluated on the item."""
-        return self.models[name].score if name in self.models else None
-
-
-def read_samples(path: Path) -> Iterator[JsonRow]:
-    """The lines of a run's samples.
-
-    Raises:
-        UserError: the file is absent or damaged.
-    """
-    try:
-        with gzip.open(regular(path), "rt", encoding="utf-8") as file:
-            for line in file:
-                row = read_json(line)
-                if not isinstance(row, dict):
-                    raise ValueError("a line is not an object")
-                yield row
-    except FileNotFoundError:
-        raise UserError(
-            f"{path.parent}: no {path.name}: name the directory of a run that evaluated items"
-        ) from None
-    except (OSError, ValueError, EOFError, zlib.error) as error:
-        raise UserError(f"{path}: cannot be read: {first_line(error)}") from error
-
-
-def changed(samples: Iterable[Sample], base: str, soup: str, better: bool) -> Iterator[Sample]:
-    """The items that `soup` answers better than `base`, or worse."""
-    for sample in samples:
-        new = sample.score(soup)
-        old = sample.score(base)
-        if new is None or old is None:
-            continue
-        if gain(new) > gain(old) if better else gain(new) < gain(old):
-            yield sample
-
-
-def show_sample(console: Console, sample: Sample, names: Sequence[str]) -> None:
-    """One item: its prompt as the model saw it, its reference, and the answers of these models side by side."""
-    from rich.box import SIMPLE_HEAD
-    from rich.table import Table
-    from rich.text import Text
-
-    title = f"{sample.item} ({sample.category}, fold {sample.fold})"
-    console.print(Text(clean(title), style="bold"))
-    target = sample.target
-    reference = target if isinstance(target, str) else json.dumps(target, ensure_ascii=False)
-    prompt = str(sample.arguments[0][0]) if any(sample.arguments[:1]) else ""
-    for label, value in (("prompt", prompt), ("reference", reference)):
-        console.print(
-            Text(f"{label}: ", style="dim").append(_short(value), style=""), soft_wrap=False
-        )
-    table = Table(box=SIMPLE_HEAD)
-    shown = {name: sample.models[name] for name in names if name in sample.models}
-    for name, model in shown.items():
-        ended = "" if model.outcome == "finished" else f", {model.outcome}"
-        score = unit().score(model.score, more=-1)
-        head = Text(clean(f"{name}: {score} {unit().symbol}{ended}"))
-        table.add_column(head, overflow="fold", ratio=1)
-    table.add_row(*(Text(_short(model.text())) for model in shown.values()))
-    console.print(table)
-
-
-def _short(text: str) -> str:
-    """A text without control characters, its middle left out where it is long."""
-    lines = "\n".join(clean(line) for line in text.split("\n"))
-    if len(lines) <= SHOWN_ANSWER_CHARS:
-        return lines
-    half = SHOWN_ANSWER_CHARS // 2
-    return (
-        f"{lines[:half]}\n... {len(lines) - SHOWN_ANSWER_CHARS:,} characters ...\n{lines[-half:]}"
-    )

@@ -15,12 +15,13 @@ from souping.report.content import (
     CategoryDifference,
     ModelEnds,
     Report,
+    SearchSummary,
     SelectionStability,
     SelectionSummary,
     TrialRow,
 )
 from souping.report.format import clean, count, in_words, p_value, percent, rho, share, weight
-from souping.report.tables import JsonRow, Section, TableGrid, grid, nonempty, table
+from souping.report.tables import Section, TableGrid, grid, nonempty, table
 
 REBUILD = "It writes the same bytes again, and stops if an ingredient's content differs."
 LOOKS = "Looks are counted in the run's store by exact prompt: a new store, or reworded items, would not be counted."
@@ -441,9 +442,9 @@ def _provenance(report: Report) -> Section | None:
     return Section("Provenance", (f"{line} {again}",), code=command, folded=nonempty((shown,)))
 
 
-def ended(search: JsonRow) -> str:
+def ended(search: SearchSummary) -> str:
     """Why a search ended, in a line; empty where it says nothing."""
-    return f"the search ended: {clean(search.get('stopped'))}" if search.get("stopped") else ""
+    return f"the search ended: {clean(search.stopped)}" if search.stopped else ""
 
 
 def _alternatives(report: Report) -> Section | None:

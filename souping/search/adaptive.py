@@ -16,14 +16,13 @@ from souping.core.types import (
     Cell,
     FloatArray,
     IntArray,
-    Json,
-    JsonObject,
     Result,
+    SearchEnd,
     SearchSpace,
+    StopReason,
     UserError,
     Weights,
 )
-from souping.core.unit import unit
 from souping.search.acquisition import (
     LIKELY,
     TINY,
@@ -210,8 +209,8 @@ class AdaptiveSearch(Optimiser):
         self._spent_at_check = 0
         # Soups that were confirmed.
         self._finalists = 0
-        # Why exploring ended; empty while it goes on.
-        self._stop_reason = ""
+        # Why exploring ended; None while it goes on.
+        self._stop_reason: StopReason | None = None
 
         self._take_in_singles()
         self._refit()
@@ -246,7 +245,7 @@ class AdaptiveSearch(Optimiser):
     # ---------------------------------------------------------------- asking
 
     def ask(self) -> Cell | None:
-        if not self._stop_reason:
+        if self._stop_reason is None:
             cell = self._explore()
             if cell is not None:
                 return cell
@@ -274,28 +273,27 @@ class AdaptiveSearch(Optimiser):
 
         # The leader must still be able to answer the whole fold.
         if not self._affords(len(items) + len(model.rest(leader))):
-            self._stop_reason = "the budget ends"
+            self._stop_reason = StopReason(reason="the budget ends")
             return None
         model.asked[soup, categories, next_samples] = True
         return self._open_cell(soup, items)
 
-    def _reason_to_end(self, leader: int, rivals: IntArray) -> str:
-        """Why exploring ends here; empty while it goes on."""
+    def _reason_to_end(self, leader: int, rivals: IntArray) -> StopReason | None:
+        """Why exploring ends here; None while it goes on."""
         if not self._model.left.any():
-            return "every soup has answered the whole fold"
+            return StopReason(reason="every soup has answered the whole fold")
         if not self._stops:
-            return ""
+            return None
 
         # Check whether more answers would pay whenever a third of a fold was requested.
         fold_size = len(self._space.categories)
         if self._spent < self._spent_at_check + fold_size // 3:
-            return ""
+            return None
         self._spent_at_check = self._spent
         gain = self._model.finishing_gain(np.array([leader, *rivals]), self._odds())
         if gain >= ENOUGH_GAIN:
-            return ""
-        shown = unit().text(unit().size(gain), more=1)
-        return f"more answers would gain only {shown} {unit().name}"
+            return None
+        return StopReason(reason="more answers would gain only", gain=gain)
 
     def _worth_of_samples(self, leader: int, rivals: IntArray, urgency: FloatArray) -> FloatArray:
         """What the next sample of each soup and category tells of the rivals' leads [S, C].
@@ -413,7 +411,7 @@ class AdaptiveSearch(Optimiser):
         order = np.lexsort((ingredients, -mean[candidates].round(9)))
         return self._points[int(candidates[order[0]])]
 
-    def summary(self) -> JsonObject:
+    def summary(self) -> SearchEnd:
         """Why the search ended, and the soups that may be as good as the pick (one-sided 95 %)."""
         mean, cov = self._model.objective()
         pick = self._soup_of[self.best()]
@@ -427,17 +425,15 @@ class AdaptiveSearch(Optimiser):
         leader, rivals, _ = expected_improvement(mean, cov, RIVALS)
         gain = self._model.finishing_gain(np.array([leader, *rivals]), self._odds())
 
-        summary: dict[str, Json] = {
-            "stopped": self._stop_reason or "a limit of the run",
-            "indistinguishable": [
-                list(self._points[soup]) for soup in indistinguishable[:LISTED_SOUPS]
-            ],
-            "indistinguishable_count": len(indistinguishable),
-            "finishing_gain": round(unit().scale * unit().size(gain), 3),
-        }
-        if self._bounds is not None:
-            summary["without_guards"] = unit().raw(float(mean.max()))
-        return summary
+        return SearchEnd(
+            stopped=self._stop_reason or StopReason(reason="a limit of the run"),
+            indistinguishable=tuple(
+                self._points[soup] for soup in indistinguishable[:LISTED_SOUPS]
+            ),
+            indistinguishable_count=len(indistinguishable),
+            finishing_gain=gain,
+            without_guards=None if self._bounds is None else float(mean.max()),
+        )
 
 
 def merits_of(space: SearchSpace) -> FloatArray | None:

@@ -25,6 +25,7 @@ from souping.core.types import (
     Recipe,
     Request,
     Result,
+    SearchEnd,
     SearchSpace,
     Trial,
     UserError,
@@ -66,7 +67,7 @@ class SearchResult:
     result: Result
     trials: tuple[Trial, ...]
     cost: SearchCost = field(default_factory=SearchCost)
-    summary: JsonObject = field(default_factory=dict)
+    summary: SearchEnd | JsonObject = field(default_factory=dict)
     guards: JsonObject = field(default_factory=dict)
 
     @property

@@ -13,6 +13,7 @@ from souping.analysis.alternatives import alternatives
 from souping.analysis.significance import Comparison, Verdict, verdict
 from souping.core.scores import Mean
 from souping.core.types import Item, ItemScores, ScoreMatrix
+from souping.core.unit import POINTS
 
 CANDIDATES = ("ace", "bit", "cow")
 FAR = {"ace": (0.03, 0.01), "bit": (0.05, 0.001), "cow": (0.04, 0.02)}
@@ -36,7 +37,7 @@ def say(figures: Figures, **change: Any) -> Verdict:
         "selected": ("ace", "bit"),
         "recipe": ("ace", "bit"),
     }
-    return verdict("soup", comparisons, **{**setting, **change})
+    return verdict(POINTS, "soup", comparisons, **{**setting, **change})
 
 
 def ace(difference: float, p_value: float) -> Figures:
@@ -156,9 +157,11 @@ def test_the_router_is_chosen_elsewhere_and_the_oracle_is_a_bound() -> None:
     )
     # here a is better in y, but b was before
     ingredients = {"a": scores(1, 1, 0, 1), "b": scores(1, 0, 1, 0)}
-    found = alternatives(0.9, scores(1, 1, 1, 0), ingredients, table, Mean())
+    found = alternatives(POINTS, 0.9, scores(1, 1, 1, 0), ingredients, table, Mean())
     assert set(
-        alternatives(30.0, scores(31, 30, 29, 30), {"a": scores(31, 30, 29, 30)}, table, Mean())
+        alternatives(
+            POINTS, 30.0, scores(31, 30, 29, 30), {"a": scores(31, 30, 29, 30)}, table, Mean()
+        )
     ) == {"optimism"}
     assert found["optimism"] == pytest.approx(0.15)
     assert found["router"] == {

@@ -222,7 +222,7 @@ def test_child_ends_a_listing_that_never_ends(
 ) -> None:
     """Its time is over as soon as the Hub has been asked."""
     clock = SimpleNamespace(monotonic=lambda: 1e9 * bool(hub.log))
-    monkeypatch.setattr("souping.core.system.time", clock)
+    monkeypatch.setattr("souping.core.child.time", clock)
     hub.drip = True
     refused("org/ant", hub.url, f"{online.LISTING:.0f} s")
 

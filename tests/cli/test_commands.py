@@ -6,7 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from souping.cli import COMMANDS, STANDS_FOR, as_overrides, choices, completed, groups
+from souping.cli.commands import COMMANDS, STANDS_FOR, as_overrides
+from souping.cli.help import choices, completed, groups
 from souping.core.types import UserError
 from tests.conftest import Cli, pool_of
 
@@ -99,7 +100,7 @@ def test_a_shell_completes_commands(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     environment = {"COMP_LINE": line}
-    monkeypatch.setattr("souping.cli.os.environ", environment)
+    monkeypatch.setattr("souping.cli.help.os.environ", environment)
     assert completed() == done
     assert set(capsys.readouterr().out.split()) == words
     assert environment["COMP_LINE"] == passed_on

@@ -18,13 +18,17 @@ import pytest
 from rich.console import Console
 
 from souping import __version__
-from souping.cli import COMMANDS, REPLACE, choices, folder, groups
+from souping.cli.commands import COMMANDS
 from souping.cli.config import GROUPS, Config
+from souping.cli.help import choices, folder, groups
 from souping.cli.job import options_first
+from souping.cli.process import REPLACE
 from souping.core.reading import read
 from souping.core.types import UserError
+from souping.core.unit import POINTS
 from souping.pipeline import execute
-from souping.report.render import Sample, plain_table, show_sample
+from souping.report.render import plain_table
+from souping.report.samples import Sample, show_sample
 from souping.report.tables import grid
 from tests.conftest import ROOT, Cli, command_line, pool_of
 from tests.support.composition import compose
@@ -81,7 +85,7 @@ def test_a_fault_of_ours_is_one_apology_with_a_traceback_on_the_disk(
 ) -> None:
     monkeypatch.setattr(execute, "check_settings", lambda run: int("x"))
     monkeypatch.setattr(
-        "souping.cli.job._is_library", lambda file: "pipeline/execute.py" not in str(file)
+        "souping.cli.errors._is_library", lambda file: "pipeline/execute.py" not in str(file)
     )
     done = souping(*quick(family))
     assert (done.code, len(done.err.splitlines())) == (1, 2)
@@ -146,7 +150,7 @@ def test_a_signal_at_any_import_prints_no_traceback(
 
 PRINTS = r"""
 import sys
-from souping.cli import open_streams
+from souping.cli.process import open_streams
 open_streams()
 for stream in (sys.stdout, sys.stderr):
     print("\u2212 \u0436 \udcff \ud800 a", file=stream)
@@ -443,7 +447,7 @@ def test_tables_and_answers_fit(width: int) -> None:
         name: {"score": 1.0, "outcome": "finished", "filtered_resps": ["long " * 40 + "x" * 90]}
         for name in "ab"
     }
-    show_sample(console, read(Sample, {**sample, "models": models}), ["a", "b"])
+    show_sample(POINTS, console, read(Sample, {**sample, "models": models}), ["a", "b"])
     text = console.file.getvalue()  # type: ignore[attr-defined]
     assert max(map(len, text.splitlines())) <= width
     assert text.count("long") == 80

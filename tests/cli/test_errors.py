@@ -20,7 +20,7 @@ from omegaconf import OmegaConf
 from souping.cli.finished import code_in, read_config, refuse_code
 from souping.core.types import UserError
 from souping.report.files import read_report, read_trials
-from souping.report.render import read_samples
+from souping.report.samples import read_samples
 from tests.conftest import Cli, pool_of
 from tests.support.composition import compose
 from tests.support.family import save_model

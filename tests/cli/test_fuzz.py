@@ -12,8 +12,10 @@ import pytest
 from hydra.utils import get_object
 from omegaconf import OmegaConf
 
-from souping.cli import config, folder
-from souping.cli.job import EXPECTED, format_error, settings_of
+from souping.cli import config
+from souping.cli.errors import EXPECTED, format_error
+from souping.cli.help import folder
+from souping.cli.settings import settings_of
 from souping.core.text import safe
 from souping.core.types import UserError
 from souping.pipeline.settings import RunSettings

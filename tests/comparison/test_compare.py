@@ -21,7 +21,8 @@ from rich.console import Console
 import souping as library
 from souping.comparison.result import CompareResult, Flip, RowVerdict, page, sections
 from souping.core.types import UserError
-from souping.report.render import SAMPLES_FILE, sheet_markdown, show_sheet
+from souping.report.render import sheet_markdown, show_sheet
+from souping.report.samples import SAMPLES_FILE
 from tests.conftest import ROOT, Cli
 from tests.logs.test_readers import Frame, write_csv
 

@@ -16,6 +16,7 @@ from souping.analysis.significance import over_looks
 from souping.comparison.result import CompareResult
 from souping.core.scores import Mean, Worst
 from souping.core.types import Item
+from souping.core.unit import POINTS
 from souping.pipeline.evidence import Pair, by_category
 from tests.logs.test_readers import Frame
 
@@ -150,7 +151,7 @@ def test_so_do_a_reports_comparison_and_its_categories_at_every_look(seeds: rang
         whole = pair.whole()
         assert excludes_zero(vars(whole)) == (over_looks(whole.p_value, pair.looks) < ALPHA)
         shown += excludes_zero(vars(whole))
-        for table in by_category([pair]):
+        for table in by_category(POINTS, [pair]):
             assert excludes_zero(table) == (over_looks(table["p_value"], pair.looks) < ALPHA)
             assert excludes_zero(table) == (table["verdict"] != "no difference shown")
             shown += excludes_zero(table)

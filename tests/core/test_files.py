@@ -18,7 +18,7 @@ from souping.core.types import UserError
 from souping.evaluate.benchmark import Benchmark
 from souping.logs import read
 from souping.logs.records import read_object
-from souping.report.render import read_samples
+from souping.report.samples import read_samples
 
 
 def names(folder: Path) -> list[str]:

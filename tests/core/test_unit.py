@@ -8,7 +8,7 @@ from dataclasses import asdict
 import numpy as np
 import pytest
 
-from souping.core.unit import BITS_PER_BYTE, MARGIN, POINTS, Unit, gain, scores_in, unit, unit_of
+from souping.core.unit import BITS_PER_BYTE, MARGIN, POINTS, Unit, unit_of
 
 COUNT = Unit(
     name="words", symbol="words", meaning="words", scale=1.0, digits=0, margin=3.0, fractions=False
@@ -32,7 +32,7 @@ def test_points_are_fractions_to_the_last_bit() -> None:
         assert POINTS.inner(value) == POINTS.raw(value) == value
     table = {"mean": 0.1, "low": 0.0, "high": 1 / 3, "n": 3}
     assert POINTS.raw_table(table) == table
-    assert unit_of({}) == unit() == POINTS
+    assert unit_of({}) == POINTS
 
 
 def test_a_loss_is_turned_round_with_its_limits() -> None:
@@ -72,12 +72,17 @@ def test_words(one: Unit, words: tuple[str, ...]) -> None:
     assert (*made, one.colours("RdBu")) == words
 
 
-def test_what_is_shown_is_ordered_by_the_unit_of_the_moment() -> None:
-    with scores_in(BITS_PER_BYTE):
-        assert max((1.5, 0.5, 2.5), key=gain) == 0.5
-        with scores_in(POINTS):
-            assert max((0.2, 0.5), key=gain) == 0.5
-        assert unit() == BITS_PER_BYTE
+def test_scores_are_ordered_by_their_unit() -> None:
+    assert max((1.5, 0.5, 2.5), key=BITS_PER_BYTE.gain) == 0.5
+    assert max((0.2, 0.5), key=POINTS.gain) == 0.5
+    assert POINTS.gain(None) == 0.0
+
+
+@pytest.mark.parametrize("odd", [float("nan"), float("inf"), float("-inf")])
+def test_what_is_not_finite_is_a_dash_and_no_end_of_an_interval(odd: float) -> None:
+    assert POINTS.score(odd) == POINTS.end(odd, sign=True) == HIDDEN
+    assert POINTS.interval(0.1, odd) == POINTS.interval(odd, 0.1) == ""
+    assert POINTS.limits(odd, 0.1, 0.95) == "95 % interval without limits"
 
 
 # ---------------------------------------------------------------- words

@@ -19,7 +19,7 @@ import pytest
 import yaml
 
 import souping as library
-from souping.cli import STANDS_FOR, as_overrides
+from souping.cli.commands import STANDS_FOR, as_overrides
 from souping.cli.config import GROUPS, Config
 from souping.core.unit import Unit
 from souping.evaluate.benchmark import Benchmark

@@ -72,9 +72,7 @@ def item(content: str = "x") -> Item:
 
 def child() -> psutil.Process:
     """The process that renders."""
-    (found,) = [
-        one for one in psutil.Process().children() if "souping.core.system" in one.cmdline()
-    ]
+    (found,) = [one for one in psutil.Process().children() if "souping.core.child" in one.cmdline()]
     return found
 
 

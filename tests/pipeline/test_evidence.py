@@ -18,7 +18,7 @@ from souping.analysis.significance import compare
 from souping.cli.config import HARNESS, also_node
 from souping.core.scores import Mean
 from souping.core.types import FloatArray, Item, ItemScores, Recipe, Result, Trial, UserError
-from souping.core.unit import BITS_PER_BYTE, scores_in, unit
+from souping.core.unit import BITS_PER_BYTE, POINTS
 from souping.pipeline import evidence
 from souping.pipeline.settings import Expectation, expectations
 from souping.report.analyses import typed
@@ -63,7 +63,7 @@ def gathered(
         SOUP.id: soup,
     }
     return evidence.gather(
-        rows, measured, Mean(), ("a", "b"), opened, margin, "evaluator.max_new_tokens"
+        POINTS, rows, measured, Mean(), ("a", "b"), opened, margin, "evaluator.max_new_tokens"
     )
 
 
@@ -89,7 +89,9 @@ def test_a_soup_that_is_the_best_single_lost_nothing() -> None:
         evidence.Contender(name="a", kind=kind, recipe=SINGLES["a"])
         for kind in ("ingredient", "best_single", "soup")
     ]
-    found = evidence.gather(rows, {SINGLES["a"].id: scores(level(0.6))}, Mean(), ("a", "b"), 1)
+    found = evidence.gather(
+        POINTS, rows, {SINGLES["a"].id: scores(level(0.6))}, Mean(), ("a", "b"), 1
+    )
     assert found["losses"] is None
     assert losses(typed(found)) == []
     assert {pair["test"] for pair in found["comparisons"]} == {"same model"}
@@ -170,7 +172,7 @@ def test_categories_have_p_values_of_max_t_and_not_of_a_normal_quantile() -> Non
         table=ItemTable.of(items, Mean()),
         same=False,
     )
-    (table,) = evidence.by_category([pair])
+    (table,) = evidence.by_category(POINTS, [pair])
     assert table["p_value"] == pytest.approx(0.25, abs=0.06)  # two signs of eight
 
 
@@ -209,7 +211,7 @@ def test_one_soup_under_two_names_is_one_test_of_holms() -> None:
         SOUP.id: scores(level(0.7), seed=6),
     }
     settings = (measured, Mean(), ("a",), 1, 0.01, "evaluator.max_new_tokens")
-    compared = evidence.gather([*singles, *rows, soup], *settings)["comparisons"]
+    compared = evidence.gather(POINTS, [*singles, *rows, soup], *settings)["comparisons"]
     baselines = [c for c in compared if c["kind"] in names]
     assert [c["p_holm"] for c in baselines] == [c["p_look"] for c in baselines]
     assert [c["p_holm"] for c in compared if c["kind"] in kinds] == [None, None]
@@ -288,17 +290,23 @@ def test_a_small_category_cannot_show_a_small_loss() -> None:
     values[:2] = 1.0
     table = ItemTable.of([replace(item, group=item.id) for item in items], Mean())
     found = evidence.by_category(
+        POINTS,
         [
             evidence.Pair(
                 soup="s", other="a", ours=values, theirs=np.zeros(280), table=table, same=False
             )
-        ]
+        ],
     )
     assert {told["verdict"] for told in found} == {"no difference shown"}
     assert all(0.02 < told["least"] < 0.15 for told in found)
     assert (
         evidence.by_category(
-            [evidence.Pair(soup="s", other="a", ours=values, theirs=values, table=table, same=True)]
+            POINTS,
+            [
+                evidence.Pair(
+                    soup="s", other="a", ours=values, theirs=values, table=table, same=True
+                )
+            ],
         )
         == []
     )
@@ -339,7 +347,8 @@ def test_a_category_of_two_items_hides_no_loss_of_the_others() -> None:
         [item.category != "w" and number % 2 == 0 for number, item in enumerate(items)], dtype=float
     )
     found = evidence.by_category(
-        [evidence.Pair(soup="s", other="a", ours=ours, theirs=theirs, table=table, same=False)]
+        POINTS,
+        [evidence.Pair(soup="s", other="a", ours=ours, theirs=theirs, table=table, same=False)],
     )
     assert [told["verdict"] for told in found] == [
         "higher",
@@ -359,18 +368,18 @@ def test_a_lower_loss_is_better_wherever_a_report_says_so() -> None:
         SINGLES["b"].id: base + 0.4,
         SOUP.id: base + shift + 0.01 * draw.standard_normal(len(ITEMS)),
     }
-    with scores_in(BITS_PER_BYTE):
-        measured = {
-            key: ItemScores(items=ITEMS, values=unit().inner(own)) for key, own in losses_of.items()
-        }
-        rows = [
-            evidence.Contender(name=name, kind="ingredient", recipe=own)
-            for name, own in SINGLES.items()
-        ]
-        rows.append(evidence.Contender(name="a", kind="best_single", recipe=SINGLES["a"]))
-        rows.append(evidence.Contender(name="soup", kind="soup", recipe=SOUP))
-        found = evidence.gather(rows, measured, Mean(), ("a", "b"), 1)
-        page = markdown({**found, "unit": asdict(BITS_PER_BYTE)}, [])
+    measured = {
+        key: ItemScores(items=ITEMS, values=BITS_PER_BYTE.inner(own))
+        for key, own in losses_of.items()
+    }
+    rows = [
+        evidence.Contender(name=name, kind="ingredient", recipe=own)
+        for name, own in SINGLES.items()
+    ]
+    rows.append(evidence.Contender(name="a", kind="best_single", recipe=SINGLES["a"]))
+    rows.append(evidence.Contender(name="soup", kind="soup", recipe=SOUP))
+    found = evidence.gather(BITS_PER_BYTE, rows, measured, Mean(), ("a", "b"), 1)
+    page = markdown({**found, "unit": asdict(BITS_PER_BYTE)}, [])
     means = {row["name"]: row["objective"]["mean"] for row in found["rows"]}
     assert means == pytest.approx({"a": 1.1, "b": 1.5, "soup": 1.07}, abs=0.02)
     pair = next(one for one in found["comparisons"] if one["b"] == "a")
@@ -550,7 +559,7 @@ def right_below(right: int) -> ItemScores:
 def test_near_is_as_expected_and_far_is_not() -> None:
     found = expectations({"a": 70, "b": 90, "c": 40, "d": {"w": 72, "x": 20}})
     gate = evidence.check_expected(
-        found, dict.fromkeys("abcd", right_below(70)), Mean(), "error", "select"
+        POINTS, found, dict.fromkeys("abcd", right_below(70)), Mean(), "error", "select"
     )
     verdicts = [check["verdict"] for check in gate["checks"]]
     assert verdicts == ["as expected", "too low", "too high", "as expected", "too high"]
@@ -570,7 +579,9 @@ def test_right_setups_pass() -> None:
             n: ItemScores(items=items, values=(row < p).astype(float))
             for (n, p), row in zip(truth.items(), group, strict=True)
         }
-        alarms += not evidence.check_expected(found, measured, Mean(), "error", "select")["passed"]
+        alarms += not evidence.check_expected(POINTS, found, measured, Mean(), "error", "select")[
+            "passed"
+        ]
     assert alarms <= draws * evidence.FALSE_ALARM + 3 * (draws * evidence.FALSE_ALARM) ** 0.5
 
 

@@ -12,6 +12,7 @@ import souping
 from souping.analysis.guards import Admission, Guard
 from souping.core.reading import to_json
 from souping.core.types import Item, ItemScores, Recipe, Trial
+from souping.core.unit import POINTS
 from souping.pipeline.goals import admitted
 from souping.search.loop import SearchResult, result_of
 from tests.conftest import Cli, pool_of
@@ -42,7 +43,7 @@ def test_the_first_soup_that_seems_to_keep_to_the_guards_is_tested(
     scores = ItemScores(items=tuple(ITEMS), values=reference.result.values)
     admission = Admission(guards=(Guard(name="a", margin=0.1),), against="ref", reference=scores)
     winner = SearchResult(recipe=order[0].recipe, result=order[0].result, trials=())
-    found = admitted(winner, order, admission, reference.recipe, souping.Mean())
+    found = admitted(POINTS, winner, order, admission, reference.recipe, souping.Mean())
     assert found.recipe.ingredients == (chosen,)
     assert words in str(found.guards["sentence"])
     assert found.guards["refused"] == (chosen == "ref" != order[0].recipe.ingredients[0])

@@ -19,6 +19,7 @@ from souping.analysis.significance import holm
 from souping.core.protocols import Objective
 from souping.core.scores import Mean, Worst
 from souping.core.types import ItemScores, ScoreMatrix
+from souping.core.unit import POINTS
 from souping.pipeline.evidence import Contender, gather
 from souping.report.analyses import typed
 from souping.report.format import escape_markdown
@@ -72,7 +73,7 @@ def report(
     measured = {SINGLES[name].id: own for name, own in experts.items()}
     measured |= {UNIFORM.id: right(w=0.55, x=0.55), SOUP.id: soup}
     measured.setdefault(rows[-2].recipe.id, router.scores)
-    found = gather(rows, measured, objective or Mean(), ("a", "b"), opened)
+    found = gather(POINTS, rows, measured, objective or Mean(), ("a", "b"), opened)
     models = len(set(router.routes.values()))
     score = float(router.scores.values.mean())
     return {

@@ -4,14 +4,19 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+import souping as library
+from souping.core.protocols import Tracker
+from souping.core.types import Json, Trial
 from souping.core.unit import unit_of
 from tests.conftest import ROOT, Cli
-from tests.support.trajectory import STEPS, make_run, save_at, save_items
+from tests.support.trajectory import STEPS, Bowl, make_run, save_at, save_items
 
 CHOICE = "_target_: tests.support.trajectory.Bowl\n"
 
@@ -32,6 +37,40 @@ def words(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
         "hydra.run.dir=run",
     ]
     return ["--config-dir", str(tmp_path / "own"), "+experiment=trajectory", *settings]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Heard(Tracker):
+    """What a tracker is told of the trials."""
+
+    trials: list[Trial] = field(default_factory=list)
+
+    def start(self, config: Mapping[str, Json], run_dir: Path) -> None: ...
+
+    def log(self, trial: Trial) -> None:
+        self.trials.append(trial)
+
+
+def test_a_tracker_gets_losses_and_the_lowest_of_them_as_the_best(tmp_path: Path) -> None:
+    for name, value in (("far", 0.9), ("near", 0.3)):
+        save_at(tmp_path / name, value)
+    save_items(tmp_path / "items.jsonl")
+    tracker = Heard()
+    result = library.run(
+        pool=[tmp_path / "far", tmp_path / "near"],
+        items=tmp_path / "items.jsonl",
+        selector=library.All(),
+        optimiser=library.Grid(step=0.5),
+        evaluator=Bowl(),
+        tracker=tracker,
+        stop_after="search",
+        out=tmp_path / "run",
+        store=tmp_path / "store.sqlite",
+    )
+    losses = [trial.result.objective for trial in tracker.trials]
+    assert len(losses) == 3
+    assert losses == [trial.objective for trial in result.trials]
+    assert [trial.best for trial in tracker.trials] == [min(losses[: n + 1]) for n in range(3)]
 
 
 def report_of(folder: Path) -> dict[str, Any]:

@@ -24,7 +24,8 @@ from souping.pipeline import checks
 from souping.pipeline.checks import Gpu, Machine, requirements_of, soup_bytes
 from souping.pipeline.evaluation import LocalExecutor
 from souping.pipeline.steps import SEARCH, STEPS
-from souping.plan import PlannedStage, Speed
+from souping.plan.speed import Speed
+from souping.plan.stages import PlannedStage
 from souping.search.adaptive import Adaptive
 from souping.trackers import NoTracker
 from tests.cli.test_experiments import CHOSEN

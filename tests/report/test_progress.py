@@ -42,7 +42,7 @@ def test_a_stage_has_a_line_at_its_beginning_and_end(
         progress.stage("search", trials=20)
         for number in range(1, 21):
             progress.advance(3)
-            progress.trial(0.5 + number / 100)
+            progress.trial(f"{50 + number}.00 %")
         progress.end_stage()
         progress.say("chosen \x1b[2J")
         progress.stage("write")
@@ -83,7 +83,7 @@ def test_a_terminal_gets_one_live_display(
     with suppress(KeyError), Progress() as progress:
         progress.stage("search [bold]", items=10, trials=2)
         progress.advance(5)
-        progress.trial(0.5)
+        progress.trial("50.00 %")
         raise KeyError("x")
     with Progress() as progress, progress.aside(), Throughput("soup") as report:
         report(5, 10)

@@ -18,8 +18,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from rich.console import Console
 
-from souping.report.files import as_json, draw, write_report, write_trials
+from souping.core.types import SearchEnd, StopReason
+from souping.core.unit import BITS_PER_BYTE, POINTS, Unit
+from souping.report.files import as_json, draw, search_summary, write_report, write_trials
 from souping.report.render import markdown, page, report_table
+from souping.report.sections import ended
 from tests.support.html import outline
 from tests.support.report import sample
 
@@ -174,3 +177,42 @@ def test_json_keeps_floats_and_has_null_for_what_is_no_number(value: float) -> N
         "d": (Path("x"), True, 3),
     }
     assert json.loads(as_json(odd)) == {"a": None, "b": [1.0, None], "c": 0.1, "d": ["x", True, 3]}
+
+
+# ---------------------------------------------------------------- how a search ended
+
+END = SearchEnd(
+    stopped=StopReason(reason="more answers would gain only", gain=0.0005),
+    indistinguishable=((0.5, 0.5),),
+    indistinguishable_count=1,
+    finishing_gain=0.004,
+)
+
+
+@pytest.mark.parametrize(
+    ("unit", "gain", "figures"),
+    [
+        (POINTS, "0.05 points", (0.4, 0.75)),
+        (BITS_PER_BYTE, "0.00025 bits per byte", (0.002, -0.375)),
+    ],
+    ids=["points", "bits"],
+)
+def test_the_end_of_a_search_is_worded_in_the_unit_of_the_scores(
+    unit: Unit, gain: str, figures: tuple[float, float]
+) -> None:
+    found = search_summary(unit, replace(END, without_guards=0.75))
+    assert found.stopped == f"more answers would gain only {gain}"
+    assert ended(found).endswith(gain)
+    assert (found.finishing_gain, found.without_guards) == figures
+    assert found.indistinguishable == ((0.5, 0.5),)
+
+
+def test_an_end_without_a_gain_is_its_reason() -> None:
+    found = search_summary(POINTS, replace(END, stopped=StopReason(reason="the budget ends")))
+    assert (found.stopped, found.without_guards) == ("the budget ends", None)
+
+
+def test_what_an_optimiser_of_the_users_says_is_kept_as_it_is() -> None:
+    found = search_summary(BITS_PER_BYTE, {"asked": 3, "stopped": "enough", "finishing_gain": 0.5})
+    assert (found.stopped, found.finishing_gain, found.others) == ("enough", 0.5, {"asked": 3})
+    assert ended(search_summary(POINTS, {})) == ""

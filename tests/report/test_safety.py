@@ -21,16 +21,11 @@ from souping.core.unit import BITS_PER_BYTE
 from souping.pipeline.upload import card
 from souping.report.analyses import typed
 from souping.report.content import GateSummary, TrialRow
-from souping.report.files import (
-    best_jobs,
-    csv_cell,
-    sweep_lines,
-    write_report,
-    write_sweep,
-    write_trials,
-)
+from souping.report.files import csv_cell, write_report, write_trials
 from souping.report.format import escape_markdown, quoted
-from souping.report.render import also_table, plain_table, report_table
+from souping.report.jobs import best_jobs, sweep_lines, write_sweep
+from souping.report.plots import forest
+from souping.report.render import also_table, markdown, page, plain_table, report_table
 from souping.report.tables import gate
 from tests.support.html import outline
 from tests.support.report import sample
@@ -180,3 +175,15 @@ def test_any_name_comes_back_out_of_the_command(name: str) -> None:
 
 def test_an_interpolation_is_escaped() -> None:
     assert quoted("a/${b}") == '"a/\\${b}"'
+
+
+@pytest.mark.parametrize(
+    "name", ["<script>alert(1)</script>", "$\\frac{$", "[/red]|`*", "", "x" * 999]
+)
+def test_the_words_of_a_unit_from_a_file_are_shown_as_text(name: str) -> None:
+    report, trials = sample()
+    report["unit"] = {**asdict(BITS_PER_BYTE), "name": name, "symbol": name}
+    assert "<script>" not in page(report, trials, []) + markdown(report, trials)
+    picture = forest(typed(report))
+    assert picture is not None
+    assert picture.png()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -18,7 +17,7 @@ from souping.checkpoints.trajectory import Member, TrainingRun
 from souping.core.reading import read
 from souping.core.scores import Mean
 from souping.core.types import Item, Result, Trial
-from souping.core.unit import BITS_PER_BYTE, scores_in
+from souping.core.unit import BITS_PER_BYTE
 from souping.report.content import Report
 from souping.report.files import draw
 from souping.report.render import markdown, page
@@ -31,12 +30,6 @@ SIZE, ITEMS = 6, 80
 TABLE = ItemTable.of(
     [Item(id=str(i), category="xy"[i % 2], prompt=str(i), answer="") for i in range(ITEMS)], Mean()
 )
-
-
-@pytest.fixture(autouse=True)
-def bits() -> Iterator[None]:
-    with scores_in(BITS_PER_BYTE):
-        yield
 
 
 def measured(rates: bool, runs: int = 0) -> dict[str, Any]:
@@ -57,7 +50,7 @@ def measured(rates: bool, runs: int = 0) -> dict[str, Any]:
     ]
     run = TrainingRun(folder=Path("run"), trainer="Trainer", members=tuple(members))
     found = Trajectory(runs=(run,), rows=(), others=())
-    scores = CheckpointScores(values=values, table=TABLE)
+    scores = CheckpointScores(unit=BITS_PER_BYTE, values=values, table=TABLE)
     better = BITS_PER_BYTE.inner(-0.1)
     trials = [
         Trial(

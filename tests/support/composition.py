@@ -17,7 +17,7 @@ from hydra._internal import config_loader_impl, defaults_list
 from hydra._internal.config_loader_impl import ConfigLoaderImpl
 from hydra._internal.config_repository import ConfigRepository
 
-from souping.cli import folder
+from souping.cli.help import folder
 
 SHIPPED = {"hydra", "main", "schema"}
 """Providers of files that no test writes."""

@@ -16,6 +16,7 @@ import pytest
 
 from souping.core.protocols import Tracker
 from souping.core.types import Json, Recipe, Result, Trial
+from souping.core.unit import POINTS
 from souping.report.files import write_report, write_selection, write_trials
 from souping.report.progress import show_warnings
 from souping.testing import check_tracker
@@ -36,9 +37,9 @@ RECIPE = Recipe(
 )
 
 
-def trial(number: int, objective: float = 0.5) -> Trial:
+def trial(number: int, objective: float = 0.5, best: float = 0.5) -> Trial:
     result = Result(objective=objective, categories={"x": objective, "y z/ü": 0.0}, items=4)
-    return Trial(number=number, recipe=RECIPE, weights=RECIPE.weights, result=result)
+    return Trial(number=number, recipe=RECIPE, weights=RECIPE.weights, result=result, best=best)
 
 
 def test_every_choice_has_a_row() -> None:
@@ -100,11 +101,12 @@ def recorded(
         (soup / "recipe.json").write_text("{}")
         tracker = WandbTracker(group="sweep-1", tags=["fast"], job_type="job", timeout=600)
         tracker.start({"selector": {"threshold": 0.2}, "name": "mine"}, run_dir)
-        for entry in trials[:12]:
-            tracker.log(made(entry))
+        for number, entry in enumerate(trials[:12], start=1):
+            best = max(earlier.objective for earlier in trials[:number])
+            tracker.log(dataclasses.replace(made(entry), best=best))
         write_report(report, trials[:12], run_dir)
         write_trials(trials[:12], report, run_dir / "trials.csv")
-        write_selection(report["selection"], run_dir / "selection.json")
+        write_selection(POINTS, report["selection"], run_dir / "selection.json")
         tracker.finish(report, run_dir, soup)
         records = log_of(run_dir)
     assert tracker.hint.startswith("wandb sync ")

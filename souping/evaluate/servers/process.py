@@ -22,8 +22,8 @@ from urllib.parse import urlsplit
 
 import psutil
 
+from souping.core.child import end_with
 from souping.core.files import folder_at
-from souping.core.system import end_with
 from souping.core.text import listed, safe
 from souping.core.types import Json, JsonObject, entries
 

@@ -1,0 +1,70 @@
+"""Commands of the command line, and the overrides that they stand for."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+
+from souping.core.types import UserError
+
+COMMANDS: Mapping[str, str] = {
+    "check": "rehearse a run on five items per category",
+    "plan": "show what a run costs and what is missing here, and stop",
+    "merge": "average checkpoints by weights that you know, without evaluation",
+    "names": "list which tensor of a soup comes from which tensors of the candidates",
+    "show": "show answers of a run side by side: what the soup fixed or broke",
+    "compare": "an honest verdict for any two evaluation logs",
+}
+"""{command: what it does}; `conf/config.yaml` lists them in its help."""
+STANDS_FOR: Mapping[str, tuple[str, ...]] = {
+    "check": ("check=true",),
+    "plan": ("plan=true",),
+    "merge": ("+experiment=merge",),
+    "names": ("+experiment=merge", "merge.names=show"),
+}
+"""{command: the overrides that it stands for}; the other commands have arguments of their own."""
+RUN = re.compile(r"\+{0,2}run=(.*)", re.DOTALL)
+"""Override that names a finished run."""
+
+
+def finished_run(words: Sequence[str]) -> str | None:
+    """The folder of a finished run that `run=` names, the last of several."""
+    return next((match[1] for word in reversed(words) if (match := RUN.fullmatch(word))), None)
+
+
+def as_overrides(command: str, words: Sequence[str]) -> list[str]:
+    """The words after a command, with the overrides that it stands for.
+
+    Raises:
+        UserError: `merge` beside another experiment.
+    """
+    experiment = next((word for word in words if re.match(r"\+{0,2}experiment=", word)), "")
+    if command == "names":
+        return _names(words, experiment)
+    overrides = [word for word in STANDS_FOR[command] if word not in words]
+    if command == "merge" and overrides and experiment:
+        raise UserError(f"merge and {experiment} are two experiments: leave one of them out")
+    return [*words, *overrides]
+
+
+def _names(words: Sequence[str], experiment: str) -> list[str]:
+    """The overrides of `names`: of another `experiment`, with the user's rules, and with any weights."""
+    merge, show = STANDS_FOR["names"]
+    added = [show]
+    if not experiment:
+        added.append(merge)
+        if not any(word.startswith("optimiser") for word in words):
+            added.append("optimiser=uniform")
+    # Rules of the user's are applied: merge.names=FILE becomes merge.names=show:FILE.
+    return [
+        *added,
+        *(re.sub(r"^merge\.names=(?!show)", "merge.names=show:", word) for word in words),
+    ]
+
+
+def misplaced(command: str) -> str:
+    """What to do about a command that is not the first word."""
+    anywhere = ""
+    if command in STANDS_FOR:
+        anywhere = f", or {' '.join(STANDS_FOR[command])} in any place"
+    return f"{command} is a command, which comes first: python -m souping {command} ...{anywhere}"

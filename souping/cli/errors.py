@@ -1,0 +1,182 @@
+"""Errors in words: a line or two for what the user can fix, the place of a traceback for anything else."""
+
+from __future__ import annotations
+
+import re
+import sysconfig
+import tempfile
+import traceback
+from contextlib import suppress
+from importlib.metadata import distributions
+from pathlib import Path
+
+from hydra.errors import HydraException, OverrideParseException
+from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from souping.cli.commands import COMMANDS, misplaced
+from souping.cli.config import PACKAGE, USER_CODE, key_of, near_key
+from souping.cli.help import choices, groups
+from souping.core.files import error_text
+from souping.core.text import first_line, nearest, safe, stripped_lines
+from souping.core.types import UserError
+
+EXPECTED = (UserError, HydraException, OmegaConfBaseException, OSError)
+READERS = (
+    "transformers",
+    "tokenizers",
+    "jinja2",
+    "huggingface_hub",
+    "safetensors",
+    "lm_eval",
+    "datasets",
+    "sacrebleu",
+)
+"""Libraries that read models' files and templates: their exceptions mean a bad file, not a bug here."""
+PLUGIN = re.compile(r'File "(.*/hydra_plugins)/(\w+)')
+"""Line of a traceback that is in a plugin of Hydra's."""
+
+
+def format_error(error: Exception, run_dir: Path | None = None) -> tuple[str, int]:
+    """(message, exit status) of any error: the one place that decides.
+
+    What the user can fix takes a line or two. Anything else is a fault of a component of the user's or of this package:
+    then the traceback is kept, in the run's directory if there is one.
+    """
+    if plugin := _broken_plugin(error):
+        return plugin, 2
+    if isinstance(error, EXPECTED):
+        return safe(explain(error)), 2
+    if isinstance(error, MemoryError):
+        return f"out of memory: {first_line(error)}", 2
+    frames = traceback.extract_tb(error.__traceback__)
+    place = keep_traceback(error, run_dir)
+    what = safe(f"{type(error).__name__}: {first_line(error)}")
+    culprits = [
+        f"{USER_CODE[frame.filename]}, line {frame.lineno}"
+        for frame in frames
+        if frame.filename in USER_CODE
+    ]
+    sources = [frame for frame in frames if not _is_library(Path(frame.filename))]
+    if not culprits and sources and PACKAGE not in Path(sources[-1].filename).parents:
+        culprits = [f"{sources[-1].filename}:{sources[-1].lineno}"]
+    if culprits:
+        return (
+            f"{culprits[-1]}: {what}\nthis component is not part of souping; the traceback is in {place}",
+            2,
+        )
+    # from Rust
+    raised_by = (
+        type(error).__module__.split(".")[0] if type(error) is not Exception else "tokenizers"
+    )
+    inside = [
+        name
+        for name in (*READERS, "hydra", "nevergrad", "omegaconf")
+        if frames and f"/{name}/" in frames[-1].filename
+    ]
+    if library := [name for name in (raised_by, *inside) if name in (*READERS, *inside)]:
+        return (
+            f"{library[0]} cannot use a file or this request: {what}\nthe traceback is in {place}",
+            2,
+        )
+    if USER_CODE:
+        return f"{what}\na fault in souping or in {', '.join(USER_CODE.values())}: see {place}", 1
+    return (
+        f"sorry, this is a fault in souping: {what}\nplease report it with the traceback in {place}",
+        1,
+    )
+
+
+def _broken_plugin(error: Exception) -> str:
+    """What to do about a plugin of Hydra's that cannot be imported; empty if the error is another."""
+    trace = "".join(traceback.format_exception(error))
+    places = PLUGIN.findall(trace)
+    if "_scan_all_plugins" not in trace or not places:
+        return ""
+    folder, name = places[-1]
+    remedy = f"remove it from {folder}"
+    for package in distributions():
+        if any(file.parts[:2] == ("hydra_plugins", name) for file in package.files or ()):
+            remedy = f"pip uninstall {package.name}"
+    return safe(
+        f"hydra_plugins.{name}: {type(error).__name__}: {first_line(error)}\n"
+        f"Hydra imports every plugin that is installed, and this one fails: {remedy}"
+    )
+
+
+def _is_library(file: Path) -> bool:
+    """Whether a line of a traceback is an installed package's or Python's own."""
+    if PACKAGE in file.parents:
+        return False
+    installed = {"site-packages", "dist-packages"}.intersection(file.parts)
+    return (
+        not file.is_absolute()
+        or bool(installed)
+        or Path(sysconfig.get_path("stdlib")) in file.parents
+    )
+
+
+def keep_traceback(error: Exception, run_dir: Path | None) -> Path:
+    """The file that holds the whole traceback from now on."""
+    text = "".join(traceback.format_exception(error))
+    if run_dir is not None:
+        with suppress(OSError):
+            (run_dir / "traceback.txt").write_text(text, "utf-8", "backslashreplace")
+            return run_dir / "traceback.txt"
+    handle, name = tempfile.mkstemp(prefix="souping-", suffix=".txt")
+    with open(handle, "w", encoding="utf-8", errors="backslashreplace") as file:
+        file.write(text)
+    return Path(name)
+
+
+def explain(error: BaseException) -> str:
+    """An error as one or two lines: what, where, what to do."""
+    if isinstance(error, UserError):
+        return str(error)
+    if isinstance(error, OSError) and not isinstance(error, HydraException):
+        key = key_of(str(error.filename)) if error.filename else ""
+        return f"{key}={error_text(error)}" if key else error_text(error)
+    if isinstance(error, OverrideParseException):
+        if error.override in (*COMMANDS, "help"):
+            return misplaced(error.override)
+        return (
+            f"cannot read the override {error.override}\n"
+            "values that hold ( ) , = ~ or spaces need quotes inside the shell's own: 'key=\"a (b)\"'"
+        )
+    lines = stripped_lines(error)
+    group, _, choice = str(getattr(error, "missing_cfg_file", "") or "").rpartition("/")  # Hydra's
+    # Hydra's
+    options = getattr(error, "options", None) or (choices(group) if group in groups() else None)
+    if options:  # an unknown choice of a group
+        typed = f"{'+' * (group == 'experiment')}{group}={choice}: there is no such choice"
+        where = typed if group and lines[0].startswith("In 'config'") else lines[0]
+        return f"{where}{nearest(choice, options)}\nchoices: {', '.join(options)}"
+    remarks = (
+        "full_key:",
+        "object_type=",
+        "reference_type=",
+        "To append to your config",
+        "See https",
+        "Environment",
+    )
+    shown = [line for line in lines if not line.startswith(remarks)][:2] or [type(error).__name__]
+    shown[0] = shown[0].rstrip(".") + _nearest_key(error)
+    # Hydra names the override, its cause the fault
+    if len(shown) == 1 and error.__cause__ is not None:
+        shown += [line for line in [first_line(error.__cause__)] if "Key '" not in line]
+    return "\n".join(shown)
+
+
+def _nearest_key(error: BaseException) -> str:
+    """The nearest name to the key that OmegaConf did not know."""
+    cause: BaseException | None = error
+    while cause is not None:
+        node = getattr(cause, "parent_node", None)  # OmegaConf's
+        match = re.search(r"Key '([^']+)' (?:is )?not in", str(cause))
+        if node is not None and match and OmegaConf.is_dict(node):
+            keys = [str(k) for k in node if not str(k).startswith("_")]
+            return (
+                near_key(match.group(1), node, keys) or f"; known keys: {', '.join(keys) or 'none'}"
+            )
+        cause = cause.__cause__
+    return ""

@@ -1,0 +1,91 @@
+"""Help, version and completion of the command line, without Hydra."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+from souping.cli.commands import COMMANDS, STANDS_FOR
+from souping.core.fields import pick
+from souping.core.system import __version__
+
+
+def completed() -> bool:
+    """Complete commands for a shell; False if Hydra has to complete the other words.
+
+    The shell passes the line in COMP_LINE. Hydra does not know commands, so it gets their overrides.
+    """
+    app, _, line = os.environ.get("COMP_LINE", "").lstrip().partition(" ")
+    command, space, after = line.lstrip().partition(" ")
+    if not space:
+        print("\n".join(name for name in (*COMMANDS, "help") if name.startswith(command)))
+    elif command in STANDS_FOR:
+        os.environ["COMP_LINE"] = f"{app} {' '.join(STANDS_FOR[command])} {after}"
+    elif command == "help":
+        print("\n".join((*COMMANDS, *groups())))
+    return bool(space) and command in ("compare", "help", "show")
+
+
+HELP_FLAGS = ("--help", "-h")
+
+
+def folder() -> Path:
+    """The folder of the YAML files: in the installed package, or beside it in a checkout."""
+    packaged = Path(__file__).resolve().parents[1] / "conf"
+    return packaged if packaged.is_dir() else Path(__file__).resolve().parents[2] / "conf"
+
+
+def answered(words: Sequence[str]) -> bool:
+    """Print what `--version`, `help`, `--help` or `help NAME...` request; False if the words are something else.
+
+    Raises:
+        UserError: there is no such group or command.
+    """
+    if "--version" in words:
+        print(f"souping {__version__}")
+        return True
+    names = [word for word in words if word not in HELP_FLAGS][words[:1] == ["help"] :]
+    if len(names) == len(words) or not all(word.isidentifier() for word in names):
+        return False
+    print("\n".join(line for name in names for line in keys(name)) if names else overview())
+    return True
+
+
+def overview() -> str:
+    """The help of `conf/config.yaml`, with the groups and their choices."""
+    import yaml
+
+    text = str(yaml.safe_load((folder() / "config.yaml").read_text())["hydra"]["help"]["template"])
+    lines = "\n".join(f"{name}: {', '.join(choices(name))}" for name in groups())
+    return text.replace("$APP_CONFIG_GROUPS", lines).rstrip()
+
+
+def groups() -> list[str]:
+    return sorted(
+        path.name for path in folder().iterdir() if path.is_dir() and not path.name.startswith("_")
+    )
+
+
+def choices(group: str) -> list[str]:
+    return sorted(path.stem for path in (folder() / group).glob("*.yaml"))
+
+
+def keys(group: str) -> Iterator[str]:
+    """The choices of a group, and their keys with defaults and remarks as files have them; or what a command does."""
+    if group in COMMANDS:
+        yield f"usage: python -m souping {group} ...\n\n{COMMANDS[group]}"
+        if group in STANDS_FOR:
+            yield f"the same as {' '.join(STANDS_FOR[group])}"
+        # `merge` is a group too
+        if group not in groups():
+            return
+        yield ""
+    pick(group, [*groups(), *COMMANDS], "help: group or command")
+    for name in choices(group):
+        yield f"{'+' * (group == 'experiment')}{group}={name}"
+        text = (folder() / group / f"{name}.yaml").read_text()
+        yield from (
+            f"  {line}" for line in text.splitlines() if not line.strip().startswith(("_", "# @"))
+        )
+        yield ""

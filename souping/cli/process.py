@@ -1,0 +1,100 @@
+"""The process of the command line: its signals, and standard streams that cannot end a run."""
+
+from __future__ import annotations
+
+import codecs
+import errno
+import io
+import os
+import re
+import signal
+import sys
+import threading
+from types import FrameType
+from typing import Any, TextIO
+
+ENDING = (signal.SIGTERM, signal.SIGHUP)
+EXIT_STATUSES: list[int] = []
+"""Exit statuses of what failed without ending the process: a job of a multirun, an output that is full."""
+REPLACE = "souping-replace"
+"""Name of the handler of characters that a standard stream cannot show."""
+
+
+class Ended(KeyboardInterrupt):
+    """End by a signal, which cleans up as an interrupt does. Arguments: a description, the exit status."""
+
+
+def interrupts_raise() -> None:
+    """From here an interrupt is a `KeyboardInterrupt` again, and so are SIGTERM and SIGHUP unless ignored."""
+    if threading.current_thread() is not threading.main_thread():
+        return
+    # as the package leaves it until a job begins
+    if signal.getsignal(signal.SIGINT) is signal.SIG_DFL:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+    for number in ENDING:
+        if signal.getsignal(number) is signal.SIG_DFL:
+            signal.signal(number, end)
+
+
+def end(signum: int, frame: FrameType | None) -> None:
+    """Leave through every clean-up, once: a second signal would stop those."""
+    for number in ENDING:
+        signal.signal(number, signal.SIG_IGN)
+    raise Ended(f"ended by {signal.Signals(signum).name}", 128 + signum)
+
+
+class StandardStream(io.FileIO):
+    """Standard output or error. If it is full or closed, one message says so and the run goes on."""
+
+    def write(self, data: Any) -> int:
+        try:
+            return super().write(data)
+        except OSError as error:
+            os.dup2(os.open(os.devnull, os.O_WRONLY), self.fileno())
+            # a reader that has seen enough needs no word
+            if error.errno != errno.EPIPE and self.fileno() == 1:
+                EXIT_STATUSES.append(2)
+                print(
+                    f"standard output: {error.strerror}; the run goes on without it",
+                    file=sys.stderr,
+                )
+            return memoryview(data).nbytes
+
+
+def open_streams() -> None:
+    """Make the standard streams safe: a closed one becomes the null device, so that no file of the run replaces it."""
+    for number in range(3):
+        try:
+            os.fstat(number)
+        except OSError:
+            os.set_inheritable(os.open(os.devnull, os.O_RDWR), True)
+    sys.stdout = _safe(1, sys.stdout, sys.__stdout__)
+    sys.stderr = _safe(2, sys.stderr, sys.__stderr__)
+
+
+def _safe(number: int, stream: TextIO | None, first: TextIO | None) -> TextIO:
+    if stream is not None and (stream is not first or not isinstance(stream, io.TextIOWrapper)):
+        return stream  # a test's or a notebook's
+    encoding = stream.encoding if stream else "utf-8"
+    # Whatever was set for standard output, because most handlers raise an error.
+    errors = REPLACE if number == 1 else "backslashreplace"
+    raw = io.BufferedWriter(StandardStream(number, "w", closefd=False))
+    return io.TextIOWrapper(raw, encoding=encoding, errors=errors, line_buffering=True)
+
+
+def replace(error: UnicodeError) -> tuple[str, int]:
+    """Handler of encoding errors: a plain hyphen for a minus sign, a question mark for any other character."""
+    assert isinstance(error, UnicodeEncodeError)
+    text = error.object[error.start : error.end].replace("\N{MINUS SIGN}", "-")
+    return re.sub("[^-]", "?", text), error.end
+
+
+codecs.register_error(REPLACE, replace)
+
+
+def stop(message: str, code: int) -> None:
+    """End the process with a message on standard error."""
+    sys.stdout.flush()
+    if message:
+        print(message, file=sys.stderr)
+    sys.exit(code)

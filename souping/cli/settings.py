@@ -1,0 +1,81 @@
+"""Settings of a run from its configuration."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from omegaconf import OmegaConf
+
+from souping.analysis.guards import read_guards
+from souping.cli.config import build, merges_only
+from souping.core.files import expanded
+from souping.core.types import UserError
+from souping.pipeline.settings import MergeSettings, RunSettings, expectations
+from souping.report.progress import command_line
+
+
+def unresolved(node: Any) -> dict[str, Any]:
+    """A node of a configuration as plain data, its texts as they stand."""
+    plain = OmegaConf.to_container(node, resolve=False)
+    assert isinstance(plain, dict)
+    return {str(key): value for key, value in plain.items()}
+
+
+def settings_of(plain: Mapping[str, Any], run_dir: Path) -> MergeSettings:
+    """The components and settings of a run by its configuration as plain data, checked and built."""
+    parts = build(plain)
+    merges = merges_only(plain)
+    for key in ("stop_after", "limit", "guard", "pareto", "pick"):
+        if merges and plain[key] is not None:
+            raise UserError(
+                f"{key}={plain[key]!s:.60}: nothing is evaluated without items: leave it out"
+            )
+    from souping.pipeline.upload import target
+
+    common = {
+        **parts,
+        **{key: plain[key] for key in ("name", "seed", "plan")},
+        "recipe": expanded(plain["recipe"], "recipe") if plain["recipe"] else None,
+        "upload": target(plain["upload"]),
+        "out": expanded(plain["out"], "out") if plain["out"] else run_dir / "soup",
+        "store_path": expanded(plain["store"]["path"], "store.path"),
+        "run_dir": run_dir,
+        "config": plain,
+        "command": command_line(),
+    }
+    if merges:
+        return MergeSettings(**common)
+    return RunSettings(
+        **common,
+        **{
+            key: plain[key]
+            for key in (
+                "stop_after",
+                "limit",
+                "throughput",
+                "margin",
+                "gate",
+                "guard_against",
+                "pick",
+            )
+        },
+        expected=expectations(plain["expected"], parts["evaluator"].unit.scale),
+        guard=read_guards(plain["guard"]),
+        pareto=tuple(plain["pareto"] or ()),
+    )
+
+
+def as_yaml(config: Mapping[str, Any]) -> str:
+    """A resolved configuration as a file that Hydra reads again: what looks like an interpolation is escaped."""
+    return OmegaConf.to_yaml(OmegaConf.create(_escaped(config)))
+
+
+def _escaped(value: Any) -> Any:
+    if isinstance(value, str):
+        return re.sub(r"(\\*)\$\{", r"\1\1\\${", value)
+    if isinstance(value, Mapping):
+        return {key: _escaped(inner) for key, inner in value.items()}
+    return [_escaped(inner) for inner in value] if isinstance(value, list | tuple) else value

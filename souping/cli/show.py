@@ -1,0 +1,148 @@
+"""`souping show`: answers of a run's models side by side."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from itertools import islice
+from pathlib import Path
+
+from souping.core.arguments import positive
+from souping.core.fields import pick
+from souping.core.files import expanded
+from souping.core.reading import read
+from souping.core.text import safe
+from souping.core.types import FOLDS, T, UserError
+from souping.core.unit import POINTS, Unit
+from souping.report.content import Report, SelectionFile
+from souping.report.files import read_report
+from souping.report.render import output_console
+from souping.report.samples import SAMPLES_FILE, Sample, changed, read_samples, show_sample
+
+SHOW_HELP = """Answers of a run's models side by side, from its samples.jsonl.gz.
+
+Without --fixed or --broke every item of the fold counts. The items of the report fold that are
+printed are recorded in the ledger of its store."""
+
+
+def show(arguments: Sequence[str]) -> None:
+    options = _parser().parse_args(arguments)
+    folders = [expanded(folder) for folder in options.run_dir]
+    run_dir = next(
+        (folder for folder in reversed(folders) if (folder / SAMPLES_FILE).is_file()), folders[-1]
+    )
+    if len(folders) > 1:
+        print(f"{run_dir}: the last of {len(folders)} folders that has answers")
+    samples = [read(Sample, row) for row in read_samples(run_dir / SAMPLES_FILE)]
+    report = _read_if_there(Report, run_dir / "report.json")
+    selection = _read_if_there(SelectionFile, run_dir / "selection.json")
+    file = report or selection
+    unit = file.unit if file else POINTS
+    fold = options.fold or _reached(samples)
+    rows = [sample for sample in samples if sample.fold == fold]
+    for key in ("item", "category"):
+        if value := vars(options)[key]:
+            pick(value, dict.fromkeys(vars(row)[key] for row in rows), f"--{key}")
+            rows = [row for row in rows if vars(row)[key] == value]
+    names = _names(options.models, rows, report)
+    what = "items"
+    if options.fixed or options.broke:
+        if len(names) < 2:
+            raise UserError("--fixed and --broke compare two models: name them, --models A,B")
+        rows = list(changed(unit, rows, names[0], names[-1], better=options.fixed))
+        what = f"items that {names[-1]} answers {'better' if options.fixed else 'worse'} than {names[0]}"
+    if fold == "report" and report and not report.limit:
+        _note(run_dir, options.store, report, rows[: options.limit])
+    _show_samples(unit, rows, names, options.limit, what)
+
+
+def _read_if_there(kind: type[T], path: Path) -> T | None:
+    return read(kind, read_report(path)) if path.is_file() else None
+
+
+def _reached(samples: Sequence[Sample]) -> str:
+    """The last fold that the run scored; other runs may have left answers to later ones."""
+    scored = set()
+    for sample in samples:
+        if any(answers.score is not None for answers in sample.models.values()):
+            scored.add(sample.fold)
+    return next((fold for fold in reversed(FOLDS) if fold in scored), "select")
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="python -m souping show",
+        description=SHOW_HELP,
+        formatter_class=argparse.RawTextHelpFormatter,
+    )
+    parser.add_argument(
+        "run_dir",
+        nargs="+",
+        metavar="RUN_DIR",
+        help="of several (outputs/mine/*) the last with answers",
+    )
+    which = parser.add_mutually_exclusive_group()
+    which.add_argument(
+        "--fixed",
+        action="store_true",
+        help="items that the soup answers better than the best candidate",
+    )
+    which.add_argument("--broke", action="store_true", help="items that it answers worse")
+    parser.add_argument("--category", metavar="C", help="items of this category")
+    parser.add_argument("--item", metavar="ID", help="this item")
+    parser.add_argument(
+        "--models", metavar="A,B", help="these models; the last stands for the soup"
+    )
+    parser.add_argument(
+        "--fold",
+        choices=("select", "search", "report"),
+        help="default: the last one that was scored",
+    )
+    parser.add_argument(
+        "--limit", type=positive, default=10, metavar="N", help="at most so many items (10)"
+    )
+    parser.add_argument(
+        "--store", metavar="FILE", help="the run's results store, where it is not found"
+    )
+    return parser
+
+
+def _names(models: str | None, samples: Sequence[Sample], report: Report | None) -> list[str]:
+    """Models that are shown: those that were named, else the best candidate and the soup, else all."""
+    known = dict[str, None]()
+    for sample in samples:
+        known |= dict.fromkeys(sample.models)
+    if models:
+        return [pick(name.strip(), known, "--models") for name in models.split(",")]
+    best = report.row("best_single") if report else None
+    return [best.name, "soup"] if best and "soup" in known else list(known)
+
+
+def _note(run_dir: Path, store: str | None, report: Report, samples: Sequence[Sample]) -> None:
+    """Write to the ledger that answers to these items of the report fold were looked at."""
+    from souping.comparison.looks import store_of
+    from souping.pipeline.ledger import Ledger
+    from souping.pipeline.store import Store
+
+    shown = [sample.prompt_hash for sample in samples]
+    path = store_of(run_dir, store)
+    if path is None:
+        print(
+            "warning: the run's store is not here (--store FILE): this look is noted nowhere",
+            file=sys.stderr,
+        )
+    elif shown:
+        with Store(path) as ledger:
+            Ledger(ledger).note_view(report.recipe.id if report.recipe else "", shown)
+
+
+def _show_samples(
+    unit: Unit, samples: Sequence[Sample], names: Sequence[str], limit: int, what: str
+) -> None:
+    console = output_console()
+    for sample in islice(samples, limit):
+        show_sample(unit, console, sample, names)
+    shown = min(limit, len(samples))
+    more = "" if shown == len(samples) else f", {shown} shown (--limit N)"
+    console.print(safe(f"{len(samples):,} {what}{more}"), markup=False)

@@ -1,0 +1,147 @@
+"""A multirun: where it begins, the line of each of its jobs, and the table at its end."""
+
+from __future__ import annotations
+
+import re
+import shlex
+import sys
+from collections.abc import Mapping, Sequence
+from contextlib import nullcontext, suppress
+from pathlib import Path
+from typing import Any
+
+from hydra._internal.utils import get_args_parser
+from hydra.conf import HydraConf
+from hydra.experimental.callback import Callback
+from omegaconf import DictConfig, OmegaConf, read_write
+
+from souping.cli.config import build_part, named_in
+from souping.cli.errors import EXPECTED, explain
+from souping.cli.process import EXIT_STATUSES
+from souping.cli.run_folder import note_missing, numbered_folders
+from souping.cli.settings import unresolved
+from souping.core.text import safe
+from souping.core.types import UserError, texts
+from souping.core.unit import Unit
+from souping.pipeline.settings import GROUP_KINDS
+from souping.trackers import GuardedTracker
+
+JOB_NUMBER = re.compile(r"\$\\?\{hydra\\?:job\.num\\?\}")
+"""As Hydra's sweeper quotes it."""
+_SWEEPS: list[Path] = []
+"""The multirun's folder, until its table is written."""
+
+
+def note_job(
+    unit: Unit,
+    run_dir: Path,
+    hydra_config: HydraConf,
+    limit: int | None,
+    objective: float | None,
+    refused: str = "",
+) -> None:
+    """A job's line of the sweep's table, as a file: jobs may run in other processes."""
+    from souping.report.jobs import write_job
+
+    job = {
+        "job": hydra_config.job.num,
+        "overrides": unresolved(hydra_config.overrides)["task"],
+        "objective": objective,
+        "refused": refused,
+        "limit": limit,
+    }
+    with suppress(UserError) if refused else nullcontext():
+        write_job(unit, run_dir, job)
+
+
+class SweepEnd(Callback):
+    """At a run's start: which folders are not there yet. At a multirun's end: the table of its jobs, in the sweep's
+    folder and, with `tracker=wandb`, as one W&B run."""
+
+    def on_run_start(self, config: DictConfig, **_: Any) -> None:
+        note_missing(Path(config.hydra.run.dir))
+
+    def on_multirun_start(self, config: DictConfig, **_: Any) -> None:
+        place = Path(config.hydra.sweep.dir)
+        fresh = next(
+            path for path in numbered_folders(place) if not any(path.glob("*/config.yaml"))
+        )
+        if fresh != place:
+            print(
+                f"note: {place} holds a multirun already: this one is in {fresh}", file=sys.stderr
+            )
+            with read_write(config), read_write(config.hydra):
+                config.hydra.sweep.dir = str(fresh)
+                quoted = str(fresh).replace("'", "\\'")
+                # what jobs are composed by
+                config.hydra.overrides.hydra.append(f"hydra.sweep.dir='{quoted}'")
+        note_missing(fresh)
+        _SWEEPS.append(fresh)
+
+    def on_multirun_end(self, config: DictConfig, **_: Any) -> None:
+        end_sweep()
+
+
+def end_sweep() -> None:
+    """The table of a multirun's jobs as far as they came, once, also where Hydra gave up."""
+    while _SWEEPS:
+        sweep_dir = _SWEEPS.pop()
+        try:
+            _sweep_table(sweep_dir)
+        except (*EXPECTED, ValueError) as error:
+            EXIT_STATUSES.append(2)
+            print(f"the multirun has no table: {explain(error)}", file=sys.stderr)
+
+
+def _sweep_table(sweep_dir: Path) -> None:
+    from souping.report.jobs import JOB, best_jobs, read_jobs, sweep_lines, write_sweep
+
+    jobs = read_jobs(sweep_dir)
+    if not jobs:
+        return
+    _track(sweep_dir, jobs)
+    print(f"  {'sweep':16} {write_sweep(sweep_dir, jobs)}")
+    print("\n".join(sweep_lines(jobs)))
+    for job in best_jobs(jobs)[:1]:
+        print(f"test job {job['job']} on the report fold:\n{safe(final_command(job, sweep_dir))}")
+    if refused := [str(job["job"]) for job in jobs if job["refused"]]:
+        EXIT_STATUSES.append(2)
+        print(
+            f"{len(refused)} of {len(jobs)} jobs failed (job {', '.join(refused)}): see sweep.csv",
+            file=sys.stderr,
+        )
+    for job in jobs:
+        place = sweep_dir / str(job["run_dir"])
+        # the table has it now
+        if job["refused"] and [path.name for path in place.iterdir()] == [JOB]:
+            (place / JOB).unlink()
+            place.rmdir()
+
+
+def final_command(job: Mapping[str, Any], sweep_dir: Path) -> str:
+    """The command that runs a job of a multirun to its end, by itself."""
+    overrides = texts(job, "overrides")
+    words = [word for word in overrides if named_in([word]) != {"stop_after"}]
+    config = OmegaConf.load(sweep_dir / str(job["run_dir"]) / "config.yaml")
+    # set by a file that an override chose
+    if len(words) == len(overrides) and OmegaConf.select(config, "stop_after"):
+        words.append("stop_after=null")
+    typed = get_args_parser().parse_args()
+    if typed.config_dir:
+        words.append(f"--config-dir={typed.config_dir}")
+    words += [word for word in typed.overrides if word.startswith("hydra.searchpath=")]
+    if not typed.multirun:
+        words.append("hydra.mode=RUN")
+    # A single run has no number.
+    command = JOB_NUMBER.sub(str(job["job"]), "\0".join(words)).split("\0")
+    return shlex.join(["python", "-m", "souping", *command])
+
+
+def _track(sweep_dir: Path, jobs: Sequence[Mapping[str, Any]]) -> None:
+    """One summary in the group of the jobs, by their tracker."""
+    ran = [sweep_dir / str(job["run_dir"]) / "config.yaml" for job in jobs if not job["refused"]]
+    if ran:
+        config = OmegaConf.to_container(OmegaConf.load(ran[0]), resolve=True)
+        assert isinstance(config, dict)
+        tracker = build_part(config["tracker"], GROUP_KINDS["tracker"], "tracker")
+        GuardedTracker(tracker).summarise(jobs, sweep_dir)

@@ -1,0 +1,260 @@
+"""Child processes that end with their parent.
+
+Use a child for work on data that somebody else controls, such as a server's answers or a model's template: whatever
+the data does to the child, the caller gets a result or an exception in time, and Ctrl-C ends the child at once. The
+child also ends when the caller is killed (`end_with`).
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import pickle
+import queue
+import resource
+import runpy
+import signal
+import subprocess
+import sys
+import threading
+import time
+import traceback
+from collections.abc import Callable, Mapping
+from contextlib import closing, suppress
+from dataclasses import is_dataclass
+from pathlib import PurePath
+from typing import IO, Any
+
+from souping.core.system import package_environment
+from souping.core.types import ProgressCallback, T, UserError
+
+CHILD_GRACE_S = 2.0
+"""Seconds that a child gets to clean up."""
+CHILD_MEMORY_BYTES = 2 << 30
+ERRORS = (("builtins", "MemoryError"), ("builtins", "RuntimeError"))
+WATCH = 0.2
+"""Seconds between two looks at the memory of a child that has not answered yet."""
+
+
+def limit_file_size(nbytes: int) -> None:
+    """Limit the files that this process writes: more raises OSError (EFBIG)."""
+    limit_resource(resource.RLIMIT_FSIZE, nbytes)
+
+
+def limit_resource(number: int, value: int) -> None:
+    hard = resource.getrlimit(number)[1]
+    with suppress(OSError, ValueError):
+        resource.setrlimit(
+            number, (value if hard == resource.RLIM_INFINITY else min(value, hard), hard)
+        )
+
+
+class Child:
+    """Process that calls module-level functions, one after another. It starts with the first call.
+
+    Functions, arguments and results are pickled. The process may take `memory` bytes of address space (of resident
+    memory on macOS, which does not enforce the other) and has the variables of `environment` alone.
+    """
+
+    def __init__(
+        self, environment: Callable[[], Mapping[str, str]], memory: int = CHILD_MEMORY_BYTES
+    ) -> None:
+        self._environment = environment
+        self.memory = memory
+        self._process: subprocess.Popen[bytes] | None = None
+        self._messages: queue.Queue[tuple[str, Any]] = queue.Queue()
+        self._lock = threading.Lock()
+
+    def call(
+        self,
+        function: Callable[..., T],
+        arguments: tuple[object, ...],
+        seconds: float,
+        report: ProgressCallback | None = None,
+    ) -> T:
+        """The function's result. With `report`, it gets a callback of that name, whose calls arrive here. After a call
+        that had to be stopped, the next one starts another process.
+
+        Raises:
+            TimeoutError: it did not return within `seconds`, or the child's own alarm (SIGALRM) went off.
+            MemoryError: it needed too much memory, or was killed.
+            UserError: the function raised it.
+            RuntimeError: any other exception of the function, as text.
+        """
+        with self._lock:
+            try:
+                process = self._process or self._start()
+                assert process.stdin is not None
+                with suppress(BrokenPipeError):
+                    pickle.dump((function, arguments, report is not None), process.stdin)
+                    process.stdin.flush()
+                kind, value = self._answer(process, time.monotonic() + seconds, report)
+                if isinstance(value, MemoryError):
+                    raise value
+            except BaseException:
+                # An interrupt too: the answer would be taken for that of the next call.
+                self._end()
+                raise
+        if kind == "raise":
+            raise value
+        result: T = value
+        return result
+
+    def _start(self) -> subprocess.Popen[bytes]:
+        process = subprocess.Popen(
+            [sys.executable, "-m", "souping.core.child", str(os.getpid()), str(self.memory)],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+            env=dict(self._environment()),
+            start_new_session=True,  # an interrupt from the keyboard is this process's to handle
+        )
+        assert process.stdout is not None
+        self._process = process
+        self._messages = queue.Queue()
+        threading.Thread(target=_listen, args=(process.stdout, self._messages), daemon=True).start()
+        return process
+
+    def _answer(
+        self, process: subprocess.Popen[bytes], end: float, report: ProgressCallback | None
+    ) -> tuple[str, Any]:
+        import psutil
+
+        while True:
+            remaining = end - time.monotonic()
+            try:
+                kind, value = self._messages.get(timeout=max(0.0, min(WATCH, remaining)))
+            except queue.Empty:
+                if remaining <= 0:
+                    raise TimeoutError from None
+                with suppress(psutil.Error):  # it may have ended since
+                    if psutil.Process(process.pid).memory_info().rss > self.memory:
+                        raise MemoryError from None
+                continue
+            if kind == "end":
+                with suppress(subprocess.TimeoutExpired):  # alive, if what it sent was no message
+                    if process.wait(CHILD_GRACE_S) == -signal.SIGALRM:
+                        raise TimeoutError
+                raise MemoryError
+            if kind != "report":
+                return kind, value
+            if report is not None:
+                report(*value)
+
+    def close(self) -> None:
+        """End the process; a later call starts another."""
+        with self._lock:
+            self._end()
+
+    def _end(self) -> None:
+        process = self._process
+        self._process = None
+        if process is None:
+            return
+        assert process.stdin is not None
+        process.terminate()
+        wait_or_kill(process, CHILD_GRACE_S)
+        with suppress(OSError):  # what is still to be written to it
+            process.stdin.close()
+
+
+def wait_or_kill(process: subprocess.Popen[bytes], seconds: float) -> None:
+    """Wait for a process that was told to end; kill it if it takes longer."""
+    try:
+        process.wait(seconds)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        process.wait()
+
+
+def call(
+    function: Callable[..., T],
+    arguments: tuple[object, ...],
+    *,
+    seconds: float,
+    environment: Mapping[str, str] | None = None,
+    report: ProgressCallback | None = None,
+) -> T:
+    """`Child.call` in a process for this call alone; `environment` is added to this process's own."""
+    with closing(
+        Child(lambda: {**package_environment(), "MALLOC_ARENA_MAX": "2", **(environment or {})})
+    ) as child:
+        return child.call(function, arguments, seconds, report)
+
+
+class Message(pickle.Unpickler):
+    """Message of a child: plain data, paths, and data classes and errors of this package. The data that a child works
+    on may have taken it over, so nothing else that a pickle can name is made here."""
+
+    def find_class(self, module: str, name: str) -> Any:
+        if module.split(".")[0] in ("souping", "pathlib") or (module, name) in ERRORS:
+            member = super().find_class(module, name)
+            if isinstance(member, type) and (
+                is_dataclass(member) or issubclass(member, (Exception, PurePath))
+            ):
+                return member
+        raise pickle.UnpicklingError(f"{module}.{name}")
+
+
+def _listen(stream: IO[bytes], messages: queue.Queue[tuple[str, Any]]) -> None:
+    with stream, suppress(Exception):  # whatever was sent instead of a message
+        while True:
+            messages.put(Message(stream).load())
+    messages.put(("end", None))
+
+
+LAUNCHER = "SOUPING_LAUNCHER"
+"""Variable that names the process number of a launcher to the processes that it starts."""
+BEAT = 0.3
+
+
+def end_with(parent: int) -> None:
+    """Make this process end once its parent is gone, through its handler of SIGTERM."""
+
+    def watch() -> None:
+        while os.getppid() == parent:
+            time.sleep(BEAT)
+        # which may wait for a socket
+        signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGTERM)
+        time.sleep(2 * CHILD_GRACE_S)
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()
+
+
+def serve(memory: int) -> None:
+    """The child: requests on standard input, messages on what was standard output."""
+    out = os.fdopen(os.dup(1), "wb")
+    os.dup2(2, 1)
+    # functions clean up as at an interrupt
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    limit_resource(resource.RLIMIT_AS, memory)  # more raises MemoryError; macOS does not enforce it
+
+    def send(*message: str | T) -> None:
+        pickle.dump(message, out)
+        out.flush()
+
+    with suppress(EOFError, KeyboardInterrupt):
+        while True:
+            function, arguments, reports = pickle.load(sys.stdin.buffer)
+            options = {"report": lambda *counts: send("report", counts)} if reports else {}
+            try:
+                send("result", function(*arguments, **options))
+            except UserError as error:
+                send("raise", UserError(str(error)))
+            except Exception as error:
+                full = isinstance(error, MemoryError) or (
+                    isinstance(error, OSError) and error.errno == errno.ENOMEM
+                )
+                send("raise", MemoryError() if full else RuntimeError(traceback.format_exc()))
+    os._exit(0)  # whatever threads still wait for
+
+
+if __name__ == "__main__":  # PARENT MEMORY, or PARENT MODULE ARGUMENTS... for a launcher
+    end_with(int(sys.argv[1]))
+    sys.argv = sys.argv[2:]
+    if sys.argv[0].isdigit():
+        serve(int(sys.argv[0]))
+    else:
+        os.environ[LAUNCHER] = str(os.getpid())
+        runpy.run_module(sys.argv[0], run_name="__main__", alter_sys=True)

@@ -1,0 +1,123 @@
+"""What a plan holds: stages with their counts, how long the run takes, and what its report can show."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from typing import Any, Literal
+
+from souping.analysis.significance import Power, power_of
+from souping.checkpoints.pool import ModelSize
+from souping.core.types import Fold, Items, JsonObject, Missing, ScoreMatrix, Selection
+from souping.evaluate.benchmark import slices_of
+from souping.pipeline.checks import Machine, Requirement
+from souping.pipeline.settings import RunSettings
+from souping.plan.speed import HUB_SPEED, READ_SPEED, Speed
+from souping.plan.stages import IntRange, PlannedStage
+from souping.report.files import selection_dict
+
+Range = tuple[float, float]
+
+
+@dataclass(kw_only=True)
+class Plan:
+    """All that is known of a run before it starts. `reasons` say why it cannot run here; empty: it can.
+
+    Those that hold on any machine are `faults` too. `selection` is None if the candidates must be measured first;
+    `basis` is the source of its scores, `sizes` are the possible numbers of ingredients. With `outlined`, items have no
+    content: their numbers are the benchmark's published sizes.
+    """
+
+    run: RunSettings
+    machine: Machine
+    models: Sequence[ModelSize] = ()
+    basis: str = ""
+    sizes: Sequence[int] = ()
+    selection: Selection | None = None
+    scores: ScoreMatrix | None = None
+    folds: Mapping[Fold, Items] = field(default_factory=dict)
+    outlined: bool = False
+    notes: list[str] = field(default_factory=list)
+    guards: Sequence[Mapping[str, Any]] = ()
+    stages: Sequence[PlannedStage] = ()
+    speeds: Mapping[str, Speed] = field(default_factory=dict)
+    requirements: Sequence[Requirement] = ()
+    missing: Sequence[Missing] = ()
+    reasons: list[Missing] = field(default_factory=list)
+    faults: list[str] = field(default_factory=list)
+
+    def sum(self, key: Literal["asked", "todo"]) -> IntRange:
+        """(least, most) evaluations of all stages."""
+        pairs = [stage.asked if key == "asked" else stage.todo for stage in self.stages]
+        return sum(least for least, _ in pairs), sum(most for _, most in pairs)
+
+    def seconds(self) -> dict[str, Range] | None:
+        """{what: (least, most) seconds}, None if no rate is known."""
+        if "" not in self.speeds or not self.stages:
+            return None
+        times = {}
+        if self.folds:
+            size = sum(model.nbytes for model in self.models) / len(self.models)
+            answering = [0.0, 0.0]
+            reading = [0.0, 0.0]
+            for end, count in ((0, min(self.sizes)), (1, max(self.sizes))):
+                for stage in (stage for stage in self.stages if stage.items):
+                    speed = self.speeds.get(stage.benchmark, self.speeds[""])
+                    # A model with something to answer is loaded once per stage.
+                    loads = -(-stage.todo[end] // stage.items)
+                    answering[end] += speed.seconds(stage, end) + loads * speed.per_model
+                    reading[end] += loads * size * count / READ_SPEED
+            times = {
+                "evaluate": (answering[0], answering[1]),
+                "read weights": (reading[0], reading[1]),
+            }
+        fetch = sum(model.download for model in self.models) / HUB_SPEED
+        return {**times, "download": (fetch, fetch)}
+
+    @property
+    def has_report(self) -> bool:
+        """Whether the planned run will end in a report that claims something."""
+        return bool(self.folds.get("report")) and not (
+            self.run.stop_after or self.run.limit or self.faults
+        )
+
+    def powers(self) -> list[Power]:
+        """What a report on each slice can show; empty if there is none, or if that is known after selection only."""
+        if self.scores is None or not self.has_report:
+            return []
+        run = self.run
+        slices = slices_of(self.folds["report"], run.slices)
+        powers = [power_of(self.scores, part, run.objective, run.inner_margin) for part in slices]
+        return [power for power in powers if power is not None]
+
+
+def as_dict(plan: Plan) -> JsonObject:
+    """Content of plan.json."""
+    unit = plan.run.evaluator.unit
+    powers = [power.as_dict(unit) for power in plan.powers()]
+    selection = selection_dict(unit, plan.selection, plan.scores) if plan.selection else None
+    return {
+        "experiment": plan.run.name,
+        "can_go_on": not plan.reasons,
+        "reasons": [reason.sentence() for reason in plan.reasons],
+        "notes": list(plan.notes),
+        "machine": asdict(plan.machine),
+        "models": [asdict(model) for model in plan.models],
+        "selection": {"basis": plan.basis, "sizes": list(plan.sizes), "selection": selection},
+        "outlined": plan.outlined,
+        "folds": {fold: len(items) for fold, items in plan.folds.items()},
+        "stages": [asdict(stage) for stage in plan.stages],
+        "evaluations": {"asked": plan.sum("asked"), "todo": plan.sum("todo")},
+        "speeds": {name or "benchmark": asdict(speed) for name, speed in plan.speeds.items()},
+        "seconds": plan.seconds(),
+        "power": powers[0] if powers else None,
+        **({"slices": powers} if len(powers) > 1 else {}),
+        "guards": list(plan.guards),
+        "rooms": [requirement.as_dict() for requirement in plan.requirements],
+        "missing": [asdict(lack) for lack in plan.missing],
+    }
+
+
+def total_range(ranges: Iterable[Range]) -> Range:
+    least, most = zip(*ranges, strict=True)
+    return sum(least), sum(most)

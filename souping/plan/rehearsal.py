@@ -1,0 +1,212 @@
+"""Rehearsal of a run (`check=true`): a few items are answered, scored and timed, and shown."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import replace
+from pathlib import Path
+from statistics import fmean
+from typing import Any
+
+from souping.core.files import nearby, write_atomically
+from souping.core.protocols import Evaluator, LoadedModel
+from souping.core.reading import read
+from souping.core.text import DASH, safe
+from souping.core.types import Fold, Item, Record, UserError
+from souping.core.unit import Unit
+from souping.evaluate.benchmark import first_items
+from souping.evaluate.scoring import user_scores
+from souping.pipeline.evaluation import batches_of, records_of, score_missing
+from souping.pipeline.execute import sample
+from souping.pipeline.settings import RunSettings
+from souping.pipeline.store import IN_MEMORY, Store
+from souping.plan.content import Plan, as_dict, total_range
+from souping.plan.page import time_section, work_section
+from souping.plan.planner import checked_plan, open_unhashed
+from souping.plan.speed import Speed
+from souping.report import format
+from souping.report.files import as_json
+from souping.report.render import output_console, show_sheet
+from souping.report.samples import Sample, show_sample
+from souping.report.tables import Section, grid
+
+CHECKED_ITEMS = 5
+"""Items of each category that a check answers."""
+LEAST = 0.05
+"""Share of the time of a check that is at least taken for its items, as what a call takes varies."""
+
+
+def check_run(run: RunSettings) -> None:
+    """Check a run as its plan does, rehearse it, say how long the whole would take, and save `check.json`.
+
+    Raises:
+        UserError: the run cannot start here, or its items cannot be answered.
+    """
+    if run.selects_from_table:
+        raise UserError(
+            "check needs items; stop_after=select with published scores has none: use `plan`"
+        )
+    plan = checked_plan(run)
+    for note in plan.notes:
+        print(f"note: {safe(note)}")
+    if plan.reasons:
+        more = "".join(f"\nand: {reason.sentence()}" for reason in plan.reasons[1:3])
+        first = plan.reasons[0]
+        raise UserError(f"this run cannot start here: {first.sentence()}{more}", fix=first.fix)
+    print(
+        "settings, items, models, space and packages are in order (`plan` shows them)",
+        flush=True,
+    )
+    fold: Fold = "search" if run.scores.published else "select"
+    items = first_items(plan.folds[fold], CHECKED_ITEMS)
+    records, prompts, speed = rehearse(plan, items)
+    timed = replace(plan, speeds={**plan.speeds, "": speed})
+    show_rehearsal(timed, fold, items, records, prompts)
+
+
+def rehearse(plan: Plan, items: Sequence[Item]) -> tuple[list[Record], Mapping[str, str], Speed]:
+    """The first candidate's answers to a few items, the prompts by their keys, and how fast the answers came once the
+    model was loaded."""
+    run = plan.run.with_items()
+    if absent := [model.name for model in plan.models if model.download]:
+        raise UserError(f"the candidates are not here yet: {absent[0]} has to be downloaded")
+    with ExitStack() as parts:
+        for part in run.open_parts:
+            parts.callback(part.close)
+        store = parts.enter_context(Store(Path(IN_MEMORY)))
+        pool = open_unhashed(run, store)
+        parts.callback(pool.close)
+        recipe = pool.recipe({pool.names[0]: 1.0})
+        evaluator = pool.bound(run.evaluator).for_recipe(recipe)
+        if banner := evaluator.banner():
+            print(banner, flush=True)
+        began = time.monotonic()
+        model = pool.serving(evaluator)(recipe)
+        # Engines and servers take minutes to start at their first item, and any code is slower the first time.
+        _, cold = _timed(evaluator, model, items[:1])
+        loading = time.monotonic() - began
+        _, single = _timed(evaluator, model, items[:1])
+        answers, seconds = _timed(evaluator, model, items)
+        speed = _measured(evaluator, items, single, seconds)
+        if evaluator.host is not None:
+            speed = replace(speed, per_model=max(0.0, cold - single))
+    records = [replace(answers[item.id], prompt_key=item.id) for item in items]
+    error = score_missing(items, records, user_scores, lambda unscored: {})
+    if error is not None:
+        raise error
+    prompts = {record.item: record.prompt for record in records}
+    took = f"{len(items)} items with {pool.names[0]} (loading took {format.seconds(loading)})"
+    return records, prompts, replace(speed, reason=f"{speed.reason}, measured just now on {took}")
+
+
+def _timed(
+    evaluator: Evaluator, model: LoadedModel, items: Sequence[Item]
+) -> tuple[dict[str, Record], float]:
+    """{item id: one answer}, and the seconds that the answers took."""
+    answers = {}
+    began = time.monotonic()
+    for block in batches_of(evaluator, items):
+        for record in records_of(evaluator, block, evaluator.evaluate(model, block)):
+            answers[record.item] = record
+        evaluator.stored(model.soup, block)
+    return answers, time.monotonic() - began
+
+
+def _measured(evaluator: Evaluator, items: Sequence[Item], single: float, seconds: float) -> Speed:
+    """The speed by the seconds of a `single` item and those of all: seconds = calls * per_call + items * per_item."""
+    batch = evaluator.full_batch
+    size = len(items)
+    if batch == 1 and len(evaluator.batches(items)) == 1:
+        batch = 0
+    calls = -(-size // (batch or size))
+    per_item = seconds / size
+    if size > calls:
+        slope = (seconds - calls * single) / (size - calls)
+        per_item = min(max(slope, LEAST * per_item), per_item)
+    per_call = (seconds - size * per_item) / calls
+    rate = 1 / max(per_item, 1e-9)
+    call = "batch" if batch else "command"
+    return Speed(
+        items_per_second=rate,
+        per_call=per_call,
+        batch=batch,
+        basis="measured",
+        reason=f"{rate:.3g} items/s and {format.seconds(per_call)} to start each {call}",
+    )
+
+
+def show_rehearsal(
+    timed: Plan,
+    fold: Fold,
+    items: Sequence[Item],
+    records: Sequence[Record],
+    prompts: Mapping[str, str],
+) -> None:
+    """Print one item of each category in full, all of them in a table, and the time of the run; save check.json."""
+    name = timed.run.pool.resolve()[0].name
+    unit = timed.run.evaluator.unit
+    samples = list[dict[str, Any]]()
+    firsts = dict[str, dict[str, Any]]()
+    for place, (item, record) in enumerate(zip(items, records, strict=True)):
+        line = sample(place, fold, item, {name: [record]}, {name: record.score}, prompts)
+        line["models"][name] |= {
+            "prompt_tokens": record.prompt_tokens,
+            "tokens": len(record.tokens),
+        }
+        samples.append(line)
+        firsts.setdefault(item.category, line)
+    print()
+    for line in firsts.values():
+        show_sample(unit, output_console(120), read(Sample, line), [name])
+    show_sheet(
+        [
+            s
+            for s in (
+                _answers(unit, name, fold, items, records),
+                work_section(timed),
+                time_section(timed),
+            )
+            if s is not None
+        ]
+    )
+    table = {**as_dict(timed), "candidate": name, "fold": fold, "samples": samples}
+    table["items_per_second"] = timed.speeds[""].items_per_second
+    write_atomically(timed.run.run_dir / "check.json", as_json(table).encode())
+    print(f"saved as check.json in {nearby(timed.run.run_dir)}")
+    if cut := sum(record.outcome != "finished" for record in records):
+        print(f"{cut} of {len(records)} answers were cut off or are missing: look at them first")
+    most = total_range((timed.seconds() or {"": (0.0, 0.0)}).values())[1]
+    print(
+        f"This run can start and takes at most about {format.seconds(most)}: repeat the command without `check`."
+    )
+
+
+def _answers(
+    unit: Unit, name: str, fold: Fold, items: Sequence[Item], records: Sequence[Record]
+) -> Section:
+    rows = [
+        (
+            format.short(item.id),
+            format.clean(item.category),
+            unit.score(record.score, more=-1),
+            format.count(record.prompt_tokens) if record.prompt_tokens else DASH,
+            format.count(len(record.tokens)) if record.tokens else DASH,
+            record.outcome,
+            format.short(record.output or record.reason, 40),
+        )
+        for item, record in zip(items, records, strict=True)
+    ]
+    header = (
+        "item",
+        "category",
+        unit.heading("score"),
+        "prompt tokens",
+        "answer tokens",
+        "ended",
+        "answer",
+    )
+    mean = unit.level(fmean(record.score for record in records))
+    line = f"{name} scores {mean} on {len(rows)} items of the {fold} fold."
+    return Section("Rehearsal", (line,), grids=(grid(header, rows, left=(0, 1, 5, 6)),))

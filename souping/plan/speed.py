@@ -1,0 +1,87 @@
+"""How fast items are answered: stated, measured or assumed."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Literal
+
+from souping.core.protocols import Evaluator
+from souping.core.types import Item, frozen
+from souping.pipeline.checks import Machine, on_gpu
+from souping.plan.stages import PlannedStage
+from souping.search.adaptive import MOST_SAMPLES
+
+# What is assumed where nothing was measured. Useful operations per second, on a GPU when decoding in batches.
+CORE_OPERATIONS = 2e10
+GPU_OPERATIONS = 5e13
+CHARACTERS_PER_TOKEN = 4
+# If the evaluator states no limit.
+ANSWER_TOKENS = 64
+# Seconds per item beside the arithmetic: what small models spend their time on.
+OVERHEAD = 0.005
+# Bytes per second.
+READ_SPEED = 2e9
+HUB_SPEED = 5e7
+
+
+@frozen
+class Speed:
+    """Items per second: stated by the user, measured in this store or by a check, or assumed as `reason` spells out.
+
+    A check also measures the seconds that start a model (in an engine or a server), and those that start a call for
+    `batch` items (0: for all of a stage).
+    """
+
+    items_per_second: float
+    per_model: float = 0.0
+    per_call: float = 0.0
+    batch: int = 0
+    basis: Literal["stated", "measured", "assumed"]
+    reason: str
+
+    def seconds(self, stage: PlannedStage, end: int) -> float:
+        """How long the answers of a stage take, the least (0) or most (1) of them."""
+        # A search requests a fold in samples.
+        together = -(-stage.items // MOST_SAMPLES) if stage.in_parts else stage.items
+        calls = -(-stage.todo[end] // min(self.batch or together, together))
+        return stage.todo[end] / self.items_per_second + calls * self.per_call
+
+
+def speed(
+    stated: float | None,
+    measured: float | None,
+    evaluator: Evaluator,
+    items: Sequence[Item],
+    parameters: int,
+    machine: Machine,
+) -> Speed | None:
+    """The rate of one evaluator; None if nothing is known of the model or the items."""
+    if stated is not None:
+        return Speed(
+            items_per_second=stated, basis="stated", reason=f"throughput={stated:g} items/s"
+        )
+    if measured is not None:
+        reason = f"{measured:.3g} items/s, measured when these candidates answered before"
+        return Speed(items_per_second=measured, basis="measured", reason=reason)
+    if not items or not parameters:
+        return None
+    # Two operations per parameter and token (Kaplan et al. 2020, section 2.1), prompt and answer alike.
+    host = evaluator.host
+    gpu = bool(host and host.gpus) or on_gpu(evaluator, machine)
+    pace = CORE_OPERATIONS
+    number = machine.cores
+    if gpu:
+        pace = GPU_OPERATIONS
+        number = max(1, host.gpus) if host else 1
+    limit = evaluator.answer_tokens
+    answer = ANSWER_TOKENS if limit is None else min(limit, 8 * ANSWER_TOKENS)
+    read = [
+        f"{item.prompt}{'' if limit else item.answer}" if limit == 0 else str(item.prompt)
+        for item in items
+    ]
+    tokens = sum(map(len, read)) / len(items) / CHARACTERS_PER_TOKEN + answer
+    rate = 1 / (2 * parameters * tokens / (pace * number) + OVERHEAD)
+    where = f"{number} {'GPU' if gpu else 'core'}{'s' if number > 1 else ''} at {pace:.0e}"
+    basis = f"{tokens:.0f} tokens per item, {where} operations/s, 5 ms per item"
+    reason = f"{rate:.3g} items/s, assumed ({basis}); set your own with throughput=ITEMS_PER_SECOND"
+    return Speed(items_per_second=rate, basis="assumed", reason=reason)
