@@ -6,7 +6,7 @@
       |
     tensor   bands of rows that the same ingredients have:  [ rows of a and b | rows of b ]
       |      (one band, unless vocabularies differ)
-    band     an operation, and a source for each ingredient: its file, offset and dtype
+    band     an operation, weights, and a source (file, offset, dtype) in each ingredient that counts
       |      `chunks` joins bands that follow each other in all files
     chunk    contiguous bytes in every file; ranks share the chunks of a plan
       |      `chunks.blocks` cuts it, unless the method needs all of it at once
