@@ -32,14 +32,14 @@ from souping.analysis.significance import MARGIN, Comparison, compare, measured_
 from souping.checkpoints import pool
 from souping.core.protocols import Objective, Selector
 from souping.core.scores import Mean, MeasuredScores, Weighted
-from souping.core.types import Fold, Item, ItemScores, Recipe, Request, ScoreMatrix, Selection
+from souping.core.types import Fold, Item, ItemScores, Recipe, Request, ScoreMatrix
 from souping.core.unit import POINTS
 from souping.evaluate.benchmark import split_folds
-from souping.pipeline.evidence import Contender
 from souping.pipeline.settings import RunSettings
+from souping.pipeline.state import Contender, Frozen, Reported, Searched, Selected
 from souping.pipeline.steps import Stage, Steps
 from souping.search.adaptive import Adaptive
-from souping.search.loop import RecipeEvaluator, SearchResult, result_of
+from souping.search.loop import RecipeEvaluator, result_of
 from souping.selection import All, SoCE
 
 Rows = np.ndarray
@@ -222,7 +222,6 @@ class Run(Steps):
     ) -> None:
         super().__init__(settings, pool, folds, {})
         self.world, self.answers, self.powered = world, answers, powered
-        self.ingredients: tuple[str, ...] = ()
         self.claim = ""
         self.pairs: list[tuple[Comparison, float]] = []
         self.deployed, self.gain = 0.0, np.nan
@@ -236,31 +235,31 @@ class Run(Steps):
             for recipe in stage.models
         }
 
-    def select(self, stage: Stage | None) -> Selection:
+    def select(self, stage: Stage | None) -> Selected:
         assert stage is not None
         found = self._by_candidate(stage)
         if self.powered:
             power = measured_power(found, self.folds["report"], self.settings.objective, MARGIN)
             self.gain = np.nan if power is None else power.gain
-        self.scores = ScoreMatrix.from_items(found)
-        selection = self.settings.selector.select_checked(self.scores)
-        self.ingredients = selection.ingredients
-        return selection
+        scores = ScoreMatrix.from_items(found)
+        selection = self.settings.selector.select_checked(scores)
+        return Selected(selection=selection, scores=scores)
 
-    def search(self, ingredients: tuple[str, ...]) -> SearchResult:
-        return self.find_weights(self.answers, ingredients, self.folds["search"])
+    def search(self, selected: Selected) -> Searched:
+        return Searched(**vars(selected), winner=self.find_weights(self.answers, selected))
 
-    def best_candidate(self, stage: Stage) -> str:
+    def freeze(self, searched: Searched, stage: Stage) -> Frozen:
         scores = self._by_candidate(stage)
         found = {
             name: result_of(one, self.settings.objective).objective for name, one in scores.items()
         }
-        return max(found, key=lambda name: round(found[name], 12))
+        return self.frozen(searched, max(found, key=lambda name: round(found[name], 12)))
 
-    def report(self, stage: Stage, contenders: Sequence[Contender]) -> None:
+    def report(self, frozen: Frozen, stage: Stage, contenders: Sequence[Contender]) -> Reported:
+        state = Reported(**vars(frozen), items=stage.items, contenders=tuple(contenders))
         soup = contenders[-1]
         if len(soup.recipe.ingredients) == 1:
-            return
+            return state
         table = ItemTable.of(stage.items, self.settings.objective)
         ours = self.answers.scores(soup.recipe, stage.items).values
         singles = [c for c in contenders if c.kind in ("ingredient", "candidate")]
@@ -279,9 +278,10 @@ class Run(Steps):
             [pair for pair, _ in self.pairs],
             candidates=[single.name for single in singles],
             best_single=best.name,
-            selected=self.ingredients,
+            selected=frozen.selection.ingredients,
             recipe=soup.recipe.ingredients,
         ).claim
+        return state
 
 
 def simulate(world: World, seed: int, number: int) -> Run:

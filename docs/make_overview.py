@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from souping.core.reading import read
 from souping.core.types import elements, part, texts
 from souping.core.unit import Unit
 from souping.report.content import Report, RowDifference
@@ -98,7 +97,7 @@ def main() -> None:
     parser.add_argument("run", type=Path)
     parser.add_argument("out", type=Path)
     options = parser.parse_args()
-    report = read(Report, read_report(options.run / "report.json"))
+    report = read_report(options.run / "report.json")
     assert report.comparisons, "the run opened no report fold"
     options.out.write_bytes(draw(report).png())
 

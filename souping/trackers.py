@@ -183,18 +183,19 @@ class WandbTracker(Tracker):
     def summarise(self, jobs: Sequence[JsonObject], run_dir: Path) -> None:
         """Add one run (job type `summary`) to the jobs' group: a table with one row per job, and the best job.
 
-        `jobs` are {job, overrides, objective (fraction or None), run_dir, refused (the error, if the job failed)};
-        `run_dir` is the multirun's.
+        `jobs` are the written form of `SweepJob`; `run_dir` is the multirun's.
         """
-        from souping.report.jobs import best_jobs, job_table
+        from souping.report.jobs import SweepJob, best_jobs, job_table
+
+        sweep_jobs = [read(SweepJob, job) for job in jobs]
 
         tracker = replace(self, name=f"{self.group}-summary", job_type="summary")
         tracker.start({"group": self.group, "jobs": len(jobs)}, run_dir)
         with tracker._session.exits, _silence():
-            header, *rows = job_table(jobs)
+            header, *rows = job_table(sweep_jobs)
             summary = {"jobs": tracker._table(list(map(str, header)), rows)}
-            for job in best_jobs(jobs)[:1]:
-                summary |= {"best_objective": job["objective"], "best_job": str(job["job"])}
+            for job in best_jobs(sweep_jobs)[:1]:
+                summary |= {"best_objective": job.objective, "best_job": str(job.job)}
             tracker._session.run.log(summary)
 
     def _open(self, config: JsonObject, folder: Path) -> Any:

@@ -25,7 +25,9 @@ from tests.support.count import (
     imports,
     length,
     package,
+    room,
     tokens,
+    uses,
 )
 
 PACKAGE = ROOT / "souping"
@@ -57,11 +59,6 @@ MODULES = {name: ast.parse(text) for name, text in TEXTS.items()}
 LINES = [(name, line) for name, text in TEXTS.items() for line in text.splitlines()]
 NODES = [(name, node) for name, tree in MODULES.items() for node in ast.walk(tree)]
 FUNCTIONS = [(name, node) for name, node in NODES if isinstance(node, Functions)]
-
-
-def room(module: str) -> str:
-    parts = module.split(".")
-    return parts[1] if len(parts) > 1 else ""
 
 
 def upward(modules: Mapping[str, ast.Module]) -> list[str]:
@@ -115,6 +112,31 @@ def test_a_planted_import_is_found(module: str, line: str) -> None:
     assert "souping.merge.plan" in circles(imports(planted))
     planted["souping.merge.plan"] = ast.parse('LATER = "souping.merge.writer"')
     assert "souping.merge.plan" in circles(imports(planted))
+
+
+def test_json_is_read_into_values_outside_logs_and_checkpoints() -> None:
+    """Everywhere else `core.reading.read` makes a dataclass of a file or a reply."""
+    helpers = ("part", "entries", "elements", "texts", "number")
+    elsewhere = uses(MODULES, "souping.core.types", helpers).keys()
+    assert {module for module in elsewhere if room(module) not in ("logs", "checkpoints")} == set()
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "from souping.core.types import part\npart({}, 'key')",
+        "def late():\n    from souping.core.types import number as finite\n    finite(1)",
+        "from souping.core import types\ntypes.texts({}, 'key')",
+        "import souping.core.types\nsouping.core.types.entries({}, 'key')",
+        "from souping.logs.records import number\nnumber(1)",
+        "from souping.core.types import elements\nmap(elements, [])",
+    ],
+    ids=["by name", "renamed", "of a module", "dotted", "handed on", "passed on"],
+)
+def test_a_planted_use_is_found(line: str) -> None:
+    planted = {**MODULES, "souping.plan.planner": ast.parse(line)}
+    names = ("part", "entries", "elements", "texts", "number")
+    assert uses(planted, "souping.core.types", names)["souping.plan.planner"] == 1
 
 
 def test_paths_are_expanded_in_one_place() -> None:

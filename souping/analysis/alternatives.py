@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 
@@ -12,6 +11,7 @@ from souping.analysis.intervals import ItemTable
 from souping.core.protocols import Objective
 from souping.core.types import ItemScores, ScoreMatrix
 from souping.core.unit import Unit
+from souping.report.content import Oracle, Router
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,6 +52,15 @@ def routed(ingredients: Mapping[str, ItemScores], chosen_by: ScoreMatrix) -> Rou
     return RoutedAnswers(name=name, routes=routes, scores=scores)
 
 
+@dataclass(frozen=True, kw_only=True)
+class Alternatives:
+    """What a soup is up against, in fields of `Report`."""
+
+    optimism: float
+    router: Router | None = None
+    oracle: Oracle | None = None
+
+
 def alternatives(
     unit: Unit,
     search_score: float,
@@ -59,8 +68,8 @@ def alternatives(
     ingredients: Mapping[str, ItemScores],
     chosen_by: ScoreMatrix,
     objective: Objective,
-) -> dict[str, Any]:
-    """`optimism`, `router` and `oracle` of a report; optimism alone for scores that are no fractions of 1.
+) -> Alternatives:
+    """Optimism, router and oracle; optimism alone for scores that are not fractions of 1.
 
     The soup and its `ingredients` have scores on the report fold. Optimism is the frozen winner's score on the search
     fold minus that on the report fold. The router chose by `chosen_by`, the scores of the select fold. The oracle
@@ -68,19 +77,19 @@ def alternatives(
     memory and the answers per request.
     """
     table = ItemTable.of(soup.items, objective)
-    optimism = {"optimism": unit.raw(search_score) - unit.raw(table.score(soup.values))}
+    optimism = unit.raw(search_score) - unit.raw(table.score(soup.values))
     router = routed(ingredients, chosen_by)
     if router is None:
-        return optimism
+        return Alternatives(optimism=optimism)
     best = np.max([own.values for own in ingredients.values()], axis=0)
     count = len(ingredients)
-    return {
-        **optimism,
-        "router": {
-            "score": unit.raw(table.score(router.scores.values)),
-            "routes": dict(router.routes),
-            "models": len(set(router.routes.values())),
-            "answers": 1,
-        },
-        "oracle": {"score": unit.raw(table.score(best)), "models": count, "answers": count},
-    }
+    return Alternatives(
+        optimism=optimism,
+        router=Router(
+            score=unit.raw(table.score(router.scores.values)),
+            routes=dict(router.routes),
+            models=len(set(router.routes.values())),
+            answers=1,
+        ),
+        oracle=Oracle(score=unit.raw(table.score(best)), models=count, answers=count),
+    )

@@ -11,6 +11,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
+from typing import Any
 
 import numpy as np
 
@@ -18,7 +19,7 @@ from souping.analysis.bootstrap_t import NORMAL, bootstrap_reach
 from souping.analysis.grouped import GroupedScores, design
 from souping.core.protocols import Objective
 from souping.core.scores import value_of
-from souping.core.types import FloatArray, IntArray, Item, Json
+from souping.core.types import FloatArray, IntArray, Item
 from souping.core.unit import Unit
 
 # Tail on either side of a 95 % interval, and the normal quantile of it.
@@ -41,8 +42,8 @@ class Interval:
     groups: int
     effective_n: float
 
-    def as_dict(self, unit: Unit) -> dict[str, Json]:
-        """The JSON form of `report.json`."""
+    def raw(self, unit: Unit) -> dict[str, Any]:
+        """The fields of a `ScoreInterval`."""
         return unit.raw_table(asdict(self))
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 
@@ -20,8 +20,9 @@ from souping.analysis.paired import paired_intervals, step
 from souping.analysis.sign_flip import ALPHA, TEST
 from souping.analysis.sign_patterns import SIGN_DRAWS
 from souping.core.protocols import Objective
-from souping.core.types import FloatArray, IntArray, Item, ItemScores, Json, ScoreMatrix
+from souping.core.types import FloatArray, IntArray, Item, ItemScores, ScoreMatrix
 from souping.core.unit import MARGIN, Unit
+from souping.report.content import PowerSummary
 
 GRADED_TEST = f"{TEST}, and bootstrap-t"
 EVERY = "better, or worse, in every category: the largest of the categories' p-values"
@@ -51,8 +52,8 @@ class Comparison:
     step: float = 0.0
     degrees: float = math.inf
 
-    def as_dict(self, unit: Unit) -> dict[str, Json]:
-        """The JSON form of `report.json`."""
+    def raw(self, unit: Unit) -> dict[str, Any]:
+        """The fields of a `PairedDifference`."""
         table = asdict(self)
         del table["step"], table["degrees"]
         return unit.raw_table(table)
@@ -467,9 +468,9 @@ class Power:
     needed: int
     assumed: bool
 
-    def as_dict(self, unit: Unit) -> dict[str, Json]:
-        """The JSON form of `report.json`."""
-        return {**asdict(self), "gain": unit.size(self.gain), "margin": unit.size(self.margin)}
+    def summary(self, unit: Unit) -> PowerSummary:
+        table = vars(self) | {"gain": unit.size(self.gain), "margin": unit.size(self.margin)}
+        return PowerSummary(**table)
 
     def sentence(self, unit: Unit) -> str:
         assumption = f"assuming equal candidates, any two of which differ on {100 * DISCORDANCE:.0f} % of the items"

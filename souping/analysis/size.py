@@ -59,8 +59,8 @@ class Size(Analysis):
             gain = None
             if size > 1:
                 difference = compare_on_table(("", ""), values, whole.values, fold)
-                gain = read(PairedDifference, difference.as_dict(run.unit))
-            score = read(ScoreInterval, fold.interval(values).as_dict(run.unit))
+                gain = read(PairedDifference, difference.raw(run.unit))
+            score = read(ScoreInterval, fold.interval(values).raw(run.unit))
             rows.append(SizeScore(ingredients=names[:size], score=score, gain=gain))
         pruned = self._pruned(run, fold)
         return SizeResult(fold="search", budget=budget, sizes=tuple(rows), pruned=pruned)
@@ -75,7 +75,7 @@ class Size(Analysis):
             ("", ""), run.search[smaller.id].values, run.search[soup.id].values, fold
         )
         without = [name for name in soup.ingredients if name not in smaller.ingredients]
-        return read(PrunedDifference, {**lost.as_dict(run.unit), "without": without})
+        return read(PrunedDifference, {**lost.raw(run.unit), "without": without})
 
 
 def pruned(soups: RunSoups) -> Recipe:

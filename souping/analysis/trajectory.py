@@ -69,7 +69,7 @@ class CheckpointScores:
         }
 
     def shown(self, pair: Comparison, looks: int) -> Mapping[str, Json]:
-        return {**pair.as_dict(self.unit), "p_look": over_looks(pair.p_value, looks)}
+        return {**pair.raw(self.unit), "p_look": over_looks(pair.p_value, looks)}
 
 
 def over_runs(deltas: FloatArray, table: ItemTable, looks: int = 1) -> Comparison:

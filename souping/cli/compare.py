@@ -17,8 +17,9 @@ from souping.comparison.verdict import FAIL_ON, WORDS, Word
 from souping.core.arguments import positive
 from souping.core.fields import pick
 from souping.core.files import error_text, expanded, write_files
+from souping.core.reading import read
 from souping.core.text import read_json, safe
-from souping.core.types import UserError, part
+from souping.core.types import UserError, frozen
 
 PAGES = ("report.html", "report.md")
 TABLE = "compare.json"
@@ -27,6 +28,13 @@ A LOG is a run of souping, an output folder of lm_eval, a BFCL project, a log of
 columns item, category, score. NAME=LOG,LOG,LOG are training runs of one recipe.
 exit status: 0; 1 if a deciding row has a verdict of --fail-on; 2 if logs are damaged or may not be compared
 """
+
+
+@frozen
+class PageDigests:
+    """What compare.json says about the files beside it."""
+
+    pages: Mapping[str, str]
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -72,9 +80,9 @@ def _check_folder(folder: Path) -> None:
     if not folder.exists() or not any(folder.iterdir()):
         return
     try:
-        pages = part(read_json((folder / TABLE).read_bytes()), "pages")
+        pages = read(PageDigests, read_json((folder / TABLE).read_bytes())).pages
         unchanged = all(_digest((folder / name).read_bytes()) == pages.get(name) for name in PAGES)
-    except (AttributeError, OSError, ValueError):
+    except (OSError, ValueError):
         unchanged = False
     if not unchanged:
         raise UserError(

@@ -53,7 +53,7 @@ def add(words: Sequence[str]) -> None:
     )
     if not isinstance(settings, RunSettings):
         raise UserError(f"run={run_dir} only merged: there is nothing to analyse")
-    from souping.pipeline.execute import add_analyses
+    from souping.pipeline.finished import add_analyses
 
     for path in add_analyses(settings):
         if path.suffix != ".png":

@@ -13,10 +13,10 @@ from souping.core.fields import pick
 from souping.core.files import expanded
 from souping.core.reading import read
 from souping.core.text import safe
-from souping.core.types import FOLDS, T, UserError
+from souping.core.types import FOLDS, UserError
 from souping.core.unit import POINTS, Unit
-from souping.report.content import Report, SelectionFile
-from souping.report.files import read_report
+from souping.report.content import Report
+from souping.report.files import read_report, read_selection
 from souping.report.render import output_console
 from souping.report.samples import SAMPLES_FILE, Sample, changed, read_samples, show_sample
 
@@ -35,10 +35,9 @@ def show(arguments: Sequence[str]) -> None:
     if len(folders) > 1:
         print(f"{run_dir}: the last of {len(folders)} folders that has answers")
     samples = [read(Sample, row) for row in read_samples(run_dir / SAMPLES_FILE)]
-    report = _read_if_there(Report, run_dir / "report.json")
-    selection = _read_if_there(SelectionFile, run_dir / "selection.json")
-    file = report or selection
-    unit = file.unit if file else POINTS
+    place = run_dir / "report.json"
+    report = read_report(place) if place.is_file() else None
+    unit = report.unit if report else _unit_of_selection(run_dir / "selection.json")
     fold = options.fold or _reached(samples)
     rows = [sample for sample in samples if sample.fold == fold]
     for key in ("item", "category"):
@@ -57,8 +56,9 @@ def show(arguments: Sequence[str]) -> None:
     _show_samples(unit, rows, names, options.limit, what)
 
 
-def _read_if_there(kind: type[T], path: Path) -> T | None:
-    return read(kind, read_report(path)) if path.is_file() else None
+def _unit_of_selection(path: Path) -> Unit:
+    """The unit of a run that ended before its report."""
+    return read_selection(path).unit if path.is_file() else POINTS
 
 
 def _reached(samples: Sequence[Sample]) -> str:

@@ -5,10 +5,10 @@ from __future__ import annotations
 import re
 import shlex
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from contextlib import nullcontext, suppress
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from hydra._internal.utils import get_args_parser
 from hydra.conf import HydraConf
@@ -20,11 +20,15 @@ from souping.cli.errors import EXPECTED, explain
 from souping.cli.process import EXIT_STATUSES
 from souping.cli.run_folder import note_missing, numbered_folders
 from souping.cli.settings import unresolved
+from souping.core.reading import to_json
 from souping.core.text import safe
-from souping.core.types import UserError, texts
+from souping.core.types import UserError
 from souping.core.unit import Unit
 from souping.pipeline.settings import GROUP_KINDS
 from souping.trackers import GuardedTracker
+
+if TYPE_CHECKING:
+    from souping.report.jobs import SweepJob
 
 JOB_NUMBER = re.compile(r"\$\\?\{hydra\\?:job\.num\\?\}")
 """As Hydra's sweeper quotes it."""
@@ -41,17 +45,19 @@ def note_job(
     refused: str = "",
 ) -> None:
     """A job's line of the sweep's table, as a file: jobs may run in other processes."""
-    from souping.report.jobs import write_job
+    from souping.report.jobs import SweepJob, write_job
 
-    job = {
-        "job": hydra_config.job.num,
-        "overrides": unresolved(hydra_config.overrides)["task"],
-        "objective": objective,
-        "refused": refused,
-        "limit": limit,
-    }
+    job = SweepJob(
+        job=hydra_config.job.num,
+        overrides=tuple(unresolved(hydra_config.overrides)["task"]),
+        objective=objective,
+        run_dir=run_dir.name,
+        refused=refused,
+        limit=limit,
+        unit=unit,
+    )
     with suppress(UserError) if refused else nullcontext():
-        write_job(unit, run_dir, job)
+        write_job(run_dir, job)
 
 
 class SweepEnd(Callback):
@@ -103,28 +109,27 @@ def _sweep_table(sweep_dir: Path) -> None:
     print(f"  {'sweep':16} {write_sweep(sweep_dir, jobs)}")
     print("\n".join(sweep_lines(jobs)))
     for job in best_jobs(jobs)[:1]:
-        print(f"test job {job['job']} on the report fold:\n{safe(final_command(job, sweep_dir))}")
-    if refused := [str(job["job"]) for job in jobs if job["refused"]]:
+        print(f"test job {job.job} on the report fold:\n{safe(final_command(job, sweep_dir))}")
+    if refused := [str(job.job) for job in jobs if job.refused]:
         EXIT_STATUSES.append(2)
         print(
             f"{len(refused)} of {len(jobs)} jobs failed (job {', '.join(refused)}): see sweep.csv",
             file=sys.stderr,
         )
     for job in jobs:
-        place = sweep_dir / str(job["run_dir"])
+        place = sweep_dir / job.run_dir
         # the table has it now
-        if job["refused"] and [path.name for path in place.iterdir()] == [JOB]:
+        if job.refused and [path.name for path in place.iterdir()] == [JOB]:
             (place / JOB).unlink()
             place.rmdir()
 
 
-def final_command(job: Mapping[str, Any], sweep_dir: Path) -> str:
+def final_command(job: SweepJob, sweep_dir: Path) -> str:
     """The command that runs a job of a multirun to its end, by itself."""
-    overrides = texts(job, "overrides")
-    words = [word for word in overrides if named_in([word]) != {"stop_after"}]
-    config = OmegaConf.load(sweep_dir / str(job["run_dir"]) / "config.yaml")
+    words = [word for word in job.overrides if named_in([word]) != {"stop_after"}]
+    config = OmegaConf.load(sweep_dir / job.run_dir / "config.yaml")
     # set by a file that an override chose
-    if len(words) == len(overrides) and OmegaConf.select(config, "stop_after"):
+    if len(words) == len(job.overrides) and OmegaConf.select(config, "stop_after"):
         words.append("stop_after=null")
     typed = get_args_parser().parse_args()
     if typed.config_dir:
@@ -133,15 +138,16 @@ def final_command(job: Mapping[str, Any], sweep_dir: Path) -> str:
     if not typed.multirun:
         words.append("hydra.mode=RUN")
     # A single run has no number.
-    command = JOB_NUMBER.sub(str(job["job"]), "\0".join(words)).split("\0")
+    command = JOB_NUMBER.sub(str(job.job), "\0".join(words)).split("\0")
     return shlex.join(["python", "-m", "souping", *command])
 
 
-def _track(sweep_dir: Path, jobs: Sequence[Mapping[str, Any]]) -> None:
+def _track(sweep_dir: Path, jobs: Sequence[SweepJob]) -> None:
     """One summary in the group of the jobs, by their tracker."""
-    ran = [sweep_dir / str(job["run_dir"]) / "config.yaml" for job in jobs if not job["refused"]]
+    ran = [sweep_dir / job.run_dir / "config.yaml" for job in jobs if not job.refused]
     if ran:
         config = OmegaConf.to_container(OmegaConf.load(ran[0]), resolve=True)
         assert isinstance(config, dict)
         tracker = build_part(config["tracker"], GROUP_KINDS["tracker"], "tracker")
-        GuardedTracker(tracker).summarise(jobs, sweep_dir)
+        tables: list[Any] = [to_json(job) for job in jobs]
+        GuardedTracker(tracker).summarise(tables, sweep_dir)

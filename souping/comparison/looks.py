@@ -16,12 +16,26 @@ from souping.core.fields import text_of
 from souping.core.files import expanded, seen_from
 from souping.core.reading import read
 from souping.core.text import first_line, read_yaml
-from souping.core.types import Json, UserError, digest, part
+from souping.core.types import Json, UserError, digest, frozen
 from souping.logs.match import Matched, MatchedMetric
 from souping.logs.records import Log, LoggedAnswer, read_object
 from souping.report.content import Report
 
 MOST_LOOKS = 1000
+
+
+@frozen
+class LookStore:
+    """`store` in a run's configuration."""
+
+    path: str | None = None
+
+
+@frozen
+class LookConfig:
+    """What a run's configuration says about its store."""
+
+    store: LookStore
 
 
 def looks_of(
@@ -130,8 +144,8 @@ def store_of(run_dir: Path, given: str | Path | None) -> Path | None:
 
     config = run_dir / "config.yaml"
     try:
-        settings = read_yaml(text_of(config)) if config.is_file() else None
+        settings = read(LookConfig, read_yaml(text_of(config)) if config.is_file() else None)
     except (yaml.YAMLError, ValueError) as error:
         raise UserError(f"{config}: not the configuration of a run: {first_line(error)}") from error
-    named = part(settings, "store").get("path") if isinstance(settings, dict) else None
-    return seen_from(run_dir, expanded(named)) if isinstance(named, str) else None
+    named = settings.store.path
+    return None if named is None else seen_from(run_dir, expanded(named))

@@ -36,7 +36,6 @@ from souping.core.types import (
     UserError,
     Weights,
     digest,
-    part,
 )
 from souping.core.unit import POINTS, Unit
 
@@ -395,7 +394,8 @@ class Evaluator(Component, ABC):
         """Identity of what a report measures: the settings without the machine, the batch and the draws."""
         settings = _unmeasured(self.settings)
         for name in ("decoding", "engine", "server"):
-            if inner := part(settings, name):
+            inner = settings.get(name)
+            if isinstance(inner, Mapping):
                 settings[name] = _unmeasured(inner)
         draws = [self.answers_per_item] if self.aggregate == "pass" else []
         return digest([settings, self.aggregate, *draws])

@@ -94,6 +94,11 @@ DASH = "\N{EN DASH}"
 """Stands for a number that is not known."""
 
 
+def if_finite(value: float | None) -> float | None:
+    """A number to show, None if it is not finite."""
+    return value if value is not None and math.isfinite(value) else None
+
+
 def minus(text: str) -> str:
     """A figure for people, its minus as wide as a plus."""
     return text.replace("-", "\N{MINUS SIGN}")

@@ -14,8 +14,8 @@ from functools import cached_property
 from typing import Any, TypeVar
 
 from souping.core.reading import read
-from souping.core.text import DASH, UNSAFE, confidence, minus, signed
-from souping.core.types import FloatArray, Json, number
+from souping.core.text import DASH, UNSAFE, confidence, if_finite, minus, signed
+from souping.core.types import FloatArray, Json
 
 MARGIN = 0.01
 """The usual margin of inner scores: a gain below it is no reason to soup."""
@@ -104,7 +104,7 @@ class Unit:
 
     def score(self, score: float | None, sign: bool = False, more: int = 0) -> str:
         """`78.1`, with `sign` `+1.2`; a dash if it is not known or not finite."""
-        known = number(score)
+        known = if_finite(score)
         return DASH if known is None else signed(self.text(known, sign, more))
 
     def points(self, score: float | None, sign: bool = False) -> str:
@@ -114,7 +114,7 @@ class Unit:
     def end(self, score: float | None, sign: bool = False) -> str:
         """An end of an interval. That of a difference shows on which side of 0 it is, however near."""
         shown = self.score(score, sign)
-        known = number(score)
+        known = if_finite(score)
         if not sign or not known or re.search("[1-9]", shown):
             return shown
         return f"+{shown}" if known > 0 else f"{minus('-')}{shown}"

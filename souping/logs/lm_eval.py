@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from souping.core.text import MAX_DEPTH, shown
-from souping.core.types import Names, UserError, number, part, texts
+from souping.core.types import Json, Names, UserError, elements, number, part, texts
 from souping.logs.records import (
     LARGEST_FIGURE,
     Group,
@@ -70,6 +70,11 @@ def samples_of(path: Path) -> Iterator[tuple[str, LogRow]]:
         with file.open(encoding="utf-8", errors="replace") as lines:
             for sample in json_lines(file, lines):
                 yield task, sample
+
+
+def requests_of(sample: LogRow) -> Iterator[tuple[Json, Json]]:
+    """(arguments, responses) of each request of a sample."""
+    return zip(part(sample, "arguments").values(), elements(sample, "resps"), strict=False)
 
 
 def _samples(results: Path, task: str) -> Path:

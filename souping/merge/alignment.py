@@ -13,7 +13,6 @@ import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cache, cached_property
-from typing import Any
 
 from souping.checkpoints.checkpoint import Checkpoint, Checkpoints
 from souping.checkpoints.compatibility import AlignedTensor, align
@@ -21,7 +20,7 @@ from souping.checkpoints.folder import SINGLE
 from souping.checkpoints.header import BITS, FLOATS, TORCH_NAMES, widest
 from souping.core.fields import check_weights
 from souping.core.text import listed
-from souping.core.types import Recipe, UserError, Weights, elements
+from souping.core.types import Recipe, UserError, Weights
 from souping.merge.kernels import check_method, get_method
 from souping.merge.plan import (
     Ingredient,
@@ -439,7 +438,7 @@ def _overridden(recipe: Recipe, names: Sequence[str]) -> tuple[list[Weights], Ca
     Raises:
         UserError: the method is not linear, a list has another length than the recipe, or a pattern matches nothing.
     """
-    rows: list[Any] = list(elements(recipe.settings, "overrides"))
+    rows = recipe.settings.get("overrides") or ()
     pairs = [(str(pattern), tuple(map(float, weights))) for pattern, weights in rows]
     if not pairs:
         return [], lambda name: -1

@@ -31,8 +31,6 @@ from souping.core.types import (
     Recipe,
     UserError,
     frozen,
-    number,
-    part,
 )
 from souping.merge import CandidatePool, Extra, Nonfinite, OptionalProgress, Pourable, SoupPlan
 from souping.merge.alignment import Alignment
@@ -196,7 +194,7 @@ def _yaml(recipe: Recipe, ingredients: Sequence[Ingredient]) -> str:
     """What mergekit runs; a base model is last."""
     folders = [ingredient.folder for ingredient in ingredients]
     document = _document(recipe, folders)
-    document |= {"parameters": dict(part(recipe.settings, "parameters")), "dtype": "float32"}
+    document |= {"parameters": dict(recipe.settings.get("parameters") or {}), "dtype": "float32"}
     if len(ingredients) > len(recipe.ingredients):
         document["base_model"] = folders[-1]
     return _dump(document)
@@ -292,5 +290,5 @@ def to_yaml(
                 "merge.method=task_arithmetic needs the base model: set merge.base=FOLDER"
             )
         document["base_model"] = str(base)
-        parameters["lambda"] = number(recipe.settings.get("scale", 1.0))
+        parameters["lambda"] = float(recipe.settings.get("scale", 1.0))
     return _dump(document | {"parameters": parameters})

@@ -16,19 +16,17 @@ from souping.core.text import first_line, named, safe
 from souping.core.types import (
     TOLERANCE,
     Fold,
-    Items,
     ItemScores,
     Recipe,
     Record,
-    Selection,
     TokenIds,
     UserError,
 )
 from souping.pipeline.evaluation import Evaluation
+from souping.pipeline.state import Reported
 from souping.pipeline.steps import Stage, Steps
 from souping.pipeline.store import Store
 from souping.report.analyses import AnalysisResult, UserResult
-from souping.search.loop import SearchResult
 
 if TYPE_CHECKING:
     from souping.core.protocols import Evaluator
@@ -57,57 +55,49 @@ def missing_answers(evaluation: Evaluation, stage: Stage) -> list[int]:
 def run_scores(
     steps: Steps,
     stored: Evaluation,
-    selection: Selection,
-    winner: SearchResult,
-    *,
+    state: Reported,
     soups: Sequence[Recipe],
-    reported: Items,
-    contenders: Sequence[Recipe],
     again: SearchAgain,
 ) -> RunScores:
-    """All item scores of a run that the store has.
-
-    `soups` are those of an analysis, `contenders` the models that answered the `reported` items.
-    """
+    """All item scores of a run that the store has, those of an analysis's own `soups` among them."""
     settings = steps.settings
-    singles = [steps.single(name) for name in steps.recipes.names]
-    trials = [trial.recipe for trial in winner.trials]
+    singles = [steps.single(name) for name in steps.pool.names]
+    trials = [trial.recipe for trial in state.winner.trials]
     search, parts = stored.all_stored_scores([*singles, *trials, *soups], steps.folds["search"])
 
     def read(recipe: Recipe, fold: Fold) -> Mapping[str, Record]:
-        items = reported if fold == "report" else steps.folds[fold]
+        items = state.items if fold == "report" else steps.folds[fold]
         answers = stored.stored_answers(recipe, items)
         return {name: records[0] for name, records in answers.items()}
 
     # Soups whose weights sum to one, each once.
     mixtures = {recipe.id: recipe for recipe in trials if abs(sum(recipe.weights) - 1) < TOLERANCE}
     return RunScores(
-        soups=steps.soups(selection.ingredients, winner),
+        soups=steps.soups(state),
         trials=tuple(mixtures.values()),
         objective=settings.objective,
         correlation=settings.selector.measure or pearson,
-        metric=selection.metric or "pearson",
+        metric=state.selection.metric or "pearson",
         search=search,
         parts=parts,
-        report=_report_scores(stored, contenders, reported),
+        report=_report_scores(stored, state),
         answers=stored.answers_per_item,
         read=read,
-        spent=winner.spent,
+        spent=state.winner.spent,
         unit=settings.evaluator.unit,
         search_again=again,
     )
 
 
-def _report_scores(
-    stored: Evaluation, contenders: Sequence[Recipe], reported: Items
-) -> dict[str, ItemScores]:
+def _report_scores(stored: Evaluation, state: Reported) -> dict[str, ItemScores]:
     """Scores of the models that answered all reported items; models of one content once."""
-    if not reported:
+    if not state.items:
         return {}
+    recipes = {row.recipe.fingerprint: row.recipe for row in state.contenders}
     scores = {}
-    for recipe in {recipe.fingerprint: recipe for recipe in contenders}.values():
-        if not stored.missing_answers(recipe, reported):
-            scores[recipe.id] = stored.scores(recipe, reported)
+    for recipe in recipes.values():
+        if not stored.missing_answers(recipe, state.items):
+            scores[recipe.id] = stored.scores(recipe, state.items)
     return scores
 
 

@@ -114,15 +114,12 @@ def coefficients(objective: Objective, categories: Mapping[str, int]) -> dict[st
 
 @dataclass(frozen=True)
 class Slice:
-    """Part of the report fold that a report opened, as `slice` in report.json."""
+    """Part of the report fold that a report opened."""
 
     number: int
     of: int
     left: int
     items: int
-
-    def to_json(self) -> dict[str, Json]:
-        return dict(vars(self))
 
     def sentence(self) -> str:
         return f"this report is on slice {self.number} of {self.of} of the report fold; {self.left} are left"

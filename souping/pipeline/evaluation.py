@@ -555,7 +555,7 @@ def open_worker(
     """A worker in another process; paths are relative to `home`."""
     if home.is_dir():
         os.chdir(home)
-    pool = OpenPool(candidates, merge, hashes=dict(digests))
+    pool = OpenPool.fetch(candidates, merge, hashes=dict(digests))
     return EvaluatorWorker({name: (one, pool.serving(one)) for name, one in evaluators.items()})
 
 

@@ -1,21 +1,14 @@
-"""Evidence: what a report says of expected scores, contenders and extra benchmarks.
-
-Contenders are compared on the report fold, with intervals, paired differences, losses and a verdict.
-"""
+"""Evidence: contenders on the report fold, with intervals, paired differences, losses and a verdict."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
-from statistics import NormalDist
-from typing import Any, Literal
+from dataclasses import dataclass, replace
 
 import numpy as np
-from numpy.typing import NDArray
 
-from souping.analysis.correlation import few_models
 from souping.analysis.grouped import design
-from souping.analysis.intervals import Z95, ItemTable, rate, span
+from souping.analysis.intervals import ItemTable, rate
 from souping.analysis.max_t import MAX_T, MaxT
 from souping.analysis.nested import ZERO_DIFFERENCE
 from souping.analysis.shown import picked_tests
@@ -31,158 +24,27 @@ from souping.analysis.significance import (
     penalty,
     verdict,
 )
-from souping.checkpoints.pool import RowKind
-from souping.core.protocols import Evaluator, Objective
+from souping.core.protocols import Objective
 from souping.core.scores import Mean
-from souping.core.types import (
-    FloatArray,
-    Fold,
-    Item,
-    ItemScores,
-    Recipe,
-    ScoreMatrix,
-    Selection,
-)
+from souping.core.types import FloatArray, Item, ItemScores, Recipe
 from souping.core.unit import MARGIN, Unit
-from souping.pipeline.settings import Expectation, RunSettings
-from souping.report.files import selection_dict, write_selection
-from souping.report.progress import Progress
+from souping.pipeline.lost_answers import outcomes, unmeasured
+from souping.pipeline.state import SINGLE_KINDS, Contender, ExtraBenchmark
+from souping.report.content import (
+    CategoryDifference,
+    CategoryLosses,
+    ExtraResult,
+    JudgedDifference,
+    ModelEnds,
+    ModelRow,
+    ObjectiveVariance,
+    RowDifference,
+    ScoreInterval,
+    VerdictSummary,
+)
 from souping.search.loop import SearchResult
 
 UNDECIDED = "no difference shown"
-ContenderKind = (
-    Literal[
-        "ingredient",
-        "candidate",
-        "best_single",
-        "uniform_all",
-        "uniform_selected",
-        "uniform_topk",
-        "router",
-        "soup",
-        "last",
-        "scrambled",
-    ]
-    | RowKind
-)
-SINGLE_KINDS = ("ingredient", "candidate", "best_single", "last")
-FALSE_ALARM = 0.01
-"""Chance that a gate of any size stops a run whose candidates all score as published (Bonferroni over its checks)."""
-CAUSES = "the chat template, prompt handler, evaluator.stop and max_new_tokens"
-WARN, REFUSE = 0.02, 0.2
-"""Shares of a model's answers that are cut off or missing: from the first on there is a warning, above the second
-nothing is claimed."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Contender:
-    """Row of the report: a recipe and the role it plays. A model that plays two roles is two contenders."""
-
-    name: str
-    kind: ContenderKind
-    recipe: Recipe
-
-
-@dataclass(frozen=True, kw_only=True)
-class ExtraBenchmark:
-    """Benchmark (`also`) of which all items are answered once the recipe is frozen. Nothing is chosen on it."""
-
-    name: str
-    evaluator: Evaluator
-    items: tuple[Item, ...]
-
-
-# ------------------------------------------------------------ expected scores
-
-
-def check_expected(
-    unit: Unit,
-    expected: Sequence[Expectation],
-    scores: Mapping[str, ItemScores],
-    objective: Objective,
-    mode: str,
-    fold: Fold,
-) -> dict[str, Any]:
-    """`gate` of report.json: each expectation with what was measured; `scores` are {candidate: scores on `fold`}.
-
-    A wrong chat template, stop text or token limit moves a candidate far from its published score. A check fails if the
-    expected score is outside the interval of the measured one, and all intervals hold at once.
-    """
-    checks = [
-        _check(unit, one, scores[one.candidate], objective, len(expected)) for one in expected
-    ]
-    passed = all(check["verdict"] == "as expected" for check in checks)
-    return {
-        "mode": mode,
-        "fold": fold,
-        "false_alarm": FALSE_ALARM,
-        "passed": passed,
-        "checks": checks,
-    }
-
-
-def _check(
-    unit: Unit, one: Expectation, scores: ItemScores, objective: Objective, count: int
-) -> dict[str, Any]:
-    table = ItemTable.of(scores.items, objective)
-    if one.category is None:
-        interval = table.interval(scores.values)
-    else:
-        mask = table.categories == table.names.index(one.category)
-        interval = rate(scores.values[mask], table.groups[mask])
-    # both arms, from 95 % to one of `count` checks
-    factor = NormalDist().inv_cdf(1 - FALSE_ALARM / (2 * count)) / Z95
-    bottom, top = span(scores.values)
-    low = max(bottom, interval.mean - factor * (interval.mean - interval.low))
-    high = min(top, interval.mean + factor * (interval.high - interval.mean))
-    found = unit.raw_table({"mean": interval.mean, "low": low, "high": high})
-    return {
-        "candidate": one.candidate,
-        "category": one.category,
-        "expected": one.score,
-        "measured": found["mean"],
-        "low": found["low"],
-        "high": found["high"],
-        "n": interval.n,
-        "groups": interval.groups,
-        "verdict": _off(one.score, found["low"], found["high"]),
-    }
-
-
-def _off(expected: float, low: float, high: float) -> str:
-    return "too low" if expected > high else "too high" if expected < low else "as expected"
-
-
-def gate_sentence(gate: Mapping[str, Any]) -> str:
-    """Outcome of the gate in one line."""
-    failed = [check["candidate"] for check in gate["checks"] if check["verdict"] != "as expected"]
-    names = list(dict.fromkeys(failed))
-    if not names:
-        return f"gate: {len(gate['checks'])} scores as expected on the {gate['fold']} fold"
-    verb = "does" if len(names) == 1 else "do"
-    return f"gate: {', '.join(names)} {verb} not score as expected on the {gate['fold']} fold: check {CAUSES}"
-
-
-# ------------------------------------------------------------ selection
-
-
-def choose(settings: RunSettings, scores: ScoreMatrix, progress: Progress) -> Selection:
-    """Pick the ingredients, print them with what a reader must know of the choice, and write selection.json."""
-    progress.stage("select: ingredients")
-    selection = settings.selector.select_checked(scores)
-    few = few_models(len(scores.models)) if selection.correlations is not None else ""
-    selection = replace(selection, notes=(*selection.notes, few) if few else selection.notes)
-    progress.say(f"selected {', '.join(selection.ingredients)}")
-    for note in selection.notes:
-        progress.say(f"note: {note}")
-    limit = {} if settings.limit is None else {"limit": settings.limit}
-    unit = settings.evaluator.unit
-    table = selection_dict(unit, selection, scores) | limit
-    write_selection(unit, table, settings.run_dir / "selection.json")
-    return selection
-
-
-# ------------------------------------------------------------ comparisons
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -274,10 +136,10 @@ class Pair:
     def corners(self) -> list[tuple[FloatArray, FloatArray]]:
         return corners(self.ours, self.theirs, self.missing)
 
-    def sensitivity(self, unit: Unit) -> str:
-        """The interval if cut answers might be right or wrong as missing ones may; empty if none was cut."""
+    def sensitivity(self, unit: Unit) -> str | None:
+        """The interval if cut answers might be right or wrong as missing ones may; None if none was cut."""
         if self.same or not any(shares.any() for shares in self.cut):
-            return ""
+            return None
         ours, theirs = (
             np.maximum(scores - shares, 0.0)
             for scores, shares in zip((self.ours, self.theirs), self.cut, strict=True)
@@ -292,28 +154,39 @@ class Pair:
         )
 
 
-def by_category(unit: Unit, pairs: Sequence[Pair]) -> list[dict[str, Any]]:
-    """Every pair of models in every category as JSON, with limits and p-values that hold for all at once (max-T).
+def by_category(unit: Unit, pairs: Sequence[Pair]) -> tuple[CategoryDifference, ...]:
+    """Every pair of models in every category, with limits and p-values that hold for all at once (max-T).
 
     `verdict` is about the soup, `least` the smallest difference that is beyond chance.
     """
     pairs = [pair for pair in pairs if not pair.same]
     if not pairs:
-        return []
+        return ()
     corner_pairs = [pair.corners() for pair in pairs]
     families = []
     for corner in range(max(len(scores) for scores in corner_pairs)):
         scores = [known[min(corner, len(known) - 1)] for known in corner_pairs]
         families.append(_category_family(pairs, scores))
 
-    tables = []
-    for found in zip(*families, strict=True):
-        shown = bounded([comparison for _, comparison, _ in found])
-        category, _, least = found[0]
-        verdict = "higher" if shown.low > 0 else "lower" if shown.high < 0 else UNDECIDED
-        words = {"least": unit.size(least), "verdict": verdict}
-        tables.append({"category": category, **shown.as_dict(unit), **words})
-    return tables
+    differences = []
+    for at_corners in zip(*families, strict=True):
+        comparison = bounded([comparison for _, comparison, _ in at_corners])
+        category, _, least = at_corners[0]
+        difference = CategoryDifference(
+            **comparison.raw(unit),
+            category=category,
+            least=unit.size(least),
+            verdict=_sign_verdict((comparison.low > 0) - (comparison.high < 0)),
+        )
+        differences.append(difference)
+    return tuple(differences)
+
+
+def _sign_verdict(sign: float) -> str:
+    """The verdict on the soup; `sign` is that of a difference, 0 if none is shown."""
+    if not sign:
+        return UNDECIDED
+    return "higher" if sign > 0 else "lower"
 
 
 def _category_family(
@@ -357,37 +230,45 @@ def _category_family(
     return rows
 
 
-def judged(unit: Unit, comparisons: Sequence[Comparison], looks: int = 1) -> list[dict[str, Any]]:
-    """Comparisons as JSON with Holm's p-value and the verdict on the soup."""
+def judged(
+    unit: Unit, comparisons: Sequence[Comparison], looks: int = 1
+) -> tuple[JudgedDifference, ...]:
+    """Comparisons with Holm's p-value and the verdict on the soup."""
     adjusted = holm([over_looks(c.p_value, looks) for c in comparisons])
-    words = {1: "higher", -1: "lower"}
-    return [
-        {
-            **c.as_dict(unit),
-            "p_holm": p,
-            "verdict": words[int(np.sign(c.difference))]
-            if p < ALPHA and c.difference
-            else UNDECIDED,
-        }
-        for c, p in zip(comparisons, adjusted, strict=True)
-    ]
+    differences = []
+    for comparison, p_holm in zip(comparisons, adjusted, strict=True):
+        verdict = _sign_verdict(comparison.difference if p_holm < ALPHA else 0)
+        differences.append(JudgedDifference(**comparison.raw(unit), p_holm=p_holm, verdict=verdict))
+    return tuple(differences)
 
 
-def row(unit: Unit, contender: Contender, scores: ItemScores, table: ItemTable) -> dict[str, Any]:
-    """One row of `report.json`: rates of each category and the objective, with 95 % intervals."""
+def row(unit: Unit, contender: Contender, scores: ItemScores, table: ItemTable) -> ModelRow:
+    """Rates of each category and the objective, with 95 % intervals."""
     values = scores.values
     by_category = {}
     for number, name in enumerate(table.names):
         mask = table.categories == number
-        by_category[name] = rate(values[mask], table.groups[mask]).as_dict(unit)
-    total = table.interval(values)
-    return {
-        "name": contender.name,
-        "kind": contender.kind,
-        "recipe_id": contender.recipe.id,
-        "scores": by_category,
-        "objective": total.as_dict(unit),
-    }
+        interval = rate(values[mask], table.groups[mask])
+        by_category[name] = ScoreInterval(**interval.raw(unit))
+    return ModelRow(
+        name=contender.name,
+        kind=contender.kind,
+        recipe_id=contender.recipe.id,
+        scores=by_category,
+        objective=ScoreInterval(**table.interval(values).raw(unit)),
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Evidence:
+    """What a report says of its contenders, in fields of `Report`."""
+
+    rows: tuple[ModelRow, ...]
+    comparisons: tuple[RowDifference, ...]
+    losses: CategoryLosses | None
+    outcomes: Mapping[str, ModelEnds]
+    variance: Mapping[str, ObjectiveVariance]
+    verdict: VerdictSummary
 
 
 def gather(
@@ -401,8 +282,8 @@ def gather(
     length_key: str = "",
     mixture: Comparison | None = None,
     shown: Shown | None = None,
-) -> dict[str, Any]:
-    """`rows`, `comparisons`, `losses`, `outcomes`, `variance` and `verdict` of the report.
+) -> Evidence:
+    """What the scores {recipe id: scores on the report fold} say.
 
     The soup is the last contender; `opened` is the number of looks at these items, `margin` the gain (of inner scores)
     below which a single model is kept; `length_key` the setting to raise where answers were cut off; `mixture` the
@@ -418,6 +299,7 @@ def gather(
     compared = [(other, pairs[other.kind + other.name].whole()) for other in others]
     singles = [other for other in others if other.kind in ("ingredient", "candidate")]
     best = next(other for other in others if other.kind == "best_single")
+    against_best = pairs[best.kind + best.name]
     ends = {c.name: outcomes(scores[c.recipe.id], table) for c in contenders}
     result = verdict(
         unit,
@@ -432,22 +314,20 @@ def gather(
         unmeasured=unmeasured({c.name: ends[c.name] for c in [*singles, best, soup]}, length_key),
         mixture=mixture,
     )
-    sensitivity = pairs[best.kind + best.name].sensitivity(unit)
-    return {
-        "rows": [row(unit, c, scores[c.recipe.id], table) for c in contenders],
-        "comparisons": _with_holm(unit, compared, opened),
-        "losses": losses(unit, pairs[best.kind + best.name]),
-        "outcomes": ends,
-        "variance": {
-            c.name: v for c in [*singles, soup] if (v := variance(unit, scores[c.recipe.id], table))
-        },
-        "verdict": {
-            **asdict(result),
-            "opened": opened,
-            "margin": unit.size(margin),
-            **({"sensitivity": sensitivity} if sensitivity else {}),
-        },
-    }
+    variances = {c.name: variance(unit, scores[c.recipe.id], table) for c in [*singles, soup]}
+    return Evidence(
+        rows=tuple(row(unit, c, scores[c.recipe.id], table) for c in contenders),
+        comparisons=_with_holm(unit, compared, opened),
+        losses=losses(unit, against_best),
+        outcomes=ends,
+        variance={name: parts for name, parts in variances.items() if parts is not None},
+        verdict=VerdictSummary(
+            **vars(result),
+            opened=opened,
+            margin=unit.size(margin),
+            sensitivity=against_best.sensitivity(unit),
+        ),
+    )
 
 
 def compare_on(
@@ -457,35 +337,39 @@ def compare_on(
     measured: Mapping[str, ItemScores],
     looks: int = 1,
     shown: Shown | None = None,
-) -> dict[str, Any]:
-    """Entry of `also` in the report: rows, and the soup's paired differences to each ingredient, also by category.
+    shared: int = 0,
+) -> ExtraResult:
+    """Rows on another benchmark, and the soup's paired differences to each ingredient, also by category.
 
-    `measured` is {recipe id: scores}. Holm's correction is over the ingredients for the whole benchmark; limits and
-    p-values of single categories hold for all pairs of ingredient and category at once.
+    `measured` is {recipe id: scores}; the run uses `shared` of the items too. Holm's correction is over the ingredients
+    for the whole benchmark; limits and p-values of single categories hold for all pairs of ingredient and category at
+    once.
     """
     unit = benchmark.evaluator.unit
     singles = [
         Contender(name=name, kind="ingredient", recipe=recipe)
         for name, recipe in ingredients.items()
     ]
-    rows = [*singles, Contender(name="soup", kind="soup", recipe=soup)]
+    contenders = [*singles, Contender(name="soup", kind="soup", recipe=soup)]
     table = ItemTable.of(benchmark.items, Mean())
-    pairs = [Pair.of(rows[-1], c, measured, table, looks, shown) for c in singles]
-    return {
-        "name": benchmark.name,
-        "evaluator": benchmark.evaluator.title,
-        "unit": asdict(unit),
-        "items": len(benchmark.items),
-        "groups": len(np.unique(table.groups)),
-        "coefficients": {}
-        if table.value
-        else dict(zip(table.names, table.coefficients.tolist(), strict=True)),
-        "rows": [row(unit, c, measured[c.recipe.id], table) for c in rows],
-        "outcomes": {c.name: outcomes(measured[c.recipe.id], table) for c in rows},
-        "opened": looks,
-        "comparisons": judged(unit, [pair.whole() for pair in pairs], looks),
-        "categories": by_category(unit, pairs),
-    }
+    pairs = [Pair.of(contenders[-1], c, measured, table, looks, shown) for c in singles]
+    coefficients = {}
+    if table.value is None:
+        coefficients = dict(zip(table.names, table.coefficients.tolist(), strict=True))
+    return ExtraResult(
+        name=benchmark.name,
+        evaluator=benchmark.evaluator.title,
+        unit=unit,
+        items=len(benchmark.items),
+        groups=len(np.unique(table.groups)),
+        coefficients=coefficients,
+        rows=tuple(row(unit, c, measured[c.recipe.id], table) for c in contenders),
+        outcomes={c.name: outcomes(measured[c.recipe.id], table) for c in contenders},
+        opened=looks,
+        comparisons=judged(unit, [pair.whole() for pair in pairs], looks),
+        categories=by_category(unit, pairs),
+        shared=shared,
+    )
 
 
 def best_mixture(
@@ -510,18 +394,18 @@ def best_mixture(
     return compare_on_table(names, ours, theirs, table)
 
 
-def dry_verdict(limit: int | None) -> dict[str, Any]:
+def dry_verdict(verdict: VerdictSummary, limit: int) -> VerdictSummary:
     """What a verdict on a few items that are not the report fold's says: nothing."""
     sentence = f"Dry run on at most {limit} items a category and fold, none of the report fold's: nothing is claimed."
-    return {"claim": "dry_run", "sentence": sentence, "p_value": None}
+    return replace(verdict, claim="dry_run", sentence=sentence, p_value=None)
 
 
 def _with_holm(
     unit: Unit, pairs: Sequence[tuple[Contender, Comparison]], opened: int
-) -> list[dict[str, Any]]:
-    """Comparisons as JSON, `p_look` corrected for the looks. The candidates' p-values serve the intersection-union
-    claim and need no other correction; those with the baselines are secondary and carry Holm's too. One soup under two
-    names is one test."""
+) -> tuple[RowDifference, ...]:
+    """Comparisons, `p_look` corrected for the looks. The candidates' p-values serve the intersection-union claim and
+    need no other correction; those with the baselines are secondary and carry Holm's too. One soup under two names is
+    one test."""
     corrected = [over_looks(comparison.p_value, opened) for _, comparison in pairs]
     baselines = {
         c.recipe.id: corrected[n] for n, (c, _) in enumerate(pairs) if c.kind not in SINGLE_KINDS
@@ -530,85 +414,27 @@ def _with_holm(
     rows = []
     for (c, comparison), p_look in zip(pairs, corrected, strict=True):
         p_holm = None if c.kind in SINGLE_KINDS else adjusted[c.recipe.id]
-        rows.append(
-            {**comparison.as_dict(unit), "kind": c.kind, "p_look": p_look, "p_holm": p_holm}
-        )
-    return rows
+        raw = comparison.raw(unit)
+        rows.append(RowDifference(**raw, kind=c.kind, p_look=p_look, p_holm=p_holm))
+    return tuple(rows)
 
 
-def losses(unit: Unit, pair: Pair) -> dict[str, Any] | None:
+def losses(unit: Unit, pair: Pair) -> CategoryLosses | None:
     """The soup against the best single by category; None if they are one model or there is one category."""
     if pair.same or len(pair.table.names) < 2:
         return None
-    tables = by_category(unit, [pair])
-    signs = [int(np.sign(round(unit.gain(table["difference"]), 12))) for table in tables]
-    counts = {"above": signs.count(1), "below": signs.count(-1), "level": signs.count(0)}
-    return {"against": pair.other, **counts, "categories": tables}
-
-
-def outcomes(scores: ItemScores, table: ItemTable) -> dict[str, Any]:
-    """How a model's answers ended: shares that were cut off (`truncated`) or are missing (`unanswered`), and why."""
-    masks = {name: table.categories == number for number, name in enumerate(table.names)}
-    return {
-        **_ends(scores, slice(None)),
-        "reasons": dict(scores.reasons),
-        "categories": {name: _ends(scores, mask) for name, mask in masks.items()},
-    }
-
-
-def _ends(scores: ItemScores, which: slice | NDArray[np.bool_]) -> dict[str, Any]:
-    cut, missing = scores.truncated[which], scores.unanswered[which]
-    return {"items": len(cut), "truncated": float(cut.mean()), "unanswered": float(missing.mean())}
-
-
-def unmeasured(ends: Mapping[str, Mapping[str, Any]], length_key: str = "") -> str:
-    """The model with the most answers cut off or missing, if they are too many for a claim; else empty."""
-    worst = max(ends, key=lambda name: _lost(ends[name]))
-    if _lost(ends[worst]) <= REFUSE:
-        return ""
-    return (
-        f"{_describe(worst, ends[worst])}; such answers count as wrong, so nothing is claimed where they are more than "
-        f"{100 * REFUSE:.0f} %. Before the next run {_remedy(ends[worst], length_key)}."
+    categories = by_category(unit, [pair])
+    signs = [int(np.sign(round(unit.gain(c.difference), 12))) for c in categories]
+    return CategoryLosses(
+        against=pair.other,
+        above=signs.count(1),
+        below=signs.count(-1),
+        level=signs.count(0),
+        categories=categories,
     )
 
 
-def lost_answers(scores: Mapping[str, ItemScores], where: str, length_key: str = "") -> list[str]:
-    """A warning if 2 % or more of a model's answers in a stage are cut off or missing; {model: scores}."""
-    ends = {
-        name: {**_ends(own, slice(None)), "reasons": own.reasons} for name, own in scores.items()
-    }
-    hit = [name for name in ends if _lost(ends[name]) >= WARN]
-    if not hit:
-        return []
-    worst = max(hit, key=lambda name: _lost(ends[name]))
-    return [
-        f"{where}: answers of {len(hit)} of {len(ends)} models are cut off or missing and count as wrong: "
-        f"{_describe(worst, ends[worst])}: {_remedy(ends[worst], length_key)}"
-    ]
-
-
-def _lost(ends: Mapping[str, Any]) -> float:
-    return float(ends["truncated"] + ends["unanswered"])
-
-
-def _describe(name: str, ends: Mapping[str, Any]) -> str:
-    """`math 34.0 % cut off, 2.0 % missing (prompt does not fit: 12)`."""
-    why = max(ends["reasons"], key=ends["reasons"].get, default="")
-    reason = f" ({why}: {ends['reasons'][why]:,})" if why else ""
-    cut, missing = (100 * ends[key] for key in ("truncated", "unanswered"))
-    return f"{name} " + ", ".join(
-        [f"{cut:.1f} % cut off"] * (cut > 0) + [f"{missing:.1f} % missing{reason}"] * (missing > 0)
-    )
-
-
-def _remedy(ends: Mapping[str, Any], length_key: str) -> str:
-    """What to do about the answers of a model that are cut off or missing."""
-    longer = "raise the limit of tokens" + (f" ({length_key})" if length_key else "")
-    look = "see why answers are missing (python -m souping show RUN_DIR): prompts longer than the context leave no room"
-    return " and ".join([longer] * (ends["truncated"] > 0) + [look] * (ends["unanswered"] > 0))
-
-
-def variance(unit: Unit, scores: ItemScores, table: ItemTable) -> dict[str, float] | None:
+def variance(unit: Unit, scores: ItemScores, table: ItemTable) -> ObjectiveVariance | None:
     """Variance of a linear objective, split into the draw of the items and that of their answers; else None.
 
     An item's score is the mean of its answers, so the variance between items holds that of the answers too. `flips` is
@@ -623,6 +449,10 @@ def variance(unit: Unit, scores: ItemScores, table: ItemTable) -> dict[str, floa
         design(scores.values, table.categories, table.groups, table.coefficients).variances().sum()
     )
     answers = min(total, float((share**2 * scores.noise).sum()))
-    parts = {"objective": total, "items": total - answers, "answers": answers}
-    flips = float(np.mean(scores.noise > 0))
-    return {**{name: value / unit.factor**2 for name, value in parts.items()}, "flips": flips}
+    square = unit.factor**2
+    return ObjectiveVariance(
+        objective=total / square,
+        items=(total - answers) / square,
+        answers=answers / square,
+        flips=float(np.mean(scores.noise > 0)),
+    )

@@ -16,8 +16,8 @@ from souping.core.types import FloatArray, Item, ItemScores, Json, Recipe, Trial
 from souping.core.unit import Unit
 from souping.pipeline.claims import Look
 from souping.pipeline.settings import RunSettings
+from souping.pipeline.state import Searched, Selected
 from souping.pipeline.steps import Stage, Steps
-from souping.report.analyses import AnalysisResult
 from souping.report.files import search_summary
 from souping.search.adaptive import Adaptive
 from souping.search.loop import RecipeEvaluator, SearchResult, find_weights, result_of
@@ -91,9 +91,11 @@ def admitted(
 
 
 def with_goals(
-    run: Steps, winner: SearchResult, ingredients: tuple[str, ...], log: Callable[[Trial], None]
-) -> tuple[SearchResult, dict[str, AnalysisResult]]:
-    """The soup that `pick` or the objective chooses under the guards, and the front's data for the report."""
+    run: Steps, selected: Selected, winner: SearchResult, log: Callable[[Trial], None]
+) -> Searched:
+    """The soup that `pick` or the objective chooses under the guards, and what is known of the front."""
+    ingredients = selected.selection.ingredients
+    admission = selected.admission
     weights, front = run.settings.pick or None, None
     if run.settings.pareto:
         winner, front = confirmed(run, winner, ingredients, log)
@@ -105,17 +107,18 @@ def with_goals(
         winner = replace(winner, recipe=order[0].recipe, result=order[0].result)
     elif summary.without_guards is not None:
         best = unit.gain(summary.without_guards)
-    if run.admission is not None:
-        against, elsewhere = (
-            run.single(run.admission.against),
-            partial(failed_elsewhere, run, run.admission),
-        )
+    if admission is not None:
+        against = run.single(admission.against)
+        elsewhere = partial(failed_elsewhere, run, admission)
         best = max([best, *(one.result.objective for one in order[:1])])
         winner = admitted(
-            unit, winner, order, run.admission, against, run.settings.objective, best, elsewhere
+            unit, winner, order, admission, against, run.settings.objective, best, elsewhere
         )
+    searched = Searched(**vars(selected), winner=winner)
+    if front is None:
+        return searched
     chosen = dict(zip(winner.recipe.ingredients, winner.recipe.weights, strict=True))
-    return winner, {} if front is None else {FRONT: front.result(ingredients, chosen, weights)}
+    return replace(searched, analyses={FRONT: front.result(ingredients, chosen, weights)})
 
 
 def confirmed(
@@ -134,7 +137,7 @@ def confirmed(
         for one in wanted
         if one not in trials or not trials[one].whole
     ]
-    recipes = {tuple(weights.values()): run.recipes.recipe(weights) for weights in lacking}
+    recipes = {tuple(weights.values()): run.pool.recipe(weights) for weights in lacking}
     measured = run.evaluate_stage(run.front_stage(recipes.values())) if recipes else {}
     for point, recipe in recipes.items():
         number = trials[point].number if point in trials else len(trials)
@@ -174,7 +177,7 @@ def search_again(
         known[0].items,
     )
     found = find_weights(
-        own, settings.objective, settings.seed, run.recipes, evaluation, names, half, known=known
+        own, settings.objective, settings.seed, run.pool, evaluation, names, half, known=known
     )
     return evaluation.scores(found.recipe, items).values
 
@@ -190,7 +193,7 @@ def declared(admission: Admission | None) -> str:
 def guard_names(steps: Steps) -> int:
     """Number of guards that could be set: names, each with every candidate to compare with."""
     names = {*steps.categories, *steps.settings.objective.groups, *steps.extra, LENGTH_GUARD}
-    return len(names) * len(steps.recipes.names)
+    return len(names) * len(steps.pool.names)
 
 
 def guard_checks(

@@ -177,22 +177,22 @@ def _perform(settings: RunSettings) -> RunResult:
     settings.run_dir.mkdir(parents=True, exist_ok=True)
     try:
         with logged(settings.run_dir, settings.command):
-            report, winner = perform(settings)
+            outcome = perform(settings)
     except LateError:
         raise
     except UserError:
         discard(settings.run_dir, made, EARLY if made else ())
         raise
-    tried = () if winner is None else winner.trials
     trials = tuple(
         RunTrial(
             weights=dict(zip(one.recipe.ingredients, one.recipe.weights, strict=True)),
             objective=settings.evaluator.unit.raw(one.result.objective),
         )
-        for one in tried
+        for one in outcome.trials
     )
-    soup = written_soup(settings, report)
-    return RunResult(settings.run_dir, RunReport(**vars(report)), trials, soup)
+    soup = written_soup(settings, outcome.report)
+    report = RunReport(**vars(outcome.report))
+    return RunResult(settings.run_dir, report, trials, soup)
 
 
 def soup(

@@ -19,6 +19,7 @@ from souping.checkpoints.layouts import rules_of
 from souping.checkpoints.lora import content
 from souping.core.fields import Form, load, pick, text_of
 from souping.core.files import hold_folder, nearby, write_atomically
+from souping.core.reading import read
 from souping.core.text import safe, shown
 from souping.core.types import (
     Candidate,
@@ -45,7 +46,7 @@ from souping.pipeline.models import (
 from souping.pipeline.settings import MergeSettings, RunSettings
 from souping.pipeline.store import Store
 from souping.pipeline.upload import card
-from souping.report.content import Report
+from souping.report.content import RecipeSummary, Report
 from souping.report.progress import Throughput, say
 
 
@@ -56,7 +57,7 @@ def merge(settings: MergeSettings) -> Path | None:
         late = not settings.plan
         pool = parts.enter_context(
             closing(
-                OpenPool(
+                OpenPool.fetch(
                     candidates, settings.merge, store, tokenizers=False, late=late, stream=True
                 )
             )
@@ -203,14 +204,12 @@ def _show_plan(
 
 
 def _card(settings: MergeSettings, recipe: Recipe) -> str:
-    return card(
-        {
-            "experiment": settings.name,
-            "recipe": recipe.as_dict(),
-            "rebuild": settings.rebuild_command,
-        },
-        settings.out.resolve(),
+    report = Report(
+        experiment=settings.name,
+        recipe=read(RecipeSummary, recipe.as_dict()),
+        rebuild=settings.rebuild_command,
     )
+    return card(report, settings.out.resolve())
 
 
 Fp32Number = Annotated[float, Interval(gt=-HUGE, lt=HUGE)]

@@ -14,7 +14,7 @@ import tempfile
 from collections.abc import Callable, Iterable, Mapping, MutableMapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import IO, TYPE_CHECKING
 
@@ -49,6 +49,7 @@ from souping.core.types import (
     Recipe,
     TokenIds,
     UserError,
+    frozen,
 )
 from souping.merge import CandidatePool, MergeBackend, Pourable
 from souping.merge.digests import Late, StandIns
@@ -63,14 +64,25 @@ Aside = Callable[[], AbstractContextManager[None]]
 STORED_SOUP_PREFIX = "souping-soup-"
 
 
+@frozen
+class FetchedPool:
+    """Candidates in folders here, the first `count` of them the pool's own; the backend with its base model in one."""
+
+    models: tuple[Candidate, ...]
+    count: int
+    merge: MergeBackend
+    notes: Names = ()
+
+
 class OpenPool:
     """Candidates of a run, opened (headers only) and checked against each other.
 
     No weight is loaded before the first `serve`: a run that finds all its results in the store loads none, nor torch.
     """
 
-    def __init__(
-        self,
+    @classmethod
+    def fetch(
+        cls,
         candidates: Sequence[Candidate],
         merge: MergeBackend,
         store: Store | None = None,
@@ -80,9 +92,9 @@ class OpenPool:
         late: bool = False,
         stream: bool = False,
         more: Sequence[Candidate] = (),
-    ) -> None:
-        """Fetch the Hub's models and, unless their weights `stream`, those of buckets, open every candidate's headers,
-        check them against each other, then take their fingerprints.
+    ) -> OpenPool:
+        """Fetch the Hub's models and, unless their weights `stream`, those of buckets, open and check them, then take
+        their fingerprints.
 
         `store` remembers where they are; digests of files are its own, or those of `hashes`. With `late`,
         files without a known digest are hashed by `write_late`, if the backend can do that. `more` are models that can
@@ -94,32 +106,59 @@ class OpenPool:
         if merge.carry is not None:
             pick(merge.carry, [c.name for c in candidates], "merge.carry")
         here = [from_bucket(c, merge.allow_pickle, stream, aside) for c in (*candidates, *more)]
-        models, merge, notes = fetch_candidates(here, merge, aside, tokenizers=tokenizers)
+        fetched = fetch_candidates(here, merge, aside, tokenizers=tokenizers)
+        if hashes is None:
+            hashes = {} if store is None else store.hashes
+        pool = cls(replace(fetched, count=len(candidates)), hashes, store, late)
+        pool.take_fingerprints()
+        return pool
+
+    def __init__(
+        self,
+        fetched: FetchedPool,
+        hashes: MutableMapping[str, str],
+        store: Store | None = None,
+        late: bool = False,
+    ) -> None:
+        """Open every candidate's headers and check them against each other (UserError)."""
+        merge = fetched.merge
         self.base = merge.base
-        self.folders = {c.name: c.path for c in models}
-        late = (
-            late and merge.hashes_while_reading and not any(map(is_adapter, self.folders.values()))
-        )
-        self._hashes = hashes if hashes is not None else store.hashes if store is not None else {}
-        used = StandIns(self._hashes) if late else self._hashes
-        self._like = Like(like_of(models), rules_of(merge.names), merge.format == "same")
+        self.folders = {c.name: c.path for c in fetched.models}
+        adapters = any(map(is_adapter, self.folders.values()))
+        reads_late = late and merge.hashes_while_reading and not adapters
+        self._fetched = fetched
+        self._hashes = hashes
+        self._stand_ins = StandIns(hashes) if reads_late else None
+        self._like = Like(like_of(fetched.models), rules_of(merge.names), merge.format == "same")
+        used = hashes if self._stand_ins is None else self._stand_ins
         self.merge_pool = merge.open(self.folders, used, self._like)
-        self._homes = {c.name: c.home for c in models}
-        warnings = self.merge_pool.warnings
-        fingerprints = self.merge_pool.fingerprints
-        self.models = tuple(replace(c, fingerprint=fingerprints[c.name]) for c in models)
-        self.candidates = self.models[: len(candidates)]
-        self.late = late and isinstance(used, StandIns) and used.pending
-        self.warnings = [
-            *warnings,
-            *notes,
-            *_copies({c.name: c.fingerprint for c in self.candidates}),
-        ]
+        self._notes = [*self.merge_pool.warnings, *fetched.notes]
         self._store = store
-        self._pickles = merge.allow_pickle
-        if not self.late:
+        self._server = SoupServer(self.merge_pool)
+
+    def take_fingerprints(self) -> None:
+        """Hash the candidates, unless that comes late, and let the store remember where they are."""
+        if self.models and not self.late:
             self._note(self.merge_pool.known_folders)
-        self._module, self._scratch = SharedModule(self.merge_pool), ScratchFolder(self.merge_pool)
+
+    @cached_property
+    def models(self) -> tuple[Candidate, ...]:
+        """The candidates, then the models that are evaluated like them."""
+        prints = self.merge_pool.fingerprints
+        return tuple(replace(c, fingerprint=prints[c.name]) for c in self._fetched.models)
+
+    @property
+    def candidates(self) -> tuple[Candidate, ...]:
+        return self.models[: self._fetched.count]
+
+    @cached_property
+    def late(self) -> bool:
+        """Whether `write_late` has to hash files."""
+        return self._stand_ins is not None and self._stand_ins.pending
+
+    @property
+    def warnings(self) -> list[str]:
+        return [*self._notes, *_copies({c.name: c.fingerprint for c in self.candidates})]
 
     @property
     def names(self) -> Names:
@@ -140,24 +179,16 @@ class OpenPool:
 
     def bound(self, evaluator: Evaluator) -> Evaluator:
         """The evaluator with what it takes from the candidates' files."""
-        return evaluator.for_pool(self.merge_pool.architecture_folder, self._homes)
+        homes = {c.name: c.home for c in self._fetched.models}
+        return evaluator.for_pool(self.merge_pool.architecture_folder, homes)
 
     def serving(self, evaluator: Evaluator) -> Callable[[Recipe], LoadedModel]:
         """Function that makes this pool's soups ready for an evaluator, in its `model_form`."""
-
-        def serve(recipe: Recipe) -> LoadedModel:
-            model = LoadedSoup(
-                self.merge_pool, self._module, self._scratch, evaluator.module_settings(), recipe
-            )
-            # The soup is made here, by reading the property, and not on demand: evaluation is timed without it.
-            _ = model.folder if evaluator.model_form == "folder" else model.module
-            return model
-
-        return serve
+        return partial(self._server.serve, evaluator)
 
     def close(self) -> None:
         """Remove the soup that was last written for an evaluator, and close the merge backend."""
-        self._scratch.close()
+        self._server.close()
         self.merge_pool.close()
 
     def write_late(
@@ -195,7 +226,9 @@ class OpenPool:
 
     def _weights_in(self, folder: Path) -> str:
         """Digest of the weights alone."""
-        return weights_of(opened(folder, self._pickles, self._like), self._hashes)
+        return weights_of(
+            opened(folder, self._fetched.merge.allow_pickle, self._like), self._hashes
+        )
 
     def check_runs(self, trajectory: Trajectory) -> None:
         """Refuse training runs that share a checkpoint, by its weights: they are not independent runs (UserError).
@@ -260,8 +293,8 @@ def fetch_candidates(
     merge: MergeBackend,
     aside: Aside = nullcontext,
     tokenizers: bool = False,
-) -> tuple[tuple[Candidate, ...], MergeBackend, Names]:
-    """The candidates as folders, the backend with its base model as one, and notes for the report.
+) -> FetchedPool:
+    """The candidates as folders, with notes for the report.
 
     The Hub's models are fetched; with `tokenizers`, one without a tokenizer is refused before its weights travel.
 
@@ -305,7 +338,8 @@ def fetch_candidates(
         for c in candidates
     )
     notes = tuple(model.note for model in fetched.values() if model.note)
-    return here, with_base(merge, [c.path for c in here], aside), notes
+    merge = with_base(merge, [c.path for c in here], aside)
+    return FetchedPool(models=here, count=len(here), merge=merge, notes=notes)
 
 
 def from_bucket(
@@ -368,6 +402,25 @@ def _base_of_adapters(folders: Sequence[Path]) -> hub.HubName | None:
 
 
 # ------------------------------------------------------------ serving
+
+
+class SoupServer:
+    """Makes the soups of a pool ready for evaluators, one at a time."""
+
+    def __init__(self, pool: CandidatePool) -> None:
+        self._pool = pool
+        self._module = SharedModule(pool)
+        self._scratch = ScratchFolder(pool)
+
+    def serve(self, evaluator: Evaluator, recipe: Recipe) -> LoadedModel:
+        settings = evaluator.module_settings()
+        model = LoadedSoup(self._pool, self._module, self._scratch, settings, recipe)
+        # The soup is made here, by reading the property, and not on demand: evaluation is timed without it.
+        _ = model.folder if evaluator.model_form == "folder" else model.module
+        return model
+
+    def close(self) -> None:
+        self._scratch.close()
 
 
 class LoadedSoup(LoadedModel):

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
-from souping.core.types import Item, ItemScores, Json, Recipe, UserError
+from souping.core.types import Item, ItemScores, Recipe, UserError
 from souping.core.unit import Unit
 from souping.pipeline.claims import Claim, Look, Slice
 from souping.pipeline.evaluation import Evaluation
@@ -13,6 +13,7 @@ from souping.pipeline.evidence import Shown
 from souping.pipeline.ledger import Ledger
 from souping.pipeline.settings import RunSettings
 from souping.pipeline.steps import Stage
+from souping.report.content import FoldSizes
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -116,11 +117,14 @@ class Opening:
         return Shown(scores=scores * unit.factor, missing=look.known.missing)
 
 
-def item_counts(
+def fold_sizes(
     folds: Mapping[str, int], claim: Claim, items: Sequence[Item], part: Slice
-) -> dict[str, Json]:
-    """`folds` of report.json, with the items that are not used and why, and `slice` if there are several."""
-    unused = {"left_out": folds["report"] - len(claim.items), "shown": part.items - len(items)}
-    reasons = {name: count for name, count in unused.items() if count}
-    content: dict[str, Json] = {"folds": {**folds, "report": len(items), **reasons}}
-    return {**content, "slice": part.to_json()} if part.of > 1 else content
+) -> FoldSizes:
+    """Numbers of items, with those of the report fold that are not used."""
+    return FoldSizes(
+        select=folds["select"],
+        search=folds["search"],
+        report=len(items),
+        left_out=folds["report"] - len(claim.items) or None,
+        shown=part.items - len(items) or None,
+    )

@@ -20,7 +20,8 @@ from souping.core import protocols
 from souping.core.fields import pick
 from souping.core.files import nearby
 from souping.core.protocols import Component
-from souping.core.types import Candidate, JsonObject, Names, T, UserError, frozen, part
+from souping.core.reading import read
+from souping.core.types import Candidate, JsonObject, Names, T, UserError, frozen
 from souping.merge import MergeBackend
 from souping.report.format import quoted
 
@@ -115,6 +116,22 @@ def expectations(
 
 
 @frozen
+class PoolConfig:
+    """What a rebuild repeats of a configuration's `pool`."""
+
+    like: str | None = None
+
+
+@frozen
+class MergeConfig:
+    """What a rebuild repeats of a configuration's `merge`."""
+
+    _target_: str = "souping."
+    command: str | None = None
+    allow_pickle: bool = False
+
+
+@frozen
 class MergeSettings:
     """Components and root settings of a merge by given weights, or of a recipe: nothing is evaluated.
 
@@ -145,22 +162,20 @@ class MergeSettings:
     @property
     def rebuild_command(self) -> str:
         """Command that makes the soup in `out` again, run where this run was started."""
-        merge = part(self.config, "merge")
+        merge = read(MergeConfig, self.config.get("merge"))
         settings = {"recipe": nearby(self.out / "recipe.json"), "out": "rebuilt"}
         if self.store_path != STORE:
             settings["store.path"] = nearby(self.store_path)
-        if merge.get("command"):
-            settings |= {"merge": "mergekit", "merge.command": str(merge["command"])}
+        if merge.command:
+            settings |= {"merge": "mergekit", "merge.command": merge.command}
         # a method of the user's
-        if not str(merge.get("_target_", "souping.")).startswith("souping."):
-            settings["merge._target_"] = str(merge["_target_"])
+        if not merge._target_.startswith("souping."):
+            settings["merge._target_"] = merge._target_
         if file := rules_of(self.merge.names):
             settings["merge.names"] = nearby(file)
-        if like := part(self.config, "pool").get("like"):
-            settings["pool.like"] = (
-                nearby(Path(str(like))) if Path(str(like)).is_dir() else str(like)
-            )
-        if merge.get("allow_pickle"):
+        if like := read(PoolConfig, self.config.get("pool")).like:
+            settings["pool.like"] = nearby(Path(like)) if Path(like).is_dir() else like
+        if merge.allow_pickle:
             settings["merge.allow_pickle"] = "true"
         given = (shlex.quote(f"{key}={quoted(value)}") for key, value in settings.items())
         return f"python -m souping +experiment=rebuild {' '.join(given)}"

@@ -12,24 +12,30 @@ from typing import TYPE_CHECKING
 
 from souping.analysis import RunSoups
 from souping.analysis.alternatives import RoutedAnswers
-from souping.analysis.guards import Admission, Guard
+from souping.analysis.guards import Guard
 from souping.core.protocols import Evaluator
 from souping.core.types import (
     Fold,
     Items,
     ItemScores,
-    Names,
     Recipe,
-    ScoreMatrix,
-    Selection,
     Trial,
     UserError,
     Weights,
     frozen,
 )
 from souping.evaluate.benchmark import first_items, two_folds
-from souping.pipeline.evidence import Contender, ExtraBenchmark
 from souping.pipeline.settings import ExtraEntry, RunSettings, model_settings
+from souping.pipeline.state import (
+    Contender,
+    ContenderKind,
+    ExtraBenchmark,
+    Frozen,
+    Reported,
+    Searched,
+    Selected,
+)
+from souping.report.content import GateSummary, Report
 from souping.search.loop import RecipeEvaluator, RecipeSource, SearchResult, find_weights
 from souping.search.schedule import scrambled
 from souping.selection import ranking
@@ -108,136 +114,155 @@ class Steps:
         extra: Mapping[str, Items],
     ) -> None:
         self.settings = settings
-        self.recipes = pool
+        self.pool = pool
         self.folds = folds
         self.extra = extra
-        self.scores: ScoreMatrix | None = None
-        self.admission: Admission | None = None
 
-    def walk(self) -> None:
-        """Take the steps in order, to the end or to `stop_after`."""
+    def walk(self) -> Selected:
+        """Take the steps in order, to the end or to `stop_after`; what is known then."""
+        chosen = self.choose()
+        return self.measure(chosen) if isinstance(chosen, Frozen) else chosen
+
+    def choose(self) -> Selected:
+        """Score, select, search and freeze, or stop before."""
         settings = self.settings
-        if expected := self._expected():
-            self.check_expected(expected)
+        expected = self._expected()
+        gate = self.check_expected(expected) if expected else None
         published = settings.scores.published
-        selection = self.select(
+        selected = self.select(
             None if published else self._candidates("score: every candidate", "select")
         )
+        selected = replace(selected, gate=gate)
         if settings.stop_after == "select":
-            return
+            return selected
         singles = self._candidates("search: every candidate", "search")
-        guards = settings.guards_on(self.categories) if len(selection.ingredients) > 1 else ()
+        guards = self._guards(selected)
         if guards:
-            self.admission = self.open_guards(guards, singles)
-        winner = self.search(selection.ingredients)
+            selected = self.open_guards(selected, guards, singles)
+        searched = self.search(selected)
         if settings.stop_after == "search":
-            return
-        best = self.best_candidate(singles)
-        self.freeze(selection, winner)
-        contenders = self.contenders(selection.ingredients, winner.recipe, best)
+            return searched
+        return self.freeze(searched, singles)
+
+    def measure(self, frozen: Frozen) -> Reported:
+        """Report on the frozen soup, and analyse."""
+        contenders = self.contenders(frozen)
         models = [contender.recipe for contender in contenders]
-        models += [recipe for pair in self.replicates(winner.recipe) for recipe in pair]
-        self.report(self._stage("report: soup and baselines", models, "report"), contenders)
-        guarded = {guard.benchmark for guard in guards}
-        against = [] if self.admission is None else [self.single(self.admission.against)]
+        models += [recipe for pair in self.replicates(frozen.winner.recipe) for recipe in pair]
+        stage = self._stage("report: soup and baselines", models, "report")
+        state = self.report(frozen, stage, contenders)
+        for stage in self._extra_stages(frozen):
+            state = self.extra_benchmark(state, stage)
+        soups = self.soups(state)
+        for name, analysis in self.settings.analyses.items():
+            state = self.analyse(state, name, self.analysis_stage(name, analysis, soups))
+        return state
+
+    def _guards(self, selected: Selected) -> tuple[Guard, ...]:
+        if len(selected.selection.ingredients) < 2:
+            return ()
+        return self.settings.guards_on(self.categories)
+
+    def _extra_stages(self, frozen: Frozen) -> list[Stage]:
+        """The soup and its ingredients on each extra benchmark; on a guarded one what the search has not seen."""
+        guarded = {guard.benchmark for guard in self._guards(frozen)}
+        soup = [*map(self.single, frozen.selection.ingredients), frozen.winner.recipe]
+        stages = []
         for name, items in self.extra.items():
-            models = [
-                *map(self.single, selection.ingredients),
-                *(against if name in guarded else ()),
-                winner.recipe,
-            ]
-            # the search has chosen on the rest
-            seen = two_folds(items)["report"] if name in guarded else items
-            self.extra_benchmark(
-                replace(
-                    self._stage(f"report: also {name}", models, "report"),
-                    items=seen,
-                    benchmark=name,
-                )
-            )
-        soups = self.soups(selection.ingredients, winner)
-        for name, analysis in settings.analyses.items():
-            self.analyse(name, self.analysis_stage(name, analysis, soups))
+            models = soup
+            if name in guarded:
+                items = two_folds(items)["report"]
+                if frozen.admission is not None:
+                    models = [*soup[:-1], self.single(frozen.admission.against), soup[-1]]
+            stage = self._stage(f"report: also {name}", models, "report")
+            stages.append(replace(stage, items=items, benchmark=name))
+        return stages
 
     def evaluate_stage(self, stage: Stage) -> dict[str, ItemScores]:
         """{recipe id: scores} of a stage; a plan counts and returns nothing."""
         raise NotImplementedError
 
-    def check_expected(self, stage: Stage) -> None:
+    def check_expected(self, stage: Stage) -> GateSummary | None:
         """Compare the candidates that have an expected score with it."""
         self.evaluate_stage(stage)
+        return None
 
-    def select(self, stage: Stage | None) -> Selection:
+    def select(self, stage: Stage | None) -> Selected:
         """The ingredients, by the scores of a stage or by published ones."""
         raise NotImplementedError
 
-    def open_guards(self, guards: tuple[Guard, ...], stage: Stage) -> Admission | None:
-        """The guards with the scores of the model that soups must not fall behind; None if nothing is measured."""
+    def open_guards(self, selected: Selected, guards: tuple[Guard, ...], stage: Stage) -> Selected:
+        """With the scores of the model that soups must not fall behind, if anything is measured."""
         raise NotImplementedError
 
-    def search(self, ingredients: Names) -> SearchResult:
+    def search(self, selected: Selected) -> Searched:
         """The best weights of the ingredients on the search fold."""
         raise NotImplementedError
 
-    def best_candidate(self, stage: Stage) -> str:
-        """Name of the candidate that is best on the search fold; for a plan any of them will do."""
+    def freeze(self, searched: Searched, stage: Stage) -> Frozen:
+        """The best candidate, by the scores of a stage, and the soup: nothing is chosen after this step."""
         self.evaluate_stage(stage)
-        return self.recipes.names[0]
+        return self.frozen(searched, self.pool.names[0])
 
-    def freeze(self, selection: Selection, winner: SearchResult) -> None:
-        """Write the soup: nothing is chosen after this step."""
+    def frozen(self, searched: Searched, best: str) -> Frozen:
+        """A run whose choices are made. Its report has no content yet."""
+        return Frozen(**vars(searched), best=best, report=Report(experiment=self.settings.name))
 
-    def report(self, stage: Stage, contenders: Sequence[Contender]) -> None:
+    def report(self, frozen: Frozen, stage: Stage, contenders: Sequence[Contender]) -> Reported:
         """Open the report fold."""
         self.evaluate_stage(stage)
+        return Reported(**vars(frozen), items=stage.items, contenders=tuple(contenders))
 
-    def extra_benchmark(self, stage: Stage) -> None:
+    def extra_benchmark(self, state: Reported, stage: Stage) -> Reported:
         """Score the frozen soup and its ingredients on another benchmark."""
         self.evaluate_stage(stage)
+        return state
 
-    def analyse(self, name: str, stage: Stage) -> None:
+    def analyse(self, state: Reported, name: str, stage: Stage) -> Reported:
         """Make one analysis; the soups that it needs answer the search fold in `stage`."""
         raise NotImplementedError
 
-    def contenders(self, ingredients: Sequence[str], soup: Recipe, best: str) -> list[Contender]:
+    def contenders(self, frozen: Frozen) -> list[Contender]:
         """Rows of the report, the soup last. Without scores the pool's order stands for the ranking."""
-        names = self.recipes.names
+        names = self.pool.names
+        ingredients = frozen.selection.ingredients
         single = self.single
-        rows = [
-            Contender(
-                name=n, kind="ingredient" if n in ingredients else "candidate", recipe=single(n)
-            )
-            for n in names
-        ]
-        rows.append(Contender(name=best, kind="best_single", recipe=single(best)))
+        rows = []
+        for name in names:
+            kind: ContenderKind = "ingredient" if name in ingredients else "candidate"
+            rows.append(Contender(name=name, kind=kind, recipe=single(name)))
+        rows.append(Contender(name=frozen.best, kind="best_single", recipe=single(frozen.best)))
         rows.append(Contender(name="uniform_all", kind="uniform_all", recipe=self.uniform(names)))
         if len(ingredients) > 1:
-            ranked = (
-                names
-                if self.scores is None
-                else ranking(self.scores, self.settings.objective, False)
-            )
-            top = [n for n in names if n in ranked[: len(ingredients)]]
-            rows.append(
-                Contender(
-                    name="uniform_selected",
-                    kind="uniform_selected",
-                    recipe=self.uniform(ingredients),
-                )
-            )
-            rows.append(
-                Contender(name="uniform_topk", kind="uniform_topk", recipe=self.uniform(top))
-            )
+            rows += self._uniform_rows(frozen)
+        soup = frozen.winner.recipe
         return [
             *rows,
             *self._trajectory_rows(soup),
             Contender(name="soup", kind="soup", recipe=soup),
         ]
 
+    def _uniform_rows(self, frozen: Frozen) -> list[Contender]:
+        """Averages of the ingredients, and of as many of the best candidates."""
+        names = self.pool.names
+        ingredients = frozen.selection.ingredients
+        ranked = names
+        if frozen.scores is not None:
+            ranked = tuple(ranking(frozen.scores, self.settings.objective, False))
+        top = [name for name in names if name in ranked[: len(ingredients)]]
+        return [
+            Contender(
+                name="uniform_selected",
+                kind="uniform_selected",
+                recipe=self.uniform(ingredients),
+            ),
+            Contender(name="uniform_topk", kind="uniform_topk", recipe=self.uniform(top)),
+        ]
+
     def _trajectory_rows(self, soup: Recipe) -> list[Contender]:
         """What the average of a training run is compared with beside its checkpoints."""
         found = self.settings.pool.trajectory
-        names = self.recipes.names
+        names = self.pool.names
         if found is None:
             return []
         rows = [Contender(name=names[-1], kind="last", recipe=self.single(names[-1]))]
@@ -245,7 +270,7 @@ class Steps:
             Contender(name=one.name, kind=kind, recipe=self.single(one.name))
             for kind, one in found.rows
         ]
-        mixed = self.recipes.recipe(dict(zip(names, scrambled(self.weights_of(soup)), strict=True)))
+        mixed = self.pool.recipe(dict(zip(names, scrambled(self.weights_of(soup)), strict=True)))
         same = mixed.id == soup.id or len(soup.ingredients) < 2
         return (
             rows if same else [*rows, Contender(name="scrambled", kind="scrambled", recipe=mixed)]
@@ -267,14 +292,14 @@ class Steps:
         weights = self.weights_of(soup)
         runs = [[one.name for one in run] for run in found.others] if found else []
         return [
-            (self.recipes.recipe(dict(zip(run, weights, strict=True))), self.single(run[-1]))
+            (self.pool.recipe(dict(zip(run, weights, strict=True))), self.single(run[-1]))
             for run in runs
         ]
 
     def weights_of(self, soup: Recipe) -> Weights:
         """The soup's weight of each candidate; any others for a soup that a plan does not know yet."""
         known = dict(zip(soup.ingredients, soup.weights, strict=True))
-        names = self.recipes.names
+        names = self.pool.names
         weights = (
             known
             if set(known) <= set(names)
@@ -283,13 +308,13 @@ class Steps:
         total = sum(weights.values())
         return tuple(weights.get(name, 0.0) / total for name in names)
 
-    def soups(self, ingredients: Names, winner: SearchResult) -> RunSoups:
+    def soups(self, state: Searched) -> RunSoups:
         """What analyses know of the run before they see scores."""
         return RunSoups(
-            candidates={name: self.single(name) for name in self.recipes.names},
-            ingredients=ingredients,
-            soup=winner.recipe,
-            recipe=self.recipes.recipe,
+            candidates={name: self.single(name) for name in self.pool.names},
+            ingredients=state.selection.ingredients,
+            soup=state.winner.recipe,
+            recipe=self.pool.recipe,
         )
 
     def analysis_stage(self, name: str, analysis: Analysis, soups: RunSoups) -> Stage:
@@ -307,21 +332,20 @@ class Steps:
     def find_weights(
         self,
         evaluation: RecipeEvaluator,
-        ingredients: Names,
-        items: Items,
+        selected: Selected,
         log: Callable[[Trial], None] = lambda trial: None,
     ) -> SearchResult:
-        run = self.settings
+        settings = self.settings
         return find_weights(
-            strategy=run.optimiser,
-            objective=run.objective,
-            seed=run.seed,
-            pool=self.recipes,
+            strategy=settings.optimiser,
+            objective=settings.objective,
+            seed=settings.seed,
+            pool=self.pool,
             evaluation=evaluation,
-            ingredients=ingredients,
-            items=items,
+            ingredients=selected.selection.ingredients,
+            items=self.folds.get("search", ()),
             log=log,
-            admission=self.admission,
+            admission=selected.admission,
         )
 
     def front_stage(self, models: Iterable[Recipe]) -> Stage:
@@ -349,10 +373,10 @@ class Steps:
         )
 
     def single(self, name: str) -> Recipe:
-        return self.recipes.recipe({name: 1.0})
+        return self.pool.recipe({name: 1.0})
 
     def uniform(self, names: Sequence[str]) -> Recipe:
-        return self.recipes.recipe({name: 1.0 / len(names) for name in names})
+        return self.pool.recipe({name: 1.0 / len(names) for name in names})
 
     def _stage(self, name: str, models: Iterable[Recipe], fold: Fold) -> Stage:
         """Each model once."""
@@ -363,14 +387,14 @@ class Steps:
 
     def _candidates(self, name: str, fold: Fold, names: Iterable[str] | None = None) -> Stage:
         """Candidates one by one, all of them without `names`: two of equal bytes are two rows."""
-        models = tuple(map(self.single, self.recipes.names if names is None else names))
+        models = tuple(map(self.single, self.pool.names if names is None else names))
         return Stage(name=name, models=models, items=self.folds.get(fold, ()), fold=fold)
 
     def _expected(self) -> Stage | None:
         """Candidates with an expected score, on a fold that they answer in any case."""
         settings = self.settings
         names = dict.fromkeys(
-            one.candidate for one in settings.expected if one.candidate in self.recipes.names
+            one.candidate for one in settings.expected if one.candidate in self.pool.names
         )
         if not names or settings.gate == "off" or settings.selects_from_table:
             return None

@@ -2,34 +2,30 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from dataclasses import replace
 
 from souping.analysis.trajectory import CheckpointScores, describe
 from souping.checkpoints.pool import Trajectory
-from souping.core.types import ItemScores, JsonObject
-from souping.pipeline.evidence import Contender, Pair, by_category
+from souping.core.reading import read
+from souping.pipeline.evidence import Pair, by_category
+from souping.pipeline.state import Contender, Reported
 from souping.pipeline.steps import Steps
-from souping.search.loop import SearchResult
+from souping.report.content import TrajectoryResult
 
 
 def trajectory_evidence(
     steps: Steps,
     trajectory: Trajectory,
-    winner: SearchResult,
-    searched: Mapping[str, ItemScores],
-    measured: Mapping[str, ItemScores],
-    looks: int,
-) -> JsonObject:
-    """The chosen average of a training run and its checkpoints, on the search and report folds.
-
-    `searched` are {candidate: scores on the search fold}, `measured` {recipe id: scores on the
-    report fold}.
-    """
-    unit = steps.settings.evaluator.unit
+    state: Reported,
+) -> TrajectoryResult:
+    """The chosen average of a training run and its checkpoints, on the search and report folds."""
     objective = steps.settings.objective
-    names = steps.recipes.names
-    soup = winner.recipe
-    search = CheckpointScores.of(unit, [searched[name] for name in names], objective)
+    unit = steps.settings.evaluator.unit
+    names = steps.pool.names
+    looks = state.look.number
+    measured = state.measured[""]
+    soup = state.winner.recipe
+    search = CheckpointScores.of(unit, [state.singles[name] for name in names], objective)
     singles = [measured[steps.single(name).id] for name in names]
     report = CheckpointScores.of(unit, singles, objective)
 
@@ -41,7 +37,7 @@ def trajectory_evidence(
         trajectory,
         steps.weights_of(soup),
         search,
-        winner.trials,
+        state.winner.trials,
         report,
         measured[soup.id].values,
         others,
@@ -51,4 +47,5 @@ def trajectory_evidence(
     average = Contender(name="average", kind="soup", recipe=soup)
     last = Contender(name="last", kind="last", recipe=steps.single(names[-1]))
     versus_last = Pair.of(average, last, measured, report.table, looks)
-    return {**data, "categories": by_category(unit, [versus_last])}
+    categories = by_category(unit, [versus_last])
+    return replace(read(TrajectoryResult, data), categories=categories)

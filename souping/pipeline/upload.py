@@ -19,14 +19,12 @@ from souping.core.fields import load
 from souping.core.files import write_atomically
 from souping.core.reading import read
 from souping.core.text import listed
-from souping.core.types import Json, LateError, UserError, part, texts
+from souping.core.types import Json, LateError, UserError, frozen
 from souping.merge.soup_files import CARD, RECIPE, file_mark
 from souping.report import sections, tables
-from souping.report.analyses import typed
 from souping.report.content import RecipeSummary, Report
 from souping.report.format import clean, escape_markdown, in_words
 from souping.report.render import fenced, markdown_table
-from souping.report.tables import JsonRow
 
 if TYPE_CHECKING:
     from huggingface_hub import HfApi
@@ -41,14 +39,13 @@ ANYWHERE = ("merge._target_=", "merge.allow_pickle=", "merge.nonfinite=")
 # Card
 
 
-def card(parts: Report | JsonRow, folder: Path = Path(".")) -> str:
+def card(report: Report, folder: Path = Path(".")) -> str:
     """README.md of a soup, with the Hub's front matter.
 
-    `parts` is a report, or what is known of one when the soup is written: `recipe` is required. All numbers are from
-    the report fold; a card that is written before the report has none. Dates, timings and folders stay out, but for the
+    The report may be as much as is known when the soup is written: `recipe` is required. All numbers are from the
+    report fold; a card that is written before the report has none. Dates, timings and folders stay out, but for the
     soup's own `folder`, in code to load it: an upload puts the repository in its place.
     """
-    report = typed(parts)
     recipe = report.recipe or read(RecipeSummary, {})
     sources = {public_name(name): source for name, source in (recipe.sources or {}).items()}
     names = tuple(public_name(name) for name in recipe.ingredients)
@@ -265,9 +262,13 @@ def push(goal: Target, folder: Path, store: Path | None = None) -> str:
         files: dict[str, Path | bytes] = {**soup_files(folder)}
     except UserError as error:
         raise LateError(f"{error}; nothing was sent") from error
-    text = (folder / CARD).read_text("utf-8") if CARD in files else card({"recipe": recipe})
+    text = (
+        (folder / CARD).read_text("utf-8")
+        if CARD in files
+        else card(Report(experiment="", recipe=read(RecipeSummary, recipe)))
+    )
     text = re.sub(r'^folder = ".*"(?=  # this folder)', f'folder = "{goal.repo}"', text, flags=re.M)
-    files[CARD] = f"{text.rstrip()}\n\n{_licences(recipe, store)}\n".encode()
+    files[CARD] = f"{text.rstrip()}\n\n{_licences(read(RecipeSummary, recipe), store)}\n".encode()
     api = HfApi()
     try:
         with _explained(goal):
@@ -291,6 +292,13 @@ def push(goal: Target, folder: Path, store: Path | None = None) -> str:
     return str(done.commit_url)
 
 
+@frozen
+class SoupManifest:
+    """The list of a soup's files in its recipe.json, with their marks."""
+
+    files: Mapping[str, Any]
+
+
 def soup_files(folder: Path) -> dict[str, Path]:
     """A soup's files, by the list in its recipe.json; of an older soup, what its index names.
 
@@ -299,7 +307,7 @@ def soup_files(folder: Path) -> dict[str, Path]:
     """
     paths = [path for path in sorted(folder.rglob("*")) if path.is_symlink() or not path.is_dir()]
     files = {str(path.relative_to(folder)): path for path in paths}
-    marks = part(load(folder / RECIPE, dict[str, Any]), "files")
+    marks = read(SoupManifest, load(folder / RECIPE, dict[str, Any])).files
     known = {RECIPE, CARD, *(marks or _unlisted_files(folder))}
     foreign = sorted(marks.keys() - files.keys())
     for name, path in files.items():
@@ -320,12 +328,12 @@ def _unlisted_files(folder: Path) -> set[str]:
     return {SINGLE, INDEX, *shards, lora.CONFIG, lora.ADAPTER_WEIGHTS, *side_files(folder)}
 
 
-def _licences(recipe: Mapping[str, Any], store: Path | None) -> str:
+def _licences(recipe: RecipeSummary, store: Path | None) -> str:
     """The licences of a recipe's ingredients and of a base model that it names, as the end of a card."""
-    prints = dict(zip(texts(recipe, "ingredients"), texts(recipe, "fingerprints"), strict=False))
-    base = part(recipe, "settings").get("base")
+    prints = dict(zip(recipe.ingredients, recipe.fingerprints, strict=False))
+    base = recipe.settings.get("base")
     prints |= {"the base model": base} if isinstance(base, str) else {}
-    sources = {**_folders(prints, store), **part(recipe, "sources")}
+    sources = {**_folders(prints, store), **(recipe.sources or {})}
     found = {public_name(name): _licence(str(sources.get(name, ""))) for name in prints}
     named = ", ".join(f"{name} ({licence or 'unknown'})" for name, licence in found.items())
     text = f"Licences of the ingredients: {named}. Read all of them before you use or share this model."

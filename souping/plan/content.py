@@ -8,13 +8,14 @@ from typing import Any, Literal
 
 from souping.analysis.significance import Power, power_of
 from souping.checkpoints.pool import ModelSize
+from souping.core.reading import to_json
 from souping.core.types import Fold, Items, JsonObject, Missing, ScoreMatrix, Selection
 from souping.evaluate.benchmark import slices_of
 from souping.pipeline.checks import Machine, Requirement
 from souping.pipeline.settings import RunSettings
 from souping.plan.speed import HUB_SPEED, READ_SPEED, Speed
 from souping.plan.stages import IntRange, PlannedStage
-from souping.report.files import selection_dict
+from souping.report.files import selection_summary
 
 Range = tuple[float, float]
 
@@ -94,8 +95,8 @@ class Plan:
 def as_dict(plan: Plan) -> JsonObject:
     """Content of plan.json."""
     unit = plan.run.evaluator.unit
-    powers = [power.as_dict(unit) for power in plan.powers()]
-    selection = selection_dict(unit, plan.selection, plan.scores) if plan.selection else None
+    powers = [to_json(power.summary(unit)) for power in plan.powers()]
+    selection = selection_summary(unit, plan.selection, plan.scores) if plan.selection else None
     return {
         "experiment": plan.run.name,
         "can_go_on": not plan.reasons,
@@ -103,7 +104,11 @@ def as_dict(plan: Plan) -> JsonObject:
         "notes": list(plan.notes),
         "machine": asdict(plan.machine),
         "models": [asdict(model) for model in plan.models],
-        "selection": {"basis": plan.basis, "sizes": list(plan.sizes), "selection": selection},
+        "selection": {
+            "basis": plan.basis,
+            "sizes": list(plan.sizes),
+            "selection": to_json(selection),
+        },
         "outlined": plan.outlined,
         "folds": {fold: len(items) for fold, items in plan.folds.items()},
         "stages": [asdict(stage) for stage in plan.stages],

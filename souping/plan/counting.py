@@ -21,7 +21,7 @@ from souping.core.types import (
 )
 from souping.evaluate.benchmark import slices_of
 from souping.pipeline.evaluation import Evaluation
-from souping.pipeline.evidence import Contender
+from souping.pipeline.state import Contender, Frozen, Reported, Searched, Selected
 from souping.pipeline.steps import SEARCH, Stage, Steps
 from souping.plan.content import Plan
 from souping.plan.stages import IntRange, PlannedStage
@@ -67,7 +67,6 @@ class CountedSteps(Steps):
         ingredients: Names,
     ) -> None:
         super().__init__(plan.run, pool, plan.folds, extra)
-        self.scores = plan.scores
         self.ingredients = ingredients
         self.evaluations = evaluations
         self.stages: list[PlannedStage] = []
@@ -83,19 +82,20 @@ class CountedSteps(Steps):
         self._add(stage, (models,) * 2, (models * len(stage.items),) * 2, (todo, todo))
         return {}
 
-    def select(self, stage: Stage | None) -> Selection:
+    def select(self, stage: Stage | None) -> Selected:
         if stage is not None:
             self.evaluate_stage(stage)
-        return Selection(ingredients=self.ingredients)
+        return Selected(selection=Selection(ingredients=self.ingredients), scores=self.plan.scores)
 
-    def search(self, ingredients: Names) -> SearchResult:
+    def search(self, selected: Selected) -> Searched:
+        ingredients = self.ingredients
         if first := self.ingredient_stage(ingredients):
             self.evaluate_stage(first)
         items = self.folds.get("search", ())
         size = len(ingredients)
         stage = Stage(name=SEARCH, models=(), items=items, fold="search")
         workload = self.settings.optimiser.workload(size, len(items)) if size > 1 else None
-        stored = self._stored_search(ingredients, items)
+        stored = self._stored_search(selected)
         winner = stored or self._unknown_winner(ingredients)
         if workload is None:
             known, unknown = self._trials(ingredients, stored)
@@ -112,30 +112,31 @@ class CountedSteps(Steps):
         if self.settings.pareto and size > 1:
             points = [_unknown(winner.recipe, f"point {n} of the front") for n in range(CONFIRMED)]
             self.evaluate_stage(self.front_stage(points))
-        return winner
+        return Searched(**vars(selected), winner=winner)
 
-    def open_guards(self, guards: tuple[Guard, ...], stage: Stage) -> None:
+    def open_guards(self, selected: Selected, guards: tuple[Guard, ...], stage: Stage) -> Selected:
         self.evaluate_stage(stage)
-        self.plan.guards = plan_guards(
-            guards, self.guarded_items, self.scores.items if self.scores else None
-        )
-        single = self.single(self.recipes.names[0])
+        scores = self.plan.scores
+        self.plan.guards = plan_guards(guards, self.guarded_items, scores.items if scores else None)
+        single = self.single(self.pool.names[0])
         for guard in (guard for guard in guards if guard.benchmark):
             self.evaluate_stage(
                 self.guard_stage(guard, [single, _unknown(single, "the soup that may win")])
             )
+        return selected
 
-    def report(self, stage: Stage, contenders: Sequence[Contender]) -> None:
+    def report(self, frozen: Frozen, stage: Stage, contenders: Sequence[Contender]) -> Reported:
         """Count the first slice: all are about as large."""
         first = slices_of(stage.items, self.settings.slices)[0]
-        self.evaluate_stage(replace(stage, items=first))
+        return super().report(frozen, replace(stage, items=first), contenders)
 
-    def analyse(self, name: str, stage: Stage) -> None:
+    def analyse(self, state: Reported, name: str, stage: Stage) -> Reported:
         if stage.models:
             self.evaluate_stage(stage)
         if self.settings.analyses[name].searches and len(self.ingredients) > 1:
             search = next(one for one in self.stages if one.name == SEARCH)
             self.stages.append(replace(search, name=f"{stage.name}: searches", todo=search.asked))
+        return state
 
     def _add(
         self,
@@ -172,10 +173,12 @@ class CountedSteps(Steps):
         done |= new
         return sum(answers[name] for name in new)
 
-    def _stored_search(self, ingredients: Names, items: Items) -> SearchResult | None:
+    def _stored_search(self, selected: Selected) -> SearchResult | None:
         """The whole search if the store has all of its answers."""
+        if not self.folds.get("search"):
+            return None
         with suppress(NotStoredError, UserError):
-            return self.find_weights(self.evaluations[""], ingredients, items) if items else None
+            return self.find_weights(self.evaluations[""], selected)
         return None
 
     def _unknown_winner(self, ingredients: Names) -> SearchResult:
@@ -196,9 +199,9 @@ class CountedSteps(Steps):
         )
         assert limit is not None, "a strategy without an end is refused when it is built"
         points = self.settings.optimiser.known_points(len(ingredients)) or ()
-        known = [
-            self.recipes.recipe(dict(zip(ingredients, point, strict=True))) for point in points
-        ][:limit]
+        known = [self.pool.recipe(dict(zip(ingredients, point, strict=True))) for point in points][
+            :limit
+        ]
         return known, limit - len(known)
 
 

@@ -18,10 +18,10 @@ from souping.evaluate.benchmark import Folds, OwnBenchmark
 from souping.merge.digests import StandIns
 from souping.pipeline import checks
 from souping.pipeline.evaluation import Evaluation
-from souping.pipeline.evidence import ExtraBenchmark
 from souping.pipeline.execute import check_settings
 from souping.pipeline.models import OpenPool
 from souping.pipeline.settings import RunSettings, items_of
+from souping.pipeline.state import ExtraBenchmark
 from souping.pipeline.steps import extra_benchmarks
 from souping.pipeline.store import IN_MEMORY, Store
 from souping.plan.content import Plan, as_dict
@@ -251,7 +251,9 @@ def open_unhashed(run: RunSettings, store: Store) -> OpenPool:
         candidates.append(replace(candidate, path=here) if here else candidate)
     trajectory = run.pool.trajectory
     more = trajectory.models if trajectory else ()
-    return OpenPool(candidates, run.merge, hashes=StandIns(store.hashes), more=more, stream=True)
+    return OpenPool.fetch(
+        candidates, run.merge, hashes=StandIns(store.hashes), more=more, stream=True
+    )
 
 
 def plan(run: RunSettings) -> None:

@@ -19,7 +19,7 @@ from souping.core.unit import Unit
 from souping.evaluate.benchmark import first_items
 from souping.evaluate.scoring import user_scores
 from souping.pipeline.evaluation import batches_of, records_of, score_missing
-from souping.pipeline.execute import sample
+from souping.pipeline.samples import sample
 from souping.pipeline.settings import RunSettings
 from souping.pipeline.store import IN_MEMORY, Store
 from souping.plan.content import Plan, as_dict, total_range

@@ -79,7 +79,11 @@ class UserResult(AnalysisResult):
         return Section(clean(self.title), lines, grids=tuple(grids))
 
 
-def read_content(table: Json, results: Mapping[str, type[AnalysisResult]]) -> Report:
+NO_RESULTS: Mapping[str, type[AnalysisResult]] = {}
+"""Every analysis is shown as one of the user's."""
+
+
+def read_content(table: Json, results: Mapping[str, type[AnalysisResult]] = NO_RESULTS) -> Report:
     """A report from report.json. `results` are {analysis: class of what it finds}.
 
     An analysis that is not among them, or that found nothing, gives a `UserResult`.
@@ -95,11 +99,6 @@ def read_content(table: Json, results: Mapping[str, type[AnalysisResult]]) -> Re
         else:
             analyses[name] = read(results[name], data)
     return replace(report, analyses=analyses)
-
-
-def typed(report: Report | Json) -> Report:
-    """A report for what shows one. Of a mapping, every analysis is shown as one of the user's."""
-    return report if isinstance(report, Report) else read_content(report, {})
 
 
 # ---------------------------------------------------------------- all of a report

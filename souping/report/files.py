@@ -1,4 +1,4 @@
-"""Files of a run, with the JSON forms of a selection and of trials that they hold.
+"""Files of a run, with the selection and the trials that they hold.
 
 Each file appears whole or not at all. A date is only in the `provenance` of report.json and at the foot of the page.
 """
@@ -10,7 +10,7 @@ import io
 import json
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -30,19 +30,26 @@ from souping.core.types import (
     UserError,
 )
 from souping.core.unit import Unit
-from souping.report.analyses import drawings, typed
-from souping.report.content import Report, SearchSummary, TrialRow
+from souping.report.analyses import NO_RESULTS, AnalysisResult, drawings, read_content
+from souping.report.content import (
+    CorrelationTable,
+    Report,
+    SearchSummary,
+    SelectionFile,
+    SelectionSummary,
+    TrialRow,
+)
 from souping.report.format import clean
 from souping.report.plots import Drawing, categories, forest, heatmap, landscape
 from souping.report.render import markdown, page
-from souping.report.tables import JsonRow, ingredients
+from souping.report.tables import ingredients
 from souping.report.trajectory import trajectory, window_bands
 
 FORMULA = ("=", "+", "-", "@")
 NUMBER = re.compile(r"[+-]?\d+(\.\d+)?([eE][+-]?\d+)?")
 
 
-def write_report(report: Report | JsonRow, trials: Sequence[TrialRow], run_dir: Path) -> list[Path]:
+def write_report(report: Report, trials: Sequence[TrialRow], run_dir: Path) -> list[Path]:
     """Write report.json, report.md, report.html and plots/*.png into `run_dir`; the paths, in that order.
 
     Raises:
@@ -61,22 +68,21 @@ def write_report(report: Report | JsonRow, trials: Sequence[TrialRow], run_dir: 
     ]
 
 
-def draw(report: Report | JsonRow, trials: Sequence[TrialRow]) -> list[Drawing]:
+def draw(report: Report, trials: Sequence[TrialRow]) -> list[Drawing]:
     """The pictures that this report has the numbers for."""
-    report = typed(report)
     made = [forest(report), categories(report), heatmap(report), landscape(report, trials)]
     made += [trajectory(report), window_bands(report)]
     return [*(drawing for drawing in made if drawing is not None), *drawings(report)]
 
 
-def as_json(value: Json | Report) -> str:
+def as_json(value: Json | Report | SelectionFile) -> str:
     """JSON with sorted keys; floats round-trip, NaN and infinities become null, numpy values plain ones."""
     return json.dumps(to_json(value), sort_keys=True, indent=2, allow_nan=False) + "\n"
 
 
-def write_trials(trials: Sequence[TrialRow], report: Report | JsonRow, path: Path) -> Path:
+def write_trials(trials: Sequence[TrialRow], report: Report, path: Path) -> Path:
     """trials.csv: one line per trial with objective, weights (`weight:NAME`), categories (`score:NAME`) and counts."""
-    names = ingredients(typed(report), trials)
+    names = ingredients(report, trials)
     scored = list(dict.fromkeys(name for trial in trials for name in trial.categories))
     columns = [*(f"weight:{name}" for name in names), *(f"score:{name}" for name in scored)]
     table: list[list[Json]] = [["number", "recipe_id", "objective", *columns, "items", "reused"]]
@@ -96,14 +102,18 @@ def write_csv(path: Path, table: Sequence[Sequence[Json]]) -> Path:
     return write_atomically(path, stream.getvalue().encode("utf-8", "replace"))
 
 
-def read_report(path: Path) -> JsonObject:
-    """A report.json.
+def read_report(path: Path, results: Mapping[str, type[AnalysisResult]] = NO_RESULTS) -> Report:
+    """A report.json. `results` are {analysis: class of what it finds}, as `read_content` takes them.
 
     Raises:
         UserError: it is none, or cannot be read.
     """
-    report: dict[str, Json] = load(path, dict[str, Any])
-    return report
+    return read_content(load(path, dict[str, Any]), results)
+
+
+def read_selection(path: Path) -> SelectionFile:
+    """A selection.json (UserError if it cannot be read)."""
+    return read(SelectionFile, load(path, dict[str, Any]))
 
 
 def read_trials(path: Path) -> list[TrialRow]:
@@ -144,45 +154,54 @@ def csv_cell(value: Json) -> Json:
     return "" if known is None else repr(known) if isinstance(known, float) else known
 
 
-def write_selection(unit: Unit, selection: JsonRow, path: Path) -> Path:
-    """selection.json, from `selection_dict`."""
-    return write_atomically(path, as_json({**selection, "unit": asdict(unit)}).encode())
+def write_selection(unit: Unit, selection: SelectionSummary, limit: int | None, path: Path) -> Path:
+    """selection.json"""
+    file = SelectionFile(**vars(selection), limit=limit, unit=unit)
+    return write_atomically(path, as_json(file).encode())
 
 
-def selection_dict(
+def selection_summary(
     unit: Unit, selection: Selection, scores: ScoreMatrix | None = None
-) -> dict[str, Json]:
-    """The JSON form of a selection, in `selection.json` and `report.json`."""
-    table = dict(vars(selection))
-    rho = table.pop("correlations")
-    names = table.pop("categories")
-    if not table["clusters"]:
-        del table["clusters"]
-    correlation: Json = None
-    if rho is not None:
-        correlation = {
-            "categories": names,
-            "matrix": rho.rho.tolist(),
-            "low": rho.low.tolist(),
-            "high": rho.high.tolist(),
-        }
-    table |= {key: table[key] or None for key in ("metric", "sign", "ties")}
-    whole = {
-        **table,
-        "correlation": correlation,
-        **({} if scores is None else _scores_seen(unit, scores)),
-    }
-    return {key: to_json(inner) for key, inner in whole.items()}
+) -> SelectionSummary:
+    """A selection with the `scores` that it saw, in the unit of the scores."""
+    table = {} if scores is None else _raw_scores(unit, scores)
+    return SelectionSummary(
+        ingredients=selection.ingredients,
+        experts=selection.experts,
+        low_correlation=selection.low_correlation,
+        selector=selection.selector,
+        metric=selection.metric or None,
+        threshold=selection.threshold,
+        sign=selection.sign or None,
+        ties=selection.ties or None,
+        tied=selection.tied,
+        correlation=_correlation_table(selection),
+        clusters=selection.clusters or None,
+        notes=selection.notes,
+        published=scores is not None and scores.published,
+        candidates=() if scores is None else scores.candidates,
+        scores=table,
+    )
 
 
-def _scores_seen(unit: Unit, scores: ScoreMatrix) -> JsonObject:
-    """The scores that selection saw, whole."""
-    rows = zip(scores.models, unit.raw(scores.values).tolist(), strict=True)
-    return {
-        "published": scores.published,
-        "candidates": list(scores.candidates),
-        "scores": {name: dict(zip(scores.categories, row, strict=True)) for name, row in rows},
-    }
+def _correlation_table(selection: Selection) -> CorrelationTable | None:
+    rho = selection.correlations
+    if rho is None:
+        return None
+    return CorrelationTable(
+        categories=selection.categories,
+        matrix=rho.rho.tolist(),
+        low=rho.low.tolist(),
+        high=rho.high.tolist(),
+    )
+
+
+def _raw_scores(unit: Unit, scores: ScoreMatrix) -> dict[str, dict[str, float]]:
+    """{model: {category: score}}"""
+    table = {}
+    for name, row in zip(scores.models, unit.raw(scores.values).tolist(), strict=True):
+        table[name] = dict(zip(scores.categories, row, strict=True))
+    return table
 
 
 def raw_result(unit: Unit, result: Result) -> Result:

@@ -6,8 +6,8 @@ import html
 import re
 from collections.abc import Mapping, Sequence
 
-from souping.core.text import DASH, UNSAFE, minus, signed
-from souping.core.types import Json, number
+from souping.core.text import DASH, UNSAFE, if_finite, minus, signed
+from souping.core.types import Json
 
 ROW_KINDS: Mapping[str, str] = {
     "soup": "soup",
@@ -27,10 +27,10 @@ ROW_KINDS: Mapping[str, str] = {
 """The kinds of a row in the order they are shown, with their labels."""
 
 
-def percent(value: Json, digits: int = 1) -> str:
+def percent(value: float | None, digits: int = 1) -> str:
     """0.7812 -> `78.1`"""
-    given = number(value)
-    return DASH if given is None else signed(f"{100 * given:.{digits}f}")
+    value = if_finite(value)
+    return DASH if value is None else signed(f"{100 * value:.{digits}f}")
 
 
 def verdict(verdict: str) -> str:
@@ -39,44 +39,44 @@ def verdict(verdict: str) -> str:
     return {"higher": "better", "lower": "worse"}.get(word, word)
 
 
-def rho(value: Json) -> str:
-    given = number(value)
-    if given is None:
+def rho(value: float | None) -> str:
+    value = if_finite(value)
+    if value is None:
         return DASH
-    shown = f"{given:.2f}"
+    shown = f"{value:.2f}"
     return "0.00" if shown == "-0.00" else minus(shown)
 
 
-def p_value(value: Json) -> str:
-    given = number(value)
-    if given is None:
+def p_value(value: float | None) -> str:
+    value = if_finite(value)
+    if value is None:
         return DASH
-    return "< 0.001" if given < 0.001 else f"{given:.3f}"
+    return "< 0.001" if value < 0.001 else f"{value:.3f}"
 
 
-def weight(value: Json) -> str:
-    given = number(value)
-    return DASH if given is None else f"{given:.4g}"
+def weight(value: float | None) -> str:
+    value = if_finite(value)
+    return DASH if value is None else f"{value:.4g}"
 
 
-def share(value: Json) -> str:
+def share(value: float | None) -> str:
     """A share of bootstrap draws, as whole percent."""
-    given = number(value)
-    return DASH if given is None else f"{100 * given:.0f} %"
+    value = if_finite(value)
+    return DASH if value is None else f"{100 * value:.0f} %"
 
 
-def count(value: Json) -> str:
-    given = number(value)
-    return DASH if given is None else f"{given:,.0f}"
+def count(value: float | None) -> str:
+    value = if_finite(value)
+    return DASH if value is None else f"{value:,.0f}"
 
 
-def seconds(value: Json) -> str:
-    given = number(value)
-    if given is None:
+def seconds(value: float | None) -> str:
+    value = if_finite(value)
+    if value is None:
         return DASH
-    if given < 90:
-        return f"{given:.1f} s"
-    minutes, rest = divmod(round(given), 60)
+    if value < 90:
+        return f"{value:.1f} s"
+    minutes, rest = divmod(round(value), 60)
     return f"{minutes} min {rest} s" if minutes < 60 else f"{minutes // 60} h {minutes % 60} min"
 
 

@@ -10,12 +10,11 @@ from typing import TYPE_CHECKING
 
 from souping.core.system import Provenance
 from souping.report import tables
-from souping.report.analyses import typed
 from souping.report.content import Report, TrialRow
 from souping.report.format import clean, escape_html, escape_markdown
 from souping.report.plots import Drawing
 from souping.report.sections import figures, findings, headline, kicker, sections, summary, warnings
-from souping.report.tables import JsonRow, Section, TableCell, TableGrid
+from souping.report.tables import Section, TableCell, TableGrid
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -30,9 +29,8 @@ FOOT = (
 )
 
 
-def page(report: Report | JsonRow, trials: Sequence[TrialRow], drawings: Sequence[Drawing]) -> str:
+def page(report: Report, trials: Sequence[TrialRow], drawings: Sequence[Drawing]) -> str:
     """The whole page. Every string of the user's is escaped; no script, no link to any other file."""
-    report = typed(report)
     pictures = {drawing.name: drawing for drawing in drawings}
     title = f"souping: {kicker(report)}"
     shown = sections(report, trials)
@@ -158,9 +156,8 @@ def _html_cell(cell: TableCell, column: int, grid: TableGrid) -> str:
     return f"<td{_left(column, grid)}>{inner}</td>"
 
 
-def markdown(report: Report | JsonRow, trials: Sequence[TrialRow]) -> str:
+def markdown(report: Report, trials: Sequence[TrialRow]) -> str:
     """The report as GitHub-flavoured Markdown."""
-    report = typed(report)
     blocks = [f"# {escape_markdown(headline(report))}", *map(escape_markdown, summary(report))]
     if kicker(report):
         blocks.append(escape_markdown(kicker(report)))
@@ -235,16 +232,14 @@ def _markdown_cell(cell: TableCell, strong: bool) -> str:
     return f"{text} ({escape_markdown(cell.sub)})" if cell.sub else text
 
 
-def report_table(report: Report | JsonRow) -> Table:
+def report_table(report: Report) -> Table:
     """Models with scores and the soup's paired differences, or the selection; below it the verdict."""
-    report = typed(report)
     lines = [headline(report), *findings(report)]
     return plain_table(tables.summary(report) if report.rows else tables.experts(report), lines)
 
 
-def also_table(report: Report | JsonRow) -> Table:
+def also_table(report: Report) -> Table:
     """The other benchmarks: every model's score, and below them what the soup lost."""
-    report = typed(report)
     return plain_table(tables.overview(report), list(tables.sentences(report)))
 
 

@@ -6,9 +6,10 @@ import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import groupby
+from typing import Any
 
 from souping.core.text import DASH, confidence
-from souping.core.types import Json, number
+from souping.core.types import Json
 from souping.core.unit import Unit
 from souping.report.content import (
     CategoryDifference,
@@ -388,7 +389,7 @@ def _outcome(choice: OtherChoice) -> tuple[str, str]:
 
 def cost(cost: RunCost) -> TableGrid:
     """Counts of the run's work, and its time."""
-    amounts: dict[str, Json] = {
+    amounts: dict[str, Any] = {
         "items evaluated": cost.evaluated_items,
         "items taken from the store": cost.reused_items,
         "soups tried": cost.trials,
@@ -403,7 +404,7 @@ def cost(cost: RunCost) -> TableGrid:
     times = ("wall time", "search: time of answering")
     lines = []
     for name, amount in amounts.items():
-        if number(amount) is not None:
+        if isinstance(amount, int | float) and not isinstance(amount, bool):
             lines.append((name, seconds(amount) if name in times else count(amount)))
     return grid(("cost", "amount"), lines)
 

@@ -20,7 +20,7 @@ from souping.analysis.wins import Parents, Wins
 from souping.core.reading import read, to_json
 from souping.core.types import FloatArray, Item, Recipe, Record
 from souping.pipeline.analyses import results
-from souping.report.analyses import drawings, read_content, typed
+from souping.report.analyses import drawings, read_content
 from souping.report.files import as_json
 from souping.report.render import markdown, page
 from tests.conftest import ROOT
@@ -107,7 +107,8 @@ def test_what_could_not_be_made_is_shown_as_that() -> None:
             "tables": [{"header": ["a", "b"], "rows": [["c", 1.5]]}],
         },
     }
-    text = page(report, trials, drawings(typed(report)))
+    shown = read_content(report)
+    text = page(shown, trials, drawings(shown))
     folded = "".join(re.findall(r"<details>.*?</details>", text, re.DOTALL))
     for title, why in (
         ("Wins", "not estimable: too few answers"),
@@ -116,7 +117,7 @@ def test_what_could_not_be_made_is_shown_as_that() -> None:
         assert title in folded
         assert why in folded
     assert "Twelve apples." in text
-    assert "| c | 1.5 |" in markdown(report, trials)
+    assert "| c | 1.5 |" in markdown(shown, trials)
 
 
 def mixed(recipe: Recipe, items: tuple[Item, ...]) -> FloatArray:

@@ -9,11 +9,12 @@ from typing import Any
 import numpy as np
 import pytest
 
-from souping.analysis.alternatives import alternatives
+from souping.analysis.alternatives import Alternatives, alternatives
 from souping.analysis.significance import Comparison, Verdict, verdict
 from souping.core.scores import Mean
 from souping.core.types import Item, ItemScores, ScoreMatrix
 from souping.core.unit import POINTS
+from souping.report.content import Oracle, Router
 
 CANDIDATES = ("ace", "bit", "cow")
 FAR = {"ace": (0.03, 0.01), "bit": (0.05, 0.001), "cow": (0.04, 0.02)}
@@ -158,16 +159,9 @@ def test_the_router_is_chosen_elsewhere_and_the_oracle_is_a_bound() -> None:
     # here a is better in y, but b was before
     ingredients = {"a": scores(1, 1, 0, 1), "b": scores(1, 0, 1, 0)}
     found = alternatives(POINTS, 0.9, scores(1, 1, 1, 0), ingredients, table, Mean())
-    assert set(
-        alternatives(
-            POINTS, 30.0, scores(31, 30, 29, 30), {"a": scores(31, 30, 29, 30)}, table, Mean()
-        )
-    ) == {"optimism"}
-    assert found["optimism"] == pytest.approx(0.15)
-    assert found["router"] == {
-        "score": 0.25,
-        "routes": {"x": "a", "y": "b"},
-        "models": 2,
-        "answers": 1,
-    }
-    assert found["oracle"] == {"score": 1.0, "models": 2, "answers": 2}
+    losses = scores(31, 30, 29, 30)
+    without_fractions = alternatives(POINTS, 30.0, losses, {"a": losses}, table, Mean())
+    assert without_fractions == Alternatives(optimism=0.0)
+    assert found.optimism == pytest.approx(0.15)
+    assert found.router == Router(score=0.25, routes={"x": "a", "y": "b"}, models=2, answers=1)
+    assert found.oracle == Oracle(score=1.0, models=2, answers=2)

@@ -158,7 +158,7 @@ def test_the_poured_module_is_the_written_folder_loaded_back(family: Path, tmp_p
 
     candidates = [Candidate(name=n, path=family / n) for n in ("ant", "bee", "cat")]
     with Store(tmp_path / "s") as store:
-        kitchen = OpenPool(candidates, LocalMerge(), store)
+        kitchen = OpenPool.fetch(candidates, LocalMerge(), store)
         for number, weights in enumerate([(0.3, 0.3, 0.4), (0.1, 0.2, 0.7), (0.0, 1.0, 0.0)]):
             recipe = kitchen.recipe(dict(zip(kitchen.names, weights, strict=True)))
             poured = {
@@ -208,7 +208,7 @@ def test_folders_are_served_with_a_generation_config_of_ids_alone(
         "bee": family / "bee",
     }
     with Store(tmp_path / "s") as store:
-        pool = OpenPool(
+        pool = OpenPool.fetch(
             [Candidate(name=n, path=p) for n, p in folders.items()], LocalMerge(), store
         )
         serve = pool.serving(replace(LOCAL, engine=VllmEngine()))

@@ -280,7 +280,7 @@ class FolderEvaluator(FakeEvaluator):
 def opened(family: Path, tmp_path: Path) -> OpenPool:
     pool = [Candidate(name=name, path=family / name) for name in ("ant", "bee")]
     with Store(tmp_path / "store.sqlite") as store:
-        return OpenPool(pool, LocalMerge(), store)
+        return OpenPool.fetch(pool, LocalMerge(), store)
 
 
 def test_a_soup_is_served_as_the_folder_that_would_be_written(
@@ -340,7 +340,7 @@ def test_a_soup_without_end_tokens_does_not_keep_those_of_the_one_before(
         (candidate.path / "config.json").write_text(json.dumps(config | {"eos_token_id": ends}))
         (candidate.path / "generation_config.json").unlink(missing_ok=True)
     with Store(tmp_path / "store.sqlite") as store:
-        opened = OpenPool(pool, LocalMerge(), store)
+        opened = OpenPool.fetch(pool, LocalMerge(), store)
     serve = opened.serving(LocalEvaluator(threads=1, device="cpu"))
     found = [
         serve(opened.recipe({name: 1.0})).module.generation_config.eos_token_id

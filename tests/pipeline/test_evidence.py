@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 import sqlite3
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -16,12 +16,15 @@ import pytest
 from souping.analysis.intervals import ItemTable
 from souping.analysis.significance import compare
 from souping.cli.config import HARNESS, also_node
+from souping.core.reading import to_json
 from souping.core.scores import Mean
 from souping.core.types import FloatArray, Item, ItemScores, Recipe, Result, Trial, UserError
-from souping.core.unit import BITS_PER_BYTE, POINTS
+from souping.core.unit import BITS_PER_BYTE, POINTS, Unit
 from souping.pipeline import evidence
+from souping.pipeline.gate import FALSE_ALARM, check_expected
 from souping.pipeline.settings import Expectation, expectations
-from souping.report.analyses import typed
+from souping.pipeline.state import Contender, ContenderKind, ExtraBenchmark
+from souping.report.analyses import read_content
 from souping.report.render import markdown, report_table
 from souping.report.sections import endings, losses
 from souping.search.loop import SearchResult
@@ -32,6 +35,21 @@ from tests.support.lm_eval_tasks import CHOICE, put, rows
 ITEMS = tuple(make_items(150, ("w", "x", "y", "z")))
 SINGLES = {name: recipe(*weights) for name, weights in {"a": (1.0, 0.0), "b": (0.0, 1.0)}.items()}
 SOUP = recipe(0.5, 0.5)
+
+
+def table_of(value: Any) -> dict[str, Any]:
+    """What the report's file has of a value."""
+    table = to_json(value)
+    assert isinstance(table, dict)
+    return table
+
+
+def gather(*arguments: Any) -> dict[str, Any]:
+    return table_of(evidence.gather(*arguments))
+
+
+def by_category(unit: Unit, pairs: Sequence[evidence.Pair]) -> list[dict[str, Any]]:
+    return [table_of(difference) for difference in evidence.by_category(unit, pairs)]
 
 
 def scores(rates: Mapping[str, float], seed: int = 0, **changes: Any) -> ItemScores:
@@ -51,18 +69,15 @@ def level(rate: float, **others: float) -> dict[str, float]:
 def gathered(
     soup: ItemScores, *, a: ItemScores | None = None, opened: int = 1, margin: float = 0.01
 ) -> dict[str, Any]:
-    rows = [
-        evidence.Contender(name=name, kind="ingredient", recipe=own)
-        for name, own in SINGLES.items()
-    ]
-    rows.append(evidence.Contender(name="a", kind="best_single", recipe=SINGLES["a"]))
-    rows.append(evidence.Contender(name="soup", kind="soup", recipe=SOUP))
+    rows = [Contender(name=name, kind="ingredient", recipe=own) for name, own in SINGLES.items()]
+    rows.append(Contender(name="a", kind="best_single", recipe=SINGLES["a"]))
+    rows.append(Contender(name="soup", kind="soup", recipe=SOUP))
     measured = {
         SINGLES["a"].id: a or scores(level(0.6)),
         SINGLES["b"].id: scores(level(0.3)),
         SOUP.id: soup,
     }
-    return evidence.gather(
+    return gather(
         POINTS, rows, measured, Mean(), ("a", "b"), opened, margin, "evaluator.max_new_tokens"
     )
 
@@ -79,21 +94,19 @@ def test_what_was_lost_is_said_under_the_headline() -> None:
         for t in by_name.values()
     )
     assert all(0 < t["least"] < 0.3 for t in by_name.values())
-    (line,) = losses(typed(found))
-    assert line in markdown(found, [])
-    assert str(report_table(found).caption).endswith(line)
+    (line,) = losses(read_content(found))
+    assert line in markdown(read_content(found), [])
+    assert str(report_table(read_content(found)).caption).endswith(line)
 
 
 def test_a_soup_that_is_the_best_single_lost_nothing() -> None:
     rows = [
-        evidence.Contender(name="a", kind=kind, recipe=SINGLES["a"])
+        Contender(name="a", kind=kind, recipe=SINGLES["a"])
         for kind in ("ingredient", "best_single", "soup")
     ]
-    found = evidence.gather(
-        POINTS, rows, {SINGLES["a"].id: scores(level(0.6))}, Mean(), ("a", "b"), 1
-    )
-    assert found["losses"] is None
-    assert losses(typed(found)) == []
+    found = gather(POINTS, rows, {SINGLES["a"].id: scores(level(0.6))}, Mean(), ("a", "b"), 1)
+    assert found.get("losses") is None
+    assert losses(read_content(found)) == []
     assert {pair["test"] for pair in found["comparisons"]} == {"same model"}
     assert found["verdict"]["claim"] == "keep_single"
 
@@ -126,8 +139,8 @@ def test_nothing_is_claimed_over_answers_that_are_missing(whose: str) -> None:
         "unanswered": pytest.approx(0.1),
     }
     assert own["reasons"] == {"too_long": 60}
-    assert f"{whose} 25.0 %" in endings(typed(found))[0]
-    text = markdown(found, [])
+    assert f"{whose} 25.0 %" in endings(read_content(found))[0]
+    text = markdown(read_content(found), [])
     assert "too_long (60)" in text
 
 
@@ -156,7 +169,7 @@ def test_cut_answers_count_as_they_are_scored_and_a_line_says_what_they_could_ch
     assert "sensitivity" not in plain["verdict"]
     assert "soup minus a" in result["verdict"]["sensitivity"]
     assert result["comparisons"] == plain["comparisons"]
-    assert any("limit of tokens" in line for line in endings(typed(result)))
+    assert any("limit of tokens" in line for line in endings(read_content(result)))
 
 
 def test_categories_have_p_values_of_max_t_and_not_of_a_normal_quantile() -> None:
@@ -172,7 +185,7 @@ def test_categories_have_p_values_of_max_t_and_not_of_a_normal_quantile() -> Non
         table=ItemTable.of(items, Mean()),
         same=False,
     )
-    (table,) = evidence.by_category(POINTS, [pair])
+    (table,) = by_category(POINTS, [pair])
     assert table["p_value"] == pytest.approx(0.25, abs=0.06)  # two signs of eight
 
 
@@ -195,23 +208,23 @@ def test_the_variance_is_split_between_items_and_answers() -> None:
     assert split["soup"]["items"] < 0.2 * split["soup"]["answers"]
     assert split["soup"]["flips"] == np.mean(noise > 0)
     assert gathered(apart)["variance"] == {}
-    assert "of the variance by answers %" in markdown(gathered(drawn), [])
+    assert "of the variance by answers %" in markdown(read_content(gathered(drawn)), [])
 
 
 def test_one_soup_under_two_names_is_one_test_of_holms() -> None:
     uniform = recipe(0.4, 0.6)
-    soup = evidence.Contender(name="soup", kind="soup", recipe=SOUP)
-    kinds: tuple[evidence.ContenderKind, ...] = ("ingredient", "best_single")
-    singles = [evidence.Contender(name="a", kind=kind, recipe=SINGLES["a"]) for kind in kinds]
-    names: tuple[evidence.ContenderKind, ...] = ("uniform_all", "uniform_topk")
-    rows = [evidence.Contender(name=name, kind=name, recipe=uniform) for name in names]
+    soup = Contender(name="soup", kind="soup", recipe=SOUP)
+    kinds: tuple[ContenderKind, ...] = ("ingredient", "best_single")
+    singles = [Contender(name="a", kind=kind, recipe=SINGLES["a"]) for kind in kinds]
+    names: tuple[ContenderKind, ...] = ("uniform_all", "uniform_topk")
+    rows = [Contender(name=name, kind=name, recipe=uniform) for name in names]
     measured = {
         SINGLES["a"].id: scores(level(0.6)),
         uniform.id: scores(level(0.62), seed=5),
         SOUP.id: scores(level(0.7), seed=6),
     }
     settings = (measured, Mean(), ("a",), 1, 0.01, "evaluator.max_new_tokens")
-    compared = evidence.gather(POINTS, [*singles, *rows, soup], *settings)["comparisons"]
+    compared = gather(POINTS, [*singles, *rows, soup], *settings)["comparisons"]
     baselines = [c for c in compared if c["kind"] in names]
     assert [c["p_holm"] for c in baselines] == [c["p_look"] for c in baselines]
     assert [c["p_holm"] for c in compared if c["kind"] in kinds] == [None, None]
@@ -226,7 +239,7 @@ def test_a_later_look_is_wider_and_corrected() -> None:
         assert later["p_look"] == pytest.approx(min(1.0, 30 * later["p_value"]))
         assert once["p_look"] == once["p_value"]
     assert fifth["verdict"]["opened"] == 5
-    text = markdown(fifth, [])
+    text = markdown(read_content(fifth), [])
     assert "99.83 % interval" in text
     assert "p (look 5)" in text
 
@@ -235,8 +248,8 @@ def test_a_soup_that_may_have_been_picked_is_corrected_for_those_with_it() -> No
     shown = evidence.Shown(
         scores=np.array([scores(level(0.6), seed=n).values for n in range(9)]), missing=2
     )
-    rows = [evidence.Contender(name=n, kind="ingredient", recipe=r) for n, r in SINGLES.items()]
-    soup = evidence.Contender(name="soup", kind="soup", recipe=SOUP)
+    rows = [Contender(name=n, kind="ingredient", recipe=r) for n, r in SINGLES.items()]
+    soup = Contender(name="soup", kind="soup", recipe=SOUP)
     measured = {
         SINGLES["a"].id: scores(level(0.6), seed=20),
         SOUP.id: scores(level(0.7), seed=21),
@@ -289,7 +302,7 @@ def test_a_small_category_cannot_show_a_small_loss() -> None:
     values = np.zeros(280)
     values[:2] = 1.0
     table = ItemTable.of([replace(item, group=item.id) for item in items], Mean())
-    found = evidence.by_category(
+    found = by_category(
         POINTS,
         [
             evidence.Pair(
@@ -300,7 +313,7 @@ def test_a_small_category_cannot_show_a_small_loss() -> None:
     assert {told["verdict"] for told in found} == {"no difference shown"}
     assert all(0.02 < told["least"] < 0.15 for told in found)
     assert (
-        evidence.by_category(
+        by_category(
             POINTS,
             [
                 evidence.Pair(
@@ -346,7 +359,7 @@ def test_a_category_of_two_items_hides_no_loss_of_the_others() -> None:
     theirs = np.array(
         [item.category != "w" and number % 2 == 0 for number, item in enumerate(items)], dtype=float
     )
-    found = evidence.by_category(
+    found = by_category(
         POINTS,
         [evidence.Pair(soup="s", other="a", ours=ours, theirs=theirs, table=table, same=False)],
     )
@@ -372,14 +385,11 @@ def test_a_lower_loss_is_better_wherever_a_report_says_so() -> None:
         key: ItemScores(items=ITEMS, values=BITS_PER_BYTE.inner(own))
         for key, own in losses_of.items()
     }
-    rows = [
-        evidence.Contender(name=name, kind="ingredient", recipe=own)
-        for name, own in SINGLES.items()
-    ]
-    rows.append(evidence.Contender(name="a", kind="best_single", recipe=SINGLES["a"]))
-    rows.append(evidence.Contender(name="soup", kind="soup", recipe=SOUP))
-    found = evidence.gather(BITS_PER_BYTE, rows, measured, Mean(), ("a", "b"), 1)
-    page = markdown({**found, "unit": asdict(BITS_PER_BYTE)}, [])
+    rows = [Contender(name=name, kind="ingredient", recipe=own) for name, own in SINGLES.items()]
+    rows.append(Contender(name="a", kind="best_single", recipe=SINGLES["a"]))
+    rows.append(Contender(name="soup", kind="soup", recipe=SOUP))
+    found = gather(BITS_PER_BYTE, rows, measured, Mean(), ("a", "b"), 1)
+    page = markdown(read_content({**found, "unit": asdict(BITS_PER_BYTE)}), [])
     means = {row["name"]: row["objective"]["mean"] for row in found["rows"]}
     assert means == pytest.approx({"a": 1.1, "b": 1.5, "soup": 1.07}, abs=0.02)
     pair = next(one for one in found["comparisons"] if one["b"] == "a")
@@ -423,11 +433,10 @@ def test_a_soup_that_lost_one_category_and_gained_on_one_ingredient() -> None:
             items=items, values=np.array([float(int(i.answer) < limits[i.category]) for i in items])
         )
 
-    side = evidence.ExtraBenchmark(name="other", evaluator=FakeEvaluator(skill={}), items=items)
+    side = ExtraBenchmark(name="other", evaluator=FakeEvaluator(skill={}), items=items)
     ingredients = {name: recipes[name] for name in ("a", "b")}
-    entry = evidence.compare_on(
-        side, recipes["soup"], ingredients, {r.id: scores(r) for r in recipes.values()}
-    )
+    measured = {r.id: scores(r) for r in recipes.values()}
+    entry = table_of(evidence.compare_on(side, recipes["soup"], ingredients, measured))
     assert [row["name"] for row in entry["rows"]] == ["a", "b", "soup"]
     assert (entry["items"], entry["groups"]) == (120, 60)
     assert [(c["b"], round(c["difference"], 3)) for c in entry["comparisons"]] == [
@@ -558,13 +567,12 @@ def right_below(right: int) -> ItemScores:
 
 def test_near_is_as_expected_and_far_is_not() -> None:
     found = expectations({"a": 70, "b": 90, "c": 40, "d": {"w": 72, "x": 20}})
-    gate = evidence.check_expected(
-        POINTS, found, dict.fromkeys("abcd", right_below(70)), Mean(), "error", "select"
-    )
-    verdicts = [check["verdict"] for check in gate["checks"]]
+    measured = dict.fromkeys("abcd", right_below(70))
+    gate = check_expected(POINTS, found, measured, Mean(), "error", "select")
+    verdicts = [check.verdict for check in gate.checks]
     assert verdicts == ["as expected", "too low", "too high", "as expected", "too high"]
-    assert [check["n"] for check in gate["checks"]] == [200, 200, 200, 100, 100]
-    assert not gate["passed"]
+    assert [check.n for check in gate.checks] == [200, 200, 200, 100, 100]
+    assert not gate.passed
 
 
 def test_right_setups_pass() -> None:
@@ -579,10 +587,8 @@ def test_right_setups_pass() -> None:
             n: ItemScores(items=items, values=(row < p).astype(float))
             for (n, p), row in zip(truth.items(), group, strict=True)
         }
-        alarms += not evidence.check_expected(POINTS, found, measured, Mean(), "error", "select")[
-            "passed"
-        ]
-    assert alarms <= draws * evidence.FALSE_ALARM + 3 * (draws * evidence.FALSE_ALARM) ** 0.5
+        alarms += not check_expected(POINTS, found, measured, Mean(), "error", "select").passed
+    assert alarms <= draws * FALSE_ALARM + 3 * (draws * FALSE_ALARM) ** 0.5
 
 
 RIGHT = "{% for m in messages %}{{ m.content }}{% endfor %}"

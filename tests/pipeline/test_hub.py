@@ -20,6 +20,7 @@ from souping.checkpoints.hub import fetch_one, parse
 from souping.core.types import UserError
 from souping.pipeline import upload
 from souping.pipeline.upload import card
+from souping.report.analyses import read_content
 from tests.conftest import ROOT, Cli, pool_of
 from tests.support.adapters import save_adapter
 from tests.support.family import NAMES
@@ -199,7 +200,7 @@ def parts(**changes: Any) -> dict[str, Any]:
 
 
 def test_a_card_before_the_report_names_parents_and_no_number() -> None:
-    text, recipe = card(parts()), parts()["recipe"]
+    text, recipe = card(read_content(parts())), parts()["recipe"]
     assert front(text) == {
         "base_model": recipe["ingredients"],
         "base_model_relation": "merge",
@@ -211,14 +212,16 @@ def test_a_card_before_the_report_names_parents_and_no_number() -> None:
         recipe["ingredients"], recipe["weights"], recipe["fingerprints"], strict=True
     ):
         assert f"| {name} | {weight:.4g} | {mark[:16]} |" in text
-    assert "A copy of one model" in card({"recipe": sample(k=1, columns=3)[0]["recipe"]})
+    assert "A copy of one model" in card(
+        read_content({"recipe": sample(k=1, columns=3)[0]["recipe"]})
+    )
 
 
 def test_a_card_after_the_report_has_the_numbers_of_the_report_fold() -> None:
     from huggingface_hub import ModelCard
 
     report, _ = sample(columns=3)
-    text = card(report)
+    text = card(read_content(report))
     soup = next(row for row in report["rows"] if row["kind"] == "soup")
     for score in (soup["objective"], *soup["scores"].values()):
         assert f"{100 * score['low']:.1f} to {100 * score['high']:.1f}" in text
@@ -241,12 +244,8 @@ def test_a_card_has_code_that_runs_and_no_path_of_the_machine(
     }
     recipe |= {"weights": [0.2, 0.3, 0.5], "fingerprints": ["1", "2", "3"]}
     there = "python -m souping +experiment=rebuild recipe=/home/me/soup/recipe.json out=rebuilt store.path=/home/me/s"
-    text = card(
-        parts(
-            recipe=recipe,
-            rebuild=f"{there} merge.command=/home/me/mergekit-yaml merge._target_=mine.Median",
-        )
-    )
+    rebuild = f"{there} merge.command=/home/me/mergekit-yaml merge._target_=mine.Median"
+    text = card(read_content(parts(recipe=recipe, rebuild=rebuild)))
     assert "/home" not in text
     assert "models\\" not in text
     assert front(text)["base_model"] == ["a", "b", "org/c"]
@@ -264,7 +263,7 @@ def test_awkward_names_keep_a_cards_yaml_valid(name: str) -> None:
         "weights": [0.5, 0.5],
         "fingerprints": ["1", "2"],
     }
-    text = card({**report, "recipe": recipe, "benchmark": {"name": name, "note": ""}})
+    text = card(read_content({**report, "recipe": recipe, "benchmark": {"name": name, "note": ""}}))
     assert "plain" in front(text)["base_model"]
     assert "<b>" not in text.split("---\n", 2)[2].split("```")[0]
     assert not {"\x1b", "\u202e"} & set(text)

@@ -17,11 +17,13 @@ from rich.console import Console
 from souping.analysis.alternatives import routed
 from souping.analysis.significance import holm
 from souping.core.protocols import Objective
+from souping.core.reading import to_json
 from souping.core.scores import Mean, Worst
 from souping.core.types import ItemScores, ScoreMatrix
 from souping.core.unit import POINTS
-from souping.pipeline.evidence import Contender, gather
-from souping.report.analyses import typed
+from souping.pipeline.evidence import gather
+from souping.pipeline.state import Contender
+from souping.report.analyses import read_content
 from souping.report.format import escape_markdown
 from souping.report.plots import forest
 from souping.report.render import markdown, report_table
@@ -73,11 +75,12 @@ def report(
     measured = {SINGLES[name].id: own for name, own in experts.items()}
     measured |= {UNIFORM.id: right(w=0.55, x=0.55), SOUP.id: soup}
     measured.setdefault(rows[-2].recipe.id, router.scores)
-    found = gather(POINTS, rows, measured, objective or Mean(), ("a", "b"), opened)
+    evidence = to_json(gather(POINTS, rows, measured, objective or Mean(), ("a", "b"), opened))
+    assert isinstance(evidence, dict)
     models = len(set(router.routes.values()))
     score = float(router.scores.values.mean())
     return {
-        **found,
+        **evidence,
         "router": {"score": score, "routes": dict(router.routes), "models": models, "answers": 1},
     }
 
@@ -88,13 +91,13 @@ def pair_of(found: dict[str, Any], kind: str = "router") -> dict[str, Any]:
 
 
 def told(found: dict[str, Any]) -> list[str]:
-    content = typed(found)
+    content = read_content(found)
     return [line for line in findings(content) if line not in losses(content)]
 
 
 def on_terminal(found: dict[str, Any]) -> str:
     console = Console(file=io.StringIO(), width=120)
-    console.print(report_table(found))
+    console.print(report_table(read_content(found)))
     return console.file.getvalue()  # type: ignore[attr-defined]
 
 
@@ -146,15 +149,15 @@ def test_a_router_that_differs_beyond_chance_is_said_with_its_price(
     (line,) = told(found)
     assert f"is {word} than the soup" in line
     assert "2 models in memory" in line
-    assert escape_markdown(line) in markdown(found, [])
+    assert escape_markdown(line) in markdown(read_content(found), [])
     assert line in " ".join(on_terminal(found).split())
-    cells = [[cell.text for cell in row] for row in summary(typed(found)).rows]
+    cells = [[cell.text for cell in row] for row in summary(read_content(found)).rows]
     (row,) = [row for row in cells if row[0] == "router"]
     assert row[1].startswith("90.0 [")
     assert row[2].startswith(f"{100 * pair['difference']:+.1f} [".replace("-", "\N{MINUS SIGN}"))
     assert row[3] == "< 0.001"
     assert "router [2 models in memory, needs the category]" in on_terminal(found)
-    assert forest(typed(found)) is not None
+    assert forest(read_content(found)) is not None
 
 
 def test_a_router_as_good_as_the_soup_is_a_row_without_a_sentence() -> None:
@@ -167,7 +170,7 @@ def test_a_router_as_good_as_the_soup_is_a_row_without_a_sentence() -> None:
 
 def test_a_router_that_is_one_model_is_a_role_of_it() -> None:
     found = report(right(w=0.7, x=0.7), routes=table([[0.9, 0.9], [0.3, 0.3]]))
-    content = typed(found)
+    content = read_content(found)
     (model,) = [model for model in once(content) if "router" in model.roles]
     assert set(model.roles) == {"router", "best_single", "ingredient"}
     assert model.cell.text == "a"

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from souping.report.analyses import read_content
 from souping.report.files import write_report
 from tests.support import browser
 from tests.support.browser import Browser
@@ -40,7 +41,8 @@ def pages(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     made = {}
     for name, (k, models, columns) in SAMPLES.items():
         folder = tmp_path_factory.mktemp(name)
-        write_report(*sample(k=k, models=models, columns=columns), folder)
+        report, trials = sample(k=k, models=models, columns=columns)
+        write_report(read_content(report), trials, folder)
         made[name] = folder / "report.html"
     return made
 

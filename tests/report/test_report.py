@@ -20,6 +20,7 @@ from rich.console import Console
 
 from souping.core.types import SearchEnd, StopReason
 from souping.core.unit import BITS_PER_BYTE, POINTS, Unit
+from souping.report.analyses import read_content
 from souping.report.files import as_json, draw, search_summary, write_report, write_trials
 from souping.report.render import markdown, page, report_table
 from souping.report.sections import ended
@@ -35,7 +36,7 @@ def written(
 ) -> tuple[Path, dict[str, Any], list[dict[str, Any]], list[Path]]:
     run_dir = tmp_path_factory.mktemp("report")
     report, trials = sample()
-    return run_dir, report, trials, write_report(report, trials, run_dir)
+    return run_dir, report, trials, write_report(read_content(report), trials, run_dir)
 
 
 def test_every_row_and_difference_is_shown_in_percent(written: Any) -> None:
@@ -52,7 +53,7 @@ def test_two_reports_of_the_same_run_are_the_same_bytes(written: Any, tmp_path: 
     run_dir, report, trials, paths = written
     names = ["report.json", "report.md", "report.html", *(f"plots/{name}.png" for name in PICTURES)]
     assert [str(path.relative_to(run_dir)) for path in paths] == names
-    write_report(report, trials, tmp_path)
+    write_report(read_content(report), trials, tmp_path)
     assert sorted(
         str(p.relative_to(tmp_path)) for p in tmp_path.rglob("*") if p.is_file()
     ) == sorted(names)
@@ -67,7 +68,7 @@ def test_missing_numbers_are_dashes_not_crashes() -> None:
         row["scores"]["simple_java"] = {"mean": None, "low": None, "high": None, "n": 0}
     report["comparisons"][0] |= {"difference": None, "low": None, "high": None, "p_value": None}
     trials[0] = replace(trials[0], objective=None)
-    html = page(report, trials, draw(report, trials))
+    html = page(read_content(report), trials, draw(read_content(report), trials))
     outline(html)
     assert "nan" not in re.sub(r"<style>.*?</style>", "", html, flags=re.DOTALL).lower().replace(
         "provenance", ""
@@ -76,7 +77,9 @@ def test_missing_numbers_are_dashes_not_crashes() -> None:
 
 def test_trials_csv_has_one_line_per_trial_that_reads_back(tmp_path: Path) -> None:
     report, trials = sample(columns=2)
-    with write_trials(trials, report, tmp_path / "trials.csv").open(newline="") as stream:
+    with write_trials(trials, read_content(report), tmp_path / "trials.csv").open(
+        newline=""
+    ) as stream:
         rows = list(csv.DictReader(stream))
     assert list(rows[0])[:4] == ["number", "recipe_id", "objective", "weight:pantry-java"]
     for row, trial in zip(rows, trials, strict=True):
@@ -117,7 +120,9 @@ def test_the_first_screen_says_what_the_score_is_and_how_the_soup_is_loaded() ->
     changes = {
         "rebuild": "python -m souping +experiment=rebuild recipe=a/soup/recipe.json out=rebuilt"
     }
-    first = html.unescape(page({**report, **changes}, trials, [])).split("<section>")[0]
+    first = html.unescape(page(read_content({**report, **changes}), trials, [])).split("<section>")[
+        0
+    ]
     for needle in ("8 categories", 'from_pretrained("a/soup")', *report["recipe"]["ingredients"]):
         assert needle in first
 
@@ -136,18 +141,19 @@ def test_every_size_and_end_of_a_run_renders(
     k: int, stop: str, pictures: list[str], headline: str
 ) -> None:
     report, trials = sample(k=k, models=8, columns=3, stop=stop)
-    drawings = draw(report, trials)
+    shown = read_content(report)
+    drawings = draw(shown, trials)
     assert [drawing.name for drawing in drawings] == pictures
-    text = page(report, trials, drawings)
+    text = page(shown, trials, drawings)
     outline(text)
     assert headline in text
     assert ("Is the soup better?" in text) == (k > 1 and not stop)
-    assert markdown(report, trials).count("## ") >= (2 if stop or k == 1 else 6)
+    assert markdown(shown, trials).count("## ") >= (2 if stop or k == 1 else 6)
 
 
 def on_terminal(report: dict[str, Any], width: int = 100) -> str:
     console = Console(file=io.StringIO(), width=width)
-    console.print(report_table(report))
+    console.print(report_table(read_content(report)))
     return console.file.getvalue()  # type: ignore[attr-defined]
 
 

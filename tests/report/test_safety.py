@@ -6,7 +6,7 @@ import csv
 import io
 import re
 import shlex
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,13 +17,13 @@ from hypothesis import strategies as st
 from rich.console import Console
 
 from souping.core.reading import read, to_json
-from souping.core.unit import BITS_PER_BYTE
+from souping.core.unit import BITS_PER_BYTE, POINTS, Unit
 from souping.pipeline.upload import card
-from souping.report.analyses import typed
+from souping.report.analyses import read_content
 from souping.report.content import GateSummary, TrialRow
 from souping.report.files import csv_cell, write_report, write_trials
 from souping.report.format import escape_markdown, quoted
-from souping.report.jobs import best_jobs, sweep_lines, write_sweep
+from souping.report.jobs import SweepJob, best_jobs, sweep_lines, write_sweep
 from souping.report.plots import forest
 from souping.report.render import also_table, markdown, page, plain_table, report_table
 from souping.report.tables import gate
@@ -66,18 +66,18 @@ KEYS = (keys(to_json(sample(columns=2, models=4))) | KINDS) - NAMED
 def test_no_string_of_the_users_becomes_markup(tmp_path: Path) -> None:
     report, rows = (hostile(to_json(part)) for part in sample(columns=2, models=4))
     trials = [read(TrialRow, row) for row in rows]
-    write_report(report, trials, tmp_path)
-    write_trials(trials, report, tmp_path / "trials.csv")
+    content = read_content(report)
+    write_report(content, trials, tmp_path)
+    write_trials(trials, content, tmp_path / "trials.csv")
     parsed = outline((tmp_path / "report.html").read_text())
     assert "script" not in parsed.tags
     console = Console(file=io.StringIO(), width=120, force_terminal=False)
-    content = typed(report)
     checks = gate(content.unit, content.gate or read(GateSummary, {}))
-    console.print(report_table(report), also_table(report), plain_table(checks))
+    console.print(report_table(content), also_table(content), plain_table(checks))
     files = [
         p.read_text() for p in tmp_path.rglob("*") if p.suffix in (".html", ".md", ".json", ".csv")
     ]
-    for shown in (*files, console.file.getvalue(), card(report)):  # type: ignore[attr-defined]
+    for shown in (*files, console.file.getvalue(), card(content)):  # type: ignore[attr-defined]
         assert not {"\x00", "\x1b", "\u202e", "\x9b", "\u2066"} & set(shown)
     assert all(
         reference.startswith(("#", "data:image/png;base64,")) for reference in parsed.references
@@ -108,36 +108,44 @@ def test_no_cell_of_a_csv_is_a_formula(tmp_path: Path) -> None:
         "+1e-3",
         "a b",
     ]
-    job = {
-        "job": 0,
-        "objective": -0.5,
-        "overrides": ["+x=1"],
-        "run_dir": "0",
-        "refused": "=no\x1b[31m",
-    }
-    rows = list(csv.reader(write_sweep(tmp_path, [job]).open()))
+    failed = replace(job(0, -0.5), overrides=("+x=1",), refused="=no\x1b[31m")
+    rows = list(csv.reader(write_sweep(tmp_path, [failed]).open()))
     assert rows[1] == ["0", "-0.5", "'+x=1", "0", "'=no [31m"]
-    assert "\x1b" not in sweep_lines([job])[0]
+    assert "\x1b" not in sweep_lines([failed])[0]
 
 
-def job(number: int, objective: float | None, *words: str, **more: Any) -> dict[str, Any]:
-    line = {"job": number, "objective": objective, "overrides": ["name=x", *words]}
-    return {**line, "run_dir": str(number), "refused": "" if words else "failed", **more}
+def job(
+    number: int,
+    objective: float | None,
+    *words: str,
+    limit: int | None = None,
+    unit: Unit = POINTS,
+) -> SweepJob:
+    return SweepJob(
+        job=number,
+        objective=objective,
+        overrides=("name=x", *words),
+        run_dir=str(number),
+        refused="" if words else "failed",
+        limit=limit,
+        unit=unit,
+    )
 
 
 def test_the_best_jobs_of_a_multirun_are_marked() -> None:
     jobs = [job(0, 0.5, "seed=0"), job(1, 0.75, "seed=1"), job(2, None), job(3, 0.25, "seed=2")]
-    assert [best["job"] for best in best_jobs(jobs)] == [1]
+    assert [best.job for best in best_jobs(jobs)] == [1]
     assert ["best" in line for line in sweep_lines(jobs)] == [False, True, False, False]
     jobs.append(job(4, 0.75 + 1e-15, "seed=3"))
-    assert [best["job"] for best in best_jobs(jobs)] == [1, 4]
+    assert [best.job for best in best_jobs(jobs)] == [1, 4]
     assert ["tie" in line for line in sweep_lines(jobs)] == [False, True, False, False, True]
 
 
 def test_the_best_loss_is_the_lowest() -> None:
-    unit = asdict(BITS_PER_BYTE)
-    jobs = [job(n, loss, f"seed={n}", unit=unit) for n, loss in enumerate((1.5, 1.25, 2.0))]
-    assert [best["job"] for best in best_jobs(jobs)] == [1]
+    jobs = [
+        job(n, loss, f"seed={n}", unit=BITS_PER_BYTE) for n, loss in enumerate((1.5, 1.25, 2.0))
+    ]
+    assert [best.job for best in best_jobs(jobs)] == [1]
 
 
 @pytest.mark.parametrize(
@@ -145,14 +153,14 @@ def test_the_best_loss_is_the_lowest() -> None:
     [
         [job(0, None)],
         [job(0, 0.5, "seed=0", limit=2), job(1, 0.5, "seed=1", limit=2)],
-        [job(0, 0.5, "seed=0"), job(1, 1.5, "seed=1", unit=asdict(BITS_PER_BYTE))],
+        [job(0, 0.5, "seed=0"), job(1, 1.5, "seed=1", unit=BITS_PER_BYTE)],
         [job(0, 0.5, "benchmark.path=a.jsonl"), job(1, 0.75, "benchmark.path=b.jsonl")],
         [job(0, 0.5, "+experiment=bfcl"), job(1, 0.75, "+experiment=mgsm")],
         [job(0, 0.5, "evaluator.tasks=[a]"), job(1, 0.75, "evaluator.tasks=[b]")],
         [job(0, 0.5, "objective=mean"), job(1, 0.25, "objective=worst_category")],
     ],
 )
-def test_no_job_is_the_best_if_their_objectives_do_not_compare(jobs: list[dict[str, Any]]) -> None:
+def test_no_job_is_the_best_if_their_objectives_do_not_compare(jobs: list[SweepJob]) -> None:
     assert best_jobs(jobs) == []
     assert not any("best" in line for line in sweep_lines(jobs))
 
@@ -183,7 +191,8 @@ def test_an_interpolation_is_escaped() -> None:
 def test_the_words_of_a_unit_from_a_file_are_shown_as_text(name: str) -> None:
     report, trials = sample()
     report["unit"] = {**asdict(BITS_PER_BYTE), "name": name, "symbol": name}
-    assert "<script>" not in page(report, trials, []) + markdown(report, trials)
-    picture = forest(typed(report))
+    content = read_content(report)
+    assert "<script>" not in page(content, trials, []) + markdown(content, trials)
+    picture = forest(content)
     assert picture is not None
     assert picture.png()

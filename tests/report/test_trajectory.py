@@ -78,21 +78,22 @@ def test_the_page_shows_the_run(rates: bool) -> None:
     report["unit"] = asdict(BITS_PER_BYTE)
     report["trajectory"] = measured(rates)
     report["comparisons"].append({**report["comparisons"][0], "b": f"c{SIZE}", "kind": "last"})
-    pictures = draw(report, trials)
+    content = read(Report, report)
+    pictures = draw(content, trials)
     assert {"trajectory", "windows"} <= {one.name for one in pictures}
     assert all(one.png() for one in pictures if one.name in ("trajectory", "windows"))
-    text, html = markdown(report, trials), page(report, trials, pictures)
-    for section in sections(read(Report, report)):
+    text, html = markdown(content, trials), page(content, trials, pictures)
+    for section in sections(content):
         assert f"plots/{section.picture}.png" in text
         assert section.title in html
-    (rows,) = sections(read(Report, report))[0].grids
+    (rows,) = sections(content)[0].grids
     assert [row[0].text for row in rows.rows] == [
         "last checkpoint",
         "best single (by search)",
         "mean of its members' scores",
     ]
     assert rows.rows[-1][2].text == "−0.1000"
-    (table,) = sections(read(Report, report))[1].folded[0].grids
+    (table,) = sections(content)[1].folded[0].grids
     assert len(table.rows) == len(windows(SIZE)) - 1
     assert ("learning rates are not known" in text) is not rates
 

@@ -5,6 +5,10 @@ without comments, line breaks and indentation. A circle is a set of files that i
 functions, those for type checkers and those by a text count like all others. The walk of a trial is the set of files
 of the package whose functions run between the third `ask` of the bundled example's search and the `tell` that
 answers it.
+
+Signs of dense sentences, for the package and for each room: packed assignments, ternaries, comprehensions and comments
+per 1,000 code lines; how many comprehensions hold another one (`nested`) or several `for` (`several_for`); and the
+functions above 400 tokens.
 """
 
 from __future__ import annotations
@@ -16,14 +20,19 @@ import json
 import re
 import sys
 import tempfile
+import textwrap
 import threading
 import tokenize
+from collections import Counter
 from collections.abc import Collection, Iterable, Mapping
 from pathlib import Path
 from types import FrameType
 from typing import Any
 
 Functions = (ast.FunctionDef, ast.AsyncFunctionDef)
+Comprehensions = (ast.ListComp, ast.SetComp, ast.DictComp, ast.GeneratorExp)
+LONG_FUNCTION = 400
+"""Tokens above which a function is named."""
 DOTTED_NAME = re.compile(r"souping(\.\w+)+(:\w+)?")
 UNCOUNTED = {
     tokenize.COMMENT,
@@ -59,11 +68,141 @@ def code_lines(text: str) -> int:
 
 
 def tokens(text: str) -> int:
-    """Tokens of a text; a docstring is one."""
-    return sum(
-        token.type not in UNCOUNTED
-        for token in tokenize.generate_tokens(io.StringIO(text).readline)
-    )
+    """Tokens of a text; a docstring is one, and an f-string too, as Python 3.11 has it."""
+    count = 0
+    open_strings = 0
+    for token in tokenize.generate_tokens(io.StringIO(text).readline):
+        kind = tokenize.tok_name[token.type]
+        if kind == "FSTRING_START":
+            open_strings += 1
+        elif kind == "FSTRING_END":
+            open_strings -= 1
+            count += open_strings == 0
+        elif open_strings == 0:
+            count += token.type not in UNCOUNTED
+    return count
+
+
+def room(module: str) -> str:
+    """The folder or file of the package that a module is part of; empty for the package's own `__init__`."""
+    return "".join(module.split(".")[1:2])
+
+
+def is_packed(node: ast.AST) -> bool:
+    """Whether it assigns several values at once: `a, b = x, y` or `a, b = (f(p) for p in pair)`.
+
+    Unpacking what a call returns is not packed.
+    """
+    if not isinstance(node, ast.Assign) or not isinstance(
+        node.value, ast.Tuple | ast.List | ast.GeneratorExp
+    ):
+        return False
+    targets = [target for target in node.targets if isinstance(target, ast.Tuple | ast.List)]
+    return any(len(target.elts) > 1 for target in targets)
+
+
+def is_nested(node: ast.AST) -> bool:
+    """Whether a comprehension holds another one."""
+    return any(isinstance(inner, Comprehensions) for inner in ast.walk(node) if inner is not node)
+
+
+def long_functions(text: str) -> list[str]:
+    """Names of the functions of a text that have more than LONG_FUNCTION tokens."""
+    lines = text.split("\n")
+    names = []
+    for node in ast.walk(ast.parse(text)):
+        if isinstance(node, Functions):
+            source = textwrap.dedent("\n".join(lines[node.lineno - 1 : node.end_lineno]))
+            if tokens(source) > LONG_FUNCTION:
+                names.append(node.name)
+    return names
+
+
+def signs(modules: Mapping[str, str]) -> dict[str, Any]:
+    """Signs of dense sentences in {dotted module: its text}."""
+    texts = modules.values()
+    nodes = [node for text in texts for node in ast.walk(ast.parse(text))]
+    comprehensions = [node for node in nodes if isinstance(node, Comprehensions)]
+    comments = 0
+    for text in texts:
+        for token in tokenize.generate_tokens(io.StringIO(text).readline):
+            comments += token.type == tokenize.COMMENT
+    per_thousand = {
+        "packed": sum(map(is_packed, nodes)),
+        "ternaries": sum(isinstance(node, ast.IfExp) for node in nodes),
+        "comprehensions": len(comprehensions),
+        "comments": comments,
+    }
+    thousands = max(1, sum(map(code_lines, texts))) / 1000
+    long = [
+        f"{name}:{function}" for name, text in modules.items() for function in long_functions(text)
+    ]
+    return {
+        **{name: round(count / thousands, 1) for name, count in per_thousand.items()},
+        "nested": sum(map(is_nested, comprehensions)),
+        "several_for": sum(len(node.generators) > 1 for node in comprehensions),
+        "long_functions": long,
+    }
+
+
+def signs_by_room(modules: Mapping[str, str]) -> dict[str, dict[str, Any]]:
+    """{room: its signs}; those of the package come first, as `souping`."""
+    rooms = dict[str, dict[str, str]]()
+    for name, text in modules.items():
+        rooms.setdefault(room(name), {})[name] = text
+    by_room = {name: signs(texts) for name, texts in sorted(rooms.items()) if name}
+    return {"souping": signs(modules), **by_room}
+
+
+def origins(trees: Mapping[str, ast.Module]) -> dict[str, dict[str, str]]:
+    """{module: {name in it: the dotted name that it was imported from}}"""
+    names = dict[str, dict[str, str]]()
+    for module, tree in trees.items():
+        bound = names.setdefault(module, {})
+        for node in ast.walk(tree):
+            if isinstance(node, ast.ImportFrom):
+                for alias in node.names:
+                    bound[alias.asname or alias.name] = f"{node.module}.{alias.name}"
+            elif isinstance(node, ast.Import):
+                for alias in node.names:
+                    first = alias.name.split(".")[0]
+                    bound[alias.asname or first] = alias.name if alias.asname else first
+    return names
+
+
+def uses(trees: Mapping[str, ast.Module], home: str, names: Collection[str]) -> dict[str, int]:
+    """{module: uses of these names of the module `home` elsewhere}, whatever they are called there.
+
+    A name counts if it is called or passed on, and also if a third module hands it on. An import alone is not a use.
+    """
+    wanted = {f"{home}.{name}" for name in names}
+    bound = origins(trees)
+    counts = Counter[str]()
+    for module, tree in trees.items():
+        for node in ast.walk(tree):
+            dotted = _dotted_source(node, bound[module])
+            counts[module] += _followed(dotted, bound) in wanted
+    return {module: count for module, count in counts.items() if count}
+
+
+def _dotted_source(node: ast.AST, bound: Mapping[str, str]) -> str:
+    """Where `name` or `name.attribute` was imported from; empty for everything else."""
+    if isinstance(node, ast.Name):
+        return bound.get(node.id, "")
+    if isinstance(node, ast.Attribute):
+        source = _dotted_source(node.value, bound)
+        return f"{source}.{node.attr}" if source else ""
+    return ""
+
+
+def _followed(dotted: str, bound: Mapping[str, Mapping[str, str]]) -> str:
+    """Where a dotted name comes from, through the modules that hand it on."""
+    seen = set[str]()
+    while dotted not in seen:
+        seen.add(dotted)
+        module, _, name = dotted.rpartition(".")
+        dotted = bound.get(module, {}).get(name, dotted)
+    return dotted
 
 
 def imported(nodes: Iterable[ast.AST], modules: Iterable[str]) -> set[str]:
@@ -140,6 +279,7 @@ def measure(root: Path) -> dict[str, Any]:
         "user_errors": sum(ast.unparse(error).startswith("UserError") for error in raised),
         "circles": circles(imports(trees)),
         "longest_function": max((length(node), f"{name}:{node.name}") for name, node in functions),
+        "signs": signs_by_room(modules),
         "longest_file": max((tokens(text), name) for name, text in modules.items()),
         "test_lines": sum(text.count("\n") for text in tests),
     }
@@ -212,6 +352,9 @@ def main() -> None:
     if options.walk:
         files = walk(options.root.resolve())
         figures |= {"walk": len(files), "walk_files": files}
+    # One line per room.
+    for name, row in figures["signs"].items():
+        figures["signs"][name] = ", ".join(f"{sign} {value}" for sign, value in row.items())
     print(json.dumps(figures, indent=1))
 
 

@@ -17,6 +17,7 @@ import pytest
 from souping.core.protocols import Tracker
 from souping.core.types import Json, Recipe, Result, Trial
 from souping.core.unit import POINTS
+from souping.report.analyses import read_content
 from souping.report.files import write_report, write_selection, write_trials
 from souping.report.progress import show_warnings
 from souping.testing import check_tracker
@@ -104,9 +105,11 @@ def recorded(
         for number, entry in enumerate(trials[:12], start=1):
             best = max(earlier.objective for earlier in trials[:number])
             tracker.log(dataclasses.replace(made(entry), best=best))
-        write_report(report, trials[:12], run_dir)
-        write_trials(trials[:12], report, run_dir / "trials.csv")
-        write_selection(POINTS, report["selection"], run_dir / "selection.json")
+        content = read_content(report)
+        write_report(content, trials[:12], run_dir)
+        write_trials(trials[:12], content, run_dir / "trials.csv")
+        assert content.selection is not None
+        write_selection(POINTS, content.selection, None, run_dir / "selection.json")
         tracker.finish(report, run_dir, soup)
         records = log_of(run_dir)
     assert tracker.hint.startswith("wandb sync ")

@@ -11,10 +11,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from souping.core.files import expanded
-from souping.core.types import Json, UserError, elements, part
+from souping.core.types import Json, UserError
 from souping.evaluate.engines.transformers import Answer
 from souping.evaluate.lm_eval.tasks import LENGTH_KEYS
-from souping.logs.lm_eval import samples_of
+from souping.logs.lm_eval import requests_of, samples_of
 
 if TYPE_CHECKING:
     from lm_eval.api.instance import Instance
@@ -33,8 +33,7 @@ class LoggedResponses:
         self._warned = False
         self._rows: dict[tuple[str, str, int], tuple[list[Any], list[Json]]] = {}
         for task, row in samples_of(path):
-            requests = zip(part(row, "arguments").values(), elements(row, "resps"), strict=False)
-            for place, (arguments, responses) in enumerate(requests):
+            for place, (arguments, responses) in enumerate(requests_of(row)):
                 if isinstance(arguments, Mapping) and isinstance(responses, list):
                     self._rows[task, str(row.get("doc_hash")), place] = (
                         list(arguments.values()),

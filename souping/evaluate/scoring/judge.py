@@ -14,7 +14,8 @@ from typing import Annotated
 from annotated_types import Interval
 
 from souping.core.fields import Count, Form, Seconds, Threads, component
-from souping.core.types import Item, Json, JsonObject, UserError, digest, entries, part
+from souping.core.reading import read
+from souping.core.types import Item, Json, JsonObject, UserError, digest, frozen
 from souping.evaluate.servers.process import ServerError, parsed, post
 
 JUDGE_VERSION = 1
@@ -32,6 +33,27 @@ Answer to grade:
 $answer
 
 Is the answer correct, judged by the reference? Reply with one word, yes or no."""
+
+
+@frozen
+class ChatMessage:
+    """The text that a model answers."""
+
+    content: str | None = None
+
+
+@frozen
+class ChatChoice:
+    """One of a model's answers."""
+
+    message: ChatMessage
+
+
+@frozen
+class ChatReply:
+    """What an OpenAI-compatible endpoint replies to a chat."""
+
+    choices: tuple[ChatChoice, ...]
 
 
 @component
@@ -149,11 +171,10 @@ class Judge:
                 if error.status and error.status not in RETRIED:
                     break
                 continue
-            content = [
-                part(choice, "message").get("content") for choice in entries(reply, "choices")[:1]
-            ]
-            if content and isinstance(content[0], str):
-                return content[0]
+            choices = read(ChatReply, reply).choices
+            content = choices[0].message.content if choices else None
+            if content is not None:
+                return content
             reason = f"its reply holds no message: {reply!r:.100}"
         raise UserError(
             f"judge {self.model} at {self.url} does not answer: {reason[:200]}\n"

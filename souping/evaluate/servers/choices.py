@@ -297,7 +297,7 @@ class VllmServer(Server):
         models = models_at(address)
         if not models:
             raise ServerError("it lists no model")
-        return RunningServer(url=url, model=str(models[0]["id"]))
+        return RunningServer(url=url, model=models[0].id)
 
 
 @component

@@ -24,8 +24,9 @@ import psutil
 
 from souping.core.child import end_with
 from souping.core.files import folder_at
+from souping.core.reading import read
 from souping.core.text import listed, safe
-from souping.core.types import Json, JsonObject, entries
+from souping.core.types import Json, JsonObject, frozen
 
 if TYPE_CHECKING:
     import httpx
@@ -326,12 +327,27 @@ def parsed(text: str) -> JsonObject:
     raise ServerError("what answers there is no OpenAI-compatible server")
 
 
-def models_at(address: str, timeout: float = 10.0) -> list[JsonObject]:
+@frozen
+class ServedModel:
+    """A model that a server lists."""
+
+    id: str
+    root: str
+
+
+@frozen
+class ModelList:
+    """What an OpenAI-compatible server lists."""
+
+    data: tuple[ServedModel, ...] | None = None
+
+
+def models_at(address: str, timeout: float = 10.0) -> list[ServedModel]:
     """The models that a server lists (ServerError if it does not, or not as an OpenAI-compatible server does)."""
-    table = parsed(post(f"{address}/v1/models", timeout=timeout))
-    if not isinstance(table.get("data"), list):
+    models = read(ModelList, parsed(post(f"{address}/v1/models", timeout=timeout))).data
+    if models is None:
         raise ServerError("what answers there is no OpenAI-compatible server")
-    return [model for model in entries(table, "data") if isinstance(model.get("id"), str)]
+    return [model for model in models if model.id]
 
 
 def served(address: str, folder: Path) -> str:
@@ -342,9 +358,9 @@ def served(address: str, folder: Path) -> str:
     """
     models = models_at(address, timeout=5.0)
     for model in models:
-        if any(_is_same(str(model.get(key, "")), folder) for key in ("id", "root")):
-            return str(model["id"])
-    raise ServerError(f"it serves {listed((str(m['id']) for m in models), 3) or 'no model'}")
+        if _is_same(model.id, folder) or _is_same(model.root, folder):
+            return model.id
+    raise ServerError(f"it serves {listed((model.id for model in models), 3) or 'no model'}")
 
 
 def _is_same(path: str, folder: Path) -> bool:

@@ -164,7 +164,7 @@ def two_soups(family: Path, tmp_path: Path) -> None:
     items = [Item(id=str(i), category="c", prompt=f"red {i}:", answer="red") for i in range(3)]
     with Store(tmp_path / "s") as store:
         pool = [Candidate(name=name, path=family / name) for name in ("ant", "bee")]
-        opened = OpenPool(pool, LocalMerge(), store)
+        opened = OpenPool.fetch(pool, LocalMerge(), store)
         for weights in ({"ant": 0.5, "bee": 0.5}, {"bee": 1.0}):
             recipe = opened.recipe(weights)
             for batch in (items[:2], items[2:]):

@@ -176,7 +176,7 @@ def test_soups_answer_as_in_transformers(
     evaluator = replace(plain, engine=engine)
     candidates = [Candidate(name=name, path=models / kind / name) for name in ("ant", "bee")]
     with Store(tmp_path / "s") as store:
-        opened = OpenPool(candidates, LocalMerge(), store)
+        opened = OpenPool.fetch(candidates, LocalMerge(), store)
         try:
             said = []
             for weights in ({"ant": 1.0}, {"ant": 0.4, "bee": 0.6}, {"bee": 1.0})[

@@ -1,0 +1,131 @@
+"""Finished runs: read back into the state that they ended in, and given further analyses."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack, closing
+from dataclasses import replace
+from pathlib import Path
+
+from souping.core.files import locked, nearby
+from souping.core.reading import read
+from souping.core.types import Json, Recipe, Result, Selection, Trial, UserError
+from souping.pipeline.analyses import results
+from souping.pipeline.run import Run
+from souping.pipeline.settings import RunSettings
+from souping.pipeline.state import Contender, Reported
+from souping.pipeline.store import Store
+from souping.report.content import RecipeSummary, Report, SelectionSummary, TrialRow
+from souping.report.files import read_report, read_trials, write_report
+from souping.report.progress import Progress
+from souping.search.loop import SearchResult
+
+
+def add_analyses(settings: RunSettings) -> list[Path]:
+    """Make the analyses of `settings` on the run in its `run_dir` and add them to its report; the files.
+
+    The soup is left alone and no look at the report fold is counted; only models that an analysis needs are evaluated.
+    With `plan` their cost is printed, and nothing is evaluated or written.
+
+    Raises:
+        UserError: the run has no report, or the items, candidates or store are not those of the run.
+    """
+    report, trials = read_finished(settings.run_dir)
+    if not settings.store_path.is_file():
+        raise UserError(
+            f"store.path={settings.store_path} does not exist: start in the folder where the run was started, or name "
+            "its store"
+        )
+    with ExitStack() as stack:
+        for component in settings.open_parts:
+            stack.callback(component.close)
+        progress = stack.enter_context(Progress())
+        store = stack.enter_context(Store(settings.store_path))
+        run = stack.enter_context(closing(Run(settings.with_items(), store, progress)))
+        state = resume(run, report, trials)
+        soups = run.soups(state)
+        for name, analysis in settings.analyses.items():
+            stage = run.analysis_stage(name, analysis, soups)
+            if not settings.plan:
+                state = run.analyse(state, name, stage)
+                continue
+            if analysis.searches:
+                spent = state.winner.spent
+                run.progress.say(f"{stage.name}: searches again, at most {spent:,} items")
+            run.lacking(stage)
+    if settings.plan:
+        return []
+    with locked(settings.run_dir):
+        # another process may have added analyses meanwhile
+        report, trials = read_finished(settings.run_dir)
+        analyses = {**(report.analyses or {}), **state.analyses}
+        return write_report(replace(report, analyses=analyses), trials, settings.run_dir)
+
+
+def read_finished(run_dir: Path) -> tuple[Report, Sequence[TrialRow]]:
+    """(report, trials) of a run that ended with a report (UserError if there is none)."""
+    for name in ("report.json", "trials.csv"):
+        if not (run_dir / name).is_file():
+            raise UserError(f"run={run_dir} has no {name}: name the folder of a finished run")
+    report = read_report(run_dir / "report.json", results())
+    if report.recipe is None or not report.rows:
+        raise UserError(
+            f"run={run_dir}: its report.json is not of a whole run: name the folder of a finished run"
+        )
+    return report, read_trials(run_dir / "trials.csv")
+
+
+def resume(run: Run, report: Report, trials: Sequence[TrialRow]) -> Reported:
+    """A finished run's state, of which analyses take the choices, the trials and the report's rows.
+
+    Raises:
+        UserError: items or candidates are not those of the run: its numbers would be of other ones.
+    """
+    if report.items != run.cut.content:
+        raise UserError(
+            f"{nearby(run.settings.run_dir)}: the items are not those of the run: some were added, removed or changed; "
+            "restore them"
+        )
+    unknown = Result(objective=0.0, categories={}, items=0)
+    recipe = report.recipe or read(RecipeSummary, {})
+    shares = dict(zip(recipe.ingredients, recipe.weights, strict=False))
+    soup = _recipe(run, shares, recipe.id)
+    tried = []
+    for place, line in enumerate(trials):
+        model = _recipe(run, line.weights, line.recipe_id)
+        result = replace(unknown, items=line.items or 0)
+        tried.append(Trial(number=place, recipe=model, weights=model.weights, result=result))
+    chosen = report.selection or read(SelectionSummary, {})
+    claim = run.opening.report_claim(soup, run.folds["report"])
+    return Reported(
+        selection=Selection(ingredients=chosen.ingredients, metric=chosen.metric or ""),
+        winner=SearchResult(recipe=soup, result=unknown, trials=tuple(tried)),
+        report=report,
+        items=claim.items if run.settings.limit else run.ledger.items_of(claim),
+        contenders=_contenders(run, report, soup),
+    )
+
+
+def _contenders(run: Run, report: Report, soup: Recipe) -> tuple[Contender, ...]:
+    """The rows of the report whose models the pool can make."""
+    uniform = run.uniform(run.pool.names)
+    contenders = [Contender(name="uniform_all", kind="uniform_all", recipe=uniform)]
+    contenders.append(Contender(name="soup", kind="soup", recipe=soup))
+    for name in run.pool.names:
+        contenders.append(Contender(name=name, kind="candidate", recipe=run.single(name)))
+    ids = {row.recipe_id for row in report.rows or ()}
+    return tuple(contender for contender in contenders if contender.recipe.id in ids)
+
+
+def _recipe(run: Run, weights: Mapping[str, float | None], expected: Json) -> Recipe:
+    """The recipe of a run's weights (UserError if the candidates or merge settings are not those of the run)."""
+    used = {name: weight for name, weight in weights.items() if weight}
+    where = nearby(run.settings.run_dir)
+    other = f"{where}: the candidates or merge settings are not those of the run"
+    for name in used:
+        if name not in run.pool.names:
+            raise UserError(f"{other}: {name} is not in the pool")
+    recipe = run.pool.recipe(used) if used else run.single(run.pool.names[0])
+    if recipe.id != expected:
+        raise UserError(f"{other}: soup {expected} is now {recipe.id}")
+    return recipe

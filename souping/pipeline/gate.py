@@ -1,0 +1,87 @@
+"""Gate before the search: candidates whose scores are known from elsewhere must have them here too."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from statistics import NormalDist
+
+from souping.analysis.intervals import Z95, ItemTable, rate, span
+from souping.core.protocols import Objective
+from souping.core.types import Fold, ItemScores
+from souping.core.unit import Unit
+from souping.pipeline.settings import Expectation
+from souping.report.content import GateCheck, GateSummary
+
+FALSE_ALARM = 0.01
+"""Chance that a gate of any size stops a run whose candidates all score as published (Bonferroni over its checks)."""
+CAUSES = "the chat template, prompt handler, evaluator.stop and max_new_tokens"
+AS_EXPECTED = "as expected"
+
+
+def check_expected(
+    unit: Unit,
+    expected: Sequence[Expectation],
+    scores: Mapping[str, ItemScores],
+    objective: Objective,
+    mode: str,
+    fold: Fold,
+) -> GateSummary:
+    """Each expectation with what was measured; `scores` are {candidate: scores on `fold`}.
+
+    A wrong chat template, stop text or token limit moves a candidate far from its published score. A check fails if the
+    expected score is outside the interval of the measured one, and all intervals hold at once.
+    """
+    checks = tuple(
+        _check(unit, one, scores[one.candidate], objective, len(expected)) for one in expected
+    )
+    return GateSummary(
+        mode=mode,
+        fold=fold,
+        false_alarm=FALSE_ALARM,
+        passed=all(check.verdict == AS_EXPECTED for check in checks),
+        checks=checks,
+    )
+
+
+def _check(
+    unit: Unit, one: Expectation, scores: ItemScores, objective: Objective, count: int
+) -> GateCheck:
+    table = ItemTable.of(scores.items, objective)
+    if one.category is None:
+        interval = table.interval(scores.values)
+    else:
+        mask = table.categories == table.names.index(one.category)
+        interval = rate(scores.values[mask], table.groups[mask])
+    # both arms, from 95 % to one of `count` checks
+    factor = NormalDist().inv_cdf(1 - FALSE_ALARM / (2 * count)) / Z95
+    bottom, top = span(scores.values)
+    low = max(bottom, interval.mean - factor * (interval.mean - interval.low))
+    high = min(top, interval.mean + factor * (interval.high - interval.mean))
+    raw = unit.raw_table({"mean": interval.mean, "low": low, "high": high})
+    return GateCheck(
+        candidate=one.candidate,
+        category=one.category,
+        expected=one.score,
+        measured=raw["mean"],
+        low=raw["low"],
+        high=raw["high"],
+        n=interval.n,
+        groups=interval.groups,
+        verdict=_verdict(one.score, raw["low"], raw["high"]),
+    )
+
+
+def _verdict(expected: float, low: float, high: float) -> str:
+    if expected > high:
+        return "too low"
+    return "too high" if expected < low else AS_EXPECTED
+
+
+def gate_sentence(gate: GateSummary) -> str:
+    """Outcome of the gate in one line."""
+    failed = [check.candidate for check in gate.checks if check.verdict != AS_EXPECTED]
+    names = list(dict.fromkeys(failed))
+    if not names:
+        return f"gate: {len(gate.checks)} scores as expected on the {gate.fold} fold"
+    verb = "does" if len(names) == 1 else "do"
+    return f"gate: {', '.join(names)} {verb} not score as expected on the {gate.fold} fold: check {CAUSES}"

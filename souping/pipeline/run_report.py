@@ -1,0 +1,137 @@
+"""Report of a run: what it says once the soup is frozen, and what its last step adds."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
+
+from souping.analysis.correlation import stability
+from souping.analysis.guards import GUARDS, GuardsResult
+from souping.core.reading import read, to_json
+from souping.core.system import provenance
+from souping.core.types import Recipe, ScoreMatrix, Selection
+from souping.evaluate.benchmark import Folds
+from souping.pipeline.evaluation import Evaluation
+from souping.pipeline.goals import guard_checks, guard_names
+from souping.pipeline.settings import RunSettings
+from souping.pipeline.state import Reported, Searched
+from souping.pipeline.steps import Steps
+from souping.report.analyses import AnalysisResult
+from souping.report.content import (
+    BenchmarkLabel,
+    FoldSizes,
+    ObjectiveSummary,
+    RecipeSummary,
+    Report,
+    RunCost,
+    SearchUse,
+    SelectionStability,
+)
+from souping.report.files import search_summary, selection_summary
+from souping.search.loop import SearchResult
+
+
+def recipe_summary(recipe: Recipe) -> RecipeSummary:
+    return read(RecipeSummary, recipe.as_dict())
+
+
+def stopped_report(
+    settings: RunSettings,
+    selection: Selection,
+    scores: ScoreMatrix | None = None,
+    recipe: Recipe | None = None,
+    analyses: Mapping[str, AnalysisResult] | None = None,
+) -> Report:
+    """The report of a run that ended before the report fold."""
+    unit = settings.evaluator.unit
+    report = Report(
+        experiment=settings.name,
+        unit=unit,
+        selection=selection_summary(unit, selection, scores),
+        recipe=None if recipe is None else recipe_summary(recipe),
+    )
+    return replace(read(Report, to_json(report)), analyses=analyses or None)
+
+
+def frozen_report(settings: RunSettings, folds: Folds, searched: Searched) -> Report:
+    """The choices of a run, before anything is measured on the report fold."""
+    unit = settings.evaluator.unit
+    power = searched.power
+    return Report(
+        experiment=settings.name,
+        unit=unit,
+        benchmark=BenchmarkLabel(name=settings.benchmark.label, note=settings.benchmark.note),
+        limit=settings.limit,
+        objective=_objective(settings, searched.winner),
+        selection=selection_summary(unit, searched.selection, searched.scores),
+        recipe=recipe_summary(searched.winner.recipe),
+        folds=FoldSizes(**folds.counts()),
+        items=folds.content,
+        power=None if power is None else power.summary(unit),
+        gate=searched.gate,
+    )
+
+
+def _objective(settings: RunSettings, winner: SearchResult) -> ObjectiveSummary:
+    objective = settings.objective
+    coefficients = {}
+    if objective.linear:
+        names = list(winner.result.categories)
+        weights = objective.coefficients(names).tolist()
+        coefficients = dict(zip(names, weights, strict=True))
+    return ObjectiveSummary(
+        name=objective.name,
+        coefficients=coefficients,
+        search=settings.evaluator.unit.raw(winner.result.objective),
+    )
+
+
+def final_report(steps: Steps, state: Reported, warnings: Sequence[str]) -> Report:
+    """The report after the last step but for its cost, as a reader of its file gets it: NaN becomes None."""
+    settings = steps.settings
+    assert state.scores is not None
+    summary = state.winner.summary
+    report = replace(
+        state.report,
+        warnings=tuple(warnings),
+        search=search_summary(settings.evaluator.unit, summary) if summary else None,
+        stability=read(SelectionStability, stability(state.scores, settings.selector)),
+        provenance=provenance(settings.command, settings.config),
+    )
+    return replace(
+        read(Report, to_json(report)), analyses={**state.analyses, **_guards(steps, state)}
+    )
+
+
+def _guards(steps: Steps, state: Reported) -> dict[str, GuardsResult]:
+    """Whether the guards of the search held on the report fold."""
+    if state.admission is None:
+        return {}
+    verdict = state.report.verdict
+    checks = guard_checks(
+        state.admission,
+        state.winner.recipe,
+        steps.single(state.admission.against),
+        state.measured,
+        claim=verdict.claim if verdict else "",
+        look=state.look,
+        names=guard_names(steps),
+    )
+    return {GUARDS: replace(read(GuardsResult, state.winner.guards), checks=tuple(checks))}
+
+
+def run_cost(
+    settings: RunSettings, winner: SearchResult, evaluations: Iterable[Evaluation], lost: int
+) -> RunCost:
+    """What a run took; `lost` workers died."""
+    counts = [(evaluation.evaluated, evaluation.reused) for evaluation in evaluations]
+    trials = len(winner.trials)
+    return RunCost(
+        evaluated_items=sum(evaluated for evaluated, _ in counts),
+        reused_items=sum(reused for _, reused in counts),
+        trials=trials,
+        search=SearchUse(**vars(winner.cost), soups=trials) if trials else None,
+        seconds=round(time.monotonic() - settings.started, 3),
+        lost_workers=lost or None,
+    )

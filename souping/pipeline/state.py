@@ -1,0 +1,104 @@
+"""What a run knows after each of its steps. A later state has all that the earlier ones have."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal
+
+from souping.analysis.alternatives import RoutedAnswers
+from souping.analysis.guards import Admission
+from souping.analysis.significance import Power
+from souping.checkpoints.pool import RowKind
+from souping.core.protocols import Evaluator
+from souping.core.types import Items, ItemScores, Recipe, ScoreMatrix, Selection, frozen
+from souping.pipeline.claims import Look
+from souping.report.analyses import AnalysisResult
+from souping.report.content import GateSummary, Report
+from souping.search.loop import SearchResult
+
+ContenderKind = (
+    Literal[
+        "ingredient",
+        "candidate",
+        "best_single",
+        "uniform_all",
+        "uniform_selected",
+        "uniform_topk",
+        "router",
+        "soup",
+        "last",
+        "scrambled",
+    ]
+    | RowKind
+)
+SINGLE_KINDS = ("ingredient", "candidate", "best_single", "last")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Contender:
+    """Row of the report: a recipe and the role it plays. A model that plays two roles is two contenders."""
+
+    name: str
+    kind: ContenderKind
+    recipe: Recipe
+
+
+@dataclass(frozen=True, kw_only=True)
+class ExtraBenchmark:
+    """Benchmark (`also`) of which all items are answered once the recipe is frozen. Nothing is chosen on it."""
+
+    name: str
+    evaluator: Evaluator
+    items: Items
+
+
+@frozen
+class Selected:
+    """The ingredients. `scores` are what they were chosen by, None if a plan or a finished run does not know them.
+
+    `admission` are the guards of the search, `singles` the candidates' scores on the search fold where they were
+    needed: {candidate: scores}.
+    """
+
+    selection: Selection
+    scores: ScoreMatrix | None = None
+    gate: GateSummary | None = None
+    power: Power | None = None
+    admission: Admission | None = None
+    singles: Mapping[str, ItemScores] = field(default_factory=dict)
+
+
+@frozen
+class Searched(Selected):
+    """The weights of the soup."""
+
+    winner: SearchResult
+    analyses: Mapping[str, AnalysisResult] = field(default_factory=dict)
+
+
+@frozen
+class Frozen(Searched):
+    """The soup in its folder, None if there is none to write; nothing is chosen after this.
+
+    `best` is the best candidate on the search fold, `card` the soup's card without numbers. `report` grows with every
+    step from here on.
+    """
+
+    report: Report
+    best: str = ""
+    soup_folder: Path | None = None
+    card: str = ""
+
+
+@frozen
+class Reported(Frozen):
+    """What was measured on the report `items`: `measured` are {extra benchmark: {recipe id: scores}}, the run's own
+    under an empty name."""
+
+    items: Items
+    contenders: tuple[Contender, ...]
+    look: Look = field(default_factory=lambda: Look(1, first=False))
+    measured: Mapping[str, Mapping[str, ItemScores]] = field(default_factory=dict)
+    router: RoutedAnswers | None = None
