@@ -1,5 +1,8 @@
-"""Selectors of ingredients among the candidates: experts of weakly correlated categories (SoCE) or
-of clusters of categories, greedy, top-k, all."""
+"""Selectors of ingredients among the candidates: experts of weakly correlated categories (SoCE) or of clusters of
+categories, greedy, top-k, all.
+
+`rho` is the correlation of every two of C categories over the models, [C, C].
+"""
 
 from __future__ import annotations
 
@@ -7,6 +10,7 @@ import math
 from collections.abc import Collection, Sequence
 from dataclasses import replace
 from functools import partial
+from itertools import permutations
 from typing import Annotated, Literal
 
 import numpy as np
@@ -28,18 +32,21 @@ def correlated(correlation: Correlation, scores: ScoreMatrix) -> Correlations:
     Raises:
         UserError: a correlation of the user's gave something else.
     """
-    found = correlation(scores.values)
+    correlations = correlation(scores.values)
     size = len(scores.categories)
-    if not isinstance(found, Correlations):
-        raise UserError(
-            f"correlation {named(correlation)} gave a {type(found).__name__}, not Correlations"
-        )
-    for key, part in (("rho", found.rho), ("low", found.low), ("high", found.high)):
-        if np.shape(part) != (size, size):
+    if not isinstance(correlations, Correlations):
+        kind = type(correlations).__name__
+        raise UserError(f"correlation {named(correlation)} gave a {kind}, not Correlations")
+    for key, shape in (
+        ("rho", np.shape(correlations.rho)),
+        ("low", np.shape(correlations.low)),
+        ("high", np.shape(correlations.high)),
+    ):
+        if shape != (size, size):
             raise UserError(
-                f"correlation {named(correlation)}: {key} has shape {np.shape(part)}, not {(size, size)}"
+                f"correlation {named(correlation)}: {key} has shape {shape}, not {(size, size)}"
             )
-    return found
+    return correlations
 
 
 def in_pool_order(scores: ScoreMatrix, names: set[str]) -> Names:
@@ -60,13 +67,13 @@ def ranking(
         if strict or not scores.published:
             raise
         coefficients = Mean().coefficients(scores.categories)
-    kept = np.array([name not in drop for name in scores.categories])
-    rows = scores.rows(scores.candidates)
-    totals = rows @ np.where(kept, coefficients, 0.0)
-    if not objective.linear and kept.any():
-        totals = objective.value(
-            rows[:, kept], [name for name in scores.categories if name not in drop]
-        )
+    values = scores.rows(scores.candidates)
+    counted = np.array([name not in drop for name in scores.categories])
+    if objective.linear or not counted.any():
+        totals = values @ np.where(counted, coefficients, 0.0)
+    else:
+        names = [name for name in scores.categories if name not in drop]
+        totals = objective.value(values[:, counted], names)
     order = np.argsort(-totals.round(12), kind="stable")
     return [scores.candidates[i] for i in order]
 
@@ -122,31 +129,38 @@ class SoCE(Selector):
         Raises:
             UserError: no category is below the threshold and `otherwise=error`, or the correlation is not defined.
         """
-        whole = scores
-        scores = scores.without(_dropped(scores, self.drop))
-        scores = scores.without(scores.constant)
-        _check(self, scores)
-        correlations = correlated(self.correlation, scores)
+        correlating = scores.without(_dropped(scores, self.drop))
+        correlating = correlating.without(correlating.constant)
+        _check(self, correlating)
+        correlations = correlated(self.correlation, correlating)
         low = self.low_categories(correlations.rho)
         if not low:
-            return self._without_low(whole, correlations, scores.categories)
-        order = list(whole.candidates) if self.ties == "first" else ranking(whole, self.objective)
-        best = {scores.categories[column]: _tied_best(scores, column, order) for column in low}
-        chosen = {
-            name for names in best.values() for name in (names if self.ties == "all" else names[:1])
-        }
+            return self._without_low(scores, correlations, correlating.categories)
+
+        # The best candidates of each low-correlation category, its expert first.
+        order = list(scores.candidates)
+        if self.ties != "first":
+            order = ranking(scores, self.objective)
+        categories = [correlating.categories[column] for column in low]
+        columns = zip(categories, low, strict=True)
+        best = {category: _tied_best(correlating, column, order) for category, column in columns}
+        experts = {category: names[0] for category, names in best.items()}
         tied = {category: tuple(names) for category, names in best.items() if len(names) > 1}
+
+        ingredients = set(experts.values())
+        if self.ties == "all":
+            ingredients.update(*best.values())
         return Selection(
             selector=self.label,
-            ingredients=in_pool_order(scores, chosen),
-            experts={category: names[0] for category, names in best.items()},
+            ingredients=in_pool_order(scores, ingredients),
+            experts=experts,
             low_correlation=tuple(best),
             metric=_name(self.correlation),
             threshold=self.threshold,
             sign=self.sign,
             ties=self.ties,
             tied=tied,
-            categories=scores.categories,
+            categories=correlating.categories,
             correlations=correlations,
             notes=tuple(self._tie(category, names) for category, names in tied.items()),
         )
@@ -161,35 +175,43 @@ class SoCE(Selector):
         return f"{category}: {listed(names)} are equally good; {rules[self.ties]}"
 
     def low_categories(self, rho: FloatArray) -> list[int]:
-        """Columns with some other column below the threshold; `rho` is [C, C]."""
-        values = (np.abs(rho) if self.sign == "absolute" else rho).copy()
-        np.fill_diagonal(values, np.inf)
-        return [int(i) for i in np.flatnonzero((values < self.threshold).any(axis=1))]
+        """Columns with some other column below the threshold."""
+        below = self._between_categories(rho) < self.threshold
+        return [int(column) for column in np.flatnonzero(below.any(axis=1))]
+
+    def _between_categories(self, rho: FloatArray) -> FloatArray:
+        """What is held against the threshold: of a category with itself infinity."""
+        between = rho.copy()
+        if self.sign == "absolute":
+            between = np.abs(rho)
+        np.fill_diagonal(between, np.inf)
+        return between
 
     def _without_low(
-        self, whole: ScoreMatrix, correlations: Correlations, categories: Names
+        self, scores: ScoreMatrix, correlations: Correlations, categories: Names
     ) -> Selection:
         """What is selected where no category is below the threshold."""
-        values = np.abs(correlations.rho) if self.sign == "absolute" else correlations.rho.copy()
-        np.fill_diagonal(values, np.inf)
-        a, b = np.unravel_index(int(np.argmin(values)), values.shape)
-        smallest = minus(f"{values[a, b]:.3f}")
-        pair = f"{categories[a]}, {categories[b]}"
+        between = self._between_categories(correlations.rho)
+        a, b = np.unravel_index(int(np.argmin(between)), between.shape)
+        smallest = minus(f"{between[a, b]:.3f}")
         kind = "|rho|" if self.sign == "absolute" else "rho"
         why = (
             f"selector.threshold={self.threshold}: no low-correlation category; the smallest {kind} is {smallest} "
-            f"({pair}): "
+            f"({categories[a]}, {categories[b]}): "
         )
         if self.otherwise == "error":
             raise UserError(f"{why}raise the threshold or use selector=greedy")
-        higher = math.floor(100 * values[a, b] + 1) / 100
+
         note = f"{why}selected as by selector=greedy"
+        higher = math.floor(100 * between[a, b] + 1) / 100
         if higher <= 1:
             note += f" (selector.threshold={higher:g} takes the experts of that pair)"
-        chosen = Greedy(objective=self.objective, drop=self.drop).select(whole)
-        metric = _name(self.correlation)
         return replace(
-            chosen, metric=metric, categories=categories, correlations=correlations, notes=(note,)
+            Greedy(objective=self.objective, drop=self.drop).select(scores),
+            metric=_name(self.correlation),
+            categories=categories,
+            correlations=correlations,
+            notes=(note,),
         )
 
 
@@ -243,49 +265,54 @@ class SoCECluster(LimitedSelector):
             )
 
     def select(self, scores: ScoreMatrix) -> Selection:
-        """Correlate, cluster, pick an expert a cluster.
+        """Correlate, cluster, pick an expert for each cluster.
 
         Raises:
             UserError: the correlation is not defined.
         """
         _check(self, scores)
-        whole = scores
-        scores = scores.without(scores.constant)
-        _check_correlates(self.label, len(scores.models), len(scores.categories))
-        correlations = correlated(self.correlation, scores)
-        clusters = self.clusters(correlations.rho)
-        order = ranking(whole, self.objective)
-        means = [scores.rows(order)[:, cluster].mean(axis=1).round(12) for cluster in clusters]
-        best = [order[int(np.argmax(mean))] for mean in means]
-        names = [tuple(scores.categories[i] for i in cluster) for cluster in clusters]
+        correlating = scores.without(scores.constant)
+        _check_correlates(self.label, len(correlating.models), len(correlating.categories))
+        correlations = correlated(self.correlation, correlating)
+        order = ranking(scores, self.objective)
+        values = correlating.rows(order)
+
+        clusters: list[Names] = []
+        experts: dict[str, str] = {}
+        notes = []
+        for columns in self.clusters(correlations.rho):
+            categories = tuple(correlating.categories[column] for column in columns)
+            means = values[:, columns].mean(axis=1).round(12)
+            expert = order[int(np.argmax(means))]
+            clusters.append(categories)
+            experts.update(dict.fromkeys(categories, expert))
+            notes.append(f"cluster of {listed(categories)}: {expert}")
         return Selection(
             selector=self.label,
-            ingredients=in_pool_order(scores, set(best)),
-            experts={
-                category: expert
-                for cluster, expert in zip(names, best, strict=True)
-                for category in cluster
-            },
-            clusters=tuple(names),
+            ingredients=in_pool_order(scores, set(experts.values())),
+            experts=experts,
+            clusters=tuple(clusters),
             metric=_name(self.correlation),
             threshold=self.cut,
-            categories=scores.categories,
+            categories=correlating.categories,
             correlations=correlations,
-            notes=tuple(
-                f"cluster of {listed(c)}: {expert}" for c, expert in zip(names, best, strict=True)
-            ),
+            notes=tuple(notes),
         )
 
     def clusters(self, rho: FloatArray) -> list[list[int]]:
-        """Columns of rho [C, C] that move together, in the order of their first columns."""
-        clusters = [[i] for i in range(len(rho))]
+        """Columns that move together, in the order of their first columns."""
+        clusters = [[column] for column in range(len(rho))]
         while len(clusters) > (self.k or 1):
-            between = np.array([[rho[np.ix_(a, b)].mean() for b in clusters] for a in clusters])
-            np.fill_diagonal(between, -np.inf)
-            a, b = sorted(np.unravel_index(int(np.argmax(between.round(12))), between.shape))
+            # Mean correlation of the categories of two clusters.
+            between = np.full((len(clusters), len(clusters)), -np.inf)
+            for a, b in permutations(range(len(clusters)), 2):
+                between[a, b] = rho[np.ix_(clusters[a], clusters[b])].mean()
+
+            closest = int(np.argmax(between.round(12)))
+            a, b = sorted(map(int, np.unravel_index(closest, between.shape)))
             if self.k is None and between[a, b] < self.threshold - SCORE_TIE:
                 break
-            clusters[a] = sorted([*clusters[a], *clusters.pop(int(b))])
+            clusters[a] = sorted([*clusters[a], *clusters.pop(b)])
         return clusters
 
 
@@ -300,27 +327,31 @@ class Greedy(LimitedSelector):
     drop: Sequence[str] = ()
 
     def select(self, scores: ScoreMatrix) -> Selection:
-        whole = scores
-        scores = scores.without(_dropped(scores, self.drop))
-        _check(self, scores)
-        values = scores.rows(scores.candidates)
-        best, chosen = np.minimum(values.min(axis=0), 0.0), list[int]()  # losses are below zero
-        order = [whole.candidates.index(name) for name in ranking(whole, self.objective)]
+        considered = scores.without(_dropped(scores, self.drop))
+        _check(self, considered)
+        values = considered.rows(considered.candidates)
+        # Of equal gains the candidate with the better objective is added.
+        order = [scores.candidates.index(name) for name in ranking(scores, self.objective)]
+
+        chosen: list[int] = []
+        best = np.minimum(values.min(axis=0), 0.0)  # losses are below zero
         while self.k is None or len(chosen) < self.k:
             gains = (np.maximum(values, best) - best).mean(axis=1).round(12)
-            pick = max(order, key=lambda i: gains[i])  # among equal ones the better objective
-            if gains[pick] <= 0:
+            added = max(order, key=gains.__getitem__)
+            if gains[added] <= 0:
                 break
-            chosen.append(pick)
-            best = np.maximum(best, values[pick])
+            chosen.append(added)
+            best = np.maximum(best, values[added])
         if not chosen:
             raise UserError(
                 "selector=greedy: every candidate scores zero in every category; nothing to select"
             )
-        names = in_pool_order(scores, {scores.candidates[i] for i in chosen})
-        experts = _holders(scores, names)
+        names = in_pool_order(scores, {scores.candidates[place] for place in chosen})
         return Selection(
-            selector=self.label, ingredients=names, experts=experts, categories=scores.categories
+            selector=self.label,
+            ingredients=names,
+            experts=_holders(considered, names),
+            categories=considered.categories,
         )
 
 
@@ -391,7 +422,7 @@ def _dropped(scores: ScoreMatrix, drop: Sequence[str]) -> set[str]:
 
 
 def check_drop(drop: Sequence[str], categories: Sequence[str]) -> None:
-    """Refuse names that are no categories, and a choice that leaves none."""
+    """Refuse names that are not categories, and a choice that leaves none."""
     for name in drop:
         pick(name, categories, "selector.drop")
     if drop and not set(categories) - set(drop):
@@ -401,4 +432,5 @@ def check_drop(drop: Sequence[str], categories: Sequence[str]) -> None:
 def _tied_best(scores: ScoreMatrix, column: int, order: Sequence[str]) -> list[str]:
     """The tied best candidates of a category, the first of `order` first."""
     values = scores.rows(order)[:, column]
-    return [name for name, v in zip(order, values, strict=True) if v >= values.max() - SCORE_TIE]
+    tied = np.flatnonzero(values >= values.max() - SCORE_TIE)
+    return [order[place] for place in tied]

@@ -38,15 +38,25 @@ class LookConfig:
     store: LookStore
 
 
+@frozen
+class ComparisonClaim:
+    """What a comparison of runs is about, in digests as the ledger has them."""
+
+    claim: str
+    former: str  # as earlier versions wrote it
+    identities: list[str]  # of the questions of all items that are compared
+    questions: list[str]  # of the items of the headline, [I]
+
+
 def looks_of(
     logs: Mapping[str, Sequence[Log]],
-    table: Matched,
+    common: Matched,
     weights: Mapping[str, float],
     settings: Sequence[Json],
     store: str | Path | None,
     least: int,
 ) -> tuple[int, float, list[str]]:
-    """(the look that this comparison is, at `least` this one; the factor of its p-values; what to tell about it).
+    """(the look that this comparison is, at `least` this one; the factor of its p-values; notes for the reader).
 
     Runs of ours have a ledger. Models that are compared may have been picked among all whose scores on these items are
     known. `settings` are what else the claim is about; the last of them, the margins, only in earlier versions.
@@ -58,7 +68,9 @@ def looks_of(
         raise UserError(
             f"looks={least}: nothing can be shown after more than {MOST_LOOKS:,} looks at the same items"
         )
-    runs = [log for several in logs.values() for log in several if log.harness == "souping"]
+    runs: list[Log] = []
+    for model_logs in logs.values():
+        runs.extend(log for log in model_logs if log.harness == "souping")
     if not runs:
         return least, penalty(least), []
     path = store_of(runs[0].path, store)
@@ -68,32 +80,60 @@ def looks_of(
     from souping.pipeline.ledger import Ledger
     from souping.pipeline.store import Store
 
-    metrics = {task: table.metrics[task][0] for task in weights}
-    keys = [item for metric in metrics.values() for item in metric.items]
-    compared = {item for found in table.metrics.values() for item in found[0].items}
-    identities = {
-        answer.item: answer.identity
-        for log in runs
-        for answer in _answers(log)
-        if answer.item in compared
-    }
-    # An item of a run of ours is its id and 16 letters of its content.
-    questions = [digest([key[:-17], identities.get(key, "")]) for key in keys]
-    first, *others = map(_recipe_of, runs)
-    content = sorted(set(identities.values()))
-    former = digest(["comparison", first, sorted(others), list(settings), content])
-    # Another measurement is another comparison: the best of several could be picked.
-    scores = sorted(_scores_of(log) for several in logs.values() for log in several)
-    models = sorted([first, *others])
-    claim = digest(["pairs", models, list(settings[:-1]), content, scores])
+    metrics = {task: common.metrics[task][0] for task in weights}
+    claim = _claim_of(logs, runs, common, metrics, settings)
     with Store(path) as opened:
         ledger = Ledger(opened)
-        look = ledger.show_comparison(claim, former, content, questions)
-        known = ledger.known_scores(look.known, questions)
+        look = ledger.show_comparison(claim.claim, claim.former, claim.identities, claim.questions)
+        scores = ledger.known_scores(look.known, claim.questions)
     looks = max(least, look.number)
-    pairs = combinations(range(len(known)), 2)
-    tests = picked_tests(known, pairs, _item_table(metrics, weights), ALPHA / penalty(looks))
+    pairs = combinations(range(len(scores)), 2)
+    tests = picked_tests(scores, pairs, _item_table(metrics, weights), ALPHA / penalty(looks))
     return looks, penalty(looks) * (look.known.missing + tests), []
+
+
+def _claim_of(
+    logs: Mapping[str, Sequence[Log]],
+    runs: Sequence[Log],
+    common: Matched,
+    metrics: Mapping[str, MatchedMetric],
+    settings: Sequence[Json],
+) -> ComparisonClaim:
+    """The claim of a comparison of `runs` of ours and other logs; `metrics` are those of the headline."""
+    identity_of = _identities(runs, common)
+    identities = sorted(set(identity_of.values()))
+    questions = []
+    for metric in metrics.values():
+        for item in metric.items:
+            # An item of a run of ours is its id and 16 letters of its content.
+            questions.append(digest([item[:-17], identity_of.get(item, "")]))
+
+    # Another measurement is another comparison: the best of several could be picked.
+    scores: list[str] = []
+    for model_logs in logs.values():
+        scores.extend(map(_scores_of, model_logs))
+    baseline, *models = map(_recipe_of, runs)
+    return ComparisonClaim(
+        claim=digest(
+            ["pairs", sorted([baseline, *models]), list(settings[:-1]), identities, sorted(scores)]
+        ),
+        former=digest(["comparison", baseline, sorted(models), list(settings), identities]),
+        identities=identities,
+        questions=questions,
+    )
+
+
+def _identities(runs: Sequence[Log], common: Matched) -> dict[str, str]:
+    """{item: identity of its question}, of items that are compared."""
+    compared: set[str] = set()
+    for metrics in common.metrics.values():
+        compared.update(metrics[0].items)
+    identity_of = {}
+    for run in runs:
+        for answer in _answers(run):
+            if answer.item in compared:
+                identity_of[answer.item] = answer.identity
+    return identity_of
 
 
 def _answers(log: Log) -> Iterator[LoggedAnswer]:
@@ -143,8 +183,10 @@ def store_of(run_dir: Path, given: str | Path | None) -> Path | None:
     import yaml
 
     config = run_dir / "config.yaml"
+    if not config.is_file():
+        return None
     try:
-        settings = read(LookConfig, read_yaml(text_of(config)) if config.is_file() else None)
+        settings = read(LookConfig, read_yaml(text_of(config)))
     except (yaml.YAMLError, ValueError) as error:
         raise UserError(f"{config}: not the configuration of a run: {first_line(error)}") from error
     named = settings.store.path

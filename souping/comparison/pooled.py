@@ -24,37 +24,37 @@ SCORE, BEST, WORST, NOISE = range(4)
 
 
 def task_weights(
-    matched: Matched, average: str, given: Mapping[str, float] | None = None
+    common: Matched, average: str, named_weights: Mapping[str, float] | None = None
 ) -> dict[str, float]:
     """{task: weight}, which sum to 1.
 
-    `task` is the mean over what was asked for: a group counts once, and inside it all of its tasks
+    `task` is the mean over what was requested: a group counts once, and inside it all of its tasks
     are averaged as its harness does. `leaf` is the mean over tasks, `item` that over items;
-    `given` are weights of tasks and groups from a file.
+    `named_weights` are weights of tasks and groups from a file.
 
     Raises:
         UserError: no metric is a mean, or a weight names something that is not here.
     """
-    metrics = _averaged_metrics(matched)
+    metrics = _averaged_metrics(common)
     sizes = {task: float(len(metric.items)) for task, metric in metrics.items()}
     if not sizes:
         raise UserError(
             "no task has a metric that is a mean of scores from 0 to 1, so there is nothing to "
             "average: compare the tasks one by one, or rescale their scores to 0 to 1"
         )
-    if given is None:
+    if named_weights is None:
         choices = {
             "leaf": dict.fromkeys(sizes, 1.0),
             "item": sizes,
-            "task": dict.fromkeys(matched.asked, 1.0),
+            "task": dict.fromkeys(common.requested, 1.0),
         }
-        given = choices[average]
-    elif not all(0 <= weight < 1e9 for weight in given.values()):
+        named_weights = choices[average]
+    elif not all(0 <= weight < 1e9 for weight in named_weights.values()):
         raise UserError("weights: each is a number from 0 to 1e9")
 
     weights = dict.fromkeys(sizes, 0.0)
-    for name, weight in given.items():
-        shares = _task_shares(matched, name, sizes)
+    for name, weight in named_weights.items():
+        shares = _task_shares(common, name, sizes)
         for task, share in shares.items():
             weights[task] += weight * share / sum(shares.values())
     total = sum(weights.values())
@@ -63,12 +63,12 @@ def task_weights(
     return {task: weight / total for task, weight in weights.items() if weight > 0}
 
 
-def _averaged_metrics(matched: Matched) -> dict[str, MatchedMetric]:
+def _averaged_metrics(common: Matched) -> dict[str, MatchedMetric]:
     """{task: its first metric} of the tasks where that is a mean within 0..1.
 
     If there is none: of all tasks if they share one unit, such as that of a loss.
     """
-    first = {task: metrics[0] for task, metrics in matched.metrics.items()}
+    first = {task: metrics[0] for task, metrics in common.metrics.items()}
     means = {task: metric for task, metric in first.items() if metric.is_mean}
     units = {metric.unit for metric in first.values()}
     if means or len(units) != 1:
@@ -78,13 +78,13 @@ def _averaged_metrics(matched: Matched) -> dict[str, MatchedMetric]:
     return {}
 
 
-def _task_shares(matched: Matched, name: str, sizes: Mapping[str, float]) -> dict[str, float]:
+def _task_shares(common: Matched, name: str, sizes: Mapping[str, float]) -> dict[str, float]:
     """Shares of tasks in the mean of a group, or of a task, which do not sum to 1 yet."""
-    if name not in matched.groups and name not in matched.metrics:
+    if name not in common.groups and name not in common.metrics:
         raise UserError(f"weights: {name} is not a task or group of all models")
-    if name not in matched.groups:
+    if name not in common.groups:
         return {name: 1.0} if name in sizes else {}
-    group = matched.groups[name]
+    group = common.groups[name]
     tasks = [task for task in group.members if task in sizes]
     if group.weight_by_size:
         return {task: sizes[task] for task in tasks}
@@ -190,7 +190,7 @@ def _score_rows(metric: MatchedMetric, model: str, pass_at: int) -> FloatArray:
     """Rows SCORE, BEST, WORST and NOISE of a model, [4, R, I]."""
     answers = metric.scores[model]  # [R, P, I]
     if not metric.higher_is_better:
-        answers = (1.0 if metric.is_mean else 0.0) - answers
+        answers = float(metric.is_mean) - answers
     score, noise = _item_scores(answers, pass_at, metric.task)
     missing = (metric.values["missing"][model] > 0) & metric.is_mean
     if not missing.any():

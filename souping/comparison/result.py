@@ -9,6 +9,7 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, field, replace
 from io import StringIO
+from operator import itemgetter
 from typing import TYPE_CHECKING, Literal
 
 from souping.analysis.significance import items_in_words
@@ -156,8 +157,10 @@ class CompareResult:
 
     def to_json(self, flips: int | None = None) -> str:
         """The content of `compare.json`, with at most so many flips of each model."""
-        kept = tuple(one for name in self.models for one in self.flips_of(name)[:flips])
-        return json.dumps(to_json(asdict(replace(self, flips=kept))), indent=1) + "\n"
+        largest: list[Flip] = []
+        for model in self.models:
+            largest.extend(self.flips_of(model)[:flips])
+        return json.dumps(to_json(asdict(replace(self, flips=tuple(largest)))), indent=1) + "\n"
 
     def flips_of(self, model: str) -> Sequence[Flip]:
         return [flip for flip in self.flips if flip.model == model]
@@ -184,79 +187,96 @@ class CompareResult:
 
 def sections(result: CompareResult, flips: int = 0) -> list[Section]:
     """What every page shows: a section for each model, all pairs of models, notes, and so many flips of each model."""
-    shown = [_flip(flip) for model in result.models[1:] for flip in result.flips_of(model)[:flips]]
-    rest = [Section("Notes", result.warnings), Section("Items that flipped", folded=tuple(shown))]
-    pairs = _pairs(result) if result.pairs else None
-    return list(nonempty([*(_model(result, model) for model in result.models[1:]), pairs, *rest]))
+    models = result.models[1:]
+    sheet: list[Section | None] = [_model(result, model) for model in models]
+    if result.pairs:
+        sheet.append(_pairs(result))
+    sheet.append(Section("Notes", result.warnings))
+    flipped: list[Section] = []
+    for model in models:
+        flipped.extend(map(_flip, result.flips_of(model)[:flips]))
+    sheet.append(Section("Items that flipped", folded=tuple(flipped)))
+    return list(nonempty(sheet))
 
 
 def _model(result: CompareResult, model: str) -> Section:
     """The verdict on a model, what the comparison can show, and its table without empty columns."""
     rows = result.rows(model)
-    part = result.variance[model]
     lines = [sentence(rows[0]), power_sentence(rows[0])]
-    known = {"items": part.items, "their answers": part.answers, "training runs": part.runs}
-    shares = [
-        f"{100 * v / part.total:.0f} % {name}"
-        for name, v in known.items()
-        if v is not None and part.total
-    ]
+    shares = _variance_shares(result.variance[model])
     if len(shares) > 1:
         lines.append(f"Variance of the difference: {', '.join(shares)}.")
     if result.looks > 1:
         lines.append(
             f"This is look {result.looks} at these items: p-values and intervals are corrected for it."
         )
+
     cells = [_cells(row) for row in rows]
-    shown = [name for name in cells[0] if any(row[name] for row in cells)]
+    columns = [name for name in cells[0] if any(map(itemgetter(name), cells))]
+    header = {"base": result.baseline, "mean": model, "name": ""}
     table = grid(
-        [{"base": result.baseline, "mean": model, "name": ""}.get(name, name) for name in shown],
-        [[row[name] for name in shown] for row in cells],
-        left=[place for place, name in enumerate(shown) if name in ("name", "metric", "verdict")],
+        [header.get(name, name) for name in columns],
+        [list(map(row.__getitem__, columns)) for row in cells],
+        left=[place for place, name in enumerate(columns) if name in ("name", "metric", "verdict")],
         strong=[place for place, row in enumerate(rows) if row.decides],
     )
     return Section(f"{model} minus {result.baseline}", tuple(lines), grids=(table,))
 
 
+def _variance_shares(variance: VarianceParts) -> list[str]:
+    """Shares of the variance of a difference that the logs can tell."""
+    if not variance.total:
+        return []
+    shares = []
+    for name, part in (
+        ("items", variance.items),
+        ("their answers", variance.answers),
+        ("training runs", variance.runs),
+    ):
+        if part is not None:
+            shares.append(f"{100 * part / variance.total:.0f} % {name}")
+    return shares
+
+
 def _pairs(result: CompareResult) -> Section:
-    head = result.verdicts[0]
-
-    def shown(difference: float, low: float, high: float) -> str:
-        return f"{amount(head, difference, True)} [{_limits(head, low, high)}]"
-
+    headline = result.verdicts[0]
     best = f"The best model is among {', '.join(result.best)} (in 95 % of comparisons)."
-    line = f"{best} Row minus column, in {_unit(head)}:"
-    others = result.models[1:]
-    rows = [
-        [one, *(shown(*row[m]) if m in row else "" for m in others)]
-        for one, row in result.pairs.items()
-    ]
-    return Section("All pairs, without correction", (line,), grids=(grid(["", *others], rows),))
+    line = f"{best} Row minus column, in {_unit(headline)}:"
+    columns = result.models[1:]
+    rows = []
+    for model, differences in result.pairs.items():
+        cells = [model]
+        for column in columns:
+            cell = ""
+            if column in differences:
+                difference, low, high = differences[column]
+                cell = f"{amount(headline, difference, True)} [{_limits(headline, low, high)}]"
+            cells.append(cell)
+        rows.append(cells)
+    return Section("All pairs, without correction", (line,), grids=(grid(["", *columns], rows),))
 
 
 def _flip(flip: Flip) -> Section:
+    lines = []
     texts = (("prompt", flip.prompt), ("baseline", flip.base_output), (flip.model, flip.output))
-    lines = [
-        f"{name}: {text[:SHOWN_TEXT_CHARS]}{'...' * (len(text) > SHOWN_TEXT_CHARS)}"
-        for name, text in texts
-        if text
-    ]
-    return Section(
-        f"{flip.model}: {flip.task} {flip.item}: {flip.base:.3g} before, {flip.score:.3g} now",
-        tuple(lines),
-    )
+    for name, text in texts:
+        if text:
+            ellipsis = "..." if len(text) > SHOWN_TEXT_CHARS else ""
+            lines.append(f"{name}: {text[:SHOWN_TEXT_CHARS]}{ellipsis}")
+    title = f"{flip.model}: {flip.task} {flip.item}: {flip.base:.3g} before, {flip.score:.3g} now"
+    return Section(title, tuple(lines))
 
 
 def _cells(row: RowVerdict) -> dict[str, str | TableCell]:
-    plain = (
-        row.metric == "score"
-        or row.name.endswith(f" {row.metric}")
-        or row.kind in ("average", "length", "cut")
-    )
-    metric = "" if plain else row.metric
+    metric = row.metric
+    in_name = metric == "score" or row.name.endswith(f" {metric}")
+    if in_name or row.kind in ("average", "length", "cut"):
+        metric = ""
+    elif metric and not row.higher_is_better:
+        metric = f"{metric} (lower is better)"
     return {
         "name": row.name,
-        "metric": metric if row.higher_is_better or not metric else f"{metric} (lower is better)",
+        "metric": metric,
         "weight": f"{100 * row.weight:.3g} %" if 0 < row.weight < 1 else "",
         "items": f"{row.items:,}",
         "base": amount(row, row.base),
@@ -264,7 +284,7 @@ def _cells(row: RowVerdict) -> dict[str, str | TableCell]:
         "difference": TableCell(amount(row, row.difference, True), _limits(row, row.low, row.high)),
         "p": p_value(row.p_value),
         "margin": amount(row, row.margin),
-        "verdict": row.verdict + (f": {row.reason}" if row.reason else ""),
+        "verdict": f"{row.verdict}: {row.reason}" if row.reason else row.verdict,
     }
 
 
@@ -273,7 +293,8 @@ def amount(row: RowVerdict, value: float | None, sign: bool = False) -> str:
         return ""
     if row.fraction:
         return POINTS.score(value, sign)
-    return minus(f"{value + 0.0:{'+' if sign else ''}.4g}")
+    spec = "+.4g" if sign else ".4g"
+    return minus(format(value + 0.0, spec))  # never -0
 
 
 def _limits(row: RowVerdict, low: float, high: float, middle: str = ", ") -> str:
@@ -294,33 +315,33 @@ def _points(row: RowVerdict, value: float | None, sign: bool = False) -> str:
 def sentence(row: RowVerdict) -> str:
     """The headline in words."""
     margin = _points(row, row.margin)
-    said = {
+    reason = f" ({row.reason})" if row.reason else ""
+    verdicts = {
         "better": f"{row.model} is better than {row.baseline}",
         "much-worse": f"{row.model} is much worse than {row.baseline}, by more than {margin}",
         "worse": f"{row.model} is worse than {row.baseline}",
         "no-worse": f"{row.model} is no worse than {row.baseline}: a loss of {margin} is ruled out",
-    }.get(
-        row.verdict,
-        f"{row.model} against {row.baseline}: undecided"
-        + (f" ({row.reason})" if row.reason else ""),
-    )
-    shown = p_value(row.p_value)
-    equal = "" if shown.startswith("<") else "= "
-    around = f"{confidence(row.level)} interval {_limits(row, row.low, row.high, ' to ')}"
-    return f"{said}. Difference {_points(row, row.difference, True)} ({around}, p {equal}{shown})."
+    }
+    undecided = f"{row.model} against {row.baseline}: undecided{reason}"
+    verdict = verdicts.get(row.verdict, undecided)
+    p = p_value(row.p_value)
+    equals = "" if p.startswith("<") else "= "
+    interval = f"{confidence(row.level)} interval {_limits(row, row.low, row.high, ' to ')}"
+    difference = _points(row, row.difference, True)
+    return f"{verdict}. Difference {difference} ({interval}, p {equals}{p})."
 
 
 def power_sentence(row: RowVerdict) -> str:
     """What this comparison can show."""
-    least = _points(row, row.detectable)
     if row.fraction and row.detectable >= 1:
         return f"{row.items:,} items cannot show any difference with 80 % power."
+    least = _points(row, row.detectable)
+    power = f"A true difference of {least} has 80 % power here"
     if row.margin is None or row.items_needed is None:
-        return f"A true difference of {least} has 80 % power here, and so has a margin of {least} if both are equal."
-    needs = (
-        f"The margin of {_points(row, row.margin)} needs {items_in_words(row.items_needed)} items"
-    )
-    return f"A true difference of {least} has 80 % power here. {needs}; there are {row.items:,}."
+        return f"{power}, and so has a margin of {least} if both are equal."
+    margin = _points(row, row.margin)
+    needed = items_in_words(row.items_needed)
+    return f"{power}. The margin of {margin} needs {needed} items; there are {row.items:,}."
 
 
 def title(result: CompareResult) -> str:
@@ -329,52 +350,54 @@ def title(result: CompareResult) -> str:
 
 def page(result: CompareResult, flips: int = 0) -> str:
     """One HTML file without scripts and without anything from elsewhere."""
-    averaged = ("average", "group", "task")
-    every = [result.rows(model) for model in result.models[1:]]
-    charts = [
-        chart([row for row in rows if row.fraction or row.kind in averaged]) for rows in every
-    ]
-    body = [section_html(section) for section in sections(result, flips)]
-    return document(title(result), [f"<h1>{escape_html(title(result))}</h1>", *charts, *body])
+    body = [f"<h1>{escape_html(title(result))}</h1>"]
+    for model in result.models[1:]:
+        rows = []
+        for row in result.rows(model):
+            if row.fraction or row.kind in ("average", "group", "task"):
+                rows.append(row)
+        body.append(chart(rows))
+    body.extend(map(section_html, sections(result, flips)))
+    return document(title(result), body)
 
 
 def chart(rows: Sequence[RowVerdict]) -> str:
     """Differences with their intervals as SVG, in points; a dashed line is the margin."""
     scale = 100 if rows[0].fraction else 1
-    side = -1 if rows[0].higher_is_better else 1
-    ends = [
-        0.0,
-        *(
-            scale * value
-            for row in rows
-            for value in (row.low, row.high, side * (row.margin or 0.0))
-        ),
-    ]
-    low, high, bottom = min(ends), max(ends), 24 * len(rows)
+    loss = -1 if rows[0].higher_is_better else 1
+    ends = [0.0]
+    for row in rows:
+        margin = loss * (row.margin or 0.0)
+        ends += [scale * row.low, scale * row.high, scale * margin]
+    low = min(ends)
+    high = max(ends)
+    bottom = 24 * len(rows)
 
     def x(value: float) -> str:
         return f"{190 + (value - low) / max(high - low, 1e-6) * 510:.1f}"
 
-    parts = [f'<path d="M{x(0)} 0V{bottom + 4}"/>']
+    marks = [f'<path d="M{x(0)} 0V{bottom + 4}"/>']
     for place, row in enumerate(rows):
         y = 24 * place + 12
-        parts.append(
-            f'<text x="180" y="{y + 4}" text-anchor="end">{escape_html(short(row.name))}</text>'
-        )
-        parts.append(
-            f'<path d="M{x(scale * row.low)} {y}H{x(scale * row.high)}" stroke-width="2"/>'
-        )
-        parts.append(f'<circle cx="{x(scale * row.difference)}" cy="{y}" r="4"/>')
+        name = escape_html(short(row.name))
+        marks.append(f'<text x="180" y="{y + 4}" text-anchor="end">{name}</text>')
+        interval = f"M{x(scale * row.low)} {y}H{x(scale * row.high)}"
+        marks.append(f'<path d="{interval}" stroke-width="2"/>')
+        marks.append(f'<circle cx="{x(scale * row.difference)}" cy="{y}" r="4"/>')
         if row.margin is not None:
-            parts.append(
-                f'<path d="M{x(side * scale * row.margin)} {y - 12}v24" stroke-dasharray="3 3"/>'
-            )
+            tick = f"M{x(loss * scale * row.margin)} {y - 12}v24"
+            marks.append(f'<path d="{tick}" stroke-dasharray="3 3"/>')
     for value in sorted({low, 0.0, high}):
         number = amount(rows[0], value / scale, True)
-        parts.append(f'<text x="{x(value)}" y="{bottom + 20}" text-anchor="middle">{number}</text>')
+        marks.append(f'<text x="{x(value)}" y="{bottom + 20}" text-anchor="middle">{number}</text>')
+    return _figure(rows, bottom + 30, "".join(marks))
+
+
+def _figure(rows: Sequence[RowVerdict], height: int, marks: str) -> str:
+    """These marks of SVG with their caption."""
     dashed = "; dashed: the margin" if any(row.margin is not None for row in rows) else ""
     label = escape_html(f"{rows[0].model} minus {rows[0].baseline}, {_unit(rows[0])}{dashed}")
     style = 'style="max-width:720px" font-size="12" fill="currentColor"'
-    inner = "".join(parts).replace("<path", '<path stroke="currentColor"')
-    svg = f'<svg viewBox="0 0 720 {bottom + 30}" {style} role="img" aria-label="{label}">{inner}</svg>'
+    drawing = marks.replace("<path", '<path stroke="currentColor"')
+    svg = f'<svg viewBox="0 0 720 {height}" {style} role="img" aria-label="{label}">{drawing}</svg>'
     return f"<figure>{svg}<figcaption>{label}</figcaption></figure>"

@@ -3,7 +3,7 @@
 All models meet the same sign patterns of the groups, so the correction for several tests knows how
 their differences hang together.
 
-Shape legend: D sign patterns, H strata, M models.
+Shape legend: D sign patterns, G groups, H strata, I items, M models, R training runs.
 """
 
 from __future__ import annotations
@@ -66,11 +66,7 @@ class JointFlips:
         squared = (pulls[:, :, None] - pulls[:, None, :]) ** 2
         squares = np.stack([squared[stratum == h].sum(axis=0) for h in range(len(sizes))])
 
-        extra = np.zeros((len(models), len(models)))
-        for i, j in combinations(range(len(models)), 2):
-            variance = split_variance(pooled, scores[i], scores[j])
-            extra[i, j] = variance.total - variance.items
-            extra[j, i] = extra[i, j]
+        extra = _run_variances(pooled, scores)
         return cls(sums=sums, squares=squares, sizes=sizes, extra=extra)
 
     def t(self, first: int, second: int) -> FloatArray:
@@ -81,12 +77,22 @@ class JointFlips:
         return t_statistics(difference, squares, self.sizes, least, self.extra[first, second])
 
 
+def _run_variances(pooled: PooledScores, scores: Sequence[FloatArray]) -> FloatArray:
+    """Variance between training runs of every difference, [M, M], by scores [R, I] of each model."""
+    extra = np.zeros((len(scores), len(scores)))
+    for i, j in combinations(range(len(scores)), 2):
+        variance = split_variance(pooled, scores[i], scores[j])
+        extra[i, j] = variance.total - variance.items
+        extra[j, i] = extra[i, j]
+    return extra
+
+
 def step_down(flips: JointFlips, alpha: float) -> list[float]:
     """The number of independent tests whose correction each model but the first needs.
 
     The first is the baseline. This is the max-T step-down over shared sign patterns (Westfall and
     Young 1993): the model with the largest difference is held to the largest of all, the next one
-    to the largest of the rest. From the first that is not shown on, all have the same correction.
+    to the largest of the others. From the first that is not shown on, all have the same correction.
     """
     models = flips.sums.shape[2]
     statistics = np.stack([np.abs(flips.t(model, 0)) for model in range(1, models)])  # [M - 1, D]
@@ -94,12 +100,12 @@ def step_down(flips: JointFlips, alpha: float) -> list[float]:
     needed = np.ones(len(statistics))
     order = np.argsort(-seen, kind="stable")
     for rank, model in enumerate(order):
-        rest = order[rank:]
-        largest = statistics[rest, 1:].max(axis=0)
-        critical = critical_value(largest, alpha, len(rest))
-        tests = equivalent_tests(critical, alpha, len(rest))
+        unsettled = order[rank:]
+        largest = statistics[unsettled, 1:].max(axis=0)
+        critical = critical_value(largest, alpha, len(unsettled))
+        tests = equivalent_tests(critical, alpha, len(unsettled))
         if seen[model] < critical:
-            needed[rest] = tests
+            needed[unsettled] = tests
             break
         needed[model] = tests
     return needed.tolist()
@@ -110,8 +116,12 @@ def best_models(pooled: PooledScores, models: Sequence[str], alpha: float) -> tu
     if not any(has_missing(pooled, model, model) for model in models):
         best = best_set(JointFlips.of(pooled, models), alpha)
         return tuple(models[n] for n in best)
-    favoured = {model: JointFlips.of(pooled, models, favoured=model) for model in models}
-    return tuple(model for n, model in enumerate(models) if n in best_set(favoured[model], alpha))
+    best_names = []
+    for number, model in enumerate(models):
+        flips = JointFlips.of(pooled, models, favoured=model)
+        if number in best_set(flips, alpha):
+            best_names.append(model)
+    return tuple(best_names)
 
 
 def best_set(flips: JointFlips, alpha: float) -> list[int]:
@@ -126,8 +136,8 @@ def best_set(flips: JointFlips, alpha: float) -> list[int]:
         leads = np.stack([flips.t(other, model) for other in models if other != model])
         largest = leads.max(axis=0)
         seen = largest[0]
-        drawn = largest[1:]
-        p_value = (1 + (drawn >= seen - ZERO_DIFFERENCE).sum()) / (1 + len(drawn))
+        as_large = largest[1:] >= seen - ZERO_DIFFERENCE
+        p_value = (1 + as_large.sum()) / (1 + len(as_large))
         if p_value > alpha:
             best.append(model)
     return best

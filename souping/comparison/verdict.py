@@ -65,16 +65,20 @@ class Policy:
 
     def check(self, rows: Collection[str]) -> None:
         """Raises a UserError for a task that is not there."""
-        for name in self.named:
+        for name in sorted(self.named):
             pick(name, rows, "policy: task")
 
     def margin_of(
         self, name: str, base: float, is_mean: bool, averaged: bool = False
     ) -> float | None:
         """The margin in the unit of a row whose baseline has this mean."""
-        one = self.margins.get(name, self.margin if is_mean or averaged else None)
-        unit = abs(base) / 100 if one and one.relative else 0.01 if is_mean else 1.0
-        return one.amount * unit if one else None
+        default = self.margin if is_mean or averaged else None
+        margin = self.margins.get(name, default)
+        if margin is None:
+            return None
+        if margin.relative:
+            return margin.amount * (abs(base) / 100)
+        return margin.amount * (0.01 if is_mean else 1.0)
 
 
 def read_policy(path: Path, margin: Margin | None = None) -> Policy:
@@ -88,35 +92,40 @@ def read_policy(path: Path, margin: Margin | None = None) -> Policy:
     except (ValueError, RecursionError) as error:
         raise UserError(f"{path}: not TOML: {error}") from error
     tasks = table.get("tasks", {})
-    margins = dict[str, Margin]()
     if not isinstance(tasks, dict) or not all(isinstance(task, dict) for task in tasks.values()):
         raise UserError(f"{path}: tasks: each task is a table, [tasks.NAME]")
     for key in table:
         pick(key, ("margin", "tasks"), f"{path}: key")
+
+    margins: dict[str, Margin] = {}
+    critical = set()
     for name, task in tasks.items():
         for key in task:
             pick(key, ("margin", "critical"), f"{path}: tasks.{name}: key")
         if not isinstance(task.get("critical", False), bool):
             raise UserError(f"{path}: tasks.{name}.critical={task['critical']}: true or false")
+        if task.get("critical"):
+            critical.add(name)
         if "margin" in task:
             margins[name] = Margin.of(task["margin"], f"{path}: tasks.{name}.margin")
     if margin is None and "margin" in table:
         margin = Margin.of(table["margin"], f"{path}: margin")
-    critical = frozenset(name for name, task in tasks.items() if task.get("critical"))
-    return Policy(margin=margin, margins=margins, critical=critical)
+    return Policy(margin=margin, margins=margins, critical=frozenset(critical))
 
 
 def holds(word: Word, limits: Limits, margin: float | None) -> bool:
     """Whether an interval of the difference, higher is better, supports a word."""
     low, high = limits
+    if word == "better":
+        return low > 0
     if margin is None:
-        return {"better": low > 0, "worse": high < 0}.get(word, word == "undecided")
-    below = {
+        return high < 0 if word == "worse" else word == "undecided"
+    supported = {
         "much-worse": high < -margin,
         "worse": high < 0 and low <= -margin,
         "no-worse": low > -margin,
     }
-    return {"better": low > 0, **below}.get(word, True)
+    return supported.get(word, True)
 
 
 def verdict_of(
@@ -124,11 +133,16 @@ def verdict_of(
 ) -> tuple[Word, str]:
     """(the first word that holds, why it is undecided). `limits` are the interval as the harness counted, then those
     with the missing answers for and against; a word must hold for whatever lies in any of them."""
-    whole = min(low for low, _ in limits), max(high for _, high in limits)
-    word, counted = (
-        next(w for w in WORDS if w in words and holds(w, one, margin)) for one in (whole, limits[0])
-    )
-    return word, "missing answers" if word == "undecided" != counted else ""
+    lowest = min(low for low, _ in limits)
+    highest = max(high for _, high in limits)
+    word = _first_word((lowest, highest), margin, words)
+    if word == "undecided" and _first_word(limits[0], margin, words) != "undecided":
+        return word, "missing answers"
+    return word, ""
+
+
+def _first_word(limits: Limits, margin: float | None, words: Collection[Word]) -> Word:
+    return next(word for word in WORDS if word in words and holds(word, limits, margin))
 
 
 def decide(
@@ -137,16 +151,16 @@ def decide(
     """The verdict of every deciding row, {name: margin}. `limits` gives the intervals of a row at the level divided by
     a number of tests. As one bad row is enough to fail, `worse` and `much-worse` are held to Holm's levels over the
     rows; the others, all of which must hold, need no correction."""
-    failing = (
-        {word: _step_down(margins, limits, word) for word in FAIL_ON} if len(margins) > 1 else {}
-    )
+    failing: dict[Word, set[str]] = {}
+    if len(margins) > 1:
+        failing = {word: _step_down(margins, limits, word) for word in FAIL_ON}
     verdicts = {}
     for name, margin in margins.items():
         words = [word for word in WORDS if word not in failing or name in failing[word]]
         word, why = verdict_of(limits(name, 1.0), margin, words)
-        alone, _ = verdict_of(limits(name, 1.0), margin)
-        if word == "undecided" and alone in failing:
-            why = f"{alone} alone, but not among {len(margins)} deciding rows (Holm)"
+        uncorrected, _ = verdict_of(limits(name, 1.0), margin)
+        if word == "undecided" and uncorrected in failing:
+            why = f"{uncorrected} alone, but not among {len(margins)} deciding rows (Holm)"
         verdicts[name] = (word, why)
     return verdicts
 
@@ -157,17 +171,16 @@ def _step_down(
     word: Word,
 ) -> set[str]:
     """Rows of which the word holds at Holm's levels."""
-    ends = {
-        name: -(margin or 0.0) if word == "much-worse" else 0.0 for name, margin in margins.items()
-    }
-    shown = set[str]()
-    new = {""}
-    while new:
-        left = [name for name in margins if name not in shown]
-        new = {
-            name
-            for name in left
-            if all(high < ends[name] for _, high in limits(name, float(len(left))))
-        }
-        shown |= new
-    return shown
+    held: set[str] = set()
+    while True:
+        open_rows = [name for name in margins if name not in held]
+        new = set()
+        for name in open_rows:
+            end = 0.0
+            if word == "much-worse":
+                end = -(margins[name] or 0.0)
+            if all(high < end for _, high in limits(name, float(len(open_rows)))):
+                new.add(name)
+        if not new:
+            return held
+        held |= new

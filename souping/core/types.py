@@ -1,7 +1,16 @@
 """Data types that components exchange.
 
-On its way back an answer becomes `Answer` (engine), `Record` (scored), `Response` (block), `ItemScores` (soup),
-`Result` (optimiser), `Trial` (report).
+From an item to a line of the report (down on the left, up on the right):
+
+    optimiser   Cell      weights, items of the fold   Trial       a soup with all of its items: a line of trials.csv
+                  |                                      ^
+    search        |                                    Result      objective and category means, which `tell` gets
+                  v                                      ^
+    evaluation  Request   recipe, items                ItemScores  [I] of one model: a row of the report has their means
+                  v                                      ^
+    worker      Request   what the store lacks of a    Response    records of the block, stored before anything else
+                  |       block of these items           ^
+    engine        +-----> Answer  a text, its end ---> Record      the answer with its score
 
 Standard library and numpy only. Shape legend: M models, C categories, I items, K ingredients.
 """

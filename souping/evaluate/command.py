@@ -23,8 +23,8 @@ from souping.core.text import first_line, listed, safe
 from souping.core.types import Item, Items, Json, JsonObject, Missing, Record, UserError, digest
 from souping.core.unit import POINTS, SCORE_ROUNDING, Unit
 from souping.evaluate.servers.process import ENDED, Process
-from souping.logs import read
 from souping.logs.records import Log, LoggedAnswer, LoggedMetric
+from souping.logs.sources import read
 from souping.logs.tables import is_table
 
 ITEMS_FILE = "items.jsonl"

@@ -36,37 +36,41 @@ def read_bfcl(path: Path, name: str) -> Log:
         raise UserError(
             f"{path}: a BFCL project has result/ and score/, and one alone does not list all items"
         )
-    model = pick_model(
-        results, [folder.name for folder in results.iterdir() if folder.is_dir()], name
-    )
-    tasks = [
-        _task(file, scores / model)
-        for file in sorted((results / model).rglob("BFCL_*_result.json"))
-    ]
+    models = [folder.name for folder in results.iterdir() if folder.is_dir()]
+    model = pick_model(results, models, name)
+    tasks = {}
+    for file in sorted((results / model).rglob("BFCL_*_result.json")):
+        task = _task(file, scores / model)
+        tasks[task.name] = task
     if not tasks:
         raise UserError(f"{results / model}: no BFCL_*_result.json")
-    by_name = {task.name: task for task in tasks}
     return Log(
-        path=results / model, harness="bfcl", model=model, tasks=by_name, asked=tuple(by_name)
+        path=results / model, harness="bfcl", model=model, tasks=tasks, requested=tuple(tasks)
     )
 
 
 def _task(file: Path, scores: Path) -> Task:
-    found = RESULT_FILE.fullmatch(file.name)
-    version, category = found.groups() if found else ("", file.stem)
+    version = ""
+    category = file.stem
+    match = RESULT_FILE.fullmatch(file.name)
+    if match:
+        version, category = match.groups()
     score_file = next(scores.rglob(f"BFCL_{version}_{category}_score.json"), None)
     if score_file is None:
         raise UserError(f"{scores}: no score file of {category}: run bfcl evaluate")
-    head, *failures = rows_of(score_file)
+
+    totals, *failures = rows_of(score_file)
     wrong = {str(row["id"]) for row in failures}
-    answers = [_answer(row, wrong) for row in rows_of(file) if "prereq" not in str(row["id"])]
-    if (total := head.get("total_count")) != len(answers):
+    answers = []
+    for row in rows_of(file):
+        if "prereq" not in str(row["id"]):
+            answers.append(("accuracy", _answer(row, wrong)))
+    count = totals.get("total_count")
+    if count != len(answers):
         raise UserError(
-            f"{score_file}: scores of {shown(str(total))} items, but {file} has {len(answers)}"
+            f"{score_file}: scores of {shown(str(count))} items, but {file} has {len(answers)}"
         )
-    metrics = metrics_of(
-        file, (("accuracy", one) for one in answers), {"accuracy": head.get("accuracy")}
-    )
+    metrics = metrics_of(file, answers, {"accuracy": totals.get("accuracy")})
     return Task(name=category, metrics=metrics, settings={"BFCL version": version})
 
 
@@ -74,18 +78,21 @@ def rows_of(path: Path) -> list[dict[str, Any]]:
     """The lines of a result or score file.
 
     Raises:
-        UserError: there is none, or one has no id.
+        UserError: there are none, or one has no id.
     """
     with regular(path).open(encoding="utf-8", errors="replace") as lines:
         rows = list(json_lines(path, lines))
-    if not rows or any("id" not in row for row in rows[path.name.endswith("_score.json") :]):
+    # A score file begins with its totals.
+    answers = rows[1:] if path.name.endswith("_score.json") else rows
+    if not rows or any("id" not in row for row in answers):
         raise UserError(f"{path}: not a file of bfcl-eval: a line without an id")
     return rows
 
 
 def _answer(row: LogRow, wrong: set[str]) -> LoggedAnswer:
-    output = row.get("result", "")
-    text = output if isinstance(output, str) else json.dumps(output, ensure_ascii=False)
+    text = row.get("result", "")
+    if not isinstance(text, str):
+        text = json.dumps(text, ensure_ascii=False)
     tokens = counts(row.get("output_token_count"))
     return LoggedAnswer(
         item=str(row["id"]),
@@ -99,6 +106,10 @@ def _answer(row: LogRow, wrong: set[str]) -> LoggedAnswer:
 
 def counts(value: Json) -> list[float]:
     """Counts of tokens: one, or those of each step of each turn."""
+    if isinstance(value, int | float):
+        return [value]
+    flat: list[float] = []
     if isinstance(value, list):
-        return [count for inner in value for count in counts(inner)]
-    return [value] if isinstance(value, int | float) else []
+        for inner in value:
+            flat.extend(counts(inner))
+    return flat

@@ -36,30 +36,24 @@ def read_inspect(path: Path, name: str, group: str) -> Log:
         raise UserError(
             f"{path}: inspect_ai's logs are read by its own package", fix=install("inspect")
         ) from None
-    files = (
-        [path]
-        if path.is_file()
-        else sorted(file for file in path.iterdir() if file.is_file() and is_inspect(file))
-    )
-    headers = [
-        (str(file), _by_inspect(partial(read_eval_log, header_only=True), str(file)))
-        for file in files
-    ]
-    model = pick_model(path, sorted({header.eval.model for _, header in headers}), name)
-    own = [(file, header) for file, header in headers if header.eval.model == model]
-    newest = {
-        header.eval.task: (file, header)
-        for file, header in sorted(own, key=lambda pair: pair[1].eval.created)
-    }
-    notes = (
-        [f"{path}: of {len(own)} logs the newest of each task was read"]
-        if len(newest) < len(own)
-        else []
-    )
-    for file, head in newest.values():
-        if head.status != "success":
+    files = [path]
+    if not path.is_file():
+        files = sorted(file for file in path.iterdir() if file.is_file() and is_inspect(file))
+    read_header = partial(read_eval_log, header_only=True)
+    headers = {str(file): _by_inspect(read_header, str(file)) for file in files}
+    models = {header.eval.model for header in headers.values()}
+    model = pick_model(path, sorted(models), name)
+
+    model_logs = [pair for pair in headers.items() if pair[1].eval.model == model]
+    model_logs.sort(key=lambda pair: pair[1].eval.created)
+    newest = {header.eval.task: (file, header) for file, header in model_logs}
+    notes = []
+    if len(newest) < len(model_logs):
+        notes.append(f"{path}: of {len(model_logs)} logs the newest of each task was read")
+    for file, header in newest.values():
+        if header.status != "success":
             raise UserError(
-                f"{file}: status is {head.status}, not success: finish it with inspect eval-retry"
+                f"{file}: status is {header.status}, not success: finish it with inspect eval-retry"
             )
     tasks = {task: _task(file, header, group) for task, (file, header) in newest.items()}
     return Log(
@@ -67,7 +61,7 @@ def read_inspect(path: Path, name: str, group: str) -> Log:
         harness="inspect_ai",
         model=model,
         tasks=tasks,
-        asked=tuple(tasks),
+        requested=tuple(tasks),
         notes=tuple(notes),
     )
 
@@ -83,19 +77,21 @@ def _by_inspect(read: Callable[[str], T], file: str) -> T:
 
 
 def _task(file: str, header: EvalLog, group: str) -> Task:
-    own = header.eval
-    scorers = {scorer.name: scorer.options for scorer in own.scorers or ()}
+    spec = header.eval
+    scorers = {scorer.name: scorer.options for scorer in spec.scorers or ()}
     metrics = metrics_of(Path(file), _answers(file, list(scorers), group))
     if not metrics:
         raise UserError(f"{file}: no samples")
+    judges = {role: config.model for role, config in (spec.model_roles or {}).items()}
     settings = {
-        "task version": str(own.task_version),
-        "epochs reducer": ", ".join(own.config.epochs_reducer or ["mean"]),
-        "judge": _options({role: config.model for role, config in (own.model_roles or {}).items()}),
-        "task arguments": _options(own.task_args),
-        **{f"scorer {name}": _options(options) for name, options in scorers.items()},
+        "task version": str(spec.task_version),
+        "epochs reducer": ", ".join(spec.config.epochs_reducer or ["mean"]),
+        "judge": _options(judges),
+        "task arguments": _options(spec.task_args),
     }
-    return Task(name=own.task, metrics=metrics, settings=settings)
+    for name, options in scorers.items():
+        settings[f"scorer {name}"] = _options(options)
+    return Task(name=spec.task, metrics=metrics, settings=settings)
 
 
 def _options(options: Json) -> str:
@@ -111,40 +107,39 @@ def _answers(file: str, scorers: list[str], group: str) -> Iterator[tuple[str, L
     samples = _by_inspect(read_eval_log_sample_summaries, file)
     # summaries do not say whether an answer stopped at max_tokens
     limited = any(sample.limit for sample in samples)
+    unscored: list[tuple[str, Json, str]] = [(name, None, "") for name in scorers]
     for sample in samples:
-        scores = sample.scores or {}
-        text = (
-            sample.input
-            if isinstance(sample.input, str)
-            else _options([m.text for m in sample.input])
-        )
+        text = sample.input
+        if not isinstance(text, str):
+            text = _options([message.text for message in text])
         tokens = [usage.output_tokens for usage in sample.model_usage.values()]
-        for name, value, output in (
-            _values(scores) if scores else ((name, None, "") for name in scorers)
-        ):
-            try:
-                score = math.nan if value is None else as_number(value)
-            except OverflowError:
-                score = math.inf
-            yield (
-                name,
-                LoggedAnswer(
-                    item=f"{sample.id} {sha256(text.encode()).hexdigest()[:16]}",
-                    score=score,
-                    group=str(sample.metadata.get(group, "")) if group else "",
-                    replicate=sample.epoch - 1,
-                    missing=math.isnan(score) or bool(sample.error),
-                    cut=bool(sample.limit) if limited else None,
-                    tokens=sum(tokens) if tokens else None,
-                    prompt=text,
-                    output=output,
-                ),
+        for name, value, output in _values(sample.scores) if sample.scores else unscored:
+            score = math.nan
+            if value is not None:
+                try:
+                    score = as_number(value)
+                except OverflowError:
+                    score = math.inf
+            answer = LoggedAnswer(
+                item=f"{sample.id} {sha256(text.encode()).hexdigest()[:16]}",
+                score=score,
+                group=str(sample.metadata.get(group, "")) if group else "",
+                replicate=sample.epoch - 1,
+                missing=math.isnan(score) or bool(sample.error),
+                cut=bool(sample.limit) if limited else None,
+                tokens=sum(tokens) if tokens else None,
+                prompt=text,
+                output=output,
             )
+            yield name, answer
 
 
 def _values(scores: Mapping[str, Score]) -> Iterator[tuple[str, Json, str]]:
     """(metric, value, answer); a score with several values is several metrics."""
     for name, score in scores.items():
-        values = score.value if isinstance(score.value, dict) else {"": score.value}
-        for key, value in values.items():
-            yield f"{name}/{key}" if key else name, value, score.answer or ""
+        answer = score.answer or ""
+        if not isinstance(score.value, dict):
+            yield name, score.value, answer
+            continue
+        for key, value in score.value.items():
+            yield f"{name}/{key}" if key else name, value, answer

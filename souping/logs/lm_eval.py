@@ -29,14 +29,14 @@ def results_of(path: Path, name: str = "") -> list[Path]:
     """The results files of one model at a path, oldest first: a file, a folder, or the only folder below with some."""
     if path.is_file():
         return [path]
-    if own := sorted(path.glob(RESULTS)):
-        return own
-    models = {
-        folder.name: folder
-        for folder in path.iterdir()
-        if folder.is_dir() and any(folder.glob(RESULTS))
-    }
-    return sorted(models[pick_model(path, list(models), name)].glob(RESULTS)) if models else []
+    files = sorted(path.glob(RESULTS))
+    if files:
+        return files
+    folders = [folder for folder in path.iterdir() if folder.is_dir()]
+    models = [folder.name for folder in folders if any(folder.glob(RESULTS))]
+    if not models:
+        return []
+    return sorted((path / pick_model(path, models, name)).glob(RESULTS))
 
 
 def read_lm_eval(path: Path, name: str, group: str) -> Log:
@@ -46,27 +46,35 @@ def read_lm_eval(path: Path, name: str, group: str) -> Log:
     tasks = {task: _task(newest, table, task, group) for task in part(table, "configs")}
     if not tasks or not part(table, "results"):
         raise UserError(f"{newest}: no results of lm_eval's tasks")
+    notes = []
+    if older:
+        notes.append(
+            f"{newest.name} is the newest of {len(older) + 1} results files in {newest.parent}: only it was read"
+        )
     groups = _groups(newest, table)
-    below = part(table, "group_subtasks")
-    members = {member for name in below for member in texts(below, name)}
-    note = f"{newest.name} is the newest of {len(older) + 1} results files in {newest.parent}: only it was read"
+    members: set[str] = set()
+    subtasks = part(table, "group_subtasks")
+    for group_name in subtasks:
+        members.update(texts(subtasks, group_name))
     return Log(
         path=newest,
         harness="lm_eval",
         model=str(table.get("model_name") or part(table, "config").get("model_args")),
         tasks=tasks,
         groups=groups,
-        asked=tuple(name for name in (*groups, *tasks) if name not in members),
-        notes=(note,) if older else (),
+        requested=tuple(name for name in (*groups, *tasks) if name not in members),
+        notes=tuple(notes),
     )
 
 
 def samples_of(path: Path) -> Iterator[tuple[str, LogRow]]:
     """(task, sample) of the newest results of one model."""
-    if not (found := results_of(path)):
+    results = results_of(path)
+    if not results:
         raise UserError(f"{path}: no {RESULTS} of lm_eval")
-    for task in part(read_object(found[-1]), "configs"):
-        file = _samples(found[-1], task)
+    newest = results[-1]
+    for task in part(read_object(newest), "configs"):
+        file = _samples(newest, task)
         with file.open(encoding="utf-8", errors="replace") as lines:
             for sample in json_lines(file, lines):
                 yield task, sample
@@ -87,8 +95,8 @@ def _samples(results: Path, task: str) -> Path:
 
 def _groups(path: Path, table: LogRow) -> dict[str, Group]:
     """Groups of leaf tasks: lm_eval aggregates over those, whatever groups are between."""
-    below = part(table, "group_subtasks")
-    leaves_of = dict[str, dict[str, None]]()
+    subtasks = part(table, "group_subtasks")
+    leaves_of: dict[str, dict[str, None]] = {}
 
     def leaves(name: str, depth: int) -> dict[str, None]:
         if depth > MAX_DEPTH:
@@ -97,38 +105,50 @@ def _groups(path: Path, table: LogRow) -> dict[str, Group]:
                 f"{MAX_DEPTH} groups: run lm_eval again"
             )
         if name not in leaves_of:
-            known = dict[str, None]()
-            for inner in texts(below, name):
-                known |= leaves(inner, depth + 1)
-            leaves_of[name] = known or {name: None}
+            below: dict[str, None] = {}
+            for subtask in texts(subtasks, name):
+                below |= leaves(subtask, depth + 1)
+            leaves_of[name] = below or {name: None}
         return leaves_of[name]
 
-    found = {}
-    for name in (name for name in below if texts(below, name)):
+    groups = {}
+    for name in subtasks:
+        if not texts(subtasks, name):
+            continue
         members = tuple(leaf for leaf in leaves(name, 0) if leaf in table["configs"])
-        by_size = _by_size(path, table, name, members)
-        found[name] = Group(name=name, members=members, weight_by_size=by_size)
-    return found
+        by_size = _weight_by_size(path, table, name, members)
+        groups[name] = Group(name=name, members=members, weight_by_size=by_size)
+    return groups
 
 
-def _by_size(path: Path, table: LogRow, name: str, members: Names) -> bool | None:
-    """Whether a group's figure is the mean over items rather than over tasks, which lm_eval does not write down. None
-    if both are the same."""
-    results = part(table, "results")
-    for key, mean in part(results, name).items():
-        found = ((task, number(part(results, task).get(key))) for task in members)
-        rows = {
-            task: value
-            for task, value in found
-            if value is not None and abs(value) <= LARGEST_FIGURE
-        }
-        if "," in key and "_stderr," not in key and isinstance(mean, float) and rows:
-            values = list(rows.values())
-            weighted = np.average(values, weights=[_size(path, table, task) or 1 for task in rows])
-            # false of a figure that is not a number, too
-            if abs(weighted - np.mean(values)) > 1e-9:
-                return bool(abs(weighted - mean) <= abs(np.mean(values) - mean))
+def _weight_by_size(path: Path, table: LogRow, name: str, members: Names) -> bool | None:
+    """Whether a group's figure is the mean over items rather than over tasks, which lm_eval does not write down.
+
+    The first metric tells of which the two means differ; None if there is none.
+    """
+    for key, figure in part(part(table, "results"), name).items():
+        if "," not in key or "_stderr," in key or not isinstance(figure, float):
+            continue
+        values = _task_figures(table, key, members)
+        if not values:
+            continue
+        sizes = [_size(path, table, task) or 1 for task in values]
+        over_items = np.average(list(values.values()), weights=sizes)
+        over_tasks = np.mean(list(values.values()))
+        # false of a figure that is not a number, too
+        if abs(over_items - over_tasks) > 1e-9:
+            return bool(abs(over_items - figure) <= abs(over_tasks - figure))
     return None
+
+
+def _task_figures(table: LogRow, key: str, tasks: Names) -> dict[str, float]:
+    """{task: its figure of a metric} where that can be a mean."""
+    figures = {}
+    for task in tasks:
+        figure = number(part(part(table, "results"), task).get(key))
+        if figure is not None and abs(figure) <= LARGEST_FIGURE:
+            figures[task] = figure
+    return figures
 
 
 def _size(path: Path, table: LogRow, task: str) -> float:
@@ -145,67 +165,85 @@ def _size(path: Path, table: LogRow, task: str) -> float:
 
 def _task(results: Path, table: LogRow, task: str, group: str) -> Task:
     path = _samples(results, task)
-    higher, figures = (part(part(table, key), task) for key in ("higher_is_better", "results"))
+    directions = part(part(table, "higher_is_better"), task)
+    figures = part(part(table, "results"), task)
     with path.open(encoding="utf-8", errors="replace") as lines:
-        answers = list(_answers(path, json_lines(path, lines), list(higher), group))
+        answers = list(_answers(path, json_lines(path, lines), list(directions), group))
     items = {answer.item for _, answer in answers}
     if not items:
         raise UserError(f"{path}: no samples: run lm_eval again")
-    names = dict.fromkeys(name for name, _ in answers)
-    reported = {name: figures.get(name if "," in name else f"{name},none") for name in names}
-    lower = [name for name in names if higher.get(name.partition(",")[0]) is False]
-    keys = {"task version": "versions", "number of shots": "n-shot"}
-    settings = {name: str(part(table, key).get(task)) for name, key in keys.items()}
+
+    # Names are `metric,filter`, or `metric` without a filter; the harness then calls the filter `none`.
+    reported = {}
+    lower = set()
+    for name in dict.fromkeys(name for name, _ in answers):
+        reported[name] = figures.get(name if "," in name else f"{name},none")
+        if directions.get(name.partition(",")[0]) is False:
+            lower.add(name)
     metrics = metrics_of(path, answers, reported, lower)
     size = _size(results, table, task)
     if len(items) < size and not any(metric.is_mean for metric in metrics.values()):
         raise UserError(f"{path}: {len(items)} of {size:,.0f} samples: the file is cut off")
+    settings = {
+        "task version": str(part(table, "versions").get(task)),
+        "number of shots": str(part(table, "n-shot").get(task)),
+    }
     return Task(name=task, metrics=metrics, settings=settings)
 
 
 def _answers(
     path: Path, samples: Iterator[LogRow], names: list[str], group: str
 ) -> Iterator[tuple[str, LoggedAnswer]]:
-    """(`metric,filter`, or `metric` without a filter; answer) of every sample."""
+    """(metric, answer) of every sample; `names` are the metrics of samples that do not list theirs."""
     for sample in samples:
         try:
-            doc_hash = sample.get("doc_hash", "")[:16]
-            prompt, output = _texts(sample)
-            text = sample["resps"][0][0]
-            of_doc = str(sample["doc"][group]) if group else doc_hash
-            for name in sample.get("metrics", names):
-                score = sample.get(name)
-                if isinstance(score, int | float):
-                    # beyond what a mean can be it does not matter how large it is
-                    score = float(max(-2 * LARGEST_FIGURE, min(score, 2 * LARGEST_FIGURE)))
-                yield (
-                    f"{name},{sample.get('filter', 'none')}".removesuffix(",none"),
-                    LoggedAnswer(
-                        item=f"{sample['doc_id']} {doc_hash}".rstrip(),
-                        score=score if isinstance(score, float) else np.nan,
-                        group=of_doc,
-                        missing=text is None,
-                        characters=len(text) if isinstance(text, str) else None,
-                        prompt_hash=sample.get("prompt_hash", ""),
-                        prompt=prompt,
-                        output=output,
-                    ),
-                )
+            yield from _sample_answers(sample, names, group)
         except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:
-            what = (
-                f"lacks {error}" if isinstance(error, KeyError) else "is damaged: run lm_eval again"
-            )
+            fault = "is damaged: run lm_eval again"
+            if isinstance(error, KeyError):
+                fault = f"lacks {error}"
             raise UserError(
-                f"{path}: not samples of lm_eval: item {sample.get('doc_id')} {what}"
+                f"{path}: not samples of lm_eval: item {sample.get('doc_id')} {fault}"
             ) from error
+
+
+def _sample_answers(
+    sample: LogRow, names: list[str], group: str
+) -> Iterator[tuple[str, LoggedAnswer]]:
+    doc_hash = sample.get("doc_hash", "")[:16]
+    prompt, output = _texts(sample)
+    response = sample["resps"][0][0]
+    doc_group = doc_hash
+    if group:
+        doc_group = str(sample["doc"][group])
+    for name in sample.get("metrics", names):
+        score = np.nan
+        value = sample.get(name)
+        if isinstance(value, int | float):
+            # beyond what a mean can be it does not matter how large it is
+            score = float(max(-2 * LARGEST_FIGURE, min(value, 2 * LARGEST_FIGURE)))
+        answer = LoggedAnswer(
+            item=f"{sample['doc_id']} {doc_hash}".rstrip(),
+            score=score,
+            group=doc_group,
+            missing=response is None,
+            characters=len(response) if isinstance(response, str) else None,
+            prompt_hash=sample.get("prompt_hash", ""),
+            prompt=prompt,
+            output=output,
+        )
+        yield f"{name},{sample.get('filter', 'none')}".removesuffix(",none"), answer
 
 
 def _texts(sample: LogRow) -> tuple[str, str]:
     """Prompt and answer; of a choice the likeliest continuation."""
     requests = [list(request.values()) for request in sample["arguments"].values()]
     prompt = str(requests[0][0])
-    first = sample["resps"][0][0]
-    if not isinstance(first, list) or len(first) < 2:
-        return prompt, first if isinstance(first, str) else ""
-    likelihoods = [float(answers[0][0]) for answers in sample["resps"]]
-    return prompt, str(requests[likelihoods.index(max(likelihoods))][1])
+    response = sample["resps"][0][0]
+    if isinstance(response, str):
+        return prompt, response
+    if not isinstance(response, list) or len(response) < 2:
+        return prompt, ""
+    likelihoods = [float(responses[0][0]) for responses in sample["resps"]]
+    likeliest = likelihoods.index(max(likelihoods))
+    return prompt, str(requests[likeliest][1])

@@ -65,7 +65,7 @@ class Matched:
     models: Names
     metrics: Mapping[str, tuple[MatchedMetric, ...]]  # of a task; the first one stands for it
     groups: Mapping[str, Group]  # those whose members are all here
-    asked: Names  # tasks and groups whose mean is the headline
+    requested: Names  # tasks and groups whose mean is the headline
     notes: tuple[str, ...] = ()  # for the reader: what was left out, how the prompts differ
 
 
@@ -91,13 +91,15 @@ def matched(logs: Mapping[str, Sequence[Log]], *, same_prompts: bool = False) ->
             judge; no item in common; one log under two names; no score; with `same_prompts` also
             prompts that differ.
     """
-    named_logs = [(name, log) for name, runs in logs.items() for log in runs]
+    named_logs: list[NamedLog] = []
+    for name, runs in logs.items():
+        named_logs.extend((name, log) for log in runs)
     _check_sources(named_logs)
     tasks = _common_tasks(named_logs)
     metrics = {task: _match_task(task, named_logs) for task in tasks}
     groups = _common_groups(named_logs, tasks)
     _, first = named_logs[0]
-    asked = [name for name in first.asked if name in metrics or name in groups]
+    requested = [name for name in first.requested if name in metrics or name in groups]
 
     notes: list[str] = []
     for _, log in named_logs:
@@ -109,7 +111,7 @@ def matched(logs: Mapping[str, Sequence[Log]], *, same_prompts: bool = False) ->
         models=tuple(logs),
         metrics=metrics,
         groups=groups,
-        asked=tuple(asked or tasks),
+        requested=tuple(requested or tasks),
         notes=tuple(notes),
     )
 
@@ -143,7 +145,10 @@ def _kind(log: Log) -> str:
 def _common_tasks(named_logs: Sequence[NamedLog]) -> list[str]:
     """Tasks that every log has, in the order of the first."""
     _, first = named_logs[0]
-    tasks = [task for task in first.tasks if all(task in log.tasks for _, log in named_logs)]
+    tasks = []
+    for task in first.tasks:
+        if all(task in log.tasks for _, log in named_logs):
+            tasks.append(task)
     if not tasks:
         has = "; ".join(f"{name} has {listed(log.tasks, 4)}" for name, log in named_logs)
         raise UserError(f"no task in common: {has}")
@@ -180,19 +185,20 @@ def _match_task(task: str, named_logs: Sequence[NamedLog]) -> tuple[MatchedMetri
     named_tasks = [(name, log.tasks[task]) for name, log in named_logs]
     first_name, first = named_tasks[0]
     headline = next(iter(first.metrics))
-    metrics = [
-        metric for metric in first.metrics if all(metric in each.metrics for _, each in named_tasks)
-    ]
+    metrics = []
+    for metric in first.metrics:
+        if all(metric in other.metrics for _, other in named_tasks):
+            metrics.append(metric)
     first_traits = _traits(first, headline, metrics)
     for name, other in named_tasks[1:]:
         traits = _traits(other, headline, metrics)
         for key in {**first_traits, **traits}:
-            here = first_traits.get(key, "none")
-            there = traits.get(key, "none")
+            first_trait = first_traits.get(key, "none")
+            trait = traits.get(key, "none")
             # an empty one is not known
-            if here != there and here and there:
+            if first_trait != trait and first_trait and trait:
                 raise UserError(
-                    f"{task}: the {key} is {here} in {first_name} and {there} in {name}: "
+                    f"{task}: the {key} is {first_trait} in {first_name} and {trait} in {name}: "
                     "these scores do not compare"
                 )
     return tuple(_match_metric(task, metric, named_logs) for metric in metrics)
@@ -228,13 +234,13 @@ def _match_metric(task: str, metric: str, named_logs: Sequence[NamedLog]) -> Mat
     runs_of: dict[str, list[LoggedMetric]] = {}
     for model, log in named_logs:
         runs_of.setdefault(model, []).append(log.tasks[task].metrics[metric])
-    every_run = list(chain.from_iterable(runs_of.values()))
-    items = _common_items(every_run)
+    all_runs = list(chain.from_iterable(runs_of.values()))
+    items = _common_items(all_runs)
     if not items:
         models = dict.fromkeys(name for name, _ in named_logs)
         raise UserError(f"{task}: no item in common (by id and content): {listed(models)}")
-    is_mean = all(run.is_mean for run in every_run)
-    group_of = _item_groups(every_run)
+    is_mean = all(run.is_mean for run in all_runs)
+    group_of = _item_groups(all_runs)
 
     values: dict[Field, dict[str, FloatArray]] = {field: {} for field in FIELDS}
     reported: dict[str, tuple[float | None, ...]] = {}
@@ -249,9 +255,9 @@ def _match_metric(task: str, metric: str, named_logs: Sequence[NamedLog]) -> Mat
     return MatchedMetric(
         task=task,
         metric=metric,
-        higher_is_better=every_run[0].higher_is_better,
+        higher_is_better=all_runs[0].higher_is_better,
         is_mean=is_mean,
-        unit=every_run[0].unit,
+        unit=all_runs[0].unit,
         items=tuple(items),
         groups=tuple(group_of.get(item, "") for item in items),
         values=values,
@@ -309,8 +315,10 @@ def _answer_array(items: Sequence[str], runs: Sequence[LoggedMetric]) -> FloatAr
 
 def _tasks_left_out(named_logs: Sequence[NamedLog], tasks: Sequence[str]) -> Iterator[str]:
     """Tasks that some logs lack."""
-    every_task = {task for _, log in named_logs for task in log.tasks}
-    missing = sorted(every_task - set(tasks))
+    all_tasks: set[str] = set()
+    for _, log in named_logs:
+        all_tasks.update(log.tasks)
+    missing = sorted(all_tasks - set(tasks))
     if missing:
         yield f"left out, as not every log has them: {listed(missing)}"
 
@@ -324,7 +332,9 @@ def _items_left_out(
         for _, log in named_logs:
             for metric in log.tasks[task].metrics.values():
                 requested.update(answer.item for answer in metric.answers)
-        common = {item for metric in task_metrics for item in metric.items}
+        common: set[str] = set()
+        for task_metric in task_metrics:
+            common.update(task_metric.items)
         missing = len(requested) - len(common)
         if missing:
             yield (

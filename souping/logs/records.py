@@ -60,7 +60,7 @@ class LoggedMetric:
     # the harness's figure is a mean of scores within 0..1; else a row that is never averaged with others
     is_mean: bool
     answers: tuple[LoggedAnswer, ...]
-    unit: str = ""  # of a mean of scores that are no fractions: tasks of one unit are averaged
+    unit: str = ""  # of a mean of scores that are not fractions: tasks of one unit are averaged
     reported: float | None = None  # the harness's own figure, where it is in the log
 
 
@@ -88,7 +88,7 @@ class Group:
 class Log:
     """One evaluation of one model (one training run): its tasks and groups by name.
 
-    `asked` holds the tasks and groups that the harness's command line named: the mean over them is the headline.
+    `requested` holds the tasks and groups that the harness's command line named: the mean over them is the headline.
     """
 
     path: Path
@@ -96,7 +96,7 @@ class Log:
     model: str
     tasks: Mapping[str, Task]
     groups: Mapping[str, Group] = field(default_factory=dict)
-    asked: Names = ()
+    requested: Names = ()
     notes: tuple[str, ...] = ()  # sentences for the reader: which of several files was read
 
 
@@ -109,7 +109,7 @@ def json_lines(
     constant: Callable[[str], Any] | None = None,
     pairs: Callable[[list[tuple[str, Any]]], Any] | None = None,
 ) -> Iterator[dict[str, Any]]:
-    """The objects of a JSONL file's lines (UserError with the line's number if one is none).
+    """The objects of a JSONL file's lines (UserError with its number for a line that is not one).
 
     `constant` makes a value of NaN and Infinity, `pairs` one of the keys and values of an object.
     """
@@ -119,7 +119,10 @@ def json_lines(
         try:
             value = json.loads(line, parse_constant=constant, object_pairs_hook=pairs)
         except (ValueError, RecursionError) as error:
-            what = "" if type(error) is ValueError else "not JSON, or cut off: "
+            # a ValueError of `pairs` or `constant` says what is wrong
+            what = ""
+            if type(error) is not ValueError:
+                what = "not JSON, or cut off: "
             raise UserError(f"{path}:{place}: {what}{first_line(error)}") from error
         if not isinstance(value, dict):
             raise UserError(f"{path}:{place}: not a JSON object")
@@ -142,11 +145,9 @@ def pick_model(path: Path, names: Sequence[str], name: str) -> str:
         return name
     if len(names) == 1 and not name:
         return names[0]
-    what = (
-        f"has no answers of {name}"
-        if name
-        else "has answers of several models: name one as PATH:MODEL"
-    )
+    what = "has answers of several models: name one as PATH:MODEL"
+    if name:
+        what = f"has no answers of {name}"
     raise UserError(f"{path}: {what} ({listed(sorted(names))})")
 
 
@@ -164,43 +165,51 @@ def metrics_of(
     Raises:
         UserError: an item has two scores.
     """
-    found = dict[str, list[LoggedAnswer]]()
+    answers_of: dict[str, list[LoggedAnswer]] = {}
     for name, answer in answers:
-        found.setdefault(name, []).append(answer)
-    metrics = {
-        name: _metric(path, name, own, reported.get(name), name not in lower)
-        for name, own in found.items()
-    }
-    return dict(sorted(metrics.items(), key=lambda pair: not pair[1].is_mean))
+        answers_of.setdefault(name, []).append(answer)
+    metrics = []
+    for name, metric_answers in answers_of.items():
+        higher_is_better = name not in lower
+        metrics.append(_metric(path, name, metric_answers, reported.get(name), higher_is_better))
+    metrics.sort(key=lambda metric: not metric.is_mean)
+    return {metric.name: metric for metric in metrics}
 
 
 def _metric(
-    path: Path, name: str, answers: list[LoggedAnswer], reported: Json, higher: bool
+    path: Path, name: str, answers: list[LoggedAnswer], reported: Json, higher_is_better: bool
 ) -> LoggedMetric:
-    ((item, _), count), *_ = Counter(
-        (answer.item, answer.replicate) for answer in answers
-    ).most_common(1)
-    if count > 1:
-        raise UserError(
-            f"{path}: item {item} has two scores of {name}: remove one, or number them as replicates"
-        )
-    for answer in answers:
-        if answer.tokens is not None and not 0 <= answer.tokens <= LARGEST_FIGURE:
-            tokens = shown(str(answer.tokens))
-            raise UserError(f"{path}: item {answer.item}: tokens={tokens} is not a count")
+    _check_answers(path, name, answers)
     scores = np.array([answer.score for answer in answers])
-    counted = scores[~np.isnan(scores)]
-    mean = counted.mean() if counted.size and np.abs(counted).max() <= LARGEST_FIGURE else np.nan
-    is_mean = bool(counted.size and counted.min() >= 0 and counted.max() <= 1)
+    scores = scores[~np.isnan(scores)]
+    is_mean = bool(scores.size and scores.min() >= 0 and scores.max() <= 1)
+    mean = np.nan
+    if scores.size and np.abs(scores).max() <= LARGEST_FIGURE:
+        mean = scores.mean()
+
     figure = number(reported)
-    reached = figure is not None and np.isclose(mean, figure, rtol=1e-6, atol=1e-6)
-    if (reported is not None and not reached) or (counted.size and np.isnan(mean)):
+    agrees = figure is not None and np.isclose(mean, figure, rtol=1e-6, atol=1e-6)
+    if (reported is not None and not agrees) or (scores.size and np.isnan(mean)):
         is_mean = False
         answers = [replace(answer, score=np.nan) for answer in answers]
     return LoggedMetric(
         name=name,
-        higher_is_better=higher,
+        higher_is_better=higher_is_better,
         is_mean=is_mean,
         answers=tuple(answers),
         reported=figure,
     )
+
+
+def _check_answers(path: Path, name: str, answers: Sequence[LoggedAnswer]) -> None:
+    """Refuse two scores of an item, and numbers of tokens that are not counts."""
+    scored = Counter((answer.item, answer.replicate) for answer in answers)
+    for (item, _), count in scored.most_common(1):
+        if count > 1:
+            raise UserError(
+                f"{path}: item {item} has two scores of {name}: remove one, or number them as replicates"
+            )
+    for answer in answers:
+        if answer.tokens is not None and not 0 <= answer.tokens <= LARGEST_FIGURE:
+            tokens = shown(str(answer.tokens))
+            raise UserError(f"{path}: item {answer.item}: tokens={tokens} is not a count")

@@ -11,8 +11,8 @@ import numpy as np
 from souping.core.fields import component, pick
 from souping.core.protocols import ScoreSource
 from souping.core.types import FloatArray, Item, ItemScores, ScoreMatrix, UserError
-from souping.logs import read
 from souping.logs.match import matched
+from souping.logs.sources import read
 
 
 @component
@@ -30,31 +30,31 @@ class LogScores(ScoreSource):
 
     @cached_property
     def _scores(self) -> ScoreMatrix:
-        found = matched(
-            {name: read(path, group=self.group or "") for name, path in self.path.items()}
-        )
-        metrics = [metrics[0] for metrics in found.metrics.values() if metrics[0].is_mean]
+        logs = {name: read(path, group=self.group or "") for name, path in self.path.items()}
+        common = matched(logs)
+        metrics = [metrics[0] for metrics in common.metrics.values() if metrics[0].is_mean]
         if not metrics:
             raise UserError("scores.path: no task in common whose score is a mean over items")
-        items = list[Item]()
-        columns = list[FloatArray]()
+        items: list[Item] = []
+        columns: list[FloatArray] = []
         for metric in metrics:
-            values = np.array([metric.item_means(name) for name in found.models])
-            values = values if metric.higher_is_better else 1 - values
-            kept = np.flatnonzero(np.isfinite(values).all(axis=0))
-            if not kept.size:
+            values = np.array([metric.item_means(name) for name in common.models])
+            if not metric.higher_is_better:
+                values = 1 - values
+            scored = np.flatnonzero(np.isfinite(values).all(axis=0))
+            if not scored.size:
                 raise UserError(f"scores.path: no item of {metric.task} was scored for every model")
-            columns.append(values[:, kept])
-            for place in kept:
+            columns.append(values[:, scored])
+            for place in scored:
                 name = f"{metric.task}/{metric.items[place]}"
                 group = metric.groups[place] or name
                 items.append(
                     Item(id=name, category=metric.task, prompt="", answer=None, group=group)
                 )
-        rows = zip(found.models, np.hstack(columns), strict=True)
-        return ScoreMatrix.from_items(
-            {name: ItemScores(items=tuple(items), values=row) for name, row in rows}
-        )
+        scores = {}
+        for name, values in zip(common.models, np.hstack(columns), strict=True):
+            scores[name] = ItemScores(items=tuple(items), values=values)
+        return ScoreMatrix.from_items(scores)
 
     def matrix(self, candidates: Sequence[str], measure: Callable[[], ScoreMatrix]) -> ScoreMatrix:
         """The scores with the candidates marked.

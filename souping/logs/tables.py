@@ -35,6 +35,8 @@ DIRECTIONS = {"true": True, "1": True, "false": False, "0": False}
 """Values of the column `higher_is_better`."""
 Directions = dict[tuple[str, str, str], bool | None]
 """{(task, category, metric): whether higher is better, None where the table does not say}"""
+RunAnswers = dict[tuple[str, str], list[tuple[str, LoggedAnswer]]]
+"""{(task, category): its (metric, answer)} of one run"""
 
 
 class Frame(Protocol):
@@ -72,8 +74,8 @@ def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     row = dict(pairs)
     if len(row) < len(pairs):
         names = [name for name, _ in pairs]
-        twice = next(name for name in names if names.count(name) > 1)
-        raise ValueError(f"two columns are called {shown(twice)}: remove or rename one")
+        repeated = next(name for name in names if names.count(name) > 1)
+        raise ValueError(f"two columns are called {shown(repeated)}: remove or rename one")
     return row
 
 
@@ -92,102 +94,140 @@ def _csv_rows(path: Path, lines: Iterable[str]) -> Iterator[dict[str, str]]:
 
 def _inspect_rows(rows: Sequence[LogRow], group: str) -> Iterator[dict[str, Any]]:
     """Rows of `samples_df`, one per metric of the sample's log; one that failed has no score."""
-    metrics = dict[str, dict[str, None]]()
+    metrics: dict[str, dict[str, None]] = {}
+    for row in rows:
+        log_metrics = metrics.setdefault(str(row.get("log")), {})
+        log_metrics.update(dict.fromkeys(_inspect_scores(row)))
+    # an empty column of limits does not say whether answers were cut off
     limited = any(not _empty(row.get("limit")) for row in rows)
     for row in rows:
-        metrics.setdefault(str(row.get("log")), {}).update(dict.fromkeys(_inspect_scores(row)))
-    for row in rows:
-        file = Path(str(row.get("log"))).stem.split("_")  # TIME_TASK_ID
-        usage = row.get("model_usage")
-        counts = json.loads(usage).values() if isinstance(usage, str) and usage else ()
-        own = {
-            "item": f"{row['id']} {sha256(str(row['input']).encode()).hexdigest()[:16]}",
-            "category": row.get("task_name") or (file[1] if len(file) > 1 else "samples"),
-            "group": _text(row, group) or _text(row, f"metadata_{group}") if group else "",
-            "replicate": row["epoch"] - 1,
-            "tokens": sum(count["output_tokens"] for count in counts) if counts else None,
-            "prompt": row["input"],
-            "higher_is_better": row.get("higher_is_better"),
-        }
+        sample = _inspect_sample(row, group)
         if not _empty(row.get("error")):
-            own["stop_reason"] = "error"
+            sample["stop_reason"] = "error"
         elif limited:
-            own["stop_reason"] = "" if _empty(row.get("limit")) else "length"
+            sample["stop_reason"] = "" if _empty(row.get("limit")) else "length"
         scores = _inspect_scores(row)
         for name in metrics[str(row.get("log"))]:
-            yield {**own, "metric": name, "score": scores.get(name)}
+            yield {**sample, "metric": name, "score": scores.get(name)}
+
+
+def _inspect_sample(row: LogRow, group: str) -> dict[str, Any]:
+    """A row of `samples_df` by this package's columns, without its scores."""
+    category = row.get("task_name")
+    if not category:
+        file_parts = Path(str(row.get("log"))).stem.split("_")  # TIME_TASK_ID
+        category = file_parts[1] if len(file_parts) > 1 else "samples"
+    tokens = None
+    usage = row.get("model_usage")
+    if isinstance(usage, str) and usage:
+        counts = json.loads(usage).values()
+        if counts:
+            tokens = sum(count["output_tokens"] for count in counts)
+    return {
+        "item": f"{row['id']} {sha256(str(row['input']).encode()).hexdigest()[:16]}",
+        "category": category,
+        "group": _text(row, group) or _text(row, f"metadata_{group}") if group else "",
+        "replicate": row["epoch"] - 1,
+        "tokens": tokens,
+        "prompt": row["input"],
+        "higher_is_better": row.get("higher_is_better"),
+    }
 
 
 def _inspect_scores(row: LogRow) -> dict[str, Any]:
     """{metric: value}; a score with several values is several metrics."""
-    found = dict[str, Any]()
-    for column in (name for name in row if name.startswith("score_") and not _empty(row[name])):
-        value = json.loads(row[column]) if str(row[column]).startswith("{") else row[column]
+    scores: dict[str, Any] = {}
+    for column, value in row.items():
+        if not column.startswith("score_") or _empty(value):
+            continue
         name = column.removeprefix("score_")
-        found |= (
-            {f"{name}/{key}": one for key, one in value.items()}
-            if isinstance(value, dict)
-            else {name: value}
-        )
-    return found
+        score = json.loads(value) if str(value).startswith("{") else value
+        if isinstance(score, dict):
+            for key, number in score.items():
+                scores[f"{name}/{key}"] = number
+        else:
+            scores[name] = score
+    return scores
 
 
 def _logs(
     path: Path, rows: Iterable[LogRow], group: str, lower: Collection[str] | None
 ) -> tuple[Log, ...]:
-    runs = dict[str, dict[tuple[str, str], list[tuple[str, LoggedAnswer]]]]()
+    runs: dict[str, RunAnswers] = {}
     directions: Directions = {}
-    needed = dict.fromkeys(filter(None, (*NEEDED, group)))
+    columns = dict.fromkeys(filter(None, (*NEEDED, group)))
     for number, row in enumerate(rows, start=1):
-        if not needed.keys() <= row.keys():
-            name = next(name for name in needed if name not in row)
-            known = list(map(str, row))
-            raise UserError(
-                f"{path}: no column {name}{nearest(name, known)} (it has {listed(known)})"
-            )
+        _check_columns(path, row, columns)
         where = f"{path}: row {number}"
-        key = (_text(row, "task"), str(row["category"]))
+        task = (_text(row, "task"), str(row["category"]))
         metric = _text(row, "metric") or "score"
         answer = _answer(where, row, group)
-        runs.setdefault(_text(row, "run"), {}).setdefault(key, []).append((metric, answer))
-        listed_lower = {*key, "/".join(key)} & {*(lower or ())}
-        stated = "false" if listed_lower else _text(row, "higher_is_better")
-        higher = DIRECTIONS.get(stated.lower())
-        beyond = lower is not None and (answer.score < 0 or answer.score > 1)
-        if higher is None and (stated or beyond):
-            raise UserError(
-                f"{where}: {metric}={answer.score:g}, higher_is_better={shown(stated) or 'not given'}: "
-                "scores beyond 0 to 1 need a column higher_is_better with true or false, or "
-                f"--lower-is-better {shown(key[0] or key[1])}"
-            )
-        if directions.setdefault((*key, metric), higher) != higher:
+        run = runs.setdefault(_text(row, "run"), {})
+        run.setdefault(task, []).append((metric, answer))
+        higher = _direction(where, row, task, metric, answer.score, lower)
+        if directions.setdefault((*task, metric), higher) != higher:
             raise UserError(f"{where}: higher_is_better differs from that of other rows")
     if not runs:
         raise UserError(
             f"{path}: no answers: it needs a column each for {listed(NEEDED)}, and a row per answer"
         )
-    logs = tuple(_log(path, run, tasks, directions) for run, tasks in runs.items())
+    logs = tuple(_log(path, run, answers, directions) for run, answers in runs.items())
     for name in lower or ():
-        pick(name, dict.fromkeys([*logs[0].tasks, *logs[0].asked]), "--lower-is-better")
+        pick(name, dict.fromkeys([*logs[0].tasks, *logs[0].requested]), "--lower-is-better")
     return logs
 
 
+def _check_columns(path: Path, row: LogRow, columns: Mapping[str, None]) -> None:
+    for name in columns:
+        if name not in row:
+            known = list(map(str, row))
+            raise UserError(
+                f"{path}: no column {name}{nearest(name, known)} (it has {listed(known)})"
+            )
+
+
+def _direction(
+    where: str,
+    row: LogRow,
+    task: tuple[str, str],
+    metric: str,
+    score: float,
+    lower: Collection[str] | None,
+) -> bool | None:
+    """Whether higher is better, as `lower` or the row says; None if neither does and the score is from 0 to 1."""
+    names = {*task, "/".join(task)}
+    stated = _text(row, "higher_is_better")
+    if lower and not names.isdisjoint(lower):
+        stated = "false"
+    higher = DIRECTIONS.get(stated.lower())
+    beyond = lower is not None and (score < 0 or score > 1)
+    if higher is None and (stated or beyond):
+        raise UserError(
+            f"{where}: {metric}={score:g}, higher_is_better={shown(stated) or 'not given'}: "
+            "scores beyond 0 to 1 need a column higher_is_better with true or false, or "
+            f"--lower-is-better {shown(task[0] or task[1])}"
+        )
+    return higher
+
+
 def _answer(where: str, row: LogRow, group: str) -> LoggedAnswer:
-    stop, output, prompt = (_text(row, name) for name in ("stop_reason", "output", "prompt"))
-    score, replicate, tokens = (
-        _number(where, row, key) for key in ("score", "replicate", "tokens")
-    )
+    score = _number(where, row, "score")
+    replicate = _number(where, row, "replicate")
+    tokens = _number(where, row, "tokens")
     if replicate is not None and not replicate.is_integer():
         raise UserError(f"{where}: replicate={replicate:g} is not whole")
+    stop_reason = _text(row, "stop_reason")
+    output = _text(row, "output")
+    prompt = _text(row, "prompt")
     return LoggedAnswer(
         item=str(row["item"]),
         score=math.nan if score is None else score,
         group=_text(row, group or "group"),
         replicate=int(replicate or 0),
-        missing=score is None or stop in NO_ANSWER_REASONS,
-        cut=stop in CUT_REASONS if "stop_reason" in row else None,
+        missing=score is None or stop_reason in NO_ANSWER_REASONS,
+        cut=stop_reason in CUT_REASONS if "stop_reason" in row else None,
         tokens=tokens,
-        characters=len(output) if output else None,
+        characters=len(output) or None,
         prompt_hash=sha256(prompt.encode()).hexdigest() if prompt else "",
         prompt=prompt,
         output=output,
@@ -222,47 +262,41 @@ def _number(where: str, row: LogRow, key: str) -> float | None:
     return number
 
 
-def _with_units(metrics: Mapping[str, LoggedMetric]) -> dict[str, LoggedMetric]:
-    """Metrics of any range with a unit: tasks with the same one can be averaged."""
-    losses = [metric for metric in metrics.values() if not metric.is_mean]
-    return {
-        metric.name: replace(metric, unit=f"{metric.name} {metric.higher_is_better}")
-        for metric in losses
-    }
+def _with_unit(metric: LoggedMetric) -> LoggedMetric:
+    """The same, with a unit if its scores are of any range: tasks with one unit can be averaged."""
+    if metric.is_mean:
+        return metric
+    return replace(metric, unit=f"{metric.name} {metric.higher_is_better}")
 
 
-def _log(
-    path: Path,
-    run: str,
-    tasks: Mapping[tuple[str, str], Iterable[tuple[str, LoggedAnswer]]],
-    directions: Directions,
-) -> Log:
-    found = dict[str, Task]()
-    inside = dict[str, list[str]]()
-    for (task, category), answers in tasks.items():
+def _log(path: Path, run: str, answers: RunAnswers, directions: Directions) -> Log:
+    """The log of one run. A task with several categories is a group of tasks."""
+    lower: dict[tuple[str, str], list[str]] = {}
+    for (task, category, metric), higher in directions.items():
+        if higher is False:
+            lower.setdefault((task, category), []).append(metric)
+
+    tasks: dict[str, Task] = {}
+    members: dict[str, list[str]] = {}
+    for (task, category), task_answers in answers.items():
         name = "/".join(filter(None, dict.fromkeys((task, category))))
-        if name in found:
+        if name in tasks:
             raise UserError(
                 f"{path}: two tasks would be called {name}: rename a task or a category"
             )
-        inside.setdefault(task or name, []).append(name)
-        key = (task, category)
-        lower = [
-            metric
-            for (*place, metric), higher in directions.items()
-            if higher is False and (*place,) == key
-        ]
-        metrics = metrics_of(path, answers, lower=lower)
-        found[name] = Task(name=name, metrics=metrics | _with_units(metrics))
-    several = {task: tuple(names) for task, names in inside.items() if names != [task]}
+        members.setdefault(task or name, []).append(name)
+        metrics = metrics_of(path, task_answers, lower=lower.get((task, category), ()))
+        metrics = {metric: _with_unit(logged) for metric, logged in metrics.items()}
+        tasks[name] = Task(name=name, metrics=metrics)
+    groups = {}
+    for task, names in members.items():
+        if names != [task]:
+            groups[task] = Group(name=task, members=tuple(names), weight_by_size=True)
     return Log(
         path=path,
         harness="table",
         model=run or path.resolve().stem,  # a link to a log is the same log
-        tasks=found,
-        groups={
-            task: Group(name=task, members=names, weight_by_size=True)
-            for task, names in several.items()
-        },
-        asked=tuple(inside),
+        tasks=tasks,
+        groups=groups,
+        requested=tuple(members),
     )

@@ -15,7 +15,9 @@ from souping.core.reading import read
 from souping.core.text import DASH
 from souping.core.types import Names, ScoreMatrix, frozen
 from souping.core.unit import Unit
-from souping.paper.findings import PAPER_TABLES, Finding, findings, leaderboard, selections
+from souping.paper.findings import Finding, findings
+from souping.paper.published import PAPER_TABLES, leaderboard
+from souping.paper.readings import selections
 from souping.report.analyses import AnalysisResult
 from souping.report.content import Matrix, MaybeFloat
 from souping.report.format import clean, count, in_words
@@ -35,14 +37,14 @@ class PaperFigures(Analysis):
     """The paper's numbers beside ours."""
 
     def analyse(self, run: RunScores) -> PaperResult:
-        found = findings()
-        verdicts = Counter(one.verdict for one in found)
-        whole = verdicts["agrees"] + verdicts["differs"]
-        head = f"{verdicts['agrees']} of {whole} figures of arXiv 2511.13254v1 follow from its published figures."
+        figures = findings()
+        verdicts = Counter(figure.verdict for figure in figures)
+        recomputed = verdicts["agrees"] + verdicts["differs"]
+        head = f"{verdicts['agrees']} of {recomputed} figures of arXiv 2511.13254v1 follow from its published figures."
         tables = [read(PaperSelection, selections(table)) for table in PAPER_TABLES]
         return PaperResult(
             sentences=(head, *PAPER_SENTENCES),
-            findings=tuple(found),
+            findings=tuple(figures),
             figure1=_figure1(leaderboard()),
             selections=tuple(tables),
         )
@@ -130,13 +132,13 @@ class PaperSelection:
         readings = [("; ".join(row.rules), *row.cells()) for row in self.readings]
         spans = [(around(row.above, row.to), *row.cells()) for row in self.thresholds]
         header = ("ingredients", "beside the paper")
-        shown = grid(("reading", *header), readings, left=(0, 1, 2))
-        more = table("Thresholds", grid(("|rho| below", *header), spans, left=(0, 1, 2)))
+        by_reading = grid(("reading", *header), readings, left=(0, 1, 2))
+        by_threshold = grid(("|rho| below", *header), spans, left=(0, 1, 2))
         return Section(
             f"{clean(self.title)}: selection",
             (first, stated, *map(clean, self.notes)),
-            grids=(shown,),
-            folded=nonempty((more,)),
+            grids=(by_reading,),
+            folded=nonempty((table("Thresholds", by_threshold),)),
             code=clean(self.command),
         )
 
@@ -174,9 +176,9 @@ class PaperResult(AnalysisResult):
         rows = []
         for finding in self.findings:
             if finding.verdict == verdict:
-                words = (finding.paper, finding.ours, finding.note)
                 where = f"{clean(finding.of)}: {clean(finding.what)}"
-                rows.append((where, *(clean(word) or DASH for word in words)))
+                texts = map(clean, (finding.paper, finding.ours, finding.note))
+                rows.append((where, *(text or DASH for text in texts)))
         return grid(("where", "the paper", "here", "remark"), rows, left=range(4))
 
     def drawings(self, unit: Unit) -> tuple[Drawing | None, ...]:

@@ -14,7 +14,7 @@ from pathlib import Path
 from souping.core.text import DASH
 from souping.core.types import Json, entries, number, part
 from souping.core.unit import POINTS
-from souping.paper.findings import published, totals
+from souping.paper.published import published, totals
 from souping.report.format import clean, percent
 from souping.report.render import markdown_table
 from souping.report.tables import TableGrid, grid

@@ -32,8 +32,9 @@ NASTY = "<script>alert(1)</script> | `x` \x1b[31m \u202e"
 
 def answers(rate: float, seed: int, items: int = 400, **more: Any) -> Rows:
     """Rows of a log of two tasks; items are equally hard in every log."""
-    hard, own = np.random.default_rng(0).random(items), np.random.default_rng(seed).random(items)
-    right = 0.8 * hard + 0.2 * own < rate
+    difficulty = np.random.default_rng(0).random(items)
+    chance = np.random.default_rng(seed).random(items)
+    right = 0.8 * difficulty + 0.2 * chance < rate
     return [
         {"item": f"i{n}", "category": ("sums", "words")[n % 2], "score": int(right[n]), **more}
         for n in range(items)
@@ -116,11 +117,13 @@ def test_groups_are_those_of_any_log_and_of_more_than_the_item_that_names_them()
 
 
 def test_runs_that_all_differ_alike_are_tested_by_items() -> None:
-    rows = [
-        [row | {"score": score, "run": run} for run in range(3) for row in answers(0, 1, 50)]
-        for score in (0, 1)
-    ]
-    head = compared(*rows).headline("cand")
+    logs: list[Rows] = [[], []]
+    for score, rows in enumerate(logs):
+        for run in range(3):
+            rows += answers(0, 1, 50, run=run)
+        for row in rows:
+            row["score"] = score
+    head = compared(*logs).headline("cand")
     assert (head.verdict, head.p_value < 1e-9) == ("better", True)
 
 
@@ -153,16 +156,14 @@ def test_missing_answers_leave_a_verdict_undecided() -> None:
 
 
 def test_length_and_cut_answers_are_rows_that_only_a_policy_judges(tmp_path: Path) -> None:
-    base, cand = (
-        answers(0.5, s, tokens=t, stop_reason=r)
-        for s, t, r in ((1, 100, "stop"), (2, 120, "length"))
-    )
+    base = answers(0.5, 1, tokens=100, stop_reason="stop")
+    cand = answers(0.5, 2, tokens=120, stop_reason="length")
+    for number, row in enumerate(cand):
+        row["tokens"] = 120 + number % 3
     policy = tmp_path / "gate.toml"
     policy.write_text('[tasks.tokens]\nmargin = "10%"\ncritical = true\n')
     for gate, verdict, status in ((None, "", 0), (policy, "much-worse", 1)):
-        result = compared(
-            base, [row | {"tokens": 120 + n % 3} for n, row in enumerate(cand)], policy=gate
-        )
+        result = compared(base, cand, policy=gate)
         rows = {row.name: row for row in result.verdicts}
         assert (rows["tokens"].verdict, result.status) == (verdict, status)
         assert rows["cut"].mean == 1.0
@@ -174,15 +175,11 @@ def test_length_is_that_of_the_tasks_that_have_it_and_others_are_named() -> None
     longer = [row | {"tokens": 12 if row["category"] == "sums" else ""} for row in answers(0.5, 2)]
     (row,) = [row for row in compared(long, longer).verdicts if row.name == "tokens"]
     assert (row.items, row.difference) == (200, 2.0)
-    wide = [
-        [row | {"score": 10 * row["score"], "higher_is_better": True} for row in rows]
-        for rows in (long, longer)
-    ]
-    words = [[row for row in rows if row["category"] == "words"] for rows in (long, longer)]
-    mixed = [
-        [*some, *(row | {"category": "sums"} for row in rest)]
-        for some, rest in zip(words, wide, strict=True)
-    ]
+    mixed = []
+    for rows in (long, longer):
+        wide = {"category": "sums", "higher_is_better": True}
+        sums = [row | wide | {"score": 10 * row["score"]} for row in rows]
+        mixed.append([row for row in rows if row["category"] == "words"] + sums)
     assert any("sums is not averaged" in line for line in compared(*mixed).warnings)
 
 
@@ -206,21 +203,22 @@ def test_the_rows_average_to_the_headline_and_holm_covers_the_tasks() -> None:
 
 
 def test_groups_looks_and_runs(log: Callable[..., Path]) -> None:
-    base, cand = answers(0.5, 1), answers(0.56, 2)
+    base = answers(0.5, 1)
+    cand = answers(0.56, 2)
     plain = compared(base, cand).headline("cand")
     third = compared(base, cand, looks=3)
     assert third.headline("cand").p_value == pytest.approx(min(1, 12 * plain.p_value), abs=0.02)
-    passages = [
-        [row | {"passage": int(row["item"][1:]) // 8} for row in rows] for rows in (base, cand)
-    ]
-    grouped = compared(*passages, group="passage")
+    for row in (*base, *cand):
+        row["passage"] = int(row["item"][1:]) // 8
+    grouped = compared(base, cand, group="passage")
     assert grouped.headline("cand").groups == 50
     assert not any("--group" in line for line in grouped.warnings)
-    runs = [
-        [row | {"run": r} for r in range(3) for row in answers(rate, 10 * s + r)]
-        for s, rate in ((1, 0.5), (2, 0.6))
-    ]
-    recipes = compared(*runs)
+    base_runs: Rows = []
+    cand_runs: Rows = []
+    for run in range(3):
+        base_runs += answers(0.5, 10 + run, run=run)
+        cand_runs += answers(0.6, 20 + run, run=run)
+    recipes = compared(base_runs, cand_runs)
     assert "training runs" in recipes.headline("cand").test
     assert recipes.variance["cand"].runs is not None
     assert any("two checkpoints" in line for line in compared(base, cand).warnings)
@@ -244,10 +242,8 @@ def test_several_models_share_a_correction() -> None:
 
 
 def test_the_baseline_can_be_named() -> None:
-    forth, back = (
-        compared(answers(0.5, 1), answers(0.6, 2)),
-        compared(answers(0.5, 1), answers(0.6, 2), baseline="cand"),
-    )
+    forth = compared(answers(0.5, 1), answers(0.6, 2))
+    back = compared(answers(0.5, 1), answers(0.6, 2), baseline="cand")
     assert back.models == ("cand", "base")
     assert back.headline("base").difference == -forth.headline("cand").difference
     assert back.headline("base").p_value == forth.headline("cand").p_value
@@ -257,17 +253,16 @@ def test_the_baseline_can_be_named() -> None:
 
 
 def nasty() -> CompareResult:
-    texts = {"prompt": NASTY, "output": NASTY}
-    rows = [
-        [row | texts | {"category": NASTY} for row in answers(rate, seed)]
-        for rate, seed in ((0.5, 1), (0.6, 2))
-    ]
-    return compared(*rows)
+    texts = {"prompt": NASTY, "output": NASTY, "category": NASTY}
+    base = [row | texts for row in answers(0.5, 1)]
+    cand = [row | texts for row in answers(0.6, 2)]
+    return compared(base, cand)
 
 
 def test_nothing_from_a_log_commands_a_page() -> None:
     result = nasty()
-    written, shown = sheet_markdown("x", sections(result, 5)), StringIO()
+    written = sheet_markdown("x", sections(result, 5))
+    shown = StringIO()
     show_sheet(sections(result, 5), Console(file=shown))
     for text in (repr(result), shown.getvalue(), written, page(result, 5)):
         assert not {"\x1b", "\u202e"} & set(text)
@@ -362,8 +357,9 @@ def test_the_json_is_the_schema() -> None:
     result = compared(*(answers(0.5, s) for s in (1, 2, 3)))
     table = json.loads(result.to_json())
     for kind, rows in ((RowVerdict, "verdicts"), (Flip, "flips")):
-        assert all(list(row) == [one.name for one in fields(kind)] for row in table[rows])
-    assert list(table) == [one.name for one in fields(CompareResult)]
+        names = [field.name for field in fields(kind)]
+        assert all(list(row) == names for row in table[rows])
+    assert list(table) == [field.name for field in fields(CompareResult)]
 
 
 def test_a_result_shows_itself_in_a_notebook_and_as_a_frame() -> None:

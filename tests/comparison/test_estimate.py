@@ -31,7 +31,7 @@ def sizes(**items: int) -> list[object]:
 
 
 @pytest.mark.parametrize(
-    ("average", "asked", "weights"),
+    ("average", "requested", "weights"),
     [
         # one group and one task; all leaves of a group by size
         ("task", ["outer", "d"], [0.1, 0.2, 0.2, 0.5]),
@@ -41,9 +41,9 @@ def sizes(**items: int) -> list[object]:
     ],
 )
 def test_a_group_counts_once_and_is_averaged_as_its_harness_does(
-    average: str, asked: list[str], weights: list[float]
+    average: str, requested: list[str], weights: list[float]
 ) -> None:
-    table = matched(*sizes(a=10, b=20, c=20, d=50), groups=GROUPS, asked=asked)
+    table = matched(*sizes(a=10, b=20, c=20, d=50), groups=GROUPS, requested=requested)
     assert list(task_weights(table, average).values()) == pytest.approx(weights)
 
 
@@ -67,7 +67,8 @@ def test_metrics_that_are_no_means_are_never_averaged() -> None:
 
 def test_the_p_value_of_the_flips_is_that_of_scipys_permutation_test() -> None:
     rng = np.random.default_rng(0)
-    a, b = rng.random(11), rng.random(11) + 0.2
+    a = rng.random(11)
+    b = rng.random(11) + 0.2
     expected = stats.permutation_test(
         (a, b), lambda x, y: np.mean(x - y), permutation_type="samples", n_resamples=np.inf
     )
@@ -77,7 +78,8 @@ def test_the_p_value_of_the_flips_is_that_of_scipys_permutation_test() -> None:
 
 
 def test_right_or_wrong_items_give_mcnemars_exact_p_value() -> None:
-    a, b = np.repeat([1, 0, 1, 0], [9, 3, 40, 20]), np.repeat([0, 1, 1, 0], [9, 3, 40, 20])
+    a = np.repeat([1, 0, 1, 0], [9, 3, 40, 20])
+    b = np.repeat([0, 1, 1, 0], [9, 3, 40, 20])
     scores = pooled(metric("t", {"a": a, "b": b}))
     exact = stats.binomtest(9, 12).pvalue
     assert sign_flip(scores.paired(a.astype(float), b.astype(float))) == pytest.approx(exact)
@@ -88,7 +90,8 @@ def test_right_or_wrong_items_give_mcnemars_exact_p_value() -> None:
 
 def test_a_group_is_one_unit_and_copies_of_items_add_nothing() -> None:
     rng = np.random.default_rng(1)
-    a, b = rng.random(20), rng.random(20)
+    a = rng.random(20)
+    b = rng.random(20)
     alone = contrast(pooled(metric("t", {"a": a, "b": b})), "a", "b")
     copies = metric(
         "t",
@@ -121,7 +124,9 @@ def test_a_metric_of_which_less_is_better_is_turned(is_mean: bool) -> None:
 def test_pass_at_k_is_the_mean_over_all_choices_of_k_answers() -> None:
     answers = np.array([[1, 0, 0, 1, 0], [0, 0, 0, 0, 0], [1, 1, 1, 0, 1]]).T  # [P, I]
     found = pooled(metric("t", {"a": answers, "b": answers}), pass_at=2).values["a"][SCORE, 0]
-    brute = [np.mean([max(pair) for pair in combinations(item, 2)]) for item in answers.T]
+    brute = []
+    for item in answers.T:
+        brute.append(np.mean([max(pair) for pair in combinations(item, 2)]))
     assert found == pytest.approx(brute)
     with pytest.raises(UserError, match="pass@6"):
         pooled(metric("t", {"a": answers, "b": answers}), pass_at=6)
@@ -130,7 +135,8 @@ def test_pass_at_k_is_the_mean_over_all_choices_of_k_answers() -> None:
 
 
 def test_runs_that_shift_all_items_alike_give_welchs_test() -> None:
-    a, b = np.array([0.5, 0.54, 0.61]), np.array([0.4, 0.47, 0.43, 0.5])
+    a = np.array([0.5, 0.54, 0.61])
+    b = np.array([0.4, 0.47, 0.43, 0.5])
     scores = {"a": np.repeat(a, 50).reshape(3, 1, 50), "b": np.repeat(b, 50).reshape(4, 1, 50)}
     found = contrast(pooled(metric("t", scores)), "a", "b")
     expected = stats.ttest_ind(a, b, equal_var=False)
@@ -144,11 +150,9 @@ def test_runs_that_shift_all_items_alike_give_welchs_test() -> None:
 def test_variance_of_recipes_is_that_of_items_plus_that_of_runs() -> None:
     """Two-way clustered: the part that both count is taken off once, and the sum is never less than the larger part."""
     rng = np.random.default_rng(3)
-    items, shift, noise = (
-        rng.normal(0, 1, 4000),
-        rng.normal(0, 0.3, (400, 1, 1)),
-        rng.normal(0, 1, (400, 1, 4000)),
-    )
+    items = rng.normal(0, 1, 4000)
+    shift = rng.normal(0, 0.3, (400, 1, 1))
+    noise = rng.normal(0, 1, (400, 1, 4000))
     found = pooled(
         metric(
             "t",

@@ -21,7 +21,8 @@ MEANS = {"high": 0.9, "low": 0.6, "soup": 0.5}
 @pytest.fixture
 def run(tmp_path: Path) -> Path:
     """What a run leaves of three models on 120 texts, all of them below one bit per byte."""
-    draw, lines = np.random.default_rng(0), []
+    draw = np.random.default_rng(0)
+    lines = []
     scores = {name: mean + 0.05 * draw.standard_normal((2, 60)) for name, mean in MEANS.items()}
     for place, source in enumerate(SOURCES):
         for item in range(60):
@@ -36,14 +37,11 @@ def run(tmp_path: Path) -> Path:
             )  # fmt: skip
     with gzip.open(tmp_path / "samples.jsonl.gz", "wt") as file:
         file.write("".join(json.dumps(line) + "\n" for line in lines))
-    rows = [
-        {
-            "name": name,
-            "recipe_id": name,
-            "scores": {s: {"mean": float(own[n].mean())} for n, s in enumerate(SOURCES)},
-        }
-        for name, own in scores.items()
-    ]
+    rows = []
+    for name, values in scores.items():
+        means = dict(zip(SOURCES, values.mean(axis=1).tolist(), strict=True))
+        means_of = {source: {"mean": mean} for source, mean in means.items()}
+        rows.append({"name": name, "recipe_id": name, "scores": means_of})
     (tmp_path / "report.json").write_text(json.dumps({"unit": asdict(BITS_PER_BYTE), "rows": rows}))
     return tmp_path
 

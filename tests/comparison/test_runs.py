@@ -75,7 +75,8 @@ def compared(base: Path, cand: Path, **settings: Any) -> souping.CompareResult:
 
 
 def test_another_scorer_of_the_same_name_is_refused(run: Callable[..., Path]) -> None:
-    base, other = run("base", 2, written("a")), run("other", 3, written("b"))
+    base = run("base", 2, written("a"))
+    other = run("other", 3, written("b"))
     with pytest.raises(UserError, match=r"scorer's digest is .* in base and .* in cand"):
         compared(base, other)
     same = run("same", 3, written("a"))
@@ -83,7 +84,9 @@ def test_another_scorer_of_the_same_name_is_refused(run: Callable[..., Path]) ->
 
 
 def test_old_runs_compare_with_each_other_and_with_new_ones(run: Callable[..., Path]) -> None:
-    old, older, new = run("old", 2), run("older", 3), run("new", 3, written("a", "sent"))
+    old = run("old", 2)
+    older = run("older", 3)
+    new = run("new", 3, written("a", "sent"))
     for pair in ((old, older), (old, new), (new, old)):
         result = compared(*pair)
         assert result.headline("cand").items == 60
@@ -94,10 +97,8 @@ def test_old_runs_compare_with_each_other_and_with_new_ones(run: Callable[..., P
 
 def test_prompts_are_those_that_were_sent(run: Callable[..., Path]) -> None:
     base = run("base", 2, written("a", "template 1"))
-    same, other = (
-        run("same", 3, written("a", "template 1")),
-        run("other", 3, written("a", "template 2")),
-    )
+    same = run("same", 3, written("a", "template 1"))
+    other = run("other", 3, written("a", "template 2"))
     assert not any("prompts" in line for line in compared(base, same, same_prompts=True).warnings)
     assert any("prompts of base and cand" in line for line in compared(base, other).warnings)
     with pytest.raises(UserError, match="100 %"):
@@ -105,7 +106,8 @@ def test_prompts_are_those_that_were_sent(run: Callable[..., Path]) -> None:
 
 
 def test_the_best_of_several_answers_counts_once_and_is_no_mean(run: Callable[..., Path]) -> None:
-    best, second = run("best", 1, answered(True)), run("second", 2, answered(True))
+    best = run("best", 1, answered(True))
+    second = run("second", 2, answered(True))
     head = compared(best, second).headline("cand")
     assert (head.base, head.mean, head.items) == (1.0, 1.0, 60)
     mean = run("mean", 1, answered(False))
@@ -125,7 +127,8 @@ def test_an_item_with_another_reference_is_another_item(run: Callable[..., Path]
 
 @pytest.mark.parametrize("score", [float("inf"), 1e308, "x", None, [1]], ids=str)
 def test_a_score_that_is_none_is_a_line(run: Callable[..., Path], score: Any) -> None:
-    base, cand = run("base", 2), run("cand", 3)
+    base = run("base", 2)
+    cand = run("cand", 3)
     lines = gzip.decompress((cand / "samples.jsonl.gz").read_bytes()).decode().splitlines()
     first = json.loads(lines[0])
     first["models"]["soup"]["score"] = score

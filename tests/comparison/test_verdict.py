@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from souping.comparison.verdict import Limits, Margin, decide, read_policy, verdict_of
+from souping.comparison.verdict import Limits, Margin, Policy, decide, read_policy, verdict_of
 from souping.core.types import UserError
 
 
@@ -111,3 +111,9 @@ def test_a_wrong_policy_is_one_line(tmp_path: Path, text: str, key: str) -> None
     with pytest.raises(UserError, match=key) as error:
         read_policy(file)
     assert "\n" not in str(error.value)
+
+
+def test_of_several_unknown_tasks_the_first_by_name_is_refused() -> None:
+    names = frozenset("hgfedcba")
+    with pytest.raises(UserError, match="task=a "):
+        Policy(critical=names).check(["gsm8k"])

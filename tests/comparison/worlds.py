@@ -61,11 +61,11 @@ def pooled(*metrics: MatchedMetric, pass_at: int = 0) -> PooledScores:
 
 
 def matched(
-    *metrics: MatchedMetric, groups: Sequence[Group] = (), asked: Sequence[str] = ()
+    *metrics: MatchedMetric, groups: Sequence[Group] = (), requested: Sequence[str] = ()
 ) -> Matched:
     return Matched(
         models=tuple(metrics[0].scores),
         metrics={one.task: (one,) for one in metrics},
         groups={group.name: group for group in groups},
-        asked=tuple(asked) or tuple(one.task for one in metrics),
+        requested=tuple(requested) or tuple(one.task for one in metrics),
     )

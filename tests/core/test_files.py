@@ -16,8 +16,8 @@ from souping.core.files import STAGING_MARK, discard, missing_folders, staged, w
 from souping.core.scores import read_table
 from souping.core.types import UserError
 from souping.evaluate.benchmark import Benchmark
-from souping.logs import read
 from souping.logs.records import read_object
+from souping.logs.sources import read
 from souping.report.samples import read_samples
 
 

@@ -6,6 +6,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from dataclasses import replace
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -13,9 +14,9 @@ import numpy as np
 import pytest
 
 from souping.core.types import UserError
-from souping.logs import read
 from souping.logs.match import Matched, matched
 from souping.logs.records import Group, Log, LoggedAnswer, LoggedMetric, Task
+from souping.logs.sources import read
 from tests.logs.test_readers import DATA, ROWS, write_csv
 
 
@@ -27,7 +28,7 @@ def log(name: str, answers: dict[str, float] | None = None, **changes: Any) -> L
     )
     metric = LoggedMetric(name="acc", higher_is_better=True, is_mean=True, answers=found)
     task = Task(name="t", metrics={"acc": metric}, settings={"number of shots": "0"})
-    whole = Log(path=Path(name), harness="lm_eval", model=name, tasks={"t": task}, asked=("t",))
+    whole = Log(path=Path(name), harness="lm_eval", model=name, tasks={"t": task}, requested=("t",))
     return replace(whole, **changes)
 
 
@@ -133,11 +134,10 @@ def test_prompts_that_differ_are_counted_or_refused() -> None:
 def test_runs_replicates_and_missing_answers() -> None:
     answers = [
         LoggedAnswer(item=f"i{n}", score=n, replicate=r, missing=r == 1, tokens=5)
-        for n in (0, 1)
-        for r in range(n + 1)
+        for n, r in ((0, 0), (1, 0), (1, 1))
     ]
-    drawn = metric(log("b"), answers=tuple(answers))
-    found = matched({"a": [log("a1"), log("a2"), log("a3")], "b": [drawn]})
+    sampled = metric(log("b"), answers=tuple(answers))
+    found = matched({"a": [log("a1"), log("a2"), log("a3")], "b": [sampled]})
     (one,) = found.metrics["t"]
     assert one.scores["a"].shape == (3, 1, 2)
     np.testing.assert_array_equal(one.scores["b"], [[[0, 1], [np.nan, 1]]])
@@ -150,9 +150,9 @@ def test_groups_keep_the_members_in_common() -> None:
     own = log("a")
     tasks = {**own.tasks, "u": replace(own.tasks["t"], name="u")}
     groups = {"g": Group(name="g", members=("t", "u"), weight_by_size=True)}
-    found = match(replace(own, tasks=tasks, groups=groups, asked=("g",)), log("b"))
+    found = match(replace(own, tasks=tasks, groups=groups, requested=("g",)), log("b"))
     assert found.groups["g"].members == ("t",)
-    assert found.asked == ("g",)
+    assert found.requested == ("g",)
     assert "u" in found.notes[0]
 
 
@@ -160,10 +160,11 @@ def test_logs_of_lm_eval() -> None:
     logs = {name: read(DATA / "lm_eval" / name) for name in ("python_cook", "java_cook")}
     found = matched(logs, same_prompts=True)
     assert found.notes == ()
-    assert set(found.asked) == {"picks", "shots", "translate", "last"}
-    for one in (one for metrics in found.metrics.values() for one in metrics if one.is_mean):
+    assert set(found.requested) == {"picks", "shots", "translate", "last"}
+    for common in chain.from_iterable(found.metrics.values()):
         for name in logs:
-            assert np.mean(one.scores[name]) == pytest.approx(one.reported[name][0])
+            if common.is_mean:
+                assert np.mean(common.scores[name]) == pytest.approx(common.reported[name][0])
     assert len(found.metrics["pick2"][0].items) == 6
 
 
@@ -178,7 +179,7 @@ def test_logs_of_bfcl() -> None:
 
 def test_nothing_heavy_is_imported() -> None:
     code = (
-        "import sys\nfrom souping.logs import read\nfrom souping.logs.match import matched\n"
+        "import sys\nfrom souping.logs.sources import read\nfrom souping.logs.match import matched\n"
         f"matched({{n: read(r'{DATA}/lm_eval/' + n) for n in ('python_cook', 'java_cook')}})\n"
         "print([m for m in ('torch', 'hydra', 'transformers', 'pandas', 'lm_eval', 'pydantic') if m in sys.modules])"
     )

@@ -18,9 +18,9 @@ import numpy as np
 import pytest
 
 from souping.core.types import UserError
-from souping.logs import read
 from souping.logs.match import matched
 from souping.logs.records import Group, Log
+from souping.logs.sources import read
 from tests.conftest import ROOT
 
 DATA = ROOT / "tests" / "data" / "logs"
@@ -60,23 +60,18 @@ class TestLmEval:
         return log
 
     def test_means_are_the_harness_own(self, log: Log) -> None:
-        figures = [
-            one.reported
-            for task in log.tasks.values()
-            for one in task.metrics.values()
-            if one.is_mean
-        ]
-        found = [
-            mean(log, t.name, m.name)
-            for t in log.tasks.values()
-            for m in t.metrics.values()
-            if m.is_mean
-        ]
-        assert found == pytest.approx(figures)
-        assert len(found) == 7
+        figures = []
+        means = []
+        for task in log.tasks.values():
+            for metric in task.metrics.values():
+                if metric.is_mean:
+                    figures.append(metric.reported)
+                    means.append(mean(log, task.name, metric.name))
+        assert means == pytest.approx(figures)
+        assert len(means) == 7
 
     def test_what_was_asked_for_and_how_a_group_is_averaged(self, log: Log) -> None:
-        assert set(log.asked) == {"picks", "shots", "translate", "last"}
+        assert set(log.requested) == {"picks", "shots", "translate", "last"}
         assert log.groups == {
             "picks": Group(name="picks", members=("pick", "pick2"), weight_by_size=False)
         }
@@ -131,7 +126,7 @@ class TestLmEval:
 
     def test_no_groups(self, tmp_path: Path) -> None:
         (log,) = read(results(group_subtasks=None)(tmp_path))
-        assert (log.groups, set(log.asked)) == ({}, set(log.tasks))
+        assert (log.groups, set(log.requested)) == ({}, set(log.tasks))
 
     @pytest.mark.parametrize("value", [10**400, 1e308, math.inf, "N/A"], ids=str)
     def test_a_figure_that_no_mean_can_be_is_left_out(self, tmp_path: Path, value: Any) -> None:
@@ -172,7 +167,7 @@ class TestLmEval:
         for task in results["configs"]:
             tracker.save_results_samples(task_name=task, samples=samples[task])
         (log,) = read(tmp_path / "out")
-        assert set(log.asked) == {"picks", "write"}
+        assert set(log.requested) == {"picks", "write"}
         for task, metric in (("pick", "acc"), ("pick2", "acc_norm"), ("write", "exact_match")):
             assert mean(log, task, metric) == pytest.approx(
                 results["results"][task][f"{metric},none"]
@@ -213,12 +208,11 @@ class TestBfcl:
         }
         records = score(bfcl, tmp_path, items, answers)
         (log,) = read(tmp_path)
-        found = {
-            answer.item: answer.score
-            for task in log.tasks.values()
-            for answer in task.metrics["accuracy"].answers
-        }
-        assert found == {record.item: record.score for record in records}
+        logged = {}
+        for task in log.tasks.values():
+            for answer in task.metrics["accuracy"].answers:
+                logged[answer.item] = answer.score
+        assert logged == {record.item: record.score for record in records}
 
     @pytest.mark.parametrize(("gone", "word"), [("result", "result/"), ("score", "score/")])
     def test_one_folder_alone_is_refused(self, tmp_path: Path, gone: str, word: str) -> None:
@@ -243,7 +237,7 @@ class TestInspect:
     @pytest.mark.parametrize(("name", "right"), [("a", 0.5), ("b", 0.5)])
     def test_both_formats_with_epochs_and_several_scorers(self, name: str, right: float) -> None:
         (log,) = read(DATA / "inspect" / name, group="topic")
-        assert log.asked == ("sums", "words")
+        assert log.requested == ("sums", "words")
         sums = log.tasks["sums"].metrics
         assert list(sums) == ["match", "includes"]
         assert mean(log, "sums", "match") == right
@@ -308,7 +302,7 @@ class TestTables:
         lines.write_text("".join(json.dumps(row) + "\n" for row in ROWS))
         logs = [read(write_csv(tmp_path / "log.csv", ROWS)), read(lines), read(Frame(ROWS))]
         assert logs[0][0].tasks == logs[1][0].tasks == logs[2][0].tasks
-        assert logs[0][0].asked == ("a", "b")
+        assert logs[0][0].requested == ("a", "b")
 
     def test_every_optional_column(self, tmp_path: Path) -> None:
         rows = [
@@ -327,7 +321,7 @@ class TestTables:
         ]
         first, second = read(write_csv(tmp_path / "log.csv", rows))
         assert (first.model, second.model) == ("0", "1")
-        assert first.asked == ("t",)
+        assert first.requested == ("t",)
         assert first.groups["t"].members == ("t/a", "t/b")
         answers = first.tasks["t/a"].metrics["score"].answers
         assert {

@@ -13,20 +13,9 @@ import pytest
 
 from souping.analysis.correlation import pearson
 from souping.core.scores import Mean
-from souping.paper.findings import (
-    CLUSTERS,
-    PAPER_TABLES,
-    STATED,
-    Finding,
-    FindingVerdict,
-    PaperTable,
-    Sign,
-    Ties,
-    findings,
-    gains,
-    reading,
-    spans,
-)
+from souping.paper.findings import Finding, FindingVerdict, findings, gains
+from souping.paper.published import PAPER_TABLES, PaperTable
+from souping.paper.readings import CLUSTERS, STATED, Sign, Ties, reading, spans
 from souping.paper.reproduction import PaperFigures, PaperResult
 from souping.report.analyses import drawings, read_content
 from souping.report.render import markdown
@@ -88,11 +77,9 @@ def test_where_the_rule_and_the_paper_disagree(data: dict[str, Any]) -> None:
     assert "absolute, ties=all: 0.287 < threshold" in told[MGSM.title]["notes"][-1]
     assert told[FLORES.title]["paper"] == []
     assert {sum(len(row["rules"]) for row in one["readings"]) for one in told.values()} == {9}
-    clusters = {
-        t: next(r["ingredients"] for r in row["readings"] if CLUSTERS in r["rules"])
-        for t, row in told.items()
-    }
-    assert clusters[SMALL.title] == list(
+    readings = told[SMALL.title]["readings"]
+    (clusters,) = [row["ingredients"] for row in readings if CLUSTERS in row["rules"]]
+    assert clusters == list(
         SoCECluster(correlation=pearson, objective=Mean()).select(SMALL.scores).ingredients
     )
     assert len(told[FLORES.title]["stated"]) > 1

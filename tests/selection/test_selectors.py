@@ -66,7 +66,8 @@ class TestSelector:
     def test_a_check_refuses_in_the_words_of_the_selection(
         self, selector: Selector, matrix: ScoreMatrix, models: int, candidates: int, categories: int
     ) -> None:
-        names, columns = matrix.models[:models], matrix.categories[:categories]
+        names = matrix.models[:models]
+        columns = matrix.categories[:categories]
         values = matrix.values[:models, :categories]
         small = ScoreMatrix(
             models=names, candidates=names[:candidates], categories=columns, values=values
@@ -93,10 +94,8 @@ def soce(**changes: object) -> SoCE:
     return SoCE(**settings)  # type: ignore[arg-type]
 
 
-B8, PAIR = (
-    ("xLAM-2-8b-fc-r", "ToolACE-2-8B", "watt-tool-8B"),
-    ("MetaMathOctopus-7B", "MetaMathOctopus-MAPO-DPO-7B"),
-)
+B8 = ("xLAM-2-8b-fc-r", "ToolACE-2-8B", "watt-tool-8B")
+PAIR = ("MetaMathOctopus-7B", "MetaMathOctopus-MAPO-DPO-7B")
 B70 = ("xLAM-2-70b-fc-r", "CoALM-70B", "watt-tool-70B", "functionary-medium-v3.1")
 
 
@@ -169,7 +168,8 @@ def test_a_constant_category_weighs_in_the_objective_but_not_in_the_choice(
     )
     assert more.constant == ("all",)
     for selector in (soce(threshold=0.9), Greedy(objective=Mean()), TopK(objective=Mean(), k=2)):
-        plain, with_more = selector.select(matrix), selector.select(more)
+        plain = selector.select(matrix)
+        with_more = selector.select(more)
         assert (plain.ingredients, plain.low_correlation) == (
             with_more.ingredients,
             with_more.low_correlation,
@@ -192,7 +192,8 @@ def test_without_a_low_correlation_category_the_choice_is_greedy_and_says_so() -
         categories=("x", "y"),
         values=np.array([[0.9, 0.2], [0.5, 0.6], [0.1, 1]]),
     )
-    selection, greedy = soce().select(alike), Greedy(objective=Mean()).select(alike)
+    selection = soce().select(alike)
+    greedy = Greedy(objective=Mean()).select(alike)
     assert (selection.selector, selection.ingredients) == ("greedy", greedy.ingredients)
     assert (selection.low_correlation, selection.threshold) == ((), None)
     assert selection.correlations is not None

@@ -32,23 +32,22 @@ def pairs(
     """{split: documents} of one direction; document n is the same sentence in every direction."""
     from datasets import Dataset
 
-    made = {}
+    documents = {}
     for split in ("dev", "devtest"):
+        rows = []
         lines = zip(_lines(split, source), _lines(split, target), strict=True)
-        made[split] = Dataset.from_list(
-            [
-                {
-                    "sentence": n,
-                    "source": a,
-                    "target": b,
-                    "language": NAMES[source],
-                    "other": NAMES[target],
-                    "into": target,
-                }
-                for n, (a, b) in enumerate(lines)
-            ]
-        )
-    return made
+        for number, (source_line, target_line) in enumerate(lines):
+            row = {
+                "sentence": number,
+                "source": source_line,
+                "target": target_line,
+                "language": NAMES[source],
+                "other": NAMES[target],
+                "into": target,
+            }
+            rows.append(row)
+        documents[split] = Dataset.from_list(rows)
+    return documents
 
 
 def _lines(split: str, language: str) -> list[str]:
@@ -64,8 +63,8 @@ def _lines(split: str, language: str) -> list[str]:
 
 def bleu(doc: Mapping[str, str], results: list[str]) -> dict[str, list[str]]:
     """Reference and answer for BLEU's statistics, cut into characters where the language has no spaces."""
-    cut = _tokeniser(WITHOUT_SPACES.get(doc["into"], "none"))
-    return {"bleu": [cut(doc["target"]), cut(results[0].strip())]}
+    tokenise = _tokeniser(WITHOUT_SPACES.get(doc["into"], "none"))
+    return {"bleu": [tokenise(doc["target"]), tokenise(results[0].strip())]}
 
 
 @cache

@@ -1,0 +1,177 @@
+"""Tests of the rows of a comparison, and their verdicts.
+
+The headline and the policy's critical rows decide; all others share Holm's correction with the rows of their kind.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import cache
+from typing import Literal
+
+from souping.analysis.significance import Comparison, detectable, items_for
+from souping.comparison import estimate
+from souping.comparison.pooled import BEST, SCORE, WORST
+from souping.comparison.result import RowVerdict
+from souping.comparison.rows import RowScores
+from souping.comparison.verdict import HEADLINE, Limits, Policy, Word, decide, verdict_of
+
+# Tests of one model are computed once, and forgotten before the next model.
+_contrast = cache(estimate.contrast)
+_counted_contrast = cache(estimate.counted_contrast)
+
+
+@dataclass(frozen=True)
+class RowTest:
+    """The tests of one row: a model minus the baseline, higher is better, for any number of tests times `factor`."""
+
+    row: RowScores
+    model: str
+    baseline: str
+    factor: float
+
+    def comparison(self, tests: float) -> Comparison:
+        return _contrast(self.row.pooled, self.model, self.baseline, tests=tests * self.factor)
+
+    def limits(self, tests: float) -> list[Limits]:
+        """The interval; before it, if answers are missing, that of the scores as the harness counted."""
+        bounding = self.comparison(tests)
+        limits = [(bounding.low, bounding.high)]
+        if self.missing:
+            counted = _counted_contrast(
+                self.row.pooled, self.model, self.baseline, tests=tests * self.factor
+            )
+            limits.insert(0, (counted.low, counted.high))
+        return limits
+
+    @property
+    def missing(self) -> int:
+        """Items with a missing answer, in all runs of both models."""
+        missing = 0
+        for name in (self.model, self.baseline):
+            scores = self.row.pooled.values[name]
+            missing += int((scores[BEST] != scores[WORST]).sum())
+        return missing
+
+    def means(self) -> tuple[float, float]:
+        """(the baseline's mean, the model's) as the metric has them."""
+        pooled = self.row.pooled.scored()
+        base = pooled.mean(pooled.values[self.baseline][SCORE])
+        mean = pooled.mean(pooled.values[self.model][SCORE])
+        if self.row.higher_is_better:
+            return base, mean
+        # Scores were turned so that higher is better: fractions are 1 - score, others -score.
+        top = float(self.row.fraction)
+        return top - base, top - mean
+
+    def distance(self) -> float:
+        """Rough |T| / se, by which tests are ordered."""
+        base, mean = self.means()
+        variance = estimate.variance_parts(self.row.pooled.scored(), self.model, self.baseline)
+        error = math.sqrt(variance.total)
+        return abs(mean - base) / error if error else 0.0
+
+
+def judge(
+    row_tests: Sequence[RowTest], policy: Policy, headline_tests: float
+) -> Iterator[RowVerdict]:
+    """All rows of a model; the correction of the headline for several models is `headline_tests` tests."""
+    _contrast.cache_clear()
+    _counted_contrast.cache_clear()
+    tests = {test.row.name: test for test in row_tests}
+    headline = tests[HEADLINE]
+    tests[HEADLINE] = replace(headline, factor=headline.factor * headline_tests)
+    margins = {}
+    for name, test in tests.items():
+        base, _ = test.means()
+        margins[name] = policy.margin_of(name, base, test.row.fraction, test.row.weight > 0)
+
+    deciding = {name: margins[name] for name in tests if name in (HEADLINE, *policy.critical)}
+    decided = decide(deciding, lambda name, number: tests[name].limits(number))
+
+    corrections = dict.fromkeys(tests, 1.0)
+    for kinds in (("group", "task"), ("metric",)):
+        family = {}
+        for name, test in tests.items():
+            if test.row.kind in kinds and name not in deciding:
+                family[name] = test
+        corrections.update(_holm(family))
+
+    for name, test in tests.items():
+        # Lengths and cut answers have no direction of their own.
+        judged = test.row.kind not in ("length", "cut") or name in policy.margins
+        margin = margins[name] if judged else None
+        verdict: tuple[Word | Literal[""], str] = ("", "")
+        if name in deciding:
+            verdict = decided[name]
+        elif judged:
+            verdict = verdict_of(test.limits(corrections[name]), margin)
+        yield _row_verdict(test, corrections[name], margin, verdict, name in deciding)
+
+
+def _row_verdict(
+    test: RowTest,
+    tests: float,
+    margin: float | None,
+    verdict: tuple[Word | Literal[""], str],
+    decides: bool,
+) -> RowVerdict:
+    """A row, its numbers in the direction of its metric."""
+    row = test.row
+    comparison = test.comparison(tests)
+    difference = comparison.difference
+    low = comparison.low
+    high = comparison.high
+    if not row.higher_is_better:
+        difference = -comparison.difference
+        low = -comparison.high
+        high = -comparison.low
+    base, mean = test.means()
+    word, reason = verdict
+    return RowVerdict(
+        model=test.model,
+        baseline=test.baseline,
+        name=row.name,
+        kind=row.kind,
+        metric=row.metric,
+        higher_is_better=row.higher_is_better,
+        fraction=row.fraction,
+        weight=row.weight,
+        items=comparison.n,
+        groups=comparison.groups,
+        base=base,
+        mean=mean,
+        difference=difference,
+        low=low,
+        high=high,
+        level=comparison.level,
+        p_value=min(1.0, comparison.p_value * tests * test.factor),
+        test=comparison.test,
+        discordant=comparison.discordant,
+        verdict=word,
+        reason=reason,
+        margin=margin,
+        decides=decides,
+        detectable=detectable(comparison),
+        items_needed=items_for(comparison, margin) if margin else None,
+        missing=test.missing,
+    )
+
+
+def _holm(family: Mapping[str, RowTest]) -> dict[str, float]:
+    """The number of tests that each row is corrected for.
+
+    These are Holm's steps down to the first row without a difference, and that one's from there on, so that an interval
+    excludes 0 just where its row is shown to differ.
+    """
+    order = sorted(family, key=lambda name: -family[name].distance())
+    corrections = {}
+    for rank, name in enumerate(order):
+        tests = float(len(order) - rank)
+        corrections[name] = tests
+        comparison = family[name].comparison(tests)
+        if comparison.p_value >= 1 - comparison.level:
+            return corrections | dict.fromkeys(order[rank:], tests)
+    return corrections

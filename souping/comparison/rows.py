@@ -1,0 +1,138 @@
+"""Rows of a comparison before they are judged: which tasks, metrics and lengths each one pools."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterator, Mapping
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from souping.comparison.pooled import PooledScores, pool
+from souping.comparison.result import AmountKind
+from souping.comparison.verdict import HEADLINE
+from souping.logs.match import Field, Matched, MatchedMetric
+
+LENGTH_KINDS: Mapping[Field, AmountKind] = {
+    "tokens": "length",
+    "characters": "length",
+    "cut": "cut",
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class RowScores:
+    """One row before it is judged: the pooled scores of all models on its tasks."""
+
+    name: str
+    kind: AmountKind
+    metric: str
+    pooled: PooledScores
+    higher_is_better: bool
+    fraction: bool
+    weight: float = 0.0
+
+
+def rows_of(
+    common: Matched, weights: Mapping[str, float], pass_at: int, named: Collection[str]
+) -> Iterator[RowScores]:
+    """The headline, groups that were requested, tasks, other metrics, length and cut answers.
+
+    A task or group that is all there is has a row of its own if the policy names it (`named`).
+    """
+    averaged = {task: common.metrics[task][0] for task in weights}
+    headline = _headline(averaged, weights, pass_at)
+    yield headline
+
+    pooled = headline.pooled
+    weight_of = dict(zip(pooled.names, pooled.weights.tolist(), strict=True))
+    for group in common.groups.values():
+        tasks = [task for task in group.members if task in weight_of]
+        if 1 < len(tasks) < len(weights) or (tasks and group.name in named):
+            row = replace(headline, name=group.name, kind="group", pooled=pooled.only(tasks))
+            yield replace(row, weight=sum(weight_of[task] for task in tasks))
+
+    for task, weight in weight_of.items():
+        if len(weights) > 1 or task in named:
+            row = _row(averaged[task], "task", pooled.only([task]))
+            yield replace(row, weight=weight)
+
+    yield from _metric_rows(common, weights)
+    yield from _length_rows(averaged, weights)
+
+
+def _row(
+    metric: MatchedMetric, kind: AmountKind, pooled: PooledScores, name: str = ""
+) -> RowScores:
+    return RowScores(
+        name=name or metric.task,
+        kind=kind,
+        metric=metric.metric,
+        pooled=pooled,
+        higher_is_better=metric.higher_is_better,
+        fraction=metric.is_mean,
+    )
+
+
+def _headline(
+    averaged: Mapping[str, MatchedMetric], weights: Mapping[str, float], pass_at: int
+) -> RowScores:
+    pooled = pool(averaged, weights, pass_at)
+    first = next(iter(averaged.values()))
+    row = replace(_row(first, "average", pooled, HEADLINE), weight=1.0)
+    if first.is_mean:
+        # Fractions are averaged whatever their metrics are.
+        row = replace(row, metric="", higher_is_better=True)
+    return row
+
+
+def _metric_rows(common: Matched, weights: Mapping[str, float]) -> Iterator[RowScores]:
+    """Metrics that are not in the headline."""
+    for task, metrics in common.metrics.items():
+        for number, metric in enumerate(metrics):
+            averaged = number == 0 and task in weights
+            if averaged or not is_scored(metric):
+                continue
+            name = f"{task} {metric.metric}" if number else task
+            yield _row(metric, "metric", pool({task: metric}, {task: 1.0}), name)
+
+
+def is_scored(metric: MatchedMetric) -> bool:
+    """Whether all models have a score of some item in every run."""
+    scored = [np.isfinite(values).any(axis=1).all(axis=0) for values in metric.scores.values()]
+    return bool(np.all(scored, axis=0).any())
+
+
+def _length_rows(
+    averaged: Mapping[str, MatchedMetric], weights: Mapping[str, float]
+) -> Iterator[RowScores]:
+    """Output length and the share of cut answers, weighted as the headline, over the tasks whose logs have them.
+
+    Length is in tokens, or in characters if more tasks have those.
+    """
+    metrics_of = {field: _scored_by(field, averaged) for field in LENGTH_KINDS}
+    if len(metrics_of["characters"]) > len(metrics_of["tokens"]):
+        del metrics_of["tokens"]
+    else:
+        del metrics_of["characters"]
+    for field, metrics in metrics_of.items():
+        if not metrics:
+            continue
+        total = sum(weights[task] for task in metrics)
+        pooled = pool(metrics, {task: weights[task] / total for task in metrics})
+        first = next(iter(metrics.values()))
+        yield replace(_row(first, LENGTH_KINDS[field], pooled, field), metric=field)
+
+
+def _scored_by(field: Field, averaged: Mapping[str, MatchedMetric]) -> dict[str, MatchedMetric]:
+    """{task: its metric with the values of a field as scores}, where the logs have that field."""
+    metrics = {}
+    for task, metric in averaged.items():
+        scored = replace(
+            metric,
+            values={**metric.values, "score": metric.values[field]},
+            is_mean=field == "cut",
+            higher_is_better=False,
+        )
+        if is_scored(scored):
+            metrics[task] = scored
+    return metrics

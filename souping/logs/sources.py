@@ -1,0 +1,88 @@
+"""What is at a path, and which reader reads it."""
+
+from __future__ import annotations
+
+import gc
+from collections.abc import Collection
+from pathlib import Path
+
+from souping.core.files import expanded, regular
+from souping.core.types import UserError
+from souping.logs.bfcl import read_bfcl
+from souping.logs.inspect import is_inspect, read_inspect
+from souping.logs.lm_eval import read_lm_eval, results_of
+from souping.logs.records import Log
+from souping.logs.runs import read_run
+from souping.logs.tables import Frame, is_table, read_frame, read_table
+
+LOG_KINDS = (
+    "lm_eval's output folder, a BFCL project, an inspect_ai log, a run, "
+    "or CSV or JSONL with item, category, score"
+)
+
+
+def read(
+    source: str | Path | Frame, *, group: str = "", lower: Collection[str] | None = ()
+) -> tuple[Log, ...]:
+    """The logs at a path, or in a data frame: one, or several training runs where a table has a column `run`.
+
+    `PATH:MODEL` names one of several models. `group` is the field of the documents (or the column) that says which
+    items belong together. Of a table, lower is better in the tasks of `lower`;
+    with None its scores may be in any range.
+
+    Raises:
+        UserError: what is there is not a log, or a damaged one.
+    """
+    enabled = gc.isenabled()
+    # many small objects that all stay: to look for circles among them takes a third of the time
+    gc.disable()
+    try:
+        logs = _read(source, group, lower)
+    finally:
+        if enabled:
+            gc.enable()
+    if group and not any(map(_has_groups, logs)):
+        raise UserError(f"{logs[0].path}: no item has a field {group!r} to group by")
+    return logs
+
+
+def _has_groups(log: Log) -> bool:
+    for task in log.tasks.values():
+        for metric in task.metrics.values():
+            if any(answer.group for answer in metric.answers):
+                return True
+    return False
+
+
+def _read(source: str | Path | Frame, group: str, lower: Collection[str] | None) -> tuple[Log, ...]:
+    if not isinstance(source, str | Path):
+        return read_frame(source, group, lower)
+    path, name = _path_and_model(source)
+    if is_table(regular(path)):
+        return read_table(path, group, lower)
+    if lower:
+        raise UserError(f"{path}: --lower-is-better is for tables, this log has its own direction")
+    if (path / "report.json").is_file():
+        return (read_run(path, name, group),)
+    if (path / "result").is_dir() or (path / "score").is_dir():
+        return (read_bfcl(path, name),)
+    files = [path]
+    if not path.is_file():
+        files = [file for file in path.iterdir() if file.is_file()]
+    if any(map(is_inspect, files)):
+        return (read_inspect(path, name, group),)
+    if path.suffix == ".json" or (path.is_dir() and results_of(path, name)):
+        return (read_lm_eval(path, name, group),)
+    raise UserError(f"{path}: not a log: give {LOG_KINDS}")
+
+
+def _path_and_model(source: str | Path) -> tuple[Path, str]:
+    """`PATH:MODEL`, split at the last colon after which a path ends that exists; a path may contain colons itself."""
+    path = expanded(str(source))
+    if path.exists():
+        return path, ""
+    text = str(path)
+    for place in range(len(text) - 1, -1, -1):
+        if text[place] == ":" and Path(text[:place]).exists():
+            return Path(text[:place]), text[place + 1 :]
+    raise UserError(f"{source}: no such file or folder")
