@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import get_args
 
-from souping.checkpoints import Checkpoint
+from souping.checkpoints.checkpoint import Checkpoint
 from souping.checkpoints.folder import has_weights, read_config, setting
 from souping.core.fields import Precision
 from souping.core.protocols import ModuleSettings

@@ -18,10 +18,13 @@ from functools import cached_property, partial
 from pathlib import Path
 from typing import IO, TYPE_CHECKING
 
-from souping.checkpoints import MAX_RECIPE, Checkpoint, eos_token_ids, hub, remote, weights_of
+from souping.checkpoints import hub, remote
+from souping.checkpoints.checkpoint import Checkpoint
 from souping.checkpoints.compatibility import check_tokenizer, preflight
+from souping.checkpoints.end_tokens import eos_token_ids
+from souping.checkpoints.fingerprints import weights_of
 from souping.checkpoints.folder import Like
-from souping.checkpoints.header import small
+from souping.checkpoints.header import MAX_RECIPE, small
 from souping.checkpoints.layouts import rules_of
 from souping.checkpoints.lora import is_adapter, opened, read_settings
 from souping.checkpoints.pool import Trajectory
@@ -49,7 +52,7 @@ from souping.core.types import (
     frozen,
 )
 from souping.merge import CandidatePool, MergeBackend, Pourable
-from souping.merge.writer import Late, StandIns
+from souping.merge.digests import Late, StandIns
 from souping.pipeline.store import Store, parts_of
 from souping.report.progress import Throughput, say
 

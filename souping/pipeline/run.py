@@ -26,7 +26,7 @@ from souping.core.types import (
 )
 from souping.core.unit import Unit
 from souping.evaluate import identity
-from souping.merge.writer import RECIPE
+from souping.merge.soup_files import RECIPE
 from souping.pipeline.analyses import analyse, missing_answers, run_scores, stored_answers
 from souping.pipeline.checks import flat_categories, run_notes
 from souping.pipeline.choice import choose

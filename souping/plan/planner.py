@@ -16,7 +16,7 @@ from souping.core.protocols import Evaluator
 from souping.core.types import FOLDS, Item, Items, LateError, Missing, ScoreMatrix, UserError
 from souping.evaluate.benchmark import Folds, OwnBenchmark
 from souping.evaluate.identity import fingerprint
-from souping.merge.writer import StandIns
+from souping.merge.digests import StandIns
 from souping.pipeline import checks
 from souping.pipeline.evaluation import Evaluation
 from souping.pipeline.execute import check_settings

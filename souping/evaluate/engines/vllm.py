@@ -17,7 +17,7 @@ from dataclasses import field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from souping.checkpoints import stores_head
+from souping.checkpoints.checkpoint import stores_head
 from souping.core.fields import Count, Precision, Seed, Share, Threads, component
 from souping.core.protocols import LoadedModel, ModelHost, ModuleSettings
 from souping.core.text import first_line, missing

@@ -18,7 +18,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Annotated, ClassVar, Literal
 
-from souping.checkpoints import stores_head
+from souping.checkpoints.checkpoint import stores_head
 from souping.core.fields import Count, Form, Precision, Seconds, Share, Threads, component
 from souping.core.files import expanded
 from souping.core.protocols import ModelHost
@@ -114,7 +114,9 @@ class Server(ABC):
     python: str | None = None
     extra_args: list[str] = field(default_factory=list)
     trust_remote_code: bool = False
-    current: CurrentServer = field(default_factory=CurrentServer, init=False, repr=False, compare=False)
+    current: CurrentServer = field(
+        default_factory=CurrentServer, init=False, repr=False, compare=False
+    )
 
     @property
     def address(self) -> str | None:
