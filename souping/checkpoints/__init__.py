@@ -51,7 +51,8 @@ from souping.checkpoints.ranges import (
 )
 from souping.checkpoints.sharded import Sharded, read_sharded
 from souping.checkpoints.views import Assembly, Raw, Shape, StoredTensor, Tile, View
-from souping.core.files import expanded, read_at
+from souping.core.files import expanded
+from souping.core.open_files import read_at
 from souping.core.text import shown
 from souping.core.types import Json, Names, TokenIds, UserError, digest, frozen
 

@@ -40,7 +40,8 @@ from souping.checkpoints.folder import INDEX
 from souping.checkpoints.header import TORCH_NAMES, Tensor, inside, parse_json, size_of, small
 from souping.checkpoints.quantised import plain_config
 from souping.checkpoints.views import Raw, Tile, arrange
-from souping.core.files import STAGING_MARK, reserve, staged, start_writing, write_at, write_files
+from souping.core.folders import STAGING_MARK, staged, write_files
+from souping.core.open_files import reserve, start_writing, write_at
 from souping.core.types import Recipe, UserError
 from souping.merge import Extra, OptionalProgress
 from souping.merge.kernels import COMPILED_METHODS, get_method, linear
