@@ -117,26 +117,26 @@ def test_a_planted_import_is_found(module: str, line: str) -> None:
 def test_json_is_read_into_values_outside_logs_and_checkpoints() -> None:
     """Everywhere else `core.reading.read` makes a dataclass of a file or a reply."""
     helpers = ("part", "entries", "elements", "texts", "number")
-    elsewhere = uses(MODULES, "souping.core.types", helpers).keys()
+    elsewhere = uses(MODULES, "souping.core.json_fields", helpers).keys()
     assert {module for module in elsewhere if room(module) not in ("logs", "checkpoints")} == set()
 
 
 @pytest.mark.parametrize(
     "line",
     [
-        "from souping.core.types import part\npart({}, 'key')",
-        "def late():\n    from souping.core.types import number as finite\n    finite(1)",
-        "from souping.core import types\ntypes.texts({}, 'key')",
-        "import souping.core.types\nsouping.core.types.entries({}, 'key')",
+        "from souping.core.json_fields import part\npart({}, 'key')",
+        "def late():\n    from souping.core.json_fields import number as finite\n    finite(1)",
+        "from souping.core import json_fields\njson_fields.texts({}, 'key')",
+        "import souping.core.json_fields\nsouping.core.json_fields.entries({}, 'key')",
         "from souping.logs.records import number\nnumber(1)",
-        "from souping.core.types import elements\nmap(elements, [])",
+        "from souping.core.json_fields import elements\nmap(elements, [])",
     ],
     ids=["by name", "renamed", "of a module", "dotted", "handed on", "passed on"],
 )
 def test_a_planted_use_is_found(line: str) -> None:
     planted = {**MODULES, "souping.plan.planner": ast.parse(line)}
     names = ("part", "entries", "elements", "texts", "number")
-    assert uses(planted, "souping.core.types", names)["souping.plan.planner"] == 1
+    assert uses(planted, "souping.core.json_fields", names)["souping.plan.planner"] == 1
 
 
 def test_paths_are_expanded_in_one_place() -> None:

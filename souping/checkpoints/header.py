@@ -16,7 +16,8 @@ from typing import Any
 
 from souping.checkpoints.ranges import opened
 from souping.core.files import regular
-from souping.core.text import check_pointer, read_json, shown
+from souping.core.parsing import read_json
+from souping.core.text import check_pointer, shown
 from souping.core.types import Json, UserError
 
 # Dtypes by their tag in a header

@@ -17,7 +17,8 @@ from huggingface_hub import constants
 
 from souping.core.fields import Form, component
 from souping.core.files import expanded, write_atomically
-from souping.core.text import first_line, install, read_json
+from souping.core.parsing import read_json
+from souping.core.text import first_line, install
 from souping.core.types import UserError, digest
 
 POINTER_MARK = b"souping: a weight file that is read by range\n"

@@ -14,7 +14,7 @@ from souping.checkpoints.ranges import (
 )
 from souping.checkpoints.stamps import changed
 from souping.checkpoints.views import Raw, Tile
-from souping.core.files import read_at
+from souping.core.open_files import read_at
 
 
 class WeightReader:

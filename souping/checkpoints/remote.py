@@ -15,7 +15,7 @@ from pathlib import Path
 
 from souping.checkpoints.hub import ADAPTERS, FETCHED_FILE, WORKERS, HubName, Listing, weight_file
 from souping.checkpoints.ranges import RANGE_BYTES, Pointer, cache_of, listed_files
-from souping.core.files import reserve
+from souping.core.open_files import reserve
 from souping.core.types import UserError, digest
 
 URL = re.compile(r"(s3|gs):/+([^/].*?)/*")

@@ -14,8 +14,10 @@ from pathlib import Path
 from souping.checkpoints.folder import weight_map
 from souping.core.fields import text_of
 from souping.core.files import near_folder
-from souping.core.text import first_line, listed, read_json
-from souping.core.types import JsonObject, UserError, entries, frozen, number
+from souping.core.json_fields import entries, number
+from souping.core.parsing import read_json
+from souping.core.text import first_line, listed
+from souping.core.types import JsonObject, UserError, frozen
 
 TRAINER_FOLDERS = {
     "Trainer": r"checkpoint[-_](\d+)", "torchtitan": r"step-(\d+)", "OLMo-core": r"step(\d+)",

@@ -36,7 +36,8 @@ from annotated_types import Interval
 
 from souping.core.arguments import LONGEST_TIMEOUT_S
 from souping.core.files import regular
-from souping.core.text import first_line, listed, nearest, read_json, shown
+from souping.core.parsing import read_json
+from souping.core.text import first_line, listed, nearest, shown
 from souping.core.types import TOLERANCE, Json, T, UserError, Weights, frozen
 
 Hint: TypeAlias = type

@@ -18,8 +18,9 @@ import numpy as np
 
 from souping.core.fields import Count, Name, component, mismatch, pick, text_of
 from souping.core.files import expanded
+from souping.core.parsing import read_json
 from souping.core.protocols import BenchmarkItems
-from souping.core.text import check_pointer, listed, read_json
+from souping.core.text import check_pointer, listed
 from souping.core.types import (
     FOLDS,
     TEXT,

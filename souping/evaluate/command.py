@@ -16,7 +16,9 @@ from typing import IO
 import numpy as np
 
 from souping.core.fields import Seconds, component
-from souping.core.files import LOCK_FILE, expanded, hold_folder, lock
+from souping.core.files import expanded
+from souping.core.folders import LOCK_FILE, hold_folder
+from souping.core.open_files import lock
 from souping.core.protocols import Evaluator, Hosting, LoadedModel, ModelHost, Sampling, Scoring
 from souping.core.system import SHARED_MEMORY
 from souping.core.text import first_line, listed, safe

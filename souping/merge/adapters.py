@@ -20,7 +20,8 @@ from souping.checkpoints.fingerprints import Cache, fingerprint_of
 from souping.checkpoints.folder import TIED
 from souping.checkpoints.header import FLOATS, TORCH_NAMES, Tensor, inside, small
 from souping.checkpoints.lora import ADAPTER_WEIGHTS, CONFIG, Adapter, FactorPair
-from souping.core.files import expanded, folder_at, staged
+from souping.core.files import expanded, folder_at
+from souping.core.folders import staged
 from souping.core.text import shown
 from souping.core.types import Folders, Names, Recipe, TokenIds, UserError
 from souping.merge import (

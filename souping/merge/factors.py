@@ -25,7 +25,7 @@ from souping.checkpoints.header import Tensor, header_bytes, size_of
 from souping.checkpoints.hub import cached_name
 from souping.checkpoints.lora import Adapter, FactorPair
 from souping.checkpoints.views import Float32, Raw, widen
-from souping.core.files import write_at
+from souping.core.open_files import write_at
 from souping.core.text import shown
 from souping.core.types import FloatArray, Recipe, UserError
 from souping.merge import OptionalProgress

@@ -21,7 +21,7 @@ from souping.checkpoints.fingerprints import Cache, fingerprint
 from souping.checkpoints.folder import Like, side_files
 from souping.checkpoints.header import TORCH_NAMES, inside, small
 from souping.core.fields import Name, Precision, Seed, component
-from souping.core.files import staged, write_files
+from souping.core.folders import staged, write_files
 from souping.core.text import missing
 from souping.core.types import (
     Folders,

@@ -13,7 +13,7 @@ from souping.checkpoints.end_tokens import GENERATION, eos_token_ids
 from souping.checkpoints.folder import INDEX
 from souping.checkpoints.header import TORCH_NAMES, inside, parse_json, small
 from souping.checkpoints.quantised import plain_config
-from souping.core.files import STAGING_MARK, write_files
+from souping.core.folders import STAGING_MARK, write_files
 from souping.core.types import Recipe, UserError
 from souping.merge import Extra
 from souping.merge.plan import MergePlan

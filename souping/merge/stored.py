@@ -28,7 +28,7 @@ from souping.checkpoints.pickles import Made, pickled
 from souping.checkpoints.sharded import META, OPTIMISER, ZIP, Sharded, metadata, read_sharded
 from souping.checkpoints.views import View, row_major
 from souping.core.fields import load
-from souping.core.files import reserve
+from souping.core.open_files import reserve
 from souping.core.text import shown
 from souping.core.types import Folders, Recipe, UserError
 from souping.merge.alignment import Alignment

@@ -21,7 +21,8 @@ import numpy as np
 from souping.checkpoints.header import size_of
 from souping.checkpoints.reader import WeightReader
 from souping.checkpoints.views import Raw, Tile, arrange
-from souping.core.files import reserve, staged, start_writing, write_at
+from souping.core.folders import staged
+from souping.core.open_files import reserve, start_writing, write_at
 from souping.merge import Extra, OptionalProgress
 from souping.merge.chunks import Chunk, blocks, chunks, share_of_rank
 from souping.merge.digests import Digests, Late, passing, with_contents

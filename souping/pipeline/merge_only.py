@@ -18,7 +18,8 @@ from souping.checkpoints.header import MAX_RECIPE
 from souping.checkpoints.layouts import rules_of
 from souping.checkpoints.lora import content
 from souping.core.fields import Form, load, pick, text_of
-from souping.core.files import hold_folder, nearby, write_atomically
+from souping.core.files import nearby, write_atomically
+from souping.core.folders import hold_folder
 from souping.core.reading import read
 from souping.core.text import safe, shown
 from souping.core.types import (

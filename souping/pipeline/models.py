@@ -30,17 +30,11 @@ from souping.checkpoints.lora import is_adapter, opened, read_settings
 from souping.checkpoints.pool import Trajectory
 from souping.checkpoints.trajectory import TrainingRun
 from souping.core.fields import pick
-from souping.core.files import (
-    LOCK_FILE,
-    expanded,
-    folder_at,
-    hold_folder,
-    near_folder,
-    remove_abandoned,
-)
+from souping.core.files import expanded, folder_at, near_folder
+from souping.core.folders import LOCK_FILE, hold_folder, remove_abandoned
+from souping.core.parsing import read_json
 from souping.core.protocols import Evaluator, LoadedModel, ModuleSettings
 from souping.core.system import SHARED_MEMORY
-from souping.core.text import read_json
 from souping.core.types import (
     Candidate,
     Folders,

@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from souping.core.files import hold_folder
+from souping.core.folders import hold_folder
 from souping.core.protocols import Executor, Hosting, LoadedModel, Sampling, Scoring
 from souping.core.types import Candidate, FloatArray, Item, Recipe, Record, UserError
 from souping.core.unit import Unit

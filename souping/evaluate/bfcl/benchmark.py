@@ -22,8 +22,9 @@ from typing import Any
 import numpy as np
 
 from souping.core.fields import component, pick
+from souping.core.parsing import read_json
 from souping.core.protocols import BenchmarkItems, Objective
-from souping.core.text import listed, read_json
+from souping.core.text import listed
 from souping.core.types import FloatArray, Item, Items, Json, JsonObject, Names, UserError, frozen
 from souping.evaluate.benchmark import groups_of
 
