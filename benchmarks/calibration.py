@@ -107,6 +107,28 @@ def groups_across_tasks(rng: Rng) -> PooledScores:
     return pooled(*(metric(f"t{n}", scores, np.arange(60)) for n, scores in enumerate(draws)))
 
 
+def bfcl_logs(rng: Rng, grouped: bool = True) -> PooledScores:
+    """Three variants of 100 scenarios, and two single-turn tasks that share function documents."""
+    tasks = []
+    for names, units, part in (
+        (("base", "miss_func", "miss_param"), np.arange(100), 0.4),
+        (("simple", "multiple"), np.repeat(np.arange(60), rng.integers(1, 5, 60)), 0.3),
+    ):
+        hard = rng.standard_normal(units.max() + 1)
+        mood = {
+            model: np.sqrt(0.5) * (hard + rng.standard_normal(len(hard))) for model in ("a", "b")
+        }
+        for name in names:
+            scores = {m: right(rng, units.shape, BASE, mood[m][units], part) for m in mood}
+            groups = [f"{names[0]} {unit}" for unit in units] if grouped else None
+            tasks.append(metric(name, scores, groups))
+    return pooled(*tasks)
+
+
+def bfcl_logs_ungrouped(rng: Rng) -> PooledScores:
+    return bfcl_logs(rng, grouped=False)
+
+
 def thirty_items(rng: Rng) -> PooledScores:
     return pooled(metric("t", two(rng, 30)))
 
@@ -168,7 +190,8 @@ def five_models(rng: Rng, ahead: float = 0.0) -> PooledScores:
 
 PAIRS: Mapping[str, Callable[[Rng], PooledScores]] = {
     world.__name__.replace("_", " "): world
-    for world in (plain, ties, heavy_groups, groups_across_tasks, thirty_items, rare_successes, fractions,
+    for world in (plain, ties, heavy_groups, groups_across_tasks, bfcl_logs, bfcl_logs_ungrouped,
+                  thirty_items, rare_successes, fractions,
                   missing_answers, replicates, many_tasks, training_runs)
 }  # fmt: skip
 

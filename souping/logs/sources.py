@@ -65,6 +65,10 @@ def _read(source: str | Path | Frame, group: str, lower: Collection[str] | None)
     if (path / "report.json").is_file():
         return (read_run(path, name, group),)
     if (path / "result").is_dir() or (path / "score").is_dir():
+        if group:
+            raise UserError(
+                f"{path}: --group {group}: BFCL's items are grouped by what they share: leave --group out"
+            )
         return (read_bfcl(path, name),)
     files = [path]
     if not path.is_file():
