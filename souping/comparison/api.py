@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from itertools import combinations
+from itertools import chain, combinations
 from pathlib import Path
 from typing import Annotated
 
@@ -18,8 +18,8 @@ from souping.analysis.nested import ZERO_DIFFERENCE
 from souping.analysis.sign_flip import ALPHA
 from souping.comparison.estimate import VarianceParts, contrast, variance_parts
 from souping.comparison.looks import looks_of
-from souping.comparison.pooled import PooledScores, task_weights
-from souping.comparison.result import CompareResult, Difference, Flip, RowVerdict
+from souping.comparison.pooled import SCORE, PooledScores, task_weights
+from souping.comparison.result import CompareResult, Difference, Flip, RowVerdict, RunNoise
 from souping.comparison.row_tests import RowTest, judge
 from souping.comparison.rows import RowScores, is_scored, rows_of
 from souping.comparison.several import JointFlips, best_models, step_down
@@ -57,7 +57,8 @@ def compare(
     """Compare evaluation logs with the first of them, or with the `baseline`.
 
     Args:
-        logs: {name: log}, or {name: [log, ...]} for several training runs of one recipe.
+        logs: {name: log}, or {name: [log, ...]} for several runs of one model, or trainings of one
+            recipe.
         margin: a loss in points that does not matter.
         policy: TOML file with margins and critical tasks.
         average: over `task`s that were asked for, `item`s or `leaf` tasks, or a JSON file {task: weight}.
@@ -83,6 +84,7 @@ def compare(
     settings = [average, file_weights, group, pass_at, gate.description]
     looks, factor, notes = looks_of(model_logs, common, weights, settings, store, looks)
     models = tuple(model_logs)
+    same_model = len({log.model for log in chain.from_iterable(model_logs.values())}) == 1
     pooled = rows[0].pooled
     tests, best, pairs = _several(pooled, models, ALPHA / factor)
     verdicts = _all_verdicts(rows, models, gate, tests, factor)
@@ -94,10 +96,11 @@ def compare(
         status=_status(verdicts, fail_on),
         verdicts=tuple(verdicts),
         variance=_variances(pooled, models),
+        runs=tuple(_run_noises(rows[0], verdicts)),
         best=best,
         pairs=pairs,
         flips=tuple(_flips(common, models, model_logs)),
-        warnings=(*common.notes, *notes, *_warnings(common, weights, verdicts, pooled)),
+        warnings=(*common.notes, *notes, *_warnings(common, weights, verdicts, pooled, same_model)),
     )
 
 
@@ -133,6 +136,25 @@ def _all_verdicts(
 
 def _status(verdicts: Sequence[RowVerdict], fail_on: Sequence[Word]) -> int:
     return int(any(row.decides and row.verdict in fail_on for row in verdicts))
+
+
+def _run_noises(headline: RowScores, verdicts: Sequence[RowVerdict]) -> Iterator[RunNoise]:
+    """How far the runs of each model differ that has several."""
+    pooled = headline.pooled.scored()
+    differences = {row.model: row.difference for row in verdicts if row.kind == "average"}
+    for model, values in pooled.values.items():
+        scores = values[SCORE]
+        if len(scores) < 2:
+            continue
+        means = [pooled.mean(run[None]) for run in scores]
+        flipped = [np.abs(a - b) > ZERO_DIFFERENCE for a, b in combinations(scores, 2)]
+        yield RunNoise(
+            model=model,
+            runs=len(scores),
+            flipped=float(np.mean(flipped)),
+            spread=max(means) - min(means),
+            difference=differences.get(model),
+        )
 
 
 def _variances(pooled: PooledScores, models: Sequence[str]) -> dict[str, VarianceParts]:
@@ -259,15 +281,19 @@ def _warnings(
     weights: Mapping[str, float],
     verdicts: Sequence[RowVerdict],
     pooled: PooledScores,
+    same_model: bool,
 ) -> Iterator[str]:
     """What limits the comparison, in plain words."""
     yield from _unaveraged(common, weights)
     runs = {name: values.shape[1] for name, values in pooled.values.items()}
     if max(runs.values()) == 1:
-        yield "One training run per model: these two checkpoints; another seed may differ by more."
+        what = "another run, or a model trained with another seed,"
+        if same_model:
+            what = "another run of this model"
+        yield f"One run per model: {what} may differ by more (several runs: NAME=LOG,LOG)."
     elif min(runs.values()) == 1:
         single = ", ".join(name for name, number in runs.items() if number == 1)
-        yield f"{single}: one training run. Its variance between runs is taken from the other models."
+        yield f"{single}: one run. Its variance between runs is taken from the other models."
     headline = verdicts[0]
     if headline.groups == headline.items:
         yield "Every item counts as independent: name what belongs together with --group FIELD."

@@ -90,10 +90,30 @@ class RowVerdict:
     """whether the exit status depends on it"""
     detectable: float
     """smallest true difference with 80 % power"""
+    detectable_one_more_run: float | None
+    """the same with one more run of each model; null if there is one run per model"""
+    detectable_twice_items: float | None
+    """the same on twice as many items; null if there is one run per model"""
     items_needed: int | None
-    """items with which a difference of the margin has 80 % power"""
+    """items with which a difference of the margin has 80 % power; null if more runs are needed instead"""
     missing: int
     """items of both models with an answer that was requested and not scored"""
+
+
+@frozen
+class RunNoise:
+    """How much several runs of one model differ among themselves: the noise floor of its differences."""
+
+    model: str
+    """name of the model"""
+    runs: int
+    """number of its runs"""
+    flipped: float
+    """share of items with different scores in two of its runs, the mean over pairs of runs"""
+    spread: float
+    """largest difference of its average between two runs"""
+    difference: float | None
+    """difference of its average to the baseline's, null for the baseline"""
 
 
 @frozen
@@ -136,6 +156,8 @@ class CompareResult:
     """rows of every model but the baseline"""
     variance: Mapping[str, VarianceParts]
     """{model: variance of its headline difference}"""
+    runs: tuple[RunNoise, ...]
+    """models with several runs"""
     best: Names
     """models among which the best one is in 95 % of comparisons"""
     pairs: Mapping[str, Mapping[str, Difference]]
@@ -189,6 +211,9 @@ def sections(result: CompareResult, flips: int = 0) -> list[Section]:
     """What every page shows: a section for each model, all pairs of models, notes, and so many flips of each model."""
     models = result.models[1:]
     sheet: list[Section | None] = [_model(result, model) for model in models]
+    if result.runs:
+        lines = tuple(_run_noise(result, noise) for noise in result.runs)
+        sheet.append(Section("Runs of one model", lines))
     if result.pairs:
         sheet.append(_pairs(result))
     sheet.append(Section("Notes", result.warnings))
@@ -231,11 +256,24 @@ def _variance_shares(variance: VarianceParts) -> list[str]:
     for name, part in (
         ("items", variance.items),
         ("their answers", variance.answers),
-        ("training runs", variance.runs),
+        ("runs", variance.runs),
     ):
         if part is not None:
             shares.append(f"{100 * part / variance.total:.0f} % {name}")
     return shares
+
+
+def _run_noise(result: CompareResult, noise: RunNoise) -> str:
+    """How far runs of a model differ, beside its difference to the baseline."""
+    row = result.verdicts[0]
+    between = (
+        f"{noise.model}: {noise.runs} runs. Two of them differ in {100 * noise.flipped:.1f} % of the items, "
+        f"and their averages by up to {_points(row, noise.spread)}"
+    )
+    if noise.difference is None:
+        return f"{between}."
+    difference = _points(row, noise.difference, True)
+    return f"{between}; the difference to {result.baseline} is {difference}."
 
 
 def _pairs(result: CompareResult) -> Section:
@@ -337,9 +375,17 @@ def power_sentence(row: RowVerdict) -> str:
         return f"{row.items:,} items cannot show any difference with 80 % power."
     least = _points(row, row.detectable)
     power = f"A true difference of {least} has 80 % power here"
-    if row.margin is None or row.items_needed is None:
+    if row.detectable_one_more_run is not None:
+        more_run = _points(row, row.detectable_one_more_run)
+        more_items = _points(row, row.detectable_twice_items)
+        power = (
+            f"{power} ({more_run} with one more run of each model, {more_items} on twice the items)"
+        )
+    if row.margin is None:
         return f"{power}, and so has a margin of {least} if both are equal."
     margin = _points(row, row.margin)
+    if row.items_needed is None:
+        return f"{power}. No number of items is enough for the margin of {margin}: add runs."
     needed = items_in_words(row.items_needed)
     return f"{power}. The margin of {margin} needs {needed} items; there are {row.items:,}."
 

@@ -3,7 +3,7 @@
 All models meet the same sign patterns of the groups, so the correction for several tests knows how
 their differences hang together.
 
-Shape legend: D sign patterns, G groups, H strata, I items, M models, R training runs.
+Shape legend: D sign patterns, G groups, H strata, I items, M models, R runs.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ class JointFlips:
     sums: FloatArray  # [D, H, M]
     squares: FloatArray  # [H, M, M] the groups' squared differences of two models
     sizes: FloatArray  # [H]
-    extra: FloatArray  # [M, M] variance between training runs, which sign flips do not show
+    extra: FloatArray  # [M, M] variance between runs, which sign flips do not show
 
     @classmethod
     def of(
@@ -78,7 +78,7 @@ class JointFlips:
 
 
 def _run_variances(pooled: PooledScores, scores: Sequence[FloatArray]) -> FloatArray:
-    """Variance between training runs of every difference, [M, M], by scores [R, I] of each model."""
+    """Variance between runs of every difference, [M, M], by scores [R, I] of each model."""
     extra = np.zeros((len(scores), len(scores)))
     for i, j in combinations(range(len(scores)), 2):
         variance = split_variance(pooled, scores[i], scores[j])

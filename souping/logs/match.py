@@ -85,7 +85,7 @@ def moments(raw: FloatArray) -> tuple[FloatArray, FloatArray, FloatArray]:
 
 
 def matched(logs: Mapping[str, Sequence[Log]], *, same_prompts: bool = False) -> Matched:
-    """What the models have in common; {name: its training runs}, the baseline first.
+    """What the models have in common; {name: its runs}, the baseline first.
 
     Raises:
         UserError: they may not be compared: another harness, metric, version, number of shots or

@@ -88,7 +88,7 @@ class Group:
 
 @frozen
 class Log:
-    """One evaluation of one model (one training run): its tasks and groups by name.
+    """One evaluation of one model (one run): its tasks and groups by name.
 
     `requested` holds the tasks and groups that the harness's command line named: the mean over them is the headline.
     """

@@ -24,7 +24,7 @@ LOG_KINDS = (
 def read(
     source: str | Path | Frame, *, group: str = "", lower: Collection[str] | None = ()
 ) -> tuple[Log, ...]:
-    """The logs at a path, or in a data frame: one, or several training runs where a table has a column `run`.
+    """The logs at a path, or in a data frame: one, or several runs where a table has a column `run`.
 
     `PATH:MODEL` names one of several models. `group` is the field of the documents (or the column) that says which
     items belong together. Of a table, lower is better in the tasks of `lower`;

@@ -219,10 +219,61 @@ def test_groups_looks_and_runs(log: Callable[..., Path]) -> None:
         base_runs += answers(0.5, 10 + run, run=run)
         cand_runs += answers(0.6, 20 + run, run=run)
     recipes = compared(base_runs, cand_runs)
-    assert "training runs" in recipes.headline("cand").test
+    assert "runs" in recipes.headline("cand").test
     assert recipes.variance["cand"].runs is not None
-    assert any("two checkpoints" in line for line in compared(base, cand).warnings)
-    assert not any("two checkpoints" in line for line in recipes.warnings)
+    assert any("One run per model" in line for line in compared(base, cand).warnings)
+    assert not any("One run per model" in line for line in recipes.warnings)
+
+
+def test_runs_of_a_model_are_the_noise_floor_beside_its_difference() -> None:
+    def run(wrong: set[int], name: str) -> Rows:
+        rows = answers(1, 1, 40, run=name)
+        return [row | {"score": int(n not in wrong)} for n, row in enumerate(rows)]
+
+    base = run({0, 1, 2, 3}, "one") + run({0, 1, 2, 5}, "two") + run({0, 1}, "three")
+    result = compared(base, run({0}, "one"))
+    (noise,) = result.runs
+    # pairs differ on 2, 2 and 2 of 40 items; the averages are 36, 36 and 38 of 40
+    assert (noise.model, noise.runs) == ("base", 3)
+    assert (noise.flipped, noise.spread) == pytest.approx((2 / 40, 2 / 40))
+    assert noise.difference is None
+    other = library.compare({"cand": Frame(run({0}, "one")), "base": Frame(base)}).runs[0]
+    assert other.difference == pytest.approx(result.headline("cand").difference * -1)
+    text = repr(result)
+    assert "base: 3 runs" in text
+    assert "5.0 % of the items" in text
+    assert json.loads(result.to_json())["runs"][0]["flipped"] == pytest.approx(0.05)
+    assert compared(answers(0.5, 1), answers(0.5, 2)).runs == ()
+
+
+def test_another_seed_is_only_spoken_of_where_models_differ(tmp_path: Path) -> None:
+    def note(*paths: Path) -> str:
+        logs = {f"m{n}": path for n, path in enumerate(paths)}
+        return next(line for line in library.compare(logs).warnings if "One run" in line)
+
+    paths = []
+    for folder, seed in (("new", 1), ("old", 2)):
+        (tmp_path / folder).mkdir()
+        paths.append(write_csv(tmp_path / folder / "served.csv", answers(0.5, seed)))
+    assert "seed" not in note(*paths)
+    trained = write_csv(tmp_path / "trained.csv", answers(0.5, 2))
+    assert "seed" in note(paths[0], trained)
+
+
+def test_power_is_said_for_one_more_run_and_for_more_items() -> None:
+    base: Rows = []
+    cand: Rows = []
+    for run in range(2):
+        base += answers(0.5 + 0.04 * run, 10 + run, run=run)
+        cand += answers(0.55 + 0.04 * run, 20 + run, run=run)
+    row = compared(base, cand, margin=0.5).headline("cand")
+    assert row.detectable_one_more_run < row.detectable_twice_items < row.detectable
+    # shifts of runs do not fall with the items
+    assert row.items_needed is None
+    assert "add runs" in repr(compared(base, cand, margin=0.5))
+    plain = compared(answers(0.5, 1), answers(0.5, 2), margin=0.5).headline("cand")
+    assert plain.detectable_one_more_run is None
+    assert plain.items_needed
 
 
 def test_several_models_share_a_correction() -> None:

@@ -287,7 +287,7 @@ def test_the_best_set_drops_what_is_clearly_worse_and_keeps_copies() -> None:
 def test_the_worlds_of_the_calibration_are_nulls_that_a_wrong_test_fails() -> None:
     """60 draws of each, of which 6 may be called better or worse. Ignoring groups is caught."""
     calibration = script(ROOT / "benchmarks" / "calibration.py")
-    for name in ("thirty items", "training runs"):
+    for name in ("thirty items", "training runs", "two runs", "two runs against one", "bfcl logs"):
         row = calibration.pair_row(name, calibration.PAIRS[name], 60, {})
         assert float(row[2].split()[0]) + float(row[3].split()[0]) <= 10, row
 
