@@ -156,11 +156,9 @@ def _parser() -> argparse.ArgumentParser:
         help=f"{', '.join(AVERAGES)}, or a JSON file {{task: weight}}",
     )
     add(
-        "--group",
-        default="",
-        metavar="FIELD",
-        help="field of the documents, or column, that items share",
+        "--group", default="", metavar="FIELD", help="field of documents or column that items share"
     )
+    add("--category", default="", metavar="FIELD", help="field or column that splits the one task")
     add(
         "--looks",
         type=positive,

@@ -255,7 +255,7 @@ MOST_TIMES = 2.0**40
 
 
 @dataclass(frozen=True, kw_only=True)
-class Power:
+class RunPower:
     """The true difference that has 80 % power here, with one more run of each model, or on more items."""
 
     comparison: Comparison
@@ -304,6 +304,6 @@ class Power:
         return math.ceil(self.comparison.n * high)
 
 
-def power_of(pooled: PooledScores, a: str, b: str, comparison: Comparison) -> Power:
+def power_of(pooled: PooledScores, a: str, b: str, comparison: Comparison) -> RunPower:
     runs = (pooled.values[a].shape[1], pooled.values[b].shape[1])
-    return Power(comparison=comparison, parts=variance_parts(pooled.scored(), a, b), runs=runs)
+    return RunPower(comparison=comparison, parts=variance_parts(pooled.scored(), a, b), runs=runs)

@@ -6,6 +6,7 @@ The fields of the dataclasses are the schema of `compare.json`. Whatever comes f
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, field, replace
 from io import StringIO
@@ -17,7 +18,7 @@ from souping.comparison.estimate import VarianceParts
 from souping.comparison.verdict import Word
 from souping.core.reading import to_json
 from souping.core.text import confidence, minus
-from souping.core.types import Names, frozen
+from souping.core.types import Names, UserError, frozen
 from souping.core.unit import POINTS
 from souping.report.format import escape_html, p_value, short
 from souping.report.render import document, section_html, show_sheet
@@ -189,8 +190,10 @@ class CompareResult:
 
     def frame(self) -> DataFrame:
         """The verdicts as a pandas DataFrame."""
-        from pandas import DataFrame
-
+        try:
+            from pandas import DataFrame
+        except ImportError:
+            raise UserError("frame() needs pandas", fix="pip install pandas") from None
         return DataFrame([asdict(row) for row in self.verdicts])
 
     def __repr__(self) -> str:
@@ -237,6 +240,11 @@ def _model(result: CompareResult, model: str) -> Section:
         )
 
     cells = [_cells(row) for row in rows]
+    metrics = {cell["metric"] for cell in cells} - {""}
+    if len(metrics) == 1:
+        lines.append(f"Metric: {metrics.pop()}.")
+        for cell in cells:
+            cell["metric"] = ""
     columns = [name for name in cells[0] if any(map(itemgetter(name), cells))]
     header = {"base": result.baseline, "mean": model, "name": ""}
     table = grid(
@@ -288,7 +296,8 @@ def _pairs(result: CompareResult) -> Section:
             cell = ""
             if column in differences:
                 difference, low, high = differences[column]
-                cell = f"{amount(headline, difference, True)} [{_limits(headline, low, high)}]"
+                shown = _difference(headline, difference, low, high)
+                cell = f"{shown} [{_limits(headline, low, high)}]"
             cells.append(cell)
         rows.append(cells)
     return Section("All pairs, without correction", (line,), grids=(grid(["", *columns], rows),))
@@ -319,7 +328,9 @@ def _cells(row: RowVerdict) -> dict[str, str | TableCell]:
         "items": f"{row.items:,}",
         "base": amount(row, row.base),
         "mean": amount(row, row.mean),
-        "difference": TableCell(amount(row, row.difference, True), _limits(row, row.low, row.high)),
+        "difference": TableCell(
+            _difference(row, row.difference, row.low, row.high), _limits(row, row.low, row.high)
+        ),
         "p": p_value(row.p_value),
         "margin": amount(row, row.margin),
         "verdict": f"{row.verdict}: {row.reason}" if row.reason else row.verdict,
@@ -339,7 +350,16 @@ def _limits(row: RowVerdict, low: float, high: float, middle: str = ", ") -> str
     """Limits of a difference; in points they show on which side of 0 they are, however near."""
     if row.fraction:
         return f"{POINTS.end(low, True)}{middle}{POINTS.end(high, True)}"
-    return f"{amount(row, low, True)}{middle}{amount(row, high, True)}"
+    return f"{_difference(row, low, low, high)}{middle}{_difference(row, high, low, high)}"
+
+
+def _difference(row: RowVerdict, value: float, low: float, high: float) -> str:
+    """A difference or a limit, with the digits that an interval of this width deserves: two of its width."""
+    width = high - low
+    if row.fraction or not 0 < width < math.inf:
+        return amount(row, value, True)
+    digits = max(0, 1 - math.floor(math.log10(width)))
+    return minus(format(value + 0.0, f"+.{digits}f"))
 
 
 def _unit(row: RowVerdict) -> str:
@@ -365,7 +385,7 @@ def sentence(row: RowVerdict) -> str:
     p = p_value(row.p_value)
     equals = "" if p.startswith("<") else "= "
     interval = f"{confidence(row.level)} interval {_limits(row, row.low, row.high, ' to ')}"
-    difference = _points(row, row.difference, True)
+    difference = f"{_difference(row, row.difference, row.low, row.high)} {_unit(row)}"
     return f"{verdict}. Difference {difference} ({interval}, p {equals}{p})."
 
 

@@ -111,17 +111,26 @@ def step_down(flips: JointFlips, alpha: float) -> list[float]:
     return needed.tolist()
 
 
-def best_models(pooled: PooledScores, models: Sequence[str], alpha: float) -> tuple[str, ...]:
-    """Models that may be the best one; each is favoured in turn where answers are missing."""
-    if not any(has_missing(pooled, model, model) for model in models):
-        best = best_set(JointFlips.of(pooled, models), alpha)
-        return tuple(models[n] for n in best)
-    best_names = []
-    for number, model in enumerate(models):
+def best_models(
+    pooled: PooledScores, models: Sequence[str], alpha: float, flips: JointFlips
+) -> tuple[str, ...]:
+    """Models that may be the best one; each is favoured in turn where answers are missing.
+
+    `flips` are those of all models, none of them favoured.
+    """
+    gaps = [model for model in models if has_missing(pooled, model, model)]
+    complete = [model for model in models if model not in gaps]
+    if gaps and complete:
+        # Whichever of the complete ones is favoured, the scores are the same.
+        flips = JointFlips.of(pooled, models, favoured=complete[0])
+    best = set()
+    if complete:
+        best = {models[n] for n in best_set(flips, alpha)}.difference(gaps)
+    for model in gaps:
         flips = JointFlips.of(pooled, models, favoured=model)
-        if number in best_set(flips, alpha):
-            best_names.append(model)
-    return tuple(best_names)
+        if models.index(model) in best_set(flips, alpha):
+            best.add(model)
+    return tuple(model for model in models if model in best)
 
 
 def best_set(flips: JointFlips, alpha: float) -> list[int]:

@@ -23,6 +23,8 @@ if TYPE_CHECKING:
 POLICY = "default-src 'none'; style-src 'unsafe-inline'; img-src data:; base-uri 'none'; form-action 'none'"
 """Content security: the page has its styles and pictures in itself, and loads, runs and sends nothing."""
 STYLE = Path(__file__).with_name("style.css").read_text(encoding="utf-8").strip()
+LONGEST_WORD = 28
+"""Characters of a word that a column on a terminal has room for."""
 FOOT = (
     "Percentages are fractions of 1 in report.json; every key is in docs/reference.md."
     '<span class="print">What is folded away on the screen is left out here: open it before printing.</span>'
@@ -259,13 +261,36 @@ def plain_table(grid: TableGrid, caption: Sequence[str] = ()) -> Table:
         [clean(f"{cell.text} [{cell.sub}]" if cell.sub else cell.text) for cell in row]
         for row in grid.rows
     ]
+    for row in rows:
+        for i in grid.left.intersection(range(len(row))):
+            row[i] = _broken(row[i])
     for i, name in enumerate(grid.header):
         numbers = i not in grid.left and any(len(row[i]) > len(name) for row in rows)
         side = "left" if i in grid.left else "right"
-        made.add_column(Text(clean(name)), justify=side, overflow="fold", no_wrap=numbers)  # type: ignore[arg-type]
+        words = " ".join(row[i] for row in rows).split() if i in grid.left else []
+        made.add_column(
+            Text(clean(name)),
+            justify=side,  # type: ignore[arg-type]
+            overflow="fold",
+            no_wrap=numbers,
+            min_width=min(LONGEST_WORD, max(map(len, words), default=1)),
+        )
     for i, row in enumerate(rows):
         made.add_row(*map(Text, row), style="bold" if i in grid.strong else None)
     return made
+
+
+def _broken(text: str) -> str:
+    """A line break after `_`, `/` or `-` in words that are too long for a column."""
+    words = []
+    for word in text.split(" "):
+        line = ""
+        for piece in re.split(r"(?<=[_/-])", word) if len(word) > LONGEST_WORD else [word]:
+            if line and len(line.rpartition("\n")[2]) + len(piece) > LONGEST_WORD:
+                line += "\n"
+            line += piece
+        words.append(line)
+    return " ".join(words)
 
 
 def output_console(width: int = 110) -> Console:
