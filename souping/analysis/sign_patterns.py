@@ -109,7 +109,7 @@ def _draw_by_row(
     rng: np.random.Generator,
 ) -> FloatArray:
     """Draw how many groups of each row have a positive sign, a chunk of patterns at a time."""
-    cumulative = {int(n): np.cumsum(_heads_distribution(int(n))) for n in np.unique(number)}
+    cumulative = {n: np.cumsum(_heads_distribution(n)) for n in set(number.tolist())}
     chunk = max(1, SIGNS_AT_A_TIME // len(number))
     sums = []
     for start in range(0, draws, chunk):

@@ -239,7 +239,7 @@ def _answer(where: str, row: LogRow, group: str) -> LoggedAnswer:
 
 
 def _text(row: LogRow, name: str) -> str:
-    value = row.get(name)
+    value = row.get(name, "")
     if isinstance(value, str):
         return value
     return "" if _empty(value) else str(value)
@@ -251,9 +251,9 @@ def _empty(value: Json) -> bool:
 
 def _number(where: str, row: LogRow, key: str) -> float | None:
     """A number in a column, None where the column is empty or not there; a score may also be a letter."""
-    if _empty(row.get(key)):
+    text = _text(row, key)
+    if not text:
         return None
-    text = str(row[key])
     letter = text if len(text) == 1 else text.lower()
     if key == "score" and letter in LETTERS:
         return LETTERS[letter]
