@@ -135,22 +135,7 @@ class Front:
             goals = [replace(goal, unit=unit) if goal.lengths else goal for goal in goals]
         self.goals = goals
 
-        # Mean of each goal, and draws of it from a posterior that is wider where answers vary
-        # more than it believes.
-        category_draws = {}  # [D, S, C]
-        for kind, model in models.items():
-            category_draws[kind] = model.posterior_draws(FRONT_DRAWS, max(1.0, model.surprise()))
-        names = [item.category for item in items]
-        means = []
-        goal_draws = []
-        for goal in goals:
-            shares = models[False].shares(goal.covers(names))
-            mean, _ = models[goal.lengths].total(shares)
-            means.append(mean)
-            goal_draws.append(category_draws[goal.lengths] @ shares)
-        self.means = np.stack(means, axis=-1)
-        draws = np.stack(goal_draws, axis=-1)  # [D, S, G]
-
+        self.means, draws = _posterior(models, goals, [item.category for item in items])
         self.low, self.high = np.quantile(draws, (0.025, 0.975), axis=0)
         self.odds = np.mean([undominated(draw) for draw in draws], axis=0)
         self.on = undominated(self.means)
@@ -225,6 +210,26 @@ def _fit(
     equal_weights = np.ones(categories.max() + 1)
     effect = design_effect(answers, categories, groups)
     return fitted(points, answers, categories, equal_weights, rise=rise, effect=effect)
+
+
+def _posterior(
+    models: Mapping[bool, SoupModel], goals: Sequence[Guard], categories: Sequence[str]
+) -> tuple[FloatArray, FloatArray]:
+    """Mean [S, G] of each goal, and draws [D, S, G] from a posterior.
+
+    It is wider where answers vary more than the model believes.
+    """
+    category_draws = {}  # [D, S, C]
+    for kind, model in models.items():
+        category_draws[kind] = model.posterior_draws(FRONT_DRAWS, max(1.0, model.surprise()))
+    means = []
+    draws = []
+    for goal in goals:
+        shares = models[False].shares(goal.covers(categories))
+        mean, _ = models[goal.lengths].total(shares)
+        means.append(mean)
+        draws.append(category_draws[goal.lengths] @ shares)
+    return np.stack(means, axis=-1), np.stack(draws, axis=-1)
 
 
 def _answer_table(

@@ -73,11 +73,11 @@ class Parents(Analysis):
             raise NotEstimableError(too_few(run, 1))
 
         # Scores of the parents and of the soups, and their rows in the table.
-        ids = dict.fromkeys(itertools.chain(*(family.parents for family in families)))
+        ids = dict.fromkeys(itertools.chain(*[family.parents for family in families]))
         ids |= dict.fromkeys(family.soup.id for family in families)
         scores = ScoreMatrix.from_items({name: run.search[name] for name in ids})
         soups = [scores.models.index(family.soup.id) for family in families]
-        parents = [[scores.models.index(name) for name in family.parents] for family in families]
+        parents = [list(map(scores.models.index, family.parents)) for family in families]
 
         wins = _beaten(scores.values[None], soups, parents)[:, 0]  # [2, S, C]
         drawn = GroupSums.of(scores).draws(self.draws, np.random.default_rng(WINS_SALT))
