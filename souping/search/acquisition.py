@@ -93,8 +93,13 @@ class BoundModel:
         return odds
 
     def _odds_within(self, bound: Bound, items: BoolArray) -> FloatArray:
-        """Probability [S] that a soup's mean over the items of a bound [I] is high enough."""
+        """Probability [S] that a soup's mean over the items of a bound [I] is high enough.
+
+        While no lengths are known, a bound of theirs rules out no soup.
+        """
         model = self._lengths if bound.lengths else self._scores
+        if bound.lengths and not model.known:
+            return np.ones(len(model.table))
         model.asked = self._scores.asked
         mean, cov = model.total(model.shares(items))
         if self._reference_soup is None:

@@ -185,7 +185,7 @@ class AdaptiveSearch(Optimiser):
         stops: bool,
         budget: int | None,
     ) -> None:
-        plain_points = [tuple(float(weight) for weight in point) for point in points]
+        plain_points = [tuple(map(float, point)) for point in points]
         self._points: list[Weights] = list(dict.fromkeys(plain_points))
         self._soup_of = {point: soup for soup, point in enumerate(self._points)}
         self._space = space
@@ -417,13 +417,12 @@ class AdaptiveSearch(Optimiser):
         pick = self._soup_of[self.best()]
         variance = self._model.surprise() * difference_variances(cov, pick)
         lead = (mean[pick] - mean) / np.sqrt(variance)
-        indistinguishable = [
-            soup
-            for soup in np.argsort(-mean, kind="stable")
-            if soup != pick and lead[soup] < ONE_SIDED_95
-        ]
-        leader, rivals, _ = expected_improvement(mean, cov, RIVALS)
-        gain = self._model.finishing_gain(np.array([leader, *rivals]), self._odds())
+        best_first = np.argsort(-mean, kind="stable")
+        is_close = lead[best_first] < ONE_SIDED_95
+        indistinguishable = best_first[is_close & (best_first != pick)]
+        odds = self._odds()
+        leader, rivals, _ = expected_improvement(mean, cov, RIVALS, odds)
+        gain = self._model.finishing_gain(np.array([leader, *rivals]), odds)
 
         return SearchEnd(
             stopped=self._stop_reason or StopReason(reason="a limit of the run"),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import warnings
 from dataclasses import replace
 from itertools import combinations, permutations
 from math import comb
@@ -82,6 +83,11 @@ class TestAnalysis:
         single = {r.id: run.search[r.id] for r in run.soups.candidates.values()}
         with pytest.raises(NotEstimableError, match=r"takes|again"):
             analysis.analyse(replace(run, search=single, report={}, trials=(), spent=0))
+
+    def test_draws_that_miss_a_category_raise_no_warning(self, analysis: Analysis) -> None:
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            analysis.analyse(run_of(asked=analysis.asks, per_category=4))
 
     @pytest.mark.parametrize("size", [2, 4])
     def test_the_page_shows_it(self, analysis: Analysis, size: int) -> None:

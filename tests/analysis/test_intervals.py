@@ -309,3 +309,23 @@ def test_the_worst_category_and_its_difference_are_covered(rates: list[float]) -
         interval = table.interval((rng.random(len(chance)) < chance).astype(float))
         held += interval.low <= min(rates) <= interval.high
     assert held >= 0.9 * 80
+
+
+def test_a_category_without_weight_has_a_mean_all_the_same() -> None:
+    """An objective that is not linear takes the means of all categories."""
+    rng = np.random.default_rng(0)
+    categories = np.arange(90) % 3
+    means = np.array([0.9, 0.8, 0.2])
+    values = (rng.random(90) < means[categories]).astype(float)
+    table = ItemTable(
+        names=("a", "b", "c"),
+        categories=categories,
+        groups=np.arange(90),
+        coefficients=np.array([0.5, 0.5, 0.0]),
+        # It takes three means.
+        value=lambda means: (means * np.ones(3)).min(axis=-1),
+    )
+    lowest = min(values[categories == c].mean() for c in range(3))
+    interval = table.interval(values, draws=199)
+    assert table.score(values) == interval.mean == pytest.approx(lowest)
+    assert interval.low < interval.mean < interval.high

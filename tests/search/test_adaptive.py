@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 import numpy as np
 import pytest
 
-from souping.core.types import FloatArray, Result, SearchSpace
+from souping.core.types import Bound, Cell, FloatArray, Item, ItemScores, Result, SearchSpace
 from souping.search import points as simplex
 from souping.search.adaptive import ENOUGH_GAIN, Adaptive, item_samples, merits_of
 from souping.search.points import Grid, anchors
@@ -15,7 +15,7 @@ from souping.search.surrogate import SoupModel, draws
 from tests.conftest import ROOT
 from tests.support.choices import slow_unless
 from tests.support.scripts import script
-from tests.support.worlds import price, searched, world
+from tests.support.worlds import World, price, searched, world
 
 PLAIN = Adaptive(stop="never")
 
@@ -315,6 +315,52 @@ def test_the_worst_category_of_losses_is_that_of_the_highest_loss() -> None:
     )
     assert found == pytest.approx(worst, abs=0.03)
     assert points[int(found.argmax())] == (1.0, 0.0)
+
+
+@dataclass(frozen=True)
+class LongFirst(World):
+    """The first ingredient alone is always right, and its answers are ten times as long."""
+
+    def answer(self, cell: Cell) -> Result:
+        tokens = np.full(self.fold, 1000.0 if cell.weights[0] == 1 else 100.0)
+        lengths = tokens if cell.items is None else tokens[list(cell.items)]
+        return replace(super().answer(cell), lengths=lengths)
+
+
+def bounded_world(seed: int) -> LongFirst:
+    """With a bound on the length, against the second ingredient."""
+    of = world(seed)
+    values = of.values.copy()
+    values[1] = 1.0
+    items = tuple(
+        Item(id=str(n), category=name, prompt="", answer="")
+        for n, name in enumerate(of.space.categories)
+    )
+    space = replace(
+        of.space,
+        singles=values[1:4],
+        lengths=np.array([[1000.0], [100.0], [100.0]]) * np.ones(of.fold),
+        bounds=(Bound(name="tokens", margin=0.1, lengths=True),),
+        reference=ItemScores(items=items, values=values[2], lengths=np.full(of.fold, 100.0)),
+    )
+    return LongFirst(points=of.points, values=values, categories=of.categories, space=space)
+
+
+def test_the_gain_of_more_answers_is_over_a_leader_that_keeps_to_the_bounds() -> None:
+    of = bounded_world(0)
+    search = replace(PLAIN, budget=200).start(of.space, 0)
+    searched(search, of)
+    assert search.best() != of.points[1]
+    assert search.summary().finishing_gain > 0.001
+
+
+def test_a_bound_on_lengths_is_kept_though_no_single_model_is_known() -> None:
+    of = bounded_world(1)
+    space = replace(of.space, singles=None, lengths=None)
+    search = replace(PLAIN, budget=1500).start(space, 0)
+    asked = searched(search, of)
+    assert of.points[1] in {cell.weights for cell in asked}
+    assert search.best() != of.points[1]
 
 
 def test_scales_search_beyond_the_models_around_their_base() -> None:
