@@ -41,14 +41,14 @@ def routed(ingredients: Mapping[str, ItemScores], chosen_by: ScoreMatrix) -> Rou
         return None
 
     items = ingredients[names[0]].items
-    scores = chosen_by.rows(names)  # [K, C]
+    choosing = chosen_by.rows(names)  # [K, C]
     routes = {}
     for category in dict.fromkeys(item.category for item in items):
         in_category = [name == category for name in chosen_by.categories]
         if any(in_category):
-            means = scores[:, in_category].mean(axis=1)
+            means = choosing[:, in_category].mean(axis=1)
         else:
-            means = scores.mean(axis=1)
+            means = choosing.mean(axis=1)
         routes[category] = names[int(means.argmax())]
 
     # The column of each item's ingredient.

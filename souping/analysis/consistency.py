@@ -288,16 +288,16 @@ class ConsistencyResult(AnalysisResult):
             f"{count(before.models)} candidates, {rho(after.mean)} ({_limits(after)}) over {count(after.models)} "
             "soups of the search."
         )
-        places = set()
-        placed = []
+        positions = set()
+        phrases = []
         for key, (name, _) in NULLS.items():
-            place = nulls[key].place(after.mean)
-            places.add(place)
-            placed.append(f"{place} {name} ({rho(nulls[key].mean)})")
+            position = nulls[key].place(after.mean)
+            positions.add(position)
+            phrases.append(f"{position} {name} ({rho(nulls[key].mean)})")
         against = (
-            f"Soups of few parents correlate by mixing alone. The soups are {in_words(placed)}."
+            f"Soups of few parents correlate by mixing alone. The soups are {in_words(phrases)}."
         )
-        if len(places) > 1:
+        if len(positions) > 1:
             against += " The answer depends on which mixture is meant."
         lines = [head, against]
         if before.note:

@@ -54,8 +54,8 @@ class Distances:
 
     def at(self, level: float) -> float:
         """The farthest distance that is reached with a chance of `level`."""
-        place = int(np.searchsorted(self.chances, level))
-        return float(self.farthest[min(place, len(self.farthest) - 1)])
+        rank = int(np.searchsorted(self.chances, level))
+        return float(self.farthest[min(rank, len(self.farthest) - 1)])
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -207,13 +207,13 @@ def compare_on_table(
                 missing=[shares[items] for shares in missing],
             )
         )
-    every = bounded(by_category)
+    all_categories = bounded(by_category)
     return replace(
         comparison,
         difference=table.score(a) - table.score(b),
-        low=every.low,
-        high=every.high,
-        p_value=every.p_value,
+        low=all_categories.low,
+        high=all_categories.high,
+        p_value=all_categories.p_value,
         test=EVERY,
     )
 

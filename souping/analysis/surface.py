@@ -136,7 +136,7 @@ def fitted(
     model.size = model.size / effect
     for soup in np.flatnonzero(answered.any(axis=1)):
         model.observe(int(soup), slice(None), scores[soup])
-    model.asked = np.isfinite(model.score)
+    model.requested = np.isfinite(model.score)
     model.fit()
     return model
 
@@ -149,9 +149,9 @@ def design_effect(scores: FloatArray, categories: IntArray, groups: IntArray) ->
     clustered = 0.0
     independent = 0.0
     for c in np.unique(categories):
-        place = categories == c
-        _, group = np.unique(groups[place], return_inverse=True)
-        answers = scores[:, place]
+        in_category = categories == c
+        _, group = np.unique(groups[in_category], return_inverse=True)
+        answers = scores[:, in_category]
         answers = answers[np.isfinite(answers).any(axis=1)]
         residuals = np.nan_to_num(answers - np.nanmean(answers, axis=1, keepdims=True))
         sums = np.stack([np.bincount(group, row) for row in residuals])
@@ -250,7 +250,7 @@ def _evaluated(run: RunScores) -> dict[tuple[float, ...], FloatArray]:
             f"{', '.join(unknown)} alone did not answer the search fold, and soups do not tell"
         )
 
-    evaluated = {}
+    evaluated = dict[tuple[float, ...], FloatArray]()
     for soup in (*singles, *run.trials):
         if soup.id in known and len(evaluated) < FITTED:
             shares = soup.shares
@@ -323,7 +323,7 @@ class SurfaceResult(AnalysisResult):
     def drawings(self, unit: Unit) -> tuple[Drawing, ...]:
         """Two ingredients: a curve in its band; three: a triangle; more: the points in their order."""
         names = self.ingredients
-        places = np.array(self.weights, dtype=float)
+        points = np.array(self.weights, dtype=float)
         chosen = _array(self.chosen)
         value = unit.scale * _array(self.objective.difference)
         low = unit.scale * _array(self.objective.low)
@@ -332,16 +332,16 @@ class SurfaceResult(AnalysisResult):
         caption = "Ring: the chosen soup."
         with canvas():
             if len(names) == 3:
-                reach = max(float(np.abs(value).max()), 1e-9)
+                largest = max(float(np.abs(value).max()), 1e-9)
                 rims = [INK if sure else FAINT for sure in (low > 0) | (high < 0)]
-                shades = scale(-reach, reach, unit.colours("RdBu"))
-                plot = triangle(names, places, value, chosen, shades, label, rims)
+                shades = scale(-largest, largest, unit.colours("RdBu"))
+                plot = triangle(names, points, value, chosen, shades, label, rims)
                 caption += " Dark outline: its interval excludes 0."
             else:
-                plot = _band(names, places, chosen, value, low, high, label)
+                plot = _band(names, points, chosen, value, low, high, label)
         lowest = minus(f"{value.min():.{unit.digits}f}")
         highest = minus(f"{value.max():.{unit.digits}f}")
-        best = " / ".join(map(weight, places[int(unit.inner(value).argmax())]))
+        best = " / ".join(map(weight, points[int(unit.inner(value).argmax())]))
         reached = f"from {lowest} to {highest} {unit.name}, best at {best}"
         alt = (
             f"Objective over the weights of {in_words(names)}, less the uniform soup's: {reached}."

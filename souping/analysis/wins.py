@@ -563,12 +563,12 @@ class WinsResult(AnalysisResult):
 
     def section(self, unit: Unit) -> Section:
         """What is kept, and the soup where none, one or all fail; the rest is folded away."""
-        kept = []
+        shares = []
         for row in self.kept:
             cell = row.kept.cell()
             limits = f" ({cell.sub})" if cell.sub else ""
-            kept.append(f"{cell.text} %{limits} of {clean(row.name)}'s")
-        head = f"Of the items that an ingredient solves the soup keeps {in_words(kept)}."
+            shares.append(f"{cell.text} %{limits} of {clean(row.name)}'s")
+        head = f"Of the items that an ingredient solves the soup keeps {in_words(shares)}."
         folded = [Section("By ingredient", grids=(self._by_ingredient(),))]
         if self.examples:
             examples = tuple(example.section() for example in self.examples)
@@ -595,6 +595,6 @@ class WinsResult(AnalysisResult):
         words = {0: "none", 1: "exactly one"} if last > 1 else {0: "none"}
         words[last] = "all"
         rows = []
-        for place, row in enumerate(self.by_failures):
-            rows.append((words.get(place, str(place)), count(row.items), row.cell()))
+        for failing, row in enumerate(self.by_failures):
+            rows.append((words.get(failing, str(failing)), count(row.items), row.cell()))
         return grid(("ingredients that fail", "items", "the soup solves, %"), rows)

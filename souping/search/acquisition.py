@@ -69,7 +69,9 @@ class BoundModel:
         self._bounds = space.bounds
         self._reference = space.reference
         self._unit = float(space.reference.lengths.mean()) or 1.0
-        single_lengths = None if space.lengths is None else -space.lengths / self._unit
+        single_lengths = None
+        if space.lengths is not None:
+            single_lengths = -space.lengths / self._unit
         self._lengths = SoupModel(
             scores.table, scores.item_samples, scores.weights, rise=0.0, singles=single_lengths
         )
@@ -100,7 +102,7 @@ class BoundModel:
         model = self._lengths if bound.lengths else self._scores
         if bound.lengths and not model.known:
             return np.ones(len(model.table))
-        model.asked = self._scores.asked
+        model.requested = self._scores.requested
         mean, cov = model.total(model.shares(items))
         if self._reference_soup is None:
             reference = self._reference.values
@@ -121,4 +123,6 @@ def _soup_of_reference(space: SearchSpace, points: Sequence[Weights]) -> int | N
     if space.against is None:
         return None
     vertex = vertices(len(space.ingredients))[space.against]
-    return points.index(vertex) if vertex in points else None
+    if vertex not in points:
+        return None
+    return points.index(vertex)

@@ -182,9 +182,9 @@ def model(
     """A model that was told the next sample of a category of a soup, for each (soup, category)."""
     made, rng = fresh(counts, seed), np.random.default_rng(seed)
     for soup, category in asked:
-        number = made.left[soup, category].argmax()
+        number = made.unrequested[soup, category].argmax()
         sample = made.item_samples[category][number]
-        made.asked[soup, category, number] = True
+        made.requested[soup, category, number] = True
         made.observe(soup, sample.tolist(), (rng.random(len(sample)) < 0.6).astype(float))
     made.fit()
     return made
@@ -196,7 +196,7 @@ ASKED = ((0, 0), (0, 0), (2, 0), (3, 0), (3, 1))
 def brute(made: SoupModel, c: int) -> tuple[FloatArray, FloatArray, float]:
     """Mean [S] and covariance [S, S] of a category by the formulas of a Gaussian process, cell by cell, and how far the
     answers lie from what was expected (Mahalanobis, squared)."""
-    cells = [(s, b) for s, b in np.argwhere(made.asked[:, c])]
+    cells = [(s, b) for s, b in np.argwhere(made.requested[:, c])]
     signal, noise, level = made.signal[c], made.noise[c], made.level[c]
     sizes = [len(sample) for sample in made.item_samples[c]]
     joint = np.array(
@@ -222,13 +222,13 @@ def test_the_posterior_is_the_textbooks(category: int) -> None:
     found = made.posterior(category)
     assert found.mean == pytest.approx(mean, abs=1e-6)
     assert found.covariance == pytest.approx(cov, abs=1e-6)
-    assert found.surprise == pytest.approx([surprise, made.asked[:, category].sum()], rel=1e-4)
+    assert found.surprise == pytest.approx([surprise, made.requested[:, category].sum()], rel=1e-4)
 
 
 def test_the_next_sample_takes_away_what_its_covariance_says() -> None:
     made = model(ASKED)
     _, before, cross, spread, _ = made.posterior(0)
-    made.asked[2, 0, 1] = True  # asked, not answered: variances shrink, means stay
+    made.requested[2, 0, 1] = True  # asked, not answered: variances shrink, means stay
     mean, after, *_ = made.posterior(0)
     assert before - after == pytest.approx(np.outer(cross[:, 2], cross[:, 2]) / spread[2], abs=1e-9)
     assert mean == pytest.approx(brute(model(ASKED), 0)[0], abs=1e-6)
@@ -239,7 +239,7 @@ def test_shared_items_make_a_difference_sharp() -> None:
     for sample in (0, 1):
         made = fresh((96, 24))
         made.fit()
-        made.asked[1, 0, 0] = made.asked[2, 0, sample] = True
+        made.requested[1, 0, 0] = made.requested[2, 0, sample] = True
         made.score[1, 0, 0] = made.score[2, 0, sample] = 0.6
         cov = made.posterior(0).covariance
         gaps.append(cov[1, 1] + cov[2, 2] - 2 * cov[1, 2])
@@ -248,11 +248,11 @@ def test_shared_items_make_a_difference_sharp() -> None:
 
 def test_finishing_a_finished_fold_gains_nothing() -> None:
     made = model(ASKED)
-    asked = made.asked.copy()
+    asked = made.requested.copy()
     assert made.finishing_gain(np.argsort(-made.objective()[0])) > 0.005
-    assert (made.asked == asked).all()
+    assert (made.requested == asked).all()
     for soup in range(4):
-        made.ask_rest(soup)
+        made.request_fold(soup)
         made.observe(soup, slice(None), np.full(120, 0.6))  # type: ignore[arg-type]
     assert made.finishing_gain(np.argsort(-made.objective()[0])) == pytest.approx(0, abs=1e-9)
 
@@ -307,7 +307,7 @@ def test_the_worst_category_of_losses_is_that_of_the_highest_loss() -> None:
     )
     for number, row in enumerate(-2 * losses):
         model.observe(number, slice(None), row)
-    model.asked[:] = True
+    model.requested[:] = True
     model.fit()
     found, worst = (
         model.objective()[0],
