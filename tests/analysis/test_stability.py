@@ -23,7 +23,8 @@ SOCE = SoCE(correlation=pearson, objective=Mean())
 
 def matrix(rates: FloatArray, each: int = 40, seed: int = 0, copies: int = 1) -> ScoreMatrix:
     """Right-or-wrong scores of len(rates) models with P(right) = rates [M, C] on `each` items a category."""
-    rng, width = np.random.default_rng(seed), rates.shape[1]
+    rng = np.random.default_rng(seed)
+    width = rates.shape[1]
     items = tuple(
         Item(id=f"{c}-{i}-{k}", category=f"c{c}", prompt="", answer="", group=f"{c}-{i}")
         for c in range(width)
@@ -87,7 +88,8 @@ def test_reliability_is_hoyts() -> None:
     scores = matrix(PLAIN, each=40)
     for c in range(3):
         table = np.array([scores.items[m].values[c * 40 : (c + 1) * 40] for m in scores.models])  # type: ignore[index]
-        models, items = table.mean(axis=1, keepdims=True), table.mean(axis=0, keepdims=True)
+        models = table.mean(axis=1, keepdims=True)
+        items = table.mean(axis=0, keepdims=True)
         rest = ((table - models - items + table.mean()) ** 2).sum() / (3 * 39)
         between = 40 * ((models - table.mean()) ** 2).sum() / 3
         assert reliability(GroupSums.of(scores))[c] == pytest.approx(max(0.0, 1 - rest / between))

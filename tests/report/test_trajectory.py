@@ -25,7 +25,8 @@ from souping.search.schedule import windows
 from tests.conftest import recipe
 from tests.support.report import sample
 
-SIZE, ITEMS = 6, 80
+SIZE = 6
+ITEMS = 80
 TABLE = ItemTable.of(
     [Item(id=str(i), category="xy"[i % 2], prompt=str(i), answer="") for i in range(ITEMS)], Mean()
 )
@@ -81,7 +82,8 @@ def test_the_page_shows_the_run(rates: bool) -> None:
     pictures = draw(content, trials)
     assert {"trajectory", "windows"} <= {one.name for one in pictures}
     assert all(one.png() for one in pictures if one.name in ("trajectory", "windows"))
-    text, html = markdown(content, trials), page(content, trials, pictures)
+    text = markdown(content, trials)
+    html = page(content, trials, pictures)
     for section in sections(content):
         assert f"plots/{section.picture}.png" in text
         assert section.title in html
@@ -117,7 +119,10 @@ def test_a_claim_on_the_recipe_takes_two_further_runs() -> None:
 
 def test_the_run_is_the_unit() -> None:
     """Of runs without a true difference, few are called different; items alone would call many."""
-    dice, over, alone, draws = np.random.default_rng(1), 0, 0, 400
+    dice = np.random.default_rng(1)
+    over = 0
+    alone = 0
+    draws = 400
     for _ in range(draws):
         deltas = dice.standard_normal((3, 1)) * 0.3 + dice.standard_normal(ITEMS) * 0.5
         deltas = deltas + dice.standard_normal((3, ITEMS))

@@ -128,7 +128,8 @@ SHAPES = {
     "name", slow_unless(SHAPES.keys() - {"six ingredients", "thirty categories"}, SHAPES)
 )
 def test_part_of_the_grid_finds_better_than_chance(name: str) -> None:
-    lost, chance = [], []
+    lost = []
+    chance = []
     for seed in range(5):
         of = world(
             seed,
@@ -180,7 +181,8 @@ def model(
     asked: tuple[tuple[int, int], ...], counts: tuple[int, ...] = (96, 24), seed: int = 0
 ) -> SoupModel:
     """A model that was told the next sample of a category of a soup, for each (soup, category)."""
-    made, rng = fresh(counts, seed), np.random.default_rng(seed)
+    made = fresh(counts, seed)
+    rng = np.random.default_rng(seed)
     for soup, category in asked:
         number = made.unrequested[soup, category].argmax()
         sample = made.item_samples[category][number]
@@ -197,7 +199,9 @@ def brute(made: SoupModel, c: int) -> tuple[FloatArray, FloatArray, float]:
     """Mean [S] and covariance [S, S] of a category by the formulas of a Gaussian process, cell by cell, and how far the
     answers lie from what was expected (Mahalanobis, squared)."""
     cells = [(s, b) for s, b in np.argwhere(made.requested[:, c])]
-    signal, noise, level = made.signal[c], made.noise[c], made.level[c]
+    signal = made.signal[c]
+    noise = made.noise[c]
+    level = made.level[c]
     sizes = [len(sample) for sample in made.item_samples[c]]
     joint = np.array(
         [
@@ -291,11 +295,10 @@ def test_groups_stay_in_one_sample_and_the_seed_decides_the_order() -> None:
 
 def test_the_worst_category_of_losses_is_that_of_the_highest_loss() -> None:
     """Texts differ more than soups; what is taken from each item's score is put back before the minimum is taken."""
-    rng, points = np.random.default_rng(4), Adaptive().points(2)
-    texts, samples = (
-        rng.random(80) + np.repeat([1.0, 1.3], 40),
-        [[np.arange(40)], [np.arange(40, 80)]],
-    )
+    rng = np.random.default_rng(4)
+    points = Adaptive().points(2)
+    texts = rng.random(80) + np.repeat([1.0, 1.3], 40)
+    samples = [[np.arange(40)], [np.arange(40, 80)]]
     losses = texts + 0.2 * np.array([np.repeat(point, 40) for point in points])
     singles = -2 * losses[[points.index(corner) for corner in simplex.vertices(2)]]
     model = SoupModel(
@@ -309,10 +312,8 @@ def test_the_worst_category_of_losses_is_that_of_the_highest_loss() -> None:
         model.observe(number, slice(None), row)
     model.requested[:] = True
     model.fit()
-    found, worst = (
-        model.objective()[0],
-        -2 * np.stack([losses[:, :40].mean(1), losses[:, 40:].mean(1)]).max(0),
-    )
+    found = model.objective()[0]
+    worst = -2 * np.stack([losses[:, :40].mean(1), losses[:, 40:].mean(1)]).max(0)
     assert found == pytest.approx(worst, abs=0.03)
     assert points[int(found.argmax())] == (1.0, 0.0)
 
@@ -370,7 +371,8 @@ def test_scales_search_beyond_the_models_around_their_base() -> None:
     assert points[:3] == anchors(2)
     assert all(len(np.flatnonzero(point)) > 1 for point in points if abs(sum(point) - 1) > 1e-9)
     assert len(set(points)) == len(points)
-    table, categories = np.array(points), np.repeat([0, 1], 60)
+    table = np.array(points)
+    categories = np.repeat([0, 1], 60)
     rng = np.random.default_rng(5)
     skill = 0.4 + 0.3 * table.sum(1)  # the farther from the base, the better
     values = (rng.random((len(points), 120)) < skill[:, None]).astype(float)

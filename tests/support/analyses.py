@@ -50,7 +50,8 @@ def items_of(
 
 def skills(items: Sequence[Item], seed: int = 3) -> dict[str, FloatArray]:
     """Right or wrong answers [I] of each candidate, which is good at one category."""
-    rng, table = np.random.default_rng(seed), {}
+    rng = np.random.default_rng(seed)
+    table = {}
     _, category = np.unique([item.category for item in items], return_inverse=True)
     for number, name in enumerate(NAMES):
         chance = np.where(category == number, 0.8, 0.45)
