@@ -18,26 +18,23 @@ from functools import cached_property, partial
 from pathlib import Path
 from typing import IO, TYPE_CHECKING
 
-from souping.checkpoints import MAX_RECIPE, Checkpoint, eos_token_ids, hub, remote, weights_of
+from souping.checkpoints import hub, remote
+from souping.checkpoints.checkpoint import Checkpoint
 from souping.checkpoints.compatibility import check_tokenizer, preflight
+from souping.checkpoints.end_tokens import eos_token_ids
+from souping.checkpoints.fingerprints import weights_of
 from souping.checkpoints.folder import Like
-from souping.checkpoints.header import small
+from souping.checkpoints.header import MAX_RECIPE, small
 from souping.checkpoints.layouts import rules_of
 from souping.checkpoints.lora import is_adapter, opened, read_settings
 from souping.checkpoints.pool import Trajectory
 from souping.checkpoints.trajectory import TrainingRun
 from souping.core.fields import pick
-from souping.core.files import (
-    LOCK_FILE,
-    expanded,
-    folder_at,
-    hold_folder,
-    near_folder,
-    remove_abandoned,
-)
+from souping.core.files import expanded, folder_at, near_folder
+from souping.core.folders import LOCK_FILE, hold_folder, remove_abandoned
+from souping.core.parsing import read_json
 from souping.core.protocols import Evaluator, LoadedModel, ModuleSettings
 from souping.core.system import SHARED_MEMORY
-from souping.core.text import read_json
 from souping.core.types import (
     Candidate,
     Folders,
@@ -49,7 +46,7 @@ from souping.core.types import (
     frozen,
 )
 from souping.merge import CandidatePool, MergeBackend, Pourable
-from souping.merge.writer import Late, StandIns
+from souping.merge.digests import Late, StandIns
 from souping.pipeline.store import Store, parts_of
 from souping.report.progress import Throughput, say
 
@@ -410,10 +407,10 @@ class SoupServer:
         self._scratch = ScratchFolder(pool)
 
     def serve(self, evaluator: Evaluator, recipe: Recipe) -> LoadedModel:
-        settings = evaluator.module_settings()
+        settings = evaluator.hosting.module_settings()
         model = LoadedSoup(self._pool, self._module, self._scratch, settings, recipe)
         # The soup is made here, by reading the property, and not on demand: evaluation is timed without it.
-        _ = model.folder if evaluator.model_form == "folder" else model.module
+        _ = model.folder if evaluator.hosting.model_form == "folder" else model.module
         return model
 
     def close(self) -> None:
