@@ -34,10 +34,10 @@ from souping.report.content import (
 STABILITY_SALT = 0x57AB
 # 0.05, 0.06 .. 0.50
 THRESHOLDS = tuple(round(0.05 + 0.01 * step, 2) for step in range(46))
-PUBLISHED = (
+PUBLISHED_NOTE = (
     "published scores hold no items: how often an expert would be picked again is not estimable"
 )
-NO_SELECTION = "no bootstrap draw gave a selection: its stability is not estimable"
+NO_SELECTION_NOTE = "no bootstrap draw gave a selection: its stability is not estimable"
 # {words of an error: what it is counted as}
 REASONS = {
     "the models differ": "a category is constant",
@@ -59,7 +59,7 @@ def stability(
         items = None
         tables = None
         method = "threshold sweep and jackknife over models"
-        shares = SelectionShares(notes=(PUBLISHED,))
+        shares = SelectionShares(notes=(PUBLISHED_NOTE,))
         reliabilities = None
     else:
         items = GroupSums.of(scores)
@@ -169,7 +169,7 @@ def _over_draws(tables: FloatArray, scores: ScoreMatrix, selector: Selector) -> 
         except UserError as error:
             reasons[_reason(error)] += 1
     if not selections:
-        return SelectionShares(reasons=reasons, notes=(NO_SELECTION,))
+        return SelectionShares(reasons=reasons, notes=(NO_SELECTION_NOTE,))
     return _shares(selections, scores, reasons)
 
 
