@@ -43,10 +43,10 @@ def limit_file_size(nbytes: int) -> None:
 
 def limit_resource(number: int, value: int) -> None:
     hard = resource.getrlimit(number)[1]
+    if hard != resource.RLIM_INFINITY:
+        value = min(value, hard)
     with suppress(OSError, ValueError):
-        resource.setrlimit(
-            number, (value if hard == resource.RLIM_INFINITY else min(value, hard), hard)
-        )
+        resource.setrlimit(number, (value, hard))
 
 
 class Child:
@@ -132,7 +132,9 @@ class Child:
                         raise MemoryError from None
                 continue
             if kind == "end":
-                with suppress(subprocess.TimeoutExpired):  # alive, if what it sent was no message
+                with suppress(
+                    subprocess.TimeoutExpired
+                ):  # alive, if what it sent was not a message
                     if process.wait(CHILD_GRACE_S) == -signal.SIGALRM:
                         raise TimeoutError
                 raise MemoryError
@@ -243,10 +245,11 @@ def serve(memory: int) -> None:
             except UserError as error:
                 send("raise", UserError(str(error)))
             except Exception as error:
-                full = isinstance(error, MemoryError) or (
-                    isinstance(error, OSError) and error.errno == errno.ENOMEM
-                )
-                send("raise", MemoryError() if full else RuntimeError(traceback.format_exc()))
+                full = isinstance(error, OSError) and error.errno == errno.ENOMEM
+                if full or isinstance(error, MemoryError):
+                    send("raise", MemoryError())
+                else:
+                    send("raise", RuntimeError(traceback.format_exc()))
     os._exit(0)  # whatever threads still wait for
 
 

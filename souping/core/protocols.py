@@ -106,12 +106,12 @@ class Selector(ABC):
         for candidate in (*selection.ingredients, *selection.experts.values()):
             if candidate not in scores.candidates:
                 raise UserError(
-                    f"selector {name} chose {candidate!r}, which is no candidate: {listed(scores.candidates)}"
+                    f"selector {name} chose {candidate!r}, which is not a candidate: {listed(scores.candidates)}"
                 )
         for category in (*selection.low_correlation, *selection.experts):
             if category not in scores.categories:
                 raise UserError(
-                    f"selector {name} named {category!r}, which is no category: {listed(scores.categories)}"
+                    f"selector {name} named {category!r}, which is not a category: {listed(scores.categories)}"
                 )
         if not selection.ingredients or len(set(selection.ingredients)) < len(
             selection.ingredients
@@ -397,15 +397,18 @@ class Evaluator(Component, ABC):
             inner = settings.get(name)
             if isinstance(inner, Mapping):
                 settings[name] = _unmeasured(inner)
-        draws = [self.answers_per_item] if self.aggregate == "pass" else []
-        return digest([settings, self.aggregate, *draws])
+        identity: list[Json] = [settings, self.aggregate]
+        if self.aggregate == "pass":
+            identity.append(self.answers_per_item)
+        return digest(identity)
 
     @property
     def former_look(self) -> str:
         """`look` as earlier versions had it: with all settings."""
-        return digest(
-            [self.fingerprint, self.answers_per_item, *([self.aggregate] if self.aggregate else [])]
-        )
+        identity: list[Json] = [self.fingerprint, self.answers_per_item]
+        if self.aggregate:
+            identity.append(self.aggregate)
+        return digest(identity)
 
     def for_pool(self, architecture_folder: Path, folders: Mapping[str, Path]) -> Evaluator:
         """This evaluator with what its settings leave to the candidates' files.
@@ -464,7 +467,10 @@ class Evaluator(Component, ABC):
     def item_scores(self, items: Sequence[Item], records: Sequence[Sequence[Record]]) -> FloatArray:
         """[I] values whose mean over a category's items is the category's score; `records` are each item's answers."""
         joined = max if self.aggregate == "pass" else fmean
-        return np.array([joined(record.score for record in answers) for answers in records])
+        scores = []
+        for answers in records:
+            scores.append(joined([record.score for record in answers]))
+        return np.array(scores)
 
     def scorer_digest(self, item: Item) -> str:
         """Digest of what scores the item's answers, but for its reference: scores by another one do not compare."""
