@@ -133,7 +133,7 @@ def read_config(path: Path) -> DictConfig:
             raise ValueError(f"it has more than {LONGEST_CONFIG_BYTES:,} bytes")
         config = OmegaConf.create(read_yaml(text))
         if not isinstance(config, DictConfig):
-            raise ValueError("it is no mapping")
+            raise ValueError("it is not a mapping")
     except Exception as error:  # PyYAML's constructors raise whatever int() and others do
         raise UserError(f"{path}: not the configuration of a run: {first_line(error)}") from error
     return config

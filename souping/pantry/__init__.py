@@ -49,7 +49,9 @@ class PantryBenchmark(Benchmark):
 
     @property
     def label(self) -> str:
-        return "pantry" if self.bundled else self.title
+        if not self.bundled:
+            return self.title
+        return "pantry"
 
     @property
     def note(self) -> str:
