@@ -29,7 +29,7 @@ class RoutedAnswers:
 def routed(ingredients: Mapping[str, ItemScores], chosen_by: ScoreMatrix) -> RoutedAnswers | None:
     """Each item answered by the ingredient that is best in its category by `chosen_by`.
 
-    A category that `chosen_by` lacks is routed by the mean of the others. None for scores that are no fractions of 1.
+    A category that `chosen_by` lacks is routed by the mean of the others. None for scores that are not fractions of 1.
     """
     names = list(ingredients)
     columns = [(own.values, own.truncated, own.unanswered) for own in ingredients.values()]

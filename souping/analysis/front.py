@@ -60,7 +60,7 @@ def resolve_goals(
     """What the names of `pareto` stand for, as in `resolve`; `weights` are those of `pick`.
 
     Raises:
-        UserError: there is one goal, a name is no category, group or `tokens`, or `pick` has no
+        UserError: there is one goal, a name is not a category, a group or `tokens`, or `pick` has no
             weights of goals.
     """
     if not names and not weights:

@@ -58,7 +58,7 @@ class Shapley(Analysis):
         game = _Game(self, run.soups)
         size = len(game.names)
         if size < 2:
-            raise NotEstimableError("a single model is no game: it takes two players")
+            raise NotEstimableError("a single model is not a game: it takes two players")
         if not run.objective.linear:
             raise NotEstimableError(
                 f"Shapley values need a linear objective, which {run.objective.name} is not"

@@ -302,7 +302,7 @@ class Wins(Analysis):
         """The scores as shares of right answers; graded ones are right from `solved` on.
 
         Raises:
-            NotEstimableError: scores are no fractions of 1, as those of a corpus metric or a loss are not.
+            NotEstimableError: scores are not fractions of 1, such as those of a corpus metric or a loss.
         """
         values = np.stack([score.values for score in scores])
         if not (

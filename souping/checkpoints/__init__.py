@@ -486,7 +486,7 @@ def eos_token_ids(folder: Path) -> TokenIds:
     """Tokens that end a model's answers by its generation_config.json, else by its config.json, ascending.
 
     Raises:
-        UserError: a file is broken, or names something that is no token.
+        UserError: a file is broken, or names something that is not a token.
     """
     for name in (GENERATION, "config.json"):
         path = inside(folder, name)

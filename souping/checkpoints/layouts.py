@@ -81,7 +81,7 @@ class Rule:
         return PLACEHOLDER.sub(lambda found: indexes[found[1]], self.name)
 
     def check(self) -> None:
-        """Raises ValueError where an axis of one side is not there once on the other, or a name is no pattern."""
+        """Raises ValueError if an axis of one side is not there once on the other, or a name is not a pattern."""
         for native in self.natives:
             pattern_of(native)
         sources = self.stacked if len(self.natives) > 1 else self.stacked[1:]
@@ -128,7 +128,7 @@ def rules_of(names: str | None) -> Path | None:
     path = expanded(file, "merge.names")
     if not path.is_file():
         raise UserError(
-            f"merge.names={names}: {path} is no file: give a file of rules, or {SHOW_NAMES}"
+            f"merge.names={names}: {path} is not a file: give a file of rules, or {SHOW_NAMES}"
         )
     return path
 
@@ -164,7 +164,7 @@ def read_rules(path: Path) -> Family:
     """The rules of a file.
 
     Raises:
-        UserError: it is no such file.
+        UserError: it is not such a file.
     """
     table: RuleFile = load(path, RuleFile)
     for key in table:
@@ -253,7 +253,7 @@ def _axis(text: str) -> Axis:
     found = AXIS.fullmatch(text)
     if found is None:
         raise ValueError(
-            f"{shown(text)} is no axis: write name, name=size, name[index] or name[start:stop]"
+            f"{shown(text)} is not an axis: write name, name=size, name[index] or name[start:stop]"
         )
     start = found["start"] or ""
     stop = found["stop"] or ""

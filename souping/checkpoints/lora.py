@@ -169,7 +169,7 @@ def _sort(
             whole[name.removesuffix(".weight").removesuffix(".base_layer")] = tensor
         else:
             raise UserError(
-                f"adapter {folder}: {shown(key)} is no part of a plain LoRA; it cannot be souped"
+                f"adapter {folder}: {shown(key)} is not part of a plain LoRA; it cannot be souped"
             )
     if not sides:
         raise UserError(f"adapter {folder} holds no lora_A and lora_B: nothing to soup.")
@@ -196,7 +196,7 @@ def _part(
     ):
         raise broken(
             path,
-            f"A {list(a.shape)} and B {list(b.shape)} are no matrices that fit each other",
+            f"A {list(a.shape)} and B {list(b.shape)} are not matrices that fit each other",
             module,
         )
     if {a.dtype, b.dtype} - set(FLOATS):

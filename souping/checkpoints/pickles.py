@@ -101,7 +101,7 @@ class DataUnpickler(pickle._Unpickler):
         args = self.stack.pop()
         kind = self.stack.pop()
         if not isinstance(kind, Named) or not isinstance(args, tuple):
-            raise TypeError("a call of something that is no class")
+            raise TypeError("a call of something that is not a class")
         if kind.name == "collections.OrderedDict":
             self.stack.append({})
         elif kind.name.endswith(".getattr"):
@@ -124,7 +124,7 @@ class DataUnpickler(pickle._Unpickler):
         for key, value in zip(each, each, strict=True):
             # tuples of tuples take years to hash
             if not isinstance(table, dict) or not isinstance(key, (*KEY_TYPES, Made)):
-                raise TypeError(f"a {type(key).__name__} is no key")
+                raise TypeError(f"a {type(key).__name__} is not a key")
             table[key] = value
 
     dispatch |= {

@@ -38,7 +38,7 @@ class Trajectory:
 
     @property
     def models(self) -> tuple[Candidate, ...]:
-        """All that are no candidates."""
+        """All that are not candidates."""
         names = {member.name for member in self.runs[0].members}
         return tuple(one for _, one in self.rows if one.name not in names) + sum(self.others, ())
 

@@ -1,7 +1,7 @@
 """Folders of sharded checkpoints: torch.distributed.checkpoint (DCP) and files by rank, read slice by slice.
 
 No process group, no model and no torch: metadata is read as data (`pickles`), a tensor's pieces are found by their
-place in the tensor (never by file or number), and pieces that do not tile it are refused. What is no weight (optimiser
+place in the tensor (never by file or number), and pieces that do not tile it are refused. What is not a weight (optimiser
 state, random number generators, objects) stays unread.
 """
 
@@ -252,7 +252,7 @@ def _entries(
             or type(length) is not int
             or min(offset, length) < 0
         ):
-            raise TypeError("its place is no file and bytes")
+            raise TypeError("its place is not a file and bytes")
         yield Entry(name, f"{prefix}{file}", offset, length, tag, shape, start or (), size)
 
 

@@ -110,7 +110,7 @@ def find_run(path: Path, rates: Path | None = None) -> TrainingRun:
     """The run in a folder, with the learning rates of its trainer_state.json or of the file `rates`.
 
     Raises:
-        UserError: it is no folder, or holds no checkpoint of a known layout.
+        UserError: it is not a folder, or holds no checkpoint of a known layout.
     """
     if not path.is_dir():
         raise UserError(f"pool.path={path} is not a folder{near_folder(path)}")

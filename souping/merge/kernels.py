@@ -150,7 +150,7 @@ def _plain(soup: Float32, function: Combine, shape: tuple[int, ...]) -> Float32:
     """The result of a method, which may be the user's, as fp32.
 
     Raises:
-        UserError: it is no array of the tensors' shape.
+        UserError: it is not an array of the tensors' shape.
     """
     if not isinstance(soup, np.ndarray) or soup.shape != shape or soup.dtype.kind != "f":
         made = f"{soup.dtype} {soup.shape}" if isinstance(soup, np.ndarray) else type(soup).__name__

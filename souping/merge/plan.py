@@ -58,7 +58,7 @@ Operation = Literal["mix", "linear", "copy", "same"]
 
 
 class PlanFile(TypedDict):
-    """Saved plan. A base model is the folder that is no ingredient; `files` are {model: {file: bytes}}."""
+    """Saved plan. A base model is the folder that is not an ingredient; `files` are {model: {file: bytes}}."""
 
     version: Literal[1]
     recipe: dict[str, Any]

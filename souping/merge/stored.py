@@ -54,7 +54,7 @@ class Segment:
 
 @dataclass(frozen=True)
 class StoredFrame(SoupFiles):
-    """Files of the newest checkpoint around the weights, and the metadata, without which they are no archives."""
+    """Files of the newest checkpoint around the weights, and the metadata, without which they are not archives."""
 
     folder: Path
     files: Mapping[str, Sequence[Segment]]
@@ -273,7 +273,7 @@ def load_plan(path: Path) -> MergePlan:
     """The plan that `MergePlan.save` wrote, worked out again from the headers.
 
     Raises:
-        UserError: the file is no plan, or an ingredient is missing or has changed.
+        UserError: the file is not a plan, or an ingredient is missing or has changed.
     """
     table: PlanFile = load(path, PlanFile)
     files = table["files"]

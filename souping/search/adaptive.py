@@ -44,7 +44,7 @@ from souping.search.points import (
 from souping.search.surrogate import SoupModel
 
 # Least number of items in a category's first sample, and most samples of a category: each is as
-# large as all before it. They are no batches of an evaluator.
+# large as all before it. They are not batches of an evaluator.
 FIRST_SAMPLE = 12
 MOST_SAMPLES = 4
 # Rivals that are compared with the leader.

@@ -179,7 +179,7 @@ def find_weights(
     name = f"optimiser {named(strategy)}"
     if not isinstance(optimiser, Optimiser):
         raise UserError(
-            f"{name} started a {type(optimiser).__name__}, which is no Optimiser: subclass it"
+            f"{name} started a {type(optimiser).__name__}, which is not an Optimiser: subclass it"
         )
 
     def recipe_of(weights: Weights) -> Recipe:
@@ -405,7 +405,7 @@ def _check_cell(cell: Cell, name: str, items: int, scales: Sequence[float]) -> N
     """Refuse what no search, which may be the user's, can evaluate.
 
     Raises:
-        UserError: it is no cell, its weights are no point of the simplex or of a scaled one, or a position is none of
+        UserError: it is not a cell, its weights are not a point of the simplex or of a scaled one, or a position is none of
             the fold's.
     """
     if not isinstance(cell, Cell) or not all(0 <= place < items for place in cell.items or ()):

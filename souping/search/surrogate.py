@@ -382,7 +382,7 @@ def _sample_sizes(item_samples: Sequence[Sequence[IntArray]]) -> FloatArray:
 def usual_scores(singles: FloatArray) -> FloatArray:
     """What to take from each item's scores [I], by those of single models [K, I].
 
-    It is their mean, where scores are no fractions of 1: texts differ in their losses far more
+    It is their mean, if scores are not fractions of 1: texts differ in their losses far more
     than models do, and the surrogate's noise is that of right and wrong answers.
     """
     if singles.min() >= 0 and singles.max() <= 1:
