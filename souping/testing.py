@@ -112,8 +112,9 @@ def check_objective(objective: Objective, categories: Sequence[str]) -> None:
     _expect(objective, shape == (len(categories),), f"coefficients have shape {shape}")
     weights = bool((coefficients >= 0).all() and np.isclose(coefficients.sum(), 1))
     _expect(objective, weights, "coefficients must sum to one")
-    same = np.allclose(coefficients, objective.coefficients(categories[::-1])[::-1])
-    _expect(objective, same, "the order of the categories must not matter")
+    reordered = objective.coefficients(categories[::-1])[::-1]
+    equal = np.allclose(coefficients, reordered)
+    _expect(objective, equal, "the order of the categories must not matter")
     _expect(
         objective,
         bool(np.isclose(value(objective, dict.fromkeys(categories, 0.7)), 0.7)),
@@ -203,10 +204,10 @@ def check_strategy(strategy: Strategy) -> None:
         f"count(3) = {count}, but it requests more soups",
     )
     known = strategy.known_points(3)
-    first = list(dict.fromkeys(requested))
+    distinct = list(dict.fromkeys(requested))
     _expect(
         strategy,
-        known is None or list(known)[: len(first)] == first,
+        known is None or list(known)[: len(distinct)] == distinct,
         "known_points(3) must be what it requests",
     )
     _expect(strategy, bool(strategy.describe(3)), "describe(3) must say what it does")

@@ -1,8 +1,8 @@
 """Folders of sharded checkpoints: torch.distributed.checkpoint (DCP) and files by rank, read slice by slice.
 
 No process group, no model and no torch: metadata is read as data (`pickles`), a tensor's pieces are found by their
-place in the tensor (never by file or number), and pieces that do not tile it are refused. What is not a weight (optimiser
-state, random number generators, objects) stays unread.
+place in the tensor (never by file or number), and pieces that do not tile it are refused. What is not a weight
+(optimiser state, random number generators, objects) stays unread.
 """
 
 from __future__ import annotations

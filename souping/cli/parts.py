@@ -76,7 +76,8 @@ def merges_only(config: Mapping[str, Any]) -> bool:
 
     node = config["benchmark"]
     named = isinstance(node, Mapping) and "_target_" in node
-    with suppress(UserError):  # building the benchmark reports it
+    # An error here is reported when the benchmark is built.
+    with suppress(UserError):
         return bool(config["recipe"]) or (named and _target(node, "benchmark") is NoBenchmark)
     return False
 
@@ -162,7 +163,8 @@ def _target(node: JsonObject, where: str) -> Callable[..., Any]:
     name = node["_target_"]
     try:
         target: Callable[..., Any] = get_object(str(name))
-    except Exception as error:  # whatever the module does while it is imported
+    except Exception as error:
+        # Whatever the module does while it is imported.
         cause = error.__cause__ or error
         why = f"{type(cause).__name__}: {first_line(cause)}"
         for frame in reversed(traceback.extract_tb(cause.__traceback__)):

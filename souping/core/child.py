@@ -216,7 +216,7 @@ def end_with(parent: int) -> None:
     def watch() -> None:
         while os.getppid() == parent:
             time.sleep(BEAT)
-        # which may wait for a socket
+        # The main thread may be waiting for a socket.
         signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGTERM)
         time.sleep(2 * CHILD_GRACE_S)
         os._exit(1)
@@ -228,9 +228,10 @@ def serve(memory: int) -> None:
     """The child: requests on standard input, messages on what was standard output."""
     out = os.fdopen(os.dup(1), "wb")
     os.dup2(2, 1)
-    # functions clean up as at an interrupt
+    # Functions clean up as they do at an interrupt.
     signal.signal(signal.SIGTERM, signal.default_int_handler)
-    limit_resource(resource.RLIMIT_AS, memory)  # more raises MemoryError; macOS does not enforce it
+    # Beyond the limit, a MemoryError is raised. macOS does not enforce it.
+    limit_resource(resource.RLIMIT_AS, memory)
 
     def send(*message: str | T) -> None:
         pickle.dump(message, out)
@@ -250,7 +251,8 @@ def serve(memory: int) -> None:
                     send("raise", MemoryError())
                 else:
                     send("raise", RuntimeError(traceback.format_exc()))
-    os._exit(0)  # whatever threads still wait for
+    # Do not wait for threads.
+    os._exit(0)
 
 
 if __name__ == "__main__":  # PARENT MEMORY, or PARENT MODULE ARGUMENTS... for a launcher

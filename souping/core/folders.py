@@ -148,7 +148,8 @@ def hold_folder(folder: Path) -> IO[str]:
     new = folder / f"{LOCK_FILE}.new"
     file = new.open("w")
     lock(file.fileno())
-    new.rename(folder / LOCK_FILE)  # under this name once it is held
+    # It gets its name once it is locked.
+    new.rename(folder / LOCK_FILE)
     return file
 
 

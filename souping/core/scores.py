@@ -182,7 +182,7 @@ class Tree(Objective):
     children, as BFCL's overall accuracy is.
     """
 
-    # the configuration is checked against this hint, which cannot recurse
+    # The configuration is checked against this annotation, which cannot recurse.
     tree: Any = field(default_factory=dict)
 
     def __post_init__(self) -> None:

@@ -55,7 +55,9 @@ class PantryBenchmark(Benchmark):
 
     @property
     def note(self) -> str:
-        return NOTE if self.bundled else ""
+        if not self.bundled:
+            return ""
+        return NOTE
 
     @property
     def banner(self) -> str:

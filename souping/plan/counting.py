@@ -169,7 +169,8 @@ class CountedSteps(Steps):
         answers = {(item.question, 0): evaluation.answers_per_item for item in stage.items}
         key = f"unknown {stage.benchmark}"
         if recipe.ingredients != UNKNOWN_INGREDIENTS:
-            with suppress(UserError):  # an evaluator that cannot start here: its key is not known
+            # If an evaluator cannot start here, its key is not known.
+            with suppress(UserError):
                 key = evaluation.key(recipe)
                 answers = evaluation.missing_answers(recipe, stage.items, any_block=stage.any_block)
         done = self._counted.setdefault((recipe.fingerprint, key), set())
@@ -216,9 +217,9 @@ def _unknown(recipe: Recipe, name: str) -> Recipe:
 
 def merged(counted: Sequence[Sequence[PlannedStage]]) -> list[PlannedStage]:
     """Least and most of each stage over several selections."""
-    longest = sorted(counted, key=len, reverse=True)  # its order is that of all
     by_name = dict[str, list[PlannedStage]]()
-    for stages in longest:
+    # The longest list has the order of all.
+    for stages in sorted(counted, key=len, reverse=True):
         for stage in stages:
             by_name.setdefault(stage.name, [])
     for stages in counted:

@@ -222,7 +222,8 @@ class _Planner:
             try:
                 steps.walk()
                 counted.append(steps.stages)
-            except UserError as error:  # the paper's grid ends at ten ingredients
+            except UserError as error:
+                # The paper's grid ends at ten ingredients.
                 errors.append(error)
         if not counted and errors:
             self.faults.append(str(errors[-1]))
@@ -239,7 +240,8 @@ class _Planner:
         singles = [self.pool.recipe({name: 1.0}).fingerprint for name in self.pool.names]
         speeds = {}
         for name, (evaluator, answered) in self._evaluators(items).items():
-            with suppress(UserError):  # an evaluator that cannot start here
+            # An evaluator that cannot start here has no speed.
+            with suppress(UserError):
                 measured = self.store.throughput(singles, evaluator.fingerprint)
                 rate = speed(
                     self.run.throughput, measured, evaluator, answered, parameters, plan.machine

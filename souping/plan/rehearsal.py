@@ -72,12 +72,12 @@ def rehearse(plan: Plan, items: Sequence[Item]) -> tuple[list[Record], Mapping[s
     run = plan.run.with_items()
     if absent := [model.name for model in plan.models if model.download]:
         raise UserError(f"the candidates are not here yet: {absent[0]} has to be downloaded")
-    with ExitStack() as parts:
-        for part in run.open_parts:
-            parts.callback(part.close)
-        store = parts.enter_context(Store(Path(IN_MEMORY)))
+    with ExitStack() as exits:
+        for component in run.open_parts:
+            exits.callback(component.close)
+        store = exits.enter_context(Store(Path(IN_MEMORY)))
         pool = open_unhashed(run, store)
-        parts.callback(pool.close)
+        exits.callback(pool.close)
         recipe = pool.recipe({pool.names[0]: 1.0})
         evaluator = pool.bound(run.evaluator).for_recipe(recipe)
         if banner := evaluator.banner():

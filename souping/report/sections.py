@@ -387,11 +387,11 @@ def _stability(stability: SelectionStability) -> list[str]:
         method = f" ({clean(stability.method)})" if stability.method else ""
         lines.append(f"{count(stability.draws)} draws{method}; {failed}.")
     if stability.sizes:
-        sizes = [f"{clean(size)} in {share(drawn)}" for size, drawn in stability.sizes.items()]
+        sizes = [f"{clean(size)} in {share(part)}" for size, part in stability.sizes.items()]
         lines.append(f"Ingredients: {', '.join(sizes)} of draws.")
     if stability.reliability:
-        shares = [f"{clean(name)} {rho(known)}" for name, known in stability.reliability.items()]
-        lines.append(f"Reliability of the category scores: {', '.join(shares)}.")
+        values = [f"{clean(name)} {rho(value)}" for name, value in stability.reliability.items()]
+        lines.append(f"Reliability of the category scores: {', '.join(values)}.")
     return lines
 
 
@@ -440,9 +440,9 @@ def _landscape(report: Report, trials: Sequence[TrialRow]) -> Section | None:
     lines = [" ".join(sentences)]
     search = report.search
     if search is not None and search.indistinguishable_count is not None:
-        alike = clean(search.indistinguishable_count)
+        number = clean(search.indistinguishable_count)
         lines.append(
-            f"Other soups that may be as good, judging by the items the search evaluated: {alike}."
+            f"Other soups that may be as good, judging by the items the search evaluated: {number}."
         )
     if search is not None and search.stopped:
         lines.append(f"It ended: {clean(search.stopped)}.")
@@ -472,16 +472,18 @@ def _provenance(report: Report) -> Section | None:
         return None
     line = f"Recipe {clean(recipe.id)}: {clean(recipe.method)}, {clean(recipe.dtype)}."
     command = clean(report.rebuild)
-    again = "No soup was written: none to rebuild."
+    rebuild = "No soup was written: none to rebuild."
     if command:
-        again = f"Run this where the run was started. {REBUILD}"
+        rebuild = f"Run this where the run was started. {REBUILD}"
     proofs = table("Ingredients, and what proves that they are the same", tables.recipe(recipe))
-    return Section("Provenance", (f"{line} {again}",), code=command, folded=nonempty((proofs,)))
+    return Section("Provenance", (f"{line} {rebuild}",), code=command, folded=nonempty((proofs,)))
 
 
 def ended(search: SearchSummary) -> str:
-    """Why a search ended, in a line; empty where it says nothing."""
-    return f"the search ended: {clean(search.stopped)}" if search.stopped else ""
+    """Why a search ended, in a line; empty if it does not say."""
+    if not search.stopped:
+        return ""
+    return f"the search ended: {clean(search.stopped)}"
 
 
 def _alternatives(report: Report) -> Section | None:

@@ -405,8 +405,8 @@ def _check_cell(cell: Cell, name: str, items: int, scales: Sequence[float]) -> N
     """Refuse what no search, which may be the user's, can evaluate.
 
     Raises:
-        UserError: it is not a cell, its weights are not a point of the simplex or of a scaled one, or a position is none of
-            the fold's.
+        UserError: it is not a cell, its weights are not a point of the simplex or of a scaled one, or a position is not
+            one of the fold's.
     """
     if not isinstance(cell, Cell) or not all(0 <= place < items for place in cell.items or ()):
         raise UserError(f"{name}: {cell!r:.60} must be a Cell with positions below {items}")

@@ -61,8 +61,8 @@ IN_ITEMS = (
     "group", "num_fewshot", "gen_kwargs", "fewshot_random_seed", "confirm_run_unsafe_code", "allow_code", "dtype",
     "aggregate", "replicates", "logs",
 )  # fmt: skip
-"""Settings that are not part of the evaluator's fingerprint by themselves: they choose and label items, are in an item's
-own, are in the fingerprint under another name, or change no answer."""
+"""Settings that are not part of the evaluator's fingerprint by themselves: they choose and label items, are in an
+item's own, are in the fingerprint under another name, or do not change an answer."""
 LONGEST_LABEL_CHARS = 80
 """Characters of a category or group as it stands in a column; a longer group goes by its hash."""
 
