@@ -35,7 +35,8 @@ class Literal:
 
 class Token(NamedTuple):
     """`letter` says what it is: s string, n number, w word, N `new`, T type arguments, r a word that is not a value,
-    = and A assignments, a arrow, u `++`, o operator between operands, - sign, ! operator before one, else the token itself.
+    = and A assignments, a arrow, u `++`, o operator between operands, - sign, ! operator before one, else the token
+    itself.
     """
 
     letter: str
