@@ -26,7 +26,7 @@ from souping.checkpoints.layouts import rules_of
 from souping.checkpoints.pool import ModelSize, base_of, largest_bytes, weigh
 from souping.core.fields import pick
 from souping.core.files import disk_space
-from souping.core.protocols import ModelHost
+from souping.core.protocols import Hosting, ModelHost
 from souping.core.system import SHARED_MEMORY, cores
 from souping.core.text import named, shown
 from souping.core.types import (
@@ -103,7 +103,7 @@ def _checks(
     yield partial(_check_selector, settings, names, categories)
     yield partial(_check_search, settings, tuple(names))
     for evaluator, _ in evaluators:
-        yield partial(evaluator.check, names)
+        yield partial(evaluator.prompts.check, names)
 
 
 def check_pool(settings: RunSettings, pool: OpenPool, evaluators: EvaluatorItems) -> None:
@@ -244,7 +244,7 @@ def check_tokenizers(pool: OpenPool, evaluators: EvaluatorItems) -> None:
         folder = pool.merge_pool.tokenizer_folder(pool.recipe({name: 1.0}))
         for evaluator, items in evaluators:
             try:
-                evaluator.check_tokenizer(folder, items)
+                evaluator.prompts.check_tokenizer(folder, items)
             except UserError as error:
                 raise error.at(f"candidate {name}") from error
 
@@ -261,9 +261,9 @@ def run_notes(settings: RunSettings, pool: OpenPool | None, folds: Folds | None)
             *settings.objective.notes(list(dict.fromkeys(item.category for item in items))),
         ]
     if pool is not None:
-        notes += settings.evaluator.pool_notes(pool.folders)
+        notes += settings.evaluator.prompts.pool_notes(pool.folders)
         folder = pool.merge_pool.tokenizer_folder(pool.recipe({pool.names[0]: 1.0}))
-        notes += settings.evaluator.prompt_notes(folder, items)
+        notes += settings.evaluator.prompts.prompt_notes(folder, items)
     return notes
 
 
@@ -377,7 +377,9 @@ def requirements_of(
         return []
     size = largest_bytes(models, run.merge.dtype)
     place = scratch_place(size)
-    scratch = size if any(evaluator.model_form == "folder" for evaluator in evaluators) else 0
+    scratch = (
+        size if any(evaluator.hosting.model_form == "folder" for evaluator in evaluators) else 0
+    )
     in_memory = {
         "program": PROGRAM,
         "one model": max((_in_memory(one, models, machine) for one in evaluators), default=0),
@@ -391,11 +393,7 @@ def requirements_of(
         fix="use a smaller evaluator.dtype, or a larger machine",
     )
     disks = _disks(run, models, place, 0 if place == SHARED_MEMORY else scratch)
-    gpus = [
-        _gpu(one, models, machine)
-        for one in evaluators
-        if (on_gpu(one, machine) if one.host is None else machine.gpus or one.host.gpus)
-    ]
+    gpus = [_gpu(one, models, machine) for one in evaluators if _needs_gpu(one.hosting, machine)]
     return [*disks, memory, *(one for number, one in enumerate(gpus) if one not in gpus[:number])]
 
 
@@ -474,29 +472,35 @@ def _disks(
         )
 
 
-def on_gpu(evaluator: Evaluator, machine: Machine) -> bool:
+def on_gpu(hosting: Hosting, machine: Machine) -> bool:
     """Whether the loaded model is on a GPU."""
-    return evaluator.device.startswith("cuda") or (
-        evaluator.device == "auto" and bool(machine.gpus)
-    )
+    return hosting.device.startswith("cuda") or (hosting.device == "auto" and bool(machine.gpus))
+
+
+def _needs_gpu(hosting: Hosting, machine: Machine) -> bool:
+    if hosting.host is None:
+        return on_gpu(hosting, machine)
+    return bool(machine.gpus or hosting.host.gpus)
 
 
 def _in_memory(evaluator: Evaluator, models: Sequence[ModelSize], machine: Machine) -> int:
     """Main memory of one evaluator's model; a model for a GPU passes through it when it is loaded."""
-    host = evaluator.host
+    hosting = evaluator.hosting
+    host = hosting.host
     # vLLM and servers load shard by shard; without a GPU a server keeps the whole model
     if host is not None:
         return (
             largest_bytes(models, host.dtype)
-            if evaluator.model_form == "module" or not machine.gpus
+            if hosting.model_form == "module" or not machine.gpus
             else 0
         )
-    return largest_bytes(models, evaluator.module_settings().dtype)
+    return largest_bytes(models, hosting.module_settings().dtype)
 
 
 def _gpu(evaluator: Evaluator, models: Sequence[ModelSize], machine: Machine) -> Requirement:
     """A loaded model on one GPU, or a share of the model on each of several."""
-    host = evaluator.host or ModelHost(dtype=evaluator.module_settings().dtype)
+    hosting = evaluator.hosting
+    host = hosting.host or ModelHost(dtype=hosting.module_settings().dtype)
     ways = max(1, host.gpus)
     model = f"{f'one model over {ways} GPUs' if ways > 1 else 'one model'}, beside its KV cache"
     used = sorted(gpu.total for gpu in machine.gpus)[-ways:] if len(machine.gpus) >= ways else []
@@ -537,14 +541,13 @@ def once(needs: Iterable[Missing]) -> list[Missing]:
 def _missing_gpus(evaluators: Iterable[Evaluator], machine: Machine) -> Iterator[Missing]:
     count = len(machine.gpus)
     for evaluator in evaluators:
-        host = evaluator.host
+        host = evaluator.hosting.host
+        device = evaluator.hosting.device
         if host is not None and host.url is None and host.gpus > count:
             yield Missing(what=f"GPUs: vLLM is set to use {host.gpus}, nvidia-smi shows {count}")
-        number = re.fullmatch(r"cuda(?::(\d+))?", evaluator.device)
+        number = re.fullmatch(r"cuda(?::(\d+))?", device)
         if number and int(number.group(1) or 0) >= count:
-            yield Missing(
-                what=f"a GPU: evaluator.device={evaluator.device}, nvidia-smi shows {count}"
-            )
+            yield Missing(what=f"a GPU: evaluator.device={device}, nvidia-smi shows {count}")
 
 
 def _login(run: MergeSettings) -> Iterator[Missing]:

@@ -37,6 +37,7 @@ from souping.core.types import (
     digest,
 )
 from souping.core.unit import SCORE_ROUNDING
+from souping.evaluate.identity import fingerprint
 from souping.evaluate.scoring import Grade, Known, user_scores
 from souping.pipeline.claims import Measurement, in_order
 from souping.pipeline.models import OpenPool
@@ -89,7 +90,7 @@ class Pending:
             self.lengths[item.id, block.replicate] = len(record.tokens)
 
     def scores(self) -> ItemScores:
-        items, replicates = self.request.items, range(self.evaluator.answers_per_item)
+        items, replicates = self.request.items, range(self.evaluator.sampling.answers_per_item)
         answers = [[self.records[item.id, n] for n in replicates] for item in items]
         return replace(
             item_scores(self.evaluator, items, answers),
@@ -130,8 +131,10 @@ class Evaluation(RecipeEvaluator):
         self._done: deque[Pending] = deque()
         self._requests = 0
         self.evaluated = self.reused = 0
-        self.length_key = evaluator.length_key
-        self.full_batch, self.answers_per_item = evaluator.full_batch, evaluator.answers_per_item
+        sampling = evaluator.sampling
+        self.length_key = sampling.length_key
+        self.full_batch = sampling.full_batch
+        self.answers_per_item = sampling.answers_per_item
 
     @property
     def slots(self) -> int:
@@ -139,11 +142,11 @@ class Evaluation(RecipeEvaluator):
 
     @property
     def whole_folds(self) -> bool:
-        return self._evaluator.whole_folds
+        return self._evaluator.scoring.whole_folds
 
     def key(self, recipe: Recipe) -> str:
         """What keys this soup's answers in the store besides the soup, the items and their blocks."""
-        return self._evaluator.for_recipe(recipe).fingerprint
+        return fingerprint(self._evaluator.for_recipe(recipe))
 
     # ------------------------------------------------------------ requests
 
@@ -161,7 +164,7 @@ class Evaluation(RecipeEvaluator):
     def submit(self, request: Request) -> None:
         """Take what is stored, and send the rest to the workers, block by block."""
         pending = Pending(request=request, evaluator=self._evaluator.for_recipe(request.recipe))
-        number = pending.evaluator.answers_per_item
+        number = pending.evaluator.sampling.answers_per_item
         for block in self._blocks(pending.evaluator, request.recipe, request.items, number):
             self._send(pending, block)
         self._close_one(pending)
@@ -206,7 +209,7 @@ class Evaluation(RecipeEvaluator):
         fresh = self._commit(
             block_request.recipe, pending.evaluator, block, block_request.items, records
         )
-        pending.evaluator.stored(block_request.recipe.fingerprint, block_request.items)
+        pending.evaluator.hosting.stored(block_request.recipe.fingerprint, block_request.items)
         self._give(pending, block, fresh)
         self._close_one(pending)
 
@@ -224,7 +227,7 @@ class Evaluation(RecipeEvaluator):
         records: list[Record],
     ) -> dict[str, Record]:
         """Store answers as they came, then let the user's scorers score those without a score, and store that."""
-        where = recipe, evaluator.fingerprint, evaluator.settings, block.key, items
+        where = recipe, fingerprint(evaluator), evaluator.settings, block.key, items
         self._store.add(*where, records)
         if any(math.isnan(record.score) for record in records):
             error = score_missing(items, records, self._grade, self._store.known_scores)
@@ -254,23 +257,22 @@ class Evaluation(RecipeEvaluator):
         if any_block and self.stored_scores(recipe, items).items == tuple(items):
             return {}
         evaluator = self._evaluator.for_recipe(recipe)
-        stored = self._store.load(recipe.fingerprint, evaluator.fingerprint)
-        first = min(max(1, stored.replicates), evaluator.answers_per_item)
+        stored = self._store.load(recipe.fingerprint, fingerprint(evaluator))
+        number = evaluator.sampling.answers_per_item
+        first = min(max(1, stored.replicates), number)
         missing = dict[tuple[str, int], int]()
         for block in self._blocks(evaluator, recipe, items, first):
             missing |= {(item.question, block.replicate): 1 for item in block.missing}
-        if evaluator.answers_per_item > first:
-            missing |= {
-                (item.question, first): evaluator.answers_per_item - first for item in items
-            }
+        if number > first:
+            missing |= {(item.question, first): number - first for item in items}
         return missing
 
     def stored_answers(self, recipe: Recipe, items: Sequence[Item]) -> dict[str, list[Record]]:
         """{item id: its answers} of the items that have all of them: those of the fold's own blocks or, as a search
         left them, others."""
         evaluator, answers = self._evaluator.for_recipe(recipe), dict[str, list[Record]]()
-        stored = self._store.load(recipe.fingerprint, evaluator.fingerprint)
-        number = evaluator.answers_per_item
+        stored = self._store.load(recipe.fingerprint, fingerprint(evaluator))
+        number = evaluator.sampling.answers_per_item
         if stored.replicates < number:
             return {}
         for block in self._blocks(evaluator, recipe, items, number):
@@ -336,7 +338,7 @@ class Evaluation(RecipeEvaluator):
     def measurement(self, items: Sequence[Item]) -> Measurement:
         """How this evaluator measures a claim about items."""
         ids = tuple(item.id for item in in_order(items))
-        return Measurement(self._evaluator.fingerprint, ids, self.answers_per_item)
+        return Measurement(fingerprint(self._evaluator), ids, self.answers_per_item)
 
     def mean_over(
         self, measurements: Sequence[Measurement], recipe: Recipe, scores: ItemScores
@@ -357,7 +359,7 @@ class Evaluation(RecipeEvaluator):
     ) -> Iterator[Block]:
         """The blocks of these items as the evaluator cuts them, compared with the store."""
         stored, ends = (
-            self._store.load(recipe.fingerprint, evaluator.fingerprint),
+            self._store.load(recipe.fingerprint, fingerprint(evaluator)),
             list(self._ends(recipe)),
         )
         for replicate in range(replicates):
@@ -374,13 +376,13 @@ def _block(
 ) -> Block:
     # Batched arithmetic rounds differently with other neighbours, so that an answer of such an evaluator belongs to its
     # block: the key names all members, and a block that lacks one answer is computed whole.
-    together = evaluator.blocks_matter
+    together = evaluator.sampling.blocks_matter
     key = digest([[item.question for item in members] if together else [], ends])
     known, rescored = dict[str, Record](), list[Item]()
     for item in members:
         record = stored.find(item, replicate, key)
         if record is not None and math.isnan(record.score):
-            record = evaluator.rescore(item, record)
+            record = evaluator.scoring.rescore(item, record)
             rescored += [item] if record is not None else []
         if record is not None:
             known[item.id] = record
@@ -399,7 +401,7 @@ def item_scores(
     evaluator: Evaluator, items: Sequence[Item], answers: Sequence[Sequence[Record]]
 ) -> ItemScores:
     """Scores of the items and how their answers ended, in the items' order. Here scores leave the evaluator's unit."""
-    values, factor = evaluator.item_scores(items, answers), evaluator.unit.factor
+    values, factor = evaluator.scoring.item_scores(items, answers), evaluator.unit.factor
     unanswered = [
         record.reason for records in answers for record in records if record.outcome == "unanswered"
     ]
@@ -542,7 +544,7 @@ class EvaluatorWorker(Workers):
 
     @property
     def fingerprints(self) -> dict[str, str]:
-        return {name: evaluator.fingerprint for name, (evaluator, _) in self._evaluators.items()}
+        return {name: fingerprint(evaluator) for name, (evaluator, _) in self._evaluators.items()}
 
 
 def open_worker(

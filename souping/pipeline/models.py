@@ -18,10 +18,13 @@ from functools import cached_property, partial
 from pathlib import Path
 from typing import IO, TYPE_CHECKING
 
-from souping.checkpoints import MAX_RECIPE, Checkpoint, eos_token_ids, hub, remote, weights_of
+from souping.checkpoints import hub, remote
+from souping.checkpoints.checkpoint import Checkpoint
 from souping.checkpoints.compatibility import check_tokenizer, preflight
+from souping.checkpoints.end_tokens import eos_token_ids
+from souping.checkpoints.fingerprints import weights_of
 from souping.checkpoints.folder import Like
-from souping.checkpoints.header import small
+from souping.checkpoints.header import MAX_RECIPE, small
 from souping.checkpoints.layouts import rules_of
 from souping.checkpoints.lora import is_adapter, opened, read_settings
 from souping.checkpoints.pool import Trajectory
@@ -43,7 +46,7 @@ from souping.core.types import (
     frozen,
 )
 from souping.merge import CandidatePool, MergeBackend, Pourable
-from souping.merge.writer import Late, StandIns
+from souping.merge.digests import Late, StandIns
 from souping.pipeline.store import Store, parts_of
 from souping.report.progress import Throughput, say
 
@@ -89,7 +92,7 @@ class OpenPool:
 
         `store` remembers where they are; digests of files are its own, or those of `hashes`. With `late`,
         files without a known digest are hashed by `write_late`, if the backend can do that. `more` are models that can
-        be evaluated like the candidates, but are none.
+        be evaluated like the candidates, but are not candidates.
 
         Raises:
             UserError: a folder is absent or broken, a model cannot be fetched, or the candidates do not fit each other.
@@ -404,10 +407,10 @@ class SoupServer:
         self._scratch = ScratchFolder(pool)
 
     def serve(self, evaluator: Evaluator, recipe: Recipe) -> LoadedModel:
-        settings = evaluator.module_settings()
+        settings = evaluator.hosting.module_settings()
         model = LoadedSoup(self._pool, self._module, self._scratch, settings, recipe)
         # The soup is made here, by reading the property, and not on demand: evaluation is timed without it.
-        _ = model.folder if evaluator.model_form == "folder" else model.module
+        _ = model.folder if evaluator.hosting.model_form == "folder" else model.module
         return model
 
     def close(self) -> None:

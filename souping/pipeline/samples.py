@@ -73,14 +73,14 @@ def _lines(
         scores = {}
         for name, of_model in answers.items():
             if measured := of_model.get(item.id):
-                tables = [evaluator.item_scores([item], [own])[0] for own in measured]
+                tables = [evaluator.scoring.item_scores([item], [own])[0] for own in measured]
                 scores[name] = fmean(map(float, tables))
                 records[name] = [record for own in measured for record in own]
         if router and (route := router.routes.get(item.category)) in records:
             records[router.name] = records[route]
             scores[router.name] = scores[route]
         if records:
-            digest_of = evaluator.scorer_digest(item)
+            digest_of = evaluator.scoring.scorer_digest(item)
             yield sample(place, fold, item, records, scores, prompts, digest_of)
 
 

@@ -278,7 +278,7 @@ def items_of(
     """
     from souping.evaluate.benchmark import OwnBenchmark, PartOfBenchmark
 
-    if not isinstance(benchmark, OwnBenchmark) or (own := evaluator.benchmark) is None:
+    if not isinstance(benchmark, OwnBenchmark) or (own := evaluator.prompts.benchmark) is None:
         return benchmark
     if not benchmark.exclude and benchmark.folds is None and benchmark.slices == 1:
         return own

@@ -89,9 +89,9 @@ def _opened(entry: ExtraEntry, own: Evaluator, limit: int | None) -> ExtraBenchm
     from souping.evaluate.generate import LocalEvaluator
 
     evaluator = entry.evaluator or (
-        own if not own.brings_items else LocalEvaluator(**model_settings(vars(own)))
+        own if not own.prompts.brings_items else LocalEvaluator(**model_settings(vars(own)))
     )
-    benchmark = entry.benchmark or evaluator.benchmark
+    benchmark = entry.benchmark or evaluator.prompts.benchmark
     assert benchmark is not None
     try:
         items = benchmark.items()

@@ -15,7 +15,8 @@ from souping.core.files import error_text, nearby, write_atomically
 from souping.core.protocols import Evaluator
 from souping.core.types import FOLDS, Item, Items, LateError, Missing, ScoreMatrix, UserError
 from souping.evaluate.benchmark import Folds, OwnBenchmark
-from souping.merge.writer import StandIns
+from souping.evaluate.identity import fingerprint
+from souping.merge.digests import StandIns
 from souping.pipeline import checks
 from souping.pipeline.evaluation import Evaluation
 from souping.pipeline.execute import check_settings
@@ -137,7 +138,7 @@ class _Planner:
         """The folds of a benchmark that is known by its published sizes alone; about as large as the real ones."""
         if not isinstance(self.run.benchmark, OwnBenchmark):
             return None
-        items = self.run.evaluator.outline()
+        items = self.run.evaluator.prompts.outline()
         return checks.cut_folds(self.run, items) if items else None
 
     def _open(self, work: Sequence[tuple[Evaluator, Sequence[Item]]]) -> None:
@@ -242,7 +243,7 @@ class _Planner:
         for name, (evaluator, answered) in self._evaluators(items).items():
             # An evaluator that cannot start here has no speed.
             with suppress(UserError):
-                measured = self.store.throughput(singles, evaluator.fingerprint)
+                measured = self.store.throughput(singles, fingerprint(evaluator))
                 rate = speed(
                     self.run.throughput, measured, evaluator, answered, parameters, plan.machine
                 )

@@ -68,17 +68,17 @@ def speed(
     if not items or not parameters:
         return None
     # Two operations per parameter and token (Kaplan et al. 2020, section 2.1), prompt and answer alike.
-    host = evaluator.host
+    host = evaluator.hosting.host
     pace = CORE_OPERATIONS
     processor = "core"
     number = machine.cores
-    if (host and host.gpus) or on_gpu(evaluator, machine):
+    if (host and host.gpus) or on_gpu(evaluator.hosting, machine):
         pace = GPU_OPERATIONS
         processor = "GPU"
         number = max(1, host.gpus) if host else 1
     if number > 1:
         processor += "s"
-    limit = evaluator.answer_tokens
+    limit = evaluator.sampling.answer_tokens
     answer = ANSWER_TOKENS
     if limit is not None:
         answer = min(limit, 8 * ANSWER_TOKENS)
