@@ -140,7 +140,7 @@ def resolve(
     `units` are {extra benchmark: unit of its scores}, the run's own under an empty name.
 
     Raises:
-        UserError: a name is none of them, or no loss can be as large.
+        UserError: a name is not one of them, or no loss can be as large.
     """
     # {name: its categories}; an extra benchmark and `tokens` have none.
     categories_of: dict[str, Sequence[str]] = {name: (name,) for name in categories}

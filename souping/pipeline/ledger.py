@@ -289,7 +289,7 @@ def _family(
 ) -> KnownModels:
     """Models whose scores on these items may be known: all that answered one, and soups that were shown on one.
 
-    A report claims something of a soup, so single models are no part of its family. Its own `models` are, if they were
+    A report claims something of a soup, so single models are not part of its family. Its own `models` are, if they were
     shown before.
     """
     mixtures = _Mixtures(db)

@@ -263,7 +263,7 @@ def read_recipe(path: Path) -> tuple[Recipe, JsonObject]:
     """A recipe.json and its table, checked for what a rebuild needs.
 
     Raises:
-        UserError: it is no soup's recipe, or was edited.
+        UserError: it is not a soup's recipe, or was edited.
     """
     where = f"recipe={path}"
     if path.is_file() and path.stat().st_size > MAX_RECIPE:

@@ -232,7 +232,7 @@ class RunSettings(MergeSettings):
         return 1 if self.limit else self.benchmark.slices
 
     def guard_reference(self, candidates: Sequence[Candidate]) -> str | None:
-        """The candidate that `guard_against` names (UserError if it is none)."""
+        """The candidate that `guard_against` names (UserError if it is not a candidate)."""
         names = {one.name: one.name for one in candidates}
         base = self.merge.base
         for one in candidates:
@@ -244,7 +244,7 @@ class RunSettings(MergeSettings):
         )
 
     def guards_on(self, categories: Sequence[str]) -> tuple[Guard, ...]:
-        """The guards (UserError if a name is no category, group or extra benchmark)."""
+        """The guards (UserError if a name is not a category, group or extra benchmark)."""
         if not self.guard:
             return ()
         extra = {one.name: (one.evaluator or self.evaluator).unit for one in self.also}
@@ -253,7 +253,7 @@ class RunSettings(MergeSettings):
         )
 
     def goals_on(self, categories: Sequence[str]) -> tuple[Guard, ...]:
-        """The goals of `pareto` (UserError if a name is no category or group)."""
+        """The goals of `pareto` (UserError if a name is not a category or group)."""
         return resolve_goals(
             self.pareto, self.pick, categories, self.objective.groups, self.evaluator.unit
         )

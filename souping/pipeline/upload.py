@@ -239,7 +239,7 @@ def _check_repository(goal: Target, api: HfApi) -> list[str]:
         return []
     if RECIPE not in files and any(file not in (*UNTOUCHED_FILES, CARD) for file in files):
         raise UserError(
-            f"upload={goal.repo} holds a model that is no soup: choose another name; nothing is replaced"
+            f"upload={goal.repo} holds a model that is not a soup: choose another name; nothing is replaced"
         )
     return files
 
@@ -250,7 +250,7 @@ def push(goal: Target, folder: Path, store: Path | None = None) -> str:
     The card gets a list of the ingredients' licences. `store` knows the folders of the ingredients.
 
     Raises:
-        UserError: the folder is no soup's, the Hub refuses or cannot be reached. Nothing was changed there, or a
+        UserError: the folder is not a soup's, the Hub refuses or cannot be reached. Nothing was changed there, or a
             repository without files was made; the message has the command that sends the folder again.
     """
     from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi

@@ -150,5 +150,5 @@ def test_a_selector_that_fails_on_other_scores_is_counted_and_ends_nothing() -> 
     wrong = stability(matrix(PLAIN[:, [1, 0, 2]]), Particular(), draws=5)
     assert wrong.not_estimable == 5
     ((reason, times),) = wrong.reasons.items()
-    assert reason.endswith("chose 'nobody', which is no candidate")
+    assert reason.endswith("chose 'nobody', which is not a candidate")
     assert times == 5

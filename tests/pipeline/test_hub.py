@@ -303,7 +303,7 @@ def test_a_soup_that_is_sent_comes_back_the_same(
         (READER, "me/soup", ["your token may not write", "settings/tokens"]),
         (STRANGER, "me/soup", ["token is not valid"]),
         (WRITER, "org/soup", ["me may not write to org, only to me, team"]),
-        (WRITER, "me/model", ["holds a model that is no soup", "nothing is replaced"]),
+        (WRITER, "me/model", ["holds a model that is not a soup", "nothing is replaced"]),
         (WRITER, "soup", ["must be org/name"]),
     ],
 )
