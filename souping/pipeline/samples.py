@@ -16,27 +16,28 @@ from typing import TYPE_CHECKING, Any
 from souping.core.files import write_atomically
 from souping.core.types import FOLDS, Fold, Item, Json, Recipe, Record, digest
 from souping.pipeline.claims import Measurement
-from souping.pipeline.state import Reported, Searched, Selected
+from souping.pipeline.state import Reported, Searched, State
 from souping.report.samples import SAMPLES_FILE
 
 if TYPE_CHECKING:
     from souping.pipeline.run import Run
 
 
-def write_samples(run: Run, state: Selected) -> None:
+def write_samples(run: Run, state: State) -> None:
     """Write what the store has of the run's folds; the report fold once it was opened, which is after the freeze."""
-    report_items = state.items if isinstance(state, Reported) else ()
-    folds = {**run.folds, "report": report_items}
+    folds = {**run.folds, "report": ()}
+    if isinstance(state, Reported):
+        folds["report"] = state.items
     stream = io.BytesIO()
     # no date: equal runs give equal bytes
     with gzip.GzipFile(fileobj=stream, mode="wb", mtime=0) as file:
         for fold in FOLDS:
-            for line in _lines(run, state, fold, folds[fold]) if folds[fold] else ():
+            for line in _lines(run, state, fold, folds[fold]):
                 file.write(json.dumps(line, ensure_ascii=False).encode("utf-8", "replace") + b"\n")
     write_atomically(run.settings.run_dir / SAMPLES_FILE, stream.getvalue())
 
 
-def _models(run: Run, state: Selected) -> dict[str, Recipe]:
+def _models(run: Run, state: State) -> dict[str, Recipe]:
     """The report's rows; of a run that stopped before, its candidates and its soup."""
     if isinstance(state, Reported):
         return {row.name: row.recipe for row in state.contenders}
@@ -47,7 +48,7 @@ def _models(run: Run, state: Selected) -> dict[str, Recipe]:
 
 
 def _lines(
-    run: Run, state: Selected, fold: Fold, items: Sequence[Item]
+    run: Run, state: State, fold: Fold, items: Sequence[Item]
 ) -> Iterator[dict[str, Json]]:
     """One line per item that a model answered."""
     router = None

@@ -24,8 +24,10 @@ def trajectory_evidence(
     names = steps.pool.names
     looks = state.look.number
     measured = state.measured[""]
-    soup = state.winner.recipe
-    search = CheckpointScores.of(unit, [state.singles[name] for name in names], objective)
+    winner = state.searched.winner
+    soup = winner.recipe
+    singles = [state.frozen.singles[name] for name in names]
+    search = CheckpointScores.of(unit, singles, objective)
     singles = [measured[steps.single(name).id] for name in names]
     report = CheckpointScores.of(unit, singles, objective)
 
@@ -37,7 +39,7 @@ def trajectory_evidence(
         trajectory,
         steps.weights_of(soup),
         search,
-        state.winner.trials,
+        winner.trials,
         report,
         measured[soup.id].values,
         others,
