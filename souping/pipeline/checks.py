@@ -46,7 +46,8 @@ from souping.core.unit import POINTS, Unit
 from souping.evaluate.benchmark import Folds, check_slices, limit_folds, shares_of, split_folds
 from souping.merge.plan import human
 from souping.pipeline.merge_only import check_kept
-from souping.pipeline.models import OpenPool, scratch_place
+from souping.pipeline.models import OpenPool
+from souping.pipeline.serving import scratch_place
 from souping.pipeline.settings import MergeSettings, RunSettings
 from souping.report.format import in_words
 from souping.search.loop import check_budget

@@ -11,8 +11,7 @@ from souping.core.files import error_text, nearby, write_atomically
 from souping.core.reading import to_json
 from souping.core.types import LateError, Trial, UserError, frozen
 from souping.pipeline.ending import show_end
-from souping.pipeline.merge_only import merge, rebuild, soup_in, written_soup
-from souping.pipeline.models import free_target
+from souping.pipeline.merge_only import free_target, merge, rebuild, soup_in, written_soup
 from souping.pipeline.settings import MergeSettings, RunSettings
 from souping.pipeline.upload import check, push, replace_card
 from souping.report.content import Report

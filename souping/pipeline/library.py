@@ -211,10 +211,9 @@ def soup(
         UserError: the models do not fit each other, or `out` is there already.
     """
     from souping.pipeline import merge_only
-    from souping.pipeline.models import free_target
 
     folder = expanded(out, "out")
-    free_target(folder)
+    merge_only.free_target(folder)
     check_arguments(soup, {"merge": merge})
     common = _common(models, merge, None, "merge", 0, Path(store), folder.parent, folder)
     if isinstance(weights, Mapping):

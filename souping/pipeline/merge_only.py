@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import filecmp
+import os
+import tempfile
 from collections.abc import Mapping, MutableMapping, Sequence
 from contextlib import ExitStack, closing, suppress
 from pathlib import Path
@@ -33,14 +35,9 @@ from souping.merge.kernels import METHODS
 from souping.merge.local import LocalMerge, method_digest
 from souping.merge.plan import HUGE, MOST_INGREDIENTS
 from souping.merge.writer import CARD, RECIPE
-from souping.pipeline.models import (
-    STORED_SOUP_PREFIX,
-    OpenPool,
-    check_space,
-    folder_of,
-    scratch_place,
-    with_base,
-)
+from souping.pipeline.fetching import folder_of, with_base
+from souping.pipeline.models import OpenPool
+from souping.pipeline.serving import STORED_SOUP_PREFIX, check_space, scratch_place
 from souping.pipeline.settings import MergeSettings, RunSettings
 from souping.pipeline.store import Store
 from souping.pipeline.upload import card
@@ -358,6 +355,21 @@ def _as_written(
             f"the recipe's base model ({shown(base[:12])}) is not here: set merge.base=FOLDER"
         )
     return backend.with_settings({**changes, "base": folder})
+
+
+def free_target(out: Path) -> None:
+    """Refuse, before any work, a target that is not empty or cannot be made."""
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise UserError(
+            f"out={out} exists and is not an empty folder: choose another, or move it away"
+        )
+    parent = next(p for p in out.absolute().parents if p.exists())
+    try:
+        os.rmdir(tempfile.mkdtemp(prefix=".souping-", dir=parent))
+    except OSError as error:
+        raise UserError(
+            f"out={out}: cannot write below {parent}: {error.strerror}; choose another place"
+        ) from error
 
 
 def soup_in(out: Path) -> Recipe | None:

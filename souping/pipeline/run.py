@@ -407,7 +407,7 @@ class Run(Steps):
             settings.inner_margin,
             settings.evaluator.length_key,
             best_mixture(winner, self.folds["search"], settings.objective),
-            self.opening.shown(state.look, state.items, self.unit),
+            self.opening.family_scores(state.look, state.items, self.unit),
         )
         verdict = evidence.verdict
         guards = winner.guards
@@ -444,7 +444,7 @@ class Run(Steps):
             ingredients,
             measured,
             look.number,
-            self.opening.shown(look, stage.items, benchmark.evaluator.unit),
+            self.opening.family_scores(look, stage.items, benchmark.evaluator.unit),
             shared=sum(str(item.prompt) in prompts for item in stage.items),
         )
         return replace(

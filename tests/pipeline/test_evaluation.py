@@ -25,7 +25,7 @@ from souping.core.types import Candidate, FloatArray, Item, Recipe, Record, User
 from souping.core.unit import Unit
 from souping.evaluate.generate import LocalEvaluator
 from souping.merge.local import LocalMerge
-from souping.pipeline import models
+from souping.pipeline import serving
 from souping.pipeline.evaluation import Evaluation, LocalExecutor, records_of
 from souping.pipeline.ledger import Ledger
 from souping.pipeline.models import OpenPool
@@ -305,8 +305,8 @@ def test_a_soup_is_served_as_the_folder_that_would_be_written(
 def test_folders_of_a_killed_run_go(
     opened: OpenPool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(models, "SHARED_MEMORY", tmp_path)
-    dead, live = (tmp_path / f"{models.STORED_SOUP_PREFIX}{name}" for name in ("dead", "live"))
+    monkeypatch.setattr(serving, "SHARED_MEMORY", tmp_path)
+    dead, live = (tmp_path / f"{serving.STORED_SOUP_PREFIX}{name}" for name in ("dead", "live"))
     dead.mkdir()
     live.mkdir()
     hold_folder(dead).close()

@@ -180,10 +180,10 @@ def test_categories_have_p_values_of_max_t_and_not_of_a_normal_quantile() -> Non
     pair = evidence.Pair(
         soup="soup",
         other="a",
-        ours=values,
-        theirs=np.zeros(40),
+        soup_scores=values,
+        other_scores=np.zeros(40),
         table=ItemTable.of(items, Mean()),
-        same=False,
+        same_model=False,
     )
     (table,) = by_category(POINTS, [pair])
     assert table["p_value"] == pytest.approx(0.25, abs=0.06)  # two signs of eight
@@ -245,7 +245,7 @@ def test_a_later_look_is_wider_and_corrected() -> None:
 
 
 def test_a_soup_that_may_have_been_picked_is_corrected_for_those_with_it() -> None:
-    shown = evidence.Shown(
+    shown = evidence.FamilyScores(
         scores=np.array([scores(level(0.6), seed=n).values for n in range(9)]), missing=2
     )
     rows = [Contender(name=n, kind="ingredient", recipe=r) for n, r in SINGLES.items()]
@@ -261,7 +261,7 @@ def test_a_soup_that_may_have_been_picked_is_corrected_for_those_with_it() -> No
     )
     assert (first.tests, second.tests) == (1.0, 1.0)
     assert 2 + 1 < picked.tests <= 2 + 10
-    before, after = second.whole(), picked.whole()
+    before, after = second.compare(), picked.compare()
     assert after.level == before.level
     assert after.p_value == pytest.approx(
         picked.tests * before.p_value, rel=0.6
@@ -306,7 +306,12 @@ def test_a_small_category_cannot_show_a_small_loss() -> None:
         POINTS,
         [
             evidence.Pair(
-                soup="s", other="a", ours=values, theirs=np.zeros(280), table=table, same=False
+                soup="s",
+                other="a",
+                soup_scores=values,
+                other_scores=np.zeros(280),
+                table=table,
+                same_model=False,
             )
         ],
     )
@@ -317,7 +322,12 @@ def test_a_small_category_cannot_show_a_small_loss() -> None:
             POINTS,
             [
                 evidence.Pair(
-                    soup="s", other="a", ours=values, theirs=values, table=table, same=True
+                    soup="s",
+                    other="a",
+                    soup_scores=values,
+                    other_scores=values,
+                    table=table,
+                    same_model=True,
                 )
             ],
         )
@@ -361,7 +371,16 @@ def test_a_category_of_two_items_hides_no_loss_of_the_others() -> None:
     )
     found = by_category(
         POINTS,
-        [evidence.Pair(soup="s", other="a", ours=ours, theirs=theirs, table=table, same=False)],
+        [
+            evidence.Pair(
+                soup="s",
+                other="a",
+                soup_scores=ours,
+                other_scores=theirs,
+                table=table,
+                same_model=False,
+            )
+        ],
     )
     assert [told["verdict"] for told in found] == [
         "higher",

@@ -29,7 +29,7 @@ from souping.merge.kernels import METHODS
 from souping.merge.local import LocalMerge
 from souping.merge.mergekit import BASED, STOCHASTIC, MergekitMerge
 from souping.pipeline.merge_only import read_recipe
-from souping.pipeline.models import ScratchFolder
+from souping.pipeline.serving import ScratchFolder
 from souping.report.format import quoted
 from tests.conftest import Cli
 from tests.support.adapters import save_adapter
