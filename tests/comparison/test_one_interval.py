@@ -151,7 +151,8 @@ def test_so_do_a_reports_comparison_and_its_categories_at_every_look(seeds: rang
         whole = pair.compare()
         assert excludes_zero(vars(whole)) == (over_looks(whole.p_value, pair.looks) < ALPHA)
         shown += excludes_zero(vars(whole))
-        for table in by_category(POINTS, [pair]):
+        for difference in by_category(POINTS, [pair]):
+            table = vars(difference)
             assert excludes_zero(table) == (over_looks(table["p_value"], pair.looks) < ALPHA)
             assert excludes_zero(table) == (table["verdict"] != "no difference shown")
             shown += excludes_zero(table)
