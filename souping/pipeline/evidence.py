@@ -330,10 +330,10 @@ def gather(
     comparison of the best mixture with a single model that the search keeps, `family` the models that are tested
     together with the soup.
     """
-    soup = contenders[-1]
+    *others, soup = contenders
     table = ItemTable.of(scores[soup.recipe.id].items, objective)
     compared = []
-    for other in contenders[:-1]:
+    for other in others:
         pair = Pair.of(soup, other, scores, table, opened, family)
         compared.append((other, pair.compare()))
         if other.kind == "best_single":

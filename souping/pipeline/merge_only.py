@@ -331,7 +331,7 @@ def _as_written(
     hashes: MutableMapping[str, str],
 ) -> MergeBackend:
     """The backend with the settings that the recipe was written with."""
-    changes = {
+    changes: dict[str, Any] = {
         "scale": 1.0,
         "vocab": "error",
         "adapters": "keep",

@@ -66,7 +66,7 @@ class OpenPool:
 
         `store` remembers where they are; digests of files are its own, or those of `hashes`. With `late`,
         files without a known digest are hashed by `write_late`, if the backend can do that. `more` are models that can
-        be evaluated like the candidates, but are none.
+        be evaluated like the candidates and are not among them.
 
         Raises:
             UserError: a folder is absent or broken, a model cannot be fetched, or the candidates do not fit each other.

@@ -130,11 +130,15 @@ def run_cost(
     settings: RunSettings, winner: SearchResult, evaluations: Iterable[Evaluation], lost: int
 ) -> RunCost:
     """What a run took; `lost` workers died."""
-    counts = [(evaluation.evaluated, evaluation.reused) for evaluation in evaluations]
+    evaluated = 0
+    reused = 0
+    for evaluation in evaluations:
+        evaluated += evaluation.evaluated
+        reused += evaluation.reused
     trials = len(winner.trials)
     return RunCost(
-        evaluated_items=sum(evaluated for evaluated, _ in counts),
-        reused_items=sum(reused for _, reused in counts),
+        evaluated_items=evaluated,
+        reused_items=reused,
         trials=trials,
         search=SearchUse(**vars(winner.cost), soups=trials) if trials else None,
         seconds=round(time.monotonic() - settings.started, 3),

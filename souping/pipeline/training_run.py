@@ -32,9 +32,9 @@ def trajectory_evidence(
     report = CheckpointScores.of(unit, singles, objective)
 
     # Scores of (average, last checkpoint) of each further training run.
-    others = []
+    replicates = []
     for pair in steps.replicates(soup):
-        others.append([measured[recipe.id].values for recipe in pair])
+        replicates.append([measured[recipe.id].values for recipe in pair])
     data = describe(
         trajectory,
         steps.weights_of(soup),
@@ -42,7 +42,7 @@ def trajectory_evidence(
         winner.trials,
         report,
         measured[soup.id].values,
-        others,
+        replicates,
         looks,
     )
 
