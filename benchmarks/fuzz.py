@@ -20,7 +20,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from souping.checkpoints import Checkpoint
+from souping.checkpoints.checkpoint import Checkpoint
 from souping.checkpoints.folder import Like
 from souping.core.types import UserError
 from souping.merge import Format

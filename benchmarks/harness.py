@@ -104,11 +104,11 @@ class Sides:
             "threads": 1,
         }
         self.plain = HarnessEvaluator(**settings, device="cpu")
-        module = load_module(model, self.plain.module_settings())
+        module = load_module(model, self.plain.hosting.module_settings())
         served = SimpleNamespace(
             module=module, tokenizer=load_tokenizer(model), folder=None, eos_token_ids=()
         )
-        items = self.plain.benchmark.items()
+        items = self.plain.prompts.benchmark.items()
         self.items = len(items)
         hand = HFLM(pretrained=str(model), dtype="float32", device="cpu", batch_size=batch_size)
         manager = TaskManager(include_path=str(folder), include_defaults=False)

@@ -25,7 +25,7 @@ import numpy as np
 from merge_inputs import generate, in_fp8, sparse_70b
 from merge_phases import averaging, cold, pouring, recipe_of, timed
 
-from souping.checkpoints import Checkpoint
+from souping.checkpoints.checkpoint import Checkpoint
 from souping.merge.local import LocalMerge
 
 HERE = Path(__file__).resolve().parent

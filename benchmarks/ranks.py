@@ -18,7 +18,7 @@ from pathlib import Path
 
 from merge_inputs import generate
 
-from souping.checkpoints import Checkpoint
+from souping.checkpoints.checkpoint import Checkpoint
 from souping.core.types import Recipe
 from souping.merge.accelerate import AccelerateMerge
 from souping.merge.local import LocalMerge

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from souping.core.types import elements, part, texts
+from souping.core.json_fields import elements, part, texts
 from souping.core.unit import Unit
 from souping.report.content import Report, RowDifference
 from souping.report.files import read_report

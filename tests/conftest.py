@@ -20,7 +20,7 @@ import numpy as np
 import pytest
 from hypothesis import HealthCheck, settings
 
-from souping.core.protocols import Evaluator, LoadedModel, Objective
+from souping.core.protocols import Evaluator, LoadedModel, Objective, Sampling
 from souping.core.scores import Mean
 from souping.core.types import Item, Json, Recipe, Record, ScoreMatrix
 from souping.pipeline.claims import Claim, Look, Measurement, in_order
@@ -121,8 +121,8 @@ class FakeEvaluator(Evaluator):
         return {"name": "fake", "batch_size": self.batch_size}
 
     @property
-    def answers_per_item(self) -> int:
-        return self.times
+    def sampling(self) -> Sampling:
+        return Sampling(answers_per_item=self.times)
 
     def batches(self, items: Sequence[Item], replicate: int = 0) -> list[tuple[Item, ...]]:
         return [

@@ -117,26 +117,26 @@ def test_a_planted_import_is_found(module: str, line: str) -> None:
 def test_json_is_read_into_values_outside_logs_and_checkpoints() -> None:
     """Everywhere else `core.reading.read` makes a dataclass of a file or a reply."""
     helpers = ("part", "entries", "elements", "texts", "number")
-    elsewhere = uses(MODULES, "souping.core.types", helpers).keys()
+    elsewhere = uses(MODULES, "souping.core.json_fields", helpers).keys()
     assert {module for module in elsewhere if room(module) not in ("logs", "checkpoints")} == set()
 
 
 @pytest.mark.parametrize(
     "line",
     [
-        "from souping.core.types import part\npart({}, 'key')",
-        "def late():\n    from souping.core.types import number as finite\n    finite(1)",
-        "from souping.core import types\ntypes.texts({}, 'key')",
-        "import souping.core.types\nsouping.core.types.entries({}, 'key')",
+        "from souping.core.json_fields import part\npart({}, 'key')",
+        "def late():\n    from souping.core.json_fields import number as finite\n    finite(1)",
+        "from souping.core import json_fields\njson_fields.texts({}, 'key')",
+        "import souping.core.json_fields\nsouping.core.json_fields.entries({}, 'key')",
         "from souping.logs.records import number\nnumber(1)",
-        "from souping.core.types import elements\nmap(elements, [])",
+        "from souping.core.json_fields import elements\nmap(elements, [])",
     ],
     ids=["by name", "renamed", "of a module", "dotted", "handed on", "passed on"],
 )
 def test_a_planted_use_is_found(line: str) -> None:
     planted = {**MODULES, "souping.plan.planner": ast.parse(line)}
     names = ("part", "entries", "elements", "texts", "number")
-    assert uses(planted, "souping.core.types", names)["souping.plan.planner"] == 1
+    assert uses(planted, "souping.core.json_fields", names)["souping.plan.planner"] == 1
 
 
 def test_paths_are_expanded_in_one_place() -> None:
@@ -144,6 +144,95 @@ def test_paths_are_expanded_in_one_place() -> None:
     there = {name.rsplit(".", 1)[-1] for name, line in LINES if ".expanduser()" in line}
     # the latter is a task of lm_eval and imports nothing of ours
     assert there == {"files", "flores36"}
+
+
+MUTATING = {
+    "add",
+    "append",
+    "clear",
+    "extend",
+    "insert",
+    "pop",
+    "popitem",
+    "remove",
+    "setdefault",
+    "update",
+}
+
+
+def written(tree: ast.Module) -> list[int]:
+    """Lines that write into a frozen object outside its `__post_init__`, or let one hold what is written later."""
+    found = []
+    for node in outside_of(tree, "__post_init__"):
+        name = ast.unparse(node.func) if isinstance(node, ast.Call) else ""
+        base, _, method = name.rpartition(".")
+        # object.__setattr__(x, ...), vars(x).update(...)
+        forced = method in ("__setattr__", "__delattr__")
+        if forced or (base.startswith("vars(") and method in MUTATING):
+            found.append(node.lineno)
+        if isinstance(node, ast.Subscript | ast.Attribute) and not isinstance(node.ctx, ast.Load):
+            target = ast.unparse(node.value)
+            if target.startswith("vars(") or target.endswith("__dict__"):
+                found.append(node.lineno)
+    for node in ast.walk(tree):
+        if isinstance(node, ast.ClassDef) and is_frozen(node):
+            found += written_by(node)
+    return sorted(found)
+
+
+def is_frozen(node: ast.ClassDef) -> bool:
+    texts = [ast.unparse(decorator) for decorator in node.decorator_list]
+    return any(text in ("frozen", "component") or "frozen=True" in text for text in texts)
+
+
+def written_by(kind: ast.ClassDef) -> Iterator[int]:
+    """Lines at which a frozen class has a field for what it changes, or a method changes what a field holds."""
+    for node in kind.body:
+        if isinstance(node, ast.AnnAssign):
+            mutable = re.match(r"(dict|list|set)\b", ast.unparse(node.annotation))
+            if mutable and node.value is not None and "init=False" in ast.unparse(node.value):
+                yield node.lineno
+    for node in outside_of(kind, "__post_init__"):
+        if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute):
+            held = re.fullmatch(r"self\.\w+", ast.unparse(node.func.value))
+            if held and node.func.attr in MUTATING:
+                yield node.lineno
+        if isinstance(node, ast.Subscript) and not isinstance(node.ctx, ast.Load):
+            yield from [node.lineno] * bool(re.fullmatch(r"self\.\w+", ast.unparse(node.value)))
+
+
+def outside_of(node: ast.AST, name: str) -> Iterator[ast.AST]:
+    """Nodes below this one that are in no function of this name."""
+    for child in ast.iter_child_nodes(node):
+        if not (isinstance(child, ast.FunctionDef) and child.name == name):
+            yield child
+            yield from outside_of(child, name)
+
+
+def test_nothing_writes_into_a_frozen_object() -> None:
+    """A component is a value; what changes has a life of its own, as a session that the component holds."""
+    assert {name: lines for name, tree in MODULES.items() if (lines := written(tree))} == {}
+
+
+@pytest.mark.parametrize(
+    "lines",
+    [
+        "def copy(x):\n    object.__setattr__(x, 'name', 1)",
+        "def copy(x):\n    super(X, x).__setattr__('name', 1)",
+        "def copy(x):\n    vars(x).update(name=1)",
+        "def copy(x):\n    vars(x)['name'] = 1",
+        "def copy(x):\n    del x.__dict__['name']",
+        "def copy(x):\n    x.__dict__.name = 1",
+        "@component\nclass X:\n    held: dict[str, int] = field(default_factory=dict, init=False)",
+        "@dataclass(frozen=True)\nclass X:\n    def f(self):\n        self.held['name'] = 1",
+        "@frozen\nclass X:\n    def f(self):\n        self.held.setdefault('name', 1)",
+    ],
+)
+def test_a_planted_write_is_found(lines: str) -> None:
+    assert len(written(ast.parse(lines))) == 1
+    assert written(ast.parse(lines.replace("def copy(", "def __post_init__(", 1))) == (
+        [] if "def copy(" in lines else written(ast.parse(lines))
+    )
 
 
 def test_the_tree_is_small() -> None:

@@ -22,7 +22,8 @@ from random import Random
 from typing import Literal
 
 from souping.core.files import expanded
-from souping.core.types import Json, UserError, elements, entries, part
+from souping.core.json_fields import elements, entries, part
+from souping.core.types import Json, UserError
 from souping.evaluate.benchmark import groups_of
 
 Part = Literal["test", "development", "spare", "train"]

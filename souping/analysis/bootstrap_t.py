@@ -18,12 +18,18 @@ from statistics import NormalDist
 
 import numpy as np
 
-from souping.analysis.grouped import INTERVAL_SALT, GroupedScores, distinct, resample
+from souping.analysis.grouped import (
+    INTERVAL_SALT,
+    GroupedScores,
+    distinct,
+    resample,
+    variance_of_sums,
+)
 from souping.analysis.nested import Reach
 from souping.core.types import FloatArray, IntArray
 
 NORMAL = NormalDist()
-# Draws at most and at least, and groups that are drawn in all draws together at most.
+# Most and fewest draws, and most groups that are drawn in all of them together.
 BOOTSTRAP_DRAWS = 4_999
 LEAST_DRAWS = 399
 WORK = 6_000_000
@@ -88,7 +94,7 @@ def bootstrap_reach(
         discordant = _discordant(pulls[in_stratum])
         sums, squares, discordances = _drawn_sums(values, discordant, draws, rng)
         shift += sums - values.sum()
-        contribution = (squares - sums**2 / n) * n / max(n - 1, 1)
+        contribution = variance_of_sums(sums, squares, n)
         alike = (discordances == 0) | (contribution <= 1e-9 * floor[h])
         variance += np.where(alike, np.maximum(contribution, floor[h]), contribution)
     studentised = np.sort(shift / np.sqrt(variance))
@@ -105,21 +111,24 @@ def _discordant(pulls: FloatArray) -> FloatArray:
 def _drawn_sums(
     values: FloatArray, discordant: FloatArray, draws: int, rng: np.random.Generator
 ) -> tuple[FloatArray, FloatArray, FloatArray]:
-    """Sums and sums of squares of as many of the values as there are, drawn anew, [D] each.
+    """Sums and sums of squares of as many of the values [G] as there are, drawn anew, [D] each.
 
-    The third is how many of them are of `discordant` groups.
+    The third is how many of them are of `discordant` [G] groups.
     """
     one_stratum: IntArray = np.zeros(len(values), dtype=np.int64)
     unit = np.abs(values).max() or 1.0
     columns = np.column_stack([values / unit, discordant])
     rows, stratum, number = distinct(columns, one_stratum)
     if len(rows) * ALIKE <= len(values):
-        distinct_values = rows[:, 0] * unit
+        # How often each distinct value is drawn [D, R].
         times = resample(stratum, number, draws, rng)
+        distinct_values = rows[:, 0] * unit
         sums = np.einsum("dr,r->d", times, distinct_values)
         squares = np.einsum("dr,r->d", times, distinct_values**2)
-        return sums, squares, np.einsum("dr,r->d", times, rows[:, 1])
+        discordances = np.einsum("dr,r->d", times, rows[:, 1])
+        return sums, squares, discordances
 
+    # Else each group, a chunk of draws at a time.
     chunk = max(1, GROUPS_AT_A_TIME // len(values))
     sums = np.empty(draws)
     squares = np.empty(draws)
@@ -128,8 +137,8 @@ def _drawn_sums(
         size = min(chunk, draws - start)
         places = rng.integers(0, len(values), size=(size, len(values)), dtype=np.int32)
         drawn = values[places]
-        part = slice(start, start + size)
-        sums[part] = drawn.sum(axis=1)
-        squares[part] = np.einsum("dg,dg->d", drawn, drawn)
-        discordances[part] = discordant[places].sum(axis=1)
+        rows_of_chunk = slice(start, start + size)
+        sums[rows_of_chunk] = drawn.sum(axis=1)
+        squares[rows_of_chunk] = np.einsum("dg,dg->d", drawn, drawn)
+        discordances[rows_of_chunk] = discordant[places].sum(axis=1)
     return sums, squares, discordances

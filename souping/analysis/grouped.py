@@ -150,6 +150,18 @@ def stratify(present: BoolArray) -> IntArray:
     return stratum.reshape(-1).astype(np.int64)
 
 
+def variance_of_sums(
+    sums: FloatArray, squares: FloatArray, sizes: FloatArray | IntArray | float
+) -> FloatArray:
+    """Variance of a sum over n groups: n / (n - 1) (sum of squares - square of the sum / n).
+
+    By `sums`, `squares` and `sizes` [..., H] of the groups' values. Flipping signs changes the sums,
+    never the sums of squares. It may be below zero by rounding.
+    """
+    variance = (squares - sums**2 / sizes) * sizes / np.maximum(sizes - 1, 1)
+    return np.asarray(variance)
+
+
 def distinct(rows: FloatArray, stratum: IntArray) -> tuple[FloatArray, IntArray, IntArray]:
     """(distinct rows [R, F], their stratum [R], how many of each [R]).
 

@@ -205,9 +205,11 @@ class ItemTable:
 
     def score(self, values: FloatArray) -> float:
         """Objective of scores [I]."""
-        scores = self.grouped(values)
         if self.value is None:
-            return scores.objective
+            return self.grouped(values).objective
+        # The means of all categories, also of those that have no weight.
+        equal_weights = np.ones(len(self.names))
+        scores = design(values, self.categories, self.groups, equal_weights)
         return float(self.value(scores.means))
 
     def interval(self, values: FloatArray, *, draws: int = 4999, seed: int = 0) -> Interval:
@@ -248,7 +250,7 @@ class ItemTable:
         tail = INTERVAL_TAIL / len(self.names)
         limits = []
         for c in range(len(self.names)):
-            place = self.categories == c
-            limits.append(category_limits(values[place], self.groups[place], tail))
+            in_category = self.categories == c
+            limits.append(category_limits(values[in_category], self.groups[in_category], tail))
         low, high = self.value(np.array(limits).T)
         return float(low), float(high)

@@ -16,9 +16,10 @@ from dataclasses import dataclass
 import numpy as np
 
 from souping.analysis.bootstrap_t import NORMAL, bootstrap_reach
-from souping.analysis.grouped import GroupedScores, distinct
+from souping.analysis.grouped import GroupedScores, distinct, variance_of_sums
 from souping.analysis.nested import ZERO_DIFFERENCE, NestedIntervals, Reach, UnseenMargins
 from souping.analysis.paired import step
+from souping.analysis.sign_flip import TINY_VARIANCE
 from souping.analysis.sign_patterns import SIGN_DRAWS, drawn_sums, draws_for
 from souping.core.types import FloatArray, IntArray
 
@@ -77,13 +78,11 @@ class MaxT:
 
         A difference lies within -bounds[f]..bounds[f].
         """
-        # What each group adds to each difference [G, F].
-        _, group = np.unique(np.concatenate(members), return_inverse=True)
         sizes = np.array([len(groups) for groups in members])
         items = np.array([scores.counts.sum() for scores in differences])
-        pulls = np.zeros((int(group.max()) + 1, len(differences)))
-        for f, places in enumerate(np.split(group, np.cumsum(sizes)[:-1])):
-            pulls[places, f] = differences[f].sums[:, 0] / items[f]
+        pulls = _joint_pulls(differences, members, items)
+        squares = (pulls**2).sum(axis=0)
+        errors = _errors(pulls.sum(axis=0), squares, sizes)
 
         # The differences in each pattern [D, F], and the largest of their studentised sizes. That
         # which was seen is reached in spite of rounding.
@@ -91,27 +90,18 @@ class MaxT:
         rows, stratum, number = distinct(pulls, one_stratum)
         patterns = draws_for(alpha, draws)
         totals = drawn_sums(rows, number, stratum, strata=1, draws=patterns, seed=0)[:, 0]
-        squares = (pulls**2).sum(axis=0)
-        errors = _errors(pulls.sum(axis=0), squares, sizes)
         studentised = np.abs(totals) / _errors(totals, squares, sizes) * (1 + ZERO_DIFFERENCE)
         largest = np.sort(studentised.max(axis=1))[::-1]
 
         intervals = []
         for f, scores in enumerate(differences):
-            statistics = np.sort(studentised[:, f])[::-1]
-            tests = len(differences)
             reach = MaxTReach(
-                error=float(errors[f]), largest=largest, statistics=statistics, tests=tests
+                error=float(errors[f]),
+                largest=largest,
+                statistics=np.sort(studentised[:, f])[::-1],
+                tests=len(differences),
             )
-            bootstrap = None if step(scores) else bootstrap_reach(scores, tests=tests)
-            intervals.append(
-                NestedIntervals(
-                    total=scores.objective,
-                    reaches=[reach] if bootstrap is None else [reach, bootstrap],
-                    margins=UnseenMargins.of(scores, tests),
-                    bound=bounds[f],
-                )
-            )
+            intervals.append(_intervals(scores, reach, bounds[f]))
         return cls(largest=largest, errors=errors, items=items, alpha=alpha, intervals=intervals)
 
     @property
@@ -130,11 +120,38 @@ class MaxT:
         return critical_value(self.largest, self.alpha, tests=len(self.errors))
 
 
+def _joint_pulls(
+    differences: Sequence[GroupedScores], members: Sequence[IntArray], items: FloatArray
+) -> FloatArray:
+    """What each group adds to each difference [G, F], by the `items` [F] of each."""
+    _, group = np.unique(np.concatenate(members), return_inverse=True)
+    ends = np.cumsum([len(groups) for groups in members])
+    pulls = np.zeros((int(group.max()) + 1, len(differences)))
+    for f, places in enumerate(np.split(group, ends[:-1])):
+        pulls[places, f] = differences[f].sums[:, 0] / items[f]
+    return pulls
+
+
+def _intervals(scores: GroupedScores, reach: MaxTReach, bound: float) -> NestedIntervals:
+    """Simultaneous intervals of one difference; graded scores have bootstrap-t limits too."""
+    reaches: list[Reach] = [reach]
+    if step(scores) == 0:
+        bootstrap = bootstrap_reach(scores, tests=reach.tests)
+        if bootstrap is not None:
+            reaches.append(bootstrap)
+    return NestedIntervals(
+        total=scores.objective,
+        reaches=reaches,
+        margins=UnseenMargins.of(scores, reach.tests),
+        bound=bound,
+    )
+
+
 def _errors(totals: FloatArray, squares: FloatArray, sizes: IntArray) -> FloatArray:
     """Standard errors of differences [..., F] by their totals and the groups' sums of squares."""
-    variance = (squares - totals**2 / sizes) * sizes / np.maximum(sizes - 1, 1)
-    least_variance = np.maximum(1e-12 * squares, 1e-30)
-    return np.asarray(np.sqrt(np.maximum(variance, least_variance)))
+    least_variance = np.maximum(TINY_VARIANCE * squares, 1e-30)
+    variance = np.maximum(variance_of_sums(totals, squares, sizes), least_variance)
+    return np.asarray(np.sqrt(variance))
 
 
 def critical_value(largest: FloatArray, alpha: float, tests: int) -> float:

@@ -19,7 +19,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from souping.analysis.grouped import GroupedScores, distinct
+from souping.analysis.grouped import GroupedScores, distinct, variance_of_sums
 from souping.analysis.nested import ZERO_DIFFERENCE, Reach
 from souping.analysis.sign_patterns import (
     SIGN_DRAWS,
@@ -35,6 +35,8 @@ ALPHA = 0.05
 # Halvings by which a distance is found, and standard errors beyond which it has no end.
 DISTANCE_HALVINGS = 22
 ENDLESS = 60_000.0
+# Least variance, relative to the sum of squares.
+TINY_VARIANCE = 1e-12
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -223,6 +225,8 @@ class SignFlips:
         if self.one_stratum:
             return self._one_stratum_distances(side)
         scale = max(float(np.sqrt(self._variance(self.seen_spread, 0.0))), ZERO_DIFFERENCE)
+
+        # Halve the interval [inside, outside] of x / (scale + x), which ends at 1.
         inside = np.zeros(len(self.pull))
         outside = np.ones(len(self.pull))
         for _ in range(DISTANCE_HALVINGS):
@@ -247,7 +251,7 @@ class SignFlips:
     def _variance(self, spread: FloatArray, x: FloatArray | float) -> FloatArray:
         """q(x) - v(x), of which all may cancel but for rounding."""
         squares = _polynomial(self.squares, x)
-        least = 1e-12 * np.maximum(squares, 1e-6 * self.squares[0])
+        least = TINY_VARIANCE * np.maximum(squares, 1e-6 * self.squares[0])
         return np.asarray(np.maximum(squares - _polynomial(spread, x), least))
 
 
@@ -282,19 +286,17 @@ def _exact_p_value(pulls: Pulls) -> float | None:
     squares = np.bincount(pulls.stratum, pulls.pull**2, strata).astype(float)
     seen = np.bincount(pulls.stratum, pulls.pull, strata).astype(float)
     seen_t = _studentised(seen[None, :], squares, pulls.sizes)[0]
+
+    # The chance of the patterns that reach the one seen, or would but for rounding.
     plus, chance = every_pattern(number)
     sums = stratum_sums(plus, rows, number, stratum, strata)[:, :, 0]
-    reached = (
-        _studentised(sums, squares, pulls.sizes) >= seen_t * (1 - ZERO_DIFFERENCE) - ZERO_DIFFERENCE
-    )
+    threshold = seen_t * (1 - ZERO_DIFFERENCE) - ZERO_DIFFERENCE
+    reached = _studentised(sums, squares, pulls.sizes) >= threshold
     return float(min(1.0, chance[reached].sum()))
 
 
 def _studentised(sums: FloatArray, squares: FloatArray, sizes: FloatArray) -> FloatArray:
-    """|T| / se [D] from stratum sums [D, H].
-
-    Flipping signs changes the sums, never the sums of squares [H].
-    """
-    by_stratum = (squares - sums**2 / sizes) * sizes / np.maximum(sizes - 1, 1)
-    variance = np.maximum(by_stratum.sum(axis=1), 1e-12 * squares.sum())
+    """|T| / se [D] from stratum sums [D, H] and sums of squares [H]."""
+    variance = variance_of_sums(sums, squares, sizes).sum(axis=1)
+    variance = np.maximum(variance, TINY_VARIANCE * squares.sum())
     return np.asarray(np.abs(sums.sum(axis=1)) / np.sqrt(variance))

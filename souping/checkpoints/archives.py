@@ -55,12 +55,11 @@ class FileSlice:
         return self._at
 
     def read(self, size: int = -1) -> bytes:
-        rest = self._nbytes - self._at
-        piece = os.pread(
-            self._file.fileno(),
-            min(size if size >= 0 else rest, rest, LONGEST_DIRECTORY_BYTES),
-            self._start + self._at,
-        )
+        count = self._nbytes - self._at
+        if size >= 0:
+            count = min(size, count)
+        count = min(count, LONGEST_DIRECTORY_BYTES)
+        piece = os.pread(self._file.fileno(), count, self._start + self._at)
         self._at += len(piece)
         return piece
 
@@ -68,9 +67,8 @@ class FileSlice:
 def read_pieces(file: BinaryIO, place: Extent) -> Iterator[bytes]:
     """The bytes of a place in a file, piece by piece."""
     for start in range(0, place.nbytes, ARCHIVE_PIECE_BYTES):
-        yield os.pread(
-            file.fileno(), min(ARCHIVE_PIECE_BYTES, place.nbytes - start), place.offset + start
-        )
+        count = min(ARCHIVE_PIECE_BYTES, place.nbytes - start)
+        yield os.pread(file.fileno(), count, place.offset + start)
 
 
 @dataclass(frozen=True)
@@ -87,7 +85,8 @@ class Archive:
     @classmethod
     def open(cls, path: Path, file: BinaryIO, start: int = 0, nbytes: int | None = None) -> Archive:
         """Read a directory. Raises UserError if there is none."""
-        nbytes = path.stat().st_size - start if nbytes is None else nbytes
+        if nbytes is None:
+            nbytes = path.stat().st_size - start
         try:
             opened = zipfile.ZipFile(FileSlice(file, start, nbytes))
         except (*READ_FAILURES, zipfile.BadZipFile, NotImplementedError, OSError) as error:
@@ -98,18 +97,18 @@ class Archive:
     def extent(self, name: str) -> Extent:
         """Where an entry's bytes are in the file (KeyError or ValueError: nowhere)."""
         entry = self.entries[name]
-        begin = entry.header_offset + LOCAL_HEADER.size
-        if (
-            entry.compress_type
-            or not 0 <= entry.header_offset <= self.nbytes - LOCAL_HEADER.size - entry.file_size
-        ):
+        last = self.nbytes - LOCAL_HEADER.size - entry.file_size
+        if entry.compress_type or not 0 <= entry.header_offset <= last:
             raise ValueError("an entry is compressed, or outside")
-        mark, *more = LOCAL_HEADER.unpack(
-            os.pread(self.file.fileno(), LOCAL_HEADER.size, self.start + entry.header_offset)
-        )
-        if mark != b"PK\x03\x04" or begin + sum(more) + entry.file_size > self.nbytes:
+
+        # The header of the entry itself, then its name and extra field, whose lengths stand there, then the bytes.
+        place = self.start + entry.header_offset
+        header = os.pread(self.file.fileno(), LOCAL_HEADER.size, place)
+        mark, name_length, extra_length = LOCAL_HEADER.unpack(header)
+        begin = entry.header_offset + LOCAL_HEADER.size + name_length + extra_length
+        if mark != b"PK\x03\x04" or begin + entry.file_size > self.nbytes:
             raise ValueError("an entry is not where it should be")
-        return Extent(self.start + begin + sum(more), entry.file_size)
+        return Extent(self.start + begin, entry.file_size)
 
     def sign(self) -> None:
         """Write the checksums of storages that were changed to both of their places."""
@@ -119,41 +118,37 @@ class Archive:
         for name, entry in self.entries.items():
             if not name.startswith("data/"):
                 continue
-            found = self.extent(name)
-            value = 0
-            for piece in read_pieces(self.file, found):
-                value = zlib.crc32(piece, value)
-            listed = (
-                self.directory + directory.index(entry.filename.encode()) - CHECKSUM_BEFORE_NAME
-            )
-            late = entry.flag_bits & 8  # it comes after the bytes
-            header = (
-                found.offset + found.nbytes + 4 if late else self.start + entry.header_offset + 14
-            )
-            for place in (header, self.start + listed):
-                os.pwrite(self.file.fileno(), value.to_bytes(4, "little"), place)
+            extent = self.extent(name)
+            checksum = 0
+            for piece in read_pieces(self.file, extent):
+                checksum = zlib.crc32(piece, checksum)
+            in_header = self.start + entry.header_offset + 14
+            if entry.flag_bits & 8:  # it comes after the bytes
+                in_header = extent.offset + extent.nbytes + 4
+            place_of_name = directory.index(entry.filename.encode())
+            in_directory = self.start + self.directory + place_of_name - CHECKSUM_BEFORE_NAME
+            for place in (in_header, in_directory):
+                os.pwrite(self.file.fileno(), checksum.to_bytes(4, "little"), place)
 
     def content(self, name: str) -> bytes:
         try:
-            found = self.extent(name)
+            extent = self.extent(name)
         except READ_FAILURES as error:
             raise broken(
                 self.path, f"its archive has no {name} that can be read ({error})"
             ) from None
-        if found.nbytes > MAX_PICKLE:
+        if extent.nbytes > MAX_PICKLE:
             raise broken(self.path, f"its {name} is larger than {MAX_PICKLE} bytes")
-        return os.pread(self.file.fileno(), found.nbytes, found.offset)
+        return os.pread(self.file.fileno(), extent.nbytes, extent.offset)
 
     def unpickled(self) -> Data:
         """What the archive's pickle holds."""
         if "byteorder" in self.entries and self.content("byteorder") != b"little":
             raise broken(self.path, "its numbers are not little-endian")
         data = self.content("data.pkl")
-        return (
-            _unpickled(data, self.path)
-            if len(data) < SMALL_PICKLE_BYTES
-            else unpickle(data, self.path)
-        )
+        if len(data) < SMALL_PICKLE_BYTES:
+            return _unpickled(data, self.path)
+        return unpickle(data, self.path)
 
     def tensors(self) -> Mapping[str, Data]:
         """The pickled tensors by name. Raises UserError if it holds anything else."""
@@ -174,23 +169,22 @@ class Archive:
     def _place(self, value: Data) -> tuple[str, tuple[int, ...], Extent]:
         if isinstance(value, Made) and value.kind.endswith("._rebuild_parameter"):
             value = value.args[0]
-        if not isinstance(value, Made) or value.kind != "torch._utils._rebuild_tensor_v2":
-            raise TypeError(
-                f"it is a {value.kind if isinstance(value, Made) else type(value).__name__}"
-            )
+        if not isinstance(value, Made):
+            raise TypeError(f"it is a {type(value).__name__}")
+        if value.kind != "torch._utils._rebuild_tensor_v2":
+            raise TypeError(f"it is a {value.kind}")
         storage, first, shape, strides = value.args[:4]
         shape = sizes(shape)
         if not in_order(shape, sizes(strides)):
             raise ValueError("its elements are not in order")
-        dtype = common()["storages"][
-            storage.args[1].name.removeprefix("torch.").removesuffix("Storage")
-        ]
-        found = self.extent(f"data/{storage.args[2]}")
+        kind = storage.args[1].name.removeprefix("torch.").removesuffix("Storage")
+        dtype = common()["storages"][kind]
+        extent = self.extent(f"data/{storage.args[2]}")
         item = size_of(dtype)
         count = math.prod(shape)
-        if first < 0 or (first + count) * item > found.nbytes:
+        if first < 0 or (first + count) * item > extent.nbytes:
             raise ValueError("its elements are beyond the end of its storage")
-        return dtype, shape, Extent(found.offset + first * item, count * item)
+        return dtype, shape, Extent(extent.offset + first * item, count * item)
 
 
 @lru_cache(maxsize=256)
@@ -201,12 +195,12 @@ def _unpickled(data: bytes, path: Path) -> Data:
 
 def sizes(value: Data) -> tuple[int, ...]:
     """A `torch.Size`, or a tuple of numbers (TypeError or ValueError for anything else)."""
-    numbers = (
-        (*value.args, ())[0] if isinstance(value, Made) and value.kind == "torch.Size" else value
-    )
-    if not isinstance(numbers, tuple | list) or not all(
-        type(n) is int and 0 <= n < 1 << 48 for n in numbers
-    ):
+    numbers = value
+    if isinstance(value, Made) and value.kind == "torch.Size":
+        numbers = value.args[0] if value.args else ()
+    if not isinstance(numbers, tuple | list):
+        raise TypeError("a size is not a tuple of numbers")
+    if not all(type(n) is int and 0 <= n < 1 << 48 for n in numbers):
         raise TypeError("a size is not a tuple of numbers")
     if len(numbers) > 16 or math.prod(numbers) >= 1 << 48:
         raise ValueError("a size is larger than any tensor's")
@@ -215,7 +209,8 @@ def sizes(value: Data) -> tuple[int, ...]:
 
 def tag_of(dtype: Data) -> str:
     """The tag of a dtype that a pickle names (KeyError for an unknown one)."""
-    return TAGS[dtype.name.removeprefix("torch.") if isinstance(dtype, Named) else ""]
+    name = dtype.name if isinstance(dtype, Named) else ""
+    return TAGS[name.removeprefix("torch.")]
 
 
 def read_pickled(path: Path, label: str) -> dict[str, Tensor]:
@@ -226,8 +221,8 @@ def read_pickled(path: Path, label: str) -> dict[str, Tensor]:
     """
     with path.open("rb") as file:
         archive = Archive.open(path, file)
-        places = {name: archive.place(value, name) for name, value in archive.tensors().items()}
-    return {
-        name: Tensor(name, dtype, shape, label, e.offset, e.nbytes)
-        for name, (dtype, shape, e) in places.items()
-    }
+        tensors = dict[str, Tensor]()
+        for name, value in archive.tensors().items():
+            dtype, shape, extent = archive.place(value, name)
+            tensors[name] = Tensor(name, dtype, shape, label, extent.offset, extent.nbytes)
+    return tensors

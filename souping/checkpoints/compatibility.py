@@ -14,10 +14,12 @@ from typing import Any
 
 import numpy as np
 
-from souping.checkpoints import HASHED_PIECE_BYTES, Checkpoint, Checkpoints, WeightReader
+from souping.checkpoints.checkpoint import Checkpoint, Checkpoints
 from souping.checkpoints.encodings import COMPARED_TEXTS, first_difference
+from souping.checkpoints.fingerprints import HASHED_PIECE_BYTES
 from souping.checkpoints.folder import TIED, setting, side_files
 from souping.checkpoints.header import FLOATS, OTHER_FLOATS, Tensor, parse_json, size_of, widest
+from souping.checkpoints.reader import WeightReader
 from souping.checkpoints.views import Float32, widen
 from souping.core.text import listed, shown
 from souping.core.types import Json, Names, UserError, digest
@@ -38,6 +40,10 @@ class AlignedTensor:
     def uneven(self) -> bool:
         return len({part.shape for part in self.parts}) > 1
 
+    @property
+    def mixes_dtypes(self) -> bool:
+        return len({part.soup_dtype for part in self.parts}) > 1
+
 
 def align(checkpoints: Checkpoints, vocab: str = "error") -> list[AlignedTensor]:
     """The soup's tensors in the order of their names, which no layout of an ingredient changes.
@@ -45,24 +51,24 @@ def align(checkpoints: Checkpoints, vocab: str = "error") -> list[AlignedTensor]
     Raises:
         UserError: tensors are missing or extra, shapes differ, or a float type cannot be souped.
     """
-    first, *others = checkpoints
     dropped = redundant(checkpoints)
-    tables = {
-        name: {
-            tensor: place for tensor, place in checkpoint.tensors.items() if tensor not in dropped
+    tables = dict[str, dict[str, Tensor]]()
+    for name, checkpoint in checkpoints.items():
+        tables[name] = {
+            key: tensor for key, tensor in checkpoint.tensors.items() if key not in dropped
         }
-        for name, checkpoint in checkpoints.items()
-    }
+    first, *others = checkpoints
     for name in others:
         _same_names(first, name, tables, checkpoints)
     aligned = [_slot(name, tables, checkpoints, vocab) for name in sorted(tables[first])]
     _refuse_shapes(aligned, checkpoints, vocab)
     for index, name in enumerate(checkpoints):
-        bad = [slot.parts[index] for slot in aligned if slot.parts[index].dtype in OTHER_FLOATS]
-        if bad:
-            names = listed(tensor.name for tensor in bad)
+        tensors = [slot.parts[index] for slot in aligned]
+        unusable = [tensor for tensor in tensors if tensor.dtype in OTHER_FLOATS]
+        if unusable:
+            names = listed(tensor.name for tensor in unusable)
             raise UserError(
-                f"{name} stores {names} as {bad[0].dtype}: convert it to float32 or 16 bits"
+                f"{name} stores {names} as {unusable[0].dtype}: convert it to float32 or 16 bits"
             )
     return aligned
 
@@ -74,11 +80,12 @@ def redundant(checkpoints: Checkpoints) -> Names:
     """
     if not all(tied(checkpoint) for checkpoint in checkpoints.values()):
         return ()
-    counts = [
-        (head, sum(head in checkpoint.tensors for checkpoint in checkpoints.values()))
-        for head in TIED
-    ]
-    return tuple(head for head, count in counts if 0 < count < len(checkpoints))
+    heads = list[str]()
+    for head in TIED:
+        count = sum(head in checkpoint.tensors for checkpoint in checkpoints.values())
+        if 0 < count < len(checkpoints):
+            heads.append(head)
+    return tuple(heads)
 
 
 def tied(checkpoint: Checkpoint) -> bool:
@@ -89,13 +96,15 @@ def tied(checkpoint: Checkpoint) -> bool:
 def _same_names(
     a: str, b: str, tables: Mapping[str, Mapping[str, Tensor]], pool: Checkpoints
 ) -> None:
-    missing, extra = (
-        [name for name in tables[x] if name not in tables[y]] for x, y in ((a, b), (b, a))
-    )
+    missing = [name for name in tables[a] if name not in tables[b]]
+    extra = [name for name in tables[b] if name not in tables[a]]
     if not missing and not extra:
         return
-    differences = [f"{b} lacks {listed(missing)}"] if missing else []
-    differences += [f"{b} also has {listed(extra)}"] if extra else []
+    differences = list[str]()
+    if missing:
+        differences.append(f"{b} lacks {listed(missing)}")
+    if extra:
+        differences.append(f"{b} also has {listed(extra)}")
     hint = ""
     if tied(pool[a]) != tied(pool[b]) and {*missing, *extra} & set(TIED):
         hint = " (tied embeddings on one side only)"
@@ -114,8 +123,8 @@ def _slot(
     shapes = [part.shape for part in parts]
     shape = shapes[0]
     if len(set(shapes)) > 1 and vocab != "error" and _is_vocab(name, parts, list(pool.values())):
-        pick = max if vocab == "union" else min
-        shape = (pick(s[0] for s in shapes), *shape[1:])
+        rows = [shape[0] for shape in shapes]
+        shape = (max(rows) if vocab == "union" else min(rows), *shape[1:])
     return AlignedTensor(name, widest(part.soup_dtype for part in parts), shape, parts)
 
 
@@ -129,21 +138,27 @@ def _is_vocab(name: str, parts: Sequence[Tensor], pool: Sequence[Checkpoint]) ->
 
 
 def _refuse_shapes(aligned: Sequence[AlignedTensor], pool: Checkpoints, vocab: str) -> None:
-    names = list(pool)
     checkpoints = list(pool.values())
     uneven = [slot for slot in aligned if slot.uneven]
     vocabularies = [slot for slot in uneven if _is_vocab(slot.name, slot.parts, checkpoints)]
-    bad = uneven if vocab == "error" else [slot for slot in uneven if slot not in vocabularies]
-    if not bad:
+    refused = uneven
+    if vocab != "error":
+        refused = [slot for slot in uneven if slot not in vocabularies]
+    if not refused:
         return
-    slot = bad[0]
-    other = next(i for i, part in enumerate(slot.parts) if part.shape != slot.parts[0].shape)
-    alone = len(vocabularies) == len(uneven)
-    hint = ". Vocabularies differ: set merge.vocab=union or merge.vocab=intersect" if alone else ""
-    one, two = (f"{list(slot.parts[index].shape)} in {names[index]}" for index in (0, other))
-    raise UserError(
-        f"shapes differ in {listed(s.name for s in bad)}: {shown(slot.name)} is {one} and {two}{hint}"
-    )
+    hint = ""
+    if len(vocabularies) == len(uneven):
+        hint = ". Vocabularies differ: set merge.vocab=union or merge.vocab=intersect"
+
+    # The first tensor of them, in the first ingredient and in the first that differs from it.
+    slot = refused[0]
+    shapes = [list(part.shape) for part in slot.parts]
+    places = list(zip(shapes, pool, strict=True))
+    first_shape, first = places[0]
+    shape, name = next((shape, name) for shape, name in places if shape != first_shape)
+    what = f"{shown(slot.name)} is {first_shape} in {first} and {shape} in {name}"
+    names = listed(slot.name for slot in refused)
+    raise UserError(f"shapes differ in {names}: {what}{hint}")
 
 
 IGNORED = {
@@ -175,12 +190,13 @@ def preflight(
     for name in names:
         _same_architecture(names[0], name, checkpoints)
     aligned = align(checkpoints, vocab)
-    warnings = _differences(checkpoints, aligned, vocab) + _ties(checkpoints)
+    warnings = _differences(checkpoints, aligned, vocab)
+    warnings += _ties(checkpoints)
+    config = checkpoints[names[0]].config
     for name in names[1:]:
-        warnings += _config_drift(
-            names[0], name, checkpoints[names[0]].config, checkpoints[name].config
-        )
-    return warnings + compare_tokenizers(checkpoints, vocab, carry)
+        warnings += _config_drift(names[0], name, config, checkpoints[name].config)
+    warnings += compare_tokenizers(checkpoints, vocab, carry)
+    return warnings
 
 
 def _same_architecture(a: str, b: str, pool: Checkpoints) -> None:
@@ -210,25 +226,25 @@ def _equals_embedding(name: str, checkpoint: Checkpoint, head: str) -> None:
     tensor = checkpoint.tensors[head]
     others = [t for t in checkpoint.tensors.values() if t.name != head]
     twins = [t for t in others if (t.shape, t.dtype) == (tensor.shape, tensor.dtype)]
-    if not twins or any(same_values(checkpoint, tensor, checkpoint, twin) for twin in twins):
-        return
-    raise UserError(
-        f"tied embeddings on one side only: {name} stores {head} with values other than the embedding's"
-    )
+    equal = any(same_values(checkpoint, tensor, checkpoint, twin) for twin in twins)
+    if twins and not equal:
+        raise UserError(
+            f"tied embeddings on one side only: {name} stores {head} with values other than the embedding's"
+        )
 
 
 def same_values(a: Checkpoint, left: Tensor, b: Checkpoint, right: Tensor) -> bool:
     """Whether two tensors hold the same numbers, in whatever float dtypes they are stored."""
     if {left.dtype, right.dtype} - set(FLOATS) or left.shape != right.shape:
         return False
-    with WeightReader(a) as one, WeightReader(b) as other:
-        places = ((one, a.file_number(left), left), (other, b.file_number(right), right))
+    a_number = a.file_number(left)
+    b_number = b.file_number(right)
+    with WeightReader(a) as a_reader, WeightReader(b) as b_reader:
         for start in range(0, left.count, HASHED_PIECE_BYTES):
             count = min(HASHED_PIECE_BYTES, left.count - start)
-            rows = [
-                _values(reader, number, tensor, start, count) for reader, number, tensor in places
-            ]
-            if not np.array_equal(rows[0], rows[1]):
+            a_values = _values(a_reader, a_number, left, start, count)
+            b_values = _values(b_reader, b_number, right, start, count)
+            if not np.array_equal(a_values, b_values):
                 return False
     return True
 
@@ -264,20 +280,18 @@ def _config_drift(
 def _differences(pool: Checkpoints, aligned: Sequence[AlignedTensor], vocab: str) -> list[str]:
     """Notes on dtypes and on rows of vocabularies."""
     notes = []
-    if any(
-        len({part.soup_dtype for part in slot.parts}) > 1 and slot.dtype in FLOATS
-        for slot in aligned
-    ):
+    floats = [slot for slot in aligned if slot.dtype in FLOATS]
+    if any(slot.mixes_dtypes for slot in floats):
         stored = ", ".join(f"{name} {checkpoint.dtype}" for name, checkpoint in pool.items())
         notes.append(
             f"dtypes differ ({stored}): a soup of them is written in the widest, unless merge.dtype is set"
         )
-    if uneven := [slot for slot in aligned if slot.uneven]:
-        rows = ", ".join(
-            f"{name} {part.shape[0]}" for name, part in zip(pool, uneven[0].parts, strict=True)
-        )
+    slot = next((slot for slot in aligned if slot.uneven), None)
+    if slot is not None:
+        models = zip(pool, slot.parts, strict=True)
+        rows = ", ".join(f"{name} {part.shape[0]}" for name, part in models)
         notes.append(
-            f"vocabularies differ ({rows}): merge.vocab={vocab} gives {uneven[0].shape[0]} rows"
+            f"vocabularies differ ({rows}): merge.vocab={vocab} gives {slot.shape[0]} rows"
         )
     return notes
 
@@ -290,7 +304,8 @@ TOKENIZERS = (
     "vocab.txt",
     "spiece.model",
 )
-ENCODING, FRAMING = ("normalizer", "pre_tokenizer"), ("post_processor", "decoder")
+ENCODING = ("normalizer", "pre_tokenizer")
+FRAMING = ("post_processor", "decoder")
 DEFAULTS = {
     "byte_fallback": False, "fuse_unk": False, "ignore_merges": False, "max_input_chars_per_word": 100,
 }  # fmt: skip
@@ -357,9 +372,10 @@ def _read(
         decisive[f"model.merges[{rank}]"] = " ".join(merge) if isinstance(merge, list) else merge
     for number, row in enumerate(_list(model.get("vocab"))):
         decisive[f"model.vocab[{number}]"] = row[1:]  # the score of a Unigram model
-    raw = {name: checkpoint.side_text(name) for name in VOCAB_FILES}
+    vocab_files = {name: checkpoint.side_text(name) for name in VOCAB_FILES}
     if not fast:
-        decisive |= {name: data and digest(data.hex()) for name, data in raw.items()}
+        for name, data in vocab_files.items():
+            decisive[name] = data and digest(data.hex())
     return Tokenizer(
         ids={token: number for token, number in ids.items() if token not in added},
         added=added,
@@ -372,7 +388,7 @@ def _read(
             "truncation": None,
         },
         template=_template(checkpoint, settings),
-        present=bool(fast) or any(data is not None for data in raw.values()),
+        present=bool(fast) or any(data is not None for data in vocab_files.values()),
     )
 
 
@@ -404,14 +420,16 @@ def _tokenizer_files(checkpoint: Checkpoint) -> dict[str, bytes | None]:
 
 def _compare_pair(a: str, b: str, left: Tokenizer, right: Tokenizer, vocab: str) -> list[str]:
     if left.present != right.present:
-        owner, other = (a, b) if left.present else (b, a)
-        return [f"{owner} has a tokenizer, {other} has none", *_templates(a, b, left, right)]
-    names = {number: token for token, number in right.ids.items()}
-    clash = [
-        token
-        for token, number in left.ids.items()
-        if right.ids.get(token, number) != number or names.get(number, token) != token
-    ]
+        owner, owner_of_none = (a, b) if left.present else (b, a)
+        note = f"{owner} has a tokenizer, {owner_of_none} has none"
+        return [note, *_templates(a, b, left, right)]
+    right_tokens = {number: token for token, number in right.ids.items()}
+    clash = list[str]()
+    for token, number in left.ids.items():
+        other_id = right.ids.get(token, number) != number
+        other_token = right_tokens.get(number, token) != token
+        if other_id or other_token:
+            clash.append(token)
     if clash:
         raise UserError(f"tokenizers of {a} and {b} differ: other ids for {listed(clash)}")
     lone = sorted(set(left.ids) ^ set(right.ids))
@@ -419,13 +437,14 @@ def _compare_pair(a: str, b: str, left: Tokenizer, right: Tokenizer, vocab: str)
         advice = "if the vocabularies differ in trailing rows alone, set merge.vocab=union or merge.vocab=intersect"
         raise UserError(f"tokenizers of {a} and {b} differ: only one has {listed(lone)}: {advice}")
     notes = []
-    if added := sorted(
-        t for t in {*left.added, *right.added} if left.added.get(t) != right.added.get(t)
-    ):
+    tokens = sorted({*left.added, *right.added})
+    added = [token for token in tokens if left.added.get(token) != right.added.get(token)]
+    if added:
         notes.append(f"{a} and {b} differ in the added tokens {listed(added)}")
     x = left.definition
     y = right.definition
-    if steps := [step for step in FRAMING if x.get(step) != y.get(step)]:
+    steps = [step for step in FRAMING if x.get(step) != y.get(step)]
+    if steps:
         notes.append(f"tokenizers of {a} and {b} differ in {', '.join(steps)}")
     return [*notes, *_templates(a, b, left, right)]
 
@@ -461,9 +480,9 @@ def _templates(a: str, b: str, left: Tokenizer, right: Tokenizer) -> list[str]:
     if left.template == right.template:
         return []
     if left.template is None or right.template is None:
-        owner, other = (b, a) if left.template is None else (a, b)
+        owner, owner_of_none = (b, a) if left.template is None else (a, b)
         return [
-            f"{owner} has a chat template, {other} has none: souping models of different training stages "
+            f"{owner} has a chat template, {owner_of_none} has none: souping models of different training stages "
             "(base with instruct) is not advised"
         ]
     return [
@@ -472,15 +491,15 @@ def _templates(a: str, b: str, left: Tokenizer, right: Tokenizer) -> list[str]:
 
 
 def _template(checkpoint: Checkpoint, settings: Mapping[str, Any]) -> str | None:
-    if (text := checkpoint.side_text("chat_template.jinja")) is not None:
+    text = checkpoint.side_text("chat_template.jinja")
+    if text is not None:
         return text.decode("utf-8", "replace").strip()
-    there = checkpoint.side_text("chat_template.json") is not None
-    value = (_json(checkpoint, "chat_template.json") if there else settings).get("chat_template")
-    return (
-        value.strip()
-        if isinstance(value, str)
-        else (json.dumps(value, sort_keys=True) if value else None)
-    )
+    if checkpoint.side_text("chat_template.json") is not None:
+        settings = _json(checkpoint, "chat_template.json")
+    value = settings.get("chat_template")
+    if isinstance(value, str):
+        return value.strip()
+    return json.dumps(value, sort_keys=True) if value else None
 
 
 def chat_template(folder: Path) -> str | None:
@@ -495,7 +514,9 @@ def chat_template(folder: Path) -> str | None:
 
 def _json(checkpoint: Checkpoint, name: str) -> dict[str, Any]:
     data = checkpoint.side_text(name)
-    value = parse_json(checkpoint.home / name, data) if data is not None else {}
+    if data is None:
+        return {}
+    value = parse_json(checkpoint.home / name, data)
     if not isinstance(value, dict):
         raise UserError(f"{checkpoint.home / name} is not a JSON object: not a tokenizer's file")
     return value

@@ -28,11 +28,12 @@ def first_difference(
     from tokenizers import Tokenizer
 
     try:
-        a, b = (Tokenizer.from_str(json.dumps(one)) for one in definitions)
+        a, b = [Tokenizer.from_str(json.dumps(definition)) for definition in definitions]
 
         def differs(text: str) -> bool:
-            ids = [one.encode(text, add_special_tokens=False).ids for one in (a, b)]
-            return ids[0] != ids[1]
+            a_ids = a.encode(text, add_special_tokens=False).ids
+            b_ids = b.encode(text, add_special_tokens=False).ids
+            return bool(a_ids != b_ids)
 
         samples = [a.decode([a.token_to_id(token) or 0]) for token in tokens]
         rng = random.Random(0)

@@ -14,8 +14,10 @@ from souping.checkpoints.sharded import Sharded
 from souping.core.text import shown
 from souping.core.types import Json, Names, UserError
 
-SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
-PICKLED, PICKLED_INDEX = "pytorch_model.bin", "pytorch_model.bin.index.json"
+SINGLE = "model.safetensors"
+INDEX = "model.safetensors.index.json"
+PICKLED = "pytorch_model.bin"
+PICKLED_INDEX = "pytorch_model.bin.index.json"
 WEIGHT_FILES = (SINGLE, INDEX, PICKLED, PICKLED_INDEX)
 SIDE_FILES = (
     "config.json", "generation_config.json", "tokenizer*", "chat_template*", "special_tokens_map.json",
@@ -74,9 +76,9 @@ def read_weights(
         advice = "convert them to safetensors, or set merge.allow_pickle=true"
         raise UserError(f"{folder / name} holds pickled weights: {advice}")
     read: Reader = read_pickled if name in pickles else read_header
-    return (
-        _read_sharded(folder, name, read) if name.endswith(".json") else read(folder / name, name)
-    )
+    if name.endswith(".json"):
+        return _read_sharded(folder, name, read)
+    return read(folder / name, name)
 
 
 def _read_sharded(folder: Path, index: str, read: Reader) -> dict[str, Tensor]:
@@ -94,11 +96,10 @@ def _read_sharded(folder: Path, index: str, read: Reader) -> dict[str, Tensor]:
             if places.get(name) != file:
                 raise broken(shards[file], f"{index} does not place it here", name)
             tensors[name] = tensor
-    lost = next((name for name in places if name not in tensors), None)
-    if lost is not None:
-        raise broken(
-            folder / places[lost], f"{index} places it here, but the shard has no such tensor", lost
-        )
+    for name, file in places.items():
+        if name not in tensors:
+            what = f"{index} places it here, but the shard has no such tensor"
+            raise broken(folder / file, what, name)
     return tensors
 
 
@@ -106,11 +107,7 @@ def weight_map(index: Path) -> dict[str, str]:
     """{tensor: file} of an index of shards."""
     table = parse_json(index, small(index))
     places = table.get("weight_map") if isinstance(table, dict) else None
-    if (
-        not isinstance(places, dict)
-        or not places
-        or not all(isinstance(v, str) for v in places.values())
-    ):
+    if not isinstance(places, dict) or not places or set(map(type, places.values())) != {str}:
         raise broken(index, "weight_map is not a table of tensor names and file names")
     return places
 
@@ -118,21 +115,19 @@ def weight_map(index: Path) -> dict[str, str]:
 def side_files(folder: Path) -> Names:
     # a link that leads nowhere is a file that is missing
     names = sorted(path.name for path in folder.iterdir() if path.is_file() or not path.exists())
-    chosen = [
-        n
-        for n in names
-        if any(fnmatch.fnmatch(n, p) for p in SIDE_FILES) and not n.endswith(NOT_SIDE)
-    ]
+    chosen = list[str]()
+    for name in names:
+        if name.endswith(NOT_SIDE):
+            continue
+        if any(fnmatch.fnmatch(name, pattern) for pattern in SIDE_FILES):
+            chosen.append(name)
     for name in chosen:
         if inside(folder, name).stat().st_size > MAX_SIDE:
             raise broken(folder / name, f"larger than {MAX_SIDE} bytes, which no such file is")
     templates = folder / "additional_chat_templates"
     if inside(folder, templates.name).is_dir():
-        extra = sorted(
-            f"{templates.name}/{path.name}"
-            for path in templates.iterdir()
-            if path.suffix == ".jinja"
-        )
+        files = sorted(path.name for path in templates.iterdir() if path.suffix == ".jinja")
+        extra = [f"{templates.name}/{file}" for file in files]
         chosen += [name for name in extra if inside(folder, name).is_file()]
     return tuple(chosen)
 

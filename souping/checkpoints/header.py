@@ -16,7 +16,8 @@ from typing import Any
 
 from souping.checkpoints.ranges import opened
 from souping.core.files import regular
-from souping.core.text import check_pointer, read_json, shown
+from souping.core.parsing import read_json
+from souping.core.text import check_pointer, shown
 from souping.core.types import Json, UserError
 
 # Dtypes by their tag in a header
@@ -57,6 +58,8 @@ def widest(tags: Iterable[str]) -> str:
 MAX_HEADER = 100_000_000  # the format's own limit, in bytes
 MAX_RANK = 64
 MAX_JSON = 200_000_000
+MAX_RECIPE = 10_000_000
+"""Bytes of a recipe.json at most."""
 
 
 @dataclass(frozen=True)
@@ -77,6 +80,11 @@ class Tensor:
     @property
     def soup_dtype(self) -> str:
         return self.rounded or self.dtype
+
+    @property
+    def end(self) -> int:
+        """The byte of the file behind it."""
+        return self.offset + self.nbytes
 
     @property
     def count(self) -> int:
@@ -157,15 +165,10 @@ def inside(folder: Path, name: str, tensor: str | None = None) -> Path:
     Raises:
         UserError: an absolute name, `..`, or a symlink that leads out.
     """
-    parts = PurePosixPath(name).parts
+    relative = PurePosixPath(name)
     path = folder / name
-    if (
-        not parts
-        or "\0" in name
-        or "\\" in name
-        or ".." in parts
-        or PurePosixPath(name).is_absolute()
-    ):
+    odd_characters = "\0" in name or "\\" in name
+    if odd_characters or not relative.parts or ".." in relative.parts or relative.is_absolute():
         raise broken(folder, f"the file name {shown(name)} leaves the folder", tensor)
     try:
         target = path.resolve()
@@ -212,10 +215,11 @@ def parse_json(path: Path, raw: bytes) -> Any:
 
 def _tensor(file: str, start: int, name: str, entry: Any) -> Tensor:
     name.encode()  # not every text of JSON can be written again
-    dtype, shape, (begin, end) = entry["dtype"], entry["shape"], entry["data_offsets"]
-    if len(shape) > MAX_RANK or not all(
-        type(number) is int and number >= 0 for number in (*shape, begin, end)
-    ):
+    dtype = entry["dtype"]
+    shape = entry["shape"]
+    begin, end = entry["data_offsets"]
+    whole_numbers = all(type(n) is int and n >= 0 for n in (*shape, begin, end))
+    if len(shape) > MAX_RANK or not whole_numbers:
         raise ValueError("shape or data_offsets is not a short list of whole numbers")
     if dtype not in BITS:
         raise ValueError(f"unknown dtype {dtype}")
@@ -230,12 +234,11 @@ def _tensor(file: str, start: int, name: str, entry: Any) -> Tensor:
 def _check_layout(path: Path, tensors: list[Tensor], start: int, size: int) -> None:
     """The data must tile the rest of the file: no overlap, no hole, no overrun."""
     for tensor in tensors:
-        if tensor.offset != start:
-            what = (
-                "overlap another tensor's" if tensor.offset < start else "leave a hole before them"
-            )
-            raise broken(path, f"its bytes {what}", tensor.name)
-        start += tensor.nbytes
+        if tensor.offset < start:
+            raise broken(path, "its bytes overlap another tensor's", tensor.name)
+        if tensor.offset > start:
+            raise broken(path, "its bytes leave a hole before them", tensor.name)
+        start = tensor.end
     if start != size:
         raise broken(
             path, f"truncated, or with a rest: its tensors end at byte {start}, the file at {size}"

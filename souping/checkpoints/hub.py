@@ -22,7 +22,8 @@ from pathlib import Path, PurePosixPath
 import huggingface_hub
 from huggingface_hub import constants
 
-from souping.checkpoints import Checkpoint, lora
+from souping.checkpoints import lora
+from souping.checkpoints.checkpoint import Checkpoint
 from souping.checkpoints.folder import (
     INDEX,
     MAX_SIDE,
@@ -135,20 +136,21 @@ def fetch(
     with tempfile.TemporaryDirectory(prefix="souping-headers-") as scratch:
         place = None if check is None else Path(scratch)
         sources = _in_child(prepare, (list(names.values()), allow_pickle, place), LISTING)
-        known = dict(zip(names, sources, strict=True))
-        listings = [one for one in sources if isinstance(one, Listing)]
-        need = sum(size for listing in listings for size in listing.missing.values())
+        models = dict(zip(names, sources, strict=True))
+        listings = [source for source in sources if isinstance(source, Listing)]
+        need = sum(sum(listing.missing.values()) for listing in listings)
         if need:
             _check_disk(need)
-            if check is not None and all(
-                listing.sketch or not listing.missing for listing in listings
-            ):
-                _check_headers(known, check)
+            readable = all(listing.sketch or not listing.missing for listing in listings)
+            if check is not None and readable:
+                _check_headers(models, check)
             _in_child(download, (listings,), DOWNLOAD_TIMEOUT_S + need / SLOWEST, report)
-    return {
-        key: one if isinstance(one, Fetched) else Fetched(one.name, one.folder)
-        for key, one in known.items()
-    }
+    fetched = dict[str, Fetched]()
+    for key, model in models.items():
+        if isinstance(model, Listing):
+            model = Fetched(model.name, model.folder)
+        fetched[key] = model
+    return fetched
 
 
 def fetch_one(
@@ -219,17 +221,18 @@ def _check_disk(need: int) -> None:
         )
 
 
-def _check_headers(known: Mapping[str, Fetched | Listing], check: Check) -> None:
+def _check_headers(models: Mapping[str, Fetched | Listing], check: Check) -> None:
     """Let `check` see hollow copies of the models; its messages then name the models instead of the copies."""
-    sketches = {
-        key: one.sketch for key, one in known.items() if isinstance(one, Listing) and one.sketch
-    }
+    sketches = dict[str, Path]()
+    for key, model in models.items():
+        if isinstance(model, Listing) and model.sketch:
+            sketches[key] = model.sketch
     try:
-        check({key: sketches.get(key, one.folder) for key, one in known.items()})
+        check({key: sketches.get(key, model.folder) for key, model in models.items()})
     except UserError as error:
         text = str(error)
         for key, sketch in sketches.items():
-            text = text.replace(str(sketch), str(known[key].name))
+            text = text.replace(str(sketch), str(models[key].name))
         raise UserError(text) from None
 
 
@@ -266,9 +269,10 @@ class Listing:
         names |= {self.main} & INDEXES
         if self.main in ADAPTERS:
             names |= {lora.CONFIG} & set(self.files)
-        if huge := [name for name in names if self.files[name] > MAX_SIDE]:
+        huge = next((name for name in names if self.files[name] > MAX_SIDE), None)
+        if huge is not None:
             raise UserError(
-                f"{self.name}: {huge[0]} is larger than {MAX_SIDE:,} bytes: it cannot be read"
+                f"{self.name}: {huge} is larger than {MAX_SIDE:,} bytes: it cannot be read"
             )
         return {name: self.files[name] for name in sorted(names)}
 
@@ -278,12 +282,10 @@ class Listing:
         if self.main not in INDEXES:
             return {self.main: self.files[self.main]}
         names = sorted(set(weight_map(self.folder / self.main).values()))
-        ending = Path(self.main.removesuffix(".index.json")).suffix
-        lost = next(
-            (name for name in names if name not in self.files or not name.endswith(ending)), None
-        )
-        if lost is not None:
-            raise UserError(f"{self.name}: {self.main} lists {shown(lost)}, which is not there")
+        suffix = Path(self.main.removesuffix(".index.json")).suffix
+        for name in names:
+            if name not in self.files or not name.endswith(suffix):
+                raise UserError(f"{self.name}: {self.main} lists {shown(name)}, which is not there")
         return {name: self.files[name] for name in names}
 
     @property
@@ -301,9 +303,11 @@ def weight_file(names: Collection[str], allow_pickle: bool) -> str:
     The order is that in which a folder is read: one file before an index, safetensors before pickles, a full model
     before an adapter.
     """
-    full = (SINGLE, INDEX, *((PICKLED, PICKLED_INDEX) * allow_pickle))
-    adapters = (lora.ADAPTER_WEIGHTS, *((lora.PICKLED_ADAPTER_WEIGHTS,) * allow_pickle))
-    return next((name for name in (*full, *adapters) if name in names), "")
+    order = [SINGLE, INDEX, lora.ADAPTER_WEIGHTS]
+    if allow_pickle:
+        order = [SINGLE, INDEX, PICKLED, PICKLED_INDEX]
+        order += [lora.ADAPTER_WEIGHTS, lora.PICKLED_ADAPTER_WEIGHTS]
+    return next((name for name in order if name in names), "")
 
 
 def _size(path: Path) -> int:
@@ -324,39 +328,41 @@ def prepare(
     downloads the headers of missing weights too.
     """
     with ThreadPoolExecutor(WORKERS) as pool:
-        known = list(pool.map(lambda name: _listing(name, allow_pickle), names))
-        listings = [one for one in known if isinstance(one, Listing)]
+        models = list(pool.map(lambda name: _listing(name, allow_pickle), names))
+        listings = [model for model in models if isinstance(model, Listing)]
         # all from the cache: offline this is the run's own process, which must not be limited
         if not listings:
-            return known
-        wanted = [
-            {n: size for n, size in one.side.items() if small_files or n == one.main}
-            for one in listings
-        ]
-        _limit(wanted)
-        list(pool.map(_download, listings, wanted))
+            return models
+        small = list[Sizes]()
+        for listing in listings:
+            side = listing.side
+            if not small_files:
+                side = {name: size for name, size in side.items() if name == listing.main}
+            small.append(side)
+        _limit(small)
+        list(pool.map(_download, listings, small))
         if scratch is None:
-            return known
-        _limit([one.weights for one in listings])  # hollow files have their sizes
-        return list(
-            pool.map(_sketch, known, [scratch / str(number) for number in range(len(known))])
-        )
+            return models
+        _limit([listing.weights for listing in listings])  # hollow files have their sizes
+        places = [scratch / str(number) for number in range(len(models))]
+        return list(pool.map(_sketch, models, places))
 
 
 def download(listings: Sequence[Listing], report: ProgressCallback | None = None) -> None:
     """Download the weights that are missing. If that fails or is interrupted, the files in flight are removed."""
-    wanted = [one.missing for one in listings]
-    paths = [
-        one.folder / path for one, files in zip(listings, wanted, strict=True) for path in files
-    ]
-    total = sum(size for files in wanted for size in files.values())
-    _limit(wanted)
-    work = ThreadPoolExecutor(1).submit(lambda: list(map(_download, listings, wanted)))
+    missing = [listing.missing for listing in listings]
+    paths = list[Path]()
+    for listing, files in zip(listings, missing, strict=True):
+        paths.extend(listing.folder / file for file in files)
+    total = sum(sum(files.values()) for files in missing)
+    _limit(missing)
+    work = ThreadPoolExecutor(1).submit(lambda: list(map(_download, listings, missing)))
     try:
         while not work.done():
             wait([work], 0.2)
             if report is not None:
-                report(min(total, sum(max(0, _size(path)) for path in [*paths, *_parts()])), total)
+                done = sum(max(0, _size(path)) for path in [*paths, *_parts()])
+                report(min(total, done), total)
         work.result()
     except BaseException:
         for part in _parts():
@@ -368,18 +374,14 @@ def _parts() -> list[Path]:
     """Incomplete files that this process is writing. Those of other processes look the same, but are not ours."""
     import psutil
 
-    return [
-        Path(file.path)
-        for file in psutil.Process().open_files()
-        if file.path.endswith(".incomplete")
-    ]
+    paths = [file.path for file in psutil.Process().open_files()]
+    return [Path(path) for path in paths if path.endswith(".incomplete")]
 
 
 def _limit(files: Sequence[Sizes]) -> None:
     """A server that sends more than it listed must not fill the disk. The margin is for small files of the client."""
-    limit_file_size(
-        (4 << 20) + max((size for sizes in files for size in sizes.values()), default=0)
-    )
+    largest = max((max(sizes.values(), default=0) for sizes in files), default=0)
+    limit_file_size((4 << 20) + largest)
 
 
 def _listing(name: HubName, allow_pickle: bool) -> Fetched | Listing:
@@ -389,27 +391,23 @@ def _listing(name: HubName, allow_pickle: bool) -> Fetched | Listing:
             info = api.model_info(name.repo, revision=name.revision, files_metadata=True)
             if info.gated:
                 api.auth_check(name.repo)
-            files = {
-                s.rfilename: int(s.size or 0)
-                for s in info.siblings or []
-                if FETCHED_FILE.fullmatch(s.rfilename)
-            }
-            if not COMMIT.fullmatch(str(info.sha)) or not all(
-                0 <= size < 1 << 62 for size in files.values()
-            ):
+            files = dict[str, int]()
+            for sibling in info.siblings or []:
+                if FETCHED_FILE.fullmatch(sibling.rfilename):
+                    files[sibling.rfilename] = int(sibling.size or 0)
+            possible = all(0 <= size < 1 << 62 for size in files.values())
+            if not possible or not COMMIT.fullmatch(str(info.sha)):
                 raise ValueError("no commit, or impossible sizes")
     except UserError as error:
-        folder = (
-            cached(name, allow_pickle) if error.__cause__ and unreachable(error.__cause__) else None
-        )
+        folder = None
+        if error.__cause__ and unreachable(error.__cause__):
+            folder = cached(name, allow_pickle)
         if folder is None:
             raise
         pinned = HubName(name.repo, folder.name)
-        note = (
-            ""
-            if constants.HF_HUB_OFFLINE
-            else f"{pinned} is taken from the cache: the Hub cannot be reached"
-        )
+        note = ""
+        if not constants.HF_HUB_OFFLINE:
+            note = f"{pinned} is taken from the cache: the Hub cannot be reached"
         return Fetched(pinned, folder, note)
     if not name.pinned:  # so that HF_HUB_OFFLINE=1 finds the branch later
         write_atomically(name.cache / "refs" / name.revision, str(info.sha).encode())
@@ -429,42 +427,46 @@ def _listing(name: HubName, allow_pickle: bool) -> Fetched | Listing:
 
 def _download(listing: Listing, files: Sizes) -> None:
     """Download those of the files that the cache does not have."""
-    wanted = list(listing.absent(files))
-    if wanted:
-        name = listing.name
+    name = listing.name
+    absent = list(listing.absent(files))
+    if absent:
         with _explained(name):
             huggingface_hub.snapshot_download(
-                name.repo, revision=name.revision, allow_patterns=wanted, max_workers=WORKERS
+                name.repo, revision=name.revision, allow_patterns=absent, max_workers=WORKERS
             )
-    if odd := listing.absent(files):
-        raise UserError(f"{listing.name}, {next(iter(odd))}: its size is not the listed one")
+    wrong = next(iter(listing.absent(files)), None)
+    if wrong is not None:
+        raise UserError(f"{name}, {wrong}: its size is not the listed one")
 
 
-def _sketch(one: Fetched | Listing, place: Path) -> Fetched | Listing:
-    if (
-        isinstance(one, Fetched)
-        or not one.missing
-        or not one.main.endswith((".safetensors", INDEX))
-    ):
-        return one
-    for path in one.side:
+def _sketch(model: Fetched | Listing, place: Path) -> Fetched | Listing:
+    """The model with a hollow copy in a folder, where its weights are missing and have headers that can be read."""
+    if isinstance(model, Fetched) or not model.missing:
+        return model
+    if not model.main.endswith((".safetensors", INDEX)):
+        return model
+    for path in model.side:
         (place / path).parent.mkdir(parents=True, exist_ok=True)
-        shutil.copyfile(one.folder / path, place / path)
-    for path in one.weights:
-        with _explained(one.name):
-            data = huggingface_hub.HfApi().parse_safetensors_file_metadata(
-                one.name.repo, path, revision=one.name.revision
-            )
-            spans = [
-                (name, row.dtype, row.shape, *row.data_offsets)
-                for name, row in data.tensors.items()
-            ]
-            header = header_bytes(
-                (name, dtype, shape, begin, end - begin) for name, dtype, shape, begin, end in spans
-            )
-            (place / path).write_bytes(header)
-            os.truncate(place / path, len(header) + max((span[-1] for span in spans), default=0))
-    return replace(one, sketch=place)
+        shutil.copyfile(model.folder / path, place / path)
+    for path in model.weights:
+        with _explained(model.name):
+            _write_hollow(model.name, path, place / path)
+    return replace(model, sketch=place)
+
+
+def _write_hollow(name: HubName, path: str, target: Path) -> None:
+    """A safetensors file of the Hub's header and size, with a hole in place of the data."""
+    api = huggingface_hub.HfApi()
+    table = api.parse_safetensors_file_metadata(name.repo, path, revision=name.revision)
+    tensors = list[tuple[str, str, Sequence[int], int, int]]()
+    data_bytes = 0
+    for tensor, row in table.tensors.items():
+        begin, end = row.data_offsets
+        tensors.append((tensor, row.dtype, row.shape, begin, end - begin))
+        data_bytes = max(data_bytes, end)
+    header = header_bytes(tensors)
+    target.write_bytes(header)
+    os.truncate(target, len(header) + data_bytes)
 
 
 # Errors of huggingface_hub
@@ -513,11 +515,9 @@ def _explain(name: HubName, error: Exception) -> UserError:
     if unreachable(error):
         return UserError(f"{name} is no folder here, and {reason(error)}{near_folder(name.repo)}")
     if isinstance(error, OSError) and error.errno:
-        what = (
-            "the Hub sends more bytes than it listed"
-            if error.errno == errno.EFBIG
-            else str(error.strerror)
-        )
+        what = str(error.strerror)
+        if error.errno == errno.EFBIG:
+            what = "the Hub sends more bytes than it listed"
         return UserError(f"{name}: {name.cache} cannot be written: {what}")
     return UserError(f"{name}: {reason(error)}", fix=remedy(error))
 

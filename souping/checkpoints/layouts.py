@@ -8,6 +8,7 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache, cached_property
+from itertools import chain
 from pathlib import Path
 from typing import Any, TypedDict
 
@@ -57,8 +58,10 @@ class Rule:
     types: tuple[str, ...] = ()
 
     def fits(self, model_type: str) -> bool:
-        wanted = [kind for kind in self.types if not kind.startswith("!")]
-        return f"!{model_type}" not in self.types and (not wanted or model_type in wanted)
+        if f"!{model_type}" in self.types:
+            return False
+        allowed = [kind for kind in self.types if not kind.startswith("!")]
+        return not allowed or model_type in allowed
 
     @cached_property
     def indexes(self) -> Names:
@@ -78,23 +81,26 @@ class Rule:
         return tuple(axis for axis in self.indexes if axis not in numbers)
 
     def target(self, indexes: Mapping[str, str]) -> str:
-        return PLACEHOLDER.sub(lambda found: indexes[found[1]], self.name)
+        return PLACEHOLDER.sub(lambda match: indexes[match[1]], self.name)
 
     def check(self) -> None:
-        """Raises ValueError where an axis of one side is not there once on the other, or a name is no pattern."""
+        """Raises ValueError unless each axis of one side stands once on the other, and names are patterns."""
         for native in self.natives:
             pattern_of(native)
+        # A rule with one native tensor has no axis that counts several.
         sources = self.stacked if len(self.natives) > 1 else self.stacked[1:]
-        before, after = self.layout or ((), ())
-        have = [*(axis.name for dim in before for axis in dim), *sources]
-        want = [*(axis.name for dim in after for axis in dim), *self.unstacked]
-        if sorted(have) != sorted(want) or len(set(have)) < len(have):
-            odd = sorted(set(have) ^ set(want)) or sorted(
-                name for name in have if have.count(name) > 1
-            )
-            raise ValueError(
-                f"{self.text!r} for {shown(self.name)} must have the axis {', '.join(odd)} once on each side"
-            )
+        native_dims, result_dims = self.layout or ((), ())
+        native_axes = [*axis_names(native_dims), *sources]
+        result_axes = [*axis_names(result_dims), *self.unstacked]
+        once = len(set(native_axes)) == len(native_axes)
+        if once and sorted(native_axes) == sorted(result_axes):
+            return
+        wrong = sorted(set(native_axes) ^ set(result_axes))
+        if not wrong:
+            wrong = sorted(name for name in native_axes if native_axes.count(name) > 1)
+        raise ValueError(
+            f"{self.text!r} for {shown(self.name)} must have the axis {', '.join(wrong)} once on each side"
+        )
 
 
 @dataclass(frozen=True)
@@ -140,12 +146,9 @@ def shows(names: str | None) -> bool:
 
 def families(rules: Path | None) -> list[Family]:
     """The user's file, then all files of the package."""
-    own = [] if rules is None else [rules]
-    return [
-        read_rules(path)
-        for path in (*own, *sorted(RULES.glob("*.json")))
-        if path != RULES / "common.json"
-    ]
+    paths = [] if rules is None else [rules]
+    paths.extend(sorted(RULES.glob("*.json")))
+    return [read_rules(path) for path in paths if path != RULES / "common.json"]
 
 
 class RuleFile(TypedDict, total=False):
@@ -164,24 +167,25 @@ def read_rules(path: Path) -> Family:
     """The rules of a file.
 
     Raises:
-        UserError: it is no such file.
+        UserError: it is not such a file.
     """
     table: RuleFile = load(path, RuleFile)
     for key in table:
         pick(key, RuleFile.__annotations__, f"{path}: keys")
+    rules = list[Rule]()
     try:
-        rules = [
-            rule for row in table.get("rules", []) for rule in _rules(row, table.get("types", {}))
-        ]
+        for row in table.get("rules", []):
+            rules.extend(_rules(row, table.get("types", {})))
     except (ValueError, re.error) as error:
         raise UserError(f"{path}: {error}") from None
     anchors = table.get("anchors", [])
     drop = table.get("drop", [])
-    named = {rule.name for rule in rules}
     if "extends" in table:
         files = {file.stem: file for file in RULES.glob("*.json") if file.stem != "common"}
         base = read_rules(files[pick(table["extends"], sorted(files), f"{path}: extends")])
-        rules += [rule for rule in base.rules if rule.name not in named]
+        # A name that the file itself has rules for loses those of the base.
+        names = {rule.name for rule in rules}
+        rules += [rule for rule in base.rules if rule.name not in names]
         anchors = [*anchors, *base.anchors]
         drop = [*drop, *base.drop]
     return Family(path.stem, tuple(anchors), tuple(rules), tuple(drop), table.get("prefix"))
@@ -191,45 +195,51 @@ def _rules(
     row: Sequence[str | Sequence[str]], groups: Mapping[str, Sequence[str]]
 ) -> Iterator[Rule]:
     """The rules of a row: one for each way to write out the optional parts of its native names."""
-    first, *texts = row if row else [""]
-    name, layout, types = (
-        (*texts, "") if len(texts) == 2 else texts if len(texts) == 3 else ("", "", "")
-    )
-    if not (
-        first
-        and name
-        and isinstance(name, str)
-        and isinstance(layout, str)
-        and isinstance(types, str)
-    ):
-        raise ValueError(
-            f"a rule is [native name, Hugging Face name, layout, model types], not {shown(str(row))}"
-        )
-    kinds = tuple(kind for word in types.split() for kind in groups.get(word, [word]))
-    forms = [_forms(native, layout) for native in ([first] if isinstance(first, str) else first)]
+    natives, name, layout, types = _fields(row)
+    kinds = list[str]()
+    for word in types.split():
+        kinds.extend(groups.get(word, [word]))
+    forms = [_forms(native, layout) for native in natives]
     for form in zip(*forms, strict=True):
         names = tuple(native for native, _ in form)
         text = form[0][1]
-        rule = Rule(names, name, text, _layout(text, name) if text else None, kinds)
+        rule = Rule(names, name, text, _layout(text, name) if text else None, tuple(kinds))
         rule.check()
         yield rule
 
 
+def _fields(row: Sequence[str | Sequence[str]]) -> tuple[Sequence[str], str, str, str]:
+    """(native names, Hugging Face name, layout, model types) of a row, which may end after the layout."""
+    texts = [*row, ""] if len(row) == 3 else row
+    if len(texts) == 4:
+        natives, name, layout, types = texts
+        if isinstance(natives, str) and natives:
+            natives = [natives]
+        strings = isinstance(name, str) and isinstance(layout, str) and isinstance(types, str)
+        if strings and natives and name:
+            return natives, str(name), str(layout), str(types)
+    raise ValueError(
+        f"a rule is [native name, Hugging Face name, layout, model types], not {shown(str(row))}"
+    )
+
+
 def _forms(native: str, layout: str) -> list[tuple[str, str]]:
     """`[x]` is there or not; an index that is not in the name is an axis in front of the tensor."""
-    found = OPTIONAL_PART.search(native)
-    if found is None:
+    optional = OPTIONAL_PART.search(native)
+    if optional is None:
         return [(native, layout)]
     count = len(OPTIONAL_PART.findall(native))
     if count > MAX_OPTIONAL:
         raise ValueError(
             f"{shown(native)} has {count} optional parts [x], at most {MAX_OPTIONAL} are allowed"
         )
-    head = native[: found.start()]
-    axis = PLACEHOLDER.search(found[1])
-    tails = _forms(native[found.end() :], layout)
-    numbered = [(f"{head}{found[1]}{tail}", text) for tail, text in tails]
-    return numbered + [(head + tail, f"{axis[1]} {text}" if axis else text) for tail, text in tails]
+    head = native[: optional.start()]
+    axis = PLACEHOLDER.search(optional[1])
+    front = f"{axis[1]} " if axis else ""
+    tails = _forms(native[optional.end() :], layout)
+    with_it = [(f"{head}{optional[1]}{tail}", text) for tail, text in tails]
+    without_it = [(head + tail, front + text) for tail, text in tails]
+    return with_it + without_it
 
 
 def _layout(text: str, name: str) -> tuple[Dims, Dims]:
@@ -238,31 +248,31 @@ def _layout(text: str, name: str) -> tuple[Dims, Dims]:
     dims = _dims(before)
     if arrow:
         return dims, _dims(after)
-    indexes = PLACEHOLDER.findall(name)
-    return dims, tuple(dim for dim in dims if not (len(dim) == 1 and dim[0].name in indexes))
+    indexes = [(axis,) for axis in PLACEHOLDER.findall(name)]
+    return dims, tuple(dim for dim in dims if axis_names([dim]) not in indexes)
 
 
 def _dims(text: str) -> Dims:
-    return tuple(
-        tuple(map(_axis, dim.strip("()").split()))
-        for dim in re.findall(r"\([^()]*\)|[^\s()]+", text)
-    )
+    dims = re.findall(r"\([^()]*\)|[^\s()]+", text)
+    return tuple(tuple(map(_axis, dim.strip("()").split())) for dim in dims)
 
 
 def _axis(text: str) -> Axis:
-    found = AXIS.fullmatch(text)
-    if found is None:
+    match = AXIS.fullmatch(text)
+    if match is None:
         raise ValueError(
             f"{shown(text)} is no axis: write name, name=size, name[index] or name[start:stop]"
         )
-    start = found["start"] or ""
-    stop = found["stop"] or ""
-    return Axis(
-        found["name"],
-        found["size"] or "",
-        start,
-        stop if found["range"] or not start else f"{start}+1",
-    )
+    start = match["start"] or ""
+    stop = match["stop"] or ""
+    if start and not match["range"]:
+        stop = f"{start}+1"
+    return Axis(match["name"], match["size"] or "", start, stop)
+
+
+def axis_names(dims: Sequence[Sequence[Axis]]) -> Names:
+    """The names of all axes of some dimensions, in order."""
+    return tuple(axis.name for axis in chain.from_iterable(dims))
 
 
 @cache
@@ -272,16 +282,13 @@ def any_of(patterns: tuple[str, ...]) -> re.Pattern[str]:
 
 @cache
 def pattern_of(native: str) -> re.Pattern[str]:
-    parts = PLACEHOLDER.split(native)
-    groups = [
-        "(?P<rest>.+)" if part == "rest" else f"(?P<{part}>0|[1-9][0-9]{{0,5}})"
-        for part in parts[1::2]
-    ]
-    return re.compile(
-        "".join(
-            re.escape(text) + group for text, group in zip(parts[::2], [*groups, ""], strict=True)
-        )
-    )
+    # Texts and placeholders take turns; the first and the last is a text.
+    text, *pieces = PLACEHOLDER.split(native)
+    pattern = re.escape(text)
+    for placeholder, text in zip(pieces[::2], pieces[1::2], strict=True):
+        values = ".+" if placeholder == "rest" else "0|[1-9][0-9]{0,5}"
+        pattern += f"(?P<{placeholder}>{values}){re.escape(text)}"
+    return re.compile(pattern)
 
 
 # Sizes and shapes
@@ -289,67 +296,59 @@ def pattern_of(native: str) -> re.Pattern[str]:
 
 def sizes_of(config: JsonObject) -> dict[str, int]:
     """The sizes that layouts may name, as far as a config has them."""
-    inner = config.get("text_config")
-    tables = [inner, config] if isinstance(inner, dict) else [config]
-    known = {
-        key: value
-        for table in tables
-        for key, value in table.items()
-        if type(value) is int and value > 0
-    }
-    sizes = {
-        name: next((known[key] for key in keys if key in known), 0)
-        for name, keys in common()["sizes"].items()
-    }
-    if sizes["heads"]:
-        sizes["head_dim"] = sizes["head_dim"] or sizes["hidden"] // sizes["heads"]
-    sizes["half"], sizes["queries"] = (
-        sizes["head_dim"] // 2,
-        sizes["heads"] // (sizes["kv_heads"] or 1),
-    )
+    # What the config itself says wins over the config of the text model in it.
+    settings = dict[str, int]()
+    for table in (config.get("text_config"), config):
+        if isinstance(table, Mapping):
+            settings |= {k: v for k, v in table.items() if type(v) is int and v > 0}
+
+    sizes = dict[str, int]()
+    for name, keys in common()["sizes"].items():
+        sizes[name] = next((settings[key] for key in keys if key in settings), 0)
+    if sizes["heads"] and not sizes["head_dim"]:
+        sizes["head_dim"] = sizes["hidden"] // sizes["heads"]
+    sizes["half"] = sizes["head_dim"] // 2
+    sizes["queries"] = sizes["heads"] // (sizes["kv_heads"] or 1)
     return {name: size for name, size in sizes.items() if size}
 
 
 def _value(text: str, sizes: Mapping[str, int]) -> int:
     """The sum of numbers and sizes that a text names."""
-    terms = text.split("+")
-    if odd := [
-        term for term in terms if term not in sizes and not re.fullmatch(r"-?\d{1,9}", term)
-    ]:
-        raise ValueError(f"the config does not define {shown(odd[0])}")
-    return sum(sizes[term] if term in sizes else int(term) for term in terms)
+    total = 0
+    for term in text.split("+"):
+        if term in sizes:
+            total += sizes[term]
+        elif re.fullmatch(r"-?\d{1,9}", term):
+            total += int(term)
+        else:
+            raise ValueError(f"the config does not define {shown(term)}")
+    return total
 
 
 def extents(dims: Dims, shape: Shape, sizes: Mapping[str, int]) -> Axes:
     """The axes of a native tensor (ValueError: its shape is another)."""
     if len(dims) != len(shape):
         raise ValueError(f"it should have {len(dims)} dimensions")
-    axes = [axis.name for dim in dims for axis in dim]
-    counts = [
-        size
-        for dim, length in zip(dims, shape, strict=True)
-        for size in _factors(dim, length, sizes)
-    ]
-    return {
-        axis: (n, step, 0)
-        for axis, n, step in zip(axes, counts, row_major(tuple(counts)), strict=True)
-    }
+    counts = list[int]()
+    for dim, length in zip(dims, shape, strict=True):
+        counts.extend(_factors(dim, length, sizes))
+    steps = row_major(tuple(counts))
+    axes = zip(axis_names(dims), counts, steps, strict=True)
+    return {name: (count, step, 0) for name, count, step in axes}
 
 
 def _factors(dim: Sequence[Axis], length: int, sizes: Mapping[str, int]) -> list[int]:
     """The sizes of the axes that make up a dimension; at most one follows from its length."""
+    names = axis_names([dim])
+    # 0 is a size that the config does not tell.
     known = [_value(axis.size, sizes) if axis.size else sizes.get(axis.name, 0) for axis in dim]
-    rest = math.prod(size for size in known if size)
-    if known.count(0) > 1 or rest < 1:
-        raise ValueError(
-            f"the config has too few of the sizes {', '.join(axis.name for axis in dim)}"
-        )
-    if length % rest or (0 not in known and length != rest):
-        text = " x ".join(
-            f"{axis.name} {size or '?'}" for axis, size in zip(dim, known, strict=True)
-        )
-        raise ValueError(f"{length} is not {text}")
-    return [size or length // rest for size in known]
+    product = math.prod(size for size in known if size)
+    if known.count(0) > 1 or product < 1:
+        raise ValueError(f"the config has too few of the sizes {', '.join(names)}")
+    if length % product or (0 not in known and length != product):
+        factors = [f"{name} {size or '?'}" for name, size in zip(names, known, strict=True)]
+        raise ValueError(f"{length} is not {' x '.join(factors)}")
+    return [size or length // product for size in known]
 
 
 def bounds(axis: Axis, size: int, sizes: Mapping[str, int]) -> tuple[int, int]:

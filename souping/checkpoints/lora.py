@@ -14,7 +14,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from souping.checkpoints import Cache, Checkpoint, fingerprint, fingerprint_of, stamps_in
+from souping.checkpoints.checkpoint import Checkpoint
+from souping.checkpoints.fingerprints import Cache, fingerprint, fingerprint_of
 from souping.checkpoints.folder import (
     INDEX,
     PICKLED,
@@ -25,16 +26,16 @@ from souping.checkpoints.folder import (
     side_files,
 )
 from souping.checkpoints.header import FLOATS, Tensor, broken, inside, parse_json, small
+from souping.checkpoints.stamps import stamps_in
 from souping.core.files import expanded
 from souping.core.text import listed, shown
 from souping.core.types import Json, UserError, digest, frozen
 
-ADAPTER_WEIGHTS, PICKLED_ADAPTER_WEIGHTS = "adapter_model.safetensors", "adapter_model.bin"
+ADAPTER_WEIGHTS = "adapter_model.safetensors"
+PICKLED_ADAPTER_WEIGHTS = "adapter_model.bin"
 PEFT_PREFIX = "base_model.model."
-LINEAR_FACTORS, EMBEDDING_FACTORS = (
-    ("lora_A.weight", "lora_B.weight"),
-    ("lora_embedding_A", "lora_embedding_B"),
-)
+LINEAR_FACTORS = ("lora_A.weight", "lora_B.weight")
+EMBEDDING_FACTORS = ("lora_embedding_A", "lora_embedding_B")
 FACTOR = re.compile(
     rf"(?P<module>.+)\.(?P<side>{'|'.join(map(re.escape, (*LINEAR_FACTORS, *EMBEDDING_FACTORS)))})"
 )
@@ -88,14 +89,11 @@ class Adapter:
         settings = read_settings(folder)
         before = stamps_in(folder)
         tensors = read_weights(folder, allow_pickle, (ADAPTER_WEIGHTS,), (PICKLED_ADAPTER_WEIGHTS,))
-        side = tuple(
-            name
-            for name in side_files(folder)
-            if name not in ("config.json", "generation_config.json")
-        )
+        model_files = ("config.json", "generation_config.json")
+        side = tuple(name for name in side_files(folder) if name not in model_files)
         checkpoint = Checkpoint.of(folder, tensors, {}, side, before)
-        parts, whole = _sort(folder, tensors, settings)
-        return cls(checkpoint=checkpoint, settings=settings, parts=parts, whole=whole)
+        parts, full_weights = _sort(folder, tensors, settings)
+        return cls(checkpoint=checkpoint, settings=settings, parts=parts, whole=full_weights)
 
     @property
     def folder(self) -> Path:
@@ -107,9 +105,9 @@ class Adapter:
 
     def fingerprint(self, base: str, cache: Cache) -> str:
         """SHA-256 (hex) over its weights, what its config does to them, its tokenizer and the base's fingerprint."""
-        rules: list[list[Json]] = [
-            [part.module, part.embedding, part.rank, part.scaling] for part in self.parts.values()
-        ]
+        rules: list[list[Json]] = []
+        for part in self.parts.values():
+            rules.append([part.module, part.embedding, part.rank, part.scaling])
         return digest([base, sorted(rules), fingerprint_of(self.checkpoint, cache)])
 
 
@@ -159,23 +157,24 @@ def _sort(
 ) -> tuple[dict[str, FactorPair], dict[str, Tensor]]:
     """The factors by module in file order, and the whole weights."""
     sides: dict[str, dict[str, Tensor]] = {}
-    whole = {}
+    full_weights = dict[str, Tensor]()
     for key, tensor in tensors.items():
         name = key.removeprefix(PEFT_PREFIX)
         factor = FACTOR.fullmatch(name)
         if factor:
             sides.setdefault(factor["module"], {})[factor["side"]] = tensor
         elif name.endswith(".weight") and "lora_" not in name and "modules_to_save" not in name:
-            whole[name.removesuffix(".weight").removesuffix(".base_layer")] = tensor
+            full_weights[name.removesuffix(".weight").removesuffix(".base_layer")] = tensor
         else:
             raise UserError(
                 f"adapter {folder}: {shown(key)} is no part of a plain LoRA; it cannot be souped"
             )
     if not sides:
         raise UserError(f"adapter {folder} holds no lora_A and lora_B: nothing to soup.")
-    return {
-        module: _part(folder, module, pair, settings) for module, pair in sorted(sides.items())
-    }, whole
+    parts = dict[str, FactorPair]()
+    for module, pair in sorted(sides.items()):
+        parts[module] = _part(folder, module, pair, settings)
+    return parts, full_weights
 
 
 def _part(
@@ -189,16 +188,10 @@ def _part(
         raise broken(path, f"it needs A and B, but has {listed(pair)}", module)
     a = pair[names[0]]
     b = pair[names[1]]
-    if (
-        not len(a.shape) == len(b.shape) == 2
-        or a.shape[0] != b.shape[1]
-        or 0 in (*a.shape, *b.shape)
-    ):
-        raise broken(
-            path,
-            f"A {list(a.shape)} and B {list(b.shape)} are no matrices that fit each other",
-            module,
-        )
+    matrices = len(a.shape) == len(b.shape) == 2
+    if not matrices or a.shape[0] != b.shape[1] or 0 in (*a.shape, *b.shape):
+        what = f"A {list(a.shape)} and B {list(b.shape)} are no matrices that fit each other"
+        raise broken(path, what, module)
     if {a.dtype, b.dtype} - set(FLOATS):
         raise broken(
             path, f"A and B are {a.dtype} and {b.dtype}, not bfloat16, float16 or float32", module
@@ -239,10 +232,11 @@ class AdapterSettings:
 
     def scaling_of(self, module: str, rank: int) -> float:
         """What PEFT multiplies the product B*A of a module with."""
-        named = (
-            alpha for key, alpha in self.alpha_pattern.items() if f".{module}".endswith(f".{key}")
-        )
-        alpha = next(named, self.alpha)
+        alpha = self.alpha
+        for key, alpha_of_key in self.alpha_pattern.items():
+            if f".{module}".endswith(f".{key}"):
+                alpha = alpha_of_key
+                break
         return alpha / math.sqrt(rank) if self.rslora else alpha / rank
 
 
@@ -279,23 +273,25 @@ def read_settings(folder: Path) -> AdapterSettings:
 def _refuse(folder: Path, config: Mapping[str, Any]) -> None:
     """Refuse everything that is not a plain LoRA, by the key that says so."""
     start = config.get("init_lora_weights", True)
-    plain = {
-        "peft_type": config.get("peft_type") == "LORA",
-        "bias": config.get("bias", "none") in ("none", None),
-        "init_lora_weights": any(
-            start == one for one in HARMLESS_STARTS if isinstance(start, type(one))
-        ),
-    }
-    odd = [key for key, good in plain.items() if not good]
-    odd += [key for key, value in config.items() if value and key not in PLAIN_LORA]
-    if odd:
-        value = shown(str(config.get(odd[0])))[:40]
-        hint = ". Save it again with PEFT's path_initial_model_for_weight_conversion" * (
-            odd[0] == "init_lora_weights"
-        )
-        raise UserError(
-            f"adapter {folder}: {shown(odd[0])}={value}: only plain LoRA adapters can be souped{hint}"
-        )
+    refused = list[str]()
+    if config.get("peft_type") != "LORA":
+        refused.append("peft_type")
+    if config.get("bias", "none") not in ("none", None):
+        refused.append("bias")
+    # PEFT takes True, not 1, which equals it.
+    if (type(start), start) not in [(type(value), value) for value in HARMLESS_STARTS]:
+        refused.append("init_lora_weights")
+    refused += [key for key, value in config.items() if value and key not in PLAIN_LORA]
+    if not refused:
+        return
+    key = refused[0]
+    value = shown(str(config.get(key)))[:40]
+    hint = ""
+    if key == "init_lora_weights":
+        hint = ". Save it again with PEFT's path_initial_model_for_weight_conversion"
+    raise UserError(
+        f"adapter {folder}: {shown(key)}={value}: only plain LoRA adapters can be souped{hint}"
+    )
 
 
 def _number(key: str, value: Json) -> float:

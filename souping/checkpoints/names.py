@@ -34,7 +34,8 @@ from souping.core.text import listed, shown
 from souping.core.types import JsonObject, Names, UserError
 
 HUGGING_FACE = "hugging_face"
-HEAD_NAME, EMBEDDING_NAME = "lm_head.weight", "model.embed_tokens.weight"
+HEAD_NAME = "lm_head.weight"
+EMBEDDING_NAME = "model.embed_tokens.weight"
 MAX_TENSORS = 300_000
 MAX_NAME_PARTS = 20
 """Parts of a name that are looked at to find where Hugging Face's begins."""
@@ -86,19 +87,25 @@ def map_names(
             f"{where}: no trainer's rules fit its tensors ({listed(sorted(clean), 3)}): {advice}"
         )
     plan = min(plans, key=lambda plan: len(plan.unknown))
-    # what the user's own rules lack comes first
-    plan = plans[0] if plan.unknown and rules else plan
+    if plan.unknown and rules:
+        plan = plans[0]  # the error is about what the user's own rules lack
     plan.check()
-    mapped = {name: plan.build(name, plan.found[name]) for name in sorted(plan.found)}
-    if lacking := [name for name in like or () if name not in mapped]:
+    mapped = {name: plan.build(name, plan.targets[name]) for name in sorted(plan.targets)}
+    if like is not None:
+        _check_like(mapped, like, where)
+    return mapped
+
+
+def _check_like(mapped: Mapping[str, Mapped], like: Mapping[str, Shape], where: str | Path) -> None:
+    """Refuse tensors that are not all those of `pool.like`, in the same shapes."""
+    lacking = [name for name in like if name not in mapped]
+    if lacking:
         raise UserError(f"{where} holds nothing for {listed(lacking, 5)}, which pool.like has")
     for name, tensor in mapped.items():
-        if like is not None and tensor.view.shape != like[name]:
-            becomes = (
-                f"{shown(tensor.view.sources[0])} becomes {shown(name)} {list(tensor.view.shape)}"
-            )
+        view = tensor.view
+        if view.shape != like[name]:
+            becomes = f"{shown(view.sources[0])} becomes {shown(name)} {list(view.shape)}"
             raise UserError(f"{where}: {becomes}, and pool.like has {list(like[name])}")
-    return mapped
 
 
 def described(mapped: Mapping[str, Mapped], stored: Iterable[str]) -> list[str]:
@@ -114,9 +121,13 @@ def described(mapped: Mapping[str, Mapped], stored: Iterable[str]) -> list[str]:
         lines.append(
             f"{listed(first.sources, 2)} -> {shown(names[0])} {list(first.shape)}{more}{layout}"
         )
-    used = {source for tensor in mapped.values() for source in tensor.view.sources}
-    left = [name for name in stored if name not in used]
-    return lines + ([f"left out: {listed(left, 5)}"] if left else [])
+    used = set[str]()
+    for tensor in mapped.values():
+        used.update(tensor.view.sources)
+    unused = [name for name in stored if name not in used]
+    if unused:
+        lines.append(f"left out: {listed(unused, 5)}")
+    return lines
 
 
 def regrouped(stored: Headers, config: JsonObject, where: str | Path) -> dict[str, Mapped] | None:
@@ -125,12 +136,14 @@ def regrouped(stored: Headers, config: JsonObject, where: str | Path) -> dict[st
         rule for rule in read_rules(RULES / f"{HUGGING_FACE}.json").rules if rule.layout is not None
     ]
     model_type = str(config.get("model_type"))
-    patterns = [
-        pattern_of(native) for rule in rules if rule.fits(model_type) for native in rule.natives
-    ]
-    if not any(pattern.fullmatch(name) for name in stored for pattern in patterns):
-        return None
-    return map_names(stored, config, where=where)
+    natives = list[str]()
+    for rule in rules:
+        if rule.fits(model_type):
+            natives.extend(rule.natives)
+    for pattern in map(pattern_of, natives):
+        if any(map(pattern.fullmatch, stored)):
+            return map_names(stored, config, where=where)
+    return None
 
 
 def _cleaned(native: Iterable[str], where: str | Path) -> dict[str, str]:
@@ -152,19 +165,17 @@ def _prefixes(family: Family, names: Iterable[str], like: Mapping[str, Shape] | 
     if family.prefix is not None or not family.anchors:
         return [family.prefix or ""]
     anchors = like if family.name == HUGGING_FACE and like else family.anchors
-    starts = (
-        (name, at)
-        for name in names
-        for at in (0, *(m.end() for m in islice(re.finditer(r"\.", name), MAX_NAME_PARTS)))
-    )
-    return [
-        prefix
-        for prefix, _ in Counter(n[:at] for n, at in starts if n[at:] in anchors).most_common(2)
-    ]
+    counts = Counter[str]()
+    for name in names:
+        dots = islice(re.finditer(r"\.", name), MAX_NAME_PARTS)
+        for start in (0, *(dot.end() for dot in dots)):
+            if name[start:] in anchors:
+                counts[name[:start]] += 1
+    return [prefix for prefix, _ in counts.most_common(2)]
 
 
 @dataclass
-class Found:
+class TargetTensor:
     """What makes one tensor: a rule, the indexes in its name, and its native tensors by their place along the axes
     that count them."""
 
@@ -175,7 +186,7 @@ class Found:
 
 @dataclass
 class Assignment:
-    """What the rules of one family say of a checkpoint: `found` tensors by Hugging Face name, and `unknown` ones."""
+    """What the rules of one family say of a checkpoint: its `targets` by name, and the `unknown` native tensors."""
 
     family: Family
     prefix: str
@@ -186,8 +197,9 @@ class Assignment:
     where: str | Path
 
     def __post_init__(self) -> None:
-        self.sizes, self.model_type = sizes_of(self.config), str(self.config.get("model_type"))
-        self.found: dict[str, Found] = {}
+        self.sizes = sizes_of(self.config)
+        self.model_type = str(self.config.get("model_type"))
+        self.targets: dict[str, TargetTensor] = {}
         self.unknown: list[str] = []
         tied = self.config.get("tie_word_embeddings") is True
         self._omits_head = tied and (self.like is None or HEAD_NAME not in self.like)
@@ -198,34 +210,31 @@ class Assignment:
                     self._groups[pattern].append((rule, number))
         drop = any_of(self.family.drop)
         for short, name in self.clean.items():
-            inside = short.startswith(self.prefix) and self._place(
-                short.removeprefix(self.prefix), name
-            )
-            if not inside and not drop.fullmatch(short):
+            placed = False
+            if short.startswith(self.prefix):
+                placed = self._place(short.removeprefix(self.prefix), name)
+            if not placed and not drop.fullmatch(short):
                 self.unknown.append(name)
-        if (
-            tied
-            and not self._omits_head
-            and HEAD_NAME not in self.found
-            and EMBEDDING_NAME in self.found
-        ):
-            self.found[HEAD_NAME] = self.found[EMBEDDING_NAME]
+        # `like` has the tied head as a tensor of its own, the checkpoint only the embedding.
+        copies_embedding = tied and not self._omits_head and HEAD_NAME not in self.targets
+        if copies_embedding and EMBEDDING_NAME in self.targets:
+            self.targets[HEAD_NAME] = self.targets[EMBEDDING_NAME]
 
     def _place(self, short: str, name: str) -> bool:
         """Whether rules say where a native tensor goes; those of the first pattern that matches decide."""
         for pattern, rules in self._groups.items():
             match = pattern_of(pattern).fullmatch(short)
-            wanted = False
-            for rule, number in rules if match else ():
-                for target, indexes in self._targets(
-                    rule, name, match.groupdict() if match else {}
-                ):
-                    left_out = self._omits_head and target == HEAD_NAME
-                    if not left_out and (self.like is None or target in self.like):
+            if match is None:
+                continue
+            placed = False
+            for rule, number in rules:
+                for target, indexes in self._targets(rule, name, match.groupdict()):
+                    if self._omits_head and target == HEAD_NAME:
+                        placed = True
+                    elif self.like is None or target in self.like:
                         self._add(target, rule, number, indexes, name)
-                        wanted = True
-                    wanted |= left_out
-            if wanted:
+                        placed = True
+            if placed:
                 return True
         return False
 
@@ -238,28 +247,32 @@ class Assignment:
         if math.prod(counts) > MAX_TENSORS:
             raise UserError(f"{self.where}: {shown(name)} would be {math.prod(counts)} tensors")
         for values in product(*map(range, counts)):
-            every = {**indexes, **dict(zip(rule.unstacked, map(str, values), strict=True))}
-            yield rule.target(every), every
+            all_indexes = {**indexes, **dict(zip(rule.unstacked, map(str, values), strict=True))}
+            yield rule.target(all_indexes), all_indexes
 
     def _add(
         self, target: str, rule: Rule, number: int, indexes: Mapping[str, str], name: str
     ) -> None:
         place = (number, *(int(indexes[axis]) for axis in rule.stacked[1:]))
-        known = self.found.setdefault(
-            target, Found(rule, {axis: indexes[axis] for axis in rule.indexes})
-        )
+        if target not in self.targets:
+            self.targets[target] = TargetTensor(
+                rule, {axis: indexes[axis] for axis in rule.indexes}
+            )
+        known = self.targets[target]
         if known.rule != rule or place in known.sources:
-            other = next(iter(known.sources.values()))
+            first = next(iter(known.sources.values()))
             raise UserError(
-                f"{self.where}: {shown(other)} and {shown(name)} would both be {shown(target)}"
+                f"{self.where}: {shown(first)} and {shown(name)} would both be {shown(target)}"
             )
         known.sources[place] = name
-        if len(self.found) > MAX_TENSORS:
+        if len(self.targets) > MAX_TENSORS:
             raise UserError(f"{self.where}: more than {MAX_TENSORS} tensors")
 
     def _extents(self, rule: Rule, name: str) -> Axes:
+        if rule.layout is None:
+            return {}
         try:
-            return extents(rule.layout[0], self.native[name][1], self.sizes) if rule.layout else {}
+            return extents(rule.layout[0], self.native[name][1], self.sizes)
         except ValueError as error:
             raise self._misfit(name, rule, error) from None
 
@@ -272,11 +285,9 @@ class Assignment:
     def check(self) -> None:
         """Raises UserError where a tensor has no rule, or a layer or an expert is missing."""
         if self.unknown:
-            kind = (
-                "a tensor of pool.like"
-                if self.family.name == HUGGING_FACE
-                else f"by the rules {self.family.name}"
-            )
+            kind = f"by the rules {self.family.name}"
+            if self.family.name == HUGGING_FACE:
+                kind = "a tensor of pool.like"
             names = listed(sorted(self.unknown), 5)
             advice = "name them in a file of rules, merge.names=FILE"
             raise UserError(
@@ -288,69 +299,75 @@ class Assignment:
 
     def _check_indexes(self, axis: str) -> None:
         """Of every kind of tensor that has it in its name, each index must be there."""
+        # Layers may hold different kinds of tensors; the experts of a layer are all alike.
         present: dict[Names, set[int]] = defaultdict(set)
-        for found in self.found.values():
-            if axis in found.indexes:
-                rest = tuple(
-                    f"{key} {value}" for key, value in found.indexes.items() if key != axis
-                )
-                present[(found.rule.name, *rest) if axis == "expert" else ()].add(
-                    int(found.indexes[axis])
-                )
+        for target in self.targets.values():
+            if axis not in target.indexes:
+                continue
+            group: Names = ()
+            if axis == "expert":
+                others = [f"{key} {value}" for key, value in target.indexes.items() if key != axis]
+                group = (target.rule.name, *others)
+            present[group].add(int(target.indexes[axis]))
+
         for indexes in present.values():
             count = self.sizes.get(axis, max(indexes) + 1)
-            most = count + (self.sizes.get("predicted", 0) if axis == "layer" else 0)
+            limit = count
+            if axis == "layer":
+                limit += self.sizes.get("predicted", 0)
             lacking = next((index for index in range(count) if index not in indexes), None)
-            if lacking is not None or max(indexes) >= most:
-                what = f"no {axis} {lacking}" if lacking is not None else f"a {axis} {max(indexes)}"
-                raise UserError(f"{self.where}: there is {what}, and the config has {count}")
+            if lacking is None and max(indexes) < limit:
+                continue
+            what = f"no {axis} {lacking}" if lacking is not None else f"a {axis} {max(indexes)}"
+            raise UserError(f"{self.where}: there is {what}, and the config has {count}")
 
-    def build(self, target: str, found: Found) -> Mapped:
+    def build(self, name: str, target: TargetTensor) -> Mapped:
         """The tensor of a Hugging Face name.
 
         Raises:
             UserError: a source is missing, or shapes or dtypes do not fit.
         """
-        rule = found.rule
-        names = tuple(found.sources[place] for place in sorted(found.sources))
-        kinds = {self.native[name] for name in names}
+        rule = target.rule
+        sources = tuple(target.sources[place] for place in sorted(target.sources))
+        kinds = {self.native[source] for source in sources}
         if len(kinds) > 1:
             raise UserError(
-                f"{self.where}: the parts of {shown(target)} differ in shape or dtype ({listed(names, 3)})"
+                f"{self.where}: the parts of {shown(name)} differ in shape or dtype ({listed(sources, 3)})"
             )
         if rule.layout is None:
-            return Mapped(rule, View.of(names[0], self.native[names[0]][1]))
-        table = {**self._counts(target, found), **self._extents(rule, names[0])}
+            return Mapped(rule, View.of(sources[0], self.native[sources[0]][1]))
+        table = {**self._counts(name, target), **self._extents(rule, sources[0])}
         try:
-            return Mapped(rule, _arranged(found, names, rule.layout[1], table, self.sizes))
+            return Mapped(rule, _arranged(target, sources, rule.layout[1], table, self.sizes))
         except ValueError as error:
-            raise self._misfit(names[0], rule, error) from None
+            raise self._misfit(sources[0], rule, error) from None
 
-    def _counts(self, target: str, found: Found) -> Axes:
+    def _counts(self, name: str, target: TargetTensor) -> Axes:
         """The axes that count a tensor's sources, all of which must be there."""
-        counts = [len(found.rule.natives)]
-        for number, axis in enumerate(found.rule.stacked[1:], 1):
-            counts.append(self.sizes.get(axis, max(place[number] for place in found.sources) + 1))
-        for place in product(*(range(min(count, len(found.sources) + 1)) for count in counts)):
-            if place not in found.sources:
-                which = ", ".join(
-                    f"{axis} {index}" for axis, index in zip(found.rule.stacked, place, strict=True)
-                )
-                raise UserError(f"{self.where}: {shown(target)} lacks {which}")
+        stacked = target.rule.stacked
+        counts = [len(target.rule.natives)]
+        for number, axis in enumerate(stacked[1:], 1):
+            last = max(place[number] for place in target.sources)
+            counts.append(self.sizes.get(axis, last + 1))
+        # A count of the config may be huge: one index more than there are sources shows what is missing.
+        looked_at = [range(min(count, len(target.sources) + 1)) for count in counts]
+        for place in product(*looked_at):
+            if place not in target.sources:
+                indexes = zip(stacked, place, strict=True)
+                which = ", ".join(f"{axis} {index}" for axis, index in indexes)
+                raise UserError(f"{self.where}: {shown(name)} lacks {which}")
         jumps = row_major(tuple(counts))
-        return {
-            axis: (n, 0, jump)
-            for axis, n, jump in zip(found.rule.stacked, counts, jumps, strict=True)
-        }
+        axes = zip(stacked, counts, jumps, strict=True)
+        return {axis: (count, 0, jump) for axis, count, jump in axes}
 
 
 def _arranged(
-    found: Found, names: Names, dims: Dims, table: Axes, sizes: Mapping[str, int]
+    target: TargetTensor, sources: Names, dims: Dims, table: Axes, sizes: Mapping[str, int]
 ) -> View:
     """The view of a tensor whose axes are in `table` (ValueError: a slice is outside of its axis)."""
     shape = list[int]()
     axes = list[tuple[int, int, int]]()
-    offset = sum(int(found.indexes[axis]) * table[axis][1] for axis in found.rule.unstacked)
+    offset = sum(int(target.indexes[axis]) * table[axis][1] for axis in target.rule.unstacked)
     for dim in dims:
         shape.append(1)
         for axis in dim:
@@ -365,4 +382,4 @@ def _arranged(
                 axes[-1] = (axes[-1][0] * count, step, jump)
             elif count > 1:
                 axes.append((count, step, jump))
-    return View(tuple(shape), names, offset, tuple(axes))
+    return View(tuple(shape), sources, offset, tuple(axes))

@@ -49,10 +49,9 @@ class Made:
 
     def __getitem__(self, key: str) -> Data:
         """A field of its state."""
-        # of slots
-        fields = (
-            self.state[1] if isinstance(self.state, tuple) and len(self.state) == 2 else self.state
-        )
+        fields = self.state
+        if isinstance(fields, tuple) and len(fields) == 2:
+            fields = fields[1]  # of slots
         if not isinstance(fields, dict):
             raise TypeError(f"{self.kind} has no fields")
         return fields[key]
@@ -85,14 +84,13 @@ class DataUnpickler(pickle._Unpickler):
 
     def find_class(self, module: str, name: str) -> Named:
         full = f"{module}.{name}"
-        known = common()["classes"].get(module, "").split()
-        if name not in known and not (
-            module == "torch" and (name in TAGS or name.endswith("Storage"))
-        ):
-            raise UserError(
-                f"{self._path} names {shown(full)[:200]}, which no checkpoint needs: do not trust it"
-            )
-        return Named(full)
+        if name in common()["classes"].get(module, "").split():
+            return Named(full)
+        if module == "torch" and (name in TAGS or name.endswith("Storage")):
+            return Named(full)
+        raise UserError(
+            f"{self._path} names {shown(full)[:200]}, which no checkpoint needs: do not trust it"
+        )
 
     def persistent_load(self, pid: Data) -> Made:
         return Made("storage", tuple(pid))
@@ -111,17 +109,17 @@ class DataUnpickler(pickle._Unpickler):
 
     def load_state(self) -> None:
         state = self.stack.pop()
-        made = self.stack[-1]
-        if isinstance(made, dict):  # the attributes of an OrderedDict
+        instance = self.stack[-1]
+        if isinstance(instance, dict):  # the attributes of an OrderedDict
             return
-        if not isinstance(made, Made) or made.state is not None:
+        if not isinstance(instance, Made) or instance.state is not None:
             raise TypeError("a state that belongs to no object")
-        made.state = state
+        instance.state = state
 
     def load_items(self, items: Iterable[Data]) -> None:
         table = self.stack[-1]
-        each = iter(items)
-        for key, value in zip(each, each, strict=True):
+        keys_and_values = iter(items)
+        for key, value in zip(keys_and_values, keys_and_values, strict=True):
             # tuples of tuples take years to hash
             if not isinstance(table, dict) or not isinstance(key, (*KEY_TYPES, Made)):
                 raise TypeError(f"a {type(key).__name__} is no key")
@@ -157,13 +155,13 @@ class DataPickler(pickle._Pickler):
         module, _, member = name.name.rpartition(".")
         self.write(pickle.GLOBAL + f"{module}\n{member}\n".encode())
 
-    def save_made(self, made: Made) -> None:
-        self.save(Named(made.kind))
-        self.save(made.args)
-        self.write(pickle.NEWOBJ if made.bare else pickle.REDUCE)
-        self.memoize(made)
-        if made.state is not None:
-            self.save(made.state)
+    def save_made(self, instance: Made) -> None:
+        self.save(Named(instance.kind))
+        self.save(instance.args)
+        self.write(pickle.NEWOBJ if instance.bare else pickle.REDUCE)
+        self.memoize(instance)
+        if instance.state is not None:
+            self.save(instance.state)
             self.write(pickle.BUILD)
 
     dispatch: ClassVar[dict[type, Any]] = pickle._Pickler.dispatch | {

@@ -8,6 +8,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from functools import cached_property
+from itertools import chain
 from pathlib import Path
 from typing import Literal
 
@@ -38,25 +39,33 @@ class Trajectory:
 
     @property
     def models(self) -> tuple[Candidate, ...]:
-        """All that are no candidates."""
+        """All that are not candidates."""
         names = {member.name for member in self.runs[0].members}
-        return tuple(one for _, one in self.rows if one.name not in names) + sum(self.others, ())
+        rows = [candidate for _, candidate in self.rows if candidate.name not in names]
+        return (*rows, *chain.from_iterable(self.others))
 
     @property
     def sentences(self) -> list[str]:
         """What was found, and at which learning rate."""
         run = self.runs[0]
         steps = [member.step for member in self.runs[0].members]
-        found = f"{run.folder}: {len(steps)} checkpoints ({run.trainer}), steps {steps[0]:,} to {steps[-1]:,}."
-        names = ", ".join(str(other.folder) for other in self.runs[1:])
-        more = [f"The report tests the weights on the same steps of {names} too."] if names else []
-        return [found, rate_sentence(run.members), *more]
+        sentences = [
+            f"{run.folder}: {len(steps)} checkpoints ({run.trainer}), steps {steps[0]:,} to {steps[-1]:,}.",
+            rate_sentence(run.members),
+        ]
+        if len(self.runs) > 1:
+            names = ", ".join(str(run.folder) for run in self.runs[1:])
+            sentences.append(f"The report tests the weights on the same steps of {names} too.")
+        return sentences
 
     @property
     def notes(self) -> list[str]:
         """What a reader of the report must know."""
+        notes = list(chain.from_iterable(run.notes for run in self.runs))
         rate = rate_sentence(self.runs[0].members)
-        return [note for run in self.runs for note in run.notes] + [rate] * (FELL in rate)
+        if FELL in rate:
+            notes.append(rate)
+        return notes
 
 
 class CandidateSource(ABC):
@@ -107,14 +116,14 @@ class Pool(CandidateSource):
         candidates: list[Candidate] = []
         for number, entry in enumerate(self.candidates):
             candidate = replace(_candidate(entry, f"pool.candidates[{number}]"), like=self.home)
-            for other in candidates:
+            for earlier in candidates:
                 # of links in a circle too
-                if os.path.realpath(other.path) == os.path.realpath(candidate.path):
+                if os.path.realpath(earlier.path) == os.path.realpath(candidate.path):
                     raise UserError(
-                        f"pool.candidates: {other.path} is listed twice, as the same folder"
+                        f"pool.candidates: {earlier.path} is listed twice, as the same folder"
                     )
-                if other.name == candidate.name:
-                    names = f"{other.path} and {candidate.path} share the name {other.name!r}"
+                if earlier.name == candidate.name:
+                    names = f"{earlier.path} and {candidate.path} share the name {earlier.name!r}"
                     raise UserError(
                         f"pool.candidates: {names}: rename one with {{name: NAME, path: PATH}}"
                     )
@@ -142,10 +151,10 @@ class TrajectoryPool(CandidateSource):
     def resolve(self, at_least: int = 2) -> tuple[Candidate, ...]:
         members = self.trajectory.runs[0].members
         if len(members) < at_least:
-            left = "".join(f"; {line}" for line in self.trajectory.notes[:1])
+            note = "".join(f"; {line}" for line in self.trajectory.notes[:1])
             needed = f"{len(members)} of the {at_least} checkpoints that are needed"
-            raise UserError(f"pool.path={self.path} gives {needed}{left}")
-        return tuple(self._candidate(one.name, one.model) for one in members)
+            raise UserError(f"pool.path={self.path} gives {needed}{note}")
+        return tuple(self._candidate(member.name, member.model) for member in members)
 
     @cached_property
     def trajectory(self) -> Trajectory:
@@ -156,19 +165,21 @@ class TrajectoryPool(CandidateSource):
         """
         paths = [self.path] if isinstance(self.path, str) else self.path
         rates = expanded(self.lr, "pool.lr") if self.lr else None
-        found = [find_run(expanded(path, "pool.path"), rates) for path in paths]
-        runs = [run.chosen(self.steps, self.until, self.every, self.last) for run in found]
+        complete_runs = [find_run(expanded(path, "pool.path"), rates) for path in paths]
+        runs = [run.chosen(self.steps, self.until, self.every, self.last) for run in complete_runs]
         if not runs:
             raise UserError("pool.path is empty: give the folder of a training run")
         for run in runs[1:]:
-            if [one.step for one in run.members] != [one.step for one in runs[0].members]:
+            if run.steps != runs[0].steps:
                 raise UserError(
                     f"pool.path: {run.folder} has other steps than {runs[0].folder}: choose pool.steps"
                 )
-        others = [
-            tuple(self._candidate(f"run{n}-{one.name}", one.model) for one in run.members)
-            for n, run in enumerate(runs[1:], start=2)
-        ]
+        others = list[tuple[Candidate, ...]]()
+        for n, run in enumerate(runs[1:], start=2):
+            prefix = f"run{n}-"
+            others.append(
+                tuple(self._candidate(prefix + member.name, member.model) for member in run.members)
+            )
         return Trajectory(runs=tuple(runs), rows=tuple(self._rows(runs[0])), others=tuple(others))
 
     def _candidate(self, name: str, path: Path) -> Candidate:
@@ -184,13 +195,20 @@ class TrajectoryPool(CandidateSource):
 
 
 def _candidate(entry: str | dict[str, str], key: str) -> Candidate:
-    table = {"path": entry} if isinstance(entry, str) else entry
-    wanted = {"path"} if isinstance(entry, str) else {"name", "path"}
-    if set(table) != wanted or not all(isinstance(v, str) and v.strip() for v in table.values()):
+    if isinstance(entry, str):
+        table = {"path": entry}
+        keys = {"path"}
+    else:
+        table = entry
+        keys = {"name", "path"}
+    if set(table) != keys or not all(isinstance(v, str) and v.strip() for v in table.values()):
         raise UserError(f"{key} must be a path or {{name: NAME, path: PATH}}, not {entry!r}")
     path = expanded(table["path"], key)
     online = hub.parse(table["path"])
-    name = online.name if online else path.name or Path(os.path.realpath(path)).name
+    if online:
+        name = online.name
+    else:
+        name = path.name or Path(os.path.realpath(path)).name
     return Candidate(name=table.get("name", name.split("@")[0]), path=path)
 
 
@@ -237,19 +255,22 @@ def weigh(candidate: Candidate, allow_pickle: bool = False, rules: Path | None =
         trouble = first_line(error)
         if isinstance(error, UserError):
             lack = Missing.from_error(error)
-            trouble, fix = lack.what, lack.fix
+            trouble = lack.what
+            fix = lack.fix
         if online is not None:
             trouble = f"{candidate.name}: {trouble}"
             fix = fix or f"hf download {online.repo}, where the network is"
-    guess = parameters_in(str(candidate.path)) if online and not files else 0
-    nbytes = (
-        sum(size for file, size in files.items() if file.endswith(WEIGHT_SUFFIXES))
-        or guess * BITS16
-    )
+    basis: Basis = "unknown"
+    nbytes = sum(size for file, size in files.items() if file.endswith(WEIGHT_SUFFIXES))
+    if files:
+        basis = "Hub"
+    elif online and (parameters := parameters_in(str(candidate.path))):
+        basis = "name"
+        nbytes = parameters * BITS16
     return ModelSize(
         name=candidate.name,
         path=str(online or candidate.path),
-        basis="Hub" if files else "name" if guess else "unknown",
+        basis=basis,
         nbytes=nbytes,
         parameters=nbytes // BITS16,
         download=sum(files.values()) or nbytes,
@@ -282,11 +303,12 @@ def largest_bytes(models: Sequence[ModelSize], dtype: str | None) -> int:
 
 def parameters_in(name: str) -> int:
     """Number of parameters in a name such as `Llama-3.1-8B` or `SmolLM2-135M`; 0 if there is none."""
-    sizes = re.findall(
-        r"(?<![\w.])(\d+(?:\.\d+)?)([bBmM])(?![a-zA-Z0-9])", re.sub(r"[-_/@]", " ", name)
-    )
-    scale = {"b": 1e9, "m": 1e6}
-    return int(float(sizes[-1][0]) * scale[sizes[-1][1].lower()]) if sizes else 0
+    words = re.sub(r"[-_/@]", " ", name)
+    sizes = re.findall(r"(?<![\w.])(\d+(?:\.\d+)?)([bBmM])(?![a-zA-Z0-9])", words)
+    if not sizes:
+        return 0
+    figure, letter = sizes[-1]
+    return int(float(figure) * {"b": 1e9, "m": 1e6}[letter.lower()])
 
 
 def base_of(models: Sequence[ModelSize], merge_base: str | None) -> str | None:
@@ -295,6 +317,6 @@ def base_of(models: Sequence[ModelSize], merge_base: str | None) -> str | None:
     if first is None:
         return merge_base
     settings = read_settings(Path(first.path))
-    return merge_base or (
-        f"{settings.base}@{settings.revision or 'main'}" if settings.base else None
-    )
+    if merge_base or not settings.base:
+        return merge_base or None
+    return f"{settings.base}@{settings.revision or 'main'}"

@@ -110,20 +110,22 @@ def _fp8(folder: Path, table: Mapping[str, Any]) -> Scheme:
 def _compressed(folder: Path, table: Mapping[str, Any]) -> Scheme:
     """compressed-tensors, where all groups are FP8; the shape of a scale tells whether it is of a tensor or a row."""
     groups = table.get("config_groups")
-    found = groups.values() if isinstance(groups, dict) else ()
-    rules: list[Any] = [
-        group.get("weights") if isinstance(group, dict) else None for group in found
-    ]
-    kinds = {(r.get("type"), r.get("num_bits")) if isinstance(r, dict) else None for r in rules}
+    rules = list[Any]()
+    for group in groups.values() if isinstance(groups, dict) else ():
+        rules.append(group.get("weights") if isinstance(group, dict) else None)
+    kinds = set[Any]()
+    for rule in rules:
+        kinds.add((rule.get("type"), rule.get("num_bits")) if isinstance(rule, dict) else None)
     layout = table.get("format")
     sparsity = table.get("sparsity_config") or {}
     if layout not in ("float-quantized", "naive-quantized") or kinds != {("float", 8)}:
         raise refused(folder, f"compressed-tensors, {layout}")
     if not isinstance(sparsity, dict) or sparsity.get("format", "dense") != "dense":
         raise refused(folder, "compressed-tensors, sparse")
-    if odd := {r.get("strategy") for r in rules} - {"tensor", "channel", "block"}:
-        raise refused(folder, f"compressed-tensors, scales by {odd.pop()}")
-    blocks = {_block(folder, r.get("block_structure")) for r in rules} - {None}
+    strategies = {rule.get("strategy") for rule in rules} - {"tensor", "channel", "block"}
+    if strategies:
+        raise refused(folder, f"compressed-tensors, scales by {strategies.pop()}")
+    blocks = {_block(folder, rule.get("block_structure")) for rule in rules} - {None}
     if len(blocks) > 1:
         raise refused(folder, "compressed-tensors, blocks of several sizes")
     return Scheme("_scale", next(iter(blocks), None))
@@ -135,16 +137,11 @@ def _block(folder: Path, value: Any) -> tuple[int, int] | None:
     # compressed-tensors until 0.10
     if isinstance(value, str) and re.fullmatch(r"\d{1,9}x\d{1,9}", value):
         value = [int(number) for number in value.split("x")]
-    if (
-        not isinstance(value, list)
-        or len(value) != 2
-        or not all(type(n) is int and 0 < n < 1 << 31 for n in value)
-    ):
-        raise broken(
-            folder / "config.json",
-            f"the size of its blocks is {str(value)[:80]}, not two whole numbers",
-        )
-    return value[0], value[1]
+    pair = isinstance(value, list) and len(value) == 2
+    if pair and all(type(n) is int and 0 < n < 1 << 31 for n in value):
+        return value[0], value[1]
+    what = f"the size of its blocks is {str(value)[:80]}, not two whole numbers"
+    raise broken(folder / "config.json", what)
 
 
 def dequantised(
@@ -160,16 +157,18 @@ def dequantised(
     stored: dict[str, StoredTensor] = {}
     for name, tensor in tensors.items():
         if name in weights:
-            stored[name] = ScaledTensor(
-                folder, tensor, tensors.get(f"{name}{scheme.suffix}"), scheme
-            )
+            scale = tensors.get(f"{name}{scheme.suffix}")
+            stored[name] = ScaledTensor(folder, tensor, scale, scheme)
         elif name not in scales and not UNUSED.fullmatch(name):
             _check_plain(folder, tensor)
             stored[name] = StoredTensor.of(tensor)
-    assembly = Assembly.of(stored, {name: View.of(name, one.shape) for name, one in stored.items()})
-    return assembly, {
-        t.name: replace(t, rounded=WRITTEN if t.name in weights else None) for t in assembly.tensors
-    }
+    views = {name: View.of(name, tensor.shape) for name, tensor in stored.items()}
+    assembly = Assembly.of(stored, views)
+    read_tensors = dict[str, Tensor]()
+    for tensor in assembly.tensors:
+        rounded = WRITTEN if tensor.name in weights else None
+        read_tensors[tensor.name] = replace(tensor, rounded=rounded)
+    return assembly, read_tensors
 
 
 def _check_plain(folder: Path, tensor: Tensor) -> None:
@@ -213,13 +212,12 @@ class ScaledTensor(StoredTensor):
             return max(rows, 1), max(columns, 1)
         if shape == (*self.shape[:-1], 1):
             return 1, max(columns, 1)
-        if (
-            block is not None
-            and len(self.shape) == 2
-            and shape == (-(-rows // block[0]), -(-columns // block[1]))
-        ):
-            return block
-        size = f"blocks of {block[0]} x {block[1]}" if block else "a scale for each tensor or row"
+        size = "a scale for each tensor or row"
+        if block is not None:
+            height, width = block
+            if len(self.shape) == 2 and shape == (-(-rows // height), -(-columns // width)):
+                return block
+            size = f"blocks of {height} x {width}"
         why = f"its shape {list(shape)} does not fit a weight {list(self.shape)} with {size}"
         raise broken(self._folder / self._scale.file, why, self._scale.name)
 
@@ -227,8 +225,11 @@ class ScaledTensor(StoredTensor):
         """Fill `into` with fp32 elements from `start` on."""
         numbers = scratch_of("fp8", len(into) // 4)
         fetch(self._weight.file, numbers, self._weight.offset + start)
-        scales = self._read_scales(fetch) if self._scales is None else self._scales
-        self._scales = scales if start + len(numbers) < self.count else None
+        scales = self._scales
+        if scales is None:
+            scales = self._read_scales(fetch)
+        at_end = start + len(numbers) >= self.count
+        self._scales = None if at_end else scales
         dequantise(numbers, start, scales, self._columns, self._block, into.view(np.float32))
         return []
 
@@ -262,9 +263,15 @@ def dequantise(
         values = torch.from_numpy(numbers).view(torch.float8_e4m3fn).float().numpy()
         np.multiply(values, scales[row // block[0], column // block[1]], out=out)
         return
-    numbers_at, scales_at, out_at = (array.ctypes.data for array in (numbers, scales, out))
     CALL(address)(
-        numbers_at, start, len(numbers), columns, *block, scales.shape[1], scales_at, out_at
+        numbers.ctypes.data,
+        start,
+        len(numbers),
+        columns,
+        *block,
+        scales.shape[1],
+        scales.ctypes.data,
+        out.ctypes.data,
     )
 
 

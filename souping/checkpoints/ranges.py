@@ -17,7 +17,8 @@ from huggingface_hub import constants
 
 from souping.core.fields import Form, component
 from souping.core.files import expanded, write_atomically
-from souping.core.text import first_line, install, read_json
+from souping.core.parsing import read_json
+from souping.core.text import first_line, install
 from souping.core.types import UserError, digest
 
 POINTER_MARK = b"souping: a weight file that is read by range\n"
@@ -95,13 +96,15 @@ def opened(path: Path) -> Iterator[tuple[BinaryIO, int]]:
 
 def check_pointers(paths: Iterable[Path]) -> None:
     """Raises UserError where the file that a pointer names is another one by now."""
-    found = [one for path in paths if (one := pointer_in(path)) is not None]
-    for folder in {one.url.rpartition("/")[0] for one in found}:
-        now = listed_files(folder)
-        for one in found:
-            place, _, name = one.url.rpartition("/")
-            if place == folder and now.get(name) != one:
-                raise moved(one.url)
+    folders = dict[str, list[Pointer]]()
+    for pointer in filter(None, map(pointer_in, paths)):
+        folder = pointer.url.rpartition("/")[0]
+        folders.setdefault(folder, []).append(pointer)
+    for folder, pointers in folders.items():
+        files_now = listed_files(folder)
+        for pointer in pointers:
+            if files_now.get(pointer.url.rpartition("/")[2]) != pointer:
+                raise moved(pointer.url)
 
 
 def listed_files(folder: str, below: str = "") -> dict[str, Pointer]:
@@ -110,14 +113,14 @@ def listed_files(folder: str, below: str = "") -> dict[str, Pointer]:
         rows = list(filesystem(folder).ls(folder, detail=True, refresh=True))
         if below and any(str(row["name"]).endswith(f"/{below}") for row in rows):
             rows += filesystem(folder).ls(f"{folder}/{below}", detail=True, refresh=True)
-    found = {}
-    for row in (row for row in rows if row["type"] == "file"):
+    files = dict[str, Pointer]()
+    for row in rows:
+        if row["type"] != "file":
+            continue
         name = str(row["name"]).removeprefix(folder.partition("://")[2]).strip("/")
-        tag = str(
-            row.get("ETag") or row.get("etag") or row.get("md5Hash") or row.get("LastModified")
-        )
-        found[name] = Pointer(url=f"{folder}/{name}", size=int(row["size"]), tag=tag)
-    return found
+        tag = row.get("ETag") or row.get("etag") or row.get("md5Hash") or row.get("LastModified")
+        files[name] = Pointer(url=f"{folder}/{name}", size=int(row["size"]), tag=str(tag))
+    return files
 
 
 class RangeReader:
@@ -142,14 +145,17 @@ class RangeReader:
 
     def _block(self, remote: Pointer, number: int) -> bytes:
         with self._lock:
-            for each in range(number, min(number + AHEAD, (remote.size - 1) // RANGE_BYTES) + 1):
-                if (remote.url, each) not in self._blocks:
-                    edges = each * RANGE_BYTES, min((each + 1) * RANGE_BYTES, remote.size)
-                    self._blocks[remote.url, each] = self._pool.submit(remote.fetch, *edges)
-            wanted = self._blocks[remote.url, number]
+            last = min(number + AHEAD, (remote.size - 1) // RANGE_BYTES)
+            for coming in range(number, last + 1):
+                if (remote.url, coming) not in self._blocks:
+                    start = coming * RANGE_BYTES
+                    end = min(start + RANGE_BYTES, remote.size)
+                    block = self._pool.submit(remote.fetch, start, end)
+                    self._blocks[remote.url, coming] = block
+            requested = self._blocks[remote.url, number]
             while len(self._blocks) > BLOCKS_IN_MEMORY:
                 self._blocks.popitem(last=False)
-        return wanted.result()
+        return requested.result()
 
 
 def filesystem(url: str) -> Any:

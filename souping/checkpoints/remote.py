@@ -15,7 +15,7 @@ from pathlib import Path
 
 from souping.checkpoints.hub import ADAPTERS, FETCHED_FILE, WORKERS, HubName, Listing, weight_file
 from souping.checkpoints.ranges import RANGE_BYTES, Pointer, cache_of, listed_files
-from souping.core.files import reserve
+from souping.core.open_files import reserve
 from souping.core.types import UserError, digest
 
 URL = re.compile(r"(s3|gs):/+([^/].*?)/*")
@@ -46,45 +46,40 @@ def folder_of(url: str, allow_pickle: bool = False, weights: bool = False) -> Pa
     Raises:
         UserError: it is not there or has no weights that are read from buckets, or a package is missing.
     """
-    there = {
-        name: one
-        for name, one in listed_files(url, TEMPLATES).items()
-        if FETCHED_FILE.fullmatch(name)
-    }
-    main = weight_file(there, allow_pickle)
+    pointers = listed_files(url, TEMPLATES)
+    pointers = {name: file for name, file in pointers.items() if FETCHED_FILE.fullmatch(name)}
+    main = weight_file(pointers, allow_pickle)
     if not main:
         raise UserError(
             f"{url} has no safetensors of Hugging Face: copy other layouts to a folder here first"
         )
-    revision = digest([[one.url, one.size, one.tag] for _, one in sorted(there.items())])
-    listing = Listing(
-        RemoteName(url, revision), {name: one.size for name, one in there.items()}, main
-    )
+    files = [pointers[name] for name in sorted(pointers)]
+    revision = digest([[file.url, file.size, file.tag] for file in files])
+    sizes = {name: file.size for name, file in pointers.items()}
+    listing = Listing(RemoteName(url, revision), sizes, main)
+    folder = listing.folder
     for name in listing.absent(listing.side):
-        copy(there[name], listing.folder / name)
-    if (
-        weights
-        or main in ADAPTERS
-        or not main.endswith((".safetensors", ".safetensors.index.json"))
-    ):
+        copy(pointers[name], folder / name)
+    by_range = main.endswith((".safetensors", ".safetensors.index.json")) and main not in ADAPTERS
+    if weights or not by_range:
         with ThreadPoolExecutor(WORKERS) as pool:
-            list(pool.map(lambda name: copy(there[name], listing.folder / name), listing.missing))
+            list(pool.map(lambda name: copy(pointers[name], folder / name), listing.missing))
     for name in listing.missing:
         # its stamp stays, under which a digest may be known
-        if not (listing.folder / name).exists():
-            there[name].write(listing.folder / name)
-    return listing.folder
+        if not (folder / name).exists():
+            pointers[name].write(folder / name)
+    return folder
 
 
-def copy(one: Pointer, path: Path) -> None:
+def copy(remote: Pointer, path: Path) -> None:
     """Fetch a file, which appears whole or not at all."""
     path.parent.mkdir(parents=True, exist_ok=True)
     beside = path.with_name(f".{path.name}.{os.getpid()}")
     try:
         with beside.open("wb") as file:
-            reserve(file.fileno(), one.size)
-            for start in range(0, one.size, RANGE_BYTES):
-                file.write(one.fetch(start, min(start + RANGE_BYTES, one.size)))
+            reserve(file.fileno(), remote.size)
+            for start in range(0, remote.size, RANGE_BYTES):
+                file.write(remote.fetch(start, min(start + RANGE_BYTES, remote.size)))
         beside.replace(path)
     finally:
         beside.unlink(missing_ok=True)

@@ -1,8 +1,8 @@
 """Folders of sharded checkpoints: torch.distributed.checkpoint (DCP) and files by rank, read slice by slice.
 
 No process group, no model and no torch: metadata is read as data (`pickles`), a tensor's pieces are found by their
-place in the tensor (never by file or number), and pieces that do not tile it are refused. What is no weight (optimiser
-state, random number generators, objects) stays unread.
+place in the tensor (never by file or number), and pieces that do not tile it are refused. What is not a weight
+(optimiser state, random number generators, objects) stays unread.
 """
 
 from __future__ import annotations
@@ -12,11 +12,11 @@ import itertools
 import re
 import time
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
-from typing import TypeAlias
+from typing import BinaryIO, NamedTuple, TypeAlias
 
 from souping.checkpoints.archives import Archive, Extent, read_pieces, sizes, tag_of
 from souping.checkpoints.header import (
@@ -35,7 +35,8 @@ from souping.checkpoints.views import Part, Shape, StoredTensor, View
 from souping.core.text import listed, shown
 from souping.core.types import Names, UserError
 
-META, ZIP = ".metadata", b"PK\x03\x04"
+META = ".metadata"
+ZIP = b"PK\x03\x04"
 PLACES = (
     "", "pytorch_model_fsdp_0", "model_and_optim", "actor", "actor/dist_ckpt", "actor/model/dist_ckpt", "dist_ckpt",
     "model/dist_ckpt", "policy/weights", "policy/weights/model", "sharded",
@@ -66,42 +67,45 @@ class Sharded:
     @classmethod
     def of(cls, folder: Path, root: str, layout: str, pieces: Iterable[Piece]) -> Sharded:
         """Raises UserError for parts that do not tile their tensor."""
-        found: dict[str, tuple[str, Shape | None, list[Part]]] = {}
+        gathered: dict[str, tuple[str, Shape | None, list[Part]]] = {}
+        files = set[str]()
         for name, dtype, shape, part in pieces:
-            kind, size, parts = found.setdefault(name, (dtype, shape, []))
+            first_dtype, first_shape, parts = gathered.setdefault(name, (dtype, shape, []))
             parts.append(part)
-            if (kind, size) != (dtype, shape):
-                raise broken(
-                    folder / part.file,
-                    f"{dtype} {shape or ''} here, {kind} {size or ''} in another",
-                    name,
-                )
+            files.add(part.file)
+            if (first_dtype, first_shape) != (dtype, shape):
+                what = f"{dtype} {shape or ''} here, {first_dtype} {first_shape or ''} in another"
+                raise broken(folder / part.file, what, name)
+
         tensors = {}
-        for name, (dtype, shape, parts) in found.items():
+        for name, (dtype, shape, parts) in gathered.items():
             try:
-                ends = ([a + n for a, n in zip(one.start, one.sizes, strict=True)] for one in parts)
-                whole = tuple(map(max, zip(*ends, strict=True))) if shape is None else shape
-                tensors[name] = StoredTensor(dtype, whole, parts)
+                full_shape = _shape_of(parts) if shape is None else shape
+                tensors[name] = StoredTensor(dtype, full_shape, parts)
             except READ_FAILURES as error:
                 raise broken(folder / root, str(error)[:200], name) from None
         if not tensors:
             raise UserError(f"{folder / root} holds no weights: nothing to soup.")
-        files = sorted({part.file for _, _, parts in found.values() for part in parts})
-        return cls(
-            folder,
-            root,
-            layout,
-            tensors,
-            (*[f"{root}/{META}".lstrip("/")] * (layout == "dcp"), *files),
-        )
+        names = sorted(files)
+        if layout == "dcp":
+            names.insert(0, f"{root}/{META}".lstrip("/"))
+        return cls(folder, root, layout, tensors, tuple(names))
 
     def as_stored(self) -> dict[str, View]:
         """All float tensors by their stored names."""
         return {
-            name: View.of(name, one.shape)
-            for name, one in self.tensors.items()
-            if one.dtype in FLOATS
+            name: View.of(name, tensor.shape)
+            for name, tensor in self.tensors.items()
+            if tensor.dtype in FLOATS
         }
+
+
+def _shape_of(parts: Sequence[Part]) -> Shape:
+    """The shape of a tensor that ends, in each dimension, where its last part does."""
+    ends = []
+    for part in parts:
+        ends.append([start + size for start, size in zip(part.start, part.sizes, strict=True)])
+    return tuple(map(max, zip(*ends, strict=True)))
 
 
 Piece: TypeAlias = tuple[str, str, Shape | None, Part]
@@ -154,17 +158,21 @@ def read_sharded(folder: Path, allow_pickle: bool) -> Sharded | None:
     Raises:
         UserError: it is broken, of a kind that cannot be read, or by rank and pickled files are not allowed.
     """
-    found = find(folder)
-    if found is None:
+    place_and_layout = find(folder)
+    if place_and_layout is None:
         return None
-    if found[1] == "ranks" and not allow_pickle:
+    place, layout = place_and_layout
+    root = folder / place
+    if layout == "ranks" and not allow_pickle:
         raise UserError(
-            f"{folder / found[0]} holds pickled weights by rank: to read them, set merge.allow_pickle=true"
+            f"{root} holds pickled weights by rank: to read them, set merge.allow_pickle=true"
         )
-    stats = [(path.name, path.stat()) for path in sorted((folder / found[0]).iterdir())]
+    stats = [(path.name, path.stat()) for path in sorted(root.iterdir())]
     stamps = tuple((name, s.st_size, s.st_mtime_ns, s.st_ctime_ns, s.st_ino) for name, s in stats)
-    fresh = time.time_ns() - max(s.st_ctime_ns for _, s in stats) < COARSEST_TICK_NS
-    return (_read.__wrapped__ if fresh else _read)(folder, *found, stamps)
+    newest = max(stat.st_ctime_ns for _, stat in stats)
+    # What may change again without another stamp is read anew.
+    read = _read.__wrapped__ if time.time_ns() - newest < COARSEST_TICK_NS else _read
+    return read(folder, place, layout, stamps)
 
 
 @lru_cache(maxsize=32)
@@ -214,7 +222,8 @@ def metadata(folder: Path, prefix: str) -> tuple[Made, list[Entry]]:
         stored = {}
         for key, info in table["storage_data"].items():
             offset = key.state.get("offset")
-            stored[key["fqn"], None if offset is None else sizes(offset)] = info
+            start = None if offset is None else sizes(offset)
+            stored[key["fqn"], start] = info
         for name, entry in table["state_dict_metadata"].items():
             entries += _entries(name, entry, stored, prefix)
     except READ_FAILURES as error:
@@ -246,12 +255,8 @@ def _entries(
         file = info["relative_path"]
         offset = info["offset"]
         length = info["length"]
-        if (
-            not isinstance(file, str)
-            or type(offset) is not int
-            or type(length) is not int
-            or min(offset, length) < 0
-        ):
+        whole_numbers = type(offset) is int and type(length) is int
+        if not isinstance(file, str) or not whole_numbers or min(offset, length) < 0:
             raise TypeError("its place is no file and bytes")
         yield Entry(name, f"{prefix}{file}", offset, length, tag, shape, start or (), size)
 
@@ -267,71 +272,70 @@ def _read_dcp(folder: Path, prefix: str) -> Iterator[Piece]:
             # serialization_format=SAFETENSORS
             header = None if file.read(4) == ZIP else read_header(path)
             for entry in group:
-                found: tuple[str, Shape, Extent | Tensor] | None
-                if header is not None:
-                    tensor = header.get(entry.name)
-                    found = (tensor.dtype, tensor.shape, tensor) if tensor else None
-                elif entry.offset + entry.length > path.stat().st_size:
-                    raise broken(path, "truncated: its bytes are beyond the end", entry.name)
-                else:
-                    archive = Archive.open(path, file, entry.offset, entry.length)
-                    found = archive.place(archive.unpickled(), entry.name)
-                if found is None or found[:2] != (entry.dtype, entry.sizes):
+                stored = _stored_part(path, file, header, entry)
+                if stored is None or stored[:2] != (entry.dtype, entry.sizes):
                     raise broken(path, f"a stored part is not what {META} says", entry.name)
-                yield (
-                    entry.name,
-                    entry.dtype,
-                    entry.shape,
-                    Part(name, found[2].offset, entry.start, entry.sizes),
-                )
+                part = Part(name, stored[2].offset, entry.start, entry.sizes)
+                yield entry.name, entry.dtype, entry.shape, part
+
+
+def _stored_part(
+    path: Path, file: BinaryIO, header: Mapping[str, Tensor] | None, entry: Entry
+) -> tuple[str, Shape, Extent | Tensor] | None:
+    """(dtype, shape, place) of what an entry names, by the header of its safetensors file or by its archive."""
+    if header is not None:
+        tensor = header.get(entry.name)
+        return (tensor.dtype, tensor.shape, tensor) if tensor else None
+    if entry.offset + entry.length > path.stat().st_size:
+        raise broken(path, "truncated: its bytes are beyond the end", entry.name)
+    archive = Archive.open(path, file, entry.offset, entry.length)
+    return archive.place(archive.unpickled(), entry.name)
 
 
 def _read_shards(folder: Path, prefix: str) -> Iterator[Piece]:
     """DCP's layout of safetensors files by rank, which say where their tensors begin."""
-    for file in sorted(
-        f"{prefix}{p.name}" for p in (folder / prefix).iterdir() if SHARD_FILE.fullmatch(p.name)
-    ):
+    names = [path.name for path in (folder / prefix).iterdir()]
+    for file in sorted(f"{prefix}{name}" for name in names if SHARD_FILE.fullmatch(name)):
         path = inside(folder, file)
         header = read_header(path, file)
+        weights = filter(is_weight, header)
         try:
-            table = parse_json(
-                path, read_metadata(path)["DCP_SHARDING_INFO"].encode("utf-8", "replace")
-            )
-            starts = {
-                name: sizes(tuple(table[name]["saved_offsets"]))
-                for name in filter(is_weight, header)
-            }
+            text = read_metadata(path)["DCP_SHARDING_INFO"]
+            table = parse_json(path, text.encode("utf-8", "replace"))
+            starts = {name: sizes(tuple(table[name]["saved_offsets"])) for name in weights}
         except READ_FAILURES:
             raise broken(
                 path, "its DCP_SHARDING_INFO does not say where its tensors begin"
             ) from None
         for name, start in starts.items():
-            yield (
-                name,
-                header[name].dtype,
-                None,
-                Part(file, header[name].offset, start, header[name].shape),
-            )
+            tensor = header[name]
+            yield name, tensor.dtype, None, Part(file, tensor.offset, start, tensor.shape)
 
 
 # Files by rank
 
 
-Local: TypeAlias = tuple[str, Shape, Shape, Extent, Shape | int | None]
-"""(dtype, shape, size, place, cut) of what a rank holds: `cut` is where that begins in the tensor, the dimension that
-is cut over the ranks, or None if every rank holds the whole."""
+class Local(NamedTuple):
+    """What a rank holds of a tensor.
+
+    `cut` is where that begins in the tensor, the dimension that is cut over the ranks, or None if every rank holds all.
+    """
+
+    dtype: str
+    shape: Shape
+    size: Shape
+    place: Extent
+    cut: Shape | int | None
 
 
 def _read_ranks(folder: Path, prefix: str) -> Iterator[Piece]:
     """Files `model_world_size_W_rank_R.pt` of FSDP: DTensors, ShardedTensors, or plain tensors that are replicated."""
-    found = [
-        (match, path.name)
-        for path in (folder / prefix).iterdir()
-        if (match := RANK_FILE.fullmatch(path.name))
-    ]
-    ranks = {int(match[2]): prefix + name for match, name in found}
-    world = {int(match[1]) for match, _ in found if match[1]} or {len(ranks)}
-    if world != {len(ranks)} or sorted(ranks) != list(range(len(ranks))):
+    names = [path.name for path in (folder / prefix).iterdir()]
+    matches = list(filter(None, map(RANK_FILE.fullmatch, names)))
+    ranks = {int(match[2]): prefix + match[0] for match in matches}
+    # What the names say of the number of ranks.
+    counts = {int(match[1]) for match in matches if match[1]} or {len(ranks)}
+    if counts != {len(ranks)} or sorted(ranks) != list(range(len(ranks))):
         raise UserError(
             f"{folder / prefix} lacks files: it has those of ranks {listed(map(str, sorted(ranks)))} only"
         )
@@ -339,20 +343,30 @@ def _read_ranks(folder: Path, prefix: str) -> Iterator[Piece]:
     for rank in sorted(ranks):
         for name, local in _locals(inside(folder, ranks[rank])).items():
             held[name].append((ranks[rank], local))
-    for name, mine in held.items():
-        whole = all(cut is None for _, (*_, cut) in mine)
-        if whole and len({_digest(folder / file, place) for file, (_, _, _, place, _) in mine}) > 1:
-            raise broken(folder / prefix, "replicated, but not the same in every rank", name)
-        at = 0
-        for file, (dtype, shape, size, place, cut) in mine[:1] if whole else mine:
-            start = (
-                cut
-                if isinstance(cut, tuple)
-                else tuple(at if d == cut else 0 for d in range(len(shape)))
-            )
-            if not isinstance(cut, int) or at < shape[cut]:  # further ranks hold copies (HSDP)
-                yield name, dtype, shape, Part(file, place.offset, start, size)
-            at += size[cut] if isinstance(cut, int) else 0
+    for name, locals_of_ranks in held.items():
+        if all(local.cut is None for _, local in locals_of_ranks):
+            digests = {_digest(folder / file, local.place) for file, local in locals_of_ranks}
+            if len(digests) > 1:
+                raise broken(folder / prefix, "replicated, but not the same in every rank", name)
+            del locals_of_ranks[1:]
+        yield from _parts_of_ranks(name, locals_of_ranks)
+
+
+def _parts_of_ranks(name: str, locals_of_ranks: Sequence[tuple[str, Local]]) -> Iterator[Piece]:
+    """The parts of a tensor, in the order of ranks: those that are cut along a dimension follow each other."""
+    at = 0
+    for file, local in locals_of_ranks:
+        cut = local.cut
+        start = tuple(at if d == cut else 0 for d in range(len(local.shape)))
+        if isinstance(cut, tuple):
+            start = cut
+        part = Part(file, local.place.offset, start, local.size)
+        if not isinstance(cut, int):
+            yield name, local.dtype, local.shape, part
+            continue
+        if at < local.shape[cut]:  # further ranks hold copies (HSDP)
+            yield name, local.dtype, local.shape, part
+        at += local.size[cut]
 
 
 def _digest(path: Path, place: Extent) -> bytes:
@@ -364,44 +378,46 @@ def _digest(path: Path, place: Extent) -> bytes:
 
 
 def _locals(path: Path) -> dict[str, Local]:
-    found = dict[str, Local]()
+    tensors = dict[str, Local]()
     name = None
     with path.open("rb") as file:
         archive = Archive.open(path, file)
         try:
             for name, value in archive.tensors().items():
                 if is_weight(name):
-                    found[name] = _local(archive, name, value)
+                    tensors[name] = _local(archive, name, value)
         except READ_FAILURES as error:
             raise broken(path, f"it cannot be read ({error})"[:200], name) from None
-    return found
+    return tensors
 
 
 def _local(archive: Archive, name: str, value: Data) -> Local:
     if value.kind != "torch._tensor._rebuild_from_type_v2":
         dtype, size, place = archive.place(value, name)
-        return dtype, size, size, place, None
-    made = Made(value.args[1].name, (), state=value.args[3])
-    if made.kind.endswith(".DTensor"):
-        dtype, size, place = archive.place(made["_local_tensor"], name)
+        return Local(dtype, size, size, place, None)
+    rebuilt = Made(value.args[1].name, (), state=value.args[3])
+    if rebuilt.kind.endswith(".DTensor"):
+        dtype, size, place = archive.place(rebuilt["_local_tensor"], name)
         shape = sizes(value.args[2][2])
         if len(size) != len(shape):
             raise ValueError("a part of it has another number of dimensions")
-        return dtype, shape, size, place, _dimension(made["_spec"], len(shape))
-    shards, table = made.state[:2]  # of a ShardedTensor
+        return Local(dtype, shape, size, place, _dimension(rebuilt["_spec"], len(shape)))
+    shards, table = rebuilt.state[:2]  # of a ShardedTensor
     shape = sizes(table["size"])
     if not shards:
+        dtype = tag_of(table["tensor_properties"].state[0])
         nothing = (0,) * len(shape)
-        return tag_of(table["tensor_properties"].state[0]), shape, nothing, Extent(0, 0), nothing
+        return Local(dtype, shape, nothing, Extent(0, 0), nothing)
     if len(shards) != 1:
         raise ValueError("a rank holds several shards of it")
     dtype, size, place = archive.place(shards[0]["tensor"], name)
-    return dtype, shape, size, place, sizes(tuple(shards[0]["metadata"]["shard_offsets"]))
+    start = sizes(tuple(shards[0]["metadata"]["shard_offsets"]))
+    return Local(dtype, shape, size, place, start)
 
 
 def _dimension(spec: Data, rank: int) -> int | None:
     """The dimension that is cut over the ranks, None for a tensor that each holds whole."""
-    kinds = [one.kind.rpartition(".")[2] for one in spec["placements"]]
+    kinds = [placement.kind.rpartition(".")[2] for placement in spec["placements"]]
     if set(kinds) == {"Replicate"}:
         return None
     if kinds not in (["Shard"], ["Replicate", "Shard"]):

@@ -14,8 +14,10 @@ from pathlib import Path
 from souping.checkpoints.folder import weight_map
 from souping.core.fields import text_of
 from souping.core.files import near_folder
-from souping.core.text import first_line, listed, read_json
-from souping.core.types import JsonObject, UserError, entries, frozen, number
+from souping.core.json_fields import entries, number
+from souping.core.parsing import read_json
+from souping.core.text import first_line, listed
+from souping.core.types import JsonObject, UserError, frozen
 
 TRAINER_FOLDERS = {
     "Trainer": r"checkpoint[-_](\d+)", "torchtitan": r"step-(\d+)", "OLMo-core": r"step(\d+)",
@@ -59,11 +61,10 @@ class Member:
         return self.weights if self.weights.name == MODEL else self.folder
 
     def same_weights(self, folder: Path) -> bool:
-        own = self.weights
         files = weight_files(self.weights)
-        return files == weight_files(folder) and all(
-            filecmp.cmp(own / one, folder / one, False) for one in files
-        )
+        if files != weight_files(folder):
+            return False
+        return all(filecmp.cmp(self.weights / file, folder / file, False) for file in files)
 
 
 @frozen
@@ -81,6 +82,10 @@ class TrainingRun:
     best: Member | None = None
     average: Path | None = None
 
+    @property
+    def steps(self) -> list[int]:
+        return [member.step for member in self.members]
+
     def chosen(
         self, steps: Sequence[int] | None, until: int | None, every: int, last: int | None
     ) -> TrainingRun:
@@ -90,80 +95,94 @@ class TrainingRun:
         Raises:
             UserError: there is no checkpoint at one of the steps.
         """
-        present = [member.step for member in self.members]
-        if missing := set(steps or ()) - set(present):
-            shown = listed(map(str, present))
+        missing = set(steps or ()) - set(self.steps)
+        if missing:
+            names = listed(map(str, self.steps))
             raise UserError(
-                f"pool.steps: {self.folder} has no complete checkpoint {min(missing)}: {shown}"
+                f"pool.steps: {self.folder} has no complete checkpoint {min(missing)}: {names}"
             )
-        members = [
-            one
-            for one in self.members
-            if (not steps or one.step in steps) and one.step <= (until or one.step)
-        ]
-        return replace(self, members=tuple(members[::-1][::every][:last][::-1]))
+        members = list(self.members)
+        if steps:
+            members = [member for member in members if member.step in steps]
+        if until:
+            members = [member for member in members if member.step <= until]
+        newest_first = members[::-1][::every][:last]
+        return replace(self, members=tuple(newest_first[::-1]))
 
 
 def find_run(path: Path, rates: Path | None = None) -> TrainingRun:
     """The run in a folder, with the learning rates of its trainer_state.json or of the file `rates`.
 
     Raises:
-        UserError: it is no folder, or holds no checkpoint of a known layout.
+        UserError: it is not a folder, or holds no checkpoint of a known layout.
     """
     if not path.is_dir():
         raise UserError(f"pool.path={path} is not a folder{near_folder(path)}")
-    trainer, found, left_out = _checkpoints(path)
-    left_out |= {one.name: why for one in found if (why := _incomplete(one, found))}
+    trainer, checkpoints, left_out = _checkpoints(path)
+    for checkpoint in checkpoints:
+        why = _incomplete(checkpoint, checkpoints)
+        if why:
+            left_out[checkpoint.name] = why
+
+    # From the newest on: of checkpoints with the same weights, the newest is a member.
     members = list[Member]()
     copies = dict[str, str]()
-    for member in [one for one in found[::-1] if one.name not in left_out]:
-        copy = next((other for other in members if member.same_weights(other.weights)), None)
-        if copy is None:
-            members.append(member)
+    for checkpoint in reversed(checkpoints):
+        if checkpoint.name in left_out:
+            continue
+        twin = next((member for member in members if checkpoint.same_weights(member.weights)), None)
+        if twin is None:
+            members.append(checkpoint)
         else:
-            copies[member.name] = copy.name
-    left_out |= {one: f"the same weights as {other}" for one, other in copies.items()}
-    notes = [f"{name}: left out, {why}" for name, why in sorted(left_out.items())]
-    state = _state(found)
+            copies[checkpoint.name] = twin.name
+    for name, twin_name in copies.items():
+        left_out[name] = f"the same weights as {twin_name}"
+
+    state = _state(checkpoints)
     log = entries(state, "log_history") if rates is None else read_rates(rates)
-    notes += _gone([one.step for one in found], number(state.get("save_steps"))) + _root(
-        path, members
-    )
+    notes = [f"{name}: left out, {why}" for name, why in sorted(left_out.items())]
+    steps = [checkpoint.step for checkpoint in checkpoints]
+    notes += _missing_steps(steps, number(state.get("save_steps")))
+    notes += _root(path, members)
     best = Path(str(state.get("best_model_checkpoint") or "")).name
-    average = (
-        one for one in _folders(path) if AVERAGE_FOLDER.fullmatch(one.name) and weight_files(one)
-    )
+    best = copies.get(best, best)
     return TrainingRun(
         folder=path,
         trainer=trainer,
-        members=tuple(_logged(one, log) for one in members[::-1]),
+        members=tuple(_logged(member, log) for member in reversed(members)),
         notes=tuple(f"{path}: {note}" for note in notes),
-        best=next((one for one in members if one.name == copies.get(best, best)), None),
-        average=next(average, None),
+        best=next((member for member in members if member.name == best), None),
+        average=_average_folder(path),
     )
+
+
+def _average_folder(path: Path) -> Path | None:
+    for folder in _folders(path):
+        if AVERAGE_FOLDER.fullmatch(folder.name) and weight_files(folder):
+            return folder
+    return None
 
 
 def _folders(path: Path) -> list[Path]:
-    return sorted(one for one in path.iterdir() if one.is_dir())
+    return sorted(entry for entry in path.iterdir() if entry.is_dir())
 
 
 def weight_files(folder: Path) -> list[str]:
-    return (
-        sorted(one.name for one in folder.iterdir() if WEIGHT_FILE.fullmatch(one.name))
-        if folder.is_dir()
-        else []
-    )
+    if not folder.is_dir():
+        return []
+    return sorted(path.name for path in folder.iterdir() if WEIGHT_FILE.fullmatch(path.name))
 
 
 def _checkpoints(path: Path) -> tuple[str, list[Member], dict[str, str]]:
     """(trainer, checkpoints by step, {what is left out: why}) of the layout that most folders follow."""
-    layouts, left_out = dict[str, list[Member]](), dict[str, str]()
+    layouts = dict[str, list[Member]]()
+    left_out = dict[str, str]()
     for folder in _folders(path):
         for trainer, pattern in TRAINER_FOLDERS.items():
-            if match := re.fullmatch(pattern, folder.name):
-                weights = next(
-                    (folder / one for one in INSIDE if weight_files(folder / one)), folder
-                )
+            match = re.fullmatch(pattern, folder.name)
+            if match:
+                places = [folder / place for place in INSIDE]
+                weights = next((place for place in places if weight_files(place)), folder)
                 member = Member(
                     name=folder.name, folder=folder, weights=weights, step=int(match[1])
                 )
@@ -177,34 +196,35 @@ def _checkpoints(path: Path) -> tuple[str, list[Member], dict[str, str]]:
         )
         raise UserError(f"pool.path={path} holds no checkpoints: looked for {looked_for}")
     trainer = max(layouts, key=lambda name: len(layouts[name]))
-    for other in layouts.keys() - {trainer}:
-        left_out |= dict.fromkeys(
-            (one.name for one in layouts[other]), f"most checkpoints here are {trainer}'s"
-        )
-    return trainer, sorted(layouts[trainer], key=lambda one: one.step), left_out
+    for other_trainer in layouts.keys() - {trainer}:
+        for member in layouts[other_trainer]:
+            left_out[member.name] = f"most checkpoints here are {trainer}'s"
+    return trainer, sorted(layouts[trainer], key=lambda member: member.step), left_out
 
 
 def _incomplete(member: Member, siblings: Sequence[Member]) -> str:
     """Why a checkpoint is not whole; empty if it is."""
     if not weight_files(member.weights):
         return "no weights in it"
-    names = {one.name for one in member.weights.iterdir()}
+    names = {path.name for path in member.weights.iterdir()}
     if any(name.endswith(".distcp") for name in names) and ".metadata" not in names:
         return "incomplete: no .metadata"
-    for index in (one for one in names if one.endswith(".index.json")):
+    for index in names:
+        if not index.endswith(".index.json"):
+            continue
         try:
-            lost = sorted(set(weight_map(member.weights / index).values()) - names)
+            missing = sorted(set(weight_map(member.weights / index).values()) - names)
         except UserError:
-            lost = ["a part of the index"]
-        if lost:
-            return f"incomplete: {lost[0]} is missing"
-    ranks = [match for name in names if (match := RANKS.fullmatch(name))]
-    if ranks and len(ranks) < int(ranks[0][1]):
-        return f"incomplete: {len(ranks)} of {ranks[0][1]} rank files"
+            missing = ["a part of the index"]
+        if missing:
+            return f"incomplete: {missing[0]} is missing"
+    matches = [RANKS.fullmatch(name) for name in names]
+    rank_files = [match for match in matches if match]
+    if rank_files and len(rank_files) < int(rank_files[0][1]):
+        return f"incomplete: {len(rank_files)} of {rank_files[0][1]} rank files"
     for mark in MARKS:
-        if not (member.folder / mark).exists() and any(
-            (other.folder / mark).exists() for other in siblings
-        ):
+        elsewhere = any((sibling.folder / mark).exists() for sibling in siblings)
+        if elsewhere and not (member.folder / mark).exists():
             return f"incomplete: no {mark}"
     return ""
 
@@ -216,10 +236,12 @@ def _root(path: Path, members: Sequence[Member]) -> list[str]:
     name = next((member.name for member in members if member.same_weights(path)), None)
     if name is None:
         return ["the folder itself holds weights of no checkpoint: they are not used"]
-    return [f"the folder itself holds {name}, not the last checkpoint"] * (name != members[0].name)
+    if name == members[0].name:
+        return []
+    return [f"the folder itself holds {name}, not the last checkpoint"]
 
 
-def _gone(steps: Sequence[int], interval: float | None) -> list[str]:
+def _missing_steps(steps: Sequence[int], interval: float | None) -> list[str]:
     """A note on steps of the saving interval without a checkpoint. The interval is the trainer's, else the smallest
     distance of two; the newest checkpoint may be saved at the end of training, off the interval."""
     distance = int(interval or 0) or min((b - a for a, b in itertools.pairwise(steps)), default=0)
@@ -241,9 +263,9 @@ def _gone(steps: Sequence[int], interval: float | None) -> list[str]:
 # ------------------------------------------------------------ learning rates
 
 
-def _state(found: Sequence[Member]) -> JsonObject:
+def _state(checkpoints: Sequence[Member]) -> JsonObject:
     """The trainer_state.json of the newest checkpoint that has a readable one."""
-    for member in reversed(found):
+    for member in reversed(checkpoints):
         with suppress(ValueError, UserError, FileNotFoundError):
             state = read_json(text_of(member.folder / STATE))
             return state if isinstance(state, Mapping) else {}
@@ -258,12 +280,10 @@ def read_rates(path: Path) -> list[JsonObject]:
     """
     text = text_of(path)
     try:
-        rows = csv.DictReader(text.splitlines())
-        pairs = (
-            read_json(text).items()
-            if path.suffix == ".json"
-            else [(row["step"], row["lr"]) for row in rows]
-        )
+        if path.suffix == ".json":
+            pairs = read_json(text).items()
+        else:
+            pairs = [(row["step"], row["lr"]) for row in csv.DictReader(text.splitlines())]
         return [{"step": int(step), "learning_rate": float(rate)} for step, rate in pairs]
     except (ValueError, TypeError, LookupError, AttributeError) as error:
         form = "a CSV with the columns step and lr, or JSON {step: rate}"
@@ -273,16 +293,16 @@ def read_rates(path: Path) -> list[JsonObject]:
 def _logged(member: Member, log: Sequence[JsonObject]) -> Member:
     """The checkpoint with what was logged last up to its step."""
 
-    def value(key: str) -> float | None:
-        pairs = [(number(entry.get("step")), number(entry.get(key))) for entry in log]
-        past = [
-            (at, value)
-            for at, value in pairs
-            if at is not None and value is not None and at <= member.step
-        ]
-        return max(past)[1] if past else None
+    def last(key: str) -> float | None:
+        values = list[tuple[float, float]]()
+        for entry in log:
+            step = number(entry.get("step"))
+            value = number(entry.get(key))
+            if step is not None and value is not None and step <= member.step:
+                values.append((step, value))
+        return max(values)[1] if values else None
 
-    return replace(member, rate=value("learning_rate"), tokens=value("num_input_tokens_seen"))
+    return replace(member, rate=last("learning_rate"), tokens=last("num_input_tokens_seen"))
 
 
 def rate_sentence(members: Sequence[Member]) -> str:
@@ -295,4 +315,6 @@ def rate_sentence(members: Sequence[Member]) -> str:
     if last < FALLEN * first:
         these = f"over these {len(members)}"
         return f"The rate fell from {first:g} to {last:g} {these}: {FELL}."
-    return f"The learning rate is {f'{first:g}' if first == last else f'{first:g} to {last:g}'}."
+    if first == last:
+        return f"The learning rate is {first:g}."
+    return f"The learning rate is {first:g} to {last:g}."

@@ -33,7 +33,16 @@ SCRATCH = 8 << 20
 MAX_VIEW_PARTS = 1 << 16
 FEW_PARTS = 16
 """Parts that are as quickly looked through one by one."""
-THREAD_BLOCKS = threading.local()
+
+
+class Scratch(threading.local):
+    """Memory of each thread, by its use."""
+
+    def __init__(self) -> None:
+        self.buffers: dict[str, Raw] = {}
+
+
+SCRATCH_OF_THREAD = Scratch()
 
 
 @dataclass(frozen=True)
@@ -50,25 +59,23 @@ class View:
     axes: tuple[tuple[int, int, int], ...]
 
     @classmethod
-    def of(cls, source: str, shape: Shape, offset: int = 0, whole: Shape | None = None) -> View:
-        """A tensor as it is, or a box of the `whole` of it."""
-        steps = row_major(whole or shape)
-        return cls(
-            shape,
-            (source,),
-            offset,
-            tuple((n, step, 0) for n, step in zip(shape, steps, strict=True)),
-        )
+    def of(cls, source: str, shape: Shape, offset: int = 0, full: Shape | None = None) -> View:
+        """A tensor as it is, or a box of one of shape `full`."""
+        steps = row_major(full or shape)
+        axes = tuple((n, step, 0) for n, step in zip(shape, steps, strict=True))
+        return cls(shape, (source,), offset, axes)
 
     @cached_property
     def sizes(self) -> Shape:
         return tuple(size for size, _, _ in self.axes)
 
     @cached_property
+    def steps(self) -> Shape:
+        return tuple(step for _, step, _ in self.axes)
+
+    @cached_property
     def contiguous(self) -> bool:
-        return len(self.sources) == 1 and in_order(
-            self.sizes, tuple(step for _, step, _ in self.axes)
-        )
+        return len(self.sources) == 1 and in_order(self.sizes, self.steps)
 
     def read(
         self, start: int, into: Raw, stored: Mapping[str, StoredTensor], fetch: Fetch
@@ -78,31 +85,30 @@ class View:
         if self.contiguous:
             return first.read(self.offset + start, into, fetch)
         for low, high in boxes(self.sizes, start, len(into) // first.size):
-            sizes = [b - a for a, b in zip(low, high, strict=True)]
-            taken = math.prod(sizes) * first.size
-            self._read_box(low, elements(into[:taken], first.size).reshape(sizes), stored, fetch)
-            into = into[taken:]
+            sizes = tuple(map(sub, high, low))
+            nbytes = math.prod(sizes) * first.size
+            box = elements(into[:nbytes], first.size).reshape(sizes)
+            self._read_box(low, box, stored, fetch)
+            into = into[nbytes:]
         return []
 
     def _read_box(
         self, low: Shape, out: NDArray[Any], stored: Mapping[str, StoredTensor], fetch: Fetch
     ) -> None:
         """Fill `out` with the box from `low` on, source by source."""
-        steps = tuple(step for _, step, _ in self.axes)
-        ranges = [
-            range(a, a + n) if jump else (a,)
-            for a, n, (_, _, jump) in zip(low, out.shape, self.axes, strict=True)
-        ]
-        for at in itertools.product(*ranges):
-            source = self.sources[
-                sum(i * jump for i, (_, _, jump) in zip(at, self.axes, strict=True))
-            ]
-            place = tuple(
-                slice(i - a, i - a + 1) if jump else slice(None)
-                for i, a, (_, _, jump) in zip(at, low, self.axes, strict=True)
-            )
-            begin = self.offset + sum(i * step for i, step in zip(at, steps, strict=True))
-            gather(stored[source], begin, steps, out[place], fetch)
+        jumps = tuple(jump for _, _, jump in self.axes)
+        # Each index of an axis that leads from source to source is read alone, the other axes whole.
+        ranges = list[range]()
+        for first, count, jump in zip(low, out.shape, jumps, strict=True):
+            ranges.append(range(first, first + count if jump else first + 1))
+
+        for index in itertools.product(*ranges):
+            source = self.sources[sum(map(mul, index, jumps))]
+            begin = self.offset + sum(map(mul, index, self.steps))
+            place = list[slice]()
+            for i, first, jump in zip(index, low, jumps, strict=True):
+                place.append(slice(i - first, i - first + 1) if jump else slice(None))
+            gather(stored[source], begin, self.steps, out[tuple(place)], fetch)
 
 
 @dataclass(frozen=True)
@@ -137,11 +143,9 @@ Tile: TypeAlias = tuple[int, Shape, list[tuple[Shape, Shape]]]
 @lru_cache(maxsize=1 << 12)
 def row_major(shape: Shape) -> Shape:
     """The strides of a contiguous array, in elements."""
-    return (
-        tuple(itertools.accumulate(reversed(shape[1:]), lambda a, b: a * b, initial=1))[::-1]
-        if shape
-        else ()
-    )
+    if not shape:
+        return ()
+    return tuple(itertools.accumulate(reversed(shape[1:]), mul, initial=1))[::-1]
 
 
 def in_order(shape: Shape, steps: Shape) -> bool:
@@ -155,17 +159,18 @@ def boxes(shape: Shape, start: int, count: int) -> list[tuple[Shape, Shape]]:
 
     Each is one index in the leading dimensions, a range in one, and everything in the others.
     """
-    found = []
+    ranges = []
     steps = row_major(shape)
     end = start + count
     while start < end:
+        # The outermost dimension of which whole indexes begin here; so many of them as fit.
         level = next(d for d, step in enumerate(steps) if start % step == 0 and end - start >= step)
         low = [start // step % size for step, size in zip(steps, shape, strict=True)]
-        taken = min((end - start) // steps[level], shape[level] - low[level])
-        sizes = [1] * level + [taken, *shape[level + 1 :]]
-        found.append((tuple(low), tuple(map(add, low, sizes))))
-        start += taken * steps[level]
-    return found
+        indexes = min((end - start) // steps[level], shape[level] - low[level])
+        sizes = [1] * level + [indexes, *shape[level + 1 :]]
+        ranges.append((tuple(low), tuple(map(add, low, sizes))))
+        start += indexes * steps[level]
+    return ranges
 
 
 class StoredTensor:
@@ -180,30 +185,29 @@ class StoredTensor:
         self.shape = shape
         self.size = size_of(dtype)
         self.parts = tuple(part for part in parts if part.count)
-        places = [(part.start or (0,), part.sizes or (1,)) for part in self.parts]
-        whole = shape or (1,)
-        for low, sizes in places:
-            if len(low) != len(whole) or any(
-                a < 0 or a + n > m for a, n, m in zip(low, sizes, whole, strict=True)
-            ):
-                raise ValueError("a part of it is outside of its shape")
+        # A scalar is one element of one dimension.
+        sizes = shape or (1,)
+        for part in self.parts:
+            _check_inside(part, sizes)
         # A dimension that no part cuts is joined to the one before: most tensors are one run of elements then.
-        edges = [
-            d
-            for d, size in enumerate(whole)
-            if not d or any(sizes[d] != size for _, sizes in places)
-        ]
-        groups = list(itertools.pairwise([*edges, len(whole)]))
-        self._shape = tuple(math.prod(whole[a:b]) for a, b in groups)
-        self._boxes = []
-        for part, (start, sizes) in zip(self.parts, places, strict=True):
-            low = tuple(start[a] * math.prod(whole[a + 1 : b]) for a, b in groups)
-            counts = tuple(math.prod(sizes[a:b]) for a, b in groups)
-            steps = tuple(step * self.size for step in row_major(counts))
-            origin = part.offset - sum(map(mul, low, steps))
-            self._boxes.append(Box(low, tuple(map(add, low, counts)), part.file, origin, steps))
+        edges = [0]
+        for d in range(1, len(sizes)):
+            if any(part.sizes[d] != sizes[d] for part in self.parts):
+                edges.append(d)
+        groups = list(itertools.pairwise([*edges, len(sizes)]))
+        self._shape = tuple(math.prod(sizes[a:b]) for a, b in groups)
+        self._boxes = [self._box(part, sizes, groups) for part in self.parts]
         self._boxes.sort(key=attrgetter("low"))  # parts that are rows are read in their order
         self._check_cover()
+
+    def _box(self, part: Part, sizes: Shape, groups: Sequence[tuple[int, int]]) -> Box:
+        """A part in the joined dimensions of a tensor of `sizes`; a group (a, b) is the dimensions a .. b - 1."""
+        start = part.start or (0,)
+        low = tuple(start[a] * math.prod(sizes[a + 1 : b]) for a, b in groups)
+        counts = tuple(math.prod((part.sizes or (1,))[a:b]) for a, b in groups)
+        steps = tuple(step * self.size for step in row_major(counts))
+        origin = part.offset - sum(map(mul, low, steps))
+        return Box(low, tuple(map(add, low, counts)), part.file, origin, steps)
 
     @classmethod
     def of(cls, tensor: Tensor) -> StoredTensor:
@@ -220,23 +224,24 @@ class StoredTensor:
             raise ValueError("its parts leave a hole, or overlap")
         if len(self.parts) > MAX_VIEW_PARTS:
             raise ValueError("it has too many parts")
-        if any(len(self._near(low, high)) > 1 for low, high in zip(*self._edges, strict=True)):
-            raise ValueError("its parts overlap")
+        for low, high in zip(*self._edges, strict=True):
+            if len(self._near(low, high)) > 1:
+                raise ValueError("its parts overlap")
 
     @cached_property
     def _edges(self) -> tuple[IntArray, IntArray]:
-        low, high = (
-            [edge(box) for box in self._boxes] for edge in (attrgetter("low"), attrgetter("high"))
-        )
+        """First indexes, and those behind the last ones, of all boxes [boxes, dimensions]."""
         shape = (-1, len(self._shape))
-        return np.array(low, np.int64).reshape(shape), np.array(high, np.int64).reshape(shape)
+        low = np.array([box.low for box in self._boxes], np.int64)
+        high = np.array([box.high for box in self._boxes], np.int64)
+        return low.reshape(shape), high.reshape(shape)
 
     def _near(self, low: Shape | IntArray, high: Shape | IntArray) -> list[int]:
         """The numbers of the parts that have something of a box."""
-        found: list[int] = np.flatnonzero(
-            ((self._edges[0] < high) & (self._edges[1] > low)).all(axis=1)
-        ).tolist()
-        return found
+        lows, highs = self._edges
+        common = ((lows < high) & (highs > low)).all(axis=1)
+        numbers: list[int] = np.flatnonzero(common).tolist()
+        return numbers
 
     def read(self, start: int, into: Raw, fetch: Fetch) -> list[Tile]:
         """Fill `into` with the elements from `start` on; those of the tiles are in the order of their parts."""
@@ -246,7 +251,8 @@ class StoredTensor:
             sizes = tuple(map(sub, high, low))
             count = math.prod(sizes)
             cuts = self._read_box(low, high, into[at * self.size : (at + count) * self.size], fetch)
-            if any(taken[1:] != sizes[1:] for _, taken in cuts):
+            # Parts that are not rows of the box follow each other in another order than its elements.
+            if any(part_sizes[1:] != sizes[1:] for _, part_sizes in cuts):
                 tiles.append((at, sizes, cuts))
             at += count
         return tiles
@@ -256,33 +262,44 @@ class StoredTensor:
     ) -> list[tuple[Shape, Shape]]:
         """A box of `boxes`, part by part: what a part has of it is contiguous in the part's file."""
         cuts = []
-        for number in (
-            self._near(low, high) if len(self.parts) > FEW_PARTS else range(len(self.parts))
-        ):
-            box = self._boxes[number]
+        near = self._boxes
+        if len(near) > FEW_PARTS:
+            near = [self._boxes[number] for number in self._near(low, high)]
+        for box in near:
             first = tuple(map(max, box.low, low))
             last = tuple(map(min, box.high, high))
             if not all(map(lt, first, last)):
                 continue
-            taken = tuple(map(sub, last, first))
-            nbytes = math.prod(taken) * self.size
+            sizes = tuple(map(sub, last, first))
+            nbytes = math.prod(sizes) * self.size
             fetch(box.file, into[:nbytes], box.origin + sum(map(mul, first, box.steps)))
             into = into[nbytes:]
-            cuts.append((tuple(map(sub, first, low)), taken))
+            cuts.append((tuple(map(sub, first, low)), sizes))
         return cuts
+
+
+def _check_inside(part: Part, sizes: Shape) -> None:
+    """ValueError for a part that is not inside of a tensor of these sizes."""
+    start = part.start or (0,)
+    if len(start) != len(sizes):
+        raise ValueError("a part of it is outside of its shape")
+    for first, count, size in zip(start, part.sizes or (1,), sizes, strict=True):
+        if first < 0 or first + count > size:
+            raise ValueError("a part of it is outside of its shape")
 
 
 def arrange(raw: Raw, size: int, tiles: Sequence[Tile]) -> None:
     """Put elements of `size` bytes that were read part by part in the order of their tensor."""
     for begin, sizes, cuts in tiles:
-        whole = elements(raw, size)[begin : begin + math.prod(sizes)]
-        read = elements(scratch_of("tile", whole.nbytes), size)
+        flat = elements(raw, size)[begin : begin + math.prod(sizes)]
+        in_parts = elements(scratch_of("tile", flat.nbytes), size)
+        in_parts[:] = flat
+        tile = flat.reshape(sizes)
         at = 0
-        read[:] = whole
-        for low, taken in cuts:
-            count = math.prod(taken)
-            place = tuple(map(slice, low, map(add, low, taken)))
-            whole.reshape(sizes)[place] = read[at : at + count].reshape(taken)
+        for low, part_sizes in cuts:
+            count = math.prod(part_sizes)
+            place = tuple(map(slice, low, map(add, low, part_sizes)))
+            tile[place] = in_parts[at : at + count].reshape(part_sizes)
             at += count
 
 
@@ -292,15 +309,17 @@ def gather(source: StoredTensor, first: int, steps: Shape, out: NDArray[Any], fe
         raw = out.reshape(-1).view(np.uint8)
         arrange(raw, source.size, source.read(first, raw, fetch))
         return
-    reach = [(n - 1) * step for n, step in zip(out.shape, steps, strict=True)]
-    span = sum(reach) + 1
+    # From the first to the last element of the array there are so many in the stored tensor.
+    distances = [(n - 1) * step for n, step in zip(out.shape, steps, strict=True)]
+    span = sum(distances) + 1
     if span * source.size <= SCRATCH or out.size == 1:
         scratch = scratch_of("view", span * source.size)
         arrange(scratch, source.size, source.read(first, scratch, fetch))
         strides = tuple(step * source.size for step in steps)
         out[...] = as_strided(elements(scratch, source.size), out.shape, strides)
         return
-    widest = reach.index(max(reach))
+    # Too many to read at once: the two halves of the axis that spans most.
+    widest = distances.index(max(distances))
     half = out.shape[widest] // 2
     for begin, end in ((0, half), (half, out.shape[widest])):
         place = (*[slice(None)] * widest, slice(begin, end))
@@ -309,10 +328,10 @@ def gather(source: StoredTensor, first: int, steps: Shape, out: NDArray[Any], fe
 
 def scratch_of(use: str, nbytes: int) -> Raw:
     """Memory of this thread for one use, which the next use of that kind overwrites."""
-    kept: dict[str, Raw] = vars(THREAD_BLOCKS)
-    if len(kept.get(use, ())) < nbytes:
-        kept[use] = np.empty(nbytes, np.uint8)
-    return kept[use][:nbytes]
+    buffers = SCRATCH_OF_THREAD.buffers
+    if len(buffers.get(use, ())) < nbytes:
+        buffers[use] = np.empty(nbytes, np.uint8)
+    return buffers[use][:nbytes]
 
 
 def elements(raw: Raw, size: int) -> NDArray[Any]:
@@ -362,13 +381,14 @@ class Assembly:
             tensor = self.tensors[number]
             first = offset - tensor.offset
             size = size_of(tensor.dtype)
-            taken = min(len(into), tensor.nbytes - first)
-            found = self.views[tensor.name].read(first // size, into[:taken], self.stored, fetch)
+            piece = into[: tensor.nbytes - first]
+            view = self.views[tensor.name]
+            piece_tiles = view.read(first // size, piece, self.stored, fetch)
             if tiles is None:
-                arrange(into[:taken], size, found)
+                arrange(piece, size, piece_tiles)
             else:
-                tiles += [(at + begin, sizes, cuts) for begin, sizes, cuts in found]
-            offset = offset + taken
-            into = into[taken:]
+                tiles += [(at + begin, sizes, cuts) for begin, sizes, cuts in piece_tiles]
+            offset = offset + len(piece)
+            into = into[len(piece) :]
             number = number + 1
-            at = at + taken // size
+            at = at + len(piece) // size

@@ -16,9 +16,11 @@ from souping.comparison.api import AVERAGES, LogSource, compare
 from souping.comparison.verdict import FAIL_ON, WORDS, Word
 from souping.core.arguments import positive
 from souping.core.fields import pick
-from souping.core.files import error_text, expanded, write_files
+from souping.core.files import error_text, expanded
+from souping.core.folders import write_files
+from souping.core.parsing import read_json
 from souping.core.reading import read
-from souping.core.text import read_json, safe
+from souping.core.text import safe
 from souping.core.types import UserError, frozen
 
 PAGES = ("report.html", "report.md")

@@ -24,7 +24,8 @@ from souping.cli.help import folder
 from souping.cli.process import interrupts_raise
 from souping.cli.settings import settings_of, unresolved
 from souping.core.files import expanded, nearby
-from souping.core.text import first_line, listed, read_yaml, safe
+from souping.core.parsing import read_yaml
+from souping.core.text import first_line, listed, safe
 from souping.core.types import UserError
 from souping.pipeline.settings import RunSettings
 from souping.report.progress import show_warnings

@@ -8,7 +8,7 @@ from contextlib import suppress
 from itertools import count
 from pathlib import Path
 
-from souping.core.files import discard, missing_folders
+from souping.core.folders import discard, missing_folders
 from souping.core.types import LateError
 from souping.report.progress import EARLY
 

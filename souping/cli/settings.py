@@ -10,7 +10,7 @@ from typing import Any
 from omegaconf import OmegaConf
 
 from souping.analysis.guards import read_guards
-from souping.cli.config import build, merges_only
+from souping.cli.parts import build, merges_only
 from souping.core.files import expanded
 from souping.core.types import UserError
 from souping.pipeline.settings import MergeSettings, RunSettings, expectations

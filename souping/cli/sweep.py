@@ -15,8 +15,9 @@ from hydra.conf import HydraConf
 from hydra.experimental.callback import Callback
 from omegaconf import DictConfig, OmegaConf, read_write
 
-from souping.cli.config import build_part, named_in
+from souping.cli.config import named_in
 from souping.cli.errors import EXPECTED, explain
+from souping.cli.parts import build_part
 from souping.cli.process import EXIT_STATUSES
 from souping.cli.run_folder import note_missing, numbered_folders
 from souping.cli.settings import unresolved

@@ -14,8 +14,9 @@ from souping.analysis.sign_flip import ALPHA
 from souping.analysis.significance import penalty
 from souping.core.fields import text_of
 from souping.core.files import expanded, seen_from
+from souping.core.parsing import read_yaml
 from souping.core.reading import read
-from souping.core.text import first_line, read_yaml
+from souping.core.text import first_line
 from souping.core.types import Json, UserError, digest, frozen
 from souping.logs.match import Matched, MatchedMetric
 from souping.logs.records import Log, LoggedAnswer, read_object

@@ -36,7 +36,8 @@ from annotated_types import Interval
 
 from souping.core.arguments import LONGEST_TIMEOUT_S
 from souping.core.files import regular
-from souping.core.text import first_line, listed, nearest, read_json, shown
+from souping.core.parsing import read_json
+from souping.core.text import first_line, listed, nearest, shown
 from souping.core.types import TOLERANCE, Json, T, UserError, Weights, frozen
 
 Hint: TypeAlias = type
@@ -89,16 +90,18 @@ def component(cls: type[T]) -> type[T]:
     """
     relations = getattr(cls, "__post_init__", None)  # of the class or a base, where there is one
 
-    def check(self: T) -> None:
-        _check_fields(self)
+    def __post_init__(self: T) -> None:
+        for name, value in _checked_fields(self):
+            object.__setattr__(self, name, value)
         if relations is not None:
             relations(self)
 
-    setattr(cls, "__post_init__", check)  # noqa: B010  # mypy knows no such member of T
+    setattr(cls, "__post_init__", __post_init__)  # noqa: B010  # mypy knows no such member of T
     return frozen(cls)
 
 
-def _check_fields(part: Any) -> None:
+def _checked_fields(part: Any) -> Iterator[tuple[str, Any]]:
+    """(name, plain value) of the fields that were given."""
     kind: Callable[..., Any] = type(part)
     hints = hints_of(kind)
     for setting in fields(part):
@@ -110,9 +113,9 @@ def _check_fields(part: Any) -> None:
             value = value.tolist()
         elif isinstance(value, Path) and fits(str(value), hints[name]):
             value = str(value)
-        object.__setattr__(part, name, value)
         if fault := mismatch(value, hints[name]):
             raise UserError(f"{kind.__name__}({name}={value!r:.60}) {fault}")
+        yield name, value
 
 
 def check_arguments(function: Callable[..., Any], arguments: Mapping[str, Any]) -> None:

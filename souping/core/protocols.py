@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from statistics import fmean
 from typing import TYPE_CHECKING, Literal
@@ -36,6 +35,7 @@ from souping.core.types import (
     UserError,
     Weights,
     digest,
+    frozen,
 )
 from souping.core.unit import POINTS, Unit
 
@@ -45,24 +45,6 @@ if TYPE_CHECKING:
 ModelForm = Literal["module", "folder"]
 Correlation = Callable[[FloatArray], Correlations]
 """scores [M, C] -> correlations [C, C] with intervals."""
-MEASURING = {
-    "batch_size",
-    "device",
-    "threads",
-    "workers",
-    "seed",
-    "sampling_seed",
-    "random_seed",
-    "numpy_random_seed",
-    "torch_random_seed",
-    "tensor_parallel_size",
-    "enforce_eager",
-}
-"""Settings that make another measurement of the same claim: the machine, the batch and the draws of answers."""
-
-
-def _unmeasured(settings: Mapping[str, Json]) -> dict[str, Json]:
-    return {name: value for name, value in settings.items() if name not in MEASURING}
 
 
 class Component:
@@ -271,7 +253,7 @@ class ScoreSource(ABC):
         """Score matrix of the candidates; `measure` evaluates them where they have to be measured."""
 
 
-@dataclass(frozen=True, kw_only=True)
+@frozen
 class ModuleSettings:
     """Settings of the live module that soups are poured into. Evaluators with equal settings share one module."""
 
@@ -280,7 +262,7 @@ class ModuleSettings:
     trust_remote_code: bool = False
 
 
-@dataclass(frozen=True, kw_only=True)
+@frozen
 class ModelHost:
     """Engine or server that holds the model in processes of its own.
 
@@ -317,128 +299,32 @@ class LoadedModel(ABC):
     def folder(self) -> Path: ...
 
 
-class Evaluator(Component, ABC):
-    """Evaluates a model on items, with a record for every item.
+@frozen
+class Hosting:
+    """Form in which an evaluator takes soups, a live module or a folder, and what holds them.
 
-    `batches` cuts a whole fold by a fixed rule into blocks; the items of a block are answered and stored together.
-    `settings` is everything that an answer or score depends on besides the model, the item and its block.
+    `device` is where the live module stands, as it was set: cpu, cuda, cuda:N, mps, or auto. `host` holds the model in
+    processes of its own, if anything does.
     """
 
+    model_form: ModelForm = "module"
     device: str = "cpu"
-    """Where the live module stands, as it was set: cpu, cuda, cuda:N, mps, or auto."""
-    brings_items: bool = False
-    """Whether it has items of its own and accepts no others."""
-    blocks_matter: bool = True
-    """Whether an answer depends, in the last digits, on the other items of its block."""
-    aggregate: str = ""
-    """How the scores of several answers become an item's, where there is a choice: `mean`, or `pass` (the best)."""
-    scored_by: str = ""
-    """Setting that decides how answers are scored, such as the version of a harness."""
-    length_key: str = ""
-    """Setting that bounds the tokens of an answer, as it is typed: to be raised if answers are cut off."""
+    host: ModelHost | None = None
 
-    @property
-    def unit(self) -> Unit:
-        """Unit and direction of its scores, and whether they are fractions of 1. An external tool's may be anything."""
-        return POINTS
-
-    @property
-    @abstractmethod
-    def settings(self) -> Mapping[str, Json]: ...
-
-    @property
-    def fingerprint(self) -> str:
-        settings = self.settings
-        try:
-            return digest(dict(settings))
-        except TypeError as error:
-            plain = "a dict of texts, numbers, lists and dicts"
-            raise UserError(f"evaluator {named(self)}: settings are {plain}: {error}") from None
-
-    @property
-    def title(self) -> str:
-        """Name in reports and messages."""
-        return str(
-            self.settings.get("evaluator") or self.settings.get("name") or type(self).__name__
-        )
-
-    @abstractmethod
-    def batches(self, items: Sequence[Item], replicate: int = 0) -> list[tuple[Item, ...]]: ...
-
-    @abstractmethod
-    def evaluate(
-        self, model: LoadedModel, items: Sequence[Item], replicate: int = 0
-    ) -> list[Record]: ...
+    def module_settings(self) -> ModuleSettings:
+        """How the live module is loaded."""
+        return ModuleSettings()
 
     def stored(self, soup: str, items: Sequence[Item]) -> None:
         """The records of these items are in the store: what was kept until then may go."""
         return None
 
-    @property
-    def answers_per_item(self) -> int:
-        """Replicates of each item: 0, 1, ..."""
-        return 1
 
-    @property
-    def full_batch(self) -> int:
-        """Items that are answered together; fewer at a time are slow. 1 if that does not matter."""
-        return 1
+class Prompts:
+    """How an evaluator shows items to a model, and the items that it has of its own."""
 
-    @property
-    def whole_folds(self) -> bool:
-        """Whether only whole folds give an item's score (corpus metrics)."""
-        return False
-
-    @property
-    def look(self) -> str:
-        """Identity of what a report measures: the settings without the machine, the batch and the draws."""
-        settings = _unmeasured(self.settings)
-        for name in ("decoding", "engine", "server"):
-            inner = settings.get(name)
-            if isinstance(inner, Mapping):
-                settings[name] = _unmeasured(inner)
-        draws = [self.answers_per_item] if self.aggregate == "pass" else []
-        return digest([settings, self.aggregate, *draws])
-
-    @property
-    def former_look(self) -> str:
-        """`look` as earlier versions had it: with all settings."""
-        return digest(
-            [self.fingerprint, self.answers_per_item, *([self.aggregate] if self.aggregate else [])]
-        )
-
-    def for_pool(self, architecture_folder: Path, folders: Mapping[str, Path]) -> Evaluator:
-        """This evaluator with what its settings leave to the candidates' files.
-
-        Raises:
-            UserError: the files disagree, or cannot be read.
-        """
-        return self
-
-    def banner(self) -> str:
-        """Line about how items are prompted, for the start of a run."""
-        return ""
-
-    def pool_notes(self, folders: Mapping[str, Path]) -> list[str]:
-        """Notes for the report on how these candidates are prompted."""
-        return []
-
-    def prompt_notes(self, folder: Path, items: Sequence[Item]) -> list[str]:
-        """Likely mistakes in how the tokenizer in `folder` shows these items to a model."""
-        return []
-
-    def rescore(self, item: Item, answer: Record) -> Record | None:
-        """A stored answer with its score; None if the model has to answer again."""
-        return None
-
-    @property
-    def model_form(self) -> ModelForm:
-        """Form in which it takes soups: a live module, or a folder."""
-        return "module"
-
-    def module_settings(self) -> ModuleSettings:
-        """How the live module is loaded."""
-        return ModuleSettings()
+    brings_items: bool = False
+    """Whether there are items of its own; no others are then accepted."""
 
     @property
     def benchmark(self) -> BenchmarkItems | None:
@@ -449,6 +335,10 @@ class Evaluator(Component, ABC):
         """Items without content, as many as its benchmark has by its published sizes; none if those are unknown."""
         return ()
 
+    def banner(self) -> str:
+        """Line about how items are prompted, for the start of a run."""
+        return ""
+
     def check(self, candidates: Sequence[str]) -> None:
         """Refuse, before any work, settings that do not fit these candidates or this machine (UserError)."""
         return None
@@ -457,9 +347,46 @@ class Evaluator(Component, ABC):
         """Refuse, before any work, items that the tokenizer in `folder` cannot encode (UserError)."""
         return None
 
-    def for_recipe(self, recipe: Recipe) -> Evaluator:
-        """This evaluator with its settings for one model. Its fingerprint keys that model's answers in the store."""
-        return self
+    def pool_notes(self, folders: Mapping[str, Path]) -> list[str]:
+        """Notes for the report on how these candidates are prompted."""
+        return []
+
+    def prompt_notes(self, folder: Path, items: Sequence[Item]) -> list[str]:
+        """Likely mistakes in how the tokenizer in `folder` shows these items to a model."""
+        return []
+
+
+@frozen
+class Sampling:
+    """How items are answered.
+
+    An item has so many answers, its replicates 0, 1, ...; fewer items at a time than a `full_batch` are slow.
+    `blocks_matter` if an answer depends, in the last digits, on the other items of its block. `length_key` is the
+    setting that bounds the tokens of an answer, as it is typed; `answer_tokens` is its value, if there is one.
+    """
+
+    answers_per_item: int = 1
+    full_batch: int = 1
+    blocks_matter: bool = True
+    answer_tokens: int | None = None
+    length_key: str = ""
+
+
+@frozen
+class Scoring:
+    """How answers become scores.
+
+    `aggregate` says how the scores of several answers become an item's, where there is a choice: `mean`, or `pass` (the
+    best). `scored_by` is what decides the score of an answer, such as the version of a harness.
+    """
+
+    aggregate: str = ""
+    scored_by: Json = None
+
+    @property
+    def whole_folds(self) -> bool:
+        """Whether only whole folds give an item's score (corpus metrics)."""
+        return False
 
     def item_scores(self, items: Sequence[Item], records: Sequence[Sequence[Record]]) -> FloatArray:
         """[I] values whose mean over a category's items is the category's score; `records` are each item's answers."""
@@ -469,17 +396,79 @@ class Evaluator(Component, ABC):
     def scorer_digest(self, item: Item) -> str:
         """Digest of what scores the item's answers, but for its reference: scores by another one do not compare."""
         code = item.user_scorer.digest if item.user_scorer else ""
-        return digest([item.scorer, code, self.settings.get(self.scored_by)])
+        return digest([item.scorer, code, self.scored_by])
 
-    @property
-    def host(self) -> ModelHost | None:
-        """What holds the model in processes of its own, if anything does."""
+    def rescore(self, item: Item, answer: Record) -> Record | None:
+        """A stored answer with its score; None if the model has to answer again."""
         return None
 
+
+EVALUATOR_PARTS = {"prompts": Prompts, "sampling": Sampling, "scoring": Scoring, "hosting": Hosting}
+
+
+class Evaluator(Component, ABC):
+    """Evaluates a model on items, with a record for every item.
+
+    `batches` cuts a whole fold by a fixed rule into blocks; the items of a block are answered and stored together.
+    `settings` is everything that an answer or score depends on besides the model, the item and its block. What else may
+    be known of an evaluator is in the parts that it holds: `prompts`, `sampling`, `scoring`, `hosting`.
+    """
+
+    def __init_subclass__(cls) -> None:
+        """Refuse a class that has a part's member, which nothing would read; a field may have its name (UserError)."""
+        super().__init_subclass__()
+        for name, part in EVALUATOR_PARTS.items():
+            members = {member for member in vars(part) if not member.startswith("_")}
+            lost = sorted(members & vars(cls).keys() - cls.__annotations__.keys())
+            if lost:
+                raise UserError(
+                    f"{cls.__name__}.{lost[0]} is a member of its `{name}`: {part.__name__}"
+                )
+
     @property
-    def answer_tokens(self) -> int | None:
-        """Limit of tokens per answer, if the settings have one."""
-        return None
+    def unit(self) -> Unit:
+        """Unit and direction of its scores, and whether they are fractions of 1. An external tool's may be anything."""
+        return POINTS
+
+    @property
+    @abstractmethod
+    def settings(self) -> Mapping[str, Json]: ...
+
+    @abstractmethod
+    def batches(self, items: Sequence[Item], replicate: int = 0) -> list[tuple[Item, ...]]: ...
+
+    @abstractmethod
+    def evaluate(
+        self, model: LoadedModel, items: Sequence[Item], replicate: int = 0
+    ) -> list[Record]: ...
+
+    def for_pool(self, architecture_folder: Path, folders: Mapping[str, Path]) -> Evaluator:
+        """This evaluator with what its settings leave to the candidates' files.
+
+        Raises:
+            UserError: the files disagree, or cannot be read.
+        """
+        return self
+
+    def for_recipe(self, recipe: Recipe) -> Evaluator:
+        """This evaluator with its settings for one model. Its fingerprint keys that model's answers in the store."""
+        return self
+
+    @property
+    def prompts(self) -> Prompts:
+        return Prompts()
+
+    @property
+    def sampling(self) -> Sampling:
+        return Sampling()
+
+    @property
+    def scoring(self) -> Scoring:
+        return Scoring()
+
+    @property
+    def hosting(self) -> Hosting:
+        return Hosting()
 
 
 class Tracker(Component, ABC):

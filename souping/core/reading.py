@@ -20,7 +20,7 @@ from typing import Any, Union, get_args, get_origin, get_type_hints
 import numpy as np
 
 from souping.core.fields import Hint
-from souping.core.text import MAX_DEPTH
+from souping.core.parsing import MAX_DEPTH
 from souping.core.types import Json, T
 
 NULL = MappingProxyType({"null": True})

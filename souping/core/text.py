@@ -1,9 +1,8 @@
-"""Texts for people: names safe to print, lists of them, near misses; and JSON and YAML from somebody else."""
+"""Texts for people: names safe to print, lists of them, near misses."""
 
 from __future__ import annotations
 
 import inspect
-import json
 import math
 import re
 from collections.abc import Callable, Iterable
@@ -16,8 +15,6 @@ from typing import Any
 
 from souping.core.types import Missing, UserError
 
-MAX_DEPTH = 100
-"""Levels of lists and objects in JSON; no config, item or recipe has so many."""
 UNSAFE = re.compile(
     "[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ufeff\ufff9-\ufffb\ufffe\uffff]"
     "|[\ud800-\udfff\U000e0000-\U000e007f]"
@@ -31,63 +28,6 @@ def safe(text: str) -> str:
         lambda match: match.group().encode("unicode_escape", "backslashreplace").decode("ascii"),
         text,
     )
-
-
-def read_json(
-    text: str | bytes, pairs: Callable[[list[tuple[str, Any]]], Any] | None = None
-) -> Any:
-    """JSON from somebody else; `pairs` is json's `object_pairs_hook`.
-
-    Raises:
-        ValueError: it is none, nests deeper than code that walks it can bear, or holds a number that no float can hold.
-    """
-    try:
-        value = json.loads(text, object_pairs_hook=pairs, parse_float=_number, parse_int=_number)
-    except RecursionError:
-        raise ValueError("nested too deeply") from None
-    if nests_deeply(value):
-        raise ValueError("nested too deeply")
-    return value
-
-
-def nests_deeply(value: Any) -> bool:
-    """Whether JSON nests deeper than code that walks it can bear."""
-    layer = [value]
-    for _ in range(MAX_DEPTH + 1):
-        inner = list[Any]()
-        for node in layer:
-            if isinstance(node, dict):
-                inner += node.values()
-            elif isinstance(node, list):
-                inner += node
-        layer = inner
-    return bool(layer)
-
-
-def read_yaml(text: str | bytes) -> Any:
-    """YAML from somebody else.
-
-    Raises:
-        ValueError: it has aliases, a few lines of which fill any memory.
-        yaml.YAMLError: it is no YAML.
-    """
-    import yaml
-
-    class PlainLoader(yaml.SafeLoader):  # type: ignore[misc]  # PyYAML has no types
-        """Loader that refuses aliases."""
-
-        def compose_node(self, parent: yaml.Node | None, index: int) -> yaml.Node | None:
-            if self.check_event(yaml.AliasEvent):
-                raise ValueError("it has YAML aliases (*NAME), which no run writes")
-            return super().compose_node(parent, index)
-
-    return yaml.load(text, PlainLoader)
-
-
-def _number(digits: str) -> int | float:
-    if math.isinf(float(digits)):
-        raise ValueError(f"the number {shown(digits)} is too large")
-    return int(digits) if digits.lstrip("-").isdigit() else float(digits)
 
 
 DASH = "\N{EN DASH}"

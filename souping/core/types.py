@@ -19,12 +19,11 @@ from __future__ import annotations
 
 import hashlib
 import json
-import math
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Literal, SupportsFloat, TypeAlias, TypeVar, dataclass_transform
+from typing import Any, Literal, TypeAlias, TypeVar, dataclass_transform
 
 import numpy as np
 from numpy.typing import NDArray
@@ -62,39 +61,6 @@ T = TypeVar("T")
 def frozen(cls: type[T]) -> type[T]:
     """Make a class a frozen, keyword-only dataclass: plain data."""
     return dataclass(frozen=True, kw_only=True)(cls)
-
-
-def part(table: JsonObject, key: str) -> JsonObject:
-    """An object inside a JSON object, empty where there is none."""
-    value = table.get(key)
-    return value if isinstance(value, Mapping) else {}
-
-
-def elements(table: JsonObject, key: str) -> list[Json]:
-    """A list inside a JSON object, empty where there is none."""
-    value = table.get(key)
-    return [] if isinstance(value, str) or not isinstance(value, Sequence) else list(value)
-
-
-def entries(table: JsonObject, key: str) -> list[JsonObject]:
-    """The objects of a list inside a JSON object."""
-    return [entry for entry in elements(table, key) if isinstance(entry, Mapping)]
-
-
-def texts(table: JsonObject, key: str) -> list[str]:
-    """A list inside a JSON object, as texts."""
-    return [str(value) for value in elements(table, key)]
-
-
-def number(value: Json) -> float | None:
-    """A finite float, else None: what is missing, NaN or infinite is shown as a dash and stored as null."""
-    if isinstance(value, bool) or not isinstance(value, SupportsFloat):
-        return None
-    try:
-        result = float(value)
-    except OverflowError:
-        return None
-    return result if math.isfinite(result) else None
 
 
 class UserError(Exception):

@@ -18,14 +18,16 @@ import numpy as np
 
 from souping.core.fields import Count, Name, component, mismatch, pick, text_of
 from souping.core.files import expanded
+from souping.core.parsing import read_json
 from souping.core.protocols import BenchmarkItems
-from souping.core.text import check_pointer, listed, read_json
+from souping.core.text import check_pointer, listed
 from souping.core.types import (
     FOLDS,
     TEXT,
     Fold,
     Item,
     Items,
+    Json,
     JsonObject,
     UserError,
     UserScorer,
@@ -90,14 +92,13 @@ class Benchmark(BenchmarkItems):
         from souping.evaluate.scoring import load
 
         path = expanded(self.path, "benchmark.path")
-        own = load(self.scorers or {})
+        scorers = load(self.scorers or {})
         text = text_of(path).removeprefix("\ufeff")  # and no splitlines: JSON may hold U+2028
-        lines = (
-            (f"{path}:{number}", line)
-            for number, line in enumerate(text.split("\n"), start=1)
-            if line.strip()
-        )
-        items = ((where, _item(_row(line, where), where, own)) for where, line in lines)
+        items = list[tuple[str, Item]]()
+        for number, line in enumerate(text.split("\n"), start=1):
+            if line.strip():
+                where = f"{path}:{number}"
+                items.append((where, _item(_row(line, where), where, scorers)))
         return kept(_unique(items, f"benchmark.path={path}: the file"), self.exclude)
 
 
@@ -115,7 +116,10 @@ class ListedItems(BenchmarkItems):
         Raises:
             UserError: one is not valid (with its place), or an id appears twice.
         """
-        items = ((f"items[{n}]", _listed(one, f"items[{n}]")) for n, one in enumerate(self.listed))
+        items = list[tuple[str, Item]]()
+        for number, entry in enumerate(self.listed):
+            where = f"items[{number}]"
+            items.append((where, _listed(entry, where)))
         return _unique(items, "items: the list")
 
 
@@ -179,32 +183,30 @@ def kept(items: Items, exclude: Sequence[str]) -> Items:
     categories = list(dict.fromkeys(item.category for item in items))
     for name in exclude:
         pick(name, categories, "benchmark.exclude")
-    left = tuple(item for item in items if item.category not in exclude)
-    if exclude and not left:
+    included = tuple(item for item in items if item.category not in exclude)
+    if exclude and not included:
         raise UserError("benchmark.exclude leaves no category: leave one in")
-    return left
+    return included
 
 
 def outline_items(sizes: Mapping[str, int], limit: float | None, shared: Collection[str]) -> Items:
     """Items without content: `sizes` of each category, at most an integer `limit` of them. In the categories of
     `shared`, items of the same number are a group.
     """
-    return tuple(
-        Item(
-            id=f"{name}/{number}",
-            category=name,
-            prompt="",
-            answer="",
-            group=f"shared {number}" if name in shared else "",
-        )
-        for name, size in sizes.items()
-        for number in range(min(size, limit) if isinstance(limit, int) else size)
-    )
+    items = list[Item]()
+    for name, size in sizes.items():
+        count = min(size, limit) if isinstance(limit, int) else size
+        for number in range(count):
+            group = f"shared {number}" if name in shared else ""
+            items.append(
+                Item(id=f"{name}/{number}", category=name, prompt="", answer="", group=group)
+            )
+    return tuple(items)
 
 
-def _unique(found: Iterable[tuple[str, Item]], source: str) -> Items:
+def _unique(placed: Iterable[tuple[str, Item]], source: str) -> Items:
     items = {}
-    for where, item in found:
+    for where, item in placed:
         if item.id in items:
             raise UserError(f"{where}: id {item.id!r} appears twice; ids must be unique")
         items[item.id] = item
@@ -227,17 +229,17 @@ def _row(line: str, where: str) -> JsonObject:
     return row
 
 
-def _listed(one: object, where: str) -> Item:
-    if isinstance(one, Item):
-        return _checked(one, where)
-    if not isinstance(one, Mapping):
+def _listed(entry: object, where: str) -> Item:
+    if isinstance(entry, Item):
+        return _checked(entry, where)
+    if not isinstance(entry, Mapping):
         raise UserError(
-            f"{where}: an item is a souping.Item or a dict (id, category, prompt, answer), not {one!r:.60}"
+            f"{where}: an item is a souping.Item or a dict (id, category, prompt, answer), not {entry!r:.60}"
         )
-    return _item(one, where, {})
+    return _item(entry, where, {})
 
 
-def _item(row: JsonObject, where: str, own: Mapping[str, UserScorer]) -> Item:
+def _item(row: JsonObject, where: str, scorers: Mapping[str, UserScorer]) -> Item:
     values: dict[str, Any] = {"prompt": row.get("messages"), "category": row.get("source"), **row}
     names = dict.fromkeys(REQUIRED)
     if row.get("text") is not None:
@@ -265,7 +267,7 @@ def _item(row: JsonObject, where: str, own: Mapping[str, UserScorer]) -> Item:
             if isinstance(prompt, str)
             else tuple(_message(message, where) for message in prompt),
             answer=values["answer"],
-            user_scorer=own.get(texts.get("scorer", "")),
+            user_scorer=scorers.get(texts.get("scorer", "")),
             tools=tuple(tools),
         ),
         where,
@@ -311,12 +313,10 @@ class Folds:
     @property
     def content(self) -> str:
         """Digest of which items are in which fold, whatever their order."""
-        return digest(
-            [
-                sorted([item.category, item.fingerprint] for item in self.items[fold])
-                for fold in FOLDS
-            ]
-        )
+        contents = list[Json]()
+        for fold in FOLDS:
+            contents.append(sorted([item.category, item.fingerprint] for item in self.items[fold]))
+        return digest(contents)
 
 
 def position(group: str) -> float:
@@ -337,14 +337,14 @@ def shares_of(given: Mapping[str, float] | None) -> Mapping[Fold, float]:
         pick(name, FOLDS, "benchmark.folds")
         if not 0 < share < 1:
             raise UserError(f"benchmark.folds.{name}={share} must be above 0 and below 1")
-    rest = {fold: share for fold, share in FOLD_SHARES.items() if fold not in given}
-    left = 1 - sum(given.values())
-    if (rest and left < 0.01) or (not rest and abs(left) > 1e-6):
+    open_shares = {fold: share for fold, share in FOLD_SHARES.items() if fold not in given}
+    remainder = 1 - sum(given.values())
+    if (open_shares and remainder < 0.01) or (not open_shares and abs(remainder) > 1e-6):
         raise UserError(
             f"benchmark.folds: the shares add up to {sum(given.values()):g}; all three make 1"
         )
     return {
-        fold: given.get(fold, share * left / sum(rest.values() or (1,)))
+        fold: given.get(fold, share * remainder / sum(open_shares.values() or (1,)))
         for fold, share in FOLD_SHARES.items()
     }
 
@@ -370,16 +370,15 @@ def split_folds(
     members: dict[str, list[str]] = {}
     for item in items:
         members.setdefault(item.category, []).append(item.group)
-    notes = _fill(
-        {category: list(dict.fromkeys(groups)) for category, groups in members.items()},
-        fold_of,
-        needed,
-    )
-    folds = {fold: tuple(item for item in items if fold_of[item.group] == fold) for fold in FOLDS}
+    groups = {category: list(dict.fromkeys(names)) for category, names in members.items()}
+    notes = _fill(groups, fold_of, needed)
+    folds: dict[Fold, list[Item]] = {fold: [] for fold in FOLDS}
+    for item in items:
+        folds[fold_of[item.group]].append(item)
     for fold in needed:
         _check_present(fold, folds[fold], list(members))
         notes += _small(fold, folds[fold])
-    return Folds(items=folds, notes=tuple(notes))
+    return Folds(items={fold: tuple(chosen) for fold, chosen in folds.items()}, notes=tuple(notes))
 
 
 def two_folds(items: Sequence[Item]) -> Mapping[Fold, Items]:
@@ -389,9 +388,10 @@ def two_folds(items: Sequence[Item]) -> Mapping[Fold, Items]:
 
 def slices_of(items: Sequence[Item], count: int) -> list[tuple[Item, ...]]:
     """Disjoint parts of a report fold, by the hash of the group."""
-    numbers = [int(count * position(f"slice\0{item.group}")) for item in items]
-    pairs = list(zip(numbers, items, strict=True))
-    return [tuple(item for number, item in pairs if number == one) for one in range(count)]
+    slices: list[list[Item]] = [[] for _ in range(count)]
+    for item in items:
+        slices[int(count * position(f"slice\0{item.group}"))].append(item)
+    return list(map(tuple, slices))
 
 
 def check_slices(items: Sequence[Item], count: int) -> None:
@@ -413,10 +413,11 @@ def limit_folds(folds: Folds, limit: int) -> Folds:
     The report is on items of the other two folds that are used for neither selection nor search. A category without
     such items is reported on those of the search.
     """
-    select, search = (first_items(folds.items[fold], limit) for fold in ("select", "search"))
+    select = first_items(folds.items["select"], limit)
+    search = first_items(folds.items["search"], limit)
     taken = {item.group for item in [*select, *search]}
-    near = [item for fold in ("search", "select") for item in folds.items[fold]]
-    report = [*first_items([item for item in near if item.group not in taken], limit)]
+    others = [*folds.items["search"], *folds.items["select"]]
+    report = [*first_items([item for item in others if item.group not in taken], limit)]
     again = {item.category for item in search} - {item.category for item in report}
     report += [item for item in search if item.category in again]
     twice = f" (of {listed(sorted(again))}: the very items of the search)" if again else ""
@@ -448,18 +449,17 @@ def _fill(
         for fold in needed:
             counts = Counter(fold_of[group] for group in groups)
             if not counts[fold] and len(groups) >= len(needed):
-                donor = max(needed, key=lambda one: counts[one])
+                donor = max(needed, key=lambda name: counts[name])
                 moved = min((group for group in groups if fold_of[group] == donor), key=position)
                 fold_of[moved] = fold
                 moves.append((category, donor, fold))
-    few = [
-        f"{category} ({len(members[category])})"
-        for category in dict.fromkeys(category for category, *_ in moves)
-    ]
-    note = (
+    if not moves:
+        return []
+    moved_categories = dict.fromkeys(category for category, _, _ in moves)
+    few = [f"{category} ({len(members[category])})" for category in moved_categories]
+    return [
         f"{listed(few)}: few groups, so {len(moves)} moved to folds that had none of their category"
-    )
-    return [note] if moves else []
+    ]
 
 
 def _check_present(fold: Fold, items: Sequence[Item], categories: Sequence[str]) -> None:
@@ -475,11 +475,11 @@ def _check_present(fold: Fold, items: Sequence[Item], categories: Sequence[str])
 def _small(fold: Fold, items: Sequence[Item]) -> list[str]:
     counts = Counter(item.category for item in items)
     small = [f"{name} ({n})" for name, n in counts.items() if n < ENOUGH_ITEMS]
-    return (
-        [f"fold {fold}: fewer than {ENOUGH_ITEMS} items in {listed(small)}: their rates are rough"]
-        if small
-        else []
-    )
+    if not small:
+        return []
+    return [
+        f"fold {fold}: fewer than {ENOUGH_ITEMS} items in {listed(small)}: their rates are rough"
+    ]
 
 
 def groups_of(shared: Iterable[tuple[str, Iterable[str]]]) -> dict[str, str]:

@@ -7,7 +7,7 @@ import os
 import shlex
 import shutil
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack, suppress
 from dataclasses import asdict, field, replace
 from pathlib import Path
@@ -16,11 +16,23 @@ from typing import IO
 import numpy as np
 
 from souping.core.fields import Seconds, component
-from souping.core.files import LOCK_FILE, expanded, hold_folder, lock
-from souping.core.protocols import Evaluator, LoadedModel, ModelHost
+from souping.core.files import expanded
+from souping.core.folders import LOCK_FILE, hold_folder
+from souping.core.open_files import lock
+from souping.core.protocols import Evaluator, Hosting, LoadedModel, ModelHost, Sampling, Scoring
 from souping.core.system import SHARED_MEMORY
 from souping.core.text import first_line, listed, safe
-from souping.core.types import Item, Items, Json, JsonObject, Missing, Record, UserError, digest
+from souping.core.types import (
+    Item,
+    Items,
+    JsonObject,
+    Missing,
+    Outcome,
+    Record,
+    UserError,
+    digest,
+    frozen,
+)
 from souping.core.unit import POINTS, SCORE_ROUNDING, Unit
 from souping.evaluate.servers.process import ENDED, Process
 from souping.logs.records import Log, LoggedAnswer, LoggedMetric
@@ -33,6 +45,51 @@ DONE = "done"
 LOWER = replace(POINTS, meaning="percent (lower is better)", higher_is_better=False)
 OUTPUT_TAIL_BYTES = 1 << 16
 """Bytes of a command's output in which its last lines are."""
+
+
+class HeldLogs:
+    """Attempts at models that this process holds, each with the open file that locks it."""
+
+    def __init__(self) -> None:
+        self._files: dict[str, dict[Path, IO[str]]] = {}
+
+    def hold(self, soup: str, attempt: Path, file: IO[str]) -> None:
+        self._files.setdefault(soup, {})[attempt] = file
+
+    def adopt(self, soup: str, attempt: Path) -> bool:
+        """Hold an attempt, unless the process of another holds it; whether this one does."""
+        if attempt in self._files.get(soup, {}):
+            return True
+        with ExitStack() as stack, suppress(BlockingIOError, FileNotFoundError):
+            file = stack.enter_context((attempt / LOCK_FILE).open("a"))
+            lock(file.fileno(), wait=False)
+            self.hold(soup, attempt, file)
+            stack.pop_all()
+            return True
+        return False
+
+    def release(self, soup: str, items: Sequence[Item]) -> None:
+        """Remove the logs of these items, and leave those of others to whoever evaluates this model next."""
+        lines = set(map(_line, items))
+        for attempt, file in self._files.pop(soup, {}).items():
+            if _requested(attempt) <= lines:
+                shutil.rmtree(attempt, ignore_errors=True)
+            file.close()
+
+    def close(self) -> None:
+        """Leave all logs to whoever evaluates these models next."""
+        for soup in list(self._files):
+            self.release(soup, ())
+
+
+@frozen
+class CommandHosting(Hosting):
+    """Folders of models, whose logs stay until their answers are in the store."""
+
+    logs: HeldLogs
+
+    def stored(self, soup: str, items: Sequence[Item]) -> None:
+        self.logs.release(soup, items)
 
 
 @component
@@ -48,22 +105,17 @@ class CommandEvaluator(Evaluator):
     Logs stay in `dir` until their answers are in the store. If a command fails, the next run evaluates only the rest.
     """
 
-    blocks_matter = False
-    model_form = "folder"
-    scored_by = "command"
-    host = ModelHost()
+    sampling = Sampling(blocks_matter=False)
 
     command: str
     timeout: Seconds = 86400.0
     dir: str = "outputs/command"
     higher_is_better: bool = True
-    # Attempts at each model that this process holds, with their open lock files.
-    _held: dict[str, dict[Path, IO[str]]] = field(
-        default_factory=dict, init=False, repr=False, compare=False
-    )
+    _logs: HeldLogs = field(default_factory=HeldLogs, init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
-        if lacking := [name for name in ("{model}", "{out}") if name not in self.command]:
+        lacking = [name for name in ("{model}", "{out}") if name not in self.command]
+        if lacking:
             raise UserError(
                 f"evaluator.command={self.command} must contain {' and '.join(lacking)}"
             )
@@ -74,16 +126,24 @@ class CommandEvaluator(Evaluator):
 
     @property
     def settings(self) -> JsonObject:
-        direction: dict[str, Json] = {} if self.higher_is_better else {"higher_is_better": False}
-        return {"name": "command", "command": self.command, **direction}
+        settings = {"name": "command", "command": self.command}
+        if self.higher_is_better:
+            return settings
+        return {**settings, "higher_is_better": False}
+
+    @property
+    def scoring(self) -> Scoring:
+        return Scoring(scored_by=self.command)
+
+    @property
+    def hosting(self) -> Hosting:
+        return CommandHosting(model_form="folder", host=ModelHost(), logs=self._logs)
 
     def needs(self) -> list[Missing]:
         program = shlex.split(self.command)[0]
-        return (
-            []
-            if shutil.which(program)
-            else [Missing(what=f"evaluator.command: there is no program {program}")]
-        )
+        if shutil.which(program):
+            return []
+        return [Missing(what=f"evaluator.command: there is no program {program}")]
 
     def batches(self, items: Sequence[Item], replicate: int = 0) -> list[Items]:
         """One command for all items."""
@@ -97,47 +157,35 @@ class CommandEvaluator(Evaluator):
         Raises:
             UserError: the command failed, took too long, or left no log of all items, or one in another unit.
         """
-        held = self._held.setdefault(model.soup, {})
         try:
-            return self._records(model, items, held)
+            return self._records(model, items)
         except BaseException:
             self.close()
             raise
 
-    def stored(self, soup: str, items: Sequence[Item]) -> None:
-        """Remove the logs that this process holds of these items, and leave those of others."""
-        lines = set(map(_line, items))
-        for attempt, file in self._held.pop(soup, {}).items():
-            if _requested(attempt) <= lines:
-                shutil.rmtree(attempt, ignore_errors=True)
-            file.close()
-
     def close(self) -> None:
-        """Leave all logs to whoever evaluates these models next."""
-        for soup in list(self._held):
-            self.stored(soup, ())
+        self._logs.close()
 
-    def _records(
-        self, model: LoadedModel, items: Sequence[Item], held: dict[Path, IO[str]]
-    ) -> list[Record]:
-        """The records; `held` gets the attempts that they are from, with their locks."""
+    def _records(self, model: LoadedModel, items: Sequence[Item]) -> list[Record]:
+        """The records; this process then holds the attempts that they are from."""
         home = expanded(self.dir).absolute()
         home.mkdir(parents=True, exist_ok=True)
         key = digest([model.soup, self.command])[:16]
         records = dict[str, Record]()
         for attempt in sorted(home.glob(f"{key}-*")):
-            if attempt in held or _adopted(attempt, held):
-                records |= self._collect(attempt, items)[0]
+            if self._logs.adopt(model.soup, attempt):
+                logged, _ = self._collect(attempt, items)
+                records |= logged
         missing = [item for item in items if item.id not in records]
         if missing:
             # Others see the folder once it is held.
             hidden = Path(tempfile.mkdtemp(dir=home, prefix="."))
             file = hold_folder(hidden)
             attempt = hidden.rename(home / f"{key}-{hidden.name[1:]}")
-            held[attempt] = file
+            self._logs.hold(model.soup, attempt, file)
             problem = self._run(model.folder, missing, attempt)
-            answers, unread = self._collect(attempt, missing)
-            records |= answers
+            logged, unread = self._collect(attempt, missing)
+            records |= logged
             if problem or unread:
                 count = f"{len(records)} of {len(items)} answers came and are kept in {home}"
                 raise UserError(
@@ -152,37 +200,27 @@ class CommandEvaluator(Evaluator):
         copy = attempt / "model"
         if folder.is_relative_to(SHARED_MEMORY):  # which other machines cannot read
             folder = shutil.copytree(folder, copy, symlinks=True)
-        paths = {"{model}": folder, "{items}": listing, "{out}": out}
         out.mkdir()
         listing.write_text("".join(_line(item) + "\n" for item in items), encoding="utf-8")
         words = shlex.split(self.command)
-        for name, path in paths.items():
+        for name, path in {"{model}": folder, "{items}": listing, "{out}": out}.items():
             words = [word.replace(name, str(path)) for word in words]
         process = Process(words, os.environ, attempt / "command.log")
         try:
             late = not process.ends_in(self.timeout)
         finally:
             shutil.rmtree(copy, ignore_errors=True)
-        text = process.tail(OUTPUT_TAIL_BYTES)
-        status = (ENDED.findall(text) or ["?"])[-1]
-        if not late and status == "0":
-            (attempt / DONE).touch()
-            return ""
-        what = (
-            f"took longer than evaluator.timeout={self.timeout:g}"
-            if late
-            else f"failed (status {status})"
-        )
-        last = " | ".join(
-            line.strip()
-            for line in text.splitlines()[-4:]
-            if line.strip() and not ENDED.search(line)
-        )
-        return f"{what}: {safe(last)[-300:] or 'it printed nothing'}"
+        output = process.tail(OUTPUT_TAIL_BYTES)
+        status = (ENDED.findall(output) or ["?"])[-1]
+        if late:
+            return f"took longer than evaluator.timeout={self.timeout:g}: {_last_lines(output)}"
+        if status != "0":
+            return f"failed (status {status}): {_last_lines(output)}"
+        (attempt / DONE).touch()
+        return ""
 
     def _collect(self, attempt: Path, items: Sequence[Item]) -> tuple[dict[str, Record], str]:
         """Records of these items from a command's log, and why there are not all of them."""
-        answers = dict[str, list[LoggedAnswer]]()
         try:
             requested = _requested(attempt)
             logs = list((attempt / "out").iterdir())
@@ -192,23 +230,20 @@ class CommandEvaluator(Evaluator):
             (log,) = read(source, lower=None)
         except (UserError, OSError, ValueError) as error:
             return {}, f"left no log that can be read: {first_line(error)}"
-        hashed = log.harness in ("lm_eval", "inspect_ai")  # an id and a hash of the content
         metrics = {task.name: next(iter(task.metrics.values())) for task in log.tasks.values()}
         self._check(log, list(metrics.values()))
-        for task, metric in metrics.items():
-            for answer in metric.answers:
-                if not np.isnan(answer.score):
-                    item = answer.item.rpartition(" ")[0]
-                    name = f"{task}/{item}" if hashed else answer.item
-                    answers.setdefault(name, []).append(answer)
-        due = [item.id for item in items if item.id in answers and _line(item) in requested]
-        gone = [item.id for item in items if item.id not in answers]
-        unread = (
-            f"left no answer to {len(gone)} of {len(items)} items ({listed(gone, 3)})"
-            if gone
-            else ""
-        )
-        return {name: _record(name, answers[name]) for name in due}, unread
+        answers = _answers_by_item(log, metrics)
+        records = dict[str, Record]()
+        unanswered = list[str]()
+        for item in items:
+            if item.id not in answers:
+                unanswered.append(item.id)
+            elif _line(item) in requested:
+                records[item.id] = _record(item.id, answers[item.id])
+        if not unanswered:
+            return records, ""
+        count = f"{len(unanswered)} of {len(items)} items"
+        return records, f"left no answer to {count} ({listed(unanswered, 3)})"
 
     def _check(self, log: Log, metrics: Sequence[LoggedMetric]) -> None:
         """Refuse scores in the other direction, which tables and inspect_ai do not state, and those above 1."""
@@ -231,20 +266,37 @@ class CommandEvaluator(Evaluator):
                     )
 
 
-def _adopted(attempt: Path, held: dict[Path, IO[str]]) -> bool:
-    """Hold an attempt, unless its process is running."""
-    with ExitStack() as stack, suppress(BlockingIOError, FileNotFoundError):
-        file = stack.enter_context((attempt / LOCK_FILE).open("a"))
-        lock(file.fileno(), wait=False)
-        held[attempt] = file
-        stack.pop_all()
-    return attempt in held
+def _last_lines(output: str) -> str:
+    """What a command printed last."""
+    lines = [line.strip() for line in output.splitlines()[-4:] if not ENDED.search(line)]
+    last = " | ".join(line for line in lines if line)
+    return safe(last)[-300:] or "it printed nothing"
+
+
+def _answers_by_item(
+    log: Log, metrics: Mapping[str, LoggedMetric]
+) -> dict[str, list[LoggedAnswer]]:
+    """{id of an item: its answers that have a score}; `metrics` are by task."""
+    # Their items are an id and a hash of the content.
+    hashed = log.harness in ("lm_eval", "inspect_ai")
+    answers = dict[str, list[LoggedAnswer]]()
+    for task, metric in metrics.items():
+        for answer in metric.answers:
+            if np.isnan(answer.score):
+                continue
+            name = answer.item
+            if hashed:
+                name = f"{task}/{name.rpartition(' ')[0]}"
+            answers.setdefault(name, []).append(answer)
+    return answers
 
 
 def _requested(attempt: Path) -> set[str]:
     """The lines of the items that a command was started for."""
     listing = attempt / ITEMS_FILE
-    return set(listing.read_text(encoding="utf-8").split("\n")[:-1]) if listing.exists() else set()
+    if not listing.exists():
+        return set()
+    return set(listing.read_text(encoding="utf-8").split("\n")[:-1])
 
 
 def _line(item: Item) -> str:
@@ -265,15 +317,16 @@ def _whole_lines(attempt: Path, log: Path) -> Path:
 def _record(item: str, answers: Sequence[LoggedAnswer]) -> Record:
     """A record of the mean of an item's answers."""
     missing = any(answer.missing for answer in answers)
+    outcome: Outcome = "finished"
+    if missing:
+        outcome = "unanswered"
+    elif any(answer.cut for answer in answers):
+        outcome = "truncated"
     return Record(
         item=item,
         score=float(np.mean([answer.score for answer in answers])),
         output=answers[0].output,
         prompt_key=answers[0].prompt_hash,
-        outcome="unanswered"
-        if missing
-        else "truncated"
-        if any(answer.cut for answer in answers)
-        else "finished",
+        outcome=outcome,
         reason="no answer, as the log says" if missing else "",
     )

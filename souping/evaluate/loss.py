@@ -4,16 +4,16 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from itertools import takewhile
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from souping.core.fields import Count, component
-from souping.core.protocols import LoadedModel
-from souping.core.types import TEXT, Item, JsonObject, Record, UserError
+from souping.core.protocols import LoadedModel, Prompts, Sampling
+from souping.core.types import TEXT, Item, Items, JsonObject, Record, UserError, frozen
 from souping.core.unit import BITS_PER_BYTE
 from souping.evaluate.engines.transformers import Passage, load_tokenizer, prompt_key
-from souping.evaluate.generate import EngineEvaluator
+from souping.evaluate.generate import EngineEvaluator, EnginePrompts
+from souping.evaluate.machine import cut_by_length
 from souping.evaluate.templates import as_seen, encode, prompt_text
 
 if TYPE_CHECKING:
@@ -21,6 +21,34 @@ if TYPE_CHECKING:
 
 LOSS_EVALUATOR_VERSION = 1
 """Raise when the same settings would give other scores."""
+
+
+@frozen
+class LossPrompts(EnginePrompts):
+    """Texts that a model reads."""
+
+    trust_remote_code: bool
+
+    def banner(self) -> str:
+        return "scores are bits per byte: lower is better, and nothing is generated"
+
+    def check_tokenizer(self, folder: Path, items: Sequence[Item]) -> None:
+        """Refuse items without a text to score, as `passage` does (UserError)."""
+        EnginePrompts.check_tokenizer(self, folder, items)
+        for item in items:
+            scored_text(item)
+
+    def prompt_notes(self, folder: Path, items: Sequence[Item]) -> list[str]:
+        """Texts with characters that the tokenizer does not know: one token then stands for any number of bytes."""
+        tokenizer = load_tokenizer(folder, self.trust_remote_code)
+        unknown = tokenizer.unk_token_id
+        if unknown is None:
+            return []
+        count = sum(unknown in encode(tokenizer, scored_text(item)) for item in items)
+        if not count:
+            return []
+        what = f"{count} of {len(items)} texts have characters that the tokenizer does not know"
+        return [f"{what}: their bits per byte are too low"]
 
 
 @component
@@ -37,7 +65,6 @@ class LossEvaluator(EngineEvaluator):
     """
 
     unit = BITS_PER_BYTE
-    answer_tokens = 0
 
     batch_size: Count = 16
     stride: Count | None = None
@@ -46,30 +73,19 @@ class LossEvaluator(EngineEvaluator):
     def settings(self) -> JsonObject:
         return self.settings_of("loss", LOSS_EVALUATOR_VERSION, {"stride": self.stride})
 
-    def banner(self) -> str:
-        return "scores are bits per byte: lower is better, and nothing is generated"
+    @property
+    def prompts(self) -> Prompts:
+        return LossPrompts(trust_remote_code=self.trust_remote_code)
 
-    def length(self, item: Item) -> int:
-        """Characters that the model reads."""
-        return EngineEvaluator.length(self, item) + len(str(item.answer))
+    @property
+    def sampling(self) -> Sampling:
+        return Sampling(full_batch=self.batch_size, answer_tokens=0)
 
-    def check_tokenizer(self, folder: Path, items: Sequence[Item]) -> None:
-        """Refuse items without a text to score, as `passage` does (UserError)."""
-        EngineEvaluator.check_tokenizer(self, folder, items)
-        for item in items:
-            scored_text(item)
-
-    def prompt_notes(self, folder: Path, items: Sequence[Item]) -> list[str]:
-        """Texts with characters that the tokenizer does not know: one token then stands for any number of bytes."""
-        tokenizer = load_tokenizer(folder, self.trust_remote_code)
-        unknown = tokenizer.unk_token_id
-        hit = (
-            sum(unknown in encode(tokenizer, scored_text(item)) for item in items)
-            if unknown is not None
-            else 0
+    def batches(self, items: Sequence[Item], replicate: int = 0) -> list[Items]:
+        # A model reads the answers too.
+        return cut_by_length(
+            items, lambda item: len(item.text) + len(str(item.answer)), self.batch_size
         )
-        what = f"{hit} of {len(items)} texts have characters that the tokenizer does not know"
-        return [f"{what}: their bits per byte are too low"] if hit else []
 
     def evaluate(
         self, model: LoadedModel, items: Sequence[Item], replicate: int = 0
@@ -80,8 +96,11 @@ class LossEvaluator(EngineEvaluator):
             UserError: an item has no text to score, or the engine cannot run.
         """
         passages = [passage(model.tokenizer, item) for item in items]
-        found = self.engine.likelihoods(self, model, passages, self.stride)
-        return [_record(model, *each) for each in zip(items, passages, found, strict=True)]
+        likelihoods = self.engine.likelihoods(self.machine, model, passages, self.stride)
+        return [
+            _record(model, item, tokens, likelihood)
+            for item, tokens, likelihood in zip(items, passages, likelihoods, strict=True)
+        ]
 
 
 def _record(model: LoadedModel, item: Item, read: Passage, likelihood: float) -> Record:
@@ -120,19 +139,28 @@ def passage(tokenizer: PreTrainedTokenizerBase, item: Item) -> Passage:
     text = prompt_text(tokenizer, item)
     answer = scored_text(item)
     begin = tokenizer.bos_token_id if tokenizer.bos_token_id is not None else tokenizer.eos_token_id
-    whole = encode(tokenizer, text)
-    alone = list[int]()
+    tokens = encode(tokenizer, text)
+    shared = 0
     if item.scorer != TEXT:
-        whole, alone = encode(tokenizer, text + answer), whole
-    shared = sum(
-        1 for _ in takewhile(lambda pair: pair[0] == pair[1], zip(alone, whole, strict=False))
-    )
-    first = [begin] if isinstance(item.prompt, str) or not shared else []
-    if first == [None] or len(whole) == shared:
-        lacking = (
-            "a token of the text"
-            if len(whole) == shared
-            else "a BOS or EOS token, which the first token follows"
+        prompt_tokens = tokens
+        tokens = encode(tokenizer, text + answer)
+        shared = _shared(prompt_tokens, tokens)
+    if len(tokens) == shared:
+        raise UserError(f"item {item.id}: the tokenizer has no token of the text")
+    if not isinstance(item.prompt, str) and shared:
+        return Passage(before=tuple(tokens[:shared]), scored=tuple(tokens[shared:]))
+    if begin is None:
+        raise UserError(
+            f"item {item.id}: the tokenizer has no BOS or EOS token, which the first token follows"
         )
-        raise UserError(f"item {item.id}: the tokenizer has no {lacking.removeprefix('a ')}")
-    return Passage(before=(*first, *whole[:shared]), scored=tuple(whole[shared:]))
+    return Passage(before=(begin, *tokens[:shared]), scored=tuple(tokens[shared:]))
+
+
+def _shared(first: Sequence[int], second: Sequence[int]) -> int:
+    """Tokens at the beginning that two sequences have in common."""
+    count = 0
+    for a, b in zip(first, second, strict=False):
+        if a != b:
+            break
+        count += 1
+    return count

@@ -28,7 +28,7 @@ from souping.core.child import Child
 from souping.core.fields import Share, Temperature, component, load
 from souping.core.system import package_environment
 from souping.core.text import first_line
-from souping.core.types import Folders, Item, Json, JsonObject, UserError
+from souping.core.types import Folders, Item, Json, JsonObject, Names, UserError
 
 if TYPE_CHECKING:
     import torch
@@ -191,7 +191,9 @@ def render(tokenizer: PreTrainedTokenizerBase, item: Item) -> list[int]:
 
 def prompt_text(tokenizer: PreTrainedTokenizerBase, item: Item) -> str:
     """The prompt as text: chat messages as the tokenizer's chat template writes them. Raises as `render`."""
-    return item.prompt if isinstance(item.prompt, str) else _chat(tokenizer, item)
+    if isinstance(item.prompt, str):
+        return item.prompt
+    return _chat(tokenizer, item)
 
 
 def encode(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
@@ -303,28 +305,36 @@ def read_generation(folder: Path) -> JsonObject:
 
 def generation_overrides(folder: Path) -> JsonObject:
     """What a folder's generation_config changes compared with greedy decoding, {key: value}."""
-    own = read_generation(folder)
-    keys = PENALTIES + (SAMPLING if own.get("do_sample") else ())
-    return {
-        key: own[key] for key in keys if own.get(key) not in (None, NEUTRAL_VALUES.get(key), [])
-    }
+    settings = read_generation(folder)
+    keys: Names = PENALTIES
+    if settings.get("do_sample"):
+        keys += SAMPLING
+    overrides = dict[str, Json]()
+    for key in keys:
+        value = settings.get(key)
+        if value not in (None, NEUTRAL_VALUES.get(key), []):
+            overrides[key] = value
+    return overrides
 
 
 def generation_notes(folders: Folders) -> list[str]:
     """Notes on generation_configs, which are not used."""
     notes = []
     for name, folder in folders.items():
-        own = generation_overrides(folder)
-        if own:
-            listed = ", ".join(f"{key}={json.dumps(value)[:40]}" for key, value in own.items())
+        overrides = generation_overrides(folder)
+        if overrides:
+            listed = ", ".join(
+                f"{key}={json.dumps(value)[:40]}" for key, value in overrides.items()
+            )
             notes.append(f"{name}: its generation_config sets {listed}; not used")
     return notes
 
 
 def write_neutral(folder: Path, source: Path, ends: Sequence[int]) -> None:
     """Write a generation_config.json that holds nothing but the ids of `source` and the end tokens."""
-    own = {key: value for key, value in read_generation(source).items() if key in IDS}
-    ids = {**own, **({"eos_token_id": list(ends)} if ends else {})}
+    ids = {key: value for key, value in read_generation(source).items() if key in IDS}
+    if ends:
+        ids["eos_token_id"] = list(ends)
     path = folder / "generation_config.json"
     path.unlink(missing_ok=True)
     path.write_text(json.dumps(ids, indent=2), encoding="utf-8")

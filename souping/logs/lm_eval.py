@@ -7,8 +7,10 @@ from pathlib import Path
 
 import numpy as np
 
-from souping.core.text import MAX_DEPTH, shown
-from souping.core.types import Json, Names, UserError, elements, number, part, texts
+from souping.core.json_fields import elements, number, part, texts
+from souping.core.parsing import MAX_DEPTH
+from souping.core.text import shown
+from souping.core.types import Json, Names, UserError
 from souping.logs.records import (
     LARGEST_FIGURE,
     Group,

@@ -18,8 +18,10 @@ from typing import Any
 import numpy as np
 
 from souping.core.files import regular
-from souping.core.text import first_line, listed, nests_deeply, shown
-from souping.core.types import Json, JsonObject, Names, UserError, frozen, number
+from souping.core.json_fields import number
+from souping.core.parsing import nests_deeply
+from souping.core.text import first_line, listed, shown
+from souping.core.types import Json, JsonObject, Names, UserError, frozen
 
 LogRow = Mapping[str, Any]
 LARGEST_FIGURE = 1e50

@@ -8,8 +8,9 @@ from dataclasses import replace
 from pathlib import Path
 from statistics import fmean
 
+from souping.core.json_fields import entries, part
 from souping.core.text import first_line, shown
-from souping.core.types import Json, UserError, digest, entries, part
+from souping.core.types import Json, UserError, digest
 from souping.core.unit import Unit, unit_of
 from souping.logs.records import (
     Log,

@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, TypeAlias
 
-from souping.checkpoints import Cache
+from souping.checkpoints.fingerprints import Cache
 from souping.checkpoints.folder import Like
 from souping.core.protocols import Component
 from souping.core.types import Folders, Names, ProgressCallback, Recipe, TokenIds
@@ -16,7 +16,8 @@ from souping.core.types import Folders, Names, ProgressCallback, Recipe, TokenId
 if TYPE_CHECKING:
     import torch
 
-ERROR_PREFIX, WARNING_PREFIX = "souping.merge: error: ", "souping.merge: warning: "
+ERROR_PREFIX = "souping.merge: error: "
+WARNING_PREFIX = "souping.merge: warning: "
 """How lines on standard error of `python -m souping.merge` begin; `merge=accelerate` reads those of its ranks."""
 Vocab = Literal["error", "intersect", "union"]
 Nonfinite = Literal["error", "warn"]

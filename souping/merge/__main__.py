@@ -100,8 +100,8 @@ def write_together(options: argparse.Namespace) -> None:
 
 def _stop(number: int, _: FrameType | None) -> NoReturn:
     """The launcher stops its ranks when it is stopped itself or has lost one: leave through the clean-up."""
-    for each in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(each, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
     print("stopped by the launcher; nothing was written", file=sys.stderr, flush=True)
     raise SystemExit(128 + number)
 

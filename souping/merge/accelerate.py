@@ -28,6 +28,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from souping.checkpoints.header import FLOATS, size_of
+from souping.checkpoints.views import Raw
 from souping.core.child import wait_or_kill
 from souping.core.fields import Seconds, Threads, component
 from souping.core.files import error_text
@@ -35,9 +36,12 @@ from souping.core.system import cores, package_environment
 from souping.core.text import first_line, missing, stripped_lines
 from souping.core.types import Missing, UserError, frozen
 from souping.merge import ERROR_PREFIX, WARNING_PREFIX, Extra, OptionalProgress
-from souping.merge.kernels import COMPILED_METHODS, NAN, Combine, linear, mix_block, torch_dtype
+from souping.merge.chunks import Chunk, blocks
+from souping.merge.kernels import COMPILED_METHODS, Combine, linear, mix_block, torch_dtype
+from souping.merge.llvm import NAN
 from souping.merge.local import LocalMerge
-from souping.merge.plan import Chunk, MergePlan, blocks, check_finite
+from souping.merge.mixing import check_finite
+from souping.merge.plan import MergePlan
 from souping.merge.writer import WRITER_THREADS, Buffers, ShardWriter, write_checkpoint
 
 if TYPE_CHECKING:
@@ -117,7 +121,7 @@ class AccelerateMerge(LocalMerge):
         return missing("accelerate", "pip install accelerate")
 
 
-def rank_count(asked: int | None) -> int:
+def rank_count(requested: int | None) -> int:
     """How many ranks to start on this machine.
 
     Raises:
@@ -126,14 +130,14 @@ def rank_count(asked: int | None) -> int:
     import torch
 
     gpus = torch.cuda.device_count()
-    if asked is None:
+    if requested is None:
         return gpus or CPU_RANKS
-    if 0 < gpus < asked:
+    if 0 < gpus < requested:
         advice = "lower it, or hide them (CUDA_VISIBLE_DEVICES=) for ranks on the CPU"
         raise UserError(
-            f"merge.num_processes={asked} is more than the number of GPUs, {gpus}: {advice}"
+            f"merge.num_processes={requested} is more than the number of GPUs, {gpus}: {advice}"
         )
-    return asked
+    return requested
 
 
 def launcher(count: int) -> list[str]:
@@ -156,9 +160,9 @@ def launcher(count: int) -> list[str]:
 
 def launch(command: list[str], log_file: Path) -> tuple[str, int]:
     """(standard error, exit status) of a command that does not outlive this process."""
-    environment = {
-        key: value for key, value in package_environment().items() if key not in OTHER_GROUP
-    }
+    environment = dict(package_environment())
+    for key in OTHER_GROUP:
+        environment.pop(key, None)
     with log_file.open("wb") as file:
         process = subprocess.Popen(
             command,
@@ -182,16 +186,19 @@ def cause(text: str) -> str:
 
     If a signal ended a rank, ignore the errors that its death causes in other ranks. The launcher itself sends SIGTERM.
     """
-    ended = re.findall(r"rank +: (\d+) \(.*\n +exitcode +: -(\d+)", text)
-    for rank, number in ((rank, int(code)) for rank, code in ended if int(code) != signal.SIGTERM):
+    for rank, code in re.findall(r"rank +: (\d+) \(.*\n +exitcode +: -(\d+)", text):
+        number = int(code)
+        if number == signal.SIGTERM:
+            continue
         memory = " (out of memory?)" if number == signal.SIGKILL else ""
         return (
             f"merge=accelerate: rank {rank} ended with signal {number}{memory}; nothing was written"
         )
-    if errors := re.findall(f"^{ERROR_PREFIX}(.*)$", text, re.MULTILINE):
-        return str(errors[0])
-    last = stripped_lines(text)[-1:]
-    return f"merge=accelerate: the ranks ended: {''.join(last)[:300] or 'no reason given'}; nothing was written"
+    error = re.search(f"^{ERROR_PREFIX}(.*)$", text, re.MULTILINE)
+    if error:
+        return error[1]
+    last_line = "".join(stripped_lines(text)[-1:])
+    return f"merge=accelerate: the ranks ended: {last_line[:300] or 'no reason given'}; nothing was written"
 
 
 @frozen
@@ -204,20 +211,20 @@ class Rank:
     gpu: torch.device | None = None
 
     @classmethod
-    def join(cls, asked: int | None, timeout: float) -> Rank:
+    def join(cls, requested: int | None, timeout: float) -> Rank:
         """Meet the other ranks that `accelerate launch` started, within `timeout` seconds.
 
         Raises:
-            UserError: there are not `asked` ranks (every rank raises it), or another rank does not come.
+            UserError: there are not `requested` ranks (every rank raises it), or another rank does not come.
         """
         from accelerate import PartialState
 
         with together():  # over gloo even if there are GPUs: no weights travel between ranks
             state = PartialState(cpu=True, timeout=timedelta(seconds=timeout))
-        if asked not in (None, state.num_processes):
+        if requested not in (None, state.num_processes):
             raise UserError(
-                f"{asked} ranks were asked for and accelerate started {state.num_processes}: launch with --multi_gpu "
-                "(on CPUs too) and a --num_processes that --num_machines divides"
+                f"{requested} ranks were asked for and accelerate started {state.num_processes}: launch with "
+                "--multi_gpu (on CPUs too) and a --num_processes that --num_machines divides"
             )
         local = int(os.environ.get("LOCAL_WORLD_SIZE", state.num_processes))
         gpu = usable_gpu(state.local_process_index)
@@ -239,15 +246,15 @@ class Rank:
                 died or did not finish within the timeout of this one's end.
         """
         try:
-            with (
-                ShardWriter(plan, stage)
-                if self.gpu is None
-                else CudaShardWriter(plan, stage, self.gpu) as writer
-            ):
-                most = WRITER_THREADS if self.gpu is None else GPU_THREADS
-                writer.fill(
-                    self.number, self.count, max(1, min(cores() // self.local, most)), progress
-                )
+            if self.gpu is None:
+                most_threads = WRITER_THREADS
+                shard_writer = ShardWriter(plan, stage)
+            else:
+                most_threads = GPU_THREADS
+                shard_writer = CudaShardWriter(plan, stage, self.gpu)
+            threads = max(1, min(cores() // self.local, most_threads))
+            with shard_writer as writer:
+                writer.fill(self.number, self.count, threads, progress)
         except (UserError, OSError) as error:
             if self.local == self.count:
                 raise
@@ -302,8 +309,11 @@ def blend(
     """
     import torch
 
-    base = _wide(rows[0], dtypes[0]) if COMPILED_METHODS[function] else None
-    first = 0 if base is None else 1
+    base = None
+    first = 0
+    if COMPILED_METHODS[function]:
+        base = _wide(rows[0], dtypes[0])
+        first = 1
     count = rows[0].numel() // size_of(dtypes[0])
     total = torch.zeros(count, dtype=torch.float32, device=rows[0].device)
     for row, tag, weight in zip(rows[first:], dtypes[first:], weights[first:], strict=True):
@@ -337,16 +347,16 @@ def agrees(device: torch.device) -> bool:
     dice = np.random.default_rng(0)
     weights = (0.15, 0.85, 1 / 3)
     for function, dtype in itertools.product(COMPILED_METHODS, FLOATS):
-        rows = [
-            np.frombuffer(dice.bytes(SAMPLE * size_of(dtype)), np.uint8).copy() for _ in weights
-        ]
-        wanted = np.empty_like(rows[0])
+        rows = list[Raw]()
+        for _ in weights:
+            data = dice.bytes(SAMPLE * size_of(dtype))
+            rows.append(np.frombuffer(data, np.uint8).copy())
+        specified = np.empty_like(rows[0])
         tags = [dtype] * len(rows)
-        mix_block(function, rows, tags, weights, dtype, wanted, dtype)
-        soup, _ = blend(
-            function, [torch.from_numpy(row).to(device) for row in rows], tags, weights, dtype
-        )
-        if not np.array_equal(soup.cpu().numpy(), wanted):
+        mix_block(function, rows, tags, weights, dtype, specified, dtype)
+        device_rows = [torch.from_numpy(row).to(device) for row in rows]
+        soup, _ = blend(function, device_rows, tags, weights, dtype)
+        if not np.array_equal(soup.cpu().numpy(), specified):
             return False
     return True
 
@@ -376,15 +386,14 @@ class CudaShardWriter(ShardWriter):
             return
         stream, pinned = self._lane()
         sizes = [chunk.count * size_of(source.dtype) for source in chunk.sources]
-        *rows, out = (
-            _pinned(pinned, number, size) for number, size in enumerate([*sizes, chunk.nbytes])
-        )
+        rows = [_pinned(pinned, number, size) for number, size in enumerate(sizes)]
+        out = _pinned(pinned, len(sizes), chunk.nbytes)
         for number, row in enumerate(rows):
             self.read(chunk, number, row.numpy())
         with torch.cuda.device(self._device), torch.cuda.stream(stream), torch.no_grad():
-            there = [row.to(self._device, non_blocking=True) for row in rows]
+            device_rows = [row.to(self._device, non_blocking=True) for row in rows]
             tags = [source.dtype for source in chunk.sources]
-            soup, finite = blend(function, there, tags, chunk.weights, chunk.dtype)
+            soup, finite = blend(function, device_rows, tags, chunk.weights, chunk.dtype)
             out.copy_(soup, non_blocking=True)
             good = bool(finite)  # waits for the stream, and so for the copy
         check_finite(self.plan, chunk, good, [row.numpy() for row in rows], self._warned)

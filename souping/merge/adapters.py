@@ -8,17 +8,20 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from souping.checkpoints import GENERATION, Cache, Checkpoint, eos_token_ids, fingerprint_of
+from souping.checkpoints.checkpoint import Checkpoint
 from souping.checkpoints.compatibility import (
     check_tokenizer,
     compare_tokenizers,
     same_values,
     tied,
 )
+from souping.checkpoints.end_tokens import GENERATION, eos_token_ids
+from souping.checkpoints.fingerprints import Cache, fingerprint_of
 from souping.checkpoints.folder import TIED
 from souping.checkpoints.header import FLOATS, TORCH_NAMES, Tensor, inside, small
 from souping.checkpoints.lora import ADAPTER_WEIGHTS, CONFIG, Adapter, FactorPair
-from souping.core.files import expanded, folder_at, staged
+from souping.core.files import expanded, folder_at
+from souping.core.folders import staged
 from souping.core.text import shown
 from souping.core.types import Folders, Names, Recipe, TokenIds, UserError
 from souping.merge import (
@@ -34,7 +37,13 @@ from souping.merge.alignment import Alignment
 from souping.merge.kernels import torch_dtype
 from souping.merge.live import LiveModule
 from souping.merge.plan import base_name, carried
-from souping.merge.writer import RECIPE, companion_files, recipe_text, with_extra, write_soup_files
+from souping.merge.soup_files import (
+    RECIPE,
+    companion_files,
+    recipe_text,
+    with_extra,
+    write_soup_files,
+)
 
 if TYPE_CHECKING:
     import torch
@@ -73,9 +82,9 @@ class AdapterPool(CandidatePool):
         """
         check_settings(merge)
         self._merge = merge
-        self.adapters = {
-            name: Adapter.open(folder, merge.allow_pickle) for name, folder in folders.items()
-        }
+        self.adapters = dict[str, Adapter]()
+        for name, folder in folders.items():
+            self.adapters[name] = Adapter.open(folder, merge.allow_pickle)
         self.base = find_base(self.adapters, merge.base, merge.allow_pickle)
         if self.base.assembly is not None:
             raise UserError(
@@ -85,17 +94,15 @@ class AdapterPool(CandidatePool):
         if merge.adapters == "merge":
             factors.refuse_shared(self.sites, self.sites)
         self.base_fingerprint = fingerprint_of(self.base, cache)
-        self._fingerprints = {
-            n: a.fingerprint(self.base_fingerprint, cache) for n, a in self.adapters.items()
-        }
+        self._fingerprints = dict[str, str]()
+        for name, adapter in self.adapters.items():
+            self._fingerprints[name] = adapter.fingerprint(self.base_fingerprint, cache)
         self._eos_token_ids = eos_token_ids(self.base.folder)
         self._folders = dict(folders)
         self.base_name = base_name(folders)
         self._warnings = self._compare_tokenizers()
-        self._opened = {
-            **{n: a.checkpoint for n, a in self.adapters.items()},
-            self.base_name: self.base,
-        }
+        self._opened = {name: adapter.checkpoint for name, adapter in self.adapters.items()}
+        self._opened[self.base_name] = self.base
 
     @property
     def names(self) -> Names:
@@ -289,18 +296,14 @@ class AdapterLive(Pourable):
         site = self._pool.sites[name]
         target = self._owners[name].get_parameter("weight")
         merged = _merged(recipe)
-        made: factors.Product | None = None
+        product: factors.Product | None = None
         if shares:
-            made = factors.product(
-                self._reader,
-                shares,
-                factors.FULL if merged else TORCH_NAMES[recipe.dtype],
-                site.transposed,
-            )
+            dtype = factors.FULL if merged else TORCH_NAMES[recipe.dtype]
+            product = factors.product(self._reader, shares, dtype, site.transposed)
         with torch.no_grad():
             for first, count in factors.blocks_of(site.tensor.shape):
                 base = self._reader.rows(self._pool.base_name, site.tensor, first, count)
-                sums = torch.tensor(base if made is None else made.added(base, first))
+                sums = torch.tensor(base if product is None else product.added(base, first))
                 if merged:
                     sums = sums.to(torch_dtype(TORCH_NAMES.get(recipe.dtype) or site.tensor.dtype))
                 self._reader.check_soup(sums.float().cpu().numpy(), site.tensor.name)
@@ -331,8 +334,8 @@ def _untie(module: torch.nn.Module, shared: Sequence[factors.Site]) -> None:
 
     for site in shared:
         owner = _owner(module, site)
-        own = owner.get_parameter("weight").detach().clone()
-        owner.register_parameter("weight", torch.nn.Parameter(own, requires_grad=False))
+        weight = owner.get_parameter("weight").detach().clone()
+        owner.register_parameter("weight", torch.nn.Parameter(weight, requires_grad=False))
 
 
 # What adapters change in the base
@@ -350,29 +353,30 @@ def find_base(
     settings = adapters[first].settings
     for name in others:
         _same_base(first, adapters[first], name, adapters[name])
-    path = expanded(folder, "merge.base") if folder else folder_at(settings.base)
+    if folder:
+        path: Path | None = expanded(folder, "merge.base")
+        what = f"merge.base={folder}"
+    else:
+        path = folder_at(settings.base)
+        what = f"the adapters' base model {shown(str(settings.base))}"
     if path is None or not path.is_dir():
-        what = (
-            f"merge.base={folder}"
-            if folder
-            else f"the adapters' base model {shown(str(settings.base))}"
-        )
         raise UserError(f"{what} is not a folder here: set merge.base=FOLDER")
     return Checkpoint.open(path, allow_pickle)
 
 
-def _same_base(a: str, left: Adapter, b: str, right: Adapter) -> None:
-    one = left.settings
-    other = right.settings
-    named = shown(str(one.base)), shown(str(other.base))
-    if one.base != other.base and (
-        folder_at(one.base) is None or folder_at(one.base) != folder_at(other.base)
-    ):
-        raise UserError(
-            f"adapters {a} and {b} are over different base models, {named[0]} and {named[1]}"
-        )
-    if (one.revision or "main") != (other.revision or "main"):
-        raise UserError(f"adapters {a} and {b} are over different revisions of {named[0]}")
+def _same_base(a: str, a_adapter: Adapter, b: str, b_adapter: Adapter) -> None:
+    a_settings = a_adapter.settings
+    b_settings = b_adapter.settings
+    a_base = shown(str(a_settings.base))
+    if a_settings.base != b_settings.base:
+        folder = folder_at(a_settings.base)
+        if folder is None or folder != folder_at(b_settings.base):
+            b_base = shown(str(b_settings.base))
+            raise UserError(
+                f"adapters {a} and {b} are over different base models, {a_base} and {b_base}"
+            )
+    if (a_settings.revision or "main") != (b_settings.revision or "main"):
+        raise UserError(f"adapters {a} and {b} are over different revisions of {a_base}")
 
 
 def sites(base: Checkpoint, adapters: Mapping[str, Adapter]) -> dict[str, factors.Site]:
@@ -382,30 +386,37 @@ def sites(base: Checkpoint, adapters: Mapping[str, Adapter]) -> dict[str, factor
         UserError: the base has no such module, a shape does not fit, the base's weight is quantised, or full weights
             saved with the factors are not the base's.
     """
-    modules = sorted({module for adapter in adapters.values() for module in adapter.parts})
+    modules = set[str]()
+    for adapter in adapters.values():
+        modules.update(adapter.parts)
     flagged = any(adapter.settings.transposed for adapter in adapters.values())
-    square = flagged or base.config.get("model_type") in CONV1D
-    every = {module: _site(base, module, adapters, square) for module in modules}
-    owners: dict[str, str] = {}
-    for site in every.values():
-        other = owners.setdefault(site.tensor.name, site.module)
-        # adapters of a whole model and of its inner one
-        if other != site.module and not site.shared:
+    square_transposed = flagged or base.config.get("model_type") in CONV1D
+    by_module = {
+        module: _site(base, module, adapters, square_transposed) for module in sorted(modules)
+    }
+
+    # Adapters of a whole model and of its inner one call a weight by different names.
+    first_modules = dict[str, str]()
+    for site in by_module.values():
+        first = first_modules.setdefault(site.tensor.name, site.module)
+        if first != site.module and not site.shared:
             raise UserError(
-                f"adapters call {site.tensor.name} by two names, {shown(other)} and {shown(site.module)}"
+                f"adapters call {site.tensor.name} by two names, {shown(first)} and {shown(site.module)}"
             )
     for name, adapter in adapters.items():
-        _whole_is_base(base, name, adapter)
-    return every
+        _full_weights_are_base(base, name, adapter)
+    return by_module
 
 
 def _site(
-    base: Checkpoint, module: str, adapters: Mapping[str, Adapter], square: bool
+    base: Checkpoint, module: str, adapters: Mapping[str, Adapter], square_transposed: bool
 ) -> factors.Site:
-    owners = {
-        name: adapter.parts[module] for name, adapter in adapters.items() if module in adapter.parts
-    }
-    first, part = next(iter(owners.items()))
+    """Where the adapters' product at a module is added; a square weight does not tell by its shape how it is stored."""
+    pairs = dict[str, FactorPair]()
+    for name, adapter in adapters.items():
+        if module in adapter.parts:
+            pairs[name] = adapter.parts[module]
+    first, part = next(iter(pairs.items()))
     tensor = weight_of(base, module) or _tied_embedding(base, module)
     if tensor is None:
         raise UserError(
@@ -415,22 +426,25 @@ def _site(
         raise UserError(
             f"{tensor.name} of the base is {tensor.dtype}, not a float: use the base's float original"
         )
-    for name, other in owners.items():
-        if other.embedding != part.embedding or not _fits(other, tensor):
+    for name, pair in pairs.items():
+        if pair.embedding != part.embedding or not _fits(pair, tensor):
             raise UserError(
-                f"adapter {name}, {shown(module)}: A {list(other.a.shape)} and B {list(other.b.shape)} do not fit the "
+                f"adapter {name}, {shown(module)}: A {list(pair.a.shape)} and B {list(pair.b.shape)} do not fit the "
                 f"base's weight {list(tensor.shape)}"
             )
-    rows = part.b.shape[0], part.a.shape[1]
-    transposed = part.embedding or tensor.shape != rows or (square and rows[0] == rows[1])
+    rows = part.b.shape[0]
+    columns = part.a.shape[1]
+    square = rows == columns
+    transposed = part.embedding or tensor.shape != (rows, columns) or (square and square_transposed)
     return factors.Site(module, tensor, transposed, _shared(base, module, tensor, part.embedding))
 
 
 def _fits(part: FactorPair, tensor: Tensor) -> bool:
     rows = part.b.shape[0]
     columns = part.a.shape[1]
-    shapes = [(columns, rows)] if part.embedding else [(rows, columns), (columns, rows)]
-    return tensor.shape in shapes
+    if tensor.shape == (columns, rows):
+        return True
+    return tensor.shape == (rows, columns) and not part.embedding
 
 
 def weight_of(base: Checkpoint, module: str) -> Tensor | None:
@@ -438,10 +452,10 @@ def weight_of(base: Checkpoint, module: str) -> Tensor | None:
     name = f"{module}.weight"
     if name in base.tensors:
         return base.tensors[name]
-    longer = [tensor for key, tensor in base.tensors.items() if key.endswith(f".{name}")]
-    _, _, rest = name.partition(".")
-    shorter = [base.tensors[rest]] if rest in base.tensors and rest != "weight" else []
-    matching = longer + shorter
+    matching = [tensor for key, tensor in base.tensors.items() if key.endswith(f".{name}")]
+    _, _, shorter = name.partition(".")
+    if shorter in base.tensors and shorter != "weight":
+        matching.append(base.tensors[shorter])
     return matching[0] if len(matching) == 1 else None
 
 
@@ -450,12 +464,10 @@ def _tied_embedding(base: Checkpoint, module: str) -> Tensor | None:
     if f"{module.rpartition('.')[2]}.weight" not in TIED:
         return None
     vocab = base.config.get("vocab_size")
-    embeddings = [
-        t
-        for t in base.tensors.values()
-        if len(t.shape) == 2 and t.shape[0] == vocab and "embed" in t.name
-    ]
-    embeddings = embeddings or [t for t in base.tensors.values() if t.name.endswith("wte.weight")]
+    matrices = [t for t in base.tensors.values() if len(t.shape) == 2 and t.shape[0] == vocab]
+    embeddings = [t for t in matrices if "embed" in t.name]
+    if not embeddings:
+        embeddings = [t for t in base.tensors.values() if t.name.endswith("wte.weight")]
     return embeddings[0] if len(embeddings) == 1 else None
 
 
@@ -465,15 +477,17 @@ def _shared(base: Checkpoint, module: str, tensor: Tensor, embedding: bool) -> b
         return True
     twins = [t for t in base.tensors.values() if t.shape == tensor.shape and t.name != tensor.name]
     vocabulary = tensor.shape[0] == base.config.get("vocab_size")
+    if embedding and vocabulary and not twins:
+        return True
     head = f"{module.rpartition('.')[2]}.weight" in TIED
-    return (embedding and vocabulary and (tied(base) or not twins)) or (head and tied(base))
+    return tied(base) and (head or (embedding and vocabulary))
 
 
-def _whole_is_base(base: Checkpoint, name: str, adapter: Adapter) -> None:
+def _full_weights_are_base(base: Checkpoint, name: str, adapter: Adapter) -> None:
     """PEFT may save whole embeddings too; resized or trained ones are refused."""
     for module, tensor in adapter.whole.items():
-        own = weight_of(base, module) or _tied_embedding(base, module)
-        if own is None or not same_values(adapter.checkpoint, tensor, base, own):
+        base_tensor = weight_of(base, module) or _tied_embedding(base, module)
+        if base_tensor is None or not same_values(adapter.checkpoint, tensor, base, base_tensor):
             raise UserError(
                 f"adapter {name} has a whole weight of {shown(module)} that is not the base's"
             )

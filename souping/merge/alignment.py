@@ -7,13 +7,14 @@ bands of rows that the same ingredients have (one band, unless vocabularies diff
 
 from __future__ import annotations
 
+import itertools
 import math
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cache, cached_property
 
-from souping.checkpoints import Checkpoint, Checkpoints
+from souping.checkpoints.checkpoint import Checkpoint, Checkpoints
 from souping.checkpoints.compatibility import AlignedTensor, align
 from souping.checkpoints.folder import SINGLE
 from souping.checkpoints.header import BITS, FLOATS, TORCH_NAMES, widest
@@ -87,14 +88,15 @@ class Alignment:
         if not recipe.ingredients:
             raise UserError("the recipe has no ingredient with a weight above zero")
         pool = {name: self.checkpoints[name] for name in recipe.ingredients}
-        if not _alone(recipe):
-            check_method(recipe.method, recipe.weights)
-            if method.base:
-                if self.base is None:
-                    raise UserError(
-                        f"merge.method={recipe.method} needs the base model: set merge.base=FOLDER"
-                    )
-                pool[base_name(self.checkpoints)] = self.base
+        if _alone(recipe):
+            return pool
+        check_method(recipe.method, recipe.weights)
+        if method.base:
+            if self.base is None:
+                raise UserError(
+                    f"merge.method={recipe.method} needs the base model: set merge.base=FOLDER"
+                )
+            pool[base_name(self.checkpoints)] = self.base
         return pool
 
 
@@ -105,8 +107,10 @@ def _alone(recipe: Recipe) -> bool:
 
 def _effective(recipe: Recipe) -> Weights:
     """The recipe's weights with the method's scale (of the differences to a base) in them."""
-    scale = recipe.settings.get("scale") if get_method(recipe.method).base else None
-    scale = float(scale) if isinstance(scale, int | float) else 1.0
+    scale = 1.0
+    setting = recipe.settings.get("scale")
+    if get_method(recipe.method).base and isinstance(setting, int | float):
+        scale = float(setting)
     return tuple(weight * scale for weight in recipe.weights)
 
 
@@ -130,29 +134,28 @@ class LaidTensor:
 
     @classmethod
     def of(cls, slot: AlignedTensor, files: Sequence[Mapping[str, int]]) -> LaidTensor:
-        places = zip(slot.parts, files, strict=True)
-        sources = tuple(
-            Source(i, own[part.file], part.offset, part.dtype)
-            for i, (part, own) in enumerate(places)
-        )
+        sources = list[Source]()
+        for i, (part, numbers) in enumerate(zip(slot.parts, files, strict=True)):
+            sources.append(Source(i, numbers[part.file], part.offset, part.dtype))
         stored = tuple(part.soup_dtype for part in slot.parts)
         mixable = slot.dtype in FLOATS and set(stored) <= set(FLOATS)
-        return cls(slot, sources, stored, row_bands(slot) if mixable else ())
+        return cls(slot, tuple(sources), stored, row_bands(slot) if mixable else ())
 
 
 def row_bands(slot: AlignedTensor) -> tuple[Band, ...]:
     """The bands of a float tensor in row order."""
     width = math.prod(slot.shape[1:])
-    rows = [part.shape[0] if part.shape else 1 for part in slot.parts]
-    top = slot.shape[0] if slot.shape else 1
-    edges = sorted({min(r, top) for r in rows} | {top}) if slot.uneven else [top]
-    starts = [0, *edges[:-1]]
-    return tuple(
-        Band(
-            start * width, (edge - start) * width, tuple(i for i, r in enumerate(rows) if r >= edge)
-        )
-        for start, edge in zip(starts, edges, strict=True)
-    )
+    # A scalar is a row.
+    soup_rows = slot.shape[0] if slot.shape else 1
+    model_rows = [part.shape[0] if part.shape else 1 for part in slot.parts]
+    edges = [soup_rows]
+    if slot.uneven:
+        edges = sorted({soup_rows, *(min(rows, soup_rows) for rows in model_rows)})
+    bands = list[Band]()
+    for start, edge in itertools.pairwise([0, *edges]):
+        have = tuple(i for i, rows in enumerate(model_rows) if rows >= edge)
+        bands.append(Band(start * width, (edge - start) * width, have))
+    return tuple(bands)
 
 
 @dataclass(frozen=True)
@@ -166,12 +169,14 @@ class Layout:
     @classmethod
     def of(cls, pool: Checkpoints, vocab: str) -> Layout:
         aligned = align(pool, vocab)
-        files = [
-            {"": 0, **{name: i for i, name in enumerate(checkpoint.files)}}
-            for checkpoint in pool.values()
-        ]
+        # The numbers of files by name; tensors that are assembled from pieces have none.
+        files = list[dict[str, int]]()
+        for checkpoint in pool.values():
+            numbers = {name: number for number, name in enumerate(checkpoint.files)}
+            files.append({"": 0, **numbers})
         ingredients = tuple(Ingredient(name, checkpoint) for name, checkpoint in pool.items())
-        return cls(pool, {slot.name: LaidTensor.of(slot, files) for slot in aligned}, ingredients)
+        tensors = {slot.name: LaidTensor.of(slot, files) for slot in aligned}
+        return cls(pool, tensors, ingredients)
 
     @cached_property
     def uneven(self) -> list[AlignedTensor]:
@@ -181,24 +186,23 @@ class Layout:
         """The ingredient whose config and tokenizer the soup gets: one that has the soup's vocabulary."""
         names = list(self.pool)
         uneven = self.uneven
-        fits = [
-            i
-            for i in range(len(names))
-            if all(slot.parts[i].shape == slot.shape for slot in uneven)
-        ]
-        if carry is not None:
-            if carry not in names:
-                raise UserError(
-                    f"merge.carry={carry} is not an ingredient of this recipe: {', '.join(names)}"
-                )
-            chosen = names.index(carry)
-            if fits and chosen not in fits:
-                rows = uneven[0].shape[0]
-                own = uneven[0].parts[chosen].shape[0]
-                what = f"merge.carry={carry} has a tokenizer for {own} rows, the soup has {rows}"
-                raise UserError(f"{what}: carry {listed(names[i] for i in fits)}")
-            return chosen
-        return fits[0] if fits else 0
+        fits = list[int]()
+        for i in range(len(names)):
+            if all(slot.parts[i].shape == slot.shape for slot in uneven):
+                fits.append(i)
+        if carry is None:
+            return fits[0] if fits else 0
+        if carry not in names:
+            raise UserError(
+                f"merge.carry={carry} is not an ingredient of this recipe: {', '.join(names)}"
+            )
+        chosen = names.index(carry)
+        if fits and chosen not in fits:
+            soup_rows = uneven[0].shape[0]
+            rows = uneven[0].parts[chosen].shape[0]
+            what = f"merge.carry={carry} has a tokenizer for {rows} rows, the soup has {soup_rows}"
+            raise UserError(f"{what}: carry {listed(names[i] for i in fits)}")
+        return chosen
 
 
 @dataclass(frozen=True)
@@ -212,11 +216,9 @@ class Mix:
 
     def op_on(self, tensor: LaidTensor) -> Operation:
         """The operation on a tensor: what is rounded when it is written cannot be copied."""
-        return (
-            "linear"
-            if self.op == "copy" and tensor.sources[self.used[0]].dtype != self.dtype
-            else self.op
-        )
+        if self.op == "copy" and tensor.sources[self.used[0]].dtype != self.dtype:
+            return "linear"
+        return self.op
 
 
 class WeightedLayout:
@@ -237,16 +239,14 @@ class WeightedLayout:
 
     def plan(self, limit: int, nonfinite: str, carry: str | None) -> MergePlan:
         """The plan with shards of at most `limit` bytes."""
-        tensors, shards = place_tensors(
-            [self._tensor(tensor) for tensor in self.layout.tensors.values()], limit
-        )
+        unplaced = [self._tensor(tensor) for tensor in self.layout.tensors.values()]
+        tensors, shards = place_tensors(unplaced, limit)
+        dtypes = {tensor.dtype for tensor in tensors}
         uneven = self.layout.uneven
         return MergePlan(
             recipe=self.recipe,
             method=self.method,
-            dtype="+".join(
-                name for name, tag in TORCH_NAMES.items() if any(t.dtype == tag for t in tensors)
-            ),
+            dtype="+".join(name for name, tag in TORCH_NAMES.items() if tag in dtypes),
             nonfinite=nonfinite,
             carry=self.layout.carrier(carry),
             vocab_size=uneven[0].shape[0] if uneven else None,
@@ -261,54 +261,60 @@ class WeightedLayout:
 
         If a model lacks the rows, the other weights are scaled to the same sum.
         """
-        given = self._weights[number]
-        used = [tag for tag, weight in zip(stored, given, strict=False) if weight != 0]
+        all_weights = self._weights[number]
+        used = [tag for tag, weight in zip(stored, all_weights, strict=False) if weight != 0]
         dtype = TORCH_NAMES.get(self.recipe.dtype) or widest(used)
-        base = len(given) if self._based and len(given) in have else None
-        weights = {i: given[i] for i in have if i != base and given[i] != 0}
-        # rows that no weighted model has: as the base, or the first that has them, stores them
+        # The base model is behind the ingredients.
+        base = len(all_weights) if self._based and len(all_weights) in have else None
+        weights = {i: all_weights[i] for i in have if i != base and all_weights[i] != 0}
+
+        # Rows that no weighted model has: as the base, or the first that has them, stores them.
         if not weights:
             weights = {base if base is not None else min(have): 1.0}
             base = None
-        elif len(weights) < sum(w != 0 for w in given):
-            scale = sum(given) / _total(weights.values())
-            weights = {i: w * scale for i, w in weights.items()}
+        elif len(weights) < sum(weight != 0 for weight in all_weights):
+            scale = sum(all_weights) / _total(weights.values())
+            weights = {i: weight * scale for i, weight in weights.items()}
+
         models = tuple(weights)
         values = tuple(weights.values())
         if values == (1.0,):
-            return Mix("copy" if stored[models[0]] == dtype else "linear", models, dtype, values)
-        if self._based and base is None:
-            total = _total(values)
-            return Mix("linear", models, dtype, tuple(v / total for v in values))
+            op: Operation = "copy" if stored[models[0]] == dtype else "linear"
+            return Mix(op, models, dtype, values)
         if base is not None:
-            models = (base, *models)
-            values = (0.0, *values)
-        return Mix("mix", models, dtype, values)
+            return Mix("mix", (base, *models), dtype, (0.0, *values))
+        if not self._based:
+            return Mix("mix", models, dtype, values)
+        # There are no differences to a base that lacks the rows: the weighted mean of those that have them.
+        total = _total(values)
+        return Mix("linear", models, dtype, tuple(value / total for value in values))
 
     def _tensor(self, tensor: LaidTensor) -> PlannedTensor:
         """A tensor of the soup, not yet placed in a shard."""
         slot = tensor.slot
-        first = tensor.slot.parts[0]
-        mixes = [
-            self._mix(band.have, tensor.stored, self._number(slot.name)) for band in tensor.bands
-        ]
-        dtype = mixes[0].dtype if mixes else first.dtype
-        bands = tuple(
-            PlannedBand(
-                mix.op_on(tensor),
-                band.start,
-                band.count,
-                _at(tensor.sources, mix.used, band.start),
-                mix.weights,
-            )
-            for band, mix in zip(tensor.bands, mixes, strict=True)
-        )
-        if not mixes:
-            bands = (
-                PlannedBand("same", 0, first.count, tensor.sources, (1.0,) * len(tensor.sources)),
-            )
+        if tensor.bands:
+            number = self._number(slot.name)
+            mixes = [self._mix(band.have, tensor.stored, number) for band in tensor.bands]
+            dtype = mixes[0].dtype
+            bands = list[PlannedBand]()
+            for band, mix in zip(tensor.bands, mixes, strict=True):
+                sources = _at(tensor.sources, mix.used, band.start)
+                bands.append(
+                    PlannedBand(mix.op_on(tensor), band.start, band.count, sources, mix.weights)
+                )
+        else:
+            first = slot.parts[0]
+            dtype = first.dtype
+            weights = (1.0,) * len(tensor.sources)
+            bands = [PlannedBand("same", 0, first.count, tensor.sources, weights)]
         return PlannedTensor(
-            slot.name, dtype, slot.shape, 0, 0, math.prod(slot.shape) * BITS[dtype] // 8, bands
+            name=slot.name,
+            dtype=dtype,
+            shape=slot.shape,
+            shard=0,
+            offset=0,
+            nbytes=math.prod(slot.shape) * BITS[dtype] // 8,
+            bands=tuple(bands),
         )
 
 
@@ -323,11 +329,10 @@ def _total(weights: Iterable[float]) -> float:
 
 def _at(sources: Sequence[Source], used: Sequence[int], elements: int) -> tuple[Source, ...]:
     """The sources of these models, so many elements further on."""
-    chosen = [sources[i] for i in used]
-    return tuple(
-        replace(s, offset=s.offset + elements * BITS[s.dtype] // 8) if elements else s
-        for s in chosen
-    )
+    chosen = tuple(sources[i] for i in used)
+    if not elements:
+        return chosen
+    return tuple(replace(s, offset=s.offset + elements * BITS[s.dtype] // 8) for s in chosen)
 
 
 def place_tensors(
@@ -343,15 +348,13 @@ def place_tensors(
         groups[-1].append(tensor)
         filled += tensor.nbytes
     count = len(groups)
-    names = (
-        (SINGLE,)
-        if count == 1
-        else tuple(f"model-{i + 1:05}-of-{count:05}.safetensors" for i in range(count))
-    )
+    names: tuple[str, ...] = (SINGLE,)
+    if count > 1:
+        names = tuple(f"model-{i + 1:05}-of-{count:05}.safetensors" for i in range(count))
     placed = []
     for shard, group in enumerate(groups):
         offset = 0
-        for tensor in sorted(group, key=lambda one: -BITS[one.dtype]):
+        for tensor in sorted(group, key=lambda tensor: -BITS[tensor.dtype]):
             placed.append(replace(tensor, shard=shard, offset=offset))
             offset += tensor.nbytes
     return tuple(placed), names
@@ -364,17 +367,21 @@ def matcher(pattern: str) -> Callable[[str], bool]:
     name. A part `3-7` is a range of numbers, ends included. `layers.0-7` is the first eight layers.
     """
     text = "".join(map(_token, re.split(rf"(\*|\?|{RANGE})", pattern)))
-    wild = "*" in pattern or "?" in pattern
-    regex = re.compile(text if wild else rf"(?:.*\.)?{text}(?:\..*)?", re.DOTALL)
+    if "*" not in pattern and "?" not in pattern:
+        text = rf"(?:.*\.)?{text}(?:\..*)?"
+    regex = re.compile(text, re.DOTALL)
     return lambda name: regex.fullmatch(name) is not None
 
 
 def _token(token: str) -> str:
-    if token in ("*", "?"):
-        return ".*" if token == "*" else "."
+    if token == "*":
+        return ".*"
+    if token == "?":
+        return "."
     if re.fullmatch(r"\d+-\d+", token):
-        low, high = token.split("-")
-        return f"(?:{'|'.join(map(str, range(int(low), int(high) + 1)))})"
+        low, high = map(int, token.split("-"))
+        numbers = "|".join(map(str, range(low, high + 1)))
+        return f"(?:{numbers})"
     return re.escape(token)
 
 
@@ -388,7 +395,8 @@ def check_overrides(overrides: Mapping[str, Sequence[float]]) -> tuple[tuple[str
     for pattern, values in overrides.items():
         if not pattern:
             raise UserError("merge.overrides has an empty pattern: name tensors")
-        for low, high in (each.split("-") for each in re.findall(RANGE, pattern)):
+        for layers in re.findall(RANGE, pattern):
+            low, high = layers.split("-")
             if not int(low) <= int(high) < 10_000:
                 raise UserError(
                     f"merge.overrides.{pattern}: the range {low}-{high} must be ascending and below 10000"
@@ -414,12 +422,13 @@ def fitted(
             raise UserError(
                 f"merge.overrides.{pattern} has {len(values)} weights for {len(pool)} candidates"
             )
-        kept = [values[pool.index(name)] for name in used]
-        total = sum(kept)
-        if total:
-            pairs.append(
-                [pattern, kept if len(kept) == len(pool) else [value / total for value in kept]]
-            )
+        weights = [values[pool.index(name)] for name in used]
+        total = sum(weights)
+        if not total:
+            continue
+        if len(weights) < len(pool):
+            weights = [weight / total for weight in weights]
+        pairs.append([pattern, weights])
     return pairs
 
 
@@ -446,7 +455,8 @@ def _overridden(recipe: Recipe, names: Sequence[str]) -> tuple[list[Weights], Ca
             raise UserError(
                 f"merge.overrides.{pattern} matches no tensor; a tensor's name is {names[0]}"
             )
-    numbers = {
-        name: next((i for i, (_, test) in enumerate(tests) if test(name)), -1) for name in names
-    }
+    numbers = dict[str, int]()
+    for name in names:
+        matching = (i for i, (_, test) in enumerate(tests) if test(name))
+        numbers[name] = next(matching, -1)
     return [weights for _, weights in pairs], numbers.__getitem__

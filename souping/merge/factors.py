@@ -20,12 +20,12 @@ from pathlib import Path
 
 import numpy as np
 
-from souping.checkpoints import Checkpoint, Checkpoints
+from souping.checkpoints.checkpoint import Checkpoint, Checkpoints
 from souping.checkpoints.header import Tensor, header_bytes, size_of
 from souping.checkpoints.hub import cached_name
 from souping.checkpoints.lora import Adapter, FactorPair
 from souping.checkpoints.views import Float32, Raw, widen
-from souping.core.files import write_at
+from souping.core.open_files import write_at
 from souping.core.text import shown
 from souping.core.types import FloatArray, Recipe, UserError
 from souping.merge import OptionalProgress
@@ -35,9 +35,8 @@ from souping.merge.plan import MergePlan, PlannedTensor
 from souping.merge.writer import ShardWriter, prepare
 
 log = logging.getLogger(__name__)
-FACTOR_BLOCK_ELEMENTS = (
-    1 << 20
-)  # of a weight that are worked on at once: memory does not grow with the model
+# of a weight that are worked on at once: memory does not grow with the model
+FACTOR_BLOCK_ELEMENTS = 1 << 20
 FULL = "F32"
 """Dtype of the factors whose product a full model gets."""
 AdapterShare = tuple[str, FactorPair, float]
@@ -78,9 +77,8 @@ class TensorReader:
         size = math.prod(tensor.shape[1:]) * size_of(tensor.dtype)
         length = (tensor.shape[0] if count is None else count) * size
         with path.open("rb", buffering=0) as file:
-            raw = np.frombuffer(
-                os.pread(file.fileno(), length, tensor.offset + start * size), np.uint8
-            )
+            data = os.pread(file.fileno(), length, tensor.offset + start * size)
+        raw = np.frombuffer(data, np.uint8)
         if len(raw) != length:
             raise UserError(
                 f"{path}, tensor {shown(tensor.name)}: the file ends early. Start again."
@@ -116,16 +114,16 @@ def join(
 
     `rank` is at least the sum of the ranks (the default); rows and columns beyond it are zero.
     """
-    more = max(0, rank - rank_of(shares))
-    left = []
-    right = []
+    a_parts = list[Float32]()
+    b_parts = list[Float32]()
     for name, part, weight in shares:
-        left.append(reader.rows(name, part.a))
+        a_parts.append(reader.rows(name, part.a))
         with np.errstate(over="ignore", invalid="ignore"):
             scaled = reader.rows(name, part.b).astype(np.float64) * (weight * part.scaling)
-            right.append(scaled.astype(np.float32))
-    a: Float32 = np.pad(np.concatenate(left, 0), ((0, more), (0, 0)))
-    b: Float32 = np.pad(np.concatenate(right, 1), ((0, 0), (0, more)))
+            b_parts.append(scaled.astype(np.float32))
+    zeros = max(0, rank - rank_of(shares))
+    a: Float32 = np.pad(np.concatenate(a_parts, axis=0), ((0, zeros), (0, 0)))
+    b: Float32 = np.pad(np.concatenate(b_parts, axis=1), ((0, 0), (0, zeros)))
     return [narrow(a.reshape(-1), dtype), narrow(b.reshape(-1), dtype)]
 
 
@@ -181,16 +179,17 @@ def write_weights(
     total = 0
     for module in sorted(shares):
         part = shares[module][0][1]
-        for key, shape in zip(
-            part.keys, ((rank, part.a.shape[1]), (part.b.shape[0], rank)), strict=True
-        ):
-            tensors.append((key, dtype, shape, total, math.prod(shape) * size))
-            total += math.prod(shape) * size
+        shapes = ((rank, part.a.shape[1]), (part.b.shape[0], rank))
+        for key, shape in zip(part.keys, shapes, strict=True):
+            nbytes = math.prod(shape) * size
+            tensors.append((key, dtype, shape, total, nbytes))
+            total += nbytes
     with path.open("xb") as file:
         start = file.write(header_bytes(tensors))
         for module in sorted(shares):
             keys = shares[module][0][1].keys
-            for key, raw in zip(keys, join(reader, shares[module], dtype, rank), strict=True):
+            soup_factors = join(reader, shares[module], dtype, rank)
+            for key, raw in zip(keys, soup_factors, strict=True):
                 reader.check_soup(widen(raw, dtype), key)
                 file.write(np.ascontiguousarray(raw).data)
                 if progress is not None:
@@ -210,15 +209,17 @@ def config_text(shares: AdapterShares, adapters: Mapping[str, Adapter], base: Pa
     settings = [adapter.settings for adapter in adapters.values()]
     name = str(base.resolve())
     revision = None
-    if cached := cached_name(name):
+    cached = cached_name(name)
+    if cached:
         name, _, revision = cached.partition("@")
     if name == settings[0].base:
         revision = settings[0].revision
+    task_types = (setting.task_type for setting in settings)
     table = {
         "auto_mapping": settings[0].auto_mapping,
         "base_model_name_or_path": name,
         "bias": "none",
-        "fan_in_fan_out": any(each.transposed for each in settings),
+        "fan_in_fan_out": any(setting.transposed for setting in settings),
         "inference_mode": True,
         "init_lora_weights": True,
         "lora_alpha": soup_rank(shares),
@@ -228,9 +229,7 @@ def config_text(shares: AdapterShares, adapters: Mapping[str, Adapter], base: Pa
         "r": soup_rank(shares),
         "revision": revision,
         "target_modules": sorted(shares),
-        "task_type": next(
-            (each.task_type for each in settings if each.task_type is not None), None
-        ),
+        "task_type": next((task for task in task_types if task is not None), None),
         "use_dora": False,
         "use_rslora": False,
     }
@@ -260,16 +259,19 @@ def write_model(
         UserError: a tensor is shared with one that is not adapted, a file ended early, or a value is not finite.
     """
     refuse_shared(sites, shares)
-    adapted = {sites[module].tensor.name: module for module in shares}
-    done = plan.nbytes - sum(t.nbytes for t in plan.tensors if t.name in adapted)
+    modules = {sites[module].tensor.name: module for module in shares}
+    adapted = [tensor for tensor in plan.tensors if tensor.name in modules]
+    others = [tensor for tensor in plan.tensors if tensor.name not in modules]
     prepare(plan, stage)
     with ShardWriter(plan, stage) as writer:
-        writer.plan = replace(plan, tensors=tuple(t for t in plan.tensors if t.name not in adapted))
-        writer.fill(
-            progress=None if progress is None else lambda count, _: progress(count, plan.nbytes)
-        )
-    for tensor in (t for t in plan.tensors if t.name in adapted):
-        module = adapted[tensor.name]
+        writer.plan = replace(plan, tensors=tuple(others))
+        if progress is None:
+            writer.fill()
+        else:
+            writer.fill(progress=lambda count, _: progress(count, plan.nbytes))
+    done = sum(tensor.nbytes for tensor in others)
+    for tensor in adapted:
+        module = modules[tensor.name]
         _write_tensor(plan, tensor, stage, sites[module], shares[module], reader)
         done += tensor.nbytes
         if progress is not None:
@@ -278,11 +280,11 @@ def write_model(
 
 def refuse_shared(sites: Mapping[str, Site], modules: AdapterShares | Mapping[str, Site]) -> None:
     """A full model cannot hold an embedding and the head tied to it with different values."""
-    bad = [module for module in modules if sites[module].shared]
-    if bad:
+    shared = [module for module in modules if sites[module].shared]
+    if shared:
         advice = "keep the soup an adapter, merge.adapters=keep"
         raise UserError(
-            f"the adapters change {shown(bad[0])}, whose weight the base ties to another module: {advice}"
+            f"the adapters change {shown(shared[0])}, whose weight the base ties to another module: {advice}"
         )
 
 
@@ -294,12 +296,12 @@ def _write_tensor(
     shares: Sequence[AdapterShare],
     reader: TensorReader,
 ) -> None:
-    made = product(reader, shares, FULL, site.transposed)
+    soup_product = product(reader, shares, FULL, site.transposed)
     start = len(plan.header(tensor.shard)) + tensor.offset
     with (stage / plan.shards[tensor.shard]).open("r+b", buffering=0) as file:
         for first, count in blocks_of(tensor.shape):
             base = reader.rows(plan.ingredients[0].name, site.tensor, first, count)
-            out = narrow(made.added(base, first).reshape(-1), tensor.dtype)
+            out = narrow(soup_product.added(base, first).reshape(-1), tensor.dtype)
             reader.check_soup(widen(out, tensor.dtype), tensor.name)
             write_at(file.fileno(), out.data, start)
             start += len(out)

@@ -1,37 +1,30 @@
-"""Arithmetic of one block: bytes of the ingredients in, bytes of the soup out.
+"""Arithmetic of one block: bytes of the ingredients in, bytes of the soup out; and the methods by name.
 
 The specification, which is also what mergekit 0.1.5's `linear` and torch's `add_(x, alpha=w)` on fp32 do:
 `acc = +0; acc = fma(w_k, x_k, acc)` in the plan's order with w_k rounded to fp32, then one rounding to the output
-dtype (nearest, ties to even). It is written in numpy first. Below that, LLVM compiles it for the dtypes at hand into
-one pass over the block, with the same bits.
+dtype (nearest, ties to even). It is written in numpy. `llvm` has the same for the dtypes at hand as one pass over the
+block, with the same bits.
 """
 
 from __future__ import annotations
 
-import ctypes
-import functools
-import itertools
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
 
-from souping.checkpoints.header import TORCH_DTYPES, size_of
+from souping.checkpoints.header import TORCH_DTYPES
 from souping.checkpoints.views import Float32, Raw, widen
 from souping.core.fields import pick
-from souping.core.native import compiled
 from souping.core.text import named
 from souping.core.types import FloatArray, IntArray, UserError, Weights, frozen
 
 if TYPE_CHECKING:
     import torch
+from souping.merge.llvm import EXPONENT, NAN, native
 
 Combine = Callable[[Sequence[Float32], Sequence[float]], Float32]
 """A method on fp32 rows: combine(rows, weights) -> row."""
-EXPONENT = {"F32": 0x7F800000, "BF16": 0x7F80, "F16": 0x7C00}
-"""Bits that are all set in NaN and infinity."""
-NAN = {"F32": 0x7FC00000, "BF16": 0x7FC0, "F16": 0x7E00}
-"""The quiet NaN that every NaN becomes."""
 # elements: smaller ones fit the second-level cache, but each costs 0.1 ms of Python
 BLOCK_ELEMENTS = 1 << 19
 
@@ -48,9 +41,9 @@ def narrow(values: Float32, dtype: str) -> Raw:
     nan = (bits & np.uint32(0x7FFFFFFF)) > np.uint32(0x7F800000)
     if dtype == "F32":
         return np.where(nan, np.uint32(NAN[dtype]), bits).view(np.uint8)
-    rounded = (bits + (((bits >> np.uint32(16)) & np.uint32(1)) + np.uint32(0x7FFF))) >> np.uint32(
-        16
-    )
+    # To the nearest of the upper 16 bits: half a unit is added, less where the last bit is even.
+    odd = (bits >> np.uint32(16)) & np.uint32(1)
+    rounded = (bits + (odd + np.uint32(0x7FFF))) >> np.uint32(16)
     return np.where(nan, np.uint32(NAN[dtype]), rounded).astype(np.uint16).view(np.uint8)
 
 
@@ -65,11 +58,10 @@ def fma(weight: float, values: Float32, total: Float32) -> Float32:
         wide = total.astype(np.float64).reshape(-1)
         sums = product + wide
         bits = sums.view(np.uint64)
-        ties = (bits & np.uint64(0x0FFFFFFF)) == 0
+        # Of the 29 bits that fp32 does not have, a tie has the highest alone; below 2^-125 fp32 has fewer bits.
+        tie = (bits & np.uint64(0x1FFFFFFF)) == np.uint64(0x10000000)
         small = np.abs(sums) < 2.0**-125
-        doubtful = np.flatnonzero(
-            (ties & ((bits & np.uint64(0x10000000)) != 0)) | (small & (sums != 0))
-        )
+        doubtful = np.flatnonzero(tie | (small & (sums != 0)))
         if len(doubtful):
             _round_to_odd(sums, product, wide, doubtful)
         return sums.astype(np.float32).reshape(total.shape)
@@ -80,8 +72,8 @@ def _round_to_odd(sums: FloatArray, a: FloatArray, b: FloatArray, at: IntArray) 
     s = sums[at]
     a = a[at]
     b = b[at]
-    part = s - a
-    error = (a - (s - part)) + (b - part)
+    b_part = s - a
+    error = (a - (s - b_part)) + (b - b_part)
     even = (s.view(np.uint64) & np.uint64(1)) == 0
     move = even & (error != 0) & np.isfinite(error)
     sums[at[move]] = np.nextafter(s[move], np.copysign(np.inf, error[move]))
@@ -150,12 +142,14 @@ def _plain(soup: Float32, function: Combine, shape: tuple[int, ...]) -> Float32:
     """The result of a method, which may be the user's, as fp32.
 
     Raises:
-        UserError: it is no array of the tensors' shape.
+        UserError: it is not an array of the tensors' shape.
     """
     if not isinstance(soup, np.ndarray) or soup.shape != shape or soup.dtype.kind != "f":
-        made = f"{soup.dtype} {soup.shape}" if isinstance(soup, np.ndarray) else type(soup).__name__
+        what = type(soup).__name__
+        if isinstance(soup, np.ndarray):
+            what = f"{soup.dtype} {soup.shape}"
         raise UserError(
-            f"merge method {named(function)} gave {made}, not fp32 {shape} like its tensors"
+            f"merge method {named(function)} gave {what}, not fp32 {shape} like its tensors"
         )
     return soup.astype(np.float32, copy=False)
 
@@ -165,143 +159,6 @@ def write_as(soup: Raw, dtype: str, out: Raw, out_dtype: str) -> bool:
     wide = widen(soup, dtype)
     out[:] = soup if dtype == out_dtype else narrow(wide, out_dtype)
     return bool(np.isfinite(wide).all())
-
-
-# Compiled by LLVM, which makes a loop of vectors of it: widen, multiply-add in the order of the plan, round, check and
-# store happen in registers. Without llvmlite, or on a processor without fma or f16c, numpy does the work.
-
-MOST_ROWS = 500
-"""Rows that a kernel can take."""
-FEW_ROWS = 8
-"""Up to this many rows LLVM picks the interleave count; beyond, it picks 1, which is 25 % slower than 4."""
-Native = Callable[[Sequence[Raw], Sequence[float], Raw], bool]
-"""native(rows, weights, out) -> whether all is finite"""
-
-
-@functools.cache
-def native(delta: bool, sources: tuple[str, ...], dtype: str, out_dtype: str) -> Native | None:
-    """A kernel for rows of these dtypes, rounded to `dtype` and written as `out_dtype`; None if LLVM cannot help.
-
-    `delta` adds weighted differences to the first row, else rows are summed.
-    """
-    address = (
-        compiled(assembly(delta, sources, dtype, out_dtype)) if len(sources) <= MOST_ROWS else None
-    )
-    if address is None:
-        return None
-    arguments = [ctypes.c_void_p, ctypes.c_float] * len(sources)
-    call = ctypes.CFUNCTYPE(ctypes.c_int32, *arguments, ctypes.c_int64, ctypes.c_void_p)(address)
-    size = size_of(out_dtype)
-
-    def run(rows: Sequence[Raw], weights: Sequence[float], out: Raw) -> bool:
-        pairs = zip([row.ctypes.data for row in rows], weights, strict=True)
-        return bool(call(*itertools.chain(*pairs), out.nbytes // size, out.ctypes.data) == 0)
-
-    return run
-
-
-def assembly(delta: bool, sources: Sequence[str], dtype: str, out_dtype: str) -> str:
-    """LLVM assembly of `i32 kernel(row, weight, .., count, out)`, which returns 0 if everything is finite."""
-    lines = [_load(k, source) for k, source in enumerate(sources)]
-    total = "0.0"
-    for k in range(int(delta), len(sources)):
-        value = f"%x{k}"
-        if delta:
-            lines.append(f"  %d{k} = fsub float %x{k}, %x0")
-            value = f"%d{k}"
-        lines.append(
-            f"  %sum{k} = call float @llvm.fma.f32(float %w{k}, float {value}, float {total})"
-        )
-        total = f"%sum{k}"
-    if delta:
-        lines.append(f"  %moved = fadd float %x0, {total}")
-        total = "%moved"
-    body = "\n".join([*lines, _narrow(total, "soup", dtype), _store(dtype, out_dtype)])
-    arguments = ", ".join(f"ptr noalias %row{k}, float %w{k}" for k in range(len(sources)))
-    return f"""declare float @llvm.fma.f32(float, float, float)
-define i32 @kernel({arguments}, i64 %count, ptr noalias %out) {{
-entry:
-  %some = icmp slt i64 0, %count
-  br i1 %some, label %element, label %exit
-element:
-  %i = phi i64 [ 0, %entry ], [ %next, %element ]
-  %seen = phi i32 [ 0, %entry ], [ %bad, %element ]
-{body}
-  %flags = and i32 %soup, {EXPONENT[dtype]}
-  %wrong = icmp eq i32 %flags, {EXPONENT[dtype]}
-  %mark = zext i1 %wrong to i32
-  %bad = or i32 %seen, %mark
-  %next = add i64 %i, 1
-  %more = icmp slt i64 %next, %count
-  br i1 %more, label %element, label %exit, !llvm.loop !0
-exit:
-  %found = phi i32 [ 0, %entry ], [ %bad, %element ]
-  ret i32 %found
-}}
-!0 = distinct !{{!0, !1}}
-!1 = !{{!"llvm.loop.interleave.count", i32 {4 if len(sources) > FEW_ROWS else 0}}}
-"""
-
-
-def _load(k: int, dtype: str) -> str:
-    """`%x<k>` = the fp32 value of row k at `%i`."""
-    cell = {"F32": "float", "F16": "half", "BF16": "i16"}[dtype]
-    loaded = f"  %at{k} = getelementptr {cell}, ptr %row{k}, i64 %i\n  %raw{k} = load {cell}, ptr %at{k}, align 1\n"
-    if dtype == "BF16":
-        return f"{loaded}  %bits{k} = zext i16 %raw{k} to i32\n{_from_bf16(f'bits{k}', f'x{k}')}"
-    return f"{loaded}  %x{k} = {'fpext' if dtype == 'F16' else 'bitcast'} {cell} %raw{k} to float"
-
-
-def _from_bf16(bits: str, name: str) -> str:
-    return f"  %{name}.up = shl i32 %{bits}, 16\n  %{name} = bitcast i32 %{name}.up to float"
-
-
-def _narrow(value: str, name: str, dtype: str) -> str:
-    """`%name` = bits (in 32) of fp32 `value` rounded to `dtype`, ties to even; every NaN is the same one."""
-    if dtype == "F16":
-        body = f"""  %{name}.half = fptrunc float {value} to half
-  %{name}.short = bitcast half %{name}.half to i16
-  %{name}.got = zext i16 %{name}.short to i32"""
-    elif dtype == "F32":
-        body = f"  %{name}.got = bitcast float {value} to i32"
-    else:
-        body = f"""  %{name}.bits = bitcast float {value} to i32
-  %{name}.high = lshr i32 %{name}.bits, 16
-  %{name}.odd = and i32 %{name}.high, 1
-  %{name}.bias = add i32 %{name}.odd, {0x7FFF}
-  %{name}.sum = add i32 %{name}.bits, %{name}.bias
-  %{name}.got = lshr i32 %{name}.sum, 16"""
-    return f"""{body}
-  %{name}.nan = fcmp uno float {value}, 0.0
-  %{name} = select i1 %{name}.nan, i32 {NAN[dtype]}, i32 %{name}.got"""
-
-
-def _store(dtype: str, out_dtype: str) -> str:
-    """Write the soup's bits to `%out`, through fp32 if they are written as another dtype."""
-    text = ""
-    bits = "soup"
-    size = 8 * size_of(out_dtype)
-    if out_dtype != dtype:
-        text = f"{_widen_bits(dtype)}\n{_narrow('%wide', 'cast', out_dtype)}\n"
-        bits = "cast"
-    narrowed = f"%low = trunc i32 %{bits} to i{size}" if size < 32 else f"%low = add i32 %{bits}, 0"
-    return f"""{text}  {narrowed}
-  %to = getelementptr i{size}, ptr %out, i64 %i
-  store i{size} %low, ptr %to, align 1"""
-
-
-def _widen_bits(dtype: str) -> str:
-    """`%wide` = fp32 value of the bits in `%soup`."""
-    if dtype == "F32":
-        return "  %wide = bitcast i32 %soup to float"
-    if dtype == "BF16":
-        return _from_bf16("soup", "wide")
-    return """  %wide.low = trunc i32 %soup to i16
-  %wide.half = bitcast i16 %wide.low to half
-  %wide = fpext half %wide.half to float"""
-
-
-# ------------------------------------------------------------ methods
 
 
 @frozen
@@ -340,11 +197,13 @@ def gram(tensors: Sequence[Float32], base: bool) -> FloatArray:
     wide = [tensor.astype(np.float64).ravel() for tensor in tensors]
     if base:
         wide = [tensor - wide[0] for tensor in wide[1:]]
-    result = np.zeros((len(wide), len(wide)))
-    for i, left in enumerate(wide):
+    inner = np.zeros((len(wide), len(wide)))
+    for i in range(len(wide)):
         for j in range(i + 1):
-            result[i, j] = result[j, i] = float((left * wide[j]).sum())
-    return result
+            product = float((wide[i] * wide[j]).sum())
+            inner[i, j] = product
+            inner[j, i] = product
+    return inner
 
 
 def slerp_weights(inner: FloatArray, weights: Weights) -> Weights:
@@ -375,10 +234,13 @@ def stock_weights(inner: FloatArray, weights: Weights) -> Weights:
     """
     count = len(weights)
     norms = np.sqrt(np.diag(inner))
-    pairs = [(i, j) for i in range(count) for j in range(i)]
-    cosine = float(np.mean([inner[i, j] / max(norms[i] * norms[j], 1e-12) for i, j in pairs]))
-    below = 1 + (count - 1) * cosine
-    t = count * cosine / below if abs(below) > 1e-6 else 0.0
+    cosines = list[float]()
+    for i in range(count):
+        for j in range(i):
+            cosines.append(inner[i, j] / max(norms[i] * norms[j], 1e-12))
+    cosine = float(np.mean(cosines))
+    denominator = 1 + (count - 1) * cosine
+    t = count * cosine / denominator if abs(denominator) > 1e-6 else 0.0
     total = sum(weights)
     return tuple(t * weight / total for weight in weights)
 
@@ -403,11 +265,11 @@ def check_method(name: str, weights: Weights) -> None:
     method = get_method(name)
     count = len(weights)
     if count < method.least or (method.most is not None and count > method.most):
-        wanted = (
-            f"exactly {method.most}" if method.most == method.least else f"at least {method.least}"
-        )
+        number = f"at least {method.least}"
+        if method.most == method.least:
+            number = f"exactly {method.most}"
         raise UserError(
-            f"merge.method={name} needs {wanted} ingredients with a weight above zero, there are {count}"
+            f"merge.method={name} needs {number} ingredients with a weight above zero, there are {count}"
         )
     if method.coefficients is not None and (min(weights) < 0 or not sum(weights)):
         raise UserError(

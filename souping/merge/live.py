@@ -18,27 +18,21 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from souping.checkpoints import Checkpoint, WeightReader
+from souping.checkpoints.checkpoint import Checkpoint
 from souping.checkpoints.header import TAGS, size_of
 from souping.checkpoints.ranges import pointer_in
+from souping.checkpoints.reader import WeightReader
 from souping.checkpoints.views import Raw
 from souping.core.system import cores
 from souping.core.text import first_line, listed
 from souping.core.types import FloatArray, Recipe, UserError
 from souping.merge import Pourable
 from souping.merge.alignment import Alignment
+from souping.merge.chunks import Chunk, blocks, tensor_chunks
 from souping.merge.kernels import Method, get_method, torch_dtype
-from souping.merge.plan import (
-    Chunk,
-    MergePlan,
-    PlannedTensor,
-    ThreadTask,
-    blocks,
-    chunk_gram,
-    mixed,
-    run_tasks,
-    tensor_chunks,
-)
+from souping.merge.mixing import chunk_gram, mixed
+from souping.merge.plan import MergePlan, PlannedTensor
+from souping.merge.tasks import ThreadTask, run_tasks
 from souping.merge.writer import raise_file_limit
 
 if TYPE_CHECKING:
@@ -80,19 +74,19 @@ class LiveModule(Pourable):
         self._targets.resize(plan.tensors)
         places = self._targets.match(plan.tensors)
         if places is None:
-            reload(
-                self._module, {tensor.name: self._whole(plan, tensor) for tensor in plan.tensors}
-            )
-        else:
-            run_tasks(
-                self._tasks(plan, places), 1 if plan.nbytes < SMALL_SOUP_BYTES else POUR_THREADS
-            )
+            soup = {tensor.name: self._soup_tensor(plan, tensor) for tensor in plan.tensors}
+            reload(self._module, soup)
+            return
+        threads = 1 if plan.nbytes < SMALL_SOUP_BYTES else POUR_THREADS
+        run_tasks(self._tasks(plan, places), threads)
 
     def _tasks(
         self, plan: MergePlan, places: Mapping[str, ParameterTarget]
     ) -> Iterator[ThreadTask]:
-        for tensor in (tensor for tensor in plan.tensors if tensor.name in places):
-            target = places[tensor.name]
+        for tensor in plan.tensors:
+            target = places.get(tensor.name)
+            if target is None:
+                continue
             if target.flat is None:
                 yield partial(self._copy, plan, tensor, target.tensor)
             else:
@@ -105,21 +99,16 @@ class LiveModule(Pourable):
         method = get_method(plan.method)
         size = size_of(dtype)
         for chunk in tensor_chunks(plan, tensor):
-            rows = [
-                self._files.row(plan.ingredients[s.ingredient].checkpoint, s.file)
-                for s in chunk.sources
-            ]
+            rows = list[ReadRow]()
+            for source in chunk.sources:
+                checkpoint = plan.ingredients[source.ingredient].checkpoint
+                rows.append(self._files.row(checkpoint, source.file))
             weighed = self._weighed(plan, method, chunk, rows)
-            for part in [weighed] if chunk.indivisible and method.whole else blocks(weighed):
-                first = (part.offset - tensor.offset) // size_of(tensor.dtype)
-                yield partial(
-                    self._mix,
-                    plan,
-                    part,
-                    rows,
-                    flat[first * size : (first + part.count) * size],
-                    dtype,
-                )
+            undivided = chunk.indivisible and method.whole
+            for block in [weighed] if undivided else blocks(weighed):
+                first = (block.offset - tensor.offset) // size_of(tensor.dtype)
+                into = flat[first * size : (first + block.count) * size]
+                yield partial(self._mix, plan, block, rows, into, dtype)
 
     def _weighed(
         self, plan: MergePlan, method: Method, chunk: Chunk, rows: Sequence[ReadRow]
@@ -145,9 +134,9 @@ class LiveModule(Pourable):
         import torch
 
         with torch.no_grad():
-            target.copy_(self._whole(plan, tensor))
+            target.copy_(self._soup_tensor(plan, tensor))
 
-    def _whole(self, plan: MergePlan, tensor: PlannedTensor) -> torch.Tensor:
+    def _soup_tensor(self, plan: MergePlan, tensor: PlannedTensor) -> torch.Tensor:
         """A tensor of the soup in its own dtype, in memory."""
         import torch
 
@@ -236,8 +225,10 @@ class ModuleTargets:
                 taken.add(place.data_ptr())
                 tag = TAGS.get(str(place.dtype).removeprefix("torch."), "")
                 places[tensor.name] = ParameterTarget(place, tag, _flat(place))
-        own = [named[name] for name, _ in self._module.named_parameters() if name in named]
-        return places if all(tensor.data_ptr() in taken for tensor in own) else None
+        for name, _ in self._module.named_parameters():
+            if name in named and named[name].data_ptr() not in taken:
+                return None
+        return places
 
     def resize(self, tensors: Iterable[PlannedTensor]) -> None:
         """Give the module's embeddings the soup's number of rows, where they differ."""
@@ -306,13 +297,13 @@ def reload(module: torch.nn.Module, soup: Mapping[str, torch.Tensor]) -> None:
     source = loaded[0].state_dict()
     report = loaded[1]
     state = module.state_dict(keep_vars=True)
-    lost = {
-        *report["missing_keys"],
-        *(n for n, t in state.items() if n not in source or source[n].shape != t.shape),
-    }
-    if lost or report["mismatched_keys"]:
+    missing = set(report["missing_keys"])
+    for name, tensor in state.items():
+        if name not in source or source[name].shape != tensor.shape:
+            missing.add(name)
+    if missing or report["mismatched_keys"]:
         raise UserError(
-            f"the soup does not fit the live module: nothing for {listed(sorted(lost)) or 'a shape'}"
+            f"the soup does not fit the live module: nothing for {listed(sorted(missing)) or 'a shape'}"
         )
     with torch.no_grad():
         for name, tensor in state.items():

@@ -12,20 +12,15 @@ from functools import cached_property, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Generic, Self, TypeVar
 
-from souping.checkpoints import (
-    Cache,
-    Checkpoint,
-    Checkpoints,
-    eos_token_ids,
-    fingerprint,
-    fingerprint_of,
-)
+from souping.checkpoints.checkpoint import Checkpoint, Checkpoints
 from souping.checkpoints.compatibility import (
     TOKENIZERS,
     check_tokenizer,
     compare_tokenizers,
     preflight,
 )
+from souping.checkpoints.end_tokens import eos_token_ids
+from souping.checkpoints.fingerprints import Cache, fingerprint, fingerprint_of
 from souping.checkpoints.folder import Like
 from souping.checkpoints.layouts import common, rules_of
 from souping.checkpoints.lora import is_adapter
@@ -73,7 +68,8 @@ class ModelMerge(MergeBackend, Generic[P]):
         return replace(self, **{key: value for key, value in settings.items() if key in known})
 
     def align(self, checkpoints: Checkpoints) -> Alignment:
-        home = next((each.like for each in checkpoints.values() if each.like is not None), None)
+        homes = (checkpoint.like for checkpoint in checkpoints.values())
+        home = next((folder for folder in homes if folder is not None), None)
         like = Like(home, rules_of(self.names), self.format == "same")
         base = Checkpoint.open(Path(self.base), self.allow_pickle, like) if self.base else None
         return Alignment(checkpoints, base)
@@ -96,14 +92,18 @@ class ModelMerge(MergeBackend, Generic[P]):
             UserError: a list in `overrides` has another length than the pool.
         """
         used = [name for name, weight in zip(ingredients, weights, strict=True) if weight != 0]
-        lone = len(used) == 1
+        method = "linear"
+        settings: JsonObject = {}
+        if len(used) != 1:
+            method = self.method
+            settings = self.settings_of(used, checkpoints, base)
         return Recipe(
             ingredients=tuple(ingredients),
             fingerprints=tuple(fingerprints[name] for name in ingredients),
             weights=tuple(float(weight) for weight in weights),
             dtype=self.dtype or common_dtype(checkpoints[name] for name in used),
-            method="linear" if lone else self.method,
-            settings={} if lone else self.settings_of(used, checkpoints, base),
+            method=method,
+            settings=settings,
         )
 
     @abstractmethod
@@ -192,8 +192,9 @@ class LocalMerge(ModelMerge[MergePlan]):
         if self.vocab != "error":
             settings["vocab"] = self.vocab
         overrides = router_weights(self.router, pool) | (self.overrides or {})
-        if fits := fitted(overrides, tuple(pool), used):
-            settings["overrides"] = fits
+        pairs = fitted(overrides, tuple(pool), used)
+        if pairs:
+            settings["overrides"] = pairs
         if self.base and get_method(self.method).base:
             settings["base"] = base or fingerprint(Path(self.base), allow_pickle=self.allow_pickle)
             settings["scale"] = float(self.scale)
@@ -252,10 +253,10 @@ class FullModelPool(CandidatePool, Generic[P]):
         self._folders = dict(folders)
         self._merge = merge
         self._cache = cache
-        lent = Like(like.folder if like else None, rules_of(merge.names), merge.format == "same")
-        self._checkpoints = {
-            name: Checkpoint.open(path, merge.allow_pickle, lent) for name, path in folders.items()
-        }
+        like = Like(like.folder if like else None, rules_of(merge.names), merge.format == "same")
+        self._checkpoints = dict[str, Checkpoint]()
+        for name, path in folders.items():
+            self._checkpoints[name] = Checkpoint.open(path, merge.allow_pickle, like)
 
     @property
     def names(self) -> Names:
@@ -271,12 +272,13 @@ class FullModelPool(CandidatePool, Generic[P]):
         """Refuse, before any work, a carrier without a tokenizer, or without the soup's."""
         if carry is None or carry not in self._checkpoints:
             return
-        with_one = [
-            name for name, each in self._checkpoints.items() if set(each.side) & set(TOKENIZERS)
-        ]
-        if with_one and carry not in with_one:
+        owners = list[str]()
+        for name, checkpoint in self._checkpoints.items():
+            if set(checkpoint.side) & set(TOKENIZERS):
+                owners.append(name)
+        if owners and carry not in owners:
             raise UserError(
-                f"merge.carry={carry} has no tokenizer, so the soup would have none: carry {with_one[0]}"
+                f"merge.carry={carry} has no tokenizer, so the soup would have none: carry {owners[0]}"
             )
         if self._merge.vocab != "error":
             Layout.of(self._checkpoints, self._merge.vocab).carrier(carry)
@@ -288,13 +290,15 @@ class FullModelPool(CandidatePool, Generic[P]):
         }
 
     def eos_token_ids(self, recipe: Recipe) -> TokenIds:
-        ends = {token for name in recipe.ingredients for token in self._ends[name]}
-        uneven = (
-            self._alignment.weighted_layout(recipe).layout.uneven
-            if self._merge.vocab != "error"
-            else []
-        )
-        return tuple(sorted(token for token in ends if not uneven or token < uneven[0].shape[0]))
+        tokens = set[int]()
+        for name in recipe.ingredients:
+            tokens.update(self._ends[name])
+        if self._merge.vocab != "error":
+            uneven = self._alignment.weighted_layout(recipe).layout.uneven
+            if uneven:
+                rows = uneven[0].shape[0]
+                tokens = {token for token in tokens if token < rows}
+        return tuple(sorted(tokens))
 
     @cached_property
     def fingerprints(self) -> Mapping[str, str]:
@@ -305,10 +309,10 @@ class FullModelPool(CandidatePool, Generic[P]):
 
     @property
     def known_folders(self) -> Folders:
-        seen = {self.fingerprints[name]: folder for name, folder in self._folders.items()}
+        known = {self.fingerprints[name]: folder for name, folder in self._folders.items()}
         if self._merge.base and self._base_content:
-            seen[self._base_content] = Path(self._merge.base)
-        return seen
+            known[self._base_content] = Path(self._merge.base)
+        return known
 
     @property
     def architecture_folder(self) -> Path:
@@ -372,7 +376,7 @@ class FullModelPool(CandidatePool, Generic[P]):
     @property
     def soup_bytes(self) -> int:
         models = self._checkpoints.values()
-        return max(each.size_in(self._merge.dtype) + each.side_bytes for each in models)
+        return max(model.size_in(self._merge.dtype) + model.side_bytes for model in models)
 
     def close(self) -> None:
         """Close the backend: one made by `with_settings` has no other owner."""
@@ -387,18 +391,17 @@ def router_weights(router: str, pool: Checkpoints) -> dict[str, list[float]]:
     """
     if router == "average":
         return {}
-    kept = pick(router.removeprefix(KEEP), pool, "merge.router")
-    tensors = pool[kept].tensors
-    patterns = [
-        pattern
-        for pattern in common()["routers"]
-        if any(fnmatchcase(name, pattern) for name in tensors)
-    ]
-    if not patterns:
+    owner = pick(router.removeprefix(KEEP), pool, "merge.router")
+    weights = [float(name == owner) for name in pool]
+    table = dict[str, list[float]]()
+    for pattern in common()["routers"]:
+        if any(fnmatchcase(name, pattern) for name in pool[owner].tensors):
+            table[pattern] = list(weights)
+    if not table:
         raise UserError(
-            f"merge.router={router}: {kept} has no router, as only mixtures of experts have: leave it out"
+            f"merge.router={router}: {owner} has no router, as only mixtures of experts have: leave it out"
         )
-    return {pattern: [float(name == kept) for name in pool] for pattern in patterns}
+    return table
 
 
 def method_digest(name: str) -> str | None:
@@ -414,19 +417,19 @@ def common_dtype(checkpoints: Iterable[Checkpoint]) -> str:
     stored = list(dict.fromkeys(checkpoint.dtype for checkpoint in checkpoints))
     if len(stored) == 1:
         return stored[0]
-    return (
-        "float32"
-        if all("+" not in name for name in stored)
-        else "+".join(sorted(set("+".join(stored).split("+"))))
-    )
+    if not any("+" in name for name in stored):
+        return "float32"
+    return "+".join(sorted(set("+".join(stored).split("+"))))
 
 
 def note_ends(ends: Mapping[str, TokenIds]) -> list[str]:
     """One note if the models end their answers at different tokens."""
     if len({*ends.values(), ()}) <= 2:
         return []
-    tokens = ", ".join(f"{name} {'/'.join(map(str, own)) or 'none'}" for name, own in ends.items())
-    return [f"answers end at different tokens ({tokens}): the soup's end at any of them"]
+    models = list[str]()
+    for name, tokens in ends.items():
+        models.append(f"{name} {'/'.join(map(str, tokens)) or 'none'}")
+    return [f"answers end at different tokens ({', '.join(models)}): the soup's end at any of them"]
 
 
 def open_pool(
@@ -438,9 +441,9 @@ def open_pool(
         return FullModelPool(folders, merge, cache, like)
     full = [name for name, adapter in kinds.items() if not adapter]
     if full:
-        lone = [name for name, adapter in kinds.items() if adapter]
+        adapters = [name for name, adapter in kinds.items() if adapter]
         raise UserError(
-            f"the pool mixes adapters ({listed(lone)}) and others ({listed(full)}): merge them first"
+            f"the pool mixes adapters ({listed(adapters)}) and others ({listed(full)}): merge them first"
         )
     from souping.merge.adapters import AdapterPool
 

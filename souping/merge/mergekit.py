@@ -16,11 +16,12 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
-from souping.checkpoints import Cache, Checkpoint, Checkpoints, fingerprint
+from souping.checkpoints.checkpoint import Checkpoint, Checkpoints
+from souping.checkpoints.fingerprints import Cache, fingerprint
 from souping.checkpoints.folder import Like, side_files
 from souping.checkpoints.header import TORCH_NAMES, inside, small
 from souping.core.fields import Name, Precision, Seed, component
-from souping.core.files import staged, write_files
+from souping.core.folders import staged, write_files
 from souping.core.text import missing
 from souping.core.types import (
     Folders,
@@ -35,7 +36,8 @@ from souping.merge import CandidatePool, Extra, Nonfinite, OptionalProgress, Pou
 from souping.merge.alignment import Alignment
 from souping.merge.local import ModelMerge
 from souping.merge.plan import Ingredient, MergePlan, check_ingredients
-from souping.merge.writer import RECIPE, generation_config, write_checkpoint, write_soup_files
+from souping.merge.soup_files import RECIPE, generation_config, write_soup_files
+from souping.merge.writer import write_checkpoint
 
 if TYPE_CHECKING:
     import torch
@@ -113,14 +115,14 @@ class MergekitMerge(ModelMerge[MergekitPlan | MergePlan]):
         """The YAML of a recipe (a single ingredient is planned as a copy, without mergekit)."""
         if recipe.settings.get("by") != "mergekit":
             return models.plan(recipe, nonfinite=self.nonfinite)
-        base = {"the base": models.base} if models.base is not None else {}
-        used = {name: models.checkpoints[name] for name in recipe.ingredients} | base
-        if sharded := [
-            name for name, checkpoint in used.items() if checkpoint.assembly is not None
-        ]:
-            raise UserError(
-                f"mergekit cannot read {sharded[0]}, which is sharded or FP8: use merge=local"
-            )
+        used = {name: models.checkpoints[name] for name in recipe.ingredients}
+        if models.base is not None:
+            used["the base"] = models.base
+        for name, checkpoint in used.items():
+            if checkpoint.assembly is not None:
+                raise UserError(
+                    f"mergekit cannot read {name}, which is sharded or FP8: use merge=local"
+                )
         ingredients = tuple(Ingredient(name, checkpoint) for name, checkpoint in used.items())
         return MergekitPlan(recipe=recipe, yaml=_yaml(recipe, ingredients), ingredients=ingredients)
 
@@ -173,10 +175,10 @@ class MergekitMerge(ModelMerge[MergekitPlan | MergePlan]):
                 command, capture_output=True, text=True, errors="replace", env=environment
             )
         if done.returncode:
-            lines = [line for line in (done.stderr + done.stdout).splitlines() if line.strip()]
-            raise UserError(
-                f"mergekit failed ({done.returncode}): {lines[-1][:300] if lines else 'no message'}"
-            )
+            output = done.stderr + done.stdout
+            lines = [line for line in output.splitlines() if line.strip()]
+            message = lines[-1][:300] if lines else "no message"
+            raise UserError(f"mergekit failed ({done.returncode}): {message}")
         (stage / "mergekit_config.yml").unlink(missing_ok=True)  # it holds the folders' paths
 
     def _command(self) -> list[str]:
@@ -205,9 +207,9 @@ def _document(recipe: Recipe, paths: Sequence[str]) -> dict[str, Json]:
         {"model": path, "parameters": {"weight": weight}} for path, weight in pairs
     ]
     document: dict[str, Json] = {"merge_method": recipe.method, "models": models}
-    return document | (
-        {"dtype": "float32", "out_dtype": recipe.dtype} if recipe.dtype in TORCH_NAMES else {}
-    )
+    if recipe.dtype in TORCH_NAMES:
+        document |= {"dtype": "float32", "out_dtype": recipe.dtype}
+    return document
 
 
 def _dump(document: JsonObject) -> str:
@@ -224,12 +226,11 @@ def _carry(plan: MergekitPlan, stage: Path) -> None:
     carrier = plan.ingredients[0].checkpoint
     for name in set(side_files(stage)) - {"config.json"}:
         (stage / name).unlink()
-    own = {
-        name: small(inside(carrier.home, name)) for name in carrier.side if name != "config.json"
-    }
-    write_files(stage, own)
-    mixed = [one.checkpoint.home for one in plan.ingredients[: len(plan.recipe.ingredients)]]
-    write_files(stage, generation_config(stage, mixed))
+    names = [name for name in carrier.side if name != "config.json"]
+    write_files(stage, {name: small(inside(carrier.home, name)) for name in names})
+    ingredients = plan.ingredients[: len(plan.recipe.ingredients)]
+    homes = [ingredient.checkpoint.home for ingredient in ingredients]
+    write_files(stage, generation_config(stage, homes))
 
 
 class MergekitLive(Pourable):

@@ -14,12 +14,13 @@ from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
+from itertools import chain
 from operator import mul
 from pathlib import Path
-from typing import BinaryIO
+from typing import BinaryIO, TypeAlias
 
-from souping.checkpoints import Checkpoint
 from souping.checkpoints.archives import Archive
+from souping.checkpoints.checkpoint import Checkpoint
 from souping.checkpoints.compatibility import align
 from souping.checkpoints.folder import MAX_SIDE, Like
 from souping.checkpoints.header import FLOATS, inside, small
@@ -27,7 +28,7 @@ from souping.checkpoints.pickles import Made, pickled
 from souping.checkpoints.sharded import META, OPTIMISER, ZIP, Sharded, metadata, read_sharded
 from souping.checkpoints.views import View, row_major
 from souping.core.fields import load
-from souping.core.files import reserve
+from souping.core.open_files import reserve
 from souping.core.text import shown
 from souping.core.types import Folders, Recipe, UserError
 from souping.merge.alignment import Alignment
@@ -37,6 +38,11 @@ STEP_NAME = re.compile(r"(?:checkpoint[-_]|step[-_]?|iter_|global_step_?)(\d+)")
 LEFT = re.compile(r"(?:.*/)?(?:optim[^/]*|recipe\.json|README\.md)(?:/.*)?|.*\.(?:distcp|py|pyc)")
 """Files that are not carried over."""
 COPY = 1 << 24
+
+
+StoredPart: TypeAlias = tuple[int, int, str]
+"""(byte offset in its file, bytes, unit) of a box of weights."""
+PartsOfFiles: TypeAlias = defaultdict[str, list[StoredPart]]
 
 
 @dataclass(frozen=True)
@@ -54,7 +60,7 @@ class Segment:
 
 @dataclass(frozen=True)
 class StoredFrame(SoupFiles):
-    """Files of the newest checkpoint around the weights, and the metadata, without which they are no archives."""
+    """Files of the newest checkpoint around the weights, and DCP's metadata (none: safetensors files)."""
 
     folder: Path
     files: Mapping[str, Sequence[Segment]]
@@ -63,35 +69,43 @@ class StoredFrame(SoupFiles):
     @property
     def slots(self) -> dict[str, tuple[int, int]]:
         """{unit: (number of the file, offset in it)}"""
-        return {
-            unit: (number, one.target + start)
-            for number, segments in enumerate(self.files.values())
-            for one in segments
-            for unit, (start, _) in one.boxes.items()
-        }
+        slots = dict[str, tuple[int, int]]()
+        for number, segments in enumerate(self.files.values()):
+            for segment in segments:
+                for unit, (start, _) in segment.boxes.items():
+                    slots[unit] = (number, segment.target + start)
+        return slots
 
     def prepare(self, stage: Path) -> None:
         for name, segments in self.files.items():
             (stage / name).parent.mkdir(parents=True, exist_ok=True)
             with (self.folder / name).open("rb") as source, (stage / name).open("xb") as target:
                 reserve(target.fileno(), segments[-1].target + segments[-1].nbytes)
-                for one in segments:
-                    at = 0
-                    for start, nbytes in (*one.boxes.values(), (one.nbytes, 0)):
-                        _copy(source, one.source + at, target, one.target + at, start - at)
-                        at = start + nbytes
+                for segment in segments:
+                    _copy_around_boxes(source, target, segment)
         for name in carried_files(self.folder, self.files):
             (stage / name).parent.mkdir(parents=True, exist_ok=True)
             (stage / name).write_bytes(small(inside(self.folder, name), MAX_SIDE))
 
     def finish(self, stage: Path) -> None:
-        for name, segments in self.files.items() if self.metadata else ():
-            with (stage / name).open("r+b") as file:
-                for one in segments:
-                    if one.boxes:
-                        Archive.open(stage / name, file, one.target, one.nbytes).sign()
+        if not self.metadata:
+            return
+        for name, segments in self.files.items():
+            path = stage / name
+            with path.open("r+b") as file:
+                for segment in segments:
+                    if segment.boxes:
+                        Archive.open(path, file, segment.target, segment.nbytes).sign()
         for name, content in self.metadata.items():
             (stage / name).write_bytes(content)
+
+
+def _copy_around_boxes(source: BinaryIO, target: BinaryIO, segment: Segment) -> None:
+    """The bytes of a segment that are before, between and behind its boxes of weights."""
+    at = 0
+    for start, nbytes in (*segment.boxes.values(), (segment.nbytes, 0)):
+        _copy(source, segment.source + at, target, segment.target + at, start - at)
+        at = start + nbytes
 
 
 def _copy(source: BinaryIO, start: int, target: BinaryIO, place: int, nbytes: int) -> None:
@@ -118,10 +132,10 @@ def newest(names: Folders, carry: str | None) -> str:
     """The ingredient that gives the layout: `merge.carry`, the largest step in a path, else the last."""
     if carry in names and carry is not None:
         return carry
-    steps = {
-        name: int(("-1", *STEP_NAME.findall("/".join(path.parts)))[-1])
-        for name, path in names.items()
-    }
+    steps = dict[str, int]()
+    for name, path in names.items():
+        numbers = STEP_NAME.findall("/".join(path.parts))
+        steps[name] = int(numbers[-1]) if numbers else -1
     return max(reversed([*names]), key=steps.__getitem__)
 
 
@@ -139,42 +153,62 @@ def stored_plan(
     Raises:
         UserError: an ingredient is not sharded, or they differ in names, shapes or dtypes.
     """
-    opened = {name: models.checkpoints[name] for name in recipe.ingredients}
-    base = {base_name(models.checkpoints): models.base} if models.base is not None else {}
-    stored = {name: _opened(name, one, allow_pickle) for name, one in (opened | base).items()}
-    chosen = newest({name: opened[name].folder for name in opened}, carry)
-    align(
-        {name: Checkpoint.viewed(one, one.as_stored(), {}, None) for name, one in stored.items()},
-        "error",
-    )
+    ingredients = {name: models.checkpoints[name] for name in recipe.ingredients}
+    checkpoints = dict(ingredients)
+    base = None
+    if models.base is not None:
+        base = base_name(models.checkpoints)
+        checkpoints[base] = models.base
+    stored = {name: _opened(name, model, allow_pickle) for name, model in checkpoints.items()}
+    _check_alike(stored)
+
+    # All are seen through the boxes of the newest one, under the names of its units.
+    chosen = newest({name: model.folder for name, model in ingredients.items()}, carry)
     frame, boxes = framed(stored[chosen])
-    seen = {
-        name: replace(Checkpoint.viewed(one, boxes, {}, None), like=(opened | base)[name].like)
-        for name, one in stored.items()
-    }
-    aligned = Alignment({n: seen[n] for n in opened}, next((seen[n] for n in base), None))
-    dtype = "+".join(sorted({one.dtype for one in seen.values()}))
-    made = aligned.plan(
+    views = dict[str, Checkpoint]()
+    for name, sharded in stored.items():
+        view = Checkpoint.viewed(sharded, boxes, {}, None)
+        views[name] = replace(view, like=checkpoints[name].like)
+
+    alignment = Alignment(
+        {name: views[name] for name in ingredients}, None if base is None else views[base]
+    )
+    dtype = "+".join(sorted({view.dtype for view in views.values()}))
+    plan = alignment.plan(
         replace(recipe, dtype=dtype),
         max_shard_size=max_shard_size,
         nonfinite=nonfinite,
         carry=chosen,
     )
-    tensors = list[PlannedTensor]()
+    tensors = _in_frame(plan.tensors, views[chosen], chosen, frame)
+    return replace(plan, recipe=recipe, tensors=tensors, shards=tuple(frame.files), frame=frame)
+
+
+def _check_alike(stored: Mapping[str, Sharded]) -> None:
+    """Refuse checkpoints that differ in the names or shapes of what they store."""
+    views = dict[str, Checkpoint]()
+    for name, sharded in stored.items():
+        views[name] = Checkpoint.viewed(sharded, sharded.as_stored(), {}, None)
+    align(views, "error")
+
+
+def _in_frame(
+    planned: Iterable[PlannedTensor], newest: Checkpoint, name: str, frame: StoredFrame
+) -> tuple[PlannedTensor, ...]:
+    """The tensors at their places in the files of the newest checkpoint, in order. UserError for another dtype."""
     slots = frame.slots
-    for tensor in made.tensors:
-        kept = seen[chosen].tensors[tensor.name].dtype
-        if tensor.dtype != kept:
-            what = f"{shown(tensor.name)} is {kept} in {chosen} and {tensor.dtype} in the soup"
+    tensors = list[PlannedTensor]()
+    for tensor in planned:
+        dtype = newest.tensors[tensor.name].dtype
+        if tensor.dtype != dtype:
+            what = f"{shown(tensor.name)} is {dtype} in {name} and {tensor.dtype} in the soup"
             raise UserError(
                 f"merge.format=same keeps dtypes, but {what}: use merge.format=hf, or merge.carry=NAME"
             )
         shard, offset = slots[tensor.name]
         tensors.append(replace(tensor, shard=shard, offset=offset))
     tensors.sort(key=lambda tensor: (tensor.shard, tensor.offset))
-    return replace(
-        made, recipe=recipe, tensors=tuple(tensors), shards=tuple(frame.files), frame=frame
-    )
+    return tuple(tensors)
 
 
 def _opened(name: str, checkpoint: Checkpoint, allow_pickle: bool) -> Sharded:
@@ -202,50 +236,61 @@ def framed(sharded: Sharded) -> tuple[StoredFrame, dict[str, View]]:
             f"{sharded.folder}: files by rank are read, but not written: use merge.format=hf"
         )
     folder = sharded.folder
-    prefix = f"{sharded.root}/" if sharded.root else ""
-    parts: dict[str, list[tuple[int, int, str]]] = defaultdict(list)
-    boxes = {}
+    boxes = dict[str, View]()
+    parts: PartsOfFiles = defaultdict(list)
     for name, tensor in sharded.tensors.items():
-        for part in tensor.parts if tensor.dtype in FLOATS else ():
-            unit = f"{name}[{','.join(map(str, part.start))}]" if any(part.start) else name
-            steps = row_major(tensor.shape)
-            boxes[unit] = View.of(name, part.sizes, sum(map(mul, part.start, steps)), tensor.shape)
+        if tensor.dtype not in FLOATS:
+            continue
+        steps = row_major(tensor.shape)
+        for part in tensor.parts:
+            unit = name
+            if any(part.start):
+                unit = f"{name}[{','.join(map(str, part.start))}]"
+            first = sum(map(mul, part.start, steps))
+            boxes[unit] = View.of(name, part.sizes, first, tensor.shape)
             parts[part.file].append((part.offset, part.count * tensor.size, unit))
-    if sharded.layout == "safetensors":
-        spans = {name: [(0, (folder / name).stat().st_size)] for name in sharded.files}
-        return StoredFrame(
-            folder, {name: _segments(spans[name], parts[name]) for name in spans}, {}
-        ), boxes
+    if sharded.layout == "dcp":
+        return _dcp_frame(sharded, parts), boxes
+    files = dict[str, list[Segment]]()
+    for name in sharded.files:
+        nbytes = (folder / name).stat().st_size
+        files[name] = _segments([(0, nbytes)], parts[name])
+    return StoredFrame(folder, files, {}), boxes
+
+
+def _dcp_frame(sharded: Sharded, parts: PartsOfFiles) -> StoredFrame:
+    """The slices of DCP's files that are not optimiser state, and the metadata with their new places."""
+    folder = sharded.folder
+    prefix = f"{sharded.root}/" if sharded.root else ""
     table, entries = metadata(folder, prefix)
-    kept: dict[str, set[tuple[int, int]]] = defaultdict(set)
+    spans: dict[str, set[tuple[int, int]]] = defaultdict(set)
     for entry in entries:
         if not OPTIMISER.fullmatch(entry.name):
-            kept[entry.file].add((entry.offset, entry.length))
-    files = {name: _segments(sorted(kept[name]), parts[name]) for name in sorted(kept)}
-    for name in files:
+            spans[entry.file].add((entry.offset, entry.length))
+    files = {name: _segments(sorted(spans[name]), parts[name]) for name in sorted(spans)}
+
+    places = dict[tuple[str, int], int]()
+    for name, segments in files.items():
         with inside(folder, name).open("rb") as file:
             if file.read(4) != ZIP:
                 raise UserError(
                     f"{name} of {folder} is of a kind that is not written: use merge.format=hf"
                 )
-    places = {
-        (name, one.source): one.target for name, segments in files.items() for one in segments
-    }
-    return StoredFrame(
-        folder, files, {f"{prefix}{META}": pickled(_moved(table, prefix, places))}
-    ), boxes
+        for segment in segments:
+            places[name, segment.source] = segment.target
+    return StoredFrame(folder, files, {f"{prefix}{META}": pickled(_moved(table, prefix, places))})
 
 
-def _segments(spans: Sequence[tuple[int, int]], parts: list[tuple[int, int, str]]) -> list[Segment]:
+def _segments(spans: Sequence[tuple[int, int]], parts: list[StoredPart]) -> list[Segment]:
     """Spans (offset, bytes) of a file one behind the other, with the parts (offset, bytes, unit) that are in them."""
     segments = list[Segment]()
     at = 0
     parts.sort()
     for start, nbytes in spans:
-        mine = parts[bisect_left(parts, (start,)) : bisect_left(parts, (start + nbytes,))]
-        segments.append(
-            Segment(start, at, nbytes, {unit: (place - start, size) for place, size, unit in mine})
-        )
+        first = bisect_left(parts, (start,))
+        end = bisect_left(parts, (start + nbytes,))
+        boxes = {unit: (place - start, size) for place, size, unit in parts[first:end]}
+        segments.append(Segment(start, at, nbytes, boxes))
         at += nbytes
     return segments
 
@@ -254,10 +299,9 @@ def _moved(table: Made, prefix: str, places: Mapping[tuple[str, int], int]) -> M
     """The metadata without optimiser state, with new places."""
     state = {key: value for key, value in table.state.items() if key != "all_local_plans"}
     for key in ("state_dict_metadata", "planner_data"):
-        if isinstance(state.get(key), dict):
-            state[key] = {
-                name: value for name, value in state[key].items() if not OPTIMISER.fullmatch(name)
-            }
+        entries = state.get(key)
+        if isinstance(entries, dict):
+            state[key] = {k: value for k, value in entries.items() if not OPTIMISER.fullmatch(k)}
     state["storage_data"] = {}
     for key, info in table["storage_data"].items():
         place = places.get((f"{prefix}{info['relative_path']}", info["offset"]))
@@ -273,37 +317,38 @@ def load_plan(path: Path) -> MergePlan:
     """The plan that `MergePlan.save` wrote, worked out again from the headers.
 
     Raises:
-        UserError: the file is no plan, or an ingredient is missing or has changed.
+        UserError: the file is not a plan, or an ingredient is missing or has changed.
     """
     table: PlanFile = load(path, PlanFile)
     files = table["files"]
-    pickled_files = any(
-        name.endswith((".bin", ".pt")) for sizes in files.values() for name in sizes
-    )
+    names = chain.from_iterable(files.values())
+    allow_pickle = any(name.endswith((".bin", ".pt")) for name in names)
     try:
         recipe = Recipe.from_dict(table["recipe"])
-        folders = {name: Path(folder) for name, folder in table["folders"].items()}
-        carry = table["carry"]
         same = table["format"] == "same"
-        home, rules = (Path(each) if each else None for each in (table["like"], table["names"]))
-        models = {
-            n: Checkpoint.open(folder, pickled_files, Like(home, rules, same))
-            for n, folder in folders.items()
-        }
-        ingredients = {name: models.pop(name) for name in recipe.ingredients}
-        opened = Alignment(ingredients, next(iter(models.values()), None))
-        make = (
-            partial(stored_plan, models=opened, allow_pickle=pickled_files) if same else opened.plan
+        like = Like(
+            folder=Path(table["like"]) if table["like"] else None,
+            rules=Path(table["names"]) if table["names"] else None,
+            stored=same,
         )
-        made = make(
+        models = dict[str, Checkpoint]()
+        for name, folder in table["folders"].items():
+            models[name] = Checkpoint.open(Path(folder), allow_pickle, like)
+        ingredients = {name: models.pop(name) for name in recipe.ingredients}
+        base = next(iter(models.values()), None)
+        alignment = Alignment(ingredients, base)
+        make_plan = alignment.plan
+        if same:
+            make_plan = partial(stored_plan, models=alignment, allow_pickle=allow_pickle)
+        plan = make_plan(
             recipe,
             max_shard_size=table["max_shard_size"],
             nonfinite=table["nonfinite"],
-            carry=carry,
+            carry=table["carry"],
         )
     except (ValueError, LookupError, TypeError, AttributeError, OverflowError) as error:
         raise UserError(f"{path}: not a merge plan: {shown(str(error))}") from error
-    for each in made.ingredients:
-        if each.files != files.get(each.name):
-            raise UserError(f"{each.folder} has changed since the plan was made: plan again")
-    return made
+    for ingredient in plan.ingredients:
+        if ingredient.files != files.get(ingredient.name):
+            raise UserError(f"{ingredient.folder} has changed since the plan was made: plan again")
+    return plan

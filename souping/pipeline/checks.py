@@ -26,7 +26,7 @@ from souping.checkpoints.layouts import rules_of
 from souping.checkpoints.pool import ModelSize, base_of, largest_bytes, weigh
 from souping.core.fields import pick
 from souping.core.files import disk_space
-from souping.core.protocols import ModelHost
+from souping.core.protocols import Hosting, ModelHost
 from souping.core.system import SHARED_MEMORY, cores
 from souping.core.text import named, shown
 from souping.core.types import (
@@ -104,7 +104,7 @@ def _checks(
     yield partial(_check_selector, settings, names, categories)
     yield partial(_check_search, settings, tuple(names))
     for evaluator, _ in evaluators:
-        yield partial(evaluator.check, names)
+        yield partial(evaluator.prompts.check, names)
 
 
 def check_pool(settings: RunSettings, pool: OpenPool, evaluators: EvaluatorItems) -> None:
@@ -248,7 +248,7 @@ def check_tokenizers(pool: OpenPool, evaluators: EvaluatorItems) -> None:
         folder = pool.merge_pool.tokenizer_folder(pool.recipe({name: 1.0}))
         for evaluator, items in evaluators:
             try:
-                evaluator.check_tokenizer(folder, items)
+                evaluator.prompts.check_tokenizer(folder, items)
             except UserError as error:
                 raise error.at(f"candidate {name}") from error
 
@@ -267,9 +267,9 @@ def run_notes(settings: RunSettings, pool: OpenPool | None, folds: Folds | None)
         notes += folds.notes
         notes += settings.objective.notes(list(dict.fromkeys(item.category for item in items)))
     if pool is not None:
-        notes += settings.evaluator.pool_notes(pool.folders)
+        notes += settings.evaluator.prompts.pool_notes(pool.folders)
         folder = pool.merge_pool.tokenizer_folder(pool.recipe({pool.names[0]: 1.0}))
-        notes += settings.evaluator.prompt_notes(folder, items)
+        notes += settings.evaluator.prompts.prompt_notes(folder, items)
     return notes
 
 
@@ -395,7 +395,7 @@ def requirements_of(
     place = scratch_place(soup)
     in_shared_memory = 0
     on_disk = 0
-    if any(evaluator.model_form == "folder" for evaluator in evaluators):
+    if any(evaluator.hosting.model_form == "folder" for evaluator in evaluators):
         if place == SHARED_MEMORY:
             in_shared_memory = soup
         else:
@@ -414,7 +414,7 @@ def requirements_of(
     )
     requirements = [*_disks(run, models, place, on_disk), memory]
     for evaluator in evaluators:
-        if not _needs_gpu(evaluator, machine):
+        if not _needs_gpu(evaluator.hosting, machine):
             continue
         gpu = _gpu(evaluator, models, machine)
         if gpu not in requirements:
@@ -503,34 +503,34 @@ def _disks(
         )
 
 
-def on_gpu(evaluator: Evaluator, machine: Machine) -> bool:
+def on_gpu(hosting: Hosting, machine: Machine) -> bool:
     """Whether the loaded model is on a GPU."""
-    return evaluator.device.startswith("cuda") or (
-        evaluator.device == "auto" and bool(machine.gpus)
-    )
+    return hosting.device.startswith("cuda") or (hosting.device == "auto" and bool(machine.gpus))
 
 
-def _needs_gpu(evaluator: Evaluator, machine: Machine) -> bool:
+def _needs_gpu(hosting: Hosting, machine: Machine) -> bool:
     """Whether the loaded model, or the server of it, takes memory of a GPU."""
-    if evaluator.host is None:
-        return on_gpu(evaluator, machine)
-    return bool(machine.gpus or evaluator.host.gpus)
+    if hosting.host is None:
+        return on_gpu(hosting, machine)
+    return bool(machine.gpus or hosting.host.gpus)
 
 
 def _in_memory(evaluator: Evaluator, models: Sequence[ModelSize], machine: Machine) -> int:
     """Main memory of one evaluator's model; a model for a GPU passes through it when it is loaded."""
-    host = evaluator.host
+    hosting = evaluator.hosting
+    host = hosting.host
     if host is None:
-        return largest_bytes(models, evaluator.module_settings().dtype)
+        return largest_bytes(models, hosting.module_settings().dtype)
     # vLLM and servers load shard by shard; without a GPU a server keeps the whole model.
-    if evaluator.model_form == "folder" and machine.gpus:
+    if hosting.model_form == "folder" and machine.gpus:
         return 0
     return largest_bytes(models, host.dtype)
 
 
 def _gpu(evaluator: Evaluator, models: Sequence[ModelSize], machine: Machine) -> Requirement:
     """A loaded model on one GPU, or a share of the model on each of several."""
-    host = evaluator.host or ModelHost(dtype=evaluator.module_settings().dtype)
+    hosting = evaluator.hosting
+    host = hosting.host or ModelHost(dtype=hosting.module_settings().dtype)
     gpus = max(1, host.gpus)
     where = "a GPU"
     model = "one model"
@@ -586,14 +586,13 @@ def once(needs: Iterable[Missing]) -> list[Missing]:
 def _missing_gpus(evaluators: Iterable[Evaluator], machine: Machine) -> Iterator[Missing]:
     count = len(machine.gpus)
     for evaluator in evaluators:
-        host = evaluator.host
+        host = evaluator.hosting.host
+        device = evaluator.hosting.device
         if host is not None and host.url is None and host.gpus > count:
             yield Missing(what=f"GPUs: vLLM is set to use {host.gpus}, nvidia-smi shows {count}")
-        number = re.fullmatch(r"cuda(?::(\d+))?", evaluator.device)
+        number = re.fullmatch(r"cuda(?::(\d+))?", device)
         if number and int(number.group(1) or 0) >= count:
-            yield Missing(
-                what=f"a GPU: evaluator.device={evaluator.device}, nvidia-smi shows {count}"
-            )
+            yield Missing(what=f"a GPU: evaluator.device={device}, nvidia-smi shows {count}")
 
 
 def _login(run: MergeSettings) -> Iterator[Missing]:

@@ -38,6 +38,7 @@ from souping.core.types import (
     digest,
 )
 from souping.core.unit import SCORE_ROUNDING
+from souping.evaluate.identity import fingerprint
 from souping.evaluate.scoring import Grade, Known, user_scores
 from souping.pipeline.claims import Measurement, in_order
 from souping.pipeline.models import OpenPool
@@ -90,7 +91,7 @@ class Pending:
             self.lengths[item.id, block.replicate] = len(record.tokens)
 
     def scores(self) -> ItemScores:
-        replicates = range(self.evaluator.answers_per_item)
+        replicates = range(self.evaluator.sampling.answers_per_item)
         answers = []
         lengths = []
         for item in self.request.items:
@@ -138,9 +139,10 @@ class Evaluation(RecipeEvaluator):
         self._requests = 0
         self.evaluated = 0
         self.reused = 0
-        self.length_key = evaluator.length_key
-        self.full_batch = evaluator.full_batch
-        self.answers_per_item = evaluator.answers_per_item
+        sampling = evaluator.sampling
+        self.length_key = sampling.length_key
+        self.full_batch = sampling.full_batch
+        self.answers_per_item = sampling.answers_per_item
 
     @property
     def slots(self) -> int:
@@ -148,11 +150,11 @@ class Evaluation(RecipeEvaluator):
 
     @property
     def whole_folds(self) -> bool:
-        return self._evaluator.whole_folds
+        return self._evaluator.scoring.whole_folds
 
     def key(self, recipe: Recipe) -> str:
         """What keys this soup's answers in the store besides the soup, the items and their blocks."""
-        return self._evaluator.for_recipe(recipe).fingerprint
+        return fingerprint(self._evaluator.for_recipe(recipe))
 
     # ------------------------------------------------------------ requests
 
@@ -172,7 +174,7 @@ class Evaluation(RecipeEvaluator):
     def submit(self, request: Request) -> None:
         """Take what is stored, and send the rest to the workers, block by block."""
         pending = Pending(request=request, evaluator=self._evaluator.for_recipe(request.recipe))
-        replicates = pending.evaluator.answers_per_item
+        replicates = pending.evaluator.sampling.answers_per_item
         for block in self._blocks(pending.evaluator, request.recipe, request.items, replicates):
             self._send(pending, block)
         self._close_one(pending)
@@ -217,7 +219,7 @@ class Evaluation(RecipeEvaluator):
         seconds = response.seconds / len(items)
         records = [replace(record, seconds=seconds) for record in response.records]
         committed = self._commit(recipe, pending.evaluator, block, items, records)
-        pending.evaluator.stored(recipe.fingerprint, items)
+        pending.evaluator.hosting.stored(recipe.fingerprint, items)
         self._give(pending, block, committed)
         self._close_one(pending)
 
@@ -235,7 +237,7 @@ class Evaluation(RecipeEvaluator):
         records: list[Record],
     ) -> dict[str, Record]:
         """Store answers as they came, then let the user's scorers score those without a score, and store that."""
-        key = (recipe, evaluator.fingerprint, evaluator.settings, block.key, items)
+        key = (recipe, fingerprint(evaluator), evaluator.settings, block.key, items)
         self._store.add(*key, records)
         if any(math.isnan(record.score) for record in records):
             error = score_missing(items, records, self._grade, self._store.known_scores)
@@ -266,22 +268,22 @@ class Evaluation(RecipeEvaluator):
         if any_block and self.stored_scores(recipe, items).items == tuple(items):
             return {}
         evaluator = self._evaluator.for_recipe(recipe)
-        stored = self._store.load(recipe.fingerprint, evaluator.fingerprint)
-        first = min(max(1, stored.replicates), evaluator.answers_per_item)
+        stored = self._store.load(recipe.fingerprint, fingerprint(evaluator))
+        number = evaluator.sampling.answers_per_item
+        first = min(max(1, stored.replicates), number)
         missing = dict[tuple[str, int], int]()
         for block in self._blocks(evaluator, recipe, items, first):
             missing |= {(item.question, block.replicate): 1 for item in block.missing}
-        beyond = evaluator.answers_per_item - first
-        if beyond > 0:
-            missing |= {(item.question, first): beyond for item in items}
+        if number > first:
+            missing |= {(item.question, first): number - first for item in items}
         return missing
 
     def stored_answers(self, recipe: Recipe, items: Sequence[Item]) -> dict[str, list[Record]]:
         """{item id: its answers} of the items that have all of them: those of the fold's own blocks or, as a search
         left them, others."""
         evaluator = self._evaluator.for_recipe(recipe)
-        stored = self._store.load(recipe.fingerprint, evaluator.fingerprint)
-        replicates = evaluator.answers_per_item
+        stored = self._store.load(recipe.fingerprint, fingerprint(evaluator))
+        replicates = evaluator.sampling.answers_per_item
         if stored.replicates < replicates:
             return {}
         answers = dict[str, list[Record]]()
@@ -355,7 +357,7 @@ class Evaluation(RecipeEvaluator):
     def measurement(self, items: Sequence[Item]) -> Measurement:
         """How this evaluator measures a claim about items."""
         ids = tuple(item.id for item in in_order(items))
-        return Measurement(self._evaluator.fingerprint, ids, self.answers_per_item)
+        return Measurement(fingerprint(self._evaluator), ids, self.answers_per_item)
 
     def mean_over(
         self, measurements: Sequence[Measurement], recipe: Recipe, scores: ItemScores
@@ -379,7 +381,7 @@ class Evaluation(RecipeEvaluator):
         self, evaluator: Evaluator, recipe: Recipe, items: Sequence[Item], replicates: int
     ) -> Iterator[Block]:
         """The blocks of these items as the evaluator cuts them, compared with the store."""
-        stored = self._store.load(recipe.fingerprint, evaluator.fingerprint)
+        stored = self._store.load(recipe.fingerprint, fingerprint(evaluator))
         ends = list(self._ends(recipe))
         for replicate in range(replicates):
             for members in batches_of(evaluator, items, replicate):
@@ -396,7 +398,7 @@ def _block(
     # Batched arithmetic rounds differently with other neighbours, so that an answer of such an evaluator belongs to its
     # block: the key names all members, and a block that lacks one answer is computed whole.
     neighbours = []
-    if evaluator.blocks_matter:
+    if evaluator.sampling.blocks_matter:
         neighbours = [item.question for item in members]
     key = digest([neighbours, ends])
     known = dict[str, Record]()
@@ -404,13 +406,13 @@ def _block(
     for item in members:
         record = stored.find(item, replicate, key)
         if record is not None and math.isnan(record.score):
-            record = evaluator.rescore(item, record)
+            record = evaluator.scoring.rescore(item, record)
             if record is not None:
                 rescored.append(item)
         if record is not None:
             known[item.id] = record
     missing = tuple(item for item in members if item.id not in known)
-    if missing and evaluator.blocks_matter:
+    if missing and evaluator.sampling.blocks_matter:
         missing = members
     return Block(
         key=key,
@@ -426,7 +428,7 @@ def item_scores(
     evaluator: Evaluator, items: Sequence[Item], answers: Sequence[Sequence[Record]]
 ) -> ItemScores:
     """Scores of the items and how their answers ended, in the items' order. Here scores leave the evaluator's unit."""
-    values = evaluator.item_scores(items, answers)
+    values = evaluator.scoring.item_scores(items, answers)
     factor = evaluator.unit.factor
     noise = []
     reasons = Counter[str]()
@@ -570,7 +572,7 @@ class EvaluatorWorker(Workers):
 
     @property
     def fingerprints(self) -> dict[str, str]:
-        return {name: evaluator.fingerprint for name, (evaluator, _) in self._evaluators.items()}
+        return {name: fingerprint(evaluator) for name, (evaluator, _) in self._evaluators.items()}
 
 
 def open_worker(

@@ -28,6 +28,7 @@ from souping.core.protocols import Objective
 from souping.core.scores import Mean
 from souping.core.types import FloatArray, IntArray, Item, ItemScores, Recipe
 from souping.core.unit import MARGIN, Unit
+from souping.evaluate.identity import title
 from souping.pipeline.lost_answers import outcomes, unmeasured
 from souping.pipeline.state import SINGLE_KINDS, Contender, ExtraBenchmark
 from souping.report.content import (
@@ -408,7 +409,7 @@ def compare_on(
         coefficients = dict(zip(table.names, table.coefficients.tolist(), strict=True))
     return ExtraResult(
         name=benchmark.name,
-        evaluator=benchmark.evaluator.title,
+        evaluator=title(benchmark.evaluator),
         unit=unit,
         items=len(benchmark.items),
         groups=len(np.unique(table.groups)),

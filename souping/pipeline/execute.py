@@ -89,7 +89,7 @@ def check_settings(settings: MergeSettings) -> None:
         raise UserError(
             f"limit={settings.limit} is a dry run, whose soup is not for the Hub: leave upload out"
         )
-    if settings.evaluator.brings_items and not isinstance(settings.benchmark, OwnBenchmark):
+    if settings.evaluator.prompts.brings_items and not isinstance(settings.benchmark, OwnBenchmark):
         name = type(settings.evaluator).__name__
         raise UserError(f"evaluator={name} brings its own items: add benchmark=own")
 

@@ -10,23 +10,14 @@ from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 from pathlib import Path
 
-from souping.checkpoints import Checkpoint, hub, remote
+from souping.checkpoints import hub, remote
+from souping.checkpoints.checkpoint import Checkpoint
 from souping.checkpoints.compatibility import check_tokenizer, preflight
 from souping.checkpoints.folder import Like
 from souping.checkpoints.layouts import rules_of
 from souping.checkpoints.lora import is_adapter, read_settings
-from souping.core.files import (
-    expanded,
-    folder_at,
-    near_folder,
-)
-from souping.core.types import (
-    Candidate,
-    Folders,
-    Names,
-    UserError,
-    frozen,
-)
+from souping.core.files import expanded, folder_at, near_folder
+from souping.core.types import Candidate, Folders, Names, UserError, frozen
 from souping.merge import MergeBackend
 from souping.report.progress import Throughput, say
 

@@ -7,7 +7,8 @@ from contextlib import ExitStack, closing
 from dataclasses import replace
 from pathlib import Path
 
-from souping.core.files import locked, nearby
+from souping.core.files import nearby
+from souping.core.folders import locked
 from souping.core.reading import read
 from souping.core.types import Json, Recipe, Result, Selection, Trial, UserError
 from souping.pipeline.analyses import results

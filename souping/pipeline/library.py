@@ -14,7 +14,8 @@ from souping.analysis.front import FRONT, FrontPoint, FrontResult
 from souping.analysis.guards import read_guards
 from souping.checkpoints.pool import Pool
 from souping.core.fields import Count, Seed, check_arguments, pick
-from souping.core.files import discard, expanded, missing_folders
+from souping.core.files import expanded
+from souping.core.folders import discard, missing_folders
 from souping.core.protocols import BenchmarkItems, Evaluator, Objective, Selector, Strategy, Tracker
 from souping.core.reading import read
 from souping.core.scores import Mean, MeasuredScores, read_table

@@ -13,12 +13,15 @@ from typing import Annotated, Any, TypedDict
 
 from annotated_types import Interval
 
-from souping.checkpoints import MAX_RECIPE, Checkpoint, describe_names, fingerprint
+from souping.checkpoints.checkpoint import Checkpoint, describe_names
+from souping.checkpoints.fingerprints import fingerprint
 from souping.checkpoints.folder import Like
+from souping.checkpoints.header import MAX_RECIPE
 from souping.checkpoints.layouts import rules_of
 from souping.checkpoints.lora import content
 from souping.core.fields import Form, load, pick, text_of
-from souping.core.files import hold_folder, nearby, write_atomically
+from souping.core.files import nearby, write_atomically
+from souping.core.folders import hold_folder
 from souping.core.reading import read
 from souping.core.text import safe, shown
 from souping.core.types import (
@@ -35,7 +38,7 @@ from souping.merge import Adapters, CandidatePool, Format, MergeBackend, Nonfini
 from souping.merge.kernels import METHODS
 from souping.merge.local import LocalMerge, method_digest
 from souping.merge.plan import HUGE, MOST_INGREDIENTS
-from souping.merge.writer import CARD, RECIPE
+from souping.merge.soup_files import CARD, RECIPE
 from souping.pipeline.fetching import folder_of, with_base
 from souping.pipeline.models import OpenPool
 from souping.pipeline.serving import STORED_SOUP_PREFIX, check_space, scratch_place

@@ -10,16 +10,16 @@ from dataclasses import replace
 from functools import cached_property, partial
 from pathlib import Path
 
-from souping.checkpoints import MAX_RECIPE, weights_of
+from souping.checkpoints.fingerprints import weights_of
 from souping.checkpoints.folder import Like
-from souping.checkpoints.header import small
+from souping.checkpoints.header import MAX_RECIPE, small
 from souping.checkpoints.layouts import rules_of
 from souping.checkpoints.lora import is_adapter, opened
 from souping.checkpoints.pool import Trajectory
 from souping.checkpoints.trajectory import TrainingRun
 from souping.core.fields import pick
+from souping.core.parsing import read_json
 from souping.core.protocols import Evaluator, LoadedModel
-from souping.core.text import read_json
 from souping.core.types import (
     Candidate,
     Folders,
@@ -30,7 +30,7 @@ from souping.core.types import (
     UserError,
 )
 from souping.merge import MergeBackend
-from souping.merge.writer import Late, StandIns
+from souping.merge.digests import Late, StandIns
 from souping.pipeline.fetching import (
     Aside,
     FetchedPool,

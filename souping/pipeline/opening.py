@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from souping.core.types import Item, ItemScores, Recipe, UserError
 from souping.core.unit import Unit
+from souping.evaluate import identity
 from souping.pipeline.claims import Claim, Look, Slice
 from souping.pipeline.evaluation import Evaluation
 from souping.pipeline.evidence import FamilyScores
@@ -33,11 +34,11 @@ class Opening:
         return Claim(
             soup=soup,
             candidates=self.candidates,
-            evaluator=evaluator.look,
+            evaluator=identity.look(evaluator),
             objective=settings.objective,
             items=self._unseen(soup, items),
             slices=settings.slices,
-            former_evaluator=evaluator.former_look,
+            former_evaluator=identity.former_look(evaluator),
             margin=margin,
         )
 

@@ -26,7 +26,8 @@ from souping.core.types import (
     UserError,
 )
 from souping.core.unit import Unit
-from souping.merge.writer import RECIPE
+from souping.evaluate import identity
+from souping.merge.soup_files import RECIPE
 from souping.pipeline.analyses import analyse, missing_answers, run_scores, stored_answers
 from souping.pipeline.checks import flat_categories, run_notes
 from souping.pipeline.choice import choose
@@ -168,7 +169,7 @@ class Run(Steps):
         reports = self.settings.limit is None and self.settings.stop_after is None
         if reports and (looks := self.ledger.announcement(self.report_items)):
             self.progress.say(looks)
-        if banner := self.settings.evaluator.banner():
+        if banner := self.settings.evaluator.prompts.banner():
             self.progress.say(banner)
         return super().choose()
 
@@ -405,7 +406,7 @@ class Run(Steps):
             ingredients,
             state.look.number,
             settings.inner_margin,
-            settings.evaluator.length_key,
+            settings.evaluator.sampling.length_key,
             best_mixture(winner, self.folds["search"], settings.objective),
             self.opening.family_scores(state.look, state.items, self.unit),
         )
@@ -428,7 +429,7 @@ class Run(Steps):
         claim = Claim(
             soup=soup,
             candidates=tuple(recipe.fingerprints[0] for recipe in ingredients.values()),
-            evaluator=benchmark.evaluator.look,
+            evaluator=identity.look(benchmark.evaluator),
             objective=Mean(),
             items=stage.items,
         )

@@ -72,7 +72,7 @@ def _lines(run: Run, state: State, fold: Fold, items: Sequence[Item]) -> Iterato
             measured = model_answers.get(item.id)
             if not measured:
                 continue
-            means = [float(evaluator.item_scores([item], [group])[0]) for group in measured]
+            means = [float(evaluator.scoring.item_scores([item], [group])[0]) for group in measured]
             scores[name] = fmean(means)
             records[name] = list(itertools.chain.from_iterable(measured))
         if router is not None:
@@ -81,7 +81,7 @@ def _lines(run: Run, state: State, fold: Fold, items: Sequence[Item]) -> Iterato
                 records[router.name] = records[route]
                 scores[router.name] = scores[route]
         if records:
-            scorer_hash = evaluator.scorer_digest(item)
+            scorer_hash = evaluator.scoring.scorer_digest(item)
             yield sample(place, fold, item, records, scores, prompts, scorer_hash)
 
 

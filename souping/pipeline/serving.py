@@ -8,18 +8,11 @@ from functools import cached_property
 from pathlib import Path
 from typing import IO, TYPE_CHECKING
 
-from souping.checkpoints import eos_token_ids
-from souping.core.files import (
-    LOCK_FILE,
-    hold_folder,
-    remove_abandoned,
-)
+from souping.checkpoints.end_tokens import eos_token_ids
+from souping.core.folders import LOCK_FILE, hold_folder, remove_abandoned
 from souping.core.protocols import Evaluator, LoadedModel, ModuleSettings
 from souping.core.system import SHARED_MEMORY
-from souping.core.types import (
-    Recipe,
-    UserError,
-)
+from souping.core.types import Recipe, UserError
 from souping.merge import CandidatePool, Pourable
 
 if TYPE_CHECKING:
@@ -37,10 +30,10 @@ class SoupServer:
         self._scratch = ScratchFolder(pool)
 
     def serve(self, evaluator: Evaluator, recipe: Recipe) -> LoadedModel:
-        settings = evaluator.module_settings()
+        settings = evaluator.hosting.module_settings()
         model = LoadedSoup(self._pool, self._module, self._scratch, settings, recipe)
         # The soup is made here, by reading the property, and not on demand: evaluation is timed without it.
-        _ = model.folder if evaluator.model_form == "folder" else model.module
+        _ = model.folder if evaluator.hosting.model_form == "folder" else model.module
         return model
 
     def close(self) -> None:

@@ -276,7 +276,7 @@ def items_of(
 
     if not isinstance(benchmark, OwnBenchmark):
         return benchmark
-    evaluator_items = evaluator.benchmark
+    evaluator_items = evaluator.prompts.benchmark
     if evaluator_items is None:
         return benchmark
     if not benchmark.exclude and benchmark.folds is None and benchmark.slices == 1:

@@ -94,9 +94,9 @@ def _open_benchmark(
     from souping.evaluate.generate import LocalEvaluator
 
     evaluator = entry.evaluator or run_evaluator
-    if entry.evaluator is None and run_evaluator.brings_items:
+    if entry.evaluator is None and run_evaluator.prompts.brings_items:
         evaluator = LocalEvaluator(**model_settings(vars(run_evaluator)))
-    benchmark = entry.benchmark or evaluator.benchmark
+    benchmark = entry.benchmark or evaluator.prompts.benchmark
     assert benchmark is not None
     try:
         items = benchmark.items()

@@ -23,7 +23,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from souping.core.files import missing_folders
+from souping.core.folders import missing_folders
 from souping.core.types import OUTCOMES, Item, JsonObject, Outcome, Recipe, Record, UserError
 
 KEY = "soup, evaluator, item, block, replicate"

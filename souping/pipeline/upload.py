@@ -20,7 +20,7 @@ from souping.core.files import write_atomically
 from souping.core.reading import read
 from souping.core.text import listed
 from souping.core.types import Json, LateError, UserError, frozen
-from souping.merge.writer import CARD, RECIPE, file_mark
+from souping.merge.soup_files import CARD, RECIPE, file_mark
 from souping.report import sections, tables
 from souping.report.content import RecipeSummary, Report
 from souping.report.format import clean, escape_markdown, in_words

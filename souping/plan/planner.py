@@ -15,7 +15,8 @@ from souping.core.files import error_text, nearby, write_atomically
 from souping.core.protocols import Evaluator
 from souping.core.types import FOLDS, Item, Items, LateError, Missing, ScoreMatrix, UserError
 from souping.evaluate.benchmark import Folds, OwnBenchmark
-from souping.merge.writer import StandIns
+from souping.evaluate.identity import fingerprint
+from souping.merge.digests import StandIns
 from souping.pipeline import checks
 from souping.pipeline.evaluation import Evaluation
 from souping.pipeline.execute import check_settings
@@ -128,7 +129,9 @@ class _Planner:
 
     def _outlined(self) -> Folds | None:
         """The folds of a benchmark that is known by its published sizes alone; about as large as the real ones."""
-        items = self.run.evaluator.outline() if isinstance(self.run.benchmark, OwnBenchmark) else ()
+        items: Sequence[Item] = ()
+        if isinstance(self.run.benchmark, OwnBenchmark):
+            items = self.run.evaluator.prompts.outline()
         return checks.cut_folds(self.run, items) if items else None
 
     def _open(self, work: Sequence[tuple[Evaluator, Sequence[Item]]]) -> None:
@@ -233,7 +236,7 @@ class _Planner:
         speeds = {}
         for name, (evaluator, answered) in self._evaluators(items).items():
             with suppress(UserError):  # an evaluator that cannot start here
-                measured = self.store.throughput(singles, evaluator.fingerprint)
+                measured = self.store.throughput(singles, fingerprint(evaluator))
                 rate = speed(
                     self.run.throughput, measured, evaluator, answered, parameters, plan.machine
                 )

@@ -80,7 +80,7 @@ def rehearse(plan: Plan, items: Sequence[Item]) -> tuple[list[Record], Mapping[s
         parts.callback(pool.close)
         recipe = pool.recipe({pool.names[0]: 1.0})
         evaluator = pool.bound(run.evaluator).for_recipe(recipe)
-        if banner := evaluator.banner():
+        if banner := evaluator.prompts.banner():
             print(banner, flush=True)
         began = time.monotonic()
         model = pool.serving(evaluator)(recipe)
@@ -90,7 +90,7 @@ def rehearse(plan: Plan, items: Sequence[Item]) -> tuple[list[Record], Mapping[s
         _, single = _timed(evaluator, model, items[:1])
         answers, seconds = _timed(evaluator, model, items)
         speed = _measured(evaluator, items, single, seconds)
-        if evaluator.host is not None:
+        if evaluator.hosting.host is not None:
             speed = replace(speed, per_model=max(0.0, cold - single))
     records = [replace(answers[item.id], prompt_key=item.id) for item in items]
     error = score_missing(items, records, user_scores, lambda unscored: {})
@@ -110,13 +110,13 @@ def _timed(
     for block in batches_of(evaluator, items):
         for record in records_of(evaluator, block, evaluator.evaluate(model, block)):
             answers[record.item] = record
-        evaluator.stored(model.soup, block)
+        evaluator.hosting.stored(model.soup, block)
     return answers, time.monotonic() - began
 
 
 def _measured(evaluator: Evaluator, items: Sequence[Item], single: float, seconds: float) -> Speed:
     """The speed by the seconds of a `single` item and those of all: seconds = calls * per_call + items * per_item."""
-    batch = evaluator.full_batch
+    batch = evaluator.sampling.full_batch
     size = len(items)
     if batch == 1 and len(evaluator.batches(items)) == 1:
         batch = 0

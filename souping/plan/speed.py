@@ -66,14 +66,14 @@ def speed(
     if not items or not parameters:
         return None
     # Two operations per parameter and token (Kaplan et al. 2020, section 2.1), prompt and answer alike.
-    host = evaluator.host
-    gpu = bool(host and host.gpus) or on_gpu(evaluator, machine)
+    host = evaluator.hosting.host
+    gpu = bool(host and host.gpus) or on_gpu(evaluator.hosting, machine)
     pace = CORE_OPERATIONS
     number = machine.cores
     if gpu:
         pace = GPU_OPERATIONS
         number = max(1, host.gpus) if host else 1
-    limit = evaluator.answer_tokens
+    limit = evaluator.sampling.answer_tokens
     answer = ANSWER_TOKENS if limit is None else min(limit, 8 * ANSWER_TOKENS)
     read = [
         f"{item.prompt}{'' if limit else item.answer}" if limit == 0 else str(item.prompt)

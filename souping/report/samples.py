@@ -11,7 +11,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from souping.core.files import regular
-from souping.core.text import first_line, read_json
+from souping.core.parsing import read_json
+from souping.core.text import first_line
 from souping.core.types import UserError
 from souping.core.unit import Unit
 from souping.report.format import clean

@@ -11,8 +11,9 @@ import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from souping.core.json_fields import entries, number, part
 from souping.core.text import DASH
-from souping.core.types import Json, entries, number, part
+from souping.core.types import Json
 from souping.core.unit import POINTS
 from souping.paper.published import published, totals
 from souping.report.format import clean, percent

@@ -13,8 +13,10 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from souping.checkpoints import Checkpoint, fingerprint, fingerprint_of, ranges
+from souping.checkpoints import ranges
+from souping.checkpoints.checkpoint import Checkpoint
 from souping.checkpoints.compatibility import preflight
+from souping.checkpoints.fingerprints import fingerprint, fingerprint_of
 from souping.checkpoints.header import inside, read_header
 from souping.core.types import UserError
 from souping.merge.local import LocalMerge
@@ -207,7 +209,7 @@ def test_a_file_that_changed_in_place_is_read_again(
     with pytest.raises(UserError, match="has changed since it was opened"):
         fingerprint_of(opened)
     cache.clear()
-    monkeypatch.setattr("souping.checkpoints.time.time_ns", lambda: stat.st_ctime_ns - 10**9)
+    monkeypatch.setattr("souping.checkpoints.stamps.time.time_ns", lambda: stat.st_ctime_ns - 10**9)
     fingerprint(folder, cache)
     assert not cache
 

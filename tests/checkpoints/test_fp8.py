@@ -12,8 +12,10 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from souping.checkpoints import Checkpoint, WeightReader, fingerprint
+from souping.checkpoints.checkpoint import Checkpoint
+from souping.checkpoints.fingerprints import fingerprint
 from souping.checkpoints.header import TORCH_DTYPES
+from souping.checkpoints.reader import WeightReader
 from souping.core.types import UserError
 from souping.merge.accelerate import AccelerateMerge
 from souping.merge.local import LocalMerge

@@ -10,7 +10,9 @@ from typing import Any
 
 import pytest
 
-from souping.checkpoints import Checkpoint, fingerprint, ranges, remote
+from souping.checkpoints import ranges, remote
+from souping.checkpoints.checkpoint import Checkpoint
+from souping.checkpoints.fingerprints import fingerprint
 from souping.core.types import UserError
 from tests.checkpoints.test_fp8 import DATA as FP8
 from tests.conftest import ROOT, Cli

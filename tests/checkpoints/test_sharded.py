@@ -25,9 +25,11 @@ from safetensors.torch import save_file
 from torch.distributed.checkpoint.format_utils import dcp_to_torch_save
 from transformers import LlamaForCausalLM
 
-from souping.checkpoints import Checkpoint, WeightReader, fingerprint
+from souping.checkpoints.checkpoint import Checkpoint
+from souping.checkpoints.fingerprints import fingerprint
 from souping.checkpoints.folder import Like
 from souping.checkpoints.pickles import pickled, unpickle
+from souping.checkpoints.reader import WeightReader
 from souping.checkpoints.views import Part, StoredTensor, View, arrange, row_major
 from souping.core.types import UserError
 from souping.merge import Format

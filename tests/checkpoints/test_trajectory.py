@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from souping.checkpoints import Checkpoint
+from souping.checkpoints.checkpoint import Checkpoint
 from souping.checkpoints.pool import TrajectoryPool
 from souping.core.types import UserError
 

@@ -18,6 +18,7 @@ from souping.cli.help import folder
 from souping.cli.settings import settings_of
 from souping.core.text import safe
 from souping.core.types import UserError
+from souping.evaluate.identity import title
 from souping.pipeline.settings import RunSettings
 
 ODD: tuple[Any, ...] = (
@@ -102,11 +103,11 @@ def taken(plain: Mapping[str, Any], where: Path) -> bool:
                 run.selector.sizes(3),
                 run.selector.label,
                 run.evaluator.settings,
-                run.evaluator.title,
+                title(run.evaluator),
             )
             _ = (
-                run.evaluator.host,
-                run.evaluator.answers_per_item,
+                run.evaluator.hosting.host,
+                run.evaluator.sampling.answers_per_item,
                 run.benchmark.title,
                 run.objective.name,
             )

@@ -143,7 +143,7 @@ def _digest(**changes: Any) -> str:
     judge = Judge(**settings)
     scorer = UserScorer(name="helpful", function=judge, digest=judge.fingerprint)
     item = Item(id="i", category="c", prompt="p", answer="a", scorer="helpful", user_scorer=scorer)
-    return CommandEvaluator(command="run {model} {out}").scorer_digest(item)
+    return CommandEvaluator(command="run {model} {out}").scoring.scorer_digest(item)
 
 
 def test_a_scorers_digest_has_the_judge_and_the_command() -> None:
@@ -151,4 +151,4 @@ def test_a_scorers_digest_has_the_judge_and_the_command() -> None:
     assert len({_digest(), _digest(model="n"), _digest(prompt="$answer?")}) == 3
     item = Item(id="i", category="c", prompt="p", answer="a")
     commands = [CommandEvaluator(command=f"{name} {{model}} {{out}}") for name in ("one", "two")]
-    assert len({command.scorer_digest(item) for command in commands}) == 2
+    assert len({command.scoring.scorer_digest(item) for command in commands}) == 2

@@ -10,9 +10,9 @@ import pytest
 
 from souping.checkpoints.header import inside, small
 from souping.comparison.verdict import read_policy
-from souping.core import files
+from souping.core import folders
 from souping.core.fields import load
-from souping.core.files import STAGING_MARK, discard, missing_folders, staged, write_files
+from souping.core.folders import STAGING_MARK, discard, missing_folders, staged, write_files
 from souping.core.scores import read_table
 from souping.core.types import UserError
 from souping.evaluate.benchmark import Benchmark
@@ -28,7 +28,7 @@ def names(folder: Path) -> list[str]:
 def test_one_run_at_a_time_writes_a_soup_and_until_it_is_there(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    out, sync = tmp_path / "soup", files._sync
+    out, sync = tmp_path / "soup", folders._sync
 
     def other() -> None:
         with pytest.raises(UserError, match="another run is writing there"), staged(out):
@@ -39,7 +39,7 @@ def test_one_run_at_a_time_writes_a_soup_and_until_it_is_there(
             other()  # as another run's start would, between the last byte and the rename
         sync(path)
 
-    monkeypatch.setattr(files, "_sync", slow)
+    monkeypatch.setattr(folders, "_sync", slow)
     with staged(out) as stage:
         other()
         write_files(stage, {"a": "1", "deep/b": "2"})

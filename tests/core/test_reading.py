@@ -11,8 +11,8 @@ from typing import Any
 import numpy as np
 import pytest
 
+from souping.core.parsing import MAX_DEPTH
 from souping.core.reading import NULL, read, rest, to_json
-from souping.core.text import MAX_DEPTH
 from souping.core.unit import BITS_PER_BYTE, POINTS, Unit, unit_of
 
 HUGE = 10**400

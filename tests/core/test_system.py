@@ -53,9 +53,9 @@ def test_cores_are_those_that_the_process_may_use(monkeypatch: pytest.MonkeyPatc
     monkeypatch.setattr(os, "sched_getaffinity", lambda pid: {3, 5, 7}, raising=False)
     monkeypatch.setattr(os, "cpu_count", lambda: 64)
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
-    assert (system.cores(), LocalEvaluator().resolved_threads) == (3, 3)
+    assert (system.cores(), LocalEvaluator().machine.resolved_threads) == (3, 3)
     monkeypatch.delattr(os, "sched_getaffinity")
-    assert (system.cores(), LocalEvaluator().resolved_threads) == (64, 8)
+    assert (system.cores(), LocalEvaluator().machine.resolved_threads) == (64, 8)
 
 
 def test_what_commands_a_terminal_is_written_out() -> None:

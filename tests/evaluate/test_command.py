@@ -16,6 +16,7 @@ import pytest
 
 from souping.core.types import Item, UserError
 from souping.evaluate.command import CommandEvaluator
+from souping.evaluate.identity import fingerprint
 from souping.testing import check_evaluator
 from tests.conftest import ROOT, Cli, pool_of
 
@@ -64,7 +65,7 @@ def test_it_conforms(model: Any, tmp_path: Path) -> None:
     one = evaluator(tmp_path, answers())
     check_evaluator(one, model, ITEMS)
     assert one.needs() == []
-    one.stored("soup", ITEMS)
+    one.hosting.stored("soup", ITEMS)
     assert list((tmp_path / "kept").iterdir()) == []
     assert [record.output for record in one.evaluate(model, ITEMS)] == ["done"] * 4
 
@@ -134,7 +135,7 @@ def test_what_came_of_a_command_that_failed_is_kept(
     assert len(str(refused.value).splitlines()) == 2
     repeated = evaluator(tmp_path, answers())
     assert [r.item for r in repeated.evaluate(model, ITEMS)] == [item.id for item in ITEMS]
-    repeated.stored("soup", ITEMS)
+    repeated.hosting.stored("soup", ITEMS)
     kept = int(str(refused.value).splitlines()[1].split()[0])
     assert calls(tmp_path) == ["4", str(4 - kept)]
     assert list((tmp_path / "kept").iterdir()) == []
@@ -174,7 +175,7 @@ def test_logs_stay_until_their_answers_are_stored(model: Any, tmp_path: Path) ->
     again = evaluator(tmp_path, answers())
     assert len(again.evaluate(model, ITEMS)) == 4
     assert calls(tmp_path) == ["4"]
-    again.stored("soup", ITEMS)
+    again.hosting.stored("soup", ITEMS)
     assert list((tmp_path / "kept").iterdir()) == []
 
 
@@ -184,7 +185,7 @@ def test_logs_of_items_that_are_not_stored_stay(model: Any, tmp_path: Path) -> N
     first.close()
     second = evaluator(tmp_path, answers())
     second.evaluate(model, ITEMS[:1])
-    second.stored("soup", ITEMS[:1])
+    second.hosting.stored("soup", ITEMS[:1])
     assert len(evaluator(tmp_path, answers()).evaluate(model, ITEMS)) == 4
     assert calls(tmp_path) == ["4"]
 
@@ -194,10 +195,10 @@ def test_two_runs_leave_each_others_attempts_alone(model: Any, tmp_path: Path) -
     for run in runs:
         run.evaluate(model, ITEMS)
     assert calls(tmp_path) == ["4", "4"]
-    runs[0].stored("soup", ITEMS)
+    runs[0].hosting.stored("soup", ITEMS)
     (attempt,) = (tmp_path / "kept").iterdir()
     assert (attempt / "out" / "log.csv").is_file()
-    runs[1].stored("soup", ITEMS)
+    runs[1].hosting.stored("soup", ITEMS)
     assert list((tmp_path / "kept").iterdir()) == []
 
 
@@ -241,7 +242,7 @@ def test_the_direction_of_a_log_is_honoured_or_refused_with_the_setting(
     assert [record.score for record in turned.evaluate(model, RATED)] == [0.25] * 4
     assert calls(tmp_path) == ["4"]
     assert turned.unit.inner(0.1) > turned.unit.inner(0.2)
-    assert turned.fingerprint != lower.fingerprint
+    assert fingerprint(turned) != fingerprint(lower)
 
 
 def test_a_log_of_both_directions_is_refused_with_either_setting(

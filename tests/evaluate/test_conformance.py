@@ -15,6 +15,7 @@ from souping.core.protocols import Evaluator
 from souping.core.types import Item, Recipe, UserError
 from souping.evaluate.bfcl import BfclEvaluator
 from souping.evaluate.generate import LocalEvaluator
+from souping.evaluate.identity import fingerprint
 from souping.evaluate.lm_eval import HarnessEvaluator
 from souping.evaluate.loss import LossEvaluator
 from souping.testing import check_evaluator
@@ -47,9 +48,9 @@ class Row:
 
 def served(evaluator: Evaluator, name: str) -> Any:
     folder = pantry.path(name)
-    if evaluator.model_form == "folder":
+    if evaluator.hosting.model_form == "folder":
         return SimpleNamespace(folder=folder, eos_token_ids=())
-    return live(folder, evaluator.module_settings())
+    return live(folder, evaluator.hosting.module_settings())
 
 
 @pytest.fixture(scope="module", params=ROWS)
@@ -81,8 +82,8 @@ def row(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
             batch_size=4,
             dir=str(bfcl_place(place)),
         )
-    if evaluator.benchmark is not None:
-        items = evaluator.benchmark.items()
+    if evaluator.prompts.benchmark is not None:
+        items = evaluator.prompts.benchmark.items()
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("souping.evaluate.bfcl.call", bfcl_runner)
         yield Row(evaluator, items, tuple(served(evaluator, name) for name in MODELS))
@@ -95,28 +96,32 @@ def test_it_conforms(row: Row) -> None:
     row.evaluator.close()
     row.evaluator.close()
     assert row.evaluator.evaluate(row.models[0], row.items) == records
-    values = row.evaluator.item_scores(row.items, [[record] for record in records])
+    values = row.evaluator.scoring.item_scores(row.items, [[record] for record in records])
     assert values.mean() == pytest.approx(sum(r.score for r in records) / len(records))
 
 
 def test_what_it_declares(row: Row) -> None:
-    evaluator, benchmark, outline = row.evaluator, row.evaluator.benchmark, row.evaluator.outline()
-    assert (evaluator.host is None) == (evaluator.model_form == "module")
+    evaluator, benchmark, outline = (
+        row.evaluator,
+        row.evaluator.prompts.benchmark,
+        row.evaluator.prompts.outline(),
+    )
+    assert (evaluator.hosting.host is None) == (evaluator.hosting.model_form == "module")
     assert evaluator.needs() == []
-    evaluator.check(MODELS)
-    evaluator.check_tokenizer(
+    evaluator.prompts.check(MODELS)
+    evaluator.prompts.check_tokenizer(
         pantry.path(MODELS[0]), [i for i in row.items if isinstance(i.prompt, str)]
     )
-    assert evaluator.brings_items == (benchmark is not None)
+    assert evaluator.prompts.brings_items == (benchmark is not None)
     assert benchmark is None or len({item.id for item in benchmark.items()}) == len(row.items)
-    assert not outline or evaluator.brings_items
+    assert not outline or evaluator.prompts.brings_items
     assert not any(item.prompt or item.answer for item in outline)
 
 
 def test_what_it_knows_of_a_model_cuts_the_same_blocks(row: Row) -> None:
     for recipe in (SINGLE, SOUP):
         own = row.evaluator.for_recipe(recipe)
-        assert own.for_recipe(recipe).fingerprint == own.fingerprint
+        assert fingerprint(own.for_recipe(recipe)) == fingerprint(own)
         assert own.batches(row.items) == row.evaluator.batches(row.items)
 
 
@@ -138,8 +143,8 @@ def test_a_template_is_looked_for_in_its_three_places(tmp_path: Path) -> None:
             UserError,
             match="item i: chat messages need a chat template, and the tokenizer has none",
         ):
-            local.check_tokenizer(tmp_path, [item])
+            local.prompts.check_tokenizer(tmp_path, [item])
         (tmp_path / name).write_text(text)
-        local.check_tokenizer(tmp_path, [item])
+        local.prompts.check_tokenizer(tmp_path, [item])
         (tmp_path / name).unlink()
-    local.check_tokenizer(tmp_path, [replace(item, prompt="x")])
+    local.prompts.check_tokenizer(tmp_path, [replace(item, prompt="x")])

@@ -19,6 +19,7 @@ from souping.evaluate.benchmark import Benchmark
 from souping.evaluate.engines.transformers import answer_room, load_module
 from souping.evaluate.engines.vllm import VllmEngine
 from souping.evaluate.generate import LocalEvaluator
+from souping.evaluate.identity import fingerprint, look
 from souping.evaluate.templates import Decoding, keep_likely, sampler
 from souping.merge.local import LocalMerge
 from souping.pipeline.models import OpenPool
@@ -30,7 +31,7 @@ LOCAL = LocalEvaluator(max_new_tokens=4, batch_size=16, threads=1, device="cpu")
 
 @pytest.fixture(scope="module")
 def served(family: Path) -> SimpleNamespace:
-    return live(family / "ant", LOCAL.module_settings())
+    return live(family / "ant", LOCAL.hosting.module_settings())
 
 
 @pytest.fixture(scope="module")
@@ -54,7 +55,7 @@ def test_settings_decide_the_fingerprint() -> None:
         "stop": ["x"],
     }
     changed = [replace(LOCAL, **{key: value}) for key, value in changes.items()]  # type: ignore[arg-type]
-    assert len({one.fingerprint for one in [LOCAL, replace(LOCAL), *changed]}) == 1 + len(changed)
+    assert len({fingerprint(one) for one in [LOCAL, replace(LOCAL), *changed]}) == 1 + len(changed)
 
 
 def tokens(records: Sequence[Record]) -> list[tuple[int, ...]]:
@@ -165,7 +166,9 @@ def test_the_poured_module_is_the_written_folder_loaded_back(family: Path, tmp_p
                 k: v.clone() for k, v in kitchen.serving(LOCAL)(recipe).module.state_dict().items()
             }
             kitchen.merge_pool.write(recipe, tmp_path / str(number))
-            loaded = load_module(tmp_path / str(number), LOCAL.module_settings()).state_dict()
+            loaded = load_module(
+                tmp_path / str(number), LOCAL.hosting.module_settings()
+            ).state_dict()
             assert poured.keys() == loaded.keys()
             assert all(
                 torch.equal(poured[k], loaded[k]) and poured[k].dtype == torch.float32
@@ -195,9 +198,9 @@ def test_no_generation_config_decodes_anything(
 ) -> None:
     plain = tokens(LOCAL.evaluate(served, items[:24]))
     folder = copy(family, tmp_path, "ant", PENALTY)
-    odd = live(folder, LOCAL.module_settings())
+    odd = live(folder, LOCAL.hosting.module_settings())
     assert tokens(LOCAL.evaluate(odd, items[:24])) == plain
-    assert LOCAL.pool_notes({"ant": folder, "bee": family})[0].startswith("ant: ")
+    assert LOCAL.prompts.pool_notes({"ant": folder, "bee": family})[0].startswith("ant: ")
 
 
 def test_folders_are_served_with_a_generation_config_of_ids_alone(
@@ -269,14 +272,14 @@ def test_what_sampling_leaves_out() -> None:
 
 def test_more_answers_keep_the_first_ones(family: Path) -> None:
     assert (
-        DRAWN.fingerprint
-        == replace(DRAWN, samples=9, aggregate="pass").fingerprint
-        != LOCAL.fingerprint
+        fingerprint(DRAWN)
+        == fingerprint(replace(DRAWN, samples=9, aggregate="pass"))
+        != fingerprint(LOCAL)
     )
     # greedy: no part of it
-    assert LOCAL.fingerprint == replace(LOCAL, sampling_seed=5, top_p=0.5).fingerprint
-    assert DRAWN.fingerprint != replace(DRAWN, sampling_seed=5).fingerprint
-    assert len({replace(DRAWN, aggregate=how).look for how in ("mean", "pass")}) == 2  # type: ignore[arg-type]
+    assert fingerprint(LOCAL) == fingerprint(replace(LOCAL, sampling_seed=5, top_p=0.5))
+    assert fingerprint(DRAWN) != fingerprint(replace(DRAWN, sampling_seed=5))
+    assert len({look(replace(DRAWN, aggregate=how)) for how in ("mean", "pass")}) == 2  # type: ignore[arg-type]
 
 
 def test_a_greedy_replicate_is_asked_in_other_batches(items: tuple[Item, ...]) -> None:
@@ -285,7 +288,11 @@ def test_a_greedy_replicate_is_asked_in_other_batches(items: tuple[Item, ...]) -
     assert first == LOCAL.batches(items)
     assert {len(batch) for batch in second} == {8}
     assert sorted(i.id for batch in second for i in batch) == sorted(i.id for i in items)
-    assert (twice.answers_per_item, DRAWN.answers_per_item, DRAWN.batches(items, 2)) == (
+    assert (
+        twice.sampling.answers_per_item,
+        DRAWN.sampling.answers_per_item,
+        DRAWN.batches(items, 2),
+    ) == (
         2,
         3,
         LOCAL.batches(items),
@@ -297,11 +304,11 @@ def test_how_answers_become_a_score() -> None:
     said = ["it is 7", "3", "no: 3", "7.0", "so 3"]
     records = [[Record(item="i", score=float("7" in text), output=text) for text in said]]
     for how, score in (("mean", 0.4), ("pass", 1.0)):
-        found = replace(DRAWN, aggregate=how).item_scores([one], records)  # type: ignore[arg-type]
+        found = replace(DRAWN, aggregate=how).scoring.item_scores([one], records)  # type: ignore[arg-type]
         assert found.tolist() == [pytest.approx(score)]
 
 
 def test_dtype_is_float32_on_a_cpu_and_the_checkpoints_own_on_a_gpu(family: Path) -> None:
     for device, dtype in (("cpu", "float32"), ("cuda", "bfloat16")):
         bound = replace(LOCAL, device=device).for_pool(family / "ant", {"ant": family / "ant"})
-        assert bound.module_settings().dtype == dtype
+        assert bound.hosting.module_settings().dtype == dtype

@@ -16,7 +16,7 @@ from souping import pantry
 from souping.core.types import Item, UserError
 from souping.evaluate.benchmark import Benchmark
 from souping.evaluate.engines.transformers import Passage
-from souping.evaluate.engines.vllm import LIKELIHOOD, Vllm, VllmEngine
+from souping.evaluate.engines.vllm import LIKELIHOOD, Vllm, VllmEngine, llm_arguments
 from souping.evaluate.generate import LocalEvaluator
 from souping.evaluate.loss import LossEvaluator, passage, scored_text
 from tests.support.evaluators import Sink
@@ -37,7 +37,7 @@ QUESTION = Item(
 
 @pytest.fixture(scope="module")
 def model() -> Any:
-    return live(pantry.path("python_cook"), LOSS.module_settings())
+    return live(pantry.path("python_cook"), LOSS.hosting.module_settings())
 
 
 def bits_of(model: Any, tokens: Sequence[int], scored: int) -> float:
@@ -153,12 +153,8 @@ class TestVllm:
         monkeypatch.setitem(
             sys.modules, "vllm", SimpleNamespace(LLM=Llm, SamplingParams=lambda **given: given)
         )
-        settings = {
-            **VllmEngine().settings,
-            "gpu_memory_utilization": 0.5,
-            "trust_remote_code": False,
-        }
-        assert Vllm(Path(), settings).logprobs([[1, 2, 3], [4, 5]]) == [[-2.0, -3.0], [-5.0]]
+        arguments = llm_arguments(Path(), VllmEngine(), False)
+        assert Vllm(Path(), arguments).logprobs([[1, 2, 3], [4, 5]]) == [[-2.0, -3.0], [-5.0]]
         assert asked == [LIKELIHOOD]
 
 
@@ -185,14 +181,14 @@ def test_a_bad_line_is_named(line: dict[str, Any], message: str, tmp_path: Path)
 @pytest.mark.parametrize("answer", [7, ["a", "b"], ""])
 def test_an_item_without_a_text_is_refused_before_any_work(answer: Any) -> None:
     with pytest.raises(UserError, match="item i: evaluator=loss needs"):
-        LOSS.check_tokenizer(
+        LOSS.prompts.check_tokenizer(
             pantry.path("python_cook"), [Item(id="i", category="c", prompt="p", answer=answer)]
         )
 
 
 def test_a_text_has_no_answer_to_generate() -> None:
     with pytest.raises(UserError, match="use evaluator=loss"):
-        LocalEvaluator(device="cpu").check_tokenizer(pantry.path("python_cook"), TEXTS[:1])
+        LocalEvaluator(device="cpu").prompts.check_tokenizer(pantry.path("python_cook"), TEXTS[:1])
 
 
 def test_unknown_characters_are_noted() -> None:
@@ -201,4 +197,6 @@ def test_unknown_characters_are_noted() -> None:
     )
     tokenizer = live(pantry.path("python_cook")).tokenizer
     hit = tokenizer.unk_token_id in tokenizer(strange.prompt)["input_ids"]
-    assert len(LOSS.prompt_notes(pantry.path("python_cook"), [*TEXTS[:2], strange])) == int(hit)
+    assert len(LOSS.prompts.prompt_notes(pantry.path("python_cook"), [*TEXTS[:2], strange])) == int(
+        hit
+    )

@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from souping.checkpoints import Checkpoint, fingerprint
+from souping.checkpoints.checkpoint import Checkpoint
+from souping.checkpoints.fingerprints import fingerprint
 from souping.checkpoints.folder import Like
 from souping.core.types import UserError
 from souping.merge.local import LocalMerge

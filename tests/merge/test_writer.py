@@ -28,16 +28,18 @@ import psutil
 import pytest
 import torch
 
-from souping.checkpoints import Checkpoint, fingerprint
+from souping.checkpoints.checkpoint import Checkpoint
+from souping.checkpoints.fingerprints import fingerprint
 from souping.checkpoints.header import Tensor
 from souping.core.system import package_environment
 from souping.core.types import UserError
 from souping.merge import ERROR_PREFIX, accelerate
-from souping.merge import plan as merge_plan
+from souping.merge import chunks as merge_chunks
 from souping.merge.accelerate import AccelerateMerge, Rank, rank_count
+from souping.merge.digests import PassingDigest
 from souping.merge.local import LocalMerge
 from souping.merge.plan import MergePlan
-from souping.merge.writer import PassingDigest, prepare, write_checkpoint
+from souping.merge.writer import prepare, write_checkpoint
 from tests.conftest import ROOT, Cli
 from tests.support.checkpoints import (
     aligned,
@@ -187,9 +189,9 @@ def test_a_plain_merge_imports_neither_torch_nor_transformers(
 def test_buffers_do_not_grow_with_the_number_of_models(count: int, tmp_path: Path) -> None:
     tensors = {"w": random_tensors(0)["model.norm.weight"]}
     folders = {str(i): save(tmp_path / str(i), tensors) for i in range(count)}
-    chunk = merge_plan.chunks(plan(simple(folders, (1 / count,) * count), folders))[0]
-    block = next(merge_plan.blocks(replace(chunk, count=1 << 30)))
-    assert block.count * count <= merge_plan.THREAD_ELEMENTS
+    chunk = merge_chunks.chunks(plan(simple(folders, (1 / count,) * count), folders))[0]
+    block = next(merge_chunks.blocks(replace(chunk, count=1 << 30)))
+    assert block.count * count <= merge_chunks.THREAD_ELEMENTS
 
 
 CONTENT = np.random.default_rng(0).integers(0, 256, 10_000, np.uint8)

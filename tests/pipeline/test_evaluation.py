@@ -19,11 +19,12 @@ from typing import Any
 import numpy as np
 import pytest
 
-from souping.core.files import hold_folder
-from souping.core.protocols import Executor, LoadedModel
+from souping.core.folders import hold_folder
+from souping.core.protocols import Executor, Hosting, LoadedModel, Sampling, Scoring
 from souping.core.types import Candidate, FloatArray, Item, Recipe, Record, UserError
 from souping.core.unit import Unit
 from souping.evaluate.generate import LocalEvaluator
+from souping.evaluate.identity import fingerprint
 from souping.merge.local import LocalMerge
 from souping.pipeline import serving
 from souping.pipeline.evaluation import Evaluation, LocalExecutor, records_of
@@ -84,9 +85,7 @@ def test_a_block_is_asked_whole_and_known_by_its_shape(tmp_path: Path) -> None:
 
 @dataclass
 class Alone(FakeEvaluator):
-    @property
-    def blocks_matter(self) -> bool:
-        return False
+    sampling = Sampling(blocks_matter=False)
 
 
 def test_where_blocks_do_not_matter_only_what_is_missing_is_asked(tmp_path: Path) -> None:
@@ -99,19 +98,30 @@ def test_where_blocks_do_not_matter_only_what_is_missing_is_asked(tmp_path: Path
         ]
 
 
+@dataclass(frozen=True, kw_only=True)
+class Keeping(Hosting):
+    store: Store
+    key: str
+    rows: list[int]
+
+    def stored(self, soup: str, items: Sequence[Item]) -> None:
+        self.rows.append(len(self.store.load(soup, self.key)))
+
+
 @dataclass
-class Keeping(FakeEvaluator):
+class Kept(FakeEvaluator):
     store: Store | None = None
     rows: list[int] = field(default_factory=list)
 
-    def stored(self, soup: str, items: Sequence[Item]) -> None:
+    @property
+    def hosting(self) -> Hosting:
         assert self.store is not None
-        self.rows.append(len(self.store.load(soup, self.fingerprint)))
+        return Keeping(store=self.store, key=fingerprint(self), rows=self.rows)
 
 
 def test_an_evaluator_hears_of_answers_once_they_are_stored(tmp_path: Path) -> None:
     with Store(tmp_path / "s") as store:
-        judge = Keeping({"a": 5}, store=store)
+        judge = Kept({"a": 5}, store=store)
         evaluation(store, judge).scores(recipe(1.0, 0.0), make_items(10))
         assert judge.rows == [7, 14, 20]
 
@@ -135,10 +145,13 @@ def test_a_million_answers_are_counted_without_being_listed(tmp_path: Path) -> N
         assert not len(many.stored_scores(recipe(1.0, 0.0), items).items)
 
 
-@dataclass
-class Reader(FakeEvaluator):
+class ReadAgain(Scoring):
     def rescore(self, item: Item, answer: Record) -> Record | None:
         return replace(answer, score=float(item.answer == "new"))
+
+
+class Reader(FakeEvaluator):
+    scoring = ReadAgain()
 
 
 @pytest.mark.parametrize("reads", [True, False])
@@ -272,7 +285,7 @@ def test_records_come_in_the_items_order_with_plain_numbers() -> None:
 
 @dataclass
 class FolderEvaluator(FakeEvaluator):
-    model_form = "folder"
+    hosting = Hosting(model_form="folder")
     folders: list[Path] = field(default_factory=list)
 
 
@@ -349,17 +362,21 @@ def test_a_soup_without_end_tokens_does_not_keep_those_of_the_one_before(
     assert found == [[5], None, [5]]
 
 
+class CorpusScoring(Scoring):
+    def item_scores(self, items: Any, records: Any) -> FloatArray:
+        whole = [r.statistics for (r,) in records]
+        return np.full(len(items), sum(s[0] for s in whole) / sum(s[1] for s in whole))
+
+
 class Corpus(FakeEvaluator):
     """A corpus metric: the share of the items' counts, which is no mean of item scores."""
+
+    scoring = CorpusScoring()
 
     def evaluate(self, model: Any, items: Any, replicate: int = 0) -> list[Record]:
         return [
             Record(item=item.id, score=0.0, statistics=(float(item.answer), 2.0)) for item in items
         ]
-
-    def item_scores(self, items: Any, records: Any) -> FloatArray:
-        whole = [r.statistics for (r,) in records]
-        return np.full(len(items), sum(s[0] for s in whole) / sum(s[1] for s in whole))
 
 
 def test_statistics_are_kept_and_aggregated(tmp_path: Path) -> None:

@@ -15,7 +15,7 @@ import pytest
 
 from souping.analysis.intervals import ItemTable
 from souping.analysis.significance import compare
-from souping.cli.config import HARNESS, also_node
+from souping.cli.also import HARNESS, also_node
 from souping.core.reading import to_json
 from souping.core.scores import Mean
 from souping.core.types import FloatArray, Item, ItemScores, Recipe, Result, Trial, UserError

@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 import yaml
 
-from souping.checkpoints import fingerprint
+from souping.checkpoints.fingerprints import fingerprint
 from souping.checkpoints.folder import SINGLE
 from souping.checkpoints.hub import fetch_one, parse
 from souping.core.types import UserError
@@ -303,7 +303,7 @@ def test_a_soup_that_is_sent_comes_back_the_same(
         (READER, "me/soup", ["your token may not write", "settings/tokens"]),
         (STRANGER, "me/soup", ["token is not valid"]),
         (WRITER, "org/soup", ["me may not write to org, only to me, team"]),
-        (WRITER, "me/model", ["holds a model that is no soup", "nothing is replaced"]),
+        (WRITER, "me/model", ["holds a model that is not a soup", "nothing is replaced"]),
         (WRITER, "soup", ["must be org/name"]),
     ],
 )
@@ -412,7 +412,7 @@ def test_an_edited_card_is_sent_with_the_files_of_the_soup_alone(
 def test_large_files_are_marked_by_their_size(
     writer: Hub, souping: Cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("souping.merge.writer.HASHED", 500)
+    monkeypatch.setattr("souping.merge.soup_files.HASHED", 500)
     folder = soup(souping, tmp_path)
     marks = json.loads((folder / "recipe.json").read_text())["files"]
     sizes = {name: (folder / name).stat().st_size for name in marks}

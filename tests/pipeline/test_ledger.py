@@ -20,6 +20,7 @@ import pytest
 from souping.core.scores import Mean, Weighted
 from souping.core.types import Item, Recipe, Record
 from souping.evaluate.generate import LocalEvaluator
+from souping.evaluate.identity import look
 from souping.pipeline.claims import Claim, KnownModels, items_to_report
 from souping.pipeline.ledger import Ledger
 from souping.pipeline.run import Run
@@ -164,11 +165,11 @@ class TestClaims:
             {"sampling_seed": 7},
             {"samples": 4},
         ):
-            assert replace(base, **change).look == base.look  # type: ignore[arg-type]
+            assert look(replace(base, **change)) == look(base)  # type: ignore[arg-type]
         for change in ({"max_new_tokens": 3}, {"temperature": 0.4}, {"dtype": "bfloat16"}):
-            assert replace(base, **change).look != base.look  # type: ignore[arg-type]
+            assert look(replace(base, **change)) != look(base)  # type: ignore[arg-type]
         passing = replace(base, samples=4, aggregate="pass")
-        assert replace(passing, samples=8).look != passing.look
+        assert look(replace(passing, samples=8)) != look(passing)
 
     def test_what_is_shown_survives_a_kill(self, tmp_path: Path) -> None:
         code = f"""

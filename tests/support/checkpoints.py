@@ -10,7 +10,8 @@ from typing import Any
 import torch
 from safetensors.torch import load_file, save_file
 
-from souping.checkpoints import Checkpoint, fingerprint
+from souping.checkpoints.checkpoint import Checkpoint
+from souping.checkpoints.fingerprints import fingerprint
 from souping.core.types import Recipe
 from souping.merge.alignment import Alignment
 from souping.merge.local import LocalMerge, ModelMerge

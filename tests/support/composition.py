@@ -81,12 +81,12 @@ def compose_once() -> None:
 
 def compose(overrides: Sequence[str]) -> dict[str, Any]:
     """What the command line would run with these overrides, as plain data, checked."""
-    from souping.cli import config
+    from souping.cli import config, parts
 
     config.register()
     with hydra.initialize_config_dir(config_dir=str(folder()), version_base="1.3"):
         cfg = hydra.compose("config", list(overrides))
         config.drop_replaced(cfg, overrides)
         plain = config.resolved(cfg)
-    config.build(plain)
+    parts.build(plain)
     return plain

@@ -67,7 +67,7 @@ def answers(folder: Path, prompts: list[str]) -> list[str]:
     from souping.evaluate.generate import LocalEvaluator
 
     evaluator = LocalEvaluator(max_new_tokens=4, batch_size=50, threads=1, device="cpu")
-    module = load_module(folder, evaluator.module_settings())
+    module = load_module(folder, evaluator.hosting.module_settings())
     served = SimpleNamespace(
         module=module, tokenizer=load_tokenizer(folder), folder=folder, eos_token_ids=()
     )

@@ -35,7 +35,7 @@ def local_answers(folder: Path, prompts: Sequence[Any], tokens: int) -> list[str
     items = [
         Item(id=str(i), category="c", prompt=prompt, answer="") for i, prompt in enumerate(prompts)
     ]
-    model = live(folder, evaluator.module_settings())
+    model = live(folder, evaluator.hosting.module_settings())
     return [evaluator.evaluate(model, [item])[0].output for item in items]
 
 

@@ -8,8 +8,9 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from souping.checkpoints import Checkpoint, WeightReader
+from souping.checkpoints.checkpoint import Checkpoint
 from souping.checkpoints.folder import Like
+from souping.checkpoints.reader import WeightReader
 
 ARCHIVES = Path(__file__).parents[1] / "data" / "trainers"
 TOOLS = sorted(path.name.removesuffix(".tar.xz") for path in ARCHIVES.glob("*.tar.xz"))

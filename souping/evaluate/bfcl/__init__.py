@@ -15,7 +15,6 @@ import re
 import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import field, replace
-from functools import cached_property
 from pathlib import Path
 from typing import Annotated
 
@@ -25,7 +24,7 @@ from souping.checkpoints.compatibility import chat_template
 from souping.checkpoints.header import parse_json
 from souping.core.fields import Count, Seconds, Threads, component, pick
 from souping.core.files import expanded
-from souping.core.protocols import Evaluator, LoadedModel, ModelHost
+from souping.core.protocols import Evaluator, Hosting, LoadedModel, Prompts, Sampling, Scoring
 from souping.core.text import safe
 from souping.core.types import (
     Folders,
@@ -34,6 +33,7 @@ from souping.core.types import (
     Json,
     JsonObject,
     Missing,
+    Outcome,
     Recipe,
     Record,
     UserError,
@@ -47,7 +47,8 @@ from souping.evaluate.bfcl.benchmark import (
     chosen,
     needs_full,
 )
-from souping.evaluate.servers.choices import RunningServer, Server
+from souping.evaluate.machine import cut
+from souping.evaluate.servers.choices import Server
 from souping.evaluate.servers.process import Process, ServerError, models_at
 from souping.evaluate.templates import generation_notes
 from souping.logs.bfcl import FAILED, counts, rows_of
@@ -65,6 +66,61 @@ CHAT_TEMPLATE = "chat-template"
 """Handler that prompts with the tokenizer's own chat template."""
 
 
+@frozen
+class BfclPrompts(Prompts):
+    """Prompts that handlers of bfcl-eval build of its own items."""
+
+    brings_items = True
+
+    evaluator: BfclEvaluator
+
+    def outline(self) -> Items:
+        sizes = {name: FILE_ITEMS[name] for name in chosen(self.evaluator.categories)}
+        return outline_items(sizes, self.evaluator.limit, shared=MULTI_TURN)
+
+    @property
+    def benchmark(self) -> BfclBenchmark:
+        """Its own items: their folds and groups do not depend on the categories that are evaluated."""
+        evaluator = self.evaluator
+        return BfclBenchmark(
+            data=evaluator.environment.data,
+            categories=chosen(evaluator.categories),
+            ids=tuple(evaluator.ids),
+            limit=evaluator.limit,
+        )
+
+    def check(self, candidates: Sequence[str]) -> None:
+        """Refuse, before any work, handlers of candidates that are not there, and unknown handlers.
+
+        Raises:
+            UserError: the key and the nearest name.
+        """
+        handlers = self.evaluator.handlers or {}
+        for name in handlers:
+            pick(name, candidates, "evaluator.handlers")
+        known = (*SOUPING_HANDLERS, *registered(self.evaluator.environment.package))
+        for name in (self.evaluator.handler, *handlers.values()):
+            pick(name, known, "evaluator.handler")
+
+    def check_tokenizer(self, folder: Path, items: Sequence[Item]) -> None:
+        """Refuse a tokenizer without a chat template if every handler needs one (UserError)."""
+        handlers = {self.evaluator.handler, *(self.evaluator.handlers or {}).values()}
+        if handlers == {CHAT_TEMPLATE} and not chat_template(folder):
+            raise UserError(
+                f"handler {CHAT_TEMPLATE}: no template in {folder}: evaluator.handler=plain needs none"
+            )
+
+    def pool_notes(self, folders: Folders) -> list[str]:
+        """What the candidates' own generation_config would have done, and what a server of others may do."""
+        notes = generation_notes(folders)
+        url = self.evaluator.server.host.url
+        if url is not None:
+            notes.append(
+                f"{url} was started by others: its own defaults decode what requests leave open"
+            )
+        return notes
+
+
 @component
 class BfclEvaluator(Evaluator):
     """bfcl-eval on a served model.
@@ -77,11 +133,7 @@ class BfclEvaluator(Evaluator):
     another order. A server that answers nothing for `timeout` seconds counts as stuck.
     """
 
-    brings_items = True
-    model_form = "folder"
-    length_key = "evaluator.max_tokens"
-    scored_by = "bfcl_eval"
-    blocks_matter = False  # a server batches as it likes: nothing of an item's neighbours is kept
+    scoring = Scoring(scored_by=BFCL_EVAL_VERSION)
 
     server: Server
     categories: list[str] | None = None
@@ -96,9 +148,6 @@ class BfclEvaluator(Evaluator):
     threads: Threads = 100
     batch_size: Count = 512
     dir: str | None = None
-    _running: dict[Path, RunningServer] = field(
-        init=False, repr=False, compare=False, default_factory=dict
-    )
 
     def __post_init__(self) -> None:
         chosen(self.categories)
@@ -106,37 +155,35 @@ class BfclEvaluator(Evaluator):
     @property
     def settings(self) -> JsonObject:
         """What a score depends on, apart from the model and the item. Categories belong to the items."""
+        handlers: JsonObject = {"handlers": dict(self.handlers)} if self.handlers else {}
         return {
             "name": "bfcl",
             "protocol": PROTOCOL,
             "bfcl_eval": BFCL_EVAL_VERSION,
             "handler": self.handler,
-            **({"handlers": dict(self.handlers)} if self.handlers else {}),
+            **handlers,
             "temperature": self.temperature,
             "max_tokens": self.max_tokens,
             "server": dict(self.server.settings),
         }
 
     @property
-    def answers_per_item(self) -> int:
-        return self.replicates
-
-    def pool_notes(self, folders: Folders) -> list[str]:
-        """What the candidates' own generation_config would have done, and what a server of others may do."""
-        notes = generation_notes(folders)
-        if self.host.url is not None:
-            notes.append(
-                f"{self.host.url} was started by others: its own defaults decode what requests leave open"
-            )
-        return notes
+    def prompts(self) -> Prompts:
+        return BfclPrompts(evaluator=self)
 
     @property
-    def host(self) -> ModelHost:
-        return self.server.host
+    def sampling(self) -> Sampling:
+        return Sampling(
+            answers_per_item=self.replicates,
+            # A server batches as it likes: nothing of an item's neighbours is kept.
+            blocks_matter=False,
+            answer_tokens=self.max_tokens,
+            length_key="evaluator.max_tokens",
+        )
 
     @property
-    def answer_tokens(self) -> int | None:
-        return self.max_tokens
+    def hosting(self) -> Hosting:
+        return Hosting(model_form="folder", host=self.server.host)
 
     def needs(self) -> list[Missing]:
         """The environment, and what the server lacks."""
@@ -146,65 +193,27 @@ class BfclEvaluator(Evaluator):
             return [Missing.from_error(error), *self.server.needs()]
         return self.server.needs()
 
-    @cached_property
-    def environment(self) -> Environment:
-        full = needs_full(chosen(self.categories))
-        try:
-            return find(place_of(self.dir), full=bool(full))
-        except UserError as error:
-            without = (
-                f"\n{full[0]} needs it; evaluator.categories=[single_turn] does not" if full else ""
-            )
-            raise UserError(f"evaluator=bfcl: {error.what}", fix=error.fix, more=without) from error
-
-    def check(self, candidates: Sequence[str]) -> None:
-        """Refuse, before any work, handlers of candidates that are not there, and unknown handlers.
-
-        Raises:
-            UserError: the key and the nearest name.
-        """
-        own = self.handlers or {}
-        for name in own:
-            pick(name, candidates, "evaluator.handlers")
-        known = (*SOUPING_HANDLERS, *registered(self.environment.package))
-        for name in (self.handler, *own.values()):
-            pick(name, known, "evaluator.handler")
-
-    def outline(self) -> Items:
-        sizes = {name: FILE_ITEMS[name] for name in chosen(self.categories)}
-        return outline_items(sizes, self.limit, shared=MULTI_TURN)
-
     @property
-    def benchmark(self) -> BfclBenchmark:
-        """Its own items: their folds and groups do not depend on the categories that are evaluated."""
-        return BfclBenchmark(
-            data=self.environment.data,
-            categories=chosen(self.categories),
-            ids=tuple(self.ids),
-            limit=self.limit,
-        )
-
-    def check_tokenizer(self, folder: Path, items: Sequence[Item]) -> None:
-        """Refuse a tokenizer without a chat template if every handler needs one (UserError)."""
-        handlers = {self.handler, *(self.handlers or {}).values()}
-        if handlers == {CHAT_TEMPLATE} and not chat_template(folder):
-            raise UserError(
-                f"handler {CHAT_TEMPLATE}: no template in {folder}: evaluator.handler=plain needs none"
-            )
+    def environment(self) -> Environment:
+        multi_turn = needs_full(chosen(self.categories))
+        try:
+            return find(place_of(self.dir), full=bool(multi_turn))
+        except UserError as error:
+            hint = ""
+            if multi_turn:
+                hint = f"\n{multi_turn[0]} needs it; evaluator.categories=[single_turn] does not"
+            raise UserError(f"evaluator=bfcl: {error.what}", fix=error.fix, more=hint) from error
 
     def for_recipe(self, recipe: Recipe) -> BfclEvaluator:
         """This evaluator with the handler of one model; the two share their server."""
-        own = (self.handlers or {}) if len(recipe.ingredients) == 1 else {}
-        copy = replace(self, handler=own.get(recipe.ingredients[0], self.handler), handlers=None)
-        object.__setattr__(copy, "_running", self._running)
-        return copy
+        handler = self.handler
+        if self.handlers and len(recipe.ingredients) == 1:
+            handler = self.handlers.get(recipe.ingredients[0], handler)
+        return replace(self, handler=handler, handlers=None)
 
     def batches(self, items: Sequence[Item], replicate: int = 0) -> list[Items]:
         """Items in their order, every second time in the opposite one, so that a server batches them otherwise."""
-        order = items[::-1] if replicate % 2 else items
-        return [
-            tuple(order[i : i + self.batch_size]) for i in range(0, len(order), self.batch_size)
-        ]
+        return cut(items[::-1] if replicate % 2 else items, self.batch_size)
 
     def evaluate(
         self, model: LoadedModel, items: Sequence[Item], replicate: int = 0
@@ -215,7 +224,7 @@ class BfclEvaluator(Evaluator):
             UserError: the server, the environment or every item failed.
         """
         _check_code(model.folder, self.server.trust_remote_code)
-        running = self._serve(model.folder)
+        running = self.server.current.swap(model.folder, self.server)
         ids: dict[str, list[str]] = {}
         for item in items:
             ids.setdefault(item.category, []).append(item.id)
@@ -232,33 +241,25 @@ class BfclEvaluator(Evaluator):
             call(self.environment, Path(root), self.handler, ids, request, self.timeout)
             name = self.handler.replace("/", "_")
             scored = records(Path(root, "result", name), Path(root, "score", name), items)
-        if reason := failure(scored):
-            bare = "Cannot use chat template" in reason  # transformers' words; it goes on for lines
-            why = (
-                "the tokenizer has no chat template; evaluator.handler=plain needs none"
-                if bare
-                else reason[:300]
-            )
-            raise UserError(f"handler {self.handler}: no item could be evaluated: {why}")
+        reason = failure(scored)
+        if reason:
+            # transformers' words; it goes on for lines
+            if "Cannot use chat template" in reason:
+                reason = "the tokenizer has no chat template; evaluator.handler=plain needs none"
+            raise UserError(f"handler {self.handler}: no item could be evaluated: {reason[:300]}")
         return [replace(record, replicate=replicate) for record in scored]
 
-    def _serve(self, folder: Path) -> RunningServer:
-        """The server of this model; the one of another model is stopped first."""
-        if folder not in self._running:
-            self.close()
-            self._running[folder] = self.server.start(folder, folder.name)
-        return self._running[folder]
-
     def close(self) -> None:
-        while self._running:
-            self._running.popitem()[1].stop()
+        self.server.current.stop()
 
 
 def _check_code(folder: Path, trusted: bool) -> None:
     """Refuse the code of a folder's tokenizer, which bfcl-eval would run, unless it is trusted."""
     for name in ("config.json", "tokenizer_config.json"):
         path = folder / name
-        table = parse_json(path, path.read_bytes()) if path.is_file() else {}
+        if not path.is_file():
+            continue
+        table = parse_json(path, path.read_bytes())
         if not trusted and isinstance(table, dict) and table.get("auto_map"):
             raise UserError(
                 f"{path} names code of its own, which bfcl-eval would run: server.trust_remote_code=true"
@@ -356,15 +357,7 @@ def call(
     request.write_text(
         json.dumps({"root": str(root), "handler": handler, "ids": ids, "generate": settings})
     )
-    own = {
-        key: value
-        for key, value in os.environ.items()
-        if not key.startswith(("OPENAI_", "REMOTE_OPENAI_"))
-    }
-    own["NO_PROXY"] = own["no_proxy"] = ",".join(
-        filter(None, (own.get("NO_PROXY"), "127.0.0.1", "localhost"))
-    )
-    process = Process([str(environment.python), "-I", str(RUNNER), str(request)], own, log)
+    process = Process([str(environment.python), "-I", str(RUNNER), str(request)], _variables(), log)
     if not process.ends_in(patience, alive):
         raise UserError(
             f"bfcl-eval: no answer for {patience:g} s: raise evaluator.timeout if it is just slow"
@@ -373,6 +366,17 @@ def call(
     stopped = json.loads(outcome.read_text())["error"] if outcome.is_file() else process.reason()
     if stopped:
         raise UserError(f"bfcl-eval: {safe(str(stopped))}")
+
+
+def _variables() -> dict[str, str]:
+    """Environment variables of bfcl-eval: none of OpenAI's, and no proxy before this machine."""
+    variables = dict[str, str]()
+    for name, value in os.environ.items():
+        if not name.startswith(("OPENAI_", "REMOTE_OPENAI_")):
+            variables[name] = value
+    addresses = filter(None, (variables.get("NO_PROXY"), "127.0.0.1", "localhost"))
+    no_proxy = ",".join(addresses)
+    return {**variables, "NO_PROXY": no_proxy, "no_proxy": no_proxy}
 
 
 SOUPING_HANDLERS = ("chat-template", "plain")
@@ -389,10 +393,9 @@ _ENTRY = re.compile(
 def registered(package: Path) -> list[str]:
     """Names of bfcl-eval's model registry whose handlers can use a local server."""
     text = (package / "constants" / "model_config.py").read_text(encoding="utf-8")
-    local = text.partition("local_inference_model_map")[2].partition(
-        "third_party_inference_model_map"
-    )[0]
-    served = [name for name, kind in _ENTRY.findall(text) if kind in SERVED_APIS]
+    served = [name for name, handler in _ENTRY.findall(text) if handler in SERVED_APIS]
+    _, _, local = text.partition("local_inference_model_map")
+    local, _, _ = local.partition("third_party_inference_model_map")
     return [*served, *(name for name, _ in _ENTRY.findall(local))]
 
 
@@ -405,48 +408,52 @@ def records(results: Path, scores: Path, items: Sequence[Item]) -> list[Record]:
     Raises:
         UserError: an item has no result, or its category no score.
     """
-    answers = {str(row["id"]): row for path in _files(results, "result") for row in rows_of(path)}
-    judged = {
-        path.name.removesuffix("_score.json"): rows_of(path) for path in _files(scores, "score")
-    }
-    wrong = {category: {str(row["id"]) for row in found[1:]} for category, found in judged.items()}
-    scored = []
+    answers = dict[str, LogRow]()
+    for path in _files(results, "result"):
+        answers |= {str(row["id"]): row for row in rows_of(path)}
+    # {file of a category: ids of its items that failed}; the first line is on the whole
+    wrong = dict[str, set[str]]()
+    for path in _files(scores, "score"):
+        failures = rows_of(path)[1:]
+        wrong[path.name.removesuffix("_score.json")] = {str(row["id"]) for row in failures}
+    scored = list[Record]()
     for item in items:
+        category = f"BFCL_v4_{item.category}"
         if item.id not in answers:
             raise UserError(f"{results}: no result for item {item.id}")
-        if f"BFCL_v4_{item.category}" not in wrong:
+        if category not in wrong:
             raise UserError(f"{scores}: no score file for {item.category}")
-        scored.append(
-            _record(item, answers[item.id], item.id not in wrong[f"BFCL_v4_{item.category}"])
-        )
+        scored.append(_record(item, answers[item.id], item.id not in wrong[category]))
     return scored
 
 
 def _record(item: Item, row: LogRow, right: bool) -> Record:
     """An item without an answer is wrong; bfcl-eval counts it as right where no call may be made."""
-    text = (
-        row["result"]
-        if isinstance(row["result"], str)
-        else json.dumps(row["result"], ensure_ascii=False)
-    )
-    none = text.startswith(FAILED)
+    text = row["result"]
+    if not isinstance(text, str):
+        text = json.dumps(text, ensure_ascii=False)
+    outcome: Outcome = "truncated" if row.get("truncated") else "finished"
+    reason = ""
+    if text.startswith(FAILED):
+        outcome = "unanswered"
+        reason = safe(" ".join(text.removeprefix(FAILED).split()))[:80]
     return Record(
         item=item.id,
-        score=float(right and not none),
+        score=float(right and outcome != "unanswered"),
         output=text,
-        outcome="unanswered" if none else "truncated" if row.get("truncated") else "finished",
-        reason=safe(" ".join(text.removeprefix(FAILED).split()))[:80] if none else "",
+        outcome=outcome,
+        reason=reason,
         prompt_tokens=int(max(counts(row.get("input_token_count")), default=0)),
     )
 
 
 def failure(records: Sequence[Record]) -> str | None:
     """The error, if every item failed for a reason other than context length."""
-    reasons = [
-        record.output.removeprefix(FAILED) for record in records if record.outcome == "unanswered"
-    ]
-    other = [reason for reason in reasons if TOO_LONG not in reason]
-    return safe(other[0]) if other and len(reasons) == len(records) else None
+    unanswered = [record.output for record in records if record.outcome == "unanswered"]
+    reasons = [output.removeprefix(FAILED) for output in unanswered if TOO_LONG not in output]
+    if not reasons or len(unanswered) < len(records):
+        return None
+    return safe(reasons[0])
 
 
 def _files(folder: Path, kind: str) -> list[Path]:

@@ -15,15 +15,17 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from functools import lru_cache
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from souping.core.fields import component, pick
+from souping.core.parsing import read_json
 from souping.core.protocols import BenchmarkItems, Objective
-from souping.core.text import listed, read_json
-from souping.core.types import FloatArray, Item, Items, Json, Names, UserError, frozen
+from souping.core.text import listed
+from souping.core.types import FloatArray, Item, Items, Json, JsonObject, Names, UserError, frozen
 from souping.evaluate.benchmark import groups_of
 
 FILE_LANGUAGES = {"simple_java": "java", "simple_javascript": "javascript"}
@@ -48,13 +50,11 @@ class BfclBenchmark(BenchmarkItems):
             UserError: an id is not one of these categories'.
         """
         groups = _groups(self.data)
-        items = tuple(
-            item
-            for name in self.categories
-            for item in _read(self.data, name, groups)[: self.limit]
-        )
+        items = list[Item]()
+        for name in self.categories:
+            items += _read(self.data, name, groups)[: self.limit]
         if not self.ids:
-            return items
+            return tuple(items)
         known = {item.id: item for item in items}
         for name in self.ids:
             pick(name, known, "evaluator.ids")
@@ -95,31 +95,29 @@ def _read(data: Path, category: str, groups: Mapping[str, str]) -> list[Item]:
     if category in WITHOUT_ANSWERS:
         answers = [WITHOUT_ANSWERS[category]] * len(rows)
     else:
-        answers = [
-            row["ground_truth"]
-            for row in _lines(data / "possible_answer" / f"BFCL_v4_{category}.json")
-        ]
+        lines = _lines(data / "possible_answer" / f"BFCL_v4_{category}.json")
+        answers = [line["ground_truth"] for line in lines]
     return [_item(category, row, answer, groups) for row, answer in zip(rows, answers, strict=True)]
 
 
 def _item(category: str, row: Mapping[str, Any], answer: Json, groups: Mapping[str, str]) -> Item:
-    turns = tuple(
-        {"role": m["role"], "content": m["content"]} for turn in row["question"] for m in turn
-    )
-    single = category in SINGLE_TURN
-    rest = {
-        key: row[key]
-        for key in ("initial_config", "involved_classes", "missed_function")
-        if key in row
-    }
+    messages = [
+        {"role": message["role"], "content": message["content"]}
+        for message in chain.from_iterable(row["question"])
+    ]
+    if category in SINGLE_TURN:
+        scorer = "call"
+        reference: JsonObject = {"calls": answer, "functions": row["function"]}
+    else:
+        scorer = "bfcl"
+        states = ("initial_config", "involved_classes", "missed_function")
+        reference = {"turns": answer, **{key: row[key] for key in states if key in row}}
     return Item(
         id=row["id"],
         category=category,
-        prompt=turns,
-        answer={"calls": answer, "functions": row["function"]}
-        if single
-        else {"turns": answer, **rest},
-        scorer="call" if single else "bfcl",
+        prompt=tuple(messages),
+        answer=reference,
+        scorer=scorer,
         group=groups[row["id"]],
         language=FILE_LANGUAGES.get(category, "python"),
     )
@@ -128,8 +126,14 @@ def _item(category: str, row: Mapping[str, Any], answer: Json, groups: Mapping[s
 @lru_cache(maxsize=4)
 def _groups(data: Path) -> Mapping[str, str]:
     """{id in its file: group}."""
-    rows = ((name, row) for name in FILE_ITEMS for row in _lines(data / f"BFCL_v4_{name}.json"))
-    return groups_of((row["id"], _shared(name, row)) for name, row in rows)
+    return groups_of(_contents(data))
+
+
+def _contents(data: Path) -> Iterator[tuple[str, Iterator[str]]]:
+    """(id, what it may share with others) of all items."""
+    for name in FILE_ITEMS:
+        for row in _lines(data / f"BFCL_v4_{name}.json"):
+            yield row["id"], _shared(name, row)
 
 
 def _shared(name: str, row: Mapping[str, Any]) -> Iterator[str]:
@@ -214,6 +218,8 @@ def _shares(node: Node, there: frozenset[str]) -> dict[str, float]:
         return {node: 1.0} if node in there else {}
     parts = [(weight, _shares(child, there)) for weight, child in node]
     total = sum(weight for weight, shares in parts if shares)
-    return {
-        name: weight / total * share for weight, shares in parts for name, share in shares.items()
-    }
+    coefficients = dict[str, float]()
+    for weight, shares in parts:
+        for name, share in shares.items():
+            coefficients[name] = weight / total * share
+    return coefficients

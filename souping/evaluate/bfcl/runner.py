@@ -68,8 +68,8 @@ def register() -> None:
     from bfcl_eval.constants.model_config import MODEL_CONFIG_MAPPING, ModelConfig
     from bfcl_eval.model_handler.local_inference.quick_testing_oss import QuickTestingOSSHandler
 
-    own = {"chat-template": QuickTestingOSSHandler, "plain": _plain(QuickTestingOSSHandler)}
-    for name, kind in own.items():
+    handlers = {"chat-template": QuickTestingOSSHandler, "plain": _plain(QuickTestingOSSHandler)}
+    for name, kind in handlers.items():
         MODEL_CONFIG_MAPPING[name] = ModelConfig(
             model_name=name,
             display_name=name,

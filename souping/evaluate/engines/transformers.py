@@ -11,8 +11,9 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import lru_cache
+from itertools import chain, islice
 from pathlib import Path
-from typing import TYPE_CHECKING, Protocol, TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 import numpy as np
 
@@ -21,6 +22,7 @@ from souping.core.fields import component
 from souping.core.protocols import Component, LoadedModel, ModelForm, ModelHost, ModuleSettings
 from souping.core.text import first_line
 from souping.core.types import Item, JsonObject, Outcome, T, TokenIds, UserError, frozen
+from souping.evaluate.machine import MachineSettings
 from souping.evaluate.templates import IDS, Decoding, render, sampler
 
 if TYPE_CHECKING:
@@ -113,44 +115,29 @@ class Passage:
         as many of the tokens before them as fit.
         """
         tokens = [*self.before, *self.scored]
+        limit = limit or len(tokens)
         done = len(self.before)
-        reach = limit or len(tokens)
-        made = list[tuple[list[int], int]]()
+        windows = list[tuple[list[int], int]]()
         while done < len(tokens):
-            fresh = stride or reach if made else max(reach + 1 - done, reach // 2, 1)
-            end = min(len(tokens), done + min(fresh, reach))
-            made.append((tokens[max(0, end - 1 - reach) : end], end - done))
+            if windows:
+                scored = stride or limit
+            else:
+                scored = max(limit + 1 - done, limit // 2, 1)
+            end = min(len(tokens), done + min(scored, limit))
+            begin = max(0, end - 1 - limit)
+            windows.append((tokens[begin:end], end - done))
             done = end
-        return made
+        return windows
 
 
-class MachineSettings(Protocol):
-    """Settings of an evaluator that any work of an engine uses."""
-
-    @property
-    def batch_size(self) -> int: ...
-
-    @property
-    def workers(self) -> int: ...
-
-    @property
-    def resolved_threads(self) -> int: ...
-
-    @property
-    def trust_remote_code(self) -> bool: ...
-
-
-class GenerationSettings(MachineSettings, Protocol):
+@frozen
+class GenerationSettings:
     """Settings of an evaluator that generates: answers end at a text of `stop` or after `max_new_tokens`."""
 
-    @property
-    def max_new_tokens(self) -> int | None: ...
-
-    @property
-    def stop(self) -> list[str]: ...
-
-    @property
-    def decoding(self) -> Decoding: ...
+    machine: MachineSettings
+    max_new_tokens: int | None
+    stop: Sequence[str]
+    decoding: Decoding
 
 
 class Engine(Component, ABC):
@@ -169,7 +156,7 @@ class Engine(Component, ABC):
     @abstractmethod
     def likelihoods(
         self,
-        settings: MachineSettings,
+        machine: MachineSettings,
         model: LoadedModel,
         passages: Sequence[Passage],
         stride: int | None,
@@ -208,14 +195,17 @@ def answer_of(
 ) -> Answer:
     """One row of generated ids as an answer: up to its first end token, without the padding after a stop text."""
     end = next((n for n, token in enumerate(row) if token in ends), None)
-    tokens = row[: end + 1] if end is not None else row
-    # `generate` pads rows that end before the longest one
-    if (end is None and len(row) < max_new) or stop:
-        while end is None and tokens and tokens[-1] == pad:
-            tokens.pop()
-    text = str(
-        tokenizer.decode(tokens[:-1] if end is not None else tokens, skip_special_tokens=True)
-    )
+    if end is not None:
+        tokens = row[: end + 1]
+        text_tokens = tokens[:-1]
+    else:
+        tokens = list(row)
+        # `generate` pads rows that end before the longest one
+        if len(row) < max_new or stop:
+            while tokens and tokens[-1] == pad:
+                tokens.pop()
+        text_tokens = tokens
+    text = str(tokenizer.decode(text_tokens, skip_special_tokens=True))
     short = cut_at_stop(text, stop)
     finished = end is not None or len(short) < len(text) or len(tokens) < max_new
     return Answer(
@@ -229,14 +219,19 @@ def answer_of(
 
 def eos_token_ids(model: LoadedModel) -> TokenIds:
     """Tokens that end answers: the soup's, else its tokenizer's, else those of the module's own config."""
-    own = (model.tokenizer.eos_token_id, model.module.generation_config.eos_token_id)
-    end = next((end for end in own if end is not None), ())
-    return model.eos_token_ids or ((end,) if isinstance(end, int) else tuple(end))
+    if model.eos_token_ids:
+        return model.eos_token_ids
+    end = model.tokenizer.eos_token_id
+    if end is None:
+        end = model.module.generation_config.eos_token_id
+    if end is None:
+        return ()
+    return (end,) if isinstance(end, int) else tuple(end)
 
 
 def pad_id(model: LoadedModel) -> int:
     ids = (model.tokenizer.pad_token_id, model.tokenizer.eos_token_id, *eos_token_ids(model), 0)
-    return int(next(one for one in ids if one is not None))
+    return int(next(token for token in ids if token is not None))
 
 
 def cut_at_stop(text: str, stop: Sequence[str]) -> str:
@@ -259,12 +254,13 @@ class TransformersEngine(Engine):
         items: Sequence[Item],
         replicate: int,
     ) -> list[Answer]:
-        """The n-th answers, in the items' order; each of `settings.workers` threads answers every n-th item."""
-        return in_shares(settings, items, lambda share: _share(settings, model, share, replicate))
+        """The n-th answers, in the items' order; each of the machine's workers answers every n-th item."""
+        workers = settings.machine.workers
+        return in_shares(workers, items, lambda share: _share(settings, model, share, replicate))
 
     def likelihoods(
         self,
-        settings: MachineSettings,
+        machine: MachineSettings,
         model: LoadedModel,
         passages: Sequence[Passage],
         stride: int | None,
@@ -274,20 +270,19 @@ class TransformersEngine(Engine):
                 "evaluator=loss needs a model that reads on: this one has an encoder and a decoder"
             )
         return in_shares(
-            settings, passages, lambda share: _likelihoods(settings, model, share, stride)
+            machine.workers, passages, lambda share: _likelihoods(machine, model, share, stride)
         )
 
 
-def in_shares(
-    settings: MachineSettings, inputs: Sequence[T], work: Callable[[Sequence[T]], list[R]]
-) -> list[R]:
-    """Results of work that `settings.workers` threads share: each does every n-th input."""
-    workers = min(settings.workers, len(inputs))
+def in_shares(workers: int, inputs: Sequence[T], work: Callable[[Sequence[T]], list[R]]) -> list[R]:
+    """Results of work that so many threads share: each does every n-th input."""
+    workers = min(workers, len(inputs))
     if workers < 2:
         return work(inputs)
+    shares = [inputs[worker::workers] for worker in range(workers)]
     with ThreadPoolExecutor(workers, thread_name_prefix="souping-evaluate") as pool:
-        parts = list(pool.map(work, (inputs[worker::workers] for worker in range(workers))))
-    return [parts[i % workers][i // workers] for i in range(len(inputs))]
+        results = list(pool.map(work, shares))
+    return [results[n % workers][n // workers] for n in range(len(inputs))]
 
 
 def _share(
@@ -297,24 +292,25 @@ def _share(
     setting, prompts that leave the same room share a batch."""
     import torch
 
-    torch.set_num_threads(settings.resolved_threads)  # counts for the calling thread alone
+    torch.set_num_threads(settings.machine.resolved_threads)  # counts for the calling thread alone
     prompts = [render(model.tokenizer, item) for item in items]
     limit = context_length(model)
-    answers = {}
-    together: dict[tuple[int, int | None], list[int]] = {}
+    answers = dict[int, Answer]()
+    # {(room for the answer, number of a prompt that stays alone): numbers of the prompts}
+    batches: dict[tuple[int, int | None], list[int]] = {}
     for number, prompt in enumerate(prompts):
-        free, reason = answer_room(prompt, settings.max_new_tokens, limit)
+        room, reason = answer_room(prompt, settings.max_new_tokens, limit)
         if reason:
             answers[number] = Answer.none(prompt, reason)
-        else:
-            alone = settings.max_new_tokens is not None and free < settings.max_new_tokens
-            together.setdefault((free, number if alone else None), []).append(number)
+            continue
+        alone = settings.max_new_tokens is not None and room < settings.max_new_tokens
+        batches.setdefault((room, number if alone else None), []).append(number)
     with torch.inference_mode():
-        for (free, _), numbers in together.items():
-            batch = [prompts[n] for n in numbers], [items[n] for n in numbers]
-            answers |= dict(
-                zip(numbers, _generate(settings, model, *batch, replicate, free), strict=True)
-            )
+        for (room, _), numbers in batches.items():
+            batch_prompts = [prompts[n] for n in numbers]
+            batch_items = [items[n] for n in numbers]
+            batch = _generate(settings, model, batch_prompts, batch_items, replicate, room)
+            answers |= dict(zip(numbers, batch, strict=True))
     return [answers[number] for number in range(len(items))]
 
 
@@ -326,27 +322,27 @@ def _generate(
     replicate: int,
     max_new: int,
 ) -> list[Answer]:
+    tokenizer = model.tokenizer
+    module = model.module
+    stop = settings.stop
     pad = pad_id(model)
-    ids, mask = left_padded(prompts, pad)
-    width = ids.shape[1]
-    device = next(model.module.parameters()).device
-    seq2seq = bool(model.module.config.is_encoder_decoder)
     ends = eos_token_ids(model)
+    ids, mask = left_padded(prompts, pad)
+    device = next(module.parameters()).device
+    # A decoder of its own begins with one token, not with the prompt.
+    start = 1 if module.config.is_encoder_decoder else ids.shape[1]
     seeds = [settings.decoding.seed_of(item, replicate) for item in items]
-    out = model.module.generate(  # type: ignore[operator]  # of its mixin
+    rows = module.generate(  # type: ignore[operator]  # of its mixin
         input_ids=ids.to(device),
         attention_mask=mask.to(device),
-        generation_config=neutral_config(
-            model.module, settings.decoding, pad, ends, max_new, settings.stop
-        ),
-        logits_processor=draws(settings.decoding, seeds, 1 if seq2seq else width),
-        **({"tokenizer": model.tokenizer} if settings.stop else {}),
+        generation_config=neutral_config(module, settings.decoding, pad, ends, max_new, stop),
+        logits_processor=draws(settings.decoding, seeds, start),
+        **({"tokenizer": tokenizer} if stop else {}),
     )
-    rows = (out[:, 1:] if seq2seq else out[:, width:]).tolist()
-    tokenizer = model.tokenizer
-    stop = settings.stop
-    pairs = zip(prompts, rows, strict=True)
-    return [answer_of(tokenizer, stop, prompt, row, ends, pad, max_new) for prompt, row in pairs]
+    return [
+        answer_of(tokenizer, stop, prompt, row, ends, pad, max_new)
+        for prompt, row in zip(prompts, rows[:, start:].tolist(), strict=True)
+    ]
 
 
 def left_padded(prompts: Sequence[Sequence[int]], pad: int) -> tuple[torch.Tensor, torch.Tensor]:
@@ -372,26 +368,25 @@ def draws(decoding: Decoding, seeds: Sequence[int], width: int) -> LogitsProcess
 
 
 def _likelihoods(
-    settings: MachineSettings, model: LoadedModel, passages: Sequence[Passage], stride: int | None
+    machine: MachineSettings, model: LoadedModel, passages: Sequence[Passage], stride: int | None
 ) -> list[float]:
     """Log-likelihoods of one worker's passages; at most `batch_size` windows are read at once."""
     import torch
 
-    torch.set_num_threads(settings.resolved_threads)
+    torch.set_num_threads(machine.resolved_threads)
     limit = context_length(model)
     module = model.module
-    per_passage = [passage.windows(limit, stride) for passage in passages]
-    windows = [window for own in per_passage for window in own]
+    windows_of = [passage.windows(limit, stride) for passage in passages]
+    windows = list(chain.from_iterable(windows_of))
     vocabulary = int(module.config.get_text_config(decoder=True).vocab_size)
     longest = max(len(tokens) for tokens, _ in windows)
-    size = max(1, min(settings.batch_size, LOGITS // (vocabulary * longest)))
+    size = max(1, min(machine.batch_size, LOGITS // (vocabulary * longest)))
+    likelihoods = list[float]()
     with torch.inference_mode():
-        batches = (
-            _scored(module, windows[n : n + size], pad_id(model))
-            for n in range(0, len(windows), size)
-        )
-        found = iter([value for batch in batches for value in batch])
-    return [math.fsum(next(found) for _ in own) for own in per_passage]
+        for begin in range(0, len(windows), size):
+            likelihoods += _scored(module, windows[begin : begin + size], pad_id(model))
+    following = iter(likelihoods)
+    return [math.fsum(islice(following, len(passage))) for passage in windows_of]
 
 
 def _scored(
@@ -405,18 +400,20 @@ def _scored(
     ids = torch.full((len(windows), width), pad, device=device)
     mask = torch.zeros_like(ids)
     for row, (tokens, _) in enumerate(windows):
-        ids[row, : len(tokens) - 1], mask[row, : len(tokens) - 1] = torch.tensor(tokens[:-1]), 1
+        ids[row, : len(tokens) - 1] = torch.tensor(tokens[:-1])
+        mask[row, : len(tokens) - 1] = 1
     logits = module(input_ids=ids, attention_mask=mask).logits
     totals = list[float]()
     step = max(1, SLICE // logits.shape[-1])
     for row, (tokens, count) in enumerate(windows):
         end = len(tokens) - 1
-        wanted = torch.tensor(tokens[len(tokens) - count :], device=device)
-        parts = zip(logits[row, end - count : end].split(step), wanted.split(step), strict=True)
-        chosen = [
-            torch.log_softmax(some.float(), dim=-1).gather(1, each[:, None]) for some, each in parts
-        ]
-        totals.append(float(torch.cat(chosen).double().sum()))
+        targets = torch.tensor(tokens[len(tokens) - count :], device=device)
+        slices = zip(logits[row, end - count : end].split(step), targets.split(step), strict=True)
+        logprobs = list[torch.Tensor]()
+        for some_logits, some_targets in slices:
+            every_token = torch.log_softmax(some_logits.float(), dim=-1)
+            logprobs.append(every_token.gather(1, some_targets[:, None]))
+        totals.append(float(torch.cat(logprobs).double().sum()))
     return totals
 
 
@@ -431,15 +428,15 @@ def neutral_config(
     """This decoding and nothing else: `load_module` left only ids in the module's own config."""
     from transformers import GenerationConfig
 
-    own = module.generation_config
+    ids = module.generation_config
     return GenerationConfig(
         do_sample=False,
         **{"num_beams": 1, **decoding.penalties},
         max_new_tokens=max_new,
         pad_token_id=pad,
         eos_token_id=list(ends) or None,
-        bos_token_id=own.bos_token_id,
-        decoder_start_token_id=own.decoder_start_token_id,
+        bos_token_id=ids.bos_token_id,
+        decoder_start_token_id=ids.decoder_start_token_id,
         stop_strings=list(stop) or None,
         use_cache=True,
     )
@@ -484,13 +481,16 @@ def load_module(folder: Path, settings: ModuleSettings) -> PreTrainedModel:
             if config.is_encoder_decoder
             else transformers.AutoModelForCausalLM
         )
-        own = settings.dtype in (None, "auto")
-        dtype = "auto" if own else getattr(torch, str(settings.dtype))  # torch's
-        quantised = vars(config).pop("quantization_config", None)
+        of_folder = settings.dtype in (None, "auto")
+        dtype = "auto" if of_folder else getattr(torch, str(settings.dtype))  # torch's
+        quantised = None
+        if "quantization_config" in vars(config):
+            quantised = config.quantization_config
+            del config.quantization_config
         if has_weights(folder) and not quantised:
             module = auto.from_pretrained(folder, dtype=dtype, trust_remote_code=trust)
         else:  # the config of a sharded or FP8 checkpoint: soups bring all weights
-            kind = config.dtype if own else dtype
+            kind = config.dtype if of_folder else dtype
             module = auto.from_config(config, dtype=kind, trust_remote_code=trust)  # type: ignore[no-untyped-call]
     except Exception as error:
         # Configurations, weights and code of others, refused in classes of their own.
@@ -515,8 +515,7 @@ def _neutral(module: PreTrainedModel) -> GenerationConfig:
     """The module's generation config without anything but ids: transformers fills what a call leaves open from it."""
     from transformers import GenerationConfig
 
-    own = module.generation_config
-    ids = {key: getattr(own, key, None) for key in IDS}  # transformers'
+    ids = {key: getattr(module.generation_config, key, None) for key in IDS}  # transformers'
     return GenerationConfig(**ids)
 
 

@@ -17,7 +17,7 @@ from dataclasses import field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from souping.checkpoints import stores_head
+from souping.checkpoints.checkpoint import stores_head
 from souping.core.fields import Count, Precision, Seed, Share, Threads, component
 from souping.core.protocols import LoadedModel, ModelHost, ModuleSettings
 from souping.core.text import first_line, missing
@@ -26,12 +26,12 @@ from souping.evaluate.engines.transformers import (
     Answer,
     Engine,
     GenerationSettings,
-    MachineSettings,
     Passage,
     answer_room,
     cut_at_stop,
     prompt_key,
 )
+from souping.evaluate.machine import MachineSettings
 from souping.evaluate.servers.process import PidGuard
 from souping.evaluate.templates import Decoding, render
 
@@ -83,18 +83,15 @@ class VllmEngine(Engine):
     @property
     def settings(self) -> JsonObject:
         """What answers depend on beside the evaluator's settings."""
-        names = (
-            "tensor_parallel_size",
-            "max_model_len",
-            "dtype",
-            "enforce_eager",
-            "seed",
-            "speculative",
-        )
         return {
             "name": "vllm",
             "version": VLLM_ENGINE_VERSION,
-            **{name: getattr(self, name) for name in names},
+            "tensor_parallel_size": self.tensor_parallel_size,
+            "max_model_len": self.max_model_len,
+            "dtype": self.dtype,
+            "enforce_eager": self.enforce_eager,
+            "seed": self.seed,
+            "speculative": self.speculative,
         }
 
     def module_settings(self, default: ModuleSettings) -> ModuleSettings:
@@ -126,33 +123,31 @@ class VllmEngine(Engine):
         Raises:
             UserError: vLLM is absent or cannot load the model.
         """
-        engine = self._with(model, settings.trust_remote_code)
-        prompts = [render(model.tokenizer, item) for item in items]
-        rooms = [
-            answer_room(prompt, settings.max_new_tokens, engine.context_length)
-            for prompt in prompts
-        ]
-        numbers = [number for number, (_, reason) in enumerate(rooms) if not reason]
-        seeds = [settings.decoding.seed_of(item, replicate) for item in items]
-        sampling = [
-            sampling_arguments(
-                rooms[n][0], settings.stop, settings.decoding, seeds[n], model.eos_token_ids
+        engine = self._with(model, settings.machine.trust_remote_code)
+        answers = dict[int, Answer]()
+        # (number, prompt, arguments) of the items whose prompts fit the context.
+        requests = list[tuple[int, list[int], JsonObject]]()
+        for number, item in enumerate(items):
+            prompt = render(model.tokenizer, item)
+            max_new, reason = answer_room(prompt, settings.max_new_tokens, engine.context_length)
+            if reason:
+                answers[number] = Answer.none(prompt, reason)
+                continue
+            seed = settings.decoding.seed_of(item, replicate)
+            arguments = sampling_arguments(
+                max_new, settings.stop, settings.decoding, seed, model.eos_token_ids
             )
-            for n in numbers
-        ]
-        done = dict(
-            zip(numbers, engine.generate([prompts[n] for n in numbers], sampling), strict=True)
+            requests.append((number, prompt, arguments))
+        outputs = engine.generate(
+            [prompt for _, prompt, _ in requests], [arguments for _, _, arguments in requests]
         )
-        return [
-            _answer(model, settings, prompt, *done[n])
-            if n in done
-            else Answer.none(prompt, rooms[n][1])
-            for n, prompt in enumerate(prompts)
-        ]
+        for (number, prompt, _), (tokens, reason) in zip(requests, outputs, strict=True):
+            answers[number] = _answer(model, settings, prompt, tokens, reason)
+        return [answers[number] for number in range(len(items))]
 
     def likelihoods(
         self,
-        settings: MachineSettings,
+        machine: MachineSettings,
         model: LoadedModel,
         passages: Sequence[Passage],
         stride: int | None,
@@ -162,13 +157,19 @@ class VllmEngine(Engine):
         Raises:
             UserError: vLLM is absent or cannot load the model.
         """
-        engine = self._with(model, settings.trust_remote_code)
-        per_passage = [passage.windows(engine.context_length - 2, stride) for passage in passages]
-        found = iter(engine.logprobs([tokens for windows in per_passage for tokens, _ in windows]))
-        return [
-            math.fsum(value for _, count in windows for value in next(found)[-count:])
-            for windows in per_passage
-        ]
+        engine = self._with(model, machine.trust_remote_code)
+        windows_of = [passage.windows(engine.context_length - 2, stride) for passage in passages]
+        prompts = list[list[int]]()
+        for windows in windows_of:
+            prompts += [tokens for tokens, _ in windows]
+        logprobs = iter(engine.logprobs(prompts))
+        totals = list[float]()
+        for windows in windows_of:
+            scored = list[float]()
+            for _, count in windows:
+                scored += next(logprobs)[-count:]
+            totals.append(math.fsum(scored))
+        return totals
 
     def _with(self, model: LoadedModel, trust: bool) -> Vllm:
         """The engine with this soup in it."""
@@ -196,8 +197,7 @@ class VllmEngine(Engine):
                 )
                 state.in_place = False
         state.close()
-        own = {name: getattr(self, name) for name in (*VLLM_SETTINGS, "speculative")}
-        state.engine = Vllm(folder, {**own, "trust_remote_code": trust})
+        state.engine = Vllm(folder, llm_arguments(folder, self, trust))
         state.config = config
 
 
@@ -208,11 +208,11 @@ def _answer(
     tokens: list[int],
     reason: str,
 ) -> Answer:
-    kept = tokens[:-1] if tokens and tokens[-1] in model.eos_token_ids else tokens
+    ended = bool(tokens) and tokens[-1] in model.eos_token_ids
+    text_tokens = tokens[:-1] if ended else tokens
+    text = str(model.tokenizer.decode(text_tokens, skip_special_tokens=True))
     return Answer(
-        text=cut_at_stop(
-            str(model.tokenizer.decode(kept, skip_special_tokens=True)), settings.stop
-        ),
+        text=cut_at_stop(text, settings.stop),
         outcome="truncated" if reason == "length" else "finished",
         tokens=tuple(tokens),
         prompt_tokens=len(prompt),
@@ -220,15 +220,6 @@ def _answer(
     )
 
 
-VLLM_SETTINGS = (
-    "tensor_parallel_size",
-    "gpu_memory_utilization",
-    "max_model_len",
-    "dtype",
-    "enforce_eager",
-    "seed",
-)
-"""Settings that `vllm.LLM` takes under the same names."""
 ENVIRONMENT = {
     "VLLM_WORKER_MULTIPROC_METHOD": "spawn",  # this process has threads: a fork of it may hang
     "VLLM_NO_USAGE_STATS": "1",
@@ -236,14 +227,21 @@ ENVIRONMENT = {
 }
 
 
-def llm_arguments(folder: Path, settings: JsonObject) -> JsonObject:
+def llm_arguments(folder: Path, engine: VllmEngine, trust_remote_code: bool) -> JsonObject:
     """The keyword arguments of `vllm.LLM`."""
     return {
         "model": str(folder),
-        **{name: settings[name] for name in (*VLLM_SETTINGS, "trust_remote_code")},
-        "speculative_config": settings["speculative"],
+        "tensor_parallel_size": engine.tensor_parallel_size,
+        "gpu_memory_utilization": engine.gpu_memory_utilization,
+        "max_model_len": engine.max_model_len,
+        "dtype": engine.dtype,
+        "enforce_eager": engine.enforce_eager,
+        "seed": engine.seed,
+        "speculative_config": engine.speculative,
+        "trust_remote_code": trust_remote_code,
         "disable_log_stats": True,
-        "generation_config": "vllm",  # the settings decode, not the folder's own file
+        # The settings decode, not the folder's own file.
+        "generation_config": "vllm",
     }
 
 
@@ -267,19 +265,19 @@ def sampling_arguments(
     }
     if not decoding.temperature:
         return {**common, "temperature": 0.0}
-    drawn = {
+    sampled = {
         "temperature": decoding.temperature,
         "top_p": decoding.top_p,
         "top_k": decoding.top_k or -1,
     }
-    return {**common, **drawn, "min_p": decoding.min_p, "seed": seed}
+    return {**common, **sampled, "min_p": decoding.min_p, "seed": seed}
 
 
 class Vllm:
     """One running vLLM engine. Its workers are separate processes, which end with `close`."""
 
-    def __init__(self, folder: Path, settings: JsonObject) -> None:
-        """Load the model in `folder`.
+    def __init__(self, folder: Path, arguments: JsonObject) -> None:
+        """Load the model in `folder` by arguments of `vllm.LLM`.
 
         Raises:
             UserError: vLLM cannot load it (its reason is given).
@@ -290,11 +288,11 @@ class Vllm:
         try:
             import vllm
 
-            self._llm: LLM = vllm.LLM(**llm_arguments(folder, settings))
+            self._llm: LLM = vllm.LLM(**arguments)
         except (RuntimeError, ValueError, OSError, ImportError, AssertionError) as error:
             raise UserError(f"engine=vllm cannot load {folder}: {first_line(error)}") from error
-        own = {child.pid for child in multiprocessing.active_children()} - before
-        self._guard = PidGuard([pid for pid in own if pid])
+        workers = {child.pid for child in multiprocessing.active_children()} - before
+        self._guard = PidGuard([pid for pid in workers if pid])
         self._sampling: type[SamplingParams] = vllm.SamplingParams
 
     @property
@@ -323,25 +321,23 @@ class Vllm:
         if not prompts:
             return []
         inputs = [{"prompt_token_ids": prompt} for prompt in prompts]
-        done = self._llm.generate(
-            inputs, [self._sampling(**one) for one in sampling], use_tqdm=False
-        )
-        return [
-            (list(answer.outputs[0].token_ids), str(answer.outputs[0].finish_reason))
-            for answer in done
-        ]
+        parameters = [self._sampling(**arguments) for arguments in sampling]
+        outputs = list[tuple[list[int], str]]()
+        for request in self._llm.generate(inputs, parameters, use_tqdm=False):
+            completion = request.outputs[0]
+            outputs.append((list(completion.token_ids), str(completion.finish_reason)))
+        return outputs
 
     def logprobs(self, prompts: Sequence[list[int]]) -> list[list[float]]:
         """Log-probability of each token of the prompts but their first."""
         inputs = [{"prompt_token_ids": prompt} for prompt in prompts]
-        done = self._llm.generate(inputs, self._sampling(**LIKELIHOOD), use_tqdm=False)
-        return [
-            [
-                float(each[token].logprob)
-                for token, each in zip(prompt[1:], answer.prompt_logprobs[1:], strict=True)
-            ]
-            for prompt, answer in zip(prompts, done, strict=True)
-        ]
+        requests = self._llm.generate(inputs, self._sampling(**LIKELIHOOD), use_tqdm=False)
+        logprobs = list[list[float]]()
+        for prompt, request in zip(prompts, requests, strict=True):
+            # {token: its log-probability} at each position; there is none at the first.
+            positions = zip(prompt[1:], request.prompt_logprobs[1:], strict=True)
+            logprobs.append([float(likeliest[token].logprob) for token, likeliest in positions])
+        return logprobs
 
     def close(self) -> None:
         """End the workers and give their memory back."""

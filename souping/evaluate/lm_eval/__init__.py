@@ -2,22 +2,22 @@
 
 from __future__ import annotations
 
-import copy
 import functools
 import inspect
 import json
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import field, fields, is_dataclass, replace
+from dataclasses import field, is_dataclass, replace
 from hashlib import sha256
 from importlib.metadata import version
+from itertools import chain
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
 
 from souping.checkpoints.compatibility import chat_template
 from souping.core.fields import component, pick
-from souping.core.protocols import BenchmarkItems, LoadedModel
+from souping.core.protocols import BenchmarkItems, LoadedModel, Prompts, Sampling, Scoring
 from souping.core.text import missing, nearest
 from souping.core.types import (
     FloatArray,
@@ -47,6 +47,7 @@ from souping.evaluate.lm_eval.tasks import (
     published_sizes,
     require,
 )
+from souping.evaluate.machine import cut_by_length, replicate_size
 from souping.evaluate.templates import PROCESS, generation_notes
 
 if TYPE_CHECKING:
@@ -56,13 +57,6 @@ HARNESS_EVALUATOR_VERSION = 2
 """Raise when the same settings would give other answers or scores: old rows in stores are then left alone."""
 BATCHES = 8
 """Batches in a block of items that is stored at once: HFLM sorts them by length, and a kill loses few."""
-IN_ITEMS = (
-    "tasks", "include_path", "include_defaults", "metadata", "name", "limit", "samples", "metric", "filter", "category",
-    "group", "num_fewshot", "gen_kwargs", "fewshot_random_seed", "confirm_run_unsafe_code", "allow_code", "dtype",
-    "aggregate", "replicates", "logs",
-)  # fmt: skip
-"""Settings that are no part of the evaluator's fingerprint by themselves: they choose and label items, are in an item's
-own, are in the fingerprint under another name, or change no answer."""
 LONGEST_LABEL_CHARS = 80
 """Characters of a category or group as it stands in a column; a longer group goes by its hash."""
 
@@ -83,18 +77,149 @@ class HarnessBenchmark(BenchmarkItems):
         Raises:
             UserError: the extra is absent, a task is unknown or cannot be loaded, or a column is not there.
         """
-        category = self.evaluator.category
-        group = self.evaluator.group
-        items = tuple(
-            item
-            for one in self.evaluator.loaded.values()
-            for item in _items_of(one, category, group)
-        )
+        items = list[Item]()
+        for loaded in self.evaluator.loaded.values():
+            items += _items_of(loaded, self.evaluator.category, self.evaluator.group)
         if not items:
             raise UserError(
                 "evaluator.tasks: no documents are left: check evaluator.samples and evaluator.limit"
             )
-        return items
+        return tuple(items)
+
+
+@frozen
+class HarnessItem(Item):
+    """Document of a task.
+
+    Some tasks show the choices alone, so the document is part of its `identity`; `question` covers the task's settings
+    and the few-shot examples. The metric is among them, so `scoring` is empty.
+    """
+
+    identity: str = field()
+    question: str = field()
+    scoring: str = field(default="")
+
+
+@frozen
+class HarnessPrompts(Prompts):
+    """Prompts that tasks build of their documents."""
+
+    brings_items = True
+
+    evaluator: HarnessEvaluator
+
+    @property
+    def benchmark(self) -> HarnessBenchmark:
+        """The items that the tasks bring."""
+        return HarnessBenchmark(evaluator=self.evaluator)
+
+    def outline(self) -> Items:
+        """Items without content, if the sizes of all tasks are published."""
+        sizes = published_sizes(self.evaluator.tasks)
+        shared = sizes if self.evaluator.group == "doc" else ()
+        return outline_items(sizes, self.evaluator.limit, shared=shared)
+
+    def check(self, candidates: Sequence[str]) -> None:
+        """Refuse logs of others than the candidates, folders without any, and logs where answers are sampled."""
+        logs = self.evaluator.logs or {}
+        for name, path in logs.items():
+            pick(name, candidates, "evaluator.logs")
+            responses_at(path)
+        if logs and self.evaluator.sampling.answers_per_item > 1:
+            raise UserError(
+                "evaluator.logs hold one greedy answer per item: leave evaluator.samples and replicates out"
+            )
+
+    def check_tokenizer(self, folder: Path, items: Sequence[Item]) -> None:
+        """Refuse a tokenizer without a chat template if prompts need one (UserError)."""
+        if self.evaluator.apply_chat_template and not chat_template(folder):
+            raise UserError(
+                f"evaluator.apply_chat_template: the tokenizer in {folder} has no chat template"
+            )
+
+    def pool_notes(self, folders: Folders) -> list[str]:
+        """What the candidates' own generation_config would have done, and the code of task files that ran."""
+        tasks = self.evaluator.loaded.values()
+        code = dict.fromkeys(chain.from_iterable(task.code for task in tasks))
+        notes = [f"evaluator.allow_code: ran {line}" for line in code]
+        if any(task.generates for task in tasks):
+            notes += generation_notes(folders)
+        return notes
+
+
+@frozen
+class HarnessScoring(Scoring):
+    """Scores by the metrics of tasks."""
+
+    evaluator: HarnessEvaluator
+
+    @property
+    def whole_folds(self) -> bool:
+        """Corpus metrics are of all items of a category."""
+        return any(task.metric.kind != "mean" for task in self.evaluator.loaded.values())
+
+    def item_scores(self, items: Sequence[Item], records: Sequence[Sequence[Record]]) -> FloatArray:
+        """[I] values whose mean over a category's items is its score: influence values of a corpus metric.
+
+        Raises:
+            UserError: a category holds items of a corpus metric together with others.
+        """
+        counted: Sequence[Sequence[Record]] = records
+        if self.aggregate == "pass":
+            counted = [[max(answers, key=lambda record: record.score)] for answers in records]
+        means = list[float]()
+        for answers in counted:
+            means.append(float(np.mean([record.score for record in answers])))
+        values = np.array(means)
+        members: dict[str, list[int]] = {}
+        for number, item in enumerate(items):
+            members.setdefault(item.category, []).append(number)
+        for category, numbers in members.items():
+            kinds = {self._task_of(items[number]).metric.kind for number in numbers}
+            if kinds == {"mean"}:
+                continue
+            if len(kinds) > 1:
+                raise UserError(
+                    f"category {category} mixes {' and '.join(sorted(kinds))}: one score needs one kind of metric; "
+                    "set evaluator.metric or evaluator.category"
+                )
+            # What the metric sums of each item, [n, S].
+            statistics = []
+            for number in numbers:
+                statistics.append(
+                    np.mean([record.statistics for record in counted[number]], axis=0)
+                )
+            values[numbers] = pseudo_values(kinds.pop(), statistics)
+        return values
+
+    def scorer_digest(self, item: Item) -> str:
+        """Digest of the task's metric with its filter, settings and code."""
+        loaded = self._task_of(item)
+        process = loaded.task.get_config("process_results")
+        described = [_plain(part) for part in (loaded.metric, process, type(loaded.task))]
+        return _hash([*described, _filters(loaded)])
+
+    def _task_of(self, item: Item) -> Loaded:
+        task, _ = _document(item)
+        return self.evaluator.loaded[task]
+
+
+class HarnessSession:
+    """Tasks, which are loaded once for an evaluator and its copies, and the log of the model that is evaluated."""
+
+    def __init__(self) -> None:
+        self.log = ""
+        self._tasks: dict[str, Loaded] = {}
+
+    def loaded(self, evaluator: HarnessEvaluator) -> dict[str, Loaded]:
+        if not self._tasks:
+            self._tasks.update(load(evaluator))
+        return self._tasks
+
+    def go_on(self, session: HarnessSession, log: str) -> None:
+        """Share the tasks of another session, with a log of one's own."""
+        self.log = log
+        self._tasks = session._tasks
 
 
 @component
@@ -105,44 +230,29 @@ class HarnessEvaluator(HarnessSettings):
     again. The task scores it anew.
     """
 
-    brings_items = True
     unit = Unit(fractions=False)  # a task's own metric may count to 100, or below 0
-    length_key = "evaluator.gen_kwargs={max_gen_toks: N}"
 
     logs: dict[str, str] | None = None
-    _log: str = field(default="", init=False, repr=False, compare=False)
-    _tasks: dict[str, Loaded] = field(default_factory=dict, init=False, repr=False, compare=False)
+    _session: HarnessSession = field(
+        default_factory=HarnessSession, init=False, repr=False, compare=False
+    )
 
-    def for_recipe(self, recipe: Recipe) -> HarnessEvaluator:
+    def for_pool(self, architecture_folder: Path, folders: Folders) -> Self:
+        return self._sharing(super().for_pool(architecture_folder, folders), self._session.log)
+
+    def for_recipe(self, recipe: Recipe) -> Self:
         """This evaluator with the log of a candidate, if it has one."""
-        path = (
-            (self.logs or {}).get(recipe.ingredients[0], "") if len(recipe.ingredients) == 1 else ""
-        )
-        if path == self._log:
+        log = ""
+        if self.logs and len(recipe.ingredients) == 1:
+            log = self.logs.get(recipe.ingredients[0], "")
+        if log == self._session.log:
             return self
-        copied = copy.copy(self)
-        vars(copied)["_log"] = path
-        return copied
+        return self._sharing(replace(self), log)
 
-    def check(self, candidates: Sequence[str]) -> None:
-        """Refuse logs of others than the candidates, folders without any, and logs where answers are sampled."""
-        for name, path in (self.logs or {}).items():
-            pick(name, candidates, "evaluator.logs")
-            responses_at(path)
-        if self.logs and self.answers_per_item > 1:
-            raise UserError(
-                "evaluator.logs hold one greedy answer per item: leave evaluator.samples and replicates out"
-            )
-
-    def pool_notes(self, folders: Folders) -> list[str]:
-        """What the candidates' own generation_config would have done, and the code of task files that ran."""
-        code = dict.fromkeys(line for one in self.loaded.values() for line in one.code)
-        ran = [f"evaluator.allow_code: ran {line}" for line in code]
-        return (
-            [*ran, *generation_notes(folders)]
-            if any(one.generates for one in self.loaded.values())
-            else ran
-        )
+    def _sharing(self, copy: Self, log: str) -> Self:
+        """A copy of this evaluator with its tasks, and with a log of its own."""
+        copy._session.go_on(self._session, log)
+        return copy
 
     def needs(self) -> list[Missing]:
         return missing("lm_eval")
@@ -150,43 +260,54 @@ class HarnessEvaluator(HarnessSettings):
     @property
     def loaded(self) -> dict[str, Loaded]:
         """The tasks, read once."""
-        if not self._tasks:
-            self._tasks.update(load(self))
-        return self._tasks
-
-    @property
-    def benchmark(self) -> HarnessBenchmark:
-        """The items that the tasks bring."""
-        return HarnessBenchmark(evaluator=self)
-
-    def outline(self) -> Items:
-        """Items without content, if the sizes of all tasks are published."""
-        sizes = published_sizes(self.tasks)
-        return outline_items(sizes, self.limit, shared=sizes if self.group == "doc" else ())
+        return self._session.loaded(self)
 
     @property
     def settings(self) -> JsonObject:
-        """Everything that a score depends on, apart from the model and the item."""
-        known = {
-            f.name: getattr(self, f.name) for f in fields(self) if f.init and f.name not in IN_ITEMS
-        }
-        known |= {
-            "threads": self.resolved_threads,
-            "device": self.resolved_device,
-            "dtype": self.resolved_dtype,
-        }
+        """Everything that a score depends on, apart from the model and the item.
+
+        What chooses and labels items is not part of it, nor what an item's own digest covers.
+        """
         require()
-        own_version = {"version": HARNESS_EVALUATOR_VERSION, "lm_eval": version("lm_eval")}
-        return {**known, "evaluator": "lm_eval", **own_version}
+        machine = self.machine
+        return {
+            **self.model_arguments,
+            "batch_size": self.batch_size,
+            "trust_remote_code": self.trust_remote_code,
+            "sampling_seed": self.sampling_seed,
+            "apply_chat_template": self.apply_chat_template,
+            "system_instruction": self.system_instruction,
+            "fewshot_as_multiturn": self.fewshot_as_multiturn,
+            "random_seed": self.random_seed,
+            "numpy_random_seed": self.numpy_random_seed,
+            "torch_random_seed": self.torch_random_seed,
+            "threads": machine.resolved_threads,
+            "device": machine.resolved_device,
+            "dtype": machine.resolved_dtype,
+            "evaluator": "lm_eval",
+            "version": HARNESS_EVALUATOR_VERSION,
+            "lm_eval": version("lm_eval"),
+        }
+
+    @property
+    def prompts(self) -> Prompts:
+        return HarnessPrompts(evaluator=self)
+
+    @property
+    def sampling(self) -> Sampling:
+        return Sampling(
+            answers_per_item=max(self.samples, self.replicates),
+            full_batch=self.batch_size,
+            length_key="evaluator.gen_kwargs={max_gen_toks: N}",
+        )
+
+    @property
+    def scoring(self) -> Scoring:
+        return HarnessScoring(aggregate=self.aggregate, evaluator=self)
 
     def batches(self, items: Sequence[Item], replicate: int = 0) -> list[Items]:
-        """Items of like length together, in an order that only the items decide.
-
-        A greedy replicate has batches of another size, and so other neighbours.
-        """
-        order = sorted(items, key=lambda item: (len(item.prompt), item.id))
-        size = BATCHES * self.batch_of(replicate)
-        return [tuple(order[i : i + size]) for i in range(0, len(order), size)]
+        size = BATCHES * replicate_size(self.batch_size, self.replicates, replicate)
+        return cut_by_length(items, lambda item: len(item.prompt), size)
 
     def evaluate(
         self, model: LoadedModel, items: Sequence[Item], replicate: int = 0
@@ -198,65 +319,22 @@ class HarnessEvaluator(HarnessSettings):
         """
         import torch
 
-        torch.set_num_threads(self.resolved_threads)
+        torch.set_num_threads(self.machine.resolved_threads)
         tasks: dict[str, dict[int, Item]] = {}
         for item in items:
             task, number = _document(item)
             tasks.setdefault(task, {})[number] = item
-        documents = {task: sorted(own) for task, own in tasks.items()}
-        placed = {
-            (t, place): tasks[t][number]
-            for t, own in documents.items()
-            for place, number in enumerate(own)
-        }
+        documents = {task: sorted(numbers) for task, numbers in tasks.items()}
+        # The harness knows a document by its place among those of its task.
+        placed = dict[tuple[str, int], Item]()
+        for task, numbers in documents.items():
+            for place, number in enumerate(numbers):
+                placed[task, place] = tasks[task][number]
         lm = build(model, self, placed, replicate)
-        lm = LoggedModel(lm, responses_at(self._log)) if self._log else lm
+        if self._session.log:
+            lm = LoggedModel(lm, responses_at(self._session.log))
         records = run(lm, self.loaded, documents, self)
         return [replace(records[item.id], replicate=replicate) for item in items]
-
-    @property
-    def whole_folds(self) -> bool:
-        """Corpus metrics are of all items of a category."""
-        return any(one.metric.kind != "mean" for one in self.loaded.values())
-
-    def check_tokenizer(self, folder: Path, items: Sequence[Item]) -> None:
-        """Refuse a tokenizer without a chat template if prompts need one (UserError)."""
-        if self.apply_chat_template and not chat_template(folder):
-            raise UserError(
-                f"evaluator.apply_chat_template: the tokenizer in {folder} has no chat template"
-            )
-
-    def item_scores(self, items: Sequence[Item], records: Sequence[Sequence[Record]]) -> FloatArray:
-        """[I] values whose mean over a category's items is its score: influence values of a corpus metric.
-
-        Raises:
-            UserError: a category holds items of a corpus metric together with others.
-        """
-        counted: Sequence[Sequence[Record]] = records
-        if self.aggregate == "pass":
-            counted = [[max(answers, key=lambda record: record.score)] for answers in records]
-        values = np.array([np.mean([record.score for record in answers]) for answers in counted])
-        members: dict[str, list[int]] = {}
-        for number, item in enumerate(items):
-            members.setdefault(item.category, []).append(number)
-        for category, numbers in members.items():
-            kinds = {self.loaded[_document(items[n])[0]].metric.kind for n in numbers}
-            if kinds == {"mean"}:
-                continue
-            if len(kinds) > 1:
-                raise UserError(
-                    f"category {category} mixes {' and '.join(sorted(kinds))}: one score needs one kind of metric; "
-                    "set evaluator.metric or evaluator.category"
-                )
-            rows = [np.mean([record.statistics for record in counted[n]], axis=0) for n in numbers]
-            values[numbers] = pseudo_values(kinds.pop(), rows)
-        return values
-
-    def scorer_digest(self, item: Item) -> str:
-        """Digest of the task's metric with its filter, settings and code."""
-        loaded = self.loaded[_document(item)[0]]
-        process = loaded.task.get_config("process_results")
-        return _hash([*map(_plain, (loaded.metric, process, type(loaded.task))), _filters(loaded)])
 
     def close(self) -> None:
         """End the templates' process."""
@@ -294,35 +372,27 @@ def _items_of(loaded: Loaded, category: str, group: str) -> Iterator[Item]:
         with naming_task(name):
             prompt = str(loaded.task.doc_to_text(doc))
             answer = str(loaded.task.doc_to_target(doc))
-        item = Item(
+        yield HarnessItem(
             id=name,
             category=names.get(category) or _column(doc, category, name, "category"),
             group=groups.get(group) or _column(doc, group, name, "group"),
             prompt=prompt,
             answer=answer,
             scorer=loaded.metric.scorer,
-        )
-        # some tasks show the choices alone, and a score depends on the task's settings and examples
-        vars(item).update(
             identity=_hash([prompt, doc]),
             question=_hash([name, base, doc, loaded.shots[number]]),
-            scoring="",
         )
-        yield item
 
 
 def _column(doc: Document, setting: str, name: str, key: str) -> str:
     column = setting.removeprefix("column:")
     value = doc.get(column)
     text = str(value)
-    if (
-        value in (None, "")
-        or isinstance(value, list | dict)
-        or (key == "category" and len(text) > LONGEST_LABEL_CHARS)
-    ):
-        hint = (
-            "" if column in doc else nearest(column, doc) or f"; its columns are {', '.join(doc)}"
-        )
+    unusable = value in (None, "") or isinstance(value, list | dict)
+    if unusable or (key == "category" and len(text) > LONGEST_LABEL_CHARS):
+        hint = ""
+        if column not in doc:
+            hint = nearest(column, doc) or f"; its columns are {', '.join(doc)}"
         raise UserError(
             f"evaluator.{key}={setting}: document {name} has {value!r:.60} there, no {key}{hint}"
         )
@@ -340,11 +410,14 @@ def _hash(value: Any) -> str:
 
 def _settings(task: Task) -> JsonObject:
     """A task's configuration as far as answers depend on it: its version, prompt and decoding, not its data's place."""
-    known = {k: v for k, v in vars(task.config).items() if k not in NEUTRAL_KEYS and v is not None}
-    known["metadata"] = {
-        k: v for k, v in (known.get("metadata") or {}).items() if k != "config_source"
+    deciding = {
+        key: value
+        for key, value in vars(task.config).items()
+        if key not in NEUTRAL_KEYS and value is not None
     }
-    plain: dict[str, Any] = _plain(known)
+    metadata = dict(deciding.get("metadata") or {})
+    metadata.pop("config_source", None)
+    plain: dict[str, Any] = _plain({**deciding, "metadata": metadata})
     return {
         **plain,
         "version": str(task.VERSION),
@@ -354,20 +427,16 @@ def _settings(task: Task) -> JsonObject:
 
 
 def _filters(loaded: Loaded) -> Any:
-    chosen = [
-        f
-        for f in loaded.task.get_config("filter_list") or []
-        if f.get("name") == loaded.metric.filter
-    ]
-    return _plain(chosen)
+    filters = loaded.task.get_config("filter_list") or []
+    return _plain([entry for entry in filters if entry.get("name") == loaded.metric.filter])
 
 
 def _plain(value: Any) -> Any:
     """JSON-like form of a task's configuration; a function is its name and the content of its file."""
     if isinstance(value, Mapping):
-        return {str(k): _plain(v) for k, v in value.items()}
+        return {str(key): _plain(inner) for key, inner in value.items()}
     if isinstance(value, list | tuple | set):
-        return [_plain(v) for v in value]
+        return [_plain(inner) for inner in value]
     if is_dataclass(value) and not isinstance(value, type):
         return _plain(vars(value))
     if isinstance(value, functools.partial):

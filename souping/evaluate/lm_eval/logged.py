@@ -33,21 +33,18 @@ class LoggedResponses:
         self._warned = False
         self._rows: dict[tuple[str, str, int], tuple[list[Any], list[Json]]] = {}
         for task, row in samples_of(path):
+            document = str(row.get("doc_hash"))
             for place, (arguments, responses) in enumerate(requests_of(row)):
                 if isinstance(arguments, Mapping) and isinstance(responses, list):
-                    self._rows[task, str(row.get("doc_hash")), place] = (
-                        list(arguments.values()),
-                        responses,
-                    )
+                    self._rows[task, document, place] = (list(arguments.values()), responses)
 
     def find(self, request: Instance, number: int) -> Json:
         """The n-th response to a request, None if its document, prompt or generation settings are not the log's."""
         from lm_eval.utils import handle_non_serializable, hash_string
 
         doc = json.dumps(request.doc, indent=2, default=handle_non_serializable, ensure_ascii=False)
-        arguments, responses = self._rows.get(
-            (request.task_name, hash_string(doc), request.idx), ([], [])
-        )
+        key = (request.task_name, hash_string(doc), request.idx)
+        arguments, responses = self._rows.get(key, ([], []))
         if len(responses) > number and _deciding(arguments) == _deciding(request.args):
             return responses[number]
         if not self._warned:
@@ -62,8 +59,14 @@ class LoggedResponses:
 
 
 def _deciding(arguments: Sequence[Any]) -> list[Json]:
-    kinds = [{k: a.get(k) for k in DECIDING} if isinstance(a, dict) else str(a) for a in arguments]
-    return list(json.loads(json.dumps(kinds)))
+    deciding = list[Json]()
+    for argument in arguments:
+        if isinstance(argument, dict):
+            deciding.append({key: argument.get(key) for key in DECIDING})
+        else:
+            deciding.append(str(argument))
+    # As a log has it, where a tuple is a list.
+    return list(json.loads(json.dumps(deciding)))
 
 
 @lru_cache(maxsize=8)
@@ -102,25 +105,23 @@ class LoggedModel:
         take: Callable[[Instance, Any], Any],
     ) -> list[Any]:
         counts = Counter[int]()
-        found = list[Json]()
+        logged = list[Json]()
         for request in requests:
-            found.append(self._responses.find(request, counts[id(request)]))
+            logged.append(self._responses.find(request, counts[id(request)]))
             counts[id(request)] += 1
-        rest = [
-            request for request, response in zip(requests, found, strict=True) if response is None
-        ]
-        fresh = iter(ask(rest) if rest else [])
-        return [
-            next(fresh) if one is None else take(r, one)
-            for r, one in zip(requests, found, strict=True)
-        ]
+        pairs = list(zip(requests, logged, strict=True))
+        missing = [request for request, response in pairs if response is None]
+        fresh = iter(ask(missing) if missing else [])
+        responses = list[Any]()
+        for request, response in pairs:
+            responses.append(next(fresh) if response is None else take(request, response))
+        return responses
 
     def _text(self, request: Instance, text: str) -> str:
         """A text; it is cut off if it has all tokens that it may have, or one less, as the harness strips texts."""
-        limit = next(
-            (request.args[1][key] for key in LENGTH_KEYS if key in request.args[1]),
-            self._live.max_gen_toks,
-        )
+        settings = request.args[1]
+        limits = [settings[key] for key in LENGTH_KEYS if key in settings]
+        limit = limits[0] if limits else self._live.max_gen_toks
         cut = len(self._live.tok_encode(text, add_special_tokens=False)) >= limit - 1
         self._note(request, Answer(outcome="truncated" if cut else "finished"))
         return text

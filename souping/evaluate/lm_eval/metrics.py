@@ -61,9 +61,9 @@ class Metric:
             UserError: the sample has no value for this metric, or one that is not a number.
         """
         if self.name not in sample:
-            given = ", ".join(sample["metrics"]) or "nothing"
+            names = ", ".join(sample["metrics"]) or "nothing"
             raise UserError(
-                f"{where} has no value for metric {self.name} (it has {given}): choose evaluator.metric"
+                f"{where} has no value for metric {self.name} (it has {names}): choose evaluator.metric"
             )
         value = sample[self.name]
         if self.kind != "mean":
@@ -118,7 +118,9 @@ def _kind(task: Task, metric: str) -> str:
         return name
     if name not in MEANS:
         return f"!is aggregated by {name}, which is no mean of items and none of {', '.join(CORPUS_METRICS)}"
-    return "mean" if higher is not False else "!is better when lower, and souping maximises"
+    if higher is False:
+        return "!is better when lower, and souping maximises"
+    return "mean"
 
 
 def _aggregation(function: Aggregation) -> str:
@@ -132,10 +134,11 @@ def _aggregation(function: Aggregation) -> str:
 
 def _open(task: Task) -> bool:
     """Whether the task may give values under names that it does not declare: by its own code, or pass@k."""
+    if callable(task.get_config("process_results")):
+        return True
     functions = getattr(task, "_metric_fn_list", {}).values()  # lm_eval's
-    return callable(task.get_config("process_results")) or any(
-        (f.__module__ or "").split(".")[0] != "lm_eval" for f in functions
-    )
+    packages = [(function.__module__ or "").split(".")[0] for function in functions]
+    return any(package != "lm_eval" for package in packages)
 
 
 def _filter(name: str, task: Task, wanted: str | None) -> str:
@@ -147,9 +150,9 @@ def _filter(name: str, task: Task, wanted: str | None) -> str:
 
 def _settings(task: Task, metric: str) -> JsonObject:
     for entry in task.get_config("metric_list") or []:
-        own = entry.get("metric")
+        declared = entry.get("metric")
         # a function of the task's own
-        if own == metric or getattr(own, "__name__", None) == metric:
+        if declared == metric or getattr(declared, "__name__", None) == metric:
             return dict(entry)
     return {}
 
@@ -163,8 +166,8 @@ def measure(kind: str, value: Any, where: str) -> tuple[float, tuple[float, ...]
     try:
         statistics = _statistics(kind, value)
     except (TypeError, ValueError, IndexError) as error:
-        wanted = "two labels, 0 or 1" if kind in TABLE_METRICS else "a reference and a text"
-        raise UserError(f"{where}: {kind} needs {wanted}, not {value!r:.60}") from error
+        form = "two labels, 0 or 1" if kind in TABLE_METRICS else "a reference and a text"
+        raise UserError(f"{where}: {kind} needs {form}, not {value!r:.60}") from error
     return score(kind, np.array(statistics)), statistics
 
 
@@ -183,8 +186,8 @@ def _of_table(
 ) -> float:
     """F1 of label 1, or Matthews' correlation, from the four counts of right and wrong yes and no."""
     if kind == "f1":
-        whole = 2 * hits + false_alarms + misses
-        return 2 * hits / whole if whole else 0.0
+        labels = 2 * hits + false_alarms + misses
+        return 2 * hits / labels if labels else 0.0
     sides = (hits + false_alarms, hits + misses, rejections + false_alarms, rejections + misses)
     scale = math.sqrt(math.prod(sides))
     return (hits * rejections - false_alarms * misses) / scale if scale else 0.0

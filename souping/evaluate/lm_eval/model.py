@@ -13,6 +13,7 @@ from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import cache, lru_cache
+from itertools import chain
 from types import MethodType, SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
@@ -29,6 +30,7 @@ from souping.evaluate.lm_eval.tasks import (
     quiet,
     seed,
 )
+from souping.evaluate.machine import replicate_size
 from souping.evaluate.templates import Decoding, TemplateStoppedError, apply_chat_template
 
 if TYPE_CHECKING:
@@ -44,11 +46,6 @@ SEED_STEP = 0x9E3779B97F4A7C15
 """Distance between the seeds of several answers that a task requests at once."""
 PROMPT_CUT = "the prompt was cut on the left to fit the context of {} tokens"
 EMPTY = "the tokenizer makes no token of the prompt"
-HFLM_KEYS = (
-    "backend", "truncation", "logits_cache", "max_length", "softmax_dtype", "mixed_precision_dtype", "add_bos_token",
-    "prefix_token_id", "think_end_token", "enable_thinking", "chat_template_args",
-)  # fmt: skip
-"""Arguments of HFLM that the evaluator passes on; the others load a checkpoint, which is loaded already."""
 
 
 class TaskSubset:
@@ -145,20 +142,22 @@ def run(
     answers: Mapping[tuple[str, int], list[Answer]] = lm.answers
     records = list[Record]()
     for name, numbers in documents.items():
-        given = {number: answers.get((name, place), []) for place, number in enumerate(numbers)}
-        records += _records(loaded[name], results["samples"][name], given)
+        answers_of = {
+            number: answers.get((name, place), []) for place, number in enumerate(numbers)
+        }
+        records += _records(loaded[name], results["samples"][name], answers_of)
     return {record.item: record for record in records}
 
 
 def _records(
-    loaded: Loaded, samples: Sequence[Mapping[str, Any]], given: Mapping[int, Sequence[Answer]]
+    loaded: Loaded, samples: Sequence[Mapping[str, Any]], answers_of: Mapping[int, Sequence[Answer]]
 ) -> Iterator[Record]:
     for sample in samples:
         if sample["filter"] != loaded.metric.filter:
             continue
         item = f"{loaded.name}/{sample['doc_id']}"
         score, statistics = loaded.metric.take(sample, f"item {item}")
-        answers = given[sample["doc_id"]]
+        answers = answers_of[sample["doc_id"]]
         worst = max(answers, key=lambda answer: OUTCOMES.index(answer.outcome), default=Answer())
         only = answers[0] if len(answers) == 1 else Answer()
         unanswered = worst.outcome == "unanswered"
@@ -182,17 +181,22 @@ def _prompt(sample: Mapping[str, Any]) -> str:
     """The requests as they are sent: a context, of a choice with the continuation whose likelihood is compared."""
     requests = []
     for request in sample["arguments"]:
-        requests.append("".join(part for part in request if isinstance(part, str)))
+        requests.append("".join(text for text in request if isinstance(text, str)))
     return "\n".join(dict.fromkeys(requests))
 
 
 def _output(loaded: Loaded, sample: Mapping[str, Any]) -> str:
     """What the model wrote, or the log-likelihoods of the choices."""
-    answers = [answer for answers in sample["resps"] for answer in answers]
-    if loaded.generates:
-        return str(answers[0]) if len(answers) == 1 else json.dumps([str(a) for a in answers])
-    first = [a[0] if isinstance(a, list | tuple) else a for a in answers]
-    return json.dumps([round(float(value), 4) for value in first])
+    answers = list(chain.from_iterable(sample["resps"]))
+    if not loaded.generates:
+        # Of (log-likelihood, whether it is the likeliest), or a log-likelihood alone.
+        likelihoods = [
+            answer[0] if isinstance(answer, list | tuple) else answer for answer in answers
+        ]
+        return json.dumps([round(float(value), 4) for value in likelihoods])
+    if len(answers) == 1:
+        return str(answers[0])
+    return json.dumps([str(answer) for answer in answers])
 
 
 # The harness's model
@@ -226,20 +230,21 @@ def build(
     tokenizer = served.tokenizer
     if tokenizer.pad_token_id is None:
         tokenizer = _copy(tokenizer)
-    arguments = {key: getattr(evaluator, key) for key in HFLM_KEYS} | {
-        "batch_size": evaluator.batch_of(replicate)
-    }
     quiet()
     model = live_class()(
-        pretrained=module, tokenizer=tokenizer, device=str(module.device), **arguments
+        pretrained=module,
+        tokenizer=tokenizer,
+        device=str(module.device),
+        batch_size=replicate_size(evaluator.batch_size, evaluator.replicates, replicate),
+        **evaluator.model_arguments,
     )
     model.evaluator = evaluator
     model.items = items
     model.replicate = replicate
     model.answers = {}
-    model.eos_token_ids = served.eos_token_ids or (
-        () if model.eot_token_id is None else (int(model.eot_token_id),)
-    )
+    model.eos_token_ids = served.eos_token_ids
+    if not served.eos_token_ids and model.eot_token_id is not None:
+        model.eos_token_ids = (int(model.eot_token_id),)
     if isinstance(evaluator.apply_chat_template, str):
         model.chat_template_args = {
             **model.chat_template_args,
@@ -290,14 +295,16 @@ class HarnessModel(Base):  # type: ignore[misc]
         self, requests: list[Any], disable_tqdm: bool = True, override_bs: int | None = None
     ) -> list[tuple[float, bool]]:
         if self._scored is not None:  # rolling likelihoods come in windows, which are never cut
-            for request, (_, context, rest) in zip(self._scored, requests, strict=True):
-                length = len(context) + (len(rest) - 1 if self.backend == "causal" else 0)
-                cut: dict[str, Any] = {
-                    "outcome": "truncated",
-                    "reason": PROMPT_CUT.format(self.max_length),
-                }
-                fits = length <= self.max_length
-                self._note(request, Answer(prompt_tokens=len(context), **({} if fits else cut)))
+            for request, (_, context, continuation) in zip(self._scored, requests, strict=True):
+                length = len(context)
+                # A decoder reads the continuation too, but for its last token.
+                if self.backend == "causal":
+                    length += len(continuation) - 1
+                answer = Answer(prompt_tokens=len(context))
+                if length > self.max_length:
+                    reason = PROMPT_CUT.format(self.max_length)
+                    answer = replace(answer, outcome="truncated", reason=reason)
+                self._note(request, answer)
         return list(
             super()._loglikelihood_tokens(requests, disable_tqdm=True, override_bs=override_bs)
         )
@@ -313,8 +320,10 @@ class HarnessModel(Base):  # type: ignore[misc]
         for request in requests:
             kwargs = request.args[1]
             ending = {key: kwargs[key] for key in ("until", *LENGTH_KEYS) if key in kwargs}
-            own = {**ending, "group": json.dumps(kwargs, sort_keys=True, default=str)}
-            prompts.append(SimpleNamespace(args=(PromptText.of(request, counts[id(request)]), own)))
+            # Requests of the same settings are a batch.
+            group = json.dumps(kwargs, sort_keys=True, default=str)
+            prompt = PromptText.of(request, counts[id(request)])
+            prompts.append(SimpleNamespace(args=(prompt, {**ending, "group": group})))
             counts[id(request)] += 1
         return list(super().generate_until(prompts, disable_tqdm=True))
 
@@ -333,11 +342,10 @@ class HarnessModel(Base):  # type: ignore[misc]
         if truncation:
             ids, mask = super().tok_batch_encode(texts, padding_side, None, truncation)
         if not ids.shape[1]:  # no prompt has a token: one of padding stands in
-            ids, mask = (
-                ids.new_full((len(ids), 1), self.tokenizer.pad_token_id),
-                mask.new_ones((len(ids), 1)),
-            )
-        return ids[:, -(left_truncate_len or 0) :], mask[:, -(left_truncate_len or 0) :]
+            ids = ids.new_full((len(ids), 1), self.tokenizer.pad_token_id)
+            mask = mask.new_ones((len(mask), 1))
+        begin = -(left_truncate_len or 0)
+        return ids[:, begin:], mask[:, begin:]
 
     def _model_generate(
         self,
@@ -377,20 +385,21 @@ class HarnessModel(Base):  # type: ignore[misc]
         rows: torch.Tensor = out.clone()
         fill = pad if self.eot_token_id is None else self.eot_token_id
         for row, prompt in enumerate(self._prompts):
-            kept = context[row, attention_mask[row].bool()].tolist()
+            prompt_ids = context[row, attention_mask[row].bool()].tolist()
             ids = rows[row, start:].tolist()
-            answer = answer_of(self.tokenizer, stops, kept, ids, self.eos_token_ids, pad, new)
+            answer = answer_of(self.tokenizer, stops, prompt_ids, ids, self.eos_token_ids, pad, new)
             # The harness knows the end tokens of one ingredient alone.
             if answer.tokens and answer.tokens[-1] in self.eos_token_ids:
                 rows[row, start + len(answer.tokens) - 1 :] = fill
-            if len(self._ids[row]) > len(kept):
+            if not self._ids[row]:
+                self._note(prompt.request, Answer.none([], EMPTY))
+                continue
+            answer = replace(answer, text="")
+            if len(self._ids[row]) > len(prompt_ids):
                 answer = replace(
                     answer, outcome="truncated", reason=PROMPT_CUT.format(self.max_length)
                 )
-            self._note(
-                prompt.request,
-                replace(answer, text="") if self._ids[row] else Answer.none([], EMPTY),
-            )
+            self._note(prompt.request, answer)
         return rows
 
     def apply_chat_template(

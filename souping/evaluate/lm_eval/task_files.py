@@ -95,8 +95,9 @@ class TaskFiles:
 
     def check_readable(self, name: str) -> None:
         """Refuse a file that is named like a task and is no YAML: the harness passes over it."""
-        for path in (path for folder in self._folders for path in folder.rglob(f"{name}.yaml")):
-            _root(path)
+        for folder in self._folders:
+            for path in folder.rglob(f"{name}.yaml"):
+                _root(path)
 
     def _check(self, path: Path) -> None:
         lines = list(code_in(path))
@@ -120,7 +121,9 @@ def _is_closed(
                 return False
             continue
         members = (index[name].cfg or {}).get("task")
-        inner = [m for m in members if isinstance(m, str)] if isinstance(members, list) else []
+        inner = list[str]()
+        if isinstance(members, list):
+            inner = [member for member in members if isinstance(member, str)]
         if not _is_closed(index, inner, within | {name}):
             return False
     return True
@@ -178,8 +181,8 @@ def _nodes(root: Node | None) -> Iterator[tuple[str, Node]]:
         yield key, node
         if isinstance(node, MappingNode):
             for name, value in node.value:
-                own = str(name.value) if isinstance(name.value, str) else key
-                waiting += [(own, value), (key, name)]
+                inner_key = str(name.value) if isinstance(name.value, str) else key
+                waiting += [(inner_key, value), (key, name)]
         elif isinstance(node, SequenceNode):
             waiting += [(key, value) for value in node.value]
 
@@ -187,12 +190,13 @@ def _nodes(root: Node | None) -> Iterator[tuple[str, Node]]:
 def _includes(root: Node | None) -> Iterator[str]:
     from yaml.nodes import MappingNode
 
-    for name, value in root.value if isinstance(root, MappingNode) else []:
+    if not isinstance(root, MappingNode):
+        return
+    for name, value in root.value:
         if name.value == "include":
-            yield from (
-                str(one.value)
-                for one in (value.value if isinstance(value.value, list) else [value])
-            )
+            files = value.value if isinstance(value.value, list) else [value]
+            for file in files:
+                yield str(file.value)
 
 
 def _reason(key: str, node: Node) -> str:

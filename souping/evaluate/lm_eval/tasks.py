@@ -30,7 +30,7 @@ from souping.core.fields import (
 from souping.core.files import expanded
 from souping.core.text import first_line, install
 from souping.core.types import JsonObject, UserError, frozen
-from souping.evaluate.generate import RepeatedAnswers
+from souping.evaluate.generate import MachineEvaluator
 from souping.evaluate.lm_eval.metrics import Metric, choose
 from souping.evaluate.lm_eval.task_files import Spec, TaskFiles
 from souping.evaluate.templates import PENALTIES, SAMPLING, Decoding, check_sampling
@@ -58,7 +58,7 @@ FLORES-200's devtest, 1,012 sentences (NLLB Team 2022); infinite-Bench's tasks (
 
 
 @component
-class HarnessSettings(RepeatedAnswers):
+class HarnessSettings(MachineEvaluator):
     """Tasks of lm-evaluation-harness, and how they are evaluated.
 
     Arguments are those of `simple_evaluate` and of its model class `HFLM`, by their own names. `docs/evaluators.md`
@@ -66,6 +66,10 @@ class HarnessSettings(RepeatedAnswers):
     `samples` to `replicates` are those of `LocalEvaluator`; each task and `gen_kwargs` say how answers are drawn.
     """
 
+    samples: Count = 1
+    sampling_seed: Seed = 0
+    aggregate: Literal["mean", "pass"] = "mean"
+    replicates: Count = 1
     tasks: list[str | dict[str, Any]]
     include_path: str | list[str] | None = None
     include_defaults: bool | None = None
@@ -104,6 +108,23 @@ class HarnessSettings(RepeatedAnswers):
         # each task's own is checked with it
         check_sampling(float(self.samples > 1), self.samples, self.replicates)
 
+    @property
+    def model_arguments(self) -> JsonObject:
+        """Arguments of HFLM that are passed on; the others load a checkpoint, which is loaded already."""
+        return {
+            "backend": self.backend,
+            "truncation": self.truncation,
+            "logits_cache": self.logits_cache,
+            "max_length": self.max_length,
+            "softmax_dtype": self.softmax_dtype,
+            "mixed_precision_dtype": self.mixed_precision_dtype,
+            "add_bos_token": self.add_bos_token,
+            "prefix_token_id": self.prefix_token_id,
+            "think_end_token": self.think_end_token,
+            "enable_thinking": self.enable_thinking,
+            "chat_template_args": self.chat_template_args,
+        }
+
 
 @frozen
 class Loaded:
@@ -141,7 +162,7 @@ def quiet() -> None:
     from lm_eval.api import task
 
     datasets.disable_progress_bars()
-    vars(task)["tqdm"] = lambda documents, **_: documents
+    task.tqdm = lambda documents, **_: documents
     for name in LOGGERS:
         logging.getLogger(name).setLevel(logging.CRITICAL)
         warnings.filterwarnings("ignore", module=name)
@@ -161,11 +182,9 @@ def load(evaluator: HarnessSettings) -> dict[str, Loaded]:
     quiet()
     seed(evaluator)
     loaded: dict[str, Loaded] = {}
-    folders = (
-        [evaluator.include_path]
-        if isinstance(evaluator.include_path, str)
-        else evaluator.include_path or []
-    )
+    folders = evaluator.include_path or []
+    if isinstance(folders, str):
+        folders = [folders]
     defaults = evaluator.include_defaults
     metadata = dict(evaluator.metadata or {}) or None
     files = TaskFiles(evaluator.tasks, folders, defaults, metadata, evaluator.allow_code)
@@ -205,15 +224,17 @@ def published_sizes(tasks: Sequence[Spec]) -> dict[str, int]:
     """{leaf task: documents} of tasks whose sizes are published; empty if one of them is unknown."""
     sizes: dict[str, int] = {}
     for task in tasks:
-        known = next(
-            (row for row in PUBLISHED if isinstance(task, str) and re.fullmatch(row[0], task)), None
-        )
-        if known is None:
+        published = [
+            row for row in PUBLISHED if isinstance(task, str) and re.fullmatch(row[0], task)
+        ]
+        if not published:
             return {}
-        _, size, leaves = known
-        sizes |= {
-            str(task) if leaves == 1 else f"{task} {leaf}": size for leaf in range(1, leaves + 1)
-        }
+        _, size, leaves = published[0]
+        if leaves == 1:
+            sizes[str(task)] = size
+            continue
+        for leaf in range(1, leaves + 1):
+            sizes[f"{task} {leaf}"] = size
     return sizes
 
 
@@ -230,7 +251,8 @@ def _expand(tasks: Sequence[Spec], manager: TaskManager) -> Iterator[tuple[str, 
             names = fnmatch.filter(manager.all_subtasks, spec)
             if not names:
                 raise UserError(f"evaluator.tasks: no task matches {spec}")
-            yield from ((spec, name) for name in names)
+            for name in names:
+                yield spec, name
         else:
             yield _title(spec), spec
 
@@ -246,18 +268,17 @@ def _build(files: TaskFiles, spec: Spec) -> dict[str, Task]:
     """{leaf name: task} of one entry."""
     index = files.manager.task_index
     title = _title(spec)
-    if isinstance(spec, str) and spec not in index:
-        if not expanded(spec).is_file():
+    if isinstance(spec, dict):
+        # A known task with keys of its own.
+        if spec.get("task") in index:
+            spec = {"group": title, "task": [spec]}
+    elif spec not in index:
+        path = expanded(spec)
+        if not path.is_file():
             files.check_readable(Path(spec).name)
-            pick(
-                spec,
-                files.manager.all_tasks,
-                "evaluator.tasks",
-                "; set evaluator.include_path for your own YAML",
-            )
-        spec = str(expanded(spec))
-    elif isinstance(spec, dict) and spec.get("task") in index:  # a known task with keys of its own
-        spec = {"group": title, "task": [spec]}
+            hint = "; set evaluator.include_path for your own YAML"
+            pick(spec, files.manager.all_tasks, "evaluator.tasks", hint)
+        spec = str(path)
     tasks: dict[str, Task] = files.manager.load([spec])["tasks"]
     return tasks
 
@@ -278,16 +299,18 @@ def _load(
     _prepare(task, evaluator)
     check_decoding(name, task, evaluator)
     docs = list(task.eval_docs)
+    ids = _ids(evaluator, docs)
+    shots = _shots(task, docs, evaluator.fewshot_random_seed)
+    metric = _of(evaluator.metric, name, entry)
+    filter_ = _of(evaluator.filter, name, entry)
     return Loaded(
         name=name,
         entry=entry,
         task=task,
         docs=docs,
-        ids=_ids(evaluator, docs),
-        shots=_shots(task, docs, evaluator.fewshot_random_seed),
-        metric=choose(
-            name, task, _of(evaluator.metric, name, entry), _of(evaluator.filter, name, entry)
-        ),
+        ids=ids,
+        shots=shots,
+        metric=choose(name, task, metric, filter_),
         code=code,
     )
 
@@ -296,10 +319,10 @@ def _prepare(task: Task, evaluator: HarnessSettings) -> None:
     """The overrides that simple_evaluate applies: generation settings, and shots unless the task forbids them."""
     if evaluator.gen_kwargs and task.get_config("output_type") == "generate_until":
         task.set_config(key="generation_kwargs", value=dict(evaluator.gen_kwargs), update=True)
-    own = task.get_config("num_fewshot")
-    if evaluator.num_fewshot is not None and own != 0:
+    declared = task.get_config("num_fewshot")
+    if evaluator.num_fewshot is not None and declared != 0:
         task.set_config(key="num_fewshot", value=evaluator.num_fewshot)
-    elif own is None:
+    elif declared is None:
         task.set_config(key="num_fewshot", value=0)
 
 
@@ -308,15 +331,16 @@ def _ids(evaluator: HarnessSettings, docs: Sequence[Document]) -> Sequence[int]:
     count = len(docs)
     if evaluator.limit is None:
         return range(count)
-    first = math.ceil(count * evaluator.limit) if evaluator.limit < 1 else int(evaluator.limit)
+    size = math.ceil(count * evaluator.limit) if evaluator.limit < 1 else int(evaluator.limit)
     column = evaluator.category.removeprefix("column:")
+    # (how many of its category came before, number) of each document
     turns = list[tuple[int, int]]()
     seen = Counter[str]()
     for number, doc in enumerate(docs):
         category = str(doc.get(column)) if column != evaluator.category else ""
         turns.append((seen[category], number))
         seen[category] += 1
-    return sorted(number for _, number in sorted(turns)[:first])
+    return sorted(number for _, number in sorted(turns)[:size])
 
 
 def _shots(task: Task, docs: Sequence[Document], seed: int | None) -> Sequence[Sequence[Document]]:
@@ -325,36 +349,39 @@ def _shots(task: Task, docs: Sequence[Document], seed: int | None) -> Sequence[S
     number = task.get_config("num_fewshot") or 0
     if not number or not hasattr(task, "sampler"):  # lm_eval's
         return [()] * len(docs)
-    same = task.fewshot_cfg.split == task.config.test_split
-    return [list(task.sampler.sample(n=number, eval_doc=doc if same else None)) for doc in docs]
+    # An example is never the document itself, where both are of one split.
+    same_split = task.fewshot_cfg.split == task.config.test_split
+    shots = list[Sequence[Document]]()
+    for doc in docs:
+        shots.append(list(task.sampler.sample(n=number, eval_doc=doc if same_split else None)))
+    return shots
 
 
 def _of(setting: str | Mapping[str, str] | None, name: str, entry: str) -> str | None:
     """A setting that is one for all tasks, or a mapping by task or entry."""
+    value = setting
     if isinstance(setting, Mapping):
         value = setting.get(name, setting.get(entry))
-        return None if value is None else str(value)
-    return None if setting is None else str(setting)
+    return None if value is None else str(value)
 
 
 def _check_named(evaluator: HarnessSettings, loaded: Mapping[str, Loaded]) -> None:
-    known = {*loaded, *(one.entry for one in loaded.values())}
-    for key in ("metric", "filter"):
-        setting = getattr(evaluator, key)
+    known = {*loaded, *(task.entry for task in loaded.values())}
+    for key, setting in (("metric", evaluator.metric), ("filter", evaluator.filter)):
         for name in setting if isinstance(setting, Mapping) else ():
             pick(name, sorted(known), f"evaluator.{key}: task")
 
 
 def decoding_of(kwargs: Mapping[str, Any], evaluator: HarnessSettings) -> Decoding:
     """Decoding by a task's generation_kwargs, in which the evaluator's `gen_kwargs` are."""
-    own = float(
-        kwargs.get("temperature")
-        or (1.0 if kwargs.get("do_sample") and "temperature" not in kwargs else 0.0)
-    )
+    temperature = kwargs.get("temperature") or 0.0
+    # transformers' own temperature
+    if kwargs.get("do_sample") and "temperature" not in kwargs:
+        temperature = 1.0
     if kwargs.get("do_sample") is False:
-        own = 0.0
+        temperature = 0.0
     return Decoding(
-        temperature=own,
+        temperature=float(temperature),
         top_p=float(kwargs.get("top_p") or 1.0),
         top_k=int(kwargs.get("top_k") or 0),
         min_p=float(kwargs.get("min_p") or 0.0),

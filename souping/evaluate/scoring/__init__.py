@@ -27,7 +27,6 @@ import threading
 from collections import Counter, deque
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import lru_cache
 from importlib import import_module
@@ -81,11 +80,9 @@ def score(item: Item, output: str) -> float:
     Raises:
         UserError: the item's scorer is not known or its answer is malformed; never because of the output.
     """
-    return (
-        user_score(item, output)
-        if item.user_scorer is not None
-        else _scorer(item).score(item, output)
-    )
+    if item.user_scorer is not None:
+        return user_score(item, output)
+    return _scorer(item).score(item, output)
 
 
 def check(item: Item) -> None:
@@ -100,8 +97,8 @@ def check(item: Item) -> None:
 
 def _scorer(item: Item) -> Scorer:
     if item.scorer not in SCORERS:
-        own = f" (for your own: benchmark.scorers={{{item.scorer}: my_module.my_function}})"
-        pick(item.scorer, SCORERS, f"item {item.id}: scorer", own)
+        hint = f" (for your own: benchmark.scorers={{{item.scorer}: my_module.my_function}})"
+        pick(item.scorer, SCORERS, f"item {item.id}: scorer", hint)
     return SCORERS[item.scorer]
 
 
@@ -112,20 +109,24 @@ def _exact(item: Item, output: str) -> float:
     return float(plain(output) in map(plain, _answers(item)))
 
 
-def _given(item: Item) -> list[Json]:
+def _references_of(item: Item) -> list[Json]:
     """The reference: a text, or a list of which any is right."""
     return item.answer if isinstance(item.answer, list) else [item.answer]
 
 
 def _answers(item: Item) -> list[str]:
-    return [str(answer) for answer in _given(item)]
+    return [str(answer) for answer in _references_of(item)]
 
 
 def _check_texts(item: Item) -> None:
     """Refuse an answer that is no text, no number, and no list of those."""
-    given = _given(item)
-    fine = all(isinstance(a, str | int | float) and not isinstance(a, bool) for a in given)
-    if not given or not fine or (item.scorer != "exact" and not all(str(a).strip() for a in given)):
+    references = _references_of(item)
+    usable = bool(references)
+    for reference in references:
+        usable &= isinstance(reference, str | int | float) and not isinstance(reference, bool)
+        # Only `exact` may want an empty answer.
+        usable &= item.scorer == "exact" or bool(str(reference).strip())
+    if not usable:
         raise _refused(item, "a text or a list of texts")
 
 
@@ -188,8 +189,8 @@ def chosen(output: str) -> str:
     first = LEADING_LETTER.match(output)
     if first:
         return first[1].upper()
-    alone = LONE_LETTER.findall(output)
-    return str(alone[-1]).upper() if alone else ""
+    letters = LONE_LETTER.findall(output)
+    return str(letters[-1]).upper() if letters else ""
 
 
 def _f1(item: Item, output: str) -> float:
@@ -283,7 +284,9 @@ def _equal(item: Item, output: str) -> float:
 def _check_mathematics(item: Item) -> None:
     """Refuse an answer in which math-verify finds no expression, and a machine without the library."""
     _check_library()
-    if any(isinstance(answer, bool) for answer in _given(item)) or not all(_references(item)):
+    if any(isinstance(answer, bool) for answer in _references_of(item)) or not all(
+        _references(item)
+    ):
         raise _refused(item, "a number or an expression")
 
 
@@ -353,10 +356,10 @@ def load(scorers: Mapping[str, str]) -> dict[str, UserScorer]:
             raise UserError(
                 f"benchmark.scorers.{name}: {name} is a built-in scorer: give yours another name"
             )
-    return {name: _own(name, path) for name, path in scorers.items()}
+    return {name: _user_scorer(name, path) for name, path in scorers.items()}
 
 
-def _own(name: str, path: str) -> UserScorer:
+def _user_scorer(name: str, path: str) -> UserScorer:
     where = f"benchmark.scorers.{name}={path}"
     parent, _, attribute = path.rpartition(".")
     try:
@@ -407,20 +410,20 @@ def user_score(item: Item, output: str) -> float:
     Raises:
         UserError: the scorer fails, or its value is not a number from 0 to 1.
     """
-    own = item.user_scorer
-    assert own is not None
+    scorer = item.user_scorer
+    assert scorer is not None
     try:
-        value = own.function(item, output)
+        value = scorer.function(item, output)
     except UserError:
         raise
     except Exception as error:  # the user's code
         raise UserError(
-            f"scorer {own.name}: {named(own.function)} fails on item {item.id}: {type(error).__name__}: "
+            f"scorer {scorer.name}: {named(scorer.function)} fails on item {item.id}: {type(error).__name__}: "
             f"{first_line(error)}"
         ) from error
     if not isinstance(value, int | float) or not 0 <= value <= 1:
         raise UserError(
-            f"scorer {own.name}: {named(own.function)} gives {value!r:.60} for item {item.id}, not 0 to 1"
+            f"scorer {scorer.name}: {named(scorer.function)} gives {value!r:.60} for item {item.id}, not 0 to 1"
         )
     return float(value)
 
@@ -430,13 +433,17 @@ def user_scores(
 ) -> tuple[list[float], UserError | None]:
     """Scores of outputs on items by their own scorers. Equal answers are scored once, several at a time if the scorer
     allows it. After an error no further scorer is called; scores so far are kept."""
-    keys = [
-        (item.question, item.scoring, output) for item, output in zip(items, outputs, strict=True)
-    ]
-    unknown = {key: item for key, item in zip(keys, items, strict=True) if key not in known}
-    scores, errors = dict(known), list[UserError]()
+    keys = list[tuple[str, str, str]]()
+    unknown = dict[tuple[str, str, str], Item]()
+    for item, output in zip(items, outputs, strict=True):
+        key = (item.question, item.scoring, output)
+        keys.append(key)
+        if key not in known:
+            unknown[key] = item
+    scores = dict(known)
+    errors = list[UserError]()
 
-    def one(key: tuple[str, str, str]) -> None:
+    def grade(key: tuple[str, str, str]) -> None:
         if errors:
             return
         try:
@@ -444,13 +451,12 @@ def user_scores(
         except UserError as error:
             errors.append(error)
 
-    threads = min(
-        (item.user_scorer.threads for item in unknown.values() if item.user_scorer), default=1
-    )
-    with (
-        ThreadPoolExecutor(threads, thread_name_prefix="souping-score")
-        if threads > 1
-        else nullcontext() as pool
-    ):
-        list(pool.map(one, unknown) if pool else map(one, unknown))
+    allowed = [item.user_scorer.threads for item in unknown.values() if item.user_scorer]
+    threads = min(allowed, default=1)
+    if threads > 1:
+        with ThreadPoolExecutor(threads, thread_name_prefix="souping-score") as pool:
+            list(pool.map(grade, unknown))
+    else:
+        for key in unknown:
+            grade(key)
     return [scores.get(key, math.nan) for key in keys], errors[0] if errors else None

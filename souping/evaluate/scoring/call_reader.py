@@ -44,7 +44,9 @@ class Token(NamedTuple):
     end: int
 
 
-_D, _HEX, _BIT = r"\d(?:_?\d)*", r"0[xX][\da-fA-F](?:_?[\da-fA-F])*", r"0[bB][01](?:_?[01])*"
+_D = r"\d(?:_?\d)*"
+_HEX = r"0[xX][\da-fA-F](?:_?[\da-fA-F])*"
+_BIT = r"0[bB][01](?:_?[01])*"
 _EXP = rf"[eE][+-]?{_D}"
 _ESCAPE = r"\\(?:[^xu0-7]|[0-7]{1,3}|x[\da-fA-F]{2}|u[\da-fA-F]{4}|u\{[\da-fA-F]+\})"
 _TOKEN = (
@@ -181,15 +183,16 @@ class CallReader:
         return self._name((0, places[-1])), named, tuple(positional)
 
     def _text(self, span: Span) -> str:
-        return (
-            self._source[self._tokens[span[0]].start : self._tokens[span[1] - 1].end]
-            if span[0] < span[1]
-            else ""
-        )
+        if span[0] >= span[1]:
+            return ""
+        return self._source[self._tokens[span[0]].start : self._tokens[span[1] - 1].end]
 
     def _name(self, span: Span) -> str:
-        owner, _, method = self._text(span).rpartition(".")
-        return f"{owner.rstrip()}.{method.lstrip()}" if owner and self._java else self._text(span)
+        text = self._text(span)
+        owner, _, method = text.rpartition(".")
+        if not owner or not self._java:
+            return text
+        return f"{owner.rstrip()}.{method.lstrip()}"
 
     def _row(self, span: Span) -> tuple[str, list[int]]:
         """The letters of a span, and the place of each."""
@@ -211,19 +214,16 @@ class CallReader:
         first = opening + 1
         end = self._pairs[opening]
         row, places = self._row((first, end))
-        for place in [
-            *(place for letter, place in zip(row, places, strict=True) if letter == comma),
-            end,
-        ]:
+        commas = [place for letter, place in zip(row, places, strict=True) if letter == comma]
+        for place in (*commas, end):
             spans.append((first, place))
             first = place + 1
         if holes and not self._java:
             return [span for span in spans if span[0] < span[1]]
-        return (
-            spans[:-1]
-            if first == end + 1 and spans[-1][0] == end and (len(spans) == 1 or trailing)
-            else spans
-        )
+        # Nothing stands behind the last comma, or in the bracket.
+        if spans[-1][0] == end and (len(spans) == 1 or trailing):
+            return spans[:-1]
+        return spans
 
     def _expression(self, span: Span) -> Literal:
         row, places = self._row(span)
@@ -271,9 +271,8 @@ class CallReader:
                 self._expression(span)
                 return code
             key = self._expression((span[0], span[0] + 1))
-            pairs[str(key.value) if key.kind == "string" else key.text] = self._expression(
-                (span[0] + 2, span[1])
-            )
+            name = str(key.value) if key.kind == "string" else key.text
+            pairs[name] = self._expression((span[0] + 2, span[1]))
         return Literal("dict", pairs, text)
 
     def _collection(
@@ -302,17 +301,18 @@ class CallReader:
 
     def _filled(self, body: int, empty: Literal) -> Literal | None:
         """The double-brace idiom: the `put` or `add` calls of an instance initialiser."""
+        method = "put" if empty.kind == "dict" else "add"
+        count = 2 if empty.kind == "dict" else 1
         calls = list[list[Literal]]()
         if self._tokens[body + 1].text != "{" or self._pairs[body + 1] != self._pairs[body] - 1:
             return None
         for span in self._split(body + 1, trailing=True, comma=";"):
             row, places = self._row(span)
             self._expression(span)
-            name, count = ("put", 2) if empty.kind == "dict" else ("add", 1)
-            values = (
-                [self._expression(one) for one in self._split(places[-1])] if row == "wP" else []
-            )
-            if row != "wP" or self._tokens[span[0]].text != name or len(values) != count:
+            if row != "wP" or self._tokens[span[0]].text != method:
+                return None
+            values = [self._expression(argument) for argument in self._split(places[-1])]
+            if len(values) != count:
                 return None
             calls.append(values)
         if empty.kind == "dict":
@@ -323,18 +323,13 @@ class CallReader:
 def _made(name: str, values: Sequence[Literal], text: str) -> Literal | None:
     """What `List.of(...)`, `Map.of(...)` and their like make."""
     if name == "Map.of" and len(values) % 2 == 0:
-        return Literal(
-            "dict", {str(k.value): v for k, v in zip(values[::2], values[1::2], strict=True)}, text
-        )
+        pairs = zip(values[::2], values[1::2], strict=True)
+        return Literal("dict", {str(key.value): value for key, value in pairs}, text)
     return Literal("list", values, text) if name in _LISTS else None
 
 
 def unescape(text: str) -> str:
-    return (
-        re.sub(r"\\(.)", lambda match: _ESCAPES.get(match[1], match[1]), text)
-        if "\\" in text
-        else text
-    )
+    return re.sub(r"\\(.)", lambda match: _ESCAPES.get(match[1], match[1]), text)
 
 
 def number(text: str) -> Literal | None:
@@ -374,7 +369,9 @@ def closed(text: str) -> str:
     """A list that lacks its first or its last bracket gets it, as BFCL's decoder does."""
     if text.startswith("[") and not text.endswith("]"):
         return f"{text}]"
-    return f"[{text}" if text.endswith("]") and not text.startswith("[") else text
+    if text.endswith("]") and not text.startswith("["):
+        return f"[{text}"
+    return text
 
 
 def depth(text: str) -> int:

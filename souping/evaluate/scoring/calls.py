@@ -254,7 +254,9 @@ def read_answer(item: Item) -> list[ExpectedCall] | None:
         return None
     entries = answer if isinstance(answer, list) else [answer]
     try:
-        expected = [call for entry in entries for call in _read(entry, item.language)]
+        expected = list[ExpectedCall]()
+        for entry in entries:
+            expected += _read(entry, item.language)
         docs = {function["name"]: function["parameters"] for function in functions}
         return [_documented(call, docs, item.language) for call in expected]
     except (Unparsable, KeyError, TypeError, ValueError, AttributeError, RecursionError) as error:
@@ -271,8 +273,10 @@ def _read(entry: Any, language: str) -> list[ExpectedCall]:
         if not calls:
             raise ValueError("a text without a call")
         return [
-            ExpectedCall(c.name, _each_allowed(c.arguments), tuple(map(plain, c.positional)))
-            for c in calls
+            ExpectedCall(
+                call.name, _each_allowed(call.arguments), tuple(map(plain, call.positional))
+            )
+            for call in calls
         ]
     if set(entry) == {"name", "arguments"} and isinstance(entry["name"], str):
         return [ExpectedCall(entry["name"], _each_allowed(entry["arguments"]))]
@@ -290,7 +294,9 @@ def _allow(value: Value) -> Value:
     """A plain value in BFCL's form: each key of an object has a list of allowed values."""
     if isinstance(value, dict):
         return {key: [_allow(inner)] for key, inner in value.items()}
-    return [_allow(inner) for inner in value] if isinstance(value, list | tuple) else value
+    if isinstance(value, list | tuple):
+        return [_allow(inner) for inner in value]
+    return value
 
 
 def _documented(call: ExpectedCall, docs: Mapping[str, Schema], language: str) -> ExpectedCall:
@@ -306,8 +312,13 @@ def _matched(calls: Sequence[Call], expected: Sequence[ExpectedCall], language: 
     from scipy.sparse import csr_matrix
     from scipy.sparse.csgraph import maximum_bipartite_matching
 
-    fits = [[_fits(call, one, language) for call in calls] for one in expected]
-    return all(map(any, fits)) and bool((maximum_bipartite_matching(csr_matrix(fits)) >= 0).all())
+    # [expected, calls]
+    fits = list[list[bool]]()
+    for answer in expected:
+        fits.append([_fits(call, answer, language) for call in calls])
+    if not all(map(any, fits)):
+        return False
+    return bool((maximum_bipartite_matching(csr_matrix(fits)) >= 0).all())
 
 
 def _fits(call: Call, expected: ExpectedCall, language: str) -> bool:
@@ -325,7 +336,8 @@ def _positional(call: Call, expected: ExpectedCall, language: str) -> bool:
     """BFCL looks at keyword arguments alone; an answer that is a text may have positional ones too."""
     if expected.positional:
         values = [plain(value) for value in call.positional]
-        return _same(values, [_allow(other) for other in expected.positional], strict=True)
+        options = [_allow(option) for option in expected.positional]
+        return _same(values, options, strict=True)
     if language == "python":
         return True
     written = [
@@ -339,11 +351,12 @@ def _argument(name: str, value: Value, expected: ExpectedCall) -> bool:
     kinds = expected.kinds
     if allowed is None or (kinds is not None and name not in kinds):
         return False
-    kind = kinds[name] if kinds is not None else None
-    read = plain(value) if kind is None else to_kind(value, kind)
-    return agrees(read, allowed, kind) or (
-        (kind is None or kind.type is str) and _verbatim(value, allowed)
-    )
+    if kinds is None:
+        return agrees(plain(value), allowed) or _verbatim(value, allowed)
+    kind = kinds[name]
+    if agrees(to_kind(value, kind), allowed, kind):
+        return True
+    return kind.type is str and _verbatim(value, allowed)
 
 
 def _verbatim(value: Value, allowed: Sequence[Value]) -> bool:
@@ -430,12 +443,13 @@ def to_kind(value: Value, kind: Kind) -> Value:
         return value.value if value.kind == "string" else value.text
     if kind.type in (list, dict):
         return _container(value, kind)
-    expected = (
-        _SPELLINGS[kind.name]
-        if kind.language == "java" or kind.name != "float"
-        else ("double", "int")
-    )
-    return kind.type(value.value) if value.kind in expected and _bare(value) else value.text
+    spellings = _SPELLINGS[kind.name]
+    if kind.language != "java" and kind.name == "float":
+        spellings = ("double", "int")
+    if value.kind in spellings and _bare(value):
+        number: Value = kind.type(value.value)
+        return number
+    return value.text
 
 
 def _bare(value: Literal) -> bool:
@@ -512,20 +526,24 @@ def _same(value: Value, option: Value, strict: bool = False) -> bool:
 
 def _equal(value: Value, option: Value, strict: bool = False) -> bool:
     """Equal, of one type or both numbers; if `strict`, of numbers only an int may stand for a float."""
-    numbers = (
-        isinstance(option, float) and type(value) is int if strict else _are_numbers(value, option)
-    )
-    return (type(value) is type(option) or numbers) and bool(value == option)
+    if type(value) is not type(option):
+        numbers = _are_numbers(value, option)
+        if strict:
+            numbers = type(value) is int and isinstance(option, float)
+        if not numbers:
+            return False
+    return bool(value == option)
 
 
 def _same_dict(value: Mapping[Value, Value], option: Mapping[str, Value]) -> bool:
     """Keys and values against BFCL's {key: [allowed, ...]}; a value that is no list stands for itself."""
-    lists = {
-        key: allowed if isinstance(allowed, list) else [allowed] for key, allowed in option.items()
-    }
-    if any(key not in value and "" not in allowed for key, allowed in lists.items()):
-        return False
-    return all(
-        key in lists and any(_same(inner, other, strict=False) for other in lists[key])
-        for key, inner in value.items()
-    )
+    lists = dict[Value, list[Value]]()
+    for key, allowed in option.items():
+        lists[key] = allowed if isinstance(allowed, list) else [allowed]
+    for name, choices in lists.items():
+        if name not in value and "" not in choices:
+            return False
+    for name, inner in value.items():
+        if not any(_same(inner, choice, strict=False) for choice in lists.get(name, ())):
+            return False
+    return True

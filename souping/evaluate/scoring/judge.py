@@ -120,12 +120,14 @@ class Judge:
             UserError: the endpoint refuses or fails after all retries, or its reply holds no verdict.
         """
         reply = self.reply(self.request(item, output))
-        found = re.findall(self.verdict, reply, flags=re.IGNORECASE)
-        if not found:
+        verdicts = re.findall(self.verdict, reply, flags=re.IGNORECASE)
+        if not verdicts:
             raise UserError(
                 f"judge {self.model}: item {item.id}: no verdict ({self.verdict}) in {reply!r:.80}"
             )
-        word = str(found[-1] if isinstance(found[-1], str) else found[-1][0]).lower()
+        last = verdicts[-1]
+        # A pattern with several groups gives tuples.
+        word = str(last if isinstance(last, str) else last[0]).lower()
         if word in self.scores:
             return float(self.scores[word])
         try:
@@ -138,16 +140,15 @@ class Judge:
     def request(self, item: Item, output: str) -> JsonObject:
         """Body of the request to the endpoint."""
         question = item.prompt if isinstance(item.prompt, str) else _transcript(item)
-        reference = (
-            item.answer
-            if isinstance(item.answer, str)
-            else json.dumps(item.answer, ensure_ascii=False)
-        )
+        reference = item.answer
+        if not isinstance(reference, str):
+            reference = json.dumps(reference, ensure_ascii=False)
         text = Template(self.prompt).safe_substitute(
             question=question, reference=reference, answer=output
         )
-        system: list[Json] = [{"role": "system", "content": self.system}] if self.system else []
-        messages = [*system, {"role": "user", "content": text}]
+        messages: list[Json] = [{"role": "user", "content": text}]
+        if self.system:
+            messages.insert(0, {"role": "system", "content": self.system})
         settings = {"temperature": 0, "max_tokens": self.max_tokens, **self.extra}
         return {"model": self.model, "messages": messages, **settings}
 

@@ -18,7 +18,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Annotated, ClassVar, Literal
 
-from souping.checkpoints import stores_head
+from souping.checkpoints.checkpoint import stores_head
 from souping.core.fields import Count, Form, Precision, Seconds, Share, Threads, component
 from souping.core.files import expanded
 from souping.core.protocols import ModelHost
@@ -63,6 +63,28 @@ class RunningServer:
     stop: Callable[[], None] = field(default=lambda: None, repr=False)
 
 
+class CurrentServer:
+    """The model that a server serves now, if any."""
+
+    def __init__(self) -> None:
+        self._folder: Path | None = None
+        self._server: RunningServer | None = None
+
+    def swap(self, folder: Path, server: Server) -> RunningServer:
+        """The server of this model; the one of another model is stopped first."""
+        if self._server is None or folder != self._folder:
+            self.stop()
+            self._server = server.start(folder, folder.name)
+            self._folder = folder
+        return self._server
+
+    def stop(self) -> None:
+        running = self._server
+        self._server = None
+        if running is not None:
+            running.stop()
+
+
 @component
 class Server(ABC):
     """Settings of a server; `start` makes it serve one model.
@@ -78,8 +100,6 @@ class Server(ABC):
     kind: ClassVar[str]
     version: ClassVar[int]
     """Raise when the same settings would give other answers."""
-    decisive: ClassVar[Names]
-    """Fields of a server of ours that can change an answer."""
     packages: ClassVar[Names]
     """Packages that its interpreter needs."""
     extra: ClassVar[str]
@@ -94,6 +114,9 @@ class Server(ABC):
     python: str | None = None
     extra_args: list[str] = field(default_factory=list)
     trust_remote_code: bool = False
+    current: CurrentServer = field(
+        default_factory=CurrentServer, init=False, repr=False, compare=False
+    )
 
     @property
     def address(self) -> str | None:
@@ -114,8 +137,13 @@ class Server(ABC):
         return {
             **common,
             "extra_args": list(self.extra_args),
-            **{name: vars(self)[name] for name in self.decisive},
+            **self.decisive,
         }
+
+    @property
+    def decisive(self) -> JsonObject:
+        """Fields of a server of ours that can change an answer."""
+        return {}
 
     @property
     @abstractmethod
@@ -151,8 +179,8 @@ class Server(ABC):
         Raises:
             UserError: the server cannot start here, or does not load the model.
         """
-        for one in self.needs():
-            raise one.error()
+        for missing in self.needs():
+            raise missing.error()
         folder = folder.absolute()
         if self.address is not None:
             try:
@@ -248,7 +276,6 @@ class VllmServer(Server):
     module = "vllm.entrypoints.cli.main"
     kind = extra = "vllm"
     version = 2
-    decisive = ("tensor_parallel_size", "max_model_len", "dtype")
     packages = ("vllm",)
     how_to_start = "on this machine with VLLM_SERVER_DEV_MODE=1 and a candidate as its model"
     request: ClassVar[JsonObject] = {
@@ -264,17 +291,29 @@ class VllmServer(Server):
     dtype: Precision | Literal["auto"] = "auto"
 
     @property
+    def decisive(self) -> JsonObject:
+        return {
+            "tensor_parallel_size": self.tensor_parallel_size,
+            "max_model_len": self.max_model_len,
+            "dtype": self.dtype,
+        }
+
+    @property
     def host(self) -> ModelHost:
-        gpus = self.tensor_parallel_size
-        fraction = self.gpu_memory_utilization
-        return ModelHost(dtype=self.dtype, gpus=gpus, fraction=fraction, url=self.url)
+        return ModelHost(
+            dtype=self.dtype,
+            gpus=self.tensor_parallel_size,
+            fraction=self.gpu_memory_utilization,
+            url=self.url,
+        )
 
     def flags(self) -> list[str]:
         # Only end tokens come from the folder's own file.
         flags = ["--dtype", self.dtype, "--generation-config", "vllm"]
         flags += ["--tensor-parallel-size", str(self.tensor_parallel_size)]
         flags += ["--gpu-memory-utilization", str(self.gpu_memory_utilization)]
-        flags += ["--max-model-len", str(self.max_model_len)] if self.max_model_len else []
+        if self.max_model_len:
+            flags += ["--max-model-len", str(self.max_model_len)]
         return flags
 
     def load_into(self, address: str, folder: Path) -> RunningServer:
@@ -312,7 +351,6 @@ class TransformersServer(Server):
     module = "transformers.cli.transformers"
     kind = "transformers"
     version = 2
-    decisive = ("dtype",)
     packages = NEEDS
     extra = "serving"
     how_to_start = "on this machine without a model (`transformers serve --port P`)"
@@ -321,10 +359,12 @@ class TransformersServer(Server):
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
 
     @property
-    def settings(self) -> JsonObject:
-        kind = "cuda" if Path("/dev/nvidiactl").exists() else "cpu"  # what `auto` finds here
-        device = self.device if self.device != "auto" else f"auto:{kind}"
-        return super().settings if self.url is not None else {**super().settings, "device": device}
+    def decisive(self) -> JsonObject:
+        device = self.device
+        if device == "auto":
+            # What `auto` finds here.
+            device = "auto:cuda" if Path("/dev/nvidiactl").exists() else "auto:cpu"
+        return {"dtype": self.dtype, "device": device}
 
     @property
     def host(self) -> ModelHost:

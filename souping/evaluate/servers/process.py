@@ -112,13 +112,15 @@ class Process:
 
     def reason(self) -> str:
         """The last line of the log that names an error, else the last line."""
-        lines = [line.strip(" │|") for line in self.tail().splitlines()]
-        lines = [line for line in lines if line and not re.fullmatch(r"[─╭╰╮╯=\-]+", line)]
-        errors = [
-            line
-            for line in lines
-            if re.search(r"\b\w*(Error|Exception)\b.*:|(?i:error):|^usage:", line)
-        ]
+        lines = list[str]()
+        errors = list[str]()
+        for printed in self.tail().splitlines():
+            line = printed.strip(" │|")
+            if not line or re.fullmatch(r"[─╭╰╮╯=\-]+", line):
+                continue
+            lines.append(line)
+            if re.search(r"\b\w*(Error|Exception)\b.*:|(?i:error):|^usage:", line):
+                errors.append(line)
         return safe((errors or lines or ["its log is empty"])[-1][:300])
 
 
@@ -126,14 +128,13 @@ class PidGuard:
     """Guard that ends processes and their children once this process is gone, or at `stop`."""
 
     def __init__(self, pids: Sequence[int]) -> None:
-        roots = _running(pids)  # once one is gone, its children have another parent
-        self._processes = [
-            *roots,
-            *(child for root in roots for child in root.children(recursive=True)),
-        ]
-        self._guard = _start(
-            "watch", [str(one.pid) for one in self._processes], os.environ, subprocess.DEVNULL
-        )
+        # Once one is gone, its children have another parent.
+        roots = _running(pids)
+        self._processes = list(roots)
+        for root in roots:
+            self._processes += root.children(recursive=True)
+        numbers = [str(process.pid) for process in self._processes]
+        self._guard = _start("watch", numbers, os.environ, subprocess.DEVNULL)
 
     def stop(self) -> None:
         """End them now; returns when they are gone."""
@@ -277,14 +278,19 @@ def _response(
     import httpx
 
     end = time.monotonic() + timeout
-    headers = {
-        "Content-Type": "application/json",
-        **({"Authorization": f"Bearer {key}"} if key else {}),
-    }
-    method, sent = ("GET", None) if body is None else ("POST", json.dumps(body).encode())
+    headers = {"Content-Type": "application/json"}
+    if key:
+        headers["Authorization"] = f"Bearer {key}"
+    method = "GET"
+    content = None
+    if body is not None:
+        method = "POST"
+        content = json.dumps(body).encode()
     try:
         client = _client(urlsplit(url).hostname in LOCAL_HOSTS)
-        with client.stream(method, url, content=sent, headers=headers, timeout=timeout) as response:
+        with client.stream(
+            method, url, content=content, headers=headers, timeout=timeout
+        ) as response:
             data = bytearray()
             for piece in response.iter_bytes():
                 data += piece
@@ -297,9 +303,9 @@ def _response(
     except (httpx.HTTPError, httpx.InvalidURL, OSError, ValueError) as error:
         return ServerError(f"no answer ({type(error).__name__}: {error})")
     text = data.decode("utf-8", errors="replace")
-    return (
-        text if response.is_success else ServerError(_reason(response, text), response.status_code)
-    )
+    if response.is_success:
+        return text
+    return ServerError(_reason(response, text), response.status_code)
 
 
 def _reason(response: httpx.Response, text: str) -> str:

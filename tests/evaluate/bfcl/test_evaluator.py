@@ -22,6 +22,7 @@ from souping.core.types import Item, UserError, digest
 from souping.evaluate.bfcl import BfclEvaluator, Environment
 from souping.evaluate.bfcl.benchmark import BfclBenchmark
 from souping.evaluate.engines.transformers import load_module
+from souping.evaluate.identity import fingerprint, look
 from souping.evaluate.servers.choices import NEEDS, TransformersServer, VllmServer
 from souping.evaluate.servers.process import free_port
 from tests.conftest import Cli, recipe
@@ -107,7 +108,7 @@ class TestGenerate:
         )
         try:
             found = evaluator.evaluate(table(COOK), asked)
-            (running,) = evaluator._running.values()
+            running = SERVER.current.swap(COOK, SERVER)
             assert running.process is not None
             assert running.process.alive
         finally:
@@ -203,7 +204,9 @@ def test_code_of_a_folder_is_not_run(bfcl: Environment, roomy: Path, tmp_path: P
 )
 def test_what_is_refused(bfcl: Environment, settings: dict[str, Any], words: str) -> None:
     with pytest.raises(UserError, match=words):
-        BfclEvaluator(**{"server": SERVER, "categories": ["live"], **settings}).check(["java_cook"])
+        BfclEvaluator(**{"server": SERVER, "categories": ["live"], **settings}).prompts.check(
+            ["java_cook"]
+        )
 
 
 def test_a_candidate_may_have_a_handler_of_its_own() -> None:
@@ -219,15 +222,15 @@ def test_a_candidate_may_have_a_handler_of_its_own() -> None:
         own = evaluator.for_recipe(one)
         assert own.handler == handler
         assert (
-            own.fingerprint
-            == BfclEvaluator(server=SERVER, handler=handler).fingerprint
-            != evaluator.fingerprint
+            fingerprint(own)
+            == fingerprint(BfclEvaluator(server=SERVER, handler=handler))
+            != fingerprint(evaluator)
         )
 
 
 def test_what_changes_answers_changes_the_fingerprint() -> None:
     evaluator = BfclEvaluator(server=VllmServer())
-    assert evaluator.fingerprint == digest(evaluator.settings)
+    assert fingerprint(evaluator) == digest(evaluator.settings)
     table: list[tuple[dict[str, Any], bool]] = [
         *(
             (change, True)
@@ -245,11 +248,11 @@ def test_what_changes_answers_changes_the_fingerprint() -> None:
         *((change, False) for change in ({"categories": ["live"]}, {"replicates": 2})),
     ]
     for change, differs in table:
-        assert (replace(evaluator, **change).fingerprint != evaluator.fingerprint) is differs, (
+        assert (fingerprint(replace(evaluator, **change)) != fingerprint(evaluator)) is differs, (
             change
         )
-    assert replace(evaluator, replicates=2).look == evaluator.look
-    assert replace(evaluator, max_tokens=7).look != evaluator.look
+    assert look(replace(evaluator, replicates=2)) == look(evaluator)
+    assert look(replace(evaluator, max_tokens=7)) != look(evaluator)
 
 
 @served

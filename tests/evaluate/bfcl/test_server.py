@@ -184,7 +184,7 @@ from types import SimpleNamespace
 from tests.evaluate.bfcl.test_server import TABLE, evaluator
 from souping.evaluate.bfcl.benchmark import BfclBenchmark
 asking = evaluator(SimpleNamespace(port=int(sys.argv[2])), ids=[sys.argv[3]])
-asking.evaluate(TABLE, asking.benchmark.items())
+asking.evaluate(TABLE, asking.prompts.benchmark.items())
 """
 
 

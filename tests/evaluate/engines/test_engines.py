@@ -25,6 +25,7 @@ from souping.evaluate.engines.vllm import (
     VllmEngine,
 )
 from souping.evaluate.generate import LocalEvaluator
+from souping.evaluate.identity import fingerprint
 from souping.merge.local import LocalMerge
 from souping.pipeline.models import OpenPool
 from souping.pipeline.store import Store
@@ -54,7 +55,7 @@ def pantry_model() -> Any:
 def answers(
     asked: LocalEvaluator, pantry_model: Any, items: Sequence[Item], replicate: int = 0
 ) -> list[Answer]:
-    return asked.engine.generate(asked, pantry_model, items, replicate)
+    return asked.engine.generate(asked.generation, pantry_model, items, replicate)
 
 
 def test_an_answer_for_every_item_in_order_and_the_same_again(
@@ -104,8 +105,8 @@ def test_what_it_declares(asked: LocalEvaluator) -> None:
     settings = engine.module_settings(WISHED)
     assert settings.trust_remote_code
     assert (settings == WISHED) == (engine.model_form == "module")
-    assert engine.model_form == asked.model_form
-    assert engine.host == asked.host
+    assert engine.model_form == asked.hosting.model_form
+    assert engine.host == asked.hosting.host
     assert all(one.fix.startswith("pip install") for one in engine.needs())
     assert asked.needs() == engine.needs()
 
@@ -117,9 +118,9 @@ VLLM = replace(LOCAL, engine=VllmEngine())
 def test_the_fingerprint_covers_what_changes_answers_and_nothing_else() -> None:
     assert "engine" not in LOCAL.settings
     assert (
-        LOCAL.fingerprint
+        fingerprint(LOCAL)
         == digest(LOCAL.settings)
-        == replace(LOCAL, engine=TransformersEngine()).fingerprint
+        == fingerprint(replace(LOCAL, engine=TransformersEngine()))
     )
     engines: list[dict[str, Any]] = [
         {"tensor_parallel_size": 2},
@@ -132,12 +133,11 @@ def test_the_fingerprint_covers_what_changes_answers_and_nothing_else() -> None:
     evaluators: list[dict[str, Any]] = [{"batch_size": 3}, {"max_new_tokens": 9}, {"stop": ["x"]}]
     changed = [replace(VLLM, engine=VllmEngine(**change)) for change in engines]
     changed += [replace(VLLM, **change) for change in evaluators]
-    assert len({one.fingerprint for one in [LOCAL, VLLM, *changed]}) == 2 + len(changed)
+    assert len({fingerprint(one) for one in [LOCAL, VLLM, *changed]}) == 2 + len(changed)
     engine = VllmEngine(gpu_memory_utilization=0.3)
-    assert (
-        replace(VLLM, engine=engine, dtype="bfloat16", threads=7, workers=3).fingerprint
-        == VLLM.fingerprint
-    )
+    assert fingerprint(
+        replace(VLLM, engine=engine, dtype="bfloat16", threads=7, workers=3)
+    ) == fingerprint(VLLM)
 
 
 @pytest.mark.skipif(importlib.util.find_spec("vllm") is not None, reason="vLLM is there")

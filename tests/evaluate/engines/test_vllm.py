@@ -105,8 +105,7 @@ def test_the_arguments_of_llm_and_the_servers_flags() -> None:
         *parameters(method("entrypoints/llm.py", "LLM", "__init__")),
         *fields("engine/arg_utils.py", "EngineArgs"),
     }
-    settings = {**VllmEngine().settings, "gpu_memory_utilization": 0.5, "trust_remote_code": False}
-    assert set(llm_arguments(Path("/m"), settings)) <= known
+    assert set(llm_arguments(Path("/m"), VllmEngine(), False)) <= known
     text = (HOME / "engine/arg_utils.py").read_text()
     command = VllmServer(
         max_model_len=9, extra_args=["--enforce-eager"], trust_remote_code=True

@@ -176,8 +176,8 @@ def both(own: HarnessEvaluator, served: Any) -> tuple[Any, Any]:
     from lm_eval.models.huggingface import HFLM
     from lm_eval.tasks import TaskManager
 
-    items = own.benchmark.items()
-    values = own.item_scores(items, [[record] for record in own.evaluate(served, items)])
+    items = own.prompts.benchmark.items()
+    values = own.scoring.item_scores(items, [[record] for record in own.evaluate(served, items)])
     lm = HFLM(pretrained=served.module, tokenizer=served.tokenizer, batch_size=16)
     manager = TaskManager(include_path=own.include_path, include_defaults=False)
     tasks: list[Any] = list(own.tasks)

@@ -14,6 +14,7 @@ import pytest
 
 from souping.core.types import Record, UserError
 from souping.evaluate.benchmark import assign
+from souping.evaluate.identity import fingerprint
 from souping.evaluate.lm_eval import HarnessEvaluator
 from tests.conftest import Cli
 from tests.support import lm_eval_tasks
@@ -68,7 +69,7 @@ def likelihoods(samples: Mapping[str, Any], item: str) -> Any:
 def test_every_answer_is_the_harness_own(
     evaluator: HarnessEvaluator, served: SimpleNamespace, folder: Path
 ) -> None:
-    items = evaluator.benchmark.items()
+    items = evaluator.prompts.benchmark.items()
     records = evaluator.evaluate(served, items)
     samples = by_hand(served, folder, ALL)
     assert [r.item for r in records] == [i.id for i in items]
@@ -108,7 +109,7 @@ def test_prompts_are_the_harness_own_even_of_a_part_of_the_documents(
     )
     own = replace(evaluator, tasks=["shots"], **settings)
     samples = by_hand(served, folder, ["shots"], **settings)
-    items = own.benchmark.items()
+    items = own.prompts.benchmark.items()
     for asked in (items, [items[7], items[3]]):
         records = own.evaluate(served, asked)
         assert [record.item for record in records] == [item.id for item in asked]
@@ -125,8 +126,10 @@ def test_new_weights_in_the_same_module_change_the_answers(
 ) -> None:
     import torch
 
-    mine, other = (live(family / name, evaluator.module_settings()) for name in ("ant", "dog"))
-    items = evaluator.benchmark.items()
+    mine, other = (
+        live(family / name, evaluator.hosting.module_settings()) for name in ("ant", "dog")
+    )
+    items = evaluator.prompts.benchmark.items()
     before = evaluator.evaluate(mine, items)
     with torch.no_grad():
         for own, theirs in zip(mine.module.parameters(), other.module.parameters(), strict=True):
@@ -147,17 +150,17 @@ def test_new_weights_in_the_same_module_change_the_answers(
 def test_category_and_group(
     evaluator: HarnessEvaluator, settings: dict[str, Any], category: str, group: str
 ) -> None:
-    plain = {i.id: i for i in evaluator.benchmark.items()}["pick2/3"]
+    plain = {i.id: i for i in evaluator.prompts.benchmark.items()}["pick2/3"]
     own = replace(evaluator, **settings)  # type: ignore[arg-type]
-    item = {i.id: i for i in own.benchmark.items()}["pick2/3"]
+    item = {i.id: i for i in own.prompts.benchmark.items()}["pick2/3"]
     assert (item.category, item.group) == (category, group)
     assert item.fingerprint == plain.fingerprint
-    assert own.fingerprint == evaluator.fingerprint
+    assert fingerprint(own) == fingerprint(evaluator)
 
 
 def test_the_limit_chooses_documents(evaluator: HarnessEvaluator, tmp_path: Path) -> None:
     first = replace(evaluator, tasks=["pick", "write"], limit=0.25)
-    assert [i.id for i in first.benchmark.items()] == [
+    assert [i.id for i in first.prompts.benchmark.items()] == [
         f"{t}/{n}" for t in ("pick", "write") for n in range(3)
     ]
     data = [{**row, "kind": "abcde"[n // 4]} for n, row in enumerate(lm_eval_tasks.rows(20, 1))]
@@ -166,7 +169,7 @@ def test_the_limit_chooses_documents(evaluator: HarnessEvaluator, tmp_path: Path
         tasks=["read"], include_path=str(tmp_path), category="column:kind", limit=7
     )
     # some of every category
-    assert [item.category for item in own.benchmark.items()] == list("aabbcde")
+    assert [item.category for item in own.prompts.benchmark.items()] == list("aabbcde")
 
 
 def test_what_changes_an_answer_makes_a_new_item(folder: Path, tmp_path: Path) -> None:
@@ -174,12 +177,14 @@ def test_what_changes_an_answer_makes_a_new_item(folder: Path, tmp_path: Path) -
         own = HarnessEvaluator(
             tasks=["pick", "shots", "write"], include_path=str(tmp_path), **settings
         )
-        return {i.id: i.fingerprint for i in own.benchmark.items()}
+        return {i.id: i.fingerprint for i in own.prompts.benchmark.items()}
 
     lm_eval_tasks.make(tmp_path)
     base = HarnessEvaluator(tasks=["pick", "shots", "write"], include_path=str(folder))
     before = prints()
-    assert before == {i.id: i.fingerprint for i in base.benchmark.items()}  # wherever the data lies
+    assert before == {
+        i.id: i.fingerprint for i in base.prompts.benchmark.items()
+    }  # wherever the data lies
     for settings, changed in (
         ({"metric": {"pick": "acc_norm"}}, {"pick"}),
         ({"gen_kwargs": {"max_gen_toks": 3}}, {"write"}),
@@ -267,7 +272,7 @@ def free(folder: Path) -> HarnessEvaluator:
 def ask(
     own: HarnessEvaluator, served: Any, replicate: int = 0, only: slice = slice(None)
 ) -> list[Record]:
-    return own.evaluate(served, own.benchmark.items()[only], replicate)
+    return own.evaluate(served, own.prompts.benchmark.items()[only], replicate)
 
 
 def texts(records: Sequence[Record]) -> list[str]:
@@ -308,11 +313,12 @@ def test_prompts_are_counted_and_those_that_are_cut_are_truncated(
 ) -> None:
     whole = ask(free, served)
     lengths = [
-        len(served.tokenizer(str(item.prompt))["input_ids"]) for item in free.benchmark.items()
+        len(served.tokenizer(str(item.prompt))["input_ids"])
+        for item in free.prompts.benchmark.items()
     ]
     assert [record.prompt_tokens for record in whole] == lengths
     assert len({record.prompt_key for record in whole}) == len(whole)
-    assert len({free.scorer_digest(item) for item in free.benchmark.items()}) == 1
+    assert len({free.scoring.scorer_digest(item) for item in free.prompts.benchmark.items()}) == 1
     limit = max(lengths) + 11
     cut = ask(replace(free, max_length=limit), served)
     reason = f"the prompt was cut on the left to fit the context of {limit} tokens"
@@ -329,7 +335,7 @@ def drawn(free: HarnessEvaluator) -> HarnessEvaluator:
 
 
 def test_an_answer_is_its_own(drawn: HarnessEvaluator, free: HarnessEvaluator, served: Any) -> None:
-    assert drawn.answers_per_item == 3
+    assert drawn.sampling.answers_per_item == 3
     first, second = ask(drawn, served), ask(drawn, served, 1)
     assert [record.replicate for record in second] == [1] * 8
     assert texts(first) != texts(second)
@@ -360,4 +366,4 @@ def test_what_cannot_be_generated(
     free: HarnessEvaluator, task: str, settings: dict[str, Any], message: str
 ) -> None:
     with pytest.raises(UserError, match=message):
-        replace(free, tasks=[task], **settings).benchmark.items()
+        replace(free, tasks=[task], **settings).prompts.benchmark.items()

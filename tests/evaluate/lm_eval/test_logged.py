@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 
 from souping.core.types import Recipe, Request, UserError
+from souping.evaluate.identity import fingerprint
 from souping.evaluate.lm_eval import HarnessEvaluator
 from souping.pipeline.evaluation import EvaluatorWorker
 from tests.support import lm_eval_tasks
@@ -93,16 +94,16 @@ def counted(evaluator: HarnessEvaluator, monkeypatch: pytest.MonkeyPatch) -> lis
 def test_records_are_those_of_the_model_and_it_is_not_asked(
     evaluator: HarnessEvaluator, served: SimpleNamespace, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    items = evaluator.benchmark.items()
+    items = evaluator.prompts.benchmark.items()
     live = evaluator.evaluate(served, items)
     asked = counted(evaluator, monkeypatch)
     worker = EvaluatorWorker({"": (evaluator, lambda recipe: served)})
     found = worker.put(Request(number=0, recipe=ANT, items=items)).records
     assert asked == []
     assert (
-        evaluator.for_recipe(ANT).fingerprint
-        == evaluator.fingerprint
-        == replace(evaluator, logs=None).fingerprint
+        fingerprint(evaluator.for_recipe(ANT))
+        == fingerprint(evaluator)
+        == fingerprint(replace(evaluator, logs=None))
     )
     for own, other in zip(found, live, strict=True):
         assert (own.item, own.output, own.outcome) == (other.item, other.output, other.outcome)
@@ -141,7 +142,7 @@ def test_other_documents_and_prompts_are_evaluated(
             sample[key] = value
 
     changed = replace(evaluator, logs={"ant": str(rewrite(logged, tmp_path, change))})
-    items = [item for item in changed.benchmark.items() if item.id.startswith(task)]
+    items = [item for item in changed.prompts.benchmark.items() if item.id.startswith(task)]
     asked = counted(changed, monkeypatch)
     changed.for_recipe(ANT).evaluate(served, items)
     assert set(asked) == {f"{task}/2"}
@@ -151,7 +152,7 @@ def test_other_documents_and_prompts_are_evaluated(
 def test_what_is_wrong_is_found_before_any_work(
     evaluator: HarnessEvaluator, tmp_path: Path
 ) -> None:
-    evaluator.check(["ant", "bee"])
+    evaluator.prompts.check(["ant", "bee"])
     for logs, more, words in (
         ({"cat": "x"}, {}, "evaluator.logs"),
         ({"ant": str(tmp_path / "none")}, {}, "no such folder"),
@@ -159,4 +160,4 @@ def test_what_is_wrong_is_found_before_any_work(
         (evaluator.logs, {"replicates": 2}, "evaluator.samples"),
     ):
         with pytest.raises(UserError, match=words):
-            replace(evaluator, logs=logs, **more).check(["ant", "bee"])  # type: ignore[arg-type]
+            replace(evaluator, logs=logs, **more).prompts.check(["ant", "bee"])  # type: ignore[arg-type]

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from souping.core.types import UserError
+from souping.evaluate.identity import fingerprint
 from souping.evaluate.lm_eval import HarnessEvaluator
 from souping.evaluate.lm_eval.task_files import PAPER_TASKS, code_in, sandbox
 from souping.evaluate.lm_eval.tasks import require
@@ -118,17 +119,17 @@ def test_only_code_that_is_allowed_runs_and_its_source_is_in_the_items(wild: Pat
     assert [*asking(wild, "calm").loaded] == ["calm"]
     assert not (wild / "RAN").exists()
     own = asking(wild, "wild", allow=True)
-    items = own.benchmark.items()
+    items = own.prompts.benchmark.items()
     assert {item.prompt for item in items} == {"a"}
     assert (wild / "RAN").exists()
-    assert own.pool_notes({}) == [
+    assert own.prompts.pool_notes({}) == [
         f"evaluator.allow_code: ran {wild / 'wild.yaml'}: doc_to_text: !function evil.f"
     ]
-    assert own.fingerprint == asking(wild, "wild").fingerprint
-    assert replace(own).benchmark.items()[0].fingerprint == items[0].fingerprint
+    assert fingerprint(own) == fingerprint(asking(wild, "wild"))
+    assert replace(own).prompts.benchmark.items()[0].fingerprint == items[0].fingerprint
     with (wild / "evil.py").open("a") as text:
         text.write("# changed\n")
-    assert replace(own).benchmark.items()[0].fingerprint != items[0].fingerprint
+    assert replace(own).prompts.benchmark.items()[0].fingerprint != items[0].fingerprint
 
 
 def test_files_of_the_harness_and_of_this_package_may(evil: Path) -> None:
@@ -213,7 +214,7 @@ def refused(folder: Path, *tasks: Any, **settings: Any) -> str:
         tasks=list(tasks), include_path=str(folder), include_defaults=False, **settings
     )
     with pytest.raises(UserError) as caught:
-        own.benchmark.items()
+        own.prompts.benchmark.items()
     assert 1 <= len(str(caught.value).splitlines()) <= 2
     return str(caught.value)
 

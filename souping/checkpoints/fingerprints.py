@@ -1,0 +1,142 @@
+"""Fingerprints of checkpoints: digests of their tensors and of the files beside them.
+
+A file is hashed once for each of its stamps, where a cache keeps the digests.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import time
+from collections.abc import Iterator, Mapping, MutableMapping, Sequence
+from pathlib import Path
+from typing import TypeAlias
+
+import numpy as np
+
+from souping.checkpoints.checkpoint import Checkpoint
+from souping.checkpoints.folder import (
+    Like,
+)
+from souping.checkpoints.header import (
+    Tensor,
+)
+from souping.checkpoints.reader import WeightReader
+from souping.checkpoints.stamps import Stamp, check_stamp, settled
+from souping.core.types import Json, digest
+
+HASHED_PIECE_BYTES = 1 << 20
+
+
+Cache: TypeAlias = MutableMapping[str, str] | None
+"""Digests of files that are known already."""
+
+
+def fingerprint(
+    folder: Path, cache: Cache = None, allow_pickle: bool = False, like: Like | None = None
+) -> str:
+    """SHA-256 (hex) over the tensors, config, tokenizer and chat template of a model folder.
+
+    Names, dtypes, shapes and values of tensors count, and the names and bytes of the other files. How the tensors are
+    laid out in files does not: a sharded checkpoint and its conversion are one model. With `cache`, a file is hashed
+    once for each (resolved path, stamp); the name of a file says nothing about its content.
+
+    Raises:
+        UserError: as `Checkpoint.open`, or a file changes meanwhile.
+    """
+    return fingerprint_of(Checkpoint.open(folder, allow_pickle, like), cache)
+
+
+def fingerprint_of(checkpoint: Checkpoint, cache: Cache = None) -> str:
+    """`fingerprint` of a folder that is open already."""
+    digests = {"": weights_of(checkpoint, cache)}
+    for name in checkpoint.side:
+        digests[name] = file_digest(checkpoint.home / name, cache)
+    value = digest(digests)
+    checkpoint.check_unchanged()
+    return value
+
+
+def weights_of(checkpoint: Checkpoint, cache: Cache = None) -> str:
+    """SHA-256 (hex) over the tensors alone: their names, dtypes, shapes and values, as they are stored."""
+    checkpoint = checkpoint.quantised or checkpoint
+    rows: list[list[Json]] = []
+    for group in hashed_groups(checkpoint):
+        values = tensor_digests(checkpoint, group, cache)
+        for tensor, value in zip(group, values, strict=True):
+            rows.append([tensor.name, tensor.dtype, list(tensor.shape), value])
+    return digest(sorted(rows))
+
+
+def hashed_groups(checkpoint: Checkpoint) -> Iterator[list[Tensor]]:
+    """The tensors of each file, or all where they are assembled, in the order of their bytes."""
+    groups: dict[str, list[Tensor]] = {}
+    for tensor in checkpoint.tensors.values():
+        groups.setdefault(tensor.file, []).append(tensor)
+    for file in sorted(groups):
+        yield sorted(groups[file], key=lambda tensor: (tensor.offset, tensor.nbytes, tensor.name))
+
+
+def tensor_digests(checkpoint: Checkpoint, group: Sequence[Tensor], cache: Cache) -> list[str]:
+    """SHA-256 (hex) of each tensor of a group of `hashed_groups`; read once where a `cache` keeps them."""
+    number = checkpoint.file_number(group[0])
+    before = hashed_files(checkpoint, number)
+    key = tensors_key(checkpoint, before)
+    if cache is not None and key in cache:
+        digests = cache[key].split()
+        if len(digests) != len(group):
+            return [cache[key]] * len(group)  # a stand-in until it is read
+        return digests
+    values = []
+    with WeightReader(checkpoint) as reader:
+        for tensor in group:
+            hashing = hashlib.sha256()
+            for start in range(0, tensor.nbytes, HASHED_PIECE_BYTES):
+                piece = np.empty(min(HASHED_PIECE_BYTES, tensor.nbytes - start), np.uint8)
+                reader.read(number, piece, tensor.offset + start)
+                hashing.update(piece.data)
+            values.append(hashing.hexdigest())
+    keep_digest(key, before, " ".join(values), cache)
+    return values
+
+
+def hashed_files(checkpoint: Checkpoint, number: int) -> dict[Path, Stamp]:
+    """The files that the tensors of a group are in, with their stamps."""
+    files = checkpoint.files
+    if checkpoint.assembly is None:
+        files = (files[number],)
+    paths = [checkpoint.folder / name for name in files]
+    return {path: settled(path) for path in paths}
+
+
+def tensors_key(checkpoint: Checkpoint, files: Mapping[Path, Stamp]) -> str:
+    """Under what the digests of a group are kept: for assembled tensors the views of the files count too."""
+    keys = [digest_key(path, state) for path, state in files.items()]
+    if checkpoint.assembly is None:
+        return f"tensors|{keys[0]}"
+    views = repr(checkpoint.assembly.views)
+    return f"tensors|{checkpoint.folder.resolve()}|{digest([keys, views])}"
+
+
+def keep_digest(key: str, before: Mapping[Path, Stamp], value: str, cache: Cache) -> None:
+    """Note a digest in the cache. Raises UserError where a file has changed since `before`."""
+    for path, state in before.items():
+        check_stamp(path, state)
+    if cache is not None and time.time_ns() > max(state[2] for state in before.values()):
+        cache[key] = value  # a clock that went back tells nothing
+
+
+def file_digest(path: Path, cache: Cache) -> str:
+    """SHA-256 (hex) of a file, hashed once where a `cache` keeps it."""
+    before = settled(path)
+    key = digest_key(path, before)
+    if cache is not None and key in cache:
+        return cache[key]
+    with path.open("rb") as file:
+        value = hashlib.file_digest(file, "sha256").hexdigest()
+    keep_digest(key, {path: before}, value, cache)
+    return value
+
+
+def digest_key(path: Path, state: Stamp) -> str:
+    """Under what a file's digest is kept."""
+    return "|".join(map(str, (path.resolve(), *state)))

@@ -1,0 +1,79 @@
+"""Weight files of a checkpoint, open to be read by several threads."""
+
+from __future__ import annotations
+
+import os
+import weakref
+from contextlib import ExitStack
+
+from souping.checkpoints.checkpoint import Checkpoint
+from souping.checkpoints.ranges import (
+    Pointer,
+    RangeReader,
+    pointer_in,
+)
+from souping.checkpoints.stamps import changed
+from souping.checkpoints.views import Raw, Tile
+from souping.core.open_files import read_at
+
+
+class WeightReader:
+    """Weight files of a checkpoint, open to be read by several threads; a context manager."""
+
+    def __init__(self, checkpoint: Checkpoint) -> None:
+        """Raises UserError where a file is not the one that was opened before."""
+        self._assembly = checkpoint.assembly
+        self._files = checkpoint.files
+        self._stack = ExitStack()
+        self._opened = dict[str, int]()
+        self._remote = dict[str, Pointer]()
+        self._ranges = RangeReader()
+        weakref.finalize(self, self._stack.close)
+        self._stack.callback(self._ranges.close)
+        try:
+            for name in checkpoint.files:
+                path = checkpoint.folder / name
+                remote = pointer_in(path)
+                if remote is not None:
+                    self._remote[name] = remote
+                descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+                self._stack.callback(os.close, descriptor)
+                self._opened[name] = descriptor
+                if os.fstat(descriptor).st_size != checkpoint.stamps[name][0]:
+                    raise changed(path)
+        except BaseException:
+            self.close()
+            raise
+
+    def __enter__(self) -> WeightReader:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        self._stack.close()
+
+    def read(self, number: int, into: Raw, offset: int, tiles: list[Tile] | None = None) -> None:
+        """Fill `into` with bytes of file `number`, or of the assembled tensors (EOFError: the file ends early).
+
+        With a list for `tiles`, elements that are stored in parts are left in the order of those.
+        """
+        if self._assembly is not None:
+            self._assembly.fetch(into, offset, self._fetch, tiles)
+        else:
+            self._fetch(self._files[number], into, offset)
+
+    def _fetch(self, file: str, into: Raw, offset: int) -> None:
+        view = into.data
+        descriptor = self._opened[file]
+        remote = self._remote.get(file)
+        while len(view):
+            if remote is not None:
+                count = self._ranges.read(remote, view, offset)
+            else:
+                count = read_at(descriptor, view, offset)
+            if count <= 0:
+                raise EOFError(file)
+            view = view[count:]
+            offset = offset + count

@@ -1,0 +1,74 @@
+"""Entries of `also`: the nodes of the benchmarks that a run evaluates besides its own."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from souping.core.fields import pick
+from souping.core.files import expanded
+from souping.core.text import nearest
+from souping.core.types import UserError
+from souping.pipeline.settings import (
+    model_settings,
+)
+
+HARNESS = "souping.evaluate.lm_eval.HarnessEvaluator"
+
+
+def also_node(
+    entry: Any, where: str, evaluator: Mapping[str, Any]
+) -> tuple[str, str, dict[str, Any]]:
+    """Entry of `also`: its name, the group that it chooses (`evaluator` or `benchmark`), and the node of the choice.
+
+    `evaluator` is the run's evaluator node: lm_eval takes its dtype and device unless the entry has them. A text is the
+    path of a JSON Lines file or the name of an lm_eval task. A mapping has `path`, or `tasks` with any other key of
+    evaluator=lm_eval; and `name`.
+
+    Raises:
+        UserError: it is neither, or a file is missing.
+    """
+    if isinstance(entry, str) and entry.strip():
+        entry = {"path": entry} if _is_path(entry) else {"name": entry, "tasks": [entry]}
+    sources = {"path", "tasks"}.intersection(entry if isinstance(entry, Mapping) else ())
+    if not sources or not isinstance(entry.get("name", ""), str):
+        raise UserError(
+            f"{where}={entry!r:.60} must be a file of items, an lm_eval task, or a mapping with path or tasks"
+        )
+    if "tasks" in sources:
+        return _tasks(entry, where, evaluator)
+    for key in entry:
+        pick(str(key), ("name", "path"), f"{where}: key")
+    return _file(str(entry["path"]), where, entry.get("name"))
+
+
+def _is_path(text: str) -> bool:
+    return (
+        text.endswith((".jsonl", ".json"))
+        or text.startswith((".", "/", "~"))
+        or Path(text).is_file()
+    )
+
+
+def _file(text: str, where: str, name: str | None) -> tuple[str, str, dict[str, Any]]:
+    path = expanded(text, where)
+    if not path.is_file():
+        beside = [p.name for p in path.parent.iterdir()] if path.parent.is_dir() else []
+        raise UserError(f"{where}={text}: there is no such file{nearest(path.name, beside)}")
+    node = {"_target_": "souping.evaluate.benchmark.Benchmark", "path": str(path)}
+    return name or path.stem, "benchmark", node
+
+
+def _tasks(
+    entry: Mapping[str, Any], where: str, evaluator: Mapping[str, Any]
+) -> tuple[str, str, dict[str, Any]]:
+    tasks = [entry["tasks"]] if isinstance(entry["tasks"], str) else entry["tasks"]
+    if not isinstance(tasks, list) or not tasks:
+        raise UserError(f"{where}.tasks={tasks!r:.60} must be a list of tasks or groups of lm_eval")
+    shared = model_settings(evaluator) | (
+        {"include_path": evaluator["include_path"]} if "include_path" in evaluator else {}
+    )
+    settings = {key: value for key, value in entry.items() if key != "name"}
+    name = str(entry.get("name") or "+".join(map(str, tasks)))
+    return name, "evaluator", {"_target_": HARNESS, **shared, **settings, "tasks": tasks}

@@ -1,0 +1,188 @@
+"""Build of the parts that the configuration names, each checked against the signature that it feeds.
+
+Config stops here: parts get plain arguments, never a DictConfig.
+"""
+
+from __future__ import annotations
+
+import inspect
+import re
+import traceback
+from collections.abc import Callable, Mapping
+from contextlib import suppress
+from functools import partial
+from typing import Any
+
+from hydra.utils import get_object
+
+from souping.analysis import Analysis
+from souping.cli.also import also_node
+from souping.cli.config import (
+    CHECKED,
+    GROUPS,
+    PARTS,
+    USER_CODE,
+    check,
+    is_callable,
+    is_part,
+    setting_mismatch,
+)
+from souping.core.fields import Hint, hints_of
+from souping.core.text import first_line, is_user_code, listed, nearest, source_of
+from souping.core.types import Json, JsonObject, UserError
+from souping.pipeline.settings import (
+    GROUP_KINDS,
+    ExtraEntry,
+)
+
+MERGED = ("pool", "optimiser", "merge", "tracker")
+"""Parts of a merge."""
+
+
+def build(config: Mapping[str, Any]) -> dict[str, Any]:
+    """The components of a run, or the few of a merge, checked.
+
+    Raises:
+        UserError: as `check` and `build_part`.
+    """
+    check(config)
+    if merges_only(config):
+        return {group: build_part(config[group], GROUP_KINDS[group], group) for group in MERGED}
+    parts = {group: build_part(config[group], kind_of(group), group) for group in GROUPS}
+    analyses = {
+        name: build_part(node, Analysis, f"analysis.{name}")
+        for name, node in config["analysis"].items()
+    }
+    return {
+        **{group: parts[group] for group in PARTS},
+        "also": _build_also(config),
+        "analyses": analyses,
+    }
+
+
+def _build_also(config: Mapping[str, Any]) -> tuple[ExtraEntry, ...]:
+    """The entries of `also` with the part that each names."""
+    entries = []
+    for number, entry in enumerate(config["also"]):
+        name, group, node = also_node(entry, f"also[{number}]", config["evaluator"])
+        part = build_part(node, GROUP_KINDS[group], f"also[{number}].{group}")
+        entries.append(ExtraEntry(name=name, **{group: part}))
+    return tuple(entries)
+
+
+def merges_only(config: Mapping[str, Any]) -> bool:
+    """Whether nothing is evaluated: a soup of weights given by hand, or of a recipe."""
+    from souping.evaluate.benchmark import NoBenchmark
+
+    node = config["benchmark"]
+    named = isinstance(node, Mapping) and "_target_" in node
+    with suppress(UserError):  # building the benchmark reports it
+        return bool(config["recipe"]) or (named and _target(node, "benchmark") is NoBenchmark)
+    return False
+
+
+def kind_of(group: str) -> Any:
+    """What the choices of a group make; engines and servers are imported only here."""
+    if group in GROUP_KINDS:
+        return GROUP_KINDS[group]
+    from souping.evaluate.engines.transformers import Engine
+    from souping.evaluate.servers.choices import Server
+
+    return {"engine": Engine, "server": Server}[group]
+
+
+def build_part(node: Json, kind: Hint, where: str) -> Any:
+    """The part that a node makes, its settings held against the signature that they feed.
+
+    Values are taken as they are, `${...}` in a folder's name included. The one place that instantiates (hydra-core 1.4
+    will want its whitelist here).
+
+    Raises:
+        UserError: an unknown or missing setting, or a wrong value; or the result is not of this kind.
+    """
+    if node is None:
+        raise UserError(
+            f"no {where} is chosen: add {where}=NAME (experiment=merge chooses none: leave it out if there are items)"
+        )
+    if not isinstance(node, Mapping) or "_target_" not in node:
+        raise UserError(
+            f"{where} must be one of its group's choices ({where}=NAME), not {node!r:.60}"
+        )
+    target = _target(node, where)
+    known = _settable(target, kind)
+    hints = hints_of(target)
+    settings = {str(key): value for key, value in node.items() if key != "_target_"}
+    for key in settings:
+        if key not in known:
+            name = str(node["_target_"]).rsplit(".", 1)[-1]
+            raise UserError(f"{where}.{key} is not a key of {where}={name}{nearest(key, known)}")
+    values = {
+        key: _setting(value, hints.get(key, Any), where, key) for key, value in settings.items()
+    }
+    for key in known:
+        if known[key] and key not in settings:
+            raise UserError(f"{where}.{key} is not set")
+    _refuse_abstract(target, where)
+    called = is_callable(kind) and not inspect.isclass(target)
+    part = partial(target, **values) if called else target(**values)
+    if inspect.isclass(kind) and not isinstance(part, kind):
+        raise UserError(
+            f"{where}: {source_of(target)} makes a {type(part).__name__}, no {kind.__name__}"
+        )
+    return part
+
+
+def _refuse_abstract(target: Callable[..., Any], where: str) -> None:
+    """Refuse a class that lacks methods, by its name and theirs (UserError)."""
+    if inspect.isabstract(target):
+        missing = listed(sorted(vars(target)["__abstractmethods__"]))
+        raise UserError(
+            f"{where}: {source_of(target)} lacks {missing}, which its base class leaves to it"
+        )
+
+
+def _setting(value: Json, hint: Hint, where: str, key: str) -> Any:
+    """The value of a part's setting: a part that is built, or what fits the annotation."""
+    if is_part(hint) and isinstance(value, Mapping) and "_target_" in value:
+        return build_part(value, hint, key if value == CHECKED.get(key) else f"{where}.{key}")
+    if is_part(hint) and isinstance(value, str) and key in GROUPS:
+        raise UserError(
+            f"{where}.{key}={value:.60} is a choice of the group {key}: write {key}={value:.60}"
+        )
+    if wrong := setting_mismatch(value, hint):
+        raise UserError(f"{where}.{key}={value!r:.60} {wrong}")
+    return value
+
+
+def _target(node: JsonObject, where: str) -> Callable[..., Any]:
+    """The class or function that a node names. Raises UserError if it cannot be imported, with the reason."""
+    name = node["_target_"]
+    try:
+        target: Callable[..., Any] = get_object(str(name))
+    except Exception as error:  # whatever the module does while it is imported
+        cause = error.__cause__ or error
+        trace = traceback.extract_tb(cause.__traceback__)
+        lines = [
+            f"{f.filename}:{f.lineno}: "
+            for f in trace
+            if not re.search("importlib|/hydra/", f.filename)
+        ]
+        why = f"{''.join(lines[-1:])}{type(cause).__name__}: {first_line(cause)}"
+        raise UserError(
+            f"{where}._target_={name!r:.80} is no class or function that can be imported: {why}"
+        ) from None
+    if not callable(target):
+        raise UserError(f"{where}._target_={name} is no class or function")
+    if is_user_code(target):
+        with suppress(TypeError):
+            USER_CODE[inspect.getfile(target)] = source_of(target)
+    return target
+
+
+def _settable(target: Callable[..., Any], kind: Hint) -> dict[str, bool]:
+    """{argument: whether it must be given}; of a function that is itself the component, those that have a default."""
+    parameters = inspect.signature(target).parameters.values()
+    if is_callable(kind) and not inspect.isclass(target):
+        return {p.name: False for p in parameters if p.default is not p.empty}
+    spread = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
+    return {p.name: p.default is p.empty for p in parameters if p.kind not in spread}

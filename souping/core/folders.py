@@ -1,0 +1,167 @@
+"""Folders that appear whole or not at all, and folders that go when their holder is gone.
+
+A folder is written beside its place, flushed to the disk, then renamed. A lock file shows whether a living process
+holds a folder.
+"""
+
+from __future__ import annotations
+
+import glob
+import os
+import shutil
+from collections.abc import Collection, Iterable, Iterator, Mapping
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import IO
+
+from souping.core.files import expanded
+from souping.core.open_files import lock
+from souping.core.types import UserError
+
+LOCK_FILE = ".lock"
+STAGING_MARK = ".souping"
+"""File that marks a staging folder of ours, so that a user's folder of that name is never removed."""
+
+
+@contextmanager
+def staged(out: Path) -> Iterator[Path]:
+    """A folder beside `out` to write into; it becomes `out` when the block ends well, else nothing is left.
+
+    `out` must be absent or an empty folder: a soup never replaces anything. One run at a time writes it; the lock is
+    beside the stage and is held until the stage has become `out`. Stages of killed runs are removed first.
+
+    Raises:
+        UserError: `out` is not empty, another run writes it, its parent cannot be written, or the disk is full.
+    """
+    out = Path(os.path.abspath(expanded(out)))
+    if (
+        out.is_symlink()
+        or (out.exists() and not out.is_dir())
+        or (out.is_dir() and any(out.iterdir()))
+    ):
+        raise UserError(
+            f"{out} exists and is not an empty folder: choose another place, or remove it first"
+        )
+    new_folders = missing_folders(out.parent)
+    stage = out.parent / f".{out.name}.part-{os.getpid()}"
+    try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        with _alone(out):
+            for mark in out.parent.glob(f".{glob.escape(out.name)}.part-*/{STAGING_MARK}"):
+                shutil.rmtree(mark.parent, ignore_errors=True)
+            stage.mkdir()
+            (stage / STAGING_MARK).touch()
+            try:
+                yield stage
+                _finish(stage, out)
+            finally:
+                shutil.rmtree(stage, ignore_errors=True)
+    except BaseException as error:
+        discard(out.parent, new_folders)
+        if isinstance(error, OSError) and (
+            error.filename is None or str(stage) in str(error.filename)
+        ):
+            error.filename = str(out)  # the stage is gone, and a full disk names no file
+        raise
+
+
+@contextmanager
+def _alone(out: Path) -> Iterator[None]:
+    """Be the one who writes `out`."""
+    place = out.with_name(f".{out.name}{LOCK_FILE}")
+    with place.open("a") as file:
+        try:
+            lock(file.fileno(), wait=False)
+            # its holder has just ended, another began
+            if os.fstat(file.fileno()).st_ino != place.stat().st_ino:
+                raise BlockingIOError
+        except (BlockingIOError, FileNotFoundError):
+            raise UserError(
+                f"{out}: another run is writing there: choose another place, or wait for its end"
+            ) from None
+        if os.fstat(file.fileno()).st_size:
+            raise UserError(
+                f"{place} is not souping's lock: choose another place for the soup, or move that file"
+            )
+        try:
+            yield
+        finally:
+            with suppress(OSError):
+                place.unlink()
+
+
+def _finish(stage: Path, out: Path) -> None:
+    folders = [stage, *(path for path in stage.rglob("*") if path.is_dir())]
+    for path in [*(path for path in stage.rglob("*") if path.is_file()), *folders]:
+        _sync(path)
+    (stage / STAGING_MARK).unlink()
+    os.rename(stage, out)
+    with suppress(OSError):  # the soup is there, even if the folder above cannot be flushed
+        _sync(out.parent)
+
+
+def _sync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def write_files(stage: Path, files: Mapping[str, str | bytes]) -> None:
+    """Small files into the staging folder; names may have one level of folders."""
+    for name, content in files.items():
+        path = stage / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(content.encode() if isinstance(content, str) else content)
+
+
+def missing_folders(folder: Path) -> list[Path]:
+    """A path and the folders above it that do not exist yet, deepest first: what is made there is the caller's."""
+    folder = folder.absolute()
+    return [path for path in (folder, *folder.parents) if not path.exists()]
+
+
+def discard(folder: Path, new_folders: Collection[Path], early: Collection[str] = ()) -> None:
+    """Remove what a refused run made: its folder while only files of these names are in it, then the folders above that
+    are empty. A folder is the run's where it, or one above it, is among those `new_folders`; all others stay."""
+    folder = folder.absolute()
+    with suppress(OSError):
+        inside = list(folder.iterdir()) if folder.is_dir() else []
+        if any(path.name not in early or not path.is_file() for path in inside):
+            return
+        for path in inside:
+            path.unlink()
+        for path in (folder, *folder.parents):
+            if not {path, *path.parents}.intersection(new_folders):
+                return
+            with suppress(FileNotFoundError):
+                path.rmdir()
+
+
+def hold_folder(folder: Path) -> IO[str]:
+    """Mark a folder as in use until the file is closed or this process is gone, however it goes."""
+    new = folder / f"{LOCK_FILE}.new"
+    file = new.open("w")
+    lock(file.fileno())
+    new.rename(folder / LOCK_FILE)  # under this name once it is held
+    return file
+
+
+@contextmanager
+def locked(folder: Path) -> Iterator[None]:
+    """Keep other processes that lock this folder waiting until the end of the block."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        lock(descriptor)
+        yield
+    finally:
+        os.close(descriptor)
+
+
+def remove_abandoned(folders: Iterable[Path]) -> None:
+    """Remove folders that nobody holds: their writers were killed."""
+    for folder in folders:
+        with suppress(OSError), (folder / LOCK_FILE).open("a") as file:
+            lock(file.fileno(), wait=False)
+            shutil.rmtree(folder, ignore_errors=True)

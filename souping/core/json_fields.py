@@ -1,0 +1,42 @@
+"""Values inside JSON objects from logs and checkpoints. What is missing or odd reads as an empty value."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import SupportsFloat
+
+from souping.core.types import Json, JsonObject
+
+
+def part(table: JsonObject, key: str) -> JsonObject:
+    """An object inside a JSON object, empty where there is none."""
+    value = table.get(key)
+    return value if isinstance(value, Mapping) else {}
+
+
+def elements(table: JsonObject, key: str) -> list[Json]:
+    """A list inside a JSON object, empty where there is none."""
+    value = table.get(key)
+    return [] if isinstance(value, str) or not isinstance(value, Sequence) else list(value)
+
+
+def entries(table: JsonObject, key: str) -> list[JsonObject]:
+    """The objects of a list inside a JSON object."""
+    return [entry for entry in elements(table, key) if isinstance(entry, Mapping)]
+
+
+def texts(table: JsonObject, key: str) -> list[str]:
+    """A list inside a JSON object, as texts."""
+    return [str(value) for value in elements(table, key)]
+
+
+def number(value: Json) -> float | None:
+    """A finite float, else None: what is missing, NaN or infinite is shown as a dash and stored as null."""
+    if isinstance(value, bool) or not isinstance(value, SupportsFloat):
+        return None
+    try:
+        result = float(value)
+    except OverflowError:
+        return None
+    return result if math.isfinite(result) else None

@@ -1,0 +1,70 @@
+"""JSON and YAML from somebody else."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Callable
+from typing import Any
+
+from souping.core.text import shown
+
+MAX_DEPTH = 100
+"""Levels of lists and objects in JSON; no config, item or recipe has so many."""
+
+
+def read_json(
+    text: str | bytes, pairs: Callable[[list[tuple[str, Any]]], Any] | None = None
+) -> Any:
+    """JSON from somebody else; `pairs` is json's `object_pairs_hook`.
+
+    Raises:
+        ValueError: it is none, nests deeper than code that walks it can bear, or holds a number that no float can hold.
+    """
+    try:
+        value = json.loads(text, object_pairs_hook=pairs, parse_float=_number, parse_int=_number)
+    except RecursionError:
+        raise ValueError("nested too deeply") from None
+    if nests_deeply(value):
+        raise ValueError("nested too deeply")
+    return value
+
+
+def nests_deeply(value: Any) -> bool:
+    """Whether JSON nests deeper than code that walks it can bear."""
+    layer = [value]
+    for _ in range(MAX_DEPTH + 1):
+        inner = list[Any]()
+        for node in layer:
+            if isinstance(node, dict):
+                inner += node.values()
+            elif isinstance(node, list):
+                inner += node
+        layer = inner
+    return bool(layer)
+
+
+def read_yaml(text: str | bytes) -> Any:
+    """YAML from somebody else.
+
+    Raises:
+        ValueError: it has aliases, a few lines of which fill any memory.
+        yaml.YAMLError: it is no YAML.
+    """
+    import yaml
+
+    class PlainLoader(yaml.SafeLoader):  # type: ignore[misc]  # PyYAML has no types
+        """Loader that refuses aliases."""
+
+        def compose_node(self, parent: yaml.Node | None, index: int) -> yaml.Node | None:
+            if self.check_event(yaml.AliasEvent):
+                raise ValueError("it has YAML aliases (*NAME), which no run writes")
+            return super().compose_node(parent, index)
+
+    return yaml.load(text, PlainLoader)
+
+
+def _number(digits: str) -> int | float:
+    if math.isinf(float(digits)):
+        raise ValueError(f"the number {shown(digits)} is too large")
+    return int(digits) if digits.lstrip("-").isdigit() else float(digits)

@@ -1,0 +1,106 @@
+"""The machine that answers: how a live module is loaded, and in which batches and threads it computes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import get_args
+
+from souping.checkpoints.checkpoint import Checkpoint
+from souping.checkpoints.folder import has_weights, read_config, setting
+from souping.core.fields import Precision
+from souping.core.protocols import ModuleSettings
+from souping.core.system import cores
+from souping.core.types import Item, Items, frozen
+
+SMALL_MODEL_PARAMETERS = 50_000_000
+"""Parameters below which one thread is the default."""
+
+
+@frozen
+class MachineSettings:
+    """Settings of a live module. They are part of the fingerprint, because they change logits in the last digits.
+
+    An input is computed in batches of `batch_size` by so many `workers`, each with `threads` torch threads.
+    """
+
+    batch_size: int
+    dtype: str | None
+    device: str
+    threads: int | None
+    trust_remote_code: bool
+    workers: int = 1
+
+    @property
+    def resolved_dtype(self) -> str:
+        """What the module computes in; `auto` as long as the checkpoint's own dtype is not known."""
+        if self.dtype is not None:
+            return self.dtype
+        return "float32" if self.resolved_device == "cpu" else "auto"
+
+    @property
+    def resolved_threads(self) -> int:
+        return self.threads or min(cores(), 8)
+
+    @property
+    def resolved_device(self) -> str:
+        """`auto` is the GPU if there is one. torch is imported only if there is a driver: a run may need no torch."""
+        if self.device != "auto":
+            return self.device
+        if not Path("/dev/nvidiactl").exists():
+            return "cpu"
+        import torch
+
+        return "cuda" if torch.cuda.is_available() else "cpu"
+
+    def module_settings(self) -> ModuleSettings:
+        return ModuleSettings(
+            device=self.resolved_device,
+            dtype=self.resolved_dtype,
+            trust_remote_code=self.trust_remote_code,
+        )
+
+
+def dtype_of(architecture_folder: Path) -> Precision | None:
+    """What a module of these candidates computes in on a GPU; None for a config's dtype that no setting names."""
+    if has_weights(architecture_folder):
+        return compute_dtype(open_headers(architecture_folder))
+    dtype = setting(read_config(architecture_folder), "dtype") or "float32"
+    return next((name for name in get_args(Precision) if name == dtype), None)
+
+
+def are_small(architecture_folder: Path) -> bool:
+    """Whether one thread is enough for these candidates; False if their weights are elsewhere."""
+    if not has_weights(architecture_folder):
+        return False
+    return open_headers(architecture_folder).parameters < SMALL_MODEL_PARAMETERS
+
+
+def open_headers(folder: Path) -> Checkpoint:
+    """A checkpoint of the pool, which has opened it before."""
+    return Checkpoint.open(folder, allow_pickle=True)
+
+
+def compute_dtype(model: Checkpoint) -> Precision:
+    """The checkpoint's dtype by torch's name: the narrowest of several, float32 if torch computes in none of them."""
+    computed: list[Precision] = ["float32"]
+    for name in model.dtype.split("+"):
+        computed += [known for known in get_args(Precision) if known == name]
+    return computed[-1]
+
+
+def cut(items: Sequence[Item], size: int) -> list[Items]:
+    """Items in batches of this size, in their order."""
+    return [tuple(items[begin : begin + size]) for begin in range(0, len(items), size)]
+
+
+def cut_by_length(items: Sequence[Item], length: Callable[[Item], int], size: int) -> list[Items]:
+    """Items of similar length together (little padding), in an order that depends on the items alone."""
+    return cut(sorted(items, key=lambda item: (length(item), item.id)), size)
+
+
+def replicate_size(size: int, replicates: int, replicate: int) -> int:
+    """Items in a batch of n-th answers: a greedy replicate has another size, and so other neighbours."""
+    if not replicate or replicates < 2:
+        return size
+    return size // 2 if size > 1 else 2

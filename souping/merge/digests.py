@@ -1,0 +1,159 @@
+"""Digests of files that are taken while the files are averaged, so that nothing is read twice.
+
+A recipe names its ingredients by their content. For a file without a known digest, a stand-in is used until averaging
+has read the file; the recipe that is written has the digests. A plan reads nothing and keeps stand-ins.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import itertools
+import threading
+from collections import ChainMap
+from collections.abc import Callable, Mapping, MutableMapping, Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from souping.checkpoints.checkpoint import Checkpoint
+from souping.checkpoints.fingerprints import (
+    HASHED_PIECE_BYTES,
+    fingerprint_of,
+    hashed_files,
+    hashed_groups,
+    keep_digest,
+    tensors_key,
+)
+from souping.checkpoints.header import Tensor
+from souping.checkpoints.reader import WeightReader
+from souping.checkpoints.views import Raw
+from souping.core.types import Recipe
+from souping.merge.plan import MergePlan
+
+
+class StandIns(ChainMap[str, str]):
+    """Known digests, and stand-ins for files that were not hashed yet; `pending` tells whether there are any."""
+
+    pending = False
+
+    def __contains__(self, key: object) -> bool:
+        return True
+
+    def __missing__(self, key: str) -> str:
+        self.pending = True
+        return f"not read yet: {key}"
+
+
+@dataclass(frozen=True)
+class Late:
+    """What is written only once the ingredients were read: digests go to `known`, `files` are those of the recipe."""
+
+    known: MutableMapping[str, str]
+    files: Callable[[Recipe], Mapping[str, str]]
+
+
+class PassingDigest:
+    """SHA-256 of the tensors of one file from blocks that several threads feed in the order of the file; missing blocks
+    are read."""
+
+    def __init__(self, checkpoint: Checkpoint, group: Sequence[Tensor]) -> None:
+        """Start before the first of the tensors, which are in the order of their bytes."""
+        self._checkpoint = checkpoint
+        self._group = group
+        self._number = checkpoint.file_number(group[0])
+        self._files = hashed_files(checkpoint, self._number)
+        self._hashes = [hashlib.sha256() for _ in group]
+        filled = [tensor for tensor in group if tensor.nbytes]
+        # Where the next tensor begins, by where one ends.
+        self._next = {a.end: b.offset for a, b in itertools.pairwise(filled)}
+        self._tensor = 0
+        self._at = filled[0].offset if filled else 0
+        self._promised = self._at
+        self._broken = False
+        self._turn = threading.Condition()
+
+    def promise(self, offset: int, size: int) -> bool:
+        """Whether a block continues what is promised so far. If so, the caller has to `feed` it, or to `abandon` all.
+
+        All files' blocks are promised in one order, so threads never wait for each other in a circle.
+        """
+        follows = offset == self._promised
+        if follows:
+            self._promised = self._next.get(offset + size, offset + size)
+        return follows
+
+    def feed(self, offset: int, block: Raw) -> None:
+        """Hash a promised block once those before it are hashed."""
+        with self._turn:
+            self._turn.wait_for(lambda: self._broken or offset == self._at)
+            if self._broken:
+                return
+        at = self._hash(block)
+        with self._turn:
+            self._at = at
+            self._turn.notify_all()
+
+    def _hash(self, piece: Raw) -> int:
+        """Hash what comes next; where that ends, or the next tensor begins."""
+        at = self._at
+        while len(piece):
+            taken = min(len(piece), self._end(at) - at)
+            self._hashes[self._tensor].update(piece[:taken].data)
+            piece = piece[taken:]
+            at = at + taken
+        return self._next.get(at, at)
+
+    def _end(self, at: int) -> int:
+        """Where the tensor ends that comes next at a place."""
+        while self._group[self._tensor].end <= at:
+            self._tensor += 1
+        return self._group[self._tensor].end
+
+    def abandon(self) -> None:
+        """Release the threads that wait for one that failed."""
+        with self._turn:
+            self._broken = True
+            self._turn.notify_all()
+
+    def finish(self) -> None:
+        """Read and hash what was not fed."""
+        with WeightReader(self._checkpoint) as reader:
+            while self._at < self._group[-1].end:
+                nbytes = min(HASHED_PIECE_BYTES, self._end(self._at) - self._at)
+                piece = np.empty(nbytes, np.uint8)
+                reader.read(self._number, piece, self._at)
+                self._at = self._hash(piece)
+
+    def keep(self, known: MutableMapping[str, str]) -> None:
+        """Add the finished digests to the known ones. Raises UserError where the file has changed."""
+        values = " ".join(hashing.hexdigest() for hashing in self._hashes)
+        keep_digest(tensors_key(self._checkpoint, self._files), self._files, values, known)
+
+
+Digests = Mapping[tuple[int, int], PassingDigest]
+"""By number of ingredient and of its file."""
+
+
+def passing(plan: MergePlan, known: Mapping[str, str]) -> Digests:
+    """A digest for every file of the plan that is not hashed yet, to be fed with what is read of it."""
+    digests: dict[tuple[int, int], PassingDigest] = {}
+    for place, ingredient in enumerate(plan.ingredients):
+        stored = ingredient.checkpoint.quantised or ingredient.checkpoint
+        for group in hashed_groups(stored):
+            number = stored.file_number(group[0])
+            overlapping = any(a.end > b.offset for a, b in itertools.pairwise(group))
+            if overlapping or tensors_key(stored, hashed_files(stored, number)) in known:
+                continue
+            # No block is fed where they are dequantised: `finish` reads all of such a file.
+            key = number if stored is ingredient.checkpoint else ~number
+            digests[place, key] = PassingDigest(stored, group)
+    return digests
+
+
+def with_contents(plan: MergePlan, known: MutableMapping[str, str]) -> MergePlan:
+    """The plan with its ingredients' fingerprints, whose files have been hashed."""
+    prints = dict[str, str]()
+    for ingredient in plan.ingredients:
+        prints[ingredient.name] = fingerprint_of(ingredient.checkpoint, known)
+    fingerprints = tuple(prints[name] for name in plan.recipe.ingredients)
+    return replace(plan, recipe=replace(plan.recipe, fingerprints=fingerprints))

@@ -1,0 +1,145 @@
+"""Files beside the weights of a soup: config, tokenizer, chat template, index, recipe."""
+
+from __future__ import annotations
+
+import copy
+import hashlib
+import json
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+from souping.checkpoints.end_tokens import GENERATION, eos_token_ids
+from souping.checkpoints.folder import INDEX
+from souping.checkpoints.header import TORCH_NAMES, inside, parse_json, small
+from souping.checkpoints.quantised import plain_config
+from souping.core.folders import STAGING_MARK, write_files
+from souping.core.types import Recipe, UserError
+from souping.merge import Extra
+from souping.merge.plan import MergePlan
+
+CARD = "README.md"
+RECIPE = "recipe.json"
+HASHED = 64 << 20
+"""Bytes of the largest file whose digest recipe.json has."""
+
+
+def write_soup_files(stage: Path, files: Mapping[str, str | bytes]) -> None:
+    """Write the files beside a soup's weights. recipe.json lists them all but itself and the card."""
+    write_files(stage, files)
+    names = {str(path.relative_to(stage)) for path in stage.rglob("*") if path.is_file()}
+    listed = {
+        name: file_mark(stage / name) for name in sorted(names - {RECIPE, CARD, STAGING_MARK})
+    }
+    recipe = json.dumps({**json.loads(files[RECIPE]), "files": listed}, indent=2) + "\n"
+    write_files(stage, {RECIPE: recipe})
+
+
+def file_mark(path: Path) -> str:
+    """SHA-256 (hex) of a file; of one that takes long to hash, its size."""
+    size = path.stat().st_size
+    if size > HASHED:
+        return f"{size} bytes"
+    return hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+def soup_files(plan: MergePlan, extra: Extra) -> dict[str, str | bytes]:
+    return with_extra(companion_files(plan), plan.shards, extra)
+
+
+def with_extra(
+    files: Mapping[str, str | bytes], weights: Iterable[str], extra: Extra
+) -> dict[str, str | bytes]:
+    """The model's files and the extra ones, which must not replace any of them (UserError)."""
+    if not extra:
+        return dict(files)
+    replaced = {*files, *weights} & set(extra)
+    if replaced:
+        raise UserError(f"the extra file {min(replaced)} would replace a file of the model")
+    return {**files, **extra}
+
+
+def companion_files(plan: MergePlan) -> dict[str, bytes]:
+    """Files by name: the side files of the plan's carrier with the config corrected, `recipe.json` and the index."""
+    carrier = plan.ingredients[plan.carry]
+    same = plan.frame is not None
+    recipe = recipe_text(
+        plan.recipe, carrier.name, plan.nonfinite, plan.max_shard_size, same
+    ).encode()
+    if same:
+        return {RECIPE: recipe}
+    folder = carrier.checkpoint.home
+    files = {name: small(inside(folder, name)) for name in carrier.checkpoint.side}
+    if "config.json" not in files:
+        raise UserError(f"{folder} has lost its config.json since the plan was made: plan again")
+    # A base model is behind the recipe's ingredients, and says nothing of how answers end.
+    ingredients = plan.ingredients[: len(plan.recipe.ingredients)]
+    homes = [ingredient.checkpoint.home for ingredient in ingredients]
+    files |= generation_config(folder, homes, plan.vocab_size)
+    files["config.json"] = _config(plan, folder, files["config.json"])
+    files[RECIPE] = recipe
+    index = plan.index()
+    if index is not None:
+        files[INDEX] = index
+    return files
+
+
+def generation_config(
+    folder: Path, ingredients: Iterable[Path], rows: int | None = None
+) -> dict[str, bytes]:
+    """generation_config.json of `folder` with the end tokens of all ingredients; empty if it has them already.
+
+    Tokens beyond the soup's `rows` are left out.
+    """
+    tokens = set[int]()
+    for ingredient in ingredients:
+        tokens.update(eos_token_ids(ingredient))
+    ends = sorted(token for token in tokens if rows is None or token < rows)
+    if not ends or tuple(ends) == eos_token_ids(folder):
+        return {}
+    path = inside(folder, GENERATION)
+    if path.is_file():
+        table: dict[str, Any] = parse_json(path, small(path))
+    else:
+        config = parse_json(folder / "config.json", small(folder / "config.json"))
+        table = {key: config[key] for key in ("bos_token_id", "pad_token_id") if key in config}
+    table["eos_token_id"] = ends if len(ends) > 1 else ends[0]
+    return {GENERATION: (json.dumps(table, indent=2) + "\n").encode()}
+
+
+def recipe_text(
+    recipe: Recipe,
+    carrier: str,
+    nonfinite: str,
+    max_shard_size: int | None = None,
+    same: bool = False,
+) -> str:
+    """The recipe's JSON form, with what else decides the bytes of the folder."""
+    table = {**recipe.as_dict(), "carried_from": carrier}
+    if max_shard_size is not None:
+        table["max_shard_size"] = max_shard_size
+    if same:
+        table["format"] = "same"
+    if nonfinite != "error":
+        table["nonfinite"] = nonfinite
+    return json.dumps(table, indent=2) + "\n"
+
+
+def _config(plan: MergePlan, folder: Path, raw: bytes) -> bytes:
+    """config.json with the soup's dtype and vocabulary, not quantised; its very bytes where all are right already."""
+    before: dict[str, Any] = parse_json(folder / "config.json", raw)
+    after = copy.deepcopy(plain_config(before))
+    inner = after.get("text_config")
+    if plan.dtype in TORCH_NAMES:
+        # as the config names it
+        keys = [key for key in ("dtype", "torch_dtype") if key in after] or ["torch_dtype"]
+        after |= dict.fromkeys(keys, plan.dtype)
+        if isinstance(inner, dict):
+            inner |= {key: plan.dtype for key in keys if key in inner}
+    if plan.vocab_size is not None:
+        for table in (after, inner):
+            if isinstance(table, dict) and "vocab_size" in table:
+                table["vocab_size"] = plan.vocab_size
+    if after == before:
+        return raw
+    return (json.dumps(after, indent=2) + "\n").encode()
