@@ -55,7 +55,7 @@ from souping.report.files import as_json, raw_result, search_summary
 from souping.report.progress import Progress
 from souping.report.render import plain_table
 from souping.report.sections import ended
-from souping.search.loop import result_of, trial_limit
+from souping.search.loop import SearchResult, result_of, trial_limit
 
 
 class TrialLog:
@@ -231,21 +231,20 @@ class Run(Steps):
     def search(self, selected: Selected) -> Searched:
         self._remember_choice("search")
         ingredients = selected.selection.ingredients
-        several = len(ingredients) > 1
-        if several:
-            if (stage := self.ingredient_stage(ingredients)) is not None:
-                self.evaluate_stage(stage)
-            self._announce(ingredients)
-        else:
+        log = TrialLog(self.unit, self.settings.tracker, self.progress)
+        if len(ingredients) == 1:
             self.progress.say(
                 f"{ingredients[0]} is the expert for every category: there is nothing to soup"
             )
-        log = TrialLog(self.unit, self.settings.tracker, self.progress)
-        winner = self.find_weights(self.evaluation, selected, log)
-        searched = Searched(selected=selected, winner=winner)
-        if several:
+            winner = self.find_weights(self.evaluation, selected, log)
+            searched = Searched(selected=selected, winner=winner)
+        else:
+            if stage := self.ingredient_stage(ingredients):
+                self.evaluate_stage(stage)
+            self._announce(ingredients)
+            winner = self.find_weights(self.evaluation, selected, log)
             searched = with_goals(self, selected, winner, log)
-        self._say_choice(searched)
+        self._say_choice(searched.winner)
         return searched
 
     def _remember_choice(self, fold: Fold) -> None:
@@ -268,8 +267,7 @@ class Run(Steps):
             answers = trials * items * self.evaluation.answers_per_item
         self.progress.stage(SEARCH, items=answers, trials=trials)
 
-    def _say_choice(self, searched: Searched) -> None:
-        winner = searched.winner
+    def _say_choice(self, winner: SearchResult) -> None:
         shares = zip(winner.recipe.ingredients, winner.recipe.weights, strict=True)
         soup = " + ".join(f"{weight:.3g} {name}" for name, weight in shares)
         score = self.unit.level(self.unit.raw(winner.result.objective))
@@ -468,7 +466,8 @@ class Run(Steps):
             stored = stored_answers(self.store, self.settings.evaluator, self.pool.eos_token_ids)
             again = partial(search_again, self, self.evaluation)
             result = analyse(analysis, run_scores(self, stored, state, stage.models, again))
-        except UserError as error:  # of a component that answers
+        # A component that answers may refuse.
+        except UserError as error:
             result = UserResult(failed=str(error))
         return replace(state, analyses={**state.analyses, name: result})
 

@@ -31,7 +31,7 @@ def write_samples(run: Run, state: State) -> None:
     if isinstance(state, Reported):
         folds["report"] = state.items
     stream = io.BytesIO()
-    # no date: equal runs give equal bytes
+    # Without a date, so that equal runs give equal bytes.
     with gzip.GzipFile(fileobj=stream, mode="wb", mtime=0) as file:
         for fold in FOLDS:
             for line in _lines(run, state, fold, folds[fold]):

@@ -1,7 +1,8 @@
 """The six steps of a run, `STEPS`: score the candidates, select, search, freeze the soup, report, analyse.
 
-`Steps` holds their order and says which models answer which items. `Run` performs them, a plan walks through the same
-steps and counts, and a run that is repeated finds every answer in the store.
+`Steps` holds their order and says which models answer which items: `choose` takes the first four and `measure` the last
+two, each step with the state of the step before it (`pipeline/state.py`). `Run` performs them, a plan walks through the
+same steps and counts, and a run that is repeated finds every answer in the store.
 """
 
 from __future__ import annotations
@@ -166,29 +167,6 @@ class Steps:
             state = self.analyse(state, name, self.analysis_stage(name, analysis, soups))
         return state
 
-    def _guards(self, selected: Selected) -> tuple[Guard, ...]:
-        if len(selected.selection.ingredients) < 2:
-            return ()
-        return self.settings.guards_on(self.categories)
-
-    def _extra_stages(self, frozen: Frozen) -> list[Stage]:
-        """The soup and its ingredients on each extra benchmark; on a guarded one what the search has not seen."""
-        searched = frozen.searched
-        selected = searched.selected
-        guarded = {guard.benchmark for guard in self._guards(selected)}
-        ingredients = [self.single(name) for name in selected.selection.ingredients]
-        soup = searched.winner.recipe
-        stages = []
-        for name, items in self.extra.items():
-            models = [*ingredients, soup]
-            if name in guarded:
-                items = two_folds(items)["report"]
-                if selected.admission is not None:
-                    models = [*ingredients, self.single(selected.admission.against), soup]
-            stage = self._stage(f"report: also {name}", models, "report")
-            stages.append(replace(stage, items=items, benchmark=name))
-        return stages
-
     def evaluate_stage(self, stage: Stage) -> dict[str, ItemScores]:
         """{recipe id: scores} of a stage; a plan counts and returns nothing."""
         raise NotImplementedError
@@ -203,7 +181,7 @@ class Steps:
         raise NotImplementedError
 
     def open_guards(self, selected: Selected, guards: tuple[Guard, ...], stage: Stage) -> Selected:
-        """With the scores of the model that soups must not fall behind, if anything is measured."""
+        """Add the scores, of a stage, of the model that soups must not fall behind."""
         raise NotImplementedError
 
     def search(self, selected: Selected) -> Searched:
@@ -395,6 +373,29 @@ class Steps:
 
     def uniform(self, names: Sequence[str]) -> Recipe:
         return self.pool.recipe({name: 1.0 / len(names) for name in names})
+
+    def _guards(self, selected: Selected) -> tuple[Guard, ...]:
+        if len(selected.selection.ingredients) < 2:
+            return ()
+        return self.settings.guards_on(self.categories)
+
+    def _extra_stages(self, frozen: Frozen) -> list[Stage]:
+        """The soup and its ingredients on each extra benchmark; on a guarded one what the search has not seen."""
+        searched = frozen.searched
+        selected = searched.selected
+        guarded = {guard.benchmark for guard in self._guards(selected)}
+        ingredients = [self.single(name) for name in selected.selection.ingredients]
+        soup = searched.winner.recipe
+        stages = []
+        for name, items in self.extra.items():
+            models = [*ingredients, soup]
+            if name in guarded:
+                items = two_folds(items)["report"]
+                if selected.admission is not None:
+                    models = [*ingredients, self.single(selected.admission.against), soup]
+            stage = self._stage(f"report: also {name}", models, "report")
+            stages.append(replace(stage, items=items, benchmark=name))
+        return stages
 
     def _stage(self, name: str, models: Iterable[Recipe], fold: Fold) -> Stage:
         """Each model once."""
