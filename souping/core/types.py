@@ -365,6 +365,11 @@ class Recipe:
     def id(self) -> str:
         return self.fingerprint[:12]
 
+    @property
+    def shares(self) -> dict[str, float]:
+        """{ingredient: weight}"""
+        return dict(zip(self.ingredients, self.weights, strict=True))
+
     def as_dict(self) -> dict[str, Json]:
         """The JSON form, which `report.json`, the model card and `recipe.json` show."""
         sources = {name: self.sources[name] for name in self.ingredients if name in self.sources}

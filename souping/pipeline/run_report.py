@@ -6,8 +6,8 @@ import time
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 
-from souping.analysis.correlation import stability
 from souping.analysis.guards import GUARDS, GuardsResult
+from souping.analysis.stability import stability
 from souping.core.reading import read, to_json
 from souping.core.system import provenance
 from souping.core.types import Recipe, ScoreMatrix, Selection
@@ -26,7 +26,6 @@ from souping.report.content import (
     Report,
     RunCost,
     SearchUse,
-    SelectionStability,
 )
 from souping.report.files import search_summary, selection_summary
 from souping.search.loop import SearchResult
@@ -96,7 +95,7 @@ def final_report(steps: Steps, state: Reported, warnings: Sequence[str]) -> Repo
     report = replace(
         state.report,
         warnings=tuple(warnings),
-        stability=read(SelectionStability, stability(scores, settings.selector)),
+        stability=stability(scores, settings.selector),
         provenance=provenance(settings.command, settings.config),
     )
     if summary := state.searched.winner.summary:

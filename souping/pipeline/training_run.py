@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 from souping.analysis.trajectory import CheckpointScores, describe
 from souping.checkpoints.pool import Trajectory
-from souping.core.reading import read
 from souping.pipeline.evidence import Pair, by_category
 from souping.pipeline.state import Contender, Reported
 from souping.pipeline.steps import Steps
@@ -35,7 +32,11 @@ def trajectory_evidence(
     replicates = []
     for pair in steps.replicates(soup):
         replicates.append([measured[recipe.id].values for recipe in pair])
-    data = describe(
+
+    average = Contender(name="average", kind="soup", recipe=soup)
+    last = Contender(name="last", kind="last", recipe=steps.single(names[-1]))
+    versus_last = Pair.of(average, last, measured, report.table, looks)
+    return describe(
         trajectory,
         steps.weights_of(soup),
         search,
@@ -44,10 +45,5 @@ def trajectory_evidence(
         measured[soup.id].values,
         replicates,
         looks,
+        categories=by_category(unit, [versus_last]),
     )
-
-    average = Contender(name="average", kind="soup", recipe=soup)
-    last = Contender(name="last", kind="last", recipe=steps.single(names[-1]))
-    versus_last = Pair.of(average, last, measured, report.table, looks)
-    categories = by_category(unit, [versus_last])
-    return replace(read(TrajectoryResult, data), categories=categories)

@@ -337,7 +337,7 @@ def swapped(group: str, target: str, *more: str) -> list[str]:
         ),
         (swapped("objective", "Short"), "must give 3 coefficients"),
         (swapped("correlation", "small"), ": rho has shape (1, 1), not (3, 3)"),
-        (swapped("optimiser", "Search"), "started a int, which is no Optimiser: subclass it"),
+        (swapped("optimiser", "Search"), "started a int, which is not an Optimiser: subclass it"),
         (
             swapped("optimiser", "Search", "+optimiser.start_at=a"),
             ": TypeError: unsupported operand",
