@@ -21,15 +21,17 @@ def trajectory_evidence(
     names = steps.pool.names
     looks = state.look.number
     measured = state.measured[""]
-    soup = state.winner.recipe
-    search = CheckpointScores.of(unit, [state.singles[name] for name in names], objective)
+    winner = state.searched.winner
+    soup = winner.recipe
+    singles = [state.frozen.singles[name] for name in names]
+    search = CheckpointScores.of(unit, singles, objective)
     singles = [measured[steps.single(name).id] for name in names]
     report = CheckpointScores.of(unit, singles, objective)
 
     # Scores of (average, last checkpoint) of each further training run.
-    others = []
+    replicates = []
     for pair in steps.replicates(soup):
-        others.append([measured[recipe.id].values for recipe in pair])
+        replicates.append([measured[recipe.id].values for recipe in pair])
 
     average = Contender(name="average", kind="soup", recipe=soup)
     last = Contender(name="last", kind="last", recipe=steps.single(names[-1]))
@@ -38,10 +40,10 @@ def trajectory_evidence(
         trajectory,
         steps.weights_of(soup),
         search,
-        state.winner.trials,
+        winner.trials,
         report,
         measured[soup.id].values,
-        others,
+        replicates,
         looks,
         categories=by_category(unit, [versus_last]),
     )

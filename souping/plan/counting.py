@@ -116,7 +116,7 @@ class CountedSteps(Steps):
         if self.settings.pareto and size > 1:
             points = [_unknown(winner.recipe, f"point {n} of the front") for n in range(CONFIRMED)]
             self.evaluate_stage(self.front_stage(points))
-        return Searched(**vars(selected), winner=winner)
+        return Searched(selected=selected, winner=winner)
 
     def open_guards(self, selected: Selected, guards: tuple[Guard, ...], stage: Stage) -> Selected:
         self.evaluate_stage(stage)

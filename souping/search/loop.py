@@ -12,7 +12,7 @@ from typing import Protocol
 
 import numpy as np
 
-from souping.analysis.guards import Admission
+from souping.analysis.guards import Admission, GuardsResult
 from souping.core.protocols import Objective, Optimiser, Strategy
 from souping.core.scores import value, value_of
 from souping.core.text import listed, named
@@ -63,7 +63,7 @@ class SearchCost:
 class SearchResult:
     """Winner of a search and every trial that led to it.
 
-    `summary` is what the optimiser says of its search, `guards` what guards did to it: empty if there are none.
+    `summary` is what the optimiser says of its search, `guards` what guards did to it, None if there are none.
     """
 
     recipe: Recipe
@@ -71,7 +71,7 @@ class SearchResult:
     trials: tuple[Trial, ...]
     cost: SearchCost = field(default_factory=SearchCost)
     summary: SearchEnd | JsonObject = field(default_factory=dict)
-    guards: JsonObject = field(default_factory=dict)
+    guards: GuardsResult | None = None
 
     @property
     def spent(self) -> int:
