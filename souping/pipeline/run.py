@@ -386,7 +386,10 @@ class Run(Steps):
         return replace(state, report=report, router=router)
 
     def _evidence(self, state: Reported) -> Evidence:
-        """The rows, differences and verdict; of guards that refused the soup, and of a dry run, in their own words."""
+        """The rows, differences and verdict.
+
+        Where guards refused every soup the verdict says so, and that of a dry run says that it claims nothing.
+        """
         settings = self.settings
         winner = state.searched.winner
         ingredients = state.searched.selected.selection.ingredients
