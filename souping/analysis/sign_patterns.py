@@ -69,7 +69,8 @@ def every_pattern(number: IntArray) -> tuple[IntArray, FloatArray]:
 @lru_cache(maxsize=2000)
 def _heads_distribution(coins: int) -> FloatArray:
     """Probabilities of 0, 1, .. heads of so many fair coins."""
-    if coins <= 1000:  # beyond, the counts are no floats
+    # The counts of more coins exceed the largest float.
+    if coins <= 1000:
         chances = []
         # C(n, k + 1) = C(n, k) (n - k) / (k + 1), in whole numbers
         ways = 1
