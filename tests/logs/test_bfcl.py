@@ -73,7 +73,7 @@ class TestGroups:
 
     def test_a_field_to_group_by_is_refused(self, tmp_path: Path) -> None:
         project = write_project(tmp_path, {"multiple": calls("multiple", ["f", "g"])}, [])
-        with pytest.raises(UserError, match="--group subject"):
+        with pytest.raises(UserError, match="--group and --category"):
             read(project, group="subject")
 
     @pytest.mark.slow
