@@ -286,7 +286,8 @@ class FullModelPool(CandidatePool, Generic[P]):
     @cached_property
     def _ends(self) -> Mapping[str, TokenIds]:
         return {
-            name: eos_token_ids(checkpoint.home) for name, checkpoint in self._checkpoints.items()
+            name: eos_token_ids(checkpoint.home) if checkpoint.side else ()
+            for name, checkpoint in self._checkpoints.items()
         }
 
     def eos_token_ids(self, recipe: Recipe) -> TokenIds:
@@ -352,6 +353,11 @@ class FullModelPool(CandidatePool, Generic[P]):
 
     def check_tokenizers(self, texts: Sequence[str] = ()) -> None:
         for name, checkpoint in self._checkpoints.items():
+            if checkpoint.archive is not None:
+                raise UserError(
+                    f"candidate {name}: {checkpoint.archive} is a file of weights, which can be merged only: "
+                    "use experiment=merge, or give a model folder"
+                )
             check_tokenizer(name, checkpoint.home)
         compare_tokenizers(self._checkpoints, self._merge.vocab, self._merge.carry, texts)
 

@@ -11,6 +11,7 @@ from typing import Annotated, Any, TypedDict
 
 from annotated_types import Interval
 
+from souping.checkpoints.archives import is_checkpoint
 from souping.checkpoints.checkpoint import Checkpoint, describe_names
 from souping.checkpoints.fingerprints import fingerprint
 from souping.checkpoints.folder import Like
@@ -304,7 +305,7 @@ def _find(
     path = (
         given[name].path
         if name in given
-        else (Path(known) if known and Path(known).is_dir() else None)
+        else (Path(known) if known and is_checkpoint(Path(known)) else None)
     )
     if path is None and name in recipe.sources:
         path = Path(recipe.sources[name])

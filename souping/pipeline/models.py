@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import IO, TYPE_CHECKING
 
 from souping.checkpoints import hub, remote
+from souping.checkpoints.archives import is_checkpoint
 from souping.checkpoints.checkpoint import Checkpoint
 from souping.checkpoints.compatibility import check_tokenizer, preflight
 from souping.checkpoints.end_tokens import eos_token_ids
@@ -298,7 +299,7 @@ def fetch_candidates(
     """
     names = {c.name: name for c in candidates if (name := hub.parse(c.path))}
     for c in candidates:
-        if c.name not in names and not c.path.is_dir():
+        if c.name not in names and not is_checkpoint(c.path):
             raise UserError(
                 f"candidate {c.name}: {c.path} is not a folder: give the path of a saved Hugging Face model or org/name"
                 f"{near_folder(c.path)}"
