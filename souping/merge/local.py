@@ -51,6 +51,7 @@ from souping.merge import (
 from souping.merge.alignment import Alignment, Layout, check_overrides, fitted
 from souping.merge.kernels import get_method
 from souping.merge.plan import MergePlan, carried, parse_size
+from souping.merge.similarity import PoolSimilarity, pool_similarity
 
 if TYPE_CHECKING:
     import torch
@@ -322,6 +323,10 @@ class FullModelPool(CandidatePool, Generic[P]):
     @cached_property
     def _alignment(self) -> Alignment:
         return self._merge.align(self._checkpoints)
+
+    def similarity(self, names: Names) -> PoolSimilarity | None:
+        models = {name: self._checkpoints[name] for name in names}
+        return pool_similarity(models, self._alignment.base)
 
     @cached_property
     def _base_content(self) -> str | None:

@@ -194,9 +194,14 @@ def _show_plan(
     base: str | None,
 ) -> None:
     from souping.merge.mergekit import to_yaml
+    from souping.report.render import show_sheet
+    from souping.report.tables import similarity
 
     plan = pool.plan(recipe)
     print(plan.describe())
+    similar = similarity(pool.similarity(tuple(folders)))
+    if similar is not None:
+        show_sheet([similar])
     for one in (*settings.merge.needs(), *settings.tracker.needs()):
         print(f"missing on this machine: {one.sentence()}")
     plan.save(settings.run_dir / "plan.json")

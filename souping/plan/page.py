@@ -9,7 +9,7 @@ from souping.plan.content import Plan, Range, total_range
 from souping.plan.speed import HUB_SPEED, READ_SPEED
 from souping.plan.stages import IntRange, PlannedStage
 from souping.report import format
-from souping.report.tables import Section, grid
+from souping.report.tables import Section, grid, similarity
 
 
 def sections(plan: Plan) -> list[Section]:
@@ -21,7 +21,7 @@ def sections(plan: Plan) -> list[Section]:
         _report(plan),
         planned(plan.guards),
     )
-    parts = (*first, _models(plan), _space(plan), _missing(plan))
+    parts = (*first, _models(plan), similarity(plan.similarity), _space(plan), _missing(plan))
     return [section for section in parts if section is not None]
 
 

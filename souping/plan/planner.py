@@ -89,6 +89,7 @@ class _Planner:
         plan.outlined = outlined is not None
         self._select(plan)
         plan.notes = self._notes(plan, folds)
+        plan.similarity = self.opened.similarity if self.opened else None
         plan.stages = self._stages(plan)
         plan.speeds = self._speeds(plan)
         plan.requirements = checks.requirements_of(self.run, plan.models, plan.machine, evaluators)

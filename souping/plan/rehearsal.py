@@ -30,7 +30,7 @@ from souping.report import format
 from souping.report.files import as_json
 from souping.report.render import output_console, show_sheet
 from souping.report.samples import Sample, show_sample
-from souping.report.tables import Section, grid
+from souping.report.tables import Section, grid, similarity
 
 CHECKED_ITEMS = 5
 """Items of each category that a check answers."""
@@ -165,6 +165,7 @@ def show_rehearsal(
             s
             for s in (
                 _answers(unit, name, fold, items, records),
+                similarity(timed.similarity),
                 work_section(timed),
                 time_section(timed),
             )

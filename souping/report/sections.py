@@ -127,7 +127,8 @@ def sections(report: Report, trials: Sequence[TrialRow]) -> tuple[Section, ...]:
         _alternatives(report),
     )
     last = (_gate(report), _cost(report), _provenance(report))
-    return nonempty((*run, _experts(report), *analysis_sections(report), *last))
+    chosen = (_experts(report), tables.similarity(report.weights))
+    return nonempty((*run, *chosen, *analysis_sections(report), *last))
 
 
 def _verdict(report: Report) -> Section | None:

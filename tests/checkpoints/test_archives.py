@@ -146,7 +146,7 @@ def test_a_wrong_archive_is_refused_in_one_line_and_runs_nothing(
 def test_what_is_no_archive_is_refused(tmp_path: Path, data: bytes) -> None:
     path = tmp_path / "a.pt"
     path.write_bytes(data)
-    with pytest.raises(UserError, match="no archive of torch.save"):
+    with pytest.raises(UserError, match=r"no archive of torch\.save"):
         Checkpoint.open(path)
 
 
