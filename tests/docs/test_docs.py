@@ -49,6 +49,7 @@ OPTIONAL = (
     "variance",
     "search",
     "slice",
+    "weights",
     "selection.clusters",
     "recipe.s",
     "folds.left_out",
