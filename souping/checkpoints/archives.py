@@ -32,7 +32,6 @@ ARCHIVE_NAMES = (".pt", ".pth", ".pth.tar", ".bin", ".ckpt")
 """How files that `torch.save` wrote are called."""
 STATE_DICTS = ("state_dict", "model", "model_state_dict")
 """Where trainers put the weights in such a file, one below the other too."""
-DEEPEST_TABLE = 8
 CHECKSUM_BEFORE_NAME = 30
 LOCAL_HEADER = struct.Struct("<4s22x2H")
 
@@ -186,6 +185,9 @@ class Archive:
         shape = sizes(shape)
         if not in_order(shape, sizes(strides)):
             raise ValueError("its elements are not in order")
+        # The text of anything but a name may be endless.
+        if not isinstance(storage.args[2], str):
+            raise TypeError("its storage has no name")
         kind = storage.args[1].name.removeprefix("torch.").removesuffix("Storage")
         dtype = common()["storages"][kind]
         extent = self.extent(f"data/{storage.args[2]}")
@@ -227,8 +229,8 @@ def archive_at(path: Path) -> tuple[Path, str] | None:
     file = path
     key = ""
     if not path.is_file():
-        name, mark, key = path.name.rpartition("#")
-        if not mark or not name:
+        name, _, key = path.name.rpartition("#")
+        if not name:
             return None
         file = path.with_name(name)
     return (file, key) if file.name.endswith(ARCHIVE_NAMES) and file.is_file() else None
@@ -260,8 +262,8 @@ def _state_dict(content: Data, key: str, path: Path) -> Mapping[str, Data]:
             raise UserError(f"{path} has no key {shown(key)}: {_tables_in(content)}")
         table = table[part]
 
-    # A table may hold itself.
-    for _ in range(DEEPEST_TABLE):
+    # A table may hold itself, so the search has an end.
+    for _ in STATE_DICTS:
         inner = table if isinstance(table, dict) else {}
         name = next((name for name in STATE_DICTS if isinstance(inner.get(name), dict)), None)
         if name is None:
@@ -269,14 +271,15 @@ def _state_dict(content: Data, key: str, path: Path) -> Mapping[str, Data]:
         table = inner[name]
     if isinstance(table, dict) and any(isinstance(value, Made) for value in table.values()):
         return table
-    where = f"below {shown(key)}" if key else f"below {', '.join(STATE_DICTS)}"
-    raise UserError(f"{path} has no tensors {where}: {_tables_in(content)}")
+    where = shown(key) or ", ".join(STATE_DICTS)
+    raise UserError(f"{path} has no tensors below {where}: {_tables_in(content)}")
 
 
 def _tables_in(content: Data) -> str:
     """What to type instead."""
     table = content if isinstance(content, dict) else {}
-    names = [str(name) for name, value in table.items() if isinstance(value, dict)]
+    # The text of anything but a name may be endless.
+    names = [key for key in table if isinstance(key, str) and isinstance(table[key], dict)]
     if not names:
         return "save a state_dict"
     return f"name the key of its weights, FILE#KEY (tables in it: {listed(names)})"

@@ -29,7 +29,6 @@ MOST_BLOCKS = 64
 GOLDEN_RATIO = 0.6180339887498949
 RELATED = 0.5
 """Cosine from which on two models are related, by `benchmarks/families.py`."""
-SHOWN_GROUPS = 10
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,7 +63,7 @@ class PoolSimilarity:
         """What a reader must know; None for related models."""
         if len(self.groups) < 2 or self.lowest is None:
             return None
-        groups = " | ".join(map(listed, self.groups[:SHOWN_GROUPS]))
+        groups = " | ".join(map(listed, self.groups[:10]))
         return (
             f"weights fall into {len(self.groups)} unrelated groups (lowest cosine {self.lowest:z.2f}): {groups}. "
             "Their average is unlikely to work: such models have another seed, another base, or heads in another order"

@@ -317,11 +317,11 @@ def similarity(pool: PoolSimilarity | None) -> Section | None:
     for name, model in pool.models.items():
         numbers = [model.cosine, model.distance, model.task_cosine, model.task_distance]
         rows.append((clean(name), *map(rho, numbers[: len(header) - 1])))
-    groups = "Their weights are related."
-    if len(pool.groups) > 1:
-        groups = f"Their weights fall into {len(pool.groups)} unrelated groups: see the warning."
-    line = f"Each candidate beside the mean of the others, in {count(pool.blocks)} blocks of weights. {groups}"
-    return Section("How similar the weights are", (line,), grids=(grid(header, rows),))
+    lines = (
+        f"Each candidate beside the mean of the others, in {count(pool.blocks)} blocks of weights.",
+        f"Groups of related weights: {len(pool.groups)}.",
+    )
+    return Section("How similar the weights are", lines, grids=(grid(header, rows),))
 
 
 def experts(report: Report) -> TableGrid:

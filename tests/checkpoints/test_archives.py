@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import pickle
 import zipfile
 from collections.abc import Callable
 from contextlib import closing
@@ -106,6 +107,14 @@ def elsewhere(name: str, data: bytes) -> tuple[str, bytes]:
     return name.replace("data/0", "data/../../x"), data
 
 
+def nested(levels: int = 60) -> Any:
+    """A small pickle whose text would have 2^60 parts."""
+    value: Any = ("x",)
+    for _ in range(levels):
+        value = (value, value)
+    return value
+
+
 LOOP: dict[str, Any] = {}
 LOOP["model"] = LOOP
 
@@ -140,6 +149,24 @@ def test_a_wrong_archive_is_refused_in_one_line_and_runs_nothing(
         Checkpoint.open(path)
     assert "\n" not in str(refused.value)
     assert not Path("code-was-run").exists()
+
+
+def test_names_that_are_no_text_end_in_time(tmp_path: Path) -> None:
+    """Their text has 2^60 parts: a storage, an attribute and a key of that name."""
+    plain = saved(tmp_path / "a.pt", {"w": torch.ones(2)})
+    value = pickle.dumps(nested(), protocol=2)[2:-1]
+    storage = b"X\x01\x00\x00\x000"
+
+    def named(name: str, data: bytes) -> tuple[str, bytes]:
+        return name, data.replace(storage, value) if name.endswith("data.pkl") else data
+
+    def attribute(name: str, data: bytes) -> tuple[str, bytes]:
+        call = b"\x80\x02c__builtin__\ngetattr\nctorch\nSize\n" + value + b"\x86R."
+        return name, call if name.endswith("data.pkl") else data
+
+    for change, message in ((named, "its storage has no name"), (attribute, "its pickle is wrong")):
+        with pytest.raises(UserError, match=message):
+            Checkpoint.open(changed(plain, change))
 
 
 @pytest.mark.parametrize("data", [b"", b"x" * 100, b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19."])
