@@ -32,7 +32,7 @@ from souping.core.scores import Mean
 from souping.core.types import Item, ItemScores, Recipe, Record
 from souping.evaluate.templates import Decoding
 from souping.pipeline.claims import Claim, Look, Measurement, in_order
-from souping.pipeline.evidence import Shown
+from souping.pipeline.evidence import FamilyScores
 from souping.pipeline.ledger import Ledger
 from souping.pipeline.store import IN_MEMORY, Store
 
@@ -107,7 +107,7 @@ class Person:
         questions = [item.question for item in self.items]
         known = self.ledger.known_scores(look.known, questions)
         table = ItemTable.of(self.items, Mean())
-        shown = Shown(scores=known, missing=look.known.missing)
+        shown = FamilyScores(scores=known, missing=look.known.missing)
         tests = shown.tests(soup, single, table, look.number) if look.number > 1 else 1.0
         return p_value * tests < ALPHA
 

@@ -246,7 +246,7 @@ class Run(Steps):
         return Selected(selection=selection, scores=scores)
 
     def search(self, selected: Selected) -> Searched:
-        return Searched(**vars(selected), winner=self.find_weights(self.answers, selected))
+        return Searched(selected=selected, winner=self.find_weights(self.answers, selected))
 
     def freeze(self, searched: Searched, stage: Stage) -> Frozen:
         scores = self._by_candidate(stage)
@@ -256,7 +256,12 @@ class Run(Steps):
         return self.frozen(searched, max(found, key=lambda name: round(found[name], 12)))
 
     def report(self, frozen: Frozen, stage: Stage, contenders: Sequence[Contender]) -> Reported:
-        state = Reported(**vars(frozen), items=stage.items, contenders=tuple(contenders))
+        state = Reported(
+            frozen=frozen,
+            report=frozen.report,
+            items=stage.items,
+            contenders=tuple(contenders),
+        )
         soup = contenders[-1]
         if len(soup.recipe.ingredients) == 1:
             return state
@@ -278,7 +283,7 @@ class Run(Steps):
             [pair for pair, _ in self.pairs],
             candidates=[single.name for single in singles],
             best_single=best.name,
-            selected=frozen.selection.ingredients,
+            selected=frozen.searched.selected.selection.ingredients,
             recipe=soup.recipe.ingredients,
         ).claim
         return state

@@ -143,7 +143,7 @@ def _arrays(path: Path) -> dict[str, np.ndarray]:
 
 
 def _check(path: Path, arrays: Mapping[str, np.ndarray]) -> None:
-    """Refuse arrays of other shapes or kinds, scores outside 0..1, and weights among which is no soup."""
+    """Refuse arrays of other shapes or kinds, scores outside 0..1, and weights that include no soup."""
     ok, shape = arrays["ok"], arrays["ok"].shape
     if len(shape) != 2 or shape[0] < 2 or shape[1] < 1:
         raise UserError(

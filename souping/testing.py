@@ -12,6 +12,7 @@ import json
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import replace
+from itertools import chain
 from pathlib import Path
 
 import numpy as np
@@ -31,6 +32,7 @@ from souping.core.text import named
 from souping.core.types import (
     Cell,
     Item,
+    JsonObject,
     Names,
     Recipe,
     Result,
@@ -41,13 +43,14 @@ from souping.core.types import (
     Weights,
 )
 
-INGREDIENTS, BEST_WEIGHTS = ("a", "b", "c"), (0.5, 0.3, 0.2)
+INGREDIENTS = ("a", "b", "c")
+BEST_WEIGHTS = (0.5, 0.3, 0.2)
 EACH = 12
 """Items in each of the two categories that a search is tried on."""
 
 
 def score_matrix() -> ScoreMatrix:
-    """Four candidates and a model that is none, on two pairs of categories that move together."""
+    """Four candidates and another model, on two pairs of categories that move together."""
     values = np.array(
         [[0.9, 0.8, 0.5, 0.6], [0.7, 0.6, 0.2, 0.1], [0.3, 0.2, 0.8, 0.9], [0.5, 0.5, 0.4, 0.5]]
     )
@@ -103,19 +106,14 @@ def check_selector(selector: Selector, scores: ScoreMatrix | None = None) -> Non
 def check_objective(objective: Objective, categories: Sequence[str]) -> None:
     """Coefficients are one non-negative weight per category, sum to one, and do not depend on the order."""
     _expect(objective, isinstance(objective, Objective), "must subclass Objective")
-    found = objective.coefficients(categories)
-    _expect(
-        objective,
-        np.shape(found) == (len(categories),),
-        f"coefficients have shape {np.shape(found)}",
-    )
-    _expect(
-        objective,
-        bool((found >= 0).all() and np.isclose(found.sum(), 1)),
-        "coefficients must sum to one",
-    )
-    turned = objective.coefficients(categories[::-1])[::-1]
-    _expect(objective, np.allclose(found, turned), "the order of the categories must not matter")
+    coefficients = objective.coefficients(categories)
+    shape = np.shape(coefficients)
+    _expect(objective, shape == (len(categories),), f"coefficients have shape {shape}")
+    weights = bool((coefficients >= 0).all() and np.isclose(coefficients.sum(), 1))
+    _expect(objective, weights, "coefficients must sum to one")
+    reordered = objective.coefficients(categories[::-1])[::-1]
+    equal = np.allclose(coefficients, reordered)
+    _expect(objective, equal, "the order of the categories must not matter")
     _expect(
         objective,
         bool(np.isclose(value(objective, dict.fromkeys(categories, 0.7)), 0.7)),
@@ -126,23 +124,20 @@ def check_objective(objective: Objective, categories: Sequence[str]) -> None:
 def check_correlation(correlation: Correlation) -> None:
     """Correlations are symmetric with ones on the diagonal, inside their intervals, and the same for percent."""
     scores = score_matrix().values
-    found = correlation(scores)
-    tables = (found.rho, found.low, found.high)
-    _expect(
-        correlation,
-        all(np.shape(t) == (scores.shape[1],) * 2 for t in tables),
-        "rho, low, high must be [C, C]",
-    )
-    _expect(correlation, np.allclose(found.rho, found.rho.T), "rho must be symmetric")
-    _expect(correlation, np.allclose(np.diag(found.rho), 1), "rho must be 1 on the diagonal")
-    known = ~np.isnan(found.low)
-    inside = (found.low <= found.rho)[known].all() and (found.rho <= found.high)[known].all()
+    estimate = correlation(scores)
+    rho = estimate.rho
+    low = estimate.low
+    high = estimate.high
+    categories = scores.shape[1]
+    shapes = {np.shape(rho), np.shape(low), np.shape(high)}
+    _expect(correlation, shapes == {(categories, categories)}, "rho, low, high must be [C, C]")
+    _expect(correlation, np.allclose(rho, rho.T), "rho must be symmetric")
+    _expect(correlation, np.allclose(np.diag(rho), 1), "rho must be 1 on the diagonal")
+    known = ~np.isnan(low)
+    inside = (low <= rho)[known].all() and (rho <= high)[known].all()
     _expect(correlation, bool(inside), "rho must lie between low and high")
-    _expect(
-        correlation,
-        np.allclose(correlation(100 * scores).rho, found.rho),
-        "percent must give the same rho",
-    )
+    percent = correlation(100 * scores).rho
+    _expect(correlation, np.allclose(percent, rho), "percent must give the same rho")
 
 
 def score_of(weights: Weights) -> Result:
@@ -173,10 +168,10 @@ def search(strategy: Strategy, seed: int = 0, limit: int = 60) -> tuple[list[Wei
     """(soups in the order in which they were requested, the optimiser) of a search over the bowl."""
     optimiser = strategy.start(search_space(), seed)
     requested = list[Weights]()
-    while (
-        len(requested) < min(limit, strategy.trials or limit)
-        and (cell := optimiser.ask()) is not None
-    ):
+    while len(requested) < min(limit, strategy.trials or limit):
+        cell = optimiser.ask()
+        if cell is None:
+            break
         requested.append(cell.weights)
         optimiser.tell(cell, answer(cell))
     return requested, optimiser
@@ -208,15 +203,19 @@ def check_strategy(strategy: Strategy) -> None:
         f"count(3) = {count}, but it requests more soups",
     )
     known = strategy.known_points(3)
-    first = list(dict.fromkeys(requested))
+    distinct = list(dict.fromkeys(requested))
     _expect(
         strategy,
-        known is None or list(known)[: len(first)] == first,
+        known is None or list(known)[: len(distinct)] == distinct,
         "known_points(3) must be what it requests",
     )
     _expect(strategy, bool(strategy.describe(3)), "describe(3) must say what it does")
     optimiser = strategy.start(search_space(), 0)
-    cells = [cell for cell in (optimiser.ask() for _ in range(5)) if cell is not None]
+    cells = list[Cell]()
+    for _ in range(5):
+        cell = optimiser.ask()
+        if cell is not None:
+            cells.append(cell)
     for cell in reversed(cells):
         optimiser.tell(cell, answer(cell))
     _expect(
@@ -237,13 +236,14 @@ def check_evaluator(evaluator: Evaluator, model: LoadedModel, items: Sequence[It
         evaluator, json.loads(json.dumps(settings)) == settings, "settings must be plain JSON data"
     )
     batches = evaluator.batches(items)
-    cut = sorted(item.id for batch in batches for item in batch)
-    _expect(evaluator, cut == sorted(item.id for item in items), "batches must hold each item once")
+    in_batches = sorted(item.id for item in chain.from_iterable(batches))
+    once = in_batches == sorted(item.id for item in items)
+    _expect(evaluator, once, "batches must hold each item once")
     _expect(evaluator, batches == evaluator.batches(items), "batches must follow a fixed rule")
     records = evaluator.evaluate(model, items)
     _expect(
         evaluator,
-        [r.item for r in records] == [i.id for i in items],
+        [record.item for record in records] == [item.id for item in items],
         "a record for each item, in order",
     )
     scores = all(0 <= record.score <= 1 for record in records)
@@ -267,15 +267,16 @@ def check_tracker(tracker: Tracker, folder: Path) -> None:
     trial = Trial(number=1, recipe=recipe, weights=recipe.weights, result=result)
     tracker.log(trial)
     tracker.finish({}, folder)
-    for name in ("first", "second"):
+    reports: dict[str, JsonObject | None] = {
+        "first": {"rows": [], "comparisons": [], "verdict": None},
+        "second": None,
+    }
+    for name, report in reports.items():
         (folder / name).mkdir()
         tracker.start({"a": {"b": [1, None, "x"]}}, folder / name)
         tracker.log(replace(trial, number=2))
         tracker.log(trial)
-        tracker.finish(
-            {"rows": [], "comparisons": [], "verdict": None} if name == "first" else None,
-            folder / name,
-        )
+        tracker.finish(report, folder / name)
         tracker.finish(None, folder / name)
     tracker.summarise(
         [{"job": 0, "overrides": ["seed=1"], "objective": 0.5, "run_dir": "0"}], folder

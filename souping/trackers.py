@@ -12,6 +12,7 @@ from contextlib import ExitStack, contextmanager, redirect_stderr, redirect_stdo
 from dataclasses import dataclass, field, fields, replace
 from importlib import import_module
 from importlib.util import find_spec
+from itertools import chain
 from pathlib import Path
 from typing import Any, Literal
 
@@ -112,9 +113,9 @@ class WandbTracker(Tracker):
     _session: Session = field(default_factory=Session, init=False, repr=False, compare=False)
 
     def needs(self) -> list[Missing]:
-        return (
-            [] if find_spec(self.module) else [Missing(what=self.module, fix=install(self.module))]
-        )
+        if find_spec(self.module):
+            return []
+        return [Missing(what=self.module, fix=install(self.module))]
 
     @property
     def hint(self) -> str:
@@ -122,8 +123,8 @@ class WandbTracker(Tracker):
 
     def start(self, config: JsonObject, run_dir: Path) -> None:
         """Open a run that holds the resolved configuration."""
-        # wandb's service keeps the directory it was started in
         session = self._session
+        # wandb's service keeps the directory it was started in.
         folder = run_dir.absolute()
         session.exits.close()
         session.hint = ""
@@ -152,31 +153,30 @@ class WandbTracker(Tracker):
                 self._log_report(read(Report, report), run_dir, soup)
 
     def _log_report(self, report: Report, run_dir: Path, soup: Path | None) -> None:
-        api, run = import_module(self.module), self._session.run
-        pictures = {
-            f"plots/{path.stem}": path for path in sorted((run_dir / "plots").glob("*.png"))
-        }
-        tables = {
-            name: self._table(*rows) for name, rows in _tables(report, self._session.trials).items()
-        }
+        api = import_module(self.module)
+        pictures = sorted((run_dir / "plots").glob("*.png"))
+        values: dict[str, Any] = _summary(report)
+        for name, (columns, rows) in _tables(report, self._session.trials).items():
+            values[name] = self._table(columns, rows)
         with _silence():
-            images = {name: api.Image(str(path)) for name, path in pictures.items()}
-            run.log({**_summary(report), **tables, **images})
+            for path in pictures:
+                values[f"plots/{path.stem}"] = api.Image(str(path))
+            self._session.run.log(values)
         if self.module == "wandb":
-            self._log_files(run_dir, soup, list(pictures.values()))
+            self._log_files(run_dir, soup, pictures)
 
     def _log_files(self, run_dir: Path, soup: Path | None, pictures: Sequence[Path]) -> None:
         import wandb
 
         run = self._session.run
         artifact = wandb.Artifact(f"report-{run.id}", type="report")
-        files = {name: run_dir / name for name in FILES} | {
-            f"plots/{path.name}": path for path in pictures
-        }
-        files |= {f"soup/{name}": soup / name for name in SOUP if soup is not None}
+        files = {name: run_dir / name for name in FILES}
+        files |= {f"plots/{path.name}": path for path in pictures}
+        if soup is not None:
+            files |= {f"soup/{name}": soup / name for name in SOUP}
         for name, path in files.items():
             if path.is_file():
-                # no copy in a staging area
+                # Without a copy in a staging area.
                 artifact.add_file(str(path), name=name, policy="immutable")
         run.log_artifact(artifact)
 
@@ -208,9 +208,8 @@ class WandbTracker(Tracker):
         }
         if self.module == "wandb":
             return self._open_wandb(common, folder)
-        self._session.hint = (
-            "" if self.space_id else f"trackio show --project {shlex.quote(self.project)}"
-        )
+        if not self.space_id:
+            self._session.hint = f"trackio show --project {shlex.quote(self.project)}"
         with _silence():
             return import_module(self.module).init(
                 **common,
@@ -275,23 +274,24 @@ class WandbTracker(Tracker):
     def _close(self, *_: object) -> None:
         run = self._session.run
         self._session.run = None
-        code = {"exit_code": self._session.exit_code} if self.module == "wandb" else {}
         with _silence():
-            run.finish(**code)
+            if self.module == "wandb":
+                run.finish(exit_code=self._session.exit_code)
+            else:
+                run.finish()
 
     def _table(self, columns: Sequence[str], rows: Sequence[Sequence[Json]]) -> Any:
-        """A table of the module; lists and mappings, which its cells cannot hold, as text."""
-        plain = [
-            [
-                value if value is None or isinstance(value, int | float) else safe(str(value))
-                for value in row
-            ]
-            for row in rows
-        ]
-        api = import_module(self.module)
-        return api.Table(
-            columns=[safe(name) for name in columns], data=plain, allow_mixed_types=True
-        )
+        """A table of the module."""
+        names = [safe(name) for name in columns]
+        cells = [[*map(_cell, row)] for row in rows]
+        return import_module(self.module).Table(columns=names, data=cells, allow_mixed_types=True)
+
+
+def _cell(value: Json) -> Json:
+    """A value as a table can hold it: lists and mappings as text."""
+    if value is None or isinstance(value, int | float):
+        return value
+    return safe(str(value))
 
 
 @contextmanager
@@ -305,14 +305,14 @@ def _silence() -> Iterator[None]:
 def _wandb_environment(folder: Path) -> Iterator[None]:
     """Keep wandb's data and cache in a folder: for these it reads variables, not its settings."""
     folder.mkdir(parents=True, exist_ok=True)
-    wanted = {
+    variables = {
         "WANDB_SILENT": "true",
         "WANDB_ERROR_REPORTING": "false",
         "WANDB_DATA_DIR": str(folder / "data"),
         "WANDB_CACHE_DIR": str(folder / "cache"),
     }
-    before = {name: os.environ.pop(name, None) for name in wanted}
-    os.environ.update(wanted)
+    before = {name: os.environ.pop(name, None) for name in variables}
+    os.environ.update(variables)
     try:
         yield
     finally:
@@ -363,19 +363,22 @@ def _tables(
 ) -> dict[str, tuple[list[str], list[list[Json]]]]:
     """{name: columns and rows} of report rows, comparisons and trials, without the empty ones."""
     rows = report.rows or ()
-    categories = list(dict.fromkeys(name for row in rows for name in row.scores))
+    categories = list(dict.fromkeys(chain.from_iterable(row.scores for row in rows)))
     lines = list[list[Json]]()
     for row in rows:
         score = row.objective
-        means = [row.scores[name].mean if name in row.scores else None for name in categories]
-        lines.append([row.name, row.kind, score.mean, score.low, score.high, score.n, *means])
+        line: list[Json] = [row.name, row.kind, score.mean, score.low, score.high, score.n]
+        for name in categories:
+            line.append(row.scores[name].mean if name in row.scores else None)
+        lines.append(line)
     columns = ["name", "kind", "objective", "low", "high", "n", *categories]
     tables: dict[str, tuple[list[str], list[list[Json]]]] = {"rows": (columns, lines)}
 
     # Corrected p-values stand last, after the model's role.
-    columns = [*(field.name for field in fields(PairedDifference)), "kind", "p_look", "p_holm"]
-    compared = [[vars(pair)[name] for name in columns] for pair in report.comparisons or ()]
-    tables["comparisons"] = columns, compared
-    columns = list(dict.fromkeys(key for trial in trials for key in trial))
-    tables["trials"] = columns, [[trial.get(key) for key in columns] for trial in trials]
+    columns = [field.name for field in fields(PairedDifference)]
+    columns += ("kind", "p_look", "p_holm")
+    pairs = map(vars, report.comparisons or ())
+    tables["comparisons"] = (columns, [[*map(pair.get, columns)] for pair in pairs])
+    columns = list(dict.fromkeys(chain.from_iterable(trials)))
+    tables["trials"] = (columns, [[*map(trial.get, columns)] for trial in trials])
     return {name: table for name, table in tables.items() if table[1]}

@@ -101,7 +101,7 @@ def tune(
         return
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise UserError(
-            f"{out}: holds something that is no fine-tune of this command: move it, or take another --out"
+            f"{out}: holds something that is not a fine-tune of this command: move it, or take another --out"
         )
     from transformers import AutoTokenizer
 
@@ -323,7 +323,7 @@ def write_base(source: str, out: Path) -> Path:
     """The base at `out`, whole or not at all; what is there already stays.
 
     Raises:
-        UserError: `source` is no folder with a config, no GGUF file and no model that the Hub gives.
+        UserError: `source` is not a folder with a config, a GGUF file, or a model that the Hub gives.
     """
     if (out / "config.json").exists():
         return out

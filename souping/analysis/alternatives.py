@@ -1,4 +1,7 @@
-"""What a soup is up against: its own search score, a router by category, and an oracle over its ingredients."""
+"""What a soup is up against: its own search score, a router by category, and an oracle over its ingredients.
+
+Shape legend: K ingredients, I items, C categories.
+"""
 
 from __future__ import annotations
 
@@ -29,23 +32,31 @@ class RoutedAnswers:
 def routed(ingredients: Mapping[str, ItemScores], chosen_by: ScoreMatrix) -> RoutedAnswers | None:
     """Each item answered by the ingredient that is best in its category by `chosen_by`.
 
-    A category that `chosen_by` lacks is routed by the mean of the others. None for scores that are no fractions of 1.
+    A category that `chosen_by` lacks is routed by the mean of the others. None for scores that are not fractions of 1.
     """
     names = list(ingredients)
-    columns = [(own.values, own.truncated, own.unanswered) for own in ingredients.values()]
+    columns = [(model.values, model.truncated, model.unanswered) for model in ingredients.values()]
     answers = np.array(columns)  # [K, 3, I]
     if answers.min() < 0 or answers.max() > 1:
         return None
+
     items = ingredients[names[0]].items
-    rows = chosen_by.rows(names)
+    choosing = chosen_by.rows(names)  # [K, C]
     routes = {}
     for category in dict.fromkeys(item.category for item in items):
-        same = [name == category for name in chosen_by.categories]
-        means = rows[:, same if any(same) else slice(None)].mean(axis=1)
+        in_category = [name == category for name in chosen_by.categories]
+        if any(in_category):
+            means = choosing[:, in_category].mean(axis=1)
+        else:
+            means = choosing.mean(axis=1)
         routes[category] = names[int(means.argmax())]
-    chosen = [names.index(routes[item.category]) for item in items]
-    values, truncated, unanswered = answers[chosen, :, range(len(items))].T
-    name = "router" if "router" not in chosen_by.models else "router by category"
+
+    # The column of each item's ingredient.
+    routed_to = [names.index(routes[item.category]) for item in items]
+    values, truncated, unanswered = answers[routed_to, :, range(len(items))].T
+    name = "router"
+    if name in chosen_by.models:
+        name = "router by category"
     if len(set(routes.values())) == 1:
         name = routes[items[0].category]
     scores = ItemScores(items=items, values=values, truncated=truncated, unanswered=unanswered)
@@ -81,7 +92,7 @@ def alternatives(
     router = routed(ingredients, chosen_by)
     if router is None:
         return Alternatives(optimism=optimism)
-    best = np.max([own.values for own in ingredients.values()], axis=0)
+    best = np.max([model.values for model in ingredients.values()], axis=0)
     count = len(ingredients)
     return Alternatives(
         optimism=optimism,

@@ -16,8 +16,8 @@ from souping.core.unit import POINTS, Unit
 from souping.report.analyses import AnalysisResult
 
 SearchAgain = Callable[[tuple[str, ...], Sequence[ItemScores], int, tuple[Item, ...]], FloatArray]
+# Setting that counts random draws.
 Draws = Annotated[int, Interval(ge=2, le=10**6)]
-"""Setting that counts random draws."""
 SINGLE_SELECTED = "one ingredient was selected, so that no soup was searched"
 
 
@@ -40,27 +40,30 @@ class RunSoups:
 
 @dataclass(frozen=True, kw_only=True)
 class RunScores:
-    """Item scores of a run, for its analyses: {recipe id: scores} of all that answered a whole fold.
-
-    `trials` are the soups that the search evaluated, each once; `parts` are the scores [I] of those that answered part
-    of the search fold, nan for missing items. `correlation` is the selector's, named `metric`. `answers` is the number
-    per item, `unit` that of the scores in a report. `read` gives a model's first answers on a fold, {item id: record}.
-    `spent` are the items that the search's soups answered. `search_again` searches a soup of some ingredients, from
-    their scores on some items and within a budget, and gives its scores on others.
-    """
+    """Item scores of a run, for its analyses."""
 
     soups: RunSoups
+    # Soups that the search evaluated, each once.
     trials: tuple[Recipe, ...]
     objective: Objective
+    # The selector's correlation, and its name.
     correlation: Correlation
     metric: str
+    # {recipe id: scores} of all that answered the whole fold.
     search: Mapping[str, ItemScores]
     report: Mapping[str, ItemScores]
+    # {recipe id: scores [I]} of those that answered part of the search fold, nan for missing items.
     parts: Mapping[str, FloatArray] = field(default_factory=dict)
+    # Answers per item.
     answers: int = 1
+    # {item id: record} of a model's first answers on a fold.
     read: Callable[[Recipe, Fold], Mapping[str, Record]] = lambda recipe, fold: {}
+    # Items that the search's soups answered.
     spent: int = 0
+    # Unit of the scores in a report.
     unit: Unit = POINTS
+    # Searches a soup of some ingredients, from their scores on some items and within a budget, and
+    # returns its scores on other items.
     search_again: SearchAgain = lambda names, known, budget, items: np.full(len(items), np.nan)
 
     def single(self, name: str) -> Recipe:
@@ -74,7 +77,7 @@ class RunScores:
 
 
 class Analysis(ABC):
-    """Analysis of a finished search. What it finds is in `report.json`, under `analyses` and the analysis's name.
+    """Analysis of a finished search. Its result is in `report.json`, under `analyses` and the analysis's name.
 
     One that `searches` again answers at most as many items as the run's search did.
     """

@@ -37,8 +37,8 @@ WORK = 6_000_000
 GROUPS_AT_A_TIME = 2_000_000
 # Draws beyond a quantile without which it is not taken from the draws.
 RESOLVED = 20
-# Groups are drawn by how often each distinct influence comes, if there are on average so many of it.
-ALIKE = 16
+# Groups are drawn by how often each distinct influence comes, if on average so many groups share it.
+GROUPS_PER_INFLUENCE = 16
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -95,8 +95,8 @@ def bootstrap_reach(
         sums, squares, discordances = _drawn_sums(values, discordant, draws, rng)
         shift += sums - values.sum()
         contribution = variance_of_sums(sums, squares, n)
-        alike = (discordances == 0) | (contribution <= 1e-9 * floor[h])
-        variance += np.where(alike, np.maximum(contribution, floor[h]), contribution)
+        is_flat = (discordances == 0) | (contribution <= 1e-9 * floor[h])
+        variance += np.where(is_flat, np.maximum(contribution, floor[h]), contribution)
     studentised = np.sort(shift / np.sqrt(variance))
     return BootstrapReach(studentised=studentised, error=error, tests=tests)
 
@@ -119,7 +119,7 @@ def _drawn_sums(
     unit = np.abs(values).max() or 1.0
     columns = np.column_stack([values / unit, discordant])
     rows, stratum, number = distinct(columns, one_stratum)
-    if len(rows) * ALIKE <= len(values):
+    if len(rows) * GROUPS_PER_INFLUENCE <= len(values):
         # How often each distinct value is drawn [D, R].
         times = resample(stratum, number, draws, rng)
         distinct_values = rows[:, 0] * unit
@@ -135,10 +135,10 @@ def _drawn_sums(
     discordances = np.empty(draws)
     for start in range(0, draws, chunk):
         size = min(chunk, draws - start)
-        places = rng.integers(0, len(values), size=(size, len(values)), dtype=np.int32)
-        drawn = values[places]
+        groups = rng.integers(0, len(values), size=(size, len(values)), dtype=np.int32)
+        drawn = values[groups]
         rows_of_chunk = slice(start, start + size)
         sums[rows_of_chunk] = drawn.sum(axis=1)
         squares[rows_of_chunk] = np.einsum("dg,dg->d", drawn, drawn)
-        discordances[rows_of_chunk] = discordant[places].sum(axis=1)
+        discordances[rows_of_chunk] = discordant[groups].sum(axis=1)
     return sums, squares, discordances

@@ -1,23 +1,29 @@
 """Consistency of categories before and after souping (`consistency`): do models that are good at one do well at all?
 
-Figure 2 of arXiv 2511.13254 shows the correlation of every two categories over the candidates and over a population of
-soups: it rises. But soups of few parents correlate by themselves: their scores move along the few directions in which
-the parents differ. So the population is held against three nulls of linear
-mixing, soups that know nothing of their own:
+Figure 2 of arXiv 2511.13254 shows the correlation of every two categories over the candidates and
+over a population of soups: it rises. But soups of few parents correlate by themselves: their scores
+move along the few directions in which the parents differ. So the population is compared with three
+nulls of linear mixing, soups that know nothing that their parents do not:
 
-- `shared`: each group of items is answered by one parent, drawn by the soup's weights. One random number per group
-  serves all soups, so soups of similar weights answer alike, as real ones do.
-- `independent`: the same, but every soup draws for itself. The noise of its draws lowers the correlations.
-- `exact`: every item scores the weighted mean of its parents' scores. No noise at all: the correlations are highest.
+- `shared`: each group of items is answered by one parent, drawn by the soup's weights. One random
+  number per group serves all soups, so soups of similar weights answer alike, as real ones do.
+- `independent`: the same, but every soup draws for itself. The noise of its draws lowers the
+  correlations.
+- `exact`: every item scores the weighted mean of its parents' scores. No noise at all: the
+  correlations are highest.
+
+Shape legend: M models, S soups, P parents, C categories, G groups of items, D draws.
 """
 
 from __future__ import annotations
 
+import itertools
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 
 import numpy as np
-from numpy.typing import NDArray
 
 from souping.analysis.base import Analysis, Draws, NotEstimableError, RunScores
 from souping.analysis.correlation import FEWEST_MODELS, GroupSums, correlated, few_models
@@ -26,6 +32,7 @@ from souping.analysis.wins import MEAN_TIE, too_few
 from souping.core.fields import component
 from souping.core.protocols import Correlation
 from souping.core.types import (
+    BoolArray,
     FloatArray,
     ItemScores,
     Names,
@@ -40,6 +47,8 @@ from souping.report.plots import Drawing, canvas, heat_panel
 from souping.report.tables import Section, TableGrid, around, grid
 
 CONSISTENCY_SALT = 0xC025
+# Differences of two correlations that are rounding.
+ROUNDING = 1e-9
 
 
 @component
@@ -57,31 +66,28 @@ class Consistency(Analysis):
         soups = sorted(run.mixtures(), key=lambda soup: soup.id)  # the draws follow this order
         if len(soups) < FEWEST_MODELS:
             raise NotEstimableError(too_few(run, FEWEST_MODELS))
-        singles = {
-            name: run.search[r.id]
-            for name, r in sorted(run.soups.candidates.items())
-            if r.id in run.search
-        }
+        singles = {}
+        for name, single in sorted(run.soups.candidates.items()):
+            if single.id in run.search:
+                singles[name] = run.search[single.id]
         before = ScoreMatrix.from_items(singles)
         after = ScoreMatrix.from_items({soup.id: run.search[soup.id] for soup in soups})
-        kept = _varying(before.values) & _varying(after.values)
-        if len(singles) < 3 or kept.sum() < 2:
-            raise NotEstimableError(_too_flat(len(singles), before.categories, kept))
-        parents = {
-            name: scores
-            for name, scores in singles.items()
-            if any(name in soup.ingredients for soup in soups)
-        }
-        nulls = self._nulls(soups, parents, kept, run)
-        candidates = _summary(before, kept, run.correlation, self.draws)
-        uses = zip(before.categories, kept, strict=True)
+        varying = _varying(before.values) & _varying(after.values)
+        if len(singles) < 3 or varying.sum() < 2:
+            raise NotEstimableError(_too_flat(len(singles), before.categories, varying))
+
+        ingredients = set(itertools.chain(*(soup.ingredients for soup in soups)))
+        parents = {name: scores for name, scores in singles.items() if name in ingredients}
+        nulls = self._nulls(soups, parents, varying, run)
+        candidates = _summary(before, varying, run.correlation, self.draws)
+        categories = np.array(before.categories)
         return ConsistencyResult(
             fold="search",
             metric=run.metric,
             categories=before.categories,
-            left_out=tuple(name for name, use in uses if not use),
+            left_out=tuple(categories[~varying].tolist()),
             before=replace(candidates, note=few_models(len(singles))),
-            after=_summary(after, kept, run.correlation, self.draws),
+            after=_summary(after, varying, run.correlation, self.draws),
             nulls={name: _spread(null) for name, null in nulls.items()},
         )
 
@@ -89,26 +95,26 @@ class Consistency(Analysis):
         self,
         soups: Sequence[Recipe],
         parents: Mapping[str, ItemScores],
-        kept: NDArray[np.bool_],
+        varying: BoolArray,
         run: RunScores,
     ) -> dict[str, FloatArray]:
         """{null: mean |rho| of each of its populations}; `exact` has one."""
-        shares = [dict(zip(soup.ingredients, soup.weights, strict=True)) for soup in soups]
-        weights = np.array(
-            [[share.get(name, 0.0) / sum(share.values()) for name in parents] for share in shares]
-        )
+        rows = []
+        for soup in soups:
+            shares = soup.shares
+            total = sum(shares.values())
+            rows.append([shares.get(name, 0.0) / total for name in parents])
+        weights = np.array(rows)  # [S, P]
+
         sums = GroupSums.of(ScoreMatrix.from_items(parents))
-        exact = np.einsum("sp,gpc->sc", weights, sums.sums) / sums.counts.sum(axis=0)
         groups = len(sums.sums)
-        sizes: Mapping[str, int | tuple[int, int]] = {
-            "shared": groups,
-            "independent": (len(soups), groups),
+        exact = np.einsum("sp,gpc->sc", weights, sums.sums) / sums.counts.sum(axis=0)
+        mixed = partial(_mixed, sums, weights, varying, run.correlation, self.mixtures)
+        return {
+            "shared": mixed(groups),
+            "independent": mixed((len(soups), groups)),
+            "exact": np.array([_strength(run.correlation, exact, varying)]),
         }
-        drawn = {
-            k: _mixed(sums, weights, kept, run.correlation, self.mixtures, size)
-            for k, size in sizes.items()
-        }
-        return {**drawn, "exact": np.array([_strength(run.correlation, exact, kept)])}
 
 
 def _spread(null: FloatArray) -> NullSpread:
@@ -117,40 +123,43 @@ def _spread(null: FloatArray) -> NullSpread:
     return NullSpread(mean=float(np.nanmean(null)), low=low, high=high)
 
 
-def _varying(values: FloatArray) -> NDArray[np.bool_]:
+def _varying(values: FloatArray) -> BoolArray:
     """Columns of [M, C] in which not all are equal, [C]."""
     return np.asarray(np.ptp(values, axis=0) > MEAN_TIE)
 
 
-def _too_flat(models: int, categories: Sequence[str], kept: NDArray[np.bool_]) -> str:
+def _too_flat(models: int, categories: Sequence[str], varying: BoolArray) -> str:
     if models < 3:
         return f"{models} candidates have no correlation; it takes 3, and {FEWEST_MODELS} to say anything by it"
-    varying = [name for name, use in zip(categories, kept, strict=True) if use]
-    return f"models differ in {len(varying)} of {len(categories)} categories, and 2 are needed: add items or categories"
+    differing = int(varying.sum())
+    return f"models differ in {differing} of {len(categories)} categories, and 2 are needed: add items or categories"
 
 
-def _rho(correlation: Correlation, values: FloatArray, kept: NDArray[np.bool_]) -> FloatArray:
-    """[M, C] -> [C, C], nan in the rows and columns that are not kept or do not vary here."""
-    return correlated(
-        correlation, np.where(kept & np.isfinite(values).all(axis=0), values, 0.0)
-    ).rho
+def _rho(correlation: Correlation, values: FloatArray, varying: BoolArray) -> FloatArray:
+    """[M, C] -> [C, C], nan for a category that does not vary: in the run, or in these values."""
+    usable = varying & np.isfinite(values).all(axis=0)
+    return correlated(correlation, np.where(usable, values, 0.0)).rho
 
 
-def _strength(correlation: Correlation, values: FloatArray, kept: NDArray[np.bool_]) -> float:
+def _strength(correlation: Correlation, values: FloatArray, varying: BoolArray) -> float:
     """Mean |rho| over the pairs that have one; nan where none has."""
-    rho = np.abs(_rho(correlation, values, kept)[np.triu_indices(len(kept), 1)])
-    known = rho[np.isfinite(rho)]
-    return float(known.mean()) if known.size else float("nan")
+    pairs = np.triu_indices(len(varying), 1)
+    sizes = np.abs(_rho(correlation, values, varying)[pairs])
+    sizes = sizes[np.isfinite(sizes)]
+    if not sizes.size:
+        return math.nan
+    return float(sizes.mean())
 
 
 def _summary(
-    scores: ScoreMatrix, kept: NDArray[np.bool_], correlation: Correlation, draws: int
+    scores: ScoreMatrix, varying: BoolArray, correlation: Correlation, draws: int
 ) -> PopulationCorrelation:
     """The correlations of one population, and their mean size with its interval."""
     drawn = GroupSums.of(scores).draws(draws, np.random.default_rng(CONSISTENCY_SALT))
-    mean = _strength(correlation, scores.values, kept)
-    error = float(np.nanstd([_strength(correlation, values, kept) for values in drawn], ddof=1))
-    rho = _rho(correlation, scores.values, kept)
+    mean = _strength(correlation, scores.values, varying)
+    drawn_means = [_strength(correlation, values, varying) for values in drawn]
+    error = float(np.nanstd(drawn_means, ddof=1))
+    rho = _rho(correlation, scores.values, varying)
     return PopulationCorrelation(
         models=len(scores.models),
         mean=mean,
@@ -163,7 +172,7 @@ def _summary(
 def _mixed(
     sums: GroupSums,
     weights: FloatArray,
-    kept: NDArray[np.bool_],
+    varying: BoolArray,
     correlation: Correlation,
     draws: int,
     size: int | tuple[int, int],
@@ -173,26 +182,30 @@ def _mixed(
     `size` is how many random numbers are drawn: one per group, or one per soup and group. The order of the parents is
     drawn anew each time, so that none is always the neighbour of another.
     """
-    rng, totals, out = (
-        np.random.default_rng([CONSISTENCY_SALT, 1]),
-        sums.counts.sum(axis=0),
-        np.empty(draws),
-    )
-    for position in range(draws):
+    rng = np.random.default_rng([CONSISTENCY_SALT, 1])
+    counts = sums.counts.sum(axis=0)
+    strengths = np.empty(draws)
+    for draw in range(draws):
+        # Parents share the line from 0 to 1 by their weights; a random point on it picks one.
         order = rng.permutation(weights.shape[1])
-        edges, place = weights[:, order].cumsum(axis=1), rng.random(size)
-        means = np.zeros((len(weights), len(totals)))
+        ends = weights[:, order].cumsum(axis=1)
+        points = rng.random(size)
+        totals = np.zeros((len(weights), len(counts)))  # [S, C]
+        start: FloatArray | float = 0.0
         for rank, parent in enumerate(order):
-            below = edges[:, [rank - 1]] if rank else 0.0
-            chosen = (place >= below) & ((place < edges[:, [rank]]) | (rank == len(order) - 1))
-            means += chosen.astype(float) @ sums.sums[:, parent]
-        out[position] = _strength(correlation, means / totals, kept)
-    return out
+            end = ends[:, [rank]]
+            is_last = rank == len(order) - 1
+            picked = (points >= start) & ((points < end) | is_last)
+            totals += picked.astype(float) @ sums.sums[:, parent]
+            start = end
+        strengths[draw] = _strength(correlation, totals / counts, varying)
+    return strengths
 
 
 # How it is shown
 
 POPULATIONS = {"before": "candidates", "after": "soups of the search"}
+# {null: (its name, what a soup is under it)}, the weakest correlation first.
 NULLS = {
     "independent": (
         "mixtures, independent draws",
@@ -204,7 +217,6 @@ NULLS = {
     ),
     "exact": ("exact mixtures", "every item scores the weighted mean of its parents' scores"),
 }
-"""{null: (its name, what a soup is under it)}, the weakest correlation first."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -222,9 +234,11 @@ class NullSpread:
         """Where a value lies beside the null."""
         if value is None or self.low is None or self.high is None:
             return "not comparable to"
-        if value > self.high + 1e-9:
+        if value > self.high + ROUNDING:
             return "above"
-        return "below" if value < self.low - 1e-9 else "within"
+        if value < self.low - ROUNDING:
+            return "below"
+        return "within"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -274,12 +288,16 @@ class ConsistencyResult(AnalysisResult):
             f"{count(before.models)} candidates, {rho(after.mean)} ({_limits(after)}) over {count(after.models)} "
             "soups of the search."
         )
-        places = {key: null.place(after.mean) for key, null in nulls.items()}
-        placed = [f"{places[key]} {NULLS[key][0]} ({rho(nulls[key].mean)})" for key in NULLS]
+        positions = set()
+        phrases = []
+        for key, (name, _) in NULLS.items():
+            position = nulls[key].place(after.mean)
+            positions.add(position)
+            phrases.append(f"{position} {name} ({rho(nulls[key].mean)})")
         against = (
-            f"Soups of few parents correlate by mixing alone. The soups are {in_words(placed)}."
+            f"Soups of few parents correlate by mixing alone. The soups are {in_words(phrases)}."
         )
-        if len(set(places.values())) > 1:
+        if len(positions) > 1:
             against += " The answer depends on which mixture is meant."
         lines = [head, against]
         if before.note:

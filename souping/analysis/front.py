@@ -32,6 +32,7 @@ from souping.report.content import MaybeFloat, MaybeInt, NamedNumbers
 from souping.report.format import clean, count, in_words, percent, short, weight
 from souping.report.plots import COLOURS, FAINT, Drawing, canvas, figure, ring
 from souping.report.tables import Section, grid
+from souping.search.surrogate import RISE, SoupModel
 
 # Key under `analyses`.
 FRONT = "front"
@@ -60,8 +61,8 @@ def resolve_goals(
     """What the names of `pareto` stand for, as in `resolve`; `weights` are those of `pick`.
 
     Raises:
-        UserError: there is one goal, a name is no category, group or `tokens`, or `pick` has no
-            weights of goals.
+        UserError: there is one goal, a name is not a category, a group or `tokens`, or `pick`
+            weights something else.
     """
     if not names and not weights:
         return ()
@@ -117,6 +118,7 @@ class Front:
         results = {trial.weights: trial.result for trial in trials}
         fitted_points = list(dict.fromkeys([*results, *points]))[:FITTED]
         scores_of = {weights: result.values for weights, result in results.items()}
+        lengths_of = {weights: result.lengths for weights, result in results.items()}
         scores = _answer_table(fitted_points, scores_of, len(items))
         self.points = np.array(fitted_points)
         self.known = len(results)
@@ -124,44 +126,16 @@ class Front:
 
         # Surrogates of the scores and, where a goal is about them, of the lengths. The key is
         # `goal.lengths`.
-        names = [item.category for item in items]
-        _, categories = np.unique(names, return_inverse=True)
-        _, groups = np.unique([item.group for item in items], return_inverse=True)
-        equal_weights = np.ones(categories.max() + 1)
-        effect = design_effect(scores, categories, groups)
-        models = {False: fitted(self.points, scores, categories, equal_weights, effect=effect)}
+        models = {False: _fit(self.points, scores, items)}
         if any(goal.lengths for goal in goals):
-            lengths_of = {weights: result.lengths for weights, result in results.items()}
             lengths = _answer_table(fitted_points, lengths_of, len(items))
             first_length = float(np.nanmean(lengths[0])) or 1.0
-            shortness = -lengths / first_length
-            models[True] = fitted(
-                self.points,
-                shortness,
-                categories,
-                equal_weights,
-                rise=0.0,
-                effect=design_effect(shortness, categories, groups),
-            )
+            models[True] = _fit(self.points, -lengths / first_length, items, rise=0.0)
             unit = replace(LENGTH, margin=0.01 * first_length)
             goals = [replace(goal, unit=unit) if goal.lengths else goal for goal in goals]
         self.goals = goals
 
-        # Mean of each goal, and draws of it from a posterior that is wider where answers vary
-        # more than it believes.
-        category_draws = {}  # [D, S, C]
-        for kind, model in models.items():
-            category_draws[kind] = model.posterior_draws(FRONT_DRAWS, max(1.0, model.surprise()))
-        means = []
-        goal_draws = []
-        for goal in goals:
-            shares = models[False].shares(goal.covers(names))
-            mean, _ = models[goal.lengths].total(shares)
-            means.append(mean)
-            goal_draws.append(category_draws[goal.lengths] @ shares)
-        self.means = np.stack(means, axis=-1)
-        draws = np.stack(goal_draws, axis=-1)  # [D, S, G]
-
+        self.means, draws = _posterior(models, goals, [item.category for item in items])
         self.low, self.high = np.quantile(draws, (0.025, 0.975), axis=0)
         self.odds = np.mean([undominated(draw) for draw in draws], axis=0)
         self.on = undominated(self.means)
@@ -177,7 +151,9 @@ class Front:
 
         The best by `pick`, else those that are most likely on the true front.
         """
-        worth = self.odds if pick is None else self._weighted_sums(pick)
+        worth = self.odds
+        if pick is not None:
+            worth = self._weighted_sums(pick)
         order = sorted(np.flatnonzero(self.on), key=lambda n: -worth[n])
         return [self._weights(n) for n in order[:CONFIRMED]]
 
@@ -223,6 +199,37 @@ class Front:
             probability=round(float(self.odds[n]), 4),
             confirmed=bool(self.whole[n]),
         )
+
+
+def _fit(
+    points: FloatArray, answers: FloatArray, items: Sequence[Item], rise: float = RISE
+) -> SoupModel:
+    """Surrogate of scores or lengths [S, I] of points [S, K]."""
+    _, categories = np.unique([item.category for item in items], return_inverse=True)
+    _, groups = np.unique([item.group for item in items], return_inverse=True)
+    equal_weights = np.ones(categories.max() + 1)
+    effect = design_effect(answers, categories, groups)
+    return fitted(points, answers, categories, equal_weights, rise=rise, effect=effect)
+
+
+def _posterior(
+    models: Mapping[bool, SoupModel], goals: Sequence[Guard], categories: Sequence[str]
+) -> tuple[FloatArray, FloatArray]:
+    """Mean [S, G] of each goal, and draws [D, S, G] from a posterior.
+
+    It is wider where answers vary more than the model believes.
+    """
+    category_draws = {}  # [D, S, C]
+    for kind, model in models.items():
+        category_draws[kind] = model.posterior_draws(FRONT_DRAWS, max(1.0, model.surprise()))
+    means = []
+    draws = []
+    for goal in goals:
+        shares = models[False].shares(goal.covers(categories))
+        mean, _ = models[goal.lengths].total(shares)
+        means.append(mean)
+        draws.append(category_draws[goal.lengths] @ shares)
+    return np.stack(means, axis=-1), np.stack(draws, axis=-1)
 
 
 def _answer_table(

@@ -1,9 +1,12 @@
 """Guards: losses that a soup must not have, beside the goal that a search maximises.
 
-A guard watches the items of a category, of a group of categories or of another benchmark, or the length of all answers.
-A soup is admissible if, for each guard, the one-sided 95 % limit of its difference to the reference lies above minus
-the margin: with a flat prior, a larger loss then has a probability below 5 %. The items of a guard are pooled, and
-nothing is carried over from one guard to another. The report tests every guard anew on the report fold.
+A guard watches the items of a category, of a group of categories or of another benchmark, or the
+length of all answers. A soup is admissible if, for each guard, the one-sided 95 % limit of its
+difference to the reference lies above minus the margin: with a flat prior, a larger loss then has a
+probability below 5 %. The items of a guard are pooled, and nothing is carried over from one guard
+to another. The report tests every guard anew on the report fold.
+
+Shape legend: I items, M models, G groups.
 """
 
 from __future__ import annotations
@@ -28,18 +31,22 @@ from souping.report.format import clean, count, share
 from souping.report.tables import Section, grid
 
 GUARDS = "guards"
+# Name of a guard or goal that is the mean length of all answers.
 LENGTH_GUARD = "tokens"
-"""Name of a guard or goal that is the mean length of all answers."""
+# Largest probability of a loss above the margin with which a soup is admitted.
 ADMISSION = 0.05
-"""Largest probability of a loss above the margin with which a soup is admitted."""
+# One-sided levels of admission, and of all tests of the report together.
 GUARD_LEVELS: Mapping[Fold, float] = {"search": ADMISSION, "report": ALPHA / 2}
-"""One-sided levels of admission, and of all tests of the report together."""
+# How much less a soup's scores differ from a candidate's than those of two candidates do (mean
+# squares): the median of the recorded tables, benchmarks/guards.py --soups.
 NEARER = 0.7
-"""How much less a soup's scores differ from a candidate's than those of two candidates do (mean squares): the
-median of the recorded tables, benchmarks/guards.py --soups."""
 FORM = "guard={CATEGORY: POINTS}, or guard=POINTS for every category; guard={tokens: +10%} for the length of answers"
+# Smallest loss that may be set: a test of it needs more items than anybody has.
 SMALLEST = 1e-6
-"""Smallest loss that may be set: a test of it needs more items than anybody has."""
+# Least mean length that others are divided by.
+LEAST_LENGTH = 1e-9
+# Share of equal soups that pass a guard below which a search warns.
+FEW_PASS = 0.5
 LONGER = Unit(
     name="%", meaning="growth of the mean answer", higher_is_better=False, fractions=False
 )
@@ -57,27 +64,33 @@ class Guard(Bound):
         """`3 points`, `10 %`"""
         return self.unit.amount(self.unit.size(self.margin))
 
-    def admits(self, found: Comparison) -> bool:
+    def admits(self, comparison: Comparison) -> bool:
         """Whether soup minus reference rules out a larger loss."""
-        return found.low > -self.margin
+        return comparison.low > -self.margin
 
-    def outcome(self, found: Comparison) -> Literal["held", "broken", "undecided"]:
-        return (
-            "held" if self.admits(found) else "broken" if found.high < -self.margin else "undecided"
-        )
+    def outcome(self, comparison: Comparison) -> Literal["held", "broken", "undecided"]:
+        if self.admits(comparison):
+            return "held"
+        if comparison.high < -self.margin:
+            return "broken"
+        return "undecided"
 
-    def result(self, found: Comparison) -> GuardCheck:
+    def result(self, comparison: Comparison) -> GuardCheck:
         """What report.json keeps."""
-        limits = {"difference": found.difference, "low": found.low, "high": found.high}
+        limits = {
+            "difference": comparison.difference,
+            "low": comparison.low,
+            "high": comparison.high,
+        }
         return GuardCheck(
             name=self.name,
             unit=self.unit,
             margin=self.unit.size(self.margin),
             **self.unit.raw_table(limits),
-            level=found.level,
-            items=found.n,
-            groups=found.groups,
-            outcome=self.outcome(found),
+            level=comparison.level,
+            items=comparison.n,
+            groups=comparison.groups,
+            outcome=self.outcome(comparison),
         )
 
 
@@ -88,20 +101,26 @@ def read_guards(guard: Json) -> dict[str, float]:
     Raises:
         UserError: it is neither, or a loss is too small or too large.
     """
-    table = guard if isinstance(guard, Mapping) else {} if guard is None else {"": guard}
-    return {
-        name: _loss(f"guard.{name}" if name else "guard", value, name == LENGTH_GUARD)
-        for name, value in table.items()
-    }
+    if guard is None:
+        return {}
+    if not isinstance(guard, Mapping):
+        guard = {"": guard}
+    losses = {}
+    for name, value in guard.items():
+        key = f"guard.{name}" if name else "guard"
+        losses[name] = _loss(key, value, percent=name == LENGTH_GUARD)
+    return losses
 
 
 def _loss(key: str, value: Json, percent: bool) -> float:
+    """A loss from `3`, or from `+10%` if it is in percent."""
     text = str(value).strip()
     try:
         loss = float(text.removesuffix("%"))
     except ValueError:
         loss = math.nan
-    if not SMALLEST <= loss <= LARGEST_SETTING or text.endswith("%") != percent:
+    in_range = SMALLEST <= loss <= LARGEST_SETTING
+    if not in_range or text.endswith("%") != percent:
         form = 'a percentage such as "+10%"' if percent else "a number such as 3"
         raise UserError(
             f"{key}={text:.40} must be {form}, at least {SMALLEST:g}: the largest loss that you accept, {FORM}"
@@ -121,30 +140,35 @@ def resolve(
     `units` are {extra benchmark: unit of its scores}, the run's own under an empty name.
 
     Raises:
-        UserError: a name is none of them, or no loss can be as large.
+        UserError: a name is not one of them, or no loss can be as large.
     """
-    found = list[Guard]()
-    named: dict[str, Sequence[str]] = {**{name: (name,) for name in categories}, **groups}
-    named |= dict.fromkeys([*filter(None, units), LENGTH_GUARD], ())
-    for name, loss in (dict.fromkeys(categories, limits[""]) if "" in limits else limits).items():
-        inside, benchmark = tuple(named[pick(name, named, key)]), name if name in units else ""
-        own = LONGER if name == LENGTH_GUARD else units[benchmark]
-        if own.fractions and loss >= own.scale:
+    # {name: its categories}; an extra benchmark and `tokens` have none.
+    categories_of: dict[str, Sequence[str]] = {name: (name,) for name in categories}
+    categories_of |= groups
+    for name in (*filter(None, units), LENGTH_GUARD):
+        categories_of[name] = ()
+    if "" in limits:
+        limits = dict.fromkeys(categories, limits[""])
+
+    guards = []
+    for name, loss in limits.items():
+        guarded = tuple(categories_of[pick(name, categories_of, key)])
+        benchmark = name if name in units else ""
+        unit = LONGER if name == LENGTH_GUARD else units[benchmark]
+        if unit.fractions and loss >= unit.scale:
             raise UserError(
-                f"{key}.{name}={loss:g} must be below {own.scale:g}: no loss can be larger"
+                f"{key}.{name}={loss:g} must be below {unit.scale:g}: no loss can be larger"
             )
-        margin, lengths = own.inner_margin(loss), name == LENGTH_GUARD
-        found.append(
-            Guard(
-                name=name,
-                margin=margin,
-                categories=inside,
-                lengths=lengths,
-                benchmark=benchmark,
-                unit=own,
-            )
+        guard = Guard(
+            name=name,
+            margin=unit.inner_margin(loss),
+            categories=guarded,
+            lengths=name == LENGTH_GUARD,
+            benchmark=benchmark,
+            unit=unit,
         )
-    return tuple(found)
+        guards.append(guard)
+    return tuple(guards)
 
 
 # ------------------------------------------------------------ a soup against the reference
@@ -163,22 +187,23 @@ def check(
     Lengths count as ((1 + margin) x reference - soup) / mean reference - margin: the mean is minus the relative growth,
     and the variance of the bound itself counts.
     """
-    a, b, inside = (
-        soup.values,
-        reference.values,
-        guard.covers([item.category for item in soup.items]),
-    )
+    a = soup.values
+    b = reference.values
     if guard.lengths:
-        mean = max(float(reference.lengths.mean()), 1e-9)
-        a, b = -soup.lengths / mean, guard.margin - (1 + guard.margin) * reference.lengths / mean
-    groups = _groups(soup.items)[inside]
+        mean = max(float(reference.lengths.mean()), LEAST_LENGTH)
+        a = -soup.lengths / mean
+        b = guard.margin - (1 + guard.margin) * reference.lengths / mean
+    guarded = guard.covers([item.category for item in soup.items])
+    groups = _groups(soup.items)[guarded]
     return compare(
-        "", "", a[inside], b[inside], 0 * groups, groups, np.ones(1), looks=looks, tests=tests
+        "", "", a[guarded], b[guarded], 0 * groups, groups, np.ones(1), looks=looks, tests=tests
     )
 
 
 def _groups(items: Sequence[Item]) -> IntArray:
-    return np.unique([item.group for item in items], return_inverse=True)[1].astype(np.int64)
+    """Number of each item's group, [I]."""
+    _, groups = np.unique([item.group for item in items], return_inverse=True)
+    return groups.astype(np.int64)
 
 
 def judge(
@@ -194,22 +219,23 @@ def judge(
     many. Guards that were set after a look are read from simultaneous limits of so many differences instead.
     """
     if limits:
-        later = [
-            check(g, *p, looks=looks, tests=limits * picked)
-            for g, p in zip(guards, pairs, strict=True)
-        ]
-        return [guard.result(found) for guard, found in zip(guards, later, strict=True)]
-    left, done = dict(enumerate(zip(guards, pairs, strict=True))), dict[int, Comparison]()
-    while left:
-        found = {
-            n: check(guard, *pair, looks=looks, tests=len(left) * picked)
-            for n, (guard, pair) in left.items()
-        }
-        done |= {
-            n: one for n, one in found.items() if guards[n].outcome(one) != "undecided"
-        } or found
-        left = {n: rest for n, rest in left.items() if n not in done}
-    return [guard.result(done[n]) for n, guard in enumerate(guards)]
+        checks = []
+        for guard, pair in zip(guards, pairs, strict=True):
+            comparison = check(guard, *pair, looks=looks, tests=limits * picked)
+            checks.append(guard.result(comparison))
+        return checks
+
+    # Each of Holm's steps corrects for the guards that are undecided so far; the last one, which
+    # decides none, counts for all that remain.
+    comparisons: dict[int, Comparison] = {}
+    undecided = list(range(len(guards)))
+    while undecided:
+        tests = len(undecided) * picked
+        step = {n: check(guards[n], *pairs[n], looks=looks, tests=tests) for n in undecided}
+        decided = {n: step[n] for n in undecided if guards[n].outcome(step[n]) != "undecided"}
+        comparisons |= decided or step
+        undecided = [n for n in undecided if n not in comparisons]
+    return [guard.result(comparisons[n]) for n, guard in enumerate(guards)]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -244,8 +270,9 @@ def plan_guards(
     for guard in guards:
         variance = _variance(guard, known or {})
         for fold, items in folds.items():
-            level, own = GUARD_LEVELS[fold], items.get(guard.benchmark, ())
-            size = int(guard.covers([item.category for item in own]).sum())
+            level = GUARD_LEVELS[fold]
+            categories = [item.category for item in items.get(guard.benchmark, ())]
+            size = int(guard.covers(categories).sum())
             row = {
                 "name": guard.name,
                 "allowed": guard.allowed,
@@ -258,39 +285,57 @@ def plan_guards(
 
 
 def _passing(margin: float, variance: float | None, items: int, level: float) -> dict[str, Any]:
-    """Of a one-sided test of two equal models."""
+    """Share of equal soups that pass, and the items with which 80 % do, by a one-sided test.
+
+    With a standard error s a soup passes with the probability Phi(margin / s - z). For a share of
+    80 % that is n = variance ((z + z_80) / margin)^2.
+    """
     if variance is None or not items:
         return {"share": None, "needed": None}
-    least, most = NORMAL.inv_cdf(1 - level), NORMAL.inv_cdf(POWER)
-    share_passing = NORMAL.cdf(margin / math.sqrt(variance / items) - least)
-    return {"share": share_passing, "needed": round(variance * ((least + most) / margin) ** 2)}
+    z = NORMAL.inv_cdf(1 - level)
+    z_power = NORMAL.inv_cdf(POWER)
+    share_passing = NORMAL.cdf(margin / math.sqrt(variance / items) - z)
+    return {"share": share_passing, "needed": round(variance * ((z + z_power) / margin) ** 2)}
 
 
 def _variance(guard: Guard, known: Mapping[str, ItemScores]) -> float | None:
     """Of the mean difference of two equal models, over groups, times the guard's items; None if nothing is known."""
-    found, scores = 0.0, [] if guard.benchmark else [*known.values()]
-    inside = guard.covers([item.category for item in scores[0].items] if scores else ())
-    if inside.any():
-        tables = [
-            s.lengths / max(float(s.lengths.mean()), 1e-9) if guard.lengths else s.values
-            for s in scores
-        ]
-        groups = _groups(scores[0].items)[inside]
-        sums = np.stack(
-            [np.bincount(groups, table[inside] - table[inside].mean()) for table in tables]
-        )
-        found = (1.0 if guard.lengths else NEARER) * pair_variance(sums @ sums.T / inside.sum())
-    return found or (DISCORDANCE if guard.unit.fractions else None)
+    assumed = DISCORDANCE if guard.unit.fractions else None
+    scores = list(known.values())
+    if guard.benchmark or not scores:
+        return assumed
+    items = scores[0].items
+    guarded = guard.covers([item.category for item in items])
+    if not guarded.any():
+        return assumed
+
+    # Sums over the groups of each model's deviations from its mean [M, G].
+    groups = _groups(items)[guarded]
+    sums = []
+    for model in scores:
+        values = model.values
+        if guard.lengths:
+            values = model.lengths / max(float(model.lengths.mean()), LEAST_LENGTH)
+        deviations = values[guarded] - values[guarded].mean()
+        sums.append(np.bincount(groups, deviations))
+    table = np.stack(sums)
+    factor = 1.0 if guard.lengths else NEARER
+    variance = factor * pair_variance(table @ table.T / guarded.sum())
+    return variance or assumed
 
 
 def warnings_of(plans: Sequence[Mapping[str, Any]]) -> list[str]:
     """What to say before a search with guards that even an equal soup will often not pass."""
-    return [
-        f"guard {one['name']}: with {one['items']:,} search items, only {100 * one['share']:.0f} % of the soups that "
-        f"lose nothing would pass; with {one['needed']:,} items, 80 % would"
-        for one in plans
-        if one["fold"] == "search" and (one["share"] or 1) < 0.5
-    ]
+    warnings = []
+    for plan in plans:
+        passing = plan["share"]
+        if plan["fold"] != "search" or not passing or passing >= FEW_PASS:
+            continue
+        warnings.append(
+            f"guard {plan['name']}: with {plan['items']:,} search items, only {100 * passing:.0f} % of the soups that "
+            f"lose nothing would pass; with {plan['needed']:,} items, 80 % would"
+        )
+    return warnings
 
 
 # ------------------------------------------------------------ how they are shown
@@ -298,24 +343,21 @@ def warnings_of(plans: Sequence[Mapping[str, Any]]) -> list[str]:
 
 def planned(plans: Sequence[Mapping[str, Any]]) -> Section | None:
     """The section of a plan."""
-    rows = [
-        (
-            one["name"],
-            one["allowed"],
-            one["fold"],
-            count(one["items"]),
-            share(one["share"]),
-            count(one["needed"]),
-        )
-        for one in plans
-    ]
+    if not plans:
+        return None
+    rows = []
+    for plan in plans:
+        size = count(plan["items"])
+        passing = share(plan["share"])
+        needed = count(plan["needed"])
+        rows.append((plan["name"], plan["allowed"], plan["fold"], size, passing, needed))
     header = ("guard", "allowed loss", "fold", "items", "equal soups that pass", "items for 80 %")
     lines = (
         "The search admits a soup if the probability of a larger loss is below 5 %; the report tests at 2.5 %. Without "
         f"stored answers, the plan assumes that soup and reference differ on {100 * DISCORDANCE:.0f} % of the items.",
         *(f"{warning}." for warning in warnings_of(plans)),
     )
-    return Section("Guards", lines, grids=(grid(header, rows, left=(0, 1, 2)),)) if rows else None
+    return Section("Guards", lines, grids=(grid(header, rows, left=(0, 1, 2)),))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -369,9 +411,10 @@ class GuardsResult(AnalysisResult):
         rows = []
         for check in self.checks:
             margin = DASH if check.margin is None else check.unit.amount(check.margin)
-            shown = check.unit.brackets(check.difference, check.low, check.high, True)
-            words = (f"{shown} {check.unit.name}", count(check.items), clean(check.outcome))
-            rows.append((clean(check.name), margin, *words))
-        broken = [i for i, check in enumerate(self.checks) if check.outcome == "broken"]
+            limits = check.unit.brackets(check.difference, check.low, check.high, True)
+            difference = f"{limits} {check.unit.name}"
+            outcome = clean(check.outcome)
+            rows.append((clean(check.name), margin, difference, count(check.items), outcome))
+        broken = [n for n, check in enumerate(self.checks) if check.outcome == "broken"]
         table = grid(header, rows, left=(0, 1, 4), strong=broken)
         return Section("Guards", tuple(lines), grids=(table,))

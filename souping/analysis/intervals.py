@@ -170,8 +170,10 @@ def _varying_margins(scores: GroupedScores, draws: int, seed: int) -> tuple[floa
     reach = bootstrap_reach(scores, draws=draws, seed=seed)
     if reach is None:
         return 0.0, 0.0
-    least = Z95 * reach.error
-    return max(least, reach.below(2 * INTERVAL_TAIL)), max(least, reach.above(2 * INTERVAL_TAIL))
+    normal_margin = Z95 * reach.error
+    below = max(normal_margin, reach.below(2 * INTERVAL_TAIL))
+    above = max(normal_margin, reach.above(2 * INTERVAL_TAIL))
+    return below, above
 
 
 @dataclass(frozen=True, kw_only=True)

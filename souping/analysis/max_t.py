@@ -127,8 +127,8 @@ def _joint_pulls(
     _, group = np.unique(np.concatenate(members), return_inverse=True)
     ends = np.cumsum([len(groups) for groups in members])
     pulls = np.zeros((int(group.max()) + 1, len(differences)))
-    for f, places in enumerate(np.split(group, ends[:-1])):
-        pulls[places, f] = differences[f].sums[:, 0] / items[f]
+    for f, groups in enumerate(np.split(group, ends[:-1])):
+        pulls[groups, f] = differences[f].sums[:, 0] / items[f]
     return pulls
 
 

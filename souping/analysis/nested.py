@@ -86,9 +86,9 @@ class UnseenMargins:
         """For a level that is divided by a number of `tests`."""
         pulls = scores.pulls()
         moves = scores.shares().sum(axis=1)  # [H] of T, if all groups of a stratum move by 1
-        least = FLAT_VARIANCE * moves.max()
-        lower = np.bincount(scores.stratum, -pulls > least, scores.strata).astype(float)
-        higher = np.bincount(scores.stratum, pulls > least, scores.strata).astype(float)
+        zero = FLAT_VARIANCE * moves.max()
+        lower = np.bincount(scores.stratum, -pulls > zero, scores.strata).astype(float)
+        higher = np.bincount(scores.stratum, pulls > zero, scores.strata).astype(float)
 
         pool = _pools(moves / scores.sizes, scores.sizes)
         in_pool = (pool == np.arange(pool.max() + 1)[:, None]).astype(float)  # [S, H]

@@ -42,5 +42,7 @@ def step(scores: GroupedScores) -> float:
     """How much each group that differs adds to T; 0 unless all of them add as much."""
     pulls = np.abs(scores.pulls())
     largest = float(pulls.max())
-    alike = (pulls <= ZERO_DIFFERENCE * largest) | (pulls >= (1 - ZERO_DIFFERENCE) * largest)
-    return largest if alike.all() else 0.0
+    as_much = (pulls <= ZERO_DIFFERENCE * largest) | (pulls >= (1 - ZERO_DIFFERENCE) * largest)
+    if not as_much.all():
+        return 0.0
+    return largest

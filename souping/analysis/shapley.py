@@ -1,10 +1,15 @@
 """Shapley values of the ingredients (`shapley`): what each of them adds to soups of the others, on the search fold.
 
-The value v(C) of a coalition C is the objective of the uniform soup of its members (arXiv 2511.13254); the empty
-coalition is worth 0. A player's Shapley value is its marginal contribution, averaged over all orders in which the
-players may come; the values sum to v(all) (Shapley 1953). Pairs and triplets are players too, worth the soup of all
-members.
-v is linear in the items' scores, so every category has Shapley values at no further cost.
+The value v(C) of a coalition C is the objective of the uniform soup of its members (arXiv
+2511.13254); the empty coalition is worth 0. A player's Shapley value is its marginal contribution,
+averaged over all orders in which the players may come:
+
+    phi(p) = sum over S without p of |S|! (n - |S| - 1)! / n! (v(S + p) - v(S))
+
+The values sum to v(all) (Shapley 1953). Pairs and triplets are players too, worth the soup of all
+members. v is linear in the items' scores, so every category has Shapley values at no further cost.
+
+Shape legend: I items of the search fold; n players.
 """
 
 from __future__ import annotations
@@ -29,11 +34,11 @@ from souping.report.format import clean, short
 from souping.report.plots import COLOURS, INK, Drawing, canvas, figure, name_rows
 from souping.report.tables import Section, TableCell, TableGrid, grid
 
+# Models that are together: a player (one, two or three of them) or a coalition of players.
 Members = frozenset[str]
-"""Models that are together: a player (one, two or three of them) or a coalition of players."""
 Coefficients = dict[Members, float]
+# Most players: 4,095 coalitions.
 MOST_PLAYERS = 12
-"""Players at most: 4,095 coalitions."""
 COALITION_KINDS = {1: "single models", 2: "pairs", 3: "triplets"}
 
 
@@ -50,15 +55,15 @@ class Shapley(Analysis):
 
     def asks(self, soups: RunSoups) -> tuple[Recipe, ...]:
         game = _Game(self, soups)
-        return (
-            tuple(map(game.recipe, game.coalitions())) if 2 <= len(game.names) <= self.exact else ()
-        )
+        if not 2 <= len(game.names) <= self.exact:
+            return ()
+        return tuple(map(game.recipe, game.coalitions()))
 
     def analyse(self, run: RunScores) -> ShapleyResult:
         game = _Game(self, run.soups)
         size = len(game.names)
         if size < 2:
-            raise NotEstimableError("a single model is no game: it takes two players")
+            raise NotEstimableError("a single model is not a game: it takes two players")
         if not run.objective.linear:
             raise NotEstimableError(
                 f"Shapley values need a linear objective, which {run.objective.name} is not"
@@ -68,14 +73,15 @@ class Shapley(Analysis):
                 f"{size} players have {2**size - 1} coalitions: set shapley.exact={size}"
             )
         values = _Values(run, game)
-        sizes = [
-            own for own in COALITION_KINDS if own <= size and math.comb(size, own) <= MOST_PLAYERS
-        ]
+        levels = []
+        for together in COALITION_KINDS:
+            if together <= size and math.comb(size, together) <= MOST_PLAYERS:
+                levels.append(_level(game, values, together))
         return ShapleyResult(
             fold="search",
             players=game.names,
-            whole=run.unit.raw(values.whole),
-            levels=tuple(_level(game, values, own) for own in sizes),
+            whole=run.unit.raw(values.of_all),
+            levels=tuple(levels),
             coalitions=tuple(values.row(members) for members in game.coalitions()),
         )
 
@@ -85,9 +91,9 @@ class _Game:
 
     def __init__(self, settings: Shapley, soups: RunSoups) -> None:
         self.soups = soups
-        self.names = (
-            tuple(soups.candidates) if settings.players == "candidates" else soups.ingredients
-        )
+        self.names = soups.ingredients
+        if settings.players == "candidates":
+            self.names = tuple(soups.candidates)
         self.everybody = Members(self.names)
 
     def in_order(self, members: Members) -> Names:
@@ -111,14 +117,16 @@ class _Values:
 
     def __init__(self, run: RunScores, game: _Game) -> None:
         soups = {members: game.recipe(members).id for members in game.coalitions()}
-        lacking = set(soups.values()) - set(run.search)
-        if lacking:
-            lack = f"{len(lacking)} of {len(soups)} coalitions lack answers to the search fold"
+        missing = set(soups.values()) - set(run.search)
+        if missing:
+            lack = f"{len(missing)} of {len(soups)} coalitions lack answers to the search fold"
             raise NotEstimableError(f"{lack}: make it again to evaluate the rest")
-        self.run, self.game = run, game
-        self.first = run.search[soups[game.everybody]]
+        self.run = run
+        self.game = game
+        # Scores of the soup of all, and {coalition: scores [I]}.
+        self.everybody = run.search[soups[game.everybody]]
         self.scores = {members: run.search[soup].values for members, soup in soups.items()}
-        self.whole = self.objective(self.first.values)
+        self.of_all = self.objective(self.everybody.values)
 
     def row(self, members: Members) -> CoalitionValue:
         """A coalition with its soup and value."""
@@ -130,40 +138,43 @@ class _Values:
 
     def combine(self, coefficients: Coefficients) -> FloatArray:
         """Sum over coalitions of coefficient times scores, [I]."""
-        total = np.zeros(len(self.first.values))
+        total = np.zeros(len(self.everybody.values))
         for members, share in coefficients.items():
             if members:  # nobody is worth nothing
                 total += share * self.scores[members]
         return total
 
     def objective(self, values: FloatArray) -> float:
-        means = replace(self.first, values=values).by_category()
-        weights = self.run.objective.coefficients(tuple(means))
-        return float(sum(w * v.mean() for w, v in zip(weights, means.values(), strict=True)))
+        by_category = replace(self.everybody, values=values).by_category()
+        weights = self.run.objective.coefficients(tuple(by_category))
+        total = 0.0
+        for weight, scores in zip(weights, by_category.values(), strict=True):
+            total += weight * scores.mean()
+        return float(total)
 
     def player(self, members: Members, values: FloatArray) -> PlayerValue:
         """Value with its interval over items, and the value of each category."""
         unit = self.run.unit
-        table = ItemTable.of(self.first.items, self.run.objective)
-        whole = table.interval(values)
-        means = {
-            name: unit.raw(float(values[table.categories == n].mean()))
-            for n, name in enumerate(table.names)
-        }
-        limits = {"value": self.objective(values), "low": whole.low, "high": whole.high}
+        table = ItemTable.of(self.everybody.items, self.run.objective)
+        interval = table.interval(values)
+        limits = {"value": self.objective(values), "low": interval.low, "high": interval.high}
+        means = {}
+        for c, name in enumerate(table.names):
+            means[name] = unit.raw(float(values[table.categories == c].mean()))
         names = self.game.in_order(members)
         return PlayerValue(members=names, **unit.raw_table(limits), categories=means)
 
 
 def _level(game: _Game, values: _Values, size: int) -> ShapleyLevel:
     """The Shapley values of players of one size; they sum to v(all), to rounding (`efficiency_gap`)."""
-    shares = exact_coefficients(game.players(size))
-    found = {player: values.combine(own) for player, own in shares.items()}
-    gap = abs(sum(map(values.objective, found.values())) - values.whole)
+    scores_of = {}
+    for player, coefficients in exact_coefficients(game.players(size)).items():
+        scores_of[player] = values.combine(coefficients)
+    gap = abs(sum(map(values.objective, scores_of.values())) - values.of_all)
     return ShapleyLevel(
         size=size,
         kind=COALITION_KINDS[size],
-        players=tuple(values.player(player, scores) for player, scores in found.items()),
+        players=tuple(values.player(player, scores) for player, scores in scores_of.items()),
         efficiency_gap=values.run.unit.size(gap),
     )
 
@@ -171,16 +182,19 @@ def _level(game: _Game, values: _Values, size: int) -> ShapleyLevel:
 def exact_coefficients(players: Sequence[Members]) -> dict[Members, Coefficients]:
     """Coefficient of every coalition in every player's Shapley value: |S|! (n - |S| - 1)! / n! for joining S."""
     n = len(players)
-    weigh = [math.factorial(s) * math.factorial(n - s - 1) / math.factorial(n) for s in range(n)]
-    shares: dict[Members, Coefficients] = {player: {} for player in players}
+    weights = []  # of joining a coalition of 0, 1, .. players
+    for s in range(n):
+        weights.append(math.factorial(s) * math.factorial(n - s - 1) / math.factorial(n))
+
+    coefficients: dict[Members, Coefficients] = {player: {} for player in players}
     for size in range(n + 1):
         for coalition in combinations(players, size):
-            inside, members = set(coalition), Members().union(*coalition)
-            for player, own in shares.items():
-                own[members] = own.get(members, 0.0) + (
-                    weigh[size - 1] if player in inside else -weigh[size]
-                )
-    return shares
+            members = Members().union(*coalition)
+            for player, of_player in coefficients.items():
+                # v(S + player) - v(S): the coalition is S + player, or S.
+                weight = weights[size - 1] if player in coalition else -weights[size]
+                of_player[members] = of_player.get(members, 0.0) + weight
+    return coefficients
 
 
 # How it is shown
@@ -287,7 +301,7 @@ class ShapleyResult(AnalysisResult):
         rows = list[tuple[ShapleyLevel, PlayerValue]]()
         for level in self.levels:
             if len(level.players) > 1:
-                rows += [(level, player) for player in level.players]
+                rows.extend((level, player) for player in level.players)
         if not rows:
             return ()
         with canvas():

@@ -33,6 +33,8 @@ def picked_tests(
     pairs = list(pairs)
     if len(pairs) < 2:
         return 1.0
+
+    # What each group adds to the objective of each model [G, M], in units of the largest.
     answered = np.isfinite(scores)
     means = np.nan_to_num(scores).sum(axis=0) / np.maximum(answered.sum(axis=0), 1)
     centred = np.where(answered, scores - means, 0.0)
@@ -41,16 +43,18 @@ def picked_tests(
     pulls = pulls / (np.abs(pulls).max() or 1.0)
     stratum = grouped[0].stratum
     sizes = grouped[0].sizes
+
+    # Sums of the models in each pattern, and the largest |T| / se of all pairs.
     rows, row_stratum, number = distinct(pulls, stratum)
     patterns = draws_for(alpha, draws)
     totals = drawn_sums(rows, number, row_stratum, len(sizes), patterns, seed=0)  # [D, H, M]
-
     largest = np.zeros(patterns)
     for i, j in pairs:
         squared = (pulls[:, i] - pulls[:, j]) ** 2
         squares = np.bincount(stratum, squared, len(sizes)).astype(float)
-        least = max(1e-12 * squares.sum(), 1e-30)
-        t = t_statistics(totals[:, :, i] - totals[:, :, j], squares, sizes, least)
+        least_variance = max(1e-12 * squares.sum(), 1e-30)
+        difference = totals[:, :, i] - totals[:, :, j]
+        t = t_statistics(difference, squares, sizes, least_variance)
         largest = np.maximum(largest, np.abs(t))
     critical = critical_value(largest, alpha, len(pairs))
     return equivalent_tests(critical, alpha, len(pairs))

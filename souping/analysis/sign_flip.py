@@ -54,8 +54,8 @@ class Distances:
 
     def at(self, level: float) -> float:
         """The farthest distance that is reached with a chance of `level`."""
-        place = int(np.searchsorted(self.chances, level))
-        return float(self.farthest[min(place, len(self.farthest) - 1)])
+        rank = int(np.searchsorted(self.chances, level))
+        return float(self.farthest[min(rank, len(self.farthest) - 1)])
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -103,7 +103,7 @@ def flip_reach(
     down = Distances.of(np.where(reached, farther, nearer), chance)
     up = Distances.of(flips.distances(1.0) * pulls.unit, flips.chance)
     if pulls.turned:
-        down, up = up, down
+        return FlipReach(down=up, up=down, p_value=p_value)
     return FlipReach(down=down, up=up, p_value=p_value)
 
 

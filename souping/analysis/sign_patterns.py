@@ -68,7 +68,8 @@ def every_pattern(number: IntArray) -> tuple[IntArray, FloatArray]:
 
 def _heads_distribution(coins: int) -> FloatArray:
     """Probabilities of 0, 1, .. heads of so many fair coins."""
-    if coins <= 1000:  # beyond, the counts are no floats
+    # The counts of more coins exceed the largest float.
+    if coins <= 1000:
         return np.array([comb(coins, heads) / 2.0**coins for heads in range(coins + 1)])
     heads = np.arange(1, coins + 1)
     log_odds = np.log((coins + 1 - heads) / heads)  # of so many heads against one fewer

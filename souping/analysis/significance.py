@@ -1,6 +1,8 @@
 """Paired comparison of two models on the same items, several p-values, the strongest claim that holds, and its power.
 
 All p-values are two-sided; a claim "better" also needs the difference above zero.
+
+Shape legend: I items, G groups, C categories, H strata, M candidates, D simulated report folds.
 """
 
 from __future__ import annotations
@@ -32,10 +34,7 @@ EVERY = "better, or worse, in every category: the largest of the categories' p-v
 class Comparison:
     """a minus b on the objective (inner scores) with its interval at `level` and two-sided p-value.
 
-    The interval excludes 0 just where `p_value`, uncorrected, is below 1 - level. `n` items in `groups` groups;
-    `discordant` is the share of items on which the two scores differ. `step` is half the distance of the values that
-    the statistic of the test can take, 0 unless all groups that differ do so by as much. `degrees` are those of freedom
-    of a difference of training runs.
+    The interval excludes 0 just where `p_value`, uncorrected, is below 1 - level.
     """
 
     a: str
@@ -46,16 +45,22 @@ class Comparison:
     level: float = 1 - ALPHA
     p_value: float
     test: str
+    # Items, and groups of them.
     n: int
     groups: int
+    # Share of items on which the two scores differ.
     discordant: float
+    # Half the distance of the values that the statistic of the test can take, 0 unless all groups
+    # that differ do so by as much.
     step: float = 0.0
+    # Degrees of freedom of a difference of training runs.
     degrees: float = math.inf
 
     def raw(self, unit: Unit) -> dict[str, Any]:
         """The fields of a `PairedDifference`."""
         table = asdict(self)
-        del table["step"], table["degrees"]
+        del table["step"]
+        del table["degrees"]
         return unit.raw_table(table)
 
 
@@ -127,12 +132,12 @@ def corners(
     them.
     """
     counted = (a, b)
-    fractions = all(np.isfinite(span(np.asarray(scores))).all() for scores in counted)
-    if not fractions or not any(shares.any() for shares in missing):
+    are_fractions = np.isfinite([span(np.asarray(a)), span(np.asarray(b))]).all()
+    if not are_fractions or not any(shares.any() for shares in missing):
         return [counted]
-    best_a, best_b = (
-        np.minimum(scores + shares, 1.0) for scores, shares in zip(counted, missing, strict=True)
-    )
+    missing_a, missing_b = missing
+    best_a = np.minimum(a + missing_a, 1.0)
+    best_b = np.minimum(b + missing_b, 1.0)
     return [counted, (a, best_b), (best_a, b)]
 
 
@@ -190,21 +195,25 @@ def compare_on_table(
 
     by_category = []
     for category in range(len(table.names)):
-        place = table.categories == category
-        shares = [share[place] for share in missing]
-        in_category = _only_category(table, category)
+        items = table.categories == category
         by_category.append(
             compare_on_table(
-                names, a[place], b[place], in_category, looks=looks, tests=tests, missing=shares
+                names,
+                a[items],
+                b[items],
+                _only_category(table, category),
+                looks=looks,
+                tests=tests,
+                missing=[shares[items] for shares in missing],
             )
         )
-    every = bounded(by_category)
+    all_categories = bounded(by_category)
     return replace(
         comparison,
         difference=table.score(a) - table.score(b),
-        low=every.low,
-        high=every.high,
-        p_value=every.p_value,
+        low=all_categories.low,
+        high=all_categories.high,
+        p_value=all_categories.p_value,
         test=EVERY,
     )
 
@@ -225,10 +234,12 @@ def _only_category(table: ItemTable, category: int) -> ItemTable:
 def holm(p_values: Sequence[float]) -> list[float]:
     """Adjusted p-values in the given order: any of them below alpha holds at family-wise level alpha (Holm 1979)."""
     order = np.argsort(p_values, kind="stable")
-    adjusted, running = [0.0] * len(p_values), 0.0
+    adjusted = [0.0] * len(p_values)
+    largest = 0.0
     for rank, index in enumerate(order):
-        running = max(running, min(1.0, (len(p_values) - rank) * float(p_values[index])))
-        adjusted[index] = running
+        remaining = len(p_values) - rank
+        largest = max(largest, min(1.0, remaining * float(p_values[index])))
+        adjusted[index] = largest
     return adjusted
 
 
@@ -238,7 +249,9 @@ def better_than_every(comparisons: Sequence[Comparison]) -> float:
     An intersection-union test needs no correction (Berger 1982): the claim is false if it is false for one b, and that
     comparison alone rejects with at most its own error. As p-values are two-sided, a false claim has half the level.
     """
-    return max(c.p_value if c.difference > ZERO_DIFFERENCE else 1.0 for c in comparisons)
+    if not all(comparison.difference > ZERO_DIFFERENCE for comparison in comparisons):
+        return 1.0
+    return max(comparison.p_value for comparison in comparisons)
 
 
 def penalty(looks: int) -> int:
@@ -247,7 +260,9 @@ def penalty(looks: int) -> int:
     1 + 1/6 + 1/12 + .. is 1.5: over however many looks, each corrected as it comes, false claims stay below 1.5 times
     the level.
     """
-    return looks * (looks + 1) if looks > 1 else 1
+    if looks <= 1:
+        return 1
+    return looks * (looks + 1)
 
 
 def over_looks(p_value: float, looks: int) -> float:
@@ -262,21 +277,22 @@ def items_for(comparison: Comparison, margin: float = MARGIN) -> int:
     """
     if margin <= 0:
         return rounded_up(math.inf)
-    # falls with the root of the items, the step with their number
-    wide = detectable(comparison) - comparison.step
-    root = (wide + math.sqrt(wide**2 + 4 * margin * comparison.step)) / (2 * margin)
-    return rounded_up(comparison.n * root * root)
+    # With x^2 times the items the difference is width / x + step / x^2: the root of
+    # margin x^2 - width x - step.
+    width = detectable(comparison) - comparison.step
+    x = (width + math.sqrt(width**2 + 4 * margin * comparison.step)) / (2 * margin)
+    return rounded_up(comparison.n * x * x)
 
 
-def detectable(shown: Comparison) -> float:
+def detectable(comparison: Comparison) -> float:
     """True difference that has 80 % power, and the margin that has it if the models are equal, by the width of the
     interval (not by the difference that was seen).
 
     Of a few discordant items, the test can only reject at the next whole one: the continuity correction is half a step.
     """
-    half_width = (shown.high - shown.low) / 2
-    quantile, needed = _errors_for_power(shown.level, shown.degrees)
-    return needed * half_width / quantile + shown.step
+    half_width = (comparison.high - comparison.low) / 2
+    quantile, needed = _errors_for_power(comparison.level, comparison.degrees)
+    return needed * half_width / quantile + comparison.step
 
 
 def _errors_for_power(level: float, degrees: float) -> tuple[float, float]:
@@ -293,10 +309,12 @@ def _errors_for_power(level: float, degrees: float) -> tuple[float, float]:
     quantile = float(stdtrit(degrees, (1 + level) / 2))
     tails = (np.arange(FUTURE_ERRORS) + 0.5) / FUTURE_ERRORS
     s = np.sqrt(chdtri(degrees, tails) / degrees)
-    low, high = 0.0, 100 * quantile
-    for _ in range(24):
+    low = 0.0
+    high = 100 * quantile
+    for _ in range(POWER_HALVINGS):
         k = (low + high) / 2
-        if np.mean(1 - nctdtr(degrees, k * s, quantile)) < POWER:
+        power = np.mean(1 - nctdtr(degrees, k * s, quantile))
+        if power < POWER:
             low = k
         else:
             high = k
@@ -365,41 +383,49 @@ def verdict(
         return Verdict(claim="not_measured", sentence=f"Not measured: {unmeasured}")
     if len(recipe) == 1:
         text = f"Keep {recipe[0]}, do not soup: the search found no mixture above it"
-        tried = (
-            f"; {mixture.a} minus {mixture.b} is {_points(unit, mixture)} on {mixture.n} search items"
-            if mixture
-            else ""
-        )
-        return Verdict(claim="keep_single", sentence=f"{text}{tried}. Nothing is left to test.")
-    against = {c.b: c for c in comparisons if c.a == soup and c.b in candidates}
+        if mixture is not None:
+            difference = f"{mixture.a} minus {mixture.b} is {_points(unit, mixture)}"
+            text += f"; {difference} on {mixture.n} search items"
+        return Verdict(claim="keep_single", sentence=f"{text}. Nothing is left to test.")
+
+    against = {}
+    for comparison in comparisons:
+        if comparison.a == soup and comparison.b in candidates:
+            against[comparison.b] = comparison
     missing = [name for name in dict.fromkeys([*candidates, best_single]) if name not in against]
     if missing:
         raise ValueError(f"the verdict needs {soup!r} compared with {', '.join(missing)}")
     better = _better(unit, against, best_single, opened)
-    return better or _not_better(unit, against[best_single], opened, margin)
+    if better is not None:
+        return better
+    return _not_better(unit, against[best_single], opened, margin)
 
 
 def _better(
     unit: Unit, against: dict[str, Comparison], best_single: str, opened: int
 ) -> Verdict | None:
     """Claim for a soup that is shown to be better than every candidate, or than the one of the search."""
-    every = over_looks(better_than_every(list(against.values())), opened)
+    comparisons = list(against.values())
     hardest = max(
-        against.values(), key=lambda c: (c.difference <= ZERO_DIFFERENCE, c.p_value, -c.difference)
+        comparisons, key=lambda c: (c.difference <= ZERO_DIFFERENCE, c.p_value, -c.difference)
     )
-    if every < ALPHA:
-        figures = _figures(unit, hardest, every, opened)
+    p_every = over_looks(better_than_every(comparisons), opened)
+    if p_every < ALPHA:
+        figures = _figures(unit, hardest, p_every, opened)
         text = (
             f"The soup is better than every candidate; the closest call is {hardest.b}, {figures}."
         )
-        return Verdict(claim="better_than_every_candidate", sentence=text, p_value=every)
+        return Verdict(claim="better_than_every_candidate", sentence=text, p_value=p_every)
+
     single = against[best_single]
     p_value = over_looks(single.p_value, opened)
     if single.difference <= ZERO_DIFFERENCE or p_value >= ALPHA:
         return None
-    text = f"The soup is better than {best_single}, the model you would have deployed"
-    rest = f"; it is not shown to be better than every candidate: {hardest.b} {_points(unit, hardest)}."
-    sentence = f"{text}, {_figures(unit, single, p_value, opened)}{rest}"
+    figures = _figures(unit, single, p_value, opened)
+    sentence = (
+        f"The soup is better than {best_single}, the model you would have deployed, {figures}; "
+        f"it is not shown to be better than every candidate: {hardest.b} {_points(unit, hardest)}."
+    )
     return Verdict(claim="better_than_best_single", sentence=sentence, p_value=p_value)
 
 
@@ -407,54 +433,59 @@ def _not_better(unit: Unit, single: Comparison, opened: int, margin: float) -> V
     """Keep the search's candidate where a gain of the margin is ruled out; else nothing is shown."""
     gain = unit.amount(unit.size(margin))
     if single.high < margin:
-        text = f"Keep {single.b}, what the search would have chosen: a soup better by {gain}"
-        return Verdict(
-            claim="keep_single",
-            sentence=f"{text} is ruled out; soup minus it is {_points(unit, single)}.",
+        sentence = (
+            f"Keep {single.b}, what the search would have chosen: a soup better by {gain} is ruled out; "
+            f"soup minus it is {_points(unit, single)}."
         )
+        return Verdict(claim="keep_single", sentence=sentence)
     p_value = over_looks(single.p_value, opened)
-    text = f"No difference shown: the soup against {single.b}, the model you would have deployed, "
-    needed = f"A true gain of {gain} takes {items_in_words(items_for(single, margin))} report items"
-    rest = (
-        f"{_figures(unit, single, p_value, opened)}. {needed} (80 % power); there are {single.n:,}."
+    figures = _figures(unit, single, p_value, opened)
+    needed = items_in_words(items_for(single, margin))
+    sentence = (
+        f"No difference shown: the soup against {single.b}, the model you would have deployed, {figures}. "
+        f"A true gain of {gain} takes {needed} report items (80 % power); there are {single.n:,}."
     )
-    return Verdict(claim="no_difference_shown", sentence=text + rest, p_value=p_value)
+    return Verdict(claim="no_difference_shown", sentence=sentence, p_value=p_value)
 
 
-def _points(unit: Unit, c: Comparison, more: str = "") -> str:
+def _points(unit: Unit, comparison: Comparison, remark: str = "") -> str:
     """The difference with the interval."""
-    raw = unit.raw_table(vars(c))
-    limits = unit.limits(raw["low"], raw["high"], c.level)
-    return f"{unit.points(raw['difference'], sign=True)} ({limits}{more})"
+    raw = unit.raw_table(vars(comparison))
+    limits = unit.limits(raw["low"], raw["high"], comparison.level)
+    return f"{unit.points(raw['difference'], sign=True)} ({limits}{remark})"
 
 
-def _figures(unit: Unit, c: Comparison, p_value: float, opened: int) -> str:
+def _figures(unit: Unit, comparison: Comparison, p_value: float, opened: int) -> str:
     """The difference with interval and p-value."""
     looks = f", corrected for {opened} looks at these items" if opened > 1 else ""
-    return _points(unit, c, f", {_p(p_value)}{looks}")
+    return _points(unit, comparison, f", {_p(p_value)}{looks}")
 
 
 def _p(value: float) -> str:
-    return (
-        f"p = {value:.3f}"
-        if value >= 0.001
-        else f"p = {value:.4f}"
-        if value >= 0.0001
-        else "p < 0.0001"
-    )
+    if value >= 0.001:
+        return f"p = {value:.3f}"
+    if value >= 0.0001:
+        return f"p = {value:.4f}"
+    return "p < 0.0001"
+
+
+# ---------------------------------------------------------------- power
 
 
 POWER = 0.8
+# Degrees of freedom beyond which Student's t is the normal distribution.
 MANY_DEGREES = 200
-"""Degrees of freedom beyond which Student's t is the normal distribution."""
+# Quantiles of a standard error that is not known yet, and halvings by which the difference is found
+# that has the power.
 FUTURE_ERRORS = 24
-"""Quantiles of a standard error that is not known yet."""
+POWER_HALVINGS = 24
+# Simulated report folds, and halvings by which the number of items is found.
 FUTURES = 4000
-"""Simulated report folds."""
+ITEMS_HALVINGS = 20
+# Assumed share of the items on which two models differ, if no answers of the candidates are known.
 DISCORDANCE = 0.1
-"""Assumed share of the items on which two models differ, if no answers of the candidates are known."""
+# More items than anybody would write for one comparison.
 ABSURD = 100_000
-"""More items than anybody would write for one comparison."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -473,17 +504,15 @@ class Power:
         return PowerSummary(**table)
 
     def sentence(self, unit: Unit) -> str:
-        assumption = f"assuming equal candidates, any two of which differ on {100 * DISCORDANCE:.0f} % of the items"
-        basis = (
-            assumption
-            if self.assumed
-            else "estimated from the candidates' answers on the select fold"
-        )
+        basis = "estimated from the candidates' answers on the select fold"
+        if self.assumed:
+            basis = f"assuming equal candidates, any two of which differ on {100 * DISCORDANCE:.0f} % of the items"
         gain = f"{unit.text(unit.size(self.gain))} {unit.name}"
         margin = unit.amount(unit.size(self.margin))
-        shown = f"{self.items:,} report items show a true gain of {gain} over the best candidate"
-        needed = f"the margin of {margin} takes {items_in_words(self.needed)} items"
-        return f"{shown} with 80 % power ({basis}); {needed}"
+        return (
+            f"{self.items:,} report items show a true gain of {gain} over the best candidate with 80 % power "
+            f"({basis}); the margin of {margin} takes {items_in_words(self.needed)} items"
+        )
 
 
 def power_of(
@@ -496,11 +525,10 @@ def power_of(
     """
     if not objective.linear:
         return None
-    known, count = scores.items, len(scores.candidates)
-    if known is not None and not scores.published:
-        return measured_power(
-            {name: known[name] for name in scores.candidates}, report, objective, margin
-        )
+    if scores.items is not None and not scores.published:
+        measured = {name: scores.items[name] for name in scores.candidates}
+        return measured_power(measured, report, objective, margin)
+    count = len(scores.candidates)
     covariance = np.eye(count) * DISCORDANCE / 2 / _worth(ItemTable.of(report, objective))
     return _power(np.zeros(count), covariance, 0.0, 1.0, len(report), margin, assumed=True)
 
@@ -514,20 +542,23 @@ def measured_power(
     to differ from each candidate as much as the candidates differ from each other.
     """
     table = ItemTable.of(next(iter(scores.values())).items, objective)
-    wholes = [table.grouped(s.values) for s in scores.values()]
-    pull, sizes, stratum = (
-        np.stack([w.influence() for w in wholes]),
-        wholes[0].sizes,
-        wholes[0].stratum,
-    )
-    means = np.stack([np.bincount(stratum, row) / sizes for row in pull])
-    apart = (pull - means[:, stratum]) * np.sqrt(sizes / np.maximum(sizes - 1, 1))[stratum]
-    covariance = apart @ apart.T
+    grouped = [table.grouped(candidate.values) for candidate in scores.values()]
+    sizes = grouped[0].sizes
+    stratum = grouped[0].stratum
+
+    # Covariance of the candidates' errors [M, M], by the influence of each group [M, G].
+    influence = np.stack([candidate.influence() for candidate in grouped])
+    means = np.stack([np.bincount(stratum, row) / sizes for row in influence])
+    factor = np.sqrt(sizes / np.maximum(sizes - 1, 1))
+    deviations = (influence - means[:, stratum]) * factor[stratum]
+    covariance = deviations @ deviations.T
     pair = pair_variance(covariance)
-    if len(wholes) < 2 or pair <= 0:
+    if len(grouped) < 2 or pair <= 0:
         return None
-    levels = np.array([w.objective for w in wholes])
-    # a spread of equal candidates that is not rare
+
+    # The share of the variance between the candidates that exceeds one that is not rare if all of
+    # them are equal: its mean and one standard deviation.
+    levels = np.array([candidate.objective for candidate in grouped])
     chance = pair / 2 * (1 + math.sqrt(2 / (len(levels) - 1)))
     reliable = max(0.0, 1 - chance / max(float(levels.var(ddof=1)), chance))
     scale = _worth(table) / _worth(ItemTable.of(report, objective))
@@ -545,30 +576,39 @@ def _power(
 ) -> Power:
     """Power by simulation: `levels` [M] have errors of this `covariance`, those of the report fold's are `scale` times
     it. A share `reliable` of the variance between the levels is real, so true levels are drawn around shrunken ones."""
-    rng, count = np.random.default_rng(0), len(levels)
+    rng = np.random.default_rng(0)
+    count = len(levels)
     root = np.linalg.cholesky(covariance + 1e-9 * covariance.trace() * np.eye(count))
-    true = levels.mean() + reliable * (levels - levels.mean())
-    true = true + math.sqrt(reliable) * rng.standard_normal((FUTURES, count)) @ root.T
-    # of the soup, around the mean
-    own = math.sqrt(scale * pair_variance(covariance) * (count + 1) / (2 * count))
-    error = math.sqrt(scale) * rng.standard_normal((FUTURES, count)) @ root.T
-    error += own * rng.standard_normal((FUTURES, 1)) - error.mean(axis=1, keepdims=True)
-    wanted = NORMAL.inv_cdf(1 - ALPHA / 2) * error.std(axis=0) + error
+
+    # True levels [D, M], and how far each is below the best.
+    shrunken = levels.mean() + reliable * (levels - levels.mean())
+    true = shrunken + math.sqrt(reliable) * rng.standard_normal((FUTURES, count)) @ root.T
     gaps = true.max(axis=1, keepdims=True) - true
 
-    def gain(more: float) -> float:
-        """Gain with 80 % power on `more` times the items: what the hardest of the candidates demands."""
-        return float(np.quantile((wanted / math.sqrt(more) - gaps).max(axis=1), POWER))
+    # Errors of soup minus candidate [D, M]: the soup's varies around the candidates' mean.
+    soup_sd = math.sqrt(scale * pair_variance(covariance) * (count + 1) / (2 * count))
+    error = math.sqrt(scale) * rng.standard_normal((FUTURES, count)) @ root.T
+    error += soup_sd * rng.standard_normal((FUTURES, 1)) - error.mean(axis=1, keepdims=True)
+    demanded = NORMAL.inv_cdf(1 - ALPHA / 2) * error.std(axis=0) + error
 
-    few, many = math.log(20 / items), math.log(2 * ABSURD / items)
-    for _ in range(20):
-        middle = (few + many) / 2
-        few, many = (few, middle) if gain(math.exp(middle)) <= margin else (middle, many)
+    def gain(factor: float) -> float:
+        """Gain with 80 % power on `factor` times the items: what the hardest of the candidates demands."""
+        return float(np.quantile((demanded / math.sqrt(factor) - gaps).max(axis=1), POWER))
+
+    # Halve the logarithm of the factor on the items.
+    too_few = math.log(20 / items)
+    enough = math.log(2 * ABSURD / items)
+    for _ in range(ITEMS_HALVINGS):
+        middle = (too_few + enough) / 2
+        if gain(math.exp(middle)) <= margin:
+            enough = middle
+        else:
+            too_few = middle
     return Power(
         gain=gain(1.0),
         items=items,
         margin=margin,
-        needed=rounded_up(items * math.exp(many)),
+        needed=rounded_up(items * math.exp(enough)),
         assumed=assumed,
     )
 
@@ -587,9 +627,14 @@ def _worth(table: ItemTable) -> float:
 
 def rounded_up(items: float) -> int:
     """To two digits, which is all that can be known of a number of items that is needed; above ABSURD, just that."""
-    unit = int(10 ** max(0, math.floor(math.log10(max(items, 1))) - 1)) if items <= ABSURD else 0
-    return math.ceil(items / unit) * unit if unit else ABSURD + 1
+    if not items <= ABSURD:
+        return ABSURD + 1
+    digits = math.floor(math.log10(max(items, 1)))
+    unit = int(10 ** max(0, digits - 1))
+    return math.ceil(items / unit) * unit
 
 
 def items_in_words(needed: int) -> str:
-    return f"more than {ABSURD:,}" if needed > ABSURD else f"about {needed:,}"
+    if needed > ABSURD:
+        return f"more than {ABSURD:,}"
+    return f"about {needed:,}"

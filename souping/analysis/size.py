@@ -1,13 +1,17 @@
 """How many ingredients: the first K of the selector's order for several K, each searched, compared by cross-fitting.
 
-The soup of K ingredients is searched on each half of the search fold and scored on the other, so that no item that
-chose its weights scores it. The searches share the store, and all of them together answer at most as many items as the
-run's own search did. This describes the soup and claims nothing; the report fold is not touched.
+The soup of K ingredients is searched on each half of the search fold and scored on the other, so
+that no item that chose its weights scores it. The searches share the store, and all of them
+together answer at most as many items as the run's search did. This describes the soup and claims
+nothing; the report fold is not touched.
+
+Shape legend: I items of the search fold.
 """
 
 from __future__ import annotations
 
 import itertools
+import math
 from dataclasses import dataclass
 
 import numpy as np
@@ -40,25 +44,27 @@ class Size(Analysis):
     searches = True
 
     def asks(self, soups: RunSoups) -> tuple[Recipe, ...]:
-        return () if len(soups.soup.ingredients) < 2 else (pruned(soups),)
+        if len(soups.soup.ingredients) < 2:
+            return ()
+        return (pruned(soups),)
 
     def analyse(self, run: RunScores) -> SizeResult:
         names = run.soups.ingredients
         if len(names) < 2:
             raise NotEstimableError(SINGLE_SELECTED)
-        whole = run.search[run.single(names[0]).id]
-        half = np.array([int(digest(item.group)[:8], 16) % 2 for item in whole.items])
+        first = run.search[run.single(names[0]).id]
+        half = np.array([int(digest(item.group)[:8], 16) % 2 for item in first.items])
         sizes, budget = affordable(len(names), len(half), run.spent - len(half))
-        fold = ItemTable.of(whole.items, run.objective)
-        found = {
-            1: whole.values,
-            **{size: _cross_fitted(run, names[:size], half, budget) for size in sizes},
-        }
+        scores_of = {1: first.values}
+        for size in sizes:
+            scores_of[size] = _cross_fitted(run, names[:size], half, budget)
+
+        fold = ItemTable.of(first.items, run.objective)
         rows = []
-        for size, values in found.items():
+        for size, values in scores_of.items():
             gain = None
             if size > 1:
-                difference = compare_on_table(("", ""), values, whole.values, fold)
+                difference = compare_on_table(("", ""), values, first.values, fold)
                 gain = read(PairedDifference, difference.raw(run.unit))
             score = read(ScoreInterval, fold.interval(values).raw(run.unit))
             rows.append(SizeScore(ingredients=names[:size], score=score, gain=gain))
@@ -71,19 +77,19 @@ class Size(Analysis):
         if len(soup.ingredients) < 2 or soup.id not in run.search:
             return None
         smaller = pruned(run.soups)
-        lost = compare_on_table(
-            ("", ""), run.search[smaller.id].values, run.search[soup.id].values, fold
-        )
+        values = run.search[smaller.id].values
+        difference = compare_on_table(("", ""), values, run.search[soup.id].values, fold)
         without = [name for name in soup.ingredients if name not in smaller.ingredients]
-        return read(PrunedDifference, {**lost.raw(run.unit), "without": without})
+        return read(PrunedDifference, {**difference.raw(run.unit), "without": without})
 
 
 def pruned(soups: RunSoups) -> Recipe:
-    """The soup without the ingredient of the smallest weight, the last of equals; the rest keeps the sum."""
-    pairs = dict(zip(soups.soup.ingredients, soups.soup.weights, strict=True))
-    least = min(reversed(pairs), key=lambda name: round(pairs[name], 9))
-    factor = sum(pairs.values()) / (sum(pairs.values()) - pairs.pop(least))
-    return soups.recipe({name: weight * factor for name, weight in pairs.items()})
+    """The soup without the ingredient of the smallest weight, the last of equals; the weights keep their sum."""
+    weights = soups.soup.shares
+    smallest = min(reversed(weights), key=lambda name: round(weights[name], 9))
+    total = sum(weights.values())
+    factor = total / (total - weights.pop(smallest))
+    return soups.recipe({name: weight * factor for name, weight in weights.items()})
 
 
 def affordable(most: int, items: int, spent: int) -> tuple[list[int], int]:
@@ -94,10 +100,10 @@ def affordable(most: int, items: int, spent: int) -> tuple[list[int], int]:
     Raises:
         NotEstimableError: there are not enough for one size.
     """
-    for wanted in range(most - 1, 0, -1):
-        budget = (spent // wanted - items) // 2
-        if budget >= -(-items // 2):
-            return sorted({round(size) for size in np.linspace(most, 2, wanted)}), budget
+    for sizes in range(most - 1, 0, -1):
+        budget = (spent // sizes - items) // 2
+        if budget >= math.ceil(items / 2):
+            return sorted({round(size) for size in np.linspace(most, 2, sizes)}), budget
     raise NotEstimableError(
         f"the run's search leaves {max(spent, 0):,} items; one size takes {2 * items:,}"
     )
@@ -107,14 +113,19 @@ def _cross_fitted(
     run: RunScores, names: tuple[str, ...], half: IntArray, budget: int
 ) -> FloatArray:
     """Scores [I], of each item by the soup that the other half chose."""
-    values, whole = np.full(len(half), np.nan), [run.search[run.single(name).id] for name in names]
-    for side in (half == 0, half == 1):
-        items, others = (tuple(itertools.compress(whole[0].items, some)) for some in (side, ~side))
-        known = [
-            ItemScores(items=items, values=one.values[side], lengths=one.lengths[side])
-            for one in whole
-        ]
-        values[~side] = run.search_again(names, known, budget, others)
+    singles = [run.search[run.single(name).id] for name in names]
+    fold = singles[0].items
+    values = np.full(len(half), np.nan)
+    for searched in (half == 0, half == 1):
+        items = tuple(itertools.compress(fold, searched))
+        known = []
+        for single in singles:
+            on_half = ItemScores(
+                items=items, values=single.values[searched], lengths=single.lengths[searched]
+            )
+            known.append(on_half)
+        other_half = tuple(itertools.compress(fold, ~searched))
+        values[~searched] = run.search_again(names, known, budget, other_half)
     return values
 
 
@@ -159,19 +170,18 @@ class SizeResult(AnalysisResult):
             "Nested sets in the selector's order. Each is searched on one half of the search fold and scored on the "
             f"other, both ways. A search takes at most {count(self.budget)} items. This claims nothing."
         ]
-        less = self.pruned
-        if less is not None:
-            change = unit.points(less.difference, True)
-            limits = unit.interval(less.low, less.high, True)
+        pruned = self.pruned
+        if pruned is not None:
+            change = unit.points(pruned.difference, sign=True)
+            limits = unit.interval(pruned.low, pruned.high, sign=True)
             lines.append(
-                f"Without {in_words(less.without)}, the smallest weight: {change} ({limits}) on the search fold."
+                f"Without {in_words(pruned.without)}, the smallest weight: {change} ({limits}) on the search fold."
             )
         rows = []
         for size in self.sizes:
             names = size.ingredients
-            score = size.score
-            shown = unit.brackets(score.mean, score.low, score.high)
-            rows.append((str(len(names)), in_words(names[-1:]), shown, _gain(unit, size.gain)))
+            score = unit.brackets(size.score.mean, size.score.low, size.score.high)
+            rows.append((str(len(names)), in_words(names[-1:]), score, _gain(unit, size.gain)))
         gain = f"over the first alone, {unit.name}"
         header = ("ingredients", "last added", unit.heading("score"), gain)
         return Section("How many ingredients?", tuple(lines), grids=(grid(header, rows),))

@@ -1,7 +1,9 @@
 """Response surface: objective and categories over the weights of the ingredients, with 95 % bands (`surface`).
 
-The bands are the posterior of the search's own surrogate, given all answers on the search fold, for the difference to
-the uniform soup; they hold at all weights at once. The report fold is not touched.
+The bands are the posterior of the search's surrogate, given all answers on the search fold, for the
+difference to the uniform soup; they hold at all weights at once. The report fold is not touched.
+
+Shape legend: S points, K ingredients, C categories, I items, D draws.
 """
 
 from __future__ import annotations
@@ -11,13 +13,12 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
-from numpy.typing import NDArray
 
 from souping.analysis.base import SINGLE_SELECTED, Analysis, NotEstimableError, RunScores
 from souping.analysis.intervals import ItemTable
 from souping.core.fields import component
 from souping.core.text import minus
-from souping.core.types import FloatArray, IntArray, Names
+from souping.core.types import BoolArray, FloatArray, IntArray, Names
 from souping.core.unit import Unit
 from souping.report.analyses import AnalysisResult
 from souping.report.content import Matrix, MaybeFloat, MaybeInt
@@ -31,41 +32,48 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 
+# Evaluated soups without which there is no surface, and most points of one.
 FEWEST_SOUPS = 5
-"""Evaluated soups without which there is no surface."""
 MOST_POINTS = 150
+# {step: the next wider one}
+WIDER_STEP = {0.1: 0.2, 0.05: 0.1, 0.2: 0.25, 0.25: 0.5}
+# Most soups that the model is fitted on.
 FITTED = 400
-"""Soups at most that the model is fitted on."""
 CONFIDENCE = 0.95
+# Draws of the posterior that the width of a band is estimated from.
 BAND_DRAWS = 2000
-"""Draws of the posterior that the width of a band is estimated from."""
+# Factor of a band's width for what the posterior takes for certain (the scales and the smoothness):
+# set on the simulated bowls of tests/analysis/test_surface.py, not on tables.
 WIDENING = 1.35
-"""Factor of a band's width for what the posterior takes for certain (the scales and the smoothness): set on the
-simulated bowls of tests/analysis/test_surface.py, not on tables."""
+# Standard errors that count as zero.
+TINY_ERROR = 1e-9
 
 
 @dataclass(frozen=True, kw_only=True)
 class SurfaceBand:
-    """Difference to the first point [S] (of inner scores), and its limits [S], which hold at all points at once."""
+    """Difference to the first point (inner scores), and its limits, which hold at all points at once."""
 
-    difference: FloatArray
-    low: FloatArray
-    high: FloatArray
+    difference: FloatArray  # [S]
+    low: FloatArray  # [S]
+    high: FloatArray  # [S]
 
     @classmethod
     def of(cls, mean: FloatArray, cov: FloatArray, most: float) -> SurfaceBand:
         """From the posterior of all points: mean [S], covariance [S, S]. No difference can be larger than `most`."""
+        # Covariance and standard error of the differences to the first point.
         cov = cov - cov[:, :1] - cov[:1] + cov[0, 0]
         error = np.sqrt(np.maximum(np.diag(cov), 0))
-        largest = np.max(
-            np.abs(draws(cov, BAND_DRAWS))[:, 1:] / np.maximum(error[1:], 1e-9), axis=1
-        )
+
+        # The size |difference| / error that the largest of all points has in 95 % of the draws.
+        sizes = np.abs(draws(cov, BAND_DRAWS))[:, 1:] / np.maximum(error[1:], TINY_ERROR)
+        critical = float(np.quantile(np.max(sizes, axis=1), CONFIDENCE))
+
         difference = np.clip(mean - mean[0], -most, most)
-        reach = WIDENING * float(np.quantile(largest, CONFIDENCE)) * error
+        margin = WIDENING * critical * error
         return cls(
             difference=difference,
-            low=np.maximum(difference - reach, -most),
-            high=np.minimum(difference + reach, most),
+            low=np.maximum(difference - margin, -most),
+            high=np.minimum(difference + margin, most),
         )
 
     def at(self, unit: Unit, points: int) -> SurfaceLimits:
@@ -96,11 +104,16 @@ def band(
         common = np.nansum(scores, axis=0) / answered
         effect = design_effect(scores - common, categories, groups)
     model = fitted(points, scores, categories, coefficients, value=value, effect=effect)
-    parts = [model.posterior(c) for c in range(len(coefficients))]
-    (mean, cov), wider = model.objective(), max(1.0, model.surprise())
-    most = 1.0 if np.nanmin(scores) >= 0 and np.nanmax(scores) <= 1 else np.inf
-    whole = SurfaceBand.of(mean, wider * cov, most * float(coefficients.sum()))
-    return whole, [np.clip(part.mean - part.mean[0], -most, most) for part in parts]
+    mean, cov = model.objective()
+    wider = max(1.0, model.surprise())
+    are_fractions = np.nanmin(scores) >= 0 and np.nanmax(scores) <= 1
+    most = 1.0 if are_fractions else np.inf
+    objective = SurfaceBand.of(mean, wider * cov, most * float(coefficients.sum()))
+    differences = []
+    for c in range(len(coefficients)):
+        category_mean = model.posterior(c).mean
+        differences.append(np.clip(category_mean - category_mean[0], -most, most))
+    return objective, differences
 
 
 def fitted(
@@ -116,15 +129,14 @@ def fitted(
 
     A sample of n items counts as n / `effect` independent ones.
     """
-    samples, whole = (
-        _item_samples(np.isfinite(scores), categories, len(coefficients)),
-        np.isfinite(scores).all(1),
-    )
-    model = SoupModel(points, samples, coefficients, rise, value, scores[whole])
+    answered = np.isfinite(scores)
+    samples = _item_samples(answered, categories, len(coefficients))
+    complete = answered.all(axis=1)
+    model = SoupModel(points, samples, coefficients, rise, value, scores[complete])
     model.size = model.size / effect
-    for soup in np.flatnonzero(np.isfinite(scores).any(axis=1)):
+    for soup in np.flatnonzero(answered.any(axis=1)):
         model.observe(int(soup), slice(None), scores[soup])
-    model.asked = np.isfinite(model.score)
+    model.requested = np.isfinite(model.score)
     model.fit()
     return model
 
@@ -137,27 +149,30 @@ def design_effect(scores: FloatArray, categories: IntArray, groups: IntArray) ->
     clustered = 0.0
     independent = 0.0
     for c in np.unique(categories):
-        place = categories == c
-        _, group = np.unique(groups[place], return_inverse=True)
-        answers = scores[:, place]
+        in_category = categories == c
+        _, group = np.unique(groups[in_category], return_inverse=True)
+        answers = scores[:, in_category]
         answers = answers[np.isfinite(answers).any(axis=1)]
         residuals = np.nan_to_num(answers - np.nanmean(answers, axis=1, keepdims=True))
         sums = np.stack([np.bincount(group, row) for row in residuals])
         n = sums.shape[1]
         clustered += float((sums**2).sum()) * n / max(n - 1, 1)
         independent += float((residuals**2).sum())
-    return max(1.0, clustered / independent) if independent else 1.0
+    if not independent:
+        return 1.0
+    return max(1.0, clustered / independent)
 
 
-def _item_samples(
-    known: NDArray[np.bool_], categories: IntArray, count: int
-) -> list[list[IntArray]]:
-    """Positions of each category's items, split by which soups answered them."""
-    pattern = np.unique(known, axis=1, return_inverse=True)[1].reshape(-1)
-    members = [np.flatnonzero(categories == c) for c in range(count)]
-    return [
-        [some[pattern[some] == number] for number in np.unique(pattern[some])] for some in members
-    ]
+def _item_samples(answered: BoolArray, categories: IntArray, count: int) -> list[list[IntArray]]:
+    """Positions of each category's items, split by which soups answered [S, I] them."""
+    _, pattern = np.unique(answered, axis=1, return_inverse=True)
+    pattern = pattern.reshape(-1)
+    samples = []
+    for c in range(count):
+        items = np.flatnonzero(categories == c)
+        patterns = np.unique(pattern[items])
+        samples.append([items[pattern[items] == number] for number in patterns])
+    return samples
 
 
 @component
@@ -170,32 +185,38 @@ class ResponseSurface(Analysis):
         check_step(self.step, "analysis.surface.step")
 
     def analyse(self, run: RunScores) -> SurfaceResult:
-        found = _evaluated(run)
-        names, items = run.soups.ingredients, next(iter(found.values())).size
+        evaluated = _evaluated(run)
+        names = run.soups.ingredients
         fold = ItemTable.of(next(iter(run.search.values())).items, run.objective)
-        shown = dict.fromkeys(self._points(len(names)))
-        points = [*shown, *(point for point in found if point not in shown)]
-        blank = np.full(items, np.nan)
-        scores = np.array([found.get(point, blank) for point in points])
-        objective, categories = band(
+
+        # The points of the surface, then further ones that the model is fitted on.
+        surface = dict.fromkeys(self._points(len(names)))
+        size = len(surface)
+        points = [*surface, *(point for point in evaluated if point not in surface)]
+        items = next(iter(evaluated.values())).size
+        unknown = np.full(items, np.nan)
+        scores = np.array([evaluated.get(point, unknown) for point in points])
+        objective, differences = band(
             np.array(points), scores, fold.categories, fold.coefficients, fold.value, fold.groups
         )
-        winner = dict(zip(run.soups.soup.ingredients, run.soups.soup.weights, strict=True))
-        answered = np.isfinite(scores[: len(shown)]).sum(axis=1)
-        width = float((objective.high - objective.low)[: len(shown)].mean())
+
+        categories = {}
+        for name, difference in zip(fold.names, differences, strict=True):
+            raw = run.unit.raw(difference[:size])
+            categories[name] = tuple(np.round(raw, 6).tolist())
+        chosen = run.soups.soup.shares
+        answered = np.isfinite(scores[:size]).sum(axis=1)
+        width = float((objective.high - objective.low)[:size].mean())
         return SurfaceResult(
             fold="search",
             ingredients=tuple(names),
-            chosen=tuple(winner.get(name, 0.0) for name in names),
-            weights=tuple(shown),
+            chosen=tuple(chosen.get(name, 0.0) for name in names),
+            weights=tuple(surface),
             items=tuple(answered.tolist()),
             fold_items=items,
-            soups=len(found),
-            objective=objective.at(run.unit, len(shown)),
-            categories={
-                name: tuple(np.round(run.unit.raw(row[: len(shown)]), 6).tolist())
-                for name, row in zip(fold.names, categories, strict=True)
-            },
+            soups=len(evaluated),
+            objective=objective.at(run.unit, size),
+            categories=categories,
             width=run.unit.size(width),
         )
 
@@ -203,11 +224,11 @@ class ResponseSurface(Analysis):
         """Uniform, the singles, and the grid: with a wider step where its points would be too many."""
         step = self.step
         while grid_size(size, step) > MOST_POINTS and step < 0.5:
-            step = {0.1: 0.2, 0.05: 0.1, 0.2: 0.25, 0.25: 0.5}.get(round(step, 3), 0.5)
-        return [_key(point) for point in (uniform(size), *vertices(size), *grid(size, step))]
+            step = WIDER_STEP.get(round(step, 3), 0.5)
+        return [_rounded(point) for point in (uniform(size), *vertices(size), *grid(size, step))]
 
 
-def _key(weights: Sequence[float]) -> tuple[float, ...]:
+def _rounded(weights: Sequence[float]) -> tuple[float, ...]:
     return tuple(round(float(weight), 9) for weight in weights)
 
 
@@ -217,23 +238,29 @@ def _evaluated(run: RunScores) -> dict[tuple[float, ...], FloatArray]:
     Raises:
         NotEstimableError: too few soups were evaluated, or an ingredient was not evaluated alone.
     """
-    known = {**{key: scores.values for key, scores in run.search.items()}, **run.parts}
-    names, found = run.soups.ingredients, dict[tuple[float, ...], FloatArray]()
+    names = run.soups.ingredients
     if len(names) < 2:
         raise NotEstimableError(SINGLE_SELECTED)
-    if alone := [name for name in names if run.single(name).id not in known]:
+    known = {key: scores.values for key, scores in run.search.items()}
+    known |= run.parts
+    singles = [run.single(name) for name in names]
+    unknown = [name for name, single in zip(names, singles, strict=True) if single.id not in known]
+    if unknown:
         raise NotEstimableError(
-            f"{', '.join(alone)} alone did not answer the search fold, and soups do not tell"
+            f"{', '.join(unknown)} alone did not answer the search fold, and soups do not tell"
         )
-    for soup in (*map(run.single, names), *run.trials):
-        if soup.id in known and len(found) < FITTED:
-            weights = dict(zip(soup.ingredients, soup.weights, strict=True))
-            found[_key([weights.get(name, 0.0) for name in names])] = known[soup.id]
-    if len(found) < FEWEST_SOUPS:
+
+    evaluated = dict[tuple[float, ...], FloatArray]()
+    for soup in (*singles, *run.trials):
+        if soup.id in known and len(evaluated) < FITTED:
+            shares = soup.shares
+            weights = _rounded([shares.get(name, 0.0) for name in names])
+            evaluated[weights] = known[soup.id]
+    if len(evaluated) < FEWEST_SOUPS:
         raise NotEstimableError(
-            f"{len(found)} soups were evaluated on the search fold; a surface takes {FEWEST_SOUPS}"
+            f"{len(evaluated)} soups were evaluated on the search fold; a surface takes {FEWEST_SOUPS}"
         )
-    return found
+    return evaluated
 
 
 # How it is shown
@@ -277,12 +304,16 @@ class SurfaceResult(AnalysisResult):
     """mean width of the bands"""
 
     def section(self, unit: Unit) -> Section:
-        ends = zip(self.objective.low, self.objective.high, strict=False)
-        limits = [(unit.gain(low), unit.gain(high)) for low, high in ends]
-        above = sum(min(pair) > 0 for pair in limits)
-        below = sum(max(pair) < 0 for pair in limits)
+        points = 0
+        above = 0
+        below = 0
+        for low, high in zip(self.objective.low, self.objective.high, strict=False):
+            limits = (unit.gain(low), unit.gain(high))
+            points += 1
+            above += min(limits) > 0
+            below += max(limits) < 0
         lines = (
-            f"Of {count(len(limits))} mixtures, {count(above)} are better and {count(below)} worse than the uniform "
+            f"Of {count(points)} mixtures, {count(above)} are better and {count(below)} worse than the uniform "
             "soup, with 95 % confidence for all points at once. "
             f"The bands are {unit.points(self.width)} wide on average.",
             f"By the search's model of {count(self.soups)} soups on {count(self.fold_items)} search items.",
@@ -292,7 +323,7 @@ class SurfaceResult(AnalysisResult):
     def drawings(self, unit: Unit) -> tuple[Drawing, ...]:
         """Two ingredients: a curve in its band; three: a triangle; more: the points in their order."""
         names = self.ingredients
-        places = np.array(self.weights, dtype=float)
+        points = np.array(self.weights, dtype=float)
         chosen = _array(self.chosen)
         value = unit.scale * _array(self.objective.difference)
         low = unit.scale * _array(self.objective.low)
@@ -301,16 +332,17 @@ class SurfaceResult(AnalysisResult):
         caption = "Ring: the chosen soup."
         with canvas():
             if len(names) == 3:
-                reach = max(float(np.abs(value).max()), 1e-9)
+                largest = max(float(np.abs(value).max()), 1e-9)
                 rims = [INK if sure else FAINT for sure in (low > 0) | (high < 0)]
-                shades = scale(-reach, reach, unit.colours("RdBu"))
-                plot = triangle(names, places, value, chosen, shades, label, rims)
+                shades = scale(-largest, largest, unit.colours("RdBu"))
+                plot = triangle(names, points, value, chosen, shades, label, rims)
                 caption += " Dark outline: its interval excludes 0."
             else:
-                plot = _band(names, places, chosen, value, low, high, label)
-        least, most = (minus(f"{limit:.{unit.digits}f}") for limit in (value.min(), value.max()))
-        top = " / ".join(weight(w) for w in places[int(unit.inner(value).argmax())])
-        reached = f"from {least} to {most} {unit.name}, best at {top}"
+                plot = _band(names, points, chosen, value, low, high, label)
+        lowest = minus(f"{value.min():.{unit.digits}f}")
+        highest = minus(f"{value.max():.{unit.digits}f}")
+        best = " / ".join(map(weight, points[int(unit.inner(value).argmax())]))
+        reached = f"from {lowest} to {highest} {unit.name}, best at {best}"
         alt = (
             f"Objective over the weights of {in_words(names)}, less the uniform soup's: {reached}."
         )
@@ -332,15 +364,14 @@ def _band(
     label: str,
 ) -> Figure:
     """The points in order with their band, and a ring around the one that is nearest to the chosen weights."""
-    across, below = points[:, 0], weight_axis(names)
+    x = points[:, 0]
+    x_label = weight_axis(names)
     if len(names) > 2:
-        across, below = (
-            np.argsort(np.argsort(value, kind="stable")).astype(float),
-            "points, in order",
-        )
-    near = int(np.abs(points - chosen).sum(axis=1).argmin())
-    made, axes = curve(across, value, near, below, label)
-    order = np.argsort(across, kind="stable")
-    axes.fill_between(across[order], low[order], high[order], color=FAINT, linewidth=0)
+        x = np.argsort(np.argsort(value, kind="stable")).astype(float)
+        x_label = "points, in order"
+    nearest = int(np.abs(points - chosen).sum(axis=1).argmin())
+    plot, axes = curve(x, value, nearest, x_label, label)
+    order = np.argsort(x, kind="stable")
+    axes.fill_between(x[order], low[order], high[order], color=FAINT, linewidth=0)
     axes.axhline(0, color=INK, linewidth=0.8)
-    return made
+    return plot

@@ -1,19 +1,24 @@
 """Wins of soups: over their parents by category (`parents`), and over their ingredients item by item (`wins`).
 
-`parents`: in how many categories is a soup above both of its parents, and above at least one? Figure 5 of arXiv
-2511.13254 counts this over a population of soups; here it is every soup of the search. By chance, if a soup and its K
-parents were equally good, it is above all of them in 1 / (K + 1) of the categories and above at least one in
-K / (K + 1): 1/3 and 2/3 for two parents. Equal scores make both rarer, so that the chance is counted from the scores
-themselves: of every category's K + 1 scores each is as likely to be the soup's.
+`parents`: in how many categories is a soup above both of its parents, and above at least one?
+Figure 5 of arXiv 2511.13254 counts this over a population of soups; here it is every soup of the
+search. By chance, if a soup and its K parents were equally good, it is above all of them in
+1 / (K + 1) of the categories and above at least one in K / (K + 1): 1/3 and 2/3 for two parents.
+Equal scores make both rarer, so the chance is counted from the scores: of every category's K + 1
+scores each is as likely to be the soup's.
 
-`wins`: what does the soup keep of its ingredients, and what does it solve that they do not? Appendices B and D of the
-paper, on the report fold; examples are of the search fold, so that nobody reads the report's items. Where an item has
-several answers its score p is their mean; the item then counts as solved by its share p, failed by 1 - p, and answers
-of two models are independent given the item, so that products of shares are unbiased.
+`wins`: what does the soup keep of its ingredients, and what does it solve that they do not?
+Appendices B and D of the paper, on the report fold; examples are of the search fold, so that nobody
+reads the report's items. Where an item has several answers its score p is their mean; the item then
+counts as solved by its share p, failed by 1 - p, and answers of two models are independent given
+the item, so that products of shares are unbiased.
+
+Shape legend: M models, S soups, K ingredients, C categories, I items, G groups, D draws.
 """
 
 from __future__ import annotations
 
+import itertools
 import json
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -22,7 +27,6 @@ from typing import Annotated
 
 import numpy as np
 from annotated_types import Interval
-from numpy.typing import NDArray
 
 from souping.analysis.base import SINGLE_SELECTED, Analysis, Draws, NotEstimableError, RunScores
 from souping.analysis.correlation import GroupSums
@@ -30,6 +34,7 @@ from souping.analysis.intervals import Z95, rate
 from souping.core.fields import component
 from souping.core.types import (
     FloatArray,
+    IntArray,
     Item,
     ItemScores,
     Names,
@@ -47,8 +52,8 @@ from souping.report.tables import Section, TableCell, TableGrid, grid
 
 # ------------------------------------------------------------ over parents, by category
 
+# Means that differ by less are equal: only the order of a sum tells them apart.
 MEAN_TIE = 1e-12
-"""Means that differ by less are equal: only the order of a sum tells them apart."""
 WINS_SALT = 0x9A4E
 
 
@@ -62,48 +67,65 @@ class Parents(Analysis):
     draws: Draws = 400
 
     def analyse(self, run: RunScores) -> ParentsResult:
-        soups = [
-            soup
-            for soup in run.mixtures()
-            if all(run.single(p).id in run.search for p in soup.ingredients)
-        ]
-        if not soups:
+        families = [_Family.of(run, soup) for soup in run.mixtures()]
+        families = [family for family in families if family.evaluated(run)]
+        if not families:
             raise NotEstimableError(too_few(run, 1))
-        names = list(dict.fromkeys(parent for soup in soups for parent in soup.ingredients))
-        rows = {run.single(name).id: run.search[run.single(name).id] for name in names}
-        scores = ScoreMatrix.from_items(rows | {soup.id: run.search[soup.id] for soup in soups})
-        order = {name: scores.models.index(run.single(name).id) for name in names}
-        parents = [[order[name] for name in soup.ingredients] for soup in soups]
-        place = [scores.models.index(soup.id) for soup in soups]
+
+        # Scores of the parents and of the soups, and their rows in the table.
+        ids = dict.fromkeys(itertools.chain(*[family.parents for family in families]))
+        ids |= dict.fromkeys(family.soup.id for family in families)
+        scores = ScoreMatrix.from_items({name: run.search[name] for name in ids})
+        soups = [scores.models.index(family.soup.id) for family in families]
+        parents = [list(map(scores.models.index, family.parents)) for family in families]
+
+        wins = _beaten(scores.values[None], soups, parents)[:, 0]  # [2, S, C]
         drawn = GroupSums.of(scores).draws(self.draws, np.random.default_rng(WINS_SALT))
-        wins = _beaten(scores.values[None], place, parents)[:, 0]
-        counted = []
-        for soup, (beats_all, beats_one) in zip(soups, wins.sum(axis=-1).T, strict=True):
-            counted.append(
-                SoupWins(
-                    recipe_id=soup.id,
-                    weights=dict(zip(soup.ingredients, soup.weights, strict=True)),
-                    beats_all=int(beats_all),
-                    beats_one=int(beats_one),
-                )
+        drawn_wins = _beaten(drawn, soups, parents)
+        chances = _chances(scores.values, soups, parents)
+        counts = wins.sum(axis=-1).astype(int)
+        rows = []
+        for s, family in enumerate(families):
+            row = SoupWins(
+                recipe_id=family.soup.id,
+                weights=family.soup.shares,
+                beats_all=int(counts[0, s]),
+                beats_one=int(counts[1, s]),
             )
-        beaten = _beaten(drawn, place, parents)
-        chances = _chances(scores.values, place, parents)
+            rows.append(row)
         return ParentsResult(
             fold="search",
             categories=scores.categories,
-            soups=tuple(counted),
-            beats_all=_beaten_share(wins[0], beaten[0], chances[0]),
-            beats_one=_beaten_share(wins[1], beaten[1], chances[1]),
+            soups=tuple(rows),
+            beats_all=_beaten_share(wins[0], drawn_wins[0], chances[0]),
+            beats_one=_beaten_share(wins[1], drawn_wins[1], chances[1]),
         )
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Family:
+    """A soup and the recipe ids of its parents."""
+
+    soup: Recipe
+    parents: tuple[str, ...]
+
+    @classmethod
+    def of(cls, run: RunScores, soup: Recipe) -> _Family:
+        parents = tuple(run.single(name).id for name in soup.ingredients)
+        return cls(soup=soup, parents=parents)
+
+    def evaluated(self, run: RunScores) -> bool:
+        """Whether all parents answered the whole search fold."""
+        return all(parent in run.search for parent in self.parents)
 
 
 def too_few(run: RunScores, needed: int) -> str:
     """How many soups answered the whole search fold, and how to have more."""
-    whole = len(run.mixtures())
     if len(run.soups.ingredients) < 2:
         return SINGLE_SELECTED
-    head = f"{whole} soup{'' if whole == 1 else 's'} of the search answered its whole fold; it takes {needed}"
+    soups = len(run.mixtures())
+    ending = "" if soups == 1 else "s"
+    head = f"{soups} soup{ending} of the search answered its whole fold; it takes {needed}"
     return f"{head}: use optimiser=grid, or optimiser=nevergrad with few ingredients"
 
 
@@ -111,24 +133,26 @@ def _beaten(
     values: FloatArray, soups: Sequence[int], parents: Sequence[Sequence[int]]
 ) -> FloatArray:
     """values [D, M, C] -> whether each soup is above all, and above at least one of its parents, [2, D, S, C]."""
-    out = np.zeros((2, len(values), len(soups), values.shape[2]))
-    for place, (soup, others) in enumerate(zip(soups, parents, strict=True)):
-        above = values[:, [soup]] > values[:, others] + MEAN_TIE
-        out[:, :, place] = above.all(axis=1), above.any(axis=1)
-    return out
+    wins = np.zeros((2, len(values), len(soups), values.shape[2]))
+    for s, (soup, parents_of_soup) in enumerate(zip(soups, parents, strict=True)):
+        above = values[:, [soup]] > values[:, parents_of_soup] + MEAN_TIE
+        wins[0, :, s] = above.all(axis=1)
+        wins[1, :, s] = above.any(axis=1)
+    return wins
 
 
 def _chances(
     values: FloatArray, soups: Sequence[int], parents: Sequence[Sequence[int]]
 ) -> FloatArray:
     """values [M, C] -> chance of both wins in each category, were the soup any one of its family, [2, S, C]."""
-    out = np.zeros((2, len(soups), values.shape[1]))
-    for place, (soup, others) in enumerate(zip(soups, parents, strict=True)):
-        family = values[[soup, *others]]
-        top = family >= family.max(axis=0) - MEAN_TIE
-        out[0, place] = (top.sum(axis=0) == 1) / len(family)
-        out[1, place] = (family > family.min(axis=0) + MEAN_TIE).sum(axis=0) / len(family)
-    return out
+    chances = np.zeros((2, len(soups), values.shape[1]))
+    for s, (soup, parents_of_soup) in enumerate(zip(soups, parents, strict=True)):
+        family = values[[soup, *parents_of_soup]]
+        highest = family >= family.max(axis=0) - MEAN_TIE
+        above_one = family > family.min(axis=0) + MEAN_TIE
+        chances[0, s] = (highest.sum(axis=0) == 1) / len(family)
+        chances[1, s] = above_one.sum(axis=0) / len(family)
+    return chances
 
 
 def _beaten_share(wins: FloatArray, drawn: FloatArray, chances: FloatArray) -> WinShare:
@@ -212,11 +236,11 @@ class ParentsResult(AnalysisResult):
         colours = {"beats_one": COLOURS["uniform_all"], "beats_all": COLOURS["soup"]}
         with canvas():
             plot, axes = figure(8.2, 2.5)
-            for shift, (key, colour) in enumerate(colours.items()):
+            for side, (key, colour) in enumerate(colours.items()):
                 counts = Counter(int(vars(soup)[key] or 0) for soup in self.soups)
-                places = [n + 0.4 * (0.5 - shift) for n in range(size + 1)]
+                x = np.arange(size + 1) + 0.4 * (0.5 - side)
                 heights = [counts[n] for n in range(size + 1)]
-                axes.bar(places, heights, 0.38, color=colour, label=WIN_KINDS[key])
+                axes.bar(x, heights, 0.38, color=colour, label=WIN_KINDS[key])
                 chance = (vars(self)[key].chance or 0.0) * size
                 axes.axvline(chance, color=colour, linewidth=1.4, linestyle="--")
             axes.set_xticks(range(size + 1))
@@ -238,18 +262,19 @@ class ParentsResult(AnalysisResult):
 
 RULE = "on the search fold: the first items of each kind by the hash of their prompt, every category before any twice"
 NOT_BY_ITEM = "no item is solved or not by a corpus metric (BLEU) or a loss: it takes scores from 0 to 1, item by item"
+# Characters of a prompt or an answer that an example shows.
 EXAMPLE_CHARS = 600
-"""Characters of a prompt or an answer that an example shows."""
+ELLIPSIS = "\N{HORIZONTAL ELLIPSIS}"
 SOLVED_ROUNDING = 1e-6
 
 
 @dataclass(frozen=True, kw_only=True)
 class Solved:
-    """Share of an item's answers that are right, [I], for the soup and each ingredient."""
+    """Share of an item's answers that are right, for the soup and each ingredient."""
 
     names: tuple[str, ...]
-    soup: FloatArray
-    ingredients: FloatArray
+    soup: FloatArray  # [I]
+    ingredients: FloatArray  # [K, I]
 
 
 @component
@@ -269,143 +294,162 @@ class Wins(Analysis):
             raise NotEstimableError(
                 "the recipe is a single model: there is nothing to hold it against"
             )
-        recipes = {name: run.single(name) for name in soup.ingredients}
-        lacking = sum(r.id not in run.report for r in (soup, *recipes.values()))
-        if lacking:
-            lack = f"{lacking} of the soup and its ingredients lack answers to the report fold"
+        models = {"soup": soup} | {name: run.single(name) for name in soup.ingredients}
+        missing = [model for model in models.values() if model.id not in run.report]
+        if missing:
+            lack = f"{len(missing)} of the soup and its ingredients lack answers to the report fold"
             raise NotEstimableError(f"{lack}: run it again to evaluate the rest")
         if any(record.statistics for record in run.read(soup, "report").values()):
             raise NotEstimableError(NOT_BY_ITEM)
+
+        solved = self._solved(run.report, models, run.answers)
         items = run.report[soup.id].items
-        found = self._solved(
-            [run.report[r.id] for r in (soup, *recipes.values())], tuple(recipes), run.answers
-        )
-        groups = np.unique([item.group for item in items], return_inverse=True)[1].astype(np.int64)
-        means = [float(found.soup.mean()), *found.ingredients.mean(axis=1).tolist()]
+        _, group = np.unique([item.group for item in items], return_inverse=True)
+        groups = group.astype(np.int64)
+        solved_shares = {"soup": float(solved.soup.mean())}
         kept = []
-        for name, solved in zip(recipes, found.ingredients, strict=True):
-            of_solved = _share(solved, found.soup, groups)
-            of_failed = _share(1 - solved, found.soup, groups)
+        for name, values in zip(solved.names, solved.ingredients, strict=True):
+            solved_shares[name] = float(values.mean())
+            of_solved = _share(values, solved.soup, groups)
+            of_failed = _share(1 - values, solved.soup, groups)
             kept.append(KeptShares(name=name, kept=of_solved, gained=of_failed))
         return WinsResult(
             fold="report",
             items=len(items),
             answers=run.answers,
-            solved=dict(zip(("soup", *found.names), means, strict=True)),
+            solved=solved_shares,
             kept=tuple(kept),
-            by_failures=_by_failures(found, groups),
+            by_failures=_by_failures(solved, groups),
             rule=RULE,
-            examples=self._examples(run, recipes),
+            examples=self._examples(run, models),
         )
 
-    def _solved(self, scores: Sequence[ItemScores], names: tuple[str, ...], answers: int) -> Solved:
-        """The scores as shares of right answers; graded ones are right from `solved` on.
+    def _solved(
+        self, scores: Mapping[str, ItemScores], models: Mapping[str, Recipe], answers: int
+    ) -> Solved:
+        """The scores of the soup and its ingredients as shares of right answers.
+
+        Graded ones are right from `solved` on.
 
         Raises:
-            NotEstimableError: scores are no fractions of 1, as those of a corpus metric or a loss are not.
+            NotEstimableError: scores are not fractions of 1, such as those of a corpus metric or a loss.
         """
-        values = np.stack([score.values for score in scores])
-        if not (
-            np.isfinite(values).all()
-            and values.min() >= -SOLVED_ROUNDING
-            and values.max() <= 1 + SOLVED_ROUNDING
-        ):
+        values = np.stack([scores[model.id].values for model in models.values()])
+        in_range = values.min() >= -SOLVED_ROUNDING and values.max() <= 1 + SOLVED_ROUNDING
+        if not np.isfinite(values).all() or not in_range:
             raise NotEstimableError(NOT_BY_ITEM)
-        if np.abs(values * answers - np.round(values * answers)).max() >= SOLVED_ROUNDING:
+        right = values * answers
+        if np.abs(right - np.round(right)).max() >= SOLVED_ROUNDING:
             values = (values >= self.solved).astype(float)
-        return Solved(names=names, soup=values[0], ingredients=values[1:])
+        _, *names = models
+        return Solved(names=tuple(names), soup=values[0], ingredients=values[1:])
 
-    def _examples(self, run: RunScores, recipes: Mapping[str, Recipe]) -> tuple[AnswerExample, ...]:
-        """Items of three kinds with the answers of all, in the order of the kinds; none of the report fold is shown."""
-        soup = run.soups.soup
-        if any(r.id not in run.search for r in (soup, *recipes.values())):
+    def _examples(self, run: RunScores, models: Mapping[str, Recipe]) -> tuple[AnswerExample, ...]:
+        """Items of three kinds with the answers of all, in the order of the kinds.
+
+        They are of the search fold: nobody reads the report's items.
+        """
+        if any(model.id not in run.search for model in models.values()):
             return ()
-        items = run.search[soup.id].items
-        found = self._solved(
-            [run.search[r.id] for r in (soup, *recipes.values())], tuple(recipes), run.answers
-        )
-        fails = found.ingredients.max(axis=0) == 0
-        solves = found.ingredients.min(axis=0) == 1
-        most = found.ingredients.sum(axis=0) >= len(recipes) - 1
+        solved = self._solved(run.search, models, run.answers)
+        all_fail = solved.ingredients.max(axis=0) == 0
+        all_solve = solved.ingredients.min(axis=0) == 1
+        one_fails = solved.ingredients.sum(axis=0) >= len(solved.names) - 1
+        one_fails &= ~all_solve & ~all_fail
         kinds = {
-            "solved, though every ingredient fails": (found.soup == 1) & fails,
-            "failed, though every ingredient solves it": (found.soup == 0) & solves,
-            "solved, though one ingredient fails": (found.soup == 1) & most & ~solves & ~fails,
+            "solved, though every ingredient fails": (solved.soup == 1) & all_fail,
+            "failed, though every ingredient solves it": (solved.soup == 0) & all_solve,
+            "solved, though one ingredient fails": (solved.soup == 1) & one_fails,
         }
-        answers = {name: run.read(r, "search") for name, r in {"soup": soup, **recipes}.items()}
-        examples = list[AnswerExample]()
-        for kind, mask in kinds.items():
-            chosen = _chosen(items, np.flatnonzero(mask).tolist(), self.examples)
-            examples += [_example(kind, items[i], answers) for i in chosen]
+
+        items = run.search[run.soups.soup.id].items
+        answers = {name: run.read(model, "search") for name, model in models.items()}
+        examples = []
+        for kind, of_kind in kinds.items():
+            for i in _chosen(items, np.flatnonzero(of_kind).tolist(), self.examples):
+                examples.append(_example(kind, items[i], answers))
         return tuple(examples)
 
 
-def _share(weights: FloatArray, values: FloatArray, groups: NDArray[np.int64]) -> ItemShare:
+def _share(weights: FloatArray, values: FloatArray, groups: IntArray) -> ItemShare:
     """Share sum(w v) / sum(w) with its 95 % interval: Wilson's by groups where items count whole, else the ratio's
     normal limits with the variance between groups."""
     total = float(weights.sum())
     if total < SOLVED_ROUNDING:
         return ItemShare(items=0.0, share=None, low=None, high=None)
     if np.isin(weights, (0.0, 1.0)).all():
-        found = rate(values[weights == 1], groups[weights == 1])
-        return ItemShare(items=total, share=found.mean, low=found.low, high=found.high)
+        counted = weights == 1
+        interval = rate(values[counted], groups[counted])
+        return ItemShare(items=total, share=interval.mean, low=interval.low, high=interval.high)
+
+    # A ratio is linear in the groups by their influence [G]; n / (n - 1) sum of its squares.
     share = float((weights * values).sum() / total)
-    pull = np.bincount(groups, weights * (values - share)) / total
-    margin = Z95 * float(np.sqrt((pull**2).sum() * len(pull) / max(1, len(pull) - 1)))
+    influence = np.bincount(groups, weights * (values - share)) / total
+    n = len(influence)
+    margin = Z95 * float(np.sqrt((influence**2).sum() * n / max(1, n - 1)))
     low = max(0.0, share - margin)
     high = min(1.0, share + margin)
     return ItemShare(items=total, share=share, low=low, high=high)
 
 
-def _by_failures(found: Solved, groups: NDArray[np.int64]) -> tuple[FailureShare, ...]:
+def _by_failures(solved: Solved, groups: IntArray) -> tuple[FailureShare, ...]:
     """The soup where none, one, .. and all of the ingredients fail; an item's weight is the chance of so many."""
-    chances = np.zeros((len(found.names) + 1, len(found.soup)))
+    # Chance that j of the ingredients fail an item [K + 1, I], ingredient by ingredient.
+    chances = np.zeros((len(solved.names) + 1, len(solved.soup)))
     chances[0] = 1.0
-    for share in found.ingredients:
-        chances[1:] = chances[1:] * share + chances[:-1] * (1 - share)
-        chances[0] *= share
-    shares = [_share(weights, found.soup, groups) for weights in chances]
-    return tuple(FailureShare(fail=j, **vars(share)) for j, share in enumerate(shares))
+    for solves in solved.ingredients:
+        chances[1:] = chances[1:] * solves + chances[:-1] * (1 - solves)
+        chances[0] *= solves
+    shares = []
+    for failing, weights in enumerate(chances):
+        share = _share(weights, solved.soup, groups)
+        shares.append(FailureShare(fail=failing, **vars(share)))
+    return tuple(shares)
 
 
 def _chosen(items: Sequence[Item], places: Sequence[int], number: int) -> list[int]:
     """The first places by the hash of the items' prompts; no category twice before every other had its turn."""
-    order = sorted(places, key=lambda i: digest([items[i].identity, items[i].id]))
-    turns: dict[str, int] = {}
-    ranked = []
-    for i in order:
-        turns[items[i].category] = turns.get(items[i].category, 0) + 1
-        ranked.append((turns[items[i].category], i))
-    return [i for _, i in sorted(ranked, key=lambda pair: pair[0])[:number]]
+    by_hash = sorted(places, key=lambda i: digest([items[i].identity, items[i].id]))
+    turns = Counter[str]()
+    turn_of = {}
+    for i in by_hash:
+        category = items[i].category
+        turns[category] += 1
+        turn_of[i] = turns[category]
+    return sorted(by_hash, key=lambda i: turn_of[i])[:number]
 
 
 def _example(kind: str, item: Item, answers: Mapping[str, Mapping[str, Record]]) -> AnswerExample:
     """An item with its question, its reference, and each model's answer."""
-    shown = {}
+    examples = {}
     for name, records in answers.items():
         record = records.get(item.id)
         if record is not None:
             text = _cut(record.output)
-            shown[name] = ExampleAnswer(text=text, score=record.score, outcome=record.outcome)
+            examples[name] = ExampleAnswer(text=text, score=record.score, outcome=record.outcome)
     question = item.prompt
     if not isinstance(question, str):
-        question = next((str(m["content"]) for m in reversed(question) if m.get("content")), "")
+        contents = [str(message["content"]) for message in question if message.get("content")]
+        question = contents[-1] if contents else ""
     if len(question) > EXAMPLE_CHARS:
-        question = f"\N{HORIZONTAL ELLIPSIS}{question[-EXAMPLE_CHARS:]}"
-    answer = item.answer
-    reference = answer if isinstance(answer, str) else json.dumps(answer, default=str)
+        question = f"{ELLIPSIS}{question[-EXAMPLE_CHARS:]}"
+    reference = item.answer
+    if not isinstance(reference, str):
+        reference = json.dumps(reference, default=str)
     return AnswerExample(
         kind=kind,
         item=item.id,
         category=item.category,
         prompt=question,
         reference=_cut(reference),
-        answers=shown,
+        answers=examples,
     )
 
 
 def _cut(text: str) -> str:
-    return text if len(text) <= EXAMPLE_CHARS else f"{text[:EXAMPLE_CHARS]}\N{HORIZONTAL ELLIPSIS}"
+    if len(text) <= EXAMPLE_CHARS:
+        return text
+    return f"{text[:EXAMPLE_CHARS]}{ELLIPSIS}"
 
 
 # How it is shown
@@ -519,12 +563,12 @@ class WinsResult(AnalysisResult):
 
     def section(self, unit: Unit) -> Section:
         """What is kept, and the soup where none, one or all fail; the rest is folded away."""
-        kept = []
+        shares = []
         for row in self.kept:
             cell = row.kept.cell()
             limits = f" ({cell.sub})" if cell.sub else ""
-            kept.append(f"{cell.text} %{limits} of {clean(row.name)}'s")
-        head = f"Of the items that an ingredient solves the soup keeps {in_words(kept)}."
+            shares.append(f"{cell.text} %{limits} of {clean(row.name)}'s")
+        head = f"Of the items that an ingredient solves the soup keeps {in_words(shares)}."
         folded = [Section("By ingredient", grids=(self._by_ingredient(),))]
         if self.examples:
             examples = tuple(example.section() for example in self.examples)
@@ -551,6 +595,6 @@ class WinsResult(AnalysisResult):
         words = {0: "none", 1: "exactly one"} if last > 1 else {0: "none"}
         words[last] = "all"
         rows = []
-        for place, row in enumerate(self.by_failures):
-            rows.append((words.get(place, str(place)), count(row.items), row.cell()))
+        for failing, row in enumerate(self.by_failures):
+            rows.append((words.get(failing, str(failing)), count(row.items), row.cell()))
         return grid(("ingredients that fail", "items", "the soup solves, %"), rows)

@@ -513,7 +513,9 @@ def _explain(name: HubName, error: Exception) -> UserError:
             f"{near_folder(name.repo)}"
         )
     if unreachable(error):
-        return UserError(f"{name} is no folder here, and {reason(error)}{near_folder(name.repo)}")
+        return UserError(
+            f"{name} is not a folder here, and {reason(error)}{near_folder(name.repo)}"
+        )
     if isinstance(error, OSError) and error.errno:
         what = str(error.strerror)
         if error.errno == errno.EFBIG:

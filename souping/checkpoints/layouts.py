@@ -134,7 +134,7 @@ def rules_of(names: str | None) -> Path | None:
     path = expanded(file, "merge.names")
     if not path.is_file():
         raise UserError(
-            f"merge.names={names}: {path} is no file: give a file of rules, or {SHOW_NAMES}"
+            f"merge.names={names}: {path} is not a file: give a file of rules, or {SHOW_NAMES}"
         )
     return path
 
@@ -261,7 +261,7 @@ def _axis(text: str) -> Axis:
     match = AXIS.fullmatch(text)
     if match is None:
         raise ValueError(
-            f"{shown(text)} is no axis: write name, name=size, name[index] or name[start:stop]"
+            f"{shown(text)} is not an axis: write name, name=size, name[index] or name[start:stop]"
         )
     start = match["start"] or ""
     stop = match["stop"] or ""

@@ -167,7 +167,7 @@ def _sort(
             full_weights[name.removesuffix(".weight").removesuffix(".base_layer")] = tensor
         else:
             raise UserError(
-                f"adapter {folder}: {shown(key)} is no part of a plain LoRA; it cannot be souped"
+                f"adapter {folder}: {shown(key)} is not part of a plain LoRA; it cannot be souped"
             )
     if not sides:
         raise UserError(f"adapter {folder} holds no lora_A and lora_B: nothing to soup.")
@@ -190,7 +190,7 @@ def _part(
     b = pair[names[1]]
     matrices = len(a.shape) == len(b.shape) == 2
     if not matrices or a.shape[0] != b.shape[1] or 0 in (*a.shape, *b.shape):
-        what = f"A {list(a.shape)} and B {list(b.shape)} are no matrices that fit each other"
+        what = f"A {list(a.shape)} and B {list(b.shape)} are not matrices that fit each other"
         raise broken(path, what, module)
     if {a.dtype, b.dtype} - set(FLOATS):
         raise broken(

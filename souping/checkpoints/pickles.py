@@ -99,7 +99,7 @@ class DataUnpickler(pickle._Unpickler):
         args = self.stack.pop()
         kind = self.stack.pop()
         if not isinstance(kind, Named) or not isinstance(args, tuple):
-            raise TypeError("a call of something that is no class")
+            raise TypeError("a call of something that is not a class")
         if kind.name == "collections.OrderedDict":
             self.stack.append({})
         elif kind.name.endswith(".getattr"):
@@ -122,7 +122,7 @@ class DataUnpickler(pickle._Unpickler):
         for key, value in zip(keys_and_values, keys_and_values, strict=True):
             # tuples of tuples take years to hash
             if not isinstance(table, dict) or not isinstance(key, (*KEY_TYPES, Made)):
-                raise TypeError(f"a {type(key).__name__} is no key")
+                raise TypeError(f"a {type(key).__name__} is not a key")
             table[key] = value
 
     dispatch |= {

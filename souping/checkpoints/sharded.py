@@ -257,7 +257,7 @@ def _entries(
         length = info["length"]
         whole_numbers = type(offset) is int and type(length) is int
         if not isinstance(file, str) or not whole_numbers or min(offset, length) < 0:
-            raise TypeError("its place is no file and bytes")
+            raise TypeError("its place is not a file and bytes")
         yield Entry(name, f"{prefix}{file}", offset, length, tag, shape, start or (), size)
 
 

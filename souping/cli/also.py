@@ -29,14 +29,16 @@ def also_node(
     Raises:
         UserError: it is neither, or a file is missing.
     """
-    if isinstance(entry, str) and entry.strip():
-        entry = {"path": entry} if _is_path(entry) else {"name": entry, "tasks": [entry]}
-    sources = {"path", "tasks"}.intersection(entry if isinstance(entry, Mapping) else ())
-    if not sources or not isinstance(entry.get("name", ""), str):
+    if isinstance(entry, str) and _is_path(entry):
+        entry = {"path": entry}
+    elif isinstance(entry, str) and entry.strip():
+        entry = {"name": entry, "tasks": [entry]}
+    named = isinstance(entry, Mapping) and isinstance(entry.get("name", ""), str)
+    if not named or not entry.keys() & {"path", "tasks"}:
         raise UserError(
             f"{where}={entry!r:.60} must be a file of items, an lm_eval task, or a mapping with path or tasks"
         )
-    if "tasks" in sources:
+    if "tasks" in entry:
         return _tasks(entry, where, evaluator)
     for key in entry:
         pick(str(key), ("name", "path"), f"{where}: key")
@@ -54,8 +56,10 @@ def _is_path(text: str) -> bool:
 def _file(text: str, where: str, name: str | None) -> tuple[str, str, dict[str, Any]]:
     path = expanded(text, where)
     if not path.is_file():
-        beside = [p.name for p in path.parent.iterdir()] if path.parent.is_dir() else []
-        raise UserError(f"{where}={text}: there is no such file{nearest(path.name, beside)}")
+        files = list[str]()
+        if path.parent.is_dir():
+            files += [file.name for file in path.parent.iterdir()]
+        raise UserError(f"{where}={text}: there is no such file{nearest(path.name, files)}")
     node = {"_target_": "souping.evaluate.benchmark.Benchmark", "path": str(path)}
     return name or path.stem, "benchmark", node
 
@@ -63,12 +67,14 @@ def _file(text: str, where: str, name: str | None) -> tuple[str, str, dict[str, 
 def _tasks(
     entry: Mapping[str, Any], where: str, evaluator: Mapping[str, Any]
 ) -> tuple[str, str, dict[str, Any]]:
-    tasks = [entry["tasks"]] if isinstance(entry["tasks"], str) else entry["tasks"]
+    tasks = entry["tasks"]
+    if isinstance(tasks, str):
+        tasks = [tasks]
     if not isinstance(tasks, list) or not tasks:
         raise UserError(f"{where}.tasks={tasks!r:.60} must be a list of tasks or groups of lm_eval")
-    shared = model_settings(evaluator) | (
-        {"include_path": evaluator["include_path"]} if "include_path" in evaluator else {}
-    )
+    shared = model_settings(evaluator)
+    if "include_path" in evaluator:
+        shared |= {"include_path": evaluator["include_path"]}
     settings = {key: value for key, value in entry.items() if key != "name"}
     name = str(entry.get("name") or "+".join(map(str, tasks)))
     return name, "evaluator", {"_target_": HARNESS, **shared, **settings, "tasks": tasks}

@@ -60,12 +60,12 @@ def _compare(settings: dict[str, Any]) -> int:
     if folder:
         _check_folder(folder)
     result = compare(_logs(logs), **settings)
-    shown = sections(result, flips)
+    sheet = sections(result, flips)
     if as_json:
         print(result.to_json(flips), end="")
     else:
-        show_sheet(shown)
-    text = sheet_markdown(title(result), shown)
+        show_sheet(sheet)
+    text = sheet_markdown(title(result), sheet)
     if folder:
         texts = {"report.html": page(result, flips), "report.md": text}
         files = {name: text.encode("utf-8", "backslashreplace") for name, text in texts.items()}

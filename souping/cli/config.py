@@ -63,7 +63,7 @@ class RootKeys:
 
 
 CHOICES = {"stop_after": StopAfter | None, "gate": GateMode}
-"""Root keys with a closed choice, which is no type of Hydra's."""
+"""Root keys with a closed choice, which is not a type of Hydra's."""
 FREE = {
     **dict.fromkeys(
         (*GROUPS, "stop_after", "upload", "expected", "shapley", "size", "guard", "pick")
@@ -72,7 +72,9 @@ FREE = {
 }
 """Root keys whose types Hydra cannot check, with their defaults."""
 Config = make_dataclass(
-    "Config", [(k, Any, field(default=v)) for k, v in FREE.items()], bases=(RootKeys,)
+    "Config",
+    [(key, Any, field(default=value)) for key, value in FREE.items()],
+    bases=(RootKeys,),
 )
 CHECKED: dict[str, Any] = {}
 """The configuration of the current run, for messages."""
@@ -107,11 +109,13 @@ def resolved(cfg: DictConfig) -> dict[str, Any]:
         raise not_set(missing[0])
     plain = OmegaConf.to_container(cfg, resolve=True)
     assert isinstance(plain, dict)
-    if plain["recipe"] == "":  # `???` in an overlay does not replace a null
+    # `???` in an overlay does not replace a null.
+    if plain["recipe"] == "":
         raise UserError(f"recipe is not set{_how('recipe')}")
-    if plain["gate"] is False:  # what YAML makes of a bare off
+    # YAML reads a bare off as false.
+    if plain["gate"] is False:
         plain["gate"] = "off"
-    return {str(k): v for k, v in plain.items()}
+    return {str(key): value for key, value in plain.items()}
 
 
 def not_set(key: str) -> UserError:
@@ -127,7 +131,7 @@ def _how(key: str) -> str:
         "recipe": "give the recipe beside a soup, recipe=soup/recipe.json",
         "optimiser.weights": "give one weight a candidate: optimiser.weights='[0.5,0.2,0.3]'",
     }
-    return f": {examples[key]}" if key in examples else f": add {key}=VALUE"
+    return f": {examples.get(key, f'add {key}=VALUE')}"
 
 
 def check(config: Mapping[str, Any]) -> None:
@@ -152,31 +156,34 @@ def check(config: Mapping[str, Any]) -> None:
 
 
 def key_of(path: str) -> str:
-    """The key that names a path, however it is written there; empty where none does."""
+    """The key that names a path, however it is written there; empty if none does."""
 
     def keys(node: Any, where: str) -> Iterator[str]:
         if isinstance(node, Mapping):
             for name, inner in node.items():
-                yield from keys(inner, f"{where}.{name}" if where else str(name))
+                yield from keys(inner, f"{where}.{name}")
         elif isinstance(node, str) and (
             node == path or os.path.abspath(os.path.expanduser(node)) == os.path.abspath(path)
         ):
-            yield where
+            yield where.removeprefix(".")
 
     return next(keys(CHECKED, ""), "")
 
 
 def near_key(key: str, config: Mapping[str, Any], known: Iterable[str]) -> str:
-    """`; did you mean GROUP.KEY?` where a group has a key of this name, else the nearest of the root's."""
-    inner = [f"{group}.{key}" for group in GROUPS if key in (config.get(group) or ())]
-    return f"; did you mean {inner[0]}?" if inner else nearest(key, known)
+    """`; did you mean GROUP.KEY?` if a group has a key of this name, else the nearest of the root's."""
+    for group in GROUPS:
+        if key in (config.get(group) or ()):
+            return f"; did you mean {group}.{key}?"
+    return nearest(key, known)
 
 
 def setting_mismatch(value: Json, hint: Hint) -> str | None:
     if is_part(hint) and not (value is None and fits(value, hint)):
         return "must be one of its group's choices"
-    empty = "is empty (an unset shell variable?): leave it out, or say what it is"
-    return empty if value == "" else mismatch(value, hint)
+    if value == "":
+        return "is empty (an unset shell variable?): leave it out, or say what it is"
+    return mismatch(value, hint)
 
 
 def is_callable(hint: Hint) -> bool:
@@ -201,17 +208,23 @@ def drop_replaced(cfg: DictConfig, words: Sequence[str], paths: Sequence[str] = 
     Hydra merges an overlay (`+experiment=mgsm`) after the groups' choices, whatever those are: `selector=topk` would
     get the overlay's settings for SoCE. What the user types stays, and so does what the choice's own file leaves open.
     """
-    chosen = {}
+    choices = {}
     for word in words:
         group, _, choice = word.partition("=")
         if group in GROUPS:
-            chosen[group] = choice
-    others = [word for word in words if not named_in([word]) & chosen.keys()]
-    if not chosen or not any(word.startswith("+") for word in others):
+            choices[group] = choice
+    others = []
+    of_choices = []
+    for word in words:
+        if named_in([word]) & choices.keys():
+            of_choices.append(word)
+        else:
+            others.append(word)
+    if not choices or not any(word.startswith("+") for word in others):
         return
     hydra = hydra_compose("config", [*paths, *others], return_hydra_config=True).hydra
-    plain = hydra_compose("config", [*paths, *(word for word in words if word not in others)])
-    for group, choice in chosen.items():
+    plain = hydra_compose("config", [*paths, *of_choices])
+    for group, choice in choices.items():
         if hydra.runtime.choices[group] == choice:
             continue
         merged = dict(cfg[group].items_ex(resolve=False))

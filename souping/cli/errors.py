@@ -6,6 +6,7 @@ import re
 import sysconfig
 import tempfile
 import traceback
+from collections.abc import Sequence
 from contextlib import suppress
 from importlib.metadata import distributions
 from pathlib import Path
@@ -52,11 +53,10 @@ def format_error(error: Exception, run_dir: Path | None = None) -> tuple[str, in
     frames = traceback.extract_tb(error.__traceback__)
     place = keep_traceback(error, run_dir)
     what = safe(f"{type(error).__name__}: {first_line(error)}")
-    culprits = [
-        f"{USER_CODE[frame.filename]}, line {frame.lineno}"
-        for frame in frames
-        if frame.filename in USER_CODE
-    ]
+    culprits = []
+    for frame in frames:
+        if frame.filename in USER_CODE:
+            culprits.append(f"{USER_CODE[frame.filename]}, line {frame.lineno}")
     sources = [frame for frame in frames if not _is_library(Path(frame.filename))]
     if not culprits and sources and PACKAGE not in Path(sources[-1].filename).parents:
         culprits = [f"{sources[-1].filename}:{sources[-1].lineno}"]
@@ -65,18 +65,10 @@ def format_error(error: Exception, run_dir: Path | None = None) -> tuple[str, in
             f"{culprits[-1]}: {what}\nthis component is not part of souping; the traceback is in {place}",
             2,
         )
-    # from Rust
-    raised_by = (
-        type(error).__module__.split(".")[0] if type(error) is not Exception else "tokenizers"
-    )
-    inside = [
-        name
-        for name in (*READERS, "hydra", "nevergrad", "omegaconf")
-        if frames and f"/{name}/" in frames[-1].filename
-    ]
-    if library := [name for name in (raised_by, *inside) if name in (*READERS, *inside)]:
+    library = _library_at_fault(error, frames)
+    if library:
         return (
-            f"{library[0]} cannot use a file or this request: {what}\nthe traceback is in {place}",
+            f"{library} cannot use a file or this request: {what}\nthe traceback is in {place}",
             2,
         )
     if USER_CODE:
@@ -85,6 +77,20 @@ def format_error(error: Exception, run_dir: Path | None = None) -> tuple[str, in
         f"sorry, this is a fault in souping: {what}\nplease report it with the traceback in {place}",
         1,
     )
+
+
+def _library_at_fault(error: Exception, frames: Sequence[traceback.FrameSummary]) -> str:
+    """The library whose exception it is, or in whose code it was raised; empty if it is neither."""
+    raised_by = type(error).__module__.split(".")[0]
+    if type(error) is Exception:
+        # From Rust.
+        raised_by = "tokenizers"
+    if raised_by in READERS:
+        return raised_by
+    for name in (*READERS, "hydra", "nevergrad", "omegaconf"):
+        if frames and f"/{name}/" in frames[-1].filename:
+            return name
+    return ""
 
 
 def _broken_plugin(error: Exception) -> str:
@@ -135,7 +141,9 @@ def explain(error: BaseException) -> str:
         return str(error)
     if isinstance(error, OSError) and not isinstance(error, HydraException):
         key = key_of(str(error.filename)) if error.filename else ""
-        return f"{key}={error_text(error)}" if key else error_text(error)
+        if key:
+            return f"{key}={error_text(error)}"
+        return error_text(error)
     if isinstance(error, OverrideParseException):
         if error.override in (*COMMANDS, "help"):
             return misplaced(error.override)
@@ -146,10 +154,15 @@ def explain(error: BaseException) -> str:
     lines = stripped_lines(error)
     group, _, choice = str(getattr(error, "missing_cfg_file", "") or "").rpartition("/")  # Hydra's
     # Hydra's
-    options = getattr(error, "options", None) or (choices(group) if group in groups() else None)
-    if options:  # an unknown choice of a group
-        typed = f"{'+' * (group == 'experiment')}{group}={choice}: there is no such choice"
-        where = typed if group and lines[0].startswith("In 'config'") else lines[0]
+    options = getattr(error, "options", None)
+    if not options and group in groups():
+        options = choices(group)
+    if options:
+        # An unknown choice of a group.
+        where = lines[0]
+        if group and where.startswith("In 'config'"):
+            plus = "+" * (group == "experiment")
+            where = f"{plus}{group}={choice}: there is no such choice"
         return f"{where}{nearest(choice, options)}\nchoices: {', '.join(options)}"
     remarks = (
         "full_key:",
@@ -159,12 +172,16 @@ def explain(error: BaseException) -> str:
         "See https",
         "Environment",
     )
-    shown = [line for line in lines if not line.startswith(remarks)][:2] or [type(error).__name__]
-    shown[0] = shown[0].rstrip(".") + _nearest_key(error)
-    # Hydra names the override, its cause the fault
-    if len(shown) == 1 and error.__cause__ is not None:
-        shown += [line for line in [first_line(error.__cause__)] if "Key '" not in line]
-    return "\n".join(shown)
+    message = [line for line in lines if not line.startswith(remarks)][:2]
+    if not message:
+        message = [type(error).__name__]
+    message[0] = message[0].rstrip(".") + _nearest_key(error)
+    # Hydra names the override, its cause the fault.
+    if len(message) == 1 and error.__cause__ is not None:
+        cause = first_line(error.__cause__)
+        if "Key '" not in cause:
+            message.append(cause)
+    return "\n".join(message)
 
 
 def _nearest_key(error: BaseException) -> str:
@@ -174,7 +191,7 @@ def _nearest_key(error: BaseException) -> str:
         node = getattr(cause, "parent_node", None)  # OmegaConf's
         match = re.search(r"Key '([^']+)' (?:is )?not in", str(cause))
         if node is not None and match and OmegaConf.is_dict(node):
-            keys = [str(k) for k in node if not str(k).startswith("_")]
+            keys = [str(key) for key in node if not str(key).startswith("_")]
             return (
                 near_key(match.group(1), node, keys) or f"; known keys: {', '.join(keys) or 'none'}"
             )

@@ -133,7 +133,7 @@ def read_config(path: Path) -> DictConfig:
             raise ValueError(f"it has more than {LONGEST_CONFIG_BYTES:,} bytes")
         config = OmegaConf.create(read_yaml(text))
         if not isinstance(config, DictConfig):
-            raise ValueError("it is no mapping")
+            raise ValueError("it is not a mapping")
     except Exception as error:  # PyYAML's constructors raise whatever int() and others do
         raise UserError(f"{path}: not the configuration of a run: {first_line(error)}") from error
     return config
@@ -162,16 +162,16 @@ def refuse_code(config: DictConfig, path: Path, overrides: Sequence[str]) -> Non
 def code_in(value: Any, key: str = "") -> Iterator[tuple[str, Any]]:
     """(key, value) of all that would run other code than this package's, or read this machine's environment."""
     if isinstance(value, Mapping):
-        inside = "_target_" in value or key.startswith("also[")
+        is_component = "_target_" in value or key.startswith("also[")
         for name, inner in value.items():
             where = f"{key}.{name}" if key else str(name)
-            foreign = name == "_target_" and inner not in shipped()
-            inline = (
-                name == "tasks"
-                and isinstance(inner, list)
-                and any(isinstance(task, Mapping) for task in inner)
-            )
-            if foreign or (inside and (inline or (RUNS_CODE.fullmatch(str(name)) and inner))):
+            runs_code = name == "_target_" and inner not in shipped()
+            if is_component and RUNS_CODE.fullmatch(str(name)) and inner:
+                runs_code = True
+            if is_component and name == "tasks" and isinstance(inner, list):
+                # Tasks that are written out may name functions.
+                runs_code |= any(isinstance(task, Mapping) for task in inner)
+            if runs_code:
                 yield where, inner
             else:
                 yield from code_in(inner, where)

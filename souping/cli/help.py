@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator, Sequence
+from itertools import chain
 from pathlib import Path
 
 from souping.cli.commands import COMMANDS, STANDS_FOR
@@ -32,8 +33,10 @@ HELP_FLAGS = ("--help", "-h")
 
 def folder() -> Path:
     """The folder of the YAML files: in the installed package, or beside it in a checkout."""
-    packaged = Path(__file__).resolve().parents[1] / "conf"
-    return packaged if packaged.is_dir() else Path(__file__).resolve().parents[2] / "conf"
+    package = Path(__file__).resolve().parents[1]
+    if (package / "conf").is_dir():
+        return package / "conf"
+    return package.parent / "conf"
 
 
 def answered(words: Sequence[str]) -> bool:
@@ -48,7 +51,10 @@ def answered(words: Sequence[str]) -> bool:
     names = [word for word in words if word not in HELP_FLAGS][words[:1] == ["help"] :]
     if len(names) == len(words) or not all(word.isidentifier() for word in names):
         return False
-    print("\n".join(line for name in names for line in keys(name)) if names else overview())
+    if not names:
+        print(overview())
+    else:
+        print("\n".join(chain.from_iterable(map(keys, names))))
     return True
 
 
@@ -77,7 +83,7 @@ def keys(group: str) -> Iterator[str]:
         yield f"usage: python -m souping {group} ...\n\n{COMMANDS[group]}"
         if group in STANDS_FOR:
             yield f"the same as {' '.join(STANDS_FOR[group])}"
-        # `merge` is a group too
+        # `merge` is a group too.
         if group not in groups():
             return
         yield ""
@@ -85,7 +91,7 @@ def keys(group: str) -> Iterator[str]:
     for name in choices(group):
         yield f"{'+' * (group == 'experiment')}{group}={name}"
         text = (folder() / group / f"{name}.yaml").read_text()
-        yield from (
-            f"  {line}" for line in text.splitlines() if not line.strip().startswith(("_", "# @"))
-        )
+        for line in text.splitlines():
+            if not line.strip().startswith(("_", "# @")):
+                yield f"  {line}"
         yield ""

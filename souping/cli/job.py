@@ -71,7 +71,7 @@ def run(cfg: DictConfig) -> float | None:
     interrupts_raise()
     hydra_config = HydraConfig.get()
     group = _group(hydra_config)
-    # as it stands: a folder's name may hold ${...}
+    # As it stands: a folder's name may hold ${...}.
     output_dir = unresolved(hydra_config.runtime)["output_dir"]
     run_dir, owned = claim(Path(output_dir), _explicit(hydra_config))
     try:
@@ -89,7 +89,8 @@ def run(cfg: DictConfig) -> float | None:
             print(f"job {hydra_config.job.num}: {words}", file=sys.stderr)
             note_job(POINTS, run_dir, hydra_config, cfg.limit, None, words)
             return math.nan
-        stop(words, code)  # from here, or Hydra adds a line of its own
+        # Not further up: Hydra would add a line of its own.
+        stop(words, code)
     finally:
         if owned:
             (run_dir / CLAIM).unlink(missing_ok=True)

@@ -18,11 +18,12 @@ from souping.core.types import UserError
 def main() -> None:
     """Entry of `python -m souping`. Exit status 0; 2 (the user can fix it) or 1 (a fault of ours); 130 (Ctrl-C), 129
     (SIGHUP) or 143 (SIGTERM)."""
-    # import-time objects never die; scanning them costs 10 % of start-up
+    # Objects made by imports never die: scanning them costs 10 % of the start.
     gc.disable()
     open_streams()
     EXIT_STATUSES.clear()
-    os.environ["HYDRA_FULL_ERROR"] = "1"  # or Hydra prints its own trace and leaves
+    # Without this, Hydra prints its own trace and exits.
+    os.environ["HYDRA_FULL_ERROR"] = "1"
     debug = any(re.fullmatch(r"\+{0,2}debug=(true|True|1|yes|on)", a) for a in sys.argv[1:])
     try:
         _do()
@@ -43,7 +44,8 @@ def main() -> None:
         try:
             from souping.cli.errors import format_error
             from souping.cli.sweep import end_sweep
-        except ModuleNotFoundError as missing:  # where only what `compare` needs is installed
+        except ModuleNotFoundError as missing:
+            # Only what `compare` needs is installed.
             what = safe(f"{type(error).__name__}: {first_line(error)}")
             package = error.name if isinstance(error, ModuleNotFoundError) else missing.name
             fix = f"{package} is not installed: install souping with its dependencies, without --no-deps"
@@ -72,7 +74,8 @@ def _do() -> None:
         return
     if {"-sc", "--shell-completion"} & {*sys.argv[1:]} and completed():
         return
-    if re.fullmatch(r"[a-z][a-z_-]*", first):  # no override: a command
+    # A word without `=` is a command.
+    if re.fullmatch(r"[a-z][a-z_-]*", first):
         pick(first, COMMANDS, "command", " (overrides: KEY=VALUE)")
         sys.argv[1:] = as_overrides(first, arguments)
     sys.argv[1:] = map(_at_home, sys.argv[1:])

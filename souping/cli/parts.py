@@ -98,7 +98,8 @@ def merges_only(config: Mapping[str, Any]) -> bool:
 
     node = config["benchmark"]
     named = isinstance(node, Mapping) and "_target_" in node
-    with suppress(UserError):  # building the benchmark reports it
+    # An error here is reported when the benchmark is built.
+    with suppress(UserError):
         return bool(config["recipe"]) or (named and _target(node, "benchmark") is NoBenchmark)
     return False
 
@@ -145,11 +146,12 @@ def build_part(node: Json, kind: Hint, where: str) -> Any:
         if known[key] and key not in settings:
             raise UserError(f"{where}.{key} is not set")
     _refuse_abstract(target, where)
-    called = is_callable(kind) and not inspect.isclass(target)
-    part = partial(target, **values) if called else target(**values)
+    if is_callable(kind) and not inspect.isclass(target):
+        return partial(target, **values)
+    part = target(**values)
     if inspect.isclass(kind) and not isinstance(part, kind):
         raise UserError(
-            f"{where}: {source_of(target)} makes a {type(part).__name__}, no {kind.__name__}"
+            f"{where}: {source_of(target)} makes a {type(part).__name__}, not a {kind.__name__}"
         )
     return part
 
@@ -166,7 +168,9 @@ def _refuse_abstract(target: Callable[..., Any], where: str) -> None:
 def _setting(value: Json, hint: Hint, where: str, key: str) -> Any:
     """The value of a part's setting: a part that is built, or what fits the annotation."""
     if is_part(hint) and isinstance(value, Mapping) and "_target_" in value:
-        return build_part(value, hint, key if value == CHECKED.get(key) else f"{where}.{key}")
+        # A part that another group chose (`${objective}`) is known by that group's name.
+        chosen = value == CHECKED.get(key)
+        return build_part(value, hint, key if chosen else f"{where}.{key}")
     if is_part(hint) and isinstance(value, str) and key in GROUPS:
         raise UserError(
             f"{where}.{key}={value:.60} is a choice of the group {key}: write {key}={value:.60}"
@@ -181,20 +185,19 @@ def _target(node: JsonObject, where: str) -> Callable[..., Any]:
     name = node["_target_"]
     try:
         target: Callable[..., Any] = get_object(str(name))
-    except Exception as error:  # whatever the module does while it is imported
+    except Exception as error:
+        # Whatever the module does while it is imported.
         cause = error.__cause__ or error
-        trace = traceback.extract_tb(cause.__traceback__)
-        lines = [
-            f"{f.filename}:{f.lineno}: "
-            for f in trace
-            if not re.search("importlib|/hydra/", f.filename)
-        ]
-        why = f"{''.join(lines[-1:])}{type(cause).__name__}: {first_line(cause)}"
+        why = f"{type(cause).__name__}: {first_line(cause)}"
+        for frame in reversed(traceback.extract_tb(cause.__traceback__)):
+            if not re.search("importlib|/hydra/", frame.filename):
+                why = f"{frame.filename}:{frame.lineno}: {why}"
+                break
         raise UserError(
-            f"{where}._target_={name!r:.80} is no class or function that can be imported: {why}"
+            f"{where}._target_={name!r:.80} is not a class or function that can be imported: {why}"
         ) from None
     if not callable(target):
-        raise UserError(f"{where}._target_={name} is no class or function")
+        raise UserError(f"{where}._target_={name} is not a class or function")
     if is_user_code(target):
         with suppress(TypeError):
             USER_CODE[inspect.getfile(target)] = source_of(target)

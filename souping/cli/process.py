@@ -28,7 +28,7 @@ def interrupts_raise() -> None:
     """From here an interrupt is a `KeyboardInterrupt` again, and so are SIGTERM and SIGHUP unless ignored."""
     if threading.current_thread() is not threading.main_thread():
         return
-    # as the package leaves it until a job begins
+    # The package leaves it so until a job begins.
     if signal.getsignal(signal.SIGINT) is signal.SIG_DFL:
         signal.signal(signal.SIGINT, signal.default_int_handler)
     for number in ENDING:
@@ -51,7 +51,7 @@ class StandardStream(io.FileIO):
             return super().write(data)
         except OSError as error:
             os.dup2(os.open(os.devnull, os.O_WRONLY), self.fileno())
-            # a reader that has seen enough needs no word
+            # A reader that has seen enough needs no message.
             if error.errno != errno.EPIPE and self.fileno() == 1:
                 EXIT_STATUSES.append(2)
                 print(

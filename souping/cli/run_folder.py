@@ -28,8 +28,8 @@ def claim(run_dir: Path, explicit: bool) -> tuple[Path, bool]:
         path.mkdir(parents=True, exist_ok=True)
         with suppress(FileExistsError):
             (path / CLAIM).touch(exist_ok=False)
-            inside = {file.name for file in path.iterdir()}
-            if inside == {CLAIM}:
+            names = {file.name for file in path.iterdir()}
+            if names == {CLAIM}:
                 if explicit and path != run_dir:
                     print(
                         f"note: {run_dir} holds a run already: this one is in {path}",
@@ -37,7 +37,7 @@ def claim(run_dir: Path, explicit: bool) -> tuple[Path, bool]:
                     )
                 return path, True
             (path / CLAIM).unlink()
-            if explicit and "config.yaml" not in inside:
+            if explicit and "config.yaml" not in names:
                 break
     return path, False
 

@@ -35,9 +35,12 @@ def show(arguments: Sequence[str]) -> None:
     if len(folders) > 1:
         print(f"{run_dir}: the last of {len(folders)} folders that has answers")
     samples = [read(Sample, row) for row in read_samples(run_dir / SAMPLES_FILE)]
-    place = run_dir / "report.json"
-    report = read_report(place) if place.is_file() else None
-    unit = report.unit if report else _unit_of_selection(run_dir / "selection.json")
+    report = None
+    if (run_dir / "report.json").is_file():
+        report = read_report(run_dir / "report.json")
+        unit = report.unit
+    else:
+        unit = _unit_of_selection(run_dir / "selection.json")
     fold = options.fold or _reached(samples)
     rows = [sample for sample in samples if sample.fold == fold]
     for key in ("item", "category"):
@@ -50,7 +53,8 @@ def show(arguments: Sequence[str]) -> None:
         if len(names) < 2:
             raise UserError("--fixed and --broke compare two models: name them, --models A,B")
         rows = list(changed(unit, rows, names[0], names[-1], better=options.fixed))
-        what = f"items that {names[-1]} answers {'better' if options.fixed else 'worse'} than {names[0]}"
+        comparison = "better" if options.fixed else "worse"
+        what = f"items that {names[-1]} answers {comparison} than {names[0]}"
     if fold == "report" and report and not report.limit:
         _note(run_dir, options.store, report, rows[: options.limit])
     _show_samples(unit, rows, names, options.limit, what)
@@ -58,7 +62,9 @@ def show(arguments: Sequence[str]) -> None:
 
 def _unit_of_selection(path: Path) -> Unit:
     """The unit of a run that ended before its report."""
-    return read_selection(path).unit if path.is_file() else POINTS
+    if not path.is_file():
+        return POINTS
+    return read_selection(path).unit
 
 
 def _reached(samples: Sequence[Sample]) -> str:
@@ -116,7 +122,9 @@ def _names(models: str | None, samples: Sequence[Sample], report: Report | None)
     if models:
         return [pick(name.strip(), known, "--models") for name in models.split(",")]
     best = report.row("best_single") if report else None
-    return [best.name, "soup"] if best and "soup" in known else list(known)
+    if best and "soup" in known:
+        return [best.name, "soup"]
+    return list(known)
 
 
 def _note(run_dir: Path, store: str | None, report: Report, samples: Sequence[Sample]) -> None:
@@ -125,16 +133,17 @@ def _note(run_dir: Path, store: str | None, report: Report, samples: Sequence[Sa
     from souping.pipeline.ledger import Ledger
     from souping.pipeline.store import Store
 
-    shown = [sample.prompt_hash for sample in samples]
+    prompts = [sample.prompt_hash for sample in samples]
     path = store_of(run_dir, store)
     if path is None:
         print(
             "warning: the run's store is not here (--store FILE): this look is noted nowhere",
             file=sys.stderr,
         )
-    elif shown:
-        with Store(path) as ledger:
-            Ledger(ledger).note_view(report.recipe.id if report.recipe else "", shown)
+    elif prompts:
+        recipe = report.recipe.id if report.recipe else ""
+        with Store(path) as results:
+            Ledger(results).note_view(recipe, prompts)
 
 
 def _show_samples(
@@ -143,6 +152,7 @@ def _show_samples(
     console = output_console()
     for sample in islice(samples, limit):
         show_sample(unit, console, sample, names)
-    shown = min(limit, len(samples))
-    more = "" if shown == len(samples) else f", {shown} shown (--limit N)"
-    console.print(safe(f"{len(samples):,} {what}{more}"), markup=False)
+    line = f"{len(samples):,} {what}"
+    if limit < len(samples):
+        line += f", {limit} shown (--limit N)"
+    console.print(safe(line), markup=False)

@@ -43,10 +43,10 @@ def limit_file_size(nbytes: int) -> None:
 
 def limit_resource(number: int, value: int) -> None:
     hard = resource.getrlimit(number)[1]
+    if hard != resource.RLIM_INFINITY:
+        value = min(value, hard)
     with suppress(OSError, ValueError):
-        resource.setrlimit(
-            number, (value if hard == resource.RLIM_INFINITY else min(value, hard), hard)
-        )
+        resource.setrlimit(number, (value, hard))
 
 
 class Child:
@@ -132,7 +132,9 @@ class Child:
                         raise MemoryError from None
                 continue
             if kind == "end":
-                with suppress(subprocess.TimeoutExpired):  # alive, if what it sent was no message
+                with suppress(
+                    subprocess.TimeoutExpired
+                ):  # alive, if what it sent was not a message
                     if process.wait(CHILD_GRACE_S) == -signal.SIGALRM:
                         raise TimeoutError
                 raise MemoryError
@@ -214,7 +216,7 @@ def end_with(parent: int) -> None:
     def watch() -> None:
         while os.getppid() == parent:
             time.sleep(BEAT)
-        # which may wait for a socket
+        # The main thread may be waiting for a socket.
         signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGTERM)
         time.sleep(2 * CHILD_GRACE_S)
         os._exit(1)
@@ -226,9 +228,10 @@ def serve(memory: int) -> None:
     """The child: requests on standard input, messages on what was standard output."""
     out = os.fdopen(os.dup(1), "wb")
     os.dup2(2, 1)
-    # functions clean up as at an interrupt
+    # Functions clean up as they do at an interrupt.
     signal.signal(signal.SIGTERM, signal.default_int_handler)
-    limit_resource(resource.RLIMIT_AS, memory)  # more raises MemoryError; macOS does not enforce it
+    # Beyond the limit, a MemoryError is raised. macOS does not enforce it.
+    limit_resource(resource.RLIMIT_AS, memory)
 
     def send(*message: str | T) -> None:
         pickle.dump(message, out)
@@ -243,11 +246,13 @@ def serve(memory: int) -> None:
             except UserError as error:
                 send("raise", UserError(str(error)))
             except Exception as error:
-                full = isinstance(error, MemoryError) or (
-                    isinstance(error, OSError) and error.errno == errno.ENOMEM
-                )
-                send("raise", MemoryError() if full else RuntimeError(traceback.format_exc()))
-    os._exit(0)  # whatever threads still wait for
+                full = isinstance(error, OSError) and error.errno == errno.ENOMEM
+                if full or isinstance(error, MemoryError):
+                    send("raise", MemoryError())
+                else:
+                    send("raise", RuntimeError(traceback.format_exc()))
+    # Do not wait for threads.
+    os._exit(0)
 
 
 if __name__ == "__main__":  # PARENT MEMORY, or PARENT MODULE ARGUMENTS... for a launcher

@@ -137,9 +137,9 @@ def hints_of(target: Callable[..., Any]) -> dict[str, Any]:
 
 
 def mismatch(value: Json, hint: Hint) -> str | None:
-    """What is wrong with a value, for the end of a message; None where it fits.
+    """What is wrong with a value, for the end of a message; None if it fits.
 
-    No setting is an empty text, a number that is not finite or beyond use, or holds a part among plain values.
+    A setting is not an empty text or an unusable number, and holds no component among plain values.
     """
     if inspect.isclass(value) and not fits(value, hint):
         return f"is a class: call it, {value.__name__}(...)"
@@ -153,10 +153,10 @@ def mismatch(value: Json, hint: Hint) -> str | None:
 
 
 def pick(name: str, options: Iterable[str], key: str, more: str = "") -> str:
-    """The name, which has to be one of the options; `more` ends the message where it is not.
+    """The name, which has to be one of the options; if it is not, `more` ends the message.
 
     Raises:
-        UserError: it is none of them; the message names the key and the nearest option.
+        UserError: it is not among them; the message names the key and the nearest option.
     """
     known = list(options)
     if name not in known:
@@ -166,7 +166,7 @@ def pick(name: str, options: Iterable[str], key: str, more: str = "") -> str:
 
 
 def text_of(path: Path) -> str:
-    """The text of a file (UserError where it is not UTF-8)."""
+    """The text of a file (UserError if it is not UTF-8)."""
     try:
         return regular(path).read_text(encoding="utf-8")
     except UnicodeDecodeError as error:
@@ -177,7 +177,7 @@ def load(path: Path, model: Hint, key: str = "") -> Any:
     """JSON that people may have edited, held against an annotation; `key` is where the path was given.
 
     Raises:
-        UserError: the file is no UTF-8 text, no JSON, or not of this form; the message names the place inside.
+        UserError: the file is not UTF-8 text, not JSON, or not of this form; the message names the place inside.
     """
     where = f"{key}={path}" if key else str(path)
     try:
@@ -198,18 +198,19 @@ def _entries(value: Json, model: Hint, where: str = "") -> Iterator[tuple[str, H
         yield where or "it", dict[str, Any] if is_typeddict(model) else model, value
         return
     for key, hint in get_type_hints(model, localns=JSON_NAMES, include_extras=True).items():
-        if key in value or key in vars(model)["__required_keys__"]:  # Python's, of a TypedDict
+        # Python's, of a TypedDict.
+        if key in value or key in vars(model)["__required_keys__"]:
             yield from _entries(value.get(key), hint, f"{where}.{key}" if where else key)
 
 
 def fits(value: Json, hint: Hint) -> bool:
-    """Whether a value is of a type, strictly: a bool is no number, a text is no list."""
+    """Whether a value is of a type, strictly: a bool is not a number, a text is not a list."""
     kind = get_origin(hint)
     arguments = get_args(hint)
+    if isinstance(value, bool) and hint in PLAIN_TYPES:
+        return hint is bool
     if hint in PLAIN_TYPES:
-        return isinstance(value, PLAIN_TYPES[hint][0]) and (
-            hint is bool or not isinstance(value, bool)
-        )
+        return isinstance(value, PLAIN_TYPES[hint][0])
     if kind in (Union, types.UnionType):
         return any(fits(value, option) for option in arguments)
     if kind is Literal:
@@ -288,8 +289,11 @@ def _words(hint: Hint) -> str:
         return f"a list, each {_words(arguments[0])}" if spelled else "a list"
     if kind in (dict, Mapping):
         return f"a mapping whose values are each {_words(arguments[1])}" if spelled else "a mapping"
-    name = str(getattr(hint, "__name__", hint))  # Python's: unions have none
-    return " or ".join(map(_words, arguments)) if arguments else f"a {name}"
+    if arguments:
+        return " or ".join(map(_words, arguments))
+    # Python's: unions have none.
+    name = str(getattr(hint, "__name__", hint))
+    return f"a {name}"
 
 
 def _bound(bound: Interval) -> str:
@@ -307,7 +311,9 @@ def check_weights(weights: Sequence[float], where: str = "optimiser.weights") ->
     if not values or not all(map(math.isfinite, values)) or min(values) < 0:
         raise UserError(f"{where}={list(values)} must be finite and not negative")
     if abs(sum(values) - 1) > TOLERANCE:
-        scaled = ",".join(f"{value / sum(values):.6g}" for value in values) if sum(values) else ""
-        hint = f"give {where}='[{scaled}]'" if scaled else "one must be above 0"
+        hint = "one must be above 0"
+        if sum(values):
+            scaled = ",".join(f"{value / sum(values):.6g}" for value in values)
+            hint = f"give {where}='[{scaled}]'"
         raise UserError(f"{where}={list(values)} sums to {sum(values):.6g}, not 1: {hint}")
     return values

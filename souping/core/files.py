@@ -44,7 +44,8 @@ def folder_at(text: str | None) -> Path | None:
     """The folder that a text from somebody else names, resolved; None for any other text, whatever it holds."""
     # Links in a circle are a RuntimeError before Python 3.13.
     with suppress(UserError, OSError, RuntimeError):
-        return expanded(text).resolve() if text and expanded(text).is_dir() else None
+        if text and expanded(text).is_dir():
+            return expanded(text).resolve()
     return None
 
 
@@ -54,7 +55,8 @@ def near_folder(path: str | Path) -> str:
     with suppress(OSError, UserError):
         names = [folder.name for folder in expanded(missing).parent.iterdir() if folder.is_dir()]
         near = get_close_matches(missing.name, names, n=1)
-        return f"; did you mean {missing.with_name(near[0])}?" if near else ""
+        if near:
+            return f"; did you mean {missing.with_name(near[0])}?"
     return ""
 
 
@@ -74,7 +76,9 @@ def seen_from(run_dir: Path, path: Path) -> Path | None:
 def nearby(path: Path) -> str:
     """A path as it is shortest from here."""
     absolute = path.absolute()
-    return str(absolute.relative_to(Path.cwd()) if absolute.is_relative_to(Path.cwd()) else path)
+    if absolute.is_relative_to(Path.cwd()):
+        path = absolute.relative_to(Path.cwd())
+    return str(path)
 
 
 def disk_space(path: str | Path) -> tuple[int, int]:

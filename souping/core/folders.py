@@ -34,11 +34,8 @@ def staged(out: Path) -> Iterator[Path]:
         UserError: `out` is not empty, another run writes it, its parent cannot be written, or the disk is full.
     """
     out = Path(os.path.abspath(expanded(out)))
-    if (
-        out.is_symlink()
-        or (out.exists() and not out.is_dir())
-        or (out.is_dir() and any(out.iterdir()))
-    ):
+    occupied = out.is_symlink() or (out.exists() and not out.is_dir())
+    if occupied or (out.is_dir() and any(out.iterdir())):
         raise UserError(
             f"{out} exists and is not an empty folder: choose another place, or remove it first"
         )
@@ -61,18 +58,19 @@ def staged(out: Path) -> Iterator[Path]:
         if isinstance(error, OSError) and (
             error.filename is None or str(stage) in str(error.filename)
         ):
-            error.filename = str(out)  # the stage is gone, and a full disk names no file
+            # The stage is gone, and a full disk names no file.
+            error.filename = str(out)
         raise
 
 
 @contextmanager
 def _alone(out: Path) -> Iterator[None]:
-    """Be the one who writes `out`."""
+    """Hold the lock of `out`: the only process that writes it."""
     place = out.with_name(f".{out.name}{LOCK_FILE}")
     with place.open("a") as file:
         try:
             lock(file.fileno(), wait=False)
-            # its holder has just ended, another began
+            # If its holder has just ended, another one may have begun.
             if os.fstat(file.fileno()).st_ino != place.stat().st_ino:
                 raise BlockingIOError
         except (BlockingIOError, FileNotFoundError):
@@ -91,12 +89,18 @@ def _alone(out: Path) -> Iterator[None]:
 
 
 def _finish(stage: Path, out: Path) -> None:
-    folders = [stage, *(path for path in stage.rglob("*") if path.is_dir())]
-    for path in [*(path for path in stage.rglob("*") if path.is_file()), *folders]:
-        _sync(path)
+    """Flush all files of the stage, then its folders, and rename it."""
+    paths = [*stage.rglob("*")]
+    for path in paths:
+        if path.is_file():
+            _sync(path)
+    for path in (stage, *paths):
+        if path.is_dir():
+            _sync(path)
     (stage / STAGING_MARK).unlink()
     os.rename(stage, out)
-    with suppress(OSError):  # the soup is there, even if the folder above cannot be flushed
+    # The soup is there, even if the folder above cannot be flushed.
+    with suppress(OSError):
         _sync(out.parent)
 
 
@@ -124,13 +128,13 @@ def missing_folders(folder: Path) -> list[Path]:
 
 def discard(folder: Path, new_folders: Collection[Path], early: Collection[str] = ()) -> None:
     """Remove what a refused run made: its folder while only files of these names are in it, then the folders above that
-    are empty. A folder is the run's where it, or one above it, is among those `new_folders`; all others stay."""
+    are empty. A folder is the run's if it, or one above it, is among those `new_folders`; all others stay."""
     folder = folder.absolute()
     with suppress(OSError):
-        inside = list(folder.iterdir()) if folder.is_dir() else []
-        if any(path.name not in early or not path.is_file() for path in inside):
+        content = list(folder.iterdir()) if folder.is_dir() else []
+        if any(path.name not in early or not path.is_file() for path in content):
             return
-        for path in inside:
+        for path in content:
             path.unlink()
         for path in (folder, *folder.parents):
             if not {path, *path.parents}.intersection(new_folders):
@@ -144,7 +148,8 @@ def hold_folder(folder: Path) -> IO[str]:
     new = folder / f"{LOCK_FILE}.new"
     file = new.open("w")
     lock(file.fileno())
-    new.rename(folder / LOCK_FILE)  # under this name once it is held
+    # It gets its name once it is locked.
+    new.rename(folder / LOCK_FILE)
     return file
 
 

@@ -18,7 +18,9 @@ def part(table: JsonObject, key: str) -> JsonObject:
 def elements(table: JsonObject, key: str) -> list[Json]:
     """A list inside a JSON object, empty where there is none."""
     value = table.get(key)
-    return [] if isinstance(value, str) or not isinstance(value, Sequence) else list(value)
+    if isinstance(value, str) or not isinstance(value, Sequence):
+        return []
+    return list(value)
 
 
 def entries(table: JsonObject, key: str) -> list[JsonObject]:
@@ -39,4 +41,6 @@ def number(value: Json) -> float | None:
         result = float(value)
     except OverflowError:
         return None
-    return result if math.isfinite(result) else None
+    if not math.isfinite(result):
+        return None
+    return result

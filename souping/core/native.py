@@ -51,5 +51,6 @@ def _compiler() -> tuple[Any, Any] | None:
         engine = binding.create_mcjit_compiler(binding.parse_assembly(""), machine)
     except (ImportError, RuntimeError, AttributeError, OSError):
         return None
-    usable = target.name.startswith("aarch64") or (features.get("fma") and features.get("f16c"))
-    return (engine, machine) if usable else None
+    if target.name.startswith("aarch64") or (features.get("fma") and features.get("f16c")):
+        return engine, machine
+    return None

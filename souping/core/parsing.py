@@ -19,7 +19,7 @@ def read_json(
     """JSON from somebody else; `pairs` is json's `object_pairs_hook`.
 
     Raises:
-        ValueError: it is none, nests deeper than code that walks it can bear, or holds a number that no float can hold.
+        ValueError: it is not JSON, nests deeper than code that walks it can bear, or has a number beyond all floats.
     """
     try:
         value = json.loads(text, object_pairs_hook=pairs, parse_float=_number, parse_int=_number)
@@ -49,7 +49,7 @@ def read_yaml(text: str | bytes) -> Any:
 
     Raises:
         ValueError: it has aliases, a few lines of which fill any memory.
-        yaml.YAMLError: it is no YAML.
+        yaml.YAMLError: it is not YAML.
     """
     import yaml
 
@@ -67,4 +67,6 @@ def read_yaml(text: str | bytes) -> Any:
 def _number(digits: str) -> int | float:
     if math.isinf(float(digits)):
         raise ValueError(f"the number {shown(digits)} is too large")
-    return int(digits) if digits.lstrip("-").isdigit() else float(digits)
+    if digits.lstrip("-").isdigit():
+        return int(digits)
+    return float(digits)

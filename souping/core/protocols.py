@@ -89,12 +89,12 @@ class Selector(ABC):
         for candidate in (*selection.ingredients, *selection.experts.values()):
             if candidate not in scores.candidates:
                 raise UserError(
-                    f"selector {name} chose {candidate!r}, which is no candidate: {listed(scores.candidates)}"
+                    f"selector {name} chose {candidate!r}, which is not a candidate: {listed(scores.candidates)}"
                 )
         for category in (*selection.low_correlation, *selection.experts):
             if category not in scores.categories:
                 raise UserError(
-                    f"selector {name} named {category!r}, which is no category: {listed(scores.categories)}"
+                    f"selector {name} named {category!r}, which is not a category: {listed(scores.categories)}"
                 )
         if not selection.ingredients or len(set(selection.ingredients)) < len(
             selection.ingredients
@@ -397,7 +397,10 @@ class Scoring:
     def item_scores(self, items: Sequence[Item], records: Sequence[Sequence[Record]]) -> FloatArray:
         """[I] values whose mean over a category's items is the category's score; `records` are each item's answers."""
         joined = max if self.aggregate == "pass" else fmean
-        return np.array([joined(record.score for record in answers) for answers in records])
+        scores = []
+        for answers in records:
+            scores.append(joined([record.score for record in answers]))
+        return np.array(scores)
 
     def scorer_digest(self, item: Item) -> str:
         """Digest of what scores the item's answers, but for its reference: scores by another one do not compare."""

@@ -89,7 +89,9 @@ def _is_left_out(default: Any, value: Json) -> bool:
 def _fit(hint: Hint, value: Json) -> Any:
     """`value` if it fits the annotation, otherwise an empty value."""
     fitting = _match(hint, value)
-    return _empty(hint) if fitting is None else fitting
+    if fitting is None:
+        return _empty(hint)
+    return fitting
 
 
 def _match(hint: Hint, value: Json) -> Any:
@@ -109,7 +111,9 @@ def _match(hint: Hint, value: Json) -> Any:
         return {key: _fit(arguments[1], inner) for key, inner in value.items()}
     if hint in (int, float):
         return _number(hint, value)
-    return value if hint is Any or isinstance(value, hint) else None
+    if hint is Any or isinstance(value, hint):
+        return value
+    return None
 
 
 def _number(hint: Hint, value: Json) -> float | None:
@@ -118,7 +122,9 @@ def _number(hint: Hint, value: Json) -> float | None:
         return None
     if hint is float:
         return value
-    return int(value) if value == int(value) else None
+    if value != int(value):
+        return None
+    return int(value)
 
 
 def _elements(hint: Hint, values: Sequence[Json]) -> tuple[Any, ...]:

@@ -110,8 +110,10 @@ def _read_rows(path: Path) -> list[list[str]]:
 
 def _check_names(names: Sequence[str], what: str) -> None:
     for name in names:
-        if not name or names.count(name) > 1:
-            raise UserError(f"{what} {name!r} {'appears twice' if name else 'has no name'}")
+        if not name:
+            raise UserError(f"{what} '' has no name")
+        if names.count(name) > 1:
+            raise UserError(f"{what} {name!r} appears twice")
 
 
 def _number(cell: str, where: str) -> float:
@@ -120,7 +122,7 @@ def _number(cell: str, where: str) -> float:
     except ValueError:
         value = math.nan
     if not 0 <= value <= 100:
-        raise UserError(f"{where} holds {cell!r}, no score from 0 to 100")
+        raise UserError(f"{where} holds {cell!r}, not a score from 0 to 100")
     return value
 
 
@@ -132,8 +134,10 @@ def value(objective: Objective, scores: Mapping[str, float]) -> float:
 def value_of(
     objective: Objective, categories: Sequence[str]
 ) -> Callable[[FloatArray], FloatArray] | None:
-    """Function of category means [..., C] where the objective is not linear, else None."""
-    return None if objective.linear else lambda means: objective.value(means, categories)
+    """Function of category means [..., C] if the objective is not linear, else None."""
+    if objective.linear:
+        return None
+    return lambda means: objective.value(means, categories)
 
 
 @component
@@ -184,7 +188,7 @@ class Tree(Objective):
     children, as BFCL's overall accuracy is.
     """
 
-    # the configuration is checked against this hint, which cannot recurse
+    # The configuration is checked against this annotation, which cannot recurse.
     tree: Any = field(default_factory=dict)
 
     def __post_init__(self) -> None:

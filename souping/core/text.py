@@ -19,7 +19,7 @@ UNSAFE = re.compile(
     "[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ufeff\ufff9-\ufffb\ufffe\uffff]"
     "|[\ud800-\udfff\U000e0000-\U000e007f]"
 )
-"""Characters that command a terminal, turn the direction of writing, or are none; line ends and tabs are safe."""
+"""What commands a terminal, turns the direction of writing, or is not a character; line ends and tabs are safe."""
 
 
 def safe(text: str) -> str:
@@ -36,7 +36,9 @@ DASH = "\N{EN DASH}"
 
 def if_finite(value: float | None) -> float | None:
     """A number to show, None if it is not finite."""
-    return value if value is not None and math.isfinite(value) else None
+    if value is None or not math.isfinite(value):
+        return None
+    return value
 
 
 def minus(text: str) -> str:
@@ -46,7 +48,9 @@ def minus(text: str) -> str:
 
 def signed(figure: str) -> str:
     """A figure for people. What rounds to zero has no sign."""
-    return minus(figure) if re.search("[1-9]", figure) else figure.lstrip("+-")
+    if not re.search("[1-9]", figure):
+        return figure.lstrip("+-")
+    return minus(figure)
 
 
 def confidence(level: float | None) -> str:
@@ -55,9 +59,11 @@ def confidence(level: float | None) -> str:
 
 
 def nearest(name: str, options: Iterable[str]) -> str:
-    """`; did you mean NAME?` for the end of an error's line, nothing where no option is near."""
+    """`; did you mean NAME?` for the end of an error's line, nothing if no option is near."""
     near = get_close_matches(name, list(options), n=1, cutoff=0.6)
-    return f"; did you mean {near[0]}?" if near else ""
+    if not near:
+        return ""
+    return f"; did you mean {near[0]}?"
 
 
 def check_pointer(where: str | Path, start: str | bytes) -> None:
@@ -72,18 +78,22 @@ def check_pointer(where: str | Path, start: str | bytes) -> None:
 def shown(name: str) -> str:
     """A name from a file, safe to print: control characters escaped, long ones cut."""
     text = name.encode("unicode_escape", "backslashreplace").decode("ascii")
-    return text if len(text) <= 120 else text[:117] + "..."
+    if len(text) > 120:
+        text = text[:117] + "..."
+    return text
 
 
 def listed(names: Iterable[str], limit: int = 10) -> str:
     """At most ten names, then a count."""
     safe_names = [shown(name) for name in names]
-    more = f" and {len(safe_names) - limit} more" if len(safe_names) > limit else ""
-    return ", ".join(safe_names[:limit]) + more
+    text = ", ".join(safe_names[:limit])
+    if len(safe_names) > limit:
+        text += f" and {len(safe_names) - limit} more"
+    return text
 
 
 def is_user_code(target: Callable[..., Any]) -> bool:
-    """Whether a class or function is the user's, and none of this package."""
+    """Whether a class or function is the user's, not one of this package."""
     return target.__module__.split(".")[0] != "souping"
 
 
@@ -97,10 +107,13 @@ def source_of(target: Callable[..., Any]) -> str:
 
 
 def named(part: object) -> str:
-    """The class of a part, or its function; with its module and place where it is the user's."""
+    """The class of a part, or its function; with its module and place if it is the user's."""
     target: Any = part.func if isinstance(part, partial) else part
-    kind: Any = target if inspect.isroutine(target) else type(target)
-    return source_of(kind) if is_user_code(kind) else str(kind.__name__)
+    if not inspect.isroutine(target):
+        target = type(target)
+    if is_user_code(target):
+        return source_of(target)
+    return str(target.__name__)
 
 
 def stripped_lines(text: str | BaseException) -> list[str]:
@@ -111,11 +124,14 @@ def stripped_lines(text: str | BaseException) -> list[str]:
 def first_line(error: BaseException) -> str:
     """The first useful line of a message, with the next one if it ends in a colon; else the error's name."""
     lines = stripped_lines(error)
-    useful = [
-        line for line in lines if not re.match(r"(\d{3} |For more|Make sure|Please)", line)
-    ] or lines
-    first = " ".join(useful[:2]) if useful and useful[0].endswith(":") else "".join(useful[:1])
-    return (first or type(error).__name__).rstrip(".")[:300]
+    if not lines:
+        return type(error).__name__
+    advice = re.compile(r"\d{3} |For more|Make sure|Please")
+    useful = [line for line in lines if not advice.match(line)] or lines
+    text = useful[0]
+    if text.endswith(":"):
+        text = " ".join(useful[:2])
+    return text.rstrip(".")[:300]
 
 
 @cache

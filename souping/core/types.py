@@ -151,15 +151,21 @@ class Item:
     user_scorer: UserScorer | None = None
 
     def __post_init__(self) -> None:
-        if not self.group:
-            object.__setattr__(
-                self, "group", f"prompt {self.identity[:16]}" if self.prompt else self.id
-            )
+        if self.group:
+            return
+        group = self.id
+        if self.prompt:
+            group = f"prompt {self.identity[:16]}"
+        object.__setattr__(self, "group", group)
 
     @cached_property
     def identity(self) -> str:
         """Digest of what the model is shown: what makes it the same item under another id, file or group."""
-        prompt = self.prompt if isinstance(self.prompt, str) else [dict(m) for m in self.prompt]
+        prompt: Json
+        if isinstance(self.prompt, str):
+            prompt = self.prompt
+        else:
+            prompt = [dict(message) for message in self.prompt]
         return digest([prompt, [dict(tool) for tool in self.tools]])
 
     @property
@@ -178,14 +184,10 @@ class Item:
     @cached_property
     def scoring(self) -> str:
         """Digest of what the score of an answer depends on beside the answer."""
-        return digest(
-            [
-                self.answer,
-                self.scorer,
-                self.language,
-                *([self.user_scorer.digest] if self.user_scorer else []),
-            ]
-        )
+        inputs = [self.answer, self.scorer, self.language]
+        if self.user_scorer:
+            inputs.append(self.user_scorer.digest)
+        return digest(inputs)
 
     @property
     def fingerprint(self) -> str:
@@ -243,13 +245,9 @@ class ItemScores:
     reused: int = 0
 
     def __post_init__(self) -> None:
-        for name, value in (
-            ("truncated", 0.0),
-            ("unanswered", 0.0),
-            ("noise", np.nan),
-            ("lengths", 0.0),
-        ):
-            if not len(getattr(self, name)):
+        defaults = {"truncated": 0.0, "unanswered": 0.0, "noise": np.nan, "lengths": 0.0}
+        for name, value in defaults.items():
+            if not len(vars(self)[name]):
                 object.__setattr__(self, name, np.full(len(self.values), value))
 
     def by_category(self) -> dict[str, FloatArray]:
@@ -308,7 +306,9 @@ class ScoreMatrix:
         """Category means of per-item scores; the categories are those of the items, in their order."""
         tables = {name: score.by_category() for name, score in scores.items()}
         categories = tuple(next(iter(tables.values())))
-        values = np.array([[table[c].mean() for c in categories] for table in tables.values()])
+        values = np.zeros((len(tables), len(categories)))
+        for m, table in enumerate(tables.values()):
+            values[m] = [table[name].mean() for name in categories]
         return cls(models=tuple(scores), categories=categories, values=values, items=dict(scores))
 
 
@@ -327,8 +327,9 @@ class Candidate:
     @property
     def home(self) -> Path:
         """Where its config and tokenizer are."""
-        has_config = self.like is None or (self.path / "config.json").is_file()
-        return self.path if has_config or self.like is None else self.like
+        if self.like is None or (self.path / "config.json").is_file():
+            return self.path
+        return self.like
 
 
 @frozen
@@ -349,9 +350,10 @@ class Recipe:
     sources: Mapping[str, str] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        keep = [i for i, w in enumerate(self.weights) if w != 0]
+        places = [place for place, weight in enumerate(self.weights) if weight != 0]
         for name in ("ingredients", "fingerprints", "weights"):
-            object.__setattr__(self, name, tuple(getattr(self, name)[i] for i in keep))
+            values = vars(self)[name]
+            object.__setattr__(self, name, tuple(values[place] for place in places))
 
     @property
     def fingerprint(self) -> str:
@@ -365,6 +367,11 @@ class Recipe:
     def id(self) -> str:
         return self.fingerprint[:12]
 
+    @property
+    def shares(self) -> dict[str, float]:
+        """{ingredient: weight}"""
+        return dict(zip(self.ingredients, self.weights, strict=True))
+
     def as_dict(self) -> dict[str, Json]:
         """The JSON form, which `report.json`, the model card and `recipe.json` show."""
         sources = {name: self.sources[name] for name in self.ingredients if name in self.sources}
@@ -377,7 +384,9 @@ class Recipe:
             "settings": dict(self.settings),
             "fingerprints": list(self.fingerprints),
         }
-        return {**table, "sources": sources} if sources else table
+        if sources:
+            table["sources"] = sources
+        return table
 
     @classmethod
     def from_dict(cls, table: Mapping[str, Any]) -> Recipe:
@@ -493,9 +502,9 @@ class SearchSpace:
     whole: bool = False
 
     def objective(self, means: FloatArray) -> FloatArray:
-        return np.asarray(
-            self.value(means) if self.value else means @ np.array([*self.coefficients.values()])
-        )
+        if self.value:
+            return np.asarray(self.value(means))
+        return np.asarray(means @ np.array([*self.coefficients.values()]))
 
 
 @frozen

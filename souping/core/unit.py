@@ -70,7 +70,8 @@ class Unit:
     @cached_property
     def factor(self) -> float:
         """Inner score of a score of 1."""
-        return (1.0 if self.higher_is_better else -1.0) * MARGIN * self.scale / self.margin
+        direction = 1.0 if self.higher_is_better else -1.0
+        return direction * MARGIN * self.scale / self.margin
 
     def inner(self, score: FloatOrArray) -> FloatOrArray:
         return score * self.factor
@@ -83,15 +84,17 @@ class Unit:
         """Size of an inner difference, whatever the direction."""
         return inner / abs(self.factor)
 
-    def inner_margin(self, shown: float | None) -> float:
+    def inner_margin(self, margin: float | None) -> float:
         """Inner margin of one that a user typed, or the usual one."""
-        return (self.margin if shown is None else shown) / self.scale * abs(self.factor)
+        if margin is None:
+            margin = self.margin
+        return margin / self.scale * abs(self.factor)
 
     def raw_table(self, table: Mapping[str, Any]) -> dict[str, Any]:
         """An interval as a report has it: its numbers are inner scores."""
-        interval = {
-            key: self.raw(value) if key in SCORE_KEYS else value for key, value in table.items()
-        }
+        interval = dict(table)
+        for key in interval.keys() & SCORE_KEYS:
+            interval[key] = self.raw(table[key])
         if not self.higher_is_better:
             interval |= {"low": interval["high"], "high": interval["low"]}
         return interval
@@ -100,12 +103,15 @@ class Unit:
 
     def text(self, score: float, sign: bool = False, more: int = 0) -> str:
         """`78.1`; `sign` is for differences, `more` digits than usual."""
-        return f"{self.scale * score + 0.0:{'+' if sign else ''}.{self.digits + more}f}"
+        plus = "+" if sign else ""
+        return f"{self.scale * score + 0.0:{plus}.{self.digits + more}f}"
 
     def score(self, score: float | None, sign: bool = False, more: int = 0) -> str:
         """`78.1`, with `sign` `+1.2`; a dash if it is not known or not finite."""
         known = if_finite(score)
-        return DASH if known is None else signed(self.text(known, sign, more))
+        if known is None:
+            return DASH
+        return signed(self.text(known, sign, more))
 
     def points(self, score: float | None, sign: bool = False) -> str:
         """`+1.2 points`"""
@@ -113,11 +119,13 @@ class Unit:
 
     def end(self, score: float | None, sign: bool = False) -> str:
         """An end of an interval. That of a difference shows on which side of 0 it is, however near."""
-        shown = self.score(score, sign)
+        figure = self.score(score, sign)
         known = if_finite(score)
-        if not sign or not known or re.search("[1-9]", shown):
-            return shown
-        return f"+{shown}" if known > 0 else f"{minus('-')}{shown}"
+        if not sign or not known or re.search("[1-9]", figure):
+            return figure
+        if known > 0:
+            return f"+{figure}"
+        return f"{minus('-')}{figure}"
 
     def interval(
         self, low: float | None, high: float | None, sign: bool = False, middle: str = " to "
@@ -135,8 +143,11 @@ class Unit:
         self, mean: float | None, low: float | None, high: float | None, sign: bool = False
     ) -> str:
         """`78.1 [74.1, 82.0]`: the narrow form, for terminals."""
+        text = self.score(mean, sign)
         limits = self.interval(low, high, sign, ", ")
-        return f"{self.score(mean, sign)} [{limits}]" if limits else self.score(mean, sign)
+        if limits:
+            text += f" [{limits}]"
+        return text
 
     def gain(self, score: float | None) -> float:
         """The inner score of one in a report, to order by; 0 if it is not known."""
@@ -148,12 +159,16 @@ class Unit:
 
     def amount(self, score: float) -> str:
         """`1 point`, `0.25 points`"""
-        shown = f"{self.scale * score:.4g}"
-        return f"{shown} {self.name.removesuffix('s') if shown == '1' else self.name}"
+        figure = f"{self.scale * score:.4g}"
+        name = self.name
+        if figure == "1":
+            name = name.removesuffix("s")
+        return f"{figure} {name}"
 
     def heading(self, what: str) -> str:
         """Title of a column or an axis of scores."""
-        return f"{what}{'' if self.symbol == '%' else ','} {self.symbol}"
+        comma = "" if self.symbol == "%" else ","
+        return f"{what}{comma} {self.symbol}"
 
     @property
     def better_side(self) -> str:

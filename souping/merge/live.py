@@ -279,7 +279,7 @@ def reload(module: torch.nn.Module, soup: Mapping[str, torch.Tensor]) -> None:
 
     if not isinstance(module, PreTrainedModel):
         raise UserError(
-            f"the soup does not fit the live module, and {type(module).__name__} is none of transformers'"
+            f"the soup does not fit the live module, and {type(module).__name__} is not one of transformers'"
         )
     try:
         loaded: Any = type(module).from_pretrained(

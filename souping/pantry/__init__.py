@@ -49,11 +49,15 @@ class PantryBenchmark(Benchmark):
 
     @property
     def label(self) -> str:
-        return "pantry" if self.bundled else self.title
+        if not self.bundled:
+            return self.title
+        return "pantry"
 
     @property
     def note(self) -> str:
-        return NOTE if self.bundled else ""
+        if not self.bundled:
+            return ""
+        return NOTE
 
     @property
     def banner(self) -> str:

@@ -62,7 +62,8 @@ def run_scores(
     """All item scores of a run that the store has, those of an analysis's own `soups` among them."""
     settings = steps.settings
     singles = [steps.single(name) for name in steps.pool.names]
-    trials = [trial.recipe for trial in state.winner.trials]
+    searched = state.searched
+    trials = [trial.recipe for trial in searched.winner.trials]
     search, parts = stored.all_stored_scores([*singles, *trials, *soups], steps.folds["search"])
 
     def read(recipe: Recipe, fold: Fold) -> Mapping[str, Record]:
@@ -73,17 +74,17 @@ def run_scores(
     # Soups whose weights sum to one, each once.
     mixtures = {recipe.id: recipe for recipe in trials if abs(sum(recipe.weights) - 1) < TOLERANCE}
     return RunScores(
-        soups=steps.soups(state),
+        soups=steps.soups(searched),
         trials=tuple(mixtures.values()),
         objective=settings.objective,
         correlation=settings.selector.measure or pearson,
-        metric=state.selection.metric or "pearson",
+        metric=searched.selected.selection.metric or "pearson",
         search=search,
         parts=parts,
         report=_report_scores(stored, state),
         answers=stored.answers_per_item,
         read=read,
-        spent=state.winner.spent,
+        spent=searched.winner.spent,
         unit=settings.evaluator.unit,
         search_again=again,
     )
@@ -155,17 +156,12 @@ def analyse(analysis: Analysis, scores: RunScores) -> AnalysisResult:
 def _is_shown(data: Mapping[str, Any]) -> bool:
     """Whether the data of an analysis, which may be user code, can be kept and shown."""
     try:
-        lists = [
-            data.get("sentences", []),
-            tables := data.get("tables", []),
-            *(table["rows"] for table in tables),
-        ]
-        widths = [
-            (len(table["header"]), len(row), row) for table in tables for row in table["rows"]
-        ]
+        tables = data.get("tables", [])
+        lists = [data.get("sentences", []), tables]
+        for table in tables:
+            lists += [table["rows"], *table["rows"]]
+            if any(len(row) != len(table["header"]) for row in table["rows"]):
+                return False
     except (AttributeError, KeyError, TypeError):
         return False
-    lists += [row for _, _, row in widths]
-    return all(isinstance(one, list | tuple) for one in lists) and all(
-        wide == own for wide, own, _ in widths
-    )
+    return all(isinstance(value, list | tuple) for value in lists)

@@ -46,7 +46,8 @@ from souping.core.unit import POINTS, Unit
 from souping.evaluate.benchmark import Folds, check_slices, limit_folds, shares_of, split_folds
 from souping.merge.plan import human
 from souping.pipeline.merge_only import check_kept
-from souping.pipeline.models import OpenPool, scratch_place
+from souping.pipeline.models import OpenPool
+from souping.pipeline.serving import scratch_place
 from souping.pipeline.settings import MergeSettings, RunSettings
 from souping.report.format import in_words
 from souping.search.loop import check_budget
@@ -88,10 +89,10 @@ def _checks(
 ) -> Iterator[Callable[[], None]]:
     candidates = settings.pool.resolve()
     names = [candidate.name for candidate in candidates]
-    categories = list(
-        dict.fromkeys(item.category for fold in FOLDS for item in folds.get(fold, ()))
-    )
-    for _, items in evaluators[1:]:  # the run's own were checked when the folds were cut
+    run_items = itertools.chain.from_iterable(folds.get(fold, ()) for fold in FOLDS)
+    categories = list(dict.fromkeys(item.category for item in run_items))
+    # The run's own items were checked when the folds were cut.
+    for _, items in evaluators[1:]:
         yield partial(check_texts, items)
     yield partial(_check_source, settings)
     yield partial(_check_expected, settings, names, categories)
@@ -126,7 +127,9 @@ def cut_folds(settings: RunSettings, items: Sequence[Item]) -> Folds:
         items, two=settings.scores.published, shares=shares_of(settings.benchmark.folds)
     )
     check_slices(folds.items["report"], settings.benchmark.slices)
-    return folds if settings.limit is None else limit_folds(folds, settings.limit)
+    if settings.limit is None:
+        return folds
+    return limit_folds(folds, settings.limit)
 
 
 def check_texts(items: Sequence[Item]) -> None:
@@ -144,13 +147,13 @@ def check_texts(items: Sequence[Item]) -> None:
 
 def _check_objective(settings: RunSettings, categories: Sequence[str]) -> None:
     objective = settings.objective
-    made = objective.coefficients(categories)
-    plain = (
-        isinstance(made, np.ndarray)
-        and made.dtype.kind in "fiu"
-        and made.shape == (len(categories),)
+    weights = objective.coefficients(categories)
+    numbers = (
+        isinstance(weights, np.ndarray)
+        and weights.dtype.kind in "fiu"
+        and weights.shape == (len(categories),)
     )
-    if not (plain and np.isfinite(made).all() and made.min() >= 0 and made.max() > 0):
+    if not (numbers and np.isfinite(weights).all() and weights.min() >= 0 and weights.max() > 0):
         raise UserError(
             f"objective {named(objective)} must give {len(categories)} coefficients >= 0, one above"
         )
@@ -175,22 +178,21 @@ def _check_goals(
 
 def _check_source(settings: RunSettings) -> None:
     """Refuse published scores, which are fractions of 1, for a run with scores of another unit."""
-    own = settings.evaluator.unit
-    if settings.scores.published and (own.higher_is_better, own.scale) != (
-        POINTS.higher_is_better,
-        POINTS.scale,
-    ):
+    if not settings.scores.published:
+        return
+    unit = settings.evaluator.unit
+    if not unit.higher_is_better or unit.scale != POINTS.scale:
         raise UserError(
-            f"scores={named(settings.scores)} has percent, this evaluator {own.name}: use scores=evaluate"
+            f"scores={named(settings.scores)} has percent, this evaluator {unit.name}: use scores=evaluate"
         )
 
 
 def _check_expected(settings: RunSettings, names: Sequence[str], categories: Sequence[str]) -> None:
     """Refuse names in `expected` that the pool or the benchmark does not have."""
-    for one in settings.expected:
-        pick(one.candidate, names, "expected: candidate")
-        if one.category is not None and categories:
-            pick(one.category, categories, f"expected.{one.candidate}: category")
+    for expectation in settings.expected:
+        candidate = pick(expectation.candidate, names, "expected: candidate")
+        if expectation.category is not None and categories:
+            pick(expectation.category, categories, f"expected.{candidate}: category")
 
 
 def _check_selector(settings: RunSettings, names: Sequence[str], categories: Sequence[str]) -> None:
@@ -222,22 +224,24 @@ def _check_search(settings: RunSettings, names: Names) -> None:
 
 def _check_sizes(settings: RunSettings, names: Names, check: Callable[[Names], None]) -> None:
     """Refuse what is wrong with every possible number of ingredients; which candidates they are does not matter."""
-    errors = []
-    for size in () if settings.stop_after == "select" else settings.selector.sizes(len(names)):
+    if settings.stop_after == "select":
+        return
+    last_error: UserError | None = None
+    for size in settings.selector.sizes(len(names)):
         try:
             if size > 1:
                 check(names[:size])
         except UserError as error:
-            errors.append(error)
+            last_error = error
         else:
             return
-    if errors:
-        raise errors[-1]
+    if last_error is not None:
+        raise last_error
 
 
 def check_tokenizers(pool: OpenPool, evaluators: EvaluatorItems) -> None:
     """Refuse candidates without a tokenizer, or without a chat template if items are messages (UserError)."""
-    prompts = [item for _, benchmark in evaluators for item in benchmark]
+    prompts = list(itertools.chain.from_iterable(items for _, items in evaluators))
     texts = [item.text for item in prompts[:: len(prompts) // COMPARED_TEXTS + 1]]
     pool.merge_pool.check_tokenizers(texts)
     for name in pool.names:
@@ -251,15 +255,17 @@ def check_tokenizers(pool: OpenPool, evaluators: EvaluatorItems) -> None:
 
 def run_notes(settings: RunSettings, pool: OpenPool | None, folds: Folds | None) -> list[str]:
     """What a reader of the report must know before anything is evaluated; a plan may lack the pool or the items."""
-    notes = [*pool.warnings] if pool is not None else []
+    notes = []
+    if pool is not None:
+        notes += pool.warnings
     if settings.pool.trajectory is not None:
         notes += settings.pool.trajectory.notes
-    items = [item for fold in FOLDS for item in folds.items[fold]] if folds is not None else []
+    items: list[Item] = []
     if folds is not None:
-        notes += [
-            *folds.notes,
-            *settings.objective.notes(list(dict.fromkeys(item.category for item in items))),
-        ]
+        for fold in FOLDS:
+            items += folds.items[fold]
+        notes += folds.notes
+        notes += settings.objective.notes(list(dict.fromkeys(item.category for item in items)))
     if pool is not None:
         notes += settings.evaluator.prompts.pool_notes(pool.folders)
         folder = pool.merge_pool.tokenizer_folder(pool.recipe({pool.names[0]: 1.0}))
@@ -276,10 +282,13 @@ def flat_categories(unit: Unit, scores: ScoreMatrix) -> list[str]:
     notes = []
     for name in scores.constant:
         value = float(scores.values[0, scores.categories.index(name)])
-        models = "both" if len(scores.models) == 2 else f"all {len(scores.models)}"
-        how = f"{models} models score {unit.level(unit.raw(value))}"
-        if abs(value) <= CONSTANT:
-            how = f"every model fails all of it{'' if scores.published else f' ({LIKELY_CAUSES})'}"
+        if abs(value) > CONSTANT:
+            models = "both" if len(scores.models) == 2 else f"all {len(scores.models)}"
+            how = f"{models} models score {unit.level(unit.raw(value))}"
+        elif scores.published:
+            how = "every model fails all of it"
+        else:
+            how = f"every model fails all of it ({LIKELY_CAUSES})"
         notes.append(
             f"category {name}: {how}, so it is left out of the selection; it stays in the objective"
         )
@@ -310,12 +319,12 @@ def machine_facts() -> Machine:
     """This machine as it is now."""
     import psutil
 
-    limits = [
-        int(text)
-        for path in CGROUPS
-        if path.is_file() and (text := path.read_text().strip()).isdigit()
-    ]
-    return Machine(cores=cores(), memory=min([psutil.virtual_memory().total, *limits]), gpus=gpus())
+    memory = psutil.virtual_memory().total
+    for path in CGROUPS:
+        text = path.read_text().strip() if path.is_file() else ""
+        if text.isdigit():
+            memory = min(memory, int(text))
+    return Machine(cores=cores(), memory=memory, gpus=gpus())
 
 
 def gpus() -> tuple[Gpu, ...]:
@@ -327,14 +336,21 @@ def gpus() -> tuple[Gpu, ...]:
         ).stdout.splitlines()
     except (OSError, subprocess.SubprocessError):
         return ()
-    rows = [line.rsplit(",", 1) for line in lines if line.rsplit(",", 1)[-1].strip().isdigit()]
-    found = tuple(Gpu(name=name, total=int(total) * 2**20) for name, total in rows)
+    listed = []
+    for line in lines:
+        name, _, mebibytes = line.rpartition(",")
+        if mebibytes.strip().isdigit():
+            listed.append(Gpu(name=name, total=int(mebibytes) * 2**20))
     setting = os.environ.get("CUDA_VISIBLE_DEVICES")
-    if setting is None or re.search("[A-Z]", setting):  # UUIDs
-        return found
-    places = [place.strip() for place in setting.split(",")]
-    known = itertools.takewhile(lambda place: place.isdigit() and int(place) < len(found), places)
-    return tuple(found[int(place)] for place in known)
+    # UUIDs are left to the driver.
+    if setting is None or re.search("[A-Z]", setting):
+        return tuple(listed)
+    visible = []
+    for place in map(str.strip, setting.split(",")):
+        if not place.isdigit() or int(place) >= len(listed):
+            break
+        visible.append(listed[int(place)])
+    return tuple(visible)
 
 
 @frozen
@@ -375,15 +391,19 @@ def requirements_of(
     """Everything that can be too small; nothing if no model's size is known."""
     if not any(model.nbytes for model in models):
         return []
-    size = largest_bytes(models, run.merge.dtype)
-    place = scratch_place(size)
-    scratch = (
-        size if any(evaluator.hosting.model_form == "folder" for evaluator in evaluators) else 0
-    )
+    soup = largest_bytes(models, run.merge.dtype)
+    place = scratch_place(soup)
+    in_shared_memory = 0
+    on_disk = 0
+    if any(evaluator.hosting.model_form == "folder" for evaluator in evaluators):
+        if place == SHARED_MEMORY:
+            in_shared_memory = soup
+        else:
+            on_disk = soup
     in_memory = {
         "program": PROGRAM,
         "one model": max((_in_memory(one, models, machine) for one in evaluators), default=0),
-        f"a soup in {SHARED_MEMORY}": scratch if place == SHARED_MEMORY else 0,
+        f"a soup in {SHARED_MEMORY}": in_shared_memory,
     }
     memory = Requirement(
         kind="memory",
@@ -392,9 +412,14 @@ def requirements_of(
         have=machine.memory,
         fix="use a smaller evaluator.dtype, or a larger machine",
     )
-    disks = _disks(run, models, place, 0 if place == SHARED_MEMORY else scratch)
-    gpus = [_gpu(one, models, machine) for one in evaluators if _needs_gpu(one.hosting, machine)]
-    return [*disks, memory, *(one for number, one in enumerate(gpus) if one not in gpus[:number])]
+    requirements = [*_disks(run, models, place, on_disk), memory]
+    for evaluator in evaluators:
+        if not _needs_gpu(evaluator.hosting, machine):
+            continue
+        gpu = _gpu(evaluator, models, machine)
+        if gpu not in requirements:
+            requirements.append(gpu)
+    return requirements
 
 
 def check_machine(run: RunSettings, evaluators: Sequence[Evaluator]) -> None:
@@ -405,40 +430,48 @@ def check_machine(run: RunSettings, evaluators: Sequence[Evaluator]) -> None:
             or a GPU is too small.
     """
     machine = machine_facts()
-    for one in [*_packages(run, evaluators), *_missing_gpus(evaluators, machine)]:
-        raise one.error().at("this run cannot start here")
+    for lack in [*_packages(run, evaluators), *_missing_gpus(evaluators, machine)]:
+        raise lack.error().at("this run cannot start here")
     models = model_sizes(run)
+    # Opening the pool gives the better message.
     if any(model.trouble for model in models):
-        return  # opening the pool gives the better message
-    small = [
-        requirement.lack()
-        for requirement in requirements_of(run, models, machine, evaluators)
-        if not requirement.fits
-    ]
-    if small:
-        sentences = [lack.sentence() for lack in small[:2]]
-        raise UserError("\n".join(sentences), fix=small[0].fix)
+        return
+    requirements = requirements_of(run, models, machine, evaluators)
+    lacks = [requirement.lack() for requirement in requirements if not requirement.fits]
+    if lacks:
+        sentences = [lack.sentence() for lack in lacks[:2]]
+        raise UserError("\n".join(sentences), fix=lacks[0].fix)
 
 
 def model_sizes(run: RunSettings) -> list[ModelSize]:
     """Sizes of the candidates and, if there is one, of the base model."""
     pickle = run.merge.allow_pickle
-    models = [
-        weigh(candidate, pickle, rules_of(run.merge.names)) for candidate in run.pool.resolve()
-    ]
+    rules = rules_of(run.merge.names)
+    models = [weigh(candidate, pickle, rules) for candidate in run.pool.resolve()]
     base = base_of(models, run.merge.base)
-    return (
-        models
-        if base is None
-        else [*models, weigh(Candidate(name="base model", path=Path(base)), pickle)]
-    )
+    if base is not None:
+        models.append(weigh(Candidate(name="base model", path=Path(base)), pickle))
+    return models
 
 
 def soup_bytes(models: Sequence[ModelSize], merge: MergeBackend) -> int:
     """A soup on disk: as large as the largest candidate in the merge's dtype, or an adapter if adapters are kept."""
-    kept = [m for m in models if m.adapter] if merge.adapters == "keep" else []
-    largest = max(kept or models, key=lambda model: model.nbytes)
-    return largest.parameters * ITEM[merge.dtype] if merge.dtype in ITEM else largest.nbytes
+    if merge.adapters == "keep":
+        models = [model for model in models if model.adapter] or models
+    largest = max(models, key=lambda model: model.nbytes)
+    if merge.dtype in ITEM:
+        return largest.parameters * ITEM[merge.dtype]
+    return largest.nbytes
+
+
+@frozen
+class DiskUse:
+    """What is written below a folder; `key` sets the folder."""
+
+    folder: Path
+    what: str
+    size: int
+    key: str
 
 
 def _disks(
@@ -447,28 +480,26 @@ def _disks(
     """Each file system that is written to: the soup, downloads, a soup that is served as a folder."""
     from huggingface_hub import constants
 
+    soup = 0 if run.stop_after else soup_bytes(models, run.merge)
+    downloads = sum(model.download for model in models)
+    cache = Path(constants.HF_HUB_CACHE)
     uses = [
-        (run.out, "the soup", 0 if run.stop_after else soup_bytes(models, run.merge), "out"),
-        (
-            Path(constants.HF_HUB_CACHE),
-            "downloads",
-            sum(model.download for model in models),
-            "HF_HOME",
-        ),
-        (place, "a soup for the server", scratch, "TMPDIR"),
+        DiskUse(folder=run.out, what="the soup", size=soup, key="out"),
+        DiskUse(folder=cache, what="downloads", size=downloads, key="HF_HOME"),
+        DiskUse(folder=place, what="a soup for the server", size=scratch, key="TMPDIR"),
     ]
-    by_system: dict[int, list[tuple[Path, str, int, str]]] = {}
+    by_system: dict[int, list[DiskUse]] = {}
     for use in uses:
-        if use[2]:
-            by_system.setdefault(disk_space(use[0])[1], []).append(use)
+        if use.size:
+            by_system.setdefault(disk_space(use.folder)[1], []).append(use)
     for group in by_system.values():
+        places = " or ".join(f"{use.key}=FOLDER on a larger disk" for use in group)
         yield Requirement(
             kind="disk",
-            where=f"the disk for {in_words([what for _, what, _, _ in group])}",
-            sizes={what: size for _, what, size, _ in group},
-            have=disk_space(group[0][0])[0],
-            fix="free some space, or set "
-            + " or ".join(f"{key}=FOLDER on a larger disk" for *_, key in group),
+            where=f"the disk for {in_words([use.what for use in group])}",
+            sizes={use.what: use.size for use in group},
+            have=disk_space(group[0].folder)[0],
+            fix=f"free some space, or set {places}",
         )
 
 
@@ -478,6 +509,7 @@ def on_gpu(hosting: Hosting, machine: Machine) -> bool:
 
 
 def _needs_gpu(hosting: Hosting, machine: Machine) -> bool:
+    """Whether the loaded model, or the server of it, takes memory of a GPU."""
     if hosting.host is None:
         return on_gpu(hosting, machine)
     return bool(machine.gpus or hosting.host.gpus)
@@ -487,30 +519,39 @@ def _in_memory(evaluator: Evaluator, models: Sequence[ModelSize], machine: Machi
     """Main memory of one evaluator's model; a model for a GPU passes through it when it is loaded."""
     hosting = evaluator.hosting
     host = hosting.host
-    # vLLM and servers load shard by shard; without a GPU a server keeps the whole model
-    if host is not None:
-        return (
-            largest_bytes(models, host.dtype)
-            if hosting.model_form == "module" or not machine.gpus
-            else 0
-        )
-    return largest_bytes(models, hosting.module_settings().dtype)
+    if host is None:
+        return largest_bytes(models, hosting.module_settings().dtype)
+    # vLLM and servers load shard by shard; without a GPU a server keeps the whole model.
+    if hosting.model_form == "folder" and machine.gpus:
+        return 0
+    return largest_bytes(models, host.dtype)
 
 
 def _gpu(evaluator: Evaluator, models: Sequence[ModelSize], machine: Machine) -> Requirement:
     """A loaded model on one GPU, or a share of the model on each of several."""
     hosting = evaluator.hosting
     host = hosting.host or ModelHost(dtype=hosting.module_settings().dtype)
-    ways = max(1, host.gpus)
-    model = f"{f'one model over {ways} GPUs' if ways > 1 else 'one model'}, beside its KV cache"
-    used = sorted(gpu.total for gpu in machine.gpus)[-ways:] if len(machine.gpus) >= ways else []
-    more = "more GPUs: engine.tensor_parallel_size / server.tensor_parallel_size, or evaluator.dtype=bfloat16"
+    gpus = max(1, host.gpus)
+    where = "a GPU"
+    model = "one model"
+    if gpus > 1:
+        where = f"each of {gpus} GPUs"
+        model = f"one model over {gpus} GPUs"
+    smallest = 0
+    if len(machine.gpus) >= gpus:
+        smallest = sorted(gpu.total for gpu in machine.gpus)[-gpus]
+    fix = "nvidia-smi shows no GPU on this machine"
+    if machine.gpus:
+        fix = (
+            "more GPUs: engine.tensor_parallel_size / server.tensor_parallel_size, or "
+            "evaluator.dtype=bfloat16"
+        )
     return Requirement(
         kind="GPU memory",
-        where=f"each of {ways} GPUs" if ways > 1 else "a GPU",
-        sizes={model: -(-largest_bytes(models, host.dtype) // ways)},
-        have=int(host.fraction * min(used, default=0)),
-        fix=more if machine.gpus else "nvidia-smi shows no GPU on this machine",
+        where=where,
+        sizes={f"{model}, beside its KV cache": -(-largest_bytes(models, host.dtype) // gpus)},
+        have=int(host.fraction * smallest),
+        fix=fix,
     )
 
 
@@ -521,21 +562,25 @@ def missing(
     evaluators: Sequence[Evaluator],
 ) -> list[Missing]:
     """Extras, environments, GPUs, models and a login, each once."""
-    here = [*_packages(run, evaluators), *run.tracker.needs(), *_missing_gpus(evaluators, machine)]
-    absent = [Missing(what=model.trouble, fix=model.fix) for model in models if model.trouble]
-    return once([*here, *absent, *_login(run)])
+    needs = _packages(run, evaluators)
+    needs += run.tracker.needs()
+    needs += _missing_gpus(evaluators, machine)
+    needs += [Missing(what=model.trouble, fix=model.fix) for model in models if model.trouble]
+    needs += _login(run)
+    return once(needs)
 
 
 def _packages(run: MergeSettings, evaluators: Sequence[Evaluator]) -> list[Missing]:
-    return [one for part in (*evaluators, *run.parts) for one in part.needs()]
+    components = [*evaluators, *run.parts]
+    return list(itertools.chain.from_iterable(component.needs() for component in components))
 
 
 def once(needs: Iterable[Missing]) -> list[Missing]:
     """Each command once, and what has none once: several components may lack the same."""
-    kept: dict[str, Missing] = {}
-    for one in needs:
-        kept.setdefault(one.fix or one.what, one)
-    return list(kept.values())
+    by_fix: dict[str, Missing] = {}
+    for need in needs:
+        by_fix.setdefault(need.fix or need.what, need)
+    return list(by_fix.values())
 
 
 def _missing_gpus(evaluators: Iterable[Evaluator], machine: Machine) -> Iterator[Missing]:

@@ -18,8 +18,8 @@ def choose(settings: RunSettings, scores: ScoreMatrix, progress: Progress) -> Se
     """Pick the ingredients, print them with what a reader must know of the choice, and write selection.json."""
     progress.stage("select: ingredients")
     selection = settings.selector.select_checked(scores)
-    few = few_models(len(scores.models)) if selection.correlations is not None else ""
-    selection = replace(selection, notes=(*selection.notes, few) if few else selection.notes)
+    if selection.correlations is not None and (warning := few_models(len(scores.models))):
+        selection = replace(selection, notes=(*selection.notes, warning))
     progress.say(f"selected {', '.join(selection.ingredients)}")
     for note in selection.notes:
         progress.say(f"note: {note}")

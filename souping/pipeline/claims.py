@@ -49,17 +49,18 @@ class Claim:
         soup = self.soup
         sizes = Counter(item.category for item in self.items)
         shares = coefficients(self.objective, sizes)
-        items = [
-            (i.identity, i.scoring, round(shares[i.category] / sizes[i.category], 12))
-            for i in self.items
-        ]
-        mixed = sorted(
-            (name, round(weight, 3))
-            for name, weight in zip(soup.fingerprints, soup.weights, strict=True)
-        )
-        other = [] if self.objective.linear else [self.objective.name]
-        content: list[Json] = [mixed, soup.dtype, soup.method, dict(soup.settings)]
-        return [content, sorted(self.candidates), *measured_by, sorted(items), *other]
+        items = []
+        for item in self.items:
+            weight = round(shares[item.category] / sizes[item.category], 12)
+            items.append((item.identity, item.scoring, weight))
+        mixture = []
+        for name, weight in zip(soup.fingerprints, soup.weights, strict=True):
+            mixture.append((name, round(weight, 3)))
+        made_of: list[Json] = [sorted(mixture), soup.dtype, soup.method, dict(soup.settings)]
+        content = [made_of, sorted(self.candidates), *measured_by, sorted(items)]
+        if not self.objective.linear:
+            content.append(self.objective.name)
+        return content
 
 
 class Measurement(NamedTuple):

@@ -49,7 +49,7 @@ def show_end(settings: MergeSettings, outcome: Report, soup: Path | None) -> Non
 def _tables(report: Report) -> None:
     out = output_console()
     out.print(report_table(report))
-    # a report's are on its page
+    # A report has its analyses on its page.
     if report.rows is None:
         show_sheet(nonempty(analysis_sections(report)), out)
     if report.also:

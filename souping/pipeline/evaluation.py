@@ -7,6 +7,7 @@ one worker, in this process.
 
 from __future__ import annotations
 
+import itertools
 import math
 import os
 import time
@@ -72,7 +73,7 @@ class Pending:
     evaluator: Evaluator
     records: dict[tuple[str, int], Record] = field(default_factory=dict)
     lengths: dict[tuple[str, int], int] = field(default_factory=dict)
-    # `submit` holds one, so that nothing is complete before all of its blocks are sent
+    # `submit` holds one, so that nothing is complete before all of its blocks are sent.
     open: int = 1
     reused: int = 0
     seconds: list[float] = field(default_factory=list)
@@ -85,18 +86,20 @@ class Pending:
             self.seconds.append(record.seconds)
             self.generated += len(record.tokens)
             self.prefilled += record.prompt_tokens
-            # tokens and prompts are in the store; a fold of them would fill the memory
+            # Tokens and prompts are in the store; a fold of them would fill the memory.
             self.records[item.id, block.replicate] = replace(record, tokens=(), prompt="")
             self.lengths[item.id, block.replicate] = len(record.tokens)
 
     def scores(self) -> ItemScores:
-        items, replicates = self.request.items, range(self.evaluator.sampling.answers_per_item)
-        answers = [[self.records[item.id, n] for n in replicates] for item in items]
+        replicates = range(self.evaluator.sampling.answers_per_item)
+        answers = []
+        lengths = []
+        for item in self.request.items:
+            answers.append([self.records[item.id, n] for n in replicates])
+            lengths.append(np.mean([self.lengths[item.id, n] for n in replicates]))
         return replace(
-            item_scores(self.evaluator, items, answers),
-            lengths=np.array(
-                [np.mean([self.lengths[item.id, n] for n in replicates]) for item in items]
-            ),
+            item_scores(self.evaluator, self.request.items, answers),
+            lengths=np.array(lengths),
             seconds=math.fsum(self.seconds),
             generated=self.generated,
             prefilled=self.prefilled,
@@ -124,13 +127,18 @@ class Evaluation(RecipeEvaluator):
         benchmark: str = "",
         grade: Grade = user_scores,
     ) -> None:
-        self._store, self._evaluator, self._ends, self._advance = store, evaluator, ends, advance
+        self._store = store
+        self._evaluator = evaluator
+        self._ends = ends
+        self._advance = advance
         self._workers = workers or EvaluatorWorker({benchmark: (evaluator, serve)})
-        self._benchmark, self._grade = benchmark, grade
+        self._benchmark = benchmark
+        self._grade = grade
         self._sent: dict[int, tuple[Request, Pending, Block]] = {}
         self._done: deque[Pending] = deque()
         self._requests = 0
-        self.evaluated = self.reused = 0
+        self.evaluated = 0
+        self.reused = 0
         sampling = evaluator.sampling
         self.length_key = sampling.length_key
         self.full_batch = sampling.full_batch
@@ -157,15 +165,17 @@ class Evaluation(RecipeEvaluator):
     def all_scores(self, soups: Sequence[Recipe], items: Sequence[Item]) -> list[ItemScores]:
         for number, recipe in enumerate(soups):
             self.submit(Request(number=number, recipe=recipe, items=tuple(items)))
-        collected = [self.collect() for _ in soups]
-        scores = {request.number: found for request, found in collected}
-        return [scores[number] for number in range(len(soups))]
+        by_number = {}
+        for _ in soups:
+            request, scores = self.collect()
+            by_number[request.number] = scores
+        return [by_number[number] for number in range(len(soups))]
 
     def submit(self, request: Request) -> None:
         """Take what is stored, and send the rest to the workers, block by block."""
         pending = Pending(request=request, evaluator=self._evaluator.for_recipe(request.recipe))
-        number = pending.evaluator.sampling.answers_per_item
-        for block in self._blocks(pending.evaluator, request.recipe, request.items, number):
+        replicates = pending.evaluator.sampling.answers_per_item
+        for block in self._blocks(pending.evaluator, request.recipe, request.items, replicates):
             self._send(pending, block)
         self._close_one(pending)
 
@@ -177,10 +187,10 @@ class Evaluation(RecipeEvaluator):
         return pending.request, pending.scores()
 
     def _send(self, pending: Pending, block: Block) -> None:
-        recipe, evaluator = pending.request.recipe, pending.evaluator
+        recipe = pending.request.recipe
         if block.rescored:
-            old = [block.known[item.id] for item in block.rescored]
-            scored = self._commit(recipe, evaluator, block, block.rescored, old)
+            records = [block.known[item.id] for item in block.rescored]
+            scored = self._commit(recipe, pending.evaluator, block, block.rescored, records)
             block = replace(block, known={**block.known, **scored})
         if not block.missing:
             self._give(pending, block, {})
@@ -204,13 +214,13 @@ class Evaluation(RecipeEvaluator):
         self, block_request: Request, pending: Pending, block: Block, response: Response
     ) -> None:
         """Commit a block's answers and give them to the request that waits for them."""
-        each = response.seconds / len(block_request.items)
-        records = [replace(record, seconds=each) for record in response.records]
-        fresh = self._commit(
-            block_request.recipe, pending.evaluator, block, block_request.items, records
-        )
-        pending.evaluator.hosting.stored(block_request.recipe.fingerprint, block_request.items)
-        self._give(pending, block, fresh)
+        recipe = block_request.recipe
+        items = block_request.items
+        seconds = response.seconds / len(items)
+        records = [replace(record, seconds=seconds) for record in response.records]
+        committed = self._commit(recipe, pending.evaluator, block, items, records)
+        pending.evaluator.hosting.stored(recipe.fingerprint, items)
+        self._give(pending, block, committed)
         self._close_one(pending)
 
     def _close_one(self, pending: Pending) -> None:
@@ -227,17 +237,18 @@ class Evaluation(RecipeEvaluator):
         records: list[Record],
     ) -> dict[str, Record]:
         """Store answers as they came, then let the user's scorers score those without a score, and store that."""
-        where = recipe, fingerprint(evaluator), evaluator.settings, block.key, items
-        self._store.add(*where, records)
+        key = (recipe, fingerprint(evaluator), evaluator.settings, block.key, items)
+        self._store.add(*key, records)
         if any(math.isnan(record.score) for record in records):
             error = score_missing(items, records, self._grade, self._store.known_scores)
-            self._store.add(*where, records)
+            self._store.add(*key, records)
             if error is not None:
                 raise error
         return {record.item: record for record in records}
 
-    def _give(self, pending: Pending, block: Block, fresh: Mapping[str, Record]) -> None:
-        pending.take(block, {**block.known, **fresh})
+    def _give(self, pending: Pending, block: Block, records: Mapping[str, Record]) -> None:
+        """Give a block's answers to a request: what the store had, and the new `records`."""
+        pending.take(block, {**block.known, **records})
         reused = len(block.items) - len(block.missing)
         self.evaluated += len(block.missing)
         self.reused += reused
@@ -270,42 +281,50 @@ class Evaluation(RecipeEvaluator):
     def stored_answers(self, recipe: Recipe, items: Sequence[Item]) -> dict[str, list[Record]]:
         """{item id: its answers} of the items that have all of them: those of the fold's own blocks or, as a search
         left them, others."""
-        evaluator, answers = self._evaluator.for_recipe(recipe), dict[str, list[Record]]()
+        evaluator = self._evaluator.for_recipe(recipe)
         stored = self._store.load(recipe.fingerprint, fingerprint(evaluator))
-        number = evaluator.sampling.answers_per_item
-        if stored.replicates < number:
+        replicates = evaluator.sampling.answers_per_item
+        if stored.replicates < replicates:
             return {}
-        for block in self._blocks(evaluator, recipe, items, number):
+        answers = dict[str, list[Record]]()
+        for block in self._blocks(evaluator, recipe, items, replicates):
             for name, record in block.known.items():
                 answers.setdefault(name, []).append(replace(record, tokens=()))
         for item in items:
-            if len(answers.get(item.id, ())) < number:
-                records = [stored.first(item, n) for n in range(number)]
-                answers[item.id] = [replace(one, tokens=()) for one in records if one is not None]
-        return {name: records for name, records in answers.items() if len(records) == number}
+            if len(answers.get(item.id, ())) >= replicates:
+                continue
+            answers[item.id] = []
+            for replicate in range(replicates):
+                first = stored.first(item, replicate)
+                if first is not None:
+                    answers[item.id].append(replace(first, tokens=()))
+        return {name: records for name, records in answers.items() if len(records) == replicates}
 
     def stored_scores(self, recipe: Recipe, items: Sequence[Item]) -> ItemScores:
         """Scores of the items with stored answers."""
-        evaluator, answers = self._evaluator.for_recipe(recipe), self.stored_answers(recipe, items)
-        known = [item for item in items if item.id in answers]
-        if not known:
+        answers = self.stored_answers(recipe, items)
+        answered = [item for item in items if item.id in answers]
+        if not answered:
             return ItemScores(items=(), values=np.zeros(0))
-        return item_scores(evaluator, known, [answers[item.id] for item in known])
+        evaluator = self._evaluator.for_recipe(recipe)
+        return item_scores(evaluator, answered, [answers[item.id] for item in answered])
 
     def all_stored_scores(
         self, soups: Iterable[Recipe], items: Sequence[Item]
     ) -> tuple[dict[str, ItemScores], dict[str, FloatArray]]:
         """Models with stored answers to all items, and those with answers to a part: scores [I], nan elsewhere."""
-        whole, parts = dict[str, ItemScores](), dict[str, FloatArray]()
-        place = {item.id: n for n, item in enumerate(items)}
+        complete = dict[str, ItemScores]()
+        partial = dict[str, FloatArray]()
+        places = {item.id: place for place, item in enumerate(items)}
         for key, recipe in {recipe.id: recipe for recipe in soups}.items():
-            found = self.stored_scores(recipe, items)
-            if len(found.items) == len(items):
-                whole[key] = found
-            elif found.items:
-                parts[key] = np.full(len(items), np.nan)
-                parts[key][[place[item.id] for item in found.items]] = found.values
-        return whole, parts
+            scores = self.stored_scores(recipe, items)
+            if len(scores.items) == len(items):
+                complete[key] = scores
+            elif scores.items:
+                values = np.full(len(items), np.nan)
+                values[[places[item.id] for item in scores.items]] = scores.values
+                partial[key] = values
+        return complete, partial
 
     def measured_answers(
         self, recipe: Recipe, items: Sequence[Item], measurement: Measurement
@@ -316,9 +335,9 @@ class Evaluation(RecipeEvaluator):
         stored = self._store.load(recipe.fingerprint, measurement.evaluator)
         answers: dict[str, list[Record]] = {}
         for item, name in zip(in_order(items), measurement.ids, strict=True):
-            asked = replace(item, id=name)
+            renamed = replace(item, id=name)
             for number in range(measurement.answers):
-                record = stored.first(asked, number)
+                record = stored.first(renamed, number)
                 if record is None:
                     return {}
                 answers.setdefault(item.id, []).append(replace(record, item=item.id))
@@ -329,10 +348,10 @@ class Evaluation(RecipeEvaluator):
     ) -> dict[str, list[list[Record]]]:
         """{item id: its answers in this measurement and in other ones of the same claim}"""
         answers = {name: [records] for name, records in self.stored_answers(recipe, items).items()}
-        for other in measurements:
-            for name, records in self.measured_answers(recipe, items, other).items():
-                others = [replace(record, tokens=()) for record in records]
-                answers.setdefault(name, []).append(others)
+        for measurement in measurements:
+            for name, records in self.measured_answers(recipe, items, measurement).items():
+                without_tokens = [replace(record, tokens=()) for record in records]
+                answers.setdefault(name, []).append(without_tokens)
         return answers
 
     def measurement(self, items: Sequence[Item]) -> Measurement:
@@ -345,23 +364,25 @@ class Evaluation(RecipeEvaluator):
     ) -> ItemScores:
         """Mean scores of a soup over measurements, of which this evaluator's has just given these scores."""
         items = scores.items
-        tables = [scores]
-        for other in measurements:
-            if known := self.measured_answers(recipe, items, other):
-                answers = [known[item.id] for item in items]
-                lengths = [np.mean([len(record.tokens) for record in own]) for own in answers]
-                table = item_scores(self._evaluator, items, answers)
-                tables.append(replace(table, lengths=np.array(lengths)))
-        return mean_scores(tables)
+        repeated = [scores]
+        for measurement in measurements:
+            known = self.measured_answers(recipe, items, measurement)
+            if not known:
+                continue
+            answers = [known[item.id] for item in items]
+            lengths = []
+            for records in answers:
+                lengths.append(np.mean([len(record.tokens) for record in records]))
+            others = item_scores(self._evaluator, items, answers)
+            repeated.append(replace(others, lengths=np.array(lengths)))
+        return mean_scores(repeated)
 
     def _blocks(
         self, evaluator: Evaluator, recipe: Recipe, items: Sequence[Item], replicates: int
     ) -> Iterator[Block]:
         """The blocks of these items as the evaluator cuts them, compared with the store."""
-        stored, ends = (
-            self._store.load(recipe.fingerprint, fingerprint(evaluator)),
-            list(self._ends(recipe)),
-        )
+        stored = self._store.load(recipe.fingerprint, fingerprint(evaluator))
+        ends = list(self._ends(recipe))
         for replicate in range(replicates):
             for members in batches_of(evaluator, items, replicate):
                 yield _block(evaluator, stored, members, replicate, ends)
@@ -376,24 +397,30 @@ def _block(
 ) -> Block:
     # Batched arithmetic rounds differently with other neighbours, so that an answer of such an evaluator belongs to its
     # block: the key names all members, and a block that lacks one answer is computed whole.
-    together = evaluator.sampling.blocks_matter
-    key = digest([[item.question for item in members] if together else [], ends])
-    known, rescored = dict[str, Record](), list[Item]()
+    neighbours = []
+    if evaluator.sampling.blocks_matter:
+        neighbours = [item.question for item in members]
+    key = digest([neighbours, ends])
+    known = dict[str, Record]()
+    rescored = list[Item]()
     for item in members:
         record = stored.find(item, replicate, key)
         if record is not None and math.isnan(record.score):
             record = evaluator.scoring.rescore(item, record)
-            rescored += [item] if record is not None else []
+            if record is not None:
+                rescored.append(item)
         if record is not None:
             known[item.id] = record
     missing = tuple(item for item in members if item.id not in known)
+    if missing and evaluator.sampling.blocks_matter:
+        missing = members
     return Block(
         key=key,
         items=members,
         replicate=replicate,
         known=known,
         rescored=tuple(rescored),
-        missing=members if missing and together else missing,
+        missing=missing,
     )
 
 
@@ -401,23 +428,20 @@ def item_scores(
     evaluator: Evaluator, items: Sequence[Item], answers: Sequence[Sequence[Record]]
 ) -> ItemScores:
     """Scores of the items and how their answers ended, in the items' order. Here scores leave the evaluator's unit."""
-    values, factor = evaluator.scoring.item_scores(items, answers), evaluator.unit.factor
-    unanswered = [
-        record.reason for records in answers for record in records if record.outcome == "unanswered"
-    ]
+    values = evaluator.scoring.item_scores(items, answers)
+    factor = evaluator.unit.factor
+    noise = []
+    reasons = Counter[str]()
+    for records, value in zip(answers, values, strict=True):
+        noise.append(_noise([record.score for record in records], value))
+        reasons.update(record.reason for record in records if record.outcome == "unanswered")
     return ItemScores(
         items=tuple(items),
         values=values * factor,
         truncated=_shares(answers, "truncated"),
         unanswered=_shares(answers, "unanswered"),
-        noise=factor**2
-        * np.array(
-            [
-                _noise([r.score for r in records], v)
-                for records, v in zip(answers, values, strict=True)
-            ]
-        ),
-        reasons=Counter(unanswered),
+        noise=factor**2 * np.array(noise),
+        reasons=reasons,
     )
 
 
@@ -454,9 +478,11 @@ def score_missing(
 
 
 def _shares(answers: Sequence[Sequence[Record]], outcome: Outcome) -> FloatArray:
-    return np.array(
-        [sum(record.outcome == outcome for record in records) / len(records) for records in answers]
-    )
+    """The share of each item's answers that ended so."""
+    shares = []
+    for records in answers:
+        shares.append(sum(record.outcome == outcome for record in records) / len(records))
+    return np.array(shares)
 
 
 def _noise(scores: Sequence[float], value: float) -> float:
@@ -478,28 +504,30 @@ def batches_of(
         UserError: an item is in no block, or in two.
     """
     batches = [tuple(block) for block in evaluator.batches(items, replicate) or ()]
-    cut = [item.id for block in batches for item in block]
-    if sorted(cut) != sorted(item.id for item in items):
+    names = [item.id for item in itertools.chain.from_iterable(batches)]
+    if sorted(names) != sorted(item.id for item in items):
         raise UserError(
-            f"evaluator {named(evaluator)}: its batches have {len(cut)} items of {len(items)}: each once"
+            f"evaluator {named(evaluator)}: its batches have {len(names)} items of {len(items)}: each once"
         )
     return batches
 
 
 def records_of(
-    evaluator: Evaluator, items: Sequence[Item], given: Iterable[Record]
+    evaluator: Evaluator, items: Sequence[Item], returned: Iterable[Record]
 ) -> list[Record]:
     """The records that an evaluator returned for a block, in the items' order.
 
     Raises:
         UserError: one is missing, or cannot be stored.
     """
-    records = [*given] if isinstance(given, Iterable) else [given]
-    known = {record.item: record for record in records if isinstance(record, Record)}
-    if len(records) != len(items) or known.keys() != {item.id for item in items}:
-        got = f"evaluator {named(evaluator)} returned {len(records)} results"
-        raise UserError(f"{got}: return one Record for each of the {len(items)} items")
-    return [_plain(known[item.id], evaluator) for item in items]
+    records = [*returned] if isinstance(returned, Iterable) else [returned]
+    by_item = {record.item: record for record in records if isinstance(record, Record)}
+    if len(records) != len(items) or by_item.keys() != {item.id for item in items}:
+        raise UserError(
+            f"evaluator {named(evaluator)} returned {len(records)} results: return one Record for each of the "
+            f"{len(items)} items"
+        )
+    return [_plain(by_item[item.id], evaluator) for item in items]
 
 
 def _plain(record: Record, evaluator: Evaluator) -> Record:
@@ -536,10 +564,10 @@ class EvaluatorWorker(Workers):
     def put(self, request: Request) -> Response:
         evaluator, serve = self._evaluators[request.benchmark]
         evaluator = evaluator.for_recipe(request.recipe)
-        model, started = serve(request.recipe), time.monotonic()
-        records = records_of(
-            evaluator, request.items, evaluator.evaluate(model, request.items, request.replicate)
-        )
+        model = serve(request.recipe)
+        started = time.monotonic()
+        returned = evaluator.evaluate(model, request.items, request.replicate)
+        records = records_of(evaluator, request.items, returned)
         return Response(records=tuple(records), seconds=time.monotonic() - started)
 
     @property
@@ -558,7 +586,7 @@ def open_worker(
     if home.is_dir():
         os.chdir(home)
     pool = OpenPool.fetch(candidates, merge, hashes=dict(digests))
-    return EvaluatorWorker({name: (one, pool.serving(one)) for name, one in evaluators.items()})
+    return EvaluatorWorker(pool.serving_all(evaluators))
 
 
 @component

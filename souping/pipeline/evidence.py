@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from souping.analysis.grouped import design
+from souping.analysis.grouped import GroupedScores, design
 from souping.analysis.intervals import ItemTable, rate
 from souping.analysis.max_t import MAX_T, MaxT
 from souping.analysis.nested import ZERO_DIFFERENCE
@@ -26,7 +26,7 @@ from souping.analysis.significance import (
 )
 from souping.core.protocols import Objective
 from souping.core.scores import Mean
-from souping.core.types import FloatArray, Item, ItemScores, Recipe
+from souping.core.types import FloatArray, IntArray, Item, ItemScores, Recipe
 from souping.core.unit import MARGIN, Unit
 from souping.evaluate.identity import title
 from souping.pipeline.lost_answers import outcomes, unmeasured
@@ -49,7 +49,7 @@ UNDECIDED = "no difference shown"
 
 
 @dataclass(frozen=True, kw_only=True)
-class Shown:
+class FamilyScores:
     """Models that are tested together with the soup, because their scores on the items may have been known.
 
     `missing` of them have no stored answers: each counts as an independent test.
@@ -71,20 +71,20 @@ class Pair:
     """Scores [I] of the soup and of another model on the same items.
 
     `looks` counts the looks at these items, `tests` the comparisons among which this one may have been picked.
-    `missing` are the shares [I] of both models' answers that were never received, `cut` those of answers that were cut
-    off at the limit of tokens.
+    `missing` are the shares [I] of both models' answers that were never received, `truncated` those of answers that
+    were cut off at the limit of tokens.
     """
 
     soup: str
     other: str
-    ours: FloatArray
-    theirs: FloatArray
+    soup_scores: FloatArray
+    other_scores: FloatArray
     table: ItemTable
-    same: bool
+    same_model: bool
     looks: int = 1
     tests: float = 1.0
     missing: Sequence[FloatArray] = ()
-    cut: Sequence[FloatArray] = ()
+    truncated: Sequence[FloatArray] = ()
 
     @classmethod
     def of(
@@ -94,38 +94,38 @@ class Pair:
         scores: Mapping[str, ItemScores],
         table: ItemTable,
         looks: int = 1,
-        shown: Shown | None = None,
+        family: FamilyScores | None = None,
     ) -> Pair:
         """`scores` by recipe id."""
-        ours = scores[soup.recipe.id]
-        theirs = scores[other.recipe.id]
-        same = soup.recipe.id == other.recipe.id
+        a = scores[soup.recipe.id]
+        b = scores[other.recipe.id]
+        same_model = soup.recipe.id == other.recipe.id
         tests = 1.0
-        if looks > 1 and shown is not None and not same:
-            tests = shown.tests(ours.values, theirs.values, table, looks)
+        if looks > 1 and family is not None and not same_model:
+            tests = family.tests(a.values, b.values, table, looks)
         return cls(
             soup=soup.name,
             other=other.name,
-            ours=ours.values,
-            theirs=theirs.values,
+            soup_scores=a.values,
+            other_scores=b.values,
             table=table,
-            same=same,
+            same_model=same_model,
             looks=looks,
             tests=tests,
-            missing=(ours.unanswered, theirs.unanswered),
-            cut=(ours.truncated, theirs.truncated),
+            missing=(a.unanswered, b.unanswered),
+            truncated=(a.truncated, b.truncated),
         )
 
-    def whole(self) -> Comparison:
+    def compare(self) -> Comparison:
         """The comparison on the objective, with a p-value and a level that hold for all `tests`."""
         comparison = compare_on_table(
             (self.soup, self.other),
-            self.ours,
-            self.theirs,
+            self.soup_scores,
+            self.other_scores,
             self.table,
             looks=self.looks,
             tests=self.tests,
-            same_model=self.same,
+            same_model=self.same_model,
             missing=self.missing,
         )
         return replace(
@@ -135,18 +135,22 @@ class Pair:
         )
 
     def corners(self) -> list[tuple[FloatArray, FloatArray]]:
-        return corners(self.ours, self.theirs, self.missing)
+        """Scores of both models as they were counted and, if answers are missing, what bounds them."""
+        return corners(self.soup_scores, self.other_scores, self.missing)
 
     def sensitivity(self, unit: Unit) -> str | None:
         """The interval if cut answers might be right or wrong as missing ones may; None if none was cut."""
-        if self.same or not any(shares.any() for shares in self.cut):
+        if self.same_model or not any(shares.any() for shares in self.truncated):
             return None
-        ours, theirs = (
-            np.maximum(scores - shares, 0.0)
-            for scores, shares in zip((self.ours, self.theirs), self.cut, strict=True)
+        # A cut answer counts as wrong, and as one that may have been right.
+        soup_truncated, other_truncated = self.truncated
+        pair = replace(
+            self,
+            soup_scores=np.maximum(self.soup_scores - soup_truncated, 0.0),
+            other_scores=np.maximum(self.other_scores - other_truncated, 0.0),
+            missing=[a + b for a, b in zip(self.missing, self.truncated, strict=True)],
         )
-        missing = [lost + shares for lost, shares in zip(self.missing, self.cut, strict=True)]
-        bounds = replace(self, ours=ours, theirs=theirs, missing=missing).whole()
+        bounds = pair.compare()
         raw = unit.raw_table(vars(bounds))
         limits = unit.limits(raw["low"], raw["high"], bounds.level)
         return (
@@ -155,28 +159,51 @@ class Pair:
         )
 
 
+@dataclass(frozen=True, kw_only=True)
+class CategoryScores:
+    """Scores [I] of a pair's soup (a) and of its other model (b) on the items of one category."""
+
+    pair: Pair
+    category: str
+    a: FloatArray
+    b: FloatArray
+    groups: IntArray
+
+    def differences(self) -> GroupedScores:
+        return design(self.a - self.b, 0 * self.groups, self.groups, np.ones(1))
+
+
+@dataclass(frozen=True, kw_only=True)
+class CategoryComparison:
+    """`least` is the smallest difference in a category that is beyond chance."""
+
+    category: str
+    comparison: Comparison
+    least: float
+
+
 def by_category(unit: Unit, pairs: Sequence[Pair]) -> tuple[CategoryDifference, ...]:
     """Every pair of models in every category, with limits and p-values that hold for all at once (max-T).
 
     `verdict` is about the soup, `least` the smallest difference that is beyond chance.
     """
-    pairs = [pair for pair in pairs if not pair.same]
+    pairs = [pair for pair in pairs if not pair.same_model]
     if not pairs:
         return ()
     corner_pairs = [pair.corners() for pair in pairs]
     families = []
     for corner in range(max(len(scores) for scores in corner_pairs)):
+        # A pair without missing answers has one corner, which stands for all.
         scores = [known[min(corner, len(known) - 1)] for known in corner_pairs]
-        families.append(_category_family(pairs, scores))
+        families.append(_compare_in_categories(_category_scores(pairs, scores)))
 
     differences = []
     for at_corners in zip(*families, strict=True):
-        comparison = bounded([comparison for _, comparison, _ in at_corners])
-        category, _, least = at_corners[0]
+        comparison = bounded([corner.comparison for corner in at_corners])
         difference = CategoryDifference(
             **comparison.raw(unit),
-            category=category,
-            least=unit.size(least),
+            category=at_corners[0].category,
+            least=unit.size(at_corners[0].least),
             verdict=_sign_verdict((comparison.low > 0) - (comparison.high < 0)),
         )
         differences.append(difference)
@@ -190,45 +217,58 @@ def _sign_verdict(sign: float) -> str:
     return "higher" if sign > 0 else "lower"
 
 
-def _category_family(
+def _category_scores(
     pairs: Sequence[Pair], scores: Sequence[tuple[FloatArray, FloatArray]]
-) -> list[tuple[str, Comparison, float]]:
-    """(category, comparison, smallest difference that is beyond chance) of every pair, with these scores of both."""
+) -> list[CategoryScores]:
+    """`scores` of both models of every pair, cut by the pair's categories."""
     cells = []
-    for pair, (ours, theirs) in zip(pairs, scores, strict=True):
-        for number, name in enumerate(pair.table.names):
-            place = pair.table.categories == number
-            cells.append((pair, name, ours[place], theirs[place], pair.table.groups[place]))
-    differences = [design(a - b, 0 * groups, groups, np.ones(1)) for _, _, a, b, groups in cells]
-    bounds = [
-        bound_of(difference, a, b)
-        for difference, (_, _, a, b, _) in zip(differences, cells, strict=True)
-    ]
-    level = ALPHA / penalty(pairs[0].looks)
-    picked = max(pair.tests for pair in pairs)
-    alpha = level / picked
-    members = [np.unique(groups) for _, _, _, _, groups in cells]
-    family = MaxT.of(differences, members, bounds, alpha)
-    least = family.least if np.isfinite(bounds).all() else family.critical * family.errors
+    for pair, (a, b) in zip(pairs, scores, strict=True):
+        for number, category in enumerate(pair.table.names):
+            items = pair.table.categories == number
+            groups = pair.table.groups[items]
+            cells.append(
+                CategoryScores(pair=pair, category=category, a=a[items], b=b[items], groups=groups)
+            )
+    return cells
 
-    rows = []
-    for f, (pair, name, a, b, _) in enumerate(cells):
-        low, high = family.intervals[f].limits(alpha)
+
+def _compare_in_categories(cells: Sequence[CategoryScores]) -> list[CategoryComparison]:
+    """All pairs and categories as one max-T family."""
+    level = ALPHA / penalty(cells[0].pair.looks)
+    tests = max(cell.pair.tests for cell in cells)
+    alpha = level / tests
+    differences = [cell.differences() for cell in cells]
+    members = [np.unique(cell.groups) for cell in cells]
+    bounds = []
+    for cell, difference in zip(cells, differences, strict=True):
+        bounds.append(bound_of(difference, cell.a, cell.b))
+    family = MaxT.of(differences, members, bounds, alpha)
+    if np.isfinite(bounds).all():
+        least = family.least
+    else:
+        least = family.critical * family.errors
+
+    comparisons = []
+    for f, cell in enumerate(cells):
+        interval = family.intervals[f]
+        low, high = interval.limits(alpha)
         comparison = Comparison(
-            a=pair.soup,
-            b=pair.other,
+            a=cell.pair.soup,
+            b=cell.pair.other,
             difference=differences[f].objective,
             low=low,
             high=high,
             level=1 - level,
-            p_value=min(1.0, picked * family.intervals[f].p_value()),
+            p_value=min(1.0, tests * interval.p_value()),
             test=MAX_T,
-            n=len(a),
+            n=len(cell.a),
             groups=len(members[f]),
-            discordant=float((np.abs(a - b) > ZERO_DIFFERENCE).mean()),
+            discordant=float((np.abs(cell.a - cell.b) > ZERO_DIFFERENCE).mean()),
         )
-        rows.append((name, comparison, float(least[f])))
-    return rows
+        comparisons.append(
+            CategoryComparison(category=cell.category, comparison=comparison, least=float(least[f]))
+        )
+    return comparisons
 
 
 def judged(
@@ -282,25 +322,25 @@ def gather(
     margin: float = MARGIN,
     length_key: str = "",
     mixture: Comparison | None = None,
-    shown: Shown | None = None,
+    family: FamilyScores | None = None,
 ) -> Evidence:
     """What the scores {recipe id: scores on the report fold} say.
 
     The soup is the last contender; `opened` is the number of looks at these items, `margin` the gain (of inner scores)
     below which a single model is kept; `length_key` the setting to raise where answers were cut off; `mixture` the
-    comparison of the best mixture with a single model that the search keeps, `shown` the models that are tested
+    comparison of the best mixture with a single model that the search keeps, `family` the models that are tested
     together with the soup.
     """
-    soup, others = contenders[-1], contenders[:-1]
+    *others, soup = contenders
     table = ItemTable.of(scores[soup.recipe.id].items, objective)
-    pairs = {
-        other.kind + other.name: Pair.of(soup, other, scores, table, opened, shown)
-        for other in others
-    }
-    compared = [(other, pairs[other.kind + other.name].whole()) for other in others]
-    singles = [other for other in others if other.kind in ("ingredient", "candidate")]
-    best = next(other for other in others if other.kind == "best_single")
-    against_best = pairs[best.kind + best.name]
+    compared = []
+    for other in others:
+        pair = Pair.of(soup, other, scores, table, opened, family)
+        compared.append((other, pair.compare()))
+        if other.kind == "best_single":
+            best = other
+            against_best = pair
+    singles = [c for c in contenders if c.kind in ("ingredient", "candidate")]
     ends = {c.name: outcomes(scores[c.recipe.id], table) for c in contenders}
     result = verdict(
         unit,
@@ -315,13 +355,12 @@ def gather(
         unmeasured=unmeasured({c.name: ends[c.name] for c in [*singles, best, soup]}, length_key),
         mixture=mixture,
     )
-    variances = {c.name: variance(unit, scores[c.recipe.id], table) for c in [*singles, soup]}
     return Evidence(
         rows=tuple(row(unit, c, scores[c.recipe.id], table) for c in contenders),
         comparisons=_with_holm(unit, compared, opened),
         losses=losses(unit, against_best),
         outcomes=ends,
-        variance={name: parts for name, parts in variances.items() if parts is not None},
+        variance=_variances(unit, [*singles, soup], scores, table),
         verdict=VerdictSummary(
             **vars(result),
             opened=opened,
@@ -331,13 +370,25 @@ def gather(
     )
 
 
+def _variances(
+    unit: Unit, models: Sequence[Contender], scores: Mapping[str, ItemScores], table: ItemTable
+) -> dict[str, ObjectiveVariance]:
+    """{model: variance of its objective}, where it can be had."""
+    variances = {}
+    for model in models:
+        parts = variance(unit, scores[model.recipe.id], table)
+        if parts is not None:
+            variances[model.name] = parts
+    return variances
+
+
 def compare_on(
     benchmark: ExtraBenchmark,
     soup: Recipe,
     ingredients: Mapping[str, Recipe],
     measured: Mapping[str, ItemScores],
     looks: int = 1,
-    shown: Shown | None = None,
+    family: FamilyScores | None = None,
     shared: int = 0,
 ) -> ExtraResult:
     """Rows on another benchmark, and the soup's paired differences to each ingredient, also by category.
@@ -347,13 +398,12 @@ def compare_on(
     once.
     """
     unit = benchmark.evaluator.unit
-    singles = [
-        Contender(name=name, kind="ingredient", recipe=recipe)
-        for name, recipe in ingredients.items()
-    ]
+    singles = []
+    for name, recipe in ingredients.items():
+        singles.append(Contender(name=name, kind="ingredient", recipe=recipe))
     contenders = [*singles, Contender(name="soup", kind="soup", recipe=soup)]
     table = ItemTable.of(benchmark.items, Mean())
-    pairs = [Pair.of(contenders[-1], c, measured, table, looks, shown) for c in singles]
+    pairs = [Pair.of(contenders[-1], c, measured, table, looks, family) for c in singles]
     coefficients = {}
     if table.value is None:
         coefficients = dict(zip(table.names, table.coefficients.tolist(), strict=True))
@@ -367,7 +417,7 @@ def compare_on(
         rows=tuple(row(unit, c, measured[c.recipe.id], table) for c in contenders),
         outcomes={c.name: outcomes(measured[c.recipe.id], table) for c in contenders},
         opened=looks,
-        comparisons=judged(unit, [pair.whole() for pair in pairs], looks),
+        comparisons=judged(unit, [pair.compare() for pair in pairs], looks),
         categories=by_category(unit, pairs),
         shared=shared,
     )
@@ -380,19 +430,21 @@ def best_mixture(
 
     Of the mixtures that answered most; None if a mixture won, or none answered items of every category.
     """
-    mixed = [
-        t
-        for t in outcome.trials
-        if len(t.recipe.ingredients) > 1 and np.isfinite(t.result.objective)
-    ]
-    if len(outcome.recipe.ingredients) > 1 or not mixed:
+    if len(outcome.recipe.ingredients) > 1:
         return None
-    best = max(mixed, key=lambda trial: (trial.result.items, trial.result.objective))
-    place = np.flatnonzero(np.isfinite(best.result.values))
-    table = ItemTable.of([items[n] for n in place], objective)
-    ours, theirs = best.result.values[place], outcome.result.values[place]
+    mixtures = []
+    for trial in outcome.trials:
+        if len(trial.recipe.ingredients) > 1 and np.isfinite(trial.result.objective):
+            mixtures.append(trial)
+    if not mixtures:
+        return None
+    best = max(mixtures, key=lambda trial: (trial.result.items, trial.result.objective))
+    answered = np.flatnonzero(np.isfinite(best.result.values))
+    table = ItemTable.of([items[place] for place in answered], objective)
     names = ("the best mixture", outcome.recipe.ingredients[0])
-    return compare_on_table(names, ours, theirs, table)
+    return compare_on_table(
+        names, best.result.values[answered], outcome.result.values[answered], table
+    )
 
 
 def dry_verdict(verdict: VerdictSummary, limit: int) -> VerdictSummary:
@@ -407,22 +459,23 @@ def _with_holm(
     """Comparisons, `p_look` corrected for the looks. The candidates' p-values serve the intersection-union claim and
     need no other correction; those with the baselines are secondary and carry Holm's too. One soup under two names is
     one test."""
-    corrected = [over_looks(comparison.p_value, opened) for _, comparison in pairs]
-    baselines = {
-        c.recipe.id: corrected[n] for n, (c, _) in enumerate(pairs) if c.kind not in SINGLE_KINDS
-    }
+    baselines = {}
+    for other, comparison in pairs:
+        if other.kind not in SINGLE_KINDS:
+            baselines[other.recipe.id] = over_looks(comparison.p_value, opened)
     adjusted = dict(zip(baselines, holm(list(baselines.values())), strict=True))
     rows = []
-    for (c, comparison), p_look in zip(pairs, corrected, strict=True):
-        p_holm = None if c.kind in SINGLE_KINDS else adjusted[c.recipe.id]
+    for other, comparison in pairs:
         raw = comparison.raw(unit)
-        rows.append(RowDifference(**raw, kind=c.kind, p_look=p_look, p_holm=p_holm))
+        p_look = over_looks(comparison.p_value, opened)
+        p_holm = None if other.kind in SINGLE_KINDS else adjusted[other.recipe.id]
+        rows.append(RowDifference(**raw, kind=other.kind, p_look=p_look, p_holm=p_holm))
     return tuple(rows)
 
 
 def losses(unit: Unit, pair: Pair) -> CategoryLosses | None:
     """The soup against the best single by category; None if they are one model or there is one category."""
-    if pair.same or len(pair.table.names) < 2:
+    if pair.same_model or len(pair.table.names) < 2:
         return None
     categories = by_category(unit, [pair])
     signs = [int(np.sign(round(unit.gain(c.difference), 12))) for c in categories]
@@ -443,13 +496,12 @@ def variance(unit: Unit, scores: ItemScores, table: ItemTable) -> ObjectiveVaria
     """
     if not np.isfinite(scores.noise).all() or table.value is not None:
         return None
-    share = (table.coefficients / np.bincount(table.categories, minlength=len(table.names)))[
-        table.categories
-    ]
-    total = float(
-        design(scores.values, table.categories, table.groups, table.coefficients).variances().sum()
-    )
-    answers = min(total, float((share**2 * scores.noise).sum()))
+    # An item's weight in the objective [I]: its category's coefficient over the category's items.
+    sizes = np.bincount(table.categories, minlength=len(table.names))
+    weights = (table.coefficients / sizes)[table.categories]
+    grouped = design(scores.values, table.categories, table.groups, table.coefficients)
+    total = float(grouped.variances().sum())
+    answers = min(total, float((weights**2 * scores.noise).sum()))
     square = unit.factor**2
     return ObjectiveVariance(
         objective=total / square,

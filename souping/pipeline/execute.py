@@ -11,15 +11,14 @@ from souping.core.files import error_text, nearby, write_atomically
 from souping.core.reading import to_json
 from souping.core.types import LateError, Trial, UserError, frozen
 from souping.pipeline.ending import show_end
-from souping.pipeline.merge_only import merge, rebuild, soup_in, written_soup
-from souping.pipeline.models import free_target
+from souping.pipeline.merge_only import free_target, merge, rebuild, soup_in, written_soup
 from souping.pipeline.settings import MergeSettings, RunSettings
 from souping.pipeline.upload import check, push, replace_card
 from souping.report.content import Report
 
 if TYPE_CHECKING:
     from souping.pipeline.run import Run
-    from souping.pipeline.state import Reported, Selected
+    from souping.pipeline.state import Reported, Searched, Selected
 
 
 @frozen
@@ -42,26 +41,32 @@ def execute(settings: MergeSettings) -> float | None:
     goal = None if settings.plan else settings.upload
     if goal is not None:
         check(goal, settings.out)  # who may not write to the Hub learns it before the run
-    objective: float | None = None
     if isinstance(settings, RunSettings):
         outcome = perform(settings)
-        report = outcome.report
-        objective = outcome.objective
     else:
-        with closing(settings.merge):
-            recipe = settings.recipe
-            folder = rebuild(settings, recipe) if recipe else merge(settings)
-            report = Report(experiment=settings.name, others={"soup": str(folder)})
+        outcome = _merge_or_rebuild(settings)
+    report = outcome.report
     soup: Path | None = None
     try:
         soup = written_soup(settings, report)
     finally:  # also if another soup is in the way
         show_end(settings, report, soup)
     if goal is not None:
-        # one expert for everything
-        absent = "nothing to send: there is no soup"
-        print(f"  {'upload':16} {push(goal, soup, settings.store_path) if soup else absent}")
-    return objective
+        # One candidate was the expert for everything.
+        address = "nothing to send: there is no soup"
+        if soup is not None:
+            address = push(goal, soup, settings.store_path)
+        print(f"  {'upload':16} {address}")
+    return outcome.objective
+
+
+def _merge_or_rebuild(settings: MergeSettings) -> RunOutcome:
+    with closing(settings.merge):
+        if settings.recipe is not None:
+            folder = rebuild(settings, settings.recipe)
+        else:
+            folder = merge(settings)
+    return RunOutcome(report=Report(experiment=settings.name, others={"soup": str(folder)}))
 
 
 def check_settings(settings: MergeSettings) -> None:
@@ -106,27 +111,29 @@ def perform(settings: RunSettings) -> RunOutcome:
     soup: Path | None = None
     with ExitStack() as stack:
         for component in settings.open_parts:
-            stack.callback(component.close)  # servers and ranks wait for the next soup until then
+            # Servers and ranks wait for the next soup until then.
+            stack.callback(component.close)
         settings = replace(settings.with_items(), tracker=GuardedTracker(settings.tracker))
         progress = stack.enter_context(Progress())
         store = stack.enter_context(Store(settings.store_path))
         run = Run(settings, store, progress)
-        stack.callback(
-            lambda: settings.tracker.finish(
-                None if report is None else report.to_json(), settings.run_dir, soup
-            )
-        )
+
+        def finish_tracker() -> None:
+            content = None if report is None else report.to_json()
+            settings.tracker.finish(content, settings.run_dir, soup)
+
+        stack.callback(finish_tracker)
         stack.callback(run.close)
         settings.tracker.start(settings.config, settings.run_dir)
-        state = run.choose()
-        if not isinstance(state, Frozen):
-            return _stop(run, state)
-        soup = state.soup_folder
+        choices = run.choose()
+        if not isinstance(choices, Frozen):
+            return _stop(run, choices)
+        soup = choices.soup_folder
         try:
-            reported = run.measure(state)
-            write_samples(run, reported)
-            report = run.finish(reported)
-            return _write(run, reported, report)
+            state = run.measure(choices)
+            write_samples(run, state)
+            report = run.finish(state)
+            return _write(run, state, report)
         except (UserError, OSError) as error:
             if soup is None:
                 raise
@@ -138,16 +145,18 @@ def _write(run: Run, state: Reported, report: Report) -> RunOutcome:
     from souping.report.files import trial_rows, write_report, write_trials
 
     run_dir = run.settings.run_dir
-    trials = trial_rows(run.unit, state.winner.trials, state.selection)
+    winner = state.searched.winner
+    trials = trial_rows(run.unit, winner.trials, state.searched.selected.selection)
     write_trials(trials, report, run_dir / "trials.csv")
     write_report(report, trials, run_dir)
-    if state.soup_folder is not None and state.soup_folder.is_dir():
-        replace_card(state.soup_folder, state.card, report)
-    objective = run.unit.raw(state.winner.result.objective)
-    return RunOutcome(report=report, trials=state.winner.trials, objective=objective)
+    soup = state.frozen.soup_folder
+    if soup is not None and soup.is_dir():
+        replace_card(soup, state.frozen.card, report)
+    objective = run.unit.raw(winner.result.objective)
+    return RunOutcome(report=report, trials=winner.trials, objective=objective)
 
 
-def _stop(run: Run, state: Selected) -> RunOutcome:
+def _stop(run: Run, state: Selected | Searched) -> RunOutcome:
     """Write what a run knows that ends before the report fold."""
     from souping.pipeline.run_report import stopped_report
     from souping.pipeline.samples import write_samples
@@ -159,11 +168,12 @@ def _stop(run: Run, state: Selected) -> RunOutcome:
     if not isinstance(state, Searched):
         return RunOutcome(report=stopped_report(settings, state.selection, state.scores))
     winner = state.winner
-    report = stopped_report(settings, state.selection, None, winner.recipe, state.analyses)
+    selection = state.selected.selection
+    report = stopped_report(settings, selection, None, winner.recipe, state.analyses)
     if state.analyses:
         content = as_json(to_json(state.analyses)).encode()
         write_atomically(settings.run_dir / "analyses.json", content)
-    trials = trial_rows(run.unit, winner.trials, state.selection)
+    trials = trial_rows(run.unit, winner.trials, selection)
     write_trials(trials, report, settings.run_dir / "trials.csv")
     recipe = as_json(winner.recipe.as_dict()).encode()
     write_atomically(settings.run_dir / "recipe.json", recipe)

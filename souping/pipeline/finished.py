@@ -14,7 +14,7 @@ from souping.core.types import Json, Recipe, Result, Selection, Trial, UserError
 from souping.pipeline.analyses import results
 from souping.pipeline.run import Run
 from souping.pipeline.settings import RunSettings
-from souping.pipeline.state import Contender, Reported
+from souping.pipeline.state import Contender, Frozen, Reported, Searched, Selected
 from souping.pipeline.store import Store
 from souping.report.content import RecipeSummary, Report, SelectionSummary, TrialRow
 from souping.report.files import read_report, read_trials, write_report
@@ -44,20 +44,20 @@ def add_analyses(settings: RunSettings) -> list[Path]:
         store = stack.enter_context(Store(settings.store_path))
         run = stack.enter_context(closing(Run(settings.with_items(), store, progress)))
         state = resume(run, report, trials)
-        soups = run.soups(state)
+        soups = run.soups(state.searched)
         for name, analysis in settings.analyses.items():
             stage = run.analysis_stage(name, analysis, soups)
             if not settings.plan:
                 state = run.analyse(state, name, stage)
                 continue
             if analysis.searches:
-                spent = state.winner.spent
+                spent = state.searched.winner.spent
                 run.progress.say(f"{stage.name}: searches again, at most {spent:,} items")
             run.lacking(stage)
     if settings.plan:
         return []
     with locked(settings.run_dir):
-        # another process may have added analyses meanwhile
+        # Another process may have added analyses meanwhile.
         report, trials = read_finished(settings.run_dir)
         analyses = {**(report.analyses or {}), **state.analyses}
         return write_report(replace(report, analyses=analyses), trials, settings.run_dir)
@@ -87,24 +87,35 @@ def resume(run: Run, report: Report, trials: Sequence[TrialRow]) -> Reported:
             f"{nearby(run.settings.run_dir)}: the items are not those of the run: some were added, removed or changed; "
             "restore them"
         )
-    unknown = Result(objective=0.0, categories={}, items=0)
     recipe = report.recipe or read(RecipeSummary, {})
-    shares = dict(zip(recipe.ingredients, recipe.weights, strict=False))
-    soup = _recipe(run, shares, recipe.id)
-    tried = []
-    for place, line in enumerate(trials):
-        model = _recipe(run, line.weights, line.recipe_id)
-        result = replace(unknown, items=line.items or 0)
-        tried.append(Trial(number=place, recipe=model, weights=model.weights, result=result))
-    chosen = report.selection or read(SelectionSummary, {})
+    weights = dict(zip(recipe.ingredients, recipe.weights, strict=False))
+    soup = _recipe(run, weights, recipe.id)
+    unknown = Result(objective=0.0, categories={}, items=0)
+    winner = SearchResult(recipe=soup, result=unknown, trials=_trials(run, trials))
+    summary = report.selection or read(SelectionSummary, {})
+    selection = Selection(ingredients=summary.ingredients, metric=summary.metric or "")
+    searched = Searched(selected=Selected(selection=selection), winner=winner)
+
     claim = run.opening.report_claim(soup, run.folds["report"])
+    items = claim.items
+    if run.settings.limit is None:
+        items = run.ledger.items_of(claim)
     return Reported(
-        selection=Selection(ingredients=chosen.ingredients, metric=chosen.metric or ""),
-        winner=SearchResult(recipe=soup, result=unknown, trials=tuple(tried)),
+        frozen=Frozen(searched=searched, report=report, best=""),
         report=report,
-        items=claim.items if run.settings.limit else run.ledger.items_of(claim),
+        items=items,
         contenders=_contenders(run, report, soup),
     )
+
+
+def _trials(run: Run, rows: Sequence[TrialRow]) -> tuple[Trial, ...]:
+    """The soups of the search, without their scores."""
+    trials = []
+    for number, row in enumerate(rows):
+        recipe = _recipe(run, row.weights, row.recipe_id)
+        result = Result(objective=0.0, categories={}, items=row.items or 0)
+        trials.append(Trial(number=number, recipe=recipe, weights=recipe.weights, result=result))
+    return tuple(trials)
 
 
 def _contenders(run: Run, report: Report, soup: Recipe) -> tuple[Contender, ...]:
@@ -120,13 +131,13 @@ def _contenders(run: Run, report: Report, soup: Recipe) -> tuple[Contender, ...]
 
 def _recipe(run: Run, weights: Mapping[str, float | None], expected: Json) -> Recipe:
     """The recipe of a run's weights (UserError if the candidates or merge settings are not those of the run)."""
-    used = {name: weight for name, weight in weights.items() if weight}
+    nonzero = {name: weight for name, weight in weights.items() if weight}
     where = nearby(run.settings.run_dir)
-    other = f"{where}: the candidates or merge settings are not those of the run"
-    for name in used:
+    changed = f"{where}: the candidates or merge settings are not those of the run"
+    for name in nonzero:
         if name not in run.pool.names:
-            raise UserError(f"{other}: {name} is not in the pool")
-    recipe = run.pool.recipe(used) if used else run.single(run.pool.names[0])
+            raise UserError(f"{changed}: {name} is not in the pool")
+    recipe = run.pool.recipe(nonzero or {run.pool.names[0]: 1.0})
     if recipe.id != expected:
-        raise UserError(f"{other}: soup {expected} is now {recipe.id}")
+        raise UserError(f"{changed}: soup {expected} is now {recipe.id}")
     return recipe

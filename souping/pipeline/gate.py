@@ -31,50 +31,53 @@ def check_expected(
     A wrong chat template, stop text or token limit moves a candidate far from its published score. A check fails if the
     expected score is outside the interval of the measured one, and all intervals hold at once.
     """
-    checks = tuple(
-        _check(unit, one, scores[one.candidate], objective, len(expected)) for one in expected
-    )
+    checks = []
+    for expectation in expected:
+        measured = scores[expectation.candidate]
+        checks.append(_check(unit, expectation, measured, objective, len(expected)))
     return GateSummary(
         mode=mode,
         fold=fold,
         false_alarm=FALSE_ALARM,
         passed=all(check.verdict == AS_EXPECTED for check in checks),
-        checks=checks,
+        checks=tuple(checks),
     )
 
 
 def _check(
-    unit: Unit, one: Expectation, scores: ItemScores, objective: Objective, count: int
+    unit: Unit, expectation: Expectation, scores: ItemScores, objective: Objective, count: int
 ) -> GateCheck:
     table = ItemTable.of(scores.items, objective)
-    if one.category is None:
+    if expectation.category is None:
         interval = table.interval(scores.values)
     else:
-        mask = table.categories == table.names.index(one.category)
+        mask = table.categories == table.names.index(expectation.category)
         interval = rate(scores.values[mask], table.groups[mask])
-    # both arms, from 95 % to one of `count` checks
+    # Both arms of the interval, from 95 % to one of `count` checks.
     factor = NormalDist().inv_cdf(1 - FALSE_ALARM / (2 * count)) / Z95
     bottom, top = span(scores.values)
     low = max(bottom, interval.mean - factor * (interval.mean - interval.low))
     high = min(top, interval.mean + factor * (interval.high - interval.mean))
     raw = unit.raw_table({"mean": interval.mean, "low": low, "high": high})
     return GateCheck(
-        candidate=one.candidate,
-        category=one.category,
-        expected=one.score,
+        candidate=expectation.candidate,
+        category=expectation.category,
+        expected=expectation.score,
         measured=raw["mean"],
         low=raw["low"],
         high=raw["high"],
         n=interval.n,
         groups=interval.groups,
-        verdict=_verdict(one.score, raw["low"], raw["high"]),
+        verdict=_verdict(expectation.score, raw["low"], raw["high"]),
     )
 
 
 def _verdict(expected: float, low: float, high: float) -> str:
     if expected > high:
         return "too low"
-    return "too high" if expected < low else AS_EXPECTED
+    if expected < low:
+        return "too high"
+    return AS_EXPECTED
 
 
 def gate_sentence(gate: GateSummary) -> str:

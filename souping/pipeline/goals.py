@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import json
 import math
 from collections.abc import Callable, Mapping, Sequence
@@ -10,9 +9,9 @@ from dataclasses import replace
 from functools import partial
 
 from souping.analysis.front import FRONT, Front
-from souping.analysis.guards import LENGTH_GUARD, Admission, GuardCheck, check, judge
+from souping.analysis.guards import LENGTH_GUARD, Admission, GuardCheck, GuardsResult, check, judge
 from souping.core.protocols import Objective, Strategy
-from souping.core.types import FloatArray, Item, ItemScores, Json, Recipe, Trial, UserError
+from souping.core.types import FloatArray, Item, ItemScores, Recipe, Trial, UserError
 from souping.core.unit import Unit
 from souping.pipeline.claims import Look
 from souping.pipeline.settings import RunSettings
@@ -25,9 +24,10 @@ from souping.search.loop import RecipeEvaluator, SearchResult, find_weights, res
 
 def check_tokens(settings: RunSettings, stage: Stage, scores: Sequence[ItemScores]) -> None:
     """Refuse lengths as a guard or a goal if the candidates' answers have none (UserError)."""
-    wanted = LENGTH_GUARD in (*settings.guard, *settings.pareto) and not stage.benchmark
+    if stage.benchmark or LENGTH_GUARD not in (*settings.guard, *settings.pareto):
+        return
     soups = any(len(recipe.ingredients) > 1 for recipe in stage.models)
-    if wanted and not soups and not any(one.lengths.any() for one in scores):
+    if not soups and not any(answers.lengths.any() for answers in scores):
         raise UserError(
             "this evaluator does not count the tokens of its answers: leave tokens out of guard and pareto"
         )
@@ -35,13 +35,15 @@ def check_tokens(settings: RunSettings, stage: Stage, scores: Sequence[ItemScore
 
 def best_first(winner: SearchResult) -> list[Trial]:
     """The soups that answered the whole search fold, each once: the winner, then the others by their objective."""
-    whole = sorted(
-        (trial for trial in winner.trials if trial.whole), key=lambda trial: trial.result.objective
-    )
-    each = {trial.recipe.id: trial for trial in whole}  # an optimiser may ask a soup twice
-    return sorted(
-        each.values(), key=lambda one: (one.recipe.id != winner.recipe.id, -one.result.objective)
-    )
+    complete = [trial for trial in winner.trials if trial.whole]
+    complete.sort(key=lambda trial: trial.result.objective)
+    # An optimiser may ask for a soup twice: its better trial counts.
+    by_id = {trial.recipe.id: trial for trial in complete}
+
+    def rank(trial: Trial) -> tuple[bool, float]:
+        return trial.recipe.id != winner.recipe.id, -trial.result.objective
+
+    return sorted(by_id.values(), key=rank)
 
 
 def admitted(
@@ -59,103 +61,143 @@ def admitted(
 
     `unguarded` is the objective without guards; `elsewhere` names the guards on other benchmarks that a soup fails.
     """
-    own, chosen, why = admission.reference, None, "every better soup lost too much"
-    for trial in itertools.takewhile(lambda one: one.recipe.id != reference.id, order):
-        scores = ItemScores(
-            items=own.items, values=trial.result.values, lengths=trial.result.lengths
-        )
-        found = [(guard, check(guard, scores, own)) for guard in admission.bounds]
-        if all(one.difference > -guard.margin for guard, one in found):
-            failed = [guard.name for guard, one in found if not guard.admits(one)] or elsewhere(
-                trial.recipe
-            )
-            chosen, why = None if failed else trial, f"failed: {', '.join(failed)}"
-            break
-    result = chosen.result if chosen else result_of(own, objective)
+    scores = admission.reference
+    trial, reason = _first_admissible(order, admission, reference, elsewhere)
+    if trial is None:
+        recipe = reference
+        result = result_of(scores, objective)
+    else:
+        recipe = trial.recipe
+        result = trial.result
     cost = max(0.0, unit.size(unguarded - result.objective))
-    refused = chosen is None and (cost > 0 or winner.recipe.id != reference.id)
-    end = "the soup passed the guards" if chosen else "the guards changed nothing"
-    end = f"no soup passed the guards ({why})" if refused else end
-    price = (
-        f"; the guards cost {unit.text(cost)} {unit.name} on the search fold" if cost > 0 else ""
+    refused = trial is None and (cost > 0 or winner.recipe.id != reference.id)
+    if refused:
+        sentence = f"no soup passed the guards ({reason})"
+    elif trial is None:
+        sentence = "the guards changed nothing"
+    else:
+        sentence = "the soup passed the guards"
+    if cost > 0:
+        sentence += f"; the guards cost {unit.text(cost)} {unit.name} on the search fold"
+    guards = GuardsResult(
+        against=admission.against, cost=cost, refused=refused, sentence=sentence, checks=()
     )
-    facts: dict[str, Json] = {
-        "against": admission.against,
-        "cost": cost,
-        "refused": refused,
-        "sentence": end + price,
-    }
-    return replace(
-        winner, recipe=chosen.recipe if chosen else reference, result=result, guards=facts
-    )
+    return replace(winner, recipe=recipe, result=result, guards=guards)
+
+
+def _first_admissible(
+    order: Sequence[Trial],
+    admission: Admission,
+    reference: Recipe,
+    elsewhere: Callable[[Recipe], list[str]],
+) -> tuple[Trial | None, str]:
+    """The first soup before the reference that seems to keep to the guards, if its test passes; else None and why."""
+    for trial in order:
+        if trial.recipe.id == reference.id:
+            break
+        result = trial.result
+        items = admission.reference.items
+        scores = ItemScores(items=items, values=result.values, lengths=result.lengths)
+        failed = []
+        seems_to_pass = True
+        for guard in admission.bounds:
+            comparison = check(guard, scores, admission.reference)
+            seems_to_pass &= comparison.difference > -guard.margin
+            if not guard.admits(comparison):
+                failed.append(guard.name)
+        if not seems_to_pass:
+            continue
+        failed = failed or elsewhere(trial.recipe)
+        if failed:
+            return None, f"failed: {', '.join(failed)}"
+        return trial, ""
+    return None, "every better soup lost too much"
 
 
 def with_goals(
     run: Steps, selected: Selected, winner: SearchResult, log: Callable[[Trial], None]
 ) -> Searched:
     """The soup that `pick` or the objective chooses under the guards, and what is known of the front."""
+    settings = run.settings
+    unit = settings.evaluator.unit
     ingredients = selected.selection.ingredients
-    admission = selected.admission
-    weights, front = run.settings.pick or None, None
-    if run.settings.pareto:
+    goal_weights = settings.pick or None
+    front: Front | None = None
+    if settings.pareto:
         winner, front = confirmed(run, winner, ingredients, log)
-    order, best, unit = best_first(winner), -math.inf, run.settings.evaluator.unit
+    order = best_first(winner)
+    # The objective of the best soup without guards.
+    unguarded = -math.inf
     summary = search_summary(unit, winner.summary)
-    if front and weights:
-        merits = front.merits(weights)
-        order = sorted(order, key=lambda one: -merits[one.weights])
+    if front is not None and goal_weights is not None:
+        merits = front.merits(goal_weights)
+        order.sort(key=lambda trial: -merits[trial.weights])
         winner = replace(winner, recipe=order[0].recipe, result=order[0].result)
     elif summary.without_guards is not None:
-        best = unit.gain(summary.without_guards)
-    if admission is not None:
-        against = run.single(admission.against)
-        elsewhere = partial(failed_elsewhere, run, admission)
-        best = max([best, *(one.result.objective for one in order[:1])])
+        unguarded = unit.gain(summary.without_guards)
+    if selected.admission is not None:
+        if order:
+            unguarded = max(unguarded, order[0].result.objective)
         winner = admitted(
-            unit, winner, order, admission, against, run.settings.objective, best, elsewhere
+            unit,
+            winner,
+            order,
+            selected.admission,
+            run.single(selected.admission.against),
+            settings.objective,
+            unguarded,
+            partial(failed_elsewhere, run, selected.admission),
         )
-    searched = Searched(**vars(selected), winner=winner)
+    searched = Searched(selected=selected, winner=winner)
     if front is None:
         return searched
-    chosen = dict(zip(winner.recipe.ingredients, winner.recipe.weights, strict=True))
-    return replace(searched, analyses={FRONT: front.result(ingredients, chosen, weights)})
+    weights = dict(zip(winner.recipe.ingredients, winner.recipe.weights, strict=True))
+    result = front.result(ingredients, weights, goal_weights)
+    return replace(searched, analyses={FRONT: result})
 
 
 def confirmed(
     run: Steps, winner: SearchResult, ingredients: tuple[str, ...], log: Callable[[Trial], None]
 ) -> tuple[SearchResult, Front]:
     """The search with points of its front among its trials, which answer the whole search fold, and the front."""
-    points, goals = (
-        adaptive(run.settings.optimiser).points(len(ingredients)),
-        run.settings.goals_on(run.categories),
-    )
-    trials = {one.weights: one for one in winner.trials}
+    settings = run.settings
+    points = adaptive(settings.optimiser).points(len(ingredients))
+    goals = settings.goals_on(run.categories)
     fit = partial(Front, goals, run.folds["search"], points)
-    wanted = fit(trials.values()).candidates(run.settings.pick or None)
-    lacking = [
-        dict(zip(ingredients, one, strict=True))
-        for one in wanted
-        if one not in trials or not trials[one].whole
-    ]
-    recipes = {tuple(weights.values()): run.pool.recipe(weights) for weights in lacking}
-    measured = run.evaluate_stage(run.front_stage(recipes.values())) if recipes else {}
+    trials = {trial.weights: trial for trial in winner.trials}
+
+    # Soups that may be on the front and have not answered the whole fold.
+    recipes = {}
+    for point in fit(trials.values()).candidates(settings.pick or None):
+        if point not in trials or not trials[point].whole:
+            recipes[point] = run.pool.recipe(dict(zip(ingredients, point, strict=True)))
+    measured: Mapping[str, ItemScores] = {}
+    if recipes:
+        measured = run.evaluate_stage(run.front_stage(recipes.values()))
     for point, recipe in recipes.items():
-        number = trials[point].number if point in trials else len(trials)
-        result = result_of(measured[recipe.id], run.settings.objective)
+        number = len(trials)
+        if point in trials:
+            number = trials[point].number
+        result = result_of(measured[recipe.id], settings.objective)
         trials[point] = Trial(number=number, recipe=recipe, weights=point, result=result)
         log(trials[point])
-    every = tuple(sorted(trials.values(), key=lambda trial: trial.number))
-    return replace(winner, trials=every), fit(trials.values())
+    in_order = tuple(sorted(trials.values(), key=lambda trial: trial.number))
+    return replace(winner, trials=in_order), fit(trials.values())
 
 
 def adaptive(strategy: Strategy) -> Adaptive:
-    return strategy if isinstance(strategy, Adaptive) else Adaptive()
+    """The run's own adaptive search, or one with the defaults."""
+    if isinstance(strategy, Adaptive):
+        return strategy
+    return Adaptive()
 
 
 def failed_elsewhere(run: Steps, admission: Admission, soup: Recipe) -> list[str]:
     """The first guard on another benchmark that a soup fails, by the items of its search fold."""
     reference = run.single(admission.against)
-    for guard in (guard for guard in admission.guards if guard.benchmark):
+    for guard in admission.guards:
+        if not guard.benchmark:
+            continue
         scores = run.evaluate_stage(run.guard_stage(guard, [reference, soup]))
         if not guard.admits(check(guard, scores[soup.id], scores[reference.id])):
             return [guard.name]
@@ -171,22 +213,27 @@ def search_again(
     items: tuple[Item, ...],
 ) -> FloatArray:
     """Scores on `items` of the best soup of some ingredients, which a search of its own finds on other items."""
-    own, settings, half = (
-        replace(adaptive(run.settings.optimiser), budget=budget),
-        run.settings,
-        known[0].items,
+    settings = run.settings
+    strategy = replace(adaptive(settings.optimiser), budget=budget)
+    searched_items = known[0].items
+    winner = find_weights(
+        strategy,
+        settings.objective,
+        settings.seed,
+        run.pool,
+        evaluation,
+        names,
+        searched_items,
+        known=known,
     )
-    found = find_weights(
-        own, settings.objective, settings.seed, run.pool, evaluation, names, half, known=known
-    )
-    return evaluation.scores(found.recipe, items).values
+    return evaluation.scores(winner.recipe, items).values
 
 
 def declared(admission: Admission | None) -> str:
     """The guards of a run and the model that they compare with, as the ledger keeps them."""
     if admission is None:
         return ""
-    guards = [[one.benchmark, one.name, one.margin] for one in admission.guards]
+    guards = [[guard.benchmark, guard.name, guard.margin] for guard in admission.guards]
     return json.dumps([admission.against, sorted(guards)])
 
 
@@ -220,7 +267,8 @@ def guard_checks(
         pairs.append((scores[soup.id], scores[against.id]))
     is_later = look.guards != declared(admission)
     picked = 1 + len(look.known.soups) + look.known.missing
-    checks = judge(admission.guards, pairs, look.number, picked, names if is_later else 0)
+    undeclared = names if is_later else 0
+    checks = judge(admission.guards, pairs, look.number, picked, undeclared)
     if claim not in ("not_measured", "dry_run"):
         return checks
     outcome = claim.replace("_", " ")

@@ -68,9 +68,9 @@ class Ledger:
     ) -> tuple[Item, ...]:
         """The items that a report on a new claim would be on."""
         with self._store.reading() as db:
-            return items_to_report(
-                items, _occasions(db, _names(items)), objective, _deleted(db), slices
-            )
+            occasions = _occasions(db, _names(items))
+            deleted = _deleted(db)
+        return items_to_report(items, occasions, objective, deleted, slices)
 
     def slice_of(self, claim: Claim, items: Sequence[Item]) -> Slice:
         """The slice that these items are of."""
@@ -78,9 +78,9 @@ class Ledger:
         number = next(n for n, part in enumerate(parts) if items[0] in part)
         with self._store.reading() as db:
             occasions = _occasions(db, _names(claim.items))
-        others = parts[:number] + parts[number + 1 :]
-        left = sum(times_shown(part, occasions) < 0.5 for part in others)
-        return Slice(number + 1, claim.slices, left, len(parts[number]))
+        other_parts = parts[:number] + parts[number + 1 :]
+        unopened = sum(times_shown(part, occasions) < 0.5 for part in other_parts)
+        return Slice(number + 1, claim.slices, unopened, len(parts[number]))
 
     def announcement(self, items: Sequence[Item]) -> str:
         """What a report on these items will cost if there were others before; empty if it is the first."""
@@ -136,6 +136,7 @@ class Ledger:
         query = (
             "SELECT evaluator, item, AVG(score) FROM grades WHERE soup = ? GROUP BY evaluator, item"
         )
+        # {(soup, evaluator): scores [I]}
         rows: dict[tuple[str, int], FloatArray] = {}
         with self._store.reading() as db:
             for soup in family.soups:
@@ -167,22 +168,25 @@ class Ledger:
         query = "SELECT fingerprint FROM contents JOIN members ON content = contents.id WHERE item_set = ?"
         with self._store.reading() as db:
             mixtures = _Mixtures(db)
-            own = mixtures.of(parts_of(recipe)).keys()
+            ingredients = mixtures.of(parts_of(recipe)).keys()
             searches = db.execute("SELECT item_set, ingredients FROM searches").fetchall()
-            sets = {
-                n
-                for n, names in searches
-                if own & mixtures.of(dict.fromkeys(json.loads(names), 1.0)).keys()
-            }
-            return {str(name) for number in sets for (name,) in db.execute(query, (number,))}
+            item_sets = set()
+            for item_set, candidates in searches:
+                mixed = mixtures.of(dict.fromkeys(json.loads(candidates), 1.0))
+                if ingredients & mixed.keys():
+                    item_sets.add(item_set)
+            identities = set()
+            for item_set in item_sets:
+                identities |= {str(name) for (name,) in db.execute(query, (item_set,))}
+            return identities
 
     # ------------------------------------------------------------ views
 
     def note_view(self, recipe: str, identities: Iterable[str]) -> None:
         """Note that somebody read the answers to these items in the report of a frozen recipe (its id)."""
         with self._store.writing() as db:
-            shown = _item_set(db, identities)
-            db.execute("INSERT OR IGNORE INTO views VALUES (?, ?)", (recipe, shown))
+            item_set = _item_set(db, identities)
+            db.execute("INSERT OR IGNORE INTO views VALUES (?, ?)", (recipe, item_set))
 
     def viewed(self, recipe: str, items: Sequence[Item]) -> int:
         """Number of these items whose answers somebody read in the report of another recipe than this one (its id)."""
@@ -191,8 +195,8 @@ class Ledger:
             "JOIN views USING (item_set) WHERE views.recipe != ?"
         )
         with self._store.reading() as db:
-            seen = {str(name) for (name,) in db.execute(query, (recipe,))}
-        return sum(item.identity in seen for item in items)
+            viewed = {str(name) for (name,) in db.execute(query, (recipe,))}
+        return sum(item.identity in viewed for item in items)
 
 
 class _Mixtures:
@@ -203,11 +207,10 @@ class _Mixtures:
     """
 
     def __init__(self, db: sqlite3.Connection) -> None:
-        rows = db.execute("SELECT fingerprint, weights, soup FROM folders")
-        self._db, self._known = (
-            db,
-            {str(name): (str(weights), str(soup)) for name, weights, soup in rows},
-        )
+        # {fingerprint: (digest of the weights, mixture as JSON)}
+        self._known: dict[str, tuple[str, str]] = {}
+        for name, weights, soup in db.execute("SELECT fingerprint, weights, soup FROM folders"):
+            self._known[str(name)] = (str(weights), str(soup))
 
     def of(self, parts: Mixture, depth: int = DEEP) -> Mixture:
         """{ingredient: share} of {fingerprint: weight}; the shares sum to 1."""
@@ -215,9 +218,9 @@ class _Mixtures:
         total = math.fsum(parts.values()) or 1.0
         for name, weight in parts.items():
             weights, soup = self._known.get(name, ("", ""))
-            inner = (
-                self.of(json.loads(soup), depth - 1) if soup and depth else {weights or name: 1.0}
-            )
+            inner = {weights or name: 1.0}
+            if soup and depth:
+                inner = self.of(json.loads(soup), depth - 1)
             for ingredient, share in inner.items():
                 mixed[ingredient] = mixed.get(ingredient, 0.0) + share * weight / total
         return {name: share for name, share in mixed.items() if share}
@@ -289,7 +292,7 @@ def _family(
 ) -> KnownModels:
     """Models whose scores on these items may be known: all that answered one, and soups that were shown on one.
 
-    A report claims something of a soup, so single models are no part of its family. Its own `models` are, if they were
+    A report claims something of a soup, so single models are not part of its family. Its own `models` are, if they were
     shown before.
     """
     mixtures = _Mixtures(db)
@@ -297,14 +300,14 @@ def _family(
         "SELECT DISTINCT soup FROM shown WHERE item_set IN (SELECT other.item_set FROM members "
         "AS own JOIN members AS other USING (content) WHERE own.item_set = ?)"
     )
-    shown = {str(parts) for (parts,) in db.execute(shared, (item_set,))}
+    shown_mixtures = {str(parts) for (parts,) in db.execute(shared, (item_set,))}
     answering: set[int] = set()
     for question in questions:
         query = "SELECT DISTINCT soup FROM answers WHERE item = ?"
         answering |= {soup for (soup,) in db.execute(query, (row_number(question),))}
 
     soups = []
-    own = {recipe.fingerprint for recipe in models}
+    reported = {recipe.fingerprint for recipe in models}
     stored: set[str] = set()
     for number in sorted(answering):
         row = db.execute("SELECT recipe FROM soups WHERE id = ?", (number,)).fetchone()
@@ -316,9 +319,9 @@ def _family(
         text = json.dumps(parts, sort_keys=True)
         stored.add(text)
         in_family = not models or len(mixtures.of(parts)) > 1
-        if in_family and (text in shown or recipe.fingerprint not in own):
+        if in_family and (text in shown_mixtures or recipe.fingerprint not in reported):
             soups.append(recipe.fingerprint)
-    return KnownModels(tuple(soups), missing=len(shown - stored))
+    return KnownModels(tuple(soups), missing=len(shown_mixtures - stored))
 
 
 def _deleted(db: sqlite3.Connection) -> int:
@@ -332,9 +335,8 @@ def _deleted(db: sqlite3.Connection) -> int:
 
 def _insert(db: sqlite3.Connection, table: str, *values: str | int) -> None:
     """Write a row unless one with its key exists, and count it."""
-    if db.execute(
-        f"INSERT OR IGNORE INTO {table} VALUES ({', '.join('?' * len(values))})", values
-    ).rowcount:
+    places = ", ".join("?" * len(values))
+    if db.execute(f"INSERT OR IGNORE INTO {table} VALUES ({places})", values).rowcount:
         db.execute(
             "INSERT INTO written VALUES (?, 1) ON CONFLICT DO UPDATE SET rows = rows + 1", (table,)
         )

@@ -148,6 +148,8 @@ def run(
     """
     check_arguments(run, {key: value for key, value in locals().items() if key != "items"})
     objective = objective or Mean()
+    if analyses is None:
+        analyses = _analyses()
     folder = expanded(out or f"outputs/{name}/{time.strftime('%Y-%m-%d_%H-%M-%S')}", "out")
     settings = RunSettings(
         **_common(pool, merge, tracker, name, seed, Path(store), folder, folder / "soup"),
@@ -165,7 +167,7 @@ def run(
         guard_against=guard_against,
         pareto=tuple(pareto or ()),
         pick=pick,
-        analyses=_analyses() if analyses is None else analyses,
+        analyses=analyses,
         command=f"souping.run(name={name!r}, out={str(folder)!r}, seed={seed})",
     )
     return _perform(settings)
@@ -176,7 +178,7 @@ def _perform(settings: RunSettings) -> RunResult:
     from souping.pipeline.merge_only import written_soup
 
     check_settings(settings)
-    made = missing_folders(settings.run_dir)
+    new_folders = missing_folders(settings.run_dir)
     settings.run_dir.mkdir(parents=True, exist_ok=True)
     try:
         with logged(settings.run_dir, settings.command):
@@ -184,18 +186,16 @@ def _perform(settings: RunSettings) -> RunResult:
     except LateError:
         raise
     except UserError:
-        discard(settings.run_dir, made, EARLY if made else ())
+        discard(settings.run_dir, new_folders, EARLY if new_folders else ())
         raise
-    trials = tuple(
-        RunTrial(
-            weights=dict(zip(one.recipe.ingredients, one.recipe.weights, strict=True)),
-            objective=settings.evaluator.unit.raw(one.result.objective),
-        )
-        for one in outcome.trials
-    )
+    trials = []
+    for trial in outcome.trials:
+        weights = dict(zip(trial.recipe.ingredients, trial.recipe.weights, strict=True))
+        objective = settings.evaluator.unit.raw(trial.result.objective)
+        trials.append(RunTrial(weights=weights, objective=objective))
     soup = written_soup(settings, outcome.report)
     report = RunReport(**vars(outcome.report))
-    return RunResult(settings.run_dir, report, trials, soup)
+    return RunResult(settings.run_dir, report, tuple(trials), soup)
 
 
 def soup(
@@ -214,10 +214,9 @@ def soup(
         UserError: the models do not fit each other, or `out` is there already.
     """
     from souping.pipeline import merge_only
-    from souping.pipeline.models import free_target
 
     folder = expanded(out, "out")
-    free_target(folder)
+    merge_only.free_target(folder)
     check_arguments(soup, {"merge": merge})
     common = _common(models, merge, None, "merge", 0, Path(store), folder.parent, folder)
     if isinstance(weights, Mapping):
@@ -236,8 +235,9 @@ def select(table: str | Path | ScoreMatrix, selector: Selector | None = None) ->
         UserError: the table cannot be read, has too few models or categories, or `selector` chose what it must not.
     """
     check_arguments(select, {"selector": selector})
-    scores = table if isinstance(table, ScoreMatrix) else _scores_at(expanded(table))
-    return (selector or _soce(Mean())).select_checked(scores)
+    if not isinstance(table, ScoreMatrix):
+        table = _scores_at(expanded(table))
+    return (selector or _soce(Mean())).select_checked(table)
 
 
 def _scores_at(path: Path) -> ScoreMatrix:
@@ -267,10 +267,12 @@ def _common(
         raise UserError(
             f"{str(models)!r} is one model: give a list of folders, or {{name: folder}}"
         )
-    pairs = models.items() if isinstance(models, Mapping) else ()
-    named = [{"name": key, "path": str(path)} for key, path in pairs]
+    if isinstance(models, Mapping):
+        pool = Pool(candidates=[{"name": key, "path": str(path)} for key, path in models.items()])
+    else:
+        pool = Pool(candidates=[str(path) for path in models])
     return {
-        "pool": Pool(candidates=[*named] if named else [str(path) for path in models]),
+        "pool": pool,
         "merge": merge or LocalMerge(),
         "tracker": tracker or NoTracker(),
         "name": name,
@@ -285,7 +287,9 @@ def _common(
 def _benchmark(items: ItemSource) -> BenchmarkItems:
     if isinstance(items, Sequence) and not isinstance(items, str):
         return ListedItems(listed=list(items))
-    return Benchmark(path=str(items)) if isinstance(items, str | Path) else items
+    if isinstance(items, str | Path):
+        return Benchmark(path=str(items))
+    return items
 
 
 def _soce(objective: Objective) -> SoCE:

@@ -11,9 +11,10 @@ from souping.analysis.intervals import ItemTable
 from souping.core.types import ItemScores
 from souping.report.content import AnswerEnds, ModelEnds
 
-WARN, REFUSE = 0.02, 0.2
-"""Shares of a model's answers that are cut off or missing: from the first on there is a warning, above the second
-nothing is claimed."""
+WARN = 0.02
+"""Share of a model's answers that are cut off or missing from which on there is a warning."""
+REFUSE = 0.2
+"""Share above which nothing is claimed."""
 SEE_WHY = (
     "see why answers are missing (python -m souping show RUN_DIR): "
     "prompts longer than the context leave no room"
@@ -57,12 +58,12 @@ def unmeasured(ends: Mapping[str, ModelEnds], length_key: str = "") -> str:
 def lost_answers(scores: Mapping[str, ItemScores], where: str, length_key: str = "") -> list[str]:
     """A warning if 2 % or more of a model's answers in a stage are cut off or missing; {model: scores}."""
     ends = {name: _model_ends(answers, {}) for name, answers in scores.items()}
-    hit = [name for name in ends if _lost(ends[name]) >= WARN]
-    if not hit:
+    affected = [name for name in ends if _lost(ends[name]) >= WARN]
+    if not affected:
         return []
-    worst = max(hit, key=lambda name: _lost(ends[name]))
+    worst = max(affected, key=lambda name: _lost(ends[name]))
     return [
-        f"{where}: answers of {len(hit)} of {len(ends)} models are cut off or missing and count as wrong: "
+        f"{where}: answers of {len(affected)} of {len(ends)} models are cut off or missing and count as wrong: "
         f"{_describe(worst, ends[worst])}: {_remedy(ends[worst], length_key)}"
     ]
 

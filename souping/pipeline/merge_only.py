@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import filecmp
+import os
+import tempfile
 from collections.abc import Mapping, MutableMapping, Sequence
 from contextlib import ExitStack, closing, suppress
 from pathlib import Path
@@ -27,6 +29,7 @@ from souping.core.types import (
     Folders,
     JsonObject,
     LateError,
+    Names,
     Recipe,
     SearchSpace,
     UserError,
@@ -36,14 +39,9 @@ from souping.merge.kernels import METHODS
 from souping.merge.local import LocalMerge, method_digest
 from souping.merge.plan import HUGE, MOST_INGREDIENTS
 from souping.merge.soup_files import CARD, RECIPE
-from souping.pipeline.models import (
-    STORED_SOUP_PREFIX,
-    OpenPool,
-    check_space,
-    folder_of,
-    scratch_place,
-    with_base,
-)
+from souping.pipeline.fetching import folder_of, with_base
+from souping.pipeline.models import OpenPool
+from souping.pipeline.serving import STORED_SOUP_PREFIX, check_space, scratch_place
 from souping.pipeline.settings import MergeSettings, RunSettings
 from souping.pipeline.store import Store
 from souping.pipeline.upload import card
@@ -63,23 +61,17 @@ def merge(settings: MergeSettings) -> Path | None:
                 )
             )
         )
-        found = settings.pool.trajectory
-        for note in dict.fromkeys(
-            [*(found.sentences + found.notes if found else []), *pool.warnings]
-        ):
+        notes = []
+        if settings.pool.trajectory is not None:
+            notes += settings.pool.trajectory.sentences
+            notes += settings.pool.trajectory.notes
+        notes += pool.warnings
+        for note in dict.fromkeys(notes):
             say(f"note: {note}")
-        if settings.optimiser.count(len(pool.names)) != 1:
-            one = (
-                "optimiser=fixed, optimiser=uniform, or optimiser=schedule with optimiser.only=ema"
-            )
-            raise UserError(f"there are no items to search on: use {one}")
-        space = SearchSpace(ingredients=pool.names, candidates=pool.names)
-        cell = settings.optimiser.start(space, settings.seed).ask()
-        recipe = pool.recipe(dict(zip(pool.names, cell.weights if cell else (), strict=True)))
+        recipe = pool.recipe(_only_weights(settings, pool.names))
         if not pool.late:
-            return _write(
-                settings, pool.merge_pool, recipe, pool.folders, pool.base, _card(settings, recipe)
-            )
+            text = _card(settings, recipe)
+            return _write(settings, pool.merge_pool, recipe, pool.folders, pool.base, text)
         with Throughput("soup") as progress:
             soup, notes = pool.write_late(
                 recipe, settings.out, lambda known: {CARD: _card(settings, known)}, progress
@@ -89,22 +81,34 @@ def merge(settings: MergeSettings) -> Path | None:
         return soup
 
 
+def _only_weights(settings: MergeSettings, names: Names) -> dict[str, float]:
+    """The weights of an optimiser that tries one point (UserError: it would search)."""
+    if settings.optimiser.count(len(names)) != 1:
+        raise UserError(
+            "there are no items to search on: use optimiser=fixed, optimiser=uniform, or optimiser=schedule with "
+            "optimiser.only=ema"
+        )
+    space = SearchSpace(ingredients=names, candidates=names)
+    request = settings.optimiser.start(space, settings.seed).ask()
+    assert request is not None
+    return dict(zip(names, request.weights, strict=True))
+
+
 def show_names(settings: MergeSettings) -> None:
     """`merge.names=show`: which tensor of the soup comes from which tensor of the candidates, and how."""
     merge = settings.merge
     home = settings.pool.home
     folder = folder_of(str(home), merge.allow_pickle) if home else None
     like = Like(folder, rules_of(merge.names))
-    shown_before = dict[tuple[str, ...], str]()
+    first_names = dict[tuple[str, ...], str]()
     for candidate in settings.pool.resolve(at_least=1):
         path = folder_of(str(candidate.path), merge.allow_pickle)
         lines = tuple(describe_names(Checkpoint.open(path, merge.allow_pickle, like)))
-        same = shown_before.setdefault(lines, candidate.name)
-        print(
-            f"{candidate.name}: as {same}"
-            if same != candidate.name
-            else "\n  ".join((f"{same}:", *lines))
-        )
+        first = first_names.setdefault(lines, candidate.name)
+        if first == candidate.name:
+            print("\n  ".join((f"{first}:", *lines)))
+        else:
+            print(f"{candidate.name}: as {first}")
 
 
 def rebuild(settings: MergeSettings, path: Path) -> Path | None:
@@ -118,22 +122,20 @@ def rebuild(settings: MergeSettings, path: Path) -> Path | None:
     with Store(settings.store_path) as store:
         recipe, table = read_recipe(path)
         _check_method(recipe)
-        # every byte is read anew, once
         backend = maker(settings.merge, recipe)
+        # Digests that the store knows are not used: every byte is read anew, once.
         hashes = dict[str, str]()
-        given = {c.name: c for c in settings.pool.resolve(at_least=0)}
-        home = (
-            folder_of(str(settings.pool.home), backend.allow_pickle) if settings.pool.home else None
-        )
+        candidates = {c.name: c for c in settings.pool.resolve(at_least=0)}
+        home: Path | None = None
+        if settings.pool.home:
+            home = folder_of(str(settings.pool.home), backend.allow_pickle)
         like = Like(home, rules_of(settings.merge.names), table.get("format") == "same")
-        expected = dict(zip(recipe.ingredients, recipe.fingerprints, strict=True))
-        folders = {
-            name: _find(name, content, recipe, given, store, backend, hashes, like)
-            for name, content in expected.items()
-        }
+        folders = {}
+        for name, content in zip(recipe.ingredients, recipe.fingerprints, strict=True):
+            folders[name] = _find(name, content, recipe, candidates, store, backend, hashes, like)
         backend = _as_written(backend, recipe, table, store, list(folders.values()), hashes)
-        beside = path.with_name(CARD)
-        text = text_of(beside) if beside.is_file() else None
+        old_card = path.with_name(CARD)
+        text = text_of(old_card) if old_card.is_file() else None
         with closing(backend.open(folders, hashes, like)) as pool:
             return _write(settings, pool, recipe, folders, backend.base, text)
 
@@ -158,14 +160,13 @@ def maker(backend: MergeBackend, recipe: Recipe) -> MergeBackend:
     """The backend that can make a soup again: the run's own, unless the other kind made it."""
     from souping.merge.mergekit import MergekitMerge
 
-    theirs = recipe.settings.get("by") == "mergekit"
-    if theirs == isinstance(backend, MergekitMerge):
+    by_mergekit = recipe.settings.get("by") == "mergekit"
+    if by_mergekit == isinstance(backend, MergekitMerge):
         return backend
-    kept = {
-        "allow_pickle": backend.allow_pickle,
-        "nonfinite": backend.nonfinite,
-    }
-    return (MergekitMerge(method="linear") if theirs else LocalMerge()).with_settings(kept)
+    settings = {"allow_pickle": backend.allow_pickle, "nonfinite": backend.nonfinite}
+    if by_mergekit:
+        return MergekitMerge(method="linear").with_settings(settings)
+    return LocalMerge().with_settings(settings)
 
 
 def _write(
@@ -181,7 +182,9 @@ def _write(
         _show_plan(settings, pool, recipe, folders, base)
         return None
     with Throughput("soup") as progress:
-        extra = {CARD: text} if text is not None else {}
+        extra = {}
+        if text is not None:
+            extra[CARD] = text
         return pool.write(recipe, settings.out, progress=progress, extra_files=extra)
 
 
@@ -196,12 +199,13 @@ def _show_plan(
 
     plan = pool.plan(recipe)
     print(plan.describe())
-    for one in (*settings.merge.needs(), *settings.tracker.needs()):
-        print(f"missing on this machine: {one.sentence()}")
+    for need in (*settings.merge.needs(), *settings.tracker.needs()):
+        print(f"missing on this machine: {need.sentence()}")
     plan.save(settings.run_dir / "plan.json")
-    with suppress(UserError):  # mergekit cannot express every recipe
-        named = {name: recipe.sources.get(name, folder) for name, folder in folders.items()}
-        write_atomically(settings.run_dir / "mergekit.yml", to_yaml(recipe, named, base).encode())
+    # mergekit cannot express every recipe.
+    with suppress(UserError):
+        places = {name: recipe.sources.get(name, folder) for name, folder in folders.items()}
+        write_atomically(settings.run_dir / "mergekit.yml", to_yaml(recipe, places, base).encode())
 
 
 def _card(settings: MergeSettings, recipe: Recipe) -> str:
@@ -263,22 +267,22 @@ def read_recipe(path: Path) -> tuple[Recipe, JsonObject]:
     """A recipe.json and its table, checked for what a rebuild needs.
 
     Raises:
-        UserError: it is no soup's recipe, or was edited.
+        UserError: it is not a soup's recipe, or was edited.
     """
     where = f"recipe={path}"
     if path.is_file() and path.stat().st_size > MAX_RECIPE:
         raise UserError(f"{where}: larger than {MAX_RECIPE} bytes, which no recipe is")
     table: dict[str, Any] = load(path, RecipeFile, "recipe")
-    lengths = {len(table[key]) for key in ("ingredients", "fingerprints", "weights")} | {
-        len({*table["ingredients"]})
-    }
+    lengths = {len(table[key]) for key in ("ingredients", "fingerprints", "weights")}
+    lengths.add(len(set(table["ingredients"])))
     if len(lengths) != 1 or not 0 < min(lengths) <= MOST_INGREDIENTS or not any(table["weights"]):
         raise UserError(
             f"{where}: ingredients (each once), fingerprints and weights must be lists of one length, from 1 to "
             f"{MOST_INGREDIENTS}, and one weight at least above zero"
         )
     settings = table["settings"]
-    if settings.get("by") in (None, "mergekit"):  # those of other backends are theirs to judge
+    # Those of other backends are theirs to judge.
+    if settings.get("by") in (None, "mergekit"):
         for key in settings:
             pick(key, RecipeSettings.__annotations__, f"{where}: settings")
     recipe = Recipe.from_dict(table)
@@ -293,7 +297,7 @@ def _find(
     name: str,
     expected: str,
     recipe: Recipe,
-    given: Mapping[str, Candidate],
+    candidates: Mapping[str, Candidate],
     store: Store,
     backend: MergeBackend,
     hashes: MutableMapping[str, str],
@@ -301,23 +305,22 @@ def _find(
 ) -> Path:
     """The folder of an ingredient with the recipe's content."""
     known = store.folder_of(expected)
-    path = (
-        given[name].path
-        if name in given
-        else (Path(known) if known and Path(known).is_dir() else None)
-    )
-    if path is None and name in recipe.sources:
+    if name in candidates:
+        path = candidates[name].path
+    elif known and Path(known).is_dir():
+        path = Path(known)
+    elif name in recipe.sources:
         path = Path(recipe.sources[name])
-    if path is None:
+    else:
         raise UserError(
             f"ingredient {safe(name)} ({shown(expected[:12])}) is not known to this store: give its folder, "
             "pool.candidates='[{name: " + safe(name) + ", path: DIR}]'"
         )
     path = folder_of(str(path), backend.allow_pickle)
-    held = content(path, recipe.settings.get("base"), hashes, backend.allow_pickle, like)
-    if held != expected:
+    actual = content(path, recipe.settings.get("base"), hashes, backend.allow_pickle, like)
+    if actual != expected:
         raise UserError(
-            f"ingredient {safe(name)}: {path} has content {held[:12]}, the recipe {shown(expected[:12])}"
+            f"ingredient {safe(name)}: {path} has content {actual[:12]}, the recipe {shown(expected[:12])}"
         )
     return path
 
@@ -331,36 +334,52 @@ def _as_written(
     hashes: MutableMapping[str, str],
 ) -> MergeBackend:
     """The backend with the settings that the recipe was written with."""
-    own = {
-        key: recipe.settings[key]
-        for key in ("scale", "vocab", "adapters", "seed")
-        if key in recipe.settings
-    }
-    changes = {"scale": 1.0, "vocab": "error", "adapters": "keep", "seed": 0, **own}
-    changes |= {
+    changes: dict[str, Any] = {
+        "scale": 1.0,
+        "vocab": "error",
+        "adapters": "keep",
+        "seed": 0,
         "method": recipe.method,
         "carry": table.get("carried_from"),
         "dtype": None,
         "overrides": None,
     }
-    changes |= {
-        key: table[key] for key in ("max_shard_size", "nonfinite", "format") if table.get(key)
-    }
+    for key in ("scale", "vocab", "adapters", "seed"):
+        if key in recipe.settings:
+            changes[key] = recipe.settings[key]
+    for key in ("max_shard_size", "nonfinite", "format"):
+        if table.get(key):
+            changes[key] = table[key]
     base = recipe.settings.get("base")
     if base is None:
         return backend.with_settings({**changes, "base": None})
     folder = backend.base or store.folder_of(base)
-    with suppress(UserError):  # the error below says all that helps
-        folder = (
-            str(folder_of(folder, backend.allow_pickle))
-            if folder
-            else with_base(backend, ingredients).base
-        )
+    # The error below says all that helps.
+    with suppress(UserError):
+        if folder:
+            folder = str(folder_of(folder, backend.allow_pickle))
+        else:
+            folder = with_base(backend, ingredients).base
     if folder is None or fingerprint(Path(folder), hashes, backend.allow_pickle) != base:
         raise UserError(
             f"the recipe's base model ({shown(base[:12])}) is not here: set merge.base=FOLDER"
         )
     return backend.with_settings({**changes, "base": folder})
+
+
+def free_target(out: Path) -> None:
+    """Refuse, before any work, a target that is not empty or cannot be made."""
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise UserError(
+            f"out={out} exists and is not an empty folder: choose another, or move it away"
+        )
+    parent = next(p for p in out.absolute().parents if p.exists())
+    try:
+        os.rmdir(tempfile.mkdtemp(prefix=".souping-", dir=parent))
+    except OSError as error:
+        raise UserError(
+            f"out={out}: cannot write below {parent}: {error.strerror}; choose another place"
+        ) from error
 
 
 def soup_in(out: Path) -> Recipe | None:
@@ -373,17 +392,16 @@ def soup_in(out: Path) -> Recipe | None:
 
 def check_kept(settings: RunSettings, pool: OpenPool) -> None:
     """Refuse a soup in `out` that no search over this pool can find: of other models or other merge settings."""
-    kept = soup_in(settings.out)
-    if kept is None:
+    soup = soup_in(settings.out)
+    if soup is None:
         return
     names = {candidate.fingerprint: candidate.name for candidate in pool.candidates}
-    weights = {
-        names.get(content, ""): weight
-        for content, weight in zip(kept.fingerprints, kept.weights, strict=True)
-    }
-    if "" in weights or pool.recipe(weights).fingerprint != kept.fingerprint:
+    weights = {}
+    for mark, weight in zip(soup.fingerprints, soup.weights, strict=True):
+        weights[names.get(mark, "")] = weight
+    if "" in weights or pool.recipe(weights).fingerprint != soup.fingerprint:
         raise UserError(
-            f"out={settings.out} holds soup {kept.id} of other models or merge settings: choose another folder"
+            f"out={settings.out} holds soup {soup.id} of other models or merge settings: choose another folder"
         )
 
 
@@ -399,12 +417,12 @@ def verify(pool: OpenPool, recipe: Recipe, out: Path) -> None:
         TemporaryDirectory(prefix=STORED_SOUP_PREFIX, dir=place) as folder,
         hold_folder(Path(folder)),
     ):
-        made = pool.merge_pool.write(recipe, Path(folder) / "soup")
-        for path in sorted(path for path in made.rglob("*") if path.is_file()):
-            kept = out / path.relative_to(made)
-            if path.name != RECIPE and not (
-                kept.is_file() and filecmp.cmp(path, kept, shallow=False)
-            ):
+        copy = pool.merge_pool.write(recipe, Path(folder) / "soup")
+        for path in sorted(copy.rglob("*")):
+            if not path.is_file() or path.name == RECIPE:
+                continue
+            earlier = out / path.relative_to(copy)
+            if not earlier.is_file() or not filecmp.cmp(path, earlier, shallow=False):
                 raise UserError(
                     f"out={out}: {path.name} is not what its recipe makes: move it away, or choose another"
                 )
@@ -417,16 +435,14 @@ def written_soup(settings: MergeSettings, report: Report) -> Path | None:
         LateError: `out` holds another soup, which was not replaced.
     """
     winner = report.recipe.id if report.recipe else ""
-    kept = (
-        soup_in(settings.out)
-        if isinstance(settings, RunSettings) and winner and not settings.stop_after
-        else None
-    )
-    if kept is not None and kept.id != winner:
+    earlier: Recipe | None = None
+    if isinstance(settings, RunSettings) and winner and not settings.stop_after:
+        earlier = soup_in(settings.out)
+    if earlier is not None and earlier.id != winner:
         recipe = nearby(settings.run_dir / RECIPE)
         raise LateError(
-            f"out={settings.out} holds soup {kept.id} of an earlier run, and this run found soup {winner}: nothing was "
-            f"replaced. To write it",
+            f"out={settings.out} holds soup {earlier.id} of an earlier run, and this run found soup {winner}: nothing "
+            f"was replaced. To write it",
             fix=f"python -m souping +experiment=rebuild recipe={recipe} out=NEW",
         )
     is_written = "soup" in report.others or report.rebuild is not None

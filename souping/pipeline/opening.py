@@ -10,7 +10,7 @@ from souping.core.unit import Unit
 from souping.evaluate import identity
 from souping.pipeline.claims import Claim, Look, Slice
 from souping.pipeline.evaluation import Evaluation
-from souping.pipeline.evidence import Shown
+from souping.pipeline.evidence import FamilyScores
 from souping.pipeline.ledger import Ledger
 from souping.pipeline.settings import RunSettings
 from souping.pipeline.steps import Stage
@@ -65,15 +65,17 @@ class Opening:
         Raises:
             UserError: a category has none left.
         """
-        if self.settings.limit is not None:  # "report" holds items of the other folds then
+        # A dry run has items of the other folds in place of the report fold's.
+        if self.settings.limit is not None:
             return items
         chosen_on = self.ledger.chosen_on(soup)
         unseen = tuple(item for item in items if item.identity not in chosen_on)
         if len(unseen) == len(items):
             return items
-        if gone := {item.category for item in items} - {item.category for item in unseen}:
+        categories = {item.category for item in items}
+        if used_up := categories - {item.category for item in unseen}:
             raise UserError(
-                f"category {min(gone)}: earlier runs with other folds chose among these ingredients on all of its "
+                f"category {min(used_up)}: earlier runs with other folds chose among these ingredients on all of its "
                 "report items, so nothing can be reported on them: add items that no run has seen"
             )
         self.note(
@@ -97,8 +99,9 @@ class Opening:
         items = stage.items
         measurement = evaluation.measurement(items)
         look = self.ledger.show_report(claim, items, stage.models, measurement, guards)
-        pairs = zip(stage.models, scores, strict=True)
-        means = [evaluation.mean_over(look.measurements, recipe, own) for recipe, own in pairs]
+        means = []
+        for recipe, measured in zip(stage.models, scores, strict=True):
+            means.append(evaluation.mean_over(look.measurements, recipe, measured))
         count = len(look.measurements)
         if count > 1:
             self.note(f"{stage.name}: scores are means of {count} measurements of this soup")
@@ -111,11 +114,11 @@ class Opening:
             self.note(f"{stage.name}: {look.sentence()}")
         return look, means
 
-    def shown(self, look: Look, items: Sequence[Item], unit: Unit) -> Shown:
+    def family_scores(self, look: Look, items: Sequence[Item], unit: Unit) -> FamilyScores:
         """Scores of the models that are tested together with the soup."""
         questions = [item.question for item in items]
         scores = self.ledger.known_scores(look.known, questions)
-        return Shown(scores=scores * unit.factor, missing=look.known.missing)
+        return FamilyScores(scores=scores * unit.factor, missing=look.known.missing)
 
 
 def fold_sizes(

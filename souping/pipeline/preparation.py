@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
 from souping.core.protocols import Evaluator, Workers
-from souping.core.types import frozen
+from souping.core.types import Candidate, frozen
 from souping.evaluate.benchmark import Folds
 from souping.pipeline.checks import check_machine, check_pool, cut_folds, refusals
 from souping.pipeline.evaluation import Evaluation, EvaluatorWorker, open_worker
@@ -44,29 +44,37 @@ def prepare(settings: RunSettings, store: Store, progress: Progress) -> Prepared
     items = settings.benchmark.items()
     folds = cut_folds(settings, items)
     extra = extra_benchmarks(settings.also, settings.evaluator, settings.limit)
-    pairs = [(settings.evaluator, items), *((one.evaluator, one.items) for one in extra)]
+    pairs = [(settings.evaluator, items)]
+    pairs += [(benchmark.evaluator, benchmark.items) for benchmark in extra]
     for error in refusals(settings, folds.items, pairs):
         raise error
     check_machine(settings, [evaluator for evaluator, _ in pairs])
 
     candidates = settings.pool.resolve()
-    trajectory = settings.pool.trajectory
-    more = trajectory.models if trajectory else ()
+    more: Sequence[Candidate] = ()
+    if settings.pool.trajectory is not None:
+        more = settings.pool.trajectory.models
     pool = OpenPool.fetch(candidates, settings.merge, store, aside=progress.aside, more=more)
     check_pool(settings, pool, pairs)
 
     settings = replace(settings, evaluator=pool.bound(settings.evaluator))
-    bound = [replace(one, evaluator=pool.bound(one.evaluator)) for one in extra]
-    benchmarks = {benchmark.name: benchmark for benchmark in bound}
+    benchmarks = {}
     evaluators = {"": settings.evaluator}
-    evaluators |= {name: benchmark.evaluator for name, benchmark in benchmarks.items()}
+    for benchmark in extra:
+        evaluator = pool.bound(benchmark.evaluator)
+        benchmarks[benchmark.name] = replace(benchmark, evaluator=evaluator)
+        evaluators[benchmark.name] = evaluator
     workers = _start_workers(settings, pool, evaluators, store)
     evaluations = {}
     for name, evaluator in evaluators.items():
-        serve = pool.serving(evaluator)
-        ends = pool.eos_token_ids
         evaluations[name] = Evaluation(
-            store, evaluator, serve, ends, progress.advance, workers, name
+            store,
+            evaluator,
+            pool.serving(evaluator),
+            pool.eos_token_ids,
+            progress.advance,
+            workers,
+            benchmark=name,
         )
     return Prepared(
         settings=settings,
@@ -81,8 +89,7 @@ def prepare(settings: RunSettings, store: Store, progress: Progress) -> Prepared
 def _start_workers(
     settings: RunSettings, pool: OpenPool, evaluators: Mapping[str, Evaluator], store: Store
 ) -> Workers:
-    served = {name: (one, pool.serving(one)) for name, one in evaluators.items()}
     remote = partial(
         open_worker, Path.cwd(), pool.models, settings.merge, evaluators, dict(store.hashes)
     )
-    return settings.executor.start(EvaluatorWorker(served), remote)
+    return settings.executor.start(EvaluatorWorker(pool.serving_all(evaluators)), remote)

@@ -77,9 +77,12 @@ class RayExecutor(Executor):
     def needs(self) -> list[Missing]:
         if absent := missing("ray"):
             return absent
-        # only a cluster knows what it has
-        lacks = "" if self.cluster else self.misfit(_resources())
-        return [Missing(what=lacks)] if lacks else []
+        # Only a cluster knows what it has.
+        if self.cluster:
+            return []
+        if misfit := self.misfit(_resources()):
+            return [Missing(what=misfit)]
+        return []
 
     @property
     def cluster(self) -> str | None:
@@ -88,21 +91,25 @@ class RayExecutor(Executor):
     @property
     def share(self) -> dict[str, float]:
         """What an actor takes, by Ray's name of it."""
-        return {name: each for name, each in (("GPU", self.gpus), ("CPU", self.cpus)) if each}
+        amounts = {"GPU": self.gpus, "CPU": self.cpus}
+        return {name: amount for name, amount in amounts.items() if amount}
 
     def room(self, resources: Mapping[str, float]) -> int:
         """Number of actors that fit into these resources."""
-        return min(int(resources.get(name, 0) / each + 1e-6) for name, each in self.share.items())
+        fitting = []
+        for name, amount in self.share.items():
+            fitting.append(int(resources.get(name, 0) / amount + 1e-6))
+        return min(fitting)
 
     def misfit(self, resources: Mapping[str, float]) -> str:
         """Why the actors do not fit into these resources; empty if they do."""
-        wanted = self.actors or 1
-        if wanted <= self.room(resources):
+        actors = self.actors or 1
+        if actors <= self.room(resources):
             return ""
-        each = " and ".join(f"{number:g} {name}" for name, number in self.share.items())
-        has = ", ".join(f"{resources.get(name, 0):g} {name}" for name in self.share)
+        share = " and ".join(f"{amount:g} {name}" for name, amount in self.share.items())
+        room = ", ".join(f"{resources.get(name, 0):g} {name}" for name in self.share)
         return (
-            f"executor=ray: {wanted} actor{'s' * (wanted > 1)} with {each} each do not fit into {has}; "
+            f"executor=ray: {actors} actor{'s' * (actors > 1)} with {share} each do not fit into {room}; "
             "lower executor.actors, executor.gpus or executor.cpus"
         )
 
@@ -127,20 +134,21 @@ class RayWorkers(Workers):
     @property
     def slots(self) -> int:
         """One request per actor."""
-        if not self._actors and not self._settings.actors and self._settings.cluster:
-            self._start()  # only the cluster knows how many fit
-        return (
-            len(self._actors) or self._settings.actors or max(1, self._settings.room(_resources()))
-        )
+        settings = self._settings
+        # Only a cluster knows how many fit.
+        if not self._actors and not settings.actors and settings.cluster:
+            self._start()
+        return len(self._actors) or settings.actors or max(1, settings.room(_resources()))
 
     def put(self, request: Request) -> None:
         """Send to the actor that has the soup, or to the one with the least to do."""
         self._start()
-        same = next(
-            (actor for actor, other in self._sent.values() if other.recipe == request.recipe), None
-        )
         load = Counter(actor for actor, _ in self._sent.values())
-        actor = same if same is not None else min(range(len(self._actors)), key=lambda n: load[n])
+        actor = min(range(len(self._actors)), key=lambda number: load[number])
+        for busy, waiting in self._sent.values():
+            if waiting.recipe == request.recipe:
+                actor = busy
+                break
         self._sent[self._actors[actor].evaluate.remote(request)] = actor, request
 
     def take(self) -> tuple[Request, Response]:
@@ -182,8 +190,8 @@ class RayWorkers(Workers):
             max_restarts=restarts,
             max_task_retries=restarts,
         )
-        wanted = self._settings.actors or self._settings.room(resources)
-        self._actors = [actor.remote(self._elsewhere) for _ in range(wanted)]
+        count = self._settings.actors or self._settings.room(resources)
+        self._actors = [actor.remote(self._elsewhere) for _ in range(count)]
         self._check()
 
     def _check(self) -> None:

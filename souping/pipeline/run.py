@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -54,7 +55,7 @@ from souping.report.files import as_json, raw_result, search_summary
 from souping.report.progress import Progress
 from souping.report.render import plain_table
 from souping.report.sections import ended
-from souping.search.loop import result_of, trial_limit
+from souping.search.loop import SearchResult, result_of, trial_limit
 
 
 class TrialLog:
@@ -148,8 +149,10 @@ class Run(Steps):
         by_model = {}
         by_id = {}
         for recipe, scores in zip(stage.models, measured, strict=True):
-            single = len(recipe.ingredients) == 1
-            by_model[recipe.ingredients[0] if single else f"soup {recipe.id}"] = scores
+            name = f"soup {recipe.id}"
+            if len(recipe.ingredients) == 1:
+                name = recipe.ingredients[0]
+            by_model[name] = scores
             by_id[recipe.id] = scores
         length_key = self.evaluations[stage.benchmark].length_key
         self.note(*lost_answers(by_model, stage.name, length_key))
@@ -161,7 +164,7 @@ class Run(Steps):
 
     # ------------------------------------------------------------ score and select
 
-    def choose(self) -> Selected:
+    def choose(self) -> Selected | Searched | Frozen:
         """What a reader should know before the first step is printed here."""
         reports = self.settings.limit is None and self.settings.stop_after is None
         if reports and (looks := self.ledger.announcement(self.report_items)):
@@ -209,16 +212,18 @@ class Run(Steps):
         if settings.limit is not None or not settings.objective.linear:
             return None
         power = power_of(scores, self.report_items, settings.objective, settings.inner_margin)
-        alike = "all candidates gave the same answers"
-        self.progress.say(power.sentence(self.unit) if power else alike)
+        if power is None:
+            self.progress.say("all candidates gave the same answers")
+        else:
+            self.progress.say(power.sentence(self.unit))
         return power
 
     # ------------------------------------------------------------ search
 
     def open_guards(self, selected: Selected, guards: tuple[Guard, ...], stage: Stage) -> Selected:
         singles = self._by_candidate(stage)
-        named = self.settings.guard_reference(self.pool.candidates)
-        against = named or self._best_of(singles)
+        reference = self.settings.guard_reference(self.pool.candidates)
+        against = reference or self._best_of(singles)
         self.note(*warnings_of(plan_guards(guards, self.guarded_items, singles)))
         admission = Admission(guards=guards, against=against, reference=singles[against])
         return replace(selected, admission=admission, singles=singles)
@@ -226,21 +231,20 @@ class Run(Steps):
     def search(self, selected: Selected) -> Searched:
         self._remember_choice("search")
         ingredients = selected.selection.ingredients
-        several = len(ingredients) > 1
-        if several:
-            if (stage := self.ingredient_stage(ingredients)) is not None:
-                self.evaluate_stage(stage)
-            self._announce(ingredients)
-        else:
+        log = TrialLog(self.unit, self.settings.tracker, self.progress)
+        if len(ingredients) == 1:
             self.progress.say(
                 f"{ingredients[0]} is the expert for every category: there is nothing to soup"
             )
-        log = TrialLog(self.unit, self.settings.tracker, self.progress)
-        winner = self.find_weights(self.evaluation, selected, log)
-        searched = Searched(**vars(selected), winner=winner)
-        if several:
+            winner = self.find_weights(self.evaluation, selected, log)
+            searched = Searched(selected=selected, winner=winner)
+        else:
+            if stage := self.ingredient_stage(ingredients):
+                self.evaluate_stage(stage)
+            self._announce(ingredients)
+            winner = self.find_weights(self.evaluation, selected, log)
             searched = with_goals(self, selected, winner, log)
-        self._say_choice(searched)
+        self._say_choice(searched.winner)
         return searched
 
     def _remember_choice(self, fold: Fold) -> None:
@@ -255,14 +259,15 @@ class Run(Steps):
         items = len(self.folds["search"])
         self.progress.say(f"search on {items:,} items: {strategy.describe(size)}")
         # The number of soups is not known if they answer parts of the fold.
-        count = None
+        trials: int | None = None
+        answers: int | None = None
         if strategy.workload(size, items) is None:
-            count = trial_limit(strategy, size, items)
-        total = count * items * self.evaluation.answers_per_item if count else None
-        self.progress.stage(SEARCH, items=total, trials=count)
+            trials = trial_limit(strategy, size, items)
+        if trials:
+            answers = trials * items * self.evaluation.answers_per_item
+        self.progress.stage(SEARCH, items=answers, trials=trials)
 
-    def _say_choice(self, searched: Searched) -> None:
-        winner = searched.winner
+    def _say_choice(self, winner: SearchResult) -> None:
         shares = zip(winner.recipe.ingredients, winner.recipe.weights, strict=True)
         soup = " + ".join(f"{weight:.3g} {name}" for name, weight in shares)
         score = self.unit.level(self.unit.raw(winner.result.objective))
@@ -270,41 +275,45 @@ class Run(Steps):
         self.progress.say(f"chosen: {soup}, {score} on the search fold")
         if words := ended(search_summary(self.unit, winner.summary)):
             self.progress.say(words)
-        if winner.guards:
-            self.note(f"compared with {winner.guards['against']}, {winner.guards['sentence']}")
+        if winner.guards is not None:
+            self.note(f"compared with {winner.guards.against}, {winner.guards.sentence}")
 
     def _best_of(self, scores: Mapping[str, ItemScores]) -> str:
         """The candidate with the best objective; of equals, the first of the pool."""
-        objective = self.settings.objective
-        merits = {name: result_of(own, objective).objective for name, own in scores.items()}
-        return max(merits, key=lambda name: round(merits[name], 12))
+        merits = {}
+        for name, item_scores in scores.items():
+            result = result_of(item_scores, self.settings.objective)
+            merits[name] = round(result.objective, 12)
+        return max(merits, key=lambda name: merits[name])
 
     # ------------------------------------------------------------ freeze
 
     def freeze(self, searched: Searched, stage: Stage) -> Frozen:
         """Write the soup, whole or not at all, with a card that has no numbers: the report fold is still closed."""
         # Guards needed the scores before the search.
-        singles = searched.singles or self._by_candidate(stage)
-        searched = replace(searched, singles=singles)
-        report = frozen_report(self.settings, self.cut, searched)
-        frozen = Frozen(**vars(searched), best=self._best_of(singles), report=report)
-
+        singles = searched.selected.singles or self._by_candidate(stage)
+        frozen = Frozen(
+            searched=searched,
+            report=frozen_report(self.settings, self.cut, searched),
+            best=self._best_of(singles),
+            singles=singles,
+        )
         settings = self.settings
         recipe = searched.winner.recipe
-        kept = soup_in(settings.out)
-        if kept is not None and kept.fingerprint != recipe.fingerprint:
+        earlier = soup_in(settings.out)
+        if earlier is not None and earlier.fingerprint != recipe.fingerprint:
             write_atomically(settings.run_dir / RECIPE, as_json(recipe.as_dict()).encode())
             self.note(
-                f"out={settings.out} holds another soup, {kept.id}, which stays; this run's recipe is in {RECIPE}"
+                f"out={settings.out} holds another soup, {earlier.id}, which stays; this run's recipe is in {RECIPE}"
             )
             return frozen
-        if len(searched.selection.ingredients) == 1:
+        if len(searched.selected.selection.ingredients) == 1:
             return frozen
-        return self._write_soup(frozen, is_there=kept is not None)
+        return self._write_soup(frozen, is_there=earlier is not None)
 
     def _write_soup(self, frozen: Frozen, is_there: bool) -> Frozen:
         settings = self.settings
-        recipe = frozen.winner.recipe
+        recipe = frozen.searched.winner.recipe
         report = replace(frozen.report, rebuild=settings.rebuild_command)
         text = card(report, settings.out.resolve())
         if is_there:
@@ -323,48 +332,51 @@ class Run(Steps):
 
     def report(self, frozen: Frozen, stage: Stage, contenders: Sequence[Contender]) -> Reported:
         """Open the report fold for the frozen recipe (noted in the ledger first) and compare."""
-        guards = declared(frozen.admission)
+        searched = frozen.searched
+        guards = declared(searched.selected.admission)
         look = Look(1, first=False, guards=guards)
         report = frozen.report
-        claim = self.opening.report_claim(frozen.winner.recipe, self.folds["report"])
+        claim = self.opening.report_claim(searched.winner.recipe, self.folds["report"])
         if self.settings.limit is not None:
             stage = replace(stage, items=claim.items)
             scores = self._measure(stage)
         else:
             items, part = self.opening.items_of(claim)
-            report = replace(
-                report,
-                folds=fold_sizes(self.cut.counts(), claim, items, part),
-                slice=ReportSlice(**vars(part)) if part.of > 1 else None,
-            )
+            folds = fold_sizes(self.cut.counts(), claim, items, part)
+            report = replace(report, folds=folds)
+            if part.of > 1:
+                report = replace(report, slice=ReportSlice(**vars(part)))
             stage = replace(stage, items=items)
             scores = self._measure(stage)
             look, scores = self.opening.show(claim, stage, self.evaluation, scores, guards)
         state = Reported(
-            **vars(replace(frozen, report=report)),
+            frozen=frozen,
+            report=report,
             items=stage.items,
             contenders=tuple(contenders),
             look=look,
             measured={"": self._checked(stage, scores)},
+            analyses=searched.analyses,
         )
         return self._compare(state)
 
     def _compare(self, state: Reported) -> Reported:
         """What the answers to the report's items say of the soup."""
-        assert state.scores is not None
-        soup = state.winner.recipe
-        objective = self.settings.objective
+        winner = state.searched.winner
+        selected = state.searched.selected
+        assert selected.scores is not None
         measured = state.measured[""]
-        parents = {name: measured[self.single(name).id] for name in state.selection.ingredients}
-        router = routed(parents, state.scores)
+        ingredients = selected.selection.ingredients
+        parents = {name: measured[self.single(name).id] for name in ingredients}
+        router = routed(parents, selected.scores)
         evidence = self._evidence(replace(state, router=router))
         others = alternatives(
             self.unit,
-            state.winner.result.objective,
-            measured[soup.id],
+            winner.result.objective,
+            measured[winner.recipe.id],
             parents,
-            state.scores,
-            objective,
+            selected.scores,
+            self.settings.objective,
         )
         report = replace(state.report, **vars(evidence), **vars(others))
         trajectory = self.settings.pool.trajectory
@@ -376,10 +388,11 @@ class Run(Steps):
     def _evidence(self, state: Reported) -> Evidence:
         """The rows, differences and verdict; of guards that refused the soup, and of a dry run, in their own words."""
         settings = self.settings
-        winner = state.winner
+        winner = state.searched.winner
+        ingredients = state.searched.selected.selection.ingredients
         scores = state.measured[""]
         rows = list(state.contenders)
-        if state.router is not None and len(state.selection.ingredients) > 1:
+        if state.router is not None and len(ingredients) > 1:
             router = self.router_row(state.router)
             rows.insert(-1, router)
             scores = {router.recipe.id: state.router.scores, **scores}
@@ -388,16 +401,17 @@ class Run(Steps):
             rows,
             scores,
             settings.objective,
-            state.selection.ingredients,
+            ingredients,
             state.look.number,
             settings.inner_margin,
             settings.evaluator.sampling.length_key,
             best_mixture(winner, self.folds["search"], settings.objective),
-            self.opening.shown(state.look, state.items, self.unit),
+            self.opening.family_scores(state.look, state.items, self.unit),
         )
         verdict = evidence.verdict
-        if winner.guards.get("refused") and verdict.claim == "keep_single":
-            sentence = f"Keep {winner.recipe.ingredients[0]}: {winner.guards['sentence']}."
+        guards = winner.guards
+        if guards is not None and guards.refused and verdict.claim == "keep_single":
+            sentence = f"Keep {winner.recipe.ingredients[0]}: {guards.sentence}."
             verdict = replace(verdict, sentence=sentence)
         if settings.limit is not None:
             verdict = dry_verdict(verdict, settings.limit)
@@ -405,8 +419,10 @@ class Run(Steps):
 
     def extra_benchmark(self, state: Reported, stage: Stage) -> Reported:
         """The frozen soup and its ingredients on all items of another benchmark."""
-        soup = state.winner.recipe
-        ingredients = {name: self.single(name) for name in state.selection.ingredients}
+        searched = state.searched
+        soup = searched.winner.recipe
+        names = searched.selected.selection.ingredients
+        ingredients = {name: self.single(name) for name in names}
         benchmark = self.benchmarks[stage.benchmark]
         claim = Claim(
             soup=soup,
@@ -419,14 +435,15 @@ class Run(Steps):
         evaluation = self.evaluations[stage.benchmark]
         look, scores = self.opening.show(claim, stage, evaluation, self._measure(stage))
         measured = self._checked(stage, scores)
-        prompts = {str(item.prompt) for fold in FOLDS for item in self.folds[fold]}
+        run_items = itertools.chain.from_iterable(self.folds[fold] for fold in FOLDS)
+        prompts = {str(item.prompt) for item in run_items}
         result = compare_on(
             replace(benchmark, items=stage.items),
             soup,
             ingredients,
             measured,
             look.number,
-            self.opening.shown(look, stage.items, benchmark.evaluator.unit),
+            self.opening.family_scores(look, stage.items, benchmark.evaluator.unit),
             shared=sum(str(item.prompt) in prompts for item in stage.items),
         )
         return replace(
@@ -444,12 +461,13 @@ class Run(Steps):
             if models := self.lacking(stage):
                 self.evaluate_stage(replace(stage, models=models))
             if analysis.searches:
-                spent = state.winner.spent
+                spent = state.searched.winner.spent
                 self.progress.stage(f"{stage.name}: searches, with at most {spent:,} items in all")
             stored = stored_answers(self.store, self.settings.evaluator, self.pool.eos_token_ids)
             again = partial(search_again, self, self.evaluation)
             result = analyse(analysis, run_scores(self, stored, state, stage.models, again))
-        except UserError as error:  # of a component that answers
+        # A component that answers may refuse.
+        except UserError as error:
             result = UserResult(failed=str(error))
         return replace(state, analyses={**state.analyses, name: result})
 
@@ -469,12 +487,13 @@ class Run(Steps):
     def finish(self, state: Reported) -> Report:
         """The report after the last step."""
         warnings = list(self.notes)
-        if state.scores is not None and state.scores.published:
+        scores = state.searched.selected.scores
+        if scores is not None and scores.published:
             warnings.append(
                 "selection saw published scores: the benchmark's own test set chose the ingredients"
             )
         self.progress.stage("analyse: stability of the selection")
         report = final_report(self, state, warnings)
         evaluations = self.evaluations.values()
-        cost = run_cost(self.settings, state.winner, evaluations, self.workers.lost)
+        cost = run_cost(self.settings, state.searched.winner, evaluations, self.workers.lost)
         return replace(report, cost=cost)

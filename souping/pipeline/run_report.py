@@ -6,8 +6,8 @@ import time
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 
-from souping.analysis.correlation import stability
 from souping.analysis.guards import GUARDS, GuardsResult
+from souping.analysis.stability import stability
 from souping.core.reading import read, to_json
 from souping.core.system import provenance
 from souping.core.types import Recipe, ScoreMatrix, Selection
@@ -26,7 +26,6 @@ from souping.report.content import (
     Report,
     RunCost,
     SearchUse,
-    SelectionStability,
 )
 from souping.report.files import search_summary, selection_summary
 from souping.search.loop import SearchResult
@@ -57,19 +56,20 @@ def stopped_report(
 def frozen_report(settings: RunSettings, folds: Folds, searched: Searched) -> Report:
     """The choices of a run, before anything is measured on the report fold."""
     unit = settings.evaluator.unit
-    power = searched.power
+    selected = searched.selected
+    power = selected.power
     return Report(
         experiment=settings.name,
         unit=unit,
         benchmark=BenchmarkLabel(name=settings.benchmark.label, note=settings.benchmark.note),
         limit=settings.limit,
         objective=_objective(settings, searched.winner),
-        selection=selection_summary(unit, searched.selection, searched.scores),
+        selection=selection_summary(unit, selected.selection, selected.scores),
         recipe=recipe_summary(searched.winner.recipe),
         folds=FoldSizes(**folds.counts()),
         items=folds.content,
         power=None if power is None else power.summary(unit),
-        gate=searched.gate,
+        gate=selected.gate,
     )
 
 
@@ -90,46 +90,54 @@ def _objective(settings: RunSettings, winner: SearchResult) -> ObjectiveSummary:
 def final_report(steps: Steps, state: Reported, warnings: Sequence[str]) -> Report:
     """The report after the last step but for its cost, as a reader of its file gets it: NaN becomes None."""
     settings = steps.settings
-    assert state.scores is not None
-    summary = state.winner.summary
+    scores = state.searched.selected.scores
+    assert scores is not None
     report = replace(
         state.report,
         warnings=tuple(warnings),
-        search=search_summary(settings.evaluator.unit, summary) if summary else None,
-        stability=read(SelectionStability, stability(state.scores, settings.selector)),
+        stability=stability(scores, settings.selector),
         provenance=provenance(settings.command, settings.config),
     )
-    return replace(
-        read(Report, to_json(report)), analyses={**state.analyses, **_guards(steps, state)}
-    )
+    if summary := state.searched.winner.summary:
+        report = replace(report, search=search_summary(settings.evaluator.unit, summary))
+    analyses = dict(state.analyses)
+    if guards := _guards(steps, state):
+        analyses[GUARDS] = guards
+    return replace(read(Report, to_json(report)), analyses=analyses)
 
 
-def _guards(steps: Steps, state: Reported) -> dict[str, GuardsResult]:
+def _guards(steps: Steps, state: Reported) -> GuardsResult | None:
     """Whether the guards of the search held on the report fold."""
-    if state.admission is None:
-        return {}
+    winner = state.searched.winner
+    admission = state.searched.selected.admission
+    if admission is None or winner.guards is None:
+        return None
     verdict = state.report.verdict
     checks = guard_checks(
-        state.admission,
-        state.winner.recipe,
-        steps.single(state.admission.against),
+        admission,
+        winner.recipe,
+        steps.single(admission.against),
         state.measured,
         claim=verdict.claim if verdict else "",
         look=state.look,
         names=guard_names(steps),
     )
-    return {GUARDS: replace(read(GuardsResult, state.winner.guards), checks=tuple(checks))}
+    return replace(winner.guards, checks=tuple(checks))
 
 
 def run_cost(
     settings: RunSettings, winner: SearchResult, evaluations: Iterable[Evaluation], lost: int
 ) -> RunCost:
     """What a run took; `lost` workers died."""
-    counts = [(evaluation.evaluated, evaluation.reused) for evaluation in evaluations]
+    evaluated = 0
+    reused = 0
+    for evaluation in evaluations:
+        evaluated += evaluation.evaluated
+        reused += evaluation.reused
     trials = len(winner.trials)
     return RunCost(
-        evaluated_items=sum(evaluated for evaluated, _ in counts),
-        reused_items=sum(reused for _, reused in counts),
+        evaluated_items=evaluated,
+        reused_items=reused,
         trials=trials,
         search=SearchUse(**vars(winner.cost), soups=trials) if trials else None,
         seconds=round(time.monotonic() - settings.started, 3),

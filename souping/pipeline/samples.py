@@ -8,35 +8,38 @@ from __future__ import annotations
 
 import gzip
 import io
+import itertools
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from statistics import fmean
 from typing import TYPE_CHECKING, Any
 
+from souping.analysis.alternatives import RoutedAnswers
 from souping.core.files import write_atomically
 from souping.core.types import FOLDS, Fold, Item, Json, Recipe, Record, digest
 from souping.pipeline.claims import Measurement
-from souping.pipeline.state import Reported, Searched, Selected
+from souping.pipeline.state import Reported, Searched, State
 from souping.report.samples import SAMPLES_FILE
 
 if TYPE_CHECKING:
     from souping.pipeline.run import Run
 
 
-def write_samples(run: Run, state: Selected) -> None:
+def write_samples(run: Run, state: State) -> None:
     """Write what the store has of the run's folds; the report fold once it was opened, which is after the freeze."""
-    report_items = state.items if isinstance(state, Reported) else ()
-    folds = {**run.folds, "report": report_items}
+    folds = {**run.folds, "report": ()}
+    if isinstance(state, Reported):
+        folds["report"] = state.items
     stream = io.BytesIO()
-    # no date: equal runs give equal bytes
+    # Without a date, so that equal runs give equal bytes.
     with gzip.GzipFile(fileobj=stream, mode="wb", mtime=0) as file:
         for fold in FOLDS:
-            for line in _lines(run, state, fold, folds[fold]) if folds[fold] else ():
+            for line in _lines(run, state, fold, folds[fold]):
                 file.write(json.dumps(line, ensure_ascii=False).encode("utf-8", "replace") + b"\n")
     write_atomically(run.settings.run_dir / SAMPLES_FILE, stream.getvalue())
 
 
-def _models(run: Run, state: Selected) -> dict[str, Recipe]:
+def _models(run: Run, state: State) -> dict[str, Recipe]:
     """The report's rows; of a run that stopped before, its candidates and its soup."""
     if isinstance(state, Reported):
         return {row.name: row.recipe for row in state.contenders}
@@ -46,42 +49,50 @@ def _models(run: Run, state: Selected) -> dict[str, Recipe]:
     return models
 
 
-def _lines(
-    run: Run, state: Selected, fold: Fold, items: Sequence[Item]
-) -> Iterator[dict[str, Json]]:
+def _lines(run: Run, state: State, fold: Fold, items: Sequence[Item]) -> Iterator[dict[str, Json]]:
     """One line per item that a model answered."""
-    router = None
+    if not items:
+        return
+    router: RoutedAnswers | None = None
     measurements: Sequence[Measurement] = ()
     if isinstance(state, Reported):
         router = state.router
-        measurements = state.look.measurements if fold == "report" else ()
-    answers = {
-        name: run.evaluation.all_answers(recipe, items, measurements)
-        for name, recipe in _models(run, state).items()
-    }
-    keys = {
-        one.prompt_key
-        for of_model in answers.values()
-        for measured in of_model.values()
-        for records in measured
-        for one in records
-    }
-    prompts = run.store.prompts(keys)
+        if fold == "report":
+            measurements = state.look.measurements
+    # {model: {item id: its answers in each measurement}}
+    answers = {}
+    for name, recipe in _models(run, state).items():
+        answers[name] = run.evaluation.all_answers(recipe, items, measurements)
+    prompts = run.store.prompts(_prompt_keys(answers.values()))
     evaluator = run.settings.evaluator
     for place, item in enumerate(items):
         records = {}
         scores = {}
-        for name, of_model in answers.items():
-            if measured := of_model.get(item.id):
-                tables = [evaluator.scoring.item_scores([item], [own])[0] for own in measured]
-                scores[name] = fmean(map(float, tables))
-                records[name] = [record for own in measured for record in own]
-        if router and (route := router.routes.get(item.category)) in records:
-            records[router.name] = records[route]
-            scores[router.name] = scores[route]
+        for name, model_answers in answers.items():
+            measured = model_answers.get(item.id)
+            if not measured:
+                continue
+            means = [float(evaluator.scoring.item_scores([item], [group])[0]) for group in measured]
+            scores[name] = fmean(means)
+            records[name] = list(itertools.chain.from_iterable(measured))
+        if router is not None:
+            route = router.routes.get(item.category)
+            if route in records:
+                records[router.name] = records[route]
+                scores[router.name] = scores[route]
         if records:
-            digest_of = evaluator.scoring.scorer_digest(item)
-            yield sample(place, fold, item, records, scores, prompts, digest_of)
+            scorer_hash = evaluator.scoring.scorer_digest(item)
+            yield sample(place, fold, item, records, scores, prompts, scorer_hash)
+
+
+def _prompt_keys(answers: Iterable[Mapping[str, Sequence[Sequence[Record]]]]) -> set[str]:
+    """Keys of the prompts that were sent for these answers."""
+    keys = set()
+    for model_answers in answers:
+        for measured in model_answers.values():
+            for records in measured:
+                keys |= {record.prompt_key for record in records}
+    return keys
 
 
 def sample(
@@ -97,27 +108,34 @@ def sample(
 
     A model's `sent_hash` is that of the prompt as it was sent to it, empty where its evaluator does not say.
     """
-    own = (
-        item.prompt if isinstance(item.prompt, str) else [dict(message) for message in item.prompt]
-    )
-    shown = {name: prompts.get(records[0].prompt_key, "") for name, records in answers.items()}
-    first = next(iter(shown.values())) or (
-        own if isinstance(own, str) else json.dumps(own, ensure_ascii=False)
-    )
-    tools = {"tools": [dict(tool) for tool in item.tools]} if item.tools else {}
+    if isinstance(item.prompt, str):
+        prompt: Json = item.prompt
+        prompt_text = item.prompt
+    else:
+        prompt = [dict(message) for message in item.prompt]
+        prompt_text = json.dumps(prompt, ensure_ascii=False)
     doc = {
         "id": item.id,
         "category": item.category,
         "group": item.group,
-        "prompt": own,
-        **tools,
+        "prompt": prompt,
     }
-    models = {name: _model(records, scores[name]) for name, records in answers.items()}
-    for name, text in shown.items():
-        models[name]["sent_hash"] = digest(text) if text else answers[name][0].prompt_key
-        # another tokenizer or template
-        if text and text != first:
-            models[name]["prompt"] = text
+    if item.tools:
+        doc["tools"] = [dict(tool) for tool in item.tools]
+
+    sent_texts = {}
+    for name, records in answers.items():
+        sent_texts[name] = prompts.get(records[0].prompt_key, "")
+    first_text = next(iter(sent_texts.values())) or prompt_text
+    models = {}
+    for name, records in answers.items():
+        model = _model(records, scores[name])
+        text = sent_texts[name]
+        model["sent_hash"] = digest(text) if text else records[0].prompt_key
+        # Another tokenizer or template.
+        if text and text != first_text:
+            model["prompt"] = text
+        models[name] = model
     return {
         "doc_id": place,
         "fold": fold,
@@ -125,7 +143,7 @@ def sample(
         "item": item.id,
         "doc": {**doc, "answer": item.answer, "scorer": item.scorer},
         "target": item.answer,
-        "arguments": [[first, {}]],
+        "arguments": [[first_text, {}]],
         "doc_hash": digest(doc),
         "prompt_hash": item.identity,
         "target_hash": digest(item.answer),
@@ -136,14 +154,13 @@ def sample(
 
 def _model(records: Sequence[Record], score: float) -> dict[str, Json]:
     outputs = [record.output for record in records]
+    outcomes = [record.outcome for record in records]
     model: dict[str, Json] = {"resps": [outputs], "filtered_resps": outputs, "score": score}
-    model["outcome"] = max(
-        (record.outcome for record in records), key=("finished", "truncated", "unanswered").index
-    )
+    model["outcome"] = max(outcomes, key=("finished", "truncated", "unanswered").index)
     if len(records) > 1:
-        model |= {
-            "scores": [record.score for record in records],
-            "outcomes": [record.outcome for record in records],
-        }
+        model["scores"] = [record.score for record in records]
+        model["outcomes"] = outcomes
     reasons = [record.reason for record in records if record.reason]
-    return {**model, "reason": reasons[0]} if reasons else model
+    if reasons:
+        model["reason"] = reasons[0]
+    return model

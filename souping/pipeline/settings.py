@@ -55,11 +55,9 @@ SHARED_MODEL_SETTINGS = ("dtype", "device", "threads", "trust_remote_code")
 
 def model_settings(settings: Mapping[str, T]) -> dict[str, T]:
     """The settings of an evaluator's loaded model, if it has one in this process."""
-    return (
-        {key: settings[key] for key in SHARED_MODEL_SETTINGS if key in settings}
-        if settings.get("dtype") in TORCH_NAMES
-        else {}
-    )
+    if settings.get("dtype") not in TORCH_NAMES:
+        return {}
+    return {key: settings[key] for key in SHARED_MODEL_SETTINGS if key in settings}
 
 
 @frozen
@@ -96,23 +94,25 @@ def expectations(
         )
     pairs: list[tuple[str, str | None, Any]] = []
     for candidate, value in (expected or {}).items():
-        scores = value if isinstance(value, Mapping) else {None: value}
-        pairs += [
-            (str(candidate), None if name is None else str(name), score)
-            for name, score in scores.items()
-        ]
+        if not isinstance(value, Mapping):
+            pairs.append((str(candidate), None, value))
+            continue
+        for name, score in value.items():
+            pairs.append((str(candidate), None if name is None else str(name), score))
     for candidate, category, score in pairs:
-        # NaN is not
+        # NaN is not between them.
         if not isinstance(score, int | float) or isinstance(score, bool) or not 0 <= score <= 100:
             where = candidate if category is None else f"{candidate}.{category}"
             raise UserError(
                 f"expected.{where}={score!r:.40} must be a score (0 to 1 or 0 to 100) or {{category: score}}"
             )
-    scale = scale if any(score > 1 for _, _, score in pairs) else 1.0
-    return tuple(
-        Expectation(candidate=name, category=c, score=float(score) / scale)
-        for name, c, score in pairs
-    )
+    if all(score <= 1 for _, _, score in pairs):
+        scale = 1.0
+    entries = []
+    for candidate, category, score in pairs:
+        fraction = float(score) / scale
+        entries.append(Expectation(candidate=candidate, category=category, score=fraction))
+    return tuple(entries)
 
 
 @frozen
@@ -168,7 +168,7 @@ class MergeSettings:
             settings["store.path"] = nearby(self.store_path)
         if merge.command:
             settings |= {"merge": "mergekit", "merge.command": merge.command}
-        # a method of the user's
+        # A method of the user's.
         if not merge._target_.startswith("souping."):
             settings["merge._target_"] = merge._target_
         if file := rules_of(self.merge.names):
@@ -177,15 +177,15 @@ class MergeSettings:
             settings["pool.like"] = nearby(Path(like)) if Path(like).is_dir() else like
         if merge.allow_pickle:
             settings["merge.allow_pickle"] = "true"
-        given = (shlex.quote(f"{key}={quoted(value)}") for key, value in settings.items())
-        return f"python -m souping +experiment=rebuild {' '.join(given)}"
+        words = [shlex.quote(f"{key}={quoted(value)}") for key, value in settings.items()]
+        return f"python -m souping +experiment=rebuild {' '.join(words)}"
 
 
 @frozen
 class RunSettings(MergeSettings):
     """Components and root settings of a run.
 
-    A gain below `margin`, in the evaluator's unit, is no reason to soup. `limit` makes it a dry run on so many items
+    A gain below `margin`, in the evaluator's unit, is not a reason to soup. `limit` makes it a dry run on so many items
     per category and fold. `guard` are the losses that a soup must not have against `guard_against`, by default the best
     single model. `pareto` are the goals of a front, `pick` the weights of the goals by which a point of it is written.
     """
@@ -216,11 +216,8 @@ class RunSettings(MergeSettings):
     @property
     def open_parts(self) -> list[Component]:
         """Components that may hold processes or memory until they are closed."""
-        return [
-            self.evaluator,
-            self.merge,
-            *(one.evaluator for one in self.also if one.evaluator is not None),
-        ]
+        others = [entry.evaluator for entry in self.also if entry.evaluator is not None]
+        return [self.evaluator, self.merge, *others]
 
     @property
     def inner_margin(self) -> float:
@@ -232,28 +229,27 @@ class RunSettings(MergeSettings):
         return 1 if self.limit else self.benchmark.slices
 
     def guard_reference(self, candidates: Sequence[Candidate]) -> str | None:
-        """The candidate that `guard_against` names (UserError if it is none)."""
-        names = {one.name: one.name for one in candidates}
+        """The candidate that `guard_against` names (UserError if it names none)."""
+        if not self.guard_against:
+            return self.guard_against
+        names = {candidate.name: candidate.name for candidate in candidates}
         base = self.merge.base
-        for one in candidates:
-            if base and base in (one.name, str(one.path), one.source):
-                names["base"] = one.name
-        return (
-            self.guard_against
-            and names[pick(self.guard_against, names, "guard_against", " (base: merge.base)")]
-        )
+        for candidate in candidates:
+            if base and base in (candidate.name, str(candidate.path), candidate.source):
+                names["base"] = candidate.name
+        return names[pick(self.guard_against, names, "guard_against", " (base: merge.base)")]
 
     def guards_on(self, categories: Sequence[str]) -> tuple[Guard, ...]:
-        """The guards (UserError if a name is no category, group or extra benchmark)."""
+        """The guards (UserError if a name is not a category, group or extra benchmark)."""
         if not self.guard:
             return ()
-        extra = {one.name: (one.evaluator or self.evaluator).unit for one in self.also}
-        return resolve(
-            self.guard, categories, self.objective.groups, {"": self.evaluator.unit, **extra}
-        )
+        units = {"": self.evaluator.unit}
+        for entry in self.also:
+            units[entry.name] = (entry.evaluator or self.evaluator).unit
+        return resolve(self.guard, categories, self.objective.groups, units)
 
     def goals_on(self, categories: Sequence[str]) -> tuple[Guard, ...]:
-        """The goals of `pareto` (UserError if a name is no category or group)."""
+        """The goals of `pareto` (UserError if a name is not a category or group)."""
         return resolve_goals(
             self.pareto, self.pick, categories, self.objective.groups, self.evaluator.unit
         )
@@ -278,12 +274,15 @@ def items_of(
     """
     from souping.evaluate.benchmark import OwnBenchmark, PartOfBenchmark
 
-    if not isinstance(benchmark, OwnBenchmark) or (own := evaluator.prompts.benchmark) is None:
+    if not isinstance(benchmark, OwnBenchmark):
+        return benchmark
+    evaluator_items = evaluator.prompts.benchmark
+    if evaluator_items is None:
         return benchmark
     if not benchmark.exclude and benchmark.folds is None and benchmark.slices == 1:
-        return own
+        return evaluator_items
     return PartOfBenchmark(
-        whole=own,
+        whole=evaluator_items,
         exclude=benchmark.exclude,
         folds=benchmark.folds,
         slices=benchmark.slices,

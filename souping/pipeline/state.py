@@ -1,4 +1,10 @@
-"""What a run knows after each of its steps. A later state has all that the earlier ones have."""
+"""What a run knows after each of its steps. A state holds the one before it, so that a step only adds.
+
+score, select         search                freeze               report, analyse
+Selected       <---   Searched       <---   Frozen        <---   Reported
+  selection             selected              searched             frozen
+  scores                winner                soup_folder          measured
+"""
 
 from __future__ import annotations
 
@@ -58,8 +64,8 @@ class ExtraBenchmark:
 class Selected:
     """The ingredients. `scores` are what they were chosen by, None if a plan or a finished run does not know them.
 
-    `admission` are the guards of the search, `singles` the candidates' scores on the search fold where they were
-    needed: {candidate: scores}.
+    `admission` are the guards of the search, `singles` the candidates' scores on the search fold where guards needed
+    them: {candidate: scores}.
     """
 
     selection: Selection
@@ -71,34 +77,50 @@ class Selected:
 
 
 @frozen
-class Searched(Selected):
-    """The weights of the soup."""
+class Searched:
+    """The weights of the soup, and what the search itself found out: its front."""
 
+    selected: Selected
     winner: SearchResult
     analyses: Mapping[str, AnalysisResult] = field(default_factory=dict)
 
 
 @frozen
-class Frozen(Searched):
+class Frozen:
     """The soup in its folder, None if there is none to write; nothing is chosen after this.
 
-    `best` is the best candidate on the search fold, `card` the soup's card without numbers. `report` grows with every
-    step from here on.
+    `singles` are the candidates' scores on the search fold, `best` is the best of them, `card` the soup's card without
+    numbers. `report` holds the choices.
     """
 
+    searched: Searched
     report: Report
-    best: str = ""
+    best: str
+    singles: Mapping[str, ItemScores] = field(default_factory=dict)
     soup_folder: Path | None = None
     card: str = ""
 
 
 @frozen
-class Reported(Frozen):
+class Reported:
     """What was measured on the report `items`: `measured` are {extra benchmark: {recipe id: scores}}, the run's own
-    under an empty name."""
+    under an empty name.
 
+    `report` and `analyses` are those of the states before with what is added from here on.
+    """
+
+    frozen: Frozen
+    report: Report
     items: Items
     contenders: tuple[Contender, ...]
     look: Look = field(default_factory=lambda: Look(1, first=False))
     measured: Mapping[str, Mapping[str, ItemScores]] = field(default_factory=dict)
     router: RoutedAnswers | None = None
+    analyses: Mapping[str, AnalysisResult] = field(default_factory=dict)
+
+    @property
+    def searched(self) -> Searched:
+        return self.frozen.searched
+
+
+State = Selected | Searched | Frozen | Reported

@@ -1,11 +1,13 @@
 """The six steps of a run, `STEPS`: score the candidates, select, search, freeze the soup, report, analyse.
 
-`Steps` holds their order and says which models answer which items. `Run` performs them, a plan walks through the same
-steps and counts, and a run that is repeated finds every answer in the store.
+`Steps` holds their order and says which models answer which items: `choose` takes the first four and `measure` the last
+two, each step with the state of the step before it (`pipeline/state.py`). `Run` performs them, a plan walks through the
+same steps and counts, and a run that is repeated finds every answer in the store.
 """
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING
@@ -18,6 +20,7 @@ from souping.core.types import (
     Fold,
     Items,
     ItemScores,
+    Names,
     Recipe,
     Trial,
     UserError,
@@ -34,6 +37,7 @@ from souping.pipeline.state import (
     Reported,
     Searched,
     Selected,
+    State,
 )
 from souping.report.content import GateSummary, Report
 from souping.search.loop import RecipeEvaluator, RecipeSource, SearchResult, find_weights
@@ -82,15 +86,17 @@ def extra_benchmarks(
             raise UserError(
                 f"also[{number}]: two entries are called {name!r}: give one a name of its own"
             )
-    return tuple(_opened(entry, evaluator, limit) for entry in entries)
+    return tuple(_open_benchmark(entry, evaluator, limit) for entry in entries)
 
 
-def _opened(entry: ExtraEntry, own: Evaluator, limit: int | None) -> ExtraBenchmark:
+def _open_benchmark(
+    entry: ExtraEntry, run_evaluator: Evaluator, limit: int | None
+) -> ExtraBenchmark:
     from souping.evaluate.generate import LocalEvaluator
 
-    evaluator = entry.evaluator or (
-        own if not own.prompts.brings_items else LocalEvaluator(**model_settings(vars(own)))
-    )
+    evaluator = entry.evaluator or run_evaluator
+    if entry.evaluator is None and run_evaluator.prompts.brings_items:
+        evaluator = LocalEvaluator(**model_settings(vars(run_evaluator)))
     benchmark = entry.benchmark or evaluator.prompts.benchmark
     assert benchmark is not None
     try:
@@ -118,21 +124,23 @@ class Steps:
         self.folds = folds
         self.extra = extra
 
-    def walk(self) -> Selected:
+    def walk(self) -> State:
         """Take the steps in order, to the end or to `stop_after`; what is known then."""
-        chosen = self.choose()
-        return self.measure(chosen) if isinstance(chosen, Frozen) else chosen
+        choices = self.choose()
+        if isinstance(choices, Frozen):
+            return self.measure(choices)
+        return choices
 
-    def choose(self) -> Selected:
+    def choose(self) -> Selected | Searched | Frozen:
         """Score, select, search and freeze, or stop before."""
         settings = self.settings
-        expected = self._expected()
-        gate = self.check_expected(expected) if expected else None
-        published = settings.scores.published
-        selected = self.select(
-            None if published else self._candidates("score: every candidate", "select")
-        )
-        selected = replace(selected, gate=gate)
+        gate: GateSummary | None = None
+        if expected := self._expected():
+            gate = self.check_expected(expected)
+        every_candidate: Stage | None = None
+        if not settings.scores.published:
+            every_candidate = self._candidates("score: every candidate", "select")
+        selected = replace(self.select(every_candidate), gate=gate)
         if settings.stop_after == "select":
             return selected
         singles = self._candidates("search: every candidate", "search")
@@ -148,35 +156,16 @@ class Steps:
         """Report on the frozen soup, and analyse."""
         contenders = self.contenders(frozen)
         models = [contender.recipe for contender in contenders]
-        models += [recipe for pair in self.replicates(frozen.winner.recipe) for recipe in pair]
+        for average, last in self.replicates(frozen.searched.winner.recipe):
+            models += [average, last]
         stage = self._stage("report: soup and baselines", models, "report")
         state = self.report(frozen, stage, contenders)
         for stage in self._extra_stages(frozen):
             state = self.extra_benchmark(state, stage)
-        soups = self.soups(state)
+        soups = self.soups(state.searched)
         for name, analysis in self.settings.analyses.items():
             state = self.analyse(state, name, self.analysis_stage(name, analysis, soups))
         return state
-
-    def _guards(self, selected: Selected) -> tuple[Guard, ...]:
-        if len(selected.selection.ingredients) < 2:
-            return ()
-        return self.settings.guards_on(self.categories)
-
-    def _extra_stages(self, frozen: Frozen) -> list[Stage]:
-        """The soup and its ingredients on each extra benchmark; on a guarded one what the search has not seen."""
-        guarded = {guard.benchmark for guard in self._guards(frozen)}
-        soup = [*map(self.single, frozen.selection.ingredients), frozen.winner.recipe]
-        stages = []
-        for name, items in self.extra.items():
-            models = soup
-            if name in guarded:
-                items = two_folds(items)["report"]
-                if frozen.admission is not None:
-                    models = [*soup[:-1], self.single(frozen.admission.against), soup[-1]]
-            stage = self._stage(f"report: also {name}", models, "report")
-            stages.append(replace(stage, items=items, benchmark=name))
-        return stages
 
     def evaluate_stage(self, stage: Stage) -> dict[str, ItemScores]:
         """{recipe id: scores} of a stage; a plan counts and returns nothing."""
@@ -192,7 +181,7 @@ class Steps:
         raise NotImplementedError
 
     def open_guards(self, selected: Selected, guards: tuple[Guard, ...], stage: Stage) -> Selected:
-        """With the scores of the model that soups must not fall behind, if anything is measured."""
+        """Add the scores, of a stage, of the model that soups must not fall behind."""
         raise NotImplementedError
 
     def search(self, selected: Selected) -> Searched:
@@ -206,12 +195,19 @@ class Steps:
 
     def frozen(self, searched: Searched, best: str) -> Frozen:
         """A run whose choices are made. Its report has no content yet."""
-        return Frozen(**vars(searched), best=best, report=Report(experiment=self.settings.name))
+        report = Report(experiment=self.settings.name)
+        return Frozen(searched=searched, best=best, report=report)
 
     def report(self, frozen: Frozen, stage: Stage, contenders: Sequence[Contender]) -> Reported:
         """Open the report fold."""
         self.evaluate_stage(stage)
-        return Reported(**vars(frozen), items=stage.items, contenders=tuple(contenders))
+        return Reported(
+            frozen=frozen,
+            report=frozen.report,
+            items=stage.items,
+            contenders=tuple(contenders),
+            analyses=frozen.searched.analyses,
+        )
 
     def extra_benchmark(self, state: Reported, stage: Stage) -> Reported:
         """Score the frozen soup and its ingredients on another benchmark."""
@@ -225,7 +221,8 @@ class Steps:
     def contenders(self, frozen: Frozen) -> list[Contender]:
         """Rows of the report, the soup last. Without scores the pool's order stands for the ranking."""
         names = self.pool.names
-        ingredients = frozen.selection.ingredients
+        selected = frozen.searched.selected
+        ingredients = selected.selection.ingredients
         single = self.single
         rows = []
         for name in names:
@@ -234,21 +231,21 @@ class Steps:
         rows.append(Contender(name=frozen.best, kind="best_single", recipe=single(frozen.best)))
         rows.append(Contender(name="uniform_all", kind="uniform_all", recipe=self.uniform(names)))
         if len(ingredients) > 1:
-            rows += self._uniform_rows(frozen)
-        soup = frozen.winner.recipe
+            rows += self._uniform_rows(selected)
+        soup = frozen.searched.winner.recipe
         return [
             *rows,
             *self._trajectory_rows(soup),
             Contender(name="soup", kind="soup", recipe=soup),
         ]
 
-    def _uniform_rows(self, frozen: Frozen) -> list[Contender]:
+    def _uniform_rows(self, selected: Selected) -> list[Contender]:
         """Averages of the ingredients, and of as many of the best candidates."""
         names = self.pool.names
-        ingredients = frozen.selection.ingredients
+        ingredients = selected.selection.ingredients
         ranked = names
-        if frozen.scores is not None:
-            ranked = tuple(ranking(frozen.scores, self.settings.objective, False))
+        if selected.scores is not None:
+            ranked = tuple(ranking(selected.scores, self.settings.objective, False))
         top = [name for name in names if name in ranked[: len(ingredients)]]
         return [
             Contender(
@@ -261,20 +258,18 @@ class Steps:
 
     def _trajectory_rows(self, soup: Recipe) -> list[Contender]:
         """What the average of a training run is compared with beside its checkpoints."""
-        found = self.settings.pool.trajectory
-        names = self.pool.names
-        if found is None:
+        trajectory = self.settings.pool.trajectory
+        if trajectory is None:
             return []
+        names = self.pool.names
         rows = [Contender(name=names[-1], kind="last", recipe=self.single(names[-1]))]
-        rows += [
-            Contender(name=one.name, kind=kind, recipe=self.single(one.name))
-            for kind, one in found.rows
-        ]
-        mixed = self.pool.recipe(dict(zip(names, scrambled(self.weights_of(soup)), strict=True)))
-        same = mixed.id == soup.id or len(soup.ingredients) < 2
-        return (
-            rows if same else [*rows, Contender(name="scrambled", kind="scrambled", recipe=mixed)]
-        )
+        for kind, model in trajectory.rows:
+            rows.append(Contender(name=model.name, kind=kind, recipe=self.single(model.name)))
+        weights = scrambled(self.weights_of(soup))
+        mixed = self.pool.recipe(dict(zip(names, weights, strict=True)))
+        if len(soup.ingredients) > 1 and mixed.id != soup.id:
+            rows.append(Contender(name="scrambled", kind="scrambled", recipe=mixed))
+        return rows
 
     def router_row(self, router: RoutedAnswers) -> Contender:
         """The router; its id stands for its routes, and is that of a model if all of them lead to it."""
@@ -288,40 +283,39 @@ class Steps:
 
     def replicates(self, soup: Recipe) -> list[tuple[Recipe, Recipe]]:
         """(average by the soup's weights, last checkpoint) of each further training run."""
-        found = self.settings.pool.trajectory
+        trajectory = self.settings.pool.trajectory
+        if trajectory is None:
+            return []
         weights = self.weights_of(soup)
-        runs = [[one.name for one in run] for run in found.others] if found else []
-        return [
-            (self.pool.recipe(dict(zip(run, weights, strict=True))), self.single(run[-1]))
-            for run in runs
-        ]
+        pairs = []
+        for checkpoints in trajectory.others:
+            names = [checkpoint.name for checkpoint in checkpoints]
+            average = self.pool.recipe(dict(zip(names, weights, strict=True)))
+            pairs.append((average, self.single(names[-1])))
+        return pairs
 
     def weights_of(self, soup: Recipe) -> Weights:
         """The soup's weight of each candidate; any others for a soup that a plan does not know yet."""
-        known = dict(zip(soup.ingredients, soup.weights, strict=True))
+        weights = dict(zip(soup.ingredients, soup.weights, strict=True))
         names = self.pool.names
-        weights = (
-            known
-            if set(known) <= set(names)
-            else {name: float(n) for n, name in enumerate(names, start=1)}
-        )
+        if not set(weights) <= set(names):
+            weights = {name: float(number) for number, name in enumerate(names, start=1)}
         total = sum(weights.values())
         return tuple(weights.get(name, 0.0) / total for name in names)
 
-    def soups(self, state: Searched) -> RunSoups:
+    def soups(self, searched: Searched) -> RunSoups:
         """What analyses know of the run before they see scores."""
         return RunSoups(
             candidates={name: self.single(name) for name in self.pool.names},
-            ingredients=state.selection.ingredients,
-            soup=state.winner.recipe,
+            ingredients=searched.selected.selection.ingredients,
+            soup=searched.winner.recipe,
             recipe=self.pool.recipe,
         )
 
     def analysis_stage(self, name: str, analysis: Analysis, soups: RunSoups) -> Stage:
         """The soups that an analysis needs, on the search fold: analyses never see another fold answered for them."""
-        return replace(
-            self._stage(f"analyse: {name}", analysis.asks(soups), "search"), any_block=True
-        )
+        stage = self._stage(f"analyse: {name}", analysis.asks(soups), "search")
+        return replace(stage, any_block=True)
 
     def ingredient_stage(self, ingredients: Sequence[str]) -> Stage | None:
         """The ingredients alone, if the search begins with their scores."""
@@ -354,29 +348,54 @@ class Steps:
 
     @property
     def categories(self) -> list[str]:
-        return list(dict.fromkeys(item.category for fold in self.folds.values() for item in fold))
+        items = itertools.chain.from_iterable(self.folds.values())
+        return list(dict.fromkeys(item.category for item in items))
 
     @property
     def guarded_items(self) -> dict[Fold, dict[str, Items]]:
         """{fold: {extra benchmark: its items}}, the run's own under an empty name; others are cut by the same rule."""
-        folds: tuple[Fold, ...] = ("search", "report")
-        extra = {
-            fold: {name: two_folds(own)[fold] for name, own in self.extra.items()} for fold in folds
-        }
-        return {fold: {"": self.folds.get(fold, ()), **extra[fold]} for fold in folds}
+        search = {"": self.folds.get("search", ())}
+        report = {"": self.folds.get("report", ())}
+        for name, items in self.extra.items():
+            folds = two_folds(items)
+            search[name] = folds["search"]
+            report[name] = folds["report"]
+        return {"search": search, "report": report}
 
     def guard_stage(self, guard: Guard, models: Iterable[Recipe]) -> Stage:
         """Models on the part of another benchmark that the search may see."""
         stage = self._stage(f"search: guard {guard.name}", models, "search")
-        return replace(
-            stage, items=two_folds(self.extra[guard.benchmark])["search"], benchmark=guard.benchmark
-        )
+        items = two_folds(self.extra[guard.benchmark])["search"]
+        return replace(stage, items=items, benchmark=guard.benchmark)
 
     def single(self, name: str) -> Recipe:
         return self.pool.recipe({name: 1.0})
 
     def uniform(self, names: Sequence[str]) -> Recipe:
         return self.pool.recipe({name: 1.0 / len(names) for name in names})
+
+    def _guards(self, selected: Selected) -> tuple[Guard, ...]:
+        if len(selected.selection.ingredients) < 2:
+            return ()
+        return self.settings.guards_on(self.categories)
+
+    def _extra_stages(self, frozen: Frozen) -> list[Stage]:
+        """The soup and its ingredients on each extra benchmark; on a guarded one what the search has not seen."""
+        searched = frozen.searched
+        selected = searched.selected
+        guarded = {guard.benchmark for guard in self._guards(selected)}
+        ingredients = [self.single(name) for name in selected.selection.ingredients]
+        soup = searched.winner.recipe
+        stages = []
+        for name, items in self.extra.items():
+            models = [*ingredients, soup]
+            if name in guarded:
+                items = two_folds(items)["report"]
+                if selected.admission is not None:
+                    models = [*ingredients, self.single(selected.admission.against), soup]
+            stage = self._stage(f"report: also {name}", models, "report")
+            stages.append(replace(stage, items=items, benchmark=name))
+        return stages
 
     def _stage(self, name: str, models: Iterable[Recipe], fold: Fold) -> Stage:
         """Each model once."""
@@ -385,18 +404,17 @@ class Steps:
             name=name, models=tuple(recipes.values()), items=self.folds.get(fold, ()), fold=fold
         )
 
-    def _candidates(self, name: str, fold: Fold, names: Iterable[str] | None = None) -> Stage:
-        """Candidates one by one, all of them without `names`: two of equal bytes are two rows."""
-        models = tuple(map(self.single, self.pool.names if names is None else names))
+    def _candidates(self, name: str, fold: Fold, candidates: Names = ()) -> Stage:
+        """Candidates one by one, all of them by default: two of equal bytes are two rows."""
+        models = tuple(map(self.single, candidates or self.pool.names))
         return Stage(name=name, models=models, items=self.folds.get(fold, ()), fold=fold)
 
     def _expected(self) -> Stage | None:
         """Candidates with an expected score, on a fold that they answer in any case."""
         settings = self.settings
-        names = dict.fromkeys(
-            one.candidate for one in settings.expected if one.candidate in self.pool.names
-        )
-        if not names or settings.gate == "off" or settings.selects_from_table:
+        expected = dict.fromkeys(expectation.candidate for expectation in settings.expected)
+        candidates = tuple(name for name in expected if name in self.pool.names)
+        if not candidates or settings.gate == "off" or settings.selects_from_table:
             return None
         fold: Fold = "search" if settings.scores.published else "select"
-        return self._candidates("score: candidates with an expected score", fold, names)
+        return self._candidates("score: candidates with an expected score", fold, candidates)

@@ -148,8 +148,10 @@ class StoredAnswers:
         """The scored answer from whatever block; of several, always the same one."""
         blocks = self._blocks.get((row_number(item.question), replicate), {})
         scorer = row_number(item.scoring)
-        scored = min((block for block, rows in blocks.items() if scorer in rows), default=None)
-        return None if scored is None else blocks[scored][scorer].record(item, replicate, True)
+        scored = [block for block, rows in blocks.items() if scorer in rows]
+        if not scored:
+            return None
+        return blocks[min(scored)][scorer].record(item, replicate, scored=True)
 
 
 class Store:
@@ -177,21 +179,19 @@ class Store:
 
     def _prepare(self) -> None:
         """Make the file a store, unless it is one. Nothing is written to another program's file."""
-        mark, layout = (
-            self._db.execute(f"PRAGMA {key}").fetchone()[0]
-            for key in ("application_id", "user_version")
-        )
-        if mark != APPLICATION_ID and (
-            mark or self._db.execute("SELECT 1 FROM sqlite_master LIMIT 1").fetchone()
-        ):
-            raise UserError(
-                f"store.path={self.path} is another program's SQLite file: name another file"
-            )
+        mark = self._db.execute("PRAGMA application_id").fetchone()[0]
+        layout = self._db.execute("PRAGMA user_version").fetchone()[0]
+        if mark != APPLICATION_ID:
+            has_tables = self._db.execute("SELECT 1 FROM sqlite_master LIMIT 1").fetchone()
+            if mark or has_tables:
+                raise UserError(
+                    f"store.path={self.path} is another program's SQLite file: name another file"
+                )
         if layout not in (0, STORE_VERSION):
             raise UserError(
                 f"store.path={self.path} is of another version of souping (layout {layout}): name another"
             )
-        # the mark comes first, so that a file is ours even if this run is killed now
+        # The mark comes first, so that a file is ours even if this run is killed now.
         if not layout:
             self._db.execute(f"PRAGMA application_id={APPLICATION_ID}")
         # A store of an earlier version may lack tables.
@@ -217,12 +217,11 @@ class Store:
         """Remove the file that this run made if no result is in it and nobody else has it open."""
         with suppress(sqlite3.Error, OSError):
             self._db.execute("PRAGMA busy_timeout=0")
-            results = self._db.execute(
-                "SELECT 1 FROM answers UNION SELECT 1 FROM looks LIMIT 1"
-            ).fetchone()
-            if not results and self._db.execute("PRAGMA journal_mode=DELETE").fetchone() == (
-                "delete",
-            ):
+            query = "SELECT 1 FROM answers UNION SELECT 1 FROM looks LIMIT 1"
+            if self._db.execute(query).fetchone():
+                return
+            (mode,) = self._db.execute("PRAGMA journal_mode=DELETE").fetchone()
+            if mode == "delete":
                 self.path.unlink()
                 for folder in self._made[1:]:
                     folder.rmdir()
@@ -251,12 +250,11 @@ class Store:
             if verb != "open" and self._inode() != self._file:
                 raise UserError(self._removed()) from error
             text = f"store.path={self.path}: cannot {verb} the results store: {error}"
-            if getattr(error, "sqlite_errorcode", 0) & 0xFF == sqlite3.SQLITE_CORRUPT:  # sqlite3's
-                old, new = (
-                    shlex.quote(str(p))
-                    for p in (self.path, self.path.with_stem(f"{self.path.stem}-saved"))
-                )
-                text += f"\nthe file is damaged; save what can be read: sqlite3 {old} .recover | sqlite3 {new}"
+            # SQLite's primary code is the last byte of the extended one.
+            if getattr(error, "sqlite_errorcode", 0) & 0xFF == sqlite3.SQLITE_CORRUPT:
+                damaged = shlex.quote(str(self.path))
+                saved = shlex.quote(str(self.path.with_stem(f"{self.path.stem}-saved")))
+                text += f"\nthe file is damaged; save what can be read: sqlite3 {damaged} .recover | sqlite3 {saved}"
             raise UserError(text) from error
 
     @contextmanager
@@ -315,39 +313,44 @@ class Store:
                 _insert(db, "answers", *key, *_columns(record))
                 if record.prompt and record.prompt_key:
                     _insert(db, "prompts", record.prompt_key, _storable(record.prompt))
-                if not math.isnan(record.score):  # else its scorer has still to be called
+                # NaN waits for the item's own scorer.
+                if not math.isnan(record.score):
                     counts = json.dumps(record.statistics) if record.statistics else ""
                     _insert(db, "grades", *key, row_number(item.scoring), record.score, counts)
 
     def known_scores(self, items: Iterable[Item]) -> dict[tuple[str, str, str], float]:
         """{(question, scorer, answer's text): score} of these items by their scorers, whichever soup answered."""
         query = "SELECT output, score FROM scores WHERE item = ? AND scorer = ?"
+        known: dict[tuple[str, str, str], float] = {}
         with self.reading() as db:
-            return {
-                (question, scoring, output): float(score)
-                for question, scoring in sorted({(item.question, item.scoring) for item in items})
-                for output, score in db.execute(query, (row_number(question), row_number(scoring)))
-            }
+            for question, scoring in sorted({(item.question, item.scoring) for item in items}):
+                key = (row_number(question), row_number(scoring))
+                for output, score in db.execute(query, key):
+                    known[question, scoring, output] = float(score)
+        return known
 
     def prompts(self, keys: Collection[str]) -> dict[str, str]:
         """{digest of a prompt's ids: the prompt in letters} of those that are known."""
+        query = "SELECT text FROM prompts WHERE fingerprint = ?"
+        texts = {}
         with self.reading() as db:
-            rows = (
-                db.execute("SELECT text FROM prompts WHERE fingerprint = ?", (key,)).fetchone()
-                for key in keys
-            )
-            return {key: str(row[0]) for key, row in zip(keys, rows, strict=True) if row}
+            for key in keys:
+                if row := db.execute(query, (key,)).fetchone():
+                    texts[key] = str(row[0])
+        return texts
 
     def throughput(self, soups: Iterable[str], evaluator: str) -> float | None:
         """Answers per second of these soups under this evaluator; None if they never gave one."""
         query = "SELECT COUNT(*), TOTAL(seconds) FROM answers WHERE soup = ? AND evaluator = ?"
+        answers = 0
+        seconds = 0.0
         with self.reading() as db:
-            rows = [
-                db.execute(query, (row_number(soup), row_number(evaluator))).fetchone()
-                for soup in soups
-            ]
-        seconds = sum(row[1] for row in rows)
-        return sum(row[0] for row in rows) / seconds if seconds > 0 else None
+            for soup in soups:
+                key = (row_number(soup), row_number(evaluator))
+                row = db.execute(query, key).fetchone()
+                answers += row[0]
+                seconds += row[1]
+        return answers / seconds if seconds > 0 else None
 
     # ------------------------------------------------------------ checkpoints
 

@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 from souping.analysis.trajectory import CheckpointScores, describe
 from souping.checkpoints.pool import Trajectory
-from souping.core.reading import read
 from souping.pipeline.evidence import Pair, by_category
 from souping.pipeline.state import Contender, Reported
 from souping.pipeline.steps import Steps
@@ -24,28 +21,29 @@ def trajectory_evidence(
     names = steps.pool.names
     looks = state.look.number
     measured = state.measured[""]
-    soup = state.winner.recipe
-    search = CheckpointScores.of(unit, [state.singles[name] for name in names], objective)
+    winner = state.searched.winner
+    soup = winner.recipe
+    singles = [state.frozen.singles[name] for name in names]
+    search = CheckpointScores.of(unit, singles, objective)
     singles = [measured[steps.single(name).id] for name in names]
     report = CheckpointScores.of(unit, singles, objective)
 
     # Scores of (average, last checkpoint) of each further training run.
-    others = []
+    replicates = []
     for pair in steps.replicates(soup):
-        others.append([measured[recipe.id].values for recipe in pair])
-    data = describe(
-        trajectory,
-        steps.weights_of(soup),
-        search,
-        state.winner.trials,
-        report,
-        measured[soup.id].values,
-        others,
-        looks,
-    )
+        replicates.append([measured[recipe.id].values for recipe in pair])
 
     average = Contender(name="average", kind="soup", recipe=soup)
     last = Contender(name="last", kind="last", recipe=steps.single(names[-1]))
     versus_last = Pair.of(average, last, measured, report.table, looks)
-    categories = by_category(unit, [versus_last])
-    return replace(read(TrajectoryResult, data), categories=categories)
+    return describe(
+        trajectory,
+        steps.weights_of(soup),
+        search,
+        winner.trials,
+        report,
+        measured[soup.id].values,
+        replicates,
+        looks,
+        categories=by_category(unit, [versus_last]),
+    )

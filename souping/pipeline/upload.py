@@ -93,19 +93,18 @@ def _rebuild(recipe: RecipeSummary, command: str | None) -> list[str]:
     if absent:
         names = escape_markdown(in_words(absent))
         text += f" Give the folder of {names}: `'pool.candidates=[{{name: NAME, path: FOLDER}}]'`."
-    own = [word for word in shlex.split(clean(command)) if word.startswith(ANYWHERE)]
+    overrides = [word for word in shlex.split(clean(command)) if word.startswith(ANYWHERE)]
     rebuild = "python -m souping +experiment=rebuild recipe=recipe.json out=rebuilt"
-    return ["## Rebuild", text, fenced(" ".join([rebuild, *map(shlex.quote, own)]))]
+    return ["## Rebuild", text, fenced(" ".join([rebuild, *map(shlex.quote, overrides)]))]
 
 
 def _usage(recipe: RecipeSummary, folder: Path) -> list[str]:
     """Python that loads the soup from its folder and answers."""
-    adapter = recipe.settings.get("adapters") == "keep"
-    name, module = (
-        ("AutoPeftModelForCausalLM", "peft")
-        if adapter
-        else ("AutoModelForCausalLM", "transformers")
-    )
+    name = "AutoModelForCausalLM"
+    module = "transformers"
+    if recipe.settings.get("adapters") == "keep":
+        name = "AutoPeftModelForCausalLM"
+        module = "peft"
     code = f"""from {module} import {name}
 from transformers import AutoTokenizer
 
@@ -118,9 +117,10 @@ print(tokenizer.decode(model.generate(**inputs, max_new_tokens=20)[0]))"""
 
 
 def _method(recipe: RecipeSummary) -> str:
-    settings = json.dumps(recipe.settings, sort_keys=True)
-    extra = f" Settings: `{settings}`." if recipe.settings else ""
-    return f"Method `{clean(recipe.method)}`, stored as `{clean(recipe.dtype)}`.{extra}"
+    text = f"Method `{clean(recipe.method)}`, stored as `{clean(recipe.dtype)}`."
+    if recipe.settings:
+        text += f" Settings: `{json.dumps(recipe.settings, sort_keys=True)}`."
+    return text
 
 
 def _front(recipe: RecipeSummary) -> str:
@@ -129,9 +129,9 @@ def _front(recipe: RecipeSummary) -> str:
 
     sources = [source.partition("@")[0] for source in (recipe.sources or {}).values()]
     parents = sources or [name for name in recipe.ingredients if HUB_NAME.fullmatch(name)]
-    table: dict[str, Any] = (
-        {"base_model": parents, "base_model_relation": "merge"} if parents else {}
-    )
+    table: dict[str, Any] = {}
+    if parents:
+        table = {"base_model": parents, "base_model_relation": "merge"}
     table |= {"library_name": "transformers", "tags": ["merge", "souping"]}
     return f"---\n{yaml.dump(table, allow_unicode=True, sort_keys=False).strip()}\n---"
 
@@ -148,9 +148,8 @@ def _evidence(report: Report) -> list[str]:
     )
     if report.selection is not None and report.selection.published:
         text += " The ingredients were chosen by published scores; what those were measured on, the choice has seen."
-    words = [
-        escape_markdown(line) for line in (sections.headline(report), *sections.findings(report))
-    ]
+    lines = [sections.headline(report), *sections.findings(report)]
+    words = [escape_markdown(line) for line in lines]
     grids = [tables.scores(report)]
     if report.comparisons:
         grids.append(tables.comparisons(report))
@@ -210,17 +209,18 @@ def check(goal: Target, out: Path) -> None:
 def _check_account(goal: Target, who: Mapping[str, Any]) -> None:
     space = goal.repo.split("/")[0]
     token = (who.get("auth") or {}).get("accessToken") or {}
-    spaces = [
-        who["name"],
-        *(org["name"] for org in who.get("orgs") or [] if org.get("roleInOrg") != "read"),
-    ]
+    spaces = [who["name"]]
+    for organisation in who.get("orgs") or []:
+        if organisation.get("roleInOrg") != "read":
+            spaces.append(organisation["name"])
     if space not in spaces:
         raise UserError(
             f"upload={goal.repo}: {spaces[0]} may not write to {space}, only to {', '.join(spaces)}"
         )
-    scopes = (token.get("fineGrained") or {}).get("scoped") or []
-    fits = [s for s in scopes if (s.get("entity") or {}).get("name") in (goal.repo, space)]
-    writes = any("repo.write" in (scope.get("permissions") or []) for scope in fits)
+    writes = False
+    for scope in (token.get("fineGrained") or {}).get("scoped") or []:
+        if (scope.get("entity") or {}).get("name") in (goal.repo, space):
+            writes |= "repo.write" in (scope.get("permissions") or [])
     if token.get("role") == "read" or (token.get("role") == "fineGrained" and not writes):
         raise UserError(
             f"upload={goal.repo}: your token may not write there: create one that may at "
@@ -239,7 +239,7 @@ def _check_repository(goal: Target, api: HfApi) -> list[str]:
         return []
     if RECIPE not in files and any(file not in (*UNTOUCHED_FILES, CARD) for file in files):
         raise UserError(
-            f"upload={goal.repo} holds a model that is no soup: choose another name; nothing is replaced"
+            f"upload={goal.repo} holds a model that is not a soup: choose another name; nothing is replaced"
         )
     return files
 
@@ -250,7 +250,7 @@ def push(goal: Target, folder: Path, store: Path | None = None) -> str:
     The card gets a list of the ingredients' licences. `store` knows the folders of the ingredients.
 
     Raises:
-        UserError: the folder is no soup's, the Hub refuses or cannot be reached. Nothing was changed there, or a
+        UserError: the folder is not a soup's, the Hub refuses or cannot be reached. Nothing was changed there, or a
             repository without files was made; the message has the command that sends the folder again.
     """
     from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi
@@ -262,34 +262,31 @@ def push(goal: Target, folder: Path, store: Path | None = None) -> str:
         files: dict[str, Path | bytes] = {**soup_files(folder)}
     except UserError as error:
         raise LateError(f"{error}; nothing was sent") from error
-    text = (
-        (folder / CARD).read_text("utf-8")
-        if CARD in files
-        else card(Report(experiment="", recipe=read(RecipeSummary, recipe)))
-    )
+    summary = read(RecipeSummary, recipe)
+    if CARD in files:
+        text = (folder / CARD).read_text("utf-8")
+    else:
+        text = card(Report(experiment="", recipe=summary))
     text = re.sub(r'^folder = ".*"(?=  # this folder)', f'folder = "{goal.repo}"', text, flags=re.M)
-    files[CARD] = f"{text.rstrip()}\n\n{_licences(read(RecipeSummary, recipe), store)}\n".encode()
+    files[CARD] = f"{text.rstrip()}\n\n{_licences(summary, store)}\n".encode()
     api = HfApi()
     try:
         with _explained(goal):
             api.create_repo(goal.repo, private=goal.private or None, exist_ok=True)
             old = _check_repository(goal, api)
             # `upload_folder` splits large folders into several commits: the repository would hold half a soup meanwhile
-            operations: list[Any] = [
-                CommitOperationAdd(name, content) for name, content in files.items()
-            ]
-            operations += [
-                CommitOperationDelete(name)
-                for name in old
-                if name not in (*files, *UNTOUCHED_FILES)
-            ]
-            done = api.create_commit(
-                goal.repo, operations, commit_message=f"Soup {recipe.get('id', '')}"
-            )
+            operations: list[Any] = []
+            for name, content in files.items():
+                operations.append(CommitOperationAdd(name, content))
+            for name in old:
+                if name not in files and name not in UNTOUCHED_FILES:
+                    operations.append(CommitOperationDelete(name))
+            message = f"Soup {recipe.get('id', '')}"
+            commit = api.create_commit(goal.repo, operations, commit_message=message)
     except UserError as error:
-        again = shlex.join(["hf", "upload", goal.repo, str(folder)])
-        raise LateError(f"{error}\nthe soup is complete", fix=again) from error
-    return str(done.commit_url)
+        command = shlex.join(["hf", "upload", goal.repo, str(folder)])
+        raise LateError(f"{error}\nthe soup is complete", fix=command) from error
+    return str(commit.commit_url)
 
 
 @frozen
@@ -311,8 +308,8 @@ def soup_files(folder: Path) -> dict[str, Path]:
     known = {RECIPE, CARD, *(marks or _unlisted_files(folder))}
     foreign = sorted(marks.keys() - files.keys())
     for name, path in files.items():
-        ours = name in known and not path.is_symlink()
-        if not ours or marks.get(name) not in (None, file_mark(path)):
+        is_ours = name in known and not path.is_symlink()
+        if not is_ours or marks.get(name) not in (None, file_mark(path)):
             foreign.append(name)
     if foreign:
         raise UserError(
@@ -332,11 +329,12 @@ def _licences(recipe: RecipeSummary, store: Path | None) -> str:
     """The licences of a recipe's ingredients and of a base model that it names, as the end of a card."""
     prints = dict(zip(recipe.ingredients, recipe.fingerprints, strict=False))
     base = recipe.settings.get("base")
-    prints |= {"the base model": base} if isinstance(base, str) else {}
+    if isinstance(base, str):
+        prints["the base model"] = base
     sources = {**_folders(prints, store), **(recipe.sources or {})}
-    found = {public_name(name): _licence(str(sources.get(name, ""))) for name in prints}
-    named = ", ".join(f"{name} ({licence or 'unknown'})" for name, licence in found.items())
-    text = f"Licences of the ingredients: {named}. Read all of them before you use or share this model."
+    licences = {public_name(name): _licence(str(sources.get(name, ""))) for name in prints}
+    words = ", ".join(f"{name} ({licence or 'unknown'})" for name, licence in licences.items())
+    text = f"Licences of the ingredients: {words}. Read all of them before you use or share this model."
     return f"## Licence\n\n{escape_markdown(text)}"
 
 
@@ -359,8 +357,9 @@ def _licence(source: str) -> str:
     try:
         place = name.repo if name else Path(source) / CARD
         data = ModelCard.load(place, ignore_metadata_errors=True).data
-        named = data.get("license_name") if data.license == "other" else None
-        return f"other: {named}" if named else str(data.license or "")
+        if data.license == "other" and data.get("license_name"):
+            return f"other: {data.get('license_name')}"
+        return str(data.license or "")
     except Exception:  # whatever is wrong with somebody's card
         return ""
 

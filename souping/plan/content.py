@@ -56,31 +56,31 @@ class Plan:
         """{what: (least, most) seconds}, None if no rate is known."""
         if "" not in self.speeds or not self.stages:
             return None
-        times = {}
+        times = dict[str, Range]()
         if self.folds:
             size = sum(model.nbytes for model in self.models) / len(self.models)
             answering = [0.0, 0.0]
             reading = [0.0, 0.0]
             for end, count in ((0, min(self.sizes)), (1, max(self.sizes))):
-                for stage in (stage for stage in self.stages if stage.items):
+                for stage in self.stages:
+                    if not stage.items:
+                        continue
                     speed = self.speeds.get(stage.benchmark, self.speeds[""])
                     # A model with something to answer is loaded once per stage.
                     loads = -(-stage.todo[end] // stage.items)
                     answering[end] += speed.seconds(stage, end) + loads * speed.per_model
                     reading[end] += loads * size * count / READ_SPEED
-            times = {
-                "evaluate": (answering[0], answering[1]),
-                "read weights": (reading[0], reading[1]),
-            }
+            times["evaluate"] = (answering[0], answering[1])
+            times["read weights"] = (reading[0], reading[1])
         fetch = sum(model.download for model in self.models) / HUB_SPEED
         return {**times, "download": (fetch, fetch)}
 
     @property
     def has_report(self) -> bool:
         """Whether the planned run will end in a report that claims something."""
-        return bool(self.folds.get("report")) and not (
-            self.run.stop_after or self.run.limit or self.faults
-        )
+        if self.run.stop_after or self.run.limit or self.faults:
+            return False
+        return bool(self.folds.get("report"))
 
     def powers(self) -> list[Power]:
         """What a report on each slice can show; empty if there is none, or if that is known after selection only."""
@@ -88,15 +88,21 @@ class Plan:
             return []
         run = self.run
         slices = slices_of(self.folds["report"], run.slices)
-        powers = [power_of(self.scores, part, run.objective, run.inner_margin) for part in slices]
-        return [power for power in powers if power is not None]
+        powers = []
+        for items in slices:
+            power = power_of(self.scores, items, run.objective, run.inner_margin)
+            if power is not None:
+                powers.append(power)
+        return powers
 
 
 def as_dict(plan: Plan) -> JsonObject:
     """Content of plan.json."""
     unit = plan.run.evaluator.unit
     powers = [to_json(power.summary(unit)) for power in plan.powers()]
-    selection = selection_summary(unit, plan.selection, plan.scores) if plan.selection else None
+    selection = None
+    if plan.selection:
+        selection = selection_summary(unit, plan.selection, plan.scores)
     return {
         "experiment": plan.run.name,
         "can_go_on": not plan.reasons,

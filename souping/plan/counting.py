@@ -94,35 +94,39 @@ class CountedSteps(Steps):
         items = self.folds.get("search", ())
         size = len(ingredients)
         stage = Stage(name=SEARCH, models=(), items=items, fold="search")
-        workload = self.settings.optimiser.workload(size, len(items)) if size > 1 else None
+        workload = None
+        if size > 1:
+            workload = self.settings.optimiser.workload(size, len(items))
         stored = self._stored_search(selected)
         winner = stored or self._unknown_winner(ingredients)
         if workload is None:
             known, unknown = self._trials(ingredients, stored)
             self.evaluate_stage(replace(stage, models=tuple(known)), unknown)
         else:
-            expected, most = workload
-            if stored:
-                expected = most = stored.cost.items
-            folds = -(-expected // max(1, len(items))), -(-most // max(1, len(items)))
             answers = self.evaluations[""].answers_per_item
-            todo = (0, 0) if stored else (expected * answers, most * answers)
-            self._add(stage, folds, (expected, most), todo, in_parts=True)
-        self._count(winner.recipe, stage)  # it is one of the trials
+            todo = (workload[0] * answers, workload[1] * answers)
+            if stored:
+                workload = (stored.cost.items,) * 2
+                todo = (0, 0)
+            fold_size = max(1, len(items))
+            folds = (-(-workload[0] // fold_size), -(-workload[1] // fold_size))
+            self._add(stage, folds, workload, todo, in_parts=True)
+        # The winner is one of the trials.
+        self._count(winner.recipe, stage)
         if self.settings.pareto and size > 1:
             points = [_unknown(winner.recipe, f"point {n} of the front") for n in range(CONFIRMED)]
             self.evaluate_stage(self.front_stage(points))
-        return Searched(**vars(selected), winner=winner)
+        return Searched(selected=selected, winner=winner)
 
     def open_guards(self, selected: Selected, guards: tuple[Guard, ...], stage: Stage) -> Selected:
         self.evaluate_stage(stage)
         scores = self.plan.scores
         self.plan.guards = plan_guards(guards, self.guarded_items, scores.items if scores else None)
         single = self.single(self.pool.names[0])
-        for guard in (guard for guard in guards if guard.benchmark):
-            self.evaluate_stage(
-                self.guard_stage(guard, [single, _unknown(single, "the soup that may win")])
-            )
+        soup = _unknown(single, "the soup that may win")
+        for guard in guards:
+            if guard.benchmark:
+                self.evaluate_stage(self.guard_stage(guard, [single, soup]))
         return selected
 
     def report(self, frozen: Frozen, stage: Stage, contenders: Sequence[Contender]) -> Reported:
@@ -134,7 +138,7 @@ class CountedSteps(Steps):
         if stage.models:
             self.evaluate_stage(stage)
         if self.settings.analyses[name].searches and len(self.ingredients) > 1:
-            search = next(one for one in self.stages if one.name == SEARCH)
+            search = next(stage for stage in self.stages if stage.name == SEARCH)
             self.stages.append(replace(search, name=f"{stage.name}: searches", todo=search.asked))
         return state
 
@@ -165,13 +169,14 @@ class CountedSteps(Steps):
         answers = {(item.question, 0): evaluation.answers_per_item for item in stage.items}
         key = f"unknown {stage.benchmark}"
         if recipe.ingredients != UNKNOWN_INGREDIENTS:
-            with suppress(UserError):  # an evaluator that cannot start here: its key is not known
+            # If an evaluator cannot start here, its key is not known.
+            with suppress(UserError):
                 key = evaluation.key(recipe)
                 answers = evaluation.missing_answers(recipe, stage.items, any_block=stage.any_block)
         done = self._counted.setdefault((recipe.fingerprint, key), set())
-        new = answers.keys() - done
-        done |= new
-        return sum(answers[name] for name in new)
+        unanswered = answers.keys() - done
+        done |= unanswered
+        return sum(answers[name] for name in unanswered)
 
     def _stored_search(self, selected: Selected) -> SearchResult | None:
         """The whole search if the store has all of its answers."""
@@ -199,9 +204,9 @@ class CountedSteps(Steps):
         )
         assert limit is not None, "a strategy without an end is refused when it is built"
         points = self.settings.optimiser.known_points(len(ingredients)) or ()
-        known = [self.pool.recipe(dict(zip(ingredients, point, strict=True))) for point in points][
-            :limit
-        ]
+        known = []
+        for point in points[:limit]:
+            known.append(self.pool.recipe(dict(zip(ingredients, point, strict=True))))
         return known, limit - len(known)
 
 
@@ -212,9 +217,9 @@ def _unknown(recipe: Recipe, name: str) -> Recipe:
 
 def merged(counted: Sequence[Sequence[PlannedStage]]) -> list[PlannedStage]:
     """Least and most of each stage over several selections."""
-    longest = sorted(counted, key=len, reverse=True)  # its order is that of all
     by_name = dict[str, list[PlannedStage]]()
-    for stages in longest:
+    # The longest list has the order of all.
+    for stages in sorted(counted, key=len, reverse=True):
         for stage in stages:
             by_name.setdefault(stage.name, [])
     for stages in counted:
@@ -237,5 +242,8 @@ def merged(counted: Sequence[Sequence[PlannedStage]]) -> list[PlannedStage]:
 
 def _range(pairs: Sequence[IntRange], in_parts: bool) -> IntRange:
     """Least and most; of a search in parts what is expected for the middle number of ingredients, and most."""
-    first = sorted(least for least, _ in pairs)
-    return first[(len(first) - 1) // 2 if in_parts else 0], max(most for _, most in pairs)
+    lows = sorted(least for least, _ in pairs)
+    low = lows[0]
+    if in_parts:
+        low = lows[(len(lows) - 1) // 2]
+    return low, max(most for _, most in pairs)

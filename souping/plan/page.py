@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import chain
+
 from souping.analysis.guards import planned
 from souping.core.text import DASH
 from souping.merge.plan import human
@@ -14,34 +16,37 @@ from souping.report.tables import Section, grid
 
 def sections(plan: Plan) -> list[Section]:
     """The plan's sections in reading order."""
-    first = (
+    content = (
         _selection(plan),
         work_section(plan),
         time_section(plan),
         _report(plan),
         planned(plan.guards),
+        _models(plan),
+        _space(plan),
+        _missing(plan),
     )
-    parts = (*first, _models(plan), _space(plan), _missing(plan))
-    return [section for section in parts if section is not None]
+    return [section for section in content if section is not None]
 
 
 def _selection(plan: Plan) -> Section:
     selection = plan.selection
     label = plan.run.selector.label
     if selection is None:
-        sizes = f": {_span((min(plan.sizes), max(plan.sizes)))} ingredients" if plan.sizes else ""
-        return Section(
-            "Selection",
-            (f"{label} picks from {plan.basis or 'scores that cannot be had'}{sizes}.",),
-        )
+        line = f"{label} picks from {plan.basis or 'scores that cannot be had'}"
+        if plan.sizes:
+            line += f": {_span((min(plan.sizes), max(plan.sizes)))} ingredients"
+        return Section("Selection", (f"{line}.",))
     lines = [f"{label} picks {format.in_words(selection.ingredients)}, from {plan.basis}."]
     if selection.threshold is not None:
-        by = f"{selection.metric}, threshold {selection.threshold:g}"
+        rule = f"{selection.metric}, threshold {selection.threshold:g}"
         low = format.in_words(selection.low_correlation)
-        lines.append(f"Low-correlation categories ({by}): {low}.")
-    experts = list(selection.experts.items())
-    grids = (grid(("category", "expert"), experts, left=(0, 1)),) if experts else ()
-    return Section("Selection", (*lines, *selection.notes), grids=grids)
+        lines.append(f"Low-correlation categories ({rule}): {low}.")
+    lines += selection.notes
+    if not selection.experts:
+        return Section("Selection", tuple(lines))
+    experts = grid(("category", "expert"), selection.experts.items(), left=(0, 1))
+    return Section("Selection", tuple(lines), grids=(experts,))
 
 
 def work_section(plan: Plan) -> Section | None:
@@ -51,7 +56,9 @@ def work_section(plan: Plan) -> Section | None:
     rows = [_stage(stage) for stage in plan.stages]
     asked = plan.sum("asked")
     todo = plan.sum("todo")
-    totals = (_span(asked), _span(_stored(asked, todo)), _span(todo)) if plan.folds else (DASH,) * 3
+    totals = [DASH] * 3
+    if plan.folds:
+        totals = [_span(asked), _span(_stored(asked, todo)), _span(todo)]
     rows.append(("total", "", "", *totals))
     header = ("stage", "models", "items each", "evaluations", "stored by then", "to do")
     table = grid(header, rows, strong=[len(rows) - 1])
@@ -60,14 +67,14 @@ def work_section(plan: Plan) -> Section | None:
 
 def _work_lines(plan: Plan) -> list[str]:
     folds = ", ".join(f"{fold} {len(items):,}" for fold, items in plan.folds.items() if items)
-    lines = [
-        f"Items: {folds}." if folds else "The items cannot be counted here: see what is missing."
-    ]
+    lines = ["The items cannot be counted here: see what is missing."]
+    if folds:
+        lines = [f"Items: {folds}."]
     if plan.outlined:
         lines.append(
             "The items cannot be read here: their numbers are the benchmark's published sizes."
         )
-        items = [item for fold in plan.folds.values() for item in fold]
+        items = [*chain.from_iterable(plan.folds.values())]
         if len({item.group for item in items}) == len(items):
             lines.append(
                 "Every item counts as its own group: if the data groups them, the report shows less."
@@ -82,7 +89,9 @@ def _work_lines(plan: Plan) -> list[str]:
 
 
 def _stage(stage: PlannedStage) -> tuple[str, ...]:
-    models = f"{_span(stage.models)} folds" if stage.in_parts else _span(stage.models)
+    models = _span(stage.models)
+    if stage.in_parts:
+        models += " folds"
     if not stage.items:
         return (stage.name, models, *(DASH,) * 4)
     stored = _span(_stored(stage.asked, stage.todo))
@@ -97,9 +106,11 @@ def _stored(asked: IntRange, todo: IntRange) -> IntRange:
 def time_section(plan: Plan) -> Section | None:
     """How long the run takes, and at which rates."""
     times = plan.seconds()
+    if times is None and not plan.stages:
+        return None
     if times is None:
         line = "Not known: neither items nor a rate are available; set one with throughput=ITEMS_PER_SECOND."
-        return Section("Time", (line,)) if plan.stages else None
+        return Section("Time", (line,))
     rows = [(what, _duration(pair)) for what, pair in times.items() if pair[1] > 0]
     rows.append(("total", _duration(total_range(times.values()))))
     lines = [f"{name or 'The benchmark'}: {speed.reason}." for name, speed in plan.speeds.items()]
@@ -131,14 +142,14 @@ def _models(plan: Plan) -> Section:
     rows = []
     for model in plan.models:
         weights = human(model.nbytes) if model.nbytes else "unknown"
-        download = "here" if model.basis == "headers" else "unknown"
+        download = "unknown"
         if model.download:
             download = human(model.download)
+        elif model.basis == "headers":
+            download = "here"
         rows.append((model.name, weights, bases.get(model.basis, model.basis), download))
-    return Section(
-        "Candidates",
-        grids=(grid(("candidate", "weights", "known from", "to fetch"), rows, left=(0, 2)),),
-    )
+    table = grid(("candidate", "weights", "known from", "to fetch"), rows, left=(0, 2))
+    return Section("Candidates", grids=(table,))
 
 
 def _space(plan: Plan) -> Section:
@@ -149,39 +160,44 @@ def _space(plan: Plan) -> Section:
         return Section(
             "Space", (hardware, "What the run needs is not known: no candidate's size is.")
         )
-    rows = [
-        (
-            requirement.where,
-            human(requirement.need),
-            human(requirement.have),
-            "fits" if requirement.fits else "too small",
-            ", ".join(requirement.parts),
-        )
-        for requirement in plan.requirements
-    ]
-    small = [place for place, requirement in enumerate(plan.requirements) if not requirement.fits]
-    table = grid(
-        ("where", "needed", "available", "verdict", "made of"), rows, left=(0, 3, 4), strong=small
-    )
+    rows = []
+    too_small = []
+    for number, requirement in enumerate(plan.requirements):
+        verdict = "fits"
+        if not requirement.fits:
+            verdict = "too small"
+            too_small.append(number)
+        sizes = (human(requirement.need), human(requirement.have))
+        rows.append((requirement.where, *sizes, verdict, ", ".join(requirement.parts)))
+    header = ("where", "needed", "available", "verdict", "made of")
+    table = grid(header, rows, left=(0, 3, 4), strong=too_small)
     return Section("Space", (hardware,), grids=(table,))
 
 
 def _missing(plan: Plan) -> Section | None:
     notes = tuple(plan.notes)
-    if not plan.missing:
-        return Section("Notes", notes) if notes else None
-    rows = [(lack.what, lack.fix or DASH) for lack in plan.missing]
-    return Section(
-        "Missing on this machine", notes, grids=(grid(("what", "command"), rows, left=(0, 1)),)
-    )
+    if plan.missing:
+        rows = [(lack.what, lack.fix or DASH) for lack in plan.missing]
+        table = grid(("what", "command"), rows, left=(0, 1))
+        return Section("Missing on this machine", notes, grids=(table,))
+    if notes:
+        return Section("Notes", notes)
+    return None
 
 
 def _span(pair: IntRange) -> str:
-    return f"{pair[0]:,}" if pair[0] == pair[1] else f"{pair[0]:,} to {pair[1]:,}"
+    return _ends(f"{pair[0]:,}", f"{pair[1]:,}")
 
 
 def _duration(pair: Range) -> str:
-    ends = [
-        format.seconds(value) if value < 3600 * 100 else f"{value / 3600:,.0f} h" for value in pair
-    ]
-    return ends[0] if ends[0] == ends[1] else f"{ends[0]} to {ends[1]}"
+    return _ends(_hours(pair[0]), _hours(pair[1]))
+
+
+def _hours(seconds: float) -> str:
+    if seconds < 3600 * 100:
+        return format.seconds(seconds)
+    return f"{seconds / 3600:,.0f} h"
+
+
+def _ends(least: str, most: str) -> str:
+    return least if least == most else f"{least} to {most}"

@@ -37,7 +37,10 @@ from souping.search.loop import RecipeSource
 
 def make(run: RunSettings) -> Plan:
     """The plan. Reads the store if there is one, and writes nothing."""
-    with Store(run.store_path if run.store_path.exists() else Path(IN_MEMORY)) as store:
+    path = run.store_path
+    if not path.exists():
+        path = Path(IN_MEMORY)
+    with Store(path) as store:
         return _Planner(run, store).plan()
 
 
@@ -64,10 +67,10 @@ class _Planner:
         else:
             self._plan_evaluations(plan)
         plan.faults = list(dict.fromkeys(self.faults))
-        small = [requirement.lack() for requirement in plan.requirements if not requirement.fits]
-        plan.reasons = list(
-            dict.fromkeys([*plan.missing, *(Missing(what=fault) for fault in plan.faults), *small])
-        )
+        reasons = [*plan.missing]
+        reasons += [Missing(what=fault) for fault in plan.faults]
+        reasons += [requirement.lack() for requirement in plan.requirements if not requirement.fits]
+        plan.reasons = list(dict.fromkeys(reasons))
         return plan
 
     def _plan_evaluations(self, plan: Plan) -> None:
@@ -76,17 +79,18 @@ class _Planner:
         with self._attempt():
             self.extra = extra_benchmarks(self.run.also, self.run.evaluator, self.run.limit)
         folds = self._folds()
-        outlined = None if folds else self._outlined()
-        cut = folds or outlined
-        work = [(evaluator, items) for evaluator, items in self._evaluators(self.items).values()]
-        for error in checks.refusals(self.run, cut.items if cut else {}, work):
+        outline = None if folds else self._outline()
+        known_folds = folds or outline
+        if known_folds:
+            plan.folds = known_folds.items
+        plan.outlined = outline is not None
+        work = list(self._evaluators(self.items).values())
+        for error in checks.refusals(self.run, plan.folds, work):
             self._refused(error)
         if not any(model.trouble or model.download for model in plan.models):
             self._open(work)
         evaluators = [evaluator for evaluator, _ in work]
         plan.run = self.run
-        plan.folds = cut.items if cut else {}
-        plan.outlined = outlined is not None
         self._select(plan)
         plan.notes = self._notes(plan, folds)
         plan.stages = self._stages(plan)
@@ -105,11 +109,12 @@ class _Planner:
 
     def _refused(self, error: UserError | OSError, missing: bool = False) -> None:
         """If something is `missing`, or the error has a remedy here; else it is a fault of the settings."""
-        refused = error if isinstance(error, UserError) else UserError(error_text(error))
-        if refused.fix or missing:
-            self.lacking.append(Missing.from_error(refused))
+        if not isinstance(error, UserError):
+            error = UserError(error_text(error))
+        if error.fix or missing:
+            self.lacking.append(Missing.from_error(error))
         else:
-            self.faults.append(error_text(error))
+            self.faults.append(str(error))
 
     @contextmanager
     def _attempt(self, missing: bool = False) -> Iterator[None]:
@@ -122,16 +127,18 @@ class _Planner:
         """None if the items cannot be read (an evaluator's own may be elsewhere) or cut."""
         with self._attempt(missing=isinstance(self.run.benchmark, OwnBenchmark)):
             self.items = items_of(self.run.evaluator, self.run.benchmark).items()
+        if not self.items:
+            return None
         with self._attempt():
-            return checks.cut_folds(self.run, self.items) if self.items else None
+            return checks.cut_folds(self.run, self.items)
         self.items = ()
         return None
 
-    def _outlined(self) -> Folds | None:
+    def _outline(self) -> Folds | None:
         """The folds of a benchmark that is known by its published sizes alone; about as large as the real ones."""
-        items: Sequence[Item] = ()
-        if isinstance(self.run.benchmark, OwnBenchmark):
-            items = self.run.evaluator.prompts.outline()
+        if not isinstance(self.run.benchmark, OwnBenchmark):
+            return None
+        items = self.run.evaluator.prompts.outline()
         return checks.cut_folds(self.run, items) if items else None
 
     def _open(self, work: Sequence[tuple[Evaluator, Sequence[Item]]]) -> None:
@@ -142,43 +149,38 @@ class _Planner:
         except (UserError, OSError) as error:
             self.faults.append(error_text(error))
             return
-        self.opened = self.pool = pool
+        self.opened = pool
+        self.pool = pool
         with self._attempt():
             evaluator = pool.bound(run.evaluator)
-            extra = tuple(
-                replace(benchmark, evaluator=pool.bound(benchmark.evaluator))
-                for benchmark in self.extra
-            )
+            extra = []
+            for benchmark in self.extra:
+                extra.append(replace(benchmark, evaluator=pool.bound(benchmark.evaluator)))
             self.run = replace(run, evaluator=evaluator)
-            self.extra = extra
+            self.extra = tuple(extra)
 
     def _evaluation(self, evaluator: Evaluator) -> Evaluation:
-        ends = self.opened.eos_token_ids if self.opened is not None else lambda recipe: ()
+        """An evaluation that reads the store and computes nothing."""
+        eos_token_ids = self.opened.eos_token_ids if self.opened else lambda recipe: ()
         return Evaluation(
-            self.store, evaluator, not_stored, ends, lambda items: None, grade=not_stored
+            self.store, evaluator, not_stored, eos_token_ids, lambda items: None, grade=not_stored
         )
 
     def _select(self, plan: Plan) -> None:
         """Select from published scores, or from the store if it has every candidate on the select fold."""
         run = self.run
-        names = self.pool.names
-        items = plan.folds.get("select", ())
         try:
             if run.scores.published:
-                plan.scores = run.scores.matrix(names, checks.not_measured)
+                plan.scores = run.scores.matrix(self.pool.names, checks.not_measured)
                 plan.basis = "published scores"
             else:
                 plan.basis = "scores that must be measured first"
-                plan.sizes = run.selector.sizes(len(names))
+                plan.sizes = run.selector.sizes(len(self.pool.names))
                 evaluation = self._evaluation(run.evaluator)
                 with suppress(NotStoredError, UserError):
-                    if items:
-                        scores = {
-                            name: evaluation.scores(self.pool.recipe({name: 1.0}), items)
-                            for name in names
-                        }
-                        plan.scores = ScoreMatrix.from_items(scores)
-                        plan.basis = "the store, which has every candidate on the select fold"
+                    plan.scores = self._stored_scores(evaluation, plan.folds.get("select", ()))
+                if plan.scores is not None:
+                    plan.basis = "the store, which has every candidate on the select fold"
             if plan.scores is not None:
                 plan.sizes = ()
                 plan.selection = run.selector.select_checked(plan.scores)
@@ -186,41 +188,43 @@ class _Planner:
         except UserError as error:
             self.faults.append(str(error))
 
+    def _stored_scores(self, evaluation: Evaluation, items: Items) -> ScoreMatrix | None:
+        """Scores of the candidates on the select fold. Raises NotStoredError if the store lacks some."""
+        if not items:
+            return None
+        scores = {}
+        for name in self.pool.names:
+            scores[name] = evaluation.scores(self.pool.recipe({name: 1.0}), items)
+        return ScoreMatrix.from_items(scores)
+
     def _notes(self, plan: Plan, folds: Folds | None) -> list[str]:
         """What a reader of the report will have to know, as far as it is known."""
-        flat = (
-            checks.flat_categories(self.run.evaluator.unit, plan.scores)
-            if plan.scores is not None
-            else []
-        )
-        trajectory = self.run.pool.trajectory
-        notes = [
-            *(trajectory.sentences if trajectory else []),
-            *checks.run_notes(self.run, self.opened, folds),
-            *flat,
-        ]
+        notes = list[str]()
+        if self.run.pool.trajectory:
+            notes += self.run.pool.trajectory.sentences
+        notes += checks.run_notes(self.run, self.opened, folds)
+        if plan.scores is not None:
+            notes += checks.flat_categories(self.run.evaluator.unit, plan.scores)
         return list(dict.fromkeys(notes))
 
     def _stages(self, plan: Plan) -> list[PlannedStage]:
         """The steps counted, with an open selection once for each possible number of ingredients."""
         counted = list[list[PlannedStage]]()
         errors = list[UserError]()
-        chosen = (
-            [plan.selection.ingredients]
-            if plan.selection
-            else [self.pool.names[:size] for size in plan.sizes]
-        )
+        selections = [self.pool.names[:size] for size in plan.sizes]
+        if plan.selection:
+            selections = [plan.selection.ingredients]
         extra = {benchmark.name: benchmark.items for benchmark in self.extra}
-        for ingredients in chosen:
-            evaluations = {
-                name: self._evaluation(evaluator)
-                for name, (evaluator, _) in self._evaluators(()).items()
-            }
+        for ingredients in selections:
+            evaluations = {}
+            for name, (evaluator, _) in self._evaluators(()).items():
+                evaluations[name] = self._evaluation(evaluator)
             steps = CountedSteps(plan, self.pool, extra, evaluations, ingredients)
             try:
                 steps.walk()
                 counted.append(steps.stages)
-            except UserError as error:  # the paper's grid ends at ten ingredients
+            except UserError as error:
+                # The paper's grid ends at ten ingredients.
                 errors.append(error)
         if not counted and errors:
             self.faults.append(str(errors[-1]))
@@ -228,14 +232,17 @@ class _Planner:
 
     def _speeds(self, plan: Plan) -> dict[str, Speed]:
         """{extra benchmark: speed}, the run's own under an empty name."""
-        items = [item for fold in FOLDS for item in plan.folds.get(fold, ())]
+        items = list[Item]()
+        for fold in FOLDS:
+            items += plan.folds.get(fold, ())
         parameters = max(
             (model.parameters for model in plan.models if not model.adapter), default=0
         )
         singles = [self.pool.recipe({name: 1.0}).fingerprint for name in self.pool.names]
         speeds = {}
         for name, (evaluator, answered) in self._evaluators(items).items():
-            with suppress(UserError):  # an evaluator that cannot start here
+            # An evaluator that cannot start here has no speed.
+            with suppress(UserError):
                 measured = self.store.throughput(singles, fingerprint(evaluator))
                 rate = speed(
                     self.run.throughput, measured, evaluator, answered, parameters, plan.machine
@@ -250,8 +257,10 @@ def open_unhashed(run: RunSettings, store: Store) -> OpenPool:
     candidates = []
     for candidate in run.pool.resolve():
         name = hub.parse(candidate.path)
-        here = hub.cached(name, run.merge.allow_pickle) if name else None
-        candidates.append(replace(candidate, path=here) if here else candidate)
+        folder = hub.cached(name, run.merge.allow_pickle) if name else None
+        if folder:
+            candidate = replace(candidate, path=folder)
+        candidates.append(candidate)
     trajectory = run.pool.trajectory
     more = trajectory.models if trajectory else ()
     return OpenPool.fetch(
@@ -266,22 +275,20 @@ def plan(run: RunSettings) -> None:
         LateError: the run cannot go on anywhere as it is configured; the plan is saved all the same.
     """
     run_plan = checked_plan(run)
-    shown = sections(run_plan)
+    sheet = sections(run_plan)
     write_atomically(run.run_dir / "plan.json", as_json(as_dict(run_plan)).encode())
-    write_atomically(run.run_dir / "plan.md", sheet_markdown(f"Plan of {run.name}", shown).encode())
-    show_sheet(shown)
+    write_atomically(run.run_dir / "plan.md", sheet_markdown(f"Plan of {run.name}", sheet).encode())
+    show_sheet(sheet)
     print(f"saved as plan.md and plan.json in {nearby(run.run_dir)}")
     if not run_plan.reasons:
         print("This run can start: repeat the command without `plan`.")
         return
-    first = run_plan.faults[0] if run_plan.faults else run_plan.reasons[0].sentence()
-    more = (
-        f" (and {len(run_plan.reasons) - 1} more, see above)" if len(run_plan.reasons) > 1 else ""
-    )
-    verdict = f"this run cannot start here: {first}{more}"
+    more = ""
+    if len(run_plan.reasons) > 1:
+        more = f" (and {len(run_plan.reasons) - 1} more, see above)"
     if run_plan.faults:
-        raise LateError(verdict)
-    print(verdict)
+        raise LateError(f"this run cannot start here: {run_plan.faults[0]}{more}")
+    print(f"this run cannot start here: {run_plan.reasons[0].sentence()}{more}")
 
 
 def checked_plan(run: RunSettings) -> Plan:

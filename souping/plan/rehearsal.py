@@ -13,7 +13,7 @@ from typing import Any
 from souping.core.files import nearby, write_atomically
 from souping.core.protocols import Evaluator, LoadedModel
 from souping.core.reading import read
-from souping.core.text import DASH, safe
+from souping.core.text import safe
 from souping.core.types import Fold, Item, Record, UserError
 from souping.core.unit import Unit
 from souping.evaluate.benchmark import first_items
@@ -30,7 +30,7 @@ from souping.report import format
 from souping.report.files import as_json
 from souping.report.render import output_console, show_sheet
 from souping.report.samples import Sample, show_sample
-from souping.report.tables import Section, grid
+from souping.report.tables import Section, grid, nonempty
 
 CHECKED_ITEMS = 5
 """Items of each category that a check answers."""
@@ -72,12 +72,12 @@ def rehearse(plan: Plan, items: Sequence[Item]) -> tuple[list[Record], Mapping[s
     run = plan.run.with_items()
     if absent := [model.name for model in plan.models if model.download]:
         raise UserError(f"the candidates are not here yet: {absent[0]} has to be downloaded")
-    with ExitStack() as parts:
-        for part in run.open_parts:
-            parts.callback(part.close)
-        store = parts.enter_context(Store(Path(IN_MEMORY)))
+    with ExitStack() as exits:
+        for component in run.open_parts:
+            exits.callback(component.close)
+        store = exits.enter_context(Store(Path(IN_MEMORY)))
         pool = open_unhashed(run, store)
-        parts.callback(pool.close)
+        exits.callback(pool.close)
         recipe = pool.recipe({pool.names[0]: 1.0})
         evaluator = pool.bound(run.evaluator).for_recipe(recipe)
         if banner := evaluator.prompts.banner():
@@ -160,17 +160,8 @@ def show_rehearsal(
     print()
     for line in firsts.values():
         show_sample(unit, output_console(120), read(Sample, line), [name])
-    show_sheet(
-        [
-            s
-            for s in (
-                _answers(unit, name, fold, items, records),
-                work_section(timed),
-                time_section(timed),
-            )
-            if s is not None
-        ]
-    )
+    answers = _answers(unit, name, fold, items, records)
+    show_sheet(nonempty((answers, work_section(timed), time_section(timed))))
     table = {**as_dict(timed), "candidate": name, "fold": fold, "samples": samples}
     table["items_per_second"] = timed.speeds[""].items_per_second
     write_atomically(timed.run.run_dir / "check.json", as_json(table).encode())
@@ -186,18 +177,19 @@ def show_rehearsal(
 def _answers(
     unit: Unit, name: str, fold: Fold, items: Sequence[Item], records: Sequence[Record]
 ) -> Section:
-    rows = [
-        (
+    rows = []
+    for item, record in zip(items, records, strict=True):
+        row = (
             format.short(item.id),
             format.clean(item.category),
             unit.score(record.score, more=-1),
-            format.count(record.prompt_tokens) if record.prompt_tokens else DASH,
-            format.count(len(record.tokens)) if record.tokens else DASH,
+            # 0 means that nobody counted.
+            format.count(record.prompt_tokens or None),
+            format.count(len(record.tokens) or None),
             record.outcome,
             format.short(record.output or record.reason, 40),
         )
-        for item, record in zip(items, records, strict=True)
-    ]
+        rows.append(row)
     header = (
         "item",
         "category",

@@ -42,7 +42,9 @@ class Speed:
     def seconds(self, stage: PlannedStage, end: int) -> float:
         """How long the answers of a stage take, the least (0) or most (1) of them."""
         # A search requests a fold in samples.
-        together = -(-stage.items // MOST_SAMPLES) if stage.in_parts else stage.items
+        together = stage.items
+        if stage.in_parts:
+            together = -(-stage.items // MOST_SAMPLES)
         calls = -(-stage.todo[end] // min(self.batch or together, together))
         return stage.todo[end] / self.items_per_second + calls * self.per_call
 
@@ -67,21 +69,26 @@ def speed(
         return None
     # Two operations per parameter and token (Kaplan et al. 2020, section 2.1), prompt and answer alike.
     host = evaluator.hosting.host
-    gpu = bool(host and host.gpus) or on_gpu(evaluator.hosting, machine)
     pace = CORE_OPERATIONS
+    processor = "core"
     number = machine.cores
-    if gpu:
+    if (host and host.gpus) or on_gpu(evaluator.hosting, machine):
         pace = GPU_OPERATIONS
+        processor = "GPU"
         number = max(1, host.gpus) if host else 1
+    if number > 1:
+        processor += "s"
     limit = evaluator.sampling.answer_tokens
-    answer = ANSWER_TOKENS if limit is None else min(limit, 8 * ANSWER_TOKENS)
-    read = [
-        f"{item.prompt}{'' if limit else item.answer}" if limit == 0 else str(item.prompt)
-        for item in items
-    ]
-    tokens = sum(map(len, read)) / len(items) / CHARACTERS_PER_TOKEN + answer
+    answer = ANSWER_TOKENS
+    if limit is not None:
+        answer = min(limit, 8 * ANSWER_TOKENS)
+    characters = sum(len(str(item.prompt)) for item in items)
+    if limit == 0:
+        # Nothing is generated: the model reads the answers too.
+        characters += sum(len(str(item.answer)) for item in items)
+    tokens = characters / len(items) / CHARACTERS_PER_TOKEN + answer
     rate = 1 / (2 * parameters * tokens / (pace * number) + OVERHEAD)
-    where = f"{number} {'GPU' if gpu else 'core'}{'s' if number > 1 else ''} at {pace:.0e}"
+    where = f"{number} {processor} at {pace:.0e}"
     basis = f"{tokens:.0f} tokens per item, {where} operations/s, 5 ms per item"
     reason = f"{rate:.3g} items/s, assumed ({basis}); set your own with throughput=ITEMS_PER_SECOND"
     return Speed(items_per_second=rate, basis="assumed", reason=reason)

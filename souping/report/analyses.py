@@ -38,7 +38,9 @@ class AnalysisResult(ABC):
         """Why it found nothing; empty if it did."""
         if self.not_estimable:
             return f"not estimable: {clean(self.not_estimable)}"
-        return f"it failed: {clean(self.failed)}" if self.failed else ""
+        if self.failed:
+            return f"it failed: {clean(self.failed)}"
+        return ""
 
     @abstractmethod
     def section(self, unit: Unit) -> Section:
@@ -107,14 +109,14 @@ def read_content(table: Json, results: Mapping[str, type[AnalysisResult]] = NO_R
 def _in_order(report: Report) -> list[tuple[str, AnalysisResult]]:
     """(name, result) of the report's analyses that say anything, in the order in which they are shown."""
     pairs = sorted((report.analyses or {}).items())
-    said = [(name, result) for name, result in pairs if result != UserResult()]
+    nonempty = [(name, result) for name, result in pairs if result != UserResult()]
     places = {name: place for place, name in enumerate(FIRST_ANALYSES)}
-    return sorted(said, key=lambda pair: places.get(pair[0], len(FIRST_ANALYSES)))
+    return sorted(nonempty, key=lambda pair: places.get(pair[0], len(FIRST_ANALYSES)))
 
 
 def analysis_sections(report: Report) -> tuple[Section, ...]:
     """A section of each analysis; those without a result are folded away."""
-    shown = list[Section]()
+    sections = list[Section]()
     folded = list[Section]()
     for name, result in _in_order(report):
         title = clean(name).replace("_", " ").capitalize()
@@ -123,9 +125,13 @@ def analysis_sections(report: Report) -> tuple[Section, ...]:
             folded.append(Section(title, (reason,)))
             continue
         section = result.section(report.unit)
-        section = section if section.title else replace(section, title=title)
-        (folded if result.folded else shown).append(section)
-    return (*shown, Section("More analyses", folded=tuple(folded)))
+        if not section.title:
+            section = replace(section, title=title)
+        if result.folded:
+            folded.append(section)
+        else:
+            sections.append(section)
+    return (*sections, Section("More analyses", folded=tuple(folded)))
 
 
 def drawings(report: Report) -> list[Drawing]:

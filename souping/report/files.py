@@ -21,6 +21,7 @@ from souping.core.text import first_line
 from souping.core.types import (
     Json,
     JsonObject,
+    Names,
     Result,
     ScoreMatrix,
     SearchEnd,
@@ -43,7 +44,7 @@ from souping.report.format import clean
 from souping.report.plots import Drawing, categories, forest, heatmap, landscape
 from souping.report.render import markdown, page
 from souping.report.tables import ingredients
-from souping.report.trajectory import trajectory, window_bands
+from souping.report.trajectory_plots import trajectory, window_bands
 
 FORMULA = ("=", "+", "-", "@")
 NUMBER = re.compile(r"[+-]?\d+(\.\d+)?([eE][+-]?\d+)?")
@@ -62,17 +63,24 @@ def write_report(report: Report, trials: Sequence[TrialRow], run_dir: Path) -> l
         "report.html": page(report, trials, pictures),
     }
     paths = [write_atomically(run_dir / name, text.encode()) for name, text in pages.items()]
-    return paths + [
-        write_atomically(run_dir / "plots" / f"{drawing.name}.png", drawing.png())
-        for drawing in pictures
-    ]
+    for drawing in pictures:
+        path = run_dir / "plots" / f"{drawing.name}.png"
+        paths.append(write_atomically(path, drawing.png()))
+    return paths
 
 
 def draw(report: Report, trials: Sequence[TrialRow]) -> list[Drawing]:
     """The pictures that this report has the numbers for."""
-    made = [forest(report), categories(report), heatmap(report), landscape(report, trials)]
-    made += [trajectory(report), window_bands(report)]
-    return [*(drawing for drawing in made if drawing is not None), *drawings(report)]
+    pictures = [
+        forest(report),
+        categories(report),
+        heatmap(report),
+        landscape(report, trials),
+        trajectory(report),
+        window_bands(report),
+        *drawings(report),
+    ]
+    return [picture for picture in pictures if picture is not None]
 
 
 def as_json(value: Json | Report | SelectionFile) -> str:
@@ -83,12 +91,15 @@ def as_json(value: Json | Report | SelectionFile) -> str:
 def write_trials(trials: Sequence[TrialRow], report: Report, path: Path) -> Path:
     """trials.csv: one line per trial with objective, weights (`weight:NAME`), categories (`score:NAME`) and counts."""
     names = ingredients(report, trials)
-    scored = list(dict.fromkeys(name for trial in trials for name in trial.categories))
-    columns = [*(f"weight:{name}" for name in names), *(f"score:{name}" for name in scored)]
+    scored = dict[str, None]()
+    for trial in trials:
+        scored |= dict.fromkeys(trial.categories)
+    columns = [f"weight:{name}" for name in names]
+    columns += [f"score:{name}" for name in scored]
     table: list[list[Json]] = [["number", "recipe_id", "objective", *columns, "items", "reused"]]
     for trial in trials:
         values = [trial.weights.get(name, 0.0) for name in names]
-        values += [trial.categories.get(name) for name in scored]
+        values += map(trial.categories.get, scored)
         head = (trial.number, trial.recipe_id, trial.objective)
         table.append([*head, *values, trial.items, trial.reused])
     return write_csv(path, table)
@@ -96,9 +107,9 @@ def write_trials(trials: Sequence[TrialRow], report: Report, path: Path) -> Path
 
 def write_csv(path: Path, table: Sequence[Sequence[Json]]) -> Path:
     stream = io.StringIO()
-    csv.writer(stream, lineterminator="\n").writerows(
-        [csv_cell(value) for value in line] for line in table
-    )
+    writer = csv.writer(stream, lineterminator="\n")
+    for line in table:
+        writer.writerow(map(csv_cell, line))
     return write_atomically(path, stream.getvalue().encode("utf-8", "replace"))
 
 
@@ -106,7 +117,7 @@ def read_report(path: Path, results: Mapping[str, type[AnalysisResult]] = NO_RES
     """A report.json. `results` are {analysis: class of what it finds}, as `read_content` takes them.
 
     Raises:
-        UserError: it is none, or cannot be read.
+        UserError: it is not a report, or cannot be read.
     """
     return read_content(load(path, dict[str, Any]), results)
 
@@ -120,7 +131,7 @@ def read_trials(path: Path) -> list[TrialRow]:
     """The rows of a trials.csv, as `write_trials` got them.
 
     Raises:
-        UserError: it is no such table; a spreadsheet may have saved it in another form.
+        UserError: it is not such a table; a spreadsheet may have saved it in another form.
     """
     try:
         with path.open(newline="", encoding="utf-8") as file:
@@ -135,23 +146,33 @@ def read_trials(path: Path) -> list[TrialRow]:
 def _trial_row(line: Mapping[str, str]) -> TrialRow:
     """A row of {column: cell}: numbers are numbers again, columns of a kind (`weight:NAME`) an object again."""
     row: dict[str, Json] = {"recipe_id": line["recipe_id"]}
-    parts = {"weight": dict[str, Json](), "score": dict[str, Json]()}
+    weights = dict[str, Json]()
+    scores = dict[str, Json]()
     for column, cell in line.items():
         kind, colon, name = column.removeprefix("'").partition(":")
-        if colon and kind in parts:
-            parts[kind][name] = float(cell) if cell else None
+        value = float(cell) if cell and column != "recipe_id" else None
+        if colon and kind == "weight":
+            weights[name] = value
+        elif colon and kind == "score":
+            scores[name] = value
         elif column != "recipe_id":
-            row[column] = float(cell) if cell else cell
-    return read(TrialRow, {**row, "weights": parts["weight"], "categories": parts["score"]})
+            row[column] = value
+    return read(TrialRow, {**row, "weights": weights, "categories": scores})
 
 
 def csv_cell(value: Json) -> Json:
     """A value as a cell: floats round-trip, texts are one line that no spreadsheet takes for a formula."""
     known = to_json(value)
-    if isinstance(known, str):
-        text = clean(known)
-        return f"'{text}" if text.startswith(FORMULA) and not NUMBER.fullmatch(text) else text
-    return "" if known is None else repr(known) if isinstance(known, float) else known
+    if known is None:
+        return ""
+    if isinstance(known, float):
+        return repr(known)
+    if not isinstance(known, str):
+        return known
+    text = clean(known)
+    if text.startswith(FORMULA) and not NUMBER.fullmatch(text):
+        return f"'{text}"
+    return text
 
 
 def write_selection(unit: Unit, selection: SelectionSummary, limit: int | None, path: Path) -> Path:
@@ -164,7 +185,13 @@ def selection_summary(
     unit: Unit, selection: Selection, scores: ScoreMatrix | None = None
 ) -> SelectionSummary:
     """A selection with the `scores` that it saw, in the unit of the scores."""
-    table = {} if scores is None else _raw_scores(unit, scores)
+    published = False
+    candidates: Names = ()
+    table: Mapping[str, Mapping[str, float]] = {}
+    if scores is not None:
+        published = scores.published
+        candidates = scores.candidates
+        table = _raw_scores(unit, scores)
     return SelectionSummary(
         ingredients=selection.ingredients,
         experts=selection.experts,
@@ -178,8 +205,8 @@ def selection_summary(
         correlation=_correlation_table(selection),
         clusters=selection.clusters or None,
         notes=selection.notes,
-        published=scores is not None and scores.published,
-        candidates=() if scores is None else scores.candidates,
+        published=published,
+        candidates=candidates,
         scores=table,
     )
 
@@ -214,12 +241,15 @@ def search_summary(unit: Unit, end: SearchEnd | JsonObject) -> SearchSummary:
     """What an optimiser says of its search, in the unit of the scores."""
     if not isinstance(end, SearchEnd):
         return read(SearchSummary, end)
+    without_guards = None
+    if end.without_guards is not None:
+        without_guards = unit.raw(end.without_guards)
     return SearchSummary(
         stopped=_words_of(unit, end.stopped),
         indistinguishable=end.indistinguishable,
         indistinguishable_count=end.indistinguishable_count,
         finishing_gain=round(unit.scale * unit.size(end.finishing_gain), 3),
-        without_guards=None if end.without_guards is None else unit.raw(end.without_guards),
+        without_guards=without_guards,
     )
 
 

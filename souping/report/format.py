@@ -30,7 +30,9 @@ ROW_KINDS: Mapping[str, str] = {
 def percent(value: float | None, digits: int = 1) -> str:
     """0.7812 -> `78.1`"""
     value = if_finite(value)
-    return DASH if value is None else signed(f"{100 * value:.{digits}f}")
+    if value is None:
+        return DASH
+    return signed(f"{100 * value:.{digits}f}")
 
 
 def verdict(verdict: str) -> str:
@@ -43,31 +45,39 @@ def rho(value: float | None) -> str:
     value = if_finite(value)
     if value is None:
         return DASH
-    shown = f"{value:.2f}"
-    return "0.00" if shown == "-0.00" else minus(shown)
+    figure = f"{value:.2f}"
+    return "0.00" if figure == "-0.00" else minus(figure)
 
 
 def p_value(value: float | None) -> str:
     value = if_finite(value)
     if value is None:
         return DASH
-    return "< 0.001" if value < 0.001 else f"{value:.3f}"
+    if value < 0.001:
+        return "< 0.001"
+    return f"{value:.3f}"
 
 
 def weight(value: float | None) -> str:
     value = if_finite(value)
-    return DASH if value is None else f"{value:.4g}"
+    if value is None:
+        return DASH
+    return f"{value:.4g}"
 
 
 def share(value: float | None) -> str:
     """A share of bootstrap draws, as whole percent."""
     value = if_finite(value)
-    return DASH if value is None else f"{100 * value:.0f} %"
+    if value is None:
+        return DASH
+    return f"{100 * value:.0f} %"
 
 
 def count(value: float | None) -> str:
     value = if_finite(value)
-    return DASH if value is None else f"{value:,.0f}"
+    if value is None:
+        return DASH
+    return f"{value:,.0f}"
 
 
 def seconds(value: float | None) -> str:
@@ -76,12 +86,14 @@ def seconds(value: float | None) -> str:
         return DASH
     if value < 90:
         return f"{value:.1f} s"
-    minutes, rest = divmod(round(value), 60)
-    return f"{minutes} min {rest} s" if minutes < 60 else f"{minutes // 60} h {minutes % 60} min"
+    minutes, remainder = divmod(round(value), 60)
+    if minutes < 60:
+        return f"{minutes} min {remainder} s"
+    return f"{minutes // 60} h {minutes % 60} min"
 
 
 def clean(value: Json) -> str:
-    """One line without control characters, whatever a user called his model."""
+    """One line without control characters, whatever users call their models."""
     text = "" if value is None else str(value)
     text = text.encode("utf-8", "replace").decode()
     return UNSAFE.sub(" ", re.sub(r"\s", " ", text)).strip()
@@ -110,8 +122,10 @@ def escape_markdown(value: Json) -> str:
 
 def in_words(names: Sequence[Json]) -> str:
     """`a, b and c`."""
-    shown = [clean(name) for name in names]
-    return " and ".join([", ".join(shown[:-1]), shown[-1]]) if len(shown) > 1 else "".join(shown)
+    words = [clean(name) for name in names]
+    if len(words) < 2:
+        return "".join(words)
+    return f"{', '.join(words[:-1])} and {words[-1]}"
 
 
 def quoted(name: str) -> str:
@@ -122,8 +136,6 @@ def quoted(name: str) -> str:
     text = clean(name)
     if text and all(c.isalnum() or c in "/-_.@+" for c in text):
         return text
-    return (
-        '"'
-        + re.sub(r'(\\*)("|$)', lambda m: m[1] * 2 + (m[2] and '\\"'), text).replace("${", "\\${")
-        + '"'
-    )
+    # Double the backslashes in front of a quote, and escape the quote.
+    escaped = re.sub(r'(\\*)("|$)', lambda m: m[1] * 2 + (m[2] and '\\"'), text)
+    return '"' + escaped.replace("${", "\\${") + '"'

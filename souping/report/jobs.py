@@ -78,7 +78,10 @@ def job_table(jobs: Sequence[SweepJob]) -> list[Sequence[Json]]:
 def _varied(jobs: Sequence[SweepJob]) -> list[list[str]]:
     """The overrides of each job that not all jobs have."""
     common = set.intersection(*(set(job.overrides) for job in jobs))
-    return [[word for word in job.overrides if word not in common] for job in jobs]
+    varied = []
+    for job in jobs:
+        varied.append([word for word in job.overrides if word not in common])
+    return varied
 
 
 def best_jobs(jobs: Sequence[SweepJob]) -> list[SweepJob]:
@@ -99,7 +102,9 @@ def best_jobs(jobs: Sequence[SweepJob]) -> list[SweepJob]:
 def sweep_lines(jobs: Sequence[SweepJob]) -> list[str]:
     """One line per job: what it reached, the overrides that differ between jobs, and whether it is the best."""
     best = best_jobs(jobs)
-    mark = "  <- best" if len(best) == 1 else "  <- best (tie)"
+    mark = "  <- best"
+    if len(best) > 1:
+        mark += " (tie)"
     lines = []
     for job, words in zip(jobs, _varied(jobs), strict=True):
         outcome = ""
@@ -107,6 +112,10 @@ def sweep_lines(jobs: Sequence[SweepJob]) -> list[str]:
             outcome = "refused"
         elif job.objective is not None:
             outcome = job.unit.text(job.objective, more=1)
-        dry = f" (dry run, limit={job.limit})" if job.limit else ""
-        lines.append(f"  {outcome:>15} {clean(' '.join(words))}{dry}{mark if job in best else ''}")
+        line = f"  {outcome:>15} {clean(' '.join(words))}"
+        if job.limit:
+            line += f" (dry run, limit={job.limit})"
+        if job in best:
+            line += mark
+        lines.append(line)
     return lines

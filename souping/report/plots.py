@@ -28,10 +28,13 @@ if TYPE_CHECKING:
     from matplotlib.cm import ScalarMappable
     from matplotlib.figure import Figure
 
-INK, FAINT, PAPER = "#1f2329", "#d5dae0", "#ffffff"
-"""Text and lines, grid lines, and what is hollow: they follow the page's colours in HTML."""
-DARK, LIGHT = "#111214", "#fdfdfd"
-"""Text on light and on dark cells, which does not."""
+# Text and lines, grid lines, and what is hollow: they follow the page's colours in HTML.
+INK = "#1f2329"
+FAINT = "#d5dae0"
+PAPER = "#ffffff"
+# Text on light and on dark cells, which does not.
+DARK = "#111214"
+LIGHT = "#fdfdfd"
 
 UNDATED = dict.fromkeys(("Date", "Creator", "Format", "Type"))
 COLOURS: Mapping[str, str] = {
@@ -86,17 +89,16 @@ class Drawing:
                 stream, format="svg", bbox_inches="tight", pad_inches=0.06, metadata=UNDATED
             )
         head, body = re.findall(r"(<svg[^>]*>)(.*)", _page_colours(stream.getvalue()), re.DOTALL)[0]
-        body = re.sub(r'\bid="', f'id="{self.name}-', body)  # several figures stand in one page
-        body = body.replace("url(#", f"url(#{self.name}-").replace(
-            'href="#', f'href="#{self.name}-'
-        )
-        view, width = (
-            re.findall(pattern, head)[0]
-            for pattern in (r'viewBox="[\d. -]+"', r'width="([\d.]+)pt"')
-        )
-        full, label = f"{float(width) * 4 / 3:.0f}px", html.escape(self.alt, quote=True)
+        # Several figures stand in one page.
+        body = re.sub(r'\bid="', f'id="{self.name}-', body)
+        body = body.replace("url(#", f"url(#{self.name}-")
+        body = body.replace('href="#', f'href="#{self.name}-')
+        view = re.findall(r'viewBox="[\d. -]+"', head)[0]
+        points = float(re.findall(r'width="([\d.]+)pt"', head)[0])
+        width = f"{points * 4 / 3:.0f}px"
+        label = html.escape(self.alt, quote=True)
         spaces = 'xmlns="http://www.w3.org/2000/svg" xmlns:xlink="http://www.w3.org/1999/xlink"'
-        size = f'style="max-width:{full};min-width:min(620px,{full})"'
+        size = f'style="max-width:{width};min-width:min(620px,{width})"'
         return f'<svg {spaces} {view} role="img" aria-label="{label}" {size}>{body.rstrip()}'
 
     def png(self, dpi: int = 144) -> bytes:
@@ -148,9 +150,9 @@ def scale(low: float, high: float, colours: str) -> ScalarMappable:
     return ScalarMappable(Normalize(low, high), colours)
 
 
-def colour_bar(made: Figure, axes: Axes, mappable: ScalarMappable, label: str) -> None:
+def colour_bar(plot: Figure, axes: Axes, mappable: ScalarMappable, label: str) -> None:
     """The bar beside axes that says what their colours are."""
-    bar = made.colorbar(mappable, ax=axes, shrink=0.75, pad=0.04)
+    bar = plot.colorbar(mappable, ax=axes, shrink=0.75, pad=0.04)
     bar.set_label(label)
     bar.outline.set_visible(False)
 
@@ -159,18 +161,21 @@ def figure(width: float, height: float) -> tuple[Figure, Axes]:
     """A figure of inches and its only axes (call it inside `canvas`)."""
     from matplotlib.figure import Figure
 
-    made = Figure(figsize=(width, height))
-    return made, made.subplots()
+    plot = Figure(figsize=(width, height))
+    return plot, plot.subplots()
 
 
 def forest(report: Report) -> Drawing | None:
     """Soup minus each other model: the point, its interval, and the line of no difference."""
     unit = report.unit
-    shown = [(model, pair) for model, pair in compared(report) if pair.difference is not None]
-    if not shown:
+    models = []
+    pairs = []
+    for model, pair in compared(report):
+        if pair.difference is not None:
+            models.append(model)
+            pairs.append(pair)
+    if not pairs:
         return None
-    models = [model for model, _ in shown]
-    pairs = [pair for _, pair in shown]
     labels = [_label(model.cell) for model in models]
     colours = [COLOURS.get(model.row.kind, INK) for model in models]
     columns = {
@@ -179,10 +184,12 @@ def forest(report: Report) -> Drawing | None:
         "p": [p_value(pair.p_shown) for pair in pairs],
     }
     below = f"soup minus the other, {unit.name} ({confidence_of(pairs)} interval)"
-    height = 0.4 if any("\n" in label for label in labels) else 0.32
-    made = _differences(unit, pairs, labels, colours, below, columns, height)
+    height = 0.32
+    if any("\n" in label for label in labels):
+        height = 0.4
+    plot = _differences(unit, pairs, labels, colours, below, columns, height)
     alt = f"Forest plot: the soup minus each of {len(pairs)} other models."
-    return Drawing("forest", made, alt, f"{unit.better_side} of the line the soup is better.")
+    return Drawing("forest", plot, alt, f"{unit.better_side} of the line the soup is better.")
 
 
 def categories(report: Report) -> Drawing | None:
@@ -199,14 +206,14 @@ def categories(report: Report) -> Drawing | None:
     columns = {"difference": [unit.score(pair.difference, sign=True) for pair in pairs]}
     below = f"soup minus {short(against, 40)}, {unit.name}"
     full = [pair.verdict in ("higher", "lower") for pair in pairs]
-    made = _differences(unit, pairs, labels, colours, below, columns, 0.27, full)
+    plot = _differences(unit, pairs, labels, colours, below, columns, 0.27, full)
     whiskers = f"{confidence_of(pairs)} intervals that hold for all categories at once"
     caption = (
         f"Orange: the soup is ahead; blue: {against} is. "
         f"Full dots: more than chance explains; whiskers are {whiskers}."
     )
     alt = f"Differences of the soup to {against} in {len(pairs)} categories."
-    return Drawing("categories", made, alt, caption)
+    return Drawing("categories", plot, alt, caption)
 
 
 def _differences(
@@ -221,28 +228,42 @@ def _differences(
 ) -> Figure:
     """A point with its interval for each pair, and columns of numbers to the right; points not `filled` are rings."""
     with canvas():
-        made, axes = figure(8.6, 0.7 + height * len(pairs))
+        plot, axes = figure(8.6, 0.7 + height * len(pairs))
         axes.axvline(0, color=INK, linewidth=1.0)
         for y, (pair, colour) in enumerate(zip(pairs, colours, strict=True)):
-            values = (pair.difference, pair.low, pair.high)
-            middle, *limits = (unit.scale * value for value in values if value is not None)
-            if len(limits) == 2:
-                axes.plot(
-                    limits, [y, y], color=colour, linewidth=2.2, solid_capstyle="round", zorder=2
-                )
-            face = colour if not filled or filled[y] else PAPER
-            axes.plot(
-                [middle], [y], "o", color=colour, markersize=7.5, markerfacecolor=face,
-                markeredgecolor=PAPER if face == colour else colour, markeredgewidth=1.4, zorder=3,
-            )  # fmt: skip
+            _whisker(axes, unit, pair, y, colour, ring=bool(filled) and not filled[y])
         name_rows(axes, labels, below)
         for place, (head, column) in enumerate(columns.items()):
-            for i, text in enumerate((head, *column)):
-                axes.text(
-                    1.1 + 0.13 * place, i - 1, text, transform=axes.get_yaxis_transform(), va="center", ha="right",
-                    fontsize=8.5, fontweight="bold" if not i else "normal",
-                )  # fmt: skip
-    return made
+            x = 1.1 + 0.13 * place
+            _column_text(axes, x, -1, head, "bold")
+            for y, text in enumerate(column):
+                _column_text(axes, x, y, text, "normal")
+    return plot
+
+
+def _whisker(
+    axes: Axes, unit: Unit, pair: PairedDifference, y: int, colour: str, ring: bool
+) -> None:
+    """A difference as a dot or a ring, with a line for its interval."""
+    values = (pair.difference, pair.low, pair.high)
+    middle, *limits = [unit.scale * value for value in values if value is not None]
+    if len(limits) == 2:
+        axes.plot(limits, [y, y], color=colour, linewidth=2.2, solid_capstyle="round", zorder=2)
+    face = colour
+    edge = PAPER
+    if ring:
+        face = PAPER
+        edge = colour
+    axes.plot(
+        [middle], [y], "o", color=colour, markersize=7.5, markerfacecolor=face,
+        markeredgecolor=edge, markeredgewidth=1.4, zorder=3,
+    )  # fmt: skip
+
+
+def _column_text(axes: Axes, x: float, y: float, text: str, style: str) -> None:
+    """A cell beside the chart: `x` is a share of its width, `y` a row."""
+    across = axes.get_yaxis_transform()
+    axes.text(x, y, text, transform=across, va="center", ha="right", fontsize=8.5, fontweight=style)
 
 
 def name_rows(axes: Axes, labels: Sequence[str], below: str) -> None:
@@ -256,13 +277,18 @@ def name_rows(axes: Axes, labels: Sequence[str], below: str) -> None:
 
 
 def _label(cell: TableCell) -> str:
-    name, roles = short(cell.text, 34), short(cell.sub, 46)
+    name = short(cell.text, 34)
+    roles = short(cell.sub, 46)
     return f"{name}\n{roles}" if roles else name
 
 
 def _winner(unit: Unit, pair: PairedDifference) -> str:
-    gap = round(unit.gain(pair.difference), 12)
-    return COLOURS["soup" if gap > 0 else "best_single" if gap else "ingredient"]
+    gain = round(unit.gain(pair.difference), 12)
+    if gain > 0:
+        return COLOURS["soup"]
+    if gain < 0:
+        return COLOURS["best_single"]
+    return COLOURS["ingredient"]
 
 
 def heatmap(report: Report) -> Drawing | None:
@@ -284,18 +310,16 @@ def correlations(
         return None
     with canvas():
         side = max(2.6, 0.52 * len(names))
-        made, axes = figure(side + 1.4, side)
-        labels = [f"{'● ' if name in marked else ''}{short(name, 24)}" for name in names]
+        plot, axes = figure(side + 1.4, side)
+        labels = [("● " if name in marked else "") + short(name, 24) for name in names]
         heat_panel(axes, matrix, labels, 7.5)
         axes.set_yticks(range(len(names)), labels)
-        for tick, category in zip(
-            (*axes.get_xticklabels(), *axes.get_yticklabels()), (*names, *names), strict=True
-        ):
-            tick.set_fontweight("bold" if category in marked else "normal")
-        colour_bar(made, axes, scale(-1, 1, "RdBu_r"), "correlation over models")
-    return Drawing(
-        name, made, f"Heatmap of the correlation between {len(names)} categories.", caption
-    )
+        for ticks in (axes.get_xticklabels(), axes.get_yticklabels()):
+            for tick, category in zip(ticks, names, strict=True):
+                tick.set_fontweight("bold" if category in marked else "normal")
+        colour_bar(plot, axes, scale(-1, 1, "RdBu_r"), "correlation over models")
+    alt = f"Heatmap of the correlation between {len(names)} categories."
+    return Drawing(name, plot, alt, caption)
 
 
 def heat_panel(axes: Axes, matrix: Matrix, labels: Sequence[str], size: float) -> None:
@@ -311,9 +335,10 @@ def heat_panel(axes: Axes, matrix: Matrix, labels: Sequence[str], size: float) -
         vmax=1,
         edgecolors=PAPER,
     )
-    for (i, j), value in np.ndenumerate(values) if size else ():
-        ink = LIGHT if abs(value) > 0.62 else DARK
-        axes.text(j, i, rho(value), ha="center", va="center", fontsize=size, color=ink)
+    if size:
+        for (i, j), value in np.ndenumerate(values):
+            ink = LIGHT if abs(value) > 0.62 else DARK
+            axes.text(j, i, rho(value), ha="center", va="center", fontsize=size, color=ink)
     axes.invert_yaxis()
     axes.set_aspect("equal")
     axes.set_xticks(range(len(values)), labels, rotation=40, ha="right", rotation_mode="anchor")
@@ -329,30 +354,33 @@ def landscape(report: Report, trials: Sequence[TrialRow]) -> Drawing | None:
     names = ingredients(report, tried)
     if len(names) < 2 or len(tried) < 2:
         return None
-    weights = np.array([[trial.weights.get(name) or 0.0 for name in names] for trial in tried])
+    weights = np.zeros((len(tried), len(names)))
+    for number, trial in enumerate(tried):
+        weights[number] = [trial.weights.get(name) or 0.0 for name in names]
     values = np.array([unit.scale * (trial.objective or 0.0) for trial in tried])
     soup = report.recipe.id if report.recipe else None
     best = int(np.argmax(unit.inner(values)))
-    chosen = next((i for i, t in enumerate(tried) if t.recipe_id == soup), best)
+    chosen = next((i for i, trial in enumerate(tried) if trial.recipe_id == soup), best)
+    label = f"search objective, {unit.symbol}"
     with canvas():
-        if len(names) == 3:
-            low, high = float(values.min()), float(values.max())
-            shades = scale(low, high if high > low else low + 1, unit.colours("viridis"))
-            label = f"search objective, {unit.symbol} (ring: chosen soup)"
-            made = triangle(names, weights, values, weights[chosen], shades, label)
+        if len(names) == 2:
+            plot, _ = curve(weights[:, 0], values, chosen, weight_axis(names), label)
+        elif len(names) == 3:
+            low = float(values.min())
+            high = float(values.max())
+            if high == low:
+                high = low + 1
+            shades = scale(low, high, unit.colours("viridis"))
+            label += " (ring: chosen soup)"
+            plot = triangle(names, weights, values, weights[chosen], shades, label)
         else:
-            across, below, marks = weights[:, 0], weight_axis(names), "o-"
-            if len(names) > 3:
-                across = np.abs(weights - weights[chosen]).sum(axis=1) / 2
-                below, marks = "distance from the chosen weights", "o"
-            made, _ = curve(
-                across, values, chosen, below, f"search objective, {unit.symbol}", marks
-            )
-    top = ", ".join(f"{clean(n)} {weight(w)}" for n, w in zip(names, weights[best], strict=True))
-    alt = (
-        f"Search landscape: {len(tried)} trials over the weights of {in_words(names)}. Best: {top}"
-    )
-    return Drawing("landscape", made, alt)
+            distance = np.abs(weights - weights[chosen]).sum(axis=1) / 2
+            below = "distance from the chosen weights"
+            plot, _ = curve(distance, values, chosen, below, label, "o")
+    pairs = zip(names, weights[best], strict=True)
+    mixture = ", ".join(f"{clean(name)} {weight(share)}" for name, share in pairs)
+    alt = f"Search landscape: {len(tried)} trials over the weights of {in_words(names)}. Best: {mixture}"
+    return Drawing("landscape", plot, alt)
 
 
 def ring(axes: Axes, x: float, y: float, size: float) -> None:
@@ -377,7 +405,7 @@ def curve(
     across: FloatArray, values: FloatArray, chosen: int, below: str, beside: str, marks: str = "o-"
 ) -> tuple[Figure, Axes]:
     """Values [N] in the order of `across` [N], with a ring around the chosen one."""
-    made, axes = figure(7.6, 3.2)
+    plot, axes = figure(7.6, 3.2)
     order = np.argsort(across, kind="stable")
     axes.plot(
         across[order],
@@ -390,7 +418,7 @@ def curve(
     ring(axes, across[chosen], values[chosen], 5.0)
     axes.set_xlabel(below)
     axes.set_ylabel(beside)
-    return made, axes
+    return plot, axes
 
 
 CORNERS = np.array([[0.0, 0.0], [1.0, 0.0], [0.5, math.sqrt(3) / 2]])
@@ -407,12 +435,15 @@ def triangle(
     rims: Sequence[str] = (),
 ) -> Figure:
     """Barycentric plot of weights [N, 3]: corners are the ingredients, colours the values, the ring `chosen` [3]."""
-    made, axes = figure(7.6, 4.2)
+    plot, axes = figure(7.6, 4.2)
     loop = np.vstack([CORNERS, CORNERS[:1]])
     axes.plot(loop[:, 0], loop[:, 1], color=INK, linewidth=1.0, zorder=0.5)
     x, y = (weights @ CORNERS / weights.sum(axis=1, keepdims=True)).T
-    size = 12.0 if len(values) <= 80 else 7.0
-    edges, width = (rims, 1.3) if rims else (INK, 0.4)
+    size = 12.0
+    if len(values) > 80:
+        size = 7.0
+    edges = rims or INK
+    width = 1.3 if rims else 0.4
     axes.scatter(
         x, y, c=shades.to_rgba(values), s=size**2, edgecolors=edges, linewidths=width, zorder=2
     )
@@ -424,5 +455,5 @@ def triangle(
         )
     axes.set_aspect("equal")
     axes.set_axis_off()
-    colour_bar(made, axes, shades, label)
-    return made
+    colour_bar(plot, axes, shades, label)
+    return plot

@@ -88,7 +88,10 @@ class Progress:
 
     def _line(self, line: str) -> None:
         """A line of progress: a live display has it already, run.log gets it in any case."""
-        say(line) if self._bars is None else log.info(line)
+        if self._bars is None:
+            say(line)
+        else:
+            log.info(line)
 
     def _begin(self, name: str, total: int | None, trials: int | None = None) -> None:
         self._name = name
@@ -117,19 +120,20 @@ class Progress:
             self._line(self._state(self._name))
 
     def _state(self, name: str) -> str:
-        parts = [name, _of(self._done, self._total, "items")]
+        facts = [name, _of(self._done, self._total, "items")]
         if self._trials:
-            parts += [
-                _of(self._trials, self._all_trials, "trials"),
-                f"best {self._best}",
-            ]
+            facts.append(_of(self._trials, self._all_trials, "trials"))
+            facts.append(f"best {self._best}")
         seconds = time.monotonic() - self._started
-        rate = self._done / seconds if seconds > 0.2 else 0.0
-        if rate:
-            parts.append(f"{rate:,.0f} items/s" if rate >= 10 else f"{rate:.2g} items/s")
-            rest = (self._total or 0) - self._done
-            parts += [f"{format.seconds(rest / rate)} left"] if rest > 0 else []
-        return ", ".join(filter(None, parts))
+        # A rate over less time says nothing.
+        if self._done and seconds > 0.2:
+            rate = self._done / seconds
+            digits = ",.0f" if rate >= 10 else ".2g"
+            facts.append(f"{rate:{digits}} items/s")
+            remaining = (self._total or 0) - self._done
+            if remaining > 0:
+                facts.append(f"{format.seconds(remaining / rate)} left")
+        return ", ".join(filter(None, facts))
 
 
 class Throughput(Progress):
@@ -159,7 +163,11 @@ class Throughput(Progress):
 
 
 def _of(done: int, total: int | None, unit: str) -> str:
-    return f"{done:,}{f' of {total:,}' if total else ''} {unit}" if done or total else ""
+    if total:
+        return f"{done:,} of {total:,} {unit}"
+    if done:
+        return f"{done:,} {unit}"
+    return ""
 
 
 def on_terminal() -> bool:
@@ -178,9 +186,8 @@ def _bars() -> Bars:
     from rich.progress import BarColumn, TextColumn
     from rich.progress import Progress as Bars
 
-    name, state = (
-        TextColumn(f"{{task.{field}}}", markup=False) for field in ("description", "fields[state]")
-    )
+    name = TextColumn("{task.description}", markup=False)
+    state = TextColumn("{task.fields[state]}", markup=False)
     return Bars(name, BarColumn(bar_width=24), state, console=side_console(), transient=True)
 
 
@@ -226,10 +233,9 @@ class Warnings(logging.Handler):
 
 def show_warnings() -> None:
     """Print the warnings of this package to standard error; Hydra's logging settings switch loggers off."""
-    for name in [
-        name for name in logging.root.manager.loggerDict if name.split(".")[0] == "souping"
-    ]:
-        logging.getLogger(name).disabled = False
+    for name in list(logging.root.manager.loggerDict):
+        if name.split(".")[0] == "souping":
+            logging.getLogger(name).disabled = False
     logger = logging.getLogger("souping")
     logger.setLevel(logging.WARNING)
     logger.handlers = [Warnings(logging.WARNING)]
@@ -269,4 +275,5 @@ def _head(command: str, overrides: str) -> Iterator[str]:
     yield f"folder     {os.getcwd()}"
     machine = [platform.node(), here.platform, f"{here.cpus} cores", *here.gpus]
     yield f"host       {', '.join(machine)}"
-    yield f"versions   {', '.join(f'{name} {number}' for name, number in versions().items())}"
+    installed = [f"{name} {number}" for name, number in versions().items()]
+    yield f"versions   {', '.join(installed)}"

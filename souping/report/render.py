@@ -33,9 +33,9 @@ def page(report: Report, trials: Sequence[TrialRow], drawings: Sequence[Drawing]
     """The whole page. Every string of the user's is escaped; no script, no link to any other file."""
     pictures = {drawing.name: drawing for drawing in drawings}
     title = f"souping: {kicker(report)}"
-    shown = sections(report, trials)
-    body = [_head(report), _figures(report), _warnings(report), _contents(shown)]
-    body += [section_html(section, pictures) for section in shown]
+    all_sections = sections(report, trials)
+    body = [_head(report), _figures(report), _warnings(report), _contents(all_sections)]
+    body += [section_html(section, pictures) for section in all_sections]
     body.append(f"<footer>{FOOT}{_provenance(report.provenance)}</footer>")
     return document(title, body)
 
@@ -52,7 +52,7 @@ def _provenance(made_by: Provenance | None) -> str:
 
 def document(title: str, body: Iterable[str]) -> str:
     """A whole HTML file with the styles of a report; `body` is HTML."""
-    inner = "\n".join(text for text in body if text)
+    inner = "\n".join(filter(None, body))
     return (
         '<!DOCTYPE html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
         f'<meta http-equiv="Content-Security-Policy" content="{POLICY}">\n'
@@ -67,27 +67,33 @@ def _head(report: Report) -> str:
 
 
 def _figures(report: Report) -> str:
-    boxes = [
-        f"<div{' class=soup' if label == 'soup' else ''}><span>{escape_html(label)}</span><b>{escape_html(value)}</b>"
-        f"<small>{escape_html(small)}</small></div>"
-        for label, value, small in figures(report)
-    ]
-    return f'<div class="figures">{"".join(boxes)}</div>' if boxes else ""
+    boxes = []
+    for label, value, small in figures(report):
+        mark = " class=soup" if label == "soup" else ""
+        boxes.append(
+            f"<div{mark}><span>{escape_html(label)}</span><b>{escape_html(value)}</b>"
+            f"<small>{escape_html(small)}</small></div>"
+        )
+    if not boxes:
+        return ""
+    return f'<div class="figures">{"".join(boxes)}</div>'
 
 
 def _warnings(report: Report) -> str:
     lines = "".join(f"<li>{escape_html(warning)}</li>" for warning in warnings(report))
-    return (
-        f'<div class="warnings" role="note"><b>Warnings</b><ul>{lines}</ul></div>' if lines else ""
-    )
+    if not lines:
+        return ""
+    return f'<div class="warnings" role="note"><b>Warnings</b><ul>{lines}</ul></div>'
 
 
-def _contents(shown: Sequence[Section]) -> str:
+def _contents(sections: Sequence[Section]) -> str:
+    if len(sections) < 2:
+        return ""
     links = "".join(
         f'<li><a href="#{section.anchor}">{escape_html(section.title)}</a></li>'
-        for section in shown
+        for section in sections
     )
-    return f'<nav aria-label="Contents"><ul>{links}</ul></nav>' if len(shown) > 1 else ""
+    return f'<nav aria-label="Contents"><ul>{links}</ul></nav>'
 
 
 def section_html(section: Section, pictures: Mapping[str, Drawing] = MappingProxyType({})) -> str:
@@ -97,18 +103,18 @@ def section_html(section: Section, pictures: Mapping[str, Drawing] = MappingProx
 
 def _content(section: Section, pictures: Mapping[str, Drawing]) -> list[str]:
     """Everything below a heading; what is folded away comes last."""
-    parts = [f"<p>{escape_html(line)}</p>" for line in section.lines]
-    shown = [_figure(pictures[section.picture])] if section.picture in pictures else []
-    shown += map(_html_table, section.grids)
-    if shown:
-        parts.append(f'<div class="row">{"".join(shown)}</div>')
+    blocks = [f"<p>{escape_html(line)}</p>" for line in section.lines]
+    row = [*map(_html_table, section.grids)]
+    if section.picture in pictures:
+        row.insert(0, _figure(pictures[section.picture]))
+    if row:
+        blocks.append(f'<div class="row">{"".join(row)}</div>')
     if section.code:
-        parts.append(f'<pre tabindex="0"><code>{escape_html(section.code)}</code></pre>')
+        blocks.append(f'<pre tabindex="0"><code>{escape_html(section.code)}</code></pre>')
     if section.folded:
-        parts.append(
-            f'<div class="folds">{"".join(_fold(inner, pictures) for inner in section.folded)}</div>'
-        )
-    return parts
+        folds = "".join(_fold(inner, pictures) for inner in section.folded)
+        blocks.append(f'<div class="folds">{folds}</div>')
+    return blocks
 
 
 def _fold(section: Section, pictures: Mapping[str, Drawing]) -> str:
@@ -122,21 +128,25 @@ def _figure(drawing: Drawing) -> str:
 
 
 def _heading(name: str, place: str) -> str:
-    """The head of a column; one without a name is no heading to a screen reader."""
-    return f'<th scope="col"{place}>{_breakable(name)}</th>' if name else f"<td{place}></td>"
+    """The head of a column; one without a name is not a heading to a screen reader."""
+    if not name:
+        return f"<td{place}></td>"
+    return f'<th scope="col"{place}>{_breakable(name)}</th>'
 
 
 def _html_table(grid: TableGrid) -> str:
     """An HTML table that scrolls sideways by itself, its first column fixed."""
     head = "".join(_heading(name, _left(i, grid)) for i, name in enumerate(grid.header))
-    rows = "".join(
-        f"<tr{' class=strong' if r in grid.strong else ''}>"
-        + "".join(_html_cell(cell, i, grid) for i, cell in enumerate(row))
-        + "</tr>\n"
-        for r, row in enumerate(grid.rows)
-    )
-    words = ' class="words"' if set(grid.left) >= set(range(len(grid.header))) else ""
-    inner = f"<thead><tr>{head}</tr></thead><tbody>\n{rows}</tbody>"
+    body = ""
+    for number, row in enumerate(grid.rows):
+        mark = " class=strong" if number in grid.strong else ""
+        cells = "".join(_html_cell(cell, i, grid) for i, cell in enumerate(row))
+        body += f"<tr{mark}>{cells}</tr>\n"
+    # A table of words alone may break its lines.
+    words = ""
+    if grid.left.issuperset(range(len(grid.header))):
+        words = ' class="words"'
+    inner = f"<thead><tr>{head}</tr></thead><tbody>\n{body}</tbody>"
     return f'<div class="scroll" tabindex="0"><table{words}>{inner}</table></div>'
 
 
@@ -150,7 +160,9 @@ def _left(column: int, grid: TableGrid) -> str:
 
 
 def _html_cell(cell: TableCell, column: int, grid: TableGrid) -> str:
-    inner = _breakable(cell.text) + (f"<small>{escape_html(cell.sub)}</small>" if cell.sub else "")
+    inner = _breakable(cell.text)
+    if cell.sub:
+        inner += f"<small>{escape_html(cell.sub)}</small>"
     if column == 0 and 0 in grid.left:
         return f'<th scope="row">{inner}</th>'
     return f"<td{_left(column, grid)}>{inner}</td>"
@@ -161,40 +173,40 @@ def markdown(report: Report, trials: Sequence[TrialRow]) -> str:
     blocks = [f"# {escape_markdown(headline(report))}", *map(escape_markdown, summary(report))]
     if kicker(report):
         blocks.append(escape_markdown(kicker(report)))
-    numbers = figures(report)
+    numbers = [_markdown_figure(*figure) for figure in figures(report)]
     if numbers:
-        blocks.append(
-            "\n".join(
-                f"- {escape_markdown(a)}: **{escape_markdown(b)}**{_small(c)}"
-                for a, b, c in numbers
-            )
-        )
+        blocks.append("\n".join(numbers))
     blocks += [f"> Warning: {escape_markdown(warning)}" for warning in warnings(report)]
-    shown = sections(report, trials)
-    if len(shown) > 1:
-        blocks.append("\n".join(f"- [{one.title}](#{one.anchor})" for one in shown))
-    for one in shown:
-        blocks += section(one)
+    all_sections = sections(report, trials)
+    if len(all_sections) > 1:
+        blocks.append(
+            "\n".join(f"- [{section.title}](#{section.anchor})" for section in all_sections)
+        )
+    for section in all_sections:
+        blocks += section_markdown(section)
     return "\n\n".join(blocks) + "\n"
 
 
-def _small(text: str) -> str:
-    return f" ({escape_markdown(text)})" if text else ""
+def _markdown_figure(label: str, number: str, small: str) -> str:
+    line = f"- {escape_markdown(label)}: **{escape_markdown(number)}**"
+    if small:
+        line += f" ({escape_markdown(small)})"
+    return line
 
 
-def section(shown: Section) -> list[str]:
-    """The blocks of one section."""
-    return [f"## {escape_markdown(shown.title)}", *_blocks(shown)]
+def section_markdown(section: Section) -> list[str]:
+    """The blocks of a section."""
+    return [f"## {escape_markdown(section.title)}", *_blocks(section)]
 
 
-def _blocks(shown: Section) -> list[str]:
-    blocks = list(map(escape_markdown, shown.lines))
-    if shown.picture:
-        blocks.append(f"![{shown.title}](plots/{shown.picture}.png)")
-    blocks += map(markdown_table, shown.grids)
-    if shown.code:
-        blocks.append(fenced(shown.code))
-    for inner in shown.folded:
+def _blocks(section: Section) -> list[str]:
+    blocks = list(map(escape_markdown, section.lines))
+    if section.picture:
+        blocks.append(f"![{section.title}](plots/{section.picture}.png)")
+    blocks += map(markdown_table, section.grids)
+    if section.code:
+        blocks.append(fenced(section.code))
+    for inner in section.folded:
         blocks += [
             f"<details><summary>{escape_html(inner.title)}</summary>",
             *_blocks(inner),
@@ -215,10 +227,9 @@ def markdown_table(grid: TableGrid) -> str:
     """A pipe table; numbers set right, stressed rows bold."""
     marks = ["---" if i in grid.left else "---:" for i in range(len(grid.header))]
     lines = [_line([*map(escape_markdown, grid.header)]), _line(marks)]
-    lines += [
-        _line([_markdown_cell(cell, i in grid.strong) for cell in row])
-        for i, row in enumerate(grid.rows)
-    ]
+    for number, row in enumerate(grid.rows):
+        strong = number in grid.strong
+        lines.append(_line([_markdown_cell(cell, strong) for cell in row]))
     return "\n".join(lines)
 
 
@@ -228,8 +239,11 @@ def _line(cells: Sequence[str]) -> str:
 
 def _markdown_cell(cell: TableCell, strong: bool) -> str:
     text = escape_markdown(cell.text)
-    text = f"**{text}**" if strong and text else text
-    return f"{text} ({escape_markdown(cell.sub)})" if cell.sub else text
+    if strong and text:
+        text = f"**{text}**"
+    if cell.sub:
+        text += f" ({escape_markdown(cell.sub)})"
+    return text
 
 
 def report_table(report: Report) -> Table:
@@ -249,36 +263,43 @@ def plain_table(grid: TableGrid, caption: Sequence[str] = ()) -> Table:
     from rich.table import Table
     from rich.text import Text
 
-    below = [
-        Text(clean(line), style="" if i else "bold") for i, line in enumerate(filter(None, caption))
-    ]
-    made = Table(
+    below = [Text(clean(line)) for line in caption if line]
+    for line in below[:1]:
+        line.style = "bold"
+    table = Table(
         box=SIMPLE_HEAD, caption=Text("\n").join(below), caption_style="", caption_justify="left"
     )
-    rows = [
-        [clean(f"{cell.text} [{cell.sub}]" if cell.sub else cell.text) for cell in row]
-        for row in grid.rows
-    ]
+    rows = [[*map(_plain_cell, row)] for row in grid.rows]
     for i, name in enumerate(grid.header):
         numbers = i not in grid.left and any(len(row[i]) > len(name) for row in rows)
         side = "left" if i in grid.left else "right"
-        made.add_column(Text(clean(name)), justify=side, overflow="fold", no_wrap=numbers)  # type: ignore[arg-type]
+        table.add_column(Text(clean(name)), justify=side, overflow="fold", no_wrap=numbers)  # type: ignore[arg-type]
     for i, row in enumerate(rows):
-        made.add_row(*map(Text, row), style="bold" if i in grid.strong else None)
-    return made
+        table.add_row(*map(Text, row), style="bold" if i in grid.strong else None)
+    return table
+
+
+def _plain_cell(cell: TableCell) -> str:
+    if not cell.sub:
+        return clean(cell.text)
+    return clean(f"{cell.text} [{cell.sub}]")
 
 
 def output_console(width: int = 110) -> Console:
-    """Standard output, of this width where it is no terminal."""
+    """Standard output, of this width if it is not a terminal."""
     from rich.console import Console
 
-    made = Console(highlight=False)
-    return made if made.is_terminal else Console(highlight=False, width=width)
+    console = Console(highlight=False)
+    if console.is_terminal:
+        return console
+    return Console(highlight=False, width=width)
 
 
 def sheet_markdown(title: str, sections: Sequence[Section]) -> str:
     """A Markdown document of sections."""
-    blocks = [f"# {escape_markdown(title)}", *(block for one in sections for block in section(one))]
+    blocks = [f"# {escape_markdown(title)}"]
+    for section in sections:
+        blocks += section_markdown(section)
     return "\n\n".join(blocks) + "\n"
 
 
@@ -288,7 +309,10 @@ def show_sheet(sections: Sequence[Section], console: Console | None = None) -> N
     from rich.text import Text
 
     out = console or output_console(120)
-    for section in (one for outer in sections for one in (outer, *outer.folded)):
+    unfolded = list[Section]()
+    for section in sections:
+        unfolded += (section, *section.folded)
+    for section in unfolded:
         out.print(Text(clean(section.title), style="bold"))
         for line in section.lines:
             out.print(Padding(Text(clean(line)), (0, 0, 0, 2)))

@@ -38,7 +38,8 @@ class SampleAnswers:
     def text(self) -> str:
         answers = self.filtered_resps
         if not any(answers):
-            return f"(no text{': ' + self.reason if self.reason else ''})"
+            reason = f": {self.reason}" if self.reason else ""
+            return f"(no text{reason})"
         if len(answers) == 1:
             return answers[0]
         return "\n".join(f"{n}. {text}" for n, text in enumerate(answers, start=1))
@@ -58,7 +59,9 @@ class Sample:
 
     def score(self, name: str) -> float | None:
         """A model's score, None if it was not evaluated on the item."""
-        return self.models[name].score if name in self.models else None
+        if name not in self.models:
+            return None
+        return self.models[name].score
 
 
 def read_samples(path: Path) -> Iterator[JsonRow]:
@@ -91,34 +94,40 @@ def changed(
         old = sample.score(base)
         if new is None or old is None:
             continue
-        gains = (unit.gain(new), unit.gain(old))
-        if gains[0] > gains[1] if better else gains[0] < gains[1]:
+        gain = unit.gain(new) - unit.gain(old)
+        if (better and gain > 0) or (not better and gain < 0):
             yield sample
 
 
 def show_sample(unit: Unit, console: Console, sample: Sample, names: Sequence[str]) -> None:
-    """One item: its prompt as the model saw it, its reference, and the answers of these models side by side."""
+    """Print an item: its prompt as the model saw it, its reference, and these models' answers side by side."""
     from rich.box import SIMPLE_HEAD
     from rich.table import Table
     from rich.text import Text
 
     title = f"{sample.item} ({sample.category}, fold {sample.fold})"
     console.print(Text(clean(title), style="bold"))
-    target = sample.target
-    reference = target if isinstance(target, str) else json.dumps(target, ensure_ascii=False)
-    prompt = str(sample.arguments[0][0]) if any(sample.arguments[:1]) else ""
-    for label, value in (("prompt", prompt), ("reference", reference)):
-        console.print(
-            Text(f"{label}: ", style="dim").append(_short(value), style=""), soft_wrap=False
-        )
+    prompt = ""
+    if any(sample.arguments[:1]):
+        prompt = str(sample.arguments[0][0])
+    reference = sample.target
+    if not isinstance(reference, str):
+        reference = json.dumps(reference, ensure_ascii=False)
+    for label, text in (("prompt", prompt), ("reference", reference)):
+        line = Text(f"{label}: ", style="dim").append(_short(text), style="")
+        console.print(line, soft_wrap=False)
     table = Table(box=SIMPLE_HEAD)
-    shown = {name: sample.models[name] for name in names if name in sample.models}
-    for name, model in shown.items():
-        ended = "" if model.outcome == "finished" else f", {model.outcome}"
-        score = unit.score(model.score, more=-1)
-        head = Text(clean(f"{name}: {score} {unit.symbol}{ended}"))
-        table.add_column(head, overflow="fold", ratio=1)
-    table.add_row(*(Text(_short(model.text())) for model in shown.values()))
+    answers = []
+    for name in names:
+        if name not in sample.models:
+            continue
+        model = sample.models[name]
+        head = f"{name}: {unit.score(model.score, more=-1)} {unit.symbol}"
+        if model.outcome != "finished":
+            head += f", {model.outcome}"
+        table.add_column(Text(clean(head)), overflow="fold", ratio=1)
+        answers.append(Text(_short(model.text())))
+    table.add_row(*answers)
     console.print(table)
 
 

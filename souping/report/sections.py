@@ -28,24 +28,27 @@ LOOKS = "Looks are counted in the run's store by exact prompt: a new store, or r
 LOST = "cut off or missing and count as wrong"
 
 
-FIGURES = {"soup": "soup", "best_single": "best single", "uniform_all": "uniform over all"}
+FIGURES = {
+    "soup": "soup",
+    "best_single": "best single",
+    "uniform_all": "uniform over all",
+}
 """{role: label} of the models whose scores stand at the top."""
 
 
 def headline(report: Report) -> str:
     """The verdict's sentence, or what can be said of a run that ended before the report fold."""
-    sentence = clean(report.verdict.sentence) if report.verdict else ""
-    if sentence:
-        return sentence
+    if report.verdict and clean(report.verdict.sentence):
+        return clean(report.verdict.sentence)
     if report.others.get("soup") and report.selection is None:
         return "The soup is written."
-    chosen = report.selection.ingredients if report.selection else ()
+    ingredients = report.selection.ingredients if report.selection else ()
     if report.recipe is None:
-        if not chosen:
+        if not ingredients:
             return "Nothing was selected."
-        return f"Selected {in_words(chosen)}; the run ended before the search."
-    if len(chosen) == 1:
-        return f"Nothing to soup: {clean(chosen[0])} is the only ingredient."
+        return f"Selected {in_words(ingredients)}; the run ended before the search."
+    if len(ingredients) == 1:
+        return f"Nothing to soup: {clean(ingredients[0])} is the only ingredient."
     return "The search is done; the report fold was not opened."
 
 
@@ -63,10 +66,12 @@ def summary(report: Report) -> list[str]:
     place = re.search(r'recipe="?(.+?)/recipe\.json', clean(report.rebuild))
     if place and recipe is not None:
         pairs = zip(recipe.weights, recipe.ingredients, strict=False)
-        mixed = " + ".join(f"{weight(share)} {clean(name)}" for share, name in pairs)
-        kind = "AutoPeftModel" if recipe.settings.get("adapters") == "keep" else "AutoModel"
-        load = f'{kind}ForCausalLM.from_pretrained("{place[1]}")'
-        lines.append(f"The soup is in {place[1]}: {mixed}. Load it: {load}")
+        mixture = " + ".join(f"{weight(share)} {clean(name)}" for share, name in pairs)
+        loader = "AutoModel"
+        if recipe.settings.get("adapters") == "keep":
+            loader = "AutoPeftModel"
+        load = f'{loader}ForCausalLM.from_pretrained("{place[1]}")'
+        lines.append(f"The soup is in {place[1]}: {mixture}. Load it: {load}")
     return lines
 
 
@@ -76,8 +81,9 @@ def _kind(report: Report, categories: int) -> str:
     objective = report.objective
     if objective is not None and not objective.coefficients:
         return f"{clean(objective.name)} of {count(categories)} categories, in {meaning}"
-    equal = objective is None or len(set(objective.coefficients.values())) < 2
-    mean = "mean" if equal else "weighted mean"
+    mean = "mean"
+    if objective is not None and len(set(objective.coefficients.values())) > 1:
+        mean = "weighted mean"
     return f"{mean} over {count(categories)} categories of {meaning}"
 
 
@@ -87,47 +93,55 @@ def benchmark(report: Report) -> str:
         return ""
     name = clean(report.benchmark.name)
     note = clean(report.benchmark.note)
-    return f"{name} ({note})" if name and note and name not in note else note or name
+    if name and note and name not in note:
+        return f"{name} ({note})"
+    return note or name
 
 
 def kicker(report: Report) -> str:
     """Experiment and benchmark, above the headline."""
-    dry = f"dry run, limit={count(report.limit)}" if report.limit else ""
-    shown = [clean(report.experiment), benchmark(report), dry]
-    return " \N{MIDDLE DOT} ".join(text for text in shown if text)
+    texts = [clean(report.experiment), benchmark(report)]
+    if report.limit:
+        texts.append(f"dry run, limit={count(report.limit)}")
+    return " \N{MIDDLE DOT} ".join(filter(None, texts))
 
 
 def figures(report: Report) -> list[tuple[str, str, str]]:
     """(label, number, small print) of the few numbers that matter most."""
     unit = report.unit
-    shown = []
+    boxes = []
     for kind, label in FIGURES.items():
         row = report.row(kind)
         if row is None:
             continue
-        name = clean(row.name) if kind == "best_single" else ""
-        limits = unit.interval(row.objective.low, row.objective.high)
-        small = "; ".join(text for text in (name, limits) if text)
-        shown.append((label, f"{unit.score(row.objective.mean)} {unit.symbol}", small))
+        small = unit.interval(row.objective.low, row.objective.high)
+        if kind == "best_single":
+            small = "; ".join(filter(None, (clean(row.name), small)))
+        boxes.append((label, f"{unit.score(row.objective.mean)} {unit.symbol}", small))
     pair = report.against("best_single")
     if pair is not None:
         small = f"{unit.limits(pair.low, pair.high, pair.level)}; p {p_value(pair.p_shown)}"
-        shown.append(("soup minus best single", unit.score(pair.difference, sign=True), small))
-    return shown
+        boxes.append(("soup minus best single", unit.score(pair.difference, sign=True), small))
+    return boxes
 
 
 def sections(report: Report, trials: Sequence[TrialRow]) -> tuple[Section, ...]:
     """All sections that have something to show."""
-    run = (
-        _verdict(report),
-        *trajectory.sections(report),
-        _gains(report),
-        _also(report),
-        _landscape(report, trials),
-        _alternatives(report),
+    return nonempty(
+        (
+            _verdict(report),
+            *trajectory.sections(report),
+            _gains(report),
+            _also(report),
+            _landscape(report, trials),
+            _alternatives(report),
+            _experts(report),
+            *analysis_sections(report),
+            _gate(report),
+            _cost(report),
+            _provenance(report),
+        )
     )
-    last = (_gate(report), _cost(report), _provenance(report))
-    return nonempty((*run, _experts(report), *analysis_sections(report), *last))
 
 
 def _verdict(report: Report) -> Section | None:
@@ -143,10 +157,13 @@ def _verdict(report: Report) -> Section | None:
     if not tables.compared(report):
         return Section("Scores", (numbers,), grids=(tables.scores(report),))
     paired = f"Differences are paired: all models answered the same items. {tables.tested(report)}".strip()
-    lines = (paired,) if report.limit else (paired, LOOKS)
+    lines = [paired]
+    if not report.limit:
+        lines.append(LOOKS)
     compared = table("The differences in numbers", tables.comparisons(report))
     scores = table("Every model, category by category", tables.scores(report), numbers)
-    return Section("Is the soup better?", lines, "forest", folded=nonempty((compared, scores)))
+    folded = nonempty((compared, scores))
+    return Section("Is the soup better?", tuple(lines), "forest", folded=folded)
 
 
 def _gains(report: Report) -> Section | None:
@@ -155,8 +172,8 @@ def _gains(report: Report) -> Section | None:
     if not pairs:
         return None
     line = f"Intervals and p-values hold for all {count(len(pairs))} categories at once (max-T)."
-    shown = table("The same in numbers", tables.losses(report.unit, pairs))
-    return Section("Gained and lost", (line,), "categories", folded=nonempty((shown,)))
+    numbers = table("The same in numbers", tables.losses(report.unit, pairs))
+    return Section("Gained and lost", (line,), "categories", folded=nonempty((numbers,)))
 
 
 def _least(unit: Unit, pairs: Sequence[CategoryDifference]) -> str:
@@ -164,8 +181,8 @@ def _least(unit: Unit, pairs: Sequence[CategoryDifference]) -> str:
     sizes = [(pair.least, clean(pair.category)) for pair in pairs if pair.least is not None]
     if not sizes:
         return ""
-    low, high = (f"{unit.points(size)} ({name})" for size, name in (min(sizes), max(sizes)))
-    return f"The smallest loss that these items can show is {low} to {high}."
+    ends = [f"{unit.points(size)} ({name})" for size, name in (min(sizes), max(sizes))]
+    return f"The smallest loss that these items can show is {ends[0]} to {ends[1]}."
 
 
 def losses(report: Report) -> list[str]:
@@ -181,7 +198,9 @@ def losses(report: Report) -> list[str]:
         f"in {count(counts.above)} and behind in {count(counts.below)}"
     )
     if worse:
-        categories = "One category is" if len(worse) == 1 else f"{count(len(worse))} categories are"
+        categories = "One category is"
+        if len(worse) > 1:
+            categories = f"{count(len(worse))} categories are"
         head += f". {categories} worse: {in_words([_loss(unit, pair) for pair in worse])}"
     elif counts.below:
         worst = min(pairs, key=lambda pair: unit.gain(pair.difference))
@@ -204,9 +223,9 @@ def _router(report: Report) -> list[str]:
         return []
     if pair.p_holm is None or pair.p_holm >= ALPHA:
         return []
-    worth = "worse" if unit.gain(pair.difference) > 0 else "better"
+    comparison = "worse" if unit.gain(pair.difference) > 0 else "better"
     return [
-        f"A router over the ingredients by category ({price} of each request) is {worth} than the soup: "
+        f"A router over the ingredients by category ({price} of each request) is {comparison} than the soup: "
         f"soup minus router is {unit.points(pair.difference, sign=True)} "
         f"({unit.limits(pair.low, pair.high, pair.level)}, Holm-corrected p {p_value(pair.p_holm)})."
     ]
@@ -221,10 +240,18 @@ def _loss(unit: Unit, pair: CategoryDifference) -> str:
 
 def warnings(report: Report) -> list[str]:
     """The run's warnings; lost answers are reported once, not for every stage."""
-    every = report.warnings or ()
-    lost = [line for line in every if LOST in line]
-    more = f" (the same in {count(len(lost) - 1)} later stages)" if len(lost) > 2 else ""
-    return [f"{line}{more}" if line in lost else line for line in every if line not in lost[1:]]
+    lost_answers = [line for line in report.warnings or () if LOST in line]
+    repeated = ""
+    if len(lost_answers) > 2:
+        repeated = f" (the same in {count(len(lost_answers) - 1)} later stages)"
+
+    lines = []
+    for line in report.warnings or ():
+        if line not in lost_answers:
+            lines.append(line)
+        elif line not in lost_answers[1:]:
+            lines.append(f"{line}{repeated}")
+    return lines
 
 
 def endings(report: Report) -> list[str]:
@@ -278,7 +305,9 @@ def _variance(report: Report) -> TableGrid:
     lines = []
     for name, variance in (report.variance or {}).items():
         objective = variance.objective or 0.0
-        of_answers = (variance.answers or 0.0) / objective if objective else 0.0
+        of_answers = 0.0
+        if objective:
+            of_answers = (variance.answers or 0.0) / objective
         error = unit.text(math.sqrt(objective), more=1)
         lines.append((clean(name), error, percent(of_answers), percent(variance.flips)))
     header = (
@@ -329,14 +358,20 @@ def _chosen(selection: SelectionSummary) -> str:
         rule.append(f"sign {clean(selection.sign)}")
     if selection.ties:
         rule.append(f"ties {clean(selection.ties)}")
-    how = ", ".join(text for text in rule if text)
-    low = selection.low_correlation
-    whole = len(selection.correlation.categories) if selection.correlation else 0
-    shown = f"all {count(whole)}" if len(low) == whole else in_words(low)
-    where = f" Low-correlation categories: {shown}." if low else ""
-    who = clean(selection.selector) or "The selector"
+    selector = clean(selection.selector) or "The selector"
     names = in_words(selection.ingredients) or "nothing"
-    return f"{who} chose {names}{f' ({how})' if how else ''}.{where}"
+    sentence = f"{selector} chose {names}"
+    details = ", ".join(filter(None, rule))
+    if details:
+        sentence += f" ({details})"
+    if not selection.low_correlation:
+        return f"{sentence}."
+
+    categories = len(selection.correlation.categories) if selection.correlation else 0
+    low = in_words(selection.low_correlation)
+    if len(selection.low_correlation) == categories:
+        low = f"all {count(categories)}"
+    return f"{sentence}. Low-correlation categories: {low}."
 
 
 def _stability(stability: SelectionStability) -> list[str]:
@@ -345,17 +380,18 @@ def _stability(stability: SelectionStability) -> list[str]:
     if stability.draws:
         failed = "every draw produced a selection"
         if stability.not_estimable:
-            why = "; ".join(_reasons(stability.reasons))
-            none = f"{count(stability.not_estimable)} produced no selection"
-            failed = f"{none}: {why}" if why else none
+            failed = f"{count(stability.not_estimable)} produced no selection"
+            reasons = "; ".join(_reasons(stability.reasons))
+            if reasons:
+                failed += f": {reasons}"
         method = f" ({clean(stability.method)})" if stability.method else ""
         lines.append(f"{count(stability.draws)} draws{method}; {failed}.")
     if stability.sizes:
-        sizes = [f"{clean(size)} in {share(drawn)}" for size, drawn in stability.sizes.items()]
+        sizes = [f"{clean(size)} in {share(part)}" for size, part in stability.sizes.items()]
         lines.append(f"Ingredients: {', '.join(sizes)} of draws.")
     if stability.reliability:
-        shares = [f"{clean(name)} {rho(known)}" for name, known in stability.reliability.items()]
-        lines.append(f"Reliability of the category scores: {', '.join(shares)}.")
+        values = [f"{clean(name)} {rho(value)}" for name, value in stability.reliability.items()]
+        lines.append(f"Reliability of the category scores: {', '.join(values)}.")
     return lines
 
 
@@ -376,39 +412,37 @@ def _gate(report: Report) -> Section | None:
     if gate is None:
         return None
     title = "Were the single models as expected?"
-    shown = tables.gate(report.unit, gate)
+    scores = tables.gate(report.unit, gate)
     alarm = percent(gate.false_alarm, 0)
     line = (
         f"Scores on the {clean(gate.fold)} fold. "
         f"With correct models, one falls outside in at most {alarm} % of runs."
     )
     if not gate.passed:
-        return Section(title, (line,), grids=(shown,))
-    folded = nonempty((table("Expected and measured", shown, line),))
+        return Section(title, (line,), grids=(scores,))
+    folded = nonempty((table("Expected and measured", scores, line),))
     return Section(title, ("All of them were.",), folded=folded)
 
 
 def _landscape(report: Report, trials: Sequence[TrialRow]) -> Section | None:
     if not trials:
         return None
-    whole = sum(trial.objective is not None for trial in trials)
-    rest = (
-        f" A part of the fold was enough for {count(len(trials) - whole)} more."
-        if whole < len(trials)
-        else ""
-    )
-    reached = report.objective.search if report.objective else None
-    best = ""
-    if reached is not None:
-        best = f" The chosen recipe reached {report.unit.level(reached, more=1)} there."
-    lines = [
-        f"Soups evaluated on the whole search fold: {count(whole)}.{rest}{best} The best of many scores is optimistic."
-    ]
+    scored = sum(trial.objective is not None for trial in trials)
+    sentences = [f"Soups evaluated on the whole search fold: {count(scored)}."]
+    if scored < len(trials):
+        dropped = count(len(trials) - scored)
+        sentences.append(f"A part of the fold was enough for {dropped} more.")
+    if report.objective and report.objective.search is not None:
+        reached = report.unit.level(report.objective.search, more=1)
+        sentences.append(f"The chosen recipe reached {reached} there.")
+    sentences.append("The best of many scores is optimistic.")
+
+    lines = [" ".join(sentences)]
     search = report.search
     if search is not None and search.indistinguishable_count is not None:
-        alike = clean(search.indistinguishable_count)
+        number = clean(search.indistinguishable_count)
         lines.append(
-            f"Other soups that may be as good, judging by the items the search evaluated: {alike}."
+            f"Other soups that may be as good, judging by the items the search evaluated: {number}."
         )
     if search is not None and search.stopped:
         lines.append(f"It ended: {clean(search.stopped)}.")
@@ -421,12 +455,15 @@ def _cost(report: Report) -> Section | None:
     lines = []
     if report.folds is not None:
         sizes = [(fold, vars(report.folds)[fold]) for fold in FOLDS]
-        shown = [f"{fold} {count(size)}" for fold, size in sizes if size is not None]
-        lines.append(f"Items: {', '.join(shown)}.")
+        folds = [f"{fold} {count(size)}" for fold, size in sizes if size is not None]
+        lines.append(f"Items: {', '.join(folds)}.")
     lines += endings(report)
-    spent = tables.cost(report.cost) if report.cost else None
-    grids = (spent,) if spent and spent.rows else ()
-    return Section("Cost", tuple(lines), grids=grids, folded=nonempty(_outcomes(report)))
+    grids = list[TableGrid]()
+    if report.cost:
+        amounts = tables.cost(report.cost)
+        if amounts.rows:
+            grids.append(amounts)
+    return Section("Cost", tuple(lines), grids=tuple(grids), folded=nonempty(_outcomes(report)))
 
 
 def _provenance(report: Report) -> Section | None:
@@ -435,16 +472,18 @@ def _provenance(report: Report) -> Section | None:
         return None
     line = f"Recipe {clean(recipe.id)}: {clean(recipe.method)}, {clean(recipe.dtype)}."
     command = clean(report.rebuild)
-    again = "No soup was written: none to rebuild."
+    rebuild = "No soup was written: none to rebuild."
     if command:
-        again = f"Run this where the run was started. {REBUILD}"
-    shown = table("Ingredients, and what proves that they are the same", tables.recipe(recipe))
-    return Section("Provenance", (f"{line} {again}",), code=command, folded=nonempty((shown,)))
+        rebuild = f"Run this where the run was started. {REBUILD}"
+    proofs = table("Ingredients, and what proves that they are the same", tables.recipe(recipe))
+    return Section("Provenance", (f"{line} {rebuild}",), code=command, folded=nonempty((proofs,)))
 
 
 def ended(search: SearchSummary) -> str:
-    """Why a search ended, in a line; empty where it says nothing."""
-    return f"the search ended: {clean(search.stopped)}" if search.stopped else ""
+    """Why a search ended, in a line; empty if it does not say."""
+    if not search.stopped:
+        return ""
+    return f"the search ended: {clean(search.stopped)}"
 
 
 def _alternatives(report: Report) -> Section | None:

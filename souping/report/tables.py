@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import groupby
+from itertools import chain, groupby
 from typing import Any
 
 from souping.core.text import DASH, confidence
@@ -83,16 +83,18 @@ class Section:
 
 def nonempty(sections: Iterable[Section | None]) -> tuple[Section, ...]:
     """Sections that have anything to show."""
-    return tuple(
-        one
-        for one in sections
-        if one is not None and (one.lines or one.picture or one.grids or one.folded)
-    )
+    content = []
+    for section in sections:
+        if section and (section.lines or section.picture or section.grids or section.folded):
+            content.append(section)
+    return tuple(content)
 
 
-def table(title: str, shown: TableGrid, *lines: str) -> Section | None:
+def table(title: str, grid: TableGrid, *lines: str) -> Section | None:
     """A section of one table; None if the table has no rows."""
-    return Section(title, lines, grids=(shown,)) if shown.rows else None
+    if not grid.rows:
+        return None
+    return Section(title, lines, grids=(grid,))
 
 
 def grid(
@@ -102,19 +104,26 @@ def grid(
     strong: Iterable[int] = (),
 ) -> TableGrid:
     """A table of plain strings or cells."""
-    cells = tuple(
-        tuple(c if isinstance(c, TableCell) else TableCell(c) for c in row) for row in rows
-    )
     return TableGrid(
-        header=tuple(header), rows=cells, left=frozenset(left), strong=frozenset(strong)
+        header=tuple(header),
+        rows=tuple(tuple(map(_cell, row)) for row in rows),
+        left=frozenset(left),
+        strong=frozenset(strong),
     )
+
+
+def _cell(content: str | TableCell) -> TableCell:
+    return content if isinstance(content, TableCell) else TableCell(content)
 
 
 def categories(report: Report) -> list[str]:
     """Category names in the selection's order."""
-    names = dict.fromkeys(name for row in report.rows or () for name in row.scores)
-    correlation = report.selection.correlation if report.selection else None
-    selected = list(correlation.categories) if correlation else []
+    names = dict[str, None]()
+    for row in report.rows or ():
+        names |= dict.fromkeys(row.scores)
+    selected = list[str]()
+    if report.selection and report.selection.correlation:
+        selected += report.selection.correlation.categories
     order = {name: place for place, name in enumerate(selected)}
     return sorted(names, key=lambda name: order.get(name, len(order))) or selected
 
@@ -145,11 +154,11 @@ def once(report: Report) -> list[ShownModel]:
     """Models in the order of their roles, each once."""
     order = {kind: place for place, kind in enumerate(ROW_KINDS)}
     rows = sorted(report.rows or (), key=lambda row: order.get(row.kind, len(order)))
-    same = dict[str, list[ModelRow]]()
+    by_recipe = dict[str, list[ModelRow]]()
     for row in rows:
-        same.setdefault(row.recipe_id or row.name, []).append(row)
+        by_recipe.setdefault(row.recipe_id or row.name, []).append(row)
     models = []
-    for roles in same.values():
+    for roles in by_recipe.values():
         kinds = tuple(row.kind for row in roles)
         cost_of = price(report) if "router" in kinds else ""
         models.append(ShownModel(row=roles[0], roles=kinds, price=cost_of))
@@ -159,7 +168,9 @@ def once(report: Report) -> list[ShownModel]:
 def price(report: Report) -> str:
     """What the router takes to serve; empty if it is one model."""
     models = report.router.models if report.router else None
-    return f"{count(models)} models in memory, needs the category" if models and models > 1 else ""
+    if models is None or models <= 1:
+        return ""
+    return f"{count(models)} models in memory, needs the category"
 
 
 def scores(report: Report) -> TableGrid:
@@ -187,10 +198,10 @@ def compared(report: Report) -> list[tuple[ShownModel, RowDifference]]:
     """Every other model with the soup's difference to it."""
     pairs = []
     for model in once(report):
-        same = [pair for pair in report.comparisons or () if _is_of(pair, model)]
-        if same and "soup" not in model.roles:
-            corrected = [pair for pair in same if pair.p_holm is not None]
-            pairs.append((model, (corrected or same)[0]))
+        differences = [pair for pair in report.comparisons or () if _is_of(pair, model)]
+        if differences and "soup" not in model.roles:
+            corrected = [pair for pair in differences if pair.p_holm is not None]
+            pairs.append((model, (corrected or differences)[0]))
     return pairs
 
 
@@ -212,23 +223,25 @@ def confidence_of(pairs: Sequence[PairedDifference]) -> str:
 def comparisons(report: Report) -> TableGrid:
     """The paired difference of the soup to each other model, points with interval and p-value."""
     pairs = compared(report)
+    interval = f"{confidence_of([pair for _, pair in pairs])} interval"
     looks = (report.verdict.opened if report.verdict else None) or 1
+    p_heading = "p"
+    if looks > 1:
+        p_heading = f"p (look {count(looks)})"
     holm = any(pair.p_holm is not None for _, pair in pairs)
-    header = [
-        "soup minus",
-        "difference",
-        f"{confidence_of([pair for _, pair in pairs])} interval",
-        f"p (look {count(looks)})" if looks > 1 else "p",
-        *(["p (Holm)"] if holm else []),
-        "answered differently %",
-    ]
+    header = ["soup minus", "difference", interval, p_heading]
+    if holm:
+        header.append("p (Holm)")
+
     lines = list[tuple[str | TableCell, ...]]()
     for model, pair in pairs:
         difference = report.unit.score(pair.difference, sign=True)
-        p_values = [p_value(pair.p_shown), *([p_value(pair.p_holm)] if holm else [])]
+        p_values = [p_value(pair.p_shown)]
+        if holm:
+            p_values.append(p_value(pair.p_holm))
         numbers = (difference, whiskers(report.unit, pair), *p_values, percent(pair.discordant))
         lines.append((model.cell, *numbers))
-    return grid(header, lines)
+    return grid([*header, "answered differently %"], lines)
 
 
 def summary(report: Report) -> TableGrid:
@@ -242,8 +255,8 @@ def summary(report: Report) -> TableGrid:
         pair = pairs.get(model.row.name)
         difference = ("", "")
         if pair is not None:
-            shown = unit.brackets(pair.difference, pair.low, pair.high, sign=True)
-            difference = (shown, p_value(pair.p_shown))
+            limits = unit.brackets(pair.difference, pair.low, pair.high, sign=True)
+            difference = (limits, p_value(pair.p_shown))
         lines.append((model.cell, unit.brackets(score.mean, score.low, score.high), *difference))
     level = confidence_of(list(pairs.values()))
     minus_it = "soup minus it" if level == "95 %" else f"soup minus it ({level})"
@@ -253,10 +266,10 @@ def summary(report: Report) -> TableGrid:
 def tested(report: Report) -> str:
     """The test of the comparisons and its number of items and groups."""
     pairs = compared(report)
-    test = clean(pairs[0][1].test).replace("_", " ") if pairs else ""
-    if not test:
+    if not pairs or not clean(pairs[0][1].test):
         return ""
     pair = pairs[0][1]
+    test = clean(pair.test).replace("_", " ")
     return f"Test: {test}, {count(pair.n)} items in {count(pair.groups)} groups."
 
 
@@ -311,7 +324,9 @@ def experts(report: Report) -> TableGrid:
     again = (report.stability.ingredients if report.stability else None) or {}
     lines = []
     for name in report.selection.ingredients if report.selection else ():
-        share_of_soup = weight(weights.get(name, 0.0)) if recipe else DASH
+        share_of_soup = DASH
+        if recipe:
+            share_of_soup = weight(weights.get(name, 0.0))
         expert_of = ", ".join(_expert_of(report, name)) or DASH
         lines.append((clean(name), share_of_soup, expert_of, share(again.get(name))))
     header = ("ingredient", "weight", "expert of (picked again)", "chosen again")
@@ -323,28 +338,32 @@ def _expert_of(report: Report, name: str) -> list[str]:
     if report.selection is None:
         return []
     selection = report.selection
-    drawn = (report.stability.experts if report.stability else None) or {}
+    redraws = (report.stability.experts if report.stability else None) or {}
     categories = []
     for category, expert in selection.experts.items():
-        tied = selection.tied.get(category, ()) if selection.ties == "all" else ()
-        if name != expert and name not in tied:
+        experts = [expert]
+        if selection.ties == "all":
+            experts += selection.tied.get(category, ())
+        if name not in experts:
             continue
-        seen = drawn.get(category, {}).get(name)
-        again = "" if seen is None else f" ({share(seen)})"
-        categories.append(f"{clean(category)}{again}")
+        text = clean(category)
+        again = redraws.get(category, {}).get(name)
+        if again is not None:
+            text += f" ({share(again)})"
+        categories.append(text)
     return categories
 
 
 def pairs(stability: SelectionStability) -> TableGrid:
     """Every correlation with its intervals: over models, and by the bootstrap of items if there is one."""
     header = ["category", "category", "rho", "95 %, over models"]
-    drawn = any(pair.bootstrap_low is not None for pair in stability.correlations)
-    if drawn:
+    resampled = any(pair.bootstrap_low is not None for pair in stability.correlations)
+    if resampled:
         header += ["95 %, resampled items", "without noise"]
     lines = []
     for pair in stability.correlations:
         line = [clean(pair.a), clean(pair.b), rho(pair.rho), around(pair.low, pair.high)]
-        if drawn:
+        if resampled:
             line.append(around(pair.bootstrap_low, pair.bootstrap_high))
             line.append(rho(pair.disattenuated))
         lines.append(line)
@@ -362,8 +381,8 @@ def thresholds(stability: SelectionStability) -> TableGrid:
     used = stability.threshold
     lines = list[tuple[str, str]]()
     strong = []
-    for outcome, same in groupby(stability.thresholds, lambda choice: _outcome(choice)[0]):
-        values = [choice.threshold or 0.0 for choice in same]
+    for outcome, choices in groupby(stability.thresholds, lambda choice: _outcome(choice)[0]):
+        values = [choice.threshold or 0.0 for choice in choices]
         if used is not None and values[0] <= used <= values[-1]:
             strong.append(len(lines))
         ends = dict.fromkeys((weight(values[0]), weight(values[-1])))
@@ -404,8 +423,10 @@ def cost(cost: RunCost) -> TableGrid:
     times = ("wall time", "search: time of answering")
     lines = []
     for name, amount in amounts.items():
-        if isinstance(amount, int | float) and not isinstance(amount, bool):
-            lines.append((name, seconds(amount) if name in times else count(amount)))
+        if isinstance(amount, bool) or not isinstance(amount, int | float):
+            continue
+        show = seconds if name in times else count
+        lines.append((name, show(amount)))
     return grid(("cost", "amount"), lines)
 
 
@@ -421,15 +442,17 @@ def trials(report: Report, tried: Sequence[TrialRow], limit: int = 8) -> TableGr
         lines.append((count(trial.number), unit.score(trial.objective, more=1), *weights))
     header = ("best trials", unit.heading("objective"), *map(clean, names))
     soup = report.recipe.id if report.recipe else None
-    chosen = [i for i, trial in enumerate(best) if trial.recipe_id == soup]
-    return grid(header, lines, left=(), strong=chosen)
+    strong = [place for place, trial in enumerate(best) if trial.recipe_id == soup]
+    return grid(header, lines, left=(), strong=strong)
 
 
 def ingredients(report: Report, tried: Sequence[TrialRow]) -> list[str]:
     """The axes of the search: the selection's ingredients, or what the trials weigh."""
-    chosen = report.selection.ingredients if report.selection else ()
-    weighed = [name for trial in tried for name in trial.weights]
-    axes = [name for name in chosen if name in weighed] or chosen
+    selected = report.selection.ingredients if report.selection else ()
+    weighed = list[str]()
+    for trial in tried:
+        weighed += trial.weights
+    axes = [name for name in selected if name in weighed] or selected
     return list(dict.fromkeys([*axes, *weighed]))
 
 
@@ -465,7 +488,7 @@ def overview(report: Report) -> TableGrid:
     scores = []
     for entry in benchmarks:
         scores.append({clean(row.name): _score(entry.unit, row.objective) for row in entry.rows})
-    names = list(dict.fromkeys(name for objectives in scores for name in objectives))
+    names = list(dict.fromkeys(chain.from_iterable(scores)))
     lines = []
     for name in names:
         cells = [objectives.get(name, TableCell(DASH)) for objectives in scores]
@@ -483,7 +506,8 @@ def differences(entry: ExtraResult) -> TableGrid:
         pairs += entry.categories
     lines = []
     for pair in pairs:
-        category, p_holm = "all", None
+        category = "all"
+        p_holm = None
         if isinstance(pair, CategoryDifference):
             category = clean(pair.category)
         else:
@@ -517,8 +541,8 @@ def _sentences(entry: ExtraResult) -> Iterator[str]:
     unit = entry.unit
     name = clean(entry.name)
     if entry.shared:
-        seen = f"{count(entry.shared)} of its {count(entry.items)} prompts"
-        yield f"{name}: {seen} stand in the run's own benchmark too, where the weights were chosen."
+        prompts = f"{count(entry.shared)} of its {count(entry.items)} prompts"
+        yield f"{name}: {prompts} stand in the run's own benchmark too, where the weights were chosen."
 
     losses = [pair for pair in entry.comparisons if pair.verdict == "lower"]
     for loss in losses:

@@ -2,12 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
-from typing import TYPE_CHECKING
+from collections.abc import Mapping, Sequence
 
-import numpy as np
-
-from souping.core.types import FloatArray
 from souping.core.unit import Unit
 from souping.report.content import (
     CheckpointRow,
@@ -17,7 +13,6 @@ from souping.report.content import (
     WindowRow,
 )
 from souping.report.format import ROW_KINDS, clean, count, p_value, weight
-from souping.report.plots import COLOURS, FAINT, INK, Drawing, canvas
 from souping.report.tables import (
     Section,
     TableGrid,
@@ -29,17 +24,14 @@ from souping.report.tables import (
     whiskers,
 )
 
-if TYPE_CHECKING:
-    from matplotlib.axes import Axes
-
 OTHERS = ("last", "best_single", "trainer_best", "trainer_average", "decayed", "scrambled")
 """Kinds of the rows that an average of checkpoints is compared with, in this order."""
-WINDOW_STYLES: Mapping[str, tuple[str, str, str]] = {
-    "uniform": ("equal weights", "o-", COLOURS["soup"]),
-    "minus_sqrt": ("minus-sqrt", "^", COLOURS["uniform_selected"]),
-    "ema": ("moving average of all", "s", COLOURS["uniform_topk"]),
+WINDOW_NAMES: Mapping[str, str] = {
+    "uniform": "equal weights",
+    "minus_sqrt": "minus-sqrt",
+    "ema": "moving average of all",
 }
-"""{kind of a window: (its name, its mark, its colour)}"""
+"""{kind of a window: its name}"""
 SIDES = {"last": "minus the last checkpoint", "members_mean": "minus the mean of its members"}
 
 
@@ -140,7 +132,7 @@ def _members(unit: Unit, members: Sequence[CheckpointRow]) -> TableGrid:
 def _windows(unit: Unit, windows: Sequence[WindowRow]) -> TableGrid:
     lines = []
     for window in windows:
-        name = WINDOW_STYLES[window.kind][0] if window.kind in WINDOW_STYLES else clean(window.kind)
+        name = WINDOW_NAMES.get(window.kind, clean(window.kind))
         if window.alpha:
             name = f"{name}, alpha {weight(window.alpha)}"
         lengths = (count(window.checkpoints), count(window.steps), count(window.tokens))
@@ -148,119 +140,7 @@ def _windows(unit: Unit, windows: Sequence[WindowRow]) -> TableGrid:
         for pair in (window.last, window.members_mean):
             line += [unit.score(pair.difference, sign=True), whiskers(unit, pair)]
         lines.append(line)
-    sides = [text for side in SIDES.values() for text in (side, "interval")]
-    header = ("average", "checkpoints", "steps", "tokens", unit.heading("score"), *sides)
+    header = ["average", "checkpoints", "steps", "tokens", unit.heading("score")]
+    for side in SIDES.values():
+        header += (side, "interval")
     return grid(header, lines)
-
-
-# ------------------------------------------------------------ pictures
-
-
-def _column(values: Iterable[float | None], factor: float = 1.0) -> FloatArray:
-    known = [np.nan if value is None else value for value in values]
-    return factor * np.array(known)
-
-
-def trajectory(report: Report) -> Drawing | None:
-    """Scores of the checkpoints, their learning rate, and the weights of the average over the steps of training."""
-    from matplotlib.figure import Figure
-
-    members = report.trajectory.members if report.trajectory else ()
-    if len(members) < 2:
-        return None
-    scale = report.unit.scale
-    steps = _column(member.step for member in members)
-    with canvas():
-        figure = Figure(figsize=(7.6, 5.4))
-        scores, rate, weights = figure.subplots(3, 1, sharex=True, height_ratios=(3.0, 1.2, 1.2))
-        scores.plot(
-            steps,
-            _column((member.report for member in members), scale),
-            "o-",
-            color=COLOURS["best_single"],
-            label="checkpoints",
-        )
-        for row in report.rows or ():
-            if row.kind not in ("soup", "decayed"):
-                continue
-            label = "chosen average" if row.kind == "soup" else ROW_KINDS[row.kind]
-            scores.axhline(
-                scale * (row.objective.mean or 0.0),
-                label=label,
-                color=COLOURS.get(row.kind, INK),
-                linestyle="-" if row.kind == "soup" else "--",
-            )
-        scores.legend()
-        rates = _column(member.rate for member in members)
-        rate.plot(steps, rates, "o-", color=INK, markersize=3, linewidth=1.0)
-        rate.set_ylim(bottom=0)
-        weights.bar(
-            steps,
-            _column(member.weight for member in members),
-            width=0.6 * np.diff(steps).min(),
-            color=COLOURS["soup"],
-        )
-        weights.set_xlabel("training step")
-        for axes, label in zip(
-            figure.axes, (report.unit.symbol, "learning rate", "weight"), strict=True
-        ):
-            axes.set_ylabel(label)
-        figure.align_ylabels()
-    alt = f"Scores, learning rate and weights of {len(members)} checkpoints over {count(steps[-1])} training steps."
-    return Drawing(
-        "trajectory", figure, alt, "On the report fold. Bars: the weights of the chosen average."
-    )
-
-
-def window_bands(report: Report) -> Drawing | None:
-    """The averages of each window minus the last checkpoint, and minus the mean of their members, by window length."""
-    from matplotlib.figure import Figure
-
-    unit = report.unit
-    result = report.trajectory
-    if result is None or not result.windows:
-        return None
-    with canvas():
-        figure = Figure(figsize=(8.6, 3.4))
-        for axes, (side, title) in zip(figure.subplots(1, 2), SIDES.items(), strict=True):
-            axes.axhline(0, color=INK, linewidth=0.8)
-            for kind in WINDOW_STYLES:
-                windows = [window for window in result.windows if window.kind == kind]
-                differences = [
-                    window.last if side == "last" else window.members_mean for window in windows
-                ]
-                steps = _column(window.steps for window in windows)
-                _band(axes, kind, steps, differences, unit.scale)
-            axes.set_title(title, fontsize=9)
-            axes.set_xlabel("steps from the oldest to the newest")
-            axes.set_ylabel(f"difference, {unit.name}")
-        spread = result.spread.search
-        if spread is not None:
-            reach, label = unit.scale * spread, "SD of the last checkpoints"
-            figure.axes[0].axhspan(
-                -reach, reach, color=FAINT, alpha=0.5, linewidth=0, zorder=0, label=label
-            )
-        figure.tight_layout()
-        marks = figure.axes[0].get_legend_handles_labels()
-        figure.legend(*marks, loc="upper center", bbox_to_anchor=(0.5, 0.0), ncols=4)
-    alt = f"Differences of {len(result.windows)} averages to the last checkpoint and to the mean of their members."
-    better = "Above" if unit.higher_is_better else "Below"
-    return Drawing("windows", figure, alt, f"On the search fold. {better} 0 is better.")
-
-
-def _band(
-    axes: Axes, kind: str, steps: FloatArray, pairs: Sequence[LookDifference], scale: float
-) -> None:
-    """Points with whiskers; those of equal weights are joined to a band."""
-    label, mark, colour = WINDOW_STYLES[kind]
-    middle = _column((pair.difference for pair in pairs), scale)
-    low = _column((pair.low for pair in pairs), scale)
-    high = _column((pair.high for pair in pairs), scale)
-    if kind == "uniform":
-        axes.fill_between(steps, low, high, color=colour, alpha=0.18, linewidth=0)
-    # Moving averages are all of one length.
-    across = steps * (1.02 + 0.02 * np.arange(len(pairs))) if kind == "ema" else steps
-    reach = np.abs(np.stack([middle - low, high - middle]))
-    axes.errorbar(
-        across, middle, reach, fmt=mark, color=colour, markersize=4, elinewidth=0.8, label=label
-    )

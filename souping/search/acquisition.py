@@ -69,7 +69,9 @@ class BoundModel:
         self._bounds = space.bounds
         self._reference = space.reference
         self._unit = float(space.reference.lengths.mean()) or 1.0
-        single_lengths = None if space.lengths is None else -space.lengths / self._unit
+        single_lengths = None
+        if space.lengths is not None:
+            single_lengths = -space.lengths / self._unit
         self._lengths = SoupModel(
             scores.table, scores.item_samples, scores.weights, rise=0.0, singles=single_lengths
         )
@@ -93,9 +95,14 @@ class BoundModel:
         return odds
 
     def _odds_within(self, bound: Bound, items: BoolArray) -> FloatArray:
-        """Probability [S] that a soup's mean over the items of a bound [I] is high enough."""
+        """Probability [S] that a soup's mean over the items of a bound [I] is high enough.
+
+        While no lengths are known, a bound of theirs rules out no soup.
+        """
         model = self._lengths if bound.lengths else self._scores
-        model.asked = self._scores.asked
+        if bound.lengths and not model.known:
+            return np.ones(len(model.table))
+        model.requested = self._scores.requested
         mean, cov = model.total(model.shares(items))
         if self._reference_soup is None:
             reference = self._reference.values
@@ -116,4 +123,6 @@ def _soup_of_reference(space: SearchSpace, points: Sequence[Weights]) -> int | N
     if space.against is None:
         return None
     vertex = vertices(len(space.ingredients))[space.against]
-    return points.index(vertex) if vertex in points else None
+    if vertex not in points:
+        return None
+    return points.index(vertex)

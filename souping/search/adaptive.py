@@ -44,7 +44,7 @@ from souping.search.points import (
 from souping.search.surrogate import SoupModel
 
 # Least number of items in a category's first sample, and most samples of a category: each is as
-# large as all before it. They are no batches of an evaluator.
+# large as all before it. They are not an evaluator's batches.
 FIRST_SAMPLE = 12
 MOST_SAMPLES = 4
 # Rivals that are compared with the leader.
@@ -133,11 +133,11 @@ class Adaptive(LimitedStrategy):
         if merits is not None:
             rank = np.argsort(np.argsort(-merits, kind="stable"))
         odds = FADING**rank / np.sum(FADING**rank)
-        most = max(MOST_SOUPS, 3 * size)
+        limit = max(MOST_SOUPS, 3 * size)
         attempts = 20 * MOST_SOUPS  # a coarse step has few points
         for point in itertools.islice(scattered(size, self.step, odds), attempts):
             points[point] = None
-            if len(points) >= most:
+            if len(points) >= limit:
                 break
         return list(points)
 
@@ -163,10 +163,10 @@ class Adaptive(LimitedStrategy):
         return min(expected, limit), min(UPPER_ESTIMATE * expected, limit)
 
     def describe(self, size: int) -> str:
-        parts = [f"adaptive, {len(self.points(size))} possible soups"]
+        clauses = [f"adaptive, {len(self.points(size))} possible soups"]
         if self.stop == "auto":
-            parts.append("stops when more answers would not change the pick")
-        return ", ".join(parts + endings(self))
+            clauses.append("stops when more answers would not change the pick")
+        return ", ".join(clauses + endings(self))
 
 
 class AdaptiveSearch(Optimiser):
@@ -185,7 +185,7 @@ class AdaptiveSearch(Optimiser):
         stops: bool,
         budget: int | None,
     ) -> None:
-        plain_points = [tuple(float(weight) for weight in point) for point in points]
+        plain_points = [tuple(map(float, point)) for point in points]
         self._points: list[Weights] = list(dict.fromkeys(plain_points))
         self._soup_of = {point: soup for soup, point in enumerate(self._points)}
         self._space = space
@@ -225,7 +225,7 @@ class AdaptiveSearch(Optimiser):
             lengths = np.zeros_like(singles)
         for number, vertex in enumerate(vertices(len(self._space.ingredients))):
             if vertex in self._soup_of:
-                self._model.ask_rest(self._soup_of[vertex])
+                self._model.request_fold(self._soup_of[vertex])
                 self._observe(vertex, slice(None), singles[number], lengths[number])
 
     def _observe(
@@ -266,21 +266,21 @@ class AdaptiveSearch(Optimiser):
 
         worth = self._worth_of_samples(leader, rivals, urgency)
         soup, categories = self._choose(worth)
-        next_samples = model.left[soup, categories].argmax(axis=-1)
+        next_samples = model.unrequested[soup, categories].argmax(axis=-1)
         items: list[int] = []
         for c, b in zip(categories, next_samples, strict=True):
             items.extend(model.item_samples[c][b].tolist())
 
         # The leader must still be able to answer the whole fold.
-        if not self._affords(len(items) + len(model.rest(leader))):
+        if not self._affords(len(items) + len(model.unrequested_items(leader))):
             self._stop_reason = StopReason(reason="the budget ends")
             return None
-        model.asked[soup, categories, next_samples] = True
+        model.requested[soup, categories, next_samples] = True
         return self._open_cell(soup, items)
 
     def _reason_to_end(self, leader: int, rivals: IntArray) -> StopReason | None:
         """Why exploring ends here; None while it goes on."""
-        if not self._model.left.any():
+        if not self._model.unrequested.any():
             return StopReason(reason="every soup has answered the whole fold")
         if not self._stops:
             return None
@@ -319,10 +319,10 @@ class AdaptiveSearch(Optimiser):
         A request counts as a batch of items at least, so categories are taken together, best
         first, as long as that raises the ratio of worth to items.
         """
-        left = self._model.left
-        available = left.any(axis=2)
-        next_sample = left.argmax(axis=2)
-        price = self._model.size[np.arange(left.shape[1]), next_sample]
+        unrequested = self._model.unrequested
+        available = unrequested.any(axis=2)
+        next_sample = unrequested.argmax(axis=2)
+        price = self._model.size[np.arange(unrequested.shape[1]), next_sample]
         worth = np.where(available, worth, 0.0)
         price = np.where(available, price, np.inf)
 
@@ -351,12 +351,12 @@ class AdaptiveSearch(Optimiser):
         None once the best has answered all, or enough soups were confirmed.
         """
         for soup in self._by_promise():
-            items = self._model.rest(soup)
+            items = self._model.unrequested_items(soup)
             if not items or self._finalists >= FINALISTS:
                 return None
             if self._affords(len(items)):
                 self._finalists += 1
-                self._model.ask_rest(soup)
+                self._model.request_fold(soup)
                 return self._open_cell(soup, items)
         return None
 
@@ -372,8 +372,9 @@ class AdaptiveSearch(Optimiser):
 
     def _open_cell(self, soup: int, items: list[int]) -> Cell:
         self._spent += len(items)
-        whole_fold = len(items) == len(self._space.categories)
-        cell = Cell(weights=self._points[soup], items=None if whole_fold else tuple(items))
+        cell = Cell(weights=self._points[soup], items=tuple(items))
+        if len(items) == len(self._space.categories):
+            cell = Cell(weights=self._points[soup])
         self._open.append(cell)
         return cell
 
@@ -417,13 +418,12 @@ class AdaptiveSearch(Optimiser):
         pick = self._soup_of[self.best()]
         variance = self._model.surprise() * difference_variances(cov, pick)
         lead = (mean[pick] - mean) / np.sqrt(variance)
-        indistinguishable = [
-            soup
-            for soup in np.argsort(-mean, kind="stable")
-            if soup != pick and lead[soup] < ONE_SIDED_95
-        ]
-        leader, rivals, _ = expected_improvement(mean, cov, RIVALS)
-        gain = self._model.finishing_gain(np.array([leader, *rivals]), self._odds())
+        best_first = np.argsort(-mean, kind="stable")
+        is_close = lead[best_first] < ONE_SIDED_95
+        indistinguishable = best_first[is_close & (best_first != pick)]
+        odds = self._odds()
+        leader, rivals, _ = expected_improvement(mean, cov, RIVALS, odds)
+        gain = self._model.finishing_gain(np.array([leader, *rivals]), odds)
 
         return SearchEnd(
             stopped=self._stop_reason or StopReason(reason="a limit of the run"),
@@ -459,7 +459,10 @@ def item_samples(space: SearchSpace, seed: int) -> list[list[IntArray]]:
     samples = []
     for name in space.coefficients:
         items = order[categories == name]
-        samples.append([items] if space.whole else _doubling_samples(items, rank[items]))
+        if space.whole:
+            samples.append([items])
+        else:
+            samples.append(_doubling_samples(items, rank[items]))
     return samples
 
 

@@ -1,4 +1,7 @@
-"""Weight search: ask the optimiser for soups, evaluate them on the search fold, tell it; then finish the winner."""
+"""Weight search: ask the optimiser for soups, evaluate them on the search fold, tell it; then finish the winner.
+
+Shape legend: K ingredients, I items of the search fold.
+"""
 
 from __future__ import annotations
 
@@ -9,7 +12,7 @@ from typing import Protocol
 
 import numpy as np
 
-from souping.analysis.guards import Admission
+from souping.analysis.guards import Admission, GuardsResult
 from souping.core.protocols import Objective, Optimiser, Strategy
 from souping.core.scores import value, value_of
 from souping.core.text import listed, named
@@ -60,7 +63,7 @@ class SearchCost:
 class SearchResult:
     """Winner of a search and every trial that led to it.
 
-    `summary` is what the optimiser says of its search, `guards` what guards did to it: empty if there are none.
+    `summary` is what the optimiser says of its search, `guards` what guards did to it, None if there are none.
     """
 
     recipe: Recipe
@@ -68,15 +71,17 @@ class SearchResult:
     trials: tuple[Trial, ...]
     cost: SearchCost = field(default_factory=SearchCost)
     summary: SearchEnd | JsonObject = field(default_factory=dict)
-    guards: JsonObject = field(default_factory=dict)
+    guards: GuardsResult | None = None
 
     @property
     def spent(self) -> int:
         """Items that its soups answered, beside the ingredients' own."""
-        return sum(one.result.items for one in self.trials if len(one.recipe.ingredients) > 1)
+        mixtures = [trial for trial in self.trials if len(trial.recipe.ingredients) > 1]
+        return sum(trial.result.items for trial in mixtures)
 
 
 def result_of(scores: ItemScores, objective: Objective) -> Result:
+    """Category means and objective of scores."""
     categories = {name: float(values.mean()) for name, values in scores.by_category().items()}
     result = Result(
         objective=value(objective, categories), categories=categories, items=len(scores.items)
@@ -152,34 +157,16 @@ def find_weights(
     if len(ingredients) == 1:
         result = result_of(evaluation.scores(singles[0], items), objective)
         return SearchResult(recipe=singles[0], result=result, trials=())
-    known = (
-        evaluation.all_scores(singles if strategy.uses_singles else [], items)
-        if known is None
-        else known
-    )
-    names = list(dict.fromkeys(item.category for item in items))
-    space = SearchSpace(
-        ingredients=ingredients,
-        candidates=pool.names,
-        categories=tuple(item.category for item in items),
-        groups=tuple(item.group for item in items),
-        coefficients=dict(zip(names, objective.coefficients(names).tolist(), strict=True)),
-        value=value_of(objective, names),
-        singles=np.array([scores.values for scores in known]) if known else None,
-        lengths=np.array([scores.lengths for scores in known]) if known else None,
-        bounds=() if admission is None else admission.bounds,
-        reference=None if admission is None else admission.reference,
-        against=ingredients.index(admission.against)
-        if admission and admission.against in ingredients
-        else None,
-        full_batch=evaluation.full_batch,
-        whole=evaluation.whole_folds,
-    )
+    if known is None:
+        known = evaluation.all_scores(singles if strategy.uses_singles else [], items)
+    space = _search_space(objective, pool, evaluation, ingredients, items, known)
+    if admission is not None:
+        space = _bounded(space, admission)
     optimiser = strategy.start(space, seed)
     name = f"optimiser {named(strategy)}"
     if not isinstance(optimiser, Optimiser):
         raise UserError(
-            f"{name} started a {type(optimiser).__name__}, which is no Optimiser: subclass it"
+            f"{name} started a {type(optimiser).__name__}, which is not an Optimiser: subclass it"
         )
 
     def recipe_of(weights: Weights) -> Recipe:
@@ -193,15 +180,54 @@ def find_weights(
     return SearchRun(optimiser, strategy, recipe_of, evaluation, items, space, log, scores).run()
 
 
+def _search_space(
+    objective: Objective,
+    pool: RecipeSource,
+    evaluation: RecipeEvaluator,
+    ingredients: Names,
+    items: Items,
+    known: Sequence[ItemScores],
+) -> SearchSpace:
+    """What a search knows beforehand; `known` are the ingredients' scores, or none."""
+    names = list(dict.fromkeys(item.category for item in items))
+    space = SearchSpace(
+        ingredients=ingredients,
+        candidates=pool.names,
+        categories=tuple(item.category for item in items),
+        groups=tuple(item.group for item in items),
+        coefficients=dict(zip(names, objective.coefficients(names).tolist(), strict=True)),
+        value=value_of(objective, names),
+        full_batch=evaluation.full_batch,
+        whole=evaluation.whole_folds,
+    )
+    if not known:
+        return space
+    return replace(
+        space,
+        singles=np.array([scores.values for scores in known]),
+        lengths=np.array([scores.lengths for scores in known]),
+    )
+
+
+def _bounded(space: SearchSpace, admission: Admission) -> SearchSpace:
+    """The space with the bounds of the guards."""
+    against = None
+    if admission.against in space.ingredients:
+        against = space.ingredients.index(admission.against)
+    return replace(space, bounds=admission.bounds, reference=admission.reference, against=against)
+
+
 @dataclass(kw_only=True)
 class SearchedSoup:
-    """Soup of a search: scores and tokens of its answers [2, I], nan where there is none yet, and its trial once it has
-    answered all items."""
+    """Soup of a search."""
 
     recipe: Recipe
     weights: Weights
+    # [2, I] scores and tokens of its answers, nan where there is none yet.
     answers: FloatArray
+    # Once it has answered all items.
     trial: Trial | None = None
+    # Answers that were stored before.
     reused: int = 0
 
     @property
@@ -291,30 +317,28 @@ class SearchRun:
     def _admits(self, cell: Cell) -> bool:
         """Whether no limit is reached yet. An optimiser that asks parts of a fold reserves, by itself, enough
         of the budget to finish one soup."""
-        limits = self._strategy
-        if (
-            limits.trials is not None
-            and self._is_new(cell)
-            and self._started_trials >= limits.trials
-        ):
+        trials = self._strategy.trials
+        budget = self._strategy.budget
+        if trials is not None and self._is_new(cell) and self._started_trials >= trials:
             return False
-        if limits.budget is None:
+        if budget is None:
             return True
         price = len(self._items if cell.items is None else cell.items)
-        return self._requested_items + price <= limits.budget
+        return self._requested_items + price <= budget
 
     def _is_new(self, cell: Cell) -> bool:
         """Whether it counts as a trial: the first cell of a soup, or the whole fold at once."""
         return cell.items is None or cell.weights not in self._counted
 
     def _submit(self, cell: Cell) -> None:
-        fresh = self._is_new(cell)
-        if fresh:
+        if self._is_new(cell):
             self._counted.add(cell.weights)
+            self._started_trials += 1
         soup = self._soup(cell.weights)
-        items = self._items if cell.items is None else tuple(self._items[n] for n in cell.items)
+        items = self._items
+        if cell.items is not None:
+            items = tuple(self._items[place] for place in cell.items)
         self._last_request += 1
-        self._started_trials += fresh
         self._requested_items += len(items)
         self._open[self._last_request] = cell
         self._evaluation.submit(Request(number=self._last_request, recipe=soup.recipe, items=items))
@@ -331,15 +355,20 @@ class SearchRun:
     def _observe(self, cell: Cell, scores: ItemScores) -> Result:
         """Record a soup's new scores: a trial if it was evaluated on the whole fold, or now has all of its answers."""
         soup = self._soups[cell.weights]
-        spread = np.full((2, len(self._items)), np.nan)
-        places = list(range(len(self._items)) if cell.items is None else cell.items)
-        spread[:, places] = scores.values, scores.lengths
-        whole = cell.items is None
-        soup.answers = spread if whole else np.where(np.isfinite(spread), spread, soup.answers)
-        soup.reused = scores.reused + (0 if whole else soup.reused)
-        if whole or (soup.trial is None and np.isfinite(soup.values).all()):
+        whole_fold = cell.items is None
+        places = slice(None) if cell.items is None else list(cell.items)
+        answers = np.full((2, len(self._items)), np.nan)
+        answers[0, places] = scores.values
+        answers[1, places] = scores.lengths
+        if whole_fold:
+            soup.answers = answers
+            soup.reused = scores.reused
+        else:
+            soup.answers = np.where(np.isfinite(answers), answers, soup.answers)
+            soup.reused += scores.reused
+        if whole_fold or (soup.trial is None and np.isfinite(soup.values).all()):
             self._note(soup, self._result(soup.answers))
-        result = replace(self._result(spread), values=scores.values, lengths=scores.lengths)
+        result = replace(self._result(answers), values=scores.values, lengths=scores.lengths)
         return replace(result, seconds=scores.seconds, tokens=scores.generated)
 
     def _note(self, soup: SearchedSoup, result: Result, whole: bool = True) -> None:
@@ -365,10 +394,9 @@ class SearchRun:
         for place in known:
             means[self._items[place].category].append(float(values[place]))
         categories = {name: float(np.mean(scores)) for name, scores in means.items() if scores}
-        whole = len(categories) == len(means)
-        objective = (
-            float(self._space.objective(np.array([*categories.values()]))) if whole else math.nan
-        )
+        objective = math.nan
+        if len(categories) == len(means):
+            objective = float(self._space.objective(np.array([*categories.values()])))
         return Result(
             objective=objective,
             categories=categories,
@@ -383,19 +411,15 @@ class SearchRun:
         If the budget does not cover the rest: the best soup that was fully evaluated.
         """
         soup = self._soup(self._optimiser.best())
+        unanswered = np.flatnonzero(~np.isfinite(soup.values)).tolist()
         limit = self._strategy.budget
-        rest = tuple(
-            item
-            for item, score in zip(self._items, soup.values, strict=True)
-            if not np.isfinite(score)
-        )
-        whole = [one.trial for one in self._soups.values() if one.trial is not None]
-        if limit is not None and self._requested_items + len(rest) > limit and whole:
-            soup = self._soups[max(whole, key=lambda trial: trial.result.objective).weights]
-            rest = ()
-        if rest:
-            places = tuple(int(n) for n in np.flatnonzero(~np.isfinite(soup.values)))
-            self._submit(Cell(weights=soup.weights, items=places))
+        if limit is not None and self._requested_items + len(unanswered) > limit:
+            trials = [searched.trial for searched in self._soups.values()]
+            complete = [trial for trial in trials if trial is not None]
+            if complete:
+                return max(complete, key=lambda trial: trial.result.objective)
+        if unanswered:
+            self._submit(Cell(weights=soup.weights, items=tuple(unanswered)))
             self._take(tell=False)
         assert soup.trial is not None, "its whole fold is answered now"
         return soup.trial
@@ -405,16 +429,15 @@ def _check_cell(cell: Cell, name: str, items: int, scales: Sequence[float]) -> N
     """Refuse what no search, which may be the user's, can evaluate.
 
     Raises:
-        UserError: it is no cell, its weights are no point of the simplex or of a scaled one, or a position is none of
-            the fold's.
+        UserError: it is not a cell, its weights are not a point of the simplex or of a scaled one, or a position is not
+            in the fold.
     """
     if not isinstance(cell, Cell) or not all(0 <= place < items for place in cell.items or ()):
         raise UserError(f"{name}: {cell!r:.60} must be a Cell with positions below {items}")
     total = sum(cell.weights)
     sums = (1.0, *scales)
-    if min(cell.weights) < 0 or not any(
-        math.isclose(total, one, abs_tol=TOLERANCE) for one in sums
-    ):
+    is_allowed = any(math.isclose(total, allowed, abs_tol=TOLERANCE) for allowed in sums)
+    if min(cell.weights) < 0 or not is_allowed:
         raise UserError(
             f"{name}: weights={list(cell.weights)} must sum to {listed(map(str, sums))}, none below 0"
         )
@@ -422,6 +445,8 @@ def _check_cell(cell: Cell, name: str, items: int, scales: Sequence[float]) -> N
 
 def trial_limit(strategy: Strategy, size: int, items: int) -> int | None:
     """Upper bound on trials; None if unlimited."""
-    budget = strategy.budget // items if strategy.budget is not None and items else None
-    limits = [n for n in (strategy.count(size), strategy.trials, budget) if n is not None]
-    return min(limits, default=None)
+    affordable = None
+    if strategy.budget is not None and items:
+        affordable = strategy.budget // items
+    limits = (strategy.count(size), strategy.trials, affordable)
+    return min((limit for limit in limits if limit is not None), default=None)

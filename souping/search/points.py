@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 def vertices(size: int) -> list[Weights]:
     """The K single ingredients."""
-    return [tuple(float(i == j) for j in range(size)) for i in range(size)]
+    return [tuple(row) for row in np.eye(size).tolist()]
 
 
 def uniform(size: int) -> Weights:
@@ -40,11 +40,13 @@ def grid(size: int, step: float = 0.1) -> list[Weights]:
     Weights are exact multiples of the step, rounded to 12 digits so that 0.1 * 3 is written 0.3. Empty when no point
     exists (K > 10 with the default).
     """
-    whole = round(1 / step)
-    cuts = combinations(range(1, whole), size - 1)  # stars and bars
-    return [
-        tuple(round((b - a) / whole, 12) for a, b in pairwise((0, *cut, whole))) for cut in cuts
-    ]
+    steps = round(1 / step)
+    points = []
+    # Stars and bars: K - 1 cuts divide the steps among the ingredients.
+    for cuts in combinations(range(1, steps), size - 1):
+        ends = pairwise((0, *cuts, steps))
+        points.append(tuple(round((end - start) / steps, 12) for start, end in ends))
+    return points
 
 
 def grid_size(size: int, step: float = 0.1) -> int:
@@ -66,29 +68,31 @@ def spread(points: Sequence[Weights]) -> list[Weights]:
     table = np.array(points, dtype=float)
     if len(table) < 3:
         return list(points)
-    first = int(np.argmin(((table - table.mean(axis=0)) ** 2).sum(axis=1).round(12)))
-    order = [first]
-    distance = ((table - table[first]) ** 2).sum(axis=1)
+    from_centre = ((table - table.mean(axis=0)) ** 2).sum(axis=1)
+    latest = int(np.argmin(from_centre.round(12)))
+    order = [latest]
+    # Squared distance of each point to the nearest of those in the order, below zero for those.
+    distance = ((table - table[latest]) ** 2).sum(axis=1)
     while len(order) < len(table):
-        distance[order[-1]] = -1.0
-        order.append(int(np.argmax(distance.round(12))))
-        distance = np.minimum(distance, ((table - table[order[-1]]) ** 2).sum(axis=1))
-    return [points[i] for i in order]
+        distance[latest] = -1.0
+        latest = int(np.argmax(distance.round(12)))
+        order.append(latest)
+        distance = np.minimum(distance, ((table - table[latest]) ** 2).sum(axis=1))
+    return [points[n] for n in order]
 
 
 def scattered(size: int, step: float, odds: FloatArray) -> Iterator[Weights]:
     """Sparse points without end, always the same: two to nine members drawn by `odds` [K], a random share of each in
     steps. They cover a simplex that is too large for a grid."""
-    random = np.random.default_rng(0)
-    whole = round(1 / step)
+    rng = np.random.default_rng(0)
+    steps = round(1 / step)
     while True:
-        members = random.choice(
-            size, int(random.integers(2, min(size, whole, 9) + 1)), replace=False, p=odds
-        )
-        cuts = np.sort(random.choice(whole - 1, len(members) - 1, replace=False)) + 1
-        row = np.zeros(size)
-        row[members] = np.diff([0, *cuts, whole])
-        yield tuple((row / whole).round(12).tolist())
+        count = int(rng.integers(2, min(size, steps, 9) + 1))
+        members = rng.choice(size, count, replace=False, p=odds)
+        cuts = np.sort(rng.choice(steps - 1, count - 1, replace=False)) + 1
+        weights = np.zeros(size)
+        weights[members] = np.diff([0, *cuts, steps])
+        yield tuple((weights / steps).round(12).tolist())
 
 
 # ------------------------------------------------------------ searches
@@ -122,11 +126,8 @@ class Search(Optimiser):
             )
 
         def rank(weights: Weights) -> tuple[float, int, int]:
-            return (
-                -round(self.results[weights], 12),
-                sum(w > 0 for w in weights),
-                self.asked.index(weights),
-            )
+            ingredients = sum(weight > 0 for weight in weights)
+            return -round(self.results[weights], 12), ingredients, self.asked.index(weights)
 
         return min(self.results, key=rank)
 
@@ -181,18 +182,19 @@ class Grid(ListedStrategy):
                 "use optimiser=nevergrad"
             )
         known = anchors(size)
-        rounded = {tuple(round(w, 9) for w in anchor) for anchor in known}
-        return known + spread(
-            [point for point in inner if tuple(round(w, 9) for w in point) not in rounded]
-        )
+        anchor_keys = set(map(_rounded, known))
+        others = [point for point in inner if _rounded(point) not in anchor_keys]
+        return known + spread(others)
 
     def describe(self, size: int) -> str:
         count = len(self.known_points(size))
         on_grid = grid_size(size, self.step)
-        made = (
-            f"grid: {count} soups ({on_grid} points of step {self.step:g}, uniform, {size} singles)"
-        )
-        return ", ".join([made, *endings(self)])
+        points = f"{on_grid} points of step {self.step:g}, uniform, {size} singles"
+        return ", ".join([f"grid: {count} soups ({points})", *endings(self)])
+
+
+def _rounded(weights: Weights) -> Weights:
+    return tuple(round(weight, 9) for weight in weights)
 
 
 @component
@@ -224,13 +226,13 @@ class Fixed(LimitedStrategy):
         ingredients = space.ingredients
         candidates = space.candidates
         if len(self.weights) == len(candidates) != len(ingredients):
-            given = dict(zip(candidates, self.weights, strict=True))
-            lost = [name for name in candidates if given[name] and name not in ingredients]
-            if lost:
-                raise UserError(
-                    f"optimiser.weights gives {given[lost[0]]} to {lost[0]}, which was not selected"
-                )
-            return Search([tuple(given[name] for name in ingredients)])
+            weight_of = dict(zip(candidates, self.weights, strict=True))
+            for name, weight in weight_of.items():
+                if weight and name not in ingredients:
+                    raise UserError(
+                        f"optimiser.weights gives {weight} to {name}, which was not selected"
+                    )
+            return Search([tuple(weight_of[name] for name in ingredients)])
         if len(self.weights) != len(ingredients):
             raise UserError(
                 f"optimiser.weights has {len(self.weights)} weights; give one for each of the {len(ingredients)} "
@@ -288,11 +290,11 @@ class GreedySearch(Search):
         """The next soup that the walk needs; results still open count as rejected until they come in."""
         if self.points:
             return super().ask()
-        fresh = next((w for w, _ in self._walk() if w not in self.asked), None)
-        if fresh is None:
-            return None
-        self.asked.append(fresh)
-        return Cell(weights=fresh)
+        for soup, _ in self._walk():
+            if soup not in self.asked:
+                self.asked.append(soup)
+                return Cell(weights=soup)
+        return None
 
     def best(self) -> Weights:
         """The soup as grown so far."""
@@ -300,20 +302,20 @@ class GreedySearch(Search):
             raise UserError(
                 "the search ended without a result: raise optimiser.trials or optimiser.budget"
             )
-        kept = self._order()[:1]
-        for _, members in self._walk():
-            kept = members
-        return self._uniform(kept)
+        members = self._order()[:1]
+        for _, grown in self._walk():
+            members = grown
+        return self._uniform(members)
 
     def _walk(self) -> Iterator[tuple[Weights, list[int]]]:
         """(soup to judge, members after judging it) for each ingredient after the first, best first."""
         order = self._order()
-        kept = order[:1]
-        for number in order[1:]:
-            soup = self._uniform([*kept, number])
-            if self._score(soup) > self._score(self._uniform(kept)):
-                kept = [*kept, number]
-            yield soup, kept
+        members = order[:1]
+        for ingredient in order[1:]:
+            soup = self._uniform([*members, ingredient])
+            if self._score(soup) > self._score(self._uniform(members)):
+                members = [*members, ingredient]
+            yield soup, members
 
     def _order(self) -> list[int]:
         """Ingredients by their own result, best first; equal ones in the pool's order, those without a result last."""
@@ -324,7 +326,9 @@ class GreedySearch(Search):
         return round(self.results.get(weights, float("-inf")), 12)
 
     def _uniform(self, members: Sequence[int]) -> Weights:
-        return tuple(1.0 / len(members) if i in members else 0.0 for i in range(self._size))
+        weights = np.zeros(self._size)
+        weights[list(members)] = 1.0 / len(members)
+        return tuple(weights.tolist())
 
 
 # ------------------------------------------------------------ Nevergrad
@@ -410,8 +414,11 @@ class NevergradSearch(Search):
         if self._settings.parametrisation == "lattice":
             return tuple(map(float, value))
         raw = np.asarray(value, dtype=float)
-        raw = np.exp(raw - raw.max()) if self._settings.parametrisation == "softmax" else raw + 1e-9
-        return tuple(float(w) for w in raw / raw.sum())
+        if self._settings.parametrisation == "softmax":
+            positive = np.exp(raw - raw.max())
+        else:
+            positive = raw + 1e-9
+        return tuple((positive / positive.sum()).tolist())
 
     def tell(self, cell: Cell, result: Result) -> None:
         super().tell(cell, result)

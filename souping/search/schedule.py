@@ -1,9 +1,9 @@
 """Averages of the last checkpoints of a training run: a list of windows and weightings, without a search over weights.
 
-Averaging checkpoints with weights c_j, the oldest first, equals multiplying the updates after the oldest one by
-w_i = c_i + ... + c_k (Tian et al. 2025, arXiv 2507.17634, "WSM"). So an average can stand for a decay of the learning
-rate: equal weights for a linear decay to 0, `minus_sqrt` for a decay by 1 - sqrt(t). The moving average is that of Li
-et al. 2025 (arXiv 2505.12082).
+Averaging checkpoints with weights c_j, the oldest first, equals multiplying the updates after the
+oldest one by w_i = c_i + ... + c_k (Tian et al. 2025, arXiv 2507.17634, "WSM"). So an average can
+stand for a decay of the learning rate: equal weights for a linear decay to 0, `minus_sqrt` for a
+decay by 1 - sqrt(t). The moving average is that of Li et al. 2025 (arXiv 2505.12082).
 """
 
 from __future__ import annotations
@@ -20,8 +20,8 @@ from souping.search.points import ListedStrategy, endings
 
 WindowKind = Literal["uniform", "minus_sqrt", "ema"]
 ALPHAS = (0.1, 0.2, 0.4)
+# Most window lengths that are listed.
 MOST_WINDOW_LENGTHS = 12
-"""Window lengths that are listed, at most."""
 
 
 def uniform(size: int) -> FloatArray:
@@ -56,31 +56,28 @@ class Window:
 
     @classmethod
     def of(cls, kind: WindowKind, length: int, size: int, alpha: float | None = None) -> Window:
-        shares = ema(length, alpha) if alpha is not None else WINDOW_WEIGHTS[kind](length)
-        return cls(
-            kind=kind,
-            length=length,
-            weights=(0.0,) * (size - length) + tuple(shares.tolist()),
-            alpha=alpha,
-        )
+        if alpha is None:
+            shares = WINDOW_WEIGHTS[kind](length)
+        else:
+            shares = ema(length, alpha)
+        weights = (0.0,) * (size - length) + tuple(shares.tolist())
+        return cls(kind=kind, length=length, weights=weights, alpha=alpha)
 
 
 def windows(size: int) -> list[Window]:
     """About twenty averages of `size` checkpoints: equal weights over the last 1, 2, 3, ..., moving averages of all,
     and `minus_sqrt` for every other length from the longest down."""
-    lengths = (
-        np.unique(np.round(np.geomspace(1, size, MOST_WINDOW_LENGTHS)).astype(int))
-        if size > MOST_WINDOW_LENGTHS
-        else range(1, size + 1)
-    )
-    ordered = [int(length) for length in lengths]
-    equal = [Window.of("uniform", length, size) for length in ordered]
-    moving = [Window.of("ema", size, size, alpha) for alpha in ALPHAS] if size > 1 else []
-    return (
-        equal
-        + moving
-        + [Window.of("minus_sqrt", length, size) for length in ordered[::-1][::2] if length > 2]
-    )
+    lengths = list(range(1, size + 1))
+    if size > MOST_WINDOW_LENGTHS:
+        spaced = np.round(np.geomspace(1, size, MOST_WINDOW_LENGTHS)).astype(int)
+        lengths = np.unique(spaced).tolist()
+    listed = [Window.of("uniform", length, size) for length in lengths]
+    if size > 1:
+        listed.extend(Window.of("ema", size, size, alpha) for alpha in ALPHAS)
+    for length in lengths[::-1][::2]:
+        if length > 2:
+            listed.append(Window.of("minus_sqrt", length, size))
+    return listed
 
 
 def scrambled(weights: Weights) -> Weights:
@@ -99,12 +96,13 @@ class Schedule(ListedStrategy):
     def known_points(self, size: int) -> list[Weights]:
         if self.only is None:
             return [window.weights for window in windows(size)]
-        return [
-            Window.of(self.only, size, size, self.alpha if self.only == "ema" else None).weights
-        ]
+        alpha = self.alpha if self.only == "ema" else None
+        return [Window.of(self.only, size, size, alpha).weights]
 
     def describe(self, size: int) -> str:
+        if self.only == "ema":
+            return f"schedule: one soup, {self.only} (alpha {self.alpha:g})"
         if self.only is not None:
-            return f"schedule: one soup, {self.only}{f' (alpha {self.alpha:g})' if self.only == 'ema' else ''}"
-        made = f"schedule: {len(windows(size))} averages of the last 1 to {size} checkpoints"
-        return ", ".join([made, *endings(self)])
+            return f"schedule: one soup, {self.only}"
+        averages = f"schedule: {len(windows(size))} averages of the last 1 to {size} checkpoints"
+        return ", ".join([averages, *endings(self)])

@@ -71,7 +71,7 @@ class Posterior(NamedTuple):
 class SoupModel:
     """Posterior of all soups' category means [C, S], given their scores on samples of items.
 
-    `asked` [S, C, B] marks samples that were requested; those that are not answered yet count in
+    `requested` [S, C, B] marks samples that were requested; those that are not answered yet count in
     the variances, but not in the means. `score` [S, C, B] is nan where there is no answer.
     """
 
@@ -110,8 +110,8 @@ class SoupModel:
 
         # Requests, mean scores of samples [S, C, B] and scores of single items [S, I].
         item_count = int(self.size[np.isfinite(self.size)].sum())
-        self.asked: BoolArray = np.zeros((len(table), *self.size.shape), dtype=bool)
-        self.score = np.full(self.asked.shape, np.nan)
+        self.requested: BoolArray = np.zeros((len(table), *self.size.shape), dtype=bool)
+        self.score = np.full(self.requested.shape, np.nan)
         self.values = np.full((len(table), item_count), np.nan)
 
         # Scores are modelled less the items' usual ones, whose category means are added again.
@@ -136,18 +136,18 @@ class SoupModel:
         return int(np.isfinite(self.values).sum())
 
     @property
-    def left(self) -> BoolArray:
+    def unrequested(self) -> BoolArray:
         """Samples that were not requested [S, C, B]."""
-        return np.asarray(np.isfinite(self.size) & ~self.asked)
+        return np.asarray(np.isfinite(self.size) & ~self.requested)
 
-    def ask_rest(self, soup: int) -> None:
+    def request_fold(self, soup: int) -> None:
         """Mark the whole fold as requested of a soup."""
-        self.asked[soup] = np.isfinite(self.size)
+        self.requested[soup] = np.isfinite(self.size)
 
-    def rest(self, soup: int) -> list[int]:
+    def unrequested_items(self, soup: int) -> list[int]:
         """Items of the fold that were not requested of a soup."""
         items: list[int] = []
-        for c, b in np.argwhere(self.left[soup]):
+        for c, b in np.argwhere(self.unrequested[soup]):
             items.extend(self.item_samples[c][b].tolist())
         return items
 
@@ -237,7 +237,7 @@ class SoupModel:
 
     def posterior(self, c: int) -> Posterior:
         """Posterior of a category; computed anew only where its requests or answers changed."""
-        state = self.asked[:, c].tobytes() + self.score[:, c].tobytes()
+        state = self.requested[:, c].tobytes() + self.score[:, c].tobytes()
         if c in self._posteriors:
             known_state, posterior = self._posteriors[c]
             if known_state == state:
@@ -248,7 +248,7 @@ class SoupModel:
 
     def _requests(self, c: int) -> tuple[IntArray, IntArray, FloatArray]:
         """(soup, sample, mean score) [N] of the requested samples; nan where not answered."""
-        soup, sample = np.nonzero(self.asked[:, c])
+        soup, sample = np.nonzero(self.requested[:, c])
         return soup, sample, self.score[soup, c, sample]
 
     def _condition(self, c: int) -> Posterior:
@@ -256,7 +256,7 @@ class SoupModel:
         signal = self.signal[c]
         noise = self.noise[c]
         soup, sample, score = self._requests(c)
-        next_sample = self.left[:, c].argmax(axis=-1)
+        next_sample = self.unrequested[:, c].argmax(axis=-1)
         next_size = self.size[c, next_sample]
 
         # Covariance of the requested samples with each other [N, N], and with the next sample of
@@ -304,9 +304,11 @@ class SoupModel:
 
         Categories are independent of each other.
         """
-        posteriors = self._all_posteriors()
-        means = [w * each.mean for w, each in zip(weights, posteriors, strict=True)]
-        covariances = [w**2 * each.covariance for w, each in zip(weights, posteriors, strict=True)]
+        means = []
+        covariances = []
+        for weight, posterior in zip(weights, self._all_posteriors(), strict=True):
+            means.append(weight * posterior.mean)
+            covariances.append(weight**2 * posterior.covariance)
         return np.sum(means, axis=0), np.sum(covariances, axis=0)
 
     def shares(self, items: BoolArray) -> FloatArray:
@@ -352,28 +354,28 @@ class SoupModel:
 
     def _covariance_after(self, soups: IntArray) -> FloatArray:
         """Covariance [S, S] of the objective as if these soups' whole fold were requested."""
-        requested = self.asked
-        self.asked = requested.copy()
-        self.asked[soups] = np.isfinite(self.size)
+        requested = self.requested
+        self.requested = requested.copy()
+        self.requested[soups] = np.isfinite(self.size)
         try:
             return self.objective()[1]
         finally:
-            self.asked = requested
+            self.requested = requested
 
     def surprise(self) -> float:
         """How much more than believed the answers vary: a factor on variances.
 
         It is 1 where nothing was answered.
         """
-        parts = [posterior.surprise for posterior in self._all_posteriors()]
-        squares, count = np.sum(parts, axis=0)
+        surprises = [posterior.surprise for posterior in self._all_posteriors()]
+        squares, count = np.sum(surprises, axis=0)
         return float((1 + squares) / (1 + count))
 
 
 def _sample_sizes(item_samples: Sequence[Sequence[IntArray]]) -> FloatArray:
     """Items of each sample [C, B]; infinite where a category has fewer samples."""
-    most = max(len(samples) for samples in item_samples)
-    sizes = np.full((len(item_samples), most), np.inf)
+    columns = max(len(samples) for samples in item_samples)
+    sizes = np.full((len(item_samples), columns), np.inf)
     for c, samples in enumerate(item_samples):
         sizes[c, : len(samples)] = [len(sample) for sample in samples]
     return sizes
@@ -382,7 +384,7 @@ def _sample_sizes(item_samples: Sequence[Sequence[IntArray]]) -> FloatArray:
 def usual_scores(singles: FloatArray) -> FloatArray:
     """What to take from each item's scores [I], by those of single models [K, I].
 
-    It is their mean, where scores are no fractions of 1: texts differ in their losses far more
+    It is their mean where scores are not fractions of 1: texts differ in their losses far more
     than models do, and the surrogate's noise is that of right and wrong answers.
     """
     if singles.min() >= 0 and singles.max() <= 1:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import warnings
 from dataclasses import replace
 from itertools import combinations, permutations
 from math import comb
@@ -83,6 +84,11 @@ class TestAnalysis:
         with pytest.raises(NotEstimableError, match=r"takes|again"):
             analysis.analyse(replace(run, search=single, report={}, trials=(), spent=0))
 
+    def test_draws_that_miss_a_category_raise_no_warning(self, analysis: Analysis) -> None:
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            analysis.analyse(run_of(asked=analysis.asks, per_category=4))
+
     @pytest.mark.parametrize("size", [2, 4])
     def test_the_page_shows_it(self, analysis: Analysis, size: int) -> None:
         name = name_of(analysis)
@@ -138,11 +144,13 @@ def test_parents_are_counted_as_by_hand() -> None:
     data: dict[str, Any] = result_json(Parents(), run)
     everyone = at_least_one = 0
     for row, soup in zip(data["soups"], run.trials, strict=True):
-        own, parents = means(run, soup), [means(run, run.single(name)) for name in soup.ingredients]
+        own = means(run, soup)
+        parents = [means(run, run.single(name)) for name in soup.ingredients]
         above = [sum(own[c] > parent[c] + 1e-12 for parent in parents) for c in own]
         assert row["beats_all"] == sum(n == len(parents) for n in above)
         assert row["beats_one"] == sum(n > 0 for n in above)
-        everyone, at_least_one = everyone + row["beats_all"], at_least_one + row["beats_one"]
+        everyone = everyone + row["beats_all"]
+        at_least_one = at_least_one + row["beats_one"]
     cells = 4 * len(run.trials)
     assert data["beats_all"]["share"] == pytest.approx(everyone / cells)
     assert data["beats_one"]["share"] == pytest.approx(at_least_one / cells)
@@ -179,10 +187,8 @@ def test_equals_are_won_by_chance() -> None:
 def test_soups_that_only_mix_are_within_the_null_and_those_of_one_factor_are_above() -> None:
     def mixture(recipe: Recipe, items: tuple[Item, ...], seed: int) -> FloatArray:
         """Group by group the answers of a parent drawn by weight, as the nulls have it."""
-        table, order = (
-            skills(items),
-            {g: n for n, g in enumerate(dict.fromkeys(i.group for i in items))},
-        )
+        table = skills(items)
+        order = {g: n for n, g in enumerate(dict.fromkeys(i.group for i in items))}
         edges = np.cumsum(recipe.weights) / sum(recipe.weights)
         places = np.searchsorted(edges, np.random.default_rng(seed).random(len(order)))
         picks = [min(int(places[order[item.group]]), len(edges) - 1) for item in items]
@@ -283,7 +289,8 @@ def brute(
         union = sorted(frozenset[str]().union(*coalition))
         return objective(run, recipe_of(dict.fromkeys(union, 1 / len(union)))) if union else 0.0
 
-    out, orders = dict.fromkeys(players, 0.0), list(permutations(players))
+    out = dict.fromkeys(players, 0.0)
+    orders = list(permutations(players))
     for order in orders:
         for place, player in enumerate(order):
             out[player] += (value(order[: place + 1]) - value(order[:place])) / len(orders)

@@ -45,7 +45,8 @@ def test_what_is_refused(pareto: Any, pick: Any, words: str) -> None:
 def test_a_front_holds_what_nothing_beats_and_is_shown() -> None:
     values = np.array([[1, 0], [0, 1], [0.5, 0.5], [0.4, 0.5], [1, 0]])
     assert undominated(values).tolist() == [True, True, True, False, True]
-    rng, points = np.random.default_rng(1), Adaptive().points(2)
+    rng = np.random.default_rng(1)
+    points = Adaptive().points(2)
     rates = {
         point: np.repeat([0.3 + 0.6 * point[0], 0.3 + 0.6 * point[1]], 150) for point in points
     }
@@ -74,8 +75,10 @@ def test_a_front_holds_what_nothing_beats_and_is_shown() -> None:
 
 
 def test_goals_of_a_loss_are_best_where_it_is_lowest() -> None:
-    rng, points = np.random.default_rng(2), Adaptive().points(2)
-    texts, categories = 1 + rng.random(300), np.repeat([0, 1], 150)
+    rng = np.random.default_rng(2)
+    points = Adaptive().points(2)
+    texts = 1 + rng.random(300)
+    categories = np.repeat([0, 1], 150)
     losses = {point: texts + 0.1 * np.array(point)[categories] for point in points}
     trials = [
         trial(n, p, BITS_PER_BYTE.inner(losses[p]), np.zeros(300)) for n, p in enumerate(points)

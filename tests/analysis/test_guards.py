@@ -87,7 +87,8 @@ def test_a_plan_of_the_smallest_and_the_largest_guard_has_finite_numbers(guard: 
 
 
 def test_admission_is_the_one_sided_limit_and_length_is_a_share() -> None:
-    rng, n = np.random.default_rng(0), 400
+    rng = np.random.default_rng(0)
+    n = 400
     reference = (rng.random(n) < 0.7).astype(float)
     worse = np.where(rng.random(n) < 0.3, 0.0, reference)
     guard = Guard(name="safe", margin=0.05, categories=("safe",))

@@ -113,7 +113,8 @@ def columns_with(r: float, n: int) -> FloatArray:
 
 
 def test_pearsons_interval_is_scipys_and_six_models_say_almost_nothing() -> None:
-    scores, result = columns_with(-0.4, 11), pearson(columns_with(-0.4, 11))
+    scores = columns_with(-0.4, 11)
+    result = pearson(columns_with(-0.4, 11))
     limits = stats.pearsonr(*scores.T).confidence_interval(0.95)
     assert (result.low[0, 1], result.high[0, 1]) == pytest.approx(tuple(limits))
     six = pearson(columns_with(0.07, 6))
@@ -159,10 +160,8 @@ def test_rate_of_single_items_is_wilson(right: int, wrong: int) -> None:
 
 def test_copies_of_items_count_once() -> None:
     scores = np.array([1.0] * 30 + [0.0] * 10)
-    once, copied = (
-        rate(scores, np.arange(40)),
-        rate(np.repeat(scores, 5), np.repeat(np.arange(40), 5)),
-    )
+    once = rate(scores, np.arange(40))
+    copied = rate(np.repeat(scores, 5), np.repeat(np.arange(40), 5))
     assert copied.effective_n == pytest.approx(40, rel=0.05)
     assert (copied.low, copied.high) == pytest.approx((once.low, once.high), abs=0.01)
     assert (copied.n, copied.groups) == (200, 40)
@@ -212,7 +211,8 @@ def test_objective_interval_has_width(
 
 
 def test_categories_of_two_items_have_nearly_the_normal_limits() -> None:
-    codes, values = np.repeat(np.arange(60), 2), (np.arange(120) % 3 == 0).astype(float)
+    codes = np.repeat(np.arange(60), 2)
+    values = (np.arange(120) % 3 == 0).astype(float)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         interval = objective_interval(values, codes, np.arange(120), np.full(60, 1 / 60), draws=50)
@@ -228,7 +228,9 @@ def test_all_right_everywhere_has_jeffreys_limit() -> None:
 def test_one_perfect_category_does_not_hide_the_others_doubt() -> None:
     rng = np.random.default_rng(1)
     noisy = (rng.random(60) < 0.5).astype(float)
-    where, groups, weights = np.repeat([0, 1], 60), np.arange(120), np.full(2, 0.5)
+    where = np.repeat([0, 1], 60)
+    groups = np.arange(120)
+    weights = np.full(2, 0.5)
     mixed = objective_interval(np.concatenate([np.ones(60), noisy]), where, groups, weights)
     alone = objective_interval(noisy, np.zeros(60, dtype=int), groups[:60], np.ones(1))
     half = (alone.high - alone.low) / 2
@@ -248,7 +250,8 @@ def test_large_samples_give_the_normal_interval() -> None:
 def test_groups_widen_the_objectives_interval() -> None:
     rng = np.random.default_rng(3)
     values = np.repeat((rng.random(60) < 0.6).astype(float), 5)
-    where, weights = np.zeros(300, dtype=int), np.ones(1)
+    where = np.zeros(300, dtype=int)
+    weights = np.ones(1)
     grouped = objective_interval(values, where, np.arange(300) // 5, weights)
     ignored = objective_interval(values, where, np.arange(300), weights)
     assert grouped.high - grouped.low > 1.8 * (ignored.high - ignored.low)
@@ -263,11 +266,11 @@ def test_groups_widen_the_objectives_interval() -> None:
 def test_categories_of_an_item_or_two_vary_around_their_stratum(
     sizes: list[int], before: float
 ) -> None:
-    rng, held, worlds = np.random.default_rng(5), 0, 60
-    categories, weights = (
-        np.repeat(np.arange(len(sizes)), sizes),
-        np.full(len(sizes), 1 / len(sizes)),
-    )
+    rng = np.random.default_rng(5)
+    held = 0
+    worlds = 60
+    categories = np.repeat(np.arange(len(sizes)), sizes)
+    weights = np.full(len(sizes), 1 / len(sizes))
     for world in range(worlds):
         truth = rng.beta(2.0, 1.5, len(sizes))
         values = (rng.random(len(categories)) < truth[categories]).astype(float)
@@ -279,7 +282,8 @@ def test_categories_of_an_item_or_two_vary_around_their_stratum(
 
 
 def test_sixty_lone_items_are_known_as_well_as_sixty_of_one_category() -> None:
-    values, weights = np.tile([1.0, 0.0, 1.0], 20), np.full(60, 1 / 60)
+    values = np.tile([1.0, 0.0, 1.0], 20)
+    weights = np.full(60, 1 / 60)
     found = objective_interval(values, np.arange(60), np.arange(60), weights)
     margin = 1.96 * np.sqrt(2 / 9 / 59)
     assert (found.low, found.high) == pytest.approx((2 / 3 - margin, 2 / 3 + margin), abs=0.02)
@@ -309,3 +313,23 @@ def test_the_worst_category_and_its_difference_are_covered(rates: list[float]) -
         interval = table.interval((rng.random(len(chance)) < chance).astype(float))
         held += interval.low <= min(rates) <= interval.high
     assert held >= 0.9 * 80
+
+
+def test_a_category_without_weight_has_a_mean_all_the_same() -> None:
+    """An objective that is not linear takes the means of all categories."""
+    rng = np.random.default_rng(0)
+    categories = np.arange(90) % 3
+    means = np.array([0.9, 0.8, 0.2])
+    values = (rng.random(90) < means[categories]).astype(float)
+    table = ItemTable(
+        names=("a", "b", "c"),
+        categories=categories,
+        groups=np.arange(90),
+        coefficients=np.array([0.5, 0.5, 0.0]),
+        # It takes three means.
+        value=lambda means: (means * np.ones(3)).min(axis=-1),
+    )
+    lowest = min(values[categories == c].mean() for c in range(3))
+    interval = table.interval(values, draws=199)
+    assert table.score(values) == interval.mean == pytest.approx(lowest)
+    assert interval.low < interval.mean < interval.high

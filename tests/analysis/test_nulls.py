@@ -132,7 +132,8 @@ def test_a_true_gain_is_found_and_power_is_stated() -> None:
 def test_the_truth_of_a_soup_follows_from_its_recipe() -> None:
     world = pipelines.GAINS["every soup 3 points better"]
     pool = pipelines.Pool(world.names)
-    soup, single = pool.recipe({"model0": 0.5, "model1": 0.5}), pool.recipe({"model0": 1.0})
+    soup = pool.recipe({"model0": 0.5, "model1": 0.5})
+    single = pool.recipe({"model0": 1.0})
     assert world.difference(soup, single) == pytest.approx(0.03)
     split = pipelines.NULLS["half the categories +15, half -15"]
     assert split.difference(soup, single) == pytest.approx(0.0)
@@ -175,7 +176,8 @@ def stated(rates: Sequence[float], report: Sequence[Item], seed: int) -> Power:
 
 def claimed(rates: Sequence[float], gain: float, report: Sequence[Item], repetitions: int) -> float:
     """Share of report folds on which the sign-flip test calls a soup with this gain better than every candidate."""
-    table, hits = ItemTable.of(report, Mean()), 0
+    table = ItemTable.of(report, Mean())
+    hits = 0
     for seed in range(repetitions):
         soup, *others = answers(
             report, [max(rates) + gain, *rates], np.random.default_rng([2, seed])
@@ -202,13 +204,15 @@ def test_the_stated_gain_has_the_power_that_is_stated(rates: list[float], most: 
 
 
 def test_near_equal_candidates_cost_power_and_items_buy_it() -> None:
-    report, large = fold("report", 150), fold("report", 600)
+    report = fold("report", 150)
+    large = fold("report", 600)
     equal, ahead = (
         np.mean([stated(r, report, s).gain for s in range(8)])
         for r in ([BASE] * 6, [BASE] + [0.4] * 5)
     )
     assert equal > 1.1 * ahead
-    one, four = stated([BASE] * 4, report, 0), stated([BASE] * 4, large, 0)
+    one = stated([BASE] * 4, report, 0)
+    four = stated([BASE] * 4, large, 0)
     assert four.gain == pytest.approx(one.gain / 2, rel=0.1)
     assert four.needed == pytest.approx(one.needed, rel=0.1)
     assert one.needed > one.items

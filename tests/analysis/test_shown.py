@@ -20,7 +20,8 @@ ALPHA = 0.05 / 6
 def models(count: int, alike: float) -> np.ndarray:
     """Scores [M, I] of which a share is the same for all models but the last."""
     rng = np.random.default_rng(0)
-    shared, own = rng.random(len(ITEMS)), rng.random((count, len(ITEMS)))
+    shared = rng.random(len(ITEMS))
+    own = rng.random((count, len(ITEMS)))
     same = rng.random((count, len(ITEMS))) < alike
     same[-1] = False
     return (np.where(same, shared, own) < 0.6).astype(float)

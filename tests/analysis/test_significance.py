@@ -59,7 +59,8 @@ def by_hand(
     ]
 
     def statistic(signs: tuple[int, ...]) -> float:
-        total, variance = 0.0, 0.0
+        total = 0.0
+        variance = 0.0
         for h in set(whole.stratum.tolist()):
             x = np.array(
                 [s * t for s, t, k in zip(signs, pull, whole.stratum, strict=True) if k == h]
@@ -121,7 +122,8 @@ def test_smallest_p_is_one_in_draws_plus_one() -> None:
 def test_one_category_without_groups_is_mcnemar(seed: int, n: int) -> None:
     a, b = np.random.default_rng(seed).integers(0, 2, size=(2, n)).astype(float)
     whole = design(a - b, np.zeros(n, dtype=int), np.arange(n), np.ones(1))
-    wins, losses = int((a > b).sum()), int((a < b).sum())
+    wins = int((a > b).sum())
+    losses = int((a < b).sum())
     expected = stats.binomtest(wins, wins + losses).pvalue if wins + losses else 1.0
     assert sign_flip(whole) == pytest.approx(expected, abs=1e-9)
 
@@ -180,7 +182,9 @@ def test_the_same_holds_near_the_edge_of_significance(seed: int, shift: float, l
 def test_every_difference_inside_is_one_that_the_test_does_not_reject() -> None:
     rng = np.random.default_rng(4)
     a, b = rng.random((2, 300))
-    where, groups, weights = np.arange(300) % 3, np.arange(300) // 2, np.full(3, 1 / 3)
+    where = np.arange(300) % 3
+    groups = np.arange(300) // 2
+    weights = np.full(3, 1 / 3)
     found = compare("a", "b", a, b, where, groups, weights)
     for limit, outside in ((found.low, -0.002), (found.high, 0.002)):
         assert sign_flip(design(a - b - limit + outside, where, groups, weights)) > 0.03
@@ -202,7 +206,8 @@ def test_later_looks_are_wider() -> None:
 
 
 def test_equal_answers_are_no_proof_of_equality() -> None:
-    scores, where = np.ones(50), np.arange(50) % 2
+    scores = np.ones(50)
+    where = np.arange(50) % 2
     alike = compare("a", "b", scores, scores, where, np.arange(50), np.full(2, 0.5))
     assert (alike.difference, alike.p_value) == (0.0, 1.0)
     assert alike.low < 0 < alike.high
@@ -211,7 +216,8 @@ def test_equal_answers_are_no_proof_of_equality() -> None:
 
 
 def test_a_category_without_weight_decides_nothing() -> None:
-    a, b = np.ones(40), np.array([1.0] * 20 + [0.0] * 20)
+    a = np.ones(40)
+    b = np.array([1.0] * 20 + [0.0] * 20)
     where = np.repeat([0, 1], 20)
     assert compare("a", "b", a, b, where, np.arange(40), np.array([1.0, 0.0])).p_value == 1
     assert compare("a", "b", a, b, where, np.arange(40), np.array([0.5, 0.5])).p_value < 1e-4
@@ -271,7 +277,8 @@ def test_few_groups_can_reject_nothing() -> None:
 
 
 def test_difference_is_the_objectives() -> None:
-    a, b = np.array([1.0, 0, 1, 1, 0.5]), np.array([0.0, 0, 1, 0, 0])
+    a = np.array([1.0, 0, 1, 1, 0.5])
+    b = np.array([0.0, 0, 1, 0, 0])
     comparison = compare(
         "a", "b", a, b, np.array([0, 0, 1, 1, 1]), np.arange(5), np.array([0.25, 0.75])
     )

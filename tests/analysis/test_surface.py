@@ -14,7 +14,8 @@ from souping.search.points import grid, uniform, vertices
 from tests.support.analyses import run_of
 
 POINTS = np.array([uniform(3), *vertices(3), *grid(3, 0.1)])
-PER_CATEGORY, CATEGORIES = 60, 3
+PER_CATEGORY = 60
+CATEGORIES = 3
 
 
 @functools.cache
@@ -31,7 +32,8 @@ def chances(seed: int = 1, items: int = 4000) -> np.ndarray:
 
 def searched(seed: int, whole: bool) -> tuple[SurfaceBand, np.ndarray]:
     """A fold, asked whole or in nested parts; the true differences [T] of the objective."""
-    table, rng = chances(), np.random.default_rng(seed)
+    table = chances()
+    rng = np.random.default_rng(seed)
     size = table.shape[1] // CATEGORIES
     truth = table.mean(axis=1)
     own = rng.permutation(size)[:PER_CATEGORY]
@@ -67,7 +69,8 @@ def test_soups_say_nothing_of_a_single_model_that_was_not_asked() -> None:
 
 
 def test_the_uniform_soup_differs_from_itself_by_nothing_and_less_asked_is_wider() -> None:
-    (whole, _), (parts, _) = searched(0, True), searched(0, False)
+    (whole, _) = searched(0, True)
+    (parts, _) = searched(0, False)
     for found in (whole, parts):
         assert found.difference[0] == 0
         assert abs(found.high[0]) < 1e-6

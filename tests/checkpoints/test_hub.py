@@ -264,7 +264,7 @@ def test_a_hub_that_is_down_or_cannot_be_reached(hub: Hub, monkeypatch: pytest.M
     hub.down = True
     refused("org/ant", "answered 503")
     monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", "http://127.0.0.1:9")
-    refused("org/ant", "is no folder here", "http://127.0.0.1:9", "reached")
+    refused("org/ant", "is not a folder here", "http://127.0.0.1:9", "reached")
 
 
 @pytest.mark.parametrize("kind", ["private", "gated"])

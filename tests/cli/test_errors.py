@@ -333,16 +333,16 @@ def swapped(group: str, target: str, *more: str) -> list[str]:
     [
         (
             swapped("selector", "Picks", "+selector.names=[nobody,ant]"),
-            "chose 'nobody', which is no candidate: ant",
+            "chose 'nobody', which is not a candidate: ant",
         ),
         (swapped("objective", "Short"), "must give 3 coefficients"),
         (swapped("correlation", "small"), ": rho has shape (1, 1), not (3, 3)"),
-        (swapped("optimiser", "Search"), "started a int, which is no Optimiser: subclass it"),
+        (swapped("optimiser", "Search"), "started a int, which is not an Optimiser: subclass it"),
         (
             swapped("optimiser", "Search", "+optimiser.start_at=a"),
             ": TypeError: unsupported operand",
         ),
-        (swapped("optimiser", "factory"), "makes a int, no Strategy"),
+        (swapped("optimiser", "factory"), "makes a int, not a Strategy"),
     ],
 )
 def test_what_a_part_gives_is_looked_at(

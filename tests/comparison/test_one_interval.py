@@ -132,10 +132,10 @@ def made_pair(seed: int) -> Pair:
     return Pair(
         soup="soup",
         other="other",
-        ours=scores[0],
-        theirs=scores[1],
+        soup_scores=scores[0],
+        other_scores=scores[1],
         table=ItemTable.of(items, objective),
-        same=False,
+        same_model=False,
         looks=int(rng.choice([1, 2, 5])),
         missing=missing,
     )
@@ -148,10 +148,11 @@ def test_so_do_a_reports_comparison_and_its_categories_at_every_look(seeds: rang
     shown = 0
     for seed in seeds:
         pair = made_pair(seed)
-        whole = pair.whole()
+        whole = pair.compare()
         assert excludes_zero(vars(whole)) == (over_looks(whole.p_value, pair.looks) < ALPHA)
         shown += excludes_zero(vars(whole))
-        for table in by_category(POINTS, [pair]):
+        for difference in by_category(POINTS, [pair]):
+            table = vars(difference)
             assert excludes_zero(table) == (over_looks(table["p_value"], pair.looks) < ALPHA)
             assert excludes_zero(table) == (table["verdict"] != "no difference shown")
             shown += excludes_zero(table)

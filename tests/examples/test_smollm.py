@@ -153,7 +153,7 @@ def test_what_is_there_stays_unless_it_is_half_made(
     assert json.loads((out / RECORD).read_text()) == record
     (tmp_path / "other").mkdir()
     (tmp_path / "other" / "notes.txt").write_text("mine")
-    with pytest.raises(UserError, match="is no fine-tune of this command"):
+    with pytest.raises(UserError, match="is not a fine-tune of this command"):
         tune(lesson(material), QUICK, start, tmp_path / "other", lines.append)
     assert len(lines) == 1  # before any training
 

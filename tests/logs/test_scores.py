@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from souping import select
-from souping.analysis.correlation import stability
+from souping.analysis.stability import stability
 from souping.core.types import ScoreMatrix, UserError
 from souping.logs.scores import LogScores
 from souping.selection import All
@@ -42,7 +42,7 @@ def test_tasks_are_categories_with_the_harness_own_scores() -> None:
     assert found.models == ("python_cook", "java_cook")
     assert found.values[0, found.categories.index("pick")] == 0.25
     steady = stability(found, All(), draws=20)
-    assert steady["method"] == "bootstrap over items"
+    assert steady.method == "bootstrap over items"
 
 
 def test_items_without_a_score_are_left_out_for_all(tmp_path: Path) -> None:

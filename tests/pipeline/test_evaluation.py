@@ -26,7 +26,7 @@ from souping.core.unit import Unit
 from souping.evaluate.generate import LocalEvaluator
 from souping.evaluate.identity import fingerprint
 from souping.merge.local import LocalMerge
-from souping.pipeline import models
+from souping.pipeline import serving
 from souping.pipeline.evaluation import Evaluation, LocalExecutor, records_of
 from souping.pipeline.ledger import Ledger
 from souping.pipeline.models import OpenPool
@@ -46,7 +46,8 @@ def evaluation(store: Store, judge: FakeEvaluator, ends: tuple[int, ...] = ()) -
 
 
 def test_nothing_is_evaluated_twice(tmp_path: Path) -> None:
-    items, judge = make_items(10), FakeEvaluator({"a": 5, "b": 3, "a+b": 8})
+    items = make_items(10)
+    judge = FakeEvaluator({"a": 5, "b": 3, "a+b": 8})
     with Store(tmp_path / "s") as store:
         first = evaluation(store, judge)
         scores = first.scores(recipe(1.0, 0.0), items)
@@ -71,7 +72,8 @@ def asked(
 
 
 def test_a_block_is_asked_whole_and_known_by_its_shape(tmp_path: Path) -> None:
-    items, judge = make_items(10), FakeEvaluator({"a": 5})
+    items = make_items(10)
+    judge = FakeEvaluator({"a": 5})
     with Store(tmp_path / "s") as store:
         assert asked(store, judge, items) == 20
         # the last block lost an item, so that its shape is another
@@ -89,7 +91,8 @@ class Alone(FakeEvaluator):
 
 
 def test_where_blocks_do_not_matter_only_what_is_missing_is_asked(tmp_path: Path) -> None:
-    items, judge = make_items(10), Alone({"a": 5})
+    items = make_items(10)
+    judge = Alone({"a": 5})
     with Store(tmp_path / "s") as store:
         assert [asked(store, judge, part) for part in (items[3:9], items, items[::-1])] == [
             6,
@@ -127,7 +130,8 @@ def test_an_evaluator_hears_of_answers_once_they_are_stored(tmp_path: Path) -> N
 
 
 def test_answers_that_a_search_left_in_parts_are_read(tmp_path: Path) -> None:
-    items, judge = make_items(10), FakeEvaluator({"a": 5})
+    items = make_items(10)
+    judge = FakeEvaluator({"a": 5})
     with Store(tmp_path / "s") as store:
         evaluation(store, judge).scores(recipe(1.0, 0.0), items[:3])
         answers = evaluation(store, judge).stored_answers(recipe(1.0, 0.0), items)
@@ -158,7 +162,8 @@ class Reader(FakeEvaluator):
 def test_another_reference_needs_no_new_answer_where_an_old_one_can_be_scored(
     tmp_path: Path, reads: bool
 ) -> None:
-    items, judge = make_items(3), (Reader if reads else FakeEvaluator)({"a": 5})
+    items = make_items(3)
+    judge = (Reader if reads else FakeEvaluator)({"a": 5})
     changed = [replace(item, answer="new" if reads else "4") for item in items]
     with Store(tmp_path / "s") as store:
         assert asked(store, judge, items) == 6
@@ -318,8 +323,9 @@ def test_a_soup_is_served_as_the_folder_that_would_be_written(
 def test_folders_of_a_killed_run_go(
     opened: OpenPool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(models, "SHARED_MEMORY", tmp_path)
-    dead, live = (tmp_path / f"{models.STORED_SOUP_PREFIX}{name}" for name in ("dead", "live"))
+    monkeypatch.setattr(serving, "SHARED_MEMORY", tmp_path)
+    dead = tmp_path / f"{serving.STORED_SOUP_PREFIX}dead"
+    live = tmp_path / f"{serving.STORED_SOUP_PREFIX}live"
     dead.mkdir()
     live.mkdir()
     hold_folder(dead).close()
@@ -333,7 +339,8 @@ def test_folders_of_a_killed_run_go(
 
 
 def test_evaluators_that_want_the_module_alike_share_it(opened: OpenPool) -> None:
-    one, two = (LocalEvaluator(threads=1, device="cpu", max_new_tokens=n) for n in (2, 3))
+    one = LocalEvaluator(threads=1, device="cpu", max_new_tokens=2)
+    two = LocalEvaluator(threads=1, device="cpu", max_new_tokens=3)
     half = LocalEvaluator(threads=1, device="cpu", dtype="bfloat16")
     recipe = opened.recipe({"ant": 0.5, "bee": 0.5})
     module = opened.serving(one)(recipe).module
@@ -527,7 +534,8 @@ def read_all(path: Path) -> int:
 
 def test_a_damaged_page_is_reported_with_the_command_that_saves_the_rest(tmp_path: Path) -> None:
     full(tmp_path / "whole")
-    content, errors = (tmp_path / "whole").read_bytes(), []
+    content = (tmp_path / "whole").read_bytes()
+    errors = []
     for page in range(1, len(content) // 4096):
         file = tmp_path / f"{page}.sqlite"
         file.write_bytes(content[: 4096 * page] + bytes(4096) + content[4096 * (page + 1) :])
@@ -559,7 +567,8 @@ def test_a_row_that_is_no_json_is_reported_with_its_file(tmp_path: Path) -> None
 
 
 def test_what_referred_to_a_lost_row_belongs_to_nothing_else(tmp_path: Path) -> None:
-    items, other = full(tmp_path / "s"), recipe(0.25, 0.75)
+    items = full(tmp_path / "s")
+    other = recipe(0.25, 0.75)
     lost = row_number(recipe(1.0, 0.0).fingerprint)
     with closing(sqlite3.connect(tmp_path / "s")) as db:
         db.execute("DELETE FROM soups WHERE id = ?", (lost,))

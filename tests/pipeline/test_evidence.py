@@ -180,10 +180,10 @@ def test_categories_have_p_values_of_max_t_and_not_of_a_normal_quantile() -> Non
     pair = evidence.Pair(
         soup="soup",
         other="a",
-        ours=values,
-        theirs=np.zeros(40),
+        soup_scores=values,
+        other_scores=np.zeros(40),
         table=ItemTable.of(items, Mean()),
-        same=False,
+        same_model=False,
     )
     (table,) = by_category(POINTS, [pair])
     assert table["p_value"] == pytest.approx(0.25, abs=0.06)  # two signs of eight
@@ -191,7 +191,9 @@ def test_categories_have_p_values_of_max_t_and_not_of_a_normal_quantile() -> Non
 
 def test_the_variance_is_split_between_items_and_answers() -> None:
     """Items of one rate and k answers each: all that varies is the draw of the answers."""
-    rng, size, k = np.random.default_rng(1), len(ITEMS), 4
+    rng = np.random.default_rng(1)
+    size = len(ITEMS)
+    k = 4
     answers = rng.random((size, k)) < 0.5
     noise: FloatArray = answers.var(axis=1, ddof=1) / k
     alone = tuple(
@@ -232,7 +234,8 @@ def test_one_soup_under_two_names_is_one_test_of_holms() -> None:
 
 def test_a_later_look_is_wider_and_corrected() -> None:
     soup = scores(level(0.66), seed=3)
-    first, fifth = (gathered(soup, opened=k) for k in (1, 5))
+    first = gathered(soup, opened=1)
+    fifth = gathered(soup, opened=5)
     for once, later in zip(first["comparisons"], fifth["comparisons"], strict=True):
         assert later["high"] - later["low"] > once["high"] - once["low"]
         assert (once["level"], later["level"]) == pytest.approx((0.95, 1 - 0.05 / 30))
@@ -245,7 +248,7 @@ def test_a_later_look_is_wider_and_corrected() -> None:
 
 
 def test_a_soup_that_may_have_been_picked_is_corrected_for_those_with_it() -> None:
-    shown = evidence.Shown(
+    family = evidence.FamilyScores(
         scores=np.array([scores(level(0.6), seed=n).values for n in range(9)]), missing=2
     )
     rows = [Contender(name=n, kind="ingredient", recipe=r) for n, r in SINGLES.items()]
@@ -255,13 +258,13 @@ def test_a_soup_that_may_have_been_picked_is_corrected_for_those_with_it() -> No
         SOUP.id: scores(level(0.7), seed=21),
     }
     table = ItemTable.of(ITEMS, Mean())
-    first, second, picked = (
-        evidence.Pair.of(soup, rows[0], measured, table, looks, known)
-        for looks, known in ((1, shown), (2, None), (2, shown))
-    )
+    first = evidence.Pair.of(soup, rows[0], measured, table, 1, family)
+    second = evidence.Pair.of(soup, rows[0], measured, table, 2, None)
+    picked = evidence.Pair.of(soup, rows[0], measured, table, 2, family)
     assert (first.tests, second.tests) == (1.0, 1.0)
     assert 2 + 1 < picked.tests <= 2 + 10
-    before, after = second.whole(), picked.whole()
+    before = second.compare()
+    after = picked.compare()
     assert after.level == before.level
     assert after.p_value == pytest.approx(
         picked.tests * before.p_value, rel=0.6
@@ -281,7 +284,8 @@ def test_the_margin_decides_what_is_kept() -> None:
 
 
 def test_losses_have_limits_that_hold_at_once() -> None:
-    soup, single = scores(level(0.8, z=0.3, y=0.6), seed=1), scores(level(0.6))
+    soup = scores(level(0.8, z=0.3, y=0.6), seed=1)
+    single = scores(level(0.6))
     found = gathered(soup, a=single)["losses"]["categories"]
     for told in found:
         mask = np.array([item.category == told["category"] for item in ITEMS])
@@ -306,7 +310,12 @@ def test_a_small_category_cannot_show_a_small_loss() -> None:
         POINTS,
         [
             evidence.Pair(
-                soup="s", other="a", ours=values, theirs=np.zeros(280), table=table, same=False
+                soup="s",
+                other="a",
+                soup_scores=values,
+                other_scores=np.zeros(280),
+                table=table,
+                same_model=False,
             )
         ],
     )
@@ -317,7 +326,12 @@ def test_a_small_category_cannot_show_a_small_loss() -> None:
             POINTS,
             [
                 evidence.Pair(
-                    soup="s", other="a", ours=values, theirs=values, table=table, same=True
+                    soup="s",
+                    other="a",
+                    soup_scores=values,
+                    other_scores=values,
+                    table=table,
+                    same_model=True,
                 )
             ],
         )
@@ -326,7 +340,8 @@ def test_a_small_category_cannot_show_a_small_loss() -> None:
 
 
 def test_a_single_that_the_search_keeps_is_shown_with_the_best_mixture() -> None:
-    kept, mixture = scores(level(0.6)).values, scores(level(0.5), seed=2).values
+    kept = scores(level(0.6)).values
+    mixture = scores(level(0.5), seed=2).values
     partial = np.where(np.arange(len(ITEMS)) % 2, np.nan, mixture)
     other = recipe(0.3, 0.7)
     trials = [
@@ -361,7 +376,16 @@ def test_a_category_of_two_items_hides_no_loss_of_the_others() -> None:
     )
     found = by_category(
         POINTS,
-        [evidence.Pair(soup="s", other="a", ours=ours, theirs=theirs, table=table, same=False)],
+        [
+            evidence.Pair(
+                soup="s",
+                other="a",
+                soup_scores=ours,
+                other_scores=theirs,
+                table=table,
+                same_model=False,
+            )
+        ],
     )
     assert [told["verdict"] for told in found] == [
         "higher",
@@ -502,7 +526,9 @@ def test_soup_and_ingredients_on_all_items(
         "warnings",
     )  # the last are of the extra benchmark too
     first = json.loads((tmp_path / "plain" / "report.json").read_text())
-    same = [{k: v for k, v in one.items() if k not in apart} for one in (first, report)]
+    same = []
+    for content in (first, report):
+        same.append({key: value for key, value in content.items() if key not in apart})
     assert same[0] == same[1]  # nothing was chosen on it
     souping(*settings(family), f"also=[{side}]", "hydra.run.dir=again").ok()
     assert (
@@ -577,7 +603,9 @@ def test_near_is_as_expected_and_far_is_not() -> None:
 
 def test_right_setups_pass() -> None:
     """False alarms over seeded draws of six singles, three categories each: at most what is promised, and some."""
-    rng, alarms, draws = np.random.default_rng(3), 0, 200
+    rng = np.random.default_rng(3)
+    alarms = 0
+    draws = 200
     items = tuple(make_items(per_category=60, categories=("w", "x", "y")))
     truth = dict(zip("abcdef", (0.05, 0.3, 0.5, 0.72, 0.9, 0.98), strict=True))
     found = [Expectation(candidate=n, category="w", score=p) for n, p in truth.items()]

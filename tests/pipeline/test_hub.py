@@ -28,7 +28,9 @@ from tests.support.hub import Hub, User, files_of, serving
 from tests.support.report import sample
 
 LICENCES = {"ant": "mit", "bee": "apache-2.0", "cat": "llama3.1", "dog": "cc-by-nc-4.0"}
-WRITER, READER, STRANGER = ("hf_" + letter * 20 for letter in "wrs")
+WRITER = "hf_" + "w" * 20
+READER = "hf_" + "r" * 20
+STRANGER = "hf_" + "s" * 20
 MERGE = ["+experiment=merge", "optimiser.weights=[0.4,0.6]"]
 PAIR = [*MERGE, "pool.candidates=[org/ant,org/bee]", "out=soup"]
 REBUILD = ["+experiment=rebuild", "recipe=soup/recipe.json", "out=again", "store.path=fresh.sqlite"]
@@ -200,7 +202,8 @@ def parts(**changes: Any) -> dict[str, Any]:
 
 
 def test_a_card_before_the_report_names_parents_and_no_number() -> None:
-    text, recipe = card(read_content(parts())), parts()["recipe"]
+    text = card(read_content(parts()))
+    recipe = parts()["recipe"]
     assert front(text) == {
         "base_model": recipe["ingredients"],
         "base_model_relation": "merge",
@@ -278,17 +281,16 @@ def test_a_soup_that_is_sent_comes_back_the_same(
 ) -> None:
     done = souping(*quick(family), "selector.k=4", "optimiser=uniform", "upload=team/soup").ok()
     assert f"{writer.url}/team/soup/commit/" in done.out
-    repo, local = writer.repos["team/soup"], files_of(tmp_path / "run/soup")
+    repo = writer.repos["team/soup"]
+    local = files_of(tmp_path / "run/soup")
     assert len(repo.commits) == 1
     assert repo.head | {"README.md": b""} == local | {"README.md": b""}
     name = parse("team/soup")
     assert name is not None
     assert fingerprint(fetch_one(name).folder) == fingerprint(tmp_path / "run/soup")
 
-    text, report = (
-        repo.head["README.md"].decode(),
-        json.loads((tmp_path / "run/report.json").read_text()),
-    )
+    text = repo.head["README.md"].decode()
+    report = json.loads((tmp_path / "run/report.json").read_text())
     assert front(text)["base_model"] == [f"org/{name}" for name in NAMES]
     assert all(f"{name} ({licence})" in text for name, licence in LICENCES.items())
     soup = next(row for row in report["rows"] if row["kind"] == "soup")
@@ -303,7 +305,7 @@ def test_a_soup_that_is_sent_comes_back_the_same(
         (READER, "me/soup", ["your token may not write", "settings/tokens"]),
         (STRANGER, "me/soup", ["token is not valid"]),
         (WRITER, "org/soup", ["me may not write to org, only to me, team"]),
-        (WRITER, "me/model", ["holds a model that is no soup", "nothing is replaced"]),
+        (WRITER, "me/model", ["holds a model that is not a soup", "nothing is replaced"]),
         (WRITER, "soup", ["must be org/name"]),
     ],
 )

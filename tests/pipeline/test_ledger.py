@@ -29,7 +29,8 @@ from tests.conftest import ROOT, claim, command_line, make_items, pool_of, recip
 
 ITEMS = make_items(4)
 MANY = [replace(item, prompt=f"{item.category} {item.prompt}") for item in make_items(100)]
-HALF, OTHER = recipe(0.5, 0.5), recipe(0.3, 0.7)
+HALF = recipe(0.5, 0.5)
+OTHER = recipe(0.3, 0.7)
 
 
 @pytest.fixture
@@ -108,7 +109,8 @@ class TestClaims:
             assert number(ledger, one) == 1
 
     def test_occasions_are_counted_by_item(self, ledger: Ledger) -> None:
-        one, two = make_items(4, ("w",)), make_items(8, ("w",))
+        one = make_items(4, ("w",))
+        two = make_items(8, ("w",))
         assert number(ledger, claim(HALF, one)) == 1
         assert number(ledger, claim(HALF, two[4:])) == 1
         assert number(ledger, claim(OTHER, two)) == 2
@@ -421,11 +423,11 @@ def test_another_margin_or_batch_size_is_free(runs: Runs) -> None:
 @pytest.mark.slow
 def test_a_run_with_slices(fresh: Runs, family: Path) -> None:
     rows = [json.loads(line) for line in (family / "items.jsonl").read_text().splitlines()]
-    copies = [
-        {**row, "id": f"{row['id']} {n}", "prompt": f"{row['prompt']} {n}"}
-        for row in rows
-        for n in range(3)
-    ]
+    copies = []
+    for row in rows:
+        for n in range(3):
+            copy = {"id": f"{row['id']} {n}", "prompt": f"{row['prompt']} {n}"}
+            copies.append({**row, **copy})
     (fresh.place / "all.jsonl").write_text("\n".join(map(json.dumps, copies)))
     reports = [
         fresh.report(weights, "benchmark.slices=2", items="all.jsonl")

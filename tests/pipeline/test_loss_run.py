@@ -61,10 +61,10 @@ def losses(samples: list[dict[str, Any]], fold: str) -> dict[str, dict[str, floa
     for line in samples:
         for name, model in line["models"].items() if line["fold"] == fold else ():
             table.setdefault(name, {}).setdefault(line["category"], []).append(model["score"])
-    return {
-        name: {source: float(np.mean(some)) for source, some in own.items()}
-        for name, own in table.items()
-    }
+    means = {}
+    for name, by_source in table.items():
+        means[name] = {source: float(np.mean(scores)) for source, scores in by_source.items()}
+    return means
 
 
 def lowest(found: Mapping[str, Any], key: str | None = None) -> str:
@@ -180,11 +180,11 @@ def test_show_tells_better_from_worse(
         )
         assert shown.code == 0, shown.err
         counts[flag] = int(shown.out.strip().splitlines()[-1].split()[0])
-    pairs = [
-        tuple(line["models"][name]["score"] for name in ("python_cook", "banquet_cook"))
-        for line in samples
-        if line["fold"] == "search"
-    ]
+    pairs = []
+    for line in samples:
+        if line["fold"] == "search":
+            models = line["models"]
+            pairs.append((models["python_cook"]["score"], models["banquet_cook"]["score"]))
     assert counts == {
         "--fixed": sum(b < a for a, b in pairs),
         "--broke": sum(b > a for a, b in pairs),

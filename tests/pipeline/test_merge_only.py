@@ -29,7 +29,7 @@ from souping.merge.kernels import METHODS
 from souping.merge.local import LocalMerge
 from souping.merge.mergekit import BASED, STOCHASTIC, MergekitMerge
 from souping.pipeline.merge_only import read_recipe
-from souping.pipeline.models import ScratchFolder
+from souping.pipeline.serving import ScratchFolder
 from souping.report.format import quoted
 from tests.conftest import Cli
 from tests.support.adapters import save_adapter
@@ -107,7 +107,8 @@ def test_a_plan_is_shown_saved_and_merged_alone(souping: Cli, family: Path, tmp_
     assert "normalize: false" in (tmp_path / "planned" / "mergekit.yml").read_text()
     assert merge_alone([str(tmp_path / "planned" / "plan.json"), str(tmp_path / "alone")]) == 0
     souping(*arguments, "out=soup").ok()
-    one, two = ((tmp_path / n / "model.safetensors").read_bytes() for n in ("alone", "soup"))
+    one = (tmp_path / "alone" / "model.safetensors").read_bytes()
+    two = (tmp_path / "soup" / "model.safetensors").read_bytes()
     assert one == two
 
 
@@ -271,7 +272,8 @@ def test_evaluated_is_written_and_rebuilt(
             }
         module = AutoModelForCausalLM.from_pretrained(family / "ant", dtype=torch.bfloat16)
         opened.live(module).pour(recipe)
-        state, stored = module.state_dict(), load_file(tmp_path / "soup" / "model.safetensors")
+        state = module.state_dict()
+        stored = load_file(tmp_path / "soup" / "model.safetensors")
         assert all(torch.equal(state[name], tensor) for name, tensor in stored.items())
 
     souping(*REBUILD).ok()
@@ -326,10 +328,8 @@ def test_the_command_whatever_the_folders_are_called(
     (tmp_path / name).mkdir()
     for model in ("ant", "bee"):
         (tmp_path / name / model).symlink_to(family / model, target_is_directory=True)
-    run, pool = (
-        tmp_path / "outputs" / name,
-        [quoted(str(tmp_path / name / model)) for model in ("ant", "bee")],
-    )
+    run = tmp_path / "outputs" / name
+    pool = [quoted(str(tmp_path / name / model)) for model in ("ant", "bee")]
     places = [
         f"out={quoted(str(run / 'soup'))}",
         f"store.path={quoted(f'outputs/{name}/s.sqlite')}",
@@ -356,10 +356,8 @@ def test_the_command_whatever_the_folders_are_called(
 def test_the_command_however_it_was_merged(
     case: str, family: Path, souping: Cli, tmp_path: Path
 ) -> None:
-    candidates, more = (
-        [family / "ant", family / "bee"],
-        ["merge=accelerate", "merge.num_processes=1"],
-    )
+    candidates = [family / "ant", family / "bee"]
+    more = ["merge=accelerate", "merge.num_processes=1"]
     if case == "base":
         more = ["merge.method=task_arithmetic", f"merge.base={family / 'base'}"]
     if case == "adapters":

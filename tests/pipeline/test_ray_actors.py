@@ -35,10 +35,11 @@ def two(tmp_path: Path) -> Iterator[RayWorkers]:
 
 
 def taken(workers: RayWorkers, number: int) -> dict[int, tuple[Request, Response]]:
-    return {
-        request.number: (request, response)
-        for request, response in (workers.take() for _ in range(number))
-    }
+    answered = {}
+    for _ in range(number):
+        request, response = workers.take()
+        answered[request.number] = (request, response)
+    return answered
 
 
 def pids(folder: Path) -> list[int]:
@@ -132,7 +133,8 @@ def test_ray_gives_what_this_process_gives_and_a_killed_driver_resumes(
     souping(*call, "hydra.run.dir=outputs/fam/resumed").ok()
     here = [word for word in call if not word.startswith("executor")]
     souping(*here, "store.path=fresh.sqlite", "hydra.run.dir=outputs/fam/fresh").ok()
-    resumed, fresh = (report_of(tmp_path / "outputs/fam" / name) for name in ("resumed", "fresh"))
+    resumed = report_of(tmp_path / "outputs/fam/resumed")
+    fresh = report_of(tmp_path / "outputs/fam/fresh")
     assert fresh["rows"] == resumed["rows"]
     assert fresh["recipe"] == resumed["recipe"]
     assert fresh["cost"]["evaluated_items"] - resumed["cost"]["evaluated_items"] == kept
@@ -155,7 +157,8 @@ def free_port() -> int:
 
 @pytest.mark.slow
 def test_a_search_runs_on_the_nodes_of_a_job(family: Path, tmp_path: Path) -> None:
-    log, stand_ins = tmp_path / "log", tmp_path / "bin"
+    log = tmp_path / "log"
+    stand_ins = tmp_path / "bin"
     stand_ins.mkdir()
     for name, program in (("srun", SRUN), ("scontrol", SCONTROL)):
         (stand_ins / name).write_text(program)

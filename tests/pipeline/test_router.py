@@ -191,7 +191,8 @@ def test_holm_corrects_the_router_with_the_uniform_soups_and_no_verdict_depends_
 
 
 def test_a_later_look_widens_the_interval_of_the_router() -> None:
-    first, second = (report(right(w=0.6, x=0.6), opened=opened) for opened in (1, 2))
+    first = report(right(w=0.6, x=0.6), opened=1)
+    second = report(right(w=0.6, x=0.6), opened=2)
     before = pair_of(first)
     after = pair_of(second)
     assert after["low"] < before["low"]

@@ -12,9 +12,10 @@ from souping.checkpoints import pool
 from souping.core.scores import Mean, MeasuredScores
 from souping.core.types import Candidate, ItemScores, Result, Selection
 from souping.merge.local import LocalMerge
-from souping.pipeline.models import FetchedPool, OpenPool
+from souping.pipeline.fetching import FetchedPool
+from souping.pipeline.models import OpenPool
 from souping.pipeline.settings import RunSettings, StopAfter
-from souping.pipeline.state import Reported, Searched, Selected
+from souping.pipeline.state import Reported, Searched, Selected, State
 from souping.pipeline.steps import Stage, Steps
 from souping.plan.counting import NamedPool
 from souping.report.analyses import UserResult
@@ -38,7 +39,7 @@ class NamedSteps(Steps):
         soup = self.uniform(selected.selection.ingredients)
         result = Result(objective=0.5, categories={}, items=0)
         winner = SearchResult(recipe=soup, result=result, trials=())
-        return Searched(**vars(selected), winner=winner)
+        return Searched(selected=selected, winner=winner)
 
     def analyse(self, state: Reported, name: str, stage: Stage) -> Reported:
         return replace(state, analyses={**state.analyses, name: UserResult(title=name)})
@@ -79,18 +80,17 @@ def steps(stop_after: StopAfter | None) -> NamedSteps:
     ("stop_after", "kind"), [("select", Selected), ("search", Searched), (None, Reported)]
 )
 def test_a_run_ends_in_the_state_of_its_last_step(
-    stop_after: StopAfter | None, kind: type[Selected]
+    stop_after: StopAfter | None, kind: type[State]
 ) -> None:
-    state = steps(stop_after).walk()
-    assert type(state) is kind
-    assert state.selection.ingredients == NAMES[:2]
+    assert type(steps(stop_after).walk()) is kind
 
 
 def test_the_last_state_has_what_every_step_made() -> None:
     state = steps(None).walk()
     assert isinstance(state, Reported)
-    assert state.winner.recipe == state.contenders[-1].recipe
-    assert state.best == "a"
+    assert state.searched.selected.selection.ingredients == NAMES[:2]
+    assert state.searched.winner.recipe == state.contenders[-1].recipe
+    assert state.frozen.best == "a"
     assert [*state.analyses] == ["first", "second"]
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -14,11 +13,11 @@ from souping.analysis.significance import compare
 from souping.analysis.trajectory import CheckpointScores, describe, over_runs
 from souping.checkpoints.pool import Trajectory
 from souping.checkpoints.trajectory import Member, TrainingRun
-from souping.core.reading import read
+from souping.core.reading import read, to_json
 from souping.core.scores import Mean
 from souping.core.types import Item, Result, Trial
 from souping.core.unit import BITS_PER_BYTE
-from souping.report.content import Report
+from souping.report.content import Report, TrajectoryResult
 from souping.report.files import draw
 from souping.report.render import markdown, page
 from souping.report.trajectory import sections
@@ -26,13 +25,14 @@ from souping.search.schedule import windows
 from tests.conftest import recipe
 from tests.support.report import sample
 
-SIZE, ITEMS = 6, 80
+SIZE = 6
+ITEMS = 80
 TABLE = ItemTable.of(
     [Item(id=str(i), category="xy"[i % 2], prompt=str(i), answer="") for i in range(ITEMS)], Mean()
 )
 
 
-def measured(rates: bool, runs: int = 0) -> dict[str, Any]:
+def measured(rates: bool, runs: int = 0) -> TrajectoryResult:
     """A run whose average is better than its checkpoints by about a tenth of a bit."""
     dice = np.random.default_rng(0)
     values = BITS_PER_BYTE.inner(
@@ -49,7 +49,7 @@ def measured(rates: bool, runs: int = 0) -> dict[str, Any]:
         for n in range(1, SIZE + 1)
     ]
     run = TrainingRun(folder=Path("run"), trainer="Trainer", members=tuple(members))
-    found = Trajectory(runs=(run,), rows=(), others=())
+    trajectory = Trajectory(runs=(run,), rows=(), others=())
     scores = CheckpointScores(unit=BITS_PER_BYTE, values=values, table=TABLE)
     better = BITS_PER_BYTE.inner(-0.1)
     trials = [
@@ -69,20 +69,21 @@ def measured(rates: bool, runs: int = 0) -> dict[str, Any]:
     weights = windows(SIZE)[3].weights
     soup = np.array(weights) @ values + better
     others = [(soup + dice.normal(0, 1), soup) for _ in range(runs)]
-    return describe(found, weights, scores, trials, scores, soup, others, 1)
+    return describe(trajectory, weights, scores, trials, scores, soup, others, 1)
 
 
 @pytest.mark.parametrize("rates", [True, False])
 def test_the_page_shows_the_run(rates: bool) -> None:
     report, trials = sample()
     report["unit"] = asdict(BITS_PER_BYTE)
-    report["trajectory"] = measured(rates)
+    report["trajectory"] = to_json(measured(rates))
     report["comparisons"].append({**report["comparisons"][0], "b": f"c{SIZE}", "kind": "last"})
     content = read(Report, report)
     pictures = draw(content, trials)
     assert {"trajectory", "windows"} <= {one.name for one in pictures}
     assert all(one.png() for one in pictures if one.name in ("trajectory", "windows"))
-    text, html = markdown(content, trials), page(content, trials, pictures)
+    text = markdown(content, trials)
+    html = page(content, trials, pictures)
     for section in sections(content):
         assert f"plots/{section.picture}.png" in text
         assert section.title in html
@@ -103,22 +104,25 @@ def test_other_candidates_have_no_such_section() -> None:
 
 
 def test_windows_lie_where_their_oldest_checkpoint_was() -> None:
-    found = measured(True)["windows"]
-    steps = {(one["kind"], one["checkpoints"]): one["steps"] for one in found}
+    windows = measured(True).windows
+    steps = {(window.kind, window.checkpoints): window.steps for window in windows}
     assert steps["uniform", 2] == 100
     assert steps["ema", SIZE] == 100 * (SIZE - 1)
-    assert all(
-        one["last"]["low"] <= one["last"]["difference"] <= one["last"]["high"] for one in found
-    )
+    for window in windows:
+        assert window.last.low <= window.last.difference <= window.last.high
 
 
 def test_a_claim_on_the_recipe_takes_two_further_runs() -> None:
-    assert ["claim" in measured(True, runs)["runs"] for runs in (0, 1, 2)] == [False, False, True]
+    claims = [measured(True, runs).runs.claim for runs in (0, 1, 2)]
+    assert [claim is not None for claim in claims] == [False, False, True]
 
 
 def test_the_run_is_the_unit() -> None:
     """Of runs without a true difference, few are called different; items alone would call many."""
-    dice, over, alone, draws = np.random.default_rng(1), 0, 0, 400
+    dice = np.random.default_rng(1)
+    over = 0
+    alone = 0
+    draws = 400
     for _ in range(draws):
         deltas = dice.standard_normal((3, 1)) * 0.3 + dice.standard_normal(ITEMS) * 0.5
         deltas = deltas + dice.standard_normal((3, ITEMS))

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 import numpy as np
 import pytest
 
-from souping.core.types import FloatArray, Result, SearchSpace
+from souping.core.types import Bound, Cell, FloatArray, Item, ItemScores, Result, SearchSpace
 from souping.search import points as simplex
 from souping.search.adaptive import ENOUGH_GAIN, Adaptive, item_samples, merits_of
 from souping.search.points import Grid, anchors
@@ -15,7 +15,7 @@ from souping.search.surrogate import SoupModel, draws
 from tests.conftest import ROOT
 from tests.support.choices import slow_unless
 from tests.support.scripts import script
-from tests.support.worlds import price, searched, world
+from tests.support.worlds import World, price, searched, world
 
 PLAIN = Adaptive(stop="never")
 
@@ -128,7 +128,8 @@ SHAPES = {
     "name", slow_unless(SHAPES.keys() - {"six ingredients", "thirty categories"}, SHAPES)
 )
 def test_part_of_the_grid_finds_better_than_chance(name: str) -> None:
-    lost, chance = [], []
+    lost = []
+    chance = []
     for seed in range(5):
         of = world(
             seed,
@@ -180,11 +181,12 @@ def model(
     asked: tuple[tuple[int, int], ...], counts: tuple[int, ...] = (96, 24), seed: int = 0
 ) -> SoupModel:
     """A model that was told the next sample of a category of a soup, for each (soup, category)."""
-    made, rng = fresh(counts, seed), np.random.default_rng(seed)
+    made = fresh(counts, seed)
+    rng = np.random.default_rng(seed)
     for soup, category in asked:
-        number = made.left[soup, category].argmax()
+        number = made.unrequested[soup, category].argmax()
         sample = made.item_samples[category][number]
-        made.asked[soup, category, number] = True
+        made.requested[soup, category, number] = True
         made.observe(soup, sample.tolist(), (rng.random(len(sample)) < 0.6).astype(float))
     made.fit()
     return made
@@ -196,8 +198,10 @@ ASKED = ((0, 0), (0, 0), (2, 0), (3, 0), (3, 1))
 def brute(made: SoupModel, c: int) -> tuple[FloatArray, FloatArray, float]:
     """Mean [S] and covariance [S, S] of a category by the formulas of a Gaussian process, cell by cell, and how far the
     answers lie from what was expected (Mahalanobis, squared)."""
-    cells = [(s, b) for s, b in np.argwhere(made.asked[:, c])]
-    signal, noise, level = made.signal[c], made.noise[c], made.level[c]
+    cells = [(s, b) for s, b in np.argwhere(made.requested[:, c])]
+    signal = made.signal[c]
+    noise = made.noise[c]
+    level = made.level[c]
     sizes = [len(sample) for sample in made.item_samples[c]]
     joint = np.array(
         [
@@ -222,13 +226,13 @@ def test_the_posterior_is_the_textbooks(category: int) -> None:
     found = made.posterior(category)
     assert found.mean == pytest.approx(mean, abs=1e-6)
     assert found.covariance == pytest.approx(cov, abs=1e-6)
-    assert found.surprise == pytest.approx([surprise, made.asked[:, category].sum()], rel=1e-4)
+    assert found.surprise == pytest.approx([surprise, made.requested[:, category].sum()], rel=1e-4)
 
 
 def test_the_next_sample_takes_away_what_its_covariance_says() -> None:
     made = model(ASKED)
     _, before, cross, spread, _ = made.posterior(0)
-    made.asked[2, 0, 1] = True  # asked, not answered: variances shrink, means stay
+    made.requested[2, 0, 1] = True  # asked, not answered: variances shrink, means stay
     mean, after, *_ = made.posterior(0)
     assert before - after == pytest.approx(np.outer(cross[:, 2], cross[:, 2]) / spread[2], abs=1e-9)
     assert mean == pytest.approx(brute(model(ASKED), 0)[0], abs=1e-6)
@@ -239,7 +243,7 @@ def test_shared_items_make_a_difference_sharp() -> None:
     for sample in (0, 1):
         made = fresh((96, 24))
         made.fit()
-        made.asked[1, 0, 0] = made.asked[2, 0, sample] = True
+        made.requested[1, 0, 0] = made.requested[2, 0, sample] = True
         made.score[1, 0, 0] = made.score[2, 0, sample] = 0.6
         cov = made.posterior(0).covariance
         gaps.append(cov[1, 1] + cov[2, 2] - 2 * cov[1, 2])
@@ -248,11 +252,11 @@ def test_shared_items_make_a_difference_sharp() -> None:
 
 def test_finishing_a_finished_fold_gains_nothing() -> None:
     made = model(ASKED)
-    asked = made.asked.copy()
+    asked = made.requested.copy()
     assert made.finishing_gain(np.argsort(-made.objective()[0])) > 0.005
-    assert (made.asked == asked).all()
+    assert (made.requested == asked).all()
     for soup in range(4):
-        made.ask_rest(soup)
+        made.request_fold(soup)
         made.observe(soup, slice(None), np.full(120, 0.6))  # type: ignore[arg-type]
     assert made.finishing_gain(np.argsort(-made.objective()[0])) == pytest.approx(0, abs=1e-9)
 
@@ -291,11 +295,10 @@ def test_groups_stay_in_one_sample_and_the_seed_decides_the_order() -> None:
 
 def test_the_worst_category_of_losses_is_that_of_the_highest_loss() -> None:
     """Texts differ more than soups; what is taken from each item's score is put back before the minimum is taken."""
-    rng, points = np.random.default_rng(4), Adaptive().points(2)
-    texts, samples = (
-        rng.random(80) + np.repeat([1.0, 1.3], 40),
-        [[np.arange(40)], [np.arange(40, 80)]],
-    )
+    rng = np.random.default_rng(4)
+    points = Adaptive().points(2)
+    texts = rng.random(80) + np.repeat([1.0, 1.3], 40)
+    samples = [[np.arange(40)], [np.arange(40, 80)]]
     losses = texts + 0.2 * np.array([np.repeat(point, 40) for point in points])
     singles = -2 * losses[[points.index(corner) for corner in simplex.vertices(2)]]
     model = SoupModel(
@@ -307,14 +310,58 @@ def test_the_worst_category_of_losses_is_that_of_the_highest_loss() -> None:
     )
     for number, row in enumerate(-2 * losses):
         model.observe(number, slice(None), row)
-    model.asked[:] = True
+    model.requested[:] = True
     model.fit()
-    found, worst = (
-        model.objective()[0],
-        -2 * np.stack([losses[:, :40].mean(1), losses[:, 40:].mean(1)]).max(0),
-    )
+    found = model.objective()[0]
+    worst = -2 * np.stack([losses[:, :40].mean(1), losses[:, 40:].mean(1)]).max(0)
     assert found == pytest.approx(worst, abs=0.03)
     assert points[int(found.argmax())] == (1.0, 0.0)
+
+
+@dataclass(frozen=True)
+class LongFirst(World):
+    """The first ingredient alone is always right, and its answers are ten times as long."""
+
+    def answer(self, cell: Cell) -> Result:
+        tokens = np.full(self.fold, 1000.0 if cell.weights[0] == 1 else 100.0)
+        lengths = tokens if cell.items is None else tokens[list(cell.items)]
+        return replace(super().answer(cell), lengths=lengths)
+
+
+def bounded_world(seed: int) -> LongFirst:
+    """With a bound on the length, against the second ingredient."""
+    of = world(seed)
+    values = of.values.copy()
+    values[1] = 1.0
+    items = tuple(
+        Item(id=str(n), category=name, prompt="", answer="")
+        for n, name in enumerate(of.space.categories)
+    )
+    space = replace(
+        of.space,
+        singles=values[1:4],
+        lengths=np.array([[1000.0], [100.0], [100.0]]) * np.ones(of.fold),
+        bounds=(Bound(name="tokens", margin=0.1, lengths=True),),
+        reference=ItemScores(items=items, values=values[2], lengths=np.full(of.fold, 100.0)),
+    )
+    return LongFirst(points=of.points, values=values, categories=of.categories, space=space)
+
+
+def test_the_gain_of_more_answers_is_over_a_leader_that_keeps_to_the_bounds() -> None:
+    of = bounded_world(0)
+    search = replace(PLAIN, budget=200).start(of.space, 0)
+    searched(search, of)
+    assert search.best() != of.points[1]
+    assert search.summary().finishing_gain > 0.001
+
+
+def test_a_bound_on_lengths_is_kept_though_no_single_model_is_known() -> None:
+    of = bounded_world(1)
+    space = replace(of.space, singles=None, lengths=None)
+    search = replace(PLAIN, budget=1500).start(space, 0)
+    asked = searched(search, of)
+    assert of.points[1] in {cell.weights for cell in asked}
+    assert search.best() != of.points[1]
 
 
 def test_scales_search_beyond_the_models_around_their_base() -> None:
@@ -324,7 +371,8 @@ def test_scales_search_beyond_the_models_around_their_base() -> None:
     assert points[:3] == anchors(2)
     assert all(len(np.flatnonzero(point)) > 1 for point in points if abs(sum(point) - 1) > 1e-9)
     assert len(set(points)) == len(points)
-    table, categories = np.array(points), np.repeat([0, 1], 60)
+    table = np.array(points)
+    categories = np.repeat([0, 1], 60)
     rng = np.random.default_rng(5)
     skill = 0.4 + 0.3 * table.sum(1)  # the farther from the base, the better
     values = (rng.random((len(points), 120)) < skill[:, None]).astype(float)

@@ -168,7 +168,8 @@ def test_scrambled_weights_are_the_same_on_other_checkpoints() -> None:
 
 def grown(scores: dict[frozenset[int], float], late: bool) -> tuple[list[Weights], Weights]:
     """Run a greedy soup over three ingredients; with `late`, three requests are open before a result comes."""
-    optimiser, asked = GreedySoup().start(search_space(), 0), list[Weights]()
+    optimiser = GreedySoup().start(search_space(), 0)
+    asked = list[Weights]()
     waiting: list[Cell] = []
     while (cell := optimiser.ask()) is not None or waiting:
         if cell is not None:
@@ -202,7 +203,8 @@ def test_a_greedy_soup_grows_only_while_strictly_better(case: str, late: bool) -
 
 ITEMS = make_items(10)
 SPACE = SearchSpace(ingredients=("a", "b"), coefficients={"w": 0.5, "x": 0.5})
-FIRST, SECOND = (0.5, 0.5), (0.3, 0.7)
+FIRST = (0.5, 0.5)
+SECOND = (0.3, 0.7)
 
 
 def truth(weights: Sequence[float], item: Item) -> float:

@@ -50,7 +50,8 @@ def items_of(
 
 def skills(items: Sequence[Item], seed: int = 3) -> dict[str, FloatArray]:
     """Right or wrong answers [I] of each candidate, which is good at one category."""
-    rng, table = np.random.default_rng(seed), {}
+    rng = np.random.default_rng(seed)
+    table = {}
     _, category = np.unique([item.category for item in items], return_inverse=True)
     for number, name in enumerate(NAMES):
         chance = np.where(category == number, 0.8, 0.45)
@@ -78,11 +79,12 @@ def run_of(
     trials: int | None = None,
     categories: Sequence[str] = CATEGORIES,
     pool: Sequence[str] = NAMES,
+    per_category: int = 30,
 ) -> RunScores:
     """A run over the first `size` candidates, whose soups answer as `answer` says."""
     ingredients = tuple(pool[:size])
-    folds: dict[Fold, tuple[Item, ...]] = {"search": items_of("s", 30, categories)}
-    folds["report"] = items_of("r", 30, categories)
+    folds: dict[Fold, tuple[Item, ...]] = {"search": items_of("s", per_category, categories)}
+    folds["report"] = items_of("r", per_category, categories)
     points = [uniform(size), *grid(size)] if size > 1 else []
     soups = [recipe_of(dict(zip(ingredients, point, strict=True))) for point in points][:trials]
     given = weights or (uniform(size) if size > 1 else (1.0,))

@@ -55,8 +55,11 @@ def world(
     shared by all soups. With `even` all soups are alike in the first category; `fold` is the share of the items that
     the search sees, and `changes` are fields of its space.
     """
-    rng, points, kinds = np.random.default_rng(seed), Adaptive().points(size), len(shares)
-    table, place = np.array(points), np.arange(items) // group
+    rng = np.random.default_rng(seed)
+    points = Adaptive().points(size)
+    kinds = len(shares)
+    table = np.array(points)
+    place = np.arange(items) // group
     categories = np.concatenate([np.arange(kinds), rng.choice(kinds, items, p=shares)])[place]
     skill = table @ rng.standard_normal((size, kinds))
     skill += 2.0 * (1 - np.square(table).sum(1))[:, None] * rng.random(kinds)

@@ -117,7 +117,7 @@ def _kind(task: Task, metric: str) -> str:
     if name in CORPUS_METRICS:
         return name
     if name not in MEANS:
-        return f"!is aggregated by {name}, which is no mean of items and none of {', '.join(CORPUS_METRICS)}"
+        return f"!is aggregated by {name}, which is not a mean of items and not one of {', '.join(CORPUS_METRICS)}"
     if higher is False:
         return "!is better when lower, and souping maximises"
     return "mean"

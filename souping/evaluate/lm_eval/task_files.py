@@ -94,7 +94,7 @@ class TaskFiles:
         factory._load_full_config = checked
 
     def check_readable(self, name: str) -> None:
-        """Refuse a file that is named like a task and is no YAML: the harness passes over it."""
+        """Refuse a file that is named like a task and is not YAML: the harness passes over it."""
         for folder in self._folders:
             for path in folder.rglob(f"{name}.yaml"):
                 _root(path)
@@ -133,7 +133,7 @@ def code_in(path: Path, seen: frozenset[Path] = frozenset()) -> Iterator[str]:
     """`FILE: KEY: CODE` of all that a task file and those that it includes name as code, except for our own files.
 
     Raises:
-        UserError: a file is no YAML.
+        UserError: a file is not YAML.
     """
     # Not `resolve`, which fails at links in a circle before Python 3.13.
     path = Path(os.path.realpath(expanded(path)))
@@ -160,7 +160,7 @@ def _root(path: Path) -> Node | None:
 
     try:
         if not path.is_file():  # an endless device, or a pipe
-            raise UserError(f"{path}: is no file")
+            raise UserError(f"{path}: is not a file")
         with path.open("rb") as file:
             return yaml.compose(file, Loader=yaml.SafeLoader)
     except (yaml.YAMLError, ValueError, RecursionError) as error:
@@ -207,7 +207,7 @@ def _reason(key: str, node: Node) -> str:
     if key == "class":
         return f"class: {value}"
     if key == "metric" and value and not _is_metric(value):
-        return f"metric: {value}, which is none of lm_eval's and may be a script"
+        return f"metric: {value}, which is not one of lm_eval's and may be a script"
     if key == "dataset_path" and (value in BUILDERS or value.endswith(".py") or _has_script(value)):
         return f"dataset_path: {value}, which may be a program"
     if key in ("hf_evaluate", "trust_remote_code") and value.lower() not in OFF:

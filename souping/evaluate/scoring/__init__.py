@@ -119,7 +119,7 @@ def _answers(item: Item) -> list[str]:
 
 
 def _check_texts(item: Item) -> None:
-    """Refuse an answer that is no text, no number, and no list of those."""
+    """Refuse an answer that is not a text, a number, or a list of those."""
     references = _references_of(item)
     usable = bool(references)
     for reference in references:
@@ -162,7 +162,7 @@ def _check_pattern(item: Item) -> None:
             regex.compile(pattern)
         except (regex.error, RecursionError) as error:
             raise UserError(
-                f"item {item.id}: {pattern!r:.60} is no regular expression: {error}"
+                f"item {item.id}: {pattern!r:.60} is not a regular expression: {error}"
             ) from None
 
 
@@ -180,7 +180,7 @@ def chosen(output: str) -> str:
     r"""The letter that an output settles on, upper case, empty if there is none.
 
     In this order: the last `\boxed{B}`; the last "answer is B", "Answer: (B)", "option B"; a letter that opens the
-    output (`B`, `B)`, `(B) Paris`); the last letter that stands alone and is no word ("A cat" and "I think" are).
+    output (`B`, `B)`, `(B) Paris`); the last letter that stands alone and is not a word ("A cat" and "I think" are).
     """
     for pattern in (BOXED, SAID):
         letters = pattern.findall(output)
@@ -254,7 +254,7 @@ _FOUND = re.compile(
 def last_number(text: str) -> float | None:
     """The last number written in a text, None if there is none.
 
-    A hyphen between word characters is no sign: `3-4` ends in 4.
+    A hyphen between word characters is not a sign: `3-4` ends in 4.
     """
     matches = deque(_FOUND.finditer(text), maxlen=1)
     if not matches:
@@ -373,7 +373,7 @@ def _user_scorer(name: str, path: str) -> UserScorer:
     if inspect.isclass(function) or not callable(function):
         lack = "" if inspect.isclass(function) else f" ({type(function).__name__} lacks __call__)"
         raise UserError(
-            f"{where} is no function of (item, output){lack}: name one, or an object that can be called"
+            f"{where} is not a function of (item, output){lack}: name one, or an object that can be called"
         )
     if isinstance(function, Judge):
         return UserScorer(

@@ -34,8 +34,9 @@ class Literal:
 
 
 class Token(NamedTuple):
-    """`letter` says what it is: s string, n number, w word, N `new`, T type arguments, r a word that is no value, = and
-    A assignments, a arrow, u `++`, o operator between operands, - sign, ! operator before one, else the token itself.
+    """`letter` says what it is: s string, n number, w word, N `new`, T type arguments, r a word that is not a value,
+    = and A assignments, a arrow, u `++`, o operator between operands, - sign, ! operator before one, else the token
+    itself.
     """
 
     letter: str
@@ -77,7 +78,7 @@ _ABSENT = {
     "javascript": "-> :: break case catch class const continue debugger default do else export extends finally for if "
     "import return switch throw try var while with",
 }
-"""What is no token of the language, and words that are no names where a value is due."""
+"""What is not a token of the language, and words that are not names where a value is due."""
 _SPECIAL = {
     language: dict.fromkeys(words.split(), "r") | {"instanceof": "o"}
     for language, words in _ABSENT.items()

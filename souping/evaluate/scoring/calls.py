@@ -159,7 +159,7 @@ def _value(node: ast.expr) -> Value:
         return {call.name: {**call.arguments}}
     if isinstance(node, ast.Name | ast.Attribute | ast.Call | ast.Subscript):
         return ast.unparse(node)
-    raise Unparsable(f"an argument that is no value ({type(node).__name__})")
+    raise Unparsable(f"an argument that is not a value ({type(node).__name__})")
 
 
 def _dict(node: ast.Dict) -> dict[Value, Value]:
@@ -178,7 +178,7 @@ def _unary(node: ast.UnaryOp) -> Value:
         or not isinstance(value, int | float)
         or not isinstance(node.op, ast.USub | ast.UAdd)
     ):
-        raise Unparsable("an operator on something that is no number")
+        raise Unparsable("an operator on something that is not a number")
     return -value if isinstance(node.op, ast.USub) else value
 
 
@@ -536,7 +536,7 @@ def _equal(value: Value, option: Value, strict: bool = False) -> bool:
 
 
 def _same_dict(value: Mapping[Value, Value], option: Mapping[str, Value]) -> bool:
-    """Keys and values against BFCL's {key: [allowed, ...]}; a value that is no list stands for itself."""
+    """Keys and values against BFCL's {key: [allowed, ...]}; a value that is not a list stands for itself."""
     lists = dict[Value, list[Value]]()
     for key, allowed in option.items():
         lists[key] = allowed if isinstance(allowed, list) else [allowed]

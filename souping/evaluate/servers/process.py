@@ -324,7 +324,7 @@ def parsed(text: str) -> JsonObject:
     """The JSON object in a server's response.
 
     Raises:
-        ServerError: it is none.
+        ServerError: the text is not such an object.
     """
     with suppress(ValueError, RecursionError):
         table = json.loads(text)

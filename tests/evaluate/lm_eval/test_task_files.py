@@ -26,7 +26,7 @@ CODE = {
     "metric": ("metric_list: [{metric: !function evil.f}]", "metric: !function evil.f"),
     "metric's script": (
         "metric_list: [{metric: ./evil}]",
-        "metric: ./evil, which is none of lm_eval's",
+        "metric: ./evil, which is not one of lm_eval's",
     ),
     "script of evaluate": ("metric_list: [{metric: bleu, hf_evaluate: true}]", "hf_evaluate: true"),
     "dataset": ("dataset_path: evil.py", "dataset_path: evil.py, which may be a program"),

@@ -1,0 +1,197 @@
+"""Soups as evaluators want them: poured into one live module, or as a complete folder."""
+
+from __future__ import annotations
+
+import shutil
+import tempfile
+from functools import cached_property
+from pathlib import Path
+from typing import IO, TYPE_CHECKING
+
+from souping.checkpoints.end_tokens import eos_token_ids
+from souping.core.folders import LOCK_FILE, hold_folder, remove_abandoned
+from souping.core.protocols import Evaluator, LoadedModel, ModuleSettings
+from souping.core.system import SHARED_MEMORY
+from souping.core.types import Recipe, UserError
+from souping.merge import CandidatePool, Pourable
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+STORED_SOUP_PREFIX = "souping-soup-"
+
+
+class SoupServer:
+    """Makes the soups of a pool ready for evaluators, one at a time."""
+
+    def __init__(self, pool: CandidatePool) -> None:
+        self._pool = pool
+        self._module = SharedModule(pool)
+        self._scratch = ScratchFolder(pool)
+
+    def serve(self, evaluator: Evaluator, recipe: Recipe) -> LoadedModel:
+        settings = evaluator.hosting.module_settings()
+        model = LoadedSoup(self._pool, self._module, self._scratch, settings, recipe)
+        # The soup is made here, by reading the property, and not on demand: evaluation is timed without it.
+        _ = model.folder if evaluator.hosting.model_form == "folder" else model.module
+        return model
+
+    def close(self) -> None:
+        self._scratch.close()
+
+
+class LoadedSoup(LoadedModel):
+    """Soup that is poured or written as soon as an evaluator takes the one or the other."""
+
+    def __init__(
+        self,
+        pool: CandidatePool,
+        module: SharedModule,
+        scratch: ScratchFolder,
+        settings: ModuleSettings,
+        recipe: Recipe,
+    ) -> None:
+        self.soup = recipe.fingerprint
+        self.eos_token_ids = pool.eos_token_ids(recipe)
+        self._pool = pool
+        self._module = module
+        self._scratch = scratch
+        self._settings = settings
+        self._recipe = recipe
+
+    @cached_property
+    def tokenizer(self) -> PreTrainedTokenizerBase:
+        from souping.evaluate.engines.transformers import load_tokenizer
+
+        return load_tokenizer(
+            self._pool.tokenizer_folder(self._recipe), self._settings.trust_remote_code
+        )
+
+    @cached_property
+    def module(self) -> PreTrainedModel:
+        return self._module.pour(self._settings, self._recipe)
+
+    @cached_property
+    def folder(self) -> Path:
+        return self._scratch.write(self._recipe)
+
+
+class SharedModule:
+    """One live module, loaded for the first soup, that all soups are poured into."""
+
+    def __init__(self, pool: CandidatePool) -> None:
+        self._pool = pool
+        self._settings: ModuleSettings | None = None
+        self._loaded: tuple[PreTrainedModel, Pourable] | None = None
+        # What the model's class ends at if no file names a token.
+        self._class_ends: int | list[int] | None = None
+        self._soup = ""
+
+    def pour(self, settings: ModuleSettings, recipe: Recipe) -> PreTrainedModel:
+        """The module with this soup in it. It is loaded again for an evaluator with another device or dtype."""
+        if self._loaded is None or settings != self._settings:
+            self._loaded = self._load(settings)
+        module, live = self._loaded
+        if self._soup != recipe.fingerprint:
+            self._soup = ""
+            live.pour(recipe)
+            # For evaluators that generate with the module's own config.
+            ends = list(self._pool.eos_token_ids(recipe))
+            module.generation_config.eos_token_id = ends or self._class_ends
+            self._soup = recipe.fingerprint
+        return module
+
+    def _load(self, settings: ModuleSettings) -> tuple[PreTrainedModel, Pourable]:
+        from souping.evaluate.engines.transformers import load_module
+
+        # Two modules at once might not fit.
+        self._loaded = None
+        self._soup = ""
+        folder = self._pool.architecture_folder
+        module = load_module(folder, settings)
+        self._settings = settings
+        self._class_ends = None
+        if not eos_token_ids(folder):
+            self._class_ends = module.generation_config.eos_token_id
+        return module, self._pool.live(module)
+
+
+class ScratchFolder:
+    """One soup as a folder, in shared memory if it fits there. The next soup takes its place, `close` removes it.
+
+    What a killed run left is removed before the next soup is written.
+    """
+
+    def __init__(self, pool: CandidatePool) -> None:
+        self._pool = pool
+        self._root: Path | None = None
+        self._lock: IO[str] | None = None
+        self._soup = ""
+
+    def write(self, recipe: Recipe) -> Path:
+        """The soup's folder: a temporary one, or a candidate's own if its generation_config holds nothing but ids."""
+        from souping.evaluate.templates import generation_overrides, write_neutral
+
+        if self._root is not None and self._soup == recipe.fingerprint:
+            return self._root / recipe.id
+        candidate = self._pool.candidate_folder(recipe)
+        if candidate is not None:
+            if not generation_overrides(candidate):
+                return candidate
+            folder = self._make_root(size=0) / recipe.id
+            _link(candidate, folder)
+        else:
+            folder = self._make_root(self._pool.soup_bytes) / recipe.id
+            if not (self._pool.write(recipe, folder) / "config.json").is_file():
+                raise UserError(
+                    "neither an adapter alone nor a trainer's layout can be evaluated as a folder: set "
+                    "merge.adapters=merge, or merge.format=hf"
+                )
+        write_neutral(folder, candidate or folder, self._pool.eos_token_ids(recipe))
+        self._soup = recipe.fingerprint
+        return folder
+
+    def _make_root(self, size: int) -> Path:
+        self.close()
+        for place in (SHARED_MEMORY, Path(tempfile.gettempdir())):
+            locks = place.glob(f"{STORED_SOUP_PREFIX}*/{LOCK_FILE}")
+            remove_abandoned(lock.parent for lock in locks)
+        place = scratch_place(size)
+        check_space(place, size)
+        self._root = Path(tempfile.mkdtemp(prefix=STORED_SOUP_PREFIX, dir=place))
+        self._lock = hold_folder(self._root)
+        return self._root
+
+    def close(self) -> None:
+        if self._root is not None:
+            shutil.rmtree(self._root, ignore_errors=True)
+        if self._lock is not None:
+            self._lock.close()
+        self._root = None
+        self._lock = None
+        self._soup = ""
+
+
+def _link(folder: Path, copy: Path) -> None:
+    """Make a folder of links to everything in another but its generation_config."""
+    copy.mkdir()
+    for path in folder.iterdir():
+        if path.name != "generation_config.json":
+            (copy / path.name).symlink_to(path.resolve())
+
+
+def scratch_place(size: int) -> Path:
+    """Where a temporary soup of `size` bytes goes: shared memory if half of what is free there holds it, else the
+    temporary folder."""
+    if SHARED_MEMORY.is_dir() and shutil.disk_usage(SHARED_MEMORY).free > 2 * size:
+        return SHARED_MEMORY
+    return Path(tempfile.gettempdir())
+
+
+def check_space(place: Path, size: int) -> None:
+    """Refuse a temporary soup that its place cannot hold, before it is written."""
+    free = shutil.disk_usage(place).free
+    if free < size:
+        raise UserError(
+            f"{place} has {free / 1e9:.1f} GB free, a soup takes {size / 1e9:.1f}: set TMPDIR"
+        )
