@@ -398,6 +398,21 @@ def test_one_candidate_answers_five_items_per_category(
         for i in [i for i in folds["select"] if i.category == c][:5]
     ]
     assert sorted(sample["item"] for sample in made["samples"]) == sorted(wanted)
+
+    # A plan takes the speed of the check, unless the evaluator, the models or the word of a user differ.
+    words = [*pool_of(family), "selector=topk", "plan=true"]
+    souping(*words, "hydra.run.dir=planned").ok()
+    speed = plan_of(tmp_path / "planned")["speeds"]["benchmark"]
+    assert (speed["basis"], speed["items_per_second"]) == ("measured", made["items_per_second"])
+    assert speed["per_call"] == made["speeds"]["benchmark"]["per_call"]
+    for number, (word, basis) in enumerate(
+        (("evaluator.max_new_tokens=3", "assumed"), ("throughput=5", "stated"))
+    ):
+        souping(*words, word, f"hydra.run.dir=other{number}").ok()
+        assert plan_of(tmp_path / f"other{number}")["speeds"]["benchmark"]["basis"] == basis
+    (tmp_path / "run" / "check.json").write_text("{")
+    souping(*words, "hydra.run.dir=damaged").ok()
+    assert plan_of(tmp_path / "damaged")["speeds"]["benchmark"]["basis"] == "assumed"
     assert not (tmp_path / "outputs").exists()
 
 
