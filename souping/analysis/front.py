@@ -29,7 +29,7 @@ from souping.core.types import (
 from souping.core.unit import POINTS, Unit
 from souping.report.analyses import AnalysisResult
 from souping.report.content import MaybeFloat, MaybeInt, NamedNumbers
-from souping.report.format import clean, count, in_words, percent, short, weight
+from souping.report.format import clean, count, four_digits, in_words, percent, short
 from souping.report.plots import COLOURS, FAINT, Drawing, canvas, figure, ring
 from souping.report.tables import Section, grid
 from souping.search.surrogate import RISE, SoupModel
@@ -335,7 +335,7 @@ class FrontResult(AnalysisResult):
         return Section(f"Front of {names}", tuple(lines), FRONT, (grid(header, rows),))
 
     def _row(self, point: FrontPoint) -> tuple[str, ...]:
-        weights = " / ".join(map(weight, point.weights))
+        weights = " / ".join(map(four_digits, point.weights))
         bands = []
         for goal in self.goals:
             band = point.goals.get(goal.name, UNKNOWN_BAND)

@@ -556,8 +556,8 @@ def measured_power(
     if len(grouped) < 2 or pair <= 0:
         return None
 
-    # The share of the variance between the candidates that exceeds one that is not rare if all of
-    # them are equal: its mean and one standard deviation.
+    # Equal candidates differ by chance: `chance` is the mean of that variance and one standard deviation.
+    # `reliable` is the share of the candidates' variance beyond it.
     levels = np.array([candidate.objective for candidate in grouped])
     chance = pair / 2 * (1 + math.sqrt(2 / (len(levels) - 1)))
     reliable = max(0.0, 1 - chance / max(float(levels.var(ddof=1)), chance))

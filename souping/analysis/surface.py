@@ -22,7 +22,7 @@ from souping.core.types import BoolArray, FloatArray, IntArray, Names
 from souping.core.unit import Unit
 from souping.report.analyses import AnalysisResult
 from souping.report.content import Matrix, MaybeFloat, MaybeInt
-from souping.report.format import count, in_words, weight
+from souping.report.format import count, four_digits, in_words
 from souping.report.plots import FAINT, INK, Drawing, canvas, curve, scale, triangle, weight_axis
 from souping.report.tables import Section
 from souping.search.points import check_step, grid, grid_size, uniform, vertices
@@ -341,7 +341,7 @@ class SurfaceResult(AnalysisResult):
                 plot = _band(names, points, chosen, value, low, high, label)
         lowest = minus(f"{value.min():.{unit.digits}f}")
         highest = minus(f"{value.max():.{unit.digits}f}")
-        best = " / ".join(map(weight, points[int(unit.inner(value).argmax())]))
+        best = " / ".join(map(four_digits, points[int(unit.inner(value).argmax())]))
         reached = f"from {lowest} to {highest} {unit.name}, best at {best}"
         alt = (
             f"Objective over the weights of {in_words(names)}, less the uniform soup's: {reached}."

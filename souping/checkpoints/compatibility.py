@@ -477,6 +477,7 @@ def _compare_settings(
 
 
 def _templates(a: str, b: str, left: Tokenizer, right: Tokenizer) -> list[str]:
+    """Notes on the chat templates of the models named `a` and `b`, whose tokenizers are `left` and `right`."""
     if left.template == right.template:
         return []
     if left.template is None or right.template is None:

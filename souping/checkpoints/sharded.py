@@ -170,7 +170,7 @@ def read_sharded(folder: Path, allow_pickle: bool) -> Sharded | None:
     stats = [(path.name, path.stat()) for path in sorted(root.iterdir())]
     stamps = tuple((name, s.st_size, s.st_mtime_ns, s.st_ctime_ns, s.st_ino) for name, s in stats)
     newest = max(stat.st_ctime_ns for _, stat in stats)
-    # What may change again without another stamp is read anew.
+    # Files younger than a tick of the clock may change and keep their stamps: the cache of `_read` is bypassed.
     read = _read.__wrapped__ if time.time_ns() - newest < COARSEST_TICK_NS else _read
     return read(folder, place, layout, stamps)
 

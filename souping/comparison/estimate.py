@@ -186,6 +186,7 @@ def split_variance(
     if len(sides) == 2:
         shares = [1 / len(scores_a), 1 / len(scores_b)]
     else:
+        # One model has several runs: the other is taken to vary as much between runs.
         shares = [1 / len(scores_a) + 1 / len(scores_b)]
 
     # Variance between runs, and the part of it that the variance over items counts too.

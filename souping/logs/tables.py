@@ -194,7 +194,12 @@ def _direction(
     score: float,
     lower: Collection[str] | None,
 ) -> bool | None:
-    """Whether higher is better, as `lower` or the row says; None if neither does and the score is from 0 to 1."""
+    """Whether higher is better, as `lower` or the row says; None if neither does.
+
+    Raises:
+        UserError: the row's word is neither true nor false, or a direction is needed, because `lower` is not None and
+            the score is beyond 0 to 1.
+    """
     names = {*task, "/".join(task)}
     stated = _text(row, "higher_is_better")
     if lower and not names.isdisjoint(lower):
@@ -270,7 +275,7 @@ def _with_unit(metric: LoggedMetric) -> LoggedMetric:
 
 
 def _log(path: Path, run: str, answers: RunAnswers, directions: Directions) -> Log:
-    """The log of one run. A task with several categories is a group of tasks."""
+    """The log of one run. A task is a group of its categories, unless its one category has its name or none."""
     lower: dict[tuple[str, str], list[str]] = {}
     for (task, category, metric), higher in directions.items():
         if higher is False:

@@ -20,7 +20,7 @@ THREAD_ELEMENTS = 1 << 21
 class Chunk:
     """`count` elements of a shard from byte `offset` of its data, mixed by one rule from contiguous bytes.
 
-    An `indivisible` chunk is a whole band that the method needs at once, so ranks do not share it.
+    An `indivisible` chunk is a whole band, which one rank mixes; a method that is not `whole` still takes it in blocks.
     """
 
     op: str

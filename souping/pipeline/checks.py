@@ -155,7 +155,7 @@ def _check_objective(settings: RunSettings, categories: Sequence[str]) -> None:
     )
     if not (numbers and np.isfinite(weights).all() and weights.min() >= 0 and weights.max() > 0):
         raise UserError(
-            f"objective {named(objective)} must give {len(categories)} coefficients >= 0, one above"
+            f"objective {named(objective)} must give {len(categories)} coefficients of at least 0, and one above 0"
         )
     if not isinstance(objective.name, str):
         raise UserError(f"objective {named(objective)}: its name must be a text")

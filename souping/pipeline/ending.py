@@ -28,11 +28,11 @@ SHOWN_FILES = (
 )
 
 
-def show_end(settings: MergeSettings, outcome: Report, soup: Path | None) -> None:
+def show_end(settings: MergeSettings, report: Report, soup: Path | None) -> None:
     """The end of a run on standard output: the rows, where everything is, and what to do next."""
     run_dir = settings.run_dir
-    if "soup" not in outcome.others:
-        _tables(outcome)
+    if "soup" not in report.others:
+        _tables(report)
     for name in SHOWN_FILES:
         if (run_dir / name).exists():
             print(f"  {name:16} {safe(nearby(run_dir / name))}")

@@ -96,7 +96,10 @@ class Pair:
         looks: int = 1,
         family: FamilyScores | None = None,
     ) -> Pair:
-        """`scores` by recipe id."""
+        """The pair of two rows from {recipe id: scores}.
+
+        From the second look on, `family` says among how many comparisons this one may have been picked.
+        """
         a = scores[soup.recipe.id]
         b = scores[other.recipe.id]
         same_model = soup.recipe.id == other.recipe.id

@@ -248,7 +248,7 @@ class Run(Steps):
         return searched
 
     def _remember_choice(self, fold: Fold) -> None:
-        """Note in the ledger, before any score is shown, that candidates and their soups compete on this fold."""
+        """Note in the ledger, before this fold decides anything, that candidates and their soups compete on it."""
         fingerprints = [candidate.fingerprint for candidate in self.pool.candidates]
         self.ledger.note_search(fingerprints, self.folds[fold])
 
@@ -331,7 +331,7 @@ class Run(Steps):
     # ------------------------------------------------------------ report
 
     def report(self, frozen: Frozen, stage: Stage, contenders: Sequence[Contender]) -> Reported:
-        """Open the report fold for the frozen recipe (noted in the ledger first) and compare."""
+        """Open the report fold for the frozen recipe and compare; the ledger has the look before anything is shown."""
         searched = frozen.searched
         guards = declared(searched.selected.admission)
         look = Look(1, first=False, guards=guards)
@@ -386,7 +386,10 @@ class Run(Steps):
         return replace(state, report=report, router=router)
 
     def _evidence(self, state: Reported) -> Evidence:
-        """The rows, differences and verdict; of guards that refused the soup, and of a dry run, in their own words."""
+        """The rows, differences and verdict.
+
+        Where guards refused every soup the verdict says so, and that of a dry run says that it claims nothing.
+        """
         settings = self.settings
         winner = state.searched.winner
         ingredients = state.searched.selected.selection.ingredients

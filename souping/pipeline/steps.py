@@ -125,7 +125,7 @@ class Steps:
         self.extra = extra
 
     def walk(self) -> State:
-        """Take the steps in order, to the end or to `stop_after`; what is known then."""
+        """Take the steps in order, to the end or to `stop_after`, as a plan does; what is known then."""
         choices = self.choose()
         if isinstance(choices, Frozen):
             return self.measure(choices)
@@ -143,14 +143,14 @@ class Steps:
         selected = replace(self.select(every_candidate), gate=gate)
         if settings.stop_after == "select":
             return selected
-        singles = self._candidates("search: every candidate", "search")
+        on_search_fold = self._candidates("search: every candidate", "search")
         guards = self._guards(selected)
         if guards:
-            selected = self.open_guards(selected, guards, singles)
+            selected = self.open_guards(selected, guards, on_search_fold)
         searched = self.search(selected)
         if settings.stop_after == "search":
             return searched
-        return self.freeze(searched, singles)
+        return self.freeze(searched, on_search_fold)
 
     def measure(self, frozen: Frozen) -> Reported:
         """Report on the frozen soup, and analyse."""

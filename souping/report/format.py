@@ -58,7 +58,7 @@ def p_value(value: float | None) -> str:
     return f"{value:.3f}"
 
 
-def weight(value: float | None) -> str:
+def four_digits(value: float | None) -> str:
     value = if_finite(value)
     if value is None:
         return DASH

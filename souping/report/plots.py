@@ -20,7 +20,7 @@ import numpy as np
 from souping.core.types import FloatArray
 from souping.core.unit import Unit
 from souping.report.content import Matrix, PairedDifference, Report, TrialRow
-from souping.report.format import clean, in_words, p_value, rho, short, weight
+from souping.report.format import clean, four_digits, in_words, p_value, rho, short
 from souping.report.tables import TableCell, compared, confidence_of, ingredients
 
 if TYPE_CHECKING:
@@ -378,7 +378,7 @@ def landscape(report: Report, trials: Sequence[TrialRow]) -> Drawing | None:
             below = "distance from the chosen weights"
             plot, _ = curve(distance, values, chosen, below, label, "o")
     pairs = zip(names, weights[best], strict=True)
-    mixture = ", ".join(f"{clean(name)} {weight(share)}" for name, share in pairs)
+    mixture = ", ".join(f"{clean(name)} {four_digits(share)}" for name, share in pairs)
     alt = f"Search landscape: {len(tried)} trials over the weights of {in_words(names)}. Best: {mixture}"
     return Drawing("landscape", plot, alt)
 

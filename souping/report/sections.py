@@ -20,7 +20,7 @@ from souping.report.content import (
     SelectionSummary,
     TrialRow,
 )
-from souping.report.format import clean, count, in_words, p_value, percent, rho, share, weight
+from souping.report.format import clean, count, four_digits, in_words, p_value, percent, rho, share
 from souping.report.tables import Section, TableGrid, grid, nonempty, table
 
 REBUILD = "It writes the same bytes again, and stops if an ingredient's content differs."
@@ -66,7 +66,7 @@ def summary(report: Report) -> list[str]:
     place = re.search(r'recipe="?(.+?)/recipe\.json', clean(report.rebuild))
     if place and recipe is not None:
         pairs = zip(recipe.weights, recipe.ingredients, strict=False)
-        mixture = " + ".join(f"{weight(share)} {clean(name)}" for share, name in pairs)
+        mixture = " + ".join(f"{four_digits(share)} {clean(name)}" for share, name in pairs)
         loader = "AutoModel"
         if recipe.settings.get("adapters") == "keep":
             loader = "AutoPeftModel"
@@ -353,7 +353,7 @@ def _chosen(selection: SelectionSummary) -> str:
     """`soce chose a, b and c (pearson, threshold 0.2, ...); categories of low correlation: ...`"""
     rule = [clean(selection.metric)]
     if selection.threshold is not None:
-        rule.append(f"threshold {weight(selection.threshold)}")
+        rule.append(f"threshold {four_digits(selection.threshold)}")
     if selection.sign:
         rule.append(f"sign {clean(selection.sign)}")
     if selection.ties:

@@ -32,6 +32,7 @@ from souping.report.format import (
     ROW_KINDS,
     clean,
     count,
+    four_digits,
     in_words,
     p_value,
     percent,
@@ -39,7 +40,6 @@ from souping.report.format import (
     seconds,
     share,
     verdict,
-    weight,
 )
 
 JsonRow = Mapping[str, Json]
@@ -310,7 +310,7 @@ def recipe(recipe: RecipeSummary) -> TableGrid:
     fingerprints = recipe.fingerprints or [""] * len(recipe.ingredients)
     lines = []
     for name, value, mark in zip(recipe.ingredients, recipe.weights, fingerprints, strict=False):
-        line = [clean(name), weight(value), clean(mark)[:16] or DASH]
+        line = [clean(name), four_digits(value), clean(mark)[:16] or DASH]
         if sources:
             line.append(clean(sources.get(name)) or DASH)
         lines.append(line)
@@ -326,7 +326,7 @@ def experts(report: Report) -> TableGrid:
     for name in report.selection.ingredients if report.selection else ():
         share_of_soup = DASH
         if recipe:
-            share_of_soup = weight(weights.get(name, 0.0))
+            share_of_soup = four_digits(weights.get(name, 0.0))
         expert_of = ", ".join(_expert_of(report, name)) or DASH
         lines.append((clean(name), share_of_soup, expert_of, share(again.get(name))))
     header = ("ingredient", "weight", "expert of (picked again)", "chosen again")
@@ -385,7 +385,7 @@ def thresholds(stability: SelectionStability) -> TableGrid:
         values = [choice.threshold or 0.0 for choice in choices]
         if used is not None and values[0] <= used <= values[-1]:
             strong.append(len(lines))
-        ends = dict.fromkeys((weight(values[0]), weight(values[-1])))
+        ends = dict.fromkeys((four_digits(values[0]), four_digits(values[-1])))
         lines.append((" to ".join(ends), outcome))
     return grid(("threshold", "ingredients"), lines, left=(0, 1), strong=strong)
 
@@ -438,7 +438,7 @@ def trials(report: Report, tried: Sequence[TrialRow], limit: int = 8) -> TableGr
     best = sorted(scored, key=lambda trial: -unit.gain(trial.objective))[:limit]
     lines = []
     for trial in best:
-        weights = [weight(trial.weights.get(name, 0.0)) for name in names]
+        weights = [four_digits(trial.weights.get(name, 0.0)) for name in names]
         lines.append((count(trial.number), unit.score(trial.objective, more=1), *weights))
     header = ("best trials", unit.heading("objective"), *map(clean, names))
     soup = report.recipe.id if report.recipe else None

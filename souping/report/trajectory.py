@@ -12,7 +12,7 @@ from souping.report.content import (
     TrajectoryResult,
     WindowRow,
 )
-from souping.report.format import ROW_KINDS, clean, count, p_value, weight
+from souping.report.format import ROW_KINDS, clean, count, four_digits, p_value
 from souping.report.tables import (
     Section,
     TableGrid,
@@ -121,9 +121,9 @@ def _rows(report: Report, result: TrajectoryResult) -> TableGrid:
 def _members(unit: Unit, members: Sequence[CheckpointRow]) -> TableGrid:
     lines = []
     for member in members:
-        training = (count(member.step), count(member.tokens), weight(member.rate))
+        training = (count(member.step), count(member.tokens), four_digits(member.rate))
         scores = (unit.score(member.search), unit.score(member.report))
-        lines.append((clean(member.name), *training, *scores, weight(member.weight)))
+        lines.append((clean(member.name), *training, *scores, four_digits(member.weight)))
     scores_of = [unit.heading(fold) for fold in ("search", "report")]
     header = ("checkpoint", "step", "tokens", "learning rate", *scores_of, "weight")
     return grid(header, lines)
@@ -134,7 +134,7 @@ def _windows(unit: Unit, windows: Sequence[WindowRow]) -> TableGrid:
     for window in windows:
         name = WINDOW_NAMES.get(window.kind, clean(window.kind))
         if window.alpha:
-            name = f"{name}, alpha {weight(window.alpha)}"
+            name = f"{name}, alpha {four_digits(window.alpha)}"
         lengths = (count(window.checkpoints), count(window.steps), count(window.tokens))
         line = [name, *lengths, unit.score(window.objective)]
         for pair in (window.last, window.members_mean):

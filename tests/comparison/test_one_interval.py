@@ -31,8 +31,8 @@ def _few_draws(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(bootstrap_t, "BOOTSTRAP_DRAWS", 999)
 
 
-def excludes_zero(table: Any) -> bool:
-    return bool(table["low"] > 0 or table["high"] < 0)
+def excludes_zero(interval: Any) -> bool:
+    return bool(interval.low > 0 or interval.high < 0)
 
 
 def made_logs(seed: int) -> tuple[dict[str, list[Any]], dict[str, Any]]:
@@ -82,7 +82,7 @@ def check(result: CompareResult) -> int:
     shown = 0
     for row in result.verdicts:
         significant = row.p_value < ALPHA
-        assert excludes_zero(vars(row)) == significant, row
+        assert excludes_zero(row) == significant, row
         assert row.low <= row.difference + 1e-9, row
         assert row.difference <= row.high + 1e-9, row
         upwards = row.low > 0 if row.higher_is_better else row.high < 0
@@ -149,13 +149,13 @@ def test_so_do_a_reports_comparison_and_its_categories_at_every_look(seeds: rang
     for seed in seeds:
         pair = made_pair(seed)
         whole = pair.compare()
-        assert excludes_zero(vars(whole)) == (over_looks(whole.p_value, pair.looks) < ALPHA)
-        shown += excludes_zero(vars(whole))
+        assert excludes_zero(whole) == (over_looks(whole.p_value, pair.looks) < ALPHA)
+        shown += excludes_zero(whole)
         for difference in by_category(POINTS, [pair]):
-            table = vars(difference)
-            assert excludes_zero(table) == (over_looks(table["p_value"], pair.looks) < ALPHA)
-            assert excludes_zero(table) == (table["verdict"] != "no difference shown")
-            shown += excludes_zero(table)
+            significant = over_looks(difference.p_value, pair.looks) < ALPHA
+            assert excludes_zero(difference) == significant
+            assert excludes_zero(difference) == (difference.verdict != "no difference shown")
+            shown += excludes_zero(difference)
     assert shown > len(seeds) / 10
 
 

@@ -44,7 +44,7 @@ class BfclBenchmark(BenchmarkItems):
     title: str = "bfcl"
 
     def items(self) -> Items:
-        """In the order of the categories and of their files.
+        """In the order of the categories and of their files, or in that of `ids`.
 
         Raises:
             UserError: an id is not one of these categories'.

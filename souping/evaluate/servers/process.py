@@ -74,7 +74,7 @@ class Process:
         return os.waitid(os.P_PID, self.group, os.WEXITED | os.WNOHANG | os.WNOWAIT) is None
 
     def stop(self) -> None:
-        """End the whole group; returns when it is gone."""
+        """End the whole group: the guard is told to, what is alive afterwards is killed. Returns when it is gone."""
         if self._over:
             return
         os.kill(self.group, signal.SIGTERM)  # not `terminate`, which may reap it
