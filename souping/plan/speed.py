@@ -6,9 +6,9 @@ from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import asdict, replace
 from pathlib import Path
+from typing import Any
 
 from souping.checkpoints.pool import ModelSize
-from souping.core.json_fields import part
 from souping.core.protocols import Evaluator
 from souping.core.reading import read
 from souping.core.types import Item, UserError, frozen
@@ -56,18 +56,34 @@ class Speed:
         return stage.todo[end] / self.items_per_second + calls * self.per_call
 
 
+@frozen
+class BenchmarkSpeed:
+    """The speed of a check; extra benchmarks have none that was measured."""
+
+    benchmark: Speed
+
+
+@frozen
+class CheckFile:
+    """What a plan reads of check.json."""
+
+    models: Any
+    evaluator: str
+    speeds: BenchmarkSpeed
+
+
 def checked_speed(folder: Path, models: Sequence[ModelSize], evaluator: str) -> Speed | None:
     """What the newest check of a run in this folder measured for these models under this evaluator, if one did."""
     sizes = [asdict(model) for model in models]
     files = sorted(folder.glob("*/check.json"), key=lambda file: file.stat().st_mtime)
     for file in reversed(files):
         with suppress(UserError, OSError):
-            check = read_object(file)
-            if check.get("models") == sizes and check.get("evaluator") == evaluator:
-                measured = read(Speed, part(part(check, "speeds"), "benchmark"))
-                if measured.items_per_second > 0:
-                    reason = measured.reason.replace("just now", "by a check")
-                    return replace(measured, reason=reason)
+            check = read(CheckFile, read_object(file))
+            measured = check.speeds.benchmark
+            same = check.models == sizes and check.evaluator == evaluator
+            if same and measured.items_per_second > 0:
+                reason = measured.reason.replace("just now", "by a check")
+                return replace(measured, reason=reason)
     return None
 
 
