@@ -204,7 +204,7 @@ def _entries(value: Json, model: Hint, where: str = "") -> Iterator[tuple[str, H
 
 
 def fits(value: Json, hint: Hint) -> bool:
-    """Whether a value is of a type, strictly: a bool is not a number, a text is not a list. A Literal compares with ==."""
+    """Whether a value is of a type, strictly: a bool is not a number, a text is not a list."""
     kind = get_origin(hint)
     arguments = get_args(hint)
     if isinstance(value, bool) and hint in PLAIN_TYPES:

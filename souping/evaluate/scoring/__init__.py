@@ -27,6 +27,7 @@ import threading
 from collections import Counter, deque
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import lru_cache
 from importlib import import_module
@@ -388,12 +389,13 @@ def _source(
     """Digest of the files that decide a score: the named module, and that of the function or its class."""
     files = []
     for part in (module, _definition(function)):
-        try:
-            files.append(Path(inspect.getsourcefile(part) or ""))
-        except TypeError:
-            raise UserError(
-                f"{where} has no Python source: call it in a function of your own"
-            ) from None
+        source: str | None = None
+        # builtins raise, members of extension modules have none
+        with suppress(TypeError):
+            source = inspect.getsourcefile(part)
+        if source is None:
+            raise UserError(f"{where} has no Python source: call it in a function of your own")
+        files.append(Path(source))
     texts = [file.read_bytes() for file in dict.fromkeys(files) if file.is_file()]
     return hashlib.sha256(b"\0".join([path.encode(), *texts])).hexdigest()
 

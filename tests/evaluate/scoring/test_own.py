@@ -76,6 +76,18 @@ def test_an_item_gets_the_function_and_its_source_is_in_the_key(
     assert asked[0].question == asked[2].question
 
 
+@pytest.mark.parametrize("scorer", ["compiled", "builtin"])
+def test_a_scorer_without_python_source_is_refused(
+    module: Path, tmp_path: Path, scorer: str
+) -> None:
+    """What decides its scores could change without another key."""
+    text = "import struct, math\ncompiled = struct.Struct('i').pack\nbuiltin = math.sqrt\n"
+    module.write_text(text)
+    importlib.invalidate_caches()
+    with pytest.raises(UserError, match=f"my_scorers.{scorer} has no Python source"):
+        load({"own": f"my_scorers.{scorer}"})
+
+
 def test_a_file_alone_imports_nothing(module: Path, tmp_path: Path) -> None:
     items = written(tmp_path / "items.jsonl", "my_scorers.short")
     with pytest.raises(UserError, match=r"(?s)items.jsonl:1: .*scorer=.*benchmark.scorers="):
@@ -87,7 +99,7 @@ def test_a_file_alone_imports_nothing(module: Path, tmp_path: Path) -> None:
     [
         ("exact", "my_scorers.short", "exact is a built-in scorer"),
         ("own", "my_scorers.shrt", "no attribute .shrt"),
-        ("own", "my_scorers.Kind", "is no function"),
+        ("own", "my_scorers.Kind", "is not a function"),
     ],
 )
 def test_what_cannot_be_used_is_told(module: Path, name: str, path: str, told: str) -> None:
