@@ -17,6 +17,7 @@ from souping.core.text import safe
 from souping.core.types import Fold, Item, Record, UserError
 from souping.core.unit import Unit
 from souping.evaluate.benchmark import first_items
+from souping.evaluate.identity import fingerprint
 from souping.evaluate.scoring import user_scores
 from souping.pipeline.evaluation import batches_of, records_of, score_missing
 from souping.pipeline.samples import sample
@@ -165,6 +166,7 @@ def show_rehearsal(
         nonempty((answers, similarity(timed.similarity), work_section(timed), time_section(timed)))
     )
     table = {**as_dict(timed), "candidate": name, "fold": fold, "samples": samples}
+    table["evaluator"] = fingerprint(timed.run.evaluator)
     table["items_per_second"] = timed.speeds[""].items_per_second
     write_atomically(timed.run.run_dir / "check.json", as_json(table).encode())
     print(f"saved as check.json in {nearby(timed.run.run_dir)}")
