@@ -24,7 +24,8 @@ from typing import Any
 
 from souping.core.types import Item
 from souping.evaluate.bfcl import BFCL_EVAL_VERSION, Environment, call, find, place_of, records
-from souping.evaluate.bfcl.benchmark import LIVE_ITEMS, SINGLE_TURN, BfclBenchmark
+from souping.evaluate.bfcl.benchmark import BfclBenchmark
+from souping.logs.bfcl import LIVE_ITEMS, SINGLE_TURN
 
 
 def main() -> None:

@@ -107,6 +107,28 @@ def groups_across_tasks(rng: Rng) -> PooledScores:
     return pooled(*(metric(f"t{n}", scores, np.arange(60)) for n, scores in enumerate(draws)))
 
 
+def bfcl_logs(rng: Rng, grouped: bool = True) -> PooledScores:
+    """Three variants of 100 scenarios, and two single-turn tasks that share function documents."""
+    tasks = []
+    for names, units, part in (
+        (("base", "miss_func", "miss_param"), np.arange(100), 0.4),
+        (("simple", "multiple"), np.repeat(np.arange(60), rng.integers(1, 5, 60)), 0.3),
+    ):
+        hard = rng.standard_normal(units.max() + 1)
+        mood = {
+            model: np.sqrt(0.5) * (hard + rng.standard_normal(len(hard))) for model in ("a", "b")
+        }
+        for name in names:
+            scores = {m: right(rng, units.shape, BASE, mood[m][units], part) for m in mood}
+            groups = [f"{names[0]} {unit}" for unit in units] if grouped else None
+            tasks.append(metric(name, scores, groups))
+    return pooled(*tasks)
+
+
+def bfcl_logs_ungrouped(rng: Rng) -> PooledScores:
+    return bfcl_logs(rng, grouped=False)
+
+
 def thirty_items(rng: Rng) -> PooledScores:
     return pooled(metric("t", two(rng, 30)))
 
@@ -149,6 +171,31 @@ def training_runs(rng: Rng) -> PooledScores:
     return pooled(metric("t", scores))
 
 
+def runs_of_models(rng: Rng, runs: tuple[int, int], shift: float = 0.1) -> PooledScores:
+    """Runs that differ by a shift of about 3.5 points and by the noise of single answers."""
+    from scipy.special import ndtri
+
+    hard = rng.standard_normal(300)
+    scores = {}
+    for name, number in zip(("a", "b"), runs, strict=True):
+        mood = np.sqrt(0.5) * (hard + rng.standard_normal(300))
+        answers = np.sqrt(0.9) * mood + np.sqrt(0.1) * rng.standard_normal((number, 1, 300))
+        scores[name] = answers + shift * rng.standard_normal((number, 1, 1)) < ndtri(BASE)
+    return pooled(metric("t", scores))
+
+
+def two_runs(rng: Rng) -> PooledScores:
+    return runs_of_models(rng, (2, 2))
+
+
+def three_runs(rng: Rng) -> PooledScores:
+    return runs_of_models(rng, (3, 3))
+
+
+def two_runs_against_one(rng: Rng) -> PooledScores:
+    return runs_of_models(rng, (2, 1))
+
+
 def missing_answers(rng: Rng) -> PooledScores:
     """Hard items are often left unanswered by b, which its harness counts as wrong."""
     hard = rng.standard_normal(400)
@@ -168,8 +215,10 @@ def five_models(rng: Rng, ahead: float = 0.0) -> PooledScores:
 
 PAIRS: Mapping[str, Callable[[Rng], PooledScores]] = {
     world.__name__.replace("_", " "): world
-    for world in (plain, ties, heavy_groups, groups_across_tasks, thirty_items, rare_successes, fractions,
-                  missing_answers, replicates, many_tasks, training_runs)
+    for world in (plain, ties, heavy_groups, groups_across_tasks, bfcl_logs, bfcl_logs_ungrouped,
+                  thirty_items, rare_successes, fractions,
+                  missing_answers, replicates, many_tasks, training_runs,
+                  two_runs, three_runs, two_runs_against_one)
 }  # fmt: skip
 
 
@@ -278,7 +327,7 @@ def power_of_runs(repetitions: int) -> list[str]:
                 shown += contrast(graded_runs(rng, runs, ratio, gain), "a", "b").low > 0
             spread = "equal variances" if ratio == 1 else f"variances that differ {ratio:.0f} times"
             share = f"{100 * shown / repetitions:.1f} %"
-            lines.append(f"- {runs} training runs a side, {spread}: shown in {share}")
+            lines.append(f"- {runs} runs a side, {spread}: shown in {share}")
     return lines
 
 

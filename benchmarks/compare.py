@@ -1,4 +1,10 @@
-"""Seconds of `souping compare` as a command, for logs of 15,000 items: `python benchmarks/compare.py [--inspect]`.
+"""Seconds of `souping compare` as a command, for logs of 15,000 items.
+
+    python benchmarks/compare.py [--inspect] [--leaderboard mmlu_pro.npz]
+
+`--leaderboard` compares five and all models of a file with `models`, `categories`, `category` [I], `item` [I] and
+`score` [M, I] (1 right, 0 wrong, 2 without a score), written as CSV. For MMLU-Pro, compute it from the answer files
+in `eval_results/` of the GitHub repository TIGER-AI-Lab/MMLU-Pro.
 
 CSV with several kinds of scores (right or wrong in few or many tasks, fractions), logs of lm_eval, and with `--inspect`
 logs that inspect_ai writes. User time of the process tells it apart from other work
@@ -101,6 +107,32 @@ def write_inspect(path: Path, seed: int) -> None:
             log.writestr(name, content)
 
 
+def write_leaderboard(source: Path, folder: Path) -> list[str]:
+    """A CSV per model of a leaderboard; its files."""
+    table = np.load(source)
+    categories = table["categories"][table["category"]].tolist()
+    items = table["item"].tolist()
+    names = []
+    for number, scores in enumerate(table["score"].tolist()):
+        shown = ["" if score == 2 else score for score in scores]
+        names.append(f"m{number}.csv")
+        with (folder / names[-1]).open("w", newline="") as file:
+            writer = csv.writer(file)
+            writer.writerow(("item", "category", "score"))
+            writer.writerows(zip(items, categories, shown, strict=True))
+    return names
+
+
+def time_leaderboard(source: Path) -> None:
+    with tempfile.TemporaryDirectory() as folder:
+        logs = write_leaderboard(source, Path(folder))
+        for number in (5, len(logs)):
+            wall, processor = seconds(Path(folder), logs[:number])
+            print(f"| {number} of {source.stem} | {wall:.1f} | {processor:.2f} |", flush=True)
+    peak = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss
+    print(f"\nPeak memory of the largest: {peak / 1024:.0f} MiB")
+
+
 def seconds(folder: Path, logs: list[str]) -> tuple[float, float]:
     """(wall time, processor time) of the command."""
     before, start = resource.getrusage(resource.RUSAGE_CHILDREN), time.perf_counter()
@@ -112,7 +144,10 @@ def seconds(folder: Path, logs: list[str]) -> tuple[float, float]:
         *(f"{log.partition('.')[0]}={folder / log}" for log in logs),
     ]
     env = {key: value for key, value in os.environ.items() if key != "PYTHONDONTWRITEBYTECODE"}
-    subprocess.run(command, check=True, capture_output=True, env=env)
+    ended = subprocess.run(command, capture_output=True, env=env)
+    # 1 is the verdict that a model is worse
+    if ended.returncode not in (0, 1):
+        raise SystemExit(ended.stderr.decode())
     wall, after = time.perf_counter() - start, resource.getrusage(resource.RUSAGE_CHILDREN)
     return wall, after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
 
@@ -122,6 +157,7 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--inspect", action="store_true", help="also logs of inspect_ai")
+    parser.add_argument("--leaderboard", type=Path, metavar="NPZ")
     options = parser.parse_args()
     cases: dict[str, tuple[int, str, Callable[[Path, int], None]]] = {
         "2 CSV, 5 tasks": (2, ".csv", partial(write_csv, tasks=5)),
@@ -140,6 +176,8 @@ def main() -> None:
                 write(Path(folder) / log, n + 1)
             wall, processor = min(seconds(Path(folder), logs) for _ in range(3))
             print(f"| {name} | {wall:.1f} | {processor:.2f} |", flush=True)
+    if options.leaderboard:
+        time_leaderboard(options.leaderboard)
 
 
 if __name__ == "__main__":

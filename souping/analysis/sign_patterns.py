@@ -8,7 +8,7 @@ Shape legend: G groups, R distinct rows, F columns of a row, H strata, D sign pa
 
 from __future__ import annotations
 
-from math import comb
+from functools import lru_cache
 
 import numpy as np
 
@@ -66,16 +66,23 @@ def every_pattern(number: IntArray) -> tuple[IntArray, FloatArray]:
     return plus, np.prod(chances, axis=0)
 
 
+@lru_cache(maxsize=2000)
 def _heads_distribution(coins: int) -> FloatArray:
     """Probabilities of 0, 1, .. heads of so many fair coins."""
     # The counts of more coins exceed the largest float.
     if coins <= 1000:
-        return np.array([comb(coins, heads) / 2.0**coins for heads in range(coins + 1)])
-    heads = np.arange(1, coins + 1)
-    log_odds = np.log((coins + 1 - heads) / heads)  # of so many heads against one fewer
+        chances = []
+        # C(n, k + 1) = C(n, k) (n - k) / (k + 1), in whole numbers
+        ways = 1
+        for heads in range(coins + 1):
+            chances.append(ways / 2.0**coins)
+            ways = ways * (coins - heads) // (heads + 1)
+        return np.array(chances)
+    counts = np.arange(1, coins + 1)
+    log_odds = np.log((coins + 1 - counts) / counts)  # of so many heads against one fewer
     log_ways = np.concatenate([[0.0], np.cumsum(log_odds)])
-    ways: FloatArray = np.exp(log_ways - log_ways.max())
-    return np.array(ways / ways.sum())
+    scaled: FloatArray = np.exp(log_ways - log_ways.max())
+    return np.array(scaled / scaled.sum())
 
 
 # ---------------------------------------------------------------- random patterns
@@ -103,7 +110,7 @@ def _draw_by_row(
     rng: np.random.Generator,
 ) -> FloatArray:
     """Draw how many groups of each row have a positive sign, a chunk of patterns at a time."""
-    cumulative = {int(n): np.cumsum(_heads_distribution(int(n))) for n in np.unique(number)}
+    cumulative = {n: np.cumsum(_heads_distribution(n)) for n in set(number.tolist())}
     chunk = max(1, SIGNS_AT_A_TIME // len(number))
     sums = []
     for start in range(0, draws, chunk):

@@ -35,6 +35,7 @@ class Comparison:
     """a minus b on the objective (inner scores) with its interval at `level` and two-sided p-value.
 
     The interval excludes 0 just where `p_value`, uncorrected, is below 1 - level.
+        del table["run_share"]
     """
 
     a: str
@@ -55,12 +56,12 @@ class Comparison:
     step: float = 0.0
     # Degrees of freedom of a difference of training runs.
     degrees: float = math.inf
+    run_share: float = 1.0
 
     def raw(self, unit: Unit) -> dict[str, Any]:
         """The fields of a `PairedDifference`."""
         table = asdict(self)
-        del table["step"]
-        del table["degrees"]
+        del table["step"], table["degrees"], table["run_share"]
         return unit.raw_table(table)
 
 
@@ -291,34 +292,37 @@ def detectable(comparison: Comparison) -> float:
     Of a few discordant items, the test can only reject at the next whole one: the continuity correction is half a step.
     """
     half_width = (comparison.high - comparison.low) / 2
-    quantile, needed = _errors_for_power(comparison.level, comparison.degrees)
+    quantile, needed = errors_for_power(comparison.level, comparison.degrees, comparison.run_share)
     return needed * half_width / quantile + comparison.step
 
 
-def _errors_for_power(level: float, degrees: float) -> tuple[float, float]:
+def errors_for_power(level: float, degrees: float, run_share: float = 1.0) -> tuple[float, float]:
     """(standard errors that an interval reaches, those of a true difference that has 80 % power).
 
-    With few degrees of freedom the error is itself uncertain: if it came out s times too large, k errors are a true
-    difference of k s, which a noncentral t shows. The power is that on average over s^2 ~ chi^2 / degrees.
+    Of the variance, `run_share` was estimated from few runs (`BanerjeeReach`). If that part came out s^2 times too
+    large, and comes out u^2 times too large in the comparison that is planned, an interval reaches
+    sqrt(z^2 (1 - share) + t^2 share u^2 / s^2). The power is that on average over s^2 and u^2 ~ chi^2 / degrees.
     """
+    z = NORMAL.inv_cdf((1 + level) / 2)
     if degrees > MANY_DEGREES:
-        quantile = NORMAL.inv_cdf((1 + level) / 2)
-        return quantile, quantile + NORMAL.inv_cdf(POWER)
-    from scipy.special import chdtri, nctdtr, stdtrit
+        return z, z + NORMAL.inv_cdf(POWER)
+    from scipy.special import chdtri, ndtr, stdtrit
 
-    quantile = float(stdtrit(degrees, (1 + level) / 2))
+    t = float(stdtrit(degrees, (1 + level) / 2))
     tails = (np.arange(FUTURE_ERRORS) + 0.5) / FUTURE_ERRORS
-    s = np.sqrt(chdtri(degrees, tails) / degrees)
+    squares = chdtri(degrees, tails) / degrees
+    true_runs = run_share / squares[:, None]
+    reaches = np.sqrt(z**2 * (1 - run_share) + t**2 * true_runs * squares)
+    errors = np.sqrt(1 - run_share + true_runs)
     low = 0.0
-    high = 100 * quantile
-    for _ in range(POWER_HALVINGS):
+    high = 100 * t
+    for _ in range(24):
         k = (low + high) / 2
-        power = np.mean(1 - nctdtr(degrees, k * s, quantile))
-        if power < POWER:
+        if np.mean(ndtr((k - reaches) / errors)) < POWER:
             low = k
         else:
             high = k
-    return quantile, high
+    return math.sqrt(z**2 * (1 - run_share) + t**2 * run_share), high
 
 
 VerdictClaim = Literal[

@@ -27,7 +27,7 @@ PAGES = ("report.html", "report.md")
 TABLE = "compare.json"
 EPILOG = """\
 A LOG is a run of souping, an output folder of lm_eval, a BFCL project, a log of inspect_ai, or CSV or JSONL with the
-columns item, category, score. NAME=LOG,LOG,LOG are training runs of one recipe.
+columns item, category, score. NAME=LOG,LOG are runs of one model, or trainings of one recipe.
 exit status: 0; 1 if a deciding row has a verdict of --fail-on; 2 if logs are damaged or may not be compared
 """
 
@@ -113,7 +113,9 @@ def _logs(words: Sequence[str]) -> dict[str, LogSource | list[LogSource]]:
         if not name or not sources:
             raise UserError(f"{safe(word)}: write NAME=LOG")
         if name in logs:
-            raise UserError(f"{safe(name)}= is given twice: several training runs are NAME=LOG,LOG")
+            raise UserError(
+                f"{safe(name)}= is given twice: several runs of one model are NAME=LOG,LOG"
+            )
         if Path(sources).exists():
             logs[name] = [sources]
         else:
@@ -154,11 +156,9 @@ def _parser() -> argparse.ArgumentParser:
         help=f"{', '.join(AVERAGES)}, or a JSON file {{task: weight}}",
     )
     add(
-        "--group",
-        default="",
-        metavar="FIELD",
-        help="field of the documents, or column, that items share",
+        "--group", default="", metavar="FIELD", help="field of documents or column that items share"
     )
+    add("--category", default="", metavar="FIELD", help="field or column that splits the one task")
     add(
         "--looks",
         type=positive,

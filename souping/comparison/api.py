@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from itertools import combinations
+from itertools import chain, combinations
 from pathlib import Path
 from typing import Annotated
 
@@ -18,21 +18,23 @@ from souping.analysis.nested import ZERO_DIFFERENCE
 from souping.analysis.sign_flip import ALPHA
 from souping.comparison.estimate import VarianceParts, contrast, variance_parts
 from souping.comparison.looks import looks_of
-from souping.comparison.pooled import PooledScores, task_weights
-from souping.comparison.result import CompareResult, Difference, Flip, RowVerdict
+from souping.comparison.pooled import SCORE, PooledScores, task_weights
+from souping.comparison.result import CompareResult, Difference, Flip, RowVerdict, RunNoise
 from souping.comparison.row_tests import RowTest, judge
 from souping.comparison.rows import RowScores, is_scored, rows_of
 from souping.comparison.several import JointFlips, best_models, step_down
 from souping.comparison.verdict import FAIL_ON, Margin, Policy, Word, read_policy
 from souping.core.fields import Count, check_arguments, load, pick
 from souping.core.files import expanded
+from souping.core.text import listed
 from souping.core.types import Names, UserError
+from souping.logs.bfcl import VERSION, categories_of, overall, shares_of
 from souping.logs.match import Matched, MatchedMetric, matched
 from souping.logs.records import Log, LoggedAnswer
 from souping.logs.sources import read
 from souping.logs.tables import Frame
 
-AVERAGES = ("task", "item", "leaf")
+AVERAGES = ("task", "item", "leaf", "bfcl")
 WARN_CUT = 0.02
 FEW_GROUPS = 30
 LogSource = str | Path | Frame
@@ -47,6 +49,7 @@ def compare(
     policy: str | Path | None = None,
     average: str = "task",
     group: str = "",
+    category: str = "",
     looks: Count = 1,
     pass_at: Annotated[int, Interval(ge=0)] = 0,
     same_prompts: bool = False,
@@ -57,11 +60,14 @@ def compare(
     """Compare evaluation logs with the first of them, or with the `baseline`.
 
     Args:
-        logs: {name: log}, or {name: [log, ...]} for several training runs of one recipe.
+        logs: {name: log}, or {name: [log, ...]} for several runs of one model, or trainings of one
+            recipe.
         margin: a loss in points that does not matter.
         policy: TOML file with margins and critical tasks.
-        average: over `task`s that were asked for, `item`s or `leaf` tasks, or a JSON file {task: weight}.
+        average: over `task`s that were asked for, `item`s or `leaf` tasks, `bfcl` for BFCL's overall accuracy, or a
+            JSON file {task: weight}.
         group: field of the documents, or column, that items share.
+        category: field of the documents, or column, by whose values the one task of the logs is split.
         looks: number of this comparison on these items. Runs of souping have it from their store.
         pass_at: k, to score an item by pass@k instead of the mean of its answers.
         same_prompts: refuse logs whose prompts, as they were sent, differ.
@@ -74,30 +80,53 @@ def compare(
     """
     arguments = {"margin": margin, "looks": looks, "pass_at": pass_at, "fail_on": fail_on}
     check_arguments(compare, arguments | {"lower_is_better": lower_is_better})
-    model_logs = _read(logs, baseline, group, lower_is_better)
+    model_logs = _read(logs, baseline, group, category, lower_is_better)
     gate = _gate(margin, policy)
     file_weights = _file_weights(average)
     common = matched(model_logs, same_prompts=same_prompts)
-    weights = task_weights(common, average, file_weights)
+    base_log = next(iter(model_logs.values()))[0]
+    if average == "bfcl":
+        weights = task_weights(common, average, _bfcl_weights(base_log, common))
+    else:
+        weights = task_weights(common, average, file_weights)
     rows = _checked_rows(common, weights, pass_at, gate)
-    settings = [average, file_weights, group, pass_at, gate.description]
+    fields = f"{group} {category}".rstrip()
+    settings = [average, file_weights, fields, pass_at, gate.description]
     looks, factor, notes = looks_of(model_logs, common, weights, settings, store, looks)
-    models = tuple(model_logs)
+    notes.extend(_formula(base_log, common, average))
+    name = "file" if file_weights is not None else average
+    return _result(model_logs, common, rows, gate, fail_on, name, looks, factor, notes)
+
+
+def _result(
+    logs: Mapping[str, Sequence[Log]],
+    common: Matched,
+    rows: Sequence[RowScores],
+    gate: Policy,
+    fail_on: Sequence[Word],
+    average: str,
+    looks: int,
+    factor: float,
+    notes: Sequence[str],
+) -> CompareResult:
+    """All that the rows show."""
+    models = tuple(logs)
     pooled = rows[0].pooled
     tests, best, pairs = _several(pooled, models, ALPHA / factor)
     verdicts = _all_verdicts(rows, models, gate, tests, factor)
     return CompareResult(
         baseline=models[0],
         models=models,
-        average="file" if file_weights is not None else average,
+        average=average,
         looks=looks,
         status=_status(verdicts, fail_on),
         verdicts=tuple(verdicts),
         variance=_variances(pooled, models),
+        runs=tuple(_run_noises(rows[0], verdicts)),
         best=best,
         pairs=pairs,
-        flips=tuple(_flips(common, models, model_logs)),
-        warnings=(*common.notes, *notes, *_warnings(common, weights, verdicts, pooled)),
+        flips=tuple(_flips(common, models, logs)),
+        warnings=(*common.notes, *notes, *_warnings(logs, common, verdicts, pooled)),
     )
 
 
@@ -114,6 +143,41 @@ def _file_weights(average: str) -> dict[str, float] | None:
         return None
     weights: dict[str, float] = load(expanded(average), dict[str, float], "average")
     return weights
+
+
+def _bfcl_weights(log: Log, common: Matched) -> dict[str, float]:
+    """Weights of the categories in the overall accuracy of the version that wrote the log."""
+    if log.harness != "bfcl":
+        raise UserError(
+            f"--average bfcl: {log.path} is no log of bfcl-eval: use task, leaf or item"
+        )
+    sizes = {task: float(len(metrics[0].items)) for task, metrics in common.metrics.items()}
+    return shares_of(overall(_bfcl_version(log), sizes), sizes)
+
+
+def _bfcl_version(log: Log) -> str:
+    return next(iter(log.tasks.values())).settings[VERSION]
+
+
+def _formula(log: Log, common: Matched, average: str) -> Iterator[str]:
+    """Whose average this is, where the benchmark has one of its own."""
+    if average == "task":
+        for group in common.groups.values():
+            if group.name in common.requested and log.harness == "lm_eval":
+                over = "items" if group.weight_by_size else "tasks"
+                yield f"{group.name} is the mean over its {over}, as lm_eval has it."
+    if log.harness != "bfcl":
+        return
+    version = _bfcl_version(log)
+    if average != "bfcl":
+        yield f"The average is not BFCL's overall accuracy: --average bfcl weighs as BFCL {version} does."
+        return
+    absent = [name for name in categories_of(overall(version)) if name not in common.metrics]
+    if absent:
+        yield (
+            f"The average is BFCL {version}'s overall accuracy without {listed(absent)}. Their weight goes to the "
+            "others of their part; bfcl-eval counts them as 0."
+        )
 
 
 def _all_verdicts(
@@ -135,6 +199,25 @@ def _status(verdicts: Sequence[RowVerdict], fail_on: Sequence[Word]) -> int:
     return int(any(row.decides and row.verdict in fail_on for row in verdicts))
 
 
+def _run_noises(headline: RowScores, verdicts: Sequence[RowVerdict]) -> Iterator[RunNoise]:
+    """How far the runs of each model differ that has several."""
+    pooled = headline.pooled.scored()
+    differences = {row.model: row.difference for row in verdicts if row.kind == "average"}
+    for model, values in pooled.values.items():
+        scores = values[SCORE]
+        if len(scores) < 2:
+            continue
+        means = [pooled.mean(run[None]) for run in scores]
+        flipped = [np.abs(a - b) > ZERO_DIFFERENCE for a, b in combinations(scores, 2)]
+        yield RunNoise(
+            model=model,
+            runs=len(scores),
+            flipped=float(np.mean(flipped)),
+            spread=max(means) - min(means),
+            difference=differences.get(model),
+        )
+
+
 def _variances(pooled: PooledScores, models: Sequence[str]) -> dict[str, VarianceParts]:
     scored = pooled.scored()
     return {model: variance_parts(scored, model, models[0]) for model in models[1:]}
@@ -144,6 +227,7 @@ def _read(
     logs: Mapping[str, LogSource | list[LogSource]],
     baseline: str | None,
     group: str,
+    category: str,
     lower: Sequence[str],
 ) -> dict[str, list[Log]]:
     """The logs of each model, the baseline first."""
@@ -161,7 +245,7 @@ def _read(
     for name in dict.fromkeys((base, *logs)):
         model_logs[name] = []
         for source in sources[name]:
-            model_logs[name].extend(read(source, group=group, lower=lower))
+            model_logs[name].extend(read(source, group=group, category=category, lower=lower))
     return model_logs
 
 
@@ -176,8 +260,9 @@ def _several(
     for a, b in combinations(models, 2):
         comparison = contrast(pooled, a, b)
         pairs[a][b] = (comparison.difference, comparison.low, comparison.high)
-    tests = step_down(JointFlips.of(pooled, models), alpha)
-    return tests, best_models(pooled, models, alpha), pairs
+    flips = JointFlips.of(pooled, models)
+    tests = step_down(flips, alpha)
+    return tests, best_models(pooled, models, alpha, flips), pairs
 
 
 def _checked_rows(
@@ -237,10 +322,10 @@ def _first_answers(log: Log, metric: MatchedMetric) -> Mapping[str, LoggedAnswer
     return {answer.item: answer for answer in reversed(answers)}
 
 
-def _unaveraged(common: Matched, weights: Mapping[str, float]) -> Iterator[str]:
+def _unaveraged(common: Matched, averaged: Names) -> Iterator[str]:
     """Tasks that are not in the average, and the harness's own figures where there is nothing else."""
     for task, metrics in common.metrics.items():
-        if task not in weights and not metrics[0].is_mean:
+        if task not in averaged and not metrics[0].is_mean:
             yield f"{task} is not averaged: {metrics[0].metric} is not a mean of scores from 0 to 1."
         for metric in metrics:
             if is_scored(metric):
@@ -255,19 +340,22 @@ def _unaveraged(common: Matched, weights: Mapping[str, float]) -> Iterator[str]:
 
 
 def _warnings(
+    logs: Mapping[str, Sequence[Log]],
     common: Matched,
-    weights: Mapping[str, float],
     verdicts: Sequence[RowVerdict],
     pooled: PooledScores,
 ) -> Iterator[str]:
     """What limits the comparison, in plain words."""
-    yield from _unaveraged(common, weights)
+    yield from _unaveraged(common, pooled.names)
     runs = {name: values.shape[1] for name, values in pooled.values.items()}
     if max(runs.values()) == 1:
-        yield "One training run per model: these two checkpoints; another seed may differ by more."
+        what = "another run, or a model trained with another seed,"
+        if len({log.model for log in chain.from_iterable(logs.values())}) == 1:
+            what = "another run of this model"
+        yield f"One run per model: {what} may differ by more (several runs: NAME=LOG,LOG)."
     elif min(runs.values()) == 1:
         single = ", ".join(name for name, number in runs.items() if number == 1)
-        yield f"{single}: one training run. Its variance between runs is taken from the other models."
+        yield f"{single}: one run. Its variance between runs is taken from the other models."
     headline = verdicts[0]
     if headline.groups == headline.items:
         yield "Every item counts as independent: name what belongs together with --group FIELD."

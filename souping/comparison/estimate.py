@@ -1,6 +1,6 @@
 """Difference of two models: the test of their weighted mean, and what its variance comes from.
 
-Shape legend: R training runs, I items.
+Shape legend: R runs, I items.
 """
 
 from __future__ import annotations
@@ -11,10 +11,18 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from souping.analysis.nested import NestedIntervals, StudentReach, UnseenMargins
+from souping.analysis.nested import BanerjeeReach, NestedIntervals, UnseenMargins
 from souping.analysis.sign_flip import ALPHA
 from souping.analysis.sign_patterns import SIGN_DRAWS
-from souping.analysis.significance import Comparison, bound_of, bounded, compare
+from souping.analysis.significance import (
+    Comparison,
+    bound_of,
+    bounded,
+    compare,
+    detectable,
+    errors_for_power,
+    items_for,
+)
 from souping.comparison.pooled import BEST, NOISE, SCORE, WORST, PooledScores, finite
 from souping.core.types import FloatArray
 
@@ -67,7 +75,7 @@ def _contrast_at(
     scores_a = pooled.values[a][row_a]
     scores_b = pooled.values[b][row_b]
     if len(scores_a) > 1 or len(scores_b) > 1:
-        return recipes(pooled, a, b, scores_a, scores_b, tests)
+        return _over_runs(pooled, a, b, scores_a, scores_b, tests)
     return compare(
         a,
         b,
@@ -82,7 +90,7 @@ def _contrast_at(
     )
 
 
-def recipes(
+def _over_runs(
     pooled: PooledScores,
     a: str,
     b: str,
@@ -90,11 +98,10 @@ def recipes(
     scores_b: FloatArray,
     tests: float = 1,
 ) -> Comparison:
-    """Recipe a minus recipe b from several training runs, scores [R, I] each.
+    """Model a minus model b from several runs, scores [R, I] each.
 
     The variance of the difference is that of items plus that of run means less what both count,
-    never below the larger of the two; the interval is Student's with Satterthwaite's degrees of
-    freedom, widened as all are (`nested`).
+    never below the larger of the two; the interval is Banerjee's, widened as all are (`nested`).
     """
 
     mean_a = scores_a.mean(axis=0)
@@ -120,7 +127,13 @@ def recipes(
     differences = pooled.paired(mean_a, mean_b)
     intervals = NestedIntervals(
         total=comparison.difference,
-        reaches=[StudentReach(error=error, degrees=variance.degrees)],
+        reaches=[
+            BanerjeeReach(
+                items=variance.total - variance.run_means,
+                runs=variance.run_means,
+                degrees=variance.degrees,
+            )
+        ],
         margins=UnseenMargins.of(differences),
         bound=bound_of(differences, mean_a, mean_b),
     )
@@ -130,9 +143,10 @@ def recipes(
         low=low,
         high=high,
         p_value=intervals.p_value(),
-        test=f"t over items and training runs, {variance.degrees:.1f} degrees of freedom",
+        test=f"t over items and runs, {variance.degrees:.1f} degrees of freedom",
         step=0.0,
         degrees=variance.degrees,
+        run_share=variance.run_means / variance.total,
     )
 
 
@@ -150,9 +164,11 @@ class VarianceParts:
     answers: float | None
     """part of sampled answers; needs several answers per item"""
     runs: float | None
-    """part of training runs; needs several runs of a recipe"""
+    """part of runs, beyond the noise of their answers; needs several runs of a model"""
     degrees: float
-    """degrees of freedom; null if there is one run per model"""
+    """degrees of freedom of `run_means`; null if there is one run per model"""
+    run_means: float = 0.0
+    """variance of the difference of the run means, the noise of their answers included"""
 
 
 def variance_parts(pooled: PooledScores, a: str, b: str) -> VarianceParts:
@@ -200,15 +216,14 @@ def split_variance(
         squares += (run_variance * share) ** 2 / (len(scores) - 1)
     total = max(over_items, over_runs, over_items + over_runs - overlap)
 
-    # Satterthwaite's degrees of freedom.
-    item_degrees = max(1, len(differences.sums) - differences.strata)
-    squares = over_items**2 / item_degrees + squares
     return VarianceParts(
         total=total,
         items=items,
         answers=answers,
         runs=max(0.0, over_runs - overlap),
-        degrees=total**2 / squares if squares else math.inf,
+        # Satterthwaite's, over the two sides.
+        degrees=over_runs**2 / squares if squares else math.inf,
+        run_means=over_runs,
     )
 
 
@@ -232,3 +247,64 @@ def _between_runs(pooled: PooledScores, scores: FloatArray) -> tuple[float, floa
         grouped = pooled.paired(deviations, np.zeros_like(deviations))
         item_part += float(grouped.variances().sum())
     return float(means.var(ddof=1)), item_part / (len(scores) - 1)
+
+
+# ---------------------------------------------------------------- power
+
+
+MOST_TIMES = 2.0**40
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunPower:
+    """The true difference that has 80 % power here, with one more run of each model, or on more items."""
+
+    comparison: Comparison
+    parts: VarianceParts
+    runs: tuple[int, int]  # of the two models
+
+    def detectable(self, more_runs: int = 0, times_items: float = 1.0) -> float:
+        """With so many more runs of each model, on so many times as many items.
+
+        More runs shrink the variance of run means and tell it better; more items shrink all but
+        the part of runs.
+        """
+        now = detectable(self.comparison)
+        if math.isinf(self.comparison.degrees):
+            return now / math.sqrt(times_items)
+        parts = self.parts
+        over_items = (parts.total - parts.run_means) / times_items
+        shift = min(parts.runs or 0.0, parts.run_means)
+        over_runs = shift + (parts.run_means - shift) / times_items
+        over_runs *= self._per_run(more_runs) / self._per_run(0)
+        total = over_items + over_runs
+        degrees = self.comparison.degrees + more_runs * len(self.runs)
+        _, errors = errors_for_power(self.comparison.level, degrees, over_runs / total)
+        _, errors_now = errors_for_power(
+            self.comparison.level, self.comparison.degrees, self.comparison.run_share
+        )
+        return now * errors / errors_now * math.sqrt(total / parts.total)
+
+    def _per_run(self, more_runs: int) -> float:
+        return sum(1 / (runs + more_runs) for runs in self.runs)
+
+    def items_for(self, margin: float) -> int | None:
+        """Items on which a difference of the margin has 80 % power; None if runs are the limit."""
+        if math.isinf(self.comparison.degrees):
+            return items_for(self.comparison, margin)
+        low = 1 / MOST_TIMES
+        high = MOST_TIMES
+        if self.detectable(times_items=high) > margin:
+            return None
+        for _ in range(40):
+            times = math.sqrt(low * high)
+            if self.detectable(times_items=times) > margin:
+                low = times
+            else:
+                high = times
+        return math.ceil(self.comparison.n * high)
+
+
+def power_of(pooled: PooledScores, a: str, b: str, comparison: Comparison) -> RunPower:
+    runs = (pooled.values[a].shape[1], pooled.values[b].shape[1])
+    return RunPower(comparison=comparison, parts=variance_parts(pooled.scored(), a, b), runs=runs)

@@ -1,6 +1,6 @@
 """Scores of all models on the items of several tasks, and the tasks' weights in their mean.
 
-Shape legend: R training runs, P answers of an item (replicates), I items, C tasks, M models.
+Shape legend: R runs, P answers of an item (replicates), I items, C tasks, M models.
 """
 
 from __future__ import annotations

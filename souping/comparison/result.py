@@ -6,6 +6,7 @@ The fields of the dataclasses are the schema of `compare.json`. Whatever comes f
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, field, replace
 from io import StringIO
@@ -17,7 +18,7 @@ from souping.comparison.estimate import VarianceParts
 from souping.comparison.verdict import Word
 from souping.core.reading import to_json
 from souping.core.text import confidence, minus
-from souping.core.types import Names, frozen
+from souping.core.types import Names, UserError, frozen
 from souping.core.unit import POINTS
 from souping.report.format import escape_html, p_value, short
 from souping.report.render import document, section_html, show_sheet
@@ -90,10 +91,30 @@ class RowVerdict:
     """whether the exit status depends on it"""
     detectable: float
     """smallest true difference with 80 % power"""
+    detectable_one_more_run: float | None
+    """the same with one more run of each model; null if there is one run per model"""
+    detectable_twice_items: float | None
+    """the same on twice as many items; null if there is one run per model"""
     items_needed: int | None
-    """items with which a difference of the margin has 80 % power"""
+    """items with which a difference of the margin has 80 % power; null if more runs are needed instead"""
     missing: int
     """items of both models with an answer that was requested and not scored"""
+
+
+@frozen
+class RunNoise:
+    """How much several runs of one model differ among themselves: the noise floor of its differences."""
+
+    model: str
+    """name of the model"""
+    runs: int
+    """number of its runs"""
+    flipped: float
+    """share of items with different scores in two of its runs, the mean over pairs of runs"""
+    spread: float
+    """largest difference of its average between two runs"""
+    difference: float | None
+    """difference of its average to the baseline's, null for the baseline"""
 
 
 @frozen
@@ -136,6 +157,8 @@ class CompareResult:
     """rows of every model but the baseline"""
     variance: Mapping[str, VarianceParts]
     """{model: variance of its headline difference}"""
+    runs: tuple[RunNoise, ...]
+    """models with several runs"""
     best: Names
     """models among which the best one is in 95 % of comparisons"""
     pairs: Mapping[str, Mapping[str, Difference]]
@@ -167,8 +190,10 @@ class CompareResult:
 
     def frame(self) -> DataFrame:
         """The verdicts as a pandas DataFrame."""
-        from pandas import DataFrame
-
+        try:
+            from pandas import DataFrame
+        except ImportError:
+            raise UserError("frame() needs pandas", fix="pip install pandas") from None
         return DataFrame([asdict(row) for row in self.verdicts])
 
     def __repr__(self) -> str:
@@ -189,6 +214,9 @@ def sections(result: CompareResult, flips: int = 0) -> list[Section]:
     """What every page shows: a section for each model, all pairs of models, notes, and so many flips of each model."""
     models = result.models[1:]
     sheet: list[Section | None] = [_model(result, model) for model in models]
+    if result.runs:
+        lines = tuple(_run_noise(result, noise) for noise in result.runs)
+        sheet.append(Section("Runs of one model", lines))
     if result.pairs:
         sheet.append(_pairs(result))
     sheet.append(Section("Notes", result.warnings))
@@ -212,6 +240,11 @@ def _model(result: CompareResult, model: str) -> Section:
         )
 
     cells = [_cells(row) for row in rows]
+    metrics = {cell["metric"] for cell in cells} - {""}
+    if len(metrics) == 1:
+        lines.append(f"Metric: {metrics.pop()}.")
+        for cell in cells:
+            cell["metric"] = ""
     columns = [name for name in cells[0] if any(map(itemgetter(name), cells))]
     header = {"base": result.baseline, "mean": model, "name": ""}
     table = grid(
@@ -231,11 +264,24 @@ def _variance_shares(variance: VarianceParts) -> list[str]:
     for name, part in (
         ("items", variance.items),
         ("their answers", variance.answers),
-        ("training runs", variance.runs),
+        ("runs", variance.runs),
     ):
         if part is not None:
             shares.append(f"{100 * part / variance.total:.0f} % {name}")
     return shares
+
+
+def _run_noise(result: CompareResult, noise: RunNoise) -> str:
+    """How far runs of a model differ, beside its difference to the baseline."""
+    row = result.verdicts[0]
+    between = (
+        f"{noise.model}: {noise.runs} runs. Two of them differ in {100 * noise.flipped:.1f} % of the items, "
+        f"and their averages by up to {_points(row, noise.spread)}"
+    )
+    if noise.difference is None:
+        return f"{between}."
+    difference = _points(row, noise.difference, True)
+    return f"{between}; the difference to {result.baseline} is {difference}."
 
 
 def _pairs(result: CompareResult) -> Section:
@@ -250,7 +296,8 @@ def _pairs(result: CompareResult) -> Section:
             cell = ""
             if column in differences:
                 difference, low, high = differences[column]
-                cell = f"{amount(headline, difference, True)} [{_limits(headline, low, high)}]"
+                shown = _difference(headline, difference, low, high)
+                cell = f"{shown} [{_limits(headline, low, high)}]"
             cells.append(cell)
         rows.append(cells)
     return Section("All pairs, without correction", (line,), grids=(grid(["", *columns], rows),))
@@ -281,7 +328,9 @@ def _cells(row: RowVerdict) -> dict[str, str | TableCell]:
         "items": f"{row.items:,}",
         "base": amount(row, row.base),
         "mean": amount(row, row.mean),
-        "difference": TableCell(amount(row, row.difference, True), _limits(row, row.low, row.high)),
+        "difference": TableCell(
+            _difference(row, row.difference, row.low, row.high), _limits(row, row.low, row.high)
+        ),
         "p": p_value(row.p_value),
         "margin": amount(row, row.margin),
         "verdict": f"{row.verdict}: {row.reason}" if row.reason else row.verdict,
@@ -301,7 +350,16 @@ def _limits(row: RowVerdict, low: float, high: float, middle: str = ", ") -> str
     """Limits of a difference; in points they show on which side of 0 they are, however near."""
     if row.fraction:
         return f"{POINTS.end(low, True)}{middle}{POINTS.end(high, True)}"
-    return f"{amount(row, low, True)}{middle}{amount(row, high, True)}"
+    return f"{_difference(row, low, low, high)}{middle}{_difference(row, high, low, high)}"
+
+
+def _difference(row: RowVerdict, value: float, low: float, high: float) -> str:
+    """A difference or a limit, with the digits that an interval of this width deserves: two of its width."""
+    width = high - low
+    if row.fraction or not 0 < width < math.inf:
+        return amount(row, value, True)
+    digits = max(0, 1 - math.floor(math.log10(width)))
+    return minus(format(value + 0.0, f"+.{digits}f"))
 
 
 def _unit(row: RowVerdict) -> str:
@@ -327,7 +385,7 @@ def sentence(row: RowVerdict) -> str:
     p = p_value(row.p_value)
     equals = "" if p.startswith("<") else "= "
     interval = f"{confidence(row.level)} interval {_limits(row, row.low, row.high, ' to ')}"
-    difference = _points(row, row.difference, True)
+    difference = f"{_difference(row, row.difference, row.low, row.high)} {_unit(row)}"
     return f"{verdict}. Difference {difference} ({interval}, p {equals}{p})."
 
 
@@ -337,9 +395,17 @@ def power_sentence(row: RowVerdict) -> str:
         return f"{row.items:,} items cannot show any difference with 80 % power."
     least = _points(row, row.detectable)
     power = f"A true difference of {least} has 80 % power here"
-    if row.margin is None or row.items_needed is None:
+    if row.detectable_one_more_run is not None:
+        more_run = _points(row, row.detectable_one_more_run)
+        more_items = _points(row, row.detectable_twice_items)
+        power = (
+            f"{power} ({more_run} with one more run of each model, {more_items} on twice the items)"
+        )
+    if row.margin is None:
         return f"{power}, and so has a margin of {least} if both are equal."
     margin = _points(row, row.margin)
+    if row.items_needed is None:
+        return f"{power}. No number of items is enough for the margin of {margin}: add runs."
     needed = items_in_words(row.items_needed)
     return f"{power}. The margin of {margin} needs {needed} items; there are {row.items:,}."
 

@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 from functools import cache
 from typing import Literal
 
-from souping.analysis.significance import Comparison, detectable, items_for
+from souping.analysis.significance import Comparison
 from souping.comparison import estimate
 from souping.comparison.pooled import BEST, SCORE, WORST
 from souping.comparison.result import RowVerdict
@@ -130,6 +130,8 @@ def _row_verdict(
         high = -comparison.low
     base, mean = test.means()
     word, reason = verdict
+    power = estimate.power_of(row.pooled, test.model, test.baseline, comparison)
+    several_runs = math.isfinite(comparison.degrees)
     return RowVerdict(
         model=test.model,
         baseline=test.baseline,
@@ -154,8 +156,10 @@ def _row_verdict(
         reason=reason,
         margin=margin,
         decides=decides,
-        detectable=detectable(comparison),
-        items_needed=items_for(comparison, margin) if margin else None,
+        detectable=power.detectable(),
+        detectable_one_more_run=power.detectable(more_runs=1) if several_runs else None,
+        detectable_twice_items=power.detectable(times_items=2) if several_runs else None,
+        items_needed=power.items_for(margin) if margin else None,
         missing=test.missing,
     )
 

@@ -3,7 +3,7 @@
 All models meet the same sign patterns of the groups, so the correction for several tests knows how
 their differences hang together.
 
-Shape legend: D sign patterns, G groups, H strata, I items, M models, R training runs.
+Shape legend: D sign patterns, G groups, H strata, I items, M models, R runs.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ class JointFlips:
     sums: FloatArray  # [D, H, M]
     squares: FloatArray  # [H, M, M] the groups' squared differences of two models
     sizes: FloatArray  # [H]
-    extra: FloatArray  # [M, M] variance between training runs, which sign flips do not show
+    extra: FloatArray  # [M, M] variance between runs, which sign flips do not show
 
     @classmethod
     def of(
@@ -78,7 +78,7 @@ class JointFlips:
 
 
 def _run_variances(pooled: PooledScores, scores: Sequence[FloatArray]) -> FloatArray:
-    """Variance between training runs of every difference, [M, M], by scores [R, I] of each model."""
+    """Variance between runs of every difference, [M, M], by scores [R, I] of each model."""
     extra = np.zeros((len(scores), len(scores)))
     for i, j in combinations(range(len(scores)), 2):
         variance = split_variance(pooled, scores[i], scores[j])
@@ -111,17 +111,26 @@ def step_down(flips: JointFlips, alpha: float) -> list[float]:
     return needed.tolist()
 
 
-def best_models(pooled: PooledScores, models: Sequence[str], alpha: float) -> tuple[str, ...]:
-    """Models that may be the best one; each is favoured in turn where answers are missing."""
-    if not any(has_missing(pooled, model, model) for model in models):
-        best = best_set(JointFlips.of(pooled, models), alpha)
-        return tuple(models[n] for n in best)
-    best_names = []
-    for number, model in enumerate(models):
+def best_models(
+    pooled: PooledScores, models: Sequence[str], alpha: float, flips: JointFlips
+) -> tuple[str, ...]:
+    """Models that may be the best one; each is favoured in turn where answers are missing.
+
+    `flips` are those of all models, none of them favoured.
+    """
+    gaps = [model for model in models if has_missing(pooled, model, model)]
+    complete = [model for model in models if model not in gaps]
+    if gaps and complete:
+        # Whichever of the complete ones is favoured, the scores are the same.
+        flips = JointFlips.of(pooled, models, favoured=complete[0])
+    best = set()
+    if complete:
+        best = {models[n] for n in best_set(flips, alpha)}.difference(gaps)
+    for model in gaps:
         flips = JointFlips.of(pooled, models, favoured=model)
-        if number in best_set(flips, alpha):
-            best_names.append(model)
-    return tuple(best_names)
+        if models.index(model) in best_set(flips, alpha):
+            best.add(model)
+    return tuple(model for model in models if model in best)
 
 
 def best_set(flips: JointFlips, alpha: float) -> list[int]:

@@ -15,6 +15,7 @@ Word = Literal["better", "much-worse", "worse", "no-worse", "undecided"]
 WORDS: tuple[Word, ...] = get_args(Word)
 FAIL_ON: tuple[Word, ...] = ("worse", "much-worse")
 HEADLINE = "average"
+LENGTHS = ("tokens", "characters")
 Limits = tuple[float, float]
 
 
@@ -66,6 +67,11 @@ class Policy:
     def check(self, rows: Collection[str]) -> None:
         """Raises a UserError for a task that is not there."""
         for name in sorted(self.named):
+            for other in LENGTHS:
+                if name in LENGTHS and name not in rows and other in rows:
+                    raise UserError(
+                        f"policy: task {name}: the row of length is in {other} here: write [tasks.{other}]"
+                    )
             pick(name, rows, "policy: task")
 
     def margin_of(

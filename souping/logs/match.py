@@ -13,6 +13,7 @@ import numpy as np
 
 from souping.core.text import listed, shown
 from souping.core.types import FloatArray, Names, UserError, frozen
+from souping.evaluate.benchmark import groups_of
 from souping.logs.records import Group, Log, LoggedMetric, Task
 
 NamedLog = tuple[str, Log]
@@ -84,7 +85,7 @@ def moments(raw: FloatArray) -> tuple[FloatArray, FloatArray, FloatArray]:
 
 
 def matched(logs: Mapping[str, Sequence[Log]], *, same_prompts: bool = False) -> Matched:
-    """What the models have in common; {name: its training runs}, the baseline first.
+    """What the models have in common; {name: its runs}, the baseline first.
 
     Raises:
         UserError: they may not be compared: another harness, metric, version, number of shots or
@@ -96,7 +97,8 @@ def matched(logs: Mapping[str, Sequence[Log]], *, same_prompts: bool = False) ->
         named_logs.extend((name, log) for log in runs)
     _check_sources(named_logs)
     tasks = _common_tasks(named_logs)
-    metrics = {task: _match_task(task, named_logs) for task in tasks}
+    group_of = _content_groups(named_logs)
+    metrics = {task: _match_task(task, named_logs, group_of) for task in tasks}
     groups = _common_groups(named_logs, tasks)
     _, first = named_logs[0]
     requested = [name for name in first.requested if name in metrics or name in groups]
@@ -177,10 +179,21 @@ def _weight_by_size(group: str, named_logs: Sequence[NamedLog]) -> bool:
     return False
 
 
+def _content_groups(named_logs: Sequence[NamedLog]) -> dict[str, str]:
+    """{item: its group} by the texts that items share in any of the logs; empty if no log has any."""
+    contents: dict[str, set[str]] = {}
+    for _, log in named_logs:
+        for item, texts in log.shared.items():
+            contents.setdefault(item, set()).update(texts)
+    return groups_of(contents.items()) if contents else {}
+
+
 # ---------------------------------------------------------------- tasks and metrics
 
 
-def _match_task(task: str, named_logs: Sequence[NamedLog]) -> tuple[MatchedMetric, ...]:
+def _match_task(
+    task: str, named_logs: Sequence[NamedLog], group_of: Mapping[str, str]
+) -> tuple[MatchedMetric, ...]:
     """The metrics that all logs of a task have, if its settings agree."""
     named_tasks = [(name, log.tasks[task]) for name, log in named_logs]
     first_name, first = named_tasks[0]
@@ -201,7 +214,7 @@ def _match_task(task: str, named_logs: Sequence[NamedLog]) -> tuple[MatchedMetri
                     f"{task}: the {key} is {first_trait} in {first_name} and {trait} in {name}: "
                     "these scores do not compare"
                 )
-    return tuple(_match_metric(task, metric, named_logs) for metric in metrics)
+    return tuple(_match_metric(task, metric, named_logs, group_of) for metric in metrics)
 
 
 def _traits(task: Task, headline: str, metrics: Sequence[str]) -> dict[str, str]:
@@ -229,7 +242,9 @@ def _scale(metric: LoggedMetric) -> str:
     return "0 to 1" if certain and scores.any() else ""
 
 
-def _match_metric(task: str, metric: str, named_logs: Sequence[NamedLog]) -> MatchedMetric:
+def _match_metric(
+    task: str, metric: str, named_logs: Sequence[NamedLog], content_groups: Mapping[str, str]
+) -> MatchedMetric:
     """The answers of all models to the items that every log has."""
     runs_of: dict[str, list[LoggedMetric]] = {}
     for model, log in named_logs:
@@ -240,7 +255,7 @@ def _match_metric(task: str, metric: str, named_logs: Sequence[NamedLog]) -> Mat
         models = dict.fromkeys(name for name, _ in named_logs)
         raise UserError(f"{task}: no item in common (by id and content): {listed(models)}")
     is_mean = all(run.is_mean for run in all_runs)
-    group_of = _item_groups(all_runs)
+    group_of = content_groups or _item_groups(all_runs)
 
     values: dict[Field, dict[str, FloatArray]] = {field: {} for field in FIELDS}
     reported: dict[str, tuple[float | None, ...]] = {}

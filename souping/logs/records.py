@@ -88,7 +88,7 @@ class Group:
 
 @frozen
 class Log:
-    """One evaluation of one model (one training run): its tasks and groups by name.
+    """One evaluation of one model (one run): its tasks and groups by name.
 
     `requested` holds the tasks and groups that the harness's command line named: the mean over them is the headline.
     """
@@ -100,6 +100,8 @@ class Log:
     groups: Mapping[str, Group] = field(default_factory=dict)
     requested: Names = ()
     notes: tuple[str, ...] = ()  # sentences for the reader: which of several files was read
+    # texts of each item's content; items of all logs that share one belong to one group
+    shared: Mapping[str, Names] = field(default_factory=dict)
 
 
 # For readers

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import gc
 from collections.abc import Collection
+from dataclasses import replace
 from pathlib import Path
 
 from souping.core.files import expanded, near_folder, regular
+from souping.core.text import listed
 from souping.core.types import UserError
 from souping.logs.bfcl import read_bfcl
 from souping.logs.inspect import is_inspect, read_inspect
 from souping.logs.lm_eval import RESULTS, read_lm_eval, results_of
-from souping.logs.records import Log
+from souping.logs.records import Group, Log, LoggedAnswer, LoggedMetric
 from souping.logs.runs import read_run
 from souping.logs.tables import Frame, is_table, read_frame, read_table
 
@@ -23,9 +25,13 @@ LOG_SUFFIXES = (".csv", ".jsonl", ".json", ".eval")
 
 
 def read(
-    source: str | Path | Frame, *, group: str = "", lower: Collection[str] | None = ()
+    source: str | Path | Frame,
+    *,
+    group: str = "",
+    category: str = "",
+    lower: Collection[str] | None = (),
 ) -> tuple[Log, ...]:
-    """The logs at a path, or in a data frame: one, or several training runs where a table has a column `run`.
+    """The logs at a path, or in a data frame: one, or several runs where a table has a column `run`.
 
     `PATH:MODEL` names one of several models. `group` is the field of the documents (or the column) that says which
     items belong together. Of a table, lower is better in the tasks of `lower`;
@@ -38,12 +44,16 @@ def read(
     # many small objects that all stay: to look for circles among them takes a third of the time
     gc.disable()
     try:
-        logs = _read(source, group, lower)
+        logs = _read(source, group, lower, category)
+        if category and logs[0].harness != "table":
+            values = _read(source, category, lower)
+            _check_field(values, category, "category")
+            logs = tuple(map(_by_category, logs, values))
     finally:
         if enabled:
             gc.enable()
-    if group and not any(map(_has_groups, logs)):
-        raise UserError(f"{logs[0].path}: no item has a field {group!r} to group by")
+    if group:
+        _check_field(logs, group, "group")
     return logs
 
 
@@ -80,6 +90,11 @@ def _may_be_log(entry: Path) -> bool:
     return entry.is_dir() or entry.suffix.lower() in LOG_SUFFIXES
 
 
+def _check_field(logs: tuple[Log, ...], name: str, option: str) -> None:
+    if not any(map(_has_groups, logs)):
+        raise UserError(f"{logs[0].path}: --{option} {name}: no item has a field {name!r}")
+
+
 def _has_groups(log: Log) -> bool:
     for task in log.tasks.values():
         for metric in task.metrics.values():
@@ -88,17 +103,46 @@ def _has_groups(log: Log) -> bool:
     return False
 
 
-def _read(source: str | Path | Frame, group: str, lower: Collection[str] | None) -> tuple[Log, ...]:
+def _by_category(log: Log, values: Log) -> Log:
+    """The log with its task split by the groups of `values`, the same log read by the field of categories."""
+    if len(log.tasks) > 1:
+        raise UserError(
+            f"{log.path}: --category splits one task, but there are {listed(log.tasks, 4)}"
+        )
+    (task,) = log.tasks.values()
+    parts: dict[str, dict[str, LoggedMetric]] = {}
+    for name, metric in task.metrics.items():
+        answers: dict[str, list[LoggedAnswer]] = {}
+        fields = values.tasks[task.name].metrics[name].answers
+        for answer, field in zip(metric.answers, fields, strict=True):
+            answers.setdefault(field.group, []).append(answer)
+        for part, part_answers in answers.items():
+            split = replace(metric, answers=tuple(part_answers), reported=None)
+            parts.setdefault(part, {})[name] = split
+    tasks = {part: replace(task, name=part, metrics=metrics) for part, metrics in parts.items()}
+    # Its mean is over items, as before.
+    group = Group(name=task.name, members=tuple(tasks), weight_by_size=True)
+    return replace(log, tasks=tasks, groups={task.name: group}, requested=(task.name,))
+
+
+def _read(
+    source: str | Path | Frame, group: str, lower: Collection[str] | None, category: str = ""
+) -> tuple[Log, ...]:
     if not isinstance(source, str | Path):
-        return read_frame(source, group, lower)
+        return read_frame(source, group, lower, category)
     path, name = _path_and_model(source)
     if is_table(regular(path)):
-        return read_table(path, group, lower)
+        return read_table(path, group, lower, category)
     if lower:
         raise UserError(f"{path}: --lower-is-better is for tables, this log has its own direction")
     if (path / "report.json").is_file():
         return (read_run(path, name, group),)
     if (path / "result").is_dir() or (path / "score").is_dir():
+        if group or category:
+            raise UserError(
+                f"{path}: --group and --category are not for BFCL: its items are grouped by what they share, "
+                "its files are its categories"
+            )
         return (read_bfcl(path, name),)
     files = [path]
     if not path.is_file():

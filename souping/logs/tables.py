@@ -49,22 +49,26 @@ def is_table(path: Path) -> bool:
     return path.suffix.lower() in (".csv", ".jsonl") and path.is_file()
 
 
-def read_frame(frame: Frame, group: str, lower: Collection[str] | None) -> tuple[Log, ...]:
+def read_frame(
+    frame: Frame, group: str, lower: Collection[str] | None, category: str = ""
+) -> tuple[Log, ...]:
     """The logs in a data frame with this package's columns or those of inspect_ai's `samples_df`."""
     rows = frame.to_dict("records")
     if rows and "sample_id" in rows[0] and "epoch" in rows[0]:
         rows = list(_inspect_rows(rows, group))
         group = ""
-    return _logs(Path(f"DataFrame {id(frame):x}"), rows, group, lower)
+    return _logs(Path(f"DataFrame {id(frame):x}"), rows, group, lower, category)
 
 
-def read_table(path: Path, group: str, lower: Collection[str] | None) -> tuple[Log, ...]:
+def read_table(
+    path: Path, group: str, lower: Collection[str] | None, category: str = ""
+) -> tuple[Log, ...]:
     """The logs in a CSV or JSONL file; several where it has a column `run`. Lower is better in the tasks of `lower`."""
     try:
         with path.open(newline="", encoding="utf-8-sig") as lines:
             if path.suffix.lower() != ".csv":
-                return _logs(path, json_lines(path, lines, str, _unique), group, lower)
-            return _logs(path, _csv_rows(path, lines), group, lower)
+                return _logs(path, json_lines(path, lines, str, _unique), group, lower, category)
+            return _logs(path, _csv_rows(path, lines), group, lower, category)
     except (ValueError, csv.Error) as error:
         raise UserError(f"{path}: not a table of answers: {error}") from error
 
@@ -151,15 +155,16 @@ def _inspect_scores(row: LogRow) -> dict[str, Any]:
 
 
 def _logs(
-    path: Path, rows: Iterable[LogRow], group: str, lower: Collection[str] | None
+    path: Path, rows: Iterable[LogRow], group: str, lower: Collection[str] | None, category: str
 ) -> tuple[Log, ...]:
     runs: dict[str, RunAnswers] = {}
     directions: Directions = {}
-    columns = dict.fromkeys(filter(None, (*NEEDED, group)))
+    category = category or "category"
+    columns = dict.fromkeys(filter(None, ("item", category, "score", group)))
     for number, row in enumerate(rows, start=1):
         _check_columns(path, row, columns)
         where = f"{path}: row {number}"
-        task = (_text(row, "task"), str(row["category"]))
+        task = (_text(row, "task"), str(row[category]))
         metric = _text(row, "metric") or "score"
         answer = _answer(where, row, group)
         run = runs.setdefault(_text(row, "run"), {})
@@ -200,9 +205,8 @@ def _direction(
         UserError: the row's word is neither true nor false, or a direction is needed, because `lower` is not None and
             the score is beyond 0 to 1.
     """
-    names = {*task, "/".join(task)}
     stated = _text(row, "higher_is_better")
-    if lower and not names.isdisjoint(lower):
+    if lower and not {*task, "/".join(task)}.isdisjoint(lower):
         stated = "false"
     higher = DIRECTIONS.get(stated.lower())
     beyond = lower is not None and (score < 0 or score > 1)
@@ -240,7 +244,10 @@ def _answer(where: str, row: LogRow, group: str) -> LoggedAnswer:
 
 
 def _text(row: LogRow, name: str) -> str:
-    return "" if _empty(row.get(name)) else str(row[name])
+    value = row.get(name, "")
+    if isinstance(value, str):
+        return value
+    return "" if _empty(value) else str(value)
 
 
 def _empty(value: Json) -> bool:
@@ -249,9 +256,9 @@ def _empty(value: Json) -> bool:
 
 def _number(where: str, row: LogRow, key: str) -> float | None:
     """A number in a column, None where the column is empty or not there; a score may also be a letter."""
-    if _empty(row.get(key)):
+    text = _text(row, key)
+    if not text:
         return None
-    text = str(row[key])
     letter = text if len(text) == 1 else text.lower()
     if key == "score" and letter in LETTERS:
         return LETTERS[letter]

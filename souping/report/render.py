@@ -23,6 +23,8 @@ if TYPE_CHECKING:
 POLICY = "default-src 'none'; style-src 'unsafe-inline'; img-src data:; base-uri 'none'; form-action 'none'"
 """Content security: the page has its styles and pictures in itself, and loads, runs and sends nothing."""
 STYLE = Path(__file__).with_name("style.css").read_text(encoding="utf-8").strip()
+LONGEST_WORD = 28
+"""Characters of a word that a column on a terminal has room for."""
 FOOT = (
     "Percentages are fractions of 1 in report.json; every key is in docs/reference.md."
     '<span class="print">What is folded away on the screen is left out here: open it before printing.</span>'
@@ -270,10 +272,20 @@ def plain_table(grid: TableGrid, caption: Sequence[str] = ()) -> Table:
         box=SIMPLE_HEAD, caption=Text("\n").join(below), caption_style="", caption_justify="left"
     )
     rows = [[*map(_plain_cell, row)] for row in grid.rows]
+    for row in rows:
+        for i in grid.left.intersection(range(len(row))):
+            row[i] = _broken(row[i])
     for i, name in enumerate(grid.header):
         numbers = i not in grid.left and any(len(row[i]) > len(name) for row in rows)
         side = "left" if i in grid.left else "right"
-        table.add_column(Text(clean(name)), justify=side, overflow="fold", no_wrap=numbers)  # type: ignore[arg-type]
+        words = " ".join(row[i] for row in rows).split() if i in grid.left else []
+        table.add_column(
+            Text(clean(name)),
+            justify=side,  # type: ignore[arg-type]
+            overflow="fold",
+            no_wrap=numbers,
+            min_width=min(LONGEST_WORD, max(map(len, words), default=1)),
+        )
     for i, row in enumerate(rows):
         table.add_row(*map(Text, row), style="bold" if i in grid.strong else None)
     return table
@@ -283,6 +295,19 @@ def _plain_cell(cell: TableCell) -> str:
     if not cell.sub:
         return clean(cell.text)
     return clean(f"{cell.text} [{cell.sub}]")
+
+
+def _broken(text: str) -> str:
+    """A line break after `_`, `/` or `-` in words that are too long for a column."""
+    words = []
+    for word in text.split(" "):
+        line = ""
+        for piece in re.split(r"(?<=[_/-])", word) if len(word) > LONGEST_WORD else [word]:
+            if line and len(line.rpartition("\n")[2]) + len(piece) > LONGEST_WORD:
+                line += "\n"
+            line += piece
+        words.append(line)
+    return " ".join(words)
 
 
 def output_console(width: int = 110) -> Console:

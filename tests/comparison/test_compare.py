@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import gzip
 import json
+import re
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Iterator, Mapping
@@ -21,10 +23,12 @@ from rich.console import Console
 import souping as library
 from souping.comparison.result import CompareResult, Flip, RowVerdict, page, sections
 from souping.core.types import UserError
+from souping.logs.bfcl import MULTI_TURN
 from souping.report.render import sheet_markdown, show_sheet
 from souping.report.samples import SAMPLES_FILE
 from tests.conftest import ROOT, Cli
 from tests.logs.test_readers import Frame, write_csv
+from tests.support.bfcl_logs import calls, variants, write_project
 
 Rows = list[dict[str, Any]]
 NASTY = "<script>alert(1)</script> | `x` \x1b[31m \u202e"
@@ -219,10 +223,207 @@ def test_groups_looks_and_runs(log: Callable[..., Path]) -> None:
         base_runs += answers(0.5, 10 + run, run=run)
         cand_runs += answers(0.6, 20 + run, run=run)
     recipes = compared(base_runs, cand_runs)
-    assert "training runs" in recipes.headline("cand").test
+    assert "runs" in recipes.headline("cand").test
     assert recipes.variance["cand"].runs is not None
-    assert any("two checkpoints" in line for line in compared(base, cand).warnings)
-    assert not any("two checkpoints" in line for line in recipes.warnings)
+    assert any("One run per model" in line for line in compared(base, cand).warnings)
+    assert not any("One run per model" in line for line in recipes.warnings)
+
+
+def test_runs_of_a_model_are_the_noise_floor_beside_its_difference() -> None:
+    def run(wrong: set[int], name: str) -> Rows:
+        rows = answers(1, 1, 40, run=name)
+        return [row | {"score": int(n not in wrong)} for n, row in enumerate(rows)]
+
+    base = run({0, 1, 2, 3}, "one") + run({0, 1, 2, 5}, "two") + run({0, 1}, "three")
+    result = compared(base, run({0}, "one"))
+    (noise,) = result.runs
+    # pairs differ on 2, 2 and 2 of 40 items; the averages are 36, 36 and 38 of 40
+    assert (noise.model, noise.runs) == ("base", 3)
+    assert (noise.flipped, noise.spread) == pytest.approx((2 / 40, 2 / 40))
+    assert noise.difference is None
+    other = library.compare({"cand": Frame(run({0}, "one")), "base": Frame(base)}).runs[0]
+    assert other.difference == pytest.approx(result.headline("cand").difference * -1)
+    text = repr(result)
+    assert "base: 3 runs" in text
+    assert "5.0 % of the items" in text
+    assert json.loads(result.to_json())["runs"][0]["flipped"] == pytest.approx(0.05)
+    assert compared(answers(0.5, 1), answers(0.5, 2)).runs == ()
+
+
+def test_another_seed_is_only_spoken_of_where_models_differ(tmp_path: Path) -> None:
+    def note(*paths: Path) -> str:
+        logs = {f"m{n}": path for n, path in enumerate(paths)}
+        return next(line for line in library.compare(logs).warnings if "One run" in line)
+
+    paths = []
+    for folder, seed in (("new", 1), ("old", 2)):
+        (tmp_path / folder).mkdir()
+        paths.append(write_csv(tmp_path / folder / "served.csv", answers(0.5, seed)))
+    assert "seed" not in note(*paths)
+    trained = write_csv(tmp_path / "trained.csv", answers(0.5, 2))
+    assert "seed" in note(paths[0], trained)
+
+
+def test_power_is_said_for_one_more_run_and_for_more_items() -> None:
+    base: Rows = []
+    cand: Rows = []
+    for run in range(2):
+        base += answers(0.5 + 0.04 * run, 10 + run, run=run)
+        cand += answers(0.55 + 0.04 * run, 20 + run, run=run)
+    row = compared(base, cand, margin=0.5).headline("cand")
+    assert row.detectable_one_more_run < row.detectable_twice_items < row.detectable
+    # shifts of runs do not fall with the items
+    assert row.items_needed is None
+    assert "add runs" in repr(compared(base, cand, margin=0.5))
+    plain = compared(answers(0.5, 1), answers(0.5, 2), margin=0.5).headline("cand")
+    assert plain.detectable_one_more_run is None
+    assert plain.items_needed
+
+
+# BFCL
+
+
+@pytest.fixture
+def bfcl_logs(tmp_path: Path) -> dict[str, Path]:
+    """Two projects of version 4 without agentic files."""
+    files = {
+        **variants(MULTI_TURN[:3], 30),
+        "simple_python": calls("simple_python", [f"f{n % 10}" for n in range(40)]),
+        "live_simple": calls("live_simple", [f"g{n}" for n in range(20)]),
+        "live_multiple": calls("live_multiple", [f"g{n}" for n in range(60)]),
+        "live_relevance": calls("live_relevance", [f"h{n}" for n in range(5)]),
+    }
+    failed = {"base": [], "cand": []}
+    for seed, failures in enumerate(failed.values()):
+        for entries in files.values():
+            luck = np.random.default_rng(seed).random(len(entries))
+            failures.extend(item for item, u in zip(entries, luck, strict=True) if u < 0.4)
+    return {name: write_project(tmp_path / name, files, items) for name, items in failed.items()}
+
+
+def test_bfcls_overall_is_that_of_the_version_that_wrote_the_log(
+    bfcl_logs: dict[str, Path],
+) -> None:
+    result = library.compare(bfcl_logs, average="bfcl")
+    means = {row.name: row.mean for row in result.verdicts}
+    live = (20 * means["live_simple"] + 60 * means["live_multiple"]) / 80
+    multi_turn = np.mean([means[name] for name in MULTI_TURN[:3]])
+    overall = (10 * means["simple_python"] + 10 * live + 30 * multi_turn) / 50
+    assert means["average"] == pytest.approx(overall)
+    weights = {row.name: row.weight for row in result.verdicts}
+    assert weights["live_relevance"] == 0
+    assert any("overall accuracy without" in line for line in result.warnings)
+
+
+def test_the_default_says_that_it_is_not_bfcls_overall(bfcl_logs: dict[str, Path]) -> None:
+    result = library.compare(bfcl_logs)
+    assert any("--average bfcl" in line for line in result.warnings)
+    assert not any("--group" in line for line in result.warnings)
+    assert result.headline("cand").groups < result.headline("cand").items
+
+
+def test_bfcls_overall_of_other_logs_is_refused() -> None:
+    with pytest.raises(UserError, match="--average bfcl"):
+        compared(answers(0.5, 1), answers(0.5, 2), average="bfcl")
+
+
+# Tables
+
+
+def test_names_are_broken_after_a_part_and_not_in_mid_word(bfcl_logs: dict[str, Path]) -> None:
+    text = repr(library.compare(bfcl_logs, margin=1))
+    for name in (*MULTI_TURN[:3], "live_relevance"):
+        assert f"  {name} " in text
+    names = [f"{'a_long_part_of_a_name/' * 3}{n}" for n in range(2)]
+    rows = [
+        [row | {"category": names[n % 2]} for n, row in enumerate(answers(0.5, s))] for s in (1, 2)
+    ]
+    lines = [line.split()[0] for line in repr(compared(*rows)).splitlines() if "a_long" in line]
+    assert lines
+    assert all(line[-1] in "_/" for line in lines), lines
+
+
+def test_a_metric_that_is_the_same_in_all_rows_is_said_once(bfcl_logs: dict[str, Path]) -> None:
+    text = repr(library.compare(bfcl_logs))
+    assert text.count("accuracy") == 2  # and BFCL's overall accuracy in the notes
+    rows = [
+        [row | {"metric": ("f1", "rouge")[n % 2]} for n, row in enumerate(answers(0.5, seed))]
+        for seed in (1, 2)
+    ]
+    text = repr(compared(*rows))
+    assert "metric" in text
+    assert "rouge" in text
+
+
+def test_differences_have_the_digits_that_their_interval_deserves() -> None:
+    rng = np.random.default_rng(5)
+    noise = rng.normal(0, 0.05, (2, 400))
+    rows = []
+    for shifts in noise:
+        row = [
+            {"item": f"i{n}", "category": "loss", "score": 2.5 + shift, "higher_is_better": "false"}
+            for n, shift in enumerate(shifts)
+        ]
+        rows.append(row)
+    found = compared(*rows)
+    head = found.headline("cand")
+    width = head.high - head.low
+    assert 0.01 < width < 0.1
+    shown = next(line for line in repr(found).splitlines() if "Difference" in line)
+    digits = {len(part) for part in re.findall(r"\d\.(\d+)", shown.partition(", p")[0])}
+    assert digits == {3}, shown
+
+
+def test_a_policy_for_tokens_names_the_row_of_characters(tmp_path: Path) -> None:
+    policy = tmp_path / "gate.toml"
+    policy.write_text('[tasks.tokens]\nmargin = "10%"\n')
+    with pytest.raises(UserError, match=r"\[tasks\.characters\]"):
+        compared(answers(0.5, 1, output="abc"), answers(0.5, 2, output="abcd"), policy=policy)
+
+
+def test_a_task_is_split_by_a_field(tmp_path: Path) -> None:
+    rows = [
+        [row | {"subject": ["law", "math"][n // 2 % 2]} for n, row in enumerate(answers(0.5, s))]
+        for s in (1, 2)
+    ]
+    found = {row.name: row.items for row in compared(*rows, category="subject").verdicts}
+    assert found == {"average": 400, "law": 200, "math": 200}
+    for table in rows:
+        for row in table:
+            del row["category"]
+    logs = [write_csv(tmp_path / f"{n}.csv", table) for n, table in enumerate(rows)]
+    result = library.compare({"a": logs[0], "b": logs[1]}, category="subject")
+    assert [row.name for row in result.verdicts] == ["average", "law", "math"]
+    with pytest.raises(UserError, match="subjekt"):
+        library.compare({"a": logs[0], "b": logs[1]}, category="subjekt")
+
+
+def test_the_task_of_lm_eval_is_split_by_a_field_of_its_documents(tmp_path: Path) -> None:
+    logs = {}
+    for name in ("python_cook", "java_cook"):
+        source = ROOT / "tests" / "data" / "logs" / "lm_eval" / name
+        with pytest.raises(UserError, match="--category splits one task"):
+            library.compare({"a": source, "b": source}, category="passage")
+        logs[name] = shutil.copytree(source, tmp_path / name)
+        (file,) = logs[name].rglob("results_*.json")
+        table = json.loads(file.read_text())
+        table["configs"] = {"pick": table["configs"]["pick"]}
+        table["group_subtasks"] = {}
+        file.write_text(json.dumps(table))
+    split = library.compare(logs, category="passage")
+    head = split.headline("java_cook")
+    assert head.mean == pytest.approx(library.compare(logs).headline("java_cook").mean)
+    parts = [row for row in split.verdicts if row.kind == "task"]
+    assert sum(row.items for row in parts) == head.items
+    assert len(parts) > 1
+    with pytest.raises(UserError, match="lacks 'nothing'"):
+        library.compare(logs, category="nothing")
+
+
+def test_a_frame_without_pandas_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "pandas", None)
+    with pytest.raises(UserError, match="pip install pandas"):
+        compared(answers(0.5, 1), answers(0.5, 2)).frame()
 
 
 def test_several_models_share_a_correction() -> None:

@@ -11,7 +11,7 @@ from scipy import stats
 
 from souping.analysis.significance import Comparison, detectable
 from souping.comparison.estimate import contrast, counted_contrast, variance_parts
-from souping.comparison.pooled import SCORE, task_weights
+from souping.comparison.pooled import SCORE, PooledScores, task_weights
 from souping.comparison.several import JointFlips, best_models, best_set, step_down
 from souping.core.types import UserError
 from souping.logs.records import Group
@@ -243,8 +243,30 @@ def test_missing_answers_leave_a_model_among_the_best() -> None:
     gone = np.arange(300) < 60
     right["c"][gone] = 0.0
     names = ("a", "b", "c")
-    assert "c" not in best_models(pooled(metric("t", right)), names, 0.05)
-    assert "c" in best_models(pooled(metric("t", right, missing={"c": gone})), names, 0.05)
+
+    def best(scores: PooledScores) -> tuple[str, ...]:
+        return best_models(scores, names, 0.05, JointFlips.of(scores, names))
+
+    assert "c" not in best(pooled(metric("t", right)))
+    assert "c" in best(pooled(metric("t", right, missing={"c": gone})))
+
+
+def test_complete_models_share_one_set_of_flips_where_others_have_gaps() -> None:
+    """Each of them favoured by itself gives the same set."""
+    rng = np.random.default_rng(15)
+    right = {
+        name: (rng.random(200) < rate).astype(float)
+        for name, rate in zip("abcd", (0.6, 0.7, 0.75, 0.7), strict=True)
+    }
+    gone = np.arange(200) < 20
+    right["d"][gone] = 0.0
+    scores = pooled(metric("t", right, missing={"d": gone}))
+    names = tuple("abcd")
+    each = []
+    for number, name in enumerate(names):
+        if number in best_set(JointFlips.of(scores, names, favoured=name), 0.05):
+            each.append(name)
+    assert best_models(scores, names, 0.05, JointFlips.of(scores, names)) == tuple(each)
 
 
 # Several models
@@ -287,7 +309,7 @@ def test_the_best_set_drops_what_is_clearly_worse_and_keeps_copies() -> None:
 def test_the_worlds_of_the_calibration_are_nulls_that_a_wrong_test_fails() -> None:
     """60 draws of each, of which 6 may be called better or worse. Ignoring groups is caught."""
     calibration = script(ROOT / "benchmarks" / "calibration.py")
-    for name in ("thirty items", "training runs"):
+    for name in ("thirty items", "training runs", "two runs", "two runs against one", "bfcl logs"):
         row = calibration.pair_row(name, calibration.PAIRS[name], 60, {})
         assert float(row[2].split()[0]) + float(row[3].split()[0]) <= 10, row
 

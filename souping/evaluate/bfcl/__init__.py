@@ -41,8 +41,6 @@ from souping.core.types import (
 )
 from souping.evaluate.benchmark import outline_items
 from souping.evaluate.bfcl.benchmark import (
-    FILE_ITEMS,
-    MULTI_TURN,
     BfclBenchmark,
     chosen,
     needs_full,
@@ -51,7 +49,7 @@ from souping.evaluate.machine import cut
 from souping.evaluate.servers.choices import Server
 from souping.evaluate.servers.process import Process, ServerError, models_at
 from souping.evaluate.templates import generation_notes
-from souping.logs.bfcl import FAILED, counts, rows_of
+from souping.logs.bfcl import FAILED, FILE_ITEMS, MULTI_TURN, counts, rows_of
 from souping.logs.records import LogRow
 
 BFCL_EVAL_VERSION = "2026.3.23"

@@ -12,7 +12,6 @@ not read.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Mapping, Sequence
 from functools import lru_cache
 from itertools import chain
@@ -27,6 +26,16 @@ from souping.core.protocols import BenchmarkItems, Objective
 from souping.core.text import listed
 from souping.core.types import FloatArray, Item, Items, Json, JsonObject, Names, UserError, frozen
 from souping.evaluate.benchmark import groups_of
+from souping.logs.bfcl import (
+    FILE_ITEMS,
+    LIVE_ITEMS,
+    MULTI_TURN,
+    NON_LIVE,
+    SINGLE_TURN,
+    overall,
+    shared_content,
+    shares_of,
+)
 
 FILE_LANGUAGES = {"simple_java": "java", "simple_javascript": "javascript"}
 WITHOUT_ANSWERS = {"irrelevance": [], "live_irrelevance": [], "live_relevance": "any"}
@@ -133,58 +142,15 @@ def _contents(data: Path) -> Iterator[tuple[str, Iterator[str]]]:
     """(id, what it may share with others) of all items."""
     for name in FILE_ITEMS:
         for row in _lines(data / f"BFCL_v4_{name}.json"):
-            yield row["id"], _shared(name, row)
+            yield row["id"], shared_content(row["id"], row)
 
 
-def _shared(name: str, row: Mapping[str, Any]) -> Iterator[str]:
-    """What an item has that others may have too, as texts."""
-    if name in SINGLE_TURN:
-        yield from (f"function {json.dumps(doc, sort_keys=True)}" for doc in row["function"])
-    else:  # one number is one scenario in all four files
-        yield f"story {row['id'].rsplit('_', 1)[1]}"
-        yield f"state {json.dumps(row['initial_config'], sort_keys=True)}"
-        yield f"question {json.dumps(row['question'][0], sort_keys=True)}"
-
-
-NON_LIVE = {
-    "simple_python": 400, "simple_java": 100, "simple_javascript": 50, "multiple": 200, "parallel": 200,
-    "parallel_multiple": 200, "irrelevance": 240,
-}  # fmt: skip
-LIVE_ITEMS = {
-    "live_simple": 258, "live_multiple": 1053, "live_parallel": 16, "live_parallel_multiple": 24,
-    "live_irrelevance": 884, "live_relevance": 16,
-}  # fmt: skip
-"""Items of each file, as bfcl-eval 2026.3.23 has them. BFCL's live accuracy is over items, not over files."""
-MULTI_TURN = (
-    "multi_turn_base",
-    "multi_turn_miss_func",
-    "multi_turn_miss_param",
-    "multi_turn_long_context",
-)
-SINGLE_TURN = (*NON_LIVE, *LIVE_ITEMS)
-FILE_ITEMS: Mapping[str, int] = {**NON_LIVE, **LIVE_ITEMS, **dict.fromkeys(MULTI_TURN, 200)}
-"""Items of the 17 files, 4,441 together."""
 COLLECTIONS: Mapping[str, Names] = {
     "non_live": tuple(NON_LIVE),
     "live": tuple(LIVE_ITEMS),
     "single_turn": SINGLE_TURN,
     "multi_turn": MULTI_TURN,
 }
-
-Node = str | tuple[tuple[float, "Node"], ...]
-"""A category, or parts with their weights: a node's value is the weighted mean of its parts."""
-
-
-def _mean(*parts: Node) -> Node:
-    return tuple((1.0, part) for part in parts)
-
-
-_SIMPLE = _mean("simple_python", "simple_java", "simple_javascript")
-TREE = _mean(
-    _mean(_SIMPLE, "multiple", "parallel", "parallel_multiple", "irrelevance"),
-    tuple((float(size), name) for name, size in LIVE_ITEMS.items()),
-    _mean(*MULTI_TURN),
-)
 
 
 @component
@@ -198,7 +164,7 @@ class Bfcl(Objective):
     def coefficients(self, categories: Sequence[str]) -> FloatArray:
         for name in categories:
             pick(name, FILE_ITEMS, "objective=bfcl: category")
-        shares = _shares(TREE, frozenset(categories))
+        shares = shares_of(overall(), categories)
         return np.array([shares[name] for name in categories])
 
     def notes(self, categories: Sequence[str]) -> list[str]:
@@ -210,16 +176,3 @@ class Bfcl(Objective):
             f"BFCL's overall without {listed(lacking)}: their weight went to the others of their group; "
             "do not compare it with the leaderboard's"
         ]
-
-
-def _shares(node: Node, there: frozenset[str]) -> dict[str, float]:
-    """{category: coefficient} of a node over the categories that are there; empty if none is."""
-    if isinstance(node, str):
-        return {node: 1.0} if node in there else {}
-    parts = [(weight, _shares(child, there)) for weight, child in node]
-    total = sum(weight for weight, shares in parts if shares)
-    coefficients = dict[str, float]()
-    for weight, shares in parts:
-        for name, share in shares.items():
-            coefficients[name] = weight / total * share
-    return coefficients
