@@ -29,13 +29,15 @@ class NotEstimableError(Exception):
 class RunSoups:
     """Soups of a run, without their scores.
 
-    `candidates` are {name: the single model}, `soup` is the frozen winner. `recipe` makes one of named weights.
+    `candidates` are {name: the single model}, `soup` is the frozen winner. `recipe` makes one of named weights. `base`
+    is the candidate that is `merge.base`, if one is.
     """
 
     candidates: Mapping[str, Recipe]
     ingredients: tuple[str, ...]
     soup: Recipe
     recipe: Callable[[Mapping[str, float]], Recipe]
+    base: str | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -87,6 +89,10 @@ class Analysis(ABC):
     def asks(self, soups: RunSoups) -> tuple[Recipe, ...]:
         """Soups whose answers on the search fold it needs, whether or not somebody has them already."""
         return ()
+
+    def shortage(self, ingredients: int, items: int, spent: int) -> str:
+        """Why a run gives no result if its search fold has `items` and its search answers `spent`; empty if it may."""
+        return ""
 
     @abstractmethod
     def analyse(self, run: RunScores) -> AnalysisResult | JsonObject:

@@ -1,12 +1,13 @@
 """Shapley values of the ingredients (`shapley`): what each of them adds to soups of the others, on the search fold.
 
 The value v(C) of a coalition C is the objective of the uniform soup of its members (arXiv
-2511.13254); the empty coalition is worth 0. A player's Shapley value is its marginal contribution,
-averaged over all orders in which the players may come:
+2511.13254). The empty coalition is worth the base model where it is a candidate, else the mean of
+the players alone: worth nothing, it would give every player an n-th of the whole score. A player's
+Shapley value is its marginal contribution, averaged over all orders in which the players may come:
 
     phi(p) = sum over S without p of |S|! (n - |S| - 1)! / n! (v(S + p) - v(S))
 
-The values sum to v(all) (Shapley 1953). Pairs and triplets are players too, worth the soup of all
+The values sum to v(all) - v(nobody) (Shapley 1953). Pairs and triplets are players too, worth the soup of all
 members. v is linear in the items' scores, so every category has Shapley values at no further cost.
 
 Shape legend: I items of the search fold; n players.
@@ -81,6 +82,8 @@ class Shapley(Analysis):
             fold="search",
             players=game.names,
             whole=run.unit.raw(values.of_all),
+            baseline=values.base,
+            baseline_score=run.unit.raw(values.of_nobody),
             levels=tuple(levels),
             coalitions=tuple(values.row(members) for members in game.coalitions()),
         )
@@ -127,6 +130,15 @@ class _Values:
         self.everybody = run.search[soups[game.everybody]]
         self.scores = {members: run.search[soup].values for members, soup in soups.items()}
         self.of_all = self.objective(self.everybody.values)
+        # The empty coalition: the base model, or (no name) the mean of the players alone.
+        self.base = run.soups.base or ""
+        if self.base and run.single(self.base).id in run.search:
+            nobody = run.search[run.single(self.base).id].values
+        else:
+            self.base = ""
+            nobody = np.mean([self.scores[single] for single in game.players(1)], axis=0)
+        self.scores[Members()] = nobody
+        self.of_nobody = self.objective(nobody)
 
     def row(self, members: Members) -> CoalitionValue:
         """A coalition with its soup and value."""
@@ -140,8 +152,7 @@ class _Values:
         """Sum over coalitions of coefficient times scores, [I]."""
         total = np.zeros(len(self.everybody.values))
         for members, share in coefficients.items():
-            if members:  # nobody is worth nothing
-                total += share * self.scores[members]
+            total += share * self.scores[members]
         return total
 
     def objective(self, values: FloatArray) -> float:
@@ -166,11 +177,12 @@ class _Values:
 
 
 def _level(game: _Game, values: _Values, size: int) -> ShapleyLevel:
-    """The Shapley values of players of one size; they sum to v(all), to rounding (`efficiency_gap`)."""
+    """The Shapley values of players of one size; they sum to v(all) - v(nobody), to rounding (`efficiency_gap`)."""
     scores_of = {}
     for player, coefficients in exact_coefficients(game.players(size)).items():
         scores_of[player] = values.combine(coefficients)
-    gap = abs(sum(map(values.objective, scores_of.values())) - values.of_all)
+    gain = values.of_all - values.of_nobody
+    gap = abs(sum(map(values.objective, scores_of.values())) - gain)
     return ShapleyLevel(
         size=size,
         kind=COALITION_KINDS[size],
@@ -237,7 +249,7 @@ class ShapleyLevel:
     players: tuple[PlayerValue, ...]
     """players"""
     efficiency_gap: MaybeFloat
-    """how far the values are from summing to that of all"""
+    """how far the values are from summing to the gain of all over the baseline"""
 
     def table(self, unit: Unit) -> TableGrid:
         rows = [(player.name, player.cell(unit)) for player in self.players]
@@ -273,6 +285,10 @@ class ShapleyResult(AnalysisResult):
     """single models"""
     whole: MaybeFloat
     """score of the soup of all"""
+    baseline: str
+    """the base model, to which the values are relative; empty: the mean of the players alone"""
+    baseline_score: MaybeFloat
+    """score of the baseline"""
     levels: tuple[ShapleyLevel, ...]
     """single models, pairs and triplets"""
     coalitions: tuple[CoalitionValue, ...]
@@ -281,7 +297,7 @@ class ShapleyResult(AnalysisResult):
     def section(self, unit: Unit) -> Section:
         head = (
             f"What each adds to uniform soups of the others on the search fold, in {unit.name}: the mean over orders "
-            f"of joining. The values of a table sum to the score of all, {unit.score(self.whole)}."
+            f"of joining. {self._sum(unit)}"
         )
         title = "Who adds what? Shapley values"
         if not self.levels:
@@ -293,6 +309,21 @@ class ShapleyResult(AnalysisResult):
         ]
         folded.append(Section("Category by category", grids=(single.by_category(unit),)))
         return Section(title, (head,), "shapley", (single.table(unit),), tuple(folded))
+
+    def _sum(self, unit: Unit) -> str:
+        """What the values are relative to, and what they sum to."""
+        score = unit.score(self.whole)
+        # of a report that an earlier version wrote
+        if self.baseline_score is None:
+            return f"The values of a table sum to the score of all, {score}."
+        baseline = "the mean of the players alone"
+        if self.baseline:
+            baseline = f"the base model {clean(self.baseline)}"
+        gain = None if self.whole is None else self.whole - self.baseline_score
+        return (
+            f"The values are relative to {baseline} ({unit.score(self.baseline_score)}): those of a table sum to "
+            f"{unit.points(gain, sign=True)}, what the soup of all ({score}) is above it."
+        )
 
     def drawings(self, unit: Unit) -> tuple[Drawing, ...]:
         """One bar per player with its interval over items, size by size."""

@@ -48,6 +48,15 @@ class Size(Analysis):
             return ()
         return (pruned(soups),)
 
+    def shortage(self, ingredients: int, items: int, spent: int) -> str:
+        if ingredients < 2:
+            return SINGLE_SELECTED
+        try:
+            affordable(ingredients, items, spent - items)
+        except NotEstimableError as error:
+            return str(error)
+        return ""
+
     def analyse(self, run: RunScores) -> SizeResult:
         names = run.soups.ingredients
         if len(names) < 2:

@@ -21,11 +21,17 @@ from souping.checkpoints.header import TAGS, Tensor, broken, size_of
 from souping.checkpoints.layouts import common
 from souping.checkpoints.pickles import MAX_PICKLE, READ_FAILURES, Data, Made, Named, unpickle
 from souping.checkpoints.views import in_order
+from souping.core.text import listed, shown
+from souping.core.types import UserError
 
 LONGEST_DIRECTORY_BYTES = 50_000_000
 """Bytes of a directory at most."""
 SMALL_PICKLE_BYTES = 2048
 ARCHIVE_PIECE_BYTES = 1 << 20
+ARCHIVE_NAMES = (".pt", ".pth", ".pth.tar", ".bin", ".ckpt")
+"""How files that `torch.save` wrote are called."""
+STATE_DICTS = ("state_dict", "model", "model_state_dict")
+"""Where trainers put the weights in such a file, one below the other too."""
 CHECKSUM_BEFORE_NAME = 30
 LOCAL_HEADER = struct.Struct("<4s22x2H")
 
@@ -90,7 +96,9 @@ class Archive:
         try:
             opened = zipfile.ZipFile(FileSlice(file, start, nbytes))
         except (*READ_FAILURES, zipfile.BadZipFile, NotImplementedError, OSError) as error:
-            raise broken(path, f"no archive of torch.save where one should be ({error})") from None
+            raise broken(
+                path, f"no archive of torch.save (1.6 or newer) where one should be ({error})"
+            ) from None
         entries = {entry.filename.partition("/")[2]: entry for entry in opened.infolist()}
         return cls(path, file, start, nbytes, entries, opened.start_dir)
 
@@ -177,6 +185,9 @@ class Archive:
         shape = sizes(shape)
         if not in_order(shape, sizes(strides)):
             raise ValueError("its elements are not in order")
+        # The text of anything but a name may be endless.
+        if not isinstance(storage.args[2], str):
+            raise TypeError("its storage has no name")
         kind = storage.args[1].name.removeprefix("torch.").removesuffix("Storage")
         dtype = common()["storages"][kind]
         extent = self.extent(f"data/{storage.args[2]}")
@@ -213,6 +224,67 @@ def tag_of(dtype: Data) -> str:
     return TAGS[name.removeprefix("torch.")]
 
 
+def archive_at(path: Path) -> tuple[Path, str] | None:
+    """(file, key) of an archive that FILE or FILE#KEY names; None for anything else."""
+    file = path
+    key = ""
+    if not path.is_file():
+        name, _, key = path.name.rpartition("#")
+        if not name:
+            return None
+        file = path.with_name(name)
+    return (file, key) if file.name.endswith(ARCHIVE_NAMES) and file.is_file() else None
+
+
+def is_checkpoint(path: Path) -> bool:
+    """Whether a path is a folder or an archive."""
+    return path.is_dir() or archive_at(path) is not None
+
+
+def read_archive(path: Path, key: str) -> dict[str, Tensor]:
+    """The tensors below a key, or where trainers put them, and where their bytes are.
+
+    Raises:
+        UserError: there is no such table, or as `read_pickled`.
+    """
+    with path.open("rb") as file:
+        archive = Archive.open(path, file)
+        return _tensors(archive, _state_dict(archive.unpickled(), key, path), path.name)
+
+
+def _state_dict(content: Data, key: str, path: Path) -> Mapping[str, Data]:
+    table = content
+    keys = key.split(".") if key else []
+    if isinstance(table, dict) and key in table:
+        keys = [key]
+    for part in keys:
+        if not isinstance(table, dict) or part not in table:
+            raise UserError(f"{path} has no key {shown(key)}: {_tables_in(content)}")
+        table = table[part]
+
+    # A table may hold itself, so the search has an end.
+    for _ in STATE_DICTS:
+        inner = table if isinstance(table, dict) else {}
+        name = next((name for name in STATE_DICTS if isinstance(inner.get(name), dict)), None)
+        if name is None:
+            break
+        table = inner[name]
+    if isinstance(table, dict) and any(isinstance(value, Made) for value in table.values()):
+        return table
+    where = shown(key) or ", ".join(STATE_DICTS)
+    raise UserError(f"{path} has no tensors below {where}: {_tables_in(content)}")
+
+
+def _tables_in(content: Data) -> str:
+    """What to type instead."""
+    table = content if isinstance(content, dict) else {}
+    # The text of anything but a name may be endless.
+    names = [key for key in table if isinstance(key, str) and isinstance(table[key], dict)]
+    if not names:
+        return "save a state_dict"
+    return f"name the key of its weights, FILE#KEY (tables in it: {listed(names)})"
+
+
 def read_pickled(path: Path, label: str) -> dict[str, Tensor]:
     """The tensors of a pickled file and where their bytes are.
 
@@ -221,8 +293,14 @@ def read_pickled(path: Path, label: str) -> dict[str, Tensor]:
     """
     with path.open("rb") as file:
         archive = Archive.open(path, file)
-        tensors = dict[str, Tensor]()
-        for name, value in archive.tensors().items():
-            dtype, shape, extent = archive.place(value, name)
-            tensors[name] = Tensor(name, dtype, shape, label, extent.offset, extent.nbytes)
+        return _tensors(archive, archive.tensors(), label)
+
+
+def _tensors(archive: Archive, table: Mapping[str, Data], label: str) -> dict[str, Tensor]:
+    tensors = dict[str, Tensor]()
+    for name, value in table.items():
+        if not isinstance(name, str):
+            raise broken(archive.path, "not a table of tensors")
+        dtype, shape, extent = archive.place(value, name)
+        tensors[name] = Tensor(name, dtype, shape, label, extent.offset, extent.nbytes)
     return tensors

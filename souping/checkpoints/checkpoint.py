@@ -2,7 +2,7 @@
 
 Pickled weights (`pytorch_model.bin`) are read only with `merge.allow_pickle=true`, by their table, which is read as
 data (`pickles`); they stream like a safetensors file afterwards. The tensors of a sharded checkpoint are assembled from
-their pieces as they are read, as if they were one file.
+their pieces as they are read, as if they were one file. A file of `torch.save` alone is a checkpoint without a config.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from souping.checkpoints.archives import archive_at, read_archive
 from souping.checkpoints.folder import (
     Like,
     has_weights,
@@ -50,7 +51,8 @@ class Checkpoint:
     carries over, relative to `home`: that is `like` where a sharded checkpoint borrows another folder's config and
     tokenizer. `stamps` tell whether one of them has changed since. If there is an `assembly`, the tensors' places are
     in it, not in a file. `mapped` says how tensors got their names, with the file of `rules` if the user gave one.
-    `quantised` is the same folder as it is stored, if weights are dequantised when read.
+    `quantised` is the same folder as it is stored, if weights are dequantised when read. `archive` is the FILE or
+    FILE#KEY of one that is a file of `torch.save`, in `folder`.
     """
 
     folder: Path
@@ -64,6 +66,7 @@ class Checkpoint:
     mapped: Mapping[str, Mapped] | None = field(default=None, compare=False, repr=False)
     assembly: Assembly | None = field(default=None, compare=False, repr=False)
     quantised: Checkpoint | None = field(default=None, compare=False, repr=False)
+    archive: Path | None = None
 
     @classmethod
     def open(cls, folder: Path, allow_pickle: bool = False, like: Like | None = None) -> Checkpoint:
@@ -74,6 +77,9 @@ class Checkpoint:
                 allowed, a name or symlink leaves it, or a header cannot be trusted.
         """
         folder = expanded(folder)
+        archive = archive_at(folder)
+        if archive is not None:
+            return replace(cls._of_archive(*archive, like or Like()), archive=folder)
         if not folder.is_dir():
             raise UserError(
                 f"{folder} is not a folder. Give the path of a saved Hugging Face model."
@@ -96,6 +102,16 @@ class Checkpoint:
         return replace(
             plain, tensors=tensors, config=plain_config(config), assembly=assembly, quantised=plain
         )
+
+    @classmethod
+    def _of_archive(cls, file: Path, key: str, like: Like) -> Checkpoint:
+        """The tensors of a file by their own names, or by those of Hugging Face if `like` has a config."""
+        before = {file.name: stamp(file)}
+        tensors = read_archive(file, key)
+        if like.folder is None:
+            return cls.of(file.parent, tensors, {}, (), before)
+        stored = {name: StoredTensor.of(tensor) for name, tensor in tensors.items()}
+        return cls._of_sharded(Sharded(file.parent, "", "archive", stored, (file.name,)), like)
 
     @classmethod
     def _of_sharded(cls, sharded: Sharded, like: Like) -> Checkpoint:
@@ -158,6 +174,11 @@ class Checkpoint:
     def home(self) -> Path:
         """Where its config, tokenizer and other side files are."""
         return self.like or self.folder
+
+    @property
+    def source(self) -> Path:
+        """What it is opened by: its folder or archive."""
+        return self.archive or self.folder
 
     def path(self, name: str) -> Path:
         """Where one of its files is."""

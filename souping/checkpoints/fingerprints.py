@@ -111,10 +111,12 @@ def hashed_files(checkpoint: Checkpoint, number: int) -> dict[Path, Stamp]:
 def tensors_key(checkpoint: Checkpoint, files: Mapping[Path, Stamp]) -> str:
     """Under what the digests of a group are kept: for assembled tensors the views of the files count too."""
     keys = [digest_key(path, state) for path, state in files.items()]
+    # An archive may hold several tables of tensors.
+    table = checkpoint.archive.name if checkpoint.archive is not None else ""
     if checkpoint.assembly is None:
-        return f"tensors|{keys[0]}"
+        return f"tensors|{keys[0]}|{table}".removesuffix("|")
     views = repr(checkpoint.assembly.views)
-    return f"tensors|{checkpoint.folder.resolve()}|{digest([keys, views])}"
+    return f"tensors|{checkpoint.folder.resolve()}|{digest([keys, views + table])}"
 
 
 def keep_digest(key: str, before: Mapping[Path, Stamp], value: str, cache: Cache) -> None:

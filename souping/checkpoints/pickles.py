@@ -103,7 +103,7 @@ class DataUnpickler(pickle._Unpickler):
         if kind.name == "collections.OrderedDict":
             self.stack.append({})
         elif kind.name.endswith(".getattr"):
-            self.stack.append(self.find_class(args[0].name, str(args[1])))
+            self.stack.append(self.find_class(args[0].name, "".join(args[1:])))
         else:
             self.stack.append(Made(kind.name, args, bare))
 

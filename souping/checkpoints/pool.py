@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Literal
 
 from souping.checkpoints import hub, remote
+from souping.checkpoints.archives import is_checkpoint
 from souping.checkpoints.folder import Like
 from souping.checkpoints.header import ITEM
 from souping.checkpoints.lora import is_adapter, opened, read_settings
@@ -96,9 +97,11 @@ class CandidateSource(ABC):
 class Pool(CandidateSource):
     """Candidates as paths, Hub names (`org/name@revision`), `s3://` or `gs://`, or as `{name: NAME, path: PATH}`.
 
-    A path is named by its last component, a model of the Hub by the part after the slash. A folder takes precedence
-    over a model of the Hub. `like` is a Hugging Face folder of the same model, or its name on the Hub: sharded
-    checkpoints have its config and tokenizer, and have to have its names and shapes.
+    A path is a folder, or a file of `torch.save` (FILE, or FILE#KEY if its weights are below another key). It is named
+    by its last component, a model of the Hub by the part after the slash. A folder takes precedence over a model of
+    the Hub. `like`
+    is a Hugging Face folder of the same model, or its name on the Hub: sharded checkpoints have its config and
+    tokenizer, and have to have its names and shapes.
     """
 
     candidates: list[str | dict[str, str]]
@@ -280,7 +283,7 @@ def weigh(candidate: Candidate, allow_pickle: bool = False, rules: Path | None =
 
 
 def _of_folder(name: str, folder: Path, allow_pickle: bool, like: Like) -> ModelSize:
-    if not folder.is_dir():
+    if not is_checkpoint(folder):
         raise UserError(
             f"candidate {name}: {folder} is not a folder: give a path or org/name{near_folder(folder)}"
         )

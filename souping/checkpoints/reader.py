@@ -54,6 +54,11 @@ class WeightReader:
     def close(self) -> None:
         self._stack.close()
 
+    @property
+    def remote(self) -> bool:
+        """Whether weights are in a bucket."""
+        return bool(self._remote)
+
     def read(self, number: int, into: Raw, offset: int, tiles: list[Tile] | None = None) -> None:
         """Fill `into` with bytes of file `number`, or of the assembled tensors (EOFError: the file ends early).
 

@@ -98,10 +98,15 @@ def named_in(overrides: Iterable[str]) -> set[str]:
 
 
 def resolved(cfg: DictConfig) -> dict[str, Any]:
-    """The whole configuration as plain data. Missing values are reported first."""
+    """The whole configuration as plain data. Missing values are reported first.
+
+    Candidates may be missing if the run only selects: published scores name them (`souping.cli.parts`).
+    """
     missing = sorted(OmegaConf.missing_keys(cfg), key=lambda key: key != "pool.candidates")
+    if missing[:1] == ["pool.candidates"] and cfg.stop_after == "select":
+        missing = missing[1:]
     if missing:
-        raise UserError(f"{missing[0]} is not set{_how(missing[0])}")
+        raise not_set(missing[0])
     plain = OmegaConf.to_container(cfg, resolve=True)
     assert isinstance(plain, dict)
     # `???` in an overlay does not replace a null.
@@ -113,11 +118,16 @@ def resolved(cfg: DictConfig) -> dict[str, Any]:
     return {str(key): value for key, value in plain.items()}
 
 
+def not_set(key: str) -> UserError:
+    """The error of a value that is missing, with an example."""
+    return UserError(f"{key} is not set{_how(key)}")
+
+
 def _how(key: str) -> str:
     examples = {
         "pool.candidates": "try +experiment=bfcl, or pool.candidates='[DIR_A,DIR_B,DIR_C]' (more: souping help)",
         "pool.path": "give the folder of a training run, pool.path=runs/sft",
-        "scores.path": "give a CSV: scores.path=FILE.csv (header model,<category>,...)",
+        "scores.path": "give a CSV of scores=table (header model,<category>,...), or a folder of logs of scores=logs",
         "recipe": "give the recipe beside a soup, recipe=soup/recipe.json",
         "optimiser.weights": "give one weight a candidate: optimiser.weights='[0.5,0.2,0.3]'",
     }

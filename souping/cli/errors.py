@@ -149,7 +149,7 @@ def explain(error: BaseException) -> str:
             return misplaced(error.override)
         return (
             f"cannot read the override {error.override}\n"
-            "values that hold ( ) , = ~ or spaces need quotes inside the shell's own: 'key=\"a (b)\"'"
+            "values that hold ( ) , = ~ # or spaces need quotes inside the shell's own: 'key=\"a (b)\"'"
         )
     lines = stripped_lines(error)
     group, _, choice = str(getattr(error, "missing_cfg_file", "") or "").rpartition("/")  # Hydra's

@@ -14,6 +14,7 @@ from functools import partial
 from typing import Any
 
 from hydra.utils import get_object
+from omegaconf import MISSING
 
 from souping.analysis import Analysis
 from souping.cli.also import also_node
@@ -25,11 +26,13 @@ from souping.cli.config import (
     check,
     is_callable,
     is_part,
+    not_set,
     setting_mismatch,
 )
 from souping.core.fields import Hint, hints_of
+from souping.core.protocols import ScoreSource
 from souping.core.text import first_line, is_user_code, listed, nearest, source_of
-from souping.core.types import Json, JsonObject, UserError
+from souping.core.types import Json, JsonObject, Names, UserError
 from souping.pipeline.settings import (
     GROUP_KINDS,
     ExtraEntry,
@@ -46,6 +49,7 @@ def build(config: Mapping[str, Any]) -> dict[str, Any]:
         UserError: as `check` and `build_part`.
     """
     check(config)
+    config = with_candidates(config)
     if merges_only(config):
         return {group: build_part(config[group], GROUP_KINDS[group], group) for group in MERGED}
     parts = {group: build_part(config[group], kind_of(group), group) for group in GROUPS}
@@ -58,6 +62,24 @@ def build(config: Mapping[str, Any]) -> dict[str, Any]:
         "also": _build_also(config),
         "analyses": analyses,
     }
+
+
+def with_candidates(config: Mapping[str, Any]) -> Mapping[str, Any]:
+    """The configuration with all models of the scores as candidates, if a selection from scores names none.
+
+    Raises:
+        UserError: candidates have to be named.
+    """
+    pool = config["pool"]
+    if not isinstance(pool, Mapping) or pool.get("candidates") != MISSING:
+        return config
+    models: Names = ()
+    if config["scores"] is not None:
+        models = build_part(config["scores"], ScoreSource, "scores").models
+    if not models:
+        raise not_set("pool.candidates")
+    candidates = [{"name": name, "path": name} for name in models]
+    return {**config, "pool": {**pool, "candidates": candidates}}
 
 
 def _build_also(config: Mapping[str, Any]) -> tuple[ExtraEntry, ...]:

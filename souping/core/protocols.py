@@ -22,6 +22,7 @@ from souping.core.types import (
     Item,
     Json,
     Missing,
+    Names,
     Recipe,
     Record,
     Request,
@@ -247,6 +248,11 @@ class ScoreSource(ABC):
     """Source of the scores that selection sees: measured ones, or a published table."""
 
     published: bool = False
+
+    @property
+    def models(self) -> Names:
+        """The models that published scores are of; none if candidates have to be measured."""
+        return ()
 
     @abstractmethod
     def matrix(self, candidates: Sequence[str], measure: Callable[[], ScoreMatrix]) -> ScoreMatrix:

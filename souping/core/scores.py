@@ -39,6 +39,10 @@ class TableScores(ScoreSource):
 
     published = True
 
+    @property
+    def models(self) -> Names:
+        return read_table(expanded(self.path)).models
+
     def matrix(self, candidates: Sequence[str], measure: Callable[[], ScoreMatrix]) -> ScoreMatrix:
         """The table with its candidates marked.
 
@@ -86,6 +90,8 @@ def read_table(path: Path) -> ScoreMatrix:
 
 
 def _read_rows(path: Path) -> list[list[str]]:
+    if path.is_dir():
+        raise UserError(f"{path} is a folder: scores=logs reads a folder with one log per model")
     try:
         with regular(path).open(newline="", encoding="utf-8-sig") as stream:
             rows = []

@@ -9,28 +9,40 @@ from functools import cached_property
 import numpy as np
 
 from souping.core.fields import component, pick
+from souping.core.files import expanded
 from souping.core.protocols import ScoreSource
-from souping.core.types import FloatArray, Item, ItemScores, ScoreMatrix, UserError
+from souping.core.types import FloatArray, Item, ItemScores, Names, ScoreMatrix, UserError
 from souping.logs.match import matched
-from souping.logs.sources import read
+from souping.logs.sources import logs_in, read
 
 
 @component
 class LogScores(ScoreSource):
-    """Logs of evaluations, `path` is {model: log}: each task is a category, by its first metric.
+    """Logs of evaluations: each task is a category, by its first metric.
 
-    All models inform the correlations, the candidates among them can be selected. Items that some model lacks are left
-    out, and tasks whose metric is not a mean of scores from 0 to 1. Where lower is better, 1 - score counts.
+    `path` is {model: log}, or a folder with one log per model, which is named by its file or folder. All models
+    inform the correlations, the candidates among them can be selected. Items that some model lacks are left out, and
+    tasks whose metric is not a mean of scores from 0 to 1. Where lower is better, 1 - score counts.
     """
 
-    path: dict[str, str]
+    path: str | dict[str, str]
     group: str | None = None
 
     published = True
 
     @cached_property
+    def _paths(self) -> dict[str, str]:
+        if isinstance(self.path, str):
+            return logs_in(expanded(self.path, "scores.path"))
+        return self.path
+
+    @property
+    def models(self) -> Names:
+        return tuple(self._paths)
+
+    @cached_property
     def _scores(self) -> ScoreMatrix:
-        logs = {name: read(path, group=self.group or "") for name, path in self.path.items()}
+        logs = {name: read(path, group=self.group or "") for name, path in self._paths.items()}
         common = matched(logs)
         metrics = [metrics[0] for metrics in common.metrics.values() if metrics[0].is_mean]
         if not metrics:
@@ -63,5 +75,5 @@ class LogScores(ScoreSource):
             UserError: a log cannot be read or compared with the others, or a candidate has none.
         """
         for name in candidates:
-            pick(name, list(self.path), "scores.path: log of candidate")
+            pick(name, self.models, "scores.path: log of candidate")
         return replace(self._scores, candidates=tuple(candidates), published=True)

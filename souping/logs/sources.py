@@ -7,12 +7,12 @@ from collections.abc import Collection
 from dataclasses import replace
 from pathlib import Path
 
-from souping.core.files import expanded, regular
+from souping.core.files import expanded, near_folder, regular
 from souping.core.text import listed
 from souping.core.types import UserError
 from souping.logs.bfcl import read_bfcl
 from souping.logs.inspect import is_inspect, read_inspect
-from souping.logs.lm_eval import read_lm_eval, results_of
+from souping.logs.lm_eval import RESULTS, read_lm_eval, results_of
 from souping.logs.records import Group, Log, LoggedAnswer, LoggedMetric
 from souping.logs.runs import read_run
 from souping.logs.tables import Frame, is_table, read_frame, read_table
@@ -21,6 +21,7 @@ LOG_KINDS = (
     "lm_eval's output folder, a BFCL project, an inspect_ai log, a run, "
     "or CSV or JSONL with item, category, score"
 )
+LOG_SUFFIXES = (".csv", ".jsonl", ".json", ".eval")
 
 
 def read(
@@ -54,6 +55,39 @@ def read(
     if group:
         _check_field(logs, group, "group")
     return logs
+
+
+def logs_in(folder: Path) -> dict[str, str]:
+    """{model: path of its log} of a folder with one log per model, which is named by its file or folder.
+
+    Hidden files and those of no kind that a log has are left out. A BFCL project has the models of its result/.
+
+    Raises:
+        UserError: there is no such folder, no log in it, or two of one name; or it is the log of one model.
+    """
+    if not folder.is_dir():
+        raise UserError(f"{folder}: no folder of logs, one per model{near_folder(folder)}")
+    if (folder / "report.json").is_file() or any(folder.glob(RESULTS)):
+        raise UserError(f"{folder} is the log of one model: give a folder with one per model")
+    results = folder / "result"
+    if results.is_dir() and (folder / "score").is_dir():
+        models = sorted(entry.name for entry in results.iterdir() if entry.is_dir())
+        return {name: f"{folder}:{name}" for name in models}
+    logs: dict[str, str] = {}
+    for entry in sorted(folder.iterdir()):
+        if entry.name.startswith(".") or not _may_be_log(entry):
+            continue
+        name = entry.name if entry.is_dir() else entry.stem
+        if name in logs:
+            raise UserError(f"{entry} and {logs[name]} are logs of one name: rename one")
+        logs[name] = str(entry)
+    if not logs:
+        raise UserError(f"{folder}: no logs in it: one per model is needed ({LOG_KINDS})")
+    return logs
+
+
+def _may_be_log(entry: Path) -> bool:
+    return entry.is_dir() or entry.suffix.lower() in LOG_SUFFIXES
 
 
 def _check_field(logs: tuple[Log, ...], name: str, option: str) -> None:

@@ -12,6 +12,7 @@ from souping.checkpoints.fingerprints import Cache
 from souping.checkpoints.folder import Like
 from souping.core.protocols import Component
 from souping.core.types import Folders, Names, ProgressCallback, Recipe, TokenIds
+from souping.merge.similarity import PoolSimilarity
 
 if TYPE_CHECKING:
     import torch
@@ -74,6 +75,10 @@ class CandidatePool(Component, ABC):
     @property
     @abstractmethod
     def architecture_folder(self) -> Path: ...
+
+    def similarity(self, names: Names) -> PoolSimilarity | None:
+        """How similar the weights of these candidates are; None where they are not compared."""
+        return None
 
     @abstractmethod
     def recipe(self, weights: Mapping[str, float]) -> Recipe:

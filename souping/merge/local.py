@@ -51,6 +51,7 @@ from souping.merge import (
 from souping.merge.alignment import Alignment, Layout, check_overrides, fitted
 from souping.merge.kernels import get_method
 from souping.merge.plan import MergePlan, carried, parse_size
+from souping.merge.similarity import PoolSimilarity, pool_similarity
 
 if TYPE_CHECKING:
     import torch
@@ -286,7 +287,8 @@ class FullModelPool(CandidatePool, Generic[P]):
     @cached_property
     def _ends(self) -> Mapping[str, TokenIds]:
         return {
-            name: eos_token_ids(checkpoint.home) for name, checkpoint in self._checkpoints.items()
+            name: eos_token_ids(checkpoint.home) if checkpoint.side else ()
+            for name, checkpoint in self._checkpoints.items()
         }
 
     def eos_token_ids(self, recipe: Recipe) -> TokenIds:
@@ -322,6 +324,10 @@ class FullModelPool(CandidatePool, Generic[P]):
     def _alignment(self) -> Alignment:
         return self._merge.align(self._checkpoints)
 
+    def similarity(self, names: Names) -> PoolSimilarity | None:
+        models = {name: self._checkpoints[name] for name in names}
+        return pool_similarity(models, self._alignment.base)
+
     @cached_property
     def _base_content(self) -> str | None:
         base = self._alignment.base
@@ -352,6 +358,11 @@ class FullModelPool(CandidatePool, Generic[P]):
 
     def check_tokenizers(self, texts: Sequence[str] = ()) -> None:
         for name, checkpoint in self._checkpoints.items():
+            if checkpoint.archive is not None:
+                raise UserError(
+                    f"candidate {name}: {checkpoint.archive} is a file of weights, which can be merged only: "
+                    "use experiment=merge, or give a model folder"
+                )
             check_tokenizer(name, checkpoint.home)
         compare_tokenizers(self._checkpoints, self._merge.vocab, self._merge.carry, texts)
 

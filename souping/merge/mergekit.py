@@ -119,9 +119,9 @@ class MergekitMerge(ModelMerge[MergekitPlan | MergePlan]):
         if models.base is not None:
             used["the base"] = models.base
         for name, checkpoint in used.items():
-            if checkpoint.assembly is not None:
+            if checkpoint.assembly is not None or checkpoint.archive is not None:
                 raise UserError(
-                    f"mergekit cannot read {name}, which is sharded or FP8: use merge=local"
+                    f"mergekit cannot read {name}, which is sharded, FP8 or one file: use merge=local"
                 )
         ingredients = tuple(Ingredient(name, checkpoint) for name, checkpoint in used.items())
         return MergekitPlan(recipe=recipe, yaml=_yaml(recipe, ingredients), ingredients=ingredients)

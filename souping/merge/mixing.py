@@ -46,7 +46,7 @@ def complaint(plan: MergePlan, chunk: Chunk, what: str, source: Source | None) -
     if source is not None:
         owner = plan.ingredients[source.ingredient]
         where = f" in {owner.folder}"
-        if owner.checkpoint.assembly is None:
+        if owner.checkpoint.assembly is None and owner.checkpoint.archive is None:
             where += f"/{owner.checkpoint.files[source.file]}"
     return UserError(f"{what} in tensor {name}{where}")
 

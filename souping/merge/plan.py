@@ -112,7 +112,7 @@ class Ingredient:
 
     @property
     def folder(self) -> str:
-        return str(self.checkpoint.folder.resolve())
+        return str(self.checkpoint.source.resolve())
 
     @property
     def files(self) -> dict[str, int]:

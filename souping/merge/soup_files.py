@@ -68,19 +68,20 @@ def companion_files(plan: MergePlan) -> dict[str, bytes]:
     ).encode()
     if same:
         return {RECIPE: recipe}
+    index = plan.index()
+    files = {} if index is None else {INDEX: index}
+    if carrier.checkpoint.archive is not None and not carrier.checkpoint.side:
+        return {**files, RECIPE: recipe}
     folder = carrier.checkpoint.home
-    files = {name: small(inside(folder, name)) for name in carrier.checkpoint.side}
+    files |= {name: small(inside(folder, name)) for name in carrier.checkpoint.side}
     if "config.json" not in files:
         raise UserError(f"{folder} has lost its config.json since the plan was made: plan again")
     # A base model is behind the recipe's ingredients, and says nothing of how answers end.
     ingredients = plan.ingredients[: len(plan.recipe.ingredients)]
-    homes = [ingredient.checkpoint.home for ingredient in ingredients]
+    homes = [i.checkpoint.home for i in ingredients if i.checkpoint.side]
     files |= generation_config(folder, homes, plan.vocab_size)
     files["config.json"] = _config(plan, folder, files["config.json"])
     files[RECIPE] = recipe
-    index = plan.index()
-    if index is not None:
-        files[INDEX] = index
     return files
 
 

@@ -212,10 +212,12 @@ def _in_frame(
 
 
 def _opened(name: str, checkpoint: Checkpoint, allow_pickle: bool) -> Sharded:
-    sharded = read_sharded(checkpoint.folder, allow_pickle)
+    sharded = None
+    if checkpoint.archive is None:
+        sharded = read_sharded(checkpoint.folder, allow_pickle)
     if sharded is None:
         raise UserError(
-            f"merge.format=same needs sharded checkpoints, and {name} is a Hugging Face folder: use hf"
+            f"merge.format=same needs sharded checkpoints, and {name} is a Hugging Face folder or one file: use hf"
         )
     return sharded
 

@@ -11,6 +11,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from souping.checkpoints import hub, remote
+from souping.checkpoints.archives import is_checkpoint
 from souping.checkpoints.checkpoint import Checkpoint
 from souping.checkpoints.compatibility import check_tokenizer, preflight
 from souping.checkpoints.folder import Like
@@ -80,7 +81,7 @@ def _hub_names(candidates: Iterable[Candidate]) -> dict[str, hub.HubName]:
         path = candidate.path
         if name := hub.parse(path):
             names[candidate.name] = name
-        elif not path.is_dir():
+        elif not is_checkpoint(path):
             raise UserError(
                 f"candidate {candidate.name}: {path} is not a folder: give the path of a saved Hugging Face model or "
                 f"org/name{near_folder(path)}"

@@ -30,8 +30,10 @@ from souping.core.types import (
 )
 from souping.evaluate.benchmark import Benchmark, ListedItems
 from souping.evaluate.generate import LocalEvaluator
+from souping.logs.scores import LogScores
 from souping.merge import MergeBackend
 from souping.merge.local import LocalMerge
+from souping.pipeline.checks import not_measured
 from souping.pipeline.evaluation import LocalExecutor
 from souping.pipeline.settings import STORE, MarginSetting, MergeSettings, RunSettings, StopAfter
 from souping.report.content import Report, VerdictSummary
@@ -225,15 +227,24 @@ def soup(
 
 
 def select(table: str | Path | ScoreMatrix, selector: Selector | None = None) -> Selection:
-    """Ingredients by a table of scores (a CSV `model,<category>,...`): SoCE with Pearson's correlation by default.
+    """Ingredients by a table of scores: SoCE with Pearson's correlation by default.
+
+    `table` may be a CSV `model,<category>,...`, or a folder with one log of evaluations per model.
 
     Raises:
         UserError: the table cannot be read, has too few models or categories, or `selector` chose what it must not.
     """
     check_arguments(select, {"selector": selector})
     if not isinstance(table, ScoreMatrix):
-        table = read_table(expanded(table))
+        table = _scores_at(expanded(table))
     return (selector or _soce(Mean())).select_checked(table)
+
+
+def _scores_at(path: Path) -> ScoreMatrix:
+    if not path.is_dir():
+        return read_table(path)
+    logs = LogScores(path=str(path))
+    return logs.matrix(logs.models, not_measured)
 
 
 def _in_order(weights: Mapping[str, float], names: Sequence[str]) -> list[float]:

@@ -13,6 +13,7 @@ from typing import Annotated, Any, TypedDict
 
 from annotated_types import Interval
 
+from souping.checkpoints.archives import is_checkpoint
 from souping.checkpoints.checkpoint import Checkpoint, describe_names
 from souping.checkpoints.fingerprints import fingerprint
 from souping.checkpoints.folder import Like
@@ -196,9 +197,14 @@ def _show_plan(
     base: str | None,
 ) -> None:
     from souping.merge.mergekit import to_yaml
+    from souping.report.render import show_sheet
+    from souping.report.tables import similarity
 
     plan = pool.plan(recipe)
     print(plan.describe())
+    similar = similarity(pool.similarity(tuple(folders)))
+    if similar is not None:
+        show_sheet([similar])
     for need in (*settings.merge.needs(), *settings.tracker.needs()):
         print(f"missing on this machine: {need.sentence()}")
     plan.save(settings.run_dir / "plan.json")
@@ -307,7 +313,7 @@ def _find(
     known = store.folder_of(expected)
     if name in candidates:
         path = candidates[name].path
-    elif known and Path(known).is_dir():
+    elif known and is_checkpoint(Path(known)):
         path = Path(known)
     elif name in recipe.sources:
         path = Path(recipe.sources[name])

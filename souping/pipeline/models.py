@@ -31,6 +31,7 @@ from souping.core.types import (
 )
 from souping.merge import MergeBackend
 from souping.merge.digests import Late, StandIns
+from souping.merge.similarity import PoolSimilarity
 from souping.pipeline.fetching import (
     Aside,
     FetchedPool,
@@ -126,9 +127,17 @@ class OpenPool:
         """Whether `write_late` has to hash files."""
         return self._stand_ins is not None and self._stand_ins.pending
 
+    @cached_property
+    def similarity(self) -> PoolSimilarity | None:
+        """How similar the weights of the candidates are."""
+        candidates = self._fetched.models[: self._fetched.count]
+        return self.merge_pool.similarity(tuple(c.name for c in candidates))
+
     @property
     def warnings(self) -> list[str]:
-        return [*self._notes, *_copies({c.name: c.fingerprint for c in self.candidates})]
+        copies = _copies({c.name: c.fingerprint for c in self.candidates})
+        unrelated = self.similarity.warning if self.similarity else None
+        return [*self._notes, *copies, *filter(None, [unrelated])]
 
     @property
     def names(self) -> Names:

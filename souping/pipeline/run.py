@@ -499,4 +499,4 @@ class Run(Steps):
         report = final_report(self, state, warnings)
         evaluations = self.evaluations.values()
         cost = run_cost(self.settings, state.searched.winner, evaluations, self.workers.lost)
-        return replace(report, cost=cost)
+        return replace(report, cost=cost, weights=self.pool.similarity)

@@ -233,11 +233,18 @@ class RunSettings(MergeSettings):
         if not self.guard_against:
             return self.guard_against
         names = {candidate.name: candidate.name for candidate in candidates}
+        base = self.base_candidate(candidates)
+        if base:
+            names["base"] = base
+        return names[pick(self.guard_against, names, "guard_against", " (base: merge.base)")]
+
+    def base_candidate(self, candidates: Sequence[Candidate]) -> str | None:
+        """The candidate that is `merge.base`, by its name, path or name on the Hub."""
         base = self.merge.base
         for candidate in candidates:
             if base and base in (candidate.name, str(candidate.path), candidate.source):
-                names["base"] = candidate.name
-        return names[pick(self.guard_against, names, "guard_against", " (base: merge.base)")]
+                return candidate.name
+        return None
 
     def guards_on(self, categories: Sequence[str]) -> tuple[Guard, ...]:
         """The guards (UserError if a name is not a category, group or extra benchmark)."""

@@ -310,6 +310,7 @@ class Steps:
             ingredients=searched.selected.selection.ingredients,
             soup=searched.winner.recipe,
             recipe=self.pool.recipe,
+            base=self.settings.base_candidate(self.settings.pool.resolve(at_least=0)),
         )
 
     def analysis_stage(self, name: str, analysis: Analysis, soups: RunSoups) -> Stage:

@@ -11,6 +11,7 @@ from souping.checkpoints.pool import ModelSize
 from souping.core.reading import to_json
 from souping.core.types import Fold, Items, JsonObject, Missing, ScoreMatrix, Selection
 from souping.evaluate.benchmark import slices_of
+from souping.merge.similarity import PoolSimilarity
 from souping.pipeline.checks import Machine, Requirement
 from souping.pipeline.settings import RunSettings
 from souping.plan.speed import HUB_SPEED, READ_SPEED, Speed
@@ -39,6 +40,7 @@ class Plan:
     folds: Mapping[Fold, Items] = field(default_factory=dict)
     outlined: bool = False
     notes: list[str] = field(default_factory=list)
+    similarity: PoolSimilarity | None = None
     guards: Sequence[Mapping[str, Any]] = ()
     stages: Sequence[PlannedStage] = ()
     speeds: Mapping[str, Speed] = field(default_factory=dict)
@@ -110,6 +112,7 @@ def as_dict(plan: Plan) -> JsonObject:
         "notes": list(plan.notes),
         "machine": asdict(plan.machine),
         "models": [asdict(model) for model in plan.models],
+        **({"weights": to_json(plan.similarity)} if plan.similarity else {}),
         "selection": {
             "basis": plan.basis,
             "sizes": list(plan.sizes),

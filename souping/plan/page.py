@@ -11,7 +11,7 @@ from souping.plan.content import Plan, Range, total_range
 from souping.plan.speed import HUB_SPEED, READ_SPEED
 from souping.plan.stages import IntRange, PlannedStage
 from souping.report import format
-from souping.report.tables import Section, grid
+from souping.report.tables import Section, grid, similarity
 
 
 def sections(plan: Plan) -> list[Section]:
@@ -23,6 +23,7 @@ def sections(plan: Plan) -> list[Section]:
         _report(plan),
         planned(plan.guards),
         _models(plan),
+        similarity(plan.similarity),
         _space(plan),
         _missing(plan),
     )
@@ -85,6 +86,7 @@ def _work_lines(plan: Plan) -> list[str]:
         lines.append(
             "The search evaluates soups on parts of the fold: its row gives expected and most whole folds."
         )
+    lines += [f"{stage.doubt}." for stage in plan.stages if stage.doubt]
     return lines
 
 

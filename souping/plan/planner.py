@@ -28,7 +28,7 @@ from souping.pipeline.store import IN_MEMORY, Store
 from souping.plan.content import Plan, as_dict
 from souping.plan.counting import CountedSteps, NamedPool, NotStoredError, merged, not_stored
 from souping.plan.page import sections
-from souping.plan.speed import Speed, speed
+from souping.plan.speed import Speed, checked_speed, speed
 from souping.plan.stages import PlannedStage
 from souping.report.files import as_json
 from souping.report.render import sheet_markdown, show_sheet
@@ -93,6 +93,7 @@ class _Planner:
         plan.run = self.run
         self._select(plan)
         plan.notes = self._notes(plan, folds)
+        plan.similarity = self.opened.similarity if self.opened else None
         plan.stages = self._stages(plan)
         plan.speeds = self._speeds(plan)
         plan.requirements = checks.requirements_of(self.run, plan.models, plan.machine, evaluators)
@@ -243,10 +244,14 @@ class _Planner:
         for name, (evaluator, answered) in self._evaluators(items).items():
             # An evaluator that cannot start here has no speed.
             with suppress(UserError):
-                measured = self.store.throughput(singles, fingerprint(evaluator))
-                rate = speed(
-                    self.run.throughput, measured, evaluator, answered, parameters, plan.machine
-                )
+                key = fingerprint(evaluator)
+                stated = self.run.throughput
+                measured = self.store.throughput(singles, key)
+                rate = None
+                if not name and stated is None and measured is None:
+                    rate = checked_speed(self.run.run_dir.parent, plan.models, key)
+                if rate is None:
+                    rate = speed(stated, measured, evaluator, answered, parameters, plan.machine)
                 if rate is not None:
                     speeds[name] = rate
         return speeds

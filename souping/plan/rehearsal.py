@@ -17,6 +17,7 @@ from souping.core.text import safe
 from souping.core.types import Fold, Item, Record, UserError
 from souping.core.unit import Unit
 from souping.evaluate.benchmark import first_items
+from souping.evaluate.identity import fingerprint
 from souping.evaluate.scoring import user_scores
 from souping.pipeline.evaluation import batches_of, records_of, score_missing
 from souping.pipeline.samples import sample
@@ -30,7 +31,7 @@ from souping.report import format
 from souping.report.files import as_json
 from souping.report.render import output_console, show_sheet
 from souping.report.samples import Sample, show_sample
-from souping.report.tables import Section, grid, nonempty
+from souping.report.tables import Section, grid, nonempty, similarity
 
 CHECKED_ITEMS = 5
 """Items of each category that a check answers."""
@@ -161,8 +162,11 @@ def show_rehearsal(
     for line in firsts.values():
         show_sample(unit, output_console(120), read(Sample, line), [name])
     answers = _answers(unit, name, fold, items, records)
-    show_sheet(nonempty((answers, work_section(timed), time_section(timed))))
+    show_sheet(
+        nonempty((answers, similarity(timed.similarity), work_section(timed), time_section(timed)))
+    )
     table = {**as_dict(timed), "candidate": name, "fold": fold, "samples": samples}
+    table["evaluator"] = fingerprint(timed.run.evaluator)
     table["items_per_second"] = timed.speeds[""].items_per_second
     write_atomically(timed.run.run_dir / "check.json", as_json(table).encode())
     print(f"saved as check.json in {nearby(timed.run.run_dir)}")

@@ -3,10 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Literal
+from contextlib import suppress
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
 
+from souping.checkpoints.pool import ModelSize
 from souping.core.protocols import Evaluator
-from souping.core.types import Item, frozen
+from souping.core.reading import read
+from souping.core.types import Item, UserError, frozen
+from souping.logs.records import read_object
 from souping.pipeline.checks import Machine, on_gpu
 from souping.plan.stages import PlannedStage
 from souping.search.adaptive import MOST_SAMPLES
@@ -36,7 +42,8 @@ class Speed:
     per_model: float = 0.0
     per_call: float = 0.0
     batch: int = 0
-    basis: Literal["stated", "measured", "assumed"]
+    # `stated`, `measured` or `assumed`
+    basis: str
     reason: str
 
     def seconds(self, stage: PlannedStage, end: int) -> float:
@@ -47,6 +54,37 @@ class Speed:
             together = -(-stage.items // MOST_SAMPLES)
         calls = -(-stage.todo[end] // min(self.batch or together, together))
         return stage.todo[end] / self.items_per_second + calls * self.per_call
+
+
+@frozen
+class BenchmarkSpeed:
+    """The speed of a check; extra benchmarks have none that was measured."""
+
+    benchmark: Speed
+
+
+@frozen
+class CheckFile:
+    """What a plan reads of check.json."""
+
+    models: Any
+    evaluator: str
+    speeds: BenchmarkSpeed
+
+
+def checked_speed(folder: Path, models: Sequence[ModelSize], evaluator: str) -> Speed | None:
+    """What the newest check of a run in this folder measured for these models under this evaluator, if one did."""
+    sizes = [asdict(model) for model in models]
+    files = sorted(folder.glob("*/check.json"), key=lambda file: file.stat().st_mtime)
+    for file in reversed(files):
+        with suppress(UserError, OSError):
+            check = read(CheckFile, read_object(file))
+            measured = check.speeds.benchmark
+            same = check.models == sizes and check.evaluator == evaluator
+            if same and measured.items_per_second > 0:
+                reason = measured.reason.replace("just now", "by a check")
+                return replace(measured, reason=reason)
+    return None
 
 
 def speed(

@@ -14,6 +14,7 @@ from souping.core.reading import NULL, rest, to_json
 from souping.core.system import Provenance
 from souping.core.types import Names
 from souping.core.unit import POINTS, Unit
+from souping.merge.similarity import PoolSimilarity
 
 MaybeFloat = float | None
 MaybeInt = int | None
@@ -738,6 +739,8 @@ class Report:
     """what the report fold can show"""
     losses: CategoryLosses | None = field(default=None, metadata=NULL)
     """the soup against the best single candidate by category; `null` for one model or one category"""
+    weights: PoolSimilarity | None = None
+    """how similar the weights of the candidates are; nothing for adapters"""
     outcomes: Mapping[str, ModelEnds] | None = None
     """{model: how its answers ended}"""
     variance: Mapping[str, ObjectiveVariance] | None = None

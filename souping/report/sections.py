@@ -136,6 +136,7 @@ def sections(report: Report, trials: Sequence[TrialRow]) -> tuple[Section, ...]:
             _landscape(report, trials),
             _alternatives(report),
             _experts(report),
+            tables.similarity(report.weights),
             *analysis_sections(report),
             _gate(report),
             _cost(report),

@@ -11,6 +11,7 @@ from typing import Any
 from souping.core.text import DASH, confidence
 from souping.core.types import Json
 from souping.core.unit import Unit
+from souping.merge.similarity import PoolSimilarity
 from souping.report.content import (
     CategoryDifference,
     ExtraResult,
@@ -315,6 +316,25 @@ def recipe(recipe: RecipeSummary) -> TableGrid:
             line.append(clean(sources.get(name)) or DASH)
         lines.append(line)
     return grid(header, lines, left=(0, 2, 3))
+
+
+def similarity(pool: PoolSimilarity | None) -> Section | None:
+    """How similar the weights of the candidates are."""
+    if pool is None:
+        return None
+    header = ["candidate", "cosine", "distance"]
+    tasks = any(model.task_cosine is not None for model in pool.models.values())
+    if tasks:
+        header += ["cosine of task vectors", "distance of task vectors"]
+    rows = []
+    for name, model in pool.models.items():
+        numbers = [model.cosine, model.distance, model.task_cosine, model.task_distance]
+        rows.append((clean(name), *map(rho, numbers[: len(header) - 1])))
+    lines = (
+        f"Each candidate beside the mean of the others, in {count(pool.blocks)} blocks of weights.",
+        f"Groups of related weights: {len(pool.groups)}.",
+    )
+    return Section("How similar the weights are", lines, grids=(grid(header, rows),))
 
 
 def experts(report: Report) -> TableGrid:

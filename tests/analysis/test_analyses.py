@@ -14,7 +14,7 @@ import pytest
 
 from souping.analysis import Analysis, NotEstimableError, RunScores
 from souping.analysis.consistency import Consistency
-from souping.analysis.shapley import Shapley
+from souping.analysis.shapley import Shapley, ShapleyResult
 from souping.analysis.size import Size, affordable
 from souping.analysis.surface import ResponseSurface
 from souping.analysis.wins import Parents, Wins
@@ -281,13 +281,13 @@ def test_a_corpus_metric_solves_no_item_and_graded_scores_count_from_a_threshold
 
 
 def brute(
-    run: RunScores, players: list[frozenset[str]], objective: Any
+    run: RunScores, players: list[frozenset[str]], objective: Any, nobody: float
 ) -> dict[frozenset[str], float]:
-    """Shapley values by going through all orders of the players."""
+    """Shapley values by going through all orders of the players; the empty coalition is worth `nobody`."""
 
     def value(coalition: tuple[frozenset[str], ...]) -> float:
         union = sorted(frozenset[str]().union(*coalition))
-        return objective(run, recipe_of(dict.fromkeys(union, 1 / len(union)))) if union else 0.0
+        return objective(run, recipe_of(dict.fromkeys(union, 1 / len(union)))) if union else nobody
 
     out = dict.fromkeys(players, 0.0)
     orders = list(permutations(players))
@@ -313,15 +313,48 @@ def test_shapley_values_are_those_of_all_orders_and_sum_to_the_whole(
 ) -> None:
     run = run_of(size, asked=Shapley().asks, answer=answer)
     data: dict[str, Any] = result_json(Shapley(), run)
+    singles = [mean_objective(run, recipe_of({name: 1.0})) for name in NAMES[:size]]
+    mean_single = float(np.mean(singles))
+    assert (data["baseline"], data["baseline_score"]) == ("", pytest.approx(mean_single))
+    gain = pytest.approx(data["whole"] - mean_single)
     for level in data["levels"]:
         assert len(level["players"]) == comb(size, level["size"])
         assert level["efficiency_gap"] < 1e-12
-        assert sum(row["value"] for row in level["players"]) == pytest.approx(data["whole"])
+        assert sum(row["value"] for row in level["players"]) == gain
         players = [frozenset(members) for members in combinations(NAMES[:size], level["size"])]
-        expected = brute(run, players, mean_objective) if len(players) < 6 else {}
+        expected = brute(run, players, mean_objective, mean_single) if len(players) < 6 else {}
         for row in level["players"] if expected else []:
             assert row["value"] == pytest.approx(expected[frozenset(row["members"])])
             assert row["low"] <= row["value"] <= row["high"]
+
+
+def test_shapley_values_are_relative_to_a_base_that_is_a_candidate_and_say_so() -> None:
+    plain = run_of(2, asked=Shapley().asks)
+    run = replace(plain, soups=replace(plain.soups, base=NAMES[3]))
+    data: dict[str, Any] = result_json(Shapley(), run)
+    base = mean_objective(run, recipe_of({NAMES[3]: 1.0}))
+    assert (data["baseline"], data["baseline_score"]) == (NAMES[3], pytest.approx(base))
+    (gain,) = (row["value"] for row in data["levels"][1]["players"])
+    assert gain == pytest.approx(data["whole"] - base)
+    shown = read(ShapleyResult, data).section(run.unit).lines[0]
+    assert f"relative to the base model {NAMES[3]}" in shown
+    assert (
+        "relative to the mean"
+        in read(ShapleyResult, result_json(Shapley(), plain)).section(run.unit).lines[0]
+    )
+    # An earlier version's report has no baseline.
+    earlier = {key: value for key, value in data.items() if "baseline" not in key}
+    assert "score of all" in read(ShapleyResult, earlier).section(run.unit).lines[0]
+
+
+def test_a_size_says_beforehand_what_it_says_after_the_search() -> None:
+    with pytest.raises(NotEstimableError) as refused:
+        affordable(6, 100, 150)
+    assert Size().shortage(6, 100, 250) == str(refused.value)
+    assert Size().shortage(2, 100, 299)
+    assert not Size().shortage(2, 100, 300)
+    assert Size().shortage(1, 100, 5000)
+    assert Shapley().shortage(2, 100, 0) == ""
 
 
 def test_sizes_are_cross_fitted_within_the_items_of_the_search() -> None:

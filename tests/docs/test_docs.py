@@ -49,6 +49,7 @@ OPTIONAL = (
     "variance",
     "search",
     "slice",
+    "weights",
     "selection.clusters",
     "recipe.s",
     "folds.left_out",
@@ -142,7 +143,13 @@ class TestPage:
         for name in set(re.findall(r"-m ((?:souping|examples)(?:\.\w+)*)", page.read_text())):
             assert importlib.util.find_spec(f"{name}.__main__") is not None, name
 
-    def test_its_commands_compose(self, page: Path) -> None:
+    def test_its_commands_compose(
+        self, page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        # the folder of logs whose names are the candidates
+        monkeypatch.chdir(tmp_path)
+        Path("evals").mkdir()
+        Path("evals", "A.csv").touch()
         for words in commands(page):
             assert compose(words)["name"], words
 

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from souping import select
 from souping.analysis.stability import stability
 from souping.core.types import ScoreMatrix, UserError
 from souping.logs.scores import LogScores
@@ -94,3 +95,81 @@ def test_a_run_selects_from_logs(souping: Cli, family: Path, tmp_path: Path) -> 
     souping(*words[:-2], "scores.path={ant:ant.csv,bee:bee.csv}", "stop_after=select").refused(
         "scores.path", "cat"
     )
+
+
+def folder_of_logs(folder: Path) -> Path:
+    """Three models' logs as people keep them: a table, a folder of lm_eval, notes, a hidden file."""
+    rng = np.random.default_rng(0)
+    folder.mkdir()
+    for name in ("ant-1.5", "bee", "cat"):
+        rows = [
+            {"item": n, "category": "xyz"[n % 3], "score": int(rng.random() < 0.5)}
+            for n in range(60)
+        ]
+        write_csv(folder / f"{name}.csv", rows)
+    (folder / "README.md").write_text("notes")
+    (folder / ".hidden.csv").write_text("no table")
+    return folder
+
+
+def test_a_folder_has_one_log_per_model_named_by_its_file(tmp_path: Path) -> None:
+    scores = LogScores(path=str(folder_of_logs(tmp_path / "evals")))
+    assert scores.models == ("ant-1.5", "bee", "cat")
+    assert scores.matrix(["bee"], unmeasured).models == scores.models
+
+
+def test_a_folder_of_folders_and_a_project_of_bfcl_name_their_models() -> None:
+    assert LogScores(path=str(DATA / "lm_eval")).models == tuple(sorted(LM_EVAL))
+    assert LogScores(path=str(DATA / "bfcl" / "a")).models == ("plain",)
+
+
+def test_a_folder_that_does_not_name_one_log_per_model_is_refused(tmp_path: Path) -> None:
+    folder = folder_of_logs(tmp_path / "evals")
+    (folder / "bee.jsonl").write_text("{}")
+    for path, words in (
+        (folder, "rename one"),
+        (tmp_path / "eval", "did you mean"),
+        (tmp_path / "evals" / "cat.csv", "no folder of logs"),
+        (DATA / "lm_eval" / "java_cook" / "models__java_cook", "the log of one model"),
+    ):
+        with pytest.raises(UserError, match=words):
+            assert LogScores(path=str(path)).models
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(UserError, match="no logs"):
+        assert LogScores(path=str(tmp_path / "empty")).models
+
+
+def test_a_selection_takes_all_models_of_a_folder_unless_candidates_are_named(
+    souping: Cli, tmp_path: Path
+) -> None:
+    folder_of_logs(tmp_path / "evals")
+    words = ["scores=logs", "scores.path=evals", "stop_after=select", "selector=all"]
+    souping(*words, "hydra.run.dir=every").ok()
+    souping(*words, "pool.candidates=[ant-1.5,cat]", "hydra.run.dir=two").ok()
+    chosen = {}
+    for run in ("every", "two"):
+        selection = json.loads((tmp_path / run / "selection.json").read_text())
+        chosen[run] = selection["ingredients"]
+    assert chosen == {"every": ["ant-1.5", "bee", "cat"], "two": ["ant-1.5", "cat"]}
+
+
+@pytest.mark.parametrize("words", [["scores=evaluate"], ["+experiment=merge"]])
+def test_candidates_must_be_named_where_no_score_names_them(souping: Cli, words: list[str]) -> None:
+    souping(*words, "stop_after=select").refused("is not set")
+
+
+def test_every_model_of_a_table_may_be_the_candidate_of_a_selection(
+    souping: Cli, tmp_path: Path
+) -> None:
+    (tmp_path / "board.csv").write_text("model,x,y\norg/a@1,1,0\nb c,0,1\nd,0.5,0.4\n")
+    words = ["scores=table", "scores.path=board.csv", "stop_after=select", "selector=all"]
+    souping(*words, "hydra.run.dir=run").ok()
+    selection = json.loads((tmp_path / "run" / "selection.json").read_text())
+    assert selection["ingredients"] == ["org/a@1", "b c", "d"]
+    souping(*words[:1], "scores.path=.", *words[2:]).refused("scores=logs")
+    souping(*words[:2], "selector=all").refused("pool.candidates is not set")
+
+
+def test_the_library_selects_from_a_folder_of_logs(tmp_path: Path) -> None:
+    selection = select(folder_of_logs(tmp_path / "evals"), All())
+    assert selection.ingredients == ("ant-1.5", "bee", "cat")

@@ -465,6 +465,19 @@ def test_the_same_analyses_are_made_again(
     assert {name for name in others if after[name] != others[name]} <= {"report.html", "report.md"}
 
 
+@pytest.mark.slow
+def test_shapley_is_relative_to_a_candidate_that_is_the_base(
+    family: Path, souping: Cli, tmp_path: Path
+) -> None:
+    words = [*pool_of(family), "selector=topk", "selector.k=2", "analysis=[shapley]"]
+    words += ["optimiser=uniform", f"merge.base={family / 'cat'}"]
+    souping(*words, "hydra.run.dir=run").ok()
+    values = analyses_of(tmp_path / "run")["shapley"]
+    assert values["baseline"] == "cat"
+    total = sum(player["value"] for player in values["levels"][0]["players"])
+    assert total == pytest.approx(values["whole"] - values["baseline_score"])
+
+
 def test_shapley_is_planned_then_evaluated_then_kept(
     finished_copy: Path, souping: Cli, tmp_path: Path
 ) -> None:

@@ -272,6 +272,21 @@ class TestAgainstRuns:
         else:
             assert len(rows) <= stage["models"][1] <= len(rows) + 1  # the greedy soup may end early
 
+    @pytest.mark.slow
+    def test_it_says_whether_the_items_suffice_to_search_again(
+        self, family: Path, souping: Cli, tmp_path: Path
+    ) -> None:
+        """As the run says afterwards."""
+        call = [*pool_of(family), "selector=topk", "selector.k=2", "analysis=[size]"]
+        for run, optimiser in (("small", "optimiser.budget=60"), ("grid", "optimiser=grid")):
+            souping(*call, optimiser, "plan=true", "hydra.run.dir=planned-" + run).ok()
+            souping(*call, optimiser, f"hydra.run.dir={run}").ok()
+            doubts = [stage["doubt"] for stage in plan_of(tmp_path / f"planned-{run}")["stages"]]
+            size = report_of(tmp_path / run)["analyses"]["size"]
+            assert any(doubts) == ("not_estimable" in size), run
+        shown = souping(*call, "optimiser.budget=60", "plan=true", "hydra.run.dir=again").ok()
+        assert "size will not be estimable" in " ".join(shown.out.split())
+
 
 class TestPublished:
     def test_the_papers_8b_table(
@@ -383,6 +398,21 @@ def test_one_candidate_answers_five_items_per_category(
         for i in [i for i in folds["select"] if i.category == c][:5]
     ]
     assert sorted(sample["item"] for sample in made["samples"]) == sorted(wanted)
+
+    # A plan takes the speed of the check, unless the evaluator, the models or the word of a user differ.
+    words = [*pool_of(family), "selector=topk", "plan=true"]
+    souping(*words, "hydra.run.dir=planned").ok()
+    speed = plan_of(tmp_path / "planned")["speeds"]["benchmark"]
+    assert (speed["basis"], speed["items_per_second"]) == ("measured", made["items_per_second"])
+    assert speed["per_call"] == made["speeds"]["benchmark"]["per_call"]
+    for number, (word, basis) in enumerate(
+        (("evaluator.max_new_tokens=3", "assumed"), ("throughput=5", "stated"))
+    ):
+        souping(*words, word, f"hydra.run.dir=other{number}").ok()
+        assert plan_of(tmp_path / f"other{number}")["speeds"]["benchmark"]["basis"] == basis
+    (tmp_path / "run" / "check.json").write_text("{")
+    souping(*words, "hydra.run.dir=damaged").ok()
+    assert plan_of(tmp_path / "damaged")["speeds"]["benchmark"]["basis"] == "assumed"
     assert not (tmp_path / "outputs").exists()
 
 
