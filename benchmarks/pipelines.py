@@ -35,6 +35,7 @@ from souping.core.scores import Mean, MeasuredScores, Weighted
 from souping.core.types import Fold, Item, ItemScores, Recipe, Request, ScoreMatrix
 from souping.core.unit import POINTS
 from souping.evaluate.benchmark import split_folds
+from souping.merge.local import LocalMerge
 from souping.pipeline.settings import RunSettings
 from souping.pipeline.state import Contender, Frozen, Reported, Searched, Selected
 from souping.pipeline.steps import Stage, Steps
@@ -306,7 +307,7 @@ def simulate(world: World, seed: int, number: int) -> Run:
     )
     absent: Any = None  # parts that a simulation has no use for
     run = RunSettings(
-        pool=pool.Pool(candidates=list(world.names)), benchmark=absent, evaluator=absent, merge=absent,
+        pool=pool.Pool(candidates=list(world.names)), benchmark=absent, evaluator=absent, merge=LocalMerge(),
         tracker=absent, executor=absent,
         out=absent, store_path=absent, run_dir=absent, config={}, name="pipelines", stop_after=None, seed=number,
         scores=MeasuredScores(), selector=world.selector or _soce(world), objective=world.objective,

@@ -57,7 +57,7 @@ def steps(stop_after: StopAfter | None) -> NamedSteps:
         pool=pool.Pool(candidates=list(NAMES)),
         benchmark=absent,
         evaluator=absent,
-        merge=absent,
+        merge=LocalMerge(),
         tracker=absent,
         executor=absent,
         out=absent,
