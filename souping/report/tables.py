@@ -330,11 +330,15 @@ def similarity(pool: PoolSimilarity | None) -> Section | None:
     for name, model in pool.models.items():
         numbers = [model.cosine, model.distance, model.task_cosine, model.task_distance]
         rows.append((clean(name), *map(rho, numbers[: len(header) - 1])))
-    lines = (
-        f"Each candidate beside the mean of the others, in {count(pool.blocks)} blocks of weights.",
-        f"Groups of related weights: {len(pool.groups)}.",
-    )
-    return Section("How similar the weights are", lines, grids=(grid(header, rows),))
+    lines = [
+        "Cosine and relative distance of each candidate's weights to the mean of the others, "
+        f"from {count(pool.blocks)} sampled blocks."
+    ]
+    if len(pool.groups) == 1:
+        lines.append("The weights of all candidates are related.")
+    elif pool.groups:
+        lines.append(f"The candidates fall into {len(pool.groups)} groups of related weights.")
+    return Section("How similar the weights are", tuple(lines), grids=(grid(header, rows),))
 
 
 def experts(report: Report) -> TableGrid:
