@@ -27,8 +27,9 @@ import torch
 from torch import Tensor, nn
 
 from souping.checkpoints.checkpoint import Checkpoint
+from souping.core.similarity import PoolSimilarity
 from souping.merge.local import LocalMerge
-from souping.merge.similarity import RELATED, PoolSimilarity, pool_similarity
+from souping.merge.similarity import RELATED, pool_similarity
 
 HERE = Path(__file__).parent
 STEPS = (10, 100, 1_000, 10_000)

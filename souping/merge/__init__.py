@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Literal, TypeAlias
 from souping.checkpoints.fingerprints import Cache
 from souping.checkpoints.folder import Like
 from souping.core.protocols import Component
+from souping.core.similarity import PoolSimilarity
 from souping.core.types import Folders, Names, ProgressCallback, Recipe, TokenIds
-from souping.merge.similarity import PoolSimilarity
 
 if TYPE_CHECKING:
     import torch

@@ -25,6 +25,7 @@ from souping.checkpoints.folder import Like
 from souping.checkpoints.layouts import common, rules_of
 from souping.checkpoints.lora import is_adapter
 from souping.core.fields import Precision, component, pick
+from souping.core.similarity import PoolSimilarity
 from souping.core.text import is_user_code, listed
 from souping.core.types import (
     Folders,
@@ -51,7 +52,7 @@ from souping.merge import (
 from souping.merge.alignment import Alignment, Layout, check_overrides, fitted
 from souping.merge.kernels import get_method
 from souping.merge.plan import MergePlan, carried, parse_size
-from souping.merge.similarity import PoolSimilarity, pool_similarity
+from souping.merge.similarity import pool_similarity
 
 if TYPE_CHECKING:
     import torch

@@ -6,9 +6,9 @@ with the mean m of the others: cosine w_i m / |w_i| |m|, distance |w_i - m| / |m
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 import numpy as np
 
@@ -16,7 +16,7 @@ from souping.checkpoints.checkpoint import Checkpoint, Checkpoints
 from souping.checkpoints.header import FLOATS, size_of
 from souping.checkpoints.reader import WeightReader
 from souping.checkpoints.views import widen
-from souping.core.text import listed
+from souping.core.similarity import ModelSimilarity, PoolSimilarity
 from souping.core.types import FloatArray, Names
 
 BLOCK = 1024
@@ -29,45 +29,6 @@ MOST_BLOCKS = 64
 GOLDEN_RATIO = 0.6180339887498949
 RELATED = 0.5
 """Cosine from which on two models are related, by `benchmarks/families.py`."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class ModelSimilarity:
-    """A model's weights beside the mean of the other models', in sampled blocks."""
-
-    cosine: float | None
-    """cosine of its weights to the mean of the other candidates' weights"""
-    distance: float | None
-    """distance of its weights to that mean, over the length of the mean"""
-    task_cosine: float | None = None
-    """with `merge.base`, the same cosine of task vectors (weights minus those of the base)"""
-    task_distance: float | None = None
-    """with `merge.base`, the same distance of task vectors"""
-
-
-@dataclass(frozen=True, kw_only=True)
-class PoolSimilarity:
-    """How similar the weights of the candidates are, from blocks of their matrices at fixed places."""
-
-    models: Mapping[str, ModelSimilarity]
-    """{candidate: its weights beside the mean of the others'}"""
-    groups: tuple[Names, ...]
-    """candidates (and `merge.base`) whose weights are related; several groups are a warning"""
-    lowest: float | None
-    """lowest cosine of two of them"""
-    blocks: int
-    """blocks of up to 1,024 weights that were compared"""
-
-    @property
-    def warning(self) -> str | None:
-        """What a reader must know; None for related models."""
-        if len(self.groups) < 2 or self.lowest is None:
-            return None
-        groups = " | ".join(map(listed, self.groups[:10]))
-        return (
-            f"weights fall into {len(self.groups)} unrelated groups (lowest cosine {self.lowest:z.2f}): {groups}. "
-            "Their average is unlikely to work: such models have another seed, another base, or heads in another order"
-        )
 
 
 def pool_similarity(models: Checkpoints, base: Checkpoint | None) -> PoolSimilarity | None:

@@ -20,6 +20,7 @@ from souping.checkpoints.trajectory import TrainingRun
 from souping.core.fields import pick
 from souping.core.parsing import read_json
 from souping.core.protocols import Evaluator, LoadedModel
+from souping.core.similarity import PoolSimilarity
 from souping.core.types import (
     Candidate,
     Folders,
@@ -31,7 +32,6 @@ from souping.core.types import (
 )
 from souping.merge import MergeBackend
 from souping.merge.digests import Late, StandIns
-from souping.merge.similarity import PoolSimilarity
 from souping.pipeline.fetching import (
     Aside,
     FetchedPool,

@@ -9,9 +9,9 @@ from typing import Any, Literal
 from souping.analysis.significance import Power, power_of
 from souping.checkpoints.pool import ModelSize
 from souping.core.reading import to_json
+from souping.core.similarity import PoolSimilarity
 from souping.core.types import Fold, Items, JsonObject, Missing, ScoreMatrix, Selection
 from souping.evaluate.benchmark import slices_of
-from souping.merge.similarity import PoolSimilarity
 from souping.pipeline.checks import Machine, Requirement
 from souping.pipeline.settings import RunSettings
 from souping.plan.speed import HUB_SPEED, READ_SPEED, Speed

@@ -11,10 +11,10 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from souping.core.reading import NULL, rest, to_json
+from souping.core.similarity import PoolSimilarity
 from souping.core.system import Provenance
 from souping.core.types import Names
 from souping.core.unit import POINTS, Unit
-from souping.merge.similarity import PoolSimilarity
 
 MaybeFloat = float | None
 MaybeInt = int | None

@@ -8,10 +8,10 @@ from dataclasses import dataclass
 from itertools import chain, groupby
 from typing import Any
 
+from souping.core.similarity import PoolSimilarity
 from souping.core.text import DASH, confidence
 from souping.core.types import Json
 from souping.core.unit import Unit
-from souping.merge.similarity import PoolSimilarity
 from souping.report.content import (
     CategoryDifference,
     ExtraResult,

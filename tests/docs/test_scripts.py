@@ -129,7 +129,7 @@ def check(name: str, folder: Path, before: list[Any], after: list[Any]) -> None:
         first, again = re.findall(r"^(?:soup|again) +([0-9a-f]{16})$", text(after[9]), re.MULTILINE)
         assert first == again
     if name == "reading":
-        (line,) = re.findall(r"sum ([\d.]+) = v\(all\) ([\d.]+)", text(after[2]))
+        (line,) = re.findall(r"sum ([\d.]+) = v\(all\) - baseline ([\d.]+)", text(after[2]))
         assert line[0] == line[1]
     if name == "own_models":
         assert not any(cell.outputs or cell.source.startswith(("!", "%")) for cell in before)

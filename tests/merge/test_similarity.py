@@ -13,10 +13,9 @@ import torch
 
 from souping.checkpoints.checkpoint import Checkpoint
 from souping.core.reading import read, to_json
+from souping.core.similarity import ModelSimilarity, PoolSimilarity
 from souping.merge.local import LocalMerge
 from souping.merge.similarity import (
-    ModelSimilarity,
-    PoolSimilarity,
     beside_others,
     pool_similarity,
     related,
