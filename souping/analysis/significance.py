@@ -316,7 +316,7 @@ def errors_for_power(level: float, degrees: float, run_share: float = 1.0) -> tu
     errors = np.sqrt(1 - run_share + true_runs)
     low = 0.0
     high = 100 * t
-    for _ in range(24):
+    for _ in range(POWER_HALVINGS):
         k = (low + high) / 2
         if np.mean(ndtr((k - reaches) / errors)) < POWER:
             low = k

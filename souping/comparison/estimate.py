@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 
 import numpy as np
 
@@ -253,6 +254,7 @@ def _between_runs(pooled: PooledScores, scores: FloatArray) -> tuple[float, floa
 
 
 MOST_TIMES = 2.0**40
+TIMES_HALVINGS = 40
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -260,8 +262,28 @@ class RunPower:
     """The true difference that has 80 % power here, with one more run of each model, or on more items."""
 
     comparison: Comparison
-    parts: VarianceParts
-    runs: tuple[int, int]  # of the two models
+    pooled: PooledScores
+    a: str
+    b: str
+
+    @cached_property
+    def _parts(self) -> VarianceParts:
+        return variance_parts(self.pooled.scored(), self.a, self.b)
+
+    @cached_property
+    def _detectable_now(self) -> float:
+        return detectable(self.comparison)
+
+    @cached_property
+    def _errors_now(self) -> float:
+        comparison = self.comparison
+        _, errors = errors_for_power(comparison.level, comparison.degrees, comparison.run_share)
+        return errors
+
+    @cached_property
+    def _runs(self) -> tuple[int, int]:
+        """Numbers of runs of the two models."""
+        return self.pooled.values[self.a].shape[1], self.pooled.values[self.b].shape[1]
 
     def detectable(self, more_runs: int = 0, times_items: float = 1.0) -> float:
         """With so many more runs of each model, on so many times as many items.
@@ -269,24 +291,21 @@ class RunPower:
         More runs shrink the variance of run means and tell it better; more items shrink all but
         the part of runs.
         """
-        now = detectable(self.comparison)
+        now = self._detectable_now
         if math.isinf(self.comparison.degrees):
             return now / math.sqrt(times_items)
-        parts = self.parts
+        parts = self._parts
         over_items = (parts.total - parts.run_means) / times_items
         shift = min(parts.runs or 0.0, parts.run_means)
         over_runs = shift + (parts.run_means - shift) / times_items
         over_runs *= self._per_run(more_runs) / self._per_run(0)
         total = over_items + over_runs
-        degrees = self.comparison.degrees + more_runs * len(self.runs)
+        degrees = self.comparison.degrees + more_runs * len(self._runs)
         _, errors = errors_for_power(self.comparison.level, degrees, over_runs / total)
-        _, errors_now = errors_for_power(
-            self.comparison.level, self.comparison.degrees, self.comparison.run_share
-        )
-        return now * errors / errors_now * math.sqrt(total / parts.total)
+        return now * errors / self._errors_now * math.sqrt(total / parts.total)
 
     def _per_run(self, more_runs: int) -> float:
-        return sum(1 / (runs + more_runs) for runs in self.runs)
+        return sum(1 / (runs + more_runs) for runs in self._runs)
 
     def items_for(self, margin: float) -> int | None:
         """Items on which a difference of the margin has 80 % power; None if runs are the limit."""
@@ -296,15 +315,10 @@ class RunPower:
         high = MOST_TIMES
         if self.detectable(times_items=high) > margin:
             return None
-        for _ in range(40):
+        for _ in range(TIMES_HALVINGS):
             times = math.sqrt(low * high)
             if self.detectable(times_items=times) > margin:
                 low = times
             else:
                 high = times
         return math.ceil(self.comparison.n * high)
-
-
-def power_of(pooled: PooledScores, a: str, b: str, comparison: Comparison) -> RunPower:
-    runs = (pooled.values[a].shape[1], pooled.values[b].shape[1])
-    return RunPower(comparison=comparison, parts=variance_parts(pooled.scored(), a, b), runs=runs)

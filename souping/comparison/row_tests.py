@@ -130,7 +130,9 @@ def _row_verdict(
         high = -comparison.low
     base, mean = test.means()
     word, reason = verdict
-    power = estimate.power_of(row.pooled, test.model, test.baseline, comparison)
+    power = estimate.RunPower(
+        comparison=comparison, pooled=row.pooled, a=test.model, b=test.baseline
+    )
     several_runs = math.isfinite(comparison.degrees)
     return RowVerdict(
         model=test.model,
