@@ -3,6 +3,7 @@ open, and of live modules that become soups."""
 
 from __future__ import annotations
 
+import json
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -27,6 +28,8 @@ Adapters = Literal["keep", "merge"]
 OptionalProgress: TypeAlias = ProgressCallback | None
 Extra: TypeAlias = Mapping[str, str] | None
 """{name: content} of files that a soup's folder gets besides its own."""
+PlannedFiles: TypeAlias = Mapping[str, bytes | int]
+"""{name: content} of a soup's files before they are written; of weights their size in bytes."""
 
 
 class Pourable(ABC):
@@ -87,6 +90,11 @@ class CandidatePool(Component, ABC):
     @abstractmethod
     def plan(self, recipe: Recipe) -> SoupPlan: ...
 
+    def planned_files(self, recipe: Recipe) -> PlannedFiles:
+        """The files that `write` would make; those of other programs are known only once they are written."""
+        text = json.dumps(recipe.as_dict(), indent=2) + "\n"
+        return {"weights, at most": self.soup_bytes, "recipe.json": text.encode()}
+
     @abstractmethod
     def live(self, module: torch.nn.Module) -> Pourable: ...
 
@@ -113,6 +121,11 @@ class CandidatePool(Component, ABC):
     def candidate_folder(self, recipe: Recipe) -> Path | None:
         """The candidate's own folder, where the recipe is that candidate as it lies there."""
         return None
+
+    @property
+    def base_repo(self) -> str:
+        """`org/name` on the Hub of the base model that soups stay adapters of; empty without one."""
+        return ""
 
     def eos_token_ids(self, recipe: Recipe) -> TokenIds:
         """Tokens that end the soup's answers: the union of its ingredients'; none where they name none."""

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING
 
 from souping.checkpoints.checkpoint import Checkpoint
@@ -19,6 +20,7 @@ from souping.checkpoints.end_tokens import GENERATION, eos_token_ids
 from souping.checkpoints.fingerprints import Cache, fingerprint_of
 from souping.checkpoints.folder import TIED
 from souping.checkpoints.header import FLOATS, TORCH_NAMES, Tensor, inside, small
+from souping.checkpoints.hub import cached_name, parse
 from souping.checkpoints.lora import ADAPTER_WEIGHTS, CONFIG, Adapter, FactorPair
 from souping.core.files import expanded, folder_at
 from souping.core.folders import staged
@@ -29,6 +31,7 @@ from souping.merge import (
     Extra,
     MergeBackend,
     OptionalProgress,
+    PlannedFiles,
     Pourable,
     SoupPlan,
     factors,
@@ -157,6 +160,14 @@ class AdapterPool(CandidatePool):
         return {name: small(inside(owner.folder, name)) for name in sorted(names)}
 
     @property
+    def base_repo(self) -> str:
+        """As the Hub's cache, the adapters or the base's config name it."""
+        names = [cached_name(self.base.folder.resolve()), self.base.config.get("_name_or_path")]
+        names[1:1] = [adapter.settings.base for adapter in self.adapters.values()]
+        repos = filter(None, map(parse, map(str, names)))
+        return next((name.repo for name in repos), "")
+
+    @property
     def soup_bytes(self) -> int:
         """The base's weights in the soup's dtype, and the files beside them."""
         return self.base.size_in(self._merge.dtype) + self.base.side_bytes
@@ -219,6 +230,15 @@ class AdapterPool(CandidatePool):
         used = {name: self.adapters[name] for name in recipe.ingredients}
         text = recipe_text(recipe, plan.carrier, nonfinite)
         return {CONFIG: factors.config_text(shares, used, self.base.folder), RECIPE: text}
+
+    def planned_files(self, recipe: Recipe) -> PlannedFiles:
+        """Those of an adapter, which is small, by writing it."""
+        if _merged(recipe):
+            return super().planned_files(recipe)
+        with TemporaryDirectory() as folder:
+            soup = self.write(recipe, Path(folder) / "soup")
+            paths = [path for path in soup.rglob("*") if path.is_file()]
+            return {str(path.relative_to(soup)): path.read_bytes() for path in paths}
 
     def live(self, module: torch.nn.Module) -> AdapterLive:
         """The base's live module (loaded from `architecture_folder`), ready to be poured into."""

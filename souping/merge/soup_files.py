@@ -31,8 +31,23 @@ def write_soup_files(stage: Path, files: Mapping[str, str | bytes]) -> None:
     listed = {
         name: file_mark(stage / name) for name in sorted(names - {RECIPE, CARD, STAGING_MARK})
     }
-    recipe = json.dumps({**json.loads(files[RECIPE]), "files": listed}, indent=2) + "\n"
-    write_files(stage, {RECIPE: recipe})
+    write_files(stage, {RECIPE: with_marks(files[RECIPE], listed)})
+
+
+def with_marks(recipe: str | bytes, marks: Mapping[str, str]) -> bytes:
+    """A recipe.json with the list of its soup's files."""
+    return (json.dumps({**json.loads(recipe), "files": marks}, indent=2) + "\n").encode()
+
+
+def planned_files(plan: MergePlan) -> dict[str, bytes | int]:
+    """The files of a soup before it is written; the digests in its recipe.json are zeros."""
+    files = companion_files(plan)
+    names = sorted({*files, *plan.shards} - {RECIPE})
+    planned: dict[str, bytes | int] = {**files}
+    planned[RECIPE] = with_marks(files[RECIPE], dict.fromkeys(names, "0" * 64))
+    for shard, name in enumerate(plan.shards):
+        planned[name] = len(plan.header(shard)) + plan.shard_bytes(shard)
+    return planned
 
 
 def file_mark(path: Path) -> str:

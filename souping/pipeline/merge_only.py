@@ -45,9 +45,10 @@ from souping.pipeline.models import OpenPool
 from souping.pipeline.serving import STORED_SOUP_PREFIX, check_space, scratch_place
 from souping.pipeline.settings import MergeSettings, RunSettings
 from souping.pipeline.store import Store
-from souping.pipeline.upload import card
+from souping.pipeline.upload import card, planned_upload
 from souping.report.content import RecipeSummary, Report
 from souping.report.progress import Throughput, say
+from souping.report.render import show_sheet
 
 
 def merge(settings: MergeSettings) -> Path | None:
@@ -71,11 +72,14 @@ def merge(settings: MergeSettings) -> Path | None:
             say(f"note: {note}")
         recipe = pool.recipe(_only_weights(settings, pool.names))
         if not pool.late:
-            text = _card(settings, recipe)
+            text = _card(settings, recipe, pool.merge_pool)
             return _write(settings, pool.merge_pool, recipe, pool.folders, pool.base, text)
         with Throughput("soup") as progress:
             soup, notes = pool.write_late(
-                recipe, settings.out, lambda known: {CARD: _card(settings, known)}, progress
+                recipe,
+                settings.out,
+                lambda known: {CARD: _card(settings, known, pool.merge_pool)},
+                progress,
             )
         for note in notes:
             say(f"note: {note}")
@@ -136,8 +140,11 @@ def rebuild(settings: MergeSettings, path: Path) -> Path | None:
             folders[name] = _find(name, content, recipe, candidates, store, backend, hashes, like)
         backend = _as_written(backend, recipe, table, store, list(folders.values()), hashes)
         old_card = path.with_name(CARD)
-        text = text_of(old_card) if old_card.is_file() else None
         with closing(backend.open(folders, hashes, like)) as pool:
+            # The soup has the same bytes: what its card says of them holds.
+            text = text_of(old_card) if old_card.is_file() else ""
+            if recipe.id not in text:
+                text = _card(settings, recipe, pool)
             return _write(settings, pool, recipe, folders, backend.base, text)
 
 
@@ -176,17 +183,17 @@ def _write(
     recipe: Recipe,
     folders: Folders,
     base: str | None,
-    text: str | None,
+    text: str,
 ) -> Path | None:
     """Write the soup with `text` as its card; with `plan=true` print and save its plan instead."""
-    if settings.plan:
-        _show_plan(settings, pool, recipe, folders, base)
-        return None
-    with Throughput("soup") as progress:
-        extra = {}
-        if text is not None:
-            extra[CARD] = text
-        return pool.write(recipe, settings.out, progress=progress, extra_files=extra)
+    if not settings.plan:
+        with Throughput("soup") as progress:
+            return pool.write(recipe, settings.out, progress=progress, extra_files={CARD: text})
+    _show_plan(settings, pool, recipe, folders, base)
+    if settings.upload is not None:
+        files = {**pool.planned_files(recipe), CARD: text.encode()}
+        show_sheet([planned_upload(settings.upload, files, settings.store_path)])
+    return None
 
 
 def _show_plan(
@@ -197,7 +204,7 @@ def _show_plan(
     base: str | None,
 ) -> None:
     from souping.merge.mergekit import to_yaml
-    from souping.report.render import show_sheet
+    from souping.pipeline.checks import login
     from souping.report.tables import similarity
 
     plan = pool.plan(recipe)
@@ -205,7 +212,7 @@ def _show_plan(
     similar = similarity(pool.similarity(tuple(folders)))
     if similar is not None:
         show_sheet([similar])
-    for need in (*settings.merge.needs(), *settings.tracker.needs()):
+    for need in (*settings.merge.needs(), *settings.tracker.needs(), *login(settings)):
         print(f"missing on this machine: {need.sentence()}")
     plan.save(settings.run_dir / "plan.json")
     # mergekit cannot express every recipe.
@@ -214,13 +221,13 @@ def _show_plan(
         write_atomically(settings.run_dir / "mergekit.yml", to_yaml(recipe, places, base).encode())
 
 
-def _card(settings: MergeSettings, recipe: Recipe) -> str:
+def _card(settings: MergeSettings, recipe: Recipe, pool: CandidatePool) -> str:
     report = Report(
         experiment=settings.name,
         recipe=read(RecipeSummary, recipe.as_dict()),
         rebuild=settings.rebuild_command,
     )
-    return card(report, settings.out.resolve())
+    return card(report, settings.out.resolve(), pool.base_repo)
 
 
 Fp32Number = Annotated[float, Interval(gt=-HUGE, lt=HUGE)]

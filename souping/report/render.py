@@ -343,5 +343,7 @@ def show_sheet(sections: Sequence[Section], console: Console | None = None) -> N
             out.print(Padding(Text(clean(line)), (0, 0, 0, 2)))
         for grid in section.grids:
             out.print(plain_table(grid))
-        if not section.grids:
+        if section.code:
+            out.print(Padding(Text(clean(section.code)), (0, 0, 0, 2)))
+        if section.code or not section.grids:
             out.print()
