@@ -314,15 +314,17 @@ def planned_upload(goal: Target, files: SoupFiles, store: Path) -> Section:
     sizes = {name: _size(content) for name, content in sorted(public.items())}
     sizes["total"] = sum(sizes.values())
     table = grid(("file", "size"), [(name, human(size)) for name, size in sizes.items()])
-    visibility = "private" if goal.private else "public, or as its organisation wants it"
-    lines = [f"To {goal.repo}, which will be {visibility}, if it is new. Nothing is sent now."]
+    visibility = "private" if goal.private else "public, unless its organisation has another default"
+    lines = [f"Repository {goal.repo}: {visibility}; one that exists stays as it is. Nothing is sent now."]
     text = _bytes(public[CARD]).decode()
     if "(unknown)" in text:
         lines.append(
             "Licences that are unknown here are looked up on the Hub when the soup is sent."
         )
     if lora.CONFIG in files and not _base_in(text):
-        lines.append(f"The base model's name on the Hub is unknown: add base_model to {CARD}.")
+        lines.append(
+            f"base_model is left out: what the Hub calls the base model is unknown. Add it to {CARD} before you upload."
+        )
     return Section("Upload", tuple(lines), grids=(table,), code=text)
 
 
