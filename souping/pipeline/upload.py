@@ -113,7 +113,7 @@ def _usage(recipe: RecipeSummary, folder: Path) -> list[str]:
     """Python that loads the soup from its folder and answers."""
     name = "AutoModelForCausalLM"
     module = "transformers"
-    if _is_adapter(recipe):
+    if recipe.settings.get("adapters") == "keep":
         name = "AutoPeftModelForCausalLM"
         module = "peft"
     code = f"""from {module} import {name}
@@ -134,10 +134,6 @@ def _method(recipe: RecipeSummary) -> str:
     return text
 
 
-def _is_adapter(recipe: RecipeSummary) -> bool:
-    return recipe.settings.get("adapters") == "keep"
-
-
 def _front(recipe: RecipeSummary, base: str) -> str:
     """The front matter, without models that cannot be named on the Hub."""
     import yaml
@@ -151,7 +147,7 @@ def _front(recipe: RecipeSummary, base: str) -> str:
     parents = list(filter(hub.is_repo, repos))
     if not parents:
         parents = [name for name in recipe.ingredients if HUB_NAME.fullmatch(name)]
-    if _is_adapter(recipe):
+    if recipe.settings.get("adapters") == "keep":
         parents = list(filter(None, [base]))
         table |= {"base_model_relation": "adapter", "library_name": "peft"}
         table["tags"] = ["lora", "merge", "souping"]
@@ -314,13 +310,15 @@ def planned_upload(goal: Target, files: SoupFiles, store: Path) -> Section:
     sizes = {name: _size(content) for name, content in sorted(public.items())}
     sizes["total"] = sum(sizes.values())
     table = grid(("file", "size"), [(name, human(size)) for name, size in sizes.items()])
-    visibility = "private" if goal.private else "public, unless its organisation has another default"
-    lines = [f"Repository {goal.repo}: {visibility}; one that exists stays as it is. Nothing is sent now."]
+    visibility = (
+        "private" if goal.private else "public, unless its organisation has another default"
+    )
+    lines = [
+        f"Repository {goal.repo}: {visibility}; one that exists stays as it is. Nothing is sent now."
+    ]
     text = _bytes(public[CARD]).decode()
     if "(unknown)" in text:
-        lines.append(
-            "Licences that are unknown here are looked up on the Hub when the soup is sent."
-        )
+        lines.append("Licences of models on the Hub are read when the soup is sent.")
     if lora.CONFIG in files and not _base_in(text):
         lines.append(
             f"base_model is left out: what the Hub calls the base model is unknown. Add it to {CARD} before you upload."
@@ -334,20 +332,22 @@ def _public_files(
     """A soup's files as they are sent: its card with the repository and licences, and no path of this machine."""
     recipe = json.loads(_bytes(files[RECIPE]))
     summary = read(RecipeSummary, recipe)
-    text = card(Report(experiment="", recipe=summary))
+    config = json.loads(_bytes(files.get(lora.CONFIG, b"{}")))
+    base = str(config.get(BASE))
+    is_public = hub.is_repo(base)
+    text = card(Report(experiment="", recipe=summary), base=base if is_public else "")
     if CARD in files:
         text = _bytes(files[CARD]).decode()
     text = re.sub(r'^folder = ".*"(?=  # this folder)', f'folder = "{goal.repo}"', text, flags=re.M)
     text = _with_licences(text, _licences(summary, store, online))
     public = {**files, CARD: text.encode()}
-    if lora.CONFIG not in files:
-        return public
-    config = json.loads(_bytes(files[lora.CONFIG]))
-    name = str(config.get(BASE))
-    if not hub.is_repo(name):
-        config[BASE] = _base_in(text) or public_name(name)
-        public[lora.CONFIG] = content = as_json(config).encode()
-        recipe["files"] = {**recipe["files"], lora.CONFIG: hashlib.sha256(content).hexdigest()}
+    if config and not is_public:
+        config[BASE] = _base_in(text) or public_name(base)
+        content = as_json(config).encode()
+        public[lora.CONFIG] = content
+        # An older soup has no list of its files.
+        if "files" in recipe:
+            recipe["files"][lora.CONFIG] = hashlib.sha256(content).hexdigest()
         public[RECIPE] = as_json(recipe).encode()
     return public
 
@@ -426,10 +426,9 @@ def _with_licences(text: str, licences: Mapping[str, str]) -> str:
     # Users edit cards, and a list of licences has no single name.
     with suppress(Exception):
         front = ModelCard(text)
-        kind, _, name = names.pop().partition(": ")
-        if not names and re.fullmatch(r"[\w.+-]+", kind) and not front.data.get("license"):
-            front.data["license"] = kind
-            front.data["license_name"] = name or None
+        licence = names.pop()
+        if not names and re.fullmatch(r"[\w.+-]+", licence) and not front.data.get("license"):
+            front.data["license"] = licence
             text = str(front)
     words = ", ".join(f"{name} ({licence or 'unknown'})" for name, licence in licences.items())
     line = f"{LICENCES}{words}. Read all of them before you use or share this model."

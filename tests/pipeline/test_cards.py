@@ -126,6 +126,7 @@ def test_the_card_of_adapters_names_their_base_as_the_hub_knows_it(
         ("license: mit", {"license": "mit"}),
         ("license: apache-2.0", {}),
         ("license: [mit, apache-2.0]", {}),
+        ("license: other\nlicense_name: mine", {}),
         ("tags: [x]", {}),
     ],
 )
@@ -143,15 +144,6 @@ def test_a_sent_card_has_a_licence_only_if_all_ingredients_have_the_same(
     assert {key: data[key] for key in data if key.startswith("license")} == expected
     assert text.count("## Licence") == 1
     assert "ant (mit)" in text
-
-
-def test_a_licence_with_a_name_of_its_own_keeps_it(
-    hub: Hub, family: Path, souping: Cli, tmp_path: Path
-) -> None:
-    own = "license: other\nlicense_name: llama"
-    souping(*full_models(family, tmp_path, ant=own, bee=own), "upload=me/soup").ok()
-    data = data_of(hub.repos["me/soup"].head["README.md"].decode())
-    assert (data["license"], data["license_name"]) == ("other", "llama")
 
 
 def test_the_licence_of_an_unknown_ingredient_is_not_that_of_the_folder_where_one_stands(
@@ -208,6 +200,19 @@ def test_no_path_of_this_machine_is_sent_with_an_adapter(
     sent = hub.repos["me/soup"].head
     assert str(tmp_path).encode() not in b"".join(sent.values())
     assert json.loads(sent["adapter_config.json"])["base_model_name_or_path"] == "base"
+    # Without its card, or the list of an older soup, it is no other.
+    recipe = json.loads((soup / "recipe.json").read_text())
+    assert recipe.pop("files")
+    card = (soup / "README.md").read_text()
+    (soup / "README.md").unlink()
+    whole = (soup / "recipe.json").read_bytes()
+    (soup / "recipe.json").write_text(json.dumps(recipe))
+    upload.push(upload.Target("me/soup"), soup)
+    sent = hub.repos["me/soup"].head
+    assert str(tmp_path).encode() not in b"".join(sent.values())
+    assert data_of(sent["README.md"].decode())["library_name"] == "peft"
+    (soup / "recipe.json").write_bytes(whole)
+    (soup / "README.md").write_text(card)
     # A name that the user adds is in both files.
     text = (soup / "README.md").read_text().replace("---\n", "---\nbase_model: org/base\n", 1)
     (soup / "README.md").write_text(text)
