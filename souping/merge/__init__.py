@@ -3,7 +3,6 @@ open, and of live modules that become soups."""
 
 from __future__ import annotations
 
-import json
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -28,8 +27,6 @@ Adapters = Literal["keep", "merge"]
 OptionalProgress: TypeAlias = ProgressCallback | None
 Extra: TypeAlias = Mapping[str, str] | None
 """{name: content} of files that a soup's folder gets besides its own."""
-PlannedFiles: TypeAlias = Mapping[str, bytes | int]
-"""{name: content} of a soup's files before they are written; of weights their size in bytes."""
 
 
 class Pourable(ABC):
@@ -89,11 +86,6 @@ class CandidatePool(Component, ABC):
 
     @abstractmethod
     def plan(self, recipe: Recipe) -> SoupPlan: ...
-
-    def planned_files(self, recipe: Recipe) -> PlannedFiles:
-        """The files that `write` would make; those of other programs are known only once they are written."""
-        text = json.dumps(recipe.as_dict(), indent=2) + "\n"
-        return {"weights, at most": self.soup_bytes, "recipe.json": text.encode()}
 
     @abstractmethod
     def live(self, module: torch.nn.Module) -> Pourable: ...

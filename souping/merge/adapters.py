@@ -6,7 +6,6 @@ from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING
 
 from souping.checkpoints.checkpoint import Checkpoint
@@ -31,7 +30,6 @@ from souping.merge import (
     Extra,
     MergeBackend,
     OptionalProgress,
-    PlannedFiles,
     Pourable,
     SoupPlan,
     factors,
@@ -230,15 +228,6 @@ class AdapterPool(CandidatePool):
         used = {name: self.adapters[name] for name in recipe.ingredients}
         text = recipe_text(recipe, plan.carrier, nonfinite)
         return {CONFIG: factors.config_text(shares, used, self.base.folder), RECIPE: text}
-
-    def planned_files(self, recipe: Recipe) -> PlannedFiles:
-        """Those of an adapter, which is small, by writing it."""
-        if _merged(recipe):
-            return super().planned_files(recipe)
-        with TemporaryDirectory() as folder:
-            soup = self.write(recipe, Path(folder) / "soup")
-            paths = [path for path in soup.rglob("*") if path.is_file()]
-            return {str(path.relative_to(soup)): path.read_bytes() for path in paths}
 
     def live(self, module: torch.nn.Module) -> AdapterLive:
         """The base's live module (loaded from `architecture_folder`), ready to be poured into."""

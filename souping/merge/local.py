@@ -45,7 +45,6 @@ from souping.merge import (
     MergeBackend,
     Nonfinite,
     OptionalProgress,
-    PlannedFiles,
     Pourable,
     SoupPlan,
     Vocab,
@@ -54,7 +53,6 @@ from souping.merge.alignment import Alignment, Layout, check_overrides, fitted
 from souping.merge.kernels import get_method
 from souping.merge.plan import MergePlan, carried, parse_size
 from souping.merge.similarity import pool_similarity
-from souping.merge.soup_files import planned_files
 
 if TYPE_CHECKING:
     import torch
@@ -345,12 +343,6 @@ class FullModelPool(CandidatePool, Generic[P]):
 
     def plan(self, recipe: Recipe) -> P:
         return self._merge.plan(recipe, self._alignment)
-
-    def planned_files(self, recipe: Recipe) -> PlannedFiles:
-        plan = self.plan(recipe)
-        if not isinstance(plan, MergePlan) or plan.frame is not None:
-            return super().planned_files(recipe)
-        return planned_files(plan)
 
     def live(self, module: torch.nn.Module) -> Pourable:
         return self._merge.live(self._alignment, module)

@@ -566,7 +566,7 @@ def missing(
     needs += run.tracker.needs()
     needs += _missing_gpus(evaluators, machine)
     needs += [Missing(what=model.trouble, fix=model.fix) for model in models if model.trouble]
-    needs += login(run)
+    needs += _login(run)
     return once(needs)
 
 
@@ -595,7 +595,7 @@ def _missing_gpus(evaluators: Iterable[Evaluator], machine: Machine) -> Iterator
             yield Missing(what=f"a GPU: evaluator.device={device}, nvidia-smi shows {count}")
 
 
-def login(run: MergeSettings) -> Iterator[Missing]:
+def _login(run: MergeSettings) -> Iterator[Missing]:
     """An upload needs a token; reading public models does not."""
     from huggingface_hub import get_token
 

@@ -39,7 +39,7 @@ from souping.merge import Adapters, CandidatePool, Format, MergeBackend, Nonfini
 from souping.merge.kernels import METHODS
 from souping.merge.local import LocalMerge, method_digest
 from souping.merge.plan import HUGE, MOST_INGREDIENTS
-from souping.merge.soup_files import CARD, RECIPE
+from souping.merge.soup_files import CARD, RECIPE, planned_files
 from souping.pipeline.fetching import folder_of, with_base
 from souping.pipeline.models import OpenPool
 from souping.pipeline.serving import STORED_SOUP_PREFIX, check_space, scratch_place
@@ -191,7 +191,7 @@ def _write(
             return pool.write(recipe, settings.out, progress=progress, extra_files={CARD: text})
     _show_plan(settings, pool, recipe, folders, base)
     if settings.upload is not None:
-        files = {**pool.planned_files(recipe), CARD: text.encode()}
+        files = {**planned_files(pool, recipe), CARD: text.encode()}
         show_sheet([planned_upload(settings.upload, files, settings.store_path)])
     return None
 
@@ -204,7 +204,6 @@ def _show_plan(
     base: str | None,
 ) -> None:
     from souping.merge.mergekit import to_yaml
-    from souping.pipeline.checks import login
     from souping.report.tables import similarity
 
     plan = pool.plan(recipe)
@@ -212,7 +211,7 @@ def _show_plan(
     similar = similarity(pool.similarity(tuple(folders)))
     if similar is not None:
         show_sheet([similar])
-    for need in (*settings.merge.needs(), *settings.tracker.needs(), *login(settings)):
+    for need in (*settings.merge.needs(), *settings.tracker.needs()):
         print(f"missing on this machine: {need.sentence()}")
     plan.save(settings.run_dir / "plan.json")
     # mergekit cannot express every recipe.

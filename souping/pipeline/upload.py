@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
 
-from huggingface_hub import constants
+from huggingface_hub import constants, get_token
 
 from souping.checkpoints import hub, lora
 from souping.checkpoints.folder import INDEX, SINGLE, side_files, weight_map
@@ -43,8 +43,6 @@ ANYWHERE = ("merge._target_=", "merge.allow_pickle=", "merge.nonfinite=")
 BASE = "base_model_name_or_path"
 """Key of the base model in adapter_config.json."""
 LICENCES = "Licences of the ingredients: "
-LICENCE_SECTION = re.compile(rf"\n+## Licence\n\n{LICENCES}[^\n]*\n*")
-"""What an upload adds to a card: a soup that comes back from the Hub has it already."""
 
 
 # Card
@@ -317,6 +315,8 @@ def planned_upload(goal: Target, files: SoupFiles, store: Path) -> Section:
         f"Repository {goal.repo}: {visibility}; one that exists stays as it is. Nothing is sent now."
     ]
     text = _bytes(public[CARD]).decode()
+    if get_token() is None:
+        lines.append(f"This machine is not logged in to the Hub: {hub.LOGIN}.")
     if "(unknown)" in text:
         lines.append("Licences of models on the Hub are read when the soup is sent.")
     if lora.CONFIG in files and not _base_in(text):
@@ -421,7 +421,8 @@ def _with_licences(text: str, licences: Mapping[str, str]) -> str:
     """The card with a list of the licences at its end; one that all models have is in the front matter too."""
     from huggingface_hub import ModelCard
 
-    text = LICENCE_SECTION.sub("\n", text)
+    # A soup that comes back from the Hub has the list already.
+    text = re.sub(rf"\n+## Licence\n\n{LICENCES}[^\n]*\n*", "\n", text)
     names = set(licences.values())
     # Users edit cards, and a list of licences has no single name.
     with suppress(Exception):

@@ -18,7 +18,7 @@ from souping.core.types import FOLDS, Item, Items, LateError, Missing, ScoreMatr
 from souping.evaluate.benchmark import Folds, OwnBenchmark
 from souping.evaluate.identity import fingerprint
 from souping.merge.digests import StandIns
-from souping.merge.soup_files import CARD, RECIPE
+from souping.merge.soup_files import CARD, RECIPE, planned_files
 from souping.pipeline import checks
 from souping.pipeline.evaluation import Evaluation
 from souping.pipeline.execute import check_settings
@@ -128,7 +128,7 @@ class _Planner:
         pool = self.opened.merge_pool
         report = Report(experiment=run.name, recipe=read(RecipeSummary, draft))
         text = card(report, run.out.resolve(), pool.base_repo)
-        files = {**pool.planned_files(recipe), CARD: text.encode()}
+        files = {**planned_files(pool, recipe), CARD: text.encode()}
         return planned_upload(run.upload, files, run.store_path)
 
     def _evaluators(self, items: Sequence[Item]) -> dict[str, tuple[Evaluator, Sequence[Item]]]:
