@@ -30,8 +30,10 @@ from annotated_types import Interval
 from souping.checkpoints.checkpoint import Checkpoint
 from souping.checkpoints.folder import INDEX, SINGLE
 from souping.checkpoints.header import header_bytes, size_of
+from souping.core.reading import to_json
+from souping.core.similarity import PoolSimilarity
 from souping.core.text import safe
-from souping.core.types import Names, Recipe, UserError, frozen
+from souping.core.types import Json, Names, Recipe, UserError, frozen
 from souping.merge import Format, Nonfinite, SoupPlan
 
 HUGE = 1e30  # no weight is larger; fp32 holds its products
@@ -63,6 +65,12 @@ class PlanFile(TypedDict):
     format: Format
     max_shard_size: Annotated[int, Interval(ge=1, lt=2**62)]
     nonfinite: Nonfinite
+
+
+class PlanContent(PlanFile, total=False):
+    """Saved plan with what a merge is not made from: `weights`, how similar those of the candidates are."""
+
+    weights: Json
 
 
 @dataclass(frozen=True)
@@ -204,9 +212,9 @@ class MergePlan(SoupPlan):
             f"{len(self.tensors)} tensors, {self.dtype}, reads {read}, writes {written} to {place}"
         )
 
-    def save(self, path: Path) -> Path:
+    def save(self, path: Path, similarity: PoolSimilarity | None = None) -> Path:
         checkpoints = [ingredient.checkpoint for ingredient in self.ingredients]
-        table: PlanFile = {
+        table: PlanContent = {
             "version": 1,
             "recipe": self.recipe.as_dict(),
             "folders": {ingredient.name: ingredient.folder for ingredient in self.ingredients},
@@ -218,6 +226,8 @@ class MergePlan(SoupPlan):
             "max_shard_size": self.max_shard_size,
             "nonfinite": "warn" if self.nonfinite == "warn" else "error",
         }
+        if similarity is not None:
+            table["weights"] = to_json(similarity)
         path.write_text(json.dumps(table, indent=2) + "\n", encoding="utf-8")
         return path
 

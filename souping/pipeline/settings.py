@@ -11,8 +11,6 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from annotated_types import Interval
 
-from souping.analysis.front import resolve_goals
-from souping.analysis.guards import Guard, resolve
 from souping.checkpoints.header import TORCH_NAMES
 from souping.checkpoints.layouts import rules_of
 from souping.checkpoints.pool import CandidateSource
@@ -27,6 +25,7 @@ from souping.report.format import quoted
 
 if TYPE_CHECKING:
     from souping.analysis import Analysis
+    from souping.analysis.guards import Guard
     from souping.pipeline.upload import Target
 
 StopAfter = Literal["select", "search"]
@@ -250,6 +249,8 @@ class RunSettings(MergeSettings):
         """The guards (UserError if a name is not a category, group or extra benchmark)."""
         if not self.guard:
             return ()
+        from souping.analysis.guards import resolve
+
         units = {"": self.evaluator.unit}
         for entry in self.also:
             units[entry.name] = (entry.evaluator or self.evaluator).unit
@@ -257,6 +258,8 @@ class RunSettings(MergeSettings):
 
     def goals_on(self, categories: Sequence[str]) -> tuple[Guard, ...]:
         """The goals of `pareto` (UserError if a name is not a category or group)."""
+        from souping.analysis.front import resolve_goals
+
         return resolve_goals(
             self.pareto, self.pick, categories, self.objective.groups, self.evaluator.unit
         )
