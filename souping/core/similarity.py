@@ -18,9 +18,9 @@ class ModelSimilarity:
     distance: float | None
     """distance of its weights to that mean, over the length of the mean; null for adapters"""
     task_cosine: float | None = None
-    """with `merge.base`, the same cosine of task vectors (weights minus those of the base); of adapters, scaling * B A"""
+    """the same cosine of task vectors: weights minus those of `merge.base`, or an adapter's scaling * B A"""
     task_distance: float | None = None
-    """with `merge.base`, the same distance of task vectors"""
+    """the same distance of task vectors"""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -140,23 +140,19 @@ class AdapterPool(CandidatePool):
 
         Factors alone do not compare: (B R) (R^-1 A) is the same update.
         """
-        adapters = [self.adapters[name] for name in names]
-        modules = [
-            module for module in self.sites if all(module in adapter.parts for adapter in adapters)
-        ]
+        parts = {name: self.adapters[name].parts for name in names}
+        modules = sorted(set.intersection(*map(set, parts.values())))
         # A merge refuses what is not finite.
         reader = factors.TensorReader(self._opened)
         for number in range(FEWEST_BLOCKS if modules else 0):
             module = modules[number * len(modules) // FEWEST_BLOCKS]
             updates = []
             for name in names:
-                pair = self.adapters[name].parts[module]
-                outputs = pair.b.shape[0]
-                count = min(UPDATE_ROWS, outputs)
-                start = int(number * GOLDEN_RATIO % 1 * (outputs - count))
-                b = reader.rows(name, pair.b, start, count).astype(np.float64)
-                updates.append((pair.scaling * b @ reader.rows(name, pair.a)).ravel())
-            yield np.stack(updates)
+                pair = parts[name][module]
+                start = int(number * GOLDEN_RATIO % 1 * max(0, pair.b.shape[0] - UPDATE_ROWS))
+                b = reader.rows(name, pair.b, start, min(UPDATE_ROWS, pair.b.shape[0]))
+                updates.append(pair.scaling * b.astype(np.float64) @ reader.rows(name, pair.a))
+            yield np.stack(updates).reshape(len(names), -1)
 
     def check_tokenizers(self, texts: Sequence[str] = ()) -> None:
         for name, adapter in self.adapters.items():

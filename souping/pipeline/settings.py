@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shlex
 import time
 from collections.abc import Mapping, Sequence
@@ -240,8 +241,13 @@ class RunSettings(MergeSettings):
     def base_candidate(self, candidates: Sequence[Candidate]) -> str | None:
         """The candidate that is `merge.base`, by its name, path or name on the Hub."""
         base = self.merge.base
+        if not base:
+            return None
+        folder = os.path.realpath(os.path.expanduser(base))
         for candidate in candidates:
-            if base and base in (candidate.name, str(candidate.path), candidate.source):
+            # A fetched model has its commit behind its name.
+            names = (candidate.name, candidate.source, candidate.source.partition("@")[0])
+            if base in names or folder == os.path.realpath(candidate.path):
                 return candidate.name
         return None
 
