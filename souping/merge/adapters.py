@@ -40,7 +40,7 @@ from souping.merge.alignment import Alignment
 from souping.merge.kernels import torch_dtype
 from souping.merge.live import LiveModule
 from souping.merge.plan import base_name, carried
-from souping.merge.similarity import FEWEST_BLOCKS, GOLDEN_RATIO, update_similarity
+from souping.merge.similarity import FEWEST_BLOCKS, update_similarity
 from souping.merge.soup_files import (
     RECIPE,
     companion_files,
@@ -55,7 +55,7 @@ if TYPE_CHECKING:
 CONV1D = {"gpt2", "openai-gpt", "imagegpt", "decision_transformer"}
 """Model types whose linear layers are stored [in, out] (transformers' Conv1D)."""
 UPDATE_ROWS = 8
-"""Rows of an adapter's B in a block whose similarity is taken."""
+"""Rows of an adapter's B that are compared in a module, at most."""
 
 
 @dataclass(frozen=True)
@@ -144,14 +144,15 @@ class AdapterPool(CandidatePool):
         modules = sorted(set.intersection(*map(set, parts.values())))
         # A merge refuses what is not finite.
         reader = factors.TensorReader(self._opened)
-        for number in range(FEWEST_BLOCKS if modules else 0):
-            module = modules[number * len(modules) // FEWEST_BLOCKS]
+        count = min(FEWEST_BLOCKS, len(modules))
+        for number in range(count):
+            module = modules[number * len(modules) // count]
             updates = []
             for name in names:
                 pair = parts[name][module]
-                start = int(number * GOLDEN_RATIO % 1 * max(0, pair.b.shape[0] - UPDATE_ROWS))
-                b = reader.rows(name, pair.b, start, min(UPDATE_ROWS, pair.b.shape[0]))
-                updates.append(pair.scaling * b.astype(np.float64) @ reader.rows(name, pair.a))
+                b = reader.rows(name, pair.b)
+                rows = b[:: 1 + len(b) // UPDATE_ROWS].astype(np.float64)
+                updates.append(pair.scaling * rows @ reader.rows(name, pair.a))
             yield np.stack(updates).reshape(len(names), -1)
 
     def check_tokenizers(self, texts: Sequence[str] = ()) -> None:

@@ -28,7 +28,7 @@ from souping.core.fields import pick
 from souping.core.files import disk_space
 from souping.core.protocols import Hosting, ModelHost
 from souping.core.system import SHARED_MEMORY, cores
-from souping.core.text import named, shown
+from souping.core.text import human, named, shown
 from souping.core.types import (
     CONSTANT,
     FOLDS,
@@ -44,7 +44,6 @@ from souping.core.types import (
 )
 from souping.core.unit import POINTS, Unit
 from souping.evaluate.benchmark import Folds, check_slices, limit_folds, shares_of, split_folds
-from souping.merge.plan import human
 from souping.pipeline.merge_only import check_kept
 from souping.pipeline.models import OpenPool
 from souping.pipeline.serving import scratch_place

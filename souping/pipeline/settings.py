@@ -246,8 +246,8 @@ class RunSettings(MergeSettings):
         folder = os.path.realpath(os.path.expanduser(base))
         for candidate in candidates:
             # A fetched model has its commit behind its name.
-            names = (candidate.name, candidate.source, candidate.source.partition("@")[0])
-            if base in names or folder == os.path.realpath(candidate.path):
+            is_source = f"{candidate.source}@".startswith(f"{base}@")
+            if is_source or base == candidate.name or folder == os.path.realpath(candidate.path):
                 return candidate.name
         return None
 

@@ -33,10 +33,10 @@ def dashed(show: Callable[[float], str]) -> Callable[[float | None], str]:
 
     @wraps(show)
     def show_known(value: float | None) -> str:
-        number = if_finite(value)
-        if number is None:
+        value = if_finite(value)
+        if value is None:
             return DASH
-        return show(number)
+        return show(value)
 
     return show_known
 
