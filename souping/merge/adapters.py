@@ -55,7 +55,7 @@ if TYPE_CHECKING:
 CONV1D = {"gpt2", "openai-gpt", "imagegpt", "decision_transformer"}
 """Model types whose linear layers are stored [in, out] (transformers' Conv1D)."""
 UPDATE_ROWS = 8
-"""Rows of an adapter's B that are compared in a module, at most."""
+"""Rows in the middle of an adapter's B that are compared in a module, at most."""
 
 
 @dataclass(frozen=True)
@@ -150,10 +150,10 @@ class AdapterPool(CandidatePool):
             updates = []
             for name in names:
                 pair = parts[name][module]
-                b = reader.rows(name, pair.b)
-                rows = b[:: 1 + len(b) // UPDATE_ROWS].astype(np.float64)
-                updates.append(pair.scaling * rows @ reader.rows(name, pair.a))
-            yield np.stack(updates).reshape(len(names), -1)
+                middle = pair.b.shape[0] // 2
+                b = reader.rows(name, pair.b, middle, min(UPDATE_ROWS, middle))
+                updates.append((pair.scaling * b @ reader.rows(name, pair.a)).ravel())
+            yield np.stack(updates, dtype=np.float64)
 
     def check_tokenizers(self, texts: Sequence[str] = ()) -> None:
         for name, adapter in self.adapters.items():

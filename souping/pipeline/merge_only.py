@@ -185,9 +185,7 @@ def _write(
 ) -> Path:
     """Write the soup with `text` as its card."""
     with Throughput("soup") as progress:
-        extra = {}
-        if text is not None:
-            extra[CARD] = text
+        extra = {} if text is None else {CARD: text}
         return pool.write(recipe, settings.out, progress=progress, extra_files=extra)
 
 

@@ -334,14 +334,14 @@ def similarity(pool: PoolSimilarity | None) -> Section | None:
         "Cosine and relative distance of each candidate's weights to the mean of the others, "
         f"from {count(pool.blocks)} sampled blocks."
     ]
-    if pool.lowest is None:
-        lines.append(
-            "The weights of adapters are those of their base: compared is what they add to it, as task vectors."
-        )
     if len(pool.groups) == 1:
         lines.append("The weights of all candidates are related.")
     elif pool.groups:
         lines.append(f"The candidates fall into {len(pool.groups)} groups of related weights.")
+    else:
+        lines.append(
+            "Adapters share the weights of their base. Their task vectors are what they add to it."
+        )
     return Section("How similar the weights are", tuple(lines), grids=(grid(header, rows),))
 
 

@@ -278,7 +278,7 @@ def test_adapters_are_compared_by_what_they_add_and_not_by_their_factors(
         assert result.models["a"].cosine is None
         section = similarity(result)
         assert section is not None
-        assert "adapters" in " ".join(section.lines)
+        assert "Adapters share the weights of their base" in " ".join(section.lines)
 
 
 def test_adapters_without_a_common_module_or_with_infinity_are_not_compared(
