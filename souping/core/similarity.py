@@ -18,7 +18,7 @@ class ModelSimilarity:
     distance: float | None
     """distance of its weights to that mean, over the length of the mean; null for adapters"""
     task_cosine: float | None = None
-    """the same cosine of task vectors: weights minus those of `merge.base`, or an adapter's scaling * B A"""
+    """with `merge.base`, the same cosine of task vectors (weights minus the base's); for adapters, of scaling * B A"""
     task_distance: float | None = None
     """the same distance of task vectors"""
 
