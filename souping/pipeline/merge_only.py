@@ -24,6 +24,7 @@ from souping.core.fields import Form, load, pick, text_of
 from souping.core.files import nearby, write_atomically
 from souping.core.folders import hold_folder
 from souping.core.reading import read
+from souping.core.similarity import PoolSimilarity
 from souping.core.text import safe, shown
 from souping.core.types import (
     Candidate,
@@ -71,9 +72,13 @@ def merge(settings: MergeSettings) -> Path | None:
         for note in dict.fromkeys(notes):
             say(f"note: {note}")
         recipe = pool.recipe(_only_weights(settings, pool.names))
+        if settings.plan:
+            _show_plan(settings, pool.merge_pool, recipe, pool.folders, pool.base, pool.similarity)
+            _show_upload(settings, pool.merge_pool, recipe)
+            return None
         if not pool.late:
             text = _card(settings, recipe, pool.merge_pool)
-            return _write(settings, pool.merge_pool, recipe, pool.folders, pool.base, text)
+            return _write(settings, pool.merge_pool, recipe, text)
         with Throughput("soup") as progress:
             soup, notes = pool.write_late(
                 recipe,
@@ -139,13 +144,13 @@ def rebuild(settings: MergeSettings, path: Path) -> Path | None:
         for name, content in zip(recipe.ingredients, recipe.fingerprints, strict=True):
             folders[name] = _find(name, content, recipe, candidates, store, backend, hashes, like)
         backend = _as_written(backend, recipe, table, store, list(folders.values()), hashes)
-        old_card = path.with_name(CARD)
         with closing(backend.open(folders, hashes, like)) as pool:
-            # The soup has the same bytes: what its card says of them holds.
-            text = text_of(old_card) if old_card.is_file() else ""
-            if recipe.id not in text:
-                text = _card(settings, recipe, pool)
-            return _write(settings, pool, recipe, folders, backend.base, text)
+            if settings.plan:
+                similarity = pool.similarity(tuple(folders))
+                _show_plan(settings, pool, recipe, folders, backend.base, similarity)
+                _show_upload(settings, pool, recipe, path)
+                return None
+            return _write(settings, pool, recipe, _card(settings, recipe, pool, path))
 
 
 def _check_method(recipe: Recipe) -> None:
@@ -181,19 +186,11 @@ def _write(
     settings: MergeSettings,
     pool: CandidatePool,
     recipe: Recipe,
-    folders: Folders,
-    base: str | None,
     text: str,
-) -> Path | None:
-    """Write the soup with `text` as its card; with `plan=true` print and save its plan instead."""
-    if not settings.plan:
-        with Throughput("soup") as progress:
-            return pool.write(recipe, settings.out, progress=progress, extra_files={CARD: text})
-    _show_plan(settings, pool, recipe, folders, base)
-    if settings.upload is not None:
-        files = {**planned_files(pool, recipe), CARD: text.encode()}
-        show_sheet([planned_upload(settings.upload, files, settings.store_path)])
-    return None
+) -> Path:
+    """Write the soup with `text` as its card."""
+    with Throughput("soup") as progress:
+        return pool.write(recipe, settings.out, progress=progress, extra_files={CARD: text})
 
 
 def _show_plan(
@@ -202,25 +199,42 @@ def _show_plan(
     recipe: Recipe,
     folders: Folders,
     base: str | None,
+    similarity: PoolSimilarity | None,
 ) -> None:
+    """Print and save the plan of a soup, with how similar the weights are."""
     from souping.merge.mergekit import to_yaml
-    from souping.report.tables import similarity
+    from souping.report import tables
 
     plan = pool.plan(recipe)
     print(plan.describe())
-    similar = similarity(pool.similarity(tuple(folders)))
-    if similar is not None:
-        show_sheet([similar])
+    show_sheet(tables.nonempty([tables.similarity(similarity)]))
     for need in (*settings.merge.needs(), *settings.tracker.needs()):
         print(f"missing on this machine: {need.sentence()}")
-    plan.save(settings.run_dir / "plan.json")
+    plan.save(settings.run_dir / "plan.json", similarity)
     # mergekit cannot express every recipe.
     with suppress(UserError):
         places = {name: recipe.sources.get(name, folder) for name, folder in folders.items()}
         write_atomically(settings.run_dir / "mergekit.yml", to_yaml(recipe, places, base).encode())
 
 
-def _card(settings: MergeSettings, recipe: Recipe, pool: CandidatePool) -> str:
+def _show_upload(
+    settings: MergeSettings, pool: CandidatePool, recipe: Recipe, rebuilt: Path | None = None
+) -> None:
+    if settings.upload is not None:
+        text = _card(settings, recipe, pool, rebuilt)
+        files = {**planned_files(pool, recipe), CARD: text.encode()}
+        show_sheet([planned_upload(settings.upload, files, settings.store_path)])
+
+
+def _card(
+    settings: MergeSettings, recipe: Recipe, pool: CandidatePool, rebuilt: Path | None = None
+) -> str:
+    """The card of a soup; one that is `rebuilt` from a recipe has the same bytes, so the card beside that holds."""
+    old_card = rebuilt.with_name(CARD) if rebuilt else None
+    if old_card is not None and old_card.is_file():
+        text = text_of(old_card)
+        if recipe.id in text:
+            return text
     report = Report(
         experiment=settings.name,
         recipe=read(RecipeSummary, recipe.as_dict()),

@@ -19,9 +19,8 @@ from souping.checkpoints.folder import INDEX, SINGLE, side_files, weight_map
 from souping.core.fields import load
 from souping.core.files import write_atomically
 from souping.core.reading import read
-from souping.core.text import listed
+from souping.core.text import human, listed
 from souping.core.types import Json, LateError, UserError, frozen
-from souping.merge.plan import human
 from souping.merge.soup_files import CARD, RECIPE, file_mark
 from souping.report import sections, tables
 from souping.report.content import RecipeSummary, Report

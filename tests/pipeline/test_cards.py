@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 from huggingface_hub import ModelCard
 
-from souping.merge.plan import human
+from souping.core.text import human
 from souping.pipeline import upload
 from tests.conftest import Cli, pool_of
 from tests.support.adapters import save_adapter
