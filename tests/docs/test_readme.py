@@ -31,6 +31,6 @@ def test_the_lines_of_python_run_in_an_empty_folder(tmp_path: Path) -> None:
         [sys.executable, "-c", LINES], cwd=tmp_path, env=environment, capture_output=True, text=True
     )
     assert done.returncode == 0, done.stderr
-    assert "soup is better than python_cook" in done.stdout
+    assert "soup is better than python" in done.stdout
     for name in ("average/model.safetensors", "run/report.html", "run/soup/model.safetensors"):
         assert (tmp_path / name).is_file()
