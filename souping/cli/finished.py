@@ -90,7 +90,7 @@ def configuration(run_dir: Path, words: Sequence[str]) -> dict[str, Any]:
             raise UserError(misplaced(word))
         elif "=" not in word or re.match(r"-|\+{0,2}(check|experiment)=", word):
             raise UserError(
-                f"{word} cannot be combined with run={run_dir}: it takes analysis=[...] or upload=REPO, and settings as KEY=VALUE"
+                f"{word} cannot be combined with run={run_dir}: give analysis=[...] or upload=REPO"
             )
         else:
             overrides += [word]
