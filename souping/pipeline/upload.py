@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
 
-from huggingface_hub import constants, get_token
+from huggingface_hub import constants
 
 from souping.checkpoints import hub, lora
 from souping.checkpoints.folder import INDEX, SINGLE, side_files, weight_map
@@ -32,14 +32,14 @@ from souping.report.tables import Section, grid
 if TYPE_CHECKING:
     from huggingface_hub import HfApi
 
-SoupFiles: TypeAlias = Mapping[str, Path | bytes | int]
+SoupContent: TypeAlias = Mapping[str, Path | bytes | int]
 """{name: path or content} of a soup's files; of weights that are not written yet, their size in bytes."""
 UNTOUCHED_FILES = (".gitattributes",)
 """Files of a repository that a new soup does not remove."""
 HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]{0,95}(/[A-Za-z0-9][\w.-]{0,95})?")
 ANYWHERE = ("merge._target_=", "merge.allow_pickle=", "merge.nonfinite=")
 """Overrides of a rebuild that hold on every machine."""
-BASE = "base_model_name_or_path"
+BASE_KEY = "base_model_name_or_path"
 """Key of the base model in adapter_config.json."""
 LICENCES = "Licences of the ingredients: "
 
@@ -301,8 +301,10 @@ def push(goal: Target, folder: Path, store: Path | None = None) -> str:
     return str(commit.commit_url)
 
 
-def planned_upload(goal: Target, files: SoupFiles, store: Path) -> Section:
+def planned_upload(goal: Target, files: SoupContent, store: Path) -> Section:
     """What an upload of these files would send. Uses no network."""
+    from huggingface_hub import get_token
+
     public = _public_files(goal, files, store, online=False)
     sizes = {name: _size(content) for name, content in sorted(public.items())}
     sizes["total"] = sum(sizes.values())
@@ -326,13 +328,13 @@ def planned_upload(goal: Target, files: SoupFiles, store: Path) -> Section:
 
 
 def _public_files(
-    goal: Target, files: SoupFiles, store: Path | None, online: bool
+    goal: Target, files: SoupContent, store: Path | None, online: bool
 ) -> dict[str, Path | bytes | int]:
     """A soup's files as they are sent: its card with the repository and licences, and no path of this machine."""
     recipe = json.loads(_bytes(files[RECIPE]))
     summary = read(RecipeSummary, recipe)
     config = json.loads(_bytes(files.get(lora.CONFIG, b"{}")))
-    base = str(config.get(BASE))
+    base = str(config.get(BASE_KEY))
     is_public = hub.is_repo(base)
     text = card(Report(experiment="", recipe=summary), base=base if is_public else "")
     if CARD in files:
@@ -341,7 +343,7 @@ def _public_files(
     text = _with_licences(text, _licences(summary, store, online))
     public = {**files, CARD: text.encode()}
     if config and not is_public:
-        config[BASE] = _base_in(text) or public_name(base)
+        config[BASE_KEY] = _base_in(text) or public_name(base)
         content = as_json(config).encode()
         public[lora.CONFIG] = content
         # An older soup has no list of its files.
