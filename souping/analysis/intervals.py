@@ -145,8 +145,8 @@ def flat_margins(
     from scipy.special import betaincinv
 
     # Mean of each category in each stratum [H, C], 0 where there is none.
-    sums = scores.by_stratum(scores.sums)
-    counts = scores.by_stratum(scores.counts)
+    sums = scores.layout.by_stratum(scores.sums)
+    counts = scores.layout.by_stratum(scores.counts)
     means = np.divide(sums, counts, out=np.zeros_like(sums), where=counts > 0)
 
     # How far T moves if as many groups of a flat stratum fall, or rise, as Jeffreys' limit has, [H].

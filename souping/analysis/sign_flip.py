@@ -131,7 +131,7 @@ class Pulls:
             return None
         pull = pull / unit
         pull[np.abs(pull) <= ZERO_DIFFERENCE] = 0.0
-        shares = scores.weights * scores.counts / scores.counts.sum(axis=0)
+        shares = scores.layout.group_shares
         slope = shares.sum(axis=1) / float(scores.weights.sum())
         turned = _is_downward(pull, slope, scores.stratum)
         return cls(
@@ -185,7 +185,7 @@ class SignFlips:
         columns = np.column_stack([residual, pulls.slope])
         rows, stratum, number = distinct(columns, pulls.stratum)
         strata = len(pulls.sizes)
-        seen = stratum_sums(number[None, :], rows, number, stratum, strata)
+        seen = stratum_sums(number[:, None], rows, number, stratum, strata)
         if is_countable(number):
             plus, chance = every_pattern(number)
             sums = stratum_sums(plus, rows, number, stratum, strata)
@@ -232,9 +232,12 @@ class SignFlips:
         for _ in range(DISTANCE_HALVINGS):
             middle = (inside + outside) / 2
             x = scale * middle / (1 - middle)
-            total = self.pull - side * x * self.slope
-            seen_variance = self._variance(self.seen_spread, side * x) * (1 + ZERO_DIFFERENCE)
-            reached = total**2 * seen_variance >= x**2 * self._variance(self.spread, side * x)
+            shift = side * x
+            total = self.pull - shift * self.slope
+            squares = _polynomial(self.squares, shift)
+            seen_variance = self._variance_by(squares, self.seen_spread, shift)
+            variance = self._variance_by(squares, self.spread, shift)
+            reached = total**2 * (seen_variance * (1 + ZERO_DIFFERENCE)) >= x**2 * variance
             inside = np.where(reached, middle, inside)
             outside = np.where(reached, outside, middle)
         distances = scale * inside / (1 - inside)
@@ -250,7 +253,12 @@ class SignFlips:
 
     def _variance(self, spread: FloatArray, x: FloatArray | float) -> FloatArray:
         """q(x) - v(x), of which all may cancel but for rounding."""
-        squares = _polynomial(self.squares, x)
+        return self._variance_by(_polynomial(self.squares, x), spread, x)
+
+    def _variance_by(
+        self, squares: FloatArray, spread: FloatArray, x: FloatArray | float
+    ) -> FloatArray:
+        """The same from q(x)."""
         least = TINY_VARIANCE * np.maximum(squares, 1e-6 * self.squares[0])
         return np.asarray(np.maximum(squares - _polynomial(spread, x), least))
 

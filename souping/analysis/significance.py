@@ -15,7 +15,7 @@ from typing import Any, Literal
 import numpy as np
 
 from souping.analysis.bootstrap_t import NORMAL
-from souping.analysis.grouped import GroupedScores, design
+from souping.analysis.grouped import GroupedScores, GroupLayout
 from souping.analysis.intervals import ItemTable, span
 from souping.analysis.nested import ZERO_DIFFERENCE
 from souping.analysis.paired import paired_intervals, step
@@ -90,8 +90,37 @@ def compare(
     Two models that gave the same scores have difference 0 and p = 1 with an interval of positive width: other items
     might tell them apart. With `same_model` both are one soup, the difference is 0 by construction and so is the width.
     """
+    layout = GroupLayout.of(categories, groups, coefficients)
+    return compare_in(
+        layout,
+        a_name,
+        b_name,
+        a,
+        b,
+        looks=looks,
+        tests=tests,
+        draws=draws,
+        seed=seed,
+        same_model=same_model,
+    )
+
+
+def compare_in(
+    layout: GroupLayout,
+    a_name: str,
+    b_name: str,
+    a: FloatArray,
+    b: FloatArray,
+    *,
+    looks: int = 1,
+    tests: float = 1.0,
+    draws: int = SIGN_DRAWS,
+    seed: int = 0,
+    same_model: bool = False,
+) -> Comparison:
+    """`compare` on items of this layout."""
     deltas = np.asarray(a, dtype=float) - np.asarray(b, dtype=float)
-    scores = design(deltas, categories, groups, coefficients)
+    scores = layout.grouped(deltas)
     alpha = ALPHA / penalty(looks) / tests
     comparison = Comparison(
         a=a_name,
@@ -103,7 +132,7 @@ def compare(
         p_value=1.0,
         test="same model",
         n=len(deltas),
-        groups=len(np.unique(groups)),
+        groups=layout.groups,
         discordant=float((np.abs(deltas) > ZERO_DIFFERENCE).mean()),
         step=step(scores),
     )
