@@ -37,7 +37,11 @@ def draws_for(alpha: float, draws: int) -> int:
 
 
 def stratum_sums(
-    plus: IntArray, rows: FloatArray, number: IntArray, stratum: IntArray, strata: int
+    plus: FloatArray | IntArray,
+    rows: FloatArray,
+    number: IntArray,
+    stratum: IntArray,
+    strata: int,
 ) -> FloatArray:
     """Sums by stratum [D, H, F] if `plus` [R, D] of each row's groups have a positive sign.
 
