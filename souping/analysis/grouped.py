@@ -141,20 +141,14 @@ class GroupedScores:
     def objective(self) -> float:
         return float((self.weights * self.means).sum())
 
+    @cached_property
     def pulls(self) -> FloatArray:
         """What each group adds to T, [G]."""
-        return self._pulls
-
-    @cached_property
-    def _pulls(self) -> FloatArray:
         return np.asarray((self.weights * self.sums / self.layout.totals).sum(axis=1))
 
+    @cached_property
     def influence(self) -> FloatArray:
         """Each group's pull on T, linearised because category means are ratios, [G]."""
-        return self._influence
-
-    @cached_property
-    def _influence(self) -> FloatArray:
         residuals = self.sums - self.counts * self._centres()
         return np.asarray((self.weights * residuals / self.layout.totals).sum(axis=1))
 
@@ -173,26 +167,20 @@ class GroupedScores:
         mean = self.sums[collapsed].sum() / self.counts[collapsed].sum()
         return np.where(small, mean, self.means)
 
+    @cached_property
     def variances(self) -> FloatArray:
         """Variance of T that each stratum contributes, [H]: n / (n - 1) * sum (u_g - mean u)^2."""
-        return self._variances
-
-    @cached_property
-    def _variances(self) -> FloatArray:
-        influence = self.influence()
+        influence = self.influence
         n = self.sizes
         means = np.bincount(self.stratum, influence, self.strata) / n
         deviations = influence - means[self.stratum]
         squares = np.bincount(self.stratum, deviations**2, self.strata)
         return np.asarray(squares * n / np.maximum(n - 1, 1))
 
-    def shares(self) -> FloatArray:
-        """How far T moves if all items of a stratum and category move by 1, [H, C]."""
-        return self.layout.shares
-
+    @cached_property
     def flat(self) -> BoolArray:
         """Strata in which no group differs from another: their estimated variance is zero, [H]."""
-        return np.asarray(self.variances() <= FLAT_VARIANCE * self.shares().sum(axis=1) ** 2)
+        return np.asarray(self.variances <= FLAT_VARIANCE * self.layout.shares.sum(axis=1) ** 2)
 
 
 def design(

@@ -125,9 +125,9 @@ class Pulls:
     @classmethod
     def upward(cls, scores: GroupedScores) -> Pulls | None:
         """The difference, turned so that T is not below zero; None where no group differs."""
-        pull = scores.pulls()
+        pull = scores.pulls
         unit = float(np.abs(pull).max())
-        if unit <= ZERO_DIFFERENCE * scores.shares().max():
+        if unit <= ZERO_DIFFERENCE * scores.layout.shares.max():
             return None
         pull = pull / unit
         pull[np.abs(pull) <= ZERO_DIFFERENCE] = 0.0
@@ -232,12 +232,9 @@ class SignFlips:
         for _ in range(DISTANCE_HALVINGS):
             middle = (inside + outside) / 2
             x = scale * middle / (1 - middle)
-            shift = side * x
-            total = self.pull - shift * self.slope
-            squares = _polynomial(self.squares, shift)
-            seen_variance = self._variance_by(squares, self.seen_spread, shift)
-            variance = self._variance_by(squares, self.spread, shift)
-            reached = total**2 * (seen_variance * (1 + ZERO_DIFFERENCE)) >= x**2 * variance
+            total = self.pull - side * x * self.slope
+            seen_variance = self._variance(self.seen_spread, side * x) * (1 + ZERO_DIFFERENCE)
+            reached = total**2 * seen_variance >= x**2 * self._variance(self.spread, side * x)
             inside = np.where(reached, middle, inside)
             outside = np.where(reached, outside, middle)
         distances = scale * inside / (1 - inside)
@@ -253,12 +250,7 @@ class SignFlips:
 
     def _variance(self, spread: FloatArray, x: FloatArray | float) -> FloatArray:
         """q(x) - v(x), of which all may cancel but for rounding."""
-        return self._variance_by(_polynomial(self.squares, x), spread, x)
-
-    def _variance_by(
-        self, squares: FloatArray, spread: FloatArray, x: FloatArray | float
-    ) -> FloatArray:
-        """The same from q(x)."""
+        squares = _polynomial(self.squares, x)
         least = TINY_VARIANCE * np.maximum(squares, 1e-6 * self.squares[0])
         return np.asarray(np.maximum(squares - _polynomial(spread, x), least))
 

@@ -88,17 +88,12 @@ def _check_folder(folder: Path) -> None:
     if not folder.exists() or not any(folder.iterdir()):
         return
     stages = list(folder.glob(STAGES))
-    known: dict[str, set[str | None]] = {name: set() for name in PAGES}
-    for table in (folder, *stages):
-        pages = _pages_of(table / TABLE)
-        for name in PAGES:
-            known[name].add(pages.get(name))
+    tables = [_pages_of(place / TABLE) for place in (folder, *stages)]
     for name in PAGES:
-        page = folder / name
-        if page.is_file():
-            unchanged = _digest(page.read_bytes()) in known[name]
-        else:
-            unchanged = bool(stages)
+        unchanged = bool(stages)
+        if (folder / name).is_file():
+            digest = _digest((folder / name).read_bytes())
+            unchanged = digest in [pages.get(name) for pages in tables]
         if not unchanged:
             raise UserError(
                 f"--out {folder}: not empty, and not as an earlier compare --out left it: name another folder"

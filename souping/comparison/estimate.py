@@ -19,7 +19,7 @@ from souping.analysis.significance import (
     Comparison,
     bound_of,
     bounded,
-    compare_in,
+    compare,
     detectable,
     errors_for_power,
     items_for,
@@ -82,15 +82,18 @@ def _contrast_at(
     scores_b = pooled.values[b][row_b]
     if has_runs(pooled):
         return _over_runs(pooled, a, b, rows, tests)
-    return compare_in(
-        pooled.layout,
+    return compare(
         a,
         b,
         scores_a[0],
         scores_b[0],
+        pooled.categories,
+        pooled.groups,
+        pooled.weights,
         tests=tests,
         draws=draws,
         seed=seed,
+        layout=pooled.layout,
     )
 
 
@@ -113,14 +116,17 @@ def _over_runs(
     error = math.sqrt(variance.total)
 
     # `same_model` leaves out the sign flips, whose interval and p-value are replaced below.
-    comparison = compare_in(
-        pooled.layout,
+    comparison = compare(
         a,
         b,
         mean_a,
         mean_b,
+        pooled.categories,
+        pooled.groups,
+        pooled.weights,
         tests=tests,
         same_model=error > 0,
+        layout=pooled.layout,
     )
     if not error:  # every item of every run differs alike
         return comparison
@@ -194,7 +200,7 @@ def split_variance(
     scores_a = pooled.values[a][row_a]
     scores_b = pooled.values[b][row_b]
     differences = pooled.paired(scores_a.mean(axis=0), scores_b.mean(axis=0))
-    over_items = float(differences.variances().sum())
+    over_items = float(differences.variances.sum())
     answers = _answer_variance(pooled, noise)
     items = max(0.0, over_items - (answers or 0.0))
 
@@ -251,7 +257,7 @@ def _between_runs(pooled: PooledScores, scores: FloatArray) -> tuple[float, floa
     item_part = 0.0
     for deviations in scores - scores.mean(axis=0):
         grouped = pooled.paired(deviations, np.zeros_like(deviations))
-        item_part += float(grouped.variances().sum())
+        item_part += float(grouped.variances.sum())
     return float(means.var(ddof=1)), item_part / (len(scores) - 1)
 
 

@@ -77,7 +77,7 @@ class JointFlips:
         differences = [pooled.paired(runs[0], scores[0][0]) for runs in scores]
         stratum = differences[0].stratum
         sizes = differences[0].sizes
-        pulls = np.stack([scores.pulls() for scores in differences], axis=1)  # [G, M]
+        pulls = np.stack([scores.pulls for scores in differences], axis=1)  # [G, M]
 
         # The sums in the pattern seen, and in drawn ones.
         unit = np.abs(pulls).max() or 1.0

@@ -64,7 +64,7 @@ def read_frame(
 
 def _is_inspect(row: LogRow) -> bool:
     """Whether the columns are those of `samples_df` and not this package's."""
-    return "sample_id" in row and "epoch" in row and not all(name in row for name in NEEDED)
+    return "sample_id" in row and "epoch" in row and not {*NEEDED} <= row.keys()
 
 
 def read_table(
@@ -190,11 +190,11 @@ def _logs(
             f"{path}: no answers: it needs a column each for {listed(NEEDED)}, and a row per answer"
         )
     logs = tuple(_log(path, run, answers, directions) for run, answers in runs.items())
-    names: dict[str, None] = {}
+    names: list[str] = []
     for log in logs:
-        names.update(dict.fromkeys([*log.tasks, *log.requested]))
+        names.extend((*log.tasks, *log.requested))
     for name in lower or ():
-        pick(name, names, "--lower-is-better")
+        pick(name, dict.fromkeys(names), "--lower-is-better")
     return logs
 
 
