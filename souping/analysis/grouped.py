@@ -23,7 +23,7 @@ SMALLEST_STRATUM = 5
 FLAT_VARIANCE = 1e-12
 
 
-@dataclass(frozen=True, kw_only=True, eq=False)
+@dataclass(frozen=True, kw_only=True)
 class GroupLayout:
     """Group, category and stratum of each item: what all scores of the same items have in common.
 
@@ -97,7 +97,7 @@ class GroupLayout:
         return self.by_stratum(self.group_shares)
 
 
-@dataclass(frozen=True, kw_only=True, eq=False)
+@dataclass(frozen=True, kw_only=True)
 class GroupedScores:
     """Scores (or paired differences) summed over the items of each group.
 
