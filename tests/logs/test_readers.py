@@ -284,6 +284,21 @@ class TestInspect:
                 (False, None)
             ] * 2 + [(True, False)]
 
+    def test_a_frame_that_lacks_columns_of_samples_is_refused(self) -> None:
+        sample = {"sample_id": "s", "epoch": 1, "input": "?", "id": 1, "score_match": "C"}
+        for name in ("id", "input"):
+            row = {key: value for key, value in sample.items() if key != name}
+            with pytest.raises(UserError, match=f"no column {name}"):
+                read(Frame([row]))
+        for damage in ({"epoch": "one"}, {"score_match": "{"}, {"model_usage": "[1]"}):
+            with pytest.raises(UserError, match="row 1"):
+                read(Frame([sample | damage]))
+
+    def test_a_frame_with_the_columns_of_a_table_is_one(self) -> None:
+        row = {"sample_id": "s", "epoch": 1, "item": "i", "category": "c", "score": 1}
+        (log,) = read(Frame([row]))
+        assert mean(log, "c", "score") == 1
+
     def test_a_model_is_named_with_its_slash(self) -> None:
         (log,) = read(f"{DATA / 'inspect' / 'a'}:mockllm/model")
         assert log.model == "mockllm/model"
@@ -357,6 +372,12 @@ class TestTables:
         assert not log.tasks["a"].metrics["score"].higher_is_better
         with pytest.raises(UserError, match=r"row 2: .*--lower-is-better b"):
             read(path, lower=["a"])
+        later = [
+            {"item": 1, "category": task, "score": 1, "run": run}
+            for run, task in ((1, "a"), (2, "a"), (2, "b"))
+        ]
+        *_, second = read(write_csv(tmp_path / "later.csv", later), lower=["b"])
+        assert not second.tasks["b"].metrics["score"].higher_is_better
         with pytest.raises(UserError, match=r"--lower-is-better=aa .*a, b"):
             read(write_csv(tmp_path / "fine.csv", ROWS), lower=["aa"])
         with pytest.raises(UserError, match="--lower-is-better is for tables"):
@@ -524,6 +545,10 @@ BAD |= {
     "no arguments": (
         sample(lambda line: json.dumps({**json.loads(line), "arguments": []})),
         "item 0 is damaged",
+    ),
+    "a sample without a number": (
+        sample(lambda line: json.dumps({**json.loads(line), "acc": math.nan})),
+        "item 0: acc=NaN",
     ),
     "a sample twice": (sample(str), "item 0 .* has two scores of acc"),
     "a result twice": (changed("bfcl/a", TWICE), "item irrelevance_0 has two scores"),
