@@ -199,7 +199,7 @@ def _answers(
     """(metric, answer) of every sample; `names` are the metrics of samples that do not list theirs."""
     for sample in samples:
         try:
-            yield from _sample_answers(path, sample, names, group)
+            yield from _sample_answers(sample, names, group)
         except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:
             fault = "is damaged: run lm_eval again"
             if isinstance(error, KeyError):
@@ -210,7 +210,7 @@ def _answers(
 
 
 def _sample_answers(
-    path: Path, sample: LogRow, names: list[str], group: str
+    sample: LogRow, names: list[str], group: str
 ) -> Iterator[tuple[str, LoggedAnswer]]:
     doc_hash = sample.get("doc_hash", "")[:16]
     prompt, output = _texts(sample)
@@ -222,9 +222,7 @@ def _sample_answers(
         score = np.nan
         value = sample.get(name)
         if isinstance(value, float) and np.isnan(value):
-            raise UserError(
-                f"{path}: item {sample['doc_id']}: {name}=NaN, which no mean can hold: run lm_eval again"
-            )
+            value = None
         if isinstance(value, int | float):
             # beyond what a mean can be it does not matter how large it is
             score = float(max(-2 * LARGEST_FIGURE, min(value, 2 * LARGEST_FIGURE)))

@@ -136,6 +136,18 @@ class TestLmEval:
         assert not metric.is_mean
         assert all(math.isnan(answer.score) for answer in metric.answers)
 
+    def test_a_metric_with_a_sample_that_is_not_a_number_has_no_scores(
+        self, tmp_path: Path
+    ) -> None:
+        def without_a_number(text: str) -> str:
+            first, *others = text.splitlines()
+            return "\n".join([json.dumps({**json.loads(first), "acc": math.nan}), *others])
+
+        log = changed("lm_eval/python_cook", {"samples_pick_*": without_a_number})(tmp_path)
+        metrics = read(log)[0].tasks["pick"].metrics
+        assert all(math.isnan(answer.score) for answer in metrics["acc"].answers)
+        assert metrics["acc_norm"].is_mean
+
     def test_groups_that_name_a_group_twice_are_read_in_linear_time(self, tmp_path: Path) -> None:
         doubled = {f"g{n}": [f"g{n + 1}"] * 2 for n in range(60)}
         (log,) = read(results(group_subtasks=doubled | {"g60": ["pick", "pick2"]})(tmp_path))
@@ -545,10 +557,6 @@ BAD |= {
     "no arguments": (
         sample(lambda line: json.dumps({**json.loads(line), "arguments": []})),
         "item 0 is damaged",
-    ),
-    "a sample without a number": (
-        sample(lambda line: json.dumps({**json.loads(line), "acc": math.nan})),
-        "item 0: acc=NaN",
     ),
     "a sample twice": (sample(str), "item 0 .* has two scores of acc"),
     "a result twice": (changed("bfcl/a", TWICE), "item irrelevance_0 has two scores"),
