@@ -114,6 +114,7 @@ def test_a_trajectory_gives_one_average_and_what_it_is_compared_with(
     text = (tmp_path / "run" / "report.md").read_text()
     for words_ in (
         "For this run",
+        "Average minus the trainer's own, ema: ",
         "plots/trajectory.png",
         "plots/windows.png",
         "8 checkpoints (Trainer)",
