@@ -10,14 +10,7 @@ from pathlib import Path
 from souping.checkpoints.folder import Like
 from souping.checkpoints.lora import opened
 from souping.checkpoints.sharded import has_average
-from souping.checkpoints.trajectory import (
-    Member,
-    TrainingRun,
-    folders_in,
-    incomplete,
-    member_in,
-)
-from souping.checkpoints.views import Shape
+from souping.checkpoints.trajectory import TrainingRun, folders_in, incomplete, member_in
 from souping.core.text import shown
 from souping.core.types import EMA_KEY, UserError
 
@@ -58,7 +51,15 @@ def _unfit(folder: Path, run: TrainingRun) -> str:
     step = last.step if folder.parent == last.folder else _step_of(folder.name, run)
     if step != last.step:
         return f"it is of step {step}, and the last checkpoint here of step {last.step}"
-    return _other_size(folder, last)
+    # What cannot be read is refused where the candidates are opened.
+    with suppress(UserError, OSError):
+        stored = Like(stored=True)
+        known = opened(last.model, True, stored).tensors
+        for tensor in opened(folder, True, stored).tensors.values():
+            shape = known.get(tensor.name, tensor).shape
+            if shape != tensor.shape:
+                return f"{shown(tensor.name)} is {list(tensor.shape)}, and {list(shape)} in {last.name}"
+    return ""
 
 
 def _step_of(name: str, run: TrainingRun) -> int:
@@ -66,20 +67,3 @@ def _step_of(name: str, run: TrainingRun) -> int:
     oldest, newest = run.extent
     numbers = [int(number) for number in NUMBER.findall(name)]
     return next((number for number in numbers if number >= oldest), newest)
-
-
-def _other_size(folder: Path, last: Member) -> str:
-    shapes = _shapes(last.model)
-    for name, shape in _shapes(folder).items():
-        known = shapes.get(name, shape)
-        if known != shape:
-            return f"{shown(name)} is {list(shape)}, and {list(known)} in {last.name}"
-    return ""
-
-
-def _shapes(folder: Path) -> dict[str, Shape]:
-    """Shapes by stored names; none of what cannot be read, which is refused where the candidates are opened."""
-    with suppress(UserError, OSError):
-        tensors = opened(folder, True, Like(stored=True)).tensors
-        return {name: tensor.shape for name, tensor in tensors.items()}
-    return {}

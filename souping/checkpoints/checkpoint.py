@@ -85,7 +85,7 @@ class Checkpoint:
         if averaged is not None:
             sharded = read_sharded(averaged, allow_pickle, averaged=True)
             if sharded is None:
-                raise UserError(f"{folder}: {averaged} is not a sharded checkpoint")
+                raise UserError(f"{averaged} is not a sharded checkpoint, so there is no {folder}")
             return replace(cls._of_sharded(sharded, like or Like()), average=folder)
         if not folder.is_dir():
             raise UserError(

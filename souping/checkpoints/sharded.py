@@ -46,9 +46,7 @@ RANK_FILE = re.compile(
     r"(?:model_world_size_(\d+)_rank_|pytorch_model_fsdp_\d+_rank)(\d+)\.(?:pt|bin)"
 )
 SHARD_FILE = re.compile(r"shard-\d+-model-\d+-of-\d+\.safetensors")
-OPTIMISER = re.compile(
-    r"(?:[^./]+[./])?(?:(?:ema_)?optimizers?|optim|chained_\d+)(?:[./].*)?"
-)
+OPTIMISER = re.compile(r"(?:[^./]+[./])?(?:(?:ema_)?optimizers?|optim|chained_\d+)(?:[./].*)?")
 EMA_STATE = re.compile(r"^(?:[^./]+\.)?\w*optim\w*\.state\.(?P<name>.+)\.ema(?:_\w+)?$")
 """Optimiser state that is an average of the weight `name`: torchtitan's `ema_optimizer.state.NAME.ema_params`."""
 COARSEST_TICK_NS = 1_000_000_000
@@ -305,8 +303,8 @@ def _read_average(folder: Path, prefix: str) -> Iterator[Piece]:
     fused = tuple(f"{name.rsplit('.', 2)[0]}." for name in names - stored)
     names |= {name for name in stored if name.startswith(fused)}
     yield from _pieces(folder, [entry for entry in weights if entry.name not in names])
-    for name, *piece in _pieces(folder, averages):
-        yield EMA_STATE.sub(r"\g<name>", name), *piece
+    for name, dtype, shape, part in _pieces(folder, averages):
+        yield EMA_STATE.sub(r"\g<name>", name), dtype, shape, part
 
 
 def _pieces(folder: Path, entries: Iterable[Entry]) -> Iterator[Piece]:

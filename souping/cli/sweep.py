@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 import shlex
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from contextlib import nullcontext, suppress
 from enum import Enum
 from pathlib import Path
@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 
 JOB_NUMBER = re.compile(r"\$\\?\{hydra\\?:job\.num\\?\}")
 """As Hydra's sweeper quotes it."""
-SWEEPER_GOALS: Mapping[str, tuple[object, object]] = {
+SWEEPER_GOALS = {
     "direction": ("minimize", "maximize"),
     "optim.maximize": (False, True),
     "ax_config.experiment.minimize": (True, False),
@@ -104,29 +104,22 @@ class SweepEnd(Callback):
 
 def check_goal(config: DictConfig) -> None:
     """Refuse a sweeper that looks for the worst scores, as Optuna's does by default (UserError)."""
-    goals = {}
     for key, values in SWEEPER_GOALS.items():
         goal = OmegaConf.select(config, f"hydra.sweeper.{key}")
-        if goal is not None:
-            goals[key] = (goal.name if isinstance(goal, Enum) else goal, values)
-    if not goals:
-        return
-    try:
-        node = OmegaConf.to_container(config.evaluator, resolve=True)
-        evaluator = build_part(node, GROUP_KINDS["evaluator"], "evaluator")
-    except (UserError, OmegaConfBaseException):
-        # Each job reports it.
-        return
-    unit = evaluator.unit
-    better = "higher" if unit.higher_is_better else "lower"
-    for key, (goal, values) in goals.items():
+        if goal is None:
+            continue
+        try:
+            node: Any = OmegaConf.to_container(config.evaluator, resolve=True)
+            unit = build_part(node, GROUP_KINDS["evaluator"], "evaluator").unit
+        except (UserError, OmegaConfBaseException):
+            # Each job reports it.
+            return
+        name = goal.name if isinstance(goal, Enum) else goal
         right = values[unit.higher_is_better]
-        if goal not in (right, [right]):
-            word = f"{right}".lower()
-            raise UserError(
-                f"hydra.sweeper.{key}={goal}: a job returns one score, {unit.meaning}, and {better} is better: "
-                f"add hydra.sweeper.{key}={word}"
-            )
+        if name not in (right, [right]):
+            better = "higher" if unit.higher_is_better else "lower"
+            what = f"a job returns one score, {unit.meaning}, and {better} is better"
+            raise UserError(f"hydra.sweeper.{key}={name}: {what}: add hydra.sweeper.{key}={right}")
 
 
 def end_sweep() -> None:

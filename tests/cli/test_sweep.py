@@ -74,9 +74,7 @@ def test_the_wrong_direction_ends_a_multirun_before_its_first_job(
 
 @pytest.mark.slow
 @pytest.mark.skipif(
-    find_spec("hydra_plugins.hydra_optuna_sweeper") is None
-    if find_spec("hydra_plugins")
-    else True,
+    find_spec("hydra_plugins.hydra_optuna_sweeper") is None if find_spec("hydra_plugins") else True,
     reason="needs hydra-optuna-sweeper",
 )
 def test_optuna_maximises_the_score_and_goes_on_after_a_failed_job(
