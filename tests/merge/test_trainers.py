@@ -159,7 +159,13 @@ def test_an_average_in_optimiser_state_is_a_candidate_of_a_merge(
     like = f"pool.like={written / EMA}"
     done = souping(*words, like, "optimiser.weights=[0,1]", "out=soup")
     assert done.code == 0, done.err
+    weights = tensors_of(opened_case(written / EMA))
     known = tensors_of(Checkpoint.open(Path(f"{step}#ema"), like=Like(written / EMA)))
+    souping(*words, like, "optimiser.weights=[0.25,0.75]", "out=mixed").ok()
+    mixed = load(tmp_path / "mixed")
+    for name in known:
+        pair = [torch.from_numpy(table[name]) for table in (weights, known)]
+        assert same_bits(mixed[name], expected(pair, (0.25, 0.75), torch.float32))
     made = load(tmp_path / "soup")
     assert all(same_bits(made[name], torch.from_numpy(array)) for name, array in known.items())
     assert json.loads((tmp_path / "soup" / "recipe.json").read_text())["ingredients"] == [
