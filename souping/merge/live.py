@@ -163,7 +163,7 @@ class WeightFiles:
 
     def row(self, checkpoint: Checkpoint, number: int) -> ReadRow:
         """Reader of a checkpoint's file."""
-        key = checkpoint.folder, number
+        key = checkpoint.source, number
         if key not in self._rows:
             self._rows[key] = self._opened(checkpoint, number)
         return self._rows[key]
@@ -177,9 +177,9 @@ class WeightFiles:
                     mmap.mmap(handle.fileno(), 0, access=mmap.ACCESS_READ), np.uint8
                 )
             return lambda offset, nbytes: mapped[offset : offset + nbytes]
-        if checkpoint.folder not in self._readers:
-            self._readers[checkpoint.folder] = WeightReader(checkpoint)
-        return partial(self._assembled, self._readers[checkpoint.folder], number)
+        if checkpoint.source not in self._readers:
+            self._readers[checkpoint.source] = WeightReader(checkpoint)
+        return partial(self._assembled, self._readers[checkpoint.source], number)
 
     def _assembled(self, reader: WeightReader, number: int, offset: int, nbytes: int) -> Raw:
         piece = np.empty(nbytes, np.uint8)
