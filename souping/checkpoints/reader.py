@@ -14,19 +14,25 @@ from souping.checkpoints.ranges import (
 )
 from souping.checkpoints.stamps import changed
 from souping.checkpoints.views import Raw, Tile
+from souping.core.direct_io import make_direct, read_direct
 from souping.core.open_files import read_at
 
 
 class WeightReader:
     """Weight files of a checkpoint, open to be read by several threads; a context manager."""
 
-    def __init__(self, checkpoint: Checkpoint) -> None:
-        """Raises UserError where a file is not the one that was opened before."""
+    def __init__(self, checkpoint: Checkpoint, direct: bool = False) -> None:
+        """Open the files, past the page cache if `direct`.
+
+        Raises:
+            UserError: a file is not the one that was opened before.
+        """
         self._assembly = checkpoint.assembly
         self._files = checkpoint.files
         self._stack = ExitStack()
         self._opened = dict[str, int]()
         self._remote = dict[str, Pointer]()
+        self._direct = set[str]()
         self._ranges = RangeReader()
         weakref.finalize(self, self._stack.close)
         self._stack.callback(self._ranges.close)
@@ -41,6 +47,8 @@ class WeightReader:
                 self._opened[name] = descriptor
                 if os.fstat(descriptor).st_size != checkpoint.stamps[name][0]:
                     raise changed(path)
+                if direct and make_direct(descriptor):
+                    self._direct.add(name)
         except BaseException:
             self.close()
             raise
@@ -70,15 +78,16 @@ class WeightReader:
             self._fetch(self._files[number], into, offset)
 
     def _fetch(self, file: str, into: Raw, offset: int) -> None:
-        view = into.data
         descriptor = self._opened[file]
         remote = self._remote.get(file)
-        while len(view):
+        while len(into):
             if remote is not None:
-                count = self._ranges.read(remote, view, offset)
+                count = self._ranges.read(remote, into.data, offset)
+            elif file in self._direct:
+                count = read_direct(descriptor, into, offset)
             else:
-                count = read_at(descriptor, view, offset)
+                count = read_at(descriptor, into.data, offset)
             if count <= 0:
                 raise EOFError(file)
-            view = view[count:]
+            into = into[count:]
             offset = offset + count

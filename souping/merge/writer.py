@@ -21,8 +21,10 @@ import numpy as np
 from souping.checkpoints.header import size_of
 from souping.checkpoints.reader import WeightReader
 from souping.checkpoints.views import Raw, Tile, arrange
+from souping.core.direct_io import make_direct, write_direct
 from souping.core.folders import staged
 from souping.core.open_files import reserve, start_writing, write_at
+from souping.core.system import memory_bytes
 from souping.merge import Extra, OptionalProgress
 from souping.merge.chunks import Chunk, blocks, chunks, share_of_rank
 from souping.merge.digests import Digests, Late, passing, with_contents
@@ -54,14 +56,22 @@ class ShardWriter:
         self._warned: set[str] = set()
         self._digests: Digests = digests or {}
         raise_file_limit(
-            sum(len(ingredient.files) for ingredient in plan.ingredients) + len(plan.shards)
+            sum(len(ingredient.files) for ingredient in plan.ingredients) + 2 * len(plan.shards)
         )
+        # The page cache would have dropped all of it before it is needed again.
+        direct = plan.read_bytes + plan.nbytes > memory_bytes()
+        # Outputs that are open once more, past the page cache, by shard.
+        self._direct_outputs = dict[int, int]()
         try:
             self._inputs = [
-                self._stack.enter_context(WeightReader(ingredient.checkpoint))
+                self._stack.enter_context(WeightReader(ingredient.checkpoint, direct))
                 for ingredient in plan.ingredients
             ]
             self._outputs = [self._open(folder / name) for name in plan.shards]
+            for shard, name in enumerate(plan.shards if direct else ()):
+                descriptor = self._open(folder / name)
+                if make_direct(descriptor):
+                    self._direct_outputs[shard] = descriptor
         except BaseException:
             self._stack.close()
             raise
@@ -172,8 +182,11 @@ class ShardWriter:
 
     def _write(self, chunk: Chunk, out: Raw) -> None:
         offset = self._starts[chunk.shard] + chunk.offset
-        window = offset // WINDOW
         descriptor = self._outputs[chunk.shard]
+        if chunk.shard in self._direct_outputs:
+            write_direct(self._direct_outputs[chunk.shard], descriptor, out, offset)
+            return
+        window = offset // WINDOW
         if window != (offset + len(out)) // WINDOW:
             start_writing(descriptor, (window - 1) * WINDOW, WINDOW)
         write_at(descriptor, out.data, offset)
