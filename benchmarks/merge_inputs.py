@@ -43,7 +43,8 @@ def generate(folder: Path, size: str, seed: int, shards: int = 4) -> Path:
     table, places = shapes(size), {}
     names, rng = list(table), np.random.default_rng(seed)
     for number in range(shards):
-        part = names[len(names) * number // shards : len(names) * (number + 1) // shards]
+        # Libraries write the tensors of a file in the order of their names.
+        part = sorted(names[len(names) * number // shards : len(names) * (number + 1) // shards])
         file = f"model-{number + 1:05}-of-{shards:05}.safetensors"
         places.update(dict.fromkeys(part, file))
         _write(folder / file, {name: table[name] for name in part}, rng)

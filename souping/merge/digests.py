@@ -56,9 +56,15 @@ class PassingDigest:
     """SHA-256 of the tensors of one file from blocks that several threads feed in the order of the file; missing blocks
     are read."""
 
-    def __init__(self, checkpoint: Checkpoint, group: Sequence[Tensor]) -> None:
-        """Start before the first of the tensors, which are in the order of their bytes."""
+    def __init__(
+        self, checkpoint: Checkpoint, group: Sequence[Tensor], direct: bool = False
+    ) -> None:
+        """Start before the first of the tensors, which are in the order of their bytes.
+
+        If `direct`, missing blocks are read past the page cache.
+        """
         self._checkpoint = checkpoint
+        self._direct = direct
         self._group = group
         self._number = checkpoint.file_number(group[0])
         self._files = hashed_files(checkpoint, self._number)
@@ -117,7 +123,7 @@ class PassingDigest:
 
     def finish(self) -> None:
         """Read and hash what was not fed."""
-        with WeightReader(self._checkpoint) as reader:
+        with WeightReader(self._checkpoint, self._direct) as reader:
             while self._at < self._group[-1].end:
                 nbytes = min(HASHED_PIECE_BYTES, self._end(self._at) - self._at)
                 piece = np.empty(nbytes, np.uint8)
@@ -146,7 +152,7 @@ def passing(plan: MergePlan, known: Mapping[str, str]) -> Digests:
                 continue
             # No block is fed where they are dequantised: `finish` reads all of such a file.
             key = number if stored is ingredient.checkpoint else ~number
-            digests[place, key] = PassingDigest(stored, group)
+            digests[place, key] = PassingDigest(stored, group, plan.exceeds_memory)
     return digests
 
 

@@ -24,7 +24,6 @@ from souping.checkpoints.views import Raw, Tile, arrange
 from souping.core.direct_io import make_direct, write_direct
 from souping.core.folders import staged
 from souping.core.open_files import reserve, start_writing, write_at
-from souping.core.system import memory_bytes
 from souping.merge import Extra, OptionalProgress
 from souping.merge.chunks import Chunk, blocks, chunks, share_of_rank
 from souping.merge.digests import Digests, Late, passing, with_contents
@@ -58,8 +57,7 @@ class ShardWriter:
         raise_file_limit(
             sum(len(ingredient.files) for ingredient in plan.ingredients) + 2 * len(plan.shards)
         )
-        # The page cache would have dropped all of it before it is needed again.
-        direct = plan.read_bytes + plan.nbytes > memory_bytes()
+        direct = plan.exceeds_memory
         # Outputs that are open once more, past the page cache, by shard.
         self._direct_outputs = dict[int, int]()
         try:
