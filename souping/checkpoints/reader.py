@@ -21,12 +21,15 @@ from souping.core.open_files import read_at
 class WeightReader:
     """Weight files of a checkpoint, open to be read by several threads; a context manager."""
 
-    def __init__(self, checkpoint: Checkpoint, direct: bool = False) -> None:
-        """Open the files, past the page cache if `direct`.
+    def __init__(self, checkpoint: Checkpoint, exact: bool = False, direct: bool = False) -> None:
+        """With `exact`, no more than what is read is fetched from a bucket: for a few bytes here and there.
+
+        With `direct`, files here are read past the page cache.
 
         Raises:
             UserError: a file is not the one that was opened before.
         """
+        self._exact = exact
         self._assembly = checkpoint.assembly
         self._files = checkpoint.files
         self._stack = ExitStack()
@@ -81,12 +84,15 @@ class WeightReader:
         descriptor = self._opened[file]
         remote = self._remote.get(file)
         while len(into):
-            if remote is not None:
-                count = self._ranges.read(remote, into.data, offset)
-            elif file in self._direct:
+            if remote is None and file in self._direct:
                 count = read_direct(descriptor, into, offset)
-            else:
+            elif remote is None:
                 count = read_at(descriptor, into.data, offset)
+            elif self._exact:
+                into.data[:] = remote.fetch(offset, offset + len(into))
+                return
+            else:
+                count = self._ranges.read(remote, into.data, offset)
             if count <= 0:
                 raise EOFError(file)
             into = into[count:]

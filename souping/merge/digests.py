@@ -123,7 +123,7 @@ class PassingDigest:
 
     def finish(self) -> None:
         """Read and hash what was not fed."""
-        with WeightReader(self._checkpoint, self._direct) as reader:
+        with WeightReader(self._checkpoint, direct=self._direct) as reader:
             while self._at < self._group[-1].end:
                 nbytes = min(HASHED_PIECE_BYTES, self._end(self._at) - self._at)
                 piece = np.empty(nbytes, np.uint8)
@@ -143,6 +143,7 @@ Digests = Mapping[tuple[int, int], PassingDigest]
 def passing(plan: MergePlan, known: Mapping[str, str]) -> Digests:
     """A digest for every file of the plan that is not hashed yet, to be fed with what is read of it."""
     digests: dict[tuple[int, int], PassingDigest] = {}
+    direct = plan.exceeds_memory
     for place, ingredient in enumerate(plan.ingredients):
         stored = ingredient.checkpoint.quantised or ingredient.checkpoint
         for group in hashed_groups(stored):
@@ -152,7 +153,7 @@ def passing(plan: MergePlan, known: Mapping[str, str]) -> Digests:
                 continue
             # No block is fed where they are dequantised: `finish` reads all of such a file.
             key = number if stored is ingredient.checkpoint else ~number
-            digests[place, key] = PassingDigest(stored, group, plan.exceeds_memory)
+            digests[place, key] = PassingDigest(stored, group, direct)
     return digests
 
 
