@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 
 from souping.core.open_files import write_at
 
+PAGE = mmap.PAGESIZE
 BUFFER_BYTES = 4 << 20
 
 
@@ -36,7 +37,7 @@ def make_direct(descriptor: int) -> bool:
     flags = fcntl.fcntl(descriptor, fcntl.F_GETFL)
     try:
         fcntl.fcntl(descriptor, fcntl.F_SETFL, flags | os.O_DIRECT)
-        os.preadv(descriptor, [_buffer.memory[: mmap.PAGESIZE].data], 0)
+        os.preadv(descriptor, [_buffer.memory[:PAGE].data], 0)
     except OSError:
         fcntl.fcntl(descriptor, fcntl.F_SETFL, flags)
         return False
@@ -45,11 +46,11 @@ def make_direct(descriptor: int) -> bool:
 
 def read_direct(descriptor: int, into: NDArray[np.uint8], offset: int) -> int:
     """Read into an array from an offset of a file that is direct; the number of bytes."""
-    start = _page_before(offset)
-    end = min(_page_after(offset + len(into)), start + BUFFER_BYTES)
-    pages = _buffer.memory[: end - start]
-    count = os.preadv(descriptor, [pages.data], start)
-    piece = pages[offset - start : count][: len(into)]
+    skipped = offset % PAGE
+    end = offset + len(into)
+    pages = _buffer.memory[: skipped + len(into) + -end % PAGE]
+    count = os.preadv(descriptor, [pages.data], offset - skipped)
+    piece = pages[skipped:count][: len(into)]
     np.copyto(into[: len(piece)], piece)
     return len(piece)
 
@@ -60,20 +61,11 @@ def write_direct(direct: int, cached: int, data: NDArray[np.uint8], offset: int)
     A page that is not filled is written through the cache, by its neighbour too: a page that is written in both ways
     could lose one of them.
     """
-    end = offset + len(data)
-    first = min(_page_after(offset), end)
-    last = max(_page_before(end), first)
-    write_at(cached, data[: first - offset].data, offset)
-    for place in range(first, last, BUFFER_BYTES):
-        pages = _buffer.memory[: min(BUFFER_BYTES, last - place)]
-        np.copyto(pages, data[place - offset :][: len(pages)])
-        write_at(direct, pages.data, place)
-    write_at(cached, data[last - offset :].data, last)
-
-
-def _page_before(offset: int) -> int:
-    return offset // mmap.PAGESIZE * mmap.PAGESIZE
-
-
-def _page_after(offset: int) -> int:
-    return _page_before(offset + mmap.PAGESIZE - 1)
+    first = min(-offset % PAGE, len(data))
+    last = max(len(data) - (offset + len(data)) % PAGE, first)
+    write_at(cached, data[:first].data, offset)
+    for start in range(first, last, BUFFER_BYTES):
+        pages = _buffer.memory[: last - start]
+        np.copyto(pages, data[start : start + len(pages)])
+        write_at(direct, pages.data, offset + start)
+    write_at(cached, data[last:].data, offset + last)

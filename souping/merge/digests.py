@@ -56,15 +56,9 @@ class PassingDigest:
     """SHA-256 of the tensors of one file from blocks that several threads feed in the order of the file; missing blocks
     are read."""
 
-    def __init__(
-        self, checkpoint: Checkpoint, group: Sequence[Tensor], direct: bool = False
-    ) -> None:
-        """Start before the first of the tensors, which are in the order of their bytes.
-
-        If `direct`, missing blocks are read past the page cache.
-        """
+    def __init__(self, checkpoint: Checkpoint, group: Sequence[Tensor]) -> None:
+        """Start before the first of the tensors, which are in the order of their bytes."""
         self._checkpoint = checkpoint
-        self._direct = direct
         self._group = group
         self._number = checkpoint.file_number(group[0])
         self._files = hashed_files(checkpoint, self._number)
@@ -123,7 +117,7 @@ class PassingDigest:
 
     def finish(self) -> None:
         """Read and hash what was not fed."""
-        with WeightReader(self._checkpoint, direct=self._direct) as reader:
+        with WeightReader(self._checkpoint) as reader:
             while self._at < self._group[-1].end:
                 nbytes = min(HASHED_PIECE_BYTES, self._end(self._at) - self._at)
                 piece = np.empty(nbytes, np.uint8)
@@ -143,7 +137,6 @@ Digests = Mapping[tuple[int, int], PassingDigest]
 def passing(plan: MergePlan, known: Mapping[str, str]) -> Digests:
     """A digest for every file of the plan that is not hashed yet, to be fed with what is read of it."""
     digests: dict[tuple[int, int], PassingDigest] = {}
-    direct = plan.exceeds_memory
     for place, ingredient in enumerate(plan.ingredients):
         stored = ingredient.checkpoint.quantised or ingredient.checkpoint
         for group in hashed_groups(stored):
@@ -153,7 +146,7 @@ def passing(plan: MergePlan, known: Mapping[str, str]) -> Digests:
                 continue
             # No block is fed where they are dequantised: `finish` reads all of such a file.
             key = number if stored is ingredient.checkpoint else ~number
-            digests[place, key] = PassingDigest(stored, group, direct)
+            digests[place, key] = PassingDigest(stored, group)
     return digests
 
 

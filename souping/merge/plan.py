@@ -31,7 +31,6 @@ from souping.checkpoints.folder import INDEX, SINGLE
 from souping.checkpoints.header import header_bytes, size_of
 from souping.core.reading import to_json
 from souping.core.similarity import PoolSimilarity
-from souping.core.system import memory_bytes
 from souping.core.text import human, safe
 from souping.core.types import Json, Names, Recipe, frozen
 from souping.merge import Format, Nonfinite, SoupPlan
@@ -162,11 +161,6 @@ class MergePlan(SoupPlan):
             for band in tensor.bands:
                 total += band.count * sum(size_of(source.dtype) for source in band.sources)
         return total
-
-    @property
-    def exceeds_memory(self) -> bool:
-        """Whether the page cache would drop what is read and written before it is needed again."""
-        return self.read_bytes + self.nbytes > memory_bytes()
 
     def header(self, shard: int) -> bytes:
         """The safetensors header of a shard with its length in front, padded to 8 bytes; empty in a frame."""

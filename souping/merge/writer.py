@@ -24,6 +24,7 @@ from souping.checkpoints.views import Raw, Tile, arrange
 from souping.core.direct_io import make_direct, write_direct
 from souping.core.folders import staged
 from souping.core.open_files import reserve, start_writing, write_at
+from souping.core.system import memory_bytes
 from souping.merge import Extra, OptionalProgress
 from souping.merge.chunks import Chunk, ThreadTask, blocks, chunks, run_tasks, share_of_rank
 from souping.merge.digests import Digests, Late, passing, with_contents
@@ -56,19 +57,18 @@ class ShardWriter:
         raise_file_limit(
             sum(len(ingredient.files) for ingredient in plan.ingredients) + 2 * len(plan.shards)
         )
-        direct = plan.exceeds_memory
-        # Outputs that are open once more, past the page cache, by shard.
-        self._direct_outputs = dict[int, int]()
+        # The page cache would drop what is read and written before it is needed again.
+        direct = plan.read_bytes + plan.nbytes > memory_bytes()
         try:
             self._inputs = [
                 self._stack.enter_context(WeightReader(ingredient.checkpoint, direct=direct))
                 for ingredient in plan.ingredients
             ]
             self._outputs = [self._open(folder / name) for name in plan.shards]
-            for shard, name in enumerate(plan.shards if direct else ()):
-                descriptor = self._open(folder / name)
-                if make_direct(descriptor):
-                    self._direct_outputs[shard] = descriptor
+            # The outputs once more, past the page cache.
+            self._direct_outputs = [self._open(folder / name) for name in plan.shards if direct]
+            if not all(map(make_direct, self._direct_outputs)):
+                self._direct_outputs = []
         except BaseException:
             self._stack.close()
             raise
@@ -180,7 +180,7 @@ class ShardWriter:
     def _write(self, chunk: Chunk, out: Raw) -> None:
         offset = self._starts[chunk.shard] + chunk.offset
         descriptor = self._outputs[chunk.shard]
-        if chunk.shard in self._direct_outputs:
+        if self._direct_outputs:
             write_direct(self._direct_outputs[chunk.shard], descriptor, out, offset)
             return
         window = offset // WINDOW

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import mmap
 import os
 from pathlib import Path
 
@@ -10,10 +9,9 @@ import numpy as np
 import pytest
 
 from souping.core import direct_io
-from souping.core.direct_io import make_direct, read_direct, write_direct
+from souping.core.direct_io import PAGE, PageBuffer, make_direct, read_direct, write_direct
 from souping.core.open_files import reserve
 
-PAGE = mmap.PAGESIZE
 PLACES = [
     (0, 3 * PAGE),
     (1, 2),
@@ -27,6 +25,7 @@ PLACES = [
 @pytest.fixture
 def small_buffer(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(direct_io, "BUFFER_BYTES", 2 * PAGE)
+    monkeypatch.setattr(direct_io, "_buffer", PageBuffer())
 
 
 def opened(path: Path) -> int:

@@ -37,7 +37,6 @@ from souping.core.system import package_environment
 from souping.core.types import UserError
 from souping.merge import ERROR_PREFIX, accelerate, writer
 from souping.merge import chunks as merge_chunks
-from souping.merge import plan as plans
 from souping.merge.accelerate import AccelerateMerge, Rank, rank_count
 from souping.merge.digests import Late, PassingDigest
 from souping.merge.local import LocalMerge
@@ -127,7 +126,7 @@ def test_models_that_the_memory_cannot_hold_pass_the_page_cache(
     monkeypatch.setattr(writer, "write_direct", write_direct)
     cached = write("cached")
     assert not written
-    monkeypatch.setattr(plans, "memory_bytes", lambda: made.read_bytes + made.nbytes - 1)
+    monkeypatch.setattr(writer, "memory_bytes", lambda: made.read_bytes + made.nbytes - 1)
     assert write("direct") == cached
     assert sum(written) in (0, made.nbytes), "0 where the file system cannot"
 
