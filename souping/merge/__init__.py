@@ -117,6 +117,11 @@ class CandidatePool(Component, ABC):
         """The candidate's own folder, where the recipe is that candidate as it lies there."""
         return None
 
+    @property
+    def base_repo(self) -> str:
+        """`org/name` on the Hub of the base model that soups stay adapters of; empty without one."""
+        return ""
+
     def eos_token_ids(self, recipe: Recipe) -> TokenIds:
         """Tokens that end the soup's answers: the union of its ingredients'; none where they name none."""
         return ()

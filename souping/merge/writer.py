@@ -236,7 +236,7 @@ def prepare(plan: MergePlan, folder: Path) -> None:
         return
     for shard, name in enumerate(plan.shards):
         header = plan.header(shard)
-        size = len(header) + sum(tensor.nbytes for tensor in plan.tensors if tensor.shard == shard)
+        size = len(header) + plan.shard_bytes(shard)
         with (folder / name).open("xb") as file:
             file.write(header)
             file.flush()

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 import yaml
 
-from tests.conftest import ROOT
+from tests.conftest import ROOT, Cli
 from tests.support.scripts import script
 
 FOLDER = ROOT / "sweeps" / "paper"
@@ -168,3 +168,11 @@ def test_it_is_small_and_names_no_machine(name: str) -> None:
     if name == "tour":
         digest = script(ROOT / "notebooks" / "refresh.py").models_digest()
         assert notebook.metadata["souping"]["models"] == digest, "run: python notebooks/refresh.py"
+
+
+@pytest.mark.slow
+def test_the_example_of_compare_is_what_its_command_prints(souping: Cli, tmp_path: Path) -> None:
+    words = ("optimiser=uniform", "analysis=[]", "hydra.run.dir=run")
+    souping("+experiment=bfcl", *words).ok()
+    example = script(ROOT / "docs" / "make_compare_example.py").example(tmp_path / "run")
+    assert f"```text\n{example}```" in (ROOT / "docs" / "compare.md").read_text()
