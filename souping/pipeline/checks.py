@@ -27,7 +27,7 @@ from souping.checkpoints.pool import ModelSize, base_of, largest_bytes, weigh
 from souping.core.fields import pick
 from souping.core.files import disk_space
 from souping.core.protocols import Hosting, ModelHost
-from souping.core.system import SHARED_MEMORY, cores
+from souping.core.system import SHARED_MEMORY, cores, memory_bytes
 from souping.core.text import human, named, shown
 from souping.core.types import (
     CONSTANT,
@@ -66,8 +66,6 @@ LIKELY_CAUSES = (
 """What to look at if every model fails."""
 PROGRAM = 1_500_000_000
 """Python, torch and transformers themselves, with the buffers of a soup that is mixed block by block."""
-CGROUPS = (Path("/sys/fs/cgroup/memory.max"), Path("/sys/fs/cgroup/memory/memory.limit_in_bytes"))
-"""Where Linux says how much memory a container may use, which psutil does not read."""
 
 
 # ------------------------------------------------------------ settings, items and candidates
@@ -335,14 +333,7 @@ class Machine:
 
 def machine_facts() -> Machine:
     """This machine as it is now."""
-    import psutil
-
-    memory = psutil.virtual_memory().total
-    for path in CGROUPS:
-        text = path.read_text().strip() if path.is_file() else ""
-        if text.isdigit():
-            memory = min(memory, int(text))
-    return Machine(cores=cores(), memory=memory, gpus=gpus())
+    return Machine(cores=cores(), memory=memory_bytes(), gpus=gpus())
 
 
 def gpus() -> tuple[Gpu, ...]:
