@@ -7,7 +7,7 @@ component must not be named like a member below unless it has a default of its o
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from statistics import fmean
 from typing import TYPE_CHECKING, Literal
@@ -43,7 +43,7 @@ from souping.core.unit import POINTS, Unit
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-ModelForm = Literal["module", "folder"]
+ModelForm = Literal["module", "folder", "chunks"]
 Correlation = Callable[[FloatArray], Correlations]
 """scores [M, C] -> correlations [C, C] with intervals."""
 
@@ -282,8 +282,33 @@ class ModelHost:
     url: str | None = None
 
 
+PackedTensor = tuple[str, str, tuple[int, ...], int]
+"""(name, dtype by torch's name, shape, first byte in its chunk)"""
+
+
+@frozen
+class WeightChunk:
+    """Tensors of a model, one behind the other in `nbytes` bytes; `fill` mixes them into memory of that size."""
+
+    tensors: Sequence[PackedTensor]
+    nbytes: int
+    fill: Callable[[memoryview], None]
+
+
+@frozen
+class WeightStream:
+    """Weights for an engine that runs a model with this config.json. A chunk is only in memory once it is filled.
+
+    Without a head of their own (`has_head`), the embeddings are the output head too.
+    """
+
+    config: str
+    has_head: bool
+    chunks: Callable[[], Iterator[WeightChunk]]
+
+
 class LoadedModel(ABC):
-    """Model ready to be evaluated, as a live module with its tokenizer or as a folder.
+    """Model ready to be evaluated: a live module with its tokenizer, a folder, or weights in chunks.
 
     `soup` identifies the model. `eos_token_ids` are the tokens that end an answer: those of all ingredients, none if
     they name none.
@@ -304,10 +329,20 @@ class LoadedModel(ABC):
     @abstractmethod
     def folder(self) -> Path: ...
 
+    @property
+    def stream(self) -> WeightStream | None:
+        """The weights in chunks; None where the model comes as a folder."""
+        return None
+
+    @property
+    def ingredient_folder(self) -> Path | None:
+        """Folder of a model that `stream` replaces in an engine, where none has to be written for it."""
+        return None
+
 
 @frozen
 class Hosting:
-    """Form in which an evaluator takes soups, a live module or a folder, and what holds them.
+    """Form in which an evaluator takes soups, and what holds them. Some soups are no `chunks`, and come as a folder.
 
     `device` is where the live module stands, as it was set: cpu, cuda, cuda:N, mps, or auto. `host` holds the model in
     processes of its own, if anything does.

@@ -25,6 +25,7 @@ from souping.checkpoints.folder import Like
 from souping.checkpoints.layouts import common, rules_of
 from souping.checkpoints.lora import is_adapter
 from souping.core.fields import Precision, component, pick
+from souping.core.protocols import WeightStream
 from souping.core.similarity import PoolSimilarity
 from souping.core.text import is_user_code, listed
 from souping.core.types import (
@@ -56,6 +57,8 @@ from souping.merge.similarity import pool_similarity
 
 if TYPE_CHECKING:
     import torch
+
+    from souping.merge.live import SoupMixer
 
 P = TypeVar("P", bound=SoupPlan)
 KEEP = "keep:"
@@ -186,6 +189,10 @@ class LocalMerge(ModelMerge[MergePlan]):
     @property
     def hashes_while_reading(self) -> bool:
         return self.base is None and self.format == "hf"
+
+    @property
+    def streams(self) -> bool:
+        return self.format == "hf"
 
     def settings_of(self, used: Sequence[str], pool: Checkpoints, base: str | None) -> JsonObject:
         settings: dict[str, Json] = {}
@@ -346,6 +353,19 @@ class FullModelPool(CandidatePool, Generic[P]):
 
     def live(self, module: torch.nn.Module) -> Pourable:
         return self._merge.live(self._alignment, module)
+
+    @cached_property
+    def _mixer(self) -> SoupMixer:
+        from souping.merge.live import SoupMixer
+
+        return SoupMixer()
+
+    def stream(self, recipe: Recipe) -> WeightStream | None:
+        if not self._merge.streams:
+            return None
+        plan = self.plan(recipe)
+        assert isinstance(plan, MergePlan)
+        return self._mixer.stream(plan)
 
     def write(
         self,

@@ -395,7 +395,9 @@ def requirements_of(
     place = scratch_place(soup)
     in_shared_memory = 0
     on_disk = 0
-    if any(evaluator.hosting.model_form == "folder" for evaluator in evaluators):
+    forms = {evaluator.hosting.model_form for evaluator in evaluators}
+    in_chunks = run.merge.streams and not any(model.adapter for model in models)
+    if "folder" in forms or ("chunks" in forms and not in_chunks):
         if place == SHARED_MEMORY:
             in_shared_memory = soup
         else:
@@ -522,7 +524,7 @@ def _in_memory(evaluator: Evaluator, models: Sequence[ModelSize], machine: Machi
     if host is None:
         return largest_bytes(models, hosting.module_settings().dtype)
     # vLLM and servers load shard by shard; without a GPU a server keeps the whole model.
-    if hosting.model_form == "folder" and machine.gpus:
+    if hosting.model_form != "module" and machine.gpus:
         return 0
     return largest_bytes(models, host.dtype)
 
