@@ -2,13 +2,14 @@
 
     python benchmarks/vllm_soups.py [--ranks 2] [--soups 5] [--hidden 1024 --layers 12]
 
-Two random Llamas in bfloat16 are mixed with other weights for each soup. Each soup reaches one engine both ways, and its
-greedy answers have to be equal. The folder is written where a run writes it: in shared memory if it fits.
+Two random Llamas in bfloat16 are mixed with other weights for each soup. Each soup reaches one engine both ways, and
+its greedy answers have to be equal. The folder is written where a run writes it: in shared memory if it fits.
 """
 
 from __future__ import annotations
 
 import argparse
+import itertools
 import os
 import statistics
 import sys
@@ -105,9 +106,7 @@ def compare(engine: Vllm, pool: CandidatePool, soups: int, ranks: int) -> int:
             folders.append(time.perf_counter() - start)
             different += answers(engine) != poured
             all_answers.append(poured)
-    assert all(a != b for a, b in zip(all_answers, all_answers[1:], strict=False)), (
-        "the soups are alike"
-    )
+    assert all(a != b for a, b in itertools.pairwise(all_answers)), "the soups are alike"
     gigabytes = pool.soup_bytes / 1e9
     print(
         f"{ranks} rank(s), soups of {gigabytes:.2f} GB: chunks {described(chunks[1:])}, largest chunk "
