@@ -258,9 +258,7 @@ def stores_head(folder: Path) -> bool:
     Raises:
         UserError: as `Checkpoint.open`. Pickled files are read, because the pool has allowed them.
     """
-    return has_head(Checkpoint.open(folder, allow_pickle=True).tensors)
-
-
-def has_head(names: Iterable[str]) -> bool:
-    """Whether an output head is among tensors of these names."""
-    return any(name.endswith("lm_head.weight") for name in names)
+    return any(
+        name.endswith("lm_head.weight")
+        for name in Checkpoint.open(folder, allow_pickle=True).tensors
+    )

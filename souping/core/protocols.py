@@ -282,28 +282,21 @@ class ModelHost:
     url: str | None = None
 
 
-PackedTensor = tuple[str, str, tuple[int, ...], int]
-"""(name, dtype by torch's name, shape, first byte in its chunk)"""
-
-
 @frozen
 class WeightChunk:
     """Tensors of a model, one behind the other in `nbytes` bytes; `fill` mixes them into memory of that size."""
 
-    tensors: Sequence[PackedTensor]
+    # (name, dtype by torch's name, shape, first byte) of each
+    tensors: Sequence[tuple[str, str, tuple[int, ...], int]]
     nbytes: int
     fill: Callable[[memoryview], None]
 
 
 @frozen
 class WeightStream:
-    """Weights for an engine that runs a model with this config.json. A chunk is only in memory once it is filled.
-
-    Without a head of their own (`has_head`), the embeddings are the output head too.
-    """
+    """Weights for an engine that runs a model with this config.json. A chunk is only in memory once it is filled."""
 
     config: str
-    has_head: bool
     chunks: Callable[[], Iterator[WeightChunk]]
 
 
@@ -342,7 +335,7 @@ class LoadedModel(ABC):
 
 @frozen
 class Hosting:
-    """Form in which an evaluator takes soups, and what holds them. Some soups are no `chunks`, and come as a folder.
+    """Form in which an evaluator takes soups, and what holds them. Soups that do not come in chunks come as a folder.
 
     `device` is where the live module stands, as it was set: cpu, cuda, cuda:N, mps, or auto. `host` holds the model in
     processes of its own, if anything does.

@@ -13,17 +13,19 @@ import mmap
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
+from itertools import groupby
+from operator import attrgetter
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from souping.checkpoints.checkpoint import Checkpoint, has_head
+from souping.checkpoints.checkpoint import Checkpoint
 from souping.checkpoints.header import TAGS, TORCH_DTYPES, size_of
 from souping.checkpoints.ranges import pointer_in
 from souping.checkpoints.reader import WeightReader
 from souping.checkpoints.views import Raw
-from souping.core.protocols import PackedTensor, WeightChunk, WeightStream
+from souping.core.protocols import WeightChunk, WeightStream
 from souping.core.system import cores
 from souping.core.text import first_line, listed
 from souping.core.types import FloatArray, Recipe, UserError
@@ -34,14 +36,13 @@ from souping.merge.kernels import Method, get_method, torch_dtype
 from souping.merge.mixing import chunk_gram, mixed
 from souping.merge.plan import MergePlan, PlannedTensor, check_ingredients
 from souping.merge.soup_files import companion_files
-from souping.merge.writer import LINE, raise_file_limit
+from souping.merge.writer import raise_file_limit
 
 if TYPE_CHECKING:
     import torch
 
 SMALL_SOUP_BYTES = 1 << 22  # bytes of a soup below which a second thread costs more than it brings
 POUR_THREADS = min(cores(), 4)  # an eighth of a pour holds the GIL
-CHUNK_BYTES = 1 << 28  # of soups for an engine, which holds a few chunks at once
 ReadRow = Callable[[int, int], Raw]
 """row(byte offset in its file, number of bytes): fewer if the file ends early"""
 
@@ -92,52 +93,29 @@ class SoupMixer:
         if soup is not into:
             into[:] = soup
 
-    def stream(self, plan: MergePlan) -> WeightStream | None:
-        """The weights of a soup in chunks; None if it has no config.json."""
-        config = companion_files(plan).get("config.json")
-        if config is None:
-            return None
+    def stream(self, plan: MergePlan) -> WeightStream:
+        """The weights of a soup in chunks, one for each shard."""
         return WeightStream(
-            config=config.decode(),
-            has_head=has_head(tensor.name for tensor in plan.tensors),
+            config=companion_files(plan)["config.json"].decode(),
             chunks=partial(self._chunks, plan),
         )
 
     def _chunks(self, plan: MergePlan) -> Iterator[WeightChunk]:
-        """Chunks of at most CHUNK_BYTES, or of one larger tensor."""
         check_ingredients(plan.ingredients)
-        tensors = list[PlannedTensor]()
-        nbytes = 0
-        for tensor in plan.tensors:
-            if tensors and nbytes + tensor.nbytes > CHUNK_BYTES:
-                yield self._chunk(plan, tensors)
-                tensors = []
-                nbytes = 0
-            tensors.append(tensor)
-            nbytes += tensor.nbytes
-        yield self._chunk(plan, tensors)
+        for _, shard in groupby(plan.tensors, key=attrgetter("shard")):
+            tensors = list(shard)
+            yield WeightChunk(
+                tensors=[(t.name, TORCH_DTYPES[t.dtype], t.shape, t.offset) for t in tensors],
+                nbytes=sum(tensor.nbytes for tensor in tensors),
+                fill=partial(self._fill, plan, tensors),
+            )
 
-    def _chunk(self, plan: MergePlan, tensors: Sequence[PlannedTensor]) -> WeightChunk:
-        packed = list[PackedTensor]()
-        offset = 0
-        for tensor in tensors:
-            packed.append((tensor.name, TORCH_DTYPES[tensor.dtype], tensor.shape, offset))
-            offset += -(-tensor.nbytes // LINE) * LINE
-        return WeightChunk(
-            tensors=packed, nbytes=offset, fill=partial(self._fill, plan, tensors, packed)
-        )
-
-    def _fill(
-        self,
-        plan: MergePlan,
-        tensors: Sequence[PlannedTensor],
-        packed: Sequence[PackedTensor],
-        memory: memoryview,
-    ) -> None:
+    def _fill(self, plan: MergePlan, tensors: Sequence[PlannedTensor], memory: memoryview) -> None:
         flat = np.frombuffer(memory, np.uint8)
         tasks = list[ThreadTask]()
-        for tensor, (_, _, _, offset) in zip(tensors, packed, strict=True):
-            tasks += self.tasks(plan, tensor, flat[offset : offset + tensor.nbytes], tensor.dtype)
+        for tensor in tensors:
+            into = flat[tensor.offset : tensor.offset + tensor.nbytes]
+            tasks += self.tasks(plan, tensor, into, tensor.dtype)
         run_tasks(tasks, POUR_THREADS)
 
 

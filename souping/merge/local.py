@@ -52,16 +52,17 @@ from souping.merge import (
 )
 from souping.merge.alignment import Alignment, Layout, check_overrides, fitted
 from souping.merge.kernels import get_method
+from souping.merge.live import LiveModule, SoupMixer
 from souping.merge.plan import MergePlan, carried, parse_size
 from souping.merge.similarity import pool_similarity
 
 if TYPE_CHECKING:
     import torch
 
-    from souping.merge.live import SoupMixer
-
 P = TypeVar("P", bound=SoupPlan)
 KEEP = "keep:"
+CHUNK_BYTES = 1 << 28
+"""Chunk of a soup that an engine takes from memory; it may hold a few at once."""
 
 
 class ModelMerge(MergeBackend, Generic[P]):
@@ -239,8 +240,6 @@ class LocalMerge(ModelMerge[MergePlan]):
 
     def live(self, models: Alignment, module: torch.nn.Module) -> Pourable:
         """The open pool and a module that `pour(recipe)` fills, again and again."""
-        from souping.merge.live import LiveModule
-
         return LiveModule(models, module, nonfinite=self.nonfinite)
 
 
@@ -262,6 +261,7 @@ class FullModelPool(CandidatePool, Generic[P]):
         self._folders = dict(folders)
         self._merge = merge
         self._cache = cache
+        self._mixer = SoupMixer()
         like = Like(like.folder if like else None, rules_of(merge.names), merge.format == "same")
         self._checkpoints = dict[str, Checkpoint]()
         for name, path in folders.items():
@@ -354,16 +354,11 @@ class FullModelPool(CandidatePool, Generic[P]):
     def live(self, module: torch.nn.Module) -> Pourable:
         return self._merge.live(self._alignment, module)
 
-    @cached_property
-    def _mixer(self) -> SoupMixer:
-        from souping.merge.live import SoupMixer
-
-        return SoupMixer()
-
     def stream(self, recipe: Recipe) -> WeightStream | None:
         if not self._merge.streams:
             return None
-        plan = self.plan(recipe)
+        in_chunks = self._merge.with_settings({"max_shard_size": CHUNK_BYTES})
+        plan = in_chunks.plan(recipe, self._alignment)
         assert isinstance(plan, MergePlan)
         return self._mixer.stream(plan)
 

@@ -395,9 +395,10 @@ def requirements_of(
     place = scratch_place(soup)
     in_shared_memory = 0
     on_disk = 0
-    forms = {evaluator.hosting.model_form for evaluator in evaluators}
-    in_chunks = run.merge.streams and not any(model.adapter for model in models)
-    if "folder" in forms or ("chunks" in forms and not in_chunks):
+    written = ["folder"]
+    if not run.merge.streams or any(model.adapter for model in models):
+        written.append("chunks")
+    if any(evaluator.hosting.model_form in written for evaluator in evaluators):
         if place == SHARED_MEMORY:
             in_shared_memory = soup
         else:

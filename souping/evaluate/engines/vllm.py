@@ -192,14 +192,14 @@ class VllmEngine(Engine):
         stream = model.stream if state.in_place and state.in_chunks else None
         if stream is None:
             return False
-        if state.engine is None or stream.config != state.config:
+        engine = state.engine
+        if engine is None or stream.config != state.config:
             folder = model.ingredient_folder
             if folder is None or config_text(folder) != stream.config:
                 return False
-            self._start(folder, trust)
-        assert state.engine is not None
+            engine = self._start(folder, trust)
         try:
-            state.engine.pour(stream)
+            engine.pour(stream)
         # In both cases some weights may be another soup's.
         except (UserError, KeyboardInterrupt):
             state.close()
@@ -214,11 +214,12 @@ class VllmEngine(Engine):
             return False
         return True
 
-    def _start(self, folder: Path, trust: bool) -> None:
+    def _start(self, folder: Path, trust: bool) -> Vllm:
         state = self.running
         state.close()
         state.engine = Vllm(folder, llm_arguments(folder, self, trust))
         state.config = config_text(folder)
+        return state.engine
 
     def _reload(self, model: LoadedModel, trust: bool) -> None:
         """Let the workers read the soup's folder. If they cannot, or its config is another, restart the engine."""
@@ -314,18 +315,6 @@ def sampling_arguments(
     return {**common, **sampled, "min_p": decoding.min_p, "seed": seed}
 
 
-def check_renewal(has_head: bool) -> None:
-    """Refuse to replace tied embeddings on a CPU.
-
-    vLLM's build for CPUs keeps a packed copy of them for the head that stays as it was: answers then come from two
-    models. Seen with 0.32.0.
-    """
-    from vllm.platforms import current_platform
-
-    if current_platform.is_cpu() and not has_head:
-        raise RuntimeError("on a CPU, tied embeddings are not renewed in place")
-
-
 @contextmanager
 def shared_memory(size: int) -> Iterator[tuple[memoryview, str]]:
     """Memory, and the path by which other processes map it until the end of the block. Those that did may keep it."""
@@ -351,6 +340,7 @@ class Vllm:
         before = {child.pid for child in multiprocessing.active_children()}
         try:
             import vllm
+            from vllm.platforms import current_platform
 
             self._llm: LLM = vllm.LLM(**arguments)
         except (RuntimeError, ValueError, OSError, ImportError, AssertionError) as error:
@@ -358,11 +348,18 @@ class Vllm:
         workers = {child.pid for child in multiprocessing.active_children()} - before
         self._guard = PidGuard([pid for pid in workers if pid])
         self._sampling: type[SamplingParams] = vllm.SamplingParams
+        # vLLM's build for CPUs keeps a packed copy of tied embeddings for the head that stays as it was: answers would
+        # come from two models. Seen with 0.32.0.
+        self._in_place = not current_platform.is_cpu() or stores_head(folder)
 
     @property
     def context_length(self) -> int:
         """Tokens that prompt and answer may have together."""
         return int(self._llm.model_config.max_model_len)
+
+    def _check_in_place(self) -> None:
+        if not self._in_place:
+            raise RuntimeError("on a CPU, tied embeddings are not renewed in place")
 
     def reload(self, folder: Path) -> None:
         """Let the workers read the weights of a folder of the same architecture.
@@ -370,7 +367,7 @@ class Vllm:
         Raises:
             RuntimeError: it cannot be done in place.
         """
-        check_renewal(stores_head(folder))
+        self._check_in_place()
         self._llm.collective_rpc("reload_weights", kwargs={"weights_path": str(folder)})
         self._llm.reset_prefix_cache()
 
@@ -380,14 +377,13 @@ class Vllm:
         Raises:
             RuntimeError: it cannot be done in place, or a worker cannot read this process's memory.
         """
-        check_renewal(stream.has_head)
+        self._check_in_place()
         self._llm.collective_rpc("open_for_soups")
         self._llm.start_weight_update()
         for chunk in stream.chunks():
             with shared_memory(chunk.nbytes) as (memory, path):
                 chunk.fill(memory)
-                update = {"path": path, "tensors": chunk.tensors}
-                self._llm.update_weights({"update_info": update})
+                self._llm.update_weights({"update_info": {"path": path, "tensors": chunk.tensors}})
         self._llm.finish_weight_update()
         self._llm.reset_prefix_cache()
 

@@ -226,7 +226,7 @@ def test_chunks_answer_as_the_folder_does(
     """One engine takes each soup both ways, with other weights in between."""
     if ON_CPU:
         monkeypatch.setenv("VLLM_CPU_OMP_THREADS_BIND", "|".join(map(str, range(ranks))))
-    monkeypatch.setattr("souping.merge.live.CHUNK_BYTES", 20_000)
+    monkeypatch.setattr("souping.merge.local.CHUNK_BYTES", 20_000)
     engine = VllmEngine(
         dtype="float32",
         enforce_eager=True,

@@ -96,7 +96,7 @@ def platform(monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
         is_cpu=lambda: found.cpu
     )
     monkeypatch.delitem(sys.modules, "souping.evaluate.engines.vllm_worker", raising=False)
-    monkeypatch.setattr("souping.merge.live.CHUNK_BYTES", 5000)
+    monkeypatch.setattr("souping.merge.local.CHUNK_BYTES", 5000)
     return found
 
 
