@@ -29,7 +29,7 @@ from souping.evaluate.engines.vllm import (
 )
 from souping.evaluate.generate import LocalEvaluator
 from souping.evaluate.identity import fingerprint
-from souping.merge.local import LocalMerge
+from souping.merge.local import CHUNK_BYTES, LocalMerge
 from souping.merge.mergekit import MergekitMerge
 from souping.pipeline.models import OpenPool
 from souping.pipeline.store import Store
@@ -233,6 +233,7 @@ def test_soups_reach_the_workers_in_chunks_and_no_folder_is_written(
 def test_chunks_are_bounded_and_hold_every_tensor_once(
     family: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    assert CHUNK_BYTES == 256 * 2**20
     monkeypatch.setattr("souping.merge.local.CHUNK_BYTES", 5000)
     with opened(family, tmp_path) as models:
         stream = models.merge_pool.stream(models.recipe(HALVES))
