@@ -106,7 +106,7 @@ class SoupMixer:
             tensors = list(shard)
             yield WeightChunk(
                 tensors=[(t.name, TORCH_DTYPES[t.dtype], t.shape, t.offset) for t in tensors],
-                nbytes=sum(tensor.nbytes for tensor in tensors),
+                nbytes=sum(t.nbytes for t in tensors),
                 fill=partial(self._fill, plan, tensors),
             )
 
@@ -114,8 +114,8 @@ class SoupMixer:
         flat = np.frombuffer(memory, np.uint8)
         tasks = list[ThreadTask]()
         for tensor in tensors:
-            into = flat[tensor.offset : tensor.offset + tensor.nbytes]
-            tasks += self.tasks(plan, tensor, into, tensor.dtype)
+            end = tensor.offset + tensor.nbytes
+            tasks += self.tasks(plan, tensor, flat[tensor.offset : end], tensor.dtype)
         run_tasks(tasks, POUR_THREADS)
 
 

@@ -189,17 +189,17 @@ class VllmEngine(Engine):
     def _poured(self, model: LoadedModel, trust: bool) -> bool:
         """Whether the workers took the soup in chunks. An engine is started with an ingredient's weights first."""
         state = self.running
-        stream = model.stream if state.in_place and state.in_chunks else None
+        stream = model.stream if state.in_chunks else None
         if stream is None:
             return False
-        engine = state.engine
-        if engine is None or stream.config != state.config:
+        if state.engine is None or stream.config != state.config:
             folder = model.ingredient_folder
             if folder is None or config_text(folder) != stream.config:
                 return False
-            engine = self._start(folder, trust)
+            self._start(folder, trust)
+        assert state.engine is not None
         try:
-            engine.pour(stream)
+            state.engine.pour(stream)
         # In both cases some weights may be another soup's.
         except (UserError, KeyboardInterrupt):
             state.close()
@@ -214,12 +214,11 @@ class VllmEngine(Engine):
             return False
         return True
 
-    def _start(self, folder: Path, trust: bool) -> Vllm:
+    def _start(self, folder: Path, trust: bool) -> None:
         state = self.running
         state.close()
         state.engine = Vllm(folder, llm_arguments(folder, self, trust))
         state.config = config_text(folder)
-        return state.engine
 
     def _reload(self, model: LoadedModel, trust: bool) -> None:
         """Let the workers read the soup's folder. If they cannot, or its config is another, restart the engine."""
