@@ -83,14 +83,14 @@ class LoadedSoup(LoadedModel):
     @cached_property
     def stream(self) -> WeightStream | None:
         # A candidate is read from its own folder.
-        if self._pool.candidate_folder(self._recipe) is not None:
+        if self._pool.candidate_folder(self._recipe):
             return None
         return self._pool.stream(self._recipe)
 
     @property
     def ingredient_folder(self) -> Path | None:
         alone = self._pool.recipe({self._recipe.ingredients[0]: 1.0})
-        if self._pool.candidate_folder(alone) is None:
+        if not self._pool.candidate_folder(alone):
             return None
         return self._scratch.write(alone)
 

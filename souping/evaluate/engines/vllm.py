@@ -189,12 +189,12 @@ class VllmEngine(Engine):
     def _poured(self, model: LoadedModel, trust: bool) -> bool:
         """Whether the workers took the soup in chunks. An engine is started with an ingredient's weights first."""
         state = self.running
-        stream = model.stream if state.in_chunks else None
+        stream = model.stream if state.in_place and state.in_chunks else None
         if stream is None:
             return False
         if state.engine is None or stream.config != state.config:
             folder = model.ingredient_folder
-            if folder is None or config_text(folder) != stream.config:
+            if not folder or config_text(folder) != stream.config:
                 return False
             self._start(folder, trust)
         assert state.engine is not None
