@@ -404,7 +404,10 @@ def requirements_of(
     place = scratch_place(soup)
     in_shared_memory = 0
     on_disk = 0
-    if any(evaluator.hosting.model_form == "folder" for evaluator in evaluators):
+    written = ["folder"]
+    if not run.merge.streams or any(model.adapter for model in models):
+        written.append("chunks")
+    if any(evaluator.hosting.model_form in written for evaluator in evaluators):
         if place == SHARED_MEMORY:
             in_shared_memory = soup
         else:
@@ -531,7 +534,7 @@ def _in_memory(evaluator: Evaluator, models: Sequence[ModelSize], machine: Machi
     if host is None:
         return largest_bytes(models, hosting.module_settings().dtype)
     # vLLM and servers load shard by shard; without a GPU a server keeps the whole model.
-    if hosting.model_form == "folder" and machine.gpus:
+    if hosting.model_form != "module" and machine.gpus:
         return 0
     return largest_bytes(models, host.dtype)
 
