@@ -61,8 +61,10 @@ def add(words: Sequence[str]) -> None:
             print(f"  {path.name:16} {safe(nearby(path))}")
 
 
-def configuration(run_dir: Path, words: Sequence[str]) -> dict[str, Any]:
-    """The run's configuration with the analyses and settings of the command line.
+def configuration(
+    run_dir: Path, words: Sequence[str], unused: Sequence[str] = ()
+) -> dict[str, Any]:
+    """The run's configuration with the analyses and settings of the command line. `unused` keys run no code.
 
     Raises:
         UserError: there is no run, or a word is no override.
@@ -85,7 +87,7 @@ def configuration(run_dir: Path, words: Sequence[str]) -> dict[str, Any]:
         else:
             overrides += [word]
     before = read_config(path)
-    refuse_code(before, path, overrides)
+    refuse_code(before, path, [*overrides, *unused])
     analyses = [word for word in overrides if ANALYSIS_OVERRIDE.match(word)]
     defaults = _composed(before, analyses, choices)
     plain = {**defaults, **unresolved(before)}

@@ -537,7 +537,12 @@ class Workers(ABC):
 
 
 class Executor(Component, ABC):
-    """Settings of where soups are made and evaluated. The driver alone writes to the store, whatever the choice."""
+    """Settings of where soups are made and evaluated. The driver alone writes to the store, whatever the choice.
+
+    Unless it `evaluates_here`, on machines of the run, this machine does not need what evaluators need.
+    """
+
+    evaluates_here: bool = True
 
     @abstractmethod
     def start(self, here: Workers, elsewhere: Callable[[], Workers]) -> Workers:
