@@ -11,10 +11,11 @@ from dataclasses import replace
 from pathlib import Path
 
 from souping.core.arguments import positive
+from souping.core.fields import pick
 from souping.core.files import error_text, expanded
 from souping.core.text import safe
 from souping.core.types import UserError
-from souping.pipeline.open_soups import OpenSoups
+from souping.pipeline.open_soups import asked_soups, tell
 from souping.pipeline.search_order import ORDER_FILE, home_of
 
 HELP = {
@@ -68,17 +69,17 @@ def ask(arguments: Sequence[str]) -> int:
     return 0
 
 
-def tell(arguments: Sequence[str]) -> int:
+def take_results(arguments: Sequence[str]) -> int:
     """Exit status 2 if one of the results was refused; the others are taken."""
     parser = _parser("tell")
     parser.add_argument("results", nargs="+", metavar="ID[=LOG]")
     options = parser.parse_args(arguments)
-    soups = OpenSoups(_run_dir(options.run_dir))
+    soups = {str(number): path for number, path in asked_soups(_run_dir(options.run_dir)).items()}
     status = 0
     for word in options.results:
         name, _, source = word.partition("=")
         try:
-            print(safe(f"{name}: {soups.tell(name, source)}"))
+            print(safe(f"{name}: {tell(soups[pick(name, soups, 'ID')], source)}"))
         except (UserError, OSError) as error:
             print(safe(f"{name}: {error_text(error)}"), file=sys.stderr)
             status = 2
@@ -104,4 +105,4 @@ def _run_dir(text: str) -> Path:
     return run_dir
 
 
-VERBS: Mapping[str, Callable[[Sequence[str]], int]] = {"ask": ask, "tell": tell}
+VERBS: Mapping[str, Callable[[Sequence[str]], int]] = {"ask": ask, "tell": take_results}

@@ -230,13 +230,11 @@ class CommandEvaluator(Evaluator):
             (log,) = read(source, lower=None)
         except (UserError, OSError, ValueError) as error:
             return {}, f"left no log that can be read: {first_line(error)}"
-        logged = records_by_item(
-            log,
-            self.higher_is_better,
-            where="evaluator.command: ",
-            direction="add",
-            again="correct that file, or remove its folder, and repeat the run",
-        )
+        try:
+            fix = "correct that file, or remove its folder, and repeat the run"
+            logged = records_by_item(log, self.higher_is_better, fix)
+        except UserError as error:
+            raise error.at("evaluator.command") from error
         records = dict[str, Record]()
         unanswered = list[str]()
         for item in items:

@@ -19,44 +19,38 @@ def item_line(item: Item) -> str:
     return json.dumps(table, ensure_ascii=False, sort_keys=True, default=str)
 
 
-def records_by_item(
-    log: Log, higher_is_better: bool, where: str, direction: str, again: str
-) -> dict[str, Record]:
+def records_by_item(log: Log, higher_is_better: bool, fix: str) -> dict[str, Record]:
     """{id of an item: the record of its answers} of all items that have a score; a task counts by its first metric.
 
-    `direction` and `again` begin and end what an error tells the user to do.
+    `fix` is what to do about a score that is not a fraction of 1.
 
     Raises:
-        UserError: scores are in the other direction, or not fractions of 1.
+        UserError: there is one, or scores are in the other direction.
     """
     metrics = {task.name: next(iter(task.metrics.values())) for task in log.tasks.values()}
-    _check(log, list(metrics.values()), higher_is_better, f"{where}{log.path}", direction, again)
+    for metric in metrics.values():
+        _check_direction(log, metric, higher_is_better, list(metrics.values()))
+        for answer in metric.answers:
+            if abs(answer.score - 0.5) > 0.5 + SCORE_ROUNDING:
+                what = f"item {answer.item!r:.60}: score {answer.score:g}"
+                raise UserError(f"{log.path}: {what} must be a fraction of 1\n{fix}")
     answers = _answers_by_item(log, metrics)
     return {item: _record(item, answers[item]) for item in answers}
 
 
-def _check(
-    log: Log,
-    metrics: Sequence[LoggedMetric],
-    higher_is_better: bool,
-    where: str,
-    direction: str,
-    again: str,
+def _check_direction(
+    log: Log, metric: LoggedMetric, higher_is_better: bool, metrics: Sequence[LoggedMetric]
 ) -> None:
-    """Refuse scores in the other direction, which tables and inspect_ai do not state, and those above 1."""
+    """Refuse scores in the other direction, which tables and inspect_ai do not state."""
+    higher = metric.higher_is_better
     stated = log.harness not in ("table", "inspect_ai")
-    for metric in metrics:
-        higher = metric.higher_is_better
-        if higher != higher_is_better and (stated or not higher):
-            word = "higher" if higher else "lower"
-            fix = f"{direction} evaluator.higher_is_better={str(higher).lower()}"
-            if len({metric.higher_is_better for metric in metrics}) > 1:
-                fix = "evaluate it in a run of its own, as its other metrics are not"
-            raise UserError(f"{where}: {metric.name} is better when it is {word}\n{fix}")
-        for answer in metric.answers:
-            if abs(answer.score - 0.5) > 0.5 + SCORE_ROUNDING:
-                what = f"item {answer.item!r:.60}: score {answer.score:g}"
-                raise UserError(f"{where}: {what} must be a fraction of 1\n{again}")
+    if higher == higher_is_better or (higher and not stated):
+        return
+    word = "higher" if higher else "lower"
+    fix = f"add evaluator.higher_is_better={str(higher).lower()}"
+    if len({metric.higher_is_better for metric in metrics}) > 1:
+        fix = "evaluate it in a run of its own, as its other metrics are not"
+    raise UserError(f"{log.path}: {metric.name} is better when it is {word}\n{fix}")
 
 
 def _answers_by_item(

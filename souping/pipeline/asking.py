@@ -9,12 +9,10 @@ from __future__ import annotations
 import errno
 import shlex
 from collections.abc import Mapping
-from contextlib import ExitStack
 from pathlib import Path
 
 from souping.core.fields import Count, component
 from souping.core.files import disk_space
-from souping.core.open_files import lock
 from souping.core.protocols import Evaluator, Executor, Workers
 from souping.core.text import named
 from souping.core.types import ItemScores, Recipe, Request, Response, UserError, digest
@@ -23,13 +21,25 @@ from souping.merge.plan import human
 from souping.merge.soup_files import RECIPE
 from souping.pipeline.evaluation import Evaluation
 from souping.pipeline.models import OpenPool
-from souping.pipeline.open_soups import FAILED, MODEL, OUT, OpenRequest, OpenSoups
-from souping.pipeline.search_order import ORDER_FILE, SearchOrder
+from souping.pipeline.open_soups import (
+    FAILED,
+    MODEL,
+    OUT,
+    AskedSoup,
+    answers,
+    asked_soup,
+    asked_soups,
+    free,
+    new_soup,
+)
+from souping.pipeline.search_order import SearchOrder
 from souping.pipeline.serving import write_soup
 from souping.pipeline.settings import RunSettings
 from souping.report.progress import Progress
 
 FULL = (errno.ENOSPC, errno.EDQUOT)
+LATER = ""
+"""State of a soup that is not written yet."""
 
 
 class Waiting(Exception):
@@ -61,7 +71,7 @@ def check_executor(settings: RunSettings) -> None:
 
 
 class FileWorkers(Workers):
-    """Open soups of a run. A request is answered at once if its result was told."""
+    """Soups that a run asks for. A request is answered at once if its result was told."""
 
     def __init__(
         self,
@@ -71,160 +81,137 @@ class FileWorkers(Workers):
         evaluators: Mapping[str, Evaluator],
         progress: Progress,
     ) -> None:
+        """Wait for the end of other processes that ask for soups of this run."""
+        self.order = SearchOrder(settings.run_dir)
         self._settings = settings
         self._executor = executor
-        self._pool = pool
+        self._pool = pool.merge_pool
         self._evaluators = evaluators
         self._progress = progress
-        self._stack = ExitStack()
-        self._wait_for_other_asks()
-        self.order = SearchOrder(settings.run_dir / ORDER_FILE)
-        self._soups = OpenSoups(settings.run_dir)
-        with self._soups.alone():
-            self._soups.tidy()
-        self._numbers = {self._soups.request(n).key: n for n in self._soups.numbers()}
-        # Soups that this run needs: {number: how it is listed}, those without a place, and all that were open before.
-        self._open: dict[int, str] = {}
-        self._later = set[str]()
-        self._requested = set[int]()
+        soups = asked_soups(settings.run_dir)
+        self._folders = {asked_soup(folder).key: folder for folder in soups.values()}
+        self._last = max(soups, default=0)
+        # {key: how it is listed} of what this run waits for; what has no place yet is not listed.
+        self._waiting: dict[str, str] = {}
         self._full = False
-
-    def _wait_for_other_asks(self) -> None:
-        file = self._stack.enter_context((self._settings.run_dir / ".ask.lock").open("a"))
-        try:
-            lock(file.fileno(), wait=False)
-        except BlockingIOError:
-            self._progress.say("another process asks for soups of this run: waiting for its end")
-            lock(file.fileno())
 
     @property
     def slots(self) -> int:
-        # A search asks for no soup that could not be handed out.
-        return max(1, len(self._open)) if self._full else self._executor.open
+        # A search asks for no soup that could not be written.
+        return len(self._waiting) if self._full else self._executor.open
 
     def put(self, request: Request) -> Response | None:
         items = [item.fingerprint for item in request.items]
         key = digest([request.recipe.fingerprint, request.benchmark, items])
-        number = self._numbers.get(key)
-        if number is None:
-            self._add(key, request)
-            return None
-        self._requested.add(number)
-        answers = self._soups.answers(number)
-        if answers is not None:
-            return Response(records=tuple(answers), seconds=0.0)
-        if number not in self._open:
-            self._show(number, request.recipe)
+        folder = self._folders.get(key)
+        records = answers(folder) if folder is not None else ()
+        if records:
+            return Response(records=records, seconds=0.0)
+        if key not in self._waiting:
+            self._waiting[key] = self._place(key, folder, request)
         return None
 
-    def _add(self, key: str, request: Request) -> None:
-        """Open a soup, unless there are enough, or no space."""
+    def _place(self, key: str, folder: Path | None, request: Request) -> str:
+        """Write what a soup lacks; how it is listed: not at all if enough are open, or the disk has no space."""
         recipe = request.recipe
-        if len(self._open) >= self._executor.open or not self._has_space(recipe):
-            self._later.add(key)
-            return
+        is_open = list(filter(None, self._waiting.values()))
+        if folder is None and len(is_open) >= self._executor.open:
+            return LATER
+        has_model = folder is not None and (folder / MODEL).exists()
+        writes = self._executor.write and not has_model
+        try:
+            if writes:
+                self._check_space(recipe)
+            if folder is None:
+                return self._add(key, request, writes)
+            if writes:
+                write_soup(self._pool, recipe, folder / MODEL)
+        except OSError as error:
+            # Others will free some.
+            if error.errno not in FULL or not is_open:
+                raise
+            self._full = True
+            return LATER
+        failed = (folder / FAILED).exists()
+        (folder / FAILED).unlink(missing_ok=True)
+        return "again" if failed else "open"
+
+    def _check_space(self, recipe: Recipe) -> None:
+        """Raise what a full disk raises, before a soup is half written; a candidate's is made of links."""
+        free_bytes, _ = disk_space(self._settings.run_dir)
+        size = self._pool.soup_bytes
+        if free_bytes < size and self._pool.candidate_folder(recipe) is None:
+            reason = f"{human(free_bytes)} free, a soup takes {human(size)}: leave --write out, or free some space"
+            raise OSError(errno.ENOSPC, reason, str(self._settings.run_dir))
+
+    def _add(self, key: str, request: Request, writes: bool) -> str:
         evaluator = self._evaluators[request.benchmark]
         assert isinstance(evaluator, CommandEvaluator)
-        content = OpenRequest(
+        content = AskedSoup(
             key=key,
             items=tuple(item.id for item in request.items),
             higher_is_better=evaluator.higher_is_better,
         )
-        number = max(self._soups.numbers(), default=0) + 1
-        try:
-            with self._soups.new(number, recipe, request.items, content) as folder:
-                self._write(recipe, folder)
-        except OSError as error:
-            # A quota is not in the free space.
-            if error.errno not in FULL or not self._open:
-                raise
-            self._full = True
-            self._later.add(key)
-            return
-        self._numbers[key] = number
-        self._requested.add(number)
-        self._open[number] = "new"
-
-    def _show(self, number: int, recipe: Recipe) -> None:
-        """List a soup that was open before, with what it lacks: its job failed, or it was listed without a model."""
-        if not self._has_space(recipe):
-            self._later.add(str(number))
-            return
-        with self._soups.alone():
-            folder = self._soups.reopened(number)
-        self._write(recipe, folder)
-        failed = folder / FAILED
-        self._open[number] = "again" if failed.exists() else "open"
-        failed.unlink(missing_ok=True)
-
-    def _write(self, recipe: Recipe, folder: Path) -> None:
-        if self._executor.write and not (folder / MODEL).exists():
-            write_soup(self._pool.merge_pool, recipe, folder / MODEL)
-
-    def _has_space(self, recipe: Recipe) -> bool:
-        """Whether the disk has space for a soup; that of a candidate is made of links."""
-        pool = self._pool.merge_pool
-        if not self._executor.write or pool.candidate_folder(recipe) is not None:
-            return True
-        free, _ = disk_space(self._settings.run_dir)
-        if free >= pool.soup_bytes:
-            return True
-        if not self._open:
-            raise UserError(
-                f"{self._settings.run_dir} has {human(free)} free, a soup takes {human(pool.soup_bytes)}: free some "
-                "space, or leave --write out"
-            )
-        self._full = True
-        return False
+        folder = self._settings.run_dir / "asked" / str(self._last + 1)
+        with new_soup(folder, request, content) as stage:
+            if writes:
+                write_soup(self._pool, request.recipe, stage / MODEL)
+        self._last += 1
+        self._folders[key] = folder
+        return "new"
 
     def take(self) -> tuple[Request, Response]:
-        with self._soups.alone():
-            for number in self._soups.numbers("open"):
-                # Another run has stored its answers.
-                if number not in self._requested:
-                    self._soups.close(number)
+        for key in self._folders.keys() - self._waiting.keys():
+            # Another run may have stored its answers.
+            free(self._folders[key])
         raise Waiting(*self._lines())
 
     def _lines(self) -> list[str]:
         """What is open, and what to type next."""
         run_dir = self._settings.run_dir.absolute()
-        stage = self._progress.current
-        lines = []
-        if stage.startswith(("report", "analyse")):
-            lines.append("the search is over, and its choice is frozen: this is for the report")
-        count = f"{len(self._open)} open"
-        if self._later:
-            count += f", {len(self._later)} more when these are told"
-            if self._full:
-                count += " (the disk is full)"
-        lines.append(f"{stage}: {count}")
-        soups = {number: run_dir / "open" / str(number) for number in self._open}
-        for number, folder in soups.items():
+        listed = {key: state for key, state in self._waiting.items() if state}
+        later = len(self._waiting) - len(listed)
+        count = f"{len(listed)} open"
+        if later:
+            count += f", {later} more when they are told"
+        if self._full:
+            count += " (the disk is full)"
+        lines = [f"{self._progress.current}: {count}"]
+        if self._progress.current.startswith(("report", "analyse")):
+            lines.insert(0, "the search is done and its choice is frozen; the report needs:")
+        places = []
+        for key, state in listed.items():
+            folder = self._folders[key].absolute()
+            places.append(folder)
             model = folder / (MODEL if self._executor.write else RECIPE)
-            size = len(self._soups.request(number).items)
-            state = self._open[number]
-            lines.append(f"{number:5}  {state:5}  {model}  {folder / ITEMS_FILE}  {size} items")
-        if not soups:
-            return lines
-        number, folder = next(iter(soups.items()))
+            size = len(asked_soup(folder).items)
+            lines.append(
+                f"{folder.name:>5}  {state:5}  {model}  {folder / ITEMS_FILE}  {size} items"
+            )
+        return [*lines, *self._next_steps(run_dir, places[0])]
+
+    def _next_steps(self, run_dir: Path, folder: Path) -> list[str]:
+        """What to type for a soup."""
         evaluator = self._evaluators[""]
         assert isinstance(evaluator, CommandEvaluator)
+        lines = []
+        model = folder / MODEL
         if not self._executor.write:
             store = self._settings.store_path.absolute()
-            words = [f"recipe={folder / RECIPE}", f"out={folder / MODEL}", f"store.path={store}"]
-            lines.append(f"make it     python -m souping +experiment=rebuild {shlex.join(words)}")
-        command = evaluator.words(folder / MODEL, folder / ITEMS_FILE, folder / OUT)
+            words = [f"recipe={folder / RECIPE}", f"out={model}", f"store.path={store}"]
+            lines = [f"make     python -m souping +experiment=rebuild {shlex.join(words)}"]
+        command = evaluator.words(model, folder / ITEMS_FILE, folder / OUT)
         place = shlex.quote(str(run_dir))
+        name = folder.name
         return [
             *lines,
-            f"evaluate it {shlex.join(command)}",
-            f"tell it     python -m souping tell {place} {number}",
-            f"            (or {number}=LOG; a failed job: {number}={FAILED})",
-            f"go on       python -m souping ask {place} -n {self._executor.open}",
+            f"evaluate {shlex.join(command)}",
+            f"tell     python -m souping tell {place} {name}    (or {name}=LOG, {name}={FAILED})",
+            f"go on    python -m souping ask {place} -n {self._executor.open}",
         ]
 
     def close(self) -> None:
-        self._stack.close()
+        self.order.close()
 
 
 class OrderedEvaluation(Evaluation):

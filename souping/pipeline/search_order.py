@@ -13,7 +13,8 @@ from collections import deque
 from pathlib import Path
 from typing import Literal
 
-from souping.core.files import nearby, write_atomically
+from souping.core.files import nearby
+from souping.core.open_files import lock
 from souping.core.types import UserError
 
 ORDER_FILE = "order.jsonl"
@@ -21,22 +22,30 @@ Event = tuple[Literal["ask", "tell"], int]
 
 
 class SearchOrder:
-    """The events of the file; `next` is what the current search did next, None if that is not decided yet."""
+    """The events of the file, which one process at a time has. `next` is what the current search did next, None if
+    that is not decided yet."""
 
-    def __init__(self, path: Path) -> None:
-        self._path = path
+    def __init__(self, run_dir: Path) -> None:
+        self._path = run_dir / ORDER_FILE
+        self._file = self._path.open("a+b")
+        lock(self._file.fileno())
+        self._file.seek(0)
+        data = self._file.read()
+        # A killed process may have left half a line.
+        self._file.truncate(data.rfind(b"\n") + 1)
+        lines = data[: data.rfind(b"\n") + 1].splitlines()
+        if not lines:
+            self._write(os.path.relpath(os.getcwd(), run_dir))
         self._searches: dict[int, deque[Event]] = {}
         self._number = 0
-        data = path.read_bytes() if path.exists() else b""
-        # A killed process may leave half a line.
-        complete = data[: data.rfind(b"\n") + 1]
-        if not complete:
-            complete = json.dumps(os.path.relpath(os.getcwd(), path.parent)).encode() + b"\n"
-        if complete != data:
-            write_atomically(path, complete)
-        for line in complete.splitlines()[1:]:
+        for line in lines[1:]:
             search, verb, request = json.loads(line)
             self._searches.setdefault(search, deque()).append((verb, request))
+
+    def _write(self, line: str | list[str | int]) -> None:
+        self._file.write(json.dumps(line).encode() + b"\n")
+        self._file.flush()
+        os.fsync(self._file.fileno())
 
     @property
     def next(self) -> Event | None:
@@ -49,17 +58,17 @@ class SearchOrder:
     def take(self, event: Event) -> None:
         """Follow the file, or write what happens for the first time (UserError if the file has something else)."""
         if self.next is None:
-            with self._path.open("a") as file:
-                file.write(json.dumps([self._number, *event]) + "\n")
-                file.flush()
-                os.fsync(file.fileno())
-            return
-        if self.next != event:
+            self._write([self._number, *event])
+        elif self.next == event:
+            self._searches[self._number].popleft()
+        else:
             raise UserError(
                 f"{nearby(self._path)}: this search asks for other soups than before: its items, models or settings "
                 "have changed\nrestore them, or start another run: the answers are in the store"
             )
-        self._searches[self._number].popleft()
+
+    def close(self) -> None:
+        self._file.close()
 
 
 def home_of(run_dir: Path) -> Path:
