@@ -40,7 +40,7 @@ def ask(arguments: Sequence[str]) -> int:
 
     parser = _parser("ask")
     parser.add_argument("-n", type=positive, metavar="N", help="soups that are open at once")
-    parser.add_argument("--write", action="store_true", default=None, help="model folders too")
+    parser.add_argument("--write", action="store_true", help="model folders too")
     parser.add_argument(
         "overrides",
         nargs="*",
@@ -62,10 +62,13 @@ def ask(arguments: Sequence[str]) -> int:
     assert isinstance(settings, RunSettings)
     if not isinstance(settings.executor, FilesExecutor):
         raise UserError(f"{run_dir} was not started with executor=files")
-    changes = {"open": options.n, "write": options.write}
-    changed = {key: value for key, value in changes.items() if value is not None}
+    executor = replace(
+        settings.executor,
+        open=options.n or settings.executor.open,
+        write=options.write or settings.executor.write,
+    )
     with logged(run_dir, command_line()):
-        execute(replace(settings, executor=replace(settings.executor, **changed)))
+        execute(replace(settings, executor=executor))
     return 0
 
 

@@ -54,9 +54,15 @@ def add(words: Sequence[str]) -> None:
     )
     if not isinstance(settings, RunSettings):
         raise UserError(f"run={run_dir} only merged: there is nothing to analyse")
+    from souping.pipeline.asking import Waiting
     from souping.pipeline.finished import add_analyses
 
-    for path in add_analyses(settings):
+    try:
+        paths = add_analyses(settings)
+    except Waiting as waiting:
+        print(safe("\n".join(waiting.args)))
+        return
+    for path in paths:
         if path.suffix != ".png":
             print(f"  {path.name:16} {safe(nearby(path))}")
 

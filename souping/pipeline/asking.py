@@ -42,8 +42,11 @@ LATER = ""
 """State of a soup that is not written yet."""
 
 
-class Waiting(Exception):
-    """End of a run that needs results from elsewhere. Its arguments are the lines that say which."""
+class Waiting(BaseException):
+    """End of a run that needs results from elsewhere; its arguments are the lines that say which.
+
+    Like an interrupt it is no `Exception`: an analysis that searches must not take it for a fault.
+    """
 
 
 @component
@@ -168,47 +171,49 @@ class FileWorkers(Workers):
 
     def _lines(self) -> list[str]:
         """What is open, and what to type next."""
-        run_dir = self._settings.run_dir.absolute()
-        listed = {key: state for key, state in self._waiting.items() if state}
-        later = len(self._waiting) - len(listed)
-        count = f"{len(listed)} open"
-        if later:
+        stage = self._progress.current
+        folders = {
+            key: self._folders[key].absolute() for key, state in self._waiting.items() if state
+        }
+        lines = []
+        if stage.startswith(("report", "analyse")):
+            lines.append("the search is done and its choice is frozen; the report needs:")
+        count = f"{stage}: {len(folders)} open"
+        if later := len(self._waiting) - len(folders):
             count += f", {later} more when they are told"
         if self._full:
             count += " (the disk is full)"
-        lines = [f"{self._progress.current}: {count}"]
-        if self._progress.current.startswith(("report", "analyse")):
-            lines.insert(0, "the search is done and its choice is frozen; the report needs:")
-        places = []
-        for key, state in listed.items():
-            folder = self._folders[key].absolute()
-            places.append(folder)
+        lines.append(count)
+        for key, folder in folders.items():
             model = folder / (MODEL if self._executor.write else RECIPE)
             size = len(asked_soup(folder).items)
+            state = self._waiting[key]
             lines.append(
                 f"{folder.name:>5}  {state:5}  {model}  {folder / ITEMS_FILE}  {size} items"
             )
-        return [*lines, *self._next_steps(run_dir, places[0])]
+        return [*lines, *self._next_steps(next(iter(folders.values())))]
 
-    def _next_steps(self, run_dir: Path, folder: Path) -> list[str]:
-        """What to type for a soup."""
+    def _next_steps(self, folder: Path) -> list[str]:
+        """What to type for a soup, and then."""
         evaluator = self._evaluators[""]
         assert isinstance(evaluator, CommandEvaluator)
-        lines = []
         model = folder / MODEL
+        command = evaluator.words(model, folder / ITEMS_FILE, folder / OUT)
+        run_dir = shlex.quote(str(folder.parents[1]))
+        name = folder.name
+        go_on = self._settings.command
+        if self.order.is_new:
+            go_on = f"python -m souping ask {run_dir} -n {self._executor.open}"
+        lines = [
+            f"evaluate {shlex.join(command)}",
+            f"tell     python -m souping tell {run_dir} {name}    (or {name}=LOG, {name}={FAILED})",
+            f"go on    {go_on}",
+        ]
         if not self._executor.write:
             store = self._settings.store_path.absolute()
             words = [f"recipe={folder / RECIPE}", f"out={model}", f"store.path={store}"]
-            lines = [f"make     python -m souping +experiment=rebuild {shlex.join(words)}"]
-        command = evaluator.words(model, folder / ITEMS_FILE, folder / OUT)
-        place = shlex.quote(str(run_dir))
-        name = folder.name
-        return [
-            *lines,
-            f"evaluate {shlex.join(command)}",
-            f"tell     python -m souping tell {place} {name}    (or {name}=LOG, {name}={FAILED})",
-            f"go on    python -m souping ask {place} -n {self._executor.open}",
-        ]
+            lines.insert(0, f"make     python -m souping +experiment=rebuild {shlex.join(words)}")
+        return lines
 
     def close(self) -> None:
         self.order.close()

@@ -109,6 +109,7 @@ def perform(settings: RunSettings) -> RunOutcome:
     from souping.pipeline.asking import Waiting
     from souping.pipeline.run import Run
     from souping.pipeline.samples import write_samples
+    from souping.pipeline.search_order import ORDER_FILE
     from souping.pipeline.state import Frozen
     from souping.pipeline.store import Store
     from souping.report.progress import Progress
@@ -124,11 +125,11 @@ def perform(settings: RunSettings) -> RunOutcome:
         for component in settings.open_parts:
             # Servers and ranks wait for the next soup until then.
             stack.callback(component.close)
-        # Of a run that ends and goes on many times, only the last process reports.
-        resumes = not settings.executor.evaluates_here
-        tracker = GuardedTracker(settings.tracker, held=resumes)
+        # A run may end and go on many times: its first process prints the notes, its last one has the report.
+        tracker = GuardedTracker(settings.tracker, held=not settings.executor.evaluates_here)
         settings = replace(settings.with_items(), tracker=tracker)
-        progress = stack.enter_context(Progress(quiet=resumes))
+        goes_on = (settings.run_dir / ORDER_FILE).exists()
+        progress = stack.enter_context(Progress(quiet=goes_on))
         store = stack.enter_context(Store(settings.store_path))
         run = Run(settings, store, progress)
 

@@ -34,7 +34,8 @@ class SearchOrder:
         # A killed process may have left half a line.
         self._file.truncate(data.rfind(b"\n") + 1)
         lines = data[: data.rfind(b"\n") + 1].splitlines()
-        if not lines:
+        self.is_new = not lines
+        if self.is_new:
             self._write(os.path.relpath(os.getcwd(), run_dir))
         self._searches: dict[int, deque[Event]] = {}
         self._number = 0

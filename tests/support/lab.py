@@ -1,6 +1,6 @@
 """A lab that evaluates soups elsewhere: its harness scores an item by a soup's weights, and its jobs tell the logs.
 
-    python -m tests.support.lab MODEL ITEMS OUT
+python -m tests.support.lab MODEL ITEMS OUT
 """
 
 from __future__ import annotations
