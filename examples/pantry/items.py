@@ -47,9 +47,11 @@ def development(per_category: int) -> list[Task]:
     """Items for looking at models while they are made: another seed, and nothing that `items.jsonl` holds."""
     shipped = {task.key for task in make(SEED, PER_CATEGORY)}
     drawn = [task for task in make(DEV_SEED, 2 * per_category) if task.key not in shipped]
-    return [
-        task for name in MAKERS for task in [t for t in drawn if t.category == name][:per_category]
-    ]
+    by_category: list[Task] = []
+    for name in MAKERS:
+        tasks_of_category = [task for task in drawn if task.category == name]
+        by_category += tasks_of_category[:per_category]
+    return by_category
 
 
 def as_items(tasks: Sequence[Task]) -> list[Item]:

@@ -19,9 +19,12 @@ SHAPE: dict[str, float | bool] = {
     "initializer_range": 0.05,
 }
 """Settings of LlamaConfig; about 0.49 M parameters, the embedding counted once."""
-VOCABULARY_SEED, VOCABULARY_TASKS = 7, 4000
+VOCABULARY_SEED = 7
+VOCABULARY_TASKS = 4000
 """The tokenizer's words are the pieces of this many tasks."""
-CLIP, BETAS, DECAY = 1.0, (0.9, 0.98), 0.01
+CLIP = 1.0
+BETAS = (0.9, 0.98)
+DECAY = 0.01
 
 
 @dataclass(frozen=True, kw_only=True)

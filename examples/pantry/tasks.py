@@ -420,7 +420,8 @@ def draw_function(
     rng: Random, verb: str = "", thing: str = "", sizes: Sequence[int] = (2, 3)
 ) -> ToyFunction:
     """A function over 2 or 3 slots of its thing, with at most one list (they make answers long)."""
-    verb, thing = verb or rng.choice(list(VERBS)), thing or rng.choice(list(THINGS))
+    verb = verb or rng.choice(list(VERBS))
+    thing = thing or rng.choice(list(THINGS))
     slots = [SLOTS[name] for name in rng.sample(THINGS[thing], rng.choice(list(sizes)))]
     return ToyFunction(verb, thing, tuple(slots), prefix=rng.choice(CLASSES))
 

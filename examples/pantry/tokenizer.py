@@ -19,8 +19,12 @@ if TYPE_CHECKING:
     from tokenizers import Tokenizer
     from transformers import PreTrainedTokenizerFast
 
-MARK, GLUE = "\ue000", "\ue001"
-PAD, BOS, EOS, UNKNOWN = "<pad>", "<s>", "</s>", "<unk>"
+MARK = "\ue000"
+GLUE = "\ue001"
+PAD = "<pad>"
+BOS = "<s>"
+EOS = "</s>"
+UNKNOWN = "<unk>"
 PIECES = f"{MARK}?[A-Z]?[a-z]+|{MARK}?[0-9]+|{MARK}?[A-Z]+|{MARK}?[^A-Za-z0-9\\s{MARK}{GLUE}]+{GLUE}?|\\s{GLUE}?"
 
 
@@ -28,7 +32,10 @@ def vocabulary() -> PreTrainedTokenizerFast:
     """The family's tokenizer, built from the words of generated tasks; the same on every call."""
     rng = Random(VOCABULARY_SEED)
     drawn = [MAKERS[CATEGORIES[i % len(CATEGORIES)]](rng, rng) for i in range(VOCABULARY_TASKS)]
-    return build(text for task in drawn for text in (task.prompt, task.gold))
+    texts: list[str] = []
+    for task in drawn:
+        texts += (task.prompt, task.gold)
+    return build(texts)
 
 
 def build(texts: Iterable[str], limit: int = 2000) -> PreTrainedTokenizerFast:

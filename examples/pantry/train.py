@@ -34,7 +34,8 @@ EVERY = 100
 """Steps between lines of progress."""
 IGNORED = -100
 """Label of positions without a loss (torch's convention)."""
-BATCH, LONGEST = 128, 48
+BATCH = 128
+LONGEST = 48
 Say = Callable[[str], None]
 
 
@@ -45,7 +46,9 @@ def train_family(out: Path, stages: Sequence[TrainingStage], dev: int, say: Say 
         UserError: a model in `out` was trained with other settings.
     """
     quiet()
-    tokenizer, models, tasks = vocabulary(), out / "models", items.development(dev)
+    tokenizer = vocabulary()
+    models = out / "models"
+    tasks = items.development(dev)
     held_out = frozenset(task.key for task in [*tasks, *items.make(items.SEED, items.PER_CATEGORY)])
     scores: dict[str, dict[str, float]] = {}
     for stage in stages:

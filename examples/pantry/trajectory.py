@@ -22,8 +22,12 @@ from souping.evaluate.engines.transformers import quiet
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-TEXT_SEED, PER_CATEGORY = 2_000_003, 250
-CHECKPOINTS, STEPS, BATCH, RATE = 12, 240, 16, 1e-3
+TEXT_SEED = 2_000_003
+PER_CATEGORY = 250
+CHECKPOINTS = 12
+STEPS = 240
+BATCH = 16
+RATE = 1e-3
 Batch = dict[str, Any]
 
 

@@ -61,7 +61,8 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _make(options: argparse.Namespace) -> None:
-    out, downloads = options.out, options.out / "downloads"
+    out = options.out
+    downloads = out / "downloads"
     data = bfcl(options.bfcl, downloads)
     material = gather(read_questions(data), spare(data))
     asked = material.asked("test")

@@ -19,7 +19,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from random import Random
-from typing import Literal
+from typing import Literal, get_args
 
 from souping.core.files import expanded
 from souping.core.json_fields import elements, entries, part
@@ -31,8 +31,12 @@ Row = Mapping[str, Json]
 NONE = "none"
 OFFERED = 3
 """Functions that an item shows beside `none`."""
-WORDS, PARAMETERS, CHARACTERS = 12, 4, 800
-"""Words of a description, parameters of a function, characters of a prompt (about 220 tokens)."""
+WORDS = 12
+"""Words of a description."""
+PARAMETERS = 4
+"""Parameters of a function."""
+CHARACTERS = 800
+"""Characters of a prompt, about 220 tokens."""
 LIMITS = {"test": 56, "development": 30}
 """Items a category, at most."""
 A_FAMILY = 4
@@ -213,16 +217,18 @@ def gather(
     questions: Sequence[Question], spare: Mapping[str, Sequence[QuestionFunction]]
 ) -> Material:
     """Cut questions into parts by family. Distractors of `test` and `development` occur in no question of theirs."""
-    part, family = parts(questions), families(questions)
-    cut: dict[Part, tuple[Question, ...]] = {
-        p: tuple(q for q in questions if part[q.id] == p)
-        for p in ("test", "development", "spare", "train")
-    }
-    used = {f.name.lower() for q in questions if part[q.id] != "spare" for f in q.functions}
-    bank = {
-        kind: [f for f in functions if f.name.lower() not in used]
-        for kind, functions in spare.items()
-    }
+    part = parts(questions)
+    family = families(questions)
+    cut: dict[Part, tuple[Question, ...]] = {}
+    for name in get_args(Part):
+        cut[name] = tuple(question for question in questions if part[question.id] == name)
+    used = set[str]()
+    for question in questions:
+        if part[question.id] != "spare":
+            used.update(function.name.lower() for function in question.functions)
+    bank = dict[str, list[QuestionFunction]]()
+    for kind, functions in spare.items():
+        bank[kind] = [function for function in functions if function.name.lower() not in used]
     for question in cut["spare"]:
         bank.setdefault(KIND[question.category], []).extend(question.functions)
     return Material(questions=cut, family=family, spares={k: _distinct(v) for k, v in bank.items()})
@@ -238,11 +244,10 @@ def read_questions(data: Path) -> tuple[Question, ...]:
     Raises:
         UserError: a file is absent or is not what BFCL ships.
     """
-    return tuple(
-        question
-        for category, stem in FILES.items()
-        for question in _questions(data, category, stem)
-    )
+    questions: list[Question] = []
+    for category, stem in FILES.items():
+        questions += _questions(data, category, stem)
+    return tuple(questions)
 
 
 def spare(data: Path) -> dict[str, tuple[QuestionFunction, ...]]:
@@ -347,7 +352,8 @@ def random_place(*words: str) -> float:
 
 
 def _draw(family: str, shares: Mapping[Part, float]) -> Part:
-    at, total = random_place("part", family), 0.0
+    at = random_place("part", family)
+    total = 0.0
     for name, share in shares.items():
         total += share
         if at < total:
@@ -390,8 +396,10 @@ def _data(root: Path, told: str) -> Path:
 
 
 def _folders(root: Path) -> list[Path]:
-    below = [folder for pattern in BELOW for folder in sorted(root.glob(pattern))]
-    return [folder for folder in (root, *below) if any(folder.glob("BFCL_v*_multiple.json"))]
+    folders = [root]
+    for pattern in BELOW:
+        folders += sorted(root.glob(pattern))
+    return [folder for folder in folders if any(folder.glob("BFCL_v*_multiple.json"))]
 
 
 def unpacked(requirement: str, downloads: Path) -> Path:
@@ -453,7 +461,8 @@ def write_tasks(items: Sequence[ChoiceItem], out: Path) -> Path:
 def texts(items: Sequence[ChoiceItem], out: Path) -> dict[str, str]:
     """{file name: content} of the folder `out`, whose place the tasks name in full."""
     files = {}
-    names = [c for c in FILES if any(item.category == c for item in items)]
+    present = {item.category for item in items}
+    names = [category for category in FILES if category in present]
     for category in names:
         rows = [json.dumps(row(item)) for item in items if item.category == category]
         data = json.dumps(str((out / f"{category}.jsonl").absolute()))

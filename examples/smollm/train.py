@@ -12,6 +12,7 @@ import math
 import os
 import shutil
 import time
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, dataclass
@@ -106,7 +107,8 @@ def tune(
     from transformers import AutoTokenizer
 
     quiet()
-    wall, cpu = time.monotonic(), time.process_time()
+    wall = time.monotonic()
+    cpu = time.process_time()
     tokenizer = AutoTokenizer.from_pretrained(start, trust_remote_code=False)
     model = _opened(start, "float32")
     losses = train(model, tokenizer, lesson, settings, say)
@@ -160,7 +162,8 @@ def train(
     torch.manual_seed(settings.seed)
     learning = freeze(model, settings.upper)
     optimiser = torch.optim.AdamW(learning, lr=settings.rate, betas=(0.9, 0.98), weight_decay=0.0)
-    losses, started = [], time.monotonic()
+    losses = []
+    started = time.monotonic()
     for step in range(settings.steps):
         for group in optimiser.param_groups:
             group["lr"] = settings.rate * schedule(step, settings)
@@ -172,7 +175,9 @@ def train(
         optimiser.zero_grad(set_to_none=True)
         losses.append(round(loss.item(), 4))
         if (step + 1) % EVERY == 0 or step + 1 == settings.steps:
-            mean, passed = sum(losses[-EVERY:]) / len(losses[-EVERY:]), time.monotonic() - started
+            latest = losses[-EVERY:]
+            mean = sum(latest) / len(latest)
+            passed = time.monotonic() - started
             say(f"{lesson.name}: step {step + 1}/{settings.steps}, loss {mean:.3f}, {passed:.0f} s")
     return losses
 
@@ -183,9 +188,11 @@ def freeze(model: LlamaForCausalLM, upper: float) -> list[Parameter]:
     layers = model.model.layers
     first = len(layers) - max(1, round(upper * len(layers)))
     model.bfloat16().requires_grad_(False)
+    learning: list[Parameter] = []
     for layer in layers[first:]:
         layer.float().requires_grad_(True)
-    return [p for layer in layers[first:] for p in layer.parameters()]
+        learning += layer.parameters()
+    return learning
 
 
 def schedule(step: int, settings: TrainingSettings) -> float:
@@ -243,7 +250,8 @@ def score_table(folders: Sequence[Path], items: Sequence[ChoiceItem], jobs: int)
     """Lines: percent right of each model on development items, by category, then the mean of the categories."""
     with ProcessPoolExecutor(min(jobs, len(folders)), mp_context=get_context("spawn")) as pool:
         scores = list(pool.map(_scored, folders, [tuple(items)] * len(folders)))
-    counts = {category: sum(item.category == category for item in items) for category in scores[0]}
+    items_of = Counter(item.category for item in items)
+    counts = {category: items_of[category] for category in scores[0]}
     lines = [" " * 14 + "".join(f"{category:>15}" for category in [*counts, "mean"])]
     lines.append(f"{'items':14}" + "".join(f"{n:15}" for n in [*counts.values(), len(items)]))
     for folder, shares in zip(folders, scores, strict=True):
@@ -313,10 +321,11 @@ def likelihoods(
     tails = torch.tensor([ids[begin - 1 :] + [0] * (width - len(ids)) for ids, _ in rows])
     hidden = model.model(tails, **{name: cache}).last_hidden_state
     logs = model.lm_head(hidden).float().log_softmax(-1)
-    return [
-        sum(logs[row, i, token].item() for i, token in enumerate(ids[begin:]))
-        for row, (ids, _) in enumerate(rows)
-    ]
+    sums = []
+    for row, (ids, _) in enumerate(rows):
+        answer = enumerate(ids[begin:])
+        sums.append(sum(logs[row, place, token].item() for place, token in answer))
+    return sums
 
 
 def write_base(source: str, out: Path) -> Path:

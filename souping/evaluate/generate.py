@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import asdict, field, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Literal, Self
 
@@ -262,7 +263,7 @@ class LocalEvaluator(EngineEvaluator):
         }
         return self.settings_of("local", LOCAL_EVALUATOR_VERSION, particular)
 
-    @property
+    @cached_property
     def decoding(self) -> Decoding:
         return Decoding(
             temperature=self.temperature,

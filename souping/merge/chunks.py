@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import threading
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 
 from souping.checkpoints.header import size_of
-from souping.merge.kernels import (
-    BLOCK_ELEMENTS,
-    get_method,
-)
+from souping.merge.kernels import BLOCK_ELEMENTS, get_method
 from souping.merge.plan import MergePlan, PlannedTensor, Source
 
 # elements of all ingredients that a thread holds at once: memory does not grow with their number
 THREAD_ELEMENTS = 1 << 21
+ThreadTask = Callable[[], None]
 
 
 @dataclass(frozen=True)
@@ -131,3 +131,37 @@ def blocks(chunk: Chunk, most: int | None = None, rows: int = THREAD_ELEMENTS) -
     size = max(1 << 12, min(most or BLOCK_ELEMENTS, row))
     for start in range(0, chunk.count, size):
         yield chunk.part(start, min(size, chunk.count - start))
+
+
+def run_tasks(tasks: Iterable[ThreadTask], threads: int) -> None:
+    """Do all tasks, taken in order by so many threads. Raises what the first of them that failed raised."""
+    queue = iter(enumerate(tasks))
+    failures = dict[int, BaseException]()
+    lock = threading.Lock()
+
+    def drain() -> None:
+        while True:
+            with lock:
+                if failures:
+                    return
+                try:
+                    number, task = next(queue)
+                except StopIteration:
+                    return
+            try:
+                task()
+            except BaseException as error:
+                failures[number] = error
+
+    if threads == 1:
+        drain()
+    else:
+        with ThreadPoolExecutor(threads, thread_name_prefix="souping") as pool:
+            try:
+                for future in [pool.submit(drain) for _ in range(threads)]:
+                    future.result()
+            except BaseException as error:  # an interrupt: the threads end at their next task
+                failures[-1] = error
+                raise
+    if failures:
+        raise failures[min(failures)]

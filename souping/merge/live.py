@@ -28,11 +28,10 @@ from souping.core.text import first_line, listed
 from souping.core.types import FloatArray, Recipe, UserError
 from souping.merge import Pourable
 from souping.merge.alignment import Alignment
-from souping.merge.chunks import Chunk, blocks, tensor_chunks
+from souping.merge.chunks import Chunk, ThreadTask, blocks, run_tasks, tensor_chunks
 from souping.merge.kernels import Method, get_method, torch_dtype
 from souping.merge.mixing import chunk_gram, mixed
 from souping.merge.plan import MergePlan, PlannedTensor
-from souping.merge.tasks import ThreadTask, run_tasks
 from souping.merge.writer import raise_file_limit
 
 if TYPE_CHECKING:

@@ -24,13 +24,12 @@ from souping.checkpoints.views import Raw, Tile, arrange
 from souping.core.folders import staged
 from souping.core.open_files import reserve, start_writing, write_at
 from souping.merge import Extra, OptionalProgress
-from souping.merge.chunks import Chunk, blocks, chunks, share_of_rank
+from souping.merge.chunks import Chunk, ThreadTask, blocks, chunks, run_tasks, share_of_rank
 from souping.merge.digests import Digests, Late, passing, with_contents
 from souping.merge.kernels import COMPILED_METHODS, get_method, linear
 from souping.merge.mixing import complaint, final_weights, mixed
 from souping.merge.plan import MergePlan, check_ingredients
 from souping.merge.soup_files import soup_files, write_soup_files
-from souping.merge.tasks import ThreadTask, run_tasks
 
 WRITER_THREADS = 2
 RESERVE = 100  # files that libraries and the command line hold open
