@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import errno
 import shlex
+import shutil
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -116,28 +117,34 @@ class FileWorkers(Workers):
 
     def _place(self, key: str, folder: Path | None, request: Request) -> str:
         """Write what a soup lacks; how it is listed: not at all if enough are open, or the disk has no space."""
-        recipe = request.recipe
         is_open = list(filter(None, self._waiting.values()))
         if folder is None and len(is_open) >= self._executor.open:
             return LATER
-        has_model = folder is not None and (folder / MODEL).exists()
-        writes = self._executor.write and not has_model
         try:
-            if writes:
-                self._check_space(recipe)
             if folder is None:
-                return self._add(key, request, writes)
-            if writes:
-                write_soup(self._pool, recipe, folder / MODEL)
+                return self._add(key, request)
+            self._write(request.recipe, folder)
         except OSError as error:
-            # Others will free some.
-            if error.errno not in FULL or not is_open:
+            models = [path for path in self._folders.values() if (path / MODEL).exists()]
+            # Those will be freed.
+            if error.errno not in FULL or not models:
                 raise
             self._full = True
             return LATER
         failed = (folder / FAILED).exists()
         (folder / FAILED).unlink(missing_ok=True)
         return "again" if failed else "open"
+
+    def _write(self, recipe: Recipe, folder: Path) -> None:
+        """Write the model, if models are written and it is not there."""
+        if not self._executor.write or (folder / MODEL).exists():
+            return
+        self._check_space(recipe)
+        stage = folder / ".model"
+        # A killed process may have left it.
+        shutil.rmtree(stage, ignore_errors=True)
+        write_soup(self._pool, recipe, stage)
+        stage.rename(folder / MODEL)
 
     def _check_space(self, recipe: Recipe) -> None:
         """Raise what a full disk raises, before a soup is half written; a candidate's is made of links."""
@@ -147,7 +154,7 @@ class FileWorkers(Workers):
             reason = f"{human(free_bytes)} free, a soup takes {human(size)}: leave --write out, or free some space"
             raise OSError(errno.ENOSPC, reason, str(self._settings.run_dir))
 
-    def _add(self, key: str, request: Request, writes: bool) -> str:
+    def _add(self, key: str, request: Request) -> str:
         evaluator = self._evaluators[request.benchmark]
         assert isinstance(evaluator, CommandEvaluator)
         content = AskedSoup(
@@ -157,8 +164,7 @@ class FileWorkers(Workers):
         )
         folder = self._settings.run_dir / "asked" / str(self._last + 1)
         with new_soup(folder, request, content) as stage:
-            if writes:
-                write_soup(self._pool, request.recipe, stage / MODEL)
+            self._write(request.recipe, stage)
         self._last += 1
         self._folders[key] = folder
         return "new"
@@ -191,7 +197,9 @@ class FileWorkers(Workers):
             lines.append(
                 f"{folder.name:>5}  {state:5}  {model}  {folder / ITEMS_FILE}  {size} items"
             )
-        return [*lines, *self._next_steps(next(iter(folders.values())))]
+        for folder in list(folders.values())[:1]:
+            lines += self._next_steps(folder)
+        return lines
 
     def _next_steps(self, folder: Path) -> list[str]:
         """What to type for a soup, and then."""

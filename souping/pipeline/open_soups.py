@@ -13,14 +13,14 @@ from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 
-from souping.core.files import write_atomically
+from souping.core.files import expanded, write_atomically
 from souping.core.open_files import lock
-from souping.core.parsing import read_json
 from souping.core.reading import read
 from souping.core.text import listed
 from souping.core.types import Names, Record, Request, UserError, frozen
 from souping.evaluate.command import ITEMS_FILE
 from souping.evaluate.logged import item_line, records_by_item
+from souping.logs.records import read_object
 from souping.logs.sources import read as read_logs
 from souping.merge.soup_files import RECIPE
 
@@ -53,7 +53,7 @@ def asked_soups(run_dir: Path) -> dict[int, Path]:
 
 
 def asked_soup(folder: Path) -> AskedSoup:
-    return read(AskedSoup, read_json((folder / REQUEST).read_bytes()))
+    return read(AskedSoup, read_object(folder / REQUEST))
 
 
 def answers(folder: Path) -> tuple[Record, ...]:
@@ -106,7 +106,7 @@ def tell(folder: Path, source: str) -> str:
             (folder / FAILED).touch()
             free(folder)
             return "failed: the next ask lists it again"
-        content = _content(folder, Path(source) if source else folder / OUT)
+        content = _content(folder, expanded(source or folder / OUT))
         if not was_told:
             write_atomically(path, content)
         elif path.read_bytes() != content:

@@ -36,7 +36,7 @@ class SearchOrder:
         lines = data[: data.rfind(b"\n") + 1].splitlines()
         self.is_new = not lines
         if self.is_new:
-            self._write(os.path.relpath(os.getcwd(), run_dir))
+            self._write(os.path.relpath(os.getcwd(), run_dir.resolve()))
         self._searches: dict[int, deque[Event]] = {}
         self._number = 0
         for line in lines[1:]:
@@ -75,4 +75,4 @@ class SearchOrder:
 def home_of(run_dir: Path) -> Path:
     """The folder where a run was started."""
     with (run_dir / ORDER_FILE).open(encoding="utf-8") as lines:
-        return run_dir / json.loads(lines.readline())
+        return run_dir.resolve() / str(json.loads(lines.readline()))

@@ -535,7 +535,9 @@ def test_ask_and_tell_work_from_any_folder(lab: Lab) -> None:
     elsewhere = lab.place / "else" / "where"
     elsewhere.mkdir(parents=True)
     log = lab.log(1).rename(elsewhere / "log.csv")
-    for words in (["tell", "../../run", "1=log.csv"], ["ask", "../../run", "-n", "2"]):
+    link = lab.place / "else" / "link"
+    link.symlink_to(lab.run)
+    for words in (["tell", "../../run", "1=log.csv"], ["ask", str(link), "-n", "2"]):
         command = [sys.executable, "-m", "souping", *words]
         subprocess.run(command, cwd=elsewhere, check=True)
     assert lab.open == [2, 3]
@@ -547,6 +549,8 @@ def test_a_run_whose_answers_are_stored_asks_for_nothing(lab: Lab) -> None:
     lab.start("executor.open=8").ok()
     lab.finish()
     assert "report.html" in lab.ask(1).ok().out
+    (lab.run / "report.json").unlink()
+    lab.ask(1, "store.path=none.sqlite").refused("store.path=none.sqlite")
     lab.run = lab.place / "again"
     lab.start().ok()
     assert lab.done
