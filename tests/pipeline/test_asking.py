@@ -14,12 +14,15 @@ import threading
 from collections.abc import Callable
 from contextlib import redirect_stdout
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
+from souping.analysis import Analysis
 from souping.core.types import UserError
 from souping.pipeline import asking, open_soups
+from souping.pipeline.analyses import analyse
 from tests.conftest import ROOT, Cli, Outcome, command_line, pool_of, report_of
 from tests.support.lab import write_log
 
@@ -378,23 +381,22 @@ def test_as_many_models_are_written_as_the_disk_allows(
         return len(list(lab.run.glob("asked/*/model/recipe.json")))
 
     def limited(pool: Any, recipe: Any, folder: Path) -> None:
-        nonlocal most
         if how == "quota" and models() >= 2 and len(recipe.ingredients) > 1:
             raise OSError(errno.EDQUOT, "Disk quota exceeded", str(folder))
         write(pool, recipe, folder)
-        most = max(most, models())
 
     monkeypatch.setattr(asking, "write_soup", limited)
     if how == "free space":
         size = 10**6
         monkeypatch.setattr(asking, "disk_space", lambda _: ((2 - models()) * size, 0))
-        monkeypatch.setattr("souping.merge.local.OpenCandidates.soup_bytes", size, raising=False)
+        monkeypatch.setattr("souping.merge.local.FullModelPool.soup_bytes", size)
     lab.start("executor.open=8", "executor.write=true", "stop_after=search").ok()
     later = False
     while lab.open:
         for number in lab.open:
             assert (lab.soup(number) / "model" / "config.json").is_file()
         assert ids(lab.ask(8, "--write").ok().out) == lab.open
+        most = max(most, models())
         lab.answer(*lab.open)
         assert models() == 0
         later |= "the disk is full" in lab.ask(8, "--write").ok().out
@@ -555,3 +557,28 @@ def test_a_run_whose_answers_are_stored_asks_for_nothing(lab: Lab) -> None:
     lab.start().ok()
     assert lab.done
     assert not (lab.run / "asked").exists()
+
+
+@pytest.mark.slow
+def test_an_analysis_that_is_added_waits_for_its_soups(lab: Lab) -> None:
+    lab.words += ["optimiser=uniform", "selector.k=3"]
+    lab.start("executor.open=8").ok()
+    lab.finish()
+    words = ("run=run", "analysis=[shapley]", "allow_code=true")
+    assert ids(lab.souping(*words).ok().out) == lab.open
+    assert "analyses" not in report_of(lab.run) or "shapley" not in report_of(lab.run)["analyses"]
+    while lab.open:
+        lab.answer(*lab.open)
+        lab.souping(*words).ok()
+    assert report_of(lab.run)["analyses"]["shapley"]
+
+
+def test_an_analysis_that_searches_waits_too() -> None:
+    """What it raises is not a fault of the analysis."""
+
+    class Searches(Analysis):
+        def analyse(self, scores: Any) -> Any:
+            raise asking.Waiting("1 open")
+
+    with pytest.raises(asking.Waiting):
+        analyse(Searches(), SimpleNamespace())  # type: ignore[arg-type]
