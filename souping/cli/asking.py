@@ -24,7 +24,7 @@ and what to do with them. The last one ends with the report.""",
     "tell": """Take results of open soups, in any order: ID=LOG, ID for the log in its folder `out`,
 or ID=failed. A LOG is any that `compare` reads.""",
 }
-UNUSED = ("evaluator.command=", "evaluator.dir=")
+UNUSED_KEYS = ("evaluator.command=", "evaluator.dir=")
 """Keys by which a run's configuration could start a program, if soups were not evaluated elsewhere."""
 
 
@@ -58,7 +58,7 @@ def ask(arguments: Sequence[str]) -> int:
     register()
     # Paths of its configuration start in the folder where it was started.
     os.chdir(home_of(run_dir))
-    settings = settings_of(configuration(run_dir, options.overrides, UNUSED), run_dir)
+    settings = settings_of(configuration(run_dir, options.overrides, UNUSED_KEYS), run_dir)
     assert isinstance(settings, RunSettings)
     if not isinstance(settings.executor, FilesExecutor):
         raise UserError(f"{run_dir} was not started with executor=files")

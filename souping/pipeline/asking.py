@@ -9,7 +9,7 @@ from __future__ import annotations
 import errno
 import shlex
 import shutil
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from souping.core.fields import Count, component
@@ -23,8 +23,8 @@ from souping.merge.soup_files import RECIPE
 from souping.pipeline.evaluation import Evaluation
 from souping.pipeline.models import OpenPool
 from souping.pipeline.open_soups import (
-    FAILED,
-    MODEL,
+    FAILED_JOB,
+    MODEL_FOLDER,
     OUT,
     AskedSoup,
     answers,
@@ -38,7 +38,7 @@ from souping.pipeline.serving import write_soup
 from souping.pipeline.settings import RunSettings
 from souping.report.progress import Progress
 
-FULL = (errno.ENOSPC, errno.EDQUOT)
+DISK_FULL_ERRORS = (errno.ENOSPC, errno.EDQUOT)
 LATER = ""
 """State of a soup that is not written yet."""
 
@@ -58,7 +58,7 @@ class FilesExecutor(Executor):
     write: bool = False
     evaluates_here = False
 
-    def start(self, here: Workers, elsewhere: object) -> Workers:
+    def start(self, here: Workers, elsewhere: Callable[[], Workers]) -> Workers:
         raise LookupError("FileWorkers also need the folder of the run")
 
 
@@ -125,26 +125,26 @@ class FileWorkers(Workers):
                 return self._add(key, request)
             self._write(request.recipe, folder)
         except OSError as error:
-            models = [path for path in self._folders.values() if (path / MODEL).exists()]
+            models = [path for path in self._folders.values() if (path / MODEL_FOLDER).exists()]
             # Those will be freed.
-            if error.errno not in FULL or not models:
+            if error.errno not in DISK_FULL_ERRORS or not models:
                 raise
             self._full = True
             return LATER
-        failed = (folder / FAILED).exists()
-        (folder / FAILED).unlink(missing_ok=True)
+        failed = (folder / FAILED_JOB).exists()
+        (folder / FAILED_JOB).unlink(missing_ok=True)
         return "again" if failed else "open"
 
     def _write(self, recipe: Recipe, folder: Path) -> None:
         """Write the model, if models are written and it is not there."""
-        if not self._executor.write or (folder / MODEL).exists():
+        if not self._executor.write or (folder / MODEL_FOLDER).exists():
             return
         self._check_space(recipe)
         stage = folder / ".model"
         # A killed process may have left it.
         shutil.rmtree(stage, ignore_errors=True)
         write_soup(self._pool, recipe, stage)
-        stage.rename(folder / MODEL)
+        stage.rename(folder / MODEL_FOLDER)
 
     def _check_space(self, recipe: Recipe) -> None:
         """Raise what a full disk raises, before a soup is half written; a candidate's is made of links."""
@@ -191,7 +191,7 @@ class FileWorkers(Workers):
             count += " (the disk is full)"
         lines.append(count)
         for key, folder in folders.items():
-            model = folder / (MODEL if self._executor.write else RECIPE)
+            model = folder / (MODEL_FOLDER if self._executor.write else RECIPE)
             size = len(asked_soup(folder).items)
             state = self._waiting[key]
             lines.append(
@@ -205,7 +205,7 @@ class FileWorkers(Workers):
         """What to type for a soup, and then."""
         evaluator = self._evaluators[""]
         assert isinstance(evaluator, CommandEvaluator)
-        model = folder / MODEL
+        model = folder / MODEL_FOLDER
         command = evaluator.words(model, folder / ITEMS_FILE, folder / OUT)
         run_dir = shlex.quote(str(folder.parents[1]))
         name = folder.name
@@ -214,7 +214,7 @@ class FileWorkers(Workers):
             go_on = f"python -m souping ask {run_dir} -n {self._executor.open}"
         lines = [
             f"evaluate {shlex.join(command)}",
-            f"tell     python -m souping tell {run_dir} {name}    (or {name}=LOG, {name}={FAILED})",
+            f"tell     python -m souping tell {run_dir} {name}    (or {name}=LOG, {name}={FAILED_JOB})",
             f"go on    {go_on}",
         ]
         if not self._executor.write:

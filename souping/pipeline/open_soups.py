@@ -20,15 +20,15 @@ from souping.core.text import listed
 from souping.core.types import Names, Record, Request, UserError, frozen
 from souping.evaluate.command import ITEMS_FILE
 from souping.evaluate.logged import item_line, records_by_item
+from souping.logs import sources
 from souping.logs.records import read_object
-from souping.logs.sources import read as read_logs
 from souping.merge.soup_files import RECIPE
 
 REQUEST = "request.json"
 ANSWERS = "answers.jsonl"
-FAILED = "failed"
+FAILED_JOB = "failed"
 """File of a soup whose job failed, and what is typed in place of its log."""
-MODEL = "model"
+MODEL_FOLDER = "model"
 OUT = "out"
 """Empty folder for the log of an evaluation."""
 RECORD = ("item", "score", "output", "prompt_key", "outcome", "reason")
@@ -84,7 +84,7 @@ def new_soup(folder: Path, request: Request, content: AskedSoup) -> Iterator[Pat
 
 def free(folder: Path) -> None:
     """Remove the model of a soup that needs no evaluation now."""
-    shutil.rmtree(folder / MODEL, ignore_errors=True)
+    shutil.rmtree(folder / MODEL_FOLDER, ignore_errors=True)
 
 
 def tell(folder: Path, source: str) -> str:
@@ -100,10 +100,10 @@ def tell(folder: Path, source: str) -> str:
         lock(file.fileno())
         path = folder / ANSWERS
         was_told = path.exists()
-        if source == FAILED:
+        if source == FAILED_JOB:
             if was_told:
                 return "has a result, which stays"
-            (folder / FAILED).touch()
+            (folder / FAILED_JOB).touch()
             free(folder)
             return "failed: the next ask lists it again"
         content = _content(folder, expanded(source or folder / OUT))
@@ -118,7 +118,7 @@ def tell(folder: Path, source: str) -> str:
 def _content(folder: Path, source: Path) -> bytes:
     """The answers in a log (UserError if it is not one of all items of the soup)."""
     soup = asked_soup(folder)
-    logs = read_logs(_log_in(source), lower=None)
+    logs = sources.read(_log_in(source), lower=None)
     if len(logs) > 1:
         raise UserError(f"{source} has {len(logs)} runs: give each soup a log of its own")
     logged = records_by_item(logs[0], soup.higher_is_better, "correct that file, and tell it again")
@@ -126,7 +126,7 @@ def _content(folder: Path, source: Path) -> bytes:
     if missing:
         raise UserError(
             f"{source} has no score for {len(missing)} of {len(soup.items)} items ({listed(missing, 3)})\n"
-            f"tell a log of all items in {folder / ITEMS_FILE}, or {folder.name}={FAILED}"
+            f"tell a log of all items in {folder / ITEMS_FILE}, or {folder.name}={FAILED_JOB}"
         )
     records = [vars(logged[item]) for item in soup.items]
     lines = [json.dumps({name: record[name] for name in RECORD}) + "\n" for record in records]
