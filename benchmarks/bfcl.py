@@ -25,7 +25,7 @@ from typing import Any
 from souping.core.types import Item
 from souping.evaluate.bfcl import BFCL_EVAL_VERSION, Environment, call, find, place_of, records
 from souping.evaluate.bfcl.benchmark import BfclBenchmark
-from souping.logs.bfcl import LIVE_ITEMS, SINGLE_TURN
+from souping.logs.bfcl_items import LIVE_ITEMS, SINGLE_TURN
 
 
 def main() -> None:

@@ -19,7 +19,7 @@ from pathlib import Path
 import souping
 from souping.comparison.estimate import variance_parts
 from souping.comparison.pooled import pool, task_weights
-from souping.logs.bfcl import overall, shares_of
+from souping.logs.bfcl_average import coefficients_of, overall
 from souping.logs.match import matched
 from souping.logs.records import Log
 from souping.logs.sources import read
@@ -60,7 +60,7 @@ def own_overall(folder: Path, build: str) -> tuple[float, float]:
         accuracies[name] = 100 * sum(answer.score for answer in answers) / len(answers)
     accuracies.setdefault(LONG_CONTEXT, float(row["Multi Turn Long Context"].rstrip("%")))
     agentic = dict.fromkeys(("web_search_base", "memory_kv"), 0.0)
-    shares = shares_of(overall("v4"), {**accuracies, **agentic})
+    shares = coefficients_of(overall("v4"), {**accuracies, **agentic})
     ours = sum(share * accuracies.get(name, 0.0) for name, share in shares.items())
     return float(row["Overall Acc"].rstrip("%")), ours
 

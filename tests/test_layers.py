@@ -384,8 +384,12 @@ def loaded(code: str) -> set[str]:
             "try:\n  import souping.cli.main; souping.cli.main.main()\nexcept SystemExit: pass",
             HEAVY - {"hydra", "omegaconf"},
         ),
+        (
+            "import souping.cli.job, souping.pipeline.execute",
+            {"rich", "souping.analysis", "souping.search", "souping.pipeline.run"},
+        ),
     ],
-    ids=["library", "pipeline", "help"],
+    ids=["library", "pipeline", "help", "merge"],
 )
 def test_importing_loads_nothing_heavy(code: str, absent: set[str]) -> None:
     assert loaded(code) & absent == set()

@@ -99,9 +99,8 @@ class Pool(CandidateSource):
 
     A path is a folder, or a file of `torch.save` (FILE, or FILE#KEY if its weights are below another key). It is named
     by its last component, a model of the Hub by the part after the slash. A folder takes precedence over a model of
-    the Hub. `like`
-    is a Hugging Face folder of the same model, or its name on the Hub: sharded checkpoints have its config and
-    tokenizer, and have to have its names and shapes.
+    the Hub. `like` is a Hugging Face folder of the same model, or its name on the Hub: sharded checkpoints have its
+    config and tokenizer, and have to have its names and shapes.
     """
 
     candidates: list[str | dict[str, str]]

@@ -20,8 +20,13 @@ from souping.core.open_files import read_at
 class WeightReader:
     """Weight files of a checkpoint, open to be read by several threads; a context manager."""
 
-    def __init__(self, checkpoint: Checkpoint) -> None:
-        """Raises UserError where a file is not the one that was opened before."""
+    def __init__(self, checkpoint: Checkpoint, exact: bool = False) -> None:
+        """With `exact`, no more than what is read is fetched from a bucket: for a few bytes here and there.
+
+        Raises:
+            UserError: a file is not the one that was opened before.
+        """
+        self._exact = exact
         self._assembly = checkpoint.assembly
         self._files = checkpoint.files
         self._stack = ExitStack()
@@ -74,10 +79,13 @@ class WeightReader:
         descriptor = self._opened[file]
         remote = self._remote.get(file)
         while len(view):
-            if remote is not None:
-                count = self._ranges.read(remote, view, offset)
-            else:
+            if remote is None:
                 count = read_at(descriptor, view, offset)
+            elif self._exact:
+                view[:] = remote.fetch(offset, offset + len(view))
+                return
+            else:
+                count = self._ranges.read(remote, view, offset)
             if count <= 0:
                 raise EOFError(file)
             view = view[count:]

@@ -16,7 +16,6 @@ from typing import Any
 from hydra.utils import get_object
 from omegaconf import MISSING
 
-from souping.analysis import Analysis
 from souping.cli.also import also_node
 from souping.cli.config import (
     CHECKED,
@@ -52,6 +51,8 @@ def build(config: Mapping[str, Any]) -> dict[str, Any]:
     config = with_candidates(config)
     if merges_only(config):
         return {group: build_part(config[group], GROUP_KINDS[group], group) for group in MERGED}
+    from souping.analysis import Analysis
+
     parts = {group: build_part(config[group], kind_of(group), group) for group in GROUPS}
     analyses = {
         name: build_part(node, Analysis, f"analysis.{name}")

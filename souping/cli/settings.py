@@ -9,7 +9,6 @@ from typing import Any
 
 from omegaconf import OmegaConf
 
-from souping.analysis.guards import read_guards
 from souping.cli.parts import build, merges_only
 from souping.core.files import expanded
 from souping.core.types import UserError
@@ -48,6 +47,8 @@ def settings_of(plain: Mapping[str, Any], run_dir: Path) -> MergeSettings:
     }
     if merges:
         return MergeSettings(**common)
+    from souping.analysis.guards import read_guards
+
     return RunSettings(
         **common,
         **{

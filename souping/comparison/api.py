@@ -28,7 +28,8 @@ from souping.core.fields import Count, check_arguments, load, pick
 from souping.core.files import expanded
 from souping.core.text import listed
 from souping.core.types import Names, UserError
-from souping.logs.bfcl import VERSION, categories_of, overall, shares_of
+from souping.logs.bfcl import VERSION
+from souping.logs.bfcl_average import categories_of, coefficients_of, overall
 from souping.logs.match import Matched, MatchedMetric, matched
 from souping.logs.records import Log, LoggedAnswer
 from souping.logs.sources import read
@@ -152,7 +153,7 @@ def _bfcl_weights(log: Log, common: Matched) -> dict[str, float]:
             f"--average bfcl: {log.path} is no log of bfcl-eval: use task, leaf or item"
         )
     sizes = {task: float(len(metrics[0].items)) for task, metrics in common.metrics.items()}
-    return shares_of(overall(_bfcl_version(log), sizes), sizes)
+    return coefficients_of(overall(_bfcl_version(log), sizes), sizes)
 
 
 def _bfcl_version(log: Log) -> str:

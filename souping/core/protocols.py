@@ -1,7 +1,7 @@
-"""Base classes of the exchangeable components: every member that is used, with defaults.
+"""Base classes of the exchangeable components. They declare every member that souping uses, with a default if possible.
 
-A component subclasses one of them, implements its abstract methods, and inherits the rest. A field of a
-component must not be named like a member below unless it has a default of its own.
+A component subclasses one of these classes, implements the abstract methods and inherits the rest. If a field of a
+component has the name of a member below, the field needs a default of its own.
 """
 
 from __future__ import annotations
@@ -49,10 +49,10 @@ Correlation = Callable[[FloatArray], Correlations]
 
 
 class Component:
-    """Component that may have dependencies, and may hold processes or memory between two soups."""
+    """Component with optional dependencies. It may keep processes or memory alive between soups."""
 
     def needs(self) -> list[Missing]:
-        """Packages, environments and services that are missing on this machine. Loads and starts nothing."""
+        """Packages, environments and services that are missing on this machine. Must not load or start anything."""
         return []
 
     def close(self) -> None:
@@ -61,26 +61,27 @@ class Component:
 
 
 class Selector(ABC):
-    """Rule that picks ingredients from scores. Only the matrix's `candidates` may be picked.
+    """Rule that picks the ingredients by their scores, among the `candidates` of the score matrix.
 
-    The selection ignores the categories in `drop`; the objective keeps them.
+    The categories in `drop` do not count for the selection, but they do count for the objective.
     """
 
     drop: Sequence[str] = ()
 
     @property
     def label(self) -> str:
-        """Name in `selection.json` and plans."""
+        """Name of the rule in `selection.json` and in plans."""
         return type(self).__name__.lower()
 
     @abstractmethod
     def select(self, scores: ScoreMatrix) -> Selection: ...
 
     def select_checked(self, scores: ScoreMatrix) -> Selection:
-        """The result of `select`, which may be user code, checked.
+        """Call `select`, which may be user code, and check its result.
 
         Raises:
-            UserError: there is no selection, or it is empty, names no candidate or category, or repeats an ingredient.
+            UserError: the result is not a selection, is empty, repeats an ingredient, or names an unknown candidate or
+                category.
         """
         selection = self.select(scores)
         name = named(self)
@@ -105,36 +106,37 @@ class Selector(ABC):
         return selection
 
     def check(self, models: int, candidates: int, categories: int) -> None:
-        """Refuse settings that cannot work with a matrix of this size, before anything is evaluated (UserError).
+        """Reject settings that cannot work with a score matrix of this size (UserError). Called before any evaluation.
 
-        `models` counts the rows of the score matrix, `candidates` the rows that may be picked.
+        `models` is the number of rows of the matrix, `candidates` the number of rows that may be picked.
         """
         return None
 
     def sizes(self, candidates: int) -> tuple[int, ...]:
-        """Numbers of ingredients that may be picked of so many candidates, ascending."""
+        """Possible numbers of ingredients for this many candidates, in ascending order."""
         return tuple(range(1, candidates + 1))
 
     @property
     def cut(self) -> float | None:
-        """Threshold that decides what is picked, if there is one."""
+        """The threshold that decides what is picked, if the rule has one."""
         return None
 
     def with_cut(self, threshold: float) -> Selector:
-        """This selector with another threshold."""
+        """A copy of this selector with another threshold."""
         return self
 
     @property
     def measure(self) -> Correlation | None:
-        """Correlation that decides what is picked, if there is one."""
+        """The correlation that decides what is picked, if the rule uses one."""
         return None
 
 
 class Optimiser(ABC):
-    """Running weight search, which a `Strategy` has started. Several cells may be open; results come in any order.
+    """A weight search in progress, started by a `Strategy`.
 
-    The cells depend on the seed and the results, not on the limits, so that a larger budget continues where a smaller
-    one ended. `ask` returns None if it needs a result first, and at the end if no cell is open.
+    Several cells may be open at once, and their results may arrive in any order. Cells depend on the seed and on
+    earlier results but not on the limits, so a run with a larger budget continues where a smaller one stopped. `ask`
+    returns None while it waits for a result. If no cell is open, None means that the search has ended.
     """
 
     @abstractmethod
@@ -147,15 +149,15 @@ class Optimiser(ABC):
     def best(self) -> Weights: ...
 
     def summary(self) -> SearchEnd | Mapping[str, Json]:
-        """Facts about the search for `report.json`."""
+        """Facts about the finished search, for `report.json`."""
         return {}
 
 
 class Strategy(ABC):
-    """Choice of `optimiser`: the settings of a weight search, whose `start` makes the `Optimiser` that runs it.
+    """Settings of a weight search, a choice of the group `optimiser`. `start` returns the `Optimiser` that runs it.
 
-    `trials` limits soups, `budget` items that are answered. Weights may also sum to one of the `scales`, around a base
-    model.
+    `trials` limits the number of soups, and `budget` the number of evaluated items. With a base model, the weights may
+    also sum to one of the `scales`.
     """
 
     trials: int | None = None
@@ -172,52 +174,58 @@ class Strategy(ABC):
     def describe(self, size: int) -> str: ...
 
     def known_points(self, size: int) -> Sequence[Weights] | None:
-        """All weights that the search will evaluate, if they are known beforehand."""
+        """All weights that the search will evaluate, if they are known in advance."""
         return None
 
     @property
     def uses_singles(self) -> bool:
-        """Whether the search needs the ingredients' own scores before it begins."""
+        """Whether the search needs the scores of the single ingredients before it starts."""
         return False
 
     def workload(self, size: int, items: int) -> tuple[int, int] | None:
-        """(expected, most) items of a fold of this size that the search evaluates; None for whole folds."""
+        """Expected and maximum number of items that the search evaluates, on a fold of this size.
+
+        None if the search evaluates whole folds.
+        """
         return None
 
 
 class Objective(ABC):
-    """Number of category means: `coefficients` gives w_c in the order of `categories`; they sum to one.
+    """What a search maximises, as one number computed from the category means.
 
-    Where that is not `linear`, `value` says what is maximised and the coefficients only what an item counts for.
+    `coefficients` returns the weight w_c of each category in the order of `categories`; the weights sum to one. If the
+    objective is not `linear`, `value` defines what is maximised, and the coefficients only say how much an item counts.
     """
 
     linear: bool = True
 
     @property
     def name(self) -> str:
-        """Name in `report.json`."""
+        """Name of the objective in `report.json`."""
         return type(self).__name__.lower()
 
     @abstractmethod
     def coefficients(self, categories: Sequence[str]) -> FloatArray: ...
 
     def value(self, means: FloatArray, categories: Sequence[str]) -> FloatArray:
-        """Objective of category means [..., C]."""
+        """The objective for category means of shape [..., C]."""
         return np.asarray(means @ self.coefficients(categories))
 
     @property
     def groups(self) -> Mapping[str, tuple[str, ...]]:
-        """{name of a group: its categories}, where it has any."""
+        """{group: its categories}; empty if the objective has no groups."""
         return {}
 
     def notes(self, categories: Sequence[str]) -> list[str]:
-        """Remarks on these categories under this objective, for readers of the report."""
+        """Remarks for the report on how this objective treats these categories."""
         return []
 
 
 class BenchmarkItems(ABC):
-    """Source of items. `title` is its name, `label` and `note` are what reports show; `folds` are shares of the folds
-    that are not the usual ones, and each report opens one of `slices` of the report fold.
+    """Source of items.
+
+    `title` is its name. Reports show `label` and `note`. `folds` overrides the default shares of the folds. The report
+    fold is cut into so many `slices`, and each report opens one of them.
     """
 
     folds: Mapping[str, float] | None = None
@@ -240,28 +248,28 @@ class BenchmarkItems(ABC):
 
     @property
     def banner(self) -> str:
-        """First line of a run on these items, where there is one."""
+        """Line to print at the start of a run on these items; empty for none."""
         return ""
 
 
 class ScoreSource(ABC):
-    """Source of the scores that selection sees: measured ones, or a published table."""
+    """Source of the scores for the selection: an evaluation of the candidates, or a published table."""
 
     published: bool = False
 
     @property
     def models(self) -> Names:
-        """The models that published scores are of; none if candidates have to be measured."""
+        """The models that have published scores; empty if the candidates are evaluated."""
         return ()
 
     @abstractmethod
     def matrix(self, candidates: Sequence[str], measure: Callable[[], ScoreMatrix]) -> ScoreMatrix:
-        """Score matrix of the candidates; `measure` evaluates them where they have to be measured."""
+        """Score matrix of the candidates. `measure` evaluates them, if there are no published scores."""
 
 
 @frozen
 class ModuleSettings:
-    """Settings of the live module that soups are poured into. Evaluators with equal settings share one module."""
+    """Settings of the live module that takes on each soup. Evaluators with equal settings share one module."""
 
     device: str = "cpu"
     dtype: str | None = "float32"
@@ -270,10 +278,10 @@ class ModuleSettings:
 
 @frozen
 class ModelHost:
-    """Engine or server that holds the model in processes of its own.
+    """Engine or server that runs the model in separate processes.
 
-    It spreads a model over so many `gpus` (0 if it also runs without one) and takes `fraction` of their memory. `url`
-    is set if somebody else runs the server.
+    It spreads the model over `gpus` GPUs (0: no GPU is required) and uses `fraction` of their memory. `url` is set if
+    the server is not started by souping.
     """
 
     dtype: str | None = None
@@ -283,10 +291,10 @@ class ModelHost:
 
 
 class LoadedModel(ABC):
-    """Model ready to be evaluated, as a live module with its tokenizer or as a folder.
+    """A model that is ready for evaluation, as a live module with its tokenizer or as a folder.
 
-    `soup` identifies the model. `eos_token_ids` are the tokens that end an answer: those of all ingredients, none if
-    they name none.
+    `soup` identifies the model. `eos_token_ids` are the end-of-answer tokens of all ingredients; empty if no ingredient
+    defines any.
     """
 
     soup: str
@@ -307,10 +315,10 @@ class LoadedModel(ABC):
 
 @frozen
 class Hosting:
-    """Form in which an evaluator takes soups, a live module or a folder, and what holds them.
+    """How an evaluator receives models, as a live module or as a folder, and where they run.
 
-    `device` is where the live module stands, as it was set: cpu, cuda, cuda:N, mps, or auto. `host` holds the model in
-    processes of its own, if anything does.
+    `device` is the configured device of the live module: cpu, cuda, cuda:N, mps, or auto. `host` is the engine or
+    server that runs the model in separate processes, if there is one.
     """
 
     model_form: ModelForm = "module"
@@ -318,39 +326,39 @@ class Hosting:
     host: ModelHost | None = None
 
     def module_settings(self) -> ModuleSettings:
-        """How the live module is loaded."""
+        """How to load the live module."""
         return ModuleSettings()
 
     def stored(self, soup: str, items: Sequence[Item]) -> None:
-        """The records of these items are in the store: what was kept until then may go."""
+        """Called once the records of these items are in the store. What was kept until then may be deleted."""
         return None
 
 
 class Prompts:
-    """How an evaluator shows items to a model, and the items that it has of its own."""
+    """How an evaluator presents items to a model, and the items that it provides itself."""
 
     brings_items: bool = False
-    """Whether there are items of its own; no others are then accepted."""
+    """Whether the evaluator provides its own items. It then accepts no others."""
 
     @property
     def benchmark(self) -> BenchmarkItems | None:
-        """Its own items (UserError if they are not available)."""
+        """The evaluator's own items (UserError if they are not available)."""
         return None
 
     def outline(self) -> tuple[Item, ...]:
-        """Items without content, as many as its benchmark has by its published sizes; none if those are unknown."""
+        """Items without content, in the published numbers of the evaluator's benchmark; empty if they are unknown."""
         return ()
 
     def banner(self) -> str:
-        """Line about how items are prompted, for the start of a run."""
+        """Line on how items are prompted, to print at the start of a run."""
         return ""
 
     def check(self, candidates: Sequence[str]) -> None:
-        """Refuse, before any work, settings that do not fit these candidates or this machine (UserError)."""
+        """Reject settings that do not fit these candidates or this machine (UserError). Called before any work."""
         return None
 
     def check_tokenizer(self, folder: Path, items: Sequence[Item]) -> None:
-        """Refuse, before any work, items that the tokenizer in `folder` cannot encode (UserError)."""
+        """Reject items that the tokenizer in `folder` cannot encode (UserError). Called before any work."""
         return None
 
     def pool_notes(self, folders: Mapping[str, Path]) -> list[str]:
@@ -358,17 +366,17 @@ class Prompts:
         return []
 
     def prompt_notes(self, folder: Path, items: Sequence[Item]) -> list[str]:
-        """Likely mistakes in how the tokenizer in `folder` shows these items to a model."""
+        """Likely mistakes in the prompts that the tokenizer in `folder` makes of these items."""
         return []
 
 
 @frozen
 class Sampling:
-    """How items are answered.
+    """How a model answers items.
 
-    An item has so many answers, its replicates 0, 1, ...; fewer items at a time than a `full_batch` are slow.
-    `blocks_matter` if an answer depends, in the last digits, on the other items of its block. `length_key` is the
-    setting that bounds the tokens of an answer, as it is typed; `answer_tokens` is its value, if there is one.
+    Each item gets `answers_per_item` answers, its replicates 0, 1, and so on. Fewer items at a time than `full_batch`
+    are slow. `blocks_matter` if the last digits of an answer depend on the other items of its block. `length_key` is
+    the key of the setting that limits the tokens of an answer, and `answer_tokens` is its value, if it has one.
     """
 
     answers_per_item: int = 1
@@ -382,8 +390,8 @@ class Sampling:
 class Scoring:
     """How answers become scores.
 
-    `aggregate` says how the scores of several answers become an item's, where there is a choice: `mean`, or `pass` (the
-    best). `scored_by` is what decides the score of an answer, such as the version of a harness.
+    If an item has several answers, `aggregate` says how their scores are combined: `mean`, or `pass` (the best one).
+    `scored_by` is what the score of an answer depends on, such as the version of a harness.
     """
 
     aggregate: str = ""
@@ -391,11 +399,11 @@ class Scoring:
 
     @property
     def whole_folds(self) -> bool:
-        """Whether only whole folds give an item's score (corpus metrics)."""
+        """Whether scores need the whole fold, as corpus metrics do."""
         return False
 
     def item_scores(self, items: Sequence[Item], records: Sequence[Sequence[Record]]) -> FloatArray:
-        """[I] values whose mean over a category's items is the category's score; `records` are each item's answers."""
+        """Values [I] whose mean over the items of a category is its score. `records` are the answers of each item."""
         joined = max if self.aggregate == "pass" else fmean
         scores = []
         for answers in records:
@@ -403,12 +411,12 @@ class Scoring:
         return np.array(scores)
 
     def scorer_digest(self, item: Item) -> str:
-        """Digest of what scores the item's answers, but for its reference: scores by another one do not compare."""
+        """Digest of what scores the item's answers, without the reference. Scores compare only under equal digests."""
         code = item.user_scorer.digest if item.user_scorer else ""
         return digest([item.scorer, code, self.scored_by])
 
     def rescore(self, item: Item, answer: Record) -> Record | None:
-        """A stored answer with its score; None if the model has to answer again."""
+        """A stored answer with its new score; None if the model has to answer again."""
         return None
 
 
@@ -416,15 +424,18 @@ EVALUATOR_PARTS = {"prompts": Prompts, "sampling": Sampling, "scoring": Scoring,
 
 
 class Evaluator(Component, ABC):
-    """Evaluates a model on items, with a record for every item.
+    """Evaluates a model on items and returns one record per item.
 
-    `batches` cuts a whole fold by a fixed rule into blocks; the items of a block are answered and stored together.
-    `settings` is everything that an answer or score depends on besides the model, the item and its block. What else may
-    be known of an evaluator is in the parts that it holds: `prompts`, `sampling`, `scoring`, `hosting`.
+    `batches` splits a whole fold into blocks by a fixed rule. The items of a block are answered and stored together.
+    `settings` is everything that an answer or a score depends on besides the model, the item and its block. All other
+    properties of an evaluator are in its parts `prompts`, `sampling`, `scoring` and `hosting`.
     """
 
     def __init_subclass__(cls) -> None:
-        """Refuse a class that has a part's member, which nothing would read; a field may have its name (UserError)."""
+        """Reject a class that defines a member of one of its parts, because nothing would read it (UserError).
+
+        A field may have the name of such a member.
+        """
         super().__init_subclass__()
         for name, part in EVALUATOR_PARTS.items():
             members = {member for member in vars(part) if not member.startswith("_")}
@@ -436,7 +447,7 @@ class Evaluator(Component, ABC):
 
     @property
     def unit(self) -> Unit:
-        """Unit and direction of its scores, and whether they are fractions of 1. An external tool's may be anything."""
+        """Unit and direction of the scores, and whether they are fractions of 1. External tools may use any unit."""
         return POINTS
 
     @property
@@ -452,15 +463,15 @@ class Evaluator(Component, ABC):
     ) -> list[Record]: ...
 
     def for_pool(self, architecture_folder: Path, folders: Mapping[str, Path]) -> Evaluator:
-        """This evaluator with what its settings leave to the candidates' files.
+        """A copy of this evaluator, in which settings that were left open are read from the candidates' files.
 
         Raises:
-            UserError: the files disagree, or cannot be read.
+            UserError: the files disagree or cannot be read.
         """
         return self
 
     def for_recipe(self, recipe: Recipe) -> Evaluator:
-        """This evaluator with its settings for one model. Its fingerprint keys that model's answers in the store."""
+        """A copy of this evaluator with its settings for one model, whose answers the store keys by its fingerprint."""
         return self
 
     @property
@@ -481,11 +492,11 @@ class Evaluator(Component, ABC):
 
 
 class Tracker(Component, ABC):
-    """Sends a run's results elsewhere. A tracker that fails warns; it never stops the run."""
+    """Sends the results of a run elsewhere. If a tracker fails, there is a warning, and the run continues."""
 
     @property
     def hint(self) -> str:
-        """Command that sends or shows what was recorded, for the end of the run; empty where there is none."""
+        """Command that uploads or shows what was recorded, to print at the end of the run; empty for none."""
         return ""
 
     @abstractmethod
@@ -497,27 +508,29 @@ class Tracker(Component, ABC):
     def finish(
         self, report: Mapping[str, Json] | None, run_dir: Path, soup: Path | None = None
     ) -> None:
-        """End of the run; `report` is the content of report.json, None without one, and `soup` the folder of the
-        winner, where one was written."""
+        """End of the run. `report` is the content of report.json, and `soup` the folder of the winner.
+
+        Each is None if the run did not write it.
+        """
         return None
 
     def summarise(self, jobs: Sequence[Mapping[str, Json]], run_dir: Path) -> None:
-        """Follow the end of a multirun: its jobs, once."""
+        """Called once at the end of a multirun, with its jobs."""
         return None
 
 
 class Workers(ABC):
-    """Pool and evaluators, in this process or in others, which make soups and evaluate them.
+    """Pool and evaluators that make soups and evaluate them, in this process or in others.
 
-    Up to `slots` requests are worth sending at once.
+    It is not worth sending more than `slots` requests at once.
     """
 
     lost: int = 0
-    """Workers that died during the run and were replaced."""
+    """Number of workers that died during the run and were replaced."""
 
     @property
     def fingerprints(self) -> Mapping[str, str]:
-        """{name of a benchmark: fingerprint of its evaluator}, as this process sees it."""
+        """{benchmark: fingerprint of its evaluator}, as computed in this process."""
         return {}
 
     @property
@@ -526,10 +539,10 @@ class Workers(ABC):
 
     @abstractmethod
     def put(self, request: Request) -> Response | None:
-        """Send a request. A worker in this process answers at once, the others when `take` returns."""
+        """Send a request. A worker in this process returns the response; `take` returns those of the others."""
 
     def take(self) -> tuple[Request, Response]:
-        """Wait for one of the requests that were sent; what is answered first comes first."""
+        """Wait for the next response to one of the requests that were sent, whichever is ready first."""
         raise LookupError("no request is open")
 
     def close(self) -> None:
@@ -537,13 +550,13 @@ class Workers(ABC):
 
 
 class Executor(Component, ABC):
-    """Settings of where soups are made and evaluated. The driver alone writes to the store, whatever the choice.
+    """Where soups are made and evaluated. In any case, only the driver writes to the store.
 
-    Unless it `evaluates_here`, on machines of the run, this machine does not need what evaluators need.
+    Unless it `evaluates_here`, this machine does not need what the evaluators need.
     """
 
     evaluates_here: bool = True
 
     @abstractmethod
     def start(self, here: Workers, elsewhere: Callable[[], Workers]) -> Workers:
-        """The worker `here`, or workers in other processes, each of which calls `elsewhere` once."""
+        """Return `here`, the workers of this process, or start others, each of which calls `elsewhere` once."""

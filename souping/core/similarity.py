@@ -14,13 +14,13 @@ class ModelSimilarity:
     """A model's weights beside the mean of the other models', in sampled blocks."""
 
     cosine: float | None
-    """cosine of its weights to the mean of the other candidates' weights"""
+    """cosine of its weights to the mean of the other candidates' weights; null for adapters, which share their base"""
     distance: float | None
-    """distance of its weights to that mean, over the length of the mean"""
+    """distance of its weights to that mean, over the length of the mean; null for adapters"""
     task_cosine: float | None = None
-    """with `merge.base`, the same cosine of task vectors (weights minus those of the base)"""
+    """with `merge.base`, the same cosine of task vectors (weights minus the base's); for adapters, of scaling * B A"""
     task_distance: float | None = None
-    """with `merge.base`, the same distance of task vectors"""
+    """the same distance of task vectors"""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,11 +30,11 @@ class PoolSimilarity:
     models: Mapping[str, ModelSimilarity]
     """{candidate: its weights beside the mean of the others'}"""
     groups: tuple[Names, ...]
-    """candidates (and `merge.base`) whose weights are related; several groups are a warning"""
+    """candidates (and `merge.base`) whose weights are related; several groups are a warning; none for adapters"""
     lowest: float | None
-    """lowest cosine of two of them"""
+    """lowest cosine of two of them; null for adapters"""
     blocks: int
-    """blocks of up to 1,024 weights that were compared"""
+    """blocks of up to 1,024 weights, or of rows of an adapter's update, that were compared"""
 
     @property
     def warning(self) -> str | None:

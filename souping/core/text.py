@@ -1,4 +1,4 @@
-"""Texts for people: names safe to print, lists of them, near misses."""
+"""Texts for people: names safe to print, lists of them, near misses, sizes."""
 
 from __future__ import annotations
 
@@ -56,6 +56,39 @@ def signed(figure: str) -> str:
 def confidence(level: float | None) -> str:
     """The level of an interval: `95 %`, or what the look at the items makes of it: `99.17 %`."""
     return f"{100 * (0.95 if level is None else level):.4g} %"
+
+
+BYTE_UNITS = {
+    "": 1,
+    "KB": 10**3,
+    "MB": 10**6,
+    "GB": 10**9,
+    "TB": 10**12,
+    "KIB": 2**10,
+    "MIB": 2**20,
+    "GIB": 2**30,
+}
+
+
+def human(nbytes: int) -> str:
+    """Bytes in the decimal unit that reads best."""
+    for unit, size in (("GB", 10**9), ("MB", 10**6), ("kB", 10**3)):
+        if nbytes >= size:
+            return f"{nbytes / size:.2f} {unit}"
+    return f"{nbytes} B"
+
+
+def parse_size(size: int | str, key: str) -> int:
+    """Bytes in a size such as 5GB, 500MB or 1GiB; a bare number is bytes (UserError: it is not a size, at `key`)."""
+    match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([KMGT]?i?B?)\s*", str(size), re.IGNORECASE)
+    if match:
+        unit = match.group(2).upper()
+        unit_bytes = BYTE_UNITS.get(unit) or BYTE_UNITS.get(f"{unit}B", 0)
+        nbytes = float(match.group(1)) * unit_bytes
+        part_of_a_byte = unit == "" and nbytes % 1
+        if 1 <= nbytes < 1 << 62 and not part_of_a_byte:
+            return int(nbytes)
+    raise UserError(f"{key}={size} must be a positive size such as 5GB or 500MB")
 
 
 def nearest(name: str, options: Iterable[str]) -> str:

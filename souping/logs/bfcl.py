@@ -1,4 +1,4 @@
-"""BFCL without bfcl-eval: its logs, what its items share, and its overall accuracy.
+"""Logs of BFCL, read without bfcl-eval.
 
 A log is a project folder with `result/` and `score/`. Score files hold a line of totals and one line per failure; the
 items that were solved are in the result files alone. So function documents are known of failed items only. That is
@@ -9,14 +9,13 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from souping.core.fields import pick
 from souping.core.files import regular
 from souping.core.text import shown
 from souping.core.types import Json, Names, UserError
+from souping.logs.bfcl_items import shared_content
 from souping.logs.records import (
     Log,
     LoggedAnswer,
@@ -26,8 +25,6 @@ from souping.logs.records import (
     metrics_of,
     pick_model,
 )
-
-# ---------------------------------------------------------------- logs
 
 RESULT_FILE = re.compile(r"BFCL_(v\d+)_(.+)_result\.json")
 VERSION = "BFCL version"
@@ -135,117 +132,3 @@ def counts(value: Json) -> list[float]:
         for inner in value:
             flat.extend(counts(inner))
     return flat
-
-
-# ---------------------------------------------------------------- files
-
-NON_LIVE = {
-    "simple_python": 400, "simple_java": 100, "simple_javascript": 50, "multiple": 200, "parallel": 200,
-    "parallel_multiple": 200, "irrelevance": 240,
-}  # fmt: skip
-LIVE_ITEMS = {
-    "live_simple": 258, "live_multiple": 1053, "live_parallel": 16, "live_parallel_multiple": 24,
-    "live_irrelevance": 884, "live_relevance": 16,
-}  # fmt: skip
-"""Items of each file, as bfcl-eval 2026.3.23 has them. BFCL's live accuracy is over items, not over files."""
-MULTI_TURN = (
-    "multi_turn_base",
-    "multi_turn_miss_func",
-    "multi_turn_miss_param",
-    "multi_turn_long_context",
-)
-WEB_SEARCH = ("web_search_base", "web_search_no_snippet")
-MEMORY = ("memory_kv", "memory_vector", "memory_rec_sum")
-SINGLE_TURN = (*NON_LIVE, *LIVE_ITEMS)
-FILE_ITEMS: Mapping[str, int] = {**NON_LIVE, **LIVE_ITEMS, **dict.fromkeys(MULTI_TURN, 200)}
-"""Items of the 17 files, 4,441 together."""
-
-# ---------------------------------------------------------------- what items share
-
-VARIANT = re.compile(r"(multi_turn|web_search|memory)_(?:\w+?_)?(\d.*)")
-"""The id of an item that several files have in a variant: its family and its number."""
-
-
-def shared_content(item: str, entry: Mapping[str, Any]) -> Iterator[str]:
-    """What an item has that others may have too, as texts. Items that share one belong to one group.
-
-    `entry` is the item in BFCL's data. Logs have it of failed items alone, and it may be empty.
-    """
-    variant = VARIANT.fullmatch(item)
-    if variant is None:
-        docs = entry.get("function") or []
-        for doc in docs if isinstance(docs, list) else [docs]:
-            yield f"function {json.dumps(doc, sort_keys=True)}"
-        return
-    # One number is one scenario in all files of a family.
-    yield f"story {variant[1]} {variant[2]}"
-    if "initial_config" in entry:
-        yield f"state {json.dumps(entry['initial_config'], sort_keys=True)}"
-    turns = entry.get("question")
-    if isinstance(turns, list) and turns:
-        yield f"question {json.dumps(turns[0], sort_keys=True)}"
-
-
-# ---------------------------------------------------------------- overall accuracy
-
-Node = str | tuple[tuple[float, "Node"], ...]
-"""A category, or parts with their weights: a node's value is the weighted mean of its parts."""
-VERSIONS = ("v2", "v3", "v4")
-
-
-def _mean(*parts: Node) -> Node:
-    return tuple((1.0, part) for part in parts)
-
-
-LIVE_CALLS = ("live_simple", "live_multiple", "live_parallel", "live_parallel_multiple")
-_SIMPLE = _mean("simple_python", "simple_java", "simple_javascript")
-_CALLS: tuple[Node, ...] = (_SIMPLE, "multiple", "parallel", "parallel_multiple")
-
-
-def overall(version: str = "v3", sizes: Mapping[str, float] = LIVE_ITEMS) -> Node:
-    """BFCL's overall accuracy as this version has it; `sizes` are the items of the live categories.
-
-    From v4 on, abstention is a part of its own, beside memory and web search.
-
-    Raises:
-        UserError: the formula of this version is not known.
-    """
-    pick(version, VERSIONS, "average=bfcl: version of BFCL")
-    live = {name: float(sizes.get(name, size)) for name, size in LIVE_ITEMS.items()}
-    multi_turn = _mean(*MULTI_TURN)
-    if version != "v4":
-        live_items = tuple((size, name) for name, size in live.items())
-        return _mean(_mean(*_CALLS, "irrelevance"), live_items, multi_turn)
-    live_calls = tuple((live[name], name) for name in LIVE_CALLS)
-    return (
-        (10.0, _mean(*_CALLS)),
-        (10.0, live_calls),
-        (10.0, _mean("irrelevance", "live_irrelevance")),
-        (30.0, multi_turn),
-        (40.0, _mean(_mean(*WEB_SEARCH), _mean(*MEMORY))),
-    )
-
-
-def categories_of(node: Node) -> Iterator[str]:
-    """The categories of a node, in its order."""
-    if isinstance(node, str):
-        yield node
-        return
-    for _, part in node:
-        yield from categories_of(part)
-
-
-def shares_of(node: Node, present: Collection[str]) -> dict[str, float]:
-    """{category: coefficient} of a node over the categories that are present; empty if none is.
-
-    The weight of absent ones goes to their siblings.
-    """
-    if isinstance(node, str):
-        return {node: 1.0} if node in present else {}
-    parts = [(weight, shares_of(child, present)) for weight, child in node]
-    total = sum(weight for weight, shares in parts if shares)
-    coefficients = dict[str, float]()
-    for weight, shares in parts:
-        for name, share in shares.items():
-            coefficients[name] = weight / total * share
-    return coefficients

@@ -43,8 +43,11 @@ class SoupPlan(ABC):
     def describe(self) -> str:
         """The plan in a few lines, for people."""
 
-    def save(self, path: Path) -> Path | None:
-        """The plan as a file that a soup can be made from; None where plans of this kind are not saved."""
+    def save(self, path: Path, similarity: PoolSimilarity | None = None) -> Path | None:
+        """The plan as a file that a soup can be made from, with the candidates' similarity (`weights`) if it is known.
+
+        None if plans of this kind are not saved.
+        """
         return None
 
 

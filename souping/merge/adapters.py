@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
+
+import numpy as np
 
 from souping.checkpoints.checkpoint import Checkpoint
 from souping.checkpoints.compatibility import (
@@ -22,8 +24,9 @@ from souping.checkpoints.header import FLOATS, TORCH_NAMES, Tensor, inside, smal
 from souping.checkpoints.lora import ADAPTER_WEIGHTS, CONFIG, Adapter, FactorPair
 from souping.core.files import expanded, folder_at
 from souping.core.folders import staged
+from souping.core.similarity import PoolSimilarity
 from souping.core.text import shown
-from souping.core.types import Folders, Names, Recipe, TokenIds, UserError
+from souping.core.types import FloatArray, Folders, Names, Recipe, TokenIds, UserError
 from souping.merge import (
     CandidatePool,
     Extra,
@@ -37,6 +40,7 @@ from souping.merge.alignment import Alignment
 from souping.merge.kernels import torch_dtype
 from souping.merge.live import LiveModule
 from souping.merge.plan import base_name, carried
+from souping.merge.similarity import FEWEST_BLOCKS, update_similarity
 from souping.merge.soup_files import (
     RECIPE,
     companion_files,
@@ -50,6 +54,8 @@ if TYPE_CHECKING:
 
 CONV1D = {"gpt2", "openai-gpt", "imagegpt", "decision_transformer"}
 """Model types whose linear layers are stored [in, out] (transformers' Conv1D)."""
+UPDATE_ROWS = 8
+"""Rows in the middle of an adapter's B that are compared in a module, at most."""
 
 
 @dataclass(frozen=True)
@@ -125,6 +131,29 @@ class AdapterPool(CandidatePool):
     def architecture_folder(self) -> Path:
         """The base model."""
         return self.base.folder
+
+    def similarity(self, names: Names) -> PoolSimilarity | None:
+        return update_similarity(names, self._updates(names))
+
+    def _updates(self, names: Names) -> Iterator[FloatArray]:
+        """Blocks [M, elements] of scaling * B A, in modules that all of them adapt.
+
+        Factors alone do not compare: (B R) (R^-1 A) is the same update.
+        """
+        parts = {name: self.adapters[name].parts for name in names}
+        modules = sorted(set.intersection(*map(set, parts.values())))
+        # A merge refuses what is not finite.
+        reader = factors.TensorReader(self._opened)
+        count = min(FEWEST_BLOCKS, len(modules))
+        for number in range(count):
+            module = modules[number * len(modules) // count]
+            updates = []
+            for name in names:
+                pair = parts[name][module]
+                middle = pair.b.shape[0] // 2
+                b = reader.rows(name, pair.b, middle, min(UPDATE_ROWS, middle))
+                updates.append((pair.scaling * b @ reader.rows(name, pair.a)).ravel())
+            yield np.stack(updates, dtype=np.float64)
 
     def check_tokenizers(self, texts: Sequence[str] = ()) -> None:
         for name, adapter in self.adapters.items():

@@ -19,7 +19,7 @@ from souping.checkpoints.compatibility import AlignedTensor, align
 from souping.checkpoints.folder import SINGLE
 from souping.checkpoints.header import BITS, FLOATS, TORCH_NAMES, widest
 from souping.core.fields import check_weights
-from souping.core.text import listed
+from souping.core.text import listed, parse_size
 from souping.core.types import Recipe, UserError, Weights
 from souping.merge.kernels import check_method, get_method
 from souping.merge.plan import (
@@ -30,7 +30,6 @@ from souping.merge.plan import (
     PlannedTensor,
     Source,
     base_name,
-    parse_size,
 )
 
 DEFAULT_SHARD = 5_000_000_000
@@ -69,7 +68,8 @@ class Alignment:
         Raises:
             UserError: the ingredients do not fit each other, the method or its settings.
         """
-        return self.weighted_layout(recipe).plan(parse_size(max_shard_size), nonfinite, carry)
+        shard_bytes = parse_size(max_shard_size, "merge.max_shard_size")
+        return self.weighted_layout(recipe).plan(shard_bytes, nonfinite, carry)
 
     def weighted_layout(self, recipe: Recipe) -> WeightedLayout:
         """The recipe's weights on the layout of its ingredients. Raises UserError as `plan`."""

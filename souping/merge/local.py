@@ -26,7 +26,7 @@ from souping.checkpoints.layouts import common, rules_of
 from souping.checkpoints.lora import is_adapter
 from souping.core.fields import Precision, component, pick
 from souping.core.similarity import PoolSimilarity
-from souping.core.text import is_user_code, listed
+from souping.core.text import is_user_code, listed, parse_size
 from souping.core.types import (
     Folders,
     Json,
@@ -51,7 +51,7 @@ from souping.merge import (
 )
 from souping.merge.alignment import Alignment, Layout, check_overrides, fitted
 from souping.merge.kernels import get_method
-from souping.merge.plan import MergePlan, carried, parse_size
+from souping.merge.plan import MergePlan, carried
 from souping.merge.similarity import pool_similarity
 
 if TYPE_CHECKING:
@@ -162,7 +162,7 @@ class LocalMerge(ModelMerge[MergePlan]):
 
     def __post_init__(self) -> None:
         method = get_method(self.method)
-        parse_size(self.max_shard_size)
+        parse_size(self.max_shard_size, "merge.max_shard_size")
         if not method.base and self.scale != 1:
             raise UserError(
                 f"merge.scale={self.scale} needs a method with a base, as merge.method=task_arithmetic"

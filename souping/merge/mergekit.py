@@ -22,6 +22,8 @@ from souping.checkpoints.folder import Like, side_files
 from souping.checkpoints.header import TORCH_NAMES, inside, small
 from souping.core.fields import Name, Precision, Seed, component
 from souping.core.folders import staged, write_files
+from souping.core.reading import to_json
+from souping.core.similarity import PoolSimilarity
 from souping.core.text import missing
 from souping.core.types import (
     Folders,
@@ -65,8 +67,10 @@ class MergekitPlan(SoupPlan):
     def describe(self) -> str:
         return f"{self.recipe.method} soup {self.recipe.id} by mergekit:\n{self.yaml.rstrip()}"
 
-    def save(self, path: Path) -> Path:
-        table = {"recipe": self.recipe.as_dict(), "yaml": self.yaml}
+    def save(self, path: Path, similarity: PoolSimilarity | None = None) -> Path:
+        table: dict[str, Json] = {"recipe": self.recipe.as_dict(), "yaml": self.yaml}
+        if similarity is not None:
+            table["weights"] = to_json(similarity)
         path.write_text(json.dumps(table, indent=2) + "\n", encoding="utf-8")
         return path
 

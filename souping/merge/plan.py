@@ -19,7 +19,6 @@ A saved plan holds the recipe, the folders and the sizes of their files; `stored
 from __future__ import annotations
 
 import json
-import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -30,23 +29,15 @@ from annotated_types import Interval
 from souping.checkpoints.checkpoint import Checkpoint
 from souping.checkpoints.folder import INDEX, SINGLE
 from souping.checkpoints.header import header_bytes, size_of
-from souping.core.text import safe
-from souping.core.types import Names, Recipe, UserError, frozen
+from souping.core.reading import to_json
+from souping.core.similarity import PoolSimilarity
+from souping.core.text import human, safe
+from souping.core.types import Json, Names, Recipe, frozen
 from souping.merge import Format, Nonfinite, SoupPlan
 
 HUGE = 1e30  # no weight is larger; fp32 holds its products
 MOST_INGREDIENTS = 1000
 """Ingredients of one soup at most."""
-UNITS = {
-    "": 1,
-    "KB": 10**3,
-    "MB": 10**6,
-    "GB": 10**9,
-    "TB": 10**12,
-    "KIB": 2**10,
-    "MIB": 2**20,
-    "GIB": 2**30,
-}
 Operation = Literal["mix", "linear", "copy", "same"]
 
 
@@ -63,6 +54,12 @@ class PlanFile(TypedDict):
     format: Format
     max_shard_size: Annotated[int, Interval(ge=1, lt=2**62)]
     nonfinite: Nonfinite
+
+
+class PlanContent(PlanFile, total=False):
+    """Saved plan with what a merge is not made from: `weights`, how similar those of the candidates are."""
+
+    weights: Json
 
 
 @dataclass(frozen=True)
@@ -204,9 +201,9 @@ class MergePlan(SoupPlan):
             f"{len(self.tensors)} tensors, {self.dtype}, reads {read}, writes {written} to {place}"
         )
 
-    def save(self, path: Path) -> Path:
+    def save(self, path: Path, similarity: PoolSimilarity | None = None) -> Path:
         checkpoints = [ingredient.checkpoint for ingredient in self.ingredients]
-        table: PlanFile = {
+        table: PlanContent = {
             "version": 1,
             "recipe": self.recipe.as_dict(),
             "folders": {ingredient.name: ingredient.folder for ingredient in self.ingredients},
@@ -218,6 +215,8 @@ class MergePlan(SoupPlan):
             "max_shard_size": self.max_shard_size,
             "nonfinite": "warn" if self.nonfinite == "warn" else "error",
         }
+        if similarity is not None:
+            table["weights"] = to_json(similarity)
         path.write_text(json.dumps(table, indent=2) + "\n", encoding="utf-8")
         return path
 
@@ -246,24 +245,3 @@ def base_name(names: Iterable[str]) -> str:
     while name in taken:
         name += " model"
     return name
-
-
-def human(nbytes: int) -> str:
-    """Bytes in the decimal unit that reads best."""
-    for unit, size in (("GB", 10**9), ("MB", 10**6), ("kB", 10**3)):
-        if nbytes >= size:
-            return f"{nbytes / size:.2f} {unit}"
-    return f"{nbytes} B"
-
-
-def parse_size(size: int | str) -> int:
-    """Bytes in a size such as 5GB, 500MB or 1GiB; a bare number is bytes."""
-    match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([KMGT]?i?B?)\s*", str(size), re.IGNORECASE)
-    if match:
-        unit = match.group(2).upper()
-        unit_bytes = UNITS.get(unit) or UNITS.get(f"{unit}B", 0)
-        nbytes = float(match.group(1)) * unit_bytes
-        part_of_a_byte = unit == "" and nbytes % 1
-        if 1 <= nbytes < 1 << 62 and not part_of_a_byte:
-            return int(nbytes)
-    raise UserError(f"merge.max_shard_size={size} must be a positive size such as 5GB or 500MB")

@@ -28,7 +28,7 @@ from souping.core.fields import pick
 from souping.core.files import disk_space
 from souping.core.protocols import Hosting, ModelHost
 from souping.core.system import SHARED_MEMORY, cores
-from souping.core.text import named, shown
+from souping.core.text import human, named, shown
 from souping.core.types import (
     CONSTANT,
     FOLDS,
@@ -44,11 +44,11 @@ from souping.core.types import (
 )
 from souping.core.unit import POINTS, Unit
 from souping.evaluate.benchmark import Folds, check_slices, limit_folds, shares_of, split_folds
-from souping.merge.plan import human
 from souping.pipeline.merge_only import check_kept
 from souping.pipeline.models import OpenPool
 from souping.pipeline.serving import scratch_place
 from souping.pipeline.settings import MergeSettings, RunSettings
+from souping.pipeline.state import MIXED_ROWS
 from souping.report.format import in_words
 from souping.search.loop import check_budget
 from souping.selection import check_drop
@@ -95,6 +95,8 @@ def _checks(
     for _, items in evaluators[1:]:
         yield partial(check_texts, items)
     yield partial(_check_source, settings)
+    if settings.stop_after != "select":
+        yield partial(_check_names, names)
     yield partial(_check_expected, settings, names, categories)
     if categories:
         yield partial(_check_objective, settings, categories)
@@ -143,6 +145,16 @@ def check_texts(items: Sequence[Item]) -> None:
             raise UserError(
                 f"item {shown(item.id)} contains an unpaired surrogate ({half}): remove it"
             ) from None
+
+
+def _check_names(names: Sequence[str]) -> None:
+    """Refuse candidates with the name of a mixed model's row, whose scores and answers would replace theirs."""
+    for name in names:
+        if name in MIXED_ROWS:
+            raise UserError(
+                f"pool.candidates: {name} is the name of a row of the report: rename the candidate with "
+                "{name: NAME, path: PATH}"
+            )
 
 
 def _check_objective(settings: RunSettings, categories: Sequence[str]) -> None:
@@ -267,6 +279,12 @@ def run_notes(settings: RunSettings, pool: OpenPool | None, folds: Folds | None)
         notes += folds.notes
         notes += settings.objective.notes(list(dict.fromkeys(item.category for item in items)))
     if pool is not None:
+        base = settings.merge.base
+        if base and "shapley" in settings.analyses and not settings.base_candidate(pool.candidates):
+            notes.append(
+                f"shapley: merge.base={base} is not a candidate and is not evaluated: values are relative to the mean "
+                "of the players alone; for values relative to the base, add it to pool.candidates"
+            )
         notes += settings.evaluator.prompts.pool_notes(pool.folders)
         folder = pool.merge_pool.tokenizer_folder(pool.recipe({pool.names[0]: 1.0}))
         notes += settings.evaluator.prompts.prompt_notes(folder, items)

@@ -24,6 +24,7 @@ from souping.core.fields import Form, load, pick, text_of
 from souping.core.files import nearby, write_atomically
 from souping.core.folders import hold_folder
 from souping.core.reading import read
+from souping.core.similarity import PoolSimilarity
 from souping.core.text import safe, shown
 from souping.core.types import (
     Candidate,
@@ -70,9 +71,11 @@ def merge(settings: MergeSettings) -> Path | None:
         for note in dict.fromkeys(notes):
             say(f"note: {note}")
         recipe = pool.recipe(_only_weights(settings, pool.names))
+        if settings.plan:
+            _show_plan(settings, pool.merge_pool, recipe, pool.folders, pool.base, pool.similarity)
+            return None
         if not pool.late:
-            text = _card(settings, recipe)
-            return _write(settings, pool.merge_pool, recipe, pool.folders, pool.base, text)
+            return _write(settings, pool.merge_pool, recipe, _card(settings, recipe))
         with Throughput("soup") as progress:
             soup, notes = pool.write_late(
                 recipe, settings.out, lambda known: {CARD: _card(settings, known)}, progress
@@ -138,7 +141,11 @@ def rebuild(settings: MergeSettings, path: Path) -> Path | None:
         old_card = path.with_name(CARD)
         text = text_of(old_card) if old_card.is_file() else None
         with closing(backend.open(folders, hashes, like)) as pool:
-            return _write(settings, pool, recipe, folders, backend.base, text)
+            if settings.plan:
+                similarity = pool.similarity(tuple(folders))
+                _show_plan(settings, pool, recipe, folders, backend.base, similarity)
+                return None
+            return _write(settings, pool, recipe, text)
 
 
 def _check_method(recipe: Recipe) -> None:
@@ -174,18 +181,11 @@ def _write(
     settings: MergeSettings,
     pool: CandidatePool,
     recipe: Recipe,
-    folders: Folders,
-    base: str | None,
     text: str | None,
-) -> Path | None:
-    """Write the soup with `text` as its card; with `plan=true` print and save its plan instead."""
-    if settings.plan:
-        _show_plan(settings, pool, recipe, folders, base)
-        return None
+) -> Path:
+    """Write the soup with `text` as its card."""
     with Throughput("soup") as progress:
-        extra = {}
-        if text is not None:
-            extra[CARD] = text
+        extra = {} if text is None else {CARD: text}
         return pool.write(recipe, settings.out, progress=progress, extra_files=extra)
 
 
@@ -195,19 +195,19 @@ def _show_plan(
     recipe: Recipe,
     folders: Folders,
     base: str | None,
+    similarity: PoolSimilarity | None,
 ) -> None:
+    """Print and save the plan of a soup, with how similar the weights are."""
     from souping.merge.mergekit import to_yaml
+    from souping.report import tables
     from souping.report.render import show_sheet
-    from souping.report.tables import similarity
 
     plan = pool.plan(recipe)
     print(plan.describe())
-    similar = similarity(pool.similarity(tuple(folders)))
-    if similar is not None:
-        show_sheet([similar])
+    show_sheet(tables.nonempty([tables.similarity(similarity)]))
     for need in (*settings.merge.needs(), *settings.tracker.needs()):
         print(f"missing on this machine: {need.sentence()}")
-    plan.save(settings.run_dir / "plan.json")
+    plan.save(settings.run_dir / "plan.json", similarity)
     # mergekit cannot express every recipe.
     with suppress(UserError):
         places = {name: recipe.sources.get(name, folder) for name, folder in folders.items()}

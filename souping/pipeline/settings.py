@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shlex
 import time
 from collections.abc import Mapping, Sequence
@@ -11,8 +12,6 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from annotated_types import Interval
 
-from souping.analysis.front import resolve_goals
-from souping.analysis.guards import Guard, resolve
 from souping.checkpoints.header import TORCH_NAMES
 from souping.checkpoints.layouts import rules_of
 from souping.checkpoints.pool import CandidateSource
@@ -27,6 +26,7 @@ from souping.report.format import quoted
 
 if TYPE_CHECKING:
     from souping.analysis import Analysis
+    from souping.analysis.guards import Guard
     from souping.pipeline.upload import Target
 
 StopAfter = Literal["select", "search"]
@@ -241,8 +241,13 @@ class RunSettings(MergeSettings):
     def base_candidate(self, candidates: Sequence[Candidate]) -> str | None:
         """The candidate that is `merge.base`, by its name, path or name on the Hub."""
         base = self.merge.base
+        if not base:
+            return None
+        folder = os.path.realpath(os.path.expanduser(base))
         for candidate in candidates:
-            if base and base in (candidate.name, str(candidate.path), candidate.source):
+            # A fetched model has its commit behind its name.
+            is_source = f"{candidate.source}@".startswith(f"{base}@")
+            if is_source or base == candidate.name or folder == os.path.realpath(candidate.path):
                 return candidate.name
         return None
 
@@ -250,6 +255,8 @@ class RunSettings(MergeSettings):
         """The guards (UserError if a name is not a category, group or extra benchmark)."""
         if not self.guard:
             return ()
+        from souping.analysis.guards import resolve
+
         units = {"": self.evaluator.unit}
         for entry in self.also:
             units[entry.name] = (entry.evaluator or self.evaluator).unit
@@ -257,6 +264,8 @@ class RunSettings(MergeSettings):
 
     def goals_on(self, categories: Sequence[str]) -> tuple[Guard, ...]:
         """The goals of `pareto` (UserError if a name is not a category or group)."""
+        from souping.analysis.front import resolve_goals
+
         return resolve_goals(
             self.pareto, self.pick, categories, self.objective.groups, self.evaluator.unit
         )

@@ -39,6 +39,8 @@ ContenderKind = (
     ]
     | RowKind
 )
+MIXED_ROWS = ("soup", "uniform_all", "uniform_selected", "uniform_topk", "scrambled")
+"""Names of the rows of mixed models, which are those of their kinds."""
 SINGLE_KINDS = ("ingredient", "candidate", "best_single", "last")
 
 

@@ -10,13 +10,14 @@ from __future__ import annotations
 import itertools
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 from souping.analysis import RunSoups
 from souping.analysis.alternatives import RoutedAnswers
 from souping.analysis.guards import Guard
 from souping.core.protocols import Evaluator
 from souping.core.types import (
+    Candidate,
     Fold,
     Items,
     ItemScores,
@@ -106,6 +107,13 @@ def _open_benchmark(
     return ExtraBenchmark(name=entry.name, evaluator=evaluator, items=first_items(items, limit))
 
 
+class Candidates(RecipeSource, Protocol):
+    """Pool of a run or of its plan."""
+
+    @property
+    def candidates(self) -> Sequence[Candidate]: ...
+
+
 class Steps:
     """Steps of a run over a pool. `folds` are empty if the items are not available, `extra` is {name: items}.
 
@@ -115,7 +123,7 @@ class Steps:
     def __init__(
         self,
         settings: RunSettings,
-        pool: RecipeSource,
+        pool: Candidates,
         folds: Mapping[Fold, Items],
         extra: Mapping[str, Items],
     ) -> None:
@@ -310,7 +318,7 @@ class Steps:
             ingredients=searched.selected.selection.ingredients,
             soup=searched.winner.recipe,
             recipe=self.pool.recipe,
-            base=self.settings.base_candidate(self.settings.pool.resolve(at_least=0)),
+            base=self.settings.base_candidate(self.pool.candidates),
         )
 
     def analysis_stage(self, name: str, analysis: Analysis, soups: RunSoups) -> Stage:

@@ -10,6 +10,7 @@ from typing import NoReturn
 from souping.analysis.front import CONFIRMED
 from souping.analysis.guards import Guard, plan_guards
 from souping.core.types import (
+    Candidate,
     Items,
     ItemScores,
     Names,
@@ -22,10 +23,10 @@ from souping.core.types import (
 from souping.evaluate.benchmark import slices_of
 from souping.pipeline.evaluation import Evaluation
 from souping.pipeline.state import Contender, Frozen, Reported, Searched, Selected
-from souping.pipeline.steps import SEARCH, Stage, Steps
+from souping.pipeline.steps import SEARCH, Candidates, Stage, Steps
 from souping.plan.content import Plan
 from souping.plan.stages import IntRange, PlannedStage
-from souping.search.loop import RecipeSource, SearchResult, trial_limit
+from souping.search.loop import SearchResult, trial_limit
 
 UNKNOWN_INGREDIENTS = ("?",)
 """Ingredients of a soup that stands for one that is not known yet."""
@@ -41,9 +42,13 @@ def not_stored(*_: object) -> NoReturn:
 
 @frozen
 class NamedPool:
-    """Candidates by name, for a pool that cannot be opened here."""
+    """Candidates as they are configured, for a pool that cannot be opened here."""
 
-    names: Names
+    candidates: tuple[Candidate, ...]
+
+    @property
+    def names(self) -> Names:
+        return tuple(candidate.name for candidate in self.candidates)
 
     def recipe(self, weights: Mapping[str, float]) -> Recipe:
         names = tuple(name for name in self.names if weights.get(name))
@@ -61,7 +66,7 @@ class CountedSteps(Steps):
     def __init__(
         self,
         plan: Plan,
-        pool: RecipeSource,
+        pool: Candidates,
         extra: Mapping[str, Items],
         evaluations: Mapping[str, Evaluation],
         ingredients: Names,

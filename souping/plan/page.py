@@ -5,8 +5,7 @@ from __future__ import annotations
 from itertools import chain
 
 from souping.analysis.guards import planned
-from souping.core.text import DASH
-from souping.merge.plan import human
+from souping.core.text import DASH, human
 from souping.plan.content import Plan, Range, total_range
 from souping.plan.speed import HUB_SPEED, READ_SPEED
 from souping.plan.stages import IntRange, PlannedStage

@@ -23,7 +23,7 @@ from souping.pipeline.execute import check_settings
 from souping.pipeline.models import OpenPool
 from souping.pipeline.settings import RunSettings, items_of
 from souping.pipeline.state import ExtraBenchmark
-from souping.pipeline.steps import extra_benchmarks
+from souping.pipeline.steps import Candidates, extra_benchmarks
 from souping.pipeline.store import IN_MEMORY, Store
 from souping.plan.content import Plan, as_dict
 from souping.plan.counting import CountedSteps, NamedPool, NotStoredError, merged, not_stored
@@ -32,7 +32,6 @@ from souping.plan.speed import Speed, checked_speed, speed
 from souping.plan.stages import PlannedStage
 from souping.report.files import as_json
 from souping.report.render import sheet_markdown, show_sheet
-from souping.search.loop import RecipeSource
 
 
 def make(run: RunSettings) -> Plan:
@@ -55,8 +54,7 @@ class _Planner:
         self.items: Items = ()
         self.extra: tuple[ExtraBenchmark, ...] = ()
         self.opened: OpenPool | None = None
-        names = tuple(candidate.name for candidate in run.pool.resolve())
-        self.pool: RecipeSource = NamedPool(names=names)
+        self.pool: Candidates = NamedPool(candidates=run.pool.resolve())
 
     def plan(self) -> Plan:
         plan = Plan(run=self.run, machine=checks.machine_facts())

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import html
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import wraps
 
-from souping.core.text import DASH, UNSAFE, if_finite, minus, signed
+from souping.core.text import DASH, UNSAFE, if_finite, signed
 from souping.core.types import Json
 
 ROW_KINDS: Mapping[str, str] = {
@@ -27,6 +28,19 @@ ROW_KINDS: Mapping[str, str] = {
 """The kinds of a row in the order they are shown, with their labels."""
 
 
+def dashed(show: Callable[[float], str]) -> Callable[[float | None], str]:
+    """The function, with a dash for a number that is not known or not finite."""
+
+    @wraps(show)
+    def show_known(value: float | None) -> str:
+        value = if_finite(value)
+        if value is None:
+            return DASH
+        return show(value)
+
+    return show_known
+
+
 def percent(value: float | None, digits: int = 1) -> str:
     """0.7812 -> `78.1`"""
     value = if_finite(value)
@@ -41,49 +55,36 @@ def verdict(verdict: str) -> str:
     return {"higher": "better", "lower": "worse"}.get(word, word)
 
 
-def rho(value: float | None) -> str:
-    value = if_finite(value)
-    if value is None:
-        return DASH
-    figure = f"{value:.2f}"
-    return "0.00" if figure == "-0.00" else minus(figure)
+@dashed
+def rho(value: float) -> str:
+    return signed(f"{value:.2f}")
 
 
-def p_value(value: float | None) -> str:
-    value = if_finite(value)
-    if value is None:
-        return DASH
+@dashed
+def p_value(value: float) -> str:
     if value < 0.001:
         return "< 0.001"
     return f"{value:.3f}"
 
 
-def four_digits(value: float | None) -> str:
-    value = if_finite(value)
-    if value is None:
-        return DASH
+@dashed
+def four_digits(value: float) -> str:
     return f"{value:.4g}"
 
 
-def share(value: float | None) -> str:
+@dashed
+def share(value: float) -> str:
     """A share of bootstrap draws, as whole percent."""
-    value = if_finite(value)
-    if value is None:
-        return DASH
     return f"{100 * value:.0f} %"
 
 
-def count(value: float | None) -> str:
-    value = if_finite(value)
-    if value is None:
-        return DASH
+@dashed
+def count(value: float) -> str:
     return f"{value:,.0f}"
 
 
-def seconds(value: float | None) -> str:
-    value = if_finite(value)
-    if value is None:
-        return DASH
+@dashed
+def seconds(value: float) -> str:
     if value < 90:
         return f"{value:.1f} s"
     minutes, remainder = divmod(round(value), 60)

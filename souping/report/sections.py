@@ -6,7 +6,6 @@ import math
 import re
 from collections.abc import Iterator, Mapping, Sequence
 
-from souping.analysis.sign_flip import ALPHA
 from souping.core.types import FOLDS
 from souping.core.unit import Unit
 from souping.report import tables, trajectory
@@ -222,6 +221,9 @@ def _router(report: Report) -> list[str]:
     measured = report.verdict is not None and report.verdict.claim != "not_measured"
     if pair is None or not price or not measured or report.limit:
         return []
+    # A soup's card is without rows: it needs no statistics.
+    from souping.analysis.sign_flip import ALPHA
+
     if pair.p_holm is None or pair.p_holm >= ALPHA:
         return []
     comparison = "worse" if unit.gain(pair.difference) > 0 else "better"

@@ -338,6 +338,10 @@ def similarity(pool: PoolSimilarity | None) -> Section | None:
         lines.append("The weights of all candidates are related.")
     elif pool.groups:
         lines.append(f"The candidates fall into {len(pool.groups)} groups of related weights.")
+    else:
+        lines.append(
+            "Adapters share the weights of their base. Their task vectors are what they add to it."
+        )
     return Section("How similar the weights are", tuple(lines), grids=(grid(header, rows),))
 
 

@@ -14,6 +14,7 @@ from souping.checkpoints import ranges, remote
 from souping.checkpoints.checkpoint import Checkpoint
 from souping.checkpoints.fingerprints import fingerprint
 from souping.core.types import UserError
+from souping.merge import similarity
 from tests.checkpoints.test_fp8 import DATA as FP8
 from tests.conftest import ROOT, Cli
 from tests.support.checkpoints import family
@@ -135,3 +136,33 @@ def test_what_cannot_be_read_is_named(bucket: Any, tmp_path: Path, name: str) ->
     urls = put(bucket, {"bin": tmp_path / "bin"})
     with pytest.raises(UserError, match=f"s3://soups/{name}"):
         remote.folder_of(urls.get(name, "s3://soups/nothing"))
+
+
+@pytest.mark.parametrize(("source", "requests"), [("m0", 1), ("fp8", 4)])
+def test_weights_in_a_bucket_are_compared_by_a_few_bytes(
+    bucket: Any,
+    pool: dict[str, Path],
+    monkeypatch: pytest.MonkeyPatch,
+    source: str,
+    requests: int,
+) -> None:
+    """A block is a request; one of an FP8 weight also needs its scales."""
+    folders = {"a": pool[source], "b": Path(shutil.copytree(pool[source], pool["m0"] / "../b"))}
+    fetched = list[int]()
+    fetch = ranges.Pointer.fetch
+
+    def counted(remote: ranges.Pointer, start: int, end: int) -> bytes:
+        fetched.append(end - start)
+        return fetch(remote, start, end)
+
+    models = {
+        name: Checkpoint.open(remote.folder_of(url)) for name, url in put(bucket, folders).items()
+    }
+    monkeypatch.setattr(ranges.Pointer, "fetch", counted)
+    monkeypatch.setattr(similarity, "MOST_BLOCKS", similarity.FEWEST_BLOCKS)
+    result = similarity.pool_similarity(models, None)
+    here = {name: Checkpoint.open(folder) for name, folder in folders.items()}
+    assert result == similarity.pool_similarity(here, None)
+    assert result is not None
+    assert max(fetched) <= 4 * similarity.BLOCK
+    assert len(fetched) <= requests * len(models) * similarity.FEWEST_BLOCKS

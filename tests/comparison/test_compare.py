@@ -23,7 +23,7 @@ from rich.console import Console
 import souping as library
 from souping.comparison.result import CompareResult, Flip, RowVerdict, page, sections
 from souping.core.types import UserError
-from souping.logs.bfcl import MULTI_TURN
+from souping.logs.bfcl_items import MULTI_TURN
 from souping.report.render import sheet_markdown, show_sheet
 from souping.report.samples import SAMPLES_FILE
 from tests.conftest import ROOT, Cli

@@ -49,7 +49,6 @@ OPTIONAL = (
     "variance",
     "search",
     "slice",
-    "weights",
     "selection.clusters",
     "recipe.s",
     "folds.left_out",

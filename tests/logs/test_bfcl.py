@@ -11,14 +11,8 @@ import pytest
 
 from souping.core.types import UserError
 from souping.evaluate.benchmark import groups_of
-from souping.logs.bfcl import (
-    FILE_ITEMS,
-    MULTI_TURN,
-    categories_of,
-    overall,
-    shared_content,
-    shares_of,
-)
+from souping.logs.bfcl_average import categories_of, coefficients_of, overall
+from souping.logs.bfcl_items import FILE_ITEMS, MULTI_TURN, shared_content
 from souping.logs.match import Matched, matched
 from souping.logs.sources import read
 from tests.support.bfcl_logs import calls, variants, write_project
@@ -94,7 +88,7 @@ class TestGroups:
 
 class TestOverall:
     def test_version_4_by_hand(self) -> None:
-        shares = shares_of(overall("v4"), set(categories_of(overall("v4"))))
+        shares = coefficients_of(overall("v4"), set(categories_of(overall("v4"))))
         assert sum(shares.values()) == pytest.approx(1)
         assert shares["simple_java"] == pytest.approx(0.1 / 4 / 3)
         assert shares["live_multiple"] == pytest.approx(0.1 * 1053 / 1351)
@@ -104,12 +98,12 @@ class TestOverall:
         assert "live_relevance" not in shares
 
     def test_version_3_is_the_mean_of_three_parts(self) -> None:
-        shares = shares_of(overall("v3"), FILE_ITEMS)
+        shares = coefficients_of(overall("v3"), FILE_ITEMS)
         assert shares["live_relevance"] == pytest.approx(16 / 2251 / 3)
         assert shares["multi_turn_base"] == pytest.approx(1 / 12)
 
     def test_the_weight_of_what_is_absent_goes_to_its_siblings(self) -> None:
-        shares = shares_of(
+        shares = coefficients_of(
             overall("v4"), {"multi_turn_base", "multi_turn_miss_func", "irrelevance"}
         )
         assert shares == pytest.approx(

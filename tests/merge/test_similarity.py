@@ -3,17 +3,22 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Mapping
 from contextlib import closing
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
-from souping.checkpoints.checkpoint import Checkpoint
+from souping.checkpoints.checkpoint import Checkpoint, Checkpoints
+from souping.checkpoints.folder import Like
 from souping.core.reading import read, to_json
 from souping.core.similarity import ModelSimilarity, PoolSimilarity
+from souping.merge import local
 from souping.merge.local import LocalMerge
 from souping.merge.similarity import (
     beside_others,
@@ -21,10 +26,12 @@ from souping.merge.similarity import (
     related,
 )
 from souping.report.tables import similarity
-from tests.conftest import Cli, finished_words, report_of
+from tests.conftest import ROOT, Cli, finished_words, report_of
+from tests.support.adapters import PREFIX, change_config, deltas, save_adapter
 from tests.support.checkpoints import save
 
 Tensors = dict[str, torch.Tensor]
+MODULES = [f"model.layers.{i}.up" for i in range(8)]
 
 
 def drawn(seed: int, layers: int = 8) -> Tensors:
@@ -187,16 +194,126 @@ def test_only_the_named_models_are_compared(tmp_path: Path) -> None:
         assert pool.similarity(("a",)) is None
 
 
-def test_a_merge_warns_and_goes_on(souping: Cli, tmp_path: Path) -> None:
+def test_sharded_checkpoints_are_compared_as_the_folders_they_are() -> None:
+    """DCP by FSDP, files by rank, and DCP by tensor parallelism, whose matrices are cut by columns."""
+    shared = ROOT / "tests" / "data" / "sharded"
+    like = Like(shared / "plain" / "0")
+    seeds = (("plain/0", "fsdp/checkpoint-10"), ("plain/1", "ranks", "tp/step-1", "shards"))
+    models = {name: Checkpoint.open(shared / name, True, like) for names in seeds for name in names}
+    result = pool_similarity(models, None)
+    assert result is not None
+    assert result.groups == seeds
+    for names in seeds:
+        result = pool_similarity({name: models[name] for name in names}, None)
+        assert result is not None
+        assert result.lowest == pytest.approx(1)
+    sharded = pool_similarity({name: models[name] for name in (seeds[0][1], seeds[1][2])}, None)
+    plain = pool_similarity({name: models[name] for name in ("plain/0", "plain/1")}, None)
+    assert sharded
+    assert plain
+    assert [*sharded.models.values()] == [*plain.models.values()]
+
+
+def test_fp8_models_are_compared_by_what_their_weights_stand_for() -> None:
+    """Blocks and rows of one model have other scales, so their bytes differ; the third has another seed."""
+    folders = [ROOT / "tests" / "data" / "fp8" / name for name in ("block-0", "row-0", "tensor-1")]
+    names = [f"model.layers.0.mlp.{part}_proj.weight" for part in ("up", "gate", "down")]
+    models = {}
+    for folder in folders:
+        model = Checkpoint.open(folder)
+        # Other matrices are too small to be in FP8.
+        tensors = {name: model.tensors[name] for name in names}
+        models[folder.name] = replace(model, tensors=tensors)
+    result = pool_similarity(models, None)
+    assert result is not None
+    assert result.groups == (("block-0", "row-0"), ("tensor-1",))
+    pair = pool_similarity({name: models[name] for name in ("block-0", "row-0")}, None)
+    assert pair is not None
+    assert pair.lowest is not None
+    assert 0.99 < pair.lowest < 1
+
+
+@pytest.fixture
+def adapters(tmp_path: Path) -> dict[str, Path]:
+    """One adapter, the same update by other factors, its double, and another one."""
+    modules = [*MODULES, "extra"]
+    base = save(tmp_path / "base", {f"{m}.weight": drawn(0)["layers.0.weight"] for m in modules})
+    a = save_adapter(tmp_path / "a", base, dict.fromkeys(MODULES, 4), 1)
+    turned = shutil.copytree(a, tmp_path / "turned")
+    turn = torch.randn(4, 4, generator=torch.Generator().manual_seed(9)).double()
+    tensors = load_file(a / "adapter_model.safetensors")
+    for module in MODULES:
+        key = f"{PREFIX}{module}.lora_"
+        tensors[f"{key}A.weight"] = (turn.inverse() @ tensors[f"{key}A.weight"].double()).float()
+        tensors[f"{key}B.weight"] = (tensors[f"{key}B.weight"].double() @ turn).float()
+    save_file(tensors, turned / "adapter_model.safetensors", metadata={"format": "pt"})
+    double = Path(shutil.copytree(a, tmp_path / "double"))
+    change_config(double, lora_alpha=16)
+    other = save_adapter(tmp_path / "other", base, {**dict.fromkeys(MODULES, 3), "extra": 2}, 2)
+    return {"a": a, "turned": Path(turned), "double": double, "other": other}
+
+
+def test_adapters_are_compared_by_what_they_add_and_not_by_their_factors(
+    adapters: dict[str, Path],
+) -> None:
+    with closing(LocalMerge().open(adapters)) as pool:
+        turned = pool.similarity(("a", "turned"))
+        double = pool.similarity(("a", "double"))
+        other = pool.similarity(("a", "other"))
+        assert pool.similarity(("a",)) is None
+    assert turned
+    assert double
+    assert other
+    assert turned.models["a"].task_cosine == pytest.approx(1, abs=1e-6)
+    assert turned.models["a"].task_distance == pytest.approx(0, abs=1e-3)
+    assert double.models["a"].task_cosine == pytest.approx(1)
+    assert double.models["a"].task_distance == pytest.approx(0.5)
+    assert other.models["a"].task_cosine == pytest.approx(0, abs=0.2)
+    # Of all rows of all modules.
+    first, second = (deltas(adapters[name])[MODULES[0]].ravel() for name in ("a", "other"))
+    assert abs(float(torch.nn.functional.cosine_similarity(first, second, dim=0))) < 0.2
+    for result in (turned, double, other):
+        assert result.groups == ()
+        assert result.warning is None
+        assert result.models["a"].cosine is None
+        section = similarity(result)
+        assert section is not None
+        assert "Adapters share the weights of their base" in " ".join(section.lines)
+
+
+def test_adapters_without_a_common_module_or_with_infinity_are_not_compared(
+    adapters: dict[str, Path], tmp_path: Path
+) -> None:
+    alone = save_adapter(tmp_path / "alone", tmp_path / "base", {"extra": 2}, 3)
+    tensors = load_file(adapters["double"] / "adapter_model.safetensors")
+    infinite = {name: torch.full_like(tensor, torch.inf) for name, tensor in tensors.items()}
+    save_file(infinite, adapters["double"] / "adapter_model.safetensors", metadata={"format": "pt"})
+    with closing(LocalMerge().open({**adapters, "alone": alone})) as pool:
+        assert pool.similarity(("a", "alone")) is None
+        assert pool.similarity(("a", "double")) is None
+
+
+def test_a_merge_warns_and_goes_on(
+    souping: Cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     folders = [str(save(tmp_path / f"m{seed}", drawn(seed))) for seed in range(2)]
     words = ("+experiment=merge", f"pool.candidates=[{','.join(folders)}]", "optimiser=uniform")
     run = souping(*words, "out=soup").ok()
     assert "unrelated groups" in run.out + run.err
     assert (tmp_path / "soup" / "model.safetensors").is_file()
-    plan = souping(*words, "out=other", "plan=true").ok()
+    results = list[PoolSimilarity | None]()
+
+    def counted(models: Checkpoints, base: Checkpoint | None) -> PoolSimilarity | None:
+        results.append(pool_similarity(models, base))
+        return results[-1]
+
+    monkeypatch.setattr(local, "pool_similarity", counted)
+    plan = souping(*words, "out=other", "plan=true", "hydra.run.dir=planned").ok()
     assert "unrelated groups" in plan.out + plan.err
     assert "cosine" in plan.out
     assert not (tmp_path / "other").exists()
+    saved = json.loads((tmp_path / "planned" / "plan.json").read_text())
+    assert [read(PoolSimilarity, saved["weights"])] == results
 
 
 def test_related_models_are_merged_without_a_warning(souping: Cli, family: Path) -> None:

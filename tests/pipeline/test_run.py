@@ -17,11 +17,16 @@ from collections import Counter
 from collections.abc import Sequence
 from contextlib import closing
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
+from souping.core.types import Candidate
 from souping.evaluate.benchmark import Benchmark, limit_folds, split_folds
+from souping.merge.local import LocalMerge
+from souping.pipeline.settings import RunSettings
+from souping.pipeline.state import MIXED_ROWS
 from tests.conftest import ROOT, Cli, finished_words, make_items, pool_of, report_of
 
 OUTPUTS = ("config.yaml", "selection.json", "trials.csv", "report.json", "report.md", "report.html")
@@ -476,6 +481,56 @@ def test_shapley_is_relative_to_a_candidate_that_is_the_base(
     assert values["baseline"] == "cat"
     total = sum(player["value"] for player in values["levels"][0]["players"])
     assert total == pytest.approx(values["whole"] - values["baseline_score"])
+
+
+def test_a_base_outside_the_pool_is_not_evaluated_for_shapley_and_the_plan_says_so(
+    family: Path, souping: Cli, tmp_path: Path
+) -> None:
+    words = [*pool_of(family, "ant", "bee"), "analysis=[shapley]", "selector=all"]
+    plans = {}
+    for name, base in (("without", None), ("outside", "cat"), ("inside", "bee")):
+        setting = [f"merge.base={family / base}"] if base else []
+        souping(*words, *setting, "plan=true", f"hydra.run.dir={name}").ok()
+        plans[name] = json.loads((tmp_path / name / "plan.json").read_text())
+    notes = {name: [n for n in plan["notes"] if "merge.base" in n] for name, plan in plans.items()}
+    assert [len(notes[name]) for name in plans] == [0, 1, 0]
+    assert "relative to the mean" in notes["outside"][0]
+    assert plans["outside"]["evaluations"] == plans["without"]["evaluations"]
+
+
+def test_a_candidate_is_the_base_by_its_name_its_folder_or_its_name_on_the_hub(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "models").mkdir()
+    (tmp_path / "link").symlink_to("models")
+    here = Candidate(name="here", path=tmp_path / "models")
+    fetched = Candidate(name="hub", path=tmp_path / "cache", source="org/base@abc")
+    for base, name in (
+        ("here", "here"),
+        ("./link", "here"),
+        (str(tmp_path / "models"), "here"),
+        ("org/base", "hub"),
+        ("org/base@abc", "hub"),
+        ("org/bas", None),
+        (None, None),
+    ):
+        settings: Any = SimpleNamespace(merge=LocalMerge(base=base))
+        assert RunSettings.base_candidate(settings, (here, fetched)) == name, base
+
+
+def test_a_candidate_cannot_have_the_name_of_a_mixed_row(
+    finished: Path, family: Path, souping: Cli, tmp_path: Path
+) -> None:
+    names = {row["name"] for row in report_of(finished / "run")["rows"]}
+    mixed = names - {"ant", "bee", "cat", "dog", "router"}
+    assert {"soup", "uniform_all"} <= mixed <= set(MIXED_ROWS)
+    words = [word for word in pool_of(family) if not word.startswith("pool.")]
+    for name in ("soup", "uniform_all"):
+        pool = f"pool.candidates=[{{name: {name}, path: {family / 'ant'}}}, {family / 'bee'}]"
+        souping(*words, pool).refused("pool.candidates", name)
+        assert not list(tmp_path.rglob("selection.json"))
+        souping(*words, pool, "plan=true").refused("pool.candidates", name)
 
 
 def test_shapley_is_planned_then_evaluated_then_kept(

@@ -73,7 +73,7 @@ def steps(stop_after: StopAfter | None) -> NamedSteps:
         optimiser=Adaptive(),
         analyses={"first": analysis, "second": analysis},
     )
-    return NamedSteps(settings, NamedPool(names=NAMES), {}, {})
+    return NamedSteps(settings, NamedPool(candidates=settings.pool.resolve()), {}, {})
 
 
 @pytest.mark.parametrize(

@@ -49,7 +49,8 @@ from souping.evaluate.machine import cut
 from souping.evaluate.servers.choices import Server
 from souping.evaluate.servers.process import Process, ServerError, models_at
 from souping.evaluate.templates import generation_notes
-from souping.logs.bfcl import FAILED, FILE_ITEMS, MULTI_TURN, counts, rows_of
+from souping.logs.bfcl import FAILED, counts, rows_of
+from souping.logs.bfcl_items import FILE_ITEMS, MULTI_TURN
 from souping.logs.records import LogRow
 
 BFCL_EVAL_VERSION = "2026.3.23"

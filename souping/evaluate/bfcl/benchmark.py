@@ -26,15 +26,14 @@ from souping.core.protocols import BenchmarkItems, Objective
 from souping.core.text import listed
 from souping.core.types import FloatArray, Item, Items, Json, JsonObject, Names, UserError, frozen
 from souping.evaluate.benchmark import groups_of
-from souping.logs.bfcl import (
+from souping.logs.bfcl_average import coefficients_of, overall
+from souping.logs.bfcl_items import (
     FILE_ITEMS,
     LIVE_ITEMS,
     MULTI_TURN,
     NON_LIVE,
     SINGLE_TURN,
-    overall,
     shared_content,
-    shares_of,
 )
 
 FILE_LANGUAGES = {"simple_java": "java", "simple_javascript": "javascript"}
@@ -164,7 +163,7 @@ class Bfcl(Objective):
     def coefficients(self, categories: Sequence[str]) -> FloatArray:
         for name in categories:
             pick(name, FILE_ITEMS, "objective=bfcl: category")
-        shares = shares_of(overall(), categories)
+        shares = coefficients_of(overall(), categories)
         return np.array([shares[name] for name in categories])
 
     def notes(self, categories: Sequence[str]) -> list[str]:
