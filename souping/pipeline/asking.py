@@ -15,10 +15,9 @@ from pathlib import Path
 from souping.core.fields import Count, component
 from souping.core.files import disk_space
 from souping.core.protocols import Evaluator, Executor, Workers
-from souping.core.text import named
+from souping.core.text import human, named
 from souping.core.types import ItemScores, Recipe, Request, Response, UserError, digest
 from souping.evaluate.command import ITEMS_FILE, CommandEvaluator
-from souping.merge.plan import human
 from souping.merge.soup_files import RECIPE
 from souping.pipeline.evaluation import Evaluation
 from souping.pipeline.models import OpenPool

@@ -19,7 +19,8 @@ def weights_of(model: Path) -> dict[str, float]:
     """{ingredient: weight} of a recipe, a soup's folder or a candidate's."""
     path = model if model.is_file() else model / "recipe.json"
     if not path.is_file():
-        return {model.resolve().name: 1.0}
+        # A candidate's files, or links to them.
+        return {(model / "config.json").resolve().parent.name: 1.0}
     recipe = json.loads(path.read_text())
     return dict(zip(recipe["ingredients"], recipe["weights"], strict=True))
 
