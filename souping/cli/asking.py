@@ -15,8 +15,7 @@ from souping.core.fields import pick
 from souping.core.files import error_text, expanded
 from souping.core.text import safe
 from souping.core.types import UserError
-from souping.pipeline.open_soups import asked_soups, tell
-from souping.pipeline.search_order import ORDER_FILE, home_of
+from souping.pipeline.open_soups import ORDER_FILE, asked_soups, home_of, tell
 
 HELP = {
     "ask": """Write the next soups of a run that was started with `evaluator=command executor=files`,

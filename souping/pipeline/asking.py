@@ -26,13 +26,13 @@ from souping.pipeline.open_soups import (
     MODEL_FOLDER,
     OUT,
     AskedSoup,
+    SearchOrder,
     answers,
     asked_soup,
     asked_soups,
     free,
     new_soup,
 )
-from souping.pipeline.search_order import SearchOrder
 from souping.pipeline.serving import write_soup
 from souping.pipeline.settings import RunSettings
 from souping.report.progress import Progress

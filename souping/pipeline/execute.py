@@ -107,9 +107,9 @@ def check_settings(settings: MergeSettings) -> None:
 def perform(settings: RunSettings) -> RunOutcome:
     """Take the steps of a run and write what came of them."""
     from souping.pipeline.asking import Waiting
+    from souping.pipeline.open_soups import ORDER_FILE
     from souping.pipeline.run import Run
     from souping.pipeline.samples import write_samples
-    from souping.pipeline.search_order import ORDER_FILE
     from souping.pipeline.state import Frozen
     from souping.pipeline.store import Store
     from souping.report.progress import Progress

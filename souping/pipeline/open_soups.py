@@ -1,19 +1,26 @@
-"""Soups that somebody else evaluates, each a folder `asked/ID` of a run.
+"""Files of a run whose soups somebody else evaluates.
 
-`ask` writes them and `tell` takes their results. Both may be killed at any point, and run on any machine that sees the
-folder: a soup appears with all of its files, and its answers appear at once.
+Each soup is a folder `asked/ID`. `ask` writes them and `tell` takes their results. Both may be killed at any point, and
+run on any machine that sees the folder: a soup appears with all of its files, and its answers appear at once.
+
+`order.jsonl` has the order in which searches requested answers and took them, so that a repeated run takes the same
+path: with several open soups an optimiser's proposals depend on which results it has seen. The first line is the folder
+where the run was started, as seen from its own. Each other line is an event, `[search, "ask" or "tell", request]`.
 """
 
 from __future__ import annotations
 
 import json
+import os
 import shutil
+from collections import deque
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
+from typing import Literal
 
-from souping.core.files import expanded, write_atomically
+from souping.core.files import expanded, nearby, write_atomically
 from souping.core.open_files import lock
 from souping.core.reading import read
 from souping.core.text import listed
@@ -31,6 +38,8 @@ FAILED_JOB = "failed"
 MODEL_FOLDER = "model"
 OUT = "out"
 """Empty folder for the log of an evaluation."""
+ORDER_FILE = "order.jsonl"
+Event = tuple[Literal["ask", "tell"], int]
 RECORD = ("item", "score", "output", "prompt_key", "outcome", "reason")
 """Fields of a record that a log decides."""
 
@@ -139,3 +148,63 @@ def _log_in(source: Path) -> Path:
     if not logs:
         raise UserError(f"{source} has no log yet")
     return logs[0] if len(logs) == 1 else source
+
+
+# ------------------------------------------------------------ the order of searches
+
+
+class SearchOrder:
+    """The events of the file, which one process at a time has. `next` is what the current search did next, None if
+    that is not decided yet."""
+
+    def __init__(self, run_dir: Path) -> None:
+        self._path = run_dir / ORDER_FILE
+        self._file = self._path.open("a+b")
+        lock(self._file.fileno())
+        self._file.seek(0)
+        data = self._file.read()
+        # A killed process may have left half a line.
+        self._file.truncate(data.rfind(b"\n") + 1)
+        lines = data[: data.rfind(b"\n") + 1].splitlines()
+        self.is_new = not lines
+        if self.is_new:
+            self._write(os.path.relpath(os.getcwd(), run_dir.resolve()))
+        self._searches: dict[int, deque[Event]] = {}
+        self._number = 0
+        for line in lines[1:]:
+            search, verb, request = json.loads(line)
+            self._searches.setdefault(search, deque()).append((verb, request))
+
+    def _write(self, line: str | list[str | int]) -> None:
+        self._file.write(json.dumps(line).encode() + b"\n")
+        self._file.flush()
+        os.fsync(self._file.fileno())
+
+    @property
+    def next(self) -> Event | None:
+        events = self._searches.get(self._number)
+        return events[0] if events else None
+
+    def begin_search(self) -> None:
+        self._number += 1
+
+    def take(self, event: Event) -> None:
+        """Follow the file, or write what happens for the first time (UserError if the file has something else)."""
+        if self.next is None:
+            self._write([self._number, *event])
+        elif self.next == event:
+            self._searches[self._number].popleft()
+        else:
+            raise UserError(
+                f"{nearby(self._path)}: this search asks for other soups than before: its items, models or settings "
+                "have changed\nrestore them, or start another run: the answers are in the store"
+            )
+
+    def close(self) -> None:
+        self._file.close()
+
+
+def home_of(run_dir: Path) -> Path:
+    """The folder where a run was started."""
+    with (run_dir / ORDER_FILE).open(encoding="utf-8") as lines:
+        return run_dir.resolve() / str(json.loads(lines.readline()))
