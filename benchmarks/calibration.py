@@ -16,7 +16,7 @@ import io
 import math
 import time
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -27,7 +27,7 @@ from souping.analysis.sign_flip import ALPHA
 from souping.analysis.significance import detectable
 from souping.comparison import estimate
 from souping.comparison.pooled import SCORE, PooledScores, pool
-from souping.comparison.several import JointFlips, best_set, step_down
+from souping.comparison.several import joint_tests
 from souping.logs.match import MatchedMetric
 
 Array = np.ndarray
@@ -171,16 +171,24 @@ def training_runs(rng: Rng) -> PooledScores:
     return pooled(metric("t", scores))
 
 
-def runs_of_models(rng: Rng, runs: tuple[int, int], shift: float = 0.1) -> PooledScores:
-    """Runs that differ by a shift of about 3.5 points and by the noise of single answers."""
+def runs_of_models(
+    rng: Rng, runs: Sequence[int], shift: float = 0.1, ahead: float = 0.0
+) -> PooledScores:
+    """Runs that differ by a shift of about 3.5 points and by the noise of single answers.
+
+    The rate of the first model is higher by `ahead`.
+    """
     from scipy.special import ndtri
 
     hard = rng.standard_normal(300)
     scores = {}
-    for name, number in zip(("a", "b"), runs, strict=True):
+    for name, number in zip("abcde", runs, strict=False):
         mood = np.sqrt(0.5) * (hard + rng.standard_normal(300))
         answers = np.sqrt(0.9) * mood + np.sqrt(0.1) * rng.standard_normal((number, 1, 300))
-        scores[name] = answers + shift * rng.standard_normal((number, 1, 1)) < ndtri(BASE)
+        level = answers + shift * rng.standard_normal((number, 1, 1))
+        # The variance of a level is 1 + shift^2.
+        rate = BASE + ahead * (name == "a")
+        scores[name] = level < ndtri(rate) * (np.sqrt(1 + shift**2) if ahead else 1.0)
     return pooled(metric("t", scores))
 
 
@@ -249,32 +257,57 @@ def families(repetitions: int) -> list[str]:
     """Five models: false claims of any, and how often the best set misses the best; of equal models each is a best."""
     lines = []
     for ahead in (0.0, 0.02):
-        claims = missed = sizes = 0
-        for number in range(repetitions):
-            found = five_models(np.random.default_rng([5, int(1000 * ahead), number]), ahead)
-            flips = JointFlips.of(found, tuple("abcde"), DRAWS, seed=number)
-            inside = best_set(flips, ALPHA)
-            missed, sizes = (
-                missed + (5 - len(inside) if not ahead else 5 * (0 not in inside)),
-                sizes + len(inside),
-            )
-            if not ahead:
-                tests = step_down(flips, ALPHA)
-                shown = (
-                    contrast(found, m, "a", tests=n, seed=number)
-                    for m, n in zip("bcde", tests, strict=True)
-                )
-                claims += any(one.low > 0 for one in shown)
-        family = (
-            f"{100 * claims / repetitions:.2f} % false claims of any `better`; "
-            if not ahead
-            else ""
-        )
-        lines.append(
-            f"- five models, the first {100 * ahead:.0f} points ahead: {family}the best set misses a best model in "
-            f"{20 * missed / repetitions:.2f} % and holds {sizes / repetitions:.1f} models"
-        )
+        world = partial(five_models, ahead=ahead)
+        label = f"five models, the first {100 * ahead:.0f} points ahead"
+        lines.append(family_line(label, world, ahead > 0, [5, int(1000 * ahead)], repetitions))
     return lines
+
+
+def families_of_runs(repetitions: int) -> list[str]:
+    """The same of models with two or three runs each, or of which only some have two."""
+    lines = []
+    for runs in ((2,) * 5, (3,) * 5, (2, 1, 2, 1, 1)):
+        for ahead in (0.0, 0.1):
+            world = partial(runs_of_models, runs=runs, ahead=ahead)
+            numbers = ", ".join(map(str, runs))
+            label = f"five models of {numbers} runs, the first {100 * ahead:.0f} points ahead"
+            seed = [13, *runs, int(1000 * ahead)]
+            lines.append(family_line(label, world, ahead > 0, seed, repetitions))
+    return lines
+
+
+def family_line(
+    label: str,
+    world: Callable[[Rng], PooledScores],
+    first_is_best: bool,
+    seed: Sequence[int],
+    repetitions: int,
+) -> str:
+    names = tuple("abcde")
+    better = worse = missed = size = 0
+    for number in range(repetitions):
+        scores = world(np.random.default_rng([*seed, number]))
+        tests, best = joint_tests(scores, names, ALPHA, DRAWS, seed=number)
+        size += len(best)
+        if first_is_best:
+            missed += 5 * ("a" not in best)
+            continue
+        missed += 5 - len(best)
+        comparisons = []
+        for name, model_tests in zip(names[1:], tests, strict=True):
+            comparisons.append(contrast(scores, name, "a", tests=model_tests, seed=number))
+        better += any(comparison.low > 0 for comparison in comparisons)
+        worse += any(comparison.high < 0 for comparison in comparisons)
+    claims = ""
+    if not first_is_best:
+        claims = (
+            f"{100 * better / repetitions:.2f} % false claims of any `better`, "
+            f"{100 * worse / repetitions:.2f} % of any `worse`; "
+        )
+    return (
+        f"- {label}: {claims}the best set misses a best model in "
+        f"{20 * missed / repetitions:.2f} % and holds {size / repetitions:.1f} models"
+    )
 
 
 def power(repetitions: int) -> list[str]:
@@ -363,7 +396,12 @@ def installed_peers() -> Peers:
     return {"evalstats": of_evalstats, "abeval": of_abeval, "paired-eval": of_paired_eval}
 
 
-FURTHER = {"families": families, "power": power, "power of runs": power_of_runs}
+FURTHER = {
+    "families": families,
+    "families of runs": families_of_runs,
+    "power": power,
+    "power of runs": power_of_runs,
+}
 
 
 def main() -> None:

@@ -2,7 +2,7 @@
 
     python benchmarks/compare.py [--inspect] [--leaderboard mmlu_pro.npz]
 
-`--leaderboard` compares five and all models of a file with `models`, `categories`, `category` [I], `item` [I] and
+`--leaderboard` compares only five and all models of a file with `models`, `categories`, `category` [I], `item` [I] and
 `score` [M, I] (1 right, 0 wrong, 2 without a score), written as CSV. For MMLU-Pro, compute it from the answer files
 in `eval_results/` of the GitHub repository TIGER-AI-Lab/MMLU-Pro.
 
@@ -159,6 +159,10 @@ def main() -> None:
     parser.add_argument("--inspect", action="store_true", help="also logs of inspect_ai")
     parser.add_argument("--leaderboard", type=Path, metavar="NPZ")
     options = parser.parse_args()
+    print("| logs | wall s | processor s |\n|---|---:|---:|")
+    if options.leaderboard:
+        time_leaderboard(options.leaderboard)
+        return
     cases: dict[str, tuple[int, str, Callable[[Path, int], None]]] = {
         "2 CSV, 5 tasks": (2, ".csv", partial(write_csv, tasks=5)),
         "2 CSV, 58 tasks": (2, ".csv", partial(write_csv, tasks=58)),
@@ -168,7 +172,6 @@ def main() -> None:
     }
     if options.inspect:
         cases["2 of inspect_ai, 1 task"] = (2, "", write_inspect)
-    print("| logs | wall s | processor s |\n|---|---:|---:|")
     for name, (models, suffix, write) in cases.items():
         with tempfile.TemporaryDirectory() as folder:
             logs = [f"m{n}{suffix}" for n in range(models)]
@@ -176,8 +179,6 @@ def main() -> None:
                 write(Path(folder) / log, n + 1)
             wall, processor = min(seconds(Path(folder), logs) for _ in range(3))
             print(f"| {name} | {wall:.1f} | {processor:.2f} |", flush=True)
-    if options.leaderboard:
-        time_leaderboard(options.leaderboard)
 
 
 if __name__ == "__main__":

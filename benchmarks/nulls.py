@@ -119,7 +119,7 @@ def interval(
         a - b, layout.categories, layout.groups if groups is None else groups, layout.weights
     )
     alpha = ALPHA / penalty(looks)
-    error = float(np.sqrt(whole.variances().sum()))
+    error = float(np.sqrt(whole.variances.sum()))
     if looks > 1 and abs(whole.objective) < 2 * error:
         return -1.0, 1.0, 1.0  # far from the level of any later look
     intervals = paired_intervals(whole, 1.0, alpha=alpha, draws=DRAWS, seed=seed)

@@ -34,7 +34,7 @@ def standard_error(logs: dict[str, list[Log]], average: str) -> float:
     """Of the difference of the average, in points."""
     common = matched(logs)
     weights = task_weights(common, average)
-    pooled = pool({task: common.metrics[task][0] for task in weights}, weights).scored()
+    pooled = pool({task: common.metrics[task][0] for task in weights}, weights).scored
     a, b = logs
     return 100 * math.sqrt(variance_parts(pooled, a, b).total)
 

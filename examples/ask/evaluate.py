@@ -1,6 +1,6 @@
 """Evaluates a folder with a model on a file of items and leaves a table: a stand-in for a lab's own harness.
 
-    python examples/ask/evaluate.py MODEL ITEMS OUT
+python examples/ask/evaluate.py MODEL ITEMS OUT
 """
 
 from __future__ import annotations

@@ -72,19 +72,19 @@ def bootstrap_reach(
     scores: GroupedScores, *, tests: int = 1, draws: int = BOOTSTRAP_DRAWS, seed: int = 0
 ) -> BootstrapReach | None:
     """None where no stratum shows any variation."""
-    varying = ~scores.flat()
-    error = float(np.sqrt(scores.variances()[varying].sum()))
+    varying = ~scores.flat
+    error = float(np.sqrt(scores.variances[varying].sum()))
     if error == 0:
         return None
-    influence = scores.influence()
+    influence = scores.influence
     draws = min(draws, BOOTSTRAP_DRAWS, max(LEAST_DRAWS, WORK // len(influence)))
     rng = np.random.default_rng([INTERVAL_SALT, seed])
 
     # A stratum whose groups all differ alike in a draw, such as by 0, counts with the variance of
     # half a discordant group among n + 1 (Jeffreys). Their influence still varies with their size.
     sizes = scores.sizes
-    floor = scores.shares().sum(axis=1) ** 2 * 0.5 / (sizes + 1) / sizes
-    pulls = scores.pulls()
+    floor = scores.layout.shares.sum(axis=1) ** 2 * 0.5 / (sizes + 1) / sizes
+    pulls = scores.pulls
     shift = np.zeros(draws)
     variance = np.zeros(draws)
     for h in np.flatnonzero(varying):

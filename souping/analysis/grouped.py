@@ -9,6 +9,7 @@ Shape legend: I items, G groups, C categories, H strata, D draws, R distinct row
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 
@@ -23,45 +24,133 @@ FLAT_VARIANCE = 1e-12
 
 
 @dataclass(frozen=True, kw_only=True)
+class GroupLayout:
+    """Group, category and stratum of each item: what all scores of the same items have in common.
+
+    `weights` [C] are the objective's coefficients. Categories without weight are left out, and so
+    are groups without an item in another one.
+    """
+
+    groups: int  # of all items
+    cells: IntArray  # [I] place of the item in the table of all groups and all categories
+    used_groups: BoolArray  # of that table
+    used_categories: BoolArray
+    counts: FloatArray  # [G, C] items
+    totals: FloatArray  # [C] items
+    stratum: IntArray  # [G]
+    sizes: FloatArray  # [H] groups
+    weights: FloatArray  # [C]
+
+    @classmethod
+    def of(cls, categories: IntArray, groups: IntArray, coefficients: FloatArray) -> GroupLayout:
+        """From the category and the group of each item [I].
+
+        Raises:
+            ValueError: a category with weight has no item.
+        """
+        weights = np.asarray(coefficients, dtype=float)
+        # The rank of each group among those that have an item.
+        occupied = np.bincount(groups) > 0
+        group = (np.cumsum(occupied) - 1)[groups]
+        shape = (int(group.max()) + 1, len(weights))
+        cells = np.ravel_multi_index((group, np.asarray(categories)), shape)
+        counts = np.bincount(cells, minlength=shape[0] * shape[1]).reshape(shape).astype(float)
+
+        used = weights > 0
+        if (counts[:, used].sum(axis=0) == 0).any():
+            raise ValueError("every category with weight needs at least one item")
+        rows = counts[:, used].sum(axis=1) > 0
+        counts = counts[rows][:, used]
+        stratum = stratify(counts > 0)
+        return cls(
+            groups=shape[0],
+            cells=cells,
+            used_groups=rows,
+            used_categories=used,
+            counts=counts,
+            totals=counts.sum(axis=0),
+            stratum=stratum,
+            sizes=np.bincount(stratum).astype(float),
+            weights=weights[used],
+        )
+
+    def grouped(self, values: FloatArray) -> GroupedScores:
+        """Sums of values [I]."""
+        shape = (len(self.used_groups), len(self.used_categories))
+        sums = np.bincount(self.cells, np.asarray(values, dtype=float), shape[0] * shape[1])
+        table = sums.reshape(shape).astype(float, copy=False)
+        return GroupedScores(sums=table[self.used_groups][:, self.used_categories], layout=self)
+
+    def by_stratum(self, table: FloatArray) -> FloatArray:
+        """[G, C] -> sums over the groups of each stratum, [H, C]."""
+        columns = [np.bincount(self.stratum, column, len(self.sizes)) for column in table.T]
+        return np.stack(columns, axis=1)
+
+    @cached_property
+    def group_shares(self) -> FloatArray:
+        """How far T moves if all items of a group and category move by 1, [G, C]."""
+        return np.asarray(self.weights * self.counts / self.totals)
+
+    @cached_property
+    def shares(self) -> FloatArray:
+        """How far T moves if all items of a stratum and category move by 1, [H, C]."""
+        return self.by_stratum(self.group_shares)
+
+
+@dataclass(frozen=True, kw_only=True)
 class GroupedScores:
     """Scores (or paired differences) summed over the items of each group.
 
-    `weights` [C] are the objective's coefficients. The objective is
-    T = sum_c w_c * sum_g sums[g, c] / sum_g counts[g, c].
+    The objective is T = sum_c w_c * sum_g sums[g, c] / sum_g counts[g, c].
     """
 
     sums: FloatArray  # [G, C]
-    counts: FloatArray  # [G, C]
-    stratum: IntArray  # [G]
-    weights: FloatArray  # [C]
+    layout: GroupLayout
 
     @property
-    def means(self) -> FloatArray:
-        """Category means, [C]."""
-        return np.asarray(self.sums.sum(axis=0) / self.counts.sum(axis=0))
+    def counts(self) -> FloatArray:
+        """Items of each group and category, [G, C]."""
+        return self.layout.counts
 
     @property
-    def objective(self) -> float:
-        return float((self.weights * self.means).sum())
+    def stratum(self) -> IntArray:
+        """Stratum of each group, [G]."""
+        return self.layout.stratum
 
     @property
-    def strata(self) -> int:
-        """Number of strata."""
-        return int(self.stratum.max()) + 1
+    def weights(self) -> FloatArray:
+        """Coefficients of the categories, [C]."""
+        return self.layout.weights
 
     @property
     def sizes(self) -> FloatArray:
         """Groups per stratum, [H]."""
-        return np.bincount(self.stratum, minlength=self.strata).astype(float)
+        return self.layout.sizes
 
+    @property
+    def strata(self) -> int:
+        """Number of strata."""
+        return len(self.sizes)
+
+    @cached_property
+    def means(self) -> FloatArray:
+        """Category means, [C]."""
+        return np.asarray(self.sums.sum(axis=0) / self.layout.totals)
+
+    @cached_property
+    def objective(self) -> float:
+        return float((self.weights * self.means).sum())
+
+    @cached_property
     def pulls(self) -> FloatArray:
         """What each group adds to T, [G]."""
-        return np.asarray((self.weights * self.sums / self.counts.sum(axis=0)).sum(axis=1))
+        return np.asarray((self.weights * self.sums / self.layout.totals).sum(axis=1))
 
+    @cached_property
     def influence(self) -> FloatArray:
         """Each group's pull on T, linearised because category means are ratios, [G]."""
         residuals = self.sums - self.counts * self._centres()
-        return np.asarray((self.weights * residuals / self.counts.sum(axis=0)).sum(axis=1))
+        return np.asarray((self.weights * residuals / self.layout.totals).sum(axis=1))
 
     def _centres(self) -> FloatArray:
         """What categories vary around [C]: their means.
@@ -78,27 +167,20 @@ class GroupedScores:
         mean = self.sums[collapsed].sum() / self.counts[collapsed].sum()
         return np.where(small, mean, self.means)
 
+    @cached_property
     def variances(self) -> FloatArray:
         """Variance of T that each stratum contributes, [H]: n / (n - 1) * sum (u_g - mean u)^2."""
-        influence = self.influence()
+        influence = self.influence
         n = self.sizes
         means = np.bincount(self.stratum, influence, self.strata) / n
         deviations = influence - means[self.stratum]
         squares = np.bincount(self.stratum, deviations**2, self.strata)
         return np.asarray(squares * n / np.maximum(n - 1, 1))
 
-    def shares(self) -> FloatArray:
-        """How far T moves if all items of a stratum and category move by 1, [H, C]."""
-        return self.by_stratum(self.weights * self.counts / self.counts.sum(axis=0))
-
-    def by_stratum(self, table: FloatArray) -> FloatArray:
-        """[G, C] -> sums over the groups of each stratum, [H, C]."""
-        columns = [np.bincount(self.stratum, column, self.strata) for column in table.T]
-        return np.stack(columns, axis=1)
-
+    @cached_property
     def flat(self) -> BoolArray:
         """Strata in which no group differs from another: their estimated variance is zero, [H]."""
-        return np.asarray(self.variances() <= FLAT_VARIANCE * self.shares().sum(axis=1) ** 2)
+        return np.asarray(self.variances <= FLAT_VARIANCE * self.layout.shares.sum(axis=1) ** 2)
 
 
 def design(
@@ -109,27 +191,7 @@ def design(
     Raises:
         ValueError: a category with weight has no item.
     """
-    weights = np.asarray(coefficients, dtype=float)
-    # The rank of each group among those that have an item.
-    occupied = np.bincount(groups) > 0
-    group = (np.cumsum(occupied) - 1)[groups]
-    shape = (int(group.max()) + 1, len(weights))
-
-    # Count and sum the items of each cell of the table [G, C].
-    cell = np.ravel_multi_index((group, np.asarray(categories)), shape)
-    cells = shape[0] * shape[1]
-    counts = np.bincount(cell, minlength=cells).reshape(shape).astype(float)
-    sums = np.bincount(cell, np.asarray(values, dtype=float), cells).reshape(shape)
-
-    used = weights > 0
-    if (counts[:, used].sum(axis=0) == 0).any():
-        raise ValueError("every category with weight needs at least one item")
-    rows = counts[:, used].sum(axis=1) > 0
-    counts = counts[rows][:, used]
-    sums = sums[rows][:, used]
-    return GroupedScores(
-        sums=sums, counts=counts, stratum=stratify(counts > 0), weights=weights[used]
-    )
+    return GroupLayout.of(categories, groups, coefficients).grouped(values)
 
 
 def stratify(present: BoolArray) -> IntArray:

@@ -86,11 +86,11 @@ def category_limits(values: FloatArray, groups: IntArray, tail: float) -> tuple[
     if np.isin(values, (0.0, 1.0)).all():
         effective_n = effective_size(values, 0 * groups, groups, np.ones(1))
         return wilson(mean, effective_n, -NORMAL.inv_cdf(tail))
-    if scores.flat().all():
+    if scores.flat.all():
         below, above = flat_margins(scores, bottom, top, tail)
         return max(bottom, mean - below), min(top, mean + above)
     degrees = max(len(scores.sums) - 1, 1)  # a single group: the widest that we state
-    error = float(np.sqrt(scores.variances().sum()))
+    error = float(np.sqrt(scores.variances.sum()))
     margin = float(-stdtrit(degrees, tail)) * error
     return max(bottom, mean - margin), min(top, mean + margin)
 
@@ -124,8 +124,8 @@ def effective_size(
     if len(np.unique(groups)) == n:
         return float(n)
     by_item = design(values, categories, np.arange(n), coefficients)
-    clustered = float(by_group.variances().sum())
-    independent = float(by_item.variances().sum())
+    clustered = float(by_group.variances.sum())
+    independent = float(by_item.variances.sum())
     if independent <= 1e-15 or clustered <= 1e-15:
         return float(len(by_group.sums))
     return max(1.0, n * min(1.0, independent / clustered))
@@ -145,14 +145,14 @@ def flat_margins(
     from scipy.special import betaincinv
 
     # Mean of each category in each stratum [H, C], 0 where there is none.
-    sums = scores.by_stratum(scores.sums)
-    counts = scores.by_stratum(scores.counts)
+    sums = scores.layout.by_stratum(scores.sums)
+    counts = scores.layout.by_stratum(scores.counts)
     means = np.divide(sums, counts, out=np.zeros_like(sums), where=counts > 0)
 
     # How far T moves if as many groups of a flat stratum fall, or rise, as Jeffreys' limit has, [H].
     # Strata add in squares.
     n = scores.sizes
-    moves = scores.shares() * (scores.flat() * betaincinv(0.5, n + 0.5, 1 - tail))[:, None]
+    moves = scores.layout.shares * (scores.flat * betaincinv(0.5, n + 0.5, 1 - tail))[:, None]
     scale = float(scores.weights.sum())
     fall = (moves * (means > bottom / scale)).sum(axis=1)
     rise = (moves * (means < top / scale)).sum(axis=1)

@@ -171,14 +171,14 @@ def equivalent_tests(critical: float, alpha: float, most: int) -> float:
 
 
 def t_statistics(
-    totals: FloatArray, squares: FloatArray, sizes: FloatArray, least: float, extra: float = 0.0
+    totals: FloatArray, squares: FloatArray, sizes: FloatArray, least: float
 ) -> FloatArray:
     """T / se of one difference in every pattern, [D].
 
     `totals` [D, H] are the strata's sums in a pattern, `squares` [H] their groups' sums of squares.
     A stratum of n groups adds n / (n - 1) (sum of squares - square of the sum / n) to the variance,
-    which is `least` at least; `extra` is variance that flips do not show.
+    which is `least` at least.
     """
     factor = sizes / np.maximum(sizes - 1, 1)
-    variance = ((squares - totals**2 / sizes) * factor).sum(axis=1) + extra
+    variance = ((squares - totals**2 / sizes) * factor).sum(axis=1)
     return np.asarray(totals.sum(axis=1) / np.sqrt(np.maximum(variance, least)))

@@ -91,8 +91,8 @@ class UnseenMargins:
     @classmethod
     def of(cls, scores: GroupedScores, tests: int = 1) -> UnseenMargins:
         """For a level that is divided by a number of `tests`."""
-        pulls = scores.pulls()
-        moves = scores.shares().sum(axis=1)  # [H] of T, if all groups of a stratum move by 1
+        pulls = scores.pulls
+        moves = scores.layout.shares.sum(axis=1)  # [H] of T, if all groups of a stratum move by 1
         zero = FLAT_VARIANCE * moves.max()
         lower = np.bincount(scores.stratum, -pulls > zero, scores.strata).astype(float)
         higher = np.bincount(scores.stratum, pulls > zero, scores.strata).astype(float)

@@ -40,7 +40,7 @@ def paired_intervals(
 
 def step(scores: GroupedScores) -> float:
     """How much each group that differs adds to T; 0 unless all of them add as much."""
-    pulls = np.abs(scores.pulls())
+    pulls = np.abs(scores.pulls)
     largest = float(pulls.max())
     as_much = (pulls <= ZERO_DIFFERENCE * largest) | (pulls >= (1 - ZERO_DIFFERENCE) * largest)
     if not as_much.all():

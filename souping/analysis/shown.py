@@ -39,7 +39,7 @@ def picked_tests(
     means = np.nan_to_num(scores).sum(axis=0) / np.maximum(answered.sum(axis=0), 1)
     centred = np.where(answered, scores - means, 0.0)
     grouped = [design(row, table.categories, table.groups, table.coefficients) for row in centred]
-    pulls = np.stack([model.pulls() for model in grouped], axis=1)  # [G, M]
+    pulls = np.stack([model.pulls for model in grouped], axis=1)  # [G, M]
     pulls = pulls / (np.abs(pulls).max() or 1.0)
     stratum = grouped[0].stratum
     sizes = grouped[0].sizes

@@ -125,13 +125,13 @@ class Pulls:
     @classmethod
     def upward(cls, scores: GroupedScores) -> Pulls | None:
         """The difference, turned so that T is not below zero; None where no group differs."""
-        pull = scores.pulls()
+        pull = scores.pulls
         unit = float(np.abs(pull).max())
-        if unit <= ZERO_DIFFERENCE * scores.shares().max():
+        if unit <= ZERO_DIFFERENCE * scores.layout.shares.max():
             return None
         pull = pull / unit
         pull[np.abs(pull) <= ZERO_DIFFERENCE] = 0.0
-        shares = scores.weights * scores.counts / scores.counts.sum(axis=0)
+        shares = scores.layout.group_shares
         slope = shares.sum(axis=1) / float(scores.weights.sum())
         turned = _is_downward(pull, slope, scores.stratum)
         return cls(
@@ -185,7 +185,7 @@ class SignFlips:
         columns = np.column_stack([residual, pulls.slope])
         rows, stratum, number = distinct(columns, pulls.stratum)
         strata = len(pulls.sizes)
-        seen = stratum_sums(number[None, :], rows, number, stratum, strata)
+        seen = stratum_sums(number[:, None], rows, number, stratum, strata)
         if is_countable(number):
             plus, chance = every_pattern(number)
             sums = stratum_sums(plus, rows, number, stratum, strata)

@@ -21,6 +21,8 @@ SIGN_DRAWS = 10_006
 MOST_DRAWS = 100_002
 # Patterns up to which all are counted instead of drawn.
 EXACT_STATES = 20_000
+# Parts of 0..1, a power of 2, in which the inverse of a distribution is looked up.
+STARTS = 1024
 # Signs that are drawn at a time.
 SIGNS_AT_A_TIME = 4_000_000
 # Signs are drawn by the byte for at least MANY_GROUPS groups, if on average at most FEW_ALIKE of
@@ -35,17 +37,22 @@ def draws_for(alpha: float, draws: int) -> int:
 
 
 def stratum_sums(
-    plus: IntArray, rows: FloatArray, number: IntArray, stratum: IntArray, strata: int
+    plus: FloatArray | IntArray,
+    rows: FloatArray,
+    number: IntArray,
+    stratum: IntArray,
+    strata: int,
 ) -> FloatArray:
-    """Sums by stratum [D, H, F] if `plus` [D, R] of each row's groups have a positive sign.
+    """Sums by stratum [D, H, F] if `plus` [R, D] of each row's groups have a positive sign.
 
     The rows [R, F] are of a `stratum` [R] and stand for `number` [R] groups.
     """
-    net = 2.0 * plus - number  # positive less negative signs
+    net = 2.0 * plus - number[:, None]  # positive less negative signs
     sums = []
     for h in range(strata):
         in_stratum = stratum == h
-        sums.append(np.einsum("dr,rf->df", net[:, in_stratum], rows[in_stratum]))
+        # Along the patterns, which is ten times as fast as along the rows.
+        sums.append(np.einsum("rd,rf->fd", net[in_stratum], rows[in_stratum]).T)
     return np.stack(sums, axis=1)
 
 
@@ -60,9 +67,9 @@ def is_countable(number: IntArray) -> bool:
 
 
 def every_pattern(number: IntArray) -> tuple[IntArray, FloatArray]:
-    """All counts of positive signs [D, R], and the probability of each under fair signs [D]."""
-    plus = np.indices(tuple(number + 1)).reshape(len(number), -1).T
-    chances = [_heads_distribution(int(n))[plus[:, r]] for r, n in enumerate(number)]
+    """All counts of positive signs [R, D], and the probability of each under fair signs [D]."""
+    plus = np.indices(tuple(number + 1)).reshape(len(number), -1)
+    chances = [_heads_distribution(int(n))[heads] for n, heads in zip(number, plus, strict=True)]
     return plus, np.prod(chances, axis=0)
 
 
@@ -110,18 +117,36 @@ def _draw_by_row(
     rng: np.random.Generator,
 ) -> FloatArray:
     """Draw how many groups of each row have a positive sign, a chunk of patterns at a time."""
-    cumulative = {n: np.cumsum(_heads_distribution(n)) for n in set(number.tolist())}
     chunk = max(1, SIGNS_AT_A_TIME // len(number))
     sums = []
     for start in range(0, draws, chunk):
         size = min(draws - start, chunk)
-        plus = np.empty((size, len(number)), dtype=np.int64)
-        # By the inverse of their distribution, much faster than rng.binomial.
+        plus = np.empty((len(number), size))
         for row, groups in enumerate(number.tolist()):
-            heads = np.searchsorted(cumulative[groups], rng.random(size))
-            plus[:, row] = np.minimum(heads, groups)
+            plus[row] = _heads(groups, rng.random(size))
         sums.append(stratum_sums(plus, rows, number, stratum, strata))
     return np.concatenate(sums)
+
+
+def _heads(coins: int, uniform: FloatArray) -> IntArray:
+    """Heads of so many fair coins, by uniform numbers [D] and the inverse of their distribution.
+
+    This is much faster than rng.binomial. A table of starts finds nearly all of them in one step.
+    """
+    cumulative, starts = _inverse_heads(coins)
+    heads = starts[(uniform * len(starts)).astype(np.intp)]
+    later = np.flatnonzero(cumulative[heads] < uniform)
+    heads[later] = np.searchsorted(cumulative, uniform[later])
+    return heads
+
+
+@lru_cache(maxsize=2000)
+def _inverse_heads(coins: int) -> tuple[FloatArray, IntArray]:
+    """(chances of at most 0, 1, .. heads; for each of STARTS equal parts of 0..1, the heads where it begins)."""
+    cumulative = np.cumsum(_heads_distribution(coins))
+    # Rounding may leave it below 1.
+    cumulative[-1] = np.inf
+    return cumulative, np.searchsorted(cumulative, np.arange(STARTS) / STARTS)
 
 
 def _draw_by_byte(

@@ -15,7 +15,7 @@ from typing import Any, Literal
 import numpy as np
 
 from souping.analysis.bootstrap_t import NORMAL
-from souping.analysis.grouped import GroupedScores, design
+from souping.analysis.grouped import GroupedScores, GroupLayout
 from souping.analysis.intervals import ItemTable, span
 from souping.analysis.nested import ZERO_DIFFERENCE
 from souping.analysis.paired import paired_intervals, step
@@ -35,7 +35,6 @@ class Comparison:
     """a minus b on the objective (inner scores) with its interval at `level` and two-sided p-value.
 
     The interval excludes 0 just where `p_value`, uncorrected, is below 1 - level.
-        del table["run_share"]
     """
 
     a: str
@@ -79,19 +78,23 @@ def compare(
     draws: int = SIGN_DRAWS,
     seed: int = 0,
     same_model: bool = False,
+    layout: GroupLayout | None = None,
 ) -> Comparison:
     """Compare a with b on T = sum_c w_c * mean over items of c of (a_i - b_i), at the `looks`-th look at these items.
 
     With several `tests` the level of the interval is divided by their number.
 
     a, b [I] are scores, categories and groups [I] integers (a group may span categories), coefficients [C] with
-    w_c >= 0. `paired_intervals` has the test, its interval and its p-value.
+    w_c >= 0. `layout` is what these make, if it is known. `paired_intervals` has the test, its interval and its
+    p-value.
 
     Two models that gave the same scores have difference 0 and p = 1 with an interval of positive width: other items
     might tell them apart. With `same_model` both are one soup, the difference is 0 by construction and so is the width.
     """
+    if layout is None:
+        layout = GroupLayout.of(categories, groups, coefficients)
     deltas = np.asarray(a, dtype=float) - np.asarray(b, dtype=float)
-    scores = design(deltas, categories, groups, coefficients)
+    scores = layout.grouped(deltas)
     alpha = ALPHA / penalty(looks) / tests
     comparison = Comparison(
         a=a_name,
@@ -103,7 +106,7 @@ def compare(
         p_value=1.0,
         test="same model",
         n=len(deltas),
-        groups=len(np.unique(groups)),
+        groups=layout.groups,
         discordant=float((np.abs(deltas) > ZERO_DIFFERENCE).mean()),
         step=step(scores),
     )
@@ -551,7 +554,7 @@ def measured_power(
     stratum = grouped[0].stratum
 
     # Covariance of the candidates' errors [M, M], by the influence of each group [M, G].
-    influence = np.stack([candidate.influence() for candidate in grouped])
+    influence = np.stack([candidate.influence for candidate in grouped])
     means = np.stack([np.bincount(stratum, row) / sizes for row in influence])
     factor = np.sqrt(sizes / np.maximum(sizes - 1, 1))
     deviations = (influence - means[:, stratum]) * factor[stratum]

@@ -118,11 +118,11 @@ def over_runs(deltas: FloatArray, table: ItemTable, looks: int = 1) -> Compariso
 
     # Variance of the mean by the items, by the runs, and what both of them count: that of the items
     # of each run around the mean of the runs.
-    of_items = float(pooled.variances().sum())
+    of_items = float(pooled.variances.sum())
     run_means = [table.grouped(run).objective for run in deltas]
     of_runs = float(np.var(run_means, ddof=1)) / count
     around_mean = [table.grouped(run) for run in deltas - mean_deltas]
-    interaction = sum(float(run.variances().sum()) for run in around_mean)
+    interaction = sum(float(run.variances.sum()) for run in around_mean)
     of_both = interaction / (count - 1) / count
     error = math.sqrt(max(of_items, of_runs, of_items + of_runs - of_both))
 

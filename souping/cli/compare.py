@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from hashlib import sha256
 from pathlib import Path
+from shutil import rmtree
 from tempfile import TemporaryDirectory
 from typing import Any
 
@@ -25,6 +26,8 @@ from souping.core.types import UserError, frozen
 
 PAGES = ("report.html", "report.md")
 TABLE = "compare.json"
+STAGES = ".souping-compare-*"
+"""Folders in which the files are written before they take their places."""
 EPILOG = """\
 A LOG is a run of souping, an output folder of lm_eval, a BFCL project, a log of inspect_ai, or CSV or JSONL with the
 columns item, category, score. NAME=LOG,LOG are runs of one model, or trainings of one recipe.
@@ -78,25 +81,41 @@ def _compare(settings: dict[str, Any]) -> int:
 
 
 def _check_folder(folder: Path) -> None:
-    """Refuse a folder with other files than an earlier comparison wrote there, or with changed ones (UserError)."""
+    """Refuse a folder with other files than an earlier comparison wrote there, or with changed ones (UserError).
+
+    A comparison that was killed may have replaced some of the files: its stage has the table of the others.
+    """
     if not folder.exists() or not any(folder.iterdir()):
         return
+    stages = list(folder.glob(STAGES))
+    tables = [_pages_of(place / TABLE) for place in (folder, *stages)]
+    for name in PAGES:
+        unchanged = bool(stages)
+        if (folder / name).is_file():
+            digest = _digest((folder / name).read_bytes())
+            unchanged = digest in [pages.get(name) for pages in tables]
+        if not unchanged:
+            raise UserError(
+                f"--out {folder}: not empty, and not as an earlier compare --out left it: name another folder"
+            )
+
+
+def _pages_of(table: Path) -> Mapping[str, str]:
+    """{page: its digest}, as a table says; empty where that cannot be read."""
     try:
-        pages = read(PageDigests, read_json((folder / TABLE).read_bytes())).pages
-        unchanged = all(_digest((folder / name).read_bytes()) == pages.get(name) for name in PAGES)
+        return read(PageDigests, read_json(table.read_bytes())).pages
     except (OSError, ValueError):
-        unchanged = False
-    if not unchanged:
-        raise UserError(
-            f"--out {folder}: not empty, and not as an earlier compare --out left it: name another folder"
-        )
+        return {}
 
 
 def _write(folder: Path, files: Mapping[str, bytes]) -> None:
     """Write all files beside their places, then put them there: an error leaves what was there before."""
     folder.mkdir(parents=True, exist_ok=True)
-    with TemporaryDirectory(prefix=".", dir=folder) as stage:
+    for stage_of_killed in folder.glob(STAGES):
+        rmtree(stage_of_killed)
+    with TemporaryDirectory(prefix=STAGES.rstrip("*"), dir=folder) as stage:
         write_files(Path(stage), files)
+        # The table is the last one.
         for name in files:
             os.replace(Path(stage) / name, folder / name)
 

@@ -1,4 +1,4 @@
-"""Analyses of a finished run: `run=RUN_DIR analysis=[wins,shapley]` adds them to its report.
+"""Finished runs: `run=RUN_DIR analysis=[wins,shapley]` adds analyses to the report, `upload=REPO` sends the soup.
 
 Everything else is as in the run's config.yaml unless an override replaces it (store.path=FILE, pool.candidates=[...]).
 That file is data: whoever sent the directory wrote it. So it may name only choices that souping ships, and nothing that
@@ -33,6 +33,7 @@ from souping.report.progress import show_warnings
 ANALYSIS_KEYS = ("analysis", "shapley", "size")
 ANALYSIS_OVERRIDE = re.compile(rf"\+{{0,2}}({'|'.join(ANALYSIS_KEYS)})\b[^=]*=")
 """Overrides that say which analyses, and how."""
+UPLOAD = re.compile(r"\+{0,2}upload=")
 LONGEST_CONFIG_BYTES = 200_000
 """Bytes of a configuration: more takes YAML longer than anybody waits."""
 RUNS_CODE = re.compile(
@@ -43,7 +44,8 @@ ALLOW = re.compile(r"\+{0,2}allow_code=(true|True|1|yes|on)")
 
 
 def add(words: Sequence[str]) -> None:
-    """Add the analyses that a command line with `run=` asks for, or print what they cost (`plan=true`)."""
+    """Add the analyses that a command line with `run=` asks for, or send the soup; with `plan=true` print what that
+    costs or sends."""
     gc.enable()
     interrupts_raise()
     show_warnings()
@@ -52,6 +54,14 @@ def add(words: Sequence[str]) -> None:
     settings = settings_of(
         configuration(run_dir, [word for word in words if not RUN.fullmatch(word)]), run_dir
     )
+    # A run that sent its soup does not send it again with each analysis.
+    if settings.upload is not None and any(map(UPLOAD.match, words)):
+        if any(map(ANALYSIS_OVERRIDE.match, words)):
+            raise UserError("upload= and analysis= take two commands: add the analyses first")
+        from souping.pipeline.execute import send
+
+        send(settings, settings.upload)
+        return
     if not isinstance(settings, RunSettings):
         raise UserError(f"run={run_dir} only merged: there is nothing to analyse")
     from souping.pipeline.asking import Waiting
@@ -86,9 +96,9 @@ def configuration(
             choices += [next(following, "")]
         elif word in COMMANDS:
             raise UserError(misplaced(word))
-        elif "=" not in word or re.match(r"-|\+{0,2}(check|experiment|upload)=", word):
+        elif "=" not in word or re.match(r"-|\+{0,2}(check|experiment)=", word):
             raise UserError(
-                f"{word} cannot be combined with run={run_dir}: only analyses are added, as KEY=VALUE"
+                f"{word} cannot be combined with run={run_dir}: give analysis=[...] or upload=REPO"
             )
         else:
             overrides += [word]

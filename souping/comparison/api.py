@@ -22,7 +22,7 @@ from souping.comparison.pooled import SCORE, PooledScores, task_weights
 from souping.comparison.result import CompareResult, Difference, Flip, RowVerdict, RunNoise
 from souping.comparison.row_tests import RowTest, judge
 from souping.comparison.rows import RowScores, is_scored, rows_of
-from souping.comparison.several import JointFlips, best_models, step_down
+from souping.comparison.several import joint_tests
 from souping.comparison.verdict import FAIL_ON, Margin, Policy, Word, read_policy
 from souping.core.fields import Count, check_arguments, load, pick
 from souping.core.files import expanded
@@ -202,7 +202,7 @@ def _status(verdicts: Sequence[RowVerdict], fail_on: Sequence[Word]) -> int:
 
 def _run_noises(headline: RowScores, verdicts: Sequence[RowVerdict]) -> Iterator[RunNoise]:
     """How far the runs of each model differ that has several."""
-    pooled = headline.pooled.scored()
+    pooled = headline.pooled.scored
     differences = {row.model: row.difference for row in verdicts if row.kind == "average"}
     for model, values in pooled.values.items():
         scores = values[SCORE]
@@ -220,7 +220,7 @@ def _run_noises(headline: RowScores, verdicts: Sequence[RowVerdict]) -> Iterator
 
 
 def _variances(pooled: PooledScores, models: Sequence[str]) -> dict[str, VarianceParts]:
-    scored = pooled.scored()
+    scored = pooled.scored
     return {model: variance_parts(scored, model, models[0]) for model in models[1:]}
 
 
@@ -261,9 +261,8 @@ def _several(
     for a, b in combinations(models, 2):
         comparison = contrast(pooled, a, b)
         pairs[a][b] = (comparison.difference, comparison.low, comparison.high)
-    flips = JointFlips.of(pooled, models)
-    tests = step_down(flips, alpha)
-    return tests, best_models(pooled, models, alpha, flips), pairs
+    tests, best = joint_tests(pooled, models, alpha)
+    return tests, best, pairs
 
 
 def _checked_rows(

@@ -59,6 +59,11 @@ def has_missing(pooled: PooledScores, a: str, b: str) -> bool:
     return any((pooled.values[name][BEST] != pooled.values[name][WORST]).any() for name in (a, b))
 
 
+def has_runs(pooled: PooledScores) -> bool:
+    """Whether a model has several runs."""
+    return any(values.shape[1] > 1 for values in pooled.values.values())
+
+
 def _contrast_at(
     pooled: PooledScores,
     a: str,
@@ -70,13 +75,13 @@ def _contrast_at(
 ) -> Comparison:
     row_a, row_b = rows
     if rows == CORNER_ROWS[0]:
-        pooled = pooled.scored()
+        pooled = pooled.scored
     else:
         pooled = pooled.at(finite((pooled.values[a], pooled.values[b]), BEST))
     scores_a = pooled.values[a][row_a]
     scores_b = pooled.values[b][row_b]
-    if len(scores_a) > 1 or len(scores_b) > 1:
-        return _over_runs(pooled, a, b, scores_a, scores_b, tests)
+    if has_runs(pooled):
+        return _over_runs(pooled, a, b, rows, tests)
     return compare(
         a,
         b,
@@ -88,6 +93,7 @@ def _contrast_at(
         tests=tests,
         draws=draws,
         seed=seed,
+        layout=pooled.layout,
     )
 
 
@@ -95,19 +101,18 @@ def _over_runs(
     pooled: PooledScores,
     a: str,
     b: str,
-    scores_a: FloatArray,
-    scores_b: FloatArray,
+    rows: tuple[int, int],
     tests: float = 1,
 ) -> Comparison:
-    """Model a minus model b from several runs, scores [R, I] each.
+    """Model a minus model b where runs tell a variance, by these rows of their scores.
 
     The variance of the difference is that of items plus that of run means less what both count,
     never below the larger of the two; the interval is Banerjee's, widened as all are (`nested`).
     """
-
-    mean_a = scores_a.mean(axis=0)
-    mean_b = scores_b.mean(axis=0)
-    variance = split_variance(pooled, scores_a, scores_b)
+    row_a, row_b = rows
+    mean_a = pooled.values[a][row_a].mean(axis=0)
+    mean_b = pooled.values[b][row_b].mean(axis=0)
+    variance = split_variance(pooled, a, b, rows)
     error = math.sqrt(variance.total)
 
     # `same_model` leaves out the sign flips, whose interval and p-value are replaced below.
@@ -121,6 +126,7 @@ def _over_runs(
         pooled.weights,
         tests=tests,
         same_model=error > 0,
+        layout=pooled.layout,
     )
     if not error:  # every item of every run differs alike
         return comparison
@@ -173,38 +179,43 @@ class VarianceParts:
 
 
 def variance_parts(pooled: PooledScores, a: str, b: str) -> VarianceParts:
-    """Split of the variance of model a minus model b, on items that all have a score.
-
-    A side with one run gets the variance between runs of the other side.
-    """
-    values_a = pooled.values[a]
-    values_b = pooled.values[b]
-    noise = (values_a[NOISE], values_b[NOISE])
-    return split_variance(pooled, values_a[SCORE], values_b[SCORE], noise)
+    """Split of the variance of model a minus model b, on items that all have a score."""
+    noise = (pooled.values[a][NOISE], pooled.values[b][NOISE])
+    return split_variance(pooled, a, b, (SCORE, SCORE), noise)
 
 
 def split_variance(
     pooled: PooledScores,
-    scores_a: FloatArray,
-    scores_b: FloatArray,
+    a: str,
+    b: str,
+    rows: tuple[int, int],
     noise: Sequence[FloatArray] = (),
 ) -> VarianceParts:
-    """`variance_parts` of scores [R, I]; `noise` are the variances over answers of both."""
+    """`variance_parts` by these rows of scores; `noise` are the variances over answers of both.
+
+    A model with one run gets the variance between runs of the other; if that has one run too, the
+    mean over all models with several.
+    """
+    row_a, row_b = rows
+    scores_a = pooled.values[a][row_a]
+    scores_b = pooled.values[b][row_b]
     differences = pooled.paired(scores_a.mean(axis=0), scores_b.mean(axis=0))
-    over_items = float(differences.variances().sum())
+    over_items = float(differences.variances.sum())
     answers = _answer_variance(pooled, noise)
     items = max(0.0, over_items - (answers or 0.0))
 
     sides = [scores for scores in (scores_a, scores_b) if len(scores) > 1]
     if not sides:
+        all_scores = [values[row_a] for values in pooled.values.values()]
+        sides = [scores for scores in all_scores if len(scores) > 1]
+    if not sides:
         return VarianceParts(
             total=over_items, items=items, answers=answers, runs=None, degrees=math.inf
         )
-    if len(sides) == 2:
+    if len(scores_a) > 1 and len(scores_b) > 1:
         shares = [1 / len(scores_a), 1 / len(scores_b)]
     else:
-        # One model has several runs: the other is taken to vary as much between runs.
-        shares = [1 / len(scores_a) + 1 / len(scores_b)]
+        shares = [(1 / len(scores_a) + 1 / len(scores_b)) / len(sides)] * len(sides)
 
     # Variance between runs, and the part of it that the variance over items counts too.
     over_runs = 0.0
@@ -246,7 +257,7 @@ def _between_runs(pooled: PooledScores, scores: FloatArray) -> tuple[float, floa
     item_part = 0.0
     for deviations in scores - scores.mean(axis=0):
         grouped = pooled.paired(deviations, np.zeros_like(deviations))
-        item_part += float(grouped.variances().sum())
+        item_part += float(grouped.variances.sum())
     return float(means.var(ddof=1)), item_part / (len(scores) - 1)
 
 
@@ -268,7 +279,7 @@ class RunPower:
 
     @cached_property
     def _parts(self) -> VarianceParts:
-        return variance_parts(self.pooled.scored(), self.a, self.b)
+        return variance_parts(self.pooled.scored, self.a, self.b)
 
     @cached_property
     def _detectable_now(self) -> float:

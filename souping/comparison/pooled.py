@@ -7,10 +7,11 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 
-from souping.analysis.grouped import GroupedScores, design
+from souping.analysis.grouped import GroupedScores, GroupLayout
 from souping.core.types import BoolArray, FloatArray, IntArray, UserError
 from souping.logs.match import Matched, MatchedMetric, moments
 
@@ -123,13 +124,19 @@ class PooledScores:
         tasks = [task for task, name in enumerate(self.names) if name in names]
         return self.at(np.isin(self.categories, tasks))
 
+    @cached_property
     def scored(self) -> PooledScores:
         """The items that have a score in every run of every model."""
         return self.at(finite(self.values.values()))
 
+    @cached_property
+    def layout(self) -> GroupLayout:
+        """Groups and tasks of the items."""
+        return GroupLayout.of(self.categories, self.groups, self.weights)
+
     def paired(self, a: FloatArray, b: FloatArray) -> GroupedScores:
         """a - b [I] summed by group and task."""
-        return design(a - b, self.categories, self.groups, self.weights)
+        return self.layout.grouped(a - b)
 
     def mean(self, values: FloatArray) -> float:
         """The weighted mean of scores [R, I] over tasks."""

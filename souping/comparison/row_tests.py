@@ -57,7 +57,7 @@ class RowTest:
 
     def means(self) -> tuple[float, float]:
         """(the baseline's mean, the model's) as the metric has them."""
-        pooled = self.row.pooled.scored()
+        pooled = self.row.pooled.scored
         base = pooled.mean(pooled.values[self.baseline][SCORE])
         mean = pooled.mean(pooled.values[self.model][SCORE])
         if self.row.higher_is_better:
@@ -69,7 +69,7 @@ class RowTest:
     def distance(self) -> float:
         """Rough |T| / se, by which tests are ordered."""
         base, mean = self.means()
-        variance = estimate.variance_parts(self.row.pooled.scored(), self.model, self.baseline)
+        variance = estimate.variance_parts(self.row.pooled.scored, self.model, self.baseline)
         error = math.sqrt(variance.total)
         return abs(mean - base) / error if error else 0.0
 

@@ -17,20 +17,44 @@ import numpy as np
 from souping.analysis.grouped import distinct
 from souping.analysis.max_t import critical_value, equivalent_tests, t_statistics
 from souping.analysis.nested import ZERO_DIFFERENCE
+from souping.analysis.sign_flip import ALPHA
 from souping.analysis.sign_patterns import SIGN_DRAWS, drawn_sums
-from souping.comparison.estimate import has_missing, split_variance
+from souping.comparison.estimate import contrast, has_missing, has_runs
 from souping.comparison.pooled import BEST, SCORE, WORST, PooledScores, finite
-from souping.core.types import FloatArray
+from souping.core.types import FloatArray, Names
+
+
+def joint_tests(
+    pooled: PooledScores,
+    models: Sequence[str],
+    alpha: float,
+    draws: int = SIGN_DRAWS,
+    seed: int = 0,
+) -> tuple[list[float], Names]:
+    """(the number of tests that each model but the first is corrected for, models that may be the best).
+
+    Sign flips do not show how far the runs of a model differ. If a model has several runs, each two
+    models have their own interval, and the corrections are those of Holm and Bonferroni.
+    """
+    if has_runs(pooled):
+        return _holm_tests(pooled, models, alpha), _unbeaten(pooled, models, alpha)
+    flips = JointFlips.of(pooled, models, draws, seed)
+    return step_down(flips, alpha), best_models(pooled, models, alpha, flips, draws, seed)
+
+
+# ---------------------------------------------------------------- one run per model
 
 
 @dataclass(frozen=True, kw_only=True)
 class JointFlips:
-    """Sums of the groups of all models in the same sign patterns, the pattern seen first."""
+    """Sums of the groups of all models in the same sign patterns, the pattern seen first.
+
+    Each model has one run.
+    """
 
     sums: FloatArray  # [D, H, M]
     squares: FloatArray  # [H, M, M] the groups' squared differences of two models
     sizes: FloatArray  # [H]
-    extra: FloatArray  # [M, M] variance between runs, which sign flips do not show
 
     @classmethod
     def of(
@@ -50,11 +74,10 @@ class JointFlips:
         scores = []
         for model in models:
             scores.append(pooled.values[model][BEST if model == favoured else fill])
-        means = [runs.mean(axis=0) for runs in scores]
-        differences = [pooled.paired(mean, means[0]) for mean in means]
+        differences = [pooled.paired(runs[0], scores[0][0]) for runs in scores]
         stratum = differences[0].stratum
         sizes = differences[0].sizes
-        pulls = np.stack([scores.pulls() for scores in differences], axis=1)  # [G, M]
+        pulls = np.stack([scores.pulls for scores in differences], axis=1)  # [G, M]
 
         # The sums in the pattern seen, and in drawn ones.
         unit = np.abs(pulls).max() or 1.0
@@ -66,25 +89,14 @@ class JointFlips:
         squared = (pulls[:, :, None] - pulls[:, None, :]) ** 2
         squares = np.stack([squared[stratum == h].sum(axis=0) for h in range(len(sizes))])
 
-        extra = _run_variances(pooled, scores)
-        return cls(sums=sums, squares=squares, sizes=sizes, extra=extra)
+        return cls(sums=sums, squares=squares, sizes=sizes)
 
     def t(self, first: int, second: int) -> FloatArray:
         """Studentised difference of two models in every pattern, [D]."""
         difference = self.sums[:, :, first] - self.sums[:, :, second]
         squares = self.squares[:, first, second]
         least = 1e-12 * max(squares.sum(), 1e-30)
-        return t_statistics(difference, squares, self.sizes, least, self.extra[first, second])
-
-
-def _run_variances(pooled: PooledScores, scores: Sequence[FloatArray]) -> FloatArray:
-    """Variance between runs of every difference, [M, M], by scores [R, I] of each model."""
-    extra = np.zeros((len(scores), len(scores)))
-    for i, j in combinations(range(len(scores)), 2):
-        variance = split_variance(pooled, scores[i], scores[j])
-        extra[i, j] = variance.total - variance.items
-        extra[j, i] = extra[i, j]
-    return extra
+        return t_statistics(difference, squares, self.sizes, least)
 
 
 def step_down(flips: JointFlips, alpha: float) -> list[float]:
@@ -112,8 +124,13 @@ def step_down(flips: JointFlips, alpha: float) -> list[float]:
 
 
 def best_models(
-    pooled: PooledScores, models: Sequence[str], alpha: float, flips: JointFlips
-) -> tuple[str, ...]:
+    pooled: PooledScores,
+    models: Sequence[str],
+    alpha: float,
+    flips: JointFlips,
+    draws: int = SIGN_DRAWS,
+    seed: int = 0,
+) -> Names:
     """Models that may be the best one; each is favoured in turn where answers are missing.
 
     `flips` are those of all models, none of them favoured.
@@ -122,12 +139,12 @@ def best_models(
     complete = [model for model in models if model not in gaps]
     if gaps and complete:
         # Whichever of the complete ones is favoured, the scores are the same.
-        flips = JointFlips.of(pooled, models, favoured=complete[0])
+        flips = JointFlips.of(pooled, models, draws, seed, favoured=complete[0])
     best = set()
     if complete:
         best = {models[n] for n in best_set(flips, alpha)}.difference(gaps)
     for model in gaps:
-        flips = JointFlips.of(pooled, models, favoured=model)
+        flips = JointFlips.of(pooled, models, draws, seed, favoured=model)
         if models.index(model) in best_set(flips, alpha):
             best.add(model)
     return tuple(model for model in models if model in best)
@@ -150,3 +167,39 @@ def best_set(flips: JointFlips, alpha: float) -> list[int]:
         if p_value > alpha:
             best.append(model)
     return best
+
+
+# ---------------------------------------------------------------- several runs
+
+
+def _holm_tests(pooled: PooledScores, models: Sequence[str], alpha: float) -> list[float]:
+    """The number of tests that each model but the first needs, by Holm's steps.
+
+    From the first model that is not shown to differ on, all have the same correction.
+    """
+    baseline, *others = models
+    p_values = np.array([contrast(pooled, model, baseline).p_value for model in others])
+    tests = np.ones(len(others))
+    order = np.argsort(p_values, kind="stable")
+    for rank, model in enumerate(order):
+        unsettled = order[rank:]
+        tests[unsettled] = len(unsettled)
+        if p_values[model] >= alpha / len(unsettled):
+            break
+    return tests.tolist()
+
+
+def _unbeaten(pooled: PooledScores, models: Sequence[str], alpha: float) -> Names:
+    """Models that no other is shown to be above, each at level alpha / (M - 1) on one side.
+
+    The best model is left out only if one of M - 1 others is wrongly shown to be above it.
+    """
+    tests = (len(models) - 1) / 2 * ALPHA / alpha
+    beaten = set()
+    for a, b in combinations(models, 2):
+        comparison = contrast(pooled, a, b, tests=tests)
+        if comparison.low > 0:
+            beaten.add(b)
+        if comparison.high < 0:
+            beaten.add(a)
+    return tuple(model for model in models if model not in beaten)

@@ -221,6 +221,8 @@ def _sample_answers(
     for name in sample.get("metrics", names):
         score = np.nan
         value = sample.get(name)
+        if isinstance(value, float) and np.isnan(value):
+            value = None
         if isinstance(value, int | float):
             # beyond what a mean can be it does not matter how large it is
             score = float(max(-2 * LARGEST_FIGURE, min(value, 2 * LARGEST_FIGURE)))

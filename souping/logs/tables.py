@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, Literal, Protocol
 
 from souping.core.fields import pick
-from souping.core.text import listed, nearest, shown
+from souping.core.text import first_line, listed, nearest, shown
 from souping.core.types import Json, UserError
 from souping.logs.records import (
     LARGEST_FIGURE,
@@ -27,6 +27,7 @@ from souping.logs.records import (
 )
 
 NEEDED = ("item", "category", "score")
+INSPECT_NEEDED = ("id", "epoch", "input")
 CUT_REASONS = {"length", "max_tokens", "truncated"}
 NO_ANSWER_REASONS = {"error", "unanswered", "content_filter"}
 LETTERS = {"C": 1.0, "I": 0.0, "P": 0.5, "N": 0.0, "true": 1.0, "false": 0.0}
@@ -53,11 +54,17 @@ def read_frame(
     frame: Frame, group: str, lower: Collection[str] | None, category: str = ""
 ) -> tuple[Log, ...]:
     """The logs in a data frame with this package's columns or those of inspect_ai's `samples_df`."""
+    path = Path(f"DataFrame {id(frame):x}")
     rows = frame.to_dict("records")
-    if rows and "sample_id" in rows[0] and "epoch" in rows[0]:
-        rows = list(_inspect_rows(rows, group))
+    if rows and _is_inspect(rows[0]):
+        rows = list(_inspect_rows(path, rows, group))
         group = ""
-    return _logs(Path(f"DataFrame {id(frame):x}"), rows, group, lower, category)
+    return _logs(path, rows, group, lower, category)
+
+
+def _is_inspect(row: LogRow) -> bool:
+    """Whether the columns are those of `samples_df` and not this package's."""
+    return "sample_id" in row and "epoch" in row and not {*NEEDED} <= row.keys()
 
 
 def read_table(
@@ -96,26 +103,32 @@ def _csv_rows(path: Path, lines: Iterable[str]) -> Iterator[dict[str, str]]:
         yield dict(zip(names, row, strict=True))
 
 
-def _inspect_rows(rows: Sequence[LogRow], group: str) -> Iterator[dict[str, Any]]:
+def _inspect_rows(path: Path, rows: Sequence[LogRow], group: str) -> Iterator[dict[str, Any]]:
     """Rows of `samples_df`, one per metric of the sample's log; one that failed has no score."""
+    samples = []
     metrics: dict[str, dict[str, None]] = {}
-    for row in rows:
-        log_metrics = metrics.setdefault(str(row.get("log")), {})
-        log_metrics.update(dict.fromkeys(_inspect_scores(row)))
+    for number, row in enumerate(rows, start=1):
+        _check_columns(path, row, dict.fromkeys(INSPECT_NEEDED))
+        where = f"{path}: row {number}"
+        try:
+            scores = _inspect_scores(row)
+            sample = _inspect_sample(where, row, group)
+        except (AttributeError, LookupError, TypeError, ValueError) as error:
+            raise UserError(f"{where}: not a sample of inspect_ai: {first_line(error)}") from error
+        samples.append((row, sample, scores))
+        metrics.setdefault(str(row.get("log")), {}).update(dict.fromkeys(scores))
     # an empty column of limits does not say whether answers were cut off
     limited = any(not _empty(row.get("limit")) for row in rows)
-    for row in rows:
-        sample = _inspect_sample(row, group)
+    for row, sample, scores in samples:
         if not _empty(row.get("error")):
             sample["stop_reason"] = "error"
         elif limited:
             sample["stop_reason"] = "" if _empty(row.get("limit")) else "length"
-        scores = _inspect_scores(row)
         for name in metrics[str(row.get("log"))]:
             yield {**sample, "metric": name, "score": scores.get(name)}
 
 
-def _inspect_sample(row: LogRow, group: str) -> dict[str, Any]:
+def _inspect_sample(where: str, row: LogRow, group: str) -> dict[str, Any]:
     """A row of `samples_df` by this package's columns, without its scores."""
     category = row.get("task_name")
     if not category:
@@ -131,7 +144,7 @@ def _inspect_sample(row: LogRow, group: str) -> dict[str, Any]:
         "item": f"{row['id']} {sha256(str(row['input']).encode()).hexdigest()[:16]}",
         "category": category,
         "group": _text(row, group) or _text(row, f"metadata_{group}") if group else "",
-        "replicate": row["epoch"] - 1,
+        "replicate": (_number(where, row, "epoch") or 1) - 1,
         "tokens": tokens,
         "prompt": row["input"],
         "higher_is_better": row.get("higher_is_better"),
@@ -177,8 +190,11 @@ def _logs(
             f"{path}: no answers: it needs a column each for {listed(NEEDED)}, and a row per answer"
         )
     logs = tuple(_log(path, run, answers, directions) for run, answers in runs.items())
+    names: list[str] = []
+    for log in logs:
+        names.extend((*log.tasks, *log.requested))
     for name in lower or ():
-        pick(name, dict.fromkeys([*logs[0].tasks, *logs[0].requested]), "--lower-is-better")
+        pick(name, dict.fromkeys(names), "--lower-is-better")
     return logs
 
 

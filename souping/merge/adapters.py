@@ -21,6 +21,7 @@ from souping.checkpoints.end_tokens import GENERATION, eos_token_ids
 from souping.checkpoints.fingerprints import Cache, fingerprint_of
 from souping.checkpoints.folder import TIED
 from souping.checkpoints.header import FLOATS, TORCH_NAMES, Tensor, inside, small
+from souping.checkpoints.hub import cached_name, parse
 from souping.checkpoints.lora import ADAPTER_WEIGHTS, CONFIG, Adapter, FactorPair
 from souping.core.files import expanded, folder_at
 from souping.core.folders import staged
@@ -184,6 +185,14 @@ class AdapterPool(CandidatePool):
         owner = adapter.checkpoint if adapter.has_tokenizer else self.base
         names = set(owner.side) - {"config.json", GENERATION}
         return {name: small(inside(owner.folder, name)) for name in sorted(names)}
+
+    @property
+    def base_repo(self) -> str:
+        """As the Hub's cache, the adapters or the base's config name it."""
+        names = [cached_name(self.base.folder.resolve()), self.base.config.get("_name_or_path")]
+        names[1:1] = [adapter.settings.base for adapter in self.adapters.values()]
+        repos = filter(None, map(parse, map(str, names)))
+        return next((name.repo for name in repos), "")
 
     @property
     def soup_bytes(self) -> int:

@@ -169,6 +169,10 @@ class MergePlan(SoupPlan):
         tensors = [tensor for tensor in self.tensors if tensor.shard == shard]
         return header_bytes((t.name, t.dtype, t.shape, t.offset, t.nbytes) for t in tensors)
 
+    def shard_bytes(self, shard: int) -> int:
+        """Bytes of a shard's tensors."""
+        return sum(tensor.nbytes for tensor in self.tensors if tensor.shard == shard)
+
     def index(self) -> bytes | None:
         """`model.safetensors.index.json`, or None for a single file or a frame."""
         if self.shards == (SINGLE,) or self.frame is not None:

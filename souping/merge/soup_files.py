@@ -7,6 +7,7 @@ import hashlib
 import json
 from collections.abc import Iterable, Mapping
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 from souping.checkpoints.end_tokens import GENERATION, eos_token_ids
@@ -15,7 +16,7 @@ from souping.checkpoints.header import TORCH_NAMES, inside, parse_json, small
 from souping.checkpoints.quantised import plain_config
 from souping.core.folders import STAGING_MARK, write_files
 from souping.core.types import Recipe, UserError
-from souping.merge import Extra
+from souping.merge import CandidatePool, Extra
 from souping.merge.plan import MergePlan
 
 CARD = "README.md"
@@ -31,8 +32,35 @@ def write_soup_files(stage: Path, files: Mapping[str, str | bytes]) -> None:
     listed = {
         name: file_mark(stage / name) for name in sorted(names - {RECIPE, CARD, STAGING_MARK})
     }
-    recipe = json.dumps({**json.loads(files[RECIPE]), "files": listed}, indent=2) + "\n"
-    write_files(stage, {RECIPE: recipe})
+    write_files(stage, {RECIPE: with_marks(files[RECIPE], listed)})
+
+
+def with_marks(recipe: str | bytes, marks: Mapping[str, str]) -> bytes:
+    """A recipe.json with the list of its soup's files."""
+    return (json.dumps({**json.loads(recipe), "files": marks}, indent=2) + "\n").encode()
+
+
+def planned_files(pool: CandidatePool, recipe: Recipe) -> dict[str, bytes | int]:
+    """The files of a soup that is not written: {name: content, or the size of weights in bytes}."""
+    plan = pool.plan(recipe)
+    planned = dict[str, bytes | int]()
+    if recipe.settings.get("adapters") == "keep":
+        # Adapters are small.
+        with TemporaryDirectory() as folder:
+            soup = pool.write(recipe, Path(folder) / "soup")
+            for path in filter(Path.is_file, soup.rglob("*")):
+                planned[str(path.relative_to(soup))] = path.read_bytes()
+    elif isinstance(plan, MergePlan) and plan.frame is None:
+        for shard, name in enumerate(plan.shards):
+            planned[name] = len(plan.header(shard)) + plan.shard_bytes(shard)
+        files = companion_files(plan)
+        # Digests are known once the files are written.
+        marks = dict.fromkeys(sorted({*planned, *files} - {RECIPE}), "0" * 64)
+        planned |= {**files, RECIPE: with_marks(files[RECIPE], marks)}
+    else:
+        planned["all weights, at most"] = pool.soup_bytes
+        planned[RECIPE] = with_marks(json.dumps(recipe.as_dict()), {})
+    return planned
 
 
 def file_mark(path: Path) -> str:

@@ -503,7 +503,7 @@ def variance(unit: Unit, scores: ItemScores, table: ItemTable) -> ObjectiveVaria
     sizes = np.bincount(table.categories, minlength=len(table.names))
     weights = (table.coefficients / sizes)[table.categories]
     grouped = design(scores.values, table.categories, table.groups, table.coefficients)
-    total = float(grouped.variances().sum())
+    total = float(grouped.variances.sum())
     answers = min(total, float((weights**2 * scores.noise).sum()))
     square = unit.factor**2
     return ObjectiveVariance(

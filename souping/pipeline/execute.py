@@ -14,8 +14,9 @@ from souping.core.types import LateError, Names, Trial, UserError, frozen
 from souping.pipeline.ending import show_end
 from souping.pipeline.merge_only import free_target, merge, rebuild, soup_in, written_soup
 from souping.pipeline.settings import MergeSettings, RunSettings
-from souping.pipeline.upload import check, push, replace_card
+from souping.pipeline.upload import Target, check, planned_upload, push, replace_card, soup_files
 from souping.report.content import Report
+from souping.report.render import show_sheet
 
 if TYPE_CHECKING:
     from souping.pipeline.run import Run
@@ -66,6 +67,29 @@ def execute(settings: MergeSettings) -> float | None:
             address = push(goal, soup, settings.store_path)
         print(f"  {'upload':16} {address}")
     return outcome.objective
+
+
+def send(settings: MergeSettings, goal: Target) -> None:
+    """Send the soup of a finished run or merge, or with `plan` show what would be sent.
+
+    Raises:
+        UserError: there is no soup, not all of it, or the Hub refuses.
+    """
+    report = Report(experiment=settings.name, others={"soup": ""})
+    if isinstance(settings, RunSettings):
+        from souping.pipeline.finished import read_finished
+
+        report, _ = read_finished(settings.run_dir)
+    soup = written_soup(settings, report)
+    if soup is None:
+        raise UserError(
+            f"run={settings.run_dir} has no soup: upload={goal.repo} has nothing to send"
+        )
+    if settings.plan:
+        show_sheet([planned_upload(goal, soup_files(soup), settings.store_path)])
+        return
+    check(goal, soup)
+    print(f"  {'upload':16} {push(goal, soup, settings.store_path)}")
 
 
 def _merge_or_rebuild(settings: MergeSettings) -> RunOutcome:
@@ -169,7 +193,7 @@ def _write(run: Run, state: Reported, report: Report) -> RunOutcome:
     write_report(report, trials, run_dir)
     soup = state.frozen.soup_folder
     if soup is not None and soup.is_dir():
-        replace_card(soup, state.frozen.card, report)
+        replace_card(soup, state.frozen.card, report, run.pool.merge_pool.base_repo)
     objective = run.unit.raw(winner.result.objective)
     return RunOutcome(report=report, trials=winner.trials, objective=objective)
 

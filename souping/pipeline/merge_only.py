@@ -40,15 +40,16 @@ from souping.merge import Adapters, CandidatePool, Format, MergeBackend, Nonfini
 from souping.merge.kernels import METHODS
 from souping.merge.local import LocalMerge, method_digest
 from souping.merge.plan import HUGE, MOST_INGREDIENTS
-from souping.merge.soup_files import CARD, RECIPE
+from souping.merge.soup_files import CARD, RECIPE, planned_files
 from souping.pipeline.fetching import folder_of, with_base
 from souping.pipeline.models import OpenPool
 from souping.pipeline.serving import STORED_SOUP_PREFIX, check_space, scratch_place
 from souping.pipeline.settings import MergeSettings, RunSettings
 from souping.pipeline.store import Store
-from souping.pipeline.upload import card
+from souping.pipeline.upload import card, planned_upload
 from souping.report.content import RecipeSummary, Report
 from souping.report.progress import Throughput, say
+from souping.report.render import show_sheet
 
 
 def merge(settings: MergeSettings) -> Path | None:
@@ -73,12 +74,17 @@ def merge(settings: MergeSettings) -> Path | None:
         recipe = pool.recipe(_only_weights(settings, pool.names))
         if settings.plan:
             _show_plan(settings, pool.merge_pool, recipe, pool.folders, pool.base, pool.similarity)
+            _show_upload(settings, pool.merge_pool, recipe)
             return None
         if not pool.late:
-            return _write(settings, pool.merge_pool, recipe, _card(settings, recipe))
+            text = _card(settings, recipe, pool.merge_pool)
+            return _write(settings, pool.merge_pool, recipe, text)
         with Throughput("soup") as progress:
             soup, notes = pool.write_late(
-                recipe, settings.out, lambda known: {CARD: _card(settings, known)}, progress
+                recipe,
+                settings.out,
+                lambda known: {CARD: _card(settings, known, pool.merge_pool)},
+                progress,
             )
         for note in notes:
             say(f"note: {note}")
@@ -138,14 +144,13 @@ def rebuild(settings: MergeSettings, path: Path) -> Path | None:
         for name, content in zip(recipe.ingredients, recipe.fingerprints, strict=True):
             folders[name] = _find(name, content, recipe, candidates, store, backend, hashes, like)
         backend = _as_written(backend, recipe, table, store, list(folders.values()), hashes)
-        old_card = path.with_name(CARD)
-        text = text_of(old_card) if old_card.is_file() else None
         with closing(backend.open(folders, hashes, like)) as pool:
             if settings.plan:
                 similarity = pool.similarity(tuple(folders))
                 _show_plan(settings, pool, recipe, folders, backend.base, similarity)
+                _show_upload(settings, pool, recipe, path)
                 return None
-            return _write(settings, pool, recipe, text)
+            return _write(settings, pool, recipe, _card(settings, recipe, pool, path))
 
 
 def _check_method(recipe: Recipe) -> None:
@@ -181,12 +186,11 @@ def _write(
     settings: MergeSettings,
     pool: CandidatePool,
     recipe: Recipe,
-    text: str | None,
+    text: str,
 ) -> Path:
     """Write the soup with `text` as its card."""
     with Throughput("soup") as progress:
-        extra = {} if text is None else {CARD: text}
-        return pool.write(recipe, settings.out, progress=progress, extra_files=extra)
+        return pool.write(recipe, settings.out, progress=progress, extra_files={CARD: text})
 
 
 def _show_plan(
@@ -200,7 +204,6 @@ def _show_plan(
     """Print and save the plan of a soup, with how similar the weights are."""
     from souping.merge.mergekit import to_yaml
     from souping.report import tables
-    from souping.report.render import show_sheet
 
     plan = pool.plan(recipe)
     print(plan.describe())
@@ -214,13 +217,30 @@ def _show_plan(
         write_atomically(settings.run_dir / "mergekit.yml", to_yaml(recipe, places, base).encode())
 
 
-def _card(settings: MergeSettings, recipe: Recipe) -> str:
+def _show_upload(
+    settings: MergeSettings, pool: CandidatePool, recipe: Recipe, rebuilt: Path | None = None
+) -> None:
+    if settings.upload is not None:
+        text = _card(settings, recipe, pool, rebuilt)
+        files = {**planned_files(pool, recipe), CARD: text.encode()}
+        show_sheet([planned_upload(settings.upload, files, settings.store_path)])
+
+
+def _card(
+    settings: MergeSettings, recipe: Recipe, pool: CandidatePool, rebuilt: Path | None = None
+) -> str:
+    """The card of a soup; one that is `rebuilt` from a recipe has the same bytes, so the card beside that holds."""
+    old_card = rebuilt.with_name(CARD) if rebuilt else None
+    if old_card is not None and old_card.is_file():
+        text = text_of(old_card)
+        if recipe.id in text:
+            return text
     report = Report(
         experiment=settings.name,
         recipe=read(RecipeSummary, recipe.as_dict()),
         rebuild=settings.rebuild_command,
     )
-    return card(report, settings.out.resolve())
+    return card(report, settings.out.resolve(), pool.base_repo)
 
 
 Fp32Number = Annotated[float, Interval(gt=-HUGE, lt=HUGE)]

@@ -315,7 +315,7 @@ class Run(Steps):
         settings = self.settings
         recipe = frozen.searched.winner.recipe
         report = replace(frozen.report, rebuild=settings.rebuild_command)
-        text = card(report, settings.out.resolve())
+        text = card(report, settings.out.resolve(), self.pool.merge_pool.base_repo)
         if is_there:
             self.progress.stage("freeze: verifying the existing soup")
             verify(self.pool, recipe, settings.out)

@@ -1,4 +1,4 @@
-"""Soups as evaluators want them: poured into one live module, or as a complete folder."""
+"""Soups as evaluators want them: poured into one live module, as a complete folder, or in chunks."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import IO, TYPE_CHECKING
 
 from souping.checkpoints.end_tokens import eos_token_ids
 from souping.core.folders import LOCK_FILE, hold_folder, remove_abandoned
-from souping.core.protocols import Evaluator, LoadedModel, ModuleSettings
+from souping.core.protocols import Evaluator, LoadedModel, ModuleSettings, WeightStream
 from souping.core.system import SHARED_MEMORY
 from souping.core.types import Recipe, UserError
 from souping.merge import CandidatePool, Pourable
@@ -32,8 +32,13 @@ class SoupServer:
     def serve(self, evaluator: Evaluator, recipe: Recipe) -> LoadedModel:
         settings = evaluator.hosting.module_settings()
         model = LoadedSoup(self._pool, self._module, self._scratch, settings, recipe)
-        # The soup is made here, by reading the property, and not on demand: evaluation is timed without it.
-        _ = model.folder if evaluator.hosting.model_form == "folder" else model.module
+        form = evaluator.hosting.model_form
+        # The soup is made here, by reading the property, and not on demand: evaluation is timed without it. Chunks are
+        # made as they are taken.
+        if form == "module":
+            _ = model.module
+        elif form == "folder" or model.stream is None:
+            _ = model.folder
         return model
 
     def close(self) -> None:
@@ -74,6 +79,20 @@ class LoadedSoup(LoadedModel):
     @cached_property
     def folder(self) -> Path:
         return self._scratch.write(self._recipe)
+
+    @cached_property
+    def stream(self) -> WeightStream | None:
+        # A candidate is read from its own folder.
+        if self._pool.candidate_folder(self._recipe):
+            return None
+        return self._pool.stream(self._recipe)
+
+    @property
+    def ingredient_folder(self) -> Path | None:
+        alone = self._pool.recipe({self._recipe.ingredients[0]: 1.0})
+        if not self._pool.candidate_folder(alone):
+            return None
+        return self._scratch.write(alone)
 
 
 class SharedModule:

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import re
 import shlex
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 from huggingface_hub import constants
 
@@ -18,29 +19,36 @@ from souping.checkpoints.folder import INDEX, SINGLE, side_files, weight_map
 from souping.core.fields import load
 from souping.core.files import write_atomically
 from souping.core.reading import read
-from souping.core.text import listed
+from souping.core.text import human, listed
 from souping.core.types import Json, LateError, UserError, frozen
 from souping.merge.soup_files import CARD, RECIPE, file_mark
 from souping.report import sections, tables
 from souping.report.content import RecipeSummary, Report
+from souping.report.files import as_json
 from souping.report.format import clean, escape_markdown, in_words
 from souping.report.render import fenced, markdown_table
+from souping.report.tables import Section, grid
 
 if TYPE_CHECKING:
     from huggingface_hub import HfApi
 
+SoupContent: TypeAlias = Mapping[str, Path | bytes | int]
+"""{name: path or content} of a soup's files; of weights that are not written yet, their size in bytes."""
 UNTOUCHED_FILES = (".gitattributes",)
 """Files of a repository that a new soup does not remove."""
 HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]{0,95}(/[A-Za-z0-9][\w.-]{0,95})?")
 ANYWHERE = ("merge._target_=", "merge.allow_pickle=", "merge.nonfinite=")
 """Overrides of a rebuild that hold on every machine."""
+BASE_KEY = "base_model_name_or_path"
+"""Key of the base model in adapter_config.json."""
+LICENCES = "Licences of the ingredients: "
 
 
 # Card
 
 
-def card(report: Report, folder: Path = Path(".")) -> str:
-    """README.md of a soup, with the Hub's front matter.
+def card(report: Report, folder: Path = Path("."), base: str = "") -> str:
+    """README.md of a soup, with the Hub's front matter; `base` is the base model's name there, if it is an adapter.
 
     The report may be as much as is known when the soup is written: `recipe` is required. All numbers are from the
     report fold; a card that is written before the report has none. Dates, timings and folders stay out, but for the
@@ -51,7 +59,7 @@ def card(report: Report, folder: Path = Path(".")) -> str:
     names = tuple(public_name(name) for name in recipe.ingredients)
     recipe = replace(recipe, ingredients=names, sources=sources)
     blocks = [
-        _front(recipe),
+        _front(recipe, base),
         f"# Soup {escape_markdown(recipe.id)}",
         _summary(report),
         "## Recipe",
@@ -64,11 +72,11 @@ def card(report: Report, folder: Path = Path(".")) -> str:
     return "\n\n".join(blocks) + "\n"
 
 
-def replace_card(folder: Path, first: str, report: Report) -> None:
+def replace_card(folder: Path, first: str, report: Report, base: str) -> None:
     """Put a report on the soup's card if it is still the `first` one, without numbers."""
     path = folder / CARD
     if not path.exists() or path.read_bytes() == first.encode():
-        write_atomically(path, card(report, folder.resolve()).encode())
+        write_atomically(path, card(report, folder.resolve(), base).encode())
 
 
 def public_name(name: Json) -> str:
@@ -123,16 +131,25 @@ def _method(recipe: RecipeSummary) -> str:
     return text
 
 
-def _front(recipe: RecipeSummary) -> str:
-    """The front matter, without ingredients that cannot be a model's name on the Hub."""
+def _front(recipe: RecipeSummary, base: str) -> str:
+    """The front matter, without models that cannot be named on the Hub."""
     import yaml
 
-    sources = [source.partition("@")[0] for source in (recipe.sources or {}).values()]
-    parents = sources or [name for name in recipe.ingredients if HUB_NAME.fullmatch(name)]
-    table: dict[str, Any] = {}
+    table: dict[str, Any] = {
+        "base_model_relation": "merge",
+        "library_name": "transformers",
+        "tags": ["merge", "souping"],
+    }
+    repos = [source.partition("@")[0] for source in (recipe.sources or {}).values()]
+    parents = list(filter(hub.is_repo, repos))
+    if not parents:
+        parents = [name for name in recipe.ingredients if HUB_NAME.fullmatch(name)]
+    if recipe.settings.get("adapters") == "keep":
+        parents = list(filter(None, [base]))
+        table |= {"base_model_relation": "adapter", "library_name": "peft"}
+        table["tags"] = ["lora", "merge", "souping"]
     if parents:
-        table = {"base_model": parents, "base_model_relation": "merge"}
-    table |= {"library_name": "transformers", "tags": ["merge", "souping"]}
+        table = {"base_model": parents, **table}
     return f"---\n{yaml.dump(table, allow_unicode=True, sort_keys=False).strip()}\n---"
 
 
@@ -247,7 +264,7 @@ def _check_repository(goal: Target, api: HfApi) -> list[str]:
 def push(goal: Target, folder: Path, store: Path | None = None) -> str:
     """Send a soup's folder as one commit that replaces the soup before it; returns the commit's address.
 
-    The card gets a list of the ingredients' licences. `store` knows the folders of the ingredients.
+    The card gets the ingredients' licences. `store` knows the folders of the ingredients.
 
     Raises:
         UserError: the folder is not a soup's, the Hub refuses or cannot be reached. Nothing was changed there, or a
@@ -257,18 +274,12 @@ def push(goal: Target, folder: Path, store: Path | None = None) -> str:
 
     if not (folder / RECIPE).is_file():
         raise UserError(f"{folder} holds no {RECIPE}: it is not a soup's folder")
-    recipe: dict[str, Any] = load(folder / RECIPE, dict[str, Any])
     try:
-        files: dict[str, Path | bytes] = {**soup_files(folder)}
+        paths = soup_files(folder)
     except UserError as error:
         raise LateError(f"{error}; nothing was sent") from error
-    summary = read(RecipeSummary, recipe)
-    if CARD in files:
-        text = (folder / CARD).read_text("utf-8")
-    else:
-        text = card(Report(experiment="", recipe=summary))
-    text = re.sub(r'^folder = ".*"(?=  # this folder)', f'folder = "{goal.repo}"', text, flags=re.M)
-    files[CARD] = f"{text.rstrip()}\n\n{_licences(summary, store)}\n".encode()
+    files = _public_files(goal, paths, store, online=True)
+    recipe = json.loads(_bytes(files[RECIPE]))
     api = HfApi()
     try:
         with _explained(goal):
@@ -277,6 +288,7 @@ def push(goal: Target, folder: Path, store: Path | None = None) -> str:
             # `upload_folder` splits large folders into several commits: the repository would hold half a soup meanwhile
             operations: list[Any] = []
             for name, content in files.items():
+                assert not isinstance(content, int)
                 operations.append(CommitOperationAdd(name, content))
             for name in old:
                 if name not in files and name not in UNTOUCHED_FILES:
@@ -287,6 +299,77 @@ def push(goal: Target, folder: Path, store: Path | None = None) -> str:
         command = shlex.join(["hf", "upload", goal.repo, str(folder)])
         raise LateError(f"{error}\nthe soup is complete", fix=command) from error
     return str(commit.commit_url)
+
+
+def planned_upload(goal: Target, files: SoupContent, store: Path) -> Section:
+    """What an upload of these files would send. Uses no network."""
+    from huggingface_hub import get_token
+
+    public = _public_files(goal, files, store, online=False)
+    sizes = {name: _size(content) for name, content in sorted(public.items())}
+    sizes["total"] = sum(sizes.values())
+    table = grid(("file", "size"), [(name, human(size)) for name, size in sizes.items()])
+    visibility = (
+        "private" if goal.private else "public, unless its organisation has another default"
+    )
+    lines = [
+        f"Repository {goal.repo}: {visibility}; one that exists stays as it is. Nothing is sent now."
+    ]
+    text = _bytes(public[CARD]).decode()
+    if get_token() is None:
+        lines.append(f"This machine is not logged in to the Hub: {hub.LOGIN}.")
+    if "(unknown)" in text:
+        lines.append("Licences of models on the Hub are read when the soup is sent.")
+    if lora.CONFIG in files and not _base_in(text):
+        lines.append(
+            f"base_model is left out: what the Hub calls the base model is unknown. Add it to {CARD} before you upload."
+        )
+    return Section("Upload", tuple(lines), grids=(table,), code=text)
+
+
+def _public_files(
+    goal: Target, files: SoupContent, store: Path | None, online: bool
+) -> dict[str, Path | bytes | int]:
+    """A soup's files as they are sent: its card with the repository and licences, and no path of this machine."""
+    recipe = json.loads(_bytes(files[RECIPE]))
+    summary = read(RecipeSummary, recipe)
+    config = json.loads(_bytes(files.get(lora.CONFIG, b"{}")))
+    base = str(config.get(BASE_KEY))
+    is_public = hub.is_repo(base)
+    text = card(Report(experiment="", recipe=summary), base=base if is_public else "")
+    if CARD in files:
+        text = _bytes(files[CARD]).decode()
+    text = re.sub(r'^folder = ".*"(?=  # this folder)', f'folder = "{goal.repo}"', text, flags=re.M)
+    text = _with_licences(text, _licences(summary, store, online))
+    public = {**files, CARD: text.encode()}
+    if config and not is_public:
+        config[BASE_KEY] = _base_in(text) or public_name(base)
+        content = as_json(config).encode()
+        public[lora.CONFIG] = content
+        # An older soup has no list of its files.
+        if "files" in recipe:
+            recipe["files"][lora.CONFIG] = hashlib.sha256(content).hexdigest()
+        public[RECIPE] = as_json(recipe).encode()
+    return public
+
+
+def _size(content: Path | bytes | int) -> int:
+    if isinstance(content, Path):
+        return content.stat().st_size
+    return len(content) if isinstance(content, bytes) else content
+
+
+def _bytes(content: Path | bytes | int) -> bytes:
+    if isinstance(content, Path):
+        return content.read_bytes()
+    assert isinstance(content, bytes)
+    return content
+
+
+def _base_in(text: str) -> str:
+    """The base model that the card of an adapter names."""
+    match = re.search(r"^base_model:\s+(?:- )?(\S+/\S+)$", text, re.M)
+    return match[1] if match and "\nbase_model_relation: adapter\n" in text else ""
 
 
 @frozen
@@ -325,17 +408,33 @@ def _unlisted_files(folder: Path) -> set[str]:
     return {SINGLE, INDEX, *shards, lora.CONFIG, lora.ADAPTER_WEIGHTS, *side_files(folder)}
 
 
-def _licences(recipe: RecipeSummary, store: Path | None) -> str:
-    """The licences of a recipe's ingredients and of a base model that it names, as the end of a card."""
+def _licences(recipe: RecipeSummary, store: Path | None, online: bool) -> dict[str, str]:
+    """{model: licence}, empty if unknown, of a recipe's ingredients and of a base model that it names."""
     prints = dict(zip(recipe.ingredients, recipe.fingerprints, strict=False))
     base = recipe.settings.get("base")
     if isinstance(base, str):
         prints["the base model"] = base
     sources = {**_folders(prints, store), **(recipe.sources or {})}
-    licences = {public_name(name): _licence(str(sources.get(name, ""))) for name in prints}
+    return {public_name(name): _licence(str(sources.get(name, "")), online) for name in prints}
+
+
+def _with_licences(text: str, licences: Mapping[str, str]) -> str:
+    """The card with a list of the licences at its end; one that all models have is in the front matter too."""
+    from huggingface_hub import ModelCard
+
+    # A soup that comes back from the Hub has the list already.
+    text = re.sub(rf"\n+## Licence\n\n{LICENCES}[^\n]*\n*", "\n", text)
+    names = set(licences.values())
+    # Users edit cards, and a list of licences has no single name.
+    with suppress(Exception):
+        front = ModelCard(text)
+        licence = names.pop()
+        if not names and re.fullmatch(r"[\w.+-]+", licence) and not front.data.get("license"):
+            front.data["license"] = licence
+            text = str(front)
     words = ", ".join(f"{name} ({licence or 'unknown'})" for name, licence in licences.items())
-    text = f"Licences of the ingredients: {words}. Read all of them before you use or share this model."
-    return f"## Licence\n\n{escape_markdown(text)}"
+    line = f"{LICENCES}{words}. Read all of them before you use or share this model."
+    return f"{text.rstrip()}\n\n## Licence\n\n{escape_markdown(line)}\n"
 
 
 def _folders(prints: Mapping[str, str], path: Path | None) -> dict[str, str]:
@@ -349,13 +448,17 @@ def _folders(prints: Mapping[str, str], path: Path | None) -> dict[str, str]:
     return {name: hub.cached_name(folder) or folder for name, folder in folders.items() if folder}
 
 
-def _licence(source: str) -> str:
+def _licence(source: str, online: bool) -> str:
     """The licence that the card of a folder or of a model on the Hub names; empty if there is none."""
     from huggingface_hub import ModelCard
 
+    if not source:
+        return ""
     name = hub.parse(source)
     try:
-        place = name.repo if name else Path(source) / CARD
+        place: str | Path = Path(source) / CARD
+        if name and online:
+            place = name.repo
         data = ModelCard.load(place, ignore_metadata_errors=True).data
         if data.license == "other" and data.get("license_name"):
             return f"other: {data.get('license_name')}"

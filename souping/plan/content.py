@@ -17,6 +17,7 @@ from souping.pipeline.settings import RunSettings
 from souping.plan.speed import HUB_SPEED, READ_SPEED, Speed
 from souping.plan.stages import IntRange, PlannedStage
 from souping.report.files import selection_summary
+from souping.report.tables import Section
 
 Range = tuple[float, float]
 
@@ -48,6 +49,7 @@ class Plan:
     missing: Sequence[Missing] = ()
     reasons: list[Missing] = field(default_factory=list)
     faults: list[str] = field(default_factory=list)
+    upload: Section | None = None
 
     def sum(self, key: Literal["asked", "todo"]) -> IntRange:
         """(least, most) evaluations of all stages."""

@@ -25,6 +25,7 @@ def sections(plan: Plan) -> list[Section]:
         similarity(plan.similarity),
         _space(plan),
         _missing(plan),
+        plan.upload,
     )
     return [section for section in content if section is not None]
 

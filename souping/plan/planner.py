@@ -13,10 +13,12 @@ from pathlib import Path
 from souping.checkpoints import hub
 from souping.core.files import error_text, nearby, write_atomically
 from souping.core.protocols import Evaluator
+from souping.core.reading import read
 from souping.core.types import FOLDS, Item, Items, LateError, Missing, ScoreMatrix, UserError
 from souping.evaluate.benchmark import Folds, OwnBenchmark
 from souping.evaluate.identity import fingerprint
 from souping.merge.digests import StandIns
+from souping.merge.soup_files import CARD, RECIPE, planned_files
 from souping.pipeline import checks
 from souping.pipeline.evaluation import Evaluation
 from souping.pipeline.execute import check_settings
@@ -25,13 +27,16 @@ from souping.pipeline.settings import RunSettings, items_of
 from souping.pipeline.state import ExtraBenchmark
 from souping.pipeline.steps import Candidates, extra_benchmarks
 from souping.pipeline.store import IN_MEMORY, Store
+from souping.pipeline.upload import card, planned_upload, soup_files
 from souping.plan.content import Plan, as_dict
 from souping.plan.counting import CountedSteps, NamedPool, NotStoredError, merged, not_stored
 from souping.plan.page import sections
 from souping.plan.speed import Speed, checked_speed, speed
 from souping.plan.stages import PlannedStage
+from souping.report.content import RecipeSummary, Report
 from souping.report.files import as_json
 from souping.report.render import sheet_markdown, show_sheet
+from souping.report.tables import Section
 
 
 def make(run: RunSettings) -> Plan:
@@ -64,6 +69,8 @@ class _Planner:
             plan.notes = self._notes(plan, None)
         else:
             self._plan_evaluations(plan)
+        with self._attempt():
+            plan.upload = self._upload(plan)
         plan.faults = list(dict.fromkeys(self.faults))
         reasons = [*plan.missing]
         reasons += [Missing(what=fault) for fault in plan.faults]
@@ -98,6 +105,29 @@ class _Planner:
         plan.missing = checks.once(
             [*checks.missing(self.run, plan.models, plan.machine, evaluators), *self.lacking]
         )
+
+    def _upload(self, plan: Plan) -> Section | None:
+        """What `upload=` would send: the soup that is in `out` already, or one of what may be selected."""
+        run = self.run
+        if run.upload is None:
+            return None
+        if (run.out / RECIPE).is_file():
+            return planned_upload(run.upload, soup_files(run.out), run.store_path)
+        if self.opened is None:
+            return Section(
+                "Upload", (f"{run.upload.repo}: unknown before the candidates are here.",)
+            )
+        names = plan.selection.ingredients if plan.selection else self.pool.names
+        recipe = self.opened.uniform(names)
+        # Nothing is searched, and files may not be hashed.
+        draft = {**recipe.as_dict(), "id": "to be found", "fingerprints": []}
+        draft["weights"] = [None] * len(names)
+        draft["settings"] = {key: recipe.settings[key] for key in recipe.settings if key != "base"}
+        pool = self.opened.merge_pool
+        report = Report(experiment=run.name, recipe=read(RecipeSummary, draft))
+        text = card(report, run.out.resolve(), pool.base_repo)
+        files = {**planned_files(pool, recipe), CARD: text.encode()}
+        return planned_upload(run.upload, files, run.store_path)
 
     def _evaluators(self, items: Sequence[Item]) -> dict[str, tuple[Evaluator, Sequence[Item]]]:
         """{extra benchmark: (evaluator, items)}, the run's own under an empty name."""
@@ -262,7 +292,7 @@ def open_unhashed(run: RunSettings, store: Store) -> OpenPool:
         name = hub.parse(candidate.path)
         folder = hub.cached(name, run.merge.allow_pickle) if name else None
         if folder:
-            candidate = replace(candidate, path=folder)
+            candidate = replace(candidate, path=folder, source=hub.cached_name(folder) or "")
         candidates.append(candidate)
     trajectory = run.pool.trajectory
     more = trajectory.models if trajectory else ()

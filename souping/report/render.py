@@ -9,6 +9,7 @@ from types import MappingProxyType
 from typing import TYPE_CHECKING
 
 from souping.core.system import Provenance
+from souping.core.text import safe
 from souping.report import tables
 from souping.report.content import Report, TrialRow
 from souping.report.format import clean, escape_html, escape_markdown
@@ -343,5 +344,7 @@ def show_sheet(sections: Sequence[Section], console: Console | None = None) -> N
             out.print(Padding(Text(clean(line)), (0, 0, 0, 2)))
         for grid in section.grids:
             out.print(plain_table(grid))
-        if not section.grids:
+        if section.code:
+            out.print(Text(safe(section.code)), soft_wrap=True)
+        elif not section.grids:
             out.print()

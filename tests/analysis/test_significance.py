@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 from scipy import stats
 
 from souping.analysis import sign_patterns as module
-from souping.analysis.grouped import design
+from souping.analysis.grouped import INTERVAL_SALT, design
+from souping.analysis.sign_patterns import drawn_sums
 from souping.analysis.significance import (
     Comparison,
     better_than_every,
@@ -290,3 +291,18 @@ def test_difference_is_the_objectives() -> None:
 def test_so_many_coins_have_probabilities(number: int) -> None:
     expected = stats.binom.pmf(np.arange(number + 1), number, 0.5)
     np.testing.assert_allclose(module._heads_distribution(number), expected, rtol=1e-9, atol=1e-300)
+
+
+@pytest.mark.parametrize("number", [[1, 2, 3], [40, 9, 1000], [5000]])
+def test_drawn_signs_are_those_of_the_inverse_distribution(number: list[int]) -> None:
+    """The table of starts finds what a search of the whole distribution does."""
+    draws = 3000
+    rows = np.eye(len(number))
+    sizes = np.array(number)
+    one_stratum = np.zeros(len(number), dtype=int)
+    sums = drawn_sums(rows, sizes, one_stratum, strata=1, draws=draws, seed=7)[:, 0]
+    rng = np.random.default_rng([INTERVAL_SALT, 7])
+    for row, coins in enumerate(number):
+        cumulative = np.cumsum(module._heads_distribution(coins))
+        heads = np.minimum(np.searchsorted(cumulative, rng.random(draws)), coins)
+        assert sums[:, row].tolist() == (2.0 * heads - coins).tolist()

@@ -9,6 +9,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import suppress
 from dataclasses import fields
 from importlib.metadata import distribution
 from io import StringIO
@@ -22,6 +23,7 @@ from rich.console import Console
 
 import souping as library
 from souping.comparison.result import CompareResult, Flip, RowVerdict, page, sections
+from souping.core.folders import write_files
 from souping.core.types import UserError
 from souping.logs.bfcl_items import MULTI_TURN
 from souping.report.render import sheet_markdown, show_sheet
@@ -552,6 +554,48 @@ def test_out_writes_all_or_nothing(
     monkeypatch.setattr("souping.cli.compare.write_files", full)
     souping(*words, "--margin", "5").refused("No space left")
     assert {path.name: path.read_bytes() for path in (tmp_path / "gate").iterdir()} == before
+
+
+@pytest.mark.parametrize("replaced", [0, 1, 2, 3])
+@pytest.mark.parametrize("first", [True, False])
+def test_out_goes_on_where_it_was_killed_between_its_files(
+    souping: Cli,
+    log: Callable[..., Path],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    replaced: int,
+    first: bool,
+) -> None:
+    log("base", answers(0.5, 1))
+    log("cand", answers(0.6, 2))
+    words = ("compare", "base=base.csv", "cand=cand.csv", "--out", "gate")
+    gate = tmp_path / "gate"
+    if not first:
+        assert souping(*words).code == 0
+    # A killed process leaves its stage and the files that it has replaced.
+    written: dict[str, str | bytes] = {}
+
+    def killed(stage: Path, files: dict[str, bytes]) -> None:
+        written.update(files)
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr("souping.cli.compare.write_files", killed)
+        with suppress(KeyboardInterrupt):
+            souping(*words, "--margin", "5")
+    stage = gate / ".souping-compare-killed"
+    write_files(stage, written)
+    for name in list(written)[:replaced]:
+        (stage / name).replace(gate / name)
+
+    if replaced:
+        page = (gate / "report.html").read_bytes()
+        (gate / "report.html").write_text("my notes")
+        souping(*words).refused("--out")
+        assert (gate / "report.html").read_text() == "my notes"
+        (gate / "report.html").write_bytes(page)
+    assert souping(*words).code == 0
+    assert {path.name for path in gate.iterdir()} == {"report.html", "report.md", "compare.json"}
 
 
 def test_the_json_is_the_schema() -> None:

@@ -12,7 +12,7 @@ from scipy import stats
 from souping.analysis.significance import Comparison, detectable
 from souping.comparison.estimate import contrast, counted_contrast, variance_parts
 from souping.comparison.pooled import SCORE, PooledScores, task_weights
-from souping.comparison.several import JointFlips, best_models, best_set, step_down
+from souping.comparison.several import JointFlips, best_models, best_set, joint_tests, step_down
 from souping.core.types import UserError
 from souping.logs.records import Group
 from tests.comparison.worlds import matched, metric, pooled
@@ -301,6 +301,47 @@ def test_the_best_set_drops_what_is_clearly_worse_and_keeps_copies() -> None:
     assert best_set(
         JointFlips.of(pooled(metric("t", {"a": same, "b": same})), ("a", "b"), 199), 0.05
     ) == [0, 1]
+
+
+# Several models with several runs
+
+
+def test_equal_models_with_few_runs_are_all_among_the_best() -> None:
+    """The five models of 40 draws each; sign flips without the runs' degrees of freedom left out about 40."""
+    calibration = script(ROOT / "benchmarks" / "calibration.py")
+    names = tuple("abcde")
+    left_out = 0
+    for runs in ((2,) * 5, (2, 1, 2, 1, 1)):
+        for number in range(20):
+            scores = calibration.runs_of_models(np.random.default_rng([3, *runs, number]), runs)
+            tests, best = joint_tests(scores, names, 0.05)
+            assert all(1 <= model_tests <= 4 for model_tests in tests)
+            left_out += 5 - len(best)
+    assert left_out <= 10
+
+
+def test_of_models_with_runs_that_agree_the_worse_is_not_among_the_best() -> None:
+    rng = np.random.default_rng(4)
+    scores = {}
+    for name, rate in (("a", 0.8), ("b", 0.8), ("c", 0.3)):
+        scores[name] = (rng.random((3, 1, 400)) < rate).astype(float)
+    tests, best = joint_tests(pooled(metric("t", scores)), ("a", "b", "c"), 0.05)
+    assert best == ("a", "b")
+    # c is shown to differ among two tests, b is then the only one.
+    assert tests == [1, 2]
+
+
+def test_models_with_one_run_vary_as_those_with_several() -> None:
+    rng = np.random.default_rng(5)
+    scores = {name: rng.random((runs, 1, 200)) for name, runs in (("a", 3), ("b", 1), ("c", 1))}
+    scores["a"] += np.array([0.0, 0.3, 0.6])[:, None, None]
+    scores = {name: values / 2 for name, values in scores.items()}
+    with_runs = contrast(pooled(metric("t", scores)), "b", "c")
+    alone = contrast(pooled(metric("t", {name: scores[name] for name in "bc"})), "b", "c")
+    assert with_runs.degrees == pytest.approx(2)
+    assert np.isinf(alone.degrees)
+    # Runs 0.15 apart: the interval reaches about t sqrt(2) 0.15.
+    assert with_runs.high - with_runs.low > 5 * (alone.high - alone.low)
 
 
 # Calibration

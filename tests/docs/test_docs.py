@@ -101,6 +101,7 @@ def commands(page: Path) -> Iterator[list[str]]:
         if words[0] in STANDS_FOR:
             words = as_overrides(words[0], words[1:])
         words = [word for word in words if word != "-m" and "hydra" not in word]
+        words = [re.sub(r"=range\((\d+),\d+\)", r"=\1", word) for word in words]
         yield [re.sub(r"(?<=\]),\[.*|(?<=[\w.]),\w[^\]\}]*$", "", word) for word in words]
 
 

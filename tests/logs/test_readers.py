@@ -136,6 +136,18 @@ class TestLmEval:
         assert not metric.is_mean
         assert all(math.isnan(answer.score) for answer in metric.answers)
 
+    def test_a_metric_with_a_sample_that_is_not_a_number_has_no_scores(
+        self, tmp_path: Path
+    ) -> None:
+        def without_a_number(text: str) -> str:
+            first, *others = text.splitlines()
+            return "\n".join([json.dumps({**json.loads(first), "acc": math.nan}), *others])
+
+        log = changed("lm_eval/python_cook", {"samples_pick_*": without_a_number})(tmp_path)
+        metrics = read(log)[0].tasks["pick"].metrics
+        assert all(math.isnan(answer.score) for answer in metrics["acc"].answers)
+        assert metrics["acc_norm"].is_mean
+
     def test_groups_that_name_a_group_twice_are_read_in_linear_time(self, tmp_path: Path) -> None:
         doubled = {f"g{n}": [f"g{n + 1}"] * 2 for n in range(60)}
         (log,) = read(results(group_subtasks=doubled | {"g60": ["pick", "pick2"]})(tmp_path))
@@ -284,6 +296,21 @@ class TestInspect:
                 (False, None)
             ] * 2 + [(True, False)]
 
+    def test_a_frame_that_lacks_columns_of_samples_is_refused(self) -> None:
+        sample = {"sample_id": "s", "epoch": 1, "input": "?", "id": 1, "score_match": "C"}
+        for name in ("id", "input"):
+            row = {key: value for key, value in sample.items() if key != name}
+            with pytest.raises(UserError, match=f"no column {name}"):
+                read(Frame([row]))
+        for damage in ({"epoch": "one"}, {"score_match": "{"}, {"model_usage": "[1]"}):
+            with pytest.raises(UserError, match="row 1"):
+                read(Frame([sample | damage]))
+
+    def test_a_frame_with_the_columns_of_a_table_is_one(self) -> None:
+        row = {"sample_id": "s", "epoch": 1, "item": "i", "category": "c", "score": 1}
+        (log,) = read(Frame([row]))
+        assert mean(log, "c", "score") == 1
+
     def test_a_model_is_named_with_its_slash(self) -> None:
         (log,) = read(f"{DATA / 'inspect' / 'a'}:mockllm/model")
         assert log.model == "mockllm/model"
@@ -357,6 +384,12 @@ class TestTables:
         assert not log.tasks["a"].metrics["score"].higher_is_better
         with pytest.raises(UserError, match=r"row 2: .*--lower-is-better b"):
             read(path, lower=["a"])
+        later = [
+            {"item": 1, "category": task, "score": 1, "run": run}
+            for run, task in ((1, "a"), (2, "a"), (2, "b"))
+        ]
+        *_, second = read(write_csv(tmp_path / "later.csv", later), lower=["b"])
+        assert not second.tasks["b"].metrics["score"].higher_is_better
         with pytest.raises(UserError, match=r"--lower-is-better=aa .*a, b"):
             read(write_csv(tmp_path / "fine.csv", ROWS), lower=["aa"])
         with pytest.raises(UserError, match="--lower-is-better is for tables"):

@@ -1,0 +1,317 @@
+"""Cards by the Hub's conventions, and uploads that are planned: what would be sent, without any network."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+import socket
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from huggingface_hub import ModelCard
+
+from souping.core.text import human
+from souping.pipeline import upload
+from tests.conftest import Cli, pool_of
+from tests.support.adapters import save_adapter
+from tests.support.hub import Hub, User, files_of, serving
+
+WRITER = "hf_" + "w" * 20
+MODULES = {"model.layers.0.self_attn.q_proj": 2, "model.layers.1.mlp.up_proj": 4}
+ADAPTERS = ["merge", "pool.candidates=[one,two]", "optimiser.weights=[0.4,0.6]", "out=soup"]
+
+
+def refuse_sockets(patch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: object, **__: object) -> None:
+        raise AssertionError("a plan used the network")
+
+    patch.setattr(socket.socket, "connect", refuse)
+    patch.setattr(socket, "getaddrinfo", refuse)
+
+
+@pytest.fixture
+def offline(monkeypatch: pytest.MonkeyPatch) -> None:
+    refuse_sockets(monkeypatch)
+
+
+@pytest.fixture
+def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Hub]:
+    with serving(tmp_path / "hub") as server:
+        server.users[WRITER] = User("me")
+        monkeypatch.setenv("HF_TOKEN", WRITER)
+        yield server
+
+
+def full_models(family: Path, place: Path, **licences: str) -> list[str]:
+    """Arguments of a merge of copies of two models, each with its own licence."""
+    for name in ("ant", "bee"):
+        shutil.copytree(family / name, place / name)
+        card = f"---\n{licences.get(name, 'license: mit')}\n---\n"
+        (place / name / "README.md").write_text(card)
+    return ["merge", "pool.candidates=[ant,bee]", "optimiser.weights=[0.4,0.6]", "out=soup"]
+
+
+def adapters(family: Path, place: Path, base_name: str | None = None) -> list[str]:
+    """Arguments of a merge of two adapters, which name their base by this name or else by its folder."""
+    shutil.copytree(family / "base", place / "private" / "base")
+    base = place / "private" / "base"
+    for seed, name in enumerate(("one", "two")):
+        named = {"base_model_name_or_path": base_name} if base_name else {}
+        save_adapter(place / name, base, MODULES, seed, **named)
+    return [*ADAPTERS, f"merge.base={base}"]
+
+
+def data_of(text: str) -> dict[str, Any]:
+    """The card's data as huggingface_hub reads it, the same after it wrote it again."""
+    data = dict(ModelCard(text).data.to_dict())
+    again = ModelCard(f"---\n{ModelCard(text).data.to_yaml()}\n---\n")
+    assert dict(again.data.to_dict()) == data
+    return data
+
+
+def planned_sizes(printed: str) -> dict[str, str]:
+    """{file: size} of the table of a planned upload."""
+    table = printed.split("Upload\n")[1].split("\n---\n")[0]
+    # A long name is broken into two lines.
+    rows = re.findall(r"^ *(\S+) +([\d.]+ k?M?B) *$(?:\n +(\S+) *$)?", table, flags=re.MULTILINE)
+    return {start + end: size for start, size, end in rows}
+
+
+# ------------------------------------------------------------ front matter
+
+
+def test_the_card_of_a_merge_round_trips_through_the_hubs_own_class(
+    family: Path, souping: Cli, tmp_path: Path
+) -> None:
+    souping(*full_models(family, tmp_path)).ok()
+    assert data_of((tmp_path / "soup/README.md").read_text()) == {
+        "base_model": ["ant", "bee"],
+        "base_model_relation": "merge",
+        "library_name": "transformers",
+        "tags": ["merge", "souping"],
+    }
+
+
+@pytest.mark.parametrize("named_by", ["adapters", "config", "nothing"])
+def test_the_card_of_adapters_names_their_base_as_the_hub_knows_it(
+    family: Path, souping: Cli, tmp_path: Path, named_by: str
+) -> None:
+    words = adapters(family, tmp_path, "org/base" if named_by == "adapters" else None)
+    if named_by == "config":
+        path = tmp_path / "private/base/config.json"
+        config = json.loads(path.read_text()) | {"_name_or_path": "org/base"}
+        path.write_text(json.dumps(config))
+    souping(*words).ok()
+    text = (tmp_path / "soup/README.md").read_text()
+    data = data_of(text)
+    assert data.pop("base_model", None) == (None if named_by == "nothing" else ["org/base"])
+    assert data == {
+        "base_model_relation": "adapter",
+        "library_name": "peft",
+        "tags": ["lora", "merge", "souping"],
+    }
+    assert "private" not in text
+    souping(*words, "merge.adapters=merge", "out=full").ok()
+    full = data_of((tmp_path / "full/README.md").read_text())
+    assert (full["base_model_relation"], full["library_name"]) == ("merge", "transformers")
+    assert full["base_model"] == ["one", "two"]
+
+
+@pytest.mark.parametrize(
+    ("bee", "expected"),
+    [
+        ("license: mit", {"license": "mit"}),
+        ("license: apache-2.0", {}),
+        ("license: [mit, apache-2.0]", {}),
+        ("license: other\nlicense_name: mine", {}),
+        ("tags: [x]", {}),
+    ],
+)
+def test_a_sent_card_has_a_licence_only_if_all_ingredients_have_the_same(
+    hub: Hub,
+    family: Path,
+    souping: Cli,
+    tmp_path: Path,
+    bee: str,
+    expected: dict[str, str],
+) -> None:
+    souping(*full_models(family, tmp_path, bee=bee), "upload=me/soup").ok()
+    text = hub.repos["me/soup"].head["README.md"].decode()
+    data = data_of(text)
+    assert {key: data[key] for key in data if key.startswith("license")} == expected
+    assert text.count("## Licence") == 1
+    assert "ant (mit)" in text
+
+
+def test_the_licence_of_an_unknown_ingredient_is_not_that_of_the_folder_where_one_stands(
+    hub: Hub, family: Path, souping: Cli, tmp_path: Path
+) -> None:
+    souping(*full_models(family, tmp_path)).ok()
+    (tmp_path / "README.md").write_text("---\nlicense: mit\n---\n")
+    upload.push(upload.Target("me/soup"), tmp_path / "soup")
+    text = hub.repos["me/soup"].head["README.md"].decode()
+    assert "license" not in data_of(text)
+    assert "ant (unknown)" in text
+
+
+# ------------------------------------------------------------ planned uploads
+
+
+@pytest.mark.parametrize("kind", ["full", "adapters"])
+def test_a_planned_merge_shows_the_files_that_are_sent_and_uses_no_network(
+    hub: Hub, family: Path, souping: Cli, tmp_path: Path, kind: str
+) -> None:
+    make = full_models if kind == "full" else adapters
+    words = [*make(family, tmp_path), "merge.max_shard_size=20KB"]
+    with pytest.MonkeyPatch.context() as patch:
+        refuse_sockets(patch)
+        shown = souping("plan", *words[1:], "+experiment=merge", "upload=me/soup").ok().out
+    assert not hub.log
+    assert not (tmp_path / "soup").exists()
+    souping(*words, "upload=me/soup").ok()
+    sent = hub.repos["me/soup"].head
+    sizes = {name: human(len(content)) for name, content in sent.items()}
+    assert planned_sizes(shown) == sizes | {"total": human(sum(map(len, sent.values())))}
+    assert sent["README.md"].decode() in shown
+    assert "me/soup: public" in shown
+
+
+def test_a_plan_says_whether_the_repository_will_be_private(
+    offline: None, family: Path, souping: Cli, tmp_path: Path
+) -> None:
+    words = full_models(family, tmp_path)
+    shown = souping(*words, "upload={repo: me/soup, private: true}", "plan=true").ok().out
+    assert "me/soup: private" in shown
+    souping(*words, "upload=soup", "plan=true").refused("upload=soup", "org/name")
+
+
+def test_no_path_of_this_machine_is_sent_with_an_adapter(
+    hub: Hub, family: Path, souping: Cli, tmp_path: Path
+) -> None:
+    words = adapters(family, tmp_path)
+    shown = souping(*words, "upload=me/soup", "plan=true").ok().out
+    assert "base_model is left out" in shown
+    souping(*words).ok()
+    soup = tmp_path / "soup"
+    upload.push(upload.Target("me/soup"), soup)
+    sent = hub.repos["me/soup"].head
+    assert str(tmp_path).encode() not in b"".join(sent.values())
+    assert json.loads(sent["adapter_config.json"])["base_model_name_or_path"] == "base"
+    # Without its card, or the list of an older soup, it is no other.
+    recipe = json.loads((soup / "recipe.json").read_text())
+    assert recipe.pop("files")
+    card = (soup / "README.md").read_text()
+    (soup / "README.md").unlink()
+    whole = (soup / "recipe.json").read_bytes()
+    (soup / "recipe.json").write_text(json.dumps(recipe))
+    upload.push(upload.Target("me/soup"), soup)
+    sent = hub.repos["me/soup"].head
+    assert str(tmp_path).encode() not in b"".join(sent.values())
+    assert data_of(sent["README.md"].decode())["library_name"] == "peft"
+    (soup / "recipe.json").write_bytes(whole)
+    (soup / "README.md").write_text(card)
+    # A name that the user adds is in both files.
+    text = (soup / "README.md").read_text().replace("---\n", "---\nbase_model: org/base\n", 1)
+    (soup / "README.md").write_text(text)
+    upload.push(upload.Target("me/soup"), soup)
+    sent = hub.repos["me/soup"].head
+    assert json.loads(sent["adapter_config.json"])["base_model_name_or_path"] == "org/base"
+    # What was sent is a whole soup again.
+    copy = tmp_path / "copy"
+    for name, content in sent.items():
+        (copy / name).parent.mkdir(exist_ok=True)
+        (copy / name).write_bytes(content)
+    assert upload.soup_files(copy).keys() == sent.keys()
+
+
+def test_a_planned_run_shows_a_card_without_what_the_run_decides(
+    offline: None, family: Path, souping: Cli, tmp_path: Path
+) -> None:
+    words = [*pool_of(family, "ant", "bee"), "selector=all", "hydra.run.dir=planned"]
+    shown = souping("plan", *words, "upload=me/soup").ok().out
+    assert {"README.md", "model.safetensors", "recipe.json"} <= planned_sizes(shown).keys()
+    assert "# Soup to be found" in shown
+    assert "| ant | – | – |" in shown
+    page = (tmp_path / "planned/plan.md").read_text()
+    assert "## Upload" in page
+    assert "base_model_relation: merge" in page
+    assert "Upload" not in souping("plan", *words).ok().out
+
+
+def test_a_planned_run_over_a_soup_shows_its_card_or_the_files_that_are_not_its_own(
+    offline: None, family: Path, souping: Cli, tmp_path: Path
+) -> None:
+    souping(*full_models(family, tmp_path)).ok()
+    pool = ["pool.candidates=[ant,bee]", *pool_of(family)[1:], "selector=all", "out=soup"]
+    shown = souping("plan", *pool, "upload=me/soup").ok().out
+    card = (tmp_path / "soup/README.md").read_text()
+    assert card.partition("# Soup")[2].partition("## Usage")[0] in shown
+    (tmp_path / "soup/.env").write_text("KEY=1")
+    souping("plan", *pool, "upload=me/soup").refused(".env")
+
+
+@pytest.mark.slow
+def test_the_soup_of_a_finished_run_is_planned_then_sent(
+    hub: Hub, finished_copy: Path, souping: Cli
+) -> None:
+    with pytest.MonkeyPatch.context() as patch:
+        refuse_sockets(patch)
+        shown = souping("plan", "run=run", "upload=me/soup").ok().out
+    assert not hub.log
+    assert "## Result" in shown
+    done = souping("run=run", "upload=me/soup").ok()
+    assert f"{hub.url}/me/soup/commit/" in done.out
+    sent = hub.repos["me/soup"].head
+    assert planned_sizes(shown).keys() == {*sent, "total"}
+    assert sent["README.md"].decode() in shown
+    souping("run=run", "upload=me/soup", "analysis=[wins]").refused("two commands")
+    shutil.rmtree(finished_copy / "soup")
+    souping("run=run", "upload=me/soup", "plan=true").refused("run=", "has no soup")
+
+
+def test_the_soup_of_a_finished_merge_is_planned_from_its_folder(
+    offline: None, family: Path, souping: Cli, tmp_path: Path
+) -> None:
+    words = full_models(family, tmp_path)
+    souping(*words, "hydra.run.dir=merged").ok()
+    shown = souping("run=merged", "upload=me/soup", "plan=true").ok().out
+    assert planned_sizes(shown).keys() == {*files_of(tmp_path / "soup"), "total"}
+    (tmp_path / "soup/config.json").write_text("{}")
+    souping("run=merged", "upload=me/soup", "plan=true").refused("config.json")
+
+
+# ------------------------------------------------------------ rebuilt soups
+
+
+@pytest.mark.parametrize("beside", ["card", "other page", "nothing"])
+def test_a_rebuilt_soup_has_a_card_about_itself(
+    family: Path, souping: Cli, tmp_path: Path, beside: str
+) -> None:
+    souping(*full_models(family, tmp_path)).ok()
+    card = tmp_path / "soup/README.md"
+    if beside == "card":
+        card.write_text(card.read_text() + "Mine.\n")
+    elif beside == "other page":
+        card.write_text("# My project\n")
+    else:
+        card.unlink()
+    old = card.read_text() if card.exists() else ""
+    souping("+experiment=rebuild", "recipe=soup/recipe.json", "out=again").ok()
+    text = (tmp_path / "again/README.md").read_text()
+    assert (text == old) == (beside == "card")
+    assert data_of(text)["base_model"] == ["ant", "bee"]
+    soup = json.loads((tmp_path / "again/recipe.json").read_text())["id"]
+    assert f"# Soup {soup}" in text
+
+
+def test_a_soup_that_comes_back_and_is_sent_again_lists_its_licences_once(
+    hub: Hub, family: Path, souping: Cli, tmp_path: Path
+) -> None:
+    souping(*full_models(family, tmp_path), "upload=me/soup").ok()
+    sent = hub.repos["me/soup"].head["README.md"]
+    (tmp_path / "soup/README.md").write_bytes(sent)
+    upload.push(upload.Target("me/soup"), tmp_path / "soup", tmp_path / "outputs/store.sqlite")
+    assert hub.repos["me/soup"].head["README.md"] == sent
