@@ -137,9 +137,11 @@ def _content(folder: Path, source: Path) -> bytes:
             f"{source} has no score for {len(missing)} of {len(soup.items)} items ({listed(missing, 3)})\n"
             f"tell a log of all items in {folder / ITEMS_FILE}, or {folder.name}={FAILED_JOB}"
         )
-    records = [vars(logged[item]) for item in soup.items]
-    lines = [json.dumps({name: record[name] for name in RECORD}) + "\n" for record in records]
-    return "".join(lines).encode()
+    lines = ""
+    for item in soup.items:
+        record = vars(logged[item])
+        lines += json.dumps({name: record[name] for name in RECORD}) + "\n"
+    return lines.encode()
 
 
 def _log_in(source: Path) -> Path:
