@@ -19,7 +19,7 @@ BESIDE = re.compile(r"(.*[-_])?(ema|swa|averaged?)([-_].*)?|step\d+-merged", re.
 """Folder of an average beside the checkpoints. OLMo-core calls its own stepN-merged."""
 INSIDE_LAST = re.compile(r"ema|swa|averaged?", re.IGNORECASE)
 """Folder of an average inside a checkpoint."""
-NUMBER = re.compile(r"(?<![\d.])\d+(?![\d.])")
+WHOLE_NUMBER = re.compile(r"(?<![\d.])\d+(?![\d.])")
 """A whole number in a name. 0.999 is a rate."""
 
 
@@ -88,5 +88,5 @@ def _unlike(folder: Path, last: Member) -> str:
 def _step_of(name: str, run: TrainingRun) -> int:
     """The step in a name; without one, an average is of the end of training. Smaller numbers count something else."""
     oldest, newest = run.extent
-    numbers = [int(number) for number in NUMBER.findall(name)]
+    numbers = [int(number) for number in WHOLE_NUMBER.findall(name)]
     return next((number for number in numbers if number >= oldest), newest)

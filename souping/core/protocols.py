@@ -578,7 +578,12 @@ class Workers(ABC):
 
 
 class Executor(Component, ABC):
-    """Where soups are made and evaluated. In any case, only the driver writes to the store."""
+    """Where soups are made and evaluated. In any case, only the driver writes to the store.
+
+    Unless it `evaluates_here`, this machine does not need what the evaluators need.
+    """
+
+    evaluates_here: bool = True
 
     @abstractmethod
     def start(self, here: Workers, elsewhere: Callable[[], Workers]) -> Workers:

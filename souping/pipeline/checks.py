@@ -442,6 +442,8 @@ def check_machine(run: RunSettings, evaluators: Sequence[Evaluator]) -> None:
             or a GPU is too small.
     """
     machine = machine_facts()
+    if not run.executor.evaluates_here:
+        evaluators = ()
     for lack in [*_packages(run, evaluators), *_missing_gpus(evaluators, machine)]:
         raise lack.error().at("this run cannot start here")
     models = model_sizes(run)

@@ -149,24 +149,16 @@ class ScratchFolder:
 
     def write(self, recipe: Recipe) -> Path:
         """The soup's folder: a temporary one, or a candidate's own if its generation_config holds nothing but ids."""
-        from souping.evaluate.templates import generation_overrides, write_neutral
+        from souping.evaluate.templates import generation_overrides
 
         if self._root is not None and self._soup == recipe.fingerprint:
             return self._root / recipe.id
         candidate = self._pool.candidate_folder(recipe)
-        if candidate is not None:
-            if not generation_overrides(candidate):
-                return candidate
-            folder = self._make_root(size=0) / recipe.id
-            _link(candidate, folder)
-        else:
-            folder = self._make_root(self._pool.soup_bytes) / recipe.id
-            if not (self._pool.write(recipe, folder) / "config.json").is_file():
-                raise UserError(
-                    "neither an adapter alone nor a trainer's layout can be evaluated as a folder: set "
-                    "merge.adapters=merge, or merge.format=hf"
-                )
-        write_neutral(folder, candidate or folder, self._pool.eos_token_ids(recipe))
+        if candidate is not None and not generation_overrides(candidate):
+            return candidate
+        size = self._pool.soup_bytes if candidate is None else 0
+        folder = self._make_root(size) / recipe.id
+        write_soup(self._pool, recipe, folder)
         self._soup = recipe.fingerprint
         return folder
 
@@ -189,6 +181,21 @@ class ScratchFolder:
         self._root = None
         self._lock = None
         self._soup = ""
+
+
+def write_soup(pool: CandidatePool, recipe: Recipe, folder: Path) -> None:
+    """Write a soup for evaluators; a candidate as links to its files. Its generation_config has nothing but ids."""
+    from souping.evaluate.templates import write_neutral
+
+    candidate = pool.candidate_folder(recipe)
+    if candidate is not None:
+        _link(candidate, folder)
+    elif not (pool.write(recipe, folder) / "config.json").is_file():
+        raise UserError(
+            "neither an adapter alone nor a trainer's layout can be evaluated as a folder: set "
+            "merge.adapters=merge, or merge.format=hf"
+        )
+    write_neutral(folder, candidate or folder, pool.eos_token_ids(recipe))
 
 
 def _link(folder: Path, copy: Path) -> None:

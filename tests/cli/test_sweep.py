@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import csv
 from enum import Enum
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -75,13 +74,11 @@ def test_the_wrong_direction_ends_a_multirun_before_its_first_job(
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(
-    find_spec("hydra_plugins.hydra_optuna_sweeper") is None if find_spec("hydra_plugins") else True,
-    reason="needs hydra-optuna-sweeper",
-)
+@pytest.mark.optuna
 def test_optuna_maximises_the_score_and_goes_on_after_a_failed_job(
     souping: Cli, tmp_path: Path
 ) -> None:
+    pytest.importorskip("hydra_plugins.hydra_optuna_sweeper")
     space = ["selector=topk", "selector.k=choice(2,3,99)", "optimiser=uniform", "stop_after=search"]
     sweeper = [
         "hydra/sweeper=optuna",

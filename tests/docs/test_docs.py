@@ -94,7 +94,7 @@ def commands(page: Path) -> Iterator[list[str]]:
     """Overrides of every run on a page, of a multirun the first; without those that other tests run."""
     lines = "\n".join(blocks(page, "bash")).replace("\\\n", " ").splitlines()
     for line in (re.sub(r"\s#.*", "", line).split("&&")[-1].strip() for line in lines):
-        found = re.search(r"python -m souping (?!show|compare|run=)(.*)", line)
+        found = re.search(r"python -m souping (?!show|compare|run=|ask|tell)(.*)", line)
         if found is None or "..." in found[1] or "$MODELS" in line or "--config-dir" in line:
             continue
         words = shlex.split(found[1])
