@@ -18,7 +18,7 @@ from souping.analysis.grouped import distinct
 from souping.analysis.max_t import critical_value, equivalent_tests, t_statistics
 from souping.analysis.nested import ZERO_DIFFERENCE
 from souping.analysis.sign_flip import ALPHA
-from souping.analysis.sign_patterns import SIGN_DRAWS, drawn_sums
+from souping.analysis.sign_patterns import SIGN_DRAWS, drawn_sums, draws_for
 from souping.comparison.estimate import contrast, has_missing, has_runs
 from souping.comparison.pooled import BEST, SCORE, WORST, PooledScores, finite
 from souping.core.types import FloatArray, Names
@@ -38,6 +38,7 @@ def joint_tests(
     """
     if has_runs(pooled):
         return _holm_tests(pooled, models, alpha), _unbeaten(pooled, models, alpha)
+    draws = draws_for(alpha, draws)
     flips = JointFlips.of(pooled, models, draws, seed)
     return step_down(flips, alpha), best_models(pooled, models, alpha, flips, draws, seed)
 

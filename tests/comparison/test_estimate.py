@@ -294,6 +294,13 @@ def test_a_model_that_is_shown_leaves_the_others_fewer_tests() -> None:
     assert tests[0] > max(tests[1:])
 
 
+def test_the_best_set_of_a_late_look_drops_what_is_clearly_worse() -> None:
+    rng = np.random.default_rng(9)
+    rates = {"a": 0.8, "b": 0.8, "c": 0.1}
+    scores = pooled(metric("t", {name: 1.0 * (rng.random(300) < p) for name, p in rates.items()}))
+    assert joint_tests(scores, tuple(rates), alpha=0.05 / (22 * 23))[1] == ("a", "b")
+
+
 def test_the_best_set_drops_what_is_clearly_worse_and_keeps_copies() -> None:
     flips = family(np.random.default_rng(9), a=0.7, b=0.7, c=0.2)
     assert best_set(flips, 0.05) == [0, 1]
