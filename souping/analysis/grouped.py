@@ -8,6 +8,7 @@ Shape legend: I items, G groups, C categories, H strata, D draws, R distinct row
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -32,9 +33,7 @@ class GroupLayout:
     """
 
     groups: int  # of all items
-    cells: IntArray  # [I] place of the item in the table of all groups and all categories
-    used_groups: BoolArray  # of that table
-    used_categories: BoolArray
+    cells: IntArray  # [I] place of the item in a table [C, G], beyond its end where it is left out
     counts: FloatArray  # [G, C] items
     totals: FloatArray  # [C] items
     stratum: IntArray  # [G]
@@ -62,11 +61,10 @@ class GroupLayout:
         rows = counts[:, used].sum(axis=1) > 0
         counts = counts[rows][:, used]
         stratum = stratify(counts > 0)
+        rank = (np.cumsum(used) - 1)[categories] * len(counts) + (np.cumsum(rows) - 1)[group]
         return cls(
             groups=shape[0],
-            cells=cells,
-            used_groups=rows,
-            used_categories=used,
+            cells=np.where(used[categories], rank, counts.size),
             counts=counts,
             totals=counts.sum(axis=0),
             stratum=stratum,
@@ -76,10 +74,10 @@ class GroupLayout:
 
     def grouped(self, values: FloatArray) -> GroupedScores:
         """Sums of values [I]."""
-        shape = (len(self.used_groups), len(self.used_categories))
-        sums = np.bincount(self.cells, np.asarray(values, dtype=float), shape[0] * shape[1])
-        table = sums.reshape(shape).astype(float, copy=False)
-        return GroupedScores(sums=table[self.used_groups][:, self.used_categories], layout=self)
+        groups, categories = self.counts.shape
+        sums = np.bincount(self.cells, np.asarray(values, dtype=float), groups * categories + 1)
+        table = sums[:-1].reshape(categories, groups).T
+        return GroupedScores(sums=table, layout=self)
 
     def by_stratum(self, table: FloatArray) -> FloatArray:
         """[G, C] -> sums over the groups of each stratum, [H, C]."""
@@ -144,13 +142,22 @@ class GroupedScores:
     @cached_property
     def pulls(self) -> FloatArray:
         """What each group adds to T, [G]."""
-        return np.asarray((self.weights * self.sums / self.layout.totals).sum(axis=1))
+        return self._moved(self.sums.T)
 
     @cached_property
     def influence(self) -> FloatArray:
         """Each group's pull on T, linearised because category means are ratios, [G]."""
-        residuals = self.sums - self.counts * self._centres()
-        return np.asarray((self.weights * residuals / self.layout.totals).sum(axis=1))
+        by_category = zip(self.sums.T, self.counts.T, self._centres(), strict=True)
+        return self._moved(sums - counts * centre for sums, counts, centre in by_category)
+
+    def _moved(self, by_category: Iterable[FloatArray]) -> FloatArray:
+        """How far T moves by these sums [G] of the groups in each category, a category at a time to save memory."""
+        moved = np.zeros(len(self.sums))
+        for sums, weight, total in zip(
+            by_category, self.weights, self.layout.totals, strict=True
+        ):
+            moved += weight * sums / total
+        return moved
 
     def _centres(self) -> FloatArray:
         """What categories vary around [C]: their means.

@@ -23,10 +23,14 @@ def paired_intervals(
     alpha: float = ALPHA,
     draws: int = SIGN_DRAWS,
     seed: int = 0,
+    many_levels: bool = True,
 ) -> NestedIntervals:
-    """Intervals of T within -bound..bound; `alpha` is the lowest level that the draws resolve."""
+    """Intervals of T within -bound..bound; `alpha` is the lowest level that the draws resolve.
+
+    `many_levels` makes a p-value fast, and limits at one level slow.
+    """
     draws = draws_for(alpha, draws)
-    flips = flip_reach(scores, draws=draws, seed=seed)
+    flips = flip_reach(scores, draws=draws, seed=seed, many_levels=many_levels)
     bootstrap = None
     if step(scores) == 0:
         bootstrap = bootstrap_reach(scores, draws=draws, seed=seed)

@@ -15,7 +15,8 @@ Shape legend: G groups, H strata, D sign patterns.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from abc import ABC, abstractmethod
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -39,23 +40,54 @@ ENDLESS = 60_000.0
 TINY_VARIANCE = 1e-12
 
 
+class Distances(ABC):
+    """Distances of the patterns on one side of T."""
+
+    @abstractmethod
+    def at(self, level: float) -> float:
+        """The farthest distance that is reached with a chance of `level`."""
+
+
 @dataclass(frozen=True, kw_only=True)
-class Distances:
-    """Distances of the patterns, farthest first, and the chance of one so far or farther."""
+class SortedDistances(Distances):
+    """All distances, farthest first, and the chance of one so far or farther."""
 
     farthest: FloatArray  # [D]
     chances: FloatArray  # [D]
 
     @classmethod
-    def of(cls, distances: FloatArray, chance: FloatArray) -> Distances:
+    def of(cls, distances: FloatArray, chance: FloatArray) -> SortedDistances:
         """From the `chance` [D] of each pattern."""
         order = np.argsort(-distances, kind="stable")
         return cls(farthest=distances[order], chances=np.cumsum(chance[order]))
 
     def at(self, level: float) -> float:
-        """The farthest distance that is reached with a chance of `level`."""
         rank = int(np.searchsorted(self.chances, level))
         return float(self.farthest[min(rank, len(self.farthest) - 1)])
+
+
+@dataclass(frozen=True, kw_only=True)
+class SoughtDistances(Distances):
+    """Distances of drawn patterns, found one at a time: much faster where few levels are needed.
+
+    Patterns that are `far` have a distance of `total` at least, the others a smaller one.
+    """
+
+    flips: SignFlips
+    side: float
+    far: BoolArray  # [D]
+    total: float
+    unit: float
+    chances: FloatArray  # [D] of a pattern so far or farther, farthest first
+
+    def at(self, level: float) -> float:
+        rank = min(int(np.searchsorted(self.chances, level)), len(self.chances) - 1)
+        beyond = rank - int(np.count_nonzero(self.far))
+        if beyond < 0:
+            distance = self.flips.only(self.far).distance_at(self.side, rank) * self.unit
+            return max(distance, self.total)
+        distance = self.flips.only(~self.far).distance_at(self.side, beyond) * self.unit
+        return min(distance, self.total * (1 - ZERO_DIFFERENCE))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -74,13 +106,14 @@ class FlipReach(Reach):
 
 
 def flip_reach(
-    scores: GroupedScores, *, draws: int = SIGN_DRAWS, seed: int = 0
+    scores: GroupedScores, *, draws: int = SIGN_DRAWS, seed: int = 0, many_levels: bool = True
 ) -> FlipReach | None:
     """Sign flips of all differences of a group together; None where no group differs.
 
     p = (1 + #{|T*| >= |T|}) / (draws + 1). Where there are at most 20,000 distinct patterns all are
     counted instead. If that is so for the groups that differ alone, T = 0 has an exact p-value: the
-    drawn patterns that reach it get this chance together.
+    drawn patterns that reach it get this chance together. A p-value that inverts the reach needs
+    it at `many_levels` on the side of T = 0.
     """
     pulls = Pulls.upward(scores)
     if pulls is None:
@@ -97,14 +130,34 @@ def flip_reach(
         p_value = exact
 
     # A pattern reaches T = 0, downwards, just where the test says so.
-    distances = flips.distances(-1.0) * pulls.unit
-    farther = np.maximum(distances, total)
-    nearer = np.minimum(distances, total * (1 - ZERO_DIFFERENCE))
-    down = Distances.of(np.where(reached, farther, nearer), chance)
-    up = Distances.of(flips.distances(1.0) * pulls.unit, flips.chance)
+    everywhere = np.ones_like(reached)
+    up = _distances(flips, 1.0, everywhere, -np.inf, pulls.unit, flips.chance, many_levels=False)
+    down = _distances(flips, -1.0, reached, total, pulls.unit, chance, many_levels)
     if pulls.turned:
         return FlipReach(down=up, up=down, p_value=p_value)
     return FlipReach(down=down, up=up, p_value=p_value)
+
+
+def _distances(
+    flips: SignFlips,
+    side: float,
+    far: BoolArray,
+    total: float,
+    unit: float,
+    chance: FloatArray,
+    many_levels: bool,
+) -> Distances:
+    """Distances on one side, of which those that are `far` and no others are `total` or more."""
+    if flips.drawn and not many_levels:
+        # Those that are far, or not, have one chance.
+        chances = np.cumsum(np.concatenate([chance[far], chance[~far]]))
+        return SoughtDistances(
+            flips=flips, side=side, far=far, total=total, unit=unit, chances=chances
+        )
+    distances = flips.distances(side) * unit
+    farther = np.maximum(distances, total)
+    nearer = np.minimum(distances, total * (1 - ZERO_DIFFERENCE))
+    return SortedDistances.of(np.where(far, farther, nearer), chance)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -176,6 +229,7 @@ class SignFlips:
     seen_spread: FloatArray  # [3] those of v in the pattern seen
     chance: FloatArray  # [D]
     one_stratum: bool
+    drawn: bool  # so that all patterns have one chance
 
     @classmethod
     def of_pulls(cls, pulls: Pulls, draws: int, seed: int) -> SignFlips:
@@ -186,7 +240,8 @@ class SignFlips:
         rows, stratum, number = distinct(columns, pulls.stratum)
         strata = len(pulls.sizes)
         seen = stratum_sums(number[:, None], rows, number, stratum, strata)
-        if is_countable(number):
+        drawn = not is_countable(number)
+        if not drawn:
             plus, chance = every_pattern(number)
             sums = stratum_sums(plus, rows, number, stratum, strata)
         else:
@@ -210,6 +265,7 @@ class SignFlips:
             seen_spread=_spread(seen, factor / pulls.sizes)[:, 0],
             chance=chance,
             one_stratum=strata == 1,
+            drawn=drawn,
         )
 
     def reaches_zero(self) -> BoolArray:
@@ -224,21 +280,64 @@ class SignFlips:
         """How far each pattern reaches, upwards (side 1) or downwards (-1), [D]."""
         if self.one_stratum:
             return self._one_stratum_distances(side)
-        scale = max(float(np.sqrt(self._variance(self.seen_spread, 0.0))), ZERO_DIFFERENCE)
 
         # Halve the interval [inside, outside] of x / (scale + x), which ends at 1.
+        scale = self._scale()
         inside = np.zeros(len(self.pull))
         outside = np.ones(len(self.pull))
         for _ in range(DISTANCE_HALVINGS):
             middle = (inside + outside) / 2
-            x = scale * middle / (1 - middle)
-            total = self.pull - side * x * self.slope
-            seen_variance = self._variance(self.seen_spread, side * x) * (1 + ZERO_DIFFERENCE)
-            reached = total**2 * seen_variance >= x**2 * self._variance(self.spread, side * x)
+            reached = self._reaches(side, scale * middle / (1 - middle))
             inside = np.where(reached, middle, inside)
             outside = np.where(reached, outside, middle)
         distances = scale * inside / (1 - inside)
         return np.asarray(np.where(distances > ENDLESS * scale, np.inf, distances))
+
+    def distance_at(self, side: float, rank: int) -> float:
+        """The one of `distances` that so many others exceed."""
+        if self.one_stratum:
+            return float(np.sort(self._one_stratum_distances(side))[-1 - rank])
+
+        # The same halvings, of the patterns that may be it.
+        scale = self._scale()
+        patterns = self
+        inside = 0.0
+        outside = 1.0
+        for _ in range(DISTANCE_HALVINGS):
+            middle = (inside + outside) / 2
+            reached = patterns._reaches(side, scale * middle / (1 - middle))
+            farther = int(np.count_nonzero(reached))
+            if rank < farther:
+                inside = middle
+                patterns = patterns.only(reached)
+            else:
+                outside = middle
+                rank -= farther
+                patterns = patterns.only(~reached)
+        distance = scale * inside / (1 - inside)
+        return np.inf if distance > ENDLESS * scale else distance
+
+    def only(self, place: BoolArray) -> SignFlips:
+        """The patterns of this mask."""
+        if place.all():
+            return self
+        return replace(
+            self,
+            pull=self.pull[place],
+            slope=self.slope[place],
+            spread=self.spread.compress(place, axis=1),
+            chance=self.chance[place],
+        )
+
+    def _scale(self) -> float:
+        return max(float(np.sqrt(self._variance(self.seen_spread, 0.0))), ZERO_DIFFERENCE)
+
+    def _reaches(self, side: float, x: FloatArray | float) -> BoolArray:
+        """Patterns [D] that reach the one seen where the shift is T + side x."""
+        total = self.pull - side * x * self.slope
+        seen_variance = self._variance(self.seen_spread, side * x) * (1 + ZERO_DIFFERENCE)
+        reached = total**2 * seen_variance >= x * x * self._variance(self.spread, side * x)
+        return np.asarray(reached)
 
     def _one_stratum_distances(self, side: float) -> FloatArray:
         """In one stratum |T*| / se* grows with |T*|: a pattern reaches while |P - x S| >= |x|."""

@@ -118,14 +118,16 @@ def _draw_by_row(
 ) -> FloatArray:
     """Draw how many groups of each row have a positive sign, a chunk of patterns at a time."""
     chunk = max(1, SIGNS_AT_A_TIME // len(number))
-    sums = []
+    sums = np.zeros((rows.shape[1], draws, strata))
     for start in range(0, draws, chunk):
         size = min(draws - start, chunk)
-        plus = np.empty((len(number), size))
-        for row, groups in enumerate(number.tolist()):
-            plus[row] = _heads(groups, rng.random(size))
-        sums.append(stratum_sums(plus, rows, number, stratum, strata))
-    return np.concatenate(sums)
+        totals = np.zeros((strata, rows.shape[1], size))
+        for h, groups, row in zip(stratum.tolist(), number.tolist(), rows.tolist(), strict=True):
+            net = 2.0 * _heads(groups, rng.random(size)) - groups
+            for total, value in zip(totals[h], row, strict=True):
+                total += value * net
+        sums[:, start : start + size] = totals.transpose(1, 2, 0)
+    return sums.transpose(1, 2, 0)
 
 
 def _heads(coins: int, uniform: FloatArray) -> IntArray:

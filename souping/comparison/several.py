@@ -197,7 +197,7 @@ def _unbeaten(pooled: PooledScores, models: Sequence[str], alpha: float) -> Name
     tests = (len(models) - 1) / 2 * ALPHA / alpha
     beaten = set()
     for a, b in combinations(models, 2):
-        comparison = contrast(pooled, a, b, tests=tests)
+        comparison = contrast(pooled, a, b, tests=tests, tested=False)
         if comparison.low > 0:
             beaten.add(b)
         if comparison.high < 0:
