@@ -160,14 +160,16 @@ def _draw_by_byte(
     """
     bits = np.unpackbits(np.arange(256, dtype=np.uint8)[:, None], axis=1)
     signs = 1.0 - 2.0 * bits  # [256, 8]
-    sums = np.zeros((strata, rows.shape[1], draws))
-    picked = np.empty(draws)
+    sums = np.empty((strata, rows.shape[1], draws))
+    picked = np.empty((draws, rows.shape[1]))
     for h in range(strata):
         stratum_rows = rows[stratum == h]
+        totals = np.zeros_like(picked)
         for start in range(0, len(stratum_rows), 8):
             eight = stratum_rows[start : start + 8]
-            signed_sums = np.einsum("sr,rf->fs", signs[:, : len(eight)], eight)  # [F, 256]
+            signed_sums = np.einsum("sr,rf->fs", signs[:, : len(eight)], eight)
+            table = np.ascontiguousarray(signed_sums.T)  # [256, F]
             byte = rng.integers(0, 256, size=draws, dtype=np.uint8)
-            for total, column in zip(sums[h], signed_sums, strict=True):
-                total += column.take(byte, out=picked, mode="clip")  # much the fastest form
+            totals += table.take(byte, axis=0, out=picked, mode="clip")  # much the fastest form
+        sums[h] = totals.T
     return sums.transpose(2, 0, 1)

@@ -86,10 +86,12 @@ class JointFlips:
         seen = [np.bincount(stratum, column, len(sizes)) for column in pulls.T]
         sums = np.concatenate([np.stack(seen, axis=1)[None], drawn])
 
-        squared = (pulls[:, :, None] - pulls[:, None, :]) ** 2
-        squares = np.stack([squared[stratum == h].sum(axis=0) for h in range(len(sizes))])
-
-        return cls(sums=sums, squares=squares, sizes=sizes)
+        squares = []
+        for h in range(len(sizes)):
+            in_stratum = pulls[stratum == h]
+            squared = (in_stratum[:, :, None] - in_stratum[:, None, :]) ** 2
+            squares.append(squared.sum(axis=0))
+        return cls(sums=sums, squares=np.stack(squares), sizes=sizes)
 
     def t(self, first: int, second: int) -> FloatArray:
         """Studentised difference of two models in every pattern, [D]."""
@@ -145,7 +147,7 @@ def best_models(
         best = {models[n] for n in best_set(flips, alpha)}.difference(gaps)
     for model in gaps:
         flips = JointFlips.of(pooled, models, draws, seed, favoured=model)
-        if models.index(model) in best_set(flips, alpha):
+        if _may_be_best(flips, models.index(model), alpha):
             best.add(model)
     return tuple(model for model in models if model in best)
 
@@ -157,16 +159,15 @@ def best_set(flips: JointFlips, alpha: float) -> list[int]:
     Hsu 1981). A model is left out if another is above it by more than chance among all others.
     """
     models = range(flips.sums.shape[2])
-    best = []
-    for model in models:
-        leads = np.stack([flips.t(other, model) for other in models if other != model])
-        largest = leads.max(axis=0)
-        seen = largest[0]
-        as_large = largest[1:] >= seen - ZERO_DIFFERENCE
-        p_value = (1 + as_large.sum()) / (1 + len(as_large))
-        if p_value > alpha:
-            best.append(model)
-    return best
+    return [model for model in models if _may_be_best(flips, model, alpha)]
+
+
+def _may_be_best(flips: JointFlips, model: int, alpha: float) -> bool:
+    others = [other for other in range(flips.sums.shape[2]) if other != model]
+    largest = np.max([flips.t(other, model) for other in others], axis=0)
+    as_large = largest[1:] >= largest[0] - ZERO_DIFFERENCE
+    p_value = (1 + as_large.sum()) / (1 + len(as_large))
+    return bool(p_value > alpha)
 
 
 # ---------------------------------------------------------------- several runs
