@@ -222,10 +222,8 @@ class SignFlips:
     """
 
     total: float  # T
-    pull: FloatArray  # [D] P
-    slope: FloatArray  # [D] S
+    parts: FloatArray  # [5, D] P, S and the coefficients of v
     squares: FloatArray  # [3] coefficients of q
-    spread: FloatArray  # [3, D] coefficients of v
     seen_spread: FloatArray  # [3] those of v in the pattern seen
     chance: FloatArray  # [D]
     one_stratum: bool
@@ -239,17 +237,20 @@ class SignFlips:
         columns = np.column_stack([residual, pulls.slope])
         rows, stratum, number = distinct(columns, pulls.stratum)
         strata = len(pulls.sizes)
-        seen = stratum_sums(number[:, None], rows, number, stratum, strata)
-        drawn = not is_countable(number)
-        if not drawn:
-            plus, chance = every_pattern(number)
-            sums = stratum_sums(plus, rows, number, stratum, strata)
-        else:
-            sums = np.concatenate([seen, drawn_sums(rows, number, stratum, strata, draws, seed)])
-            chance = np.full(len(sums), 1 / len(sums))
-
         # A stratum of n groups adds n / (n - 1) (sum of squares - square of the sum / n).
         factor = pulls.sizes / np.maximum(pulls.sizes - 1, 1)
+        seen = stratum_sums(number[:, None], rows, number, stratum, strata)
+        seen_parts = _parts(seen, factor / pulls.sizes)
+        drawn = not is_countable(number)
+        if drawn:
+            sums = drawn_sums(rows, number, stratum, strata, draws, seed)
+            parts = np.concatenate([seen_parts, _parts(sums, factor / pulls.sizes)], axis=1)
+            chance = np.full(1 + draws, 1 / (1 + draws))
+        else:
+            plus, chance = every_pattern(number)
+            sums = stratum_sums(plus, rows, number, stratum, strata)
+            parts = _parts(sums, factor / pulls.sizes)
+
         group_factor = factor[pulls.stratum]
         squares = [
             (residual * residual * group_factor).sum(),
@@ -258,15 +259,26 @@ class SignFlips:
         ]
         return cls(
             total=total,
-            pull=sums[:, :, 0].sum(axis=1),
-            slope=sums[:, :, 1].sum(axis=1),
+            parts=parts,
             squares=np.array(squares),
-            spread=_spread(sums, factor / pulls.sizes),
-            seen_spread=_spread(seen, factor / pulls.sizes)[:, 0],
+            seen_spread=seen_parts[2:, 0],
             chance=chance,
             one_stratum=strata == 1,
             drawn=drawn,
         )
+
+    @property
+    def pull(self) -> FloatArray:
+        return self.parts[0]
+
+    @property
+    def slope(self) -> FloatArray:
+        return self.parts[1]
+
+    @property
+    def spread(self) -> FloatArray:
+        """Coefficients of v."""
+        return self.parts[2:]
 
     def reaches_zero(self) -> BoolArray:
         """Patterns [D] that reach the one seen where the shift is 0, or would but for rounding."""
@@ -323,9 +335,7 @@ class SignFlips:
             return self
         return replace(
             self,
-            pull=self.pull[place],
-            slope=self.slope[place],
-            spread=self.spread.compress(place, axis=1),
+            parts=self.parts.compress(place, axis=1),
             chance=self.chance[place],
         )
 
@@ -354,16 +364,18 @@ class SignFlips:
         return np.asarray(np.maximum(squares - _polynomial(spread, x), least))
 
 
-def _spread(sums: FloatArray, factor: FloatArray) -> FloatArray:
-    """Coefficients [3, D] of v by sums [D, H, 2] of pulls and slopes."""
+def _parts(sums: FloatArray, factor: FloatArray) -> FloatArray:
+    """P, S and the coefficients of v [5, D] by sums [D, H, 2] of pulls and slopes."""
     pull = sums[:, :, 0]
     slope = sums[:, :, 1]
-    coefficients = [
+    parts = [
+        pull.sum(axis=1),
+        slope.sum(axis=1),
         np.einsum("dh,dh,h->d", pull, pull, factor),
         np.einsum("dh,dh,h->d", pull, slope, factor),
         np.einsum("dh,dh,h->d", slope, slope, factor),
     ]
-    return np.stack(coefficients)
+    return np.stack(parts)
 
 
 def _polynomial(coefficients: FloatArray, x: FloatArray | float) -> FloatArray:

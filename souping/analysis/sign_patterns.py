@@ -116,17 +116,22 @@ def _draw_by_row(
     draws: int,
     rng: np.random.Generator,
 ) -> FloatArray:
-    """Draw how many groups of each row have a positive sign, a chunk of patterns at a time."""
+    """Draw how many groups of each row have a positive sign, a chunk of patterns at a time.
+
+    The rows are in the order of their strata.
+    """
     chunk = max(1, SIGNS_AT_A_TIME // len(number))
-    sums = np.zeros((rows.shape[1], draws, strata))
+    sums = np.empty((rows.shape[1], draws, strata))
     for start in range(0, draws, chunk):
         size = min(draws - start, chunk)
-        totals = np.zeros((strata, rows.shape[1], size))
-        for h, groups, row in zip(stratum.tolist(), number.tolist(), rows.tolist(), strict=True):
-            net = 2.0 * _heads(groups, rng.random(size)) - groups
-            for total, value in zip(totals[h], row, strict=True):
-                total += value * net
-        sums[:, start : start + size] = totals.transpose(1, 2, 0)
+        for h in range(strata):
+            totals = np.zeros((rows.shape[1], size))
+            for row in np.flatnonzero(stratum == h):
+                groups = int(number[row])
+                net = 2.0 * _heads(groups, rng.random(size)) - groups
+                for total, value in zip(totals, rows[row], strict=True):
+                    total += value * net
+            sums[:, start : start + size, h] = totals
     return sums.transpose(1, 2, 0)
 
 
