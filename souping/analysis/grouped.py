@@ -153,9 +153,7 @@ class GroupedScores:
     def _moved(self, by_category: Iterable[FloatArray]) -> FloatArray:
         """How far T moves by these sums [G] of the groups in each category, a category at a time to save memory."""
         moved = np.zeros(len(self.sums))
-        for sums, weight, total in zip(
-            by_category, self.weights, self.layout.totals, strict=True
-        ):
+        for sums, weight, total in zip(by_category, self.weights, self.layout.totals, strict=True):
             moved += weight * sums / total
         return moved
 
