@@ -77,7 +77,7 @@ class GroupLayout:
         groups, categories = self.counts.shape
         sums = np.bincount(self.cells, np.asarray(values, dtype=float), groups * categories + 1)
         table = sums[:-1].reshape(categories, groups).T
-        return GroupedScores(sums=table, layout=self)
+        return GroupedScores(sums=table.astype(float, copy=False), layout=self)
 
     def by_stratum(self, table: FloatArray) -> FloatArray:
         """[G, C] -> sums over the groups of each stratum, [H, C]."""

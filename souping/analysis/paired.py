@@ -23,14 +23,14 @@ def paired_intervals(
     alpha: float = ALPHA,
     draws: int = SIGN_DRAWS,
     seed: int = 0,
-    many_levels: bool = True,
+    highest: float = 1.0,
 ) -> NestedIntervals:
     """Intervals of T within -bound..bound; `alpha` is the lowest level that the draws resolve.
 
-    `many_levels` makes a p-value fast, and limits at one level slow.
+    They hold up to the `highest` level: for a p-value, 1.
     """
     draws = draws_for(alpha, draws)
-    flips = flip_reach(scores, draws=draws, seed=seed, many_levels=many_levels)
+    flips = flip_reach(scores, draws=draws, seed=seed, highest=highest)
     bootstrap = None
     if step(scores) == 0:
         bootstrap = bootstrap_reach(scores, draws=draws, seed=seed)

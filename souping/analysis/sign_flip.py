@@ -15,8 +15,8 @@ Shape legend: G groups, H strata, D sign patterns.
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
-from dataclasses import dataclass, replace
+from collections.abc import Sequence
+from dataclasses import dataclass
 
 import numpy as np
 
@@ -40,54 +40,23 @@ ENDLESS = 60_000.0
 TINY_VARIANCE = 1e-12
 
 
-class Distances(ABC):
-    """Distances of the patterns on one side of T."""
-
-    @abstractmethod
-    def at(self, level: float) -> float:
-        """The farthest distance that is reached with a chance of `level`."""
-
-
 @dataclass(frozen=True, kw_only=True)
-class SortedDistances(Distances):
-    """All distances, farthest first, and the chance of one so far or farther."""
+class Distances:
+    """Distances of the patterns, farthest first, and the chance of one so far or farther."""
 
     farthest: FloatArray  # [D]
     chances: FloatArray  # [D]
 
     @classmethod
-    def of(cls, distances: FloatArray, chance: FloatArray) -> SortedDistances:
+    def of(cls, distances: FloatArray, chance: FloatArray) -> Distances:
         """From the `chance` [D] of each pattern."""
         order = np.argsort(-distances, kind="stable")
         return cls(farthest=distances[order], chances=np.cumsum(chance[order]))
 
     def at(self, level: float) -> float:
+        """The farthest distance that is reached with a chance of `level`."""
         rank = int(np.searchsorted(self.chances, level))
         return float(self.farthest[min(rank, len(self.farthest) - 1)])
-
-
-@dataclass(frozen=True, kw_only=True)
-class SoughtDistances(Distances):
-    """Distances of drawn patterns, found one at a time: much faster where few levels are needed.
-
-    Patterns that are `far` have a distance of `total` at least, the others a smaller one.
-    """
-
-    flips: SignFlips
-    side: float
-    far: BoolArray  # [D]
-    total: float
-    unit: float
-    chances: FloatArray  # [D] of a pattern so far or farther, farthest first
-
-    def at(self, level: float) -> float:
-        rank = min(int(np.searchsorted(self.chances, level)), len(self.chances) - 1)
-        beyond = rank - int(np.count_nonzero(self.far))
-        if beyond < 0:
-            distance = self.flips.only(self.far).distance_at(self.side, rank) * self.unit
-            return max(distance, self.total)
-        distance = self.flips.only(~self.far).distance_at(self.side, beyond) * self.unit
-        return min(distance, self.total * (1 - ZERO_DIFFERENCE))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -106,14 +75,14 @@ class FlipReach(Reach):
 
 
 def flip_reach(
-    scores: GroupedScores, *, draws: int = SIGN_DRAWS, seed: int = 0, many_levels: bool = True
+    scores: GroupedScores, *, draws: int = SIGN_DRAWS, seed: int = 0, highest: float = 1.0
 ) -> FlipReach | None:
     """Sign flips of all differences of a group together; None where no group differs.
 
     p = (1 + #{|T*| >= |T|}) / (draws + 1). Where there are at most 20,000 distinct patterns all are
     counted instead. If that is so for the groups that differ alone, T = 0 has an exact p-value: the
-    drawn patterns that reach it get this chance together. A p-value that inverts the reach needs
-    it at `many_levels` on the side of T = 0.
+    drawn patterns that reach it get this chance together. `highest` is the level up to which the
+    reach is needed: a low one is much faster.
     """
     pulls = Pulls.upward(scores)
     if pulls is None:
@@ -130,34 +99,20 @@ def flip_reach(
         p_value = exact
 
     # A pattern reaches T = 0, downwards, just where the test says so.
-    everywhere = np.ones_like(reached)
-    up = _distances(flips, 1.0, everywhere, -np.inf, pulls.unit, flips.chance, many_levels=False)
-    down = _distances(flips, -1.0, reached, total, pulls.unit, chance, many_levels)
+    distances = flips.distances(-1.0, _needed(chance, highest)) * pulls.unit
+    farther = np.maximum(distances, total)
+    nearer = np.minimum(distances, total * (1 - ZERO_DIFFERENCE))
+    down = Distances.of(np.where(reached, farther, nearer), chance)
+    distances = flips.distances(1.0, _needed(flips.chance, highest)) * pulls.unit
+    up = Distances.of(distances, flips.chance)
     if pulls.turned:
         return FlipReach(down=up, up=down, p_value=p_value)
     return FlipReach(down=down, up=up, p_value=p_value)
 
 
-def _distances(
-    flips: SignFlips,
-    side: float,
-    far: BoolArray,
-    total: float,
-    unit: float,
-    chance: FloatArray,
-    many_levels: bool,
-) -> Distances:
-    """Distances on one side, of which those that are `far` and no others are `total` or more."""
-    if flips.drawn and not many_levels:
-        # Those that are far, or not, have one chance.
-        chances = np.cumsum(np.concatenate([chance[far], chance[~far]]))
-        return SoughtDistances(
-            flips=flips, side=side, far=far, total=total, unit=unit, chances=chances
-        )
-    distances = flips.distances(side) * unit
-    farther = np.maximum(distances, total)
-    nearer = np.minimum(distances, total * (1 - ZERO_DIFFERENCE))
-    return SortedDistances.of(np.where(far, farther, nearer), chance)
+def _needed(chance: FloatArray, level: float) -> int:
+    """How many patterns of these chances [D] can be needed to reach a level."""
+    return int(np.searchsorted(np.cumsum(np.sort(chance)), level)) + 1
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -227,7 +182,6 @@ class SignFlips:
     seen_spread: FloatArray  # [3] those of v in the pattern seen
     chance: FloatArray  # [D]
     one_stratum: bool
-    drawn: bool  # so that all patterns have one chance
 
     @classmethod
     def of_pulls(cls, pulls: Pulls, draws: int, seed: int) -> SignFlips:
@@ -241,15 +195,14 @@ class SignFlips:
         factor = pulls.sizes / np.maximum(pulls.sizes - 1, 1)
         seen = stratum_sums(number[:, None], rows, number, stratum, strata)
         seen_parts = _parts(seen, factor / pulls.sizes)
-        drawn = not is_countable(number)
-        if drawn:
-            sums = drawn_sums(rows, number, stratum, strata, draws, seed)
-            parts = np.concatenate([seen_parts, _parts(sums, factor / pulls.sizes)], axis=1)
-            chance = np.full(1 + draws, 1 / (1 + draws))
-        else:
+        if is_countable(number):
             plus, chance = every_pattern(number)
             sums = stratum_sums(plus, rows, number, stratum, strata)
             parts = _parts(sums, factor / pulls.sizes)
+        else:
+            sums = drawn_sums(rows, number, stratum, strata, draws, seed)
+            parts = np.concatenate([seen_parts, _parts(sums, factor / pulls.sizes)], axis=1)
+            chance = np.full(1 + draws, 1 / (1 + draws))
 
         group_factor = factor[pulls.stratum]
         squares = [
@@ -264,100 +217,67 @@ class SignFlips:
             seen_spread=seen_parts[2:, 0],
             chance=chance,
             one_stratum=strata == 1,
-            drawn=drawn,
         )
-
-    @property
-    def pull(self) -> FloatArray:
-        return self.parts[0]
-
-    @property
-    def slope(self) -> FloatArray:
-        return self.parts[1]
-
-    @property
-    def spread(self) -> FloatArray:
-        """Coefficients of v."""
-        return self.parts[2:]
 
     def reaches_zero(self) -> BoolArray:
         """Patterns [D] that reach the one seen where the shift is 0, or would but for rounding."""
-        total = self.pull + self.total * self.slope
-        variance = self._variance(self.spread, -self.total)
+        pull, slope, *spread = self.parts
+        total = pull + self.total * slope
+        variance = self._variance(spread, -self.total)
         seen = self.total / np.sqrt(self._variance(self.seen_spread, -self.total))
         threshold = np.maximum(seen * (1 - ZERO_DIFFERENCE) - ZERO_DIFFERENCE, 0.0)
         return np.asarray(total**2 >= threshold**2 * variance)
 
-    def distances(self, side: float) -> FloatArray:
-        """How far each pattern reaches, upwards (side 1) or downwards (-1), [D]."""
+    def distances(self, side: float, count: int) -> FloatArray:
+        """How far each pattern reaches, upwards (side 1) or downwards (-1), [D].
+
+        Those that are not among the `count` farthest may have 0.
+        """
         if self.one_stratum:
             return self._one_stratum_distances(side)
+        scale = max(float(np.sqrt(self._variance(self.seen_spread, 0.0))), ZERO_DIFFERENCE)
 
         # Halve the interval [inside, outside] of x / (scale + x), which ends at 1.
-        scale = self._scale()
-        inside = np.zeros(len(self.pull))
-        outside = np.ones(len(self.pull))
+        parts = self.parts
+        place = np.arange(len(self.chance))
+        inside = np.zeros(len(place))
+        outside = np.ones(len(place))
         for _ in range(DISTANCE_HALVINGS):
             middle = (inside + outside) / 2
-            reached = self._reaches(side, scale * middle / (1 - middle))
+            reached = self._reaches(parts, side, scale * middle / (1 - middle))
             inside = np.where(reached, middle, inside)
             outside = np.where(reached, outside, middle)
-        distances = scale * inside / (1 - inside)
-        return np.asarray(np.where(distances > ENDLESS * scale, np.inf, distances))
+            if count < len(place):
+                possible = outside > np.partition(inside, -count)[-count]
+                parts = parts.compress(possible, axis=1)
+                place = place[possible]
+                inside = inside[possible]
+                outside = outside[possible]
+        farthest = scale * inside / (1 - inside)
+        distances = np.zeros(len(self.chance))
+        distances[place] = np.where(farthest > ENDLESS * scale, np.inf, farthest)
+        return distances
 
-    def distance_at(self, side: float, rank: int) -> float:
-        """The one of `distances` that so many others exceed."""
-        if self.one_stratum:
-            return float(np.sort(self._one_stratum_distances(side))[-1 - rank])
-
-        # The same halvings, of the patterns that may be it.
-        scale = self._scale()
-        patterns = self
-        inside = 0.0
-        outside = 1.0
-        for _ in range(DISTANCE_HALVINGS):
-            middle = (inside + outside) / 2
-            reached = patterns._reaches(side, scale * middle / (1 - middle))
-            farther = int(np.count_nonzero(reached))
-            if rank < farther:
-                inside = middle
-                patterns = patterns.only(reached)
-            else:
-                outside = middle
-                rank -= farther
-                patterns = patterns.only(~reached)
-        distance = scale * inside / (1 - inside)
-        return np.inf if distance > ENDLESS * scale else distance
-
-    def only(self, place: BoolArray) -> SignFlips:
-        """The patterns of this mask."""
-        if place.all():
-            return self
-        return replace(
-            self,
-            parts=self.parts.compress(place, axis=1),
-            chance=self.chance[place],
-        )
-
-    def _scale(self) -> float:
-        return max(float(np.sqrt(self._variance(self.seen_spread, 0.0))), ZERO_DIFFERENCE)
-
-    def _reaches(self, side: float, x: FloatArray | float) -> BoolArray:
-        """Patterns [D] that reach the one seen where the shift is T + side x."""
-        total = self.pull - side * x * self.slope
+    def _reaches(self, parts: FloatArray, side: float, x: FloatArray) -> BoolArray:
+        """Whether patterns of these `parts` reach the one seen where the shift is T + side x, [D]."""
+        pull, slope, *spread = parts
+        total = pull - side * x * slope
         seen_variance = self._variance(self.seen_spread, side * x) * (1 + ZERO_DIFFERENCE)
-        reached = total**2 * seen_variance >= x * x * self._variance(self.spread, side * x)
+        reached = total**2 * seen_variance >= x * x * self._variance(spread, side * x)
         return np.asarray(reached)
 
     def _one_stratum_distances(self, side: float) -> FloatArray:
         """In one stratum |T*| / se* grows with |T*|: a pattern reaches while |P - x S| >= |x|."""
-        pull = side * self.pull
+        pull = side * self.parts[0]
+        slope = self.parts[1]
         with np.errstate(divide="ignore", invalid="ignore"):
-            distances = np.maximum(pull / (1 + self.slope), -pull / (1 - self.slope))
-        distances[np.abs(self.slope) >= 1 - ZERO_DIFFERENCE] = np.inf
+            distances = np.maximum(pull / (1 + slope), -pull / (1 - slope))
+        distances[np.abs(slope) >= 1 - ZERO_DIFFERENCE] = np.inf
         return np.asarray(distances)
 
-    def _variance(self, spread: FloatArray, x: FloatArray | float) -> FloatArray:
+    def _variance(
+        self, spread: Sequence[FloatArray] | FloatArray, x: FloatArray | float
+    ) -> FloatArray:
         """q(x) - v(x), of which all may cancel but for rounding."""
         squares = _polynomial(self.squares, x)
         least = TINY_VARIANCE * np.maximum(squares, 1e-6 * self.squares[0])
@@ -378,7 +298,9 @@ def _parts(sums: FloatArray, factor: FloatArray) -> FloatArray:
     return np.stack(parts)
 
 
-def _polynomial(coefficients: FloatArray, x: FloatArray | float) -> FloatArray:
+def _polynomial(
+    coefficients: Sequence[FloatArray] | FloatArray, x: FloatArray | float
+) -> FloatArray:
     """c0 - 2 x c1 + x^2 c2 of coefficients [3, ...]."""
     return np.asarray(coefficients[0] - 2 * x * coefficients[1] + x * x * coefficients[2])
 

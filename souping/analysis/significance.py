@@ -116,7 +116,7 @@ def compare(
         return comparison
     bound = bound_of(scores, a, b)
     intervals = paired_intervals(
-        scores, bound, alpha=alpha, draws=draws, seed=seed, many_levels=tested
+        scores, bound, alpha=alpha, draws=draws, seed=seed, highest=1.0 if tested else alpha
     )
     low, high = intervals.limits(alpha)
     p_value = intervals.p_value() if tested else math.nan

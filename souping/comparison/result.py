@@ -9,6 +9,7 @@ import json
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, field, replace
+from functools import cached_property
 from io import StringIO
 from operator import itemgetter
 from typing import TYPE_CHECKING, Literal
@@ -186,7 +187,14 @@ class CompareResult:
         return json.dumps(to_json(asdict(replace(self, flips=tuple(largest)))), indent=1) + "\n"
 
     def flips_of(self, model: str) -> Sequence[Flip]:
-        return [flip for flip in self.flips if flip.model == model]
+        return self._flips_by_model.get(model, ())
+
+    @cached_property
+    def _flips_by_model(self) -> dict[str, list[Flip]]:
+        by_model: dict[str, list[Flip]] = {}
+        for flip in self.flips:
+            by_model.setdefault(flip.model, []).append(flip)
+        return by_model
 
     def frame(self) -> DataFrame:
         """The verdicts as a pandas DataFrame."""

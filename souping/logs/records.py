@@ -161,7 +161,20 @@ def metrics_of(
     reported: JsonObject = MappingProxyType({}),
     lower: Collection[str] = (),
 ) -> dict[str, LoggedMetric]:
-    """Metrics by name from (metric, answer) of a file, those that are means first; `lower` is better of some.
+    """`metrics_by_name` from (metric, answer) of a file."""
+    answers_of: dict[str, list[LoggedAnswer]] = {}
+    for name, answer in answers:
+        answers_of.setdefault(name, []).append(answer)
+    return metrics_by_name(path, answers_of, reported, lower)
+
+
+def metrics_by_name(
+    path: Path,
+    answers_of: Mapping[str, list[LoggedAnswer]],
+    reported: JsonObject = MappingProxyType({}),
+    lower: Collection[str] = (),
+) -> dict[str, LoggedMetric]:
+    """Metrics by name from the answers of each, those that are means first; `lower` is better of some.
 
     A metric whose mean is not what the harness `reported` is a corpus metric: its items have no scores. So is one with
     scores that no mean can have.
@@ -169,9 +182,6 @@ def metrics_of(
     Raises:
         UserError: an item has two scores.
     """
-    answers_of: dict[str, list[LoggedAnswer]] = {}
-    for name, answer in answers:
-        answers_of.setdefault(name, []).append(answer)
     metrics = []
     for name, metric_answers in answers_of.items():
         higher_is_better = name not in lower

@@ -23,7 +23,7 @@ from souping.logs.records import (
     LogRow,
     Task,
     json_lines,
-    metrics_of,
+    metrics_by_name,
 )
 
 NEEDED = ("item", "category", "score")
@@ -36,8 +36,8 @@ DIRECTIONS = {"true": True, "1": True, "false": False, "0": False}
 """Values of the column `higher_is_better`."""
 Directions = dict[tuple[str, str, str], bool | None]
 """{(task, category, metric): whether higher is better, None where the table does not say}"""
-RunAnswers = dict[tuple[str, str], list[tuple[str, LoggedAnswer]]]
-"""{(task, category): its (metric, answer)} of one run"""
+RunAnswers = dict[tuple[str, str], dict[str, list[LoggedAnswer]]]
+"""{(task, category): {metric: its answers}} of one run"""
 
 
 class Frame(Protocol):
@@ -181,7 +181,7 @@ def _logs(
         metric = _text(row, "metric") or "score"
         answer = _answer(where, row, group)
         run = runs.setdefault(_text(row, "run"), {})
-        run.setdefault(task, []).append((metric, answer))
+        run.setdefault(task, {}).setdefault(metric, []).append(answer)
         higher = _direction(where, row, task, metric, answer.score, lower)
         if directions.setdefault((*task, metric), higher) != higher:
             raise UserError(f"{where}: higher_is_better differs from that of other rows")
@@ -199,6 +199,8 @@ def _logs(
 
 
 def _check_columns(path: Path, row: LogRow, columns: Mapping[str, None]) -> None:
+    if columns.keys() <= row.keys():
+        return
     for name in columns:
         if name not in row:
             known = list(map(str, row))
@@ -313,7 +315,7 @@ def _log(path: Path, run: str, answers: RunAnswers, directions: Directions) -> L
                 f"{path}: two tasks would be called {name}: rename a task or a category"
             )
         members.setdefault(task or name, []).append(name)
-        metrics = metrics_of(path, task_answers, lower=lower.get((task, category), ()))
+        metrics = metrics_by_name(path, task_answers, lower=lower.get((task, category), ()))
         metrics = {metric: _with_unit(logged) for metric, logged in metrics.items()}
         tasks[name] = Task(name=name, metrics=metrics)
     groups = {}
