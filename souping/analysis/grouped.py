@@ -8,7 +8,6 @@ Shape legend: I items, G groups, C categories, H strata, D draws, R distinct row
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -52,8 +51,8 @@ class GroupLayout:
         occupied = np.bincount(groups) > 0
         group = (np.cumsum(occupied) - 1)[groups]
         shape = (int(group.max()) + 1, len(weights))
-        cells = np.ravel_multi_index((group, np.asarray(categories)), shape)
-        counts = np.bincount(cells, minlength=shape[0] * shape[1]).reshape(shape).astype(float)
+        counts = np.zeros(shape)
+        np.add.at(counts, (group, categories), 1.0)
 
         used = weights > 0
         if (counts[:, used].sum(axis=0) == 0).any():
@@ -142,20 +141,20 @@ class GroupedScores:
     @cached_property
     def pulls(self) -> FloatArray:
         """What each group adds to T, [G]."""
-        return self._moved(self.sums.T)
+        return self._pulled_from(0 * self.weights)
 
     @cached_property
     def influence(self) -> FloatArray:
         """Each group's pull on T, linearised because category means are ratios, [G]."""
-        by_category = zip(self.sums.T, self.counts.T, self._centres(), strict=True)
-        return self._moved(sums - counts * centre for sums, counts, centre in by_category)
+        return self._pulled_from(self._centres())
 
-    def _moved(self, by_category: Iterable[FloatArray]) -> FloatArray:
-        """How far T moves by these sums [G] of the groups in each category, a category at a time to save memory."""
-        moved = np.zeros(len(self.sums))
-        for sums, weight, total in zip(by_category, self.weights, self.layout.totals, strict=True):
-            moved += weight * sums / total
-        return moved
+    def _pulled_from(self, centres: FloatArray) -> FloatArray:
+        """What each group adds to T beyond these `centres` [C], one category at a time to save memory."""
+        pulls = np.zeros(len(self.sums))
+        for c, total in enumerate(self.layout.totals):
+            residuals = self.sums[:, c] - self.counts[:, c] * centres[c]
+            pulls += self.weights[c] * residuals / total
+        return pulls
 
     def _centres(self) -> FloatArray:
         """What categories vary around [C]: their means.

@@ -15,7 +15,6 @@ Shape legend: G groups, H strata, D sign patterns.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -99,20 +98,15 @@ def flip_reach(
         p_value = exact
 
     # A pattern reaches T = 0, downwards, just where the test says so.
-    distances = flips.distances(-1.0, _needed(chance, highest)) * pulls.unit
+    count = 1 + int(np.cumsum(np.sort(chance)).searchsorted(highest))
+    distances = flips.distances(-1.0, count) * pulls.unit
     farther = np.maximum(distances, total)
     nearer = np.minimum(distances, total * (1 - ZERO_DIFFERENCE))
     down = Distances.of(np.where(reached, farther, nearer), chance)
-    distances = flips.distances(1.0, _needed(flips.chance, highest)) * pulls.unit
-    up = Distances.of(distances, flips.chance)
+    up = Distances.of(flips.distances(1.0, count) * pulls.unit, flips.chance)
     if pulls.turned:
         return FlipReach(down=up, up=down, p_value=p_value)
     return FlipReach(down=down, up=up, p_value=p_value)
-
-
-def _needed(chance: FloatArray, level: float) -> int:
-    """How many patterns of these chances [D] can be needed to reach a level."""
-    return int(np.searchsorted(np.cumsum(np.sort(chance)), level)) + 1
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -191,17 +185,17 @@ class SignFlips:
         columns = np.column_stack([residual, pulls.slope])
         rows, stratum, number = distinct(columns, pulls.stratum)
         strata = len(pulls.sizes)
+
         # A stratum of n groups adds n / (n - 1) (sum of squares - square of the sum / n).
         factor = pulls.sizes / np.maximum(pulls.sizes - 1, 1)
-        seen = stratum_sums(number[:, None], rows, number, stratum, strata)
-        seen_parts = _parts(seen, factor / pulls.sizes)
+        spread = factor / pulls.sizes
+        seen = _parts(stratum_sums(number[:, None], rows, number, stratum, strata), spread)
         if is_countable(number):
             plus, chance = every_pattern(number)
-            sums = stratum_sums(plus, rows, number, stratum, strata)
-            parts = _parts(sums, factor / pulls.sizes)
+            parts = _parts(stratum_sums(plus, rows, number, stratum, strata), spread)
         else:
-            sums = drawn_sums(rows, number, stratum, strata, draws, seed)
-            parts = np.concatenate([seen_parts, _parts(sums, factor / pulls.sizes)], axis=1)
+            drawn = drawn_sums(rows, number, stratum, strata, draws, seed)
+            parts = np.concatenate([seen, _parts(drawn, spread)], axis=1)
             chance = np.full(1 + draws, 1 / (1 + draws))
 
         group_factor = factor[pulls.stratum]
@@ -214,16 +208,15 @@ class SignFlips:
             total=total,
             parts=parts,
             squares=np.array(squares),
-            seen_spread=seen_parts[2:, 0],
+            seen_spread=seen[2:, 0],
             chance=chance,
             one_stratum=strata == 1,
         )
 
     def reaches_zero(self) -> BoolArray:
         """Patterns [D] that reach the one seen where the shift is 0, or would but for rounding."""
-        pull, slope, *spread = self.parts
-        total = pull + self.total * slope
-        variance = self._variance(spread, -self.total)
+        total = self.parts[0] + self.total * self.parts[1]
+        variance = self._variance(self.parts[2:], -self.total)
         seen = self.total / np.sqrt(self._variance(self.seen_spread, -self.total))
         threshold = np.maximum(seen * (1 - ZERO_DIFFERENCE) - ZERO_DIFFERENCE, 0.0)
         return np.asarray(total**2 >= threshold**2 * variance)
@@ -240,11 +233,14 @@ class SignFlips:
         # Halve the interval [inside, outside] of x / (scale + x), which ends at 1.
         parts = self.parts
         place = np.arange(len(self.chance))
-        inside = np.zeros(len(place))
-        outside = np.ones(len(place))
+        inside = np.zeros_like(self.chance)
+        outside = np.ones_like(self.chance)
         for _ in range(DISTANCE_HALVINGS):
             middle = (inside + outside) / 2
-            reached = self._reaches(parts, side, scale * middle / (1 - middle))
+            x = scale * middle / (1 - middle)
+            total = parts[0] - side * x * parts[1]
+            seen_variance = self._variance(self.seen_spread, side * x) * (1 + ZERO_DIFFERENCE)
+            reached = total**2 * seen_variance >= x**2 * self._variance(parts[2:], side * x)
             inside = np.where(reached, middle, inside)
             outside = np.where(reached, outside, middle)
             if count < len(place):
@@ -254,17 +250,9 @@ class SignFlips:
                 inside = inside[possible]
                 outside = outside[possible]
         farthest = scale * inside / (1 - inside)
-        distances = np.zeros(len(self.chance))
+        distances = np.zeros_like(self.chance)
         distances[place] = np.where(farthest > ENDLESS * scale, np.inf, farthest)
         return distances
-
-    def _reaches(self, parts: FloatArray, side: float, x: FloatArray) -> BoolArray:
-        """Whether patterns of these `parts` reach the one seen where the shift is T + side x, [D]."""
-        pull, slope, *spread = parts
-        total = pull - side * x * slope
-        seen_variance = self._variance(self.seen_spread, side * x) * (1 + ZERO_DIFFERENCE)
-        reached = total**2 * seen_variance >= x * x * self._variance(spread, side * x)
-        return np.asarray(reached)
 
     def _one_stratum_distances(self, side: float) -> FloatArray:
         """In one stratum |T*| / se* grows with |T*|: a pattern reaches while |P - x S| >= |x|."""
@@ -275,9 +263,7 @@ class SignFlips:
         distances[np.abs(slope) >= 1 - ZERO_DIFFERENCE] = np.inf
         return np.asarray(distances)
 
-    def _variance(
-        self, spread: Sequence[FloatArray] | FloatArray, x: FloatArray | float
-    ) -> FloatArray:
+    def _variance(self, spread: FloatArray, x: FloatArray | float) -> FloatArray:
         """q(x) - v(x), of which all may cancel but for rounding."""
         squares = _polynomial(self.squares, x)
         least = TINY_VARIANCE * np.maximum(squares, 1e-6 * self.squares[0])
@@ -298,9 +284,7 @@ def _parts(sums: FloatArray, factor: FloatArray) -> FloatArray:
     return np.stack(parts)
 
 
-def _polynomial(
-    coefficients: Sequence[FloatArray] | FloatArray, x: FloatArray | float
-) -> FloatArray:
+def _polynomial(coefficients: FloatArray, x: FloatArray | float) -> FloatArray:
     """c0 - 2 x c1 + x^2 c2 of coefficients [3, ...]."""
     return np.asarray(coefficients[0] - 2 * x * coefficients[1] + x * x * coefficients[2])
 

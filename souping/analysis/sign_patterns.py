@@ -125,13 +125,11 @@ def _draw_by_row(
     for start in range(0, draws, chunk):
         size = min(draws - start, chunk)
         for h in range(strata):
-            totals = np.zeros((rows.shape[1], size))
-            for row in np.flatnonzero(stratum == h):
-                groups = int(number[row])
-                net = 2.0 * _heads(groups, rng.random(size)) - groups
-                for total, value in zip(totals, rows[row], strict=True):
-                    total += value * net
-            sums[:, start : start + size, h] = totals
+            in_stratum = stratum == h
+            coins = number[in_stratum]
+            plus = np.stack([_heads(int(groups), rng.random(size)) for groups in coins])
+            alone = stratum_sums(plus, rows[in_stratum], coins, 0 * coins, strata=1)
+            sums[:, start : start + size, h] = alone[:, 0].T
     return sums.transpose(1, 2, 0)
 
 
@@ -172,9 +170,9 @@ def _draw_by_byte(
         totals = np.zeros_like(picked)
         for start in range(0, len(stratum_rows), 8):
             eight = stratum_rows[start : start + 8]
-            signed_sums = np.einsum("sr,rf->fs", signs[:, : len(eight)], eight)
-            table = np.ascontiguousarray(signed_sums.T)  # [256, F]
+            signed_sums = np.einsum("sr,rf->fs", signs[:, : len(eight)], eight).T  # [256, F]
             byte = rng.integers(0, 256, size=draws, dtype=np.uint8)
-            totals += table.take(byte, axis=0, out=picked, mode="clip")  # much the fastest form
+            # Much the fastest form.
+            totals += signed_sums.take(byte, axis=0, out=picked, mode="clip")
         sums[h] = totals.T
     return sums.transpose(2, 0, 1)

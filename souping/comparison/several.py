@@ -142,32 +142,26 @@ def best_models(
     if gaps and complete:
         # Whichever of the complete ones is favoured, the scores are the same.
         flips = JointFlips.of(pooled, models, draws, seed, favoured=complete[0])
-    best = set()
-    if complete:
-        best = {models[n] for n in best_set(flips, alpha)}.difference(gaps)
-    for model in gaps:
-        flips = JointFlips.of(pooled, models, draws, seed, favoured=model)
-        if _may_be_best(flips, models.index(model), alpha):
-            best.add(model)
-    return tuple(model for model in models if model in best)
+    best = []
+    for number, model in enumerate(models):
+        favouring = flips
+        if model in gaps:
+            favouring = JointFlips.of(pooled, models, draws, seed, favoured=model)
+        if may_be_best(favouring, number, alpha):
+            best.append(model)
+    return tuple(best)
 
 
-def best_set(flips: JointFlips, alpha: float) -> list[int]:
-    """Models that may be the best one.
+def may_be_best(flips: JointFlips, model: int, alpha: float) -> bool:
+    """Whether a model may be the best one: no other is above it by more than chance among all others.
 
-    In 1 - alpha of comparisons the truly best is among them (multiple comparisons with the best,
-    Hsu 1981). A model is left out if another is above it by more than chance among all others.
+    In 1 - alpha of comparisons this holds of the truly best (multiple comparisons with the best,
+    Hsu 1981).
     """
-    models = range(flips.sums.shape[2])
-    return [model for model in models if _may_be_best(flips, model, alpha)]
-
-
-def _may_be_best(flips: JointFlips, model: int, alpha: float) -> bool:
     others = [other for other in range(flips.sums.shape[2]) if other != model]
     largest = np.max([flips.t(other, model) for other in others], axis=0)
     as_large = largest[1:] >= largest[0] - ZERO_DIFFERENCE
-    p_value = (1 + as_large.sum()) / (1 + len(as_large))
-    return bool(p_value > alpha)
+    return bool((1 + as_large.sum()) / (1 + len(as_large)) > alpha)
 
 
 # ---------------------------------------------------------------- several runs

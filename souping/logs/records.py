@@ -161,20 +161,7 @@ def metrics_of(
     reported: JsonObject = MappingProxyType({}),
     lower: Collection[str] = (),
 ) -> dict[str, LoggedMetric]:
-    """`metrics_by_name` from (metric, answer) of a file."""
-    answers_of: dict[str, list[LoggedAnswer]] = {}
-    for name, answer in answers:
-        answers_of.setdefault(name, []).append(answer)
-    return metrics_by_name(path, answers_of, reported, lower)
-
-
-def metrics_by_name(
-    path: Path,
-    answers_of: Mapping[str, list[LoggedAnswer]],
-    reported: JsonObject = MappingProxyType({}),
-    lower: Collection[str] = (),
-) -> dict[str, LoggedMetric]:
-    """Metrics by name from the answers of each, those that are means first; `lower` is better of some.
+    """Metrics by name from (metric, answer) of a file, those that are means first; `lower` is better of some.
 
     A metric whose mean is not what the harness `reported` is a corpus metric: its items have no scores. So is one with
     scores that no mean can have.
@@ -182,6 +169,9 @@ def metrics_by_name(
     Raises:
         UserError: an item has two scores.
     """
+    answers_of: dict[str, list[LoggedAnswer]] = {}
+    for name, answer in answers:
+        answers_of.setdefault(name, []).append(answer)
     metrics = []
     for name, metric_answers in answers_of.items():
         higher_is_better = name not in lower

@@ -8,6 +8,7 @@ import math
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from hashlib import sha256
+from itertools import chain, product
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
@@ -23,7 +24,7 @@ from souping.logs.records import (
     LogRow,
     Task,
     json_lines,
-    metrics_by_name,
+    metrics_of,
 )
 
 NEEDED = ("item", "category", "score")
@@ -199,8 +200,6 @@ def _logs(
 
 
 def _check_columns(path: Path, row: LogRow, columns: Mapping[str, None]) -> None:
-    if columns.keys() <= row.keys():
-        return
     for name in columns:
         if name not in row:
             known = list(map(str, row))
@@ -315,7 +314,8 @@ def _log(path: Path, run: str, answers: RunAnswers, directions: Directions) -> L
                 f"{path}: two tasks would be called {name}: rename a task or a category"
             )
         members.setdefault(task or name, []).append(name)
-        metrics = metrics_by_name(path, task_answers, lower=lower.get((task, category), ()))
+        pairs = chain.from_iterable(product([metric], of) for metric, of in task_answers.items())
+        metrics = metrics_of(path, pairs, lower=lower.get((task, category), ()))
         metrics = {metric: _with_unit(logged) for metric, logged in metrics.items()}
         tasks[name] = Task(name=name, metrics=metrics)
     groups = {}
