@@ -18,6 +18,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -28,13 +29,14 @@ from souping.analysis.significance import compare
 SEARCHES = ("adaptive", "grid")
 
 
-def run(search: str, folder: Path) -> dict[str, float]:
+def run(search: str, folder: Path, settings: Sequence[str] = ()) -> dict[str, float]:
     """Seconds of a run: the whole command, its search stage, answering in it."""
     words = [
         "+experiment=bfcl",
         f"optimiser={search}",
         f"hydra.run.dir={folder}",
         f"store.path={folder}.sqlite",
+        *settings,
     ]
     begun = time.monotonic()
     command = [sys.executable, "-u", "-m", "souping", *words]

@@ -4,6 +4,10 @@
 
 Every ratio comes from interleaved rounds of one run, after one that is thrown away, with `sync` before each. Needs
 about 12 GB of disk in --folder, which is emptied at the end, and memory enough for 10 GB of page cache.
+
+    python benchmarks/merge.py --folder /tmp/merge-bench --size 12 --rounds 3
+
+merges two models of 12 GB from a cold disk, beside the same reads and writes alone. It needs 36 GB of disk.
 """
 
 from __future__ import annotations
@@ -23,7 +27,7 @@ from pathlib import Path
 
 import numpy as np
 from merge_inputs import generate, in_fp8, sparse_70b
-from merge_phases import averaging, cold, pouring, recipe_of, timed
+from merge_phases import averaging, cold, forget, pouring, recipe_of, timed
 
 from souping.checkpoints.checkpoint import Checkpoint
 from souping.merge.local import LocalMerge
@@ -37,6 +41,8 @@ _, status, usage = os.wait4(process.pid, 0)
 print(time.perf_counter() - start, usage.ru_utime + usage.ru_stime, usage.ru_maxrss / 1024)
 sys.exit(os.waitstatus_to_exitcode(status))
 """  # a small parent of its own: a child's peak memory starts at its parent's
+UNLIKE = ("olmo", "raw")
+"""Contenders whose tensors are not compared: OLMo-core writes another layout, `raw` does not mix."""
 WEIGHTS = {2: (0.4, 0.6), 4: (0.1, 0.2, 0.3, 0.4), 8: (0.125,) * 8}
 
 
@@ -130,8 +136,12 @@ class Bench:
             return [sys.executable, "-m", "souping", "+experiment=merge", *words]
         return [sys.executable, "-P", str(HERE / f"merge_{what}.py"), out, _text(weights), *paths]
 
-    def cost(self, what: str, folders: dict[str, Path]) -> tuple[float, float, float]:
+    def cost(
+        self, what: str, folders: dict[str, Path], cold: bool = False
+    ) -> tuple[float, float, float]:
         """(wall s, cpu s, peak RSS in MB) of one process, started with a clean target and a quiet disk.
+
+        If `cold`, the inputs are dropped from the page cache before.
 
         All write to one folder: the place of a folder on the disk can make it a third slower.
         """
@@ -142,6 +152,8 @@ class Bench:
             shutil.rmtree(place, ignore_errors=True)
         place.mkdir(exist_ok=True)
         os.sync()
+        if cold:
+            forget(path for folder in folders.values() for path in folder.iterdir())
         own = {"PYTHONPATH": str(HERE.parent)} if what.startswith("ours") or what == "naive" else {}
         environment = {**os.environ, **own, "HF_HUB_OFFLINE": "1"}
         environment.pop("PYTHONDONTWRITEBYTECODE", None)  # nobody types that
@@ -153,13 +165,13 @@ class Bench:
             )
         if done.returncode:
             raise SystemExit(f"{what} failed:\n{log.read_text()[-2000:]}")
-        if what not in self.written and what != "olmo":  # which writes another layout
+        if what not in self.written and what not in UNLIKE:
             self.written[what] = digests(self.folder / "out")
         wall, cpu, rss = map(float, done.stdout.split())
         return wall, cpu, rss
 
     def contest(
-        self, pools: Mapping[str, dict[str, Path]], rounds: int
+        self, pools: Mapping[str, dict[str, Path]], rounds: int, cold: bool = False
     ) -> dict[str, tuple[float, ...]]:
         """Medians of the costs of each contender, which has its own folders.
 
@@ -170,7 +182,7 @@ class Bench:
         for first in range(rounds + 1):
             names = list(pools)
             for name in names[first % len(names) :] + names[: first % len(names)]:
-                costs[name].append(self.cost(name, pools[name]))
+                costs[name].append(self.cost(name, pools[name], cold))
         return {
             name: tuple(statistics.median(c) for c in zip(*rows[1:], strict=True))
             for name, rows in costs.items()
@@ -248,15 +260,26 @@ def fp8(bench: Bench, rounds: int, size: str) -> None:
     beside(bench, rounds, pools, {name: name.replace("_fp8", "") for name in pools}, "bf16 in")
 
 
+def large(bench: Bench, rounds: int, size: str) -> None:
+    """Two large models from a cold disk to the disk, beside the same reads and writes alone."""
+    folders = bench.inputs(size, 2, 2)
+    names = ["raw", "ours", "ours_empty", *(["mergekit"] if bench.mergekit else [])]
+    bench.say(f"\n## From a cold disk, 2 x {size} GB\n")
+    beside(
+        bench, rounds, dict.fromkeys(names, folders), dict.fromkeys(names, "raw"), "raw", cold=True
+    )
+
+
 def beside(
     bench: Bench,
     rounds: int,
     pools: Mapping[str, dict[str, Path]],
     twins: Mapping[str, str],
     what: str,
+    cold: bool = False,
 ) -> None:
     """A row for each pool, with its wall time over that of its twin, which reads `what`."""
-    found = bench.contest(pools, rounds)
+    found = bench.contest(pools, rounds, cold)
     bench.say(f"| what | wall s | cpu s | peak RSS MB | wall / {what} |\n|---|---|---|---|---|")
     for name, (wall, cpu, rss) in found.items():
         bench.say(
@@ -360,6 +383,9 @@ def main() -> None:
         "--fp8", metavar="GB", help="only FP8 checkpoints, of this size in bf16: 0.3, 1.2 or 2.4"
     )
     parser.add_argument(
+        "--size", metavar="GB", help="only two models of this size from a cold disk: 1.2, 6 or 12"
+    )
+    parser.add_argument(
         "--save", action="store_true", help="keep the tables under benchmarks/results/"
     )
     options = parser.parse_args()
@@ -376,10 +402,11 @@ def main() -> None:
         f"{os.cpu_count()} cores, {platform.machine()}, Python {platform.python_version()}, load {load:.1f} before."
     )
     try:
-        for only, part in ((options.shards, shards), (options.fp8, fp8)):
+        parts = ((options.shards, shards), (options.fp8, fp8), (options.size, large))
+        for only, part in parts:
             if only:
                 part(bench, options.rounds, only)
-        if options.shards or options.fp8:
+        if options.shards or options.fp8 or options.size:
             return
         planning(bench)
         processes(bench, options.rounds, options.naive)

@@ -11,8 +11,12 @@ SIZES = {
     "0.3": (1024, 2816, 7, 32000),
     "1.2": (2048, 5632, 9, 32000),
     "2.4": (2048, 5632, 21, 32000),
+    "6": (3072, 8192, 25, 32000),
+    "12": (4096, 11008, 28, 32000),
 }
 """GB: (hidden, intermediate, layers, vocabulary)"""
+DRAWN = 1 << 20
+"""Values of a tensor that are drawn; larger tensors repeat them."""
 
 
 def shapes(size: str) -> dict[str, tuple[int, ...]]:
@@ -39,7 +43,8 @@ def generate(folder: Path, size: str, seed: int, shards: int = 4) -> Path:
     table, places = shapes(size), {}
     names, rng = list(table), np.random.default_rng(seed)
     for number in range(shards):
-        part = names[len(names) * number // shards : len(names) * (number + 1) // shards]
+        # Libraries write the tensors of a file in the order of their names.
+        part = sorted(names[len(names) * number // shards : len(names) * (number + 1) // shards])
         file = f"model-{number + 1:05}-of-{shards:05}.safetensors"
         places.update(dict.fromkeys(part, file))
         _write(folder / file, {name: table[name] for name in part}, rng)
@@ -114,8 +119,10 @@ def _write(path: Path, table: dict[str, tuple[int, ...]], rng: np.random.Generat
     with path.open("wb") as file:
         file.write(_header(table)[0])
         for shape in table.values():
-            values = rng.standard_normal(int(np.prod(shape)), np.float32) * np.float32(0.02)
-            file.write((values.view(np.uint32) >> np.uint32(16)).astype(np.uint16).tobytes())
+            count = int(np.prod(shape))
+            values = rng.standard_normal(min(count, DRAWN), np.float32) * np.float32(0.02)
+            bits = (values.view(np.uint32) >> np.uint32(16)).astype(np.uint16)
+            file.write(np.resize(bits, count).data)
 
 
 def sparse_70b(folder: Path) -> Path:

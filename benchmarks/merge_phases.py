@@ -6,7 +6,7 @@ import os
 import shutil
 import statistics
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -59,7 +59,11 @@ def _phase(made: MergePlan, stage: Path, arithmetic: bool, cold: bool) -> float:
     stage.mkdir()
     os.sync()
     if cold:
-        forget(made)
+        forget(
+            Path(ingredient.folder) / name
+            for ingredient in made.ingredients
+            for name in ingredient.files
+        )
     mixed = writer.mixed
     if not arithmetic:
         writer.mixed = lambda plan, run, rows, out, out_dtype, warned: out
@@ -77,12 +81,11 @@ def _phase(made: MergePlan, stage: Path, arithmetic: bool, cold: bool) -> float:
         writer.mixed = mixed
 
 
-def forget(made: MergePlan) -> None:
-    """Drop the inputs, and nothing else, from the page cache."""
-    for ingredient in made.ingredients:
-        for name in ingredient.files:
-            with (Path(ingredient.folder) / name).open("rb") as file:
-                os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+def forget(paths: Iterable[Path]) -> None:
+    """Drop files, and nothing else, from the page cache."""
+    for path in paths:
+        with path.open("rb") as file:
+            os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
 
 
 def pouring(folders: dict[str, Path], weights: Sequence[float], rounds: int) -> dict[str, float]:

@@ -32,7 +32,7 @@ from souping.analysis.significance import MARGIN, Comparison, compare, measured_
 from souping.checkpoints import pool
 from souping.core.protocols import Objective, Selector
 from souping.core.scores import Mean, MeasuredScores, Weighted
-from souping.core.types import Fold, Item, ItemScores, Recipe, Request, ScoreMatrix
+from souping.core.types import Candidate, Fold, Item, ItemScores, Recipe, Request, ScoreMatrix
 from souping.core.unit import POINTS
 from souping.evaluate.benchmark import split_folds
 from souping.merge.local import LocalMerge
@@ -198,6 +198,10 @@ class Pool:
     """Candidates by name; their content is their name."""
 
     names: tuple[str, ...]
+
+    @property
+    def candidates(self) -> tuple[Candidate, ...]:
+        return tuple(Candidate(name=name, path=Path(name)) for name in self.names)
 
     def recipe(self, weights: Mapping[str, float]) -> Recipe:
         names = tuple(name for name in self.names if weights.get(name))

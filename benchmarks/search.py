@@ -1,7 +1,7 @@
 """Searches beside each other on truth tables: what a search picks, scored on items that it never saw.
 
     python benchmarks/search.py [--table FILE.npz ..] [--budget 0.05 0.1 0.25] [--seeds 90] [--items 232]
-        [--parts 3] [--methods NAME ..] [--search FILE.py:NAME] [--keep FOLDER] [--out FILE.md]
+        [--parts 3] [--methods NAME ..] [--search FILE.py:NAME] [--open N] [--keep FOLDER] [--out FILE.md]
 
 A table holds `ok` [S, I] (right or wrong), `w` [S, K] (soups' weights), `cat` [I] and `group` [I].
 In place of `ok` it may hold `bits` [W, I, S / 8]: answers in W worlds, each with other models behind the same weights.
@@ -15,6 +15,8 @@ into `--parts` populations of at least 1,000 items, which share the soups and no
 
 `--search FILE.py:NAME` adds a search of your own: NAME(points, space, seed, auto, budget) returns an object with `ask`,
 `tell`, `best` and `summary` as in `souping.core.protocols.Optimiser`.
+
+`--open N` adds the adaptive search with N open soups, and a table of its regret beside the search with one.
 """
 
 from __future__ import annotations
@@ -28,6 +30,7 @@ from pathlib import Path
 
 import numpy as np
 import search_methods as ways
+import search_open
 from search_tables import Simulation, TruthTable
 
 from souping.core.types import UserError
@@ -97,14 +100,19 @@ class TableWorlds:
     def error(self, values: np.ndarray) -> float:
         """Standard error of the mean of values [seeds]: over worlds where there are many, else over folds, which leaves
         out that all folds share the luck of a world."""
-        count = len(self.worlds)
-        if MANY <= count <= len(values):
-            values = np.array([values[n::count].mean() for n in range(count)])
+        values = self.independent(values)
         return float(values.std(ddof=1) / len(values) ** 0.5) if len(values) > 1 else float("nan")
 
+    def independent(self, values: np.ndarray) -> np.ndarray:
+        """Means over worlds where there are many, else the values [seeds] themselves."""
+        count = len(self.worlds)
+        if not MANY <= count <= len(values):
+            return values
+        return np.array([values[n::count].mean() for n in range(count)])
 
-def report(table: TableWorlds) -> tuple[list[str], str | None]:
-    """Lines of one table, and its line in the summary."""
+
+def report(table: TableWorlds) -> tuple[list[str], str | None, search_open.Differences]:
+    """Lines of one table, its line in the summary, and the differences of `--open`."""
     given, grid, probe = table.given, table.grid(), table.sim(0)
     rise = np.array([world.rise for world in table.worlds])
     lines = [
@@ -123,6 +131,7 @@ def report(table: TableWorlds) -> tuple[list[str], str | None]:
     ]
     notes: list[str] = []
     brief = None
+    regrets: dict[str, dict[float | None, np.ndarray]] = {}
     for name, method in methods(given):
         cells = []
         for share in (*given.budget, None):
@@ -136,11 +145,17 @@ def report(table: TableWorlds) -> tuple[list[str], str | None]:
                 continue
             cells.append(f"{figures(found['regret'])} {beside(table, found, grid)}")
             notes += note(table, name, share, found)
+            regrets.setdefault(name, {})[share] = found["regret"]
             if share is None and name == (given.search or "adaptive"):
                 brief = summary(table, cells, found, grid)
         lines.append(f"| {name} | " + " | ".join(cells) + " |")
         print(lines[-1], flush=True)
-    return [*lines, "", *notes, ""], brief
+    several = regrets.get(opened_name(given), {})
+    differences = {
+        share: table.independent(regret - regrets["adaptive"][share])
+        for share, regret in several.items()
+    }
+    return [*lines, "", *notes, ""], brief, differences
 
 
 def figures(regret: np.ndarray) -> str:
@@ -168,7 +183,14 @@ def summary(
 def methods(given: argparse.Namespace) -> list[tuple[str, ways.Method]]:
     """Rows of a table: names and methods."""
     own = [(given.search, ways.from_file(given.search))] if given.search else []
+    if given.open > 1:
+        own.append((opened_name(given), ways.adaptive(Adaptive(), given.open)))
     return [*(row for row in METHODS.items() if not given.methods or row[0] in given.methods), *own]
+
+
+def opened_name(given: argparse.Namespace) -> str:
+    """Row of `--open`."""
+    return f"adaptive with {given.open} open"
 
 
 def note(
@@ -225,12 +247,17 @@ def arguments() -> argparse.Namespace:
         "--search", metavar="FILE.py:NAME", help="a search of your own as one more row"
     )
     parser.add_argument(
+        "--open", type=int, default=1, help="open soups of one more row of the adaptive search"
+    )
+    parser.add_argument(
         "--keep", type=Path, help="folder of results so far: what is there is not run again"
     )
     parser.add_argument("--out", type=Path)
     given = parser.parse_args()
-    if min(given.budget) <= 0 or min(given.seeds, given.items, given.parts) < 1:
-        raise SystemExit("error: --budget, --seeds, --items and --parts must be above 0")
+    if min(given.budget) <= 0 or min(given.seeds, given.items, given.parts, given.open) < 1:
+        raise SystemExit("error: --budget, --seeds, --items, --parts and --open must be above 0")
+    if given.open > 1 and given.methods and "adaptive" not in given.methods:
+        raise SystemExit("error: --open is compared with the row adaptive: add it to --methods")
     if given.keep:
         given.keep.mkdir(parents=True, exist_ok=True)
     return given
@@ -252,10 +279,13 @@ def main() -> None:
         "",
         f"| table | full grid | {shares} | stops by itself | its cost | picks within 1 point there (stated /) |",
         "|---|" + "---|" * (len(given.budget) + 4),
-        *(brief for _, brief in found if brief is not None),
+        *(brief for _, brief, _ in found if brief is not None),
         "",
-        *(line for lines, _ in found for line in lines),
+        *(line for lines, _, _ in found for line in lines),
     ]
+    if given.open > 1:
+        differences = {table.name: row for table, (_, _, row) in zip(tables, found, strict=True)}
+        lines += search_open.report(given.open, differences)
     text = "\n".join(lines) + "\n"
     print(text)
     if given.out:

@@ -231,8 +231,8 @@ def _snap(table: TruthTable, vector: np.ndarray) -> int:
     return int(np.argmin(((np.array(table.points) - raw / raw.sum()) ** 2).sum(1)))
 
 
-def adaptive(settings: Adaptive) -> Method:
-    """`optimiser=adaptive` as a run would use it."""
+def adaptive(settings: Adaptive, slots: int = 1) -> Method:
+    """`optimiser=adaptive` as a run would use it, with up to `slots` open requests."""
 
     def start(
         points: Sequence[Weights], space: SearchSpace, seed: int, auto: bool, budget: int | None
@@ -241,16 +241,26 @@ def adaptive(settings: Adaptive) -> Method:
             points, space, seed
         )
 
-    return driven(start)
+    return driven(start, slots)
 
 
-def driven(start: Start) -> Method:
-    """Any search that asks and tells as the product's do; without a budget it ends by itself."""
+def driven(start: Start, slots: int = 1) -> Method:
+    """Any search that asks and tells as the product's do; without a budget it ends by itself.
+
+    Up to `slots` requests are open at once, and end in random order.
+    """
 
     def search(sim: Simulation, budget: int) -> Outcome:
         optimiser = start(sim.table.points, sim.space, sim.seed, not budget, budget or None)
-        while (cell := optimiser.ask()) is not None:
-            optimiser.tell(cell, sim.answer(cell))
+        order = np.random.default_rng([sim.seed, 3])
+        open_cells: list[Cell] = []
+        while True:
+            while len(open_cells) < slots and (cell := optimiser.ask()) is not None:
+                open_cells.append(cell)
+            if not open_cells:
+                break
+            ended = open_cells.pop(int(order.integers(len(open_cells))))
+            optimiser.tell(ended, sim.answer(ended))
         told = optimiser.summary()
         facts = told if isinstance(told, Mapping) else {}
         within, regret = (

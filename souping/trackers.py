@@ -46,10 +46,13 @@ class NoTracker(Tracker):
 class GuardedTracker(Tracker):
     """Another tracker whose first failure is a warning and ends its recording, but not the run.
 
-    A tracker that started is finished once, even after a failure: it may hold a file or a session.
+    A tracker that started is finished once, even after a failure: it may hold a file or a session. A `held` one gets
+    nothing before the end of the run, and nothing at all if `forget` is called.
     """
 
     inner: Tracker
+    held: bool = False
+    _records: list[Callable[[], None]] = field(default_factory=list, init=False)
     _started: bool = field(default=False, init=False)
     _failed: bool = field(default=False, init=False)
 
@@ -63,13 +66,22 @@ class GuardedTracker(Tracker):
 
     def finish(self, report: JsonObject | None, run_dir: Path, soup: Path | None = None) -> None:
         if self._started:
-            self._started = False
+            self._started = self.held = False
+            for action in self._records:
+                if not self._failed:
+                    self._try(action)
             self._try(lambda: self.inner.finish(report, run_dir, soup))
+
+    def forget(self) -> None:
+        self._started = False
 
     def summarise(self, jobs: Sequence[JsonObject], run_dir: Path) -> None:
         self._try(lambda: self.inner.summarise(jobs, run_dir))
 
     def _try(self, action: Callable[[], None]) -> None:
+        if self.held:
+            self._records.append(action)
+            return
         try:
             action()
         except Exception as error:  # any failure of a tracker is a warning, by contract

@@ -22,7 +22,7 @@ from souping.checkpoints.layouts import common
 from souping.checkpoints.pickles import MAX_PICKLE, READ_FAILURES, Data, Made, Named, unpickle
 from souping.checkpoints.views import in_order
 from souping.core.text import listed, shown
-from souping.core.types import UserError
+from souping.core.types import EMA_KEY, UserError
 
 LONGEST_DIRECTORY_BYTES = 50_000_000
 """Bytes of a directory at most."""
@@ -236,9 +236,15 @@ def archive_at(path: Path) -> tuple[Path, str] | None:
     return (file, key) if file.name.endswith(ARCHIVE_NAMES) and file.is_file() else None
 
 
+def averaged_at(path: Path) -> Path | None:
+    """The folder that FOLDER#ema names; None for anything else."""
+    folder = Path(str(path).removesuffix(EMA_KEY))
+    return folder if folder != path and not path.exists() and folder.is_dir() else None
+
+
 def is_checkpoint(path: Path) -> bool:
-    """Whether a path is a folder or an archive."""
-    return path.is_dir() or archive_at(path) is not None
+    """Whether a path is a folder, an archive or FOLDER#ema."""
+    return path.is_dir() or archive_at(path) is not None or averaged_at(path) is not None
 
 
 def read_archive(path: Path, key: str) -> dict[str, Tensor]:

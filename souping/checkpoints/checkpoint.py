@@ -13,7 +13,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from souping.checkpoints.archives import archive_at, read_archive
+from souping.checkpoints.archives import archive_at, averaged_at, read_archive
 from souping.checkpoints.folder import (
     Like,
     has_weights,
@@ -52,7 +52,7 @@ class Checkpoint:
     tokenizer. `stamps` tell whether one of them has changed since. If there is an `assembly`, the tensors' places are
     in it, not in a file. `mapped` says how tensors got their names, with the file of `rules` if the user gave one.
     `quantised` is the same folder as it is stored, if weights are dequantised when read. `archive` is the FILE or
-    FILE#KEY of one that is a file of `torch.save`, in `folder`.
+    FILE#KEY of one that is a file of `torch.save`, in `folder`; `average` is FOLDER#ema, if that is what was opened.
     """
 
     folder: Path
@@ -67,6 +67,7 @@ class Checkpoint:
     assembly: Assembly | None = field(default=None, compare=False, repr=False)
     quantised: Checkpoint | None = field(default=None, compare=False, repr=False)
     archive: Path | None = None
+    average: Path | None = None
 
     @classmethod
     def open(cls, folder: Path, allow_pickle: bool = False, like: Like | None = None) -> Checkpoint:
@@ -80,6 +81,12 @@ class Checkpoint:
         archive = archive_at(folder)
         if archive is not None:
             return replace(cls._of_archive(*archive, like or Like()), archive=folder)
+        averaged = averaged_at(folder)
+        if averaged is not None:
+            sharded = read_sharded(averaged, allow_pickle, averaged=True)
+            if sharded is None:
+                raise UserError(f"{averaged} is not a sharded checkpoint, so there is no {folder}")
+            return replace(cls._of_sharded(sharded, like or Like()), average=folder)
         if not folder.is_dir():
             raise UserError(
                 f"{folder} is not a folder. Give the path of a saved Hugging Face model."
@@ -177,8 +184,8 @@ class Checkpoint:
 
     @property
     def source(self) -> Path:
-        """What it is opened by: its folder or archive."""
-        return self.archive or self.folder
+        """What it is opened by: its folder, archive or FOLDER#ema."""
+        return self.archive or self.average or self.folder
 
     def path(self, name: str) -> Path:
         """Where one of its files is."""

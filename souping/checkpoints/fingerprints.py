@@ -111,8 +111,8 @@ def hashed_files(checkpoint: Checkpoint, number: int) -> dict[Path, Stamp]:
 def tensors_key(checkpoint: Checkpoint, files: Mapping[Path, Stamp]) -> str:
     """Under what the digests of a group are kept: for assembled tensors the views of the files count too."""
     keys = [digest_key(path, state) for path, state in files.items()]
-    # An archive may hold several tables of tensors.
-    table = checkpoint.archive.name if checkpoint.archive is not None else ""
+    # An archive may hold several tables of tensors, a folder an average too.
+    table = "" if checkpoint.source == checkpoint.folder else checkpoint.source.name
     if checkpoint.assembly is None:
         return f"tensors|{keys[0]}|{table}".removesuffix("|")
     views = repr(checkpoint.assembly.views)

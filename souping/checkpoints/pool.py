@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import re
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import cached_property
 from itertools import chain
@@ -14,6 +14,7 @@ from typing import Literal
 
 from souping.checkpoints import hub, remote
 from souping.checkpoints.archives import is_checkpoint
+from souping.checkpoints.averages import find_averages
 from souping.checkpoints.folder import Like
 from souping.checkpoints.header import ITEM
 from souping.checkpoints.lora import is_adapter, opened, read_settings
@@ -97,10 +98,11 @@ class CandidateSource(ABC):
 class Pool(CandidateSource):
     """Candidates as paths, Hub names (`org/name@revision`), `s3://` or `gs://`, or as `{name: NAME, path: PATH}`.
 
-    A path is a folder, or a file of `torch.save` (FILE, or FILE#KEY if its weights are below another key). It is named
-    by its last component, a model of the Hub by the part after the slash. A folder takes precedence over a model of
-    the Hub. `like` is a Hugging Face folder of the same model, or its name on the Hub: sharded checkpoints have its
-    config and tokenizer, and have to have its names and shapes.
+    A path is a folder, a file of `torch.save` (FILE, or FILE#KEY if its weights are below another key), or FOLDER#ema,
+    the average in the optimiser state of a trainer's checkpoint. It is named by its last component, a model of the Hub
+    by the part after the slash. A folder takes precedence over a model of the Hub. `like` is a Hugging Face folder of
+    the same model, or its name on the Hub: sharded checkpoints have its config and tokenizer, and have to have its
+    names and shapes.
     """
 
     candidates: list[str | dict[str, str]]
@@ -182,16 +184,23 @@ class TrajectoryPool(CandidateSource):
             others.append(
                 tuple(self._candidate(prefix + member.name, member.model) for member in run.members)
             )
-        return Trajectory(runs=tuple(runs), rows=tuple(self._rows(runs[0])), others=tuple(others))
+        averages: dict[str, Path] = {}
+        if runs[0].members:
+            averages, notes = find_averages(runs[0])
+            runs[0] = replace(runs[0], notes=(*runs[0].notes, *notes))
+        rows = self._rows(runs[0], averages)
+        return Trajectory(runs=tuple(runs), rows=tuple(rows), others=tuple(others))
 
     def _candidate(self, name: str, path: Path) -> Candidate:
         return Candidate(name=name, path=path, like=self.home)
 
-    def _rows(self, run: TrainingRun) -> Iterator[tuple[RowKind, Candidate]]:
+    def _rows(
+        self, run: TrainingRun, averages: Mapping[str, Path]
+    ) -> Iterator[tuple[RowKind, Candidate]]:
         if run.best is not None:
             yield "trainer_best", self._candidate(run.best.name, run.best.model)
-        if run.average is not None:
-            yield "trainer_average", self._candidate(run.average.name, run.average)
+        for name, path in averages.items():
+            yield "trainer_average", self._candidate(name, path)
         if self.decayed is not None:
             yield "decayed", self._candidate("decayed", expanded(self.decayed, "pool.decayed"))
 

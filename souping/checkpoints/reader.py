@@ -14,14 +14,17 @@ from souping.checkpoints.ranges import (
 )
 from souping.checkpoints.stamps import changed
 from souping.checkpoints.views import Raw, Tile
+from souping.core.direct_io import make_direct, read_direct
 from souping.core.open_files import read_at
 
 
 class WeightReader:
     """Weight files of a checkpoint, open to be read by several threads; a context manager."""
 
-    def __init__(self, checkpoint: Checkpoint, exact: bool = False) -> None:
+    def __init__(self, checkpoint: Checkpoint, exact: bool = False, direct: bool = False) -> None:
         """With `exact`, no more than what is read is fetched from a bucket: for a few bytes here and there.
+
+        With `direct`, files here are read past the page cache.
 
         Raises:
             UserError: a file is not the one that was opened before.
@@ -32,6 +35,7 @@ class WeightReader:
         self._stack = ExitStack()
         self._opened = dict[str, int]()
         self._remote = dict[str, Pointer]()
+        self._direct = set[str]()
         self._ranges = RangeReader()
         weakref.finalize(self, self._stack.close)
         self._stack.callback(self._ranges.close)
@@ -46,6 +50,8 @@ class WeightReader:
                 self._opened[name] = descriptor
                 if os.fstat(descriptor).st_size != checkpoint.stamps[name][0]:
                     raise changed(path)
+                if direct and make_direct(descriptor):
+                    self._direct.add(name)
         except BaseException:
             self.close()
             raise
@@ -75,18 +81,19 @@ class WeightReader:
             self._fetch(self._files[number], into, offset)
 
     def _fetch(self, file: str, into: Raw, offset: int) -> None:
-        view = into.data
         descriptor = self._opened[file]
         remote = self._remote.get(file)
-        while len(view):
-            if remote is None:
-                count = read_at(descriptor, view, offset)
+        while len(into):
+            if remote is None and file in self._direct:
+                count = read_direct(descriptor, into, offset)
+            elif remote is None:
+                count = read_at(descriptor, into.data, offset)
             elif self._exact:
-                view[:] = remote.fetch(offset, offset + len(view))
+                into.data[:] = remote.fetch(offset, offset + len(into))
                 return
             else:
-                count = self._ranges.read(remote, view, offset)
+                count = self._ranges.read(remote, into.data, offset)
             if count <= 0:
                 raise EOFError(file)
-            view = view[count:]
+            into = into[count:]
             offset = offset + count

@@ -33,7 +33,7 @@ from souping.checkpoints.layouts import is_weight
 from souping.checkpoints.pickles import MAX_PICKLE, READ_FAILURES, Data, Made, unpickle
 from souping.checkpoints.views import Part, Shape, StoredTensor, View
 from souping.core.text import listed, shown
-from souping.core.types import Names, UserError
+from souping.core.types import EMA_KEY, Names, UserError
 
 META = ".metadata"
 ZIP = b"PK\x03\x04"
@@ -46,7 +46,9 @@ RANK_FILE = re.compile(
     r"(?:model_world_size_(\d+)_rank_|pytorch_model_fsdp_\d+_rank)(\d+)\.(?:pt|bin)"
 )
 SHARD_FILE = re.compile(r"shard-\d+-model-\d+-of-\d+\.safetensors")
-OPTIMISER = re.compile(r"(?:[^./]+[./])?(?:optimizers?|optim|chained_\d+)(?:[./].*)?")
+OPTIMISER = re.compile(r"(?:[^./]+[./])?(?:(?:ema_)?optimizers?|optim|chained_\d+)(?:[./].*)?")
+EMA_STATE = re.compile(r"^(?:[^./]+\.)?\w*optim\w*\.state\.(?P<name>.+)\.ema(?:_\w+)?$")
+"""Optimiser state that is an average of the weight `name`: torchtitan's `ema_optimizer.state.NAME.ema_params`."""
 COARSEST_TICK_NS = 1_000_000_000
 """Nanoseconds within which a file may change twice without another stamp, on any file system."""
 
@@ -152,11 +154,13 @@ def _refuse(root: Path, names: set[str]) -> None:
         raise UserError(f"{root} is half-written: its {META} is missing")
 
 
-def read_sharded(folder: Path, allow_pickle: bool) -> Sharded | None:
-    """The sharded checkpoint in a folder, or below it where trainers put one.
+def read_sharded(folder: Path, allow_pickle: bool, averaged: bool = False) -> Sharded | None:
+    """The sharded checkpoint in a folder, or below it where trainers put one; `averaged`: with the average in its
+    optimiser state in place of the weights.
 
     Raises:
-        UserError: it is broken, of a kind that cannot be read, or by rank and pickled files are not allowed.
+        UserError: it is broken, of a kind that cannot be read, by rank and pickled files are not allowed, or it has no
+            average.
     """
     place_and_layout = find(folder)
     if place_and_layout is None:
@@ -172,15 +176,21 @@ def read_sharded(folder: Path, allow_pickle: bool) -> Sharded | None:
     newest = max(stat.st_ctime_ns for _, stat in stats)
     # Files younger than a tick of the clock may change and keep their stamps: the cache of `_read` is bypassed.
     read = _read.__wrapped__ if time.time_ns() - newest < COARSEST_TICK_NS else _read
-    return read(folder, place, layout, stamps)
+    return read(folder, place, layout, averaged, stamps)
 
 
 @lru_cache(maxsize=32)
 def _read(
-    folder: Path, place: str, layout: str, stamps: tuple[tuple[str | int, ...], ...]
+    folder: Path,
+    place: str,
+    layout: str,
+    averaged: bool,
+    stamps: tuple[tuple[str | int, ...], ...],
 ) -> Sharded:
     """A run opens a checkpoint several times; what its `stamps` say is unchanged is not read again."""
     prefix = f"{place}/" if place else ""
+    if averaged:
+        return Sharded.of(folder, place, layout, _read_average(folder, prefix))
     readers = {"dcp": _read_dcp, "safetensors": _read_shards, "ranks": _read_ranks}
     return Sharded.of(folder, place, layout, readers[layout](folder, prefix))
 
@@ -202,8 +212,12 @@ class Entry:
     sizes: Shape
 
     @property
+    def is_box(self) -> bool:
+        return bool(self.dtype) and 0 not in self.sizes
+
+    @property
     def is_weight(self) -> bool:
-        return bool(self.dtype) and 0 not in self.sizes and is_weight(self.name)
+        return self.is_box and is_weight(self.name)
 
 
 def metadata(folder: Path, prefix: str) -> tuple[Made, list[Entry]]:
@@ -261,8 +275,39 @@ def _entries(
         yield Entry(name, f"{prefix}{file}", offset, length, tag, shape, start or (), size)
 
 
+def has_average(root: Path) -> bool:
+    """Whether the optimiser state of a DCP checkpoint holds an average of the weights: its metadata names one."""
+    path = root / META
+    if not path.is_file():
+        return False
+    # Names are plain text in a pickle, and most checkpoints have none: they are not parsed for it.
+    return re.search(rb"optim\w*\.state\.[\w.]+\.ema", small(path, MAX_PICKLE)) is not None
+
+
 def _read_dcp(folder: Path, prefix: str) -> Iterator[Piece]:
-    entries = (entry for entry in metadata(folder, prefix)[1] if entry.is_weight)
+    yield from _pieces(folder, [e for e in metadata(folder, prefix)[1] if e.is_weight])
+
+
+def _read_average(folder: Path, prefix: str) -> Iterator[Piece]:
+    """The average in the optimiser state, and what it does not follow, such as buffers, as the checkpoint has it."""
+    entries = metadata(folder, prefix)[1] if (folder / prefix / META).is_file() else []
+    averages = [entry for entry in entries if entry.is_box and EMA_STATE.match(entry.name)]
+    if not averages:
+        raise UserError(
+            f"{folder / prefix} holds no average in its optimiser state: give the folder without {EMA_KEY}"
+        )
+    weights = [entry for entry in entries if entry.is_weight]
+    stored = {entry.name for entry in weights}
+    names = {EMA_STATE.sub(r"\g<name>", entry.name) for entry in averages}
+    # torchtitan saves a fused parameter in parts and averages it as it is: the parts beside it are left out.
+    fused = tuple(f"{name.rsplit('.', 2)[0]}." for name in names - stored)
+    names |= {name for name in stored if name.startswith(fused)}
+    yield from _pieces(folder, [entry for entry in weights if entry.name not in names])
+    for name, dtype, shape, part in _pieces(folder, averages):
+        yield EMA_STATE.sub(r"\g<name>", name), dtype, shape, part
+
+
+def _pieces(folder: Path, entries: Iterable[Entry]) -> Iterator[Piece]:
     ordered = sorted(entries, key=lambda entry: (entry.file, entry.offset))
     for name, group in itertools.groupby(ordered, key=lambda entry: entry.file):
         path = inside(folder, name)

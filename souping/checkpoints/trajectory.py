@@ -37,8 +37,6 @@ WEIGHT_FILE = re.compile(
     r".*\.(safetensors|distcp)|\.metadata|(pytorch|adapter)_model.*\.bin|model_world_size_.*\.pt"
 )
 RANKS = re.compile(r"model_world_size_(\d+)_rank_\d+\.pt")
-AVERAGE_FOLDER = re.compile(r"(.*[-_])?(ema|swa|averaged?)([-_].*)?", re.IGNORECASE)
-"""Folder beside the checkpoints in which a trainer keeps an average of its own."""
 FALLEN = 0.5
 """Share of the first learning rate below which the rate has fallen."""
 FELL = "averages of decayed checkpoints seldom gain"
@@ -71,8 +69,8 @@ class Member:
 class TrainingRun:
     """Complete checkpoints of a run, oldest first.
 
-    `notes` say what was left out. `best` is the checkpoint that the trainer calls the best, `average` the folder of its
-    own average.
+    `notes` say what was left out. `best` is the checkpoint that the trainer calls the best, `extent` the steps of
+    the oldest and the newest checkpoint, chosen or not.
     """
 
     folder: Path
@@ -80,7 +78,7 @@ class TrainingRun:
     members: tuple[Member, ...]
     notes: tuple[str, ...] = ()
     best: Member | None = None
-    average: Path | None = None
+    extent: tuple[int, int] = (0, 0)
 
     @property
     def steps(self) -> list[int]:
@@ -120,7 +118,7 @@ def find_run(path: Path, rates: Path | None = None) -> TrainingRun:
         raise UserError(f"pool.path={path} is not a folder{near_folder(path)}")
     trainer, checkpoints, left_out = _checkpoints(path)
     for checkpoint in checkpoints:
-        why = _incomplete(checkpoint, checkpoints)
+        why = incomplete(checkpoint, checkpoints)
         if why:
             left_out[checkpoint.name] = why
 
@@ -152,18 +150,11 @@ def find_run(path: Path, rates: Path | None = None) -> TrainingRun:
         members=tuple(_logged(member, log) for member in reversed(members)),
         notes=tuple(f"{path}: {note}" for note in notes),
         best=next((member for member in members if member.name == best), None),
-        average=_average_folder(path),
+        extent=(members[-1].step, members[0].step) if members else (0, 0),
     )
 
 
-def _average_folder(path: Path) -> Path | None:
-    for folder in _folders(path):
-        if AVERAGE_FOLDER.fullmatch(folder.name) and weight_files(folder):
-            return folder
-    return None
-
-
-def _folders(path: Path) -> list[Path]:
+def folders_in(path: Path) -> list[Path]:
     return sorted(entry for entry in path.iterdir() if entry.is_dir())
 
 
@@ -177,16 +168,11 @@ def _checkpoints(path: Path) -> tuple[str, list[Member], dict[str, str]]:
     """(trainer, checkpoints by step, {what is left out: why}) of the layout that most folders follow."""
     layouts = dict[str, list[Member]]()
     left_out = dict[str, str]()
-    for folder in _folders(path):
+    for folder in folders_in(path):
         for trainer, pattern in TRAINER_FOLDERS.items():
             match = re.fullmatch(pattern, folder.name)
             if match:
-                places = [folder / place for place in INSIDE]
-                weights = next((place for place in places if weight_files(place)), folder)
-                member = Member(
-                    name=folder.name, folder=folder, weights=weights, step=int(match[1])
-                )
-                layouts.setdefault(trainer, []).append(member)
+                layouts.setdefault(trainer, []).append(member_in(folder, int(match[1])))
             elif re.search(pattern, folder.name) and re.search("tmp|part", folder.name):
                 left_out[folder.name] = "incomplete: its name is a temporary one"
     if not layouts:
@@ -202,7 +188,13 @@ def _checkpoints(path: Path) -> tuple[str, list[Member], dict[str, str]]:
     return trainer, sorted(layouts[trainer], key=lambda member: member.step), left_out
 
 
-def _incomplete(member: Member, siblings: Sequence[Member]) -> str:
+def member_in(folder: Path, step: int) -> Member:
+    places = [folder / place for place in INSIDE]
+    weights = next((place for place in places if weight_files(place)), folder)
+    return Member(name=folder.name, folder=folder, weights=weights, step=step)
+
+
+def incomplete(member: Member, siblings: Sequence[Member] = ()) -> str:
     """Why a checkpoint is not whole; empty if it is."""
     if not weight_files(member.weights):
         return "no weights in it"

@@ -64,15 +64,23 @@ def add(words: Sequence[str]) -> None:
         return
     if not isinstance(settings, RunSettings):
         raise UserError(f"run={run_dir} only merged: there is nothing to analyse")
+    from souping.pipeline.asking import Waiting
     from souping.pipeline.finished import add_analyses
 
-    for path in add_analyses(settings):
+    try:
+        paths = add_analyses(settings)
+    except Waiting as waiting:
+        print(safe("\n".join(waiting.args)))
+        return
+    for path in paths:
         if path.suffix != ".png":
             print(f"  {path.name:16} {safe(nearby(path))}")
 
 
-def configuration(run_dir: Path, words: Sequence[str]) -> dict[str, Any]:
-    """The run's configuration with the analyses and settings of the command line.
+def configuration(
+    run_dir: Path, words: Sequence[str], unused: Sequence[str] = ()
+) -> dict[str, Any]:
+    """The run's configuration with the analyses and settings of the command line. `unused` keys run no code.
 
     Raises:
         UserError: there is no run, or a word is no override.
@@ -95,7 +103,7 @@ def configuration(run_dir: Path, words: Sequence[str]) -> dict[str, Any]:
         else:
             overrides += [word]
     before = read_config(path)
-    refuse_code(before, path, overrides)
+    refuse_code(before, path, [*overrides, *unused])
     analyses = [word for word in overrides if ANALYSIS_OVERRIDE.match(word)]
     defaults = _composed(before, analyses, choices)
     plain = {**defaults, **unresolved(before)}

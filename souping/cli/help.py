@@ -25,7 +25,7 @@ def completed() -> bool:
         os.environ["COMP_LINE"] = f"{app} {' '.join(STANDS_FOR[command])} {after}"
     elif command == "help":
         print("\n".join((*COMMANDS, *groups())))
-    return bool(space) and command in ("compare", "help", "show")
+    return bool(space) and command in ("ask", "compare", "help", "show", "tell")
 
 
 HELP_FLAGS = ("--help", "-h")

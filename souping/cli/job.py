@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import gc
-import math
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -62,9 +61,10 @@ def _compose_once() -> None:
 
 
 def run(cfg: DictConfig) -> float | None:
-    """One job: returns the objective on the search fold, so that any Hydra sweeper can drive it; nan if it failed.
+    """One job: returns the objective on the search fold, so that any Hydra sweeper can drive it.
 
-    It is in the evaluator's unit: a sweep over a loss has to minimise it.
+    It is in the evaluator's unit: a sweep over a loss has to minimise it (`souping.cli.sweep.check_goal`). None if the
+    job failed: Optuna's sweeper goes on after that, while nan ends it.
     """
     gc.freeze()
     gc.enable()
@@ -88,7 +88,7 @@ def run(cfg: DictConfig) -> float | None:
         if group:
             print(f"job {hydra_config.job.num}: {words}", file=sys.stderr)
             note_job(POINTS, run_dir, hydra_config, cfg.limit, None, words)
-            return math.nan
+            return None
         # Not further up: Hydra would add a line of its own.
         stop(words, code)
     finally:

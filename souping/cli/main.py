@@ -70,6 +70,11 @@ def _do() -> None:
 
         EXIT_STATUSES.extend(filter(None, [compare.main(arguments)]))
         return
+    if first in ("ask", "tell"):
+        from souping.cli import asking
+
+        EXIT_STATUSES.extend(filter(None, [asking.VERBS[first](arguments)]))
+        return
     if answered(sys.argv[1:]):
         return
     if {"-sc", "--shell-completion"} & {*sys.argv[1:]} and completed():

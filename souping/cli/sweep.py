@@ -7,6 +7,7 @@ import shlex
 import sys
 from collections.abc import Sequence
 from contextlib import nullcontext, suppress
+from enum import Enum
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,11 +15,12 @@ from hydra._internal.utils import get_args_parser
 from hydra.conf import HydraConf
 from hydra.experimental.callback import Callback
 from omegaconf import DictConfig, OmegaConf, read_write
+from omegaconf.errors import OmegaConfBaseException
 
 from souping.cli.config import named_in
-from souping.cli.errors import EXPECTED, explain
+from souping.cli.errors import EXPECTED, explain, format_error
 from souping.cli.parts import build_part
-from souping.cli.process import EXIT_STATUSES
+from souping.cli.process import EXIT_STATUSES, stop
 from souping.cli.run_folder import note_missing, numbered_folders
 from souping.cli.settings import unresolved
 from souping.core.reading import to_json
@@ -33,6 +35,12 @@ if TYPE_CHECKING:
 
 JOB_NUMBER = re.compile(r"\$\\?\{hydra\\?:job\.num\\?\}")
 """As Hydra's sweeper quotes it."""
+SWEEPER_GOALS = {
+    "direction": ("minimize", "maximize"),
+    "optim.maximize": (False, True),
+    "ax_config.experiment.minimize": (True, False),
+}
+"""{key of a sweeper (Optuna's, Nevergrad's, Ax's): (its value to minimise, to maximise)}"""
 _SWEEPS: list[Path] = []
 """The multirun's folder, until its table is written."""
 
@@ -69,6 +77,11 @@ class SweepEnd(Callback):
         note_missing(Path(config.hydra.run.dir))
 
     def on_multirun_start(self, config: DictConfig, **_: Any) -> None:
+        try:
+            check_goal(config)
+        except UserError as error:
+            # Hydra makes a warning of a callback's exception.
+            stop(*format_error(error))
         place = Path(config.hydra.sweep.dir)
         fresh = next(
             path for path in numbered_folders(place) if not any(path.glob("*/config.yaml"))
@@ -87,6 +100,26 @@ class SweepEnd(Callback):
 
     def on_multirun_end(self, config: DictConfig, **_: Any) -> None:
         end_sweep()
+
+
+def check_goal(config: DictConfig) -> None:
+    """Refuse a sweeper that looks for the worst scores, as Optuna's does by default (UserError)."""
+    for key, values in SWEEPER_GOALS.items():
+        goal = OmegaConf.select(config, f"hydra.sweeper.{key}")
+        if goal is None:
+            continue
+        try:
+            node: Any = OmegaConf.to_container(config.evaluator, resolve=True)
+            unit = build_part(node, GROUP_KINDS["evaluator"], "evaluator").unit
+        except (UserError, OmegaConfBaseException):
+            # Each job reports it.
+            return
+        name = goal.name if isinstance(goal, Enum) else goal
+        right = values[unit.higher_is_better]
+        if name not in (right, [right]):
+            better = "higher" if unit.higher_is_better else "lower"
+            what = f"a job returns one score, {unit.meaning}, and {better} is better"
+            raise UserError(f"hydra.sweeper.{key}={name}: {what}: add hydra.sweeper.{key}={right}")
 
 
 def end_sweep() -> None:

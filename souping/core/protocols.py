@@ -7,7 +7,7 @@ component has the name of a member below, the field needs a default of its own.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from statistics import fmean
 from typing import TYPE_CHECKING, Literal
@@ -43,7 +43,7 @@ from souping.core.unit import POINTS, Unit
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-ModelForm = Literal["module", "folder"]
+ModelForm = Literal["module", "folder", "chunks"]
 Correlation = Callable[[FloatArray], Correlations]
 """scores [M, C] -> correlations [C, C] with intervals."""
 
@@ -290,8 +290,26 @@ class ModelHost:
     url: str | None = None
 
 
+@frozen
+class WeightChunk:
+    """Tensors of a model, one behind the other in `nbytes` bytes; `fill` mixes them into memory of that size."""
+
+    # (name, dtype by torch's name, shape, first byte) of each
+    tensors: Sequence[tuple[str, str, tuple[int, ...], int]]
+    nbytes: int
+    fill: Callable[[memoryview], None]
+
+
+@frozen
+class WeightStream:
+    """Weights for an engine that runs a model with this config.json. A chunk is only in memory once it is filled."""
+
+    config: str
+    chunks: Callable[[], Iterator[WeightChunk]]
+
+
 class LoadedModel(ABC):
-    """A model that is ready for evaluation, as a live module with its tokenizer or as a folder.
+    """A model that is ready for evaluation: a live module with its tokenizer, a folder, or weights in chunks.
 
     `soup` identifies the model. `eos_token_ids` are the end-of-answer tokens of all ingredients; empty if no ingredient
     defines any.
@@ -312,10 +330,20 @@ class LoadedModel(ABC):
     @abstractmethod
     def folder(self) -> Path: ...
 
+    @property
+    def stream(self) -> WeightStream | None:
+        """The weights in chunks; None where the model comes as a folder."""
+        return None
+
+    @property
+    def ingredient_folder(self) -> Path | None:
+        """Folder of a model that `stream` replaces in an engine, where none has to be written for it."""
+        return None
+
 
 @frozen
 class Hosting:
-    """How an evaluator receives models, as a live module or as a folder, and where they run.
+    """How an evaluator receives models (those that do not come in chunks come as a folder), and where they run.
 
     `device` is the configured device of the live module: cpu, cuda, cuda:N, mps, or auto. `host` is the engine or
     server that runs the model in separate processes, if there is one.
@@ -550,7 +578,12 @@ class Workers(ABC):
 
 
 class Executor(Component, ABC):
-    """Where soups are made and evaluated. In any case, only the driver writes to the store."""
+    """Where soups are made and evaluated. In any case, only the driver writes to the store.
+
+    Unless it `evaluates_here`, this machine does not need what the evaluators need.
+    """
+
+    evaluates_here: bool = True
 
     @abstractmethod
     def start(self, here: Workers, elsewhere: Callable[[], Workers]) -> Workers:

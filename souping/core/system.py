@@ -29,6 +29,8 @@ MAIN = (
 OPTIONAL_PACKAGES = ("accelerate", "lm_eval", "mergekit", "peft", "trackio", "vllm", "wandb")
 SHARED_MEMORY = Path("/dev/shm")
 """File system in memory. Absent on macOS."""
+CGROUPS = (Path("/sys/fs/cgroup/memory.max"), Path("/sys/fs/cgroup/memory/memory.limit_in_bytes"))
+"""Files in which Linux says how much memory a container may use."""
 
 
 def cores() -> int:
@@ -36,6 +38,16 @@ def cores() -> int:
     if hasattr(os, "sched_getaffinity"):  # the system's
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1
+
+
+def memory_bytes() -> int:
+    """Memory that this process may use."""
+    memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    for path in CGROUPS:
+        text = path.read_text().strip() if path.is_file() else ""
+        if text.isdigit():
+            memory = min(memory, int(text))
+    return memory
 
 
 def gpus() -> list[str]:

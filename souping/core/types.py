@@ -312,11 +312,15 @@ class ScoreMatrix:
         return cls(models=tuple(scores), categories=categories, values=values, items=dict(scores))
 
 
+EMA_KEY = "#ema"
+"""End of a path FOLDER#ema: the average of the weights that a trainer keeps in the optimiser state of a checkpoint."""
+
+
 @frozen
 class Candidate:
-    """Checkpoint in the pool: a folder or a name on the Hub; `fingerprint` is the content of its weights, config and
-    tokenizer, `source` its name on the Hub at its commit, `like` the folder or model of the Hub that has the config and
-    tokenizer of a sharded checkpoint."""
+    """Checkpoint in the pool: a folder, FOLDER#ema or a name on the Hub; `fingerprint` is the content of its weights,
+    config and tokenizer, `source` its name on the Hub at its commit, `like` the folder or model of the Hub that has the
+    config and tokenizer of a sharded checkpoint."""
 
     name: str
     path: Path
@@ -327,8 +331,9 @@ class Candidate:
     @property
     def home(self) -> Path:
         """Where its config and tokenizer are."""
-        if self.like is None or (self.path / "config.json").is_file():
-            return self.path
+        folder = Path(str(self.path).removesuffix(EMA_KEY))
+        if self.like is None or (folder / "config.json").is_file():
+            return folder
         return self.like
 
 

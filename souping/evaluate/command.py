@@ -2,18 +2,15 @@
 
 from __future__ import annotations
 
-import json
 import os
 import shlex
 import shutil
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from contextlib import ExitStack, suppress
-from dataclasses import asdict, field, replace
+from dataclasses import field, replace
 from pathlib import Path
 from typing import IO
-
-import numpy as np
 
 from souping.core.fields import Seconds, component
 from souping.core.files import expanded
@@ -27,15 +24,14 @@ from souping.core.types import (
     Items,
     JsonObject,
     Missing,
-    Outcome,
     Record,
     UserError,
     digest,
     frozen,
 )
-from souping.core.unit import POINTS, SCORE_ROUNDING, Unit
+from souping.core.unit import POINTS, Unit
+from souping.evaluate.logged import item_line, records_by_item
 from souping.evaluate.servers.process import ENDED, Process
-from souping.logs.records import Log, LoggedAnswer, LoggedMetric
 from souping.logs.sources import read
 from souping.logs.tables import is_table
 
@@ -70,7 +66,7 @@ class HeldLogs:
 
     def release(self, soup: str, items: Sequence[Item]) -> None:
         """Remove the logs of these items, and leave those of others to whoever evaluates this model next."""
-        lines = set(map(_line, items))
+        lines = set(map(item_line, items))
         for attempt, file in self._files.pop(soup, {}).items():
             if _requested(attempt) <= lines:
                 shutil.rmtree(attempt, ignore_errors=True)
@@ -149,6 +145,13 @@ class CommandEvaluator(Evaluator):
         """One command for all items."""
         return [tuple(items)] if items else []
 
+    def words(self, model: Path, items: Path, out: Path) -> list[str]:
+        """The command with its placeholders replaced."""
+        words = shlex.split(self.command)
+        for name, path in {"{model}": model, "{items}": items, "{out}": out}.items():
+            words = [word.replace(name, str(path)) for word in words]
+        return words
+
     def evaluate(
         self, model: LoadedModel, items: Sequence[Item], replicate: int = 0
     ) -> list[Record]:
@@ -201,11 +204,8 @@ class CommandEvaluator(Evaluator):
         if folder.is_relative_to(SHARED_MEMORY):  # which other machines cannot read
             folder = shutil.copytree(folder, copy, symlinks=True)
         out.mkdir()
-        listing.write_text("".join(_line(item) + "\n" for item in items), encoding="utf-8")
-        words = shlex.split(self.command)
-        for name, path in {"{model}": folder, "{items}": listing, "{out}": out}.items():
-            words = [word.replace(name, str(path)) for word in words]
-        process = Process(words, os.environ, attempt / "command.log")
+        listing.write_text("".join(item_line(item) + "\n" for item in items), encoding="utf-8")
+        process = Process(self.words(folder, listing, out), os.environ, attempt / "command.log")
         try:
             late = not process.ends_in(self.timeout)
         finally:
@@ -230,40 +230,22 @@ class CommandEvaluator(Evaluator):
             (log,) = read(source, lower=None)
         except (UserError, OSError, ValueError) as error:
             return {}, f"left no log that can be read: {first_line(error)}"
-        metrics = {task.name: next(iter(task.metrics.values())) for task in log.tasks.values()}
-        self._check(log, list(metrics.values()))
-        answers = _answers_by_item(log, metrics)
+        try:
+            fix = "correct that file, or remove its folder, and repeat the run"
+            logged = records_by_item(log, self.higher_is_better, fix)
+        except UserError as error:
+            raise error.at("evaluator.command") from error
         records = dict[str, Record]()
         unanswered = list[str]()
         for item in items:
-            if item.id not in answers:
+            if item.id not in logged:
                 unanswered.append(item.id)
-            elif _line(item) in requested:
-                records[item.id] = _record(item.id, answers[item.id])
+            elif item_line(item) in requested:
+                records[item.id] = logged[item.id]
         if not unanswered:
             return records, ""
         count = f"{len(unanswered)} of {len(items)} items"
         return records, f"left no answer to {count} ({listed(unanswered, 3)})"
-
-    def _check(self, log: Log, metrics: Sequence[LoggedMetric]) -> None:
-        """Refuse scores in the other direction, which tables and inspect_ai do not state, and those above 1."""
-        where = f"evaluator.command: {log.path}"
-        stated = log.harness not in ("table", "inspect_ai")
-        for metric in metrics:
-            higher = metric.higher_is_better
-            if higher != self.higher_is_better and (stated or not higher):
-                word = "higher" if higher else "lower"
-                fix = f"add evaluator.higher_is_better={str(higher).lower()}"
-                if len({metric.higher_is_better for metric in metrics}) > 1:
-                    fix = "evaluate it in a run of its own, as its other metrics are not"
-                raise UserError(f"{where}: {metric.name} is better when it is {word}\n{fix}")
-            for answer in metric.answers:
-                if abs(answer.score - 0.5) > 0.5 + SCORE_ROUNDING:
-                    what = f"item {answer.item!r:.60}: score {answer.score:g}"
-                    raise UserError(
-                        f"{where}: {what} must be a fraction of 1\n"
-                        "correct that file, or remove its folder, and repeat the run"
-                    )
 
 
 def _last_lines(output: str) -> str:
@@ -271,24 +253,6 @@ def _last_lines(output: str) -> str:
     lines = [line.strip() for line in output.splitlines()[-4:] if not ENDED.search(line)]
     last = " | ".join(line for line in lines if line)
     return safe(last)[-300:] or "it printed nothing"
-
-
-def _answers_by_item(
-    log: Log, metrics: Mapping[str, LoggedMetric]
-) -> dict[str, list[LoggedAnswer]]:
-    """{id of an item: its answers that have a score}; `metrics` are by task."""
-    # Their items are an id and a hash of the content.
-    hashed = log.harness in ("lm_eval", "inspect_ai")
-    answers = dict[str, list[LoggedAnswer]]()
-    for task, metric in metrics.items():
-        for answer in metric.answers:
-            if np.isnan(answer.score):
-                continue
-            name = answer.item
-            if hashed:
-                name = f"{task}/{name.rpartition(' ')[0]}"
-            answers.setdefault(name, []).append(answer)
-    return answers
 
 
 def _requested(attempt: Path) -> set[str]:
@@ -299,11 +263,6 @@ def _requested(attempt: Path) -> set[str]:
     return set(listing.read_text(encoding="utf-8").split("\n")[:-1])
 
 
-def _line(item: Item) -> str:
-    table = {name: value for name, value in asdict(item).items() if name != "user_scorer"}
-    return json.dumps(table, ensure_ascii=False, sort_keys=True, default=str)
-
-
 def _whole_lines(attempt: Path, log: Path) -> Path:
     """The log; of a table that a command left when it was stopped, a copy without a last line that may be cut off."""
     if not is_table(log) or (attempt / DONE).exists():
@@ -312,21 +271,3 @@ def _whole_lines(attempt: Path, log: Path) -> Path:
     copy = attempt / f"whole{log.suffix}"
     copy.write_bytes(data[: data.rfind(b"\n") + 1])
     return copy
-
-
-def _record(item: str, answers: Sequence[LoggedAnswer]) -> Record:
-    """A record of the mean of an item's answers."""
-    missing = any(answer.missing for answer in answers)
-    outcome: Outcome = "finished"
-    if missing:
-        outcome = "unanswered"
-    elif any(answer.cut for answer in answers):
-        outcome = "truncated"
-    return Record(
-        item=item,
-        score=float(np.mean([answer.score for answer in answers])),
-        output=answers[0].output,
-        prompt_key=answers[0].prompt_hash,
-        outcome=outcome,
-        reason="no answer, as the log says" if missing else "",
-    )

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Literal, TypeAlias
 
 from souping.checkpoints.fingerprints import Cache
 from souping.checkpoints.folder import Like
-from souping.core.protocols import Component
+from souping.core.protocols import Component, WeightStream
 from souping.core.similarity import PoolSimilarity
 from souping.core.types import Folders, Names, ProgressCallback, Recipe, TokenIds
 
@@ -93,6 +93,10 @@ class CandidatePool(Component, ABC):
     @abstractmethod
     def live(self, module: torch.nn.Module) -> Pourable: ...
 
+    def stream(self, recipe: Recipe) -> WeightStream | None:
+        """The soup's weights in chunks; None where soups of this pool are only written."""
+        return None
+
     @abstractmethod
     def write(
         self,
@@ -159,6 +163,11 @@ class MergeBackend(Component, ABC):
     @property
     def hashes_while_reading(self) -> bool:
         """Whether its soups of full models can be written before their ingredients are hashed."""
+        return False
+
+    @property
+    def streams(self) -> bool:
+        """Whether its soups of full models come in chunks too."""
         return False
 
     @abstractmethod

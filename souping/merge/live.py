@@ -1,4 +1,4 @@
-"""Live pouring: a soup straight into the parameters of a module, no disk, on the CPU or where the module is.
+"""Soups in memory, no disk: poured into the parameters of a live module, or packed into chunks for an engine.
 
 A parameter gets the very numbers that writing the soup and loading it back would give: fp32 accumulation, one rounding
 to the soup's dtype, then the cast to the parameter's dtype.
@@ -13,16 +13,19 @@ import mmap
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
+from itertools import groupby
+from operator import attrgetter
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from souping.checkpoints.checkpoint import Checkpoint
-from souping.checkpoints.header import TAGS, size_of
+from souping.checkpoints.header import TAGS, TORCH_DTYPES, size_of
 from souping.checkpoints.ranges import pointer_in
 from souping.checkpoints.reader import WeightReader
 from souping.checkpoints.views import Raw
+from souping.core.protocols import WeightChunk, WeightStream
 from souping.core.system import cores
 from souping.core.text import first_line, listed
 from souping.core.types import FloatArray, Recipe, UserError
@@ -31,7 +34,8 @@ from souping.merge.alignment import Alignment
 from souping.merge.chunks import Chunk, ThreadTask, blocks, run_tasks, tensor_chunks
 from souping.merge.kernels import Method, get_method, torch_dtype
 from souping.merge.mixing import chunk_gram, mixed
-from souping.merge.plan import MergePlan, PlannedTensor
+from souping.merge.plan import MergePlan, PlannedTensor, check_ingredients
+from souping.merge.soup_files import companion_files
 from souping.merge.writer import raise_file_limit
 
 if TYPE_CHECKING:
@@ -43,55 +47,15 @@ ReadRow = Callable[[int, int], Raw]
 """row(byte offset in its file, number of bytes): fewer if the file ends early"""
 
 
-class LiveModule(Pourable):
-    """Open ingredients and a live module: `pour` makes the module that recipe's soup, again and again."""
+class SoupMixer:
+    """Open weight files: mixes tensors of plans into memory, again and again."""
 
-    def __init__(
-        self, alignment: Alignment, module: torch.nn.Module, *, nonfinite: str = "error"
-    ) -> None:
-        self._alignment = alignment
-        self._module = module
-        self._nonfinite = nonfinite
+    def __init__(self) -> None:
         self._files = WeightFiles()
-        self._targets = ModuleTargets(module)
         self._warned = set[str]()
         self._grams: dict[tuple[object, ...], FloatArray] = {}
 
-    def pour(self, recipe: Recipe) -> None:
-        """Put the recipe's soup into the module, in place. Tied parameters are written once.
-
-        If the soup has another number of vocabulary rows, the module's embeddings are resized first. If the module's
-        names are not the checkpoints' (experts that transformers stacks), transformers loads the soup into a second
-        module, which is copied: exact too, with three times the memory.
-
-        Raises:
-            UserError: the ingredients do not fit each other or the module, one has changed since it was opened, or NaN
-                or infinity is found (the module then holds a part of the soup: pour again).
-        """
-        self._alignment.check_unchanged(recipe)
-        plan = self._alignment.plan(recipe, nonfinite=self._nonfinite)
-        self._targets.resize(plan.tensors)
-        places = self._targets.match(plan.tensors)
-        if places is None:
-            soup = {tensor.name: self._soup_tensor(plan, tensor) for tensor in plan.tensors}
-            reload(self._module, soup)
-            return
-        threads = 1 if plan.nbytes < SMALL_SOUP_BYTES else POUR_THREADS
-        run_tasks(self._tasks(plan, places), threads)
-
-    def _tasks(
-        self, plan: MergePlan, places: Mapping[str, ParameterTarget]
-    ) -> Iterator[ThreadTask]:
-        for tensor in plan.tensors:
-            target = places.get(tensor.name)
-            if target is None:
-                continue
-            if target.flat is None:
-                yield partial(self._copy, plan, tensor, target.tensor)
-            else:
-                yield from self._blocks(plan, tensor, target.flat, target.dtype)
-
-    def _blocks(
+    def tasks(
         self, plan: MergePlan, tensor: PlannedTensor, flat: Raw, dtype: str
     ) -> Iterator[ThreadTask]:
         """Calls that mix a tensor block by block into bytes of `dtype`."""
@@ -129,6 +93,78 @@ class LiveModule(Pourable):
         if soup is not into:
             into[:] = soup
 
+    def stream(self, plan: MergePlan) -> WeightStream:
+        """The weights of a soup in chunks, one for each shard."""
+        return WeightStream(
+            config=companion_files(plan)["config.json"].decode(),
+            chunks=partial(self._chunks, plan),
+        )
+
+    def _chunks(self, plan: MergePlan) -> Iterator[WeightChunk]:
+        check_ingredients(plan.ingredients)
+        for _, shard in groupby(plan.tensors, key=attrgetter("shard")):
+            tensors = list(shard)
+            yield WeightChunk(
+                tensors=[(t.name, TORCH_DTYPES[t.dtype], t.shape, t.offset) for t in tensors],
+                nbytes=sum(t.nbytes for t in tensors),
+                fill=partial(self._fill, plan, tensors),
+            )
+
+    def _fill(self, plan: MergePlan, tensors: Sequence[PlannedTensor], memory: memoryview) -> None:
+        flat = np.frombuffer(memory, np.uint8)
+        tasks = list[ThreadTask]()
+        for tensor in tensors:
+            end = tensor.offset + tensor.nbytes
+            tasks += self.tasks(plan, tensor, flat[tensor.offset : end], tensor.dtype)
+        run_tasks(tasks, POUR_THREADS)
+
+
+class LiveModule(Pourable):
+    """Open ingredients and a live module: `pour` makes the module that recipe's soup, again and again."""
+
+    def __init__(
+        self, alignment: Alignment, module: torch.nn.Module, *, nonfinite: str = "error"
+    ) -> None:
+        self._alignment = alignment
+        self._module = module
+        self._nonfinite = nonfinite
+        self._mixer = SoupMixer()
+        self._targets = ModuleTargets(module)
+
+    def pour(self, recipe: Recipe) -> None:
+        """Put the recipe's soup into the module, in place. Tied parameters are written once.
+
+        If the soup has another number of vocabulary rows, the module's embeddings are resized first. If the module's
+        names are not the checkpoints' (experts that transformers stacks), transformers loads the soup into a second
+        module, which is copied: exact too, with three times the memory.
+
+        Raises:
+            UserError: the ingredients do not fit each other or the module, one has changed since it was opened, or NaN
+                or infinity is found (the module then holds a part of the soup: pour again).
+        """
+        self._alignment.check_unchanged(recipe)
+        plan = self._alignment.plan(recipe, nonfinite=self._nonfinite)
+        self._targets.resize(plan.tensors)
+        places = self._targets.match(plan.tensors)
+        if places is None:
+            soup = {tensor.name: self._soup_tensor(plan, tensor) for tensor in plan.tensors}
+            reload(self._module, soup)
+            return
+        threads = 1 if plan.nbytes < SMALL_SOUP_BYTES else POUR_THREADS
+        run_tasks(self._tasks(plan, places), threads)
+
+    def _tasks(
+        self, plan: MergePlan, places: Mapping[str, ParameterTarget]
+    ) -> Iterator[ThreadTask]:
+        for tensor in plan.tensors:
+            target = places.get(tensor.name)
+            if target is None:
+                continue
+            if target.flat is None:
+                yield partial(self._copy, plan, tensor, target.tensor)
+            else:
+                yield from self._mixer.tasks(plan, tensor, target.flat, target.dtype)
+
     def _copy(self, plan: MergePlan, tensor: PlannedTensor, target: torch.Tensor) -> None:
         import torch
 
@@ -140,7 +176,7 @@ class LiveModule(Pourable):
         import torch
 
         flat = np.empty(tensor.nbytes, np.uint8)
-        for task in self._blocks(plan, tensor, flat, tensor.dtype):
+        for task in self._mixer.tasks(plan, tensor, flat, tensor.dtype):
             task()
         return torch.from_numpy(flat).view(torch_dtype(tensor.dtype)).reshape(tensor.shape)
 
@@ -163,7 +199,7 @@ class WeightFiles:
 
     def row(self, checkpoint: Checkpoint, number: int) -> ReadRow:
         """Reader of a checkpoint's file."""
-        key = checkpoint.folder, number
+        key = checkpoint.source, number
         if key not in self._rows:
             self._rows[key] = self._opened(checkpoint, number)
         return self._rows[key]
@@ -177,9 +213,9 @@ class WeightFiles:
                     mmap.mmap(handle.fileno(), 0, access=mmap.ACCESS_READ), np.uint8
                 )
             return lambda offset, nbytes: mapped[offset : offset + nbytes]
-        if checkpoint.folder not in self._readers:
-            self._readers[checkpoint.folder] = WeightReader(checkpoint)
-        return partial(self._assembled, self._readers[checkpoint.folder], number)
+        if checkpoint.source not in self._readers:
+            self._readers[checkpoint.source] = WeightReader(checkpoint)
+        return partial(self._assembled, self._readers[checkpoint.source], number)
 
     def _assembled(self, reader: WeightReader, number: int, offset: int, nbytes: int) -> Raw:
         piece = np.empty(nbytes, np.uint8)

@@ -25,6 +25,7 @@ from souping.checkpoints.folder import Like
 from souping.checkpoints.layouts import common, rules_of
 from souping.checkpoints.lora import is_adapter
 from souping.core.fields import Precision, component, pick
+from souping.core.protocols import WeightStream
 from souping.core.similarity import PoolSimilarity
 from souping.core.text import is_user_code, listed, parse_size
 from souping.core.types import (
@@ -51,6 +52,7 @@ from souping.merge import (
 )
 from souping.merge.alignment import Alignment, Layout, check_overrides, fitted
 from souping.merge.kernels import get_method
+from souping.merge.live import LiveModule, SoupMixer
 from souping.merge.plan import MergePlan, carried
 from souping.merge.similarity import pool_similarity
 
@@ -59,6 +61,8 @@ if TYPE_CHECKING:
 
 P = TypeVar("P", bound=SoupPlan)
 KEEP = "keep:"
+CHUNK_BYTES = 1 << 28
+"""Chunk of a soup that an engine takes from memory; it may hold a few at once."""
 
 
 class ModelMerge(MergeBackend, Generic[P]):
@@ -187,6 +191,10 @@ class LocalMerge(ModelMerge[MergePlan]):
     def hashes_while_reading(self) -> bool:
         return self.base is None and self.format == "hf"
 
+    @property
+    def streams(self) -> bool:
+        return self.format == "hf"
+
     def settings_of(self, used: Sequence[str], pool: Checkpoints, base: str | None) -> JsonObject:
         settings: dict[str, Json] = {}
         if self._method_digest:
@@ -232,8 +240,6 @@ class LocalMerge(ModelMerge[MergePlan]):
 
     def live(self, models: Alignment, module: torch.nn.Module) -> Pourable:
         """The open pool and a module that `pour(recipe)` fills, again and again."""
-        from souping.merge.live import LiveModule
-
         return LiveModule(models, module, nonfinite=self.nonfinite)
 
 
@@ -255,6 +261,7 @@ class FullModelPool(CandidatePool, Generic[P]):
         self._folders = dict(folders)
         self._merge = merge
         self._cache = cache
+        self._mixer = SoupMixer()
         like = Like(like.folder if like else None, rules_of(merge.names), merge.format == "same")
         self._checkpoints = dict[str, Checkpoint]()
         for name, path in folders.items():
@@ -346,6 +353,14 @@ class FullModelPool(CandidatePool, Generic[P]):
 
     def live(self, module: torch.nn.Module) -> Pourable:
         return self._merge.live(self._alignment, module)
+
+    def stream(self, recipe: Recipe) -> WeightStream | None:
+        if not self._merge.streams:
+            return None
+        in_chunks = self._merge.with_settings({"max_shard_size": CHUNK_BYTES})
+        plan = in_chunks.plan(recipe, self._alignment)
+        assert isinstance(plan, MergePlan)
+        return self._mixer.stream(plan)
 
     def write(
         self,

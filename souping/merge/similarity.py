@@ -115,7 +115,10 @@ def related(cosines: FloatArray, names: Sequence[str]) -> tuple[Names, ...]:
         joined = [group for group in groups if group & near]
         groups = [group for group in groups if not group & near]
         groups.append(near.union(*joined))
-    return tuple(tuple(names[i] for i in sorted(group)) for group in sorted(groups, key=min))
+    related_names = list[Names]()
+    for group in sorted(groups, key=min):
+        related_names.append(tuple(names[i] for i in sorted(group)))
+    return tuple(related_names)
 
 
 def _blocks(pool: Sequence[Checkpoint]) -> Iterator[FloatArray]:

@@ -213,11 +213,12 @@ def _in_frame(
 
 def _opened(name: str, checkpoint: Checkpoint, allow_pickle: bool) -> Sharded:
     sharded = None
-    if checkpoint.archive is None:
+    if checkpoint.source == checkpoint.folder:
         sharded = read_sharded(checkpoint.folder, allow_pickle)
     if sharded is None:
         raise UserError(
-            f"merge.format=same needs sharded checkpoints, and {name} is a Hugging Face folder or one file: use hf"
+            f"merge.format=same needs sharded checkpoints, and {name} is a Hugging Face folder, one file or an average "
+            "in optimiser state: use hf"
         )
     return sharded
 

@@ -21,8 +21,10 @@ import numpy as np
 from souping.checkpoints.header import size_of
 from souping.checkpoints.reader import WeightReader
 from souping.checkpoints.views import Raw, Tile, arrange
+from souping.core.direct_io import make_direct, write_direct
 from souping.core.folders import staged
 from souping.core.open_files import reserve, start_writing, write_at
+from souping.core.system import memory_bytes
 from souping.merge import Extra, OptionalProgress
 from souping.merge.chunks import Chunk, ThreadTask, blocks, chunks, run_tasks, share_of_rank
 from souping.merge.digests import Digests, Late, passing, with_contents
@@ -53,14 +55,20 @@ class ShardWriter:
         self._warned: set[str] = set()
         self._digests: Digests = digests or {}
         raise_file_limit(
-            sum(len(ingredient.files) for ingredient in plan.ingredients) + len(plan.shards)
+            sum(len(ingredient.files) for ingredient in plan.ingredients) + 2 * len(plan.shards)
         )
+        # The page cache would drop what is read and written before it is needed again.
+        direct = plan.read_bytes + plan.nbytes > memory_bytes()
         try:
             self._inputs = [
-                self._stack.enter_context(WeightReader(ingredient.checkpoint))
+                self._stack.enter_context(WeightReader(ingredient.checkpoint, direct=direct))
                 for ingredient in plan.ingredients
             ]
             self._outputs = [self._open(folder / name) for name in plan.shards]
+            # The outputs once more, past the page cache.
+            self._direct_outputs = [self._open(folder / name) for name in plan.shards if direct]
+            if not all(map(make_direct, self._direct_outputs)):
+                self._direct_outputs = []
         except BaseException:
             self._stack.close()
             raise
@@ -171,8 +179,11 @@ class ShardWriter:
 
     def _write(self, chunk: Chunk, out: Raw) -> None:
         offset = self._starts[chunk.shard] + chunk.offset
-        window = offset // WINDOW
         descriptor = self._outputs[chunk.shard]
+        if self._direct_outputs:
+            write_direct(self._direct_outputs[chunk.shard], descriptor, out, offset)
+            return
+        window = offset // WINDOW
         if window != (offset + len(out)) // WINDOW:
             start_writing(descriptor, (window - 1) * WINDOW, WINDOW)
         write_at(descriptor, out.data, offset)

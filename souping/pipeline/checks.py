@@ -27,7 +27,7 @@ from souping.checkpoints.pool import ModelSize, base_of, largest_bytes, weigh
 from souping.core.fields import pick
 from souping.core.files import disk_space
 from souping.core.protocols import Hosting, ModelHost
-from souping.core.system import SHARED_MEMORY, cores
+from souping.core.system import SHARED_MEMORY, cores, memory_bytes
 from souping.core.text import human, named, shown
 from souping.core.types import (
     CONSTANT,
@@ -66,8 +66,6 @@ LIKELY_CAUSES = (
 """What to look at if every model fails."""
 PROGRAM = 1_500_000_000
 """Python, torch and transformers themselves, with the buffers of a soup that is mixed block by block."""
-CGROUPS = (Path("/sys/fs/cgroup/memory.max"), Path("/sys/fs/cgroup/memory/memory.limit_in_bytes"))
-"""Where Linux says how much memory a container may use, which psutil does not read."""
 
 
 # ------------------------------------------------------------ settings, items and candidates
@@ -335,14 +333,7 @@ class Machine:
 
 def machine_facts() -> Machine:
     """This machine as it is now."""
-    import psutil
-
-    memory = psutil.virtual_memory().total
-    for path in CGROUPS:
-        text = path.read_text().strip() if path.is_file() else ""
-        if text.isdigit():
-            memory = min(memory, int(text))
-    return Machine(cores=cores(), memory=memory, gpus=gpus())
+    return Machine(cores=cores(), memory=memory_bytes(), gpus=gpus())
 
 
 def gpus() -> tuple[Gpu, ...]:
@@ -413,7 +404,10 @@ def requirements_of(
     place = scratch_place(soup)
     in_shared_memory = 0
     on_disk = 0
-    if any(evaluator.hosting.model_form == "folder" for evaluator in evaluators):
+    written = ["folder"]
+    if not run.merge.streams or any(model.adapter for model in models):
+        written.append("chunks")
+    if any(evaluator.hosting.model_form in written for evaluator in evaluators):
         if place == SHARED_MEMORY:
             in_shared_memory = soup
         else:
@@ -448,6 +442,8 @@ def check_machine(run: RunSettings, evaluators: Sequence[Evaluator]) -> None:
             or a GPU is too small.
     """
     machine = machine_facts()
+    if not run.executor.evaluates_here:
+        evaluators = ()
     for lack in [*_packages(run, evaluators), *_missing_gpus(evaluators, machine)]:
         raise lack.error().at("this run cannot start here")
     models = model_sizes(run)
@@ -540,7 +536,7 @@ def _in_memory(evaluator: Evaluator, models: Sequence[ModelSize], machine: Machi
     if host is None:
         return largest_bytes(models, hosting.module_settings().dtype)
     # vLLM and servers load shard by shard; without a GPU a server keeps the whole model.
-    if hosting.model_form == "folder" and machine.gpus:
+    if hosting.model_form != "module" and machine.gpus:
         return 0
     return largest_bytes(models, host.dtype)
 

@@ -163,11 +163,12 @@ class Evaluation(RecipeEvaluator):
         return self.all_scores([recipe], items)[0]
 
     def all_scores(self, soups: Sequence[Recipe], items: Sequence[Item]) -> list[ItemScores]:
+        # Their order decides nothing: only searches call a subclass's `submit` and `collect`.
         for number, recipe in enumerate(soups):
-            self.submit(Request(number=number, recipe=recipe, items=tuple(items)))
+            Evaluation.submit(self, Request(number=number, recipe=recipe, items=tuple(items)))
         by_number = {}
         for _ in soups:
-            request, scores = self.collect()
+            request, scores = Evaluation.collect(self)
             by_number[request.number] = scores
         return [by_number[number] for number in range(len(soups))]
 

@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING
 
 from souping.core.files import error_text, nearby, write_atomically
 from souping.core.reading import to_json
-from souping.core.types import LateError, Trial, UserError, frozen
+from souping.core.text import safe
+from souping.core.types import LateError, Names, Trial, UserError, frozen
 from souping.pipeline.ending import show_end
 from souping.pipeline.merge_only import free_target, merge, rebuild, soup_in, written_soup
 from souping.pipeline.settings import MergeSettings, RunSettings
@@ -24,9 +25,13 @@ if TYPE_CHECKING:
 
 @frozen
 class RunOutcome:
-    """What came of a run: its report as far as it went, and the search with its objective, if there was one."""
+    """What came of a run: its report as far as it went, and the search with its objective, if there was one.
+
+    `waiting` are lines about the soups that it waits for: then there is nothing else yet.
+    """
 
     report: Report
+    waiting: Names = ()
     trials: tuple[Trial, ...] = ()
     objective: float | None = None
 
@@ -46,6 +51,9 @@ def execute(settings: MergeSettings) -> float | None:
         outcome = perform(settings)
     else:
         outcome = _merge_or_rebuild(settings)
+    if outcome.waiting:
+        print(safe("\n".join(outcome.waiting)))
+        return None
     report = outcome.report
     soup: Path | None = None
     try:
@@ -103,7 +111,9 @@ def check_settings(settings: MergeSettings) -> None:
     if not isinstance(settings, RunSettings):
         return
     from souping.evaluate.benchmark import OwnBenchmark
+    from souping.pipeline.asking import check_executor
 
+    check_executor(settings)
     upload = settings.upload
     if upload is not None and settings.stop_after:
         raise UserError(
@@ -120,6 +130,8 @@ def check_settings(settings: MergeSettings) -> None:
 
 def perform(settings: RunSettings) -> RunOutcome:
     """Take the steps of a run and write what came of them."""
+    from souping.pipeline.asking import Waiting
+    from souping.pipeline.open_soups import ORDER_FILE
     from souping.pipeline.run import Run
     from souping.pipeline.samples import write_samples
     from souping.pipeline.state import Frozen
@@ -137,8 +149,11 @@ def perform(settings: RunSettings) -> RunOutcome:
         for component in settings.open_parts:
             # Servers and ranks wait for the next soup until then.
             stack.callback(component.close)
-        settings = replace(settings.with_items(), tracker=GuardedTracker(settings.tracker))
-        progress = stack.enter_context(Progress())
+        # A run may end and go on many times: its first process prints the notes, its last one has the report.
+        tracker = GuardedTracker(settings.tracker, held=not settings.executor.evaluates_here)
+        settings = replace(settings.with_items(), tracker=tracker)
+        goes_on = (settings.run_dir / ORDER_FILE).exists()
+        progress = stack.enter_context(Progress(quiet=goes_on))
         store = stack.enter_context(Store(settings.store_path))
         run = Run(settings, store, progress)
 
@@ -149,15 +164,18 @@ def perform(settings: RunSettings) -> RunOutcome:
         stack.callback(finish_tracker)
         stack.callback(run.close)
         settings.tracker.start(settings.config, settings.run_dir)
-        choices = run.choose()
-        if not isinstance(choices, Frozen):
-            return _stop(run, choices)
-        soup = choices.soup_folder
         try:
+            choices = run.choose()
+            if not isinstance(choices, Frozen):
+                return _stop(run, choices)
+            soup = choices.soup_folder
             state = run.measure(choices)
             write_samples(run, state)
             report = run.finish(state)
             return _write(run, state, report)
+        except Waiting as waiting:
+            tracker.forget()
+            return RunOutcome(report=Report(experiment=settings.name), waiting=waiting.args)
         except (UserError, OSError) as error:
             if soup is None:
                 raise

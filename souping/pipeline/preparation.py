@@ -10,6 +10,7 @@ from pathlib import Path
 from souping.core.protocols import Evaluator, Workers
 from souping.core.types import Candidate, frozen
 from souping.evaluate.benchmark import Folds
+from souping.pipeline.asking import FilesExecutor, FileWorkers, OrderedEvaluation
 from souping.pipeline.checks import check_machine, check_pool, cut_folds, refusals
 from souping.pipeline.evaluation import Evaluation, EvaluatorWorker, open_worker
 from souping.pipeline.models import OpenPool
@@ -64,10 +65,16 @@ def prepare(settings: RunSettings, store: Store, progress: Progress) -> Prepared
         evaluator = pool.bound(benchmark.evaluator)
         benchmarks[benchmark.name] = replace(benchmark, evaluator=evaluator)
         evaluators[benchmark.name] = evaluator
-    workers = _start_workers(settings, pool, evaluators, store)
+    workers: Workers
+    kind: type[Evaluation] = Evaluation
+    if isinstance(settings.executor, FilesExecutor):
+        workers = FileWorkers(settings, settings.executor, pool, evaluators, progress)
+        kind = OrderedEvaluation
+    else:
+        workers = _start_workers(settings, pool, evaluators, store)
     evaluations = {}
     for name, evaluator in evaluators.items():
-        evaluations[name] = Evaluation(
+        evaluations[name] = kind(
             store,
             evaluator,
             pool.serving(evaluator),

@@ -1,4 +1,4 @@
-"""Soups as evaluators want them: poured into one live module, or as a complete folder."""
+"""Soups as evaluators want them: poured into one live module, as a complete folder, or in chunks."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import IO, TYPE_CHECKING
 
 from souping.checkpoints.end_tokens import eos_token_ids
 from souping.core.folders import LOCK_FILE, hold_folder, remove_abandoned
-from souping.core.protocols import Evaluator, LoadedModel, ModuleSettings
+from souping.core.protocols import Evaluator, LoadedModel, ModuleSettings, WeightStream
 from souping.core.system import SHARED_MEMORY
 from souping.core.types import Recipe, UserError
 from souping.merge import CandidatePool, Pourable
@@ -32,8 +32,13 @@ class SoupServer:
     def serve(self, evaluator: Evaluator, recipe: Recipe) -> LoadedModel:
         settings = evaluator.hosting.module_settings()
         model = LoadedSoup(self._pool, self._module, self._scratch, settings, recipe)
-        # The soup is made here, by reading the property, and not on demand: evaluation is timed without it.
-        _ = model.folder if evaluator.hosting.model_form == "folder" else model.module
+        form = evaluator.hosting.model_form
+        # The soup is made here, by reading the property, and not on demand: evaluation is timed without it. Chunks are
+        # made as they are taken.
+        if form == "module":
+            _ = model.module
+        elif form == "folder" or model.stream is None:
+            _ = model.folder
         return model
 
     def close(self) -> None:
@@ -74,6 +79,20 @@ class LoadedSoup(LoadedModel):
     @cached_property
     def folder(self) -> Path:
         return self._scratch.write(self._recipe)
+
+    @cached_property
+    def stream(self) -> WeightStream | None:
+        # A candidate is read from its own folder.
+        if self._pool.candidate_folder(self._recipe):
+            return None
+        return self._pool.stream(self._recipe)
+
+    @property
+    def ingredient_folder(self) -> Path | None:
+        alone = self._pool.recipe({self._recipe.ingredients[0]: 1.0})
+        if not self._pool.candidate_folder(alone):
+            return None
+        return self._scratch.write(alone)
 
 
 class SharedModule:
@@ -130,24 +149,16 @@ class ScratchFolder:
 
     def write(self, recipe: Recipe) -> Path:
         """The soup's folder: a temporary one, or a candidate's own if its generation_config holds nothing but ids."""
-        from souping.evaluate.templates import generation_overrides, write_neutral
+        from souping.evaluate.templates import generation_overrides
 
         if self._root is not None and self._soup == recipe.fingerprint:
             return self._root / recipe.id
         candidate = self._pool.candidate_folder(recipe)
-        if candidate is not None:
-            if not generation_overrides(candidate):
-                return candidate
-            folder = self._make_root(size=0) / recipe.id
-            _link(candidate, folder)
-        else:
-            folder = self._make_root(self._pool.soup_bytes) / recipe.id
-            if not (self._pool.write(recipe, folder) / "config.json").is_file():
-                raise UserError(
-                    "neither an adapter alone nor a trainer's layout can be evaluated as a folder: set "
-                    "merge.adapters=merge, or merge.format=hf"
-                )
-        write_neutral(folder, candidate or folder, self._pool.eos_token_ids(recipe))
+        if candidate is not None and not generation_overrides(candidate):
+            return candidate
+        size = self._pool.soup_bytes if candidate is None else 0
+        folder = self._make_root(size) / recipe.id
+        write_soup(self._pool, recipe, folder)
         self._soup = recipe.fingerprint
         return folder
 
@@ -170,6 +181,21 @@ class ScratchFolder:
         self._root = None
         self._lock = None
         self._soup = ""
+
+
+def write_soup(pool: CandidatePool, recipe: Recipe, folder: Path) -> None:
+    """Write a soup for evaluators; a candidate as links to its files. Its generation_config has nothing but ids."""
+    from souping.evaluate.templates import write_neutral
+
+    candidate = pool.candidate_folder(recipe)
+    if candidate is not None:
+        _link(candidate, folder)
+    elif not (pool.write(recipe, folder) / "config.json").is_file():
+        raise UserError(
+            "neither an adapter alone nor a trainer's layout can be evaluated as a folder: set "
+            "merge.adapters=merge, or merge.format=hf"
+        )
+    write_neutral(folder, candidate or folder, pool.eos_token_ids(recipe))
 
 
 def _link(folder: Path, copy: Path) -> None:

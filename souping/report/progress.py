@@ -31,9 +31,13 @@ log = logging.getLogger("souping.run")
 
 
 class Progress:
-    """Context manager that shows the stages of a run: a live bar on a terminal, else a line every `PAUSE` seconds."""
+    """Context manager that shows the stages of a run: a live bar on a terminal, else a line every `PAUSE` seconds.
 
-    def __init__(self) -> None:
+    The lines of a `quiet` one are in run.log alone.
+    """
+
+    def __init__(self, quiet: bool = False) -> None:
+        self._quiet = quiet
         self._bars = _bars() if _live() else None
         self._begin("", None)
 
@@ -52,6 +56,11 @@ class Progress:
         self._begin(format.clean(name), items, trials)
         self._show_bar()
         self._line(f"{self._name}: {items:,} items" if items else self._name)
+
+    @property
+    def current(self) -> str:
+        """Name of the stage that was begun last."""
+        return self._name
 
     def advance(self, items: int) -> None:
         self._done += items
@@ -84,12 +93,15 @@ class Progress:
                 self._bars.start()
 
     def say(self, line: str) -> None:
-        say(line)
+        if self._quiet:
+            log.info("%s", safe(line))
+        else:
+            say(line)
 
     def _line(self, line: str) -> None:
         """A line of progress: a live display has it already, run.log gets it in any case."""
         if self._bars is None:
-            say(line)
+            self.say(line)
         else:
             log.info(line)
 

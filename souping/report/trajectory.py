@@ -75,6 +75,9 @@ def _lines(report: Report, result: TrajectoryResult) -> list[str]:
                 "For this run, on the report fold: "
                 f"chosen average minus last checkpoint {difference}."
             )
+        if pair.kind == "trainer_average":
+            difference = f"{_claimed(unit, pair)}: {_outcome(unit, pair)}"
+            lines.append(f"Average minus the trainer's own, {clean(pair.b)}: {difference}.")
     spread = result.spread
     if spread.report is not None:
         deviation = f"a standard deviation of {unit.points(spread.report)}"
@@ -92,6 +95,14 @@ def _lines(report: Report, result: TrajectoryResult) -> list[str]:
 def _claimed(unit: Unit, pair: LookDifference) -> str:
     limits = unit.limits(pair.low, pair.high, pair.level)
     return f"{unit.points(pair.difference, sign=True)} ({limits}, p {p_value(pair.p_shown)})"
+
+
+def _outcome(unit: Unit, pair: LookDifference) -> str:
+    """The verdict of an interval on the chosen average."""
+    limits = (unit.gain(pair.low), unit.gain(pair.high))
+    if min(limits) > 0:
+        return "better"
+    return "worse" if max(limits) < 0 else "no difference shown"
 
 
 def _rows(report: Report, result: TrajectoryResult) -> TableGrid:

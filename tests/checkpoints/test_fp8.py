@@ -21,6 +21,7 @@ from souping.merge.accelerate import AccelerateMerge
 from souping.merge.local import LocalMerge
 from tests.conftest import ROOT, Cli
 from tests.support.checkpoints import expected, load, same_bits
+from tests.support.evaluators import unpacked
 from tests.support.fp8 import LAYOUTS, digest
 
 DATA = ROOT / "tests" / "data" / "fp8"
@@ -166,6 +167,10 @@ def test_accelerate_and_a_live_module_give_the_same_bytes(
     module = load_module(opened.architecture_folder, ModuleSettings(device="cpu", dtype="bfloat16"))
     opened.live(module).pour(recipe)
     assert all(same_bits(module.state_dict()[name], value) for name, value in load(first).items())
+    stream = opened.stream(recipe)
+    assert stream is not None
+    streamed = unpacked(stream)
+    assert all(same_bits(streamed[name], value) for name, value in load(first).items())
 
 
 def test_experts_one_by_one_are_averaged_and_refused_beside_fused_ones(tmp_path: Path) -> None:

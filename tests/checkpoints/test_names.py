@@ -13,14 +13,21 @@ import pytest
 from numpy.typing import NDArray
 
 from souping.checkpoints import layouts
+from souping.checkpoints.checkpoint import Checkpoint
+from souping.checkpoints.fingerprints import fingerprint
+from souping.checkpoints.folder import Like
 from souping.checkpoints.names import Mapped, map_names
 from souping.checkpoints.views import Part, StoredTensor
 from souping.core.types import UserError
-from tests.support.trainers import TOOLS, opened_case, tensors_of, unpacked
+from tests.support.trainers import TOOLS, opened_case, step_of, tensors_of, unpacked
 
 Array = NDArray[np.float32]
 LOOSE = {"torchtitan_qwen3_moe": 0.05}
 """Tools whose logits are less exact than float32: torchtitan multiplies experts in bfloat16."""
+
+
+EMAS = [tool for tool in TOOLS if "_ema_" in tool]
+"""Files of torchtitan with an average in the optimiser state."""
 
 
 @pytest.fixture(scope="session")
@@ -38,8 +45,30 @@ def test_tensors_are_those_of_the_tools_own_export(written: Path, tool: str) -> 
     assert table == json.loads((written / tool / "export.json").read_text())
 
 
+@pytest.mark.parametrize("tool", EMAS)
+def test_the_average_is_torchtitans_own_export_of_it(written: Path, tool: str) -> None:
+    step = step_of(written / tool)
+    averaged = Path(f"{step}#ema")
+    table = {
+        name: [list(array.shape), hashlib.sha256(array.tobytes()).hexdigest()]
+        for name, array in tensors_of(Checkpoint.open(averaged, like=Like(written / tool))).items()
+    }
+    assert table == json.loads((written / tool / "ema.json").read_text())
+    assert table != json.loads((written / tool / "export.json").read_text())
+    cache: dict[str, str] = {}
+    prints = [fingerprint(path, cache, like=Like(written / tool)) for path in (step, averaged)] * 2
+    assert len(set(prints)) == 2
+
+
+@pytest.mark.parametrize("tool", ["torchtitan_llama", "verl_llama"])
+def test_a_checkpoint_without_an_average_is_refused_as_one(written: Path, tool: str) -> None:
+    path = Path(f"{step_of(written / tool)}#ema")
+    with pytest.raises(UserError, match="holds no average in its optimiser state"):
+        Checkpoint.open(path, allow_pickle=True, like=Like(written / tool))
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize("tool", TOOLS)
+@pytest.mark.parametrize("tool", [tool for tool in TOOLS if tool not in EMAS])
 def test_logits_in_transformers_are_the_tools_own(written: Path, tmp_path: Path, tool: str) -> None:
     import torch
     from safetensors.numpy import save_file

@@ -94,13 +94,14 @@ def commands(page: Path) -> Iterator[list[str]]:
     """Overrides of every run on a page, of a multirun the first; without those that other tests run."""
     lines = "\n".join(blocks(page, "bash")).replace("\\\n", " ").splitlines()
     for line in (re.sub(r"\s#.*", "", line).split("&&")[-1].strip() for line in lines):
-        found = re.search(r"python -m souping (?!show|compare|run=)(.*)", line)
+        found = re.search(r"python -m souping (?!show|compare|run=|ask|tell)(.*)", line)
         if found is None or "..." in found[1] or "$MODELS" in line or "--config-dir" in line:
             continue
         words = shlex.split(found[1])
         if words[0] in STANDS_FOR:
             words = as_overrides(words[0], words[1:])
         words = [word for word in words if word != "-m" and "hydra" not in word]
+        words = [re.sub(r"=range\((\d+),\d+\)", r"=\1", word) for word in words]
         yield [re.sub(r"(?<=\]),\[.*|(?<=[\w.]),\w[^\]\}]*$", "", word) for word in words]
 
 

@@ -176,3 +176,31 @@ def test_the_example_of_compare_is_what_its_command_prints(souping: Cli, tmp_pat
     souping("+experiment=bfcl", *words).ok()
     example = script(ROOT / "docs" / "make_compare_example.py").example(tmp_path / "run")
     assert f"```text\n{example}```" in (ROOT / "docs" / "compare.md").read_text()
+
+
+def gpu_benchmark(*words: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, str(ROOT / "benchmarks" / "gpu.py"), *words]
+    variables = {**os.environ, "PYTHONPATH": str(ROOT), "HF_HUB_OFFLINE": "1"}
+    return subprocess.run(command, env=variables, capture_output=True, text=True)
+
+
+@pytest.mark.slow
+def test_the_benchmark_of_gpus_says_in_one_line_that_there_is_none() -> None:
+    import torch
+
+    if torch.cuda.is_available():
+        pytest.skip("there is a GPU")
+    done = gpu_benchmark()
+    assert (done.returncode, done.stdout, done.stderr.count("\n")) == (2, "", 1)
+
+
+@pytest.mark.slow
+def test_the_benchmark_of_gpus_measures_all_four() -> None:
+    small = ("--hidden", "64", "--vocabulary", "1000", "--rounds", "1", "--items", "8")
+    done = gpu_benchmark("--device", "cpu", *small)
+    assert done.returncode == 0, done.stderr
+    rows = re.findall(r"^\| (.+?) \| (.+?) \|", done.stdout, re.MULTILINE)
+    assert {name for name, _ in rows} >= {"merge=local", "merge=accelerate", "python_cook"}
+    assert [batch for name, batch in rows if name == "python_cook"] == ["1", "8", "64"]
+    assert re.search(r"^pour of .*: median [\d.]+ ms$", done.stdout, re.MULTILINE)
+    assert re.search(r"^search: .* for \d+ items$", done.stdout, re.MULTILINE)

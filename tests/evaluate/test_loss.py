@@ -153,6 +153,8 @@ class TestVllm:
         monkeypatch.setitem(
             sys.modules, "vllm", SimpleNamespace(LLM=Llm, SamplingParams=lambda **given: given)
         )
+        platform = SimpleNamespace(current_platform=SimpleNamespace(is_cpu=lambda: False))
+        monkeypatch.setitem(sys.modules, "vllm.platforms", platform)
         arguments = llm_arguments(Path(), VllmEngine(), False)
         assert Vllm(Path(), arguments).logprobs([[1, 2, 3], [4, 5]]) == [[-2.0, -3.0], [-5.0]]
         assert asked == [LIKELIHOOD]

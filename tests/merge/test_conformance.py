@@ -28,6 +28,7 @@ from souping.merge.local import FullModelPool, LocalMerge
 from souping.merge.mergekit import MergekitMerge
 from tests.conftest import ROOT
 from tests.support.adapters import save_adapter
+from tests.support.evaluators import unpacked
 
 FAKE = """#!{python}
 import shutil, sys, yaml
@@ -124,6 +125,13 @@ def test_written_is_poured(
     pool.live(module).pour(recipe)
     state, written = module.state_dict(), load_file(out / "model.safetensors")
     assert all(torch.equal(state[name], tensor.float()) for name, tensor in written.items())
+    stream = pool.stream(recipe)
+    assert (stream is not None) == backend.streams
+    if stream is not None:
+        streamed = unpacked(stream)
+        assert streamed.keys() == written.keys()
+        assert all(torch.equal(streamed[name], tensor) for name, tensor in written.items())
+        assert stream.config == (out / "config.json").read_text()
     with pytest.raises(UserError, match="exists and is not an empty folder"):
         pool.write(recipe, tmp_path / "soup")
 
@@ -147,8 +155,13 @@ def test_an_ingredient_that_changed_makes_no_soup(
         folders["m0"], dtype=torch.float32
     )
     live = pool.live(module)
+    stream = pool.stream(recipe)
     flip(folders["m1"] / "model.safetensors")
-    for make in (lambda: live.pour(recipe), lambda: pool.write(recipe, tmp_path / "soup")):
+    for make in (
+        lambda: live.pour(recipe),
+        lambda: pool.write(recipe, tmp_path / "soup"),
+        lambda: list(stream.chunks()) if stream else live.pour(recipe),
+    ):
         with pytest.raises(
             UserError, match=r"m1/model\.safetensors has changed since it was opened"
         ):

@@ -11,6 +11,7 @@ import torch
 from souping.checkpoints.checkpoint import Checkpoint
 from souping.checkpoints.fingerprints import fingerprint
 from souping.checkpoints.folder import Like
+from souping.checkpoints.sharded import metadata
 from souping.core.types import UserError
 from souping.merge.local import LocalMerge
 from souping.merge.stored import load_plan
@@ -20,11 +21,12 @@ from tests.support.checkpoints import expected, load, same_bits, save
 from tests.support.trainers import opened_case, step_of, tensors_of, unpacked
 
 TITAN, MEGATRON = "torchtitan_llama", "megatron_llama_pp"
+EMA = "torchtitan_ema_plain"
 
 
 @pytest.fixture(scope="session")
 def written(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return unpacked(tmp_path_factory.mktemp("trainers"), TITAN, MEGATRON)
+    return unpacked(tmp_path_factory.mktemp("trainers"), TITAN, MEGATRON, EMA)
 
 
 def pool_of(written: Path) -> dict[str, Path]:
@@ -147,3 +149,41 @@ def test_routers_are_averaged_or_those_of_one_ingredient(tmp_path: Path) -> None
         LocalMerge(router="keep:d").open(folders).recipe({"a": 0.5, "b": 0.5})
     with pytest.raises(UserError, match=r"merge\.router"):
         LocalMerge(router="best")
+
+
+def test_an_average_in_optimiser_state_is_a_candidate_of_a_merge(
+    souping: Cli, written: Path, tmp_path: Path
+) -> None:
+    step = step_of(written / EMA)
+    words = ("+experiment=merge", f"pool.candidates=['{step}','{step}#ema']")
+    like = f"pool.like={written / EMA}"
+    done = souping(*words, like, "optimiser.weights=[0,1]", "out=soup")
+    assert done.code == 0, done.err
+    weights = tensors_of(opened_case(written / EMA))
+    known = tensors_of(Checkpoint.open(Path(f"{step}#ema"), like=Like(written / EMA)))
+    souping(*words, like, "optimiser.weights=[0.25,0.75]", "out=mixed").ok()
+    mixed = load(tmp_path / "mixed")
+    for name in known:
+        pair = [torch.from_numpy(table[name]) for table in (weights, known)]
+        assert same_bits(mixed[name], expected(pair, (0.25, 0.75), torch.float32))
+    made = load(tmp_path / "soup")
+    assert all(same_bits(made[name], torch.from_numpy(array)) for name, array in known.items())
+    assert json.loads((tmp_path / "soup" / "recipe.json").read_text())["ingredients"] == [
+        "step-10#ema"
+    ]
+    done = souping("+experiment=rebuild", "recipe=soup/recipe.json", like, "out=again")
+    assert done.code == 0, done.err
+    refused = souping(*words, like, "optimiser.weights=[0.5,0.5]", "merge.format=same", "out=more")
+    refused.refused("merge.format=same")
+
+
+def test_a_soup_in_the_trainers_layout_keeps_no_average_of_one_ingredient(
+    written: Path, tmp_path: Path
+) -> None:
+    folders = {name: step_of(written / name) for name in (EMA, TITAN)}
+    merge = LocalMerge(format="same", carry=EMA)
+    pool = merge.open(folders, like=Like(written / EMA, stored=True))
+    soup = pool.write(pool.recipe({EMA: 0.25, TITAN: 0.75}), tmp_path / "soup")
+    names = {entry.name for entry in metadata(soup, "")[1]}
+    assert "train_state.step" in names
+    assert not any("ema_optimizer" in name for name in names)

@@ -31,12 +31,14 @@ import torch
 from souping.checkpoints.checkpoint import Checkpoint
 from souping.checkpoints.fingerprints import fingerprint
 from souping.checkpoints.header import Tensor
+from souping.checkpoints.views import Raw
+from souping.core import direct_io
 from souping.core.system import package_environment
 from souping.core.types import UserError
-from souping.merge import ERROR_PREFIX, accelerate
+from souping.merge import ERROR_PREFIX, accelerate, writer
 from souping.merge import chunks as merge_chunks
 from souping.merge.accelerate import AccelerateMerge, Rank, rank_count
-from souping.merge.digests import PassingDigest
+from souping.merge.digests import Late, PassingDigest
 from souping.merge.local import LocalMerge
 from souping.merge.plan import MergePlan
 from souping.merge.writer import prepare, write_checkpoint
@@ -100,6 +102,33 @@ def test_more_files_than_a_process_may_open(tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr
     for path in free.iterdir():
         assert path.read_bytes() == (tmp_path / "tight" / path.name).read_bytes()
+
+
+@pytest.mark.parametrize("hashes", [False, True])
+def test_models_that_the_memory_cannot_hold_pass_the_page_cache(
+    hashes: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folders = family(tmp_path / "pool", 2, rows=9000)
+    made = plan(simple(folders, (0.25, 0.75)), folders)
+
+    def write(name: str) -> tuple[dict[str, bytes], dict[str, str]]:
+        known = dict[str, str]()
+        late = Late(known, lambda _: {}) if hashes else None
+        out = write_checkpoint(made, tmp_path / name, late=late)
+        return {path.name: path.read_bytes() for path in out.iterdir()}, known
+
+    written = list[int]()
+
+    def write_direct(direct: int, cached: int, data: Raw, offset: int) -> None:
+        written.append(len(data))
+        direct_io.write_direct(direct, cached, data, offset)
+
+    monkeypatch.setattr(writer, "write_direct", write_direct)
+    cached = write("cached")
+    assert not written
+    monkeypatch.setattr(writer, "memory_bytes", lambda: made.read_bytes + made.nbytes - 1)
+    assert write("direct") == cached
+    assert sum(written) in (0, made.nbytes), "0 where the file system cannot"
 
 
 def test_a_target_that_is_there_is_kept(made: MergePlan, tmp_path: Path) -> None:

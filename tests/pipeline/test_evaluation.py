@@ -27,6 +27,7 @@ from souping.evaluate.generate import LocalEvaluator
 from souping.evaluate.identity import fingerprint
 from souping.merge.local import LocalMerge
 from souping.pipeline import serving
+from souping.pipeline.asking import FilesExecutor
 from souping.pipeline.evaluation import Evaluation, LocalExecutor, records_of
 from souping.pipeline.ledger import Ledger
 from souping.pipeline.models import OpenPool
@@ -213,6 +214,7 @@ def test_several_answers_are_rows_and_their_outcomes_are_counted(tmp_path: Path)
 
 
 ROWS: dict[str, list[Executor]] = {
+    "files": [FilesExecutor(open=8)],
     "local": [LocalExecutor()],
     "ray": [RayExecutor(actors=2, cpus=0.5)],
 }
@@ -224,13 +226,22 @@ def test_every_choice_has_a_row() -> None:
 
 @pytest.mark.parametrize(
     "executor",
-    [*ROWS["local"], *(pytest.param(one, marks=pytest.mark.slow) for one in ROWS["ray"])],
+    [
+        *ROWS["files"],
+        *ROWS["local"],
+        *(pytest.param(one, marks=pytest.mark.slow) for one in ROWS["ray"]),
+    ],
 )
 def test_every_request_comes_back_with_its_own_records(executor: Executor, tmp_path: Path) -> None:
     if isinstance(executor, RayExecutor) and not find_spec("ray"):
         assert "ray" in executor.needs()[0].sentence()
         return
     assert executor.needs() == []
+    if isinstance(executor, FilesExecutor):
+        # Its workers belong to a run.
+        with pytest.raises(LookupError):
+            executor.start(Busy(tmp_path), partial(Busy, tmp_path))
+        return
     workers = executor.start(Busy(tmp_path), partial(Busy, tmp_path))
     sent = requests(5)
     done = [

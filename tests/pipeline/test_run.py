@@ -595,7 +595,7 @@ def test_refusals_leave_the_report_as_it_is(
             ("analysis.wins.solved", "a number"),
         ),
         (("check", "run=run", "analysis=wins"), ("check=true", "run=")),
-        (("run=run", "analysis=wins", "upload=me/soup"), ("upload=me/soup", "run=")),
+        (("run=run", "analysis=wins", "upload=me/soup"), ("upload=", "analysis=")),
         (("run=run", "-m", "seed=1,2"), ("-m", "run=")),
         (("run=run", "store.path=none.sqlite"), ("store.path=none.sqlite",)),
         (("run=run", "analysis=shapley", "shapley.exact=13"), ("shapley.exact",)),

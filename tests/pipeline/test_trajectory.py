@@ -114,6 +114,7 @@ def test_a_trajectory_gives_one_average_and_what_it_is_compared_with(
     text = (tmp_path / "run" / "report.md").read_text()
     for words_ in (
         "For this run",
+        "Average minus the trainer's own, ema: ",
         "plots/trajectory.png",
         "plots/windows.png",
         "8 checkpoints (Trainer)",
@@ -165,3 +166,28 @@ def test_a_training_run_that_is_given_twice_is_refused(
         shutil.rmtree(tmp_path / "two")
         (tmp_path / "two").symlink_to("one")
     souping(*words, "pool.path=[one,two]").refused("pool.path: one and two share the weights")
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore")
+def test_the_average_in_optimiser_state_is_a_row_of_the_report(
+    words: list[str], souping: Cli, tmp_path: Path
+) -> None:
+    """Checkpoints as torchtitan saves them, with its keys."""
+    import torch.distributed.checkpoint as dcp
+    from safetensors.torch import load_file
+
+    average = load_file(tmp_path / "one" / "ema" / "model.safetensors")
+    for step in STEPS:
+        state = load_file(tmp_path / "one" / f"checkpoint-{step}" / "model.safetensors")
+        for name, tensor in average.items():
+            state[f"ema_optimizer.state.{name}.ema_params"] = tensor
+        dcp.save(state, checkpoint_id=tmp_path / "titan" / f"step-{step}")
+    done = souping(*words, "pool.path=titan", "pool.like=one/ema", "pool.last=3")
+    assert done.code == 0, done.err
+    report = report_of(tmp_path / "run")
+    (pair,) = [pair for pair in report["comparisons"] if pair["kind"] == "trainer_average"]
+    assert pair["b"] == f"step-{STEPS[-1]}#ema"
+    rows = {row["name"]: row["objective"]["mean"] for row in report["rows"]}
+    assert rows[pair["b"]] < rows[f"step-{STEPS[-1]}"]
+    assert pair["b"] not in report["selection"]["ingredients"]

@@ -18,8 +18,10 @@ import pytest
 
 from souping.checkpoints.pool import ModelSize, parameters_in
 from souping.evaluate.benchmark import Benchmark, split_folds
+from souping.evaluate.engines.vllm import VllmEngine
 from souping.evaluate.generate import LocalEvaluator
 from souping.merge.local import LocalMerge
+from souping.merge.mergekit import MergekitMerge
 from souping.pipeline import checks
 from souping.pipeline.checks import Gpu, Machine, requirements_of, soup_bytes
 from souping.pipeline.evaluation import LocalExecutor
@@ -112,6 +114,31 @@ class TestSpace:
         assert self.fits("GPU memory", evaluator, EIGHT, machine=HOST)
         assert not self.fits("GPU memory", evaluator, seventy, machine=HOST)
 
+    @pytest.mark.parametrize(
+        ("changes", "adapter", "written"),
+        [
+            ({}, False, False),
+            ({}, True, True),
+            ({"merge": MergekitMerge()}, False, True),
+            ({"merge": LocalMerge(format="same")}, False, True),
+        ],
+    )
+    def test_vllm_needs_room_for_a_soup_only_where_it_is_written(
+        self,
+        changes: dict[str, Any],
+        adapter: bool,
+        written: bool,
+        monkeypatch: pytest.MonkeyPatch,
+    ) -> None:
+        monkeypatch.setattr(checks, "scratch_place", lambda size: Path("/tmp"))
+        found = requirements_of(
+            run(**changes, stop_after="search"),
+            [replace(EIGHT, download=0, adapter=adapter)],
+            HOST,
+            [LocalEvaluator(engine=VllmEngine())],
+        )
+        assert ("disk" in {one.kind for one in found}) == written
+
     def test_a_dtype_of_the_merge_sizes_the_soup(self) -> None:
         assert soup_bytes([EIGHT], LocalMerge(dtype="float32")) == 32 * GB
         adapter = ModelSize(
@@ -131,8 +158,6 @@ def test_a_full_disk_stops_a_run(
 
 
 def test_gpus_that_are_missing() -> None:
-    from souping.evaluate.engines.vllm import VllmEngine
-
     evaluator = LocalEvaluator(engine=VllmEngine(tensor_parallel_size=4))
     found = [one.what for one in checks.missing(run(), [], HOST, [evaluator])]
     assert "GPUs: vLLM is set to use 4, nvidia-smi shows 2" in found

@@ -77,7 +77,10 @@ def test_the_page_shows_the_run(rates: bool) -> None:
     report, trials = sample()
     report["unit"] = asdict(BITS_PER_BYTE)
     report["trajectory"] = to_json(measured(rates))
-    report["comparisons"].append({**report["comparisons"][0], "b": f"c{SIZE}", "kind": "last"})
+    pair = report["comparisons"][0]
+    report["comparisons"].append({**pair, "b": f"c{SIZE}", "kind": "last"})
+    limits = {"difference": 0.2, "low": 0.1, "high": 0.3}
+    report["comparisons"].append({**pair, **limits, "b": "ema", "kind": "trainer_average"})
     content = read(Report, report)
     pictures = draw(content, trials)
     assert {"trajectory", "windows"} <= {one.name for one in pictures}
@@ -91,9 +94,14 @@ def test_the_page_shows_the_run(rates: bool) -> None:
     assert [row[0].text for row in rows.rows] == [
         "last checkpoint",
         "best single (by search)",
+        "the trainer's average",
         "mean of its members' scores",
     ]
     assert rows.rows[-1][2].text == "−0.1000"
+    # More bits per byte are worse.
+    (line,) = [line for line in text.splitlines() if "minus the trainer's own, ema" in line]
+    assert "+0.2000" in line
+    assert line.endswith(": worse.")
     (table,) = sections(content)[1].folded[0].grids
     assert len(table.rows) == len(windows(SIZE)) - 1
     assert ("learning rates are not known" in text) is not rates

@@ -50,12 +50,13 @@ def test_no_item_is_asked_twice_of_a_soup_and_every_prefix_is_nested() -> None:
         assert rows[-1], "no category starves"
 
 
-def test_it_finds_what_the_whole_grid_finds_for_a_quarter_of_its_items() -> None:
+@pytest.mark.parametrize("opened", [1, 8])
+def test_it_finds_what_the_whole_grid_finds_for_a_quarter_of_its_items(opened: int) -> None:
     lost = []
     for seed in range(12):
         of = world(seed)
         search = replace(PLAIN, budget=round(0.25 * of.values.size)).start(of.space, seed)
-        searched(search, of)
+        searched(search, of, opened)
         lost.append(of.truth.max() - of.score(search.best()))
     assert np.mean(lost) < 0.03
 

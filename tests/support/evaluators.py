@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
 
-from souping.core.protocols import ModelHost
+from souping.core.protocols import ModelHost, WeightStream
 from souping.core.types import Json, Missing
 from souping.evaluate.bfcl import BFCL_EVAL_VERSION, Environment
 from souping.evaluate.bfcl.benchmark import MULTI_TURN, SINGLE_TURN
@@ -18,15 +19,23 @@ from souping.evaluate.servers.choices import RunningServer, Server
 class Sink:
     """Stands where vLLM's engine would, and keeps what reaches it. It answers with the prompt's own first tokens."""
 
-    def __init__(self, folder: Path, fails: bool = False) -> None:
+    def __init__(
+        self, folder: Path, fails: bool = False, no_chunks: Exception | None = None
+    ) -> None:
         self.got: list[Any] = [folder]
         self.fails, self.closed, self.context_length = fails, False, 128
+        self.no_chunks = no_chunks
         self.sampling: list[dict[str, Any]] = []
 
     def reload(self, folder: Path) -> None:
         if self.fails:
             raise RuntimeError("cannot reload")
         self.got.append(folder)
+
+    def pour(self, stream: WeightStream) -> None:
+        if self.no_chunks:
+            raise self.no_chunks
+        self.got.append(unpacked(stream))
 
     def generate(
         self, prompts: list[list[int]], sampling: list[dict[str, Any]]
@@ -42,6 +51,22 @@ class Sink:
 
     def close(self) -> None:
         self.closed = True
+
+
+def unpacked(stream: WeightStream) -> dict[str, Any]:
+    """{name: tensor} of the chunks, each filled in memory that nobody else has."""
+    import torch
+
+    tensors = {}
+    for chunk in stream.chunks():
+        memory = bytearray(chunk.nbytes)
+        chunk.fill(memoryview(memory))
+        for name, dtype, shape, offset in chunk.tensors:
+            flat = torch.frombuffer(
+                memory, dtype=getattr(torch, dtype), count=math.prod(shape), offset=offset
+            )
+            tensors[name] = flat.view(*shape)
+    return tensors
 
 
 @dataclass(frozen=True, kw_only=True)

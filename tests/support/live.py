@@ -26,6 +26,7 @@ def live(folder: Path, settings: ModuleSettings | None = None) -> Any:
         module=module,
         tokenizer=load_tokenizer(folder),
         eos_token_ids=(),
+        stream=None,
     )
 
 

@@ -8,6 +8,7 @@ import sys
 import tempfile
 from collections.abc import Callable
 from contextlib import suppress
+from dataclasses import dataclass, field
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -15,7 +16,7 @@ from typing import Any
 import pytest
 
 from souping.core.protocols import Tracker
-from souping.core.types import Json, Recipe, Result, Trial
+from souping.core.types import Json, JsonObject, Recipe, Result, Trial
 from souping.core.unit import POINTS
 from souping.report.analyses import read_content
 from souping.report.files import write_report, write_selection, write_trials
@@ -269,6 +270,36 @@ def test_a_run_that_an_error_ended_is_marked_as_failed(
     assert capfd.readouterr().err.count("\n") == 1
     assert wandb.run is None
     assert [end["exit_code"] for end in of_type(log_of(tmp_path), "exit")] == [int(failed)]
+
+
+@dataclass
+class Calls(Tracker):
+    """Keeps the names of its calls."""
+
+    names: list[str] = field(default_factory=list)
+
+    def start(self, config: JsonObject, run_dir: Path) -> None:
+        self.names.append("start")
+
+    def log(self, trial: Trial) -> None:
+        self.names.append(f"trial {trial.number}")
+
+    def finish(self, report: JsonObject | None, run_dir: Path, soup: Path | None = None) -> None:
+        self.names.append("finish")
+
+
+@pytest.mark.parametrize("goes_on", [False, True])
+def test_a_held_tracker_gets_all_at_the_end_of_the_run(goes_on: bool, tmp_path: Path) -> None:
+    inner = Calls()
+    tracker = GuardedTracker(inner, held=True)
+    tracker.start({}, tmp_path)
+    tracker.log(trial(1))
+    assert inner.names == []
+    if goes_on:
+        # Another process will end the run.
+        tracker.forget()
+    tracker.finish({}, tmp_path)
+    assert inner.names == ([] if goes_on else ["start", "trial 1", "finish"])
 
 
 class Recorded:

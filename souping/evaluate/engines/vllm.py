@@ -2,7 +2,9 @@
 
 Everything that depends on vLLM's Python interface is here, for the versions of setup.py's extra.
 
-A soup is written as a folder, which the workers of the running engine read (`reload_weights`).
+A soup's weights reach the workers of the running engine in chunks, by vLLM's own weight updates: this process mixes a
+chunk into memory that `vllm_worker` maps in each of them. A candidate's folder is read by the workers themselves
+(`reload_weights`), and so are soups that do not come in chunks.
 """
 
 from __future__ import annotations
@@ -10,16 +12,18 @@ from __future__ import annotations
 import gc
 import logging
 import math
+import mmap
 import multiprocessing
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from souping.checkpoints.checkpoint import stores_head
 from souping.core.fields import Count, Precision, Seed, Share, Threads, component
-from souping.core.protocols import LoadedModel, ModelHost, ModuleSettings
+from souping.core.protocols import LoadedModel, ModelHost, ModuleSettings, WeightStream
 from souping.core.text import first_line, missing
 from souping.core.types import Item, JsonObject, Missing, UserError
 from souping.evaluate.engines.transformers import (
@@ -51,6 +55,7 @@ class EngineState:
         self.served: str | None = None
         self.config = ""
         self.in_place = True
+        self.in_chunks = True
 
     def close(self) -> None:
         engine = self.engine
@@ -64,12 +69,11 @@ class EngineState:
 class VllmEngine(Engine):
     """vLLM over `tensor_parallel_size` GPUs, of each of which it takes the fraction `gpu_memory_utilization`.
 
-    `max_model_len` (tokens) bounds prompt and answer together; by default the model's own context. A soup's folder is
-    written to shared memory if it fits. The GPU fraction is not part of the fingerprint. `speculative` is vLLM's own
-    `speculative_config`.
+    `max_model_len` (tokens) bounds prompt and answer together; by default the model's own context. The GPU fraction is
+    not part of the fingerprint. `speculative` is vLLM's own `speculative_config`.
     """
 
-    model_form = "folder"
+    model_form = "chunks"
 
     tensor_parallel_size: Threads = 1
     gpu_memory_utilization: Share = 0.85
@@ -176,17 +180,51 @@ class VllmEngine(Engine):
         state = self.running
         if state.engine is None or state.served != model.soup:
             state.served = None  # until the weights are all there
-            self._reload(model, trust)
+            if not self._poured(model, trust):
+                self._reload(model, trust)
             state.served = model.soup
         assert state.engine is not None
         return state.engine
+
+    def _poured(self, model: LoadedModel, trust: bool) -> bool:
+        """Whether the workers took the soup in chunks. An engine is started with an ingredient's weights first."""
+        state = self.running
+        stream = model.stream if state.in_place and state.in_chunks else None
+        if stream is None:
+            return False
+        if state.engine is None or stream.config != state.config:
+            folder = model.ingredient_folder
+            if not folder or config_text(folder) != stream.config:
+                return False
+            self._start(folder, trust)
+        assert state.engine is not None
+        try:
+            state.engine.pour(stream)
+        # In both cases some weights may be another soup's.
+        except (UserError, KeyboardInterrupt):
+            state.close()
+            raise
+        except Exception as error:
+            state.close()
+            log.warning(
+                "vLLM cannot take weights in chunks (%s): soups are written as folders",
+                first_line(error),
+            )
+            state.in_chunks = False
+            return False
+        return True
+
+    def _start(self, folder: Path, trust: bool) -> None:
+        state = self.running
+        state.close()
+        state.engine = Vllm(folder, llm_arguments(folder, self, trust))
+        state.config = config_text(folder)
 
     def _reload(self, model: LoadedModel, trust: bool) -> None:
         """Let the workers read the soup's folder. If they cannot, or its config is another, restart the engine."""
         state = self.running
         folder = model.folder
-        config = (folder / "config.json").read_text(encoding="utf-8")
-        if state.engine is not None and state.in_place and config == state.config:
+        if state.engine is not None and state.in_place and config_text(folder) == state.config:
             try:
                 state.engine.reload(folder)
                 return
@@ -196,9 +234,11 @@ class VllmEngine(Engine):
                     first_line(error),
                 )
                 state.in_place = False
-        state.close()
-        state.engine = Vllm(folder, llm_arguments(folder, self, trust))
-        state.config = config
+        self._start(folder, trust)
+
+
+def config_text(folder: Path) -> str:
+    return (folder / "config.json").read_text(encoding="utf-8")
 
 
 def _answer(
@@ -239,6 +279,7 @@ def llm_arguments(folder: Path, engine: VllmEngine, trust_remote_code: bool) -> 
         "seed": engine.seed,
         "speculative_config": engine.speculative,
         "trust_remote_code": trust_remote_code,
+        "worker_extension_cls": "souping.evaluate.engines.vllm_worker.SoupWorker",
         "disable_log_stats": True,
         # The settings decode, not the folder's own file.
         "generation_config": "vllm",
@@ -273,6 +314,17 @@ def sampling_arguments(
     return {**common, **sampled, "min_p": decoding.min_p, "seed": seed}
 
 
+@contextmanager
+def shared_memory(size: int) -> Iterator[tuple[memoryview, str]]:
+    """Memory, and the path by which other processes map it until the end of the block. Those that did may keep it."""
+    descriptor = os.memfd_create("souping")
+    try:
+        os.ftruncate(descriptor, size)
+        yield memoryview(mmap.mmap(descriptor, size)), f"/proc/{os.getpid()}/fd/{descriptor}"
+    finally:
+        os.close(descriptor)
+
+
 class Vllm:
     """One running vLLM engine. Its workers are separate processes, which end with `close`."""
 
@@ -287,6 +339,7 @@ class Vllm:
         before = {child.pid for child in multiprocessing.active_children()}
         try:
             import vllm
+            from vllm.platforms import current_platform
 
             self._llm: LLM = vllm.LLM(**arguments)
         except (RuntimeError, ValueError, OSError, ImportError, AssertionError) as error:
@@ -294,24 +347,43 @@ class Vllm:
         workers = {child.pid for child in multiprocessing.active_children()} - before
         self._guard = PidGuard([pid for pid in workers if pid])
         self._sampling: type[SamplingParams] = vllm.SamplingParams
+        # vLLM's build for CPUs keeps a packed copy of tied embeddings for the head that stays as it was: answers would
+        # come from two models. Seen with 0.32.0.
+        self._in_place = not current_platform.is_cpu() or stores_head(folder)
 
     @property
     def context_length(self) -> int:
         """Tokens that prompt and answer may have together."""
         return int(self._llm.model_config.max_model_len)
 
+    def _check_in_place(self) -> None:
+        if not self._in_place:
+            raise RuntimeError("on a CPU, tied embeddings are not renewed in place")
+
     def reload(self, folder: Path) -> None:
         """Let the workers read the weights of a folder of the same architecture.
 
         Raises:
-            UserError: it cannot be done in place. (vLLM's build for CPUs keeps a packed copy of tied embeddings for
-                the head that stays as it was: answers then come from two models. Seen with 0.32.0.)
+            RuntimeError: it cannot be done in place.
         """
-        from vllm.platforms import current_platform
-
-        if current_platform.is_cpu() and not stores_head(folder):
-            raise UserError("on a CPU, tied embeddings are not renewed in place")
+        self._check_in_place()
         self._llm.collective_rpc("reload_weights", kwargs={"weights_path": str(folder)})
+        self._llm.reset_prefix_cache()
+
+    def pour(self, stream: WeightStream) -> None:
+        """Let the workers take the weights of a model of the same config chunk by chunk.
+
+        Raises:
+            RuntimeError: it cannot be done in place, or a worker cannot read this process's memory.
+        """
+        self._check_in_place()
+        self._llm.collective_rpc("open_for_soups")
+        self._llm.start_weight_update()
+        for chunk in stream.chunks():
+            with shared_memory(chunk.nbytes) as (memory, path):
+                chunk.fill(memory)
+                self._llm.update_weights({"update_info": {"path": path, "tensors": chunk.tensors}})
+        self._llm.finish_weight_update()
         self._llm.reset_prefix_cache()
 
     def generate(

@@ -60,6 +60,15 @@ def write(
 ) -> None:
     """`export` are the tensors under Hugging Face names as the tool itself converts them."""
     (folder / "config.json").write_text(json.dumps(SIZES | dict(config), indent=1) + "\n")
+    digests(folder / "export.json", export)
+    save_file(
+        {"tokens": TOKENS, "logits": logits.detach().float().contiguous()},
+        folder / "logits.safetensors",
+    )
+
+
+def digests(path: Path, export: Mapping[str, torch.Tensor]) -> None:
+    """{name: [shape, digest]} of tensors under Hugging Face names."""
     table = {
         name: [
             list(tensor.shape),
@@ -67,8 +76,4 @@ def write(
         ]
         for name, tensor in sorted(export.items())
     }
-    (folder / "export.json").write_text(json.dumps(table, indent=1) + "\n")
-    save_file(
-        {"tokens": TOKENS, "logits": logits.detach().float().contiguous()},
-        folder / "logits.safetensors",
-    )
+    path.write_text(json.dumps(table, indent=1) + "\n")

@@ -3,19 +3,22 @@
 from __future__ import annotations
 
 import importlib.util
+import json
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from safetensors.torch import load_file
 
 from souping import pantry
 from souping.core.protocols import ModuleSettings
 from souping.core.text import install
-from souping.core.types import Candidate, Item, digest
+from souping.core.types import Candidate, Item, UserError, digest
 from souping.evaluate.engines.transformers import (
     Answer,
     TransformersEngine,
@@ -26,7 +29,8 @@ from souping.evaluate.engines.vllm import (
 )
 from souping.evaluate.generate import LocalEvaluator
 from souping.evaluate.identity import fingerprint
-from souping.merge.local import LocalMerge
+from souping.merge.local import CHUNK_BYTES, LocalMerge
+from souping.merge.mergekit import MergekitMerge
 from souping.pipeline.models import OpenPool
 from souping.pipeline.store import Store
 from tests.conftest import Cli, pool_of
@@ -87,7 +91,7 @@ def test_an_answer_knows_its_prompt_and_its_tokens(
     (short,) = answers(asked, ended, ITEMS[:1])
     assert (
         pantry_model.tokenizer.decode(told.tokens[:1]) == short.text
-        or asked.engine.model_form == "folder"
+        or asked.engine.model_form == "chunks"
     )
 
 
@@ -149,44 +153,145 @@ def test_a_run_without_vllm_is_told_how_to_get_it(family: Path, souping: Cli) ->
 
 @pytest.fixture
 def sinks(monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
-    found = SimpleNamespace(all=[], fails=False)
+    found = SimpleNamespace(all=[], fails=False, no_chunks=None)
 
     def start(folder: Path, settings: dict[str, Any]) -> Sink:
-        found.all.append(Sink(folder, found.fails))
+        found.all.append(Sink(folder, found.fails, found.no_chunks))
         return found.all[-1]
 
     monkeypatch.setattr("souping.evaluate.engines.vllm.Vllm", start)
     return found
 
 
-def two_soups(family: Path, tmp_path: Path) -> None:
-    evaluator = replace(LOCAL, engine=VllmEngine())
-    items = [Item(id=str(i), category="c", prompt=f"red {i}:", answer="red") for i in range(3)]
+HALVES = {"ant": 0.5, "bee": 0.5}
+SOUPS = (HALVES, {"bee": 1.0}, {"ant": 0.25, "bee": 0.75})
+
+
+@contextmanager
+def opened(folder: Path, tmp_path: Path, **settings: Any) -> Iterator[OpenPool]:
     with Store(tmp_path / "s") as store:
-        pool = [Candidate(name=name, path=family / name) for name in ("ant", "bee")]
-        opened = OpenPool.fetch(pool, LocalMerge(), store)
-        for weights in ({"ant": 0.5, "bee": 0.5}, {"bee": 1.0}):
-            recipe = opened.recipe(weights)
+        pool = [Candidate(name=name, path=folder / name) for name in ("ant", "bee")]
+        models = OpenPool.fetch(pool, LocalMerge(**settings), store)
+        yield models
+        models.close()
+
+
+def evaluate(
+    models: OpenPool, soups: Sequence[dict[str, float]], engine: VllmEngine | None = None
+) -> None:
+    evaluator = replace(LOCAL, engine=engine or VllmEngine())
+    items = [Item(id=str(i), category="c", prompt=f"red {i}:", answer="red") for i in range(3)]
+    try:
+        for weights in soups:
+            recipe = models.recipe(weights)
             for batch in (items[:2], items[2:]):
-                records = evaluator.evaluate(opened.serving(evaluator)(recipe), batch)
+                records = evaluator.evaluate(models.serving(evaluator)(recipe), batch)
                 assert [r.output for r in records] == ["red "] * len(batch)
+    finally:
         evaluator.close()
-        opened.close()
 
 
-def test_soups_reach_the_workers_as_folders(
+def written(models: OpenPool, weights: dict[str, float], out: Path) -> dict[str, Any]:
+    return load_file(models.merge_pool.write(models.recipe(weights), out) / "model.safetensors")
+
+
+def equal(a: dict[str, Any], b: dict[str, Any]) -> bool:
+    return a.keys() == b.keys() and all(
+        a[name].dtype == b[name].dtype and a[name].equal(b[name]) for name in a
+    )
+
+
+@pytest.mark.parametrize("dtype", [None, "float32"])
+def test_soups_reach_the_workers_in_chunks_and_no_folder_is_written(
+    family: Path,
+    tmp_path: Path,
+    sinks: SimpleNamespace,
+    monkeypatch: pytest.MonkeyPatch,
+    dtype: str | None,
+) -> None:
+    monkeypatch.setattr("souping.merge.local.CHUNK_BYTES", 5000)
+    with opened(family, tmp_path, dtype=dtype) as models:
+        soups = [written(models, weights, tmp_path / str(n)) for n, weights in enumerate(SOUPS)]
+        # With another dtype than the candidates', the engine needs one folder to start with.
+        monkeypatch.setattr(
+            LocalMerge,
+            "write",
+            LocalMerge.write if dtype else lambda *_, **__: pytest.fail("written"),
+        )
+        evaluate(models, SOUPS)
+    (sink,) = sinks.all
+    if dtype:
+        assert not sink.got[0].exists()
+        assert equal(sink.got[1], soups[1])
+    else:
+        assert sink.got[0] == family / "ant"
+        assert equal(sink.got[1], soups[0])
+        assert sink.got[2] == family / "bee"  # a candidate's own
+    assert equal(sink.got[-1], soups[2])
+
+
+def test_chunks_are_bounded_and_hold_every_tensor_once(
+    family: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert CHUNK_BYTES == 256 * 2**20
+    monkeypatch.setattr("souping.merge.local.CHUNK_BYTES", 5000)
+    with opened(family, tmp_path) as models:
+        stream = models.merge_pool.stream(models.recipe(HALVES))
+        soup = written(models, HALVES, tmp_path / "soup")
+    assert stream is not None
+    chunks = list(stream.chunks())
+    assert sorted(tensor[0] for chunk in chunks for tensor in chunk.tensors) == sorted(soup)
+    assert len(chunks) > 3
+    assert all(chunk.nbytes <= 5000 or len(chunk.tensors) == 1 for chunk in chunks)
+    assert json.loads(stream.config) == json.loads((tmp_path / "soup" / "config.json").read_text())
+
+
+def test_folders_where_chunks_are_not_taken(
+    family: Path, tmp_path: Path, sinks: SimpleNamespace, caplog: pytest.LogCaptureFixture
+) -> None:
+    sinks.no_chunks = RuntimeError("cannot map")
+    with opened(family, tmp_path) as models:
+        evaluate(models, SOUPS)
+    first, second = sinks.all
+    # what took a part of a soup is not used again
+    assert first.closed
+    assert first.got == [family / "ant"]
+    assert [path.name for path in second.got[1:]] == ["bee", second.got[2].name]
+    assert not second.got[0].exists()  # a soup's folder is gone when the run is over
+    assert not second.got[2].exists()
+    assert [record.message for record in caplog.records if "in chunks" in record.message] == [
+        "vLLM cannot take weights in chunks (cannot map): soups are written as folders"
+    ]
+
+
+def test_an_engine_that_renews_nothing_is_started_anew_for_each_soup(
     family: Path, tmp_path: Path, sinks: SimpleNamespace
 ) -> None:
-    two_soups(family, tmp_path)
-    (sink,) = sinks.all
-    assert len(sink.got) == 2
-    assert sink.got[1] == family / "bee"  # a candidate's own
-    assert not sink.got[0].exists()  # a soup's is gone when the run is over
-    sinks.all.clear()
     sinks.fails = True
-    (tmp_path / "again").mkdir()
-    two_soups(family, tmp_path / "again")
-    assert [len(sink.got) for sink in sinks.all] == [1, 1]  # started anew for each soup
+    with opened(family, tmp_path) as models:
+        evaluate(models, ({"bee": 1.0}, {"ant": 1.0}, HALVES))
+    assert [len(sink.got) for sink in sinks.all] == [1, 1, 1]
+    assert [sink.got[0].parent == family for sink in sinks.all] == [True, True, False]
+
+
+def test_a_soup_that_cannot_be_mixed_is_an_error_and_the_engine_begins_anew(
+    family: Path, tmp_path: Path, sinks: SimpleNamespace
+) -> None:
+    engine = VllmEngine()
+    sinks.no_chunks = UserError("NaN or infinity")
+    with opened(family, tmp_path) as models:
+        with pytest.raises(UserError, match="NaN"):
+            evaluate(models, [HALVES], engine)
+        sinks.no_chunks = None
+        evaluate(models, [HALVES], engine)
+    assert [sink.closed for sink in sinks.all] == [True, True]
+    assert isinstance(sinks.all[1].got[1], dict)
+
+
+def test_adapters_and_trainers_layouts_come_as_folders(family: Path, tmp_path: Path) -> None:
+    assert LocalMerge().streams
+    assert not LocalMerge(format="same").streams
+    assert not MergekitMerge().streams
 
 
 def test_every_prompt_has_its_own_arguments(family: Path, sinks: SimpleNamespace) -> None:

@@ -67,11 +67,20 @@ def method(path: str, name: str, function: str) -> ast.FunctionDef:
 DRAWN = sampling_arguments(4, ["x"], Decoding(temperature=0.6), 3, (7,))
 
 
+TRANSFER = ("distributed/weight_transfer/ipc_engine.py", "IPCWeightTransferEngine")
 METHODS = {
     ("v1/worker/gpu_model_runner.py", "GPUModelRunner", "reload_weights"): {"weights_path"},
     ("v1/worker/gpu_worker.py", "Worker", "reload_weights"): set(),
     ("entrypoints/llm.py", "LLM", "reset_prefix_cache"): set(),
     ("entrypoints/llm.py", "LLM", "collective_rpc"): {"method"},
+    ("entrypoints/rl/offline.py", "RLOfflineMixin", "start_weight_update"): set(),
+    ("entrypoints/rl/offline.py", "RLOfflineMixin", "update_weights"): {"request"},
+    ("entrypoints/rl/offline.py", "RLOfflineMixin", "finish_weight_update"): set(),
+    ("v1/worker/gpu_worker.py", "Worker", "start_weight_update"): set(),
+    ("v1/worker/gpu_worker.py", "Worker", "update_weights"): {"update_info"},
+    ("v1/worker/gpu_worker.py", "Worker", "finish_weight_update"): set(),
+    (*TRANSFER, "receive_weights"): {"update_info"},
+    (*TRANSFER, "__init__"): {"config", "vllm_config", "device", "model"},
     ("platforms/interface.py", "Platform", "is_cpu"): set(),
     ("v1/engine/core_client.py", "EngineCoreClient", "shutdown"): set(),
 }
@@ -84,6 +93,15 @@ FIELDS = {
 }
 TEXTS = {
     ("sampling_params.py", "self.top_k < -1"),  # so -1 is all
+    ("v1/worker/gpu_worker.py", "self.weight_transfer_engine.start_weight_update()"),
+    ("v1/worker/gpu_worker.py", "self.weight_transfer_engine.update_weights("),
+    (
+        "v1/worker/worker_base.py",
+        "resolve_obj_by_qualname(\n                parallel_config.worker_extension_cls",
+    ),
+    ("distributed/weight_transfer/base.py", "self.update_info_cls(**update_dict)"),
+    ("config/weight_transfer.py", "class WeightTransferConfig:"),
+    ("model_executor/model_loader/mtp_validation.py", "def disable_mtp_completeness_check("),
     ("outputs.py", "self.prompt_logprobs = prompt_logprobs"),
     ("entrypoints/serve/dev/rpc/api_router.py", '"/collective_rpc"'),
     ("entrypoints/serve/dev/server_info/api_router.py", '"/server_info"'),
@@ -190,6 +208,51 @@ def test_soups_answer_as_in_transformers(
                 ]
                 said.append(texts)
             assert all(one != two for one, two in pairwise(said))
+        finally:
+            evaluator.close()
+            opened.close()
+
+
+@pytest.mark.vllm_runs
+@real
+@pytest.mark.parametrize("ranks", [1, 2])
+def test_chunks_answer_as_the_folder_does(
+    ranks: int,
+    models: Path,
+    items: tuple[Item, ...],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """One engine takes each soup both ways, with other weights in between."""
+    if ON_CPU:
+        monkeypatch.setenv("VLLM_CPU_OMP_THREADS_BIND", "|".join(map(str, range(ranks))))
+    monkeypatch.setattr("souping.merge.local.CHUNK_BYTES", 20_000)
+    engine = VllmEngine(
+        dtype="float32",
+        enforce_eager=True,
+        max_model_len=128,
+        gpu_memory_utilization=0.3,
+        tensor_parallel_size=ranks,
+    )
+    evaluator = LocalEvaluator(max_new_tokens=8, device="cpu", threads=1, engine=engine)
+    candidates = [Candidate(name=name, path=models / "apart" / name) for name in ("ant", "bee")]
+    with Store(tmp_path / "s") as store:
+        opened = OpenPool.fetch(candidates, LocalMerge(), store)
+
+        def answers(weights: dict[str, float], in_chunks: bool) -> list[str]:
+            engine.running.in_chunks = in_chunks
+            loaded = opened.serving(evaluator)(opened.recipe(weights))
+            return [r.output for r in evaluator.evaluate(loaded, items)]
+
+        try:
+            poured = []
+            for share in (0.2, 0.4, 0.6):
+                soup = {"ant": share, "bee": 1 - share}
+                poured.append(answers(soup, True))
+                assert engine.running.in_chunks  # not a fallback
+                other = answers({"ant": 1.0}, True)
+                assert answers(soup, False) == poured[-1] != other
+            assert all(one != two for one, two in pairwise(poured))
         finally:
             evaluator.close()
             opened.close()

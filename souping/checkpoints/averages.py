@@ -1,0 +1,69 @@
+"""Averages of the weights that a trainer keeps itself, beside a run's checkpoints, inside the last one, or in its
+optimiser state. They are compared with, never averaged."""
+
+from __future__ import annotations
+
+import re
+from contextlib import suppress
+from pathlib import Path
+
+from souping.checkpoints.folder import Like
+from souping.checkpoints.lora import opened
+from souping.checkpoints.sharded import has_average
+from souping.checkpoints.trajectory import TrainingRun, folders_in, incomplete, member_in
+from souping.core.text import shown
+from souping.core.types import EMA_KEY, UserError
+
+BESIDE = re.compile(r"(.*[-_])?(ema|swa|averaged?)([-_].*)?|step\d+-merged", re.IGNORECASE)
+"""Folder of an average beside the checkpoints. OLMo-core calls its own stepN-merged."""
+INSIDE_LAST = re.compile(r"ema|swa|averaged?", re.IGNORECASE)
+"""Folder of an average inside a checkpoint."""
+WHOLE_NUMBER = re.compile(r"(?<![\d.])\d+(?![\d.])")
+"""A whole number in a name. 0.999 is a rate."""
+
+
+def find_averages(run: TrainingRun) -> tuple[dict[str, Path], list[str]]:
+    """({name: path} of the trainer's averages up to the last member, a note on each folder that is not one)."""
+    last = run.members[-1]
+    folders = {f.name: f for f in folders_in(run.folder) if BESIDE.fullmatch(f.name)}
+    for folder in folders_in(last.folder):
+        if INSIDE_LAST.fullmatch(folder.name):
+            folders[f"{last.name}-{folder.name}"] = folder
+    averages = dict[str, Path]()
+    notes = list[str]()
+    for name, folder in folders.items():
+        why = _unfit(folder, run)
+        if why:
+            notes.append(f"{run.folder}: {name}: not compared as the trainer's average, {why}")
+        else:
+            averages[name] = folder
+    if has_average(last.weights):
+        averages[f"{last.name}{EMA_KEY}"] = Path(f"{last.model}{EMA_KEY}")
+    return averages, notes
+
+
+def _unfit(folder: Path, run: TrainingRun) -> str:
+    """Why a folder cannot be compared with the last member; empty if it can."""
+    last = run.members[-1]
+    why = incomplete(member_in(folder, last.step))
+    if why:
+        return why
+    step = last.step if folder.parent == last.folder else _step_of(folder.name, run)
+    if step != last.step:
+        return f"it is of step {step}, and the last checkpoint here of step {last.step}"
+    # What cannot be read is refused where the candidates are opened.
+    with suppress(UserError, OSError):
+        stored = Like(stored=True)
+        known = opened(last.model, True, stored).tensors
+        for tensor in opened(folder, True, stored).tensors.values():
+            shape = known.get(tensor.name, tensor).shape
+            if shape != tensor.shape:
+                return f"{shown(tensor.name)} is {list(tensor.shape)}, and {list(shape)} in {last.name}"
+    return ""
+
+
+def _step_of(name: str, run: TrainingRun) -> int:
+    """The step in a name; without one, an average is of the end of training. Smaller numbers count something else."""
+    oldest, newest = run.extent
+    numbers = [int(number) for number in WHOLE_NUMBER.findall(name)]
+    return next((number for number in numbers if number >= oldest), newest)

@@ -1,0 +1,115 @@
+"""`souping ask` and `souping tell`: the next soups of a run that others evaluate, and their results."""
+
+from __future__ import annotations
+
+import argparse
+import gc
+import os
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+
+from souping.core.arguments import positive
+from souping.core.fields import pick
+from souping.core.files import error_text, expanded
+from souping.core.text import safe
+from souping.core.types import UserError
+from souping.pipeline.open_soups import ORDER_FILE, asked_soups, home_of, tell
+
+HELP = {
+    "ask": """Write the next soups of a run that was started with `evaluator=command executor=files`,
+and what to do with them. The last one ends with the report.""",
+    "tell": """Take results of open soups, in any order: ID=LOG, ID for the log in its folder `out`,
+or ID=failed. A LOG is any that `compare` reads.""",
+}
+UNUSED_KEYS = ("evaluator.command=", "evaluator.dir=")
+"""Keys by which a run's configuration could start a program, if soups were not evaluated elsewhere."""
+
+
+def ask(arguments: Sequence[str]) -> int:
+    from souping.cli.config import register
+    from souping.cli.finished import configuration
+    from souping.cli.process import interrupts_raise
+    from souping.cli.settings import settings_of
+    from souping.pipeline.asking import FilesExecutor
+    from souping.pipeline.execute import execute
+    from souping.pipeline.settings import RunSettings
+    from souping.report.progress import command_line, logged, show_warnings
+
+    parser = _parser("ask")
+    parser.add_argument("-n", type=positive, metavar="N", help="soups that are open at once")
+    parser.add_argument("--write", action="store_true", help="model folders too")
+    parser.add_argument(
+        "overrides",
+        nargs="*",
+        metavar="KEY=VALUE",
+        help="places on this machine, or allow_code=true",
+    )
+    options = parser.parse_intermixed_args(arguments)
+    run_dir = _run_dir(options.run_dir)
+    if (run_dir / "report.json").is_file():
+        print(f"this run has its report: open {safe(str(run_dir / 'report.html'))}")
+        return 0
+    gc.enable()
+    interrupts_raise()
+    show_warnings()
+    register()
+    # Paths of its configuration start in the folder where it was started.
+    os.chdir(home_of(run_dir))
+    settings = settings_of(configuration(run_dir, options.overrides, UNUSED_KEYS), run_dir)
+    assert isinstance(settings, RunSettings)
+    if not isinstance(settings.executor, FilesExecutor):
+        raise UserError(f"{run_dir} was not started with executor=files")
+    # A new one would lack the ledger.
+    if not settings.store_path.is_file():
+        raise UserError(
+            f"store.path={settings.store_path} does not exist: name the store of this run"
+        )
+    executor = replace(
+        settings.executor,
+        open=options.n or settings.executor.open,
+        write=options.write or settings.executor.write,
+    )
+    with logged(run_dir, command_line()):
+        execute(replace(settings, executor=executor))
+    return 0
+
+
+def take_results(arguments: Sequence[str]) -> int:
+    """Exit status 2 if one of the results was refused; the others are taken."""
+    parser = _parser("tell")
+    parser.add_argument("results", nargs="+", metavar="ID[=LOG]")
+    options = parser.parse_args(arguments)
+    soups = {str(number): path for number, path in asked_soups(_run_dir(options.run_dir)).items()}
+    status = 0
+    for word in options.results:
+        name, _, source = word.partition("=")
+        try:
+            print(safe(f"{name}: {tell(soups[pick(name, soups, 'ID')], source)}"))
+        except (UserError, OSError) as error:
+            print(safe(f"{name}: {error_text(error)}"), file=sys.stderr)
+            status = 2
+    return status
+
+
+def _parser(verb: str) -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog=f"python -m souping {verb}",
+        description=HELP[verb],
+        formatter_class=argparse.RawTextHelpFormatter,
+    )
+    parser.add_argument("run_dir", metavar="RUN", help="folder of the run")
+    return parser
+
+
+def _run_dir(text: str) -> Path:
+    run_dir = expanded(text).absolute()
+    if not (run_dir / ORDER_FILE).is_file():
+        raise UserError(
+            f"{run_dir} is not a run with open soups: start one with evaluator=command executor=files"
+        )
+    return run_dir
+
+
+VERBS: Mapping[str, Callable[[Sequence[str]], int]] = {"ask": ask, "tell": take_results}

@@ -1,0 +1,263 @@
+"""`executor=files`: soups are evaluated elsewhere, and their results may take weeks.
+
+A run hands out files and ends. The same run, started again by `ask`, finds what was told since, stores it as any other
+answer, and goes on to the next soups that it needs.
+"""
+
+from __future__ import annotations
+
+import errno
+import shlex
+import shutil
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+from souping.core.fields import Count, component
+from souping.core.files import disk_space
+from souping.core.protocols import Evaluator, Executor, Workers
+from souping.core.text import human, named
+from souping.core.types import ItemScores, Recipe, Request, Response, UserError, digest
+from souping.evaluate.command import ITEMS_FILE, CommandEvaluator
+from souping.merge.soup_files import RECIPE
+from souping.pipeline.evaluation import Evaluation
+from souping.pipeline.models import OpenPool
+from souping.pipeline.open_soups import (
+    FAILED_JOB,
+    MODEL_FOLDER,
+    OUT,
+    AskedSoup,
+    SearchOrder,
+    answers,
+    asked_soup,
+    asked_soups,
+    free,
+    new_soup,
+)
+from souping.pipeline.serving import write_soup
+from souping.pipeline.settings import RunSettings
+from souping.report.progress import Progress
+
+DISK_FULL_ERRORS = (errno.ENOSPC, errno.EDQUOT)
+LATER = ""
+"""State of a soup that is not written yet."""
+
+
+class Waiting(BaseException):
+    """End of a run that needs results from elsewhere; its arguments are the lines that say which.
+
+    Like an interrupt it is no `Exception`: an analysis that searches must not take it for a fault.
+    """
+
+
+@component
+class FilesExecutor(Executor):
+    """Files for somebody else's jobs: up to `open` soups at once, each as a recipe or, with `write`, as a folder."""
+
+    open: Count = 1
+    write: bool = False
+    evaluates_here = False
+
+    def start(self, here: Workers, elsewhere: Callable[[], Workers]) -> Workers:
+        raise LookupError("FileWorkers also need the folder of the run")
+
+
+def check_executor(settings: RunSettings) -> None:
+    """Refuse evaluators whose results nobody can tell (UserError)."""
+    if not isinstance(settings.executor, FilesExecutor):
+        return
+    others = [entry.evaluator for entry in settings.also if entry.evaluator is not None]
+    for evaluator in (settings.evaluator, *others):
+        if not isinstance(evaluator, CommandEvaluator):
+            raise UserError(
+                f"executor=files needs results from logs, and {named(evaluator)} has none: use evaluator=command"
+            )
+
+
+class FileWorkers(Workers):
+    """Soups that a run asks for. A request is answered at once if its result was told."""
+
+    def __init__(
+        self,
+        settings: RunSettings,
+        executor: FilesExecutor,
+        pool: OpenPool,
+        evaluators: Mapping[str, Evaluator],
+        progress: Progress,
+    ) -> None:
+        """Wait for the end of other processes that ask for soups of this run."""
+        self.order = SearchOrder(settings.run_dir)
+        self._settings = settings
+        self._executor = executor
+        self._pool = pool.merge_pool
+        self._evaluators = evaluators
+        self._progress = progress
+        soups = asked_soups(settings.run_dir)
+        self._folders = {asked_soup(folder).key: folder for folder in soups.values()}
+        self._last = max(soups, default=0)
+        # {key: how it is listed} of what this run waits for; what has no place yet is not listed.
+        self._waiting: dict[str, str] = {}
+        self._full = False
+
+    @property
+    def slots(self) -> int:
+        # A search asks for no soup that could not be written.
+        return len(self._waiting) if self._full else self._executor.open
+
+    def put(self, request: Request) -> Response | None:
+        items = [item.fingerprint for item in request.items]
+        key = digest([request.recipe.fingerprint, request.benchmark, items])
+        folder = self._folders.get(key)
+        records = answers(folder) if folder is not None else ()
+        if records:
+            return Response(records=records, seconds=0.0)
+        if key not in self._waiting:
+            self._waiting[key] = self._place(key, folder, request)
+        return None
+
+    def _place(self, key: str, folder: Path | None, request: Request) -> str:
+        """Write what a soup lacks; how it is listed: not at all if enough are open, or the disk has no space."""
+        is_open = list(filter(None, self._waiting.values()))
+        if folder is None and len(is_open) >= self._executor.open:
+            return LATER
+        try:
+            if folder is None:
+                return self._add(key, request)
+            self._write(request.recipe, folder)
+        except OSError as error:
+            models = [path for path in self._folders.values() if (path / MODEL_FOLDER).exists()]
+            # Those will be freed.
+            if error.errno not in DISK_FULL_ERRORS or not models:
+                raise
+            self._full = True
+            return LATER
+        failed = (folder / FAILED_JOB).exists()
+        (folder / FAILED_JOB).unlink(missing_ok=True)
+        return "again" if failed else "open"
+
+    def _write(self, recipe: Recipe, folder: Path) -> None:
+        """Write the model, if models are written and it is not there."""
+        if not self._executor.write or (folder / MODEL_FOLDER).exists():
+            return
+        self._check_space(recipe)
+        stage = folder / ".model"
+        # A killed process may have left it.
+        shutil.rmtree(stage, ignore_errors=True)
+        write_soup(self._pool, recipe, stage)
+        stage.rename(folder / MODEL_FOLDER)
+
+    def _check_space(self, recipe: Recipe) -> None:
+        """Raise what a full disk raises, before a soup is half written; a candidate's is made of links."""
+        free_bytes, _ = disk_space(self._settings.run_dir)
+        size = self._pool.soup_bytes
+        if free_bytes < size and self._pool.candidate_folder(recipe) is None:
+            reason = f"{human(free_bytes)} free, a soup takes {human(size)}: leave --write out, or free some space"
+            raise OSError(errno.ENOSPC, reason, str(self._settings.run_dir))
+
+    def _add(self, key: str, request: Request) -> str:
+        evaluator = self._evaluators[request.benchmark]
+        assert isinstance(evaluator, CommandEvaluator)
+        content = AskedSoup(
+            key=key,
+            items=tuple(item.id for item in request.items),
+            higher_is_better=evaluator.higher_is_better,
+        )
+        folder = self._settings.run_dir / "asked" / str(self._last + 1)
+        with new_soup(folder, request, content) as stage:
+            self._write(request.recipe, stage)
+        self._last += 1
+        self._folders[key] = folder
+        return "new"
+
+    def take(self) -> tuple[Request, Response]:
+        for key in self._folders.keys() - self._waiting.keys():
+            # Another run may have stored its answers.
+            free(self._folders[key])
+        raise Waiting(*self._lines())
+
+    def _lines(self) -> list[str]:
+        """What is open, and what to type next."""
+        stage = self._progress.current
+        folders = {
+            key: self._folders[key].absolute() for key, state in self._waiting.items() if state
+        }
+        lines = []
+        if stage.startswith(("report", "analyse")):
+            lines.append("the search is done and its choice is frozen; the report needs:")
+        count = f"{stage}: {len(folders)} open"
+        if later := len(self._waiting) - len(folders):
+            count += f", {later} more when they are told"
+        if self._full:
+            count += " (the disk is full)"
+        lines.append(count)
+        for key, folder in folders.items():
+            model = folder / (MODEL_FOLDER if self._executor.write else RECIPE)
+            size = len(asked_soup(folder).items)
+            state = self._waiting[key]
+            lines.append(
+                f"{folder.name:>5}  {state:5}  {model}  {folder / ITEMS_FILE}  {size} items"
+            )
+        for folder in list(folders.values())[:1]:
+            lines += self._next_steps(folder)
+        return lines
+
+    def _next_steps(self, folder: Path) -> list[str]:
+        """What to type for a soup, and then."""
+        evaluator = self._evaluators[""]
+        assert isinstance(evaluator, CommandEvaluator)
+        model = folder / MODEL_FOLDER
+        command = evaluator.words(model, folder / ITEMS_FILE, folder / OUT)
+        run_dir = shlex.quote(str(folder.parents[1]))
+        name = folder.name
+        go_on = self._settings.command
+        if self.order.is_new:
+            go_on = f"python -m souping ask {run_dir} -n {self._executor.open}"
+        lines = [
+            f"evaluate {shlex.join(command)}",
+            f"tell     python -m souping tell {run_dir} {name}    (or {name}=LOG, {name}={FAILED_JOB})",
+            f"go on    {go_on}",
+        ]
+        if not self._executor.write:
+            store = self._settings.store_path.absolute()
+            words = [f"recipe={folder / RECIPE}", f"out={model}", f"store.path={store}"]
+            lines.insert(0, f"make     python -m souping +experiment=rebuild {shlex.join(words)}")
+        return lines
+
+    def close(self) -> None:
+        self.order.close()
+
+
+class OrderedEvaluation(Evaluation):
+    """Evaluation whose searches keep to an order. Requests that are new wait until all that are answered were taken."""
+
+    @property
+    def order(self) -> SearchOrder:
+        assert isinstance(self._workers, FileWorkers)
+        return self._workers.order
+
+    @property
+    def slots(self) -> int:
+        if self.order.next is None:
+            return 0 if self._done else super().slots
+        verb, request = self.order.next
+        # All that is open was asked before: this request may be as well.
+        return request if verb == "ask" else 0
+
+    def submit(self, request: Request) -> None:
+        """Take a request of a search, whose first one has number 1."""
+        if request.number == 1:
+            self.order.begin_search()
+        self.order.take(("ask", request.number))
+        super().submit(request)
+
+    def collect(self) -> tuple[Request, ItemScores]:
+        """The next answered request by the order; of new ones that with the lowest number."""
+        numbers = [pending.request.number for pending in self._done]
+        number = min(numbers, default=0)
+        if self.order.next is not None:
+            number = self.order.next[1]
+        while number not in numbers:
+            self._workers.take()
+        self.order.take(("tell", number))
+        # `super` takes the first.
+        self._done.rotate(-numbers.index(number))
+        return super().collect()
