@@ -237,6 +237,25 @@ def test_missing_answers_bound_interval_and_p_value_at_opposing_corners(
     assert min(plain.low * side, plain.high * side) >= min(found.low * side, found.high * side)
 
 
+@pytest.mark.parametrize("items", [9, 60, 900], ids=["every pattern", "few", "many"])
+@pytest.mark.parametrize("graded", [False, True])
+@pytest.mark.parametrize("tests", [1, 7])
+def test_limits_are_the_same_without_a_p_value(items: int, graded: bool, tests: int) -> None:
+    """Only the farthest sign patterns are followed then, of several strata and of one."""
+    rng = np.random.default_rng(items)
+    tables = []
+    for task, rate in (("t", 0.6), ("u", 0.8)):
+        scores = {name: rng.random(items) for name in "ab"}
+        if not graded:
+            scores = {name: (values < rate).astype(float) for name, values in scores.items()}
+        tables.append(metric(task, scores))
+    for scores in (pooled(*tables), pooled(tables[0])):
+        with_p = contrast(scores, "a", "b", tests=tests)
+        without = contrast(scores, "a", "b", tests=tests, tested=False)
+        assert np.isnan(without.p_value)
+        assert replace(without, p_value=with_p.p_value) == with_p
+
+
 def test_missing_answers_leave_a_model_among_the_best() -> None:
     rng = np.random.default_rng(14)
     right = {name: (rng.random(300) < 0.7).astype(float) for name in "abc"}
