@@ -4,14 +4,15 @@ optimiser state. They are compared with, never averaged."""
 from __future__ import annotations
 
 import re
-from contextlib import suppress
 from pathlib import Path
 
+from souping.checkpoints.compatibility import has_tokenizer, preflight
 from souping.checkpoints.folder import Like
-from souping.checkpoints.lora import opened
+from souping.checkpoints.lora import is_adapter, opened
 from souping.checkpoints.sharded import has_average
-from souping.checkpoints.trajectory import TrainingRun, folders_in, incomplete, member_in
-from souping.core.text import shown
+from souping.checkpoints.trajectory import Member, TrainingRun, folders_in, incomplete, member_in
+from souping.core.files import error_text
+from souping.core.text import first_line, shown
 from souping.core.types import EMA_KEY, UserError
 
 BESIDE = re.compile(r"(.*[-_])?(ema|swa|averaged?)([-_].*)?|step\d+-merged", re.IGNORECASE)
@@ -32,7 +33,10 @@ def find_averages(run: TrainingRun) -> tuple[dict[str, Path], list[str]]:
     averages = dict[str, Path]()
     notes = list[str]()
     for name, folder in folders.items():
-        why = _unfit(folder, run)
+        try:
+            why = _unfit(folder, run)
+        except (UserError, OSError) as error:
+            why = first_line(UserError(error_text(error)))
         if why:
             notes.append(f"{run.folder}: {name}: not compared as the trainer's average, {why}")
         else:
@@ -43,7 +47,11 @@ def find_averages(run: TrainingRun) -> tuple[dict[str, Path], list[str]]:
 
 
 def _unfit(folder: Path, run: TrainingRun) -> str:
-    """Why a folder cannot be compared with the last member; empty if it can."""
+    """Why a folder cannot be compared with the last member; empty if it can.
+
+    Raises:
+        UserError, OSError: it cannot be read, or its tensors, config or tokenizer do not fit.
+    """
     last = run.members[-1]
     why = incomplete(member_in(folder, last.step))
     if why:
@@ -51,14 +59,29 @@ def _unfit(folder: Path, run: TrainingRun) -> str:
     step = last.step if folder.parent == last.folder else _step_of(folder.name, run)
     if step != last.step:
         return f"it is of step {step}, and the last checkpoint here of step {last.step}"
-    # What cannot be read is refused where the candidates are opened.
-    with suppress(UserError, OSError):
-        stored = Like(stored=True)
-        known = opened(last.model, True, stored).tensors
-        for tensor in opened(folder, True, stored).tensors.values():
-            shape = known.get(tensor.name, tensor).shape
-            if shape != tensor.shape:
-                return f"{shown(tensor.name)} is {list(tensor.shape)}, and {list(shape)} in {last.name}"
+    return _unlike(folder, last)
+
+
+def _unlike(folder: Path, last: Member) -> str:
+    """The same, by headers, configs and tokenizers."""
+    stored = Like(stored=True)
+    try:
+        checkpoint = opened(last.model, True, stored)
+    except (UserError, OSError):
+        # It is refused where the candidates are opened.
+        return ""
+    if is_adapter(folder) != is_adapter(last.model):
+        return f"one of it and {last.name} is an adapter"
+    average = opened(folder, True, stored)
+    for tensor in average.tensors.values():
+        shape = checkpoint.tensors.get(tensor.name, tensor).shape
+        if shape != tensor.shape:
+            return f"{shown(tensor.name)} is {list(tensor.shape)}, and {list(shape)} in {last.name}"
+    # The names of sharded weights without a config are not those of the models.
+    if checkpoint.config and average.config and not is_adapter(folder):
+        preflight({last.name: checkpoint, folder.name: average})
+        if has_tokenizer(checkpoint.home) and not has_tokenizer(average.home):
+            return "no tokenizer in it"
     return ""
 
 

@@ -322,10 +322,14 @@ VOCAB_FILES = (
 
 def check_tokenizer(name: str, folder: Path) -> None:
     """Refuse a model that has no tokenizer to be evaluated with."""
-    if not any((folder / file).is_file() for file in TOKENIZERS):
+    if not has_tokenizer(folder):
         raise UserError(
             f"candidate {name}: {folder} has no tokenizer: copy its base model's tokenizer files"
         )
+
+
+def has_tokenizer(folder: Path) -> bool:
+    return any((folder / file).is_file() for file in TOKENIZERS)
 
 
 @dataclass(frozen=True)

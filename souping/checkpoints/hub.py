@@ -99,9 +99,9 @@ def cached_name(folder: str | Path) -> str | None:
 
 def is_repo(text: str) -> bool:
     """Whether a text can be the name of a repository, `org/name`, by the Hub's rules."""
-    return (
-        re.fullmatch(f"{PART}/{PART}", text) is not None and ".." not in text and "--" not in text
-    )
+    if ".." in text or "--" in text or text.endswith(".git"):
+        return False
+    return re.fullmatch(f"{PART}/{PART}", text) is not None
 
 
 # Downloads, as the rest of the package sees them

@@ -21,7 +21,7 @@ from souping.checkpoints.lora import is_adapter, opened, read_settings
 from souping.checkpoints.trajectory import FELL, TrainingRun, find_run, rate_sentence
 from souping.core.fields import Count, component
 from souping.core.files import expanded, near_folder
-from souping.core.text import first_line
+from souping.core.text import first_line, listed
 from souping.core.types import Candidate, Missing, UserError, frozen
 
 RowKind = Literal["trainer_best", "trainer_average", "decayed"]
@@ -58,6 +58,11 @@ class Trajectory:
         if len(self.runs) > 1:
             names = ", ".join(str(run.folder) for run in self.runs[1:])
             sentences.append(f"The report tests the weights on the same steps of {names} too.")
+        averages = [row.name for kind, row in self.rows if kind == "trainer_average"]
+        if averages:
+            sentences.append(
+                f"The report scores the trainer's own average too: {listed(averages)}."
+            )
         return sentences
 
     @property

@@ -59,6 +59,8 @@ def _compare(settings: dict[str, Any]) -> int:
     flips = settings.pop("show")
     as_json = settings.pop("json")
     out = settings.pop("out")
+    if out == "":
+        raise UserError("--out is empty (an unset shell variable?): leave it out, or name a folder")
     folder = expanded(out, "--out") if out else None
     if folder:
         _check_folder(folder)

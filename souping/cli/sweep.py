@@ -105,14 +105,14 @@ class SweepEnd(Callback):
 def check_goal(config: DictConfig) -> None:
     """Refuse a sweeper that looks for the worst scores, as Optuna's does by default (UserError)."""
     for key, values in SWEEPER_GOALS.items():
-        goal = OmegaConf.select(config, f"hydra.sweeper.{key}")
-        if goal is None:
-            continue
         try:
+            goal = OmegaConf.select(config, f"hydra.sweeper.{key}")
+            if goal is None:
+                continue
             node: Any = OmegaConf.to_container(config.evaluator, resolve=True)
             unit = build_part(node, GROUP_KINDS["evaluator"], "evaluator").unit
         except (UserError, OmegaConfBaseException):
-            # Each job reports it.
+            # Each job reports a broken evaluator, and Hydra a broken sweeper.
             return
         name = goal.name if isinstance(goal, Enum) else goal
         right = values[unit.higher_is_better]

@@ -326,7 +326,10 @@ def _unaveraged(common: Matched, averaged: Names) -> Iterator[str]:
     """Tasks that are not in the average, and the harness's own figures where there is nothing else."""
     for task, metrics in common.metrics.items():
         if task not in averaged and not metrics[0].is_mean:
-            yield f"{task} is not averaged: {metrics[0].metric} is not a mean of scores from 0 to 1."
+            yield (
+                f"{task} is not averaged: in some log, {metrics[0].metric} is not the mean of the items' scores, "
+                "or these are not from 0 to 1."
+            )
         for metric in metrics:
             if is_scored(metric):
                 continue

@@ -40,8 +40,8 @@ def task_weights(
     sizes = {task: float(len(metric.items)) for task, metric in metrics.items()}
     if not sizes:
         raise UserError(
-            "no task has a metric that is a mean of scores from 0 to 1, so there is nothing to "
-            "average: compare the tasks one by one, or rescale their scores to 0 to 1"
+            "no task has a metric that is the mean of scores from 0 to 1 in every log, so there is nothing "
+            "to average: compare the tasks one by one, or rescale their scores to 0 to 1"
         )
     if named_weights is None:
         choices = {

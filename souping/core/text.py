@@ -55,7 +55,13 @@ def signed(figure: str) -> str:
 
 def confidence(level: float | None) -> str:
     """The level of an interval: `95 %`, or what the look at the items makes of it: `99.17 %`."""
-    return f"{100 * (0.95 if level is None else level):.4g} %"
+    if level is None:
+        level = 0.95
+    percent = f"{100 * level:.4g}"
+    if percent == "100":
+        # No interval holds always: at late looks the first digit that is no 9 is shown.
+        percent = f"{100 - float(f'{100 * (1 - level):.1g}'):.12g}"
+    return f"{percent} %"
 
 
 BYTE_UNITS = {

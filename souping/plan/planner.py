@@ -115,7 +115,10 @@ class _Planner:
             return planned_upload(run.upload, soup_files(run.out), run.store_path)
         if self.opened is None:
             return Section(
-                "Upload", (f"{run.upload.repo}: unknown before the candidates are here.",)
+                "Upload",
+                (
+                    f"What goes to {run.upload.repo} is known once all candidates can be opened here.",
+                ),
             )
         names = plan.selection.ingredients if plan.selection else self.pool.names
         recipe = self.opened.uniform(names)

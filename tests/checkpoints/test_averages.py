@@ -124,6 +124,107 @@ def test_an_average_of_another_size_is_left_out_in_one_line(tmp_path: Path) -> N
     assert "[5, 2]" in remark
 
 
+MODEL = {"w": torch.full((4, 2), 0.5)}
+
+
+def model(folder: Path, tensors: dict[str, torch.Tensor]) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
+    save_file(tensors, folder / "model.safetensors")
+    (folder / "config.json").write_text(json.dumps({"model_type": "llama"}))
+    (folder / "tokenizer.json").write_text(json.dumps({"model": {"vocab": {"a": 0, "b": 1}}}))
+
+
+UNLIKE: dict[str, tuple[dict[str, torch.Tensor], dict[str, str | None], str]] = {
+    "no tensor in common": ({"module.w": MODEL["w"]}, {}, "ema lacks w"),
+    "a tensor more": ({**MODEL, "n_averaged": torch.ones(1)}, {}, "n_averaged"),
+    "no config": (MODEL, {"config.json": None}, "no config.json"),
+    "a broken config": (MODEL, {"config.json": "{"}, "not valid JSON"),
+    "another architecture": (MODEL, {"config.json": '{"model_type": "gpt2"}'}, "model_type"),
+    "no tokenizer": (MODEL, {"tokenizer.json": None}, "no tokenizer"),
+    "another tokenizer": (
+        MODEL,
+        {"tokenizer.json": '{"model": {"vocab": {"a": 1, "b": 0}}}'},
+        "tokenizers",
+    ),
+    "garbage": (MODEL, {"model.safetensors": "garbage" * 9}, "no safetensors file"),
+    "an empty file": (MODEL, {"model.safetensors": ""}, "truncated"),
+}
+
+
+@pytest.mark.parametrize("case", UNLIKE)
+@pytest.mark.parametrize("place", [".", NEWEST])
+def test_an_average_that_is_no_such_model_never_stops_the_run(
+    case: str, place: str, tmp_path: Path
+) -> None:
+    run_in(tmp_path)
+    model(tmp_path / NEWEST, MODEL)
+    tensors, files, reason = UNLIKE[case]
+    ema = tmp_path / place / "ema"
+    model(ema, tensors)
+    for name, text in files.items():
+        if text is None:
+            (ema / name).unlink()
+        else:
+            (ema / name).write_text(text)
+    pool = TrajectoryPool(path=str(tmp_path))
+    assert averages(pool) == {}
+    (remark,) = remarks(pool)
+    assert reason in remark
+    assert "\n" not in remark
+
+
+def test_a_folder_that_may_not_be_read_is_left_out_in_one_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run_in(tmp_path)
+    model(tmp_path / NEWEST, MODEL)
+    model(tmp_path / "ema", MODEL)
+    is_file = Path.is_file
+
+    # The tests may run as root, who may read everything.
+    def refused(self: Path) -> bool:
+        if self.parent == tmp_path / "ema":
+            raise PermissionError(13, "Permission denied", str(self))
+        return is_file(self)
+
+    monkeypatch.setattr(Path, "is_file", refused)
+    pool = TrajectoryPool(path=str(tmp_path))
+    assert averages(pool) == {}
+    (remark,) = remarks(pool)
+    assert "Permission denied" in remark
+
+
+def test_an_adapter_is_no_average_of_full_models(tmp_path: Path) -> None:
+    run_in(tmp_path)
+    model(tmp_path / NEWEST, MODEL)
+    write(tmp_path / "ema", "adapter_config.json", "adapter_model.safetensors")
+    pool = TrajectoryPool(path=str(tmp_path))
+    assert averages(pool) == {}
+    (remark,) = remarks(pool)
+    assert "adapter" in remark
+
+
+def test_the_plan_names_the_average_that_the_report_scores(tmp_path: Path) -> None:
+    run_in(tmp_path)
+    model(tmp_path / NEWEST, MODEL)
+    assert "own average" not in " ".join(TrajectoryPool(path=str(tmp_path)).trajectory.sentences)
+    model(tmp_path / "ema", MODEL)
+    assert "own average too: ema" in " ".join(
+        TrajectoryPool(path=str(tmp_path)).trajectory.sentences
+    )
+
+
+def test_files_and_dead_links_are_no_averages(tmp_path: Path) -> None:
+    run_in(tmp_path)
+    write(tmp_path, "ema")
+    write(tmp_path / NEWEST, "swa")
+    (tmp_path / "average").symlink_to(tmp_path / "nowhere")
+    (tmp_path / "swa").symlink_to("swa")
+    pool = TrajectoryPool(path=str(tmp_path))
+    assert averages(pool) == {}
+    assert remarks(pool) == []
+
+
 def test_the_average_in_torchtitans_optimiser_state_is_found(tmp_path: Path) -> None:
     kinds = [path.name.split(".")[0] for path in ARCHIVES.glob("torchtitan_*.tar.xz")]
     for kind in kinds:

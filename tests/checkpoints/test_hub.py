@@ -362,3 +362,9 @@ def test_without_a_network_the_cache_does_with_a_note(
     again = fetch()
     assert again.folder == first.folder
     assert "cannot be reached" in again.note
+
+
+@pytest.mark.parametrize("name", ["me/soup.git", "me/a--b", "me/a..b", "me/a b", "me/", "me/a\n"])
+def test_a_name_that_the_hub_refuses_is_no_repository(name: str) -> None:
+    assert not online.is_repo(name)
+    assert online.is_repo("me/soup")

@@ -61,6 +61,8 @@ def test_other_sweepers_and_broken_evaluators_are_left_to_the_jobs() -> None:
     check_goal(config_of({"_target_": SCORE}, {"max_batch_size": None}))
     check_goal(config_of({"_target_": "no.such.part"}, {"direction": "minimize"}))
     check_goal(config_of("${missing}", {"direction": "minimize"}))
+    for sweeper in ({"direction": "${missing}"}, {"optim": [1]}, {"optim": 5}, {"optim": None}):
+        check_goal(config_of({"_target_": SCORE}, sweeper))
 
 
 def test_the_wrong_direction_ends_a_multirun_before_its_first_job(

@@ -535,6 +535,7 @@ def test_out_leaves_folders_of_others_alone(
     folder.mkdir()
     (folder / name).write_text(table)
     souping("compare", "base=base.csv", "cand=cand.csv", "--out", "own").refused("--out")
+    souping("compare", "base=base.csv", "cand=cand.csv", "--out", "").refused("--out is empty")
     assert [(path.name, path.read_text()) for path in folder.iterdir()] == [(name, table)]
 
 

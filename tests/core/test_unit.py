@@ -8,6 +8,7 @@ from dataclasses import asdict
 import numpy as np
 import pytest
 
+from souping.core.text import confidence
 from souping.core.unit import BITS_PER_BYTE, MARGIN, POINTS, Unit, unit_of
 
 COUNT = Unit(
@@ -127,3 +128,11 @@ def test_limits_name_their_level() -> None:
     assert POINTS.limits(0.004, 0.066, 0.95) == "95 % interval +0.4 to +6.6"
     assert POINTS.limits(0.004, 0.066, 1 - 0.05 / 6) == "99.17 % interval +0.4 to +6.6"
     assert POINTS.limits(None, None, None) == "95 % interval without limits"
+
+
+@pytest.mark.parametrize(
+    ("level", "text"),
+    [(None, "95 %"), (0.95, "95 %"), (1 - 0.05 / 3, "98.33 %"), (0.99997, "99.997 %")],
+)
+def test_no_level_of_an_interval_is_rounded_to_100(level: float | None, text: str) -> None:
+    assert confidence(level) == text
