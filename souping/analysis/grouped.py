@@ -32,9 +32,7 @@ class GroupLayout:
     """
 
     groups: int  # of all items
-    cells: IntArray  # [I] place of the item in the table of all groups and all categories
-    used_groups: BoolArray  # of that table
-    used_categories: BoolArray
+    cells: IntArray  # [I] place of the item in a table [C, G], beyond its end where it is left out
     counts: FloatArray  # [G, C] items
     totals: FloatArray  # [C] items
     stratum: IntArray  # [G]
@@ -53,8 +51,8 @@ class GroupLayout:
         occupied = np.bincount(groups) > 0
         group = (np.cumsum(occupied) - 1)[groups]
         shape = (int(group.max()) + 1, len(weights))
-        cells = np.ravel_multi_index((group, np.asarray(categories)), shape)
-        counts = np.bincount(cells, minlength=shape[0] * shape[1]).reshape(shape).astype(float)
+        counts = np.zeros(shape)
+        np.add.at(counts, (group, categories), 1.0)
 
         used = weights > 0
         if (counts[:, used].sum(axis=0) == 0).any():
@@ -62,11 +60,10 @@ class GroupLayout:
         rows = counts[:, used].sum(axis=1) > 0
         counts = counts[rows][:, used]
         stratum = stratify(counts > 0)
+        rank = (np.cumsum(used) - 1)[categories] * len(counts) + (np.cumsum(rows) - 1)[group]
         return cls(
             groups=shape[0],
-            cells=cells,
-            used_groups=rows,
-            used_categories=used,
+            cells=np.where(used[categories], rank, counts.size),
             counts=counts,
             totals=counts.sum(axis=0),
             stratum=stratum,
@@ -76,10 +73,10 @@ class GroupLayout:
 
     def grouped(self, values: FloatArray) -> GroupedScores:
         """Sums of values [I]."""
-        shape = (len(self.used_groups), len(self.used_categories))
-        sums = np.bincount(self.cells, np.asarray(values, dtype=float), shape[0] * shape[1])
-        table = sums.reshape(shape).astype(float, copy=False)
-        return GroupedScores(sums=table[self.used_groups][:, self.used_categories], layout=self)
+        groups, categories = self.counts.shape
+        sums = np.bincount(self.cells, np.asarray(values, dtype=float), groups * categories + 1)
+        table = sums[:-1].reshape(categories, groups).T
+        return GroupedScores(sums=table.astype(float, copy=False), layout=self)
 
     def by_stratum(self, table: FloatArray) -> FloatArray:
         """[G, C] -> sums over the groups of each stratum, [H, C]."""
@@ -144,13 +141,20 @@ class GroupedScores:
     @cached_property
     def pulls(self) -> FloatArray:
         """What each group adds to T, [G]."""
-        return np.asarray((self.weights * self.sums / self.layout.totals).sum(axis=1))
+        return self._pulled_from(0 * self.weights)
 
     @cached_property
     def influence(self) -> FloatArray:
         """Each group's pull on T, linearised because category means are ratios, [G]."""
-        residuals = self.sums - self.counts * self._centres()
-        return np.asarray((self.weights * residuals / self.layout.totals).sum(axis=1))
+        return self._pulled_from(self._centres())
+
+    def _pulled_from(self, centres: FloatArray) -> FloatArray:
+        """What each group adds to T beyond these `centres` [C], one category at a time to save memory."""
+        pulls = np.zeros(len(self.sums))
+        for c, total in enumerate(self.layout.totals):
+            residuals = self.sums[:, c] - self.counts[:, c] * centres[c]
+            pulls += self.weights[c] * residuals / total
+        return pulls
 
     def _centres(self) -> FloatArray:
         """What categories vary around [C]: their means.

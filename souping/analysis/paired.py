@@ -23,10 +23,14 @@ def paired_intervals(
     alpha: float = ALPHA,
     draws: int = SIGN_DRAWS,
     seed: int = 0,
+    highest: float = 1.0,
 ) -> NestedIntervals:
-    """Intervals of T within -bound..bound; `alpha` is the lowest level that the draws resolve."""
+    """Intervals of T within -bound..bound; `alpha` is the lowest level that the draws resolve.
+
+    They hold up to the `highest` level: for a p-value, 1.
+    """
     draws = draws_for(alpha, draws)
-    flips = flip_reach(scores, draws=draws, seed=seed)
+    flips = flip_reach(scores, draws=draws, seed=seed, highest=highest)
     bootstrap = None
     if step(scores) == 0:
         bootstrap = bootstrap_reach(scores, draws=draws, seed=seed)

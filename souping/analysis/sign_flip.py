@@ -74,13 +74,14 @@ class FlipReach(Reach):
 
 
 def flip_reach(
-    scores: GroupedScores, *, draws: int = SIGN_DRAWS, seed: int = 0
+    scores: GroupedScores, *, draws: int = SIGN_DRAWS, seed: int = 0, highest: float = 1.0
 ) -> FlipReach | None:
     """Sign flips of all differences of a group together; None where no group differs.
 
     p = (1 + #{|T*| >= |T|}) / (draws + 1). Where there are at most 20,000 distinct patterns all are
     counted instead. If that is so for the groups that differ alone, T = 0 has an exact p-value: the
-    drawn patterns that reach it get this chance together.
+    drawn patterns that reach it get this chance together. `highest` is the level up to which the
+    reach is needed: a low one is much faster.
     """
     pulls = Pulls.upward(scores)
     if pulls is None:
@@ -97,11 +98,12 @@ def flip_reach(
         p_value = exact
 
     # A pattern reaches T = 0, downwards, just where the test says so.
-    distances = flips.distances(-1.0) * pulls.unit
+    count = 1 + int(np.cumsum(np.sort(chance)).searchsorted(highest))
+    distances = flips.distances(-1.0, count) * pulls.unit
     farther = np.maximum(distances, total)
     nearer = np.minimum(distances, total * (1 - ZERO_DIFFERENCE))
     down = Distances.of(np.where(reached, farther, nearer), chance)
-    up = Distances.of(flips.distances(1.0) * pulls.unit, flips.chance)
+    up = Distances.of(flips.distances(1.0, count) * pulls.unit, flips.chance)
     if pulls.turned:
         return FlipReach(down=up, up=down, p_value=p_value)
     return FlipReach(down=down, up=up, p_value=p_value)
@@ -169,10 +171,8 @@ class SignFlips:
     """
 
     total: float  # T
-    pull: FloatArray  # [D] P
-    slope: FloatArray  # [D] S
+    parts: FloatArray  # [5, D] P, S and the coefficients of v
     squares: FloatArray  # [3] coefficients of q
-    spread: FloatArray  # [3, D] coefficients of v
     seen_spread: FloatArray  # [3] those of v in the pattern seen
     chance: FloatArray  # [D]
     one_stratum: bool
@@ -185,16 +185,19 @@ class SignFlips:
         columns = np.column_stack([residual, pulls.slope])
         rows, stratum, number = distinct(columns, pulls.stratum)
         strata = len(pulls.sizes)
-        seen = stratum_sums(number[:, None], rows, number, stratum, strata)
-        if is_countable(number):
-            plus, chance = every_pattern(number)
-            sums = stratum_sums(plus, rows, number, stratum, strata)
-        else:
-            sums = np.concatenate([seen, drawn_sums(rows, number, stratum, strata, draws, seed)])
-            chance = np.full(len(sums), 1 / len(sums))
 
         # A stratum of n groups adds n / (n - 1) (sum of squares - square of the sum / n).
         factor = pulls.sizes / np.maximum(pulls.sizes - 1, 1)
+        spread = factor / pulls.sizes
+        seen = _parts(stratum_sums(number[:, None], rows, number, stratum, strata), spread)
+        if is_countable(number):
+            plus, chance = every_pattern(number)
+            parts = _parts(stratum_sums(plus, rows, number, stratum, strata), spread)
+        else:
+            drawn = drawn_sums(rows, number, stratum, strata, draws, seed)
+            parts = np.concatenate([seen, _parts(drawn, spread)], axis=1)
+            chance = np.full(1 + draws, 1 / (1 + draws))
+
         group_factor = factor[pulls.stratum]
         squares = [
             (residual * residual * group_factor).sum(),
@@ -203,49 +206,61 @@ class SignFlips:
         ]
         return cls(
             total=total,
-            pull=sums[:, :, 0].sum(axis=1),
-            slope=sums[:, :, 1].sum(axis=1),
+            parts=parts,
             squares=np.array(squares),
-            spread=_spread(sums, factor / pulls.sizes),
-            seen_spread=_spread(seen, factor / pulls.sizes)[:, 0],
+            seen_spread=seen[2:, 0],
             chance=chance,
             one_stratum=strata == 1,
         )
 
     def reaches_zero(self) -> BoolArray:
         """Patterns [D] that reach the one seen where the shift is 0, or would but for rounding."""
-        total = self.pull + self.total * self.slope
-        variance = self._variance(self.spread, -self.total)
+        total = self.parts[0] + self.total * self.parts[1]
+        variance = self._variance(self.parts[2:], -self.total)
         seen = self.total / np.sqrt(self._variance(self.seen_spread, -self.total))
         threshold = np.maximum(seen * (1 - ZERO_DIFFERENCE) - ZERO_DIFFERENCE, 0.0)
         return np.asarray(total**2 >= threshold**2 * variance)
 
-    def distances(self, side: float) -> FloatArray:
-        """How far each pattern reaches, upwards (side 1) or downwards (-1), [D]."""
+    def distances(self, side: float, count: int) -> FloatArray:
+        """How far each pattern reaches, upwards (side 1) or downwards (-1), [D].
+
+        Those that are not among the `count` farthest may have 0.
+        """
         if self.one_stratum:
             return self._one_stratum_distances(side)
         scale = max(float(np.sqrt(self._variance(self.seen_spread, 0.0))), ZERO_DIFFERENCE)
 
         # Halve the interval [inside, outside] of x / (scale + x), which ends at 1.
-        inside = np.zeros(len(self.pull))
-        outside = np.ones(len(self.pull))
+        parts = self.parts
+        place = np.arange(len(self.chance))
+        inside = np.zeros_like(self.chance)
+        outside = np.ones_like(self.chance)
         for _ in range(DISTANCE_HALVINGS):
             middle = (inside + outside) / 2
             x = scale * middle / (1 - middle)
-            total = self.pull - side * x * self.slope
+            total = parts[0] - side * x * parts[1]
             seen_variance = self._variance(self.seen_spread, side * x) * (1 + ZERO_DIFFERENCE)
-            reached = total**2 * seen_variance >= x**2 * self._variance(self.spread, side * x)
+            reached = total**2 * seen_variance >= x**2 * self._variance(parts[2:], side * x)
             inside = np.where(reached, middle, inside)
             outside = np.where(reached, outside, middle)
-        distances = scale * inside / (1 - inside)
-        return np.asarray(np.where(distances > ENDLESS * scale, np.inf, distances))
+            if count < len(place):
+                possible = outside > np.partition(inside, -count)[-count]
+                parts = parts.compress(possible, axis=1)
+                place = place[possible]
+                inside = inside[possible]
+                outside = outside[possible]
+        farthest = scale * inside / (1 - inside)
+        distances = np.zeros_like(self.chance)
+        distances[place] = np.where(farthest > ENDLESS * scale, np.inf, farthest)
+        return distances
 
     def _one_stratum_distances(self, side: float) -> FloatArray:
         """In one stratum |T*| / se* grows with |T*|: a pattern reaches while |P - x S| >= |x|."""
-        pull = side * self.pull
+        pull = side * self.parts[0]
+        slope = self.parts[1]
         with np.errstate(divide="ignore", invalid="ignore"):
-            distances = np.maximum(pull / (1 + self.slope), -pull / (1 - self.slope))
-        distances[np.abs(self.slope) >= 1 - ZERO_DIFFERENCE] = np.inf
+            distances = np.maximum(pull / (1 + slope), -pull / (1 - slope))
+        distances[np.abs(slope) >= 1 - ZERO_DIFFERENCE] = np.inf
         return np.asarray(distances)
 
     def _variance(self, spread: FloatArray, x: FloatArray | float) -> FloatArray:
@@ -255,16 +270,18 @@ class SignFlips:
         return np.asarray(np.maximum(squares - _polynomial(spread, x), least))
 
 
-def _spread(sums: FloatArray, factor: FloatArray) -> FloatArray:
-    """Coefficients [3, D] of v by sums [D, H, 2] of pulls and slopes."""
+def _parts(sums: FloatArray, factor: FloatArray) -> FloatArray:
+    """P, S and the coefficients of v [5, D] by sums [D, H, 2] of pulls and slopes."""
     pull = sums[:, :, 0]
     slope = sums[:, :, 1]
-    coefficients = [
+    parts = [
+        pull.sum(axis=1),
+        slope.sum(axis=1),
         np.einsum("dh,dh,h->d", pull, pull, factor),
         np.einsum("dh,dh,h->d", pull, slope, factor),
         np.einsum("dh,dh,h->d", slope, slope, factor),
     ]
-    return np.stack(coefficients)
+    return np.stack(parts)
 
 
 def _polynomial(coefficients: FloatArray, x: FloatArray | float) -> FloatArray:

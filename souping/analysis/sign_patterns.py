@@ -116,16 +116,21 @@ def _draw_by_row(
     draws: int,
     rng: np.random.Generator,
 ) -> FloatArray:
-    """Draw how many groups of each row have a positive sign, a chunk of patterns at a time."""
+    """Draw how many groups of each row have a positive sign, a chunk of patterns at a time.
+
+    The rows are in the order of their strata.
+    """
     chunk = max(1, SIGNS_AT_A_TIME // len(number))
-    sums = []
+    sums = np.empty((rows.shape[1], draws, strata))
     for start in range(0, draws, chunk):
         size = min(draws - start, chunk)
-        plus = np.empty((len(number), size))
-        for row, groups in enumerate(number.tolist()):
-            plus[row] = _heads(groups, rng.random(size))
-        sums.append(stratum_sums(plus, rows, number, stratum, strata))
-    return np.concatenate(sums)
+        for h in range(strata):
+            in_stratum = stratum == h
+            coins = number[in_stratum]
+            plus = np.stack([_heads(int(groups), rng.random(size)) for groups in coins])
+            alone = stratum_sums(plus, rows[in_stratum], coins, 0 * coins, strata=1)
+            sums[:, start : start + size, h] = alone[:, 0].T
+    return sums.transpose(1, 2, 0)
 
 
 def _heads(coins: int, uniform: FloatArray) -> IntArray:
@@ -158,14 +163,16 @@ def _draw_by_byte(
     """
     bits = np.unpackbits(np.arange(256, dtype=np.uint8)[:, None], axis=1)
     signs = 1.0 - 2.0 * bits  # [256, 8]
-    sums = np.zeros((strata, rows.shape[1], draws))
-    picked = np.empty(draws)
+    sums = np.empty((strata, rows.shape[1], draws))
+    picked = np.empty((draws, rows.shape[1]))
     for h in range(strata):
         stratum_rows = rows[stratum == h]
+        totals = np.zeros_like(picked)
         for start in range(0, len(stratum_rows), 8):
             eight = stratum_rows[start : start + 8]
-            signed_sums = np.einsum("sr,rf->fs", signs[:, : len(eight)], eight)  # [F, 256]
+            signed_sums = np.einsum("sr,rf->fs", signs[:, : len(eight)], eight).T  # [256, F]
             byte = rng.integers(0, 256, size=draws, dtype=np.uint8)
-            for total, column in zip(sums[h], signed_sums, strict=True):
-                total += column.take(byte, out=picked, mode="clip")  # much the fastest form
+            # Much the fastest form.
+            totals += signed_sums.take(byte, axis=0, out=picked, mode="clip")
+        sums[h] = totals.T
     return sums.transpose(2, 0, 1)

@@ -259,7 +259,7 @@ def _several(
         return [1.0], (), {}
     pairs: dict[str, dict[str, Difference]] = {name: {} for name in models[:-1]}
     for a, b in combinations(models, 2):
-        comparison = contrast(pooled, a, b)
+        comparison = contrast(pooled, a, b, tested=False)
         pairs[a][b] = (comparison.difference, comparison.low, comparison.high)
     tests, best = joint_tests(pooled, models, alpha)
     return tests, best, pairs

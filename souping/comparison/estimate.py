@@ -39,19 +39,23 @@ def contrast(
     tests: float = 1,
     draws: int = SIGN_DRAWS,
     seed: int = 0,
+    tested: bool = True,
 ) -> Comparison:
     """Model a minus model b, at the level divided by a number of `tests`.
 
     Where answers of theirs are missing, interval and p-value hold as the harness counted them and
-    at both corners: those of one right and those of the other wrong.
+    at both corners: those of one right and those of the other wrong. One that is not `tested` has
+    no p-value.
     """
     corners = CORNER_ROWS if has_missing(pooled, a, b) else CORNER_ROWS[:1]
-    return bounded([_contrast_at(pooled, a, b, rows, tests, draws, seed) for rows in corners])
+    return bounded(
+        [_contrast_at(pooled, a, b, rows, tests, draws, seed, tested) for rows in corners]
+    )
 
 
 def counted_contrast(pooled: PooledScores, a: str, b: str, *, tests: float = 1) -> Comparison:
-    """`contrast` as the harness counted missing answers."""
-    return _contrast_at(pooled, a, b, CORNER_ROWS[0], tests, SIGN_DRAWS, seed=0)
+    """`contrast` as the harness counted missing answers, without a p-value."""
+    return _contrast_at(pooled, a, b, CORNER_ROWS[0], tests, SIGN_DRAWS, seed=0, tested=False)
 
 
 def has_missing(pooled: PooledScores, a: str, b: str) -> bool:
@@ -72,6 +76,7 @@ def _contrast_at(
     tests: float,
     draws: int,
     seed: int,
+    tested: bool,
 ) -> Comparison:
     row_a, row_b = rows
     if rows == CORNER_ROWS[0]:
@@ -93,6 +98,7 @@ def _contrast_at(
         tests=tests,
         draws=draws,
         seed=seed,
+        tested=tested,
         layout=pooled.layout,
     )
 

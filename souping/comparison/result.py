@@ -9,6 +9,7 @@ import json
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, field, replace
+from functools import cached_property
 from io import StringIO
 from operator import itemgetter
 from typing import TYPE_CHECKING, Literal
@@ -182,11 +183,16 @@ class CompareResult:
         """The content of `compare.json`, with at most so many flips of each model."""
         largest: list[Flip] = []
         for model in self.models:
-            largest.extend(self.flips_of(model)[:flips])
+            largest.extend(self.flips_of[model][:flips])
         return json.dumps(to_json(asdict(replace(self, flips=tuple(largest)))), indent=1) + "\n"
 
-    def flips_of(self, model: str) -> Sequence[Flip]:
-        return [flip for flip in self.flips if flip.model == model]
+    @cached_property
+    def flips_of(self) -> dict[str, list[Flip]]:
+        """The flips of each model."""
+        flips_of: dict[str, list[Flip]] = {model: [] for model in self.models}
+        for flip in self.flips:
+            flips_of[flip.model].append(flip)
+        return flips_of
 
     def frame(self) -> DataFrame:
         """The verdicts as a pandas DataFrame."""
@@ -222,7 +228,7 @@ def sections(result: CompareResult, flips: int = 0) -> list[Section]:
     sheet.append(Section("Notes", result.warnings))
     flipped: list[Section] = []
     for model in models:
-        flipped.extend(map(_flip, result.flips_of(model)[:flips]))
+        flipped.extend(map(_flip, result.flips_of[model][:flips]))
     sheet.append(Section("Items that flipped", folded=tuple(flipped)))
     return list(nonempty(sheet))
 

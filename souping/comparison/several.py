@@ -87,10 +87,12 @@ class JointFlips:
         seen = [np.bincount(stratum, column, len(sizes)) for column in pulls.T]
         sums = np.concatenate([np.stack(seen, axis=1)[None], drawn])
 
-        squared = (pulls[:, :, None] - pulls[:, None, :]) ** 2
-        squares = np.stack([squared[stratum == h].sum(axis=0) for h in range(len(sizes))])
-
-        return cls(sums=sums, squares=squares, sizes=sizes)
+        squares = []
+        for h in range(len(sizes)):
+            in_stratum = pulls[stratum == h]
+            squared = (in_stratum[:, :, None] - in_stratum[:, None, :]) ** 2
+            squares.append(squared.sum(axis=0))
+        return cls(sums=sums, squares=np.stack(squares), sizes=sizes)
 
     def t(self, first: int, second: int) -> FloatArray:
         """Studentised difference of two models in every pattern, [D]."""
@@ -141,33 +143,26 @@ def best_models(
     if gaps and complete:
         # Whichever of the complete ones is favoured, the scores are the same.
         flips = JointFlips.of(pooled, models, draws, seed, favoured=complete[0])
-    best = set()
-    if complete:
-        best = {models[n] for n in best_set(flips, alpha)}.difference(gaps)
-    for model in gaps:
-        flips = JointFlips.of(pooled, models, draws, seed, favoured=model)
-        if models.index(model) in best_set(flips, alpha):
-            best.add(model)
-    return tuple(model for model in models if model in best)
-
-
-def best_set(flips: JointFlips, alpha: float) -> list[int]:
-    """Models that may be the best one.
-
-    In 1 - alpha of comparisons the truly best is among them (multiple comparisons with the best,
-    Hsu 1981). A model is left out if another is above it by more than chance among all others.
-    """
-    models = range(flips.sums.shape[2])
     best = []
-    for model in models:
-        leads = np.stack([flips.t(other, model) for other in models if other != model])
-        largest = leads.max(axis=0)
-        seen = largest[0]
-        as_large = largest[1:] >= seen - ZERO_DIFFERENCE
-        p_value = (1 + as_large.sum()) / (1 + len(as_large))
-        if p_value > alpha:
+    for number, model in enumerate(models):
+        favouring = flips
+        if model in gaps:
+            favouring = JointFlips.of(pooled, models, draws, seed, favoured=model)
+        if may_be_best(favouring, number, alpha):
             best.append(model)
-    return best
+    return tuple(best)
+
+
+def may_be_best(flips: JointFlips, model: int, alpha: float) -> bool:
+    """Whether a model may be the best one: no other is above it by more than chance among all others.
+
+    In 1 - alpha of comparisons this holds of the truly best (multiple comparisons with the best,
+    Hsu 1981).
+    """
+    others = [other for other in range(flips.sums.shape[2]) if other != model]
+    largest = np.max([flips.t(other, model) for other in others], axis=0)
+    as_large = largest[1:] >= largest[0] - ZERO_DIFFERENCE
+    return bool((1 + as_large.sum()) / (1 + len(as_large)) > alpha)
 
 
 # ---------------------------------------------------------------- several runs
@@ -198,7 +193,7 @@ def _unbeaten(pooled: PooledScores, models: Sequence[str], alpha: float) -> Name
     tests = (len(models) - 1) / 2 * ALPHA / alpha
     beaten = set()
     for a, b in combinations(models, 2):
-        comparison = contrast(pooled, a, b, tests=tests)
+        comparison = contrast(pooled, a, b, tests=tests, tested=False)
         if comparison.low > 0:
             beaten.add(b)
         if comparison.high < 0:

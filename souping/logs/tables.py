@@ -8,6 +8,7 @@ import math
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from hashlib import sha256
+from itertools import chain, product
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
@@ -36,8 +37,8 @@ DIRECTIONS = {"true": True, "1": True, "false": False, "0": False}
 """Values of the column `higher_is_better`."""
 Directions = dict[tuple[str, str, str], bool | None]
 """{(task, category, metric): whether higher is better, None where the table does not say}"""
-RunAnswers = dict[tuple[str, str], list[tuple[str, LoggedAnswer]]]
-"""{(task, category): its (metric, answer)} of one run"""
+RunAnswers = dict[tuple[str, str], dict[str, list[LoggedAnswer]]]
+"""{(task, category): {metric: its answers}} of one run"""
 
 
 class Frame(Protocol):
@@ -181,7 +182,7 @@ def _logs(
         metric = _text(row, "metric") or "score"
         answer = _answer(where, row, group)
         run = runs.setdefault(_text(row, "run"), {})
-        run.setdefault(task, []).append((metric, answer))
+        run.setdefault(task, {}).setdefault(metric, []).append(answer)
         higher = _direction(where, row, task, metric, answer.score, lower)
         if directions.setdefault((*task, metric), higher) != higher:
             raise UserError(f"{where}: higher_is_better differs from that of other rows")
@@ -313,7 +314,8 @@ def _log(path: Path, run: str, answers: RunAnswers, directions: Directions) -> L
                 f"{path}: two tasks would be called {name}: rename a task or a category"
             )
         members.setdefault(task or name, []).append(name)
-        metrics = metrics_of(path, task_answers, lower=lower.get((task, category), ()))
+        pairs = chain.from_iterable(product([metric], of) for metric, of in task_answers.items())
+        metrics = metrics_of(path, pairs, lower=lower.get((task, category), ()))
         metrics = {metric: _with_unit(logged) for metric, logged in metrics.items()}
         tasks[name] = Task(name=name, metrics=metrics)
     groups = {}

@@ -12,7 +12,7 @@ from scipy import stats
 from souping.analysis.significance import Comparison, detectable
 from souping.comparison.estimate import contrast, counted_contrast, variance_parts
 from souping.comparison.pooled import SCORE, PooledScores, task_weights
-from souping.comparison.several import JointFlips, best_models, best_set, joint_tests, step_down
+from souping.comparison.several import JointFlips, best_models, joint_tests, may_be_best, step_down
 from souping.core.types import UserError
 from souping.logs.records import Group
 from tests.comparison.worlds import matched, metric, pooled
@@ -233,8 +233,27 @@ def test_missing_answers_bound_interval_and_p_value_at_opposing_corners(
     assert found.p_value > 0.05
     assert found.low < 0 < found.high
     plain = counted_contrast(scores, "a", "b")
-    assert plain.p_value < 0.05
+    assert not plain.low <= 0 <= plain.high
     assert min(plain.low * side, plain.high * side) >= min(found.low * side, found.high * side)
+
+
+@pytest.mark.parametrize("items", [9, 60, 900], ids=["every pattern", "few", "many"])
+@pytest.mark.parametrize("graded", [False, True])
+@pytest.mark.parametrize("tests", [1, 7])
+def test_limits_are_the_same_without_a_p_value(items: int, graded: bool, tests: int) -> None:
+    """Only the farthest sign patterns are followed then, of several strata and of one."""
+    rng = np.random.default_rng(items)
+    tables = []
+    for task, rate in (("t", 0.6), ("u", 0.8)):
+        scores = {name: rng.random(items) for name in "ab"}
+        if not graded:
+            scores = {name: (values < rate).astype(float) for name, values in scores.items()}
+        tables.append(metric(task, scores))
+    for scores in (pooled(*tables), pooled(tables[0])):
+        with_p = contrast(scores, "a", "b", tests=tests)
+        without = contrast(scores, "a", "b", tests=tests, tested=False)
+        assert np.isnan(without.p_value)
+        assert replace(without, p_value=with_p.p_value) == with_p
 
 
 def test_missing_answers_leave_a_model_among_the_best() -> None:
@@ -264,7 +283,7 @@ def test_complete_models_share_one_set_of_flips_where_others_have_gaps() -> None
     names = tuple("abcd")
     each = []
     for number, name in enumerate(names):
-        if number in best_set(JointFlips.of(scores, names, favoured=name), 0.05):
+        if may_be_best(JointFlips.of(scores, names, favoured=name), number, 0.05):
             each.append(name)
     assert best_models(scores, names, 0.05, JointFlips.of(scores, names)) == tuple(each)
 
@@ -303,11 +322,10 @@ def test_the_best_set_of_a_late_look_drops_what_is_clearly_worse() -> None:
 
 def test_the_best_set_drops_what_is_clearly_worse_and_keeps_copies() -> None:
     flips = family(np.random.default_rng(9), a=0.7, b=0.7, c=0.2)
-    assert best_set(flips, 0.05) == [0, 1]
+    assert [may_be_best(flips, model, 0.05) for model in range(3)] == [True, True, False]
     same = np.random.default_rng(10).random(50)
-    assert best_set(
-        JointFlips.of(pooled(metric("t", {"a": same, "b": same})), ("a", "b"), 199), 0.05
-    ) == [0, 1]
+    flips = JointFlips.of(pooled(metric("t", {"a": same, "b": same})), ("a", "b"), 199)
+    assert all(may_be_best(flips, model, 0.05) for model in range(2))
 
 
 # Several models with several runs
