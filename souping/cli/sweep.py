@@ -109,8 +109,8 @@ def check_goal(config: DictConfig) -> None:
             goal = OmegaConf.select(config, f"hydra.sweeper.{key}")
             if goal is None:
                 continue
-            node: Any = OmegaConf.to_container(config.evaluator, resolve=True)
-            unit = build_part(node, GROUP_KINDS["evaluator"], "evaluator").unit
+            resolved = OmegaConf.create(OmegaConf.to_container(config.evaluator, resolve=True))
+            unit = build_part(unresolved(resolved), GROUP_KINDS["evaluator"], "evaluator").unit
         except (UserError, OmegaConfBaseException):
             # Each job reports a broken evaluator, and Hydra a broken sweeper.
             return

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from souping.core.files import regular
 from souping.core.parsing import read_json
 from souping.core.text import first_line
-from souping.core.types import Json, UserError
+from souping.core.types import UserError
 from souping.core.unit import Unit
 from souping.report.format import clean
 from souping.report.tables import JsonRow
@@ -53,7 +53,7 @@ class Sample:
     category: str
     fold: str
     prompt_hash: str
-    target: Json
+    target: Any
     arguments: tuple[tuple[Any, ...], ...]
     models: Mapping[str, SampleAnswers]
 

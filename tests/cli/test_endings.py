@@ -440,7 +440,7 @@ def test_tables_and_answers_fit(width: int) -> None:
         "item": "one",
         "category": "c",
         "fold": "report",
-        "target": "x",
+        "target": {"calls": ["x"]},
         "arguments": [["word " * 60, {}]],
     }
     models = {
