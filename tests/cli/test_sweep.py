@@ -82,7 +82,10 @@ def test_optuna_maximises_the_score_and_goes_on_after_a_failed_job(
     space = ["selector=topk", "selector.k=choice(2,3,99)", "optimiser=uniform", "stop_after=search"]
     sweeper = [
         "hydra/sweeper=optuna",
-        "hydra/sweeper/sampler=grid",
+        "hydra/sweeper/sampler=random",  # Optuna's own grid ends with an error if its last job fails
+        "hydra.sweeper.sampler.seed=1",
+        "hydra.sweeper.n_trials=3",
+        "hydra.sweeper.n_jobs=1",
         "hydra.sweeper.direction=maximize",
     ]
     done = souping("-m", "+experiment=bfcl", *space, *sweeper, "hydra.sweep.dir=sweep")
