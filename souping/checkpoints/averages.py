@@ -63,7 +63,11 @@ def _unfit(folder: Path, run: TrainingRun) -> str:
 
 
 def _unlike(folder: Path, last: Member) -> str:
-    """The same, by headers, configs and tokenizers."""
+    """Why tensors, config or tokenizer of a folder do not fit the last member; empty if they do.
+
+    Raises:
+        UserError, OSError: it cannot be read, or its config or tokenizer does not fit.
+    """
     stored = Like(stored=True)
     try:
         checkpoint = opened(last.model, True, stored)

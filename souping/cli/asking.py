@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import gc
 import os
 import sys
 from collections.abc import Callable, Mapping, Sequence
@@ -28,14 +27,12 @@ UNUSED_KEYS = ("evaluator.command=", "evaluator.dir=")
 
 
 def ask(arguments: Sequence[str]) -> int:
-    from souping.cli.config import register
-    from souping.cli.finished import configuration
-    from souping.cli.process import interrupts_raise
+    from souping.cli.finished import begin, configuration
     from souping.cli.settings import settings_of
     from souping.pipeline.asking import FilesExecutor
     from souping.pipeline.execute import execute
     from souping.pipeline.settings import RunSettings
-    from souping.report.progress import command_line, logged, show_warnings
+    from souping.report.progress import command_line, logged
 
     parser = _parser("ask")
     parser.add_argument("-n", type=positive, metavar="N", help="soups that are open at once")
@@ -51,10 +48,7 @@ def ask(arguments: Sequence[str]) -> int:
     if (run_dir / "report.json").is_file():
         print(f"this run has its report: open {safe(str(run_dir / 'report.html'))}")
         return 0
-    gc.enable()
-    interrupts_raise()
-    show_warnings()
-    register()
+    begin()
     # Paths of its configuration start in the folder where it was started.
     os.chdir(home_of(run_dir))
     settings = settings_of(configuration(run_dir, options.overrides, UNUSED_KEYS), run_dir)

@@ -43,13 +43,18 @@ RUNS_CODE = re.compile(
 ALLOW = re.compile(r"\+{0,2}allow_code=(true|True|1|yes|on)")
 
 
-def add(words: Sequence[str]) -> None:
-    """Add the analyses that a command line with `run=` asks for, or send the soup; with `plan=true` print what that
-    costs or sends."""
+def begin() -> None:
+    """Prepare this process for a run that Hydra does not start."""
     gc.enable()
     interrupts_raise()
     show_warnings()
     register()
+
+
+def add(words: Sequence[str]) -> None:
+    """Add the analyses that a command line with `run=` asks for, or send the soup; with `plan=true` print what that
+    costs or sends."""
+    begin()
     run_dir = expanded(str(finished_run(words)).strip("'\""), "run")
     settings = settings_of(
         configuration(run_dir, [word for word in words if not RUN.fullmatch(word)]), run_dir
