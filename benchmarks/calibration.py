@@ -23,17 +23,18 @@ from pathlib import Path
 
 import numpy as np
 
-from souping.analysis.sign_flip import ALPHA
-from souping.analysis.significance import detectable
-from souping.comparison import estimate
-from souping.comparison.pooled import SCORE, PooledScores, pool
+from souping.comparison.pooled import pool
 from souping.comparison.several import joint_tests
 from souping.logs.match import MatchedMetric
+from souping.statistics.comparison import contrast
+from souping.statistics.levels import ALPHA, Level
+from souping.statistics.power import detectable
+from souping.statistics.scores import ScoreTable
 
 Array = np.ndarray
 Rng = np.random.Generator
 BASE, DRAWS = 0.7, 999
-contrast = partial(estimate.contrast, draws=DRAWS)
+compared = partial(contrast, draws=DRAWS)
 PEERS_DRAWS = 399
 
 
@@ -54,7 +55,7 @@ def metric(
     )  # fmt: skip
 
 
-def pooled(*tasks: MatchedMetric, weights: Mapping[str, float] | None = None) -> PooledScores:
+def pooled(*tasks: MatchedMetric, weights: Mapping[str, float] | None = None) -> ScoreTable:
     names = {one.task: one for one in tasks}
     return pool(names, weights or {name: 1 / len(names) for name in names})
 
@@ -80,15 +81,15 @@ def two(rng: Rng, items: int, rate: float = BASE, part: float = 0.5) -> dict[str
     return {name: right(rng, (items,), rate, hard, part) for name in ("a", "b")}
 
 
-def plain(rng: Rng) -> PooledScores:
+def plain(rng: Rng) -> ScoreTable:
     return pooled(metric("t", two(rng, 300)))
 
 
-def ties(rng: Rng) -> PooledScores:
+def ties(rng: Rng) -> ScoreTable:
     return pooled(metric("t", two(rng, 300, part=0.99)))
 
 
-def heavy_groups(rng: Rng) -> PooledScores:
+def heavy_groups(rng: Rng) -> ScoreTable:
     """60 passages with 1 to 20 questions, on which a model is good or bad as a whole."""
     sizes = rng.permutation(np.repeat([1, 2, 5, 20], 15))
     groups = np.repeat(np.arange(60), sizes)
@@ -99,7 +100,7 @@ def heavy_groups(rng: Rng) -> PooledScores:
     )
 
 
-def groups_across_tasks(rng: Rng) -> PooledScores:
+def groups_across_tasks(rng: Rng) -> ScoreTable:
     """Four tasks that ask about the same 60 documents."""
     hard = rng.standard_normal(60)
     mood = {name: np.sqrt(0.5) * (hard + rng.standard_normal(60)) for name in ("a", "b")}
@@ -107,7 +108,7 @@ def groups_across_tasks(rng: Rng) -> PooledScores:
     return pooled(*(metric(f"t{n}", scores, np.arange(60)) for n, scores in enumerate(draws)))
 
 
-def bfcl_logs(rng: Rng, grouped: bool = True) -> PooledScores:
+def bfcl_logs(rng: Rng, grouped: bool = True) -> ScoreTable:
     """Three variants of 100 scenarios, and two single-turn tasks that share function documents."""
     tasks = []
     for names, units, part in (
@@ -125,24 +126,24 @@ def bfcl_logs(rng: Rng, grouped: bool = True) -> PooledScores:
     return pooled(*tasks)
 
 
-def bfcl_logs_ungrouped(rng: Rng) -> PooledScores:
+def bfcl_logs_ungrouped(rng: Rng) -> ScoreTable:
     return bfcl_logs(rng, grouped=False)
 
 
-def thirty_items(rng: Rng) -> PooledScores:
+def thirty_items(rng: Rng) -> ScoreTable:
     return pooled(metric("t", two(rng, 30)))
 
 
-def rare_successes(rng: Rng) -> PooledScores:
+def rare_successes(rng: Rng) -> ScoreTable:
     return pooled(metric("t", two(rng, 500, rate=0.02)))
 
 
-def fractions(rng: Rng) -> PooledScores:
+def fractions(rng: Rng) -> ScoreTable:
     hard = rng.beta(2, 2, 200)
     return pooled(metric("t", {name: rng.beta(4 * hard, 4 * (1 - hard)) for name in ("a", "b")}))
 
 
-def replicates(rng: Rng) -> PooledScores:
+def replicates(rng: Rng) -> ScoreTable:
     """Five sampled answers an item; what a model makes of an item is the same in all of them."""
     hard = rng.standard_normal(100)
     mood = {name: (hard + rng.standard_normal(100)) / np.sqrt(2) for name in ("a", "b")}
@@ -151,7 +152,7 @@ def replicates(rng: Rng) -> PooledScores:
     )
 
 
-def many_tasks(rng: Rng) -> PooledScores:
+def many_tasks(rng: Rng) -> ScoreTable:
     """A group of 57 tasks of unequal size that counts as much as one other task."""
     sizes = {f"t{n}": 5 + n // 2 for n in range(57)}
     tasks = [metric(name, two(rng, size)) for name, size in sizes.items()]
@@ -159,7 +160,7 @@ def many_tasks(rng: Rng) -> PooledScores:
     return pooled(*tasks, metric("other", two(rng, 125)), weights={**weights, "other": 0.5})
 
 
-def training_runs(rng: Rng) -> PooledScores:
+def training_runs(rng: Rng) -> ScoreTable:
     """Three training runs a side, whose rates differ by about 2 points."""
     from scipy.special import ndtri
 
@@ -173,7 +174,7 @@ def training_runs(rng: Rng) -> PooledScores:
 
 def runs_of_models(
     rng: Rng, runs: Sequence[int], shift: float = 0.1, ahead: float = 0.0
-) -> PooledScores:
+) -> ScoreTable:
     """Runs that differ by a shift of about 3.5 points and by the noise of single answers.
 
     The rate of the first model is higher by `ahead`.
@@ -192,19 +193,19 @@ def runs_of_models(
     return pooled(metric("t", scores))
 
 
-def two_runs(rng: Rng) -> PooledScores:
+def two_runs(rng: Rng) -> ScoreTable:
     return runs_of_models(rng, (2, 2))
 
 
-def three_runs(rng: Rng) -> PooledScores:
+def three_runs(rng: Rng) -> ScoreTable:
     return runs_of_models(rng, (3, 3))
 
 
-def two_runs_against_one(rng: Rng) -> PooledScores:
+def two_runs_against_one(rng: Rng) -> ScoreTable:
     return runs_of_models(rng, (2, 1))
 
 
-def missing_answers(rng: Rng) -> PooledScores:
+def missing_answers(rng: Rng) -> ScoreTable:
     """Hard items are often left unanswered by b, which its harness counts as wrong."""
     hard = rng.standard_normal(400)
     scores = {name: right(rng, (400,), BASE, hard) for name in ("a", "b")}
@@ -214,14 +215,14 @@ def missing_answers(rng: Rng) -> PooledScores:
     return pooled(metric("t", counted, missing=missing))
 
 
-def five_models(rng: Rng, ahead: float = 0.0) -> PooledScores:
+def five_models(rng: Rng, ahead: float = 0.0) -> ScoreTable:
     hard = rng.standard_normal(300)
     return pooled(
         metric("t", {n: right(rng, (300,), BASE + ahead * (n == "a"), hard) for n in "abcde"})
     )
 
 
-PAIRS: Mapping[str, Callable[[Rng], PooledScores]] = {
+PAIRS: Mapping[str, Callable[[Rng], ScoreTable]] = {
     world.__name__.replace("_", " "): world
     for world in (plain, ties, heavy_groups, groups_across_tasks, bfcl_logs, bfcl_logs_ungrouped,
                   thirty_items, rare_successes, fractions,
@@ -231,7 +232,7 @@ PAIRS: Mapping[str, Callable[[Rng], PooledScores]] = {
 
 
 def pair_row(
-    name: str, world: Callable[[Rng], PooledScores], repetitions: int, peers: Peers
+    name: str, world: Callable[[Rng], ScoreTable], repetitions: int, peers: Peers
 ) -> list[str]:
     """False claims in both directions, coverage, and the width beside that of a standard paired interval."""
     better = worse = covered = 0
@@ -239,11 +240,11 @@ def pair_row(
     false = dict.fromkeys(peers, 0)
     for number in range(repetitions):
         found = world(np.random.default_rng([sum(map(ord, name)), number]))
-        shown = contrast(found, "a", "b", seed=number)
+        shown = compared(found, "a", "b", seed=number)
         better, worse = better + (shown.low > 0), worse + (shown.high < 0)
         covered += shown.low <= 0 <= shown.high
         widths.append(shown.high - shown.low)
-        a, b = (found.values[n][SCORE].mean(axis=0) for n in ("a", "b"))
+        a, b = (found.mean(n) for n in ("a", "b"))
         standard.append(2 * 1.96 * np.std(a - b, ddof=1) / np.sqrt(len(a)))
         for peer, shows in peers.items():
             false[peer] += shows(a, b)
@@ -278,7 +279,7 @@ def families_of_runs(repetitions: int) -> list[str]:
 
 def family_line(
     label: str,
-    world: Callable[[Rng], PooledScores],
+    world: Callable[[Rng], ScoreTable],
     first_is_best: bool,
     seed: Sequence[int],
     repetitions: int,
@@ -295,7 +296,7 @@ def family_line(
         missed += 5 - len(best)
         comparisons = []
         for name, model_tests in zip(names[1:], tests, strict=True):
-            comparisons.append(contrast(scores, name, "a", tests=model_tests, seed=number))
+            comparisons.append(compared(scores, name, "a", Level(tests=model_tests), seed=number))
         better += any(comparison.low > 0 for comparison in comparisons)
         worse += any(comparison.high < 0 for comparison in comparisons)
     claims = ""
@@ -335,7 +336,7 @@ def power(repetitions: int) -> list[str]:
     return lines
 
 
-def graded_runs(rng: Rng, runs: int, ratio: float, gain: float) -> PooledScores:
+def graded_runs(rng: Rng, runs: int, ratio: float, gain: float) -> ScoreTable:
     """Training runs whose means vary with variance 1 and `ratio` on the two sides; items differ little.
 
     Scores are near 10, where no limit of 0 or 1 cuts an interval.

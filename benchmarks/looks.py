@@ -24,10 +24,6 @@ import numpy as np
 
 from benchmarks.nulls import Layout
 from souping.analysis.guards import Guard, judge
-from souping.analysis.intervals import ItemTable
-from souping.analysis.shown import picked_tests
-from souping.analysis.sign_flip import ALPHA
-from souping.analysis.significance import compare, penalty
 from souping.core.scores import Mean
 from souping.core.types import Item, ItemScores, Recipe, Record
 from souping.evaluate.templates import Decoding
@@ -35,6 +31,10 @@ from souping.pipeline.claims import Claim, Look, Measurement, in_order
 from souping.pipeline.evidence import FamilyScores
 from souping.pipeline.ledger import Ledger
 from souping.pipeline.store import IN_MEMORY, Store
+from souping.statistics.comparison import compare
+from souping.statistics.joint import picked_tests
+from souping.statistics.levels import ALPHA, Level, penalty
+from souping.statistics.scores import ItemTable
 
 LEVEL = 0.0375
 """False claims over any number of looks."""
@@ -117,13 +117,18 @@ class Person:
 
 def p_above(a: np.ndarray, b: np.ndarray, look: int) -> float:
     """p-value of a above b at a look; with more patterns if it may be small enough."""
-    layout = (LAYOUT.categories, LAYOUT.groups, LAYOUT.weights)
+    items = ItemTable(
+        names=(),
+        categories=LAYOUT.categories,
+        groups=LAYOUT.groups,
+        coefficients=LAYOUT.weights,
+    )
     if a.mean() <= b.mean():
         return 1.0
-    rough = compare("a", "b", a, b, *layout, draws=999).p_value
+    rough = compare(("a", "b"), a, b, items, draws=999).p_value
     if look == 1 or rough > 10 / 999:
         return rough * penalty(look)
-    fine = compare("a", "b", a, b, *layout, looks=look, draws=99_999)
+    fine = compare(("a", "b"), a, b, items, Level(look), draws=99_999)
     return fine.p_value * penalty(look)
 
 

@@ -24,7 +24,8 @@ from typing import Any
 
 import numpy as np
 
-from souping.analysis.significance import compare
+from souping.statistics.comparison import compare
+from souping.statistics.scores import ItemTable
 
 SEARCHES = ("adaptive", "grid")
 
@@ -88,9 +89,11 @@ def paired(adaptive: Path, grid: Path) -> str:
     )
     categories = np.array([names.index(one[item]["category"]) for item in items])
     groups = np.unique([one[item]["doc"]["group"] for item in items], return_inverse=True)[1]
-    found = compare(
-        "adaptive", "grid", a, b, categories, groups, np.full(len(names), 1 / len(names))
+    weights = np.full(len(names), 1 / len(names))
+    items = ItemTable(
+        names=tuple(names), categories=categories, groups=groups, coefficients=weights
     )
+    found = compare(("adaptive", "grid"), a, b, items)
     return (
         f"{100 * found.difference:+.2f} points, 95 % interval {100 * found.low:+.2f} to {100 * found.high:+.2f}, "
         f"p = {found.p_value:.2f}, {found.n} items"

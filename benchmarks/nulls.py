@@ -22,11 +22,14 @@ from pathlib import Path
 
 import numpy as np
 
-from souping.analysis.grouped import design
-from souping.analysis.intervals import ItemTable, rate
-from souping.analysis.paired import paired_intervals
-from souping.analysis.sign_flip import ALPHA, flip_reach
-from souping.analysis.significance import MARGIN, bounded, compare, corners, penalty
+from souping.core.unit import MARGIN
+from souping.statistics import scores as tables
+from souping.statistics.comparison import contrast, paired_intervals
+from souping.statistics.flips import flip_reach
+from souping.statistics.grouped import design
+from souping.statistics.intervals import objective_interval, rate
+from souping.statistics.levels import ALPHA, penalty
+from souping.statistics.scores import ItemTable
 
 DRAWS, BASE = 999, 0.7
 LEVEL, LOOKS_LEVEL, LOOKS = 0.025, 0.0375, 20
@@ -430,12 +433,20 @@ def tally(world: World, repetitions: int, seed: int = 0) -> Tally:
     for r in range(repetitions):
         answers = world(np.random.default_rng([seed, 77, r]))
         design_of = (answers.categories, answers.groups, answers.weights)
-        shown = bounded(
-            [
-                compare("a", "b", a, b, *design_of, draws=DRAWS, seed=r)
-                for a, b in corners(answers.a, answers.b, answers.missing)
-            ]
+        missing = answers.missing or (0.0, 0.0)
+        scores = tables.ScoreTable(
+            items=ItemTable(
+                names=tuple(map(str, range(len(answers.weights)))),
+                categories=answers.categories,
+                groups=answers.groups,
+                coefficients=answers.weights,
+            ),
+            answers={
+                "a": tables.Answers.of(answers.a, missing[0]),
+                "b": tables.Answers.of(answers.b, missing[1]),
+            },
         )
+        shown = contrast(scores, "a", "b", draws=DRAWS, seed=r)
         better += shown.low > 0
         worse += shown.high < 0
         widths += shown.high - shown.low
@@ -505,7 +516,7 @@ def covers(rng: np.random.Generator, case: Case) -> tuple[bool, ...]:
         "groups": layout.groups,
         "coefficients": layout.weights,
     }
-    one = ItemTable(names=(), **where).interval(a, draws=DRAWS)
+    one = objective_interval(ItemTable(names=(), **where), a, draws=DRAWS)
     deltas = design(b - a, layout.categories, layout.groups, layout.weights)
     alpha = ALPHA / penalty(case.looks)
     low, high = paired_intervals(deltas, 1.0, alpha=alpha, draws=DRAWS).limits(alpha)

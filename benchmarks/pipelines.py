@@ -27,8 +27,7 @@ from typing import Any
 
 import numpy as np
 
-from souping.analysis.intervals import ItemTable
-from souping.analysis.significance import MARGIN, Comparison, compare, measured_power, verdict
+from souping.analysis.significance import MARGIN, measured_power, verdict
 from souping.checkpoints import pool
 from souping.core.protocols import Objective, Selector
 from souping.core.scores import Mean, MeasuredScores, Weighted
@@ -42,6 +41,8 @@ from souping.pipeline.steps import Stage, Steps
 from souping.search.adaptive import Adaptive
 from souping.search.loop import RecipeEvaluator, result_of
 from souping.selection import All, SoCE
+from souping.statistics.comparison import Comparison, compare, same_model
+from souping.statistics.scores import ItemTable
 
 Rows = np.ndarray
 DRAWS, POWERED = 499, 30
@@ -276,10 +277,10 @@ class Run(Steps):
         best = next(c for c in contenders if c.kind == "best_single")
         for single in singles:
             theirs = self.answers.scores(single.recipe, stage.items).values
-            pair = compare(
-                soup.name, single.name, ours, theirs, table.categories, table.groups, table.coefficients,
-                draws=DRAWS, same_model=soup.recipe.id == single.recipe.id,
-            )  # fmt: skip
+            names = (soup.name, single.name)
+            pair = compare(names, ours, theirs, table, draws=DRAWS)
+            if soup.recipe.id == single.recipe.id:
+                pair = same_model(table, *names)
             self.pairs.append((pair, self.world.difference(soup.recipe, single.recipe)))
         self.deployed = self.world.difference(soup.recipe, best.recipe)
         self.claim = verdict(

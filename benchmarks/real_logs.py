@@ -17,12 +17,12 @@ from dataclasses import replace
 from pathlib import Path
 
 import souping
-from souping.comparison.estimate import variance_parts
 from souping.comparison.pooled import pool, task_weights
 from souping.logs.bfcl_average import coefficients_of, overall
 from souping.logs.match import matched
 from souping.logs.records import Log
 from souping.logs.sources import read
+from souping.statistics.comparison import split_variance
 
 MODEL = "openai_gpt-oss-120b"
 BUILDS = ("v0.10.2", "v0.11.0", "2025-11-12-main")
@@ -36,7 +36,7 @@ def standard_error(logs: dict[str, list[Log]], average: str) -> float:
     weights = task_weights(common, average)
     pooled = pool({task: common.metrics[task][0] for task in weights}, weights).scored
     a, b = logs
-    return 100 * math.sqrt(variance_parts(pooled, a, b).total)
+    return 100 * math.sqrt(split_variance(pooled, a, b).total)
 
 
 def grouping(folder: Path) -> None:

@@ -23,9 +23,9 @@ import yaml
 
 import souping
 from souping.cli.config import Config
-from souping.comparison.estimate import VarianceParts
 from souping.comparison.result import CompareResult, Flip, RowVerdict
 from souping.report.content import Report
+from souping.statistics.comparison import VarianceParts
 
 DOCS = Path(__file__).resolve().parent
 CONF = DOCS.parent / "conf"

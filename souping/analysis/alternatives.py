@@ -10,11 +10,11 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from souping.analysis.intervals import ItemTable
 from souping.core.protocols import Objective
 from souping.core.types import ItemScores, ScoreMatrix
 from souping.core.unit import Unit
 from souping.report.content import Oracle, Router
+from souping.statistics.scores import ItemTable
 
 
 @dataclass(frozen=True, kw_only=True)

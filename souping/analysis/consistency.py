@@ -27,7 +27,6 @@ import numpy as np
 
 from souping.analysis.base import Analysis, Draws, NotEstimableError, RunScores
 from souping.analysis.correlation import FEWEST_MODELS, GroupSums, correlated, few_models
-from souping.analysis.intervals import Z95
 from souping.analysis.wins import MEAN_TIE, too_few
 from souping.core.fields import component
 from souping.core.protocols import Correlation
@@ -45,6 +44,7 @@ from souping.report.content import Matrix, MaybeFloat, MaybeInt
 from souping.report.format import clean, count, in_words, rho, short
 from souping.report.plots import Drawing, canvas, heat_panel
 from souping.report.tables import Section, TableGrid, around, grid
+from souping.statistics.intervals import Z95
 
 CONSISTENCY_SALT = 0xC025
 # Differences of two correlations that are rounding.

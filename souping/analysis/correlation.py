@@ -21,8 +21,6 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from souping.analysis.grouped import design, distinct, resample
-from souping.analysis.intervals import Z95
 from souping.core.protocols import Correlation
 from souping.core.types import (
     CONSTANT,
@@ -32,6 +30,10 @@ from souping.core.types import (
     ScoreMatrix,
     UserError,
 )
+from souping.statistics.bootstrap_t import resample
+from souping.statistics.flips import distinct
+from souping.statistics.grouped import design
+from souping.statistics.intervals import Z95
 
 # A column whose range is below this share of its largest value is constant: only rounding tells its
 # scores apart.

@@ -18,9 +18,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from souping.analysis.bootstrap_t import NORMAL
-from souping.analysis.sign_flip import ALPHA
-from souping.analysis.significance import DISCORDANCE, POWER, Comparison, compare, pair_variance
+from souping.analysis.significance import DISCORDANCE
 from souping.core.fields import LARGEST_SETTING, pick
 from souping.core.text import DASH
 from souping.core.types import Bound, Fold, IntArray, Item, ItemScores, Json, UserError
@@ -29,6 +27,11 @@ from souping.report.analyses import AnalysisResult
 from souping.report.content import MaybeFloat, MaybeInt
 from souping.report.format import clean, count, share
 from souping.report.tables import Section, grid
+from souping.statistics.bootstrap_t import NORMAL
+from souping.statistics.comparison import Comparison, compare
+from souping.statistics.levels import ALPHA, Level, release
+from souping.statistics.power import POWER, pair_variance
+from souping.statistics.scores import one_category
 
 GUARDS = "guards"
 # Name of a guard or goal that is the mean length of all answers.
@@ -195,9 +198,8 @@ def check(
         b = guard.margin - (1 + guard.margin) * reference.lengths / mean
     guarded = guard.covers([item.category for item in soup.items])
     groups = _groups(soup.items)[guarded]
-    return compare(
-        "", "", a[guarded], b[guarded], 0 * groups, groups, np.ones(1), looks=looks, tests=tests
-    )
+    items = one_category(groups)
+    return compare(("", ""), a[guarded], b[guarded], items, Level(looks, tests))
 
 
 def _groups(items: Sequence[Item]) -> IntArray:
@@ -225,16 +227,15 @@ def judge(
             checks.append(guard.result(comparison))
         return checks
 
-    # Each of Holm's steps corrects for the guards that are undecided so far; the last one, which
-    # decides none, counts for all that remain.
+    # The comparison of each guard at the last of Holm's steps that it took part in.
     comparisons: dict[int, Comparison] = {}
-    undecided = list(range(len(guards)))
-    while undecided:
-        tests = len(undecided) * picked
-        step = {n: check(guards[n], *pairs[n], looks=looks, tests=tests) for n in undecided}
-        decided = {n: step[n] for n in undecided if guards[n].outcome(step[n]) != "undecided"}
-        comparisons |= decided or step
-        undecided = [n for n in undecided if n not in comparisons]
+
+    def is_decided(n: int, undecided: int) -> bool:
+        tests = undecided * picked
+        comparisons[n] = check(guards[n], *pairs[n], looks=looks, tests=tests)
+        return guards[n].outcome(comparisons[n]) != "undecided"
+
+    release(range(len(guards)), is_decided)
     return [guard.result(comparisons[n]) for n, guard in enumerate(guards)]
 
 

@@ -25,7 +25,6 @@ import numpy as np
 from annotated_types import Interval
 
 from souping.analysis.base import Analysis, NotEstimableError, RunScores, RunSoups
-from souping.analysis.intervals import ItemTable
 from souping.core.fields import component
 from souping.core.types import FloatArray, Names, Recipe
 from souping.core.unit import Unit
@@ -34,6 +33,8 @@ from souping.report.content import MaybeFloat, MaybeInt, NamedNumbers
 from souping.report.format import clean, short
 from souping.report.plots import COLOURS, INK, Drawing, canvas, figure, name_rows
 from souping.report.tables import Section, TableCell, TableGrid, grid
+from souping.statistics.intervals import objective_interval
+from souping.statistics.scores import ItemTable
 
 # Models that are together: a player (one, two or three of them) or a coalition of players.
 Members = frozenset[str]
@@ -167,7 +168,7 @@ class _Values:
         """Value with its interval over items, and the value of each category."""
         unit = self.run.unit
         table = ItemTable.of(self.everybody.items, self.run.objective)
-        interval = table.interval(values)
+        interval = objective_interval(table, values)
         limits = {"value": self.objective(values), "low": interval.low, "high": interval.high}
         means = {}
         for c, name in enumerate(table.names):

@@ -12,13 +12,11 @@ from __future__ import annotations
 
 import itertools
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
 from souping.analysis.base import SINGLE_SELECTED, Analysis, NotEstimableError, RunScores, RunSoups
-from souping.analysis.intervals import ItemTable
-from souping.analysis.significance import compare_on_table
 from souping.core.fields import component
 from souping.core.reading import read
 from souping.core.text import DASH
@@ -35,6 +33,9 @@ from souping.report.analyses import AnalysisResult
 from souping.report.content import MaybeInt, PairedDifference, ScoreInterval
 from souping.report.format import count, in_words
 from souping.report.tables import Section, grid
+from souping.statistics.comparison import Comparison, contrast
+from souping.statistics.intervals import objective_interval
+from souping.statistics.scores import ItemTable, ScoreTable
 
 
 @component
@@ -73,9 +74,9 @@ class Size(Analysis):
         for size, values in scores_of.items():
             gain = None
             if size > 1:
-                difference = compare_on_table(("", ""), values, first.values, fold)
+                difference = _difference(values, first.values, fold)
                 gain = read(PairedDifference, difference.raw(run.unit))
-            score = read(ScoreInterval, fold.interval(values).raw(run.unit))
+            score = read(ScoreInterval, objective_interval(fold, values).raw(run.unit))
             rows.append(SizeScore(ingredients=names[:size], score=score, gain=gain))
         pruned = self._pruned(run, fold)
         return SizeResult(fold="search", budget=budget, sizes=tuple(rows), pruned=pruned)
@@ -87,9 +88,14 @@ class Size(Analysis):
             return None
         smaller = pruned(run.soups)
         values = run.search[smaller.id].values
-        difference = compare_on_table(("", ""), values, run.search[soup.id].values, fold)
+        difference = _difference(values, run.search[soup.id].values, fold)
         without = [name for name in soup.ingredients if name not in smaller.ingredients]
         return read(PrunedDifference, {**difference.raw(run.unit), "without": without})
+
+
+def _difference(a: FloatArray, b: FloatArray, fold: ItemTable) -> Comparison:
+    """Scores a minus scores b [I], of models without a name."""
+    return replace(contrast(ScoreTable.complete(fold, {"a": a, "b": b}), "a", "b"), a="", b="")
 
 
 def pruned(soups: RunSoups) -> Recipe:

@@ -15,7 +15,6 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from souping.analysis.base import SINGLE_SELECTED, Analysis, NotEstimableError, RunScores
-from souping.analysis.intervals import ItemTable
 from souping.core.fields import component
 from souping.core.text import minus
 from souping.core.types import BoolArray, FloatArray, IntArray, Names
@@ -27,6 +26,7 @@ from souping.report.plots import FAINT, INK, Drawing, canvas, curve, scale, tria
 from souping.report.tables import Section
 from souping.search.points import check_step, grid, grid_size, uniform, vertices
 from souping.search.surrogate import RISE, SoupModel, draws
+from souping.statistics.scores import ItemTable
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

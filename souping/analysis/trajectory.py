@@ -13,10 +13,6 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from souping.analysis.intervals import ItemTable
-from souping.analysis.nested import ZERO_DIFFERENCE
-from souping.analysis.sign_flip import ALPHA
-from souping.analysis.significance import Comparison, compare, over_looks, penalty
 from souping.checkpoints.pool import Trajectory
 from souping.checkpoints.trajectory import Member
 from souping.core.protocols import Objective
@@ -32,6 +28,10 @@ from souping.report.content import (
     WindowRow,
 )
 from souping.search.schedule import windows
+from souping.statistics.comparison import Comparison, compare
+from souping.statistics.levels import Level, over_looks
+from souping.statistics.nested import ZERO_DIFFERENCE
+from souping.statistics.scores import ItemTable
 
 SOUP_AVERAGE = "average"
 LAST_CHECKPOINT = "last"
@@ -81,17 +81,8 @@ class CheckpointScores:
     def _versus(
         self, name: str, average: FloatArray, other: FloatArray, looks: int, tests: float
     ) -> LookDifference:
-        comparison = compare(
-            SOUP_AVERAGE,
-            name,
-            average,
-            other,
-            self.table.categories,
-            self.table.groups,
-            self.table.coefficients,
-            looks=looks,
-            tests=tests,
-        )
+        names = (SOUP_AVERAGE, name)
+        comparison = compare(names, average, other, self.table, Level(looks, tests))
         return self.at_look(comparison, looks)
 
     def at_look(self, comparison: Comparison, looks: int) -> LookDifference:
@@ -112,7 +103,7 @@ def over_runs(deltas: FloatArray, table: ItemTable, looks: int = 1) -> Compariso
 
     count = len(deltas)
     degrees = count - 1
-    alpha = ALPHA / penalty(looks)
+    alpha = Level(looks).alpha
     mean_deltas = deltas.mean(axis=0)
     pooled = table.grouped(mean_deltas)
 

@@ -30,7 +30,6 @@ from annotated_types import Interval
 
 from souping.analysis.base import SINGLE_SELECTED, Analysis, Draws, NotEstimableError, RunScores
 from souping.analysis.correlation import GroupSums
-from souping.analysis.intervals import Z95, rate
 from souping.core.fields import component
 from souping.core.types import (
     FloatArray,
@@ -49,6 +48,7 @@ from souping.report.content import MaybeFloat, MaybeInt, NamedNumbers
 from souping.report.format import clean, count, in_words, percent
 from souping.report.plots import COLOURS, INK, Drawing, canvas, figure
 from souping.report.tables import Section, TableCell, TableGrid, grid
+from souping.statistics.intervals import Z95, rate
 
 # ------------------------------------------------------------ over parents, by category
 

@@ -14,11 +14,8 @@ from typing import Annotated
 import numpy as np
 from annotated_types import Interval
 
-from souping.analysis.nested import ZERO_DIFFERENCE
-from souping.analysis.sign_flip import ALPHA
-from souping.comparison.estimate import VarianceParts, contrast, variance_parts
 from souping.comparison.looks import looks_of
-from souping.comparison.pooled import SCORE, PooledScores, task_weights
+from souping.comparison.pooled import task_weights
 from souping.comparison.result import CompareResult, Difference, Flip, RowVerdict, RunNoise
 from souping.comparison.row_tests import RowTest, judge
 from souping.comparison.rows import RowScores, is_scored, rows_of
@@ -34,6 +31,10 @@ from souping.logs.match import Matched, MatchedMetric, matched
 from souping.logs.records import Log, LoggedAnswer
 from souping.logs.sources import read
 from souping.logs.tables import Frame
+from souping.statistics.comparison import VarianceParts, contrast, split_variance
+from souping.statistics.levels import Level
+from souping.statistics.nested import ZERO_DIFFERENCE
+from souping.statistics.scores import ScoreTable
 
 AVERAGES = ("task", "item", "leaf", "bfcl")
 WARN_CUT = 0.02
@@ -112,8 +113,8 @@ def _result(
 ) -> CompareResult:
     """All that the rows show."""
     models = tuple(logs)
-    pooled = rows[0].pooled
-    tests, best, pairs = _several(pooled, models, ALPHA / factor)
+    scores = rows[0].scores
+    tests, best, pairs = _several(scores, models, Level(tests=factor).alpha)
     verdicts = _all_verdicts(rows, models, gate, tests, factor)
     return CompareResult(
         baseline=models[0],
@@ -122,12 +123,12 @@ def _result(
         looks=looks,
         status=_status(verdicts, fail_on),
         verdicts=tuple(verdicts),
-        variance=_variances(pooled, models),
+        variance=_variances(scores, models),
         runs=tuple(_run_noises(rows[0], verdicts)),
         best=best,
         pairs=pairs,
         flips=tuple(_flips(common, models, logs)),
-        warnings=(*common.notes, *notes, *_warnings(logs, common, verdicts, pooled)),
+        warnings=(*common.notes, *notes, *_warnings(logs, common, verdicts, scores)),
     )
 
 
@@ -202,13 +203,13 @@ def _status(verdicts: Sequence[RowVerdict], fail_on: Sequence[Word]) -> int:
 
 def _run_noises(headline: RowScores, verdicts: Sequence[RowVerdict]) -> Iterator[RunNoise]:
     """How far the runs of each model differ that has several."""
-    pooled = headline.pooled.scored
+    scored = headline.scores.scored
     differences = {row.model: row.difference for row in verdicts if row.kind == "average"}
-    for model, values in pooled.values.items():
-        scores = values[SCORE]
+    for model in scored.answers:
+        scores = scored.counted(model)
         if len(scores) < 2:
             continue
-        means = [pooled.mean(run[None]) for run in scores]
+        means = [scored.items.mean(run[None]) for run in scores]
         flipped = [np.abs(a - b) > ZERO_DIFFERENCE for a, b in combinations(scores, 2)]
         yield RunNoise(
             model=model,
@@ -219,9 +220,9 @@ def _run_noises(headline: RowScores, verdicts: Sequence[RowVerdict]) -> Iterator
         )
 
 
-def _variances(pooled: PooledScores, models: Sequence[str]) -> dict[str, VarianceParts]:
-    scored = pooled.scored
-    return {model: variance_parts(scored, model, models[0]) for model in models[1:]}
+def _variances(scores: ScoreTable, models: Sequence[str]) -> dict[str, VarianceParts]:
+    scored = scores.scored
+    return {model: split_variance(scored, model, models[0]) for model in models[1:]}
 
 
 def _read(
@@ -251,7 +252,7 @@ def _read(
 
 
 def _several(
-    pooled: PooledScores, models: Sequence[str], alpha: float
+    scores: ScoreTable, models: Sequence[str], alpha: float
 ) -> tuple[list[float], Names, dict[str, dict[str, Difference]]]:
     """Of three or more models: the number of tests that each but the first is corrected for, those among which the best
     is, and the differences of each two."""
@@ -259,9 +260,9 @@ def _several(
         return [1.0], (), {}
     pairs: dict[str, dict[str, Difference]] = {name: {} for name in models[:-1]}
     for a, b in combinations(models, 2):
-        comparison = contrast(pooled, a, b, tested=False)
+        comparison = contrast(scores, a, b, tested=False)
         pairs[a][b] = (comparison.difference, comparison.low, comparison.high)
-    tests, best = joint_tests(pooled, models, alpha)
+    tests, best = joint_tests(scores, models, alpha)
     return tests, best, pairs
 
 
@@ -270,7 +271,7 @@ def _checked_rows(
 ) -> list[RowScores]:
     """The rows; there are two items or more, no two rows of one name, and all that the policy names."""
     rows = list(rows_of(common, weights, pass_at, policy.named))
-    if len(rows[0].pooled.categories) < 2:
+    if len(rows[0].scores.items.categories) < 2:
         raise UserError("one item in common: a comparison needs two or more")
     for name, count in Counter(row.name for row in rows).items():
         if count > 1:
@@ -346,11 +347,11 @@ def _warnings(
     logs: Mapping[str, Sequence[Log]],
     common: Matched,
     verdicts: Sequence[RowVerdict],
-    pooled: PooledScores,
+    scores: ScoreTable,
 ) -> Iterator[str]:
     """What limits the comparison, in plain words."""
-    yield from _unaveraged(common, pooled.names)
-    runs = {name: values.shape[1] for name, values in pooled.values.items()}
+    yield from _unaveraged(common, scores.items.names)
+    runs = {name: len(answers.counted) for name, answers in scores.answers.items()}
     if max(runs.values()) == 1:
         what = "another run, or a model trained with another seed,"
         if len({log.model for log in chain.from_iterable(logs.values())}) == 1:

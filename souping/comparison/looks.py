@@ -8,10 +8,6 @@ from pathlib import Path
 
 import numpy as np
 
-from souping.analysis.intervals import ItemTable
-from souping.analysis.shown import picked_tests
-from souping.analysis.sign_flip import ALPHA
-from souping.analysis.significance import penalty
 from souping.core.fields import text_of
 from souping.core.files import expanded, seen_from
 from souping.core.parsing import read_yaml
@@ -21,6 +17,9 @@ from souping.core.types import Json, UserError, digest, frozen
 from souping.logs.match import Matched, MatchedMetric
 from souping.logs.records import Log, LoggedAnswer, read_object
 from souping.report.content import Report
+from souping.statistics.joint import picked_tests
+from souping.statistics.levels import Level, penalty
+from souping.statistics.scores import ItemTable
 
 MOST_LOOKS = 1000
 
@@ -89,7 +88,7 @@ def looks_of(
         scores = ledger.known_scores(look.known, claim.questions)
     looks = max(least, look.number)
     pairs = combinations(range(len(scores)), 2)
-    tests = picked_tests(scores, pairs, _item_table(metrics, weights), ALPHA / penalty(looks))
+    tests = picked_tests(scores, pairs, _item_table(metrics, weights), Level(looks).family)
     return looks, penalty(looks) * (look.known.missing + tests), []
 
 

@@ -1,25 +1,17 @@
-"""Scores of all models on the items of several tasks, and the tasks' weights in their mean.
+"""Matched logs as one table of scores on the items of several tasks, and the tasks' weights in their mean.
 
-Shape legend: R runs, P answers of an item (replicates), I items, C tasks, M models.
+Shape legend: R runs, P answers of an item (replicates), I items.
 """
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Mapping
-from dataclasses import dataclass
-from functools import cached_property
+from collections.abc import Iterable, Mapping
 
 import numpy as np
 
-from souping.analysis.grouped import GroupedScores, GroupLayout
-from souping.core.types import BoolArray, FloatArray, IntArray, UserError
+from souping.core.types import FloatArray, IntArray, UserError
 from souping.logs.match import Matched, MatchedMetric, moments
-
-# Rows of `PooledScores.values`: the mean score over the answers of an item as its harness counted,
-# with missing answers counted as right and as wrong, and the variance of the score over the draw
-# of its answers, nan if it has one.
-SCORE, BEST, WORST, NOISE = range(4)
-
+from souping.statistics.scores import Answers, ItemTable, ScoreTable, joined
 
 # ---------------------------------------------------------------- weights
 
@@ -95,91 +87,40 @@ def _task_shares(common: Matched, name: str, sizes: Mapping[str, float]) -> dict
 # ---------------------------------------------------------------- scores
 
 
-@dataclass(frozen=True, kw_only=True, eq=False)
-class PooledScores:
-    """Scores of all models on the items of some tasks, turned so that higher is better."""
-
-    names: tuple[str, ...]  # of the tasks, [C]
-    weights: FloatArray  # [C]
-    categories: IntArray  # [I] number of the task
-    groups: IntArray  # [I]
-    values: Mapping[str, FloatArray]  # {model: [4, R, I]}, rows SCORE, BEST, WORST, NOISE
-
-    def at(self, place: BoolArray) -> PooledScores:
-        """The items of this mask. Tasks without any of them are left out."""
-        if place.all():
-            return self
-        tasks, categories = np.unique(self.categories[place], return_inverse=True)
-        weights = self.weights[tasks]
-        return PooledScores(
-            names=tuple(self.names[task] for task in tasks),
-            weights=weights / weights.sum(),
-            categories=categories.astype(np.int64),
-            groups=self.groups[place],
-            values={model: scores[..., place] for model, scores in self.values.items()},
-        )
-
-    def only(self, names: Collection[str]) -> PooledScores:
-        """These tasks alone."""
-        tasks = [task for task, name in enumerate(self.names) if name in names]
-        return self.at(np.isin(self.categories, tasks))
-
-    @cached_property
-    def scored(self) -> PooledScores:
-        """The items that have a score in every run of every model."""
-        return self.at(finite(self.values.values()))
-
-    @cached_property
-    def layout(self) -> GroupLayout:
-        """Groups and tasks of the items."""
-        return GroupLayout.of(self.categories, self.groups, self.weights)
-
-    def paired(self, a: FloatArray, b: FloatArray) -> GroupedScores:
-        """a - b [I] summed by group and task."""
-        return self.layout.grouped(a - b)
-
-    def mean(self, values: FloatArray) -> float:
-        """The weighted mean of scores [R, I] over tasks."""
-        sums = np.bincount(self.categories, values.mean(axis=0))
-        means = self.weights * sums / np.bincount(self.categories)
-        return float(means.sum())
-
-
-def finite(values: Iterable[FloatArray], fill: int = SCORE) -> BoolArray:
-    """Items [I] that have a score in every run of every model; `fill` is the row of values."""
-    scored = [np.isfinite(model_values[fill]).all(axis=0) for model_values in values]
-    return np.asarray(np.all(scored, axis=0))
-
-
 def pool(
     metrics: Mapping[str, MatchedMetric], weights: Mapping[str, float], pass_at: int = 0
-) -> PooledScores:
+) -> ScoreTable:
     """Scores of all models by these metrics, {task: metric}; `pass_at` k gives an item its pass@k.
+
+    They are turned so that higher is better.
 
     Raises:
         UserError: no item has a score of every model, or pass@k cannot be computed.
     """
     tables = list(metrics.values())
     sizes = [len(metric.items) for metric in tables]
-    values = {}
-    for model in tables[0].scores:
-        rows = [_score_rows(metric, model, pass_at) for metric in tables]
-        values[model] = np.concatenate(rows, axis=2)
-    pooled = PooledScores(
+    items = ItemTable(
         names=tuple(metrics),
-        weights=np.array([weights[task] for task in metrics]),
+        coefficients=np.array([weights[task] for task in metrics]),
         categories=np.repeat(np.arange(len(tables)), sizes),
         groups=_group_numbers(tables),
-        values=values,
     )
+    answers = {}
+    for model in tables[0].scores:
+        answers[model] = joined([_answers(metric, model, pass_at) for metric in tables])
 
-    # Tasks without any item that has a score of every model are left out.
-    scored = finite(values.values(), SCORE)
+    # Tasks without any item that has a score of every model are left out, and items whose missing
+    # answers have no bounds.
+    scored = np.ones(len(items.groups), dtype=bool)
+    usable = np.ones(len(items.groups), dtype=bool)
+    for own in answers.values():
+        scored &= np.isfinite(own.counted).all(axis=0)
+        usable &= np.isfinite(own.lowest).all(axis=0)
+        usable &= np.isfinite(own.highest).all(axis=0)
     if not scored.any():
         raise UserError(f"{', '.join(metrics)}: no item has a score of every model")
-    of_scored_task = np.isin(pooled.categories, pooled.categories[scored])
-    usable = finite(values.values(), BEST) & finite(values.values(), WORST)
-    return pooled.at(usable & of_scored_task)
+    of_scored_task = np.isin(items.categories, items.categories[scored])
+    return ScoreTable(items=items, answers=answers).at(usable & of_scored_task)
 
 
 def _group_numbers(metrics: Iterable[MatchedMetric]) -> IntArray:
@@ -193,18 +134,18 @@ def _group_numbers(metrics: Iterable[MatchedMetric]) -> IntArray:
     return np.array(groups)
 
 
-def _score_rows(metric: MatchedMetric, model: str, pass_at: int) -> FloatArray:
-    """Rows SCORE, BEST, WORST and NOISE of a model, [4, R, I]."""
+def _answers(metric: MatchedMetric, model: str, pass_at: int) -> Answers:
+    """Scores of a model on the items of one task."""
     answers = metric.scores[model]  # [R, P, I]
     if not metric.higher_is_better:
         answers = float(metric.is_mean) - answers
     score, noise = _item_scores(answers, pass_at, metric.task)
     missing = (metric.values["missing"][model] > 0) & metric.is_mean
     if not missing.any():
-        return np.stack([score, score, score, noise])
-    best, _ = _item_scores(np.where(missing, 1.0, answers), pass_at, metric.task)
-    worst, _ = _item_scores(np.where(missing, 0.0, answers), pass_at, metric.task)
-    return np.stack([score, best, worst, noise])
+        return Answers(counted=score, lowest=score, highest=score, noise=noise)
+    highest, _ = _item_scores(np.where(missing, 1.0, answers), pass_at, metric.task)
+    lowest, _ = _item_scores(np.where(missing, 0.0, answers), pass_at, metric.task)
+    return Answers(counted=score, lowest=lowest, highest=highest, noise=noise)
 
 
 def _item_scores(answers: FloatArray, pass_at: int, task: str) -> tuple[FloatArray, FloatArray]:

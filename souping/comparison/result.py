@@ -14,8 +14,6 @@ from io import StringIO
 from operator import itemgetter
 from typing import TYPE_CHECKING, Literal
 
-from souping.analysis.significance import items_in_words
-from souping.comparison.estimate import VarianceParts
 from souping.comparison.verdict import Word
 from souping.core.reading import to_json
 from souping.core.text import confidence, minus
@@ -24,6 +22,8 @@ from souping.core.unit import POINTS
 from souping.report.format import escape_html, p_value, short
 from souping.report.render import document, section_html, show_sheet
 from souping.report.tables import Section, TableCell, grid, nonempty
+from souping.statistics.comparison import VarianceParts
+from souping.statistics.power import items_in_words
 
 if TYPE_CHECKING:
     from pandas import DataFrame

@@ -11,16 +11,16 @@ from dataclasses import dataclass, replace
 from functools import cache
 from typing import Literal
 
-from souping.analysis.significance import Comparison
-from souping.comparison import estimate
-from souping.comparison.pooled import BEST, SCORE, WORST
 from souping.comparison.result import RowVerdict
 from souping.comparison.rows import RowScores
 from souping.comparison.verdict import HEADLINE, Limits, Policy, Word, decide, verdict_of
+from souping.statistics.comparison import Comparison, contrast, contrast_at, split_variance
+from souping.statistics.levels import Level, step_down
+from souping.statistics.power import RunPower
 
 # Tests of one model are computed once, and forgotten before the next model.
-_contrast = cache(estimate.contrast)
-_counted_contrast = cache(estimate.counted_contrast)
+_contrast = cache(contrast)
+_contrast_at = cache(contrast_at)
 
 
 @dataclass(frozen=True)
@@ -33,33 +33,30 @@ class RowTest:
     factor: float
 
     def comparison(self, tests: float) -> Comparison:
-        return _contrast(self.row.pooled, self.model, self.baseline, tests=tests * self.factor)
+        level = Level(tests=tests * self.factor)
+        return _contrast(self.row.scores, self.model, self.baseline, level)
 
     def limits(self, tests: float) -> list[Limits]:
         """The interval; before it, if answers are missing, that of the scores as the harness counted."""
         bounding = self.comparison(tests)
         limits = [(bounding.low, bounding.high)]
         if self.missing:
-            counted = _counted_contrast(
-                self.row.pooled, self.model, self.baseline, tests=tests * self.factor
-            )
+            level = Level(tests=tests * self.factor)
+            scored = self.row.scores.scored
+            counted = _contrast_at(scored, self.model, self.baseline, level, tested=False)
             limits.insert(0, (counted.low, counted.high))
         return limits
 
     @property
     def missing(self) -> int:
         """Items with a missing answer, in all runs of both models."""
-        missing = 0
-        for name in (self.model, self.baseline):
-            scores = self.row.pooled.values[name]
-            missing += int((scores[BEST] != scores[WORST]).sum())
-        return missing
+        return self.row.scores.missing(self.model, self.baseline)
 
     def means(self) -> tuple[float, float]:
         """(the baseline's mean, the model's) as the metric has them."""
-        pooled = self.row.pooled.scored
-        base = pooled.mean(pooled.values[self.baseline][SCORE])
-        mean = pooled.mean(pooled.values[self.model][SCORE])
+        scored = self.row.scores.scored
+        base = scored.items.mean(scored.counted(self.baseline))
+        mean = scored.items.mean(scored.counted(self.model))
         if self.row.higher_is_better:
             return base, mean
         # Scores were turned so that higher is better: fractions are 1 - score, others -score.
@@ -69,7 +66,7 @@ class RowTest:
     def distance(self) -> float:
         """Rough |T| / se, by which tests are ordered."""
         base, mean = self.means()
-        variance = estimate.variance_parts(self.row.pooled.scored, self.model, self.baseline)
+        variance = split_variance(self.row.scores.scored, self.model, self.baseline)
         error = math.sqrt(variance.total)
         return abs(mean - base) / error if error else 0.0
 
@@ -79,7 +76,7 @@ def judge(
 ) -> Iterator[RowVerdict]:
     """All rows of a model; the correction of the headline for several models is `headline_tests` tests."""
     _contrast.cache_clear()
-    _counted_contrast.cache_clear()
+    _contrast_at.cache_clear()
     tests = {test.row.name: test for test in row_tests}
     headline = tests[HEADLINE]
     tests[HEADLINE] = replace(headline, factor=headline.factor * headline_tests)
@@ -130,9 +127,7 @@ def _row_verdict(
         high = -comparison.low
     base, mean = test.means()
     word, reason = verdict
-    power = estimate.RunPower(
-        comparison=comparison, pooled=row.pooled, a=test.model, b=test.baseline
-    )
+    power = RunPower(comparison=comparison, scores=row.scores, a=test.model, b=test.baseline)
     several_runs = math.isfinite(comparison.degrees)
     return RowVerdict(
         model=test.model,
@@ -172,12 +167,10 @@ def _holm(family: Mapping[str, RowTest]) -> dict[str, float]:
     These are Holm's steps down to the first row without a difference, and that one's from there on, so that an interval
     excludes 0 just where its row is shown to differ.
     """
-    order = sorted(family, key=lambda name: -family[name].distance())
-    corrections = {}
-    for rank, name in enumerate(order):
-        tests = float(len(order) - rank)
-        corrections[name] = tests
-        comparison = family[name].comparison(tests)
-        if comparison.p_value >= 1 - comparison.level:
-            return corrections | dict.fromkeys(order[rank:], tests)
-    return corrections
+
+    def decide(left: Sequence[str]) -> tuple[bool, float]:
+        tests = float(len(left))
+        comparison = family[left[0]].comparison(tests)
+        return comparison.p_value < 1 - comparison.level, tests
+
+    return step_down(sorted(family, key=lambda name: -family[name].distance()), decide)

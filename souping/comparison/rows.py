@@ -7,10 +7,11 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from souping.comparison.pooled import PooledScores, pool
+from souping.comparison.pooled import pool
 from souping.comparison.result import AmountKind
 from souping.comparison.verdict import HEADLINE
 from souping.logs.match import Field, Matched, MatchedMetric
+from souping.statistics.scores import ScoreTable
 
 LENGTH_KINDS: Mapping[Field, AmountKind] = {
     "tokens": "length",
@@ -21,12 +22,12 @@ LENGTH_KINDS: Mapping[Field, AmountKind] = {
 
 @dataclass(frozen=True, kw_only=True)
 class RowScores:
-    """One row before it is judged: the pooled scores of all models on its tasks."""
+    """One row before it is judged: the scores of all models on its tasks."""
 
     name: str
     kind: AmountKind
     metric: str
-    pooled: PooledScores
+    scores: ScoreTable
     higher_is_better: bool
     fraction: bool
     weight: float = 0.0
@@ -43,31 +44,29 @@ def rows_of(
     headline = _headline(averaged, weights, pass_at)
     yield headline
 
-    pooled = headline.pooled
-    weight_of = dict(zip(pooled.names, pooled.weights.tolist(), strict=True))
+    scores = headline.scores
+    weight_of = dict(zip(scores.items.names, scores.items.coefficients.tolist(), strict=True))
     for group in common.groups.values():
         tasks = [task for task in group.members if task in weight_of]
         if 1 < len(tasks) < len(weights) or (tasks and group.name in named):
-            row = replace(headline, name=group.name, kind="group", pooled=pooled.only(tasks))
+            row = replace(headline, name=group.name, kind="group", scores=scores.only(tasks))
             yield replace(row, weight=sum(weight_of[task] for task in tasks))
 
     for task, weight in weight_of.items():
         if len(weights) > 1 or task in named:
-            row = _row(averaged[task], "task", pooled.only([task]))
+            row = _row(averaged[task], "task", scores.only([task]))
             yield replace(row, weight=weight)
 
     yield from _metric_rows(common, weights)
     yield from _length_rows(averaged, weights)
 
 
-def _row(
-    metric: MatchedMetric, kind: AmountKind, pooled: PooledScores, name: str = ""
-) -> RowScores:
+def _row(metric: MatchedMetric, kind: AmountKind, scores: ScoreTable, name: str = "") -> RowScores:
     return RowScores(
         name=name or metric.task,
         kind=kind,
         metric=metric.metric,
-        pooled=pooled,
+        scores=scores,
         higher_is_better=metric.higher_is_better,
         fraction=metric.is_mean,
     )
@@ -76,9 +75,9 @@ def _row(
 def _headline(
     averaged: Mapping[str, MatchedMetric], weights: Mapping[str, float], pass_at: int
 ) -> RowScores:
-    pooled = pool(averaged, weights, pass_at)
+    scores = pool(averaged, weights, pass_at)
     first = next(iter(averaged.values()))
-    row = replace(_row(first, "average", pooled, HEADLINE), weight=1.0)
+    row = replace(_row(first, "average", scores, HEADLINE), weight=1.0)
     if first.is_mean:
         # Fractions are averaged whatever their metrics are.
         row = replace(row, metric="", higher_is_better=True)
@@ -118,9 +117,9 @@ def _length_rows(
         if not metrics:
             continue
         total = sum(weights[task] for task in metrics)
-        pooled = pool(metrics, {task: weights[task] / total for task in metrics})
+        scores = pool(metrics, {task: weights[task] / total for task in metrics})
         first = next(iter(metrics.values()))
-        yield replace(_row(first, LENGTH_KINDS[field], pooled, field), metric=field)
+        yield replace(_row(first, LENGTH_KINDS[field], scores, field), metric=field)
 
 
 def _scored_by(field: Field, averaged: Mapping[str, MatchedMetric]) -> dict[str, MatchedMetric]:

@@ -10,6 +10,7 @@ from typing import Literal, get_args
 
 from souping.core.fields import pick, text_of
 from souping.core.types import Json, UserError, frozen
+from souping.statistics.levels import release
 
 Word = Literal["better", "much-worse", "worse", "no-worse", "undecided"]
 WORDS: tuple[Word, ...] = get_args(Word)
@@ -159,7 +160,7 @@ def decide(
     rows; the others, all of which must hold, need no correction."""
     failing: dict[Word, set[str]] = {}
     if len(margins) > 1:
-        failing = {word: _step_down(margins, limits, word) for word in FAIL_ON}
+        failing = {word: _held(margins, limits, word) for word in FAIL_ON}
     verdicts = {}
     for name, margin in margins.items():
         words = [word for word in WORDS if word not in failing or name in failing[word]]
@@ -171,22 +172,18 @@ def decide(
     return verdicts
 
 
-def _step_down(
+def _held(
     margins: Mapping[str, float | None],
     limits: Callable[[str, float], Sequence[Limits]],
     word: Word,
 ) -> set[str]:
     """Rows of which the word holds at Holm's levels."""
-    held: set[str] = set()
-    while True:
-        open_rows = [name for name in margins if name not in held]
-        new = set()
-        for name in open_rows:
-            end = 0.0
-            if word == "much-worse":
-                end = -(margins[name] or 0.0)
-            if all(high < end for _, high in limits(name, float(len(open_rows)))):
-                new.add(name)
-        if not new:
-            return held
-        held |= new
+
+    def is_held(name: str, tests: int) -> bool:
+        end = 0.0
+        if word == "much-worse":
+            end = -(margins[name] or 0.0)
+        return all(high < end for _, high in limits(name, float(tests)))
+
+    tests_of = release(margins, is_held)
+    return {name for name, tests in tests_of.items() if is_held(name, tests)}

@@ -7,12 +7,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from souping.analysis.bootstrap_t import NORMAL
-from souping.analysis.sign_flip import ALPHA
-from souping.analysis.significance import penalty
 from souping.core.protocols import Objective
 from souping.core.types import Item, Json, Recipe, digest
 from souping.evaluate.benchmark import ENOUGH_ITEMS, slices_of
+from souping.statistics.bootstrap_t import NORMAL
+from souping.statistics.levels import Level, penalty
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -159,7 +158,7 @@ def items_to_report(
         if any(counts[name] < min(size, ENOUGH_ITEMS) for name, size in sizes.items()):
             break
         variance = sum(shares[name] ** 2 / counts[name] for name in sizes)
-        z = NORMAL.inv_cdf(1 - ALPHA / penalty(1 + most + deleted) / 2)
+        z = NORMAL.inv_cdf(1 - Level(1 + most + deleted).family / 2)
         worth = 1 / (variance * z**2)
         if worth > largest:
             best = candidates

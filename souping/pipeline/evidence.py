@@ -7,26 +7,10 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from souping.analysis.grouped import GroupedScores, design
-from souping.analysis.intervals import ItemTable, rate
-from souping.analysis.max_t import MAX_T, MaxT
-from souping.analysis.nested import ZERO_DIFFERENCE
-from souping.analysis.shown import picked_tests
-from souping.analysis.sign_flip import ALPHA
-from souping.analysis.significance import (
-    Comparison,
-    bound_of,
-    bounded,
-    compare_on_table,
-    corners,
-    holm,
-    over_looks,
-    penalty,
-    verdict,
-)
+from souping.analysis.significance import verdict
 from souping.core.protocols import Objective
 from souping.core.scores import Mean
-from souping.core.types import FloatArray, IntArray, Item, ItemScores, Recipe
+from souping.core.types import FloatArray, Item, ItemScores, Recipe
 from souping.core.unit import MARGIN, Unit
 from souping.evaluate.identity import title
 from souping.pipeline.lost_answers import outcomes, unmeasured
@@ -44,6 +28,11 @@ from souping.report.content import (
     VerdictSummary,
 )
 from souping.search.loop import SearchResult
+from souping.statistics.comparison import Comparison, answer_variance, contrast, same_model
+from souping.statistics.intervals import objective_interval, rate
+from souping.statistics.joint import compare_in_categories, picked_tests
+from souping.statistics.levels import ALPHA, FIRST_LOOK, Level, holm, over_looks
+from souping.statistics.scores import ItemTable, ScoreTable
 
 UNDECIDED = "no difference shown"
 
@@ -63,28 +52,23 @@ class FamilyScores:
         models = np.vstack([soup, *self.scores, other])
         last = len(models) - 1
         pairs = [(model, last) for model in range(last)]
-        return self.missing + picked_tests(models, pairs, table, ALPHA / penalty(looks))
+        return self.missing + picked_tests(models, pairs, table, Level(looks).family)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Pair:
-    """Scores [I] of the soup and of another model on the same items.
+    """The soup and another model on the same items, at a look and among the tests that this one may be picked from.
 
-    `looks` counts the looks at these items, `tests` the comparisons among which this one may have been picked.
-    `missing` are the shares [I] of both models' answers that were never received, `truncated` those of answers that
-    were cut off at the limit of tokens.
+    `cut` are the same scores with answers that were cut off at the limit of tokens counted as missing; None if none
+    was.
     """
 
     soup: str
     other: str
-    soup_scores: FloatArray
-    other_scores: FloatArray
-    table: ItemTable
-    same_model: bool
-    looks: int = 1
-    tests: float = 1.0
-    missing: Sequence[FloatArray] = ()
-    truncated: Sequence[FloatArray] = ()
+    scores: ScoreTable
+    same_model: bool = False
+    level: Level = FIRST_LOOK
+    cut: ScoreTable | None = None
 
     @classmethod
     def of(
@@ -102,58 +86,40 @@ class Pair:
         """
         a = scores[soup.recipe.id]
         b = scores[other.recipe.id]
-        same_model = soup.recipe.id == other.recipe.id
+        is_same = soup.recipe.id == other.recipe.id
         tests = 1.0
-        if looks > 1 and family is not None and not same_model:
+        if looks > 1 and family is not None and not is_same:
             tests = family.tests(a.values, b.values, table, looks)
+        models = {soup.name: a, other.name: b}
+        cut = None
+        if not is_same and (a.truncated.any() or b.truncated.any()):
+            cut = ScoreTable.measured(table, models, truncated=True)
         return cls(
             soup=soup.name,
             other=other.name,
-            soup_scores=a.values,
-            other_scores=b.values,
-            table=table,
-            same_model=same_model,
-            looks=looks,
-            tests=tests,
-            missing=(a.unanswered, b.unanswered),
-            truncated=(a.truncated, b.truncated),
+            scores=ScoreTable.measured(table, models),
+            same_model=is_same,
+            level=Level(looks, tests),
+            cut=cut,
         )
 
     def compare(self) -> Comparison:
-        """The comparison on the objective, with a p-value and a level that hold for all `tests`."""
-        comparison = compare_on_table(
-            (self.soup, self.other),
-            self.soup_scores,
-            self.other_scores,
-            self.table,
-            looks=self.looks,
-            tests=self.tests,
-            same_model=self.same_model,
-            missing=self.missing,
-        )
+        """The comparison on the objective, with a p-value and a level that hold for all tests."""
+        if self.same_model:
+            comparison = same_model(self.scores.items, self.soup, self.other, self.level)
+        else:
+            comparison = contrast(self.scores, self.soup, self.other, self.level)
         return replace(
             comparison,
-            level=1 - ALPHA / penalty(self.looks),
-            p_value=min(1.0, self.tests * comparison.p_value),
+            level=1 - self.level.family,
+            p_value=self.level.over_tests(comparison.p_value),
         )
-
-    def corners(self) -> list[tuple[FloatArray, FloatArray]]:
-        """Scores of both models as they were counted and, if answers are missing, what bounds them."""
-        return corners(self.soup_scores, self.other_scores, self.missing)
 
     def sensitivity(self, unit: Unit) -> str | None:
         """The interval if cut answers might be right or wrong as missing ones may; None if none was cut."""
-        if self.same_model or not any(shares.any() for shares in self.truncated):
+        if self.cut is None:
             return None
-        # A cut answer counts as wrong, and as one that may have been right.
-        soup_truncated, other_truncated = self.truncated
-        pair = replace(
-            self,
-            soup_scores=np.maximum(self.soup_scores - soup_truncated, 0.0),
-            other_scores=np.maximum(self.other_scores - other_truncated, 0.0),
-            missing=[a + b for a, b in zip(self.missing, self.truncated, strict=True)],
-        )
-        bounds = pair.compare()
+        bounds = replace(self, scores=self.cut).compare()
         raw = unit.raw_table(vars(bounds))
         limits = unit.limits(raw["low"], raw["high"], bounds.level)
         return (
@@ -162,51 +128,23 @@ class Pair:
         )
 
 
-@dataclass(frozen=True, kw_only=True)
-class CategoryScores:
-    """Scores [I] of a pair's soup (a) and of its other model (b) on the items of one category."""
-
-    pair: Pair
-    category: str
-    a: FloatArray
-    b: FloatArray
-    groups: IntArray
-
-    def differences(self) -> GroupedScores:
-        return design(self.a - self.b, 0 * self.groups, self.groups, np.ones(1))
-
-
-@dataclass(frozen=True, kw_only=True)
-class CategoryComparison:
-    """`least` is the smallest difference in a category that is beyond chance."""
-
-    category: str
-    comparison: Comparison
-    least: float
-
-
 def by_category(unit: Unit, pairs: Sequence[Pair]) -> tuple[CategoryDifference, ...]:
     """Every pair of models in every category, with limits and p-values that hold for all at once (max-T).
 
     `verdict` is about the soup, `least` the smallest difference that is beyond chance.
     """
-    pairs = [pair for pair in pairs if not pair.same_model]
-    if not pairs:
+    tested = [pair for pair in pairs if not pair.same_model]
+    if not tested:
         return ()
-    corner_pairs = [pair.corners() for pair in pairs]
-    families = []
-    for corner in range(max(len(scores) for scores in corner_pairs)):
-        # A pair without missing answers has one corner, which stands for all.
-        scores = [known[min(corner, len(known) - 1)] for known in corner_pairs]
-        families.append(_compare_in_categories(_category_scores(pairs, scores)))
-
+    level = Level(tested[0].level.looks, max(pair.level.tests for pair in tested))
+    models = [(pair.scores, pair.soup, pair.other) for pair in tested]
     differences = []
-    for at_corners in zip(*families, strict=True):
-        comparison = bounded([corner.comparison for corner in at_corners])
+    for cell in compare_in_categories(models, level):
+        comparison = cell.comparison
         difference = CategoryDifference(
             **comparison.raw(unit),
-            category=at_corners[0].category,
-            least=unit.size(at_corners[0].least),
+            category=cell.category,
+            least=unit.size(cell.least),
             verdict=_sign_verdict((comparison.low > 0) - (comparison.high < 0)),
         )
         differences.append(difference)
@@ -218,60 +156,6 @@ def _sign_verdict(sign: float) -> str:
     if not sign:
         return UNDECIDED
     return "higher" if sign > 0 else "lower"
-
-
-def _category_scores(
-    pairs: Sequence[Pair], scores: Sequence[tuple[FloatArray, FloatArray]]
-) -> list[CategoryScores]:
-    """`scores` of both models of every pair, cut by the pair's categories."""
-    cells = []
-    for pair, (a, b) in zip(pairs, scores, strict=True):
-        for number, category in enumerate(pair.table.names):
-            items = pair.table.categories == number
-            groups = pair.table.groups[items]
-            cells.append(
-                CategoryScores(pair=pair, category=category, a=a[items], b=b[items], groups=groups)
-            )
-    return cells
-
-
-def _compare_in_categories(cells: Sequence[CategoryScores]) -> list[CategoryComparison]:
-    """All pairs and categories as one max-T family."""
-    level = ALPHA / penalty(cells[0].pair.looks)
-    tests = max(cell.pair.tests for cell in cells)
-    alpha = level / tests
-    differences = [cell.differences() for cell in cells]
-    members = [np.unique(cell.groups) for cell in cells]
-    bounds = []
-    for cell, difference in zip(cells, differences, strict=True):
-        bounds.append(bound_of(difference, cell.a, cell.b))
-    family = MaxT.of(differences, members, bounds, alpha)
-    if np.isfinite(bounds).all():
-        least = family.least
-    else:
-        least = family.critical * family.errors
-
-    comparisons = []
-    for f, cell in enumerate(cells):
-        interval = family.intervals[f]
-        low, high = interval.limits(alpha)
-        comparison = Comparison(
-            a=cell.pair.soup,
-            b=cell.pair.other,
-            difference=differences[f].objective,
-            low=low,
-            high=high,
-            level=1 - level,
-            p_value=min(1.0, tests * interval.p_value()),
-            test=MAX_T,
-            n=len(cell.a),
-            groups=len(members[f]),
-            discordant=float((np.abs(cell.a - cell.b) > ZERO_DIFFERENCE).mean()),
-        )
-        comparisons.append(
-            CategoryComparison(category=cell.category, comparison=comparison, least=float(least[f]))
-        )
-    return comparisons
 
 
 def judged(
@@ -299,7 +183,7 @@ def row(unit: Unit, contender: Contender, scores: ItemScores, table: ItemTable) 
         kind=contender.kind,
         recipe_id=contender.recipe.id,
         scores=by_category,
-        objective=ScoreInterval(**table.interval(values).raw(unit)),
+        objective=ScoreInterval(**objective_interval(table, values).raw(unit)),
     )
 
 
@@ -444,10 +328,13 @@ def best_mixture(
     best = max(mixtures, key=lambda trial: (trial.result.items, trial.result.objective))
     answered = np.flatnonzero(np.isfinite(best.result.values))
     table = ItemTable.of([items[place] for place in answered], objective)
-    names = ("the best mixture", outcome.recipe.ingredients[0])
-    return compare_on_table(
-        names, best.result.values[answered], outcome.result.values[answered], table
-    )
+    mixture = "the best mixture"
+    single = outcome.recipe.ingredients[0]
+    values = {
+        mixture: best.result.values[answered],
+        single: outcome.result.values[answered],
+    }
+    return contrast(ScoreTable.complete(table, values), mixture, single)
 
 
 def dry_verdict(verdict: VerdictSummary, limit: int) -> VerdictSummary:
@@ -478,7 +365,7 @@ def _with_holm(
 
 def losses(unit: Unit, pair: Pair) -> CategoryLosses | None:
     """The soup against the best single by category; None if they are one model or there is one category."""
-    if pair.same_model or len(pair.table.names) < 2:
+    if pair.same_model or len(pair.scores.items.names) < 2:
         return None
     categories = by_category(unit, [pair])
     signs = [int(np.sign(round(unit.gain(c.difference), 12))) for c in categories]
@@ -497,14 +384,12 @@ def variance(unit: Unit, scores: ItemScores, table: ItemTable) -> ObjectiveVaria
     An item's score is the mean of its answers, so the variance between items holds that of the answers too. `flips` is
     the share of items whose answers did not all score alike.
     """
-    if not np.isfinite(scores.noise).all() or table.value is not None:
+    model = "model"
+    answers = answer_variance(ScoreTable.measured(table, {model: scores}), model)
+    if answers is None or table.value is not None:
         return None
-    # An item's weight in the objective [I]: its category's coefficient over the category's items.
-    sizes = np.bincount(table.categories, minlength=len(table.names))
-    weights = (table.coefficients / sizes)[table.categories]
-    grouped = design(scores.values, table.categories, table.groups, table.coefficients)
-    total = float(grouped.variances.sum())
-    answers = min(total, float((weights**2 * scores.noise).sum()))
+    total = float(table.grouped(scores.values).variances.sum())
+    answers = min(total, answers)
     square = unit.factor**2
     return ObjectiveVariance(
         objective=total / square,

@@ -5,12 +5,13 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from statistics import NormalDist
 
-from souping.analysis.intervals import Z95, ItemTable, rate, span
 from souping.core.protocols import Objective
 from souping.core.types import Fold, ItemScores
 from souping.core.unit import Unit
 from souping.pipeline.settings import Expectation
 from souping.report.content import GateCheck, GateSummary
+from souping.statistics.intervals import Z95, objective_interval, rate
+from souping.statistics.scores import ItemTable, span
 
 FALSE_ALARM = 0.01
 """Chance that a gate of any size stops a run whose candidates all score as published (Bonferroni over its checks)."""
@@ -49,7 +50,7 @@ def _check(
 ) -> GateCheck:
     table = ItemTable.of(scores.items, objective)
     if expectation.category is None:
-        interval = table.interval(scores.values)
+        interval = objective_interval(table, scores.values)
     else:
         mask = table.categories == table.names.index(expectation.category)
         interval = rate(scores.values[mask], table.groups[mask])

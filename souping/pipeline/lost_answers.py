@@ -7,9 +7,9 @@ from collections.abc import Mapping
 import numpy as np
 from numpy.typing import NDArray
 
-from souping.analysis.intervals import ItemTable
 from souping.core.types import ItemScores
 from souping.report.content import AnswerEnds, ModelEnds
+from souping.statistics.scores import ItemTable
 
 WARN = 0.02
 """Share of a model's answers that are cut off or missing from which on there is a warning."""

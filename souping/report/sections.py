@@ -222,7 +222,7 @@ def _router(report: Report) -> list[str]:
     if pair is None or not price or not measured or report.limit:
         return []
     # A soup's card is without rows: it needs no statistics.
-    from souping.analysis.sign_flip import ALPHA
+    from souping.statistics.levels import ALPHA
 
     if pair.p_holm is None or pair.p_holm >= ALPHA:
         return []

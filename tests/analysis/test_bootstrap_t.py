@@ -5,9 +5,9 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from souping.analysis.bootstrap_t import bootstrap_reach
-from souping.analysis.grouped import design
-from souping.analysis.sign_flip import ALPHA
+from souping.statistics.bootstrap_t import bootstrap_reach
+from souping.statistics.grouped import design
+from souping.statistics.levels import ALPHA
 
 
 @pytest.mark.parametrize("seed", range(6))

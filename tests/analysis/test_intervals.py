@@ -12,18 +12,19 @@ from hypothesis.extra.numpy import arrays
 from scipy import stats
 
 from souping.analysis.correlation import kendall, pearson, spearman
-from souping.analysis.intervals import Interval, ItemTable, effective_size, rate
 from souping.core.protocols import Correlation
 from souping.core.types import FloatArray, IntArray, UserError
+from souping.statistics.intervals import Interval, effective_size, objective_interval, rate
+from souping.statistics.scores import ItemTable, one_category
 from souping.testing import check_correlation
 from tests.support.choices import dotted, targets
 
 
-def objective_interval(
+def interval_of(
     values: FloatArray, categories: IntArray, groups: IntArray, weights: FloatArray, **random: int
 ) -> Interval:
     table = ItemTable(names=(), categories=categories, groups=groups, coefficients=weights)
-    return table.interval(values, **random)
+    return objective_interval(table, values, **random)
 
 
 CORRELATIONS: dict[str, Correlation] = {
@@ -202,11 +203,11 @@ def test_objective_interval_has_width(
     values = (rng.random(n * width) < level).astype(float)
     groups = np.repeat(np.arange(n), width) if shared else np.arange(n * width)
     weights = np.full(width, 1 / width)
-    interval = objective_interval(values, categories, groups, weights)
+    interval = interval_of(values, categories, groups, weights)
     assert interval.mean == pytest.approx(values.mean())
     assert 0 <= interval.low <= interval.mean <= interval.high <= 1
     assert interval.high - interval.low > 1e-4
-    assert interval == objective_interval(values, categories, groups, weights)
+    assert interval == interval_of(values, categories, groups, weights)
     assert 1 <= interval.effective_n <= interval.n
 
 
@@ -215,13 +216,13 @@ def test_categories_of_two_items_have_nearly_the_normal_limits() -> None:
     values = (np.arange(120) % 3 == 0).astype(float)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        interval = objective_interval(values, codes, np.arange(120), np.full(60, 1 / 60), draws=50)
+        interval = interval_of(values, codes, np.arange(120), np.full(60, 1 / 60), draws=50)
     assert interval.low < interval.mean < interval.high
     assert interval.high - interval.mean == pytest.approx(interval.mean - interval.low, rel=0.1)
 
 
 def test_all_right_everywhere_has_jeffreys_limit() -> None:
-    interval = objective_interval(np.ones(50), np.zeros(50, dtype=int), np.arange(50), np.ones(1))
+    interval = interval_of(np.ones(50), np.zeros(50, dtype=int), np.arange(50), np.ones(1))
     assert (interval.low, interval.high) == (pytest.approx(stats.beta.ppf(0.025, 50.5, 0.5)), 1.0)
 
 
@@ -231,8 +232,8 @@ def test_one_perfect_category_does_not_hide_the_others_doubt() -> None:
     where = np.repeat([0, 1], 60)
     groups = np.arange(120)
     weights = np.full(2, 0.5)
-    mixed = objective_interval(np.concatenate([np.ones(60), noisy]), where, groups, weights)
-    alone = objective_interval(noisy, np.zeros(60, dtype=int), groups[:60], np.ones(1))
+    mixed = interval_of(np.concatenate([np.ones(60), noisy]), where, groups, weights)
+    alone = interval_of(noisy, np.zeros(60, dtype=int), groups[:60], np.ones(1))
     half = (alone.high - alone.low) / 2
     assert half < mixed.high - mixed.low < 1.1 * half
 
@@ -240,7 +241,7 @@ def test_one_perfect_category_does_not_hide_the_others_doubt() -> None:
 def test_large_samples_give_the_normal_interval() -> None:
     rng = np.random.default_rng(2)
     values = (rng.random(4000) < 0.6).astype(float)
-    interval = objective_interval(values, np.zeros(4000, dtype=int), np.arange(4000), np.ones(1))
+    interval = interval_of(values, np.zeros(4000, dtype=int), np.arange(4000), np.ones(1))
     margin = 1.96 * values.std(ddof=1) / np.sqrt(4000)
     assert (interval.mean - interval.low, interval.high - interval.mean) == pytest.approx(
         (margin, margin), rel=0.06
@@ -252,12 +253,11 @@ def test_groups_widen_the_objectives_interval() -> None:
     values = np.repeat((rng.random(60) < 0.6).astype(float), 5)
     where = np.zeros(300, dtype=int)
     weights = np.ones(1)
-    grouped = objective_interval(values, where, np.arange(300) // 5, weights)
-    ignored = objective_interval(values, where, np.arange(300), weights)
+    grouped = interval_of(values, where, np.arange(300) // 5, weights)
+    ignored = interval_of(values, where, np.arange(300), weights)
     assert grouped.high - grouped.low > 1.8 * (ignored.high - ignored.low)
-    assert effective_size(values, where, np.arange(300) // 5, weights) == pytest.approx(
-        60, rel=0.05
-    )
+    items = one_category(np.arange(300) // 5)
+    assert effective_size(values, items) == pytest.approx(60, rel=0.05)
 
 
 @pytest.mark.parametrize(
@@ -274,7 +274,7 @@ def test_categories_of_an_item_or_two_vary_around_their_stratum(
     for world in range(worlds):
         truth = rng.beta(2.0, 1.5, len(sizes))
         values = (rng.random(len(categories)) < truth[categories]).astype(float)
-        found = objective_interval(
+        found = interval_of(
             values, categories, np.arange(len(values)), weights, draws=199, seed=world
         )
         held += found.low <= truth.mean() <= found.high
@@ -284,7 +284,7 @@ def test_categories_of_an_item_or_two_vary_around_their_stratum(
 def test_sixty_lone_items_are_known_as_well_as_sixty_of_one_category() -> None:
     values = np.tile([1.0, 0.0, 1.0], 20)
     weights = np.full(60, 1 / 60)
-    found = objective_interval(values, np.arange(60), np.arange(60), weights)
+    found = interval_of(values, np.arange(60), np.arange(60), weights)
     margin = 1.96 * np.sqrt(2 / 9 / 59)
     assert (found.low, found.high) == pytest.approx((2 / 3 - margin, 2 / 3 + margin), abs=0.02)
 
@@ -310,7 +310,7 @@ def test_the_worst_category_and_its_difference_are_covered(rates: list[float]) -
     for seed in range(80):
         chance = np.array(rates)[categories]
         rng = np.random.default_rng([9, seed])
-        interval = table.interval((rng.random(len(chance)) < chance).astype(float))
+        interval = objective_interval(table, (rng.random(len(chance)) < chance).astype(float))
         held += interval.low <= min(rates) <= interval.high
     assert held >= 0.9 * 80
 
@@ -330,6 +330,6 @@ def test_a_category_without_weight_has_a_mean_all_the_same() -> None:
         value=lambda means: (means * np.ones(3)).min(axis=-1),
     )
     lowest = min(values[categories == c].mean() for c in range(3))
-    interval = table.interval(values, draws=199)
+    interval = objective_interval(table, values, draws=199)
     assert table.score(values) == interval.mean == pytest.approx(lowest)
     assert interval.low < interval.mean < interval.high

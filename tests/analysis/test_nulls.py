@@ -8,12 +8,12 @@ import numpy as np
 import pytest
 from scipy.special import ndtri
 
-from souping.analysis.grouped import design
-from souping.analysis.intervals import ItemTable
-from souping.analysis.sign_flip import ALPHA
 from souping.analysis.significance import Power, measured_power, power_of
 from souping.core.scores import Mean, Weighted
 from souping.core.types import FloatArray, Item, ItemScores, ScoreMatrix
+from souping.statistics.grouped import design
+from souping.statistics.levels import ALPHA
+from souping.statistics.scores import ItemTable
 from tests.conftest import ROOT, make_items
 from tests.support.choices import slow_unless
 from tests.support.flips import sign_flip

@@ -7,9 +7,9 @@ from itertools import combinations
 import numpy as np
 import pytest
 
-from souping.analysis.intervals import ItemTable
-from souping.analysis.shown import picked_tests
 from souping.core.scores import Mean
+from souping.statistics.joint import picked_tests
+from souping.statistics.scores import ItemTable
 from tests.conftest import make_items
 
 ITEMS = make_items(100)

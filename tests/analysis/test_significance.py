@@ -10,20 +10,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats
 
-from souping.analysis import sign_patterns as module
-from souping.analysis.grouped import INTERVAL_SALT, design
-from souping.analysis.sign_patterns import drawn_sums
-from souping.analysis.significance import (
-    Comparison,
-    better_than_every,
-    compare,
-    holm,
-    items_for,
-    over_looks,
-    penalty,
-)
 from souping.core.types import FloatArray, IntArray
-from tests.support.flips import sign_flip
+from souping.statistics import flips as module
+from souping.statistics.comparison import Comparison, better_than_every
+from souping.statistics.flips import INTERVAL_SALT, drawn_sums
+from souping.statistics.grouped import design
+from souping.statistics.levels import holm, over_looks, penalty
+from souping.statistics.power import items_for
+from tests.support.flips import compare, sign_flip
 
 Data = tuple[FloatArray, FloatArray, IntArray, IntArray, FloatArray]
 

@@ -10,11 +10,12 @@ import numpy as np
 import pytest
 
 from souping.analysis.alternatives import Alternatives, alternatives
-from souping.analysis.significance import Comparison, Verdict, verdict
+from souping.analysis.significance import Verdict, verdict
 from souping.core.scores import Mean
 from souping.core.types import Item, ItemScores, ScoreMatrix
 from souping.core.unit import POINTS
 from souping.report.content import Oracle, Router
+from souping.statistics.comparison import Comparison
 
 CANDIDATES = ("ace", "bit", "cow")
 FAR = {"ace": (0.03, 0.01), "bit": (0.05, 0.001), "cow": (0.04, 0.02)}

@@ -9,12 +9,15 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from souping.analysis.significance import Comparison, detectable
-from souping.comparison.estimate import contrast, counted_contrast, variance_parts
-from souping.comparison.pooled import SCORE, PooledScores, task_weights
-from souping.comparison.several import JointFlips, best_models, joint_tests, may_be_best, step_down
+from souping.comparison.pooled import task_weights
+from souping.comparison.several import best_models, flips_of, joint_tests
 from souping.core.types import UserError
 from souping.logs.records import Group
+from souping.statistics.comparison import Comparison, contrast, contrast_at, split_variance
+from souping.statistics.joint import JointFlips
+from souping.statistics.levels import Level
+from souping.statistics.power import detectable
+from souping.statistics.scores import ScoreTable
 from tests.comparison.worlds import matched, metric, pooled
 from tests.conftest import ROOT
 from tests.support.flips import sign_flip
@@ -73,7 +76,7 @@ def test_the_p_value_of_the_flips_is_that_of_scipys_permutation_test() -> None:
         (a, b), lambda x, y: np.mean(x - y), permutation_type="samples", n_resamples=np.inf
     )
     scores = pooled(metric("t", {"a": a, "b": b}))
-    assert sign_flip(scores.paired(a, b)) == pytest.approx(expected.pvalue)
+    assert sign_flip(scores.difference("a", "b")) == pytest.approx(expected.pvalue)
     assert contrast(scores, "a", "b").p_value >= expected.pvalue
 
 
@@ -82,7 +85,7 @@ def test_right_or_wrong_items_give_mcnemars_exact_p_value() -> None:
     b = np.repeat([0, 1, 1, 0], [9, 3, 40, 20])
     scores = pooled(metric("t", {"a": a, "b": b}))
     exact = stats.binomtest(9, 12).pvalue
-    assert sign_flip(scores.paired(a.astype(float), b.astype(float))) == pytest.approx(exact)
+    assert sign_flip(scores.difference("a", "b")) == pytest.approx(exact)
     found = contrast(scores, "a", "b")
     assert exact * (1 - 1e-9) <= found.p_value < 1.1 * exact  # the margins for what was not seen
     assert (found.low > 0) == (found.p_value < 0.05)
@@ -123,7 +126,7 @@ def test_a_metric_of_which_less_is_better_is_turned(is_mean: bool) -> None:
 
 def test_pass_at_k_is_the_mean_over_all_choices_of_k_answers() -> None:
     answers = np.array([[1, 0, 0, 1, 0], [0, 0, 0, 0, 0], [1, 1, 1, 0, 1]]).T  # [P, I]
-    found = pooled(metric("t", {"a": answers, "b": answers}), pass_at=2).values["a"][SCORE, 0]
+    found = pooled(metric("t", {"a": answers, "b": answers}), pass_at=2).counted("a")[0]
     brute = []
     for item in answers.T:
         brute.append(np.mean([max(pair) for pair in combinations(item, 2)]))
@@ -160,11 +163,11 @@ def test_variance_of_recipes_is_that_of_items_plus_that_of_runs() -> None:
             is_mean=False,
         )
     )
-    parts = variance_parts(found, "a", "b")
+    parts = split_variance(found, "a", "b")
     assert parts.runs == pytest.approx(2 * 0.3**2 / 200, rel=0.25)
     assert parts.total == pytest.approx(parts.items + parts.runs, rel=1e-6)
     few = pooled(metric("t", {"a": (items + noise)[:2], "b": (items + noise)[2:4]}, is_mean=False))
-    assert variance_parts(few, "a", "b").total >= variance_parts(few, "a", "b").items
+    assert split_variance(few, "a", "b").total >= split_variance(few, "a", "b").items
 
 
 def test_answers_are_told_apart_from_items_where_items_have_several() -> None:
@@ -179,19 +182,19 @@ def test_answers_are_told_apart_from_items_where_items_have_several() -> None:
             },
         )
     )
-    parts = variance_parts(whole, "a", "b")
+    parts = split_variance(whole, "a", "b")
     assert parts.total == pytest.approx(parts.items + (parts.answers or 0))
     assert parts.answers == pytest.approx(2 * (chance * (1 - chance)).mean() / 5 / 2000, rel=0.1)
     single = pooled(metric("t", {"a": chance[0], "b": chance[1]}))
-    assert variance_parts(single, "a", "b").answers is None
+    assert split_variance(single, "a", "b").answers is None
 
 
 def test_tests_widen_the_interval() -> None:
     a, b = np.random.default_rng(5).random((2, 60))
     whole = pooled(metric("t", {"a": a, "b": b}))
-    widths = [contrast(whole, "a", "b", tests=k).high for k in (1, 6, 12)]
+    widths = [contrast(whole, "a", "b", Level(tests=k)).high for k in (1, 6, 12)]
     assert sorted(widths) == widths
-    assert contrast(whole, "a", "b", tests=12).level == pytest.approx(1 - 0.05 / 12)
+    assert contrast(whole, "a", "b", Level(tests=12)).level == pytest.approx(1 - 0.05 / 12)
 
 
 def test_the_detectable_difference_is_that_of_the_formula() -> None:
@@ -232,7 +235,7 @@ def test_missing_answers_bound_interval_and_p_value_at_opposing_corners(
     assert found.difference * side < 0
     assert found.p_value > 0.05
     assert found.low < 0 < found.high
-    plain = counted_contrast(scores, "a", "b")
+    plain = contrast_at(scores.scored, "a", "b", tested=False)
     assert not plain.low <= 0 <= plain.high
     assert min(plain.low * side, plain.high * side) >= min(found.low * side, found.high * side)
 
@@ -250,8 +253,8 @@ def test_limits_are_the_same_without_a_p_value(items: int, graded: bool, tests: 
             scores = {name: (values < rate).astype(float) for name, values in scores.items()}
         tables.append(metric(task, scores))
     for scores in (pooled(*tables), pooled(tables[0])):
-        with_p = contrast(scores, "a", "b", tests=tests)
-        without = contrast(scores, "a", "b", tests=tests, tested=False)
+        with_p = contrast(scores, "a", "b", Level(tests=tests))
+        without = contrast(scores, "a", "b", Level(tests=tests), tested=False)
         assert np.isnan(without.p_value)
         assert replace(without, p_value=with_p.p_value) == with_p
 
@@ -263,8 +266,8 @@ def test_missing_answers_leave_a_model_among_the_best() -> None:
     right["c"][gone] = 0.0
     names = ("a", "b", "c")
 
-    def best(scores: PooledScores) -> tuple[str, ...]:
-        return best_models(scores, names, 0.05, JointFlips.of(scores, names))
+    def best(scores: ScoreTable) -> tuple[str, ...]:
+        return best_models(scores, names, 0.05, flips_of(scores.scored, names))
 
     assert "c" not in best(pooled(metric("t", right)))
     assert "c" in best(pooled(metric("t", right, missing={"c": gone})))
@@ -283,9 +286,9 @@ def test_complete_models_share_one_set_of_flips_where_others_have_gaps() -> None
     names = tuple("abcd")
     each = []
     for number, name in enumerate(names):
-        if may_be_best(JointFlips.of(scores, names, favoured=name), number, 0.05):
+        if flips_of(scores.favouring(name), names).may_be_best(number, 0.05):
             each.append(name)
-    assert best_models(scores, names, 0.05, JointFlips.of(scores, names)) == tuple(each)
+    assert best_models(scores, names, 0.05, flips_of(scores.scored, names)) == tuple(each)
 
 
 # Several models
@@ -297,19 +300,25 @@ def family(rng: np.random.Generator, **rates: float) -> JointFlips:
         name: (0.5 * hard + 0.5 * rng.random(400) < rate).astype(float)
         for name, rate in rates.items()
     }
-    return JointFlips.of(pooled(metric("t", scores)), tuple(rates), 1999)
+    return flips_of(pooled(metric("t", scores)), tuple(rates), 1999)
+
+
+def steps(flips: JointFlips) -> list[float]:
+    """The number of tests of each model but the first."""
+    models = flips.pulls.shape[1]
+    return flips.step_down([(model, 0) for model in range(1, models)], 0.05)
 
 
 def test_one_model_needs_no_correction_and_equal_ones_nearly_their_number() -> None:
     rng = np.random.default_rng(7)
-    assert step_down(family(rng, base=0.5, a=0.5), 0.05) == [pytest.approx(1.0, abs=0.15)]
-    several = step_down(family(rng, base=0.5, a=0.5, b=0.5, c=0.5), 0.05)
+    assert steps(family(rng, base=0.5, a=0.5)) == [pytest.approx(1.0, abs=0.15)]
+    several = steps(family(rng, base=0.5, a=0.5, b=0.5, c=0.5))
     assert len(set(several)) == 1  # nothing is shown, so that all have the same correction
     assert 2 < several[0] <= 3
 
 
 def test_a_model_that_is_shown_leaves_the_others_fewer_tests() -> None:
-    tests = step_down(family(np.random.default_rng(8), base=0.4, a=0.8, b=0.42, c=0.41), 0.05)
+    tests = steps(family(np.random.default_rng(8), base=0.4, a=0.8, b=0.42, c=0.41))
     assert tests[0] > max(tests[1:])
 
 
@@ -322,10 +331,10 @@ def test_the_best_set_of_a_late_look_drops_what_is_clearly_worse() -> None:
 
 def test_the_best_set_drops_what_is_clearly_worse_and_keeps_copies() -> None:
     flips = family(np.random.default_rng(9), a=0.7, b=0.7, c=0.2)
-    assert [may_be_best(flips, model, 0.05) for model in range(3)] == [True, True, False]
+    assert [flips.may_be_best(model, 0.05) for model in range(3)] == [True, True, False]
     same = np.random.default_rng(10).random(50)
-    flips = JointFlips.of(pooled(metric("t", {"a": same, "b": same})), ("a", "b"), 199)
-    assert all(may_be_best(flips, model, 0.05) for model in range(2))
+    flips = flips_of(pooled(metric("t", {"a": same, "b": same})), ("a", "b"), 199)
+    assert all(flips.may_be_best(model, 0.05) for model in range(2))
 
 
 # Several models with several runs
@@ -381,7 +390,8 @@ def test_the_worlds_of_the_calibration_are_nulls_that_a_wrong_test_fails() -> No
 
     def ungrouped(rng: np.random.Generator) -> object:
         found = calibration.heavy_groups(rng)
-        return replace(found, groups=np.arange(len(found.groups)))
+        items = replace(found.items, groups=np.arange(len(found.items.groups)))
+        return replace(found, items=items)
 
     wrong = calibration.pair_row("wrong", ungrouped, 60, {})
     assert float(wrong[2].split()[0]) + float(wrong[3].split()[0]) > 20, wrong

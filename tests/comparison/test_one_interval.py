@@ -9,15 +9,14 @@ import numpy as np
 import pytest
 
 import souping as library
-from souping.analysis import bootstrap_t, max_t, paired
-from souping.analysis.intervals import ItemTable
-from souping.analysis.sign_flip import ALPHA
-from souping.analysis.significance import over_looks
 from souping.comparison.result import CompareResult
 from souping.core.scores import Mean, Worst
 from souping.core.types import Item
 from souping.core.unit import POINTS
 from souping.pipeline.evidence import Pair, by_category
+from souping.statistics import bootstrap_t, comparison, joint
+from souping.statistics.levels import ALPHA, Level, over_looks
+from souping.statistics.scores import Answers, ItemTable, ScoreTable
 from tests.logs.test_readers import Frame
 
 Rows = list[dict[str, Any]]
@@ -26,7 +25,7 @@ Rows = list[dict[str, Any]]
 @pytest.fixture(autouse=True)
 def _few_draws(monkeypatch: pytest.MonkeyPatch) -> None:
     """Agreement does not depend on how many patterns are drawn."""
-    for module in (paired, max_t):
+    for module in (comparison, joint):
         monkeypatch.setattr(module, "draws_for", lambda alpha, draws: 1008)
     monkeypatch.setattr(bootstrap_t, "BOOTSTRAP_DRAWS", 999)
 
@@ -129,15 +128,14 @@ def made_pair(seed: int) -> Pair:
     missing = (rng.random((2, count)) < rng.choice([0.0, 0.05, 0.15], (2, 1))).astype(float)
     scores = np.where(missing > 0, 0.0, scores)
     objective = Worst() if rng.random() < 0.2 else Mean()
+    answers = {}
+    for name, values, gone in zip(("soup", "other"), scores, missing, strict=True):
+        answers[name] = Answers.of(values, gone)
     return Pair(
         soup="soup",
         other="other",
-        soup_scores=scores[0],
-        other_scores=scores[1],
-        table=ItemTable.of(items, objective),
-        same_model=False,
-        looks=int(rng.choice([1, 2, 5])),
-        missing=missing,
+        scores=ScoreTable(items=ItemTable.of(items, objective), answers=answers),
+        level=Level(int(rng.choice([1, 2, 5]))),
     )
 
 
@@ -149,10 +147,10 @@ def test_so_do_a_reports_comparison_and_its_categories_at_every_look(seeds: rang
     for seed in seeds:
         pair = made_pair(seed)
         whole = pair.compare()
-        assert excludes_zero(whole) == (over_looks(whole.p_value, pair.looks) < ALPHA)
+        assert excludes_zero(whole) == (over_looks(whole.p_value, pair.level.looks) < ALPHA)
         shown += excludes_zero(whole)
         for difference in by_category(POINTS, [pair]):
-            significant = over_looks(difference.p_value, pair.looks) < ALPHA
+            significant = over_looks(difference.p_value, pair.level.looks) < ALPHA
             assert excludes_zero(difference) == significant
             assert excludes_zero(difference) == (difference.verdict != "no difference shown")
             shown += excludes_zero(difference)

@@ -7,9 +7,10 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 from numpy.typing import ArrayLike
 
-from souping.comparison.pooled import PooledScores, pool
+from souping.comparison.pooled import pool
 from souping.logs.match import Matched, MatchedMetric
 from souping.logs.records import Group
+from souping.statistics.scores import ScoreTable
 
 
 def metric(
@@ -53,7 +54,7 @@ def metric(
     )
 
 
-def pooled(*metrics: MatchedMetric, pass_at: int = 0) -> PooledScores:
+def pooled(*metrics: MatchedMetric, pass_at: int = 0) -> ScoreTable:
     """Tasks of equal weight."""
     return pool(
         {one.task: one for one in metrics}, {one.task: 1 / len(metrics) for one in metrics}, pass_at

@@ -13,8 +13,6 @@ from typing import Any
 import numpy as np
 import pytest
 
-from souping.analysis.intervals import ItemTable
-from souping.analysis.significance import compare
 from souping.cli.also import HARNESS, also_node
 from souping.core.reading import to_json
 from souping.core.scores import Mean
@@ -28,8 +26,10 @@ from souping.report.analyses import read_content
 from souping.report.render import markdown, report_table
 from souping.report.sections import endings, losses
 from souping.search.loop import SearchResult
+from souping.statistics.scores import ItemTable, ScoreTable
 from tests.conftest import Cli, FakeEvaluator, make_items, pool_of, recipe
 from tests.support.family import answers
+from tests.support.flips import compare
 from tests.support.lm_eval_tasks import CHOICE, put, rows
 
 ITEMS = tuple(make_items(150, ("w", "x", "y", "z")))
@@ -180,10 +180,9 @@ def test_categories_have_p_values_of_max_t_and_not_of_a_normal_quantile() -> Non
     pair = evidence.Pair(
         soup="soup",
         other="a",
-        soup_scores=values,
-        other_scores=np.zeros(40),
-        table=ItemTable.of(items, Mean()),
-        same_model=False,
+        scores=ScoreTable.complete(
+            ItemTable.of(items, Mean()), {"soup": values, "a": np.zeros(40)}
+        ),
     )
     (table,) = by_category(POINTS, [pair])
     assert table["p_value"] == pytest.approx(0.25, abs=0.06)  # two signs of eight
@@ -261,13 +260,13 @@ def test_a_soup_that_may_have_been_picked_is_corrected_for_those_with_it() -> No
     first = evidence.Pair.of(soup, rows[0], measured, table, 1, family)
     second = evidence.Pair.of(soup, rows[0], measured, table, 2, None)
     picked = evidence.Pair.of(soup, rows[0], measured, table, 2, family)
-    assert (first.tests, second.tests) == (1.0, 1.0)
-    assert 2 + 1 < picked.tests <= 2 + 10
+    assert (first.level.tests, second.level.tests) == (1.0, 1.0)
+    assert 2 + 1 < picked.level.tests <= 2 + 10
     before = second.compare()
     after = picked.compare()
     assert after.level == before.level
     assert after.p_value == pytest.approx(
-        picked.tests * before.p_value, rel=0.6
+        picked.level.tests * before.p_value, rel=0.6
     )  # a dozen of the patterns
     assert after.high - after.low > before.high - before.low
 
@@ -312,10 +311,7 @@ def test_a_small_category_cannot_show_a_small_loss() -> None:
             evidence.Pair(
                 soup="s",
                 other="a",
-                soup_scores=values,
-                other_scores=np.zeros(280),
-                table=table,
-                same_model=False,
+                scores=ScoreTable.complete(table, {"s": values, "a": np.zeros(280)}),
             )
         ],
     )
@@ -328,9 +324,7 @@ def test_a_small_category_cannot_show_a_small_loss() -> None:
                 evidence.Pair(
                     soup="s",
                     other="a",
-                    soup_scores=values,
-                    other_scores=values,
-                    table=table,
+                    scores=ScoreTable.complete(table, {"s": values, "a": values}),
                     same_model=True,
                 )
             ],
@@ -380,10 +374,7 @@ def test_a_category_of_two_items_hides_no_loss_of_the_others() -> None:
             evidence.Pair(
                 soup="s",
                 other="a",
-                soup_scores=ours,
-                other_scores=theirs,
-                table=table,
-                same_model=False,
+                scores=ScoreTable.complete(table, {"s": ours, "a": theirs}),
             )
         ],
     )

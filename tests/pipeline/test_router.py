@@ -15,7 +15,6 @@ import pytest
 from rich.console import Console
 
 from souping.analysis.alternatives import routed
-from souping.analysis.significance import holm
 from souping.core.protocols import Objective
 from souping.core.reading import to_json
 from souping.core.scores import Mean, Worst
@@ -29,6 +28,7 @@ from souping.report.plots import forest
 from souping.report.render import markdown, report_table
 from souping.report.sections import findings, losses
 from souping.report.tables import compared, once, summary
+from souping.statistics.levels import holm
 from tests.conftest import Cli, make_items, pool_of, recipe, report_of
 
 ITEMS = tuple(make_items(150, ("w", "x")))

@@ -8,8 +8,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from souping.analysis.intervals import ItemTable
-from souping.analysis.significance import compare
 from souping.analysis.trajectory import CheckpointScores, describe, over_runs
 from souping.checkpoints.pool import Trajectory
 from souping.checkpoints.trajectory import Member, TrainingRun
@@ -22,7 +20,9 @@ from souping.report.files import draw
 from souping.report.render import markdown, page
 from souping.report.trajectory import sections
 from souping.search.schedule import windows
+from souping.statistics.scores import ItemTable
 from tests.conftest import recipe
+from tests.support.flips import compare
 from tests.support.report import sample
 
 SIZE = 6

@@ -11,13 +11,13 @@ from typing import Any
 import numpy as np
 import pytest
 
-from souping.analysis.intervals import rate
-from souping.analysis.significance import compare
 from souping.core.types import UserError
 from souping.evaluate.lm_eval import HarnessEvaluator
 from souping.evaluate.lm_eval.metrics import measure, pseudo_values, score
+from souping.statistics.intervals import rate
 from tests.support import lm_eval_tasks
 from tests.support.choices import slow_unless
+from tests.support.flips import compare
 
 sacrebleu = pytest.importorskip("sacrebleu")
 pytest.importorskip("lm_eval")

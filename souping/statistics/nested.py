@@ -23,8 +23,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from souping.analysis.grouped import FLAT_VARIANCE, GroupedScores
 from souping.core.types import FloatArray, IntArray
+from souping.statistics.grouped import FLAT_VARIANCE, GroupedScores
 
 # Differences of T from 0 that are rounding.
 ZERO_DIFFERENCE = 1e-9

@@ -15,8 +15,6 @@ import numpy as np
 
 from souping.core.types import BoolArray, FloatArray, IntArray
 
-# With the caller's seed: equal inputs give equal intervals, whatever was drawn before.
-INTERVAL_SALT = 0x50_0D
 # Groups without which a stratum cannot show its own variance.
 SMALLEST_STRATUM = 5
 # Variance of a stratum, relative to its share of T squared, that counts as none.
@@ -216,46 +214,3 @@ def stratify(present: BoolArray) -> IntArray:
     merged = np.where(rare[category_set], joined, category_set)
     _, stratum = np.unique(merged, return_inverse=True)
     return stratum.reshape(-1).astype(np.int64)
-
-
-def variance_of_sums(
-    sums: FloatArray, squares: FloatArray, sizes: FloatArray | IntArray | float
-) -> FloatArray:
-    """Variance of a sum over n groups: n / (n - 1) (sum of squares - square of the sum / n).
-
-    By `sums`, `squares` and `sizes` [..., H] of the groups' values. Flipping signs changes the sums,
-    never the sums of squares. It may be below zero by rounding.
-    """
-    variance = (squares - sums**2 / sizes) * sizes / np.maximum(sizes - 1, 1)
-    return np.asarray(variance)
-
-
-def distinct(rows: FloatArray, stratum: IntArray) -> tuple[FloatArray, IntArray, IntArray]:
-    """(distinct rows [R, F], their stratum [R], how many of each [R]).
-
-    Equal rows within a stratum are interchangeable, so they are drawn together.
-    """
-    keyed = np.column_stack([stratum, rows.round(12)])
-    # As np.unique does over rows, in a fifth of the time.
-    order = np.lexsort(keyed.T[::-1])
-    changes = (keyed[order[1:]] != keyed[order[:-1]]).any(axis=1)
-    starts = np.flatnonzero(np.concatenate([[True], changes]))
-    first = order[starts]
-    number = np.diff(starts, append=len(keyed))
-    return rows[first], stratum[first], number.astype(np.int64)
-
-
-def resample(
-    stratum: IntArray, number: IntArray, draws: int, rng: np.random.Generator
-) -> FloatArray:
-    """How often a bootstrap draws each row, [D, R].
-
-    In each stratum as many groups are drawn as there are, with replacement; row r stands for
-    `number[r]` equal groups.
-    """
-    drawn = np.empty((draws, len(stratum)))
-    for h in range(int(stratum.max()) + 1):
-        rows = np.flatnonzero(stratum == h)
-        groups = int(number[rows].sum())
-        drawn[:, rows] = rng.multinomial(groups, number[rows] / groups, size=draws)
-    return drawn

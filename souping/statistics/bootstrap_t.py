@@ -18,15 +18,10 @@ from statistics import NormalDist
 
 import numpy as np
 
-from souping.analysis.grouped import (
-    INTERVAL_SALT,
-    GroupedScores,
-    distinct,
-    resample,
-    variance_of_sums,
-)
-from souping.analysis.nested import Reach
 from souping.core.types import FloatArray, IntArray
+from souping.statistics.flips import INTERVAL_SALT, distinct, variance_of_sums
+from souping.statistics.grouped import GroupedScores
+from souping.statistics.nested import Reach
 
 NORMAL = NormalDist()
 # Most and fewest draws, and most groups that are drawn in all of them together.
@@ -142,3 +137,19 @@ def _drawn_sums(
         squares[rows_of_chunk] = np.einsum("dg,dg->d", drawn, drawn)
         discordances[rows_of_chunk] = discordant[groups].sum(axis=1)
     return sums, squares, discordances
+
+
+def resample(
+    stratum: IntArray, number: IntArray, draws: int, rng: np.random.Generator
+) -> FloatArray:
+    """How often a bootstrap draws each row, [D, R].
+
+    In each stratum as many groups are drawn as there are, with replacement; row r stands for
+    `number[r]` equal groups.
+    """
+    drawn = np.empty((draws, len(stratum)))
+    for h in range(int(stratum.max()) + 1):
+        rows = np.flatnonzero(stratum == h)
+        groups = int(number[rows].sum())
+        drawn[:, rows] = rng.multinomial(groups, number[rows] / groups, size=draws)
+    return drawn

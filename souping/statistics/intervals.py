@@ -8,19 +8,17 @@ Shape legend: I items, G groups, C categories, H strata.
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import numpy as np
 
-from souping.analysis.bootstrap_t import NORMAL, bootstrap_reach
-from souping.analysis.grouped import GroupedScores, design
-from souping.core.protocols import Objective
-from souping.core.scores import value_of
-from souping.core.types import FloatArray, IntArray, Item
+from souping.core.types import FloatArray, IntArray
 from souping.core.unit import Unit
+from souping.statistics.bootstrap_t import NORMAL, bootstrap_reach
+from souping.statistics.grouped import GroupedScores
+from souping.statistics.scores import ItemTable, one_category, span
 
 # Tail on either side of a 95 % interval, and the normal quantile of it.
 INTERVAL_TAIL = 0.025
@@ -60,7 +58,8 @@ def rate(values: FloatArray, groups: IntArray) -> Interval:
     Jeffreys' limit where they do not vary. Limits end at 0 and 1 only where all values lie between
     (`span`): pseudo-values of a corpus metric lie outside, and so may a task's own metric.
     """
-    scores = _one_category(values, groups)
+    items = one_category(groups)
+    scores = items.grouped(values)
     low, high = category_limits(values, groups, INTERVAL_TAIL)
     return Interval(
         mean=scores.objective,
@@ -68,12 +67,8 @@ def rate(values: FloatArray, groups: IntArray) -> Interval:
         high=high,
         n=len(values),
         groups=len(scores.sums),
-        effective_n=effective_size(values, 0 * groups, groups, np.ones(1)),
+        effective_n=effective_size(values, items),
     )
-
-
-def _one_category(values: FloatArray, groups: IntArray) -> GroupedScores:
-    return design(values, 0 * groups, groups, np.ones(1))
 
 
 def category_limits(values: FloatArray, groups: IntArray, tail: float) -> tuple[float, float]:
@@ -81,10 +76,11 @@ def category_limits(values: FloatArray, groups: IntArray, tail: float) -> tuple[
     from scipy.special import stdtrit
 
     bottom, top = span(values)
-    scores = _one_category(values, groups)
+    items = one_category(groups)
+    scores = items.grouped(values)
     mean = scores.objective
     if np.isin(values, (0.0, 1.0)).all():
-        effective_n = effective_size(values, 0 * groups, groups, np.ones(1))
+        effective_n = effective_size(values, items)
         return wilson(mean, effective_n, -NORMAL.inv_cdf(tail))
     if scores.flat.all():
         below, above = flat_margins(scores, bottom, top, tail)
@@ -93,13 +89,6 @@ def category_limits(values: FloatArray, groups: IntArray, tail: float) -> tuple[
     error = float(np.sqrt(scores.variances.sum()))
     margin = float(-stdtrit(degrees, tail)) * error
     return max(bottom, mean - margin), min(top, mean + margin)
-
-
-def span(values: FloatArray) -> tuple[float, float]:
-    """Limits of a mean of such values: 0 and 1 where all of them lie between, else none."""
-    if ((values >= 0) & (values <= 1)).all():
-        return 0.0, 1.0
-    return -math.inf, math.inf
 
 
 def wilson(mean: float, n: float, z: float = Z95) -> tuple[float, float]:
@@ -111,19 +100,17 @@ def wilson(mean: float, n: float, z: float = Z95) -> tuple[float, float]:
     return max(0.0, low), min(1.0, high)
 
 
-def effective_size(
-    values: FloatArray, categories: IntArray, groups: IntArray, coefficients: FloatArray
-) -> float:
+def effective_size(values: FloatArray, items: ItemTable) -> float:
     """Items divided by the design effect of groups (Kish 1965), at most the number of items.
 
     Where nothing varies the design effect is unknown: the number of groups, as if the items of a
     group were copies.
     """
     n = len(values)
-    by_group = design(values, categories, groups, coefficients)
-    if len(np.unique(groups)) == n:
+    by_group = items.grouped(values)
+    if items.layout.groups == n:
         return float(n)
-    by_item = design(values, categories, np.arange(n), coefficients)
+    by_item = replace(items, groups=np.arange(n)).grouped(values)
     clustered = float(by_group.variances.sum())
     independent = float(by_item.variances.sum())
     if independent <= 1e-15 or clustered <= 1e-15:
@@ -176,83 +163,49 @@ def _varying_margins(scores: GroupedScores, draws: int, seed: int) -> tuple[floa
     return below, above
 
 
-@dataclass(frozen=True, kw_only=True)
-class ItemTable:
-    """Items of a fold as arrays.
+def objective_interval(
+    items: ItemTable, values: FloatArray, *, draws: int = 4999, seed: int = 0
+) -> Interval:
+    """Objective of scores [I] with its 95 % interval.
 
-    `coefficients` are the objective's weights, `value` the objective of category means [..., C]
-    where it is not linear.
+    Strata that vary give bootstrap-t limits (Efron and Tibshirani 1993, chapter 12). Strata
+    without any variation would give none; each gets Jeffreys' limit for what was not seen.
+    The two kinds are independent, so their distances from the objective add in squares
+    (MOVER, Zou and Donner 2008).
     """
+    bottom, top = span(values)
+    if items.value is None:
+        scores = items.grouped(values)
+        bottom = bottom * float(scores.weights.sum())
+        top = top * float(scores.weights.sum())
+        varying_below, varying_above = _varying_margins(scores, draws, seed)
+        flat_below, flat_above = flat_margins(scores, bottom, top)
+        low = scores.objective - float(np.hypot(varying_below, flat_below))
+        high = scores.objective + float(np.hypot(varying_above, flat_above))
+    else:
+        low, high = _box_limits(items, items.value, values)
+    return Interval(
+        mean=items.score(values),
+        low=max(bottom, low),
+        high=min(top, high),
+        n=len(values),
+        groups=items.layout.groups,
+        effective_n=effective_size(values, items),
+    )
 
-    names: tuple[str, ...]
-    categories: IntArray  # [I]
-    groups: IntArray  # [I]
-    coefficients: FloatArray  # [C]
-    value: Callable[[FloatArray], FloatArray] | None = None
 
-    @classmethod
-    def of(cls, items: Sequence[Item], objective: Objective) -> ItemTable:
-        names = tuple(dict.fromkeys(item.category for item in items))
-        _, groups = np.unique([item.group for item in items], return_inverse=True)
-        return cls(
-            names=names,
-            categories=np.array([names.index(item.category) for item in items]),
-            groups=groups.astype(np.int64),
-            coefficients=objective.coefficients(names),
-            value=value_of(objective, names),
-        )
+def _box_limits(
+    items: ItemTable, value: Callable[[FloatArray], FloatArray], values: FloatArray
+) -> tuple[float, float]:
+    """Limits of an objective that is not linear but rises with every category mean.
 
-    def grouped(self, values: FloatArray) -> GroupedScores:
-        return design(values, self.categories, self.groups, self.coefficients)
-
-    def score(self, values: FloatArray) -> float:
-        """Objective of scores [I]."""
-        if self.value is None:
-            return self.grouped(values).objective
-        # The means of all categories, also of those that have no weight.
-        equal_weights = np.ones(len(self.names))
-        scores = design(values, self.categories, self.groups, equal_weights)
-        return float(self.value(scores.means))
-
-    def interval(self, values: FloatArray, *, draws: int = 4999, seed: int = 0) -> Interval:
-        """Objective of scores [I] with its 95 % interval.
-
-        Strata that vary give bootstrap-t limits (Efron and Tibshirani 1993, chapter 12). Strata
-        without any variation would give none; each gets Jeffreys' limit for what was not seen.
-        The two kinds are independent, so their distances from the objective add in squares
-        (MOVER, Zou and Donner 2008).
-        """
-        bottom, top = span(values)
-        if self.value is None:
-            scores = self.grouped(values)
-            bottom = bottom * float(scores.weights.sum())
-            top = top * float(scores.weights.sum())
-            varying_below, varying_above = _varying_margins(scores, draws, seed)
-            flat_below, flat_above = flat_margins(scores, bottom, top)
-            low = scores.objective - float(np.hypot(varying_below, flat_below))
-            high = scores.objective + float(np.hypot(varying_above, flat_above))
-        else:
-            low, high = self._box_limits(values)
-        return Interval(
-            mean=self.score(values),
-            low=max(bottom, low),
-            high=min(top, high),
-            n=len(values),
-            groups=len(np.unique(self.groups)),
-            effective_n=effective_size(values, self.categories, self.groups, self.coefficients),
-        )
-
-    def _box_limits(self, values: FloatArray) -> tuple[float, float]:
-        """Limits of an objective that is not linear but rises with every category mean.
-
-        It lies between its values of all lower and of all upper limits of the categories, which
-        hold at once (Bonferroni).
-        """
-        assert self.value is not None
-        tail = INTERVAL_TAIL / len(self.names)
-        limits = []
-        for c in range(len(self.names)):
-            in_category = self.categories == c
-            limits.append(category_limits(values[in_category], self.groups[in_category], tail))
-        low, high = self.value(np.array(limits).T)
-        return float(low), float(high)
+    It lies between its values of all lower and of all upper limits of the categories, which
+    hold at once (Bonferroni).
+    """
+    tail = INTERVAL_TAIL / len(items.names)
+    limits = []
+    for c in range(len(items.names)):
+        in_category = items.categories == c
+        limits.append(category_limits(values[in_category], items.groups[in_category], tail))
+    low, high = value(np.array(limits).T)
+    return float(low), float(high)

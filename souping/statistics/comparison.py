@@ -1,0 +1,386 @@
+"""Paired comparison of two models on the same items: difference, interval and two-sided p-value.
+
+A claim "better" also needs the difference above zero.
+
+Shape legend: I items, R runs, C categories.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, replace
+from typing import Any
+
+import numpy as np
+
+from souping.core.types import FloatArray
+from souping.core.unit import Unit
+from souping.statistics.bootstrap_t import bootstrap_reach
+from souping.statistics.flips import SIGN_DRAWS, TEST, draws_for, flip_reach
+from souping.statistics.grouped import GroupedScores
+from souping.statistics.levels import ALPHA, FIRST_LOOK, Level
+from souping.statistics.nested import ZERO_DIFFERENCE, BanerjeeReach, NestedIntervals, UnseenMargins
+from souping.statistics.scores import ItemTable, Paired, ScoreTable
+
+GRADED_TEST = f"{TEST}, and bootstrap-t"
+EVERY = "better, or worse, in every category: the largest of the categories' p-values"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Comparison:
+    """a minus b on the objective (inner scores) with its interval at `level` and two-sided p-value.
+
+    The interval excludes 0 just where `p_value`, uncorrected, is below 1 - level.
+    """
+
+    a: str
+    b: str
+    difference: float
+    low: float
+    high: float
+    level: float = 1 - ALPHA
+    p_value: float
+    test: str
+    # Items, and groups of them.
+    n: int
+    groups: int
+    # Share of items on which the two scores differ.
+    discordant: float
+    # Half the distance of the values that the statistic of the test can take, 0 unless all groups
+    # that differ do so by as much.
+    step: float = 0.0
+    # Degrees of freedom of a difference of training runs.
+    degrees: float = math.inf
+    run_share: float = 1.0
+
+    def raw(self, unit: Unit) -> dict[str, Any]:
+        """The fields of a `PairedDifference`."""
+        table = asdict(self)
+        del table["step"], table["degrees"], table["run_share"]
+        return unit.raw_table(table)
+
+
+def contrast(
+    scores: ScoreTable,
+    a: str,
+    b: str,
+    level: Level = FIRST_LOOK,
+    *,
+    draws: int = SIGN_DRAWS,
+    seed: int = 0,
+    tested: bool = True,
+) -> Comparison:
+    """Model a minus model b, as counted and at both corners of the missing answers.
+
+    An objective that is not linear, such as the lowest category mean, is tested in every category, without a
+    correction: its difference is not below the lowest of theirs and not above the highest (it rises with every mean,
+    and by as much as all of them), so their lowest lower and highest upper limits hold it, and exclude 0 where every
+    category shows the same. One that is not `tested` has no p-value (nan).
+    """
+    at_corners = []
+    for corner in scores.corners(a, b):
+        at_corners.append(contrast_at(corner, a, b, level, draws=draws, seed=seed, tested=tested))
+    comparison = bounded(at_corners)
+    value = scores.items.value
+    if value is None:
+        return comparison
+
+    by_category = []
+    for category in range(len(scores.items.names)):
+        alone = scores.alone(category)
+        by_category.append(contrast(alone, a, b, level, draws=draws, seed=seed, tested=tested))
+    all_categories = bounded(by_category)
+    score_a = scores.items.score(scores.mean(a))
+    score_b = scores.items.score(scores.mean(b))
+    return replace(
+        comparison,
+        difference=score_a - score_b,
+        low=all_categories.low,
+        high=all_categories.high,
+        p_value=all_categories.p_value,
+        test=EVERY,
+    )
+
+
+def contrast_at(
+    scores: ScoreTable,
+    a: str,
+    b: str,
+    level: Level = FIRST_LOOK,
+    *,
+    draws: int = SIGN_DRAWS,
+    seed: int = 0,
+    tested: bool = True,
+) -> Comparison:
+    """`contrast` by the counted scores alone, which every model has on all items."""
+    if scores.has_runs:
+        return _over_runs(scores, a, b, level)
+    return compare(
+        (a, b),
+        scores.mean(a),
+        scores.mean(b),
+        scores.items,
+        level,
+        draws=draws,
+        seed=seed,
+        tested=tested,
+    )
+
+
+def bounded(comparisons: Sequence[Comparison]) -> Comparison:
+    """The first comparison, with an interval and a p-value that hold for all.
+
+    The interval reaches from the lowest to the highest limit. Its p-value is the largest, and 1 if not all differences
+    are on one side of 0.
+    """
+    signs = {np.sign(comparison.difference) for comparison in comparisons}
+    p_value = max(comparison.p_value for comparison in comparisons)
+    return replace(
+        comparisons[0],
+        low=min(comparison.low for comparison in comparisons),
+        high=max(comparison.high for comparison in comparisons),
+        p_value=p_value if len(signs) == 1 else 1.0,
+    )
+
+
+def same_model(items: ItemTable, a: str, b: str, level: Level = FIRST_LOOK) -> Comparison:
+    """One model under two names: the difference is 0 by construction, and so is the width."""
+    return Comparison(
+        a=a,
+        b=b,
+        difference=0.0,
+        low=0.0,
+        high=0.0,
+        level=1 - level.alpha,
+        p_value=1.0,
+        test="same model",
+        n=len(items.groups),
+        groups=items.layout.groups,
+        discordant=0.0,
+    )
+
+
+def better_than_every(comparisons: Sequence[Comparison]) -> float:
+    """p-value of "a is better than every b": the largest of the two-sided p-values, 1 if any difference is not above 0.
+
+    An intersection-union test needs no correction (Berger 1982): the claim is false if it is false for one b, and that
+    comparison alone rejects with at most its own error. As p-values are two-sided, a false claim has half the level.
+    """
+    if not all(comparison.difference > ZERO_DIFFERENCE for comparison in comparisons):
+        return 1.0
+    return max(comparison.p_value for comparison in comparisons)
+
+
+# ---------------------------------------------------------------- one run of each model
+
+
+def compare(
+    names: tuple[str, str],
+    a: FloatArray,
+    b: FloatArray,
+    items: ItemTable,
+    level: Level = FIRST_LOOK,
+    *,
+    draws: int = SIGN_DRAWS,
+    seed: int = 0,
+    tested: bool = True,
+) -> Comparison:
+    """Compare scores a with b, [I] each, on the linear objective T = sum_c w_c * mean over items of c of (a_i - b_i).
+
+    `paired_intervals` has the test, its interval and its p-value.
+
+    Two models that gave the same scores have difference 0 and p = 1 with an interval of positive width: other items
+    might tell them apart. One that is not `tested` has no p-value (nan), and takes half the time.
+    """
+    paired = items.paired(names, a, b)
+    width = step(paired.grouped)
+    intervals = paired_intervals(
+        paired.grouped,
+        paired.bound,
+        alpha=level.alpha,
+        draws=draws,
+        seed=seed,
+        highest=1.0 if tested else level.alpha,
+    )
+    test = TEST if width else GRADED_TEST
+    return replace(comparison_of(paired, intervals, level, test, tested), step=width)
+
+
+def comparison_of(
+    paired: Paired, intervals: NestedIntervals, level: Level, test: str, tested: bool = True
+) -> Comparison:
+    """The interval at a level, with its p-value."""
+    a, b = paired.names
+    low, high = intervals.limits(level.alpha)
+    return Comparison(
+        a=a,
+        b=b,
+        difference=paired.grouped.objective,
+        low=low,
+        high=high,
+        level=1 - level.alpha,
+        p_value=intervals.p_value() if tested else math.nan,
+        test=test,
+        n=len(paired.deltas),
+        groups=paired.grouped.layout.groups,
+        discordant=paired.discordant,
+    )
+
+
+def paired_intervals(
+    scores: GroupedScores,
+    bound: float,
+    *,
+    alpha: float = ALPHA,
+    draws: int = SIGN_DRAWS,
+    seed: int = 0,
+    highest: float = 1.0,
+) -> NestedIntervals:
+    """Intervals of T within -bound..bound; `alpha` is the lowest level that the draws resolve.
+
+    They hold up to the `highest` level: for a p-value, 1.
+    """
+    draws = draws_for(alpha, draws)
+    flips = flip_reach(scores, draws=draws, seed=seed, highest=highest)
+    bootstrap = None
+    if step(scores) == 0:
+        bootstrap = bootstrap_reach(scores, draws=draws, seed=seed)
+    return NestedIntervals(
+        total=scores.objective,
+        reaches=[reach for reach in (flips, bootstrap) if reach is not None],
+        margins=UnseenMargins.of(scores),
+        bound=bound,
+    )
+
+
+def step(scores: GroupedScores) -> float:
+    """How much each group that differs adds to T; 0 unless all of them add as much."""
+    pulls = np.abs(scores.pulls)
+    largest = float(pulls.max())
+    as_much = (pulls <= ZERO_DIFFERENCE * largest) | (pulls >= (1 - ZERO_DIFFERENCE) * largest)
+    if not as_much.all():
+        return 0.0
+    return largest
+
+
+# ---------------------------------------------------------------- several runs
+
+
+def _over_runs(scores: ScoreTable, a: str, b: str, level: Level) -> Comparison:
+    """Model a minus model b where runs tell a variance.
+
+    The variance of the difference is that of items plus that of run means less what both count,
+    never below the larger of the two; the interval is Banerjee's, widened as all are (`nested`).
+    """
+    paired = scores.paired(a, b)
+    variance = split_variance(scores, a, b)
+    if not variance.total:  # every item of every run differs alike
+        return compare((a, b), scores.mean(a), scores.mean(b), scores.items, level)
+
+    reach = BanerjeeReach(
+        items=variance.total - variance.run_means,
+        runs=variance.run_means,
+        degrees=variance.degrees,
+    )
+    intervals = NestedIntervals(
+        total=paired.grouped.objective,
+        reaches=[reach],
+        margins=UnseenMargins.of(paired.grouped),
+        bound=paired.bound,
+    )
+    test = f"t over items and runs, {variance.degrees:.1f} degrees of freedom"
+    return replace(
+        comparison_of(paired, intervals, level, test),
+        degrees=variance.degrees,
+        run_share=variance.run_means / variance.total,
+    )
+
+
+# ---------------------------------------------------------------- variance
+
+
+@dataclass(frozen=True, kw_only=True)
+class VarianceParts:
+    """Variance of a difference, and what adds to it. None where the logs cannot tell."""
+
+    total: float
+    """variance of the difference"""
+    items: float
+    """part of the choice of items, with that of their answers if that is unknown"""
+    answers: float | None
+    """part of sampled answers; needs several answers per item"""
+    runs: float | None
+    """part of runs, beyond the noise of their answers; needs several runs of a model"""
+    degrees: float
+    """degrees of freedom of `run_means`; null if there is one run per model"""
+    run_means: float = 0.0
+    """variance of the difference of the run means, the noise of their answers included"""
+
+
+def split_variance(scores: ScoreTable, a: str, b: str) -> VarianceParts:
+    """Split of the variance of model a minus model b, on items that all have a score.
+
+    A model with one run gets the variance between runs of the other; if that has one run too, the
+    mean over all models with several.
+    """
+    scores_a = scores.counted(a)
+    scores_b = scores.counted(b)
+    over_items = float(scores.difference(a, b).variances.sum())
+    answers = answer_variance(scores, a, b)
+    items = max(0.0, over_items - (answers or 0.0))
+
+    sides = [runs for runs in (scores_a, scores_b) if len(runs) > 1]
+    if not sides:
+        every = [scores.counted(model) for model in scores.answers]
+        sides = [runs for runs in every if len(runs) > 1]
+    if not sides:
+        return VarianceParts(
+            total=over_items, items=items, answers=answers, runs=None, degrees=math.inf
+        )
+    if len(scores_a) > 1 and len(scores_b) > 1:
+        shares = [1 / len(scores_a), 1 / len(scores_b)]
+    else:
+        shares = [(1 / len(scores_a) + 1 / len(scores_b)) / len(sides)] * len(sides)
+
+    # Variance between runs, and the part of it that the variance over items counts too.
+    over_runs = 0.0
+    overlap = 0.0
+    squares = 0.0
+    for share, runs in zip(shares, sides, strict=True):
+        run_variance, item_part = _between_runs(scores, runs)
+        over_runs += run_variance * share
+        overlap += item_part * share
+        squares += (run_variance * share) ** 2 / (len(runs) - 1)
+    total = max(over_items, over_runs, over_items + over_runs - overlap)
+
+    return VarianceParts(
+        total=total,
+        items=items,
+        answers=answers,
+        runs=max(0.0, over_runs - overlap),
+        # Satterthwaite's, over the two sides.
+        degrees=over_runs**2 / squares if squares else math.inf,
+        run_means=over_runs,
+    )
+
+
+def answer_variance(scores: ScoreTable, *models: str) -> float | None:
+    """Variance of a difference of models, or of one model, over the draw of answers; None if it is not known."""
+    noise = [scores.answers[model].noise for model in models]
+    if not all(np.isfinite(variances).all() for variances in noise):
+        return None
+    total = 0.0
+    for variances in noise:
+        weighted = scores.items.item_weights**2 * variances.sum(axis=0)
+        total += float(weighted.sum()) / len(variances) ** 2
+    return total
+
+
+def _between_runs(scores: ScoreTable, runs: FloatArray) -> tuple[float, float]:
+    """(variance of a run's mean, the part of it that items answered differently explain)."""
+    means = np.array([scores.items.mean(run[None]) for run in runs])
+    item_part = 0.0
+    for deviations in runs - runs.mean(axis=0):
+        item_part += float(scores.items.grouped(deviations).variances.sum())
+    return float(means.var(ddof=1)), item_part / (len(runs) - 1)

@@ -1,0 +1,367 @@
+"""Several differences under the same sign flips (max-T; Westfall and Young 1993).
+
+The groups of several columns (models, or pairs of models in categories) meet the same sign patterns, so a correction
+for several tests knows how their differences hang together. A difference is that of two columns, or a column alone.
+It is beyond chance at level a where |T| / se is above the size that the largest |T*| / se* of all reaches with a chance
+of a.
+
+Shape legend: G groups, H strata, F columns, D sign patterns.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from souping.core.types import FloatArray, IntArray
+from souping.statistics.bootstrap_t import NORMAL, bootstrap_reach
+from souping.statistics.comparison import Comparison, bounded, comparison_of, step
+from souping.statistics.flips import SIGN_DRAWS, distinct, drawn_sums, draws_for, studentised
+from souping.statistics.grouped import GroupedScores
+from souping.statistics.levels import Level, step_down
+from souping.statistics.nested import ZERO_DIFFERENCE, NestedIntervals, Reach, UnseenMargins
+from souping.statistics.scores import ItemTable, ScoreTable
+
+MAX_T = "max-T of studentised sign flips over groups"
+ColumnPair = tuple[int, int | None]
+"""A column, and the one that is taken from it, if one is."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class JointFlips:
+    """Sums of the groups of all columns in the same sign patterns, the pattern seen first.
+
+    Pulls and sums are in `unit`s: a power of 2 near the largest pull, so that dividing by it does not round.
+    """
+
+    pulls: FloatArray  # [G, F] what each group adds to each column
+    stratum: IntArray  # [G]
+    sizes: FloatArray  # [H, F] groups of a stratum that a column has
+    seen: FloatArray  # [H, F] sums in the pattern seen
+    drawn: FloatArray  # [D, H, F] those in the others
+    unit: float
+
+    @classmethod
+    def of(
+        cls, pulls: FloatArray, stratum: IntArray, sizes: FloatArray, draws: int, seed: int = 0
+    ) -> JointFlips:
+        """So many drawn patterns of the groups' signs."""
+        _, exponent = np.frexp(np.abs(pulls).max())
+        unit = 2.0 ** int(exponent)
+        pulls = pulls / unit
+        strata = len(sizes)
+        rows, row_stratum, number = distinct(pulls, stratum)
+        drawn = drawn_sums(rows, number, row_stratum, strata, draws, seed)
+        seen = [np.bincount(stratum, column, strata) for column in pulls.T]
+        return cls(
+            pulls=pulls,
+            stratum=stratum,
+            sizes=sizes,
+            seen=np.stack(seen, axis=1),
+            drawn=drawn,
+            unit=unit,
+        )
+
+    @classmethod
+    def of_models(cls, models: Sequence[GroupedScores], draws: int, seed: int = 0) -> JointFlips:
+        """A column for each model, with what its groups add to the objective."""
+        layout = models[0].layout
+        pulls = np.stack([model.pulls for model in models], axis=1)
+        sizes = np.repeat(layout.sizes[:, None], len(models), axis=1)
+        return cls.of(pulls, layout.stratum, sizes, draws, seed)
+
+    def t(self, difference: ColumnPair) -> FloatArray:
+        """T / se of a difference in every pattern, [1 + D]; 0 if no group differs but for rounding."""
+        statistics, _ = self.t_and_error(difference)
+        return statistics
+
+    def t_and_error(self, difference: ColumnPair) -> tuple[FloatArray, float]:
+        """(T / se of a difference in every pattern [1 + D], its standard error in the pattern seen)."""
+        column, other = difference
+        pulls = self.pulls[:, column]
+        seen = self.seen[:, column]
+        drawn = self.drawn[:, :, column]
+        if other is not None:
+            pulls = pulls - self.pulls[:, other]
+            seen = seen - self.seen[:, other]
+            drawn = drawn - self.drawn[:, :, other]
+        sums = np.concatenate([seen[None], drawn])  # [1 + D, H]
+        if np.abs(pulls).max() <= ZERO_DIFFERENCE:
+            pulls = np.zeros_like(pulls)
+            sums = np.zeros_like(sums)
+
+        sizes = self.sizes[:, column]
+        squares = np.bincount(self.stratum, pulls**2, len(sizes)).astype(float)
+        totals, errors = studentised(sums, squares, sizes)
+        return totals / errors, float(errors[0]) * self.unit
+
+    def largest(self, differences: Iterable[ColumnPair]) -> FloatArray:
+        """The largest |T| / se of several differences in every pattern, [1 + D]."""
+        largest = np.zeros(1 + len(self.drawn))
+        for difference in differences:
+            largest = np.maximum(largest, np.abs(self.t(difference)))
+        return largest
+
+    def tests(self, differences: Sequence[ColumnPair], alpha: float) -> float:
+        """Number of independent tests whose correction the largest of these differences needs at level alpha."""
+        critical = critical_value(self.largest(differences)[1:], alpha, len(differences))
+        return equivalent_tests(critical, alpha, len(differences))
+
+    def step_down(self, differences: Sequence[ColumnPair], alpha: float) -> list[float]:
+        """The number of independent tests whose correction each difference needs.
+
+        The largest difference is held to the largest of all, the next one to the largest of the others.
+        """
+        statistics = {difference: np.abs(self.t(difference)) for difference in differences}
+
+        def decide(left: Sequence[ColumnPair]) -> tuple[bool, float]:
+            largest = np.max([statistics[difference][1:] for difference in left], axis=0)
+            critical = critical_value(largest, alpha, len(left))
+            shown = bool(statistics[left[0]][0] >= critical)
+            return shown, equivalent_tests(critical, alpha, len(left))
+
+        order = sorted(differences, key=lambda difference: -statistics[difference][0])
+        needed = step_down(order, decide)
+        return [needed[difference] for difference in differences]
+
+    def may_be_best(self, model: int, alpha: float) -> bool:
+        """Whether a column may be the highest: no other is above it by more than chance among all others.
+
+        In 1 - alpha of comparisons this holds of the truly best (multiple comparisons with the best,
+        Hsu 1981).
+        """
+        others = [other for other in range(self.pulls.shape[1]) if other != model]
+        largest = np.max([self.t((other, model)) for other in others], axis=0)
+        as_large = largest[1:] >= largest[0] - ZERO_DIFFERENCE
+        return bool((1 + as_large.sum()) / (1 + len(as_large)) > alpha)
+
+
+def critical_value(largest: FloatArray, alpha: float, tests: int) -> float:
+    """Size that the largest of several |T| / se reaches with probability alpha by chance.
+
+    From the `largest` [D] of each sign pattern, but at most Bonferroni's for so many tests.
+    """
+    rank = max(1, math.ceil(alpha * (1 + len(largest)) - 1 - ZERO_DIFFERENCE))
+    by_patterns = float(np.sort(largest)[-rank])
+    bonferroni = -NORMAL.inv_cdf(alpha / 2 / tests)
+    return min(by_patterns, bonferroni)
+
+
+def equivalent_tests(critical: float, alpha: float, most: int) -> float:
+    """Number of independent tests, 1 to `most`, whose correction has this critical value."""
+    return min(float(most), max(1.0, alpha / (2 * NORMAL.cdf(-critical))))
+
+
+# ---------------------------------------------------------------- models that may have been picked
+
+
+def picked_tests(
+    scores: FloatArray,
+    pairs: Iterable[tuple[int, int]],
+    items: ItemTable,
+    alpha: float,
+    draws: int = SIGN_DRAWS,
+) -> float:
+    """Tests that a comparison stands for if its models may have been picked, by known scores, as one of these pairs.
+
+    `scores` [M, I] are nan where a model did not answer; it then counts as the mean of the others.
+    """
+    differences: list[ColumnPair] = list(pairs)
+    if len(differences) < 2:
+        return 1.0
+    answered = np.isfinite(scores)
+    means = np.nan_to_num(scores).sum(axis=0) / np.maximum(answered.sum(axis=0), 1)
+    centred = np.where(answered, scores - means, 0.0)
+    models = [items.grouped(row) for row in centred]
+    flips = JointFlips.of_models(models, draws_for(alpha, draws))
+    return flips.tests(differences, alpha)
+
+
+# ---------------------------------------------------------------- limits that hold for all at once
+
+
+@dataclass(frozen=True, kw_only=True)
+class MaxTReach(Reach):
+    """Simultaneous limits: the size that the largest of all |t*| reaches with a chance of `level`.
+
+    In a category of few groups many patterns have all groups on one side, and no error. So it is
+    at most the size that the difference's own |t*| reaches with a chance of `level` / F.
+    """
+
+    error: float
+    largest: FloatArray  # [D] of all differences in a pattern, falling
+    statistics: FloatArray  # [D] |T*| / se* of this one, falling
+    tests: int
+
+    def below(self, level: float) -> float:
+        critical = min(_reached(level, self.largest), _reached(level / self.tests, self.statistics))
+        return critical * self.error
+
+    def above(self, level: float) -> float:
+        return self.below(level)
+
+
+def _reached(level: float, falling: FloatArray) -> float:
+    """The size that is reached with a chance of `level`, by the patterns [D] and the one seen."""
+    rank = math.ceil(level * (1 + len(falling)) - ZERO_DIFFERENCE) - 1
+    if rank <= 0:
+        return math.inf
+    return float(falling[rank - 1])
+
+
+@dataclass(frozen=True, kw_only=True)
+class MaxT:
+    """Several differences, each of one category, that are tested at level `alpha` together."""
+
+    largest: FloatArray  # [D] the largest |T*| / se* of all differences in a pattern
+    errors: FloatArray  # [F] standard errors of the differences
+    items: FloatArray  # [F]
+    alpha: float
+    intervals: Sequence[NestedIntervals]  # of each difference, for all of them at once
+
+    @classmethod
+    def of(
+        cls,
+        differences: Sequence[GroupedScores],
+        members: Sequence[IntArray],
+        bounds: Sequence[float],
+        alpha: float,
+        draws: int = SIGN_DRAWS,
+    ) -> MaxT:
+        """`members[f]` number the groups of a difference; one has one sign in all of them.
+
+        A difference lies within -bounds[f]..bounds[f].
+        """
+        sizes = np.array([[float(len(groups)) for groups in members]])
+        items = np.array([scores.counts.sum() for scores in differences])
+        pulls = _joint_pulls(differences, members, items)
+        one_stratum = np.zeros(len(pulls), dtype=np.int64)
+        flips = JointFlips.of(pulls, one_stratum, sizes, draws_for(alpha, draws))
+
+        # That which was seen is reached in spite of rounding.
+        studentised = []
+        errors = []
+        for f in range(len(differences)):
+            statistics, error = flips.t_and_error((f, None))
+            studentised.append(np.abs(statistics[1:]) * (1 + ZERO_DIFFERENCE))
+            errors.append(error)
+        largest = np.sort(np.max(studentised, axis=0))[::-1]
+
+        intervals = []
+        for f, scores in enumerate(differences):
+            reach = MaxTReach(
+                error=errors[f],
+                largest=largest,
+                statistics=np.sort(studentised[f])[::-1],
+                tests=len(differences),
+            )
+            intervals.append(_intervals(scores, reach, bounds[f]))
+        return cls(
+            largest=largest,
+            errors=np.array(errors),
+            items=items,
+            alpha=alpha,
+            intervals=intervals,
+        )
+
+    @property
+    def least(self) -> FloatArray:
+        """Smallest difference that would have been beyond chance [F].
+
+        q se, and at least q^2 of the items, all of which would have to differ in one direction.
+        """
+        by_error = self.critical * self.errors
+        by_items = self.critical**2 / self.items
+        return np.asarray(np.maximum(by_error, by_items))
+
+    @property
+    def critical(self) -> float:
+        """Size of |T| / se above which a difference is beyond chance in any of the tests."""
+        return critical_value(self.largest, self.alpha, tests=len(self.errors))
+
+
+def _joint_pulls(
+    differences: Sequence[GroupedScores], members: Sequence[IntArray], items: FloatArray
+) -> FloatArray:
+    """What each group adds to each difference [G, F], by the `items` [F] of each."""
+    _, group = np.unique(np.concatenate(members), return_inverse=True)
+    ends = np.cumsum([len(groups) for groups in members])
+    pulls = np.zeros((int(group.max()) + 1, len(differences)))
+    for f, groups in enumerate(np.split(group, ends[:-1])):
+        pulls[groups, f] = differences[f].sums[:, 0] / items[f]
+    return pulls
+
+
+def _intervals(scores: GroupedScores, reach: MaxTReach, bound: float) -> NestedIntervals:
+    """Simultaneous intervals of one difference; graded scores have bootstrap-t limits too."""
+    reaches: list[Reach] = [reach]
+    if step(scores) == 0:
+        bootstrap = bootstrap_reach(scores, tests=reach.tests)
+        if bootstrap is not None:
+            reaches.append(bootstrap)
+    return NestedIntervals(
+        total=scores.objective,
+        reaches=reaches,
+        margins=UnseenMargins.of(scores, reach.tests),
+        bound=bound,
+    )
+
+
+# ---------------------------------------------------------------- categories
+
+
+@dataclass(frozen=True, kw_only=True)
+class CategoryComparison:
+    """`least` is the smallest difference in a category that is beyond chance."""
+
+    category: str
+    comparison: Comparison
+    least: float
+
+
+ModelPair = tuple[ScoreTable, str, str]
+"""Scores of two models, and their names."""
+
+
+def compare_in_categories(pairs: Sequence[ModelPair], level: Level) -> list[CategoryComparison]:
+    """Every pair of models in every category, as one family at every corner of the missing answers."""
+    at_corners = [scores.corners(a, b) for scores, a, b in pairs]
+    families = []
+    for corner in range(max(len(corners) for corners in at_corners)):
+        # A pair without missing answers has one corner, which stands for all.
+        cells = []
+        for (_, a, b), corners in zip(pairs, at_corners, strict=True):
+            scores = corners[min(corner, len(corners) - 1)]
+            for category in range(len(scores.items.names)):
+                cells.append((scores.alone(category), a, b))
+        families.append(_family(cells, level))
+
+    bounded_cells = []
+    for cells_of_corners in zip(*families, strict=True):
+        comparison = bounded([cell.comparison for cell in cells_of_corners])
+        bounded_cells.append(replace(cells_of_corners[0], comparison=comparison))
+    return bounded_cells
+
+
+def _family(cells: Sequence[ModelPair], level: Level) -> list[CategoryComparison]:
+    """Differences of models, each in one category, by max-T."""
+    pairs = [scores.paired(a, b) for scores, a, b in cells]
+    members = [np.unique(scores.items.groups) for scores, _, _ in cells]
+    bounds = [pair.bound for pair in pairs]
+    family = MaxT.of([pair.grouped for pair in pairs], members, bounds, level.alpha)
+    least = family.critical * family.errors
+    if np.isfinite(bounds).all():
+        least = family.least
+
+    comparisons = []
+    for f, (scores, _, _) in enumerate(cells):
+        alone = comparison_of(pairs[f], family.intervals[f], level, MAX_T)
+        comparison = replace(alone, level=1 - level.family, p_value=level.over_tests(alone.p_value))
+        (category,) = scores.items.names
+        comparisons.append(
+            CategoryComparison(category=category, comparison=comparison, least=float(least[f]))
+        )
+    return comparisons

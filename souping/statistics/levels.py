@@ -1,0 +1,103 @@
+"""What a claim costs: at a later look at the same items, and as one of several tests."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Hashable, Iterable, Sequence
+from dataclasses import dataclass
+from typing import TypeVar
+
+import numpy as np
+
+Test = TypeVar("Test", bound=Hashable)
+ALPHA = 0.05
+
+
+def penalty(looks: int) -> int:
+    """Factor of the p-values of the `looks`-th look at the same items: 1, then k(k + 1).
+
+    1 + 1/6 + 1/12 + .. is 1.5: over however many looks, each corrected as it comes, false claims stay below 1.5 times
+    the level.
+    """
+    if looks <= 1:
+        return 1
+    return looks * (looks + 1)
+
+
+def over_looks(p_value: float, looks: int) -> float:
+    """p-value corrected for the looks at these items so far, this one included."""
+    return min(1.0, p_value * penalty(looks))
+
+
+@dataclass(frozen=True)
+class Level:
+    """Level of one of several `tests` at the `looks`-th look at the same items."""
+
+    looks: int = 1
+    tests: float = 1.0
+
+    @property
+    def family(self) -> float:
+        """Chance of a false claim, in either direction, that all of the tests share."""
+        return ALPHA / penalty(self.looks)
+
+    @property
+    def alpha(self) -> float:
+        """The part of it that is left for one test."""
+        return self.family / self.tests
+
+    def over_tests(self, p_value: float) -> float:
+        """p-value corrected for the number of tests, not for the looks."""
+        return min(1.0, self.tests * p_value)
+
+
+FIRST_LOOK = Level()
+
+
+# ---------------------------------------------------------------- several tests
+
+
+def holm(p_values: Sequence[float]) -> list[float]:
+    """Adjusted p-values in the given order: any of them below alpha holds at family-wise level alpha (Holm 1979)."""
+    order = np.argsort(p_values, kind="stable")
+    adjusted = [0.0] * len(p_values)
+    largest = 0.0
+    for rank, index in enumerate(order):
+        remaining = len(p_values) - rank
+        largest = max(largest, min(1.0, remaining * float(p_values[index])))
+        adjusted[index] = largest
+    return adjusted
+
+
+def step_down(
+    order: Sequence[Test], decide: Callable[[Sequence[Test]], tuple[bool, float]]
+) -> dict[Test, float]:
+    """{test: number of tests that it is corrected for}, one step a test.
+
+    `order` has the largest difference first. `decide` says of the tests that are left whether the first of them is
+    shown, and how many tests that takes: their number by Holm's steps, fewer by max-T. From the first test that is not
+    shown on, all have the same correction, so that an interval excludes 0 just where its test is shown.
+    """
+    corrections: dict[Test, float] = {}
+    for rank, test in enumerate(order):
+        left = order[rank:]
+        shown, number = decide(left)
+        corrections[test] = number
+        if not shown:
+            return corrections | dict.fromkeys(left, number)
+    return corrections
+
+
+def release(tests: Iterable[Test], shown: Callable[[Test, int], bool]) -> dict[Test, int]:
+    """{test: number of tests that it is corrected for}, where tests have no order.
+
+    All that are `shown` among those that are left leave together (which shows the same tests as Holm's steps). Those
+    that are never shown are corrected for each other.
+    """
+    left = list(tests)
+    corrections: dict[Test, int] = {}
+    while left:
+        number = len(left)
+        leaving = [test for test in left if shown(test, number)]
+        corrections |= dict.fromkeys(leaving or left, number)
+        left = [test for test in left if test not in corrections]
+    return corrections

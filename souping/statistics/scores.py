@@ -1,0 +1,299 @@
+"""Scores of models on the same items: the one table that all tests take, and all that is done about missing answers.
+
+An answer that was requested and never received counts as its harness says, mostly as wrong. Whether it would have been
+right is not known, so a claim must hold three times: as counted, with the missing answers of one model right and those
+of the others wrong, and the reverse. (All right or all wrong for both would cancel.)
+
+Shape legend: R runs, I items, C categories.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+
+import numpy as np
+
+from souping.core.protocols import Objective
+from souping.core.scores import value_of
+from souping.core.types import BoolArray, FloatArray, IntArray, Item, ItemScores
+from souping.statistics.grouped import GroupedScores, GroupLayout, design
+from souping.statistics.nested import ZERO_DIFFERENCE
+
+# ---------------------------------------------------------------- items
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class ItemTable:
+    """Items of a fold, or of several tasks, as arrays.
+
+    `coefficients` are the objective's weights, `value` the objective of category means [..., C]
+    where it is not linear.
+    """
+
+    names: tuple[str, ...]
+    categories: IntArray  # [I]
+    groups: IntArray  # [I]
+    coefficients: FloatArray  # [C]
+    value: Callable[[FloatArray], FloatArray] | None = None
+
+    @classmethod
+    def of(cls, items: Sequence[Item], objective: Objective) -> ItemTable:
+        names = tuple(dict.fromkeys(item.category for item in items))
+        _, groups = np.unique([item.group for item in items], return_inverse=True)
+        return cls(
+            names=names,
+            categories=np.array([names.index(item.category) for item in items]),
+            groups=groups.astype(np.int64),
+            coefficients=objective.coefficients(names),
+            value=value_of(objective, names),
+        )
+
+    def at(self, place: BoolArray) -> ItemTable:
+        """The items of this mask [I], of a linear objective. Categories without any of them are left out."""
+        if place.all():
+            return self
+        kept, categories = np.unique(self.categories[place], return_inverse=True)
+        weights = self.coefficients[kept]
+        return ItemTable(
+            names=tuple(self.names[category] for category in kept),
+            categories=categories.astype(np.int64),
+            groups=self.groups[place],
+            coefficients=weights / weights.sum(),
+        )
+
+    def alone(self, category: int) -> ItemTable:
+        """The items of one category, whose mean is the objective."""
+        groups = self.groups[self.categories == category]
+        return one_category(groups, self.names[category])
+
+    @cached_property
+    def layout(self) -> GroupLayout:
+        """Groups and strata of the items."""
+        return GroupLayout.of(self.categories, self.groups, self.coefficients)
+
+    def grouped(self, values: FloatArray) -> GroupedScores:
+        """Scores [I], or differences of them, summed by group and category."""
+        return self.layout.grouped(values)
+
+    def paired(self, names: tuple[str, str], a: FloatArray, b: FloatArray) -> Paired:
+        """Scores a minus b, [I] each."""
+        deltas = np.asarray(a, dtype=float) - np.asarray(b, dtype=float)
+        grouped = self.grouped(deltas)
+        _, top_a = span(np.asarray(a))
+        _, top_b = span(np.asarray(b))
+        bound = float(grouped.weights.sum()) * max(top_a, top_b)
+        return Paired(names=names, deltas=deltas, grouped=grouped, bound=bound)
+
+    def mean(self, values: FloatArray) -> float:
+        """The weighted mean of scores [R, I] over categories."""
+        sums = np.bincount(self.categories, values.mean(axis=0))
+        means = self.coefficients * sums / np.bincount(self.categories)
+        return float(means.sum())
+
+    def score(self, values: FloatArray) -> float:
+        """Objective of scores [I]."""
+        if self.value is None:
+            return self.grouped(values).objective
+        # The means of all categories, also of those that have no weight.
+        equal_weights = np.ones(len(self.names))
+        scores = design(values, self.categories, self.groups, equal_weights)
+        return float(self.value(scores.means))
+
+    @cached_property
+    def item_weights(self) -> FloatArray:
+        """How far a linear objective moves if an item's score moves by 1, [I]."""
+        sizes = np.bincount(self.categories, minlength=len(self.names))
+        return np.asarray((self.coefficients / sizes)[self.categories])
+
+
+def one_category(groups: IntArray, name: str = "") -> ItemTable:
+    """Items of these groups [I], whose mean is the objective."""
+    return ItemTable(names=(name,), categories=0 * groups, groups=groups, coefficients=np.ones(1))
+
+
+# ---------------------------------------------------------------- answers
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Answers:
+    """Scores of one model, each [R, I].
+
+    `counted` is nan where the harness left an item out; `lowest` and `highest` have missing answers
+    wrong and right. `noise` is the variance of a score over the draw of its answers, nan if it has
+    one answer.
+    """
+
+    counted: FloatArray
+    lowest: FloatArray
+    highest: FloatArray
+    noise: FloatArray
+
+    @classmethod
+    def of(
+        cls,
+        values: FloatArray,
+        missing: FloatArray | float = 0.0,
+        noise: FloatArray | float = math.nan,
+    ) -> Answers:
+        """Scores [I] or [R, I]. Of each item's answers, the share `missing` counted as wrong."""
+        counted = np.atleast_2d(np.asarray(values, dtype=float))
+        highest = counted
+        if np.any(missing):
+            highest = np.minimum(counted + missing, 1.0)
+        return cls(
+            counted=counted,
+            lowest=counted,
+            highest=highest,
+            noise=np.broadcast_to(noise, counted.shape),
+        )
+
+    @cached_property
+    def missing(self) -> int:
+        """Scores that missing answers may change, in all runs."""
+        return int((self.highest != self.lowest).sum())
+
+    def at(self, place: BoolArray) -> Answers:
+        """The items of this mask [I]."""
+        return Answers(
+            counted=self.counted[:, place],
+            lowest=self.lowest[:, place],
+            highest=self.highest[:, place],
+            noise=self.noise[:, place],
+        )
+
+    def filled(self, right: bool) -> Answers:
+        """Missing answers are right, or wrong, so that none is missing."""
+        scores = self.highest if right else self.lowest
+        return replace(self, counted=scores, lowest=scores, highest=scores)
+
+
+def joined(parts: Sequence[Answers]) -> Answers:
+    """A model's answers to the items of several tasks, one after the other."""
+    return Answers(
+        counted=np.concatenate([part.counted for part in parts], axis=1),
+        lowest=np.concatenate([part.lowest for part in parts], axis=1),
+        highest=np.concatenate([part.highest for part in parts], axis=1),
+        noise=np.concatenate([part.noise for part in parts], axis=1),
+    )
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Paired:
+    """Scores of one model minus those of another, [I], within -bound..bound on the objective."""
+
+    names: tuple[str, str]
+    deltas: FloatArray
+    grouped: GroupedScores
+    bound: float
+
+    @property
+    def discordant(self) -> float:
+        """Share of items on which the two scores differ."""
+        return float((np.abs(self.deltas) > ZERO_DIFFERENCE).mean())
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class ScoreTable:
+    """Answers of several models to the same items. Every `lowest` and `highest` is finite."""
+
+    items: ItemTable
+    answers: Mapping[str, Answers]
+
+    @classmethod
+    def measured(
+        cls, items: ItemTable, scores: Mapping[str, ItemScores], truncated: bool = False
+    ) -> ScoreTable:
+        """{model: its scores in a run of ours}, which count missing answers as wrong.
+
+        Those cut off, if `truncated`, count as missing too. Only scores that lie between 0 and 1 have a lowest and a
+        highest.
+        """
+        spans = [span(np.asarray(model.values)) for model in scores.values()]
+        bounded = bool(np.isfinite(spans).all())
+        answers = {}
+        for name, model in scores.items():
+            values = model.values
+            missing = model.unanswered
+            if truncated:
+                values = np.maximum(values - model.truncated, 0.0)
+                missing = missing + model.truncated
+            answers[name] = Answers.of(values, missing if bounded else 0.0, model.noise)
+        return cls(items=items, answers=answers)
+
+    @classmethod
+    def complete(cls, items: ItemTable, scores: Mapping[str, FloatArray]) -> ScoreTable:
+        """{model: its scores [I] or [R, I]}, none of which is missing."""
+        answers = {name: Answers.of(values) for name, values in scores.items()}
+        return cls(items=items, answers=answers)
+
+    def at(self, place: BoolArray) -> ScoreTable:
+        """The items of this mask [I]."""
+        if place.all():
+            return self
+        answers = {name: model.at(place) for name, model in self.answers.items()}
+        return ScoreTable(items=self.items.at(place), answers=answers)
+
+    def only(self, names: Collection[str]) -> ScoreTable:
+        """These categories alone."""
+        kept = [number for number, name in enumerate(self.items.names) if name in names]
+        return self.at(np.isin(self.items.categories, kept))
+
+    def alone(self, category: int) -> ScoreTable:
+        """One category, whose mean is the objective."""
+        place = self.items.categories == category
+        answers = {name: model.at(place) for name, model in self.answers.items()}
+        return ScoreTable(items=self.items.alone(category), answers=answers)
+
+    @cached_property
+    def scored(self) -> ScoreTable:
+        """The items that have a counted score in every run of every model."""
+        scored = [np.isfinite(model.counted).all(axis=0) for model in self.answers.values()]
+        return self.at(np.asarray(np.all(scored, axis=0)))
+
+    def counted(self, model: str) -> FloatArray:
+        """Scores of a model, [R, I]."""
+        return self.answers[model].counted
+
+    def mean(self, model: str) -> FloatArray:
+        """Mean over a model's runs, [I]."""
+        return np.asarray(self.counted(model).mean(axis=0))
+
+    def difference(self, a: str, b: str) -> GroupedScores:
+        """Mean over the runs of a minus that of b, by group and category."""
+        return self.items.grouped(self.mean(a) - self.mean(b))
+
+    def paired(self, a: str, b: str) -> Paired:
+        """Mean over the runs of a minus that of b."""
+        return self.items.paired((a, b), self.mean(a), self.mean(b))
+
+    @property
+    def has_runs(self) -> bool:
+        """Whether a model has several runs."""
+        return any(len(model.counted) > 1 for model in self.answers.values())
+
+    def missing(self, *models: str) -> int:
+        """Scores of these models that missing answers may change."""
+        return sum(self.answers[model].missing for model in models)
+
+    def favouring(self, model: str, right: bool = True) -> ScoreTable:
+        """The missing answers of a model are right and those of all others wrong, or the reverse."""
+        answers = {}
+        for name, scores in self.answers.items():
+            answers[name] = scores.filled(right=(name == model) == right)
+        return replace(self, answers=answers)
+
+    def corners(self, a: str, b: str) -> list[ScoreTable]:
+        """What a claim on a and b must hold for: the scores as counted and, if answers are missing, both corners."""
+        if not self.missing(a, b):
+            return [self.scored]
+        return [self.scored, self.favouring(b), self.favouring(b, right=False)]
+
+
+def span(values: FloatArray) -> tuple[float, float]:
+    """Limits of a mean of such values: 0 and 1 where all of them lie between, else none."""
+    if ((values >= 0) & (values <= 1)).all():
+        return 0.0, 1.0
+    return -math.inf, math.inf
