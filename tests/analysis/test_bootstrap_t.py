@@ -22,3 +22,15 @@ def test_draws_without_a_discordant_group_do_not_widen_the_limits_without_bound(
     assert reach is not None
     assert reach.error < reach.below(ALPHA) < 6 * reach.error
     assert reach.error < reach.above(ALPHA) < 6 * reach.error
+
+
+def test_a_draw_without_a_discordant_group_has_the_variance_of_half_a_group_more() -> None:
+    """Of 10 groups one differs by 1: T = -0.1, and a draw that lacks it has t* = 0.1 / se*.
+
+    Its variance is that of a share of 0.5 / (n + 1), divided by n.
+    """
+    deltas = np.zeros(10)
+    deltas[4] = -1.0
+    reach = bootstrap_reach(design(deltas, np.zeros(10, int), np.arange(10), np.ones(1)))
+    assert reach is not None
+    assert reach.studentised.max() == pytest.approx(0.1 / np.sqrt(0.5 / 11 / 10))

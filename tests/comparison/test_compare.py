@@ -176,6 +176,17 @@ def test_length_and_cut_answers_are_rows_that_only_a_policy_judges(tmp_path: Pat
         assert any("cut off" in line for line in result.warnings)
 
 
+@pytest.mark.parametrize("cut", [0, 40])
+def test_answers_are_said_to_be_cut_where_they_are(cut: int) -> None:
+    base = answers(0.5, 1, stop_reason="stop")
+    cand = answers(0.5, 2, stop_reason="stop")
+    for row in cand[:cut]:
+        row["stop_reason"] = "length"
+    shares = [line for line in compared(base, cand).warnings if "cut off" in line]
+    assert len(shares) == (cut > 0)
+    assert all("10.0 % of cand, 0.0 % of base" in line for line in shares)
+
+
 def test_length_is_that_of_the_tasks_that_have_it_and_others_are_named() -> None:
     long = [row | {"tokens": 10 if row["category"] == "sums" else ""} for row in answers(0.5, 1)]
     longer = [row | {"tokens": 12 if row["category"] == "sums" else ""} for row in answers(0.5, 2)]

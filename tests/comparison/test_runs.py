@@ -14,6 +14,7 @@ import souping
 from souping.core.types import Item, UserError, UserScorer
 from souping.evaluate.command import CommandEvaluator
 from souping.evaluate.scoring.judge import Judge
+from souping.logs.sources import read
 
 Change = Callable[[int, dict[str, Any]], None]
 """Changes the line of the n-th item."""
@@ -81,6 +82,21 @@ def test_another_scorer_of_the_same_name_is_refused(run: Callable[..., Path]) ->
         compared(base, other)
     same = run("same", 3, written("a"))
     assert compared(base, same).headline("cand").items == 60
+
+
+def test_missing_and_cut_answers_are_marked(run: Callable[..., Path]) -> None:
+    def ended(number: int, line: dict[str, Any]) -> None:
+        outcomes = {3: "unanswered", 4: "truncated", 7: "unanswered"}
+        line["models"]["soup"]["outcome"] = outcomes.get(number, "finished")
+
+    (log,) = read(run("a", 2, ended))
+    answers = log.tasks["c"].metrics["score"].answers
+    missing = [answer.item.split()[0] for answer in answers if answer.missing]
+    cut = [answer.item.split()[0] for answer in answers if answer.cut]
+    assert missing == ["i3", "i7"]
+    assert cut == ["i4"]
+    headline = compared(run("base", 3), run("cand", 2, ended)).headline("cand")
+    assert headline.missing == 2
 
 
 def test_old_runs_compare_with_each_other_and_with_new_ones(run: Callable[..., Path]) -> None:

@@ -124,6 +124,20 @@ class TestLmEval:
         # As text: a score that is nan equals no other.
         assert repr(read(old)[0].tasks) == repr(log.tasks)
 
+    @pytest.mark.parametrize(
+        ("figure", "by_size"),
+        [(0.35, True), (0.5, False), (0.42, True), (0.43, False), (-2.0, True), (2.0, False)],
+    )
+    def test_the_mean_that_is_closer_to_a_groups_figure_is_how_it_was_averaged(
+        self, tmp_path: Path, figure: float, by_size: bool
+    ) -> None:
+        """0.2 of 30 items and 0.8 of 10: the mean is 0.35 over items and 0.5 over tasks."""
+        figures = {"pick": {"acc,none": 0.2}, "pick2": {"acc,none": 0.8}}
+        figures["picks"] = {"acc,none": figure}
+        counts = {"pick": {"effective": 30}, "pick2": {"effective": 10}}
+        (log,) = read(results(results=figures, **{"n-samples": counts})(tmp_path))
+        assert log.groups["picks"].weight_by_size is by_size
+
     def test_no_groups(self, tmp_path: Path) -> None:
         (log,) = read(results(group_subtasks=None)(tmp_path))
         assert (log.groups, set(log.requested)) == ({}, set(log.tasks))

@@ -231,6 +231,35 @@ def test_one_soup_under_two_names_is_one_test_of_holms() -> None:
     assert [c["p_holm"] for c in compared if c["kind"] in kinds] == [None, None]
 
 
+@pytest.mark.parametrize("opened", [1, 3])
+def test_p_values_of_the_baselines_are_corrected_for_looks_and_by_holm(opened: int) -> None:
+    """The k-th look costs the factor k (k + 1); of two p-values the smaller is doubled."""
+    all_models = recipe(0.4, 0.6)
+    top_models = recipe(0.7, 0.3)
+    rows = [
+        Contender(name="a", kind="ingredient", recipe=SINGLES["a"]),
+        Contender(name="a", kind="best_single", recipe=SINGLES["a"]),
+        Contender(name="uniform_all", kind="uniform_all", recipe=all_models),
+        Contender(name="uniform_topk", kind="uniform_topk", recipe=top_models),
+        Contender(name="soup", kind="soup", recipe=SOUP),
+    ]
+    measured = {
+        SINGLES["a"].id: scores(level(0.3)),
+        all_models.id: scores(level(0.57), seed=5),
+        top_models.id: scores(level(0.61), seed=5),
+        SOUP.id: scores(level(0.7), seed=6),
+    }
+    found = gather(POINTS, rows, measured, Mean(), ("a",), opened, 0.01, "")["comparisons"]
+    p_values = {row["kind"]: row["p_value"] for row in found}
+    assert 0 < p_values["uniform_all"] < p_values["uniform_topk"] < 1 / 12
+    factor = opened * (opened + 1) if opened > 1 else 1
+    smaller = min(1.0, 2 * factor * p_values["uniform_all"])
+    larger = max(smaller, min(1.0, factor * p_values["uniform_topk"]))
+    corrected = {row["kind"]: row["p_holm"] for row in found}
+    assert corrected["uniform_all"] == pytest.approx(smaller)
+    assert corrected["uniform_topk"] == pytest.approx(larger)
+
+
 def test_a_later_look_is_wider_and_corrected() -> None:
     soup = scores(level(0.66), seed=3)
     first = gathered(soup, opened=1)

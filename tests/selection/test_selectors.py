@@ -120,6 +120,26 @@ def test_the_experts_of_published_tables(
     assert selection.metric == "pearson"
 
 
+@pytest.mark.parametrize(
+    ("sign", "rho", "low"),
+    [
+        ("absolute", 0.2, []),
+        ("absolute", -0.2, []),
+        ("absolute", 0.199, [0, 1]),
+        ("absolute", -0.199, [0, 1]),
+        ("signed", 0.2, []),
+        ("signed", 0.199, [0, 1]),
+        ("signed", -0.9, [0, 1]),
+    ],
+)
+def test_a_category_at_the_threshold_is_no_low_correlation_one(
+    sign: str, rho: float, low: list[int]
+) -> None:
+    """Algorithm 1 of the paper: a category is low if |rho| is below the threshold for another one."""
+    correlations = np.array([[1.0, rho, 0.9], [rho, 1.0, 0.9], [0.9, 0.9, 1.0]])
+    assert soce(threshold=0.2, sign=sign).low_categories(correlations) == low
+
+
 def test_ties(matrix: ScoreMatrix) -> None:
     values = matrix.values.copy()
     values[3, 0] = values[0, 0]  # d ties with a in w; a is the better overall

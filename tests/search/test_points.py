@@ -1,0 +1,265 @@
+"""Points of a search, their order and limits, by worked examples and by what they are made of."""
+
+from __future__ import annotations
+
+import itertools
+from math import comb
+
+import nevergrad
+import numpy as np
+import pytest
+from scipy.spatial.distance import cdist
+
+from souping.core.types import (
+    Cell,
+    FloatArray,
+    ItemScores,
+    Recipe,
+    Result,
+    SearchSpace,
+    Trial,
+    UserError,
+    Weights,
+)
+from souping.search.adaptive import Adaptive
+from souping.search.loop import SearchCost, SearchResult, check_budget, trial_limit
+from souping.search.points import (
+    GreedySoup,
+    Grid,
+    Nevergrad,
+    check_step,
+    grid,
+    grid_size,
+    scattered,
+    spread,
+)
+from souping.testing import search_space
+from tests.conftest import make_items, recipe
+
+
+@pytest.mark.parametrize(("size", "step"), [(2, 0.25), (3, 0.1), (4, 0.2)])
+def test_the_grid_has_all_multiples_of_the_step_that_sum_to_one(size: int, step: float) -> None:
+    steps = round(1 / step)
+    expected = set()
+    for counts in itertools.product(range(1, steps), repeat=size):
+        if sum(counts) == steps:
+            expected.add(tuple(round(count / steps, 12) for count in counts))
+    points = grid(size, step)
+    assert set(points) == expected
+    assert len(points) == grid_size(size, step) == comb(steps - 1, size - 1)
+
+
+@pytest.mark.parametrize("size", [2, 3])
+def test_each_point_of_a_spread_is_the_farthest_from_all_before_it(size: int) -> None:
+    points = grid(size, 0.1)[::-1]
+    table = np.array(points)
+    order = spread(points)
+    assert sorted(order) == sorted(points)
+    from_centre = cdist(table, [table.mean(axis=0)])[:, 0]
+    assert from_centre[points.index(order[0])] == pytest.approx(from_centre.min())
+    for n in range(1, len(order)):
+        to_nearest = cdist(table, order[:n]).min(axis=1)
+        assert to_nearest[points.index(order[n])] == pytest.approx(to_nearest.max())
+
+
+def test_the_spread_of_a_line_by_hand() -> None:
+    """The centre is 0.42; 0.4 is nearest, then the ends, then the middle of the longer gap."""
+    line = [0.0, 0.1, 0.4, 0.6, 1.0]
+    points = [(value, 1 - value) for value in line]
+    assert [point[0] for point in spread(points)] == [0.4, 1.0, 0.0, 0.6, 0.1]
+    assert spread(points[:2]) == points[:2]
+
+
+def first(count: int, size: int, step: float, odds: FloatArray) -> list[Weights]:
+    return list(itertools.islice(scattered(size, step, odds), count))
+
+
+def test_scattered_points_are_all_of_a_coarse_grid() -> None:
+    points = first(200, 2, 0.25, np.array([0.5, 0.5]))
+    assert set(points) == {(0.25, 0.75), (0.5, 0.5), (0.75, 0.25)}
+    halves = first(100, 3, 0.5, np.full(3, 1 / 3))
+    assert set(halves) == {(0.5, 0.5, 0.0), (0.5, 0.0, 0.5), (0.0, 0.5, 0.5)}
+
+
+def test_scattered_points_have_two_to_nine_members_by_their_odds() -> None:
+    odds = np.array([0.4, *[0.05] * 12])
+    table = np.array(first(1000, 13, 0.05, odds))
+    assert table.sum(axis=1) == pytest.approx(np.ones(1000))
+    assert np.unique((table > 0).sum(axis=1)).tolist() == [2, 3, 4, 5, 6, 7, 8, 9]
+    assert table[table > 0].min() == 0.05
+    of_two = table[(table > 0).sum(axis=1) == 2] > 0
+    # The first is a member as the first or the second that is drawn: 0.4 + 12 x 0.05 x 0.4 / 0.95.
+    assert of_two[:, 0].mean() == pytest.approx(0.4 + 12 * 0.05 * 0.4 / 0.95, abs=0.08)
+
+
+@pytest.mark.parametrize("step", [1e-4, 0.1, 0.25, 0.5, 1 / 3])
+def test_steps_that_divide_one(step: float) -> None:
+    check_step(step)
+
+
+@pytest.mark.parametrize("step", [0.99e-4, 0.3, 1.0, 0.0, -0.1, 0.501])
+def test_steps_that_do_not_divide_one_are_refused(step: float) -> None:
+    with pytest.raises(UserError, match=r"optimiser\.step"):
+        check_step(step)
+
+
+@pytest.mark.parametrize(("size", "count"), [(5, 1 + 5 + 125), (6, 240), (50, 240), (100, 300)])
+def test_an_adaptive_search_has_at_most_240_soups_or_three_for_each_ingredient(
+    size: int, count: int
+) -> None:
+    assert len(Adaptive().points(size)) == count
+
+
+def test_half_of_the_soups_of_many_ingredients_are_of_the_grid() -> None:
+    points = Adaptive().points(6)
+    assert sum(min(point) > 0 for point in points[7:127]) == 120
+    assert set(points[7:127]) <= set(grid(6))
+    assert points[7:127] == spread(grid(6))[:120]
+
+
+def test_a_better_ingredient_is_more_often_in_a_soup_of_a_few() -> None:
+    """Each rank below the best makes a member 0.85 times as likely to be drawn first."""
+    merits = np.linspace(0, 1, 30)
+    points = np.array(Adaptive().points(30, merits)[31:])
+    often = (points > 0).mean(axis=0)
+    assert often[15:].sum() > 5 * often[:15].sum()
+
+
+class TestNevergrad:
+    """Proposals are Nevergrad's own, on a simplex."""
+
+    def proposals(self, strategy: Nevergrad, count: int) -> list[Weights]:
+        running = strategy.start(search_space(), 4)
+        weights = []
+        for n in range(4 + count):
+            cell = running.ask()
+            assert cell is not None
+            weights.append(cell.weights)
+            running.tell(cell, Result(objective=cell.weights[0] - n / 100, categories={}, items=1))
+        return weights[4:]
+
+    def expected(self, parameter: nevergrad.p.Parameter, name: str, count: int) -> list[FloatArray]:
+        parameter.random_state = np.random.RandomState(4)
+        own = nevergrad.optimizers.registry[name](parameter, budget=9, num_workers=1)
+        values = []
+        for n in range(4, 4 + count):
+            candidate = own.ask()
+            values.append(np.asarray(candidate.value))
+            own.tell(candidate, n / 100 - self.first_weight(values[-1]))
+        return values
+
+    first_weight = staticmethod(lambda value: float(np.exp(value[0]) / np.exp(value).sum()))
+
+    def test_softmax(self) -> None:
+        weights = self.proposals(Nevergrad(name="OnePlusOne", trials=9), 5)
+        values = self.expected(nevergrad.p.Array(shape=(3,)), "OnePlusOne", 5)
+        for point, value in zip(weights, values, strict=True):
+            assert point == pytest.approx(np.exp(value) / np.exp(value).sum())
+
+    def test_normalise(self) -> None:
+        strategy = Nevergrad(name="ScrHammersleySearch", parametrisation="normalise", trials=9)
+        array = nevergrad.p.Array(init=np.full(3, 0.5)).set_mutation(sigma=1 / 6)
+        values = self.expected(array.set_bounds(0.0, 1.0), "ScrHammersleySearch", 5)
+        for point, value in zip(self.proposals(strategy, 5), values, strict=True):
+            assert point == pytest.approx(value / value.sum(), abs=1e-6)
+
+    def test_lattice(self) -> None:
+        strategy = Nevergrad(name="RandomSearch", parametrisation="lattice", step=0.2, trials=9)
+        assert set(self.proposals(strategy, 5)) <= set(grid(3, 0.2))
+
+
+# Limits and costs
+
+
+@pytest.mark.parametrize(
+    ("strategy", "size", "items", "limit"),
+    [
+        (Grid(), 2, 100, 11),
+        (Grid(trials=5), 2, 100, 5),
+        (Grid(budget=399), 2, 100, 3),
+        (Grid(budget=399), 2, 0, 11),
+        (GreedySoup(), 4, 100, 7),
+        (GreedySoup(trials=3), 4, 100, 3),
+        (GreedySoup(trials=30), 4, 100, 7),
+        (Adaptive(), 4, 100, None),
+        (Adaptive(trials=2, budget=500), 4, 100, 2),
+    ],
+)
+def test_the_most_trials_of_a_search(
+    strategy: Grid | GreedySoup | Adaptive, size: int, items: int, limit: int | None
+) -> None:
+    assert trial_limit(strategy, size, items) == limit
+
+
+def test_a_budget_covers_one_soup() -> None:
+    check_budget(Grid(budget=20), 20)
+    check_budget(Grid(), 20)
+    with pytest.raises(UserError, match=r"optimiser\.budget=19"):
+        check_budget(Grid(budget=19), 20)
+
+
+def test_costs_add_up() -> None:
+    items = tuple(make_items(5))
+    settings = {"items": items, "values": np.ones(10)}
+    cost = SearchCost()
+    cost.add(ItemScores(**settings, reused=4, prefilled=7, generated=11, seconds=1.5))
+    cost.add(ItemScores(**settings, reused=10, prefilled=1, generated=2, seconds=0.25))
+    assert (cost.items, cost.evaluated, cost.seconds) == (20, 6, 1.75)
+    assert (cost.prefilled_tokens, cost.generated_tokens) == (8, 13)
+
+
+def test_what_a_search_spent_is_on_mixtures() -> None:
+    def trial(own: Recipe, items: int) -> Trial:
+        result = Result(objective=0.5, categories={}, items=items)
+        return Trial(number=0, recipe=own, weights=own.weights, result=result)
+
+    trials = (trial(recipe(1.0, 0.0), 100), trial(recipe(0.5, 0.5), 30), trial(recipe(0.3, 0.7), 9))
+    result = SearchResult(recipe=trials[1].recipe, result=trials[1].result, trials=trials)
+    assert result.spent == 39
+
+
+# When an adaptive search ends
+
+
+def one_category(items: int) -> SearchSpace:
+    """Two ingredients that answer all items alike: no soup promises anything."""
+    return SearchSpace(
+        ingredients=("a", "b"),
+        categories=("c",) * items,
+        groups=tuple(map(str, range(items))),
+        coefficients={"c": 1.0},
+        singles=np.tile(np.arange(items) % 2.0, (2, 1)),
+    )
+
+
+def test_a_search_ends_where_little_is_gained_at_every_third_of_a_fold() -> None:
+    """The gain is looked at after 20 of 60 items or more; below 0.001 the search ends."""
+    running = Adaptive().start(one_category(60), 0)
+    spent = 0
+    spent_at_check = 0
+    gains = []
+    ends = False
+    while not ends:
+        gain = running.summary().finishing_gain
+        if spent >= spent_at_check + 20:
+            spent_at_check = spent
+            gains.append(gain)
+            ends = gain < 0.001
+        cell = running.ask()
+        assert (running.summary().stopped.gain is not None) == ends
+        if cell is None:
+            break
+        items = list(cell.items or range(60))
+        spent += len(items)
+        values = np.array([item % 2.0 for item in items])
+        running.tell(cell, Result(objective=0.5, categories={}, items=len(items), values=values))
+    assert ends
+    assert len(gains) > 3
+
+
+def test_a_cell_of_all_items_is_a_whole_fold() -> None:
+    space = one_category(23)
+    cell = Adaptive(stop="never").start(space, 0).ask()
+    assert cell is not None
+    assert cell.items is None
+    assert cell == Cell(weights=cell.weights)
