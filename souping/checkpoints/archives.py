@@ -17,7 +17,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import BinaryIO
 
-from souping.checkpoints.header import TAGS, Tensor, broken, size_of
+from souping.checkpoints.header import TAGS, Tensor, broken, check_name, size_of
 from souping.checkpoints.layouts import common
 from souping.checkpoints.pickles import MAX_PICKLE, READ_FAILURES, Data, Made, Named, unpickle
 from souping.checkpoints.views import in_order
@@ -99,8 +99,13 @@ class Archive:
             raise broken(
                 path, f"no archive of torch.save (1.6 or newer) where one should be ({error})"
             ) from None
-        entries = {entry.filename.partition("/")[2]: entry for entry in opened.infolist()}
-        return cls(path, file, start, nbytes, entries, opened.start_dir)
+        # torch finds an entry by its name as it is stored, in any case, below the folder of the first one.
+        entries = {entry.orig_filename: entry for entry in opened.infolist()}
+        folders = {name.partition("/")[0] for name in entries}
+        if len(folders) > 1 or len({*map(str.lower, entries)}) < len(opened.infolist()):
+            raise broken(path, "an entry of its archive is there twice, or outside of its folder")
+        below = {name.partition("/")[2]: entry for name, entry in entries.items()}
+        return cls(path, file, start, nbytes, below, opened.start_dir)
 
     def extent(self, name: str) -> Extent:
         """Where an entry's bytes are in the file (KeyError or ValueError: nowhere)."""
@@ -176,12 +181,18 @@ class Archive:
 
     def _place(self, value: Data) -> tuple[str, tuple[int, ...], Extent]:
         if isinstance(value, Made) and value.kind.endswith("._rebuild_parameter"):
+            if value.state is not None:
+                raise ValueError("it has a state")
             value = value.args[0]
         if not isinstance(value, Made):
             raise TypeError(f"it is a {type(value).__name__}")
         if value.kind != "torch._utils._rebuild_tensor_v2":
             raise TypeError(f"it is a {value.kind}")
+        # A state puts other elements into the tensor, and what follows its hooks may negate them.
+        if value.state is not None or any(value.args[6:]):
+            raise ValueError("its elements are not used as they are stored")
         storage, first, shape, strides = value.args[:4]
+        (first,) = sizes((first,))
         shape = sizes(shape)
         if not in_order(shape, sizes(strides)):
             raise ValueError("its elements are not in order")
@@ -193,7 +204,7 @@ class Archive:
         extent = self.extent(f"data/{storage.args[2]}")
         item = size_of(dtype)
         count = math.prod(shape)
-        if first < 0 or (first + count) * item > extent.nbytes:
+        if (first + count) * item > extent.nbytes:
             raise ValueError("its elements are beyond the end of its storage")
         return dtype, shape, Extent(extent.offset + first * item, count * item)
 
@@ -305,8 +316,7 @@ def read_pickled(path: Path, label: str) -> dict[str, Tensor]:
 def _tensors(archive: Archive, table: Mapping[str, Data], label: str) -> dict[str, Tensor]:
     tensors = dict[str, Tensor]()
     for name, value in table.items():
-        if not isinstance(name, str):
-            raise broken(archive.path, "not a table of tensors")
+        check_name(archive.path, name)
         dtype, shape, extent = archive.place(value, name)
         tensors[name] = Tensor(name, dtype, shape, label, extent.offset, extent.nbytes)
     return tensors

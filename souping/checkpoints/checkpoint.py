@@ -29,6 +29,7 @@ from souping.checkpoints.header import (
     ITEM,
     TORCH_NAMES,
     Tensor,
+    check_name,
 )
 from souping.checkpoints.names import Mapped, described, map_names, regrouped
 from souping.checkpoints.quantised import dequantised, plain_config, refuse_gguf, scheme_of
@@ -156,6 +157,8 @@ class Checkpoint:
         like: Path | None = None,
     ) -> Checkpoint:
         """A folder that was read; `before` are the stamps of its files from before that."""
+        for name in tensors:
+            check_name(folder, name)
         files = files or tuple(sorted({tensor.file for tensor in tensors.values()}))
         opened = cls(
             folder=folder, tensors=tensors, config=config, files=files, side=side, like=like

@@ -55,8 +55,12 @@ def widest(tags: Iterable[str]) -> str:
 
 # Headers
 
+METADATA = "__metadata__"
+"""The format's own entry among the tensors."""
 MAX_HEADER = 100_000_000  # the format's own limit, in bytes
 MAX_RANK = 64
+LONGEST_NAME = 4096
+"""Characters of a tensor's name at most."""
 MAX_JSON = 200_000_000
 MAX_RECIPE = 10_000_000
 """Bytes of a recipe.json at most."""
@@ -101,7 +105,7 @@ def read_header(path: Path, label: str | None = None) -> dict[str, Tensor]:
     table, length, size = _read_table(path)
     name = None
     try:
-        table.pop("__metadata__", None)
+        table.pop(METADATA, None)
         tensors = []
         for name, entry in table.items():
             tensors.append(_tensor(label or path.name, 8 + length, name, entry))
@@ -115,7 +119,7 @@ def read_header(path: Path, label: str | None = None) -> dict[str, Tensor]:
 def read_metadata(path: Path) -> dict[str, Any]:
     """The `__metadata__` of a safetensors file, empty if there is none."""
     table = _read_table(path)[0]
-    metadata = table.get("__metadata__") if isinstance(table, dict) else None
+    metadata = table.get(METADATA) if isinstance(table, dict) else None
     return metadata if isinstance(metadata, dict) else {}
 
 
@@ -139,7 +143,7 @@ def header_bytes(tensors: Iterable[tuple[str, str, Sequence[int], int, int]]) ->
 
     `tensors` are (name, dtype, shape, offset in the data, bytes).
     """
-    entries: dict[str, Json] = {"__metadata__": {"format": "pt"}}
+    entries: dict[str, Json] = {METADATA: {"format": "pt"}}
     for name, dtype, shape, offset, nbytes in tensors:
         entries[name] = {
             "dtype": dtype,
@@ -148,7 +152,21 @@ def header_bytes(tensors: Iterable[tuple[str, str, Sequence[int], int, int]]) ->
         }
     text = json.dumps(entries, separators=(",", ":")).encode()
     text += b" " * (-len(text) % 8)
+    if len(text) > MAX_HEADER:
+        raise UserError(
+            f"the names of a file's tensors need {len(text)} bytes, and safetensors allows {MAX_HEADER}: "
+            "set a smaller merge.max_shard_size"
+        )
     return len(text).to_bytes(8, "little") + text
+
+
+def check_name(path: Path, name: Any) -> str:
+    """A tensor's name. Raises UserError for one that safetensors cannot hold."""
+    if not isinstance(name, str) or len(name) > LONGEST_NAME:
+        raise broken(path, f"a name is not a text of at most {LONGEST_NAME} characters")
+    if name == METADATA or name != name.encode("utf-8", "replace").decode():
+        raise broken(path, "safetensors cannot hold this name", name)
+    return name
 
 
 def broken(path: Path, why: str, tensor: str | None = None) -> UserError:

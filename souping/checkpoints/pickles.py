@@ -26,7 +26,10 @@ OPERATIONS = (
     b"()]}.BCGJKMNQRTUXabcehjqrstu\x80\x81\x85\x86\x87\x88\x89\x8a\x8b\x8c\x8d\x8e\x93\x94\x95"
 )
 """Those that allocate, hash or call by themselves are left out."""
-KEY_TYPES = (str, int, float, bytes, type(None))
+LARGEST_KEY = 2**31
+"""Whole numbers below this, as keys of a dict, take no time to find; larger ones can all have one hash."""
+LONGEST_CLASS = 200
+"""Characters of a class's name at most."""
 READ_FAILURES = (TypeError, ValueError, LookupError, AttributeError, OverflowError, struct.error)
 """What reading wrong data raises."""
 
@@ -83,27 +86,34 @@ class DataUnpickler(pickle._Unpickler):
         self._path = path
 
     def find_class(self, module: str, name: str) -> Named:
+        if len(module) + len(name) > LONGEST_CLASS:
+            raise ValueError("a class has a name without end")
         full = f"{module}.{name}"
         if name in common()["classes"].get(module, "").split():
             return Named(full)
         if module == "torch" and (name in TAGS or name.endswith("Storage")):
             return Named(full)
         raise UserError(
-            f"{self._path} names {shown(full)[:200]}, which no checkpoint needs: do not trust it"
+            f"{self._path} names {shown(full)}, which no checkpoint needs: do not trust it"
         )
 
     def persistent_load(self, pid: Data) -> Made:
-        return Made("storage", tuple(pid))
+        if not isinstance(pid, tuple):
+            raise TypeError("a storage is not a tuple")
+        return Made("storage", pid)
 
     def load_call(self, bare: bool = False) -> None:
         args = self.stack.pop()
         kind = self.stack.pop()
         if not isinstance(kind, Named) or not isinstance(args, tuple):
             raise TypeError("a call of something that is not a class")
-        if kind.name == "collections.OrderedDict":
+        if kind.name == "collections.OrderedDict" and not args:
             self.stack.append({})
         elif kind.name.endswith(".getattr"):
-            self.stack.append(self.find_class(args[0].name, "".join(args[1:])))
+            owner, member = args
+            if not isinstance(member, str):
+                raise TypeError("a member has no name")
+            self.stack.append(self.find_class(owner.name, member))
         else:
             self.stack.append(Made(kind.name, args, bare))
 
@@ -120,8 +130,9 @@ class DataUnpickler(pickle._Unpickler):
         table = self.stack[-1]
         keys_and_values = iter(items)
         for key, value in zip(keys_and_values, keys_and_values, strict=True):
-            # tuples of tuples take years to hash
-            if not isinstance(table, dict) or not isinstance(key, (*KEY_TYPES, Made)):
+            # Tuples of tuples take years to hash.
+            is_key = isinstance(key, (str, Made)) or (type(key) is int and abs(key) < LARGEST_KEY)
+            if not isinstance(table, dict) or not is_key:
                 raise TypeError(f"a {type(key).__name__} is not a key")
             table[key] = value
 

@@ -23,6 +23,7 @@ from souping.checkpoints.header import (
     FLOATS,
     Tensor,
     broken,
+    check_name,
     inside,
     parse_json,
     read_header,
@@ -47,7 +48,7 @@ RANK_FILE = re.compile(
 )
 SHARD_FILE = re.compile(r"shard-\d+-model-\d+-of-\d+\.safetensors")
 OPTIMISER = re.compile(r"(?:[^./]+[./])?(?:(?:ema_)?optimizers?|optim|chained_\d+)(?:[./].*)?")
-EMA_STATE = re.compile(r"^(?:[^./]+\.)?\w*optim\w*\.state\.(?P<name>.+)\.ema(?:_\w+)?$")
+EMA_STATE = re.compile(r"^(?:[^./]+\.)?(?=\w*optim)\w+\.state\.(?P<name>.+)\.ema(?:_\w+)?$")
 """Optimiser state that is an average of the weight `name`: torchtitan's `ema_optimizer.state.NAME.ema_params`."""
 COARSEST_TICK_NS = 1_000_000_000
 """Nanoseconds within which a file may change twice without another stamp, on any file system."""
@@ -237,8 +238,14 @@ def metadata(folder: Path, prefix: str) -> tuple[Made, list[Entry]]:
         for key, info in table["storage_data"].items():
             offset = key.state.get("offset")
             start = None if offset is None else sizes(offset)
-            stored[key["fqn"], start] = info
-        for name, entry in table["state_dict_metadata"].items():
+            place = info.state
+            whole_numbers = type(place["offset"]) is int and type(place["length"]) is int
+            if not whole_numbers or min(place["offset"], place["length"]) < 0:
+                raise TypeError("its place is not a file and bytes")
+            check_name(path, place["relative_path"])
+            stored[check_name(path, key["fqn"]), start] = place
+        for key, entry in table["state_dict_metadata"].items():
+            name = check_name(path, key)
             entries += _entries(name, entry, stored, prefix)
     except READ_FAILURES as error:
         raise broken(
@@ -256,23 +263,18 @@ def _entries(
     if entry.kind.endswith(".TensorStorageMetadata"):
         dtype, layout = entry["properties"].state[:2]
         if layout.args != ("torch.strided",):
-            raise TypeError(f"its layout is {layout.args}")
+            raise TypeError("its layout is not strided")
         tag = tag_of(dtype)
         shape = sizes(entry["size"])
         boxes = [(sizes(chunk["offsets"]), sizes(chunk["sizes"])) for chunk in entry["chunks"]]
     elif not entry.kind.endswith(".BytesStorageMetadata"):
         raise TypeError(f"it is a {entry.kind}")
     for start, size in boxes:
-        info = stored[name, start]
-        if info.state.get("transform_descriptors"):
-            raise ValueError(f"it is stored as {info['transform_descriptors']}, which is not read")
-        file = info["relative_path"]
-        offset = info["offset"]
-        length = info["length"]
-        whole_numbers = type(offset) is int and type(length) is int
-        if not isinstance(file, str) or not whole_numbers or min(offset, length) < 0:
-            raise TypeError("its place is not a file and bytes")
-        yield Entry(name, f"{prefix}{file}", offset, length, tag, shape, start or (), size)
+        place = stored[name, start]
+        if place.get("transform_descriptors"):
+            raise ValueError("it has transform_descriptors, which are not read")
+        file = f"{prefix}{place['relative_path']}"
+        yield Entry(name, file, place["offset"], place["length"], tag, shape, start or (), size)
 
 
 def has_average(root: Path) -> bool:
@@ -281,7 +283,9 @@ def has_average(root: Path) -> bool:
     if not path.is_file():
         return False
     # Names are plain text in a pickle, and most checkpoints have none: they are not parsed for it.
-    return re.search(rb"optim\w*\.state\.[\w.]+\.ema", small(path, MAX_PICKLE)) is not None
+    if b".ema" not in small(path, MAX_PICKLE):
+        return False
+    return any(EMA_STATE.match(entry.name) for entry in metadata(root, "")[1])
 
 
 def _read_dcp(folder: Path, prefix: str) -> Iterator[Piece]:
@@ -316,7 +320,11 @@ def _pieces(folder: Path, entries: Iterable[Entry]) -> Iterator[Piece]:
         with path.open("rb") as file:
             # serialization_format=SAFETENSORS
             header = None if file.read(4) == ZIP else read_header(path)
+            end = 0
             for entry in group:
+                if header is None and entry.offset < end:
+                    raise broken(path, "its bytes overlap another tensor's", entry.name)
+                end = entry.offset + entry.length
                 stored = _stored_part(path, file, header, entry)
                 if stored is None or stored[:2] != (entry.dtype, entry.sizes):
                     raise broken(path, f"a stored part is not what {META} says", entry.name)

@@ -48,7 +48,7 @@ def read_yaml(text: str | bytes) -> Any:
     """YAML from somebody else.
 
     Raises:
-        ValueError: it has aliases, a few lines of which fill any memory.
+        ValueError: it has aliases, a few lines of which fill any memory, or nests without end.
         yaml.YAMLError: it is not YAML.
     """
     import yaml
@@ -61,7 +61,10 @@ def read_yaml(text: str | bytes) -> Any:
                 raise ValueError("it has YAML aliases (*NAME), which no run writes")
             return super().compose_node(parent, index)
 
-    return yaml.load(text, PlainLoader)
+    try:
+        return yaml.load(text, PlainLoader)
+    except RecursionError:
+        raise ValueError("nested too deeply") from None
 
 
 def _number(digits: str) -> int | float:

@@ -7,7 +7,7 @@ import json
 import re
 import shlex
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
@@ -16,8 +16,10 @@ from huggingface_hub import constants
 
 from souping.checkpoints import hub, lora
 from souping.checkpoints.folder import INDEX, SINGLE, side_files, weight_map
+from souping.checkpoints.header import parse_json
 from souping.core.fields import load
-from souping.core.files import write_atomically
+from souping.core.files import regular, write_atomically
+from souping.core.parsing import read_yaml
 from souping.core.reading import read
 from souping.core.text import human, listed
 from souping.core.types import Json, LateError, UserError, frozen
@@ -41,7 +43,14 @@ ANYWHERE = ("merge._target_=", "merge.allow_pickle=", "merge.nonfinite=")
 """Overrides of a rebuild that hold on every machine."""
 BASE_KEY = "base_model_name_or_path"
 """Key of the base model in adapter_config.json."""
-LICENCES = "Licences of the ingredients: "
+LICENCE_HEADING = "\n## Licence\n\nLicences of the ingredients: "
+LONGEST_FRONT = 1 << 16
+"""Characters of a card's front matter at most."""
+LONGEST_LICENCE = 100
+LOCAL_PATH = re.compile(r"file:|\.{1,2}[/\\]|~[\w.-]*/|[A-Za-z]:[/\\]|\\\\\w|/[^/\s]+/[^/\s]")
+"""How a path on some machine begins."""
+PLACE_KEYS = ("_name_or_path", "name_or_path", BASE_KEY)
+"""Keys of configs that transformers and PEFT set to the folder from which a model was loaded."""
 
 
 # Card
@@ -330,7 +339,7 @@ def planned_upload(goal: Target, files: SoupContent, store: Path) -> Section:
 def _public_files(
     goal: Target, files: SoupContent, store: Path | None, online: bool
 ) -> dict[str, Path | bytes | int]:
-    """A soup's files as they are sent: its card with the repository and licences, and no path of this machine."""
+    """A soup's files as they are sent: its card with the repository and licences, configs without paths."""
     recipe = json.loads(_bytes(files[RECIPE]))
     summary = read(RecipeSummary, recipe)
     config = json.loads(_bytes(files.get(lora.CONFIG, b"{}")))
@@ -342,15 +351,40 @@ def _public_files(
     text = re.sub(r'^folder = ".*"(?=  # this folder)', f'folder = "{goal.repo}"', text, flags=re.M)
     text = _with_licences(text, _licences(summary, store, online))
     public = {**files, CARD: text.encode()}
-    if config and not is_public:
-        config[BASE_KEY] = _base_in(text) or public_name(base)
-        content = as_json(config).encode()
-        public[lora.CONFIG] = content
+    for name in files:
+        # Words of a vocabulary may look like paths, so other JSON stays as it is.
+        if not name.endswith("config.json"):
+            continue
+        before = parse_json(Path(name), _bytes(files[name]))
+        after = _without_paths(before)
+        if name == lora.CONFIG:
+            after[BASE_KEY] = base if is_public else _base_in(text) or public_name(base)
+        if after == before:
+            continue
+        content = (json.dumps(after, indent=2) + "\n").encode()
+        public[name] = content
         # An older soup has no list of its files.
         if "files" in recipe:
-            recipe["files"][lora.CONFIG] = hashlib.sha256(content).hexdigest()
+            recipe["files"][name] = hashlib.sha256(content).hexdigest()
         public[RECIPE] = as_json(recipe).encode()
     return public
+
+
+def _without_paths(value: Any) -> Any:
+    """JSON without what names a place on the machine where it was written."""
+    if isinstance(value, list):
+        return [_without_paths(item) for item in value if not _is_path(item)]
+    if not isinstance(value, dict):
+        return value
+    table = {}
+    for key, item in value.items():
+        if key not in PLACE_KEYS and not _is_path(key) and not _is_path(item):
+            table[key] = _without_paths(item)
+    return table
+
+
+def _is_path(value: Any) -> bool:
+    return isinstance(value, str) and LOCAL_PATH.match(value) is not None
 
 
 def _size(content: Path | bytes | int) -> int:
@@ -368,8 +402,11 @@ def _bytes(content: Path | bytes | int) -> bytes:
 
 def _base_in(text: str) -> str:
     """The base model that the card of an adapter names."""
-    match = re.search(r"^base_model:\s+(?:- )?(\S+/\S+)$", text, re.M)
-    return match[1] if match and "\nbase_model_relation: adapter\n" in text else ""
+    front = _front_matter(text)
+    bases = front.get("base_model")
+    base = bases[0] if isinstance(bases, list) and bases else bases
+    is_adapter = front.get("base_model_relation") == "adapter"
+    return base if is_adapter and isinstance(base, str) and hub.is_repo(base) else ""
 
 
 @frozen
@@ -420,21 +457,33 @@ def _licences(recipe: RecipeSummary, store: Path | None, online: bool) -> dict[s
 
 def _with_licences(text: str, licences: Mapping[str, str]) -> str:
     """The card with a list of the licences at its end; one that all models have is in the front matter too."""
-    from huggingface_hub import ModelCard
-
     # A soup that comes back from the Hub has the list already.
-    text = re.sub(rf"\n+## Licence\n\n{LICENCES}[^\n]*\n*", "\n", text)
-    names = set(licences.values())
+    text, heading, after = text.partition(LICENCE_HEADING)
+    if heading:
+        text += "\n" + after.partition("\n")[2]
     # Users edit cards, and a list of licences has no single name.
-    with suppress(Exception):
-        front = ModelCard(text)
-        licence = names.pop()
-        if not names and re.fullmatch(r"[\w.+-]+", licence) and not front.data.get("license"):
-            front.data["license"] = licence
-            text = str(front)
+    front = _front_matter(text)
+    licence = min(licences.values(), default="")
+    is_one = set(licences.values()) == {licence} and re.fullmatch(r"[\w.+-]+", licence)
+    if front and is_one and not front.get("license"):
+        text = text.lstrip().replace("\n---\n", f"\nlicense: {licence}\n---\n", 1)
     words = ", ".join(f"{name} ({licence or 'unknown'})" for name, licence in licences.items())
-    line = f"{LICENCES}{words}. Read all of them before you use or share this model."
-    return f"{text.rstrip()}\n\n## Licence\n\n{escape_markdown(line)}\n"
+    line = f"{escape_markdown(words)}. Read all of them before you use or share this model."
+    return f"{text.rstrip()}\n{LICENCE_HEADING}{line}\n"
+
+
+def _front_matter(text: str) -> dict[str, Any]:
+    """The front matter of somebody's card; empty if there is none, or none that can be read."""
+    import yaml
+
+    lines = text[:LONGEST_FRONT].removeprefix("\ufeff").lstrip().splitlines()
+    if not lines or lines[0].rstrip() != "---" or "---" not in lines[1:]:
+        return {}
+    try:
+        front = read_yaml("\n".join(lines[1 : lines.index("---", 1)]))
+    except (yaml.YAMLError, ValueError):
+        return {}
+    return front if isinstance(front, dict) else {}
 
 
 def _folders(prints: Mapping[str, str], path: Path | None) -> dict[str, str]:
@@ -450,21 +499,22 @@ def _folders(prints: Mapping[str, str], path: Path | None) -> dict[str, str]:
 
 def _licence(source: str, online: bool) -> str:
     """The licence that the card of a folder or of a model on the Hub names; empty if there is none."""
-    from huggingface_hub import ModelCard
+    from huggingface_hub import hf_hub_download
 
     if not source:
         return ""
     name = hub.parse(source)
+    path = Path(source) / CARD
     try:
-        place: str | Path = Path(source) / CARD
         if name and online:
-            place = name.repo
-        data = ModelCard.load(place, ignore_metadata_errors=True).data
-        if data.license == "other" and data.get("license_name"):
-            return f"other: {data.get('license_name')}"
-        return str(data.license or "")
+            path = Path(hf_hub_download(name.repo, CARD))
+        with regular(path).open(encoding="utf-8", errors="replace") as file:
+            front = _front_matter(file.read(LONGEST_FRONT))
     except Exception:  # whatever is wrong with somebody's card
         return ""
+    names = [front.get("license"), front.get("license_name")]
+    words = [text for text in names if isinstance(text, str) and len(text) <= LONGEST_LICENCE]
+    return ": ".join(words if words[:1] == ["other"] else words[:1])
 
 
 @contextmanager

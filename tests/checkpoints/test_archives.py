@@ -128,7 +128,7 @@ LOOP["model"] = LOOP
         ({"model": {"w": torch.ones(4, 5)}}, elsewhere, "no contiguous tensor"),
         ({"model": {"w": torch.ones(4, 5).t()}}, None, "not in order"),
         ({"model": {"w": torch.ones(4, 5), "epoch": 3}}, None, "it is a int"),
-        ({"model": {3: torch.ones(4, 5)}}, None, "not a table of tensors"),
+        ({"model": {3: torch.ones(4, 5)}}, None, "a name is not a text"),
         (LOOP, None, "has no tensors"),
         ({"ema": {"w": torch.ones(4, 5)}, "epoch": 3}, None, r"FILE#KEY \(tables in it: ema\)"),
         ([torch.ones(2)], None, "save a state_dict"),

@@ -365,7 +365,7 @@ def broken_copy(tmp_path: Path, change: str) -> Path:
     [
         ("hole", r"up_proj.*hole"),
         ("overlap", r"up_proj.*overlap"),
-        ("compressed", r"up_proj.*zstd"),
+        ("compressed", r"up_proj.*transform_descriptors"),
         ("outside", "leaves the folder"),
         ("beyond", r"up_proj.*beyond"),
         ("other box", "up_proj"),
