@@ -99,13 +99,12 @@ class Archive:
             raise broken(
                 path, f"no archive of torch.save (1.6 or newer) where one should be ({error})"
             ) from None
-        # torch finds an entry by its name as it is stored, in any case, below the folder of the first one.
-        entries = {entry.orig_filename: entry for entry in opened.infolist()}
-        folders = {name.partition("/")[0] for name in entries}
-        if len(folders) > 1 or len({*map(str.lower, entries)}) < len(opened.infolist()):
-            raise broken(path, "an entry of its archive is there twice, or outside of its folder")
-        below = {name.partition("/")[2]: entry for name, entry in entries.items()}
-        return cls(path, file, start, nbytes, below, opened.start_dir)
+        # torch finds an entry by its name as it is stored, in any case.
+        listing = opened.infolist()
+        entries = {entry.orig_filename.lower().partition("/")[2]: entry for entry in listing}
+        if len(entries) < len(listing):
+            raise broken(path, "an entry of its archive is there twice")
+        return cls(path, file, start, nbytes, entries, opened.start_dir)
 
     def extent(self, name: str) -> Extent:
         """Where an entry's bytes are in the file (KeyError or ValueError: nowhere)."""
@@ -180,9 +179,8 @@ class Archive:
             ) from None
 
     def _place(self, value: Data) -> tuple[str, tuple[int, ...], Extent]:
-        if isinstance(value, Made) and value.kind.endswith("._rebuild_parameter"):
-            if value.state is not None:
-                raise ValueError("it has a state")
+        is_parameter = isinstance(value, Made) and value.kind.endswith("._rebuild_parameter")
+        if is_parameter and value.state is None:
             value = value.args[0]
         if not isinstance(value, Made):
             raise TypeError(f"it is a {type(value).__name__}")

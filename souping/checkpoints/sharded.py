@@ -239,9 +239,8 @@ def metadata(folder: Path, prefix: str) -> tuple[Made, list[Entry]]:
             offset = key.state.get("offset")
             start = None if offset is None else sizes(offset)
             place = info.state
-            whole_numbers = type(place["offset"]) is int and type(place["length"]) is int
-            if not whole_numbers or min(place["offset"], place["length"]) < 0:
-                raise TypeError("its place is not a file and bytes")
+            sizes((place["offset"],))
+            sizes((place["length"],))
             check_name(path, place["relative_path"])
             stored[check_name(path, key["fqn"]), start] = place
         for key, entry in table["state_dict_metadata"].items():

@@ -16,10 +16,10 @@ from huggingface_hub import constants
 
 from souping.checkpoints import hub, lora
 from souping.checkpoints.folder import INDEX, SINGLE, side_files, weight_map
-from souping.checkpoints.header import parse_json
+from souping.checkpoints.header import parse_json, small
 from souping.core.fields import load
-from souping.core.files import regular, write_atomically
-from souping.core.parsing import read_yaml
+from souping.core.files import write_atomically
+from souping.core.parsing import read_json, read_yaml
 from souping.core.reading import read
 from souping.core.text import human, listed
 from souping.core.types import Json, LateError, UserError, frozen
@@ -339,7 +339,7 @@ def planned_upload(goal: Target, files: SoupContent, store: Path) -> Section:
 def _public_files(
     goal: Target, files: SoupContent, store: Path | None, online: bool
 ) -> dict[str, Path | bytes | int]:
-    """A soup's files as they are sent: its card with the repository and licences, configs without paths."""
+    """A soup's files as they are sent: its card with the repository and licences, and no path of this machine."""
     recipe = json.loads(_bytes(files[RECIPE]))
     summary = read(RecipeSummary, recipe)
     config = json.loads(_bytes(files.get(lora.CONFIG, b"{}")))
@@ -355,8 +355,9 @@ def _public_files(
         # Words of a vocabulary may look like paths, so other JSON stays as it is.
         if not name.endswith("config.json"):
             continue
-        before = parse_json(Path(name), _bytes(files[name]))
-        after = _without_paths(before)
+        raw = _bytes(files[name])
+        before = parse_json(Path(name), raw)
+        after = read_json(raw, _public_table)
         if name == lora.CONFIG:
             after[BASE_KEY] = base if is_public else _base_in(text) or public_name(base)
         if after == before:
@@ -370,21 +371,15 @@ def _public_files(
     return public
 
 
-def _without_paths(value: Any) -> Any:
-    """JSON without what names a place on the machine where it was written."""
-    if isinstance(value, list):
-        return [_without_paths(item) for item in value if not _is_path(item)]
-    if not isinstance(value, dict):
-        return value
+def _public_table(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """An object of JSON without what names a place on the machine where it was written."""
     table = {}
-    for key, item in value.items():
-        if key not in PLACE_KEYS and not _is_path(key) and not _is_path(item):
-            table[key] = _without_paths(item)
+    for key, value in pairs:
+        values = value if isinstance(value, list) else [value]
+        texts = [text for text in (key, *values) if isinstance(text, str)]
+        if key not in PLACE_KEYS and not any(map(LOCAL_PATH.match, texts)):
+            table[key] = value
     return table
-
-
-def _is_path(value: Any) -> bool:
-    return isinstance(value, str) and LOCAL_PATH.match(value) is not None
 
 
 def _size(content: Path | bytes | int) -> int:
@@ -403,10 +398,10 @@ def _bytes(content: Path | bytes | int) -> bytes:
 def _base_in(text: str) -> str:
     """The base model that the card of an adapter names."""
     front = _front_matter(text)
-    bases = front.get("base_model")
-    base = bases[0] if isinstance(bases, list) and bases else bases
+    # A text, or a list of one.
+    base = str(front.get("base_model")).strip("[']")
     is_adapter = front.get("base_model_relation") == "adapter"
-    return base if is_adapter and isinstance(base, str) and hub.is_repo(base) else ""
+    return base if is_adapter and hub.is_repo(base) else ""
 
 
 @frozen
@@ -458,15 +453,14 @@ def _licences(recipe: RecipeSummary, store: Path | None, online: bool) -> dict[s
 def _with_licences(text: str, licences: Mapping[str, str]) -> str:
     """The card with a list of the licences at its end; one that all models have is in the front matter too."""
     # A soup that comes back from the Hub has the list already.
-    text, heading, after = text.partition(LICENCE_HEADING)
-    if heading:
-        text += "\n" + after.partition("\n")[2]
+    text, _, old_list = text.partition(LICENCE_HEADING)
+    text += "\n" + old_list.partition("\n")[2]
     # Users edit cards, and a list of licences has no single name.
     front = _front_matter(text)
-    licence = min(licences.values(), default="")
-    is_one = set(licences.values()) == {licence} and re.fullmatch(r"[\w.+-]+", licence)
-    if front and is_one and not front.get("license"):
-        text = text.lstrip().replace("\n---\n", f"\nlicense: {licence}\n---\n", 1)
+    names = set(licences.values())
+    common = names.pop() if len(names) == 1 else ""
+    if front and re.fullmatch(r"[\w.+-]+", common) and not front.get("license"):
+        text = text.lstrip().replace("\n---\n", f"\nlicense: {common}\n---\n", 1)
     words = ", ".join(f"{name} ({licence or 'unknown'})" for name, licence in licences.items())
     line = f"{escape_markdown(words)}. Read all of them before you use or share this model."
     return f"{text.rstrip()}\n{LICENCE_HEADING}{line}\n"
@@ -508,13 +502,13 @@ def _licence(source: str, online: bool) -> str:
     try:
         if name and online:
             path = Path(hf_hub_download(name.repo, CARD))
-        with regular(path).open(encoding="utf-8", errors="replace") as file:
-            front = _front_matter(file.read(LONGEST_FRONT))
+        front = _front_matter(small(path).decode("utf-8", "replace"))
     except Exception:  # whatever is wrong with somebody's card
         return ""
-    names = [front.get("license"), front.get("license_name")]
-    words = [text for text in names if isinstance(text, str) and len(text) <= LONGEST_LICENCE]
-    return ": ".join(words if words[:1] == ["other"] else words[:1])
+    licence = front.get("license")
+    if licence == "other" and isinstance(front.get("license_name"), str):
+        licence = f"other: {front['license_name']}"
+    return licence if isinstance(licence, str) and len(licence) <= LONGEST_LICENCE else ""
 
 
 @contextmanager

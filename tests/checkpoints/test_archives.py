@@ -5,6 +5,8 @@ from __future__ import annotations
 import argparse
 import os
 import pickle
+import struct
+import tracemalloc
 import zipfile
 from collections.abc import Callable
 from contextlib import closing
@@ -19,6 +21,7 @@ from safetensors.torch import load_file
 from souping.checkpoints.checkpoint import Checkpoint
 from souping.checkpoints.fingerprints import fingerprint
 from souping.checkpoints.folder import Like
+from souping.checkpoints.pickles import unpickle
 from souping.core.types import UserError
 from souping.merge.local import LocalMerge
 from souping.merge.mergekit import MergekitMerge
@@ -167,6 +170,99 @@ def test_names_that_are_no_text_end_in_time(tmp_path: Path) -> None:
     for change, message in ((named, "its storage has no name"), (attribute, "its pickle is wrong")):
         with pytest.raises(UserError, match=message):
             Checkpoint.open(changed(plain, change))
+
+
+KEYS = [2**61 - 1, -(2**31), True, 0.5, None, b"x", ("x",)]
+"""Those of a dict that may collide, or take long to hash."""
+TEXT = b"X\x00\x00\x10\x00" + b"A" * (1 << 20) + b"q\x05"
+"""A text of 1 MB, which one more byte names again."""
+STORAGE = b"ctorch\nFloatStorage\nX\x01\x00\x00\x000X\x03\x00\x00\x00cpuK\x0ct"
+ENDLESS = {
+    "joined": TEXT + b"c__builtin__\ngetattr\n(ctorch\nSize\n" + b"h\x05" * 99 + b"tR",
+    "storage": TEXT + b"h\x05Q" * 99,
+    "class": b"ctorch\n" + b"A" * 999 + b"Storage\n",
+    "items of a call": b"ccollections\nOrderedDict\n((X\x01\x00\x00\x00wK\x01tttR",
+}
+
+
+def pickle_of(path: Path, data: bytes) -> Path:
+    """An archive with this pickle and a storage."""
+    plain = saved(path.with_name("plain.pt"), {"w": torch.arange(12.0)})
+    with zipfile.ZipFile(plain) as archive, zipfile.ZipFile(path, "w") as other:
+        for name in archive.namelist():
+            other.writestr(name, data if name.endswith("data.pkl") else archive.read(name))
+    return path
+
+
+@pytest.mark.parametrize("key", KEYS)
+def test_keys_of_a_pickle_are_texts_or_small_whole_numbers(tmp_path: Path, key: Any) -> None:
+    good = pickle.dumps({"x": 1, 2**31 - 1: 2}, protocol=2)
+    assert unpickle(good, tmp_path) == {"x": 1, 2**31 - 1: 2}
+    with pytest.raises(UserError):
+        unpickle(pickle.dumps({key: 1}, protocol=3), tmp_path)
+
+
+@pytest.mark.parametrize("kind", ENDLESS)
+def test_no_text_of_a_pickle_is_copied_without_end(tmp_path: Path, kind: str) -> None:
+    path = pickle_of(tmp_path / "a.pt", b"\x80\x02" + ENDLESS[kind] + b".")
+    tracemalloc.start()
+    try:
+        with pytest.raises(UserError):
+            Checkpoint.open(path)
+        assert tracemalloc.get_traced_memory()[1] < 32 << 20
+    finally:
+        tracemalloc.stop()
+
+
+def tensor_pickle(first: bytes, rest: bytes = b"", state: bytes = b"") -> bytes:
+    """The pickle of a table of one tensor, 2 x 4, that begins at `first` of a storage of 12."""
+    tensor = b"ctorch._utils\n_rebuild_tensor_v2\n((X\x07\x00\x00\x00storage" + STORAGE + b"Q"
+    tensor += first + b"K\x02K\x04\x86K\x04K\x01\x86\x89}" + rest + b"tR" + state
+    return b"\x80\x02}X\x01\x00\x00\x00w" + tensor + b"s."
+
+
+def test_a_tensor_begins_at_a_whole_number_and_is_used_as_it_is_stored(tmp_path: Path) -> None:
+    path = pickle_of(tmp_path / "a.pt", tensor_pickle(b"K\x01"))
+    assert Checkpoint.open(path).tensors["w"].shape == (2, 4)
+    half = b"G" + struct.pack(">d", 0.5)
+    whole = b"G" + struct.pack(">d", 1.0)
+    negative = b"J" + struct.pack("<i", -1)
+    wrong = [tensor_pickle(first) for first in (half, whole, negative, b"\x88", b"N")]
+    wrong.append(tensor_pickle(b"K\x01", rest=b"}X\x03\x00\x00\x00neg\x88s"))
+    wrong.append(tensor_pickle(b"K\x01", state=b"(K\x01tb"))
+    for data in wrong:
+        with pytest.raises(UserError, match="tensor w"):
+            Checkpoint.open(pickle_of(tmp_path / "b.pt", data))
+    torch.save({"w": torch._neg_view(torch.ones(3, 4))}, path)
+    with pytest.raises(UserError, match="tensor w"):
+        Checkpoint.open(path)
+
+
+@pytest.mark.parametrize("name", ["a/data/0", "a/DATA/0", "other/data/0", "a/data.pkl"])
+@pytest.mark.filterwarnings("ignore:Duplicate name")
+def test_an_entry_that_is_there_twice_is_refused(tmp_path: Path, name: str) -> None:
+    path = saved(tmp_path / "a.pt", {"w": torch.ones(3, 4)})
+    with zipfile.ZipFile(path, "a") as archive:
+        archive.writestr(name, bytes(48))
+    with pytest.raises(UserError, match="twice"):
+        Checkpoint.open(path)
+
+
+@pytest.mark.parametrize("name", ["__metadata__", "\ud800", "n" * 5000])
+def test_a_name_that_safetensors_cannot_hold_is_refused_before_anything_is_written(
+    souping: Cli, tmp_path: Path, name: str
+) -> None:
+    for file in ("a.pt", "b.pt"):
+        plain = saved(tmp_path / f"plain-{file}", {"w": torch.ones(3, 4)})
+        text = name.encode("utf-8", "surrogatepass")
+        key = b"X" + struct.pack("<I", len(text)) + text
+        with zipfile.ZipFile(plain) as archive, zipfile.ZipFile(tmp_path / file, "w") as other:
+            for entry in archive.namelist():
+                data = archive.read(entry)
+                other.writestr(entry, data.replace(b"X\x01\x00\x00\x00w", key))
+    words = ("pool.candidates=[a.pt,b.pt]", "optimiser.weights=[0.5,0.5]", "out=soup")
+    souping("+experiment=merge", *words).refused("a.pt")
+    assert not (tmp_path / "soup").exists()
 
 
 @pytest.mark.parametrize("data", [b"", b"x" * 100, b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19."])

@@ -12,7 +12,7 @@ import torch
 from safetensors.torch import save_file
 
 from souping.checkpoints.pool import TrajectoryPool
-from souping.checkpoints.sharded import has_average
+from souping.checkpoints.sharded import EMA_STATE, has_average
 from tests.support.trainers import ARCHIVES, unpacked
 
 NEWEST = "checkpoint-1000"
@@ -233,3 +233,11 @@ def test_the_average_in_torchtitans_optimiser_state_is_found(tmp_path: Path) -> 
         expected = {"step-10#ema": folder / "step-10#ema"} if "ema" in kind else {}
         assert averages(pool) == expected
         assert has_average(folder / "step-10") is bool(expected)
+
+
+@pytest.mark.parametrize("text", ["optim", "optim.state.x", "other"])
+def test_a_metadata_of_repeated_words_is_searched_in_one_pass(tmp_path: Path, text: str) -> None:
+    (tmp_path / ".metadata").write_text(text * 200_000)
+    assert not has_average(tmp_path)
+    assert EMA_STATE.match(text * 200_000) is None
+    assert EMA_STATE.match(f"ema_{text}.state." * 50_000) is None

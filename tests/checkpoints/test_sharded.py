@@ -348,6 +348,16 @@ def broken_copy(tmp_path: Path, change: str) -> Path:
         entry["chunks"].pop()
     elif change == "overlap":
         entry["chunks"].append(entry["chunks"][0])
+    elif change == "one slice":
+        keys = [k for k in table["storage_data"] if k["fqn"].endswith("norm.weight")]
+        for other in keys:
+            table["storage_data"][other].state |= table["storage_data"][keys[0]].state
+    elif change == "half an offset":
+        table["storage_data"][key].state["offset"] += 0.0
+    elif change == "name of tuples":
+        key.state["fqn"] = (name, (name,))
+    elif change == "number as a name":
+        table["state_dict_metadata"][3] = entry
     elif change == "compressed":
         table["storage_data"][key].state["transform_descriptors"] = ["stream.zstd/1"]
     elif change == "outside":
@@ -365,6 +375,10 @@ def broken_copy(tmp_path: Path, change: str) -> Path:
     [
         ("hole", r"up_proj.*hole"),
         ("overlap", r"up_proj.*overlap"),
+        ("one slice", "norm.*overlap"),
+        ("half an offset", "metadata"),
+        ("name of tuples", "metadata"),
+        ("number as a name", "metadata"),
         ("compressed", r"up_proj.*transform_descriptors"),
         ("outside", "leaves the folder"),
         ("beyond", r"up_proj.*beyond"),

@@ -157,6 +157,30 @@ def test_the_licence_of_an_unknown_ingredient_is_not_that_of_the_folder_where_on
     assert "ant (unknown)" in text
 
 
+ALIASES = "\n".join(f"a{n + 1}: &a{n + 1} [{', '.join([f'*a{n}'] * 9)}]" for n in range(8))
+FRONTS = {
+    f"---\na0: &a0 [x]\n{ALIASES}\nlicense: *a8\n---\n": "unknown",
+    f"---\nlicense: {'[' * 20_000}\n---\n": "unknown",
+    f"---\nlicense: {'m' * 2000}\n---\n": "unknown",
+    f"---\nx: {'x' * 100_000}\nlicense: mit\n---\n": "unknown",
+    "---\nlicense: [mit, x]\n---\n": "unknown",
+    "---\n" * 50_000: "unknown",
+    "\ufeff---\r\nlicense: mit\r\n---\r\n": "mit",
+    "---\nlicense: other\nlicense_name: mine\n---\n": "other: mine",
+}
+"""{card: the licence that is shown}"""
+
+
+@pytest.mark.parametrize(("card", "licence"), FRONTS.items(), ids=range(len(FRONTS)))
+def test_the_licence_of_a_card_is_a_short_text_or_unknown(
+    offline: None, family: Path, souping: Cli, tmp_path: Path, card: str, licence: str
+) -> None:
+    words = full_models(family, tmp_path)
+    (tmp_path / "ant/README.md").write_bytes(card.encode())
+    shown = souping(*words, "upload=me/soup", "plan=true").ok().out
+    assert f"ant ({licence})" in shown
+
+
 # ------------------------------------------------------------ planned uploads
 
 
@@ -223,6 +247,35 @@ def test_no_path_of_this_machine_is_sent_with_an_adapter(
     copy = tmp_path / "copy"
     for name, content in sent.items():
         (copy / name).parent.mkdir(exist_ok=True)
+        (copy / name).write_bytes(content)
+    assert upload.soup_files(copy).keys() == sent.keys()
+
+
+PLACES = ["/home/me/x", "file:///x", "~/x", "~me/x", r"C:\x", "D:/x", r"\\host\x", "../x", "./x"]
+
+
+def test_no_path_of_this_machine_is_sent_with_a_config(
+    hub: Hub, family: Path, souping: Cli, tmp_path: Path
+) -> None:
+    words = full_models(family, tmp_path)
+    for name in ("ant", "bee"):
+        path = tmp_path / name / "config.json"
+        table = json.loads(path.read_text())
+        table |= {"_name_or_path": "runs/secret", "inner": {"name_or_path": "secret", "n": 1}}
+        table |= {"places": PLACES, "/home/me/secret": 1, "vision": "org/clip"}
+        table |= {f"place {number}": place for number, place in enumerate(PLACES)}
+        path.write_text(json.dumps(table))
+    souping(*words, "upload=me/soup").ok()
+    sent = hub.repos["me/soup"].head
+    config = json.loads(sent["config.json"])
+    before = json.loads((tmp_path / "ant/config.json").read_text())
+    kept = before.keys() - {key for key in before if key.startswith(("_name", "place", "/"))}
+    assert config.keys() == kept
+    assert config["inner"] == {"n": 1}
+    assert config["vision"] == "org/clip"
+    copy = tmp_path / "copy"
+    for name, content in sent.items():
+        (copy / name).parent.mkdir(parents=True, exist_ok=True)
         (copy / name).write_bytes(content)
     assert upload.soup_files(copy).keys() == sent.keys()
 
