@@ -160,7 +160,7 @@ def header_bytes(tensors: Iterable[tuple[str, str, Sequence[int], int, int]]) ->
     return len(text).to_bytes(8, "little") + text
 
 
-def check_name(path: Path, name: Any) -> str:
+def check_name(path: Path, name: Json) -> str:
     """A tensor's name. Raises UserError for one that safetensors cannot hold."""
     if not isinstance(name, str) or len(name) > LONGEST_NAME:
         raise broken(path, f"a name is not a text of at most {LONGEST_NAME} characters")
