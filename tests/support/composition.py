@@ -81,12 +81,19 @@ def compose_once() -> None:
 
 def compose(overrides: Sequence[str]) -> dict[str, Any]:
     """What the command line would run with these overrides, as plain data, checked."""
-    from souping.cli import config, parts
+    from souping.cli import parts
+
+    plain = unchecked(overrides)
+    parts.build(plain)
+    return plain
+
+
+def unchecked(overrides: Sequence[str]) -> dict[str, Any]:
+    """What the command line would check and run with these overrides, as plain data."""
+    from souping.cli import config
 
     config.register()
     with hydra.initialize_config_dir(config_dir=str(folder()), version_base="1.3"):
         cfg = hydra.compose("config", list(overrides))
         config.drop_replaced(cfg, overrides)
-        plain = config.resolved(cfg)
-    parts.build(plain)
-    return plain
+        return config.resolved(cfg)
