@@ -1,7 +1,8 @@
 """Searches beside each other on truth tables: what a search picks, scored on items that it never saw.
 
     python benchmarks/search.py [--table FILE.npz ..] [--budget 0.05 0.1 0.25] [--seeds 90] [--items 232]
-        [--parts 3] [--methods NAME ..] [--search FILE.py:NAME] [--open N] [--keep FOLDER] [--out FILE.md]
+        [--parts 3] [--methods NAME ..] [--search FILE.py:NAME] [--open N] [--min-items N ..] [--keep FOLDER]
+        [--out FILE.md]
 
 A table holds `ok` [S, I] (right or wrong), `w` [S, K] (soups' weights), `cat` [I] and `group` [I].
 In place of `ok` it may hold `bits` [W, I, S / 8]: answers in W worlds, each with other models behind the same weights.
@@ -17,6 +18,7 @@ into `--parts` populations of at least 1,000 items, which share the soups and no
 `tell`, `best` and `summary` as in `souping.core.protocols.Optimiser`.
 
 `--open N` adds the adaptive search with N open soups, and a table of its regret beside the search with one.
+`--min-items N ..` adds the same for requests of N items or more, or of the whole fold.
 """
 
 from __future__ import annotations
@@ -51,7 +53,7 @@ METHODS: dict[str, ways.Method] = {
 }
 STOPS = ("adaptive",)
 """Methods that can end by themselves; so must a search of `--search`."""
-COLUMNS = ("regret", "cost", "seconds", "within", "expected", "pick")
+COLUMNS = ("regret", "cost", "seconds", "within", "expected", "pick", "requests")
 
 
 @dataclass(frozen=True)
@@ -95,7 +97,8 @@ class TableWorlds:
         found = method(sim, int(share * sim.full) if share else 0)
         seconds = time.process_time() - started
         cost = sim.spent / sim.full
-        return [sim.regret(found.pick), cost, seconds, found.within, found.regret, found.pick]
+        regret = sim.regret(found.pick)
+        return [regret, cost, seconds, found.within, found.regret, found.pick, sim.requests]
 
     def error(self, values: np.ndarray) -> float:
         """Standard error of the mean of values [seeds]: over worlds where there are many, else over folds, which leaves
@@ -111,8 +114,8 @@ class TableWorlds:
         return np.array([values[n::count].mean() for n in range(count)])
 
 
-def report(table: TableWorlds) -> tuple[list[str], str | None, search_open.Differences]:
-    """Lines of one table, its line in the summary, and the differences of `--open`."""
+def report(table: TableWorlds) -> tuple[list[str], str | None, dict[str, search_open.Differences]]:
+    """Lines of one table, its line in the summary, and the differences of the searches of `variants`."""
     given, grid, probe = table.given, table.grid(), table.sim(0)
     rise = np.array([world.rise for world in table.worlds])
     lines = [
@@ -150,11 +153,12 @@ def report(table: TableWorlds) -> tuple[list[str], str | None, search_open.Diffe
                 brief = summary(table, cells, found, grid)
         lines.append(f"| {name} | " + " | ".join(cells) + " |")
         print(lines[-1], flush=True)
-    several = regrets.get(opened_name(given), {})
-    differences = {
-        share: table.independent(regret - regrets["adaptive"][share])
-        for share, regret in several.items()
-    }
+    differences: dict[str, search_open.Differences] = {}
+    for name in variants(given):
+        differences[name] = {
+            share: table.independent(regret - regrets["adaptive"][share])
+            for share, regret in regrets[name].items()
+        }
     return [*lines, "", *notes, ""], brief, differences
 
 
@@ -183,14 +187,19 @@ def summary(
 def methods(given: argparse.Namespace) -> list[tuple[str, ways.Method]]:
     """Rows of a table: names and methods."""
     own = [(given.search, ways.from_file(given.search))] if given.search else []
-    if given.open > 1:
-        own.append((opened_name(given), ways.adaptive(Adaptive(), given.open)))
+    own.extend(variants(given).items())
     return [*(row for row in METHODS.items() if not given.methods or row[0] in given.methods), *own]
 
 
-def opened_name(given: argparse.Namespace) -> str:
-    """Row of `--open`."""
-    return f"adaptive with {given.open} open"
+def variants(given: argparse.Namespace) -> dict[str, ways.Method]:
+    """Rows that are compared with the row adaptive."""
+    searches: dict[str, ways.Method] = {}
+    if given.open > 1:
+        searches[f"adaptive with {given.open} open"] = ways.adaptive(Adaptive(), given.open)
+    for size in given.min_items:
+        name = f"adaptive, requests of {size} items or more"
+        searches[name] = ways.adaptive(Adaptive(), min_items=size)
+    return searches
 
 
 def note(
@@ -212,7 +221,8 @@ def note(
     where = f"at {100 * share:g} %" if share else "where it stops"
     return [
         f"- {name} {where}: cost {100 * found['cost'].mean():.1f} %{early}; {100 * near.mean():.0f} % of the picks "
-        f"within 1 point of the best{stated}; {np.median(found['seconds']):.3f} s a search"
+        f"within 1 point of the best{stated}; {found['requests'].mean():.1f} requests and "
+        f"{np.median(found['seconds']):.3f} s a search"
     ]
 
 
@@ -235,7 +245,7 @@ def arguments() -> argparse.Namespace:
         "--table", type=Path, nargs="+", default=sorted(TABLES.glob("*.npz")), help="default: all"
     )
     parser.add_argument(
-        "--budget", type=float, nargs="+", default=BUDGETS, help="shares of the full grid's items"
+        "--budget", type=float, nargs="*", default=BUDGETS, help="shares of the full grid's items"
     )
     parser.add_argument("--seeds", type=int, default=90, help="folds a table, dealt to its worlds")
     parser.add_argument("--items", type=int, default=232, help="items of a search fold")
@@ -250,14 +260,26 @@ def arguments() -> argparse.Namespace:
         "--open", type=int, default=1, help="open soups of one more row of the adaptive search"
     )
     parser.add_argument(
+        "--min-items",
+        type=int,
+        nargs="*",
+        default=[],
+        help="one more row of the adaptive search for each of these least numbers of items of a request",
+    )
+    parser.add_argument(
         "--keep", type=Path, help="folder of results so far: what is there is not run again"
     )
     parser.add_argument("--out", type=Path)
     given = parser.parse_args()
-    if min(given.budget) <= 0 or min(given.seeds, given.items, given.parts, given.open) < 1:
+    if (
+        min(given.budget, default=1) <= 0
+        or min(given.seeds, given.items, given.parts, given.open) < 1
+    ):
         raise SystemExit("error: --budget, --seeds, --items, --parts and --open must be above 0")
-    if given.open > 1 and given.methods and "adaptive" not in given.methods:
-        raise SystemExit("error: --open is compared with the row adaptive: add it to --methods")
+    if variants(given) and given.methods and "adaptive" not in given.methods:
+        raise SystemExit(
+            "error: --open and --min-items are compared with the row adaptive: add it to --methods"
+        )
     if given.keep:
         given.keep.mkdir(parents=True, exist_ok=True)
     return given
@@ -283,9 +305,11 @@ def main() -> None:
         "",
         *(line for lines, _, _ in found for line in lines),
     ]
-    if given.open > 1:
-        differences = {table.name: row for table, (_, _, row) in zip(tables, found, strict=True)}
-        lines += search_open.report(given.open, differences)
+    for name in variants(given):
+        differences = {
+            table.name: rows[name] for table, (_, _, rows) in zip(tables, found, strict=True)
+        }
+        lines += search_open.report(name, differences)
     text = "\n".join(lines) + "\n"
     print(text)
     if given.out:

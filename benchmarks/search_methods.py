@@ -231,15 +231,14 @@ def _snap(table: TruthTable, vector: np.ndarray) -> int:
     return int(np.argmin(((np.array(table.points) - raw / raw.sum()) ** 2).sum(1)))
 
 
-def adaptive(settings: Adaptive, slots: int = 1) -> Method:
-    """`optimiser=adaptive` as a run would use it, with up to `slots` open requests."""
+def adaptive(settings: Adaptive, slots: int = 1, min_items: int = 1) -> Method:
+    """`optimiser=adaptive` as a run would use it, with up to `slots` open requests of `min_items` items or more."""
 
     def start(
         points: Sequence[Weights], space: SearchSpace, seed: int, auto: bool, budget: int | None
     ) -> Optimiser:
-        return replace(settings, stop="auto" if auto else "never", budget=budget).over(
-            points, space, seed
-        )
+        search = replace(settings, stop="auto" if auto else "never", budget=budget)
+        return search.over(points, replace(space, min_items=min_items), seed)
 
     return driven(start, slots)
 

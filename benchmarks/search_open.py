@@ -1,7 +1,8 @@
-"""A search with several open soups beside the same search with one: `search.py --open N`.
+"""A search whose soups others evaluate beside the ordinary one: `search.py --open N --min-items N`.
 
-The workers are simulated: whenever one is free, the search is asked for its next request. Open requests end in random
-order, drawn from the seed of the fold. Both searches have the same folds, seeds and budgets.
+With several open soups the workers are simulated: whenever one is free, the search is asked for its next request. Open
+requests end in random order, drawn from the seed of the fold. With `--min-items` a request has so many items or more.
+Both searches have the same folds, seeds and budgets.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from scipy.special import stdtrit
 Share = float | None
 """Budget as a share of the full grid's items; None where the search ends by itself."""
 Differences = Mapping[Share, np.ndarray]
-"""Regret with several open soups less that with one, in points, by independent unit (fold or world)."""
+"""Regret of such a search less that of the ordinary one, in points, by independent unit (fold or world)."""
 
 
 class Interval(NamedTuple):
@@ -53,14 +54,14 @@ def pooled(intervals: list[Interval]) -> Interval:
     return Interval(mean, error, freedom)
 
 
-def report(slots: int, tables: Mapping[str, Differences]) -> list[str]:
-    """Mean differences with their 95 % intervals: tables down, shares across."""
+def report(search: str, tables: Mapping[str, Differences]) -> list[str]:
+    """Mean differences of a search with their 95 % intervals: tables down, shares across."""
     shares = list(dict.fromkeys(share for table in tables.values() for share in table))
     titles = [f"{100 * share:g} %" if share else "stops by itself" for share in shares]
     lines = [
-        f"## {slots} open soups beside one",
+        f"## {search}, beside adaptive",
         "",
-        f"Regret with {slots} open soups less that with one on the same folds, in points: mean (paired 95 % interval).",
+        "Regret less that of adaptive on the same folds, in points: mean (paired 95 % interval).",
         "",
         f"| table | {' | '.join(titles)} | all |",
         "|---|" + "---|" * (len(shares) + 1),

@@ -175,12 +175,13 @@ def _check_weights(path: Path, w: np.ndarray) -> None:
 
 class Simulation:
     """One search fold of a table, drawn by groups, and what was asked of it. `spent` counts generated items, without
-    those of the single models, which every search knows."""
+    those of the single models, which every search knows, `requests` the requests of a search that asks for parts."""
 
     def __init__(self, table: TruthTable, seed: int, items: int) -> None:
         self.table, self.seed = table, seed
         self.fold = _draw(table, np.random.default_rng([seed, 1]), min(items, len(table.cat) // 3))
         self.spent = 0
+        self.requests = 0
         self.asked: set[int] = set()
         self.rows = {point: number for number, point in enumerate(table.points)}
         self.outside = np.flatnonzero(~np.isin(table.group, table.group[self.fold]))
@@ -203,6 +204,7 @@ class Simulation:
         soup = self.rows[cell.weights]
         items = self.fold if cell.items is None else self.fold[list(cell.items)]
         self.spent += len(items)
+        self.requests += 1
         values = self.table.ok[soup, items]
         return Result(
             objective=float(self.table.objective(items, soup)[0]),

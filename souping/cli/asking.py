@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import argparse
+import json
 import os
 import sys
+import time
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import redirect_stdout
 from dataclasses import replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from souping.core.arguments import positive
 from souping.core.fields import pick
@@ -15,6 +19,9 @@ from souping.core.files import error_text, expanded
 from souping.core.text import safe
 from souping.core.types import UserError
 from souping.pipeline.open_soups import ORDER_FILE, asked_soups, home_of, tell
+
+if TYPE_CHECKING:
+    from souping.pipeline.asking import OpenSoup
 
 HELP = {
     "ask": """Write the next soups of a run that was started with `evaluator=command executor=files`,
@@ -27,16 +34,10 @@ UNUSED_KEYS = ("evaluator.command=", "evaluator.dir=")
 
 
 def ask(arguments: Sequence[str]) -> int:
-    from souping.cli.finished import begin, configuration
-    from souping.cli.settings import settings_of
-    from souping.pipeline.asking import FilesExecutor
-    from souping.pipeline.execute import execute
-    from souping.pipeline.settings import RunSettings
-    from souping.report.progress import command_line, logged
-
     parser = _parser("ask")
     parser.add_argument("-n", type=positive, metavar="N", help="soups that are open at once")
     parser.add_argument("--write", action="store_true", help="model folders too")
+    parser.add_argument("--json", action="store_true", help="a line of JSON for each open soup")
     parser.add_argument(
         "overrides",
         nargs="*",
@@ -44,10 +45,28 @@ def ask(arguments: Sequence[str]) -> int:
         help="places on this machine, or allow_code=true",
     )
     options = parser.parse_intermixed_args(arguments)
+    # With --json, everything else goes to standard error.
+    with redirect_stdout(sys.stderr if options.json else sys.stdout):
+        soups = _open_soups(options)
+    if options.json:
+        for soup in soups:
+            print(json.dumps(vars(soup)))
+    return 0
+
+
+def _open_soups(options: argparse.Namespace) -> Sequence[OpenSoup]:
+    """Go on with a run; the soups that it waits for then."""
+    from souping.cli.finished import begin, configuration
+    from souping.cli.settings import settings_of
+    from souping.pipeline.asking import FilesExecutor
+    from souping.pipeline.execute import execute
+    from souping.pipeline.settings import RunSettings
+    from souping.report.progress import command_line, logged
+
     run_dir = _run_dir(options.run_dir)
     if (run_dir / "report.json").is_file():
         print(f"this run has its report: open {safe(str(run_dir / 'report.html'))}")
-        return 0
+        return []
     begin()
     # Paths of its configuration start in the folder where it was started.
     os.chdir(home_of(run_dir))
@@ -65,9 +84,12 @@ def ask(arguments: Sequence[str]) -> int:
         open=options.n or settings.executor.open,
         write=options.write or settings.executor.write,
     )
+    # The run began when its configuration was written.
+    age = time.time() - (run_dir / "config.yaml").stat().st_mtime
+    settings = replace(settings, executor=executor, started=settings.started - age)
     with logged(run_dir, command_line()):
-        execute(replace(settings, executor=executor))
-    return 0
+        waiting = execute(settings).waiting
+    return waiting.soups if waiting else []
 
 
 def take_results(arguments: Sequence[str]) -> int:

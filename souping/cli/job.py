@@ -133,7 +133,7 @@ def _run(cfg: DictConfig, run_dir: Path, group: str | None) -> tuple[float | Non
             return None, unit
         from souping.pipeline.execute import execute
 
-        return execute(settings), unit
+        return execute(settings).objective, unit
 
 
 def _settings(cfg: DictConfig, run_dir: Path, group: str | None) -> MergeSettings:

@@ -555,6 +555,8 @@ class Workers(ABC):
 
     lost: int = 0
     """Number of workers that died during the run and were replaced."""
+    min_items: int = 1
+    """Fewer items are not worth a request of a search, unless its fold is smaller."""
 
     @property
     def fingerprints(self) -> Mapping[str, str]:

@@ -489,7 +489,8 @@ class SearchSpace:
     The `objective` of category means [..., C] is their mean weighted by `coefficients`, or `value` if it is not linear.
     `singles` [K, I] are the ingredients' own scores, if they are known, `lengths` [K, I] the tokens of their answers.
     Soups keep to the `bounds` against `reference`, the scores of ingredient number `against` if it is one. Fewer than
-    `full_batch` items at a time are slow; with `whole` only whole folds may be evaluated (corpus metrics).
+    `full_batch` items at a time are slow; a request of `min_items` or more, or of a whole fold, is worth its cost; with
+    `whole` only whole folds may be evaluated (corpus metrics).
     """
 
     ingredients: Names
@@ -504,6 +505,7 @@ class SearchSpace:
     reference: ItemScores | None = None
     against: int | None = None
     full_batch: int = 1
+    min_items: int = 1
     whole: bool = False
 
     def objective(self, means: FloatArray) -> FloatArray:

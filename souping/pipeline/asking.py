@@ -9,14 +9,15 @@ from __future__ import annotations
 import errno
 import shlex
 import shutil
-from collections.abc import Callable, Mapping
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 from souping.core.fields import Count, component
 from souping.core.files import disk_space
 from souping.core.protocols import Evaluator, Executor, Workers
 from souping.core.text import human, named
-from souping.core.types import ItemScores, Recipe, Request, Response, UserError, digest
+from souping.core.types import ItemScores, Recipe, Request, Response, UserError, digest, frozen
 from souping.evaluate.command import ITEMS_FILE, CommandEvaluator
 from souping.merge.soup_files import RECIPE
 from souping.pipeline.evaluation import Evaluation
@@ -42,19 +43,43 @@ LATER = ""
 """State of a soup that is not written yet."""
 
 
+@frozen
+class OpenSoup:
+    """A soup that waits for its evaluation, as docs/ask-and-tell.md describes it."""
+
+    id: int
+    state: str
+    stage: str
+    recipe: str
+    model: str
+    items: str
+    categories: Mapping[str, int]
+    out: str
+    make: Sequence[str]
+    evaluate: Sequence[str]
+
+
 class Waiting(BaseException):
-    """End of a run that needs results from elsewhere; its arguments are the lines that say which.
+    """End of a run that needs results for `soups`; its other arguments are lines that say so.
 
     Like an interrupt it is no `Exception`: an analysis that searches must not take it for a fault.
     """
 
+    def __init__(self, soups: Sequence[OpenSoup], *lines: str) -> None:
+        super().__init__(*lines)
+        self.soups = soups
+
 
 @component
 class FilesExecutor(Executor):
-    """Files for somebody else's jobs: up to `open` soups at once, each as a recipe or, with `write`, as a folder."""
+    """Files for somebody else's jobs: up to `open` soups at once, each as a recipe or, with `write`, as a folder.
+
+    A job loads a model, so a search gives it `min_items` items or more, or the whole fold.
+    """
 
     open: Count = 1
     write: bool = False
+    min_items: Count = 100
     evaluates_here = False
 
     def start(self, here: Workers, elsewhere: Callable[[], Workers]) -> Workers:
@@ -91,11 +116,13 @@ class FileWorkers(Workers):
         self._pool = pool.merge_pool
         self._evaluators = evaluators
         self._progress = progress
+        self.min_items = executor.min_items
         soups = asked_soups(settings.run_dir)
         self._folders = {asked_soup(folder).key: folder for folder in soups.values()}
         self._last = max(soups, default=0)
         # {key: how it is listed} of what this run waits for; what has no place yet is not listed.
         self._waiting: dict[str, str] = {}
+        self._requests: dict[str, Request] = {}
         self._full = False
 
     @property
@@ -112,6 +139,7 @@ class FileWorkers(Workers):
             return Response(records=records, seconds=0.0)
         if key not in self._waiting:
             self._waiting[key] = self._place(key, folder, request)
+            self._requests[key] = request
         return None
 
     def _place(self, key: str, folder: Path | None, request: Request) -> str:
@@ -172,55 +200,67 @@ class FileWorkers(Workers):
         for key in self._folders.keys() - self._waiting.keys():
             # Another run may have stored its answers.
             free(self._folders[key])
-        raise Waiting(*self._lines())
+        soups = [self._open_soup(key) for key, state in self._waiting.items() if state]
+        raise Waiting(soups, *self._lines(soups))
 
-    def _lines(self) -> list[str]:
+    def _open_soup(self, key: str) -> OpenSoup:
+        folder = self._folders[key].absolute()
+        request = self._requests[key]
+        evaluator = self._evaluators[request.benchmark]
+        assert isinstance(evaluator, CommandEvaluator)
+        items = folder / ITEMS_FILE
+        model = folder / MODEL_FOLDER
+        make = []
+        if not self._executor.write:
+            store = self._settings.store_path.absolute()
+            words = [f"recipe={folder / RECIPE}", f"out={model}", f"store.path={store}"]
+            make = ["python", "-m", "souping", "+experiment=rebuild", *words]
+        return OpenSoup(
+            id=int(folder.name),
+            state=self._waiting[key],
+            stage=self._progress.current,
+            recipe=str(folder / RECIPE),
+            model=str(model),
+            items=str(items),
+            categories=Counter(item.category for item in request.items),
+            out=str(folder / OUT),
+            make=make,
+            evaluate=evaluator.words(model, items, folder / OUT),
+        )
+
+    def _lines(self, soups: Sequence[OpenSoup]) -> list[str]:
         """What is open, and what to type next."""
         stage = self._progress.current
-        folders = {
-            key: self._folders[key].absolute() for key, state in self._waiting.items() if state
-        }
         lines = []
         if stage.startswith(("report", "analyse")):
             lines.append("the search is done and its choice is frozen; the report needs:")
-        count = f"{stage}: {len(folders)} open"
-        if later := len(self._waiting) - len(folders):
+        count = f"{stage}: {len(soups)} open"
+        if later := len(self._waiting) - len(soups):
             count += f", {later} more when they are told"
         if self._full:
             count += " (the disk is full)"
         lines.append(count)
-        for key, folder in folders.items():
-            model = folder / (MODEL_FOLDER if self._executor.write else RECIPE)
-            size = len(asked_soup(folder).items)
-            state = self._waiting[key]
-            lines.append(
-                f"{folder.name:>5}  {state:5}  {model}  {folder / ITEMS_FILE}  {size} items"
-            )
-        for folder in list(folders.values())[:1]:
-            lines += self._next_steps(folder)
+        for soup in soups:
+            model = soup.recipe if soup.make else soup.model
+            size = sum(soup.categories.values())
+            lines.append(f"{soup.id:>5}  {soup.state:5}  {model}  {soup.items}  {size} items")
+        for soup in soups[:1]:
+            lines += self._next_steps(soup)
         return lines
 
-    def _next_steps(self, folder: Path) -> list[str]:
+    def _next_steps(self, soup: OpenSoup) -> list[str]:
         """What to type for a soup, and then."""
-        evaluator = self._evaluators[""]
-        assert isinstance(evaluator, CommandEvaluator)
-        model = folder / MODEL_FOLDER
-        command = evaluator.words(model, folder / ITEMS_FILE, folder / OUT)
-        run_dir = shlex.quote(str(folder.parents[1]))
-        name = folder.name
+        run_dir = shlex.quote(str(self._settings.run_dir.absolute()))
         go_on = self._settings.command
         if self.order.is_new:
             go_on = f"python -m souping ask {run_dir} -n {self._executor.open}"
-        lines = [
-            f"evaluate {shlex.join(command)}",
-            f"tell     python -m souping tell {run_dir} {name}    (or {name}=LOG, {name}={FAILED_JOB})",
+        lines = [f"make     {shlex.join(soup.make)}"] if soup.make else []
+        return [
+            *lines,
+            f"evaluate {shlex.join(soup.evaluate)}",
+            f"tell     python -m souping tell {run_dir} {soup.id}    (or {soup.id}=LOG, {soup.id}={FAILED_JOB})",
             f"go on    {go_on}",
         ]
-        if not self._executor.write:
-            store = self._settings.store_path.absolute()
-            words = [f"recipe={folder / RECIPE}", f"out={model}", f"store.path={store}"]
-            lines.insert(0, f"make     python -m souping +experiment=rebuild {shlex.join(words)}")
-        return lines
 
     def close(self) -> None:
         self.order.close()

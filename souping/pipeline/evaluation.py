@@ -142,6 +142,7 @@ class Evaluation(RecipeEvaluator):
         sampling = evaluator.sampling
         self.length_key = sampling.length_key
         self.full_batch = sampling.full_batch
+        self.min_items = self._workers.min_items
         self.answers_per_item = sampling.answers_per_item
 
     @property

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from souping.core.files import error_text, nearby, write_atomically
 from souping.core.reading import to_json
 from souping.core.text import safe
-from souping.core.types import LateError, Names, Trial, UserError, frozen
+from souping.core.types import LateError, Trial, UserError, frozen
 from souping.pipeline.ending import show_end
 from souping.pipeline.merge_only import free_target, merge, rebuild, soup_in, written_soup
 from souping.pipeline.settings import MergeSettings, RunSettings
@@ -19,6 +19,7 @@ from souping.report.content import Report
 from souping.report.render import show_sheet
 
 if TYPE_CHECKING:
+    from souping.pipeline.asking import Waiting
     from souping.pipeline.run import Run
     from souping.pipeline.state import Reported, Searched, Selected
 
@@ -27,17 +28,17 @@ if TYPE_CHECKING:
 class RunOutcome:
     """What came of a run: its report as far as it went, and the search with its objective, if there was one.
 
-    `waiting` are lines about the soups that it waits for: then there is nothing else yet.
+    If it is `waiting` for soups, there is nothing else yet.
     """
 
     report: Report
-    waiting: Names = ()
+    waiting: Waiting | None = None
     trials: tuple[Trial, ...] = ()
     objective: float | None = None
 
 
-def execute(settings: MergeSettings) -> float | None:
-    """Run, merge or rebuild, then print where everything is; the objective on the search fold if there was a search.
+def execute(settings: MergeSettings) -> RunOutcome:
+    """Run, merge or rebuild, then print where everything is.
 
     A merge loads none of what a search needs.
     """
@@ -51,9 +52,9 @@ def execute(settings: MergeSettings) -> float | None:
         outcome = perform(settings)
     else:
         outcome = _merge_or_rebuild(settings)
-    if outcome.waiting:
-        print(safe("\n".join(outcome.waiting)))
-        return None
+    if outcome.waiting is not None:
+        print(safe("\n".join(outcome.waiting.args)))
+        return outcome
     report = outcome.report
     soup: Path | None = None
     try:
@@ -66,7 +67,7 @@ def execute(settings: MergeSettings) -> float | None:
         if soup is not None:
             address = push(goal, soup, settings.store_path)
         print(f"  {'upload':16} {address}")
-    return outcome.objective
+    return outcome
 
 
 def send(settings: MergeSettings, goal: Target) -> None:
@@ -175,7 +176,7 @@ def perform(settings: RunSettings) -> RunOutcome:
             return _write(run, state, report)
         except Waiting as waiting:
             tracker.forget()
-            return RunOutcome(report=Report(experiment=settings.name), waiting=waiting.args)
+            return RunOutcome(report=Report(experiment=settings.name), waiting=waiting)
         except (UserError, OSError) as error:
             if soup is None:
                 raise

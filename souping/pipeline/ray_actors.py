@@ -29,6 +29,8 @@ if TYPE_CHECKING:
 
 
 log = logging.getLogger(__name__)
+RESTARTS = 3
+"""How often each actor is restarted before the run gives up."""
 Resource = Annotated[float, Interval(ge=0, lt=1e6)]
 RAY_SILENCE_S = 20.0
 """Seconds without a response after which it is checked that Ray still has a machine: otherwise actors wait forever."""
@@ -54,14 +56,13 @@ class RayExecutor(Executor):
     """Ray actors, each with `gpus` (fractions share one) and `cpus`; by default as many as there is room for.
 
     `address` is a running cluster's, `auto` the one that this machine is part of. Without one ($RAY_ADDRESS counts),
-    Ray is started on this machine and ends with the run. An actor that is lost is restarted up to `restarts` times.
+    Ray is started on this machine and ends with the run. An actor that is lost is restarted up to three times.
     """
 
     actors: Count | None = None
     gpus: Resource = 0.0
     cpus: Resource = 1.0
     address: str | None = None
-    restarts: Annotated[int, Interval(ge=0)] = 3
 
     def __post_init__(self) -> None:
         for name, value in (("gpus", self.gpus), ("cpus", self.cpus)):
@@ -183,12 +184,11 @@ class RayWorkers(Workers):
         if misfit := self._settings.misfit(resources):
             self.close()
             raise UserError(misfit)
-        restarts = self._settings.restarts
         actor = ray.remote(PoolActor).options(
             num_gpus=self._settings.gpus,
             num_cpus=self._settings.cpus,
-            max_restarts=restarts,
-            max_task_retries=restarts,
+            max_restarts=RESTARTS,
+            max_task_retries=RESTARTS,
         )
         count = self._settings.actors or self._settings.room(resources)
         self._actors = [actor.remote(self._elsewhere) for _ in range(count)]
@@ -259,7 +259,7 @@ def _result(ref: ObjectRef[Any]) -> Any:
         lines = stripped_lines(error)
         reason = (lines or [type(error).__name__])[-1][:200]
         raise UserError(
-            f"executor=ray: an actor is gone or cannot start (see executor.restarts): {reason}\n{STORED}"
+            f"executor=ray: an actor is gone or cannot start: {reason}\n{STORED}"
         ) from error
 
 

@@ -267,15 +267,17 @@ class AdaptiveSearch(Optimiser):
         worth = self._worth_of_samples(leader, rivals, urgency)
         soup, categories = self._choose(worth)
         next_samples = model.unrequested[soup, categories].argmax(axis=-1)
+        samples = self._enough(soup, list(zip(categories, next_samples, strict=True)))
         items: list[int] = []
-        for c, b in zip(categories, next_samples, strict=True):
+        for c, b in samples:
             items.extend(model.item_samples[c][b].tolist())
 
         # The leader must still be able to answer the whole fold.
         if not self._affords(len(items) + len(model.unrequested_items(leader))):
             self._stop_reason = StopReason(reason="the budget ends")
             return None
-        model.requested[soup, categories, next_samples] = True
+        for c, b in samples:
+            model.requested[soup, c, b] = True
         return self._open_cell(soup, items)
 
     def _reason_to_end(self, leader: int, rivals: IntArray) -> StopReason | None:
@@ -319,6 +321,7 @@ class AdaptiveSearch(Optimiser):
         A request counts as a batch of items at least, so categories are taken together, best
         first, as long as that raises the ratio of worth to items.
         """
+        least = max(self._space.full_batch, self._space.min_items)
         unrequested = self._model.unrequested
         available = unrequested.any(axis=2)
         next_sample = unrequested.argmax(axis=2)
@@ -330,7 +333,7 @@ class AdaptiveSearch(Optimiser):
         order = np.argsort(-worth / price, axis=1, kind="stable")
         total_worth = np.cumsum(np.take_along_axis(worth, order, 1), axis=1)
         total_items = np.cumsum(np.take_along_axis(price, order, 1), axis=1)
-        ratio = total_worth / np.maximum(total_items, self._space.full_batch)
+        ratio = total_worth / np.maximum(total_items, least)
         ratio[~np.isfinite(total_items)] = -1.0
         if self._space.whole:
             ratio[:, :-1] = -1.0
@@ -338,6 +341,26 @@ class AdaptiveSearch(Optimiser):
         soup = int(np.argmax(ratio.max(axis=1)))
         count = int(ratio[soup].argmax()) + 1
         return soup, sorted(order[soup, :count].tolist())
+
+    def _enough(self, soup: int, samples: list[tuple[int, int]]) -> list[tuple[int, int]]:
+        """These samples (category, number) of a soup, and more until they have `min_items`.
+
+        The next is of the category of which the least share was requested. A rest of the fold that
+        would be too few for another request is taken too.
+        """
+        sizes = np.nan_to_num(self._model.size, posinf=0)
+        share = sizes.cumsum(axis=1) / sizes.sum(axis=1, keepdims=True)
+        unrequested = self._model.unrequested[soup]
+        further = [(c, b) for c, b in np.argwhere(unrequested).tolist() if (c, b) not in samples]
+        requested = sum(sizes[sample] for sample in samples)
+        remaining = sizes[unrequested].sum() - requested
+        for sample in sorted(further, key=lambda sample: share[sample]):
+            if min(requested, remaining) >= self._space.min_items:
+                break
+            samples = [*samples, sample]
+            requested += sizes[sample]
+            remaining -= sizes[sample]
+        return samples
 
     def _odds(self) -> FloatArray:
         """Probability [S] of keeping to all bounds."""

@@ -105,6 +105,8 @@ class RecipeEvaluator(Protocol):
 
     full_batch: int
     """Items that are answered together; fewer at a time are slow."""
+    min_items: int = 1
+    """Items of a request at least, unless the fold is smaller."""
 
     @property
     def slots(self) -> int: ...
@@ -198,6 +200,7 @@ def _search_space(
         coefficients=dict(zip(names, objective.coefficients(names).tolist(), strict=True)),
         value=value_of(objective, names),
         full_batch=evaluation.full_batch,
+        min_items=evaluation.min_items,
         whole=evaluation.whole_folds,
     )
     if not known:

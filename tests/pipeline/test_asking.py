@@ -11,6 +11,7 @@ import shutil
 import subprocess
 import sys
 import threading
+from collections import Counter
 from collections.abc import Callable
 from contextlib import redirect_stdout
 from pathlib import Path
@@ -42,8 +43,9 @@ class Lab:
         more = ["evaluator=command", COMMAND, "selector=topk", "selector.k=2", "seed=1"]
         self.words = [*words, *more, f"store.path={run}.sqlite"]
 
-    def start(self, *more: str) -> Outcome:
-        return self.souping(*self.words, "executor=files", f"hydra.run.dir={self.run.name}", *more)
+    def start(self, *more: str, min_items: int = 1) -> Outcome:
+        files = ["executor=files", f"executor.min_items={min_items}"]
+        return self.souping(*self.words, *files, f"hydra.run.dir={self.run.name}", *more)
 
     def ask(self, number: int = 1, *more: str) -> Outcome:
         return self.souping("ask", self.run.name, "-n", str(number), *more)
@@ -129,6 +131,59 @@ def test_one_open_soup_at_a_time_takes_the_path_of_an_ordinary_run(
     assert {key: value for key, value in plain.items() if key not in OWN} == report
     trials = [(folder / "trials.csv").read_text() for folder in (lab.run, lab.place / "plain")]
     assert trials[0] == trials[1]
+
+
+@pytest.mark.slow
+def test_a_job_has_the_least_number_of_items_or_the_whole_split(lab: Lab) -> None:
+    lab.start("stop_after=search", min_items=25).ok()
+    sizes = [
+        len((lab.soup(number) / "items.jsonl").read_text().splitlines()) for number in lab.open
+    ]
+    while lab.open:
+        lab.answer(*lab.open)
+        lab.ask(4).ok()
+        for number in lab.open:
+            sizes.append(len((lab.soup(number) / "items.jsonl").read_text().splitlines()))
+    assert len(set(sizes)) > 1
+    assert min(sizes) >= 25
+
+
+def test_open_soups_as_json(two: Lab) -> None:
+    """Standard output has nothing else, and nothing once there is a report."""
+    soups = [json.loads(line) for line in two.ask(2, "--json").ok().out.splitlines()]
+    assert [soup["id"] for soup in soups] == two.open == [1, 2]
+    for soup in soups:
+        folder = two.soup(soup["id"]).resolve()
+        lines = Path(soup["items"]).read_text().splitlines()
+        names = [json.loads(line)["category"] for line in lines]
+        assert soup["categories"] == Counter(names)
+        places = {key: folder / name for key, name in PLACES.items()}
+        assert {key: Path(soup[key]).resolve() for key in PLACES} == places
+        assert soup["state"] == "open"
+        assert soup["stage"].startswith("score")
+        words = ["no-such-program", soup["model"], soup["items"], soup["out"]]
+        assert soup["evaluate"] == words
+        # Without --write, the job makes the model.
+        assert soup["make"][3:] == [
+            "+experiment=rebuild",
+            f"recipe={soup['recipe']}",
+            f"out={soup['model']}",
+            f"store.path={two.place / 'run.sqlite'}",
+        ]
+    (written, _) = two.ask(2, "--write", "--json").ok().out.splitlines()
+    assert json.loads(written)["make"] == []
+
+
+PLACES = {"recipe": "recipe.json", "model": "model", "items": "items.jsonl", "out": "out"}
+
+
+def test_the_wall_time_counts_from_the_start_of_the_run(lab: Lab) -> None:
+    lab.words.append("optimiser=uniform")
+    lab.start("executor.open=8").ok()
+    os.utime(lab.run / "config.yaml", (0, 0))
+    lab.finish()
+    assert report_of(lab.run)["cost"]["seconds"] > 1e9
+    assert lab.ask(8, "--json").ok().out == ""
 
 
 @pytest.mark.slow
@@ -578,7 +633,7 @@ def test_an_analysis_that_searches_waits_too() -> None:
 
     class Searches(Analysis):
         def analyse(self, scores: Any) -> Any:
-            raise asking.Waiting("1 open")
+            raise asking.Waiting([], "1 open")
 
     with pytest.raises(asking.Waiting):
         analyse(Searches(), SimpleNamespace())  # type: ignore[arg-type]

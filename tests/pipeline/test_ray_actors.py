@@ -16,6 +16,7 @@ from pathlib import Path
 import pytest
 
 from souping.core.types import Request, Response, UserError
+from souping.pipeline import ray_actors
 from souping.pipeline.ray_actors import RayExecutor, RayWorkers
 from tests.conftest import ROOT, Cli, pool_of, report_of
 from tests.pipeline.test_run import killed_at, timeless
@@ -69,15 +70,16 @@ def test_a_killed_actor_is_restarted(
 
 @pytest.mark.slow
 def test_a_cluster_that_keeps_losing_actors_ends_the_run_and_errors_are_reported(
-    tmp_path: Path,
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     elsewhere = partial(Busy, tmp_path, tmp_path / "never")
-    workers = RayExecutor(actors=1, restarts=0).start(Busy(tmp_path), elsewhere)
+    monkeypatch.setattr(ray_actors, "RESTARTS", 0)
+    workers = RayExecutor(actors=1).start(Busy(tmp_path), elsewhere)
     workers.put(requests(1)[0])
     while not pids(tmp_path):
         time.sleep(0.02)
     os.kill(pids(tmp_path)[0], signal.SIGKILL)
-    with pytest.raises(UserError, match=r"executor\.restarts.*\n.*the same command"):
+    with pytest.raises(UserError, match=r"an actor is gone.*\n.*the same command"):
         workers.take()
     workers.close()
     refusing = RayExecutor(actors=1).start(

@@ -7,7 +7,16 @@ from dataclasses import dataclass, replace
 import numpy as np
 import pytest
 
-from souping.core.types import Bound, Cell, FloatArray, Item, ItemScores, Result, SearchSpace
+from souping.core.types import (
+    Bound,
+    Cell,
+    FloatArray,
+    Item,
+    ItemScores,
+    Result,
+    SearchSpace,
+    Weights,
+)
 from souping.search import points as simplex
 from souping.search.adaptive import ENOUGH_GAIN, Adaptive, item_samples, merits_of
 from souping.search.points import Grid, anchors
@@ -88,6 +97,27 @@ def test_batches_are_no_smaller_than_the_evaluators() -> None:
     assert np.median([price([cell], of) for cell in small]) < np.median(
         [price([cell], of) for cell in large]
     )
+
+
+@pytest.mark.parametrize("opened", [1, 4])
+@pytest.mark.parametrize("min_items", [1, 30, 50, 70, 500])
+def test_a_request_has_the_least_number_of_items_or_the_whole_fold(
+    min_items: int, opened: int
+) -> None:
+    """A soup answers each item once."""
+    of = world()
+    space = replace(of.space, min_items=min_items)
+    cells = searched(replace(PLAIN, budget=2000).start(space, 1), of, opened)
+    items: dict[Weights, list[int]] = {}
+    for cell in cells:
+        assert price([cell], of) >= min(min_items, of.fold)
+        items.setdefault(cell.weights, []).extend(cell.items or range(of.fold))
+    for numbers in items.values():
+        assert len(numbers) == len(set(numbers))
+    if min_items == 1:
+        assert min(price([cell], of) for cell in cells) < 30
+    if min_items == 70:
+        assert {cell.items for cell in cells} == {None}
 
 
 @pytest.mark.parametrize(
