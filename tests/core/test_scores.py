@@ -13,7 +13,17 @@ from hypothesis.extra.numpy import arrays
 
 from souping.core.fields import check_weights
 from souping.core.protocols import Objective, ScoreSource
-from souping.core.scores import Mean, MeasuredScores, TableScores, Tree, Weighted, Worst, read_table
+from souping.core.scores import (
+    Mean,
+    MeasuredScores,
+    TableScores,
+    Tree,
+    Weighted,
+    Worst,
+    read_table,
+    value,
+    value_of,
+)
 from souping.core.types import TOLERANCE, ScoreMatrix, UserError
 from souping.evaluate.bfcl.benchmark import Bfcl
 from souping.logs.scores import LogScores
@@ -54,6 +64,36 @@ def test_percent_and_fraction_read_alike(tmp_path: Path, values: np.ndarray, per
     ],
 )
 def test_a_bad_table_names_row_and_column(tmp_path: Path, text: str, message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        read_table(write(tmp_path / "t.csv", text))
+
+
+@pytest.mark.parametrize(
+    ("text", "values"),
+    [
+        ("model,a,b\nx,0,1\n", [[0.0, 1.0]]),
+        ("model,a,b\nx,0,1.5\n", [[0.0, 0.015]]),
+        ("Model, a ,b\n\nx, 100 ,50\n,,\n", [[1.0, 0.5]]),
+    ],
+)
+def test_a_table_with_a_value_above_1_is_percent(
+    tmp_path: Path, text: str, values: list[list[float]]
+) -> None:
+    assert read_table(write(tmp_path / "t.csv", text)).values.tolist() == values
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("name,a\nx,1\n", "t.csv:1: the header"),
+        ("model\nx\n", "t.csv:1: the header"),
+        ("model,a\n", "at least one row"),
+        ("model,a,\nx,1,2\n", "has no name"),
+        ("model,a\nx,100.5\n", "t.csv:2: column 'a' holds '100.5'"),
+        ("model,a\nx,1\ny,-0.1\n", "t.csv:3: column 'a' holds '-0.1'"),
+    ],
+)
+def test_what_is_no_table_of_scores(tmp_path: Path, text: str, message: str) -> None:
     with pytest.raises(UserError, match=message):
         read_table(write(tmp_path / "t.csv", text))
 
@@ -135,6 +175,36 @@ def test_objectives_are_linear_and_sum_to_one() -> None:
         Weighted(weights={"java": -1})
     with pytest.raises(UserError, match=r"objective.tree"):
         Tree(tree={})
+
+
+@pytest.mark.parametrize("weights", [{}, {"a": 0.0}, {"a": 0.0, "b": 0.0}, {"a": 2.0, "b": -1.0}])
+def test_weights_that_weigh_nothing_or_are_negative_are_refused(weights: dict[str, float]) -> None:
+    with pytest.raises(UserError, match=r"objective\.weights"):
+        Weighted(weights=weights)
+
+
+def test_a_category_may_weigh_nothing_and_stand_in_several_groups() -> None:
+    weighted = Weighted(weights={"a": 0.0, "b": 0.5})
+    assert weighted.coefficients(["a", "b", "c"]).tolist() == [0.0, 1.0, 0.0]
+    tree = Tree(tree={"one": ["a", "b"], "two": {"deep": ["b", "c", "d"]}})
+    assert tree.coefficients(["a", "b", "c", "d", "e"]) == pytest.approx(
+        [1 / 4, 5 / 12, 1 / 6, 1 / 6, 0]
+    )
+    assert tree.groups == {"one": ("a", "b"), "two": ("b", "c", "d"), "deep": ("b", "c", "d")}
+    with pytest.raises(UserError, match="empty group"):
+        Tree(tree={"one": ["a"], "two": []})
+
+
+def test_the_worst_category_is_a_minimum_and_a_linear_objective_a_dot_product() -> None:
+    means = np.array([[0.2, 0.5], [0.9, 0.1]])
+    assert Worst().value(means, ["a", "b"]).tolist() == [0.2, 0.1]
+    by_hand = Weighted(weights={"a": 3, "b": 1}).value(means, ["a", "b"])
+    assert by_hand == pytest.approx([0.275, 0.7])
+    assert value(Mean(), {"a": 0.2, "b": 0.4}) == pytest.approx(0.3)
+    assert value_of(Mean(), ["a"]) is None
+    worst = value_of(Worst(), ["a", "b"])
+    assert worst is not None
+    assert worst(means).tolist() == [0.2, 0.1]
 
 
 @pytest.mark.parametrize(("size", "points"), [(2, 9), (3, 36), (4, 84), (5, 126), (10, 1), (11, 0)])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import asdict
+from typing import Any
 
 import numpy as np
 import pytest
@@ -136,3 +137,55 @@ def test_limits_name_their_level() -> None:
 )
 def test_no_level_of_an_interval_is_rounded_to_100(level: float | None, text: str) -> None:
     assert confidence(level) == text
+
+
+# ---------------------------------------------------------------- worked numbers
+
+
+def test_inner_scores_by_hand() -> None:
+    """A margin is 0.01: of bits per byte 0.005, of words 3."""
+    assert BITS_PER_BYTE.factor == -2.0
+    assert BITS_PER_BYTE.inner(0.7) == pytest.approx(-1.4)
+    assert BITS_PER_BYTE.raw(-1.4) == pytest.approx(0.7)
+    assert BITS_PER_BYTE.size(0.02) == pytest.approx(0.01)
+    assert BITS_PER_BYTE.inner_margin(0.01) == pytest.approx(0.02)
+    assert COUNT.inner(6.0) == pytest.approx(0.02)
+    assert POINTS.inner_margin(2.0) == pytest.approx(0.02)
+    assert POINTS.inner_margin(0.0) == 0.0
+    assert str(POINTS.raw(-0.0)) == "0.0"
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"scale": 0.99e-9}, {"scale": 1.01e9}, {"margin": 0.0}, {"margin": -1.0}, {"margin": 1.01e9}, {"digits": -1},
+        {"digits": 13}, {"meaning": ""}, {"name": "a\nb"}, {"symbol": "\x1b"}, {"meaning": "a\nb"},
+    ],
+    ids=str,
+)  # fmt: skip
+def test_units_in_which_no_number_can_be_shown(changes: dict[str, Any]) -> None:
+    with pytest.raises(ValueError, match="unit"):
+        Unit(**changes)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [{"scale": 1e-9}, {"scale": 1e9}, {"margin": 1e-9}, {"digits": 0}, {"digits": 12}],
+    ids=str,
+)
+def test_units_at_the_edge(changes: dict[str, Any]) -> None:
+    Unit(**changes)
+
+
+def test_only_one_point_is_singular_and_amounts_have_four_digits() -> None:
+    assert [POINTS.amount(value) for value in (0.01, 0.02, 0.0025, 0.123456)] == [
+        "1 point",
+        "2 points",
+        "0.25 points",
+        "12.35 points",
+    ]
+    assert COUNT.text(2.0, more=2) == "2.00"
+    assert POINTS.end(-0.012, sign=True) == f"{MINUS}1.2"
+    assert POINTS.end(0.012) == "1.2"
+    assert POINTS.colours("RdBu") == "RdBu"
+    assert POINTS.level(-0.0123, more=1) == f"{MINUS}1.23 %"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from dataclasses import replace
 from pathlib import Path
@@ -15,9 +16,17 @@ from souping.evaluate.benchmark import (
     FOLD_SHARES,
     Benchmark,
     assign,
+    check_slices,
+    first_items,
+    groups_of,
+    kept,
+    limit_folds,
+    outline_items,
     position,
     shares_of,
+    slices_of,
     split_folds,
+    two_folds,
 )
 from tests.conftest import make_items
 
@@ -147,3 +156,162 @@ def test_shares_of_folds_may_be_others_and_what_is_not_named_keeps_its_proportio
             shares_of(wrong)
     with pytest.raises(UserError, match="add up to"):
         shares_of({"select": 0.2, "search": 0.2, "report": 0.2})
+
+
+# The rules by hand
+
+
+def in_groups(**groups: str) -> list[Item]:
+    """An item for each group of a category, {category: groups}."""
+    items = []
+    for category, names in groups.items():
+        for group in names.split():
+            items.append(
+                Item(
+                    id=f"{category} {group}", category=category, prompt="p", answer="a", group=group
+                )
+            )
+    return items
+
+
+def test_the_position_of_a_group_is_its_hash() -> None:
+    """The first 64 bits of SHA-256 of salt and name, over 2^64; shares are cut at 0.2 and 0.4."""
+    for group in ("g0", "g3", "g4", "x"):
+        text = f"souping folds 4\0{group}".encode()
+        first_bits = int(hashlib.sha256(text).hexdigest()[:16], 16)
+        place = first_bits / 2**64
+        assert position(group) == place
+        fold = "report"
+        if place < 0.4:
+            fold = "search"
+        if place < 0.2:
+            fold = "select"
+        assert assign(group) == fold
+        assert assign(group, two=True) == ("report" if fold == "report" else "search")
+
+
+def test_a_small_category_gets_a_group_in_each_fold_from_the_fold_that_has_most() -> None:
+    """By their hashes g0 to g2 and g5 are in report; the first by its hash moves to select, the next to search."""
+    names = ["g0", "g1", "g2", "g5"]
+    assert {assign(name) for name in names} == {"report"}
+    first, second, *others = sorted(names, key=position)
+    folds = split_folds(in_groups(c=" ".join(names)))
+    groups = {fold: sorted(item.group for item in folds.items[fold]) for fold in FOLDS}
+    assert groups == {"select": [first], "search": [second], "report": sorted(others)}
+    assert "2 moved" in folds.notes[0]
+    assert "c (4)" in folds.notes[0]
+
+
+def test_three_groups_fill_three_folds_and_two_do_not() -> None:
+    folds = split_folds(in_groups(c="g0 g1 g2"))
+    assert folds.counts() == {"select": 1, "search": 1, "report": 1}
+    with pytest.raises(UserError, match="category 'c'"):
+        split_folds(in_groups(c="g0 g1"))
+    assert split_folds(in_groups(c="g0 g1"), two=True).counts() == {
+        "select": 0,
+        "search": 1,
+        "report": 1,
+    }
+
+
+def test_two_folds_have_no_items_to_select_by() -> None:
+    folds = two_folds(make_items(100))
+    assert not folds["select"]
+    assert len(folds["search"]) + len(folds["report"]) == 200
+
+
+@pytest.mark.parametrize(("size", "small"), [(19, True), (20, False)])
+def test_a_fold_with_fewer_than_twenty_items_of_a_category_is_noted(size: int, small: bool) -> None:
+    items = make_items(300, ["w"])
+    searched = [item for item in items if assign(item.group) == "search"][:size]
+    others = [item for item in items if assign(item.group) != "search"]
+    notes = split_folds([*searched, *others]).notes
+    assert any("fold search" in note and f"w ({size})" in note for note in notes) == small
+
+
+def test_slices_are_parts_of_the_fold_by_the_hash_of_the_group() -> None:
+    items = make_items(60)
+    slices = slices_of(items, 3)
+    assert sum(map(len, slices)) == len(items)
+    for number, members in enumerate(slices):
+        for item in members:
+            assert number <= 3 * position(f"slice\0{item.group}") < number + 1
+    assert slices_of(items, 1) == [tuple(items)]
+
+
+def test_slices_need_twenty_items_of_each_category() -> None:
+    items = make_items(40, ["w"])
+    check_slices(items, 1)
+    check_slices(items[:5], 1)
+    smallest = min(map(len, slices_of(items, 2)))
+    assert smallest <= 20
+    with pytest.raises(UserError, match=r"benchmark\.slices=4"):
+        check_slices(items, 4)
+    even = make_items(400, ["w"])
+    first, second = slices_of(even, 2)
+    check_slices([*first[:20], *second[:20]], 2)
+    with pytest.raises(UserError, match="19 items"):
+        check_slices([*first[:20], *second[:19]], 2)
+
+
+def test_a_dry_run_has_the_first_items_and_reports_on_those_of_neither_fold() -> None:
+    folds = split_folds(make_items(200))
+    few = limit_folds(folds, 3)
+    for fold in ("select", "search"):
+        for category in ("w", "x"):
+            own = [item for item in folds.items[fold] if item.category == category]
+            assert [item for item in few.items[fold] if item.category == category] == own[:3]
+    taken = {item.group for item in [*few.items["select"], *few.items["search"]]}
+    report = few.items["report"]
+    assert len(report) == 6
+    assert not taken & {item.group for item in report}
+    assert set(report) <= {*folds.items["select"], *folds.items["search"]}
+    assert "on 6 items" in few.notes[0]
+    all_of_them = limit_folds(folds, 1000)
+    assert all_of_them.items["report"] == all_of_them.items["search"]
+    assert first_items(report, None) == report
+
+
+def test_groups_are_joined_by_texts_directly_or_through_others() -> None:
+    shared = [
+        ("a", ["1"]),
+        ("b", ["2", "1"]),
+        ("c", ["3"]),
+        ("d", ["2"]),
+        ("e", []),
+        ("f", ["3", "4"]),
+    ]
+    assert groups_of(shared) == {"a": "a", "b": "a", "c": "c", "d": "a", "e": "e", "f": "c"}
+
+
+def test_items_of_one_number_are_a_group_in_shared_categories() -> None:
+    items = outline_items({"a": 3, "b": 2, "c": 2}, 2, ["a", "b"])
+    assert [item.id for item in items] == ["a/0", "a/1", "b/0", "b/1", "c/0", "c/1"]
+    groups = [item.group for item in items]
+    assert groups[:4] == ["shared 0", "shared 1", "shared 0", "shared 1"]
+    assert len(set(groups)) == 4
+    assert len(outline_items({"a": 3}, None, [])) == 3
+    assert len(outline_items({"a": 3}, 0.5, [])) == 3
+
+
+@pytest.mark.parametrize(
+    "shares",
+    [
+        {"select": 0.995},
+        {"select": 0.6, "search": 0.395},
+        {"select": 0.2, "search": 0.2, "report": 0.60001},
+    ],
+)
+def test_shares_that_leave_too_little_or_do_not_make_1(shares: dict[str, float]) -> None:
+    with pytest.raises(UserError, match="add up to"):
+        shares_of(shares)
+
+
+def test_excluded_categories_are_left_out() -> None:
+    items = make_items(2)
+    assert {item.category for item in kept(tuple(items), ["w"])} == {"x"}
+    assert kept(tuple(items), []) == tuple(items)
+    with pytest.raises(UserError, match="leave one in"):
+        kept(tuple(items), ["w", "x"])
+    with pytest.raises(UserError, match=r"benchmark\.exclude"):
+        kept(tuple(items), ["v"])
