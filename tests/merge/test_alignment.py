@@ -2,12 +2,27 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
-from tests.support.checkpoints import family, random_tensors, same_bits, soup_of
+from souping.core.types import UserError
+from souping.merge.alignment import check_overrides, fitted, place_tensors
+from souping.merge.factors import Product, blocks_of
+from souping.merge.plan import PlannedTensor
+from tests.support.checkpoints import (
+    expected,
+    family,
+    plan,
+    random_tensors,
+    same_bits,
+    save,
+    simple,
+    soup_of,
+)
 
 
 @pytest.mark.parametrize("scale", [0.4, 1.0, 1.7])
@@ -30,3 +45,177 @@ def test_a_soup_of_one_model_is_that_model_whatever_the_scale(tmp_path: Path) ->
     soup = soup_of(folders, tmp_path / "soup", (1.0,), **settings)
     for name, tensor in random_tensors(0).items():
         assert same_bits(soup[name], tensor), name
+
+
+# Overrides
+
+
+@pytest.mark.parametrize("pattern", ["layers.0-0", "layers.0-9999", "a.3-7.b", "*"])
+def test_ranges_ascend_below_10000(pattern: str) -> None:
+    assert check_overrides({pattern: [0.25, 0.75]}) == ((pattern, (0.25, 0.75)),)
+
+
+@pytest.mark.parametrize("pattern", ["", "layers.5-4", "layers.0-10000", "a.0-1.b.9-8"])
+def test_other_ranges_are_refused(pattern: str) -> None:
+    with pytest.raises(UserError, match=r"merge\.overrides"):
+        check_overrides({pattern: [0.25, 0.75]})
+
+
+@pytest.mark.parametrize("weights", [[0.5, 0.6], [-0.5, 1.5], []])
+def test_an_override_is_a_point_of_the_simplex(weights: list[float]) -> None:
+    with pytest.raises(UserError, match=r"merge\.overrides\.a"):
+        check_overrides({"a": weights})
+
+
+def test_overrides_of_the_pool_are_scaled_for_a_part_of_it() -> None:
+    """Of weights for a, b and c a soup of c and a takes its own two; a pattern with none for them is left out."""
+    overrides = {"x": [0.0, 1.0, 0.0], "y": [0.2, 0.5, 0.3], "z": [1.0, 0.0, 0.0]}
+    rows = fitted(overrides, ["a", "b", "c"], ["c", "a"])
+    assert [pattern for pattern, _ in rows] == ["y", "z"]
+    assert rows[0][1] == pytest.approx([0.6, 0.4])
+    assert rows[1][1] == [0.0, 1.0]
+    assert fitted({"y": [0.2, 0.5, 0.3]}, ["a", "b", "c"], ["a", "b", "c"]) == [
+        ["y", [0.2, 0.5, 0.3]]
+    ]
+    with pytest.raises(UserError, match="2 weights for 3 candidates"):
+        fitted({"y": [0.5, 0.5]}, ["a", "b", "c"], ["a"])
+
+
+@pytest.mark.parametrize(
+    "overrides", [{"no.such": [0.5, 0.5]}, {"*.mlp.*": [0.5, 0.5], "q": [0.5, 0.5]}]
+)
+def test_a_pattern_that_matches_no_tensor_is_refused(
+    tmp_path: Path, overrides: dict[str, list[float]]
+) -> None:
+    with pytest.raises(UserError, match="matches no tensor"):
+        soup_of(family(tmp_path, 2), tmp_path / "soup", (0.5, 0.5), overrides=overrides)
+
+
+def test_the_first_pattern_that_matches_counts(tmp_path: Path) -> None:
+    overrides = {"*.up_proj.*": [0.1, 0.9], "layers.1": [0.8, 0.2]}
+    soup = soup_of(family(tmp_path, 2), tmp_path / "soup", (0.5, 0.5), overrides=overrides)
+    first = random_tensors(0)
+    second = random_tensors(1)
+    for name, weights in {
+        "model.layers.1.mlp.up_proj.weight": (0.1, 0.9),
+        "model.layers.1.self_attn.q_proj.weight": (0.8, 0.2),
+        "model.layers.0.self_attn.q_proj.weight": (0.5, 0.5),
+    }.items():
+        assert same_bits(soup[name], expected([first[name], second[name]], weights, torch.bfloat16))
+
+
+def test_a_model_without_weight_in_a_tensor_does_not_widen_its_dtype(tmp_path: Path) -> None:
+    folders = {
+        "narrow": save(tmp_path / "narrow", random_tensors(0)),
+        "wide": save(tmp_path / "wide", random_tensors(1, torch.float32)),
+    }
+    made = plan(simple(folders, (0.5, 0.5), overrides=[["layers.0", [1.0, 0.0]]]), folders)
+    dtypes = {tensor.name: tensor.dtype for tensor in made.tensors}
+    assert dtypes["model.layers.0.mlp.up_proj.weight"] == "BF16"
+    assert dtypes["model.layers.1.mlp.up_proj.weight"] == "F32"
+
+
+# Bands of rows
+
+
+@pytest.mark.parametrize("method", ["linear", "task_arithmetic"])
+def test_rows_that_a_model_lacks_are_mixed_of_the_others(tmp_path: Path, method: str) -> None:
+    """Rows 0 to 12 are of all models, 12 to 14 of two; there the weights 0.3 and 0.2 become 0.6 and 0.4."""
+    rows = {"short": 12, "middle": 14, "long": 14}
+    folders = {}
+    for seed, (name, count) in enumerate(rows.items()):
+        tensors = random_tensors(seed, torch.float32, rows=count)
+        folders[name] = save(tmp_path / name, tensors, {"vocab_size": count})
+    settings = {}
+    if method == "task_arithmetic":
+        settings = {"base": str(save(tmp_path / "base", random_tensors(9, torch.float32)))}
+    soup = soup_of(
+        folders, tmp_path / "soup", (0.5, 0.3, 0.2), method=method, vocab="union", **settings
+    )
+    heads = []
+    for seed, count in enumerate(rows.values()):
+        heads.append(random_tensors(seed, torch.float32, rows=count)["lm_head.weight"])
+    mean = 0.5 * heads[0] + 0.3 * heads[1][:12] + 0.2 * heads[2][:12]
+    # base + sum of w (m - base) is the mean, as the weights sum to 1.
+    torch.testing.assert_close(soup["lm_head.weight"][:12], mean, rtol=1e-5, atol=1e-5)
+    tail = 0.6 * heads[1][12:] + 0.4 * heads[2][12:]
+    torch.testing.assert_close(soup["lm_head.weight"][12:], tail, rtol=1e-5, atol=1e-5)
+
+
+# Shards
+
+
+def planned(name: str, dtype: str, nbytes: int) -> PlannedTensor:
+    return PlannedTensor(
+        name=name, dtype=dtype, shape=(nbytes,), shard=0, offset=0, nbytes=nbytes, bands=()
+    )
+
+
+def test_shards_are_filled_in_order_and_wide_dtypes_come_first_in_each() -> None:
+    """Of 100 bytes: 60 + 40 fill the first, 10 fit no more; 150 is more than a shard and stands alone."""
+    tensors = [
+        planned("a", "BF16", 60), planned("b", "F32", 40), planned("c", "BF16", 10), planned("d", "F32", 150),
+        planned("e", "U8", 3), planned("f", "F64", 16), planned("g", "BF16", 4),
+    ]  # fmt: skip
+    placed, names = place_tensors(tensors, 100)
+    assert names == tuple(
+        f"model-{n}-of-00004.safetensors" for n in ("00001", "00002", "00003", "00004")
+    )
+    places = {tensor.name: (tensor.shard, tensor.offset) for tensor in placed}
+    assert places == {
+        "b": (0, 0), "a": (0, 40), "c": (1, 0), "d": (2, 0), "f": (3, 0), "g": (3, 16), "e": (3, 20),
+    }  # fmt: skip
+    one, name = place_tensors(tensors[:2], 100)
+    assert name == ("model.safetensors",)
+    assert [tensor.name for tensor in one] == ["b", "a"]
+
+
+def test_a_plan_counts_its_bytes_and_names_the_place_of_each_tensor(tmp_path: Path) -> None:
+    folders = family(tmp_path, 2)
+    made = plan(simple(folders, (0.3, 0.7)), folders, max_shard_size=200)
+    sizes = {name: tensor.nbytes for name, tensor in random_tensors(0).items()}
+    assert made.nbytes == sum(sizes.values())
+    assert made.read_bytes == 2 * made.nbytes
+    shards = range(len(made.shards))
+    assert sum(made.shard_bytes(shard) for shard in shards) == made.nbytes
+    text = made.index()
+    assert text is not None
+    index = json.loads(text)
+    assert index["metadata"]["total_size"] == made.nbytes
+    for tensor in made.tensors:
+        assert index["weight_map"][tensor.name] == made.shards[tensor.shard]
+        assert tensor.nbytes == sizes[tensor.name]
+    assert plan(simple(folders, (0.3, 0.7)), folders).index() is None
+
+
+# Factors of adapters
+
+
+@pytest.mark.parametrize(
+    ("shape", "blocks"),
+    [
+        ((5, 7), [(0, 5)]),
+        ((5, 1 << 19), [(0, 2), (2, 2), (4, 1)]),
+        ((3, 1 << 21), [(0, 1), (1, 1), (2, 1)]),
+        ((2,), [(0, 2)]),
+    ],
+)
+def test_blocks_have_about_a_million_elements(
+    shape: tuple[int, ...], blocks: list[tuple[int, int]]
+) -> None:
+    assert list(blocks_of(shape)) == blocks
+
+
+@pytest.mark.parametrize("transposed", [False, True])
+def test_a_product_is_added_in_double_precision(transposed: bool) -> None:
+    rng = np.random.default_rng(0)
+    a = rng.standard_normal((3, 5)).astype(np.float32)
+    b = rng.standard_normal((4, 3)).astype(np.float32)
+    product = b.astype(np.float64) @ a.astype(np.float64)
+    if transposed:
+        product = product.T
+    base = rng.standard_normal(product.shape).astype(np.float32)
+    whole = (product + base).astype(np.float32)
+    adder = Product(a, b, transposed)
+    np.testing.assert_array_equal(adder.added(base, 0), whole)
+    np.testing.assert_array_equal(adder.added(base[1:3], 1), whole[1:3])

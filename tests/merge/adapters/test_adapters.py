@@ -200,6 +200,64 @@ def test_refusal_of_a_base_that_is_not_here(base: Path, tmp_path: Path) -> None:
     assert opened(folders, base=str(base)).architecture_folder == base
 
 
+def test_one_base_may_have_two_paths_and_two_bases_are_refused(base: Path, tmp_path: Path) -> None:
+    folders = two(tmp_path, base)
+    (tmp_path / "link").symlink_to(base)
+    change_config(folders["b"], base_model_name_or_path=str(tmp_path / "link"))
+    assert opened(folders).names == ("a", "b")
+    shutil.copytree(base, tmp_path / "other")
+    change_config(folders["b"], base_model_name_or_path=str(tmp_path / "other"))
+    with pytest.raises(UserError, match="over different base models"):
+        opened(folders)
+    change_config(folders["b"], base_model_name_or_path="org/model-8b")
+    with pytest.raises(UserError, match="over different base models"):
+        opened(folders, base=str(base))
+
+
+def test_revisions_of_a_base_are_one_or_refused(base: Path, tmp_path: Path) -> None:
+    folders = two(tmp_path, base)
+    change_config(folders["a"], revision="main")
+    opened(folders)
+    change_config(folders["a"], revision="v2")
+    with pytest.raises(UserError, match="different revisions"):
+        opened(folders)
+
+
+def test_a_weight_has_one_name_in_all_adapters(base: Path, tmp_path: Path) -> None:
+    folders = two(tmp_path, base)
+    path = folders["b"] / "adapter_model.safetensors"
+    tensors = load_file(path)
+    inner = {key.replace(f"{PREFIX}model.", PREFIX): tensor for key, tensor in tensors.items()}
+    save_file(inner, path, metadata={"format": "pt"})
+    config = json.loads((folders["b"] / "adapter_config.json").read_text())
+    pattern = {key.removeprefix("model."): rank for key, rank in config["rank_pattern"].items()}
+    change_config(folders["b"], rank_pattern=pattern)
+    with pytest.raises(UserError, match="by two names"):
+        opened(folders)
+
+
+@pytest.mark.parametrize(
+    ("a_factor", "b_factor", "cosine", "distance"),
+    [(0.5, 2.0, 1.0, 0.0), (-1.0, 1.0, -1.0, 2.0), (2.0, 1.0, 1.0, 0.5)],
+)
+def test_the_similarity_of_adapters_is_that_of_their_updates(
+    base: Path, tmp_path: Path, a_factor: float, b_factor: float, cosine: float, distance: float
+) -> None:
+    """An adapter u and v = a b u: cosine(u, v) is the sign of a b, and |u - v| / |v| its distance."""
+    folders = {"u": save_adapter(tmp_path / "u", base, {Q0: 4, Q1: 4}, 1)}
+    folders["v"] = Path(shutil.copytree(folders["u"], tmp_path / "v"))
+    path = folders["v"] / "adapter_model.safetensors"
+    tensors = load_file(path)
+    for key, tensor in tensors.items():
+        tensors[key] = tensor * (a_factor if "lora_A" in key else b_factor)
+    save_file(tensors, path, metadata={"format": "pt"})
+    similarity = opened(folders).similarity(("u", "v"))
+    assert similarity is not None
+    u = similarity.models["u"]
+    assert u.task_cosine == pytest.approx(cosine, abs=1e-5)
+    assert u.task_distance == pytest.approx(distance, abs=1e-5)
+
+
 @pytest.mark.parametrize("adapters", ["keep", "merge"])
 def test_refusal_of_values_that_are_not_finite(base: Path, tmp_path: Path, adapters: str) -> None:
     folders = two(tmp_path, base)
