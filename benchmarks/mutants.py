@@ -70,21 +70,9 @@ OPERATORS = re.compile(
 )
 """Faults that people make. Of the others (a shift for a sum, `is` for `<`), most end in a TypeError at once."""
 PRELOADED = (
-    "pytest",
-    "hypothesis",
-    "numpy",
-    "scipy.stats",
-    "scipy.sparse.csgraph",
-    "scipy.optimize",
-)
-PRELOADED += (
-    "torch",
-    "transformers",
-    "safetensors.torch",
-    "hydra",
-    "llvmlite.binding",
-    "nevergrad",
-)
+    "pytest", "hypothesis", "numpy", "scipy.stats", "scipy.sparse.csgraph", "scipy.optimize", "torch", "transformers",
+    "safetensors.torch", "hydra", "llvmlite.binding", "nevergrad",
+)  # fmt: skip
 """Packages that are imported once, before a process is forked for each mutant."""
 MOST_SECONDS = 90.0
 """Duration of the tests that a mutant is run against, at most; one longer test is run alone."""

@@ -341,6 +341,14 @@ def test_where_the_budget_has_no_room_for_the_best_a_whole_soup_wins() -> None:
     assert found.cost.items == 26
 
 
+@pytest.mark.parametrize(("budget", "winner"), [(39, FIRST), (40, SECOND)])
+def test_a_budget_may_just_cover_the_rest_of_the_best(budget: int, winner: Weights) -> None:
+    """20 items of the first and 6 of the second are spent; the second lacks 14."""
+    optimiser = Scripted([Cell(weights=FIRST), *parts(SECOND, range(3), range(10, 13))], SECOND)
+    found, _ = run(optimiser, Grid(budget=budget), Table())
+    assert found.recipe.weights == winner
+
+
 def test_singles_that_are_known_are_trials_and_cost_nothing() -> None:
     singles = {(1.0, 0.0): np.ones(20), (0.0, 1.0): np.zeros(20)}
     known = {

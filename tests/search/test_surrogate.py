@@ -16,6 +16,7 @@ from scipy.stats import multivariate_normal, norm
 from souping.core.types import BoolArray, Bound, FloatArray, Item, ItemScores, SearchSpace
 from souping.search.acquisition import BoundModel, difference_variances, expected_improvement
 from souping.search.adaptive import Adaptive, item_samples, merits_of
+from souping.search.points import grid
 from souping.search.surrogate import SoupModel, draws, usual_scores
 
 TABLE = np.array([[0.5, 0.5], [1.0, 0.0], [0.0, 1.0], [0.2, 0.8], [0.7, 0.3]])
@@ -109,6 +110,20 @@ def test_equal_answers_have_a_least_variance() -> None:
     model.observe(1, slice(None), np.ones(130))
     model.fit()
     assert np.diag(model.noise[1]) == pytest.approx(np.full(5, 0.02))
+
+
+def test_a_likelihood_of_many_answers_does_not_overflow() -> None:
+    """84 soups with four samples each have a log likelihood of some hundreds."""
+    table = np.array(grid(4))
+    model = SoupModel(table, item_samples(SPACE, 3), WEIGHTS)
+    rng = np.random.default_rng(0)
+    for soup in range(len(table)):
+        model.request_fold(soup)
+        model.observe(soup, slice(None), 0.6 + 0.01 * rng.standard_normal(130))
+    model.fit()
+    for signal in model.signal:
+        assert np.isfinite(signal).all()
+        assert np.diag(signal).min() > 0.3**2
 
 
 def test_weights_that_do_not_sum_to_one_leave_the_rest_to_the_base() -> None:

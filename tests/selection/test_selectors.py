@@ -226,6 +226,18 @@ def test_without_a_low_correlation_category_the_choice_is_greedy_and_says_so() -
         soce(otherwise="error").select(alike)
 
 
+def test_the_note_names_a_threshold_that_takes_the_pair_of_the_smallest_correlation() -> None:
+    """The correlation of (1, 2, 3) and (1, 3, 2) is 0.5: the next hundredth is 0.51."""
+    scores = ScoreMatrix(
+        models=("a", "b", "c"),
+        categories=("x", "y"),
+        values=np.array([[0.1, 0.1], [0.2, 0.3], [0.3, 0.2]]),
+    )
+    (note,) = soce().select(scores).notes
+    assert "selector.threshold=0.51 takes" in note
+    assert soce(threshold=0.51).select(scores).low_correlation == ("x", "y")
+
+
 def test_greedy_takes_what_raises_the_best_so_far(matrix: ScoreMatrix) -> None:
     assert Greedy(objective=Mean(), k=1).select(matrix).ingredients == ("a",)
     assert Greedy(objective=Mean()).select(matrix).ingredients == ("a", "c")
@@ -261,6 +273,7 @@ def test_an_expert_of_each_cluster_on_the_papers_tables(
     selection = SoCECluster(correlation=correlation.pearson, objective=Mean()).select(
         read_table(PAPER / f"{table}.csv")
     )
+    assert selection.selector == "soce_cluster"
     assert [len(cluster) for cluster in selection.clusters] == sizes
     assert list(selection.ingredients) == experts
     assert len(selection.notes) == len(sizes)
