@@ -29,6 +29,7 @@ DEV = [
     "pytest-xdist>=3.6",
     "pytest-cov>=5",
     "hypothesis>=6.100",
+    "cosmic-ray>=8.4",  # plants the faults of benchmarks/mutants.py
     "ruff>=0.8",
     "mypy>=1.13",
     "nbmake>=1.5",

@@ -9,7 +9,8 @@ Run it with `nice`. Mutants are those of cosmic-ray's operators in `OPERATORS`, 
 
 The first call runs the quick tests of `ROOMS` once under coverage, which records the lines that each test executes;
 `--record` does so again. A mutant is then run against the tests that execute its statement (the quickest first, until
-the first failure), in a copy of the repository. Statements that run at import are those of every test of the file.
+the first failure), in a copy of the repository. A statement that runs at import is that of all tests in the files whose
+tests execute its file.
 Tests that kill a mutant are at the end run without one: one that fails there is an error of this measurement.
 """
 
@@ -230,13 +231,14 @@ def tests_by_line(file: str) -> dict[int, set[str]]:
     return lines
 
 
-def executing_tests(mutant: Mutant) -> set[str]:
-    """Tests that execute the mutant's statement; of one that runs at import, all tests of the file."""
+def executing_tests(mutant: Mutant, seconds: Mapping[str, float]) -> set[str]:
+    """Tests that execute the mutant's statement; of one that runs at import, all in the files of those that use it."""
     by_line = tests_by_line(mutant.file)
     span = statement_span((ROOT / mutant.file).read_text(), mutant.line)
-    if span is None:
-        return set().union(*by_line.values())
-    return set().union(*(by_line.get(line, set()) for line in span))
+    if span is not None:
+        return set().union(*(by_line.get(line, set()) for line in span))
+    files = {test.partition("::")[0] for test in set().union(*by_line.values())}
+    return {test for test in seconds if test.partition("::")[0] in files}
 
 
 def statement_span(source: str, line: int) -> range | None:
@@ -369,7 +371,7 @@ def judged(mutants: Sequence[Mutant], workers: int) -> Iterator[Mutant]:
     with ProcessPoolExecutor(workers, mp_context=context) as pool:
         outcomes = []
         for mutant in mutants:
-            tests = quickest(executing_tests(mutant), seconds)
+            tests = quickest(executing_tests(mutant, seconds), seconds)
             total = sum(seconds[test] for test in tests)
             outcomes.append(pool.submit(judge, mutant, tests, total))
         for outcome in outcomes:

@@ -24,7 +24,7 @@ from souping.logs.scores import LogScores
 from souping.logs.sources import read
 from tests.comparison.test_runs import answered, run  # noqa: F401  (a fixture)
 from tests.logs.test_match import log, match, metric
-from tests.logs.test_readers import Frame, write_csv
+from tests.logs.test_readers import PYTHON, Frame, write_csv
 
 HERE = Path("log")
 
@@ -461,6 +461,8 @@ def test_fewer_samples_than_the_harness_counted_are_a_file_that_is_cut_off(
 
 
 def test_one_task_alone_is_split_by_a_field() -> None:
+    with pytest.raises(UserError, match="--category splits one task"):
+        read(PYTHON, category="topic")
     rows = [{"item": n, "category": c, "score": 1, "kind": "k"} for n, c in enumerate("ab")]
     (found,) = read(Frame(rows), category="kind")
     assert list(found.tasks) == ["k"]

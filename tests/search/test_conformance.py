@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import pytest
@@ -347,6 +347,21 @@ def test_a_budget_may_just_cover_the_rest_of_the_best(budget: int, winner: Weigh
     optimiser = Scripted([Cell(weights=FIRST), *parts(SECOND, range(3), range(10, 13))], SECOND)
     found, _ = run(optimiser, Grid(budget=budget), Table())
     assert found.recipe.weights == winner
+
+
+class Forgetful(Table):
+    """Right in everything at the first request, and in nothing later."""
+
+    def collect(self) -> tuple[Request, ItemScores]:
+        request, scores = super().collect()
+        right = float(len(self.asked) == 1)
+        return request, replace(scores, values=np.full(len(request.items), right))
+
+
+def test_of_several_trials_of_one_soup_the_best_is_the_soups() -> None:
+    found, trials = run(Scripted([Cell(weights=FIRST)] * 2, FIRST), Grid(), Forgetful())
+    assert [trial.result.objective for trial in trials] == [1.0, 0.0]
+    assert found.result.objective == 1.0
 
 
 def test_singles_that_are_known_are_trials_and_cost_nothing() -> None:
