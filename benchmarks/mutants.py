@@ -75,6 +75,7 @@ PRELOADED = (
     "safetensors.torch", "hydra", "llvmlite.binding", "nevergrad",
 )  # fmt: skip
 """Packages that are imported once, before a process is forked for each mutant."""
+FAILED = re.compile(r"^(?:FAILED|ERROR) (tests/[^\[\s]+(?:\[.*?\])?)(?: - .*)?$", re.MULTILINE)
 MOST_SECONDS = 90.0
 """Duration of the tests that a mutant is run against, at most; one longer test is run alone."""
 SPARE_SECONDS = 60.0
@@ -310,11 +311,10 @@ class Copy:
             os.killpg(child, signal.SIGKILL)
             os.waitpid(child, 0)
             return "timeout", []
-        failed = re.findall(
-            r"^(?:FAILED|ERROR) (tests/.*?)(?: - .*)?$",
-            log.read_text(errors="replace"),
-            re.MULTILINE,
-        )
+        output = log.read_text(errors="replace")
+        if "ERROR: not found: " in output:
+            raise ValueError("a test that was recorded is gone: call with --record")
+        failed = FAILED.findall(output)
         if os.WIFSIGNALED(status):
             return "timeout", failed
         return ("survived" if os.waitstatus_to_exitcode(status) == 0 else "killed"), failed

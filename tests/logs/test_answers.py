@@ -403,12 +403,13 @@ def lm_eval_log(folder: Path, samples: Sequence[dict[str, Any]], **figures: Any)
     return folder
 
 
-def lm_eval_sample(number: int, responses: Any, **changes: Any) -> dict[str, Any]:
-    arguments = {
-        f"gen_args_{n}": {"arg_0": "2 + 2?", "arg_1": f" option {n}"} for n in range(len(responses))
-    }
+def lm_eval_sample(doc_id: int, responses: Any, **changes: Any) -> dict[str, Any]:
+    arguments = {}
+    for number, _ in enumerate(responses):
+        context = f"other {number}" if number else "2 + 2?"
+        arguments[f"gen_args_{number}"] = {"arg_0": context, "arg_1": f" option {number}"}
     return {
-        "doc_id": number, "doc": {"topic": "sums"}, "doc_hash": "0123456789abcdefXYZ", "arguments": arguments,
+        "doc_id": doc_id, "doc": {"topic": "sums"}, "doc_hash": "0123456789abcdefXYZ", "arguments": arguments,
         "resps": responses, "metrics": ["acc"], "filter": "none", "acc": 1.0, **changes,
     }  # fmt: skip
 
