@@ -107,7 +107,9 @@ def values(source: str, language: str) -> Any:
         ("javascript", "[]", []), ("javascript", "[1, , 2]", [1, 2]), ("javascript", "{}", {}),
         ("javascript", "{'a b': 1, c: [2], 3: null}", {"a b": 1, "c": [2], "3": None}),
         ("javascript", "{...x}", "{...x}"), ("javascript", "new Map()", "new Map()"), ("javascript", "a?.b", "a?.b"),
-        ("javascript", "undefined", None), ("javascript", "!x", "!x"),
+        ("javascript", "undefined", None), ("javascript", "!x", "!x"), ("javascript", "() => 1", "() => 1"),
+        ("javascript", "(a, b) => a", "(a, b) => a"), ("java", "() -> 1", "() -> 1"),
+        ("java", "(a, b) -> a", "(a, b) -> a"),
     ],
 )  # fmt: skip
 def test_values_of_java_and_javascript(language: str, source: str, value: Any) -> None:
@@ -124,6 +126,13 @@ def test_values_of_java_and_javascript(language: str, source: str, value: Any) -
 def test_what_is_no_expression(language: str, source: str) -> None:
     with pytest.raises(Unparsable):
         parse(f"f(x={source})", language)
+
+
+@pytest.mark.parametrize("text", ["f(x y)(a=1)", "f(x ? 1).g(a=1)", "new F(1 2).g(a=1)"])
+@pytest.mark.parametrize("language", ["java", "javascript"])
+def test_what_stands_before_a_call_is_an_expression_too(text: str, language: str) -> None:
+    with pytest.raises(Unparsable):
+        parse(text, language)
 
 
 @pytest.mark.parametrize(
