@@ -301,6 +301,8 @@ def test_a_frame_of_inspect_samples() -> None:
         "limit": "", "error": "",
     }  # fmt: skip
     other = row | {"id": "q2", "epoch": 1, "limit": "token", "score_match": "I"}
+    # An empty cell of pandas is not a number.
+    other["model_usage"] = math.nan
     failed = row | {"id": "q3", "error": "boom", "score_match": "", "score_parts": ""}
     (found,) = read(Frame([row, other, failed]), group="topic")
     metrics = found.tasks["sums"].metrics
@@ -309,6 +311,7 @@ def test_a_frame_of_inspect_samples() -> None:
     assert first.item == f"q1 {sha256(b'2 + 2?').hexdigest()[:16]}"
     assert (first.score, first.replicate, first.tokens, first.group) == (1.0, 1, 7.0, "even")
     assert (first.cut, second.cut, second.replicate, second.score) == (False, True, 0, 0.0)
+    assert second.tokens is None
     assert (third.missing, first.missing) == (True, False)
     assert metrics["parts/b"].answers[0].score == 0.0
 

@@ -142,6 +142,18 @@ def test_rows_that_a_model_lacks_are_mixed_of_the_others(tmp_path: Path, method:
     torch.testing.assert_close(soup["lm_head.weight"][12:], tail, rtol=1e-5, atol=1e-5)
 
 
+def test_the_first_model_carries_where_none_has_the_soups_vocabulary(tmp_path: Path) -> None:
+    """One has the longer embedding and the other the longer head."""
+    folders = {}
+    for seed, (name, rows) in enumerate({"a": (15, 12), "b": (12, 15)}.items()):
+        tensors = random_tensors(seed, rows=12)
+        tensors["model.embed_tokens.weight"] = torch.ones(rows[0], 7, dtype=torch.bfloat16)
+        tensors["lm_head.weight"] = torch.ones(rows[1], 7, dtype=torch.bfloat16)
+        folders[name] = save(tmp_path / name, tensors)
+    made = plan(simple(folders, (0.5, 0.5), vocab="union"), folders)
+    assert made.carrier == "a"
+
+
 # Shards
 
 
