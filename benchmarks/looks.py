@@ -31,10 +31,10 @@ from souping.pipeline.claims import Claim, Look, Measurement, in_order
 from souping.pipeline.evidence import FamilyScores
 from souping.pipeline.ledger import Ledger
 from souping.pipeline.store import IN_MEMORY, Store
-from souping.statistics.comparison import compare
+from souping.statistics.comparison import contrast
 from souping.statistics.joint import picked_tests
 from souping.statistics.levels import ALPHA, Level, penalty
-from souping.statistics.scores import ItemTable
+from souping.statistics.scores import ItemTable, ScoreTable
 
 LEVEL = 0.0375
 """False claims over any number of looks."""
@@ -125,10 +125,11 @@ def p_above(a: np.ndarray, b: np.ndarray, look: int) -> float:
     )
     if a.mean() <= b.mean():
         return 1.0
-    rough = compare(("a", "b"), a, b, items, draws=999).p_value
+    scores = ScoreTable.complete(items, {"a": a, "b": b})
+    rough = contrast(scores, "a", "b", draws=999).p_value
     if look == 1 or rough > 10 / 999:
         return rough * penalty(look)
-    fine = compare(("a", "b"), a, b, items, Level(look), draws=99_999)
+    fine = contrast(scores, "a", "b", Level(look), draws=99_999)
     return fine.p_value * penalty(look)
 
 

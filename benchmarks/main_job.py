@@ -24,8 +24,8 @@ from typing import Any
 
 import numpy as np
 
-from souping.statistics.comparison import compare
-from souping.statistics.scores import ItemTable
+from souping.statistics.comparison import contrast
+from souping.statistics.scores import ItemTable, ScoreTable
 
 SEARCHES = ("adaptive", "grid")
 
@@ -93,7 +93,7 @@ def paired(adaptive: Path, grid: Path) -> str:
     items = ItemTable(
         names=tuple(names), categories=categories, groups=groups, coefficients=weights
     )
-    found = compare(("adaptive", "grid"), a, b, items)
+    found = contrast(ScoreTable.complete(items, {"adaptive": a, "grid": b}), "adaptive", "grid")
     return (
         f"{100 * found.difference:+.2f} points, 95 % interval {100 * found.low:+.2f} to {100 * found.high:+.2f}, "
         f"p = {found.p_value:.2f}, {found.n} items"

@@ -29,7 +29,7 @@ from souping.statistics.flips import flip_reach
 from souping.statistics.grouped import design
 from souping.statistics.intervals import objective_interval, rate
 from souping.statistics.levels import ALPHA, penalty
-from souping.statistics.scores import ItemTable
+from souping.statistics.scores import ItemTable, ModelScores
 
 DRAWS, BASE = 999, 0.7
 LEVEL, LOOKS_LEVEL, LOOKS = 0.025, 0.0375, 20
@@ -134,7 +134,7 @@ def judge(
 ) -> Said:
     """The soup is row 0, the candidate that search would have chosen row 1, the other candidates follow.
 
-    The claims of `significance.verdict`; that every candidate is beaten is asked only where the first one is.
+    The claims of `verdict`; that every candidate is beaten is asked only where the first one is.
     """
     alpha = ALPHA / penalty(looks)
     low, high, p_value = interval(layout, scores[0], scores[1], seed, looks, groups)
@@ -516,12 +516,12 @@ def covers(rng: np.random.Generator, case: Case) -> tuple[bool, ...]:
         "groups": layout.groups,
         "coefficients": layout.weights,
     }
-    one = objective_interval(ItemTable(names=(), **where), a, draws=DRAWS)
+    one = objective_interval(ModelScores(items=ItemTable(names=(), **where), values=a), draws=DRAWS)
     deltas = design(b - a, layout.categories, layout.groups, layout.weights)
     alpha = ALPHA / penalty(case.looks)
     low, high = paired_intervals(deltas, 1.0, alpha=alpha, draws=DRAWS).limits(alpha)
     first = layout.categories == 0
-    category = rate(a[first], layout.groups[first])
+    category = rate(ModelScores(items=tables.one_category(layout.groups[first]), values=a[first]))
     truth, difference = float(layout.weights @ rates[0]), case.share * case.gain
     return (
         one.low <= truth <= one.high,

@@ -27,22 +27,23 @@ from typing import Any
 
 import numpy as np
 
-from souping.analysis.significance import MARGIN, measured_power, verdict
 from souping.checkpoints import pool
 from souping.core.protocols import Objective, Selector
 from souping.core.scores import Mean, MeasuredScores, Weighted
 from souping.core.types import Candidate, Fold, Item, ItemScores, Recipe, Request, ScoreMatrix
-from souping.core.unit import POINTS
+from souping.core.unit import MARGIN, POINTS
 from souping.evaluate.benchmark import split_folds
 from souping.merge.local import LocalMerge
 from souping.pipeline.settings import RunSettings
 from souping.pipeline.state import Contender, Frozen, Reported, Searched, Selected
 from souping.pipeline.steps import Stage, Steps
+from souping.pipeline.verdict import verdict
 from souping.search.adaptive import Adaptive
 from souping.search.loop import RecipeEvaluator, result_of
 from souping.selection import All, SoCE
-from souping.statistics.comparison import Comparison, compare, same_model
-from souping.statistics.scores import ItemTable
+from souping.statistics.comparison import Comparison, contrast, same_model
+from souping.statistics.power import measured_power
+from souping.statistics.scores import ItemTable, ScoreTable
 
 Rows = np.ndarray
 DRAWS, POWERED = 499, 30
@@ -277,10 +278,10 @@ class Run(Steps):
         best = next(c for c in contenders if c.kind == "best_single")
         for single in singles:
             theirs = self.answers.scores(single.recipe, stage.items).values
-            names = (soup.name, single.name)
-            pair = compare(names, ours, theirs, table, draws=DRAWS)
+            scores = ScoreTable.complete(table, {soup.name: ours, single.name: theirs})
+            pair = contrast(scores, soup.name, single.name, draws=DRAWS)
             if soup.recipe.id == single.recipe.id:
-                pair = same_model(table, *names)
+                pair = same_model(table, soup.name, single.name)
             self.pairs.append((pair, self.world.difference(soup.recipe, single.recipe)))
         self.deployed = self.world.difference(soup.recipe, best.recipe)
         self.claim = verdict(

@@ -18,7 +18,6 @@ from typing import Any, Literal
 
 import numpy as np
 
-from souping.analysis.significance import DISCORDANCE
 from souping.core.fields import LARGEST_SETTING, pick
 from souping.core.text import DASH
 from souping.core.types import Bound, Fold, IntArray, Item, ItemScores, Json, UserError
@@ -28,10 +27,10 @@ from souping.report.content import MaybeFloat, MaybeInt
 from souping.report.format import clean, count, share
 from souping.report.tables import Section, grid
 from souping.statistics.bootstrap_t import NORMAL
-from souping.statistics.comparison import Comparison, compare
+from souping.statistics.comparison import Comparison, contrast
 from souping.statistics.levels import ALPHA, Level, release
-from souping.statistics.power import POWER, pair_variance
-from souping.statistics.scores import one_category
+from souping.statistics.power import DISCORDANCE, POWER, pair_variance
+from souping.statistics.scores import ScoreTable, one_category
 
 GUARDS = "guards"
 # Name of a guard or goal that is the mean length of all answers.
@@ -196,10 +195,10 @@ def check(
         mean = max(float(reference.lengths.mean()), LEAST_LENGTH)
         a = -soup.lengths / mean
         b = guard.margin - (1 + guard.margin) * reference.lengths / mean
+    items = one_category(_groups(soup.items))
+    scores = ScoreTable.complete(items, {"soup": a, "reference": b})
     guarded = guard.covers([item.category for item in soup.items])
-    groups = _groups(soup.items)[guarded]
-    items = one_category(groups)
-    return compare(("", ""), a[guarded], b[guarded], items, Level(looks, tests))
+    return contrast(scores.at(guarded), "soup", "reference", Level(looks, tests))
 
 
 def _groups(items: Sequence[Item]) -> IntArray:

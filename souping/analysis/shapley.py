@@ -34,7 +34,7 @@ from souping.report.format import clean, short
 from souping.report.plots import COLOURS, INK, Drawing, canvas, figure, name_rows
 from souping.report.tables import Section, TableCell, TableGrid, grid
 from souping.statistics.intervals import objective_interval
-from souping.statistics.scores import ItemTable
+from souping.statistics.scores import ItemTable, ModelScores
 
 # Models that are together: a player (one, two or three of them) or a coalition of players.
 Members = frozenset[str]
@@ -168,7 +168,7 @@ class _Values:
         """Value with its interval over items, and the value of each category."""
         unit = self.run.unit
         table = ItemTable.of(self.everybody.items, self.run.objective)
-        interval = objective_interval(table, values)
+        interval = objective_interval(ModelScores(items=table, values=values))
         limits = {"value": self.objective(values), "low": interval.low, "high": interval.high}
         means = {}
         for c, name in enumerate(table.names):

@@ -35,7 +35,7 @@ from souping.report.format import count, in_words
 from souping.report.tables import Section, grid
 from souping.statistics.comparison import Comparison, contrast
 from souping.statistics.intervals import objective_interval
-from souping.statistics.scores import ItemTable, ScoreTable
+from souping.statistics.scores import ItemTable, ModelScores, ScoreTable
 
 
 @component
@@ -76,7 +76,8 @@ class Size(Analysis):
             if size > 1:
                 difference = _difference(values, first.values, fold)
                 gain = read(PairedDifference, difference.raw(run.unit))
-            score = read(ScoreInterval, objective_interval(fold, values).raw(run.unit))
+            scores = ModelScores(items=fold, values=values)
+            score = read(ScoreInterval, objective_interval(scores).raw(run.unit))
             rows.append(SizeScore(ingredients=names[:size], score=score, gain=gain))
         pruned = self._pruned(run, fold)
         return SizeResult(fold="search", budget=budget, sizes=tuple(rows), pruned=pruned)

@@ -28,10 +28,10 @@ from souping.report.content import (
     WindowRow,
 )
 from souping.search.schedule import windows
-from souping.statistics.comparison import Comparison, compare
+from souping.statistics.comparison import Comparison, contrast
+from souping.statistics.grouped import ZERO_DIFFERENCE
 from souping.statistics.levels import Level, over_looks
-from souping.statistics.nested import ZERO_DIFFERENCE
-from souping.statistics.scores import ItemTable
+from souping.statistics.scores import ItemTable, ScoreTable
 
 SOUP_AVERAGE = "average"
 LAST_CHECKPOINT = "last"
@@ -81,8 +81,8 @@ class CheckpointScores:
     def _versus(
         self, name: str, average: FloatArray, other: FloatArray, looks: int, tests: float
     ) -> LookDifference:
-        names = (SOUP_AVERAGE, name)
-        comparison = compare(names, average, other, self.table, Level(looks, tests))
+        scores = ScoreTable.complete(self.table, {SOUP_AVERAGE: average, name: other})
+        comparison = contrast(scores, SOUP_AVERAGE, name, Level(looks, tests))
         return self.at_look(comparison, looks)
 
     def at_look(self, comparison: Comparison, looks: int) -> LookDifference:

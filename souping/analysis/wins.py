@@ -49,6 +49,7 @@ from souping.report.format import clean, count, in_words, percent
 from souping.report.plots import COLOURS, INK, Drawing, canvas, figure
 from souping.report.tables import Section, TableCell, TableGrid, grid
 from souping.statistics.intervals import Z95, rate
+from souping.statistics.scores import ModelScores, one_category
 
 # ------------------------------------------------------------ over parents, by category
 
@@ -379,7 +380,8 @@ def _share(weights: FloatArray, values: FloatArray, groups: IntArray) -> ItemSha
         return ItemShare(items=0.0, share=None, low=None, high=None)
     if np.isin(weights, (0.0, 1.0)).all():
         counted = weights == 1
-        interval = rate(values[counted], groups[counted])
+        items = one_category(groups[counted])
+        interval = rate(ModelScores(items=items, values=values[counted]))
         return ItemShare(items=total, share=interval.mean, low=interval.low, high=interval.high)
 
     # A ratio is linear in the groups by their influence [G]; n / (n - 1) sum of its squares.

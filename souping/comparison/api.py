@@ -32,8 +32,8 @@ from souping.logs.records import Log, LoggedAnswer
 from souping.logs.sources import read
 from souping.logs.tables import Frame
 from souping.statistics.comparison import VarianceParts, contrast, split_variance
+from souping.statistics.grouped import ZERO_DIFFERENCE
 from souping.statistics.levels import Level
-from souping.statistics.nested import ZERO_DIFFERENCE
 from souping.statistics.scores import ScoreTable
 
 AVERAGES = ("task", "item", "leaf", "bfcl")

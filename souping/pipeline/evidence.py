@@ -7,7 +7,6 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from souping.analysis.significance import verdict
 from souping.core.protocols import Objective
 from souping.core.scores import Mean
 from souping.core.types import FloatArray, Item, ItemScores, Recipe
@@ -15,6 +14,7 @@ from souping.core.unit import MARGIN, Unit
 from souping.evaluate.identity import title
 from souping.pipeline.lost_answers import outcomes, unmeasured
 from souping.pipeline.state import SINGLE_KINDS, Contender, ExtraBenchmark
+from souping.pipeline.verdict import verdict
 from souping.report.content import (
     CategoryDifference,
     CategoryLosses,
@@ -32,7 +32,7 @@ from souping.statistics.comparison import Comparison, answer_variance, contrast,
 from souping.statistics.intervals import objective_interval, rate
 from souping.statistics.joint import compare_in_categories, picked_tests
 from souping.statistics.levels import ALPHA, FIRST_LOOK, Level, holm, over_looks
-from souping.statistics.scores import ItemTable, ScoreTable
+from souping.statistics.scores import ItemTable, ModelScores, ScoreTable
 
 UNDECIDED = "no difference shown"
 
@@ -172,18 +172,17 @@ def judged(
 
 def row(unit: Unit, contender: Contender, scores: ItemScores, table: ItemTable) -> ModelRow:
     """Rates of each category and the objective, with 95 % intervals."""
-    values = scores.values
+    model = ModelScores(items=table, values=scores.values)
     by_category = {}
     for number, name in enumerate(table.names):
-        mask = table.categories == number
-        interval = rate(values[mask], table.groups[mask])
+        interval = rate(model.alone(number))
         by_category[name] = ScoreInterval(**interval.raw(unit))
     return ModelRow(
         name=contender.name,
         kind=contender.kind,
         recipe_id=contender.recipe.id,
         scores=by_category,
-        objective=ScoreInterval(**objective_interval(table, values).raw(unit)),
+        objective=ScoreInterval(**objective_interval(model).raw(unit)),
     )
 
 

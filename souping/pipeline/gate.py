@@ -11,7 +11,7 @@ from souping.core.unit import Unit
 from souping.pipeline.settings import Expectation
 from souping.report.content import GateCheck, GateSummary
 from souping.statistics.intervals import Z95, objective_interval, rate
-from souping.statistics.scores import ItemTable, span
+from souping.statistics.scores import ItemTable, ModelScores
 
 FALSE_ALARM = 0.01
 """Chance that a gate of any size stops a run whose candidates all score as published (Bonferroni over its checks)."""
@@ -49,14 +49,14 @@ def _check(
     unit: Unit, expectation: Expectation, scores: ItemScores, objective: Objective, count: int
 ) -> GateCheck:
     table = ItemTable.of(scores.items, objective)
+    model = ModelScores(items=table, values=scores.values)
     if expectation.category is None:
-        interval = objective_interval(table, scores.values)
+        interval = objective_interval(model)
     else:
-        mask = table.categories == table.names.index(expectation.category)
-        interval = rate(scores.values[mask], table.groups[mask])
+        interval = rate(model.alone(table.names.index(expectation.category)))
     # Both arms of the interval, from 95 % to one of `count` checks.
     factor = NormalDist().inv_cdf(1 - FALSE_ALARM / (2 * count)) / Z95
-    bottom, top = span(scores.values)
+    bottom, top = model.span
     low = max(bottom, interval.mean - factor * (interval.mean - interval.low))
     high = min(top, interval.mean + factor * (interval.high - interval.mean))
     raw = unit.raw_table({"mean": interval.mean, "low": low, "high": high})

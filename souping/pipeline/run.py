@@ -10,7 +10,6 @@ from functools import partial
 
 from souping.analysis.alternatives import alternatives, routed
 from souping.analysis.guards import Admission, Guard, plan_guards, warnings_of
-from souping.analysis.significance import Power, power_of
 from souping.core.files import write_atomically
 from souping.core.protocols import Tracker
 from souping.core.scores import Mean
@@ -48,6 +47,7 @@ from souping.pipeline.steps import SEARCH, Stage, Steps
 from souping.pipeline.store import Store
 from souping.pipeline.training_run import trajectory_evidence
 from souping.pipeline.upload import card
+from souping.pipeline.verdict import power_in_words
 from souping.report import tables
 from souping.report.analyses import UserResult
 from souping.report.content import GateSummary, Report, ReportSlice
@@ -56,6 +56,7 @@ from souping.report.progress import Progress
 from souping.report.render import plain_table
 from souping.report.sections import ended
 from souping.search.loop import SearchResult, result_of, trial_limit
+from souping.statistics.power import Power, power_of
 
 
 class TrialLog:
@@ -215,7 +216,7 @@ class Run(Steps):
         if power is None:
             self.progress.say("all candidates gave the same answers")
         else:
-            self.progress.say(power.sentence(self.unit))
+            self.progress.say(power_in_words(power, self.unit))
         return power
 
     # ------------------------------------------------------------ search

@@ -17,6 +17,7 @@ from souping.pipeline.goals import guard_checks, guard_names
 from souping.pipeline.settings import RunSettings
 from souping.pipeline.state import Reported, Searched
 from souping.pipeline.steps import Steps
+from souping.pipeline.verdict import power_summary
 from souping.report.analyses import AnalysisResult
 from souping.report.content import (
     BenchmarkLabel,
@@ -68,7 +69,7 @@ def frozen_report(settings: RunSettings, folds: Folds, searched: Searched) -> Re
         recipe=recipe_summary(searched.winner.recipe),
         folds=FoldSizes(**folds.counts()),
         items=folds.content,
-        power=None if power is None else power.summary(unit),
+        power=None if power is None else power_summary(power, unit),
         gate=selected.gate,
     )
 

@@ -15,7 +15,6 @@ from typing import Literal
 
 from souping.analysis.alternatives import RoutedAnswers
 from souping.analysis.guards import Admission
-from souping.analysis.significance import Power
 from souping.checkpoints.pool import RowKind
 from souping.core.protocols import Evaluator
 from souping.core.types import Items, ItemScores, Recipe, ScoreMatrix, Selection, frozen
@@ -23,6 +22,7 @@ from souping.pipeline.claims import Look
 from souping.report.analyses import AnalysisResult
 from souping.report.content import GateSummary, Report
 from souping.search.loop import SearchResult
+from souping.statistics.power import Power
 
 ContenderKind = (
     Literal[

@@ -6,7 +6,6 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
-from souping.analysis.significance import Power, power_of
 from souping.checkpoints.pool import ModelSize
 from souping.core.reading import to_json
 from souping.core.similarity import PoolSimilarity
@@ -14,10 +13,12 @@ from souping.core.types import Fold, Items, JsonObject, Missing, ScoreMatrix, Se
 from souping.evaluate.benchmark import slices_of
 from souping.pipeline.checks import Machine, Requirement
 from souping.pipeline.settings import RunSettings
+from souping.pipeline.verdict import power_summary
 from souping.plan.speed import HUB_SPEED, READ_SPEED, Speed
 from souping.plan.stages import IntRange, PlannedStage
 from souping.report.files import selection_summary
 from souping.report.tables import Section
+from souping.statistics.power import Power, power_of
 
 Range = tuple[float, float]
 
@@ -103,7 +104,7 @@ class Plan:
 def as_dict(plan: Plan) -> JsonObject:
     """Content of plan.json."""
     unit = plan.run.evaluator.unit
-    powers = [to_json(power.summary(unit)) for power in plan.powers()]
+    powers = [to_json(power_summary(power, unit)) for power in plan.powers()]
     selection = None
     if plan.selection:
         selection = selection_summary(unit, plan.selection, plan.scores)

@@ -6,6 +6,7 @@ from itertools import chain
 
 from souping.analysis.guards import planned
 from souping.core.text import DASH, human
+from souping.pipeline.verdict import power_in_words
 from souping.plan.content import Plan, Range, total_range
 from souping.plan.speed import HUB_SPEED, READ_SPEED
 from souping.plan.stages import IntRange, PlannedStage
@@ -132,7 +133,7 @@ def time_section(plan: Plan) -> Section | None:
 def _report(plan: Plan) -> Section | None:
     if not plan.has_report or not plan.run.objective.linear:
         return None
-    lines = [f"{power.sentence(plan.run.evaluator.unit)}." for power in plan.powers()]
+    lines = [f"{power_in_words(power, plan.run.evaluator.unit)}." for power in plan.powers()]
     if len(lines) > 1:
         lines = [f"Slice {number}: {line}" for number, line in enumerate(lines, start=1)]
     later = ["Known after selection, from the candidates' answers on the select fold."]

@@ -18,9 +18,9 @@ from souping.core.types import FloatArray
 from souping.core.unit import Unit
 from souping.statistics.bootstrap_t import bootstrap_reach
 from souping.statistics.flips import SIGN_DRAWS, TEST, draws_for, flip_reach
-from souping.statistics.grouped import GroupedScores
+from souping.statistics.grouped import ZERO_DIFFERENCE, GroupedScores
 from souping.statistics.levels import ALPHA, FIRST_LOOK, Level
-from souping.statistics.nested import ZERO_DIFFERENCE, BanerjeeReach, NestedIntervals, UnseenMargins
+from souping.statistics.nested import BanerjeeReach, NestedIntervals, UnseenMargins
 from souping.statistics.scores import ItemTable, Paired, ScoreTable
 
 GRADED_TEST = f"{TEST}, and bootstrap-t"
@@ -113,19 +113,30 @@ def contrast_at(
     seed: int = 0,
     tested: bool = True,
 ) -> Comparison:
-    """`contrast` by the counted scores alone, which every model has on all items."""
+    """`contrast` by the counted scores alone, which every model has on all items.
+
+    T = sum_c w_c * mean over the items i of c of (a_i - b_i). Two models that gave the same scores have difference 0
+    and p = 1 with an interval of positive width: other items might tell them apart.
+    """
+    paired = scores.paired(a, b)
     if scores.has_runs:
-        return _over_runs(scores, a, b, level)
-    return compare(
-        (a, b),
-        scores.mean(a),
-        scores.mean(b),
-        scores.items,
-        level,
+        variance = split_variance(scores, a, b)
+        # There is none if every item of every run differs alike.
+        if variance.total:
+            return _over_runs(paired, variance, level)
+
+    # An interval without a p-value takes half the time.
+    intervals = paired_intervals(
+        paired.grouped,
+        paired.bound,
+        alpha=level.alpha,
         draws=draws,
         seed=seed,
-        tested=tested,
+        highest=1.0 if tested else level.alpha,
     )
+    step = paired.grouped.step
+    test = TEST if step else GRADED_TEST
+    return replace(comparison_of(paired, intervals, level, test, tested), step=step)
 
 
 def bounded(comparisons: Sequence[Comparison]) -> Comparison:
@@ -172,39 +183,7 @@ def better_than_every(comparisons: Sequence[Comparison]) -> float:
     return max(comparison.p_value for comparison in comparisons)
 
 
-# ---------------------------------------------------------------- one run of each model
-
-
-def compare(
-    names: tuple[str, str],
-    a: FloatArray,
-    b: FloatArray,
-    items: ItemTable,
-    level: Level = FIRST_LOOK,
-    *,
-    draws: int = SIGN_DRAWS,
-    seed: int = 0,
-    tested: bool = True,
-) -> Comparison:
-    """Compare scores a with b, [I] each, on the linear objective T = sum_c w_c * mean over items of c of (a_i - b_i).
-
-    `paired_intervals` has the test, its interval and its p-value.
-
-    Two models that gave the same scores have difference 0 and p = 1 with an interval of positive width: other items
-    might tell them apart. One that is not `tested` has no p-value (nan), and takes half the time.
-    """
-    paired = items.paired(names, a, b)
-    width = step(paired.grouped)
-    intervals = paired_intervals(
-        paired.grouped,
-        paired.bound,
-        alpha=level.alpha,
-        draws=draws,
-        seed=seed,
-        highest=1.0 if tested else level.alpha,
-    )
-    test = TEST if width else GRADED_TEST
-    return replace(comparison_of(paired, intervals, level, test, tested), step=width)
+# ---------------------------------------------------------------- interval and p-value
 
 
 def comparison_of(
@@ -244,7 +223,7 @@ def paired_intervals(
     draws = draws_for(alpha, draws)
     flips = flip_reach(scores, draws=draws, seed=seed, highest=highest)
     bootstrap = None
-    if step(scores) == 0:
+    if not scores.step:
         bootstrap = bootstrap_reach(scores, draws=draws, seed=seed)
     return NestedIntervals(
         total=scores.objective,
@@ -254,30 +233,8 @@ def paired_intervals(
     )
 
 
-def step(scores: GroupedScores) -> float:
-    """How much each group that differs adds to T; 0 unless all of them add as much."""
-    pulls = np.abs(scores.pulls)
-    largest = float(pulls.max())
-    as_much = (pulls <= ZERO_DIFFERENCE * largest) | (pulls >= (1 - ZERO_DIFFERENCE) * largest)
-    if not as_much.all():
-        return 0.0
-    return largest
-
-
-# ---------------------------------------------------------------- several runs
-
-
-def _over_runs(scores: ScoreTable, a: str, b: str, level: Level) -> Comparison:
-    """Model a minus model b where runs tell a variance.
-
-    The variance of the difference is that of items plus that of run means less what both count,
-    never below the larger of the two; the interval is Banerjee's, widened as all are (`nested`).
-    """
-    paired = scores.paired(a, b)
-    variance = split_variance(scores, a, b)
-    if not variance.total:  # every item of every run differs alike
-        return compare((a, b), scores.mean(a), scores.mean(b), scores.items, level)
-
+def _over_runs(paired: Paired, variance: VarianceParts, level: Level) -> Comparison:
+    """A difference of which runs tell a variance: Banerjee's interval, widened as all are (`nested`)."""
     reach = BanerjeeReach(
         items=variance.total - variance.run_means,
         runs=variance.run_means,
@@ -321,8 +278,8 @@ class VarianceParts:
 def split_variance(scores: ScoreTable, a: str, b: str) -> VarianceParts:
     """Split of the variance of model a minus model b, on items that all have a score.
 
-    A model with one run gets the variance between runs of the other; if that has one run too, the
-    mean over all models with several.
+    The total is that of items plus that of runs less what both count, never below the larger of the two. A model with
+    one run gets the variance between runs of the other; if that has one run too, the mean over all models with several.
     """
     scores_a = scores.counted(a)
     scores_b = scores.counted(b)

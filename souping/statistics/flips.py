@@ -24,8 +24,8 @@ from functools import lru_cache
 import numpy as np
 
 from souping.core.types import BoolArray, FloatArray, IntArray
-from souping.statistics.grouped import GroupedScores
-from souping.statistics.nested import ZERO_DIFFERENCE, Reach
+from souping.statistics.grouped import ZERO_DIFFERENCE, GroupedScores
+from souping.statistics.nested import Reach
 
 # With the caller's seed: equal inputs give equal intervals, whatever was drawn before.
 INTERVAL_SALT = 0x50_0D

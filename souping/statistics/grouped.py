@@ -19,6 +19,8 @@ from souping.core.types import BoolArray, FloatArray, IntArray
 SMALLEST_STRATUM = 5
 # Variance of a stratum, relative to its share of T squared, that counts as none.
 FLAT_VARIANCE = 1e-12
+# Differences that are rounding.
+ZERO_DIFFERENCE = 1e-9
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -140,6 +142,17 @@ class GroupedScores:
     def pulls(self) -> FloatArray:
         """What each group adds to T, [G]."""
         return self._pulled_from(0 * self.weights)
+
+    @cached_property
+    def step(self) -> float:
+        """How much each group that is not 0 adds to T; 0 unless all of them add as much."""
+        pulls = np.abs(self.pulls)
+        largest = float(pulls.max())
+        is_zero = pulls <= ZERO_DIFFERENCE * largest
+        is_largest = pulls >= (1 - ZERO_DIFFERENCE) * largest
+        if not (is_zero | is_largest).all():
+            return 0.0
+        return largest
 
     @cached_property
     def influence(self) -> FloatArray:

@@ -9,16 +9,16 @@ Shape legend: I items, G groups, C categories, H strata.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
 
-from souping.core.types import FloatArray, IntArray
+from souping.core.types import FloatArray
 from souping.core.unit import Unit
 from souping.statistics.bootstrap_t import NORMAL, bootstrap_reach
 from souping.statistics.grouped import GroupedScores
-from souping.statistics.scores import ItemTable, one_category, span
+from souping.statistics.scores import ModelScores
 
 # Tail on either side of a 95 % interval, and the normal quantile of it.
 INTERVAL_TAIL = 0.025
@@ -48,8 +48,8 @@ class Interval:
 # ---------------------------------------------------------------- one category
 
 
-def rate(values: FloatArray, groups: IntArray) -> Interval:
-    """Interval of one category's mean: values [I], groups [I] as integers.
+def rate(scores: ModelScores) -> Interval:
+    """Interval of one category's mean.
 
     Right-or-wrong scores: Wilson's interval (1927) with the effective number of items in place of
     n, n divided by the design effect, the variance between groups over the variance that
@@ -58,35 +58,35 @@ def rate(values: FloatArray, groups: IntArray) -> Interval:
     Jeffreys' limit where they do not vary. Limits end at 0 and 1 only where all values lie between
     (`span`): pseudo-values of a corpus metric lie outside, and so may a task's own metric.
     """
-    items = one_category(groups)
-    scores = items.grouped(values)
-    low, high = category_limits(values, groups, INTERVAL_TAIL)
+    low, high = category_limits(scores, INTERVAL_TAIL)
+    return _interval(scores, scores.grouped.objective, low, high)
+
+
+def _interval(scores: ModelScores, mean: float, low: float, high: float) -> Interval:
     return Interval(
-        mean=scores.objective,
+        mean=mean,
         low=low,
         high=high,
-        n=len(values),
-        groups=len(scores.sums),
-        effective_n=effective_size(values, items),
+        n=len(scores.values),
+        groups=scores.items.layout.groups,
+        effective_n=effective_size(scores),
     )
 
 
-def category_limits(values: FloatArray, groups: IntArray, tail: float) -> tuple[float, float]:
+def category_limits(scores: ModelScores, tail: float) -> tuple[float, float]:
     """Limits of one category's mean (`rate`) that miss it with a chance of `tail` on either side."""
     from scipy.special import stdtrit
 
-    bottom, top = span(values)
-    items = one_category(groups)
-    scores = items.grouped(values)
-    mean = scores.objective
-    if np.isin(values, (0.0, 1.0)).all():
-        effective_n = effective_size(values, items)
-        return wilson(mean, effective_n, -NORMAL.inv_cdf(tail))
-    if scores.flat.all():
-        below, above = flat_margins(scores, bottom, top, tail)
+    bottom, top = scores.span
+    grouped = scores.grouped
+    mean = grouped.objective
+    if np.isin(scores.values, (0.0, 1.0)).all():
+        return wilson(mean, effective_size(scores), -NORMAL.inv_cdf(tail))
+    if grouped.flat.all():
+        below, above = flat_margins(grouped, bottom, top, tail)
         return max(bottom, mean - below), min(top, mean + above)
-    degrees = max(len(scores.sums) - 1, 1)  # a single group: the widest that we state
-    error = float(np.sqrt(scores.variances.sum()))
+    degrees = max(len(grouped.sums) - 1, 1)  # a single group: the widest that we state
+    error = float(np.sqrt(grouped.variances.sum()))
     margin = float(-stdtrit(degrees, tail)) * error
     return max(bottom, mean - margin), min(top, mean + margin)
 
@@ -100,21 +100,19 @@ def wilson(mean: float, n: float, z: float = Z95) -> tuple[float, float]:
     return max(0.0, low), min(1.0, high)
 
 
-def effective_size(values: FloatArray, items: ItemTable) -> float:
+def effective_size(scores: ModelScores) -> float:
     """Items divided by the design effect of groups (Kish 1965), at most the number of items.
 
     Where nothing varies the design effect is unknown: the number of groups, as if the items of a
     group were copies.
     """
-    n = len(values)
-    by_group = items.grouped(values)
-    if items.layout.groups == n:
+    n = len(scores.values)
+    if scores.items.layout.groups == n:
         return float(n)
-    by_item = replace(items, groups=np.arange(n)).grouped(values)
-    clustered = float(by_group.variances.sum())
-    independent = float(by_item.variances.sum())
+    clustered = float(scores.grouped.variances.sum())
+    independent = float(scores.ungrouped.variances.sum())
     if independent <= 1e-15 or clustered <= 1e-15:
-        return float(len(by_group.sums))
+        return float(len(scores.grouped.sums))
     return max(1.0, n * min(1.0, independent / clustered))
 
 
@@ -163,49 +161,42 @@ def _varying_margins(scores: GroupedScores, draws: int, seed: int) -> tuple[floa
     return below, above
 
 
-def objective_interval(
-    items: ItemTable, values: FloatArray, *, draws: int = 4999, seed: int = 0
-) -> Interval:
-    """Objective of scores [I] with its 95 % interval.
+def objective_interval(scores: ModelScores, *, draws: int = 4999, seed: int = 0) -> Interval:
+    """The objective with its 95 % interval.
 
     Strata that vary give bootstrap-t limits (Efron and Tibshirani 1993, chapter 12). Strata
     without any variation would give none; each gets Jeffreys' limit for what was not seen.
     The two kinds are independent, so their distances from the objective add in squares
     (MOVER, Zou and Donner 2008).
     """
-    bottom, top = span(values)
-    if items.value is None:
-        scores = items.grouped(values)
-        bottom = bottom * float(scores.weights.sum())
-        top = top * float(scores.weights.sum())
-        varying_below, varying_above = _varying_margins(scores, draws, seed)
-        flat_below, flat_above = flat_margins(scores, bottom, top)
-        low = scores.objective - float(np.hypot(varying_below, flat_below))
-        high = scores.objective + float(np.hypot(varying_above, flat_above))
-    else:
-        low, high = _box_limits(items, items.value, values)
-    return Interval(
-        mean=items.score(values),
-        low=max(bottom, low),
-        high=min(top, high),
-        n=len(values),
-        groups=items.layout.groups,
-        effective_n=effective_size(values, items),
-    )
+    bottom, top = scores.span
+    value = scores.items.value
+    if value is not None:
+        low, high = _box_limits(scores, value)
+        return _interval(
+            scores, scores.items.score(scores.values), max(bottom, low), min(top, high)
+        )
+
+    grouped = scores.grouped
+    scale = float(grouped.weights.sum())
+    varying_below, varying_above = _varying_margins(grouped, draws, seed)
+    flat_below, flat_above = flat_margins(grouped, bottom * scale, top * scale)
+    objective = grouped.objective
+    low = objective - float(np.hypot(varying_below, flat_below))
+    high = objective + float(np.hypot(varying_above, flat_above))
+    return _interval(scores, objective, max(bottom * scale, low), min(top * scale, high))
 
 
 def _box_limits(
-    items: ItemTable, value: Callable[[FloatArray], FloatArray], values: FloatArray
+    scores: ModelScores, value: Callable[[FloatArray], FloatArray]
 ) -> tuple[float, float]:
     """Limits of an objective that is not linear but rises with every category mean.
 
     It lies between its values of all lower and of all upper limits of the categories, which
     hold at once (Bonferroni).
     """
-    tail = INTERVAL_TAIL / len(items.names)
-    limits = []
-    for c in range(len(items.names)):
-        in_category = items.categories == c
-        limits.append(category_limits(values[in_category], items.groups[in_category], tail))
+    categories = len(scores.items.names)
+    tail = INTERVAL_TAIL / categories
+    limits = [category_limits(scores.alone(category), tail) for category in range(categories)]
     low, high = value(np.array(limits).T)
     return float(low), float(high)

@@ -18,11 +18,11 @@ import numpy as np
 
 from souping.core.types import FloatArray, IntArray
 from souping.statistics.bootstrap_t import NORMAL, bootstrap_reach
-from souping.statistics.comparison import Comparison, bounded, comparison_of, step
+from souping.statistics.comparison import Comparison, bounded, comparison_of
 from souping.statistics.flips import SIGN_DRAWS, distinct, drawn_sums, draws_for, studentised
-from souping.statistics.grouped import GroupedScores
+from souping.statistics.grouped import ZERO_DIFFERENCE, GroupedScores
 from souping.statistics.levels import Level, step_down
-from souping.statistics.nested import ZERO_DIFFERENCE, NestedIntervals, Reach, UnseenMargins
+from souping.statistics.nested import NestedIntervals, Reach, UnseenMargins
 from souping.statistics.scores import ItemTable, ScoreTable
 
 MAX_T = "max-T of studentised sign flips over groups"
@@ -298,7 +298,7 @@ def _joint_pulls(
 def _intervals(scores: GroupedScores, reach: MaxTReach, bound: float) -> NestedIntervals:
     """Simultaneous intervals of one difference; graded scores have bootstrap-t limits too."""
     reaches: list[Reach] = [reach]
-    if step(scores) == 0:
+    if not scores.step:
         bootstrap = bootstrap_reach(scores, tests=reach.tests)
         if bootstrap is not None:
             reaches.append(bootstrap)

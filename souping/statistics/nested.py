@@ -24,10 +24,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from souping.core.types import FloatArray, IntArray
-from souping.statistics.grouped import FLAT_VARIANCE, GroupedScores
+from souping.statistics.grouped import FLAT_VARIANCE, ZERO_DIFFERENCE, GroupedScores
 
-# Differences of T from 0 that are rounding.
-ZERO_DIFFERENCE = 1e-9
 # Levels at which margins are computed; between them, they are interpolated over the logarithm.
 MARGIN_LEVELS = np.geomspace(1.0, 1e-6, 32)
 FALLING = -np.log(MARGIN_LEVELS)

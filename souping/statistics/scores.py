@@ -19,8 +19,7 @@ import numpy as np
 from souping.core.protocols import Objective
 from souping.core.scores import value_of
 from souping.core.types import BoolArray, FloatArray, IntArray, Item, ItemScores
-from souping.statistics.grouped import GroupedScores, GroupLayout, design
-from souping.statistics.nested import ZERO_DIFFERENCE
+from souping.statistics.grouped import ZERO_DIFFERENCE, GroupedScores, GroupLayout, design
 
 # ---------------------------------------------------------------- items
 
@@ -78,15 +77,6 @@ class ItemTable:
         """Scores [I], or differences of them, summed by group and category."""
         return self.layout.grouped(values)
 
-    def paired(self, names: tuple[str, str], a: FloatArray, b: FloatArray) -> Paired:
-        """Scores a minus b, [I] each."""
-        deltas = np.asarray(a, dtype=float) - np.asarray(b, dtype=float)
-        grouped = self.grouped(deltas)
-        _, top_a = span(np.asarray(a))
-        _, top_b = span(np.asarray(b))
-        bound = float(grouped.weights.sum()) * max(top_a, top_b)
-        return Paired(names=names, deltas=deltas, grouped=grouped, bound=bound)
-
     def mean(self, values: FloatArray) -> float:
         """The weighted mean of scores [R, I] over categories."""
         sums = np.bincount(self.categories, values.mean(axis=0))
@@ -112,6 +102,35 @@ class ItemTable:
 def one_category(groups: IntArray, name: str = "") -> ItemTable:
     """Items of these groups [I], whose mean is the objective."""
     return ItemTable(names=(name,), categories=0 * groups, groups=groups, coefficients=np.ones(1))
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class ModelScores:
+    """Scores of one model on the items, [I]."""
+
+    items: ItemTable
+    values: FloatArray
+
+    def alone(self, category: int) -> ModelScores:
+        """Those of one category, whose mean is the objective."""
+        values = self.values[self.items.categories == category]
+        return ModelScores(items=self.items.alone(category), values=values)
+
+    @cached_property
+    def grouped(self) -> GroupedScores:
+        """Sums by group and category."""
+        return self.items.grouped(self.values)
+
+    @cached_property
+    def ungrouped(self) -> GroupedScores:
+        """The same, as if each item were a group by itself."""
+        ungrouped = replace(self.items, groups=np.arange(len(self.values)))
+        return ungrouped.grouped(self.values)
+
+    @cached_property
+    def span(self) -> tuple[float, float]:
+        """Limits of a mean of them."""
+        return span(self.values)
 
 
 # ---------------------------------------------------------------- answers
@@ -267,7 +286,14 @@ class ScoreTable:
 
     def paired(self, a: str, b: str) -> Paired:
         """Mean over the runs of a minus that of b."""
-        return self.items.paired((a, b), self.mean(a), self.mean(b))
+        mean_a = self.mean(a)
+        mean_b = self.mean(b)
+        deltas = mean_a - mean_b
+        grouped = self.items.grouped(deltas)
+        _, top_a = span(mean_a)
+        _, top_b = span(mean_b)
+        bound = float(grouped.weights.sum()) * max(top_a, top_b)
+        return Paired(names=(a, b), deltas=deltas, grouped=grouped, bound=bound)
 
     @property
     def has_runs(self) -> bool:

@@ -8,7 +8,7 @@ from souping.statistics.comparison import Comparison
 from souping.statistics.flips import SIGN_DRAWS, flip_reach
 from souping.statistics.grouped import GroupedScores
 from souping.statistics.levels import Level
-from souping.statistics.scores import ItemTable
+from souping.statistics.scores import ItemTable, ScoreTable
 
 
 def sign_flip(scores: GroupedScores, *, draws: int = SIGN_DRAWS, seed: int = 0) -> float:
@@ -32,7 +32,7 @@ def compare(
 ) -> Comparison:
     """Scores a minus b, from plain arrays."""
     items = ItemTable(names=(), categories=categories, groups=groups, coefficients=weights)
-    names = (a_name, b_name)
     if same_model:
-        return comparison.same_model(items, *names)
-    return comparison.compare(names, a, b, items, Level(looks), draws=draws)
+        return comparison.same_model(items, a_name, b_name)
+    scores = ScoreTable.complete(items, {a_name: a, b_name: b})
+    return comparison.contrast(scores, a_name, b_name, Level(looks), draws=draws)

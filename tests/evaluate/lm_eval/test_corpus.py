@@ -15,6 +15,7 @@ from souping.core.types import UserError
 from souping.evaluate.lm_eval import HarnessEvaluator
 from souping.evaluate.lm_eval.metrics import measure, pseudo_values, score
 from souping.statistics.intervals import rate
+from souping.statistics.scores import ModelScores, one_category
 from tests.support import lm_eval_tasks
 from tests.support.choices import slow_unless
 from tests.support.flips import compare
@@ -93,7 +94,8 @@ class TestAgainstSacrebleusBootstrap:
         references, texts = translations(300, 0.35, seed=3)
         metric = {"bleu": sacrebleu.metrics.BLEU, "chrf": sacrebleu.metrics.CHRF}[kind]()
         theirs = metric.corpus_score(texts, [references], n_bootstrap=1000)
-        ours = rate(pseudo_values(kind, statistics(kind, references, texts)), np.arange(300))
+        values = pseudo_values(kind, statistics(kind, references, texts))
+        ours = rate(ModelScores(items=one_category(np.arange(300)), values=values))
         assert (ours.high - ours.low) / 2 == pytest.approx(theirs._ci / 100, rel=0.12)
 
     @pytest.mark.parametrize(("noise", "differs"), [(0.30, True), (0.35, False)])

@@ -8,11 +8,11 @@ import numpy as np
 import pytest
 from scipy.special import ndtri
 
-from souping.analysis.significance import Power, measured_power, power_of
 from souping.core.scores import Mean, Weighted
 from souping.core.types import FloatArray, Item, ItemScores, ScoreMatrix
 from souping.statistics.grouped import design
 from souping.statistics.levels import ALPHA
+from souping.statistics.power import Power, measured_power, power_of
 from souping.statistics.scores import ItemTable
 from tests.conftest import ROOT, make_items
 from tests.support.choices import slow_unless

@@ -10,10 +10,10 @@ import numpy as np
 import pytest
 
 from souping.analysis.alternatives import Alternatives, alternatives
-from souping.analysis.significance import Verdict, verdict
 from souping.core.scores import Mean
 from souping.core.types import Item, ItemScores, ScoreMatrix
 from souping.core.unit import POINTS
+from souping.pipeline.verdict import Verdict, verdict
 from souping.report.content import Oracle, Router
 from souping.statistics.comparison import Comparison
 

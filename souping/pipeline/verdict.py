@@ -1,36 +1,20 @@
-"""The strongest claim of a report that holds, and its power.
+"""What a report can show, and the strongest claim of it that holds, in sentences.
 
 All p-values are two-sided; a claim "better" also needs the difference above zero.
-
-Shape legend: I items, G groups, C categories, H strata, M candidates, D simulated report folds.
 """
 
 from __future__ import annotations
 
-import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-import numpy as np
-
-from souping.core.protocols import Objective
-from souping.core.types import FloatArray, Item, ItemScores, ScoreMatrix
 from souping.core.unit import MARGIN, Unit
 from souping.report.content import PowerSummary
-from souping.statistics.bootstrap_t import NORMAL
 from souping.statistics.comparison import Comparison, better_than_every
+from souping.statistics.grouped import ZERO_DIFFERENCE
 from souping.statistics.levels import ALPHA, over_looks
-from souping.statistics.nested import ZERO_DIFFERENCE
-from souping.statistics.power import (
-    ABSURD,
-    POWER,
-    items_for,
-    items_in_words,
-    pair_variance,
-    rounded_up,
-)
-from souping.statistics.scores import ItemTable
+from souping.statistics.power import DISCORDANCE, Power, items_for, items_in_words
 
 VerdictClaim = Literal[
     "better_than_every_candidate",
@@ -183,139 +167,20 @@ def _p(value: float) -> str:
 # ---------------------------------------------------------------- power
 
 
-# Simulated report folds, and halvings by which the number of items is found.
-FUTURES = 4000
-ITEMS_HALVINGS = 20
-# Assumed share of the items on which two models differ, if no answers of the candidates are known.
-DISCORDANCE = 0.1
-
-
-@dataclass(frozen=True, kw_only=True)
-class Power:
-    """True `gain` over the best candidate (of inner scores) that is called better than every candidate in 80 % of runs
-    on `items` report items, and the items `needed` for a gain of `margin`."""
-
-    gain: float
-    items: int
-    margin: float
-    needed: int
-    assumed: bool
-
-    def summary(self, unit: Unit) -> PowerSummary:
-        table = vars(self) | {"gain": unit.size(self.gain), "margin": unit.size(self.margin)}
-        return PowerSummary(**table)
-
-    def sentence(self, unit: Unit) -> str:
-        basis = "estimated from the candidates' answers on the select fold"
-        if self.assumed:
-            basis = f"assuming equal candidates, any two of which differ on {100 * DISCORDANCE:.0f} % of the items"
-        gain = f"{unit.text(unit.size(self.gain))} {unit.name}"
-        margin = unit.amount(unit.size(self.margin))
-        return (
-            f"{self.items:,} report items show a true gain of {gain} over the best candidate with 80 % power "
-            f"({basis}); the margin of {margin} takes {items_in_words(self.needed)} items"
-        )
-
-
-def power_of(
-    scores: ScoreMatrix, report: Sequence[Item], objective: Objective, margin: float
-) -> Power | None:
-    """Power on the `report` items, by what selection knows of the candidates.
-
-    Without answers of theirs they count as equal, and any two models as different on DISCORDANCE of the items. None
-    where all candidates answer alike, and of an objective that is not linear.
-    """
-    if not objective.linear:
-        return None
-    if scores.items is not None and not scores.published:
-        measured = {name: scores.items[name] for name in scores.candidates}
-        return measured_power(measured, report, objective, margin)
-    count = len(scores.candidates)
-    covariance = np.eye(count) * DISCORDANCE / 2 / _worth(ItemTable.of(report, objective))
-    return _power(np.zeros(count), covariance, 0.0, 1.0, len(report), margin, assumed=True)
-
-
-def measured_power(
-    scores: Mapping[str, ItemScores], report: Sequence[Item], objective: Objective, margin: float
-) -> Power | None:
-    """Power on the `report` items from the candidates' scores on other items; None if all candidates answer alike.
-
-    The candidates' errors keep their covariance over groups, scaled to the size of the report fold. The soup is assumed
-    to differ from each candidate as much as the candidates differ from each other.
-    """
-    table = ItemTable.of(next(iter(scores.values())).items, objective)
-    grouped = [table.grouped(candidate.values) for candidate in scores.values()]
-    sizes = grouped[0].sizes
-    stratum = grouped[0].stratum
-
-    # Covariance of the candidates' errors [M, M], by the influence of each group [M, G].
-    influence = np.stack([candidate.influence for candidate in grouped])
-    means = np.stack([np.bincount(stratum, row) / sizes for row in influence])
-    factor = np.sqrt(sizes / np.maximum(sizes - 1, 1))
-    deviations = (influence - means[:, stratum]) * factor[stratum]
-    covariance = deviations @ deviations.T
-    pair = pair_variance(covariance)
-    if len(grouped) < 2 or pair <= 0:
-        return None
-
-    # Equal candidates differ by chance: `chance` is the mean of that variance and one standard deviation.
-    # `reliable` is the share of the candidates' variance beyond it.
-    levels = np.array([candidate.objective for candidate in grouped])
-    chance = pair / 2 * (1 + math.sqrt(2 / (len(levels) - 1)))
-    reliable = max(0.0, 1 - chance / max(float(levels.var(ddof=1)), chance))
-    scale = _worth(table) / _worth(ItemTable.of(report, objective))
-    return _power(levels, covariance, reliable, scale, len(report), margin, assumed=False)
-
-
-def _power(
-    levels: FloatArray,
-    covariance: FloatArray,
-    reliable: float,
-    scale: float,
-    items: int,
-    margin: float,
-    assumed: bool,
-) -> Power:
-    """Power by simulation: `levels` [M] have errors of this `covariance`, those of the report fold's are `scale` times
-    it. A share `reliable` of the variance between the levels is real, so true levels are drawn around shrunken ones."""
-    rng = np.random.default_rng(0)
-    count = len(levels)
-    root = np.linalg.cholesky(covariance + 1e-9 * covariance.trace() * np.eye(count))
-
-    # True levels [D, M], and how far each is below the best.
-    shrunken = levels.mean() + reliable * (levels - levels.mean())
-    true = shrunken + math.sqrt(reliable) * rng.standard_normal((FUTURES, count)) @ root.T
-    gaps = true.max(axis=1, keepdims=True) - true
-
-    # Errors of soup minus candidate [D, M]: the soup's varies around the candidates' mean.
-    soup_sd = math.sqrt(scale * pair_variance(covariance) * (count + 1) / (2 * count))
-    error = math.sqrt(scale) * rng.standard_normal((FUTURES, count)) @ root.T
-    error += soup_sd * rng.standard_normal((FUTURES, 1)) - error.mean(axis=1, keepdims=True)
-    demanded = NORMAL.inv_cdf(1 - ALPHA / 2) * error.std(axis=0) + error
-
-    def gain(factor: float) -> float:
-        """Gain with 80 % power on `factor` times the items: what the hardest of the candidates demands."""
-        return float(np.quantile((demanded / math.sqrt(factor) - gaps).max(axis=1), POWER))
-
-    # Halve the logarithm of the factor on the items.
-    too_few = math.log(20 / items)
-    enough = math.log(2 * ABSURD / items)
-    for _ in range(ITEMS_HALVINGS):
-        middle = (too_few + enough) / 2
-        if gain(math.exp(middle)) <= margin:
-            enough = middle
-        else:
-            too_few = middle
-    return Power(
-        gain=gain(1.0),
-        items=items,
-        margin=margin,
-        needed=rounded_up(items * math.exp(enough)),
-        assumed=assumed,
+def power_in_words(power: Power, unit: Unit) -> str:
+    """What the report items can show."""
+    basis = "estimated from the candidates' answers on the select fold"
+    if power.assumed:
+        basis = f"assuming equal candidates, any two of which differ on {100 * DISCORDANCE:.0f} % of the items"
+    gain = f"{unit.text(unit.size(power.gain))} {unit.name}"
+    margin = unit.amount(unit.size(power.margin))
+    return (
+        f"{power.items:,} report items show a true gain of {gain} over the best candidate with 80 % power "
+        f"({basis}); the margin of {margin} takes {items_in_words(power.needed)} items"
     )
 
 
-def _worth(table: ItemTable) -> float:
-    """Independent items of equal weight that would tell as much of the objective."""
-    counts = np.bincount(table.categories, minlength=len(table.names))
-    return float(1 / (table.coefficients**2 / counts).sum())
+def power_summary(power: Power, unit: Unit) -> PowerSummary:
+    """What report.json and plan.json keep."""
+    sizes = {"gain": unit.size(power.gain), "margin": unit.size(power.margin)}
+    return PowerSummary(**(vars(power) | sizes))
