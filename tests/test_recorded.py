@@ -141,6 +141,7 @@ def soup_rows(store: Path) -> tuple[int, int]:
     return first, second
 
 
+@pytest.mark.slow
 def test_answers_under_another_fingerprint_are_evaluated_anew(souping: Cli, here: Path) -> None:
     store = here / "store.sqlite"
     soup, _ = soup_rows(store)
