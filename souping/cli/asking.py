@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import shlex
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -16,6 +17,7 @@ from typing import TYPE_CHECKING
 from souping.core.arguments import positive
 from souping.core.fields import pick
 from souping.core.files import error_text, expanded
+from souping.core.folders import check_unlinked
 from souping.core.text import safe
 from souping.core.types import UserError
 from souping.pipeline.open_soups import ORDER_FILE, asked_soups, home_of, tell
@@ -65,7 +67,7 @@ def _open_soups(options: argparse.Namespace) -> Sequence[OpenSoup]:
 
     run_dir = _run_dir(options.run_dir)
     if (run_dir / "report.json").is_file():
-        print(f"this run has its report: open {safe(str(run_dir / 'report.html'))}")
+        print(f"this run has its report: open {safe(shlex.quote(str(run_dir / 'report.html')))}")
         return []
     begin()
     # Paths of its configuration start in the folder where it was started.
@@ -125,6 +127,7 @@ def _run_dir(text: str) -> Path:
         raise UserError(
             f"{run_dir} is not a run with open soups: start one with evaluator=command executor=files"
         )
+    check_unlinked(run_dir)
     return run_dir
 
 

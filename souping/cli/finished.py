@@ -24,6 +24,7 @@ from souping.cli.help import folder
 from souping.cli.process import interrupts_raise
 from souping.cli.settings import settings_of, unresolved
 from souping.core.files import expanded, nearby
+from souping.core.folders import check_unlinked
 from souping.core.parsing import read_yaml
 from souping.core.text import first_line, listed, safe
 from souping.core.types import UserError
@@ -56,6 +57,7 @@ def add(words: Sequence[str]) -> None:
     costs or sends."""
     begin()
     run_dir = expanded(str(finished_run(words)).strip("'\""), "run")
+    check_unlinked(run_dir)
     settings = settings_of(
         configuration(run_dir, [word for word in words if not RUN.fullmatch(word)]), run_dir
     )
@@ -154,9 +156,10 @@ def read_config(path: Path) -> DictConfig:
         text = path.read_bytes()
         if len(text) > LONGEST_CONFIG_BYTES:
             raise ValueError(f"it has more than {LONGEST_CONFIG_BYTES:,} bytes")
-        config = OmegaConf.create(read_yaml(text))
-        if not isinstance(config, DictConfig):
+        table = read_yaml(text)
+        if not isinstance(table, dict):
             raise ValueError("it is not a mapping")
+        config = OmegaConf.create(table)
     except Exception as error:  # PyYAML's constructors raise whatever int() and others do
         raise UserError(f"{path}: not the configuration of a run: {first_line(error)}") from error
     return config
@@ -188,7 +191,7 @@ def code_in(value: Any, key: str = "") -> Iterator[tuple[str, Any]]:
         is_component = "_target_" in value or key.startswith("also[")
         for name, inner in value.items():
             where = f"{key}.{name}" if key else str(name)
-            runs_code = name == "_target_" and inner not in shipped()
+            runs_code = name == "_target_" and str(inner) not in shipped()
             if is_component and RUNS_CODE.fullmatch(str(name)) and inner:
                 runs_code = True
             if is_component and name == "tasks" and isinstance(inner, list):

@@ -80,8 +80,7 @@ def compare(
     Raises:
         UserError: a log is damaged, or the logs may not be compared.
     """
-    arguments = {"margin": margin, "looks": looks, "pass_at": pass_at, "fail_on": fail_on}
-    check_arguments(compare, arguments | {"lower_is_better": lower_is_better})
+    check_arguments(compare, locals())
     model_logs = _read(logs, baseline, group, category, lower_is_better)
     gate = _gate(margin, policy)
     file_weights = _file_weights(average)

@@ -15,7 +15,7 @@ import types
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields, is_dataclass
 from functools import cache
-from itertools import repeat
+from itertools import chain, repeat
 from pathlib import Path
 from typing import (
     Annotated,
@@ -179,9 +179,25 @@ def load(path: Path, model: Hint, key: str = "") -> Any:
     Raises:
         UserError: the file is not UTF-8 text, not JSON, or not of this form; the message names the place inside.
     """
-    where = f"{key}={path}" if key else str(path)
+    return _parsed(text_of(path), model, f"{key}={path}" if key else str(path))
+
+
+def load_lines(path: Path, *models: Hint) -> list[Any]:
+    """The lines of a JSON Lines file, as `load` reads them; the last of the `models` is that of all further lines.
+
+    A last line without an end is left out: its writer was killed.
+    """
+    lines = text_of(path).split("\n")[:-1]
+    hints = chain(models, repeat(models[-1]))
+    values = []
+    for number, (line, hint) in enumerate(zip(lines, hints, strict=False), start=1):
+        values.append(_parsed(line, hint, f"{path}:{number}"))
+    return values
+
+
+def _parsed(text: str, model: Hint, where: str) -> Any:
     try:
-        value = read_json(text_of(path))
+        value = read_json(text)
     except ValueError as error:
         raise UserError(f"{where}: not JSON: {first_line(error)}") from error
     for place, hint, inner in _entries(value, model):

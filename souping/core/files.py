@@ -16,8 +16,10 @@ def expanded(path: str | Path, key: str = "") -> Path:
     """The path with its `~` written out.
 
     Raises:
-        UserError: nobody of that name has a home here; `key` is where the path was given.
+        UserError: nobody of that name has a home here, or no file can have that name; `key` is where it was given.
     """
+    if "\0" in str(path):
+        raise UserError(f"{key or 'path'}={shown(str(path))}: no file name holds a NUL")
     try:
         return Path(path).expanduser()
     except RuntimeError:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import glob
 import os
 import shutil
+import stat
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -162,6 +163,23 @@ def locked(folder: Path) -> Iterator[None]:
         yield
     finally:
         os.close(descriptor)
+
+
+def check_unlinked(run_dir: Path) -> None:
+    """Refuse a run's folder that has links, pipes or devices (UserError): to write there would change other files.
+
+    The logs and models of soups that others evaluate may be links: they are only read, and removed.
+    """
+    for pattern in ("*", "asked/*", "asked/*/*"):
+        for name in sorted(glob.glob(pattern, root_dir=run_dir, include_hidden=True)):
+            # Another process may just have renamed it.
+            with suppress(FileNotFoundError):
+                status = (run_dir / name).lstat()
+                is_single = stat.S_ISREG(status.st_mode) and status.st_nlink == 1
+                if not is_single and not stat.S_ISDIR(status.st_mode):
+                    raise UserError(
+                        f"{run_dir / name} is a link, a pipe or a device: put a copy of what it leads to in its place"
+                    )
 
 
 def remove_abandoned(folders: Iterable[Path]) -> None:

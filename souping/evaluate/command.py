@@ -94,9 +94,9 @@ class CommandEvaluator(Evaluator):
 
     It is run without a shell. `{model}` is the folder of the model, `{items}` a JSONL file with the items to evaluate
     (id, category, prompt, answer and so on), and `{out}` an empty folder for the log: a CSV or JSONL file with `item,
-    category, score`, or what lm_eval, bfcl-eval or inspect_ai write. Items are matched by id, those of lm_eval and
-    inspect_ai also as `TASK/ID`. After `timeout` seconds the command is stopped. `higher_is_better` is the direction
-    of its scores; a log that states the other one is refused.
+    category, score`, or what lm_eval, bfcl-eval or inspect_ai write. Items are matched by category and id, those of
+    lm_eval and inspect_ai as `TASK/ID`. After `timeout` seconds the command is stopped. `higher_is_better` is the
+    direction of its scores; a log that states the other one is refused.
 
     Logs stay in `dir` until their answers are in the store. If a command fails, the next run evaluates only the rest.
     """
@@ -232,7 +232,8 @@ class CommandEvaluator(Evaluator):
             return {}, f"left no log that can be read: {first_line(error)}"
         try:
             fix = "correct that file, or remove its folder, and repeat the run"
-            logged = records_by_item(log, self.higher_is_better, fix)
+            categories = {item.id: item.category for item in items}
+            logged = records_by_item(log, categories, self.higher_is_better, fix)
         except UserError as error:
             raise error.at("evaluator.command") from error
         records = dict[str, Record]()

@@ -8,6 +8,7 @@ from dataclasses import asdict
 
 import numpy as np
 
+from souping.core.text import shown
 from souping.core.types import Item, Outcome, Record, UserError
 from souping.core.unit import SCORE_ROUNDING
 from souping.logs.records import Log, LoggedAnswer, LoggedMetric
@@ -19,13 +20,15 @@ def item_line(item: Item) -> str:
     return json.dumps(table, ensure_ascii=False, sort_keys=True, default=str)
 
 
-def records_by_item(log: Log, higher_is_better: bool, fix: str) -> dict[str, Record]:
-    """{id of an item: the record of its answers} of all items that have a score; a task counts by its first metric.
+def records_by_item(
+    log: Log, categories: Mapping[str, str], higher_is_better: bool, fix: str
+) -> dict[str, Record]:
+    """{id of an item: the record of its answers} of the items that have a score; a task counts by its first metric.
 
-    `fix` is what to do about a score that is not a fraction of 1.
+    `categories` are those of the items by id. `fix` is what to do about a score that is not a fraction of 1.
 
     Raises:
-        UserError: there is one, or scores are in the other direction.
+        UserError: there is one, scores are in the other direction, or an item has scores of two tasks.
     """
     metrics = {task.name: next(iter(task.metrics.values())) for task in log.tasks.values()}
     for metric in metrics.values():
@@ -34,7 +37,7 @@ def records_by_item(log: Log, higher_is_better: bool, fix: str) -> dict[str, Rec
             if abs(answer.score - 0.5) > 0.5 + SCORE_ROUNDING:
                 what = f"item {answer.item!r:.60}: score {answer.score:g}"
                 raise UserError(f"{log.path}: {what} must be a fraction of 1\n{fix}")
-    answers = _answers_by_item(log, metrics)
+    answers = _answers_by_item(log, metrics, categories)
     return {item: _record(item, answers[item]) for item in answers}
 
 
@@ -54,19 +57,26 @@ def _check_direction(
 
 
 def _answers_by_item(
-    log: Log, metrics: Mapping[str, LoggedMetric]
+    log: Log, metrics: Mapping[str, LoggedMetric], categories: Mapping[str, str]
 ) -> dict[str, list[LoggedAnswer]]:
     """{id of an item: its answers that have a score}; `metrics` are by task."""
     # Their items are an id and a hash of the content.
     hashed = log.harness in ("lm_eval", "inspect_ai")
     answers = dict[str, list[LoggedAnswer]]()
+    task_of = dict[str, str]()
     for task, metric in metrics.items():
         for answer in metric.answers:
-            if np.isnan(answer.score):
-                continue
             name = answer.item
             if hashed:
                 name = f"{task}/{name.rpartition(' ')[0]}"
+            if np.isnan(answer.score) or name not in categories:
+                continue
+            # A table's task is CATEGORY or TASK/CATEGORY.
+            if log.harness == "table" and not f"/{task}".endswith(f"/{categories[name]}"):
+                continue
+            if task_of.setdefault(name, task) != task:
+                what = f"item {shown(name)} has scores in {task_of[name]} and in {task}"
+                raise UserError(f"{log.path}: {what}: leave one of them out")
             answers.setdefault(name, []).append(answer)
     return answers
 

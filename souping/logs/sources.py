@@ -128,6 +128,8 @@ def _by_category(log: Log, values: Log) -> Log:
 def _read(
     source: str | Path | Frame, group: str, lower: Collection[str] | None, category: str = ""
 ) -> tuple[Log, ...]:
+    if not isinstance(source, str | Path | Frame):
+        raise UserError(f"{source!r:.60} is not a log: give {LOG_KINDS}, or a data frame")
     if not isinstance(source, str | Path):
         return read_frame(source, group, lower, category)
     path, name = _path_and_model(source)

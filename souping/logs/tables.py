@@ -10,7 +10,7 @@ from dataclasses import replace
 from hashlib import sha256
 from itertools import chain, product
 from pathlib import Path
-from typing import Any, Literal, Protocol
+from typing import Any, Literal, Protocol, runtime_checkable
 
 from souping.core.fields import pick
 from souping.core.text import first_line, listed, nearest, shown
@@ -41,6 +41,7 @@ RunAnswers = dict[tuple[str, str], dict[str, list[LoggedAnswer]]]
 """{(task, category): {metric: its answers}} of one run"""
 
 
+@runtime_checkable
 class Frame(Protocol):
     """A pandas DataFrame, as far as it is read."""
 

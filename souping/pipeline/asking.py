@@ -17,7 +17,16 @@ from souping.core.fields import Count, component
 from souping.core.files import disk_space
 from souping.core.protocols import Evaluator, Executor, Workers
 from souping.core.text import human, named
-from souping.core.types import ItemScores, Recipe, Request, Response, UserError, digest, frozen
+from souping.core.types import (
+    ItemScores,
+    Json,
+    Recipe,
+    Request,
+    Response,
+    UserError,
+    digest,
+    frozen,
+)
 from souping.evaluate.command import ITEMS_FILE, CommandEvaluator
 from souping.merge.soup_files import RECIPE
 from souping.pipeline.evaluation import Evaluation
@@ -26,13 +35,15 @@ from souping.pipeline.open_soups import (
     FAILED_JOB,
     MODEL_FOLDER,
     OUT,
+    PLACES,
     AskedSoup,
     SearchOrder,
     answers,
-    asked_soup,
     asked_soups,
     free,
+    key_of,
     new_soup,
+    soups_by_key,
 )
 from souping.pipeline.serving import write_soup
 from souping.pipeline.settings import RunSettings
@@ -108,9 +119,22 @@ class FileWorkers(Workers):
         pool: OpenPool,
         evaluators: Mapping[str, Evaluator],
         progress: Progress,
+        items: str,
     ) -> None:
-        """Wait for the end of other processes that ask for soups of this run."""
-        self.order = SearchOrder(settings.run_dir)
+        """Wait for the end of other processes that ask for soups of this run; `items` is the digest of its folds.
+
+        Raises:
+            UserError: settings, items or models are not those that the run began with.
+        """
+        contents = {
+            "settings": digest(_without_places(settings.config)),
+            "items": items,
+            "models": digest([candidate.fingerprint for candidate in pool.candidates]),
+        }
+        # Analyses of a finished run may take other settings.
+        if (settings.run_dir / "report.json").exists():
+            contents = {}
+        self.order = SearchOrder(settings.run_dir, contents)
         self._settings = settings
         self._executor = executor
         self._pool = pool.merge_pool
@@ -118,7 +142,7 @@ class FileWorkers(Workers):
         self._progress = progress
         self.min_items = executor.min_items
         soups = asked_soups(settings.run_dir)
-        self._folders = {asked_soup(folder).key: folder for folder in soups.values()}
+        self._folders = soups_by_key(soups)
         self._last = max(soups, default=0)
         # {key: how it is listed} of what this run waits for; what has no place yet is not listed.
         self._waiting: dict[str, str] = {}
@@ -131,12 +155,12 @@ class FileWorkers(Workers):
         return len(self._waiting) if self._full else self._executor.open
 
     def put(self, request: Request) -> Response | None:
-        items = [item.fingerprint for item in request.items]
-        key = digest([request.recipe.fingerprint, request.benchmark, items])
+        key = key_of(request)
         folder = self._folders.get(key)
-        records = answers(folder) if folder is not None else ()
-        if records:
-            return Response(records=records, seconds=0.0)
+        if folder is not None:
+            records = answers(folder, [item.id for item in request.items])
+            if records:
+                return Response(records=records, seconds=0.0)
         if key not in self._waiting:
             self._waiting[key] = self._place(key, folder, request)
             self._requests[key] = request
@@ -186,7 +210,8 @@ class FileWorkers(Workers):
         assert isinstance(evaluator, CommandEvaluator)
         content = AskedSoup(
             key=key,
-            items=tuple(item.id for item in request.items),
+            items=[item.id for item in request.items],
+            categories=[item.category for item in request.items],
             higher_is_better=evaluator.higher_is_better,
         )
         folder = self._settings.run_dir / "asked" / str(self._last + 1)
@@ -278,15 +303,16 @@ class OrderedEvaluation(Evaluation):
     def slots(self) -> int:
         if self.order.next is None:
             return 0 if self._done else super().slots
-        verb, request = self.order.next
+        verb, request, _ = self.order.next
         # All that is open was asked before: this request may be as well.
         return request if verb == "ask" else 0
 
     def submit(self, request: Request) -> None:
         """Take a request of a search, whose first one has number 1."""
+        key = key_of(request)
         if request.number == 1:
-            self.order.begin_search()
-        self.order.take(("ask", request.number))
+            self.order.begin_search(key)
+        self.order.take(("ask", request.number, key))
         super().submit(request)
 
     def collect(self) -> tuple[Request, ItemScores]:
@@ -297,7 +323,16 @@ class OrderedEvaluation(Evaluation):
             number = self.order.next[1]
         while number not in numbers:
             self._workers.take()
-        self.order.take(("tell", number))
         # `super` takes the first.
         self._done.rotate(-numbers.index(number))
+        self.order.take(("tell", number, key_of(self._done[0].request)))
         return super().collect()
+
+
+def _without_places(value: Json) -> Json:
+    """A configuration without what may differ between machines."""
+    if isinstance(value, Mapping):
+        return {key: _without_places(value[key]) for key in value if key not in PLACES}
+    if isinstance(value, list):
+        return [_without_places(entry) for entry in value]
+    return value

@@ -14,7 +14,7 @@ from souping.analysis.front import FRONT, FrontPoint, FrontResult
 from souping.analysis.guards import read_guards
 from souping.checkpoints.pool import Pool
 from souping.core.fields import Count, Seed, check_arguments, pick
-from souping.core.files import expanded
+from souping.core.files import expanded, near_folder
 from souping.core.folders import discard, missing_folders
 from souping.core.protocols import BenchmarkItems, Evaluator, Objective, Selector, Strategy, Tracker
 from souping.core.reading import read
@@ -213,11 +213,11 @@ def soup(
     Raises:
         UserError: the models do not fit each other, or `out` is there already.
     """
+    check_arguments(soup, locals())
     from souping.pipeline import merge_only
 
     folder = expanded(out, "out")
     merge_only.free_target(folder)
-    check_arguments(soup, {"merge": merge})
     common = _common(models, merge, None, "merge", 0, Path(store), folder.parent, folder)
     if isinstance(weights, Mapping):
         weights = _in_order(weights, [candidate.name for candidate in common["pool"].resolve()])
@@ -234,13 +234,15 @@ def select(table: str | Path | ScoreMatrix, selector: Selector | None = None) ->
     Raises:
         UserError: the table cannot be read, has too few models or categories, or `selector` chose what it must not.
     """
-    check_arguments(select, {"selector": selector})
+    check_arguments(select, locals())
     if not isinstance(table, ScoreMatrix):
         table = _scores_at(expanded(table))
     return (selector or _soce(Mean())).select_checked(table)
 
 
 def _scores_at(path: Path) -> ScoreMatrix:
+    if not path.exists():
+        raise UserError(f"table={path}: no such file or folder{near_folder(path)}")
     if not path.is_dir():
         return read_table(path)
     logs = LogScores(path=str(path))
@@ -263,10 +265,6 @@ def _common(
     run_dir: Path,
     out: Path,
 ) -> dict[str, Any]:
-    if isinstance(models, str | Path):
-        raise UserError(
-            f"{str(models)!r} is one model: give a list of folders, or {{name: folder}}"
-        )
     if isinstance(models, Mapping):
         pool = Pool(candidates=[{"name": key, "path": str(path)} for key, path in models.items()])
     else:
@@ -289,6 +287,8 @@ def _benchmark(items: ItemSource) -> BenchmarkItems:
         return ListedItems(listed=list(items))
     if isinstance(items, str | Path):
         return Benchmark(path=str(items))
+    if not isinstance(items, BenchmarkItems):
+        raise UserError(f"items={items!r:.60} must be a file, a list of items, or a benchmark")
     return items
 
 

@@ -4,31 +4,34 @@ Each soup is a folder `asked/ID`. `ask` writes them and `tell` takes their resul
 run on any machine that sees the folder: a soup appears with all of its files, and its answers appear at once.
 
 `order.jsonl` has the order in which searches requested answers and took them, so that a repeated run takes the same
-path: with several open soups an optimiser's proposals depend on which results it has seen. The first line is the folder
-where the run was started, as seen from its own. Each other line is an event, `[search, "ask" or "tell", request]`.
+path: with several open soups an optimiser's proposals depend on which results it has seen. The first line has the
+folder where the run was started, as seen from its own, and digests of what must stay as it was. Each other line is an
+event, `[search, "ask" or "tell", request, key]`; a search has the name of its first key.
 """
 
 from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Any, Literal, TypedDict
 
-from souping.core.files import expanded, nearby, write_atomically
+from annotated_types import Interval
+
+from souping.core.fields import load, load_lines
+from souping.core.files import expanded, folder_at, nearby, write_atomically
 from souping.core.open_files import lock
-from souping.core.reading import read
-from souping.core.text import listed
-from souping.core.types import Names, Record, Request, UserError, frozen
+from souping.core.text import listed, shown
+from souping.core.types import Outcome, Record, Request, UserError, digest
+from souping.core.unit import SCORE_ROUNDING
 from souping.evaluate.command import ITEMS_FILE
 from souping.evaluate.logged import item_line, records_by_item
 from souping.logs import sources
-from souping.logs.records import read_object
 from souping.merge.soup_files import RECIPE
 
 REQUEST = "request.json"
@@ -39,38 +42,86 @@ MODEL_FOLDER = "model"
 OUT = "out"
 """Empty folder for the log of an evaluation."""
 ORDER_FILE = "order.jsonl"
-Event = tuple[Literal["ask", "tell"], int]
-RECORD = ("item", "score", "output", "prompt_key", "outcome", "reason")
-"""Fields of a record that a log decides."""
+ID = re.compile("[1-9][0-9]{0,8}")
+"""Name of a soup's folder; others in `asked` are somebody's copies."""
+PLACES = frozenset(("allow_code", "open", "write"))
+PLACES |= {"candidates", "path", "like", "base", "carry", "names", "out", "dir"}
+"""Settings that may differ between one `ask` and the next: names of files and folders, and how soups are handed out.
+What they lead to may not."""
+Verb = Literal["ask", "tell"]
+Event = tuple[Verb, int, str]
 
 
-@frozen
-class AskedSoup:
-    """What `request.json` says: the digest of what is requested, the items, and the direction of scores."""
+class AskedSoup(TypedDict):
+    """What `request.json` says: the key of what is requested, the items with their categories, and the direction of
+    scores."""
 
     key: str
-    items: Names
+    items: list[str]
+    categories: list[str]
     higher_is_better: bool
+
+
+class ToldAnswer(TypedDict):
+    """Line of `answers.jsonl`: what a log decides of a record."""
+
+    item: str
+    score: Annotated[float, Interval(ge=-SCORE_ROUNDING, le=1 + SCORE_ROUNDING)]
+    output: str
+    prompt_key: str
+    outcome: Outcome
+    reason: str
+
+
+class OrderHead(TypedDict):
+    """First line of `order.jsonl`."""
+
+    home: str
+    settings: str
+    items: str
+    models: str
 
 
 def asked_soups(run_dir: Path) -> dict[int, Path]:
     """{ID: folder} of the soups that a run ever asked for."""
-    folders = {
-        int(path.parent.name): path.parent for path in run_dir.glob(f"asked/[0-9]*/{REQUEST}")
-    }
+    folders = {}
+    for path in run_dir.glob(f"asked/*/{REQUEST}"):
+        if ID.fullmatch(path.parent.name):
+            folders[int(path.parent.name)] = path.parent
     return dict(sorted(folders.items()))
 
 
+def soups_by_key(soups: Mapping[int, Path]) -> dict[str, Path]:
+    """{key of a request: folder} (UserError if two folders have one key: one is a copy)."""
+    folders = dict[str, Path]()
+    for folder in soups.values():
+        first = folders.setdefault(asked_soup(folder)["key"], folder)
+        if first != folder:
+            raise UserError(f"{folder} is a copy of {first}: remove it")
+    return folders
+
+
 def asked_soup(folder: Path) -> AskedSoup:
-    return read(AskedSoup, read_object(folder / REQUEST))
+    soup: AskedSoup = load(folder / REQUEST, AskedSoup)
+    return soup
 
 
-def answers(folder: Path) -> tuple[Record, ...]:
-    """The records that were told; none if there are none yet."""
+def key_of(request: Request) -> str:
+    """Digest of what is requested."""
+    items = [item.fingerprint for item in request.items]
+    return digest([request.recipe.fingerprint, request.benchmark, items])
+
+
+def answers(folder: Path, items: Sequence[str]) -> tuple[Record, ...]:
+    """The records that were told; none if there are none yet (UserError if they are not of these items)."""
     path = folder / ANSWERS
     if not path.exists():
         return ()
-    return tuple(Record(**json.loads(line)) for line in path.read_text().splitlines())
+    lines = load_lines(path, ToldAnswer)
+    keys = ToldAnswer.__annotations__.keys()
+    if [line["item"] for line in lines] != items or any(line.keys() != keys for line in lines):
+        raise UserError(f"{path}: not what `tell` wrote: remove it, and tell the log again")
+    return tuple(Record(**line) for line in lines)
 
 
 @contextmanager
@@ -84,7 +135,7 @@ def new_soup(folder: Path, request: Request, content: AskedSoup) -> Iterator[Pat
         (stage / RECIPE).write_text(json.dumps(request.recipe.as_dict(), indent=1))
         lines = "".join(item_line(item) + "\n" for item in request.items)
         (stage / ITEMS_FILE).write_text(lines, encoding="utf-8")
-        (stage / REQUEST).write_text(json.dumps(asdict(content)))
+        (stage / REQUEST).write_text(json.dumps(content))
         yield stage
         stage.rename(folder)
     finally:
@@ -130,17 +181,20 @@ def _content(folder: Path, source: Path) -> bytes:
     logs = sources.read(_log_in(source), lower=None)
     if len(logs) > 1:
         raise UserError(f"{source} has {len(logs)} runs: give each soup a log of its own")
-    logged = records_by_item(logs[0], soup.higher_is_better, "correct that file, and tell it again")
-    missing = [item for item in soup.items if item not in logged]
+    items = soup["items"]
+    categories = dict(zip(items, soup["categories"], strict=False))
+    fix = "correct that file, and tell it again"
+    logged = records_by_item(logs[0], categories, soup["higher_is_better"], fix)
+    missing = [item for item in items if item not in logged]
     if missing:
         raise UserError(
-            f"{source} has no score for {len(missing)} of {len(soup.items)} items ({listed(missing, 3)})\n"
+            f"{source} has no score for {len(missing)} of {len(items)} items ({listed(missing, 3)})\n"
             f"tell a log of all items in {folder / ITEMS_FILE}, or {folder.name}={FAILED_JOB}"
         )
     lines = ""
-    for item in soup.items:
+    for item in items:
         record = vars(logged[item])
-        lines += json.dumps({name: record[name] for name in RECORD}) + "\n"
+        lines += json.dumps({name: record[name] for name in ToldAnswer.__annotations__}) + "\n"
     return lines.encode()
 
 
@@ -159,54 +213,72 @@ class SearchOrder:
     """The events of the file, which one process at a time has. `next` is what the current search did next, None if
     that is not decided yet."""
 
-    def __init__(self, run_dir: Path) -> None:
+    def __init__(self, run_dir: Path, contents: Mapping[str, str]) -> None:
+        """`contents` are digests of the settings, items and models (UserError if the run began with others)."""
         self._path = run_dir / ORDER_FILE
         self._file = self._path.open("a+b")
         lock(self._file.fileno())
-        self._file.seek(0)
-        data = self._file.read()
-        # A killed process may have left half a line.
-        self._file.truncate(data.rfind(b"\n") + 1)
-        lines = data[: data.rfind(b"\n") + 1].splitlines()
+        lines = read_order(run_dir)
         self.is_new = not lines
+        self._file.seek(0)
+        # A killed process may have left half a line.
+        self._file.truncate(self._file.read().rfind(b"\n") + 1)
         if self.is_new:
-            self._write(os.path.relpath(os.getcwd(), run_dir.resolve()))
-        self._searches: dict[int, deque[Event]] = {}
-        self._number = 0
-        for line in lines[1:]:
-            search, verb, request = json.loads(line)
-            self._searches.setdefault(search, deque()).append((verb, request))
+            self._write({"home": os.path.relpath(os.getcwd(), run_dir.resolve()), **contents})
+        for name, content in contents.items():
+            if lines and lines[0][name] != content:
+                raise self._error(f"the {name} of this run have changed")
+        self._searches: dict[str, deque[Event]] = {}
+        self._search = ""
+        for search, verb, request, key in lines[1:]:
+            self._searches.setdefault(search, deque()).append((verb, request, key))
 
-    def _write(self, line: str | list[str | int]) -> None:
+    def _error(self, what: str) -> UserError:
+        fix = "restore them, or start another run: the answers are in the store"
+        return UserError(f"{nearby(self._path)}: {what}\n{fix}")
+
+    def _write(self, line: Mapping[str, str] | list[str | int]) -> None:
         self._file.write(json.dumps(line).encode() + b"\n")
         self._file.flush()
         os.fsync(self._file.fileno())
 
     @property
     def next(self) -> Event | None:
-        events = self._searches.get(self._number)
+        events = self._searches.get(self._search)
         return events[0] if events else None
 
-    def begin_search(self) -> None:
-        self._number += 1
+    def begin_search(self, key: str) -> None:
+        self._search = key
 
     def take(self, event: Event) -> None:
         """Follow the file, or write what happens for the first time (UserError if the file has something else)."""
         if self.next is None:
-            self._write([self._number, *event])
+            self._write([self._search, *event])
         elif self.next == event:
-            self._searches[self._number].popleft()
+            self._searches[self._search].popleft()
         else:
-            raise UserError(
-                f"{nearby(self._path)}: this search asks for other soups than before: its items, models or settings "
-                "have changed\nrestore them, or start another run: the answers are in the store"
+            raise self._error(
+                "this search asks for other soups than before: its items, models or settings have changed"
             )
 
     def close(self) -> None:
         self._file.close()
 
 
+def read_order(run_dir: Path) -> list[Any]:
+    """The lines of a run's order; none if its start was killed before the first one was written."""
+    return load_lines(run_dir / ORDER_FILE, OrderHead, tuple[str, Verb, int, str])
+
+
 def home_of(run_dir: Path) -> Path:
-    """The folder where a run was started."""
-    with (run_dir / ORDER_FILE).open(encoding="utf-8") as lines:
-        return run_dir.resolve() / str(json.loads(lines.readline()))
+    """The folder where a run was started; this one if nobody knows (UserError if there is no such folder)."""
+    lines = read_order(run_dir)
+    if not lines:
+        return Path.cwd()
+    home = run_dir.resolve() / lines[0]["home"]
+    folder = folder_at(str(home))
+    if folder is None:
+        raise UserError(
+            f"{run_dir / ORDER_FILE}: the run was started in {shown(str(home))}, which is no folder here"
+        )
+    return folder

@@ -68,7 +68,9 @@ def prepare(settings: RunSettings, store: Store, progress: Progress) -> Prepared
     workers: Workers
     kind: type[Evaluation] = Evaluation
     if isinstance(settings.executor, FilesExecutor):
-        workers = FileWorkers(settings, settings.executor, pool, evaluators, progress)
+        workers = FileWorkers(
+            settings, settings.executor, pool, evaluators, progress, folds.content
+        )
         kind = OrderedEvaluation
     else:
         workers = _start_workers(settings, pool, evaluators, store)

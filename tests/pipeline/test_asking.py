@@ -21,7 +21,7 @@ from typing import Any
 import pytest
 
 from souping.analysis import Analysis
-from souping.core.types import UserError
+from souping.core.types import Record, UserError
 from souping.pipeline import asking, open_soups
 from souping.pipeline.analyses import analyse
 from tests.conftest import ROOT, Cli, Outcome, command_line, pool_of, report_of
@@ -30,6 +30,11 @@ from tests.support.lab import write_log
 COMMAND = "evaluator.command='no-such-program {model} {items} {out}'"
 OWN = {"cost", "provenance", "rebuild"}
 """Parts of a report that say how and where it was made."""
+
+
+def told(folder: Path) -> tuple[Record, ...]:
+    """The records of a soup, as the next `ask` reads them."""
+    return open_soups.answers(folder, open_soups.asked_soup(folder)["items"])
 
 
 class Lab:
@@ -59,7 +64,7 @@ class Lab:
     @property
     def open(self) -> list[int]:
         soups = open_soups.asked_soups(self.run)
-        return [number for number, folder in soups.items() if not open_soups.answers(folder)]
+        return [number for number, folder in soups.items() if not told(folder)]
 
     @property
     def done(self) -> bool:
@@ -249,8 +254,8 @@ def test_a_repeated_search_takes_results_in_the_order_of_the_first(lab: Lab) -> 
         lab.answer(lab.open[-1])
         lab.ask(4).ok()
     events = [json.loads(line) for line in (lab.run / "order.jsonl").read_text().splitlines()[1:]]
-    told = [number for _, verb, number in events if verb == "tell"]
-    assert told != sorted(told)
+    order = [number for _, verb, number, _ in events if verb == "tell"]
+    assert order != sorted(order)
     report = report_of(lab.run)
     (lab.run / "report.json").unlink()
     lab.ask(4).ok()
@@ -326,7 +331,7 @@ def test_a_killed_tell_loses_nothing(two: Lab, place: Any, name: str, after: boo
         with pytest.raises(Killed):
             lab.tell("1")
     lab.tell("1").ok()
-    assert open_soups.answers(lab.soup(1))
+    assert told(lab.soup(1))
     assert not (lab.soup(1) / "model").exists()
 
 
@@ -337,11 +342,11 @@ def test_half_a_line_of_the_order_is_left_out_and_another_order_is_refused(lab: 
         lab.ask(8).ok()
     before = (lab.run / "order.jsonl").read_text()
     with (lab.run / "order.jsonl").open("a") as file:
-        file.write('[1, "te')
+        file.write('["a", "te')
     assert ids(lab.ask(8).ok().out) == lab.open
     assert (lab.run / "order.jsonl").read_text() == before
     with (lab.run / "order.jsonl").open("a") as file:
-        file.write('[1, "ask", 99]\n')
+        file.write(json.dumps([json.loads(before.splitlines()[-1])[0], "ask", 99, "x"]) + "\n")
     lab.ask(8).refused("order.jsonl", "other soups than before")
 
 
@@ -404,7 +409,7 @@ def test_two_tells_at_once(two: Lab) -> None:
         thread.join()
     assert sorted(outcomes.values()) == ["refused", "told"]
     (winner,) = [log for log, said in outcomes.items() if said == "told"]
-    scores = [record.score for record in open_soups.answers(lab.soup(1))]
+    scores = [record.score for record in told(lab.soup(1))]
     rows = winner.read_text().splitlines()[1:]
     assert scores == [float(row.rsplit(",", 1)[1]) for row in rows]
 
@@ -567,10 +572,10 @@ def test_other_harnesses_tell_by_task_and_id(tmp_path: Path) -> None:
     soup = tmp_path / "asked" / "1"
     soup.mkdir(parents=True)
     items = [f"pick/{number}" for number in range(8)]
-    content = {"key": "k", "items": items, "higher_is_better": True}
+    content = {"key": "k", "items": items, "categories": ["pick"] * 8, "higher_is_better": True}
     (soup / "request.json").write_text(json.dumps(content))
     assert open_soups.tell(soup, str(data)) == "told"
-    assert [record.item for record in open_soups.answers(soup)] == items
+    assert [record.item for record in told(soup)] == items
     # A folder that holds nothing else stands for its content.
     shutil.copytree(data, soup / "out" / "log")
     assert "nothing changes" in open_soups.tell(soup, "")

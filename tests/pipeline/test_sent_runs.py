@@ -1,0 +1,215 @@
+"""Run folders that somebody sent: links, edited files, copies, and settings that are not those of the run."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from pathlib import Path
+
+import pytest
+
+from souping.core.types import UserError
+from souping.pipeline import open_soups
+from souping.pipeline.open_soups import asked_soups, soups_by_key
+from tests.conftest import Cli
+from tests.pipeline.test_asking import Lab
+
+
+@pytest.fixture
+def lab(souping: Cli, family: Path, tmp_path: Path) -> Lab:
+    lab = Lab(souping, family, tmp_path)
+    lab.start("executor.open=2").ok()
+    return lab
+
+
+def state_of(folder: Path) -> dict[str, bytes]:
+    files = sorted(path for path in folder.rglob("*") if path.is_file())
+    return {str(path.relative_to(folder)): path.read_bytes() for path in files}
+
+
+LINKED = (
+    "run.log",
+    "order.jsonl",
+    "config.yaml",
+    "asked",
+    "asked/1",
+    "asked/1/failed",
+    "asked/1/request.json",
+    "asked/1/.lock",
+    "plots",
+)
+
+
+@pytest.mark.parametrize("name", LINKED)
+@pytest.mark.parametrize("kind", ["symbolic", "hard"])
+def test_nothing_is_written_through_a_link(lab: Lab, name: str, kind: str) -> None:
+    place = lab.run / name
+    outside = lab.place / "outside"
+    outside.mkdir()
+    target = outside / place.name
+    if place.exists():
+        place.rename(target)
+    else:
+        target.write_text("mine")
+    if kind == "symbolic":
+        place.symlink_to(target)
+    elif target.is_dir():
+        pytest.skip("folders have no hard links")
+    else:
+        os.link(target, place)
+    before = state_of(outside)
+    lab.ask().refused(name)
+    lab.tell("1=failed").refused(name)
+    lab.souping("run=run", "analysis=[wins]").refused(name)
+    assert state_of(outside) == before
+
+
+@pytest.mark.parametrize("name", ["answers.jsonl", "request.json", "recipe.json"])
+def test_a_pipe_is_refused_before_anything_waits_for_it(lab: Lab, name: str) -> None:
+    place = lab.soup(1) / name
+    place.unlink(missing_ok=True)
+    os.mkfifo(place)
+    lab.ask().refused(name)
+    lab.tell("2=failed").refused(name)
+
+
+def test_only_numbers_name_soups_and_a_copy_under_another_number_is_refused(lab: Lab) -> None:
+    for name in ("1 copy", "1.bak", "01", "-1", "0", "9" * 20, "\u00b2"):
+        shutil.copytree(lab.soup(1), lab.run / "asked" / name)
+    lab.ask(2).ok()
+    assert list(asked_soups(lab.run)) == [1, 2]
+    shutil.copytree(lab.soup(1), lab.soup(99))
+    lab.ask(2).refused("asked/99", "asked/1")
+    with pytest.raises(UserError, match="copy"):
+        soups_by_key(asked_soups(lab.run))
+
+
+def edited(lab: Lab, **changes: object) -> None:
+    """Answers of the first soup, of which each line has these `changes`."""
+    lines = []
+    for item in open_soups.asked_soup(lab.soup(1))["items"]:
+        line = {"item": item, "score": 1.0, "output": "", "prompt_key": "", "reason": ""}
+        lines.append(json.dumps({**line, "outcome": "finished", **changes}) + "\n")
+    (lab.soup(1) / "answers.jsonl").write_text("".join(lines))
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"score": 5},
+        {"score": -0.5},
+        {"score": float("nan")},
+        {"score": 10**400},
+        {"score": "x"},
+        {"score": True},
+        {"item": "another"},
+        {"outcome": "another"},
+        {"more": 1},
+        {"output": [[]] * 200},
+    ],
+    ids=str,
+)
+def test_edited_answers_are_refused(lab: Lab, changes: dict[str, object]) -> None:
+    edited(lab, **changes)
+    store = (lab.place / "run.sqlite").read_bytes()
+    lab.ask().refused("asked/1/answers.jsonl")
+    assert (lab.place / "run.sqlite").read_bytes() == store
+
+
+def test_answers_as_tell_writes_them_are_taken(lab: Lab) -> None:
+    edited(lab)
+    lab.ask(2).ok()
+    assert 1 not in lab.open
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        '"..\n',
+        "5\n",
+        "null\n",
+        "{}\n",
+        "\n",
+        "{\n",
+        "\udcff\n",
+        '{"home": "\\u0000"}\n',
+        "[" * 9999 + "\n",
+    ],
+)
+def test_an_edited_order_is_refused(lab: Lab, text: str) -> None:
+    (lab.run / "order.jsonl").write_bytes(text.encode("utf-8", "surrogateescape"))
+    lab.ask().refused("order.jsonl")
+
+
+@pytest.mark.parametrize(
+    "line", ["5", "null", "", "[1]", '[1, "ask", 1, "x"]', '["a", "ask", true, "x"]']
+)
+def test_an_edited_event_is_refused(lab: Lab, line: str) -> None:
+    with (lab.run / "order.jsonl").open("a") as file:
+        file.write(line + "\n")
+    lab.ask().refused("order.jsonl")
+
+
+@pytest.mark.parametrize("text", ["", '{"home": "..'])
+def test_an_order_whose_first_line_was_not_written_is_begun_again(lab: Lab, text: str) -> None:
+    before = (lab.run / "order.jsonl").read_text()
+    (lab.run / "order.jsonl").write_text(text)
+    lab.ask(2).ok()
+    assert (lab.run / "order.jsonl").read_text() == before
+
+
+@pytest.mark.parametrize("home", ["nowhere", "a\0b", "$(touch made)"])
+def test_a_home_that_is_no_folder_is_refused(lab: Lab, home: str) -> None:
+    path = lab.run / "order.jsonl"
+    head = json.loads(path.read_text())
+    path.write_text(json.dumps({**head, "home": home}) + "\n")
+    lab.ask().refused("order.jsonl")
+
+
+@pytest.mark.parametrize(
+    "word", ["margin=7", "selector.k=3", "seed=2", "limit=3", "guard=5", "analysis=[wins]"]
+)
+def test_ask_goes_on_with_the_settings_of_the_run_alone(lab: Lab, word: str) -> None:
+    before = state_of(lab.run / "asked")
+    lab.ask(2, word).refused("order.jsonl", "settings")
+    assert state_of(lab.run / "asked") == before
+
+
+def test_places_may_differ(lab: Lab) -> None:
+    (lab.place / "run.sqlite").rename(lab.place / "moved.sqlite")
+    lab.ask(2, "store.path=moved.sqlite", "allow_code=true").ok()
+
+
+@pytest.mark.parametrize("text", ["", "null", "# nothing", "[]", "5"])
+def test_a_configuration_that_is_no_mapping_is_refused(lab: Lab, text: str) -> None:
+    (lab.run / "config.yaml").write_text(text)
+    lab.ask().refused("config.yaml")
+
+
+@pytest.mark.parametrize("value", ["[a]", "{a: b}", "[[]]", "5"])
+def test_a_target_that_is_no_text_is_refused(lab: Lab, value: str) -> None:
+    path = lab.run / "config.yaml"
+    path.write_text(path.read_text().replace("souping.selection.TopK", value, 1))
+    assert value in path.read_text()
+    lab.ask().refused("config.yaml", "_target_")
+
+
+@pytest.mark.parametrize(
+    ("column", "code"), [("category", 0), ("task", 2)], ids=["another category", "another task"]
+)
+def test_scores_of_other_tasks_under_the_same_ids_do_not_count(
+    lab: Lab, column: str, code: int
+) -> None:
+    lines = []
+    for text in (lab.soup(1) / "items.jsonl").read_text().splitlines():
+        item = json.loads(text)
+        row = {"item": item["id"], "category": item["category"], "score": 1}
+        lines += [row, {**row, column: "of another benchmark", "score": 0}]
+    log = lab.place / "log.jsonl"
+    log.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    outcome = lab.tell(f"1={log}")
+    assert outcome.code == code
+    if code == 0:
+        answers = open_soups.answers(lab.soup(1), open_soups.asked_soup(lab.soup(1))["items"])
+        assert {record.score for record in answers} == {1.0}
