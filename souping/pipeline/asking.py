@@ -35,7 +35,7 @@ from souping.pipeline.open_soups import (
     FAILED_JOB,
     MODEL_FOLDER,
     OUT,
-    PLACES,
+    PLACE_KEYS,
     AskedSoup,
     SearchOrder,
     answers,
@@ -332,7 +332,7 @@ class OrderedEvaluation(Evaluation):
 def _without_places(value: Json) -> Json:
     """A configuration without what may differ between machines."""
     if isinstance(value, Mapping):
-        return {key: _without_places(value[key]) for key in value if key not in PLACES}
+        return {key: _without_places(value[key]) for key in value if key not in PLACE_KEYS}
     if isinstance(value, list):
         return [_without_places(entry) for entry in value]
     return value
