@@ -34,8 +34,8 @@ from souping.pipeline.models import OpenPool
 from souping.pipeline.open_soups import (
     FAILED_JOB,
     MODEL_FOLDER,
+    MOVABLE_KEYS,
     OUT,
-    PLACE_KEYS,
     AskedSoup,
     SearchOrder,
     answers,
@@ -332,7 +332,7 @@ class OrderedEvaluation(Evaluation):
 def _without_places(value: Json) -> Json:
     """A configuration without what may differ between machines."""
     if isinstance(value, Mapping):
-        return {key: _without_places(value[key]) for key in value if key not in PLACE_KEYS}
+        return {key: _without_places(value[key]) for key in value if key not in MOVABLE_KEYS}
     if isinstance(value, list):
         return [_without_places(entry) for entry in value]
     return value

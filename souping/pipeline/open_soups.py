@@ -44,8 +44,8 @@ OUT = "out"
 ORDER_FILE = "order.jsonl"
 ID = re.compile("[1-9][0-9]{0,8}")
 """Name of a soup's folder; others in `asked` are somebody's copies."""
-PLACE_KEYS = frozenset(("allow_code", "open", "write"))
-PLACE_KEYS |= {"candidates", "path", "like", "base", "carry", "names", "out", "dir"}
+MOVABLE_KEYS = frozenset(("allow_code", "open", "write"))
+MOVABLE_KEYS |= {"candidates", "path", "like", "base", "carry", "names", "out", "dir"}
 """Settings that may differ between one `ask` and the next: names of files and folders, and how soups are handed out.
 What they lead to may not."""
 Verb = Literal["ask", "tell"]
