@@ -1,19 +1,22 @@
 """Models of the Hub, downloaded by huggingface_hub into its own cache.
 
-Everything that talks to the Hub runs in a child process (`core.child.call`): a slow answer costs neither the
-run's time nor its memory, and Ctrl-C ends it within seconds. A revision becomes a commit when its files are listed.
-From that list souping picks weights, config, tokenizer and chat templates by name, and never code.
+Everything that talks to the Hub runs in a child process (`core.child.call`), which Ctrl-C ends within seconds. What the
+Hub says (lists, small files, headers) is read within bounds of time and memory; weights take what they need, so that
+they can come by Xet, the Hub's fast path. A revision becomes a commit when its files are listed. From that list souping
+picks weights, config, tokenizer and chat templates by name, and never code.
 """
 
 from __future__ import annotations
 
 import errno
 import fnmatch
+import math
 import os
 import re
 import shutil
+import sys
 import tempfile
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor, wait
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
@@ -46,9 +49,6 @@ LOGIN = f"`{SIGN_IN}`"
 WORKERS = 8
 LISTING = 600.0
 """Seconds within which the lists, small files and headers of a pool must arrive."""
-DOWNLOAD_TIMEOUT_S = 240.0
-SLOWEST = 100_000
-"""A download may take `DOWNLOAD_TIMEOUT_S` seconds and a second more for so many bytes."""
 
 # Names
 
@@ -130,21 +130,21 @@ def fetch(
 
     Raises:
         UserError: a model is missing, private or gated, has no such revision or no weights that souping reads, the Hub
-            cannot be reached or is too slow, HF_HUB_OFFLINE=1 and the model is not cached, the disk is too small, or
-            `check` refused.
+            cannot be reached or is too slow to list it, HF_HUB_OFFLINE=1 and the model is not cached, the disk is too
+            small, or `check` refused.
     """
     with tempfile.TemporaryDirectory(prefix="souping-headers-") as scratch:
         place = None if check is None else Path(scratch)
-        sources = _in_child(prepare, (list(names.values()), allow_pickle, place), LISTING)
+        sources = _in_child(prepare, (list(names.values()), allow_pickle, place))
         models = dict(zip(names, sources, strict=True))
         listings = [source for source in sources if isinstance(source, Listing)]
-        need = sum(sum(listing.missing.values()) for listing in listings)
+        need = _total(listing.missing for listing in listings)
         if need:
             _check_disk(need)
             readable = all(listing.sketch or not listing.missing for listing in listings)
             if check is not None and readable:
                 _check_headers(models, check)
-            _in_child(download, (listings,), DOWNLOAD_TIMEOUT_S + need / SLOWEST, report)
+            _in_child(download, (listings,), bounded=False, report=report)
     fetched = dict[str, Fetched]()
     for key, model in models.items():
         if isinstance(model, Listing):
@@ -165,7 +165,7 @@ def sizes(name: HubName, allow_pickle: bool = False) -> dict[str, int]:
     Raises:
         UserError: as `fetch`.
     """
-    (source,) = _in_child(prepare, ([name], allow_pickle, None, False), LISTING)
+    (source,) = _in_child(prepare, ([name], allow_pickle, None, False))
     if isinstance(source, Fetched):
         return {path.name: path.stat().st_size for path in source.folder.iterdir()}
     return {**source.side, **source.weights}
@@ -186,28 +186,42 @@ def cached(name: HubName, allow_pickle: bool = False) -> Path | None:
 def _in_child(
     function: Callable[..., T],
     arguments: tuple[object, ...],
-    seconds: float,
+    *,
+    bounded: bool = True,
     report: ProgressCallback | None = None,
 ) -> T:
     """The result of a function that talks to the Hub; offline it finds the cache at once."""
     if constants.HF_HUB_OFFLINE:
         return function(*arguments)
-    # Xet takes more memory than the child may have; over HTTP eight files arrive at a time
     settings = {
         "HF_ENDPOINT": constants.ENDPOINT,
         "HF_HUB_CACHE": constants.HF_HUB_CACHE,
-        "HF_HUB_DISABLE_XET": "1",
+        "HF_TOKEN_PATH": constants.HF_TOKEN_PATH,
+        "HF_HUB_OFFLINE": "0",
     }
-    settings |= {"HF_TOKEN_PATH": constants.HF_TOKEN_PATH, "HF_HUB_OFFLINE": "0"}
+    seconds = math.inf
+    memory = sys.maxsize
+    if bounded:
+        settings["HF_HUB_DISABLE_XET"] = "1"  # it takes more memory
+        seconds = LISTING
+        memory = CHILD_MEMORY_BYTES
     try:
-        return call(function, arguments, seconds=seconds, environment=settings, report=report)
+        return call(
+            function,
+            arguments,
+            seconds=seconds,
+            memory=memory,
+            environment=settings,
+            report=report,
+        )
     except TimeoutError:
         raise UserError(
             f"the Hub ({constants.ENDPOINT}) did not finish its answer within {seconds:.0f} s"
         ) from None
     except MemoryError:
         raise UserError(
-            f"the Hub ({constants.ENDPOINT}): its answer took over {CHILD_MEMORY_BYTES >> 30} GiB of memory"
+            f"the Hub ({constants.ENDPOINT}): its answer took too much memory "
+            "(weights take less with HF_HUB_DISABLE_XET=1)"
         ) from None
 
 
@@ -310,6 +324,10 @@ def weight_file(names: Collection[str], allow_pickle: bool) -> str:
     return next((name for name in order if name in names), "")
 
 
+def _total(files: Iterable[Sizes]) -> int:
+    return sum(sum(sizes.values()) for sizes in files)
+
+
 def _size(path: Path) -> int:
     with suppress(FileNotFoundError):
         return path.stat().st_size
@@ -351,18 +369,15 @@ def prepare(
 def download(listings: Sequence[Listing], report: ProgressCallback | None = None) -> None:
     """Download the weights that are missing. If that fails or is interrupted, the files in flight are removed."""
     missing = [listing.missing for listing in listings]
-    paths = list[Path]()
-    for listing, files in zip(listings, missing, strict=True):
-        paths.extend(listing.folder / file for file in files)
-    total = sum(sum(files.values()) for files in missing)
+    total = _total(missing)
     _limit(missing)
     work = ThreadPoolExecutor(1).submit(lambda: list(map(_download, listings, missing)))
     try:
         while not work.done():
             wait([work], 0.2)
             if report is not None:
-                done = sum(max(0, _size(path)) for path in [*paths, *_parts()])
-                report(min(total, done), total)
+                complete = total - _total(map(Listing.absent, listings, missing))
+                report(min(total, complete + sum(map(_written, _parts()))), total)
         work.result()
     except BaseException:
         for part in _parts():
@@ -370,12 +385,20 @@ def download(listings: Sequence[Listing], report: ProgressCallback | None = None
         raise
 
 
-def _parts() -> list[Path]:
+def _parts() -> set[Path]:
     """Incomplete files that this process is writing. Those of other processes look the same, but are not ours."""
     import psutil
 
-    paths = [file.path for file in psutil.Process().open_files()]
-    return [Path(path) for path in paths if path.endswith(".incomplete")]
+    # The client and Xet have the same file open.
+    files = psutil.Process().open_files()
+    return {Path(file.path) for file in files if file.path.endswith(".incomplete")}
+
+
+def _written(path: Path) -> int:
+    """Bytes of a file that is being written, in blocks of 512: the size counts holes, and Xet writes in any order."""
+    with suppress(FileNotFoundError):
+        return path.stat().st_blocks * 512
+    return 0
 
 
 def _limit(files: Sequence[Sizes]) -> None:

@@ -174,13 +174,13 @@ def call(
     arguments: tuple[object, ...],
     *,
     seconds: float,
+    memory: int = CHILD_MEMORY_BYTES,
     environment: Mapping[str, str] | None = None,
     report: ProgressCallback | None = None,
 ) -> T:
     """`Child.call` in a process for this call alone; `environment` is added to this process's own."""
-    with closing(
-        Child(lambda: {**package_environment(), "MALLOC_ARENA_MAX": "2", **(environment or {})})
-    ) as child:
+    settings = {**package_environment(), "MALLOC_ARENA_MAX": "2", **(environment or {})}
+    with closing(Child(lambda: settings, memory)) as child:
         return child.call(function, arguments, seconds, report)
 
 

@@ -186,38 +186,69 @@ def test_child_fetches_weights_larger_than_small_files(hub: Hub, ant: dict[str, 
     assert (folder / SINGLE).read_bytes() == data
 
 
-@pytest.mark.parametrize(
-    "number", [signal.SIGINT, pytest.param(signal.SIGKILL, marks=pytest.mark.slow)]
-)
-def test_child_that_ends_by_a_signal_leaves_no_part(hub: Hub, tmp_path: Path, number: int) -> None:
+@pytest.fixture
+def xet(hub: Hub, monkeypatch: pytest.MonkeyPatch) -> Hub:
+    """org/big on the Hub, for clients that have the stand-in for Xet."""
+    monkeypatch.setenv("PYTHONPATH", f"{ROOT / 'tests' / 'support' / 'xet'}:{ROOT}")
     hub.add("org/big", {"config.json": b"{}", SINGLE: DATA})
+    hub.xet = True
     hub.stall = 25_000_000
-    environment = {
-        **os.environ,
-        "PYTHONPATH": str(ROOT),
-        "HF_ENDPOINT": hub.url,
-        "HF_HUB_OFFLINE": "0",
-    }
+    return hub
+
+
+def test_child_counts_what_xet_has_written_and_not_the_holes(xet: Hub) -> None:
+    seen: list[int] = []
+
+    def report(done: int, total: int) -> None:
+        assert total == len(DATA)
+        if done:
+            seen.append(done)
+            xet.awake.set()
+
+    folder = online.fetch_one(named("org/big"), report=report).folder
+    assert (folder / SINGLE).read_bytes() == DATA
+    assert not xet.bodies(SINGLE)  # it came by Xet
+    assert seen[0] < 2 << 20  # the last MiB is there, the rest is a hole
+    assert seen[-1] == len(DATA)
+
+
+@pytest.mark.parametrize(
+    ("by_xet", "number"),
+    [
+        (True, signal.SIGINT),
+        pytest.param(False, signal.SIGINT, marks=pytest.mark.slow),
+        pytest.param(True, signal.SIGKILL, marks=pytest.mark.slow),
+        pytest.param(False, signal.SIGKILL, marks=pytest.mark.slow),
+    ],
+)
+def test_child_that_ends_by_a_signal_leaves_no_part(
+    xet: Hub, family: Path, tmp_path: Path, by_xet: bool, number: int
+) -> None:
+    """The signal goes to the process group, as a terminal sends it. The weights never end."""
+    xet.xet = by_xet
+    environment = {**os.environ, "HF_ENDPOINT": xet.url, "HF_HUB_OFFLINE": "0"}
     environment |= {"HF_HUB_CACHE": str(tmp_path / "hub"), "HF_HUB_DOWNLOAD_TIMEOUT": "600"}
+    pool = f"pool.candidates=[{family / 'ant'},{family / 'bee'}]"
+    merge = ["+experiment=merge", pool, "optimiser.weights=[0.5,0.5]", "out=soup"]
+    merge += ["merge.method=task_arithmetic", "merge.base=org/big"]
     process = subprocess.Popen(
-        [
-            sys.executable,
-            "-c",
-            "from souping.checkpoints import hub; hub.fetch_one(hub.parse('org/big'))",
-        ],
+        [sys.executable, "-m", "souping", *merge],
+        cwd=tmp_path,
         env=environment,
         stderr=subprocess.DEVNULL,
+        start_new_session=True,
         preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
     )
     while process.poll() is None and received() < 20_000_000:
         time.sleep(0.02)
     assert process.poll() is None
-    process.send_signal(number)
-    process.wait()
+    os.killpg(process.pid, number)
+    assert process.wait() == {signal.SIGINT: 130, signal.SIGKILL: -signal.SIGKILL}[number]
     while parts():  # a killed run cannot wait for its child, which notices it
         time.sleep(0.02)
-    hub.stall = None
-    hub.awake.set()
+    assert not (tmp_path / "soup").exists()
+    xet.stall = None
+    xet.awake.set()
     assert fetch("org/big").folder.joinpath(SINGLE).read_bytes() == DATA
 
 

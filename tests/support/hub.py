@@ -62,8 +62,9 @@ class User:
 class Hub:
     """The server and what it holds. `log` is every request: (method, path, Range).
 
-    With `stall` a body stops at that byte until `awake` is set; `down` answers 503. Hostile: `lies` replaces what is
-    listed of a path, `garbage` the whole list; bodies that are `endless`, lists that `drip` or `flood`.
+    With `stall` a body stops after so many bytes until `awake` is set; `down` answers 503. With `xet` large files are
+    offered to the stand-in for Xet too (`tests/support/xet`). Hostile: `lies` replaces what is listed of a path,
+    `garbage` the whole list; bodies that are `endless`, lists that `drip` or `flood`.
     """
 
     def __init__(self) -> None:
@@ -73,7 +74,7 @@ class Hub:
         self.log: list[tuple[str, str, str]] = []
         self.stall: int | None = None
         self.awake = threading.Event()
-        self.down = self.endless = self.drip = self.flood = False
+        self.down = self.endless = self.drip = self.flood = self.xet = False
         self.lies: dict[str, dict[str, Any]] = {}
         self.garbage: Any = None
         self._server = ThreadingHTTPServer(
@@ -195,7 +196,7 @@ class Handler(BaseHTTPRequestHandler):
         self._begin(206 if asked else 200, {**headers, "Content-Length": str(end - start)})
         with suppress(ConnectionError):  # the client has seen enough
             for place in range(start, end if self.command == "GET" else start, CHUNK):
-                if self.hub.stall is not None and place >= self.hub.stall:
+                if self.hub.stall is not None and place - start >= self.hub.stall:
                     self.wfile.flush()
                     self.hub.awake.wait(600)
                 self.wfile.write(data[place : min(place + CHUNK, end)])
@@ -308,10 +309,24 @@ class Handler(BaseHTTPRequestHandler):
             if len(data) >= LARGE
             else {}
         )
+        if self.hub.xet and len(data) >= LARGE:
+            route = f"{self.hub.url}/api/models/{name}/xet-read-token/{oid}"
+            headers |= {"X-Xet-Hash": _hash(data), "X-Xet-Refresh-Route": route}
         if self.hub.endless and self.command == "GET":
             self._begin(200, headers)
             return self._never_end(b"x" * CHUNK)
         return self._send_file(data, headers)
+
+    def xet_token(self, name: str) -> None:
+        token = {"X-Xet-Cas-Url": self.hub.url, "X-Xet-Access-Token": "t"}
+        self.send(200, {}, {**token, "X-Xet-Token-Expiration": str(1 << 40)})
+
+    def xet_file(self, oid: str) -> None:
+        for repo in self.hub.repos.values():
+            for data in repo.head.values():
+                if _hash(data) == oid:
+                    return self._send_file(data, {})
+        return self.send(404, {})
 
     def whoami(self) -> None:
         if self.user is None:
@@ -396,6 +411,8 @@ ROUTES = [
     (rf"GET /api/models/{NAME}/revision/(?P<revision>.+)", "info"),
     (rf"GET /api/models/{NAME}/tree/(?P<revision>[^/]+)/?", "tree"),
     (rf"GET /api/models/{NAME}/auth-check", "auth"),
+    (rf"GET /api/models/{NAME}/xet-read-token/.+", "xet_token"),
+    (r"GET /xet/(?P<oid>[0-9a-f]{64})", "xet_file"),
     (rf"POST /api/models/{NAME}/preupload/(?P<revision>.+)", "preupload"),
     (rf"POST /api/models/{NAME}/commit/(?P<revision>.+)", "commit"),
     (rf"POST /{NAME}\.git/info/lfs/objects/batch", "batch"),
@@ -433,7 +450,7 @@ def serving(cache: Path) -> Iterator[Hub]:
     with pytest.MonkeyPatch.context() as patch:
         for key, value in settings.items():
             patch.setattr(constants, key, value)
-        for key in ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN", "HF_XET_HIGH_PERFORMANCE"):
+        for key in ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN", "HF_HUB_DISABLE_XET"):
             patch.delenv(key, raising=False)
         try:
             yield hub
