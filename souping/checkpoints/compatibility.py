@@ -414,7 +414,7 @@ def compare_tokenizers(
         if _tokenizer_files(checkpoint) != files:
             right = read_tokenizer(checkpoint)
             notes += _compare_pair(a, b, left, right, vocab)
-            notes += _compare_settings(f"tokenizers of {a} and {b}", left, right, carry, texts)
+            notes += _compare_settings(a, b, left, right, carry, texts)
     return notes
 
 
@@ -454,7 +454,7 @@ def _compare_pair(a: str, b: str, left: Tokenizer, right: Tokenizer, vocab: str)
 
 
 def _compare_settings(
-    names: str, left: Tokenizer, right: Tokenizer, carry: str | None, texts: Sequence[str]
+    a: str, b: str, left: Tokenizer, right: Tokenizer, carry: str | None, texts: Sequence[str]
 ) -> list[str]:
     """A note if settings differ (UserError: a text is encoded differently, and soups do not `carry` one tokenizer)."""
     x = left.settings
@@ -462,7 +462,7 @@ def _compare_settings(
     fields = [field for field in {**x, **y} if x.get(field) != y.get(field)]
     if not fields or left.present != right.present:
         return []
-    what = f"{names} differ in {listed(fields, 3)}"
+    what = f"tokenizers of {a} and {b} differ in {listed(fields, 3)}"
     if left.ids.keys() != right.ids.keys():
         return [what]
     if carry is not None:
@@ -476,7 +476,7 @@ def _compare_settings(
         return [f"{what}, and encode alike"]
     raise UserError(
         f"{what} ({x.get(fields[0])!s:.80} and {y.get(fields[0])!s:.80}): {difference}. The vocabularies are equal, so "
-        "merge.carry=NAME gives soups with that candidate its tokenizer"
+        f"merge.carry={b} gives soups with that candidate its tokenizer"
     )
 
 
@@ -491,7 +491,7 @@ def _templates(a: str, b: str, left: Tokenizer, right: Tokenizer) -> list[str]:
             "(base with instruct) is not advised"
         ]
     return [
-        f"the chat template of {b} differs from that of {a}: a soup carries one of them (merge.carry=NAME)"
+        f"the chat template of {b} differs from that of {a}: a soup carries one of them (merge.carry={b})"
     ]
 
 

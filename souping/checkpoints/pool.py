@@ -268,6 +268,11 @@ def weigh(candidate: Candidate, allow_pickle: bool = False, rules: Path | None =
             )
         files = hub.sizes(online, allow_pickle) if online else {}
     except (UserError, OSError) as error:
+        near = near_folder(candidate.path)
+        if near and not candidate.path.exists():
+            # A name that is on the Hub, or in its cache, has no error.
+            what = f"candidate {candidate.name}: {candidate.path} is not a folder"
+            raise UserError(f"{what}{near}") from error
         trouble = first_line(error)
         if isinstance(error, UserError):
             lack = Missing.from_error(error)

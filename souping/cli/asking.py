@@ -14,7 +14,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from souping.core.arguments import positive
+from souping.core.arguments import Arguments, positive
 from souping.core.fields import pick
 from souping.core.files import error_text, expanded
 from souping.core.folders import check_unlinked
@@ -111,8 +111,8 @@ def take_results(arguments: Sequence[str]) -> int:
     return status
 
 
-def _parser(verb: str) -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+def _parser(verb: str) -> Arguments:
+    parser = Arguments(
         prog=f"python -m souping {verb}",
         description=HELP[verb],
         formatter_class=argparse.RawTextHelpFormatter,

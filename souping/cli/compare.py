@@ -15,7 +15,7 @@ from typing import Any
 from souping.cli.process import stop
 from souping.comparison.api import AVERAGES, LogSource, compare
 from souping.comparison.verdict import FAIL_ON, WORDS, Word
-from souping.core.arguments import positive
+from souping.core.arguments import Arguments, points, positive
 from souping.core.fields import pick
 from souping.core.files import error_text, expanded
 from souping.core.folders import write_files
@@ -149,15 +149,15 @@ def _words(text: str) -> list[Word]:
     return [word for word in WORDS if word in words]
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+def _parser() -> Arguments:
+    parser = Arguments(
         prog="python -m souping compare", description=__doc__, epilog=EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )  # fmt: skip
     add = parser.add_argument
     add("logs", nargs="+", metavar="NAME=LOG", help="two or more models; the first is the baseline")
     add("--baseline", metavar="NAME", help="the baseline, if it is not the first")
-    add("--margin", type=float, metavar="POINTS", help="a loss that does not matter")
+    add("--margin", type=points, metavar="POINTS", help="a loss that does not matter")
     add(
         "--policy",
         metavar="FILE",

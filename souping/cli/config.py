@@ -15,8 +15,8 @@ from hydra import compose as hydra_compose
 from hydra.core.config_store import ConfigStore
 from omegaconf import DictConfig, OmegaConf
 
+from souping.cli.advice import key_advice
 from souping.core.fields import Count, Form, Hint, Seed, fits, hints_of, mismatch
-from souping.core.text import nearest
 from souping.core.types import Json, UserError
 from souping.pipeline.settings import (
     GROUP_KINDS,
@@ -144,7 +144,7 @@ def check(config: Mapping[str, Any]) -> None:
     known = [f.name for f in fields(Config)]
     for key in config:
         if key not in known:
-            raise UserError(f"{key} is not a key{near_key(key, config, known)}")
+            raise UserError(f"{key} is not a key{key_advice(key, known)}")
     hints = {**hints_of(RootKeys), **CHOICES, "store.path": str}
     for key, value in {**config, "store.path": config["store"]["path"]}.items():
         holds_parts = key == "store" or (key in ("also", "analysis") and fits(value, hints[key]))
@@ -168,14 +168,6 @@ def key_of(path: str) -> str:
             yield where.removeprefix(".")
 
     return next(keys(CHECKED, ""), "")
-
-
-def near_key(key: str, config: Mapping[str, Any], known: Iterable[str]) -> str:
-    """`; did you mean GROUP.KEY?` if a group has a key of this name, else the nearest of the root's."""
-    for group in GROUPS:
-        if key in (config.get(group) or ()):
-            return f"; did you mean {group}.{key}?"
-    return nearest(key, known)
 
 
 def setting_mismatch(value: Json, hint: Hint) -> str | None:

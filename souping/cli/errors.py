@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import re
+import sys
 import sysconfig
 import tempfile
 import traceback
@@ -12,11 +14,12 @@ from importlib.metadata import distributions
 from pathlib import Path
 
 from hydra.errors import HydraException, OverrideParseException
-from omegaconf import OmegaConf
+from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 
+from souping.cli.advice import joined, key_advice, value_advice
 from souping.cli.commands import COMMANDS, misplaced
-from souping.cli.config import PACKAGE, USER_CODE, key_of, near_key
+from souping.cli.config import PACKAGE, USER_CODE, key_of
 from souping.cli.help import choices, groups
 from souping.core.files import error_text
 from souping.core.text import first_line, nearest, safe, stripped_lines
@@ -147,6 +150,10 @@ def explain(error: BaseException) -> str:
     if isinstance(error, OverrideParseException):
         if error.override in (*COMMANDS, "help"):
             return misplaced(error.override)
+        if together := joined(sys.argv[1:], str(error.override)):
+            return f"{error.override}: an override has no spaces: write {together}"
+        if "=" not in str(error.override):
+            return f"{error.override} is not an override: write KEY=VALUE"
         return (
             f"cannot read the override {error.override}\n"
             "values that hold ( ) , = ~ # or spaces need quotes inside the shell's own: 'key=\"a (b)\"'"
@@ -159,11 +166,17 @@ def explain(error: BaseException) -> str:
         options = choices(group)
     if options:
         # An unknown choice of a group.
-        where = lines[0]
-        if group and where.startswith("In 'config'"):
-            plus = "+" * (group == "experiment")
-            where = f"{plus}{group}={choice}: there is no such choice"
-        return f"{where}{nearest(choice, options)}\nchoices: {', '.join(options)}"
+        plus = "+" * (group == "experiment")
+        where = f"{plus}{group}={choice}: there is no such choice"
+        near = nearest(choice, options)
+        if not near or re.search("[./]", choice) or os.path.exists(choice):
+            key = value_advice(group, choice)
+            near = f"; for a value write {key}" if key else near
+        return f"{where}{near}\nchoices: {', '.join(options)}"
+    if match := re.match("Could not override '(.+)'", str(error)):
+        return (
+            f"{match[1]} is not a key here{key_advice(match[1], _known_keys(error), sys.argv[1:])}"
+        )
     remarks = (
         "full_key:",
         "object_type=",
@@ -175,25 +188,20 @@ def explain(error: BaseException) -> str:
     message = [line for line in lines if not line.startswith(remarks)][:2]
     if not message:
         message = [type(error).__name__]
-    message[0] = message[0].rstrip(".") + _nearest_key(error)
+    message[0] = message[0].rstrip(".")
     # Hydra names the override, its cause the fault.
     if len(message) == 1 and error.__cause__ is not None:
         cause = first_line(error.__cause__)
         if "Key '" not in cause:
             message.append(cause)
+        if number := re.match(r"Value '([\d.]+)\D+' of type 'str'", cause):
+            message[1] += f": write the number alone, {number[1]}"
     return "\n".join(message)
 
 
-def _nearest_key(error: BaseException) -> str:
-    """The nearest name to the key that OmegaConf did not know."""
-    cause: BaseException | None = error
-    while cause is not None:
-        node = getattr(cause, "parent_node", None)  # OmegaConf's
-        match = re.search(r"Key '([^']+)' (?:is )?not in", str(cause))
-        if node is not None and match and OmegaConf.is_dict(node):
-            keys = [str(key) for key in node if not str(key).startswith("_")]
-            return (
-                near_key(match.group(1), node, keys) or f"; known keys: {', '.join(keys) or 'none'}"
-            )
-        cause = cause.__cause__
-    return ""
+def _known_keys(error: BaseException) -> list[str]:
+    """The keys beside the one that OmegaConf did not know."""
+    node = getattr(error.__cause__, "parent_node", None)  # OmegaConf's
+    if not isinstance(node, DictConfig):
+        return []
+    return [str(key) for key in node if not str(key).startswith("_")]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import re
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -16,9 +17,10 @@ from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig
 
 from souping.checkpoints.layouts import shows
-from souping.cli.config import drop_replaced, register, resolved
+from souping.cli.advice import VALUE, value_advice
+from souping.cli.config import GROUPS, drop_replaced, register, resolved
 from souping.cli.errors import format_error
-from souping.cli.help import folder
+from souping.cli.help import choices, folder
 from souping.cli.process import interrupts_raise, stop
 from souping.cli.run_folder import CLAIM, claim, discard_refused
 from souping.cli.settings import as_yaml, settings_of, unresolved
@@ -34,8 +36,19 @@ def start() -> None:
     """Compose and run the command line, once or, with `-m`, for each combination."""
     register()
     sys.argv[1:] = options_first(sys.argv[1:])
+    _refuse_values(sys.argv[1:])
     _compose_once()
     hydra.main(version_base="1.3", config_path=str(folder()), config_name="config")(run)()
+
+
+def _refuse_values(words: Sequence[str]) -> None:
+    """Refuse a list, a mapping or a number where the name of a choice belongs (UserError): Hydra would fall over it."""
+    for word in words:
+        group, _, value = word.partition("=")
+        names = set(re.findall(r"[^\[\], ]+", value))
+        if group in GROUPS and VALUE.fullmatch(value) and not names <= set(choices(group)):
+            advice = value_advice(group, value) or f"{group}={' or '.join(choices(group))}"
+            raise UserError(f"{word:.60} is not the name of a choice: write {advice}")
 
 
 def options_first(words: Sequence[str]) -> list[str]:
@@ -46,7 +59,10 @@ def options_first(words: Sequence[str]) -> list[str]:
     """
 
     def refuse(message: str) -> NoReturn:
-        raise UserError(f"{message}; options: python -m souping --hydra-help")
+        advice = "options: python -m souping --hydra-help"
+        if match := re.search(r"arguments: --([\w.]+)[ =]?(\S*)", message):
+            advice = f"settings have no dashes: write {match[1]}={match[2] or 'VALUE'}"
+        raise UserError(f"{message}; {advice}")
 
     parser = get_args_parser()
     setattr(parser, "error", refuse)  # noqa: B010  # what mypy takes for a mistake

@@ -80,7 +80,7 @@ def _do() -> None:
     if {"-sc", "--shell-completion"} & {*sys.argv[1:]} and completed():
         return
     # A word without `=` is a command.
-    if re.fullmatch(r"[a-z][a-z_-]*", first):
+    if re.fullmatch(r"[a-z][a-z_-]*", first) and not "".join(arguments).startswith("="):
         pick(first, COMMANDS, "command", " (overrides: KEY=VALUE)")
         sys.argv[1:] = as_overrides(first, arguments)
     sys.argv[1:] = map(_at_home, sys.argv[1:])

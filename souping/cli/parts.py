@@ -16,6 +16,7 @@ from typing import Any
 from hydra.utils import get_object
 from omegaconf import MISSING
 
+from souping.cli.advice import key_advice
 from souping.cli.also import also_node
 from souping.cli.config import (
     CHECKED,
@@ -30,7 +31,7 @@ from souping.cli.config import (
 )
 from souping.core.fields import Hint, hints_of
 from souping.core.protocols import ScoreSource
-from souping.core.text import first_line, is_user_code, listed, nearest, source_of
+from souping.core.text import first_line, is_user_code, listed, source_of
 from souping.core.types import Json, JsonObject, Names, UserError
 from souping.pipeline.settings import (
     GROUP_KINDS,
@@ -139,7 +140,8 @@ def build_part(node: Json, kind: Hint, where: str) -> Any:
     for key in settings:
         if key not in known:
             name = str(node["_target_"]).rsplit(".", 1)[-1]
-            raise UserError(f"{where}.{key} is not a key of {where}={name}{nearest(key, known)}")
+            advice = key_advice(f"{where}.{key}", known)
+            raise UserError(f"{where}.{key} is not a key of {where}={name}{advice}")
     values = {
         key: _setting(value, hints.get(key, Any), where, key) for key, value in settings.items()
     }

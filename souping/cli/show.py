@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from itertools import islice
 from pathlib import Path
 
-from souping.core.arguments import positive
+from souping.core.arguments import Arguments, positive
 from souping.core.fields import pick
 from souping.core.files import expanded
 from souping.core.reading import read
@@ -76,8 +76,8 @@ def _reached(samples: Sequence[Sample]) -> str:
     return next((fold for fold in reversed(FOLDS) if fold in scored), "select")
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+def _parser() -> Arguments:
+    parser = Arguments(
         prog="python -m souping show",
         description=SHOW_HELP,
         formatter_class=argparse.RawTextHelpFormatter,

@@ -3,8 +3,28 @@
 from __future__ import annotations
 
 import argparse
+import re
+from typing import NoReturn
+
+from souping.core.types import UserError
 
 LONGEST_TIMEOUT_S = 1e7
+
+
+class Arguments(argparse.ArgumentParser):
+    """Parser of a command, whose errors are one line."""
+
+    def error(self, message: str) -> NoReturn:
+        raise UserError(f"{message}; help: {self.prog} --help")
+
+
+def points(text: str) -> float:
+    """A number of points, for `argparse`."""
+    number = re.match(r"[-+\d.e]*", text)
+    assert number is not None
+    if number[0] != text:
+        raise argparse.ArgumentTypeError(f"{text!r}: write the number alone, {number[0] or 2}")
+    return float(text)
 
 
 def positive(text: str) -> int:

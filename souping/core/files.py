@@ -52,13 +52,18 @@ def folder_at(text: str | None) -> Path | None:
 
 
 def near_folder(path: str | Path) -> str:
-    """`; did you mean FOLDER?` if a folder with nearly this name is beside the one that is missing."""
+    """`; did you mean FOLDER?` if there is a folder whose path differs from the missing one in a nearly equal name."""
     missing = Path(path)
+    below = Path()
     with suppress(OSError, UserError):
+        while missing.name and not expanded(missing).parent.is_dir():
+            below = missing.name / below
+            missing = missing.parent
         names = [folder.name for folder in expanded(missing).parent.iterdir() if folder.is_dir()]
-        near = get_close_matches(missing.name, names, n=1)
-        if near:
-            return f"; did you mean {missing.with_name(near[0])}?"
+        for name in get_close_matches(missing.name, names, n=1):
+            near = missing.with_name(name) / below
+            if expanded(near).is_dir():
+                return f"; did you mean {near}?"
     return ""
 
 

@@ -50,7 +50,7 @@ def unmeasured(ends: Mapping[str, ModelEnds], length_key: str = "") -> str:
     if _lost(ends[worst]) <= REFUSE:
         return ""
     return (
-        f"{_describe(worst, ends[worst])}; such answers count as wrong, so nothing is claimed where they are more than "
+        f"{_describe(worst, ends[worst])}; nothing is claimed where such answers are more than "
         f"{100 * REFUSE:.0f} %. Before the next run {_remedy(ends[worst], length_key)}."
     )
 
@@ -63,7 +63,7 @@ def lost_answers(scores: Mapping[str, ItemScores], where: str, length_key: str =
         return []
     worst = max(affected, key=lambda name: _lost(ends[name]))
     return [
-        f"{where}: answers of {len(affected)} of {len(ends)} models are cut off or missing and count as wrong: "
+        f"{where}: answers of {len(affected)} of {len(ends)} models are cut off or missing: "
         f"{_describe(worst, ends[worst])}: {_remedy(ends[worst], length_key)}"
     ]
 

@@ -7,6 +7,7 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import partial
+from pathlib import Path
 
 from souping.analysis.alternatives import alternatives, routed
 from souping.analysis.guards import Admission, Guard, plan_guards, warnings_of
@@ -168,7 +169,8 @@ class Run(Steps):
     def choose(self) -> Selected | Searched | Frozen:
         """What a reader should know before the first step is printed here."""
         reports = self.settings.limit is None and self.settings.stop_after is None
-        if reports and (looks := self.ledger.announcement(self.report_items)):
+        looks = self.ledger.announcement(self.report_items) if reports else ""
+        if looks and not _repeats(self.settings.run_dir):
             self.progress.say(looks)
         if banner := self.settings.evaluator.prompts.banner():
             self.progress.say(banner)
@@ -501,3 +503,15 @@ class Run(Steps):
         evaluations = self.evaluations.values()
         cost = run_cost(self.settings, state.searched.winner, evaluations, self.workers.lost)
         return replace(report, cost=cost, weights=self.pool.similarity)
+
+
+def _repeats(run_dir: Path) -> bool:
+    """Whether a run beside this one reported with the same configuration: the claim is most likely the same."""
+    own = run_dir / "config.yaml"
+    if not own.is_file():
+        return False
+    for report in run_dir.absolute().parent.glob("*/report.json"):
+        config = report.with_name("config.yaml")
+        if config != own and config.is_file() and config.read_bytes() == own.read_bytes():
+            return True
+    return False

@@ -175,6 +175,8 @@ class MergeSettings:
             settings["merge.names"] = nearby(file)
         if like := read(PoolConfig, self.config.get("pool")).like:
             settings["pool.like"] = nearby(Path(like)) if Path(like).is_dir() else like
+        if base := self.merge.base:
+            settings["merge.base"] = nearby(Path(base)) if Path(base).is_dir() else base
         if merge.allow_pickle:
             settings["merge.allow_pickle"] = "true"
         words = [shlex.quote(f"{key}={quoted(value)}") for key, value in settings.items()]

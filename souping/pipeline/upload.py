@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import re
 import shlex
 from collections.abc import Iterator, Mapping
@@ -76,7 +77,7 @@ def card(report: Report, folder: Path = Path("."), base: str = "") -> str:
         _method(recipe),
         *_evidence(report),
         *_usage(recipe, folder),
-        *_rebuild(recipe, report.rebuild),
+        *_rebuild(recipe, report.rebuild, folder),
     ]
     return "\n\n".join(blocks) + "\n"
 
@@ -103,16 +104,29 @@ def _summary(report: Report) -> str:
     return f"{what}, made with souping{f' for {name}' if name else ''}."
 
 
-def _rebuild(recipe: RecipeSummary, command: str | None) -> list[str]:
-    """How the soup is made again, from the folder that holds this card: the run's own command names its machine."""
+def _rebuild(recipe: RecipeSummary, command: str | None, folder: Path) -> list[str]:
+    """How the soup is made again: by the run's own command where the run was started, which an upload replaces."""
     absent = [name for name in recipe.ingredients if name not in (recipe.sources or {})]
-    text = f"Run it in this folder. {sections.REBUILD}"
+    text = sections.REBUILD
     if absent:
         names = escape_markdown(in_words(absent))
-        text += f" Give the folder of {names}: `'pool.candidates=[{{name: NAME, path: FOLDER}}]'`."
-    overrides = [word for word in shlex.split(clean(command)) if word.startswith(ANYWHERE)]
-    rebuild = "python -m souping +experiment=rebuild recipe=recipe.json out=rebuilt"
-    return ["## Rebuild", text, fenced(" ".join([rebuild, *map(shlex.quote, overrides)]))]
+        text += (
+            f" If it does not find {names}, add `'pool.candidates=[{{name: NAME, path: FOLDER}}]'`."
+        )
+    line = _public_rebuild(clean(command))
+    if command and folder.is_absolute():
+        line = f"cd {shlex.quote(os.getcwd())} && {command}"
+    return ["## Rebuild", text, fenced(line)]
+
+
+def _public_rebuild(command: str, repo: str = "org/soup") -> str:
+    """A rebuild from a repository, with the overrides of a run's command that hold on every machine."""
+    words = [word for word in shlex.split(command) if word.startswith(ANYWHERE)]
+    name = repo.rpartition("/")[2]
+    rebuild = f"python -m souping +experiment=rebuild recipe={name}/recipe.json out={name}-rebuilt"
+    return " ".join(
+        [f"hf download {repo} --local-dir {name} &&", rebuild, *map(shlex.quote, words)]
+    )
 
 
 def _usage(recipe: RecipeSummary, folder: Path) -> list[str]:
@@ -349,6 +363,13 @@ def _public_files(
     if CARD in files:
         text = _bytes(files[CARD]).decode()
     text = re.sub(r'^folder = ".*"(?=  # this folder)', f'folder = "{goal.repo}"', text, flags=re.M)
+    # Names of folders may hold line ends.
+    text = re.sub(
+        r"^(cd|hf download org/soup) .+?(?=\n```)",
+        lambda match: _public_rebuild(match[0], goal.repo),
+        text,
+        flags=re.M | re.S,
+    )
     text = _with_licences(text, _licences(summary, store, online))
     public = {**files, CARD: text.encode()}
     for name in files:

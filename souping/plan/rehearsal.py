@@ -173,9 +173,12 @@ def show_rehearsal(
     if cut := sum(record.outcome != "finished" for record in records):
         print(f"{cut} of {len(records)} answers were cut off or are missing: look at them first")
     most = total_range((timed.seconds() or {"": (0.0, 0.0)}).values())[1]
-    print(
-        f"This run can start and takes at most about {format.seconds(most)}: repeat the command without `check`."
+    takes = (
+        f"at most about {format.seconds(most)}"
+        if most >= 1
+        else "seconds, as its answers are stored"
     )
+    print(f"This run can start and takes {takes}: repeat the command without `check`.")
 
 
 def _answers(

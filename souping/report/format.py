@@ -118,7 +118,9 @@ def escape_markdown(value: Json) -> str:
     text = re.sub(r"([\\`*\[\]|~$])", r"\\\1", clean(value))
     text = re.sub(r"(?<![A-Za-z0-9])_|_(?![A-Za-z0-9])", r"\\_", text)
     text = re.sub(r"^([#+-]|\d+[.)])(?=\s)", r"\\\1", text)
-    return text.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
+    # Before a space, `&` and `<` begin nothing; behind one, `>` ends nothing.
+    text = re.sub("&(?! )", "&amp;", text)
+    return re.sub("(?<! )>", "&gt;", re.sub("<(?! )", "&lt;", text))
 
 
 def in_words(names: Sequence[Json]) -> str:

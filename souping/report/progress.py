@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Self
 
 from souping.core.system import provenance, versions
-from souping.core.text import safe
+from souping.core.text import human, safe
 from souping.report import format
 
 if TYPE_CHECKING:
@@ -169,8 +169,8 @@ class Throughput(Progress):
 
     def _state(self, name: str) -> str:
         seconds = max(time.monotonic() - self._started, 1e-9)
-        done = self._done / 1e9
-        amount = f"{done:.2f} of {(self._total or 0) / 1e9:.2f} GB in {seconds:.1f} s, {done / seconds:.2f} GB/s"
+        of = f"{human(self._done)} of {human(self._total or 0)}"
+        amount = f"{of} in {seconds:.1f} s, {human(int(self._done / seconds))}/s"
         return f"{name}: {amount}" if name else amount
 
 

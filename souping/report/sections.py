@@ -24,7 +24,7 @@ from souping.report.tables import Section, TableGrid, grid, nonempty, table
 
 REBUILD = "It writes the same bytes again, and stops if an ingredient's content differs."
 LOOKS = "Looks are counted in the run's store by exact prompt: a new store, or reworded items, would not be counted."
-LOST = "cut off or missing and count as wrong"
+LOST = "models are cut off or missing"
 
 
 FIGURES = {
@@ -267,8 +267,8 @@ def endings(report: Report) -> list[str]:
             share_lost = (ends.truncated or 0.0) + (ends.unanswered or 0.0)
             shares.append(f"{clean(name)} {percent(share_lost)} %")
         lines.append(
-            f"Answers that were cut off or are missing count as wrong in scores: {in_words(shares)}. "
-            "Missing ones may be right for one model and wrong for the other in differences."
+            f"Answers that were cut off or are missing: {in_words(shares)}. Those cut off are scored as they stand. "
+            "Missing ones count as wrong in scores. In differences they may be right for one model alone."
         )
         if report.verdict and report.verdict.sensitivity:
             lines.append(clean(report.verdict.sensitivity))

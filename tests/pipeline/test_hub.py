@@ -252,7 +252,7 @@ def test_a_card_has_code_that_runs_and_no_path_of_the_machine(
     assert "/home" not in text
     assert "models\\" not in text
     assert front(text).get("base_model", ["a", "b", "org/c"]) == ["a", "b", "org/c"]
-    assert "+experiment=rebuild recipe=recipe.json out=rebuilt merge._target_=mine.Median\n" in text
+    assert " recipe=soup/recipe.json out=soup-rebuilt merge._target_=mine.Median\n" in text
     code = text.split("```python\n")[1].split("```")[0]
     compile(code, "card", "exec")
     assert f"model = {name}.from_pretrained(folder)" in code

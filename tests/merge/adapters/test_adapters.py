@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 import shutil
 import struct
 import tempfile
@@ -386,6 +387,16 @@ def test_a_soup_is_rebuilt_bit_for_bit(
     ).read_bytes()
     souping("+experiment=rebuild", "recipe=soup/recipe.json", "out=again").ok()
     assert files_of(tmp_path / "again") == files_of(tmp_path / "soup")
+    command = (
+        (tmp_path / "soup/README.md").read_text().partition("```bash\n")[2].partition("\n```")[0]
+    )
+    place, words = command.split(" && ")
+    assert place == f"cd {tmp_path}"
+    assert f"merge.base={family / 'base'}" in words
+    (tmp_path / "outputs/store.sqlite").unlink()
+    candidates = settings[-2].replace("[mine,", f"[{tmp_path / 'mine'},")
+    souping(*shlex.split(words)[3:], candidates).ok()
+    assert files_of(tmp_path / "rebuilt") == files_of(tmp_path / "soup")
     weights = tmp_path / "mine" / "adapter_model.safetensors"
     raw = bytearray(weights.read_bytes())
     raw[-1] ^= 1
