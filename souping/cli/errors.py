@@ -173,7 +173,8 @@ def explain(error: BaseException) -> str:
             key = value_advice(group, choice)
             near = f"; for a value write {key}" if key else near
         return f"{where}{near}\nchoices: {', '.join(options)}"
-    if match := re.match("Could not override '(.+)'", str(error)):
+    match = re.match("Could not override '(.+)'", str(error))
+    if match and match[1] not in groups():
         return (
             f"{match[1]} is not a key here{key_advice(match[1], _known_keys(error), sys.argv[1:])}"
         )

@@ -68,6 +68,8 @@ def test_a_typo_is_answered_with_what_to_type(
     given = words.split()
     if given[0] == "plan":
         given += pool_of(family)[1:]
+    if given[0].startswith("+"):
+        given += pool_of(family)
     souping(*given).refused(*needles)
 
 

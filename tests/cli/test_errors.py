@@ -51,7 +51,7 @@ FILES = {
         ("optimiser.budget=1", ["optimiser.budget=1", "search fold"]),
         ("merge.carry=ent", ["merge.carry=ent", "did you mean ant"]),
         ("seed=x", ["seed=x", "Integer"]),
-        ("selector=3", ["Config group"]),
+        ("selector=3", ["selector=3", "selector=all"]),
         ("a(b=c", ["cannot read the override", "quotes"]),
         ("+temperature=0.5", ["evaluator.temperature"]),
         ("store.path=/proc/nothing/s", ["/proc/nothing"]),
