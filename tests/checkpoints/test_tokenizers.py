@@ -117,7 +117,7 @@ def test_a_refusal_names_field_values_text_and_the_way_out(tmp_path: Path, case:
     folders = family(tmp_path, 2)
     for tables in ((BPE, changed(BPE, place, value)), (changed(BPE, place, value), BPE)):
         save(folders, *tables)
-        with pytest.raises(UserError, match=r"merge\.carry=NAME") as refusal:
+        with pytest.raises(UserError, match=r"merge\.carry=m1") as refusal:
             preflight(opened(folders)[0])
         assert all(
             needle in str(refusal.value) for needle in [*needles, "' is encoded differently"]

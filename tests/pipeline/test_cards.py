@@ -113,7 +113,8 @@ def test_the_card_of_adapters_names_their_base_as_the_hub_knows_it(
         "library_name": "peft",
         "tags": ["lora", "merge", "souping"],
     }
-    assert "private" not in text
+    # An upload replaces the rebuild line.
+    assert "private" not in text.partition("## Rebuild")[0]
     souping(*words, "merge.adapters=merge", "out=full").ok()
     full = data_of((tmp_path / "full/README.md").read_text())
     assert (full["base_model_relation"], full["library_name"]) == ("merge", "transformers")
@@ -140,6 +141,8 @@ def test_a_sent_card_has_a_licence_only_if_all_ingredients_have_the_same(
 ) -> None:
     souping(*full_models(family, tmp_path, bee=bee), "upload=me/soup").ok()
     text = hub.repos["me/soup"].head["README.md"].decode()
+    assert str(tmp_path) not in text
+    assert "recipe=soup/recipe.json out=soup-rebuilt" in text
     data = data_of(text)
     assert {key: data[key] for key in data if key.startswith("license")} == expected
     assert text.count("## Licence") == 1

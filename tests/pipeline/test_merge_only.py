@@ -7,6 +7,7 @@ import json
 import math
 import os
 import re
+import shlex
 import shutil
 import subprocess
 import sys
@@ -301,6 +302,8 @@ def check_commands(run: Path, out: str, start: Path) -> None:
     (command,) = re.findall(r"^  rebuild +(python .*)$", out, re.MULTILINE)
     (card,) = re.findall(r"```bash\n(cd .*)\n```", (run / "soup/README.md").read_text())
     assert card.endswith(f" && {command}")
+    # A copy of a run names the place of the run.
+    card = card.replace(card.partition(" && ")[0], f"cd {shlex.quote(str(start))}")
     if (run / "report.md").exists():
         assert f"```bash\n{command}\n```" in (run / "report.md").read_text()
         page = re.findall(
