@@ -81,10 +81,7 @@ def verdict(
         if mixture is not None:
             difference = f"{mixture.a} minus {mixture.b} is {_points(unit, mixture)}"
             text += f"; {difference} on {mixture.n} search items"
-        return Verdict(
-            claim="keep_single",
-            sentence=f"{text}. The row soup is this model: nothing is left to test.",
-        )
+        return Verdict(claim="keep_single", sentence=f"{text}. Its row is called soup.")
 
     against = {}
     for comparison in comparisons:
