@@ -184,19 +184,18 @@ def check(
     looks: int = 1,
     tests: float = ALPHA / 2 / ADMISSION,
 ) -> Comparison:
-    """Soup minus reference under a guard by the sign-flip test and its inverse: one-sided, 2.5 % divided by `tests`.
+    """Soup minus reference under a guard: one-sided, 2.5 % divided by `tests`.
 
-    Lengths count as ((1 + margin) x reference - soup) / mean reference - margin: the mean is minus the relative growth,
+    A guard on scores must hold for the missing answers of both models. Lengths count as ((1 + margin) x reference - soup) / mean reference - margin: the mean is minus the relative growth,
     and the variance of the bound itself counts.
     """
-    a = soup.values
-    b = reference.values
+    items = one_category(_groups(soup.items))
     if guard.lengths:
         mean = max(float(reference.lengths.mean()), LEAST_LENGTH)
-        a = -soup.lengths / mean
-        b = guard.margin - (1 + guard.margin) * reference.lengths / mean
-    items = one_category(_groups(soup.items))
-    scores = ScoreTable.complete(items, {"soup": a, "reference": b})
+        bound = guard.margin - (1 + guard.margin) * reference.lengths / mean
+        scores = ScoreTable.complete(items, {"soup": -soup.lengths / mean, "reference": bound})
+    else:
+        scores = ScoreTable.measured(items, {"soup": soup, "reference": reference})
     guarded = guard.covers([item.category for item in soup.items])
     return contrast(scores.at(guarded), "soup", "reference", Level(looks, tests))
 

@@ -7,7 +7,6 @@ Shape legend: K checkpoints, I items, R training runs.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -28,10 +27,9 @@ from souping.report.content import (
     WindowRow,
 )
 from souping.search.schedule import windows
-from souping.statistics.comparison import Comparison, contrast
-from souping.statistics.grouped import ZERO_DIFFERENCE
+from souping.statistics.comparison import contrast
 from souping.statistics.levels import Level, over_looks
-from souping.statistics.scores import ItemTable, ScoreTable
+from souping.statistics.scores import Answers, ItemTable, ScoreTable
 
 SOUP_AVERAGE = "average"
 LAST_CHECKPOINT = "last"
@@ -45,14 +43,13 @@ class CheckpointScores:
     """Scores of a run's checkpoints, oldest first, on the items of a fold. A report has them in the `unit`."""
 
     unit: Unit
-    values: FloatArray  # [K, I]
+    checkpoints: Sequence[ItemScores]  # [K]
     table: ItemTable
 
     @classmethod
     def of(cls, unit: Unit, scores: Sequence[ItemScores], objective: Objective) -> CheckpointScores:
         table = ItemTable.of(scores[0].items, objective)
-        values = np.stack([checkpoint.values for checkpoint in scores])
-        return cls(unit=unit, values=values, table=table)
+        return cls(unit=unit, checkpoints=scores, table=table)
 
     def objective(self, values: FloatArray) -> float:
         """Objective of scores [I] as a reader sees it."""
@@ -60,95 +57,71 @@ class CheckpointScores:
 
     def spread(self) -> float | None:
         """Standard deviation between the last checkpoints, None if there are fewer than three."""
-        last = [self.objective(row) for row in self.values[-NEIGHBOURS:]]
+        last = [self.objective(checkpoint.values) for checkpoint in self.checkpoints[-NEIGHBOURS:]]
         if len(last) < 3:
             return None
         return float(np.std(last, ddof=1))
 
     def versus_last(
-        self, average: FloatArray, looks: int = 1, tests: float = 1.0
+        self, average: ItemScores, looks: int = 1, tests: float = 1.0
     ) -> LookDifference:
-        """The average [I] minus the last checkpoint."""
-        return self._versus(LAST_CHECKPOINT, average, self.values[-1], looks, tests)
+        """The average minus the last checkpoint."""
+        return self._versus(LAST_CHECKPOINT, average, self.checkpoints[-1], looks, tests)
 
     def versus_members(
-        self, average: FloatArray, weights: Weights, looks: int = 1, tests: float = 1.0
+        self, average: ItemScores, weights: Weights, looks: int = 1, tests: float = 1.0
     ) -> LookDifference:
-        """The average [I] minus the mean of the checkpoints' scores by the same weights [K]."""
-        mean = np.asarray(weights) @ self.values
+        """The average minus the mean of the checkpoints' scores by the same weights [K]."""
+        shares = np.asarray(weights)
+        mean = ItemScores(
+            items=average.items,
+            values=shares @ np.stack([member.values for member in self.checkpoints]),
+            unanswered=shares @ np.stack([member.unanswered for member in self.checkpoints]),
+        )
         return self._versus(MEMBERS_MEAN, average, mean, looks, tests)
 
     def _versus(
-        self, name: str, average: FloatArray, other: FloatArray, looks: int, tests: float
+        self, name: str, average: ItemScores, other: ItemScores, looks: int, tests: float
     ) -> LookDifference:
-        scores = ScoreTable.complete(self.table, {SOUP_AVERAGE: average, name: other})
-        comparison = contrast(scores, SOUP_AVERAGE, name, Level(looks, tests))
-        return self.at_look(comparison, looks)
+        scores = ScoreTable.measured(self.table, {SOUP_AVERAGE: average, name: other})
+        return self._at_look(scores, name, Level(looks, tests))
 
-    def at_look(self, comparison: Comparison, looks: int) -> LookDifference:
-        """What report.json keeps of a comparison at the `looks`-th look."""
-        p_look = over_looks(comparison.p_value, looks)
+    def over_runs(
+        self, pairs: Sequence[Sequence[ItemScores]], looks: int = 1
+    ) -> LookDifference | None:
+        """Average minus last checkpoint over training runs, (average, last) of each: a claim on the recipe.
+
+        None if there are fewer than two runs, none of which may have chosen the recipe.
+        """
+        if len(pairs) < 2:
+            return None
+        return self._at_look(gains_of_runs(self.table, pairs), LAST_CHECKPOINT, Level(looks))
+
+    def _at_look(self, scores: ScoreTable, other: str, level: Level) -> LookDifference:
+        """What report.json keeps of the average minus another model."""
+        comparison = contrast(scores, SOUP_AVERAGE, other, level)
+        p_look = over_looks(comparison.p_value, level.looks)
         return LookDifference(**comparison.raw(self.unit), p_look=p_look)
 
 
-def over_runs(deltas: FloatArray, table: ItemTable, looks: int = 1) -> Comparison:
-    """Average minus last checkpoint, scores [R, I] of R >= 2 training runs: the mean over the items, and over the runs
-    of which these are a sample.
+def gains_of_runs(items: ItemTable, pairs: Sequence[Sequence[ItemScores]]) -> ScoreTable:
+    """(average, last checkpoint) of R training runs, as if all had the same last checkpoint, the mean of them.
 
-    Its variance is that of items plus that of runs less what both count, never below the larger. The degrees of freedom
-    of Student's t are those of the runs: Satterthwaite's, which mix in those of the items, claim up to twice too often
-    on two or three runs.
+    So the scores differ between runs as the gains do.
     """
-    from scipy.special import stdtr, stdtrit
-
-    count = len(deltas)
-    degrees = count - 1
-    alpha = Level(looks).alpha
-    mean_deltas = deltas.mean(axis=0)
-    pooled = table.grouped(mean_deltas)
-
-    # Variance of the mean by the items, by the runs, and what both of them count: that of the items
-    # of each run around the mean of the runs.
-    of_items = float(pooled.variances.sum())
-    run_means = [table.grouped(run).objective for run in deltas]
-    of_runs = float(np.var(run_means, ddof=1)) / count
-    around_mean = [table.grouped(run) for run in deltas - mean_deltas]
-    interaction = sum(float(run.variances.sum()) for run in around_mean)
-    of_both = interaction / (count - 1) / count
-    error = math.sqrt(max(of_items, of_runs, of_items + of_runs - of_both))
-
-    difference = pooled.objective
-    margin = float(-stdtrit(degrees, alpha / 2)) * error
-    p_value = 1.0
-    if error:
-        p_value = float(2 * stdtr(degrees, -abs(difference) / error))
-    return Comparison(
-        a=SOUP_AVERAGE,
-        b=LAST_CHECKPOINT,
-        difference=difference,
-        low=difference - margin,
-        high=difference + margin,
-        level=1 - alpha,
-        p_value=p_value,
-        test=f"t over {count} training runs and items",
-        n=deltas.shape[1],
-        groups=len(pooled.sums),
-        discordant=float((np.abs(mean_deltas) > ZERO_DIFFERENCE).mean()),
+    runs = []
+    for average, last in pairs:
+        scores = ScoreTable.measured(items, {SOUP_AVERAGE: average, LAST_CHECKPOINT: last})
+        runs.append((scores.answers[SOUP_AVERAGE], scores.answers[LAST_CHECKPOINT]))
+    common = np.mean([last.counted for _, last in runs], axis=0)  # [1, I]
+    gains = Answers(
+        counted=np.concatenate([common + a.counted - last.counted for a, last in runs]),
+        lowest=np.concatenate([common + a.lowest - last.highest for a, last in runs]),
+        highest=np.concatenate([common + a.highest - last.lowest for a, last in runs]),
+        noise=np.full((len(runs), common.size), np.nan),
     )
-
-
-def further_runs(
-    report: CheckpointScores, pairs: Sequence[Sequence[FloatArray]], looks: int
-) -> FurtherRuns:
-    """Differences of (average, last checkpoint) [I] on further runs.
-
-    A claim on the recipe only if there are two or more, none of which chose it.
-    """
-    deltas = np.array([average - last for average, last in pairs])
-    claim = None
-    if len(deltas) > 1:
-        claim = report.at_look(over_runs(deltas, report.table, looks), looks)
-    return FurtherRuns(differences=tuple(map(report.objective, deltas)), claim=claim)
+    equal = Answers.of(np.repeat(common, len(runs), axis=0))
+    return ScoreTable(items=items, answers={SOUP_AVERAGE: gains, LAST_CHECKPOINT: equal})
 
 
 def describe(
@@ -157,16 +130,16 @@ def describe(
     search: CheckpointScores,
     trials: Sequence[Trial],
     report: CheckpointScores,
-    soup: FloatArray,
-    others: Sequence[Sequence[FloatArray]],
+    soup: ItemScores,
+    others: Sequence[Sequence[ItemScores]],
     looks: int,
     categories: tuple[CategoryDifference, ...] = (),
 ) -> TrajectoryResult:
     """`trajectory` of a report.
 
-    `weights` [K] and `soup` [I] are the chosen average's, `soup` on the report fold, of which this is the `looks`-th
-    look; `trials` are the averages that the search evaluated; `others` the (average, last checkpoint) [I] of each
-    further run by the same weights; `categories` the soup minus the last checkpoint in each category.
+    `weights` [K] and `soup` are the chosen average's, `soup` on the report fold, of which this is the `looks`-th look;
+    `trials` are the averages that the search evaluated; `others` the (average, last checkpoint) of each further run by
+    the same weights; `categories` the soup minus the last checkpoint in each category.
     """
     members = trajectory.runs[0].members
     rows = []
@@ -177,10 +150,11 @@ def describe(
             rate=member.rate,
             tokens=member.tokens,
             weight=weight,
-            search=search.objective(search.values[k]),
-            report=report.objective(report.values[k]),
+            search=search.objective(search.checkpoints[k].values),
+            report=report.objective(report.checkpoints[k].values),
         )
         rows.append(row)
+    differences = [report.objective(average.values - last.values) for average, last in others]
     return TrajectoryResult(
         sentences=tuple(trajectory.sentences),
         members=tuple(rows),
@@ -193,7 +167,9 @@ def describe(
             search=search.spread(),
             report=report.spread(),
         ),
-        runs=further_runs(report, others, looks),
+        runs=FurtherRuns(
+            differences=tuple(differences), claim=report.over_runs(others, looks)
+        ),
     )
 
 
@@ -211,7 +187,8 @@ def _windows(
     rows = []
     newest = members[-1]
     for window in evaluated:
-        scores = scores_of[_key(window.weights)]
+        values = scores_of[_key(window.weights)]
+        average = ItemScores(items=search.checkpoints[0].items, values=values)
         oldest = members[-window.length]
         tokens = None
         if newest.tokens is not None and oldest.tokens is not None:
@@ -222,9 +199,9 @@ def _windows(
             checkpoints=window.length,
             steps=newest.step - oldest.step,
             tokens=tokens,
-            objective=search.objective(scores),
-            last=search.versus_last(scores, tests=len(evaluated)),
-            members_mean=search.versus_members(scores, window.weights, tests=len(evaluated)),
+            objective=search.objective(values),
+            last=search.versus_last(average, tests=len(evaluated)),
+            members_mean=search.versus_members(average, window.weights, tests=len(evaluated)),
         )
         rows.append(row)
     return tuple(rows)

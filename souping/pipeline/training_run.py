@@ -31,7 +31,7 @@ def trajectory_evidence(
     # Scores of (average, last checkpoint) of each further training run.
     replicates = []
     for pair in steps.replicates(soup):
-        replicates.append([measured[recipe.id].values for recipe in pair])
+        replicates.append([measured[recipe.id] for recipe in pair])
 
     average = Contender(name="average", kind="soup", recipe=soup)
     last = Contender(name="last", kind="last", recipe=steps.single(names[-1]))
@@ -42,7 +42,7 @@ def trajectory_evidence(
         search,
         winner.trials,
         report,
-        measured[soup.id].values,
+        measured[soup.id],
         replicates,
         looks,
         categories=by_category(unit, [versus_last]),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -161,3 +162,22 @@ def test_known_answers_give_the_discordance_with_its_groups() -> None:
     factor = NEARER * ((1.6449 + 0.8416) / 0.03) ** 2
     assert single == pytest.approx(0.48 * factor, rel=0.12)
     assert grouped == pytest.approx(5 * 0.48 * factor, rel=0.25)
+
+
+def test_a_guard_holds_only_if_it_does_for_the_missing_answers_too() -> None:
+    """The soup lost 5.4 points, but 10 % of the reference's answers are missing: as counted, it gained 2.8."""
+    right = np.arange(1000) < 700
+    missing = ((np.arange(1000) >= 618) & (np.arange(1000) < 718)) * 1.0
+    soup = scores(right & (np.arange(1000) >= 54))
+    counted = scores(right & (missing == 0))
+    reference = replace(counted, unanswered=missing)
+    guard = Guard(name="safe", margin=0.03, categories=("safe",))
+    assert judge([guard], [(soup, counted)])[0].outcome == "held"
+    (check_of_all,) = judge([guard], [(soup, reference)])
+    assert check_of_all.outcome == "undecided"
+    assert check_of_all.difference == pytest.approx(0.028)
+    # If all of the missing answers were right the soup would have lost 7.2 points.
+    all_right = scores(right | (missing > 0))
+    worst = judge([guard], [(soup, all_right)])[0]
+    assert worst.difference == pytest.approx(-0.072)
+    assert check_of_all.low == worst.low

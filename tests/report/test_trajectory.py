@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import numpy as np
 import pytest
+from scipy import stats
 
-from souping.analysis.trajectory import CheckpointScores, describe, over_runs
+from souping.analysis.trajectory import CheckpointScores, describe
 from souping.checkpoints.pool import Trajectory
 from souping.checkpoints.trajectory import Member, TrainingRun
 from souping.core.reading import read, to_json
 from souping.core.scores import Mean
-from souping.core.types import Item, Result, Trial
-from souping.core.unit import BITS_PER_BYTE
+from souping.core.types import FloatArray, Item, ItemScores, Result, Trial
+from souping.core.unit import BITS_PER_BYTE, POINTS
 from souping.report.content import Report, TrajectoryResult
 from souping.report.files import draw
 from souping.report.render import markdown, page
@@ -27,9 +28,12 @@ from tests.support.report import sample
 
 SIZE = 6
 ITEMS = 80
-TABLE = ItemTable.of(
-    [Item(id=str(i), category="xy"[i % 2], prompt=str(i), answer="") for i in range(ITEMS)], Mean()
-)
+FOLD = tuple(Item(id=str(i), category="xy"[i % 2], prompt=str(i), answer="") for i in range(ITEMS))
+TABLE = ItemTable.of(FOLD, Mean())
+
+
+def scored(values: FloatArray) -> ItemScores:
+    return ItemScores(items=FOLD, values=values)
 
 
 def measured(rates: bool, runs: int = 0) -> TrajectoryResult:
@@ -50,7 +54,7 @@ def measured(rates: bool, runs: int = 0) -> TrajectoryResult:
     ]
     run = TrainingRun(folder=Path("run"), trainer="Trainer", members=tuple(members))
     trajectory = Trajectory(runs=(run,), rows=(), others=())
-    scores = CheckpointScores(unit=BITS_PER_BYTE, values=values, table=TABLE)
+    scores = CheckpointScores.of(BITS_PER_BYTE, list(map(scored, values)), Mean())
     better = BITS_PER_BYTE.inner(-0.1)
     trials = [
         Trial(
@@ -68,8 +72,8 @@ def measured(rates: bool, runs: int = 0) -> TrajectoryResult:
     ]
     weights = windows(SIZE)[3].weights
     soup = np.array(weights) @ values + better
-    others = [(soup + dice.normal(0, 1), soup) for _ in range(runs)]
-    return describe(trajectory, weights, scores, trials, scores, soup, others, 1)
+    others = [(scored(soup + dice.normal(0, 1)), scored(soup)) for _ in range(runs)]
+    return describe(trajectory, weights, scores, trials, scores, scored(soup), others, 1)
 
 
 @pytest.mark.parametrize("rates", [True, False])
@@ -128,18 +132,49 @@ def test_a_claim_on_the_recipe_takes_two_further_runs() -> None:
 def test_the_run_is_the_unit() -> None:
     """Of runs without a true difference, few are called different; items alone would call many."""
     dice = np.random.default_rng(1)
+    last = scored(np.zeros(ITEMS))
+    checkpoints = CheckpointScores.of(BITS_PER_BYTE, [last], Mean())
     over = 0
     alone = 0
     draws = 400
     for _ in range(draws):
         deltas = dice.standard_normal((3, 1)) * 0.3 + dice.standard_normal(ITEMS) * 0.5
         deltas = deltas + dice.standard_normal((3, ITEMS))
-        over += over_runs(deltas, TABLE).p_value < 0.05
+        claim = checkpoints.over_runs([(scored(gains), last) for gains in deltas])
+        assert claim is not None
+        over += claim.p_value < 0.05
         alone += _items_alone(deltas.mean(axis=0)) < 0.05
-    assert over <= 0.025 * draws
+    assert over <= 0.05 * draws
     assert alone > 0.1 * draws
 
 
 def _items_alone(values: np.ndarray) -> float:
     table = (TABLE.categories, TABLE.groups, TABLE.coefficients)
     return compare("a", "b", values, np.zeros(ITEMS), *table, draws=199).p_value
+
+
+def test_runs_add_their_variance_to_that_of_the_items() -> None:
+    """Two runs that gain .1 and .3 on every item: mean .2, standard error .1 with one degree of freedom."""
+    last = scored(np.full(ITEMS, 0.5))
+    checkpoints = CheckpointScores.of(POINTS, [last], Mean())
+    pairs = [(scored(np.full(ITEMS, 0.5 + gain)), last) for gain in (0.1, 0.3)]
+    claim = checkpoints.over_runs(pairs)
+    assert claim is not None
+    assert claim.difference == pytest.approx(0.2)
+    assert claim.p_value == pytest.approx(stats.ttest_1samp([0.1, 0.3], 0).pvalue, rel=0.01)
+
+
+def test_missing_answers_of_the_last_checkpoint_bound_what_an_average_gained() -> None:
+    """As counted the average gained 10 points, which are those that the last checkpoint never gave."""
+    right = np.arange(ITEMS) < 60
+    missing = (np.arange(ITEMS) >= 52) & (np.arange(ITEMS) < 60)
+    average = scored(right * 1.0)
+    last = replace(scored((right & ~missing) * 1.0), unanswered=missing * 1.0)
+    difference = CheckpointScores.of(POINTS, [last], Mean()).versus_last(average)
+    assert difference.difference == pytest.approx(0.1)
+    assert difference.low is not None
+    assert difference.low <= 0
+    assert difference.p_value == 1
+    claim = CheckpointScores.of(POINTS, [last], Mean()).over_runs([(average, last)] * 2)
+    assert claim is not None
+    assert claim.p_value == 1
