@@ -23,7 +23,7 @@ from souping.statistics.flips import SIGN_DRAWS, distinct, drawn_sums, draws_for
 from souping.statistics.grouped import ZERO_DIFFERENCE, GroupedScores
 from souping.statistics.levels import Level, step_down
 from souping.statistics.nested import NestedIntervals, Reach, UnseenMargins
-from souping.statistics.scores import ItemTable, ScoreTable
+from souping.statistics.scores import ItemTable, ScoreTable, without_rounding
 
 MAX_T = "max-T of studentised sign flips over groups"
 ColumnPair = tuple[int, int | None]
@@ -174,7 +174,7 @@ def picked_tests(
         return 1.0
     answered = np.isfinite(scores)
     means = np.nan_to_num(scores).sum(axis=0) / np.maximum(answered.sum(axis=0), 1)
-    centred = np.where(answered, scores - means, 0.0)
+    centred = np.where(answered, without_rounding(scores - means), 0.0)
     models = [items.grouped(row) for row in centred]
     flips = JointFlips.of_models(models, draws_for(alpha, draws))
     return flips.tests(differences, alpha)

@@ -211,7 +211,7 @@ class Paired:
     @property
     def discordant(self) -> float:
         """Share of items on which the two scores differ."""
-        return float((np.abs(self.deltas) > ZERO_DIFFERENCE).mean())
+        return float((self.deltas != 0).mean())
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -282,13 +282,13 @@ class ScoreTable:
 
     def difference(self, a: str, b: str) -> GroupedScores:
         """Mean over the runs of a minus that of b, by group and category."""
-        return self.items.grouped(self.mean(a) - self.mean(b))
+        return self.items.grouped(without_rounding(self.mean(a) - self.mean(b)))
 
     def paired(self, a: str, b: str) -> Paired:
         """Mean over the runs of a minus that of b."""
         mean_a = self.mean(a)
         mean_b = self.mean(b)
-        deltas = mean_a - mean_b
+        deltas = without_rounding(mean_a - mean_b)
         grouped = self.items.grouped(deltas)
         _, top_a = span(mean_a)
         _, top_b = span(mean_b)
@@ -316,6 +316,11 @@ class ScoreTable:
         if not self.missing(a, b):
             return [self.scored]
         return [self.scored, self.favouring(b), self.favouring(b, right=False)]
+
+
+def without_rounding(differences: FloatArray) -> FloatArray:
+    """Differences of scores, 0 where it is rounding: 2/3 may be written with 16 digits or with 15."""
+    return np.where(np.abs(differences) > ZERO_DIFFERENCE, differences, 0.0)
 
 
 def span(values: FloatArray) -> tuple[float, float]:
