@@ -13,13 +13,13 @@ Shape legend: G groups, H strata, D draws.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from statistics import NormalDist
 
 import numpy as np
 
 from souping.core.types import FloatArray, IntArray
-from souping.statistics.flips import INTERVAL_SALT, distinct, variance_of_sums
+from souping.statistics.flips import INTERVAL_SALT, Pulls, distinct, variance_of_sums
 from souping.statistics.grouped import GroupedScores
 from souping.statistics.nested import Reach
 
@@ -66,7 +66,16 @@ class BootstrapReach(Reach):
 def bootstrap_reach(
     scores: GroupedScores, *, tests: int = 1, draws: int = BOOTSTRAP_DRAWS, seed: int = 0
 ) -> BootstrapReach | None:
-    """None where no stratum shows any variation."""
+    """None where no stratum shows any variation.
+
+    The draws are those of the upward difference, so that a - b and b - a mirror each other.
+    """
+    pulls = Pulls.upward(scores)
+    if pulls is not None and pulls.turned:
+        upward = replace(scores, sums=-scores.sums)
+        reach = bootstrap_reach(upward, tests=tests, draws=draws, seed=seed)
+        return reach and replace(reach, studentised=-reach.studentised[::-1])
+
     varying = ~scores.flat
     error = float(np.sqrt(scores.variances[varying].sum()))
     if error == 0:
@@ -79,14 +88,13 @@ def bootstrap_reach(
     # half a discordant group among n + 1 (Jeffreys). Their influence still varies with their size.
     sizes = scores.sizes
     floor = scores.layout.shares.sum(axis=1) ** 2 * 0.5 / (sizes + 1) / sizes
-    pulls = scores.pulls
     shift = np.zeros(draws)
     variance = np.zeros(draws)
     for h in np.flatnonzero(varying):
         n = sizes[h]
         in_stratum = scores.stratum == h
         values = influence[in_stratum]
-        discordant = _discordant(pulls[in_stratum])
+        discordant = _discordant(scores.pulls[in_stratum])
         sums, squares, discordances = _drawn_sums(values, discordant, draws, rng)
         shift += sums - values.sum()
         contribution = variance_of_sums(sums, squares, n)

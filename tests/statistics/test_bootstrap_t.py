@@ -34,3 +34,17 @@ def test_a_draw_without_a_discordant_group_has_the_variance_of_half_a_group_more
     reach = bootstrap_reach(design(deltas, np.zeros(10, int), np.arange(10), np.ones(1)))
     assert reach is not None
     assert reach.studentised.max() == pytest.approx(0.1 / np.sqrt(0.5 / 11 / 10))
+
+
+@pytest.mark.parametrize("thirds", [False, True])
+def test_the_limits_of_a_less_b_mirror_those_of_b_less_a(thirds: bool) -> None:
+    for number in range(10):
+        rng = np.random.default_rng(number)
+        deltas = rng.random(60) - 0.45
+        if thirds:
+            deltas = rng.integers(-3, 4, 60) / 3
+        there = bootstrap_reach(design(deltas, np.arange(60) % 2, np.arange(60) // 2, np.ones(2)))
+        back = bootstrap_reach(design(-deltas, np.arange(60) % 2, np.arange(60) // 2, np.ones(2)))
+        assert there is not None
+        assert back is not None
+        assert (there.below(ALPHA), there.above(ALPHA)) == (back.above(ALPHA), back.below(ALPHA))

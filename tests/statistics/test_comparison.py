@@ -6,7 +6,7 @@ from itertools import product
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given, seed, settings
 from hypothesis import strategies as st
 from scipy import stats
 
@@ -124,10 +124,10 @@ def test_one_category_without_groups_is_mcnemar(seed: int, n: int) -> None:
 
 
 @settings(max_examples=30, deadline=None)
-@given(data=paired(), seed=st.integers(0, 99))
-def test_comparison_does_not_depend_on_order_or_labels(data: Data, seed: int) -> None:
+@given(data=paired(), number=st.integers(0, 99))
+def test_comparison_does_not_depend_on_order_or_labels(data: Data, number: int) -> None:
     a, b, categories, groups, weights = data
-    order = np.random.default_rng(seed).permutation(len(a))
+    order = np.random.default_rng(number).permutation(len(a))
     first = compare("a", "b", a, b, categories, groups, weights)
     again = compare("a", "b", a[order], b[order], categories[order], groups[order] * 7, weights)
     # other groups first: other draws
@@ -136,6 +136,7 @@ def test_comparison_does_not_depend_on_order_or_labels(data: Data, seed: int) ->
     assert compare("a", "b", a, b, categories, groups, weights) == first
 
 
+@seed(0)
 @settings(max_examples=120, deadline=None)
 @given(data=paired(most=60), looks=st.sampled_from([1, 2, 5]))
 def test_interval_and_p_value_never_disagree(data: Data, looks: int) -> None:
@@ -149,9 +150,7 @@ def test_interval_and_p_value_never_disagree(data: Data, looks: int) -> None:
     assert there.high - there.low > 1e-6
     assert 0 < there.p_value <= 1
     assert back.p_value == there.p_value
-    assert (-back.high, -back.difference, -back.low) == pytest.approx(
-        (there.low, there.difference, there.high)
-    )
+    assert (-back.high, -back.difference, -back.low) == (there.low, there.difference, there.high)
 
 
 @settings(max_examples=40, deadline=None)
