@@ -183,6 +183,11 @@ class Answers:
             noise=self.noise[:, place],
         )
 
+    def as_counted(self) -> Answers:
+        """Missing answers are what the harness counts, and wrong where it left them out."""
+        scores = np.where(np.isfinite(self.counted), self.counted, self.lowest)
+        return replace(self, counted=scores, lowest=scores, highest=scores)
+
     def filled(self, right: bool) -> Answers:
         """Missing answers are right, or wrong, so that none is missing."""
         scores = self.highest if right else self.lowest
@@ -312,10 +317,16 @@ class ScoreTable:
         return replace(self, answers=answers)
 
     def corners(self, a: str, b: str) -> list[ScoreTable]:
-        """What a claim on a and b must hold for: the scores as counted and, if answers are missing, both corners."""
+        """What a claim on a and b must hold for: the scores as counted and, if answers are missing, both corners.
+
+        Other models, of which runs may tell a variance, are as counted in all of them.
+        """
         if not self.missing(a, b):
             return [self.scored]
-        return [self.scored, self.favouring(b), self.favouring(b, right=False)]
+        answers = {name: model.as_counted() for name, model in self.answers.items()}
+        pair = {a: self.answers[a], b: self.answers[b]}
+        table = replace(self, answers=answers | pair)
+        return [self.scored, table.favouring(b), table.favouring(b, right=False)]
 
 
 def without_rounding(differences: FloatArray) -> FloatArray:
