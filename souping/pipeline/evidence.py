@@ -384,11 +384,10 @@ def variance(unit: Unit, scores: ItemScores, table: ItemTable) -> ObjectiveVaria
     the share of items whose answers did not all score alike.
     """
     model = "model"
-    answers = answer_variance(ScoreTable.measured(table, {model: scores}), model)
+    total = float(table.grouped(scores.values).variances.sum())
+    answers = answer_variance(ScoreTable.measured(table, {model: scores}), total, model)
     if answers is None or table.value is not None:
         return None
-    total = float(table.grouped(scores.values).variances.sum())
-    answers = min(total, answers)
     square = unit.factor**2
     return ObjectiveVariance(
         objective=total / square,

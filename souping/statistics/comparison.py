@@ -284,8 +284,8 @@ def split_variance(scores: ScoreTable, a: str, b: str) -> VarianceParts:
     scores_a = scores.counted(a)
     scores_b = scores.counted(b)
     over_items = float(scores.difference(a, b).variances.sum())
-    answers = answer_variance(scores, a, b)
-    items = max(0.0, over_items - (answers or 0.0))
+    answers = answer_variance(scores, over_items, a, b)
+    items = over_items - (answers or 0.0)
 
     sides = [runs for runs in (scores_a, scores_b) if len(runs) > 1]
     if not sides:
@@ -322,8 +322,11 @@ def split_variance(scores: ScoreTable, a: str, b: str) -> VarianceParts:
     )
 
 
-def answer_variance(scores: ScoreTable, *models: str) -> float | None:
-    """Variance of a difference of models, or of one model, over the draw of answers; None if it is not known."""
+def answer_variance(scores: ScoreTable, over_items: float, *models: str) -> float | None:
+    """Variance of a difference of models, or of one model, over the draw of answers; None if it is not known.
+
+    It is part of the variance `over_items`, so never above that.
+    """
     noise = [scores.answers[model].noise for model in models]
     if not all(np.isfinite(variances).all() for variances in noise):
         return None
@@ -331,7 +334,7 @@ def answer_variance(scores: ScoreTable, *models: str) -> float | None:
     for variances in noise:
         weighted = scores.items.item_weights**2 * variances.sum(axis=0)
         total += float(weighted.sum()) / len(variances) ** 2
-    return total
+    return min(over_items, total)
 
 
 def _between_runs(scores: ScoreTable, runs: FloatArray) -> tuple[float, float]:
