@@ -167,9 +167,7 @@ def describe(
             search=search.spread(),
             report=report.spread(),
         ),
-        runs=FurtherRuns(
-            differences=tuple(differences), claim=report.over_runs(others, looks)
-        ),
+        runs=FurtherRuns(differences=tuple(differences), claim=report.over_runs(others, looks)),
     )
 
 

@@ -93,10 +93,10 @@ def compare(
     rows = _checked_rows(common, weights, pass_at, gate)
     fields = f"{group} {category}".rstrip()
     settings = [average, file_weights, fields, pass_at, gate.description]
-    looks, factor, notes = looks_of(model_logs, common, weights, settings, store, looks)
+    level, notes = looks_of(model_logs, common, weights, settings, store, looks)
     notes.extend(_formula(base_log, common, average))
     name = "file" if file_weights is not None else average
-    return _result(model_logs, common, rows, gate, fail_on, name, looks, factor, notes)
+    return _result(model_logs, common, rows, gate, fail_on, name, level, notes)
 
 
 def _result(
@@ -106,20 +106,19 @@ def _result(
     gate: Policy,
     fail_on: Sequence[Word],
     average: str,
-    looks: int,
-    factor: float,
+    level: Level,
     notes: Sequence[str],
 ) -> CompareResult:
     """All that the rows show."""
     models = tuple(logs)
     scores = rows[0].scores
-    tests, best, pairs = _several(scores, models, Level(tests=factor).alpha)
-    verdicts = _all_verdicts(rows, models, gate, tests, factor)
+    tests, best, pairs = _several(scores, models, level)
+    verdicts = _all_verdicts(rows, models, gate, tests, level)
     return CompareResult(
         baseline=models[0],
         models=models,
         average=average,
-        looks=looks,
+        looks=level.looks,
         status=_status(verdicts, fail_on),
         verdicts=tuple(verdicts),
         variance=_variances(scores, models),
@@ -186,12 +185,12 @@ def _all_verdicts(
     models: Sequence[str],
     gate: Policy,
     tests: Sequence[float],
-    factor: float,
+    level: Level,
 ) -> list[RowVerdict]:
     """The verdicts of each row on each model against the first."""
     verdicts: list[RowVerdict] = []
     for model, headline_tests in zip(models[1:], tests, strict=True):
-        row_tests = [RowTest(row, model, models[0], factor) for row in rows]
+        row_tests = [RowTest(row, model, models[0], level) for row in rows]
         verdicts.extend(judge(row_tests, gate, headline_tests))
     return verdicts
 
@@ -251,7 +250,7 @@ def _read(
 
 
 def _several(
-    scores: ScoreTable, models: Sequence[str], alpha: float
+    scores: ScoreTable, models: Sequence[str], level: Level
 ) -> tuple[list[float], Names, dict[str, dict[str, Difference]]]:
     """Of three or more models: the number of tests that each but the first is corrected for, those among which the best
     is, and the differences of each two."""
@@ -261,7 +260,7 @@ def _several(
     for a, b in combinations(models, 2):
         comparison = contrast(scores, a, b, tested=False)
         pairs[a][b] = (comparison.difference, comparison.low, comparison.high)
-    tests, best = joint_tests(scores, models, alpha)
+    tests, best = joint_tests(scores, models, level)
     return tests, best, pairs
 
 

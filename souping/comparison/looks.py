@@ -18,7 +18,7 @@ from souping.logs.match import Matched, MatchedMetric
 from souping.logs.records import Log, LoggedAnswer, read_object
 from souping.report.content import Report
 from souping.statistics.joint import picked_tests
-from souping.statistics.levels import Level, penalty
+from souping.statistics.levels import Level
 from souping.statistics.scores import ItemTable
 
 MOST_LOOKS = 1000
@@ -55,8 +55,8 @@ def looks_of(
     settings: Sequence[Json],
     store: str | Path | None,
     least: int,
-) -> tuple[int, float, list[str]]:
-    """(the look that this comparison is, at `least` this one; the factor of its p-values; notes for the reader).
+) -> tuple[Level, list[str]]:
+    """(level of this comparison, whose look is at `least` this one; notes for the reader).
 
     Runs of ours have a ledger. Models that are compared may have been picked among all whose scores on these items are
     known. `settings` are what else the claim is about; the last of them, the margins, only in earlier versions.
@@ -72,11 +72,11 @@ def looks_of(
     for model_logs in logs.values():
         runs.extend(log for log in model_logs if log.harness == "souping")
     if not runs:
-        return least, penalty(least), []
+        return Level(least), []
     path = store_of(runs[0].path, store)
     if path is None:
         note = "The store of these runs is not here (--store FILE): earlier looks are not counted."
-        return least, penalty(least), [note]
+        return Level(least), [note]
     from souping.pipeline.ledger import Ledger
     from souping.pipeline.store import Store
 
@@ -86,10 +86,10 @@ def looks_of(
         ledger = Ledger(opened)
         look = ledger.show_comparison(claim.claim, claim.former, claim.identities, claim.questions)
         scores = ledger.known_scores(look.known, claim.questions)
-    looks = max(least, look.number)
+    level = Level(max(least, look.number))
     pairs = combinations(range(len(scores)), 2)
-    tests = picked_tests(scores, pairs, _item_table(metrics, weights), Level(looks).family)
-    return looks, penalty(looks) * (look.known.missing + tests), []
+    tests = picked_tests(scores, pairs, _item_table(metrics, weights), level.family)
+    return level.among(look.known.missing + tests), []
 
 
 def _claim_of(

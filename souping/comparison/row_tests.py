@@ -25,23 +25,23 @@ _contrast_at = cache(contrast_at)
 
 @dataclass(frozen=True)
 class RowTest:
-    """The tests of one row: a model minus the baseline, higher is better, for any number of tests times `factor`."""
+    """The tests of one row: a model minus the baseline, higher is better, at a `level`."""
 
     row: RowScores
     model: str
     baseline: str
-    factor: float
+    level: Level
 
     def comparison(self, tests: float) -> Comparison:
-        level = Level(tests=tests * self.factor)
-        return _contrast(self.row.scores, self.model, self.baseline, level)
+        """At the level of one of so many tests."""
+        return _contrast(self.row.scores, self.model, self.baseline, self.level.among(tests))
 
     def limits(self, tests: float) -> list[Limits]:
         """The interval; before it, if answers are missing, that of the scores as the harness counted."""
         bounding = self.comparison(tests)
         limits = [(bounding.low, bounding.high)]
         if self.missing:
-            level = Level(tests=tests * self.factor)
+            level = self.level.among(tests)
             scored = self.row.scores.scored
             counted = _contrast_at(scored, self.model, self.baseline, level, tested=False)
             limits.insert(0, (counted.low, counted.high))
@@ -79,7 +79,7 @@ def judge(
     _contrast_at.cache_clear()
     tests = {test.row.name: test for test in row_tests}
     headline = tests[HEADLINE]
-    tests[HEADLINE] = replace(headline, factor=headline.factor * headline_tests)
+    tests[HEADLINE] = replace(headline, level=headline.level.among(headline_tests))
     margins = {}
     for name, test in tests.items():
         base, _ = test.means()
@@ -146,7 +146,7 @@ def _row_verdict(
         low=low,
         high=high,
         level=comparison.level,
-        p_value=min(1.0, comparison.p_value * tests * test.factor),
+        p_value=test.level.among(tests).corrected(comparison.p_value),
         test=comparison.test,
         discordant=comparison.discordant,
         verdict=word,

@@ -12,14 +12,14 @@ from souping.core.types import Names
 from souping.statistics.comparison import contrast
 from souping.statistics.flips import SIGN_DRAWS, draws_for
 from souping.statistics.joint import JointFlips
-from souping.statistics.levels import ALPHA, Level, step_down
+from souping.statistics.levels import Level, step_down
 from souping.statistics.scores import ScoreTable
 
 
 def joint_tests(
     scores: ScoreTable,
     models: Sequence[str],
-    alpha: float,
+    level: Level,
     draws: int = SIGN_DRAWS,
     seed: int = 0,
 ) -> tuple[list[float], Names]:
@@ -29,12 +29,12 @@ def joint_tests(
     models have their own interval, and the corrections are those of Holm and Bonferroni.
     """
     if scores.has_runs:
-        return _holm_tests(scores, models, alpha), _unbeaten(scores, models, alpha)
-    draws = draws_for(alpha, draws)
+        return _holm_tests(scores, models, level.alpha), _unbeaten(scores, models, level)
+    draws = draws_for(level.alpha, draws)
     flips = flips_of(scores.scored, models, draws, seed)
     to_baseline = [(model, 0) for model in range(1, len(models))]
-    best = best_models(scores, models, alpha, flips, draws, seed)
-    return flips.step_down(to_baseline, alpha), best
+    best = best_models(scores, models, level.alpha, flips, draws, seed)
+    return flips.step_down(to_baseline, level.alpha), best
 
 
 # ---------------------------------------------------------------- one run per model
@@ -90,12 +90,12 @@ def _holm_tests(scores: ScoreTable, models: Sequence[str], alpha: float) -> list
     return [needed[model] for model in others]
 
 
-def _unbeaten(scores: ScoreTable, models: Sequence[str], alpha: float) -> Names:
-    """Models that no other is shown to be above, each at level alpha / (M - 1) on one side.
+def _unbeaten(scores: ScoreTable, models: Sequence[str], level: Level) -> Names:
+    """Models that no other is shown to be above, each as one of M - 1 tests on one side.
 
     The best model is left out only if one of M - 1 others is wrongly shown to be above it.
     """
-    level = Level(tests=(len(models) - 1) / 2 * ALPHA / alpha)
+    level = level.among((len(models) - 1) / 2)
     beaten = set()
     for a, b in combinations(models, 2):
         comparison = contrast(scores, a, b, level, tested=False)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TypeVar
 
 import numpy as np
@@ -45,9 +45,17 @@ class Level:
         """The part of it that is left for one test."""
         return self.family / self.tests
 
+    def among(self, tests: float) -> Level:
+        """That of one of so many tests, each of which stands for as many as this one."""
+        return replace(self, tests=tests * self.tests)
+
     def over_tests(self, p_value: float) -> float:
         """p-value corrected for the number of tests, not for the looks."""
         return min(1.0, self.tests * p_value)
+
+    def corrected(self, p_value: float) -> float:
+        """p-value corrected for the tests and the looks."""
+        return over_looks(self.over_tests(p_value), self.looks)
 
 
 FIRST_LOOK = Level()

@@ -326,7 +326,7 @@ def test_the_best_set_of_a_late_look_drops_what_is_clearly_worse() -> None:
     rng = np.random.default_rng(9)
     rates = {"a": 0.8, "b": 0.8, "c": 0.1}
     scores = pooled(metric("t", {name: 1.0 * (rng.random(300) < p) for name, p in rates.items()}))
-    assert joint_tests(scores, tuple(rates), alpha=0.05 / (22 * 23))[1] == ("a", "b")
+    assert joint_tests(scores, tuple(rates), Level(22))[1] == ("a", "b")
 
 
 def test_the_best_set_drops_what_is_clearly_worse_and_keeps_copies() -> None:
@@ -348,7 +348,7 @@ def test_equal_models_with_few_runs_are_all_among_the_best() -> None:
     for runs in ((2,) * 5, (2, 1, 2, 1, 1)):
         for number in range(20):
             scores = calibration.runs_of_models(np.random.default_rng([3, *runs, number]), runs)
-            tests, best = joint_tests(scores, names, 0.05)
+            tests, best = joint_tests(scores, names, Level())
             assert all(1 <= model_tests <= 4 for model_tests in tests)
             left_out += 5 - len(best)
     assert left_out <= 10
@@ -359,7 +359,7 @@ def test_of_models_with_runs_that_agree_the_worse_is_not_among_the_best() -> Non
     scores = {}
     for name, rate in (("a", 0.8), ("b", 0.8), ("c", 0.3)):
         scores[name] = (rng.random((3, 1, 400)) < rate).astype(float)
-    tests, best = joint_tests(pooled(metric("t", scores)), ("a", "b", "c"), 0.05)
+    tests, best = joint_tests(pooled(metric("t", scores)), ("a", "b", "c"), Level())
     assert best == ("a", "b")
     # c is shown to differ among two tests, b is then the only one.
     assert tests == [1, 2]

@@ -6,6 +6,7 @@ import numpy as np
 
 from souping.comparison.several import joint_tests
 from souping.statistics.joint import JointFlips
+from souping.statistics.levels import FIRST_LOOK
 from souping.statistics.scores import one_category
 from tests.comparison.worlds import metric, pooled
 
@@ -16,7 +17,7 @@ def test_a_copy_whose_scores_differ_by_rounding_is_a_copy() -> None:
     a = rng.integers(0, 4, 300) / 3
     nearly = np.where(a < 1, np.nextafter(a, 2), a)
     scores = pooled(metric("t", {"a": a, "b": nearly, "c": a / 2}))
-    tests, best = joint_tests(scores, ("a", "b", "c"), 0.05)
+    tests, best = joint_tests(scores, ("a", "b", "c"), FIRST_LOOK)
     assert best == ("a", "b")
     assert tests[1] < 1.1  # c is shown to differ, and b is the only one left
 
