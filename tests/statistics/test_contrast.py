@@ -17,7 +17,7 @@ from souping.statistics.comparison import Comparison, contrast, contrast_at, spl
 from souping.statistics.joint import JointFlips
 from souping.statistics.levels import Level
 from souping.statistics.power import detectable
-from souping.statistics.scores import ScoreTable
+from souping.statistics.scores import Answers, ScoreTable, one_category
 from tests.comparison.worlds import matched, metric, pooled
 from tests.conftest import ROOT
 from tests.support.flips import sign_flip
@@ -289,6 +289,35 @@ def test_complete_models_share_one_set_of_flips_where_others_have_gaps() -> None
         if flips_of(scores.favouring(name), names).may_be_best(number, 0.05):
             each.append(name)
     assert best_models(scores, names, 0.05, flips_of(scores.scored, names)) == tuple(each)
+
+
+def test_of_a_third_model_runs_count_as_they_were_counted_whatever_the_first_might_have_answered() -> (
+    None
+):
+    """a and b have one run each, so the variance between runs is that of c, at every corner of a's missing answers."""
+    rng = np.random.default_rng(16)
+    gone = np.arange(120) < 12
+    runs = (rng.random((3, 1, 120)) < 0.6) * 1.0
+    lost = rng.random((3, 1, 120)) < np.array([0.0, 0.1, 0.3])[:, None, None]
+    runs[lost] = 0.0
+    right = {"a": rng.random(120) < 0.6, "b": rng.random(120) < 0.6, "c": runs}
+    right["a"] &= ~gone
+    scores = pooled(metric("t", right, missing={"a": gone, "c": lost}))
+    between = runs.mean(axis=(1, 2)).var(ddof=1)
+    corners = scores.corners("a", "b")
+    assert len(corners) == 3
+    for corner in corners:
+        assert split_variance(corner, "a", "b").run_means == pytest.approx(2 * between)
+
+
+def test_answers_never_vary_more_than_the_difference_that_they_are_part_of() -> None:
+    """Models that differ by as much on every item, with answers that might have differed more."""
+    items = one_category(np.arange(50))
+    answers = {
+        name: Answers.of(np.full(50, score), noise=0.2) for name, score in (("a", 0.5), ("b", 0.25))
+    }
+    parts = split_variance(ScoreTable(items=items, answers=answers), "a", "b")
+    assert (parts.total, parts.items, parts.answers) == (0, 0, 0)
 
 
 # Several models

@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from souping.comparison.several import joint_tests
+from souping.statistics.comparison import contrast
 from souping.statistics.joint import JointFlips
 from souping.statistics.levels import FIRST_LOOK
 from souping.statistics.scores import one_category
@@ -20,6 +21,21 @@ def test_a_copy_whose_scores_differ_by_rounding_is_a_copy() -> None:
     tests, best = joint_tests(scores, ("a", "b", "c"), FIRST_LOOK)
     assert best == ("a", "b")
     assert tests[1] < 1.1  # c is shown to differ, and b is the only one left
+
+
+def test_of_copies_that_differ_by_rounding_alone_each_may_be_the_best() -> None:
+    """2/3 with 16 digits in one log and with 15 in another."""
+    right = np.arange(90) % 3 > 0
+    scores = {
+        "a": np.where(right, 0.6666666666666666, 0.0),
+        "b": np.where(right, 0.666666666666667, 0.0),
+        "c": np.where(right, 2 / 3, 0.0),
+    }
+    table = pooled(metric("t", scores))
+    _, best = joint_tests(table, ("a", "b", "c"), FIRST_LOOK)
+    assert best == ("a", "b", "c")
+    comparison = contrast(table, "b", "a")
+    assert (comparison.difference, comparison.p_value, comparison.discordant) == (0, 1, 0)
 
 
 def test_the_scale_of_the_scores_does_not_matter() -> None:
