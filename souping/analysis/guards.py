@@ -186,8 +186,9 @@ def check(
 ) -> Comparison:
     """Soup minus reference under a guard: one-sided, 2.5 % divided by `tests`.
 
-    A guard on scores must hold for the missing answers of both models. Lengths count as ((1 + margin) x reference - soup) / mean reference - margin: the mean is minus the relative growth,
-    and the variance of the bound itself counts.
+    A guard on scores must hold for the missing answers of both models. Lengths count as
+    ((1 + margin) x reference - soup) / mean reference - margin: the mean is minus the relative growth, and the variance
+    of the bound itself counts.
     """
     items = one_category(_groups(soup.items))
     if guard.lengths:

@@ -8,7 +8,7 @@ Shape legend: K checkpoints, I items, R training runs.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -114,11 +114,11 @@ def gains_of_runs(items: ItemTable, pairs: Sequence[Sequence[ItemScores]]) -> Sc
         scores = ScoreTable.measured(items, {SOUP_AVERAGE: average, LAST_CHECKPOINT: last})
         runs.append((scores.answers[SOUP_AVERAGE], scores.answers[LAST_CHECKPOINT]))
     common = np.mean([last.counted for _, last in runs], axis=0)  # [1, I]
-    gains = Answers(
-        counted=np.concatenate([common + a.counted - last.counted for a, last in runs]),
+    counted = np.concatenate([common + a.counted - last.counted for a, last in runs])
+    gains = replace(
+        Answers.of(counted),
         lowest=np.concatenate([common + a.lowest - last.highest for a, last in runs]),
         highest=np.concatenate([common + a.highest - last.lowest for a, last in runs]),
-        noise=np.full((len(runs), common.size), np.nan),
     )
     equal = Answers.of(np.repeat(common, len(runs), axis=0))
     return ScoreTable(items=items, answers={SOUP_AVERAGE: gains, LAST_CHECKPOINT: equal})

@@ -109,11 +109,7 @@ class Pair:
             comparison = same_model(self.scores.items, self.soup, self.other, self.level)
         else:
             comparison = contrast(self.scores, self.soup, self.other, self.level)
-        return replace(
-            comparison,
-            level=1 - self.level.family,
-            p_value=self.level.over_tests(comparison.p_value),
-        )
+        return comparison.among_tests(self.level)
 
     def sensitivity(self, unit: Unit) -> str | None:
         """The interval if cut answers might be right or wrong as missing ones may; None if none was cut."""

@@ -54,6 +54,11 @@ class Comparison:
     degrees: float = math.inf
     run_share: float = 1.0
 
+    def among_tests(self, level: Level) -> Comparison:
+        """With the p-value and the level of the interval for all tests of a family at this level."""
+        p_value = level.over_tests(self.p_value)
+        return replace(self, level=1 - level.family, p_value=p_value)
+
     def raw(self, unit: Unit) -> dict[str, Any]:
         """The fields of a `PairedDifference`."""
         table = asdict(self)

@@ -23,7 +23,7 @@ from souping.statistics.flips import SIGN_DRAWS, distinct, drawn_sums, draws_for
 from souping.statistics.grouped import ZERO_DIFFERENCE, GroupedScores
 from souping.statistics.levels import Level, step_down
 from souping.statistics.nested import NestedIntervals, Reach, UnseenMargins
-from souping.statistics.scores import ItemTable, ScoreTable, without_rounding
+from souping.statistics.scores import ItemTable, Paired, ScoreTable, without_rounding
 
 MAX_T = "max-T of studentised sign flips over groups"
 ColumnPair = tuple[int, int | None]
@@ -212,91 +212,9 @@ def _reached(level: float, falling: FloatArray) -> float:
     return float(falling[rank - 1])
 
 
-@dataclass(frozen=True, kw_only=True)
-class MaxT:
-    """Several differences, each of one category, that are tested at level `alpha` together."""
-
-    largest: FloatArray  # [D] the largest |T*| / se* of all differences in a pattern
-    errors: FloatArray  # [F] standard errors of the differences
-    items: FloatArray  # [F]
-    alpha: float
-    intervals: Sequence[NestedIntervals]  # of each difference, for all of them at once
-
-    @classmethod
-    def of(
-        cls,
-        differences: Sequence[GroupedScores],
-        members: Sequence[IntArray],
-        bounds: Sequence[float],
-        alpha: float,
-        draws: int = SIGN_DRAWS,
-    ) -> MaxT:
-        """`members[f]` number the groups of a difference; one has one sign in all of them.
-
-        A difference lies within -bounds[f]..bounds[f].
-        """
-        sizes = np.array([[float(len(groups)) for groups in members]])
-        items = np.array([scores.counts.sum() for scores in differences])
-        pulls = _joint_pulls(differences, members, items)
-        one_stratum = np.zeros(len(pulls), dtype=np.int64)
-        flips = JointFlips.of(pulls, one_stratum, sizes, draws_for(alpha, draws))
-
-        # That which was seen is reached in spite of rounding.
-        studentised = []
-        errors = []
-        for f in range(len(differences)):
-            statistics, error = flips.t_and_error((f, None))
-            studentised.append(np.abs(statistics[1:]) * (1 + ZERO_DIFFERENCE))
-            errors.append(error)
-        largest = np.sort(np.max(studentised, axis=0))[::-1]
-
-        intervals = []
-        for f, scores in enumerate(differences):
-            reach = MaxTReach(
-                error=errors[f],
-                largest=largest,
-                statistics=np.sort(studentised[f])[::-1],
-                tests=len(differences),
-            )
-            intervals.append(_intervals(scores, reach, bounds[f]))
-        return cls(
-            largest=largest,
-            errors=np.array(errors),
-            items=items,
-            alpha=alpha,
-            intervals=intervals,
-        )
-
-    @property
-    def least(self) -> FloatArray:
-        """Smallest difference that would have been beyond chance [F].
-
-        q se, and at least q^2 of the items, all of which would have to differ in one direction.
-        """
-        by_error = self.critical * self.errors
-        by_items = self.critical**2 / self.items
-        return np.asarray(np.maximum(by_error, by_items))
-
-    @property
-    def critical(self) -> float:
-        """Size of |T| / se above which a difference is beyond chance in any of the tests."""
-        return critical_value(self.largest, self.alpha, tests=len(self.errors))
-
-
-def _joint_pulls(
-    differences: Sequence[GroupedScores], members: Sequence[IntArray], items: FloatArray
-) -> FloatArray:
-    """What each group adds to each difference [G, F], by the `items` [F] of each."""
-    _, group = np.unique(np.concatenate(members), return_inverse=True)
-    ends = np.cumsum([len(groups) for groups in members])
-    pulls = np.zeros((int(group.max()) + 1, len(differences)))
-    for f, groups in enumerate(np.split(group, ends[:-1])):
-        pulls[groups, f] = differences[f].sums[:, 0] / items[f]
-    return pulls
-
-
-def _intervals(scores: GroupedScores, reach: MaxTReach, bound: float) -> NestedIntervals:
+def _intervals(pair: Paired, reach: MaxTReach) -> NestedIntervals:
     """Simultaneous intervals of one difference; graded scores have bootstrap-t limits too."""
+    scores = pair.grouped
     reaches: list[Reach] = [reach]
     if not scores.step:
         bootstrap = bootstrap_reach(scores, tests=reach.tests)
@@ -306,7 +224,7 @@ def _intervals(scores: GroupedScores, reach: MaxTReach, bound: float) -> NestedI
         total=scores.objective,
         reaches=reaches,
         margins=UnseenMargins.of(scores, reach.tests),
-        bound=bound,
+        bound=pair.bound,
     )
 
 
@@ -349,19 +267,48 @@ def compare_in_categories(pairs: Sequence[ModelPair], level: Level) -> list[Cate
 def _family(cells: Sequence[ModelPair], level: Level) -> list[CategoryComparison]:
     """Differences of models, each in one category, by max-T."""
     pairs = [scores.paired(a, b) for scores, a, b in cells]
-    members = [np.unique(scores.items.groups) for scores, _, _ in cells]
-    bounds = [pair.bound for pair in pairs]
-    family = MaxT.of([pair.grouped for pair in pairs], members, bounds, level.alpha)
-    least = family.critical * family.errors
-    if np.isfinite(bounds).all():
-        least = family.least
+    flips = _joint_flips(cells, pairs, level.alpha)
+
+    # That which was seen is reached in spite of rounding.
+    statistics = []
+    errors = []
+    for f in range(len(pairs)):
+        t, error = flips.t_and_error((f, None))
+        statistics.append(np.abs(t[1:]) * (1 + ZERO_DIFFERENCE))
+        errors.append(error)
+    largest = np.sort(np.max(statistics, axis=0))[::-1]
+    critical = critical_value(largest, level.alpha, len(pairs))
 
     comparisons = []
-    for f, (scores, _, _) in enumerate(cells):
-        alone = comparison_of(pairs[f], family.intervals[f], level, MAX_T)
-        comparison = replace(alone, level=1 - level.family, p_value=level.over_tests(alone.p_value))
-        (category,) = scores.items.names
+    for f, pair in enumerate(pairs):
+        reach = MaxTReach(
+            error=errors[f],
+            largest=largest,
+            statistics=np.sort(statistics[f])[::-1],
+            tests=len(pairs),
+        )
+        comparison = comparison_of(pair, _intervals(pair, reach), level, MAX_T)
+        # All of critical^2 items, at least, would have to differ in one direction.
+        least = critical * errors[f]
+        if math.isfinite(pair.bound):
+            least = max(least, critical**2 / comparison.n)
+        (category,) = cells[f][0].items.names
         comparisons.append(
-            CategoryComparison(category=category, comparison=comparison, least=float(least[f]))
+            CategoryComparison(
+                category=category, comparison=comparison.among_tests(level), least=least
+            )
         )
     return comparisons
+
+
+def _joint_flips(cells: Sequence[ModelPair], pairs: Sequence[Paired], alpha: float) -> JointFlips:
+    """A column for each difference; a group has one sign in all of them."""
+    members = [np.unique(scores.items.groups) for scores, _, _ in cells]
+    _, group = np.unique(np.concatenate(members), return_inverse=True)
+    sizes = [len(groups) for groups in members]
+    pulls = np.zeros((int(group.max()) + 1, len(pairs)))
+    for f, groups in enumerate(np.split(group, np.cumsum(sizes)[:-1])):
+        pulls[groups, f] = pairs[f].grouped.pulls
+    one_stratum = np.zeros(len(pulls), dtype=np.int64)
+    draws = draws_for(alpha, SIGN_DRAWS)
+    return JointFlips.of(pulls, one_stratum, np.array([sizes], dtype=float), draws)
