@@ -6,8 +6,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from itertools import combinations
 from pathlib import Path
 
-import numpy as np
-
+from souping.comparison.pooled import items_of
 from souping.core.fields import text_of
 from souping.core.files import expanded, seen_from
 from souping.core.parsing import read_yaml
@@ -19,7 +18,6 @@ from souping.logs.records import Log, LoggedAnswer, read_object
 from souping.report.content import Report
 from souping.statistics.joint import picked_tests
 from souping.statistics.levels import Level
-from souping.statistics.scores import ItemTable
 
 MOST_LOOKS = 1000
 
@@ -88,7 +86,7 @@ def looks_of(
         scores = ledger.known_scores(look.known, claim.questions)
     level = Level(max(least, look.number))
     pairs = combinations(range(len(scores)), 2)
-    tests = picked_tests(scores, pairs, _item_table(metrics, weights), level.family)
+    tests = picked_tests(scores, pairs, items_of(metrics, weights), level.family)
     return level.among(look.known.missing + tests), []
 
 
@@ -145,22 +143,6 @@ def _answers(log: Log) -> Iterator[LoggedAnswer]:
 def _scores_of(log: Log) -> str:
     """Digest of the scores of a log."""
     return digest(sorted([a.item, a.replicate, str(a.score)] for a in _answers(log)))
-
-
-def _item_table(metrics: Mapping[str, MatchedMetric], weights: Mapping[str, float]) -> ItemTable:
-    """The compared items of the headline."""
-    groups = []
-    categories = []
-    for number, (task, metric) in enumerate(metrics.items()):
-        categories += [number] * len(metric.items)
-        names = zip(metric.groups, metric.items, strict=True)
-        groups += [group or f"{task} {item}" for group, item in names]
-    return ItemTable(
-        names=tuple(metrics),
-        categories=np.array(categories),
-        groups=np.unique(groups, return_inverse=True)[1],
-        coefficients=np.array([weights[task] for task in metrics]),
-    )
 
 
 def _recipe_of(run: Log) -> str:

@@ -5,11 +5,11 @@ Shape legend: R runs, P answers of an item (replicates), I items.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 
 import numpy as np
 
-from souping.core.types import FloatArray, IntArray, UserError
+from souping.core.types import FloatArray, UserError
 from souping.logs.match import Matched, MatchedMetric, moments
 from souping.statistics.scores import Answers, ItemTable, ScoreTable, joined
 
@@ -97,41 +97,38 @@ def pool(
     Raises:
         UserError: no item has a score of every model, or pass@k cannot be computed.
     """
-    tables = list(metrics.values())
-    sizes = [len(metric.items) for metric in tables]
-    items = ItemTable(
-        names=tuple(metrics),
-        coefficients=np.array([weights[task] for task in metrics]),
-        categories=np.repeat(np.arange(len(tables)), sizes),
-        groups=_group_numbers(tables),
-    )
+    items = items_of(metrics, weights)
     answers = {}
-    for model in tables[0].scores:
-        answers[model] = joined([_answers(metric, model, pass_at) for metric in tables])
+    for model in next(iter(metrics.values())).scores:
+        answers[model] = joined([_answers(metric, model, pass_at) for metric in metrics.values()])
 
     # Tasks without any item that has a score of every model are left out, and items whose missing
     # answers have no bounds.
     scored = np.ones(len(items.groups), dtype=bool)
     usable = np.ones(len(items.groups), dtype=bool)
-    for own in answers.values():
-        scored &= np.isfinite(own.counted).all(axis=0)
-        usable &= np.isfinite(own.lowest).all(axis=0)
-        usable &= np.isfinite(own.highest).all(axis=0)
+    for scores in answers.values():
+        scored &= np.isfinite(scores.counted).all(axis=0)
+        usable &= np.isfinite(scores.lowest + scores.highest).all(axis=0)
     if not scored.any():
         raise UserError(f"{', '.join(metrics)}: no item has a score of every model")
     of_scored_task = np.isin(items.categories, items.categories[scored])
     return ScoreTable(items=items, answers=answers).at(usable & of_scored_task)
 
 
-def _group_numbers(metrics: Iterable[MatchedMetric]) -> IntArray:
-    """Number of each item's group [I]; an item without a group is one by itself."""
-    numbers: dict[str | tuple[str, str], int] = {}
+def items_of(metrics: Mapping[str, MatchedMetric], weights: Mapping[str, float]) -> ItemTable:
+    """All items of these tasks. Groups have the order that a report gives them, for the same draws; an item without
+    a group is one by itself."""
     groups = []
-    for metric in metrics:
+    for task, metric in metrics.items():
         for item, group in zip(metric.items, metric.groups, strict=True):
-            key = group or (metric.task, item)
-            groups.append(numbers.setdefault(key, len(numbers)))
-    return np.array(groups)
+            groups.append(group or f"{task} {item}")
+    sizes = [len(metric.items) for metric in metrics.values()]
+    return ItemTable(
+        names=tuple(metrics),
+        categories=np.repeat(np.arange(len(sizes)), sizes),
+        groups=np.unique(groups, return_inverse=True)[1],
+        coefficients=np.array([weights[task] for task in metrics]),
+    )
 
 
 def _answers(metric: MatchedMetric, model: str, pass_at: int) -> Answers:

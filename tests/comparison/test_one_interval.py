@@ -10,6 +10,7 @@ import pytest
 
 import souping as library
 from souping.comparison.result import CompareResult
+from souping.core.protocols import Objective
 from souping.core.scores import Mean, Worst
 from souping.core.types import Item
 from souping.core.unit import POINTS
@@ -108,7 +109,7 @@ def test_of_made_logs_p_is_below_the_level_exactly_where_the_interval_excludes_z
     assert 0 in shown
 
 
-def made_pair(seed: int) -> Pair:
+def made_pair(seed: int, objective: Objective | None = None) -> tuple[list[Item], Pair]:
     """A soup and another model on a report fold, some answers of both missing."""
     rng = np.random.default_rng([6, seed])
     count = int(rng.integers(20, 160))
@@ -127,16 +128,19 @@ def made_pair(seed: int) -> Pair:
     scores = np.clip(scores, 0, 1)
     missing = (rng.random((2, count)) < rng.choice([0.0, 0.05, 0.15], (2, 1))).astype(float)
     scores = np.where(missing > 0, 0.0, scores)
-    objective = Worst() if rng.random() < 0.2 else Mean()
+    is_worst = rng.random() < 0.2
+    if objective is None:
+        objective = Worst() if is_worst else Mean()
     answers = {}
     for name, values, gone in zip(("soup", "other"), scores, missing, strict=True):
         answers[name] = Answers.of(values, gone)
-    return Pair(
+    pair = Pair(
         soup="soup",
         other="other",
         scores=ScoreTable(items=ItemTable.of(items, objective), answers=answers),
         level=Level(int(rng.choice([1, 2, 5]))),
     )
+    return items, pair
 
 
 @pytest.mark.parametrize(
@@ -145,7 +149,7 @@ def made_pair(seed: int) -> Pair:
 def test_so_do_a_reports_comparison_and_its_categories_at_every_look(seeds: range) -> None:
     shown = 0
     for seed in seeds:
-        pair = made_pair(seed)
+        _, pair = made_pair(seed)
         whole = pair.compare()
         assert excludes_zero(whole) == (over_looks(whole.p_value, pair.level.looks) < ALPHA)
         shown += excludes_zero(whole)
@@ -155,6 +159,36 @@ def test_so_do_a_reports_comparison_and_its_categories_at_every_look(seeds: rang
             assert excludes_zero(difference) == (difference.verdict != "no difference shown")
             shown += excludes_zero(difference)
     assert shown > len(seeds) / 10
+
+
+def log_of(model: str, pair: Pair, items: Sequence[Item]) -> Frame:
+    """The same answers as a table."""
+    answers = pair.scores.answers[model]
+    rows = []
+    for n, item in enumerate(items):
+        lost = answers.lowest[0, n] < answers.highest[0, n]
+        row = {
+            "item": item.id,
+            "category": item.category,
+            "group": item.group,
+            "score": float(answers.counted[0, n]),
+            "stop_reason": "error" if lost else "stop",
+        }
+        rows.append(row)
+    return Frame(rows)
+
+
+@pytest.mark.parametrize("number", range(12))
+def test_compare_says_of_two_rows_of_a_run_what_its_report_says(number: int) -> None:
+    """Difference, interval, p-value and items at the report's look, with groups, graded scores and missing answers."""
+    items, pair = made_pair(number, Mean())
+    reported = pair.compare()
+    logs = {model: log_of(model, pair, items) for model in ("other", "soup")}
+    row = library.compare(logs, average="leaf", looks=pair.level.looks).headline("soup")
+    assert (row.items, row.groups) == (reported.n, reported.groups)
+    for name in ("difference", "low", "high", "discordant"):
+        assert vars(row)[name] == pytest.approx(vars(reported)[name], abs=1e-12)
+    assert row.p_value == pytest.approx(over_looks(reported.p_value, pair.level.looks), rel=1e-9)
 
 
 def test_a_wrong_p_value_would_be_noticed() -> None:
