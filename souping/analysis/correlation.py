@@ -34,6 +34,7 @@ from souping.statistics.bootstrap_t import resample
 from souping.statistics.flips import distinct
 from souping.statistics.grouped import design
 from souping.statistics.intervals import Z95
+from souping.statistics.scores import group_numbers
 
 # A column whose range is below this share of its largest value is constant: only rounding tells its
 # scores apart.
@@ -190,8 +191,7 @@ class GroupSums:
             if [item.id for item in scores.items[model].items] != ids:
                 raise ValueError("all models must be scored on the same items, in the same order")
 
-        _, group = np.unique([item.group for item in items], return_inverse=True)
-        groups = group.astype(np.int64)
+        groups = group_numbers([item.group for item in items])
         categories = np.array([scores.categories.index(item.category) for item in items])
         equal_weights = np.ones(len(scores.categories))
         grouped = []

@@ -33,6 +33,7 @@ from souping.report.format import clean, count, four_digits, in_words, percent, 
 from souping.report.plots import COLOURS, FAINT, Drawing, canvas, figure, ring
 from souping.report.tables import Section, grid
 from souping.search.surrogate import RISE, SoupModel
+from souping.statistics.scores import group_numbers
 
 # Key under `analyses`.
 FRONT = "front"
@@ -206,7 +207,7 @@ def _fit(
 ) -> SoupModel:
     """Surrogate of scores or lengths [S, I] of points [S, K]."""
     _, categories = np.unique([item.category for item in items], return_inverse=True)
-    _, groups = np.unique([item.group for item in items], return_inverse=True)
+    groups = group_numbers([item.group for item in items])
     equal_weights = np.ones(categories.max() + 1)
     effect = design_effect(answers, categories, groups)
     return fitted(points, answers, categories, equal_weights, rise=rise, effect=effect)

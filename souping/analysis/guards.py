@@ -20,7 +20,7 @@ import numpy as np
 
 from souping.core.fields import LARGEST_SETTING, pick
 from souping.core.text import DASH
-from souping.core.types import Bound, Fold, IntArray, Item, ItemScores, Json, UserError
+from souping.core.types import Bound, Fold, Item, ItemScores, Json, UserError
 from souping.core.unit import POINTS, Unit
 from souping.report.analyses import AnalysisResult
 from souping.report.content import MaybeFloat, MaybeInt
@@ -30,7 +30,7 @@ from souping.statistics.bootstrap_t import NORMAL
 from souping.statistics.comparison import Comparison, contrast
 from souping.statistics.levels import ALPHA, Level, release
 from souping.statistics.power import DISCORDANCE, POWER, pair_variance
-from souping.statistics.scores import ScoreTable, one_category
+from souping.statistics.scores import ScoreTable, group_numbers, one_category
 
 GUARDS = "guards"
 # Name of a guard or goal that is the mean length of all answers.
@@ -190,7 +190,7 @@ def check(
     ((1 + margin) x reference - soup) / mean reference - margin: the mean is minus the relative growth, and the variance
     of the bound itself counts.
     """
-    items = one_category(_groups(soup.items))
+    items = one_category(group_numbers([item.group for item in soup.items]))
     if guard.lengths:
         mean = max(float(reference.lengths.mean()), LEAST_LENGTH)
         bound = guard.margin - (1 + guard.margin) * reference.lengths / mean
@@ -199,12 +199,6 @@ def check(
         scores = ScoreTable.measured(items, {"soup": soup, "reference": reference})
     guarded = guard.covers([item.category for item in soup.items])
     return contrast(scores.at(guarded), "soup", "reference", Level(looks, tests))
-
-
-def _groups(items: Sequence[Item]) -> IntArray:
-    """Number of each item's group, [I]."""
-    _, groups = np.unique([item.group for item in items], return_inverse=True)
-    return groups.astype(np.int64)
 
 
 def judge(
@@ -310,7 +304,7 @@ def _variance(guard: Guard, known: Mapping[str, ItemScores]) -> float | None:
         return assumed
 
     # Sums over the groups of each model's deviations from its mean [M, G].
-    groups = _groups(items)[guarded]
+    groups = group_numbers([item.group for item in items])[guarded]
     sums = []
     for model in scores:
         values = model.values

@@ -49,7 +49,7 @@ from souping.report.format import clean, count, in_words, percent
 from souping.report.plots import COLOURS, INK, Drawing, canvas, figure
 from souping.report.tables import Section, TableCell, TableGrid, grid
 from souping.statistics.intervals import Z95, rate
-from souping.statistics.scores import ModelScores, one_category
+from souping.statistics.scores import ModelScores, group_numbers, one_category
 
 # ------------------------------------------------------------ over parents, by category
 
@@ -305,8 +305,7 @@ class Wins(Analysis):
 
         solved = self._solved(run.report, models, run.answers)
         items = run.report[soup.id].items
-        _, group = np.unique([item.group for item in items], return_inverse=True)
-        groups = group.astype(np.int64)
+        groups = group_numbers([item.group for item in items])
         solved_shares = {"soup": float(solved.soup.mean())}
         kept = []
         for name, values in zip(solved.names, solved.ingredients, strict=True):

@@ -11,7 +11,7 @@ import numpy as np
 
 from souping.core.types import FloatArray, UserError
 from souping.logs.match import Matched, MatchedMetric, moments
-from souping.statistics.scores import Answers, ItemTable, ScoreTable, joined
+from souping.statistics.scores import Answers, ItemTable, ScoreTable, group_numbers, joined
 
 # ---------------------------------------------------------------- weights
 
@@ -116,8 +116,7 @@ def pool(
 
 
 def items_of(metrics: Mapping[str, MatchedMetric], weights: Mapping[str, float]) -> ItemTable:
-    """All items of these tasks. Groups have the order that a report gives them, for the same draws; an item without
-    a group is one by itself."""
+    """All items of these tasks. An item without a group is one by itself."""
     groups = []
     for task, metric in metrics.items():
         for item, group in zip(metric.items, metric.groups, strict=True):
@@ -126,7 +125,7 @@ def items_of(metrics: Mapping[str, MatchedMetric], weights: Mapping[str, float])
     return ItemTable(
         names=tuple(metrics),
         categories=np.repeat(np.arange(len(sizes)), sizes),
-        groups=np.unique(groups, return_inverse=True)[1],
+        groups=group_numbers(groups),
         coefficients=np.array([weights[task] for task in metrics]),
     )
 

@@ -41,11 +41,10 @@ class ItemTable:
     @classmethod
     def of(cls, items: Sequence[Item], objective: Objective) -> ItemTable:
         names = tuple(dict.fromkeys(item.category for item in items))
-        _, groups = np.unique([item.group for item in items], return_inverse=True)
         return cls(
             names=names,
             categories=np.array([names.index(item.category) for item in items]),
-            groups=groups.astype(np.int64),
+            groups=group_numbers([item.group for item in items]),
             coefficients=objective.coefficients(names),
             value=value_of(objective, names),
         )
@@ -97,6 +96,12 @@ class ItemTable:
         """How far a linear objective moves if an item's score moves by 1, [I]."""
         sizes = np.bincount(self.categories, minlength=len(self.names))
         return np.asarray((self.coefficients / sizes)[self.categories])
+
+
+def group_numbers(names: Sequence[str]) -> IntArray:
+    """Number of each item's group [I], by the group's name. The order of groups decides what is drawn."""
+    _, numbers = np.unique(names, return_inverse=True)
+    return numbers.astype(np.int64)
 
 
 def one_category(groups: IntArray, name: str = "") -> ItemTable:
