@@ -22,8 +22,8 @@ from hypothesis import HealthCheck, settings
 
 from souping.core.protocols import Evaluator, LoadedModel, Objective, Sampling
 from souping.core.scores import Mean
-from souping.core.types import Item, Json, Recipe, Record, ScoreMatrix
-from souping.pipeline.claims import Claim, Look, Measurement, in_order
+from souping.core.types import Item, Json, Recipe, Record, ScoreMatrix, digest
+from souping.pipeline.claims import Claim, Look, Measurement, content_of, in_order
 from souping.pipeline.ledger import Ledger
 from tests.support.composition import compose_once
 
@@ -89,8 +89,8 @@ def recipe(*weights: float, names: tuple[str, ...] = ("a", "b")) -> Recipe:
 def claim(
     soup: Recipe, items: Sequence[Item], objective: Objective | None = None, **changes: Any
 ) -> Claim:
-    """What a report says of a soup of `recipe`; by default on the mean, with the usual margin."""
-    fields = {"candidates": ("f-a", "f-b"), "evaluator": "evaluator", "margin": 1.0, **changes}
+    """What a report says of a soup of `recipe`; by default on the mean."""
+    fields = {"candidates": ("f-a", "f-b"), "evaluator": "evaluator", **changes}
     return Claim(soup=soup, objective=objective or Mean(), items=tuple(items), **fields)
 
 
@@ -103,8 +103,11 @@ def show_report(
 ) -> Look:
     """The look of a claim whose numbers are shown, with those of further models."""
     items = ledger.items_of(claim)
-    measurement = Measurement(evaluator, tuple(item.id for item in in_order(items)), 1)
-    return ledger.show_report(claim, items, [claim.soup, *models], measurement, guards)
+    shown = [claim.soup, *models]
+    contents = {digest(content_of(model)): model.fingerprint for model in shown}
+    ids = tuple(item.id for item in in_order(items))
+    measurement = Measurement(evaluator, ids, 1, contents)
+    return ledger.show_report(claim, items, shown, measurement, guards)
 
 
 @dataclass

@@ -224,12 +224,10 @@ class Objective(ABC):
 class BenchmarkItems(ABC):
     """Source of items.
 
-    `title` is its name. Reports show `label` and `note`. `folds` overrides the default shares of the folds. The report
-    fold is cut into so many `slices`, and each report opens one of them.
+    `title` is its name. Reports show `label` and `note`. `folds` overrides the default shares of the folds.
     """
 
     folds: Mapping[str, float] | None = None
-    slices: int = 1
 
     @property
     @abstractmethod
@@ -346,12 +344,14 @@ class Hosting:
     """How an evaluator receives models (those that do not come in chunks come as a folder), and where they run.
 
     `device` is the configured device of the live module: cpu, cuda, cuda:N, mps, or auto. `host` is the engine or
-    server that runs the model in separate processes, if there is one.
+    server that runs the model in separate processes, if there is one. `hands_out` says that items are answered outside
+    of souping, where their scores can be read before a report shows them.
     """
 
     model_form: ModelForm = "module"
     device: str = "cpu"
     host: ModelHost | None = None
+    hands_out: bool = False
 
     def module_settings(self) -> ModuleSettings:
         """How to load the live module."""

@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from souping.core.fields import Count, Name, component, mismatch, pick, text_of
+from souping.core.fields import Name, component, mismatch, pick, text_of
 from souping.core.files import expanded
 from souping.core.parsing import read_json
 from souping.core.protocols import BenchmarkItems
@@ -64,8 +64,7 @@ class Benchmark(BenchmarkItems):
     For evaluator=loss a line may be `id, source, text`, and `source` may stand for the category in any line.
 
     `name` (default: the file's stem) is its name in reports; items of the categories in `exclude` are not used.
-    `scorers` are your own scorers, {name: module.function}; `folds` are shares of the folds, {select: 0.2, ...}. Each
-    report opens one of `slices` of the report fold.
+    `scorers` are your own scorers, {name: module.function}; `folds` are shares of the folds, {select: 0.2, ...}.
     """
 
     path: str | None = None
@@ -73,7 +72,6 @@ class Benchmark(BenchmarkItems):
     exclude: Sequence[str] = ()
     scorers: Mapping[str, str] | None = None
     folds: Mapping[str, float] | None = None
-    slices: Count = 1
 
     @property
     def title(self) -> str:
@@ -139,7 +137,6 @@ class OwnBenchmark(BenchmarkItems):
 
     exclude: Sequence[str] = ()
     folds: Mapping[str, float] | None = None
-    slices: Count = 1
 
     title = ""
 
@@ -156,7 +153,6 @@ class PartOfBenchmark(BenchmarkItems):
     whole: BenchmarkItems
     exclude: Sequence[str]
     folds: Mapping[str, float] | None = None
-    slices: int = 1
 
     @property
     def title(self) -> str:
@@ -384,27 +380,6 @@ def split_folds(
 def two_folds(items: Sequence[Item]) -> Mapping[Fold, Items]:
     """A benchmark cut into what a search may see and what it may not (UserError: a category is too small)."""
     return split_folds(items, two=True).items
-
-
-def slices_of(items: Sequence[Item], count: int) -> list[tuple[Item, ...]]:
-    """Disjoint parts of a report fold, by the hash of the group."""
-    slices: list[list[Item]] = [[] for _ in range(count)]
-    for item in items:
-        slices[int(count * position(f"slice\0{item.group}"))].append(item)
-    return list(map(tuple, slices))
-
-
-def check_slices(items: Sequence[Item], count: int) -> None:
-    """Refuse slices of a report fold that are too small to stand alone (UserError)."""
-    categories = dict.fromkeys(item.category for item in items)
-    for number, members in enumerate(slices_of(items, count), start=1):
-        sizes = Counter(item.category for item in members)
-        category = min(categories, key=lambda name: sizes[name])
-        if count > 1 and sizes[category] < ENOUGH_ITEMS:
-            raise UserError(
-                f"benchmark.slices={count} leaves slice {number} with {sizes[category]} items of category "
-                f"{category!r}: at least {ENOUGH_ITEMS} are needed; lower benchmark.slices"
-            )
 
 
 def limit_folds(folds: Folds, limit: int) -> Folds:

@@ -51,12 +51,5 @@ def look(evaluator: Evaluator) -> str:
     return digest([settings, aggregate, *draws])
 
 
-def former_look(evaluator: Evaluator) -> str:
-    """`look` as earlier versions had it: with all settings."""
-    aggregate = evaluator.scoring.aggregate
-    number = evaluator.sampling.answers_per_item
-    return digest([fingerprint(evaluator), number, *([aggregate] if aggregate else [])])
-
-
 def _unmeasured(settings: Mapping[str, Json]) -> dict[str, Json]:
     return {name: value for name, value in settings.items() if name not in MEASURING}

@@ -43,7 +43,7 @@ from souping.core.types import (
     frozen,
 )
 from souping.core.unit import POINTS, Unit
-from souping.evaluate.benchmark import Folds, check_slices, limit_folds, shares_of, split_folds
+from souping.evaluate.benchmark import Folds, limit_folds, shares_of, split_folds
 from souping.pipeline.merge_only import check_kept
 from souping.pipeline.models import OpenPool
 from souping.pipeline.serving import scratch_place
@@ -126,7 +126,6 @@ def cut_folds(settings: RunSettings, items: Sequence[Item]) -> Folds:
     folds = split_folds(
         items, two=settings.scores.published, shares=shares_of(settings.benchmark.folds)
     )
-    check_slices(folds.items["report"], settings.benchmark.slices)
     if settings.limit is None:
         return folds
     return limit_folds(folds, settings.limit)

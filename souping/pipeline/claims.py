@@ -9,66 +9,58 @@ from typing import NamedTuple
 
 from souping.core.protocols import Objective
 from souping.core.types import Item, Json, Recipe, digest
-from souping.evaluate.benchmark import ENOUGH_ITEMS, slices_of
+from souping.evaluate.benchmark import ENOUGH_ITEMS
 from souping.statistics.bootstrap_t import NORMAL
 from souping.statistics.levels import Level, penalty
 
 
 @dataclass(frozen=True, kw_only=True)
 class Claim:
-    """What a report says of a frozen soup.
-
-    `candidates` are fingerprints, `evaluator` is `Evaluator.look`. Earlier versions keyed a claim on
-    `former_evaluator` and on `margin` (in the unit of the scores) too.
-    """
+    """What a report says of a frozen soup. `candidates` are fingerprints, `evaluator` is `identity.look`."""
 
     soup: Recipe
     candidates: tuple[str, ...]
     evaluator: str
     objective: Objective
     items: tuple[Item, ...]
-    slices: int = 1
-    former_evaluator: str = ""
-    margin: float = 0.0
 
     @property
     def fingerprint(self) -> str:
-        """Digest of everything that the claim rests on, without names and order."""
-        sliced = [f"one of {self.slices} slices"] if self.slices > 1 else []
-        return digest(self._content(self.evaluator, *sliced))
+        """Digest of everything that the claim rests on, without names and order.
 
-    @property
-    def former(self) -> str:
-        """The digest that earlier versions wrote for this claim."""
-        return digest(self._content(self.former_evaluator, self.margin))
-
-    def _content(self, *measured_by: Json) -> list[Json]:
-        """An item counts with its weight in the objective, which covers the coefficients whatever the categories are
-        called. The soup's weights are rounded, because a change in the last digits does not make another soup."""
-        soup = self.soup
+        An item counts with its weight in the objective, which covers the coefficients whatever the categories are
+        called.
+        """
         sizes = Counter(item.category for item in self.items)
         shares = coefficients(self.objective, sizes)
         items = []
         for item in self.items:
             weight = round(shares[item.category] / sizes[item.category], 12)
             items.append((item.identity, item.scoring, weight))
-        mixture = []
-        for name, weight in zip(soup.fingerprints, soup.weights, strict=True):
-            mixture.append((name, round(weight, 3)))
-        made_of: list[Json] = [sorted(mixture), soup.dtype, soup.method, dict(soup.settings)]
-        content = [made_of, sorted(self.candidates), *measured_by, sorted(items)]
+        content: list[Json] = [
+            content_of(self.soup),
+            sorted(self.candidates),
+            self.evaluator,
+            sorted(items),
+        ]
         if not self.objective.linear:
             content.append(self.objective.name)
-        return content
+        return digest(content)
 
 
 class Measurement(NamedTuple):
-    """One measurement of a claim: the evaluator's fingerprint, the ids of its items as `in_order` has them, and the
-    answers per item."""
+    """How the models of a claim were measured: the evaluator's fingerprint, the ids of the items as `in_order` has
+    them, the answers per item, and {digest of a model's content: fingerprint of the recipe that answered}."""
 
     evaluator: str
     ids: tuple[str, ...]
     answers: int
+    models: Mapping[str, str]
+
+    def repeats(self, first: Measurement, model: Recipe) -> bool:
+        """Whether it takes the answers of another measurement of a model."""
+        content = digest(content_of(model))
+        return self[:3] == first[:3] and self.models[content] == first.models[content]
 
 
 class KnownModels(NamedTuple):
@@ -84,10 +76,8 @@ NONE_KNOWN = KnownModels()
 
 @dataclass(frozen=True)
 class Look:
-    """The look that a claim is: its number k, and whether it was not shown before.
-
-    `guards` are those that were declared when it was first shown; `measurements` are all of the claim.
-    """
+    """The look that a claim is: its number k, and whether it was not shown before. `guards` are those that were
+    declared when it was first shown, `measurements` are all of the claim, in their order."""
 
     number: int
     first: bool
@@ -101,6 +91,14 @@ class Look:
         return f"{what}: this is look {self.number}, {price(self.number)}"
 
 
+def content_of(model: Recipe) -> list[Json]:
+    """What a model is made of. Weights are rounded, because a change in the last digits does not make another soup."""
+    mixture = []
+    for name, weight in zip(model.fingerprints, model.weights, strict=True):
+        mixture.append((name, round(weight, 3)))
+    return [sorted(mixture), model.dtype, model.method, dict(model.settings)]
+
+
 def in_order(items: Sequence[Item]) -> list[Item]:
     """Items in an order that does not depend on their ids."""
     return sorted(items, key=lambda item: (item.identity, item.scoring))
@@ -112,38 +110,18 @@ def coefficients(objective: Objective, categories: Mapping[str, int]) -> dict[st
     return dict(zip(names, objective.coefficients(names).tolist(), strict=True))
 
 
-@dataclass(frozen=True)
-class Slice:
-    """Part of the report fold that a report opened."""
-
-    number: int
-    of: int
-    left: int
-    items: int
-
-    def sentence(self) -> str:
-        return f"this report is on slice {self.number} of {self.of} of the report fold; {self.left} are left"
-
-
-def times_shown(items: Sequence[Item], occasions: Mapping[str, int]) -> float:
-    """How often one of these items was shown, on average."""
-    return sum(occasions[item.identity] for item in items) / max(len(items), 1)
-
-
 def items_to_report(
     items: Sequence[Item],
     occasions: Mapping[str, int],
     objective: Objective,
     deleted: int = 0,
-    slices: int = 1,
 ) -> tuple[Item, ...]:
-    """The items of a new report: those of the slice that was shown least, or only its groups that were shown less.
+    """The items of a new report: all, or only the groups that were shown less.
 
     `occasions` are {identity: earlier occasions}. At look k a difference must be z_k standard errors, where
     z_k = z(ALPHA / k (k + 1)), so items are worth their information over z_k^2. Whole groups leave, by counts alone,
     and every category keeps ENOUGH_ITEMS items.
     """
-    items = min(slices_of(items, slices), key=lambda part: times_shown(part, occasions))
     shown: dict[str, int] = {}
     for item in items:
         shown[item.group] = max(occasions[item.identity], shown.get(item.group, 0))

@@ -40,7 +40,7 @@ from souping.core.types import (
 from souping.core.unit import SCORE_ROUNDING
 from souping.evaluate.identity import fingerprint
 from souping.evaluate.scoring import Grade, Known, user_scores
-from souping.pipeline.claims import Measurement, in_order
+from souping.pipeline.claims import Measurement, content_of, in_order
 from souping.pipeline.models import OpenPool
 from souping.pipeline.store import Store, StoredAnswers
 from souping.search.loop import RecipeEvaluator
@@ -143,6 +143,7 @@ class Evaluation(RecipeEvaluator):
         self.length_key = sampling.length_key
         self.full_batch = sampling.full_batch
         self.min_items = self._workers.min_items
+        self.hands_out = evaluator.hosting.hands_out
         self.answers_per_item = sampling.answers_per_item
 
     @property
@@ -328,56 +329,65 @@ class Evaluation(RecipeEvaluator):
                 partial[key] = values
         return complete, partial
 
-    def measured_answers(
-        self, recipe: Recipe, items: Sequence[Item], measurement: Measurement
-    ) -> dict[str, list[Record]]:
-        """{item id: its answers} in another measurement of the same claim; empty if some are not stored."""
-        if measurement == self.measurement(items):
-            return {}
-        stored = self._store.load(recipe.fingerprint, measurement.evaluator)
-        answers: dict[str, list[Record]] = {}
-        for item, name in zip(in_order(items), measurement.ids, strict=True):
-            renamed = replace(item, id=name)
-            for number in range(measurement.answers):
-                record = stored.first(renamed, number)
-                if record is None:
-                    return {}
-                answers.setdefault(item.id, []).append(replace(record, item=item.id))
-        return answers
+    def measurement(self, models: Sequence[Recipe], items: Sequence[Item]) -> Measurement:
+        """How this evaluator measures a claim about models on items."""
+        contents = {digest(content_of(model)): model.fingerprint for model in models}
+        return Measurement(
+            evaluator=fingerprint(self._evaluator),
+            ids=tuple(item.id for item in in_order(items)),
+            answers=self.answers_per_item,
+            models=contents,
+        )
 
-    def all_answers(
+    def first_answers(
         self, recipe: Recipe, items: Sequence[Item], measurements: Sequence[Measurement]
-    ) -> dict[str, list[list[Record]]]:
-        """{item id: its answers in this measurement and in other ones of the same claim}"""
-        answers = {name: [records] for name, records in self.stored_answers(recipe, items).items()}
+    ) -> dict[str, list[Record]]:
+        """{item id: its answers in the first measurement that has them}, but for what this evaluator has measured."""
+        own = self.measurement([recipe], items)
+        content = digest(content_of(recipe))
+        answers: dict[str, list[Record]] = {}
         for measurement in measurements:
-            for name, records in self.measured_answers(recipe, items, measurement).items():
-                without_tokens = [replace(record, tokens=()) for record in records]
-                answers.setdefault(name, []).append(without_tokens)
+            model = measurement.models.get(content, recipe.fingerprint)
+            if measurement._replace(models={content: model}) == own:
+                break
+            stored = self._store.load(model, measurement.evaluator)
+            for item, name in zip(in_order(items), measurement.ids, strict=True):
+                renamed = replace(item, id=name)
+                records = [stored.first(renamed, n) for n in range(measurement.answers)]
+                known = [replace(record, item=item.id) for record in records if record]
+                if len(known) == measurement.answers:
+                    answers.setdefault(item.id, known)
         return answers
 
-    def measurement(self, items: Sequence[Item]) -> Measurement:
-        """How this evaluator measures a claim about items."""
-        ids = tuple(item.id for item in in_order(items))
-        return Measurement(fingerprint(self._evaluator), ids, self.answers_per_item)
+    def scores_first_shown(
+        self, soups: Sequence[Recipe], items: Sequence[Item], measurements: Sequence[Measurement]
+    ) -> list[ItemScores]:
+        """Scores of soups of a claim: the answers with which it was first shown stand, and others are evaluated."""
+        scores = []
+        for recipe in soups:
+            answers = self.first_answers(recipe, items, measurements)
+            if answers:
+                scores.append(self._completed(recipe, items, answers))
+            else:
+                scores.append(self.scores(recipe, items))
+        return scores
 
-    def mean_over(
-        self, measurements: Sequence[Measurement], recipe: Recipe, scores: ItemScores
+    def _completed(
+        self, recipe: Recipe, items: Sequence[Item], answers: Mapping[str, list[Record]]
     ) -> ItemScores:
-        """Mean scores of a soup over measurements, of which this evaluator's has just given these scores."""
-        items = scores.items
-        repeated = [scores]
-        for measurement in measurements:
-            known = self.measured_answers(recipe, items, measurement)
-            if not known:
-                continue
-            answers = [known[item.id] for item in items]
-            lengths = []
-            for records in answers:
-                lengths.append(np.mean([len(record.tokens) for record in records]))
-            others = item_scores(self._evaluator, items, answers)
-            repeated.append(replace(others, lengths=np.array(lengths)))
-        return mean_scores(repeated)
+        """Scores from answers that were shown, and from this evaluator's for the other items."""
+        self.reused += sum(map(len, answers.values()))
+        self._advance(len(answers) * self.answers_per_item)
+        lengths = {}
+        for name, records in answers.items():
+            lengths[name] = float(np.mean([len(record.tokens) for record in records]))
+        others = [item for item in items if item.id not in answers]
+        if others:
+            measured = self.scores(recipe, others)
+            lengths |= zip([item.id for item in others], measured.lengths, strict=True)
+            answers = {**self.stored_answers(recipe, others), **answers}
+        scores = item_scores(self._evaluator, items, [answers[item.id] for item in items])
+        return replace(scores, lengths=np.array([lengths[item.id] for item in items]))
 
     def _blocks(
         self, evaluator: Evaluator, recipe: Recipe, items: Sequence[Item], replicates: int
@@ -444,22 +454,6 @@ def item_scores(
         unanswered=_shares(answers, "unanswered"),
         noise=factor**2 * np.array(noise),
         reasons=reasons,
-    )
-
-
-def mean_scores(measurements: Sequence[ItemScores]) -> ItemScores:
-    """The mean of several measurements of one model on the same items, with the costs of the first."""
-    first = measurements[0]
-    if len(measurements) == 1:
-        return first
-    values = np.array([scores.values for scores in measurements])
-    return replace(
-        first,
-        values=values.mean(axis=0),
-        truncated=np.mean([scores.truncated for scores in measurements], axis=0),
-        unanswered=np.mean([scores.unanswered for scores in measurements], axis=0),
-        lengths=np.mean([scores.lengths for scores in measurements], axis=0),
-        noise=values.var(axis=0, ddof=1) / len(values),
     )
 
 

@@ -3,12 +3,12 @@
 It is part of the results store and identifies everything by its content: items by what the model sees
 (`Item.identity`), models by their weights. Other names, files, groups or settings do not reset it.
 
-An *occasion* is a report, an extra benchmark or a comparison that showed numbers. It has a row in `looks` (its claim
-and its items), which is committed before the first of its numbers leaves the process, and rows in `shown` (its soups).
-`claims` has what was known when a claim was first shown, `measurements` how it was measured. Earlier versions used
-another digest of a claim, and wrote only `shown` for an extra benchmark.
+A *look* is a report, an extra benchmark or a comparison that showed numbers. It has a row in `counted_looks` (its
+claim, its items, and what else was known then), which is committed before the first of its numbers can be read outside
+the process, and rows in `shown` (its soups). `measured` has how a claim was measured, in order, and `pairs` the level
+at which a report showed two models.
 
-The table `written` counts the rows of `looks`, `shown`, `searches` and `measurements`: deleted rows are noticed.
+The table `written` counts the rows that the ledger wrote: deleted rows are noticed.
 """
 
 from __future__ import annotations
@@ -16,26 +16,24 @@ from __future__ import annotations
 import json
 import math
 import sqlite3
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 
 import numpy as np
 
 from souping.core.protocols import Objective
 from souping.core.types import FloatArray, Item, Recipe, digest
-from souping.evaluate.benchmark import slices_of
 from souping.pipeline.claims import (
     Claim,
     KnownModels,
     Look,
     Measurement,
-    Slice,
     items_to_report,
     price,
     times,
-    times_shown,
 )
 from souping.pipeline.store import Mixture, Store, parts_of, row_number
+from souping.statistics.levels import Level
 
 DEEP = 20
 """Levels of soups of soups that are followed. An edited recipe.json may contain itself."""
@@ -52,35 +50,22 @@ class Ledger:
     def items_of(self, claim: Claim) -> tuple[Item, ...]:
         """The items to report a claim on: those on which it was shown, or else what `items_to_report` says."""
         with self._store.reading() as db:
-            look = _look_of(db, claim.fingerprint, claim.former)
-            if not look:
-                return self.new_items(claim.items, claim.objective, claim.slices)
             rows = db.execute(
-                "SELECT fingerprint FROM looks JOIN members USING (item_set) "
+                "SELECT fingerprint FROM counted_looks JOIN members USING (item_set) "
                 "JOIN contents ON content = contents.id WHERE claim = ?",
-                (look,),
+                (claim.fingerprint,),
             )
             identities = {str(name) for (name,) in rows}
+        if not identities:
+            return self.new_items(claim.items, claim.objective)
         return tuple(item for item in claim.items if item.identity in identities)
 
-    def new_items(
-        self, items: Sequence[Item], objective: Objective, slices: int
-    ) -> tuple[Item, ...]:
+    def new_items(self, items: Sequence[Item], objective: Objective) -> tuple[Item, ...]:
         """The items that a report on a new claim would be on."""
         with self._store.reading() as db:
             occasions = _occasions(db, _names(items))
             deleted = _deleted(db)
-        return items_to_report(items, occasions, objective, deleted, slices)
-
-    def slice_of(self, claim: Claim, items: Sequence[Item]) -> Slice:
-        """The slice that these items are of."""
-        parts = slices_of(claim.items, claim.slices)
-        number = next(n for n, part in enumerate(parts) if items[0] in part)
-        with self._store.reading() as db:
-            occasions = _occasions(db, _names(claim.items))
-        other_parts = parts[:number] + parts[number + 1 :]
-        unopened = sum(times_shown(part, occasions) < 0.5 for part in other_parts)
-        return Slice(number + 1, claim.slices, unopened, len(parts[number]))
+        return items_to_report(items, occasions, objective, deleted)
 
     def announcement(self, items: Sequence[Item]) -> str:
         """What a report on these items will cost if there were others before; empty if it is the first."""
@@ -105,27 +90,40 @@ class Ledger:
         items, that showed other claims. Deleted rows count as occasions. A repeated claim keeps its number, its family
         and its guards, and gains a measurement.
         """
-        identities = _names(items)
         questions = [item.question for item in items]
         key = claim.fingerprint
-        evaluator, ids, answers = measurement
-        query = "SELECT evaluator, ids, answers FROM measurements WHERE claim = ?"
         with self._store.writing() as db:
-            look = _open(db, key, claim.former, identities, questions, models, guards)
-            _insert(db, "measurements", key, evaluator, json.dumps(ids), answers)
-            rows = db.execute(query, (key,)).fetchall()
-        measurements = tuple(Measurement(str(a), tuple(json.loads(b)), int(c)) for a, b, c in rows)
-        return replace(look, measurements=measurements)
+            look = _open(db, key, _names(items), questions, models, guards)
+            _insert(db, "measured", key, json.dumps(measurement, sort_keys=True))
+            return replace(look, measurements=_measurements(db, key))
+
+    def measurements(self, claim: Claim) -> tuple[Measurement, ...]:
+        """How a claim was measured when it was shown, in order; empty if it never was."""
+        with self._store.reading() as db:
+            return _measurements(db, claim.fingerprint)
 
     def show_comparison(
-        self, claim: str, former: str, identities: Sequence[str], questions: Sequence[str]
+        self, claim: str, identities: Sequence[str], questions: Sequence[str]
     ) -> Look:
         """Write that a comparison of runs on these items is about to be shown, and return its look.
 
-        `claim` is a digest of what is compared, `former` the one that earlier versions wrote for it.
+        `claim` is a digest of what is compared.
         """
         with self._store.writing() as db:
-            return _open(db, claim, former, identities, questions)
+            return _open(db, claim, identities, questions)
+
+    def note_pairs(self, pairs: Mapping[str, Level]) -> None:
+        """Note that a report showed these pairs of models, {digest: level}."""
+        with self._store.writing() as db:
+            for pair, level in pairs.items():
+                _insert(db, "pairs", pair, level.looks, level.tests)
+
+    def level_of(self, pair: str) -> Level | None:
+        """The level at which a report showed a pair of models; None if none did."""
+        query = "SELECT looks, tests FROM pairs WHERE pair = ?"
+        with self._store.reading() as db:
+            row = db.execute(query, (pair,)).fetchone()
+        return None if row is None else Level(int(row[0]), float(row[1]))
 
     def known_scores(self, family: KnownModels, questions: Sequence[str]) -> FloatArray:
         """Stored scores [M, I] of a family on these questions, nan where there is none.
@@ -230,20 +228,18 @@ def _names(items: Iterable[Item]) -> list[str]:
     return [item.identity for item in items]
 
 
-def _look_of(db: sqlite3.Connection, claim: str, former: str) -> str:
-    """The digest under which this claim was shown in `looks`; empty if it never was."""
-    query = (
-        "SELECT look FROM claims JOIN looks ON looks.claim = look WHERE claims.claim = ? "
-        "UNION ALL SELECT claim FROM looks WHERE claim = ?"
-    )
-    row = db.execute(query, (claim, former)).fetchone()
-    return str(row[0]) if row else ""
+def _measurements(db: sqlite3.Connection, claim: str) -> tuple[Measurement, ...]:
+    query = "SELECT measurement FROM measured WHERE claim = ? ORDER BY rowid"
+    measurements = []
+    for (text,) in db.execute(query, (claim,)):
+        evaluator, ids, answers, models = json.loads(text)
+        measurements.append(Measurement(evaluator, tuple(ids), answers, models))
+    return tuple(measurements)
 
 
 def _open(
     db: sqlite3.Connection,
     claim: str,
-    former: str,
     identities: Sequence[str],
     questions: Sequence[str],
     models: Sequence[Recipe] = (),
@@ -251,39 +247,27 @@ def _open(
 ) -> Look:
     """Write an occasion and the soups among its `models`. A comparison of runs has none of its own."""
     item_set = _item_set(db, identities)
-    look = _look_of(db, claim, former)
-    if look:
-        # An earlier version has shown it: what else was known then is not.
-        known = (claim, look, json.dumps(KnownModels()), "unknown")
-        db.execute("INSERT OR IGNORE INTO claims VALUES (?, ?, ?, ?)", known)
-    else:
+    query = "SELECT number, family, guards FROM counted_looks WHERE claim = ?"
+    first = db.execute(query, (claim,)).fetchone() is None
+    if first:
         number = 1 + max(_occasions(db, identities).values(), default=0) + _deleted(db)
         family = KnownModels() if number == 1 else _family(db, item_set, questions, models)
-        _insert(db, "looks", claim, number, 0, item_set)
-        known = (claim, claim, json.dumps(family), guards)
-        db.execute("INSERT OR REPLACE INTO claims VALUES (?, ?, ?, ?)", known)
+        _insert(db, "counted_looks", claim, number, item_set, json.dumps(family), guards)
     mixtures = _Mixtures(db)
     for parts in map(parts_of, models):
         if len(mixtures.of(parts)) > 1:
             _insert(db, "shown", json.dumps(parts, sort_keys=True), item_set)
-    query = "SELECT number, family, guards FROM claims JOIN looks ON looks.claim = look WHERE claims.claim = ?"
-    number, family, declared = db.execute(query, (claim,)).fetchone()
-    soups, missing = json.loads(family)
-    return Look(int(number), not look, KnownModels(tuple(soups), missing), declared)
+    number, known, declared = db.execute(query, (claim,)).fetchone()
+    soups, missing = json.loads(known)
+    return Look(int(number), first, KnownModels(tuple(soups), missing), declared)
 
 
 def _occasions(db: sqlite3.Connection, identities: Iterable[str]) -> dict[str, int]:
-    """{identity: occasions that showed numbers of it}
-
-    Extra benchmarks of earlier versions have rows in `shown` alone: each soup was an occasion.
-    """
-    counts = dict(
-        db.execute(
-            "SELECT content, COUNT(*) FROM members JOIN (SELECT item_set FROM looks UNION ALL "
-            "SELECT item_set FROM shown WHERE item_set NOT IN (SELECT item_set FROM looks)) "
-            "USING (item_set) GROUP BY content"
-        )
+    """{identity: occasions that showed numbers of it}"""
+    query = (
+        "SELECT content, COUNT(*) FROM members JOIN counted_looks USING (item_set) GROUP BY content"
     )
+    counts = dict(db.execute(query))
     return {name: counts.get(row_number(name), 0) for name in identities}
 
 
@@ -333,7 +317,7 @@ def _deleted(db: sqlite3.Connection) -> int:
     )
 
 
-def _insert(db: sqlite3.Connection, table: str, *values: str | int) -> None:
+def _insert(db: sqlite3.Connection, table: str, *values: str | float) -> None:
     """Write a row unless one with its key exists, and count it."""
     places = ", ".join("?" * len(values))
     if db.execute(f"INSERT OR IGNORE INTO {table} VALUES ({places})", values).rowcount:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from souping.core.types import Item, ItemScores, Recipe, UserError
 from souping.core.unit import Unit
 from souping.evaluate import identity
-from souping.pipeline.claims import Claim, Look, Slice
+from souping.pipeline.claims import Claim, Look, Measurement
 from souping.pipeline.evaluation import Evaluation
 from souping.pipeline.evidence import FamilyScores
 from souping.pipeline.ledger import Ledger
@@ -28,36 +28,27 @@ class Opening:
 
     def report_claim(self, soup: Recipe, items: tuple[Item, ...]) -> Claim:
         """What the report will say of a soup."""
-        settings = self.settings
-        evaluator = settings.evaluator
-        margin = evaluator.unit.margin if settings.margin is None else settings.margin
         return Claim(
             soup=soup,
             candidates=self.candidates,
-            evaluator=identity.look(evaluator),
-            objective=settings.objective,
+            evaluator=identity.look(self.settings.evaluator),
+            objective=self.settings.objective,
             items=self._unseen(soup, items),
-            slices=settings.slices,
-            former_evaluator=identity.former_look(evaluator),
-            margin=margin,
         )
 
-    def items_of(self, claim: Claim) -> tuple[tuple[Item, ...], Slice]:
-        """The items of a report, without groups that cost more than they tell, and the slice that they are of."""
+    def items_of(self, claim: Claim) -> tuple[Item, ...]:
+        """The items of a report, without groups that cost more than they tell."""
         items = self.ledger.items_of(claim)
-        part = self.ledger.slice_of(claim, items)
-        if part.of > 1:
-            self.note(part.sentence())
         if deleted := self.ledger.deleted():
             self.note(
                 f"{deleted} rows of the ledger in {self.settings.store_path} were deleted: each counts as a report"
             )
-        if left_out := part.items - len(items):
+        if left_out := len(claim.items) - len(items):
             self.note(
-                f"{left_out} of {part.items} report items are left out: earlier reports showed them, and the "
+                f"{left_out} of {len(claim.items)} report items are left out: earlier reports showed them, and the "
                 "others show more without them"
             )
-        return items, part
+        return items
 
     def _unseen(self, soup: Recipe, items: tuple[Item, ...]) -> tuple[Item, ...]:
         """The items on which no run chose among this soup's ingredients.
@@ -84,27 +75,36 @@ class Opening:
         )
         return unseen
 
-    def show(
+    def open(
         self,
         claim: Claim,
         stage: Stage,
         evaluation: Evaluation,
-        scores: Sequence[ItemScores],
+        measure: Callable[[Stage, Sequence[Measurement]], list[ItemScores]],
         guards: str = "",
     ) -> tuple[Look, list[ItemScores]]:
-        """Write to the ledger that these numbers of a claim are about to be shown.
+        """Measure a claim; the look is in the ledger before anybody can read a score.
 
-        Returns the look and the means over all measurements of the claim.
+        If the claim was shown before, `measure` is given how it was measured then.
         """
+        measurement = evaluation.measurement(stage.models, stage.items)
+        look: Look | None = None
+        if evaluation.hands_out:
+            look = self.ledger.show_report(claim, stage.items, stage.models, measurement, guards)
+        scores = measure(stage, self.ledger.measurements(claim))
+        if look is None:
+            look = self.ledger.show_report(claim, stage.items, stage.models, measurement, guards)
+        self._note_look(claim, stage, look, measurement)
+        return look, scores
+
+    def _note_look(self, claim: Claim, stage: Stage, look: Look, measurement: Measurement) -> None:
+        """Say what a reader of the report must know about its look."""
         items = stage.items
-        measurement = evaluation.measurement(items)
-        look = self.ledger.show_report(claim, items, stage.models, measurement, guards)
-        means = []
-        for recipe, measured in zip(stage.models, scores, strict=True):
-            means.append(evaluation.mean_over(look.measurements, recipe, measured))
-        count = len(look.measurements)
-        if count > 1:
-            self.note(f"{stage.name}: scores are means of {count} measurements of this soup")
+        if not measurement.repeats(look.measurements[0], claim.soup):
+            self.note(
+                f"{stage.name}: this soup was reported on these items before, with other settings or draws: the "
+                "answers of that report are reported again"
+            )
         if look.first and (viewed := self.ledger.viewed(claim.soup.id, items)):
             self.note(
                 f"answers to {viewed} of {len(items)} report items were looked at (souping show) in another recipe's "
@@ -112,7 +112,6 @@ class Opening:
             )
         if look.number > 1:
             self.note(f"{stage.name}: {look.sentence()}")
-        return look, means
 
     def family_scores(self, look: Look, items: Sequence[Item], unit: Unit) -> FamilyScores:
         """Scores of the models that are tested together with the soup."""
@@ -121,14 +120,12 @@ class Opening:
         return FamilyScores(scores=scores * unit.factor, missing=look.known.missing)
 
 
-def fold_sizes(
-    folds: Mapping[str, int], claim: Claim, items: Sequence[Item], part: Slice
-) -> FoldSizes:
+def fold_sizes(folds: Mapping[str, int], claim: Claim, items: Sequence[Item]) -> FoldSizes:
     """Numbers of items, with those of the report fold that are not used."""
     return FoldSizes(
         select=folds["select"],
         search=folds["search"],
         report=len(items),
         left_out=folds["report"] - len(claim.items) or None,
-        shown=part.items - len(items) or None,
+        shown=len(claim.items) - len(items) or None,
     )

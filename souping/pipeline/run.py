@@ -31,7 +31,7 @@ from souping.merge.soup_files import RECIPE
 from souping.pipeline.analyses import analyse, missing_answers, run_scores, stored_answers
 from souping.pipeline.checks import flat_categories, run_notes
 from souping.pipeline.choice import choose
-from souping.pipeline.claims import Claim, Look
+from souping.pipeline.claims import Claim, Look, Measurement
 from souping.pipeline.evidence import Evidence, best_mixture, compare_on, dry_verdict, gather
 from souping.pipeline.gate import check_expected, gate_sentence
 from souping.pipeline.goals import check_tokens, declared, search_again, with_goals
@@ -51,7 +51,7 @@ from souping.pipeline.upload import card
 from souping.pipeline.verdict import power_in_words
 from souping.report import tables
 from souping.report.analyses import UserResult
-from souping.report.content import GateSummary, Report, ReportSlice
+from souping.report.content import GateSummary, Report
 from souping.report.files import as_json, raw_result, search_summary
 from souping.report.progress import Progress
 from souping.report.render import plain_table
@@ -124,8 +124,7 @@ class Run(Steps):
     @property
     def report_items(self) -> Items:
         """The items that the report of a new claim would be on, as far as the ledger knows before the search."""
-        settings = self.settings
-        return self.ledger.new_items(self.folds["report"], settings.objective, settings.slices)
+        return self.ledger.new_items(self.folds["report"], self.settings.objective)
 
     def note(self, *notes: str) -> None:
         """Keep what a reader of the report must know, and print it now."""
@@ -138,11 +137,13 @@ class Run(Steps):
     def evaluate_stage(self, stage: Stage) -> dict[str, ItemScores]:
         return self._checked(stage, self._measure(stage))
 
-    def _measure(self, stage: Stage) -> list[ItemScores]:
-        """Scores of a stage's models. Nothing about them is shown yet."""
+    def _measure(self, stage: Stage, shown: Sequence[Measurement] = ()) -> list[ItemScores]:
+        """Scores of a stage's models, which are not shown yet; `shown` are the measurements that were."""
         evaluation = self.evaluations[stage.benchmark]
         answers = len(stage.models) * len(stage.items) * evaluation.answers_per_item
         self.progress.stage(stage.name, items=answers)
+        if shown:
+            return evaluation.scores_first_shown(stage.models, stage.items, shown)
         return evaluation.all_scores(stage.models, stage.items)
 
     def _checked(self, stage: Stage, measured: Sequence[ItemScores]) -> dict[str, ItemScores]:
@@ -344,14 +345,9 @@ class Run(Steps):
             stage = replace(stage, items=claim.items)
             scores = self._measure(stage)
         else:
-            items, part = self.opening.items_of(claim)
-            folds = fold_sizes(self.cut.counts(), claim, items, part)
-            report = replace(report, folds=folds)
-            if part.of > 1:
-                report = replace(report, slice=ReportSlice(**vars(part)))
-            stage = replace(stage, items=items)
-            scores = self._measure(stage)
-            look, scores = self.opening.show(claim, stage, self.evaluation, scores, guards)
+            stage = replace(stage, items=self.opening.items_of(claim))
+            report = replace(report, folds=fold_sizes(self.cut.counts(), claim, stage.items))
+            look, scores = self.opening.open(claim, stage, self.evaluation, self._measure, guards)
         state = Reported(
             frozen=frozen,
             report=report,
@@ -437,9 +433,9 @@ class Run(Steps):
             objective=Mean(),
             items=stage.items,
         )
-        stage = replace(stage, items=self.opening.items_of(claim)[0])
+        stage = replace(stage, items=self.opening.items_of(claim))
         evaluation = self.evaluations[stage.benchmark]
-        look, scores = self.opening.show(claim, stage, evaluation, self._measure(stage))
+        look, scores = self.opening.open(claim, stage, evaluation, self._measure)
         measured = self._checked(stage, scores)
         run_items = itertools.chain.from_iterable(self.folds[fold] for fold in FOLDS)
         prompts = {str(item.prompt) for item in run_items}

@@ -8,10 +8,8 @@ from __future__ import annotations
 
 import gzip
 import io
-import itertools
 import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from statistics import fmean
 from typing import TYPE_CHECKING, Any
 
 from souping.analysis.alternatives import RoutedAnswers
@@ -59,22 +57,22 @@ def _lines(run: Run, state: State, fold: Fold, items: Sequence[Item]) -> Iterato
         router = state.router
         if fold == "report":
             measurements = state.look.measurements
-    # {model: {item id: its answers in each measurement}}
+    # {model: {item id: its answers}}
     answers = {}
     for name, recipe in _models(run, state).items():
-        answers[name] = run.evaluation.all_answers(recipe, items, measurements)
+        shown = run.evaluation.first_answers(recipe, items, measurements)
+        answers[name] = {**run.evaluation.stored_answers(recipe, items), **shown}
     prompts = run.store.prompts(_prompt_keys(answers.values()))
     evaluator = run.settings.evaluator
     for place, item in enumerate(items):
         records = {}
         scores = {}
         for name, model_answers in answers.items():
-            measured = model_answers.get(item.id)
-            if not measured:
+            item_answers = model_answers.get(item.id)
+            if not item_answers:
                 continue
-            means = [float(evaluator.scoring.item_scores([item], [group])[0]) for group in measured]
-            scores[name] = fmean(means)
-            records[name] = list(itertools.chain.from_iterable(measured))
+            scores[name] = float(evaluator.scoring.item_scores([item], [item_answers])[0])
+            records[name] = item_answers
         if router is not None:
             route = router.routes.get(item.category)
             if route in records:
@@ -85,13 +83,12 @@ def _lines(run: Run, state: State, fold: Fold, items: Sequence[Item]) -> Iterato
             yield sample(place, fold, item, records, scores, prompts, scorer_hash)
 
 
-def _prompt_keys(answers: Iterable[Mapping[str, Sequence[Sequence[Record]]]]) -> set[str]:
+def _prompt_keys(answers: Iterable[Mapping[str, Sequence[Record]]]) -> set[str]:
     """Keys of the prompts that were sent for these answers."""
     keys = set()
     for model_answers in answers:
-        for measured in model_answers.values():
-            for records in measured:
-                keys |= {record.prompt_key for record in records}
+        for records in model_answers.values():
+            keys |= {record.prompt_key for record in records}
     return keys
 
 

@@ -225,11 +225,6 @@ class RunSettings(MergeSettings):
     def inner_margin(self) -> float:
         return self.evaluator.unit.inner_margin(self.margin)
 
-    @property
-    def slices(self) -> int:
-        """Slices of the report fold. A dry run leaves it closed."""
-        return 1 if self.limit else self.benchmark.slices
-
     def guard_reference(self, candidates: Sequence[Candidate]) -> str | None:
         """The candidate that `guard_against` names (UserError if it names none)."""
         if not self.guard_against:
@@ -297,11 +292,10 @@ def items_of(
     evaluator_items = evaluator.prompts.benchmark
     if evaluator_items is None:
         return benchmark
-    if not benchmark.exclude and benchmark.folds is None and benchmark.slices == 1:
+    if not benchmark.exclude and benchmark.folds is None:
         return evaluator_items
     return PartOfBenchmark(
         whole=evaluator_items,
         exclude=benchmark.exclude,
         folds=benchmark.folds,
-        slices=benchmark.slices,
     )

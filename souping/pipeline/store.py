@@ -46,13 +46,11 @@ CREATE VIEW IF NOT EXISTS scores AS SELECT {KEY}, scorer, score, statistics, out
 CREATE TABLE IF NOT EXISTS contents (id INTEGER PRIMARY KEY, fingerprint TEXT NOT NULL);
 CREATE TABLE IF NOT EXISTS members (item_set INTEGER NOT NULL, content INTEGER NOT NULL,
     PRIMARY KEY (content, item_set)) WITHOUT ROWID;
-CREATE TABLE IF NOT EXISTS looks (claim TEXT PRIMARY KEY, number INTEGER NOT NULL, shown INTEGER NOT NULL,
-    item_set INTEGER NOT NULL) WITHOUT ROWID;
+CREATE TABLE IF NOT EXISTS counted_looks (claim TEXT PRIMARY KEY, number INTEGER NOT NULL,
+    item_set INTEGER NOT NULL, family TEXT NOT NULL, guards TEXT NOT NULL) WITHOUT ROWID;
 CREATE TABLE IF NOT EXISTS shown (soup TEXT, item_set INTEGER, PRIMARY KEY (soup, item_set)) WITHOUT ROWID;
-CREATE TABLE IF NOT EXISTS claims (claim TEXT PRIMARY KEY, look TEXT NOT NULL, family TEXT NOT NULL,
-    guards TEXT NOT NULL) WITHOUT ROWID;
-CREATE TABLE IF NOT EXISTS measurements (claim TEXT, evaluator TEXT, ids TEXT, answers INTEGER NOT NULL,
-    PRIMARY KEY (claim, evaluator, ids, answers)) WITHOUT ROWID;
+CREATE TABLE IF NOT EXISTS measured (claim TEXT NOT NULL, measurement TEXT NOT NULL, UNIQUE (claim, measurement));
+CREATE TABLE IF NOT EXISTS pairs (pair TEXT PRIMARY KEY, looks INTEGER NOT NULL, tests REAL NOT NULL) WITHOUT ROWID;
 CREATE TABLE IF NOT EXISTS searches (ingredients TEXT, item_set INTEGER, PRIMARY KEY (ingredients, item_set))
     WITHOUT ROWID;
 CREATE TABLE IF NOT EXISTS written (ledger TEXT PRIMARY KEY, rows INTEGER NOT NULL) WITHOUT ROWID;
@@ -217,7 +215,7 @@ class Store:
         """Remove the file that this run made if no result is in it and nobody else has it open."""
         with suppress(sqlite3.Error, OSError):
             self._db.execute("PRAGMA busy_timeout=0")
-            query = "SELECT 1 FROM answers UNION SELECT 1 FROM looks LIMIT 1"
+            query = "SELECT 1 FROM answers UNION SELECT 1 FROM counted_looks LIMIT 1"
             if self._db.execute(query).fetchone():
                 return
             (mode,) = self._db.execute("PRAGMA journal_mode=DELETE").fetchone()

@@ -10,7 +10,6 @@ from souping.checkpoints.pool import ModelSize
 from souping.core.reading import to_json
 from souping.core.similarity import PoolSimilarity
 from souping.core.types import Fold, Items, JsonObject, Missing, ScoreMatrix, Selection
-from souping.evaluate.benchmark import slices_of
 from souping.pipeline.checks import Machine, Requirement
 from souping.pipeline.settings import RunSettings
 from souping.pipeline.verdict import power_summary
@@ -87,24 +86,18 @@ class Plan:
             return False
         return bool(self.folds.get("report"))
 
-    def powers(self) -> list[Power]:
-        """What a report on each slice can show; empty if there is none, or if that is known after selection only."""
+    def power(self) -> Power | None:
+        """What a report can show; None if there is none, or if that is known after selection only."""
         if self.scores is None or not self.has_report:
-            return []
+            return None
         run = self.run
-        slices = slices_of(self.folds["report"], run.slices)
-        powers = []
-        for items in slices:
-            power = power_of(self.scores, items, run.objective, run.inner_margin)
-            if power is not None:
-                powers.append(power)
-        return powers
+        return power_of(self.scores, self.folds["report"], run.objective, run.inner_margin)
 
 
 def as_dict(plan: Plan) -> JsonObject:
     """Content of plan.json."""
     unit = plan.run.evaluator.unit
-    powers = [to_json(power_summary(power, unit)) for power in plan.powers()]
+    power = plan.power()
     selection = None
     if plan.selection:
         selection = selection_summary(unit, plan.selection, plan.scores)
@@ -127,8 +120,7 @@ def as_dict(plan: Plan) -> JsonObject:
         "evaluations": {"asked": plan.sum("asked"), "todo": plan.sum("todo")},
         "speeds": {name or "benchmark": asdict(speed) for name, speed in plan.speeds.items()},
         "seconds": plan.seconds(),
-        "power": powers[0] if powers else None,
-        **({"slices": powers} if len(powers) > 1 else {}),
+        "power": to_json(power_summary(power, unit)) if power else None,
         "guards": list(plan.guards),
         "rooms": [requirement.as_dict() for requirement in plan.requirements],
         "missing": [asdict(lack) for lack in plan.missing],

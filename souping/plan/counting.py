@@ -20,9 +20,8 @@ from souping.core.types import (
     UserError,
     frozen,
 )
-from souping.evaluate.benchmark import slices_of
 from souping.pipeline.evaluation import Evaluation
-from souping.pipeline.state import Contender, Frozen, Reported, Searched, Selected
+from souping.pipeline.state import Reported, Searched, Selected
 from souping.pipeline.steps import SEARCH, Candidates, Stage, Steps
 from souping.plan.content import Plan
 from souping.plan.stages import IntRange, PlannedStage
@@ -133,11 +132,6 @@ class CountedSteps(Steps):
             if guard.benchmark:
                 self.evaluate_stage(self.guard_stage(guard, [single, soup]))
         return selected
-
-    def report(self, frozen: Frozen, stage: Stage, contenders: Sequence[Contender]) -> Reported:
-        """Count the first slice: all are about as large."""
-        first = slices_of(stage.items, self.settings.slices)[0]
-        return super().report(frozen, replace(stage, items=first), contenders)
 
     def analyse(self, state: Reported, name: str, stage: Stage) -> Reported:
         if stage.models:

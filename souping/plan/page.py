@@ -133,11 +133,11 @@ def time_section(plan: Plan) -> Section | None:
 def _report(plan: Plan) -> Section | None:
     if not plan.has_report or not plan.run.objective.linear:
         return None
-    lines = [f"{power_in_words(power, plan.run.evaluator.unit)}." for power in plan.powers()]
-    if len(lines) > 1:
-        lines = [f"Slice {number}: {line}" for number, line in enumerate(lines, start=1)]
-    later = ["Known after selection, from the candidates' answers on the select fold."]
-    return Section("What the report can show", tuple(lines or later))
+    line = "Known after selection, from the candidates' answers on the select fold."
+    power = plan.power()
+    if power is not None:
+        line = f"{power_in_words(power, plan.run.evaluator.unit)}."
+    return Section("What the report can show", (line,))
 
 
 def _models(plan: Plan) -> Section:

@@ -349,20 +349,6 @@ class FoldSizes:
 
 
 @dataclass(frozen=True, kw_only=True)
-class ReportSlice:
-    """The part of the report fold that this report opened."""
-
-    number: MaybeInt
-    """number of the slice, from 1"""
-    of: MaybeInt
-    """number of slices (`benchmark.slices`)"""
-    left: MaybeInt
-    """slices that no report has opened"""
-    items: MaybeInt
-    """items of the slice"""
-
-
-@dataclass(frozen=True, kw_only=True)
 class SearchSummary:
     """What the optimiser says of its search. One of the user's may say other things."""
 
@@ -723,8 +709,6 @@ class Report:
     """everything that decides the soup's bytes"""
     folds: FoldSizes | None = None
     """numbers of items"""
-    slice: ReportSlice | None = None
-    """the slice of the report fold that was opened, if there are several"""
     items: str | None = None
     """SHA-256 of the items in the folds; another set of items is refused when analyses are computed again"""
     search: SearchSummary | None = None

@@ -22,9 +22,10 @@ from souping.core.types import Item, Recipe, Record
 from souping.evaluate.generate import LocalEvaluator
 from souping.evaluate.identity import look
 from souping.pipeline.claims import Claim, KnownModels, items_to_report
+from souping.pipeline.evaluation import Evaluation
 from souping.pipeline.ledger import Ledger
 from souping.pipeline.run import Run
-from souping.pipeline.store import Store, parts_of, row_number
+from souping.pipeline.store import Store
 from tests.conftest import ROOT, claim, command_line, make_items, pool_of, recipe, show_report
 
 ITEMS = make_items(4)
@@ -104,7 +105,6 @@ class TestClaims:
             claim(HALF, ITEMS),
             claim(HALF, renamed),
             claim(names, ITEMS, candidates=("f-b", "f-a")),
-            claim(HALF, ITEMS, margin=2.0),
         ):
             assert number(ledger, one) == 1
 
@@ -125,10 +125,9 @@ class TestClaims:
         ledger.note_search(["f-a"], ITEMS)
         assert ledger.deleted() == 0
         with store.writing() as db:
-            db.execute("DELETE FROM looks")
+            db.execute("DELETE FROM counted_looks")
         assert ledger.deleted() == 1
-        # Its soup is still in `shown`.
-        assert number(ledger, claim(HALF, ITEMS)) == 3
+        assert number(ledger, claim(HALF, ITEMS)) == 2
         assert number(ledger, claim(OTHER, make_items(20)[-1:])) == 2
 
     def test_nothing_is_counted_before_it_is_shown(self, ledger: Ledger) -> None:
@@ -144,8 +143,8 @@ class TestClaims:
             show_report(ledger, one, evaluator=name) for name in ("batch 8", "batch 4", "batch 8")
         ]
         assert [look.number for look in looks] == [1, 1, 1]
-        measured = {measurement.evaluator for measurement in looks[-1].measurements}
-        assert measured == {"batch 8", "batch 4"}
+        measured = [measurement.evaluator for measurement in looks[-1].measurements]
+        assert measured == ["batch 8", "batch 4"]
 
     def test_ids_of_renamed_items_are_another_measurement(self, ledger: Ledger) -> None:
         renamed = [replace(item, id=f"new {item.id}") for item in ITEMS]
@@ -187,42 +186,6 @@ os.kill(os.getpid(), 9)
         assert killed.returncode == -9
         with Store(tmp_path / "killed") as store:
             assert number(Ledger(store), claim(OTHER, ITEMS)) == 2
-
-
-class TestEarlierVersions:
-    """Rows of `looks` under the digest that earlier versions wrote, and `shown` without `looks`."""
-
-    def write(self, store: Store, claim: Claim) -> None:
-        with store.writing() as db:
-            db.execute("INSERT INTO looks VALUES (?, 4, 0, 7)", (claim.former,))
-            for item in claim.items:
-                number = row_number(item.identity)
-                db.execute("INSERT OR IGNORE INTO contents VALUES (?, ?)", (number, item.identity))
-                db.execute("INSERT OR IGNORE INTO members VALUES (7, ?)", (number,))
-
-    def test_a_claim_of_theirs_keeps_its_look(self, ledger: Ledger, store: Store) -> None:
-        old = claim(HALF, ITEMS, former_evaluator="with the batch size")
-        self.write(store, old)
-        for _ in range(2):
-            assert ledger.items_of(old) == tuple(ITEMS)
-            look = show_report(ledger, old)
-            assert (look.number, look.first, look.guards) == (4, False, "unknown")
-        # Found once by its former digest, it is known by the new one.
-        assert number(ledger, replace(old, former_evaluator="another batch size")) == 4
-
-    def test_their_rows_are_counted(self, ledger: Ledger, store: Store) -> None:
-        self.write(store, claim(HALF, ITEMS, former_evaluator="with the batch size"))
-        assert number(ledger, claim(OTHER, ITEMS)) == 2
-
-    def test_so_are_soups_of_their_extra_benchmarks(self, ledger: Ledger, store: Store) -> None:
-        self.write(store, claim(HALF, ITEMS))
-        with store.writing() as db:
-            db.execute("DELETE FROM looks")
-            for soup in (HALF, OTHER):
-                parts = json.dumps(parts_of(soup), sort_keys=True)
-                db.execute("INSERT INTO shown VALUES (?, 7)", (parts,))
-        look = show_report(ledger, claim(recipe(0.9, 0.1), ITEMS))
-        assert (look.number, look.known.missing) == (3, 2)
 
 
 class TestItems:
@@ -299,10 +262,10 @@ class TestKnownModels:
         show_report(ledger, claim(HALF, ITEMS), models=singles)
         identities = [item.identity for item in ITEMS]
         questions = [item.question for item in ITEMS]
-        look = ledger.show_comparison("pair", "former", identities, questions)
+        look = ledger.show_comparison("pair", identities, questions)
         assert look.number == 2
         assert len(look.known.soups) == 4
-        assert ledger.show_comparison("pair", "former", identities, questions).number == 2
+        assert ledger.show_comparison("pair", identities, questions).number == 2
 
     def test_soups_of_soups_are_soups(self, ledger: Ledger, store: Store, tmp_path: Path) -> None:
         store.remember_folder("f-s", tmp_path, "s", json.dumps({"f-a": 0.5, "f-b": 0.5}))
@@ -417,46 +380,26 @@ def test_another_margin_or_batch_size_is_free(runs: Runs) -> None:
     assert runs.look(SOUP, "margin=2") == 1
     report = runs.report(SOUP, "evaluator.batch_size=5", "evaluator.threads=2")
     assert report["verdict"]["opened"] == 1
-    assert any("means of 2 measurements" in warning for warning in report["warnings"])
+    assert any("are reported again" in warning for warning in report["warnings"])
 
 
-@pytest.mark.slow
-def test_a_run_with_slices(fresh: Runs, family: Path) -> None:
-    rows = [json.loads(line) for line in (family / "items.jsonl").read_text().splitlines()]
-    copies = []
-    for row in rows:
-        for n in range(3):
-            copy = {"id": f"{row['id']} {n}", "prompt": f"{row['prompt']} {n}"}
-            copies.append({**row, **copy})
-    (fresh.place / "all.jsonl").write_text("\n".join(map(json.dumps, copies)))
-    reports = [
-        fresh.report(weights, "benchmark.slices=2", items="all.jsonl")
-        for weights in (SOUP, "optimiser.weights=[0.2,0.2,0.6]")
-    ]
-    assert [report["verdict"]["opened"] for report in reports] == [1, 1]
-    slices = [report["slice"] for report in reports]
-    assert [(part["number"], part["of"], part["left"]) for part in slices] == [(1, 2, 1), (2, 2, 0)]
-    for report, part in zip(reports, slices, strict=True):
-        assert report["rows"][-1]["objective"]["n"] == report["folds"]["report"] == part["items"]
-    fresh(SOUP, "benchmark.slices=2", "plan=true", "hydra.run.dir=planned", items="all.jsonl")
-    plan = json.loads((fresh.place / "planned/plan.json").read_text())
-    assert [power["items"] for power in plan["slices"]] == [part["items"] for part in slices]
+def test_the_first_measurement_that_was_shown_stands(
+    runs: Runs, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """However often a claim is repeated with other batches, draws or ids."""
+    first = runs.report(SOUP)
 
+    def answer_wrong(*_: Any) -> Any:
+        raise AssertionError("report items were evaluated again")
 
-def test_another_batch_size_enters_the_mean(runs: Runs, monkeypatch: pytest.MonkeyPatch) -> None:
-    before = runs.report(SOUP)
-    original = Run._measure
-
-    def all_wrong(run: Run, stage: Any) -> Any:
-        scores = original(run, stage)
-        if stage.fold != "report":
-            return scores
-        return [replace(one, values=0 * one.values) for one in scores]
-
-    monkeypatch.setattr(Run, "_measure", all_wrong)
-    after = runs.report(SOUP, "evaluator.batch_size=5")
-    for old, new in zip(before["rows"], after["rows"], strict=True):
-        assert new["objective"]["mean"] == pytest.approx(old["objective"]["mean"] / 2)
+    monkeypatch.setattr(Evaluation, "scores", answer_wrong)
+    renamed = runs.rewrite("again.jsonl", lambda row: {**row, "id": f"again {row['id']}"})
+    for changes in (["evaluator.batch_size=5"], ["evaluator.sampling_seed=3"]):
+        report = runs.report(SOUP, *changes, items=renamed)
+        assert [row["objective"] for row in report["rows"]] == [
+            row["objective"] for row in first["rows"]
+        ]
+        assert report["verdict"] == first["verdict"]
 
 
 @pytest.mark.parametrize(("where", "other"), [("show_report", 1), ("_checked", 2)])
@@ -555,7 +498,7 @@ def test_soups_written_by_a_merge_as_candidates(fresh: Runs) -> None:
         assert command_line(fresh.place, *words) == 0
     assert fresh.look("optimiser.weights=[1,0,0,0]", pool=("cat", *soups)) == 1
     assert fresh.look("optimiser.weights=[0.41,0.59]", pool=("ant", "bee")) == 2
-    families = [json.loads(text) for (text,) in fresh.rows("SELECT family FROM claims")]
+    families = [json.loads(text) for (text,) in fresh.rows("SELECT family FROM counted_looks")]
     # three and the uniform one
     assert max(len(soups) for soups, _ in families) == 4
 
@@ -582,7 +525,7 @@ def test_a_search_on_the_report_items_under_other_shares(fresh: Runs) -> None:
 
 
 def test_rows_that_were_deleted(runs: Runs) -> None:
-    runs.rows("DELETE FROM looks")
+    runs.rows("DELETE FROM counted_looks")
     runs.rows("DELETE FROM shown")
     report = runs.report(SOUP)
     assert report["verdict"]["opened"] == 1 + 3

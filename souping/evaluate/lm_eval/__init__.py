@@ -17,7 +17,7 @@ import numpy as np
 
 from souping.checkpoints.compatibility import chat_template
 from souping.core.fields import component, pick
-from souping.core.protocols import BenchmarkItems, LoadedModel, Prompts, Sampling, Scoring
+from souping.core.protocols import BenchmarkItems, Hosting, LoadedModel, Prompts, Sampling, Scoring
 from souping.core.text import missing, nearest
 from souping.core.types import (
     FloatArray,
@@ -253,6 +253,11 @@ class HarnessEvaluator(HarnessSettings):
         """A copy of this evaluator with its tasks, and with a log of its own."""
         copy._session.go_on(self._session, log)
         return copy
+
+    @property
+    def hosting(self) -> Hosting:
+        # Who has logs has seen their scores.
+        return replace(super().hosting, hands_out=bool(self.logs))
 
     def needs(self) -> list[Missing]:
         return missing("lm_eval")
