@@ -129,20 +129,20 @@ def _names(models: str | None, samples: Sequence[Sample], report: Report | None)
 
 def _note(run_dir: Path, store: str | None, report: Report, samples: Sequence[Sample]) -> None:
     """Write to the ledger that answers to these items of the report fold were looked at."""
-    from souping.comparison.looks import store_of
+    from souping.comparison.looks import stores_of
     from souping.pipeline.ledger import Ledger
     from souping.pipeline.store import Store
 
     prompts = [sample.prompt_hash for sample in samples]
-    path = store_of(run_dir, store)
-    if path is None:
+    paths = stores_of(run_dir, store)
+    if not paths:
         print(
             "warning: the run's store is not here (--store FILE): this look is noted nowhere",
             file=sys.stderr,
         )
     elif prompts:
         recipe = report.recipe.id if report.recipe else ""
-        with Store(path) as results:
+        with Store(paths[0]) as results:
             Ledger(results).note_view(recipe, prompts)
 
 

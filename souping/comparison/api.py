@@ -92,11 +92,11 @@ def compare(
         weights = task_weights(common, average, file_weights)
     rows = _checked_rows(common, weights, pass_at, gate)
     fields = f"{group} {category}".rstrip()
-    settings = [average, file_weights, fields, pass_at, gate.description]
-    level, notes = looks_of(model_logs, common, weights, settings, store, looks)
-    notes.extend(_formula(base_log, common, average))
+    settings = [average, file_weights, fields, pass_at]
+    level, look_note = looks_of(model_logs, common, weights, settings, store, looks)
+    notes = list(_formula(base_log, common, average))
     name = "file" if file_weights is not None else average
-    return _result(model_logs, common, rows, gate, fail_on, name, level, notes)
+    return _result(model_logs, common, rows, gate, fail_on, name, level, look_note, notes)
 
 
 def _result(
@@ -107,6 +107,7 @@ def _result(
     fail_on: Sequence[Word],
     average: str,
     level: Level,
+    look_note: str,
     notes: Sequence[str],
 ) -> CompareResult:
     """All that the rows show."""
@@ -119,6 +120,7 @@ def _result(
         models=models,
         average=average,
         looks=level.looks,
+        look_note=look_note,
         status=_status(verdicts, fail_on),
         verdicts=tuple(verdicts),
         variance=_variances(scores, models),

@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import replace
 from itertools import combinations
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from souping.comparison.pooled import items_of
-from souping.core.fields import text_of
-from souping.core.files import expanded, seen_from
-from souping.core.parsing import read_yaml
+from souping.core.files import expanded
 from souping.core.reading import read
-from souping.core.text import first_line
 from souping.core.types import Json, UserError, digest, frozen
 from souping.logs.match import Matched, MatchedMetric
 from souping.logs.records import Log, LoggedAnswer, read_object
@@ -19,21 +19,25 @@ from souping.report.content import Report
 from souping.statistics.joint import picked_tests
 from souping.statistics.levels import Level
 
+if TYPE_CHECKING:
+    from souping.pipeline.ledger import Ledger
+    from souping.pipeline.store import Store
+
 MOST_LOOKS = 1000
 
 
 @frozen
-class LookStore:
-    """`store` in a run's configuration."""
+class RunStore:
+    """`store` in a run's settings."""
 
     path: str | None = None
 
 
 @frozen
-class LookConfig:
-    """What a run's configuration says about its store."""
+class StoredRun:
+    """What a run's settings say about its store."""
 
-    store: LookStore
+    store: RunStore = RunStore()
 
 
 @frozen
@@ -41,9 +45,9 @@ class ComparisonClaim:
     """What a comparison of runs is about, in digests as the ledger has them."""
 
     claim: str
-    former: str  # as earlier versions wrote it
     identities: list[str]  # of the questions of all items that are compared
     questions: list[str]  # of the items of the headline, [I]
+    pairs: list[str]  # of each two models
 
 
 def looks_of(
@@ -53,14 +57,15 @@ def looks_of(
     settings: Sequence[Json],
     store: str | Path | None,
     least: int,
-) -> tuple[Level, list[str]]:
-    """(level of this comparison, whose look is at `least` this one; notes for the reader).
+) -> tuple[Level, str]:
+    """(level of this comparison, whose look is at `least` this one; what to say about the look).
 
-    Runs of ours have a ledger. Models that are compared may have been picked among all whose scores on these items are
-    known. `settings` are what else the claim is about; the last of them, the margins, only in earlier versions.
+    Runs of ours have a ledger. Two models whose difference a report of theirs shows are at the look of that report.
+    Others may have been picked among all models whose scores on these items are known. `settings` are what else the
+    claim is about.
 
     Raises:
-        UserError: there were too many looks, or the store that was named is not there.
+        UserError: there were too many looks, or the store that was named has no answers of these runs.
     """
     if least > MOST_LOOKS:
         raise UserError(
@@ -70,24 +75,47 @@ def looks_of(
     for model_logs in logs.values():
         runs.extend(log for log in model_logs if log.harness == "souping")
     if not runs:
-        return Level(least), []
-    path = store_of(runs[0].path, store)
-    if path is None:
-        note = "The store of these runs is not here (--store FILE): earlier looks are not counted."
-        return Level(least), [note]
+        return Level(least), _sentence(least)
     from souping.pipeline.ledger import Ledger
-    from souping.pipeline.store import Store
 
     metrics = {task: common.metrics[task][0] for task in weights}
-    claim = _claim_of(logs, runs, common, metrics, settings)
-    with Store(path) as opened:
-        ledger = Ledger(opened)
-        look = ledger.show_comparison(claim.claim, claim.former, claim.identities, claim.questions)
-        scores = ledger.known_scores(look.known, claim.questions)
-    level = Level(max(least, look.number))
-    pairs = combinations(range(len(scores)), 2)
-    tests = picked_tests(scores, pairs, items_of(metrics, weights), level.family)
-    return level.among(look.known.missing + tests), []
+    table = items_of(metrics, weights)
+    claim = _claim_of(logs, runs, common, metrics, table, settings)
+    with ExitStack() as stack:
+        results = _store_of(stack, runs, claim.questions, store)
+        if results is None:
+            note = "Looks are not counted: the store of these runs is not here (--store FILE)."
+            return Level(least), note
+        ledger = Ledger(results)
+        level = _reported(ledger, claim.pairs)
+        if level is None:
+            look = ledger.show_comparison(claim.claim, claim.identities, claim.questions)
+            level = Level(max(least, look.number))
+            scores = ledger.known_scores(look.known, claim.questions)
+            pairs = combinations(range(len(scores)), 2)
+            tests = picked_tests(scores, pairs, table, level.family)
+            level = level.among(look.known.missing + tests)
+    number = max(least, level.looks)
+    return replace(level, looks=number), _sentence(number)
+
+
+def _reported(ledger: Ledger, pairs: Sequence[str]) -> Level | None:
+    """The strictest level at which reports showed these pairs of models; None if one was not shown."""
+    looks = 1
+    tests = 1.0
+    for pair in pairs:
+        level = ledger.level_of(pair)
+        if level is None:
+            return None
+        looks = max(looks, level.looks)
+        tests = max(tests, level.tests)
+    return Level(looks, tests)
+
+
+def _sentence(number: int) -> str:
+    if number == 1:
+        return ""
+    return f"This is look {number} at these items: p-values and intervals are corrected for it."
 
 
 def _claim_of(
@@ -95,29 +123,39 @@ def _claim_of(
     runs: Sequence[Log],
     common: Matched,
     metrics: Mapping[str, MatchedMetric],
+    table: ItemTable,
     settings: Sequence[Json],
 ) -> ComparisonClaim:
     """The claim of a comparison of `runs` of ours and other logs; `metrics` are those of the headline."""
+    from souping.pipeline.claims import pair_digest
+
     identity_of = _identities(runs, common)
     identities = sorted(set(identity_of.values()))
     questions = []
+    compared = []
     for metric in metrics.values():
         for item in metric.items:
+            identity = identity_of.get(item, "")
+            compared.append(identity)
             # An item of a run of ours is its id and 16 letters of its content.
-            questions.append(digest([item[:-17], identity_of.get(item, "")]))
+            questions.append(digest([item[:-17], identity]))
+    pairs = []
+    for a, b in combinations(logs, 2):
+        means_a = [metric.item_means(a) for metric in metrics.values()]
+        means_b = [metric.item_means(b) for metric in metrics.values()]
+        scores = (np.concatenate(means_a), np.concatenate(means_b))
+        pairs.append(pair_digest(compared, table.item_weights, *scores))
 
     # Another measurement is another comparison: the best of several could be picked.
-    scores: list[str] = []
+    scores_of_logs: list[str] = []
     for model_logs in logs.values():
-        scores.extend(map(_scores_of, model_logs))
-    baseline, *models = map(_recipe_of, runs)
+        scores_of_logs.extend(map(_scores_of, model_logs))
+    models = sorted(map(_recipe_of, runs))
     return ComparisonClaim(
-        claim=digest(
-            ["pairs", sorted([baseline, *models]), list(settings[:-1]), identities, sorted(scores)]
-        ),
-        former=digest(["comparison", baseline, sorted(models), list(settings), identities]),
+        claim=digest(["pairs", models, list(settings), identities, sorted(scores_of_logs)]),
         identities=identities,
         questions=questions,
+        pairs=pairs,
     )
 
 
@@ -147,29 +185,52 @@ def _scores_of(log: Log) -> str:
 
 def _recipe_of(run: Log) -> str:
     """Identity of the model of a log."""
-    report = read(Report, read_object(run.path / "report.json"))
-    names = {row.name: row.recipe_id for row in report.rows or ()}
+    names = {row.name: row.recipe_id for row in _report_of(run.path).rows or ()}
     return names.get(run.model) or run.model
 
 
-def store_of(run_dir: Path, given: str | Path | None) -> Path | None:
-    """The store of a run: the one that is `given`, else the one that its configuration names, if it is here.
+def _report_of(run_dir: Path) -> Report:
+    return read(Report, read_object(run_dir / "report.json"))
+
+
+def _store_of(
+    stack: ExitStack, runs: Sequence[Log], questions: Sequence[str], named: str | Path | None
+) -> Store | None:
+    """The open store of the runs: the one that is named, else the one in which a run's settings say that its answers
+    are; None if it is not here.
 
     Raises:
-        UserError: the store that is given is not there, or the configuration cannot be read.
+        UserError: the store that is named has no answers of a run.
     """
-    if given:
-        if not expanded(given).is_file():
-            raise UserError(f"--store {given}: there is no such file")
-        return expanded(given)
-    import yaml
+    from souping.pipeline.store import Store
 
-    config = run_dir / "config.yaml"
-    if not config.is_file():
-        return None
-    try:
-        settings = read(LookConfig, read_yaml(text_of(config)))
-    except (yaml.YAMLError, ValueError) as error:
-        raise UserError(f"{config}: not the configuration of a run: {first_line(error)}") from error
-    named = settings.store.path
-    return None if named is None else seen_from(run_dir, expanded(named))
+    for place in stores_of(runs[0].path, named):
+        results = stack.enter_context(Store(place))
+        if all(results.has_answers(_recipe_of(run), questions) for run in runs):
+            return results
+    if named:
+        raise UserError(
+            f"--store {named} has no answers of these runs: name the store that they were evaluated with"
+        )
+    return None
+
+
+def stores_of(run_dir: Path, named: str | Path | None) -> list[Path]:
+    """The store that is named, else those that a run's settings may mean: as seen from a folder above the run's.
+
+    Raises:
+        UserError: the store that is named is not there.
+    """
+    if named:
+        path = expanded(named)
+        if not path.is_file():
+            raise UserError(f"--store {named}: there is no such file")
+        return [path]
+    provenance = _report_of(run_dir).provenance
+    path = None
+    if provenance is not None:
+        path = read(StoredRun, provenance.settings).store.path
+    if path is None:
+        return []
+    places = [folder / expanded(path) for folder in run_dir.absolute().parents]
+    return list(filter(Path.is_file, dict.fromkeys(places)))

@@ -152,6 +152,8 @@ class CompareResult:
     """how tasks are averaged"""
     looks: int
     """looks at these items, this one included"""
+    look_note: str
+    """what it costs, or that looks are not counted; empty for a first look"""
     status: int
     """exit status: 1 if a deciding row has a verdict of `--fail-on`, else 0"""
     verdicts: tuple[RowVerdict, ...]
@@ -240,10 +242,8 @@ def _model(result: CompareResult, model: str) -> Section:
     shares = _variance_shares(result.variance[model])
     if len(shares) > 1:
         lines.append(f"Variance of the difference: {', '.join(shares)}.")
-    if result.looks > 1:
-        lines.append(
-            f"This is look {result.looks} at these items: p-values and intervals are corrected for it."
-        )
+    if result.look_note:
+        lines.append(result.look_note)
 
     cells = [_cells(row) for row in rows]
     metrics = {cell["metric"] for cell in cells} - {""}

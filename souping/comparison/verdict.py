@@ -60,11 +60,6 @@ class Policy:
     def named(self) -> frozenset[str]:
         return self.critical.union(self.margins)
 
-    @property
-    def description(self) -> str:
-        """What a claim by this policy is about."""
-        return repr((self.margin, sorted(self.margins.items(), key=str), sorted(self.critical)))
-
     def check(self, rows: Collection[str]) -> None:
         """Raises a UserError for a task that is not there."""
         for name in sorted(self.named):

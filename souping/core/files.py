@@ -74,12 +74,6 @@ def error_text(error: Exception) -> str:
     return f"{str(error.filename or 'file system')[:1000]}: {error.strerror or first_line(error)}"
 
 
-def seen_from(run_dir: Path, path: Path) -> Path | None:
-    """The file that a run's configuration names, from here or from a folder above the run's."""
-    places = [path, *(folder / path for folder in run_dir.absolute().parents)]
-    return next((place for place in places if place.is_file()), None)
-
-
 def nearby(path: Path) -> str:
     """A path as it is shortest from here."""
     absolute = path.absolute()

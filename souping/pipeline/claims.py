@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 from souping.core.protocols import Objective
-from souping.core.types import Item, Json, Recipe, digest
+from souping.core.types import FloatArray, Item, Json, Recipe, digest
 from souping.evaluate.benchmark import ENOUGH_ITEMS
 from souping.statistics.bootstrap_t import NORMAL
 from souping.statistics.levels import Level, penalty
@@ -97,6 +97,18 @@ def content_of(model: Recipe) -> list[Json]:
     for name, weight in zip(model.fingerprints, model.weights, strict=True):
         mixture.append((name, round(weight, 3)))
     return [sorted(mixture), model.dtype, model.method, dict(model.settings)]
+
+
+def pair_digest(
+    identities: Sequence[str], weights: FloatArray, a: FloatArray, b: FloatArray
+) -> str:
+    """Digest of all that a difference of two models is made of: the items [I] with their weights, and their scores."""
+    shares = weights / weights.sum()
+    models = []
+    for scores in (a, b):
+        rows = zip(identities, shares.round(12), scores.round(9) + 0.0, strict=True)
+        models.append(sorted([name, float(share), float(score)] for name, share, score in rows))
+    return digest(sorted(models))
 
 
 def in_order(items: Sequence[Item]) -> list[Item]:

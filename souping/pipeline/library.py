@@ -265,6 +265,7 @@ def _common(
     run_dir: Path,
     out: Path,
 ) -> dict[str, Any]:
+    store = expanded(store, "store")
     if isinstance(models, Mapping):
         pool = Pool(candidates=[{"name": key, "path": str(path)} for key, path in models.items()])
     else:
@@ -275,10 +276,10 @@ def _common(
         "tracker": tracker or NoTracker(),
         "name": name,
         "seed": seed,
-        "store_path": expanded(store, "store"),
+        "store_path": store,
         "run_dir": run_dir,
         "out": out,
-        "config": {"name": name, "seed": seed},
+        "config": {"name": name, "seed": seed, "store": {"path": str(store.absolute())}},
     }
 
 

@@ -316,6 +316,13 @@ class Store:
                     counts = json.dumps(record.statistics) if record.statistics else ""
                     _insert(db, "grades", *key, row_number(item.scoring), record.score, counts)
 
+    def has_answers(self, recipe: str, questions: Iterable[str]) -> bool:
+        """Whether a soup (the id of its recipe) answered one of these questions."""
+        query = "SELECT DISTINCT item FROM answers JOIN soups ON soups.id = soup WHERE substr(fingerprint, 1, 12) = ?"
+        with self.reading() as db:
+            answered = {item for (item,) in db.execute(query, (recipe,))}
+        return any(row_number(question) in answered for question in questions)
+
     def known_scores(self, items: Iterable[Item]) -> dict[tuple[str, str, str], float]:
         """{(question, scorer, answer's text): score} of these items by their scorers, whichever soup answered."""
         query = "SELECT output, score FROM scores WHERE item = ? AND scorer = ?"
