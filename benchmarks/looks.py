@@ -27,7 +27,7 @@ from souping.analysis.guards import Guard, judge
 from souping.core.scores import Mean
 from souping.core.types import Item, ItemScores, Recipe, Record
 from souping.evaluate.templates import Decoding
-from souping.pipeline.claims import Claim, Look, Measurement, in_order
+from souping.pipeline.claims import Claim, Look, Measurement
 from souping.pipeline.evidence import FamilyScores
 from souping.pipeline.ledger import Ledger
 from souping.pipeline.store import IN_MEMORY, Store
@@ -86,7 +86,7 @@ class Person:
     def show(self, model: int, more: Sequence[int] = (), evaluator: str = "evaluator") -> Look:
         """Measure a soup and show its numbers, with those of further soups."""
         models = [self.keep(one) for one in (model, *more)]
-        measurement = Measurement(evaluator, tuple(i.id for i in in_order(self.items)), 1)
+        measurement = Measurement.of(evaluator, models, self.items)
         return self.ledger.show_report(self.claim(model), self.items, models, measurement)
 
     def claim(self, model: int) -> Claim:
@@ -170,7 +170,8 @@ def climbed(rng: np.random.Generator, anew: float = 0.2) -> bool:
 
 
 def killed(rng: np.random.Generator) -> bool:
-    """Twenty runs are killed after their first line; the soup that looked best is reported."""
+    """Twenty runs are killed after their first line, or their items are handed out and the scores read; the soup that
+    looked best is reported."""
     person = Person(rng, TIMES + 1, 0.5)
     for model in range(1, TIMES + 1):
         person.show(model)
@@ -180,20 +181,18 @@ def killed(rng: np.random.Generator) -> bool:
 
 
 def measured_again(rng: np.random.Generator, same: float = 0.9) -> bool:
-    """One claim is measured twenty times; each report has the mean of what there is."""
+    """One claim is measured twenty times, until it is better; each report has the answers that were shown first."""
     person = Person(rng, 2)
-    answers = []
+    answers = {}
     for number in range(TIMES):
         fresh = person.draw(2)
         anew = rng.random(fresh.shape) >= same
-        answers.append(np.where(anew, fresh, person.scores) if number else person.scores)
+        answers[f"batch {number}"] = np.where(anew, fresh, person.scores)
         look = person.show(1, evaluator=f"batch {number}")
-        assert (look.number, len(look.measurements)) == (1, number + 1)
-        first = person.scores
-        person.scores = np.mean(answers, axis=0)
+        assert look.number == 1
+        person.scores = answers[look.measurements[0].evaluator]
         if person.better(1, look):
             return True
-        person.scores = first
     return False
 
 
@@ -225,7 +224,7 @@ def singles_compared(rng: np.random.Generator, singles: int = 60) -> bool:
     worst, best = int(order[0]), int(order[-1])
     identities = [item.identity for item in person.items]
     questions = [item.question for item in person.items]
-    look = person.ledger.show_comparison("pair", "", identities, questions)
+    look = person.ledger.show_comparison("pair", identities, questions)
     p_value = p_above(person.scores[best], person.scores[worst], look.number)
     if p_value >= ALPHA:
         return False
@@ -263,7 +262,7 @@ WORLDS: dict[str, World] = {
     "the same, soups unlike each other": unlike_soups,
     "20 soups reported on the same items": opened_often,
     "20 reports, each soup near the best so far": climbed,
-    "20 runs killed after their first line, then the best": killed,
+    "20 runs killed after their first line, or handed out and read, then the best": killed,
     "best of 20 measurements, 90 % of the answers alike": measured_again,
     "the same, 80 % alike": partial(measured_again, same=0.8),
     "sampled answers under 20 other ids": renamed,

@@ -22,8 +22,8 @@ from hypothesis import HealthCheck, settings
 
 from souping.core.protocols import Evaluator, LoadedModel, Objective, Sampling
 from souping.core.scores import Mean
-from souping.core.types import Item, Json, Recipe, Record, ScoreMatrix, digest
-from souping.pipeline.claims import Claim, Look, Measurement, content_of, in_order
+from souping.core.types import Item, Json, Recipe, Record, ScoreMatrix
+from souping.pipeline.claims import Claim, Look, Measurement
 from souping.pipeline.ledger import Ledger
 from tests.support.composition import compose_once
 
@@ -104,9 +104,7 @@ def show_report(
     """The look of a claim whose numbers are shown, with those of further models."""
     items = ledger.items_of(claim)
     shown = [claim.soup, *models]
-    contents = {digest(content_of(model)): model.fingerprint for model in shown}
-    ids = tuple(item.id for item in in_order(items))
-    measurement = Measurement(evaluator, ids, 1, contents)
+    measurement = Measurement.of(evaluator, shown, items)
     return ledger.show_report(claim, items, shown, measurement, guards)
 
 

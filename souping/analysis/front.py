@@ -29,7 +29,7 @@ from souping.core.types import (
 from souping.core.unit import POINTS, Unit
 from souping.report.analyses import AnalysisResult
 from souping.report.content import MaybeFloat, MaybeInt, NamedNumbers
-from souping.report.format import clean, count, four_digits, in_words, percent, short
+from souping.report.format import clean, count, four_digits, in_words, short
 from souping.report.plots import COLOURS, FAINT, Drawing, canvas, figure, ring
 from souping.report.tables import Section, grid
 from souping.search.surrogate import RISE, SoupModel
@@ -93,7 +93,7 @@ def _are_goal_weights(weights: Mapping[str, float]) -> bool:
 
 
 class Front:
-    """Points with each goal's posterior mean and 95 % band, and the odds of being on the front.
+    """Points with each goal's posterior mean and 95 % band.
 
     Higher is better: inner scores, lengths as minus a multiple of the first model's.
     """
@@ -105,7 +105,7 @@ class Front:
     means: FloatArray  # [S, G]
     low: FloatArray  # [S, G]
     high: FloatArray  # [S, G]
-    odds: FloatArray  # [S] probability of being on the true front
+    odds: FloatArray  # [S] share of the draws in which a point is on the front; decides what is confirmed
     on: BoolArray  # [S] points on the front of the means
 
     def __init__(
@@ -197,7 +197,6 @@ class Front:
         return FrontPoint(
             weights=tuple(round(float(share), 9) for share in self.points[n]),
             goals=goals,
-            probability=round(float(self.odds[n]), 4),
             confirmed=bool(self.whole[n]),
         )
 
@@ -282,8 +281,6 @@ class FrontPoint:
     """weight of each ingredient"""
     goals: Mapping[str, GoalBand]
     """{goal: mean and band}"""
-    probability: MaybeFloat
-    """probability of being on the true front"""
     confirmed: bool
     """whether it answered the whole search fold"""
 
@@ -315,9 +312,8 @@ class FrontResult(AnalysisResult):
         names = in_words([goal.name for goal in self.goals])
         lines = [
             f"By the search's model, {len(self.points)} of {total} soups are on the front: none beats them "
-            f"in {names} together. Means from {count(self.soups)} evaluated soups, 95 % bands, "
-            "and the probability of being on the true front. Confirmed soups answered the whole "
-            "search fold."
+            f"in {names} together. Means from {count(self.soups)} evaluated soups, with 95 % bands. "
+            "Confirmed soups answered the whole search fold."
         ]
         if self.pick:
             terms = [f"{share or 0.0:.3g} {clean(name)}" for name, share in self.pick.items()]
@@ -330,7 +326,7 @@ class FrontResult(AnalysisResult):
 
         ingredients = " / ".join(map(clean, self.ingredients))
         headings = [goal.unit.heading(clean(goal.name)) for goal in self.goals]
-        header = (ingredients, *headings, "on the true front, %", "confirmed")
+        header = (ingredients, *headings, "confirmed")
         confirmed_first = sorted(self.points, key=lambda point: not point.confirmed)
         rows = [self._row(point) for point in confirmed_first[:LISTED_POINTS]]
         return Section(f"Front of {names}", tuple(lines), FRONT, (grid(header, rows),))
@@ -342,7 +338,7 @@ class FrontResult(AnalysisResult):
             band = point.goals.get(goal.name, UNKNOWN_BAND)
             bands.append(goal.unit.brackets(band.mean, band.low, band.high))
         confirmed = "yes" if point.confirmed else ""
-        return (weights, *bands, percent(point.probability, 0), confirmed)
+        return (weights, *bands, confirmed)
 
     def drawings(self, unit: Unit) -> tuple[Drawing, ...]:
         """The first two goals of all points, with the bands of those on the front."""

@@ -57,6 +57,14 @@ class Measurement(NamedTuple):
     answers: int
     models: Mapping[str, str]
 
+    @classmethod
+    def of(
+        cls, evaluator: str, models: Sequence[Recipe], items: Sequence[Item], answers: int = 1
+    ) -> Measurement:
+        ids = tuple(item.id for item in in_order(items))
+        contents = {digest(content_of(model)): model.fingerprint for model in models}
+        return cls(evaluator, ids, answers, contents)
+
     def repeats(self, first: Measurement, model: Recipe) -> bool:
         """Whether it takes the answers of another measurement of a model."""
         content = digest(content_of(model))

@@ -331,13 +331,7 @@ class Evaluation(RecipeEvaluator):
 
     def measurement(self, models: Sequence[Recipe], items: Sequence[Item]) -> Measurement:
         """How this evaluator measures a claim about models on items."""
-        contents = {digest(content_of(model)): model.fingerprint for model in models}
-        return Measurement(
-            evaluator=fingerprint(self._evaluator),
-            ids=tuple(item.id for item in in_order(items)),
-            answers=self.answers_per_item,
-            models=contents,
-        )
+        return Measurement.of(fingerprint(self._evaluator), models, items, self.answers_per_item)
 
     def first_answers(
         self, recipe: Recipe, items: Sequence[Item], measurements: Sequence[Measurement]

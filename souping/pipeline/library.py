@@ -101,7 +101,7 @@ class RunResult:
 
     @property
     def front(self) -> tuple[FrontPoint, ...]:
-        """The points that no other beats in all goals: weights, each goal's mean with its band, and the probability."""
+        """The points that no other beats in all goals: weights, each goal's mean with its band."""
         front = (self.report.analyses or {}).get(FRONT)
         return front.points if isinstance(front, FrontResult) else ()
 
