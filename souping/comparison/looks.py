@@ -9,6 +9,8 @@ from itertools import combinations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import numpy as np
+
 from souping.comparison.pooled import items_of
 from souping.core.files import expanded
 from souping.core.reading import read
@@ -18,6 +20,7 @@ from souping.logs.records import Log, LoggedAnswer, read_object
 from souping.report.content import Report
 from souping.statistics.joint import picked_tests
 from souping.statistics.levels import Level
+from souping.statistics.scores import ItemTable
 
 if TYPE_CHECKING:
     from souping.pipeline.ledger import Ledger

@@ -354,7 +354,11 @@ def _with_holm(
         raw = comparison.raw(unit)
         p_look = over_looks(comparison.p_value, opened)
         p_holm = None if other.kind in SINGLE_KINDS else adjusted[other.recipe.id]
-        rows.append(RowDifference(**raw, kind=other.kind, p_look=p_look, p_holm=p_holm))
+        rows.append(
+            RowDifference(
+                **raw, kind=other.kind, p_look=p_look, p_holm=p_holm, tests=comparison.tests
+            )
+        )
     return tuple(rows)
 
 

@@ -8,13 +8,16 @@ from dataclasses import dataclass
 from souping.core.types import Item, ItemScores, Recipe, UserError
 from souping.core.unit import Unit
 from souping.evaluate import identity
-from souping.pipeline.claims import Claim, Look, Measurement
+from souping.pipeline.claims import Claim, Look, Measurement, pair_digest
 from souping.pipeline.evaluation import Evaluation
 from souping.pipeline.evidence import FamilyScores
 from souping.pipeline.ledger import Ledger
 from souping.pipeline.settings import RunSettings
+from souping.pipeline.state import Contender
 from souping.pipeline.steps import Stage
-from souping.report.content import FoldSizes
+from souping.report.content import FoldSizes, RowDifference
+from souping.statistics.levels import Level
+from souping.statistics.scores import ItemTable
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -112,6 +115,30 @@ class Opening:
             )
         if look.number > 1:
             self.note(f"{stage.name}: {look.sentence()}")
+
+    def note_pairs(
+        self,
+        contenders: Sequence[Contender],
+        scores: Mapping[str, ItemScores],
+        differences: Sequence[RowDifference],
+        look: Look,
+    ) -> None:
+        """Note the differences that a report shows: `compare` shows them again at the same look."""
+        objective = self.settings.objective
+        # Other objectives have no weights of items, and `compare` has no such average.
+        if not objective.linear:
+            return
+        *others, soup = contenders
+        factor = self.settings.evaluator.unit.factor
+        soup_scores = scores[soup.recipe.id]
+        weights = ItemTable.of(soup_scores.items, objective).item_weights
+        identities = [item.identity for item in soup_scores.items]
+        pairs = {}
+        for other, difference in zip(others, differences, strict=True):
+            values = (soup_scores.values / factor, scores[other.recipe.id].values / factor)
+            pair = pair_digest(identities, weights, *values)
+            pairs[pair] = Level(look.number, difference.tests or 1.0)
+        self.ledger.note_pairs(pairs)
 
     def family_scores(self, look: Look, items: Sequence[Item], unit: Unit) -> FamilyScores:
         """Scores of the models that are tested together with the soup."""

@@ -410,6 +410,8 @@ class Run(Steps):
             best_mixture(winner, self.folds["search"], settings.objective),
             self.opening.family_scores(state.look, state.items, self.unit),
         )
+        if settings.limit is None:
+            self.opening.note_pairs(rows, scores, evidence.comparisons, state.look)
         verdict = evidence.verdict
         guards = winner.guards
         if guards is not None and guards.refused and verdict.claim == "keep_single":

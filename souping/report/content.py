@@ -113,6 +113,8 @@ class RowDifference(LookDifference):
     """role of the other model"""
     p_holm: MaybeFloat
     """corrected by Holm over the uniform soups and the router, `null` for single models"""
+    tests: MaybeFloat = 1.0
+    """comparisons among which this one may have been picked at a later look"""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -53,16 +53,18 @@ class Comparison:
     # Degrees of freedom of a difference of training runs.
     degrees: float = math.inf
     run_share: float = 1.0
+    # Comparisons among which this one may have been picked.
+    tests: float = 1.0
 
     def among_tests(self, level: Level) -> Comparison:
         """With the p-value and the level of the interval for all tests of a family at this level."""
         p_value = level.over_tests(self.p_value)
-        return replace(self, level=1 - level.family, p_value=p_value)
+        return replace(self, level=1 - level.family, p_value=p_value, tests=level.tests)
 
     def raw(self, unit: Unit) -> dict[str, Any]:
         """The fields of a `PairedDifference`."""
         table = asdict(self)
-        del table["step"], table["degrees"], table["run_share"]
+        del table["step"], table["degrees"], table["run_share"], table["tests"]
         return unit.raw_table(table)
 
 

@@ -26,6 +26,7 @@ from souping.comparison.result import CompareResult, Flip, RowVerdict, page, sec
 from souping.core.folders import write_files
 from souping.core.types import UserError
 from souping.logs.bfcl_items import MULTI_TURN
+from souping.pipeline.store import Store
 from souping.report.render import sheet_markdown, show_sheet
 from souping.report.samples import SAMPLES_FILE
 from tests.conftest import ROOT, Cli
@@ -708,18 +709,34 @@ def test_a_comparison_of_runs_is_a_look_in_their_ledger(souping: Cli, finished_c
         return json.loads(ended.out)
 
     first = look()
-    assert first["looks"] == 2  # the run's own report was the first
-    assert look()["looks"] == 2
-    assert look("--margin", "3")["looks"] == 2
-    assert look("--baseline", "soup")["looks"] == 2  # the same two models
-    assert look("--average", "item")["looks"] == 3
+    assert first["looks"] == 1  # the run's own report shows it
+    assert look("--margin", "3")["looks"] == 1
+    assert look("--baseline", "soup")["looks"] == 1  # the same two models
+    assert look("--average", "item")["looks"] == 2
     third = ("compare", "base=run:uniform_all", "soup=run", "ant=run:ant", "--json")
-    assert json.loads(souping(*third).out)["looks"] == 4
-    souping("compare", "base=run:uniform_all", "soup=run", "--store", "gone.sqlite").refused(
-        "--store"
-    )
-    (finished_copy / "config.yaml").write_text("store: {path")
-    souping("compare", "base=run:uniform_all", "soup=run").refused("config.yaml")
+    assert json.loads(souping(*third).out)["looks"] == 3
+    # A report shows the soup and each other model, not two of the others.
+    others = ("compare", "base=run:uniform_all", "ant=run:ant", "--json")
+    assert json.loads(souping(*others).out)["looks"] == 4
+
+    report = json.loads((finished_copy / "report.json").read_text())
+    (row,) = [row for row in report["comparisons"] if row["b"] == "uniform_all"]
+    assert first["verdicts"][0]["difference"] == pytest.approx(row["difference"])
+
+
+def test_a_store_that_is_not_the_runs_is_refused_or_said(souping: Cli, finished_copy: Path) -> None:
+    words = ("compare", "base=run:uniform_all", "soup=run", "--average", "item")
+    souping(*words, "--store", "gone.sqlite").refused("--store")
+    with Store(finished_copy.parent / "empty.sqlite"):
+        pass
+    souping(*words, "--store", "empty.sqlite").refused("--store")
+    path = finished_copy / "report.json"
+    report = json.loads(path.read_text())
+    report["provenance"]["settings"]["store"]["path"] = "empty.sqlite"
+    path.write_text(json.dumps(report))
+    ended = souping(*words)
+    assert ended.code in (0, 1)
+    assert "Looks are not counted" in ended.out
 
 
 def test_another_measurement_of_a_run_is_another_comparison(
@@ -727,7 +744,7 @@ def test_another_measurement_of_a_run_is_another_comparison(
 ) -> None:
     """Otherwise the best of several measurements could be picked."""
     words = ("compare", "base=run:uniform_all", "soup=run", "--json")
-    assert json.loads(souping(*words).out)["looks"] == 2
+    assert json.loads(souping(*words).out)["looks"] == 1
     path = finished_copy / SAMPLES_FILE
     samples = [json.loads(line) for line in gzip.decompress(path.read_bytes()).splitlines()]
     reported = [sample for sample in samples if sample["fold"] == "report"]
@@ -736,7 +753,7 @@ def test_another_measurement_of_a_run_is_another_comparison(
             one["models"], two["models"] = two["models"], one["models"]
             break
     path.write_bytes(gzip.compress("\n".join(map(json.dumps, samples)).encode()))
-    assert json.loads(souping(*words).out)["looks"] == 3
+    assert json.loads(souping(*words).out)["looks"] == 2
 
 
 def _score(sample: Mapping[str, Any]) -> float:
@@ -746,7 +763,7 @@ def _score(sample: Mapping[str, Any]) -> float:
 def test_models_may_have_been_picked_among_all_of_the_report(
     souping: Cli, finished_copy: Path
 ) -> None:
-    ended = souping("compare", "base=run:uniform_all", "soup=run", "--json")
+    ended = souping("compare", "base=run:uniform_all", "ant=run:ant", "--json")
     head = json.loads(ended.out)["verdicts"][0]
     # look 2 alone has the level 1 - 0.05 / 6
     assert head["level"] > 1 - 0.05 / 6
