@@ -8,12 +8,13 @@ import json
 import os
 import random
 import shutil
+import sqlite3
 import subprocess
 import sys
 import threading
 from collections import Counter
 from collections.abc import Callable
-from contextlib import redirect_stdout
+from contextlib import closing, redirect_stdout
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -189,6 +190,25 @@ def test_the_wall_time_counts_from_the_start_of_the_run(lab: Lab) -> None:
     lab.finish()
     assert report_of(lab.run)["cost"]["seconds"] > 1e9
     assert lab.ask(8, "--json").ok().out == ""
+
+
+def test_items_of_the_report_count_as_shown_when_they_are_handed_out(lab: Lab) -> None:
+    """Whoever evaluates them can read the scores, and report another soup instead."""
+
+    def looks() -> int:
+        with closing(sqlite3.connect(lab.place / "run.sqlite")) as db:
+            (count,) = db.execute("SELECT COUNT(*) FROM counted_looks").fetchone()
+        return int(count)
+
+    lab.words.append("optimiser=uniform")
+    asked = lab.start().ok()
+    while "the report needs" not in asked.out:
+        assert looks() == 0
+        lab.answer(*lab.open)
+        asked = lab.ask(8).ok()
+    assert looks() == 1
+    lab.finish()
+    assert looks() == 1
 
 
 @pytest.mark.slow
