@@ -230,10 +230,11 @@ def stores_of(run_dir: Path, named: str | Path | None) -> list[Path]:
             raise UserError(f"--store {named}: there is no such file")
         return [path]
     provenance = _report_of(run_dir).provenance
-    path = None
+    name = None
     if provenance is not None:
-        path = read(StoredRun, provenance.settings).store.path
-    if path is None:
+        name = read(StoredRun, provenance.settings).store.path
+    if name is None:
         return []
-    places = [folder / expanded(path) for folder in run_dir.absolute().parents]
-    return list(filter(Path.is_file, dict.fromkeys(places)))
+    places = [folder / expanded(name) for folder in run_dir.absolute().parents]
+    # An empty file would become a store.
+    return [place for place in dict.fromkeys(places) if place.is_file() and place.stat().st_size]

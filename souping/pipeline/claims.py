@@ -112,11 +112,11 @@ def pair_digest(
 ) -> str:
     """Digest of all that a difference of two models is made of: the items [I] with their weights, and their scores."""
     shares = weights / weights.sum()
-    models = []
+    models: list[Json] = []
     for scores in (a, b):
         rows = zip(identities, shares.round(12), scores.round(9) + 0.0, strict=True)
         models.append(sorted([name, float(share), float(score)] for name, share, score in rows))
-    return digest(sorted(models))
+    return digest(sorted(models, key=str))
 
 
 def in_order(items: Sequence[Item]) -> list[Item]:
