@@ -283,7 +283,7 @@ def test_a_dry_run_is_marked_everywhere(
     assert "%" not in card.split("---", 2)[2].split("## Usage")[0].split("## Result")[1]
     with closing(sqlite3.connect(tmp_path / "outputs/store.sqlite")) as db:
         # that of the extra benchmark, whose items may be anybody's report items
-        assert db.execute("SELECT COUNT(*) FROM looks").fetchone() == (1,)
+        assert db.execute("SELECT COUNT(*) FROM counted_looks").fetchone() == (1,)
 
 
 def test_a_dry_run_is_no_look(
@@ -441,7 +441,7 @@ def counts(tmp_path: Path) -> tuple[int, int]:
     with closing(sqlite3.connect(tmp_path / "outputs" / "store.sqlite")) as db:
         return tuple(
             int(db.execute(f"SELECT count(*) FROM {name}").fetchone()[0])
-            for name in ("answers", "looks")
+            for name in ("answers", "counted_looks")
         )
 
 
