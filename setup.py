@@ -1,6 +1,4 @@
-"""Packaging. `conf/` at the root travels in the wheel as `souping/conf`."""
-
-from pathlib import Path
+"""Packages and what they need; `conf/` at the root travels as `souping/conf`. pyproject.toml has the rest."""
 
 from setuptools import find_packages, setup
 
@@ -34,12 +32,14 @@ DEV = [
     "mypy>=1.13",
     "nbmake>=1.5",
     "ipykernel>=6",
+    "build>=1.2",
     "twine>=5",
     "tree-sitter>=0.23",  # the reader of calls in Java and JavaScript is compared with its grammars
     "tree-sitter-java>=0.23",
     "tree-sitter-javascript>=0.23",
     "gguf>=0.10",  # examples/smollm reads a model in this format
 ]
+DOCS = ["pdoc>=15"]  # pages of the docstrings
 # its loop and its sums are called by name
 LM_EVAL = ["lm_eval>=0.4.13,<0.5", "sacrebleu>=2.4,<3", "datasets>=3"]
 # from 5.6 on it serves one folder and answers /v1/completions
@@ -48,12 +48,6 @@ SERVING = ["transformers[serving]>=5.6,<6"]
 VLLM = ["vllm>=0.32,<0.34"]
 
 setup(
-    name="souping",
-    version="0.1.0",
-    description="Combine fine-tuned checkpoints of one model into a better one, and test it on held-out items",
-    long_description=Path(__file__).with_name("README.md").read_text(encoding="utf-8"),
-    long_description_content_type="text/markdown",
-    license="Apache-2.0",
     python_requires=">=3.11",
     classifiers=[
         "Development Status :: 4 - Beta",
@@ -80,6 +74,7 @@ setup(
     install_requires=CORE,
     extras_require={
         "dev": DEV,
+        "docs": DOCS,
         "peft": ["peft>=0.18"],
         "mergekit": ["mergekit>=0.1.4,<0.2"],
         "lm_eval": LM_EVAL,
