@@ -171,7 +171,7 @@ def check_unlinked(run_dir: Path) -> None:
     The logs and models of soups that others evaluate may be links: they are only read, and removed.
     """
     for pattern in ("*", "asked/*", "asked/*/*"):
-        for name in sorted(glob.glob(pattern, root_dir=run_dir, include_hidden=True)):
+        for name in glob.glob(pattern, root_dir=run_dir, include_hidden=True):
             # Another process may just have renamed it.
             with suppress(FileNotFoundError):
                 status = (run_dir / name).lstat()

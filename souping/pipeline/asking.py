@@ -7,19 +7,21 @@ answer, and goes on to the next soups that it needs.
 from __future__ import annotations
 
 import errno
+import json
 import shlex
 import shutil
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from souping.core.fields import Count, component
 from souping.core.files import disk_space
+from souping.core.parsing import read_json
 from souping.core.protocols import Evaluator, Executor, Workers
 from souping.core.text import human, named
 from souping.core.types import (
     ItemScores,
-    Json,
     Recipe,
     Request,
     Response,
@@ -39,11 +41,11 @@ from souping.pipeline.open_soups import (
     AskedSoup,
     SearchOrder,
     answers,
+    asked_soup,
     asked_soups,
     free,
     key_of,
     new_soup,
-    soups_by_key,
 )
 from souping.pipeline.serving import write_soup
 from souping.pipeline.settings import RunSettings
@@ -126,15 +128,9 @@ class FileWorkers(Workers):
         Raises:
             UserError: settings, items or models are not those that the run began with.
         """
-        contents = {
-            "settings": digest(_without_places(settings.config)),
-            "items": items,
-            "models": digest([candidate.fingerprint for candidate in pool.candidates]),
-        }
-        # Analyses of a finished run may take other settings.
-        if (settings.run_dir / "report.json").exists():
-            contents = {}
-        self.order = SearchOrder(settings.run_dir, contents)
+        config = read_json(json.dumps(settings.config), _without_places)
+        models = [candidate.fingerprint for candidate in pool.candidates]
+        self.order = SearchOrder(settings.run_dir, digest([config, items, models]))
         self._settings = settings
         self._executor = executor
         self._pool = pool.merge_pool
@@ -142,7 +138,11 @@ class FileWorkers(Workers):
         self._progress = progress
         self.min_items = executor.min_items
         soups = asked_soups(settings.run_dir)
-        self._folders = soups_by_key(soups)
+        self._folders = {asked_soup(folder)["key"]: folder for folder in soups.values()}
+        if len(self._folders) < len(soups):
+            raise UserError(
+                f"{settings.run_dir / 'asked'}: a folder is a copy of another: remove it"
+            )
         self._last = max(soups, default=0)
         # {key: how it is listed} of what this run waits for; what has no place yet is not listed.
         self._waiting: dict[str, str] = {}
@@ -329,10 +329,6 @@ class OrderedEvaluation(Evaluation):
         return super().collect()
 
 
-def _without_places(value: Json) -> Json:
-    """A configuration without what may differ between machines."""
-    if isinstance(value, Mapping):
-        return {key: _without_places(value[key]) for key in value if key not in MOVABLE_KEYS}
-    if isinstance(value, list):
-        return [_without_places(entry) for entry in value]
-    return value
+def _without_places(pairs: Sequence[tuple[str, Any]]) -> dict[str, Any]:
+    """An object of a configuration without what may differ between machines."""
+    return {key: value for key, value in pairs if key not in MOVABLE_KEYS}

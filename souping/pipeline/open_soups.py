@@ -5,8 +5,8 @@ run on any machine that sees the folder: a soup appears with all of its files, a
 
 `order.jsonl` has the order in which searches requested answers and took them, so that a repeated run takes the same
 path: with several open soups an optimiser's proposals depend on which results it has seen. The first line has the
-folder where the run was started, as seen from its own, and digests of what must stay as it was. Each other line is an
-event, `[search, "ask" or "tell", request, key]`; a search has the name of its first key.
+folder where the run was started, as seen from its own, and a digest of its settings, items and models. Each other line
+is an event, `[search, "ask" or "tell", request, key]`; a search has the name of its first key.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import os
 import re
 import shutil
 from collections import deque
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypedDict
@@ -24,9 +24,9 @@ from typing import Annotated, Any, Literal, TypedDict
 from annotated_types import Interval
 
 from souping.core.fields import load, load_lines
-from souping.core.files import expanded, folder_at, nearby, write_atomically
+from souping.core.files import expanded, nearby, write_atomically
 from souping.core.open_files import lock
-from souping.core.text import listed, shown
+from souping.core.text import listed
 from souping.core.types import Outcome, Record, Request, UserError, digest
 from souping.core.unit import SCORE_ROUNDING
 from souping.evaluate.command import ITEMS_FILE
@@ -44,8 +44,10 @@ OUT = "out"
 ORDER_FILE = "order.jsonl"
 ID = re.compile("[1-9][0-9]{0,8}")
 """Name of a soup's folder; others in `asked` are somebody's copies."""
-MOVABLE_KEYS = frozenset(("allow_code", "open", "write"))
-MOVABLE_KEYS |= {"candidates", "path", "like", "base", "carry", "names", "out", "dir"}
+MOVABLE_KEYS = (
+    *("candidates", "path", "like", "base", "carry", "names", "out", "dir"),
+    *("allow_code", "open", "write"),
+)
 """Settings that may differ between one `ask` and the next: names of files and folders, and how soups are handed out.
 What they lead to may not."""
 Verb = Literal["ask", "tell"]
@@ -73,15 +75,6 @@ class ToldAnswer(TypedDict):
     reason: str
 
 
-class OrderHead(TypedDict):
-    """First line of `order.jsonl`."""
-
-    home: str
-    settings: str
-    items: str
-    models: str
-
-
 def asked_soups(run_dir: Path) -> dict[int, Path]:
     """{ID: folder} of the soups that a run ever asked for."""
     folders = {}
@@ -91,19 +84,9 @@ def asked_soups(run_dir: Path) -> dict[int, Path]:
     return dict(sorted(folders.items()))
 
 
-def soups_by_key(soups: Mapping[int, Path]) -> dict[str, Path]:
-    """{key of a request: folder} (UserError if two folders have one key: one is a copy)."""
-    folders = dict[str, Path]()
-    for folder in soups.values():
-        first = folders.setdefault(asked_soup(folder)["key"], folder)
-        if first != folder:
-            raise UserError(f"{folder} is a copy of {first}: remove it")
-    return folders
-
-
-def asked_soup(folder: Path) -> AskedSoup:
-    soup: AskedSoup = load(folder / REQUEST, AskedSoup)
-    return soup
+def asked_soup(folder: Path) -> Any:
+    """The `AskedSoup` of a folder."""
+    return load(folder / REQUEST, AskedSoup)
 
 
 def key_of(request: Request) -> str:
@@ -213,8 +196,8 @@ class SearchOrder:
     """The events of the file, which one process at a time has. `next` is what the current search did next, None if
     that is not decided yet."""
 
-    def __init__(self, run_dir: Path, contents: Mapping[str, str]) -> None:
-        """`contents` are digests of the settings, items and models (UserError if the run began with others)."""
+    def __init__(self, run_dir: Path, content: str) -> None:
+        """`content` is the digest of settings, items and models (UserError if the run began with others)."""
         self._path = run_dir / ORDER_FILE
         self._file = self._path.open("a+b")
         lock(self._file.fileno())
@@ -224,20 +207,23 @@ class SearchOrder:
         # A killed process may have left half a line.
         self._file.truncate(self._file.read().rfind(b"\n") + 1)
         if self.is_new:
-            self._write({"home": os.path.relpath(os.getcwd(), run_dir.resolve()), **contents})
-        for name, content in contents.items():
-            if lines and lines[0][name] != content:
-                raise self._error(f"the {name} of this run have changed")
+            self._write([os.path.relpath(os.getcwd(), run_dir.resolve()), content])
+        # Analyses of a finished run may take other settings.
+        elif lines[0][1] != content and not (run_dir / "report.json").exists():
+            raise self._error()
         self._searches: dict[str, deque[Event]] = {}
         self._search = ""
-        for search, verb, request, key in lines[1:]:
-            self._searches.setdefault(search, deque()).append((verb, request, key))
+        for search, *event in lines[1:]:
+            self._searches.setdefault(search, deque()).append(tuple(event))
 
-    def _error(self, what: str) -> UserError:
+    def _error(self) -> UserError:
+        what = (
+            "this run asks for other soups than before: its items, models or settings have changed"
+        )
         fix = "restore them, or start another run: the answers are in the store"
         return UserError(f"{nearby(self._path)}: {what}\n{fix}")
 
-    def _write(self, line: Mapping[str, str] | list[str | int]) -> None:
+    def _write(self, line: list[str | int]) -> None:
         self._file.write(json.dumps(line).encode() + b"\n")
         self._file.flush()
         os.fsync(self._file.fileno())
@@ -257,9 +243,7 @@ class SearchOrder:
         elif self.next == event:
             self._searches[self._search].popleft()
         else:
-            raise self._error(
-                "this search asks for other soups than before: its items, models or settings have changed"
-            )
+            raise self._error()
 
     def close(self) -> None:
         self._file.close()
@@ -267,18 +251,11 @@ class SearchOrder:
 
 def read_order(run_dir: Path) -> list[Any]:
     """The lines of a run's order; none if its start was killed before the first one was written."""
-    return load_lines(run_dir / ORDER_FILE, OrderHead, tuple[str, Verb, int, str])
+    return load_lines(run_dir / ORDER_FILE, tuple[str, str], tuple[str, Verb, int, str])
 
 
 def home_of(run_dir: Path) -> Path:
-    """The folder where a run was started; this one if nobody knows (UserError if there is no such folder)."""
-    lines = read_order(run_dir)
-    if not lines:
-        return Path.cwd()
-    home = run_dir.resolve() / lines[0]["home"]
-    folder = folder_at(str(home))
-    if folder is None:
-        raise UserError(
-            f"{run_dir / ORDER_FILE}: the run was started in {shown(str(home))}, which is no folder here"
-        )
-    return folder
+    """The folder where a run was started; this one if nobody knows."""
+    for home, _ in read_order(run_dir)[:1]:
+        return expanded(run_dir.resolve() / home, "folder")
+    return Path.cwd()
