@@ -187,12 +187,9 @@ def load_lines(path: Path, *models: Hint) -> list[Any]:
 
     A last line without an end is left out: its writer was killed.
     """
-    lines = text_of(path).split("\n")[:-1]
     hints = chain(models, repeat(models[-1]))
-    values = []
-    for number, (line, hint) in enumerate(zip(lines, hints, strict=False), start=1):
-        values.append(_parsed(line, hint, f"{path}:{number}"))
-    return values
+    lines = enumerate(text_of(path).split("\n")[:-1], start=1)
+    return [_parsed(line, next(hints), f"{path}:{number}") for number, line in lines]
 
 
 def _parsed(text: str, model: Hint, where: str) -> Any:

@@ -30,7 +30,7 @@ from souping.core.types import (
     frozen,
 )
 from souping.core.unit import POINTS, Unit
-from souping.evaluate.logged import item_line, records_by_item
+from souping.evaluate.logged import item_line, log_in, records_by_item
 from souping.evaluate.servers.process import ENDED, Process
 from souping.logs.sources import read
 from souping.logs.tables import is_table
@@ -225,11 +225,7 @@ class CommandEvaluator(Evaluator):
         """Records of these items from a command's log, and why there are not all of them."""
         try:
             requested = _requested(attempt)
-            logs = list((attempt / "out").iterdir())
-            if not logs:
-                raise UserError(f"it left no log in {attempt / 'out'}")
-            source = _whole_lines(attempt, logs[0]) if len(logs) == 1 else attempt / "out"
-            (log,) = read(source, lower=None)
+            (log,) = read(_whole_lines(attempt, log_in(attempt / "out")), lower=None)
         except (UserError, OSError, ValueError) as error:
             return {}, f"left no log that can be read: {first_line(error)}"
         try:

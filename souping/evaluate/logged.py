@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
+from pathlib import Path
 
 import numpy as np
 
@@ -18,6 +19,14 @@ def item_line(item: Item) -> str:
     """The item as a line of the JSONL file that an evaluation gets."""
     table = {name: value for name, value in asdict(item).items() if name != "user_scorer"}
     return json.dumps(table, ensure_ascii=False, sort_keys=True, default=str)
+
+
+def log_in(source: Path) -> Path:
+    """What a folder holds if that is one file or folder, else the folder itself."""
+    logs = list(source.iterdir()) if source.is_dir() else [source]
+    if not logs:
+        raise UserError(f"the evaluation left no log in {source}")
+    return logs[0] if len(logs) == 1 else source
 
 
 def records_by_item(

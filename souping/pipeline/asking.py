@@ -308,11 +308,7 @@ class OrderedEvaluation(Evaluation):
         return request if verb == "ask" else 0
 
     def submit(self, request: Request) -> None:
-        """Take a request of a search, whose first one has number 1."""
-        key = key_of(request)
-        if request.number == 1:
-            self.order.begin_search(key)
-        self.order.take(("ask", request.number, key))
+        self.order.take(("ask", request.number, key_of(request)))
         super().submit(request)
 
     def collect(self) -> tuple[Request, ItemScores]:

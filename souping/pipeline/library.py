@@ -14,7 +14,7 @@ from souping.analysis.front import FRONT, FrontPoint, FrontResult
 from souping.analysis.guards import read_guards
 from souping.checkpoints.pool import Pool
 from souping.core.fields import Count, Seed, check_arguments, pick
-from souping.core.files import expanded, near_folder
+from souping.core.files import expanded
 from souping.core.folders import discard, missing_folders
 from souping.core.protocols import BenchmarkItems, Evaluator, Objective, Selector, Strategy, Tracker
 from souping.core.reading import read
@@ -242,7 +242,7 @@ def select(table: str | Path | ScoreMatrix, selector: Selector | None = None) ->
 
 def _scores_at(path: Path) -> ScoreMatrix:
     if not path.exists():
-        raise UserError(f"table={path}: no such file or folder{near_folder(path)}")
+        raise UserError(f"table={path}: no such file or folder")
     if not path.is_dir():
         return read_table(path)
     logs = LogScores(path=str(path))

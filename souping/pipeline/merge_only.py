@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import filecmp
 import os
+import shlex
 import tempfile
 from collections.abc import Mapping, MutableMapping, Sequence
 from contextlib import ExitStack, closing, suppress
@@ -48,6 +49,7 @@ from souping.pipeline.settings import MergeSettings, RunSettings
 from souping.pipeline.store import Store
 from souping.pipeline.upload import card, planned_upload
 from souping.report.content import RecipeSummary, Report
+from souping.report.format import quoted
 from souping.report.progress import Throughput, say
 from souping.report.render import show_sheet
 
@@ -338,9 +340,9 @@ def _find(
     elif name in recipe.sources:
         path = Path(recipe.sources[name])
     else:
+        word = shlex.quote(f"pool.candidates=[{{name: {quoted(name)}, path: DIR}}]")
         raise UserError(
-            f"ingredient {safe(name)} ({shown(expected[:12])}) is not known to this store: give its folder, "
-            "pool.candidates='[{name: " + safe(name) + ", path: DIR}]'"
+            f"ingredient {safe(name)} ({shown(expected[:12])}) is not known to this store: give its folder, {word}"
         )
     path = folder_of(str(path), backend.allow_pickle)
     actual = content(path, recipe.settings.get("base"), hashes, backend.allow_pickle, like)

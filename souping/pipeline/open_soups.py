@@ -30,7 +30,7 @@ from souping.core.text import listed
 from souping.core.types import Outcome, Record, Request, UserError, digest
 from souping.core.unit import SCORE_ROUNDING
 from souping.evaluate.command import ITEMS_FILE
-from souping.evaluate.logged import item_line, records_by_item
+from souping.evaluate.logged import item_line, log_in, records_by_item
 from souping.logs import sources
 from souping.merge.soup_files import RECIPE
 
@@ -161,7 +161,7 @@ def tell(folder: Path, source: str) -> str:
 def _content(folder: Path, source: Path) -> bytes:
     """The answers in a log (UserError if it is not one of all items of the soup)."""
     soup = asked_soup(folder)
-    logs = sources.read(_log_in(source), lower=None)
+    logs = sources.read(log_in(source), lower=None)
     if len(logs) > 1:
         raise UserError(f"{source} has {len(logs)} runs: give each soup a log of its own")
     items = soup["items"]
@@ -179,14 +179,6 @@ def _content(folder: Path, source: Path) -> bytes:
         record = vars(logged[item])
         lines += json.dumps({name: record[name] for name in ToldAnswer.__annotations__}) + "\n"
     return lines.encode()
-
-
-def _log_in(source: Path) -> Path:
-    """What a folder holds if that is one file or folder, else the folder itself."""
-    logs = list(source.iterdir()) if source.is_dir() else [source]
-    if not logs:
-        raise UserError(f"{source} has no log yet")
-    return logs[0] if len(logs) == 1 else source
 
 
 # ------------------------------------------------------------ the order of searches
@@ -233,11 +225,13 @@ class SearchOrder:
         events = self._searches.get(self._search)
         return events[0] if events else None
 
-    def begin_search(self, key: str) -> None:
-        self._search = key
-
     def take(self, event: Event) -> None:
-        """Follow the file, or write what happens for the first time (UserError if the file has something else)."""
+        """Follow the file, or write what happens for the first time (UserError if the file has something else).
+
+        Request 1 begins a search.
+        """
+        if event[:2] == ("ask", 1):
+            self._search = event[2]
         if self.next is None:
             self._write([self._search, *event])
         elif self.next == event:

@@ -566,7 +566,7 @@ WRONG: dict[Callable[[Path], None], tuple[str, ...]] = {
     in_percent: ("fraction of 1", "tell it again"),
     of_two_runs: ("2 runs", "a log of its own"),
     cut_off: ("1:",),
-    gone: ("no log yet",),
+    gone: ("no log in", "out"),
 }
 
 
