@@ -65,7 +65,7 @@ def execute(settings: MergeSettings) -> RunOutcome:
         # One candidate was the expert for everything.
         address = "nothing to send: there is no soup"
         if soup is not None:
-            address = push(goal, soup, settings.store_path)
+            address = push(goal, soup, settings.store_path, settings.run_dir)
         print(f"  {'upload':16} {address}")
     return outcome
 
@@ -90,7 +90,7 @@ def send(settings: MergeSettings, goal: Target) -> None:
         show_sheet([planned_upload(goal, soup_files(soup), settings.store_path)])
         return
     check(goal, soup)
-    print(f"  {'upload':16} {push(goal, soup, settings.store_path)}")
+    print(f"  {'upload':16} {push(goal, soup, settings.store_path, settings.run_dir)}")
 
 
 def _merge_or_rebuild(settings: MergeSettings) -> RunOutcome:

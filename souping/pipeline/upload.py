@@ -284,7 +284,9 @@ def _check_repository(goal: Target, api: HfApi) -> list[str]:
     return files
 
 
-def push(goal: Target, folder: Path, store: Path | None = None) -> str:
+def push(
+    goal: Target, folder: Path, store: Path | None = None, run_dir: Path | str = "RUN_DIR"
+) -> str:
     """Send a soup's folder as one commit that replaces the soup before it; returns the commit's address.
 
     The card gets the ingredients' licences. `store` knows the folders of the ingredients.
@@ -319,7 +321,8 @@ def push(goal: Target, folder: Path, store: Path | None = None) -> str:
             message = f"Soup {recipe.get('id', '')}"
             commit = api.create_commit(goal.repo, operations, commit_message=message)
     except UserError as error:
-        command = shlex.join(["hf", "upload", goal.repo, str(folder)])
+        # The Hub's own command would send paths of this machine.
+        command = shlex.join(["python", "-m", "souping", f"run={run_dir}", f"upload={goal.repo}"])
         raise LateError(f"{error}\nthe soup is complete", fix=command) from error
     return str(commit.commit_url)
 

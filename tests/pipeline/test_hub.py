@@ -348,7 +348,7 @@ def test_a_hub_that_fails_at_the_end_costs_nothing(
     with monkeypatch.context() as patch:
         patch.setattr("huggingface_hub.HfApi.create_commit", broken)
         souping(*quick(family), "optimiser=uniform", "upload=me/soup").refused(
-            "the line went dead", "hf upload me/soup"
+            "the line went dead", "upload=me/soup"
         )
     folder = tmp_path / "run/soup"
     assert (tmp_path / "run/report.json").is_file()
