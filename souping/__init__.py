@@ -25,7 +25,6 @@ _MODULES = {
     "souping.analysis.consistency": ("Consistency",),
     "souping.analysis.correlation": ("kendall", "pearson", "spearman"),
     "souping.analysis.shapley": ("Shapley",),
-    "souping.analysis.size": ("Size",),
     "souping.analysis.surface": ("ResponseSurface",),
     "souping.analysis.wins": ("Parents", "Wins"),
     "souping.selection": ("All", "Greedy", "SoCE", "TopK"),

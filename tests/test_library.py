@@ -21,7 +21,7 @@ from tests.conftest import ROOT
 
 NAMES = """
 __version__ Adaptive All Consistency Fixed Greedy GreedySoup Grid Item LocalEvaluator LocalMerge Mean Nevergrad Parents
-Recipe ResponseSurface RunResult ScoreMatrix Selection Shapley Size SoCE TopK Tree Uniform UserError Weighted Wins Worst
+Recipe ResponseSurface RunResult ScoreMatrix Selection Shapley SoCE TopK Tree Uniform UserError Weighted Wins Worst
 compare kendall pearson read_table run select soup spearman
 """
 

@@ -1,5 +1,5 @@
 """Analyses of a run: each is a file, which computes and shows it, and a choice of `analysis`."""
 
-from souping.analysis.base import Analysis, NotEstimableError, RunScores, RunSoups, SearchAgain
+from souping.analysis.base import Analysis, NotEstimableError, RunScores, RunSoups
 
-__all__ = ["Analysis", "NotEstimableError", "RunScores", "RunSoups", "SearchAgain"]
+__all__ = ["Analysis", "NotEstimableError", "RunScores", "RunSoups"]

@@ -3,19 +3,17 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Annotated
 
-import numpy as np
 from annotated_types import Interval
 
 from souping.core.protocols import Correlation, Objective
-from souping.core.types import FloatArray, Fold, Item, ItemScores, JsonObject, Recipe, Record
+from souping.core.types import FloatArray, Fold, ItemScores, JsonObject, Recipe, Record
 from souping.core.unit import POINTS, Unit
 from souping.report.analyses import AnalysisResult
 
-SearchAgain = Callable[[tuple[str, ...], Sequence[ItemScores], int, tuple[Item, ...]], FloatArray]
 # Setting that counts random draws.
 Draws = Annotated[int, Interval(ge=2, le=10**6)]
 SINGLE_SELECTED = "one ingredient was selected, so that no soup was searched"
@@ -60,13 +58,8 @@ class RunScores:
     answers: int = 1
     # {item id: record} of a model's first answers on a fold.
     read: Callable[[Recipe, Fold], Mapping[str, Record]] = lambda recipe, fold: {}
-    # Items that the search's soups answered.
-    spent: int = 0
     # Unit of the scores in a report.
     unit: Unit = POINTS
-    # Searches a soup of some ingredients, from their scores on some items and within a budget, and
-    # returns its scores on other items.
-    search_again: SearchAgain = lambda names, known, budget, items: np.full(len(items), np.nan)
 
     def single(self, name: str) -> Recipe:
         return self.soups.candidates[name]
@@ -79,20 +72,11 @@ class RunScores:
 
 
 class Analysis(ABC):
-    """Analysis of a finished search. Its result is in `report.json`, under `analyses` and the analysis's name.
-
-    One that `searches` again answers at most as many items as the run's search did.
-    """
-
-    searches: bool = False
+    """Analysis of a finished search. Its result is in `report.json`, under `analyses` and the analysis's name."""
 
     def asks(self, soups: RunSoups) -> tuple[Recipe, ...]:
         """Soups whose answers on the search fold it needs, whether or not somebody has them already."""
         return ()
-
-    def shortage(self, ingredients: int, items: int, spent: int) -> str:
-        """Why a run gives no result if its search fold has `items` and its search answers `spent`; empty if it may."""
-        return ""
 
     @abstractmethod
     def analyse(self, run: RunScores) -> AnalysisResult | JsonObject:

@@ -9,7 +9,7 @@ import traceback
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NoReturn
 
-from souping.analysis import Analysis, NotEstimableError, RunScores, SearchAgain
+from souping.analysis import Analysis, NotEstimableError, RunScores
 from souping.analysis.correlation import pearson
 from souping.core.reading import read, to_json
 from souping.core.text import first_line, named, safe
@@ -57,7 +57,6 @@ def run_scores(
     stored: Evaluation,
     state: Reported,
     soups: Sequence[Recipe],
-    again: SearchAgain,
 ) -> RunScores:
     """All item scores of a run that the store has, those of an analysis's own `soups` among them."""
     settings = steps.settings
@@ -84,9 +83,7 @@ def run_scores(
         report=_report_scores(stored, state),
         answers=stored.answers_per_item,
         read=read,
-        spent=searched.winner.spent,
         unit=settings.evaluator.unit,
-        search_again=again,
     )
 
 
@@ -111,7 +108,6 @@ def results() -> dict[str, type[AnalysisResult]]:
     from souping.analysis.front import FrontResult
     from souping.analysis.guards import GuardsResult
     from souping.analysis.shapley import ShapleyResult
-    from souping.analysis.size import SizeResult
     from souping.analysis.surface import SurfaceResult
     from souping.analysis.wins import ParentsResult, WinsResult
     from souping.paper.reproduction import PaperResult
@@ -123,7 +119,6 @@ def results() -> dict[str, type[AnalysisResult]]:
         "paper": PaperResult,
         "parents": ParentsResult,
         "shapley": ShapleyResult,
-        "size": SizeResult,
         "surface": SurfaceResult,
         "wins": WinsResult,
     }

@@ -50,9 +50,6 @@ def add_analyses(settings: RunSettings) -> list[Path]:
             if not settings.plan:
                 state = run.analyse(state, name, stage)
                 continue
-            if analysis.searches:
-                spent = state.searched.winner.spent
-                run.progress.say(f"{stage.name}: searches again, at most {spent:,} items")
             run.lacking(stage)
     if settings.plan:
         return []

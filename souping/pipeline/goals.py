@@ -1,4 +1,4 @@
-"""Goals of a run beside its objective: guards, the front and the point that `pick` writes, searches of an analysis."""
+"""Goals of a run beside its objective: guards, the front and the point that `pick` writes."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from functools import partial
 from souping.analysis.front import FRONT, Front
 from souping.analysis.guards import LENGTH_GUARD, Admission, GuardCheck, GuardsResult, check, judge
 from souping.core.protocols import Objective, Strategy
-from souping.core.types import FloatArray, Item, ItemScores, Recipe, Trial, UserError
+from souping.core.types import ItemScores, Recipe, Trial, UserError
 from souping.core.unit import Unit
 from souping.pipeline.claims import Look
 from souping.pipeline.settings import RunSettings
@@ -19,7 +19,7 @@ from souping.pipeline.state import Searched, Selected
 from souping.pipeline.steps import Stage, Steps
 from souping.report.files import search_summary
 from souping.search.adaptive import Adaptive
-from souping.search.loop import RecipeEvaluator, SearchResult, find_weights, result_of
+from souping.search.loop import SearchResult, result_of
 
 
 def check_tokens(settings: RunSettings, stage: Stage, scores: Sequence[ItemScores]) -> None:
@@ -202,31 +202,6 @@ def failed_elsewhere(run: Steps, admission: Admission, soup: Recipe) -> list[str
         if not guard.admits(check(guard, scores[soup.id], scores[reference.id])):
             return [guard.name]
     return []
-
-
-def search_again(
-    run: Steps,
-    evaluation: RecipeEvaluator,
-    names: tuple[str, ...],
-    known: Sequence[ItemScores],
-    budget: int,
-    items: tuple[Item, ...],
-) -> FloatArray:
-    """Scores on `items` of the best soup of some ingredients, which a search of its own finds on other items."""
-    settings = run.settings
-    strategy = replace(adaptive(settings.optimiser), budget=budget)
-    searched_items = known[0].items
-    winner = find_weights(
-        strategy,
-        settings.objective,
-        settings.seed,
-        run.pool,
-        evaluation,
-        names,
-        searched_items,
-        known=known,
-    )
-    return evaluation.scores(winner.recipe, items).values
 
 
 def declared(admission: Admission | None) -> str:

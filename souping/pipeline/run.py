@@ -6,7 +6,6 @@ import itertools
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
 
 from souping.analysis.alternatives import alternatives, routed
@@ -34,7 +33,7 @@ from souping.pipeline.choice import choose
 from souping.pipeline.claims import Claim, Look, Measurement
 from souping.pipeline.evidence import Evidence, best_mixture, compare_on, dry_verdict, gather
 from souping.pipeline.gate import check_expected, gate_sentence
-from souping.pipeline.goals import check_tokens, declared, search_again, with_goals
+from souping.pipeline.goals import check_tokens, declared, with_goals
 from souping.pipeline.ledger import Ledger
 from souping.pipeline.lost_answers import lost_answers
 from souping.pipeline.merge_only import soup_in, verify
@@ -464,12 +463,8 @@ class Run(Steps):
         try:
             if models := self.lacking(stage):
                 self.evaluate_stage(replace(stage, models=models))
-            if analysis.searches:
-                spent = state.searched.winner.spent
-                self.progress.stage(f"{stage.name}: searches, with at most {spent:,} items in all")
             stored = stored_answers(self.store, self.settings.evaluator, self.pool.eos_token_ids)
-            again = partial(search_again, self, self.evaluation)
-            result = analyse(analysis, run_scores(self, stored, state, stage.models, again))
+            result = analyse(analysis, run_scores(self, stored, state, stage.models))
         # A component that answers may refuse.
         except UserError as error:
             result = UserResult(failed=str(error))

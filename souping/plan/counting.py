@@ -136,27 +136,7 @@ class CountedSteps(Steps):
     def analyse(self, state: Reported, name: str, stage: Stage) -> Reported:
         if stage.models:
             self.evaluate_stage(stage)
-        if self.settings.analyses[name].searches and len(self.ingredients) > 1:
-            search = next(stage for stage in self.stages if stage.name == SEARCH)
-            doubt = self._doubt(name, search)
-            self.stages.append(
-                replace(search, name=f"{stage.name}: searches", todo=search.asked, doubt=doubt)
-            )
         return state
-
-    def _doubt(self, name: str, search: PlannedStage) -> str:
-        """Whether the items of the search suffice for an analysis that searches again; empty if they do."""
-        shortages = []
-        for answers in search.asked:
-            spent = answers // self.evaluations[""].answers_per_item
-            analysis = self.settings.analyses[name]
-            shortages.append(analysis.shortage(len(self.ingredients), search.items, spent))
-        expected, most = shortages
-        if most:
-            return f"{name} will not be estimable: {most}"
-        if expected:
-            return f"{name} may not be estimable: {expected} (expected)"
-        return ""
 
     def _add(
         self,
@@ -251,18 +231,9 @@ def merged(counted: Sequence[Sequence[PlannedStage]]) -> list[PlannedStage]:
                 asked=_range([stage.asked for stage in stages], parts),
                 todo=_range([stage.todo for stage in stages], parts),
                 in_parts=parts,
-                doubt=_doubt([stage.doubt for stage in stages]),
             )
         )
     return ranges
-
-
-def _doubt(doubts: Sequence[str]) -> str:
-    """The doubt of a stage over several selections: that of the first, unless another has none."""
-    doubted = [doubt for doubt in doubts if doubt]
-    if not doubted or len(doubted) == len(doubts):
-        return "".join(doubted[:1])
-    return f"{doubted[0]} (with some numbers of ingredients)"
 
 
 def _range(pairs: Sequence[IntRange], in_parts: bool) -> IntRange:

@@ -87,7 +87,6 @@ def _work_lines(plan: Plan) -> list[str]:
         lines.append(
             "The search evaluates soups on parts of the fold: its row gives expected and most whole folds."
         )
-    lines += [f"{stage.doubt}." for stage in plan.stages if stage.doubt]
     return lines
 
 

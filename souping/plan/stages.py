@@ -12,7 +12,7 @@ class PlannedStage:
     """Item evaluations: `asked` in all, `todo` of them not in the store; (least, most) if the selection is open.
 
     With `in_parts` the search decides which soups answer how many items: the pairs are (expected, most), and `models`
-    are the whole folds that the items would fill. `doubt` is why an analysis may not be estimable.
+    are the whole folds that the items would fill.
     """
 
     name: str
@@ -22,4 +22,3 @@ class PlannedStage:
     todo: IntRange
     benchmark: str = ""
     in_parts: bool = False
-    doubt: str = ""

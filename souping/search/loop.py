@@ -73,12 +73,6 @@ class SearchResult:
     summary: SearchEnd | JsonObject = field(default_factory=dict)
     guards: GuardsResult | None = None
 
-    @property
-    def spent(self) -> int:
-        """Items that its soups answered, beside the ingredients' own."""
-        mixtures = [trial for trial in self.trials if len(trial.recipe.ingredients) > 1]
-        return sum(trial.result.items for trial in mixtures)
-
 
 def result_of(scores: ItemScores, objective: Objective) -> Result:
     """Category means and objective of scores."""
@@ -148,19 +142,16 @@ def find_weights(
     items: Items,
     log: Callable[[Trial], None] = lambda trial: None,
     admission: Admission | None = None,
-    known: Sequence[ItemScores] | None = None,
 ) -> SearchResult:
     """The best weights of the ingredients on these items; `log` gets every trial. One ingredient needs no search.
 
-    With `admission` the search prefers soups that keep to the guards. `known` are the ingredients' own scores, if they
-    need not be evaluated.
+    With `admission` the search prefers soups that keep to the guards.
     """
     singles = [pool.recipe({name: 1.0}) for name in ingredients]
     if len(ingredients) == 1:
         result = result_of(evaluation.scores(singles[0], items), objective)
         return SearchResult(recipe=singles[0], result=result, trials=())
-    if known is None:
-        known = evaluation.all_scores(singles if strategy.uses_singles else [], items)
+    known = evaluation.all_scores(singles if strategy.uses_singles else [], items)
     space = _search_space(objective, pool, evaluation, ingredients, items, known)
     if admission is not None:
         space = _bounded(space, admission)

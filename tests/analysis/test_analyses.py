@@ -15,7 +15,6 @@ import pytest
 from souping.analysis import Analysis, NotEstimableError, RunScores
 from souping.analysis.consistency import Consistency
 from souping.analysis.shapley import Shapley, ShapleyResult
-from souping.analysis.size import Size, affordable
 from souping.analysis.surface import ResponseSurface
 from souping.analysis.wins import Parents, Wins
 from souping.core.reading import read, to_json
@@ -34,7 +33,6 @@ ROWS: dict[str, list[Analysis]] = {
     "parents": [Parents(draws=20)],
     "wins": [Wins(), Wins(examples=5)],
     "surface": [ResponseSurface()],
-    "size": [Size()],
     "shapley": [Shapley(), Shapley(players="candidates", exact=4)],
 }
 FREE = {"consistency", "parents", "wins", "surface"}
@@ -82,7 +80,7 @@ class TestAnalysis:
         run = run_of(asked=analysis.asks)
         single = {r.id: run.search[r.id] for r in run.soups.candidates.values()}
         with pytest.raises(NotEstimableError, match=r"takes|again"):
-            analysis.analyse(replace(run, search=single, report={}, trials=(), spent=0))
+            analysis.analyse(replace(run, search=single, report={}, trials=()))
 
     def test_draws_that_miss_a_category_raise_no_warning(self, analysis: Analysis) -> None:
         with warnings.catch_warnings():
@@ -345,35 +343,6 @@ def test_shapley_values_are_relative_to_a_base_that_is_a_candidate_and_say_so() 
     # An earlier version's report has no baseline.
     earlier = {key: value for key, value in data.items() if "baseline" not in key}
     assert "score of all" in read(ShapleyResult, earlier).section(run.unit).lines[0]
-
-
-def test_a_size_says_beforehand_what_it_says_after_the_search() -> None:
-    with pytest.raises(NotEstimableError) as refused:
-        affordable(6, 100, 150)
-    assert Size().shortage(6, 100, 250) == str(refused.value)
-    assert Size().shortage(2, 100, 299)
-    assert not Size().shortage(2, 100, 300)
-    assert Size().shortage(1, 100, 5000)
-    assert Shapley().shortage(2, 100, 0) == ""
-
-
-def test_sizes_are_cross_fitted_within_the_items_of_the_search() -> None:
-    run = run_of(3, weights=(0.2, 0.5, 0.3))
-    data: Any = result_json(
-        Size(), replace(run, search=run_of(3, asked=Size().asks, weights=(0.2, 0.5, 0.3)).search)
-    )
-    whole = {len(row["ingredients"]): row["score"]["mean"] for row in data["sizes"]}
-    items = next(iter(run.search.values())).items
-    pair = voting(recipe_of({"ant": 0.5, "bee": 0.5}), items)
-    assert list(whole) == [1, 2, 3]
-    assert whole[2] == pytest.approx(pair.mean())
-    assert data["pruned"]["without"] == ["ant"]
-    for spent in (300, 700, 5000):
-        sizes, budget = affordable(6, 100, spent)
-        assert sizes[-1] == 6
-        assert len(sizes) * (2 * budget + 100) <= spent
-    with pytest.raises(NotEstimableError, match="takes 200"):
-        affordable(6, 100, 150)
 
 
 def test_more_players_than_the_setting_are_refused_and_cost_nothing() -> None:

@@ -75,7 +75,6 @@ def test_a_run_writes_the_point_that_pick_names(family: Path, tmp_path: Path) ->
         store=tmp_path / "store.sqlite",
         pareto=["red", "tokens"],
         pick={"red": 1.0},
-        analyses={"size": souping.Size()},
     )
     report = done.report.to_json()
     data = report["analyses"]["front"]
@@ -87,8 +86,6 @@ def test_a_run_writes_the_point_that_pick_names(family: Path, tmp_path: Path) ->
     assert report["objective"]["coefficients"] == {}
     assert report["verdict"]["opened"] == 1
     assert "power" not in report
-    sizes = report["analyses"]["size"]
-    assert "failed" not in sizes, sizes
     soup = report["rows"][-1]
     assert soup["objective"]["mean"] == min(score["mean"] for score in soup["scores"].values())
     for pair in report["comparisons"]:

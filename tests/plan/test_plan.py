@@ -297,21 +297,6 @@ class TestAgainstRuns:
         else:
             assert len(rows) <= stage["models"][1] <= len(rows) + 1  # the greedy soup may end early
 
-    @pytest.mark.slow
-    def test_it_says_whether_the_items_suffice_to_search_again(
-        self, family: Path, souping: Cli, tmp_path: Path
-    ) -> None:
-        """As the run says afterwards."""
-        call = [*pool_of(family), "selector=topk", "selector.k=2", "analysis=[size]"]
-        for run, optimiser in (("small", "optimiser.budget=60"), ("grid", "optimiser=grid")):
-            souping(*call, optimiser, "plan=true", "hydra.run.dir=planned-" + run).ok()
-            souping(*call, optimiser, f"hydra.run.dir={run}").ok()
-            doubts = [stage["doubt"] for stage in plan_of(tmp_path / f"planned-{run}")["stages"]]
-            size = report_of(tmp_path / run)["analyses"]["size"]
-            assert any(doubts) == ("not_estimable" in size), run
-        shown = souping(*call, "optimiser.budget=60", "plan=true", "hydra.run.dir=again").ok()
-        assert "size will not be estimable" in " ".join(shown.out.split())
-
 
 class TestPublished:
     def test_the_papers_8b_table(

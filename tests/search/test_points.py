@@ -15,15 +15,13 @@ from souping.core.types import (
     Cell,
     FloatArray,
     ItemScores,
-    Recipe,
     Result,
     SearchSpace,
-    Trial,
     UserError,
     Weights,
 )
 from souping.search.adaptive import Adaptive
-from souping.search.loop import SearchCost, SearchResult, check_budget, trial_limit
+from souping.search.loop import SearchCost, check_budget, trial_limit
 from souping.search.points import (
     GreedySoup,
     Grid,
@@ -35,7 +33,7 @@ from souping.search.points import (
     spread,
 )
 from souping.testing import search_space
-from tests.conftest import make_items, recipe
+from tests.conftest import make_items
 
 
 @pytest.mark.parametrize(("size", "step"), [(2, 0.25), (3, 0.1), (4, 0.2)])
@@ -213,16 +211,6 @@ def test_costs_add_up() -> None:
     cost.add(ItemScores(**settings, reused=10, prefilled=1, generated=2, seconds=0.25))
     assert (cost.items, cost.evaluated, cost.seconds) == (20, 6, 1.75)
     assert (cost.prefilled_tokens, cost.generated_tokens) == (8, 13)
-
-
-def test_what_a_search_spent_is_on_mixtures() -> None:
-    def trial(own: Recipe, items: int) -> Trial:
-        result = Result(objective=0.5, categories={}, items=items)
-        return Trial(number=0, recipe=own, weights=own.weights, result=result)
-
-    trials = (trial(recipe(1.0, 0.0), 100), trial(recipe(0.5, 0.5), 30), trial(recipe(0.3, 0.7), 9))
-    result = SearchResult(recipe=trials[1].recipe, result=trials[1].result, trials=trials)
-    assert result.spent == 39
 
 
 # When an adaptive search ends

@@ -108,10 +108,6 @@ def run_of(
         correlation=pearson,
         metric="pearson",
         search=search,
-        spent=len(soups) * len(folds["search"]),
-        search_again=lambda names, known, budget, items: answer(
-            recipe_of({name: 1 / len(names) for name in names}), folds["search"]
-        )[[folds["search"].index(item) for item in items]],
         report={r.id: scores(r, "report") for r in [*singles.values(), winner]},
         read=lambda recipe, fold: {
             item.id: Record(item=item.id, score=float(value), output=f"{recipe.id} on {item.id}")
