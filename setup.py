@@ -21,6 +21,9 @@ CORE = [
     "rich>=13",
     "annotated-types>=0.6",
     "regex>=2024.4",  # patterns of items, with a time limit
+    "tree-sitter>=0.25",  # calls in Java and JavaScript; 0.25 can give up on garbage
+    "tree-sitter-java>=0.23",
+    "tree-sitter-javascript>=0.23",
 ]
 DEV = [
     "pytest>=8",
@@ -34,9 +37,6 @@ DEV = [
     "ipykernel>=6",
     "build>=1.2",
     "twine>=5",
-    "tree-sitter>=0.23",  # the reader of calls in Java and JavaScript is compared with its grammars
-    "tree-sitter-java>=0.23",
-    "tree-sitter-javascript>=0.23",
     "gguf>=0.10",  # examples/smollm reads a model in this format
 ]
 DOCS = ["pdoc>=15"]  # pages of the docstrings

@@ -12,7 +12,7 @@ An answer is one of
 - `[]`: no call may be attempted; `"any"`: some call must be made;
 - `{"calls": <any of these>, "functions": [BFCL's function docs]}`: types and required parameters come from the docs.
 
-Nothing is ever executed: Python is read with `ast`, Java and JavaScript by `call_reader`. An output is one call,
+Nothing is ever executed: Python is read with `ast`, Java and JavaScript by tree-sitter. An output is one call,
 several separated by newlines, `;` or `,`, or a list of calls in brackets; backticks around them are dropped.
 """
 
@@ -29,7 +29,7 @@ from typing import Any
 
 from souping.core.fields import pick
 from souping.core.types import Item, UserError
-from souping.evaluate.scoring.call_reader import CallReader, Literal, Value, closed, depth, pieces
+from souping.evaluate.scoring.call_reader import Literal, Value, closed, depth, pieces, read_call
 
 ANY = "any"
 Schema = Mapping[str, Any]
@@ -79,7 +79,7 @@ def parse(text: str, language: str = "python") -> list[Call]:
     try:
         if language == "python":
             return _python(body)
-        return [Call(*CallReader(piece, language).read()) for piece in pieces(body)]
+        return [Call(*read_call(piece, language)) for piece in pieces(body)]
     except (
         SyntaxError,
         ValueError,
