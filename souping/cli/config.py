@@ -65,9 +65,7 @@ class RootKeys:
 CHOICES = {"stop_after": StopAfter | None, "gate": GateMode}
 """Root keys with a closed choice, which is not a type of Hydra's."""
 FREE = {
-    **dict.fromkeys(
-        (*GROUPS, "stop_after", "upload", "expected", "shapley", "size", "guard", "pick")
-    ),
+    **dict.fromkeys((*GROUPS, "stop_after", "upload", "expected", "shapley", "guard", "pick")),
     "gate": "error",
 }
 """Root keys whose types Hydra cannot check, with their defaults."""

@@ -31,7 +31,7 @@ from souping.core.types import UserError
 from souping.pipeline.settings import RunSettings
 from souping.report.progress import show_warnings
 
-ANALYSIS_KEYS = ("analysis", "shapley", "size")
+ANALYSIS_KEYS = ("analysis", "shapley")
 ANALYSIS_OVERRIDE = re.compile(rf"\+{{0,2}}({'|'.join(ANALYSIS_KEYS)})\b[^=]*=")
 """Overrides that say which analyses, and how."""
 UPLOAD = re.compile(r"\+{0,2}upload=")
