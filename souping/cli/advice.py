@@ -54,7 +54,7 @@ def value_advice(group: str, value: str) -> str:
     return " or ".join(f"{key}={quote(value)}" for key in spelled)
 
 
-def joined(words: Sequence[str], word: str) -> str:
+def joined_override(words: Sequence[str], word: str) -> str:
     """The override that a shell took apart at spaces around `word`, put together again; else empty."""
     place = list(words).index(word)
     for start in (place, max(0, place - 1)):

@@ -17,7 +17,7 @@ from hydra.errors import HydraException, OverrideParseException
 from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 
-from souping.cli.advice import joined, key_advice, value_advice
+from souping.cli.advice import joined_override, key_advice, value_advice
 from souping.cli.commands import COMMANDS, misplaced
 from souping.cli.config import PACKAGE, USER_CODE, key_of
 from souping.cli.help import choices, groups
@@ -148,31 +148,9 @@ def explain(error: BaseException) -> str:
             return f"{key}={error_text(error)}"
         return error_text(error)
     if isinstance(error, OverrideParseException):
-        if error.override in (*COMMANDS, "help"):
-            return misplaced(error.override)
-        if together := joined(sys.argv[1:], str(error.override)):
-            return f"{error.override}: an override has no spaces: write {together}"
-        if "=" not in str(error.override):
-            return f"{error.override} is not an override: write KEY=VALUE"
-        return (
-            f"cannot read the override {error.override}\n"
-            "values that hold ( ) , = ~ # or spaces need quotes inside the shell's own: 'key=\"a (b)\"'"
-        )
-    lines = stripped_lines(error)
-    group, _, choice = str(getattr(error, "missing_cfg_file", "") or "").rpartition("/")  # Hydra's
-    # Hydra's
-    options = getattr(error, "options", None)
-    if not options and group in groups():
-        options = choices(group)
-    if options:
-        # An unknown choice of a group.
-        plus = "+" * (group == "experiment")
-        where = f"{plus}{group}={choice}: there is no such choice"
-        near = nearest(choice, options)
-        if not near or re.search("[./]", choice) or os.path.exists(choice):
-            key = value_advice(group, choice)
-            near = f"; for a value write {key}" if key else near
-        return f"{where}{near}\nchoices: {', '.join(options)}"
+        return _unreadable_override(str(error.override))
+    if unknown := _unknown_choice(error):
+        return unknown
     match = re.match("Could not override '(.+)'", str(error))
     if match and match[1] not in groups():
         return (
@@ -186,6 +164,7 @@ def explain(error: BaseException) -> str:
         "See https",
         "Environment",
     )
+    lines = stripped_lines(error)
     message = [line for line in lines if not line.startswith(remarks)][:2]
     if not message:
         message = [type(error).__name__]
@@ -198,6 +177,36 @@ def explain(error: BaseException) -> str:
         if number := re.match(r"Value '([\d.]+)\D+' of type 'str'", cause):
             message[1] += f": write the number alone, {number[1]}"
     return "\n".join(message)
+
+
+def _unreadable_override(word: str) -> str:
+    if word in (*COMMANDS, "help"):
+        return misplaced(word)
+    if override := joined_override(sys.argv[1:], word):
+        return f"{word}: an override has no spaces: write {override}"
+    if "=" not in word:
+        return f"{word} is not an override: write KEY=VALUE"
+    return (
+        f"cannot read the override {word}\n"
+        "values that hold ( ) , = ~ # or spaces need quotes inside the shell's own: 'key=\"a (b)\"'"
+    )
+
+
+def _unknown_choice(error: BaseException) -> str:
+    """What to type for a choice that a group lacks; empty if the error is another one."""
+    group, _, choice = str(getattr(error, "missing_cfg_file", "") or "").rpartition("/")  # Hydra's
+    # Hydra's
+    options = getattr(error, "options", None)
+    if not options and group in groups():
+        options = choices(group)
+    if not options:
+        return ""
+    plus = "+" * (group == "experiment")
+    near = nearest(choice, options)
+    if not near or re.search("[./]", choice) or os.path.exists(choice):
+        key = value_advice(group, choice)
+        near = f"; for a value write {key}" if key else near
+    return f"{plus}{group}={choice}: there is no such choice{near}\nchoices: {', '.join(options)}"
 
 
 def _known_keys(error: BaseException) -> list[str]:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from souping.comparison.pooled import items_of
+from souping.comparison.pooled import item_table
 from souping.core.files import expanded
 from souping.core.reading import read
 from souping.core.types import Json, UserError, digest, frozen
@@ -82,7 +82,7 @@ def looks_of(
     from souping.pipeline.ledger import Ledger
 
     metrics = {task: common.metrics[task][0] for task in weights}
-    table = items_of(metrics, weights)
+    table = item_table(metrics, weights)
     claim = _claim_of(logs, runs, common, metrics, table, settings)
     with ExitStack() as stack:
         results = _store_of(stack, runs, claim.questions, store)

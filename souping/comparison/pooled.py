@@ -97,7 +97,7 @@ def pool(
     Raises:
         UserError: no item has a score of every model, or pass@k cannot be computed.
     """
-    items = items_of(metrics, weights)
+    items = item_table(metrics, weights)
     answers = {}
     for model in next(iter(metrics.values())).scores:
         answers[model] = joined([_answers(metric, model, pass_at) for metric in metrics.values()])
@@ -115,7 +115,7 @@ def pool(
     return ScoreTable(items=items, answers=answers).at(usable & of_scored_task)
 
 
-def items_of(metrics: Mapping[str, MatchedMetric], weights: Mapping[str, float]) -> ItemTable:
+def item_table(metrics: Mapping[str, MatchedMetric], weights: Mapping[str, float]) -> ItemTable:
     """All items of these tasks. An item without a group is one by itself."""
     groups = []
     for task, metric in metrics.items():

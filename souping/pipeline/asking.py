@@ -44,8 +44,8 @@ from souping.pipeline.open_soups import (
     asked_soup,
     asked_soups,
     free,
-    key_of,
     new_soup,
+    request_key,
 )
 from souping.pipeline.serving import write_soup
 from souping.pipeline.settings import RunSettings
@@ -155,7 +155,7 @@ class FileWorkers(Workers):
         return len(self._waiting) if self._full else self._executor.open
 
     def put(self, request: Request) -> Response | None:
-        key = key_of(request)
+        key = request_key(request)
         folder = self._folders.get(key)
         if folder is not None:
             records = answers(folder, [item.id for item in request.items])
@@ -308,7 +308,7 @@ class OrderedEvaluation(Evaluation):
         return request if verb == "ask" else 0
 
     def submit(self, request: Request) -> None:
-        self.order.take(("ask", request.number, key_of(request)))
+        self.order.take(("ask", request.number, request_key(request)))
         super().submit(request)
 
     def collect(self) -> tuple[Request, ItemScores]:
@@ -321,7 +321,7 @@ class OrderedEvaluation(Evaluation):
             self._workers.take()
         # `super` takes the first.
         self._done.rotate(-numbers.index(number))
-        self.order.take(("tell", number, key_of(self._done[0].request)))
+        self.order.take(("tell", number, request_key(self._done[0].request)))
         return super().collect()
 
 

@@ -89,7 +89,7 @@ def asked_soup(folder: Path) -> Any:
     return load(folder / REQUEST, AskedSoup)
 
 
-def key_of(request: Request) -> str:
+def request_key(request: Request) -> str:
     """Digest of what is requested."""
     items = [item.fingerprint for item in request.items]
     return digest([request.recipe.fingerprint, request.benchmark, items])

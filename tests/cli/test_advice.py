@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from souping.cli.advice import joined, key_advice, owners
+from souping.cli.advice import joined_override, key_advice, owners
 from tests.conftest import Cli, pool_of
 from tests.support.composition import compose
 
@@ -81,6 +81,6 @@ def test_a_name_of_the_hub_that_no_folder_resembles_is_left_to_the_plan(
 
 
 def test_complete_overrides_are_never_joined() -> None:
-    assert joined(["seed=3", "x"], "x") == ""
-    assert joined(["a=1", "b", "c=2"], "b") == ""
+    assert joined_override(["seed=3", "x"], "x") == ""
+    assert joined_override(["a=1", "b", "c=2"], "b") == ""
     assert "optimiser.trials" in key_advice("trials", [])
