@@ -12,7 +12,7 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict
 
 import yaml
 from hydra import compose, initialize_config_dir
@@ -23,6 +23,7 @@ from souping.cli.config import register, resolved
 from souping.cli.help import folder
 from souping.cli.process import interrupts_raise
 from souping.cli.settings import settings_of, unresolved
+from souping.core.fields import checked
 from souping.core.files import expanded, nearby
 from souping.core.folders import check_unlinked
 from souping.core.parsing import read_yaml
@@ -42,6 +43,17 @@ RUNS_CODE = re.compile(
 )
 """Settings by which a shipped choice imports a module, starts a program or joins a cluster that may send it code."""
 ALLOW = re.compile(r"\+{0,2}allow_code=(true|True|1|yes|on)")
+
+
+class StoreConfig(TypedDict):
+    path: str
+
+
+class RunConfig(TypedDict, total=False):
+    """What is read of a config.yaml before its components are built."""
+
+    store: StoreConfig
+    analysis: dict[str, Any]
 
 
 def begin() -> None:
@@ -156,10 +168,7 @@ def read_config(path: Path) -> DictConfig:
         text = path.read_bytes()
         if len(text) > LONGEST_CONFIG_BYTES:
             raise ValueError(f"it has more than {LONGEST_CONFIG_BYTES:,} bytes")
-        table = read_yaml(text)
-        if not isinstance(table, dict):
-            raise ValueError("it is not a mapping")
-        config = OmegaConf.create(table)
+        config = OmegaConf.create(checked(read_yaml(text), RunConfig, "config.yaml"))
     except Exception as error:  # PyYAML's constructors raise whatever int() and others do
         raise UserError(f"{path}: not the configuration of a run: {first_line(error)}") from error
     return config

@@ -197,6 +197,11 @@ def _parsed(text: str, model: Hint, where: str) -> Any:
         value = read_json(text)
     except ValueError as error:
         raise UserError(f"{where}: not JSON: {first_line(error)}") from error
+    return checked(value, model, where)
+
+
+def checked(value: Any, model: Hint, where: str) -> Any:
+    """A value that people may have edited (UserError if it does not fit the annotation)."""
     for place, hint, inner in _entries(value, model):
         if not fits(inner, hint):
             raise UserError(

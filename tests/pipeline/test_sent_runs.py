@@ -197,8 +197,10 @@ def test_places_may_differ(lab: Lab) -> None:
     lab.ask(2, "store.path=moved.sqlite", "allow_code=true").ok()
 
 
-@pytest.mark.parametrize("text", ["", "null", "# nothing", "[]", "5"])
-def test_a_configuration_that_is_no_mapping_is_refused(lab: Lab, text: str) -> None:
+@pytest.mark.parametrize(
+    "text", ["", "null", "# nothing", "[]", "5", "store: 5", "store: {}", "analysis: null"]
+)
+def test_a_configuration_of_another_form_is_refused(lab: Lab, text: str) -> None:
     (lab.run / "config.yaml").write_text(text)
     lab.ask().refused("config.yaml")
 
