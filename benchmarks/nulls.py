@@ -125,7 +125,8 @@ def interval(
     error = float(np.sqrt(whole.variances.sum()))
     if looks > 1 and abs(whole.objective) < 2 * error:
         return -1.0, 1.0, 1.0  # far from the level of any later look
-    intervals = paired_intervals(whole, 1.0, alpha=alpha, draws=DRAWS, seed=seed)
+    graded = not np.isin((a, b), (0, 1)).all()
+    intervals = paired_intervals(whole, 1.0, graded=graded, alpha=alpha, draws=DRAWS, seed=seed)
     return (*intervals.limits(alpha), intervals.p_value())
 
 
@@ -325,6 +326,24 @@ def hidden_loss(rate_lost: float) -> World:
     return world
 
 
+def small_category(rng: np.random.Generator) -> Answers:
+    """20 items lose 20 % beside five categories of 114 items that gain 4 %."""
+    categories = np.concatenate([np.repeat(np.arange(5), 114), np.full(20, 5)])
+    chance = rng.random(len(categories))
+    small = categories == 5
+    a = (~small & (chance < 0.04)) * 1.0
+    b = (small & (chance < 0.2)) * 1.0
+    return Answers(a, b, categories, np.arange(len(a)), np.full(6, 1 / 6))
+
+
+def few_unequal_groups(rng: np.random.Generator) -> Answers:
+    """16 groups of 1 to 30 items, right or wrong."""
+    groups = np.repeat(np.arange(16), np.tile([1, 2, 3, 5, 8, 12, 20, 30], 2))
+    signal = 0.6 * rng.standard_normal((2, 16))[:, groups]
+    a, b = (signal + 0.8 * rng.standard_normal((2, len(groups))) < 0.5) * 1.0
+    return Answers(a, b, 0 * groups, groups, np.ones(1))
+
+
 def discordant(n: int, share: float) -> World:
     def world(rng: np.random.Generator) -> Answers:
         chance = rng.random(n)
@@ -381,6 +400,7 @@ def missing_unequally(share_a: float, share_b: float) -> World:
     return world
 
 
+SMALL_CATEGORY = "20 items of 590 lose 20 %"
 TESTS: dict[str, World] = {
     "300 items, 10 % discordant": discordant(300, 0.1),
     "100 items, 20 % discordant": discordant(100, 0.2),
@@ -396,9 +416,11 @@ TESTS: dict[str, World] = {
     },
     "12 items of 537 hide the loss, 10 % of them": hidden_loss(0.1),
     "12 items of 537 hide the loss, 4 % of them": hidden_loss(0.04),
+    SMALL_CATEGORY: small_category,
     "weight 0.6 on 40 of 440 items": heavy_category,
     "57 tasks of 5 to 33 items": tasks_of_unequal_size,
     "60 groups of ten": tens,
+    "16 groups of 1 to 30 items": few_unequal_groups,
     "200 graded items": graded,
     "missing: 10 % of a, 2 % of b": missing_unequally(0.1, 0.02),
     "missing: 3 % of a, 15 % of b": missing_unequally(0.03, 0.15),
@@ -519,7 +541,8 @@ def covers(rng: np.random.Generator, case: Case) -> tuple[bool, ...]:
     one = objective_interval(ModelScores(items=ItemTable(names=(), **where), values=a), draws=DRAWS)
     deltas = design(b - a, layout.categories, layout.groups, layout.weights)
     alpha = ALPHA / penalty(case.looks)
-    low, high = paired_intervals(deltas, 1.0, alpha=alpha, draws=DRAWS).limits(alpha)
+    difference_of = paired_intervals(deltas, 1.0, graded=case.graded, alpha=alpha, draws=DRAWS)
+    low, high = difference_of.limits(alpha)
     first = layout.categories == 0
     category = rate(ModelScores(items=tables.one_category(layout.groups[first]), values=a[first]))
     truth, difference = float(layout.weights @ rates[0]), case.share * case.gain

@@ -20,7 +20,7 @@ from souping.statistics.bootstrap_t import bootstrap_reach
 from souping.statistics.flips import SIGN_DRAWS, TEST, draws_for, flip_reach
 from souping.statistics.grouped import ZERO_DIFFERENCE, GroupedScores
 from souping.statistics.levels import ALPHA, FIRST_LOOK, Level
-from souping.statistics.nested import BanerjeeReach, NestedIntervals, UnseenMargins
+from souping.statistics.nested import BanerjeeReach, NestedIntervals
 from souping.statistics.scores import ItemTable, Paired, ScoreTable
 
 GRADED_TEST = f"{TEST}, and bootstrap-t"
@@ -136,14 +136,15 @@ def contrast_at(
     intervals = paired_intervals(
         paired.grouped,
         paired.bound,
+        graded=paired.graded,
         alpha=level.alpha,
         draws=draws,
         seed=seed,
         highest=1.0 if tested else level.alpha,
     )
-    step = paired.grouped.step
-    test = TEST if step else GRADED_TEST
-    return replace(comparison_of(paired, intervals, level, test, tested), step=step)
+    test = GRADED_TEST if paired.graded else TEST
+    comparison = comparison_of(paired, intervals, level, test, tested)
+    return replace(comparison, step=paired.grouped.step)
 
 
 def bounded(comparisons: Sequence[Comparison]) -> Comparison:
@@ -218,6 +219,7 @@ def paired_intervals(
     scores: GroupedScores,
     bound: float,
     *,
+    graded: bool,
     alpha: float = ALPHA,
     draws: int = SIGN_DRAWS,
     seed: int = 0,
@@ -225,19 +227,15 @@ def paired_intervals(
 ) -> NestedIntervals:
     """Intervals of T within -bound..bound; `alpha` is the lowest level that the draws resolve.
 
-    They hold up to the `highest` level: for a p-value, 1.
+    They hold up to the `highest` level: for a p-value, 1. Sign flips alone are valid of right or wrong; `graded` scores
+    have bootstrap-t limits too.
     """
     draws = draws_for(alpha, draws)
     flips = flip_reach(scores, draws=draws, seed=seed, highest=highest)
     bootstrap = None
-    if not scores.step:
+    if graded:
         bootstrap = bootstrap_reach(scores, draws=draws, seed=seed)
-    return NestedIntervals(
-        total=scores.objective,
-        reaches=[reach for reach in (flips, bootstrap) if reach is not None],
-        margins=UnseenMargins.of(scores),
-        bound=bound,
-    )
+    return NestedIntervals.of(scores, [flips, bootstrap], bound, graded=graded)
 
 
 def _over_runs(paired: Paired, variance: VarianceParts, level: Level) -> Comparison:
@@ -247,12 +245,7 @@ def _over_runs(paired: Paired, variance: VarianceParts, level: Level) -> Compari
         runs=variance.run_means,
         degrees=variance.degrees,
     )
-    intervals = NestedIntervals(
-        total=paired.grouped.objective,
-        reaches=[reach],
-        margins=UnseenMargins.of(paired.grouped),
-        bound=paired.bound,
-    )
+    intervals = NestedIntervals.of(paired.grouped, [reach], paired.bound, graded=paired.graded)
     test = f"t over items and runs, {variance.degrees:.1f} degrees of freedom"
     return replace(
         comparison_of(paired, intervals, level, test),
@@ -285,46 +278,29 @@ class VarianceParts:
 def split_variance(scores: ScoreTable, a: str, b: str) -> VarianceParts:
     """Split of the variance of model a minus model b, on items that all have a score.
 
-    The total is that of items plus that of runs less what both count, never below the larger of the two. A model with
-    one run gets the variance between runs of the other; if that has one run too, the mean over all models with several.
+    The total is that of items plus that of runs less what both count, never below the larger of the two. The variance
+    between runs is one for all models, pooled over those with several.
     """
-    scores_a = scores.counted(a)
-    scores_b = scores.counted(b)
     over_items = float(scores.difference(a, b).variances.sum())
     answers = answer_variance(scores, over_items, a, b)
     items = over_items - (answers or 0.0)
 
-    sides = [runs for runs in (scores_a, scores_b) if len(runs) > 1]
-    if not sides:
-        every = [scores.counted(model) for model in scores.answers]
-        sides = [runs for runs in every if len(runs) > 1]
-    if not sides:
+    run_variance, item_part, degrees = _between_runs(scores)
+    if not degrees:
         return VarianceParts(
             total=over_items, items=items, answers=answers, runs=None, degrees=math.inf
         )
-    if len(scores_a) > 1 and len(scores_b) > 1:
-        shares = [1 / len(scores_a), 1 / len(scores_b)]
-    else:
-        shares = [(1 / len(scores_a) + 1 / len(scores_b)) / len(sides)] * len(sides)
-
-    # Variance between runs, and the part of it that the variance over items counts too.
-    over_runs = 0.0
-    overlap = 0.0
-    squares = 0.0
-    for share, runs in zip(shares, sides, strict=True):
-        run_variance, item_part = _between_runs(scores, runs)
-        over_runs += run_variance * share
-        overlap += item_part * share
-        squares += (run_variance * share) ** 2 / (len(runs) - 1)
+    # The variance of run means, and the part of it that the variance over items counts too.
+    shares = 1 / len(scores.counted(a)) + 1 / len(scores.counted(b))
+    over_runs = run_variance * shares
+    overlap = item_part * shares
     total = max(over_items, over_runs, over_items + over_runs - overlap)
-
     return VarianceParts(
         total=total,
         items=items,
         answers=answers,
         runs=max(0.0, over_runs - overlap),
-        # Satterthwaite's, over the two sides.
-        degrees=over_runs**2 / squares if squares else math.inf,
+        degrees=degrees,
         run_means=over_runs,
     )
 
@@ -344,10 +320,26 @@ def answer_variance(scores: ScoreTable, over_items: float, *models: str) -> floa
     return min(over_items, total)
 
 
-def _between_runs(scores: ScoreTable, runs: FloatArray) -> tuple[float, float]:
-    """(variance of a run's mean, the part of it that items answered differently explain)."""
-    means = np.array([scores.items.mean(run[None]) for run in runs])
+def run_means(scores: ScoreTable) -> dict[str, FloatArray]:
+    """{model: the objective of each of its runs}, for models with several."""
+    means = {}
+    for model, answers in scores.answers.items():
+        if len(answers.counted) > 1:
+            means[model] = np.array([scores.items.mean(run[None]) for run in answers.counted])
+    return means
+
+
+def _between_runs(scores: ScoreTable) -> tuple[float, float, int]:
+    """(variance of a run, the part of it that items answered differently explain, degrees of freedom)."""
+    squares = 0.0
     item_part = 0.0
-    for deviations in runs - runs.mean(axis=0):
-        item_part += float(scores.items.grouped(deviations).variances.sum())
-    return float(means.var(ddof=1)), item_part / (len(runs) - 1)
+    degrees = 0
+    for model, means in run_means(scores).items():
+        runs = scores.counted(model)
+        squares += float(means.var()) * len(runs)
+        for deviations in runs - runs.mean(axis=0):
+            item_part += float(scores.items.grouped(deviations).variances.sum())
+        degrees += len(runs) - 1
+    if not degrees:
+        return 0.0, 0.0, 0
+    return squares / degrees, item_part / degrees, degrees

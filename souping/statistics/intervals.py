@@ -18,11 +18,11 @@ from souping.core.types import FloatArray
 from souping.core.unit import Unit
 from souping.statistics.bootstrap_t import NORMAL, bootstrap_reach
 from souping.statistics.grouped import GroupedScores
+from souping.statistics.nested import Z95
 from souping.statistics.scores import ModelScores
 
-# Tail on either side of a 95 % interval, and the normal quantile of it.
+# Tail on either side of a 95 % interval.
 INTERVAL_TAIL = 0.025
-Z95 = 1.959963984540054
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -22,7 +22,7 @@ from souping.statistics.comparison import Comparison, bounded, comparison_of
 from souping.statistics.flips import SIGN_DRAWS, distinct, drawn_sums, draws_for, studentised
 from souping.statistics.grouped import ZERO_DIFFERENCE, GroupedScores
 from souping.statistics.levels import Level, step_down
-from souping.statistics.nested import NestedIntervals, Reach, UnseenMargins
+from souping.statistics.nested import NestedIntervals, Reach
 from souping.statistics.scores import ItemTable, Paired, ScoreTable, without_rounding
 
 MAX_T = "max-T of studentised sign flips over groups"
@@ -214,17 +214,11 @@ def _reached(level: float, falling: FloatArray) -> float:
 
 def _intervals(pair: Paired, reach: MaxTReach) -> NestedIntervals:
     """Simultaneous intervals of one difference; graded scores have bootstrap-t limits too."""
-    scores = pair.grouped
-    reaches: list[Reach] = [reach]
-    if not scores.step:
-        bootstrap = bootstrap_reach(scores, tests=reach.tests)
-        if bootstrap is not None:
-            reaches.append(bootstrap)
-    return NestedIntervals(
-        total=scores.objective,
-        reaches=reaches,
-        margins=UnseenMargins.of(scores, reach.tests),
-        bound=pair.bound,
+    bootstrap = None
+    if pair.graded:
+        bootstrap = bootstrap_reach(pair.grouped, tests=reach.tests)
+    return NestedIntervals.of(
+        pair.grouped, [reach, bootstrap], pair.bound, graded=pair.graded, tests=reach.tests
     )
 
 

@@ -3,15 +3,16 @@
 T: the difference of two models on the objective.
 a: level, the chance that an interval misses the truth (0.05 for 95 %).
 r(a): reach, the distance from T to the limit of a test that is inverted at level a, on one side.
-m(a): margin for what few or none of the groups showed on that side.
+j(a): distance to Jeffreys' limit on that side, for what few or none of the groups showed.
 
-    I_a = [T - sqrt(r_below(a)^2 + m_below(a)^2), T + sqrt(r_above(a)^2 + m_above(a)^2)]
-    p = sup {a : 0 in I_a}
+    right or wrong:  d(a) = max(r(a), j(a))
+    graded:          d(a) = r(a) + the part of j(a) that a normal limit has not
+    I_a = [T - d_below(a), T + d_above(a)],    p = sup {a : 0 in I_a}
 
-Reaches and margins never fall as a falls, so the intervals are nested, and p < a just where I_a
-excludes 0. If there are several reaches, the farthest counts: the larger p, the wider interval.
+Distances never fall as a falls, so the intervals are nested, and p < a just where I_a excludes 0.
+If there are several reaches, the farthest counts: the larger p, the wider interval.
 
-Shape legend: H strata, S pools of strata, L levels.
+Shape legend: G groups, H strata.
 """
 
 from __future__ import annotations
@@ -23,18 +24,16 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from souping.core.types import FloatArray, IntArray
+from souping.core.types import FloatArray
 from souping.statistics.grouped import FLAT_VARIANCE, ZERO_DIFFERENCE, GroupedScores
+from souping.statistics.levels import ALPHA
 
-# Levels at which margins are computed; between them, they are interpolated over the logarithm.
-MARGIN_LEVELS = np.geomspace(1.0, 1e-6, 32)
-FALLING = -np.log(MARGIN_LEVELS)
-# A stratum is pooled with others whose groups weigh at most so many times as much or as little.
-LIKE_WEIGHT = 2.0
+# Normal quantile of a 95 % interval.
+Z95 = 1.959963984540054
 # Lowest p-value: further out, quantiles of Student's t overflow. Halvings of the logarithm by which
 # one is found to the last bit.
 LEAST_P = 1e-100
-MARGIN_HALVINGS = 64
+P_HALVINGS = 64
 
 
 class Reach(ABC):
@@ -73,69 +72,61 @@ class BanerjeeReach(Reach):
 
 
 @dataclass(frozen=True, kw_only=True)
-class UnseenMargins:
-    """m(a) on both sides of T, at MARGIN_LEVELS.
+class Unseen:
+    """How far T may lie beyond the groups that pull it to one side, and a reach with that.
 
-    Of n groups k lie below zero, or above: their rate may be as high as the upper a / 2 point of
-    Beta(k + 1/2, n - k + 1/2) (Jeffreys' prior; Brown, Cai and DasGupta 2001). What that goes
-    beyond the normal limit is what no resampling of the groups shows: all of it where k is 0, next
-    to nothing where k is large. Strata whose groups weigh alike are counted together, as n and k of
-    one; those that weigh otherwise add theirs in squares.
+    Of n groups k pull T down, or up. The limit of their rate is the upper a / 2 point of Beta(k + 1/2, n - k + 1/2)
+    and, where k is 0, the exact 1 - (a / 2)^(1 / n) (modified Jeffreys; Brown, Cai and DasGupta 2001). Strata add in
+    squares (MOVER, Zou and Donner 2008).
     """
 
-    below: FloatArray  # [L]
-    above: FloatArray  # [L]
+    n: FloatArray  # [H]
+    k: FloatArray  # [H]
+    moves: FloatArray  # [H] of T, if all groups of a stratum pull as those k do; if none does, by all their items
+    graded: bool
+    tests: int  # by which a level is divided
 
     @classmethod
-    def of(cls, scores: GroupedScores, tests: int = 1) -> UnseenMargins:
-        """For a level that is divided by a number of `tests`."""
-        pulls = scores.pulls
-        moves = scores.layout.shares.sum(axis=1)  # [H] of T, if all groups of a stratum move by 1
-        zero = FLAT_VARIANCE * moves.max()
-        lower = np.bincount(scores.stratum, -pulls > zero, scores.strata).astype(float)
-        higher = np.bincount(scores.stratum, pulls > zero, scores.strata).astype(float)
+    def of(cls, scores: GroupedScores, pulls: FloatArray, graded: bool, tests: int) -> Unseen:
+        """Of the groups whose `pulls` [G] are above 0."""
+        moves = scores.layout.shares.sum(axis=1)
+        pulls = np.where(pulls > FLAT_VARIANCE * moves.max(), pulls, 0.0)
+        k = np.bincount(scores.stratum, pulls > 0, scores.strata).astype(float)
+        squares = np.bincount(scores.stratum, pulls**2, scores.strata)
+        root_mean_square = np.sqrt(squares / np.maximum(k, 1))
+        n = scores.sizes
+        moves = np.where(k > 0, n * root_mean_square, moves)
+        return cls(n=n, k=k, moves=moves, graded=graded, tests=tests)
 
-        pool = _pools(moves / scores.sizes, scores.sizes)
-        in_pool = (pool == np.arange(pool.max() + 1)[:, None]).astype(float)  # [S, H]
-        n = in_pool @ scores.sizes
-        tails = MARGIN_LEVELS / 2 / tests
-        below = _jeffreys_margins(n, in_pool @ lower, in_pool @ moves, tails)
-        above = _jeffreys_margins(n, in_pool @ higher, in_pool @ moves, tails)
-        return cls(below=below, above=above)
+    def widened(self, reach: float, level: float) -> float:
+        """The larger of the two if scores are right or wrong; if graded, their sum less what both count."""
+        beyond = self._beyond(level / 2 / self.tests)
+        if not self.graded:
+            return max(reach, _root_sum_square(self.moves * beyond))
+        return reach + _root_sum_square(self.moves * self._share_beyond_normal() * beyond)
+
+    def _beyond(self, tail: float) -> FloatArray:
+        """How far Jeffreys' limit is beyond the rate seen, [H]."""
+        from scipy.special import betaincinv
+
+        jeffreys = betaincinv(self.k + 0.5, self.n - self.k + 0.5, 1 - tail)
+        limit = np.where(self.k == 0, 1 - tail ** (1 / self.n), jeffreys)
+        return np.asarray(np.maximum(limit - self.k / self.n, 0.0))
+
+    def _share_beyond_normal(self) -> FloatArray:
+        """The share of this distance, at 95 %, by which it exceeds that of a normal limit, [H]: 1 where k is 0.
+
+        At other levels the share is the same, so that what is added never falls as the level does.
+        """
+        rate = self.k / self.n
+        normal = Z95 * np.sqrt(rate * (1 - rate) / self.n)
+        beyond = self._beyond(ALPHA / 2)
+        share = np.zeros_like(rate)
+        return np.divide(beyond - normal, beyond, out=share, where=beyond > normal)
 
 
-def _pools(group_weights: FloatArray, sizes: FloatArray) -> IntArray:
-    """Number of each stratum's pool [H]: 0 for those of like weight, one of its own for others.
-
-    The stratum whose `group_weights` [H] is farthest from the mean over the groups of the pool
-    leaves it, until all that remain are within LIKE_WEIGHT.
-    """
-    pool = np.zeros(len(sizes), dtype=np.int64)
-    while True:
-        pooled = pool == 0
-        mean = np.average(group_weights[pooled], weights=sizes[pooled])
-        distances = np.where(pooled, np.abs(np.log(group_weights / mean)), 0.0)
-        farthest = int(np.argmax(distances))
-        if distances[farthest] <= math.log(LIKE_WEIGHT) + ZERO_DIFFERENCE:
-            return pool
-        pool[farthest] = pool.max() + 1
-
-
-def _jeffreys_margins(
-    n: FloatArray, k: FloatArray, moves: FloatArray, tails: FloatArray
-) -> FloatArray:
-    """How far T may move [L] if pools of `n` [S] groups, of which `k` were seen, move it by `moves`.
-
-    With few groups the normal limit overtakes Jeffreys' far out: the margin does not fall there.
-    """
-    from scipy.special import betaincinv, ndtri
-
-    rate = k / n
-    normal_limit = rate - np.outer(ndtri(tails), np.sqrt(k * (1 - rate)) / n)
-    jeffreys_limit = betaincinv(k + 0.5, n - k + 0.5, (1 - tails)[:, None])
-    excess = np.maximum(jeffreys_limit - normal_limit, 0.0)
-    margins = np.sqrt(((moves * excess) ** 2).sum(axis=1))
-    return np.asarray(np.maximum.accumulate(margins))
+def _root_sum_square(moves: FloatArray) -> float:
+    return float(np.sqrt((moves**2).sum()))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -144,8 +135,28 @@ class NestedIntervals:
 
     total: float
     reaches: Sequence[Reach]
-    margins: UnseenMargins
+    falls: Unseen
+    rises: Unseen
     bound: float
+
+    @classmethod
+    def of(
+        cls,
+        scores: GroupedScores,
+        reaches: Sequence[Reach | None],
+        bound: float,
+        *,
+        graded: bool,
+        tests: int = 1,
+    ) -> NestedIntervals:
+        """Those of a difference. A level is divided by a number of `tests`."""
+        return cls(
+            total=scores.objective,
+            reaches=[reach for reach in reaches if reach is not None],
+            falls=Unseen.of(scores, -scores.pulls, graded, tests),
+            rises=Unseen.of(scores, scores.pulls, graded, tests),
+            bound=bound,
+        )
 
     def limits(self, level: float) -> tuple[float, float]:
         """I_a for a = `level`."""
@@ -162,7 +173,7 @@ class NestedIntervals:
             return 1.0
         inside = LEAST_P
         outside = 1.0
-        for _ in range(MARGIN_HALVINGS):
+        for _ in range(P_HALVINGS):
             middle = math.sqrt(inside) * math.sqrt(outside)
             if distance(middle) >= abs(self.total):
                 inside = middle
@@ -172,13 +183,8 @@ class NestedIntervals:
 
     def _below(self, level: float) -> float:
         reach = max((reach.below(level) for reach in self.reaches), default=0.0)
-        return math.hypot(reach, _at(level, self.margins.below))
+        return self.falls.widened(reach, level)
 
     def _above(self, level: float) -> float:
         reach = max((reach.above(level) for reach in self.reaches), default=0.0)
-        return math.hypot(reach, _at(level, self.margins.above))
-
-
-def _at(level: float, margins: FloatArray) -> float:
-    """Margins [L] interpolated at a level."""
-    return float(np.interp(-math.log(level), FALLING, margins))
+        return self.rises.widened(reach, level)

@@ -211,12 +211,16 @@ def joined(parts: Sequence[Answers]) -> Answers:
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Paired:
-    """Scores of one model minus those of another, [I], within -bound..bound on the objective."""
+    """Scores of one model minus those of another, [I], within -bound..bound on the objective.
+
+    They are `graded` unless both models have scores of 0 and 1 alone, in each run.
+    """
 
     names: tuple[str, str]
     deltas: FloatArray
     grouped: GroupedScores
     bound: float
+    graded: bool
 
     @property
     def discordant(self) -> float:
@@ -303,7 +307,8 @@ class ScoreTable:
         _, top_a = span(mean_a)
         _, top_b = span(mean_b)
         bound = float(grouped.weights.sum()) * max(top_a, top_b)
-        return Paired(names=(a, b), deltas=deltas, grouped=grouped, bound=bound)
+        graded = not (_is_right_or_wrong(self.counted(a)) and _is_right_or_wrong(self.counted(b)))
+        return Paired(names=(a, b), deltas=deltas, grouped=grouped, bound=bound, graded=graded)
 
     @property
     def has_runs(self) -> bool:
@@ -337,6 +342,10 @@ class ScoreTable:
 def without_rounding(differences: FloatArray) -> FloatArray:
     """Differences of scores, 0 where it is rounding: 2/3 may be written with 16 digits or with 15."""
     return np.where(np.abs(differences) > ZERO_DIFFERENCE, differences, 0.0)
+
+
+def _is_right_or_wrong(values: FloatArray) -> bool:
+    return bool(np.isin(values, (0.0, 1.0)).all())
 
 
 def span(values: FloatArray) -> tuple[float, float]:
