@@ -468,11 +468,12 @@ def tally(world: World, repetitions: int, seed: int = 0) -> Tally:
                 "b": tables.Answers.of(answers.b, missing[1]),
             },
         )
-        shown = contrast(scores, "a", "b", draws=DRAWS, seed=r)
+        shown = contrast(scores, "a", "b", draws=DRAWS, seed=r, tested=False)
         better += shown.low > 0
         worse += shown.high < 0
         widths += shown.high - shown.low
-        flips = flip_reach(design(answers.a - answers.b, *design_of), draws=DRAWS, seed=r)
+        differences = design(answers.a - answers.b, *design_of)
+        flips = flip_reach(differences, draws=DRAWS, seed=r, highest=ALPHA)
         plain += 0.0 if flips is None else flips.below(ALPHA) + flips.above(ALPHA)
     coverage = 1 - (better + worse) / repetitions
     return Tally(better, worse, coverage, widths / plain if plain else float("nan"))

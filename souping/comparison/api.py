@@ -31,7 +31,7 @@ from souping.logs.match import Matched, MatchedMetric, matched
 from souping.logs.records import Log, LoggedAnswer
 from souping.logs.sources import read
 from souping.logs.tables import Frame
-from souping.statistics.comparison import VarianceParts, contrast, split_variance
+from souping.statistics.comparison import VarianceParts, contrast, run_means, runs_differ, split_variance
 from souping.statistics.grouped import ZERO_DIFFERENCE
 from souping.statistics.levels import Level
 from souping.statistics.scores import ScoreTable
@@ -205,17 +205,14 @@ def _run_noises(headline: RowScores, verdicts: Sequence[RowVerdict]) -> Iterator
     """How far the runs of each model differ that has several."""
     scored = headline.scores.scored
     differences = {row.model: row.difference for row in verdicts if row.kind == "average"}
-    for model in scored.answers:
+    for model, means in run_means(scored).items():
         scores = scored.counted(model)
-        if len(scores) < 2:
-            continue
-        means = [scored.items.mean(run[None]) for run in scores]
         flipped = [np.abs(a - b) > ZERO_DIFFERENCE for a, b in combinations(scores, 2)]
         yield RunNoise(
             model=model,
             runs=len(scores),
             flipped=float(np.mean(flipped)),
-            spread=max(means) - min(means),
+            spread=float(np.ptp(means)),
             difference=differences.get(model),
         )
 
@@ -360,6 +357,11 @@ def _warnings(
     elif min(runs.values()) == 1:
         single = ", ".join(name for name, number in runs.items() if number == 1)
         yield f"{single}: one run. Its variance between runs is taken from the other models."
+    if runs_differ(scores.scored):
+        yield (
+            "The runs of some models vary more than those of others (Bartlett's test, p < 0.05). Intervals take one "
+            "variance of runs for all models: those of the models that vary more are too narrow."
+        )
     headline = verdicts[0]
     if headline.groups == headline.items:
         yield "Every item counts as independent: name what belongs together with --group FIELD."

@@ -12,7 +12,7 @@ from souping.core.types import Names
 from souping.statistics.comparison import contrast
 from souping.statistics.flips import SIGN_DRAWS, draws_for
 from souping.statistics.joint import JointFlips
-from souping.statistics.levels import Level, step_down
+from souping.statistics.levels import Level
 from souping.statistics.scores import ScoreTable
 
 
@@ -26,10 +26,11 @@ def joint_tests(
     """(the number of tests that each model but the first is corrected for, models that may be the best).
 
     Sign flips do not show how far the runs of a model differ. If a model has several runs, each two
-    models have their own interval, and the corrections are those of Holm and Bonferroni.
+    models have their own interval, and the correction is Bonferroni's.
     """
     if scores.has_runs:
-        return _holm_tests(scores, models, level.alpha), _unbeaten(scores, models, level)
+        others = len(models) - 1
+        return [float(others)] * others, _unbeaten(scores, models, level)
     draws = draws_for(level.alpha, draws)
     flips = flips_of(scores.scored, models, draws, seed)
     to_baseline = [(model, 0) for model in range(1, len(models))]
@@ -75,19 +76,6 @@ def best_models(
 
 
 # ---------------------------------------------------------------- several runs
-
-
-def _holm_tests(scores: ScoreTable, models: Sequence[str], alpha: float) -> list[float]:
-    """The number of tests that each model but the first needs, by Holm's steps."""
-    baseline, *others = models
-    p_values = {model: contrast(scores, model, baseline).p_value for model in others}
-
-    def decide(left: Sequence[str]) -> tuple[bool, float]:
-        return p_values[left[0]] < alpha / len(left), float(len(left))
-
-    order = sorted(others, key=lambda model: p_values[model])
-    needed = step_down(order, decide)
-    return [needed[model] for model in others]
 
 
 def _unbeaten(scores: ScoreTable, models: Sequence[str], level: Level) -> Names:

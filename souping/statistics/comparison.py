@@ -329,6 +329,21 @@ def run_means(scores: ScoreTable) -> dict[str, FloatArray]:
     return means
 
 
+def runs_differ(scores: ScoreTable) -> bool:
+    """Whether models' runs vary unequally beyond chance, by Bartlett's test (1937) at 5 %.
+
+    Run means are averages over many items, so close to normal, as the test assumes. Tests that assume less see nothing
+    in two or three runs.
+    """
+    from scipy.stats import bartlett
+
+    means = list(run_means(scores).values())
+    if len(means) < 2 or max(np.ptp(runs) for runs in means) <= ZERO_DIFFERENCE:
+        return False
+    with np.errstate(divide="ignore"):
+        return bool(bartlett(*means).pvalue < ALPHA)
+
+
 def _between_runs(scores: ScoreTable) -> tuple[float, float, int]:
     """(variance of a run, the part of it that items answered differently explain, degrees of freedom)."""
     squares = 0.0

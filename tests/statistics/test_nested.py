@@ -1,0 +1,139 @@
+"""What limits take in beyond the test that they invert: Jeffreys' limit, against scipy's beta distribution."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from scipy import stats
+
+from souping.core.types import FloatArray
+from souping.statistics.comparison import Comparison, contrast, paired_intervals, runs_differ
+from souping.statistics.levels import Level
+from souping.statistics.scores import ItemTable, ScoreTable, one_category
+from tests.comparison.worlds import metric, pooled
+
+
+def difference(a: FloatArray, b: FloatArray | float, level: Level | None = None) -> Comparison:
+    """Of two models on items of one category."""
+    items = one_category(np.arange(len(a)))
+    scores = ScoreTable.complete(items, {"a": a, "b": np.broadcast_to(b, len(a))})
+    return contrast(scores, "a", "b", level or Level(), draws=999, tested=False)
+
+
+@pytest.mark.parametrize("tests", [1, 6])
+def test_of_right_or_wrong_answers_none_of_which_differ_the_limit_is_exact(tests: int) -> None:
+    shown = difference(np.ones(200), 1.0, Level(tests=tests))
+    limit = 1 - (0.025 / tests) ** (1 / 200)
+    assert (shown.low, shown.high) == pytest.approx((-limit, limit))
+
+
+def test_of_right_or_wrong_answers_few_of_which_differ_the_limit_is_jeffreys() -> None:
+    """One of 200 is lost: the flips reach less far."""
+    a = np.ones(200)
+    a[0] = 0.0
+    shown = difference(a, 1.0)
+    assert shown.low == pytest.approx(-stats.beta.ppf(0.975, 1.5, 199.5))
+
+
+def test_of_right_or_wrong_answers_many_of_which_differ_the_limit_is_that_of_the_flips() -> None:
+    a = np.arange(300) < 200
+    b = (np.arange(300) >= 20) & (np.arange(300) < 215)
+    items = one_category(np.arange(300))
+    paired = ScoreTable.complete(items, {"a": a, "b": b}).paired("a", "b")
+    intervals = paired_intervals(paired.grouped, 1.0, graded=False)
+    (flips,) = intervals.reaches
+    expected = (1 / 60 - flips.below(0.05), 1 / 60 + flips.above(0.05))
+    assert intervals.limits(0.05) == pytest.approx(expected)
+
+
+def test_limits_of_categories_add_in_squares() -> None:
+    """Categories of 20 and 80 items of equal weight, none of which differ: each could move the mean by a half."""
+    categories = np.repeat([0, 1], [20, 80])
+    items = ItemTable(
+        names=("x", "y"),
+        categories=categories,
+        groups=np.arange(100),
+        coefficients=np.array([0.5, 0.5]),
+    )
+    scores = ScoreTable.complete(items, {"a": np.ones(100), "b": np.ones(100)})
+    limits = [(1 - 0.025 ** (1 / n)) / 2 for n in (20, 80)]
+    assert contrast(scores, "a", "b").high == pytest.approx(np.hypot(*limits))
+
+
+def test_a_group_that_loses_in_part_counts_with_what_it_lost() -> None:
+    """One of 30 groups of two items loses one of them: half a group's weight times Jeffreys' rate."""
+    a = np.ones(60)
+    a[0] = 0.0
+    items = one_category(np.repeat(np.arange(30), 2))
+    scores = ScoreTable.complete(items, {"a": a, "b": np.ones(60)})
+    shown = contrast(scores, "a", "b")
+    assert shown.low == pytest.approx(-stats.beta.ppf(0.975, 1.5, 29.5) / 2)
+
+
+def test_of_graded_scores_jeffreys_limit_is_added_where_a_normal_one_falls_short() -> None:
+    """One of 70 answers is wrong against scores of .9: a loss of .9, which Jeffreys' limit may make more frequent."""
+    a = np.ones(70)
+    a[0] = 0.0
+    items = one_category(np.arange(70))
+    paired = ScoreTable.complete(items, {"a": a, "b": np.full(70, 0.9)}).paired("a", "b")
+    assert paired.graded
+    intervals = paired_intervals(paired.grouped, 1.0, graded=True)
+    reach = max(part.below(0.05) for part in intervals.reaches)
+    normal = 1 / 70 + stats.norm.ppf(0.975) * np.sqrt(1 / 70 * 69 / 70 / 70)
+    margin = 0.9 * (stats.beta.ppf(0.975, 1.5, 69.5) - normal)
+    assert intervals.limits(0.05)[0] == pytest.approx(6 / 70 - reach - margin)
+
+
+@pytest.mark.parametrize("scores", [0.9, 0.95])
+@pytest.mark.parametrize("n", [35, 40, 45, 70])
+def test_right_and_wrong_answers_seldom_look_better_than_constant_scores(
+    n: int, scores: float
+) -> None:
+    """The chance, by the binomial distribution, that answers of which as many are right are called better."""
+    false = 0.0
+    for wrong in range(n + 1):
+        shown = difference(np.arange(n) >= wrong, scores)
+        if shown.low <= 1e-9:
+            # More wrong answers are no better.
+            break
+        false += stats.binom.pmf(wrong, n, 1 - scores)
+    assert false <= 0.055
+
+
+def test_bootstrap_t_is_for_graded_items_not_for_groups_of_unequal_size() -> None:
+    rng = np.random.default_rng(0)
+    items = one_category(np.repeat(np.arange(30), 1 + np.arange(30) % 3))
+    right = rng.random((2, len(items.groups))) < 0.6
+    for names, tests in (("ab", 1), ("ac", 2)):
+        scores = ScoreTable.complete(items, {"a": right[0], "b": right[1], "c": 0.6 * right[1]})
+        shown = contrast(scores, *names, tested=False)
+        assert len(shown.test.split(" and ")) == tests, shown.test
+
+
+def test_the_variance_of_runs_is_one_for_all_models() -> None:
+    """Three models whose runs shift all items alike: the pooled variance of an analysis of variance."""
+    rng = np.random.default_rng(1)
+    means = {"a": rng.random(3), "b": rng.random(4), "c": rng.random(2)}
+    scores = {name: np.repeat(m, 40).reshape(-1, 1, 40) for name, m in means.items()}
+    table = pooled(metric("t", scores, is_mean=False))
+    shown = contrast(table, "a", "b")
+    squares = sum(((m - m.mean()) ** 2).sum() for m in means.values())
+    assert shown.degrees == 6
+    reach = stats.t.ppf(0.975, 6) * np.sqrt(squares / 6 * (1 / 3 + 1 / 4))
+    exact = 1 - 0.025 ** (1 / 40)
+    widths = sorted([shown.high - shown.difference, shown.difference - shown.low])
+    # Nothing falls where all items rise; scores within 0 and 1 cannot differ by more.
+    assert widths == pytest.approx(sorted([min(reach, widths[0]), min(reach + exact, widths[1])]))
+
+
+def test_runs_that_vary_unequally_beyond_chance_are_named() -> None:
+    def table(spread: float) -> ScoreTable:
+        steps = np.array([-1.0, 0.0, 1.0, 0.5])[:, None, None]
+        scores = {"a": 0.5 + 0.02 * steps, "b": 0.6 + spread * steps}
+        return pooled(metric("t", {name: s + np.zeros((4, 1, 30)) for name, s in scores.items()}))
+
+    for spread in (0.02, 0.05, 0.2, 0.4):
+        steps = np.array([-1.0, 0.0, 1.0, 0.5])
+        expected = stats.bartlett(0.02 * steps, spread * steps).pvalue < 0.05
+        assert runs_differ(table(spread)) == expected
+    assert runs_differ(table(0.0))
