@@ -31,7 +31,13 @@ from souping.logs.match import Matched, MatchedMetric, matched
 from souping.logs.records import Log, LoggedAnswer
 from souping.logs.sources import read
 from souping.logs.tables import Frame
-from souping.statistics.comparison import VarianceParts, contrast, run_means, runs_differ, split_variance
+from souping.statistics.comparison import (
+    VarianceParts,
+    contrast,
+    run_means,
+    runs_differ,
+    split_variance,
+)
 from souping.statistics.grouped import ZERO_DIFFERENCE
 from souping.statistics.levels import Level
 from souping.statistics.scores import ScoreTable

@@ -76,8 +76,8 @@ class Unseen:
     """How far T may lie beyond the groups that pull it to one side, and a reach with that.
 
     Of n groups k pull T down, or up. The limit of their rate is the upper a / 2 point of Beta(k + 1/2, n - k + 1/2)
-    and, where k is 0, the exact 1 - (a / 2)^(1 / n) (modified Jeffreys; Brown, Cai and DasGupta 2001). Strata add in
-    squares (MOVER, Zou and Donner 2008).
+    and, where k is 0, the exact 1 - (a / 2)^(1 / n) (modified Jeffreys; Brown, Cai and DasGupta 2001). Of several
+    strata that counts by which T may move farthest: where none showed any, this is how far it may move in all.
     """
 
     n: FloatArray  # [H]
@@ -102,8 +102,8 @@ class Unseen:
         """The larger of the two if scores are right or wrong; if graded, their sum less what both count."""
         beyond = self._beyond(level / 2 / self.tests)
         if not self.graded:
-            return max(reach, _root_sum_square(self.moves * beyond))
-        return reach + _root_sum_square(self.moves * self._share_beyond_normal() * beyond)
+            return max(reach, float((self.moves * beyond).max()))
+        return reach + float((self.moves * self._share_beyond_normal() * beyond).max())
 
     def _beyond(self, tail: float) -> FloatArray:
         """How far Jeffreys' limit is beyond the rate seen, [H]."""
@@ -123,10 +123,6 @@ class Unseen:
         beyond = self._beyond(ALPHA / 2)
         share = np.zeros_like(rate)
         return np.divide(beyond - normal, beyond, out=share, where=beyond > normal)
-
-
-def _root_sum_square(moves: FloatArray) -> float:
-    return float(np.sqrt((moves**2).sum()))
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -173,6 +173,17 @@ def test_the_page_selects_from_a_table(souping: Cli) -> None:
     assert "selected xLAM-2-8b-fc-r, ToolACE-2-8B, watt-tool-8B" in done.out + done.err
 
 
+def test_the_functions_exist_that_compute_the_numbers() -> None:
+    page = (ROOT / "docs" / "how-it-works.md").read_text(encoding="utf-8")
+    _, _, rest = page.partition("**Which function computes it.**")
+    table, _, _ = rest.partition("**Losses.**")
+    names = re.findall(r"`([a-z_]+\.\w+(?:\.\w+)?)`", table.partition("|---|---|")[2])
+    assert len(names) > 15
+    for name in names:
+        module, _, member = name.partition(".")
+        assert callable(resolve_name(f"souping.statistics.{module}:{member}")), name
+
+
 def test_the_reference_is_what_the_script_prints() -> None:
     reference = script(ROOT / "docs" / "make_reference.py")
     assert (ROOT / "docs" / "reference.md").read_text() == reference.page(), (

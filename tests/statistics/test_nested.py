@@ -11,6 +11,8 @@ from souping.statistics.comparison import Comparison, contrast, paired_intervals
 from souping.statistics.levels import Level
 from souping.statistics.scores import ItemTable, ScoreTable, one_category
 from tests.comparison.worlds import metric, pooled
+from tests.conftest import ROOT
+from tests.support.scripts import script
 
 
 def difference(a: FloatArray, b: FloatArray | float, level: Level | None = None) -> Comparison:
@@ -46,7 +48,7 @@ def test_of_right_or_wrong_answers_many_of_which_differ_the_limit_is_that_of_the
     assert intervals.limits(0.05) == pytest.approx(expected)
 
 
-def test_limits_of_categories_add_in_squares() -> None:
+def test_of_several_categories_that_counts_which_may_move_the_mean_farthest() -> None:
     """Categories of 20 and 80 items of equal weight, none of which differ: each could move the mean by a half."""
     categories = np.repeat([0, 1], [20, 80])
     items = ItemTable(
@@ -56,8 +58,7 @@ def test_limits_of_categories_add_in_squares() -> None:
         coefficients=np.array([0.5, 0.5]),
     )
     scores = ScoreTable.complete(items, {"a": np.ones(100), "b": np.ones(100)})
-    limits = [(1 - 0.025 ** (1 / n)) / 2 for n in (20, 80)]
-    assert contrast(scores, "a", "b").high == pytest.approx(np.hypot(*limits))
+    assert contrast(scores, "a", "b").high == pytest.approx((1 - 0.025 ** (1 / 20)) / 2)
 
 
 def test_a_group_that_loses_in_part_counts_with_what_it_lost() -> None:
@@ -84,20 +85,15 @@ def test_of_graded_scores_jeffreys_limit_is_added_where_a_normal_one_falls_short
     assert intervals.limits(0.05)[0] == pytest.approx(6 / 70 - reach - margin)
 
 
-@pytest.mark.parametrize("scores", [0.9, 0.95])
-@pytest.mark.parametrize("n", [35, 40, 45, 70])
+nulls = script(ROOT / "benchmarks" / "nulls.py")
+
+
+@pytest.mark.parametrize(("n", "score"), nulls.CONSTANTS)
 def test_right_and_wrong_answers_seldom_look_better_than_constant_scores(
-    n: int, scores: float
+    n: int, score: float
 ) -> None:
-    """The chance, by the binomial distribution, that answers of which as many are right are called better."""
-    false = 0.0
-    for wrong in range(n + 1):
-        shown = difference(np.arange(n) >= wrong, scores)
-        if shown.low <= 1e-9:
-            # More wrong answers are no better.
-            break
-        false += stats.binom.pmf(wrong, n, 1 - scores)
-    assert false <= 0.055
+    """The exact chance, by the binomial distribution."""
+    assert nulls.constant_score(n, score) <= nulls.CONSTANT_LEVEL
 
 
 def test_bootstrap_t_is_for_graded_items_not_for_groups_of_unequal_size() -> None:

@@ -48,7 +48,7 @@ def test_what_is_accepted() -> None:
 @pytest.mark.parametrize("name", slow_unless(QUICK_TESTS, nulls.TESTS))
 def test_of_two_equal_models_neither_is_called_better(name: str) -> None:
     found = nulls.tally(nulls.TESTS[name], REPETITIONS, seed=7)
-    assert max(found.better, found.worse) <= nulls.allowed(REPETITIONS)
+    assert max(found.better, found.worse) <= nulls.allowed(REPETITIONS, nulls.level_of(name))
     assert found.coverage >= nulls.least_coverage(REPETITIONS)
     if not any(words in name for words in nulls.UNLIKE_PLAIN):
         assert found.width <= 1.15
