@@ -524,6 +524,15 @@ def test_a_search_on_the_report_items_under_other_shares(fresh: Runs) -> None:
     assert any("report items are left out" in warning for warning in reports[0]["warnings"])
 
 
+def test_a_repeated_run_opens_with_no_warning_of_another_look(
+    runs: Runs, capfd: pytest.CaptureFixture[str]
+) -> None:
+    assert runs.look(SOUP) == 1
+    assert "look 2" not in capfd.readouterr().out
+    runs.look("optimiser.weights=[0.2,0.2,0.6]")
+    assert "look 2" in capfd.readouterr().out
+
+
 def test_rows_that_were_deleted(runs: Runs) -> None:
     runs.rows("DELETE FROM counted_looks")
     runs.rows("DELETE FROM shown")

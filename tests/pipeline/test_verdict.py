@@ -100,7 +100,7 @@ def ace(difference: float, p_value: float) -> Figures:
             {"recipe": ("bit",)},
             "keep_single",
             None,
-            "Keep bit, do not soup: the search found no mixture above it",
+            "Keep bit, do not soup: the search found no mixture above it. Its row is called soup.",
         ),
         (FAR, {"selected": ("cow",), "recipe": ("cow",)}, "nothing_to_soup", None, "cow"),
         (NEARLY, {"opened": 2}, "better_than_every_candidate", 0.012, "corrected for 2 looks"),

@@ -95,8 +95,23 @@ def test_no_string_of_the_users_becomes_markup(tmp_path: Path) -> None:
 def test_an_escaped_cell_stays_one_cell_of_one_line(text: str) -> None:
     shown = escape_markdown(text)
     assert "\n" not in shown
-    assert "<" not in shown
+    # A tag has no space behind its bracket.
+    assert not re.search("<(?! )", shown)
     assert not re.search(r"(?<!\\)(?:\\\\)*\|", shown)
+
+
+@pytest.mark.parametrize(
+    ("text", "escaped"),
+    [
+        ("p < 0.001", "p < 0.001"),
+        ("a & b > c", "a & b > c"),
+        ("<img src=x onerror=y>", "&lt;img src=x onerror=y&gt;"),
+        ("&lt;b&gt;", "&amp;lt;b&amp;gt;"),
+        ("<!-- x -->", "&lt;!-- x --&gt;"),
+    ],
+)
+def test_signs_that_begin_nothing_in_markdown_stay_as_they_are(text: str, escaped: str) -> None:
+    assert escape_markdown(text) == escaped
 
 
 def test_no_cell_of_a_csv_is_a_formula(tmp_path: Path) -> None:
