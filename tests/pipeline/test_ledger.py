@@ -527,6 +527,8 @@ def test_a_search_on_the_report_items_under_other_shares(fresh: Runs) -> None:
 def test_a_repeated_run_opens_with_no_warning_of_another_look(
     runs: Runs, capfd: pytest.CaptureFixture[str]
 ) -> None:
+    runs.look(SOUP)
+    capfd.readouterr()
     assert runs.look(SOUP) == 1
     assert "look 2" not in capfd.readouterr().out
     runs.look("optimiser.weights=[0.2,0.2,0.6]")
