@@ -45,14 +45,14 @@ RUNS_CODE = re.compile(
 ALLOW = re.compile(r"\+{0,2}allow_code=(true|True|1|yes|on)")
 
 
-class StoreConfig(TypedDict):
+class StorePlace(TypedDict):
     path: str
 
 
 class RunConfig(TypedDict, total=False):
     """What is read of a config.yaml before its components are built."""
 
-    store: StoreConfig
+    store: StorePlace
     analysis: dict[str, Any]
 
 
@@ -168,10 +168,10 @@ def read_config(path: Path) -> DictConfig:
         text = path.read_bytes()
         if len(text) > LONGEST_CONFIG_BYTES:
             raise ValueError(f"it has more than {LONGEST_CONFIG_BYTES:,} bytes")
-        config = OmegaConf.create(checked(read_yaml(text), RunConfig, "config.yaml"))
+        table: dict[str, Any] = checked(read_yaml(text), RunConfig, "config.yaml")
+        return OmegaConf.create(table)
     except Exception as error:  # PyYAML's constructors raise whatever int() and others do
         raise UserError(f"{path}: not the configuration of a run: {first_line(error)}") from error
-    return config
 
 
 def refuse_code(config: DictConfig, path: Path, overrides: Sequence[str]) -> None:

@@ -200,7 +200,7 @@ def _parsed(text: str, model: Hint, where: str) -> Any:
     return checked(value, model, where)
 
 
-def checked(value: Any, model: Hint, where: str) -> Any:
+def checked(value: Json, model: Hint, where: str) -> Any:
     """A value that people may have edited (UserError if it does not fit the annotation)."""
     for place, hint, inner in _entries(value, model):
         if not fits(inner, hint):
