@@ -13,6 +13,7 @@ import numpy as np
 
 from souping.core.json_fields import elements, part, texts
 from souping.core.unit import Unit
+from souping.logs.records import read_object
 from souping.report.content import Report, RowDifference
 from souping.report.files import read_report
 from souping.report.format import ROW_KINDS
@@ -26,13 +27,13 @@ SIZE = (10.4, 3.7)
 """Inches; the README shows it about 830 pixels wide, where 10 points are 11 pixels."""
 
 
-def draw(report: Report) -> Drawing:
+def draw(report: Report, surface: JsonRow) -> Drawing:
     from matplotlib.figure import Figure
 
     with canvas():
         made = Figure(figsize=SIZE)
         left, right = made.subplots(1, 2, width_ratios=(1.0, 1.15))
-        soups(left, report.unit, part(report.analyses or {}, "surface"))
+        soups(left, report.unit, surface)
         differences(right, report.unit, compared(report))
         made.tight_layout(w_pad=2.5)
         for axes, title in (
@@ -99,7 +100,8 @@ def main() -> None:
     options = parser.parse_args()
     report = read_report(options.run / "report.json")
     assert report.comparisons, "the run opened no report fold"
-    options.out.write_bytes(draw(report).png())
+    analyses = part(read_object(options.run / "report.json"), "analyses")
+    options.out.write_bytes(draw(report, part(analyses, "surface")).png())
 
 
 if __name__ == "__main__":
