@@ -44,7 +44,7 @@ from souping.report.content import Matrix, MaybeFloat, MaybeInt
 from souping.report.format import clean, count, in_words, rho, short
 from souping.report.plots import Drawing, canvas, heat_panel
 from souping.report.tables import Section, TableGrid, around, grid
-from souping.statistics.intervals import Z95
+from souping.statistics.levels import Z95
 
 CONSISTENCY_SALT = 0xC025
 # Differences of two correlations that are rounding.

@@ -33,7 +33,7 @@ from souping.core.types import (
 from souping.statistics.bootstrap_t import resample
 from souping.statistics.flips import distinct
 from souping.statistics.grouped import design
-from souping.statistics.intervals import Z95
+from souping.statistics.levels import Z95
 from souping.statistics.scores import group_numbers
 
 # A column whose range is below this share of its largest value is constant: only rounding tells its

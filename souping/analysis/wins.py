@@ -48,7 +48,8 @@ from souping.report.content import MaybeFloat, MaybeInt, NamedNumbers
 from souping.report.format import clean, count, in_words, percent
 from souping.report.plots import COLOURS, INK, Drawing, canvas, figure
 from souping.report.tables import Section, TableCell, TableGrid, grid
-from souping.statistics.intervals import Z95, rate
+from souping.statistics.intervals import rate
+from souping.statistics.levels import Z95
 from souping.statistics.scores import ModelScores, group_numbers, one_category
 
 # ------------------------------------------------------------ over parents, by category

@@ -12,8 +12,11 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from souping.comparison.pooled import item_table
+from souping.core.fields import text_of
 from souping.core.files import expanded
+from souping.core.parsing import read_yaml
 from souping.core.reading import read
+from souping.core.text import first_line
 from souping.core.types import Json, UserError, digest, frozen
 from souping.logs.match import Matched, MatchedMetric
 from souping.logs.records import Log, LoggedAnswer, read_object
@@ -222,19 +225,34 @@ def stores_of(run_dir: Path, named: str | Path | None) -> list[Path]:
     """The store that is named, else those that a run's settings may mean: as seen from a folder above the run's.
 
     Raises:
-        UserError: the store that is named is not there.
+        UserError: the store that is named is not there, or the run's settings cannot be read.
     """
     if named:
         path = expanded(named)
         if not path.is_file():
             raise UserError(f"--store {named}: there is no such file")
         return [path]
-    provenance = _report_of(run_dir).provenance
-    name = None
-    if provenance is not None:
-        name = read(StoredRun, provenance.settings).store.path
+    name = _settings_of(run_dir).store.path
     if name is None:
         return []
     places = [folder / expanded(name) for folder in run_dir.absolute().parents]
     # An empty file would become a store.
     return [place for place in dict.fromkeys(places) if place.is_file() and place.stat().st_size]
+
+
+def _settings_of(run_dir: Path) -> StoredRun:
+    """What a run's config.yaml says, or the report of one that was started from Python.
+
+    Raises:
+        UserError: it cannot be read.
+    """
+    import yaml
+
+    config = run_dir / "config.yaml"
+    try:
+        if config.is_file():
+            return read(StoredRun, read_yaml(text_of(config)))
+        provenance = _report_of(run_dir).provenance
+        return StoredRun() if provenance is None else read(StoredRun, provenance.settings)
+    except (yaml.YAMLError, ValueError) as error:
+        raise UserError(f"{config}: not the settings of a run: {first_line(error)}") from error

@@ -10,7 +10,8 @@ from souping.core.types import Fold, ItemScores
 from souping.core.unit import Unit
 from souping.pipeline.settings import Expectation
 from souping.report.content import GateCheck, GateSummary
-from souping.statistics.intervals import Z95, objective_interval, rate
+from souping.statistics.intervals import objective_interval, rate
+from souping.statistics.levels import Z95
 from souping.statistics.scores import ItemTable, ModelScores
 
 FALSE_ALARM = 0.01

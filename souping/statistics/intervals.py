@@ -18,7 +18,7 @@ from souping.core.types import FloatArray
 from souping.core.unit import Unit
 from souping.statistics.bootstrap_t import NORMAL, bootstrap_reach
 from souping.statistics.grouped import GroupedScores
-from souping.statistics.nested import Z95
+from souping.statistics.levels import Z95
 from souping.statistics.scores import ModelScores
 
 # Tail on either side of a 95 % interval.

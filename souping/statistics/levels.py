@@ -10,6 +10,8 @@ import numpy as np
 
 Test = TypeVar("Test", bound=Hashable)
 ALPHA = 0.05
+# Normal quantile of a 95 % interval.
+Z95 = 1.959963984540054
 
 
 def penalty(looks: int) -> int:

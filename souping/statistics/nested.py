@@ -26,10 +26,8 @@ import numpy as np
 
 from souping.core.types import FloatArray
 from souping.statistics.grouped import FLAT_VARIANCE, ZERO_DIFFERENCE, GroupedScores
-from souping.statistics.levels import ALPHA
+from souping.statistics.levels import ALPHA, Z95
 
-# Normal quantile of a 95 % interval.
-Z95 = 1.959963984540054
 # Lowest p-value: further out, quantiles of Student's t overflow. Halvings of the logarithm by which
 # one is found to the last bit.
 LEAST_P = 1e-100

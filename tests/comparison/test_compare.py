@@ -733,13 +733,12 @@ def test_a_store_that_is_not_the_runs_is_refused_or_said(souping: Cli, finished_
     with Store(finished_copy.parent / "empty.sqlite"):
         pass
     souping(*words, "--store", "empty.sqlite").refused("--store")
-    path = finished_copy / "report.json"
-    report = json.loads(path.read_text())
-    report["provenance"]["settings"]["store"]["path"] = "empty.sqlite"
-    path.write_text(json.dumps(report))
+    (finished_copy / "config.yaml").write_text("store: {path: empty.sqlite}")
     ended = souping(*words)
     assert ended.code in (0, 1)
     assert "Looks are not counted" in ended.out
+    (finished_copy / "config.yaml").write_text("store: {path")
+    souping(*words).refused("config.yaml")
 
 
 def test_another_measurement_of_a_run_is_another_comparison(
@@ -799,6 +798,7 @@ def test_it_imports_neither_torch_nor_hydra(log: Callable[..., Path], tmp_path: 
     ("words", "code", "key"),
     [
         (["--help"], 2, "yaml"),
+        (["compare", "base=run:uniform_all", "soup=run"], 2, "yaml"),
         (["compare", "base=base.csv", "cand=cand.csv", "--average", "fault"], 1, "hydra"),
     ],
     ids=lambda value: str(value)[:20],
