@@ -113,7 +113,7 @@ class RowDifference(LookDifference):
     """role of the other model"""
     p_holm: MaybeFloat
     """corrected by Holm over the uniform soups and the router, `null` for single models"""
-    tests: MaybeFloat = 1.0
+    tests: MaybeFloat = None
     """comparisons among which this one may have been picked at a later look"""
 
 

@@ -290,8 +290,13 @@ def split_variance(scores: ScoreTable, a: str, b: str) -> VarianceParts:
         return VarianceParts(
             total=over_items, items=items, answers=answers, runs=None, degrees=math.inf
         )
-    # The variance of run means, and the part of it that the variance over items counts too.
-    shares = 1 / len(scores.counted(a)) + 1 / len(scores.counted(b))
+    # The variance of run means, and the part of it that the variance over items counts too. Runs that are all the same
+    # have none.
+    shares = 0.0
+    for model in (a, b):
+        runs = scores.counted(model)
+        if len(runs) == 1 or _differ(runs):
+            shares += 1 / len(runs)
     over_runs = run_variance * shares
     overlap = item_part * shares
     total = max(over_items, over_runs, over_items + over_runs - overlap)
@@ -344,6 +349,11 @@ def runs_differ(scores: ScoreTable) -> bool:
         return bool(bartlett(*means).pvalue < ALPHA)
 
 
+def _differ(runs: FloatArray) -> bool:
+    """Whether runs [R, I] are not all the same."""
+    return bool(np.ptp(runs, axis=0).max() > ZERO_DIFFERENCE)
+
+
 def _between_runs(scores: ScoreTable) -> tuple[float, float, int]:
     """(variance of a run, the part of it that items answered differently explain, degrees of freedom)."""
     squares = 0.0
@@ -351,6 +361,8 @@ def _between_runs(scores: ScoreTable) -> tuple[float, float, int]:
     degrees = 0
     for model, means in run_means(scores).items():
         runs = scores.counted(model)
+        if not _differ(runs):
+            continue
         squares += float(means.var()) * len(runs)
         for deviations in runs - runs.mean(axis=0):
             item_part += float(scores.items.grouped(deviations).variances.sum())

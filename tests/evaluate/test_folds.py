@@ -16,7 +16,6 @@ from souping.evaluate.benchmark import (
     FOLD_SHARES,
     Benchmark,
     assign,
-    check_slices,
     first_items,
     groups_of,
     kept,
@@ -24,7 +23,6 @@ from souping.evaluate.benchmark import (
     outline_items,
     position,
     shares_of,
-    slices_of,
     split_folds,
     two_folds,
 )
@@ -227,31 +225,6 @@ def test_a_fold_with_fewer_than_twenty_items_of_a_category_is_noted(size: int, s
     others = [item for item in items if assign(item.group) != "search"]
     notes = split_folds([*searched, *others]).notes
     assert any("fold search" in note and f"w ({size})" in note for note in notes) == small
-
-
-def test_slices_are_parts_of_the_fold_by_the_hash_of_the_group() -> None:
-    items = make_items(60)
-    slices = slices_of(items, 3)
-    assert sum(map(len, slices)) == len(items)
-    for number, members in enumerate(slices):
-        for item in members:
-            assert number <= 3 * position(f"slice\0{item.group}") < number + 1
-    assert slices_of(items, 1) == [tuple(items)]
-
-
-def test_slices_need_twenty_items_of_each_category() -> None:
-    items = make_items(40, ["w"])
-    check_slices(items, 1)
-    check_slices(items[:5], 1)
-    smallest = min(map(len, slices_of(items, 2)))
-    assert smallest <= 20
-    with pytest.raises(UserError, match=r"benchmark\.slices=4"):
-        check_slices(items, 4)
-    even = make_items(400, ["w"])
-    first, second = slices_of(even, 2)
-    check_slices([*first[:20], *second[:20]], 2)
-    with pytest.raises(UserError, match="19 items"):
-        check_slices([*first[:20], *second[:19]], 2)
 
 
 def test_a_dry_run_has_the_first_items_and_reports_on_those_of_neither_fold() -> None:

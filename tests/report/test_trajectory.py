@@ -161,7 +161,9 @@ def test_runs_add_their_variance_to_that_of_the_items() -> None:
     claim = checkpoints.over_runs(pairs)
     assert claim is not None
     assert claim.difference == pytest.approx(0.2)
-    assert claim.p_value == pytest.approx(stats.ttest_1samp([0.1, 0.3], 0).pvalue, rel=0.01)
+    # Student's t, and a little more for what none of the items showed.
+    students_p = stats.ttest_1samp([0.1, 0.3], 0).pvalue
+    assert students_p < claim.p_value < 1.2 * students_p
 
 
 def test_missing_answers_of_the_last_checkpoint_bound_what_an_average_gained() -> None:
