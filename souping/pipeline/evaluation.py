@@ -357,14 +357,15 @@ class Evaluation(RecipeEvaluator):
         self, soups: Sequence[Recipe], items: Sequence[Item], measurements: Sequence[Measurement]
     ) -> list[ItemScores]:
         """Scores of soups of a claim: the answers with which it was first shown stand, and others are evaluated."""
-        scores = []
-        for recipe in soups:
-            answers = self.first_answers(recipe, items, measurements)
-            if answers:
-                scores.append(self._completed(recipe, items, answers))
-            else:
-                scores.append(self.scores(recipe, items))
-        return scores
+        shown = {soup.id: self.first_answers(soup, items, measurements) for soup in soups}
+        # Together, as workers and jobs elsewhere take several soups at once.
+        new_soups = [soup for soup in soups if not shown[soup.id]]
+        new_scores = self.all_scores(new_soups, items)
+        scores = {soup.id: result for soup, result in zip(new_soups, new_scores, strict=True)}
+        for soup in soups:
+            if shown[soup.id]:
+                scores[soup.id] = self._completed(soup, items, shown[soup.id])
+        return [scores[soup.id] for soup in soups]
 
     def _completed(
         self, recipe: Recipe, items: Sequence[Item], answers: Mapping[str, list[Record]]

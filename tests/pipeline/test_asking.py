@@ -207,6 +207,8 @@ def test_items_of_the_report_count_as_shown_when_they_are_handed_out(lab: Lab) -
         lab.answer(*lab.open)
         asked = lab.ask(8).ok()
     assert looks() == 1
+    # All models of the report at once, not one after the other.
+    assert len(lab.open) > 1
     lab.finish()
     assert looks() == 1
 
