@@ -208,22 +208,17 @@ def test_a_method_and_its_rebuild(folder: Path, family: Path) -> None:
     ]
     run_in(folder, *words)
     card = (folder / "soup" / "README.md").read_text()
-    again = re.search(r"python -m souping (\+experiment=rebuild .*)", card)
-    assert again is not None
-    # the card's command runs in the soup's folder
-    (folder / "soup" / "my_merge.py").write_text(FILES["my_merge.py"])
-    # it knows where the ingredients are
-    words = [*shlex.split(again[1]), f"store.path={folder}/outputs/store.sqlite"]
-    run_in(folder / "soup", *words)
-    assert (folder / "soup" / "rebuilt" / WEIGHTS).read_bytes() == (
-        folder / "soup" / WEIGHTS
-    ).read_bytes()
-    without = [word for word in words if not word.startswith(("merge.", "out="))]
-    assert "median is not a method of souping" in run_in(
-        folder / "soup", *without, "out=no", expect=2
-    )
-    (folder / "soup" / "my_merge.py").write_text(FILES["my_merge.py"] + "\n")
-    assert "the file has changed" in run_in(folder / "soup", *words, "out=no", expect=2)
+    again = re.findall(r"```bash\n(.*?)```", card, flags=re.DOTALL)[-1]
+    # The card's command is run as it stands, by a shell that is in another folder.
+    run(folder / "soup", again)
+    assert (folder / "rebuilt" / WEIGHTS).read_bytes() == (folder / "soup" / WEIGHTS).read_bytes()
+    arguments = shlex.split(again.partition("-m souping")[2])
+    other = [word for word in arguments if not word.startswith("out=")]
+    without = [word for word in other if not word.startswith("merge.")]
+    refused = run_in(folder, *without, "out=no", expect=2)
+    assert "median is not a method of souping" in refused
+    (folder / "my_merge.py").write_text(FILES["my_merge.py"] + "\n")
+    assert "the file has changed" in run_in(folder, *other, "out=no", expect=2)
 
 
 @pytest.mark.slow
