@@ -146,9 +146,9 @@ def run(world: GuardedWorld, seed: int, number: int) -> tuple[bool, bool, float]
         world.names,
         search,
         lambda trial: None,
-        admission,
+        admission.bounds,
     )
-    found = admitted(POINTS, found, best_first(found), admission, reference, Mean())
+    found, _ = admitted(POINTS, found, best_first(found), admission, reference, Mean())
     uniform = answers.scores(pool.recipe(dict.fromkeys(world.names, 1 / len(world.names))), search)
     passes = guards[0].admits(check(guards[0], uniform, admission.reference))
     return passes, len(found.recipe.ingredients) > 1, planned or 0.0

@@ -412,7 +412,7 @@ def _holders(scores: ScoreMatrix, names: Names) -> dict[str, str]:
 def _name(correlation: Correlation) -> str:
     """Name of the function, also of one whose arguments are bound."""
     function = correlation.func if isinstance(correlation, partial) else correlation
-    return str(getattr(function, "__name__", ""))  # Python's: a callable object has no name
+    return str(getattr(function, "__name__", ""))  # a callable object has no name
 
 
 def _dropped(scores: ScoreMatrix, drop: Sequence[str]) -> set[str]:

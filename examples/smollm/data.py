@@ -22,9 +22,9 @@ from random import Random
 from typing import Literal, get_args
 
 from souping.core.files import expanded
+from souping.core.groups import groups_of
 from souping.core.json_fields import elements, entries, part
 from souping.core.types import Json, UserError
-from souping.evaluate.benchmark import groups_of
 
 Part = Literal["test", "development", "spare", "train"]
 Row = Mapping[str, Json]

@@ -20,7 +20,7 @@ import numpy as np
 
 from souping.core.fields import LARGEST_SETTING, pick
 from souping.core.text import DASH
-from souping.core.types import Bound, Fold, Item, ItemScores, Json, UserError
+from souping.core.types import Bound, Fold, Item, ItemScores, Json, SearchBounds, UserError
 from souping.core.unit import POINTS, Unit
 from souping.report.analyses import AnalysisResult
 from souping.report.content import MaybeFloat, MaybeInt
@@ -241,9 +241,14 @@ class Admission:
     reference: ItemScores
 
     @property
-    def bounds(self) -> tuple[Guard, ...]:
+    def own_guards(self) -> tuple[Guard, ...]:
         """The guards on the run's own items."""
         return tuple(guard for guard in self.guards if not guard.benchmark)
+
+    @property
+    def bounds(self) -> SearchBounds:
+        """What a search knows of the guards."""
+        return SearchBounds(bounds=self.own_guards, against=self.against, reference=self.reference)
 
 
 # ------------------------------------------------------------ planning

@@ -549,7 +549,7 @@ def _explain(name: HubName, error: Exception) -> UserError:
 
 def _status(error: Exception) -> int:
     """The HTTP status of an error of huggingface_hub, or 0."""
-    return int(getattr(getattr(error, "response", None), "status_code", 0))  # huggingface_hub's
+    return int(getattr(getattr(error, "response", None), "status_code", 0))
 
 
 def remedy(error: Exception) -> str:

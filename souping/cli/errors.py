@@ -194,8 +194,7 @@ def _unreadable_override(word: str) -> str:
 
 def _unknown_choice(error: BaseException) -> str:
     """What to type for a choice that a group lacks; empty if the error is another one."""
-    group, _, choice = str(getattr(error, "missing_cfg_file", "") or "").rpartition("/")  # Hydra's
-    # Hydra's
+    group, _, choice = str(getattr(error, "missing_cfg_file", "") or "").rpartition("/")
     options = getattr(error, "options", None)
     if not options and group in groups():
         options = choices(group)
@@ -211,7 +210,7 @@ def _unknown_choice(error: BaseException) -> str:
 
 def _known_keys(error: BaseException) -> list[str]:
     """The keys beside the one that OmegaConf did not know."""
-    node = getattr(error.__cause__, "parent_node", None)  # OmegaConf's
+    node = getattr(error.__cause__, "parent_node", None)
     if not isinstance(node, DictConfig):
         return []
     return [str(key) for key in node if not str(key).startswith("_")]

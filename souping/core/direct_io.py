@@ -32,7 +32,7 @@ _buffer = PageBuffer()
 
 def make_direct(descriptor: int) -> bool:
     """Switch an open file to direct reads and writes; False where it cannot be."""
-    if not hasattr(os, "O_DIRECT"):  # the system's
+    if not hasattr(os, "O_DIRECT"):
         return False
     flags = fcntl.fcntl(descriptor, fcntl.F_GETFL)
     try:

@@ -88,7 +88,7 @@ def component(cls: type[T]) -> type[T]:
     Raises:
         UserError: a value does not fit; the message names the class and the field.
     """
-    relations = getattr(cls, "__post_init__", None)  # of the class or a base, where there is one
+    relations = getattr(cls, "__post_init__", None)
 
     def __post_init__(self: T) -> None:
         for name, value in _checked_fields(self):
@@ -309,7 +309,7 @@ def _words(hint: Hint) -> str:
         return f"a mapping whose values are each {_words(arguments[1])}" if spelled else "a mapping"
     if arguments:
         return " or ".join(map(_words, arguments))
-    # Python's: unions have none.
+    # Unions have no name.
     name = str(getattr(hint, "__name__", hint))
     return f"a {name}"
 

@@ -21,7 +21,7 @@ def lock(descriptor: int, wait: bool = True) -> None:
 
 def read_at(descriptor: int, view: memoryview, offset: int) -> int:
     """Read into `view` from an offset of the file; the number of bytes."""
-    if hasattr(os, "preadv"):  # the system's
+    if hasattr(os, "preadv"):
         return os.preadv(descriptor, [view], offset)
     piece = os.pread(descriptor, len(view), offset)
     view[: len(piece)] = piece
@@ -43,7 +43,7 @@ def reserve(descriptor: int, size: int) -> None:
         OSError: no space, or no permission to write.
     """
     try:
-        if hasattr(os, "posix_fallocate"):  # the system's
+        if hasattr(os, "posix_fallocate"):
             os.posix_fallocate(descriptor, 0, size)
             return
     except OSError as error:
@@ -57,6 +57,6 @@ def start_writing(descriptor: int, offset: int, size: int) -> None:
 
     `POSIX_FADV_DONTNEED` on dirty pages starts their writing; they stay in the cache until then.
     """
-    if offset >= 0 and hasattr(os, "posix_fadvise"):  # the system's
+    if offset >= 0 and hasattr(os, "posix_fadvise"):
         with suppress(OSError):
             os.posix_fadvise(descriptor, offset, size, os.POSIX_FADV_DONTNEED)

@@ -483,14 +483,22 @@ class Bound:
 
 
 @frozen
+class SearchBounds:
+    """Bounds that soups keep to `against` a model, whose scores on the search fold are the `reference`."""
+
+    bounds: tuple[Bound, ...]
+    against: str
+    reference: ItemScores
+
+
+@frozen
 class SearchSpace:
     """Domain of a weight search: ingredients [K], and the search fold item by item [I].
 
     The `objective` of category means [..., C] is their mean weighted by `coefficients`, or `value` if it is not linear.
     `singles` [K, I] are the ingredients' own scores, if they are known, `lengths` [K, I] the tokens of their answers.
-    Soups keep to the `bounds` against `reference`, the scores of ingredient number `against` if it is one. Fewer than
-    `full_batch` items at a time are slow; a request of `min_items` or more, or of a whole fold, is worth its cost; with
-    `whole` only whole folds may be evaluated (corpus metrics).
+    Fewer than `full_batch` items at a time are slow; a request of `min_items` or more, or of a whole fold, is worth its
+    cost; with `whole` only whole folds may be evaluated (corpus metrics).
     """
 
     ingredients: Names
@@ -501,9 +509,7 @@ class SearchSpace:
     value: Callable[[FloatArray], FloatArray] | None = None
     singles: FloatArray | None = None
     lengths: FloatArray | None = None
-    bounds: tuple[Bound, ...] = ()
-    reference: ItemScores | None = None
-    against: int | None = None
+    bounds: SearchBounds | None = None
     full_batch: int = 1
     min_items: int = 1
     whole: bool = False

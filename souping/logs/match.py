@@ -11,9 +11,9 @@ from typing import Literal, get_args
 
 import numpy as np
 
+from souping.core.groups import groups_of
 from souping.core.text import listed, shown
 from souping.core.types import FloatArray, Names, UserError, frozen
-from souping.evaluate.benchmark import groups_of
 from souping.logs.records import Group, Log, LoggedMetric, Task
 
 NamedLog = tuple[str, Log]

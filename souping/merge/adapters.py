@@ -354,7 +354,7 @@ def _owner(module: torch.nn.Module, site: factors.Site) -> torch.nn.Module:
     Raises:
         UserError: the module has none of that name and shape.
     """
-    prefix = f"{getattr(module, 'base_model_prefix', '')}."  # transformers'
+    prefix = f"{getattr(module, 'base_model_prefix', '')}."
     for name in (site.module, prefix + site.module, site.module.removeprefix(prefix)):
         with suppress(AttributeError):
             owner = module.get_submodule(name)

@@ -104,7 +104,7 @@ COMPILED_METHODS: dict[Combine, bool] = {linear: False, delta: True}
 def torch_dtype(tag: str) -> torch.dtype:
     import torch
 
-    dtype: torch.dtype = getattr(torch, TORCH_DTYPES[tag])  # torch's
+    dtype: torch.dtype = getattr(torch, TORCH_DTYPES[tag])
     return dtype
 
 

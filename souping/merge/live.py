@@ -267,9 +267,9 @@ class ModuleTargets:
 
     def resize(self, tensors: Iterable[PlannedTensor]) -> None:
         """Give the module's embeddings the soup's number of rows, where they differ."""
-        embeddings = getattr(self._module, "get_input_embeddings", lambda: None)()  # transformers'
-        weight = getattr(embeddings, "weight", None)  # torch's
-        resize = getattr(self._module, "resize_token_embeddings", None)  # transformers'
+        embeddings = getattr(self._module, "get_input_embeddings", lambda: None)()
+        weight = getattr(embeddings, "weight", None)
+        resize = getattr(self._module, "resize_token_embeddings", None)
         if weight is None or resize is None:
             return
         named = self._named()
@@ -286,7 +286,7 @@ class ModuleTargets:
 
     def _lookup(self, name: str, named: Mapping[str, torch.Tensor]) -> torch.Tensor | None:
         """By its own name; with the base model's prefix added, or taken off, as transformers does."""
-        prefix = f"{getattr(self._module, 'base_model_prefix', '')}."  # transformers'
+        prefix = f"{getattr(self._module, 'base_model_prefix', '')}."
         for key in (name, prefix + name, name.removeprefix(prefix)):
             if key in named:
                 return named[key]

@@ -55,11 +55,12 @@ def admitted(
     objective: Objective,
     unguarded: float = -math.inf,
     elsewhere: Callable[[Recipe], list[str]] = lambda recipe: [],
-) -> SearchResult:
+) -> tuple[SearchResult, GuardsResult]:
     """The first soup in this order that has not lost more than the guards allow, if it is admissible; else the
     reference. No second one is tested: of many soups that lose too much some would pass by luck.
 
-    `unguarded` is the objective without guards; `elsewhere` names the guards on other benchmarks that a soup fails.
+    Also returns what the guards changed. `unguarded` is the objective without guards; `elsewhere` names the guards on
+    other benchmarks that a soup fails.
     """
     scores = admission.reference
     trial, reason = _first_admissible(order, admission, reference, elsewhere)
@@ -82,7 +83,7 @@ def admitted(
     guards = GuardsResult(
         against=admission.against, cost=cost, refused=refused, sentence=sentence, checks=()
     )
-    return replace(winner, recipe=recipe, result=result, guards=guards)
+    return replace(winner, recipe=recipe, result=result), guards
 
 
 def _first_admissible(
@@ -100,7 +101,7 @@ def _first_admissible(
         scores = ItemScores(items=items, values=result.values, lengths=result.lengths)
         failed = []
         seems_to_pass = True
-        for guard in admission.bounds:
+        for guard in admission.own_guards:
             comparison = check(guard, scores, admission.reference)
             seems_to_pass &= comparison.difference > -guard.margin
             if not guard.admits(comparison):
@@ -135,10 +136,11 @@ def with_goals(
         winner = replace(winner, recipe=order[0].recipe, result=order[0].result)
     elif summary.without_guards is not None:
         unguarded = unit.gain(summary.without_guards)
+    guards: GuardsResult | None = None
     if selected.admission is not None:
         if order:
             unguarded = max(unguarded, order[0].result.objective)
-        winner = admitted(
+        winner, guards = admitted(
             unit,
             winner,
             order,
@@ -148,7 +150,7 @@ def with_goals(
             unguarded,
             partial(failed_elsewhere, run, selected.admission),
         )
-    searched = Searched(selected=selected, winner=winner)
+    searched = Searched(selected=selected, winner=winner, guards=guards)
     if front is None:
         return searched
     weights = dict(zip(winner.recipe.ingredients, winner.recipe.weights, strict=True))

@@ -55,7 +55,7 @@ from souping.report.files import as_json, raw_result, search_summary
 from souping.report.progress import Progress
 from souping.report.render import plain_table
 from souping.report.sections import ended
-from souping.search.loop import SearchResult, result_of, trial_limit
+from souping.search.loop import result_of, trial_limit
 from souping.statistics.power import Power, power_of
 
 
@@ -247,7 +247,7 @@ class Run(Steps):
             self._announce(ingredients)
             winner = self.find_weights(self.evaluation, selected, log)
             searched = with_goals(self, selected, winner, log)
-        self._say_choice(searched.winner)
+        self._say_choice(searched)
         return searched
 
     def _remember_choice(self, fold: Fold) -> None:
@@ -270,7 +270,8 @@ class Run(Steps):
             answers = trials * items * self.evaluation.answers_per_item
         self.progress.stage(SEARCH, items=answers, trials=trials)
 
-    def _say_choice(self, winner: SearchResult) -> None:
+    def _say_choice(self, searched: Searched) -> None:
+        winner = searched.winner
         shares = zip(winner.recipe.ingredients, winner.recipe.weights, strict=True)
         soup = " + ".join(f"{weight:.3g} {name}" for name, weight in shares)
         score = self.unit.level(self.unit.raw(winner.result.objective))
@@ -278,8 +279,8 @@ class Run(Steps):
         self.progress.say(f"chosen: {soup}, {score} on the search fold")
         if words := ended(search_summary(self.unit, winner.summary)):
             self.progress.say(words)
-        if winner.guards is not None:
-            self.note(f"compared with {winner.guards.against}, {winner.guards.sentence}")
+        if searched.guards is not None:
+            self.note(f"compared with {searched.guards.against}, {searched.guards.sentence}")
 
     def _best_of(self, scores: Mapping[str, ItemScores]) -> str:
         """The candidate with the best objective; of equals, the first of the pool."""
@@ -412,7 +413,7 @@ class Run(Steps):
         if settings.limit is None:
             self.opening.note_pairs(rows, scores, evidence.comparisons, state.look)
         verdict = evidence.verdict
-        guards = winner.guards
+        guards = state.searched.guards
         if guards is not None and guards.refused and verdict.claim == "keep_single":
             sentence = f"Keep {winner.recipe.ingredients[0]}: {guards.sentence}."
             verdict = replace(verdict, sentence=sentence)

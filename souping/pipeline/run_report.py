@@ -109,21 +109,21 @@ def final_report(steps: Steps, state: Reported, warnings: Sequence[str]) -> Repo
 
 def _guards(steps: Steps, state: Reported) -> GuardsResult | None:
     """Whether the guards of the search held on the report fold."""
-    winner = state.searched.winner
-    admission = state.searched.selected.admission
-    if admission is None or winner.guards is None:
+    searched = state.searched
+    admission = searched.selected.admission
+    if admission is None or searched.guards is None:
         return None
     verdict = state.report.verdict
     checks = guard_checks(
         admission,
-        winner.recipe,
+        searched.winner.recipe,
         steps.single(admission.against),
         state.measured,
         claim=verdict.claim if verdict else "",
         look=state.look,
         names=guard_names(steps),
     )
-    return replace(winner.guards, checks=tuple(checks))
+    return replace(searched.guards, checks=tuple(checks))
 
 
 def run_cost(

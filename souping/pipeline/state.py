@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Literal
 
 from souping.analysis.alternatives import RoutedAnswers
-from souping.analysis.guards import Admission
+from souping.analysis.guards import Admission, GuardsResult
 from souping.checkpoints.pool import RowKind
 from souping.core.protocols import Evaluator
 from souping.core.types import Items, ItemScores, Recipe, ScoreMatrix, Selection, frozen
@@ -80,10 +80,14 @@ class Selected:
 
 @frozen
 class Searched:
-    """The weights of the soup, and what the search itself found out: its front."""
+    """The weights of the soup, and what the search itself found out: its front.
+
+    `guards` is what the guards changed, None if there are none.
+    """
 
     selected: Selected
     winner: SearchResult
+    guards: GuardsResult | None = None
     analyses: Mapping[str, AnalysisResult] = field(default_factory=dict)
 
 

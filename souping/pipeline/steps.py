@@ -339,6 +339,7 @@ class Steps:
         log: Callable[[Trial], None] = lambda trial: None,
     ) -> SearchResult:
         settings = self.settings
+        admission = selected.admission
         return find_weights(
             strategy=settings.optimiser,
             objective=settings.objective,
@@ -348,7 +349,7 @@ class Steps:
             ingredients=selected.selection.ingredients,
             items=self.folds.get("search", ()),
             log=log,
-            admission=selected.admission,
+            bounds=None if admission is None else admission.bounds,
         )
 
     def front_stage(self, models: Iterable[Recipe]) -> Stage:

@@ -10,7 +10,15 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from souping.core.types import BoolArray, Bound, FloatArray, IntArray, SearchSpace, Weights
+from souping.core.types import (
+    BoolArray,
+    Bound,
+    FloatArray,
+    IntArray,
+    SearchBounds,
+    SearchSpace,
+    Weights,
+)
 from souping.search.points import vertices
 from souping.search.surrogate import SoupModel
 
@@ -63,20 +71,25 @@ class BoundModel:
     reference's mean, so that more is better and a margin is a share.
     """
 
-    def __init__(self, scores: SoupModel, space: SearchSpace, points: Sequence[Weights]) -> None:
-        assert space.reference is not None
+    def __init__(
+        self,
+        scores: SoupModel,
+        space: SearchSpace,
+        bounds: SearchBounds,
+        points: Sequence[Weights],
+    ) -> None:
         self._scores = scores
-        self._bounds = space.bounds
-        self._reference = space.reference
-        self._unit = float(space.reference.lengths.mean()) or 1.0
+        self._bounds = bounds.bounds
+        self._reference = bounds.reference
+        self._unit = float(bounds.reference.lengths.mean()) or 1.0
         single_lengths = None
         if space.lengths is not None:
             single_lengths = -space.lengths / self._unit
         self._lengths = SoupModel(
             scores.table, scores.item_samples, scores.weights, rise=0.0, singles=single_lengths
         )
-        self._items = [bound.covers(space.categories) for bound in space.bounds]
-        self._reference_soup = _soup_of_reference(space, points)
+        self._items = [bound.covers(space.categories) for bound in self._bounds]
+        self._reference_soup = _soup_of(bounds.against, space, points)
 
     def observe(self, soup: int, items: slice | list[int], lengths: FloatArray) -> None:
         """Take in the tokens of a soup's answers to some items of the fold."""
@@ -118,11 +131,11 @@ class BoundModel:
         return _normal_cdf((bound.margin + difference) / sd)
 
 
-def _soup_of_reference(space: SearchSpace, points: Sequence[Weights]) -> int | None:
-    """Number of the soup that is the reference, None if it is not among the points."""
-    if space.against is None:
+def _soup_of(model: str, space: SearchSpace, points: Sequence[Weights]) -> int | None:
+    """Number of the soup that is a single model, None if it is not among the points."""
+    if model not in space.ingredients:
         return None
-    vertex = vertices(len(space.ingredients))[space.against]
+    vertex = vertices(len(space.ingredients))[space.ingredients.index(model)]
     if vertex not in points:
         return None
     return points.index(vertex)

@@ -200,8 +200,8 @@ class AdaptiveSearch(Optimiser):
             singles=space.singles,
         )
         self._bounds: BoundModel | None = None
-        if space.bounds:
-            self._bounds = BoundModel(self._model, space, self._points)
+        if space.bounds is not None:
+            self._bounds = BoundModel(self._model, space, space.bounds, self._points)
 
         self._open: list[Cell] = []
         # Items that were requested so far, and at the last check whether to end.

@@ -12,7 +12,6 @@ from typing import Protocol
 
 import numpy as np
 
-from souping.analysis.guards import Admission, GuardsResult
 from souping.core.protocols import Objective, Optimiser, Strategy
 from souping.core.scores import value, value_of
 from souping.core.text import listed, named
@@ -28,6 +27,7 @@ from souping.core.types import (
     Recipe,
     Request,
     Result,
+    SearchBounds,
     SearchEnd,
     SearchSpace,
     Trial,
@@ -63,7 +63,7 @@ class SearchCost:
 class SearchResult:
     """Winner of a search and every trial that led to it.
 
-    `summary` is what the optimiser says of its search, `guards` what guards did to it, None if there are none.
+    `summary` is what the optimiser says of its search.
     """
 
     recipe: Recipe
@@ -71,7 +71,6 @@ class SearchResult:
     trials: tuple[Trial, ...]
     cost: SearchCost = field(default_factory=SearchCost)
     summary: SearchEnd | JsonObject = field(default_factory=dict)
-    guards: GuardsResult | None = None
 
 
 def result_of(scores: ItemScores, objective: Objective) -> Result:
@@ -141,11 +140,11 @@ def find_weights(
     ingredients: Names,
     items: Items,
     log: Callable[[Trial], None] = lambda trial: None,
-    admission: Admission | None = None,
+    bounds: SearchBounds | None = None,
 ) -> SearchResult:
     """The best weights of the ingredients on these items; `log` gets every trial. One ingredient needs no search.
 
-    With `admission` the search prefers soups that keep to the guards.
+    The search prefers soups that keep to the `bounds`.
     """
     singles = [pool.recipe({name: 1.0}) for name in ingredients]
     if len(ingredients) == 1:
@@ -153,8 +152,7 @@ def find_weights(
         return SearchResult(recipe=singles[0], result=result, trials=())
     known = evaluation.all_scores(singles if strategy.uses_singles else [], items)
     space = _search_space(objective, pool, evaluation, ingredients, items, known)
-    if admission is not None:
-        space = _bounded(space, admission)
+    space = replace(space, bounds=bounds)
     optimiser = strategy.start(space, seed)
     name = f"optimiser {named(strategy)}"
     if not isinstance(optimiser, Optimiser):
@@ -201,14 +199,6 @@ def _search_space(
         singles=np.array([scores.values for scores in known]),
         lengths=np.array([scores.lengths for scores in known]),
     )
-
-
-def _bounded(space: SearchSpace, admission: Admission) -> SearchSpace:
-    """The space with the bounds of the guards."""
-    against = None
-    if admission.against in space.ingredients:
-        against = space.ingredients.index(admission.against)
-    return replace(space, bounds=admission.bounds, reference=admission.reference, against=against)
 
 
 @dataclass(kw_only=True)

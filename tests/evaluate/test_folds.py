@@ -11,13 +11,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from souping.core.groups import groups_of
 from souping.core.types import FOLDS, Item, UserError
 from souping.evaluate.benchmark import (
     FOLD_SHARES,
     Benchmark,
     assign,
     first_items,
-    groups_of,
     kept,
     limit_folds,
     outline_items,

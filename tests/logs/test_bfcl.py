@@ -9,8 +9,8 @@ from typing import Any
 
 import pytest
 
+from souping.core.groups import groups_of
 from souping.core.types import UserError
-from souping.evaluate.benchmark import groups_of
 from souping.logs.bfcl_average import categories_of, coefficients_of, overall
 from souping.logs.bfcl_items import FILE_ITEMS, MULTI_TURN, shared_content
 from souping.logs.match import Matched, matched

@@ -14,6 +14,7 @@ from souping.core.types import (
     Item,
     ItemScores,
     Result,
+    SearchBounds,
     SearchSpace,
     Weights,
 )
@@ -368,12 +369,16 @@ def bounded_world(seed: int) -> LongFirst:
         Item(id=str(n), category=name, prompt="", answer="")
         for n, name in enumerate(of.space.categories)
     )
+    bounds = SearchBounds(
+        bounds=(Bound(name="tokens", margin=0.1, lengths=True),),
+        against="",
+        reference=ItemScores(items=items, values=values[2], lengths=np.full(of.fold, 100.0)),
+    )
     space = replace(
         of.space,
         singles=values[1:4],
         lengths=np.array([[1000.0], [100.0], [100.0]]) * np.ones(of.fold),
-        bounds=(Bound(name="tokens", margin=0.1, lengths=True),),
-        reference=ItemScores(items=items, values=values[2], lengths=np.full(of.fold, 100.0)),
+        bounds=bounds,
     )
     return LongFirst(points=of.points, values=values, categories=of.categories, space=space)
 

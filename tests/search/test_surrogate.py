@@ -13,7 +13,15 @@ import pytest
 from scipy.spatial.distance import cdist
 from scipy.stats import multivariate_normal, norm
 
-from souping.core.types import BoolArray, Bound, FloatArray, Item, ItemScores, SearchSpace
+from souping.core.types import (
+    BoolArray,
+    Bound,
+    FloatArray,
+    Item,
+    ItemScores,
+    SearchBounds,
+    SearchSpace,
+)
 from souping.search.acquisition import BoundModel, difference_variances, expected_improvement
 from souping.search.adaptive import Adaptive, item_samples, merits_of
 from souping.search.points import grid
@@ -264,8 +272,8 @@ def test_where_no_soup_is_likely_to_be_admissible_the_likeliest_leads() -> None:
     assert expected_improvement(mean, covariance, 2, odds)[0] == np.argmin(mean)
 
 
-@pytest.mark.parametrize("against", [None, 1])
-def test_the_odds_of_a_bound_are_those_of_a_normal(against: int | None) -> None:
+@pytest.mark.parametrize("against", ["another model", "b"])
+def test_the_odds_of_a_bound_are_those_of_a_normal(against: str) -> None:
     """Of the items of c0, against stored scores, or against a soup whose own score is as uncertain."""
     model = answered()
     items = tuple(
@@ -273,11 +281,11 @@ def test_the_odds_of_a_bound_are_those_of_a_normal(against: int | None) -> None:
     )
     reference = ItemScores(items=items, values=np.r_[np.full(100, 0.62), np.zeros(30)])
     bound = Bound(name="c0", margin=0.03, categories=("c0",))
-    space = replace(SPACE, bounds=(bound,), reference=reference, against=against)
+    bounds = SearchBounds(bounds=(bound,), against=against, reference=reference)
     points = [tuple(row) for row in TABLE.tolist()]
-    odds = BoundModel(model, space, points).odds()
+    odds = BoundModel(model, SPACE, bounds, points).odds()
     posterior = model.posterior(0)
-    if against is None:
+    if against == "another model":
         difference = posterior.mean - 0.62
         variance = np.diag(posterior.covariance)
     else:

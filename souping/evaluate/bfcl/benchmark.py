@@ -21,11 +21,11 @@ from typing import Any
 import numpy as np
 
 from souping.core.fields import component, pick
+from souping.core.groups import groups_of
 from souping.core.parsing import read_json
 from souping.core.protocols import BenchmarkItems, Objective
 from souping.core.text import listed
 from souping.core.types import FloatArray, Item, Items, Json, JsonObject, Names, UserError, frozen
-from souping.evaluate.benchmark import groups_of
 from souping.logs.bfcl_average import coefficients_of, overall
 from souping.logs.bfcl_items import (
     FILE_ITEMS,

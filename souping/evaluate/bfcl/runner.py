@@ -155,7 +155,7 @@ def connect(handler: OSSHandler, settings: Table, failures: list[str]) -> OSSHan
         try:
             result, metadata = answer(entry, log_input, no_state)
         except openai.APIError as error:
-            # openai's; none without a connection
+            # An error without a connection has no status.
             if getattr(error, "status_code", None) not in BAD_REQUEST:
                 failures.append(_line(error.__cause__ or error))
             raise
@@ -180,7 +180,7 @@ def _watched(
         choice = response.choices[0]
         holder = choice
         key = "text"
-        if hasattr(choice, "message"):  # openai's
+        if hasattr(choice, "message"):
             holder = choice.message
             key = "content"
         text = getattr(holder, key)

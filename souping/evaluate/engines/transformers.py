@@ -73,7 +73,7 @@ DEFAULT_NEW_TOKENS = 1024
 def context_length(model: LoadedModel) -> int | None:
     """Length of a live model's context in tokens, if its config says so; of its text part if it has several."""
     config = model.module.config.get_text_config(decoder=True)
-    known = getattr(config, "max_position_embeddings", None)  # transformers'
+    known = getattr(config, "max_position_embeddings", None)
     return known if isinstance(known, int) and known > 0 else None
 
 
@@ -482,7 +482,7 @@ def load_module(folder: Path, settings: ModuleSettings) -> PreTrainedModel:
             else transformers.AutoModelForCausalLM
         )
         of_folder = settings.dtype in (None, "auto")
-        dtype = "auto" if of_folder else getattr(torch, str(settings.dtype))  # torch's
+        dtype = "auto" if of_folder else getattr(torch, str(settings.dtype))
         quantised = None
         if "quantization_config" in vars(config):
             quantised = config.quantization_config
@@ -515,7 +515,7 @@ def _neutral(module: PreTrainedModel) -> GenerationConfig:
     """The module's generation config without anything but ids: transformers fills what a call leaves open from it."""
     from transformers import GenerationConfig
 
-    ids = {key: getattr(module.generation_config, key, None) for key in IDS}  # transformers'
+    ids = {key: getattr(module.generation_config, key, None) for key in IDS}
     return GenerationConfig(**ids)
 
 

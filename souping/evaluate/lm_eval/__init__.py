@@ -447,7 +447,6 @@ def _plain(value: Any) -> Any:
     if isinstance(value, functools.partial):
         return [_plain(value.func), _plain(value.args), _plain(value.keywords)]
     if callable(value):
-        # a function of the task's own
         return [getattr(value, "__qualname__", type(value).__name__), _code(value)]
     return value if isinstance(value, str | int | float | bool | None) else str(value)
 

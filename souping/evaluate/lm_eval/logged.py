@@ -85,7 +85,7 @@ class LoggedModel:
         self._responses = responses
 
     def __getattr__(self, name: str) -> Any:
-        return getattr(self._live, name)  # lm_eval's
+        return getattr(self._live, name)
 
     def generate_until(self, requests: list[Instance]) -> list[Any]:
         return self._merged(requests, self._live.generate_until, self._text)

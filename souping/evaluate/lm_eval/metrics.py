@@ -129,20 +129,20 @@ def _aggregation(function: Aggregation) -> str:
     for name, registered in AGGREGATION_REGISTRY.items():
         if registered is function:
             return str(name)
-    return str(getattr(function, "__name__", type(function).__name__))  # a task's own
+    return str(getattr(function, "__name__", type(function).__name__))
 
 
 def _open(task: Task) -> bool:
     """Whether the task may give values under names that it does not declare: by its own code, or pass@k."""
     if callable(task.get_config("process_results")):
         return True
-    functions = getattr(task, "_metric_fn_list", {}).values()  # lm_eval's
+    functions = getattr(task, "_metric_fn_list", {}).values()
     packages = [(function.__module__ or "").split(".")[0] for function in functions]
     return any(package != "lm_eval" for package in packages)
 
 
 def _filter(name: str, task: Task, wanted: str | None) -> str:
-    names = [str(f.name) for f in getattr(task, "_filters", [])] or ["none"]  # lm_eval's
+    names = [str(f.name) for f in getattr(task, "_filters", [])] or ["none"]
     if wanted is None:
         return names[0]
     return pick(wanted, names, f"task {name}: evaluator.filter")
@@ -151,7 +151,6 @@ def _filter(name: str, task: Task, wanted: str | None) -> str:
 def _settings(task: Task, metric: str) -> JsonObject:
     for entry in task.get_config("metric_list") or []:
         declared = entry.get("metric")
-        # a function of the task's own
         if declared == metric or getattr(declared, "__name__", None) == metric:
             return dict(entry)
     return {}

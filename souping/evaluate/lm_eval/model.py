@@ -64,7 +64,7 @@ class TaskSubset:
         self.build_all_requests = MethodType(type(loaded.task).build_all_requests, self)
 
     def __getattr__(self, name: str) -> Any:
-        return getattr(self._task, name)  # lm_eval's
+        return getattr(self._task, name)
 
     @property
     def _instances(self) -> list[Instance]:
@@ -93,7 +93,7 @@ class TaskSubset:
         number = next(self._numbers)
         if shots := self._loaded.shots[number]:
             task.sampler = SimpleNamespace(sample=lambda **_: list(shots))
-        elif not hasattr(task, "sampler"):  # lm_eval's: a task in Python draws for itself
+        elif not hasattr(task, "sampler"):  # a task in Python draws for itself
             task.fewshot_rnd = random.Random(f"{self._seed} {number}")
         return task.doc_to_prefix(doc)
 

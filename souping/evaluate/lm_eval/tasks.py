@@ -286,11 +286,11 @@ def _build(files: TaskFiles, spec: Spec) -> dict[str, Task]:
 def _load(
     evaluator: HarnessSettings, name: str, entry: str, task: Task, code: tuple[str, ...]
 ) -> Loaded:
-    if getattr(task, "MULTIMODAL", False):  # lm_eval's
+    if getattr(task, "MULTIMODAL", False):
         raise UserError(
             f"evaluator.tasks: {name} needs images or sound, which souping does not give a model"
         )
-    unsafe = getattr(task, "UNSAFE_CODE", False)  # lm_eval's
+    unsafe = getattr(task, "UNSAFE_CODE", False)
     if unsafe and not evaluator.confirm_run_unsafe_code:
         raise UserError(
             f"evaluator.tasks: {name} runs code that the model writes: "
@@ -347,7 +347,7 @@ def _shots(task: Task, docs: Sequence[Document], seed: int | None) -> Sequence[S
     """Few-shot examples of every document, as one pass of the harness over all documents draws them."""
     task.set_fewshot_seed(seed=seed)
     number = task.get_config("num_fewshot") or 0
-    if not number or not hasattr(task, "sampler"):  # lm_eval's
+    if not number or not hasattr(task, "sampler"):
         return [()] * len(docs)
     # An example is never the document itself, where both are of one split.
     same_split = task.fewshot_cfg.split == task.config.test_split
