@@ -86,14 +86,14 @@ def on_import(node: ast.AST) -> Iterator[ast.AST]:
             yield from on_import(child)
 
 
-def room_imports(modules: Mapping[str, ast.Module]) -> dict[str, set[str]]:
-    """{room: other rooms that it imports}"""
-    arrows: dict[str, set[str]] = {name: set() for name in LEVEL}
-    for module, targets in imports(modules).items():
+def between_rooms(arrows: Mapping[str, set[str]]) -> dict[str, set[str]]:
+    """{room: other rooms that it imports}, of {module: modules that it imports}."""
+    rooms: dict[str, set[str]] = {name: set() for name in LEVEL}
+    for module, targets in arrows.items():
         own = room(module)
         if own in LEVEL:
-            arrows[own] |= {room(target) for target in targets} & LEVEL.keys() - {own}
-    return arrows
+            rooms[own] |= {room(target) for target in targets} & LEVEL.keys() - {own}
+    return rooms
 
 
 def test_every_room_has_a_layer() -> None:
@@ -103,15 +103,17 @@ def test_every_room_has_a_layer() -> None:
 
 def test_imports_never_go_up_and_make_no_circle() -> None:
     assert upward(MODULES) == []
-    assert circles(imports(MODULES)) == []
-    assert circles(room_imports(MODULES)) == []
+    arrows = imports(MODULES)
+    assert circles(arrows) == []
+    assert circles(between_rooms(arrows)) == []
 
 
 def test_a_planted_circle_of_rooms_is_found() -> None:
     planted = dict(MODULES)
     planted["souping.report.planted"] = ast.parse("def late():\n    import souping.trackers")
-    assert circles(imports(planted)) == []
-    assert circles(room_imports(planted)) == ["report", "trackers"]
+    arrows = imports(planted)
+    assert circles(arrows) == []
+    assert circles(between_rooms(arrows)) == ["report", "trackers"]
 
 
 @pytest.mark.parametrize(

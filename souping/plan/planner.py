@@ -91,7 +91,7 @@ class _Planner:
         plan.outlined = outline is not None
         work = list(self._evaluators(self.items).values())
         for error in checks.refusals(self.run, plan.folds, work):
-            self._refused(error)
+            self._add_error(error)
         if not any(model.trouble or model.download for model in plan.models):
             self._open(work)
         evaluators = [evaluator for evaluator, _ in work]
@@ -139,25 +139,30 @@ class _Planner:
             **{benchmark.name: (benchmark.evaluator, benchmark.items) for benchmark in self.extra},
         }
 
-    def _refused(self, error: UserError | OSError, missing: bool = False) -> None:
-        """If something is `missing`, or the error has a remedy here; else it is a fault of the settings."""
+    def _add_error(self, error: UserError | OSError, is_local: bool = False) -> None:
+        """Add an error to what this machine lacks if it `is_local`, else to the faults, which every machine would have.
+
+        An error with a `fix` is local: before a run starts, fixes are packages to install and logins.
+        """
         if not isinstance(error, UserError):
             error = UserError(error_text(error))
-        if error.fix or missing:
+        is_local = is_local or bool(error.fix)
+        if is_local:
             self.lacking.append(Missing.from_error(error))
         else:
             self.faults.append(str(error))
 
     @contextmanager
-    def _attempt(self, missing: bool = False) -> Iterator[None]:
+    def _attempt(self, is_local: bool = False) -> Iterator[None]:
+        """Add an error of the block to what stops the run, and go on after the block."""
         try:
             yield
         except (UserError, OSError) as error:
-            self._refused(error, missing)
+            self._add_error(error, is_local)
 
     def _folds(self) -> Folds | None:
         """None if the items cannot be read (an evaluator's own may be elsewhere) or cut."""
-        with self._attempt(missing=isinstance(self.run.benchmark, OwnBenchmark)):
+        with self._attempt(is_local=isinstance(self.run.benchmark, OwnBenchmark)):
             self.items = items_of(self.run.evaluator, self.run.benchmark).items()
         if not self.items:
             return None

@@ -148,9 +148,10 @@ def flat_margins(
 
 
 def _varying_margins(scores: GroupedScores, draws: int, seed: int) -> tuple[float, float]:
-    """Distances from T to its bootstrap-t limits, and never below the normal 1.96 se.
+    """Distances that T may lie below and above because of strata that vary; both are 0 if none does.
 
-    With few wrong items many draws show hardly any.
+    These are the bootstrap-t limits, at least 1.96 standard errors away: if few items are wrong,
+    many draws have hardly any of them.
     """
     reach = bootstrap_reach(scores, draws=draws, seed=seed)
     if reach is None:
