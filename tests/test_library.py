@@ -10,6 +10,7 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 import souping
@@ -89,6 +90,8 @@ def test_a_merge_takes_weights_by_name(family: Path, tmp_path: Path) -> None:
     named = souping.soup(pool, {"cat": 0.75, "ant": 0.25}, out=tmp_path / "named", store=store)
     listed = souping.soup(pool, [0.25, 0, 0.75], out=tmp_path / "listed", store=store)
     assert (named / "model.safetensors").read_bytes() == (listed / "model.safetensors").read_bytes()
+    array = souping.soup(pool, np.array([0.25, 0, 0.75]), out=tmp_path / "array", store=store)
+    assert (array / "model.safetensors").read_bytes() == (listed / "model.safetensors").read_bytes()
     with pytest.raises(souping.UserError, match=r"weights.*cap.*did you mean cat"):
         souping.soup(pool, {"cap": 1.0}, out=tmp_path / "none", store=store)
 

@@ -109,9 +109,8 @@ def _checked_fields(part: Any) -> Iterator[tuple[str, Any]]:
         value = getattr(part, name)
         if not setting.init or value is setting.default or name not in hints:
             continue
-        if isinstance(value, np.generic | np.ndarray):
-            value = value.tolist()
-        elif isinstance(value, Path) and fits(str(value), hints[name]):
+        value = _plain(value)
+        if isinstance(value, Path) and fits(str(value), hints[name]):
             value = str(value)
         if fault := mismatch(value, hints[name]):
             raise UserError(f"{kind.__name__}({name}={value!r:.60}) {fault}")
@@ -121,8 +120,13 @@ def _checked_fields(part: Any) -> Iterator[tuple[str, Any]]:
 def check_arguments(function: Callable[..., Any], arguments: Mapping[str, Any]) -> None:
     """Hold the arguments of a call against the function's annotations (UserError)."""
     for name, hint in hints_of(function).items():
-        if name in arguments and (wrong := mismatch(arguments[name], hint)):
+        if name in arguments and (wrong := mismatch(_plain(arguments[name]), hint)):
             raise UserError(f"{name}={arguments[name]!r:.60} {wrong}")
+
+
+def _plain(value: Any) -> Any:
+    """Numpy's scalars and arrays as numbers and lists."""
+    return value.tolist() if isinstance(value, np.generic | np.ndarray) else value
 
 
 @cache
