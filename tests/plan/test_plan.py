@@ -469,8 +469,12 @@ def test_the_store_of_a_run_is_not_touched(family: Path, souping: Cli, tmp_path:
     souping(*base, "hydra.run.dir=whole").ok()
     with closing(sqlite3.connect(tmp_path / "outputs/store.sqlite")) as db:
         before = list(db.iterdump())
-        souping(*base, "check=true", "hydra.run.dir=again").ok()
+        done = souping(*base, "check=true", "hydra.run.dir=again").ok()
         assert list(db.iterdump()) == before
+    # Nothing is left to evaluate, and no duration of 0 is named.
+    made = json.loads((tmp_path / "again" / "check.json").read_text())
+    assert made["evaluations"]["todo"] == [0, 0]
+    assert "as its answers are stored" in done.out.splitlines()[-1]
 
 
 def test_what_a_run_would_refuse_it_refuses(family: Path, souping: Cli, tmp_path: Path) -> None:
