@@ -29,7 +29,7 @@ from torch import Tensor, nn
 from souping.checkpoints.checkpoint import Checkpoint
 from souping.core.similarity import PoolSimilarity
 from souping.merge.local import LocalMerge
-from souping.merge.similarity import RELATED, pool_similarity
+from souping.merge.similarity import RELATED, Sample
 
 HERE = Path(__file__).parent
 STEPS = (10, 100, 1_000, 10_000)
@@ -184,7 +184,7 @@ def similarity(folder: Path, models: dict[str, Model], base: Model | None) -> Po
         path = folder / f"{name}.pt"
         torch.save(model.state_dict(), path)
         opened[name] = Checkpoint.open(path)
-    result = pool_similarity({name: opened[name] for name in models}, opened.get("base"))
+    result = Sample.of({name: opened[name] for name in models}, opened.get("base")).similarity()
     assert result is not None
     return result
 
@@ -242,7 +242,7 @@ def real(words: Sequence[str]) -> Iterator[str]:
     for word in words:
         name, _, paths = word.partition("=")
         models = {path: Checkpoint.open(Path(path)) for path in paths.split(",")}
-        result = pool_similarity(models, None)
+        result = Sample.of(models, None).similarity()
         assert result is not None
         cosine = min(row.cosine or 0.0 for row in result.models.values())
         yield f"| {name} | {len(models)} | {cosine:.3f} | {result.lowest:.3f} | {len(result.groups)} |"

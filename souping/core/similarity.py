@@ -8,6 +8,10 @@ from dataclasses import dataclass
 from souping.core.text import listed
 from souping.core.types import Names
 
+LEAST_KEPT = 0.9
+"""Share of a change below which its loss is a warning."""
+LARGEST_FLOAT16 = 65504
+
 
 @dataclass(frozen=True, kw_only=True)
 class ModelSimilarity:
@@ -24,6 +28,33 @@ class ModelSimilarity:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Rounding:
+    """What is lost when a weighted average is stored, from the same blocks: by rounding every weight to `dtype`."""
+
+    dtype: str
+    """the soup's dtype, by torch's name"""
+    error: float | None
+    """distance that rounding moves the soup, over that to its nearest ingredient; null for one ingredient"""
+    kept: float | None
+    """with `merge.base`, the share of the soup's change from the base that is left, as projected on that change"""
+    largest: float
+    """largest weight of the soup, without its sign"""
+
+    @property
+    def warning(self) -> str | None:
+        """What a reader must know; None if the change is kept."""
+        if self.kept is None or self.kept >= LEAST_KEPT:
+            return None
+        others = "merge.dtype=float32"
+        if self.dtype == "bfloat16" and self.largest < LARGEST_FLOAT16:
+            others += " (or float16, in which activations may overflow)"
+        return (
+            f"rounding the soup to {self.dtype} keeps {100 * self.kept:.0f} % of its change from merge.base: {others} "
+            "keeps more. A server may cast it again: vLLM needs --dtype float32"
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
 class PoolSimilarity:
     """How similar the weights of the candidates are, from blocks of their matrices at fixed places."""
 
@@ -35,10 +66,17 @@ class PoolSimilarity:
     """lowest cosine of two of them; null for adapters"""
     blocks: int
     """blocks of up to 1,024 weights, or of rows of an adapter's update, that were compared"""
+    rounding: Rounding | None = None
+    """what storing the soup loses; null for adapters, and for methods that are not a weighted sum"""
 
     @property
-    def warning(self) -> str | None:
-        """What a reader must know; None for related models."""
+    def warnings(self) -> list[str]:
+        """What a reader must know; nothing for related models whose average keeps what it averaged."""
+        rounding = self.rounding.warning if self.rounding else None
+        return [text for text in (self._unrelated, rounding) if text]
+
+    @property
+    def _unrelated(self) -> str | None:
         if len(self.groups) < 2 or self.lowest is None:
             return None
         groups = " | ".join(map(listed, self.groups[:10]))

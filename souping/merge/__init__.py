@@ -79,8 +79,8 @@ class CandidatePool(Component, ABC):
     @abstractmethod
     def architecture_folder(self) -> Path: ...
 
-    def similarity(self, names: Names) -> PoolSimilarity | None:
-        """How similar the weights of these candidates are; None where they are not compared."""
+    def similarity(self, weights: Mapping[str, float]) -> PoolSimilarity | None:
+        """How similar these candidates are, and what storing their soup loses; None if nobody compares them."""
         return None
 
     @abstractmethod

@@ -133,8 +133,8 @@ class AdapterPool(CandidatePool):
         """The base model."""
         return self.base.folder
 
-    def similarity(self, names: Names) -> PoolSimilarity | None:
-        return update_similarity(names, self._updates(names))
+    def similarity(self, weights: Mapping[str, float]) -> PoolSimilarity | None:
+        return update_similarity(tuple(weights), self._updates(tuple(weights)))
 
     def _updates(self, names: Names) -> Iterator[FloatArray]:
         """Blocks [M, elements] of scaling * B A, in modules that all of them adapt.

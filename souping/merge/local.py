@@ -12,6 +12,8 @@ from functools import cached_property, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Generic, Self, TypeVar
 
+import numpy as np
+
 from souping.checkpoints.checkpoint import Checkpoint, Checkpoints
 from souping.checkpoints.compatibility import (
     TOKENIZERS,
@@ -51,10 +53,10 @@ from souping.merge import (
     Vocab,
 )
 from souping.merge.alignment import Alignment, Layout, check_overrides, fitted
-from souping.merge.kernels import get_method
+from souping.merge.kernels import COMPILED_METHODS, get_method
 from souping.merge.live import LiveModule, SoupMixer
 from souping.merge.plan import MergePlan, carried
-from souping.merge.similarity import pool_similarity
+from souping.merge.similarity import Sample, WeightedSum
 
 if TYPE_CHECKING:
     import torch
@@ -115,6 +117,10 @@ class ModelMerge(MergeBackend, Generic[P]):
     @abstractmethod
     def settings_of(self, used: Sequence[str], pool: Checkpoints, base: str | None) -> JsonObject:
         """Settings of a recipe of several ingredients (`used`) of the pool; `base` as in `recipe`."""
+
+    def weighted_sum(self, weights: Weights) -> WeightedSum | None:
+        """The soup by these weights as one sum over the models, and the base; None if it is none."""
+        return None
 
     @abstractmethod
     def plan(self, recipe: Recipe, models: Alignment) -> P: ...
@@ -214,6 +220,19 @@ class LocalMerge(ModelMerge[MergePlan]):
     def _method_digest(self) -> str | None:
         return method_digest(self.method)
 
+    def weighted_sum(self, weights: Weights) -> WeightedSum | None:
+        method = get_method(self.method)
+        if self.overrides or method.coefficients or method.function not in COMPILED_METHODS:
+            return None
+        shares = np.array(weights) / sum(weights)
+        of_base = 0.0
+        if method.base:
+            shares = self.scale * np.array(weights)
+            of_base = 1 - float(shares.sum())
+        if self.base:
+            shares = np.append(shares, of_base)
+        return WeightedSum(shares, self.dtype)
+
     def plan(self, recipe: Recipe, models: Alignment) -> MergePlan:
         """The recipe worked out to the byte, from headers. Raises UserError as `Alignment.plan`."""
         carry = carried(self.carry, recipe)
@@ -262,6 +281,7 @@ class FullModelPool(CandidatePool, Generic[P]):
         self._merge = merge
         self._cache = cache
         self._mixer = SoupMixer()
+        self._samples = dict[Names, Sample]()
         like = Like(like.folder if like else None, rules_of(merge.names), merge.format == "same")
         self._checkpoints = dict[str, Checkpoint]()
         for name, path in folders.items():
@@ -332,9 +352,19 @@ class FullModelPool(CandidatePool, Generic[P]):
     def _alignment(self) -> Alignment:
         return self._merge.align(self._checkpoints)
 
-    def similarity(self, names: Names) -> PoolSimilarity | None:
-        models = {name: self._checkpoints[name] for name in names}
-        return pool_similarity(models, self._alignment.base)
+    def similarity(self, weights: Mapping[str, float]) -> PoolSimilarity | None:
+        sample = self._sampled(tuple(weights))
+        similarity = sample.similarity()
+        soup = self._merge.weighted_sum(tuple(weights.values()))
+        if similarity is None or soup is None:
+            return similarity
+        return replace(similarity, rounding=sample.rounding(soup))
+
+    def _sampled(self, names: Names) -> Sample:
+        if names not in self._samples:
+            models = {name: self._checkpoints[name] for name in names}
+            self._samples[names] = Sample.of(models, self._alignment.base)
+        return self._samples[names]
 
     @cached_property
     def _base_content(self) -> str | None:

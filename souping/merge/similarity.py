@@ -9,16 +9,17 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 import numpy as np
 
 from souping.checkpoints.checkpoint import Checkpoint, Checkpoints
-from souping.checkpoints.header import FLOATS, Tensor, size_of
+from souping.checkpoints.header import FLOATS, TORCH_DTYPES, TORCH_NAMES, Tensor, size_of, widest
 from souping.checkpoints.reader import WeightReader
 from souping.checkpoints.views import widen
-from souping.core.similarity import ModelSimilarity, PoolSimilarity
+from souping.core.similarity import ModelSimilarity, PoolSimilarity, Rounding
 from souping.core.types import FloatArray, Names
+from souping.merge.kernels import narrow
 
 BLOCK = 1024
 """Elements of a block at most."""
@@ -34,31 +35,98 @@ RELATED = 0.5
 """Cosine from which on two models are related, by `benchmarks/families.py`."""
 
 
-def pool_similarity(models: Checkpoints, base: Checkpoint | None) -> PoolSimilarity | None:
-    """The similarity of at least two models; None if nothing can be compared."""
-    names = [*models]
-    pool = [*models.values()]
-    count = len(names)
-    if count < 2:
-        return None
-    if base is not None:
-        names.append("merge.base")
-        pool.append(base)
-    inner, blocks = _inner_products(_blocks(pool), len(pool))
-    if not blocks:
-        return None
+@dataclass(frozen=True)
+class WeightedSum:
+    """The soup as sum_k weights[k] x_k of the models, and of the base if there is one; without a dtype, in theirs."""
 
-    rows = dict(zip(models, beside_others(inner[:count, :count]), strict=True))
-    if base is not None:
-        to_base = inner[:, -1:]
-        differences = inner - to_base - to_base.T + inner[-1, -1]
-        tasks = beside_others(differences[:count, :count])
-        for name, task in zip(models, tasks, strict=True):
-            rows[name] = replace(rows[name], task_cosine=task.cosine, task_distance=task.distance)
-    lengths = np.sqrt(np.diag(inner))
-    cosines = inner / np.outer(lengths, lengths)
-    lowest = float(cosines.min())
-    return PoolSimilarity(models=rows, groups=related(cosines, names), lowest=lowest, blocks=blocks)
+    weights: FloatArray  # [M]
+    dtype: str | None
+
+
+@dataclass(frozen=True)
+class Block:
+    """The same place of all models."""
+
+    values: FloatArray  # [M, E]
+    dtypes: Names
+    share: float  # elements of the model that it stands for
+
+
+@dataclass(frozen=True)
+class Sample:
+    """Blocks of models, the base last if there is one."""
+
+    models: Names
+    has_base: bool
+    blocks: Sequence[Block]
+
+    @classmethod
+    def of(cls, models: Checkpoints, base: Checkpoint | None) -> Sample:
+        """Of at least two models, those blocks that can be compared."""
+        pool = [*models.values(), *([] if base is None else [base])]
+        blocks = list[Block]()
+        if len(models) > 1:
+            blocks = [block for block in _blocks(pool) if is_usable(block.values)]
+        return cls(tuple(models), base is not None, blocks)
+
+    def similarity(self) -> PoolSimilarity | None:
+        """None if nothing can be compared."""
+        if not self.blocks:
+            return None
+        inner = _inner_products(block.values for block in self.blocks)
+        count = len(self.models)
+        names = [*self.models]
+        rows = dict(zip(self.models, beside_others(inner[:count, :count]), strict=True))
+        if self.has_base:
+            names.append("merge.base")
+            to_base = inner[:, -1:]
+            differences = inner - to_base - to_base.T + inner[-1, -1]
+            tasks = beside_others(differences[:count, :count])
+            for name, task in zip(self.models, tasks, strict=True):
+                rows[name] = replace(
+                    rows[name], task_cosine=task.cosine, task_distance=task.distance
+                )
+        lengths = np.sqrt(np.diag(inner))
+        cosines = inner / np.outer(lengths, lengths)
+        return PoolSimilarity(
+            models=rows,
+            groups=related(cosines, names),
+            lowest=float(cosines.min()),
+            blocks=len(self.blocks),
+        )
+
+    def rounding(self, soup: WeightedSum) -> Rounding:
+        """What storing this soup loses, by sums of squares over the blocks.
+
+        With soup s, its rounded weights r and base b: error |r - s| / min_k |s - x_k|, kept (r - b)(s - b) / |s - b|^2.
+        """
+        values = np.concatenate([block.values for block in self.blocks], axis=1)  # [M, N]
+        exact = soup.weights @ values
+        elements = [block.values.shape[1] for block in self.blocks]
+        shares = [block.share / size for block, size in zip(self.blocks, elements, strict=True)]
+        scale = np.repeat(shares, elements)
+        tags = [self._dtype(block, soup) for block in self.blocks]
+        stored = np.empty_like(exact)
+        for tag in set(tags):
+            own = np.repeat([name == tag for name in tags], elements)
+            stored[own] = widen(narrow(exact[own].astype(np.float32), tag), tag)
+
+        used = np.flatnonzero(soup.weights[: len(self.models)])
+        nearest = min(float(scale @ (exact - values[k]) ** 2) for k in used)
+        error = float(scale @ (stored - exact) ** 2)
+        change = exact - values[-1]
+        square = float(scale @ change**2)
+        lost = float(scale @ (change * (exact - stored)))
+        return Rounding(
+            dtype="+".join(sorted(TORCH_DTYPES[tag] for tag in set(tags))),
+            error=float(np.sqrt(error / nearest)) if nearest else None,
+            kept=1 - lost / square if self.has_base and square else None,
+            largest=float(np.abs(exact).max()),
+        )
+
+    def _dtype(self, block: Block, soup: WeightedSum) -> str:
+        """Of the soup there."""
+        return TORCH_NAMES[soup.dtype] if soup.dtype else widest(block.dtypes[: len(self.models)])
 
 
 def update_similarity(names: Names, updates: Iterable[FloatArray]) -> PoolSimilarity | None:
@@ -66,27 +134,28 @@ def update_similarity(names: Names, updates: Iterable[FloatArray]) -> PoolSimila
 
     All have the weights of one base, so there are no groups.
     """
-    inner, blocks = _inner_products(updates, len(names))
+    blocks = [block for block in updates if is_usable(block)]
     if len(names) < 2 or not blocks:
         return None
+    inner = _inner_products(blocks)
     rows = {}
     for name, task in zip(names, beside_others(inner), strict=True):
         rows[name] = ModelSimilarity(
             cosine=None, distance=None, task_cosine=task.cosine, task_distance=task.distance
         )
-    return PoolSimilarity(models=rows, groups=(), lowest=None, blocks=blocks)
+    return PoolSimilarity(models=rows, groups=(), lowest=None, blocks=len(blocks))
 
 
-def _inner_products(blocks: Iterable[FloatArray], count: int) -> tuple[FloatArray, int]:
-    """Inner products [M, M] of blocks [M, elements] without zero rows, and the number of these blocks."""
-    inner = np.zeros((count, count))
-    used = 0
-    for block in blocks:
-        if np.isfinite(block).all() and block.any(axis=1).all():
-            products = block @ block.T
-            inner += products / np.trace(products)
-            used += 1
-    return inner, used
+def is_usable(values: FloatArray) -> bool:
+    """Whether all rows [M, elements] are finite and none is zero."""
+    return bool(np.isfinite(values).all() and values.any(axis=1).all())
+
+
+def _inner_products(blocks: Iterable[FloatArray]) -> FloatArray:
+    """Inner products [M, M] of blocks [M, elements], each over its trace."""
+    products = (values @ values.T for values in blocks)
+    inner: FloatArray = np.sum([product / np.trace(product) for product in products], axis=0)
+    return inner
 
 
 def beside_others(inner: FloatArray) -> list[ModelSimilarity]:
@@ -121,8 +190,8 @@ def related(cosines: FloatArray, names: Sequence[str]) -> tuple[Names, ...]:
     return tuple(related_names)
 
 
-def _blocks(pool: Sequence[Checkpoint]) -> Iterator[FloatArray]:
-    """Blocks [M, elements] of the same places in all models, spread over their matrices."""
+def _blocks(pool: Sequence[Checkpoint]) -> Iterator[Block]:
+    """Blocks of the same places in all models, spread over their matrices."""
     matrices = []
     for name in sorted(pool[0].tensors):
         parts = [model.tensors[name] for model in pool if name in model.tensors]
@@ -147,8 +216,13 @@ def _blocks(pool: Sequence[Checkpoint]) -> Iterator[FloatArray]:
             for model, reader, part in zip(pool, readers, parts, strict=True):
                 places.append((model, reader, part, start, min(BLOCK, size)))
         rows = read(_values, *zip(*places, strict=True))
-        for _ in range(count):
-            yield np.stack([next(rows) for _ in pool])
+        for number in range(count):
+            parts = matrices[number * len(matrices) // count]
+            yield Block(
+                values=np.stack([next(rows) for _ in pool]),
+                dtypes=tuple(part.dtype for part in parts),
+                share=min(part.count for part in parts) * len(matrices) / count,
+            )
 
 
 def _values(

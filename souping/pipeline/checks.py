@@ -267,6 +267,7 @@ def run_notes(settings: RunSettings, pool: OpenPool | None, folds: Folds | None)
     notes = []
     if pool is not None:
         notes += pool.warnings
+        notes += pool.similarity.warnings if pool.similarity else []
     if settings.pool.trajectory is not None:
         notes += settings.pool.trajectory.notes
     items: list[Item] = []

@@ -71,11 +71,14 @@ def merge(settings: MergeSettings) -> Path | None:
             notes += settings.pool.trajectory.sentences
             notes += settings.pool.trajectory.notes
         notes += pool.warnings
+        weights = _only_weights(settings, pool.names)
+        similarity = pool.similarity_of(weights)
+        notes += similarity.warnings if similarity else []
         for note in dict.fromkeys(notes):
             say(f"note: {note}")
-        recipe = pool.recipe(_only_weights(settings, pool.names))
+        recipe = pool.recipe(weights)
         if settings.plan:
-            _show_plan(settings, pool.merge_pool, recipe, pool.folders, pool.base, pool.similarity)
+            _show_plan(settings, pool.merge_pool, recipe, pool.folders, pool.base, similarity)
             _show_upload(settings, pool.merge_pool, recipe)
             return None
         if not pool.late:
@@ -148,7 +151,9 @@ def rebuild(settings: MergeSettings, path: Path) -> Path | None:
         backend = _as_written(backend, recipe, table, store, list(folders.values()), hashes)
         with closing(backend.open(folders, hashes, like)) as pool:
             if settings.plan:
-                similarity = pool.similarity(tuple(folders))
+                similarity = pool.similarity(
+                    dict(zip(recipe.ingredients, recipe.weights, strict=True))
+                )
                 _show_plan(settings, pool, recipe, folders, backend.base, similarity)
                 _show_upload(settings, pool, recipe, path)
                 return None

@@ -129,15 +129,18 @@ class OpenPool:
 
     @cached_property
     def similarity(self) -> PoolSimilarity | None:
-        """How similar the weights of the candidates are."""
-        candidates = self._fetched.models[: self._fetched.count]
-        return self.merge_pool.similarity(tuple(c.name for c in candidates))
+        """How similar the weights of the candidates are, and what their uniform soup loses when it is stored."""
+        return self.similarity_of({})
+
+    def similarity_of(self, weights: Mapping[str, float]) -> PoolSimilarity | None:
+        """The same of the soup with these weights, by default the uniform one."""
+        names = [c.name for c in self._fetched.models[: self._fetched.count]]
+        shares = weights or dict.fromkeys(names, 1.0)
+        return self.merge_pool.similarity({name: shares.get(name, 0.0) for name in names})
 
     @property
     def warnings(self) -> list[str]:
-        copies = _copies({c.name: c.fingerprint for c in self.candidates})
-        unrelated = self.similarity.warning if self.similarity else None
-        return [*self._notes, *copies, *filter(None, [unrelated])]
+        return [*self._notes, *_copies({c.name: c.fingerprint for c in self.candidates})]
 
     @property
     def names(self) -> Names:

@@ -496,7 +496,9 @@ class Run(Steps):
         report = final_report(self, state, warnings)
         evaluations = self.evaluations.values()
         cost = run_cost(self.settings, state.searched.winner, evaluations, self.workers.lost)
-        return replace(report, cost=cost, weights=self.pool.similarity)
+        recipe = state.searched.winner.recipe
+        weights = dict(zip(recipe.ingredients, recipe.weights, strict=True))
+        return replace(report, cost=cost, weights=self.pool.similarity_of(weights))
 
 
 def _repeats(run_dir: Path) -> bool:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from itertools import chain, groupby
 from typing import Any
 
-from souping.core.similarity import PoolSimilarity
+from souping.core.similarity import PoolSimilarity, Rounding
 from souping.core.text import DASH, confidence
 from souping.core.types import Json
 from souping.core.unit import Unit
@@ -342,7 +342,21 @@ def similarity(pool: PoolSimilarity | None) -> Section | None:
         lines.append(
             "Adapters share the weights of their base. Their task vectors are what they add to it."
         )
+    if pool.rounding is not None:
+        lines.append(_rounding(pool.rounding))
     return Section("How similar the weights are", tuple(lines), grids=(grid(header, rows),))
+
+
+def _rounding(rounding: Rounding) -> str:
+    """What storing the soup does to it."""
+    changes = []
+    if rounding.error is not None:
+        changes.append(
+            f"moves it by {share(rounding.error)} of its distance to the nearest ingredient"
+        )
+    if rounding.kept is not None:
+        changes.append(f"keeps {share(rounding.kept)} of its change from the base model")
+    return f"Rounding the soup to {rounding.dtype} {' and '.join(changes) or 'changes nothing'}."
 
 
 def experts(report: Report) -> TableGrid:

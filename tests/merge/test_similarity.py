@@ -14,17 +14,12 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from souping.checkpoints.checkpoint import Checkpoint, Checkpoints
+from souping.checkpoints.checkpoint import Checkpoint
 from souping.checkpoints.folder import Like
 from souping.core.reading import read, to_json
 from souping.core.similarity import ModelSimilarity, PoolSimilarity
-from souping.merge import local
 from souping.merge.local import LocalMerge
-from souping.merge.similarity import (
-    beside_others,
-    pool_similarity,
-    related,
-)
+from souping.merge.similarity import Sample, beside_others, related
 from souping.report.tables import similarity
 from tests.conftest import ROOT, Cli, finished_words, report_of
 from tests.support.adapters import PREFIX, change_config, deltas, save_adapter
@@ -56,7 +51,7 @@ def opened(folder: Path, pool: Mapping[str, Tensors]) -> dict[str, Checkpoint]:
 def compared(folder: Path, pool: Mapping[str, Tensors], base: str = "") -> PoolSimilarity:
     models = opened(folder, pool)
     of_base = models.pop(base, None)
-    result = pool_similarity(models, of_base)
+    result = Sample.of(models, of_base).similarity()
     assert result is not None
     return result
 
@@ -86,14 +81,14 @@ def test_tunes_of_one_base_are_related(tmp_path: Path) -> None:
     pool = {name: tuned(drawn(0), seed) for seed, name in enumerate("abc", start=1)}
     result = compared(tmp_path, {**pool, "base": drawn(0)}, base="base")
     assert result.groups == (("a", "b", "c", "merge.base"),)
-    assert result.warning is None
+    assert result.warnings == []
 
 
 def test_other_seeds_are_warned_of(tmp_path: Path) -> None:
     result = compared(tmp_path, {name: drawn(seed) for seed, name in enumerate("abc")})
     assert result.groups == (("a",), ("b",), ("c",))
-    assert result.warning
-    assert "3 unrelated groups" in result.warning
+    (warning,) = result.warnings
+    assert "3 unrelated groups" in warning
 
 
 def test_two_families_are_two_groups(tmp_path: Path) -> None:
@@ -116,7 +111,7 @@ def test_another_base_is_warned_of(tmp_path: Path) -> None:
 
 def test_heads_in_another_order_are_warned_of(tmp_path: Path) -> None:
     turned = {name: tensor.roll(8, dims=0) for name, tensor in drawn(0).items()}
-    assert compared(tmp_path, {"a": drawn(0), "b": turned}).warning
+    assert compared(tmp_path, {"a": drawn(0), "b": turned}).warnings
 
 
 def test_a_trajectory_is_related_by_its_steps(tmp_path: Path) -> None:
@@ -127,7 +122,7 @@ def test_a_trajectory_is_related_by_its_steps(tmp_path: Path) -> None:
     result = compared(tmp_path, pool)
     assert result.lowest is not None
     assert result.lowest < 0.5
-    assert result.warning is None
+    assert result.warnings == []
 
 
 def test_dtypes_rows_and_shards_may_differ(tmp_path: Path) -> None:
@@ -136,7 +131,7 @@ def test_dtypes_rows_and_shards_may_differ(tmp_path: Path) -> None:
     wide["layers.0.weight"] = torch.cat([wide["layers.0.weight"], torch.randn(3, 32)])
     a = Checkpoint.open(save(tmp_path / "a", wide, shards=3))
     b = Checkpoint.open(save(tmp_path / "b", narrow))
-    result = pool_similarity({"a": a, "b": b}, None)
+    result = Sample.of({"a": a, "b": b}, None).similarity()
     assert result is not None
     assert result.models["a"].cosine == pytest.approx(1, abs=1e-4)
 
@@ -153,14 +148,14 @@ def test_nothing_is_said_without_a_block_that_can_be_compared(
     tmp_path: Path, weight: torch.Tensor
 ) -> None:
     models = opened(tmp_path, {name: {"w": weight} for name in "ab"})
-    assert pool_similarity(models, None) is None
+    assert Sample.of(models, None).similarity() is None
 
 
 def test_a_tune_that_did_not_move_has_no_task_cosine(tmp_path: Path) -> None:
     pool = {"a": drawn(0), "b": tuned(drawn(0), 1), "base": drawn(0)}
     result = compared(tmp_path, pool, base="base")
     assert result.models["a"].task_cosine is None
-    assert result.warning is None
+    assert result.warnings == []
 
 
 def test_inner_products_give_cosines() -> None:
@@ -179,7 +174,7 @@ def test_an_edited_report_is_still_shown() -> None:
     table = {"models": {"a": {"cosine": "x"}}, "groups": [["a"], ["b"]], "lowest": "y"}
     edited = read(PoolSimilarity, table)
     assert edited.models["a"] == ModelSimilarity(cosine=None, distance=None)
-    assert edited.warning is None
+    assert edited.warnings == []
     assert similarity(edited) is not None
     whole = PoolSimilarity(models={}, groups=(("a",), ("b",)), lowest=0.1, blocks=3)
     assert read(PoolSimilarity, to_json(whole)) == whole
@@ -188,10 +183,10 @@ def test_an_edited_report_is_still_shown() -> None:
 def test_only_the_named_models_are_compared(tmp_path: Path) -> None:
     folders = {name: save(tmp_path / name, drawn(seed)) for seed, name in enumerate("abc")}
     with closing(LocalMerge().open(folders)) as pool:
-        result = pool.similarity(("a", "b"))
+        result = pool.similarity({"a": 0.5, "b": 0.5})
         assert result is not None
         assert list(result.models) == ["a", "b"]
-        assert pool.similarity(("a",)) is None
+        assert pool.similarity({"a": 1.0}) is None
 
 
 def test_sharded_checkpoints_are_compared_as_the_folders_they_are() -> None:
@@ -200,15 +195,17 @@ def test_sharded_checkpoints_are_compared_as_the_folders_they_are() -> None:
     like = Like(shared / "plain" / "0")
     seeds = (("plain/0", "fsdp/checkpoint-10"), ("plain/1", "ranks", "tp/step-1", "shards"))
     models = {name: Checkpoint.open(shared / name, True, like) for names in seeds for name in names}
-    result = pool_similarity(models, None)
+    result = Sample.of(models, None).similarity()
     assert result is not None
     assert result.groups == seeds
     for names in seeds:
-        result = pool_similarity({name: models[name] for name in names}, None)
+        result = Sample.of({name: models[name] for name in names}, None).similarity()
         assert result is not None
         assert result.lowest == pytest.approx(1)
-    sharded = pool_similarity({name: models[name] for name in (seeds[0][1], seeds[1][2])}, None)
-    plain = pool_similarity({name: models[name] for name in ("plain/0", "plain/1")}, None)
+    sharded = Sample.of(
+        {name: models[name] for name in (seeds[0][1], seeds[1][2])}, None
+    ).similarity()
+    plain = Sample.of({name: models[name] for name in ("plain/0", "plain/1")}, None).similarity()
     assert sharded
     assert plain
     assert [*sharded.models.values()] == [*plain.models.values()]
@@ -224,10 +221,10 @@ def test_fp8_models_are_compared_by_what_their_weights_stand_for() -> None:
         # Other matrices are too small to be in FP8.
         tensors = {name: model.tensors[name] for name in names}
         models[folder.name] = replace(model, tensors=tensors)
-    result = pool_similarity(models, None)
+    result = Sample.of(models, None).similarity()
     assert result is not None
     assert result.groups == (("block-0", "row-0"), ("tensor-1",))
-    pair = pool_similarity({name: models[name] for name in ("block-0", "row-0")}, None)
+    pair = Sample.of({name: models[name] for name in ("block-0", "row-0")}, None).similarity()
     assert pair is not None
     assert pair.lowest is not None
     assert 0.99 < pair.lowest < 1
@@ -257,10 +254,10 @@ def test_adapters_are_compared_by_what_they_add_and_not_by_their_factors(
     adapters: dict[str, Path],
 ) -> None:
     with closing(LocalMerge().open(adapters)) as pool:
-        turned = pool.similarity(("a", "turned"))
-        double = pool.similarity(("a", "double"))
-        other = pool.similarity(("a", "other"))
-        assert pool.similarity(("a",)) is None
+        turned = pool.similarity({"a": 0.5, "turned": 0.5})
+        double = pool.similarity({"a": 0.5, "double": 0.5})
+        other = pool.similarity({"a": 0.5, "other": 0.5})
+        assert pool.similarity({"a": 1.0}) is None
     assert turned
     assert double
     assert other
@@ -274,7 +271,7 @@ def test_adapters_are_compared_by_what_they_add_and_not_by_their_factors(
     assert abs(float(torch.nn.functional.cosine_similarity(first, second, dim=0))) < 0.2
     for result in (turned, double, other):
         assert result.groups == ()
-        assert result.warning is None
+        assert result.warnings == []
         assert result.models["a"].cosine is None
         section = similarity(result)
         assert section is not None
@@ -289,8 +286,8 @@ def test_adapters_without_a_common_module_or_with_infinity_are_not_compared(
     infinite = {name: torch.full_like(tensor, torch.inf) for name, tensor in tensors.items()}
     save_file(infinite, adapters["double"] / "adapter_model.safetensors", metadata={"format": "pt"})
     with closing(LocalMerge().open({**adapters, "alone": alone})) as pool:
-        assert pool.similarity(("a", "alone")) is None
-        assert pool.similarity(("a", "double")) is None
+        assert pool.similarity({"a": 0.5, "alone": 0.5}) is None
+        assert pool.similarity({"a": 0.5, "double": 0.5}) is None
 
 
 def test_a_merge_warns_and_goes_on(
@@ -303,17 +300,18 @@ def test_a_merge_warns_and_goes_on(
     assert (tmp_path / "soup" / "model.safetensors").is_file()
     results = list[PoolSimilarity | None]()
 
-    def counted(models: Checkpoints, base: Checkpoint | None) -> PoolSimilarity | None:
-        results.append(pool_similarity(models, base))
+    def counted(sample: Sample) -> PoolSimilarity | None:
+        results.append(similarity_of(sample))
         return results[-1]
 
-    monkeypatch.setattr(local, "pool_similarity", counted)
+    similarity_of = Sample.similarity
+    monkeypatch.setattr(Sample, "similarity", counted)
     plan = souping(*words, "out=other", "plan=true", "hydra.run.dir=planned").ok()
     assert "unrelated groups" in plan.out + plan.err
     assert "cosine" in plan.out
     assert not (tmp_path / "other").exists()
-    saved = json.loads((tmp_path / "planned" / "plan.json").read_text())
-    assert [read(PoolSimilarity, saved["weights"])] == results
+    saved = json.loads((tmp_path / "planned" / "plan.json").read_text())["weights"]
+    assert [read(PoolSimilarity, saved | {"rounding": None})] == results
 
 
 def test_related_models_are_merged_without_a_warning(souping: Cli, family: Path) -> None:
@@ -332,5 +330,8 @@ def test_plan_and_report_have_the_same_figures(
     assert "How similar the weights are" in (finished / "run" / "report.md").read_text()
     souping(*finished_words(family), "plan=true", "hydra.run.dir=planned").ok()
     plan = json.loads((tmp_path / "planned" / "plan.json").read_text())
+    # A plan is about the uniform soup, a report about its own.
+    for table in (plan, report):
+        assert table["weights"].pop("rounding")["dtype"] == "bfloat16"
     assert plan["weights"] == report["weights"]
     assert "How similar the weights are" in (tmp_path / "planned" / "plan.md").read_text()

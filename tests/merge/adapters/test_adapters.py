@@ -252,7 +252,7 @@ def test_the_similarity_of_adapters_is_that_of_their_updates(
     for key, tensor in tensors.items():
         tensors[key] = tensor * (a_factor if "lora_A" in key else b_factor)
     save_file(tensors, path, metadata={"format": "pt"})
-    similarity = opened(folders).similarity(("u", "v"))
+    similarity = opened(folders).similarity({"u": 0.5, "v": 0.5})
     assert similarity is not None
     u = similarity.models["u"]
     assert u.task_cosine == pytest.approx(cosine, abs=1e-5)
