@@ -29,7 +29,7 @@ from torch import Tensor, nn
 from souping.checkpoints.checkpoint import Checkpoint
 from souping.core.similarity import PoolSimilarity
 from souping.merge.local import LocalMerge
-from souping.merge.similarity import RELATED, Sample
+from souping.merge.similarity import RELATED, WeightSample
 
 HERE = Path(__file__).parent
 STEPS = (10, 100, 1_000, 10_000)
@@ -184,7 +184,9 @@ def similarity(folder: Path, models: dict[str, Model], base: Model | None) -> Po
         path = folder / f"{name}.pt"
         torch.save(model.state_dict(), path)
         opened[name] = Checkpoint.open(path)
-    result = Sample.of({name: opened[name] for name in models}, opened.get("base")).similarity()
+    result = WeightSample.of(
+        {name: opened[name] for name in models}, opened.get("base")
+    ).similarity()
     assert result is not None
     return result
 
@@ -242,7 +244,7 @@ def real(words: Sequence[str]) -> Iterator[str]:
     for word in words:
         name, _, paths = word.partition("=")
         models = {path: Checkpoint.open(Path(path)) for path in paths.split(",")}
-        result = Sample.of(models, None).similarity()
+        result = WeightSample.of(models, None).similarity()
         assert result is not None
         cosine = min(row.cosine or 0.0 for row in result.models.values())
         yield f"| {name} | {len(models)} | {cosine:.3f} | {result.lowest:.3f} | {len(result.groups)} |"

@@ -124,7 +124,7 @@ def check_arguments(function: Callable[..., Any], arguments: Mapping[str, Any]) 
             raise UserError(f"{name}={arguments[name]!r:.60} {wrong}")
 
 
-def _plain(value: Any) -> Any:
+def _plain(value: Json) -> Json:
     """Numpy's scalars and arrays as numbers and lists."""
     return value.tolist() if isinstance(value, np.generic | np.ndarray) else value
 

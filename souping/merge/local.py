@@ -56,7 +56,7 @@ from souping.merge.alignment import Alignment, Layout, check_overrides, fitted
 from souping.merge.kernels import COMPILED_METHODS, get_method
 from souping.merge.live import LiveModule, SoupMixer
 from souping.merge.plan import MergePlan, carried
-from souping.merge.similarity import Sample, WeightedSum
+from souping.merge.similarity import WeightedSum, WeightSample
 
 if TYPE_CHECKING:
     import torch
@@ -281,7 +281,7 @@ class FullModelPool(CandidatePool, Generic[P]):
         self._merge = merge
         self._cache = cache
         self._mixer = SoupMixer()
-        self._samples = dict[Names, Sample]()
+        self._samples = dict[Names, WeightSample]()
         like = Like(like.folder if like else None, rules_of(merge.names), merge.format == "same")
         self._checkpoints = dict[str, Checkpoint]()
         for name, path in folders.items():
@@ -360,10 +360,10 @@ class FullModelPool(CandidatePool, Generic[P]):
             return similarity
         return replace(similarity, rounding=sample.rounding(soup))
 
-    def _sampled(self, names: Names) -> Sample:
+    def _sampled(self, names: Names) -> WeightSample:
         if names not in self._samples:
             models = {name: self._checkpoints[name] for name in names}
-            self._samples[names] = Sample.of(models, self._alignment.base)
+            self._samples[names] = WeightSample.of(models, self._alignment.base)
         return self._samples[names]
 
     @cached_property

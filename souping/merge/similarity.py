@@ -44,7 +44,7 @@ class WeightedSum:
 
 
 @dataclass(frozen=True)
-class Block:
+class SampledBlock:
     """The same place of all models."""
 
     values: FloatArray  # [M, E]
@@ -53,18 +53,18 @@ class Block:
 
 
 @dataclass(frozen=True)
-class Sample:
+class WeightSample:
     """Blocks of models, the base last if there is one."""
 
     models: Names
     has_base: bool
-    blocks: Sequence[Block]
+    blocks: Sequence[SampledBlock]
 
     @classmethod
-    def of(cls, models: Checkpoints, base: Checkpoint | None) -> Sample:
+    def of(cls, models: Checkpoints, base: Checkpoint | None) -> WeightSample:
         """Of at least two models, those blocks that can be compared."""
         pool = [*models.values(), *([] if base is None else [base])]
-        blocks = list[Block]()
+        blocks = list[SampledBlock]()
         if len(models) > 1:
             blocks = [block for block in _blocks(pool) if is_usable(block.values)]
         return cls(tuple(models), base is not None, blocks)
@@ -124,7 +124,7 @@ class Sample:
             largest=float(np.abs(exact).max()),
         )
 
-    def _dtype(self, block: Block, soup: WeightedSum) -> str:
+    def _dtype(self, block: SampledBlock, soup: WeightedSum) -> str:
         """Of the soup there."""
         return TORCH_NAMES[soup.dtype] if soup.dtype else widest(block.dtypes[: len(self.models)])
 
@@ -190,7 +190,7 @@ def related(cosines: FloatArray, names: Sequence[str]) -> tuple[Names, ...]:
     return tuple(related_names)
 
 
-def _blocks(pool: Sequence[Checkpoint]) -> Iterator[Block]:
+def _blocks(pool: Sequence[Checkpoint]) -> Iterator[SampledBlock]:
     """Blocks of the same places in all models, spread over their matrices."""
     matrices = []
     for name in sorted(pool[0].tensors):
@@ -218,7 +218,7 @@ def _blocks(pool: Sequence[Checkpoint]) -> Iterator[Block]:
         rows = read(_values, *zip(*places, strict=True))
         for number in range(count):
             parts = matrices[number * len(matrices) // count]
-            yield Block(
+            yield SampledBlock(
                 values=np.stack([next(rows) for _ in pool]),
                 dtypes=tuple(part.dtype for part in parts),
                 share=min(part.count for part in parts) * len(matrices) / count,

@@ -160,9 +160,9 @@ def test_weights_in_a_bucket_are_compared_by_a_few_bytes(
     }
     monkeypatch.setattr(ranges.Pointer, "fetch", counted)
     monkeypatch.setattr(similarity, "MOST_BLOCKS", similarity.FEWEST_BLOCKS)
-    result = similarity.Sample.of(models, None).similarity()
+    result = similarity.WeightSample.of(models, None).similarity()
     here = {name: Checkpoint.open(folder) for name, folder in folders.items()}
-    assert result == similarity.Sample.of(here, None).similarity()
+    assert result == similarity.WeightSample.of(here, None).similarity()
     assert result is not None
     assert max(fetched) <= 4 * similarity.BLOCK
     assert len(fetched) <= requests * len(models) * similarity.FEWEST_BLOCKS

@@ -11,7 +11,7 @@ import torch
 
 from souping.checkpoints.checkpoint import Checkpoint
 from souping.core.similarity import Rounding
-from souping.merge.similarity import Sample, WeightedSum
+from souping.merge.similarity import WeightedSum, WeightSample
 from tests.conftest import Cli
 from tests.support.checkpoints import save
 
@@ -46,7 +46,7 @@ def flat(tensors: dict[str, torch.Tensor]) -> np.ndarray:
 
 def sampled(folder: Path, weights: list[float], of_base: float, dtype: str | None) -> Rounding:
     models = {f"m{i}": Checkpoint.open(folder / f"m{i}") for i in range(len(weights))}
-    sample = Sample.of(models, Checkpoint.open(folder / "base"))
+    sample = WeightSample.of(models, Checkpoint.open(folder / "base"))
     return sample.rounding(WeightedSum(np.array([*weights, of_base]), dtype))
 
 

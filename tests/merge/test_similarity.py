@@ -19,7 +19,7 @@ from souping.checkpoints.folder import Like
 from souping.core.reading import read, to_json
 from souping.core.similarity import ModelSimilarity, PoolSimilarity
 from souping.merge.local import LocalMerge
-from souping.merge.similarity import Sample, beside_others, related
+from souping.merge.similarity import WeightSample, beside_others, related
 from souping.report.tables import similarity
 from tests.conftest import ROOT, Cli, finished_words, report_of
 from tests.support.adapters import PREFIX, change_config, deltas, save_adapter
@@ -51,7 +51,7 @@ def opened(folder: Path, pool: Mapping[str, Tensors]) -> dict[str, Checkpoint]:
 def compared(folder: Path, pool: Mapping[str, Tensors], base: str = "") -> PoolSimilarity:
     models = opened(folder, pool)
     of_base = models.pop(base, None)
-    result = Sample.of(models, of_base).similarity()
+    result = WeightSample.of(models, of_base).similarity()
     assert result is not None
     return result
 
@@ -131,7 +131,7 @@ def test_dtypes_rows_and_shards_may_differ(tmp_path: Path) -> None:
     wide["layers.0.weight"] = torch.cat([wide["layers.0.weight"], torch.randn(3, 32)])
     a = Checkpoint.open(save(tmp_path / "a", wide, shards=3))
     b = Checkpoint.open(save(tmp_path / "b", narrow))
-    result = Sample.of({"a": a, "b": b}, None).similarity()
+    result = WeightSample.of({"a": a, "b": b}, None).similarity()
     assert result is not None
     assert result.models["a"].cosine == pytest.approx(1, abs=1e-4)
 
@@ -148,7 +148,7 @@ def test_nothing_is_said_without_a_block_that_can_be_compared(
     tmp_path: Path, weight: torch.Tensor
 ) -> None:
     models = opened(tmp_path, {name: {"w": weight} for name in "ab"})
-    assert Sample.of(models, None).similarity() is None
+    assert WeightSample.of(models, None).similarity() is None
 
 
 def test_a_tune_that_did_not_move_has_no_task_cosine(tmp_path: Path) -> None:
@@ -195,17 +195,19 @@ def test_sharded_checkpoints_are_compared_as_the_folders_they_are() -> None:
     like = Like(shared / "plain" / "0")
     seeds = (("plain/0", "fsdp/checkpoint-10"), ("plain/1", "ranks", "tp/step-1", "shards"))
     models = {name: Checkpoint.open(shared / name, True, like) for names in seeds for name in names}
-    result = Sample.of(models, None).similarity()
+    result = WeightSample.of(models, None).similarity()
     assert result is not None
     assert result.groups == seeds
     for names in seeds:
-        result = Sample.of({name: models[name] for name in names}, None).similarity()
+        result = WeightSample.of({name: models[name] for name in names}, None).similarity()
         assert result is not None
         assert result.lowest == pytest.approx(1)
-    sharded = Sample.of(
+    sharded = WeightSample.of(
         {name: models[name] for name in (seeds[0][1], seeds[1][2])}, None
     ).similarity()
-    plain = Sample.of({name: models[name] for name in ("plain/0", "plain/1")}, None).similarity()
+    plain = WeightSample.of(
+        {name: models[name] for name in ("plain/0", "plain/1")}, None
+    ).similarity()
     assert sharded
     assert plain
     assert [*sharded.models.values()] == [*plain.models.values()]
@@ -221,10 +223,10 @@ def test_fp8_models_are_compared_by_what_their_weights_stand_for() -> None:
         # Other matrices are too small to be in FP8.
         tensors = {name: model.tensors[name] for name in names}
         models[folder.name] = replace(model, tensors=tensors)
-    result = Sample.of(models, None).similarity()
+    result = WeightSample.of(models, None).similarity()
     assert result is not None
     assert result.groups == (("block-0", "row-0"), ("tensor-1",))
-    pair = Sample.of({name: models[name] for name in ("block-0", "row-0")}, None).similarity()
+    pair = WeightSample.of({name: models[name] for name in ("block-0", "row-0")}, None).similarity()
     assert pair is not None
     assert pair.lowest is not None
     assert 0.99 < pair.lowest < 1
@@ -300,12 +302,12 @@ def test_a_merge_warns_and_goes_on(
     assert (tmp_path / "soup" / "model.safetensors").is_file()
     results = list[PoolSimilarity | None]()
 
-    def counted(sample: Sample) -> PoolSimilarity | None:
+    def counted(sample: WeightSample) -> PoolSimilarity | None:
         results.append(similarity_of(sample))
         return results[-1]
 
-    similarity_of = Sample.similarity
-    monkeypatch.setattr(Sample, "similarity", counted)
+    similarity_of = WeightSample.similarity
+    monkeypatch.setattr(WeightSample, "similarity", counted)
     plan = souping(*words, "out=other", "plan=true", "hydra.run.dir=planned").ok()
     assert "unrelated groups" in plan.out + plan.err
     assert "cosine" in plan.out
