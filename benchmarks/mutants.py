@@ -1,7 +1,7 @@
 """Faults planted by cosmic-ray in the code that decides, and which of them the tests notice.
 
     python benchmarks/mutants.py [--salt TEXT] [--count 200] [--rooms NAME ..] [--workers 2] [--record]
-        [--again OLD.csv] [--out build/mutants/mutants.csv]
+        [--seconds 90] [--again OLD.csv] [--out build/mutants/mutants.csv]
 
 Run it with `nice`. Mutants are those of cosmic-ray's operators in `OPERATORS`, outside annotations. The sample is the
 `count` of them with the smallest SHA-256 of `salt:file:operator:occurrence`, at most one for each place in the code.
@@ -31,7 +31,7 @@ import sys
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, dataclass
 from functools import cache
@@ -41,17 +41,17 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[1]
 RECORDS = ROOT / "build" / "mutants"
 """Coverage and durations of the tests, by folder."""
-ROOMS: Mapping[str, tuple[str, ...]] = {
-    "selection": ("selection.py",),
-    "search": ("search/*.py",),
-    "merge": ("merge/alignment.py", "merge/plan.py", "merge/factors.py", "merge/adapters.py"),
-    "scores": ("core/scores.py", "evaluate/scoring/*.py"),
-    "units": ("core/unit.py",),
-    "splits": ("evaluate/benchmark.py",),
-    "logs": ("logs/*.py",),
-}
-"""Files in `souping/` that decide."""
-TESTS = (
+
+
+@dataclass(frozen=True)
+class Room:
+    """Files in `souping/` that decide, and the tests that are run against their mutants."""
+
+    files: tuple[str, ...]
+    tests: tuple[str, ...]
+
+
+METHOD_TESTS = (
     "tests/selection",
     "tests/search",
     "tests/merge",
@@ -61,6 +61,30 @@ TESTS = (
     "tests/evaluate/test_command.py",
     "tests/logs",
 )
+CLAIM_TESTS = (
+    "tests/statistics",
+    "tests/comparison",
+    "tests/pipeline/test_evidence.py",
+    "tests/pipeline/test_verdict.py",
+    "tests/pipeline/test_goals.py",
+    "tests/pipeline/test_loss_run.py",
+    "tests/report/test_content.py",
+    "tests/report/test_report.py",
+)
+MERGE_FILES = ("merge/alignment.py", "merge/plan.py", "merge/factors.py", "merge/adapters.py")
+EVIDENCE_FILES = ("pipeline/evidence.py", "pipeline/verdict.py", "pipeline/goals.py")
+ROOMS: Mapping[str, Room] = {
+    "selection": Room(("selection.py",), METHOD_TESTS),
+    "search": Room(("search/*.py",), METHOD_TESTS),
+    "merge": Room(MERGE_FILES, METHOD_TESTS),
+    "scores": Room(("core/scores.py", "evaluate/scoring/*.py"), METHOD_TESTS),
+    "units": Room(("core/unit.py",), METHOD_TESTS),
+    "splits": Room(("evaluate/benchmark.py",), METHOD_TESTS),
+    "logs": Room(("logs/*.py",), METHOD_TESTS),
+    "statistics": Room(("statistics/*.py",), CLAIM_TESTS),
+    "comparison": Room(("comparison/*.py",), CLAIM_TESTS),
+    "evidence": Room(EVIDENCE_FILES, CLAIM_TESTS),
+}
 OPERATORS = re.compile(
     r"core/("
     r"ReplaceBinaryOperator_(Add_Sub|Sub_Add|Mul_Div|Div_Mul|FloorDiv_Mul|Mod_Mul|Pow_Mul|BitOr_BitAnd|BitAnd_BitOr)"
@@ -77,7 +101,7 @@ PRELOADED = (
 """Packages that are imported once, before a process is forked for each mutant."""
 FAILED = re.compile(r"^(?:FAILED|ERROR) (tests/[^\[\s]+(?:\[.*?\])?)(?: - .*)?$", re.MULTILINE)
 MOST_SECONDS = 90.0
-"""Duration of the tests that a mutant is run against, at most; one longer test is run alone."""
+"""Duration of the tests that a mutant is run against, at most (`--seconds`); one longer test is run alone."""
 SPARE_SECONDS = 60.0
 
 
@@ -172,6 +196,14 @@ def changed_line(before: str, after: str) -> tuple[str, str]:
 # The tests of a line
 
 
+def tests_of(rooms: Collection[str]) -> list[str]:
+    """Folders and files of tests, each once."""
+    tests = dict[str, None]()
+    for room in rooms:
+        tests |= dict.fromkeys(ROOMS[room].tests)
+    return list(tests)
+
+
 def record(tests: str) -> None:
     """Run tests under coverage, each a context, and keep how long each took."""
     RECORDS.mkdir(parents=True, exist_ok=True)
@@ -202,10 +234,10 @@ def record_of(tests: str) -> Path:
     return RECORDS / f"{tests.replace('/', '_')}.coverage"
 
 
-def durations() -> dict[str, float]:
+def durations(rooms: Collection[str]) -> dict[str, float]:
     """{test: seconds, set-up included}."""
     seconds = Counter[str]()
-    for tests in TESTS:
+    for tests in tests_of(rooms):
         log = record_of(tests).with_suffix(".log").read_text()
         for number, test in re.findall(
             r"^([\d.]+)s (?:call|setup) +(tests/.*)$", log, re.MULTILINE
@@ -215,12 +247,12 @@ def durations() -> dict[str, float]:
 
 
 @cache
-def tests_by_line(file: str) -> dict[int, set[str]]:
+def tests_by_line(file: str, room: str) -> dict[int, set[str]]:
     """{line: tests that execute it}."""
     from coverage import CoverageData
 
     lines: dict[int, set[str]] = {}
-    for tests in TESTS:
+    for tests in ROOMS[room].tests:
         data = CoverageData(basename=str(record_of(tests)))
         data.read()
         for measured in data.measured_files():
@@ -234,7 +266,7 @@ def tests_by_line(file: str) -> dict[int, set[str]]:
 
 def executing_tests(mutant: Mutant, seconds: Mapping[str, float]) -> set[str]:
     """Tests that execute the mutant's statement; of one that runs at import, all in the files of those that use it."""
-    by_line = tests_by_line(mutant.file)
+    by_line = tests_by_line(mutant.file, mutant.room)
     span = statement_span((ROOT / mutant.file).read_text(), mutant.line)
     if span is not None:
         return set().union(*(by_line.get(line, set()) for line in span))
@@ -259,14 +291,14 @@ def statement_span(source: str, line: int) -> range | None:
     return span
 
 
-def quickest(tests: set[str], seconds: Mapping[str, float]) -> list[str]:
-    """The quickest tests, until their durations add up to `MOST_SECONDS`."""
+def quickest(tests: set[str], seconds: Mapping[str, float], most: float) -> list[str]:
+    """The quickest tests, until their durations add up to `most`."""
     known = sorted(tests & set(seconds), key=lambda test: (seconds[test], test))
     chosen = list[str]()
     total = 0.0
     for test in known:
         total += seconds[test]
-        if chosen and total > MOST_SECONDS:
+        if chosen and total > most:
             break
         chosen.append(test)
     return chosen
@@ -362,16 +394,16 @@ def judge(mutant: Mutant, tests: Sequence[str], seconds: float) -> Mutant:
     return Mutant(**fields | {"test": " ".join(failed[:1])})
 
 
-def judged(mutants: Sequence[Mutant], workers: int) -> Iterator[Mutant]:
-    """Outcomes in the order of the mutants."""
-    seconds = durations()
+def judged(mutants: Sequence[Mutant], workers: int, most: float) -> Iterator[Mutant]:
+    """Outcomes in the order of the mutants, each of tests that take `most` seconds."""
+    seconds = durations({mutant.room for mutant in mutants})
     for name in PRELOADED:
         import_module(name)
     context = multiprocessing.get_context("fork")
     with ProcessPoolExecutor(workers, mp_context=context) as pool:
         outcomes = []
         for mutant in mutants:
-            tests = quickest(executing_tests(mutant, seconds), seconds)
+            tests = quickest(executing_tests(mutant, seconds), seconds, most)
             total = sum(seconds[test] for test in tests)
             outcomes.append(pool.submit(judge, mutant, tests, total))
         for outcome in outcomes:
@@ -398,11 +430,12 @@ def main() -> None:
     parser.add_argument("--rooms", nargs="+", choices=ROOMS, default=list(ROOMS))
     parser.add_argument("--workers", type=int, default=2)
     parser.add_argument("--record", action="store_true")
+    parser.add_argument("--seconds", type=float, default=MOST_SECONDS)
     parser.add_argument("--again", type=Path)
     parser.add_argument("--out", type=Path, default=RECORDS / "mutants.csv")
     options = parser.parse_args()
 
-    for tests in TESTS:
+    for tests in tests_of(options.rooms):
         if options.record or not record_of(tests).exists():
             record(tests)
     mutants = list[Mutant]()
@@ -414,7 +447,7 @@ def main() -> None:
                     mutants.append(Mutant(**row | numbers))
     else:
         for room in options.rooms:
-            for pattern in ROOMS[room]:
+            for pattern in ROOMS[room].files:
                 for path in sorted((ROOT / "souping").glob(pattern)):
                     mutants.extend(mutants_of(room, path))
         print(len(mutants), "mutants")
@@ -425,9 +458,8 @@ def main() -> None:
     with options.out.open("w", newline="") as file:
         table = csv.DictWriter(file, list(Mutant.__annotations__))
         table.writeheader()
-        for mutant in judged(
-            sorted(mutants, key=lambda mutant: order[mutant.room]), options.workers
-        ):
+        in_order = sorted(mutants, key=lambda mutant: order[mutant.room])
+        for mutant in judged(in_order, options.workers, options.seconds):
             table.writerow(asdict(mutant))
             file.flush()
             outcomes[mutant.outcome] += 1
