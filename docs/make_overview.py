@@ -7,13 +7,13 @@ from __future__ import annotations
 
 import argparse
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from souping.core.fields import load
 from souping.core.json_fields import elements, part, texts
 from souping.core.unit import Unit
-from souping.logs.records import read_object
 from souping.report.content import Report, RowDifference
 from souping.report.files import read_report
 from souping.report.format import ROW_KINDS
@@ -100,7 +100,7 @@ def main() -> None:
     options = parser.parse_args()
     report = read_report(options.run / "report.json")
     assert report.comparisons, "the run opened no report fold"
-    analyses = part(read_object(options.run / "report.json"), "analyses")
+    analyses = part(load(options.run / "report.json", dict[str, Any]), "analyses")
     options.out.write_bytes(draw(report, part(analyses, "surface")).png())
 
 

@@ -12,48 +12,35 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from functools import cache
 from pathlib import Path
-from typing import Any, TypedDict
+from typing import Any
 
 import yaml
 from hydra import compose, initialize_config_dir
 from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
 
 from souping.cli.commands import COMMANDS, RUN, finished_run, misplaced
 from souping.cli.config import register, resolved
 from souping.cli.help import folder
 from souping.cli.process import interrupts_raise
 from souping.cli.settings import settings_of, unresolved
-from souping.core.fields import checked
 from souping.core.files import expanded, nearby
 from souping.core.folders import check_unlinked
-from souping.core.parsing import read_yaml
 from souping.core.text import first_line, listed, safe
 from souping.core.types import UserError
 from souping.pipeline.settings import RunSettings
+from souping.report.files import read_run_config
 from souping.report.progress import show_warnings
 
 ANALYSIS_KEYS = ("analysis", "shapley")
 ANALYSIS_OVERRIDE = re.compile(rf"\+{{0,2}}({'|'.join(ANALYSIS_KEYS)})\b[^=]*=")
 """Overrides that say which analyses, and how."""
 UPLOAD = re.compile(r"\+{0,2}upload=")
-LONGEST_CONFIG_BYTES = 200_000
-"""Bytes of a configuration: more takes YAML longer than anybody waits."""
 RUNS_CODE = re.compile(
     "scorers|command|python|extra_args|dir|address|trust_remote_code|confirm_run_unsafe_code|allow_code"
 )
 """Settings by which a shipped choice imports a module, starts a program or joins a cluster that may send it code."""
 ALLOW = re.compile(r"\+{0,2}allow_code=(true|True|1|yes|on)")
-
-
-class StorePlace(TypedDict):
-    path: str
-
-
-class RunConfig(TypedDict, total=False):
-    """What is read of a config.yaml before its components are built."""
-
-    store: StorePlace
-    analysis: dict[str, Any]
 
 
 def begin() -> None:
@@ -165,12 +152,8 @@ def shipped() -> frozenset[str]:
 def read_config(path: Path) -> DictConfig:
     """A run's config.yaml, unresolved (UserError if it cannot be read)."""
     try:
-        text = path.read_bytes()
-        if len(text) > LONGEST_CONFIG_BYTES:
-            raise ValueError(f"it has more than {LONGEST_CONFIG_BYTES:,} bytes")
-        table: dict[str, Any] = checked(read_yaml(text), RunConfig, "config.yaml")
-        return OmegaConf.create(table)
-    except Exception as error:  # PyYAML's constructors raise whatever int() and others do
+        return OmegaConf.create(read_run_config(path))
+    except (OmegaConfBaseException, ValueError) as error:
         raise UserError(f"{path}: not the configuration of a run: {first_line(error)}") from error
 
 

@@ -89,19 +89,16 @@ def compare(
     check_arguments(compare, locals())
     model_logs = _read(logs, baseline, group, category, lower_is_better)
     gate = _gate(margin, policy)
-    file_weights = _file_weights(average)
     common = matched(model_logs, same_prompts=same_prompts)
     base_log = next(iter(model_logs.values()))[0]
-    if average == "bfcl":
-        weights = task_weights(common, average, _bfcl_weights(base_log, common))
-    else:
-        weights = task_weights(common, average, file_weights)
+    named_weights = _named_weights(average, base_log, common)
+    weights = task_weights(common, average, named_weights)
     rows = _checked_rows(common, weights, pass_at, gate)
     fields = f"{group} {category}".rstrip()
-    settings = [average, file_weights, fields, pass_at]
+    settings = [average, named_weights, fields, pass_at]
     level, look_note = looks_of(model_logs, common, weights, settings, store, looks)
     notes = list(_formula(base_log, common, average))
-    name = "file" if file_weights is not None else average
+    name = average if average in AVERAGES else "file"
     return _result(model_logs, common, rows, gate, fail_on, name, level, look_note, notes)
 
 
@@ -145,8 +142,10 @@ def _gate(margin: float | None, policy: str | Path | None) -> Policy:
     return Policy(margin=headline)
 
 
-def _file_weights(average: str) -> dict[str, float] | None:
-    """{task: weight} where `average` is a file."""
+def _named_weights(average: str, log: Log, common: Matched) -> dict[str, float] | None:
+    """{task: weight} in BFCL's overall accuracy, or as a file says; None for a plain mean."""
+    if average == "bfcl":
+        return _bfcl_weights(log, common)
     if average in AVERAGES:
         return None
     weights: dict[str, float] = load(expanded(average), dict[str, float], "average")

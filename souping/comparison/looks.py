@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import replace
 from itertools import combinations
@@ -12,15 +12,12 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from souping.comparison.pooled import item_table
-from souping.core.fields import text_of
 from souping.core.files import expanded
-from souping.core.parsing import read_yaml
-from souping.core.reading import read
-from souping.core.text import first_line
-from souping.core.types import Json, UserError, digest, frozen
+from souping.core.json_fields import part
+from souping.core.types import Json, JsonObject, UserError, digest, frozen
 from souping.logs.match import Matched, MatchedMetric
-from souping.logs.records import Log, LoggedAnswer, read_object
-from souping.report.content import Report
+from souping.logs.records import Log
+from souping.report.files import read_report, read_run_config
 from souping.statistics.joint import picked_tests
 from souping.statistics.levels import Level
 from souping.statistics.scores import ItemTable
@@ -30,20 +27,6 @@ if TYPE_CHECKING:
     from souping.pipeline.store import Store
 
 MOST_LOOKS = 1000
-
-
-@frozen
-class RunStore:
-    """`store` in a run's settings."""
-
-    path: str | None = None
-
-
-@frozen
-class StoredRun:
-    """What a run's settings say about its store."""
-
-    store: RunStore = RunStore()
 
 
 @frozen
@@ -156,7 +139,7 @@ def _claim_of(
     scores_of_logs: list[str] = []
     for model_logs in logs.values():
         scores_of_logs.extend(map(_scores_of, model_logs))
-    models = sorted(map(_recipe_of, runs))
+    models = sorted(map(_model_id, runs))
     return ComparisonClaim(
         claim=digest(["pairs", models, list(settings), identities, sorted(scores_of_logs)]),
         identities=identities,
@@ -172,31 +155,19 @@ def _identities(runs: Sequence[Log], common: Matched) -> dict[str, str]:
         compared.update(metrics[0].items)
     identity_of = {}
     for run in runs:
-        for answer in _answers(run):
+        for answer in run.answers():
             if answer.item in compared:
                 identity_of[answer.item] = answer.identity
     return identity_of
 
 
-def _answers(log: Log) -> Iterator[LoggedAnswer]:
-    for task in log.tasks.values():
-        for metric in task.metrics.values():
-            yield from metric.answers
-
-
 def _scores_of(log: Log) -> str:
     """Digest of the scores of a log."""
-    return digest(sorted([a.item, a.replicate, str(a.score)] for a in _answers(log)))
+    return digest(sorted([a.item, a.replicate, str(a.score)] for a in log.answers()))
 
 
-def _recipe_of(run: Log) -> str:
-    """Identity of the model of a log."""
-    names = {row.name: row.recipe_id for row in _report_of(run.path).rows or ()}
-    return names.get(run.model) or run.model
-
-
-def _report_of(run_dir: Path) -> Report:
-    return read(Report, read_object(run_dir / "report.json"))
+def _model_id(run: Log) -> str:
+    return run.model_id or run.model
 
 
 def _store_of(
@@ -212,7 +183,7 @@ def _store_of(
 
     for place in stores_of(runs[0].path, named):
         results = stack.enter_context(Store(place))
-        if all(results.has_answers(_recipe_of(run), questions) for run in runs):
+        if all(results.has_answers(_model_id(run), questions) for run in runs):
             return results
     if named:
         raise UserError(
@@ -232,27 +203,18 @@ def stores_of(run_dir: Path, named: str | Path | None) -> list[Path]:
         if not path.is_file():
             raise UserError(f"--store {named}: there is no such file")
         return [path]
-    name = _settings_of(run_dir).store.path
-    if name is None:
+    name = part(_settings_of(run_dir), "store").get("path")
+    if not isinstance(name, str):
         return []
     places = [folder / expanded(name) for folder in run_dir.absolute().parents]
     # An empty file would become a store.
     return [place for place in dict.fromkeys(places) if place.is_file() and place.stat().st_size]
 
 
-def _settings_of(run_dir: Path) -> StoredRun:
-    """What a run's config.yaml says, or the report of one that was started from Python.
-
-    Raises:
-        UserError: it cannot be read.
-    """
-    import yaml
-
+def _settings_of(run_dir: Path) -> JsonObject:
+    """A run's config.yaml, or what the report of one that was started from Python says."""
     config = run_dir / "config.yaml"
-    try:
-        if config.is_file():
-            return read(StoredRun, read_yaml(text_of(config)))
-        provenance = _report_of(run_dir).provenance
-        return StoredRun() if provenance is None else read(StoredRun, provenance.settings)
-    except (yaml.YAMLError, ValueError) as error:
-        raise UserError(f"{config}: not the settings of a run: {first_line(error)}") from error
+    if config.is_file():
+        return read_run_config(config)
+    provenance = read_report(run_dir / "report.json").provenance
+    return provenance.settings if provenance else {}

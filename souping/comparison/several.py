@@ -17,11 +17,7 @@ from souping.statistics.scores import ScoreTable
 
 
 def joint_tests(
-    scores: ScoreTable,
-    models: Sequence[str],
-    level: Level,
-    draws: int = SIGN_DRAWS,
-    seed: int = 0,
+    scores: ScoreTable, models: Sequence[str], level: Level
 ) -> tuple[list[float], Names]:
     """(the number of tests that each model but the first is corrected for, models that may be the best).
 
@@ -31,22 +27,19 @@ def joint_tests(
     if scores.has_runs:
         others = len(models) - 1
         return [float(others)] * others, _unbeaten(scores, models, level)
-    draws = draws_for(level.alpha, draws)
-    flips = flips_of(scores.scored, models, draws, seed)
+    flips = flips_of(scores.scored, models, level.alpha)
     to_baseline = [(model, 0) for model in range(1, len(models))]
-    best = best_models(scores, models, level.alpha, flips, draws, seed)
+    best = best_models(scores, models, level.alpha, flips)
     return flips.step_down(to_baseline, level.alpha), best
 
 
 # ---------------------------------------------------------------- one run per model
 
 
-def flips_of(
-    scores: ScoreTable, models: Sequence[str], draws: int = SIGN_DRAWS, seed: int = 0
-) -> JointFlips:
+def flips_of(scores: ScoreTable, models: Sequence[str], alpha: float) -> JointFlips:
     """Joint flips of the differences of all models to the first of them, by the counted scores."""
     differences = [scores.difference(model, models[0]) for model in models]
-    return JointFlips.of_models(differences, draws, seed)
+    return JointFlips.of_models(differences, draws_for(alpha, SIGN_DRAWS))
 
 
 def best_models(
@@ -54,8 +47,6 @@ def best_models(
     models: Sequence[str],
     alpha: float,
     flips: JointFlips,
-    draws: int = SIGN_DRAWS,
-    seed: int = 0,
 ) -> Names:
     """Models that may be the best one; each is favoured in turn where answers are missing.
 
@@ -64,12 +55,12 @@ def best_models(
     complete = [model for model in models if not scores.missing(model)]
     if complete and scores.missing(*models):
         # Whichever of the complete ones is favoured, the scores are the same.
-        flips = flips_of(scores.favouring(complete[0]), models, draws, seed)
+        flips = flips_of(scores.favouring(complete[0]), models, alpha)
     best = []
     for number, model in enumerate(models):
         favouring = flips
         if scores.missing(model):
-            favouring = flips_of(scores.favouring(model), models, draws, seed)
+            favouring = flips_of(scores.favouring(model), models, alpha)
         if favouring.may_be_best(number, alpha):
             best.append(model)
     return tuple(best)

@@ -13,9 +13,8 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, TypeVar
 
-from souping.core.reading import read
 from souping.core.text import DASH, UNSAFE, confidence, if_finite, minus, signed
-from souping.core.types import FloatArray, Json
+from souping.core.types import FloatArray
 
 MARGIN = 0.01
 """The usual margin of inner scores: a gain below it is no reason to soup."""
@@ -191,8 +190,3 @@ BITS_PER_BYTE = Unit(
     margin=0.005,
     fractions=False,
 )
-
-
-def unit_of(table: Mapping[str, Json]) -> Unit:
-    """The unit of a report, or of one of its benchmarks."""
-    return read(Unit, table.get("unit"))

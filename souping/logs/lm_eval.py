@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
+from souping.core.fields import load
 from souping.core.json_fields import elements, number, part, texts
 from souping.core.parsing import MAX_DEPTH
 from souping.core.text import shown
@@ -21,7 +23,6 @@ from souping.logs.records import (
     json_lines,
     metrics_of,
     pick_model,
-    read_object,
 )
 
 RESULTS = "results_*.json"
@@ -44,7 +45,7 @@ def results_of(path: Path, name: str = "") -> list[Path]:
 def read_lm_eval(path: Path, name: str, group: str) -> Log:
     """The newest results of one model, with the answers in its samples."""
     *older, newest = results_of(path, name)
-    table = read_object(newest)
+    table: LogRow = load(newest, dict[str, Any])
     tasks = {task: _task(newest, table, task, group) for task in part(table, "configs")}
     if not tasks or not part(table, "results"):
         raise UserError(f"{newest}: no results of lm_eval's tasks")
@@ -75,7 +76,7 @@ def samples_of(path: Path) -> Iterator[tuple[str, LogRow]]:
     if not results:
         raise UserError(f"{path}: no {RESULTS} of lm_eval")
     newest = results[-1]
-    for task in part(read_object(newest), "configs"):
+    for task in part(load(newest, dict[str, Any]), "configs"):
         file = _samples(newest, task)
         with file.open(encoding="utf-8", errors="replace") as lines:
             for sample in json_lines(file, lines):

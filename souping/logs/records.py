@@ -17,7 +17,6 @@ from typing import Any
 
 import numpy as np
 
-from souping.core.files import regular
 from souping.core.json_fields import number
 from souping.core.parsing import nests_deeply
 from souping.core.text import first_line, listed, shown
@@ -96,12 +95,19 @@ class Log:
     path: Path
     harness: str
     model: str
+    model_id: str = ""  # of the model in the store, for runs of souping
     tasks: Mapping[str, Task]
     groups: Mapping[str, Group] = field(default_factory=dict)
     requested: Names = ()
     notes: tuple[str, ...] = ()  # sentences for the reader: which of several files was read
     # texts of each item's content; items of all logs that share one belong to one group
     shared: Mapping[str, Names] = field(default_factory=dict)
+
+    def answers(self) -> Iterator[LoggedAnswer]:
+        """Those to all items, by every metric."""
+        for task in self.tasks.values():
+            for metric in task.metrics.values():
+                yield from metric.answers
 
 
 # For readers
@@ -134,13 +140,6 @@ def json_lines(
             key = next(key for key, inner in value.items() if nests_deeply([inner]))
             raise UserError(f"{path}:{place}: {shown(key)} is nested too deeply")
         yield value
-
-
-def read_object(path: Path) -> dict[str, Any]:
-    """The JSON object in a file (UserError if there is none)."""
-    for value in json_lines(path, [regular(path).read_bytes()]):
-        return value
-    raise UserError(f"{path}: empty")
 
 
 def pick_model(path: Path, names: Sequence[str], name: str) -> str:

@@ -8,10 +8,9 @@ from dataclasses import replace
 from pathlib import Path
 from statistics import fmean
 
-from souping.core.json_fields import entries, part
 from souping.core.text import first_line, shown
 from souping.core.types import Json, UserError, digest
-from souping.core.unit import Unit, unit_of
+from souping.core.unit import Unit
 from souping.logs.records import (
     Log,
     LoggedAnswer,
@@ -20,35 +19,33 @@ from souping.logs.records import (
     Task,
     metrics_of,
     pick_model,
-    read_object,
 )
+from souping.report.content import Report
+from souping.report.files import read_report
 from souping.report.samples import SAMPLES_FILE, read_samples
 
 
 def read_run(path: Path, name: str, group: str) -> Log:
     """The soup of a run, or the model of this name."""
+    report = read_report(path / "report.json")
     try:
-        return _read(path, read_object(path / "report.json"), name, group)
+        return _read(path, report, name, group)
     except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:
-        raise UserError(
-            f"{path}: report.json or {SAMPLES_FILE} is damaged: {first_line(error)}"
-        ) from error
+        raise UserError(f"{path}: {SAMPLES_FILE} is damaged: {first_line(error)}") from error
 
 
-def _read(path: Path, report: LogRow, name: str, group: str) -> Log:
-    limit = report.get("limit")
-    if limit:
+def _read(path: Path, report: Report, name: str, group: str) -> Log:
+    if report.limit:
         raise UserError(
-            f"{path}: limit={limit} made this a dry run on items of the search: nothing can be claimed on them; "
+            f"{path}: limit={report.limit} made this a dry run on items of the search: nothing can be claimed on them; "
             "repeat the run without limit"
         )
     # A report tests its router; compared again, it would be one more model that may have been picked.
-    models = [row for row in entries(report, "rows") if row.get("kind") != "router"]
-    scores_of = {str(row["name"]): part(row, "scores") for row in models}
-    unit = unit_of(report)
-    model = ""
-    if scores_of:
-        model = pick_model(path, list(scores_of), name or "soup")
+    row_of = {row.name: row for row in report.rows or () if row.kind != "router"}
+    if not row_of:
+        raise UserError(f"{path}: this run made no report")
+    model = pick_model(path, list(row_of), name or "soup")
+    row = row_of[model]
 
     # Lines of the report fold by task; in all folds, the most answers of which an item's score is the best.
     lines_of: dict[str, list[LogRow]] = {}
@@ -60,18 +57,25 @@ def _read(path: Path, report: LogRow, name: str, group: str) -> Log:
             lines_of.setdefault(line["category"], []).append(line)
     if not lines_of:
         raise UserError(
-            f"{path}: no answers of {model or 'its models'} to the report fold: this run made no report"
+            f"{path}: no answers of {model} to the report fold: this run made no report"
         )
     tasks = {}
     for task, task_lines in lines_of.items():
         answers: list[LoggedAnswer] = []
         for line in task_lines:
             answers.extend(_answers(line, line["models"][model], group, best_of > 0))
-        mean = part(scores_of[model], task).get("mean")
-        metric = _metric(path, task, answers, mean, unit)
+        mean = row.scores[task].mean if task in row.scores else None
+        metric = _metric(path, task, answers, mean, report.unit)
         settings = _settings(task_lines, best_of)
         tasks[task] = Task(name=task, metrics={metric.name: metric}, settings=settings)
-    return Log(path=path, harness="souping", model=model, tasks=tasks, requested=tuple(tasks))
+    return Log(
+        path=path,
+        harness="souping",
+        model=model,
+        model_id=row.recipe_id,
+        tasks=tasks,
+        requested=tuple(tasks),
+    )
 
 
 def _metric(

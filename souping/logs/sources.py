@@ -91,16 +91,8 @@ def _may_be_log(entry: Path) -> bool:
 
 
 def _check_field(logs: tuple[Log, ...], name: str, option: str) -> None:
-    if not any(map(_has_groups, logs)):
+    if not any(answer.group for log in logs for answer in log.answers()):
         raise UserError(f"{logs[0].path}: --{option} {name}: no item has a field {name!r}")
-
-
-def _has_groups(log: Log) -> bool:
-    for task in log.tasks.values():
-        for metric in task.metrics.values():
-            if any(answer.group for answer in metric.answers):
-                return True
-    return False
 
 
 def _by_category(log: Log, values: Log) -> Log:

@@ -301,11 +301,6 @@ def _with_unit(metric: LoggedMetric) -> LoggedMetric:
 
 def _log(path: Path, run: str, answers: RunAnswers, directions: Directions) -> Log:
     """The log of one run. A task is a group of its categories, unless its one category has its name or none."""
-    lower: dict[tuple[str, str], list[str]] = {}
-    for (task, category, metric), higher in directions.items():
-        if higher is False:
-            lower.setdefault((task, category), []).append(metric)
-
     tasks: dict[str, Task] = {}
     members: dict[str, list[str]] = {}
     for (task, category), task_answers in answers.items():
@@ -316,7 +311,8 @@ def _log(path: Path, run: str, answers: RunAnswers, directions: Directions) -> L
             )
         members.setdefault(task or name, []).append(name)
         pairs = chain.from_iterable(product([metric], of) for metric, of in task_answers.items())
-        metrics = metrics_of(path, pairs, lower=lower.get((task, category), ()))
+        lower = [name for name in task_answers if directions[task, category, name] is False]
+        metrics = metrics_of(path, pairs, lower=lower)
         metrics = {metric: _with_unit(logged) for metric, logged in metrics.items()}
         tasks[name] = Task(name=name, metrics=metrics)
     groups = {}

@@ -9,10 +9,10 @@ from pathlib import Path
 from typing import Any
 
 from souping.checkpoints.pool import ModelSize
+from souping.core.fields import load
 from souping.core.protocols import Evaluator
 from souping.core.reading import read
 from souping.core.types import Item, UserError, frozen
-from souping.logs.records import read_object
 from souping.pipeline.checks import Machine, on_gpu
 from souping.plan.stages import PlannedStage
 from souping.search.adaptive import MOST_SAMPLES
@@ -78,7 +78,7 @@ def checked_speed(folder: Path, models: Sequence[ModelSize], evaluator: str) -> 
     files = sorted(folder.glob("*/check.json"), key=lambda file: file.stat().st_mtime)
     for file in reversed(files):
         with suppress(UserError, OSError):
-            check = read(CheckFile, read_object(file))
+            check = read(CheckFile, load(file, dict[str, Any]))
             measured = check.speeds.benchmark
             same = check.models == sizes and check.evaluator == evaluator
             if same and measured.items_per_second > 0:

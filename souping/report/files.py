@@ -12,10 +12,11 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict
 
-from souping.core.fields import load
+from souping.core.fields import checked, load
 from souping.core.files import write_atomically
+from souping.core.parsing import read_yaml
 from souping.core.reading import read, to_json
 from souping.core.text import first_line
 from souping.core.types import (
@@ -48,6 +49,19 @@ from souping.report.trajectory_plots import trajectory, window_bands
 
 FORMULA = ("=", "+", "-", "@")
 NUMBER = re.compile(r"[+-]?\d+(\.\d+)?([eE][+-]?\d+)?")
+LONGEST_CONFIG_BYTES = 200_000
+"""Bytes of a configuration: more takes YAML longer than anybody waits."""
+
+
+class StorePlace(TypedDict):
+    path: str
+
+
+class RunConfig(TypedDict, total=False):
+    """What is read of a config.yaml before its components are built."""
+
+    store: StorePlace
+    analysis: dict[str, Any]
 
 
 def write_report(report: Report, trials: Sequence[TrialRow], run_dir: Path) -> list[Path]:
@@ -120,6 +134,22 @@ def read_report(path: Path, results: Mapping[str, type[AnalysisResult]] = NO_RES
         UserError: it is not a report, or cannot be read.
     """
     return read_content(load(path, dict[str, Any]), results)
+
+
+def read_run_config(path: Path) -> dict[str, Any]:
+    """A run's config.yaml as plain data.
+
+    Raises:
+        UserError: it cannot be read.
+    """
+    try:
+        text = path.read_bytes()
+        if len(text) > LONGEST_CONFIG_BYTES:
+            raise ValueError(f"it has more than {LONGEST_CONFIG_BYTES:,} bytes")
+        table: dict[str, Any] = checked(read_yaml(text), RunConfig, "config.yaml")
+    except Exception as error:  # PyYAML's constructors raise whatever int() and others do
+        raise UserError(f"{path}: not the configuration of a run: {first_line(error)}") from error
+    return table
 
 
 def read_selection(path: Path) -> SelectionFile:

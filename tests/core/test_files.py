@@ -16,7 +16,6 @@ from souping.core.folders import STAGING_MARK, discard, missing_folders, staged,
 from souping.core.scores import read_table
 from souping.core.types import UserError
 from souping.evaluate.benchmark import Benchmark
-from souping.logs.records import read_object
 from souping.logs.sources import read
 from souping.report.samples import read_samples
 
@@ -51,7 +50,6 @@ READERS: dict[str, Callable[[Path], object]] = {
     "items": lambda path: Benchmark(path=str(path)).items(),
     "log": lambda path: read(path),
     "file of a report": lambda path: load(path, dict[str, str]),
-    "object of a log": read_object,
     "score table": read_table,
     "samples": lambda path: list(read_samples(path)),
     "small file of a checkpoint": small,

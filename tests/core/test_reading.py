@@ -13,7 +13,7 @@ import pytest
 
 from souping.core.parsing import MAX_DEPTH
 from souping.core.reading import NULL, read, rest, to_json
-from souping.core.unit import BITS_PER_BYTE, POINTS, Unit, unit_of
+from souping.core.unit import BITS_PER_BYTE, POINTS, Unit
 
 HUGE = 10**400
 
@@ -197,16 +197,16 @@ def test_a_unit_that_numbers_cannot_be_shown_in_is_not_taken_from_a_file(
     change: dict[str, Any],
 ) -> None:
     table = {**asdict(BITS_PER_BYTE), **change}
-    assert unit_of({"unit": table}) == POINTS
+    assert read(Unit, table) == POINTS
     with pytest.raises(ValueError, match="unit"):
         Unit(**table)
 
 
 @pytest.mark.parametrize("value", [None, "points", [], {"scale": "x"}, {"digits": None}, HUGE])
 def test_a_unit_of_odd_types_is_that_of_points(value: Any) -> None:
-    assert unit_of({"unit": value}) == POINTS
+    assert read(Unit, value) == POINTS
 
 
 def test_a_unit_of_a_file_keeps_what_fits() -> None:
-    assert unit_of({"unit": {**asdict(BITS_PER_BYTE), "digits": "many"}}).scale == 1.0
-    assert unit_of({"unit": asdict(BITS_PER_BYTE)}) == BITS_PER_BYTE
+    assert read(Unit, {**asdict(BITS_PER_BYTE), "digits": "many"}).scale == 1.0
+    assert read(Unit, asdict(BITS_PER_BYTE)) == BITS_PER_BYTE

@@ -9,8 +9,9 @@ from typing import Any
 import numpy as np
 import pytest
 
+from souping.core.reading import read
 from souping.core.text import confidence
-from souping.core.unit import BITS_PER_BYTE, MARGIN, POINTS, Unit, unit_of
+from souping.core.unit import BITS_PER_BYTE, MARGIN, POINTS, Unit
 
 COUNT = Unit(
     name="words", symbol="words", meaning="words", scale=1.0, digits=0, margin=3.0, fractions=False
@@ -26,7 +27,7 @@ def test_scores_come_out_as_they_went_in(one: Unit) -> None:
     assert one.inner_margin(2 * one.margin) == pytest.approx(2 * MARGIN)
     assert bool(one.inner(2.0) > one.inner(1.0)) is one.higher_is_better
     assert one.size(one.inner(0.5)) == pytest.approx(0.5 if one.higher_is_better else -0.5)
-    assert unit_of(json.loads(json.dumps({"unit": asdict(one)}))) == one
+    assert read(Unit, json.loads(json.dumps(asdict(one)))) == one
 
 
 def test_points_are_fractions_to_the_last_bit() -> None:
@@ -34,7 +35,7 @@ def test_points_are_fractions_to_the_last_bit() -> None:
         assert POINTS.inner(value) == POINTS.raw(value) == value
     table = {"mean": 0.1, "low": 0.0, "high": 1 / 3, "n": 3}
     assert POINTS.raw_table(table) == table
-    assert unit_of({}) == POINTS
+    assert read(Unit, None) == POINTS
 
 
 def test_a_loss_is_turned_round_with_its_limits() -> None:

@@ -142,7 +142,7 @@ class TestLmEval:
         (log,) = read(results(group_subtasks=None)(tmp_path))
         assert (log.groups, set(log.requested)) == ({}, set(log.tasks))
 
-    @pytest.mark.parametrize("value", [10**400, 1e308, math.inf, "N/A"], ids=str)
+    @pytest.mark.parametrize("value", [1e308, math.inf, "N/A"], ids=str)
     def test_a_figure_that_no_mean_can_be_is_left_out(self, tmp_path: Path, value: Any) -> None:
         figures = {"pick": {"acc,none": value}}
         (log,) = read(results(results=figures)(tmp_path))
@@ -596,7 +596,7 @@ BAD |= {
     "a task with a slash": (results(configs={"a/b": {}}), "--log_samples"),
     "a run without names": (
         lambda folder: text("report.json", '{"rows": [{"scores": {}}]}')(folder).parent,
-        "damaged",
+        "no answers of soup",
     ),
     "two tasks of one name": (
         table(
@@ -634,7 +634,7 @@ BAD |= {
         "log.jsonl:1: note is nested",
     ),
     "a size that is negative": (sizes(-60), "n-samples.pick.effective=-60"),
-    "a size of 400 digits": (sizes(10**400), "n-samples.pick.effective=10000"),
+    "a size of 400 digits": (sizes(10**400), "results_.*: the number 10000.* is too large"),
     "3,000 groups in each other": (results(group_subtasks=CHAIN), "group_subtasks: g101"),
     "a count of tokens of 400 digits": (
         changed("bfcl/a", {"*python_result.json": lambda line: tokens(line, 10**400)}),

@@ -14,7 +14,6 @@ import pytest
 import souping as library
 from souping.core.protocols import Tracker
 from souping.core.types import Json, Trial
-from souping.core.unit import unit_of
 from tests.conftest import ROOT, Cli
 from tests.support.trajectory import STEPS, Bowl, make_run, save_at, save_items
 
@@ -99,7 +98,7 @@ def test_a_trajectory_gives_one_average_and_what_it_is_compared_with(
         "scrambled",
     } <= kinds.keys()
     assert kinds["trainer_best"]["b"] == "checkpoint-300"
-    assert unit_of(report).higher_is_better is False
+    assert report["unit"]["higher_is_better"] is False
     assert kinds["last"]["high"] < 0  # fewer bits: the average is better
     assert found["members_mean"]["high"] < 0
     assert report["verdict"]["claim"] == "better_than_every_candidate"

@@ -266,7 +266,7 @@ def test_missing_answers_leave_a_model_among_the_best() -> None:
     names = ("a", "b", "c")
 
     def best(scores: ScoreTable) -> tuple[str, ...]:
-        return best_models(scores, names, 0.05, flips_of(scores.scored, names))
+        return best_models(scores, names, 0.05, flips_of(scores.scored, names, 0.05))
 
     assert "c" not in best(pooled(metric("t", right)))
     assert "c" in best(pooled(metric("t", right, missing={"c": gone})))
@@ -285,9 +285,9 @@ def test_complete_models_share_one_set_of_flips_where_others_have_gaps() -> None
     names = tuple("abcd")
     each = []
     for number, name in enumerate(names):
-        if flips_of(scores.favouring(name), names).may_be_best(number, 0.05):
+        if flips_of(scores.favouring(name), names, 0.05).may_be_best(number, 0.05):
             each.append(name)
-    assert best_models(scores, names, 0.05, flips_of(scores.scored, names)) == tuple(each)
+    assert best_models(scores, names, 0.05, flips_of(scores.scored, names, 0.05)) == tuple(each)
 
 
 def test_of_a_third_model_runs_count_as_they_were_counted_whatever_the_first_might_have_answered() -> (
