@@ -152,7 +152,7 @@ def shipped() -> frozenset[str]:
 def read_config(path: Path) -> DictConfig:
     """A run's config.yaml, unresolved (UserError if it cannot be read)."""
     try:
-        return OmegaConf.create(read_run_config(path))
+        return OmegaConf.create({**read_run_config(path)})
     except (OmegaConfBaseException, ValueError) as error:
         raise UserError(f"{path}: not the configuration of a run: {first_line(error)}") from error
 

@@ -7,17 +7,17 @@ from contextlib import ExitStack
 from dataclasses import replace
 from itertools import combinations
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 import numpy as np
 
 from souping.comparison.pooled import item_table
+from souping.core.fields import checked
 from souping.core.files import expanded
-from souping.core.json_fields import part
-from souping.core.types import Json, JsonObject, UserError, digest, frozen
+from souping.core.types import Json, UserError, digest, frozen
 from souping.logs.match import Matched, MatchedMetric
 from souping.logs.records import Log
-from souping.report.files import read_report, read_run_config
+from souping.report.files import RunConfig, read_report, read_run_config
 from souping.statistics.joint import picked_tests
 from souping.statistics.levels import Level
 from souping.statistics.scores import ItemTable
@@ -203,18 +203,21 @@ def stores_of(run_dir: Path, named: str | Path | None) -> list[Path]:
         if not path.is_file():
             raise UserError(f"--store {named}: there is no such file")
         return [path]
-    name = part(_settings_of(run_dir), "store").get("path")
-    if not isinstance(name, str):
+    settings = _settings_of(run_dir)
+    if "store" not in settings:
         return []
+    name = settings["store"]["path"]
     places = [folder / expanded(name) for folder in run_dir.absolute().parents]
     # An empty file would become a store.
     return [place for place in dict.fromkeys(places) if place.is_file() and place.stat().st_size]
 
 
-def _settings_of(run_dir: Path) -> JsonObject:
-    """A run's config.yaml, or what the report of one that was started from Python says."""
+def _settings_of(run_dir: Path) -> RunConfig:
+    """A run's config.yaml, or what the report of one that was started from Python says (UserError)."""
     config = run_dir / "config.yaml"
     if config.is_file():
         return read_run_config(config)
-    provenance = read_report(run_dir / "report.json").provenance
-    return provenance.settings if provenance else {}
+    report = run_dir / "report.json"
+    provenance = read_report(report).provenance
+    settings = {} if provenance is None else provenance.settings
+    return cast(RunConfig, checked(settings, RunConfig, str(report)))

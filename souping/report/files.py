@@ -136,7 +136,7 @@ def read_report(path: Path, results: Mapping[str, type[AnalysisResult]] = NO_RES
     return read_content(load(path, dict[str, Any]), results)
 
 
-def read_run_config(path: Path) -> dict[str, Any]:
+def read_run_config(path: Path) -> RunConfig:
     """A run's config.yaml as plain data.
 
     Raises:
@@ -146,10 +146,10 @@ def read_run_config(path: Path) -> dict[str, Any]:
         text = path.read_bytes()
         if len(text) > LONGEST_CONFIG_BYTES:
             raise ValueError(f"it has more than {LONGEST_CONFIG_BYTES:,} bytes")
-        table: dict[str, Any] = checked(read_yaml(text), RunConfig, "config.yaml")
+        config: RunConfig = checked(read_yaml(text), RunConfig, "config.yaml")
     except Exception as error:  # PyYAML's constructors raise whatever int() and others do
         raise UserError(f"{path}: not the configuration of a run: {first_line(error)}") from error
-    return table
+    return config
 
 
 def read_selection(path: Path) -> SelectionFile:
