@@ -40,10 +40,11 @@ from souping.core.types import (
 )
 from souping.core.unit import Unit
 from souping.report.analyses import AnalysisResult
+from souping.report.cells import Section, TableGrid, grid
 from souping.report.content import Matrix, MaybeFloat, MaybeInt
 from souping.report.format import clean, count, in_words, rho, short
 from souping.report.plots import Drawing, canvas, heat_panel
-from souping.report.tables import Section, TableGrid, around, grid
+from souping.report.tables import around
 from souping.statistics.levels import Z95
 
 CONSISTENCY_SALT = 0xC025

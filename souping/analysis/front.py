@@ -28,10 +28,10 @@ from souping.core.types import (
 )
 from souping.core.unit import POINTS, Unit
 from souping.report.analyses import AnalysisResult
+from souping.report.cells import Section, grid
 from souping.report.content import MaybeFloat, MaybeInt, NamedNumbers
 from souping.report.format import clean, count, four_digits, in_words, short
 from souping.report.plots import COLOURS, FAINT, Drawing, canvas, figure, ring
-from souping.report.tables import Section, grid
 from souping.search.surrogate import RISE, SoupModel
 from souping.statistics.scores import group_numbers
 

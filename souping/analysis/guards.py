@@ -23,9 +23,9 @@ from souping.core.text import DASH
 from souping.core.types import Bound, Fold, Item, ItemScores, Json, SearchBounds, UserError
 from souping.core.unit import POINTS, Unit
 from souping.report.analyses import AnalysisResult
+from souping.report.cells import Section, grid
 from souping.report.content import MaybeFloat, MaybeInt
 from souping.report.format import clean, count, share
-from souping.report.tables import Section, grid
 from souping.statistics.bootstrap_t import NORMAL
 from souping.statistics.comparison import Comparison, contrast
 from souping.statistics.levels import ALPHA, Level, release

@@ -29,10 +29,10 @@ from souping.core.fields import component
 from souping.core.types import FloatArray, Names, Recipe
 from souping.core.unit import Unit
 from souping.report.analyses import AnalysisResult
+from souping.report.cells import Section, TableCell, TableGrid, grid
 from souping.report.content import MaybeFloat, MaybeInt, NamedNumbers
 from souping.report.format import clean, short
 from souping.report.plots import COLOURS, INK, Drawing, canvas, figure, name_rows
-from souping.report.tables import Section, TableCell, TableGrid, grid
 from souping.statistics.intervals import objective_interval
 from souping.statistics.scores import ItemTable, ModelScores
 

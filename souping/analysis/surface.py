@@ -20,10 +20,10 @@ from souping.core.text import minus
 from souping.core.types import BoolArray, FloatArray, IntArray, Names
 from souping.core.unit import Unit
 from souping.report.analyses import AnalysisResult
+from souping.report.cells import Section
 from souping.report.content import Matrix, MaybeFloat, MaybeInt
 from souping.report.format import count, four_digits, in_words
 from souping.report.plots import FAINT, INK, Drawing, canvas, curve, scale, triangle, weight_axis
-from souping.report.tables import Section
 from souping.search.points import check_step, grid, grid_size, uniform, vertices
 from souping.search.surrogate import RISE, SoupModel, draws
 from souping.statistics.scores import ItemTable

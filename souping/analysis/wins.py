@@ -44,10 +44,10 @@ from souping.core.types import (
 )
 from souping.core.unit import POINTS, Unit
 from souping.report.analyses import AnalysisResult
+from souping.report.cells import Section, TableCell, TableGrid, grid
 from souping.report.content import MaybeFloat, MaybeInt, NamedNumbers
 from souping.report.format import clean, count, in_words, percent
 from souping.report.plots import COLOURS, INK, Drawing, canvas, figure
-from souping.report.tables import Section, TableCell, TableGrid, grid
 from souping.statistics.intervals import rate
 from souping.statistics.levels import Z95
 from souping.statistics.scores import ModelScores, group_numbers, one_category

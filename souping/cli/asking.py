@@ -59,10 +59,9 @@ def ask(arguments: Sequence[str]) -> int:
 def _open_soups(options: argparse.Namespace) -> Sequence[OpenSoup]:
     """Go on with a run; the soups that it waits for then."""
     from souping.cli.finished import begin, configuration
-    from souping.cli.settings import settings_of
+    from souping.cli.settings import run_settings
     from souping.pipeline.asking import FilesExecutor
     from souping.pipeline.execute import execute
-    from souping.pipeline.settings import RunSettings
     from souping.report.progress import command_line, logged
 
     run_dir = _run_dir(options.run_dir)
@@ -72,8 +71,7 @@ def _open_soups(options: argparse.Namespace) -> Sequence[OpenSoup]:
     begin()
     # Paths of its configuration start in the folder where it was started.
     os.chdir(home_of(run_dir))
-    settings = settings_of(configuration(run_dir, options.overrides, UNUSED_KEYS), run_dir)
-    assert isinstance(settings, RunSettings)
+    settings = run_settings(configuration(run_dir, options.overrides, UNUSED_KEYS), run_dir)
     if not isinstance(settings.executor, FilesExecutor):
         raise UserError(f"{run_dir} was not started with executor=files")
     # A new one would lack the ledger.

@@ -17,7 +17,7 @@ COMMANDS: Mapping[str, str] = {
     "tell": "take the logs of such soups, in any order",
     "compare": "an honest verdict for any two evaluation logs",
 }
-"""{command: what it does}; `conf/config.yaml` lists them in its help."""
+"""{command: what it does}; `conf/_hydra.yaml` lists them in the help."""
 STANDS_FOR: Mapping[str, tuple[str, ...]] = {
     "check": ("check=true",),
     "plan": ("plan=true",),
@@ -25,6 +25,9 @@ STANDS_FOR: Mapping[str, tuple[str, ...]] = {
     "names": ("+experiment=merge", "merge.names=show"),
 }
 """{command: the overrides that it stands for}; the other commands have arguments of their own."""
+ROOTS = dict.fromkeys(("merge", "rebuild", "merge_soce_8b", "merge_soce_70b"), "merge")
+"""{experiment: its root configuration in `conf/`}; that of all others is `config`."""
+EXPERIMENT = re.compile(r"\+{0,2}experiment=(.*)", re.DOTALL)
 RUN = re.compile(r"\+{0,2}run=(.*)", re.DOTALL)
 """Override that names a finished run."""
 
@@ -34,13 +37,23 @@ def finished_run(words: Sequence[str]) -> str | None:
     return next((match[1] for word in reversed(words) if (match := RUN.fullmatch(word))), None)
 
 
+def root_of(words: Sequence[str]) -> str:
+    """The root configuration that the experiments of a command line belong to."""
+    for word in words:
+        if match := EXPERIMENT.fullmatch(word):
+            for name in re.findall(r"\w+", match[1]):
+                if name in ROOTS:
+                    return ROOTS[name]
+    return "config"
+
+
 def as_overrides(command: str, words: Sequence[str]) -> list[str]:
     """The words after a command, with the overrides that it stands for.
 
     Raises:
         UserError: `merge` beside another experiment.
     """
-    experiment = next((word for word in words if re.match(r"\+{0,2}experiment=", word)), "")
+    experiment = next(filter(EXPERIMENT.fullmatch, words), "")
     if command == "names":
         return _names(words, experiment)
     overrides = [word for word in STANDS_FOR[command] if word not in words]

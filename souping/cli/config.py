@@ -16,6 +16,7 @@ from hydra.core.config_store import ConfigStore
 from omegaconf import DictConfig, OmegaConf
 
 from souping.cli.advice import key_advice
+from souping.cli.commands import EXPERIMENT
 from souping.core.fields import Count, Form, Hint, Seed, fits, hints_of, mismatch
 from souping.core.types import Json, UserError
 from souping.pipeline.settings import (
@@ -23,13 +24,14 @@ from souping.pipeline.settings import (
     GateMode,
     MarginSetting,
     StopAfter,
-    expectations,
 )
 
 INNER = ("correlation", "engine", "server")
 """Groups that stand inside another group's parts."""
 PARTS = tuple(group for group in GROUP_KINDS if group not in INNER)
 GROUPS = (*PARTS, *INNER)
+MERGED = ("pool", "optimiser", "merge", "tracker")
+"""Groups of a merge."""
 
 
 @dataclass
@@ -38,26 +40,38 @@ class StoreConfig:
 
 
 @dataclass
-class RootKeys:
-    """Root keys. Hydra checks their types, `check` all that their annotations say."""
+class SharedKeys:
+    """Root keys of runs and merges. Hydra checks their types, `check` all that their annotations say."""
 
     name: Annotated[
         str, Form(r"\w[\w.-]*", "letters, digits, dots, dashes or underscores: it names a folder")
     ] = "souping"
     seed: Seed = 0
     out: str | None = None
-    recipe: str | None = None
-    run: str | None = None
     plan: bool = False
-    check: bool = False
     allow_code: bool = False
     debug: bool = False
+    store: StoreConfig = field(default_factory=StoreConfig)
+
+
+@dataclass
+class MergeKeys(SharedKeys):
+    """Root keys of a merge or a rebuild (`conf/merge.yaml`)."""
+
+    recipe: str | None = None
+
+
+@dataclass
+class RunKeys(SharedKeys):
+    """Root keys of a run (`conf/config.yaml`)."""
+
+    run: str | None = None
+    check: bool = False
     limit: Count | None = None
     throughput: Annotated[float, Interval(gt=0)] | None = None
     margin: MarginSetting | None = None
     guard_against: str | None = None
     pareto: list[str] | None = None
-    store: StoreConfig = field(default_factory=StoreConfig)
     also: list[Any] = field(default_factory=list)
     analysis: dict[str, Any] = field(default_factory=dict)
 
@@ -72,7 +86,12 @@ FREE = {
 Config = make_dataclass(
     "Config",
     [(key, Any, field(default=value)) for key, value in FREE.items()],
-    bases=(RootKeys,),
+    bases=(RunKeys,),
+)
+MergeRoot = make_dataclass(
+    "MergeRoot",
+    [(key, Any, field(default=None)) for key in (*MERGED, "upload")],
+    bases=(MergeKeys,),
 )
 CHECKED: dict[str, Any] = {}
 """The configuration of the current run, for messages."""
@@ -87,12 +106,34 @@ def register() -> None:
     """Make the schema known to Hydra, and the resolver `data`: the path of a file of the package."""
     USER_CODE.clear()
     ConfigStore.instance().store(name="schema", node=Config)
+    ConfigStore.instance().store(name="merge_schema", node=MergeRoot)
     OmegaConf.register_new_resolver("data", lambda name: str(PACKAGE / name), replace=True)
+
+
+def is_merge(config: Mapping[str, Any]) -> bool:
+    """Whether a whole configuration has the keys of a merge, which evaluates nothing."""
+    return "evaluator" not in config
 
 
 def named_in(overrides: Iterable[str]) -> set[str]:
     """Root keys that overrides speak of."""
     return {re.split(r"[=.@]", word.lstrip("+~"))[0] for word in overrides}
+
+
+def refuse_other_root(words: Sequence[str], root: str) -> None:
+    """Refuse keys that only the other root configuration has (UserError)."""
+    run_keys = {key.name for key in fields(Config)}
+    merge_keys = {key.name for key in fields(MergeRoot)}
+    experiment = next(filter(EXPERIMENT.fullmatch, words), "merge")
+    for word in words:
+        (key,) = named_in([word])
+        if root == "merge" and key in run_keys - merge_keys:
+            raise UserError(
+                f"{key} is not a key of a merge, which evaluates nothing: leave {word:.60} out (plan=true shows what a "
+                f"merge does), or leave {experiment} out"
+            )
+        if root == "config" and key in merge_keys - run_keys:
+            raise UserError(f"{key} is a key of a rebuild: add +experiment=rebuild")
 
 
 def resolved(cfg: DictConfig) -> dict[str, Any]:
@@ -101,17 +142,17 @@ def resolved(cfg: DictConfig) -> dict[str, Any]:
     Candidates may be missing if the run only selects: published scores name them (`souping.cli.parts`).
     """
     missing = sorted(OmegaConf.missing_keys(cfg), key=lambda key: key != "pool.candidates")
-    if missing[:1] == ["pool.candidates"] and cfg.stop_after == "select":
+    if missing[:1] == ["pool.candidates"] and cfg.get("stop_after") == "select":
         missing = missing[1:]
     if missing:
         raise not_set(missing[0])
     plain = OmegaConf.to_container(cfg, resolve=True)
     assert isinstance(plain, dict)
     # `???` in an overlay does not replace a null.
-    if plain["recipe"] == "":
-        raise UserError(f"recipe is not set{_how('recipe')}")
+    if plain.get("recipe") == "":
+        raise not_set("recipe")
     # YAML reads a bare off as false.
-    if plain["gate"] is False:
+    if plain.get("gate") is False:
         plain["gate"] = "off"
     return {str(key): value for key, value in plain.items()}
 
@@ -139,18 +180,16 @@ def check(config: Mapping[str, Any]) -> None:
         UserError: an unknown key (the nearest is named), a wrong type, or a wrong value of a closed choice.
     """
     CHECKED.update(config)
-    known = [f.name for f in fields(Config)]
+    merges = is_merge(config)
+    known = [key.name for key in fields(MergeRoot if merges else Config)]
     for key in config:
         if key not in known:
             raise UserError(f"{key} is not a key{key_advice(key, known)}")
-    hints = {**hints_of(RootKeys), **CHOICES, "store.path": str}
+    hints = {**hints_of(MergeKeys if merges else RunKeys), **CHOICES, "store.path": str}
     for key, value in {**config, "store.path": config["store"]["path"]}.items():
         holds_parts = key == "store" or (key in ("also", "analysis") and fits(value, hints[key]))
         if key in hints and not holds_parts and (wrong := setting_mismatch(value, hints[key])):
             raise UserError(f"{key}={value!r:.60} {wrong}")
-    if config["shapley"] is not None and "shapley" not in config["analysis"]:
-        raise UserError("shapley is set, but is not among the analyses: add analysis=[shapley]")
-    expectations(config["expected"])
 
 
 def key_of(path: str) -> str:
@@ -190,10 +229,12 @@ def is_part(hint: Hint) -> bool:
     )
 
 
-def drop_replaced(cfg: DictConfig, words: Sequence[str], paths: Sequence[str] = ()) -> None:
+def drop_replaced(
+    cfg: DictConfig, root: str, words: Sequence[str], paths: Sequence[str] = ()
+) -> None:
     """Take an overlay's settings for a component out of the one that the user chose in its place.
 
-    `words` are the overrides of the configuration, `paths` those of Hydra's search path.
+    `root` is the file of the root configuration, `words` are its overrides, `paths` those of Hydra's search path.
 
     Hydra merges an overlay (`+experiment=mgsm`) after the groups' choices, whatever those are: `selector=topk` would
     get the overlay's settings for SoCE. What the user types stays, and so does what the choice's own file leaves open.
@@ -212,8 +253,8 @@ def drop_replaced(cfg: DictConfig, words: Sequence[str], paths: Sequence[str] = 
             others.append(word)
     if not choices or not any(word.startswith("+") for word in others):
         return
-    hydra = hydra_compose("config", [*paths, *others], return_hydra_config=True).hydra
-    plain = hydra_compose("config", [*paths, *of_choices])
+    hydra = hydra_compose(root, [*paths, *others], return_hydra_config=True).hydra
+    plain = hydra_compose(root, [*paths, *of_choices])
     for group, choice in choices.items():
         if hydra.runtime.choices[group] == choice:
             continue

@@ -20,15 +20,15 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from souping.cli.commands import COMMANDS, RUN, finished_run, misplaced
-from souping.cli.config import register, resolved
+from souping.cli.config import is_merge, register, resolved
 from souping.cli.help import folder
 from souping.cli.process import interrupts_raise
-from souping.cli.settings import settings_of, unresolved
+from souping.cli.settings import merge_settings, run_settings, unresolved
 from souping.core.files import expanded, nearby
 from souping.core.folders import check_unlinked
 from souping.core.text import first_line, listed, safe
 from souping.core.types import UserError
-from souping.pipeline.settings import RunSettings
+from souping.pipeline.settings import SoupSettings
 from souping.report.files import read_run_config
 from souping.report.progress import show_warnings
 
@@ -57,19 +57,24 @@ def add(words: Sequence[str]) -> None:
     begin()
     run_dir = expanded(str(finished_run(words)).strip("'\""), "run")
     check_unlinked(run_dir)
-    settings = settings_of(
-        configuration(run_dir, [word for word in words if not RUN.fullmatch(word)]), run_dir
-    )
+    overrides = [word for word in words if not RUN.fullmatch(word)]
+    plain = configuration(run_dir, overrides)
     # A run that sent its soup does not send it again with each analysis.
-    if settings.upload is not None and any(map(UPLOAD.match, words)):
-        if any(map(ANALYSIS_OVERRIDE.match, words)):
-            raise UserError("upload= and analysis= take two commands: add the analyses first")
-        from souping.pipeline.execute import send
-
-        send(settings, settings.upload)
+    sends = plain["upload"] is not None and any(map(UPLOAD.match, overrides))
+    if sends and any(map(ANALYSIS_OVERRIDE.match, overrides)):
+        raise UserError("upload= and analysis= take two commands: add the analyses first")
+    if is_merge(plain):
+        merged = merge_settings(plain, run_dir)
+        _send(merged, merged.out if merged.out.exists() else None)
         return
-    if not isinstance(settings, RunSettings):
-        raise UserError(f"run={run_dir} only merged: there is nothing to analyse")
+    settings = run_settings(plain, run_dir)
+    if sends:
+        from souping.pipeline.execute import written_soup
+        from souping.pipeline.finished import read_finished
+
+        report, _ = read_finished(run_dir)
+        _send(settings, written_soup(settings, report))
+        return
     from souping.pipeline.asking import Waiting
     from souping.pipeline.finished import add_analyses
 
@@ -81,6 +86,19 @@ def add(words: Sequence[str]) -> None:
     for path in paths:
         if path.suffix != ".png":
             print(f"  {path.name:16} {safe(nearby(path))}")
+
+
+def _send(settings: SoupSettings, soup: Path | None) -> None:
+    """Send the soup of a finished run or merge (UserError if there is none, or the Hub refuses)."""
+    from souping.pipeline.upload import send
+
+    goal = settings.upload
+    assert goal is not None
+    if soup is None:
+        raise UserError(
+            f"run={settings.run_dir} has no soup: upload={goal.repo} has nothing to send"
+        )
+    send(settings, goal, soup)
 
 
 def configuration(
@@ -111,9 +129,12 @@ def configuration(
     before = read_config(path)
     refuse_code(before, path, [*overrides, *unused])
     analyses = [word for word in overrides if ANALYSIS_OVERRIDE.match(word)]
-    defaults = _composed(before, analyses, choices)
+    merges = is_merge(before)
+    if merges and (analyses or not any(map(UPLOAD.match, overrides))):
+        raise UserError(f"run={run_dir} only merged: there is nothing to analyse")
+    defaults = _composed("merge" if merges else "config", before, analyses, choices)
     plain = {**defaults, **unresolved(before)}
-    if analyses or "analysis" not in before:
+    if not merges and (analyses or "analysis" not in before):
         plain |= {key: defaults[key] for key in ANALYSIS_KEYS}
     values = [word.lstrip("+") for word in overrides if word not in analyses]
     try:
@@ -127,7 +148,7 @@ def configuration(
 
 
 def _composed(
-    before: DictConfig, analyses: Sequence[str], choices: Sequence[str]
+    root: str, before: DictConfig, analyses: Sequence[str], choices: Sequence[str]
 ) -> dict[str, Any]:
     """Today's defaults with the `analyses` of the command line, or else those of the run; nothing is resolved yet."""
     words = list(analyses)
@@ -137,7 +158,7 @@ def _composed(
         places = ",".join(str(Path(place).resolve()) for place in choices)
         words.append(f"hydra.searchpath=[{places}]")
     with initialize_config_dir(config_dir=str(folder()), version_base="1.3"):
-        return unresolved(compose("config", words))
+        return unresolved(compose(root, words))
 
 
 @cache

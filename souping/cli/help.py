@@ -59,10 +59,10 @@ def answered(words: Sequence[str]) -> bool:
 
 
 def overview() -> str:
-    """The help of `conf/config.yaml`, with the groups and their choices."""
+    """The help of `conf/_hydra.yaml`, with the groups and their choices."""
     import yaml
 
-    text = str(yaml.safe_load((folder() / "config.yaml").read_text())["hydra"]["help"]["template"])
+    text = str(yaml.safe_load((folder() / "_hydra.yaml").read_text())["hydra"]["help"]["template"])
     lines = "\n".join(f"{name}: {', '.join(choices(name))}" for name in groups())
     return text.replace("$APP_CONFIG_GROUPS", lines).rstrip()
 

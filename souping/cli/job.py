@@ -1,4 +1,4 @@
-"""Job of a run: Hydra composes it; this file claims its folder, builds its components and runs it."""
+"""Job of a run or a merge: Hydra composes it; this file claims its folder, builds its components and runs it."""
 
 from __future__ import annotations
 
@@ -6,8 +6,9 @@ import gc
 import re
 import sys
 from collections.abc import Sequence
+from contextlib import AbstractContextManager
 from pathlib import Path
-from typing import NoReturn
+from typing import Any, NoReturn
 
 import hydra
 from hydra._internal.hydra import Hydra
@@ -18,17 +19,25 @@ from omegaconf import DictConfig
 
 from souping.checkpoints.layouts import shows
 from souping.cli.advice import VALUE, value_advice
-from souping.cli.config import GROUPS, drop_replaced, register, resolved
+from souping.cli.commands import root_of
+from souping.cli.config import (
+    GROUPS,
+    drop_replaced,
+    is_merge,
+    refuse_other_root,
+    register,
+    resolved,
+)
 from souping.cli.errors import format_error
 from souping.cli.help import choices, folder
 from souping.cli.process import interrupts_raise, stop
 from souping.cli.run_folder import CLAIM, claim, discard_refused
-from souping.cli.settings import as_yaml, settings_of, unresolved
+from souping.cli.settings import as_yaml, merge_settings, run_settings, unresolved
 from souping.cli.sweep import note_job
 from souping.core.files import write_atomically
 from souping.core.types import UserError
 from souping.core.unit import POINTS, Unit
-from souping.pipeline.settings import MergeSettings, RunSettings
+from souping.pipeline.settings import MergeSettings, RunSettings, SoupSettings
 from souping.report.progress import command_line, logged, show_warnings
 
 
@@ -38,7 +47,9 @@ def start() -> None:
     sys.argv[1:] = options_first(sys.argv[1:])
     _refuse_values(sys.argv[1:])
     _compose_once()
-    hydra.main(version_base="1.3", config_path=str(folder()), config_name="config")(run)()
+    root = get_args_parser().parse_args().config_name or root_of(sys.argv[1:])
+    refuse_other_root(sys.argv[1:], root)
+    hydra.main(version_base="1.3", config_path=str(folder()), config_name=root)(run)()
 
 
 def _refuse_values(words: Sequence[str]) -> None:
@@ -93,7 +104,7 @@ def run(cfg: DictConfig) -> float | None:
     try:
         objective, unit = _run(cfg, run_dir, group)
         if group:
-            note_job(unit, run_dir, hydra_config, cfg.limit, objective)
+            note_job(unit, run_dir, hydra_config, cfg.get("limit"), objective)
         return objective
     except Exception as error:
         if cfg.debug:
@@ -103,7 +114,7 @@ def run(cfg: DictConfig) -> float | None:
         discard_refused(run_dir, owned, error)
         if group:
             print(f"job {hydra_config.job.num}: {words}", file=sys.stderr)
-            note_job(POINTS, run_dir, hydra_config, cfg.limit, None, words)
+            note_job(POINTS, run_dir, hydra_config, cfg.get("limit"), None, words)
             return None
         # Not further up: Hydra would add a line of its own.
         stop(words, code)
@@ -121,47 +132,68 @@ def _explicit(hydra_config: HydraConf) -> bool:
 
 
 def _run(cfg: DictConfig, run_dir: Path, group: str | None) -> tuple[float | None, Unit]:
-    """(the objective on the search fold, its unit)"""
+    """(the objective on the search fold, its unit); a merge has none"""
     show_warnings()
-    settings = _settings(cfg, run_dir, group)
-    write_atomically(
-        run_dir / "config.yaml", as_yaml(settings.config).encode("utf-8", "backslashreplace")
-    )
-    words = " ".join(map(str, unresolved(HydraConfig.get().overrides)["task"]))
-    unit = settings.evaluator.unit if isinstance(settings, RunSettings) else POINTS
-    with logged(run_dir, command_line(), words or "none"):
+    plain = _configuration(cfg, group)
+    if is_merge(plain):
+        _merge(merge_settings(plain, run_dir))
+        return None, POINTS
+    settings = run_settings(plain, run_dir)
+    with _recorded(settings):
+        return _perform(settings, rehearses=plain["check"]), settings.evaluator.unit
+
+
+def _merge(settings: MergeSettings) -> None:
+    from souping.pipeline.merge_only import execute_merge, show_names
+
+    with _recorded(settings):
         if shows(settings.merge.names):
-            from souping.pipeline.merge_only import show_names
-
             show_names(settings)
-            return None, unit
-        if cfg.check:
-            if not isinstance(settings, RunSettings):
-                raise UserError("check evaluates items, and a merge has none: use `plan`")
-            from souping.plan.rehearsal import check_run
-
-            check_run(settings)
-            return None, unit
-        if settings.plan and isinstance(settings, RunSettings):
-            from souping.plan.planner import plan
-
-            plan(settings)
-            return None, unit
-        from souping.pipeline.execute import execute
-
-        return execute(settings).objective, unit
+        else:
+            execute_merge(settings)
 
 
-def _settings(cfg: DictConfig, run_dir: Path, group: str | None) -> MergeSettings:
-    """The parts and settings of a run, checked and built."""
-    overrides = unresolved(HydraConfig.get().overrides)
+def _perform(settings: RunSettings, rehearses: bool) -> float | None:
+    """The objective on the search fold, None if there was no search."""
+    if shows(settings.merge.names):
+        from souping.pipeline.merge_only import show_names
+
+        show_names(settings)
+        return None
+    if rehearses:
+        from souping.plan.rehearsal import check_run
+
+        check_run(settings)
+        return None
+    if settings.plan:
+        from souping.plan.planner import plan
+
+        plan(settings)
+        return None
+    from souping.pipeline.execute import execute
+
+    return execute(settings).objective
+
+
+def _recorded(settings: SoupSettings) -> AbstractContextManager[None]:
+    """Write config.yaml, and from then on run.log."""
+    content = as_yaml(settings.config).encode("utf-8", "backslashreplace")
+    write_atomically(settings.run_dir / "config.yaml", content)
+    words = " ".join(map(str, unresolved(HydraConfig.get().overrides)["task"]))
+    return logged(settings.run_dir, command_line(), words or "none")
+
+
+def _configuration(cfg: DictConfig, group: str | None) -> dict[str, Any]:
+    """The configuration as plain data."""
+    hydra_config = HydraConfig.get()
+    overrides = unresolved(hydra_config.overrides)
     paths = [word for word in map(str, overrides["hydra"]) if word.startswith("hydra.searchpath=")]
     words = list(map(str, overrides["task"]))
-    drop_replaced(cfg, words, paths)
+    drop_replaced(cfg, str(hydra_config.job.config_name), words, paths)
     plain = resolved(cfg)
     if group and isinstance(plain["tracker"], dict) and plain["tracker"].get("group", "") is None:
         plain["tracker"]["group"] = group
-    return settings_of(plain, run_dir)
+    return plain
 
 
 def _group(hydra_config: HydraConf) -> str | None:

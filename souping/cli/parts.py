@@ -21,10 +21,12 @@ from souping.cli.also import also_node
 from souping.cli.config import (
     CHECKED,
     GROUPS,
+    MERGED,
     PARTS,
     USER_CODE,
     check,
     is_callable,
+    is_merge,
     is_part,
     not_set,
     setting_mismatch,
@@ -38,9 +40,6 @@ from souping.pipeline.settings import (
     ExtraEntry,
 )
 
-MERGED = ("pool", "optimiser", "merge", "tracker")
-"""Parts of a merge."""
-
 
 def build(config: Mapping[str, Any]) -> dict[str, Any]:
     """The components of a run, or the few of a merge, checked.
@@ -49,11 +48,13 @@ def build(config: Mapping[str, Any]) -> dict[str, Any]:
         UserError: as `check` and `build_part`.
     """
     check(config)
-    config = with_candidates(config)
-    if merges_only(config):
+    if is_merge(config):
         return {group: build_part(config[group], GROUP_KINDS[group], group) for group in MERGED}
     from souping.analysis import Analysis
 
+    if config["shapley"] is not None and "shapley" not in config["analysis"]:
+        raise UserError("shapley is set, but is not among the analyses: add analysis=[shapley]")
+    config = with_candidates(config)
     parts = {group: build_part(config[group], kind_of(group), group) for group in GROUPS}
     analyses = {
         name: build_part(node, Analysis, f"analysis.{name}")
@@ -94,18 +95,6 @@ def _build_also(config: Mapping[str, Any]) -> tuple[ExtraEntry, ...]:
     return tuple(entries)
 
 
-def merges_only(config: Mapping[str, Any]) -> bool:
-    """Whether nothing is evaluated: a soup of weights given by hand, or of a recipe."""
-    from souping.evaluate.benchmark import NoBenchmark
-
-    node = config["benchmark"]
-    named = isinstance(node, Mapping) and "_target_" in node
-    # An error here is reported when the benchmark is built.
-    with suppress(UserError):
-        return bool(config["recipe"]) or (named and _target(node, "benchmark") is NoBenchmark)
-    return False
-
-
 def kind_of(group: str) -> Any:
     """What the choices of a group make; engines and servers are imported only here."""
     if group in GROUP_KINDS:
@@ -126,9 +115,7 @@ def build_part(node: Json, kind: Hint, where: str) -> Any:
         UserError: an unknown or missing setting, or a wrong value; or the result is not of this kind.
     """
     if node is None:
-        raise UserError(
-            f"no {where} is chosen: add {where}=NAME (experiment=merge chooses none: leave it out if there are items)"
-        )
+        raise UserError(f"no {where} is chosen: add {where}=NAME")
     if not isinstance(node, Mapping) or "_target_" not in node:
         raise UserError(
             f"{where} must be one of its group's choices ({where}=NAME), not {node!r:.60}"

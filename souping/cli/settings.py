@@ -1,4 +1,4 @@
-"""Settings of a run from its configuration."""
+"""Settings of a run or a merge from its configuration."""
 
 from __future__ import annotations
 
@@ -9,10 +9,9 @@ from typing import Any
 
 from omegaconf import OmegaConf
 
-from souping.cli.parts import build, merges_only
+from souping.cli.parts import build
 from souping.core.files import expanded
-from souping.core.types import UserError
-from souping.pipeline.settings import MergeSettings, RunSettings, expectations
+from souping.pipeline.settings import MergeSettings, RunSettings, expectations, target
 from souping.report.progress import command_line
 
 
@@ -23,50 +22,39 @@ def unresolved(node: Any) -> dict[str, Any]:
     return {str(key): value for key, value in plain.items()}
 
 
-def settings_of(plain: Mapping[str, Any], run_dir: Path) -> MergeSettings:
+def run_settings(plain: Mapping[str, Any], run_dir: Path) -> RunSettings:
     """The components and settings of a run by its configuration as plain data, checked and built."""
-    parts = build(plain)
-    merges = merges_only(plain)
-    for key in ("stop_after", "limit", "guard", "pareto", "pick"):
-        if merges and plain[key] is not None:
-            raise UserError(
-                f"{key}={plain[key]!s:.60}: nothing is evaluated without items: leave it out"
-            )
-    from souping.pipeline.upload import target
+    from souping.analysis.guards import read_guards
 
-    common = {
+    parts = build(plain)
+    keys = ("stop_after", "limit", "throughput", "margin", "gate", "guard_against", "pick")
+    return RunSettings(
         **parts,
+        **_shared(plain, run_dir),
+        **{key: plain[key] for key in keys},
+        expected=expectations(plain["expected"], parts["evaluator"].unit.scale),
+        guard=read_guards(plain["guard"]),
+        pareto=tuple(plain["pareto"] or ()),
+    )
+
+
+def merge_settings(plain: Mapping[str, Any], run_dir: Path) -> MergeSettings:
+    """The same of a merge."""
+    recipe = expanded(plain["recipe"], "recipe") if plain["recipe"] else None
+    return MergeSettings(**build(plain), **_shared(plain, run_dir), recipe=recipe)
+
+
+def _shared(plain: Mapping[str, Any], run_dir: Path) -> dict[str, Any]:
+    """Root settings that a merge has too."""
+    return {
         **{key: plain[key] for key in ("name", "seed", "plan")},
-        "recipe": expanded(plain["recipe"], "recipe") if plain["recipe"] else None,
-        "upload": target(plain["upload"]),
+        "upload": None if plain["upload"] is None else target(plain["upload"]),
         "out": expanded(plain["out"], "out") if plain["out"] else run_dir / "soup",
         "store_path": expanded(plain["store"]["path"], "store.path"),
         "run_dir": run_dir,
         "config": plain,
         "command": command_line(),
     }
-    if merges:
-        return MergeSettings(**common)
-    from souping.analysis.guards import read_guards
-
-    return RunSettings(
-        **common,
-        **{
-            key: plain[key]
-            for key in (
-                "stop_after",
-                "limit",
-                "throughput",
-                "margin",
-                "gate",
-                "guard_against",
-                "pick",
-            )
-        },
-        expected=expectations(plain["expected"], parts["evaluator"].unit.scale),
-        guard=read_guards(plain["guard"]),
-        pareto=tuple(plain["pareto"] or ()),
-    )
 
 
 def as_yaml(config: Mapping[str, Any]) -> str:

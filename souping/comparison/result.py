@@ -19,9 +19,9 @@ from souping.core.reading import to_json
 from souping.core.text import confidence, minus
 from souping.core.types import Names, UserError, frozen
 from souping.core.unit import POINTS
+from souping.report.cells import Section, TableCell, grid, nonempty
 from souping.report.format import escape_html, p_value, short
 from souping.report.render import document, section_html, show_sheet
-from souping.report.tables import Section, TableCell, grid, nonempty
 from souping.statistics.comparison import VarianceParts
 from souping.statistics.power import items_in_words
 

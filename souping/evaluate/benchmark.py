@@ -120,16 +120,6 @@ class ListedItems(BenchmarkItems):
 
 
 @component
-class NoBenchmark(BenchmarkItems):
-    """No items: soups are written and nothing is evaluated (`experiment=merge`, `experiment=rebuild`)."""
-
-    title = ""
-
-    def items(self) -> Items:
-        return ()
-
-
-@component
 class OwnBenchmark(BenchmarkItems):
     """Items that come with the evaluator (`evaluator=lm_eval`, `evaluator=bfcl`), except some categories."""
 

@@ -19,10 +19,11 @@ from souping.paper.findings import Finding, findings
 from souping.paper.published import PAPER_TABLES, leaderboard
 from souping.paper.readings import selections
 from souping.report.analyses import AnalysisResult
+from souping.report.cells import Section, TableGrid, grid, nonempty, table
 from souping.report.content import Matrix, MaybeFloat
 from souping.report.format import clean, count, in_words
 from souping.report.plots import Drawing, correlations
-from souping.report.tables import Section, TableGrid, around, grid, nonempty, table
+from souping.report.tables import around
 
 PAPER_SENTENCES = (
     "Of the paper's selections, only that of 8B follows from the stated rule (|rho| < 0.2 by Pearson, ties to the "

@@ -47,7 +47,7 @@ from souping.evaluate.benchmark import Folds, limit_folds, shares_of, split_fold
 from souping.pipeline.merge_only import check_kept
 from souping.pipeline.models import OpenPool
 from souping.pipeline.serving import scratch_place
-from souping.pipeline.settings import MergeSettings, RunSettings
+from souping.pipeline.settings import RunSettings
 from souping.pipeline.state import MIXED_ROWS
 from souping.report.format import in_words
 from souping.search.loop import check_budget
@@ -570,7 +570,7 @@ def _gpu(evaluator: Evaluator, models: Sequence[ModelSize], machine: Machine) ->
 
 
 def missing(
-    run: MergeSettings,
+    run: RunSettings,
     models: Sequence[ModelSize],
     machine: Machine,
     evaluators: Sequence[Evaluator],
@@ -584,7 +584,7 @@ def missing(
     return once(needs)
 
 
-def _packages(run: MergeSettings, evaluators: Sequence[Evaluator]) -> list[Missing]:
+def _packages(run: RunSettings, evaluators: Sequence[Evaluator]) -> list[Missing]:
     components = [*evaluators, *run.parts]
     return list(itertools.chain.from_iterable(component.needs() for component in components))
 
@@ -609,7 +609,7 @@ def _missing_gpus(evaluators: Iterable[Evaluator], machine: Machine) -> Iterator
             yield Missing(what=f"a GPU: evaluator.device={device}, nvidia-smi shows {count}")
 
 
-def _login(run: MergeSettings) -> Iterator[Missing]:
+def _login(run: RunSettings) -> Iterator[Missing]:
     """An upload needs a token; reading public models does not."""
     from huggingface_hub import get_token
 

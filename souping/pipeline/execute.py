@@ -1,8 +1,9 @@
-"""From settings to results: a merge or a run, with all that it writes."""
+"""From settings to results: a run, with all that it writes."""
 
 from __future__ import annotations
 
-from contextlib import ExitStack, closing
+import shlex
+from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -10,13 +11,15 @@ from typing import TYPE_CHECKING
 from souping.core.files import error_text, nearby, write_atomically
 from souping.core.reading import to_json
 from souping.core.text import safe
-from souping.core.types import LateError, Trial, UserError, frozen
-from souping.pipeline.ending import show_end
-from souping.pipeline.merge_only import free_target, merge, rebuild, soup_in, written_soup
-from souping.pipeline.settings import MergeSettings, RunSettings
-from souping.pipeline.upload import Target, check, planned_upload, push, replace_card, soup_files
+from souping.core.types import LateError, Recipe, Trial, UserError, frozen
+from souping.merge.soup_files import RECIPE
+from souping.pipeline.merge_only import free_target, show_files, soup_in
+from souping.pipeline.settings import RunSettings
+from souping.pipeline.upload import check, send
+from souping.report.analyses import analysis_sections
+from souping.report.cells import nonempty
 from souping.report.content import Report
-from souping.report.render import show_sheet
+from souping.report.render import also_table, output_console, report_table, show_sheet
 
 if TYPE_CHECKING:
     from souping.pipeline.asking import Waiting
@@ -37,21 +40,15 @@ class RunOutcome:
     objective: float | None = None
 
 
-def execute(settings: MergeSettings) -> RunOutcome:
-    """Run, merge or rebuild, then print where everything is.
-
-    A merge loads none of what a search needs.
-    """
-    if isinstance(settings, RunSettings) and settings.benchmark.banner:
+def execute(settings: RunSettings) -> RunOutcome:
+    """Run, then print the results, where everything is, and what to do next."""
+    if settings.benchmark.banner:
         print(settings.benchmark.banner, flush=True)
     check_settings(settings)
-    goal = None if settings.plan else settings.upload
+    goal = settings.upload
     if goal is not None:
         check(goal, settings.out)  # who may not write to the Hub learns it before the run
-    if isinstance(settings, RunSettings):
-        outcome = perform(settings)
-    else:
-        outcome = _merge_or_rebuild(settings)
+    outcome = perform(settings)
     if outcome.waiting is not None:
         print(safe("\n".join(outcome.waiting.args)))
         return outcome
@@ -60,57 +57,58 @@ def execute(settings: MergeSettings) -> RunOutcome:
     try:
         soup = written_soup(settings, report)
     finally:  # also if another soup is in the way
-        show_end(settings, report, soup)
-    if goal is not None:
+        _show_end(settings, report, soup)
+    if goal is None:
+        return outcome
+    if soup is not None:
+        send(settings, goal, soup)
+    else:
         # One candidate was the expert for everything.
-        address = "nothing to send: there is no soup"
-        if soup is not None:
-            address = push(goal, soup, settings.store_path, settings.run_dir)
-        print(f"  {'upload':16} {address}")
+        print(f"  {'upload':16} nothing to send: there is no soup")
     return outcome
 
 
-def send(settings: MergeSettings, goal: Target) -> None:
-    """Send the soup of a finished run or merge, or with `plan` show what would be sent.
+def _show_end(settings: RunSettings, report: Report, soup: Path | None) -> None:
+    out = output_console()
+    out.print(report_table(report))
+    # A report has its analyses on its page.
+    if report.rows is None:
+        show_sheet(nonempty(analysis_sections(report)), out)
+    if report.also:
+        out.print(also_table(report))
+    show_files(settings, soup)
+    page = settings.run_dir / "report.html"
+    if page.exists():
+        print(f"open {safe(shlex.quote(nearby(page)))}")
+
+
+def written_soup(settings: RunSettings, report: Report) -> Path | None:
+    """The folder of a run's soup, None if it wrote none.
 
     Raises:
-        UserError: there is no soup, not all of it, or the Hub refuses.
+        LateError: `out` holds another soup, which was not replaced.
     """
-    report = Report(experiment=settings.name, others={"soup": ""})
-    if isinstance(settings, RunSettings):
-        from souping.pipeline.finished import read_finished
-
-        report, _ = read_finished(settings.run_dir)
-    soup = written_soup(settings, report)
-    if soup is None:
-        raise UserError(
-            f"run={settings.run_dir} has no soup: upload={goal.repo} has nothing to send"
+    winner = report.recipe.id if report.recipe else ""
+    earlier: Recipe | None = None
+    if winner and not settings.stop_after:
+        earlier = soup_in(settings.out)
+    if earlier is not None and earlier.id != winner:
+        recipe = nearby(settings.run_dir / RECIPE)
+        raise LateError(
+            f"out={settings.out} holds soup {earlier.id} of an earlier run, and this run found soup {winner}: nothing "
+            f"was replaced. To write it",
+            fix=f"python -m souping +experiment=rebuild recipe={recipe} out=NEW",
         )
-    if settings.plan:
-        show_sheet([planned_upload(goal, soup_files(soup), settings.store_path)])
-        return
-    check(goal, soup)
-    print(f"  {'upload':16} {push(goal, soup, settings.store_path, settings.run_dir)}")
+    return settings.out if report.rebuild is not None and settings.out.exists() else None
 
 
-def _merge_or_rebuild(settings: MergeSettings) -> RunOutcome:
-    with closing(settings.merge):
-        if settings.recipe is not None:
-            folder = rebuild(settings, settings.recipe)
-        else:
-            folder = merge(settings)
-    return RunOutcome(report=Report(experiment=settings.name, others={"soup": str(folder)}))
-
-
-def check_settings(settings: MergeSettings) -> None:
+def check_settings(settings: RunSettings) -> None:
     """Refuse a target that is in use and settings that contradict each other (UserError).
 
     A run may find the soup of an earlier one in `out`; it is verified once the search is over.
     """
-    if not isinstance(settings, RunSettings) or soup_in(settings.out) is None:
+    if soup_in(settings.out) is None:
         free_target(settings.out)
-    if not isinstance(settings, RunSettings):
-        return
     from souping.evaluate.benchmark import OwnBenchmark
     from souping.pipeline.asking import check_executor
 
@@ -185,6 +183,7 @@ def perform(settings: RunSettings) -> RunOutcome:
 
 def _write(run: Run, state: Reported, report: Report) -> RunOutcome:
     """Write the report of a run, and put its numbers on the soup's card."""
+    from souping.pipeline.run_report import replace_card
     from souping.report.files import trial_rows, write_report, write_trials
 
     run_dir = run.settings.run_dir

@@ -16,9 +16,10 @@ from souping.pipeline.run import Run
 from souping.pipeline.settings import RunSettings
 from souping.pipeline.state import Contender, Frozen, Reported, Searched, Selected
 from souping.pipeline.store import Store
-from souping.report.content import RecipeSummary, Report, SelectionSummary, TrialRow
+from souping.report.content import Report, SelectionSummary, TrialRow
 from souping.report.files import read_report, read_trials, write_report
 from souping.report.progress import Progress
+from souping.report.recipe import RecipeSummary
 from souping.search.loop import SearchResult
 
 

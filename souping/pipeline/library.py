@@ -36,11 +36,12 @@ from souping.merge.local import LocalMerge
 from souping.pipeline.checks import not_measured
 from souping.pipeline.evaluation import LocalExecutor
 from souping.pipeline.settings import STORE, MarginSetting, MergeSettings, RunSettings, StopAfter
+from souping.report.cells import Section
 from souping.report.content import Report, VerdictSummary
 from souping.report.progress import EARLY, logged
 from souping.report.render import section_html
 from souping.report.sections import headline, kicker, losses
-from souping.report.tables import Section, experts, summary
+from souping.report.tables import experts, summary
 from souping.search.adaptive import Adaptive
 from souping.search.points import Fixed, Uniform
 from souping.selection import SoCE
@@ -174,8 +175,7 @@ def run(
 
 
 def _perform(settings: RunSettings) -> RunResult:
-    from souping.pipeline.execute import check_settings, perform
-    from souping.pipeline.merge_only import written_soup
+    from souping.pipeline.execute import check_settings, perform, written_soup
 
     check_settings(settings)
     new_folders = missing_folders(settings.run_dir)

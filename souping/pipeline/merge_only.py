@@ -24,15 +24,14 @@ from souping.checkpoints.lora import content
 from souping.core.fields import Form, load, pick, text_of
 from souping.core.files import nearby, write_atomically
 from souping.core.folders import hold_folder
-from souping.core.reading import read
 from souping.core.similarity import PoolSimilarity
 from souping.core.text import safe, shown
 from souping.core.types import (
     Candidate,
     Folders,
     JsonObject,
-    LateError,
     Names,
+    ProgressCallback,
     Recipe,
     SearchSpace,
     UserError,
@@ -42,16 +41,65 @@ from souping.merge.kernels import METHODS
 from souping.merge.local import LocalMerge, method_digest
 from souping.merge.plan import HUGE, MOST_INGREDIENTS
 from souping.merge.soup_files import CARD, RECIPE, planned_files
+from souping.pipeline.card import soup_card
 from souping.pipeline.fetching import folder_of, with_base
 from souping.pipeline.models import OpenPool
 from souping.pipeline.serving import STORED_SOUP_PREFIX, check_space, scratch_place
-from souping.pipeline.settings import MergeSettings, RunSettings
+from souping.pipeline.settings import MergeSettings, RunSettings, SoupSettings
 from souping.pipeline.store import Store
-from souping.pipeline.upload import card, planned_upload
-from souping.report.content import RecipeSummary, Report
+from souping.report.cells import nonempty
 from souping.report.format import quoted
 from souping.report.progress import Throughput, say
-from souping.report.render import show_sheet
+from souping.report.recipe import recipe_summary
+
+SHOWN_FILES = (
+    "report.html",
+    "report.md",
+    "report.json",
+    "selection.json",
+    "trials.csv",
+    "analyses.json",
+    "samples.jsonl.gz",
+    "recipe.json",
+    "plan.json",
+    "config.yaml",
+)
+
+
+def execute_merge(settings: MergeSettings) -> None:
+    """Merge or rebuild, print where everything is, and send the soup if there is an upload.
+
+    Raises:
+        UserError: `out` is in use, the models do not fit each other, or the Hub refuses.
+    """
+    free_target(settings.out)
+    goal = None if settings.plan else settings.upload
+    if goal is not None:
+        from souping.pipeline.upload import check
+
+        # Who may not write to the Hub learns it before the merge.
+        check(goal, settings.out)
+    with closing(settings.merge):
+        folder = rebuild(settings) if settings.recipe else merge(settings)
+    show_files(settings, folder)
+    if goal is not None and folder is not None:
+        from souping.pipeline.upload import send
+
+        send(settings, goal, folder)
+
+
+def show_files(settings: SoupSettings, soup: Path | None) -> None:
+    """Print where everything is, and how the soup is made again."""
+    run_dir = settings.run_dir
+    for name in SHOWN_FILES:
+        if (run_dir / name).exists():
+            print(f"  {name:16} {safe(nearby(run_dir / name))}")
+    if soup is not None:
+        print(f"  {'soup':16} {safe(nearby(soup))}")
+        if (soup / "recipe.json").exists():
+            print(f"  {'rebuild':16} {safe(settings.rebuild_command)}")
+    if settings.tracker.hint:
+        print(f"  {'tracker':16} {safe(settings.tracker.hint)}")
 
 
 def merge(settings: MergeSettings) -> Path | None:
@@ -81,10 +129,10 @@ def merge(settings: MergeSettings) -> Path | None:
             _show_plan(settings, pool.merge_pool, recipe, pool.folders, pool.base, similarity)
             _show_upload(settings, pool.merge_pool, recipe)
             return None
-        if not pool.late:
-            text = _card(settings, recipe, pool.merge_pool)
-            return _write(settings, pool.merge_pool, recipe, text)
         with Throughput("soup") as progress:
+            if not pool.late:
+                text = _card(settings, recipe, pool.merge_pool)
+                return make_soup(settings, pool.merge_pool, recipe, text, progress)
             soup, notes = pool.write_late(
                 recipe,
                 settings.out,
@@ -109,7 +157,7 @@ def _only_weights(settings: MergeSettings, names: Names) -> dict[str, float]:
     return dict(zip(names, request.weights, strict=True))
 
 
-def show_names(settings: MergeSettings) -> None:
+def show_names(settings: SoupSettings) -> None:
     """`merge.names=show`: which tensor of the soup comes from which tensor of the candidates, and how."""
     merge = settings.merge
     home = settings.pool.home
@@ -126,7 +174,7 @@ def show_names(settings: MergeSettings) -> None:
             print(f"{candidate.name}: as {first}")
 
 
-def rebuild(settings: MergeSettings, path: Path) -> Path | None:
+def rebuild(settings: MergeSettings) -> Path | None:
     """`experiment=rebuild`: the soup of a recipe.json again, bit for bit.
 
     Ingredients are looked for by name in `pool.candidates`, then by content in the store, then on the Hub.
@@ -134,6 +182,8 @@ def rebuild(settings: MergeSettings, path: Path) -> Path | None:
     Raises:
         UserError: the recipe cannot be read, an ingredient is not found, or its content is not the recipe's.
     """
+    path = settings.recipe
+    assert path is not None
     with Store(settings.store_path) as store:
         recipe, table = read_recipe(path)
         _check_method(recipe)
@@ -157,7 +207,9 @@ def rebuild(settings: MergeSettings, path: Path) -> Path | None:
                 _show_plan(settings, pool, recipe, folders, backend.base, similarity)
                 _show_upload(settings, pool, recipe, path)
                 return None
-            return _write(settings, pool, recipe, _card(settings, recipe, pool, path))
+            text = _card(settings, recipe, pool, path)
+            with Throughput("soup") as progress:
+                return make_soup(settings, pool, recipe, text, progress)
 
 
 def _check_method(recipe: Recipe) -> None:
@@ -189,15 +241,15 @@ def maker(backend: MergeBackend, recipe: Recipe) -> MergeBackend:
     return LocalMerge().with_settings(settings)
 
 
-def _write(
-    settings: MergeSettings,
+def make_soup(
+    settings: SoupSettings,
     pool: CandidatePool,
     recipe: Recipe,
     text: str,
+    progress: ProgressCallback | None = None,
 ) -> Path:
-    """Write the soup with `text` as its card."""
-    with Throughput("soup") as progress:
-        return pool.write(recipe, settings.out, progress=progress, extra_files={CARD: text})
+    """The folder `settings.out` with a soup and its card `text`, written whole or not at all."""
+    return pool.write(recipe, settings.out, progress=progress, extra_files={CARD: text})
 
 
 def _show_plan(
@@ -211,10 +263,11 @@ def _show_plan(
     """Print and save the plan of a soup, with how similar the weights are."""
     from souping.merge.mergekit import to_yaml
     from souping.report import tables
+    from souping.report.render import show_sheet
 
     plan = pool.plan(recipe)
     print(plan.describe())
-    show_sheet(tables.nonempty([tables.similarity(similarity)]))
+    show_sheet(nonempty([tables.similarity(similarity)]))
     for need in (*settings.merge.needs(), *settings.tracker.needs()):
         print(f"missing on this machine: {need.sentence()}")
     plan.save(settings.run_dir / "plan.json", similarity)
@@ -228,6 +281,9 @@ def _show_upload(
     settings: MergeSettings, pool: CandidatePool, recipe: Recipe, rebuilt: Path | None = None
 ) -> None:
     if settings.upload is not None:
+        from souping.pipeline.upload import planned_upload
+        from souping.report.render import show_sheet
+
         text = _card(settings, recipe, pool, rebuilt)
         files = {**planned_files(pool, recipe), CARD: text.encode()}
         show_sheet([planned_upload(settings.upload, files, settings.store_path)])
@@ -242,12 +298,8 @@ def _card(
         text = text_of(old_card)
         if recipe.id in text:
             return text
-    report = Report(
-        experiment=settings.name,
-        recipe=read(RecipeSummary, recipe.as_dict()),
-        rebuild=settings.rebuild_command,
-    )
-    return card(report, settings.out.resolve(), pool.base_repo)
+    folder = settings.out.resolve()
+    return soup_card(recipe_summary(recipe), settings.rebuild_command, folder, pool.base_repo)
 
 
 Fp32Number = Annotated[float, Interval(gt=-HUGE, lt=HUGE)]
@@ -459,24 +511,3 @@ def verify(pool: OpenPool, recipe: Recipe, out: Path) -> None:
                 raise UserError(
                     f"out={out}: {path.name} is not what its recipe makes: move it away, or choose another"
                 )
-
-
-def written_soup(settings: MergeSettings, report: Report) -> Path | None:
-    """The folder of a run's soup, None if it wrote none.
-
-    Raises:
-        LateError: `out` holds another soup, which was not replaced.
-    """
-    winner = report.recipe.id if report.recipe else ""
-    earlier: Recipe | None = None
-    if isinstance(settings, RunSettings) and winner and not settings.stop_after:
-        earlier = soup_in(settings.out)
-    if earlier is not None and earlier.id != winner:
-        recipe = nearby(settings.run_dir / RECIPE)
-        raise LateError(
-            f"out={settings.out} holds soup {earlier.id} of an earlier run, and this run found soup {winner}: nothing "
-            f"was replaced. To write it",
-            fix=f"python -m souping +experiment=rebuild recipe={recipe} out=NEW",
-        )
-    is_written = "soup" in report.others or report.rebuild is not None
-    return settings.out if is_written and settings.out.exists() else None

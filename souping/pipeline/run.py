@@ -36,17 +36,16 @@ from souping.pipeline.gate import check_expected, gate_sentence
 from souping.pipeline.goals import check_tokens, declared, with_goals
 from souping.pipeline.ledger import Ledger
 from souping.pipeline.lost_answers import lost_answers
-from souping.pipeline.merge_only import soup_in, verify
+from souping.pipeline.merge_only import make_soup, soup_in, verify
 from souping.pipeline.models import OpenPool
 from souping.pipeline.opening import Opening, fold_sizes
 from souping.pipeline.preparation import prepare
-from souping.pipeline.run_report import final_report, frozen_report, run_cost
+from souping.pipeline.run_report import card, final_report, frozen_report, run_cost
 from souping.pipeline.settings import RunSettings
 from souping.pipeline.state import Contender, Frozen, Reported, Searched, Selected
 from souping.pipeline.steps import SEARCH, Stage, Steps
 from souping.pipeline.store import Store
 from souping.pipeline.training_run import trajectory_evidence
-from souping.pipeline.upload import card
 from souping.pipeline.verdict import power_in_words
 from souping.report import tables
 from souping.report.analyses import UserResult
@@ -325,8 +324,7 @@ class Run(Steps):
             verify(self.pool, recipe, settings.out)
         else:
             self.progress.stage("freeze: writing the soup")
-            files = {"README.md": text}
-            self.pool.merge_pool.write(recipe, settings.out, extra_files=files)
+            make_soup(settings, self.pool.merge_pool, recipe, text)
         self.progress.say(
             "the recipe is frozen: from here on the soup is measured and nothing is chosen"
         )

@@ -5,35 +5,38 @@ from __future__ import annotations
 import time
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
+from pathlib import Path
 
 from souping.analysis.guards import GUARDS, GuardsResult
 from souping.analysis.stability import stability
+from souping.core.files import write_atomically
 from souping.core.reading import read, to_json
 from souping.core.system import provenance
 from souping.core.types import Recipe, ScoreMatrix, Selection
 from souping.evaluate.benchmark import Folds
+from souping.merge.soup_files import CARD
+from souping.pipeline.card import soup_card
 from souping.pipeline.evaluation import Evaluation
 from souping.pipeline.goals import guard_checks, guard_names
 from souping.pipeline.settings import RunSettings
 from souping.pipeline.state import Reported, Searched
 from souping.pipeline.steps import Steps
 from souping.pipeline.verdict import power_summary
+from souping.report import sections, tables
 from souping.report.analyses import AnalysisResult
+from souping.report.cells import markdown_table
 from souping.report.content import (
     BenchmarkLabel,
     FoldSizes,
     ObjectiveSummary,
-    RecipeSummary,
     Report,
     RunCost,
     SearchUse,
 )
 from souping.report.files import search_summary, selection_summary
+from souping.report.format import escape_markdown
+from souping.report.recipe import RecipeSummary, recipe_summary
 from souping.search.loop import SearchResult
-
-
-def recipe_summary(recipe: Recipe) -> RecipeSummary:
-    return read(RecipeSummary, recipe.as_dict())
 
 
 def stopped_report(
@@ -144,3 +147,41 @@ def run_cost(
         seconds=round(time.monotonic() - settings.started, 3),
         lost_workers=lost or None,
     )
+
+
+def card(report: Report, folder: Path = Path("."), base: str = "") -> str:
+    """The card of a run's soup (`card.soup_card`).
+
+    The report may be as much as is known when the soup is written. All numbers are from the report fold; a card that is
+    written before the report has none.
+    """
+    recipe = report.recipe or read(RecipeSummary, {})
+    benchmark = sections.benchmark(report)
+    return soup_card(recipe, report.rebuild, folder, base, benchmark, _evidence(report))
+
+
+def replace_card(folder: Path, first: str, report: Report, base: str) -> None:
+    """Put a report on the soup's card if it is still the `first` one, without numbers."""
+    path = folder / CARD
+    if not path.exists() or path.read_bytes() == first.encode():
+        write_atomically(path, card(report, folder.resolve(), base).encode())
+
+
+def _evidence(report: Report) -> list[str]:
+    """The verdict and the report fold's tables."""
+    if not report.rows:
+        return []
+    if report.limit:
+        return ["## Result", escape_markdown(sections.headline(report))]
+    text = (
+        "Percent correct on the report fold with 95 % intervals. Neither the choice of the ingredients nor that of the "
+        "weights saw these items."
+    )
+    if report.selection is not None and report.selection.published:
+        text += " The ingredients were chosen by published scores; what those were measured on, the choice has seen."
+    lines = [sections.headline(report), *sections.findings(report)]
+    words = [escape_markdown(line) for line in lines]
+    grids = [tables.scores(report)]
+    if report.comparisons:
+        grids.append(tables.comparisons(report))
+    return ["## Result", *words, text, *map(markdown_table, grids)]

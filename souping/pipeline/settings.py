@@ -1,4 +1,4 @@
-"""Settings of a run: its components and root settings."""
+"""Settings of a run or a merge: its components and root settings."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from annotated_types import Interval
 
+from souping.checkpoints import hub
 from souping.checkpoints.header import TORCH_NAMES
 from souping.checkpoints.layouts import rules_of
 from souping.checkpoints.pool import CandidateSource
@@ -20,14 +21,13 @@ from souping.core.fields import pick
 from souping.core.files import nearby
 from souping.core.protocols import Component
 from souping.core.reading import read
-from souping.core.types import Candidate, JsonObject, Names, T, UserError, frozen
+from souping.core.types import Candidate, Json, JsonObject, Names, T, UserError, frozen
 from souping.merge import MergeBackend
 from souping.report.format import quoted
 
 if TYPE_CHECKING:
     from souping.analysis import Analysis
     from souping.analysis.guards import Guard
-    from souping.pipeline.upload import Target
 
 StopAfter = Literal["select", "search"]
 GateMode = Literal["error", "warn", "off"]
@@ -58,6 +58,31 @@ def model_settings(settings: Mapping[str, T]) -> dict[str, T]:
     if settings.get("dtype") not in TORCH_NAMES:
         return {}
     return {key: settings[key] for key in SHARED_MODEL_SETTINGS if key in settings}
+
+
+@frozen
+class Target:
+    """Model repository for a soup. If it does not exist, it is created, `private` or public."""
+
+    repo: str
+    private: bool = False
+
+
+def target(value: Json) -> Target:
+    """The target of the configuration's `upload`: org/name, or {repo: org/name, private: true}.
+
+    Raises:
+        UserError: it is neither.
+    """
+    table = {"repo": value} if isinstance(value, str) else value
+    if isinstance(table, Mapping) and set(table) <= {"repo", "private"}:
+        repo = table.get("repo")
+        private = table.get("private", False)
+        if isinstance(repo, str) and hub.is_repo(repo) and isinstance(private, bool):
+            return Target(repo=repo, private=private)
+    raise UserError(
+        f"upload={value} must be org/name as the Hub allows it, or {{repo: org/name, private: true}}"
+    )
 
 
 @frozen
@@ -132,11 +157,8 @@ class MergeConfig:
 
 
 @frozen
-class MergeSettings:
-    """Components and root settings of a merge by given weights, or of a recipe: nothing is evaluated.
-
-    `sweep` says that the run is one job of a multirun.
-    """
+class SoupSettings:
+    """What a soup needs: the components and root settings that runs and merges share."""
 
     pool: CandidateSource
     optimiser: protocols.Strategy
@@ -144,7 +166,6 @@ class MergeSettings:
     tracker: protocols.Tracker
     name: str
     seed: int
-    recipe: Path | None = None
     plan: bool = False
     upload: Target | None = None
     out: Path
@@ -153,11 +174,6 @@ class MergeSettings:
     config: JsonObject
     command: str = ""
     started: float = field(default_factory=time.monotonic)
-
-    @property
-    def parts(self) -> list[Component]:
-        """Components that may lack something on this machine, beside evaluators and the tracker."""
-        return [self.merge]
 
     @property
     def rebuild_command(self) -> str:
@@ -184,7 +200,14 @@ class MergeSettings:
 
 
 @frozen
-class RunSettings(MergeSettings):
+class MergeSettings(SoupSettings):
+    """Settings of a merge by given weights, or of a `recipe` that is rebuilt: nothing is evaluated."""
+
+    recipe: Path | None = None
+
+
+@frozen
+class RunSettings(SoupSettings):
     """Components and root settings of a run.
 
     A gain below `margin`, in the evaluator's unit, is not a reason to soup. `limit` makes it a dry run on so many items
@@ -213,6 +236,7 @@ class RunSettings(MergeSettings):
 
     @property
     def parts(self) -> list[Component]:
+        """Components that may lack something on this machine, beside evaluators and the tracker."""
         return [self.merge, self.executor]
 
     @property

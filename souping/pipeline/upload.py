@@ -1,15 +1,13 @@
-"""Model card of a soup, and its upload with the soup to the Hub (`upload=org/name`), as one commit."""
+"""Upload of a soup and its card to the Hub (`upload=org/name`), as one commit."""
 
 from __future__ import annotations
 
 import hashlib
 import json
-import os
 import re
 import shlex
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
 
@@ -19,18 +17,18 @@ from souping.checkpoints import hub, lora
 from souping.checkpoints.folder import INDEX, SINGLE, side_files, weight_map
 from souping.checkpoints.header import parse_json, small
 from souping.core.fields import load
-from souping.core.files import write_atomically
 from souping.core.parsing import read_json, read_yaml
 from souping.core.reading import read
 from souping.core.text import human, listed
-from souping.core.types import Json, LateError, UserError, frozen
+from souping.core.types import LateError, UserError, frozen
 from souping.merge.soup_files import CARD, RECIPE, file_mark
-from souping.report import sections, tables
-from souping.report.content import RecipeSummary, Report
+from souping.pipeline.card import public_name, public_rebuild, soup_card
+from souping.pipeline.settings import SoupSettings, Target
+from souping.report.cells import Section, grid
 from souping.report.files import as_json
-from souping.report.format import clean, escape_markdown, in_words
-from souping.report.render import fenced, markdown_table
-from souping.report.tables import Section, grid
+from souping.report.format import escape_markdown
+from souping.report.recipe import RecipeSummary
+from souping.report.render import show_sheet
 
 if TYPE_CHECKING:
     from huggingface_hub import HfApi
@@ -39,9 +37,6 @@ SoupContent: TypeAlias = Mapping[str, Path | bytes | int]
 """{name: path or content} of a soup's files; of weights that are not written yet, their size in bytes."""
 UNTOUCHED_FILES = (".gitattributes",)
 """Files of a repository that a new soup does not remove."""
-HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]{0,95}(/[A-Za-z0-9][\w.-]{0,95})?")
-ANYWHERE = ("merge._target_=", "merge.allow_pickle=", "merge.nonfinite=")
-"""Overrides of a rebuild that hold on every machine."""
 BASE_KEY = "base_model_name_or_path"
 """Key of the base model in adapter_config.json."""
 LICENCE_HEADING = "\n## Licence\n\nLicences of the ingredients: "
@@ -52,178 +47,6 @@ LOCAL_PATH = re.compile(r"file:|\.{1,2}[/\\]|~[\w.-]*/|[A-Za-z]:[/\\]|\\\\\w|/[^
 """How a path on some machine begins."""
 PLACE_KEYS = ("_name_or_path", "name_or_path", BASE_KEY)
 """Keys of configs that transformers and PEFT set to the folder from which a model was loaded."""
-
-
-# Card
-
-
-def card(report: Report, folder: Path = Path("."), base: str = "") -> str:
-    """README.md of a soup, with the Hub's front matter; `base` is the base model's name there, if it is an adapter.
-
-    The report may be as much as is known when the soup is written: `recipe` is required. All numbers are from the
-    report fold; a card that is written before the report has none. Dates, timings and folders stay out, but for the
-    soup's own `folder`, in code to load it: an upload puts the repository in its place.
-    """
-    recipe = report.recipe or read(RecipeSummary, {})
-    sources = {public_name(name): source for name, source in (recipe.sources or {}).items()}
-    names = tuple(public_name(name) for name in recipe.ingredients)
-    recipe = replace(recipe, ingredients=names, sources=sources)
-    blocks = [
-        _front(recipe, base),
-        f"# Soup {escape_markdown(recipe.id)}",
-        _summary(report),
-        "## Recipe",
-        markdown_table(tables.recipe(recipe)),
-        _method(recipe),
-        *_evidence(report),
-        *_usage(recipe, folder),
-        *_rebuild(recipe, report.rebuild, folder),
-    ]
-    return "\n\n".join(blocks) + "\n"
-
-
-def replace_card(folder: Path, first: str, report: Report, base: str) -> None:
-    """Put a report on the soup's card if it is still the `first` one, without numbers."""
-    path = folder / CARD
-    if not path.exists() or path.read_bytes() == first.encode():
-        write_atomically(path, card(report, folder.resolve(), base).encode())
-
-
-def public_name(name: Json) -> str:
-    """`org/name` and plain names as they are; of any other path the last part, so that no machine shows through."""
-    text = clean(name)
-    return text if HUB_NAME.fullmatch(text) else re.split(r"[/\\]", text.rstrip("/\\"))[-1]
-
-
-def _summary(report: Report) -> str:
-    what = "A copy of one model: the search found no better mixture"
-    size = len(report.recipe.ingredients) if report.recipe else 0
-    if size > 1:
-        what = f"A weighted average of the weights of {size} models"
-    name = escape_markdown(sections.benchmark(report))
-    return f"{what}, made with souping{f' for {name}' if name else ''}."
-
-
-def _rebuild(recipe: RecipeSummary, command: str | None, folder: Path) -> list[str]:
-    """How the soup is made again: by the run's own command where the run was started, which an upload replaces."""
-    absent = [name for name in recipe.ingredients if name not in (recipe.sources or {})]
-    text = sections.REBUILD
-    if absent:
-        names = escape_markdown(in_words(absent))
-        text += (
-            f" If it does not find {names}, add `'pool.candidates=[{{name: NAME, path: FOLDER}}]'`."
-        )
-    line = _public_rebuild(clean(command))
-    if command and folder.is_absolute():
-        line = f"cd {shlex.quote(os.getcwd())} && {command}"
-    return ["## Rebuild", text, fenced(line)]
-
-
-def _public_rebuild(command: str, repo: str = "org/soup") -> str:
-    """A rebuild from a repository, with the overrides of a run's command that hold on every machine."""
-    words = [word for word in shlex.split(command) if word.startswith(ANYWHERE)]
-    name = repo.rpartition("/")[2]
-    rebuild = f"python -m souping +experiment=rebuild recipe={name}/recipe.json out={name}-rebuilt"
-    return " ".join(
-        [f"hf download {repo} --local-dir {name} &&", rebuild, *map(shlex.quote, words)]
-    )
-
-
-def _usage(recipe: RecipeSummary, folder: Path) -> list[str]:
-    """Python that loads the soup from its folder and answers."""
-    name = "AutoModelForCausalLM"
-    module = "transformers"
-    if recipe.settings.get("adapters") == "keep":
-        name = "AutoPeftModelForCausalLM"
-        module = "peft"
-    code = f"""from {module} import {name}
-from transformers import AutoTokenizer
-
-folder = {json.dumps(str(folder))}  # this folder, or the name of its repository
-tokenizer = AutoTokenizer.from_pretrained(folder)
-model = {name}.from_pretrained(folder)
-inputs = tokenizer("Hello", return_tensors="pt")
-print(tokenizer.decode(model.generate(**inputs, max_new_tokens=20)[0]))"""
-    return ["## Usage", fenced(code, "python")]
-
-
-def _method(recipe: RecipeSummary) -> str:
-    text = f"Method `{clean(recipe.method)}`, stored as `{clean(recipe.dtype)}`."
-    if recipe.settings:
-        text += f" Settings: `{json.dumps(recipe.settings, sort_keys=True)}`."
-    return text
-
-
-def _front(recipe: RecipeSummary, base: str) -> str:
-    """The front matter, without models that cannot be named on the Hub."""
-    import yaml
-
-    table: dict[str, Any] = {
-        "base_model_relation": "merge",
-        "library_name": "transformers",
-        "tags": ["merge", "souping"],
-    }
-    repos = [source.partition("@")[0] for source in (recipe.sources or {}).values()]
-    parents = list(filter(hub.is_repo, repos))
-    if not parents:
-        parents = [name for name in recipe.ingredients if HUB_NAME.fullmatch(name)]
-    if recipe.settings.get("adapters") == "keep":
-        parents = list(filter(None, [base]))
-        table |= {"base_model_relation": "adapter", "library_name": "peft"}
-        table["tags"] = ["lora", "merge", "souping"]
-    if parents:
-        table = {"base_model": parents, **table}
-    return f"---\n{yaml.dump(table, allow_unicode=True, sort_keys=False).strip()}\n---"
-
-
-def _evidence(report: Report) -> list[str]:
-    """The verdict and the report fold's tables."""
-    if not report.rows:
-        return []
-    if report.limit:
-        return ["## Result", escape_markdown(sections.headline(report))]
-    text = (
-        "Percent correct on the report fold with 95 % intervals. Neither the choice of the ingredients nor that of the "
-        "weights saw these items."
-    )
-    if report.selection is not None and report.selection.published:
-        text += " The ingredients were chosen by published scores; what those were measured on, the choice has seen."
-    lines = [sections.headline(report), *sections.findings(report)]
-    words = [escape_markdown(line) for line in lines]
-    grids = [tables.scores(report)]
-    if report.comparisons:
-        grids.append(tables.comparisons(report))
-    return ["## Result", *words, text, *map(markdown_table, grids)]
-
-
-# Upload
-
-
-@dataclass(frozen=True)
-class Target:
-    """Model repository for a soup. If it does not exist, it is created, `private` or public."""
-
-    repo: str
-    private: bool = False
-
-
-def target(value: Json) -> Target | None:
-    """The target of the configuration's `upload`: org/name, or {repo: org/name, private: true}.
-
-    Raises:
-        UserError: it is neither.
-    """
-    if value is None:
-        return None
-    table = {"repo": value} if isinstance(value, str) else value
-    if isinstance(table, Mapping) and set(table) <= {"repo", "private"}:
-        repo = table.get("repo")
-        private = table.get("private", False)
-        if isinstance(repo, str) and hub.is_repo(repo) and isinstance(private, bool):
-            return Target(repo, private)
-    raise UserError(
-        f"upload={value} must be org/name as the Hub allows it, or {{repo: org/name, private: true}}"
-    )
 
 
 def check(goal: Target, out: Path) -> None:
@@ -362,14 +185,14 @@ def _public_files(
     config = json.loads(_bytes(files.get(lora.CONFIG, b"{}")))
     base = str(config.get(BASE_KEY))
     is_public = hub.is_repo(base)
-    text = card(Report(experiment="", recipe=summary), base=base if is_public else "")
+    text = soup_card(summary, base=base if is_public else "")
     if CARD in files:
         text = _bytes(files[CARD]).decode()
     text = re.sub(r'^folder = ".*"(?=  # this folder)', f'folder = "{goal.repo}"', text, flags=re.M)
     # Names of folders may hold line ends.
     text = re.sub(
         r"^(cd|hf download org/soup) .+?(?=\n```)",
-        lambda match: _public_rebuild(match[0], goal.repo),
+        lambda match: public_rebuild(match[0], goal.repo),
         text,
         flags=re.M | re.S,
     )
@@ -533,6 +356,19 @@ def _licence(source: str, online: bool) -> str:
     if licence == "other" and isinstance(front.get("license_name"), str):
         licence = f"other: {front['license_name']}"
     return licence if isinstance(licence, str) and len(licence) <= LONGEST_LICENCE else ""
+
+
+def send(settings: SoupSettings, goal: Target, soup: Path) -> None:
+    """Send the soup of a run or a merge, and print where it is now; with `plan` show what would be sent.
+
+    Raises:
+        UserError: it is not all of a soup, or the Hub refuses.
+    """
+    if settings.plan:
+        show_sheet([planned_upload(goal, soup_files(soup), settings.store_path)])
+        return
+    check(goal, soup)
+    print(f"  {'upload':16} {push(goal, soup, settings.store_path, settings.run_dir)}")
 
 
 @contextmanager

@@ -15,8 +15,8 @@ from souping.pipeline.settings import RunSettings
 from souping.pipeline.verdict import power_summary
 from souping.plan.speed import HUB_SPEED, READ_SPEED, Speed
 from souping.plan.stages import IntRange, PlannedStage
+from souping.report.cells import Section
 from souping.report.files import selection_summary
-from souping.report.tables import Section
 from souping.statistics.power import Power, power_of
 
 Range = tuple[float, float]

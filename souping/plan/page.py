@@ -11,7 +11,8 @@ from souping.plan.content import Plan, Range, total_range
 from souping.plan.speed import HUB_SPEED, READ_SPEED
 from souping.plan.stages import IntRange, PlannedStage
 from souping.report import format
-from souping.report.tables import Section, grid, similarity
+from souping.report.cells import Section, grid
+from souping.report.tables import similarity
 
 
 def sections(plan: Plan) -> list[Section]:

@@ -20,6 +20,7 @@ from souping.evaluate.identity import fingerprint
 from souping.merge.digests import StandIns
 from souping.merge.soup_files import CARD, RECIPE, planned_files
 from souping.pipeline import checks
+from souping.pipeline.card import soup_card
 from souping.pipeline.evaluation import Evaluation
 from souping.pipeline.execute import check_settings
 from souping.pipeline.models import OpenPool
@@ -27,16 +28,16 @@ from souping.pipeline.settings import RunSettings, items_of
 from souping.pipeline.state import ExtraBenchmark
 from souping.pipeline.steps import Candidates, extra_benchmarks
 from souping.pipeline.store import IN_MEMORY, Store
-from souping.pipeline.upload import card, planned_upload, soup_files
+from souping.pipeline.upload import planned_upload, soup_files
 from souping.plan.content import Plan, as_dict
 from souping.plan.counting import CountedSteps, NamedPool, NotStoredError, merged, not_stored
 from souping.plan.page import sections
 from souping.plan.speed import Speed, checked_speed, speed
 from souping.plan.stages import PlannedStage
-from souping.report.content import RecipeSummary, Report
+from souping.report.cells import Section
 from souping.report.files import as_json
+from souping.report.recipe import RecipeSummary
 from souping.report.render import sheet_markdown, show_sheet
-from souping.report.tables import Section
 
 
 def make(run: RunSettings) -> Plan:
@@ -127,8 +128,8 @@ class _Planner:
         draft["weights"] = [None] * len(names)
         draft["settings"] = {key: recipe.settings[key] for key in recipe.settings if key != "base"}
         pool = self.opened.merge_pool
-        report = Report(experiment=run.name, recipe=read(RecipeSummary, draft))
-        text = card(report, run.out.resolve(), pool.base_repo)
+        summary = read(RecipeSummary, draft)
+        text = soup_card(summary, folder=run.out.resolve(), base=pool.base_repo)
         files = {**planned_files(pool, recipe), CARD: text.encode()}
         return planned_upload(run.upload, files, run.store_path)
 

@@ -28,10 +28,11 @@ from souping.plan.page import time_section, work_section
 from souping.plan.planner import checked_plan, open_unhashed
 from souping.plan.speed import Speed
 from souping.report import format
+from souping.report.cells import Section, grid, nonempty
 from souping.report.files import as_json
 from souping.report.render import output_console, show_sheet
 from souping.report.samples import Sample, show_sample
-from souping.report.tables import Section, grid, nonempty, similarity
+from souping.report.tables import similarity
 
 CHECKED_ITEMS = 5
 """Items of each category that a check answers."""

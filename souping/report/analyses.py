@@ -10,10 +10,10 @@ from typing import Any, ClassVar
 from souping.core.reading import read, rest
 from souping.core.types import Json
 from souping.core.unit import Unit
+from souping.report.cells import Section, grid
 from souping.report.content import Report
 from souping.report.format import clean
 from souping.report.plots import Drawing
-from souping.report.tables import Section, grid
 
 FIRST_ANALYSES = ("guards", "front", "paper", "surface", "wins", "shapley", "size")
 """Analyses that are shown first, in this order. The others follow by name."""

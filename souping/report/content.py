@@ -15,6 +15,7 @@ from souping.core.similarity import PoolSimilarity
 from souping.core.system import Provenance
 from souping.core.types import Names
 from souping.core.unit import POINTS, Unit
+from souping.report.recipe import RecipeSummary
 
 MaybeFloat = float | None
 MaybeInt = int | None
@@ -310,28 +311,6 @@ class SelectionFile(SelectionSummary):
     """in a dry run, its `limit`"""
     unit: Unit = POINTS
     """unit of the scores"""
-
-
-@dataclass(frozen=True, kw_only=True)
-class RecipeSummary:
-    """Everything that decides the soup's bytes."""
-
-    id: str
-    """first 12 digits of the recipe's fingerprint"""
-    ingredients: Names
-    """in order; ingredients of weight 0 are left out"""
-    weights: tuple[MaybeFloat, ...]
-    """one per ingredient"""
-    fingerprints: Names
-    """SHA-256 of each ingredient's content"""
-    sources: Mapping[str, str] | None = None
-    """{ingredient: org/name@commit} of ingredients from the Hub"""
-    method: str
-    """merge method"""
-    dtype: str
-    """type in which the weights are stored"""
-    settings: Mapping[str, Any]
-    """settings of the merge that decide its bytes"""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -19,9 +19,10 @@ import numpy as np
 
 from souping.core.types import FloatArray
 from souping.core.unit import Unit
+from souping.report.cells import TableCell
 from souping.report.content import Matrix, PairedDifference, Report, TrialRow
 from souping.report.format import clean, four_digits, in_words, p_value, rho, short
-from souping.report.tables import TableCell, compared, confidence_of, ingredients
+from souping.report.tables import compared, confidence_of, ingredients
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -11,11 +11,11 @@ from typing import TYPE_CHECKING
 from souping.core.system import Provenance
 from souping.core.text import safe
 from souping.report import tables
+from souping.report.cells import Section, TableCell, TableGrid, fenced, markdown_table
 from souping.report.content import Report, TrialRow
 from souping.report.format import clean, escape_html, escape_markdown
 from souping.report.plots import Drawing
 from souping.report.sections import figures, findings, headline, kicker, sections, summary, warnings
-from souping.report.tables import Section, TableCell, TableGrid
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -216,37 +216,6 @@ def _blocks(section: Section) -> list[str]:
             "</details>",
         ]
     return blocks
-
-
-def fenced(code: str, language: str = "bash") -> str:
-    """A code block whose fence is longer than any run of backticks inside."""
-    fence = "```"
-    while fence in code:
-        fence += "`"
-    return f"{fence}{language}\n{code}\n{fence}"
-
-
-def markdown_table(grid: TableGrid) -> str:
-    """A pipe table; numbers set right, stressed rows bold."""
-    marks = ["---" if i in grid.left else "---:" for i in range(len(grid.header))]
-    lines = [_line([*map(escape_markdown, grid.header)]), _line(marks)]
-    for number, row in enumerate(grid.rows):
-        strong = number in grid.strong
-        lines.append(_line([_markdown_cell(cell, strong) for cell in row]))
-    return "\n".join(lines)
-
-
-def _line(cells: Sequence[str]) -> str:
-    return f"| {' | '.join(cells)} |"
-
-
-def _markdown_cell(cell: TableCell, strong: bool) -> str:
-    text = escape_markdown(cell.text)
-    if strong and text:
-        text = f"**{text}**"
-    if cell.sub:
-        text += f" ({escape_markdown(cell.sub)})"
-    return text
 
 
 def report_table(report: Report) -> Table:

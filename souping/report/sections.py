@@ -10,6 +10,7 @@ from souping.core.types import FOLDS
 from souping.core.unit import Unit
 from souping.report import tables, trajectory
 from souping.report.analyses import analysis_sections
+from souping.report.cells import Section, TableGrid, grid, nonempty, table
 from souping.report.content import (
     CategoryDifference,
     ModelEnds,
@@ -20,9 +21,8 @@ from souping.report.content import (
     TrialRow,
 )
 from souping.report.format import clean, count, four_digits, in_words, p_value, percent, rho, share
-from souping.report.tables import Section, TableGrid, grid, nonempty, table
+from souping.report.recipe import REBUILD, recipe_table
 
-REBUILD = "It writes the same bytes again, and stops if an ingredient's content differs."
 LOOKS = "Looks are counted in the run's store by exact prompt: a new store, or reworded items, would not be counted."
 LOST = "models are cut off or missing"
 
@@ -39,8 +39,6 @@ def headline(report: Report) -> str:
     """The verdict's sentence, or what can be said of a run that ended before the report fold."""
     if report.verdict and clean(report.verdict.sentence):
         return clean(report.verdict.sentence)
-    if report.others.get("soup") and report.selection is None:
-        return "The soup is written."
     ingredients = report.selection.ingredients if report.selection else ()
     if report.recipe is None:
         if not ingredients:
@@ -478,7 +476,7 @@ def _provenance(report: Report) -> Section | None:
     rebuild = "No soup was written: none to rebuild."
     if command:
         rebuild = f"Run this where the run was started. {REBUILD}"
-    proofs = table("Ingredients, and what proves that they are the same", tables.recipe(recipe))
+    proofs = table("Ingredients, and what proves that they are the same", recipe_table(recipe))
     return Section("Provenance", (f"{line} {rebuild}",), code=command, folded=nonempty((proofs,)))
 
 

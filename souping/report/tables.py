@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import chain, groupby
 from typing import Any
@@ -12,6 +11,7 @@ from souping.core.similarity import PoolSimilarity, Rounding
 from souping.core.text import DASH, confidence
 from souping.core.types import Json
 from souping.core.unit import Unit
+from souping.report.cells import Section, TableCell, TableGrid, grid
 from souping.report.content import (
     CategoryDifference,
     ExtraResult,
@@ -21,7 +21,6 @@ from souping.report.content import (
     ModelRow,
     OtherChoice,
     PairedDifference,
-    RecipeSummary,
     Report,
     RowDifference,
     RunCost,
@@ -45,76 +44,6 @@ from souping.report.format import (
 
 JsonRow = Mapping[str, Json]
 """An object inside a report: a row, a comparison, a trial."""
-
-
-@dataclass(frozen=True)
-class TableCell:
-    """Text of a cell; `sub` is the smaller print beside it."""
-
-    text: str
-    sub: str = ""
-
-
-@dataclass(frozen=True)
-class TableGrid:
-    """Table: `strong` are the indices of rows to stress, `left` those of left-aligned columns."""
-
-    header: tuple[str, ...]
-    rows: tuple[tuple[TableCell, ...], ...]
-    strong: frozenset[int] = frozenset()
-    left: frozenset[int] = frozenset({0})
-
-
-@dataclass(frozen=True)
-class Section:
-    """Heading with sentences, a picture (by its name), tables, a command, and sections that are folded away."""
-
-    title: str
-    lines: tuple[str, ...] = ()
-    picture: str = ""
-    grids: tuple[TableGrid, ...] = ()
-    folded: tuple[Section, ...] = ()
-    code: str = ""
-
-    @property
-    def anchor(self) -> str:
-        """What links to the heading, as GitHub makes it."""
-        return re.sub(r"[^\w\- ]", "", self.title.lower()).replace(" ", "-")
-
-
-def nonempty(sections: Iterable[Section | None]) -> tuple[Section, ...]:
-    """Sections that have anything to show."""
-    content = []
-    for section in sections:
-        if section and (section.lines or section.picture or section.grids or section.folded):
-            content.append(section)
-    return tuple(content)
-
-
-def table(title: str, grid: TableGrid, *lines: str) -> Section | None:
-    """A section of one table; None if the table has no rows."""
-    if not grid.rows:
-        return None
-    return Section(title, lines, grids=(grid,))
-
-
-def grid(
-    header: Sequence[str],
-    rows: Iterable[Iterable[str | TableCell]],
-    left: Sequence[int] = (0,),
-    strong: Iterable[int] = (),
-) -> TableGrid:
-    """A table of plain strings or cells."""
-    return TableGrid(
-        header=tuple(header),
-        rows=tuple(tuple(map(_cell, row)) for row in rows),
-        left=frozenset(left),
-        strong=frozenset(strong),
-    )
-
-
-def _cell(content: str | TableCell) -> TableCell:
-    return content if isinstance(content, TableCell) else TableCell(content)
 
 
 def categories(report: Report) -> list[str]:
@@ -300,22 +229,6 @@ def lost(pairs: Sequence[CategoryDifference | JudgedDifference]) -> list[int]:
 
 
 # ---------------------------------------------------------------- selection and recipe
-
-
-def recipe(recipe: RecipeSummary) -> TableGrid:
-    """Ingredients, weights, the fingerprints of their content, and where on the Hub they are."""
-    sources = recipe.sources or {}
-    header = ["ingredient", "weight", "content (SHA-256, first 16)"]
-    if sources:
-        header.append("on the Hub")
-    fingerprints = recipe.fingerprints or [""] * len(recipe.ingredients)
-    lines = []
-    for name, value, mark in zip(recipe.ingredients, recipe.weights, fingerprints, strict=False):
-        line = [clean(name), four_digits(value), clean(mark)[:16] or DASH]
-        if sources:
-            line.append(clean(sources.get(name)) or DASH)
-        lines.append(line)
-    return grid(header, lines, left=(0, 2, 3))
 
 
 def similarity(pool: PoolSimilarity | None) -> Section | None:

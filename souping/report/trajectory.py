@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 from souping.core.unit import Unit
+from souping.report.cells import Section, TableGrid, grid, nonempty, table
 from souping.report.content import (
     CheckpointRow,
     LookDifference,
@@ -13,16 +14,7 @@ from souping.report.content import (
     WindowRow,
 )
 from souping.report.format import ROW_KINDS, clean, count, four_digits, p_value
-from souping.report.tables import (
-    Section,
-    TableGrid,
-    confidence_of,
-    grid,
-    losses,
-    nonempty,
-    table,
-    whiskers,
-)
+from souping.report.tables import confidence_of, losses, whiskers
 
 OTHERS = ("last", "best_single", "trainer_best", "trainer_average", "decayed", "scrambled")
 """Kinds of the rows that an average of checkpoints is compared with, in this order."""

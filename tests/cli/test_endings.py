@@ -27,9 +27,9 @@ from souping.core.reading import read
 from souping.core.types import UserError
 from souping.core.unit import POINTS
 from souping.pipeline import execute
+from souping.report.cells import grid
 from souping.report.render import plain_table
 from souping.report.samples import Sample, show_sample
-from souping.report.tables import grid
 from tests.conftest import ROOT, Cli, command_line, pool_of
 from tests.support.composition import compose
 from tests.support.hub import files_of
@@ -271,7 +271,9 @@ def test_options_between_overrides_are_taken(souping: Cli) -> None:
 
 @pytest.mark.parametrize("word", ["pick={red: 1}", "pareto=[red,green]", "guard=3", "limit=2"])
 def test_a_merge_refuses_what_needs_items(family: Path, souping: Cli, word: str) -> None:
-    souping(*merging(family, "out=soup"), word).refused(word.partition("=")[0], "without items")
+    souping(*merging(family, "out=soup"), word).refused(
+        word.partition("=")[0], word, "+experiment=merge"
+    )
 
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGHUP, 129)])

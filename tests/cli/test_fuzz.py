@@ -15,11 +15,10 @@ from omegaconf import OmegaConf
 from souping.cli import config
 from souping.cli.errors import EXPECTED, format_error
 from souping.cli.help import folder
-from souping.cli.settings import settings_of
+from souping.cli.settings import run_settings
 from souping.core.text import safe
 from souping.core.types import UserError
 from souping.evaluate.identity import title
-from souping.pipeline.settings import RunSettings
 
 ODD: tuple[Any, ...] = (
     -1, 0, 1.5, 1e20, 99999999999999999999, float("nan"), float("-inf"), None, "", "x\x1b[31m\u202e=1", [[], "a", -1],
@@ -95,22 +94,21 @@ def taken(plain: Mapping[str, Any], where: Path) -> bool:
     """Whether a run takes this configuration; a refusal takes few lines, which command no terminal."""
     refused: UserError | None = None
     try:
-        run = settings_of(plain, where)
+        run = run_settings(plain, where)
         _ = run.optimiser.describe(3), run.optimiser.count(3), run.optimiser.known_points(3)
-        if isinstance(run, RunSettings):
-            run.selector.check(4, 3, 3)
-            _ = (
-                run.selector.sizes(3),
-                run.selector.label,
-                run.evaluator.settings,
-                title(run.evaluator),
-            )
-            _ = (
-                run.evaluator.hosting.host,
-                run.evaluator.sampling.answers_per_item,
-                run.benchmark.title,
-                run.objective.name,
-            )
+        run.selector.check(4, 3, 3)
+        _ = (
+            run.selector.sizes(3),
+            run.selector.label,
+            run.evaluator.settings,
+            title(run.evaluator),
+        )
+        _ = (
+            run.evaluator.hosting.host,
+            run.evaluator.sampling.answers_per_item,
+            run.benchmark.title,
+            run.objective.name,
+        )
     except UserError as error:
         refused = error
     if refused is not None:

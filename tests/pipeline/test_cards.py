@@ -15,6 +15,7 @@ from huggingface_hub import ModelCard
 
 from souping.core.text import human
 from souping.pipeline import upload
+from souping.pipeline.settings import Target
 from tests.conftest import Cli, pool_of
 from tests.support.adapters import save_adapter
 from tests.support.hub import Hub, User, files_of, serving
@@ -154,7 +155,7 @@ def test_the_licence_of_an_unknown_ingredient_is_not_that_of_the_folder_where_on
 ) -> None:
     souping(*full_models(family, tmp_path)).ok()
     (tmp_path / "README.md").write_text("---\nlicense: mit\n---\n")
-    upload.push(upload.Target("me/soup"), tmp_path / "soup")
+    upload.push(Target(repo="me/soup"), tmp_path / "soup")
     text = hub.repos["me/soup"].head["README.md"].decode()
     assert "license" not in data_of(text)
     assert "ant (unknown)" in text
@@ -223,7 +224,7 @@ def test_no_path_of_this_machine_is_sent_with_an_adapter(
     assert "base_model is left out" in shown
     souping(*words).ok()
     soup = tmp_path / "soup"
-    upload.push(upload.Target("me/soup"), soup)
+    upload.push(Target(repo="me/soup"), soup)
     sent = hub.repos["me/soup"].head
     assert str(tmp_path).encode() not in b"".join(sent.values())
     assert json.loads(sent["adapter_config.json"])["base_model_name_or_path"] == "base"
@@ -234,7 +235,7 @@ def test_no_path_of_this_machine_is_sent_with_an_adapter(
     (soup / "README.md").unlink()
     whole = (soup / "recipe.json").read_bytes()
     (soup / "recipe.json").write_text(json.dumps(recipe))
-    upload.push(upload.Target("me/soup"), soup)
+    upload.push(Target(repo="me/soup"), soup)
     sent = hub.repos["me/soup"].head
     assert str(tmp_path).encode() not in b"".join(sent.values())
     assert data_of(sent["README.md"].decode())["library_name"] == "peft"
@@ -243,7 +244,7 @@ def test_no_path_of_this_machine_is_sent_with_an_adapter(
     # A name that the user adds is in both files.
     text = (soup / "README.md").read_text().replace("---\n", "---\nbase_model: org/base\n", 1)
     (soup / "README.md").write_text(text)
-    upload.push(upload.Target("me/soup"), soup)
+    upload.push(Target(repo="me/soup"), soup)
     sent = hub.repos["me/soup"].head
     assert json.loads(sent["adapter_config.json"])["base_model_name_or_path"] == "org/base"
     # What was sent is a whole soup again.
@@ -369,5 +370,5 @@ def test_a_soup_that_comes_back_and_is_sent_again_lists_its_licences_once(
     souping(*full_models(family, tmp_path), "upload=me/soup").ok()
     sent = hub.repos["me/soup"].head["README.md"]
     (tmp_path / "soup/README.md").write_bytes(sent)
-    upload.push(upload.Target("me/soup"), tmp_path / "soup", tmp_path / "outputs/store.sqlite")
+    upload.push(Target(repo="me/soup"), tmp_path / "soup", tmp_path / "outputs/store.sqlite")
     assert hub.repos["me/soup"].head["README.md"] == sent

@@ -19,7 +19,8 @@ from souping.checkpoints.folder import SINGLE
 from souping.checkpoints.hub import fetch_one, parse
 from souping.core.types import UserError
 from souping.pipeline import upload
-from souping.pipeline.upload import card
+from souping.pipeline.run_report import card
+from souping.pipeline.settings import Target
 from souping.report.analyses import read_content
 from tests.conftest import ROOT, Cli, pool_of
 from tests.support.adapters import save_adapter
@@ -334,7 +335,7 @@ def test_a_new_soup_takes_the_place_of_the_old_one_whole(
     assert [name for name in repo.head if "safetensors" in name] == [SINGLE]
     assert len(repo.commits) == 2
     with pytest.raises(UserError, match="not a soup's folder"):
-        upload.push(upload.Target("me/other"), tmp_path)
+        upload.push(Target(repo="me/other"), tmp_path)
     assert "me/other" not in writer.repos
 
 
@@ -353,7 +354,7 @@ def test_a_hub_that_fails_at_the_end_costs_nothing(
     folder = tmp_path / "run/soup"
     assert (tmp_path / "run/report.json").is_file()
     assert not writer.repos["me/soup"].commits
-    upload.push(upload.Target("me/soup"), folder)
+    upload.push(Target(repo="me/soup"), folder)
     assert b"## Result" in writer.repos["me/soup"].head["README.md"]
     assert writer.repos["me/soup"].head[SINGLE] == (folder / SINGLE).read_bytes()
 
@@ -383,9 +384,9 @@ def test_a_folder_with_other_files_than_the_soups_is_not_sent(
     (folder / "logs").mkdir()
     STRANGERS[name](folder / name)
     with pytest.raises(UserError, match=rf"soup .*{re.escape(name)}"):
-        upload.push(upload.Target("me/soup"), folder)
+        upload.push(Target(repo="me/soup"), folder)
     with pytest.raises(UserError, match=re.escape(name)):
-        upload.check(upload.Target("me/soup"), folder)
+        upload.check(Target(repo="me/soup"), folder)
     assert "me/soup" not in writer.repos
 
 
@@ -400,7 +401,7 @@ def test_an_edited_card_is_sent_with_the_files_of_the_soup_alone(
         (folder / "recipe.json").write_text(json.dumps(recipe))
     with (folder / "README.md").open("a") as card:
         card.write("Mine.\n")
-    upload.push(upload.Target("me/soup"), folder)
+    upload.push(Target(repo="me/soup"), folder)
     sent = writer.repos["me/soup"].head
     assert sent.keys() == {*files, "README.md", "recipe.json"}
     assert b"Mine." in sent["README.md"]
@@ -408,7 +409,7 @@ def test_an_edited_card_is_sent_with_the_files_of_the_soup_alone(
     assert str(tmp_path).encode() not in sent["README.md"]
     (folder / ".env").touch()
     with pytest.raises(UserError, match=r"\.env"):
-        upload.push(upload.Target("me/soup"), folder)
+        upload.push(Target(repo="me/soup"), folder)
 
 
 def test_large_files_are_marked_by_their_size(
@@ -420,4 +421,4 @@ def test_large_files_are_marked_by_their_size(
     sizes = {name: (folder / name).stat().st_size for name in marks}
     for name, size in sizes.items():
         assert (marks[name] == f"{size} bytes") == (size > 500)
-    upload.push(upload.Target("me/soup"), folder)
+    upload.push(Target(repo="me/soup"), folder)

@@ -18,7 +18,7 @@ from rich.console import Console
 
 from souping.core.reading import read, to_json
 from souping.core.unit import BITS_PER_BYTE, POINTS, Unit
-from souping.pipeline.upload import card
+from souping.pipeline.run_report import card
 from souping.report.analyses import read_content
 from souping.report.content import GateSummary, TrialRow
 from souping.report.files import csv_cell, write_report, write_trials

@@ -17,6 +17,7 @@ from hydra._internal import config_loader_impl, defaults_list
 from hydra._internal.config_loader_impl import ConfigLoaderImpl
 from hydra._internal.config_repository import ConfigRepository
 
+from souping.cli.commands import root_of
 from souping.cli.help import folder
 
 SHIPPED = {"hydra", "main", "schema"}
@@ -93,7 +94,8 @@ def unchecked(overrides: Sequence[str]) -> dict[str, Any]:
     from souping.cli import config
 
     config.register()
+    root = root_of(overrides)
     with hydra.initialize_config_dir(config_dir=str(folder()), version_base="1.3"):
-        cfg = hydra.compose("config", list(overrides))
-        config.drop_replaced(cfg, overrides)
+        cfg = hydra.compose(root, list(overrides))
+        config.drop_replaced(cfg, root, overrides)
         return config.resolved(cfg)

@@ -1,0 +1,138 @@
+"""Model card of a soup: what it is made of, how it is used, and how it is made again."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shlex
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from souping.checkpoints import hub
+from souping.core.types import Json
+from souping.report.cells import fenced, markdown_table
+from souping.report.format import clean, escape_markdown, in_words
+from souping.report.recipe import REBUILD, RecipeSummary, recipe_table
+
+HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]{0,95}(/[A-Za-z0-9][\w.-]{0,95})?")
+ANYWHERE = ("merge._target_=", "merge.allow_pickle=", "merge.nonfinite=")
+"""Overrides of a rebuild that hold on every machine."""
+
+
+def soup_card(
+    recipe: RecipeSummary,
+    rebuild: str | None = None,
+    folder: Path = Path("."),
+    base: str = "",
+    benchmark: str = "",
+    result: Sequence[str] = (),
+) -> str:
+    """README.md of a soup, with the Hub's front matter; `base` is the base model's name there, if it is an adapter.
+
+    `result` are paragraphs on what the soup scored on the `benchmark`. Dates, timings and folders stay out, but for the
+    soup's own `folder`, in code to load it: an upload puts the repository in its place.
+    """
+    sources = {public_name(name): source for name, source in (recipe.sources or {}).items()}
+    names = tuple(public_name(name) for name in recipe.ingredients)
+    recipe = replace(recipe, ingredients=names, sources=sources)
+    blocks = [
+        _front(recipe, base),
+        f"# Soup {escape_markdown(recipe.id)}",
+        _summary(len(names), benchmark),
+        "## Recipe",
+        markdown_table(recipe_table(recipe)),
+        _method(recipe),
+        *result,
+        *_usage(recipe, folder),
+        *_rebuild(recipe, rebuild, folder),
+    ]
+    return "\n\n".join(blocks) + "\n"
+
+
+def public_name(name: Json) -> str:
+    """`org/name` and plain names as they are; of any other path the last part, so that no machine shows through."""
+    text = clean(name)
+    return text if HUB_NAME.fullmatch(text) else re.split(r"[/\\]", text.rstrip("/\\"))[-1]
+
+
+def _summary(size: int, benchmark: str) -> str:
+    what = "A copy of one model: the search found no better mixture"
+    if size > 1:
+        what = f"A weighted average of the weights of {size} models"
+    name = escape_markdown(benchmark)
+    return f"{what}, made with souping{f' for {name}' if name else ''}."
+
+
+def _rebuild(recipe: RecipeSummary, command: str | None, folder: Path) -> list[str]:
+    """How the soup is made again: by the run's own command where the run was started, which an upload replaces."""
+    absent = [name for name in recipe.ingredients if name not in (recipe.sources or {})]
+    text = REBUILD
+    if absent:
+        names = escape_markdown(in_words(absent))
+        text += (
+            f" If it does not find {names}, add `'pool.candidates=[{{name: NAME, path: FOLDER}}]'`."
+        )
+    line = public_rebuild(clean(command))
+    if command and folder.is_absolute():
+        line = f"cd {shlex.quote(os.getcwd())} && {command}"
+    return ["## Rebuild", text, fenced(line)]
+
+
+def public_rebuild(command: str, repo: str = "org/soup") -> str:
+    """A rebuild from a repository, with the overrides of a run's command that hold on every machine."""
+    words = [word for word in shlex.split(command) if word.startswith(ANYWHERE)]
+    name = repo.rpartition("/")[2]
+    rebuild = f"python -m souping +experiment=rebuild recipe={name}/recipe.json out={name}-rebuilt"
+    return " ".join(
+        [f"hf download {repo} --local-dir {name} &&", rebuild, *map(shlex.quote, words)]
+    )
+
+
+def _usage(recipe: RecipeSummary, folder: Path) -> list[str]:
+    """Python that loads the soup from its folder and answers."""
+    name = "AutoModelForCausalLM"
+    module = "transformers"
+    if recipe.settings.get("adapters") == "keep":
+        name = "AutoPeftModelForCausalLM"
+        module = "peft"
+    code = f"""from {module} import {name}
+from transformers import AutoTokenizer
+
+folder = {json.dumps(str(folder))}  # this folder, or the name of its repository
+tokenizer = AutoTokenizer.from_pretrained(folder)
+model = {name}.from_pretrained(folder)
+inputs = tokenizer("Hello", return_tensors="pt")
+print(tokenizer.decode(model.generate(**inputs, max_new_tokens=20)[0]))"""
+    return ["## Usage", fenced(code, "python")]
+
+
+def _method(recipe: RecipeSummary) -> str:
+    text = f"Method `{clean(recipe.method)}`, stored as `{clean(recipe.dtype)}`."
+    if recipe.settings:
+        text += f" Settings: `{json.dumps(recipe.settings, sort_keys=True)}`."
+    return text
+
+
+def _front(recipe: RecipeSummary, base: str) -> str:
+    """The front matter, without models that cannot be named on the Hub."""
+    import yaml
+
+    table: dict[str, Any] = {
+        "base_model_relation": "merge",
+        "library_name": "transformers",
+        "tags": ["merge", "souping"],
+    }
+    repos = [source.partition("@")[0] for source in (recipe.sources or {}).values()]
+    parents = list(filter(hub.is_repo, repos))
+    if not parents:
+        parents = [name for name in recipe.ingredients if HUB_NAME.fullmatch(name)]
+    if recipe.settings.get("adapters") == "keep":
+        parents = list(filter(None, [base]))
+        table |= {"base_model_relation": "adapter", "library_name": "peft"}
+        table["tags"] = ["lora", "merge", "souping"]
+    if parents:
+        table = {"base_model": parents, **table}
+    return f"---\n{yaml.dump(table, allow_unicode=True, sort_keys=False).strip()}\n---"
