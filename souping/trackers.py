@@ -14,14 +14,16 @@ from importlib import import_module
 from importlib.util import find_spec
 from itertools import chain
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from souping.core.fields import Name, Seconds, component
 from souping.core.protocols import Tracker
 from souping.core.reading import read
 from souping.core.text import first_line, install, named, safe
 from souping.core.types import Json, JsonObject, Missing, Trial
-from souping.report.content import PairedDifference, Report
+
+if TYPE_CHECKING:
+    from souping.report.content import Report
 
 FILES = ("report.json", "report.md", "report.html", "selection.json", "trials.csv", "recipe.json")
 SOUP = ("recipe.json", "README.md")
@@ -158,6 +160,8 @@ class WandbTracker(Tracker):
 
     def finish(self, report: JsonObject | None, run_dir: Path, soup: Path | None = None) -> None:
         """Log summary, tables, plots and artifact, then close the run, as failed if an error is passing through."""
+        from souping.report.content import Report
+
         session = self._session
         session.exit_code = int(report is None and sys.exc_info()[0] is not None)
         with session.exits:
@@ -374,6 +378,8 @@ def _tables(
     report: Report, trials: Sequence[Mapping[str, Json]]
 ) -> dict[str, tuple[list[str], list[list[Json]]]]:
     """{name: columns and rows} of report rows, comparisons and trials, without the empty ones."""
+    from souping.report.content import PairedDifference
+
     rows = report.rows or ()
     categories = list(dict.fromkeys(chain.from_iterable(row.scores for row in rows)))
     lines = list[list[Json]]()

@@ -432,7 +432,7 @@ def loaded(code: str) -> set[str]:
         ),
         (
             "import souping.cli.job, souping.pipeline.execute",
-            {"rich", "souping.analysis", "souping.search", "souping.pipeline.run"},
+            {"souping.analysis", "souping.search", "souping.pipeline.run"},
         ),
     ],
     ids=["library", "pipeline", "help", "merge"],

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
-from souping.cli.commands import COMMANDS, STANDS_FOR, as_overrides
+from souping.cli.commands import COMMANDS, ROOTS, STANDS_FOR, as_overrides
+from souping.cli.config import is_merge
 from souping.cli.help import choices, completed, groups
 from souping.core.types import UserError
 from tests.conftest import Cli, pool_of
+from tests.support.composition import compose
 
 
 def pool(family: Path) -> str:
@@ -50,6 +54,54 @@ def test_plan_is_plan_true_also_of_a_merge_and_of_a_multirun(
     souping("plan", "-m", "+experiment=merge", *words, "merge.dtype=float32,bfloat16").ok()
     assert len(list(tmp_path.glob("outputs/merge/sweep/*/*/plan.json"))) == 2
     assert not (tmp_path / "soup").exists()
+
+
+@pytest.mark.parametrize("name", ROOTS)
+def test_an_experiment_that_only_averages_has_the_keys_of_a_merge(name: str) -> None:
+    more = {
+        "merge": ["pool.candidates=[a,b]", "optimiser.weights=[0.5,0.5]"],
+        "rebuild": ["recipe=r.json"],
+    }
+    plain = compose([f"+experiment={name}", *more.get(name, [])])
+    components = {"pool", "optimiser", "merge", "tracker"}
+    values = {"name", "seed", "out", "recipe", "plan", "upload", "store", "allow_code", "debug"}
+    assert plain.keys() == components | values
+    assert is_merge(plain)
+    assert plain["name"] == name
+
+
+@pytest.mark.parametrize(
+    "word",
+    ["benchmark.path=x", "selector=topk", "+selector.k=2", "~gate", "limit=3", "check=true"],
+)
+def test_a_merge_has_no_key_of_an_evaluation(family: Path, souping: Cli, word: str) -> None:
+    done = souping("merge", pool(family), "optimiser.weights=[0.5,0.5]", word)
+    done.refused(word, "plan=true", "+experiment=merge")
+    assert len(done.err.splitlines()) == 1
+
+
+def test_a_run_has_no_recipe(family: Path, souping: Cli) -> None:
+    souping(*pool_of(family), "recipe=r.json").refused("recipe", "+experiment=rebuild")
+
+
+def test_a_merge_loads_only_what_a_merge_needs(family: Path, tmp_path: Path) -> None:
+    """Nothing of evaluation, reports, uploads and runs, and no heavy library beside Hydra's."""
+    words = ["merge", pool(family), "optimiser.weights=[0.5,0.5]", "out=soup"]
+    code = f"""import sys
+sys.argv = ["souping", *{words!r}]
+from souping.cli.main import main
+main()
+print("|".join(sys.modules))"""
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=tmp_path
+    )
+    loaded = set(done.stdout.splitlines()[-1].split("|"))
+    assert "souping.merge.writer" in loaded
+    rooms = {"analysis", "comparison", "evaluate", "logs", "paper", "plan", "selection"}
+    assert loaded & {f"souping.{room}" for room in rooms} == set()
+    files = ("report.content", "report.plots", "report.render", "pipeline.run", "pipeline.upload")
+    assert loaded & {f"souping.{name}" for name in files} == set()
+    assert loaded & {"torch", "transformers", "matplotlib", "wandb", "scipy", "rich"} == set()
 
 
 @pytest.mark.parametrize("name", [*COMMANDS, "help"])
