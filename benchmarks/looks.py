@@ -27,9 +27,9 @@ from souping.analysis.guards import Guard, judge
 from souping.core.scores import Mean
 from souping.core.types import Item, ItemScores, Recipe, Record
 from souping.evaluate.templates import Decoding
-from souping.pipeline.claims import Claim, Look, Measurement
 from souping.pipeline.evidence import FamilyScores
-from souping.pipeline.ledger import Ledger
+from souping.pipeline.looks.claims import Claim, Look, Measurement
+from souping.pipeline.looks.ledger import Ledger
 from souping.pipeline.store import IN_MEMORY, Store
 from souping.statistics.comparison import contrast
 from souping.statistics.joint import picked_tests

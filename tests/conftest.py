@@ -23,8 +23,8 @@ from hypothesis import HealthCheck, settings
 from souping.core.protocols import Evaluator, LoadedModel, Objective, Sampling
 from souping.core.scores import Mean
 from souping.core.types import Item, Json, Recipe, Record, ScoreMatrix
-from souping.pipeline.claims import Claim, Look, Measurement
-from souping.pipeline.ledger import Ledger
+from souping.pipeline.looks.claims import Claim, Look, Measurement
+from souping.pipeline.looks.ledger import Ledger
 from tests.support.composition import compose_once
 
 IGNORED = [

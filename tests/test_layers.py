@@ -430,12 +430,8 @@ def loaded(code: str) -> set[str]:
             "try:\n  import souping.cli.main; souping.cli.main.main()\nexcept SystemExit: pass",
             HEAVY - {"hydra", "omegaconf"},
         ),
-        (
-            "import souping.cli.job, souping.pipeline.execute",
-            {"souping.analysis", "souping.search", "souping.pipeline.run"},
-        ),
     ],
-    ids=["library", "pipeline", "help", "merge"],
+    ids=["library", "pipeline", "help"],
 )
 def test_importing_loads_nothing_heavy(code: str, absent: set[str]) -> None:
     assert loaded(code) & absent == set()

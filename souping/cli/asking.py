@@ -20,10 +20,10 @@ from souping.core.files import error_text, expanded
 from souping.core.folders import check_unlinked
 from souping.core.text import safe
 from souping.core.types import UserError
-from souping.pipeline.open_soups import ORDER_FILE, asked_soups, home_of, tell
+from souping.pipeline.executors.open_soups import ORDER_FILE, asked_soups, home_of, tell
 
 if TYPE_CHECKING:
-    from souping.pipeline.asking import OpenSoup
+    from souping.pipeline.executors.asking import OpenSoup
 
 HELP = {
     "ask": """Write the next soups of a run that was started with `evaluator=command executor=files`,
@@ -60,8 +60,8 @@ def _open_soups(options: argparse.Namespace) -> Sequence[OpenSoup]:
     """Go on with a run; the soups that it waits for then."""
     from souping.cli.finished import begin, configuration
     from souping.cli.settings import run_settings
-    from souping.pipeline.asking import FilesExecutor
     from souping.pipeline.execute import execute
+    from souping.pipeline.executors.asking import FilesExecutor
     from souping.report.progress import command_line, logged
 
     run_dir = _run_dir(options.run_dir)

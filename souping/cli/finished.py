@@ -75,7 +75,7 @@ def add(words: Sequence[str]) -> None:
         report, _ = read_finished(run_dir)
         _send(settings, written_soup(settings, report))
         return
-    from souping.pipeline.asking import Waiting
+    from souping.pipeline.executors.asking import Waiting
     from souping.pipeline.finished import add_analyses
 
     try:

@@ -130,7 +130,7 @@ def _names(models: str | None, samples: Sequence[Sample], report: Report | None)
 def _note(run_dir: Path, store: str | None, report: Report, samples: Sequence[Sample]) -> None:
     """Write to the ledger that answers to these items of the report fold were looked at."""
     from souping.comparison.looks import stores_of
-    from souping.pipeline.ledger import Ledger
+    from souping.pipeline.looks.ledger import Ledger
     from souping.pipeline.store import Store
 
     prompts = [sample.prompt_hash for sample in samples]

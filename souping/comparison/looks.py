@@ -23,7 +23,7 @@ from souping.statistics.levels import Level
 from souping.statistics.scores import ItemTable
 
 if TYPE_CHECKING:
-    from souping.pipeline.ledger import Ledger
+    from souping.pipeline.looks.ledger import Ledger
     from souping.pipeline.store import Store
 
 MOST_LOOKS = 1000
@@ -65,7 +65,7 @@ def looks_of(
         runs.extend(log for log in model_logs if log.harness == "souping")
     if not runs:
         return Level(least), _sentence(least)
-    from souping.pipeline.ledger import Ledger
+    from souping.pipeline.looks.ledger import Ledger
 
     metrics = {task: common.metrics[task][0] for task in weights}
     table = item_table(metrics, weights)
@@ -116,7 +116,7 @@ def _claim_of(
     settings: Sequence[Json],
 ) -> ComparisonClaim:
     """The claim of a comparison of `runs` of ours and other logs; `metrics` are those of the headline."""
-    from souping.pipeline.claims import pair_digest
+    from souping.pipeline.looks.claims import pair_digest
 
     identity_of = _identities(runs, common)
     identities = sorted(set(identity_of.values()))

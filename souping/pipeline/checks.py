@@ -2,41 +2,31 @@
 
 A run stops at the first error, a plan shows them all. `refusals` needs the settings and the items, `check_pool` the
 candidates' headers and tokenizers. Settings that contradict each other are refused before both, by
-`execute.check_settings`. All sizes are bytes.
+`execute.check_settings`.
 """
 
 from __future__ import annotations
 
 import itertools
 import json
-import os
-import re
-import subprocess
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import asdict
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from souping.checkpoints.encodings import COMPARED_TEXTS
-from souping.checkpoints.header import ITEM
-from souping.checkpoints.layouts import rules_of
-from souping.checkpoints.pool import ModelSize, base_of, largest_bytes, weigh
 from souping.core.fields import pick
-from souping.core.files import disk_space
-from souping.core.protocols import Hosting, ModelHost
-from souping.core.system import SHARED_MEMORY, cores, memory_bytes
-from souping.core.text import human, named, shown
+from souping.core.protocols import Evaluator, Workers
+from souping.core.text import named, shown
 from souping.core.types import (
     CONSTANT,
     FOLDS,
     Candidate,
     Fold,
     Item,
-    JsonObject,
-    Missing,
     Names,
     SearchSpace,
     UserError,
@@ -44,19 +34,22 @@ from souping.core.types import (
 )
 from souping.core.unit import POINTS, Unit
 from souping.evaluate.benchmark import Folds, limit_folds, shares_of, split_folds
+from souping.pipeline.evaluation import Evaluation, EvaluatorWorker, open_worker
+from souping.pipeline.executors.asking import FilesExecutor, FileWorkers, OrderedEvaluation
+from souping.pipeline.machine import check_machine
 from souping.pipeline.merge_only import check_kept
 from souping.pipeline.models import OpenPool
-from souping.pipeline.serving import scratch_place
 from souping.pipeline.settings import RunSettings
-from souping.pipeline.state import MIXED_ROWS
-from souping.report.format import in_words
+from souping.pipeline.state import MIXED_ROWS, ExtraBenchmark
+from souping.pipeline.steps import extra_benchmarks
+from souping.pipeline.store import Store
+from souping.report.progress import Progress
 from souping.search.loop import check_budget
 from souping.selection import check_drop
 
 if TYPE_CHECKING:
     from souping.core.protocols import Evaluator
     from souping.core.types import ScoreMatrix
-    from souping.merge import MergeBackend
 
 EvaluatorItems = Sequence[tuple["Evaluator", Sequence[Item]]]
 """Evaluators with their items, the run's own first."""
@@ -64,11 +57,6 @@ LIKELY_CAUSES = (
     "are answers cut off, is the scorer wrong, do chat models get plain text in place of messages?"
 )
 """What to look at if every model fails."""
-PROGRAM = 1_500_000_000
-"""Python, torch and transformers themselves, with the buffers of a soup that is mixed block by block."""
-
-
-# ------------------------------------------------------------ settings, items and candidates
 
 
 def refusals(
@@ -311,307 +299,84 @@ def flat_categories(unit: Unit, scores: ScoreMatrix) -> list[str]:
     return notes
 
 
-# ------------------------------------------------------------ the machine
-
-
 @frozen
-class Gpu:
-    """GPU that this process may use, with its memory."""
+class Prepared:
+    """What a run works with. Its evaluators have what they take from the candidates' files.
 
-    name: str
-    total: int
+    `evaluations` are {extra benchmark: evaluation}, the run's own under an empty name.
+    """
 
-
-@frozen
-class Machine:
-    """Cores and memory that this process may use, and its GPUs."""
-
-    cores: int
-    memory: int
-    gpus: tuple[Gpu, ...] = ()
+    settings: RunSettings
+    folds: Folds
+    pool: OpenPool
+    benchmarks: Mapping[str, ExtraBenchmark]
+    workers: Workers
+    evaluations: Mapping[str, Evaluation]
 
 
-def machine_facts() -> Machine:
-    """This machine as it is now."""
-    return Machine(cores=cores(), memory=memory_bytes(), gpus=gpus())
-
-
-def gpus() -> tuple[Gpu, ...]:
-    """NVIDIA GPUs that the driver lists and CUDA_VISIBLE_DEVICES leaves; a number that does not exist ends these."""
-    query = ["nvidia-smi", "--query-gpu=name,memory.total", "--format=csv,noheader,nounits"]
-    try:
-        lines = subprocess.run(
-            query, capture_output=True, text=True, timeout=20, check=True
-        ).stdout.splitlines()
-    except (OSError, subprocess.SubprocessError):
-        return ()
-    listed = []
-    for line in lines:
-        name, _, mebibytes = line.rpartition(",")
-        if mebibytes.strip().isdigit():
-            listed.append(Gpu(name=name, total=int(mebibytes) * 2**20))
-    setting = os.environ.get("CUDA_VISIBLE_DEVICES")
-    # UUIDs are left to the driver.
-    if setting is None or re.search("[A-Z]", setting):
-        return tuple(listed)
-    visible = []
-    for place in map(str.strip, setting.split(",")):
-        if not place.isdigit() or int(place) >= len(listed):
-            break
-        visible.append(listed[int(place)])
-    return tuple(visible)
-
-
-@frozen
-class Requirement:
-    """`need` beside `have`, the total (of a disk: what is free). `parts` says what the need consists of, `fix` what to
-    do if it does not fit."""
-
-    kind: Literal["disk", "memory", "GPU memory"]
-    where: str
-    sizes: Mapping[str, int]
-    have: int
-    fix: str
-
-    @property
-    def need(self) -> int:
-        return sum(self.sizes.values())
-
-    @property
-    def parts(self) -> list[str]:
-        return [f"{what} {human(size)}" for what, size in self.sizes.items() if size]
-
-    @property
-    def fits(self) -> bool:
-        return self.need <= self.have
-
-    def as_dict(self) -> JsonObject:
-        return {**asdict(self), "need": self.need, "fits": self.fits}
-
-    def lack(self) -> Missing:
-        need = f"{human(self.need)} ({', '.join(self.parts)})"
-        what = f"{self.where} has {human(self.have)}, the run needs {need}"
-        return Missing(what=what, fix=self.fix)
-
-
-def requirements_of(
-    run: RunSettings, models: Sequence[ModelSize], machine: Machine, evaluators: Sequence[Evaluator]
-) -> list[Requirement]:
-    """Everything that can be too small; nothing if no model's size is known."""
-    if not any(model.nbytes for model in models):
-        return []
-    soup = largest_bytes(models, run.merge.dtype)
-    place = scratch_place(soup)
-    in_shared_memory = 0
-    on_disk = 0
-    written = ["folder"]
-    if not run.merge.streams or any(model.adapter for model in models):
-        written.append("chunks")
-    if any(evaluator.hosting.model_form in written for evaluator in evaluators):
-        if place == SHARED_MEMORY:
-            in_shared_memory = soup
-        else:
-            on_disk = soup
-    in_memory = {
-        "program": PROGRAM,
-        "one model": max((_in_memory(one, models, machine) for one in evaluators), default=0),
-        f"a soup in {SHARED_MEMORY}": in_shared_memory,
-    }
-    memory = Requirement(
-        kind="memory",
-        where="this machine's memory",
-        sizes=in_memory,
-        have=machine.memory,
-        fix="use a smaller evaluator.dtype, or a larger machine",
-    )
-    requirements = [*_disks(run, models, place, on_disk), memory]
-    for evaluator in evaluators:
-        if not _needs_gpu(evaluator.hosting, machine):
-            continue
-        gpu = _gpu(evaluator, models, machine)
-        if gpu not in requirements:
-            requirements.append(gpu)
-    return requirements
-
-
-def check_machine(run: RunSettings, evaluators: Sequence[Evaluator]) -> None:
-    """Refuse, before a model is fetched or loaded, a run that cannot start or finish on this machine.
+def prepare(settings: RunSettings, store: Store, progress: Progress) -> Prepared:
+    """Check a run, open its pool, and start its workers.
 
     Raises:
-        UserError: a package is missing, a named server does not answer, there are too few GPUs, or a disk, the memory
-            or a GPU is too small.
+        UserError: settings, items, pool and machine do not fit each other.
     """
-    machine = machine_facts()
-    if not run.executor.evaluates_here:
-        evaluators = ()
-    for lack in [*_packages(run, evaluators), *_missing_gpus(evaluators, machine)]:
-        raise lack.error().at("this run cannot start here")
-    models = model_sizes(run)
-    # Opening the pool gives the better message.
-    if any(model.trouble for model in models):
-        return
-    requirements = requirements_of(run, models, machine, evaluators)
-    lacks = [requirement.lack() for requirement in requirements if not requirement.fits]
-    if lacks:
-        sentences = [lack.sentence() for lack in lacks[:2]]
-        raise UserError("\n".join(sentences), fix=lacks[0].fix)
+    items = settings.benchmark.items()
+    folds = cut_folds(settings, items)
+    extra = extra_benchmarks(settings.also, settings.evaluator, settings.limit)
+    pairs = [(settings.evaluator, items)]
+    pairs += [(benchmark.evaluator, benchmark.items) for benchmark in extra]
+    for error in refusals(settings, folds.items, pairs):
+        raise error
+    check_machine(settings, [evaluator for evaluator, _ in pairs])
 
+    candidates = settings.pool.resolve()
+    more: Sequence[Candidate] = ()
+    if settings.pool.trajectory is not None:
+        more = settings.pool.trajectory.models
+    pool = OpenPool.fetch(candidates, settings.merge, store, aside=progress.aside, more=more)
+    check_pool(settings, pool, pairs)
 
-def model_sizes(run: RunSettings) -> list[ModelSize]:
-    """Sizes of the candidates and, if there is one, of the base model."""
-    pickle = run.merge.allow_pickle
-    rules = rules_of(run.merge.names)
-    models = [weigh(candidate, pickle, rules) for candidate in run.pool.resolve()]
-    base = base_of(models, run.merge.base)
-    if base is not None:
-        models.append(weigh(Candidate(name="base model", path=Path(base)), pickle))
-    return models
-
-
-def soup_bytes(models: Sequence[ModelSize], merge: MergeBackend) -> int:
-    """A soup on disk: as large as the largest candidate in the merge's dtype, or an adapter if adapters are kept."""
-    if merge.adapters == "keep":
-        models = [model for model in models if model.adapter] or models
-    largest = max(models, key=lambda model: model.nbytes)
-    if merge.dtype in ITEM:
-        return largest.parameters * ITEM[merge.dtype]
-    return largest.nbytes
-
-
-@frozen
-class DiskUse:
-    """What is written below a folder; `key` sets the folder."""
-
-    folder: Path
-    what: str
-    size: int
-    key: str
-
-
-def _disks(
-    run: RunSettings, models: Sequence[ModelSize], place: Path, scratch: int
-) -> Iterator[Requirement]:
-    """Each file system that is written to: the soup, downloads, a soup that is served as a folder."""
-    from huggingface_hub import constants
-
-    soup = 0 if run.stop_after else soup_bytes(models, run.merge)
-    downloads = sum(model.download for model in models)
-    cache = Path(constants.HF_HUB_CACHE)
-    uses = [
-        DiskUse(folder=run.out, what="the soup", size=soup, key="out"),
-        DiskUse(folder=cache, what="downloads", size=downloads, key="HF_HOME"),
-        DiskUse(folder=place, what="a soup for the server", size=scratch, key="TMPDIR"),
-    ]
-    by_system: dict[int, list[DiskUse]] = {}
-    for use in uses:
-        if use.size:
-            by_system.setdefault(disk_space(use.folder)[1], []).append(use)
-    for group in by_system.values():
-        places = " or ".join(f"{use.key}=FOLDER on a larger disk" for use in group)
-        yield Requirement(
-            kind="disk",
-            where=f"the disk for {in_words([use.what for use in group])}",
-            sizes={use.what: use.size for use in group},
-            have=disk_space(group[0].folder)[0],
-            fix=f"free some space, or set {places}",
+    settings = replace(settings, evaluator=pool.bound(settings.evaluator))
+    benchmarks = {}
+    evaluators = {"": settings.evaluator}
+    for benchmark in extra:
+        evaluator = pool.bound(benchmark.evaluator)
+        benchmarks[benchmark.name] = replace(benchmark, evaluator=evaluator)
+        evaluators[benchmark.name] = evaluator
+    workers: Workers
+    kind: type[Evaluation] = Evaluation
+    if isinstance(settings.executor, FilesExecutor):
+        workers = FileWorkers(
+            settings, settings.executor, pool, evaluators, progress, folds.content
         )
-
-
-def on_gpu(hosting: Hosting, machine: Machine) -> bool:
-    """Whether the loaded model is on a GPU."""
-    return hosting.device.startswith("cuda") or (hosting.device == "auto" and bool(machine.gpus))
-
-
-def _needs_gpu(hosting: Hosting, machine: Machine) -> bool:
-    """Whether the loaded model, or the server of it, takes memory of a GPU."""
-    if hosting.host is None:
-        return on_gpu(hosting, machine)
-    return bool(machine.gpus or hosting.host.gpus)
-
-
-def _in_memory(evaluator: Evaluator, models: Sequence[ModelSize], machine: Machine) -> int:
-    """Main memory of one evaluator's model; a model for a GPU passes through it when it is loaded."""
-    hosting = evaluator.hosting
-    host = hosting.host
-    if host is None:
-        return largest_bytes(models, hosting.module_settings().dtype)
-    # vLLM and servers load shard by shard; without a GPU a server keeps the whole model.
-    if hosting.model_form != "module" and machine.gpus:
-        return 0
-    return largest_bytes(models, host.dtype)
-
-
-def _gpu(evaluator: Evaluator, models: Sequence[ModelSize], machine: Machine) -> Requirement:
-    """A loaded model on one GPU, or a share of the model on each of several."""
-    hosting = evaluator.hosting
-    host = hosting.host or ModelHost(dtype=hosting.module_settings().dtype)
-    gpus = max(1, host.gpus)
-    where = "a GPU"
-    model = "one model"
-    if gpus > 1:
-        where = f"each of {gpus} GPUs"
-        model = f"one model over {gpus} GPUs"
-    smallest = 0
-    if len(machine.gpus) >= gpus:
-        smallest = sorted(gpu.total for gpu in machine.gpus)[-gpus]
-    fix = "nvidia-smi shows no GPU on this machine"
-    if machine.gpus:
-        fix = (
-            "more GPUs: engine.tensor_parallel_size / server.tensor_parallel_size, or "
-            "evaluator.dtype=bfloat16"
+        kind = OrderedEvaluation
+    else:
+        workers = _start_workers(settings, pool, evaluators, store)
+    evaluations = {}
+    for name, evaluator in evaluators.items():
+        evaluations[name] = kind(
+            store,
+            evaluator,
+            pool.serving(evaluator),
+            pool.eos_token_ids,
+            progress.advance,
+            workers,
+            benchmark=name,
         )
-    return Requirement(
-        kind="GPU memory",
-        where=where,
-        sizes={f"{model}, beside its KV cache": -(-largest_bytes(models, host.dtype) // gpus)},
-        have=int(host.fraction * smallest),
-        fix=fix,
+    return Prepared(
+        settings=settings,
+        folds=folds,
+        pool=pool,
+        benchmarks=benchmarks,
+        workers=workers,
+        evaluations=evaluations,
     )
 
 
-def missing(
-    run: RunSettings,
-    models: Sequence[ModelSize],
-    machine: Machine,
-    evaluators: Sequence[Evaluator],
-) -> list[Missing]:
-    """Extras, environments, GPUs, models and a login, each once."""
-    needs = _packages(run, evaluators)
-    needs += run.tracker.needs()
-    needs += _missing_gpus(evaluators, machine)
-    needs += [Missing(what=model.trouble, fix=model.fix) for model in models if model.trouble]
-    needs += _login(run)
-    return once(needs)
-
-
-def _packages(run: RunSettings, evaluators: Sequence[Evaluator]) -> list[Missing]:
-    components = [*evaluators, *run.parts]
-    return list(itertools.chain.from_iterable(component.needs() for component in components))
-
-
-def once(needs: Iterable[Missing]) -> list[Missing]:
-    """Each command once, and what has none once: several components may lack the same."""
-    by_fix: dict[str, Missing] = {}
-    for need in needs:
-        by_fix.setdefault(need.fix or need.what, need)
-    return list(by_fix.values())
-
-
-def _missing_gpus(evaluators: Iterable[Evaluator], machine: Machine) -> Iterator[Missing]:
-    count = len(machine.gpus)
-    for evaluator in evaluators:
-        host = evaluator.hosting.host
-        device = evaluator.hosting.device
-        if host is not None and host.url is None and host.gpus > count:
-            yield Missing(what=f"GPUs: vLLM is set to use {host.gpus}, nvidia-smi shows {count}")
-        number = re.fullmatch(r"cuda(?::(\d+))?", device)
-        if number and int(number.group(1) or 0) >= count:
-            yield Missing(what=f"a GPU: evaluator.device={device}, nvidia-smi shows {count}")
-
-
-def _login(run: RunSettings) -> Iterator[Missing]:
-    """An upload needs a token; reading public models does not."""
-    from huggingface_hub import get_token
-
-    if run.upload is not None and get_token() is None:
-        yield Missing(what="a login to the Hub, which upload= needs", fix="hf auth login")
+def _start_workers(
+    settings: RunSettings, pool: OpenPool, evaluators: Mapping[str, Evaluator], store: Store
+) -> Workers:
+    remote = partial(
+        open_worker, Path.cwd(), pool.models, settings.merge, evaluators, dict(store.hashes)
+    )
+    return settings.executor.start(EvaluatorWorker(pool.serving_all(evaluators)), remote)

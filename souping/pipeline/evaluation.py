@@ -40,7 +40,7 @@ from souping.core.types import (
 from souping.core.unit import SCORE_ROUNDING
 from souping.evaluate.identity import fingerprint
 from souping.evaluate.scoring import Grade, Known, user_scores
-from souping.pipeline.claims import Measurement, content_of, in_order
+from souping.pipeline.looks.claims import Measurement, content_of, in_order
 from souping.pipeline.models import OpenPool
 from souping.pipeline.store import Store, StoredAnswers
 from souping.search.loop import RecipeEvaluator

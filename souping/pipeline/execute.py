@@ -22,7 +22,7 @@ from souping.report.content import Report
 from souping.report.render import also_table, output_console, report_table, show_sheet
 
 if TYPE_CHECKING:
-    from souping.pipeline.asking import Waiting
+    from souping.pipeline.executors.asking import Waiting
     from souping.pipeline.run import Run
     from souping.pipeline.state import Reported, Searched, Selected
 
@@ -110,7 +110,7 @@ def check_settings(settings: RunSettings) -> None:
     if soup_in(settings.out) is None:
         free_target(settings.out)
     from souping.evaluate.benchmark import OwnBenchmark
-    from souping.pipeline.asking import check_executor
+    from souping.pipeline.executors.asking import check_executor
 
     check_executor(settings)
     upload = settings.upload
@@ -129,8 +129,8 @@ def check_settings(settings: RunSettings) -> None:
 
 def perform(settings: RunSettings) -> RunOutcome:
     """Take the steps of a run and write what came of them."""
-    from souping.pipeline.asking import Waiting
-    from souping.pipeline.open_soups import ORDER_FILE
+    from souping.pipeline.executors.asking import Waiting
+    from souping.pipeline.executors.open_soups import ORDER_FILE
     from souping.pipeline.run import Run
     from souping.pipeline.samples import write_samples
     from souping.pipeline.state import Frozen
@@ -139,9 +139,7 @@ def perform(settings: RunSettings) -> RunOutcome:
     from souping.trackers import GuardedTracker
 
     if settings.selects_from_table:
-        from souping.pipeline.choice import select_from_table
-
-        return RunOutcome(report=select_from_table(settings))
+        return RunOutcome(report=_select_from_table(settings))
     report: Report | None = None
     soup: Path | None = None
     with ExitStack() as stack:
@@ -179,6 +177,23 @@ def perform(settings: RunSettings) -> RunOutcome:
             if soup is None:
                 raise
             raise LateError(f"{error_text(error)}\nthe soup is written: {nearby(soup)}") from error
+
+
+def _select_from_table(settings: RunSettings) -> Report:
+    """Published scores alone: candidates are names, no folder is opened."""
+    from souping.pipeline.checks import flat_categories, not_measured, refusals
+    from souping.pipeline.run import choose
+    from souping.pipeline.run_report import stopped_report
+    from souping.report.progress import Progress
+
+    for error in refusals(settings, {}, ()):
+        raise error
+    with Progress() as progress:
+        names = [candidate.name for candidate in settings.pool.resolve()]
+        scores = settings.scores.matrix(names, not_measured)
+        for warning in flat_categories(settings.evaluator.unit, scores):
+            progress.say(f"note: {warning}")
+        return stopped_report(settings, choose(settings, scores, progress), scores)
 
 
 def _write(run: Run, state: Reported, report: Report) -> RunOutcome:

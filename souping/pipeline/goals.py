@@ -13,7 +13,7 @@ from souping.analysis.guards import LENGTH_GUARD, Admission, GuardCheck, GuardsR
 from souping.core.protocols import Objective, Strategy
 from souping.core.types import ItemScores, Recipe, Trial, UserError
 from souping.core.unit import Unit
-from souping.pipeline.claims import Look
+from souping.pipeline.looks.claims import Look
 from souping.pipeline.settings import RunSettings
 from souping.pipeline.state import Searched, Selected
 from souping.pipeline.steps import Stage, Steps

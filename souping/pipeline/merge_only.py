@@ -42,8 +42,7 @@ from souping.merge.local import LocalMerge, method_digest
 from souping.merge.plan import HUGE, MOST_INGREDIENTS
 from souping.merge.soup_files import CARD, RECIPE, planned_files
 from souping.pipeline.card import soup_card
-from souping.pipeline.fetching import folder_of, with_base
-from souping.pipeline.models import OpenPool
+from souping.pipeline.models import OpenPool, folder_of, with_base
 from souping.pipeline.serving import STORED_SOUP_PREFIX, check_space, scratch_place
 from souping.pipeline.settings import MergeSettings, RunSettings, SoupSettings
 from souping.pipeline.store import Store

@@ -9,6 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from souping.analysis.alternatives import alternatives, routed
+from souping.analysis.correlation import few_models
 from souping.analysis.guards import Admission, Guard, plan_guards, warnings_of
 from souping.core.files import write_atomically
 from souping.core.protocols import Tracker
@@ -21,6 +22,7 @@ from souping.core.types import (
     Names,
     Recipe,
     ScoreMatrix,
+    Selection,
     Trial,
     UserError,
 )
@@ -28,29 +30,39 @@ from souping.core.unit import Unit
 from souping.evaluate import identity
 from souping.merge.soup_files import RECIPE
 from souping.pipeline.analyses import analyse, missing_answers, run_scores, stored_answers
-from souping.pipeline.checks import flat_categories, run_notes
-from souping.pipeline.choice import choose
-from souping.pipeline.claims import Claim, Look, Measurement
-from souping.pipeline.evidence import Evidence, best_mixture, compare_on, dry_verdict, gather
+from souping.pipeline.checks import flat_categories, prepare, run_notes
+from souping.pipeline.evidence import (
+    Evidence,
+    best_mixture,
+    compare_on,
+    dry_verdict,
+    gather,
+    lost_answers,
+    trajectory_evidence,
+)
 from souping.pipeline.gate import check_expected, gate_sentence
 from souping.pipeline.goals import check_tokens, declared, with_goals
-from souping.pipeline.ledger import Ledger
-from souping.pipeline.lost_answers import lost_answers
+from souping.pipeline.looks.claims import Claim, Look, Measurement
+from souping.pipeline.looks.ledger import Ledger
+from souping.pipeline.looks.opening import Opening, fold_sizes
 from souping.pipeline.merge_only import make_soup, soup_in, verify
 from souping.pipeline.models import OpenPool
-from souping.pipeline.opening import Opening, fold_sizes
-from souping.pipeline.preparation import prepare
 from souping.pipeline.run_report import card, final_report, frozen_report, run_cost
 from souping.pipeline.settings import RunSettings
 from souping.pipeline.state import Contender, Frozen, Reported, Searched, Selected
 from souping.pipeline.steps import SEARCH, Stage, Steps
 from souping.pipeline.store import Store
-from souping.pipeline.training_run import trajectory_evidence
 from souping.pipeline.verdict import power_in_words
 from souping.report import tables
 from souping.report.analyses import UserResult
 from souping.report.content import GateSummary, Report
-from souping.report.files import as_json, raw_result, search_summary
+from souping.report.files import (
+    as_json,
+    raw_result,
+    search_summary,
+    selection_summary,
+    write_selection,
+)
 from souping.report.progress import Progress
 from souping.report.render import plain_table
 from souping.report.sections import ended
@@ -497,6 +509,21 @@ class Run(Steps):
         recipe = state.searched.winner.recipe
         weights = dict(zip(recipe.ingredients, recipe.weights, strict=True))
         return replace(report, cost=cost, weights=self.pool.similarity_of(weights))
+
+
+def choose(settings: RunSettings, scores: ScoreMatrix, progress: Progress) -> Selection:
+    """Pick the ingredients, print them with what a reader must know of the choice, and write selection.json."""
+    progress.stage("select: ingredients")
+    selection = settings.selector.select_checked(scores)
+    if selection.correlations is not None and (warning := few_models(len(scores.models))):
+        selection = replace(selection, notes=(*selection.notes, warning))
+    progress.say(f"selected {', '.join(selection.ingredients)}")
+    for note in selection.notes:
+        progress.say(f"note: {note}")
+    unit = settings.evaluator.unit
+    summary = selection_summary(unit, selection, scores)
+    write_selection(unit, summary, settings.limit, settings.run_dir / "selection.json")
+    return selection
 
 
 def _repeats(run_dir: Path) -> bool:

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 from souping.analysis.alternatives import RoutedAnswers
 from souping.core.files import write_atomically
 from souping.core.types import FOLDS, Fold, Item, Json, Recipe, Record, digest
-from souping.pipeline.claims import Measurement
+from souping.pipeline.looks.claims import Measurement
 from souping.pipeline.state import Reported, Searched, State
 from souping.report.samples import SAMPLES_FILE
 

@@ -18,7 +18,7 @@ from souping.analysis.guards import Admission, GuardsResult
 from souping.checkpoints.pool import RowKind
 from souping.core.protocols import Evaluator
 from souping.core.types import Items, ItemScores, Recipe, ScoreMatrix, Selection, frozen
-from souping.pipeline.claims import Look
+from souping.pipeline.looks.claims import Look
 from souping.report.analyses import AnalysisResult
 from souping.report.content import GateSummary, Report
 from souping.search.loop import SearchResult

@@ -10,11 +10,10 @@ from souping.checkpoints.pool import ModelSize
 from souping.core.reading import to_json
 from souping.core.similarity import PoolSimilarity
 from souping.core.types import Fold, Items, JsonObject, Missing, ScoreMatrix, Selection
-from souping.pipeline.checks import Machine, Requirement
+from souping.pipeline.machine import Machine, Requirement
 from souping.pipeline.settings import RunSettings
 from souping.pipeline.verdict import power_summary
-from souping.plan.speed import HUB_SPEED, READ_SPEED, Speed
-from souping.plan.stages import IntRange, PlannedStage
+from souping.plan.speed import HUB_SPEED, READ_SPEED, IntRange, PlannedStage, Speed
 from souping.report.cells import Section
 from souping.report.files import selection_summary
 from souping.statistics.power import Power, power_of

@@ -24,7 +24,7 @@ from souping.pipeline.evaluation import Evaluation
 from souping.pipeline.state import Reported, Searched, Selected
 from souping.pipeline.steps import SEARCH, Candidates, Stage, Steps
 from souping.plan.content import Plan
-from souping.plan.stages import IntRange, PlannedStage
+from souping.plan.speed import IntRange, PlannedStage
 from souping.search.loop import SearchResult, trial_limit
 
 UNKNOWN_INGREDIENTS = ("?",)

@@ -5,12 +5,13 @@ The pool is opened as a run opens it (headers and tokenizers). Nothing is hashed
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
 
 from souping.checkpoints import hub
+from souping.checkpoints.pool import ModelSize
 from souping.core.files import error_text, nearby, write_atomically
 from souping.core.protocols import Evaluator
 from souping.core.reading import read
@@ -23,6 +24,14 @@ from souping.pipeline import checks
 from souping.pipeline.card import soup_card
 from souping.pipeline.evaluation import Evaluation
 from souping.pipeline.execute import check_settings
+from souping.pipeline.machine import (
+    Machine,
+    machine_facts,
+    missing_gpus,
+    missing_packages,
+    model_sizes,
+    requirements_of,
+)
 from souping.pipeline.models import OpenPool
 from souping.pipeline.settings import RunSettings, items_of
 from souping.pipeline.state import ExtraBenchmark
@@ -32,8 +41,7 @@ from souping.pipeline.upload import planned_upload, soup_files
 from souping.plan.content import Plan, as_dict
 from souping.plan.counting import CountedSteps, NamedPool, NotStoredError, merged, not_stored
 from souping.plan.page import sections
-from souping.plan.speed import Speed, checked_speed, speed
-from souping.plan.stages import PlannedStage
+from souping.plan.speed import PlannedStage, Speed, checked_speed, speed
 from souping.report.cells import Section
 from souping.report.files import as_json
 from souping.report.recipe import RecipeSummary
@@ -63,7 +71,7 @@ class _Planner:
         self.pool: Candidates = NamedPool(candidates=run.pool.resolve())
 
     def plan(self) -> Plan:
-        plan = Plan(run=self.run, machine=checks.machine_facts())
+        plan = Plan(run=self.run, machine=machine_facts())
         if self.run.selects_from_table:
             self.faults += map(str, checks.refusals(self.run, {}, ()))
             self._select(plan)
@@ -81,7 +89,7 @@ class _Planner:
 
     def _plan_evaluations(self, plan: Plan) -> None:
         """Items, pool, selection and stages, each as far as it is available here."""
-        plan.models = checks.model_sizes(self.run)
+        plan.models = model_sizes(self.run)
         with self._attempt():
             self.extra = extra_benchmarks(self.run.also, self.run.evaluator, self.run.limit)
         folds = self._folds()
@@ -102,9 +110,9 @@ class _Planner:
         plan.similarity = self.opened.similarity if self.opened else None
         plan.stages = self._stages(plan)
         plan.speeds = self._speeds(plan)
-        plan.requirements = checks.requirements_of(self.run, plan.models, plan.machine, evaluators)
-        plan.missing = checks.once(
-            [*checks.missing(self.run, plan.models, plan.machine, evaluators), *self.lacking]
+        plan.requirements = requirements_of(self.run, plan.models, plan.machine, evaluators)
+        plan.missing = once(
+            [*missing_here(self.run, plan.models, plan.machine, evaluators), *self.lacking]
         )
 
     def _upload(self, plan: Plan) -> Section | None:
@@ -308,6 +316,33 @@ def open_unhashed(run: RunSettings, store: Store) -> OpenPool:
     return OpenPool.fetch(
         candidates, run.merge, hashes=StandIns(store.hashes), more=more, stream=True
     )
+
+
+def missing_here(
+    run: RunSettings,
+    models: Sequence[ModelSize],
+    machine: Machine,
+    evaluators: Sequence[Evaluator],
+) -> list[Missing]:
+    """Extras, environments, GPUs, models and a login, each once."""
+    from huggingface_hub import get_token
+
+    needs = missing_packages(run, evaluators)
+    needs += run.tracker.needs()
+    needs += missing_gpus(evaluators, machine)
+    needs += [Missing(what=model.trouble, fix=model.fix) for model in models if model.trouble]
+    if run.upload is not None and get_token() is None:
+        # Reading public models needs none.
+        needs.append(Missing(what="a login to the Hub, which upload= needs", fix="hf auth login"))
+    return once(needs)
+
+
+def once(needs: Iterable[Missing]) -> list[Missing]:
+    """Each command once, and what has none once: several components may lack the same."""
+    by_fix: dict[str, Missing] = {}
+    for need in needs:
+        by_fix.setdefault(need.fix or need.what, need)
+    return list(by_fix.values())
 
 
 def plan(run: RunSettings) -> None:

@@ -13,8 +13,7 @@ from souping.core.fields import load
 from souping.core.protocols import Evaluator
 from souping.core.reading import read
 from souping.core.types import Item, UserError, frozen
-from souping.pipeline.checks import Machine, on_gpu
-from souping.plan.stages import PlannedStage
+from souping.pipeline.machine import Machine, on_gpu
 from souping.search.adaptive import MOST_SAMPLES
 
 # What is assumed where nothing was measured. Useful operations per second, on a GPU when decoding in batches.
@@ -130,3 +129,23 @@ def speed(
     basis = f"{tokens:.0f} tokens per item, {where} operations/s, 5 ms per item"
     reason = f"{rate:.3g} items/s, assumed ({basis}); set your own with throughput=ITEMS_PER_SECOND"
     return Speed(items_per_second=rate, basis="assumed", reason=reason)
+
+
+IntRange = tuple[int, int]
+
+
+@frozen
+class PlannedStage:
+    """Item evaluations: `asked` in all, `todo` of them not in the store; (least, most) if the selection is open.
+
+    With `in_parts` the search decides which soups answer how many items: the pairs are (expected, most), and `models`
+    are the whole folds that the items would fill.
+    """
+
+    name: str
+    models: IntRange
+    items: int
+    asked: IntRange
+    todo: IntRange
+    benchmark: str = ""
+    in_parts: bool = False

@@ -23,8 +23,8 @@ import pytest
 
 from souping.analysis import Analysis
 from souping.core.types import Record, UserError
-from souping.pipeline import asking, open_soups
 from souping.pipeline.analyses import analyse
+from souping.pipeline.executors import asking, open_soups
 from tests.conftest import ROOT, Cli, Outcome, command_line, pool_of, report_of
 from tests.support.lab import write_log
 

@@ -27,11 +27,11 @@ from souping.evaluate.generate import LocalEvaluator
 from souping.evaluate.identity import fingerprint
 from souping.merge.local import LocalMerge
 from souping.pipeline import serving
-from souping.pipeline.asking import FilesExecutor
 from souping.pipeline.evaluation import Evaluation, LocalExecutor, records_of
-from souping.pipeline.ledger import Ledger
+from souping.pipeline.executors.asking import FilesExecutor
+from souping.pipeline.executors.ray_actors import RayExecutor
+from souping.pipeline.looks.ledger import Ledger
 from souping.pipeline.models import OpenPool
-from souping.pipeline.ray_actors import RayExecutor
 from souping.pipeline.store import APPLICATION_ID, Store, StoredAnswers, row_number
 from tests.conftest import FakeEvaluator, claim, make_items, recipe, show_report
 from tests.support.actors import Busy, requests

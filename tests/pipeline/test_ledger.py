@@ -21,9 +21,9 @@ from souping.core.scores import Mean, Weighted
 from souping.core.types import Item, Recipe, Record
 from souping.evaluate.generate import LocalEvaluator
 from souping.evaluate.identity import look
-from souping.pipeline.claims import Claim, KnownModels, items_to_report
 from souping.pipeline.evaluation import Evaluation
-from souping.pipeline.ledger import Ledger
+from souping.pipeline.looks.claims import Claim, KnownModels, items_to_report
+from souping.pipeline.looks.ledger import Ledger
 from souping.pipeline.run import Run
 from souping.pipeline.store import Store
 from tests.conftest import ROOT, claim, command_line, make_items, pool_of, recipe, show_report
@@ -176,7 +176,7 @@ class TestClaims:
         code = f"""
 import os
 from pathlib import Path
-from souping.pipeline.ledger import Ledger
+from souping.pipeline.looks.ledger import Ledger
 from souping.pipeline.store import Store
 from tests.conftest import claim, make_items, recipe, show_report
 show_report(Ledger(Store(Path({str(tmp_path / "killed")!r}))), claim(recipe(0.5, 0.5), make_items(4)))

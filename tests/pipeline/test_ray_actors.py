@@ -16,8 +16,8 @@ from pathlib import Path
 import pytest
 
 from souping.core.types import Request, Response, UserError
-from souping.pipeline import ray_actors
-from souping.pipeline.ray_actors import RayExecutor, RayWorkers
+from souping.pipeline.executors import ray_actors
+from souping.pipeline.executors.ray_actors import RayExecutor, RayWorkers
 from tests.conftest import ROOT, Cli, pool_of, report_of
 from tests.pipeline.test_run import killed_at, timeless
 from tests.support.actors import Busy, requests

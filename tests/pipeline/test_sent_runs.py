@@ -11,8 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from souping.pipeline import open_soups
-from souping.pipeline.open_soups import asked_soups
+from souping.pipeline.executors import open_soups
+from souping.pipeline.executors.open_soups import asked_soups
 from tests.conftest import Cli, Outcome, command_line
 from tests.pipeline.test_asking import Lab
 

@@ -12,8 +12,7 @@ from souping.checkpoints import pool
 from souping.core.scores import Mean, MeasuredScores
 from souping.core.types import Candidate, ItemScores, Result, Selection
 from souping.merge.local import LocalMerge
-from souping.pipeline.fetching import FetchedPool
-from souping.pipeline.models import OpenPool
+from souping.pipeline.models import FetchedPool, OpenPool
 from souping.pipeline.settings import RunSettings, StopAfter
 from souping.pipeline.state import Reported, Searched, Selected, State
 from souping.pipeline.steps import Stage, Steps

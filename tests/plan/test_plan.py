@@ -22,12 +22,12 @@ from souping.evaluate.engines.vllm import VllmEngine
 from souping.evaluate.generate import LocalEvaluator
 from souping.merge.local import LocalMerge
 from souping.merge.mergekit import MergekitMerge
-from souping.pipeline import checks
-from souping.pipeline.checks import Gpu, Machine, requirements_of, soup_bytes
+from souping.pipeline import machine
 from souping.pipeline.evaluation import LocalExecutor
+from souping.pipeline.machine import Gpu, Machine, gpus, requirements_of, soup_bytes
 from souping.pipeline.steps import SEARCH, STEPS
-from souping.plan.speed import Speed
-from souping.plan.stages import PlannedStage
+from souping.plan.planner import missing_here
+from souping.plan.speed import PlannedStage, Speed
 from souping.search.adaptive import Adaptive
 from souping.trackers import NoTracker
 from tests.cli.test_experiments import CHOSEN
@@ -59,8 +59,8 @@ def test_gpus_are_those_that_are_visible(
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
     if setting is not None:
         monkeypatch.setenv("CUDA_VISIBLE_DEVICES", setting)
-    assert "".join(gpu.name for gpu in checks.gpus()) == seen
-    assert {gpu.total for gpu in checks.gpus() if gpu.name == "a"} <= {81559 * 2**20}
+    assert "".join(gpu.name for gpu in gpus()) == seen
+    assert {gpu.total for gpu in gpus() if gpu.name == "a"} <= {81559 * 2**20}
 
 
 @pytest.mark.parametrize(
@@ -79,7 +79,7 @@ def test_parameters_by_name(name: str, number: float) -> None:
 class TestSpace:
     @pytest.fixture(autouse=True)
     def disks(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setattr(checks, "disk_space", lambda path: (100 * GB, 1))
+        monkeypatch.setattr(machine, "disk_space", lambda path: (100 * GB, 1))
 
     @staticmethod
     def fits(
@@ -130,7 +130,7 @@ class TestSpace:
         written: bool,
         monkeypatch: pytest.MonkeyPatch,
     ) -> None:
-        monkeypatch.setattr(checks, "scratch_place", lambda size: Path("/tmp"))
+        monkeypatch.setattr(machine, "scratch_place", lambda size: Path("/tmp"))
         found = requirements_of(
             run(**changes, stop_after="search"),
             [replace(EIGHT, download=0, adapter=adapter)],
@@ -150,7 +150,7 @@ class TestSpace:
 def test_a_full_disk_stops_a_run(
     family: Path, souping: Cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(checks, "disk_space", lambda path: (1000, 1))
+    monkeypatch.setattr(machine, "disk_space", lambda path: (1000, 1))
     souping(*pool_of(family)).refused("the disk for the soup has 1.00 kB, the run needs 23.47 kB")
     assert not list(tmp_path.glob("outputs/fam/*"))
     done = souping(*pool_of(family), "plan=true").ok()
@@ -159,11 +159,9 @@ def test_a_full_disk_stops_a_run(
 
 def test_gpus_that_are_missing() -> None:
     evaluator = LocalEvaluator(engine=VllmEngine(tensor_parallel_size=4))
-    found = [one.what for one in checks.missing(run(), [], HOST, [evaluator])]
+    found = [one.what for one in missing_here(run(), [], HOST, [evaluator])]
     assert "GPUs: vLLM is set to use 4, nvidia-smi shows 2" in found
-    found = [
-        one.what for one in checks.missing(run(), [], LAPTOP, [LocalEvaluator(device="cuda:1")])
-    ]
+    found = [one.what for one in missing_here(run(), [], LAPTOP, [LocalEvaluator(device="cuda:1")])]
     assert found == ["a GPU: evaluator.device=cuda:1, nvidia-smi shows 0"]
 
 

@@ -8,10 +8,10 @@ from dataclasses import dataclass
 from souping.core.types import Item, ItemScores, Recipe, UserError
 from souping.core.unit import Unit
 from souping.evaluate import identity
-from souping.pipeline.claims import Claim, Look, Measurement, pair_digest
 from souping.pipeline.evaluation import Evaluation
 from souping.pipeline.evidence import FamilyScores
-from souping.pipeline.ledger import Ledger
+from souping.pipeline.looks.claims import Claim, Look, Measurement, pair_digest
+from souping.pipeline.looks.ledger import Ledger
 from souping.pipeline.settings import RunSettings
 from souping.pipeline.state import Contender
 from souping.pipeline.steps import Stage

@@ -21,7 +21,7 @@ from souping.core.protocols import Executor, Workers
 from souping.core.system import cores
 from souping.core.text import first_line, missing, stripped_lines
 from souping.core.types import Missing, Request, Response, UserError
-from souping.pipeline.checks import gpus
+from souping.pipeline.machine import gpus
 
 if TYPE_CHECKING:
     from ray import ObjectRef

@@ -32,8 +32,7 @@ from souping.core.types import (
 from souping.evaluate.command import ITEMS_FILE, CommandEvaluator
 from souping.merge.soup_files import RECIPE
 from souping.pipeline.evaluation import Evaluation
-from souping.pipeline.models import OpenPool
-from souping.pipeline.open_soups import (
+from souping.pipeline.executors.open_soups import (
     FAILED_JOB,
     MODEL_FOLDER,
     MOVABLE_KEYS,
@@ -47,6 +46,7 @@ from souping.pipeline.open_soups import (
     new_soup,
     request_key,
 )
+from souping.pipeline.models import OpenPool
 from souping.pipeline.serving import write_soup
 from souping.pipeline.settings import RunSettings
 from souping.report.progress import Progress

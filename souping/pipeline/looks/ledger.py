@@ -23,7 +23,7 @@ import numpy as np
 
 from souping.core.protocols import Objective
 from souping.core.types import FloatArray, Item, Recipe, digest
-from souping.pipeline.claims import (
+from souping.pipeline.looks.claims import (
     Claim,
     KnownModels,
     Look,

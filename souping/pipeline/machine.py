@@ -1,0 +1,310 @@
+"""What a run needs of a machine: packages, GPUs, disks and memory. All sizes are bytes."""
+
+from __future__ import annotations
+
+import itertools
+import os
+import re
+import subprocess
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+from souping.checkpoints.header import ITEM
+from souping.checkpoints.layouts import rules_of
+from souping.checkpoints.pool import ModelSize, base_of, largest_bytes, weigh
+from souping.core.files import disk_space
+from souping.core.protocols import Evaluator, Hosting, ModelHost
+from souping.core.system import SHARED_MEMORY, cores, memory_bytes
+from souping.core.text import human
+from souping.core.types import (
+    Candidate,
+    JsonObject,
+    Missing,
+    UserError,
+    frozen,
+)
+from souping.pipeline.serving import scratch_place
+from souping.pipeline.settings import RunSettings
+from souping.report.format import in_words
+
+if TYPE_CHECKING:
+    from souping.core.protocols import Evaluator
+    from souping.merge import MergeBackend
+
+PROGRAM = 1_500_000_000
+"""Python, torch and transformers themselves, with the buffers of a soup that is mixed block by block."""
+
+
+@frozen
+class Gpu:
+    """GPU that this process may use, with its memory."""
+
+    name: str
+    total: int
+
+
+@frozen
+class Machine:
+    """Cores and memory that this process may use, and its GPUs."""
+
+    cores: int
+    memory: int
+    gpus: tuple[Gpu, ...] = ()
+
+
+def machine_facts() -> Machine:
+    """This machine as it is now."""
+    return Machine(cores=cores(), memory=memory_bytes(), gpus=gpus())
+
+
+def gpus() -> tuple[Gpu, ...]:
+    """NVIDIA GPUs that the driver lists and CUDA_VISIBLE_DEVICES leaves; a number that does not exist ends these."""
+    query = ["nvidia-smi", "--query-gpu=name,memory.total", "--format=csv,noheader,nounits"]
+    try:
+        lines = subprocess.run(
+            query, capture_output=True, text=True, timeout=20, check=True
+        ).stdout.splitlines()
+    except (OSError, subprocess.SubprocessError):
+        return ()
+    listed = []
+    for line in lines:
+        name, _, mebibytes = line.rpartition(",")
+        if mebibytes.strip().isdigit():
+            listed.append(Gpu(name=name, total=int(mebibytes) * 2**20))
+    setting = os.environ.get("CUDA_VISIBLE_DEVICES")
+    # UUIDs are left to the driver.
+    if setting is None or re.search("[A-Z]", setting):
+        return tuple(listed)
+    visible = []
+    for place in map(str.strip, setting.split(",")):
+        if not place.isdigit() or int(place) >= len(listed):
+            break
+        visible.append(listed[int(place)])
+    return tuple(visible)
+
+
+@frozen
+class Requirement:
+    """`need` beside `have`, the total (of a disk: what is free). `parts` says what the need consists of, `fix` what to
+    do if it does not fit."""
+
+    kind: Literal["disk", "memory", "GPU memory"]
+    where: str
+    sizes: Mapping[str, int]
+    have: int
+    fix: str
+
+    @property
+    def need(self) -> int:
+        return sum(self.sizes.values())
+
+    @property
+    def parts(self) -> list[str]:
+        return [f"{what} {human(size)}" for what, size in self.sizes.items() if size]
+
+    @property
+    def fits(self) -> bool:
+        return self.need <= self.have
+
+    def as_dict(self) -> JsonObject:
+        return {**asdict(self), "need": self.need, "fits": self.fits}
+
+    def lack(self) -> Missing:
+        need = f"{human(self.need)} ({', '.join(self.parts)})"
+        what = f"{self.where} has {human(self.have)}, the run needs {need}"
+        return Missing(what=what, fix=self.fix)
+
+
+def requirements_of(
+    run: RunSettings, models: Sequence[ModelSize], machine: Machine, evaluators: Sequence[Evaluator]
+) -> list[Requirement]:
+    """Everything that can be too small; nothing if no model's size is known."""
+    if not any(model.nbytes for model in models):
+        return []
+    soup = largest_bytes(models, run.merge.dtype)
+    place = scratch_place(soup)
+    in_shared_memory = 0
+    on_disk = 0
+    written = ["folder"]
+    if not run.merge.streams or any(model.adapter for model in models):
+        written.append("chunks")
+    if any(evaluator.hosting.model_form in written for evaluator in evaluators):
+        if place == SHARED_MEMORY:
+            in_shared_memory = soup
+        else:
+            on_disk = soup
+    in_memory = {
+        "program": PROGRAM,
+        "one model": max((_in_memory(one, models, machine) for one in evaluators), default=0),
+        f"a soup in {SHARED_MEMORY}": in_shared_memory,
+    }
+    memory = Requirement(
+        kind="memory",
+        where="this machine's memory",
+        sizes=in_memory,
+        have=machine.memory,
+        fix="use a smaller evaluator.dtype, or a larger machine",
+    )
+    requirements = [*_disks(run, models, place, on_disk), memory]
+    for evaluator in evaluators:
+        if not _needs_gpu(evaluator.hosting, machine):
+            continue
+        gpu = _gpu(evaluator, models, machine)
+        if gpu not in requirements:
+            requirements.append(gpu)
+    return requirements
+
+
+def check_machine(run: RunSettings, evaluators: Sequence[Evaluator]) -> None:
+    """Refuse, before a model is fetched or loaded, a run that cannot start or finish on this machine.
+
+    Raises:
+        UserError: a package is missing, a named server does not answer, there are too few GPUs, or a disk, the memory
+            or a GPU is too small.
+    """
+    machine = machine_facts()
+    if not run.executor.evaluates_here:
+        evaluators = ()
+    for lack in [*missing_packages(run, evaluators), *missing_gpus(evaluators, machine)]:
+        raise lack.error().at("this run cannot start here")
+    models = model_sizes(run)
+    # Opening the pool gives the better message.
+    if any(model.trouble for model in models):
+        return
+    requirements = requirements_of(run, models, machine, evaluators)
+    lacks = [requirement.lack() for requirement in requirements if not requirement.fits]
+    if lacks:
+        sentences = [lack.sentence() for lack in lacks[:2]]
+        raise UserError("\n".join(sentences), fix=lacks[0].fix)
+
+
+def model_sizes(run: RunSettings) -> list[ModelSize]:
+    """Sizes of the candidates and, if there is one, of the base model."""
+    pickle = run.merge.allow_pickle
+    rules = rules_of(run.merge.names)
+    models = [weigh(candidate, pickle, rules) for candidate in run.pool.resolve()]
+    base = base_of(models, run.merge.base)
+    if base is not None:
+        models.append(weigh(Candidate(name="base model", path=Path(base)), pickle))
+    return models
+
+
+def soup_bytes(models: Sequence[ModelSize], merge: MergeBackend) -> int:
+    """A soup on disk: as large as the largest candidate in the merge's dtype, or an adapter if adapters are kept."""
+    if merge.adapters == "keep":
+        models = [model for model in models if model.adapter] or models
+    largest = max(models, key=lambda model: model.nbytes)
+    if merge.dtype in ITEM:
+        return largest.parameters * ITEM[merge.dtype]
+    return largest.nbytes
+
+
+@frozen
+class DiskUse:
+    """What is written below a folder; `key` sets the folder."""
+
+    folder: Path
+    what: str
+    size: int
+    key: str
+
+
+def _disks(
+    run: RunSettings, models: Sequence[ModelSize], place: Path, scratch: int
+) -> Iterator[Requirement]:
+    """Each file system that is written to: the soup, downloads, a soup that is served as a folder."""
+    from huggingface_hub import constants
+
+    soup = 0 if run.stop_after else soup_bytes(models, run.merge)
+    downloads = sum(model.download for model in models)
+    cache = Path(constants.HF_HUB_CACHE)
+    uses = [
+        DiskUse(folder=run.out, what="the soup", size=soup, key="out"),
+        DiskUse(folder=cache, what="downloads", size=downloads, key="HF_HOME"),
+        DiskUse(folder=place, what="a soup for the server", size=scratch, key="TMPDIR"),
+    ]
+    by_system: dict[int, list[DiskUse]] = {}
+    for use in uses:
+        if use.size:
+            by_system.setdefault(disk_space(use.folder)[1], []).append(use)
+    for group in by_system.values():
+        places = " or ".join(f"{use.key}=FOLDER on a larger disk" for use in group)
+        yield Requirement(
+            kind="disk",
+            where=f"the disk for {in_words([use.what for use in group])}",
+            sizes={use.what: use.size for use in group},
+            have=disk_space(group[0].folder)[0],
+            fix=f"free some space, or set {places}",
+        )
+
+
+def on_gpu(hosting: Hosting, machine: Machine) -> bool:
+    """Whether the loaded model is on a GPU."""
+    return hosting.device.startswith("cuda") or (hosting.device == "auto" and bool(machine.gpus))
+
+
+def _needs_gpu(hosting: Hosting, machine: Machine) -> bool:
+    """Whether the loaded model, or the server of it, takes memory of a GPU."""
+    if hosting.host is None:
+        return on_gpu(hosting, machine)
+    return bool(machine.gpus or hosting.host.gpus)
+
+
+def _in_memory(evaluator: Evaluator, models: Sequence[ModelSize], machine: Machine) -> int:
+    """Main memory of one evaluator's model; a model for a GPU passes through it when it is loaded."""
+    hosting = evaluator.hosting
+    host = hosting.host
+    if host is None:
+        return largest_bytes(models, hosting.module_settings().dtype)
+    # vLLM and servers load shard by shard; without a GPU a server keeps the whole model.
+    if hosting.model_form != "module" and machine.gpus:
+        return 0
+    return largest_bytes(models, host.dtype)
+
+
+def _gpu(evaluator: Evaluator, models: Sequence[ModelSize], machine: Machine) -> Requirement:
+    """A loaded model on one GPU, or a share of the model on each of several."""
+    hosting = evaluator.hosting
+    host = hosting.host or ModelHost(dtype=hosting.module_settings().dtype)
+    gpus = max(1, host.gpus)
+    where = "a GPU"
+    model = "one model"
+    if gpus > 1:
+        where = f"each of {gpus} GPUs"
+        model = f"one model over {gpus} GPUs"
+    smallest = 0
+    if len(machine.gpus) >= gpus:
+        smallest = sorted(gpu.total for gpu in machine.gpus)[-gpus]
+    fix = "nvidia-smi shows no GPU on this machine"
+    if machine.gpus:
+        fix = (
+            "more GPUs: engine.tensor_parallel_size / server.tensor_parallel_size, or "
+            "evaluator.dtype=bfloat16"
+        )
+    return Requirement(
+        kind="GPU memory",
+        where=where,
+        sizes={f"{model}, beside its KV cache": -(-largest_bytes(models, host.dtype) // gpus)},
+        have=int(host.fraction * smallest),
+        fix=fix,
+    )
+
+
+def missing_packages(run: RunSettings, evaluators: Sequence[Evaluator]) -> list[Missing]:
+    """What components lack here: extras and environments."""
+    components = [*evaluators, *run.parts]
+    return list(itertools.chain.from_iterable(component.needs() for component in components))
+
+
+def missing_gpus(evaluators: Iterable[Evaluator], machine: Machine) -> Iterator[Missing]:
+    count = len(machine.gpus)
+    for evaluator in evaluators:
+        host = evaluator.hosting.host
+        device = evaluator.hosting.device
+        if host is not None and host.url is None and host.gpus > count:
+            yield Missing(what=f"GPUs: vLLM is set to use {host.gpus}, nvidia-smi shows {count}")
+        number = re.fullmatch(r"cuda(?::(\d+))?", device)
+        if number and int(number.group(1) or 0) >= count:
+            yield Missing(what=f"a GPU: evaluator.device={device}, nvidia-smi shows {count}")
