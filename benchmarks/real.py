@@ -31,8 +31,8 @@ from souping import pantry
 from souping.core.protocols import ModuleSettings
 from souping.evaluate.engines.transformers import load_module
 from souping.merge.local import LocalMerge
-from souping.pipeline.fetching import folder_of
-from souping.pipeline.upload import public_name
+from souping.pipeline.card import public_name
+from souping.pipeline.models import folder_of
 
 LIBRARIES = ("souping", "torch", "transformers", "accelerate", "safetensors", "vllm", "lm_eval")
 POURS = 10
