@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -13,7 +15,7 @@ from souping.analysis.guards import Admission, Guard
 from souping.core.reading import to_json
 from souping.core.types import Item, ItemScores, Recipe, Trial
 from souping.core.unit import POINTS
-from souping.pipeline.goals import admitted
+from souping.pipeline.goals import admitted, failed_elsewhere
 from souping.search.loop import SearchResult, result_of
 from tests.conftest import Cli, pool_of
 
@@ -48,6 +50,46 @@ def test_the_first_soup_that_seems_to_keep_to_the_guards_is_tested(
     assert found.recipe.ingredients == (chosen,)
     assert words in str(guards.sentence)
     assert guards.refused == (chosen == "ref" != order[0].recipe.ingredients[0])
+
+
+@pytest.mark.parametrize(("unguarded", "cost"), [(0.645, 0.05), (0.5, 0.0)])
+def test_guards_cost_what_the_best_soup_without_them_would_gain(
+    unguarded: float, cost: float
+) -> None:
+    order = [trial("worse", 60), trial("alike", 1)]
+    reference = trial("ref", 0)
+    scores = ItemScores(items=tuple(ITEMS), values=reference.result.values)
+    admission = Admission(guards=(Guard(name="a", margin=0.1),), against="ref", reference=scores)
+    winner = SearchResult(recipe=order[0].recipe, result=order[0].result, trials=())
+    _, guards = admitted(
+        POINTS, winner, order, admission, reference.recipe, souping.Mean(), unguarded
+    )
+    assert guards.cost == pytest.approx(cost)  # 119 of 200 are right
+    assert ("5.0 points" in guards.sentence) == (cost > 0)
+
+
+def test_of_guards_on_other_benchmarks_the_first_that_a_soup_fails_is_named() -> None:
+    reference = trial("ref", 0)
+    soup = trial("soup", 0)
+    names = ("own", "kept", "lost", "lost too")
+    guards = [Guard(name=name, margin=0.1, benchmark=name) for name in names[1:]]
+    scores = ItemScores(items=tuple(ITEMS), values=reference.result.values)
+    admission = Admission(
+        guards=(Guard(name="own", margin=1e-6), *guards), against="ref", reference=scores
+    )
+
+    def measured(name: str) -> dict[str, ItemScores]:
+        lost = trial("soup", 60 if name.startswith("lost") else 1).result.values
+        return {reference.recipe.id: scores, soup.recipe.id: replace(scores, values=lost)}
+
+    run = SimpleNamespace(
+        single=lambda name: reference.recipe,
+        guard_stage=lambda guard, models: guard.name,
+        evaluate_stage=measured,
+    )
+    assert failed_elsewhere(run, admission, soup.recipe) == ["lost"]
+    kept = replace(admission, guards=admission.guards[:2])
+    assert failed_elsewhere(run, kept, soup.recipe) == []
 
 
 @pytest.mark.slow

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import numpy as np
+import pytest
+from scipy import stats
 
 from souping.comparison.several import joint_tests
 from souping.statistics.comparison import contrast
-from souping.statistics.joint import JointFlips
+from souping.statistics.joint import JointFlips, critical_value, equivalent_tests
 from souping.statistics.levels import FIRST_LOOK
 from souping.statistics.scores import one_category
 from tests.comparison.worlds import metric, pooled
@@ -36,6 +38,39 @@ def test_of_copies_that_differ_by_rounding_alone_each_may_be_the_best() -> None:
     assert best == ("a", "b", "c")
     comparison = contrast(table, "b", "a")
     assert (comparison.difference, comparison.p_value, comparison.discordant) == (0, 1, 0)
+
+
+@pytest.mark.parametrize(
+    ("alpha", "rank"), [(0.05, 1), (0.075, 2), (0.1, 3), (0.101, 4), (0.02, 1)]
+)
+def test_the_critical_value_is_reached_with_its_chance_by_the_patterns_and_the_one_seen(
+    alpha: float, rank: int
+) -> None:
+    """Of 39 patterns and the one seen, 40 alpha may reach it, the one seen among them; Bonferroni's is the most."""
+    largest = np.linspace(0.0, 1.0, 39)
+    assert critical_value(largest, alpha, 5) == np.sort(largest)[-rank]
+    assert critical_value(9 + largest, alpha, 5) == pytest.approx(-stats.norm.ppf(alpha / 10))
+
+
+def test_a_number_of_independent_tests_has_its_critical_value() -> None:
+    for tests in (1.0, 2.5, 7.0):
+        critical = -stats.norm.ppf(0.05 / 2 / tests)
+        assert equivalent_tests(critical, 0.05, 7) == pytest.approx(tests)
+    assert equivalent_tests(6.0, 0.05, 7) == 7
+    assert equivalent_tests(0.5, 0.05, 7) == 1
+
+
+def test_a_model_may_be_the_best_at_every_level_below_its_p_value() -> None:
+    """p = (1 + patterns in which another model is as far above it) / (1 + patterns)."""
+    rng = np.random.default_rng(2)
+    items = one_category(np.arange(60))
+    models = [items.grouped((rng.random(60) < rate).astype(float)) for rate in (0.5, 0.6, 0.55)]
+    flips = JointFlips.of_models(models, draws=39)
+    largest = np.maximum(flips.t((1, 0)), flips.t((2, 0)))
+    p_value = (1 + np.sum(largest[1:] >= largest[0] - 1e-9)) / 40
+    assert 0.02 < p_value < 0.9
+    assert flips.may_be_best(0, p_value - 1e-6)
+    assert not flips.may_be_best(0, p_value + 1e-6)
 
 
 def test_the_scale_of_the_scores_does_not_matter() -> None:

@@ -9,6 +9,7 @@ from scipy import stats
 from souping.core.types import FloatArray
 from souping.statistics.comparison import Comparison, contrast, paired_intervals, runs_differ
 from souping.statistics.levels import Level
+from souping.statistics.nested import NestedIntervals
 from souping.statistics.scores import ItemTable, ScoreTable, one_category
 from tests.comparison.worlds import metric, pooled
 from tests.conftest import ROOT
@@ -85,6 +86,17 @@ def test_of_graded_scores_jeffreys_limit_is_added_where_a_normal_one_falls_short
     assert intervals.limits(0.05)[0] == pytest.approx(6 / 70 - reach - margin)
 
 
+def test_of_several_tests_under_one_reach_each_has_its_part_of_the_level() -> None:
+    a = np.ones(200)
+    a[0] = 0.0
+    items = one_category(np.arange(200))
+    paired = ScoreTable.complete(items, {"a": a, "b": np.ones(200)}).paired("a", "b")
+    one = NestedIntervals.of(paired.grouped, [], 1.0, graded=False)
+    six = NestedIntervals.of(paired.grouped, [], 1.0, graded=False, tests=6)
+    assert six.limits(0.05) == pytest.approx(one.limits(0.05 / 6))
+    assert six.limits(0.05)[0] == pytest.approx(-stats.beta.ppf(1 - 0.025 / 6, 1.5, 199.5))
+
+
 nulls = script(ROOT / "benchmarks" / "nulls.py")
 
 
@@ -123,11 +135,12 @@ def test_the_variance_of_runs_is_one_for_all_models() -> None:
 
 
 def test_runs_that_vary_unequally_beyond_chance_are_named() -> None:
-    def table(spread: float) -> ScoreTable:
+    def table(spread: float, first_spread: float = 0.02) -> ScoreTable:
         steps = np.array([-1.0, 0.0, 1.0, 0.5])[:, None, None]
-        scores = {"a": 0.5 + 0.02 * steps, "b": 0.6 + spread * steps}
+        scores = {"a": 0.5 + first_spread * steps, "b": 0.6 + spread * steps}
         return pooled(metric("t", {name: s + np.zeros((4, 1, 30)) for name, s in scores.items()}))
 
+    assert not runs_differ(table(0.0, 1e-12))
     for spread in (0.02, 0.05, 0.2, 0.4):
         steps = np.array([-1.0, 0.0, 1.0, 0.5])
         expected = stats.bartlett(0.02 * steps, spread * steps).pvalue < 0.05

@@ -1,0 +1,109 @@
+"""Figures on the pages of a comparison: digits, signs, shares, and places in the drawing."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import pytest
+
+import souping
+from souping.comparison.result import RowVerdict, amount, chart, power_sentence, sections, sentence
+from souping.core.text import minus
+from tests.logs.test_readers import Frame
+
+
+def rows_of(scores: np.ndarray, **columns: Any) -> Frame:
+    return Frame(
+        [{"item": n, "category": "c", "score": s, **columns} for n, s in enumerate(scores)]
+    )
+
+
+def row(**changes: Any) -> RowVerdict:
+    """The average of two small logs, with other figures."""
+    right = np.arange(40) % 2
+    result = souping.compare({"base": rows_of(right), "cand": rows_of(1 - right)})
+    return replace(result.headline("cand"), **changes)
+
+
+@pytest.mark.parametrize(
+    ("difference", "low", "high", "shown"),
+    [
+        (123.4, -10.0, 250.0, ["+123", "-10", "+250"]),
+        (0.1234, -0.01, 0.25, ["+0.12", "-0.01", "+0.25"]),
+        (2.0, 2.0, 2.0, ["+2", "+2", "+2"]),
+    ],
+)
+def test_a_difference_has_the_digits_of_its_interval(
+    difference: float, low: float, high: float, shown: list[str]
+) -> None:
+    """Two digits of the width; without a width, as many as it has itself."""
+    text = sentence(
+        row(fraction=False, metric="loss", difference=difference, low=low, high=high)
+    ).partition(". Difference ")[2]
+    figures = re.findall(rf"[+{minus('-')}][\d.]+", text)
+    assert figures == [minus(figure) for figure in shown]
+
+
+def test_points_have_their_sign_and_zero_has_none_that_is_wrong() -> None:
+    shown = row(fraction=True)
+    assert amount(shown, 0.125, sign=True) == "+12.5"
+    assert amount(shown, 0.125) == "12.5"
+    loss = row(fraction=False, metric="loss")
+    assert amount(loss, -0.0) == "0"
+    assert amount(loss, None) == ""
+
+
+def test_a_reason_is_said_where_there_is_one() -> None:
+    assert "(missing answers)" in sentence(row(verdict="undecided", reason="missing answers"))
+    assert "undecided." in sentence(row(verdict="undecided", reason=""))
+
+
+def test_what_a_comparison_can_show_has_the_figures_of_its_row() -> None:
+    shown = {"fraction": True, "detectable": 0.064, "margin": 0.01, "items": 1200}
+    assert "6.4" in power_sentence(row(**shown, items_needed=25_000))
+    assert "25,000" in power_sentence(row(**shown, items_needed=25_000))
+    assert "add runs" in power_sentence(row(**shown, items_needed=None))
+    assert "1,200 items cannot" in power_sentence(row(**shown | {"detectable": 1.0}))
+    more = {"detectable_one_more_run": 0.051, "detectable_twice_items": 0.043}
+    text = power_sentence(row(**shown, **more, items_needed=None))
+    assert [text.index(figure) for figure in ("6.4", "5.1", "4.3")] == sorted(
+        text.index(figure) for figure in ("6.4", "5.1", "4.3")
+    )
+
+
+def test_marks_of_the_drawing_are_where_their_values_are() -> None:
+    """The scale is that of the text below it: -6 to +4 points and the margin of 2."""
+    shown = row(fraction=True, low=-0.06, high=0.04, difference=-0.02, margin=0.02)
+    drawing = chart([shown])
+    ends = [float(x) for x in re.search(r"M([\d.]+) 12H([\d.]+)", drawing).groups()]  # type: ignore[union-attr]
+    circle = float(re.search(r'circle cx="([\d.]+)"', drawing)[1])  # type: ignore[index]
+    margin = float(re.search(r"M([\d.]+) 0v24", drawing)[1])  # type: ignore[index]
+    zero = float(re.search(r"M([\d.]+) 0V", drawing)[1])  # type: ignore[index]
+    low, high = ends
+
+    def value(x: float) -> float:
+        return -6 + 10 * (x - low) / (high - low)
+
+    assert high - low > 400
+    assert [value(x) for x in (circle, margin, zero)] == pytest.approx([-2, -2, 0], abs=0.01)
+    labels = re.findall(r'<text x="([\d.]+)" y="44" text-anchor="middle">(.*?)</text>', drawing)
+    assert [float(x) for x, _ in labels] == pytest.approx([low, zero, high], abs=0.1)
+
+
+def test_shares_of_the_variance_are_those_of_its_parts() -> None:
+    rng = np.random.default_rng(0)
+    hard = rng.random(80)
+    logs: dict[str, list[Any]] = {"base": [], "cand": []}
+    for name, runs in logs.items():
+        for run in range(3):
+            right = 0.6 * hard + 0.4 * rng.random(80) + 0.02 * run < 0.5
+            runs.append(rows_of(right.astype(int), run=f"{name}{run}"))
+    result = souping.compare(logs)
+    parts = result.variance["cand"]
+    assert parts.runs is not None
+    lines = [line for line in sections(result)[0].lines if line.startswith("Variance")]
+    figures = [int(figure) for figure in re.findall(r"(\d+) %", lines[0])]
+    assert figures == [round(100 * part / parts.total) for part in (parts.items, parts.runs)]

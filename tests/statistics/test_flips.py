@@ -1,0 +1,70 @@
+"""The inverted sign-flip test against its definition, pattern by pattern."""
+
+from __future__ import annotations
+
+from itertools import product
+
+import numpy as np
+import pytest
+
+from souping.core.types import FloatArray
+from souping.statistics.flips import flip_reach
+from souping.statistics.grouped import GroupedScores, design
+from souping.statistics.scores import one_category
+
+CATEGORIES = np.repeat([0, 1], [5, 7])
+WEIGHTS = np.array([0.3, 0.7])
+DELTAS = np.array([0.9, -0.2, 0.4, 0.1, 0.6, 0.3, -0.5, 0.8, 0.2, -0.1, 0.7, 0.35])
+
+
+def statistic(pulls: FloatArray) -> FloatArray:
+    """T / se of patterns [D, 12] of what each item adds to T, by numpy's variance in each category."""
+    variance = np.zeros(len(pulls))
+    for category, size in enumerate((5, 7)):
+        inside = pulls[:, category == CATEGORIES]
+        variance += size * inside.var(axis=1, ddof=1)
+    return np.asarray(pulls.sum(axis=1) / np.sqrt(variance))
+
+
+def share_that_reaches(shift: float) -> float:
+    """The share of all patterns of signs whose |T| / se is that of the scores less a shift, or more."""
+    factor = (WEIGHTS / np.array([5, 7]))[CATEGORIES]
+    signs = np.array(list(product((1.0, -1.0), repeat=12)))
+    statistics = np.abs(statistic(signs * factor * (DELTAS - shift)))
+    return float(np.mean(statistics >= statistics[0] * (1 - 1e-9)))
+
+
+def of_two_categories() -> GroupedScores:
+    return design(DELTAS, CATEGORIES, np.arange(12), WEIGHTS)
+
+
+@pytest.mark.parametrize("level", [0.3, 0.05, 0.01])
+def test_a_limit_is_the_last_shift_that_enough_patterns_reach(level: float) -> None:
+    scores = of_two_categories()
+    reach = flip_reach(scores)
+    assert reach is not None
+    for limit, outward in (
+        (scores.objective - reach.below(level), -1e-4),
+        (scores.objective + reach.above(level), 1e-4),
+    ):
+        assert share_that_reaches(limit - outward) >= level
+        assert share_that_reaches(limit + outward) < level
+
+
+def test_the_same_limits_are_found_where_only_the_farthest_patterns_are_followed() -> None:
+    scores = of_two_categories()
+    followed = flip_reach(scores)
+    farthest = flip_reach(scores, highest=0.05)
+    assert followed is not None
+    assert farthest is not None
+    for level in (0.05, 0.01):
+        assert farthest.below(level) == pytest.approx(followed.below(level))
+        assert farthest.above(level) == pytest.approx(followed.above(level))
+
+
+def test_models_that_are_equal_have_a_p_value_of_1_by_drawn_patterns_too() -> None:
+    """Differences of two sizes, too many patterns to count; some drawn ones have T = 0 as well."""
+    deltas = np.repeat([1.0, -1.0, 0.5, -0.5], 80)
+    reach = flip_reach(one_category(np.arange(320)).grouped(deltas))
+    assert reach is not None
+    assert reach.p_value == 1.0

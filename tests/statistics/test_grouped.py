@@ -1,0 +1,71 @@
+"""Sums over groups: strata and variances against formulas that are written out."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from souping.core.types import FloatArray
+from souping.statistics.grouped import GroupedScores, design, stratify
+from souping.statistics.scores import one_category
+
+
+def in_two_categories() -> GroupedScores:
+    """Groups of one to four items, each in one category; the second category scores far lower."""
+    rng = np.random.default_rng(0)
+    sizes = np.tile([1, 2, 3, 4], 8)
+    groups = np.repeat(np.arange(32), sizes)
+    categories = (groups >= 12).astype(int)
+    values = 0.9 - 0.7 * categories + 0.1 * rng.random(len(groups))
+    return design(values, categories, groups, np.array([0.25, 0.75]))
+
+
+def test_the_variance_of_a_mean_over_unequal_groups_is_that_of_a_ratio() -> None:
+    """n / (n - 1) sum u^2 with u = w (sum of a group - its items * mean) / items: Cochran 1977, equation 2.46."""
+    scores = in_two_categories()
+    expected = 0.0
+    for category, weight in enumerate((0.25, 0.75)):
+        inside = scores.counts[:, category] > 0
+        items = scores.counts[inside, category]
+        sums = scores.sums[inside, category]
+        residuals = sums - items * sums.sum() / items.sum()
+        u = weight * residuals / items.sum()
+        expected += len(u) / (len(u) - 1) * ((u - u.mean()) ** 2).sum()
+    assert scores.variances.sum() == pytest.approx(expected)
+
+
+@pytest.mark.parametrize(
+    ("deltas", "step"), [([1.0, -1.0, 0.0, 1.0], 0.25), ([1.0, 0.5, 0.0, 0.0], 0.0)]
+)
+def test_differences_of_one_size_move_the_mean_in_steps(deltas: list[float], step: float) -> None:
+    items = one_category(np.arange(4))
+    assert items.grouped(np.array(deltas)).step == pytest.approx(step)
+
+
+@pytest.mark.parametrize(("rare", "strata"), [(4, 2), (5, 3)])
+def test_fewer_than_five_groups_have_no_stratum_of_their_own(rare: int, strata: int) -> None:
+    """The categories of two sets of many groups, and those of a rare one, which joins the largest."""
+    present = np.zeros((30 + rare, 3), dtype=bool)
+    present[:20, 0] = True
+    present[20:30, 1] = True
+    present[30:, 2] = True
+    stratum = stratify(present)
+    sizes = np.bincount(stratum)
+    assert len(sizes) == strata
+    assert sizes.max() == 20 + rare * (rare < 5)
+
+
+def test_two_rare_sets_are_one_stratum_if_they_have_five_groups_together() -> None:
+    present = np.zeros((25, 3), dtype=bool)
+    present[:20, 0] = True
+    present[20:23, 1] = True
+    present[23:, 2] = True
+    assert sorted(np.bincount(stratify(present))) == [5, 20]
+
+
+def test_a_stratum_without_variation_is_flat_and_one_with_a_single_loss_is_not() -> None:
+    scores: FloatArray = np.ones(40)
+    scores[0] = 0.0
+    categories = np.repeat([0, 1], 20)
+    both = design(scores, categories, np.arange(40), np.array([0.5, 0.5]))
+    assert sorted(both.flat) == [False, True]
