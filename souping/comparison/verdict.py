@@ -115,21 +115,6 @@ def read_policy(path: Path, margin: Margin | None = None) -> Policy:
     return Policy(margin=margin, margins=margins, critical=frozenset(critical))
 
 
-def holds(word: Word, limits: Limits, margin: float | None) -> bool:
-    """Whether an interval of the difference, higher is better, supports a word."""
-    low, high = limits
-    if word == "better":
-        return low > 0
-    if margin is None:
-        return high < 0 if word == "worse" else word == "undecided"
-    supported = {
-        "much-worse": high < -margin,
-        "worse": high < 0 and low <= -margin,
-        "no-worse": low > -margin,
-    }
-    return supported.get(word, True)
-
-
 def verdict_of(
     limits: Sequence[Limits], margin: float | None, words: Collection[Word] = WORDS
 ) -> tuple[Word, str]:
@@ -144,7 +129,14 @@ def verdict_of(
 
 
 def _first_word(limits: Limits, margin: float | None, words: Collection[Word]) -> Word:
-    return next(word for word in WORDS if word in words and holds(word, limits, margin))
+    """The first of the words that an interval of the difference, higher is better, supports."""
+    low, high = limits
+    supported = {"better": low > 0, "worse": high < 0, "undecided": True}
+    if margin is not None:
+        supported["much-worse"] = high < -margin
+        supported["worse"] = high < 0 and low <= -margin
+        supported["no-worse"] = low > -margin
+    return next(word for word in WORDS if word in words and supported.get(word))
 
 
 def decide(

@@ -107,3 +107,10 @@ def test_shares_of_the_variance_are_those_of_its_parts() -> None:
     lines = [line for line in sections(result)[0].lines if line.startswith("Variance")]
     figures = [int(figure) for figure in re.findall(r"(\d+) %", lines[0])]
     assert figures == [round(100 * part / parts.total) for part in (parts.items, parts.runs)]
+
+
+def test_items_flip_in_the_order_of_what_they_changed_and_losses_before_gains() -> None:
+    base = np.array([0.0, 1.0, 0.0, 0.5, 0.7])
+    change = np.array([1.0, -1.0, 1.0, -0.2, 0.0])
+    result = souping.compare({"base": rows_of(base), "cand": rows_of(base + change)})
+    assert [flip.item for flip in result.flips] == ["1", "0", "2", "3"]

@@ -139,6 +139,33 @@ def test_no_candidate_but_the_searchs_is_kept() -> None:
     assert "-0.0" not in say(ace(-0.00001, 0.5)).sentence
 
 
+def test_what_another_soup_shows_is_no_claim_of_this_one() -> None:
+    counts = {"n": 600, "groups": 300, "discordant": 0.1, "test": ""}
+
+    def comparisons(soup: str, difference: float) -> list[Comparison]:
+        ends = {"low": difference - 0.02, "high": difference + 0.02}
+        return [
+            Comparison(a=soup, b=name, difference=difference, p_value=0.001, **ends, **counts)
+            for name in CANDIDATES
+        ]
+
+    worse = comparisons("soup", -0.04)
+    better = comparisons("uniform", 0.04)
+    claims = set()
+    for order in ([*worse, *better], [*better, *worse]):
+        shown = verdict(
+            POINTS,
+            "soup",
+            order,
+            candidates=CANDIDATES,
+            best_single="ace",
+            selected=("ace", "bit"),
+            recipe=("ace", "bit"),
+        )
+        claims.add(shown.claim)
+    assert claims == {"keep_single"}
+
+
 def test_a_missing_candidate_is_no_victory() -> None:
     with pytest.raises(ValueError, match="compared with cow"):
         say({k: v for k, v in FAR.items() if k != "cow"})

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from souping.core.types import FloatArray
-from souping.statistics.flips import flip_reach
+from souping.statistics.flips import flip_reach, is_countable
 from souping.statistics.grouped import GroupedScores, design
 from souping.statistics.scores import one_category
 
@@ -68,3 +68,28 @@ def test_models_that_are_equal_have_a_p_value_of_1_by_drawn_patterns_too() -> No
     reach = flip_reach(one_category(np.arange(320)).grouped(deltas))
     assert reach is not None
     assert reach.p_value == 1.0
+
+
+@pytest.mark.parametrize(("rows", "counted"), [([140, 140], True), ([141, 141], False)])
+def test_up_to_20000_patterns_are_counted(rows: list[int], counted: bool) -> None:
+    """A row that stands for n groups has 0 to n positive signs: 141 * 141 patterns, and 142 * 142."""
+    assert is_countable(np.array(rows)) == counted
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_of_equal_models_limits_are_those_of_the_items_in_any_order(seed: int) -> None:
+    """T is 0, so which of the two is taken for the better one may hang on the values alone."""
+    rng = np.random.default_rng(seed)
+    gains = rng.permutation(np.arange(1, 21)).astype(float)
+    deltas = np.concatenate([gains, [0.0] * 3, [-float(gains.sum())]]) / 300
+    backwards = deltas[::-1]  # the one loss comes first
+    items = one_category(np.arange(len(deltas)))
+    limits = []
+    for order in (deltas, backwards):
+        reach = flip_reach(items.grouped(order))
+        assert reach is not None
+        limits.append((reach.below(0.05), reach.above(0.05)))
+    turned = flip_reach(items.grouped(-backwards))
+    assert turned is not None
+    assert limits[1] == pytest.approx(limits[0], rel=1e-9)
+    assert (turned.above(0.05), turned.below(0.05)) == pytest.approx(limits[0], rel=1e-9)

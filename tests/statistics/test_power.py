@@ -37,7 +37,7 @@ def test_candidates_of_which_nothing_is_known_differ_on_a_tenth_of_the_items() -
     assert power.gain == pytest.approx(expected, rel=0.03)
 
 
-@pytest.mark.parametrize("ahead", [0, 12, 30])
+@pytest.mark.parametrize("ahead", [0, 8, 30])
 def test_of_a_candidate_that_is_ahead_only_what_chance_does_not_explain_is_believed(
     ahead: int,
 ) -> None:
