@@ -12,6 +12,7 @@ import pytest
 import souping
 from souping.comparison.result import RowVerdict, amount, chart, power_sentence, sections, sentence
 from souping.core.text import minus
+from souping.report.render import sheet_markdown
 from tests.logs.test_readers import Frame
 
 
@@ -57,6 +58,12 @@ def test_points_have_their_sign_and_zero_has_none_that_is_wrong() -> None:
 
 
 def test_a_reason_is_said_where_there_is_one() -> None:
+    right = np.arange(40) % 2
+    result = souping.compare({"base": rows_of(right), "cand": rows_of(1 - right)})
+    for reason in ("missing answers", ""):
+        shown = replace(result.headline("cand"), verdict="undecided", reason=reason)
+        page = sheet_markdown("page", sections(replace(result, verdicts=(shown,))))
+        assert ("undecided: missing answers" in page) == bool(reason)
     assert "(missing answers)" in sentence(row(verdict="undecided", reason="missing answers"))
     assert "undecided." in sentence(row(verdict="undecided", reason=""))
 

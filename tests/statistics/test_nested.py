@@ -7,7 +7,13 @@ import pytest
 from scipy import stats
 
 from souping.core.types import FloatArray
-from souping.statistics.comparison import Comparison, contrast, paired_intervals, runs_differ
+from souping.statistics.comparison import (
+    Comparison,
+    contrast,
+    paired_intervals,
+    runs_differ,
+    split_variance,
+)
 from souping.statistics.levels import Level
 from souping.statistics.nested import NestedIntervals
 from souping.statistics.scores import ItemTable, ScoreTable, one_category
@@ -132,6 +138,15 @@ def test_the_variance_of_runs_is_one_for_all_models() -> None:
     widths = sorted([shown.high - shown.difference, shown.difference - shown.low])
     # Nothing falls where all items rise; scores within 0 and 1 cannot differ by more.
     assert widths == pytest.approx(sorted([min(reach, widths[0]), min(reach + exact, widths[1])]))
+
+
+def test_runs_that_are_all_the_same_tell_nothing_of_those_of_other_models() -> None:
+    """The first model's runs agree: the variance is that of the second's alone, and half the shares."""
+    means = np.array([0.1, 0.3, 0.6])
+    scores = {"a": np.full((3, 1, 40), 0.4), "b": np.repeat(means, 40).reshape(3, 1, 40)}
+    parts = split_variance(pooled(metric("t", scores, is_mean=False)), "b", "a")
+    assert parts.degrees == 2
+    assert parts.run_means == pytest.approx(means.var(ddof=1) / 3)
 
 
 def test_runs_that_vary_unequally_beyond_chance_are_named() -> None:
