@@ -10,7 +10,15 @@ import numpy as np
 import pytest
 
 import souping
-from souping.comparison.result import RowVerdict, amount, chart, power_sentence, sections, sentence
+from souping.comparison.result import (
+    SHOWN_TEXT_CHARS,
+    RowVerdict,
+    amount,
+    chart,
+    power_sentence,
+    sections,
+    sentence,
+)
 from souping.core.text import minus
 from souping.report.render import sheet_markdown
 from tests.logs.test_readers import Frame
@@ -121,3 +129,13 @@ def test_items_flip_in_the_order_of_what_they_changed_and_losses_before_gains() 
     change = np.array([1.0, -1.0, 1.0, -0.2, 0.0])
     result = souping.compare({"base": rows_of(base), "cand": rows_of(base + change)})
     assert [flip.item for flip in result.flips] == ["1", "0", "2", "3"]
+
+
+def test_a_long_answer_is_cut_and_says_so() -> None:
+    texts = {"output": "x" * (SHOWN_TEXT_CHARS + 1), "prompt": "y" * SHOWN_TEXT_CHARS}
+    result = souping.compare({"base": rows_of(np.zeros(9)), "cand": rows_of(np.ones(9), **texts)})
+    assert all(not section.folded for section in sections(result))
+    (shown,) = sections(result, flips=1)[-1].folded
+    lengths = {line.partition(": ")[0]: line.partition(": ")[2] for line in shown.lines}
+    assert lengths["prompt"] == texts["prompt"]
+    assert lengths["cand"] == texts["output"][:-1] + "..."

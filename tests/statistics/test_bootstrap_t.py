@@ -36,6 +36,18 @@ def test_a_draw_without_a_discordant_group_has_the_variance_of_half_a_group_more
     assert reach.studentised.max() == pytest.approx(0.1 / np.sqrt(0.5 / 11 / 10))
 
 
+def test_many_small_differences_have_their_own_variance() -> None:
+    """Of 30 groups half differ by about a tenth: far less than half a group's, by which a draw without any counts."""
+    deltas = np.concatenate([np.zeros(15), np.linspace(0.05, 0.15, 15)])
+    reach = bootstrap_reach(design(deltas, np.zeros(30, int), np.arange(30), np.ones(1)))
+    assert reach is not None
+    drawn = deltas[np.random.default_rng(1).integers(0, 30, (20_000, 30))]
+    t = (drawn.mean(axis=1) - deltas.mean()) / np.sqrt(drawn.var(axis=1, ddof=1) / 30)
+    for tail in (0.025, 0.1, 0.9, 0.975):
+        expected = np.quantile(t, tail)
+        assert np.quantile(reach.studentised, tail) == pytest.approx(expected, abs=0.15)
+
+
 @pytest.mark.parametrize("thirds", [False, True])
 def test_the_limits_of_a_less_b_mirror_those_of_b_less_a(thirds: bool) -> None:
     for number in range(10):

@@ -1,0 +1,40 @@
+"""Rows of a comparison, and which of several models may be the best where answers are missing."""
+
+from __future__ import annotations
+
+import numpy as np
+
+import souping
+from souping.comparison.several import best_models, flips_of
+from tests.comparison.worlds import metric, pooled
+from tests.logs.test_readers import Frame
+
+
+def test_every_metric_of_a_task_has_a_row_and_the_first_is_averaged() -> None:
+    """Two tasks with three metrics each: all but the first are rows of their own."""
+    logs = {}
+    for name in ("base", "cand"):
+        rows = []
+        for n in range(40):
+            for number, score in enumerate(("exact", "f1", "bleu")):
+                row = {"item": n, "category": ("x", "y")[n % 2], "metric": score}
+                rows.append(row | {"score": (n + number * len(name)) % 3 / 2})
+        logs[name] = Frame(rows)
+    result = souping.compare(logs)
+    names = [row.name for row in result.verdicts]
+    assert names == ["average", "x", "y", "x f1", "x bleu", "y f1", "y bleu"]
+    assert [row.weight for row in result.verdicts] == [1, 0.5, 0.5, 0, 0, 0, 0]
+
+
+def test_a_complete_model_may_be_the_best_if_it_is_where_the_others_missing_answers_are_wrong() -> (
+    None
+):
+    """a has 160 of 200 right; b 130 of 140, and left out 60. All of those wrong, b has fewer than a."""
+    a = np.arange(200) % 5 > 0
+    b = np.where(np.arange(200) < 140, np.arange(200) % 14 > 0, np.nan)
+    missing = np.isnan(b).astype(float)
+    table = pooled(metric("t", {"a": a, "b": b}, missing={"b": missing}))
+    assert table.scored.mean("b").mean() > table.scored.mean("a").mean() + 0.1
+    flips = flips_of(table.scored, ("a", "b"), 0.05)
+    assert not flips.may_be_best(0, 0.05)
+    assert best_models(table, ("a", "b"), 0.05, flips) == ("a", "b")
