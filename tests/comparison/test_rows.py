@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import numpy as np
+import pytest
+from scipy import stats
 
 import souping
-from souping.comparison.several import best_models, flips_of
+from souping.comparison.several import best_models, flips_of, joint_tests
+from souping.statistics.levels import Level
 from tests.comparison.worlds import metric, pooled
+from tests.conftest import ROOT
 from tests.logs.test_readers import Frame
 
 
@@ -24,6 +28,29 @@ def test_every_metric_of_a_task_has_a_row_and_the_first_is_averaged() -> None:
     names = [row.name for row in result.verdicts]
     assert names == ["average", "x", "y", "x f1", "x bleu", "y f1", "y bleu"]
     assert [row.weight for row in result.verdicts] == [1, 0.5, 0.5, 0, 0, 0, 0]
+
+
+@pytest.mark.parametrize(("gain", "best"), [(0.045, ("a",)), (0.03, ("a", "b"))])
+def test_of_two_models_with_runs_the_worse_leaves_at_5_percent_on_one_side(
+    gain: float, best: tuple[str, ...]
+) -> None:
+    """Runs that shift all items alike: Student's t with 4 degrees of freedom."""
+    means = np.array([0.44, 0.46, 0.48])
+    t = gain / np.sqrt(means.var(ddof=1) * 2 / 3)
+    p_value = 2 * stats.t.sf(t, 4)
+    assert (0.05 < p_value < 0.1) == (best == ("a",))
+    runs = {"a": means + gain, "b": means}
+    scores = {name: np.repeat(m, 4000).reshape(3, 1, 4000) for name, m in runs.items()}
+    table = pooled(metric("t", scores, is_mean=False))
+    assert joint_tests(table, ("a", "b"), Level()) == ([1.0], best)
+
+
+def test_the_mean_of_a_group_is_told_where_the_average_takes_it() -> None:
+    folder = ROOT / "tests" / "data" / "logs" / "lm_eval"
+    logs = {name: folder / name for name in ("python_cook", "java_cook")}
+    for average, said in (("task", True), ("leaf", False)):
+        result = souping.compare(logs, average=average)
+        assert any("as lm_eval has it" in line for line in result.warnings) == said
 
 
 def test_a_complete_model_may_be_the_best_if_it_is_where_the_others_missing_answers_are_wrong() -> (

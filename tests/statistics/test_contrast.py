@@ -361,7 +361,7 @@ def test_the_best_set_drops_what_is_clearly_worse_and_keeps_copies() -> None:
     flips = family(np.random.default_rng(9), a=0.7, b=0.7, c=0.2)
     assert [flips.may_be_best(model, 0.05) for model in range(3)] == [True, True, False]
     same = np.random.default_rng(10).random(50)
-    flips = flips_of(pooled(metric("t", {"a": same, "b": same})), ("a", "b"), 199)
+    flips = flips_of(pooled(metric("t", {"a": same, "b": same})), ("a", "b"), 0.05)
     assert all(flips.may_be_best(model, 0.05) for model in range(2))
 
 
