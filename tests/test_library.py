@@ -86,7 +86,8 @@ def test_a_run_and_a_merge(settings: dict[str, Any], tmp_path: Path) -> None:
 
 
 def test_a_merge_takes_weights_by_name(family: Path, tmp_path: Path) -> None:
-    pool, store = [family / name for name in ("ant", "bee", "cat")], tmp_path / "store.sqlite"
+    pool = [family / name for name in ("ant", "bee", "cat")]
+    store = tmp_path / "store.sqlite"
     named = souping.soup(pool, {"cat": 0.75, "ant": 0.25}, out=tmp_path / "named", store=store)
     listed = souping.soup(pool, [0.25, 0, 0.75], out=tmp_path / "listed", store=store)
     assert (named / "model.safetensors").read_bytes() == (listed / "model.safetensors").read_bytes()
@@ -162,11 +163,10 @@ CALLS = [
 
 def test_every_loader_is_told_whether_to_trust() -> None:
     """Left open, transformers asks on the terminal, and reads the answer from standard input."""
-    silent = [
-        f"{path}:{node.lineno}"
-        for path, node in CALLS
-        if "trust_remote_code" not in [key.arg for key in node.keywords]
-    ]
+    silent = []
+    for path, node in CALLS:
+        if "trust_remote_code" not in {key.arg for key in node.keywords}:
+            silent.append(f"{path}:{node.lineno}")
     assert len(CALLS) > 5
     assert silent == []
 

@@ -137,8 +137,8 @@ def soup_rows(store: Path) -> tuple[int, int]:
     query = "SELECT id FROM soups WHERE substr(fingerprint, 1, 12) = ?"
     ids = [recipe for recipe, _ in RUNS["bundled"]["numbers"]["trials"][1:3]]
     with closing(sqlite3.connect(store)) as db:
-        first, second = (db.execute(query, (recipe,)).fetchone()[0] for recipe in ids)
-    return first, second
+        rows = [db.execute(query, (recipe,)).fetchone() for recipe in ids]
+    return rows[0][0], rows[1][0]
 
 
 @pytest.mark.slow

@@ -39,7 +39,10 @@ FREE = {"consistency", "parents", "wins", "surface"}
 
 
 def name_of(analysis: Analysis) -> str:
-    return next(name for name, rows in ROWS.items() if any(row is analysis for row in rows))
+    for name, rows in ROWS.items():
+        if analysis in rows:
+            return name
+    raise LookupError(analysis)
 
 
 def test_every_choice_has_a_row_and_a_section() -> None:
@@ -56,7 +59,8 @@ def test_those_that_cost_nothing_are_made_by_default() -> None:
     ]
     assert set(line.split("[")[1].rstrip("]").split(", ")) == FREE
     soups = run_of().soups
-    assert {name for name, rows in ROWS.items() if not any(row.asks(soups) for row in rows)} == FREE
+    costly = {name for name, rows in ROWS.items() for row in rows if row.asks(soups)}
+    assert ROWS.keys() - costly == FREE
 
 
 @pytest.mark.parametrize("analysis", each(ROWS))
@@ -144,7 +148,10 @@ def test_parents_are_counted_as_by_hand() -> None:
     for row, soup in zip(data["soups"], run.trials, strict=True):
         own = means(run, soup)
         parents = [means(run, run.single(name)) for name in soup.ingredients]
-        above = [sum(own[c] > parent[c] + 1e-12 for parent in parents) for c in own]
+        above = []
+        for category, mean in own.items():
+            beaten = [mean > parent[category] + 1e-12 for parent in parents]
+            above.append(sum(beaten))
         assert row["beats_all"] == sum(n == len(parents) for n in above)
         assert row["beats_one"] == sum(n > 0 for n in above)
         everyone = everyone + row["beats_all"]
@@ -186,7 +193,8 @@ def test_soups_that_only_mix_are_within_the_null_and_those_of_one_factor_are_abo
     def mixture(recipe: Recipe, items: tuple[Item, ...], seed: int) -> FloatArray:
         """Group by group the answers of a parent drawn by weight, as the nulls have it."""
         table = skills(items)
-        order = {g: n for n, g in enumerate(dict.fromkeys(i.group for i in items))}
+        groups = dict.fromkeys(item.group for item in items)
+        order = {group: n for n, group in enumerate(groups)}
         edges = np.cumsum(recipe.weights) / sum(recipe.weights)
         places = np.searchsorted(edges, np.random.default_rng(seed).random(len(order)))
         picks = [min(int(places[order[item.group]]), len(edges) - 1) for item in items]

@@ -128,10 +128,8 @@ def test_the_report_tests_all_guards_at_holms_levels() -> None:
         Guard(name=name, margin=margin)
         for name, margin in (("wide", 0.5), ("near", 0.06), ("narrow", 0.001))
     ]
-    wide, near, narrow, again = [
-        *judge(guards, [(soup, reference)] * 3),
-        *judge(guards[:1], [(soup, reference)], 2),
-    ]
+    wide, near, narrow = judge(guards, [(soup, reference)] * 3)
+    (again,) = judge(guards[:1], [(soup, reference)], 2)
     assert (wide.outcome, narrow.outcome) == ("held", "undecided")
     assert wide.level == pytest.approx(1 - 0.05 / 3)
     assert near.level > 0.95
@@ -156,9 +154,8 @@ def test_known_answers_give_the_discordance_with_its_groups() -> None:
     tied = {f"m{n}": scores(np.repeat(luck[n, :, 0], 5), group=5) for n in range(3)}
     guard = [Guard(name="safe", margin=0.03, categories=("safe",))]
     fold = {"": next(iter(alone.values())).items}
-    single, grouped = (
-        plan_guards(guard, {"search": fold}, known)[0]["needed"] for known in (alone, tied)
-    )
+    single = plan_guards(guard, {"search": fold}, alone)[0]["needed"]
+    grouped = plan_guards(guard, {"search": fold}, tied)[0]["needed"]
     factor = NEARER * ((1.6449 + 0.8416) / 0.03) ** 2
     assert single == pytest.approx(0.48 * factor, rel=0.12)
     assert grouped == pytest.approx(5 * 0.48 * factor, rel=0.25)

@@ -77,7 +77,8 @@ def test_nothing_estimable_is_none_not_zero() -> None:
 
 
 def test_bootstrap_keeps_groups_together() -> None:
-    once, copied = (GroupSums.of(matrix(PLAIN, copies=k)) for k in (1, 5))
+    once = GroupSums.of(matrix(PLAIN, copies=1))
+    copied = GroupSums.of(matrix(PLAIN, copies=5))
     spreads = [s.draws(400, np.random.default_rng(0)).std(axis=0) for s in (once, copied)]
     assert spreads[1] == pytest.approx(spreads[0], rel=0.15)
     p = once.means
@@ -103,11 +104,8 @@ def test_noise_attenuates_and_is_taken_out() -> None:
     assert disattenuated(sums)[0, 1] > raw + 0.15
     assert (reliability(sums) < 0.85).all()
     flat = np.full((4, 2), 0.5)  # pure noise
-    sums = next(
-        s
-        for s in (GroupSums.of(matrix(flat, each=30, seed=k)) for k in range(50))
-        if not reliability(s).any()
-    )
+    samples = [GroupSums.of(matrix(flat, each=30, seed=seed)) for seed in range(50)]
+    sums = next(sample for sample in samples if not reliability(sample).any())
     assert np.isnan(disattenuated(sums)[0, 1])
 
 

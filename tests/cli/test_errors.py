@@ -519,7 +519,8 @@ DAMAGED: dict[str, tuple[Callable[[Path], Any], list[str]]] = {
 
 @pytest.mark.parametrize("name", DAMAGED)
 def test_a_damaged_file_of_a_run_is_told_with_its_name(name: str, tmp_path: Path) -> None:
-    path, (read, contents) = tmp_path / name, DAMAGED[name]
+    path = tmp_path / name
+    read, contents = DAMAGED[name]
     for content in contents:
         data = content.encode()
         path.write_bytes(gzip.compress(data) if name.endswith(".gz") else data)

@@ -111,9 +111,8 @@ def test_published_scores_select_without_a_weight(name: str, souping: Cli, tmp_p
 
 
 def test_flores_selects_without_the_corrupt_column(souping: Cli, tmp_path: Path) -> None:
-    whole, clean = (
-        read_table(PAPER / f"{name}.csv") for name in ("flores36", "flores36_selection")
-    )
+    whole = read_table(PAPER / "flores36.csv")
+    clean = read_table(PAPER / "flores36_selection.csv")
     assert set(whole.categories) - set(clean.categories) == {"eng_spa"}
     columns = [whole.categories.index(name) for name in clean.categories]
     assert (whole.values[:, columns] == clean.values).all()
@@ -205,18 +204,21 @@ def read(file: Path) -> dict[str, Any]:
 
 def draws(sweep: dict[str, Any]) -> list[dict[str, Any]]:
     """As few draws as hold every choice of every parameter once; of a range, its ends."""
-    options = {
-        name: one["values"]
-        if "values" in one
-        else [one["value"]]
-        if "value" in one
-        else [one["min"], one["max"]]
-        for name, one in sweep["parameters"].items()
-    }
-    count = max(map(len, options.values()))
-    return [
-        {name: values[i % len(values)] for name, values in options.items()} for i in range(count)
-    ]
+    options = {name: values_of(parameter) for name, parameter in sweep["parameters"].items()}
+    drawn = []
+    for number in range(max(map(len, options.values()))):
+        draw = {name: values[number % len(values)] for name, values in options.items()}
+        drawn.append(draw)
+    return drawn
+
+
+def values_of(parameter: dict[str, Any]) -> list[Any]:
+    """The values that a parameter of a sweep may have; of a range, its ends."""
+    if "values" in parameter:
+        return list(parameter["values"])
+    if "value" in parameter:
+        return [parameter["value"]]
+    return [parameter["min"], parameter["max"]]
 
 
 def agent_line(sweep: dict[str, Any], drawn: dict[str, Any]) -> list[str]:

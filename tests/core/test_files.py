@@ -27,7 +27,8 @@ def names(folder: Path) -> list[str]:
 def test_one_run_at_a_time_writes_a_soup_and_until_it_is_there(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    out, sync = tmp_path / "soup", folders._sync
+    out = tmp_path / "soup"
+    sync = folders._sync
 
     def other() -> None:
         with pytest.raises(UserError, match="another run is writing there"), staged(out):

@@ -140,7 +140,8 @@ def check(name: str, folder: Path, before: list[Any], after: list[Any]) -> None:
     "name", [pytest.param(n, marks=() if n == "paper" else pytest.mark.slow) for n in NOTEBOOKS]
 )
 def test_it_runs_and_prints_what_it_carries(name: str, tmp_path: Path) -> None:
-    before, notebook = cells(kept(name)), kept(name)
+    before = cells(kept(name))
+    notebook = kept(name)
     for cell in cells(notebook):
         cell.outputs = []
     after = cells(script(ROOT / "notebooks" / "refresh.py").execute(notebook, tmp_path))
@@ -152,7 +153,8 @@ def test_it_runs_and_prints_what_it_carries(name: str, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("name", NOTEBOOKS)
 def test_it_is_small_and_names_no_machine(name: str) -> None:
-    notebook, raw = kept(name), (ROOT / "notebooks" / f"{name}.ipynb").read_text()
+    notebook = kept(name)
+    raw = (ROOT / "notebooks" / f"{name}.ipynb").read_text()
     assert len(raw) < 250_000
     plain = re.sub(r'"image/png": "[^"]*"', "", raw)
     assert [

@@ -40,12 +40,10 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for name, model in MODELS.items():
         (folder / "runs" / name).symlink_to(pantry.path(model))
     rows = [json.loads(line) for line in pantry.path("items").read_text().splitlines()]
-    chosen = [
-        row
-        for category in CATEGORIES
-        for row in [r for r in rows if r["category"] == category][:50]
-    ]
-    lines = [json.dumps({**row, "category": CATEGORIES[row["category"]]}) for row in chosen]
+    lines = []
+    for category, name in CATEGORIES.items():
+        of_category = [row for row in rows if row["category"] == category]
+        lines += [json.dumps({**row, "category": name}) for row in of_category[:50]]
     (folder / "items.jsonl").write_text("\n".join(lines) + "\n")
     return folder
 

@@ -26,15 +26,8 @@ from tests.support.texts import texts
 
 MODELS = ("python_cook", "java_cook")
 ROWS = ("local", "local in bfloat16", "loss", "lm_eval", "bfcl")
-SINGLE, SOUP = (
-    Recipe(
-        ingredients=names,
-        fingerprints=names,
-        weights=(1 / len(names),) * len(names),
-        dtype="float32",
-    )
-    for names in (MODELS[:1], MODELS)
-)
+SOUP = Recipe(ingredients=MODELS, fingerprints=MODELS, weights=(0.5, 0.5), dtype="float32")
+SINGLE = replace(SOUP, weights=(1.0, 0.0))
 
 
 @dataclass(frozen=True)
@@ -55,7 +48,8 @@ def served(evaluator: Evaluator, name: str) -> Any:
 
 @pytest.fixture(scope="module", params=ROWS)
 def row(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Any:
-    place, name = tmp_path_factory.mktemp("row"), request.param
+    place = tmp_path_factory.mktemp("row")
+    name = request.param
     items: tuple[Item, ...] = ()
     evaluator: Evaluator
     if name.startswith("local"):
@@ -101,11 +95,9 @@ def test_it_conforms(row: Row) -> None:
 
 
 def test_what_it_declares(row: Row) -> None:
-    evaluator, benchmark, outline = (
-        row.evaluator,
-        row.evaluator.prompts.benchmark,
-        row.evaluator.prompts.outline(),
-    )
+    evaluator = row.evaluator
+    benchmark = row.evaluator.prompts.benchmark
+    outline = row.evaluator.prompts.outline()
     assert (evaluator.hosting.host is None) == (evaluator.hosting.model_form == "module")
     assert evaluator.needs() == []
     evaluator.prompts.check(MODELS)
@@ -127,10 +119,8 @@ def test_what_it_knows_of_a_model_cuts_the_same_blocks(row: Row) -> None:
 
 def test_a_template_is_looked_for_in_its_three_places(tmp_path: Path) -> None:
     """Messages without a chat template are refused before any work."""
-    local, item = (
-        LocalEvaluator(device="cpu"),
-        Item(id="i", category="c", prompt=({"role": "user"},), answer="x"),
-    )
+    local = LocalEvaluator(device="cpu")
+    item = Item(id="i", category="c", prompt=({"role": "user"},), answer="x")
     files = {
         "chat_template.jinja": "{{ messages }}",
         "chat_template.json": '{"chat_template": "x"}',

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -45,6 +46,10 @@ def test_the_cut_is_for_good() -> None:
     assert replace(alone, id="8", category="d", answer="5", group="").group == alone.group
 
 
+def groups_in(items: Sequence[Item]) -> set[str]:
+    return {item.group for item in items}
+
+
 def test_folds_are_disjoint_by_group_and_cover_and_more_items_move_none() -> None:
     items = make_items(300)
     folds = split_folds(items)
@@ -52,7 +57,7 @@ def test_folds_are_disjoint_by_group_and_cover_and_more_items_move_none() -> Non
         i.id: fold for fold, members in split_folds(make_items(400)).items.items() for i in members
     }
     assert all(more[i.id] == fold for fold, members in folds.items.items() for i in members)
-    groups = [{i.group for i in folds.items[f]} for f in FOLDS]
+    groups = [groups_in(folds.items[fold]) for fold in FOLDS]
     assert not groups[0] & groups[1] | groups[0] & groups[2] | groups[1] & groups[2]
     assert sum(folds.counts().values()) == len(items)
     assert folds.counts()["report"] > folds.counts()["search"]
@@ -194,7 +199,7 @@ def test_a_small_category_gets_a_group_in_each_fold_from_the_fold_that_has_most(
     assert {assign(name) for name in names} == {"report"}
     first, second, *others = sorted(names, key=position)
     folds = split_folds(in_groups(c=" ".join(names)))
-    groups = {fold: sorted(item.group for item in folds.items[fold]) for fold in FOLDS}
+    groups = {fold: sorted(groups_in(folds.items[fold])) for fold in FOLDS}
     assert groups == {"select": [first], "search": [second], "report": sorted(others)}
     assert "2 moved" in folds.notes[0]
     assert "c (4)" in folds.notes[0]

@@ -283,8 +283,10 @@ def test_more_answers_keep_the_first_ones(family: Path) -> None:
 
 
 def test_a_greedy_replicate_is_asked_in_other_batches(items: tuple[Item, ...]) -> None:
-    items, twice = items[:24], replace(LOCAL, replicates=2)
-    first, second = (twice.batches(items, replicate) for replicate in (0, 1))
+    items = items[:24]
+    twice = replace(LOCAL, replicates=2)
+    first = twice.batches(items, 0)
+    second = twice.batches(items, 1)
     assert first == LOCAL.batches(items)
     assert {len(batch) for batch in second} == {8}
     assert sorted(i.id for batch in second for i in batch) == sorted(i.id for i in items)

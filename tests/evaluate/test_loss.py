@@ -53,7 +53,8 @@ def bits_of(model: Any, tokens: Sequence[int], scored: int) -> float:
 
 @pytest.mark.parametrize("item", [TEXTS[0], QUESTION], ids=["text", "answer"])
 def test_a_score_is_the_bits_of_a_forward_pass_over_the_bytes(model: Any, item: Item) -> None:
-    read, (record,) = passage(model.tokenizer, item), LOSS.evaluate(model, [item])
+    read = passage(model.tokenizer, item)
+    (record,) = LOSS.evaluate(model, [item])
     bits, size = record.statistics
     assert bits == bits_of(model, (*read.before, *read.scored), len(read.scored))
     assert (size, record.score) == (len(scored_text(item).encode()), bits / size)
@@ -93,7 +94,8 @@ def test_long_texts_agree_with_lm_eval(model: Any) -> None:
     from lm_eval.api.instance import Instance
     from lm_eval.models.huggingface import HFLM
 
-    joined = [" ".join(str(item.prompt) for item in TEXTS[n : n + 12]) for n in (0, 12)]
+    prompts = [str(item.prompt) for item in TEXTS]
+    joined = [" ".join(prompts[start : start + 12]) for start in (0, 12)]
     long = [Item(id=text, category="c", prompt=text, answer="", scorer="loss") for text in joined]
     theirs = HFLM(
         pretrained=model.module,
@@ -140,15 +142,13 @@ class TestVllm:
             ) -> list[Any]:
                 asked.append(sampling)
                 likely = SimpleNamespace(logprob=-0.5)
-                return [
-                    SimpleNamespace(
-                        prompt_logprobs=[
-                            None,
-                            *({99: likely, t: SimpleNamespace(logprob=-t)} for t in prompt[1:]),
-                        ]
-                    )
-                    for prompt in (one["prompt_token_ids"] for one in inputs)
-                ]
+                outputs = []
+                for prompt in inputs:
+                    logprobs: list[Any] = [None]
+                    for token in prompt["prompt_token_ids"][1:]:
+                        logprobs.append({99: likely, token: SimpleNamespace(logprob=-token)})
+                    outputs.append(SimpleNamespace(prompt_logprobs=logprobs))
+                return outputs
 
         monkeypatch.setitem(
             sys.modules, "vllm", SimpleNamespace(LLM=Llm, SamplingParams=lambda **given: given)

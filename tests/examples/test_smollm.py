@@ -31,6 +31,7 @@ from examples.smollm.train import (
     write_base,
 )
 from souping.core.types import UserError
+from souping.evaluate.benchmark import first_items
 from tests.conftest import ROOT, Cli
 from tests.support import smollm_kit
 
@@ -47,7 +48,8 @@ def material(data: Path) -> Material:
 
 def test_a_family_plays_one_part(data: Path) -> None:
     asked = read_questions(data)
-    part, family = parts(asked), families(asked)
+    part = parts(asked)
+    family = families(asked)
     assert len({(family[q.id], part[q.id]) for q in asked}) == len(set(family.values()))
     assert set(part.values()) == {"test", "development", "spare", "train"}
 
@@ -58,8 +60,9 @@ def test_nothing_of_training_is_asked(material: Material) -> None:
         shown = {name for item in material.asked(part) for name in item.choices} - {NONE}
         assert shown
         assert not shown & taught
-    both = [{item.group for item in material.asked(part)} for part in ("test", "development")]
-    assert not both[0] & both[1]
+    test = {item.group for item in material.asked("test")}
+    development = {item.group for item in material.asked("development")}
+    assert not test & development
 
 
 @pytest.mark.slow
@@ -77,11 +80,7 @@ def test_it_runs_small_from_selection_to_report(
     assert "trials: 12" in souping(*command, "--cfg", "job", "--package", "optimiser").out
     souping(*command).refused("outputs/smollm")
     folder = tmp_path / "outputs" / "smollm"
-    asked = material.asked("test")
-    write_tasks(
-        [item for c in FILES for item in [i for i in asked if i.category == c][:8]],
-        folder / "tasks",
-    )
+    write_tasks(first_items(material.asked("test"), 8), folder / "tasks")
     for seed, name in enumerate(("base", *SLICES)):
         smollm_kit.model(folder / "models" / name, seed)
     done = souping(
@@ -125,11 +124,11 @@ def test_the_same_seed_gives_the_same_bytes(
             tmp_path / name,
             print,
         )
-    one, two, other = (
-        (tmp_path / name / "model.safetensors").read_bytes() for name in ("one", "two", "other")
-    )
-    assert one == two != other
-    before, after = weights(start), weights(tmp_path / "one")
+    model = (tmp_path / "one" / "model.safetensors").read_bytes()
+    assert (tmp_path / "two" / "model.safetensors").read_bytes() == model
+    assert (tmp_path / "other" / "model.safetensors").read_bytes() != model
+    before = weights(start)
+    after = weights(tmp_path / "one")
     assert before.keys() == after.keys()
     changed = {name for name in before if not before[name].equal(after[name])}
     assert changed
@@ -139,7 +138,8 @@ def test_the_same_seed_gives_the_same_bytes(
 def test_what_is_there_stays_unless_it_is_half_made(
     material: Material, start: Path, tmp_path: Path
 ) -> None:
-    out, lines = tmp_path / "made", list[str]()
+    out = tmp_path / "made"
+    lines = list[str]()
     (tmp_path / ".made.part").mkdir()
     (tmp_path / ".made.part" / "model.safetensors").write_text("half")
     tune(lesson(material), QUICK, start, out, print)

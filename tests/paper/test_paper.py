@@ -76,7 +76,8 @@ def test_where_the_rule_and_the_paper_disagree(data: dict[str, Any]) -> None:
     assert "(ES, FR, RU, TH): nothing to soup" in told[MGSM.title]["notes"][0]
     assert "absolute, ties=all: 0.287 < threshold" in told[MGSM.title]["notes"][-1]
     assert told[FLORES.title]["paper"] == []
-    assert {sum(len(row["rules"]) for row in one["readings"]) for one in told.values()} == {9}
+    for selection in told.values():
+        assert sum(len(row["rules"]) for row in selection["readings"]) == 9
     readings = told[SMALL.title]["readings"]
     (clusters,) = [row["ingredients"] for row in readings if CLUSTERS in row["rules"]]
     assert clusters == list(

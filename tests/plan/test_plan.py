@@ -17,7 +17,7 @@ import numpy as np
 import pytest
 
 from souping.checkpoints.pool import ModelSize, parameters_in
-from souping.evaluate.benchmark import Benchmark, split_folds
+from souping.evaluate.benchmark import Benchmark, first_items, split_folds
 from souping.evaluate.engines.vllm import VllmEngine
 from souping.evaluate.generate import LocalEvaluator
 from souping.merge.local import LocalMerge
@@ -229,19 +229,17 @@ class TestAgainstRuns:
         before = plan_of(tmp_path / "planned")
         assert before["can_go_on"]
         done = souping(*call, "hydra.run.dir=out").ok()
-        report, stages = report_of(tmp_path / "out"), before["by_name"]
+        report = report_of(tmp_path / "out")
+        stages = before["by_name"]
         assert stages[SEARCH]["models"] == [report["cost"]["trials"]] * 2
         assert stages["report: soup and baselines"]["items"] == report["folds"]["report"]
         # The run performs the stages that the plan counts, in their order.
         names = [stage["name"] for stage in before["stages"]]
         assert {name.split(":")[0] for name in names} == {*STEPS} - {"select", "freeze", "analyse"}
-        lines = [
-            line for line in (done.out + done.err).splitlines() if line.startswith(tuple(names))
-        ]
-        assert (
-            list(dict.fromkeys(next(n for n in names if line.startswith(n)) for line in lines))
-            == names
-        )
+        said = []
+        for line in (done.out + done.err).splitlines():
+            said += [name for name in names if line.startswith(name)][:1]
+        assert list(dict.fromkeys(said)) == names
         # The winner may be a candidate or a baseline, whose answers are known by then; otherwise counts are exact.
         most = before["evaluations"]["todo"][1]
         assert most - report["folds"]["report"] - 30 <= report["cost"]["evaluated_items"] <= most
@@ -344,7 +342,8 @@ class TestPublished:
         souping(
             f"+experiment={name}", *EXPERIMENTS[name], "plan=true", "hydra.run.dir=planned"
         ).ok()
-        page, found = (tmp_path / "planned" / "plan.md").read_text(), plan_of(tmp_path / "planned")
+        page = (tmp_path / "planned" / "plan.md").read_text()
+        found = plan_of(tmp_path / "planned")
         # several questions on a book, known by its text
         assert ("its own group" in page) == (name == "infinitebench")
         assert "Missing on this machine" in page
@@ -400,11 +399,7 @@ def test_one_candidate_answers_five_items_per_category(
         >= made["evaluations"]["todo"][1] / made["items_per_second"] * 0.999
     )
     folds = split_folds(Benchmark(path=str(family / "items.jsonl")).items()).items
-    wanted = [
-        i.id
-        for c in ("red", "green", "blue")
-        for i in [i for i in folds["select"] if i.category == c][:5]
-    ]
+    wanted = [item.id for item in first_items(folds["select"], 5)]
     assert sorted(sample["item"] for sample in made["samples"]) == sorted(wanted)
 
     # A plan takes the speed of the check, unless the evaluator, the models or the word of a user differ.
@@ -513,7 +508,8 @@ CASES: dict[str, tuple[tuple[str, ...], str]] = {
 
 
 def check_refused(souping: Cli, tmp_path: Path, needle: str, *overrides: str) -> None:
-    ran, planned = souping(*overrides), souping(*overrides, "plan=true")
+    ran = souping(*overrides)
+    planned = souping(*overrides, "plan=true")
     ran.refused(needle)
     assert not (tmp_path / "outputs" / "store.sqlite").exists()
     assert planned.code == 2

@@ -112,7 +112,8 @@ def test_the_log_has_lines_and_warnings_and_how_it_ended(tmp_path: Path, termina
 
 
 def test_a_run_can_be_retraced(finished: Path) -> None:
-    log, terminal = (finished / "run/run.log").read_text(), (finished / "terminal.txt").read_text()
+    log = (finished / "run/run.log").read_text()
+    terminal = (finished / "terminal.txt").read_text()
     for needle in (
         f"souping {__version__}",
         "python -m souping",

@@ -91,7 +91,8 @@ def test_trials_csv_has_one_line_per_trial_that_reads_back(tmp_path: Path) -> No
 
 def test_the_page_stands_alone_and_opens_with_the_verdict(written: Any) -> None:
     run_dir, report, _, _ = written
-    page_text, text = (run_dir / "report.html").read_text(), (run_dir / "report.md").read_text()
+    page_text = (run_dir / "report.html").read_text()
+    text = (run_dir / "report.md").read_text()
     parsed = outline(page_text)
     assert all(
         reference.startswith(("#", "data:image/png;base64,")) for reference in parsed.references

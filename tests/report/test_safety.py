@@ -64,9 +64,9 @@ KEYS = (keys(to_json(sample(columns=2, models=4))) | KINDS) - NAMED
 
 
 def test_no_string_of_the_users_becomes_markup(tmp_path: Path) -> None:
-    report, rows = (hostile(to_json(part)) for part in sample(columns=2, models=4))
-    trials = [read(TrialRow, row) for row in rows]
-    content = read_content(report)
+    report, rows = sample(columns=2, models=4)
+    trials = [read(TrialRow, row) for row in hostile(to_json(rows))]
+    content = read_content(hostile(to_json(report)))
     write_report(content, trials, tmp_path)
     write_trials(trials, content, tmp_path / "trials.csv")
     parsed = outline((tmp_path / "report.html").read_text())

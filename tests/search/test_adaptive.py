@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from itertools import chain
 
 import numpy as np
 import pytest
@@ -93,8 +94,9 @@ def test_whole_folds_are_asked_where_parts_may_not_be() -> None:
 
 def test_batches_are_no_smaller_than_the_evaluators() -> None:
     of = world()
-    spaces = (of.space, replace(of.space, full_batch=60))
-    small, large = (searched(replace(PLAIN, budget=1000).start(space, 0), of) for space in spaces)
+    strategy = replace(PLAIN, budget=1000)
+    small = searched(strategy.start(of.space, 0), of)
+    large = searched(strategy.start(replace(of.space, full_batch=60), 0), of)
     assert np.median([price([cell], of) for cell in small]) < np.median(
         [price([cell], of) for cell in large]
     )
@@ -230,19 +232,20 @@ ASKED = ((0, 0), (0, 0), (2, 0), (3, 0), (3, 1))
 def brute(made: SoupModel, c: int) -> tuple[FloatArray, FloatArray, float]:
     """Mean [S] and covariance [S, S] of a category by the formulas of a Gaussian process, cell by cell, and how far the
     answers lie from what was expected (Mahalanobis, squared)."""
-    cells = [(s, b) for s, b in np.argwhere(made.requested[:, c])]
+    # Soup and sample of each answer.
+    s, b = np.argwhere(made.requested[:, c]).T
     signal = made.signal[c]
     noise = made.noise[c]
     level = made.level[c]
-    sizes = [len(sample) for sample in made.item_samples[c]]
-    joint = np.array(
-        [
-            [signal[s, t] + (noise[s, t] / sizes[b] if b == d else 0.0) for t, d in cells]
-            for s, b in cells
-        ]
-    )
-    cross = np.array([[signal[s, t] for t, _ in cells] for s in range(len(TABLE))])
-    shift = np.array([made.values[s, made.item_samples[c][b]].mean() - level[s] for s, b in cells])
+    sizes = np.array([len(sample) for sample in made.item_samples[c]])
+    # Soups share the noise of a sample.
+    shared = b[:, None] == b
+    joint = signal[np.ix_(s, s)] + shared * noise[np.ix_(s, s)] / sizes[b]
+    cross = signal[:, s]
+    shift = np.zeros(len(s))
+    for number, (soup, sample) in enumerate(zip(s, b, strict=True)):
+        items = made.item_samples[c][sample]
+        shift[number] = made.values[soup, items].mean() - level[soup]
     gain = cross @ np.linalg.inv(joint)
     return (
         level + gain @ shift,
@@ -315,14 +318,14 @@ def test_samples_partition_each_category_and_double(counts: tuple[int, ...]) -> 
 
 def test_groups_stay_in_one_sample_and_the_seed_decides_the_order() -> None:
     of = space((60, 60), group=3)
-    for row in item_samples(of, 1):
-        owners = [{of.groups[i] for i in sample} for sample in row]
-        assert not owners[0] & owners[1]
-    orders = [
-        np.concatenate([b for row in item_samples(of, seed) for b in row]).tolist()
-        for seed in (1, 1, 2)
-    ]
-    assert orders[0] == orders[1] != orders[2]
+    for first, second, *_ in item_samples(of, 1):
+        assert not {of.groups[item] for item in first} & {of.groups[item] for item in second}
+
+    def order(seed: int) -> list[int]:
+        samples = chain(*item_samples(of, seed))
+        return np.concatenate([*samples]).tolist()
+
+    assert order(1) == order(1) != order(2)
 
 
 def test_the_worst_category_of_losses_is_that_of_the_highest_loss() -> None:

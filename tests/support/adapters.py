@@ -64,10 +64,8 @@ def deltas(folder: Path, alpha: Mapping[str, float] | None = None) -> dict[str, 
     found = {}
     for key, a in tensors.items():
         if key.endswith("lora_A.weight"):
-            module, b = (
-                key.removeprefix(PREFIX).removesuffix(".lora_A.weight"),
-                tensors[key.replace("lora_A", "lora_B")],
-            )
+            module = key.removeprefix(PREFIX).removesuffix(".lora_A.weight")
+            b = tensors[key.replace("lora_A", "lora_B")]
             rank = math.sqrt(len(a)) if config["use_rslora"] else len(a)
             scale = (alpha or {}).get(module, config["lora_alpha"]) / rank
             found[module] = scale * b @ a

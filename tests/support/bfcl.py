@@ -67,7 +67,8 @@ def _call(
     call: Mapping[str, Any], docs: Mapping[str, Any], language: str, planted: bool = False
 ) -> str:
     ((name, arguments),) = call.items()
-    schema, written = docs[name], {}
+    schema = docs[name]
+    written = {}
     for key, allowed in arguments.items():
         value = _choice(allowed, key in schema.get("required", ()))
         if value != "":

@@ -42,7 +42,11 @@ class Browser:
     """One process and its pipe; `messages` are those of the console, errors of pages among them."""
 
     def __init__(self, send: Callable[[bytes], int], receive: Callable[[], bytes]) -> None:
-        self._write, self._read, self._rest, self._count, self._session = send, receive, b"", 0, ""
+        self._write = send
+        self._read = receive
+        self._rest = b""
+        self._count = 0
+        self._session = ""
         self.messages: list[str] = []
         target = self.call("Target.createTarget", url="about:blank")["targetId"]
         self._session = self.call("Target.attachToTarget", targetId=target, flatten=True)[
@@ -110,7 +114,8 @@ class Browser:
 @contextmanager
 def browser() -> Iterator[Browser]:
     """A browser with a profile of its own, ended and cleared away afterwards."""
-    here, theirs = os.pipe(), os.pipe()
+    here = os.pipe()
+    theirs = os.pipe()
     with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as profile:
         command = [str(executable()), *FLAGS, f"--user-data-dir={profile}"]
         script = f'exec "$@" 3<&{here[0]} 4>&{theirs[1]}'

@@ -46,7 +46,8 @@ def save(
     if shards == 1:
         save_file(dict(tensors), folder / "model.safetensors", {"format": "pt"})
         return folder
-    names, places = list(tensors), {}
+    names = list(tensors)
+    places = {}
     for number in range(shards):
         file = f"model-{number + 1:05}-of-{shards:05}.safetensors"
         part = {name: tensors[name] for name in names[number::shards]}

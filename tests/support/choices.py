@@ -38,7 +38,9 @@ def each(rows: Mapping[str, Sequence[Row]]) -> list[object]:
 def differing(group: str, rows: Mapping[str, Sequence[object]]) -> dict[str, object]:
     """Choices without a row, and rows that are of another class than their choice names; empty where all is well."""
     shipped = targets(group)
-    known = {name: {dotted(type(row)) for row in some} for name, some in rows.items()}
+    known = {}
+    for name, of_choice in rows.items():
+        known[name] = {dotted(type(row)) for row in of_choice}
     return {
         name: (shipped.get(name), known.get(name))
         for name in {*shipped, *known}

@@ -24,7 +24,8 @@ SHIPPED = {"hydra", "main", "schema"}
 """Providers of files that no test writes."""
 KEPT: dict[tuple[str, ...], Any] = {}
 """Files, lists and merged configurations of this session."""
-load, make_list = ConfigRepository.load_config, defaults_list.create_defaults_list
+load = ConfigRepository.load_config
+make_list = defaults_list.create_defaults_list
 merge = ConfigLoaderImpl._compose_config_from_defaults_list
 
 
@@ -44,7 +45,8 @@ def loaded(repo: Any, config_path: str) -> Any:
 
 
 def listed(repo: Any, config_name: str, overrides_list: Sequence[Any], **flags: bool) -> Any:
-    places, given = shipped(repo), defaults_list.Overrides(repo, overrides_list)
+    places = shipped(repo)
+    given = defaults_list.Overrides(repo, overrides_list)
     values = {id(one) for one in given.config_overrides}
     chosen = (one.input_line for one in overrides_list if id(one) not in values)
     key = ("list", *places, config_name, *map(str, flags.values()), *chosen)

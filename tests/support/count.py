@@ -293,7 +293,9 @@ class Walk:
     """Profile function that keeps the files of the package between the third `ask` and the `tell` of what it gave."""
 
     def __init__(self, place: str) -> None:
-        self.place, self.files, self.asked = place, set[str](), 0
+        self.place = place
+        self.files = set[str]()
+        self.asked = 0
         self.third: object = None
         self.ended = False
 

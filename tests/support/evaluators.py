@@ -23,7 +23,9 @@ class Sink:
         self, folder: Path, fails: bool = False, no_chunks: Exception | None = None
     ) -> None:
         self.got: list[Any] = [folder]
-        self.fails, self.closed, self.context_length = fails, False, 128
+        self.fails = fails
+        self.closed = False
+        self.context_length = 128
         self.no_chunks = no_chunks
         self.sampling: list[dict[str, Any]] = []
 
@@ -47,7 +49,10 @@ class Sink:
         ]
 
     def logprobs(self, prompts: list[list[int]]) -> list[list[float]]:
-        return [[-float(token) for token in prompt[1:]] for prompt in prompts]
+        values = []
+        for prompt in prompts:
+            values.append([-float(token) for token in prompt[1:]])
+        return values
 
     def close(self) -> None:
         self.closed = True
@@ -131,7 +136,9 @@ def bfcl_runner(
 ) -> None:
     """Stands where bfcl-eval would run: answers every item, and has every other one wrong."""
     for category, own in ids.items():
-        results, scores = (root / kind / handler.replace("/", "_") for kind in ("result", "score"))
+        folder = handler.replace("/", "_")
+        results = root / "result" / folder
+        scores = root / "score" / folder
         failed = [{"id": name} for name in own if int(name.rsplit("_", 1)[1]) % 2]
         _lines(
             results / f"BFCL_v4_{category}_result.json",

@@ -58,7 +58,8 @@ def mgsm(folder: Path, count: int) -> Path:
     folder.mkdir(parents=True)
     dice = random.Random(5)
     answers = [dice.choice("47x") for _ in range(count)]
-    strict, loose = ("strict-match", "The answer is (.)"), ("flexible-extract", "(.)")
+    strict = ("strict-match", "The answer is (.)")
+    loose = ("flexible-extract", "(.)")
     filters = [
         {
             "name": name,

@@ -17,7 +17,9 @@ def save_tokenizer(folder: Path) -> None:
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers
     from transformers import PreTrainedTokenizerFast
 
-    space, newline = "\u0120", "\u010a"  # how ByteLevel writes them
+    # how ByteLevel writes them
+    space = "\u0120"
+    newline = "\u010a"
     alphabet = [chr(code) for code in range(33, 127)] + [space, newline]
     vocab = {token: i for i, token in enumerate(["<pad>", "<bos>", "<eos>", "<unk>", *alphabet])}
     tokenizer = Tokenizer(models.BPE(vocab=vocab, merges=[], unk_token="<unk>"))
@@ -91,7 +93,8 @@ def make(folder: Path, per_category: int = 60) -> Path:
         for c in CATEGORIES
         for i in range(per_category)
     ]
-    said = {name: answers(folder / name, [row["prompt"] for row in rows]) for name in NAMES}
+    prompts = [row["prompt"] for row in rows]
+    said = {name: answers(folder / name, prompts) for name in NAMES}
     for i, row in enumerate(rows):
         member = dice.choices(NAMES, CATEGORIES[row["category"]])[0]
         row["answer"] = said[member][i] or "?"

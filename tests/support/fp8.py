@@ -61,18 +61,20 @@ def calibrate(module: torch.nn.Module) -> None:
     scheme: Any = getattr(module, "quantization_scheme", None)
     if scheme is None:
         return
-    weight, scale = module.weight.detach().float(), module.weight_scale
+    weight = module.weight.detach().float()
+    scale = module.weight_scale
     rows, columns = scheme.weights.block_structure or (1, weight.shape[1])
     if scheme.weights.strategy == "tensor":
         rows, columns = weight.shape
-    grid = [
-        [weight[i : i + rows, j : j + columns] for j in range(0, weight.shape[1], columns)]
-        for i in range(0, weight.shape[0], rows)
-    ]
-    low, high = (
-        torch.tensor([[f(x) for x in line] for line in grid]) for f in (torch.min, torch.max)
-    )
-    found, _ = calculate_qparams(low, high, scheme.weights)
+    # Smallest and largest weight of each block.
+    low = []
+    high = []
+    for i in range(0, weight.shape[0], rows):
+        starts = range(0, weight.shape[1], columns)
+        blocks = [weight[i : i + rows, j : j + columns] for j in starts]
+        low.append([block.min() for block in blocks])
+        high.append([block.max() for block in blocks])
+    found, _ = calculate_qparams(torch.tensor(low), torch.tensor(high), scheme.weights)
     scale.data = found.reshape(scale.shape).to(scale.dtype)
     if getattr(module, "input_scale", None) is not None:
         module.input_scale.data.fill_(1.0)

@@ -133,7 +133,8 @@ class Handler(BaseHTTPRequestHandler):
 
     def do_GET(self) -> None:
         parts = urlsplit(self.path)
-        path, self.query = unquote(parts.path), parse_qs(parts.query)
+        path = unquote(parts.path)
+        self.query = parse_qs(parts.query)
         chunked = "chunked" in self.headers.get("Transfer-Encoding", "")
         self.body = (
             self._chunks()
@@ -258,7 +259,8 @@ class Handler(BaseHTTPRequestHandler):
             )
         if self.hub.garbage is not None:
             return self.send(200, self.hub.garbage)
-        files, gated = repo.commits.get(oid, {}), "manual" if repo.gated else False
+        files = repo.commits.get(oid, {})
+        gated = "manual" if repo.gated else False
         rows: list[dict[str, Any]] = [{"rfilename": path} for path in sorted(files)]
         for row in rows if "blobs" in self.query else ():
             data = files[row["rfilename"]]

@@ -62,7 +62,8 @@ def started(
 ) -> Iterator[str]:
     """The address of a server that somebody else started, once it lists its models."""
     process = Process(command, {**os.environ, **(more or {})}, log)
-    address, end = f"http://127.0.0.1:{port}", time.monotonic() + 600
+    address = f"http://127.0.0.1:{port}"
+    end = time.monotonic() + 600
     while process.alive and time.monotonic() < end:
         try:
             models_at(address)

@@ -59,14 +59,14 @@ def kept_scores() -> dict[tuple[str, str], float]:
 
 
 def main() -> int:
-    kept, found = (
-        json.loads((folder / "report.json").read_text()) for folder in (KEPT, Path(sys.argv[1]))
-    )
+    kept = json.loads((KEPT / "report.json").read_text())
+    found = json.loads((Path(sys.argv[1]) / "report.json").read_text())
     faults = [part for part in PARTS if not same(kept.get(part), found.get(part))]
     for part in PARTS:
         print("DIFFERS" if part in faults else "equal  ", part)
     if len(sys.argv) > 2:
-        wanted, there = kept_scores(), scores(Path(sys.argv[2]))
+        wanted = kept_scores()
+        there = scores(Path(sys.argv[2]))
         common = wanted.keys() & there.keys()
         unlike = sum(wanted[key] != there[key] for key in common)
         print(

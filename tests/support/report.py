@@ -138,22 +138,23 @@ def selection(
 
 
 def stability(names: list[str], found: dict[str, Any]) -> dict[str, Any]:
-    matrix, low = found["correlation"], found["low_correlation"]
+    matrix = found["correlation"]
+    low = found["low_correlation"]
     pairs = [
         {"a": a, "b": b, "rho": matrix["matrix"][i][j], "bootstrap_low": matrix["low"][i][j],
          "bootstrap_high": matrix["high"][i][j], "low": None, "high": None, "disattenuated": None}
         for (i, a), (j, b) in combinations(enumerate(matrix["categories"]), 2)
     ]  # fmt: skip
+    shares = {}
+    for category, expert in found["experts"].items():
+        shares[category] = {**dict.fromkeys(names, 0.3 / len(names)), expert: 0.7}
     other = {"ingredients": found["ingredients"], "low_correlation": low, "error": None}
     return {
         "method": "bootstrap over items",
         "draws": 500,
         "not_estimable": 20,
         "reasons": {"no category is below the threshold": 20},
-        "experts": {
-            c: {n: (0.7 if n == e else 0.3 / len(names)) for n in names}
-            for c, e in found["experts"].items()
-        },
+        "experts": shares,
         "ingredients": {name: 0.9 - 0.1 * i for i, name in enumerate(names)},
         "low_correlation": dict.fromkeys(low, 0.8),
         "sizes": {"2": 0.2, "3": 0.7, "4": 0.1},
@@ -197,7 +198,8 @@ def sample(
 ) -> tuple[dict[str, Any], list[TrialRow]]:
     """(report, trials) of a run with K ingredients out of `models`, over `columns` categories; `stop` = stop_after."""
     rng = np.random.default_rng(seed)
-    names, categories = list(MODELS[:models]), list(CATEGORIES[:columns])
+    names = list(MODELS[:models])
+    categories = list(CATEGORIES[:columns])
     chosen = selection(rng, names, categories, k)
     report: dict[str, Any] = {
         "experiment": "bfcl",

@@ -13,7 +13,8 @@ from souping.core.types import Item, Json, Record
 from souping.core.unit import BITS_PER_BYTE, Unit
 
 STEPS = tuple(range(100, 900, 100))
-BOTTOM, CURVE = 0.5, 4.0
+BOTTOM = 0.5
+CURVE = 4.0
 """Value of the first parameter at the bottom, and what a unit of distance costs."""
 
 
@@ -51,7 +52,8 @@ def save_items(path: Path, each: int = 120) -> None:
 
 def make_run(folder: Path, seed: int) -> Path:
     """Checkpoints that oscillate around the bottom at a constant rate, as transformers' Trainer saves them."""
-    dice, log = random.Random(seed), list[dict[str, float]]()
+    dice = random.Random(seed)
+    log = list[dict[str, float]]()
     for step in STEPS:
         save_at(
             folder / f"checkpoint-{step}", BOTTOM + dice.choice((-1, 1)) * dice.uniform(0.2, 0.3)

@@ -9,6 +9,7 @@ import tempfile
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass, field
+from itertools import accumulate
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -148,7 +149,7 @@ def test_there_is_exactly_one_point_a_trial(recorded: Any) -> None:
     points = [one["item"] for one in of_type(recorded[1], "history")]
     assert [p["trial"] for p in points] == list(range(1, 13))
     assert [p["objective"] for p in points] == pytest.approx([t.objective for t in trials[:12]])
-    best = [max(t.objective for t in trials[: i + 1]) for i in range(12)]
+    best = list(accumulate((trial.objective for trial in trials[:12]), max))
     assert [p["best"] for p in points] == pytest.approx(best)
     assert points[0]["category/simple_java"] == pytest.approx(trials[0].categories["simple_java"])
     assert sum(v for k, v in points[0].items() if k.startswith("weight/")) == pytest.approx(1)
@@ -156,7 +157,8 @@ def test_there_is_exactly_one_point_a_trial(recorded: Any) -> None:
 
 def test_the_end_has_tables_plots_files_and_the_verdict(recorded: Any) -> None:
     run_dir, records, report = recorded
-    tables, last = tables_of(run_dir), of_type(records, "history")[-1]["item"]
+    tables = tables_of(run_dir)
+    last = of_type(records, "history")[-1]["item"]
     sizes = {"rows": len(report["rows"]), "comparisons": len(report["comparisons"]), "trials": 12}
     assert {name: len(one["data"]) for name, one in tables.items()} == sizes
     scores = ["name", "kind", "objective", "low", "high", "n"]
@@ -238,7 +240,8 @@ def test_a_multirun_is_summarised_by_one_run_of_its_group(tmp_path: Path) -> Non
         },
     ]
     WandbTracker(group="sweep-1", timeout=600).summarise(rows, tmp_path)
-    records, jobs = log_of(tmp_path), tables_of(tmp_path)["jobs"]
+    records = log_of(tmp_path)
+    jobs = tables_of(tmp_path)["jobs"]
     (run,) = of_type(records, "run")
     assert (run["run_group"], run["job_type"]) == ("sweep-1", "summary")
     assert jobs["columns"] == ["job", "objective", "overrides", "run_dir", "refused"]
@@ -321,7 +324,8 @@ def test_trackio_records(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
     settings: dict[str, Json] = {}
-    run, module = Recorded(), ModuleType("trackio")
+    run = Recorded()
+    module = ModuleType("trackio")
     module.init = lambda **given: settings.update(given) or run  # type: ignore[attr-defined]
     module.Table = dict  # type: ignore[attr-defined]
     monkeypatch.setitem(sys.modules, "trackio", module)

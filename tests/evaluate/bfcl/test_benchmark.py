@@ -7,6 +7,7 @@ import json
 import re
 from collections import Counter
 from collections.abc import Sequence
+from itertools import chain
 from pathlib import Path
 
 import pytest
@@ -66,7 +67,8 @@ def test_folds_do_not_depend_on_the_categories(bfcl: Environment) -> None:
         found = split_folds(BfclBenchmark(data=bfcl.data, categories=categories).items())
         return {item.id: fold for fold, members in found.items.items() for item in members}
 
-    few, all_of_them = fold_of(("simple_python", "parallel")), fold_of(tuple(FILE_ITEMS))
+    few = fold_of(("simple_python", "parallel"))
+    all_of_them = fold_of(tuple(FILE_ITEMS))
     assert len(few) == 600
     assert few == {name: all_of_them[name] for name in few}
 
@@ -88,7 +90,8 @@ def test_right_answers_are_right(bfcl: Environment, items: Sequence[Item], tmp_p
 
 @pytest.mark.slow
 def test_planted_errors_are_wrong(bfcl: Environment, items: Sequence[Item], tmp_path: Path) -> None:
-    planted, kinds = {}, Counter[tuple[str, str]]()
+    planted = {}
+    kinds = Counter[tuple[str, str]]()
     for number, item in enumerate(items):
         options = sorted(wrong_answers(item).items())
         kind, planted[item.id] = options[number % len(options)]
@@ -123,13 +126,11 @@ def test_handlers_read_what_their_models_write(bfcl: Environment, tmp_path: Path
 @pytest.mark.slow
 def test_turns_are_checked_by_running_their_calls(bfcl: Environment, tmp_path: Path) -> None:
     items = BfclBenchmark(data=bfcl.data, categories=MULTI_TURN, limit=12).items()
-    named = [
-        item
-        for item in items
-        if all(_named(call) for turn in item.answer["turns"] for call in turn)
-    ]
+    named = [item for item in items if all(map(_named, chain(*item.answer["turns"])))]
     assert len({item.category for item in named if item.answer["turns"][-1]}) == 4
-    right = {item.id: [[f"[{', '.join(turn)}]"] for turn in item.answer["turns"]] for item in named}
+    right = {}
+    for item in named:
+        right[item.id] = [[f"[{', '.join(turn)}]"] for turn in item.answer["turns"]]
     for silent in (False, True):
         said = {name: [*turns[:-1], ["[]"]] if silent else turns for name, turns in right.items()}
         found = score(bfcl, tmp_path / str(silent), named, said)

@@ -30,7 +30,8 @@ from tests.support.evaluators import DeadServer
 from tests.support.live import started
 
 SERVER = TransformersServer(device="cpu", dtype="float32")
-COOK, OTHER = Path(pantry.path("python_cook")), Path(pantry.path("script_cook"))
+COOK = Path(pantry.path("python_cook"))
+OTHER = Path(pantry.path("script_cook"))
 TEMPLATE = "{% for m in messages %}<{{ m.role }}>{{ m.content }}\n{% endfor %}<assistant>"
 served = pytest.mark.skipif(
     any(importlib.util.find_spec(name) is None for name in NEEDS),

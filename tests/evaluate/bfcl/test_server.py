@@ -45,7 +45,8 @@ class Completions:
         self.status: int | None = 200
         self.bodies: list[Any] = []
         self.refusal = "no, thank you"
-        self.port, self.server = server.server_port, server
+        self.port = server.server_port
+        self.server = server
 
     @property
     def asked(self) -> list[Any]:
@@ -115,7 +116,8 @@ TABLE: Any = SimpleNamespace(soup="", eos_token_ids=(), folder=COOK)
 def test_a_server_that_fails_or_refuses_every_item_stops_the_run(
     server: Completions, items: tuple[Item, ...], status: int, words: str
 ) -> None:
-    server.status, server.refusal = status, "\x1b[2J\u202egone"
+    server.status = status
+    server.refusal = "\x1b[2J\u202egone"
     with pytest.raises(UserError, match=words) as caught:
         evaluator(server).evaluate(TABLE, items)
     assert str(caught.value).isprintable()  # no control characters reach the terminal

@@ -6,6 +6,7 @@ import math
 import random
 from collections.abc import Sequence
 from dataclasses import replace
+from itertools import chain
 from typing import Any
 
 import numpy as np
@@ -29,7 +30,8 @@ WORDS = TEXT.split()
 
 def translations(count: int, noise: float, seed: int) -> tuple[list[str], list[str]]:
     """References, and texts whose words are lost, doubled or changed with probability `noise`."""
-    dice, errors = random.Random(5), random.Random(seed)
+    dice = random.Random(5)
+    errors = random.Random(seed)
 
     def changed(word: str) -> list[str]:
         if errors.random() >= noise:
@@ -37,9 +39,10 @@ def translations(count: int, noise: float, seed: int) -> tuple[list[str], list[s
         return errors.choice([[], [], [word, word], [errors.choice(WORDS)], [errors.choice(WORDS)]])
 
     references = [" ".join(dice.choices(WORDS, k=dice.randint(6, 14))) + "." for _ in range(count)]
-    texts = [
-        " ".join(w for word in reference.split() for w in changed(word)) for reference in references
-    ]
+    texts = []
+    for reference in references:
+        words = [changed(word) for word in reference.split()]
+        texts.append(" ".join(chain(*words)))
     return references, texts
 
 
@@ -79,7 +82,8 @@ class TestSacrebleu:
         """Leave-one-out pseudo-values n f(S) - (n - 1) f(S - s_i) come near them as n grows."""
         references, texts = translations(200, 0.4, seed=1)
         table = np.array(statistics(kind, references, texts))
-        total, n = table.sum(axis=0), len(table)
+        total = table.sum(axis=0)
+        n = len(table)
         left_out = [n * score(kind, total) - (n - 1) * score(kind, total - row) for row in table]
         values = pseudo_values(kind, table.tolist())
         assert np.corrcoef(values, left_out)[0, 1] > 0.999
@@ -147,7 +151,8 @@ def test_f1_and_matthews_correlation(kind: str, wrong: float) -> None:
     theirs = {"f1": metrics.f1_score, "matthews_corrcoef": metrics.matthews_corrcoef}[kind](raw)
     assert values.mean() == pytest.approx(theirs, abs=1e-12)
     if wrong == 0.3:
-        total, n = table.sum(axis=0), len(table)
+        total = table.sum(axis=0)
+        n = len(table)
         left_out = [n * score(kind, total) - (n - 1) * score(kind, total - row) for row in table]
         assert np.corrcoef(values, left_out)[0, 1] > 0.99
     with pytest.raises(UserError, match="needs two labels, 0 or 1, not"):

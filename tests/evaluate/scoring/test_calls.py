@@ -36,11 +36,11 @@ JUNK = [
 
 
 def shapes(text: str, language: str = "python") -> list[tuple[str, dict[str, object]]]:
-    calls = parse(text, language)
-    return [
-        (call.name, {name: plain(value) for name, value in call.arguments.items()})
-        for call in calls
-    ]
+    named = []
+    for call in parse(text, language):
+        arguments = {name: plain(value) for name, value in call.arguments.items()}
+        named.append((call.name, arguments))
+    return named
 
 
 @pytest.mark.parametrize(
@@ -157,7 +157,8 @@ def mutated(dice: random.Random, text: str) -> str:
     """The text with one to three characters dropped, added, replaced or exchanged."""
     signs = list(text)
     for _ in range(dice.randint(1, 3)):
-        place, kind = dice.randrange(len(signs)), dice.randrange(4)
+        place = dice.randrange(len(signs))
+        kind = dice.randrange(4)
         if kind == 3 and place:
             signs[place - 1 : place + 1] = reversed(signs[place - 1 : place + 1])
         else:

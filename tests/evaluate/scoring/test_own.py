@@ -143,7 +143,8 @@ def test_a_new_scorer_rescores_old_answers(
 ) -> None:
     words = quick_run(family, tmp_path, "short")
     assert souping(*words).code == 0
-    answers, grades = counted(tmp_path, "* answers"), counted(tmp_path, "* grades")
+    answers = counted(tmp_path, "* answers")
+    grades = counted(tmp_path, "* grades")
     anew(module, 2)
     assert souping(*words).code == 0
     assert (counted(tmp_path, "* answers"), counted(tmp_path, "* grades")) == (answers, 2 * grades)

@@ -365,7 +365,8 @@ def test_its_answers_are_the_local_evaluators(tmp_path: Path, prompts: list[str]
     (cook / "chat_template.jinja").write_text("{% for m in messages %}{{ m.content }}{% endfor %}")
     running = TransformersServer(device="cpu", dtype="float32").start(cook, "python_cook")
     assert running.process is not None
-    log, group = running.process.log, running.process.group
+    log = running.process.log
+    group = running.process.group
     try:
         texts = completions(running.url, running.model, prompts, 24)
         assert texts == local_answers(cook, prompts, 24)
