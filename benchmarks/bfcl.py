@@ -37,7 +37,8 @@ def main() -> None:
     options = parser.parse_args()
     environment = find(place_of())
     items = BfclBenchmark(data=environment.data, categories=SINGLE_TURN).items()
-    before, seconds = os.getloadavg()[0], []
+    before = os.getloadavg()[0]
+    seconds = []
     for _ in range(options.rounds):
         with tempfile.TemporaryDirectory() as root:
             begin = time.perf_counter()

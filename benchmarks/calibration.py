@@ -33,7 +33,8 @@ from souping.statistics.scores import ScoreTable
 
 Array = np.ndarray
 Rng = np.random.Generator
-BASE, DRAWS = 0.7, 999
+BASE = 0.7
+DRAWS = 999
 compared = partial(contrast, draws=DRAWS)
 PEERS_DRAWS = 399
 
@@ -104,8 +105,11 @@ def groups_across_tasks(rng: Rng) -> ScoreTable:
     """Four tasks that ask about the same 60 documents."""
     hard = rng.standard_normal(60)
     mood = {name: np.sqrt(0.5) * (hard + rng.standard_normal(60)) for name in ("a", "b")}
-    draws = [{n: right(rng, (60,), BASE, m, 0.7) for n, m in mood.items()} for _ in range(4)]
-    return pooled(*(metric(f"t{n}", scores, np.arange(60)) for n, scores in enumerate(draws)))
+    metrics = []
+    for task in range(4):
+        scores = {name: right(rng, (60,), BASE, means, 0.7) for name, means in mood.items()}
+        metrics.append(metric(f"t{task}", scores, np.arange(60)))
+    return pooled(*metrics)
 
 
 def bfcl_logs(rng: Rng, grouped: bool = True) -> ScoreTable:
@@ -236,15 +240,18 @@ def pair_row(
 ) -> list[str]:
     """False claims in both directions, coverage, and the width beside that of a standard paired interval."""
     better = worse = covered = 0
-    widths, standard = [], []
+    widths = []
+    standard = []
     false = dict.fromkeys(peers, 0)
     for number in range(repetitions):
         found = world(np.random.default_rng([sum(map(ord, name)), number]))
         shown = compared(found, "a", "b", seed=number)
-        better, worse = better + (shown.low > 0), worse + (shown.high < 0)
+        better = better + (shown.low > 0)
+        worse = worse + (shown.high < 0)
         covered += shown.low <= 0 <= shown.high
         widths.append(shown.high - shown.low)
-        a, b = (found.mean(n) for n in ("a", "b"))
+        a = found.mean("a")
+        b = found.mean("b")
         standard.append(2 * 1.96 * np.std(a - b, ddof=1) / np.sqrt(len(a)))
         for peer, shows in peers.items():
             false[peer] += shows(a, b)
@@ -321,7 +328,8 @@ def power(repetitions: int) -> list[str]:
         for number in range(20):
             again = pooled(metric("t", two(np.random.default_rng([8, items, number]), items)))
             widths.append(detectable(contrast(again, "a", "b", seed=number)))
-        gain, shown = float(np.mean(widths)), 0
+        gain = float(np.mean(widths))
+        shown = 0
         for number in range(repetitions):
             rng = np.random.default_rng([9, items, number])
             hard = rng.standard_normal(items)

@@ -34,13 +34,15 @@ ITEMS = 15_000
 
 def scores_of(seed: int, fractions: bool = False) -> np.ndarray:
     """Scores of items that are as hard as those of every other seed."""
-    hard, own = np.random.default_rng(0).random(ITEMS), np.random.default_rng(seed).random(ITEMS)
+    hard = np.random.default_rng(0).random(ITEMS)
+    own = np.random.default_rng(seed).random(ITEMS)
     level = 0.7 * hard + 0.3 * own
     return level if fractions else (level < 0.5).astype(int)
 
 
 def write_csv(path: Path, seed: int, tasks: int, fractions: bool = False) -> None:
-    scores, tokens = scores_of(seed, fractions), np.random.default_rng(seed).poisson(120, ITEMS)
+    scores = scores_of(seed, fractions)
+    tokens = np.random.default_rng(seed).poisson(120, ITEMS)
     with path.open("w", newline="") as file:
         table = csv.writer(file)
         table.writerow(("item", "category", "score", "tokens", "stop_reason"))
@@ -49,11 +51,9 @@ def write_csv(path: Path, seed: int, tasks: int, fractions: bool = False) -> Non
 
 def write_lm_eval(path: Path, seed: int, tasks: int) -> None:
     path.mkdir()
-    scores, stamp, names = (
-        scores_of(seed),
-        "2026-01-01T00-00-00",
-        [f"task{n}" for n in range(tasks)],
-    )
+    scores = scores_of(seed)
+    stamp = "2026-01-01T00-00-00"
+    names = [f"task{n}" for n in range(tasks)]
     for task, name in enumerate(names):
         with (path / f"samples_{name}_{stamp}.jsonl").open("w") as file:
             for n in range(task, ITEMS, tasks):
@@ -135,7 +135,8 @@ def time_leaderboard(source: Path) -> None:
 
 def seconds(folder: Path, logs: list[str]) -> tuple[float, float]:
     """(wall time, processor time) of the command."""
-    before, start = resource.getrusage(resource.RUSAGE_CHILDREN), time.perf_counter()
+    before = resource.getrusage(resource.RUSAGE_CHILDREN)
+    start = time.perf_counter()
     command = [
         sys.executable,
         "-m",
@@ -148,7 +149,8 @@ def seconds(folder: Path, logs: list[str]) -> tuple[float, float]:
     # 1 is the verdict that a model is worse
     if ended.returncode not in (0, 1):
         raise SystemExit(ended.stderr.decode())
-    wall, after = time.perf_counter() - start, resource.getrusage(resource.RUSAGE_CHILDREN)
+    wall = time.perf_counter() - start
+    after = resource.getrusage(resource.RUSAGE_CHILDREN)
     return wall, after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
 
 

@@ -60,7 +60,9 @@ class Block(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         shape = (*x.shape[:2], HEADS, WIDTH // HEADS)
         y = self.norm1(x)
-        q, k, v = (linear(y).view(shape).transpose(1, 2) for linear in (self.q, self.k, self.v))
+        q = self.q(y).view(shape).transpose(1, 2)
+        k = self.k(y).view(shape).transpose(1, 2)
+        v = self.v(y).view(shape).transpose(1, 2)
         heads = nn.functional.scaled_dot_product_attention(q, k, v, is_causal=True)
         x = x + self.o(heads.transpose(1, 2).flatten(2))
         return x + self.down(nn.functional.gelu(self.up(self.norm2(x))))

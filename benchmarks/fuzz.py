@@ -28,7 +28,8 @@ from souping.merge.local import LocalMerge
 
 DATA = Path(__file__).resolve().parents[1] / "tests" / "data" / "sharded"
 FP8 = DATA.with_name("fp8") / "block-0"
-MEMORY, SECONDS = 1 << 30, 20
+MEMORY = 1 << 30
+SECONDS = 20
 Change = Callable[[random.Random, bytes], bytes]
 
 
@@ -132,7 +133,9 @@ def main(count: int, seed: int) -> None:
         used = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
         resource.setrlimit(resource.RLIMIT_AS, (used + MEMORY, resource.RLIM_INFINITY))
         for what, place, file, size in found:
-            original, outcomes, slowest = file.read_bytes(), Counter[str](), 0.0
+            original = file.read_bytes()
+            outcomes = Counter[str]()
+            slowest = 0.0
             before = {path for path in root.rglob("*") if place not in path.parents}
             for turn in range(count):
                 rng = random.Random(f"{seed} {what} {turn}")

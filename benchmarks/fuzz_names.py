@@ -26,7 +26,8 @@ from souping.checkpoints.names import described, map_names
 from souping.core.types import UserError
 from tests.checkpoints.test_names import LAYOUTS, MEGATRON, PLAIN, SIZES
 
-MEMORY, SECONDS = 1 << 30, 20
+MEMORY = 1 << 30
+SECONDS = 20
 CASES = [
     *((SIZES | config, shapes) for config, shapes, _ in LAYOUTS.values()),
     (SIZES, PLAIN),
@@ -127,7 +128,9 @@ def main(count: int, seed: int) -> None:
     resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
     with tempfile.TemporaryDirectory() as place:
         for change in (tensors, rules):
-            rng, results, slowest = random.Random(seed), Counter[str](), 0.0
+            rng = random.Random(seed)
+            results = Counter[str]()
+            slowest = 0.0
             for _ in range(count):
                 began = time.perf_counter()
                 results[attempt(change, rng, Path(place))] += 1

@@ -35,7 +35,8 @@ from souping.search.adaptive import Adaptive
 from souping.search.loop import find_weights
 
 TABLES = Path(__file__).parent / "tables"
-GAIN, MARGIN = 10.0, 5.0
+GAIN = 10.0
+MARGIN = 5.0
 """Points that a mixture gains in the goal, and the allowed loss."""
 
 
@@ -112,7 +113,8 @@ LOSSES = {"nothing": 0.0, "the margin": MARGIN, "twice the margin": 2 * MARGIN}
 
 def run(world: GuardedWorld, seed: int, number: int) -> tuple[bool, bool, float]:
     """Whether the uniform soup passes, whether the search ends with a mixture, and the share that the plan expected."""
-    rng, layout = np.random.default_rng([seed, number]), world.layout
+    rng = np.random.default_rng([seed, number])
+    layout = world.layout
     count = len(layout.categories)
     items = tuple(
         Item(id=f"{half} {n}", category=f"c{c}", group=f"{half} {g}", prompt="", answer="")
@@ -125,11 +127,10 @@ def run(world: GuardedWorld, seed: int, number: int) -> tuple[bool, bool, float]
         np.tile(layout.categories, 2),
         np.concatenate([layout.groups, layout.groups + layout.groups.max() + 1]),
     )
-    answers, pool = (
-        Answers(GuardedWorld(**{**vars(world), "layout": twice}), items, rng),
-        Pool(world.names),
-    )
-    known, search = items[:count], items[count:]
+    answers = Answers(GuardedWorld(**{**vars(world), "layout": twice}), items, rng)
+    pool = Pool(world.names)
+    known = items[:count]
+    search = items[count:]
     guards = (Guard(name="c1", margin=MARGIN / 100, categories=("c1",)),)
     singles = {name: answers.scores(pool.recipe({name: 1.0}), known) for name in world.names}
     planned = plan_guards(guards, {"search": {"": search}}, singles)[0]["share"]
@@ -157,7 +158,7 @@ def run(world: GuardedWorld, seed: int, number: int) -> tuple[bool, bool, float]
 def line(layout: str, loss: str, runs: int, seed: int) -> tuple[str, bool]:
     world = GuardedWorld(candidates=(70.0,) * 3, layout=LAYOUTS[layout], loss=LOSSES[loss])
     made = [run(world, seed, number) for number in range(runs)]
-    one, share, planned = (float(np.mean(part)) for part in zip(*made, strict=True))
+    one, share, planned = np.mean(made, axis=0).tolist()
     met = (
         max(one, share) <= 0.05
         if LOSSES[loss] == 2 * MARGIN
@@ -224,7 +225,10 @@ def main() -> None:
     if given.soups:
         print(nearness())
         return
-    names = [name for name in LAYOUTS if not given.only or any(text in name for text in given.only)]
+    names = []
+    for name in LAYOUTS:
+        if not given.only or any(text in name for text in given.only):
+            names.append(name)
     table, met = report(names, given.runs, given.seed)
     text = (
         f"# Guards in simulated searches, {given.date}\n\n`python benchmarks/guards.py --runs {given.runs} --seed "

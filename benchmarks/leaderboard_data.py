@@ -185,9 +185,10 @@ def _mmlu_pro_answers(folder: Path) -> tuple[Board, dict[str, float]]:
     scored = {}
     for name in sorted(set(category_of.values())):
         members = [question for question in questions if category_of[question] == name]
-        scored[name] = np.array(
-            [[answers[question] for question in members] for answers in right.values()], dtype=float
-        )
+        rows = []
+        for answers in right.values():
+            rows.append([answers[question] for question in members])
+        scored[name] = np.array(rows, dtype=float)
     return board_of("MMLU-Pro", tuple(right), tuple(scored), scored), missing
 
 

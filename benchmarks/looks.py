@@ -100,7 +100,8 @@ class Person:
 
     def better(self, model: int, look: Look) -> bool:
         """Whether the report says that a soup is better than the single model."""
-        soup, single = self.scores[model], self.scores[0]
+        soup = self.scores[model]
+        single = self.scores[0]
         p_value = p_above(soup, single, look.number)
         if p_value >= ALPHA:
             return False
@@ -221,7 +222,8 @@ def singles_compared(rng: np.random.Generator, singles: int = 60) -> bool:
         person.keep(model, single=True)
     person.show(0)
     order = np.argsort(person.scores[1:].mean(axis=1)) + 1
-    worst, best = int(order[0]), int(order[-1])
+    worst = int(order[0])
+    best = int(order[-1])
     identities = [item.identity for item in person.items]
     questions = [item.question for item in person.items]
     look = person.ledger.show_comparison("pair", identities, questions)
@@ -247,7 +249,8 @@ def guards_one_by_one(rng: np.random.Generator, categories: int = 8, n: int = 10
     latent = rng.standard_normal(len(items)) * math.sqrt(HARD)
     noise = rng.standard_normal((2, len(items))) * math.sqrt(1 - HARD)
     right = latent + noise < np.array([[0.385], [0.5244]])  # 65 and 70 %
-    soup, single = (ItemScores(items=items, values=row.astype(float)) for row in right)
+    soup = ItemScores(items=items, values=right[0].astype(float))
+    single = ItemScores(items=items, values=right[1].astype(float))
     for name in names:
         guard = Guard(name=name, margin=margin, categories=(name,))
         # Names are the categories and `tokens`, against one candidate.

@@ -78,15 +78,14 @@ def answers(folder: Path) -> dict[str, dict[str, Any]]:
 
 def paired(adaptive: Path, grid: Path) -> str:
     """The winner of the adaptive search minus the grid's on the report fold, category by category weighed alike."""
-    one, other = answers(adaptive), answers(grid)
+    one = answers(adaptive)
+    other = answers(grid)
     items = sorted(one)
     if items != sorted(other):
         raise SystemExit("the two runs reported on different items")
     names = sorted({one[item]["category"] for item in items})
-    a, b = (
-        np.array([table[item]["models"]["soup"]["score"] for item in items])
-        for table in (one, other)
-    )
+    a = np.array([one[item]["models"]["soup"]["score"] for item in items])
+    b = np.array([other[item]["models"]["soup"]["score"] for item in items])
     categories = np.array([names.index(one[item]["category"]) for item in items])
     groups = np.unique([one[item]["doc"]["group"] for item in items], return_inverse=True)[1]
     weights = np.full(len(names), 1 / len(names))
@@ -117,10 +116,9 @@ def main() -> None:
             costs[search].append(cost)
             row = f"{cost['stage']:.1f} | {cost['answering']:.1f} | {cost['items']:.0f} | {cost['whole']:.1f}"
             print(f"| {number + 1} | {search} | {row} |", flush=True)
-    stage, whole = (
-        statistics.median(a[key] / g[key] for a, g in zip(*costs.values(), strict=True))
-        for key in ("stage", "whole")
-    )
+    pairs = list(zip(*costs.values(), strict=True))
+    stage = statistics.median(adaptive["stage"] / grid["stage"] for adaptive, grid in pairs)
+    whole = statistics.median(adaptive["whole"] / grid["whole"] for adaptive, grid in pairs)
     print(
         f"\nSearch stage, adaptive / grid: {stage:.2f} (median of the rounds); whole run {whole:.2f}."
     )

@@ -50,7 +50,9 @@ class Bench:
     """Runs processes in turn and keeps what they cost."""
 
     def __init__(self, folder: Path, mergekit: str | None, olmo: list[str] | None) -> None:
-        self.folder, self.mergekit, self.olmo = folder, mergekit, olmo
+        self.folder = folder
+        self.mergekit = mergekit
+        self.olmo = olmo
         self.lines: list[str] = []
         self.written: dict[str, dict[str, str]] = {}
 
@@ -95,7 +97,8 @@ class Bench:
         return out
 
     def command(self, what: str, folders: dict[str, Path]) -> list[str]:
-        out, paths = str(self.folder / "out"), [str(path) for path in folders.values()]
+        out = str(self.folder / "out")
+        paths = [str(path) for path in folders.values()]
         weights = WEIGHTS[len(paths)]
         if what == "mergekit":
             models = [
@@ -126,7 +129,8 @@ class Bench:
                 "--skip-optimizer-state",
             ]
         if what.startswith("ours"):
-            pool, shares = ",".join(paths), ",".join(map(str, weights))
+            pool = ",".join(paths)
+            shares = ",".join(map(str, weights))
             words = [f"pool.candidates=[{pool}]", f"optimiser.weights=[{shares}]", f"out={out}"]
             words += (
                 [f"pool.like={self.folder / 'inputs' / what.split('_')[2] / 'm0'}"]
@@ -183,10 +187,10 @@ class Bench:
             names = list(pools)
             for name in names[first % len(names) :] + names[: first % len(names)]:
                 costs[name].append(self.cost(name, pools[name], cold))
-        return {
-            name: tuple(statistics.median(c) for c in zip(*rows[1:], strict=True))
-            for name, rows in costs.items()
-        }
+        medians = {}
+        for name, rows in costs.items():
+            medians[name] = tuple(map(statistics.median, zip(*rows[1:], strict=True)))
+        return medians
 
 
 def _text(weights: Sequence[float]) -> str:
@@ -211,7 +215,8 @@ def processes(bench: Bench, rounds: int, naive: int) -> None:
         ratios = f"{found['ours'][0] / wall:.3f} | {found['ours'][1] / cpu:.3f}"
         bench.say(f"| {name} | {wall:.2f} | {cpu:.2f} | {rss:.0f} | {ratios} |")
     if bench.mergekit:
-        warm, empty = (found[name][0] / found["mergekit"][0] for name in ("ours", "ours_empty"))
+        warm = found["ours"][0] / found["mergekit"][0]
+        empty = found["ours_empty"][0] / found["mergekit"][0]
         bench.say(
             f"\nOf mergekit's wall time: {warm:.3f} where the store knows the models, {empty:.3f} in an empty folder."
         )
@@ -289,7 +294,8 @@ def beside(
 
 def digests(folder: Path) -> dict[str, str]:
     """{tensor: digest of its bytes} of a model folder."""
-    checkpoint, found = Checkpoint.open(folder), dict[str, str]()
+    checkpoint = Checkpoint.open(folder)
+    found = dict[str, str]()
     for name, tensor in checkpoint.tensors.items():
         data = np.memmap(
             checkpoint.folder / tensor.file, np.uint8, "r", tensor.offset, (tensor.nbytes,)
@@ -315,7 +321,8 @@ def memory(bench: Bench) -> None:
 
 def phases(bench: Bench, rounds: int) -> None:
     """Inside one process: arithmetic against no arithmetic, warm and cold, and pouring."""
-    folders, stage = bench.inputs("1.2", 4, 4), bench.folder / "stage"
+    folders = bench.inputs("1.2", 4, 4)
+    stage = bench.folder / "stage"
     made = LocalMerge().open(folders).plan(recipe_of(folders, WEIGHTS[4]))
     bench.say(
         "\n## Inside one process, 4 x 1.19 GB\n\n| what | s | limit | s | ratio |\n|---|---|---|---|---|"

@@ -40,8 +40,10 @@ def shapes(size: str) -> dict[str, tuple[int, ...]]:
 def generate(folder: Path, size: str, seed: int, shards: int = 4) -> Path:
     """Write one checkpoint; returns its folder."""
     folder.mkdir(parents=True, exist_ok=True)
-    table, places = shapes(size), {}
-    names, rng = list(table), np.random.default_rng(seed)
+    table = shapes(size)
+    places = {}
+    names = list(table)
+    rng = np.random.default_rng(seed)
     for number in range(shards):
         # Libraries write the tensors of a file in the order of their names.
         part = sorted(names[len(names) * number // shards : len(names) * (number + 1) // shards])
@@ -69,7 +71,8 @@ def in_fp8(folder: Path, out: Path) -> Path:
             for name in file.keys():  # noqa: SIM118
                 value = part[name] = file.get_tensor(name)
                 if "_proj" in name:  # sizes are whole blocks
-                    rows, columns = (n // 128 for n in value.shape)
+                    rows = value.shape[0] // 128
+                    columns = value.shape[1] // 128
                     blocks = value.float().reshape(rows, 128, columns, 128)
                     scale = blocks.abs().amax((1, 3)) / 448
                     part[name] = (
@@ -100,7 +103,8 @@ def config(size: str) -> dict[str, object]:
 
 def _header(table: dict[str, tuple[int, ...]]) -> tuple[bytes, int]:
     """(length and header of a safetensors file with these bf16 tensors, bytes of data)."""
-    entries, offset = {}, 0
+    entries = {}
+    offset = 0
     for name, shape in table.items():
         nbytes = 2 * int(np.prod(shape))
         entries[name] = {

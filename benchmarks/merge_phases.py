@@ -93,11 +93,13 @@ def pouring(folders: dict[str, Path], weights: Sequence[float], rounds: int) -> 
     import torch
 
     torch.set_num_threads(1)
-    recipe, pool = recipe_of(folders, weights), LocalMerge().open(folders)
+    recipe = recipe_of(folders, weights)
+    pool = LocalMerge().open(folders)
     live = pool.live(_module(next(iter(folders.values()))))
     made = pool.plan(recipe)
     half = (made.read_bytes + 2 * made.nbytes) // 2  # a copy reads and writes each byte
-    source, target = np.ones(half, np.uint8), np.zeros(half, np.uint8)
+    source = np.ones(half, np.uint8)
+    target = np.zeros(half, np.uint8)
     times = interleaved(
         rounds,
         {

@@ -27,7 +27,8 @@ def write(rank: int, source: Path, out: Path, cut: str, port: int) -> None:
         MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port), RANK=str(rank), WORLD_SIZE="2"
     )
     dist.init_process_group("gloo")
-    mesh, state = init_device_mesh("cpu", (2,)), {}
+    mesh = init_device_mesh("cpu", (2,))
+    state = {}
     for file in sorted(source.glob("*.safetensors")):
         for name, value in load_file(file).items():
             dim = 0 if cut == "rows" else value.dim() - 1

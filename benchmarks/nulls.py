@@ -31,8 +31,11 @@ from souping.statistics.intervals import objective_interval, rate
 from souping.statistics.levels import ALPHA, penalty
 from souping.statistics.scores import ItemTable, ModelScores
 
-DRAWS, BASE = 999, 0.7
-LEVEL, LOOKS_LEVEL, LOOKS = 0.025, 0.0375, 20
+DRAWS = 999
+BASE = 0.7
+LEVEL = 0.025
+LOOKS_LEVEL = 0.0375
+LOOKS = 20
 
 
 class Layout:
@@ -65,7 +68,8 @@ def simulate(
     """
     from scipy.special import ndtri
 
-    models, items = len(rates), len(layout.groups)
+    models = len(rates)
+    items = len(layout.groups)
     item = rng.standard_normal(items) * np.sqrt(shared)
     group = rng.standard_normal((models, layout.groups.max() + 1))[:, layout.groups] * np.sqrt(
         grouped
@@ -91,7 +95,9 @@ def sampled(
     """
     from scipy.special import ndtr, ndtri
 
-    models, items, drawn = len(rates), len(layout.groups), 0.2
+    models = len(rates)
+    items = len(layout.groups)
+    drawn = 0.2
     item = rng.standard_normal(items) * np.sqrt(0.4)
     group = rng.standard_normal((models, layout.groups.max() + 1))[:, layout.groups] * np.sqrt(0.25)
     own = rng.standard_normal((models, items)) * np.sqrt(1 - drawn - 0.65)
@@ -107,6 +113,9 @@ class Said:
     better: bool
     every: bool
     keeps: bool
+
+
+CLAIMS = ("rejects", "better", "every", "keeps")
 
 
 def interval(
@@ -173,7 +182,8 @@ def independent(
 def near_duplicates(rng: np.random.Generator, layout: Layout, seed: int) -> Said:
     """Two candidates differ in 3 % of the groups; the soup differs from the first in another 3 %."""
     scores = simulate(rng, layout, _rates(5, layout))
-    twin, soup = (nearly(rng, layout, scores[1], scores[i], 0.03) for i in (2, 0))
+    twin = nearly(rng, layout, scores[1], scores[2], 0.03)
+    soup = nearly(rng, layout, scores[1], scores[0], 0.03)
     return judge(layout, np.vstack([soup, scores[1], twin, scores[3:]]), seed)
 
 
@@ -189,16 +199,14 @@ def looked_often(draw: Draw = simulate) -> Null:
 
     def null(rng: np.random.Generator, layout: Layout, seed: int) -> Said:
         scores = draw(rng, layout, _rates(LOOKS + 2, layout))
-        soups, rest = scores[:LOOKS], scores[LOOKS:]
-        said = [
-            judge(layout, np.vstack([soup[None], rest]), seed, k) for k, soup in enumerate(soups, 1)
-        ]
-        return Said(
-            *(
-                any(getattr(one, name) for one in said)
-                for name in ("rejects", "better", "every", "keeps")
-            )
-        )
+        soups = scores[:LOOKS]
+        rest = scores[LOOKS:]
+        said = dict.fromkeys(CLAIMS, False)
+        for look, soup in enumerate(soups, 1):
+            claims = judge(layout, np.vstack([soup[None], rest]), seed, look)
+            for claim, is_said in vars(claims).items():
+                said[claim] |= bool(is_said)
+        return Said(**said)
 
     return null
 
@@ -207,11 +215,10 @@ def shared_items(rng: np.random.Generator, layout: Layout, seed: int) -> Said:
     """Twelve soups that agree on 9 of 10 items are searched on one fold, the best is reported on the other; the
     candidate it is compared with was chosen on the search fold too."""
     rates = _rates(17, layout)
-    search, report = (simulate(rng, layout, rates, shared=0.85, grouped=0.1) for _ in range(2))
-    best, single = (
-        int(np.argmax(search[:12].mean(axis=1))),
-        12 + int(np.argmax(search[12:].mean(axis=1))),
-    )
+    search = simulate(rng, layout, rates, shared=0.85, grouped=0.1)
+    report = simulate(rng, layout, rates, shared=0.85, grouped=0.1)
+    best = int(np.argmax(search[:12].mean(axis=1)))
+    single = 12 + int(np.argmax(search[12:].mean(axis=1)))
     order = [best, single, *(m for m in range(12, 17) if m != single)]
     return judge(layout, report[order], seed)
 
@@ -222,7 +229,8 @@ def groups_ignored(rng: np.random.Generator, layout: Layout, seed: int) -> Said:
     return judge(layout, simulate(rng, layout, _rates(2, layout)), seed, groups=alone)
 
 
-USUAL, WIDE = Layout(), Layout(8, 263, alone=True)
+USUAL = Layout()
+WIDE = Layout(8, 263, alone=True)
 """The second gives a model's objective a standard error of 1 point, and `alike` models a correlation of 0.5."""
 alike = partial(simulate, shared=0.7, grouped=0.2)
 NULLS: dict[str, tuple[Null, Layout]] = {
@@ -258,10 +266,12 @@ FAILS: dict[str, tuple[Null, Layout]] = {"groups ignored": (groups_ignored, USUA
 
 def count(null: Null, layout: Layout, repetitions: int, seed: int = 0) -> dict[str, int]:
     """How often each is said in so many repetitions; repetition r draws from its own generator."""
-    said = [vars(null(np.random.default_rng([seed, r]), layout, r)) for r in range(repetitions)]
-    return {
-        name: sum(one[name] for one in said) for name in ("rejects", "better", "every", "keeps")
-    }
+    counts = dict.fromkeys(CLAIMS, 0)
+    for repetition in range(repetitions):
+        claims = null(np.random.default_rng([seed, repetition]), layout, repetition)
+        for claim, is_said in vars(claims).items():
+            counts[claim] += bool(is_said)
+    return counts
 
 
 def allowed(repetitions: int, level: float = LEVEL) -> int:
@@ -379,7 +389,8 @@ def tens(rng: np.random.Generator) -> Answers:
 
 def graded(rng: np.random.Generator) -> Answers:
     hard = rng.beta(2, 2, 200)
-    a, b = (rng.beta(4 * hard, 4 * (1 - hard)) for _ in range(2))
+    a = rng.beta(4 * hard, 4 * (1 - hard))
+    b = rng.beta(4 * hard, 4 * (1 - hard))
     return one_category(a, b)
 
 
@@ -507,7 +518,8 @@ def constant_score(n: int, score: float) -> float:
 
 
 CONSTANTS = [(n, score) for score in (0.9, 0.95) for n in (35, 40, 45, 70)]
-CONSTANT_LEVEL, SMALL_CATEGORY_LEVEL = 0.055, 0.04
+CONSTANT_LEVEL = 0.055
+SMALL_CATEGORY_LEVEL = 0.04
 
 
 def _constant_rows() -> list[str]:
@@ -588,7 +600,8 @@ def covers(rng: np.random.Generator, case: Case) -> tuple[bool, ...]:
     low, high = difference_of.limits(alpha)
     first = layout.categories == 0
     category = rate(ModelScores(items=tables.one_category(layout.groups[first]), values=a[first]))
-    truth, difference = float(layout.weights @ rates[0]), case.share * case.gain
+    truth = float(layout.weights @ rates[0])
+    difference = case.share * case.gain
     return (
         one.low <= truth <= one.high,
         low <= difference <= high,
@@ -616,7 +629,8 @@ COVERAGE: dict[str, Case] = {
 
 
 def _null_rows(repetitions: int) -> list[str]:
-    once, often = allowed(repetitions), allowed(repetitions, LOOKS_LEVEL)
+    once = allowed(repetitions)
+    often = allowed(repetitions, LOOKS_LEVEL)
     kinds = [(NULLS, "better", f"at most {once}"), (LOOKED, "better", f"at most {often}")]
     kinds += [(KEEPS, "keeps", f"at most {once}"), (FAILS, "better", f"must exceed {once}")]
     rows = []

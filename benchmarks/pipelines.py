@@ -46,9 +46,12 @@ from souping.statistics.power import measured_power
 from souping.statistics.scores import ItemTable, ScoreTable
 
 Rows = np.ndarray
-DRAWS, POWERED = 499, 30
+DRAWS = 499
+POWERED = 30
 """Sign patterns of a comparison, and runs of a world whose power is estimated as a run prints it."""
-BETTER, EVERY, COVERED = 0.031, 0.01, 0.94
+BETTER = 0.031
+EVERY = 0.01
+COVERED = 0.94
 """What is accepted: false claims at most, of the tested runs of all nulls, and coverage of all pairs at least (less two
 standard errors, as if the pairs of a run were one)."""
 
@@ -148,11 +151,15 @@ class Answers(RecipeEvaluator):
     of its ingredients by its weights, so that soups near each other answer nearly alike."""
 
     whole_folds = False
-    reused, full_batch, slots = 0, 64, 1
+    reused = 0
+    full_batch = 64
+    slots = 1
 
     def __init__(self, world: World, items: Sequence[Item], rng: np.random.Generator) -> None:
-        layout, models = world.layout, len(world.candidates)
-        self._world, self._number = world, {item.id: n for n, item in enumerate(items)}
+        layout = world.layout
+        models = len(world.candidates)
+        self._world = world
+        self._number = {item.id: n for n, item in enumerate(items)}
         _, group = np.unique(layout.groups, return_inverse=True)
         mixed = np.linalg.cholesky(world.alike + 1e-12 * np.eye(models))
         own = 1 - world.shared - world.grouped
@@ -171,7 +178,8 @@ class Answers(RecipeEvaluator):
 
         key = recipe.fingerprint
         if key not in self._known:
-            world, weights = self._world, self._world.weights(recipe)
+            world = self._world
+            weights = self._world.weights(recipe)
             weights = weights / np.sqrt(weights @ world.alike @ weights)
             latent = self._item + self._group @ weights + self._own @ weights
             self._known[key] = (latent < ndtri(world.rates(recipe))[world.layout.categories]).mean(
@@ -228,10 +236,13 @@ class Run(Steps):
         powered: bool,
     ) -> None:
         super().__init__(settings, pool, folds, {})
-        self.world, self.answers, self.powered = world, answers, powered
+        self.world = world
+        self.answers = answers
+        self.powered = powered
         self.claim = ""
         self.pairs: list[tuple[Comparison, float]] = []
-        self.deployed, self.gain = 0.0, np.nan
+        self.deployed = 0.0
+        self.gain = np.nan
 
     def evaluate_stage(self, stage: Stage) -> dict[str, ItemScores]:
         return {recipe.id: self.answers.scores(recipe, stage.items) for recipe in stage.models}
@@ -386,7 +397,8 @@ class Tally:
 def judged(run: Run, seconds: float) -> Tally:
     """What one run claims, and which of it is false."""
     every = run.claim == "better_than_every_candidate"
-    better, kept = every or run.claim == "better_than_best_single", run.claim == "keep_single"
+    better = every or run.claim == "better_than_best_single"
+    kept = run.claim == "keep_single"
     nearest = min((truth for _, truth in run.pairs), default=0.0)
     held = [pair.low <= truth + 1e-12 and truth - 1e-12 <= pair.high for pair, truth in run.pairs]
     return Tally(
@@ -477,11 +489,15 @@ def main() -> None:
     parser.add_argument("--date", default=str(datetime.date.today()))
     parser.add_argument("--out", type=Path)
     given = parser.parse_args()
-    names = [n for n in (*NULLS, *GAINS) if not given.only or any(text in n for text in given.only)]
+    names = []
+    for name in (*NULLS, *GAINS):
+        if not given.only or any(text in name for text in given.only):
+            names.append(name)
     if not names or min(given.runs, given.jobs) < 1:
         raise SystemExit("error: --only matches no world, or --runs or --jobs is below 1")
     limits: list[tuple[str, bool]] = []
-    lines, totals = [], {"nulls": Tally(), "whole": Tally()}
+    lines = []
+    totals = {"nulls": Tally(), "whole": Tally()}
     with ProcessPoolExecutor(given.jobs) as workers:
         for name in names:
             parts = [range(first, given.runs, given.jobs) for first in range(given.jobs)]

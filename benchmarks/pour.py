@@ -34,7 +34,8 @@ def main() -> None:
             pool = LocalMerge().open({name: Path(folder) / name for name in NAMES})
             seconds = pours(pool.live(models[-1]))
         parameters = sum(parameter.numel() for parameter in models[-1].parameters()) / 1e6
-        median, least = 1e3 * statistics.median(seconds), 1e3 * min(seconds)
+        median = 1e3 * statistics.median(seconds)
+        least = 1e3 * min(seconds)
         print(f"{parameters:.2f} M parameters: median {median:.2f} ms, least {least:.2f} ms")
 
 

@@ -28,7 +28,9 @@ def rate(actors: int, count: int, seconds: float) -> float:
             workers.put(request)
         for _ in range(actors):
             workers.take()
-        waiting, done, started = requests(count), 0, time.monotonic()
+        waiting = requests(count)
+        done = 0
+        started = time.monotonic()
         for _ in range(min(workers.slots, count)):
             workers.put(waiting.pop())
         while done < count:
@@ -54,7 +56,8 @@ def main() -> None:
         for actors, own in rates.items():
             own.append(rate(actors, given.requests, given.seconds))
             print(f"{actors} actors: {own[-1]:.3f} requests per second", flush=True)
-    one, two = (statistics.median(rates[actors]) for actors in (1, 2))
+    one = statistics.median(rates[1])
+    two = statistics.median(rates[2])
     print(
         f"median of {given.rounds}: {one:.3f} and {two:.3f} requests per second, ratio {two / one:.2f}"
     )

@@ -41,7 +41,7 @@ def standard_error(logs: dict[str, list[Log]], average: str) -> float:
 
 def grouping(folder: Path) -> None:
     logs = {name: [read(f"{folder / name}:{MODEL}")[0]] for name in ("v0.11.0", FIXES[1])}
-    alone = {name: [replace(log, shared={}) for log in runs] for name, runs in logs.items()}
+    alone = {name: [replace(log, shared={})] for name, (log,) in logs.items()}
     for average in ("task", "item"):
         before = standard_error(alone, average)
         after = standard_error(logs, average)

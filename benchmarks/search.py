@@ -40,7 +40,8 @@ from souping.search.adaptive import Adaptive
 
 BUDGETS = (0.05, 0.1, 0.25)
 TABLES = Path(__file__).parent / "tables"
-LEAST, MANY = 1000, 10
+LEAST = 1000
+MANY = 10
 """Items of a part at least; worlds from which errors are those of the means of worlds."""
 METHODS: dict[str, ways.Method] = {
     "grid on fewer items": ways.grid_on_fewer,
@@ -116,7 +117,9 @@ class TableWorlds:
 
 def report(table: TableWorlds) -> tuple[list[str], str | None, dict[str, search_open.Differences]]:
     """Lines of one table, its line in the summary, and the differences of the searches of `variants`."""
-    given, grid, probe = table.given, table.grid(), table.sim(0)
+    given = table.given
+    grid = table.grid()
+    probe = table.sim(0)
     rise = np.array([world.rise for world in table.worlds])
     lines = [
         f"## {table.name}: K = {probe.table.w.shape[1]}, {len(probe.table.ok)} soups, {len(table.worlds)} worlds of "

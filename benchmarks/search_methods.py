@@ -108,10 +108,13 @@ def _prefix(members: Sequence[np.ndarray], share: float) -> tuple[int, ...]:
 
 
 def _price(stages: list[tuple[int, ...]], size: int) -> int:
-    total, before, alive = 0, 0, size
+    total = 0
+    before = 0
+    alive = size
     for stage in stages:
         total += alive * (len(stage) - before)
-        before, alive = len(stage), max((alive + 1) // 2, 1)
+        before = len(stage)
+        alive = max((alive + 1) // 2, 1)
     return total
 
 
@@ -134,12 +137,15 @@ def glm(sim: Simulation, budget: int, soups: int = 10) -> Outcome:
     if count < 1:
         raise UserError("the budget is below one item a soup")
     sim.spent += count * len(asked)
-    x, total = _quadratic(table.w), np.zeros(len(table.w))
+    x = _quadratic(table.w)
+    total = np.zeros(len(table.w))
     codes = np.unique(table.cat[sim.fold])
     for code in codes:
         own = sim.fold[table.cat[sim.fold] == code]
         first = sim.fold[:count][table.cat[sim.fold[:count]] == code]
-        rows, right, trials = [*asked, *table.singles], [], []
+        rows = [*asked, *table.singles]
+        right = []
+        trials = []
         for soup in rows:
             items = own if soup in table.singles else first
             right.append(table.ok[soup, items].sum())
@@ -155,7 +161,8 @@ def _quadratic(w: np.ndarray) -> np.ndarray:
 
 def _logistic(x: np.ndarray, rows: list[int], right: np.ndarray, trials: np.ndarray) -> np.ndarray:
     """Fitted rates of all points, by Newton's method with a small ridge."""
-    beta, design = np.zeros(x.shape[1]), x[rows]
+    beta = np.zeros(x.shape[1])
+    design = x[rows]
     for _ in range(12):
         rate = 1 / (1 + np.exp(-np.clip(design @ beta, -12, 12)))
         weight = trials * rate * (1 - rate)
@@ -262,9 +269,8 @@ def driven(start: Start, slots: int = 1) -> Method:
             optimiser.tell(ended, sim.answer(ended))
         told = optimiser.summary()
         facts = told if isinstance(told, Mapping) else {}
-        within, regret = (
-            float(str(facts.get(key, "nan"))) for key in ("within_1_point", "expected_regret")
-        )
+        within = float(str(facts.get("within_1_point", "nan")))
+        regret = float(str(facts.get("expected_regret", "nan")))
         return Outcome(sim.rows[optimiser.best()], within, regret)
 
     return search

@@ -64,9 +64,10 @@ def compared(now: dict[Key, np.ndarray], before: dict[Key, np.ndarray]) -> str:
         lines.append(
             f"| {table} | {' | '.join(cells)} | {np.mean([one.mean() for one in own]):+.2f} |"
         )
-    means = [
-        np.mean([one.mean() for (_, of), one in change.items() if of == share]) for share in shares
-    ]
+    means = []
+    for share in shares:
+        own = [regrets.mean() for (_, name), regrets in change.items() if name == share]
+        means.append(np.mean(own))
     lines.append(
         f"| all | {' | '.join(f'{mean:+.2f}' for mean in means)} | {np.mean(means):+.2f} |"
     )

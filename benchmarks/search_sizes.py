@@ -28,13 +28,15 @@ FAMILIES = {
     "nets6": "nets",
     "nets8": "nets",
 }
-FIRST, NEAR = 7000, 1.5
+FIRST = 7000
+NEAR = 1.5
 """Seed of the first fold, and the factor that counts as near."""
 
 
 def sizes(path: Path, items: int, seeds: int) -> tuple[int, int, list[int]]:
     """(K, items of the fold, items that each search took)."""
-    worlds, taken = TruthTable.read(path), []
+    worlds = TruthTable.read(path)
+    taken = []
     for seed in range(seeds):
         sim = Simulation(worlds[seed % len(worlds)], FIRST + seed, items)
         optimiser = Adaptive().over(sim.table.points, sim.space, seed)

@@ -80,7 +80,8 @@ class TruthTable:
 
     def objective(self, items: np.ndarray, soups: slice | int = slice(None)) -> np.ndarray:
         """The same on some items, of some soups; categories without any are left out."""
-        cat, scores = self.cat[items], np.atleast_2d(self.ok[soups])[:, items]
+        cat = self.cat[items]
+        scores = np.atleast_2d(self.ok[soups])[:, items]
         return np.mean([scores[:, cat == c].mean(1) for c in np.unique(cat)], axis=0)
 
     @cached_property
@@ -144,7 +145,8 @@ def _arrays(path: Path) -> dict[str, np.ndarray]:
 
 def _check(path: Path, arrays: Mapping[str, np.ndarray]) -> None:
     """Refuse arrays of other shapes or kinds, scores outside 0..1, and weights that include no soup."""
-    ok, shape = arrays["ok"], arrays["ok"].shape
+    ok = arrays["ok"]
+    shape = arrays["ok"].shape
     if len(shape) != 2 or shape[0] < 2 or shape[1] < 1:
         raise UserError(
             f"{path}: ok is {shape}; it must be [S, I], two soups or more and an item or more"
@@ -178,7 +180,8 @@ class Simulation:
     those of the single models, which every search knows, `requests` the requests of a search that asks for parts."""
 
     def __init__(self, table: TruthTable, seed: int, items: int) -> None:
-        self.table, self.seed = table, seed
+        self.table = table
+        self.seed = seed
         self.fold = _draw(table, np.random.default_rng([seed, 1]), min(items, len(table.cat) // 3))
         self.spent = 0
         self.requests = 0
@@ -188,7 +191,8 @@ class Simulation:
 
     @cached_property
     def space(self) -> SearchSpace:
-        table, names = self.table, [f"c{c}" for c in self.table.cat[self.fold]]
+        table = self.table
+        names = [f"c{c}" for c in self.table.cat[self.fold]]
         known = sorted(set(names))
         size = len(table.points[0])
         return SearchSpace(

@@ -46,7 +46,8 @@ def at_random(
 ) -> tuple[np.ndarray, np.ndarray]:
     """(fold [I], answers [S, I], nan where not asked): a share of all soups, single models too, each on a random part;
     the uniform soup always. With share 1 all are whole."""
-    rng, zero = np.random.default_rng(seed), uniform(table)
+    rng = np.random.default_rng(seed)
+    zero = uniform(table)
     drawn = fold(table, rng, items)
     values = table.ok[:, drawn].copy()
     if share < 1:
@@ -78,10 +79,8 @@ def one(table: TruthTable, seed: int, items: int, asked: str) -> tuple[bool, flo
         drawn, values = by_search(table, seed, items)
     else:
         drawn, values = at_random(table, seed, items, float(asked))
-    count, order = (
-        int(table.cat.max()) + 1,
-        np.array([zero, *(s for s in range(len(values)) if s != zero)]),
-    )
+    count = int(table.cat.max()) + 1
+    order = np.array([zero, *(s for s in range(len(values)) if s != zero)])
     found, _ = band(
         np.array(table.points)[order], values[order], table.cat[drawn], np.full(count, 1 / count)
     )

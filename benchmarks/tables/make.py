@@ -17,6 +17,7 @@ from __future__ import annotations
 import argparse
 import time
 from collections.abc import Callable, Sequence
+from copy import deepcopy
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -30,8 +31,9 @@ SEED = 424_243
 
 def points(size: int) -> np.ndarray:
     """The paper's grid, uniform and the vertices, each once [S, K]; the vertices come last."""
-    inner = [p for p in grid(size) if max(abs(w - 1 / size) for w in p) > 1e-9]
-    return np.array([*inner, uniform(size), *vertices(size)])
+    centre = uniform(size)
+    inner = [point for point in grid(size) if not np.allclose(point, centre, rtol=0, atol=1e-9)]
+    return np.array([*inner, centre, *vertices(size)])
 
 
 @dataclass(frozen=True)
@@ -104,9 +106,8 @@ class Cooks:
             train_others(work / "cooks")
         folders = [path(c) if c in CANDIDATES else work / "cooks" / c for c in family.cooks]
         models = [load(folder) for folder in folders]
-        self.states = [model.state_dict() for model in models]
+        self.states = [deepcopy(model.state_dict()) for model in models]
         self.model = models[0].train(False)
-        self.states = [{k: v.clone() for k, v in state.items()} for state in self.states]
         self.tokenizer = AutoTokenizer.from_pretrained(folders[0])
         self.tasks = make(SEED, family.per_category)
         self.items = as_items(self.tasks)
@@ -117,10 +118,11 @@ class Cooks:
         import torch
 
         parts = list(zip(weights, self.states, strict=True))
-        soup = {k: sum(w * state[k] for w, state in parts if w) for k in self.states[0]}
-        self.model.load_state_dict(
-            {k: torch.as_tensor(v).bfloat16().float() for k, v in soup.items()}
-        )
+        soup = {}
+        for key in self.states[0]:
+            mean = sum(weight * state[key] for weight, state in parts if weight)
+            soup[key] = torch.as_tensor(mean).bfloat16().float()
+        self.model.load_state_dict(soup)
 
     def written(self, which: Sequence[int]) -> list[str]:
         from examples.pantry.train import answers
@@ -144,7 +146,7 @@ class Cooks:
         All texts of an item lie behind one copy of its prompt; none sees another.
         """
         greedy: list[np.ndarray] = [np.zeros(0)] * len(texts)
-        ids = [[self.ids(t) for t in row] for row in texts]
+        ids = [list(map(self.ids, row)) for row in texts]
         length = [len(p) + sum(map(len, row)) for p, row in zip(self.prompts, ids, strict=True)]
         order = [i for i in np.argsort(length, kind="stable") if texts[i]]
         for start in range(0, len(order), batch):
@@ -164,7 +166,8 @@ class Cooks:
         spans: list[tuple[int, list[int], list[int]]] = []
         for row, (prompt, answers) in enumerate(zip(prompts, texts, strict=True)):
             end = len(prompt)
-            tokens[row, :end], place[row, :end] = torch.tensor(prompt), torch.arange(end)
+            tokens[row, :end] = torch.tensor(prompt)
+            place[row, :end] = torch.arange(end)
             seen[row, :end, :end] = torch.tril(torch.ones(end, end, dtype=torch.bool))
             for answer in answers:
                 stop = end + len(answer)
@@ -192,7 +195,8 @@ class Cooks:
 def pantry(name: str, work: Path, end: float) -> dict[str, np.ndarray] | None:
     """The table of a family of cooks; None where time ran out before it was whole."""
     family = PANTRY[name]
-    cooks, w = Cooks(family, work), points(len(family.cooks))
+    cooks = Cooks(family, work)
+    w = points(len(family.cooks))
     singles = _singles(cooks, work / f"{name}-singles.npz", len(family.cooks))
     unique = [list(dict.fromkeys(row)) for row in singles]
     rows = []
@@ -229,7 +233,8 @@ def _singles(cooks: Cooks, kept: Path, size: int) -> list[list[str]]:
 def _soup(cooks: Cooks, weights: np.ndarray, unique: list[list[str]]) -> np.ndarray:
     """Whether each item's answer is right [I]."""
     cooks.pour(weights.tolist())
-    greedy, ok = cooks.read(unique), np.full(len(unique), np.nan)
+    greedy = cooks.read(unique)
+    ok = np.full(len(unique), np.nan)
     for i, row in enumerate(unique):
         said = [text for text, same in zip(row, greedy[i], strict=True) if same]
         ok[i] = cooks.score(i, said[0]) if said else np.nan
@@ -275,20 +280,26 @@ def digits(images: int = 300, size: int = 128) -> dict[str, np.ndarray]:
     """One base network, five fine-tuned on a corruption each; an item is a test image under a corruption."""
     from sklearn.datasets import load_digits
 
-    data, rng = load_digits(), np.random.default_rng(7)
+    data = load_digits()
+    rng = np.random.default_rng(7)
     order = rng.permutation(len(data.target))
-    x, y = data.images[order] / 16.0, data.target[order]
-    test, train = slice(0, images), slice(images, None)
+    x = data.images[order] / 16.0
+    y = data.target[order]
+    test = slice(0, images)
+    train = slice(images, None)
     spoil = corruptions()
     base = _fit(None, x[train], y[train], size, 60, 3e-3)
     experts = [_fit(base, f(x[train], rng), y[train], size, 10, 2e-3) for f in spoil.values()]
     asked = [f(x[test], rng).reshape(images, -1) for f in spoil.values()]
-    inputs, truth = np.concatenate(asked), np.tile(y[test], len(asked))
-    w, rows = points(len(experts)), []
+    inputs = np.concatenate(asked)
+    truth = np.tile(y[test], len(asked))
+    w = points(len(experts))
+    rows = []
     for weights in w:
-        soup = [
-            sum(a * e[k] for a, e in zip(weights, experts, strict=True)) for k in range(len(base))
-        ]
+        soup = []
+        for layer in range(len(base)):
+            scaled = [share * expert[layer] for share, expert in zip(weights, experts, strict=True)]
+            soup.append(sum(scaled))
         rows.append(_logits(soup, inputs).argmax(1) == truth)
     cat = np.repeat(np.arange(len(asked), dtype=np.int32), images)
     group = np.tile(np.arange(images, dtype=np.int32), len(asked))

@@ -28,10 +28,15 @@ import torch
 
 from souping.search.points import grid, grid_size, scattered, spread, uniform, vertices
 
-TASKS, INPUTS, LABELS, HIDDEN = 8, 12, 6, 48
-ITEMS, SOUPS = 1440, 240
+TASKS = 8
+INPUTS = 12
+LABELS = 6
+HIDDEN = 48
+ITEMS = 1440
+SOUPS = 240
 """Items of a world, and soups of it at most."""
-TRAIN, BATCH = 6000, 64
+TRAIN = 6000
+BATCH = 64
 """Inputs of each task to train on, and of a step."""
 
 NOISE = 0.6
