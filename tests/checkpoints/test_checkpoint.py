@@ -184,7 +184,8 @@ def test_pickles_that_run_code_are_refused(tmp_path: Path, monkeypatch: pytest.M
 
 def test_fingerprint_is_content(tmp_path: Path) -> None:
     cache: dict[str, str] = {}
-    a, b = save(tmp_path / "a", random_tensors(0)), save(tmp_path / "b", random_tensors(0))
+    a = save(tmp_path / "a", random_tensors(0))
+    b = save(tmp_path / "b", random_tensors(0))
     assert fingerprint(a, cache) == fingerprint(b) == fingerprint(a, cache)
     assert any("model.safetensors" in key for key in cache)
     (b / "tokenizer.json").write_text("{}")
@@ -199,8 +200,10 @@ def test_a_file_that_changed_in_place_is_read_again(
     """Size and modification time are as before; the time of the entry is not, and only a clock ahead of it is heard."""
     cache: dict[str, str] = {}
     folder = save(tmp_path / "a", random_tensors(0))
-    opened, path = Checkpoint.open(folder), folder / "model.safetensors"
-    before, stat = fingerprint(folder, cache), path.stat()
+    opened = Checkpoint.open(folder)
+    path = folder / "model.safetensors"
+    before = fingerprint(folder, cache)
+    stat = path.stat()
     data = bytearray(path.read_bytes())
     data[-1] ^= 1
     path.write_bytes(bytes(data))

@@ -81,7 +81,8 @@ def deepseek(source: str, out: Path, **config: Any) -> Path:
 
 def read(folder: Path) -> dict[str, torch.Tensor]:
     """All tensors as a merge reads them, in pieces that begin and end anywhere."""
-    checkpoint, found = Checkpoint.open(folder), {}
+    checkpoint = Checkpoint.open(folder)
+    found = {}
     with WeightReader(checkpoint) as reader:
         for name, tensor in checkpoint.tensors.items():
             raw = np.empty(tensor.nbytes, np.uint8)
@@ -223,7 +224,8 @@ def test_fp8_and_bf16_members_of_one_model(tmp_path: Path) -> None:
 
 def test_scales_of_activations_and_caches_vanish_and_fp32_tensors_stay(tmp_path: Path) -> None:
     folder = Path(shutil.copytree(DATA / "block-0", tmp_path / "a"))
-    one, bias = torch.ones(1), torch.tensor([1 + 2.0**-20])
+    one = torch.ones(1)
+    bias = torch.tensor([1 + 2.0**-20])
     more = {
         "model.layers.0.self_attn.k_scale": one,
         "model.layers.0.mlp.gate.e_score_correction_bias": bias,

@@ -303,7 +303,8 @@ def test_private_and_gated(
     hub: Hub, ant: dict[str, bytes], monkeypatch: pytest.MonkeyPatch, kind: str
 ) -> None:
     repo = hub.repos["org/ant"]
-    repo.private, repo.gated = kind == "private", kind == "gated"
+    repo.private = kind == "private"
+    repo.gated = kind == "gated"
     for token in ("", TOKEN):
         monkeypatch.setenv("HF_TOKEN", token)
         hub.users = {token: User("me")} if token else {}

@@ -79,6 +79,10 @@ def test_a_model_in_a_bucket_is_the_one_that_was_put_there(
         assert (ranges.pointer_in(small) is None) == weights
 
 
+def contents(folder: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in folder.glob("*") if path.is_file()}
+
+
 def test_a_soup_from_buckets_is_that_of_the_folders_and_rebuilds(
     souping: Cli, bucket: Any, tmp_path: Path, pool: dict[str, Path]
 ) -> None:
@@ -90,10 +94,8 @@ def test_a_soup_from_buckets_is_that_of_the_folders_and_rebuilds(
             *words, f"pool.candidates=[{','.join(map(str, places.values()))}]", f"out={out}"
         )
         assert done.code == 0, done.err
-    far, near = (
-        {p.name: p.read_bytes() for p in (tmp_path / out).glob("*") if p.is_file()}
-        for out in ("far", "near")
-    )
+    far = contents(tmp_path / "far")
+    near = contents(tmp_path / "near")
     assert far["model.safetensors"] == near["model.safetensors"]
     recipes = [json.loads(one["recipe.json"]) for one in (far, near)]
     assert recipes[0]["fingerprints"] == recipes[1]["fingerprints"]

@@ -72,7 +72,8 @@ def check_is_plain(root: Path, layout: str, seed: str) -> None:
     """A layout holds the very tensors that `save_pretrained` wrote, and is the same model."""
     plain = root / "plain" / seed
     opened = Checkpoint.open(root / layout, allow_pickle=True, like=Like(plain))
-    found, wanted = tensors(opened), load(plain)
+    found = tensors(opened)
+    wanted = load(plain)
     assert set(found) == set(wanted)
     assert all(same_bits(found[name], wanted[name]) for name in wanted)
     assert fingerprint(root / layout, None, True, Like(plain)) == fingerprint(plain)
@@ -103,7 +104,8 @@ def pool() -> dict[str, Path]:
 
 
 def average(root: Path) -> dict[str, torch.Tensor]:
-    a, b = load(root / "plain" / "0"), load(root / "plain" / "1")
+    a = load(root / "plain" / "0")
+    b = load(root / "plain" / "1")
     return {name: expected([a[name], b[name]], (0.3, 0.7), torch.bfloat16) for name in a}
 
 
@@ -219,7 +221,8 @@ def test_every_layout_is_souped_and_written_back_where_it_can_be(
         ("model/0", "model/1", "model"), ("shards/0", "shards/1", ""), ("inner/0", "inner/1", "hf"),
         ("ranks/global_step_0", "ranks/global_step_1", "hf"),
     ):  # fmt: skip
-        pool, name = {"a": written / first, "b": written / second}, first.partition("/")[0]
+        pool = {"a": written / first, "b": written / second}
+        name = first.partition("/")[0]
         made = load(soup(pool, tmp_path / name / "hf", written / "plain" / "0"))
         assert all(same_bits(made[n], value) for n, value in wanted.items())
         if key == "hf":
@@ -263,10 +266,8 @@ def test_a_training_run_becomes_a_soup_and_a_report_and_is_rebuilt(
     """Its conversion to folders finds every answer."""
     import torch.distributed.checkpoint as dcp
 
-    home, dice = (
-        ROOT / "souping" / "pantry" / "models" / "base_cook",
-        torch.Generator().manual_seed(0),
-    )
+    home = ROOT / "souping" / "pantry" / "models" / "base_cook"
+    dice = torch.Generator().manual_seed(0)
     for step in ("step-10", "step-20", "step-30"):
         moved = {
             name: t + 0.003 * torch.randn(t.shape, generator=dice).bfloat16()
@@ -409,7 +410,8 @@ def test_a_model_that_is_not_like_the_folder_is_refused(
 def test_any_boxes_and_any_views_give_the_elements_of_the_whole(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    rng, numbers = random.Random(0), np.random.default_rng(0)
+    rng = random.Random(0)
+    numbers = np.random.default_rng(0)
     for _ in range(150):
         monkeypatch.setattr("souping.checkpoints.views.SCRATCH", rng.choice([64, 1 << 20]))
         shape = tuple(rng.randint(1, 7) for _ in range(rng.randint(0, 4)))
@@ -437,15 +439,17 @@ def test_any_boxes_and_any_views_give_the_elements_of_the_whole(
 
 def cut(whole: Any, rng: random.Random) -> tuple[dict[str, bytes], list[Part]]:
     """An array as boxes of a random grid, in up to four files."""
-    grid = [
-        sorted({0, n, *(rng.randint(0, n) for _ in range(rng.randint(0, 2)))}) for n in whole.shape
-    ]
+    grid = []
+    for size in whole.shape:
+        edges = [rng.randint(0, size) for _ in range(rng.randint(0, 2))]
+        grid.append(sorted({0, size, *edges}))
     files: dict[str, bytes] = {}
     parts = []
-    for box in itertools.product(*(list(itertools.pairwise(edges)) for edges in grid)):
+    for box in itertools.product(*map(itertools.pairwise, grid)):
         name = f"f{rng.randint(0, 3)}"
         before = files.get(name, b"zz" * rng.randint(0, 3))
-        low, sizes = tuple(a for a, _ in box), tuple(b - a for a, b in box)
+        low = tuple(a for a, _ in box)
+        sizes = tuple(b - a for a, b in box)
         parts.append(Part(name, len(before), low, sizes))
         files[name] = before + whole[tuple(slice(a, b) for a, b in box)].tobytes()
     rng.shuffle(parts)

@@ -15,6 +15,7 @@ from tests.support.checkpoints import family, opened
 
 CHARACTERS = ["Ġ", *"abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789.,!?'"]
 MERGES = [["Ġ", "t"], ["h", "e"], ["Ġt", "he"], ["a", "b"], ["b", "c"], ["i", "n"], ["in", "g"]]
+TOKENS = [*CHARACTERS, *map("".join, MERGES)]
 BPE: dict[str, Any] = {
     "version": "1.0",
     "added_tokens": [],
@@ -29,10 +30,7 @@ BPE: dict[str, Any] = {
         "end_of_word_suffix": None,
         "fuse_unk": False,
         "byte_fallback": False,
-        "vocab": {
-            token: number
-            for number, token in enumerate([*CHARACTERS, *("".join(merge) for merge in MERGES)])
-        },
+        "vocab": {token: number for number, token in enumerate(TOKENS)},
         "merges": MERGES,
     },
 }

@@ -13,7 +13,7 @@ from contextlib import suppress
 from dataclasses import fields
 from importlib.metadata import distribution
 from io import StringIO
-from itertools import pairwise
+from itertools import cycle, pairwise
 from pathlib import Path
 from typing import Any
 
@@ -103,10 +103,9 @@ def test_a_critical_task_decides_with_the_headline(tmp_path: Path) -> None:
 def test_a_policy_may_name_the_only_task(tmp_path: Path) -> None:
     policy = tmp_path / "gate.toml"
     policy.write_text("[tasks.sums]\ncritical = true\nmargin = 1\n")
-    rows = [
-        [row for row in answers(rate, seed) if row["category"] == "sums"]
-        for rate, seed in ((0.6, 1), (0.4, 2))
-    ]
+    rows = []
+    for rate, seed in ((0.6, 1), (0.4, 2)):
+        rows.append([row for row in answers(rate, seed) if row["category"] == "sums"])
     assert "sums" not in [row.name for row in compared(*rows).verdicts]
     assert {
         row.name: row.verdict for row in compared(*rows, policy=policy).verdicts if row.decides
@@ -344,14 +343,21 @@ def test_bfcls_overall_of_other_logs_is_refused() -> None:
 # Tables
 
 
+def varied(key: str, values: list[str]) -> list[Rows]:
+    """Answers of two models; the items have these values of a key in turns."""
+    models = []
+    for seed in (1, 2):
+        rows = zip(answers(0.5, seed), cycle(values), strict=False)
+        models.append([row | {key: value} for row, value in rows])
+    return models
+
+
 def test_names_are_broken_after_a_part_and_not_in_mid_word(bfcl_logs: dict[str, Path]) -> None:
     text = repr(library.compare(bfcl_logs, margin=1))
     for name in (*MULTI_TURN[:3], "live_relevance"):
         assert f"  {name} " in text
     names = [f"{'a_long_part_of_a_name/' * 3}{n}" for n in range(2)]
-    rows = [
-        [row | {"category": names[n % 2]} for n, row in enumerate(answers(0.5, s))] for s in (1, 2)
-    ]
+    rows = varied("category", names)
     lines = [line.split()[0] for line in repr(compared(*rows)).splitlines() if "a_long" in line]
     assert lines
     assert all(line[-1] in "_/" for line in lines), lines
@@ -360,10 +366,7 @@ def test_names_are_broken_after_a_part_and_not_in_mid_word(bfcl_logs: dict[str, 
 def test_a_metric_that_is_the_same_in_all_rows_is_said_once(bfcl_logs: dict[str, Path]) -> None:
     text = repr(library.compare(bfcl_logs))
     assert text.count("accuracy") == 2  # and BFCL's overall accuracy in the notes
-    rows = [
-        [row | {"metric": ("f1", "rouge")[n % 2]} for n, row in enumerate(answers(0.5, seed))]
-        for seed in (1, 2)
-    ]
+    rows = varied("metric", ["f1", "rouge"])
     text = repr(compared(*rows))
     assert "metric" in text
     assert "rouge" in text
@@ -396,10 +399,7 @@ def test_a_policy_for_tokens_names_the_row_of_characters(tmp_path: Path) -> None
 
 
 def test_a_task_is_split_by_a_field(tmp_path: Path) -> None:
-    rows = [
-        [row | {"subject": ["law", "math"][n // 2 % 2]} for n, row in enumerate(answers(0.5, s))]
-        for s in (1, 2)
-    ]
+    rows = varied("subject", ["law", "law", "math", "math"])
     found = {row.name: row.items for row in compared(*rows, category="subject").verdicts}
     assert found == {"average": 400, "law": 200, "math": 200}
     for table in rows:

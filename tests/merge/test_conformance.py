@@ -123,7 +123,8 @@ def test_written_is_poured(
         folders["m0"], dtype=torch.float32
     )
     pool.live(module).pour(recipe)
-    state, written = module.state_dict(), load_file(out / "model.safetensors")
+    state = module.state_dict()
+    written = load_file(out / "model.safetensors")
     assert all(torch.equal(state[name], tensor.float()) for name, tensor in written.items())
     stream = pool.stream(recipe)
     assert (stream is not None) == backend.streams
@@ -172,7 +173,8 @@ def test_an_ingredient_that_changed_makes_no_soup(
 def test_an_ingredient_that_changes_meanwhile(
     backend: MergeBackend, folders: Siblings, tmp_path: Path
 ) -> None:
-    pool, victim = backend.open(folders), folders["m1"] / "model.safetensors"
+    pool = backend.open(folders)
+    victim = folders["m1"] / "model.safetensors"
     recipe = pool.recipe({"m0": 0.25, "m1": 0.75})
     if isinstance(backend, MergekitMerge):
         (tmp_path / "flip").write_text(str(victim))
@@ -193,7 +195,8 @@ def test_answers_end_at_any_ingredients_end(
     config = json.loads((folders["m2"] / "config.json").read_text())
     (folders["m2"] / "config.json").write_text(json.dumps({**config, "eos_token_id": 11}))
     pool = backend.open(folders)
-    three, two = pool.recipe(dict.fromkeys(folders, 1 / 3)), pool.recipe({"m0": 0.5, "m1": 0.5})
+    three = pool.recipe(dict.fromkeys(folders, 1 / 3))
+    two = pool.recipe({"m0": 0.5, "m1": 0.5})
     assert (pool.eos_token_ids(three), pool.eos_token_ids(two)) == ((2, 7, 9, 11), (2, 7, 9))
     assert [pool.eos_token_ids(pool.recipe({name: 1.0})) for name in folders] == [
         (7,),
@@ -289,7 +292,8 @@ def test_pour_after_pour_equals_loading_what_was_written(
     tmp_path: Path, compute: torch.dtype, tied: bool
 ) -> None:
     folders = pool_of(tmp_path, tie_word_embeddings=tied)
-    pool, module = LocalMerge().open(folders), loaded(folders["m0"], compute)
+    pool = LocalMerge().open(folders)
+    module = loaded(folders["m0"], compute)
     storages = {name: tensor.data_ptr() for name, tensor in module.state_dict().items()}
     live = pool.live(module)
     for number, weights in enumerate([(0.2, 0.5, 0.3), (0.0, 1.0, 0.0), (0.5, 0.5, 0.0)]):
@@ -303,7 +307,8 @@ def test_pour_after_pour_equals_loading_what_was_written(
 @pytest.mark.parametrize("rule", ["union", "intersect"])
 def test_the_vocabulary_follows_the_soup(tmp_path: Path, rule: str) -> None:
     folders = pool_of(tmp_path, (97, 103, 97), tie_word_embeddings=True)
-    pool, module = LocalMerge(vocab=rule).open(folders), loaded(folders["m0"], torch.float32)
+    pool = LocalMerge(vocab=rule).open(folders)
+    module = loaded(folders["m0"], torch.float32)
     live = pool.live(module)
     for number, weights in enumerate([(0.5, 0.5, 0.0), (0.0, 1.0, 0.0), (0.5, 0.0, 0.5)]):
         live.pour(mix(pool, *weights))
@@ -333,7 +338,8 @@ def test_whatever_was_poured_before_a_pour_equals_what_is_written(
         recipes += [
             replace(each, settings={"overrides": [["layers.0", row]]}) for each, row in overrides
         ]
-    pool, written = LocalMerge(method=method, **based).open(folders), {}
+    pool = LocalMerge(method=method, **based).open(folders)
+    written = {}
     for recipe in recipes:
         if recipe.id not in written:
             written[recipe.id] = loaded(pool.write(recipe, tmp_path / recipe.id), torch.float32)
@@ -346,7 +352,8 @@ def test_whatever_was_poured_before_a_pour_equals_what_is_written(
 
 def test_a_module_whose_parameters_moved_is_filled_where_they_are(tmp_path: Path) -> None:
     folders = pool_of(tmp_path)
-    pool, module = LocalMerge().open(folders), loaded(folders["m0"], torch.float32)
+    pool = LocalMerge().open(folders)
+    module = loaded(folders["m0"], torch.float32)
     live = pool.live(module)
     live.pour(mix(pool, 0.2, 0.5, 0.3))
     module.to(torch.bfloat16)

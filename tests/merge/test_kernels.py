@@ -40,7 +40,8 @@ SPECIAL = np.array(
 
 
 def random_row(seed: int, count: int, dtype: str) -> Raw:
-    rng, half = np.random.default_rng(seed), count // 2
+    rng = np.random.default_rng(seed)
+    half = count // 2
     values = (rng.standard_normal(count) * 0.02).astype(np.float32)
     values[:half] = rng.integers(0, 2**32, half, dtype=np.uint32).view(np.float32)
     values[: len(SPECIAL)] = SPECIAL[: len(values)].view(np.float32)
@@ -62,7 +63,8 @@ def test_fused_kernel_equals_numpy_bit_for_bit(function: object, dtype: str) -> 
                     np.random.default_rng(len(sources)).dirichlet(np.ones(len(sources))).tolist()
                 )
                 size = size_of(out_dtype) * count
-                fast, plain = np.empty(size, np.uint8), np.empty(size, np.uint8)
+                fast = np.empty(size, np.uint8)
+                plain = np.empty(size, np.uint8)
                 assert (
                     kernels.native(combine is delta, tuple(sources), dtype, out_dtype) is not None
                 )
@@ -96,7 +98,9 @@ def test_fma_rounds_once(a: float, b: float, w: float) -> None:
 
 def test_double_rounding_is_caught() -> None:
     """The sum is 2^-70 below a tie of fp32; rounded to fp64 first it lands on the tie, and then goes the wrong way."""
-    weight, value, total = 1 + 2.0**-23, 2.0**-24 * (1 - 2.0**-23), 1 + 2.0**-23
+    weight = 1 + 2.0**-23
+    value = 2.0**-24 * (1 - 2.0**-23)
+    total = 1 + 2.0**-23
     twice = np.float32(np.float64(weight) * np.float64(value) + np.float64(total))
     once = kernels.fma(weight, np.array([value], np.float32), np.array([total], np.float32))[0]
     assert once == np.float32(1 + 2.0**-23)
@@ -131,7 +135,8 @@ def test_methods_against_float64(name: str) -> None:
     tensors = [base, *others] if method.base else others
     weights = [0.0, 0.35, 0.65] if method.base else [0.35, 0.65]
     got = method(tensors, weights).astype(np.float64)
-    w, (a, b) = base.astype(np.float64), [t.astype(np.float64) for t in others]
+    w = base.astype(np.float64)
+    a, b = [t.astype(np.float64) for t in others]
     if name == "linear":
         want = 0.35 * a + 0.65 * b
     elif name == "task_arithmetic":
@@ -247,7 +252,8 @@ CASES: dict[str, dict[str, Any]] = {
 
 def check_gpu(case: str, device: torch.device, tmp_path: Path) -> None:
     plan = planned(siblings(tmp_path / "pool", torch.bfloat16, torch.float16), **CASES[case])
-    local, done = contents(LocalMerge().write(plan, tmp_path / "local")), list[int]()
+    local = contents(LocalMerge().write(plan, tmp_path / "local"))
+    done = list[int]()
     stage = staging(plan, tmp_path / "gpu")
     with CudaShardWriter(plan, stage, device) as writer:
         writer.fill(progress=lambda now, _: done.append(now))

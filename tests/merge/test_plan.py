@@ -94,11 +94,9 @@ def test_corrupt_plans_never_escape(
     table = json.loads(path.read_text())
     place: Any = table
     while isinstance(place, (dict, list)) and place:
-        holder, key = (
-            place,
-            data.draw(
-                st.sampled_from(sorted(place) if isinstance(place, dict) else range(len(place)))
-            ),
+        holder = place
+        key = data.draw(
+            st.sampled_from(sorted(place) if isinstance(place, dict) else range(len(place)))
         )
         place = holder[key]
         if data.draw(st.integers(0, 5)) == 0:
@@ -214,7 +212,8 @@ def test_files_get_what_methods_give_on_tensors(
 ) -> None:
     monkeypatch.setattr(mixing, "PRODUCT_ELEMENTS", 16)
     monkeypatch.setattr(merge_chunks, "BLOCK_ELEMENTS", 16)
-    folders, based = family(tmp_path, 3), method != "slerp"
+    folders = family(tmp_path, 3)
+    based = method != "slerp"
     fields = {"base": str(folders["m2"])} if based else {}
     pair = {name: folders[name] for name in ("m0", "m1")}
     soup = soup_of(pair, tmp_path / "soup", (0.35, 0.65), method=method, **fields)
@@ -283,7 +282,8 @@ def test_shares_of_ranks_cover_the_output(
 
 @pytest.mark.parametrize("rule", ["union", "intersect"])
 def test_vocabularies_of_unlike_length(tmp_path: Path, rule: str) -> None:
-    sizes, weights = (12, 15, 19), (0.2, 0.3, 0.5)
+    sizes = (12, 15, 19)
+    weights = (0.2, 0.3, 0.5)
     folders = {
         f"v{rows}": save(
             tmp_path / str(rows), random_tensors(rows, rows=rows), {"vocab_size": rows}
@@ -296,7 +296,8 @@ def test_vocabularies_of_unlike_length(tmp_path: Path, rule: str) -> None:
     for name in ("model.embed_tokens.weight", "lm_head.weight"):
         assert soup[name].shape[0] == bands[-1][1]
         for low, high, who in bands:
-            scaled = tuple(weights[i] * (1.0 / sum(weights[j] for j in who)) for i in who)
+            factor = 1.0 / sum(weights[i] for i in who)
+            scaled = tuple(weights[i] * factor for i in who)
             want = expected([parts[i][name][low:high] for i in who], scaled, torch.bfloat16)
             assert torch.allclose(soup[name][low:high].float(), want.float(), rtol=2**-7, atol=0)
     if rule == "union":
@@ -407,9 +408,11 @@ def test_differences_to_a_base_with_another_vocabulary(tmp_path: Path, base_rows
         base=str(base),
         vocab="union",
     )
-    rows, name = max(14, base_rows), "lm_head.weight"
+    rows = max(14, base_rows)
+    name = "lm_head.weight"
     assert soup[name].shape == (rows, 7)
-    long, own = random_tensors(14, rows=14)[name], random_tensors(7, rows=base_rows)[name]
+    long = random_tensors(14, rows=14)[name]
+    own = random_tensors(7, rows=base_rows)[name]
     assert torch.allclose(soup[name][12:14].float(), long[12:].float(), rtol=2**-7)
     assert same_bits(soup[name][14:], own[14:])
 
@@ -489,7 +492,8 @@ def test_other_methods_agree_with_mergekit(
 
 def test_the_backend_checks_what_the_command_wrote(tmp_path: Path) -> None:
     """Programs that stand in for mergekit-yaml are called with CONFIG OUT."""
-    folders, program = family(tmp_path / "pool", 2), tmp_path / "mergekit-yaml"
+    folders = family(tmp_path / "pool", 2)
+    program = tmp_path / "mergekit-yaml"
     pool = MergekitMerge(method="linear", command=str(program)).open(folders)
     recipe = pool.recipe({"m0": 0.4, "m1": 0.6})
     assert "linear" in pool.plan(recipe).describe()
@@ -507,7 +511,8 @@ def test_the_backend_checks_what_the_command_wrote(tmp_path: Path) -> None:
 def test_a_single_ingredient_needs_no_mergekit(tmp_path: Path) -> None:
     folders = family(tmp_path / "pool", 2)
     pool = MergekitMerge(method="linear", command="no-such-program").open(folders)
-    soup, own = load(pool.write(pool.recipe({"m1": 1.0}), tmp_path / "soup")), load(folders["m1"])
+    soup = load(pool.write(pool.recipe({"m1": 1.0}), tmp_path / "soup"))
+    own = load(folders["m1"])
     assert all(same_bits(soup[name], own[name]) for name in own)
     with pytest.raises(UserError, match=r"merge\.command=no-such-program is not a program"):
         pool.write(pool.recipe({"m0": 0.5, "m1": 0.5}), tmp_path / "other")

@@ -20,7 +20,8 @@ from tests.conftest import Cli
 from tests.support.checkpoints import expected, load, same_bits, save
 from tests.support.trainers import opened_case, step_of, tensors_of, unpacked
 
-TITAN, MEGATRON = "torchtitan_llama", "megatron_llama_pp"
+TITAN = "torchtitan_llama"
+MEGATRON = "megatron_llama_pp"
 EMA = "torchtitan_ema_plain"
 
 
@@ -35,8 +36,11 @@ def pool_of(written: Path) -> dict[str, Path]:
 
 def average(written: Path) -> dict[str, torch.Tensor]:
     tables = [tensors_of(opened_case(written / name)) for name in (TITAN, MEGATRON)]
-    parts = {name: [torch.from_numpy(table[name].copy()) for table in tables] for name in tables[0]}
-    return {name: expected(pair, (0.25, 0.75), torch.float32) for name, pair in parts.items()}
+    averages = {}
+    for name in tables[0]:
+        pair = [torch.from_numpy(table[name].copy()) for table in tables]
+        averages[name] = expected(pair, (0.25, 0.75), torch.float32)
+    return averages
 
 
 def test_checkpoints_of_two_trainers_are_averaged_and_their_plan_read_again(
@@ -103,10 +107,10 @@ def experts(seed: int) -> dict[str, torch.Tensor]:
 
 def fused(tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     """As transformers has experts in memory."""
-    gates = [
-        torch.cat([tensors[f"{EXPERTS}{e}.{part}_proj.weight"] for part in ("gate", "up")])
-        for e in range(2)
-    ]
+    gates = []
+    for expert in (f"{EXPERTS}0", f"{EXPERTS}1"):
+        parts = [tensors[f"{expert}.gate_proj.weight"], tensors[f"{expert}.up_proj.weight"]]
+        gates.append(torch.cat(parts))
     downs = [tensors[f"{EXPERTS}{e}.down_proj.weight"] for e in range(2)]
     rest = {name: tensor for name, tensor in tensors.items() if not name.startswith(EXPERTS)}
     return rest | {
@@ -116,11 +120,10 @@ def fused(tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
 
 
 def test_experts_listed_and_fused_are_one_model_and_mix(tmp_path: Path) -> None:
-    a, b = experts(0), experts(1)
-    listed, packed = (
-        save(tmp_path / "listed", a, CONFIG),
-        save(tmp_path / "packed", fused(a), CONFIG),
-    )
+    a = experts(0)
+    b = experts(1)
+    listed = save(tmp_path / "listed", a, CONFIG)
+    packed = save(tmp_path / "packed", fused(a), CONFIG)
     assert fingerprint(listed) == fingerprint(packed)
     pool = LocalMerge().open({"a": packed, "b": save(tmp_path / "b", b, CONFIG)})
     made = load(pool.write(pool.recipe({"a": 0.3, "b": 0.7}), tmp_path / "soup"))
@@ -139,11 +142,12 @@ def test_routers_are_averaged_or_those_of_one_ingredient(tmp_path: Path) -> None
     for names in ("abc", "ac"):
         weights = {name: 1 / len(names) for name in names}
         made = load(pool.write(pool.recipe(weights), tmp_path / names))
-        mean = {
-            n: expected([tables[x][n] for x in names], tuple(weights.values()), torch.bfloat16)
-            for n in made
-        }
-        wanted = mean | ({ROUTER: tables["b"][ROUTER]} if "b" in names else {})
+        wanted = {}
+        for tensor in made:
+            parts = [tables[name][tensor] for name in names]
+            wanted[tensor] = expected(parts, tuple(weights.values()), torch.bfloat16)
+        if "b" in names:
+            wanted[ROUTER] = tables["b"][ROUTER]
         assert all(same_bits(made[name], tensor) for name, tensor in wanted.items())
     with pytest.raises(UserError, match=r"merge\.router"):
         LocalMerge(router="keep:d").open(folders).recipe({"a": 0.5, "b": 0.5})

@@ -290,7 +290,8 @@ def test_nobody_waits_for_a_thread_that_failed(tmp_path: Path) -> None:
 
 
 def test_a_file_that_changes_meanwhile_gets_no_digest(tmp_path: Path) -> None:
-    digest, known = passing(tmp_path / "file")[0], dict[str, str]()
+    digest = passing(tmp_path / "file")[0]
+    known = dict[str, str]()
     (tmp_path / "file").write_bytes(CONTENT[::-1].tobytes())
     digest.finish()
     with pytest.raises(UserError, match="has changed"):
@@ -317,7 +318,9 @@ def test_a_first_merge_names_its_ingredients_by_content(
 
 
 Siblings = dict[str, Path]
-BF16, F16, F32 = torch.bfloat16, torch.float16, torch.float32
+BF16 = torch.bfloat16
+F16 = torch.float16
+F32 = torch.float32
 
 
 def siblings(
@@ -398,7 +401,8 @@ def test_two_ranks_that_run_write_the_bytes_of_local(
 ) -> None:
     folders = siblings(tmp_path / "pool", BF16)
     spoil(folders, float("inf"))
-    plan, done = planned(folders, nonfinite="warn", max_shard_size="500KB"), list[int]()
+    plan = planned(folders, nonfinite="warn", max_shard_size="500KB")
+    done = list[int]()
     logging.getLogger("souping.merge").disabled = False  # Hydra leaves loggers mute
     with caplog.at_level(logging.WARNING, "souping.merge"):
         out = AccelerateMerge(num_processes=2).write(
@@ -419,12 +423,12 @@ def test_two_ranks_that_run_write_the_bytes_of_local(
 
 
 def working(folder: Path) -> list[int]:
-    lines = [(one.pid, one.info["cmdline"] or []) for one in psutil.process_iter(["cmdline"])]
-    return [
-        pid
-        for pid, line in lines
-        if pid != os.getpid() and any(str(folder) in part for part in line)
-    ]
+    pids = []
+    for process in psutil.process_iter(["cmdline"]):
+        names_folder = any(str(folder) in word for word in process.info["cmdline"] or [])
+        if names_folder and process.pid != os.getpid():
+            pids.append(process.pid)
+    return pids
 
 
 HOLD = """
@@ -571,7 +575,8 @@ def launch(*arguments: str) -> subprocess.Popen[str]:
 @pytest.mark.slow
 def test_a_plan_by_a_command(pool: Siblings, tmp_path: Path) -> None:
     plan = planned(pool, max_shard_size="500KB")
-    saved, out = str(plan.save(tmp_path / "plan.json")), tmp_path / "soup"
+    saved = str(plan.save(tmp_path / "plan.json"))
+    out = tmp_path / "soup"
     two = (
         "--num_processes",
         "2",

@@ -156,9 +156,8 @@ def test_goals_are_in_bits_per_byte_and_the_worst_category_has_the_highest_loss(
     assert (guards["refused"], guards["checks"]) == (True, [])
     assert f"cost {guards['cost']:.4f} bits per byte on the search fold" in guards["sentence"]
     front = report["analyses"]["front"]["points"]
-    means = np.array(
-        [[point["goals"][name]["mean"] for name in ("simple_python", "live")] for point in front]
-    )
+    goals = [point["goals"] for point in front]
+    means = np.array([[goal["simple_python"]["mean"], goal["live"]["mean"]] for goal in goals])
     assert (means > 0).all()
     order = np.argsort(means[:, 0])
     # a lower loss in one goal has its price in the other

@@ -151,8 +151,8 @@ def test_a_router_that_differs_beyond_chance_is_said_with_its_price(
     assert "2 models in memory" in line
     assert escape_markdown(line) in markdown(read_content(found), [])
     assert line in " ".join(on_terminal(found).split())
-    cells = [[cell.text for cell in row] for row in summary(read_content(found)).rows]
-    (row,) = [row for row in cells if row[0] == "router"]
+    (cells,) = [row for row in summary(read_content(found)).rows if row[0].text == "router"]
+    row = [cell.text for cell in cells]
     assert row[1].startswith("90.0 [")
     assert row[2].startswith(f"{100 * pair['difference']:+.1f} [".replace("-", "\N{MINUS SIGN}"))
     assert row[3] == "< 0.001"

@@ -492,7 +492,9 @@ def test_a_base_outside_the_pool_is_not_evaluated_for_shapley_and_the_plan_says_
         setting = [f"merge.base={family / base}"] if base else []
         souping(*words, *setting, "plan=true", f"hydra.run.dir={name}").ok()
         plans[name] = json.loads((tmp_path / name / "plan.json").read_text())
-    notes = {name: [n for n in plan["notes"] if "merge.base" in n] for name, plan in plans.items()}
+    notes = {}
+    for name, plan in plans.items():
+        notes[name] = [note for note in plan["notes"] if "merge.base" in note]
     assert [len(notes[name]) for name in plans] == [0, 1, 0]
     assert "relative to the mean" in notes["outside"][0]
     assert plans["outside"]["evaluations"] == plans["without"]["evaluations"]

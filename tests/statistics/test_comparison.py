@@ -32,7 +32,9 @@ def paired(draw: st.DrawFn, most: int = 24) -> Data:
         if draw(st.booleans())
         else st.integers(0, 10).map(lambda k: k / 10)
     )
-    a, b = (np.array(draw(st.lists(score, min_size=n, max_size=n))) for _ in range(2))
+    scores = st.lists(score, min_size=n, max_size=n)
+    a = np.array(draw(scores))
+    b = np.array(draw(scores))
     categories = np.array(
         [*range(width), *draw(st.lists(st.integers(0, width - 1), min_size=n, max_size=n))][:n]
     )
@@ -48,10 +50,7 @@ def by_hand(
 ) -> float:
     """The p-value from every one of the 2^G sign patterns, the statistic written out from its definition."""
     whole = design(deltas, categories, groups, weights)
-    pull = [
-        float(sum(weights[c] * s / n for c, (s, n) in enumerate(zip(*g, strict=True))))
-        for g in _parts(whole)
-    ]
+    pull = [float((weights * sums / counts).sum()) for sums, counts in _parts(whole)]
 
     def statistic(signs: tuple[int, ...]) -> float:
         total = 0.0

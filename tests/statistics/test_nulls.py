@@ -206,11 +206,9 @@ def test_the_stated_gain_has_the_power_that_is_stated(rates: list[float], most: 
 def test_near_equal_candidates_cost_power_and_items_buy_it() -> None:
     report = fold("report", 150)
     large = fold("report", 600)
-    equal, ahead = (
-        np.mean([stated(r, report, s).gain for s in range(8)])
-        for r in ([BASE] * 6, [BASE] + [0.4] * 5)
-    )
-    assert equal > 1.1 * ahead
+    equal = [stated([BASE] * 6, report, seed).gain for seed in range(8)]
+    ahead = [stated([BASE] + [0.4] * 5, report, seed).gain for seed in range(8)]
+    assert np.mean(equal) > 1.1 * np.mean(ahead)
     one = stated([BASE] * 4, report, 0)
     four = stated([BASE] * 4, large, 0)
     assert four.gain == pytest.approx(one.gain / 2, rel=0.1)

@@ -24,11 +24,9 @@ from tests.support.adapters import PREFIX, change_config, deltas, save_adapter, 
 from tests.support.family import save_tokenizer
 from tests.support.hub import files_of
 
-Q0, Q1, UP1 = (
-    "model.layers.0.self_attn.q_proj",
-    "model.layers.1.self_attn.q_proj",
-    "model.layers.1.mlp.up_proj",
-)
+Q0 = "model.layers.0.self_attn.q_proj"
+Q1 = "model.layers.1.self_attn.q_proj"
+UP1 = "model.layers.1.mlp.up_proj"
 quick = settings(
     max_examples=25,
     deadline=None,
@@ -68,7 +66,8 @@ def load(folder: Path, dtype: torch.dtype = torch.float32) -> Any:
 @quick
 @given(data=st.data())
 def test_the_soup_is_the_weighted_sum_of_products(data: st.DataObject, base: Path) -> None:
-    ranks, alphas = st.integers(1, 6), st.floats(0.5, 64)
+    ranks = st.integers(1, 6)
+    alphas = st.floats(0.5, 64)
     weights = data.draw(st.tuples(*[st.floats(-2, 2).filter(lambda w: abs(w) > 1e-3)] * 2))
     with tempfile.TemporaryDirectory() as name:
         folders = {}
