@@ -51,7 +51,7 @@ def test_every_choice_has_a_row_and_a_section() -> None:
     assert set(ROWS) <= set(results())
 
 
-def test_those_that_cost_nothing_are_made_by_default() -> None:
+def test_analyses_that_cost_nothing_are_made_by_default() -> None:
     (line,) = [
         text
         for text in (ROOT / "conf" / "config.yaml").read_text().splitlines()
@@ -65,7 +65,7 @@ def test_those_that_cost_nothing_are_made_by_default() -> None:
 
 @pytest.mark.parametrize("analysis", each(ROWS))
 class TestAnalysis:
-    def test_it_gives_plain_data_that_json_keeps_and_twice_the_same(
+    def test_an_analysis_gives_plain_data_that_json_keeps_and_twice_the_same(
         self, analysis: Analysis
     ) -> None:
         run = run_of(asked=analysis.asks)
@@ -92,7 +92,7 @@ class TestAnalysis:
             analysis.analyse(run_of(asked=analysis.asks, per_category=4))
 
     @pytest.mark.parametrize("size", [2, 4])
-    def test_the_page_shows_it(self, analysis: Analysis, size: int) -> None:
+    def test_the_page_shows_an_analysis(self, analysis: Analysis, size: int) -> None:
         name = name_of(analysis)
         result = results()[name]
         table, trials = sample()
@@ -105,7 +105,7 @@ class TestAnalysis:
         assert "nan" not in " ".join(section.lines)
 
 
-def test_what_could_not_be_made_is_shown_as_that() -> None:
+def test_an_analysis_that_could_not_be_made_is_shown_with_the_reason() -> None:
     report, trials = sample()
     report["analyses"] = {
         "wins": {"not_estimable": "too few answers"},

@@ -39,7 +39,7 @@ def test_every_choice_has_a_row() -> None:
 
 
 @pytest.mark.parametrize("name", CORRELATIONS)
-def test_it_conforms(name: str) -> None:
+def test_a_correlation_conforms(name: str) -> None:
     check_correlation(CORRELATIONS[name])
 
 

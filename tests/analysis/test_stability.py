@@ -57,7 +57,7 @@ def test_clear_experts_are_picked_in_every_draw() -> None:
     assert sum(drawn.sizes.values()) == pytest.approx(1)
 
 
-def test_it_is_json_and_repeatable() -> None:
+def test_stability_is_json_and_repeatable() -> None:
     scores = matrix(DOUBTFUL, each=20)
     first = stability(scores, SOCE, draws=60)
     text = json.dumps(to_json(first), allow_nan=False)

@@ -338,7 +338,7 @@ def test_a_disk_too_small(hub: Hub, ant: dict[str, bytes], monkeypatch: pytest.M
         ({INDEX: b"[1"}, "not valid JSON"),
     ],
 )
-def test_nothing_to_soup_in_it(hub: Hub, files: dict[str, bytes], needle: str) -> None:
+def test_a_model_with_nothing_to_soup(hub: Hub, files: dict[str, bytes], needle: str) -> None:
     hub.add("org/odd", {"config.json": b"{}", **files})
     refused("org/odd", needle)
     assert not hub.bodies(".py")

@@ -364,7 +364,7 @@ def written_rules(folder: Path, **table: Any) -> Path:
     return path
 
 
-def test_rules_of_ones_own_with_and_without_those_of_a_trainer(tmp_path: Path) -> None:
+def test_rules_of_a_user_with_and_without_those_of_a_trainer(tmp_path: Path) -> None:
     arrays = drawn({"net.wte": (5, 8), "net.h.0.swiglu": (8, 12), "net.rng": (3,)})
     rules = [
         ["wte", "model.embed_tokens.weight", "vocab hidden"],

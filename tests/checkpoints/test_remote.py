@@ -66,7 +66,7 @@ def pool(tmp_path: Path) -> dict[str, Path]:
 
 
 @pytest.mark.parametrize("weights", [False, True])
-def test_a_model_in_a_bucket_is_the_one_that_was_put_there(
+def test_a_model_in_a_bucket_is_the_model_that_was_put_there(
     bucket: Any, pool: dict[str, Path], weights: bool
 ) -> None:
     for name, url in put(bucket, pool).items():

@@ -80,7 +80,7 @@ def test_a_refused_run_leaves_nothing_that_it_made(
     assert (tmp_path / "outputs/store.sqlite").stat().st_ino == before
 
 
-def test_a_fault_of_ours_is_one_apology_with_a_traceback_on_the_disk(
+def test_a_fault_of_souping_is_one_apology_with_a_traceback_on_the_disk(
     family: Path, souping: Cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(execute, "check_settings", lambda run: int("x"))
@@ -171,7 +171,7 @@ def test_characters_that_a_stream_cannot_show_are_replaced(encoding: str, tmp_pa
     assert done.stderr.endswith(b" a\n")
 
 
-def test_a_minus_stays_one() -> None:
+def test_a_minus_stays_a_minus() -> None:
     assert "\u22121.5 \u00b7 \u00e9".encode("ascii", REPLACE) == b"-1.5 ? ?"
 
 
@@ -327,7 +327,7 @@ def chat_family(family: Path, folder: Path, template: str) -> list[str]:
     return [*pool_of(folder, "ant", "bee", "cat"), f"benchmark.path={family / 'items.jsonl'}"]
 
 
-def test_a_repeated_command_keeps_it(
+def test_a_repeated_command_keeps_the_results_of_an_interrupted_run(
     family: Path, souping: Cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def interrupt(*_: Any) -> None:

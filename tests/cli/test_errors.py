@@ -403,7 +403,7 @@ def test_a_tracker_that_falls_ends_no_run(family: Path, souping: Cli, mine: None
 SOCE = "souping.selection.SoCE"
 CODE: dict[str, tuple[dict[str, Any], str]] = {
     "class": ({"selector": {"_target_": "evil.Evil"}}, "selector._target_"),
-    "way through a module of ours": (
+    "way through a module of souping": (
         {"selector": {"_target_": "souping.core.files.os.system"}},
         "selector._target_",
     ),

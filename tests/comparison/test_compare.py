@@ -780,7 +780,7 @@ def test_a_dry_run_is_not_compared(souping: Cli, finished_copy: Path) -> None:
 # What it needs
 
 
-def test_it_imports_neither_torch_nor_hydra(log: Callable[..., Path], tmp_path: Path) -> None:
+def test_compare_imports_neither_torch_nor_hydra(log: Callable[..., Path], tmp_path: Path) -> None:
     log("base", answers(0.5, 1))
     log("cand", answers(0.6, 2))
     code = (
@@ -844,7 +844,7 @@ def linked(site: Path, *names: str) -> Iterator[Path]:
 
 
 @pytest.mark.slow
-def test_it_runs_where_only_four_packages_are_installed(
+def test_compare_runs_where_only_four_packages_are_installed(
     log: Callable[..., Path], tmp_path: Path
 ) -> None:
     """`pip install --no-deps`, beside numpy, scipy, pydantic, rich and what those need."""

@@ -146,7 +146,7 @@ def made_pair(seed: int, objective: Objective | None = None) -> tuple[list[Item]
 @pytest.mark.parametrize(
     "seeds", [range(40), pytest.param(range(40, 3000), marks=pytest.mark.slow)], ids=str
 )
-def test_so_do_a_reports_comparison_and_its_categories_at_every_look(seeds: range) -> None:
+def test_a_reports_comparison_and_its_categories_agree_with_p_at_every_look(seeds: range) -> None:
     shown = 0
     for seed in seeds:
         _, pair = made_pair(seed)

@@ -59,7 +59,7 @@ def test_what_a_child_sends_makes_nothing(tmp_path: Path, monkeypatch: pytest.Mo
     assert not list(tmp_path.iterdir())
 
 
-def test_one_that_does_not_end_is_ended() -> None:
+def test_a_call_that_does_not_end_is_ended() -> None:
     with pytest.raises(TimeoutError):
         call(time.sleep, (3600,), seconds=0.1)
 

@@ -118,7 +118,7 @@ def test_every_choice_has_a_row() -> None:
 
 
 @pytest.mark.parametrize("source", each(SOURCES))
-def test_it_gives_the_candidates_rows_and_only_what_is_not_published_is_measured(
+def test_a_source_gives_the_candidates_rows_and_measures_only_what_is_not_published(
     source: ScoreSource,
 ) -> None:
     asked = []

@@ -38,7 +38,9 @@ def merged(souping: Cli, family: Path, tmp_path: Path, out: str) -> dict[str, by
     }
 
 
-def test_a_soup_without_it(family: Path, souping: Cli, tmp_path: Path) -> None:
+def test_a_soup_without_a_function_of_the_system(
+    family: Path, souping: Cli, tmp_path: Path
+) -> None:
     whole = merged(souping, family, tmp_path, "whole")
     for name in ("posix_fallocate", "posix_fadvise", "preadv", "shm"):
         with pytest.MonkeyPatch.context() as patch:

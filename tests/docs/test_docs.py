@@ -140,11 +140,11 @@ class TestPage:
         modules = set(re.findall(r"(?<![\w./-])(souping(?:\.[A-Za-z_]\w*)+)(?!/)", text))
         assert [name for name in sorted(modules) if not exists(name)] == []
 
-    def test_modules_that_it_starts_can_be_started(self, page: Path) -> None:
+    def test_modules_of_commands_can_be_started(self, page: Path) -> None:
         for name in set(re.findall(r"-m ((?:souping|examples)(?:\.\w+)*)", page.read_text())):
             assert importlib.util.find_spec(f"{name}.__main__") is not None, name
 
-    def test_its_commands_compose(
+    def test_commands_of_a_page_compose(
         self, page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         # the folder of logs whose names are the candidates
@@ -154,7 +154,7 @@ class TestPage:
         for words in commands(page):
             assert compose(words)["name"], words
 
-    def test_its_items_load(self, page: Path, tmp_path: Path) -> None:
+    def test_items_of_a_page_load(self, page: Path, tmp_path: Path) -> None:
         (tmp_path / "items.jsonl").write_text(
             "".join(blocks(page, "json")) if page.stem != "extending" else ""
         )
@@ -192,7 +192,7 @@ def test_the_reference_is_what_the_script_prints() -> None:
     )
 
 
-def test_it_has_every_root_key_and_name() -> None:
+def test_the_reference_has_every_root_key_and_name() -> None:
     known = yaml.safe_load((ROOT / "docs" / "reference.yaml").read_text())
     assert set(known["python"]) == set(library.__all__)
     keys = {field.name for field in fields(Config)} - {
@@ -205,7 +205,7 @@ def test_it_has_every_root_key_and_name() -> None:
     assert keys <= set(known["root"])
 
 
-def test_it_has_every_key_of_a_report_and_no_other() -> None:
+def test_the_reference_has_every_key_of_a_report_and_no_other_key() -> None:
     reference = script(ROOT / "docs" / "make_reference.py")
     known = yaml.safe_load((ROOT / "docs" / "reference.yaml").read_text())
     keys = [*dict(reference.report_rows(Report, "", set())), *known["analyses"]]

@@ -49,7 +49,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.mark.parametrize("script", SCRIPTS, ids=lambda path: path.stem)
 @pytest.mark.slow
-def test_it_runs_small(script: Path, place: Path) -> None:
+def test_a_script_runs_small(script: Path, place: Path) -> None:
     done = run_script(script, place, TINY="1")
     assert done.returncode == 0, done.stderr + done.stdout
     assert re.findall(r"^== \w+: (\w+)$", done.stdout, re.MULTILINE) == [
@@ -70,7 +70,7 @@ def test_it_runs_small(script: Path, place: Path) -> None:
 
 
 @pytest.mark.parametrize("script", SCRIPTS, ids=lambda path: path.stem)
-def test_its_models_are_the_experiments(script: Path) -> None:
+def test_models_of_a_script_are_those_of_the_experiment(script: Path) -> None:
     text = script.read_text() + (
         (FOLDER / "table1b.sh").read_text() if script.stem == "table3" else ""
     )
@@ -139,7 +139,7 @@ def check(name: str, folder: Path, before: list[Any], after: list[Any]) -> None:
 @pytest.mark.parametrize(
     "name", [pytest.param(n, marks=() if n == "paper" else pytest.mark.slow) for n in NOTEBOOKS]
 )
-def test_it_runs_and_prints_what_it_carries(name: str, tmp_path: Path) -> None:
+def test_a_notebook_runs_and_prints_what_it_carries(name: str, tmp_path: Path) -> None:
     before = cells(kept(name))
     notebook = kept(name)
     for cell in cells(notebook):
@@ -152,7 +152,7 @@ def test_it_runs_and_prints_what_it_carries(name: str, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("name", NOTEBOOKS)
-def test_it_is_small_and_names_no_machine(name: str) -> None:
+def test_a_notebook_is_small_and_names_no_machine(name: str) -> None:
     notebook = kept(name)
     raw = (ROOT / "notebooks" / f"{name}.ipynb").read_text()
     assert len(raw) < 250_000

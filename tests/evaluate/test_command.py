@@ -61,7 +61,7 @@ def answers(kept: str = "") -> str:
     return ANSWER.replace("{kept}", kept)
 
 
-def test_it_conforms(model: Any, tmp_path: Path) -> None:
+def test_an_evaluator_by_command_conforms(model: Any, tmp_path: Path) -> None:
     one = evaluator(tmp_path, answers())
     check_evaluator(one, model, ITEMS)
     assert one.needs() == []
@@ -107,11 +107,11 @@ def test_what_is_written_wrong() -> None:
         ([], 60, ["left no log in", "0 of 4"]),
     ],
     ids=[
-        "it fails",
+        "the command fails",
         "a line is cut off",
         "no score",
         "items are missing",
-        "it hangs",
+        "the command hangs",
         "another table",
         "no log",
     ],
@@ -273,7 +273,9 @@ while not (model.parent / "detached.txt").is_file() or not (model.parent / "deta
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="only Linux has child subreapers")
-@pytest.mark.parametrize("end", [answers(), "sys.exit(3)"], ids=["it ends well", "it fails"])
+@pytest.mark.parametrize(
+    "end", [answers(), "sys.exit(3)"], ids=["the command ends well", "the command fails"]
+)
 def test_what_a_command_detaches_ends_with_it(model: Any, tmp_path: Path, end: str) -> None:
     with suppress(UserError):
         evaluator(tmp_path, DETACH, end).evaluate(model, ITEMS)

@@ -84,7 +84,7 @@ def row(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
         evaluator.close()
 
 
-def test_it_conforms(row: Row) -> None:
+def test_an_evaluator_conforms(row: Row) -> None:
     check_evaluator(row.evaluator, row.models[0], row.items)
     records = row.evaluator.evaluate(row.models[0], row.items)
     row.evaluator.close()
@@ -94,7 +94,7 @@ def test_it_conforms(row: Row) -> None:
     assert values.mean() == pytest.approx(sum(r.score for r in records) / len(records))
 
 
-def test_what_it_declares(row: Row) -> None:
+def test_an_evaluator_declares_what_it_needs_and_how_it_answers(row: Row) -> None:
     evaluator = row.evaluator
     benchmark = row.evaluator.prompts.benchmark
     outline = row.evaluator.prompts.outline()
@@ -110,7 +110,7 @@ def test_what_it_declares(row: Row) -> None:
     assert not any(item.prompt or item.answer for item in outline)
 
 
-def test_what_it_knows_of_a_model_cuts_the_same_blocks(row: Row) -> None:
+def test_an_evaluator_bound_to_a_recipe_cuts_the_same_blocks(row: Row) -> None:
     for recipe in (SINGLE, SOUP):
         own = row.evaluator.for_recipe(recipe)
         assert fingerprint(own.for_recipe(recipe)) == fingerprint(own)

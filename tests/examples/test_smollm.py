@@ -66,7 +66,7 @@ def test_nothing_of_training_is_asked(material: Material) -> None:
 
 
 @pytest.mark.slow
-def test_it_runs_small_from_selection_to_report(
+def test_the_example_runs_small_from_selection_to_report(
     souping: Cli, tmp_path: Path, material: Material
 ) -> None:
     """In a folder as `python -m examples.smollm --out outputs/smollm` leaves it, with tiny models."""

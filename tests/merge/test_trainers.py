@@ -72,7 +72,7 @@ def test_names_are_shown_and_nothing_is_merged(souping: Cli, written: Path, tmp_
     assert not (tmp_path / "soup").exists()
 
 
-def test_rules_of_ones_own_by_the_command_line(souping: Cli, written: Path, tmp_path: Path) -> None:
+def test_rules_of_a_user_by_the_command_line(souping: Cli, written: Path, tmp_path: Path) -> None:
     folders = ",".join(str(path) for path in pool_of(written).values())
     words = ("+experiment=merge", f"pool.candidates=[{folders}]", f"pool.like={written / TITAN}")
     norm = ["decoder.final_layernorm.weight", "model.norm.weight", "hidden"]

@@ -260,7 +260,9 @@ ORDERS: dict[str, list[tuple[int, int]]] = {
 
 @pytest.mark.parametrize("order", ORDERS)
 @pytest.mark.parametrize("threads", [1, 4])
-def test_it_is_the_digest_of_every_tensor(tmp_path: Path, order: str, threads: int) -> None:
+def test_a_digest_of_parts_is_the_digest_of_every_tensor(
+    tmp_path: Path, order: str, threads: int
+) -> None:
     digest, values = passing(tmp_path / "file")
     with ThreadPoolExecutor(threads) as pool:
         promised = [(a, b) for a, b in ORDERS[order] if digest.promise(a, b - a)]

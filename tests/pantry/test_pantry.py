@@ -45,7 +45,7 @@ def test_ids_prompts_and_groups() -> None:
     assert len(docs) == len(groups)  # a group is one set of function docs, and the other way round
 
 
-def test_plain_transformers_loads_them() -> None:
+def test_plain_transformers_loads_the_models() -> None:
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
@@ -61,7 +61,7 @@ def test_plain_transformers_loads_them() -> None:
         assert known == (tokens.pad_token_id, tokens.bos_token_id, tokens.eos_token_id)
 
 
-def test_the_first_line_says_what_it_is(souping: Cli) -> None:
+def test_the_first_line_says_that_the_models_are_bundled(souping: Cli) -> None:
     first = "bundled tiny models with BFCL-style questions (not BFCL)"
     for more in (["plan=true"], ["expected={python_cook: 1}", "out=/"]):
         assert souping("+experiment=bfcl", *more).out.splitlines()[0] == first
@@ -98,7 +98,7 @@ def test_the_gold_answer_is_right_and_another_is_wrong() -> None:
             assert score(item, other.gold) == 0.0
 
 
-def test_training_and_development_never_meet_them() -> None:
+def test_training_and_development_never_meet_the_shipped_items() -> None:
     shipped = {task.key for task in TASKS}
     development = {task.key for task in items.development(20)}
     assert len(development) == 20 * len(CATEGORIES)

@@ -310,7 +310,7 @@ def test_a_soup_that_is_sent_comes_back_the_same(
         (WRITER, "soup", ["must be org/name"]),
     ],
 )
-def test_who_may_not_send_learns_it_before_a_model_is_fetched(
+def test_a_forbidden_upload_is_refused_before_a_model_is_fetched(
     hub: Hub,
     souping: Cli,
     monkeypatch: pytest.MonkeyPatch,

@@ -86,7 +86,9 @@ class TestClaims:
             "weights",
         ],
     )
-    def test_whatever_a_claim_rests_on_makes_it_another(self, ledger: Ledger, other: Any) -> None:
+    def test_whatever_a_claim_rests_on_makes_another_claim(
+        self, ledger: Ledger, other: Any
+    ) -> None:
         looks = [number(ledger, one) for one in (claim(HALF, ITEMS), other, other)]
         assert looks == [1, 2, 2]
 
@@ -211,7 +213,9 @@ class TestItems:
         ("share", "occasions", "leave"),
         [(0.44, 1, True), (0.46, 1, False), (0.52, 2, True), (0.54, 2, False)],
     )
-    def test_they_leave_if_that_is_cheaper(self, share: float, occasions: int, leave: bool) -> None:
+    def test_items_leave_if_that_is_cheaper(
+        self, share: float, occasions: int, leave: bool
+    ) -> None:
         items = [item for item in make_items(500) if item.category == "w"]
         shown = round(share * len(items))
         counts = Counter({item.identity: occasions for item in items[:shown]})
@@ -245,7 +249,7 @@ class TestKnownModels:
         show_report(ledger, claim(HALF, ITEMS), models=[OTHER])
         assert show_report(ledger, claim(recipe(0.9, 0.1), ITEMS)).known == KnownModels((), 2)
 
-    def test_it_stays_as_it_was_when_the_claim_was_first_shown(
+    def test_a_family_stays_as_it_was_when_the_claim_was_first_shown(
         self, ledger: Ledger, store: Store
     ) -> None:
         for soup in (HALF, OTHER):

@@ -209,7 +209,7 @@ def plan_of(folder: Path) -> dict[str, Any]:
 
 
 class TestAgainstRuns:
-    def test_it_counts_what_the_run_then_evaluates(
+    def test_a_plan_counts_what_the_run_then_evaluates(
         self, family: Path, souping: Cli, tmp_path: Path
     ) -> None:
         extra = tmp_path / "side.jsonl"
@@ -470,7 +470,9 @@ def test_the_store_of_a_run_is_not_touched(family: Path, souping: Cli, tmp_path:
     assert "as its answers are stored" in done.out.splitlines()[-1]
 
 
-def test_what_a_run_would_refuse_it_refuses(family: Path, souping: Cli, tmp_path: Path) -> None:
+def test_a_check_refuses_what_a_run_would_refuse(
+    family: Path, souping: Cli, tmp_path: Path
+) -> None:
     souping("check", *pool_of(family), "merge.carry=cow").refused(
         "merge.carry=cow", "this run cannot start here"
     )

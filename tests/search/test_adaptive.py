@@ -62,7 +62,7 @@ def test_no_item_is_asked_twice_of_a_soup_and_every_prefix_is_nested() -> None:
 
 
 @pytest.mark.parametrize("opened", [1, 8])
-def test_it_finds_what_the_whole_grid_finds_for_a_quarter_of_its_items(opened: int) -> None:
+def test_adaptive_finds_what_the_grid_finds_for_a_quarter_of_the_items(opened: int) -> None:
     lost = []
     for seed in range(12):
         of = world(seed)

@@ -52,7 +52,7 @@ def test_every_choice_has_a_row() -> None:
 
 
 @pytest.mark.parametrize("strategy", each(ROWS))
-def test_it_conforms(strategy: Strategy) -> None:
+def test_a_strategy_conforms(strategy: Strategy) -> None:
     check_strategy(strategy)
     with pytest.raises(UserError, match=r"optimiser\.trials"):
         strategy.start(search_space(), 0).best()

@@ -39,11 +39,11 @@ def test_every_choice_has_a_row() -> None:
 
 @pytest.mark.parametrize("selector", each(ROWS))
 class TestSelector:
-    def test_it_conforms(self, selector: Selector) -> None:
+    def test_a_selector_conforms(self, selector: Selector) -> None:
         check_selector(selector)
         assert selector.with_cut(selector.cut or 0.1) == selector
 
-    def test_experts_are_ingredients_and_best_among_them(
+    def test_experts_are_ingredients_and_best_in_a_category(
         self, selector: Selector, matrix: ScoreMatrix
     ) -> None:
         selection = selector.select(matrix)

@@ -337,7 +337,7 @@ def steps(flips: JointFlips) -> list[float]:
     return flips.step_down([(model, 0) for model in range(1, models)], 0.05)
 
 
-def test_one_model_needs_no_correction_and_equal_ones_nearly_their_number() -> None:
+def test_one_model_needs_no_correction_and_equal_models_nearly_their_number() -> None:
     rng = np.random.default_rng(7)
     assert steps(family(rng, base=0.5, a=0.5)) == [pytest.approx(1.0, abs=0.15)]
     several = steps(family(rng, base=0.5, a=0.5, b=0.5, c=0.5))

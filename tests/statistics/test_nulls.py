@@ -54,7 +54,7 @@ def test_of_two_equal_models_neither_is_called_better(name: str) -> None:
         assert found.width <= 1.15
 
 
-def test_neither_is_where_groups_are_ignored_and_the_check_sees_it() -> None:
+def test_tests_that_ignore_groups_exceed_the_level_and_the_check_sees_it() -> None:
     (world,) = nulls.TESTS_THAT_FAIL.values()
     found = nulls.tally(world, 150, seed=7)
     assert max(found.better, found.worse) > nulls.allowed(150)

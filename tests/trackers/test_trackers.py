@@ -58,7 +58,7 @@ class TestTracker:
             pytest.skip(f"needs {row.needs()[0].what}")
         return lambda: dataclasses.replace(row)  # type: ignore[type-var]
 
-    def test_it_conforms_and_prints_nothing(
+    def test_a_tracker_conforms_and_prints_nothing(
         self, make: Callable[[], Tracker], tmp_path: Path, capfd: pytest.CaptureFixture[str]
     ) -> None:
         check_tracker(make(), tmp_path)

@@ -97,7 +97,7 @@ def address(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
 @served
 @pytest.mark.slow
 class TestGenerate:
-    def test_a_server_of_its_own(self, bfcl: Environment) -> None:
+    def test_a_server_that_the_evaluator_starts(self, bfcl: Environment) -> None:
         asked = [*shortest(bfcl, ("simple_python", "irrelevance"), 2)]
         asked += BfclBenchmark(data=bfcl.data, categories=("live_multiple",), limit=1).items()
         evaluator = BfclEvaluator(

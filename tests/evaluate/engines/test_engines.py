@@ -103,7 +103,7 @@ def test_a_prompt_that_does_not_fit_is_unanswered(asked: LocalEvaluator, pantry_
     assert other.outcome == "truncated"
 
 
-def test_what_it_declares(asked: LocalEvaluator) -> None:
+def test_an_engine_declares_its_settings_and_model_form(asked: LocalEvaluator) -> None:
     engine = asked.engine
     assert ("engine" in asked.settings) == (engine.settings is not None)
     settings = engine.module_settings(WISHED)

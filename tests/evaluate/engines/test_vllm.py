@@ -292,7 +292,7 @@ def test_a_found_server_takes_one_model_after_another(
 @pytest.mark.vllm_runs
 @real
 @serves
-def test_a_server_of_our_own(models: Path, items: tuple[Item, ...]) -> None:
+def test_a_server_that_souping_starts(models: Path, items: tuple[Item, ...]) -> None:
     server = VllmServer(
         dtype="float32", extra_args=["--enforce-eager"], max_model_len=128, timeout=400
     )

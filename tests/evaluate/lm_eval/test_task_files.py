@@ -132,7 +132,7 @@ def test_only_code_that_is_allowed_runs_and_its_source_is_in_the_items(wild: Pat
     assert replace(own).prompts.benchmark.items()[0].fingerprint != items[0].fingerprint
 
 
-def test_files_of_the_harness_and_of_this_package_may(evil: Path) -> None:
+def test_task_files_of_lm_eval_and_souping_may_run_code(evil: Path) -> None:
     import lm_eval.tasks
 
     harness = Path(str(lm_eval.tasks.__file__)).parent
@@ -181,7 +181,7 @@ def test_the_sandbox_renders_what_the_harness_does() -> None:
         utils.apply_template("{{ nothing }}", doc)
 
 
-def test_a_run_with_a_file_of_others(souping: Cli, family: Path, wild: Path) -> None:
+def test_a_run_with_a_task_file_from_elsewhere(souping: Cli, family: Path, wild: Path) -> None:
     own = [
         "evaluator=lm_eval",
         f"evaluator.include_path={wild}",

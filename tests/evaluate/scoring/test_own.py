@@ -191,7 +191,7 @@ def judge(endpoint: FakeServer, **more: Any) -> Judge:
     )
 
 
-def test_it_asks_at_temperature_0_and_reads_the_verdict(endpoint: FakeServer) -> None:
+def test_a_judge_asks_at_temperature_0_and_reads_the_verdict(endpoint: FakeServer) -> None:
     own = judge(endpoint, system="Be strict.")
     assert [own(QUESTION, text) for text in ("right", "wrong")] == [1.0, 0.0]
     body = endpoint.requests[0][1]

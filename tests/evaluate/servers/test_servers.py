@@ -66,7 +66,7 @@ def test_an_interpreter_without_the_packages_is_named(server: Any, tmp_path: Pat
     assert "\n" not in str(told.value)
 
 
-def test_what_it_lacks_is_what_it_refuses(server: Any, tmp_path: Path) -> None:
+def test_a_server_refuses_what_it_says_is_missing(server: Any, tmp_path: Path) -> None:
     for change, words in (
         ({"python": "/nowhere/python"}, "server.python=/nowhere/python cannot be run"),
         ({"url": f"http://127.0.0.1:{free_port()}"}, "does not answer"),
@@ -241,7 +241,9 @@ def test_stop_ends_the_whole_group(tmp_path: Path) -> None:
     process.stop()
 
 
-def test_one_that_will_not_end_is_made_to(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_server_that_ignores_sigterm_is_killed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr("souping.evaluate.servers.process.SERVER_GRACE_S", 0.3)
     stubborn = (
         "import signal; signal.signal(signal.SIGTERM, signal.SIG_IGN); print('on', flush=True); "
@@ -253,7 +255,9 @@ def test_one_that_will_not_end_is_made_to(tmp_path: Path, monkeypatch: pytest.Mo
     assert gone(process.group)  # a killed process is seen until the kernel has ended it
 
 
-def test_one_that_ends_by_itself_takes_its_own_along_and_leaves_its_reason(tmp_path: Path) -> None:
+def test_a_server_that_ends_by_itself_takes_its_children_along_and_leaves_a_reason(
+    tmp_path: Path,
+) -> None:
     process = start_process(tmp_path, "raise ValueError('no such weights')")
     while process.alive:
         time.sleep(0.05)
@@ -338,7 +342,9 @@ class TestStart:
             Scripted(code="import time; time.sleep(60)").start(Path("/m"), "m")
         assert len(list(logs.glob("souping-server-*"))) == 1
 
-    def test_one_that_takes_too_long(self, logs: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def test_a_server_that_takes_too_long(
+        self, logs: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
         def never(*_: object) -> str:
             while "reading" not in next(logs.glob("souping-server-*/m.log")).read_text():
                 time.sleep(0.02)
@@ -360,7 +366,9 @@ def prompts() -> list[str]:
 
 @real
 @pytest.mark.slow
-def test_its_answers_are_the_local_evaluators(tmp_path: Path, prompts: list[str]) -> None:
+def test_answers_of_a_transformers_server_are_those_of_the_local_evaluator(
+    tmp_path: Path, prompts: list[str]
+) -> None:
     cook = shutil.copytree(pantry.path("python_cook"), tmp_path / "python_cook")
     (cook / "chat_template.jinja").write_text("{% for m in messages %}{{ m.content }}{% endfor %}")
     running = TransformersServer(device="cpu", dtype="float32").start(cook, "python_cook")
