@@ -13,9 +13,10 @@ from typing import Any
 import numpy as np
 
 from souping.core.types import Recipe
-from souping.merge import writer
+from souping.merge import mixing
 from souping.merge.local import LocalMerge
 from souping.merge.plan import MergePlan
+from souping.merge.writer import fill_shards, make_shards
 
 
 def recipe_of(folders: dict[str, Path], weights: Sequence[float]) -> Recipe:
@@ -64,21 +65,20 @@ def _phase(made: MergePlan, stage: Path, arithmetic: bool, cold: bool) -> float:
             for ingredient in made.ingredients
             for name in ingredient.files
         )
-    mixed = writer.mixed
+    mixed = mixing.mixed
     if not arithmetic:
-        writer.mixed = lambda plan, run, rows, out, out_dtype, warned: out
+        mixing.mixed = lambda plan, run, rows, out, out_dtype, warned: out
     try:
         start = time.perf_counter()
-        writer.prepare(made, stage)
-        with writer.ShardWriter(made, stage) as shards:
-            shards.fill()
+        make_shards(made, stage)
+        fill_shards(made, stage)
         if cold:
             for path in stage.iterdir():
                 with path.open("rb") as file:
                     os.fsync(file.fileno())
         return time.perf_counter() - start
     finally:
-        writer.mixed = mixed
+        mixing.mixed = mixed
 
 
 def forget(paths: Iterable[Path]) -> None:

@@ -10,13 +10,17 @@ from souping.checkpoints.compatibility import has_tokenizer, preflight
 from souping.checkpoints.folder import Like
 from souping.checkpoints.lora import is_adapter, opened
 from souping.checkpoints.sharded import has_average
+from souping.checkpoints.trainers import TRAINERS
 from souping.checkpoints.trajectory import Member, TrainingRun, folders_in, incomplete, member_in
 from souping.core.files import error_text
 from souping.core.text import first_line, shown
 from souping.core.types import EMA_KEY, UserError
 
-BESIDE = re.compile(r"(.*[-_])?(ema|swa|averaged?)([-_].*)?|step\d+-merged", re.IGNORECASE)
-"""Folder of an average beside the checkpoints. OLMo-core calls its own stepN-merged."""
+TRAINERS_OWN = [trainer.average for trainer in TRAINERS if trainer.average]
+BESIDE = re.compile(
+    "|".join([r"(.*[-_])?(ema|swa|averaged?)([-_].*)?", *TRAINERS_OWN]), re.IGNORECASE
+)
+"""Folder of an average beside the checkpoints."""
 INSIDE_LAST = re.compile(r"ema|swa|averaged?", re.IGNORECASE)
 """Folder of an average inside a checkpoint."""
 WHOLE_NUMBER = re.compile(r"(?<![\d.])\d+(?![\d.])")

@@ -46,16 +46,17 @@ from souping.core.types import Names, UserError, frozen
 
 @frozen
 class Checkpoint:
-    """Model folder whose headers were read and found sound; no weight is in memory.
+    """Checkpoint whose headers were read and found sound; no weight is in memory.
 
-    `tensors` are in file order, `files` are the weight files, relative to `folder`. `side` are the files that a soup
-    carries over, relative to `home`: that is `like` where a sharded checkpoint borrows another folder's config and
-    tokenizer. `stamps` tell whether one of them has changed since. If there is an `assembly`, the tensors' places are
-    in it, not in a file. `mapped` says how tensors got their names, with the file of `rules` if the user gave one.
-    `quantised` is the same folder as it is stored, if weights are dequantised when read. `archive` is the FILE or
-    FILE#KEY of one that is a file of `torch.save`, in `folder`; `average` is FOLDER#ema, if that is what was opened.
+    `source` is what was opened: `folder` itself, FILE or FILE#KEY in it, or FOLDER#ema. `tensors` are in file order,
+    `files` are the weight files, relative to `folder`. `side` are the files that a soup carries over, relative to
+    `home`: that is `like` where a sharded checkpoint borrows another folder's config and tokenizer. `stamps` tell
+    whether one of them has changed since. If there is an `assembly`, the tensors' places are in it, not in a file, and
+    `sharded` is what it is made of. `mapped` says how tensors got their names, with the file of `rules` if the user
+    gave one. `quantised` is the same folder as it is stored, if weights are dequantised when read.
     """
 
+    source: Path
     folder: Path
     tensors: dict[str, Tensor]
     config: dict[str, Any]
@@ -66,84 +67,23 @@ class Checkpoint:
     rules: Path | None = None
     mapped: Mapping[str, Mapped] | None = field(default=None, compare=False, repr=False)
     assembly: Assembly | None = field(default=None, compare=False, repr=False)
+    sharded: Sharded | None = field(default=None, compare=False, repr=False)
     quantised: Checkpoint | None = field(default=None, compare=False, repr=False)
-    archive: Path | None = None
-    average: Path | None = None
 
     @classmethod
-    def open(cls, folder: Path, allow_pickle: bool = False, like: Like | None = None) -> Checkpoint:
-        """Read a folder's headers; `like` has what a sharded checkpoint lacks.
+    def open(cls, source: Path, allow_pickle: bool = False, like: Like | None = None) -> Checkpoint:
+        """Read the headers of a folder, a file or FOLDER#ema; `like` has what a sharded checkpoint lacks.
 
         Raises:
             UserError: it is missing, has no config.json or no weights, holds pickled weights that are not
                 allowed, a name or symlink leaves it, or a header cannot be trusted.
         """
-        folder = expanded(folder)
-        archive = archive_at(folder)
-        if archive is not None:
-            return replace(cls._of_archive(*archive, like or Like()), archive=folder)
-        averaged = averaged_at(folder)
-        if averaged is not None:
-            sharded = read_sharded(averaged, allow_pickle, averaged=True)
-            if sharded is None:
-                raise UserError(f"{averaged} is not a sharded checkpoint, so there is no {folder}")
-            return replace(cls._of_sharded(sharded, like or Like()), average=folder)
-        if not folder.is_dir():
-            raise UserError(
-                f"{folder} is not a folder. Give the path of a saved Hugging Face model."
-            )
-        if not has_weights(folder):
-            sharded = read_sharded(folder, allow_pickle)
-            if sharded is not None:
-                return cls._of_sharded(sharded, like or Like())
-        refuse_gguf(folder)
-        before = stamps_in(folder)
-        config = read_config(folder)
-        scheme = scheme_of(folder, config)
-        tensors = read_weights(folder, allow_pickle)
-        if not tensors:
-            raise UserError(f"{folder} holds no tensor: nothing to soup.")
-        plain = cls.of(folder, tensors, config, side_files(folder), before)
-        if scheme is None:
-            return cls._regrouped(plain)
-        assembly, tensors = dequantised(folder, tensors, scheme)
-        return replace(
-            plain, tensors=tensors, config=plain_config(config), assembly=assembly, quantised=plain
-        )
-
-    @classmethod
-    def _of_archive(cls, file: Path, key: str, like: Like) -> Checkpoint:
-        """The tensors of a file by their own names, or by those of Hugging Face if `like` has a config."""
-        before = {file.name: stamp(file)}
-        tensors = read_archive(file, key)
-        if like.folder is None:
-            return cls.of(file.parent, tensors, {}, (), before)
-        stored = {name: StoredTensor.of(tensor) for name, tensor in tensors.items()}
-        return cls._of_sharded(Sharded(file.parent, "", "archive", stored, (file.name,)), like)
-
-    @classmethod
-    def _of_sharded(cls, sharded: Sharded, like: Like) -> Checkpoint:
-        """A trainer's tensors under the names of Hugging Face, or as they are stored where there is no config."""
-        home = home_of(sharded, like)
-        if home is None:
-            return cls.viewed(sharded, sharded.as_stored(), {}, None)
-        config = read_config(home)
-        shapes = {name: tensor.shape for name, tensor in weights_like(home).items()}
-        headers = headers_of(sharded.tensors)
-        mapped = map_names(headers, config, shapes or None, like.rules, where=sharded.folder)
-        viewed = cls.viewed(sharded, views_of(mapped), config, home)
-        return replace(viewed, rules=like.rules, mapped=mapped)
-
-    @classmethod
-    def _regrouped(cls, opened: Checkpoint) -> Checkpoint:
-        """Experts as the model's family stores them, one by one or fused, however this folder does."""
-        mapped = regrouped(headers_of(opened.tensors), opened.config, opened.folder)
-        if mapped is None:
-            return opened
-        stored = {name: StoredTensor.of(tensor) for name, tensor in opened.tensors.items()}
-        sharded = Sharded(opened.folder, "", "safetensors", stored, opened.files)
-        viewed = cls.viewed(sharded, views_of(mapped), opened.config, opened.folder)
-        return replace(viewed, stamps=opened.stamps, mapped=mapped)
+        source = expanded(source)
+        for layout in LAYOUTS:
+            checkpoint = layout(source, allow_pickle, like or Like())
+            if checkpoint is not None:
+                return replace(checkpoint, source=source)
+        raise UserError(f"{source} is not a folder. Give the path of a saved Hugging Face model.")
 
     @classmethod
     def of(
@@ -161,7 +101,13 @@ class Checkpoint:
             check_name(folder, name)
         files = files or tuple(sorted({tensor.file for tensor in tensors.values()}))
         opened = cls(
-            folder=folder, tensors=tensors, config=config, files=files, side=side, like=like
+            source=folder,
+            folder=folder,
+            tensors=tensors,
+            config=config,
+            files=files,
+            side=side,
+            like=like,
         )
         stamps = dict[str, Stamp]()
         for name in (*files, *side):
@@ -178,17 +124,12 @@ class Checkpoint:
         side = side_files(home) if home else ()
         like = home if home != sharded.folder else None
         checkpoint = cls.of(sharded.folder, tensors, config, side, {}, sharded.files, like)
-        return replace(checkpoint, assembly=assembly)
+        return replace(checkpoint, assembly=assembly, sharded=sharded)
 
     @property
     def home(self) -> Path:
         """Where its config, tokenizer and other side files are."""
         return self.like or self.folder
-
-    @property
-    def source(self) -> Path:
-        """What it is opened by: its folder, archive or FOLDER#ema."""
-        return self.archive or self.average or self.folder
 
     def path(self, name: str) -> Path:
         """Where one of its files is."""
@@ -239,6 +180,78 @@ class Checkpoint:
     def file_number(self, tensor: Tensor) -> int:
         """The number of a tensor's file; of the first where it is assembled from several."""
         return 0 if self.assembly is not None else self.files.index(tensor.file)
+
+
+# Layouts: each finds a checkpoint, or declines
+
+
+def _archive(source: Path, allow_pickle: bool, like: Like) -> Checkpoint | None:
+    """The tensors of FILE or FILE#KEY by their own names, or by those of Hugging Face if `like` has a config."""
+    place = archive_at(source)
+    if place is None:
+        return None
+    file, key = place
+    before = {file.name: stamp(file)}
+    tensors = read_archive(file, key)
+    if like.folder is None:
+        return Checkpoint.of(file.parent, tensors, {}, (), before)
+    return _named(Sharded.whole(file.parent, tensors), like)
+
+
+def _average(source: Path, allow_pickle: bool, like: Like) -> Checkpoint | None:
+    """FOLDER#ema: a trainer's folder with the average in its optimiser state in place of the weights."""
+    folder = averaged_at(source)
+    if folder is None:
+        return None
+    sharded = read_sharded(folder, allow_pickle, averaged=True)
+    if sharded is None:
+        raise UserError(f"{folder} is not a sharded checkpoint, so there is no {source}")
+    return _named(sharded, like)
+
+
+def _trainer_folder(source: Path, allow_pickle: bool, like: Like) -> Checkpoint | None:
+    """A folder that a trainer wrote; one with weights of Hugging Face is not."""
+    sharded = None if has_weights(source) else read_sharded(source, allow_pickle)
+    return None if sharded is None else _named(sharded, like)
+
+
+def _model_folder(source: Path, allow_pickle: bool, like: Like) -> Checkpoint | None:
+    """A folder of Hugging Face, dequantised, with experts as the model's family stores them."""
+    if not source.is_dir():
+        return None
+    refuse_gguf(source)
+    before = stamps_in(source)
+    config = read_config(source)
+    scheme = scheme_of(source, config)
+    tensors = read_weights(source, allow_pickle)
+    if not tensors:
+        raise UserError(f"{source} holds no tensor: nothing to soup.")
+    plain = Checkpoint.of(source, tensors, config, side_files(source), before)
+    if scheme is not None:
+        assembly, tensors = dequantised(source, tensors, scheme)
+        config = plain_config(config)
+        return replace(plain, tensors=tensors, config=config, assembly=assembly, quantised=plain)
+    mapped = regrouped(headers_of(tensors), config, source)
+    if mapped is None:
+        return plain
+    viewed = Checkpoint.viewed(Sharded.whole(source, tensors), views_of(mapped), config, source)
+    return replace(viewed, stamps=plain.stamps, mapped=mapped)
+
+
+LAYOUTS = (_archive, _average, _trainer_folder, _model_folder)
+
+
+def _named(sharded: Sharded, like: Like) -> Checkpoint:
+    """A trainer's tensors under the names of Hugging Face, or as they are stored where there is no config."""
+    home = home_of(sharded, like)
+    if home is None:
+        return Checkpoint.viewed(sharded, sharded.as_stored(), {}, None)
+    config = read_config(home)
+    shapes = {name: tensor.shape for name, tensor in weights_like(home).items()}
+    headers = headers_of(sharded.tensors)
+    mapped = map_names(headers, config, shapes or None, like.rules, where=sharded.folder)
+    viewed = Checkpoint.viewed(sharded, views_of(mapped), config, home)
+    return replace(viewed, rules=like.rules, mapped=mapped)
 
 
 Checkpoints = Mapping[str, Checkpoint]

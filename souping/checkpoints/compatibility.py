@@ -513,7 +513,9 @@ def chat_template(folder: Path) -> str | None:
     Raises:
         UserError: a file of it is not JSON.
     """
-    bare = Checkpoint(folder=folder, tensors={}, config={}, files=(), side=side_files(folder))
+    bare = Checkpoint(
+        source=folder, folder=folder, tensors={}, config={}, files=(), side=side_files(folder)
+    )
     return _template(bare, _json(bare, "tokenizer_config.json"))
 
 

@@ -11,6 +11,7 @@ from typing import Any
 from souping.checkpoints.archives import read_pickled
 from souping.checkpoints.header import Tensor, broken, inside, parse_json, read_header, small
 from souping.checkpoints.sharded import Sharded
+from souping.checkpoints.trainers import MODEL_PLACES
 from souping.core.text import shown
 from souping.core.types import Json, Names, UserError
 
@@ -141,16 +142,9 @@ def home_of(sharded: Sharded, like: Like) -> Path | None:
             )
         return like.folder
     folder = sharded.folder
-    root = sharded.folder / sharded.root
-    for place in (
-        folder,
-        root,
-        root / "huggingface",
-        folder / "huggingface",
-        folder / "actor" / "huggingface",
-    ):
-        if (place / "config.json").is_file():
-            return place
+    for place in (*MODEL_PLACES, sharded.root):
+        if (folder / place / "config.json").is_file():
+            return folder / place
     if like.stored:
         return None
     advice = "name a folder of the same model that has them, pool.like=HF_FOLDER"

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any, TypedDict
 
 from souping.checkpoints.header import parse_json
+from souping.checkpoints.trainers import TRAINERS
 from souping.checkpoints.views import Shape, row_major
 from souping.core.fields import load, pick
 from souping.core.files import expanded
@@ -23,6 +24,7 @@ SOURCE = "source"
 """Axis of the result that counts the native tensors of a rule which has several."""
 SHOW_NAMES = "show"
 RULES = Path(__file__).with_name("rules")
+RULE_FILES = {name: RULES / f"{name}.json" for name in sorted({t.rules for t in TRAINERS})}
 PLACEHOLDER = re.compile(r"\{([a-z_]+)\}")
 OPTIONAL_PART = re.compile(r"\[([^\[\]]*)\]")
 MAX_OPTIONAL = 6
@@ -147,8 +149,7 @@ def shows(names: str | None) -> bool:
 def families(rules: Path | None) -> list[Family]:
     """The user's file, then all files of the package."""
     paths = [] if rules is None else [rules]
-    paths.extend(sorted(RULES.glob("*.json")))
-    return [read_rules(path) for path in paths if path != RULES / "common.json"]
+    return [read_rules(path) for path in (*paths, *RULE_FILES.values())]
 
 
 class RuleFile(TypedDict, total=False):
@@ -181,8 +182,7 @@ def read_rules(path: Path) -> Family:
     anchors = table.get("anchors", [])
     drop = table.get("drop", [])
     if "extends" in table:
-        files = {file.stem: file for file in RULES.glob("*.json") if file.stem != "common"}
-        base = read_rules(files[pick(table["extends"], sorted(files), f"{path}: extends")])
+        base = read_rules(RULE_FILES[pick(table["extends"], RULE_FILES, f"{path}: extends")])
         # A name that the file itself has rules for loses those of the base.
         names = {rule.name for rule in rules}
         rules += [rule for rule in base.rules if rule.name not in names]

@@ -14,7 +14,7 @@ from itertools import islice, product
 from pathlib import Path
 
 from souping.checkpoints.layouts import (
-    RULES,
+    RULE_FILES,
     Axes,
     Dims,
     Family,
@@ -132,9 +132,7 @@ def described(mapped: Mapping[str, Mapped], stored: Iterable[str]) -> list[str]:
 
 def regrouped(stored: Headers, config: JsonObject, where: str | Path) -> dict[str, Mapped] | None:
     """The tensors of a Hugging Face folder whose experts are not laid out as its model_type stores them; else None."""
-    rules = [
-        rule for rule in read_rules(RULES / f"{HUGGING_FACE}.json").rules if rule.layout is not None
-    ]
+    rules = [rule for rule in read_rules(RULE_FILES[HUGGING_FACE]).rules if rule.layout is not None]
     model_type = str(config.get("model_type"))
     natives = list[str]()
     for rule in rules:

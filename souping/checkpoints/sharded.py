@@ -32,23 +32,19 @@ from souping.checkpoints.header import (
 )
 from souping.checkpoints.layouts import is_weight
 from souping.checkpoints.pickles import MAX_PICKLE, READ_FAILURES, Data, Made, unpickle
+from souping.checkpoints.trainers import TRAINERS, WEIGHT_PLACES
 from souping.checkpoints.views import Part, Shape, StoredTensor, View
 from souping.core.text import listed, shown
 from souping.core.types import EMA_KEY, Names, UserError
 
 META = ".metadata"
 ZIP = b"PK\x03\x04"
-PLACES = (
-    "", "pytorch_model_fsdp_0", "model_and_optim", "actor", "actor/dist_ckpt", "actor/model/dist_ckpt", "dist_ckpt",
-    "model/dist_ckpt", "policy/weights", "policy/weights/model", "sharded",
-)  # fmt: skip
-"""Where trainers put the weights below a checkpoint's folder."""
 RANK_FILE = re.compile(
     r"(?:model_world_size_(\d+)_rank_|pytorch_model_fsdp_\d+_rank)(\d+)\.(?:pt|bin)"
 )
 SHARD_FILE = re.compile(r"shard-\d+-model-\d+-of-\d+\.safetensors")
 OPTIMISER = re.compile(r"(?:[^./]+[./])?(?:(?:ema_)?optimizers?|optim|chained_\d+)(?:[./].*)?")
-EMA_STATE = re.compile(r"^(?:[^./]+\.)?(?=\w*optim)\w+\.state\.(?P<name>.+)\.ema(?:_\w+)?$")
+EMA_STATE = re.compile("|".join(t.average_state for t in TRAINERS if t.average_state))
 """Optimiser state that is an average of the weight `name`: torchtitan's `ema_optimizer.state.NAME.ema_params`."""
 COARSEST_TICK_NS = 1_000_000_000
 """Nanoseconds within which a file may change twice without another stamp, on any file system."""
@@ -56,9 +52,9 @@ COARSEST_TICK_NS = 1_000_000_000
 
 @dataclass(frozen=True)
 class Sharded:
-    """Weights of a sharded checkpoint by their stored names, and the files that hold them, relative to `folder`.
+    """Weights by their stored names, and the files that hold them, relative to `folder`.
 
-    `root` is where the layout's own files are, relative to it too.
+    `root` is where the files of a trainer's `layout` are, relative to it too.
     """
 
     folder: Path
@@ -66,6 +62,13 @@ class Sharded:
     layout: str
     tensors: Mapping[str, StoredTensor]
     files: Names
+
+    @classmethod
+    def whole(cls, folder: Path, tensors: Mapping[str, Tensor]) -> Sharded:
+        """Tensors that are in one piece each, in no trainer's layout."""
+        stored = {name: StoredTensor.of(tensor) for name, tensor in tensors.items()}
+        files = {tensor.file for tensor in tensors.values()}
+        return cls(folder, "", "", stored, tuple(sorted(files)))
 
     @classmethod
     def of(cls, folder: Path, root: str, layout: str, pieces: Iterable[Piece]) -> Sharded:
@@ -121,7 +124,7 @@ def find(folder: Path) -> tuple[str, str] | None:
     Raises:
         UserError: it is one that cannot be read; what to do is said.
     """
-    for place in PLACES:
+    for place in WEIGHT_PLACES:
         root = folder / place
         if not root.is_dir():
             continue
@@ -284,7 +287,7 @@ def has_average(root: Path) -> bool:
     # Names are plain text in a pickle, and most checkpoints have none: they are not parsed for it.
     if b".ema" not in small(path, MAX_PICKLE):
         return False
-    return any(EMA_STATE.match(entry.name) for entry in metadata(root, "")[1])
+    return any(EMA_STATE.fullmatch(entry.name) for entry in metadata(root, "")[1])
 
 
 def _read_dcp(folder: Path, prefix: str) -> Iterator[Piece]:
@@ -294,7 +297,7 @@ def _read_dcp(folder: Path, prefix: str) -> Iterator[Piece]:
 def _read_average(folder: Path, prefix: str) -> Iterator[Piece]:
     """The average in the optimiser state, and what it does not follow, such as buffers, as the checkpoint has it."""
     entries = metadata(folder, prefix)[1] if (folder / prefix / META).is_file() else []
-    averages = [entry for entry in entries if entry.is_box and EMA_STATE.match(entry.name)]
+    averages = [entry for entry in entries if entry.is_box and EMA_STATE.fullmatch(entry.name)]
     if not averages:
         raise UserError(
             f"{folder / prefix} holds no average in its optimiser state: give the folder without {EMA_KEY}"

@@ -12,6 +12,15 @@ from dataclasses import replace
 from pathlib import Path
 
 from souping.checkpoints.folder import weight_map
+from souping.checkpoints.sharded import RANK_FILE
+from souping.checkpoints.trainers import (
+    MODEL_PLACES,
+    TRAINER_STATE,
+    TRAINERS,
+    WEIGHT_PLACES,
+    Trainer,
+    step_pattern,
+)
 from souping.core.fields import text_of
 from souping.core.files import near_folder
 from souping.core.json_fields import entries, number
@@ -19,24 +28,9 @@ from souping.core.parsing import read_json
 from souping.core.text import first_line, listed
 from souping.core.types import JsonObject, UserError, frozen
 
-TRAINER_FOLDERS = {
-    "Trainer": r"checkpoint[-_](\d+)", "torchtitan": r"step-(\d+)", "OLMo-core": r"step(\d+)",
-    "Megatron": r"iter_(\d+)", "verl": r"global_step_(\d+)", "NeMo RL": r"step_(\d+)",
-}  # fmt: skip
-"""{trainer: name of a checkpoint's folder}. TRL, axolotl and LLaMA-Factory save as transformers' Trainer does."""
-INSIDE = (
-    "pytorch_model_fsdp_0", "model_and_optim", "actor/huggingface", "actor", "policy/weights", "policy/weights/model",
-)  # fmt: skip
-"""Folders inside a checkpoint that may hold the weights; else it does itself."""
-MODEL = "huggingface"
-"""Folder inside a checkpoint that is a whole Hugging Face model if it has weights."""
-STATE = "trainer_state.json"
-MARKS = (STATE, "metadata.json")
-"""Files that trainers write last. If one checkpoint of a run has such a file, those without it are incomplete."""
 WEIGHT_FILE = re.compile(
     r".*\.(safetensors|distcp)|\.metadata|(pytorch|adapter)_model.*\.bin|model_world_size_.*\.pt"
 )
-RANKS = re.compile(r"model_world_size_(\d+)_rank_\d+\.pt")
 FALLEN = 0.5
 """Share of the first learning rate below which the rate has fallen."""
 FELL = "averages of decayed checkpoints seldom gain"
@@ -44,19 +38,15 @@ FELL = "averages of decayed checkpoints seldom gain"
 
 @frozen
 class Member:
-    """Checkpoint of a run: its folder, that of its weights, and what the trainer logged up to it."""
+    """Checkpoint of a run: its folder, that to open, that of its weights, and what the trainer logged up to it."""
 
     name: str
     folder: Path
+    model: Path
     weights: Path
     step: int
     rate: float | None = None
     tokens: float | None = None
-
-    @property
-    def model(self) -> Path:
-        """The folder to open."""
-        return self.weights if self.weights.name == MODEL else self.folder
 
     def same_weights(self, folder: Path) -> bool:
         files = weight_files(self.weights)
@@ -118,7 +108,7 @@ def find_run(path: Path, rates: Path | None = None) -> TrainingRun:
         raise UserError(f"pool.path={path} is not a folder{near_folder(path)}")
     trainer, checkpoints, left_out = _checkpoints(path)
     for checkpoint in checkpoints:
-        why = incomplete(checkpoint, checkpoints)
+        why = incomplete(checkpoint, trainer.mark, checkpoints)
         if why:
             left_out[checkpoint.name] = why
 
@@ -146,7 +136,7 @@ def find_run(path: Path, rates: Path | None = None) -> TrainingRun:
     best = copies.get(best, best)
     return TrainingRun(
         folder=path,
-        trainer=trainer,
+        trainer=trainer.name,
         members=tuple(_logged(member, log) for member in reversed(members)),
         notes=tuple(f"{path}: {note}" for note in notes),
         best=next((member for member in members if member.name == best), None),
@@ -164,38 +154,39 @@ def weight_files(folder: Path) -> list[str]:
     return sorted(path.name for path in folder.iterdir() if WEIGHT_FILE.fullmatch(path.name))
 
 
-def _checkpoints(path: Path) -> tuple[str, list[Member], dict[str, str]]:
+def _checkpoints(path: Path) -> tuple[Trainer, list[Member], dict[str, str]]:
     """(trainer, checkpoints by step, {what is left out: why}) of the layout that most folders follow."""
-    layouts = dict[str, list[Member]]()
+    layouts = dict[Trainer, list[Member]]()
     left_out = dict[str, str]()
     for folder in folders_in(path):
-        for trainer, pattern in TRAINER_FOLDERS.items():
-            match = re.fullmatch(pattern, folder.name)
+        for trainer in TRAINERS:
+            pattern = step_pattern(trainer)
+            match = pattern.fullmatch(folder.name)
             if match:
                 layouts.setdefault(trainer, []).append(member_in(folder, int(match[1])))
-            elif re.search(pattern, folder.name) and re.search("tmp|part", folder.name):
+            elif pattern.search(folder.name) and re.search("tmp|part", folder.name):
                 left_out[folder.name] = "incomplete: its name is a temporary one"
     if not layouts:
-        looked_for = ", ".join(
-            pattern.replace("[-_]", "-").replace(r"(\d+)", "N")
-            for pattern in TRAINER_FOLDERS.values()
-        )
+        looked_for = ", ".join(f"{trainer.folders[0]}N" for trainer in TRAINERS)
         raise UserError(f"pool.path={path} holds no checkpoints: looked for {looked_for}")
-    trainer = max(layouts, key=lambda name: len(layouts[name]))
+    trainer = max(layouts, key=lambda trainer: len(layouts[trainer]))
     for other_trainer in layouts.keys() - {trainer}:
         for member in layouts[other_trainer]:
-            left_out[member.name] = f"most checkpoints here are {trainer}'s"
+            left_out[member.name] = f"most checkpoints here are {trainer.name}'s"
     return trainer, sorted(layouts[trainer], key=lambda member: member.step), left_out
 
 
 def member_in(folder: Path, step: int) -> Member:
-    places = [folder / place for place in INSIDE]
-    weights = next((place for place in places if weight_files(place)), folder)
-    return Member(name=folder.name, folder=folder, weights=weights, step=step)
+    """A checkpoint, with its weights where some trainer puts them."""
+    places = (*MODEL_PLACES, *WEIGHT_PLACES)
+    place = next((place for place in places if weight_files(folder / place)), "")
+    weights = folder / place
+    model = weights if place in MODEL_PLACES else folder
+    return Member(name=folder.name, folder=folder, model=model, weights=weights, step=step)
 
 
-def incomplete(member: Member, siblings: Sequence[Member] = ()) -> str:
-    """Why a checkpoint is not whole; empty if it is."""
+def incomplete(member: Member, mark: str = "", siblings: Sequence[Member] = ()) -> str:
+    """Why a checkpoint is not whole; empty if it is. If one of its siblings has a file `mark`, it must have one too."""
     if not weight_files(member.weights):
         return "no weights in it"
     names = {path.name for path in member.weights.iterdir()}
@@ -210,14 +201,13 @@ def incomplete(member: Member, siblings: Sequence[Member] = ()) -> str:
             missing = ["a part of the index"]
         if missing:
             return f"incomplete: {missing[0]} is missing"
-    matches = [RANKS.fullmatch(name) for name in names]
-    rank_files = [match for match in matches if match]
-    if rank_files and len(rank_files) < int(rank_files[0][1]):
-        return f"incomplete: {len(rank_files)} of {rank_files[0][1]} rank files"
-    for mark in MARKS:
-        elsewhere = any((sibling.folder / mark).exists() for sibling in siblings)
-        if elsewhere and not (member.folder / mark).exists():
-            return f"incomplete: no {mark}"
+    matches = [RANK_FILE.fullmatch(name) for name in names]
+    ranks = [match[1] for match in matches if match and match[1]]
+    if ranks and len(ranks) < int(ranks[0]):
+        return f"incomplete: {len(ranks)} of {ranks[0]} rank files"
+    marked = any((sibling.folder / mark).exists() for sibling in siblings)
+    if marked and not (member.folder / mark).exists():
+        return f"incomplete: no {mark}"
     return ""
 
 
@@ -259,7 +249,7 @@ def _state(checkpoints: Sequence[Member]) -> JsonObject:
     """The trainer_state.json of the newest checkpoint that has a readable one."""
     for member in reversed(checkpoints):
         with suppress(ValueError, UserError, FileNotFoundError):
-            state = read_json(text_of(member.folder / STATE))
+            state = read_json(text_of(member.folder / TRAINER_STATE))
             return state if isinstance(state, Mapping) else {}
     return {}
 

@@ -26,8 +26,9 @@ from souping.core.text import first_line, safe
 from souping.core.types import UserError
 from souping.merge import ERROR_PREFIX, WARNING_PREFIX, OptionalProgress
 from souping.merge.plan import MergePlan
+from souping.merge.soup_files import soup_files
 from souping.merge.stored import load_plan
-from souping.merge.writer import FillShards, write_checkpoint
+from souping.merge.writer import FillShards, fill_shards, write_checkpoint
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -67,12 +68,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return 0
 
 
-def write_plan(path: Path, out: Path, shares: FillShards | None = None) -> None:
-    """Write the soup of a saved plan in this process, or by `shares`."""
+def write_plan(path: Path, out: Path, fill: FillShards = fill_shards) -> None:
+    """Write the soup of a saved plan in this process, or by ranks."""
     plan = load_plan(path)
     print(plan.describe(), flush=True)
     start = time.perf_counter()
-    write_checkpoint(plan, out, shares=shares)
+    write_checkpoint(plan, out, soup_files(plan), fill=fill)
     print(f"{out} written in {time.perf_counter() - start:.2f} s")
 
 

@@ -3,7 +3,7 @@
 For every soup, the run prepares the shards and starts `accelerate launch -m souping.merge PLAN FOLDER --fill`, which
 takes 3 to 5 s before the first byte. Ranks exchange no weights; they only wait for each other at the end.
 
-`CudaShardWriter` mixes a rank's share on its GPU. Several threads work at once, each on a CUDA stream of its own, so
+`CudaMixer` mixes a rank's share on its GPU. Several threads work at once, each on a CUDA stream of its own, so
 that one reads files while the blocks of others are copied and mixed. Tensors that are only copied, and methods without
 a form in torch, are mixed on the CPU.
 """
@@ -19,6 +19,7 @@ import socket
 import subprocess
 import sys
 import tempfile
+import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from datetime import timedelta
@@ -35,14 +36,14 @@ from souping.core.files import error_text
 from souping.core.system import cores, package_environment
 from souping.core.text import first_line, missing, stripped_lines
 from souping.core.types import Missing, UserError, frozen
-from souping.merge import ERROR_PREFIX, WARNING_PREFIX, Extra, OptionalProgress
-from souping.merge.chunks import Chunk, blocks
-from souping.merge.kernels import COMPILED_METHODS, Combine, linear, mix_block, torch_dtype
+from souping.merge import ERROR_PREFIX, WARNING_PREFIX, OptionalProgress
+from souping.merge.chunks import Chunk, blocks, chunks, share_of_rank
+from souping.merge.kernels import COMPILED_METHODS, Combine, mix_block, torch_dtype
 from souping.merge.llvm import NAN
 from souping.merge.local import LocalMerge
-from souping.merge.mixing import check_finite
+from souping.merge.mixing import BlockMixer, ReadTiles, check_finite, function_of
 from souping.merge.plan import MergePlan
-from souping.merge.writer import WRITER_THREADS, Buffers, ShardWriter, write_checkpoint
+from souping.merge.writer import WRITER_THREADS, fill_shards
 
 if TYPE_CHECKING:
     import torch
@@ -77,23 +78,12 @@ class AccelerateMerge(LocalMerge):
     def hashes_while_reading(self) -> bool:
         return False
 
-    def write(
-        self,
-        plan: MergePlan,
-        out: Path,
-        progress: OptionalProgress = None,
-        extra_files: Extra = None,
-    ) -> Path:
-        """Write as `LocalMerge.write` does; with several ranks, progress is reported once, at the end.
+    def fill(self, plan: MergePlan, stage: Path, progress: OptionalProgress) -> None:
+        """As `LocalMerge.fill`; with several ranks, progress is reported once, at the end.
 
         Raises:
-            UserError: as `LocalMerge.write`, or a rank died, or fewer ranks started than asked for, or one is silent.
+            UserError: as `LocalMerge.fill`, or a rank died, or fewer ranks started than asked for, or one is silent.
         """
-        return write_checkpoint(
-            plan, out, progress=progress, extra_files=extra_files, shares=self._fill
-        )
-
-    def _fill(self, plan: MergePlan, stage: Path, progress: OptionalProgress) -> None:
         count = rank_count(self.num_processes)
         if count == 1:
             Rank(gpu=usable_gpu(0)).fill(plan, stage, progress)
@@ -245,16 +235,15 @@ class Rank:
             UserError: what went wrong (with several machines also where: each may see other files), or another rank
                 died or did not finish within the timeout of this one's end.
         """
+        most_threads = WRITER_THREADS
+        mixer = BlockMixer(plan)
+        if self.gpu is not None:
+            most_threads = GPU_THREADS
+            mixer = CudaMixer(plan, self.gpu)
+        threads = max(1, min(cores() // self.local, most_threads))
+        share = share_of_rank(chunks(plan), self.number, self.count)
         try:
-            if self.gpu is None:
-                most_threads = WRITER_THREADS
-                shard_writer = ShardWriter(plan, stage)
-            else:
-                most_threads = GPU_THREADS
-                shard_writer = CudaShardWriter(plan, stage, self.gpu)
-            threads = max(1, min(cores() // self.local, most_threads))
-            with shard_writer as writer:
-                writer.fill(self.number, self.count, threads, progress)
+            fill_shards(plan, stage, progress, work=share, mixer=mixer, threads=threads)
         except (UserError, OSError) as error:
             if self.local == self.count:
                 raise
@@ -366,38 +355,39 @@ DEVICE_BLOCK_ELEMENTS = 1 << 23
 LARGEST_BLOCK_ELEMENTS = 1 << 22  # elements of one block
 
 
-class CudaShardWriter(ShardWriter):
-    """`ShardWriter` whose sums run on a GPU; the bytes are the same."""
+class CudaMixer(BlockMixer):
+    """`BlockMixer` whose sums run on a GPU; the bytes are the same."""
 
-    def __init__(self, plan: MergePlan, folder: Path, device: torch.device) -> None:
-        super().__init__(plan, folder)
+    def __init__(self, plan: MergePlan, device: torch.device) -> None:
+        super().__init__(plan)
         self._device = device
+        self._thread = threading.local()
 
-    def _cut(self, chunk: Chunk) -> Iterator[Chunk]:
+    def blocks(self, chunk: Chunk) -> Iterator[Chunk]:
         """Larger blocks: a copy to the device has to be worth its start."""
         return blocks(chunk, LARGEST_BLOCK_ELEMENTS, DEVICE_BLOCK_ELEMENTS)
 
-    def _block(self, chunk: Chunk, buffers: Buffers, hashed: Sequence[int] = ()) -> None:
+    def mix(self, block: Chunk, read: ReadTiles, in_order: bool) -> tuple[Sequence[Raw], Raw]:
         import torch
 
-        function = self.method.function if chunk.op == "mix" else linear
-        if chunk.op not in ("mix", "linear") or function not in COMPILED_METHODS:
-            super()._block(chunk, buffers, hashed)
-            return
+        function = function_of(self.plan, block)
+        if block.op not in ("mix", "linear") or function not in COMPILED_METHODS:
+            return super().mix(block, read, in_order)
         stream, pinned = self._lane()
-        sizes = [chunk.count * size_of(source.dtype) for source in chunk.sources]
-        rows = [_pinned(pinned, number, size) for number, size in enumerate(sizes)]
-        out = _pinned(pinned, len(sizes), chunk.nbytes)
+        sizes = [block.count * size_of(source.dtype) for source in block.sources]
+        pinned_rows = [_pinned(pinned, number, size) for number, size in enumerate(sizes)]
+        out = _pinned(pinned, len(sizes), block.nbytes)
+        rows: list[Raw] = [row.numpy() for row in pinned_rows]
         for number, row in enumerate(rows):
-            self.read(chunk, number, row.numpy())
+            read(block, number, row, None)
         with torch.cuda.device(self._device), torch.cuda.stream(stream), torch.no_grad():
-            device_rows = [row.to(self._device, non_blocking=True) for row in rows]
-            tags = [source.dtype for source in chunk.sources]
-            soup, finite = blend(function, device_rows, tags, chunk.weights, chunk.dtype)
+            device_rows = [row.to(self._device, non_blocking=True) for row in pinned_rows]
+            tags = [source.dtype for source in block.sources]
+            soup, finite = blend(function, device_rows, tags, block.weights, block.dtype)
             out.copy_(soup, non_blocking=True)
             good = bool(finite)  # waits for the stream, and so for the copy
-        check_finite(self.plan, chunk, good, [row.numpy() for row in rows], self._warned)
-        self._write(chunk, out.numpy())
+        check_finite(self.plan, block, good, rows, self.warned)
+        return rows, out.numpy()
 
     def _lane(self) -> tuple[torch.cuda.Stream, dict[int, torch.Tensor]]:
         """This thread's stream, and its pinned rows by number."""

@@ -20,7 +20,7 @@ ThreadTask = Callable[[], None]
 class Chunk:
     """`count` elements of a shard from byte `offset` of its data, mixed by one rule from contiguous bytes.
 
-    An `indivisible` chunk is a whole band, which one rank mixes; a method that is not `whole` still takes it in blocks.
+    An `indivisible` chunk is a band that one rank mixes; it is one block too if the method takes bands `whole`.
     """
 
     op: str
@@ -31,6 +31,7 @@ class Chunk:
     sources: tuple[Source, ...]
     weights: tuple[float, ...]
     indivisible: bool = False
+    whole: bool = False
 
     @property
     def nbytes(self) -> int:
@@ -63,7 +64,7 @@ def chunks(plan: MergePlan) -> list[Chunk]:
 def tensor_chunks(plan: MergePlan, tensor: PlannedTensor) -> list[Chunk]:
     """One tensor's bands as chunks; empty ones are left out."""
     method = get_method(plan.method)
-    needs_bands = method.whole or method.coefficients is not None
+    bands_matter = method.whole or method.coefficients is not None
     chunks_of_tensor = list[Chunk]()
     for band in tensor.bands:
         if not band.count:
@@ -76,7 +77,8 @@ def tensor_chunks(plan: MergePlan, tensor: PlannedTensor) -> list[Chunk]:
             dtype=tensor.dtype,
             sources=band.sources,
             weights=band.weights,
-            indivisible=needs_bands and band.op == "mix",
+            indivisible=bands_matter and band.op == "mix",
+            whole=method.whole and band.op == "mix",
         )
         chunks_of_tensor.append(chunk)
     return chunks_of_tensor
@@ -125,7 +127,10 @@ def _cut(chunk: Chunk, nbytes: int, size: int) -> int:
 
 def blocks(chunk: Chunk, most: int | None = None, rows: int = THREAD_ELEMENTS) -> Iterator[Chunk]:
     """A chunk in blocks of at most `most` elements (default: BLOCK_ELEMENTS), fewer if all ingredients together would
-    hold more than `rows`."""
+    hold more than `rows`. One that is taken whole is one block."""
+    if chunk.whole:
+        yield chunk
+        return
     # A multiple of 4096 elements of each ingredient.
     row = rows // max(1, len(chunk.sources)) & ~0xFFF
     size = max(1 << 12, min(most or BLOCK_ELEMENTS, row))

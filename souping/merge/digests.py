@@ -10,8 +10,8 @@ import hashlib
 import itertools
 import threading
 from collections import ChainMap
-from collections.abc import Callable, Mapping, MutableMapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Mapping, MutableMapping, Sequence
+from dataclasses import replace
 
 import numpy as np
 
@@ -24,11 +24,13 @@ from souping.checkpoints.fingerprints import (
     keep_digest,
     tensors_key,
 )
-from souping.checkpoints.header import Tensor
+from souping.checkpoints.header import Tensor, size_of
 from souping.checkpoints.reader import WeightReader
 from souping.checkpoints.views import Raw
-from souping.core.types import Recipe
+from souping.merge.chunks import Chunk, run_tasks
 from souping.merge.plan import MergePlan
+
+HASHING_THREADS = 2
 
 
 class StandIns(ChainMap[str, str]):
@@ -42,14 +44,6 @@ class StandIns(ChainMap[str, str]):
     def __missing__(self, key: str) -> str:
         self.pending = True
         return f"not read yet: {key}"
-
-
-@dataclass(frozen=True)
-class Late:
-    """What is written only once the ingredients were read: digests go to `known`, `files` are those of the recipe."""
-
-    known: MutableMapping[str, str]
-    files: Callable[[Recipe], Mapping[str, str]]
 
 
 class PassingDigest:
@@ -130,13 +124,39 @@ class PassingDigest:
         keep_digest(tensors_key(self._checkpoint, self._files), self._files, values, known)
 
 
-Digests = Mapping[tuple[int, int], PassingDigest]
-"""By number of ingredient and of its file."""
+class Digests(dict[tuple[int, int], PassingDigest]):
+    """Digests of a plan's files by number of ingredient and of its file, to be fed with the blocks that are read."""
+
+    def promised(self, block: Chunk) -> list[int]:
+        """The numbers of the sources that the caller has to `feed` once it has read the block."""
+        numbers = list[int]()
+        for number, source in enumerate(block.sources):
+            digest = self.get((source.ingredient, source.file))
+            nbytes = block.count * size_of(source.dtype)
+            if digest is not None and digest.promise(source.offset, nbytes):
+                numbers.append(number)
+        return numbers
+
+    def feed(self, block: Chunk, promised: Sequence[int], rows: Sequence[Raw]) -> None:
+        for number in promised:
+            source = block.sources[number]
+            self[source.ingredient, source.file].feed(source.offset, rows[number])
+
+    def abandon(self) -> None:
+        """Release the threads that wait for one that failed."""
+        for digest in self.values():
+            digest.abandon()
+
+    def keep(self, known: MutableMapping[str, str]) -> None:
+        """Hash what was not fed, and add all digests to the known ones."""
+        run_tasks([digest.finish for digest in self.values()], HASHING_THREADS)
+        for digest in self.values():
+            digest.keep(known)
 
 
-def passing(plan: MergePlan, known: Mapping[str, str]) -> Digests:
-    """A digest for every file of the plan that is not hashed yet, to be fed with what is read of it."""
-    digests: dict[tuple[int, int], PassingDigest] = {}
+def unknown_digests(plan: MergePlan, known: Mapping[str, str]) -> Digests:
+    """The digests of the files of a plan that are not hashed yet."""
+    digests = Digests()
     for place, ingredient in enumerate(plan.ingredients):
         stored = ingredient.checkpoint.quantised or ingredient.checkpoint
         for group in hashed_groups(stored):

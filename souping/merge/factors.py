@@ -30,9 +30,10 @@ from souping.core.text import shown
 from souping.core.types import FloatArray, Recipe, UserError
 from souping.merge import OptionalProgress
 from souping.merge.alignment import Alignment
+from souping.merge.chunks import chunks
 from souping.merge.kernels import narrow
 from souping.merge.plan import MergePlan, PlannedTensor
-from souping.merge.writer import ShardWriter, prepare
+from souping.merge.writer import fill_shards, make_shards
 
 log = logging.getLogger(__name__)
 # of a weight that are worked on at once: memory does not grow with the model
@@ -262,13 +263,12 @@ def write_model(
     modules = {sites[module].tensor.name: module for module in shares}
     adapted = [tensor for tensor in plan.tensors if tensor.name in modules]
     others = [tensor for tensor in plan.tensors if tensor.name not in modules]
-    prepare(plan, stage)
-    with ShardWriter(plan, stage) as writer:
-        writer.plan = replace(plan, tensors=tuple(others))
-        if progress is None:
-            writer.fill()
-        else:
-            writer.fill(progress=lambda count, _: progress(count, plan.nbytes))
+    make_shards(plan, stage)
+    copied = chunks(replace(plan, tensors=tuple(others)))
+    if progress is None:
+        fill_shards(plan, stage, work=copied)
+    else:
+        fill_shards(plan, stage, lambda count, _: progress(count, plan.nbytes), work=copied)
     done = sum(tensor.nbytes for tensor in others)
     for tensor in adapted:
         module = modules[tensor.name]

@@ -32,7 +32,7 @@ from souping.core.types import FloatArray, Recipe, UserError
 from souping.merge import Pourable
 from souping.merge.alignment import Alignment
 from souping.merge.chunks import Chunk, ThreadTask, blocks, run_tasks, tensor_chunks
-from souping.merge.kernels import Method, get_method, torch_dtype
+from souping.merge.kernels import get_method, torch_dtype
 from souping.merge.mixing import chunk_gram, mixed
 from souping.merge.plan import MergePlan, PlannedTensor, check_ingredients
 from souping.merge.soup_files import companion_files
@@ -59,24 +59,20 @@ class SoupMixer:
         self, plan: MergePlan, tensor: PlannedTensor, flat: Raw, dtype: str
     ) -> Iterator[ThreadTask]:
         """Calls that mix a tensor block by block into bytes of `dtype`."""
-        method = get_method(plan.method)
         size = size_of(dtype)
         for chunk in tensor_chunks(plan, tensor):
             rows = list[ReadRow]()
             for source in chunk.sources:
                 checkpoint = plan.ingredients[source.ingredient].checkpoint
                 rows.append(self._files.row(checkpoint, source.file))
-            weighed = self._weighed(plan, method, chunk, rows)
-            undivided = chunk.indivisible and method.whole
-            for block in [weighed] if undivided else blocks(weighed):
+            for block in blocks(self._weighted(plan, chunk, rows)):
                 first = (block.offset - tensor.offset) // size_of(tensor.dtype)
                 into = flat[first * size : (first + block.count) * size]
                 yield partial(self._mix, plan, block, rows, into, dtype)
 
-    def _weighed(
-        self, plan: MergePlan, method: Method, chunk: Chunk, rows: Sequence[ReadRow]
-    ) -> Chunk:
+    def _weighted(self, plan: MergePlan, chunk: Chunk, rows: Sequence[ReadRow]) -> Chunk:
         """The chunk with its final weights, which may need inner products of the whole band: no recipe changes them."""
+        method = get_method(plan.method)
         if not chunk.indivisible or method.coefficients is None:
             return chunk
         places = [(plan.ingredients[s.ingredient].name, s.file, s.offset) for s in chunk.sources]

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Generic, Self, TypeVar
 
 import numpy as np
 
+from souping.checkpoints.archives import archive_at
 from souping.checkpoints.checkpoint import Checkpoint, Checkpoints
 from souping.checkpoints.compatibility import (
     TOKENIZERS,
@@ -240,7 +241,7 @@ class LocalMerge(ModelMerge[MergePlan]):
         if self.format == "same":
             from souping.merge.stored import stored_plan
 
-            make = partial(stored_plan, models=models, allow_pickle=self.allow_pickle)
+            make = partial(stored_plan, models=models)
         return make(
             recipe, max_shard_size=self.max_shard_size, nonfinite=self.nonfinite, carry=carry
         )
@@ -253,9 +254,17 @@ class LocalMerge(ModelMerge[MergePlan]):
         extra_files: Extra = None,
     ) -> Path:
         """The soup as a complete folder, which appears whole or not at all. Raises UserError as `write_checkpoint`."""
+        from souping.merge.soup_files import soup_files
         from souping.merge.writer import write_checkpoint
 
-        return write_checkpoint(plan, out, progress=progress, extra_files=extra_files)
+        files = soup_files(plan, extra_files)
+        return write_checkpoint(plan, out, files, progress=progress, fill=self.fill)
+
+    def fill(self, plan: MergePlan, stage: Path, progress: OptionalProgress) -> None:
+        """Write the weights of a soup into its shards, which are there."""
+        from souping.merge.writer import fill_shards
+
+        fill_shards(plan, stage, progress)
 
     def live(self, models: Alignment, module: torch.nn.Module) -> Pourable:
         """The open pool and a module that `pour(recipe)` fills, again and again."""
@@ -404,9 +413,9 @@ class FullModelPool(CandidatePool, Generic[P]):
 
     def check_tokenizers(self, texts: Sequence[str] = ()) -> None:
         for name, checkpoint in self._checkpoints.items():
-            if checkpoint.archive is not None:
+            if archive_at(checkpoint.source) is not None:
                 raise UserError(
-                    f"candidate {name}: {checkpoint.archive} is a file of weights, which can be merged only: "
+                    f"candidate {name}: {checkpoint.source} is a file of weights, which can be merged only: "
                     "use experiment=merge, or give a model folder"
                 )
             check_tokenizer(name, checkpoint.home)

@@ -38,7 +38,7 @@ from souping.merge import CandidatePool, Extra, Nonfinite, OptionalProgress, Pou
 from souping.merge.alignment import Alignment
 from souping.merge.local import ModelMerge
 from souping.merge.plan import Ingredient, MergePlan, check_ingredients
-from souping.merge.soup_files import RECIPE, generation_config, write_soup_files
+from souping.merge.soup_files import RECIPE, generation_config, soup_files, write_soup_files
 from souping.merge.writer import write_checkpoint
 
 if TYPE_CHECKING:
@@ -123,7 +123,7 @@ class MergekitMerge(ModelMerge[MergekitPlan | MergePlan]):
         if models.base is not None:
             used["the base"] = models.base
         for name, checkpoint in used.items():
-            if checkpoint.assembly is not None or checkpoint.archive is not None:
+            if checkpoint.assembly is not None or checkpoint.source != checkpoint.folder:
                 raise UserError(
                     f"mergekit cannot read {name}, which is sharded, FP8 or one file: use merge=local"
                 )
@@ -143,7 +143,7 @@ class MergekitMerge(ModelMerge[MergekitPlan | MergePlan]):
             UserError: mergekit is not installed, fails, or writes a checkpoint that cannot be trusted.
         """
         if isinstance(plan, MergePlan):
-            return write_checkpoint(plan, out, progress=progress, extra_files=extra_files)
+            return write_checkpoint(plan, out, soup_files(plan, extra_files), progress=progress)
         check_ingredients(plan.ingredients)
         with staged(out) as stage:
             self._run(plan, stage)

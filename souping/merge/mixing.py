@@ -2,20 +2,22 @@
 
 from __future__ import annotations
 
+import itertools
 import logging
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 
 import numpy as np
 
 from souping.checkpoints.header import size_of
-from souping.checkpoints.views import Float32, Raw, widen
+from souping.checkpoints.views import Float32, Raw, Tile, arrange, widen
 from souping.core.text import shown
 from souping.core.types import FloatArray, UserError
-from souping.merge.chunks import Chunk
+from souping.merge.chunks import Chunk, blocks
 from souping.merge.kernels import (
-    Method,
+    COMPILED_METHODS,
+    Combine,
     finite,
     get_method,
     gram,
@@ -31,6 +33,9 @@ log = logging.getLogger(__name__)
 WARNING_LOCK = threading.Lock()
 # elements of a sum of inner products; a fixed step gives the same sums in every rank and pour
 PRODUCT_ELEMENTS = 1 << 16
+# bytes of a line of the cache, at which rows begin, each one further: else they would share a set of it
+LINE = 64
+LARGE = 4 << 20  # bytes from which numpy asks for large pages, in which copies are faster
 
 
 def name_at(plan: MergePlan, shard: int, offset: int) -> str:
@@ -46,8 +51,9 @@ def complaint(plan: MergePlan, chunk: Chunk, what: str, source: Source | None) -
     if source is not None:
         owner = plan.ingredients[source.ingredient]
         where = f" in {owner.folder}"
-        if owner.checkpoint.assembly is None and owner.checkpoint.archive is None:
-            where += f"/{owner.checkpoint.files[source.file]}"
+        checkpoint = owner.checkpoint
+        if checkpoint.assembly is None and checkpoint.source == checkpoint.folder:
+            where += f"/{checkpoint.files[source.file]}"
     return UserError(f"{what} in tensor {name}{where}")
 
 
@@ -96,12 +102,17 @@ Read = Callable[[Chunk, int, Raw], None]
 """read(chunk, number of the source, buffer to fill)"""
 
 
-def final_weights(method: Method, chunk: Chunk, read: Read) -> Chunk:
+def final_weights(plan: MergePlan, chunk: Chunk, read: Read) -> Chunk:
     """The chunk with its final weights, which may need statistics of the whole band."""
-    if not chunk.indivisible:
+    method = get_method(plan.method)
+    if not chunk.indivisible or method.coefficients is None:
         return chunk
     inner_products = chunk_gram(chunk, method.base, read)
     return replace(chunk, weights=method.weigh(inner_products, chunk.weights))
+
+
+def function_of(plan: MergePlan, chunk: Chunk) -> Combine:
+    return get_method(plan.method).function if chunk.op == "mix" else linear
 
 
 def mixed(
@@ -121,7 +132,7 @@ def mixed(
     if chunk.op == "copy":
         good = write_as(rows[0], chunk.dtype, out, out_dtype)
     else:
-        function = get_method(plan.method).function if chunk.op == "mix" else linear
+        function = function_of(plan, chunk)
         tags = [source.dtype for source in chunk.sources]
         good = mix_block(function, rows, tags, chunk.weights, chunk.dtype, out, out_dtype)
     check_finite(plan, chunk, good, rows, warned)
@@ -141,3 +152,68 @@ def chunk_gram(chunk: Chunk, base: bool, read: Read) -> FloatArray:
             rows.append(widen(row, source.dtype))
         total += gram(rows, base)
     return total
+
+
+class ThreadBuffers(threading.local):
+    """Memory of each thread, made once and cut anew for every block."""
+
+    def __init__(self) -> None:
+        self._slab: Raw = np.empty(0, np.uint8)
+
+    def rows(self, sizes: Sequence[int]) -> list[Raw]:
+        """Arrays of so many bytes, one behind the other; those of the block before are gone."""
+        lines = [-(-size // LINE) + 1 for size in sizes]
+        starts = [0, *itertools.accumulate(count * LINE for count in lines)]
+        if starts[-1] > len(self._slab):
+            self._slab = np.empty(max(starts[-1], LARGE), np.uint8)
+        return [
+            self._slab[start : start + size] for start, size in zip(starts, sizes, strict=False)
+        ]
+
+
+ReadTiles = Callable[[Chunk, int, Raw, list[Tile] | None], None]
+"""read(chunk, number of the source, buffer to fill, list for its tiles, or None for the tensor's order)"""
+
+
+class BlockMixer:
+    """Makes the blocks of a plan's soup, in several threads at once."""
+
+    def __init__(self, plan: MergePlan) -> None:
+        self.plan = plan
+        self.warned = set[str]()
+        self._buffers = ThreadBuffers()
+
+    def blocks(self, chunk: Chunk) -> Iterator[Chunk]:
+        """The chunk in pieces of the size that is mixed at once."""
+        return blocks(chunk)
+
+    def mix(self, block: Chunk, read: ReadTiles, in_order: bool) -> tuple[Sequence[Raw], Raw]:
+        """(rows of the sources, soup) of a block; with `in_order`, rows are in the order of the tensor.
+
+        They are gone when the thread mixes its next block.
+        """
+        sizes = [block.count * size_of(source.dtype) for source in block.sources]
+        *rows, out = self._buffers.rows([*sizes, block.nbytes])
+        tiles = self._read_rows(block, read, rows, in_order)
+        soup = mixed(self.plan, block, rows, out, block.dtype, self.warned)
+        arrange(soup, size_of(block.dtype), tiles)
+        return rows, soup
+
+    def _read_rows(
+        self, block: Chunk, read: ReadTiles, rows: Sequence[Raw], in_order: bool
+    ) -> list[Tile]:
+        """Fill the rows of a block. If all are stored in the same parts, they are left in that order: the soup alone is
+        arranged then."""
+        # Digests, and methods that look at neighbours, need the elements in the order of the tensor.
+        if in_order or function_of(self.plan, block) not in COMPILED_METHODS:
+            for number, row in enumerate(rows):
+                read(block, number, row, None)
+            return []
+        tiles = [list[Tile]() for _ in rows]
+        for number, row in enumerate(rows):
+            read(block, number, row, tiles[number])
+        if all(tiles_of_row == tiles[0] for tiles_of_row in tiles):
+            return tiles[0]
+        for source, row, tiles_of_row in zip(block.sources, rows, tiles, strict=True):
+            arrange(row, size_of(source.dtype), tiles_of_row)
+        return []

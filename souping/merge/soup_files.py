@@ -17,7 +17,7 @@ from souping.checkpoints.quantised import plain_config
 from souping.core.folders import STAGING_MARK, write_files
 from souping.core.types import Recipe, UserError
 from souping.merge import CandidatePool, Extra
-from souping.merge.plan import MergePlan
+from souping.merge.plan import MergePlan, check_ingredients
 
 CARD = "README.md"
 RECIPE = "recipe.json"
@@ -71,7 +71,9 @@ def file_mark(path: Path) -> str:
     return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
-def soup_files(plan: MergePlan, extra: Extra) -> dict[str, str | bytes]:
+def soup_files(plan: MergePlan, extra: Extra = None) -> dict[str, str | bytes]:
+    """Files beside the weights of a plan's soup. Raises UserError where an ingredient has changed."""
+    check_ingredients(plan.ingredients)
     return with_extra(companion_files(plan), plan.shards, extra)
 
 
@@ -98,7 +100,7 @@ def companion_files(plan: MergePlan) -> dict[str, bytes]:
         return {RECIPE: recipe}
     index = plan.index()
     files = {} if index is None else {INDEX: index}
-    if carrier.checkpoint.archive is not None and not carrier.checkpoint.side:
+    if not carrier.checkpoint.side:
         return {**files, RECIPE: recipe}
     folder = carrier.checkpoint.home
     files |= {name: small(inside(folder, name)) for name in carrier.checkpoint.side}

@@ -25,7 +25,8 @@ from souping.checkpoints.compatibility import align
 from souping.checkpoints.folder import MAX_SIDE, Like
 from souping.checkpoints.header import FLOATS, inside, small
 from souping.checkpoints.pickles import Made, pickled
-from souping.checkpoints.sharded import META, OPTIMISER, ZIP, Sharded, metadata, read_sharded
+from souping.checkpoints.sharded import META, OPTIMISER, ZIP, Sharded, metadata
+from souping.checkpoints.trainers import TRAINERS, step_pattern
 from souping.checkpoints.views import View, row_major
 from souping.core.fields import load
 from souping.core.open_files import reserve
@@ -34,7 +35,6 @@ from souping.core.types import Folders, Recipe, UserError
 from souping.merge.alignment import Alignment
 from souping.merge.plan import MergePlan, PlanFile, PlannedTensor, SoupFiles, base_name
 
-STEP_NAME = re.compile(r"(?:checkpoint[-_]|step[-_]?|iter_|global_step_?)(\d+)")
 LEFT = re.compile(r"(?:.*/)?(?:optim[^/]*|recipe\.json|README\.md)(?:/.*)?|.*\.(?:distcp|py|pyc)")
 """Files that are not carried over."""
 COPY = 1 << 24
@@ -134,7 +134,7 @@ def newest(names: Folders, carry: str | None) -> str:
         return carry
     steps = dict[str, int]()
     for name, path in names.items():
-        numbers = STEP_NAME.findall("/".join(path.parts))
+        numbers = step_pattern(*TRAINERS).findall("/".join(path.parts))
         steps[name] = int(numbers[-1]) if numbers else -1
     return max(reversed([*names]), key=steps.__getitem__)
 
@@ -146,7 +146,6 @@ def stored_plan(
     max_shard_size: int | str,
     nonfinite: str,
     carry: str | None,
-    allow_pickle: bool = False,
 ) -> MergePlan:
     """The plan of a recipe's soup in the layout of its newest ingredient.
 
@@ -159,7 +158,7 @@ def stored_plan(
     if models.base is not None:
         base = base_name(models.checkpoints)
         checkpoints[base] = models.base
-    stored = {name: _opened(name, model, allow_pickle) for name, model in checkpoints.items()}
+    stored = {name: _sharded(name, model) for name, model in checkpoints.items()}
     _check_alike(stored)
 
     # All are seen through the boxes of the newest one, under the names of its units.
@@ -211,11 +210,9 @@ def _in_frame(
     return tuple(tensors)
 
 
-def _opened(name: str, checkpoint: Checkpoint, allow_pickle: bool) -> Sharded:
-    sharded = None
-    if checkpoint.source == checkpoint.folder:
-        sharded = read_sharded(checkpoint.folder, allow_pickle)
-    if sharded is None:
+def _sharded(name: str, checkpoint: Checkpoint) -> Sharded:
+    sharded = checkpoint.sharded
+    if sharded is None or not sharded.layout or checkpoint.source != checkpoint.folder:
         raise UserError(
             f"merge.format=same needs sharded checkpoints, and {name} is a Hugging Face folder, one file or an average "
             "in optimiser state: use hf"
@@ -342,7 +339,7 @@ def load_plan(path: Path) -> MergePlan:
         alignment = Alignment(ingredients, base)
         make_plan = alignment.plan
         if same:
-            make_plan = partial(stored_plan, models=alignment, allow_pickle=allow_pickle)
+            make_plan = partial(stored_plan, models=alignment)
         plan = make_plan(
             recipe,
             max_shard_size=table["max_shard_size"],

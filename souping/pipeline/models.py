@@ -37,7 +37,7 @@ from souping.core.types import (
     frozen,
 )
 from souping.merge import MergeBackend
-from souping.merge.digests import Late, StandIns
+from souping.merge.digests import StandIns
 from souping.pipeline.serving import SoupServer
 from souping.pipeline.store import Store, parts_of
 from souping.report.progress import Throughput, say
@@ -338,23 +338,14 @@ class OpenPool:
     ) -> tuple[Path, list[str]]:
         """The soup as a folder, with its ingredients hashed as they are read, and notes on their content."""
         from souping.merge.plan import MergePlan
-        from souping.merge.writer import write_checkpoint
+        from souping.merge.writer import write_hashed
 
         plan = self.merge_pool.plan(recipe)
         assert isinstance(plan, MergePlan)
-        hashed = recipe
-
-        def extra_files(final: Recipe) -> Mapping[str, str]:
-            nonlocal hashed
-            hashed = final
-            return files(final)
-
-        written = write_checkpoint(
-            plan, out, progress=progress, late=Late(self._hashes, extra_files)
-        )
+        hashed = write_hashed(plan, out, files, known=self._hashes, progress=progress)
         prints = dict(zip(hashed.ingredients, hashed.fingerprints, strict=True))
         self._note({content: self.folders[name] for name, content in prints.items()})
-        return written, _copies(prints)
+        return out, _copies(prints)
 
     def _note(self, folders: Folders) -> None:
         """Note in the store where checkpoints {fingerprint: folder} are, and what they are made of."""

@@ -239,5 +239,5 @@ def test_the_average_in_torchtitans_optimiser_state_is_found(tmp_path: Path) -> 
 def test_a_metadata_of_repeated_words_is_searched_in_one_pass(tmp_path: Path, text: str) -> None:
     (tmp_path / ".metadata").write_text(text * 200_000)
     assert not has_average(tmp_path)
-    assert EMA_STATE.match(text * 200_000) is None
-    assert EMA_STATE.match(f"ema_{text}.state." * 50_000) is None
+    assert EMA_STATE.fullmatch(text * 200_000) is None
+    assert EMA_STATE.fullmatch(f"ema_{text}.state." * 50_000) is None

@@ -17,6 +17,7 @@ from souping.checkpoints.checkpoint import Checkpoint
 from souping.checkpoints.fingerprints import fingerprint
 from souping.checkpoints.folder import Like
 from souping.checkpoints.names import Mapped, map_names
+from souping.checkpoints.trainers import TRAINERS
 from souping.checkpoints.views import Part, StoredTensor
 from souping.core.types import UserError
 from tests.support.trainers import TOOLS, opened_case, step_of, tensors_of, unpacked
@@ -34,6 +35,11 @@ EMAS = [tool for tool in TOOLS if "_ema_" in tool]
 def written(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """What the real tools wrote, unpacked."""
     return unpacked(tmp_path_factory.mktemp("trainers"), *TOOLS)
+
+
+def test_every_file_of_rules_is_of_a_trainer() -> None:
+    files = {path.stem for path in layouts.RULES.glob("*.json")} - {"common"}
+    assert {trainer.rules for trainer in TRAINERS} == files
 
 
 @pytest.mark.parametrize("tool", TOOLS)

@@ -57,6 +57,7 @@ LAYOUTS = {
         "global_step_{}/actor",
         ("model_world_size_1_rank_0.pt", "optim_world_size_1_rank_0.pt"),
     ),
+    "verl, Megatron": ("global_step_{}/actor/dist_ckpt", (".metadata", "__0_0.distcp")),
     "verl, Hugging Face": (
         "global_step_{}/actor/huggingface",
         ("model.safetensors", "config.json"),
@@ -128,6 +129,12 @@ def test_what_is_half_written_is_left_out_and_said(case: str, tmp_path: Path) ->
     pool = TrajectoryPool(path=str(tmp_path))
     assert [one.step for one in pool.trajectory.runs[0].members] == list(STEPS)
     assert any(f"{name}: left out, incomplete" in note for note in pool.trajectory.notes)
+
+
+def test_a_mark_of_another_trainer_says_nothing(tmp_path: Path) -> None:
+    run = trainer(tmp_path)
+    write(run / "checkpoint-200", "metadata.json")
+    assert TrajectoryPool(path=str(run)).trajectory.runs[0].steps == list(STEPS)
 
 
 def test_copies_rotated_checkpoints_and_the_root_are_said(tmp_path: Path) -> None:

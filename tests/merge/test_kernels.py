@@ -17,11 +17,12 @@ from hypothesis import strategies as st
 
 from souping.checkpoints.header import FLOATS, size_of
 from souping.checkpoints.views import widen
-from souping.core.types import UserError
+from souping.core.types import FloatArray, UserError, Weights
 from souping.merge import accelerate, kernels
-from souping.merge.accelerate import AccelerateMerge, CudaShardWriter, usable_gpu
+from souping.merge.accelerate import AccelerateMerge, CudaMixer, usable_gpu
 from souping.merge.kernels import (
     METHODS,
+    Method,
     Raw,
     delta,
     linear,
@@ -31,7 +32,9 @@ from souping.merge.kernels import (
     stock_weights,
 )
 from souping.merge.local import LocalMerge
+from souping.merge.writer import fill_shards
 from tests.merge.test_writer import contents, planned, siblings, staging
+from tests.support.checkpoints import expected, load, same_bits
 
 TAGS = {"F32": torch.float32, "BF16": torch.bfloat16, "F16": torch.float16}
 SPECIAL = np.array(
@@ -255,8 +258,7 @@ def check_gpu(case: str, device: torch.device, tmp_path: Path) -> None:
     local = contents(LocalMerge().write(plan, tmp_path / "local"))
     done = list[int]()
     stage = staging(plan, tmp_path / "gpu")
-    with CudaShardWriter(plan, stage, device) as writer:
-        writer.fill(progress=lambda now, _: done.append(now))
+    fill_shards(plan, stage, lambda now, _: done.append(now), mixer=CudaMixer(plan, device))
     assert done[-1] == plan.nbytes
     assert contents(stage) == {name: local[name] for name in plan.shards}
 
@@ -282,3 +284,20 @@ def test_the_gpu_path_on_a_gpu(case: str, tmp_path: Path) -> None:
     device = torch.device("cuda", 0)
     assert accelerate.agrees(device)
     check_gpu(case, device, tmp_path)
+
+
+def swapped(inner: FloatArray, weights: Weights) -> Weights:
+    return weights[::-1]
+
+
+def test_a_method_of_whole_tensors_gets_its_coefficients(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    method = Method(function=linear, coefficients=swapped, whole=True)
+    monkeypatch.setitem(METHODS, "swapped", method)
+    plan = planned(siblings(tmp_path / "pool", torch.float32), (0.25, 0.0, 0.75), method="swapped")
+    soup = load(LocalMerge().write(plan, tmp_path / "soup"))
+    a = load(tmp_path / "pool" / "a")
+    c = load(tmp_path / "pool" / "c")
+    for name, tensor in soup.items():
+        assert same_bits(tensor, expected([a[name], c[name]], (0.75, 0.25), torch.float32))

@@ -31,7 +31,7 @@ from souping.merge.kernels import METHODS, Float32, Method
 from souping.merge.local import LocalMerge
 from souping.merge.mergekit import MergekitMerge, to_yaml
 from souping.merge.stored import load_plan
-from souping.merge.writer import ShardWriter, prepare, write_checkpoint
+from souping.merge.writer import fill_shards, make_shards
 from tests.conftest import recipe
 from tests.support.checkpoints import (
     expected,
@@ -74,8 +74,8 @@ def test_same_plan_same_bytes(tmp_path: Path) -> None:
     made = plan(simple(folders, (0.3, 0.7)), folders)
     again = load_plan(made.save(tmp_path / "plan.json"))
     assert again == made
-    write_checkpoint(made, tmp_path / "a")
-    write_checkpoint(again, tmp_path / "b")
+    LocalMerge().write(made, tmp_path / "a")
+    LocalMerge().write(again, tmp_path / "b")
     for path in sorted((tmp_path / "a").iterdir()):
         assert path.read_bytes() == (tmp_path / "b" / path.name).read_bytes()
         assert str(tmp_path).encode() not in path.read_bytes()
@@ -108,7 +108,7 @@ def test_corrupt_plans_never_escape(
     path.write_text(json.dumps(table))
     refused = None
     try:
-        write_checkpoint(load_plan(path), root / "soup")
+        LocalMerge().write(load_plan(path), root / "soup")
     except (UserError, OSError) as error:
         refused = error
     assert (refused is None) == (root / "soup").exists()
@@ -123,7 +123,7 @@ def test_zero_weights_are_not_read(tmp_path: Path) -> None:
     assert [i.name for i in made.ingredients] == ["m0", "m2"]
     assert made.read_bytes == 2 * made.nbytes
     folders["m1"] = tmp_path / "nowhere"
-    write_checkpoint(plan(simple(folders, (0.5, 0.0, 0.5)), folders), tmp_path / "soup")
+    LocalMerge().write(plan(simple(folders, (0.5, 0.0, 0.5)), folders), tmp_path / "soup")
 
 
 def test_plans_that_are_none(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -272,11 +272,10 @@ def test_shares_of_ranks_cover_the_output(
         assert sum(chunk.count for share in shares for chunk in share) == everything
         stage = root / "stage"
         stage.mkdir()
-        prepare(made, stage)
-        with ShardWriter(made, stage) as writer:
-            for rank in reversed(range(ranks)):
-                writer.fill(rank, ranks)
-    whole = load(write_checkpoint(made, root / "whole"))
+        make_shards(made, stage)
+        for share in reversed(shares):
+            fill_shards(made, stage, work=share)
+    whole = load(LocalMerge().write(made, root / "whole"))
     assert all(same_bits(tensor, whole[name]) for name, tensor in load(stage).items())
 
 

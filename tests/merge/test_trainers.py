@@ -15,7 +15,6 @@ from souping.checkpoints.sharded import metadata
 from souping.core.types import UserError
 from souping.merge.local import LocalMerge
 from souping.merge.stored import load_plan
-from souping.merge.writer import write_checkpoint
 from tests.conftest import Cli
 from tests.support.checkpoints import expected, load, same_bits, save
 from tests.support.trainers import opened_case, step_of, tensors_of, unpacked
@@ -52,7 +51,7 @@ def test_checkpoints_of_two_trainers_are_averaged_and_their_plan_read_again(
     assert all(same_bits(made[name], tensor) for name, tensor in average(written).items())
     path = pool.plan(recipe).save(tmp_path / "plan.json")
     assert path is not None
-    again = load(write_checkpoint(load_plan(path), tmp_path / "again"))
+    again = load(LocalMerge().write(load_plan(path), tmp_path / "again"))
     assert all(same_bits(again[name], tensor) for name, tensor in made.items())
 
 

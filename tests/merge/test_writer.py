@@ -38,10 +38,10 @@ from souping.core.types import UserError
 from souping.merge import ERROR_PREFIX, accelerate, writer
 from souping.merge import chunks as merge_chunks
 from souping.merge.accelerate import AccelerateMerge, Rank, rank_count
-from souping.merge.digests import Late, PassingDigest
+from souping.merge.digests import PassingDigest
 from souping.merge.local import LocalMerge
 from souping.merge.plan import MergePlan
-from souping.merge.writer import prepare, write_checkpoint
+from souping.merge.writer import make_shards, write_hashed
 from tests.conftest import ROOT, Cli
 from tests.support.checkpoints import (
     aligned,
@@ -69,7 +69,7 @@ def left(parent: Path) -> list[str]:
 
 
 def test_what_is_carried(made: MergePlan, tmp_path: Path) -> None:
-    out = write_checkpoint(
+    out = LocalMerge().write(
         made, tmp_path / "deep" / "er" / "soup", extra_files={"README.md": "# card"}
     )
     carried = {"chat_template.jinja", "config.json", "generation_config.json", "tokenizer.json"}
@@ -84,7 +84,7 @@ def test_what_is_carried(made: MergePlan, tmp_path: Path) -> None:
         made.ingredients[0].folder, "config.json"
     ).read_bytes()
     with pytest.raises(UserError, match=r"config\.json would replace"):
-        write_checkpoint(made, tmp_path / "other", extra_files={"config.json": "{}"})
+        LocalMerge().write(made, tmp_path / "other", extra_files={"config.json": "{}"})
     assert left(tmp_path) == ["deep"]
 
 
@@ -93,7 +93,7 @@ def test_more_files_than_a_process_may_open(tmp_path: Path) -> None:
     folders = {name: save(tmp_path / "pool" / name, tensors, shards=40) for name in ("m0", "m1")}
     made = plan(simple(folders, (0.5, 0.5)), folders, max_shard_size=66)
     assert len(made.shards) == 40
-    free = write_checkpoint(made, tmp_path / "free")
+    free = LocalMerge().write(made, tmp_path / "free")
     made.save(tmp_path / "plan.json")
     tight = f"ulimit -Sn 64; exec {sys.executable} -m souping.merge {tmp_path}/plan.json {tmp_path}/tight"
     done = subprocess.run(
@@ -113,8 +113,11 @@ def test_models_that_the_memory_cannot_hold_pass_the_page_cache(
 
     def write(name: str) -> tuple[dict[str, bytes], dict[str, str]]:
         known = dict[str, str]()
-        late = Late(known, lambda _: {}) if hashes else None
-        out = write_checkpoint(made, tmp_path / name, late=late)
+        out = tmp_path / name
+        if hashes:
+            write_hashed(made, out, lambda _: {}, known=known)
+        else:
+            LocalMerge().write(made, out)
         return {path.name: path.read_bytes() for path in out.iterdir()}, known
 
     written = list[int]()
@@ -138,7 +141,7 @@ def test_a_target_that_is_there_is_kept(made: MergePlan, tmp_path: Path) -> None
     (tmp_path / "link").symlink_to(tmp_path / "pool")
     for kind in ("file", "folder", "link"):
         with pytest.raises(UserError, match="exists and is not an empty folder"):
-            write_checkpoint(made, tmp_path / kind)
+            LocalMerge().write(made, tmp_path / kind)
     assert left(tmp_path) == ["file", "folder", "link"]
 
 
@@ -151,7 +154,7 @@ def test_a_full_disk(
 
     monkeypatch.setattr(os, "posix_fallocate" if where == "reserve" else "pwrite", full)
     with pytest.raises(OSError, match="No space left on device"):
-        write_checkpoint(made, tmp_path / "new" / "soup")
+        LocalMerge().write(made, tmp_path / "new" / "soup")
     assert left(tmp_path) == []
 
 
@@ -164,9 +167,7 @@ def test_file_systems_that_cannot_reserve(
     monkeypatch.setattr(os, "posix_fallocate", unable)
     (tmp_path / "soup").mkdir()  # an empty target is filled
     seen: list[tuple[int, int]] = []
-    write_checkpoint(
-        made, tmp_path / "soup", progress=lambda done, total: seen.append((done, total))
-    )
+    LocalMerge().write(made, tmp_path / "soup", lambda done, total: seen.append((done, total)))
     assert len(load(tmp_path / "soup")) == 7
     assert seen[-1] == (made.nbytes, made.nbytes)
 
@@ -176,7 +177,7 @@ def test_an_interrupt_leaves_nothing(made: MergePlan, tmp_path: Path) -> None:
         raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        write_checkpoint(made, tmp_path / "soup", progress=stop)
+        LocalMerge().write(made, tmp_path / "soup", stop)
     assert left(tmp_path) == []
 
 
@@ -186,16 +187,16 @@ def test_a_killed_run_leaves_the_target_absent_and_the_next_cleans_up(
     made.save(tmp_path / "pool" / "plan.json")
     script = f"""
         import os, pathlib, signal
-        from souping.merge.writer import write_checkpoint
+        from souping.merge.local import LocalMerge
         from souping.merge.stored import load_plan
         plan = load_plan(pathlib.Path({str(tmp_path / "pool" / "plan.json")!r}))
         out = pathlib.Path({str(tmp_path / "soup")!r})
-        write_checkpoint(plan, out, progress=lambda *_: os.kill(os.getpid(), signal.SIGKILL))
+        LocalMerge().write(plan, out, lambda *_: os.kill(os.getpid(), signal.SIGKILL))
     """
     done = subprocess.run([sys.executable, "-c", textwrap.dedent(script)], check=False, cwd=ROOT)
     assert done.returncode == -signal.SIGKILL
     assert [name.split("-")[0] for name in left(tmp_path)] == [".soup.lock", ".soup.part"]
-    write_checkpoint(made, tmp_path / "soup")
+    LocalMerge().write(made, tmp_path / "soup")
     assert left(tmp_path) == ["soup"]
 
 
@@ -351,7 +352,7 @@ def planned(
 
 def staging(plan: MergePlan, folder: Path) -> Path:
     folder.mkdir()
-    prepare(plan, folder)
+    make_shards(plan, folder)
     return folder
 
 

@@ -1,0 +1,83 @@
+"""What trainers write: the names of checkpoints' folders, and where weights, models and averages are in them."""
+
+from __future__ import annotations
+
+import re
+from itertools import chain
+
+from souping.core.types import Names, frozen
+
+TRAINER_STATE = "trainer_state.json"
+
+
+@frozen
+class Trainer:
+    """Layout of a trainer's checkpoints.
+
+    `folders` is how the name of a checkpoint's folder may begin; the step comes behind it. `weights` are the places in
+    it for weights, if the folder itself has none, `models` those for a config and tokenizer or a whole Hugging Face
+    model. `mark` is the file that is written last. The trainer's own average is a folder whose name matches `average`,
+    or optimiser state whose names match `average_state`, for the weight `name`. `rules` are in `rules/*.json`.
+    """
+
+    name: str
+    folders: Names
+    weights: Names = ()
+    models: Names = ()
+    mark: str = ""
+    average: str = ""
+    average_state: str = ""
+    rules: str = "hugging_face"
+
+
+TRAINERS = (
+    Trainer(
+        name="Trainer",  # of transformers: TRL, axolotl and LLaMA-Factory save as it does
+        folders=("checkpoint-", "checkpoint_"),
+        weights=("pytorch_model_fsdp_0",),
+        mark=TRAINER_STATE,
+    ),
+    Trainer(
+        name="torchtitan",
+        folders=("step-",),
+        average_state=r"(?:[^./]+\.)?(?=\w*optim)\w+\.state\.(?P<name>.+)\.ema(?:_\w+)?",
+        rules="torchtitan",
+    ),
+    Trainer(
+        name="OLMo-core",
+        folders=("step",),
+        weights=("model_and_optim",),
+        average=r"step\d+-merged",
+        rules="olmo_core",
+    ),
+    Trainer(name="Megatron", folders=("iter_",), mark="metadata.json", rules="megatron"),
+    Trainer(
+        name="verl",
+        folders=("global_step_",),
+        weights=(
+            "actor",
+            "actor/dist_ckpt",
+            "actor/model/dist_ckpt",
+            "dist_ckpt",
+            "model/dist_ckpt",
+        ),
+        models=("huggingface", "actor/huggingface"),
+    ),
+    Trainer(
+        name="NeMo RL",
+        folders=("step_",),
+        weights=("policy/weights", "policy/weights/model"),
+    ),
+)
+WEIGHT_PLACES = (
+    "",
+    *chain.from_iterable(trainer.weights for trainer in TRAINERS),
+    "sharded",  # what torch has consolidated
+)
+MODEL_PLACES = ("", *chain.from_iterable(trainer.models for trainer in TRAINERS))
+
+
+def step_pattern(*trainers: Trainer) -> re.Pattern[str]:
+    """Names of checkpoints' folders; group 1 is the step."""
+    beginnings = chain.from_iterable(trainer.folders for trainer in trainers)
+    return re.compile(rf"(?:{'|'.join(beginnings)})(\d+)")
