@@ -13,6 +13,7 @@ COMMANDS: Mapping[str, str] = {
     "merge": "average checkpoints by weights that you know, without evaluation",
     "names": "list which tensor of a soup comes from which tensors of the candidates",
     "show": "show answers of a run side by side: what the soup fixed or broke",
+    "list": "list the runs below outputs/: date, verdict, look, size on disk",
     "ask": "write the next soups of a run with executor=files, or its report",
     "tell": "take the logs of such soups, in any order",
     "compare": "an honest verdict for any two evaluation logs",

@@ -65,6 +65,11 @@ def _do() -> None:
 
         show(arguments)
         return
+    if first == "list":
+        from souping.cli.listing import list_runs
+
+        list_runs(arguments)
+        return
     if first == "compare":
         from souping.cli import compare
 

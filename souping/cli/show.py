@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from itertools import islice
 from pathlib import Path
 
+from souping.cli.listing import runs_below
 from souping.core.arguments import Arguments, positive
 from souping.core.fields import pick
 from souping.core.files import expanded
@@ -28,7 +29,7 @@ printed are recorded in the ledger of its store."""
 
 def show(arguments: Sequence[str]) -> None:
     options = _parser().parse_args(arguments)
-    folders = [expanded(folder) for folder in options.run_dir]
+    folders = [expanded(folder) for folder in options.run_dir] or runs_below()
     run_dir = next(
         (folder for folder in reversed(folders) if (folder / SAMPLES_FILE).is_file()), folders[-1]
     )
@@ -84,9 +85,9 @@ def _parser() -> Arguments:
     )
     parser.add_argument(
         "run_dir",
-        nargs="+",
+        nargs="*",
         metavar="RUN_DIR",
-        help="of several (outputs/mine/*) the last with answers",
+        help="of several (outputs/mine/*) the last with answers; without one the newest below outputs/",
     )
     which = parser.add_mutually_exclusive_group()
     which.add_argument(

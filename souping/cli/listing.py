@@ -1,0 +1,74 @@
+"""`souping list`: the runs below a folder, and the newest of them."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+from souping.core.arguments import Arguments
+from souping.core.files import expanded, near_folder
+from souping.core.text import DASH
+from souping.core.types import UserError
+from souping.report.cells import grid
+from souping.report.files import read_report
+from souping.report.format import clean
+from souping.report.render import output_console, plain_table
+
+CONFIG = "config.yaml"
+REPORT = "report.json"
+OUTPUTS = Path("outputs")
+
+
+def list_runs(arguments: Sequence[str]) -> None:
+    """Print the runs below a folder, the newest last: name, date, verdict, look, size on disk."""
+    parser = Arguments(prog="python -m souping list", description=list_runs.__doc__)
+    parser.add_argument("folder", nargs="?", default=str(OUTPUTS), metavar="FOLDER")
+    folder = expanded(parser.parse_args(arguments).folder)
+    header = ("run", "date", "verdict", "look", "MB")
+    rows = [(str(run.relative_to(folder)), *_row(run)) for run in runs_below(folder)]
+    output_console(120).print(plain_table(grid(header, rows, left=(0, 1, 2))))
+
+
+def runs_below(folder: Path = OUTPUTS) -> list[Path]:
+    """Folders with the configuration of a run, the newest last. Links are not followed, and a run is not searched.
+
+    Raises:
+        UserError: there are none.
+    """
+    runs = list[Path]()
+    for place, folders, files in os.walk(folder):
+        if CONFIG in files:
+            folders.clear()
+            runs.append(Path(place))
+    if not runs:
+        raise UserError(f"{folder}: no run below it{near_folder(folder)}")
+    return sorted(runs, key=_started)
+
+
+def _started(run: Path) -> tuple[float, str]:
+    """Nobody writes a configuration again."""
+    return (run / CONFIG).lstat().st_mtime, str(run)
+
+
+def _row(run: Path) -> tuple[str, str, str, str]:
+    """Date, verdict, look and size of a run."""
+    date = time.strftime("%Y-%m-%d %H:%M", time.localtime(_started(run)[0]))
+    size = f"{_bytes_of(run) / 1e6:,.0f}"
+    if not (run / REPORT).is_file():
+        return date, "no report", DASH, size
+    try:
+        verdict = read_report(run / REPORT).verdict
+    except UserError:
+        return date, "the report cannot be read", DASH, size
+    if verdict is None:
+        return date, "no verdict", DASH, size
+    return date, clean(verdict.claim).replace("_", " "), str(verdict.opened or DASH), size
+
+
+def _bytes_of(folder: Path) -> int:
+    total = 0
+    for place, _, files in os.walk(folder):
+        total += sum(os.lstat(os.path.join(place, name)).st_size for name in files)
+    return total

@@ -1,0 +1,62 @@
+"""`souping list`, and `souping show` without a run."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from pathlib import Path
+
+import pytest
+
+from tests.conftest import Cli
+
+
+@pytest.fixture
+def outputs(finished: Path, tmp_path: Path) -> Path:
+    """A run with a report, an older one that has none, and one whose report is damaged."""
+    folder = tmp_path / "outputs"
+    shutil.copytree(finished / "run", folder / "mine" / "whole")
+    for number, name in enumerate(("stopped", "damaged")):
+        run = folder / "mine" / name
+        run.mkdir()
+        (run / "config.yaml").write_text("name: mine\n")
+        os.utime(run / "config.yaml", (1e9 + number, 1e9 + number))
+    (folder / "mine" / "damaged" / "report.json").write_text("{")
+    return folder
+
+
+def rows_of(text: str) -> list[list[str]]:
+    lines = [line.split() for line in text.splitlines()]
+    return [words for words in lines if words and words[0].startswith("mine/")]
+
+
+def test_runs_are_listed_the_newest_last(outputs: Path, souping: Cli) -> None:
+    rows = rows_of(souping("list").ok().out)
+    assert [row[0] for row in rows] == ["mine/stopped", "mine/damaged", "mine/whole"]
+    # Date, verdict and look; sizes are those of the files.
+    assert rows[2][-2] == "1"
+    assert "cannot" in rows[1]
+    assert rows[0][1].startswith("2001-09-09")
+
+
+def test_sizes_are_those_of_the_files(outputs: Path, souping: Cli) -> None:
+    (outputs / "mine" / "stopped" / "weights.bin").write_bytes(bytes(3_000_000))
+    assert rows_of(souping("list").ok().out)[0][-1] == "3"
+
+
+def test_links_are_not_followed(outputs: Path, souping: Cli, tmp_path: Path) -> None:
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "elsewhere" / "config.yaml").write_text("")
+    (outputs / "mine" / "link").symlink_to(tmp_path / "elsewhere")
+    assert len(rows_of(souping("list").ok().out)) == 3
+
+
+def test_a_folder_without_runs_is_an_error(souping: Cli, tmp_path: Path) -> None:
+    souping("list").refused("outputs")
+    (tmp_path / "empty").mkdir()
+    souping("list", "empty").refused("empty")
+
+
+def test_answers_of_the_newest_run_are_shown_without_its_name(outputs: Path, souping: Cli) -> None:
+    named = souping("show", "outputs/mine/whole").ok().out
+    assert souping("show").ok().out.endswith(named)
