@@ -16,8 +16,8 @@ from souping.report.files import read_report
 from souping.report.format import clean
 from souping.report.render import output_console, plain_table
 
-CONFIG = "config.yaml"
-REPORT = "report.json"
+RUN_MARK = "config.yaml"
+RUN_REPORT = "report.json"
 OUTPUTS = Path("outputs")
 
 
@@ -39,7 +39,7 @@ def runs_below(folder: Path = OUTPUTS) -> list[Path]:
     """
     runs = list[Path]()
     for place, folders, files in os.walk(folder):
-        if CONFIG in files:
+        if RUN_MARK in files:
             folders.clear()
             runs.append(Path(place))
     if not runs:
@@ -49,17 +49,17 @@ def runs_below(folder: Path = OUTPUTS) -> list[Path]:
 
 def _started(run: Path) -> tuple[float, str]:
     """Nobody writes a configuration again."""
-    return (run / CONFIG).lstat().st_mtime, str(run)
+    return (run / RUN_MARK).lstat().st_mtime, str(run)
 
 
 def _row(run: Path) -> tuple[str, str, str, str]:
     """Date, verdict, look and size of a run."""
     date = time.strftime("%Y-%m-%d %H:%M", time.localtime(_started(run)[0]))
     size = f"{_bytes_of(run) / 1e6:,.0f}"
-    if not (run / REPORT).is_file():
+    if not (run / RUN_REPORT).is_file():
         return date, "no report", DASH, size
     try:
-        verdict = read_report(run / REPORT).verdict
+        verdict = read_report(run / RUN_REPORT).verdict
     except UserError:
         return date, "the report cannot be read", DASH, size
     if verdict is None:
