@@ -65,6 +65,11 @@ def test_points_have_their_sign_and_zero_has_none_that_is_wrong() -> None:
     assert amount(loss, None) == ""
 
 
+def test_a_p_value_is_a_figure_or_below_the_smallest_that_is_shown() -> None:
+    assert "p = 0.012)" in sentence(row(p_value=0.012))
+    assert "p < 0.001)" in sentence(row(p_value=0.0002))
+
+
 def test_a_reason_is_said_where_there_is_one() -> None:
     right = np.arange(40) % 2
     result = souping.compare({"base": rows_of(right), "cand": rows_of(1 - right)})

@@ -15,7 +15,7 @@ from souping.analysis.guards import Admission, Guard
 from souping.core.reading import to_json
 from souping.core.types import Item, ItemScores, Recipe, Trial
 from souping.core.unit import POINTS
-from souping.pipeline.goals import admitted, failed_elsewhere
+from souping.pipeline.goals import admitted, failed_elsewhere, guard_names
 from souping.search.loop import SearchResult, result_of
 from tests.conftest import Cli, pool_of
 
@@ -90,6 +90,17 @@ def test_of_guards_on_other_benchmarks_the_first_that_a_soup_fails_is_named() ->
     assert failed_elsewhere(run, admission, soup.recipe) == ["lost"]
     kept = replace(admission, guards=admission.guards[:2])
     assert failed_elsewhere(run, kept, soup.recipe) == []
+
+
+def test_a_guard_may_be_any_name_with_any_candidate() -> None:
+    """Three categories, a group of them, an extra benchmark and the length, each with four candidates."""
+    steps = SimpleNamespace(
+        categories=("x", "y", "z"),
+        settings=SimpleNamespace(objective=SimpleNamespace(groups={"xy": ("x", "y")})),
+        extra={"more": None},
+        pool=SimpleNamespace(names=("a", "b", "c", "d")),
+    )
+    assert guard_names(steps) == 24
 
 
 @pytest.mark.slow

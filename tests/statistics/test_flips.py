@@ -51,6 +51,15 @@ def test_a_limit_is_the_last_shift_that_enough_patterns_reach(level: float) -> N
         assert share_that_reaches(limit + outward) < level
 
 
+def test_the_signs_that_were_seen_and_their_reverse_reach_every_shift() -> None:
+    """Two of 4,096 patterns: at a lower level than theirs nothing is ever rejected."""
+    reach = flip_reach(of_two_categories())
+    assert reach is not None
+    for level, endless in ((1.9 / 4096, True), (2.1 / 4096, False)):
+        assert np.isinf(reach.below(level)) == endless
+        assert np.isinf(reach.above(level)) == endless
+
+
 def test_the_same_limits_are_found_where_only_the_farthest_patterns_are_followed() -> None:
     scores = of_two_categories()
     followed = flip_reach(scores)
