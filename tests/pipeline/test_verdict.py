@@ -13,9 +13,10 @@ from souping.analysis.alternatives import Alternatives, alternatives
 from souping.core.scores import Mean
 from souping.core.types import Item, ItemScores, ScoreMatrix
 from souping.core.unit import POINTS
-from souping.pipeline.verdict import Verdict, verdict
+from souping.pipeline.verdict import Verdict, power_in_words, power_summary, verdict
 from souping.report.content import Oracle, Router
 from souping.statistics.comparison import Comparison
+from souping.statistics.power import Power
 
 CANDIDATES = ("ace", "bit", "cow")
 FAR = {"ace": (0.03, 0.01), "bit": (0.05, 0.001), "cow": (0.04, 0.02)}
@@ -164,6 +165,19 @@ def test_what_another_soup_shows_is_no_claim_of_this_one() -> None:
         )
         claims.add(shown.claim)
     assert claims == {"keep_single"}
+
+
+@pytest.mark.parametrize("assumed", [True, False])
+def test_what_a_report_can_show_is_said_with_its_figures_and_on_what_they_rest(
+    assumed: bool,
+) -> None:
+    power = Power(gain=0.064, items=480, margin=0.01, needed=32_000, assumed=assumed)
+    words = power_in_words(power, POINTS)
+    for figure in ("480", "6.4 points", "1 point", "32,000"):
+        assert figure in words
+    assert ("assuming equal candidates" in words) == assumed
+    summary = power_summary(power, POINTS)
+    assert (summary.gain, summary.margin, summary.needed) == (0.064, 0.01, 32_000)
 
 
 def test_a_missing_candidate_is_no_victory() -> None:
