@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from dataclasses import replace
 from typing import Any
@@ -127,6 +128,11 @@ def test_shares_of_the_variance_are_those_of_its_parts() -> None:
     lines = [line for line in sections(result)[0].lines if line.startswith("Variance")]
     figures = [int(figure) for figure in re.findall(r"(\d+) %", lines[0])]
     assert figures == [round(100 * part / parts.total) for part in (parts.items, parts.runs)]
+
+
+def test_the_table_says_which_schema_it_has() -> None:
+    result = souping.compare({"base": rows_of(np.zeros(9)), "cand": rows_of(np.ones(9))})
+    assert json.loads(result.to_json())["schema"] == 1
 
 
 def test_items_flip_in_the_order_of_what_they_changed_and_losses_before_gains() -> None:
