@@ -91,8 +91,10 @@ def _may_be_log(entry: Path) -> bool:
 
 
 def _check_field(logs: tuple[Log, ...], name: str, option: str) -> None:
-    if not any(answer.group for log in logs for answer in log.answers()):
-        raise UserError(f"{logs[0].path}: --{option} {name}: no item has a field {name!r}")
+    for log in logs:
+        if any(answer.group for answer in log.answers()):
+            return
+    raise UserError(f"{logs[0].path}: --{option} {name}: no item has a field {name!r}")
 
 
 def _by_category(log: Log, values: Log) -> Log:

@@ -50,14 +50,13 @@ def test_a_difference_has_the_digits_of_its_interval(
     difference: float, low: float, high: float, shown: list[str]
 ) -> None:
     """Two digits of the width; without a width, as many as it has itself."""
-    text = sentence(
-        row(fraction=False, metric="loss", difference=difference, low=low, high=high)
-    ).partition(". Difference ")[2]
+    shown_row = row(fraction=False, metric="loss", difference=difference, low=low, high=high)
+    _, _, text = sentence(shown_row).partition(". Difference ")
     figures = re.findall(rf"[+{minus('-')}][\d.]+", text)
     assert figures == [minus(figure) for figure in shown]
 
 
-def test_points_have_their_sign_and_zero_has_none_that_is_wrong() -> None:
+def test_points_have_a_sign_and_zero_is_not_negative() -> None:
     shown = row(fraction=True)
     assert amount(shown, 0.125, sign=True) == "+12.5"
     assert amount(shown, 0.125) == "12.5"
@@ -71,7 +70,7 @@ def test_a_p_value_is_a_figure_or_below_the_smallest_that_is_shown() -> None:
     assert "p < 0.001)" in sentence(row(p_value=0.0002))
 
 
-def test_a_reason_is_said_where_there_is_one() -> None:
+def test_an_undecided_verdict_has_its_reason() -> None:
     right = np.arange(40) % 2
     result = souping.compare({"base": rows_of(right), "cand": rows_of(1 - right)})
     for reason in ("missing answers", ""):
@@ -82,7 +81,7 @@ def test_a_reason_is_said_where_there_is_one() -> None:
     assert "undecided." in sentence(row(verdict="undecided", reason=""))
 
 
-def test_what_a_comparison_can_show_has_the_figures_of_its_row() -> None:
+def test_the_sentence_on_power_has_the_figures_of_its_row() -> None:
     shown = {"fraction": True, "detectable": 0.064, "margin": 0.01, "items": 1200}
     assert "6.4" in power_sentence(row(**shown, items_needed=25_000))
     assert "25,000" in power_sentence(row(**shown, items_needed=25_000))
@@ -90,12 +89,11 @@ def test_what_a_comparison_can_show_has_the_figures_of_its_row() -> None:
     assert "1,200 items cannot" in power_sentence(row(**shown | {"detectable": 1.0}))
     more = {"detectable_one_more_run": 0.051, "detectable_twice_items": 0.043}
     text = power_sentence(row(**shown, **more, items_needed=None))
-    assert [text.index(figure) for figure in ("6.4", "5.1", "4.3")] == sorted(
-        text.index(figure) for figure in ("6.4", "5.1", "4.3")
-    )
+    places = [text.index(figure) for figure in ("6.4", "5.1", "4.3")]
+    assert places == sorted(places)
 
 
-def test_marks_of_the_drawing_are_where_their_values_are() -> None:
+def test_marks_of_the_drawing_are_to_scale() -> None:
     """The scale is that of the text below it: -6 to +4 points and the margin of 2."""
     shown = row(fraction=True, low=-0.06, high=0.04, difference=-0.02, margin=0.02)
     drawing = chart([shown])
@@ -130,19 +128,19 @@ def test_shares_of_the_variance_are_those_of_its_parts() -> None:
     assert figures == [round(100 * part / parts.total) for part in (parts.items, parts.runs)]
 
 
-def test_the_table_says_which_schema_it_has() -> None:
+def test_the_table_states_its_schema() -> None:
     result = souping.compare({"base": rows_of(np.zeros(9)), "cand": rows_of(np.ones(9))})
     assert json.loads(result.to_json())["schema"] == 1
 
 
-def test_items_flip_in_the_order_of_what_they_changed_and_losses_before_gains() -> None:
+def test_flips_are_sorted_by_size_with_losses_before_gains() -> None:
     base = np.array([0.0, 1.0, 0.0, 0.5, 0.7])
     change = np.array([1.0, -1.0, 1.0, -0.2, 0.0])
     result = souping.compare({"base": rows_of(base), "cand": rows_of(base + change)})
     assert [flip.item for flip in result.flips] == ["1", "0", "2", "3"]
 
 
-def test_a_long_answer_is_cut_and_says_so() -> None:
+def test_a_long_answer_is_cut_with_an_ellipsis() -> None:
     texts = {"output": "x" * (SHOWN_TEXT_CHARS + 1), "prompt": "y" * SHOWN_TEXT_CHARS}
     result = souping.compare({"base": rows_of(np.zeros(9)), "cand": rows_of(np.ones(9), **texts)})
     assert all(not section.folded for section in sections(result))

@@ -45,7 +45,7 @@ def test_of_two_models_with_runs_the_worse_leaves_at_5_percent_on_one_side(
     assert joint_tests(table, ("a", "b"), Level()) == ([1.0], best)
 
 
-def test_the_mean_of_a_group_is_told_where_the_average_takes_it() -> None:
+def test_a_note_says_how_lm_eval_averages_a_group() -> None:
     folder = ROOT / "tests" / "data" / "logs" / "lm_eval"
     logs = {name: folder / name for name in ("python_cook", "java_cook")}
     for average, said in (("task", True), ("leaf", False)):
@@ -53,9 +53,7 @@ def test_the_mean_of_a_group_is_told_where_the_average_takes_it() -> None:
         assert any("as lm_eval has it" in line for line in result.warnings) == said
 
 
-def test_a_complete_model_may_be_the_best_if_it_is_where_the_others_missing_answers_are_wrong() -> (
-    None
-):
+def test_a_complete_model_may_be_the_best_if_missing_answers_of_others_are_wrong() -> None:
     """a has 160 of 200 right; b 130 of 140, and left out 60. All of those wrong, b has fewer than a."""
     a = np.arange(200) % 5 > 0
     b = np.where(np.arange(200) < 140, np.arange(200) % 14 > 0, np.nan)

@@ -140,7 +140,7 @@ def test_no_candidate_but_the_searchs_is_kept() -> None:
     assert "-0.0" not in say(ace(-0.00001, 0.5)).sentence
 
 
-def test_what_another_soup_shows_is_no_claim_of_this_one() -> None:
+def test_comparisons_of_another_soup_make_no_claim() -> None:
     counts = {"n": 600, "groups": 300, "discordant": 0.1, "test": ""}
 
     def comparisons(soup: str, difference: float) -> list[Comparison]:
@@ -168,7 +168,7 @@ def test_what_another_soup_shows_is_no_claim_of_this_one() -> None:
 
 
 @pytest.mark.parametrize("assumed", [True, False])
-def test_what_a_report_can_show_is_said_with_its_figures_and_on_what_they_rest(
+def test_power_in_words_has_its_figures_and_their_basis(
     assumed: bool,
 ) -> None:
     power = Power(gain=0.064, items=480, margin=0.01, needed=32_000, assumed=assumed)

@@ -71,7 +71,7 @@ def test_the_same_limits_are_found_where_only_the_farthest_patterns_are_followed
         assert farthest.above(level) == pytest.approx(followed.above(level))
 
 
-def test_models_that_are_equal_have_a_p_value_of_1_by_drawn_patterns_too() -> None:
+def test_equal_models_have_a_p_value_of_1_by_drawn_patterns() -> None:
     """Differences of two sizes, too many patterns to count; some drawn ones have T = 0 as well."""
     deltas = np.repeat([1.0, -1.0, 0.5, -0.5], 80)
     reach = flip_reach(one_category(np.arange(320)).grouped(deltas))

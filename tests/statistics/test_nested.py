@@ -141,7 +141,7 @@ def test_the_variance_of_runs_is_one_for_all_models() -> None:
     assert widths == pytest.approx(sorted([min(reach, widths[0]), min(reach + exact, widths[1])]))
 
 
-def test_runs_that_are_all_the_same_tell_nothing_of_those_of_other_models() -> None:
+def test_equal_runs_of_one_model_do_not_hide_the_variance_of_another_models() -> None:
     """The first model's runs agree: the variance is that of the second's alone, and half the shares."""
     means = np.array([0.1, 0.3, 0.6])
     scores = {"a": np.full((3, 1, 40), 0.4), "b": np.repeat(means, 40).reshape(3, 1, 40)}
