@@ -1,10 +1,11 @@
-"""Comparisons of runs of souping: scorers, prompts as they were sent, and several answers to an item."""
+"""Comparisons of runs of souping: scorers, prompts as they were sent, several answers to an item, and looks."""
 
 from __future__ import annotations
 
 import gzip
 import json
 from collections.abc import Callable, Mapping
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,9 @@ from souping.core.types import Item, UserError, UserScorer
 from souping.evaluate.command import CommandEvaluator
 from souping.evaluate.scoring.judge import Judge
 from souping.logs.sources import read
+from souping.pipeline.store import Store
+from souping.report.samples import SAMPLES_FILE
+from tests.conftest import Cli
 
 Change = Callable[[int, dict[str, Any]], None]
 """Changes the line of the n-th item."""
@@ -168,3 +172,78 @@ def test_a_scorers_digest_has_the_judge_and_the_command() -> None:
     item = Item(id="i", category="c", prompt="p", answer="a")
     commands = [CommandEvaluator(command=f"{name} {{model}} {{out}}") for name in ("one", "two")]
     assert len({command.scoring.scorer_digest(item) for command in commands}) == 2
+
+
+def test_a_comparison_of_runs_is_a_look_in_their_ledger(souping: Cli, finished_copy: Path) -> None:
+    def look(*words: str) -> dict[str, Any]:
+        ended = souping("compare", "base=run:uniform_all", "soup=run", "--json", *words)
+        assert ended.code in (0, 1), ended.err
+        return json.loads(ended.out)
+
+    first = look()
+    assert first["looks"] == 1  # the run's own report shows it
+    assert look("--margin", "3")["looks"] == 1
+    assert look("--baseline", "soup")["looks"] == 1  # the same two models
+    assert look("--average", "item")["looks"] == 2
+    third = ("compare", "base=run:uniform_all", "soup=run", "ant=run:ant", "--json")
+    assert json.loads(souping(*third).out)["looks"] == 3
+    # A report shows the soup and each other model, not two of the others.
+    others = ("compare", "base=run:uniform_all", "ant=run:ant", "--json")
+    assert json.loads(souping(*others).out)["looks"] == 4
+
+    report = json.loads((finished_copy / "report.json").read_text())
+    (row,) = [row for row in report["comparisons"] if row["b"] == "uniform_all"]
+    shown = first["verdicts"][0]
+    assert [shown["difference"], shown["low"], shown["high"]] == pytest.approx(
+        [row["difference"], row["low"], row["high"]]
+    )
+
+
+def test_a_store_that_is_not_the_runs_is_refused_or_said(souping: Cli, finished_copy: Path) -> None:
+    words = ("compare", "base=run:uniform_all", "soup=run", "--average", "item")
+    souping(*words, "--store", "gone.sqlite").refused("--store")
+    with Store(finished_copy.parent / "empty.sqlite"):
+        pass
+    souping(*words, "--store", "empty.sqlite").refused("--store")
+    (finished_copy / "config.yaml").write_text("store: {path: empty.sqlite}")
+    ended = souping(*words)
+    assert ended.code in (0, 1)
+    assert "Looks are not counted" in ended.out
+    (finished_copy / "config.yaml").write_text("store: {path")
+    souping(*words).refused("config.yaml")
+
+
+def test_another_measurement_of_a_run_is_another_comparison(
+    souping: Cli, finished_copy: Path
+) -> None:
+    """Otherwise the best of several measurements could be picked."""
+    words = ("compare", "base=run:uniform_all", "soup=run", "--json")
+    assert json.loads(souping(*words).out)["looks"] == 1
+    path = finished_copy / SAMPLES_FILE
+    samples = [json.loads(line) for line in gzip.decompress(path.read_bytes()).splitlines()]
+    reported = [sample for sample in samples if sample["fold"] == "report"]
+    for one, two in pairwise(reported):
+        if one["category"] == two["category"] and _score(one) != _score(two):
+            one["models"], two["models"] = two["models"], one["models"]
+            break
+    path.write_bytes(gzip.compress("\n".join(map(json.dumps, samples)).encode()))
+    assert json.loads(souping(*words).out)["looks"] == 2
+
+
+def _score(sample: Mapping[str, Any]) -> float:
+    return float(sample["models"]["soup"]["score"])
+
+
+def test_models_may_have_been_picked_among_all_of_the_report(
+    souping: Cli, finished_copy: Path
+) -> None:
+    ended = souping("compare", "base=run:uniform_all", "ant=run:ant", "--json")
+    head = json.loads(ended.out)["verdicts"][0]
+    # look 2 alone has the level 1 - 0.05 / 6
+    assert head["level"] > 1 - 0.05 / 6
+
+
+def test_a_dry_run_is_not_compared(souping: Cli, finished_copy: Path) -> None:
+    path = finished_copy / "report.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), "limit": 2}))
+    souping("compare", "base=run:uniform_all", "soup=run").refused("limit=2")
