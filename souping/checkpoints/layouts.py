@@ -24,7 +24,8 @@ SOURCE = "source"
 """Axis of the result that counts the native tensors of a rule which has several."""
 SHOW_NAMES = "show"
 RULES = Path(__file__).with_name("rules")
-RULE_FILES = {name: RULES / f"{name}.json" for name in sorted({t.rules for t in TRAINERS})}
+RULE_NAMES = sorted({trainer.rules for trainer in TRAINERS})
+RULE_FILES = {name: RULES / f"{name}.json" for name in RULE_NAMES}
 PLACEHOLDER = re.compile(r"\{([a-z_]+)\}")
 OPTIONAL_PART = re.compile(r"\[([^\[\]]*)\]")
 MAX_OPTIONAL = 6
