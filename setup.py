@@ -19,7 +19,6 @@ CORE = [
     "matplotlib>=3.9",
     "psutil>=6",
     "rich>=13",
-    "annotated-types>=0.6",
     "regex>=2024.4",  # patterns of items, with a time limit
     "tree-sitter>=0.25",  # calls in Java and JavaScript; 0.25 can give up on garbage
     "tree-sitter-java>=0.23",

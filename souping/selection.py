@@ -14,9 +14,8 @@ from itertools import permutations
 from typing import Annotated, Literal
 
 import numpy as np
-from annotated_types import Interval
 
-from souping.core.fields import Count, component, pick
+from souping.core.fields import Count, Interval, component, pick
 from souping.core.protocols import Correlation, Objective, Selector
 from souping.core.scores import Mean
 from souping.core.text import listed, minus, named

@@ -7,8 +7,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Annotated
 
-from annotated_types import Interval
-
+from souping.core.fields import Interval
 from souping.core.protocols import Correlation, Objective
 from souping.core.types import FloatArray, Fold, ItemScores, JsonObject, Recipe, Record
 from souping.core.unit import POINTS, Unit

@@ -22,10 +22,9 @@ from itertools import combinations
 from typing import Annotated, Literal
 
 import numpy as np
-from annotated_types import Interval
 
 from souping.analysis.base import Analysis, NotEstimableError, RunScores, RunSoups
-from souping.core.fields import component
+from souping.core.fields import Interval, component
 from souping.core.types import FloatArray, Names, Recipe
 from souping.core.unit import Unit
 from souping.report.analyses import AnalysisResult

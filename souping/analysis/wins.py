@@ -26,11 +26,10 @@ from dataclasses import dataclass
 from typing import Annotated
 
 import numpy as np
-from annotated_types import Interval
 
 from souping.analysis.base import SINGLE_SELECTED, Analysis, Draws, NotEstimableError, RunScores
 from souping.analysis.correlation import GroupSums
-from souping.core.fields import component
+from souping.core.fields import Interval, component
 from souping.core.types import (
     FloatArray,
     IntArray,

@@ -12,10 +12,9 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Any, BinaryIO
 
-from annotated_types import Interval
 from huggingface_hub import constants
 
-from souping.core.fields import Form, component
+from souping.core.fields import Form, Interval, component
 from souping.core.files import expanded, write_atomically
 from souping.core.parsing import read_json
 from souping.core.text import first_line, install

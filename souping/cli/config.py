@@ -10,14 +10,13 @@ from dataclasses import dataclass, field, fields, make_dataclass
 from pathlib import Path
 from typing import Annotated, Any, get_args, get_origin
 
-from annotated_types import Interval
 from hydra import compose as hydra_compose
 from hydra.core.config_store import ConfigStore
 from omegaconf import DictConfig, OmegaConf
 
 from souping.cli.advice import key_advice
 from souping.cli.commands import EXPERIMENT
-from souping.core.fields import Count, Form, Hint, Seed, fits, hints_of, mismatch
+from souping.core.fields import Count, Form, Hint, Interval, Seed, fits, hints_of, mismatch
 from souping.core.types import Json, UserError
 from souping.pipeline.settings import (
     GROUP_KINDS,

@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Annotated
 
 import numpy as np
-from annotated_types import Interval
 
 from souping.comparison.looks import looks_of
 from souping.comparison.pooled import task_weights
@@ -21,7 +20,7 @@ from souping.comparison.row_tests import RowTest, judge
 from souping.comparison.rows import RowScores, is_scored, rows_of
 from souping.comparison.several import joint_tests
 from souping.comparison.verdict import FAIL_ON, Margin, Policy, Word, read_policy
-from souping.core.fields import Count, check_arguments, load, pick
+from souping.core.fields import Count, Interval, check_arguments, load, pick
 from souping.core.files import expanded
 from souping.core.text import listed
 from souping.core.types import Names, UserError

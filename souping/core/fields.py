@@ -32,7 +32,6 @@ from typing import (
 )
 
 import numpy as np
-from annotated_types import Interval
 
 from souping.core.arguments import LONGEST_TIMEOUT_S
 from souping.core.files import regular
@@ -54,6 +53,16 @@ PLAIN_TYPES: Mapping[Any, tuple[type, str]] = {
     type(None): (type(None), "null"),
 }
 """{annotation: (class of its values, its name in messages)}"""
+
+
+@frozen
+class Interval:
+    """Limits of a number."""
+
+    ge: float | None = None
+    gt: float | None = None
+    le: float | None = None
+    lt: float | None = None
 
 
 @dataclass(frozen=True)

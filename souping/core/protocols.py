@@ -9,7 +9,6 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from statistics import fmean
 from typing import TYPE_CHECKING, Literal
 
 import numpy as np
@@ -432,6 +431,8 @@ class Scoring:
 
     def item_scores(self, items: Sequence[Item], records: Sequence[Sequence[Record]]) -> FloatArray:
         """Values [I] whose mean over the items of a category is its score. `records` are the answers of each item."""
+        from statistics import fmean
+
         joined = max if self.aggregate == "pass" else fmean
         scores = []
         for answers in records:

@@ -22,10 +22,8 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Annotated, Any
 
-from annotated_types import Interval
-
 from souping.core.child import Child
-from souping.core.fields import Share, Temperature, component, load
+from souping.core.fields import Interval, Share, Temperature, component, load
 from souping.core.system import package_environment
 from souping.core.text import first_line
 from souping.core.types import Folders, Item, Json, JsonObject, Names, UserError

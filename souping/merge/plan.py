@@ -24,11 +24,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal, Protocol, TypedDict
 
-from annotated_types import Interval
-
 from souping.checkpoints.checkpoint import Checkpoint
 from souping.checkpoints.folder import INDEX, SINGLE
 from souping.checkpoints.header import header_bytes, size_of
+from souping.core.fields import Interval
 from souping.core.reading import to_json
 from souping.core.similarity import PoolSimilarity
 from souping.core.text import human, safe

@@ -12,8 +12,6 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Annotated, Any, TypedDict
 
-from annotated_types import Interval
-
 from souping.checkpoints.archives import is_checkpoint
 from souping.checkpoints.checkpoint import Checkpoint, describe_names
 from souping.checkpoints.fingerprints import fingerprint
@@ -21,7 +19,7 @@ from souping.checkpoints.folder import Like
 from souping.checkpoints.header import MAX_RECIPE
 from souping.checkpoints.layouts import rules_of
 from souping.checkpoints.lora import content
-from souping.core.fields import Form, load, pick, text_of
+from souping.core.fields import Form, Interval, load, pick, text_of
 from souping.core.files import nearby, write_atomically
 from souping.core.folders import hold_folder
 from souping.core.similarity import PoolSimilarity

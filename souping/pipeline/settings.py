@@ -10,14 +10,12 @@ from dataclasses import field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
-from annotated_types import Interval
-
 from souping.checkpoints import hub
 from souping.checkpoints.header import TORCH_NAMES
 from souping.checkpoints.layouts import rules_of
 from souping.checkpoints.pool import CandidateSource
 from souping.core import protocols
-from souping.core.fields import pick
+from souping.core.fields import Interval, pick
 from souping.core.files import nearby
 from souping.core.protocols import Component
 from souping.core.reading import read

@@ -8,9 +8,8 @@ from dataclasses import field
 from typing import Annotated, Literal
 
 import numpy as np
-from annotated_types import Interval
 
-from souping.core.fields import component
+from souping.core.fields import Interval, component
 from souping.core.protocols import Optimiser
 from souping.core.types import (
     Cell,

@@ -12,9 +12,8 @@ from collections.abc import Callable, Mapping
 from typing import Annotated, Literal
 
 import numpy as np
-from annotated_types import Interval
 
-from souping.core.fields import component
+from souping.core.fields import Interval, component
 from souping.core.types import FloatArray, Weights, frozen
 from souping.search.points import ListedStrategy, endings
 

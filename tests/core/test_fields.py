@@ -11,9 +11,8 @@ from typing import Annotated, Any, Literal, TypedDict
 
 import numpy as np
 import pytest
-from annotated_types import Interval
 
-from souping.core.fields import Count, Form, Share, check_arguments, component, load, pick
+from souping.core.fields import Count, Form, Interval, Share, check_arguments, component, load, pick
 from souping.core.scores import TableScores
 from souping.core.types import UserError
 

@@ -18,11 +18,9 @@ from dataclasses import field, replace
 from pathlib import Path
 from typing import Annotated
 
-from annotated_types import Interval
-
 from souping.checkpoints.compatibility import chat_template
 from souping.checkpoints.header import parse_json
-from souping.core.fields import Count, Seconds, Threads, component, pick
+from souping.core.fields import Count, Interval, Seconds, Threads, component, pick
 from souping.core.files import expanded
 from souping.core.protocols import Evaluator, Hosting, LoadedModel, Prompts, Sampling, Scoring
 from souping.core.text import safe

@@ -16,17 +16,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import numpy as np
-from annotated_types import Interval
 
-from souping.core.fields import (
-    Count,
-    Form,
-    Precision,
-    Seed,
-    TokenId,
-    component,
-    pick,
-)
+from souping.core.fields import Count, Form, Interval, Precision, Seed, TokenId, component, pick
 from souping.core.files import expanded
 from souping.core.text import first_line, install
 from souping.core.types import JsonObject, UserError, frozen

@@ -11,9 +11,7 @@ from dataclasses import field
 from string import Template
 from typing import Annotated
 
-from annotated_types import Interval
-
-from souping.core.fields import Count, Form, Seconds, Threads, component
+from souping.core.fields import Count, Form, Interval, Seconds, Threads, component
 from souping.core.reading import read
 from souping.core.types import Item, Json, JsonObject, UserError, digest, frozen
 from souping.evaluate.servers.process import ServerError, parsed, post

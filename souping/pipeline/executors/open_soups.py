@@ -21,9 +21,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypedDict
 
-from annotated_types import Interval
-
-from souping.core.fields import load, load_lines
+from souping.core.fields import Interval, load, load_lines
 from souping.core.files import expanded, nearby, write_atomically
 from souping.core.open_files import lock
 from souping.core.text import listed

@@ -14,9 +14,7 @@ from collections.abc import Callable, Mapping
 from functools import cache
 from typing import TYPE_CHECKING, Annotated, Any
 
-from annotated_types import Interval
-
-from souping.core.fields import Count, component
+from souping.core.fields import Count, Interval, component
 from souping.core.protocols import Executor, Workers
 from souping.core.system import cores
 from souping.core.text import first_line, missing, stripped_lines
