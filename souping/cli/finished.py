@@ -89,8 +89,13 @@ def add(words: Sequence[str]) -> None:
 
 
 def _send(settings: SoupSettings, soup: Path | None) -> None:
-    """Send the soup of a finished run or merge (UserError if there is none, or the Hub refuses)."""
-    from souping.pipeline.upload import send
+    """Send the soup of a finished run or merge, or with `plan` show what would be sent.
+
+    Raises:
+        UserError: there is no soup, not all of it, or the Hub refuses.
+    """
+    from souping.pipeline.upload import check, planned_upload, send, soup_files
+    from souping.report.render import show_sheet
 
     goal = settings.upload
     assert goal is not None
@@ -98,6 +103,10 @@ def _send(settings: SoupSettings, soup: Path | None) -> None:
         raise UserError(
             f"run={settings.run_dir} has no soup: upload={goal.repo} has nothing to send"
         )
+    if settings.plan:
+        show_sheet([planned_upload(goal, soup_files(soup), settings.store_path)])
+        return
+    check(goal, soup)
     send(settings, goal, soup)
 
 

@@ -14,7 +14,6 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 from huggingface_hub import constants
 
 from souping.checkpoints import hub, lora
-from souping.checkpoints.folder import INDEX, SINGLE, side_files, weight_map
 from souping.checkpoints.header import parse_json, small
 from souping.core.fields import load
 from souping.core.parsing import read_json, read_yaml
@@ -28,7 +27,6 @@ from souping.report.cells import Section, grid
 from souping.report.files import as_json
 from souping.report.format import escape_markdown
 from souping.report.recipe import RecipeSummary
-from souping.report.render import show_sheet
 
 if TYPE_CHECKING:
     from huggingface_hub import HfApi
@@ -211,9 +209,7 @@ def _public_files(
             continue
         content = (json.dumps(after, indent=2) + "\n").encode()
         public[name] = content
-        # An older soup has no list of its files.
-        if "files" in recipe:
-            recipe["files"][name] = hashlib.sha256(content).hexdigest()
+        recipe["files"][name] = hashlib.sha256(content).hexdigest()
         public[RECIPE] = as_json(recipe).encode()
     return public
 
@@ -259,7 +255,7 @@ class SoupManifest:
 
 
 def soup_files(folder: Path) -> dict[str, Path]:
-    """A soup's files, by the list in its recipe.json; of an older soup, what its index names.
+    """A soup's files, by the list in its recipe.json.
 
     Raises:
         UserError: the folder holds other files or links, or a file is not the one that was written.
@@ -267,7 +263,7 @@ def soup_files(folder: Path) -> dict[str, Path]:
     paths = [path for path in sorted(folder.rglob("*")) if path.is_symlink() or not path.is_dir()]
     files = {str(path.relative_to(folder)): path for path in paths}
     marks = read(SoupManifest, load(folder / RECIPE, dict[str, Any])).files
-    known = {RECIPE, CARD, *(marks or _unlisted_files(folder))}
+    known = {RECIPE, CARD, *marks}
     foreign = sorted(marks.keys() - files.keys())
     for name, path in files.items():
         is_ours = name in known and not path.is_symlink()
@@ -278,13 +274,6 @@ def soup_files(folder: Path) -> dict[str, Path]:
             f"upload: {folder} is not as souping wrote it: move away or restore {listed(foreign)}"
         )
     return files
-
-
-def _unlisted_files(folder: Path) -> set[str]:
-    """What a soup without a list may consist of."""
-    index = folder / INDEX
-    shards = weight_map(index).values() if index.is_file() else ()
-    return {SINGLE, INDEX, *shards, lora.CONFIG, lora.ADAPTER_WEIGHTS, *side_files(folder)}
 
 
 def _licences(recipe: RecipeSummary, store: Path | None, online: bool) -> dict[str, str]:
@@ -359,15 +348,7 @@ def _licence(source: str, online: bool) -> str:
 
 
 def send(settings: SoupSettings, goal: Target, soup: Path) -> None:
-    """Send the soup of a run or a merge, and print where it is now; with `plan` show what would be sent.
-
-    Raises:
-        UserError: it is not all of a soup, or the Hub refuses.
-    """
-    if settings.plan:
-        show_sheet([planned_upload(goal, soup_files(soup), settings.store_path)])
-        return
-    check(goal, soup)
+    """Send the soup of a run or a merge, and print where it is now (errors as of `push`)."""
     print(f"  {'upload':16} {push(goal, soup, settings.store_path, settings.run_dir)}")
 
 

@@ -390,15 +390,11 @@ def test_a_folder_with_other_files_than_the_soups_is_not_sent(
     assert "me/soup" not in writer.repos
 
 
-@pytest.mark.parametrize("listed", [True, False])
 def test_an_edited_card_is_sent_with_the_files_of_the_soup_alone(
-    writer: Hub, souping: Cli, tmp_path: Path, listed: bool
+    writer: Hub, souping: Cli, tmp_path: Path
 ) -> None:
     folder = soup(souping, tmp_path)
-    recipe = json.loads((folder / "recipe.json").read_text())
-    files = recipe.pop("files")
-    if not listed:  # as soups were before they had a list
-        (folder / "recipe.json").write_text(json.dumps(recipe))
+    files = json.loads((folder / "recipe.json").read_text())["files"]
     with (folder / "README.md").open("a") as card:
         card.write("Mine.\n")
     upload.push(Target(repo="me/soup"), folder)
