@@ -15,14 +15,14 @@ from typing import Annotated, Literal
 
 import numpy as np
 
-from souping.core.fields import Count, Interval, component, pick
+from souping.core.fields import Bounds, Count, component, pick
 from souping.core.protocols import Correlation, Objective, Selector
 from souping.core.scores import Mean
 from souping.core.text import listed, minus, named
 from souping.core.types import Correlations, FloatArray, Names, ScoreMatrix, Selection, UserError
 
 SCORE_TIE = 1e-9
-Threshold = Annotated[float, Interval(gt=-1, le=1)]
+Threshold = Annotated[float, Bounds(gt=-1, le=1)]
 
 
 def correlated(correlation: Correlation, scores: ScoreMatrix) -> Correlations:

@@ -7,14 +7,14 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Annotated
 
-from souping.core.fields import Interval
+from souping.core.fields import Bounds
 from souping.core.protocols import Correlation, Objective
 from souping.core.types import FloatArray, Fold, ItemScores, JsonObject, Recipe, Record
 from souping.core.unit import POINTS, Unit
 from souping.report.analyses import AnalysisResult
 
 # Setting that counts random draws.
-Draws = Annotated[int, Interval(ge=2, le=10**6)]
+Draws = Annotated[int, Bounds(ge=2, le=10**6)]
 SINGLE_SELECTED = "one ingredient was selected, so that no soup was searched"
 
 

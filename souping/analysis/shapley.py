@@ -24,7 +24,7 @@ from typing import Annotated, Literal
 import numpy as np
 
 from souping.analysis.base import Analysis, NotEstimableError, RunScores, RunSoups
-from souping.core.fields import Interval, component
+from souping.core.fields import Bounds, component
 from souping.core.types import FloatArray, Names, Recipe
 from souping.core.unit import Unit
 from souping.report.analyses import AnalysisResult
@@ -52,7 +52,7 @@ class Shapley(Analysis):
     """
 
     players: Literal["ingredients", "candidates"] = "ingredients"
-    exact: Annotated[int, Interval(ge=1, le=MOST_PLAYERS)] = 5
+    exact: Annotated[int, Bounds(ge=1, le=MOST_PLAYERS)] = 5
 
     def asks(self, soups: RunSoups) -> tuple[Recipe, ...]:
         game = _Game(self, soups)

@@ -29,7 +29,7 @@ import numpy as np
 
 from souping.analysis.base import SINGLE_SELECTED, Analysis, Draws, NotEstimableError, RunScores
 from souping.analysis.correlation import GroupSums
-from souping.core.fields import Interval, component
+from souping.core.fields import Bounds, component
 from souping.core.types import (
     FloatArray,
     IntArray,
@@ -286,8 +286,8 @@ class Wins(Analysis):
     of each kind.
     """
 
-    solved: Annotated[float, Interval(gt=0, le=1)] = 0.5
-    examples: Annotated[int, Interval(ge=0, le=100)] = 2
+    solved: Annotated[float, Bounds(gt=0, le=1)] = 0.5
+    examples: Annotated[int, Bounds(ge=0, le=100)] = 2
 
     def analyse(self, run: RunScores) -> WinsResult:
         soup = run.soups.soup

@@ -14,7 +14,7 @@ from typing import Annotated, Any, BinaryIO
 
 from huggingface_hub import constants
 
-from souping.core.fields import Form, Interval, component
+from souping.core.fields import Bounds, Form, component
 from souping.core.files import expanded, write_atomically
 from souping.core.parsing import read_json
 from souping.core.text import first_line, install
@@ -34,7 +34,7 @@ class Pointer:
     """File in a bucket as it was listed: its URL, bytes, and the tag that changes with its content."""
 
     url: Annotated[str, Form(r"(s3|gs)://[^/]+/.+", "an s3:// or gs:// URL")]
-    size: Annotated[int, Interval(ge=0, lt=2**62)]
+    size: Annotated[int, Bounds(ge=0, lt=2**62)]
     tag: str
 
     def write(self, path: Path) -> None:

@@ -16,7 +16,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from souping.cli.advice import key_advice
 from souping.cli.commands import EXPERIMENT
-from souping.core.fields import Count, Form, Hint, Interval, Seed, fits, hints_of, mismatch
+from souping.core.fields import Bounds, Count, Form, Hint, Seed, fits, hints_of, mismatch
 from souping.core.types import Json, UserError
 from souping.pipeline.settings import (
     GROUP_KINDS,
@@ -67,7 +67,7 @@ class RunKeys(SharedKeys):
     run: str | None = None
     check: bool = False
     limit: Count | None = None
-    throughput: Annotated[float, Interval(gt=0)] | None = None
+    throughput: Annotated[float, Bounds(gt=0)] | None = None
     margin: MarginSetting | None = None
     guard_against: str | None = None
     pareto: list[str] | None = None

@@ -20,7 +20,7 @@ from souping.comparison.row_tests import RowTest, judge
 from souping.comparison.rows import RowScores, is_scored, rows_of
 from souping.comparison.several import joint_tests
 from souping.comparison.verdict import FAIL_ON, Margin, Policy, Word, read_policy
-from souping.core.fields import Count, Interval, check_arguments, load, pick
+from souping.core.fields import Bounds, Count, check_arguments, load, pick
 from souping.core.files import expanded
 from souping.core.text import listed
 from souping.core.types import Names, UserError
@@ -58,7 +58,7 @@ def compare(
     group: str = "",
     category: str = "",
     looks: Count = 1,
-    pass_at: Annotated[int, Interval(ge=0)] = 0,
+    pass_at: Annotated[int, Bounds(ge=0)] = 0,
     same_prompts: bool = False,
     lower_is_better: Sequence[str] = (),
     fail_on: Sequence[Word] = FAIL_ON,

@@ -1,7 +1,7 @@
 """Values against annotations: fields of components, keys of the configuration, arguments, and JSON that people edit.
 
 An annotation says what a value may be: a plain type, `Literal`, a container, a `TypedDict`, or `Annotated` with an
-`Interval` or a `Form`.
+`Bounds` or a `Form`.
 """
 
 from __future__ import annotations
@@ -56,7 +56,7 @@ PLAIN_TYPES: Mapping[Any, tuple[type, str]] = {
 
 
 @frozen
-class Interval:
+class Bounds:
     """Limits of a number."""
 
     ge: float | None = None
@@ -73,17 +73,17 @@ class Form:
     words: str
 
 
-Count = Annotated[int, Interval(ge=1, le=10**9)]
+Count = Annotated[int, Bounds(ge=1, le=10**9)]
 """Setting that counts something."""
-Threads = Annotated[int, Interval(ge=1, le=1024)]
+Threads = Annotated[int, Bounds(ge=1, le=1024)]
 """Setting that counts threads, processes or open requests: each takes memory."""
-Seed = Annotated[int, Interval(ge=0, lt=2**32)]
+Seed = Annotated[int, Bounds(ge=0, lt=2**32)]
 """Seed of random numbers, as numpy takes it."""
-TokenId = Annotated[int, Interval(ge=0, lt=2**31)]
+TokenId = Annotated[int, Bounds(ge=0, lt=2**31)]
 Name = Annotated[str, Form(r"(?s).*\S.*", "a text that is not empty")]
-Share = Annotated[float, Interval(gt=0, le=1)]
-Seconds = Annotated[float, Interval(gt=0, le=LONGEST_TIMEOUT_S)]
-Temperature = Annotated[float, Interval(ge=0, le=100)]
+Share = Annotated[float, Bounds(gt=0, le=1)]
+Seconds = Annotated[float, Bounds(gt=0, le=LONGEST_TIMEOUT_S)]
+Temperature = Annotated[float, Bounds(ge=0, le=100)]
 Precision = Literal["float32", "bfloat16", "float16"]
 Device = Annotated[str, Form(r"auto|cpu|mps|cuda(:\d+)?", "auto, cpu, cuda, cuda:N or mps")]
 
@@ -271,11 +271,11 @@ def _elements_fit(values: Sequence[Any], kind: Hint, hints: Sequence[Any]) -> bo
     return all(fits(value, hints[0]) for value in values)
 
 
-def _within(value: Any, bound: Interval | Form) -> bool:
+def _within(value: Any, bound: Bounds | Form) -> bool:
     """Whether a value keeps to a bound; a union has been narrowed before, and bounds of others say nothing here."""
     if isinstance(bound, Form):
         return re.fullmatch(bound.pattern, value) is not None
-    if not isinstance(bound, Interval):
+    if not isinstance(bound, Bounds):
         return True
     sides = (
         (operator.ge, bound.ge),
@@ -312,7 +312,7 @@ def _words(hint: Hint) -> str:
         return listed(map(str, arguments))
     if kind is Annotated:
         forms = [bound.words for bound in arguments if isinstance(bound, Form)]
-        bounds = [_bound(bound) for bound in arguments if isinstance(bound, Interval)]
+        bounds = [_bound(bound) for bound in arguments if isinstance(bound, Bounds)]
         return "".join(forms) or " ".join([_words(arguments[0]), *bounds])
     inner = arguments[-1] if arguments else Any
     spelled = inner in PLAIN_TYPES or get_origin(inner) is Annotated
@@ -327,7 +327,7 @@ def _words(hint: Hint) -> str:
     return f"a {name}"
 
 
-def _bound(bound: Interval) -> str:
+def _bound(bound: Bounds) -> str:
     sides = {"at least": bound.ge, "above": bound.gt, "at most": bound.le, "below": bound.lt}
     return " and ".join(f"{word} {limit}" for word, limit in sides.items() if limit is not None)
 

@@ -23,7 +23,7 @@ from types import SimpleNamespace
 from typing import TYPE_CHECKING, Annotated, Any
 
 from souping.core.child import Child
-from souping.core.fields import Interval, Share, Temperature, component, load
+from souping.core.fields import Bounds, Share, Temperature, component, load
 from souping.core.system import package_environment
 from souping.core.text import first_line
 from souping.core.types import Folders, Item, Json, JsonObject, Names, UserError
@@ -271,8 +271,8 @@ class Decoding:
 
     temperature: Temperature = 0.0
     top_p: Share = 1.0
-    top_k: Annotated[int, Interval(ge=0)] = 0
-    min_p: Annotated[float, Interval(ge=0, le=1)] = 0.0
+    top_k: Annotated[int, Bounds(ge=0)] = 0
+    min_p: Annotated[float, Bounds(ge=0, le=1)] = 0.0
     seed: int = 0
     penalties: JsonObject = field(default_factory=dict)
 

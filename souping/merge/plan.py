@@ -27,7 +27,7 @@ from typing import Annotated, Any, Literal, Protocol, TypedDict
 from souping.checkpoints.checkpoint import Checkpoint
 from souping.checkpoints.folder import INDEX, SINGLE
 from souping.checkpoints.header import header_bytes, size_of
-from souping.core.fields import Interval
+from souping.core.fields import Bounds
 from souping.core.reading import to_json
 from souping.core.similarity import PoolSimilarity
 from souping.core.text import human, safe
@@ -51,7 +51,7 @@ class PlanFile(TypedDict):
     like: str | None
     names: str | None
     format: Format
-    max_shard_size: Annotated[int, Interval(ge=1, lt=2**62)]
+    max_shard_size: Annotated[int, Bounds(ge=1, lt=2**62)]
     nonfinite: Nonfinite
 
 

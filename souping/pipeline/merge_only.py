@@ -19,7 +19,7 @@ from souping.checkpoints.folder import Like
 from souping.checkpoints.header import MAX_RECIPE
 from souping.checkpoints.layouts import rules_of
 from souping.checkpoints.lora import content
-from souping.core.fields import Form, Interval, load, pick, text_of
+from souping.core.fields import Bounds, Form, load, pick, text_of
 from souping.core.files import nearby, write_atomically
 from souping.core.folders import hold_folder
 from souping.core.similarity import PoolSimilarity
@@ -299,9 +299,9 @@ def _card(
     return soup_card(recipe_summary(recipe), settings.rebuild_command, folder, pool.base_repo)
 
 
-Fp32Number = Annotated[float, Interval(gt=-HUGE, lt=HUGE)]
+Fp32Number = Annotated[float, Bounds(gt=-HUGE, lt=HUGE)]
 """A number that arithmetic in fp32 bears."""
-Whole = Annotated[int, Interval(ge=0, lt=2**62)]
+Whole = Annotated[int, Bounds(ge=0, lt=2**62)]
 Dtypes = Annotated[
     str,
     Form(r"(float32|bfloat16|float16)(\+(float32|bfloat16|float16))*", "float dtypes joined by +"),
@@ -339,7 +339,7 @@ class RecipeFile(RecipeKeys, total=False):
 
     sources: dict[str, str] | None
     carried_from: str | None
-    max_shard_size: Annotated[int, Interval(ge=1, lt=2**62)] | None
+    max_shard_size: Annotated[int, Bounds(ge=1, lt=2**62)] | None
     nonfinite: Nonfinite | None
     format: Format | None
     files: dict[str, str]

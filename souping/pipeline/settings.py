@@ -15,7 +15,7 @@ from souping.checkpoints.header import TORCH_NAMES
 from souping.checkpoints.layouts import rules_of
 from souping.checkpoints.pool import CandidateSource
 from souping.core import protocols
-from souping.core.fields import Interval, pick
+from souping.core.fields import Bounds, pick
 from souping.core.files import nearby
 from souping.core.protocols import Component
 from souping.core.reading import read
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
 StopAfter = Literal["select", "search"]
 GateMode = Literal["error", "warn", "off"]
-MarginSetting = Annotated[float, Interval(ge=0, le=100)]
+MarginSetting = Annotated[float, Bounds(ge=0, le=100)]
 """In the unit of the evaluator's scores, as they are shown."""
 STORE = Path("outputs/store.sqlite")
 """The default of store.path."""

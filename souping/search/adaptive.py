@@ -9,7 +9,7 @@ from typing import Annotated, Literal
 
 import numpy as np
 
-from souping.core.fields import Interval, component
+from souping.core.fields import Bounds, component
 from souping.core.protocols import Optimiser
 from souping.core.types import (
     Cell,
@@ -85,7 +85,7 @@ class Adaptive(LimitedStrategy):
 
     step: float = 0.1
     stop: Literal["auto", "never"] = "auto"
-    scales: list[Annotated[float, Interval(gt=0, le=10)]] = field(default_factory=list)
+    scales: list[Annotated[float, Bounds(gt=0, le=10)]] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         Grid(step=self.step)  # checks the step

@@ -13,7 +13,7 @@ from typing import Annotated, Literal
 
 import numpy as np
 
-from souping.core.fields import Interval, component
+from souping.core.fields import Bounds, component
 from souping.core.types import FloatArray, Weights, frozen
 from souping.search.points import ListedStrategy, endings
 
@@ -90,7 +90,7 @@ class Schedule(ListedStrategy):
     """Averages of the last checkpoints, evaluated on the whole search fold; `only` makes one of all checkpoints."""
 
     only: WindowKind | None = None
-    alpha: Annotated[float, Interval(gt=0, lt=1)] = 0.2
+    alpha: Annotated[float, Bounds(gt=0, lt=1)] = 0.2
 
     def known_points(self, size: int) -> list[Weights]:
         if self.only is None:

@@ -12,7 +12,7 @@ from typing import Annotated, Any, Literal, TypedDict
 import numpy as np
 import pytest
 
-from souping.core.fields import Count, Form, Interval, Share, check_arguments, component, load, pick
+from souping.core.fields import Bounds, Count, Form, Share, check_arguments, component, load, pick
 from souping.core.scores import TableScores
 from souping.core.types import UserError
 
@@ -22,7 +22,7 @@ class Oven:
     """A component with a field of each kind."""
 
     steps: Count = 1
-    heat: Annotated[float, Interval(gt=0, lt=300)] = 200.0
+    heat: Annotated[float, Bounds(gt=0, lt=300)] = 200.0
     way: Literal["bake", "grill"] = "bake"
     share: Share | None = None
     name: Annotated[str, Form(r"\w+", "one word")] = "oven"

@@ -20,7 +20,7 @@ from typing import Annotated
 
 from souping.checkpoints.compatibility import chat_template
 from souping.checkpoints.header import parse_json
-from souping.core.fields import Count, Interval, Seconds, Threads, component, pick
+from souping.core.fields import Bounds, Count, Seconds, Threads, component, pick
 from souping.core.files import expanded
 from souping.core.protocols import Evaluator, Hosting, LoadedModel, Prompts, Sampling, Scoring
 from souping.core.text import safe
@@ -138,7 +138,7 @@ class BfclEvaluator(Evaluator):
     limit: Count | None = None
     handler: str = CHAT_TEMPLATE
     handlers: dict[str, str] | None = None
-    temperature: Annotated[float, Interval(ge=0, le=GREEDY)] = GREEDY
+    temperature: Annotated[float, Bounds(ge=0, le=GREEDY)] = GREEDY
     replicates: Count = 1
     max_tokens: Count | None = None
     timeout: Seconds = 3600.0

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import numpy as np
 
-from souping.core.fields import Count, Form, Interval, Precision, Seed, TokenId, component, pick
+from souping.core.fields import Bounds, Count, Form, Precision, Seed, TokenId, component, pick
 from souping.core.files import expanded
 from souping.core.text import first_line, install
 from souping.core.types import JsonObject, UserError, frozen
@@ -66,12 +66,12 @@ class HarnessSettings(MachineEvaluator):
     include_defaults: bool | None = None
     metadata: dict[str, Any] | None = None
     name: str = "lm_eval"
-    limit: Annotated[float, Interval(gt=0)] | None = None
+    limit: Annotated[float, Bounds(gt=0)] | None = None
     metric: str | dict[str, str] | None = None
     filter: str | dict[str, str] | None = None
     category: Annotated[str, Form("task|entry|column:.*", "task, entry or column:NAME")] = "task"
     group: Annotated[str, Form("item|doc|column:.*", "item, doc or column:NAME")] = "item"
-    num_fewshot: Annotated[int, Interval(ge=0)] | None = None
+    num_fewshot: Annotated[int, Bounds(ge=0)] | None = None
     gen_kwargs: dict[str, Any] | None = None
     apply_chat_template: bool | str = False
     system_instruction: str | None = None

@@ -11,7 +11,7 @@ from dataclasses import field
 from string import Template
 from typing import Annotated
 
-from souping.core.fields import Count, Form, Interval, Seconds, Threads, component
+from souping.core.fields import Bounds, Count, Form, Seconds, Threads, component
 from souping.core.reading import read
 from souping.core.types import Item, Json, JsonObject, UserError, digest, frozen
 from souping.evaluate.servers.process import ServerError, parsed, post
@@ -77,9 +77,9 @@ class Judge:
     max_tokens: Count = 512
     extra: JsonObject = field(default_factory=dict)
     threads: Threads = 8
-    retries: Annotated[int, Interval(ge=0)] = 5
+    retries: Annotated[int, Bounds(ge=0)] = 5
     timeout: Seconds = 60.0
-    pause: Annotated[float, Interval(ge=0)] = 1.0
+    pause: Annotated[float, Bounds(ge=0)] = 1.0
 
     def __post_init__(self) -> None:
         if "$answer" not in self.prompt:

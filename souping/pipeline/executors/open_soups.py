@@ -21,7 +21,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypedDict
 
-from souping.core.fields import Interval, load, load_lines
+from souping.core.fields import Bounds, load, load_lines
 from souping.core.files import expanded, nearby, write_atomically
 from souping.core.open_files import lock
 from souping.core.text import listed
@@ -66,7 +66,7 @@ class ToldAnswer(TypedDict):
     """Line of `answers.jsonl`: what a log decides of a record."""
 
     item: str
-    score: Annotated[float, Interval(ge=-SCORE_ROUNDING, le=1 + SCORE_ROUNDING)]
+    score: Annotated[float, Bounds(ge=-SCORE_ROUNDING, le=1 + SCORE_ROUNDING)]
     output: str
     prompt_key: str
     outcome: Outcome

@@ -14,7 +14,7 @@ from collections.abc import Callable, Mapping
 from functools import cache
 from typing import TYPE_CHECKING, Annotated, Any
 
-from souping.core.fields import Count, Interval, component
+from souping.core.fields import Bounds, Count, component
 from souping.core.protocols import Executor, Workers
 from souping.core.system import cores
 from souping.core.text import first_line, missing, stripped_lines
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 RESTARTS = 3
 """How often each actor is restarted before the run gives up."""
-Resource = Annotated[float, Interval(ge=0, lt=1e6)]
+Resource = Annotated[float, Bounds(ge=0, lt=1e6)]
 RAY_SILENCE_S = 20.0
 """Seconds without a response after which it is checked that Ray still has a machine: otherwise actors wait forever."""
 STORED = "the answers so far are in the store: the same command resumes"
