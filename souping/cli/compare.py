@@ -13,7 +13,7 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 from souping.cli.process import stop
-from souping.comparison.api import AVERAGES, LogSource, compare
+from souping.comparison.api import AVERAGES, compare
 from souping.comparison.verdict import FAIL_ON, WORDS, Word
 from souping.core.arguments import Arguments, points, positive
 from souping.core.fields import pick
@@ -23,14 +23,16 @@ from souping.core.parsing import read_json
 from souping.core.reading import read
 from souping.core.text import safe
 from souping.core.types import UserError, frozen
+from souping.logs.tables import LogSource
 
 PAGES = ("report.html", "report.md")
 TABLE = "compare.json"
 STAGES = ".souping-compare-*"
 """Folders in which the files are written before they take their places."""
 EPILOG = """\
-A LOG is a run of souping, an output folder of lm_eval, a BFCL project, a log of inspect_ai, or CSV or JSONL with the
-columns item, category, score. NAME=LOG,LOG are runs of one model, or trainings of one recipe.
+A LOG is a run of souping, an output folder of lm_eval, a BFCL project, a log of inspect_ai, a file of Every Eval Ever,
+NeMo Evaluator, NeMo Gym or verifiers, or CSV, JSONL or parquet with the columns item, category, score, or with those
+that --item, --category and --score name. NAME=LOG,LOG are runs of one model, or trainings of one recipe.
 exit status: 0; 1 if a deciding row has a verdict of --fail-on; 2 if logs are damaged or may not be compared
 """
 
@@ -126,9 +128,9 @@ def _digest(content: bytes) -> str:
     return sha256(content).hexdigest()
 
 
-def _logs(words: Sequence[str]) -> dict[str, LogSource | list[LogSource]]:
+def _logs(words: Sequence[str]) -> dict[str, list[LogSource]]:
     """{name: logs}."""
-    logs: dict[str, LogSource | list[LogSource]] = {}
+    logs: dict[str, list[LogSource]] = {}
     for word in words:
         name, _, sources = word.partition("=")
         if not name or not sources:
@@ -180,6 +182,9 @@ def _parser() -> Arguments:
         "--group", default="", metavar="FIELD", help="field of documents or column that items share"
     )
     add("--category", default="", metavar="FIELD", help="field or column that splits the one task")
+    add("--item", default="", metavar="FIELD", help="field that identifies an item of a table")
+    add("--score", default="", metavar="FIELD", help="field of a table with the score")
+    add("--repeat", default="", metavar="FIELD", help="field that numbers the answers to one item")
     add(
         "--looks",
         type=positive,

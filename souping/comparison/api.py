@@ -6,7 +6,8 @@ A comparison of runs of ours is a look at their report items and goes into the l
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
 from itertools import chain, combinations
 from pathlib import Path
 from typing import Annotated
@@ -29,7 +30,7 @@ from souping.logs.bfcl_average import categories_of, coefficients_of, overall
 from souping.logs.match import Matched, MatchedMetric, matched
 from souping.logs.records import Log, LoggedAnswer
 from souping.logs.sources import read
-from souping.logs.tables import Frame
+from souping.logs.tables import LogSource, is_scores
 from souping.statistics.comparison import (
     VarianceParts,
     contrast,
@@ -44,8 +45,6 @@ from souping.statistics.scores import ScoreTable
 AVERAGES = ("task", "item", "leaf", "bfcl")
 WARN_CUT = 0.02
 FEW_GROUPS = 30
-LogSource = str | Path | Frame
-"""A log: its path, or a data frame."""
 
 
 def compare(
@@ -57,6 +56,9 @@ def compare(
     average: str = "task",
     group: str = "",
     category: str = "",
+    item: str = "",
+    score: str = "",
+    repeat: str = "",
     looks: Count = 1,
     pass_at: Annotated[int, Bounds(ge=0)] = 0,
     same_prompts: bool = False,
@@ -68,17 +70,20 @@ def compare(
 
     Args:
         logs: {name: log}, or {name: [log, ...]} for several runs of one model, or trainings of one
-            recipe.
+            recipe. A log is a path, a data frame, or an array of scores; arrays are paired by position.
         margin: a loss in points that does not matter.
         policy: TOML file with margins and critical tasks.
         average: over `task`s that were asked for, `item`s or `leaf` tasks, `bfcl` for BFCL's overall accuracy, or a
             JSON file {task: weight}.
         group: field of the documents, or column, that items share.
         category: field of the documents, or column, by whose values the one task of the logs is split.
+        item: field that identifies an item of a table. Fields inside others are dotted.
+        score: field of a table with the score.
+        repeat: field of a table that numbers the answers to one item.
         looks: number of this comparison on these items. Runs of souping have it from their store.
         pass_at: k, to score an item by pass@k instead of the mean of its answers.
         same_prompts: refuse logs whose prompts, as they were sent, differ.
-        lower_is_better: tasks of CSV and JSONL logs in which a lower score is better.
+        lower_is_better: tasks of tables in which a lower score is better.
         fail_on: verdicts of deciding rows that make `status` 1.
         store: results store of runs of souping, where it is not found.
 
@@ -86,7 +91,16 @@ def compare(
         UserError: a log is damaged, or the logs may not be compared.
     """
     check_arguments(compare, locals())
-    model_logs = _read(logs, baseline, group, category, lower_is_better)
+    reader = partial(
+        read,
+        group=group,
+        category=category,
+        item=item,
+        score=score,
+        repeat=repeat,
+        lower=lower_is_better,
+    )
+    model_logs = _read(logs, baseline, reader)
     gate = _gate(margin, policy)
     common = matched(model_logs, same_prompts=same_prompts)
     base_log = next(iter(model_logs.values()))[0]
@@ -229,18 +243,17 @@ def _variances(scores: ScoreTable, models: Sequence[str]) -> dict[str, VarianceP
 def _read(
     logs: Mapping[str, LogSource | list[LogSource]],
     baseline: str | None,
-    group: str,
-    category: str,
-    lower: Sequence[str],
+    reader: Callable[[LogSource], tuple[Log, ...]],
 ) -> dict[str, list[Log]]:
     """The logs of each model, the baseline first."""
     sources: dict[str, list[LogSource]] = {}
     for name, source in logs.items():
-        sources[name] = list(source) if isinstance(source, list | tuple) else [source]
+        sources[name] = _sources(source)
         if not sources[name]:
             raise UserError(f"{name} has no log: write {name}=LOG")
     if len(logs) < 2:
         raise UserError("compare needs two models or more: base=LOG cand=LOG")
+    _check_lengths(sources)
     base = next(iter(logs))
     if baseline:
         base = pick(baseline, logs, "baseline")
@@ -248,8 +261,27 @@ def _read(
     for name in dict.fromkeys((base, *logs)):
         model_logs[name] = []
         for source in sources[name]:
-            model_logs[name].extend(read(source, group=group, category=category, lower=lower))
+            model_logs[name].extend(reader(source))
     return model_logs
+
+
+def _sources(source: LogSource | list[LogSource]) -> list[LogSource]:
+    """The logs of one model."""
+    if isinstance(source, list | tuple) and not is_scores(source):
+        return list(source)
+    return [source]
+
+
+def _check_lengths(sources: Mapping[str, Sequence[LogSource]]) -> None:
+    """Refuse arrays of different lengths (UserError): they are paired by position."""
+    lengths = {}
+    for name, logs in sources.items():
+        for log in logs:
+            if is_scores(log):
+                lengths[len(log)] = name
+    if len(lengths) > 1:
+        counts = listed(f"{name} has {length}" for length, name in lengths.items())
+        raise UserError(f"scores are paired by position, but {counts}")
 
 
 def _several(

@@ -264,7 +264,7 @@ def _requested(attempt: Path) -> set[str]:
 
 def _whole_lines(attempt: Path, log: Path) -> Path:
     """The log; of a table that a command left when it was stopped, a copy without a last line that may be cut off."""
-    if not is_table(log) or (attempt / DONE).exists():
+    if not is_table(log) or log.suffix == ".parquet" or (attempt / DONE).exists():
         return log
     data = log.read_bytes()
     copy = attempt / f"whole{log.suffix}"

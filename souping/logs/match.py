@@ -140,7 +140,7 @@ def _kind(log: Log) -> str:
     """What a log is called, with its article."""
     if log.harness == "table":
         return f"a {log.path.suffix[1:].upper() or 'data'} table"
-    article = "an" if log.harness in ("lm_eval", "inspect_ai") else "a"
+    article = "an" if log.harness in ("lm_eval", "inspect_ai", "every_eval_ever", "array") else "a"
     return f"{article} {log.harness} log"
 
 

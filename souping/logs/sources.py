@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import gc
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -15,40 +15,56 @@ from souping.logs.inspect import is_inspect, read_inspect
 from souping.logs.lm_eval import RESULTS, read_lm_eval, results_of
 from souping.logs.records import Group, Log, LoggedAnswer, LoggedMetric
 from souping.logs.runs import read_run
-from souping.logs.tables import Frame, is_table, read_frame, read_table
+from souping.logs.tables import (
+    Frame,
+    LogSource,
+    TableOptions,
+    is_scores,
+    is_table,
+    read_frame,
+    read_scores,
+    read_table,
+)
 
 LOG_KINDS = (
     "lm_eval's output folder, a BFCL project, an inspect_ai log, a run, "
-    "or CSV or JSONL with item, category, score"
+    "or CSV, JSONL or parquet with item, category, score"
 )
-LOG_SUFFIXES = (".csv", ".jsonl", ".json", ".eval")
+LOG_SUFFIXES = (".csv", ".jsonl", ".parquet", ".json", ".eval")
 
 
 def read(
-    source: str | Path | Frame,
+    source: LogSource,
     *,
     group: str = "",
     category: str = "",
+    item: str = "",
+    score: str = "",
+    repeat: str = "",
     lower: Collection[str] | None = (),
 ) -> tuple[Log, ...]:
-    """The logs at a path, or in a data frame: one, or several runs where a table has a column `run`.
+    """The logs at a path, in a data frame or in an array: one, or several runs where a table has a column `run`.
 
-    `PATH:MODEL` names one of several models. `group` is the field of the documents (or the column) that says which
-    items belong together. Of a table, lower is better in the tasks of `lower`;
-    with None its scores may be in any range.
+    `PATH:MODEL` names one of several models. `group` and `category` are fields of the documents (or columns): which
+    items belong together, and what splits the one task. `item`, `score` and `repeat` are fields of a table. Of a table,
+    lower is better in the tasks of `lower`; with None its scores may be in any range.
 
     Raises:
         UserError: what is there is not a log, or a damaged one.
     """
+    fields = {
+        "item": item,
+        "category": category,
+        "score": score,
+        "replicate": repeat,
+        "group": group,
+    }
+    fields = {column: name for column, name in fields.items() if name}
     enabled = gc.isenabled()
     # many small objects that all stay: to look for circles among them takes a third of the time
     gc.disable()
     try:
-        logs = _read(source, group, lower, category)
-        if category and logs[0].harness != "table":
-            values = _read(source, category, lower)
-            _check_field(values, category, "category")
-            logs = tuple(map(_by_category, logs, values))
+        logs = _read(source, TableOptions(fields=fields, lower=lower))
     finally:
         if enabled:
             gc.enable()
@@ -90,7 +106,7 @@ def _may_be_log(entry: Path) -> bool:
     return entry.is_dir() or entry.suffix.lower() in LOG_SUFFIXES
 
 
-def _check_field(logs: tuple[Log, ...], name: str, option: str) -> None:
+def _check_field(logs: Sequence[Log], name: str, option: str) -> None:
     for log in logs:
         if any(answer.group for answer in log.answers()):
             return
@@ -119,34 +135,54 @@ def _by_category(log: Log, values: Log) -> Log:
     return replace(log, tasks=tasks, groups={task.name: group}, requested=(task.name,))
 
 
-def _read(
-    source: str | Path | Frame, group: str, lower: Collection[str] | None, category: str = ""
-) -> tuple[Log, ...]:
+def _read(source: LogSource, options: TableOptions) -> tuple[Log, ...]:
+    if is_scores(source):
+        return read_scores(source, options)
     if not isinstance(source, str | Path | Frame):
-        raise UserError(f"{source!r:.60} is not a log: give {LOG_KINDS}, or a data frame")
+        kind = type(source).__name__
+        raise UserError(
+            f"{kind} is not a log: give {LOG_KINDS}, a data frame, or scores in one dimension"
+        )
     if not isinstance(source, str | Path):
-        return read_frame(source, group, lower, category)
-    path, name = _path_and_model(source)
+        return read_frame(source, options)
+    path, model = _path_and_model(source)
     if is_table(regular(path)):
-        return read_table(path, group, lower, category)
-    if lower:
+        return read_table(path, replace(options, model=model))
+    return (_read_harness(path, model, options),)
+
+
+def _read_harness(path: Path, name: str, options: TableOptions) -> Log:
+    """The log that a harness wrote, its one task split by the field of the category."""
+    if options.lower:
         raise UserError(f"{path}: --lower-is-better is for tables, this log has its own direction")
+    if {"item", "score", "replicate"} & options.fields.keys():
+        raise UserError(f"{path}: --item, --score and --repeat are for tables: leave them out")
+    category = options.fields.get("category", "")
+    log = _harness_log(path, name, options.fields.get("group", ""), category)
+    if not category:
+        return log
+    values = _harness_log(path, name, category, category)
+    _check_field([values], category, "category")
+    return _by_category(log, values)
+
+
+def _harness_log(path: Path, name: str, group: str, category: str) -> Log:
     if (path / "report.json").is_file():
-        return (read_run(path, name, group),)
+        return read_run(path, name, group)
     if (path / "result").is_dir() or (path / "score").is_dir():
         if group or category:
             raise UserError(
                 f"{path}: --group and --category are not for BFCL: its items are grouped by what they share, "
                 "its files are its categories"
             )
-        return (read_bfcl(path, name),)
+        return read_bfcl(path, name)
     files = [path]
     if not path.is_file():
         files = [file for file in path.iterdir() if file.is_file()]
     if any(map(is_inspect, files)):
-        return (read_inspect(path, name, group),)
+        return read_inspect(path, name, group)
     if path.suffix == ".json" or (path.is_dir() and results_of(path, name)):
-        return (read_lm_eval(path, name, group),)
+        return read_lm_eval(path, name, group)
     raise UserError(f"{path}: not a log: give {LOG_KINDS}")
 
 

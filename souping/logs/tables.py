@@ -1,4 +1,4 @@
-"""Tables of answers: CSV and JSONL with `item, category, score`, data frames, and inspect_ai's `samples_df`."""
+"""Tables of answers: CSV, JSONL and parquet, data frames, arrays of scores, and inspect_ai's `samples_df`."""
 
 from __future__ import annotations
 
@@ -6,15 +6,19 @@ import csv
 import json
 import math
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import field, replace
 from hashlib import sha256
 from itertools import chain, product
 from pathlib import Path
-from typing import Any, Literal, Protocol, runtime_checkable
+from typing import Any, Literal, Protocol, TypeGuard, runtime_checkable
+
+import numpy as np
+from numpy.typing import NDArray
 
 from souping.core.fields import pick
-from souping.core.text import first_line, listed, nearest, shown
-from souping.core.types import Json, UserError
+from souping.core.text import first_line, listed, shown
+from souping.core.types import Json, UserError, frozen
+from souping.logs.layouts import ALL, Layout, check_fields, layout_of, rows_by_column
 from souping.logs.records import (
     LARGEST_FIGURE,
     Group,
@@ -25,11 +29,12 @@ from souping.logs.records import (
     Task,
     json_lines,
     metrics_of,
+    pick_model,
 )
 
 NEEDED = ("item", "category", "score")
 INSPECT_NEEDED = ("id", "epoch", "input")
-CUT_REASONS = {"length", "max_tokens", "truncated"}
+CUT_REASONS = {"length", "max_tokens", "max_output_tokens", "truncated"}
 NO_ANSWER_REASONS = {"error", "unanswered", "content_filter"}
 LETTERS = {"C": 1.0, "I": 0.0, "P": 0.5, "N": 0.0, "true": 1.0, "false": 0.0}
 """Scores in letters: inspect_ai's, and truth values (in any case)."""
@@ -48,20 +53,35 @@ class Frame(Protocol):
     def to_dict(self, orient: Literal["records"]) -> list[dict[str, Any]]: ...
 
 
+Scores = Sequence[float] | NDArray[Any]
+LogSource = str | Path | Frame | Scores
+"""A log: its path, a data frame, or the scores of a model in the order of the items."""
+
+
+@frozen
+class TableOptions:
+    """How a table is read. Lower is better in the tasks of `lower`; with None its scores may be in any range."""
+
+    # {column: field of the file that has it, dotted if it is inside others}
+    fields: Mapping[str, str] = field(default_factory=dict)
+    # one of several models in the file
+    model: str = ""
+    lower: Collection[str] | None = ()
+
+
 def is_table(path: Path) -> bool:
-    return path.suffix.lower() in (".csv", ".jsonl") and path.is_file()
+    return path.suffix.lower() in (".csv", ".jsonl", ".parquet") and path.is_file()
 
 
-def read_frame(
-    frame: Frame, group: str, lower: Collection[str] | None, category: str = ""
-) -> tuple[Log, ...]:
+def read_frame(frame: Frame, options: TableOptions) -> tuple[Log, ...]:
     """The logs in a data frame with this package's columns or those of inspect_ai's `samples_df`."""
     path = Path(f"DataFrame {id(frame):x}")
     rows = frame.to_dict("records")
-    if rows and _is_inspect(rows[0]):
-        rows = list(_inspect_rows(path, rows, group))
-        group = ""
-    return _logs(path, rows, group, lower, category)
+    if rows and _is_inspect(rows[0]) and "item" not in options.fields:
+        fields = dict(options.fields)
+        rows = list(_inspect_rows(path, rows, fields.pop("group", "")))
+        options = replace(options, fields=fields)
+    return _logs(path, rows, options)
 
 
 def _is_inspect(row: LogRow) -> bool:
@@ -69,17 +89,51 @@ def _is_inspect(row: LogRow) -> bool:
     return "sample_id" in row and "epoch" in row and not {*NEEDED} <= row.keys()
 
 
-def read_table(
-    path: Path, group: str, lower: Collection[str] | None, category: str = ""
-) -> tuple[Log, ...]:
-    """The logs in a CSV or JSONL file; several where it has a column `run`. Lower is better in the tasks of `lower`."""
+def is_scores(source: LogSource | list[LogSource]) -> TypeGuard[Scores]:
+    """Whether this is a list or array of numbers, not of logs."""
+    if isinstance(source, list | tuple):
+        logs = (str, Path, Frame, Sequence, np.ndarray)
+        return len(source) > 0 and not isinstance(source[0], logs)
+    shape: Any = source
+    return not isinstance(source, str | Path) and np.ndim(shape) == 1
+
+
+def read_scores(scores: Scores, options: TableOptions) -> tuple[Log, ...]:
+    """The log of a model whose scores are in the order of the items; nan is a missing answer."""
+    path = Path(f"array {id(scores):x}")
     try:
+        values = np.asarray(scores, dtype=float).tolist()
+    except (TypeError, ValueError) as error:
+        raise UserError(f"{scores!r:.60}: not scores: {first_line(error)}") from error
+    rows = []
+    for place, score in enumerate(values):
+        rows.append({"item": place, "category": ALL, "score": score})
+    logs = _logs(path, rows, replace(options, fields={}))
+    # Places do not compare with the items of other logs.
+    return tuple(replace(log, harness="array") for log in logs)
+
+
+def read_table(path: Path, options: TableOptions) -> tuple[Log, ...]:
+    """The logs in a CSV, JSONL or parquet file; several where it has a column `run`."""
+    try:
+        if path.suffix.lower() == ".parquet":
+            return _logs(path, _parquet_rows(path), options)
         with path.open(newline="", encoding="utf-8-sig") as lines:
             if path.suffix.lower() != ".csv":
-                return _logs(path, json_lines(path, lines, str, _unique), group, lower, category)
-            return _logs(path, _csv_rows(path, lines), group, lower, category)
+                return _logs(path, json_lines(path, lines, str, _unique), options)
+            return _logs(path, _csv_rows(path, lines), options)
     except (ValueError, csv.Error) as error:
         raise UserError(f"{path}: not a table of answers: {error}") from error
+
+
+def _parquet_rows(path: Path) -> Iterator[dict[str, Any]]:
+    try:
+        from pyarrow.parquet import ParquetFile
+    except ImportError:
+        raise UserError(f"{path}: parquet is read by pyarrow: pip install pyarrow") from None
+    with ParquetFile(path) as file:
+        for batch in file.iter_batches():
+            yield from batch.to_pylist()
 
 
 def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
@@ -110,7 +164,7 @@ def _inspect_rows(path: Path, rows: Sequence[LogRow], group: str) -> Iterator[di
     samples = []
     metrics: dict[str, dict[str, None]] = {}
     for number, row in enumerate(rows, start=1):
-        _check_columns(path, row, dict.fromkeys(INSPECT_NEEDED))
+        check_fields(path, row, INSPECT_NEEDED)
         where = f"{path}: row {number}"
         try:
             scores = _inspect_scores(row)
@@ -169,44 +223,47 @@ def _inspect_scores(row: LogRow) -> dict[str, Any]:
     return scores
 
 
-def _logs(
-    path: Path, rows: Iterable[LogRow], group: str, lower: Collection[str] | None, category: str
-) -> tuple[Log, ...]:
-    runs: dict[str, RunAnswers] = {}
-    directions: Directions = {}
-    category = category or "category"
-    columns = dict.fromkeys(filter(None, ("item", category, "score", group)))
-    for number, row in enumerate(rows, start=1):
-        _check_columns(path, row, columns)
-        where = f"{path}: row {number}"
-        task = (_text(row, "task"), str(row[category]))
-        metric = _text(row, "metric") or "score"
-        answer = _answer(where, row, group)
-        run = runs.setdefault(_text(row, "run"), {})
-        run.setdefault(task, {}).setdefault(metric, []).append(answer)
-        higher = _direction(where, row, task, metric, answer.score, lower)
-        if directions.setdefault((*task, metric), higher) != higher:
-            raise UserError(f"{where}: higher_is_better differs from that of other rows")
-    if not runs:
+def _logs(path: Path, rows: Iterable[LogRow], options: TableOptions) -> tuple[Log, ...]:
+    """The logs of one model, one per run."""
+    iterator = iter(rows)
+    first = next(iterator, None)
+    if first is None:
         raise UserError(
             f"{path}: no answers: it needs a column each for {listed(NEEDED)}, and a row per answer"
         )
-    logs = tuple(_log(path, run, answers, directions) for run, answers in runs.items())
+    layout = layout_of(first)
+    columns = rows_by_column(path, chain([first], iterator), layout, options.fields)
+    models: dict[str, dict[str, RunAnswers]] = {}
+    directions: Directions = {}
+    for number, row in enumerate(columns, start=1):
+        runs = models.setdefault(_text(row, "model"), {})
+        if options.model and _text(row, "model") != options.model:
+            continue
+        where = f"{path}: row {number}"
+        task = (_text(row, "task"), str(row["category"]))
+        metric = _text(row, "metric") or "score"
+        answer = _answer(where, row)
+        run = runs.setdefault(_text(row, "run"), {})
+        run.setdefault(task, {}).setdefault(metric, []).append(answer)
+        higher = _direction(where, row, task, metric, answer.score, options.lower)
+        if directions.setdefault((*task, metric), higher) != higher:
+            raise UserError(f"{where}: higher_is_better differs from that of other rows")
+    model = pick_model(path, list(models), options.model)
+    logs = []
+    for run_name, answers in models[model].items():
+        name = f"{model} {run_name}".strip()
+        logs.append(_log(path, layout, name, answers, directions))
+    _check_lower(logs, options.lower or ())
+    return tuple(logs)
+
+
+def _check_lower(logs: Sequence[Log], lower: Collection[str]) -> None:
+    """Refuse tasks of --lower-is-better that are not in the logs (UserError)."""
     names: list[str] = []
     for log in logs:
         names.extend((*log.tasks, *log.requested))
-    for name in lower or ():
+    for name in lower:
         pick(name, dict.fromkeys(names), "--lower-is-better")
-    return logs
-
-
-def _check_columns(path: Path, row: LogRow, columns: Mapping[str, None]) -> None:
-    for name in columns:
-        if name not in row:
-            known = list(map(str, row))
-            raise UserError(
-                f"{path}: no column {name}{nearest(name, known)} (it has {listed(known)})"
-            )
 
 
 def _direction(
@@ -237,7 +294,7 @@ def _direction(
     return higher
 
 
-def _answer(where: str, row: LogRow, group: str) -> LoggedAnswer:
+def _answer(where: str, row: LogRow) -> LoggedAnswer:
     score = _number(where, row, "score")
     replicate = _number(where, row, "replicate")
     tokens = _number(where, row, "tokens")
@@ -246,16 +303,20 @@ def _answer(where: str, row: LogRow, group: str) -> LoggedAnswer:
     stop_reason = _text(row, "stop_reason")
     output = _text(row, "output")
     prompt = _text(row, "prompt")
+    prompt_hash = _text(row, "prompt_hash")
+    if prompt and not prompt_hash:
+        prompt_hash = sha256(prompt.encode()).hexdigest()
+    unanswered = row.get("unanswered") is True or stop_reason in NO_ANSWER_REASONS
     return LoggedAnswer(
         item=str(row["item"]),
         score=math.nan if score is None else score,
-        group=_text(row, group or "group"),
+        group=_text(row, "group"),
         replicate=int(replicate or 0),
-        missing=score is None or stop_reason in NO_ANSWER_REASONS,
+        missing=score is None or unanswered,
         cut=stop_reason in CUT_REASONS if "stop_reason" in row else None,
         tokens=tokens,
         characters=len(output) or None,
-        prompt_hash=sha256(prompt.encode()).hexdigest() if prompt else "",
+        prompt_hash=prompt_hash,
         prompt=prompt,
         output=output,
     )
@@ -299,7 +360,9 @@ def _with_unit(metric: LoggedMetric) -> LoggedMetric:
     return replace(metric, unit=f"{metric.name} {metric.higher_is_better}")
 
 
-def _log(path: Path, run: str, answers: RunAnswers, directions: Directions) -> Log:
+def _log(
+    path: Path, layout: Layout, model: str, answers: RunAnswers, directions: Directions
+) -> Log:
     """The log of one run. A task is a group of its categories, unless its one category has its name or none."""
     tasks: dict[str, Task] = {}
     members: dict[str, list[str]] = {}
@@ -321,8 +384,8 @@ def _log(path: Path, run: str, answers: RunAnswers, directions: Directions) -> L
             groups[task] = Group(name=task, members=tuple(names), weight_by_size=True)
     return Log(
         path=path,
-        harness="table",
-        model=run or path.resolve().stem,  # a link to a log is the same log
+        harness=layout.tool,
+        model=model or path.resolve().stem,  # a link to a log is the same log
         tasks=tasks,
         groups=groups,
         requested=tuple(members),

@@ -1,0 +1,265 @@
+"""Result files of other tools, read as rows of this package's columns.
+
+A file of a known tool is recognised by the keys of its rows. Of any other table, `fields` names the fields.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections import Counter
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from souping.core.text import first_line, listed, nearest
+from souping.core.types import Names, UserError, frozen
+from souping.logs.records import LogRow
+
+ALL = "all"
+"""The category of a file that has none."""
+Columns = dict[str, Any]
+"""{column of this package: its value} of one row"""
+
+
+@frozen
+class Layout:
+    """How a tool writes the answers to its items, one per row."""
+
+    tool: str
+    # keys that every row has
+    keys: Names
+    columns: Callable[[LogRow], Columns]
+    # the rows do not number the answers to one item
+    unnumbered: bool = False
+
+
+def layout_of(row: LogRow) -> Layout:
+    """The layout of a file with this row; that of this package's tables if it is no other tool's."""
+    for layout in LAYOUTS:
+        if row.keys() >= {*layout.keys}:
+            return layout
+    return TABLE
+
+
+def value_at(row: LogRow, name: str) -> Any:
+    """A field, dotted if it is inside others (LookupError if the row does not have it)."""
+    if name in row:
+        return row[name]
+    outer, _, inner = name.partition(".")
+    if not inner or not isinstance(row[outer], Mapping):
+        raise LookupError(name)
+    return value_at(row[outer], inner)
+
+
+def check_fields(path: Path, row: LogRow, names: Iterable[str]) -> None:
+    """Refuse a row without one of these fields (UserError)."""
+    for name in names:
+        try:
+            value_at(row, name)
+        except LookupError:
+            near = nearest(name, _names(row))
+            raise UserError(
+                f"{path}: no column {name}{near} (it has {listed(map(str, row))})"
+            ) from None
+
+
+def _names(row: LogRow) -> Iterator[str]:
+    """The names of all fields, dotted where they are inside others."""
+    for key, value in row.items():
+        yield str(key)
+        if isinstance(value, Mapping):
+            yield from (f"{key}.{name}" for name in _names(value))
+
+
+def rows_by_column(
+    path: Path, rows: Iterable[LogRow], layout: Layout, fields: Mapping[str, str]
+) -> Iterator[Columns]:
+    """Rows with this package's columns: those of the layout, and {column: field of the file}.
+
+    A row without the field of the score is an answer that is missing.
+
+    Raises:
+        UserError: a row lacks another field, no row has the score's, or a row is not one of the tool's.
+    """
+    needed = [*_needed(layout, fields), *(fields[name] for name in fields if name != "score")]
+    answered: Counter[str] = Counter()
+    score = fields.get("score", "")
+    scored = not score
+    row: LogRow = {}
+    for number, row in enumerate(rows, start=1):
+        check_fields(path, row, needed)
+        try:
+            columns = layout.columns(row)
+        except (AttributeError, LookupError, TypeError, ValueError) as error:
+            raise UserError(
+                f"{path}: row {number}: not a row of {layout.tool}: {first_line(error)}"
+            ) from error
+        for column, name in fields.items():
+            columns[column] = _value(row, name)
+        scored = scored or columns["score"] is not None
+        columns.setdefault("category", ALL)
+        if layout.unnumbered:
+            item = str(columns["item"])
+            columns.setdefault("replicate", answered[item])
+            answered[item] += 1
+        yield columns
+    if not scored:
+        check_fields(path, row, [score])
+
+
+def _needed(layout: Layout, fields: Collection[str]) -> Names:
+    """Keys that every row must have besides `fields`. A table whose item or score is named needs no category."""
+    if layout is not TABLE:
+        return layout.keys
+    needed = [name for name in layout.keys if name not in fields]
+    if "category" in needed and {"item", "score"} & {*fields}:
+        needed.remove("category")
+    return tuple(needed)
+
+
+def _value(row: LogRow, name: str) -> Any:
+    """A field, None if the row does not have it."""
+    try:
+        return value_at(row, name)
+    except LookupError:
+        return None
+
+
+def _last(values: list[dict[str, Any]]) -> dict[str, Any]:
+    return values[-1] if values else {}
+
+
+# Tools
+
+
+def _every_eval_ever(row: LogRow) -> Columns:
+    """A line of `*_samples.jsonl`: an answer by one metric, whose direction is in another file."""
+    columns: Columns = {
+        "item": row["sample_id"],
+        "category": row["evaluation_name"],
+        "metric": row.get("evaluation_result_id"),
+        "model": row["model_id"],
+        "score": row["evaluation"]["score"],
+        "replicate": _value(row, "metadata.epoch"),
+        "prompt": _value(row, "input.formatted") or _value(row, "input.raw"),
+        "prompt_hash": row.get("sample_hash"),
+        "output": "\n".join(_value(row, "output.raw") or []),
+        "tokens": _value(row, "token_usage.output_tokens"),
+        "unanswered": bool(row.get("error")),
+    }
+    reason = _value(row, "metadata.stop_reason")
+    if reason:
+        columns["stop_reason"] = reason
+    return columns
+
+
+def _nemo_evaluator(row: LogRow) -> Columns:
+    """A line of `results.jsonl` or `trajectories.jsonl`. A request that failed has the reward 0."""
+    errors = ("model_error", "scoring_details.error_category", "scoring_details.judge.error")
+    category = _value(row, "metadata.category") or _value(row, "seed_metadata.category")
+    columns: Columns = {
+        "item": row["problem_idx"],
+        "category": category or ALL,
+        "score": row["reward"],
+        "higher_is_better": True,
+        "replicate": row["repeat"],
+        "prompt": row["prompt"],
+        "output": row.get("model_response") or _value(row, "model.content"),
+        "tokens": _value(row, "model.tokens.completion"),
+        "unanswered": any(_value(row, name) for name in errors),
+    }
+    reason = _value(row, "model.finish_reason")
+    if reason:
+        columns["stop_reason"] = reason
+    return columns
+
+
+def _nemo_gym(row: LogRow) -> Columns:
+    """A rollout. One with `mask_sample` was not measured."""
+    prompt = row["responses_create_params"].get("input") or ""
+    return {
+        "item": row["_ng_task_index"],
+        "category": _value(row, "agent_ref.name") or ALL,
+        "score": None if row.get("mask_sample") else row["reward"],
+        "higher_is_better": True,
+        "replicate": row["_ng_rollout_index"],
+        "prompt": prompt if isinstance(prompt, str) else json.dumps(prompt),
+        "output": "\n".join(_texts(_value(row, "response.output"))),
+        "tokens": _value(row, "response.usage.output_tokens"),
+        "stop_reason": _value(row, "response.incomplete_details.reason"),
+    }
+
+
+def _texts(content: Any) -> Iterator[str]:
+    """The texts in a response, in whatever shape an environment returns it."""
+    if isinstance(content, list):
+        for part in content:
+            yield from _texts(part)
+    elif isinstance(content, Mapping):
+        yield from _texts(content.get("text") or content.get("content"))
+    elif isinstance(content, str):
+        yield content
+
+
+def _verifiers(row: LogRow) -> Columns:
+    """An episode. As in verifiers, its reward is that of the traces that train, and one that failed has none."""
+    task = row["task"]
+    traces = row["traces"]
+    scored = [trace for trace in traces if trace["agent"]["trainable"]] or traces
+    score = None
+    if row["ok"] and scored:
+        score = sum(map(_reward, scored)) / len(scored)
+    trace = _last(scored)
+    columns: Columns = {
+        "item": task.get("key") or task["hash"],
+        "category": task["type"],
+        "score": score,
+        "higher_is_better": True,
+        "prompt": _value(task, "data.prompt"),
+        "prompt_hash": task.get("hash"),
+        "output": _value(_last(trace.get("nodes", [])), "message.content"),
+        "tokens": row["num_output_tokens"] or None,
+    }
+    reason = _last(trace.get("calls", [])).get("finish_reason")
+    if reason:
+        columns["stop_reason"] = reason
+    return columns
+
+
+def _reward(trace: LogRow) -> float:
+    """The weighted sum of a trace's rewards, nan where one of them was not computed."""
+    total = 0.0
+    for reward in trace["rewards"].values():
+        if reward is None:
+            return math.nan
+        total += reward["score"] * reward["weight"]
+    return total if trace["rewards"] else math.nan
+
+
+TABLE = Layout(tool="table", keys=("item", "category", "score"), columns=dict)
+LAYOUTS = (
+    TABLE,
+    Layout(
+        tool="every_eval_ever",
+        keys=("schema_version", "model_id", "evaluation_name", "sample_id", "evaluation"),
+        columns=_every_eval_ever,
+    ),
+    Layout(
+        tool="nemo_evaluator",
+        keys=("problem_idx", "repeat", "reward", "prompt"),
+        columns=_nemo_evaluator,
+    ),
+    Layout(
+        tool="nemo_gym",
+        keys=("_ng_task_index", "_ng_rollout_index", "reward", "responses_create_params"),
+        columns=_nemo_gym,
+    ),
+    Layout(
+        tool="verifiers",
+        keys=("task", "traces", "ok", "num_output_tokens"),
+        columns=_verifiers,
+        unnumbered=True,
+    ),
+)
+"""Layouts by the order in which a row is held against them."""
