@@ -77,9 +77,8 @@ def compare(
             JSON file {task: weight}.
         group: field of the documents, or column, that items share.
         category: field of the documents, or column, by whose values the one task of the logs is split.
-        item: field that identifies an item of a table. Fields inside others are dotted.
-        score: field of a table with the score.
-        repeat: field of a table that numbers the answers to one item.
+        item: field of a table that identifies an item. A field inside others is dotted.
+        score: field of a table with the score. `repeat` numbers the answers to one item.
         looks: number of this comparison on these items. Runs of souping have it from their store.
         pass_at: k, to score an item by pass@k instead of the mean of its answers.
         same_prompts: refuse logs whose prompts, as they were sent, differ.
@@ -91,15 +90,8 @@ def compare(
         UserError: a log is damaged, or the logs may not be compared.
     """
     check_arguments(compare, locals())
-    reader = partial(
-        read,
-        group=group,
-        category=category,
-        item=item,
-        score=score,
-        repeat=repeat,
-        lower=lower_is_better,
-    )
+    columns = {"item": item, "score": score, "repeat": repeat}
+    reader = partial(read, group=group, category=category, lower=lower_is_better, **columns)
     model_logs = _read(logs, baseline, reader)
     gate = _gate(margin, policy)
     common = matched(model_logs, same_prompts=same_prompts)

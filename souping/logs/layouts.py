@@ -23,7 +23,7 @@ Columns = dict[str, Any]
 
 
 @frozen
-class Layout:
+class LogLayout:
     """How a tool writes the answers to its items, one per row."""
 
     tool: str
@@ -34,12 +34,12 @@ class Layout:
     unnumbered: bool = False
 
 
-def layout_of(row: LogRow) -> Layout:
+def layout_of(row: LogRow) -> LogLayout:
     """The layout of a file with this row; that of this package's tables if it is no other tool's."""
     for layout in LAYOUTS:
         if row.keys() >= {*layout.keys}:
             return layout
-    return TABLE
+    return OWN_TABLE
 
 
 def value_at(row: LogRow, name: str) -> Any:
@@ -73,7 +73,7 @@ def _names(row: LogRow) -> Iterator[str]:
 
 
 def rows_by_column(
-    path: Path, rows: Iterable[LogRow], layout: Layout, fields: Mapping[str, str]
+    path: Path, rows: Iterable[LogRow], layout: LogLayout, fields: Mapping[str, str]
 ) -> Iterator[Columns]:
     """Rows with this package's columns: those of the layout, and {column: field of the file}.
 
@@ -108,9 +108,9 @@ def rows_by_column(
         check_fields(path, row, [score])
 
 
-def _needed(layout: Layout, fields: Collection[str]) -> Names:
+def _needed(layout: LogLayout, fields: Collection[str]) -> Names:
     """Keys that every row must have besides `fields`. A table whose item or score is named needs no category."""
-    if layout is not TABLE:
+    if layout is not OWN_TABLE:
         return layout.keys
     needed = [name for name in layout.keys if name not in fields]
     if "category" in needed and {"item", "score"} & {*fields}:
@@ -135,7 +135,7 @@ def _last(values: list[dict[str, Any]]) -> dict[str, Any]:
 
 def _every_eval_ever(row: LogRow) -> Columns:
     """A line of `*_samples.jsonl`: an answer by one metric, whose direction is in another file."""
-    columns: Columns = {
+    return {
         "item": row["sample_id"],
         "category": row["evaluation_name"],
         "metric": row.get("evaluation_result_id"),
@@ -147,18 +147,15 @@ def _every_eval_ever(row: LogRow) -> Columns:
         "output": "\n".join(_value(row, "output.raw") or []),
         "tokens": _value(row, "token_usage.output_tokens"),
         "unanswered": bool(row.get("error")),
+        "stop_reason": _value(row, "metadata.stop_reason") or None,
     }
-    reason = _value(row, "metadata.stop_reason")
-    if reason:
-        columns["stop_reason"] = reason
-    return columns
 
 
 def _nemo_evaluator(row: LogRow) -> Columns:
     """A line of `results.jsonl` or `trajectories.jsonl`. A request that failed has the reward 0."""
     errors = ("model_error", "scoring_details.error_category", "scoring_details.judge.error")
     category = _value(row, "metadata.category") or _value(row, "seed_metadata.category")
-    columns: Columns = {
+    return {
         "item": row["problem_idx"],
         "category": category or ALL,
         "score": row["reward"],
@@ -168,11 +165,8 @@ def _nemo_evaluator(row: LogRow) -> Columns:
         "output": row.get("model_response") or _value(row, "model.content"),
         "tokens": _value(row, "model.tokens.completion"),
         "unanswered": any(_value(row, name) for name in errors),
+        "stop_reason": _value(row, "model.finish_reason") or None,
     }
-    reason = _value(row, "model.finish_reason")
-    if reason:
-        columns["stop_reason"] = reason
-    return columns
 
 
 def _nemo_gym(row: LogRow) -> Columns:
@@ -187,7 +181,7 @@ def _nemo_gym(row: LogRow) -> Columns:
         "prompt": prompt if isinstance(prompt, str) else json.dumps(prompt),
         "output": "\n".join(_texts(_value(row, "response.output"))),
         "tokens": _value(row, "response.usage.output_tokens"),
-        "stop_reason": _value(row, "response.incomplete_details.reason"),
+        "stop_reason": _value(row, "response.incomplete_details.reason") or "",
     }
 
 
@@ -211,7 +205,7 @@ def _verifiers(row: LogRow) -> Columns:
     if row["ok"] and scored:
         score = sum(map(_reward, scored)) / len(scored)
     trace = _last(scored)
-    columns: Columns = {
+    return {
         "item": task.get("key") or task["hash"],
         "category": task["type"],
         "score": score,
@@ -220,11 +214,8 @@ def _verifiers(row: LogRow) -> Columns:
         "prompt_hash": task.get("hash"),
         "output": _value(_last(trace.get("nodes", [])), "message.content"),
         "tokens": row["num_output_tokens"] or None,
+        "stop_reason": _last(trace.get("calls", [])).get("finish_reason"),
     }
-    reason = _last(trace.get("calls", [])).get("finish_reason")
-    if reason:
-        columns["stop_reason"] = reason
-    return columns
 
 
 def _reward(trace: LogRow) -> float:
@@ -237,25 +228,25 @@ def _reward(trace: LogRow) -> float:
     return total if trace["rewards"] else math.nan
 
 
-TABLE = Layout(tool="table", keys=("item", "category", "score"), columns=dict)
+OWN_TABLE = LogLayout(tool="table", keys=("item", "category", "score"), columns=dict)
 LAYOUTS = (
-    TABLE,
-    Layout(
+    OWN_TABLE,
+    LogLayout(
         tool="every_eval_ever",
         keys=("schema_version", "model_id", "evaluation_name", "sample_id", "evaluation"),
         columns=_every_eval_ever,
     ),
-    Layout(
+    LogLayout(
         tool="nemo_evaluator",
         keys=("problem_idx", "repeat", "reward", "prompt"),
         columns=_nemo_evaluator,
     ),
-    Layout(
+    LogLayout(
         tool="nemo_gym",
         keys=("_ng_task_index", "_ng_rollout_index", "reward", "responses_create_params"),
         columns=_nemo_gym,
     ),
-    Layout(
+    LogLayout(
         tool="verifiers",
         keys=("task", "traces", "ok", "num_output_tokens"),
         columns=_verifiers,

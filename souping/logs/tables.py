@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from souping.core.fields import pick
 from souping.core.text import first_line, listed, shown
 from souping.core.types import Json, UserError, frozen
-from souping.logs.layouts import ALL, Layout, check_fields, layout_of, rows_by_column
+from souping.logs.layouts import ALL, LogLayout, check_fields, layout_of, rows_by_column
 from souping.logs.records import (
     LARGEST_FIGURE,
     Group,
@@ -313,7 +313,7 @@ def _answer(where: str, row: LogRow) -> LoggedAnswer:
         group=_text(row, "group"),
         replicate=int(replicate or 0),
         missing=score is None or unanswered,
-        cut=stop_reason in CUT_REASONS if "stop_reason" in row else None,
+        cut=None if row.get("stop_reason") is None else stop_reason in CUT_REASONS,
         tokens=tokens,
         characters=len(output) or None,
         prompt_hash=prompt_hash,
@@ -361,7 +361,7 @@ def _with_unit(metric: LoggedMetric) -> LoggedMetric:
 
 
 def _log(
-    path: Path, layout: Layout, model: str, answers: RunAnswers, directions: Directions
+    path: Path, layout: LogLayout, model: str, answers: RunAnswers, directions: Directions
 ) -> Log:
     """The log of one run. A task is a group of its categories, unless its one category has its name or none."""
     tasks: dict[str, Task] = {}

@@ -1,0 +1,340 @@
+"""Result files of other tools, tables by named fields, parquet and arrays.
+
+`tests/data/logs/README.md` says how the files were made. Each difference can be worked out
+by hand.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+import souping
+from souping.cli.compare import main
+from souping.comparison.result import CompareResult
+from souping.core.types import UserError
+from souping.logs.sources import read
+from tests.conftest import ROOT
+
+DATA = ROOT / "tests" / "data" / "logs"
+EEE = DATA / "every_eval_ever"
+
+BASE_CORRECT = [2, 1, 0, 0, 1, 0]
+"""Right answers of two to each of six questions; the first of `cand` to the last question failed."""
+CAND_CORRECT = [2, 2, 1, 0, 2, 0]
+DIFFERENCE = (sum(CAND_CORRECT) - sum(BASE_CORRECT)) / 2 / 6
+# verifiers adds 0.25 for every answer that there is
+CORRECT_WEIGHT = 0.75
+TWICE = {
+    "nemo_evaluator/{}/results.jsonl": DIFFERENCE,
+    "nemo_evaluator/{}/trajectories.jsonl": DIFFERENCE,
+    "nemo_gym/{}/rollouts.jsonl": DIFFERENCE,
+    "verifiers/{}/traces.jsonl": CORRECT_WEIGHT * DIFFERENCE,
+}
+
+
+def rows_of(path: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+def write(path: Path, rows: list[dict[str, Any]]) -> Path:
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return path
+
+
+def compared(base: Any, cand: Any, **options: Any) -> CompareResult:
+    return souping.compare({"base": base, "cand": cand}, **options)
+
+
+def names(pattern: str) -> tuple[Path, Path]:
+    return DATA / pattern.format("base"), DATA / pattern.format("cand")
+
+
+class TestTools:
+    @pytest.mark.parametrize("pattern", TWICE)
+    def test_the_difference_is_that_of_the_answers(self, pattern: str) -> None:
+        result = compared(*names(pattern))
+        head = result.headline("cand")
+        assert head.items == 6
+        assert head.difference == pytest.approx(TWICE[pattern])
+        assert head.missing == 1
+
+    @pytest.mark.parametrize("pattern", TWICE)
+    def test_two_answers_to_an_item_are_its_repeats(self, pattern: str) -> None:
+        (log,) = read(names(pattern)[1])
+        answers = list(log.answers())
+        assert log.harness == pattern.partition("/")[0]
+        assert sorted(answer.replicate for answer in answers) == [0] * 6 + [1] * 6
+        assert [answer.item[-1] for answer in answers if answer.missing] == ["5"]
+        assert all(answer.prompt and answer.prompt_hash for answer in answers)
+
+    @pytest.mark.parametrize("pattern", TWICE)
+    def test_unpaired_items_are_counted(self, pattern: str, tmp_path: Path) -> None:
+        base, cand = names(pattern)
+        rows = [row for row in rows_of(cand) if "A bowl holds 8 figs" not in json.dumps(row)]
+        assert len(rows) == 10
+        notes = compared(base, write(tmp_path / "cand.jsonl", rows)).warnings
+        assert [note for note in notes if "1 of " in note and "items are left out" in note]
+
+    @pytest.mark.parametrize("pattern", TWICE)
+    def test_other_questions_are_noticed(self, pattern: str, tmp_path: Path) -> None:
+        base, cand = names(pattern)
+        other = tmp_path / "cand.jsonl"
+        other.write_text(
+            cand.read_text().replace("A bowl", "A box").replace('"hash":"', '"hash":"0')
+        )
+        assert any("differ in 100 %" in note for note in compared(base, other).warnings)
+        with pytest.raises(UserError, match="--same-prompts"):
+            compared(base, other, same_prompts=True)
+
+    def test_categories_tokens_and_cut_answers(self) -> None:
+        result = compared(*names("nemo_evaluator/{}/trajectories.jsonl"))
+        rows = {row.name: row for row in result.verdicts}
+        assert rows["few"].difference == pytest.approx(1 / 3)
+        assert rows["many"].difference == pytest.approx(1 / 6)
+        assert rows["tokens"].base == pytest.approx(np.mean([3, 4, 5, 6, 7, 8]))
+        assert rows["cut"].base == pytest.approx(1 / 6)
+
+    def test_rewards_of_any_range_are_better_if_higher(self, tmp_path: Path) -> None:
+        base, cand = names("nemo_gym/{}/rollouts.jsonl")
+        logs = []
+        for path in (base, cand):
+            rows = rows_of(path)
+            for row in rows:
+                row["reward"] = 4 * row["reward"] - 2
+            logs.append(write(tmp_path / f"{path.parent.name}.jsonl", rows))
+        head = compared(*logs).headline("cand")
+        assert head.higher_is_better
+        assert head.difference == pytest.approx(4 * DIFFERENCE)
+
+    def test_two_tools_do_not_compare(self) -> None:
+        with pytest.raises(UserError, match=r"nemo_gym.*verifiers"):
+            compared(
+                DATA / "nemo_gym" / "base" / "rollouts.jsonl",
+                DATA / "verifiers" / "cand" / "traces.jsonl",
+            )
+
+
+class TestVerifiers:
+    def rows(self) -> list[dict[str, Any]]:
+        return rows_of(DATA / "verifiers" / "base" / "traces.jsonl")
+
+    def test_only_traces_that_train_count(self, tmp_path: Path) -> None:
+        rows = self.rows()
+        judge = json.loads(json.dumps(rows[0]["traces"][0]))
+        judge["agent"] |= {"name": "judge", "trainable": False}
+        judge["rewards"] = {"correct": {"score": 0.0, "weight": 1.0}}
+        rows[0]["traces"].append(judge)
+        (log,) = read(write(tmp_path / "traces.jsonl", rows))
+        assert next(log.answers()).score == 1
+
+    def test_a_reward_that_was_not_computed_is_missing(self, tmp_path: Path) -> None:
+        rows = self.rows()
+        rows[0]["traces"][0]["rewards"]["correct"] = None
+        rows[1]["traces"][0]["rewards"] = {}
+        (log,) = read(write(tmp_path / "traces.jsonl", rows))
+        assert [answer.missing for answer in log.answers()] == [True, True] + [False] * 10
+
+    def test_a_damaged_row_is_named(self, tmp_path: Path) -> None:
+        rows = self.rows()
+        rows[3]["traces"][0]["rewards"] = ["correct"]
+        with pytest.raises(UserError, match="row 4: not a row of verifiers"):
+            read(write(tmp_path / "traces.jsonl", rows))
+        del rows[3]["traces"]
+        with pytest.raises(UserError, match="no column traces"):
+            read(write(tmp_path / "traces.jsonl", rows))
+
+
+class TestEveryEvalEver:
+    PYTHON = EEE / "python_cook_samples.jsonl"
+    JAVA = EEE / "java_cook_samples.jsonl"
+
+    def mean(self, model: str, metric: str) -> float:
+        """The figure of the lm_eval log that the converter read."""
+        (samples,) = (DATA / "lm_eval" / model).rglob("samples_pick_*.jsonl")
+        return float(np.mean([row[metric] for row in rows_of(samples)]))
+
+    @pytest.mark.parametrize(("metric", "place"), [("acc", 0), ("acc_norm", 1)])
+    def test_the_difference_is_that_of_the_log_that_was_converted(
+        self, metric: str, place: int
+    ) -> None:
+        rows = [
+            row for row in compared(self.PYTHON, self.JAVA).verdicts if row.metric in ("", metric)
+        ]
+        difference = self.mean("java_cook", metric) - self.mean("python_cook", metric)
+        assert rows[place].difference == pytest.approx(difference)
+
+    def test_an_error_is_a_missing_answer(self, tmp_path: Path) -> None:
+        rows = rows_of(self.JAVA)
+        for row in rows[:2]:
+            row["error"] = "timeout"
+        cand = write(tmp_path / "java.jsonl", rows)
+        assert compared(self.PYTHON, cand).headline("cand").missing == 1
+
+    def test_one_of_several_models_is_named(self, tmp_path: Path) -> None:
+        both = tmp_path / "both.jsonl"
+        both.write_text(self.PYTHON.read_text() + self.JAVA.read_text())
+        with pytest.raises(UserError, match="souping/java_cook, souping/python_cook"):
+            read(both)
+        with pytest.raises(UserError, match="no answers of gemma"):
+            read(f"{both}:gemma")
+        result = compared(f"{both}:souping/python_cook", f"{both}:souping/java_cook")
+        apart = compared(self.PYTHON, self.JAVA)
+        assert result.verdicts == apart.verdicts
+
+    def test_other_samples_of_the_same_id_are_noticed(self, tmp_path: Path) -> None:
+        rows = rows_of(self.JAVA)
+        for row in rows[:8]:
+            row["sample_hash"] = "0" + row["sample_hash"]
+        notes = compared(self.PYTHON, write(tmp_path / "java.jsonl", rows)).warnings
+        assert any("differ in 50 %" in note for note in notes)
+
+
+TRIES = {
+    "base": {"q1": [1, 0], "q2": [0, 0], "q3": [1, None]},
+    "cand": {"q1": [1, 1], "q2": [1, 0], "q3": [1, 0]},
+}
+"""Scores of two tries at each question: means 1/2, 0, 1 and 1, 1/2, 1/2, so the difference is 1/6."""
+FIELDS = {"item": "id", "score": "result.score", "repeat": "try", "category": "about.topic"}
+
+
+def nested(path: Path, model: str) -> Path:
+    """A JSONL file whose row of a failed try has no result."""
+    rows = []
+    for question, scores in TRIES[model].items():
+        for number, score in enumerate(scores):
+            row: dict[str, Any] = {"id": question, "try": number, "about": {"topic": "figs"}}
+            if score is not None:
+                row["result"] = {"score": score}
+            rows.append(row)
+    rows.reverse()
+    return write(path / f"{model}.jsonl", rows)
+
+
+class TestNamedFields:
+    @pytest.fixture
+    def logs(self, tmp_path: Path) -> tuple[Path, Path]:
+        return nested(tmp_path, "base"), nested(tmp_path, "cand")
+
+    def test_dotted_names_reach_nested_fields(self, logs: tuple[Path, Path]) -> None:
+        head = compared(*logs, **FIELDS).headline("cand")
+        assert (head.items, head.missing) == (3, 1)
+        assert head.difference == pytest.approx(1 / 6)
+        (log,) = read(logs[0], **FIELDS)
+        assert list(log.tasks) == ["figs"]
+
+    def test_a_table_without_a_category_has_one(self, logs: tuple[Path, Path]) -> None:
+        fields = {key: FIELDS[key] for key in ("item", "score", "repeat")}
+        assert compared(*logs, **fields).headline("cand").difference == pytest.approx(1 / 6)
+
+    def test_the_command_takes_them(
+        self, logs: tuple[Path, Path], capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        flags = []
+        for name, field in FIELDS.items():
+            flags += [f"--{name}", field]
+        assert main([f"base={logs[0]}", f"cand={logs[1]}", "--json", *flags]) == 0
+        shown = json.loads(capsys.readouterr().out)
+        assert shown["verdicts"][0]["difference"] == pytest.approx(1 / 6)
+
+    @pytest.mark.parametrize(
+        ("option", "field", "near"),
+        [("item", "ids", "id"), ("score", "result.scor", "result.score"), ("repeat", "tri", "try"),
+         ("category", "about.topics", "about.topic")],
+    )  # fmt: skip
+    def test_a_wrong_name_gives_the_nearest(
+        self, logs: tuple[Path, Path], option: str, field: str, near: str
+    ) -> None:
+        with pytest.raises(UserError, match=f"no column {field}; did you mean {near}"):
+            read(logs[1], **{**FIELDS, option: field})
+
+    def test_they_come_before_those_of_a_tool(self) -> None:
+        path = DATA / "nemo_evaluator" / "base" / "results.jsonl"
+        (log,) = read(path, category="scoring_details.method")
+        assert list(log.tasks) == ["exact"]
+
+    def test_a_column_of_models_is_picked_from(self, tmp_path: Path) -> None:
+        rows = []
+        for model, right in {"a": [1, 1, 0], "b": [1, 0, 0]}.items():
+            for number, score in enumerate(right):
+                rows.append({"model": model, "q": number, "ok": score})
+        path = write(tmp_path / "all.jsonl", rows)
+        with pytest.raises(UserError, match=r"several models.*\(a, b\)"):
+            read(path, item="q", score="ok")
+        result = compared(f"{path}:a", f"{path}:b", item="q", score="ok")
+        assert result.headline("cand").difference == pytest.approx(-1 / 3)
+
+    def test_a_harness_has_its_own(self) -> None:
+        with pytest.raises(UserError, match="--item, --score and --repeat"):
+            read(DATA / "lm_eval" / "python_cook", item="doc_id")
+
+    def test_parquet_is_read_as_jsonl(self, logs: tuple[Path, Path], tmp_path: Path) -> None:
+        pyarrow = pytest.importorskip("pyarrow")
+        parquet = pytest.importorskip("pyarrow.parquet")
+        files = []
+        for path in logs:
+            rows = [{"result": None, **row} for row in rows_of(path)]
+            files.append(path.with_suffix(".parquet"))
+            parquet.write_table(pyarrow.Table.from_pylist(rows), files[-1])
+        assert compared(*files, **FIELDS).verdicts == compared(*logs, **FIELDS).verdicts
+        files[0].write_bytes(files[0].read_bytes()[:-20])
+        with pytest.raises(UserError, match=r"base\.parquet: not a table"):
+            read(files[0], **FIELDS)
+
+    def test_parquet_needs_pyarrow(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setitem(sys.modules, "pyarrow.parquet", None)
+        path = tmp_path / "log.parquet"
+        path.write_bytes(b"PAR1")
+        with pytest.raises(UserError, match="pip install pyarrow"):
+            read(path)
+
+
+class TestArrays:
+    BASE = (1, 0, 0, 1, 0, 0)
+    CAND = (1, 1, 0, 1, 1, 0)
+
+    @pytest.mark.parametrize("kind", [list, tuple, np.array])
+    def test_scores_are_paired_by_position(self, kind: Callable[..., Any]) -> None:
+        head = compared(kind(self.BASE), kind(self.CAND)).headline("cand")
+        assert (head.items, head.missing) == (6, 0)
+        assert head.difference == pytest.approx(2 / 6)
+
+    def test_a_data_frame_gives_the_same(self) -> None:
+        pandas = pytest.importorskip("pandas")
+        frames = []
+        for scores in (self.BASE, self.CAND):
+            frames.append(pandas.DataFrame({"item": range(6), "category": "all", "score": scores}))
+        arrays = compared(np.array(self.BASE), np.array(self.CAND))
+        assert compared(*frames).verdicts == arrays.verdicts
+        assert compared(*(frame["score"] for frame in frames)).verdicts == arrays.verdicts
+
+    def test_nan_is_a_missing_answer(self) -> None:
+        scores = np.array(self.CAND, dtype=float)
+        scores[0] = np.nan
+        assert compared(list(self.BASE), scores).headline("cand").missing == 1
+
+    def test_a_list_of_arrays_is_several_runs(self) -> None:
+        runs = [np.array(self.CAND), np.array(self.BASE)]
+        head = compared(list(self.BASE), runs).headline("cand")
+        assert head.difference == pytest.approx(1 / 6)
+
+    @pytest.mark.parametrize(
+        ("scores", "words"),
+        [
+            ([1, 0, 1], "base has 6, cand has 3"),
+            (np.zeros((6, 2)), "one dimension"),
+            ([1, 0, {}, 1, 0, 1], "not scores"),
+            ([1, 0, 1, 2.5, 0, 1], "score=2.5.*higher_is_better"),
+            (DATA / "nemo_gym" / "base" / "rollouts.jsonl", "do not compare"),
+        ],
+        ids=["length", "two dimensions", "no number", "no direction", "a file"],
+    )
+    def test_what_cannot_be_paired_is_refused(self, scores: Any, words: str) -> None:
+        with pytest.raises(UserError, match=words):
+            compared(list(self.BASE), scores)
