@@ -36,7 +36,7 @@ class LogLayout:
 
 def layout_of(row: LogRow) -> LogLayout:
     """The layout of a file with this row; that of this package's tables if it is no other tool's."""
-    for layout in LAYOUTS:
+    for layout in LOG_LAYOUTS:
         if row.keys() >= {*layout.keys}:
             return layout
     return OWN_TABLE
@@ -229,7 +229,7 @@ def _reward(trace: LogRow) -> float:
 
 
 OWN_TABLE = LogLayout(tool="table", keys=("item", "category", "score"), columns=dict)
-LAYOUTS = (
+LOG_LAYOUTS = (
     OWN_TABLE,
     LogLayout(
         tool="every_eval_ever",
