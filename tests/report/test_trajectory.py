@@ -46,6 +46,7 @@ def measured(rates: bool, runs: int = 0) -> TrajectoryResult:
         Member(
             name=f"c{n}",
             folder=Path(f"c{n}"),
+            model=Path(f"c{n}"),
             weights=Path(f"c{n}"),
             step=100 * n,
             rate=1e-3 if rates else None,
