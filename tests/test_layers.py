@@ -22,6 +22,7 @@ from tests.support.count import (
     imported,
     imported_by_name,
     imports,
+    imports_of,
     length,
     package,
     room,
@@ -63,14 +64,17 @@ NODES = [(name, node) for name, tree in MODULES.items() for node in ast.walk(tre
 FUNCTIONS = [(name, node) for name, node in NODES if isinstance(node, Functions)]
 
 
+ARROWS = imports(MODULES)
+
+
 def upward(modules: Mapping[str, ast.Module]) -> list[str]:
     wrong = []
     for module, tree in modules.items():
         own = room(module)
         if own in ABOVE:
             continue
-        named = imported_by_name(module, ast.walk(tree), modules)
-        for name in imported(ast.walk(tree), modules) | named:
+        named = imported_by_name(module, ast.walk(tree), MODULES)
+        for name in imported(ast.walk(tree), MODULES) | named:
             other = room(name) if name.split(".")[0] == "souping" else own
             if other != own and LEVEL.get(other, len(LAYERS)) > LEVEL[own]:
                 wrong.append(f"{module} imports {name}")
@@ -84,6 +88,11 @@ def on_import(node: ast.AST) -> Iterator[ast.AST]:
         if not typing and not isinstance(child, (*Functions, ast.Lambda)):
             yield child
             yield from on_import(child)
+
+
+def with_planted(module: str, line: str) -> dict[str, set[str]]:
+    """{module: modules that it imports}, where one module has this text."""
+    return {**ARROWS, module: imports_of(module, ast.parse(line), MODULES.keys())}
 
 
 def between_rooms(arrows: Mapping[str, set[str]]) -> dict[str, set[str]]:
@@ -103,15 +112,12 @@ def test_every_room_has_a_layer() -> None:
 
 def test_imports_never_go_up_and_make_no_circle() -> None:
     assert upward(MODULES) == []
-    arrows = imports(MODULES)
-    assert circles(arrows) == []
-    assert circles(between_rooms(arrows)) == []
+    assert circles(ARROWS) == []
+    assert circles(between_rooms(ARROWS)) == []
 
 
 def test_a_planted_circle_of_rooms_is_found() -> None:
-    planted = dict(MODULES)
-    planted["souping.report.planted"] = ast.parse("def late():\n    import souping.trackers")
-    arrows = imports(planted)
+    arrows = with_planted("souping.report.planted", "def late():\n    import souping.trackers")
     assert circles(arrows) == []
     assert circles(between_rooms(arrows)) == ["report", "trackers"]
 
@@ -132,12 +138,14 @@ def test_a_planted_circle_of_rooms_is_found() -> None:
     ids=["up", "in a function", "by a text", "of a name", "of a dotted name", "for types"],
 )
 def test_a_planted_import_is_found(module: str, line: str) -> None:
-    planted = {**MODULES, module: ast.parse(line)}
-    assert [wrong.split()[0] for wrong in upward(planted)] == [module]
-    planted["souping.merge.plan"] = ast.parse("def late():\n    import souping.merge.writer")
-    assert "souping.merge.plan" in circles(imports(planted))
-    planted["souping.merge.plan"] = ast.parse('LATER = "souping.merge.writer"')
-    assert "souping.merge.plan" in circles(imports(planted))
+    assert [wrong.split()[0] for wrong in upward({module: ast.parse(line)})] == [module]
+
+
+@pytest.mark.parametrize(
+    "line", ["def late():\n    import souping.merge.writer", 'LATER = "souping.merge.writer"']
+)
+def test_a_planted_circle_is_found(line: str) -> None:
+    assert "souping.merge.plan" in circles(with_planted("souping.merge.plan", line))
 
 
 def test_json_is_read_into_values_outside_logs_and_checkpoints() -> None:

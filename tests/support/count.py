@@ -25,6 +25,7 @@ import threading
 import tokenize
 from collections import Counter
 from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Set as AbstractSet
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -238,16 +239,18 @@ def imported_by_name(own: str, nodes: Iterable[ast.AST], modules: Collection[str
 
 def imports(trees: Mapping[str, ast.Module]) -> dict[str, set[str]]:
     """{module: modules that it imports or names, and the packages around those that it is not part of}."""
-    arrows = dict[str, set[str]]()
-    for name, tree in trees.items():
-        found = imported(ast.walk(tree), trees) & trees.keys()
-        found |= imported_by_name(name, ast.walk(tree), trees.keys())
-        parents = {
-            other.rsplit(".", depth)[0] for other in found for depth in range(1, other.count("."))
-        }
-        outside = {parent for parent in parents if not f"{name}.".startswith(f"{parent}.")}
-        arrows[name] = (found | outside) - {name}
-    return arrows
+    return {name: imports_of(name, tree, trees.keys()) for name, tree in trees.items()}
+
+
+def imports_of(module: str, tree: ast.Module, modules: AbstractSet[str]) -> set[str]:
+    """The same of one module."""
+    found = imported(ast.walk(tree), modules) & modules
+    found |= imported_by_name(module, ast.walk(tree), modules)
+    parents = {
+        other.rsplit(".", depth)[0] for other in found for depth in range(1, other.count("."))
+    }
+    outside = {parent for parent in parents if not f"{module}.".startswith(f"{parent}.")}
+    return (found | outside) - {module}
 
 
 def circles(arrows: Mapping[str, set[str]]) -> list[str]:
