@@ -106,6 +106,7 @@ class AdapterPool(CandidatePool):
             self._fingerprints[name] = adapter.fingerprint(self.base_fingerprint, cache)
         self._eos_token_ids = eos_token_ids(self.base.folder)
         self._folders = dict(folders)
+        self._similarities = dict[Names, PoolSimilarity | None]()
         self.base_name = base_name(folders)
         self._warnings = self._compare_tokenizers()
         self._opened = {name: adapter.checkpoint for name, adapter in self.adapters.items()}
@@ -134,7 +135,11 @@ class AdapterPool(CandidatePool):
         return self.base.folder
 
     def similarity(self, weights: Mapping[str, float]) -> PoolSimilarity | None:
-        return update_similarity(tuple(weights), self._updates(tuple(weights)))
+        names = tuple(weights)
+        if names not in self._similarities:
+            # Weights do not matter: what adapters add is compared, and no soup of them is rounded.
+            self._similarities[names] = update_similarity(names, self._updates(names))
+        return self._similarities[names]
 
     def _updates(self, names: Names) -> Iterator[FloatArray]:
         """Blocks [M, elements] of scaling * B A, in modules that all of them adapt.
