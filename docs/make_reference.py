@@ -1,8 +1,8 @@
-"""Print docs/reference.md: `python docs/make_reference.py > docs/reference.md`.
+"""Write docs/reference.md and docs/reference-files.md: `python docs/make_reference.py`.
 
-Groups, choices, keys and remarks come from `conf/`, root keys from the configuration's dataclass, Python names from
-`souping.__all__`, the keys of report.json and compare.json from the fields of their classes and the texts below them,
-and other meanings from `docs/reference.yaml`. A test compares the page.
+Commands come from `souping.cli.commands`, groups, choices, keys and remarks from `conf/`, root keys from the
+configuration's dataclass, Python names from `souping.__all__`, the keys of report.json and compare.json from the fields
+of their classes and the texts below them, and other meanings from `docs/reference.yaml`. A test compares the pages.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import fields, is_dataclass
 from functools import cache
 from itertools import pairwise
+from operator import itemgetter
 from pathlib import Path
 from types import UnionType
 from typing import Any, get_args, get_origin, get_type_hints
@@ -22,6 +23,7 @@ from typing import Any, get_args, get_origin, get_type_hints
 import yaml
 
 import souping
+from souping.cli.commands import COMMANDS
 from souping.cli.config import Config
 from souping.comparison.result import CompareResult, Flip, RowVerdict
 from souping.report.content import Report
@@ -34,22 +36,23 @@ SCALARS = ("name", "seed", "plan", "check", "margin", "gate", "allow_code", "deb
 CALLS = ("run", "soup", "select", "compare")
 HEAD = """# Reference
 
-This page is generated: `python docs/make_reference.py > docs/reference.md`. It lists every file, key and name. The
-other pages explain them.
+This page is generated: `python docs/make_reference.py`. It lists every command, key and Python name. The other pages
+explain them. The files of a run, report.json and compare.json: [reference-files.md](reference-files.md).
 
-- `python -m souping help NAME` prints the keys of a group on the terminal.
+- `souping help NAME` prints the keys of a group on the terminal.
 - `eval "$(souping -sc install=bash)"` completes commands, groups, choices and keys in bash. In zsh, first run
   `autoload -Uz compinit bashcompinit && compinit && bashcompinit`.
 - Errors are one or two lines and exit with status 2; `debug=true` shows the traceback.
 - Values that contain `( ) , =` or spaces need quotes: `'merge.overrides={layers.0-7:[0.6,0.4]}'`.
 """
-TERMS = """## Terms
+FILES_HEAD = """# Reference of files
 
-**Candidate**: a checkpoint in the pool. **Ingredient**: a selected candidate. **Expert**: the best candidate of a
-category. **Item**: one question with an id, a category and a group. **Recipe**: ingredients, weights and merge method,
-identified by their content. **Soup**: the model that a recipe makes. **Trial**: one soup of a search. **Folds**: three
-disjoint sets of items: `select` chooses the ingredients, `search` chooses the weights, and `report` is the held-out
-test set.
+This page is generated: `python docs/make_reference.py`. Commands, keys and Python names:
+[reference.md](reference.md).
+
+## Files of a run
+
+A run writes to `outputs/NAME/DATE_TIME/`.
 """
 
 
@@ -63,36 +66,48 @@ def table(head: Iterable[str], rows: Iterable[Iterable[str]]) -> Iterator[str]:
     yield ""
 
 
-def choice(path: Path) -> tuple[str, dict[str, tuple[str, str]]]:
-    """(opening comment, {key: (default, remark)}) of a choice's file."""
+def commands() -> Iterator[str]:
+    yield "## Commands\n"
+    rows = [(f"`{name}`", meaning) for name, meaning in COMMANDS.items()]
+    yield from table(("command", "does"), rows)
+
+
+def choice(path: Path) -> tuple[str, str, dict[str, tuple[str, str]]]:
+    """(opening comment, where its keys are, {key: (default, remark)}) of a choice's file."""
     lines = path.read_text(encoding="utf-8").splitlines()
-    body = [line for line in lines if not line.startswith("# @")]
-    opening = " ".join(line.lstrip("# ") for line in body if line.startswith("#"))
-    if "# @package _global_" in lines:  # its keys are indented
-        body = [line[2:] for line in body if line.startswith("  ")]
-    keys = {m[1]: (m[2], m[3] or "") for m in map(LINE.match, body) if m}
-    return opening, {
-        k: v
-        for k, v in keys.items()
-        if not k.startswith("_") and k != "defaults" and v[0] != f"${{{k}}}"
-    }
+    packages = [line.removeprefix("# @package ") for line in lines if line.startswith("# @package")]
+    opening = " ".join(
+        line.lstrip("# ") for line in lines if line.startswith("#") and not line.startswith("# @")
+    )
+    place = path.parent.name
+    if packages:
+        place = packages[0]
+    if place == "_global_":  # its keys are indented, below the name of the choice
+        place = path.stem
+        lines = [line[2:] for line in lines if line.startswith("  ")]
+    keys = {}
+    for match in filter(None, map(LINE.match, lines)):
+        key, default, remark = match.groups(default="")
+        is_reference = default == f"${{{key}}}"
+        if not key.startswith("_") and key != "defaults" and not is_reference:
+            keys[key] = (default, remark)
+    return opening, place, keys
 
 
 def group(name: str) -> Iterator[str]:
-    """Choices of a group, and one table of their keys."""
+    """Choices of a group, and one table of their keys: a row for each key, default and meaning."""
     yield f"### {name}\n"
-    rows: dict[tuple[str, str], tuple[list[str], str]] = {}
+    rows: dict[tuple[str, str, str], list[str]] = {}
     for path in sorted((CONF / name).glob("*.yaml")):
-        opening, keys = choice(path)
+        opening, place, keys = choice(path)
         yield f"- `{name}={path.stem}`{': ' if opening else ''}{opening}"
         for key, (default, remark) in keys.items():
-            names, kept = rows.get((key, default), ([], ""))
-            rows[key, default] = ([*names, path.stem], kept or remark)
+            rows.setdefault((f"{place}.{key}", default, remark), []).append(path.stem)
     yield ""
     if rows:
         lines = (
-            (f"`{k}`", f"`{d}`", ", ".join(names), remark)
-            for (k, d), (names, remark) in rows.items()
+            (f"`{key}`", f"`{default}`", ", ".join(rows[key, default, remark]), remark)
+            for key, default, remark in sorted(rows, key=itemgetter(0))
         )
         yield from table(("key", "default", "of", "meaning"), lines)
 
@@ -206,20 +221,27 @@ def schema() -> Iterator[str]:
 
 
 def page() -> str:
+    """docs/reference.md"""
     known = yaml.safe_load((DOCS / "reference.yaml").read_text(encoding="utf-8"))
-    lines = [HEAD, TERMS, "## Files of a run\n", "A run writes to `outputs/NAME/DATE_TIME/`.\n"]
-    lines += table(
-        ("file", "content"), ((f"`{name}`", what) for name, what in known["files"].items())
-    )
-    lines += root(known["root"])
-    lines += ["## Groups\n", "Choose with `GROUP=CHOICE`, set keys with `GROUP.KEY=VALUE`.\n"]
-    for folder in sorted(
-        path for path in CONF.iterdir() if path.is_dir() and path.name != "experiment"
-    ):
-        lines += group(folder.name)
-    lines += [*experiments(), *python(known["python"]), *report(known["analyses"]), *schema()]
+    lines = [HEAD, *commands(), *root(known["root"])]
+    lines += ["## Groups\n", "Choose with `GROUP=CHOICE`, set keys with `KEY=VALUE`.\n"]
+    folders = sorted(path.name for path in CONF.iterdir() if path.is_dir())
+    folders.remove("experiment")
+    for folder in folders:
+        lines += group(folder)
+    lines += [*experiments(), *python(known["python"])]
+    return "\n".join(lines).rstrip() + "\n"
+
+
+def files_page() -> str:
+    """docs/reference-files.md"""
+    known = yaml.safe_load((DOCS / "reference.yaml").read_text(encoding="utf-8"))
+    files = ((f"`{name}`", content) for name, content in known["files"].items())
+    lines = [FILES_HEAD, *table(("file", "content"), files)]
+    lines += [*report(known["analyses"]), *schema()]
     return "\n".join(lines).rstrip() + "\n"
 
 
 if __name__ == "__main__":
-    print(page(), end="")
+    (DOCS / "reference.md").write_text(page(), encoding="utf-8")
+    (DOCS / "reference-files.md").write_text(files_page(), encoding="utf-8")

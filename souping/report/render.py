@@ -27,7 +27,7 @@ STYLE = Path(__file__).with_name("style.css").read_text(encoding="utf-8").strip(
 LONGEST_WORD = 28
 """Characters of a word that a column on a terminal has room for."""
 FOOT = (
-    "Percentages are fractions of 1 in report.json; every key is in docs/reference.md."
+    "Percentages are fractions of 1 in report.json; every key is in docs/reference-files.md."
     '<span class="print">What is folded away on the screen is left out here: open it before printing.</span>'
 )
 

@@ -185,11 +185,34 @@ def test_the_functions_exist_that_compute_the_numbers() -> None:
         assert callable(resolve_name(f"souping.statistics.{module}:{member}")), name
 
 
-def test_the_reference_is_what_the_script_prints() -> None:
+def test_the_references_are_what_the_script_writes() -> None:
     reference = script(ROOT / "docs" / "make_reference.py")
-    assert (ROOT / "docs" / "reference.md").read_text() == reference.page(), (
-        "docs/make_reference.py > docs/reference.md"
-    )
+    pages = {"reference.md": reference.page(), "reference-files.md": reference.files_page()}
+    for name, text in pages.items():
+        assert (ROOT / "docs" / name).read_text() == text, "run: python docs/make_reference.py"
+
+
+def test_keys_of_one_name_that_mean_different_things_have_a_row_each(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    choices = {
+        "ant": "k: null  # most ingredients\npath: ???  # a table\n",
+        "bee": "k: null  # number of clusters\npath: ???  # a table\n",
+        "cat": "# @package group.cat\nk: null  # number of clusters\nk2: 3\n",
+    }
+    (tmp_path / "group").mkdir()
+    for name, text in choices.items():
+        (tmp_path / "group" / f"{name}.yaml").write_text(text)
+    reference = script(ROOT / "docs" / "make_reference.py")
+    monkeypatch.setattr(reference, "CONF", tmp_path)
+    rows = [line for line in reference.group("group") if line.startswith("| `")]
+    assert rows == [
+        "| `group.cat.k` | `null` | cat | number of clusters |",
+        "| `group.cat.k2` | `3` | cat |  |",
+        "| `group.k` | `null` | ant | most ingredients |",
+        "| `group.k` | `null` | bee | number of clusters |",
+        "| `group.path` | `???` | ant, bee | a table |",
+    ]
 
 
 def test_the_reference_has_every_root_key_and_name() -> None:
@@ -257,7 +280,8 @@ with (ROOT / "benchmarks" / "claims.csv").open(encoding="utf-8", newline="") as 
     CLAIMS = list(csv.DictReader(_file))
 DOCS = sorted(str(path.relative_to(ROOT)) for path in (ROOT / "docs").rglob("*.md"))
 CLAIMING = ["README.md", "benchmarks/README.md", *DOCS]
-CLAIMING.remove("docs/reference.md")  # generated from conf/, whose numbers are defaults
+for _generated in ("docs/reference.md", "docs/reference-files.md"):
+    CLAIMING.remove(_generated)  # from conf/ and classes, whose numbers are defaults
 UNITS = r"%|x|m?s|min|minutes|hours|px|[kMG]i?B|times|points?|items?|tokens?|models|searches|runs|repetitions|questions"
 NUMBER = re.compile(
     rf"(?<![\w.])\d[\d,.]*(?: to \d[\d,.]*)? ?(?:{UNITS})(?![\w])|(?<![\w.])\d*\.\d+(?![\w.])"
