@@ -29,8 +29,8 @@ JOBS: dict[str, tuple[tuple[str, ...], ...]] = {
     "main": (("+experiment=bfcl",),),
     "worst category": (("+experiment=bfcl", "objective=worst_category"),),
     "guard": (("+experiment=bfcl", "guard={live: 3}"),),
-    "front": (("+experiment=bfcl", "pareto=[live,multiple]", "pick={live: 1, multiple: 2}"),),
-    "also": ((*SCORED, "name=also", "optimiser=uniform", "also=[other.jsonl]"),),
+    "front": (("+experiment=bfcl", "pareto={live: 1, multiple: 2}"),),
+    "extra": ((*SCORED, "name=extra", "optimiser=uniform", "extra_benchmarks=[other.jsonl]"),),
     "bits per byte": (("+experiment=trajectory", "pool.path=run", "benchmark.path=texts.jsonl"),),
     "merge": (
         (

@@ -36,7 +36,7 @@ def run(search: str, folder: Path, settings: Sequence[str] = ()) -> dict[str, fl
         "+experiment=bfcl",
         f"optimiser={search}",
         f"hydra.run.dir={folder}",
-        f"store.path={folder}.sqlite",
+        f"store={folder}.sqlite",
         *settings,
     ]
     begun = time.monotonic()

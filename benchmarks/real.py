@@ -97,7 +97,7 @@ def arguments() -> argparse.ArgumentParser:
 
 def souping(step: str, words: Sequence[str], out: Path, limit: float | None = None) -> Row:
     """A command of souping, in a folder of its own; interrupted after `limit` seconds."""
-    places = [f"hydra.run.dir={out / step}", f"store.path={out / 'store.sqlite'}"]
+    places = [f"hydra.run.dir={out / step}", f"store={out / 'store.sqlite'}"]
     return child(step, [sys.executable, "-m", "souping", *words, *places], out, limit)
 
 

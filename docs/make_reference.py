@@ -32,7 +32,17 @@ from souping.statistics.comparison import VarianceParts
 DOCS = Path(__file__).resolve().parent
 CONF = DOCS.parent / "conf"
 LINE = re.compile(r"^(\w+): *(.*?)(?: *(?:^|(?<=\s))# *(.*))?$")
-SCALARS = ("name", "seed", "plan", "check", "margin", "gate", "allow_code", "debug")
+SCALARS = (
+    "name",
+    "seed",
+    "plan",
+    "check",
+    "min_gain",
+    "expected_mismatch",
+    "store",
+    "allow_code",
+    "debug",
+)
 CALLS = ("run", "soup", "select", "compare")
 HEAD = """# Reference
 
@@ -128,13 +138,7 @@ def root(meanings: Mapping[str, str]) -> Iterator[str]:
     rows = []
     for key, meaning in meanings.items():
         value = defaults.get(key)
-        default = (
-            "outputs/store.sqlite"
-            if key == "store.path"
-            else json.dumps(value)
-            if key in SCALARS
-            else ""
-        )
+        default = json.dumps(value) if key in SCALARS else ""
         rows.append((f"`{key}`", default, meaning))
     yield from table(("key", "default", "meaning"), rows)
 

@@ -45,7 +45,7 @@ def test_every_name_is_documented() -> None:
 @pytest.fixture
 def settings(family: Path, tmp_path: Path) -> dict[str, Any]:
     return {
-        "pool": {name: family / name for name in ("ant", "bee", "cat")},
+        "candidates": {name: family / name for name in ("ant", "bee", "cat")},
         "items": family / "items.jsonl",
         "selector": souping.All(),
         "evaluator": souping.LocalEvaluator(max_new_tokens=4, threads=1),
@@ -56,7 +56,7 @@ def settings(family: Path, tmp_path: Path) -> dict[str, Any]:
 
 def test_a_run_and_a_merge(settings: dict[str, Any], tmp_path: Path) -> None:
     done = souping.run(**settings, optimiser=souping.Uniform())
-    pool = settings["pool"]
+    pool = settings["candidates"]
     assert done.soup == tmp_path / "run/soup"
     assert done.weights == pytest.approx(dict.fromkeys(pool, 1 / 3))
     assert done.trials[0].weights == pytest.approx(done.weights)
@@ -101,10 +101,10 @@ def test_a_merge_takes_weights_by_name(family: Path, tmp_path: Path) -> None:
     ("given", "words"),
     [
         ({"stop_after": "serch"}, "^stop_after=.*did you mean search"),
-        ({"limit": 0}, "^limit=0 "),
+        ({"dry_run": 0}, "^dry_run=0 "),
         ({"selector": souping.All}, r"^selector=.*All\(\.\.\.\)"),
         ({"optimiser": souping.All()}, r"^optimiser=All\(.*a Strategy"),
-        ({"pool": "runs/a"}, r"^pool='runs/a'"),
+        ({"candidates": "runs/a"}, r"^candidates='runs/a'"),
         (
             {"items": [souping.Item(id="1", category="c", prompt="p", answer="a", scorer="exakt")]},
             "did you mean exact",

@@ -16,7 +16,7 @@ import numpy as np
 
 from souping.analysis.guards import LENGTH_GUARD, Guard, resolve
 from souping.analysis.surface import FITTED, design_effect, fitted
-from souping.core.fields import fits, pick
+from souping.core.fields import fits
 from souping.core.types import (
     BoolArray,
     FloatArray,
@@ -53,37 +53,29 @@ LENGTH = Unit(
 
 
 def resolve_goals(
-    names: Sequence[str],
-    weights: Mapping[str, float] | None,
+    goals: Sequence[str] | Mapping[str, float],
     categories: Sequence[str],
     groups: Mapping[str, Sequence[str]],
     unit: Unit,
 ) -> tuple[Guard, ...]:
-    """What the names of `pareto` stand for, as in `resolve`; `weights` are those of `pick`.
+    """What the names of `pareto` stand for, as in `resolve`.
 
     Raises:
-        UserError: there is one goal, a name is not a category, a group or `tokens`, or `pick`
-            weights something else.
+        UserError: there is one goal, a name is not a category, a group or `tokens`, or a weight
+            is negative.
     """
-    if not names and not weights:
+    if not goals:
         return ()
-    if weights and not names:
+    if len(set(goals)) < max(2, len(goals)):
         raise UserError(
-            f"pick={weights!r:.60} weights the goals of pareto, which is not set: "
-            "add pareto=[CATEGORY,CATEGORY]"
-        )
-    if len(set(names)) < max(2, len(names)):
-        raise UserError(
-            f"pareto={[*names]!r:.60} needs two goals or more, each once, "
+            f"pareto={[*goals]!r:.60} needs two goals or more, each once, "
             "as in pareto=[math,safety]"
         )
-    if weights and not _are_goal_weights(weights):
+    if isinstance(goals, Mapping) and not _are_goal_weights(goals):
         raise UserError(
-            f"pick={weights!r:.60} needs finite weights of 0 or more, one of them above 0"
+            f"pareto={goals!r:.60} needs finite weights of 0 or more, one of them above 0"
         )
-    for name in weights or ():
-        pick(name, names, "pick: goal")
-    return resolve(dict.fromkeys(names, 1.0), categories, groups, {"": unit}, "pareto")
+    return resolve(dict.fromkeys(goals, 1.0), categories, groups, {"": unit}, "pareto")
 
 
 def _are_goal_weights(weights: Mapping[str, float]) -> bool:
@@ -141,32 +133,35 @@ class Front:
         self.odds = np.mean([undominated(draw) for draw in draws], axis=0)
         self.on = undominated(self.means)
 
-    def merits(self, pick: Mapping[str, float]) -> dict[Weights, float]:
+    def merits(self, goal_weights: Mapping[str, float]) -> dict[Weights, float]:
         """{point: weighted sum of its goals}"""
-        merits = self._weighted_sums(pick).tolist()
+        merits = self._weighted_sums(goal_weights).tolist()
         points = [self._weights(n) for n in range(len(self.points))]
         return dict(zip(points, merits, strict=True))
 
-    def candidates(self, pick: Mapping[str, float] | None) -> list[Weights]:
+    def candidates(self, goal_weights: Mapping[str, float] | None) -> list[Weights]:
         """Points of the front to be confirmed.
 
-        The best by `pick`, else those that are most likely on the true front.
+        The best by these weights, else those that are most likely on the true front.
         """
         worth = self.odds
-        if pick is not None:
-            worth = self._weighted_sums(pick)
+        if goal_weights is not None:
+            worth = self._weighted_sums(goal_weights)
         order = sorted(np.flatnonzero(self.on), key=lambda n: -worth[n])
         return [self._weights(n) for n in order[:CONFIRMED]]
 
-    def _weighted_sums(self, pick: Mapping[str, float]) -> FloatArray:
-        weights = np.array([pick.get(goal.name, 0.0) for goal in self.goals])
+    def _weighted_sums(self, goal_weights: Mapping[str, float]) -> FloatArray:
+        weights = np.array([goal_weights.get(goal.name, 0.0) for goal in self.goals])
         return np.asarray(self.means @ weights)
 
     def _weights(self, n: int) -> Weights:
         return tuple(float(weight) for weight in self.points[n])
 
     def result(
-        self, names: Sequence[str], chosen: Mapping[str, float], pick: Mapping[str, float] | None
+        self,
+        names: Sequence[str],
+        chosen: Mapping[str, float],
+        goal_weights: Mapping[str, float] | None,
     ) -> FrontResult:
         """What report.json keeps: goals in their units."""
         by_first_goal = np.argsort(self.means[self.on, 0], kind="stable")
@@ -178,7 +173,7 @@ class Front:
             goals=tuple(Goal(name=goal.name, unit=goal.unit) for goal in self.goals),
             ingredients=tuple(names),
             soups=self.known,
-            pick=pick,
+            goal_weights=goal_weights,
             points=tuple(self._point(n) for n in front),
             chosen=self._point(int(distances.argmin())),
             rest=tuple(self._point(n) for n in np.flatnonzero(~self.on)),
@@ -297,7 +292,7 @@ class FrontResult(AnalysisResult):
     """ingredients, in the order of the weights"""
     soups: MaybeInt
     """soups that were evaluated"""
-    pick: NamedNumbers | None
+    goal_weights: NamedNumbers | None
     """{goal: weight}, if the soup is chosen by them"""
     points: tuple[FrontPoint, ...]
     """soups on the front"""
@@ -315,10 +310,12 @@ class FrontResult(AnalysisResult):
             f"in {names} together. Means from {count(self.soups)} evaluated soups, with 95 % bands. "
             "Confirmed soups answered the whole search fold."
         ]
-        if self.pick:
-            terms = [f"{share or 0.0:.3g} {clean(name)}" for name, share in self.pick.items()]
+        if self.goal_weights:
+            terms = [
+                f"{share or 0.0:.3g} {clean(name)}" for name, share in self.goal_weights.items()
+            ]
             lines.append(
-                f"Among the confirmed soups, pick prefers the largest {' + '.join(terms)}; "
+                f"Among the confirmed soups, the weights of the goals prefer the largest {' + '.join(terms)}; "
                 "guards may rule it out."
             )
         if len(self.points) > LISTED_POINTS:

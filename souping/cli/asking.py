@@ -76,9 +76,7 @@ def _open_soups(options: argparse.Namespace) -> Sequence[OpenSoup]:
         raise UserError(f"{run_dir} was not started with executor=files")
     # A new one would lack the ledger.
     if not settings.store_path.is_file():
-        raise UserError(
-            f"store.path={settings.store_path} does not exist: name the store of this run"
-        )
+        raise UserError(f"store={settings.store_path} does not exist: name the store of this run")
     executor = replace(
         settings.executor,
         open=options.n or settings.executor.open,

@@ -20,8 +20,10 @@ from souping.core.fields import Bounds, Count, Form, Hint, Seed, fits, hints_of,
 from souping.core.types import Json, UserError
 from souping.pipeline.settings import (
     GROUP_KINDS,
-    GateMode,
-    MarginSetting,
+    STORE,
+    Goals,
+    MinGain,
+    MismatchMode,
     StopAfter,
 )
 
@@ -31,11 +33,6 @@ PARTS = tuple(group for group in GROUP_KINDS if group not in INNER)
 GROUPS = (*PARTS, *INNER)
 MERGED = ("pool", "optimiser", "merge", "tracker")
 """Groups of a merge."""
-
-
-@dataclass
-class StoreConfig:
-    path: str = "outputs/store.sqlite"
 
 
 @dataclass
@@ -50,7 +47,7 @@ class SharedKeys:
     plan: bool = False
     allow_code: bool = False
     debug: bool = False
-    store: StoreConfig = field(default_factory=StoreConfig)
+    store: str = str(STORE)
 
 
 @dataclass
@@ -66,20 +63,23 @@ class RunKeys(SharedKeys):
 
     run: str | None = None
     check: bool = False
-    limit: Count | None = None
+    dry_run: Count | None = None
     throughput: Annotated[float, Bounds(gt=0)] | None = None
-    margin: MarginSetting | None = None
-    guard_against: str | None = None
-    pareto: list[str] | None = None
-    also: list[Any] = field(default_factory=list)
+    min_gain: MinGain | None = None
+    guard_baseline: str | None = None
+    extra_benchmarks: list[Any] = field(default_factory=list)
     analysis: dict[str, Any] = field(default_factory=dict)
 
 
-CHOICES = {"stop_after": StopAfter | None, "gate": GateMode}
-"""Root keys with a closed choice, which is not a type of Hydra's."""
+CHOICES = {
+    "stop_after": StopAfter | None,
+    "pareto": Goals | None,
+    "expected_mismatch": MismatchMode,
+}
+"""Root keys whose types are not Hydra's."""
 FREE = {
-    **dict.fromkeys((*GROUPS, "stop_after", "upload", "expected", "shapley", "guard", "pick")),
-    "gate": "error",
+    **dict.fromkeys((*GROUPS, "stop_after", "upload", "expected", "shapley", "guard", "pareto")),
+    "expected_mismatch": "error",
 }
 """Root keys whose types Hydra cannot check, with their defaults."""
 Config = make_dataclass(
@@ -150,9 +150,6 @@ def resolved(cfg: DictConfig) -> dict[str, Any]:
     # `???` in an overlay does not replace a null.
     if plain.get("recipe") == "":
         raise not_set("recipe")
-    # YAML reads a bare off as false.
-    if plain.get("gate") is False:
-        plain["gate"] = "off"
     return {str(key): value for key, value in plain.items()}
 
 
@@ -184,9 +181,9 @@ def check(config: Mapping[str, Any]) -> None:
     for key in config:
         if key not in known:
             raise UserError(f"{key} is not a key{key_advice(key, known)}")
-    hints = {**hints_of(MergeKeys if merges else RunKeys), **CHOICES, "store.path": str}
-    for key, value in {**config, "store.path": config["store"]["path"]}.items():
-        holds_parts = key == "store" or (key in ("also", "analysis") and fits(value, hints[key]))
+    hints = {**hints_of(MergeKeys if merges else RunKeys), **CHOICES}
+    for key, value in config.items():
+        holds_parts = key in ("extra_benchmarks", "analysis") and fits(value, hints[key])
         if key in hints and not holds_parts and (wrong := setting_mismatch(value, hints[key])):
             raise UserError(f"{key}={value!r:.60} {wrong}")
 

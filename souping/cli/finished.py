@@ -1,6 +1,6 @@
 """Finished runs: `run=RUN_DIR analysis=[wins,shapley]` adds analyses to the report, `upload=REPO` sends the soup.
 
-Everything else is as in the run's config.yaml unless an override replaces it (store.path=FILE, pool.candidates=[...]).
+Everything else is as in the run's config.yaml unless an override replaces it (store=FILE, pool.candidates=[...]).
 That file is data: whoever sent the directory wrote it. So it may name only choices that souping ships, and nothing that
 runs other code, unless the command line has allow_code=true.
 """
@@ -210,7 +210,7 @@ def refuse_code(config: DictConfig, path: Path, overrides: Sequence[str]) -> Non
 def code_in(value: Any, key: str = "") -> Iterator[tuple[str, Any]]:
     """(key, value) of all that would run other code than this package's, or read this machine's environment."""
     if isinstance(value, Mapping):
-        is_component = "_target_" in value or key.startswith("also[")
+        is_component = "_target_" in value or key.startswith("extra_benchmarks[")
         for name, inner in value.items():
             where = f"{key}.{name}" if key else str(name)
             runs_code = name == "_target_" and str(inner) not in shipped()

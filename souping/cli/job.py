@@ -104,7 +104,7 @@ def run(cfg: DictConfig) -> float | None:
     try:
         objective, unit = _run(cfg, run_dir, group)
         if group:
-            note_job(unit, run_dir, hydra_config, cfg.get("limit"), objective)
+            note_job(unit, run_dir, hydra_config, cfg.get("dry_run"), objective)
         return objective
     except Exception as error:
         if cfg.debug:
@@ -114,7 +114,7 @@ def run(cfg: DictConfig) -> float | None:
         discard_refused(run_dir, owned, error)
         if group:
             print(f"job {hydra_config.job.num}: {words}", file=sys.stderr)
-            note_job(POINTS, run_dir, hydra_config, cfg.get("limit"), None, words)
+            note_job(POINTS, run_dir, hydra_config, cfg.get("dry_run"), None, words)
             return None
         # Not further up: Hydra would add a line of its own.
         stop(words, code)

@@ -17,7 +17,6 @@ from hydra.utils import get_object
 from omegaconf import MISSING
 
 from souping.cli.advice import key_advice
-from souping.cli.also import also_node
 from souping.cli.config import (
     CHECKED,
     GROUPS,
@@ -31,6 +30,7 @@ from souping.cli.config import (
     not_set,
     setting_mismatch,
 )
+from souping.cli.extra_benchmarks import benchmark_node
 from souping.core.fields import Hint, hints_of
 from souping.core.protocols import ScoreSource
 from souping.core.text import first_line, is_user_code, listed, source_of
@@ -62,7 +62,7 @@ def build(config: Mapping[str, Any]) -> dict[str, Any]:
     }
     return {
         **{group: parts[group] for group in PARTS},
-        "also": _build_also(config),
+        "extra_benchmarks": _build_extra(config),
         "analyses": analyses,
     }
 
@@ -85,12 +85,14 @@ def with_candidates(config: Mapping[str, Any]) -> Mapping[str, Any]:
     return {**config, "pool": {**pool, "candidates": candidates}}
 
 
-def _build_also(config: Mapping[str, Any]) -> tuple[ExtraEntry, ...]:
-    """The entries of `also` with the part that each names."""
+def _build_extra(config: Mapping[str, Any]) -> tuple[ExtraEntry, ...]:
+    """The entries of `extra_benchmarks` with the part that each names."""
     entries = []
-    for number, entry in enumerate(config["also"]):
-        name, group, node = also_node(entry, f"also[{number}]", config["evaluator"])
-        part = build_part(node, GROUP_KINDS[group], f"also[{number}].{group}")
+    for number, entry in enumerate(config["extra_benchmarks"]):
+        name, group, node = benchmark_node(
+            entry, f"extra_benchmarks[{number}]", config["evaluator"]
+        )
+        part = build_part(node, GROUP_KINDS[group], f"extra_benchmarks[{number}].{group}")
         entries.append(ExtraEntry(name=name, **{group: part}))
     return tuple(entries)
 

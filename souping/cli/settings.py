@@ -27,14 +27,21 @@ def run_settings(plain: Mapping[str, Any], run_dir: Path) -> RunSettings:
     from souping.analysis.guards import read_guards
 
     parts = build(plain)
-    keys = ("stop_after", "limit", "throughput", "margin", "gate", "guard_against", "pick")
+    keys = (
+        "stop_after",
+        "dry_run",
+        "throughput",
+        "min_gain",
+        "expected_mismatch",
+        "guard_baseline",
+    )
     return RunSettings(
         **parts,
         **_shared(plain, run_dir),
         **{key: plain[key] for key in keys},
         expected=expectations(plain["expected"], parts["evaluator"].unit.scale),
         guard=read_guards(plain["guard"]),
-        pareto=tuple(plain["pareto"] or ()),
+        pareto=plain["pareto"] or (),
     )
 
 
@@ -50,7 +57,7 @@ def _shared(plain: Mapping[str, Any], run_dir: Path) -> dict[str, Any]:
         **{key: plain[key] for key in ("name", "seed", "plan")},
         "upload": None if plain["upload"] is None else target(plain["upload"]),
         "out": expanded(plain["out"], "out") if plain["out"] else run_dir / "soup",
-        "store_path": expanded(plain["store"]["path"], "store.path"),
+        "store_path": expanded(plain["store"], "store"),
         "run_dir": run_dir,
         "config": plain,
         "command": command_line(),

@@ -56,7 +56,7 @@ def show(arguments: Sequence[str]) -> None:
         rows = list(changed(unit, rows, names[0], names[-1], better=options.fixed))
         comparison = "better" if options.fixed else "worse"
         what = f"items that {names[-1]} answers {comparison} than {names[0]}"
-    if fold == "report" and report and not report.limit:
+    if fold == "report" and report and not report.dry_run:
         _note(run_dir, options.store, report, rows[: options.limit])
     _show_samples(unit, rows, names, options.limit, what)
 

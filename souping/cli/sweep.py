@@ -49,7 +49,7 @@ def note_job(
     unit: Unit,
     run_dir: Path,
     hydra_config: HydraConf,
-    limit: int | None,
+    dry_run: int | None,
     objective: float | None,
     refused: str = "",
 ) -> None:
@@ -62,7 +62,7 @@ def note_job(
         objective=objective,
         run_dir=run_dir.name,
         refused=refused,
-        limit=limit,
+        dry_run=dry_run,
         unit=unit,
     )
     with suppress(UserError) if refused else nullcontext():

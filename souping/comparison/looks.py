@@ -206,7 +206,7 @@ def stores_of(run_dir: Path, named: str | Path | None) -> list[Path]:
     settings = _settings_of(run_dir)
     if "store" not in settings:
         return []
-    name = settings["store"]["path"]
+    name = settings["store"]
     places = [folder / expanded(name) for folder in run_dir.absolute().parents]
     # An empty file would become a store.
     return [place for place in dict.fromkeys(places) if place.is_file() and place.stat().st_size]

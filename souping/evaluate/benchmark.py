@@ -385,7 +385,7 @@ def limit_folds(folds: Folds, limit: int) -> Folds:
     report += [item for item in search if item.category in again]
     twice = f" (of {listed(sorted(again))}: the very items of the search)" if again else ""
     note = (
-        f"limit={limit}: a dry run on at most {limit} items of each category in a fold; it reports on {len(report)} "
+        f"dry_run={limit}: a dry run on at most {limit} items of each category in a fold; it reports on {len(report)} "
         f"items of the select and search folds{twice}; the report fold stays closed and nothing is claimed"
     )
     return Folds(items={"select": select, "search": search, "report": tuple(report)}, notes=(note,))

@@ -35,10 +35,10 @@ def read_run(path: Path, name: str, group: str) -> Log:
 
 
 def _read(path: Path, report: Report, name: str, group: str) -> Log:
-    if report.limit:
+    if report.dry_run:
         raise UserError(
-            f"{path}: limit={report.limit} made this a dry run on items of the search: nothing can be claimed on them; "
-            "repeat the run without limit"
+            f"{path}: dry_run={report.dry_run} made this a dry run on items of the search: nothing can be claimed on "
+            "them; repeat the run without dry_run"
         )
     # A report tests its router; compared again, it would be one more model that may have been picked.
     row_of = {row.name: row for row in report.rows or () if row.kind != "router"}

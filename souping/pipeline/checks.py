@@ -114,9 +114,9 @@ def cut_folds(settings: RunSettings, items: Sequence[Item]) -> Folds:
     folds = split_folds(
         items, two=settings.scores.published, shares=shares_of(settings.benchmark.folds)
     )
-    if settings.limit is None:
+    if settings.dry_run is None:
         return folds
-    return limit_folds(folds, settings.limit)
+    return limit_folds(folds, settings.dry_run)
 
 
 def check_texts(items: Sequence[Item]) -> None:
@@ -169,7 +169,7 @@ def _check_goals(
     settings.guards_on(categories)
     if settings.guard_reference(candidates) and not settings.guard:
         raise UserError(
-            f"guard_against={settings.guard_against} needs guards, as in guard={{safety: 3}}"
+            f"guard_baseline={settings.guard_baseline} needs guards, as in guard={{safety: 3}}"
         )
 
 
@@ -322,7 +322,7 @@ def prepare(settings: RunSettings, store: Store, progress: Progress) -> Prepared
     """
     items = settings.benchmark.items()
     folds = cut_folds(settings, items)
-    extra = extra_benchmarks(settings.also, settings.evaluator, settings.limit)
+    extra = extra_benchmarks(settings.extra_benchmarks, settings.evaluator, settings.dry_run)
     pairs = [(settings.evaluator, items)]
     pairs += [(benchmark.evaluator, benchmark.items) for benchmark in extra]
     for error in refusals(settings, folds.items, pairs):

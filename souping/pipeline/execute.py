@@ -118,9 +118,9 @@ def check_settings(settings: RunSettings) -> None:
         raise UserError(
             f"upload={upload.repo} needs a finished soup: leave stop_after={settings.stop_after} out"
         )
-    if upload is not None and settings.limit is not None:
+    if upload is not None and settings.dry_run is not None:
         raise UserError(
-            f"limit={settings.limit} is a dry run, whose soup is not for the Hub: leave upload out"
+            f"dry_run={settings.dry_run} is a dry run, whose soup is not for the Hub: leave upload out"
         )
     if settings.evaluator.prompts.brings_items and not isinstance(settings.benchmark, OwnBenchmark):
         name = type(settings.evaluator).__name__

@@ -35,7 +35,7 @@ def add_analyses(settings: RunSettings) -> list[Path]:
     report, trials = read_finished(settings.run_dir)
     if not settings.store_path.is_file():
         raise UserError(
-            f"store.path={settings.store_path} does not exist: start in the folder where the run was started, or name "
+            f"store={settings.store_path} does not exist: start in the folder where the run was started, or name "
             "its store"
         )
     with ExitStack() as stack:
@@ -96,7 +96,7 @@ def resume(run: Run, report: Report, trials: Sequence[TrialRow]) -> Reported:
 
     claim = run.opening.report_claim(soup, run.folds["report"])
     items = claim.items
-    if run.settings.limit is None:
+    if run.settings.dry_run is None:
         items = run.ledger.items_of(claim)
     return Reported(
         frozen=Frozen(searched=searched, report=report, best=""),

@@ -1,4 +1,4 @@
-"""Goals of a run beside its objective: guards, the front and the point that `pick` writes."""
+"""Goals of a run beside its objective: guards, the front and the point that their weights choose."""
 
 from __future__ import annotations
 
@@ -118,11 +118,11 @@ def _first_admissible(
 def with_goals(
     run: Steps, selected: Selected, winner: SearchResult, log: Callable[[Trial], None]
 ) -> Searched:
-    """The soup that `pick` or the objective chooses under the guards, and what is known of the front."""
+    """The soup that the goals' weights or the objective choose under the guards, and what is known of the front."""
     settings = run.settings
     unit = settings.evaluator.unit
     ingredients = selected.selection.ingredients
-    goal_weights = settings.pick or None
+    goal_weights = settings.goal_weights
     front: Front | None = None
     if settings.pareto:
         winner, front = confirmed(run, winner, ingredients, log)
@@ -170,7 +170,7 @@ def confirmed(
 
     # Soups that may be on the front and have not answered the whole fold.
     recipes = {}
-    for point in fit(trials.values()).candidates(settings.pick or None):
+    for point in fit(trials.values()).candidates(settings.goal_weights):
         if point not in trials or not trials[point].whole:
             recipes[point] = run.pool.recipe(dict(zip(ingredients, point, strict=True)))
     measured: Mapping[str, ItemScores] = {}

@@ -35,7 +35,7 @@ from souping.merge import MergeBackend
 from souping.merge.local import LocalMerge
 from souping.pipeline.checks import not_measured
 from souping.pipeline.evaluation import LocalExecutor
-from souping.pipeline.settings import STORE, MarginSetting, MergeSettings, RunSettings, StopAfter
+from souping.pipeline.settings import STORE, Goals, MergeSettings, MinGain, RunSettings, StopAfter
 from souping.report.cells import Section
 from souping.report.content import Report, VerdictSummary
 from souping.report.progress import EARLY, logged
@@ -114,7 +114,7 @@ class RunResult:
 
 def run(
     *,
-    pool: Models,
+    candidates: Models,
     items: ItemSource,
     selector: Selector | None = None,
     optimiser: Strategy | None = None,
@@ -126,12 +126,11 @@ def run(
     name: str = "souping",
     seed: Seed = 0,
     stop_after: StopAfter | None = None,
-    limit: Count | None = None,
-    margin: MarginSetting | None = None,
+    dry_run: Count | None = None,
+    min_gain: MinGain | None = None,
     guard: float | Mapping[str, float | str] | None = None,
-    guard_against: str | None = None,
-    pareto: Sequence[str] | None = None,
-    pick: Mapping[str, float] | None = None,
+    guard_baseline: str | None = None,
+    pareto: Goals | None = None,
     analyses: Mapping[str, Analysis] | None = None,
     store: str | Path = STORE,
 ) -> RunResult:
@@ -139,8 +138,8 @@ def run(
 
     `items` is a JSON Lines file, `Item`s, dicts with the keys of a line of such a file, or a benchmark. `out` is the
     run's directory (default: a new one under `outputs/`), with the soup in `out/soup` and the log in `out/run.log`.
-    `store` keeps every answer, so that a second run evaluates nothing. `limit` makes it a dry run on so many items per
-    category and fold. `guard`, `pareto` and `pick` are losses, goals and their weights as on the command line.
+    `store` keeps every answer, so that a second run evaluates nothing. `dry_run` evaluates at most so many items per
+    category and fold. `guard` and `pareto` are losses and goals as on the command line.
     `analyses` are {name: analysis}, by default those that need no further answers. Defaults: SoCE with Pearson's
     correlation, the adaptive search, the mean over categories, `LocalEvaluator`, `LocalMerge`.
 
@@ -153,7 +152,7 @@ def run(
         analyses = _analyses()
     folder = expanded(out or f"outputs/{name}/{time.strftime('%Y-%m-%d_%H-%M-%S')}", "out")
     settings = RunSettings(
-        **_common(pool, merge, tracker, name, seed, Path(store), folder, folder / "soup"),
+        **_common(candidates, merge, tracker, name, seed, Path(store), folder, folder / "soup"),
         optimiser=optimiser or Adaptive(),
         benchmark=_benchmark(items),
         scores=MeasuredScores(),
@@ -162,12 +161,11 @@ def run(
         evaluator=evaluator or LocalEvaluator(),
         executor=LocalExecutor(),
         stop_after=stop_after,
-        limit=limit,
-        margin=margin,
+        dry_run=dry_run,
+        min_gain=min_gain,
         guard=read_guards(guard),
-        guard_against=guard_against,
-        pareto=tuple(pareto or ()),
-        pick=pick,
+        guard_baseline=guard_baseline,
+        pareto=pareto or (),
         analyses=analyses,
         command=f"souping.run(name={name!r}, out={str(folder)!r}, seed={seed})",
     )
@@ -279,7 +277,7 @@ def _common(
         "store_path": store,
         "run_dir": run_dir,
         "out": out,
-        "config": {"name": name, "seed": seed, "store": {"path": str(store.absolute())}},
+        "config": {"name": name, "seed": seed, "store": str(store.absolute())},
     }
 
 

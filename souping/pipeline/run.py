@@ -179,7 +179,7 @@ class Run(Steps):
 
     def choose(self) -> Selected | Searched | Frozen:
         """What a reader should know before the first step is printed here."""
-        reports = self.settings.limit is None and self.settings.stop_after is None
+        reports = self.settings.dry_run is None and self.settings.stop_after is None
         looks = self.ledger.announcement(self.report_items) if reports else ""
         if looks and not _repeats(self.settings.run_dir):
             self.progress.say(looks)
@@ -195,7 +195,7 @@ class Run(Steps):
             settings.expected,
             self._by_candidate(stage),
             settings.objective,
-            settings.gate,
+            settings.expected_mismatch,
             stage.fold,
         )
         sentence = gate_sentence(gate)
@@ -203,8 +203,10 @@ class Run(Steps):
             self.progress.say(sentence)
             return gate
         self.progress.show(plain_table(tables.gate(self.unit, gate)))
-        if settings.gate == "error":
-            raise UserError(f"{sentence}\nthe answers are in the store; gate=warn continues")
+        if settings.expected_mismatch == "error":
+            raise UserError(
+                f"{sentence}\nthe answers are in the store; expected_mismatch=warn continues"
+            )
         self.notes.append(sentence)
         return gate
 
@@ -223,9 +225,9 @@ class Run(Steps):
     def _power(self, scores: ScoreMatrix) -> Power | None:
         """What the report fold can show; printed."""
         settings = self.settings
-        if settings.limit is not None or not settings.objective.linear:
+        if settings.dry_run is not None or not settings.objective.linear:
             return None
-        power = power_of(scores, self.report_items, settings.objective, settings.inner_margin)
+        power = power_of(scores, self.report_items, settings.objective, settings.inner_min_gain)
         if power is None:
             self.progress.say("all candidates gave the same answers")
         else:
@@ -351,7 +353,7 @@ class Run(Steps):
         look = Look(1, first=False, guards=guards)
         report = frozen.report
         claim = self.opening.report_claim(searched.winner.recipe, self.folds["report"])
-        if self.settings.limit is not None:
+        if self.settings.dry_run is not None:
             stage = replace(stage, items=claim.items)
             scores = self._measure(stage)
         else:
@@ -415,20 +417,20 @@ class Run(Steps):
             settings.objective,
             ingredients,
             state.look.number,
-            settings.inner_margin,
+            settings.inner_min_gain,
             settings.evaluator.sampling.length_key,
             best_mixture(winner, self.folds["search"], settings.objective),
             self.opening.family_scores(state.look, state.items, self.unit),
         )
-        if settings.limit is None:
+        if settings.dry_run is None:
             self.opening.note_pairs(rows, scores, evidence.comparisons, state.look)
         verdict = evidence.verdict
         guards = state.searched.guards
         if guards is not None and guards.refused and verdict.claim == "keep_single":
             sentence = f"Keep {winner.recipe.ingredients[0]}: {guards.sentence}."
             verdict = replace(verdict, sentence=sentence)
-        if settings.limit is not None:
-            verdict = dry_verdict(verdict, settings.limit)
+        if settings.dry_run is not None:
+            verdict = dry_verdict(verdict, settings.dry_run)
         return replace(evidence, verdict=verdict)
 
     def extra_benchmark(self, state: Reported, stage: Stage) -> Reported:
@@ -522,7 +524,7 @@ def choose(settings: RunSettings, scores: ScoreMatrix, progress: Progress) -> Se
         progress.say(f"note: {note}")
     unit = settings.evaluator.unit
     summary = selection_summary(unit, selection, scores)
-    write_selection(unit, summary, settings.limit, settings.run_dir / "selection.json")
+    write_selection(unit, summary, settings.dry_run, settings.run_dir / "selection.json")
     return selection
 
 

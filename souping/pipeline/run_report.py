@@ -66,7 +66,7 @@ def frozen_report(settings: RunSettings, folds: Folds, searched: Searched) -> Re
         experiment=settings.name,
         unit=unit,
         benchmark=BenchmarkLabel(name=settings.benchmark.label, note=settings.benchmark.note),
-        limit=settings.limit,
+        dry_run=settings.dry_run,
         objective=_objective(settings, searched.winner),
         selection=selection_summary(unit, selected.selection, selected.scores),
         recipe=recipe_summary(searched.winner.recipe),
@@ -171,7 +171,7 @@ def _evidence(report: Report) -> list[str]:
     """The verdict and the report fold's tables."""
     if not report.rows:
         return []
-    if report.limit:
+    if report.dry_run:
         return ["## Result", escape_markdown(sections.headline(report))]
     text = (
         "Percent correct on the report fold with 95 % intervals. Neither the choice of the ingredients nor that of the "

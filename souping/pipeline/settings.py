@@ -19,7 +19,7 @@ from souping.core.fields import Bounds, pick
 from souping.core.files import nearby
 from souping.core.protocols import Component
 from souping.core.reading import read
-from souping.core.types import Candidate, Json, JsonObject, Names, T, UserError, frozen
+from souping.core.types import Candidate, Json, JsonObject, T, UserError, frozen
 from souping.merge import MergeBackend
 from souping.report.format import quoted
 
@@ -28,11 +28,13 @@ if TYPE_CHECKING:
     from souping.analysis.guards import Guard
 
 StopAfter = Literal["select", "search"]
-GateMode = Literal["error", "warn", "off"]
-MarginSetting = Annotated[float, Bounds(ge=0, le=100)]
+MismatchMode = Literal["error", "warn"]
+MinGain = Annotated[float, Bounds(ge=0, le=100)]
 """In the unit of the evaluator's scores, as they are shown."""
+Goals = list[str] | tuple[str, ...] | Mapping[str, float]
+"""Goals of a front, or {goal: weight} to write the soup with the largest weighted sum."""
 STORE = Path("outputs/store.sqlite")
-"""The default of store.path."""
+"""The default of `store`."""
 GROUP_KINDS: Mapping[str, Any] = {
     "pool": CandidateSource,
     "benchmark": protocols.BenchmarkItems,
@@ -85,7 +87,7 @@ def target(value: Json) -> Target:
 
 @frozen
 class ExtraEntry:
-    """Entry of `also`, built: an evaluator that brings its items, or items."""
+    """Entry of `extra_benchmarks`, built: an evaluator that brings its items, or items."""
 
     name: str
     evaluator: protocols.Evaluator | None = None
@@ -179,7 +181,7 @@ class SoupSettings:
         merge = read(MergeConfig, self.config.get("merge"))
         settings = {"recipe": nearby(self.out / "recipe.json"), "out": "rebuilt"}
         if self.store_path != STORE:
-            settings["store.path"] = nearby(self.store_path)
+            settings["store"] = nearby(self.store_path)
         if merge.command:
             settings |= {"merge": "mergekit", "merge.command": merge.command}
         # A method of the user's.
@@ -208,9 +210,9 @@ class MergeSettings(SoupSettings):
 class RunSettings(SoupSettings):
     """Components and root settings of a run.
 
-    A gain below `margin`, in the evaluator's unit, is not a reason to soup. `limit` makes it a dry run on so many items
-    per category and fold. `guard` are the losses that a soup must not have against `guard_against`, by default the best
-    single model. `pareto` are the goals of a front, `pick` the weights of the goals by which a point of it is written.
+    A gain below `min_gain`, in the evaluator's unit, is not a reason to soup. `dry_run` is the most items per category
+    and fold in a dry run. `guard` are the losses that a soup must not have against `guard_baseline`, by default the
+    best single model. `pareto` are the goals of a front, and with weights the point of it that is written.
     """
 
     benchmark: protocols.BenchmarkItems
@@ -220,17 +222,16 @@ class RunSettings(SoupSettings):
     evaluator: protocols.Evaluator
     executor: protocols.Executor
     stop_after: StopAfter | None
-    limit: int | None = None
+    dry_run: int | None = None
     throughput: float | None = None
-    margin: float | None = None
-    gate: GateMode = "error"
+    min_gain: float | None = None
+    expected_mismatch: MismatchMode = "error"
     expected: tuple[Expectation, ...] = ()
-    also: tuple[ExtraEntry, ...] = ()
+    extra_benchmarks: tuple[ExtraEntry, ...] = ()
     analyses: Mapping[str, Analysis] = field(default_factory=dict)
     guard: Mapping[str, float] = field(default_factory=dict)
-    guard_against: str | None = None
-    pareto: Names = ()
-    pick: Mapping[str, float] | None = None
+    guard_baseline: str | None = None
+    pareto: Goals = ()
 
     @property
     def parts(self) -> list[Component]:
@@ -240,22 +241,22 @@ class RunSettings(SoupSettings):
     @property
     def open_parts(self) -> list[Component]:
         """Components that may hold processes or memory until they are closed."""
-        others = [entry.evaluator for entry in self.also if entry.evaluator is not None]
+        others = [entry.evaluator for entry in self.extra_benchmarks if entry.evaluator is not None]
         return [self.evaluator, self.merge, *others]
 
     @property
-    def inner_margin(self) -> float:
-        return self.evaluator.unit.inner_margin(self.margin)
+    def inner_min_gain(self) -> float:
+        return self.evaluator.unit.inner_margin(self.min_gain)
 
     def guard_reference(self, candidates: Sequence[Candidate]) -> str | None:
-        """The candidate that `guard_against` names (UserError if it names none)."""
-        if not self.guard_against:
-            return self.guard_against
+        """The candidate that `guard_baseline` names (UserError if it names none)."""
+        if not self.guard_baseline:
+            return self.guard_baseline
         names = {candidate.name: candidate.name for candidate in candidates}
         base = self.base_candidate(candidates)
         if base:
             names["base"] = base
-        return names[pick(self.guard_against, names, "guard_against", " (base: merge.base)")]
+        return names[pick(self.guard_baseline, names, "guard_baseline", " (base: merge.base)")]
 
     def base_candidate(self, candidates: Sequence[Candidate]) -> str | None:
         """The candidate that is `merge.base`, by its name, path or name on the Hub."""
@@ -277,7 +278,7 @@ class RunSettings(SoupSettings):
         from souping.analysis.guards import resolve
 
         units = {"": self.evaluator.unit}
-        for entry in self.also:
+        for entry in self.extra_benchmarks:
             units[entry.name] = (entry.evaluator or self.evaluator).unit
         return resolve(self.guard, categories, self.objective.groups, units)
 
@@ -285,9 +286,12 @@ class RunSettings(SoupSettings):
         """The goals of `pareto` (UserError if a name is not a category or group)."""
         from souping.analysis.front import resolve_goals
 
-        return resolve_goals(
-            self.pareto, self.pick, categories, self.objective.groups, self.evaluator.unit
-        )
+        return resolve_goals(self.pareto, categories, self.objective.groups, self.evaluator.unit)
+
+    @property
+    def goal_weights(self) -> Mapping[str, float] | None:
+        """The weights of the goals by which a point of the front is written, if `pareto` has any."""
+        return self.pareto if isinstance(self.pareto, Mapping) else None
 
     @property
     def selects_from_table(self) -> bool:

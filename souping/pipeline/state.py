@@ -55,7 +55,7 @@ class Contender:
 
 @dataclass(frozen=True, kw_only=True)
 class ExtraBenchmark:
-    """Benchmark (`also`) of which all items are answered once the recipe is frozen. Nothing is chosen on it."""
+    """One of `extra_benchmarks`: all items are answered once the recipe is frozen. Nothing is chosen on it."""
 
     name: str
     evaluator: Evaluator

@@ -85,7 +85,7 @@ def extra_benchmarks(
     for number, name in enumerate(names):
         if name in names[:number]:
             raise UserError(
-                f"also[{number}]: two entries are called {name!r}: give one a name of its own"
+                f"extra_benchmarks[{number}]: two entries are called {name!r}: give one a name of its own"
             )
     return tuple(_open_benchmark(entry, evaluator, limit) for entry in entries)
 
@@ -103,7 +103,7 @@ def _open_benchmark(
     try:
         items = benchmark.items()
     except UserError as error:
-        raise error.at(f"also: {entry.name}") from error
+        raise error.at(f"extra_benchmarks: {entry.name}") from error
     return ExtraBenchmark(name=entry.name, evaluator=evaluator, items=first_items(items, limit))
 
 
@@ -424,7 +424,7 @@ class Steps:
         settings = self.settings
         expected = dict.fromkeys(expectation.candidate for expectation in settings.expected)
         candidates = tuple(name for name in expected if name in self.pool.names)
-        if not candidates or settings.gate == "off" or settings.selects_from_table:
+        if not candidates or settings.selects_from_table:
             return None
         fold: Fold = "search" if settings.scores.published else "select"
         return self._candidates("score: candidates with an expected score", fold, candidates)

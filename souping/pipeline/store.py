@@ -162,7 +162,7 @@ class Store:
             UserError: it is another program's, damaged, of another version of souping, or not a path.
         """
         if str(path).startswith("file:"):
-            raise UserError(f"store.path={path} is SQLite's URI notation: name the path of a file")
+            raise UserError(f"store={path} is SQLite's URI notation: name the path of a file")
         self.path = path
         self._made = missing_folders(path)
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -183,11 +183,11 @@ class Store:
             has_tables = self._db.execute("SELECT 1 FROM sqlite_master LIMIT 1").fetchone()
             if mark or has_tables:
                 raise UserError(
-                    f"store.path={self.path} is another program's SQLite file: name another file"
+                    f"store={self.path} is another program's SQLite file: name another file"
                 )
         if layout not in (0, STORE_VERSION):
             raise UserError(
-                f"store.path={self.path} is of another version of souping (layout {layout}): name another"
+                f"store={self.path} is of another version of souping (layout {layout}): name another"
             )
         # The mark comes first, so that a file is ours even if this run is killed now.
         if not layout:
@@ -235,9 +235,7 @@ class Store:
         return stat.st_dev, stat.st_ino
 
     def _removed(self) -> str:
-        return (
-            f"store.path={self.path} was removed or replaced during the run: its results are lost"
-        )
+        return f"store={self.path} was removed or replaced during the run: its results are lost"
 
     @contextmanager
     def _errors(self, verb: str) -> Iterator[None]:
@@ -247,7 +245,7 @@ class Store:
         except (sqlite3.Error, json.JSONDecodeError) as error:
             if verb != "open" and self._inode() != self._file:
                 raise UserError(self._removed()) from error
-            text = f"store.path={self.path}: cannot {verb} the results store: {error}"
+            text = f"store={self.path}: cannot {verb} the results store: {error}"
             # SQLite's primary code is the last byte of the extended one.
             if getattr(error, "sqlite_errorcode", 0) & 0xFF == sqlite3.SQLITE_CORRUPT:
                 damaged = shlex.quote(str(self.path))

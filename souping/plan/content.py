@@ -81,7 +81,7 @@ class Plan:
     @property
     def has_report(self) -> bool:
         """Whether the planned run will end in a report that claims something."""
-        if self.run.stop_after or self.run.limit or self.faults:
+        if self.run.stop_after or self.run.dry_run or self.faults:
             return False
         return bool(self.folds.get("report"))
 
@@ -90,7 +90,7 @@ class Plan:
         if self.scores is None or not self.has_report:
             return None
         run = self.run
-        return power_of(self.scores, self.folds["report"], run.objective, run.inner_margin)
+        return power_of(self.scores, self.folds["report"], run.objective, run.inner_min_gain)
 
 
 def as_dict(plan: Plan) -> JsonObject:

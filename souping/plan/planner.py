@@ -91,7 +91,9 @@ class _Planner:
         """Items, pool, selection and stages, each as far as it is available here."""
         plan.models = model_sizes(self.run)
         with self._attempt():
-            self.extra = extra_benchmarks(self.run.also, self.run.evaluator, self.run.limit)
+            self.extra = extra_benchmarks(
+                self.run.extra_benchmarks, self.run.evaluator, self.run.dry_run
+            )
         folds = self._folds()
         outline = None if folds else self._outline()
         known_folds = folds or outline

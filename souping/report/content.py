@@ -307,8 +307,8 @@ class SelectionSummary:
 class SelectionFile(SelectionSummary):
     """selection.json"""
 
-    limit: MaybeInt = None
-    """in a dry run, its `limit`"""
+    dry_run: MaybeInt = None
+    """in a dry run, its `dry_run`: the most items of a category and fold"""
     unit: Unit = POINTS
     """unit of the scores"""
 
@@ -680,8 +680,8 @@ class Report:
     """the benchmark"""
     warnings: Names | None = None
     """what a reader must know"""
-    limit: MaybeInt = None
-    """in a dry run, its `limit`"""
+    dry_run: MaybeInt = None
+    """in a dry run, its `dry_run`: the most items of a category and fold"""
     objective: ObjectiveSummary | None = None
     """what the search maximised"""
     selection: SelectionSummary | None = None

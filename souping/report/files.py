@@ -53,14 +53,10 @@ LONGEST_CONFIG_BYTES = 200_000
 """Bytes of a configuration: more takes YAML longer than anybody waits."""
 
 
-class StorePlace(TypedDict):
-    path: str
-
-
 class RunConfig(TypedDict, total=False):
     """What is read of a config.yaml before its components are built."""
 
-    store: StorePlace
+    store: str
     analysis: dict[str, Any]
 
 
@@ -205,9 +201,11 @@ def csv_cell(value: Json) -> Json:
     return text
 
 
-def write_selection(unit: Unit, selection: SelectionSummary, limit: int | None, path: Path) -> Path:
+def write_selection(
+    unit: Unit, selection: SelectionSummary, dry_run: int | None, path: Path
+) -> Path:
     """selection.json"""
-    file = SelectionFile(**vars(selection), limit=limit, unit=unit)
+    file = SelectionFile(**vars(selection), dry_run=dry_run, unit=unit)
     return write_atomically(path, as_json(file).encode())
 
 

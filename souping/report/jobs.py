@@ -35,7 +35,7 @@ class SweepJob:
     """name of its directory"""
     refused: str
     """why it has no outcome"""
-    limit: int | None
+    dry_run: int | None
     """items per category and fold of a dry run"""
     unit: Unit
     """unit of the objective"""
@@ -59,19 +59,19 @@ def read_jobs(sweep_dir: Path) -> list[SweepJob]:
 
 
 def write_sweep(sweep_dir: Path, jobs: Sequence[SweepJob]) -> Path:
-    """sweep.csv, one line per job; dry runs have their `limit` in a column of its own."""
+    """sweep.csv, one line per job; dry runs have their `dry_run` in a column of its own."""
     return write_csv(sweep_dir / "sweep.csv", job_table(jobs))
 
 
 def job_table(jobs: Sequence[SweepJob]) -> list[Sequence[Json]]:
     """The header and a row per job."""
-    limited = any(job.limit for job in jobs)
+    dry = any(job.dry_run for job in jobs)
     columns = ["job", "objective", "overrides", "run_dir", "refused"]
-    table: list[Sequence[Json]] = [columns + ["limit"] * limited]
+    table: list[Sequence[Json]] = [columns + ["dry_run"] * dry]
     for job in jobs:
         overrides = " ".join(job.overrides)
         row = (str(job.job), job.objective, overrides, job.run_dir, job.refused)
-        table.append(row + (job.limit,) * limited)
+        table.append(row + (job.dry_run,) * dry)
     return table
 
 
@@ -90,7 +90,7 @@ def best_jobs(jobs: Sequence[SweepJob]) -> list[SweepJob]:
     They do not in a dry run, or if the jobs have several units, items or objectives.
     """
     scored = [job for job in jobs if job.objective is not None]
-    dry = any(job.limit for job in scored)
+    dry = any(job.dry_run for job in scored)
     units = {job.unit for job in scored}
     varied = "\n".join(map("\n".join, _varied(jobs)))
     if dry or len(units) != 1 or OTHER_SCORES.search(varied):
@@ -113,8 +113,8 @@ def sweep_lines(jobs: Sequence[SweepJob]) -> list[str]:
         elif job.objective is not None:
             outcome = job.unit.text(job.objective, more=1)
         line = f"  {outcome:>15} {clean(' '.join(words))}"
-        if job.limit:
-            line += f" (dry run, limit={job.limit})"
+        if job.dry_run:
+            line += f" (dry_run={job.dry_run})"
         if job in best:
             line += mark
         lines.append(line)

@@ -55,7 +55,7 @@ def summary(report: Report) -> list[str]:
     soup = report.row("soup")
     if soup is not None and soup.scores:
         items = sum(interval.n or 0 for interval in soup.scores.values())
-        fold = "" if report.limit else "report "
+        fold = "" if report.dry_run else "report "
         lines.append(
             f"The score is the {_kind(report, len(soup.scores))}, on {count(items)} {fold}items."
         )
@@ -98,8 +98,8 @@ def benchmark(report: Report) -> str:
 def kicker(report: Report) -> str:
     """Experiment and benchmark, above the headline."""
     texts = [clean(report.experiment), benchmark(report)]
-    if report.limit:
-        texts.append(f"dry run, limit={count(report.limit)}")
+    if report.dry_run:
+        texts.append(f"dry_run={count(report.dry_run)}")
     return " \N{MIDDLE DOT} ".join(filter(None, texts))
 
 
@@ -150,13 +150,13 @@ def _verdict(report: Report) -> Section | None:
     numbers = (
         f"{meaning} on the report fold, which search and selection never saw, with 95 % intervals."
     )
-    if report.limit:
+    if report.dry_run:
         numbers = f"{meaning} on a few items of the other folds: a dry run, of which no number means anything."
     if not tables.compared(report):
         return Section("Scores", (numbers,), grids=(tables.scores(report),))
     paired = f"Differences are paired: all models answered the same items. {tables.tested(report)}".strip()
     lines = [paired]
-    if not report.limit:
+    if not report.dry_run:
         lines.append(LOOKS)
     compared = table("The differences in numbers", tables.comparisons(report))
     scores = table("Every model, category by category", tables.scores(report), numbers)
@@ -217,7 +217,7 @@ def _router(report: Report) -> list[str]:
     pair = report.against("router")
     price = tables.price(report)
     measured = report.verdict is not None and report.verdict.claim != "not_measured"
-    if pair is None or not price or not measured or report.limit:
+    if pair is None or not price or not measured or report.dry_run:
         return []
     # A soup's card is without rows: it needs no statistics.
     from souping.statistics.levels import ALPHA

@@ -3,28 +3,28 @@
 #   bash sweeps/paper/table1b.sh plan                   one of them (several may be named)
 #   bash sweeps/paper/table1b.sh run -- throughput=3    after `--`: overrides for plan and run
 #   TINY=1 bash sweeps/paper/table1b.sh                 the same on the embedded models and items, in a minute
-# A script sets `experiment`, `table` (what collect.py holds against the run), `models` (name=repository), and `also` where
-# it has more benchmarks. OUT, by default outputs/paper, is where everything lies.
+# A script sets `experiment`, `table` (what collect.py holds against the run), `models` (name=repository), and
+# `extra_benchmarks` where it has more. OUT, by default outputs/paper, is where everything lies.
 set -euo pipefail
 here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
 PYTHON=${PYTHON:-python}
 OUT=${OUT:-outputs/paper}
 run_dir=$OUT/$(basename "$0" .sh)${TINY:+-tiny}
-overrides=("store.path=$OUT/$experiment${TINY:+-tiny}.sqlite")
+overrides=("store=$OUT/$experiment${TINY:+-tiny}.sqlite")
 
-[ -z "${also:-}" ] || [ -n "${TINY:-}" ] || overrides+=("also=$also")
+[ -z "${extra_benchmarks:-}" ] || [ -n "${TINY:-}" ] || overrides+=("extra_benchmarks=$extra_benchmarks")
 
 small() { # the experiment's own selection, search and report, on models and items that fit anywhere
-    overrides+=(evaluator=pantry benchmark=jsonl server=transformers gate=off optimiser.trials=2 'analysis=[]'
+    overrides+=(evaluator=pantry benchmark=jsonl server=transformers expected=null optimiser.trials=2 'analysis=[]'
         evaluator.batch_size=128 evaluator.dtype=null throughput=null
         "pool.candidates=$("$PYTHON" "$here/tiny.py" pool "${models[@]%%=*}")")
     local parts=3
     [ ${#models[@]} -gt 0 ] || parts=6 # where no published scores select, items do
     "$PYTHON" "$here/tiny.py" items "$parts" >"$OUT/$experiment-tiny.jsonl"
     overrides+=("benchmark.path=$OUT/$experiment-tiny.jsonl")
-    if [ -n "${also:-}" ]; then
+    if [ -n "${extra_benchmarks:-}" ]; then
         "$PYTHON" "$here/tiny.py" others 1 >"$OUT/others.jsonl"
-        overrides+=("also=[$OUT/others.jsonl]")
+        overrides+=("extra_benchmarks=[$OUT/others.jsonl]")
     fi
 }
 

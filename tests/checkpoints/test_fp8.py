@@ -286,7 +286,7 @@ def test_a_whole_run_on_fp8_candidates(souping: Cli, tmp_path: Path) -> None:
         "+experiment=bfcl",
         "pool=folders",
         f"pool.candidates=[{','.join(map(str, pool))}]",
-        "limit=1",
+        "dry_run=1",
     ]
     done = souping(*words, "optimiser=uniform", "out=soup")
     assert done.code == 0, done.err

@@ -111,7 +111,7 @@ def test_a_run_fetches_its_candidates_once(souping: Cli, bucket: Any, tmp_path: 
         name: ROOT / "souping" / "pantry" / "models" / name
         for name in ("python_cook", "java_cook", "banquet_cook")
     }
-    words = ["+experiment=bfcl", "pool=folders", "limit=1", "optimiser=uniform"]
+    words = ["+experiment=bfcl", "pool=folders", "dry_run=1", "optimiser=uniform"]
     for out, places in (("first", put(bucket, models)), ("second", models)):
         done = souping(
             *words, f"pool.candidates=[{','.join(map(str, places.values()))}]", f"out={out}"

@@ -72,7 +72,14 @@ def test_an_experiment_that_only_averages_has_the_keys_of_a_merge(name: str) -> 
 
 @pytest.mark.parametrize(
     "word",
-    ["benchmark.path=x", "selector=topk", "+selector.k=2", "~gate", "limit=3", "check=true"],
+    [
+        "benchmark.path=x",
+        "selector=topk",
+        "+selector.k=2",
+        "~expected_mismatch",
+        "dry_run=3",
+        "check=true",
+    ],
 )
 def test_a_merge_has_no_key_of_an_evaluation(family: Path, souping: Cli, word: str) -> None:
     done = souping("merge", pool(family), "optimiser.weights=[0.5,0.5]", word)

@@ -54,7 +54,7 @@ FILES = {
         ("selector=3", ["selector=3", "selector=all"]),
         ("a(b=c", ["cannot read the override", "quotes"]),
         ("+temperature=0.5", ["evaluator.temperature"]),
-        ("store.path=/proc/nothing/s", ["/proc/nothing"]),
+        ("store=/proc/nothing/s", ["/proc/nothing"]),
         ("out=~nosuchuser/x", ["out="]),
         ("evaluator.max_new_tokens=12", ["in which the models differ"]),
         ("scores=table scores.path=flat.csv", ["in which the models differ"]),
@@ -168,7 +168,7 @@ hydra:
     "words",
     [
         ["selector.k=2,3", "stop_after=search", "-m"],
-        ["selector.k=2,3", "-m", "store.path=outputs/s-${hydra:job.num}.sqlite"],
+        ["selector.k=2,3", "-m", "store=outputs/s-${hydra:job.num}.sqlite"],
         ["+sweep=sizes", "--config-dir", "more"],
     ],
 )
@@ -408,8 +408,8 @@ CODE: dict[str, tuple[dict[str, Any], str]] = {
         "selector._target_",
     ),
     "class in a list": (
-        {"also": [{"evaluator": {"_target_": "evil.Evil"}}]},
-        "also[0].evaluator._target_",
+        {"extra_benchmarks": [{"evaluator": {"_target_": "evil.Evil"}}]},
+        "extra_benchmarks[0].evaluator._target_",
     ),
     "scorer": (
         {"benchmark": {"_target_": SOCE, "scorers": {"mine": "evil.f"}}},

@@ -158,7 +158,7 @@ class TestSmall:
         words += [*self.MACHINE, "evaluator.gen_kwargs={max_gen_toks: 3}"]
         stopped = souping(*words)
         stopped.refused("gate:", "score as expected")  # stand-ins are no mathematicians
-        souping(*words, "gate=warn", "optimiser.trials=3").ok()
+        souping(*words, "expected_mismatch=warn", "optimiser.trials=3").ok()
         report = json.loads(next(tmp_path.rglob("report.json")).read_text())
         assert report["selection"]["ingredients"] == CHOSEN["mgsm"]
         assert list(report["objective"]["coefficients"]) == [

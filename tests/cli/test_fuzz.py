@@ -37,8 +37,8 @@ GIVEN = {
 ROOT_KEYS: dict[str, Any] = {
     "upload": {"repo": "org/name", "private": True},
     "expected": {"a": {"x": 0.5}},
-    "also": [{"name": "n", "tasks": ["t"], "limit": 3}],
-    "gate": "error",
+    "extra_benchmarks": [{"name": "n", "tasks": ["t"], "limit": 3}],
+    "expected_mismatch": "error",
 }
 HOLDERS = {
     "correlation": ("selector", "soce"),

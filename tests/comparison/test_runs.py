@@ -205,11 +205,11 @@ def test_a_store_that_is_not_the_runs_is_refused_or_said(souping: Cli, finished_
     with Store(finished_copy.parent / "empty.sqlite"):
         pass
     souping(*words, "--store", "empty.sqlite").refused("--store")
-    (finished_copy / "config.yaml").write_text("store: {path: empty.sqlite}")
+    (finished_copy / "config.yaml").write_text("store: empty.sqlite")
     ended = souping(*words)
     assert ended.code in (0, 1)
     assert "Looks are not counted" in ended.out
-    (finished_copy / "config.yaml").write_text("store: {path")
+    (finished_copy / "config.yaml").write_text("store: {")
     souping(*words).refused("config.yaml")
 
 
@@ -246,4 +246,4 @@ def test_models_may_have_been_picked_among_all_of_the_report(
 def test_a_dry_run_is_not_compared(souping: Cli, finished_copy: Path) -> None:
     path = finished_copy / "report.json"
     path.write_text(json.dumps({**json.loads(path.read_text()), "limit": 2}))
-    souping("compare", "base=run:uniform_all", "soup=run").refused("limit=2")
+    souping("compare", "base=run:uniform_all", "soup=run").refused("dry_run=2")

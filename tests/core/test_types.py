@@ -19,9 +19,14 @@ def test_a_remedy_is_a_field_and_ends_the_message() -> None:
 
 
 def test_a_remedy_stays_with_an_error_that_gets_a_place() -> None:
-    error = UserError("no tool", fix="pip install tool").at("also: side")
-    assert (str(error), error.fix) == ("also: side: no tool: pip install tool", "pip install tool")
-    assert Missing.from_error(error) == Missing(what="also: side: no tool", fix="pip install tool")
+    error = UserError("no tool", fix="pip install tool").at("extra_benchmarks: side")
+    assert (str(error), error.fix) == (
+        "extra_benchmarks: side: no tool: pip install tool",
+        "pip install tool",
+    )
+    assert Missing.from_error(error) == Missing(
+        what="extra_benchmarks: side: no tool", fix="pip install tool"
+    )
 
 
 def test_a_remedy_survives_another_process() -> None:

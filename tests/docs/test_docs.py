@@ -42,7 +42,7 @@ PAGES = [
     *sorted((ROOT / "examples").glob("*/README.md")),
 ]
 OPTIONAL = (
-    "limit",
+    "dry_run",
     "gate",
     "also",
     "rebuild",

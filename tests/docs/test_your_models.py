@@ -157,7 +157,7 @@ def test_a_scorer_and_a_judge(folder: Path, family: Path, monkeypatch: pytest.Mo
         "selector=all",
         "optimiser=uniform",
         "stop_after=search",
-        "limit=2",
+        "dry_run=2",
         "hydra.run.dir=run",
     )
     assert "my_scorers.brief" in (folder / "run" / "config.yaml").read_text()

@@ -47,7 +47,7 @@ class Lab:
         self.run = place / run
         words = [word for word in pool_of(family) if not word.startswith("evaluator.")]
         more = ["evaluator=command", COMMAND, "selector=topk", "selector.k=2", "seed=1"]
-        self.words = [*words, *more, f"store.path={run}.sqlite"]
+        self.words = [*words, *more, f"store={run}.sqlite"]
 
     def start(self, *more: str, min_items: int = 1) -> Outcome:
         files = ["executor=files", f"executor.min_items={min_items}"]
@@ -179,7 +179,7 @@ def test_without_models_json_has_the_command_that_makes_one(lab: Lab) -> None:
     lab.start().ok()
     soup = json.loads(lab.ask(1, "--json").ok().out)
     words = [f"recipe={soup['recipe']}", f"out={soup['model']}"]
-    store = f"store.path={lab.place / 'run.sqlite'}"
+    store = f"store={lab.place / 'run.sqlite'}"
     assert soup["make"] == ["python", "-m", "souping", "+experiment=rebuild", *words, store]
 
 
@@ -634,7 +634,7 @@ def test_a_run_whose_answers_are_stored_asks_for_nothing(lab: Lab) -> None:
     lab.finish()
     assert "report.html" in lab.ask(1).ok().out
     (lab.run / "report.json").unlink()
-    lab.ask(1, "store.path=none.sqlite").refused("store.path=none.sqlite")
+    lab.ask(1, "store=none.sqlite").refused("store=none.sqlite")
     lab.run = lab.place / "again"
     lab.start().ok()
     assert lab.done

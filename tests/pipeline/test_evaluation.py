@@ -514,7 +514,7 @@ def test_a_foreign_file_is_not_touched(
 
 def test_a_file_that_is_no_database_and_sqlites_notation_are_refused(tmp_path: Path) -> None:
     (tmp_path / "s").write_text("not a database, and longer than a header" * 50)
-    with pytest.raises(UserError, match=r"store.path=.*cannot open"):
+    with pytest.raises(UserError, match=r"store=.*cannot open"):
         Store(tmp_path / "s")
     with pytest.raises(UserError, match=r"^store\.path=file:x"):
         Store(Path("file:x?mode=memory"))

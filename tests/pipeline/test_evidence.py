@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from souping.cli.also import HARNESS, also_node
+from souping.cli.extra_benchmarks import HARNESS, benchmark_node
 from souping.core.reading import to_json
 from souping.core.scores import Mean
 from souping.core.types import FloatArray, Item, ItemScores, Recipe, Result, Trial, UserError
@@ -456,15 +456,23 @@ OWN = {"_target_": "x", "dtype": "bfloat16", "device": "cpu", "threads": 1}
 
 def test_entries_are_tasks_or_files(tmp_path: Path) -> None:
     task = {**OWN, "_target_": HARNESS, "tasks": ["hellaswag"]}
-    assert also_node("hellaswag", "also[0]", OWN) == ("hellaswag", "evaluator", task)
+    assert benchmark_node("hellaswag", "extra_benchmarks[0]", OWN) == (
+        "hellaswag",
+        "evaluator",
+        task,
+    )
     changes = {"tasks": ["a", "b"], "num_fewshot": 3, "dtype": "float32"}
-    assert also_node(changes, "also[0]", OWN) == ("a+b", "evaluator", {**task, **changes})
+    assert benchmark_node(changes, "extra_benchmarks[0]", OWN) == (
+        "a+b",
+        "evaluator",
+        {**task, **changes},
+    )
     path = tmp_path / "side.jsonl"
     path.write_text('{"id": "1", "category": "c", "prompt": "p", "answer": "a"}\n')
     benchmark = {"_target_": "souping.evaluate.benchmark.Benchmark", "path": str(path)}
-    assert also_node(str(path), "also[0]", OWN) == ("side", "benchmark", benchmark)
+    assert benchmark_node(str(path), "extra_benchmarks[0]", OWN) == ("side", "benchmark", benchmark)
     with pytest.raises(UserError, match=r"no such file; did you mean side.jsonl\?"):
-        also_node(str(tmp_path / "sde.jsonl"), "also[0]", OWN)
+        benchmark_node(str(tmp_path / "sde.jsonl"), "extra_benchmarks[0]", OWN)
 
 
 def test_a_soup_that_lost_one_category_and_gained_on_one_ingredient() -> None:
@@ -512,7 +520,7 @@ def settings(family: Path) -> list[str]:
         "selector=topk",
         "selector.k=2",
         "optimiser=uniform",
-        "store.path=store.sqlite",
+        "store=store.sqlite",
     ]
 
 
@@ -521,7 +529,7 @@ def test_soup_and_ingredients_on_all_items(
 ) -> None:
     souping(*settings(family), "hydra.run.dir=plain").ok()
     before = answers_in(tmp_path / "store.sqlite")
-    souping(*settings(family), f"also=[{side}]", "hydra.run.dir=out").ok()
+    souping(*settings(family), f"extra_benchmarks=[{side}]", "hydra.run.dir=out").ok()
     # the soup and its two ingredients, nothing else
     assert answers_in(tmp_path / "store.sqlite") == before + 3 * 90
     report = json.loads((tmp_path / "out" / "report.json").read_text())
@@ -551,12 +559,12 @@ def test_soup_and_ingredients_on_all_items(
     for content in (first, report):
         same.append({key: value for key, value in content.items() if key not in apart})
     assert same[0] == same[1]  # nothing was chosen on it
-    souping(*settings(family), f"also=[{side}]", "hydra.run.dir=again").ok()
+    souping(*settings(family), f"extra_benchmarks=[{side}]", "hydra.run.dir=again").ok()
     assert (
         json.loads((tmp_path / "again" / "report.json").read_text())["cost"]["evaluated_items"] == 0
     )
-    guard = ("guard={side: 90}", f"guard_against={report['selection']['ingredients'][0]}")
-    souping(*settings(family), f"also=[{side}]", *guard, "hydra.run.dir=guarded").ok()
+    guard = ("guard={side: 90}", f"guard_baseline={report['selection']['ingredients'][0]}")
+    souping(*settings(family), f"extra_benchmarks=[{side}]", *guard, "hydra.run.dir=guarded").ok()
     guarded = json.loads((tmp_path / "guarded" / "report.json").read_text())
     (check,) = guarded["analyses"]["guards"]["checks"]
     assert 0 < check["items"] == guarded["also"][0]["items"] < 90  # the guard chose on the others
@@ -567,12 +575,14 @@ def test_wrong_entries_are_refused_before_work(
     family: Path, side: Path, souping: Cli, tmp_path: Path
 ) -> None:
     for entry, needle in (
-        ("nowhere.jsonl", "also[0]=nowhere.jsonl"),
+        ("nowhere.jsonl", "extra_benchmarks[0]=nowhere.jsonl"),
         ("{path: SIDE, nane: x}", "did you mean name?"),
         ("{name: x}", "must be a file of items"),
-        ("{tasks: [a], max_gen_tokens: 2}", "also[0].evaluator.max_gen_tokens"),
+        ("{tasks: [a], max_gen_tokens: 2}", "extra_benchmarks[0].evaluator.max_gen_tokens"),
     ):
-        souping(*settings(family), f"also=[{entry.replace('SIDE', str(side))}]").refused(needle)
+        souping(
+            *settings(family), f"extra_benchmarks=[{entry.replace('SIDE', str(side))}]"
+        ).refused(needle)
         assert (
             not (tmp_path / "store.sqlite").exists() or answers_in(tmp_path / "store.sqlite") == 0
         )
@@ -590,7 +600,7 @@ def test_a_task_of_lm_eval(
         + f"tasks: [letters], name: letters, include_path: {tmp_path}, include_defaults: false"
         + "}"
     )
-    souping(*settings(family), f"also=[{entry}]", "hydra.run.dir=out").ok()
+    souping(*settings(family), f"extra_benchmarks=[{entry}]", "hydra.run.dir=out").ok()
     (found,) = json.loads((tmp_path / "out" / "report.json").read_text())["also"]
     assert (found["name"], found["evaluator"], found["items"]) == ("letters", "lm_eval", 40)
     assert [row["name"] for row in found["rows"]][-1] == "soup"
@@ -695,7 +705,7 @@ def test_wrong_settings_are_caught_before_the_search(
         else [*arguments(echo), "evaluator.max_new_tokens=1"]
     )
     done = souping(
-        *call, "expected={ant:97}", "store.path=store.sqlite", "hydra.run.dir=out", "out=soup"
+        *call, "expected={ant:97}", "store=store.sqlite", "hydra.run.dir=out", "out=soup"
     )
     done.refused("gate: ant does not score as expected on the select fold: check the chat template")
     assert "too low" in done.out
@@ -707,7 +717,7 @@ def test_wrong_settings_are_caught_before_the_search(
     }
     kept = answers_in(tmp_path / "store.sqlite")
     assert 15 < kept < 60  # ant alone, on the select fold alone: and it stays
-    assert souping(*call, "expected={ant:97}", "store.path=store.sqlite").code == 2
+    assert souping(*call, "expected={ant:97}", "store=store.sqlite").code == 2
     assert answers_in(tmp_path / "store.sqlite") == kept
 
 
@@ -716,7 +726,7 @@ def test_unknown_names_are_refused_before_work(echo: Path, souping: Cli, tmp_pat
         ("expected={antt:9}", ["expected: candidate=antt", "did you mean ant?"]),
         ("expected={ant:{gren:9}}", ["expected.ant: category=gren", "did you mean green?"]),
         ("expected={ant:lots}", ["expected.ant='lots'"]),
-        ("gate=wran", ["gate='wran'", "did you mean warn?"]),
+        ("expected_mismatch=wran", ["expected_mismatch='wran'", "did you mean warn?"]),
     ):
         souping(*arguments(echo), setting).refused(*needles)
         assert not list(tmp_path.glob("outputs/*/*"))

@@ -116,17 +116,18 @@ def test_a_run_that_stops_after_the_search_shows_and_writes_its_front(
 
 
 @pytest.mark.slow
-def test_a_run_writes_the_point_that_pick_names(family: Path, tmp_path: Path) -> None:
+def test_a_run_writes_the_point_that_the_weights_of_its_goals_choose(
+    family: Path, tmp_path: Path
+) -> None:
     done = souping.run(
-        pool={name: family / name for name in ("ant", "bee", "cat")},
+        candidates={name: family / name for name in ("ant", "bee", "cat")},
         items=family / "items.jsonl",
         selector=souping.All(),
         objective=souping.Worst(),
         evaluator=souping.LocalEvaluator(max_new_tokens=4, threads=1),
         out=tmp_path / "run",
         store=tmp_path / "store.sqlite",
-        pareto=["red", "tokens"],
-        pick={"red": 1.0},
+        pareto={"red": 1.0, "tokens": 0.0},
     )
     report = done.report.to_json()
     data = report["analyses"]["front"]

@@ -34,7 +34,7 @@ READER = "hf_" + "r" * 20
 STRANGER = "hf_" + "s" * 20
 MERGE = ["+experiment=merge", "optimiser.weights=[0.4,0.6]"]
 PAIR = [*MERGE, "pool.candidates=[org/ant,org/bee]", "out=soup"]
-REBUILD = ["+experiment=rebuild", "recipe=soup/recipe.json", "out=again", "store.path=fresh.sqlite"]
+REBUILD = ["+experiment=rebuild", "recipe=soup/recipe.json", "out=again", "store=fresh.sqlite"]
 
 
 @pytest.fixture
@@ -247,7 +247,7 @@ def test_a_card_has_code_that_runs_and_no_path_of_the_machine(
         "settings": settings,
     }
     recipe |= {"weights": [0.2, 0.3, 0.5], "fingerprints": ["1", "2", "3"]}
-    there = "python -m souping +experiment=rebuild recipe=/home/me/soup/recipe.json out=rebuilt store.path=/home/me/s"
+    there = "python -m souping +experiment=rebuild recipe=/home/me/soup/recipe.json out=rebuilt store=/home/me/s"
     rebuild = f"{there} merge.command=/home/me/mergekit-yaml merge._target_=mine.Median"
     text = card(read_content(parts(recipe=recipe, rebuild=rebuild)))
     assert "/home" not in text

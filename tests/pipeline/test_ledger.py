@@ -381,7 +381,7 @@ def test_another_objective(runs: Runs) -> None:
 
 
 def test_another_margin_or_batch_size_is_free(runs: Runs) -> None:
-    assert runs.look(SOUP, "margin=2") == 1
+    assert runs.look(SOUP, "min_gain=2") == 1
     report = runs.report(SOUP, "evaluator.batch_size=5", "evaluator.threads=2")
     assert report["verdict"]["opened"] == 1
     assert any("are reported again" in warning for warning in report["warnings"])
@@ -470,7 +470,10 @@ def test_uniform_and_top_k_rows_of_other_pools(fresh: Runs) -> None:
 @pytest.mark.slow
 def test_report_items_as_an_extra_benchmark(fresh: Runs) -> None:
     fresh.rewrite("other.jsonl", lambda row: {**row, "prompt": f"{row['prompt']} again"})
-    assert fresh.look(SOUP, f"also=[{fresh.place / 'items.jsonl'}]", items="other.jsonl") == 1
+    assert (
+        fresh.look(SOUP, f"extra_benchmarks=[{fresh.place / 'items.jsonl'}]", items="other.jsonl")
+        == 1
+    )
     # the extra benchmark was one occasion: its candidates, objective and soup are those of this report
     assert fresh.look("optimiser.weights=[0.1,0.1,0.8]") == 2
     assert fresh.look("optimiser.weights=[0.1,0.8,0.1]") == 3
@@ -483,7 +486,7 @@ def test_guards_that_are_added_later_are_wider(fresh: Runs) -> None:
         return float(check["low"])
 
     def report(*guard: str) -> Mapping[str, Any]:
-        words = ("margin=99", "optimiser=fixed", "guard_against=ant", SOUP)
+        words = ("min_gain=99", "optimiser=fixed", "guard_baseline=ant", SOUP)
         return fresh.report(*words, *guard)
 
     declared = report("guard={red: 99}")

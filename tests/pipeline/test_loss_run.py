@@ -139,7 +139,7 @@ def test_goals_are_in_bits_per_byte_and_the_worst_category_has_the_highest_loss(
     more = [
         "objective=worst_category",
         "guard={live: 0.3}",
-        "guard_against=java_cook",
+        "guard_baseline=java_cook",
         "pareto=[simple_python,live]",
     ]
     assert (

@@ -68,7 +68,7 @@ def test_a_soup_is_rebuilt_from_any_store(
     merge(souping, family, *more)
     souping(*REBUILD).ok()
     assert contents(tmp_path / "again") == contents(tmp_path / "soup")
-    elsewhere = [*REBUILD[:2], "out=other", "store.path=other.sqlite"]
+    elsewhere = [*REBUILD[:2], "out=other", "store=other.sqlite"]
     souping(*elsewhere).refused("ant", "pool.candidates")
     folders = ",".join(str(family / name) for name in ("cat", "bee", "ant"))
     souping(*elsewhere, f"pool.candidates=[{folders}]").ok()
@@ -335,7 +335,7 @@ def test_the_command_whatever_the_folders_are_called(
     pool = [quoted(str(tmp_path / name / model)) for model in ("ant", "bee")]
     places = [
         f"out={quoted(str(run / 'soup'))}",
-        f"store.path={quoted(f'outputs/{name}/s.sqlite')}",
+        f"store={quoted(f'outputs/{name}/s.sqlite')}",
     ]
     done = souping(
         "+experiment=merge",

@@ -134,7 +134,7 @@ def test_ray_gives_what_this_process_gives_and_a_killed_driver_resumes(
     kept = killed_at(200, call, tmp_path)
     souping(*call, "hydra.run.dir=outputs/fam/resumed").ok()
     here = [word for word in call if not word.startswith("executor")]
-    souping(*here, "store.path=fresh.sqlite", "hydra.run.dir=outputs/fam/fresh").ok()
+    souping(*here, "store=fresh.sqlite", "hydra.run.dir=outputs/fam/fresh").ok()
     resumed = report_of(tmp_path / "outputs/fam/resumed")
     fresh = report_of(tmp_path / "outputs/fam/fresh")
     assert fresh["rows"] == resumed["rows"]

@@ -279,7 +279,7 @@ def published(folder: Path) -> list[str]:
 def test_a_dry_run_shows_the_router_and_says_nothing_of_it(
     family: Path, souping: Cli, tmp_path: Path
 ) -> None:
-    words = ["selector=topk", "selector.k=3", "optimiser=uniform", "limit=2", "hydra.run.dir=run"]
+    words = ["selector=topk", "selector.k=3", "optimiser=uniform", "dry_run=2", "hydra.run.dir=run"]
     souping(*pool_of(family), *words, *published(tmp_path)).ok()
     found = report_of(tmp_path / "run")
     assert pair_of(found)["b"] == "router"

@@ -200,7 +200,7 @@ def test_a_killed_run_ends_as_one_that_was_not(
     words = call(family, "optimiser.budget=500")
     kept = killed_at(rows, words, tmp_path)
     souping(*words, "hydra.run.dir=outputs/resumed").ok()
-    souping(*words, "store.path=fresh.sqlite", "hydra.run.dir=outputs/fresh").ok()
+    souping(*words, "store=fresh.sqlite", "hydra.run.dir=outputs/fresh").ok()
     resumed = report_of(tmp_path / "outputs/resumed")
     fresh = report_of(tmp_path / "outputs/fresh")
     # in a command
@@ -224,7 +224,7 @@ def test_the_order_of_the_pool_changes_no_answer(
             "selector=all",
             "optimiser=uniform",
             "stop_after=search",
-            f"store.path={number}.sqlite",
+            f"store={number}.sqlite",
         )
         done = souping(
             *pool_of(family)[1:], f"pool.candidates=[{','.join(map(str, order))}]", *search
@@ -260,7 +260,7 @@ def test_no_item_of_the_report_fold_is_touched(two: bool, limit: int) -> None:
 
 @pytest.fixture
 def arguments(family: Path) -> list[str]:
-    return [*pool_of(family, "ant", "bee"), *FIXED, "limit=2", "hydra.run.dir=run"]
+    return [*pool_of(family, "ant", "bee"), *FIXED, "dry_run=2", "hydra.run.dir=run"]
 
 
 def test_a_dry_run_is_marked_everywhere(
@@ -269,17 +269,17 @@ def test_a_dry_run_is_marked_everywhere(
     folds = {"select": 6, "search": 6, "report": 6}
     souping(*arguments, "plan=true", "hydra.run.dir=planned").ok()
     assert json.loads((tmp_path / "planned/plan.json").read_text())["folds"] == folds
-    souping(*arguments, "upload=me/soup").refused("limit=2 is a dry run", "leave upload out")
-    done = souping(*arguments, f"also=[{family / 'items.jsonl'}]").ok()
-    assert "limit=2: a dry run" in done.out + done.err
+    souping(*arguments, "upload=me/soup").refused("dry_run=2 is a dry run", "leave upload out")
+    done = souping(*arguments, f"extra_benchmarks=[{family / 'items.jsonl'}]").ok()
+    assert "dry_run=2: a dry run" in done.out + done.err
     report = report_of(tmp_path / "run")
     assert (report["limit"], report["verdict"]["claim"], report["folds"]) == (2, "dry_run", folds)
     assert report["also"][0]["items"] == 6
-    assert any("limit=2" in warning for warning in report["warnings"])
+    assert any("dry_run=2" in warning for warning in report["warnings"])
     assert json.loads((tmp_path / "run/selection.json").read_text())["limit"] == 2
     page = (tmp_path / "run/report.html").read_text()
     card = (tmp_path / "run/soup/README.md").read_text()
-    assert "dry run, limit=2" in page
+    assert "dry run, dry_run=2" in page
     assert "%" not in card.split("---", 2)[2].split("## Usage")[0].split("## Result")[1]
     with closing(sqlite3.connect(tmp_path / "outputs/store.sqlite")) as db:
         # that of the extra benchmark, whose items may be anybody's report items
@@ -599,7 +599,7 @@ def test_refusals_leave_the_report_as_it_is(
         (("check", "run=run", "analysis=wins"), ("check=true", "run=")),
         (("run=run", "analysis=wins", "upload=me/soup"), ("upload=", "analysis=")),
         (("run=run", "-m", "seed=1,2"), ("-m", "run=")),
-        (("run=run", "store.path=none.sqlite"), ("store.path=none.sqlite",)),
+        (("run=run", "store=none.sqlite"), ("store=none.sqlite",)),
         (("run=run", "analysis=shapley", "shapley.exact=13"), ("shapley.exact",)),
         (("run=run", "merge.dtype=float16"), ("merge settings",)),
         (("run=run", "benchmark.path=fewer.jsonl"), ("the items are not those of the run",)),

@@ -184,7 +184,7 @@ def test_a_home_that_is_no_folder_is_refused(lab: Lab, home: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "word", ["margin=7", "selector.k=3", "seed=2", "limit=3", "guard=5", "analysis=[wins]"]
+    "word", ["min_gain=7", "selector.k=3", "seed=2", "dry_run=3", "guard=5", "analysis=[wins]"]
 )
 def test_ask_goes_on_with_the_settings_of_the_run_alone(lab: Lab, word: str) -> None:
     before = state_of(lab.run / "asked")
@@ -194,7 +194,7 @@ def test_ask_goes_on_with_the_settings_of_the_run_alone(lab: Lab, word: str) -> 
 
 def test_places_may_differ(lab: Lab) -> None:
     (lab.place / "run.sqlite").rename(lab.place / "moved.sqlite")
-    lab.ask(2, "store.path=moved.sqlite", "allow_code=true").ok()
+    lab.ask(2, "store=moved.sqlite", "allow_code=true").ok()
 
 
 @pytest.mark.parametrize(

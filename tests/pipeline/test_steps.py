@@ -34,7 +34,11 @@ def test_every_stage_belongs_to_a_step(
 ) -> None:
     names: list[str] = []
     monkeypatch.setattr(Progress, "stage", lambda self, name, *_, **__: names.append(name))
-    extras = ("analysis=[shapley]", f"also=[{family / 'items.jsonl'}]", "pareto=[red,blue]")
+    extras = (
+        "analysis=[shapley]",
+        f"extra_benchmarks=[{family / 'items.jsonl'}]",
+        "pareto=[red,blue]",
+    )
     souping(*pool_of(family), *extras, "selector=topk", "selector.k=2", "optimiser=grid").ok()
     assert len(names) > len(STEPS)
     assert {name.partition(": ")[0] for name in names} == {*STEPS}

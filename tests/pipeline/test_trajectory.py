@@ -56,7 +56,7 @@ def test_a_tracker_gets_losses_and_the_lowest_of_them_as_the_best(tmp_path: Path
     save_items(tmp_path / "items.jsonl")
     tracker = Heard()
     result = library.run(
-        pool=[tmp_path / "far", tmp_path / "near"],
+        candidates=[tmp_path / "far", tmp_path / "near"],
         items=tmp_path / "items.jsonl",
         selector=library.All(),
         optimiser=library.Grid(step=0.5),

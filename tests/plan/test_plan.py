@@ -220,10 +220,10 @@ class TestAgainstRuns:
             *pool_of(family),
             "selector=topk",
             "selector.k=2",
-            f"also=[{extra}]",
+            f"extra_benchmarks=[{extra}]",
             "expected={ant:{red:50}}",
         ]
-        call += ["gate=warn", "optimiser=grid"]
+        call += ["expected_mismatch=warn", "optimiser=grid"]
         souping(*call, "plan=true", "hydra.run.dir=planned").ok()
         assert not (tmp_path / "outputs" / "store.sqlite").exists()
         before = plan_of(tmp_path / "planned")
@@ -501,10 +501,10 @@ CASES: dict[str, tuple[tuple[str, ...], str]] = {
         "optimiser.weights has 2 weights",
     ),
     "objective": (("objective=weighted", "objective.weights={reed:1}"), "objective: category=reed"),
-    "also": (("also=[hellaswag,hellaswag]",), "two entries are called 'hellaswag'"),
-    "guard_against": (
-        ("guard=3", "guard_against=nobody"),
-        "guard_against=nobody is not one of ant",
+    "also": (("extra_benchmarks=[hellaswag,hellaswag]",), "two entries are called 'hellaswag'"),
+    "guard_baseline": (
+        ("guard=3", "guard_baseline=nobody"),
+        "guard_baseline=nobody is not one of ant",
     ),
 }
 

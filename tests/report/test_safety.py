@@ -133,7 +133,7 @@ def job(
     number: int,
     objective: float | None,
     *words: str,
-    limit: int | None = None,
+    dry_run: int | None = None,
     unit: Unit = POINTS,
 ) -> SweepJob:
     return SweepJob(
@@ -142,7 +142,7 @@ def job(
         overrides=("name=x", *words),
         run_dir=str(number),
         refused="" if words else "failed",
-        limit=limit,
+        dry_run=dry_run,
         unit=unit,
     )
 
@@ -167,7 +167,7 @@ def test_the_best_loss_is_the_lowest() -> None:
     "jobs",
     [
         [job(0, None)],
-        [job(0, 0.5, "seed=0", limit=2), job(1, 0.5, "seed=1", limit=2)],
+        [job(0, 0.5, "seed=0", dry_run=2), job(1, 0.5, "seed=1", dry_run=2)],
         [job(0, 0.5, "seed=0"), job(1, 1.5, "seed=1", unit=BITS_PER_BYTE)],
         [job(0, 0.5, "benchmark.path=a.jsonl"), job(1, 0.75, "benchmark.path=b.jsonl")],
         [job(0, 0.5, "+experiment=bfcl"), job(1, 0.75, "+experiment=mgsm")],

@@ -334,7 +334,7 @@ def walk(root: Path) -> list[str]:
             "souping",
             "+experiment=bfcl",
             f"hydra.run.dir={folder}/run",
-            f"store.path={folder}/store.sqlite",
+            f"store={folder}/store.sqlite",
         ]
         sys.argv += ["stop_after=search"]
         threading.setprofile(trial)

@@ -103,7 +103,7 @@ def check_executor(settings: RunSettings) -> None:
     """Refuse evaluators whose results nobody can tell (UserError)."""
     if not isinstance(settings.executor, FilesExecutor):
         return
-    others = [entry.evaluator for entry in settings.also if entry.evaluator is not None]
+    others = [entry.evaluator for entry in settings.extra_benchmarks if entry.evaluator is not None]
     for evaluator in (settings.evaluator, *others):
         if not isinstance(evaluator, CommandEvaluator):
             raise UserError(
@@ -238,7 +238,7 @@ class FileWorkers(Workers):
         make = []
         if not self._executor.write:
             store = self._settings.store_path.absolute()
-            words = [f"recipe={folder / RECIPE}", f"out={model}", f"store.path={store}"]
+            words = [f"recipe={folder / RECIPE}", f"out={model}", f"store={store}"]
             make = ["python", "-m", "souping", "+experiment=rebuild", *words]
         return OpenSoup(
             id=int(folder.name),

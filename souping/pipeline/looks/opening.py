@@ -60,7 +60,7 @@ class Opening:
             UserError: a category has none left.
         """
         # A dry run has items of the other folds in place of the report fold's.
-        if self.settings.limit is not None:
+        if self.settings.dry_run is not None:
             return items
         chosen_on = self.ledger.chosen_on(soup)
         unseen = tuple(item for item in items if item.identity not in chosen_on)

@@ -1,4 +1,4 @@
-"""Entries of `also`: the nodes of the benchmarks that a run evaluates besides its own."""
+"""Entries of `extra_benchmarks`: the nodes of the benchmarks that a run evaluates besides its own."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ from souping.pipeline.settings import (
 HARNESS = "souping.evaluate.lm_eval.HarnessEvaluator"
 
 
-def also_node(
+def benchmark_node(
     entry: Any, where: str, evaluator: Mapping[str, Any]
 ) -> tuple[str, str, dict[str, Any]]:
-    """Entry of `also`: its name, the group that it chooses (`evaluator` or `benchmark`), and the node of the choice.
+    """Name of an entry, the group that it chooses (`evaluator` or `benchmark`), and the node of that choice.
 
     `evaluator` is the run's evaluator node: lm_eval takes its dtype and device unless the entry has them. A text is the
     path of a JSON Lines file or the name of an lm_eval task. A mapping has `path`, or `tasks` with any other key of
