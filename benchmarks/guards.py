@@ -91,7 +91,7 @@ def covered(seed: int, number: int, size: int = 1) -> tuple[float, float]:
         items,
         lambda trial: None,
     ).trials
-    goals = resolve_goals(["c0", "c1"], None, ["c0", "c1"], {}, POINTS)
+    goals = resolve_goals(["c0", "c1"], ["c0", "c1"], {}, POINTS)
     front = Front(goals, items, Adaptive().points(3), trials)
     truth = np.array(
         [

@@ -82,7 +82,7 @@ def test_goals_of_a_loss_are_best_where_it_is_lowest() -> None:
     trials = [
         trial(n, p, BITS_PER_BYTE.inner(losses[p]), np.zeros(300)) for n, p in enumerate(points)
     ]
-    goals = resolve_goals(["a", "b"], None, ["a", "b"], {}, BITS_PER_BYTE)
+    goals = resolve_goals(["a", "b"], ["a", "b"], {}, BITS_PER_BYTE)
     result = Front(goals, ITEMS, points, trials).result(["x", "y"], {"x": 1.0}, None)
     data: Any = to_json(result)
     for number, goal in enumerate(("a", "b")):
