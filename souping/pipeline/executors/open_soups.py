@@ -44,7 +44,7 @@ ID = re.compile("[1-9][0-9]{0,8}")
 """Name of a soup's folder; others in `asked` are somebody's copies."""
 MOVABLE_KEYS = (
     *("candidates", "path", "like", "base", "carry", "names", "out", "dir"),
-    *("allow_code", "open", "write"),
+    *("allow_code", "store", "open", "write"),
 )
 """Settings that may differ between one `ask` and the next: names of files and folders, and how soups are handed out.
 What they lead to may not."""
