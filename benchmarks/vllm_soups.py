@@ -22,6 +22,7 @@ import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from souping.evaluate.engines.vllm import Vllm, VllmEngine, llm_arguments, sampling_arguments
+from souping.evaluate.generate import LocalEvaluator
 from souping.evaluate.templates import Decoding
 from souping.merge import CandidatePool
 from souping.merge.local import LocalMerge
@@ -50,12 +51,11 @@ def main() -> int:
         for name in NAMES:
             save(Path(folder) / name, given.hidden, given.layers, int(name))
         pool = LocalMerge().open({name: Path(folder) / name for name in NAMES})
-        settings = VllmEngine(
-            tensor_parallel_size=given.ranks, enforce_eager=True, max_model_len=128,
-            gpu_memory_utilization=0.3,
-        )  # fmt: skip
+        args = {"enforce_eager": True, "max_model_len": 128, "gpu_memory_utilization": 0.3}
+        settings = VllmEngine(tensor_parallel_size=given.ranks, args=args)
+        machine = LocalEvaluator().machine
         arguments = {
-            **llm_arguments(Path(folder) / "0", settings, False), "skip_tokenizer_init": True
+            **llm_arguments(Path(folder) / "0", settings, machine), "skip_tokenizer_init": True
         }  # fmt: skip
         engine = Vllm(Path(folder) / "0", arguments)
         try:

@@ -125,18 +125,16 @@ class FakeEvaluator(Evaluator):
     def sampling(self) -> Sampling:
         return Sampling(answers_per_item=self.times)
 
-    def batches(self, items: Sequence[Item], replicate: int = 0) -> list[tuple[Item, ...]]:
+    def batches(self, items: Sequence[Item], repeat: int = 0) -> list[tuple[Item, ...]]:
         return [
             tuple(items[i : i + self.batch_size]) for i in range(0, len(items), self.batch_size)
         ]
 
-    def evaluate(
-        self, model: LoadedModel, items: Sequence[Item], replicate: int = 0
-    ) -> list[Record]:
+    def evaluate(self, model: LoadedModel, items: Sequence[Item], repeat: int = 0) -> list[Record]:
         self.asked += [item.id for item in items]
         right = {item.id: float(int(str(item.answer)) < self.skill[model.module]) for item in items}
         return [
-            Record(item=name, score=s, output=f"{name} {replicate}", replicate=replicate)
+            Record(item=name, score=s, output=f"{name} {repeat}", repeat=repeat)
             for name, s in right.items()
         ]
 

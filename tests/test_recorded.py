@@ -55,7 +55,7 @@ def test_an_evaluator_is_known_by_the_recorded_fingerprint(choice: str) -> None:
     plain = recorded.config(row["words"])
     found = {}
     for words in row["identities"]:
-        found[words] = recorded.identities(recorded.changed(plain, words.split()))
+        found[words] = recorded.identities(recorded.changed(plain, words.split(), choice))
     assert found == row["identities"]
 
 

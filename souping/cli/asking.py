@@ -31,7 +31,7 @@ and what to do with them. The last one ends with the report.""",
     "tell": """Take results of open soups, in any order: ID=LOG, ID for the log in its folder `out`,
 or ID=failed. A LOG is any that `compare` reads.""",
 }
-UNUSED_KEYS = ("evaluator.command=", "evaluator.dir=")
+UNUSED_KEYS = ("evaluator.command=", "evaluator.scratch=")
 """Keys by which a run's configuration could start a program, if soups were not evaluated elsewhere."""
 
 

@@ -24,7 +24,7 @@ def benchmark_node(
 
     `evaluator` is the run's evaluator node: lm_eval takes its dtype and device unless the entry has them. A text is the
     path of a JSON Lines file or the name of an lm_eval task. A mapping has `path`, or `tasks` with any other key of
-    evaluator=lm_eval; and `name`.
+    evaluator=lm_eval; and `name`, and `limit` (the first items of each category).
 
     Raises:
         UserError: it is neither, or a file is missing.
@@ -41,7 +41,7 @@ def benchmark_node(
     if "tasks" in entry:
         return _tasks(entry, where, evaluator)
     for key in entry:
-        pick(str(key), ("name", "path"), f"{where}: key")
+        pick(str(key), ("limit", "name", "path"), f"{where}: key")
     return _file(str(entry["path"]), where, entry.get("name"))
 
 
@@ -75,6 +75,6 @@ def _tasks(
     shared = model_settings(evaluator)
     if "include_path" in evaluator:
         shared |= {"include_path": evaluator["include_path"]}
-    settings = {key: value for key, value in entry.items() if key != "name"}
+    settings = {key: value for key, value in entry.items() if key not in ("limit", "name")}
     name = str(entry.get("name") or "+".join(map(str, tasks)))
     return name, "evaluator", {"_target_": HARNESS, **shared, **settings, "tasks": tasks}

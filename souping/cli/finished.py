@@ -37,7 +37,8 @@ ANALYSIS_OVERRIDE = re.compile(rf"\+{{0,2}}({'|'.join(ANALYSIS_KEYS)})\b[^=]*=")
 """Overrides that say which analyses, and how."""
 UPLOAD = re.compile(r"\+{0,2}upload=")
 RUNS_CODE = re.compile(
-    "scorers|command|python|extra_args|dir|address|trust_remote_code|confirm_run_unsafe_code|allow_code"
+    r"(.+\.)?((engine|server)\.args|scorers|command|python|scratch|address|trust_remote_code|confirm_run_unsafe_code|"
+    "allow_task_code)"
 )
 """Settings by which a shipped choice imports a module, starts a program or joins a cluster that may send it code."""
 ALLOW = re.compile(r"\+{0,2}allow_code=(true|True|1|yes|on)")
@@ -214,7 +215,7 @@ def code_in(value: Any, key: str = "") -> Iterator[tuple[str, Any]]:
         for name, inner in value.items():
             where = f"{key}.{name}" if key else str(name)
             runs_code = name == "_target_" and str(inner) not in shipped()
-            if is_component and RUNS_CODE.fullmatch(str(name)) and inner:
+            if is_component and RUNS_CODE.fullmatch(where) and inner:
                 runs_code = True
             if is_component and name == "tasks" and isinstance(inner, list):
                 # Tasks that are written out may name functions.

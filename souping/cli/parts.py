@@ -89,11 +89,13 @@ def _build_extra(config: Mapping[str, Any]) -> tuple[ExtraEntry, ...]:
     """The entries of `extra_benchmarks` with the part that each names."""
     entries = []
     for number, entry in enumerate(config["extra_benchmarks"]):
-        name, group, node = benchmark_node(
-            entry, f"extra_benchmarks[{number}]", config["evaluator"]
-        )
-        part = build_part(node, GROUP_KINDS[group], f"extra_benchmarks[{number}].{group}")
-        entries.append(ExtraEntry(name=name, **{group: part}))
+        where = f"extra_benchmarks[{number}]"
+        name, group, node = benchmark_node(entry, where, config["evaluator"])
+        part = build_part(node, GROUP_KINDS[group], f"{where}.{group}")
+        limit = entry.get("limit") if isinstance(entry, Mapping) else None
+        if wrong := setting_mismatch(limit, hints_of(ExtraEntry)["limit"]):
+            raise UserError(f"{where}.limit={limit!r:.60} {wrong}")
+        entries.append(ExtraEntry(name=name, limit=limit, **{group: part}))
     return tuple(entries)
 
 

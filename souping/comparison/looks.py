@@ -163,7 +163,7 @@ def _identities(runs: Sequence[Log], common: Matched) -> dict[str, str]:
 
 def _scores_of(log: Log) -> str:
     """Digest of the scores of a log."""
-    return digest(sorted([a.item, a.replicate, str(a.score)] for a in log.answers()))
+    return digest(sorted([a.item, a.repeat, str(a.score)] for a in log.answers()))
 
 
 def _model_id(run: Log) -> str:

@@ -1,6 +1,6 @@
 """Matched logs as one table of scores on the items of several tasks, and the tasks' weights in their mean.
 
-Shape legend: R runs, P answers of an item (replicates), I items.
+Shape legend: R runs, P answers of an item (repeats), I items.
 """
 
 from __future__ import annotations

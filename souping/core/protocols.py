@@ -223,10 +223,10 @@ class Objective(ABC):
 class BenchmarkItems(ABC):
     """Source of items.
 
-    `title` is its name. Reports show `label` and `note`. `folds` overrides the default shares of the folds.
+    `title` is its name. Reports show `label` and `note`. `splits` overrides the default shares of the splits.
     """
 
-    folds: Mapping[str, float] | None = None
+    splits: Mapping[str, float] | None = None
 
     @property
     @abstractmethod
@@ -401,7 +401,7 @@ class Prompts:
 class Sampling:
     """How a model answers items.
 
-    Each item gets `answers_per_item` answers, its replicates 0, 1, and so on. Fewer items at a time than `full_batch`
+    Each item gets `answers_per_item` answers, its repeats 0, 1, and so on. Fewer items at a time than `full_batch`
     are slow. `blocks_matter` if the last digits of an answer depend on the other items of its block. `length_key` is
     the key of the setting that limits the tokens of an answer, and `answer_tokens` is its value, if it has one.
     """
@@ -484,11 +484,11 @@ class Evaluator(Component, ABC):
     def settings(self) -> Mapping[str, Json]: ...
 
     @abstractmethod
-    def batches(self, items: Sequence[Item], replicate: int = 0) -> list[tuple[Item, ...]]: ...
+    def batches(self, items: Sequence[Item], repeat: int = 0) -> list[tuple[Item, ...]]: ...
 
     @abstractmethod
     def evaluate(
-        self, model: LoadedModel, items: Sequence[Item], replicate: int = 0
+        self, model: LoadedModel, items: Sequence[Item], repeat: int = 0
     ) -> list[Record]: ...
 
     def for_pool(self, architecture_folder: Path, folders: Mapping[str, Path]) -> Evaluator:

@@ -203,7 +203,7 @@ class Record:
     """Answer of one model to one item, and its score.
 
     `score` is a fraction of 1, `statistics` what a corpus metric sums (BLEU). `outcome` is how the answer ended,
-    `reason` why there is none. `replicate` numbers the answers to one item. `tokens` are the answer's ids with its end,
+    `reason` why there is none. `repeat` numbers the answers to one item. `tokens` are the answer's ids with its end,
     `prompt_tokens` counts the prompt's, `prompt_key` is the digest of their ids and `prompt` the decoded text, if
     known. `seconds` is the answer's share of the time that its block took.
     """
@@ -214,7 +214,7 @@ class Record:
     statistics: tuple[float, ...] = ()
     outcome: Outcome = "finished"
     reason: str = ""
-    replicate: int = 0
+    repeat: int = 0
     tokens: TokenIds = ()
     prompt_tokens: int = 0
     prompt_key: str = ""
@@ -524,13 +524,13 @@ class SearchSpace:
 class Request:
     """Items that a soup answers.
 
-    Workers get one block, with the number of the answer (`replicate`) and the name of the `benchmark` whose evaluator
+    Workers get one block, with the number of the answer (`repeat`) and the name of the `benchmark` whose evaluator
     computes it; the run's own has an empty name. `number` identifies open requests.
     """
 
     recipe: Recipe
     items: Items
-    replicate: int = 0
+    repeat: int = 0
     benchmark: str = ""
     number: int = field(default=0, compare=False)
 

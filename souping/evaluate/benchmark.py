@@ -14,7 +14,7 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from souping.core.fields import Name, component, mismatch, pick, text_of
+from souping.core.fields import Count, Name, component, mismatch, pick, text_of
 from souping.core.files import expanded
 from souping.core.parsing import read_json
 from souping.core.protocols import BenchmarkItems
@@ -61,15 +61,17 @@ class Benchmark(BenchmarkItems):
 
     For evaluator=loss a line may be `id, source, text`, and `source` may stand for the category in any line.
 
-    `name` (default: the file's stem) is its name in reports; items of the categories in `exclude` are not used.
-    `scorers` are your own scorers, {name: module.function}; `folds` are shares of the folds, {select: 0.2, ...}.
+    `name` (default: the file's stem) is its name in reports; items of the categories in `exclude` are not used, and of
+    the others the first `limit` items of each. `scorers` are your own scorers, {name: module.function}; `splits` are
+    shares of the splits, {select: 0.2, ...}.
     """
 
     path: str | None = None
     name: str | None = None
     exclude: Sequence[str] = ()
+    limit: Count | None = None
     scorers: Mapping[str, str] | None = None
-    folds: Mapping[str, float] | None = None
+    splits: Mapping[str, float] | None = None
 
     @property
     def title(self) -> str:
@@ -95,7 +97,7 @@ class Benchmark(BenchmarkItems):
             if line.strip():
                 where = f"{path}:{number}"
                 items.append((where, _item(_row(line, where), where, scorers)))
-        return kept(_unique(items, f"benchmark.path={path}: the file"), self.exclude)
+        return kept(_unique(items, f"benchmark.path={path}: the file"), self.exclude, self.limit)
 
 
 @frozen
@@ -120,46 +122,40 @@ class ListedItems(BenchmarkItems):
 
 
 @component
-class OwnBenchmark(BenchmarkItems):
-    """Items that come with the evaluator (`evaluator=lm_eval`, `evaluator=bfcl`), except some categories."""
+class EvaluatorBenchmark(BenchmarkItems):
+    """Items that come with the evaluator (`evaluator=lm_eval`, `evaluator=bfcl`), chosen as those of a file."""
 
+    name: str | None = None
     exclude: Sequence[str] = ()
-    folds: Mapping[str, float] | None = None
+    limit: Count | None = None
+    splits: Mapping[str, float] | None = None
 
     title = ""
 
     def items(self) -> Items:
         raise UserError(
-            "benchmark=own: this evaluator brings no items; give benchmark.path=items.jsonl"
+            "benchmark=evaluator: this evaluator brings no items; give benchmark.path=items.jsonl"
         )
 
 
 @frozen
 class PartOfBenchmark(BenchmarkItems):
-    """Another benchmark without some of its categories."""
+    """The items of an evaluator that a `choice` leaves."""
 
     whole: BenchmarkItems
-    exclude: Sequence[str]
-    folds: Mapping[str, float] | None = None
+    choice: EvaluatorBenchmark
+    splits: Mapping[str, float] | None = None
 
     @property
     def title(self) -> str:
-        return self.whole.title
-
-    @property
-    def label(self) -> str:
-        return self.whole.label
-
-    @property
-    def note(self) -> str:
-        return self.whole.note
+        return self.choice.name or self.whole.title
 
     def items(self) -> Items:
-        return kept(self.whole.items(), self.exclude)
+        return kept(self.whole.items(), self.choice.exclude, self.choice.limit)
 
 
-def kept(items: Items, exclude: Sequence[str]) -> Items:
-    """Items of all other categories.
+def kept(items: Items, exclude: Sequence[str], limit: int | None = None) -> Items:
+    """The first `limit` items of each category that is not excluded.
 
     Raises:
         UserError: there is no such category, or nothing would be left.
@@ -170,17 +166,14 @@ def kept(items: Items, exclude: Sequence[str]) -> Items:
     included = tuple(item for item in items if item.category not in exclude)
     if exclude and not included:
         raise UserError("benchmark.exclude leaves no category: leave one in")
-    return included
+    return first_items(included, limit)
 
 
-def outline_items(sizes: Mapping[str, int], limit: float | None, shared: Collection[str]) -> Items:
-    """Items without content: `sizes` of each category, at most an integer `limit` of them. In the categories of
-    `shared`, items of the same number are a group.
-    """
+def outline_items(sizes: Mapping[str, int], shared: Collection[str]) -> Items:
+    """Items without content, `sizes` of each category. In those of `shared`, items of the same number are a group."""
     items = list[Item]()
     for name, size in sizes.items():
-        count = min(size, limit) if isinstance(limit, int) else size
-        for number in range(count):
+        for number in range(size):
             group = f"shared {number}" if name in shared else ""
             items.append(
                 Item(id=f"{name}/{number}", category=name, prompt="", answer="", group=group)
@@ -310,7 +303,7 @@ def position(group: str) -> float:
 
 
 def shares_of(given: Mapping[str, float] | None) -> Mapping[Fold, float]:
-    """`benchmark.folds` as shares of all three folds: those that are not named keep their proportion of the rest.
+    """`benchmark.splits` as shares of all three folds: those that are not named keep their proportion of the rest.
 
     Raises:
         UserError: a name is not a fold, a share is not between 0 and 1, or nothing is left for a fold.
@@ -318,14 +311,14 @@ def shares_of(given: Mapping[str, float] | None) -> Mapping[Fold, float]:
     if not given:
         return FOLD_SHARES
     for name, share in given.items():
-        pick(name, FOLDS, "benchmark.folds")
+        pick(name, FOLDS, "benchmark.splits")
         if not 0 < share < 1:
-            raise UserError(f"benchmark.folds.{name}={share} must be above 0 and below 1")
+            raise UserError(f"benchmark.splits.{name}={share} must be above 0 and below 1")
     open_shares = {fold: share for fold, share in FOLD_SHARES.items() if fold not in given}
     remainder = 1 - sum(given.values())
     if (open_shares and remainder < 0.01) or (not open_shares and abs(remainder) > 1e-6):
         raise UserError(
-            f"benchmark.folds: the shares add up to {sum(given.values()):g}; all three make 1"
+            f"benchmark.splits: the shares add up to {sum(given.values()):g}; all three make 1"
         )
     return {
         fold: given.get(fold, share * remainder / sum(open_shares.values() or (1,)))

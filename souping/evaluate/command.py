@@ -98,14 +98,15 @@ class CommandEvaluator(Evaluator):
     lm_eval and inspect_ai as `TASK/ID`. After `timeout` seconds the command is stopped. `higher_is_better` is the
     direction of its scores; a log that states the other one is refused.
 
-    Logs stay in `dir` until their answers are in the store. If a command fails, the next run evaluates only the rest.
+    Logs stay in `scratch` until their answers are in the store. If a command fails, the next run evaluates only the
+    rest.
     """
 
     sampling = Sampling(blocks_matter=False)
 
     command: str
     timeout: Seconds = 86400.0
-    dir: str = "outputs/command"
+    scratch: str = "outputs/command"
     higher_is_better: bool = True
     _logs: HeldLogs = field(default_factory=HeldLogs, init=False, repr=False, compare=False)
 
@@ -143,7 +144,7 @@ class CommandEvaluator(Evaluator):
             return []
         return [Missing(what=f"evaluator.command: there is no program {program}")]
 
-    def batches(self, items: Sequence[Item], replicate: int = 0) -> list[Items]:
+    def batches(self, items: Sequence[Item], repeat: int = 0) -> list[Items]:
         """One command for all items."""
         return [tuple(items)] if items else []
 
@@ -154,9 +155,7 @@ class CommandEvaluator(Evaluator):
             words = [word.replace(name, str(path)) for word in words]
         return words
 
-    def evaluate(
-        self, model: LoadedModel, items: Sequence[Item], replicate: int = 0
-    ) -> list[Record]:
+    def evaluate(self, model: LoadedModel, items: Sequence[Item], repeat: int = 0) -> list[Record]:
         """Records of the items from the logs that are there, and from one command for the rest.
 
         Raises:
@@ -173,7 +172,7 @@ class CommandEvaluator(Evaluator):
 
     def _records(self, model: LoadedModel, items: Sequence[Item]) -> list[Record]:
         """The records; this process then holds the attempts that they are from."""
-        home = expanded(self.dir).absolute()
+        home = expanded(self.scratch).absolute()
         home.mkdir(parents=True, exist_ok=True)
         key = digest([model.soup, self.command])[:16]
         records = dict[str, Record]()

@@ -53,14 +53,13 @@ from souping.evaluate.machine import (
     are_small,
     cut_by_length,
     dtype_of,
-    replicate_size,
+    repeat_size,
 )
 from souping.evaluate.scoring import SCORERS, score
 from souping.evaluate.templates import (
     PROCESS,
     Decoding,
     as_seen,
-    check_sampling,
     generation_notes,
     no_template,
 )
@@ -77,8 +76,9 @@ class LiveHosting(Hosting):
     engine: Engine | None = None
 
     def module_settings(self) -> ModuleSettings:
-        settings = self.machine.module_settings()
-        return settings if self.engine is None else self.engine.module_settings(settings)
+        if self.engine is None:
+            return self.machine.module_settings()
+        return self.engine.module_settings(self.machine)
 
 
 @component
@@ -129,7 +129,7 @@ class EnginePrompts(Prompts):
 
 @component
 class EngineEvaluator(MachineEvaluator):
-    """Evaluator by an engine. An engine in other processes has its own dtype, device and threads, and no `workers`."""
+    """Evaluator by an engine. An engine in other processes has its own device and threads, and no `workers`."""
 
     workers: Threads = 1
     engine: Engine = field(default_factory=TransformersEngine)
@@ -145,7 +145,7 @@ class EngineEvaluator(MachineEvaluator):
         }
         engine = self.engine.settings
         if engine is not None:
-            return {**common, "engine": dict(engine)}
+            return {**common, "engine": {**engine, "dtype": self.dtype or "auto"}}
         machine = self.machine
         return {
             **common,
@@ -155,16 +155,26 @@ class EngineEvaluator(MachineEvaluator):
             "workers": self.workers,
         }
 
+    def for_pool(self, architecture_folder: Path, folders: Folders) -> Self:
+        """As any live module's; an engine in other processes finds the candidates' dtype itself."""
+        resolved = super().for_pool(architecture_folder, folders)
+        if self.engine.settings is None:
+            return resolved
+        return replace(resolved, dtype=self.dtype)
+
     @property
     def machine(self) -> MachineSettings:
         return replace(super().machine, workers=self.workers)
 
     @property
     def hosting(self) -> Hosting:
+        host = self.engine.host
+        if host is not None:
+            host = replace(host, dtype=self.dtype or "auto")
         return LiveHosting(
             model_form=self.engine.model_form,
             device=self.device,
-            host=self.engine.host,
+            host=host,
             machine=self.machine,
             engine=self.engine,
         )
@@ -229,27 +239,23 @@ class LocalEvaluator(EngineEvaluator):
     end token of the model (for a soup, of any ingredient), at the first text of `stop`, or after `max_new_tokens`
     (default: 1,024, or what the context leaves).
 
-    `temperature` 0 is greedy. Above it, `samples` answers per item are drawn, each from (`sampling_seed`, item, number
-    of the answer), and `aggregate` combines their scores: their `mean`, or `pass` (the best). `replicates` repeats
-    greedy answers in batches of another size, which shows how often rounding changes an answer.
+    `temperature` 0 is greedy. Above it, `repeats` answers per item are drawn, each from (`seed`, item, number of the
+    answer), and `aggregate` combines their scores: their `mean`, or `pass` (the best). Greedy answers are repeated in
+    batches of another size, which shows how often rounding changes an answer.
 
     With `engine=transformers`, `dtype` is what the module computes in, whatever the soup is stored in (default: the
     checkpoint's own on a GPU, float32 on a CPU), and `workers` share a batch, each generating for every n-th item with
     `threads` torch threads: small models gain from a second worker, not from a second thread.
     """
 
-    samples: Count = 1
-    sampling_seed: Seed = 0
+    seed: Seed = 0
+    repeats: Count = 1
     aggregate: Literal["mean", "pass"] = "mean"
-    replicates: Count = 1
     max_new_tokens: Count | None = None
     stop: list[str] = field(default_factory=list)
     temperature: Temperature = 0.0
     top_p: Share = 1.0
     top_k: Count | None = None
-
-    def __post_init__(self) -> None:
-        check_sampling(self.temperature, self.samples, self.replicates)
 
     @property
     def settings(self) -> JsonObject:
@@ -269,7 +275,7 @@ class LocalEvaluator(EngineEvaluator):
             temperature=self.temperature,
             top_p=self.top_p,
             top_k=self.top_k or 0,
-            seed=self.sampling_seed,
+            seed=self.seed,
         )
 
     @property
@@ -288,7 +294,7 @@ class LocalEvaluator(EngineEvaluator):
     @property
     def sampling(self) -> Sampling:
         return Sampling(
-            answers_per_item=max(self.samples, self.replicates),
+            answers_per_item=self.repeats,
             full_batch=self.batch_size,
             answer_tokens=self.max_new_tokens or DEFAULT_NEW_TOKENS,
             length_key=LOCAL_LENGTH_KEY,
@@ -298,33 +304,31 @@ class LocalEvaluator(EngineEvaluator):
     def scoring(self) -> Scoring:
         return AnswerScoring(aggregate=self.aggregate)
 
-    def batches(self, items: Sequence[Item], replicate: int = 0) -> list[Items]:
-        size = replicate_size(self.batch_size, self.replicates, replicate)
+    def batches(self, items: Sequence[Item], repeat: int = 0) -> list[Items]:
+        size = repeat_size(self.batch_size, self.temperature > 0, repeat)
         return cut_by_length(items, lambda item: len(item.text), size)
 
-    def evaluate(
-        self, model: LoadedModel, items: Sequence[Item], replicate: int = 0
-    ) -> list[Record]:
+    def evaluate(self, model: LoadedModel, items: Sequence[Item], repeat: int = 0) -> list[Record]:
         """The n-th answer to every item, in order.
 
         Raises:
             UserError: an item needs a chat template and there is none, or the engine cannot run.
         """
-        answers = self.engine.generate(self.generation, model, items, replicate)
+        answers = self.engine.generate(self.generation, model, items, repeat)
         return [
-            _record(model, item, answer, replicate)
+            _record(model, item, answer, repeat)
             for item, answer in zip(items, answers, strict=True)
         ]
 
 
-def _record(model: LoadedModel, item: Item, answer: Answer, replicate: int) -> Record:
+def _record(model: LoadedModel, item: Item, answer: Answer, repeat: int) -> Record:
     return Record(
         item=item.id,
         score=_score(item, answer.text, answer.outcome),
         output=answer.text,
         outcome=answer.outcome,
         reason=answer.reason,
-        replicate=replicate,
+        repeat=repeat,
         tokens=answer.tokens,
         prompt_tokens=answer.prompt_tokens,
         prompt_key=answer.prompt_key,

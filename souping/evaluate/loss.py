@@ -81,15 +81,13 @@ class LossEvaluator(EngineEvaluator):
     def sampling(self) -> Sampling:
         return Sampling(full_batch=self.batch_size, answer_tokens=0)
 
-    def batches(self, items: Sequence[Item], replicate: int = 0) -> list[Items]:
+    def batches(self, items: Sequence[Item], repeat: int = 0) -> list[Items]:
         # A model reads the answers too.
         return cut_by_length(
             items, lambda item: len(item.text) + len(str(item.answer)), self.batch_size
         )
 
-    def evaluate(
-        self, model: LoadedModel, items: Sequence[Item], replicate: int = 0
-    ) -> list[Record]:
+    def evaluate(self, model: LoadedModel, items: Sequence[Item], repeat: int = 0) -> list[Record]:
         """Bits per byte of every item, in order.
 
         Raises:

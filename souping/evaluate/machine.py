@@ -99,8 +99,8 @@ def cut_by_length(items: Sequence[Item], length: Callable[[Item], int], size: in
     return cut(sorted(items, key=lambda item: (length(item), item.id)), size)
 
 
-def replicate_size(size: int, replicates: int, replicate: int) -> int:
-    """Items in a batch of n-th answers: a greedy replicate has another size, and so other neighbours."""
-    if not replicate or replicates < 2:
+def repeat_size(size: int, sampled: bool, repeat: int) -> int:
+    """Items in a batch of n-th answers: greedy ones have another size after the first, and so other neighbours."""
+    if sampled or not repeat:
         return size
     return size // 2 if size > 1 else 2

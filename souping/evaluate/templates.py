@@ -276,22 +276,10 @@ class Decoding:
     seed: int = 0
     penalties: JsonObject = field(default_factory=dict)
 
-    def seed_of(self, item: Item, replicate: int) -> int:
+    def seed_of(self, item: Item, repeat: int) -> int:
         """Seed of one answer, 63 bits. Another id of an item draws no other answers."""
-        text = f"{self.seed}\0{item.identity}\0{replicate}".encode()
+        text = f"{self.seed}\0{item.identity}\0{repeat}".encode()
         return int.from_bytes(hashlib.sha256(text).digest()[:8], "big") >> 1
-
-
-def check_sampling(temperature: float, samples: int, replicates: int) -> None:
-    """Refuse several answers to an item that would all be the same (UserError)."""
-    if samples > 1 and temperature == 0:
-        raise UserError(
-            f"evaluator.samples={samples} needs a temperature above 0: greedy answers are alike"
-        )
-    if replicates > 1 and temperature > 0:
-        raise UserError(
-            f"evaluator.replicates={replicates} is for greedy answers: evaluator.samples={replicates}"
-        )
 
 
 def read_generation(folder: Path) -> JsonObject:

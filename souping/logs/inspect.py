@@ -124,7 +124,7 @@ def _answers(file: str, scorers: list[str], group: str) -> Iterator[tuple[str, L
                 item=f"{sample.id} {sha256(text.encode()).hexdigest()[:16]}",
                 score=score,
                 group=str(sample.metadata.get(group, "")) if group else "",
-                replicate=sample.epoch - 1,
+                repeat=sample.epoch - 1,
                 missing=math.isnan(score) or bool(sample.error),
                 cut=bool(sample.limit) if limited else None,
                 tokens=sum(tokens) if tokens else None,

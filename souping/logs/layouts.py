@@ -101,7 +101,7 @@ def rows_by_column(
         columns.setdefault("category", ALL)
         if layout.unnumbered:
             item = str(columns["item"])
-            columns.setdefault("replicate", answered[item])
+            columns.setdefault("repeat", answered[item])
             answered[item] += 1
         yield columns
     if not scored:
@@ -141,7 +141,7 @@ def _every_eval_ever(row: LogRow) -> Columns:
         "metric": row.get("evaluation_result_id"),
         "model": row["model_id"],
         "score": row["evaluation"]["score"],
-        "replicate": _value(row, "metadata.epoch"),
+        "repeat": _value(row, "metadata.epoch"),
         "prompt": _value(row, "input.formatted") or _value(row, "input.raw"),
         "prompt_hash": row.get("sample_hash"),
         "output": "\n".join(_value(row, "output.raw") or []),
@@ -160,7 +160,7 @@ def _nemo_evaluator(row: LogRow) -> Columns:
         "category": category or ALL,
         "score": row["reward"],
         "higher_is_better": True,
-        "replicate": row["repeat"],
+        "repeat": row["repeat"],
         "prompt": row["prompt"],
         "output": row.get("model_response") or _value(row, "model.content"),
         "tokens": _value(row, "model.tokens.completion"),
@@ -177,7 +177,7 @@ def _nemo_gym(row: LogRow) -> Columns:
         "category": _value(row, "agent_ref.name") or ALL,
         "score": None if row.get("mask_sample") else row["reward"],
         "higher_is_better": True,
-        "replicate": row["_ng_rollout_index"],
+        "repeat": row["_ng_rollout_index"],
         "prompt": prompt if isinstance(prompt, str) else json.dumps(prompt),
         "output": "\n".join(_texts(_value(row, "response.output"))),
         "tokens": _value(row, "response.usage.output_tokens"),

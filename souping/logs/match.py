@@ -30,8 +30,8 @@ DENSE_PLACES = 10**6
 class MatchedMetric:
     """Answers of all models to the items of one task by one metric, for items that every log has.
 
-    Each array of `values` is [runs, replicates, items]. The numbers of runs and replicates may
-    differ between models. A value that does not exist is nan: a replicate that an item lacks, a
+    Each array of `values` is [runs, repeats, items]. The numbers of runs and repeats may
+    differ between models. A value that does not exist is nan: a repeat that an item lacks, a
     score that the harness left out of its mean, a length that the log does not say. `missing` is 1
     for answers that were requested and not scored, whether the harness counted them or not.
     `reported` are the harness's figures by run: all that there is of a corpus metric, whose scores
@@ -53,7 +53,7 @@ class MatchedMetric:
         return self.values["score"]
 
     def item_means(self, model: str) -> FloatArray:
-        """[items] mean score over runs and replicates."""
+        """[items] mean score over runs and repeats."""
         answers = self.scores[model].reshape(1, -1, len(self.items))
         _, mean, _ = moments(answers)
         return np.asarray(mean[0])
@@ -300,28 +300,28 @@ def _item_groups(runs: Sequence[LoggedMetric]) -> dict[str, str]:
 
 
 def _answer_array(items: Sequence[str], runs: Sequence[LoggedMetric]) -> FloatArray:
-    """The FIELDS of a model's answers, [fields, runs, replicates, items], an item's answers in their order."""
+    """The FIELDS of a model's answers, [fields, runs, repeats, items], an item's answers in their order."""
     item_place = {item: place for place, item in enumerate(items)}
     places = []
     values = []
     for number, run in enumerate(runs):
         answered: Counter[str] = Counter()
-        for a in sorted(run.answers, key=lambda answer: answer.replicate):
+        for a in sorted(run.answers, key=lambda answer: answer.repeat):
             if a.item in item_place:
                 places.append((number, answered[a.item], item_place[a.item]))
                 values.append((a.score, a.missing, a.cut, a.tokens, a.characters))
                 answered[a.item] += 1
 
-    _, replicates, item = max(places, key=lambda place: place[1])
-    shape = (len(runs), replicates + 1, len(items))
+    _, repeats, item = max(places, key=lambda place: place[1])
+    shape = (len(runs), repeats + 1, len(items))
     if math.prod(shape) > max(DENSE_PLACES, SPARSE * len(places)):
         raise UserError(
-            f"item {shown(items[item])} has {replicates + 1:,} answers, far more than others: "
-            "replicate must number the answers to one item"
+            f"item {shown(items[item])} has {repeats + 1:,} answers, far more than others: "
+            "repeat must number the answers to one item"
         )
     array = np.full((len(FIELDS), *shape), np.nan)
-    run_place, replicate, place = np.array(places).T
-    array[:, run_place, replicate, place] = np.array(values, dtype=float).T  # None becomes nan
+    run_place, repeat, place = np.array(places).T
+    array[:, run_place, repeat, place] = np.array(values, dtype=float).T  # None becomes nan
     return array
 
 

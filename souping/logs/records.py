@@ -1,7 +1,7 @@
 """Answers of a model to the items of evaluation tasks, as any harness logged them.
 
 A `Log` is what one evaluation of one model left behind: its tasks, and one `LoggedAnswer` per item, metric and
-replicate. All readers give this shape, and all that compares, selects or stores takes it. Below are the functions that
+repeat. All readers give this shape, and all that compares, selects or stores takes it. Below are the functions that
 the readers share.
 """
 
@@ -40,7 +40,7 @@ class LoggedAnswer:
     item: str
     score: float
     group: str = ""
-    replicate: int = 0
+    repeat: int = 0
     missing: bool = False
     # whether the answer stopped at the limit of tokens; None: the log does not say
     cut: bool | None = None
@@ -206,11 +206,11 @@ def _metric(
 
 def _check_answers(path: Path, name: str, answers: Sequence[LoggedAnswer]) -> None:
     """Refuse two scores of an item, and numbers of tokens that are not counts."""
-    scored = Counter((answer.item, answer.replicate) for answer in answers)
+    scored = Counter((answer.item, answer.repeat) for answer in answers)
     for (item, _), count in scored.most_common(1):
         if count > 1:
             raise UserError(
-                f"{path}: item {item} has two scores of {name}: remove one, or number them as replicates"
+                f"{path}: item {item} has two scores of {name}: remove one, or number them as repeats"
             )
     for answer in answers:
         if answer.tokens is not None and not 0 <= answer.tokens <= LARGEST_FIGURE:

@@ -116,7 +116,7 @@ def _best_of(answered: LogRow) -> int:
 
 
 def _answers(line: LogRow, answered: LogRow, group: str, best: bool) -> Iterator[LoggedAnswer]:
-    """One answer per replicate, or one for all if the item's score is not their mean."""
+    """One answer per repeat, or one for all if the item's score is not their mean."""
     scores = [answered["score"]]
     outcomes = [answered["outcome"]]
     if not best and abs(fmean(answered.get("scores", scores)) - answered["score"]) <= 1e-9:
@@ -130,7 +130,7 @@ def _answers(line: LogRow, answered: LogRow, group: str, best: bool) -> Iterator
             item=f"{line['item']} {content[:16]}",
             score=float(score),
             group=str(line["doc"].get(group or "group") or ""),
-            replicate=number,
+            repeat=number,
             missing=outcome == "unanswered",
             cut=outcome == "truncated",
             characters=len(output),

@@ -56,7 +56,7 @@ def read(
         "item": item,
         "category": category,
         "score": score,
-        "replicate": repeat,
+        "repeat": repeat,
         "group": group,
     }
     fields = {column: name for column, name in fields.items() if name}
@@ -155,7 +155,7 @@ def _read_harness(path: Path, name: str, options: TableOptions) -> Log:
     """The log that a harness wrote, its one task split by the field of the category."""
     if options.lower:
         raise UserError(f"{path}: --lower-is-better is for tables, this log has its own direction")
-    if {"item", "score", "replicate"} & options.fields.keys():
+    if {"item", "score", "repeat"} & options.fields.keys():
         raise UserError(f"{path}: --item, --score and --repeat are for tables: leave them out")
     category = options.fields.get("category", "")
     log = _harness_log(path, name, options.fields.get("group", ""), category)

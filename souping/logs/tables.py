@@ -200,7 +200,7 @@ def _inspect_sample(where: str, row: LogRow, group: str) -> dict[str, Any]:
         "item": f"{row['id']} {sha256(str(row['input']).encode()).hexdigest()[:16]}",
         "category": category,
         "group": _text(row, group) or _text(row, f"metadata_{group}") if group else "",
-        "replicate": (_number(where, row, "epoch") or 1) - 1,
+        "repeat": (_number(where, row, "epoch") or 1) - 1,
         "tokens": tokens,
         "prompt": row["input"],
         "higher_is_better": row.get("higher_is_better"),
@@ -296,10 +296,10 @@ def _direction(
 
 def _answer(where: str, row: LogRow) -> LoggedAnswer:
     score = _number(where, row, "score")
-    replicate = _number(where, row, "replicate")
+    repeat = _number(where, row, "repeat")
     tokens = _number(where, row, "tokens")
-    if replicate is not None and not replicate.is_integer():
-        raise UserError(f"{where}: replicate={replicate:g} is not whole")
+    if repeat is not None and not repeat.is_integer():
+        raise UserError(f"{where}: repeat={repeat:g} is not whole")
     stop_reason = _text(row, "stop_reason")
     output = _text(row, "output")
     prompt = _text(row, "prompt")
@@ -311,7 +311,7 @@ def _answer(where: str, row: LogRow) -> LoggedAnswer:
         item=str(row["item"]),
         score=math.nan if score is None else score,
         group=_text(row, "group"),
-        replicate=int(replicate or 0),
+        repeat=int(repeat or 0),
         missing=score is None or unanswered,
         cut=None if row.get("stop_reason") is None else stop_reason in CUT_REASONS,
         tokens=tokens,

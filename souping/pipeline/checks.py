@@ -112,7 +112,7 @@ def cut_folds(settings: RunSettings, items: Sequence[Item]) -> Folds:
     """Folds of the run's items (UserError: a text cannot be stored, or a category is too small)."""
     check_texts(items)
     folds = split_folds(
-        items, two=settings.scores.published, shares=shares_of(settings.benchmark.folds)
+        items, two=settings.scores.published, shares=shares_of(settings.benchmark.splits)
     )
     if settings.dry_run is None:
         return folds

@@ -59,7 +59,7 @@ class Block:
 
     key: str
     items: tuple[Item, ...]
-    replicate: int
+    repeat: int
     known: Mapping[str, Record]
     rescored: tuple[Item, ...]
     missing: tuple[Item, ...]
@@ -67,7 +67,7 @@ class Block:
 
 @dataclass(kw_only=True)
 class Pending:
-    """Request that waits for `open` blocks, with its records so far by (item id, replicate) and what they cost."""
+    """Request that waits for `open` blocks, with its records so far by (item id, repeat) and what they cost."""
 
     request: Request
     evaluator: Evaluator
@@ -87,16 +87,16 @@ class Pending:
             self.generated += len(record.tokens)
             self.prefilled += record.prompt_tokens
             # Tokens and prompts are in the store; a fold of them would fill the memory.
-            self.records[item.id, block.replicate] = replace(record, tokens=(), prompt="")
-            self.lengths[item.id, block.replicate] = len(record.tokens)
+            self.records[item.id, block.repeat] = replace(record, tokens=(), prompt="")
+            self.lengths[item.id, block.repeat] = len(record.tokens)
 
     def scores(self) -> ItemScores:
-        replicates = range(self.evaluator.sampling.answers_per_item)
+        repeats = range(self.evaluator.sampling.answers_per_item)
         answers = []
         lengths = []
         for item in self.request.items:
-            answers.append([self.records[item.id, n] for n in replicates])
-            lengths.append(np.mean([self.lengths[item.id, n] for n in replicates]))
+            answers.append([self.records[item.id, n] for n in repeats])
+            lengths.append(np.mean([self.lengths[item.id, n] for n in repeats]))
         return replace(
             item_scores(self.evaluator, self.request.items, answers),
             lengths=np.array(lengths),
@@ -177,8 +177,8 @@ class Evaluation(RecipeEvaluator):
     def submit(self, request: Request) -> None:
         """Take what is stored, and send the rest to the workers, block by block."""
         pending = Pending(request=request, evaluator=self._evaluator.for_recipe(request.recipe))
-        replicates = pending.evaluator.sampling.answers_per_item
-        for block in self._blocks(pending.evaluator, request.recipe, request.items, replicates):
+        repeats = pending.evaluator.sampling.answers_per_item
+        for block in self._blocks(pending.evaluator, request.recipe, request.items, repeats):
             self._send(pending, block)
         self._close_one(pending)
 
@@ -204,7 +204,7 @@ class Evaluation(RecipeEvaluator):
             number=self._requests,
             recipe=recipe,
             items=block.missing,
-            replicate=block.replicate,
+            repeat=block.repeat,
             benchmark=self._benchmark,
         )
         response = self._workers.put(block_request)
@@ -273,10 +273,10 @@ class Evaluation(RecipeEvaluator):
         evaluator = self._evaluator.for_recipe(recipe)
         stored = self._store.load(recipe.fingerprint, fingerprint(evaluator))
         number = evaluator.sampling.answers_per_item
-        first = min(max(1, stored.replicates), number)
+        first = min(max(1, stored.repeats), number)
         missing = dict[tuple[str, int], int]()
         for block in self._blocks(evaluator, recipe, items, first):
-            missing |= {(item.question, block.replicate): 1 for item in block.missing}
+            missing |= {(item.question, block.repeat): 1 for item in block.missing}
         if number > first:
             missing |= {(item.question, first): number - first for item in items}
         return missing
@@ -286,22 +286,22 @@ class Evaluation(RecipeEvaluator):
         left them, others."""
         evaluator = self._evaluator.for_recipe(recipe)
         stored = self._store.load(recipe.fingerprint, fingerprint(evaluator))
-        replicates = evaluator.sampling.answers_per_item
-        if stored.replicates < replicates:
+        repeats = evaluator.sampling.answers_per_item
+        if stored.repeats < repeats:
             return {}
         answers = dict[str, list[Record]]()
-        for block in self._blocks(evaluator, recipe, items, replicates):
+        for block in self._blocks(evaluator, recipe, items, repeats):
             for name, record in block.known.items():
                 answers.setdefault(name, []).append(replace(record, tokens=()))
         for item in items:
-            if len(answers.get(item.id, ())) >= replicates:
+            if len(answers.get(item.id, ())) >= repeats:
                 continue
             answers[item.id] = []
-            for replicate in range(replicates):
-                first = stored.first(item, replicate)
+            for repeat in range(repeats):
+                first = stored.first(item, repeat)
                 if first is not None:
                     answers[item.id].append(replace(first, tokens=()))
-        return {name: records for name, records in answers.items() if len(records) == replicates}
+        return {name: records for name, records in answers.items() if len(records) == repeats}
 
     def stored_scores(self, recipe: Recipe, items: Sequence[Item]) -> ItemScores:
         """Scores of the items with stored answers."""
@@ -385,21 +385,21 @@ class Evaluation(RecipeEvaluator):
         return replace(scores, lengths=np.array([lengths[item.id] for item in items]))
 
     def _blocks(
-        self, evaluator: Evaluator, recipe: Recipe, items: Sequence[Item], replicates: int
+        self, evaluator: Evaluator, recipe: Recipe, items: Sequence[Item], repeats: int
     ) -> Iterator[Block]:
         """The blocks of these items as the evaluator cuts them, compared with the store."""
         stored = self._store.load(recipe.fingerprint, fingerprint(evaluator))
         ends = list(self._ends(recipe))
-        for replicate in range(replicates):
-            for members in batches_of(evaluator, items, replicate):
-                yield _block(evaluator, stored, members, replicate, ends)
+        for repeat in range(repeats):
+            for members in batches_of(evaluator, items, repeat):
+                yield _block(evaluator, stored, members, repeat, ends)
 
 
 def _block(
     evaluator: Evaluator,
     stored: StoredAnswers,
     members: tuple[Item, ...],
-    replicate: int,
+    repeat: int,
     ends: list[int],
 ) -> Block:
     # Batched arithmetic rounds differently with other neighbours, so that an answer of such an evaluator belongs to its
@@ -411,7 +411,7 @@ def _block(
     known = dict[str, Record]()
     rescored = list[Item]()
     for item in members:
-        record = stored.find(item, replicate, key)
+        record = stored.find(item, repeat, key)
         if record is not None and math.isnan(record.score):
             record = evaluator.scoring.rescore(item, record)
             if record is not None:
@@ -424,7 +424,7 @@ def _block(
     return Block(
         key=key,
         items=members,
-        replicate=replicate,
+        repeat=repeat,
         known=known,
         rescored=tuple(rescored),
         missing=missing,
@@ -487,14 +487,14 @@ def _noise(scores: Sequence[float], value: float) -> float:
 
 
 def batches_of(
-    evaluator: Evaluator, items: Sequence[Item], replicate: int = 0
+    evaluator: Evaluator, items: Sequence[Item], repeat: int = 0
 ) -> list[tuple[Item, ...]]:
     """The blocks into which an evaluator cuts these items.
 
     Raises:
         UserError: an item is in no block, or in two.
     """
-    batches = [tuple(block) for block in evaluator.batches(items, replicate) or ()]
+    batches = [tuple(block) for block in evaluator.batches(items, repeat) or ()]
     names = [item.id for item in itertools.chain.from_iterable(batches)]
     if sorted(names) != sorted(item.id for item in items):
         raise UserError(
@@ -557,7 +557,7 @@ class EvaluatorWorker(Workers):
         evaluator = evaluator.for_recipe(request.recipe)
         model = serve(request.recipe)
         started = time.monotonic()
-        returned = evaluator.evaluate(model, request.items, request.replicate)
+        returned = evaluator.evaluate(model, request.items, request.repeat)
         records = records_of(evaluator, request.items, returned)
         return Response(records=tuple(records), seconds=time.monotonic() - started)
 

@@ -109,7 +109,7 @@ def check_settings(settings: RunSettings) -> None:
     """
     if soup_in(settings.out) is None:
         free_target(settings.out)
-    from souping.evaluate.benchmark import OwnBenchmark
+    from souping.evaluate.benchmark import EvaluatorBenchmark
     from souping.pipeline.executors.asking import check_executor
 
     check_executor(settings)
@@ -122,9 +122,10 @@ def check_settings(settings: RunSettings) -> None:
         raise UserError(
             f"dry_run={settings.dry_run} is a dry run, whose soup is not for the Hub: leave upload out"
         )
-    if settings.evaluator.prompts.brings_items and not isinstance(settings.benchmark, OwnBenchmark):
+    has_items = isinstance(settings.benchmark, EvaluatorBenchmark)
+    if settings.evaluator.prompts.brings_items and not has_items:
         name = type(settings.evaluator).__name__
-        raise UserError(f"evaluator={name} brings its own items: add benchmark=own")
+        raise UserError(f"evaluator={name} brings its own items: add benchmark=evaluator")
 
 
 def perform(settings: RunSettings) -> RunOutcome:

@@ -15,7 +15,7 @@ from souping.checkpoints.header import TORCH_NAMES
 from souping.checkpoints.layouts import rules_of
 from souping.checkpoints.pool import CandidateSource
 from souping.core import protocols
-from souping.core.fields import Bounds, pick
+from souping.core.fields import Bounds, Count, pick
 from souping.core.files import nearby
 from souping.core.protocols import Component
 from souping.core.reading import read
@@ -87,9 +87,10 @@ def target(value: Json) -> Target:
 
 @frozen
 class ExtraEntry:
-    """Entry of `extra_benchmarks`, built: an evaluator that brings its items, or items."""
+    """Entry of `extra_benchmarks`, built: an evaluator that brings its items, or items; `limit` of each category."""
 
     name: str
+    limit: Count | None = None
     evaluator: protocols.Evaluator | None = None
     benchmark: protocols.BenchmarkItems | None = None
 
@@ -299,29 +300,23 @@ class RunSettings(SoupSettings):
         return self.stop_after == "select" and self.scores.published
 
     def with_items(self) -> RunSettings:
-        """These settings with the evaluator's own items in place of `benchmark=own` (UserError if it cannot be had)."""
+        """These settings with the evaluator's items for `benchmark=evaluator` (UserError if they cannot be had)."""
         return replace(self, benchmark=items_of(self.evaluator, self.benchmark))
 
 
 def items_of(
     evaluator: protocols.Evaluator, benchmark: protocols.BenchmarkItems
 ) -> protocols.BenchmarkItems:
-    """The evaluator's own benchmark for `benchmark=own`, if it brings one; else the given one.
+    """The evaluator's own benchmark for `benchmark=evaluator`, if it brings one; else the given one.
 
     Raises:
         UserError: they cannot be had here.
     """
-    from souping.evaluate.benchmark import OwnBenchmark, PartOfBenchmark
+    from souping.evaluate.benchmark import EvaluatorBenchmark, PartOfBenchmark
 
-    if not isinstance(benchmark, OwnBenchmark):
+    if not isinstance(benchmark, EvaluatorBenchmark):
         return benchmark
     evaluator_items = evaluator.prompts.benchmark
     if evaluator_items is None:
         return benchmark
-    if not benchmark.exclude and benchmark.folds is None:
-        return evaluator_items
-    return PartOfBenchmark(
-        whole=evaluator_items,
-        exclude=benchmark.exclude,
-        folds=benchmark.folds,
-    )
+    return PartOfBenchmark(whole=evaluator_items, choice=benchmark, splits=benchmark.splits)

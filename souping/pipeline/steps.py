@@ -101,7 +101,7 @@ def _open_benchmark(
     benchmark = entry.benchmark or evaluator.prompts.benchmark
     assert benchmark is not None
     try:
-        items = benchmark.items()
+        items = first_items(benchmark.items(), entry.limit)
     except UserError as error:
         raise error.at(f"extra_benchmarks: {entry.name}") from error
     return ExtraBenchmark(name=entry.name, evaluator=evaluator, items=first_items(items, limit))

@@ -101,7 +101,7 @@ class Row(NamedTuple):
     prompt_key: str
     seconds: float
 
-    def record(self, item: Item, replicate: int, scored: bool) -> Record:
+    def record(self, item: Item, repeat: int, scored: bool) -> Record:
         return Record(
             item=item.id,
             score=self.score if scored else math.nan,
@@ -109,7 +109,7 @@ class Row(NamedTuple):
             statistics=self.statistics if scored else (),
             outcome=self.outcome,
             reason=self.reason,
-            replicate=replicate,
+            repeat=repeat,
             tokens=tuple(np.frombuffer(self.tokens, "<i4").tolist()),
             prompt_tokens=self.prompt_tokens,
             prompt_key=self.prompt_key,
@@ -123,33 +123,33 @@ class StoredAnswers:
     def __init__(self) -> None:
         self._blocks: dict[tuple[int, int], dict[int, dict[int | None, Row]]] = {}
 
-    def take(self, question: int, replicate: int, block: int, scorer: int | None, row: Row) -> None:
-        self._blocks.setdefault((question, replicate), {}).setdefault(block, {})[scorer] = row
+    def take(self, question: int, repeat: int, block: int, scorer: int | None, row: Row) -> None:
+        self._blocks.setdefault((question, repeat), {}).setdefault(block, {})[scorer] = row
 
     def __len__(self) -> int:
         return sum(map(len, self._blocks.values()))
 
     @property
-    def replicates(self) -> int:
+    def repeats(self) -> int:
         """Answers of the item with most of them."""
-        return 1 + max((replicate for _, replicate in self._blocks), default=-1)
+        return 1 + max((repeat for _, repeat in self._blocks), default=-1)
 
-    def find(self, item: Item, replicate: int, block: str) -> Record | None:
+    def find(self, item: Item, repeat: int, block: str) -> Record | None:
         """The answer; its score is nan if the item's scorer has not scored it."""
-        rows = self._blocks.get((row_number(item.question), replicate), {}).get(row_number(block))
+        rows = self._blocks.get((row_number(item.question), repeat), {}).get(row_number(block))
         if rows is None:
             return None
         scorer = row_number(item.scoring)
-        return rows.get(scorer, next(iter(rows.values()))).record(item, replicate, scorer in rows)
+        return rows.get(scorer, next(iter(rows.values()))).record(item, repeat, scorer in rows)
 
-    def first(self, item: Item, replicate: int = 0) -> Record | None:
+    def first(self, item: Item, repeat: int = 0) -> Record | None:
         """The scored answer from whatever block; of several, always the same one."""
-        blocks = self._blocks.get((row_number(item.question), replicate), {})
+        blocks = self._blocks.get((row_number(item.question), repeat), {})
         scorer = row_number(item.scoring)
         scored = [block for block, rows in blocks.items() if scorer in rows]
         if not scored:
             return None
-        return blocks[min(scored)][scorer].record(item, replicate, scored=True)
+        return blocks[min(scored)][scorer].record(item, repeat, scored=True)
 
 
 class Store:
@@ -279,9 +279,9 @@ class Store:
                 "WHERE soup = ? AND evaluator = ?",
                 (row_number(soup), row_number(evaluator)),
             )
-            for question, replicate, block, scorer, score, statistics, *row in rows:
+            for question, repeat, block, scorer, score, statistics, *row in rows:
                 counts = tuple(json.loads(statistics)) if statistics else ()
-                stored.take(question, replicate, block, scorer, Row(score, counts, *row))
+                stored.take(question, repeat, block, scorer, Row(score, counts, *row))
         return stored
 
     def add(
@@ -305,7 +305,7 @@ class Store:
             for item, record in zip(items, records, strict=True):
                 question = row_number(item.question)
                 _insert(db, "items", question, item.question, item.id, item.category)
-                key = (soup, evaluator_row, question, batch, record.replicate)
+                key = (soup, evaluator_row, question, batch, record.repeat)
                 _insert(db, "answers", *key, *_columns(record))
                 if record.prompt and record.prompt_key:
                     _insert(db, "prompts", record.prompt_key, _storable(record.prompt))

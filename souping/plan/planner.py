@@ -16,7 +16,7 @@ from souping.core.files import error_text, nearby, write_atomically
 from souping.core.protocols import Evaluator
 from souping.core.reading import read
 from souping.core.types import FOLDS, Item, Items, LateError, Missing, ScoreMatrix, UserError
-from souping.evaluate.benchmark import Folds, OwnBenchmark
+from souping.evaluate.benchmark import EvaluatorBenchmark, Folds, first_items
 from souping.evaluate.identity import fingerprint
 from souping.merge.digests import StandIns
 from souping.merge.soup_files import CARD, RECIPE, planned_files
@@ -173,7 +173,7 @@ class _Planner:
 
     def _folds(self) -> Folds | None:
         """None if the items cannot be read (an evaluator's own may be elsewhere) or cut."""
-        with self._attempt(is_local=isinstance(self.run.benchmark, OwnBenchmark)):
+        with self._attempt(is_local=isinstance(self.run.benchmark, EvaluatorBenchmark)):
             self.items = items_of(self.run.evaluator, self.run.benchmark).items()
         if not self.items:
             return None
@@ -184,9 +184,10 @@ class _Planner:
 
     def _outline(self) -> Folds | None:
         """The folds of a benchmark that is known by its published sizes alone; about as large as the real ones."""
-        if not isinstance(self.run.benchmark, OwnBenchmark):
+        benchmark = self.run.benchmark
+        if not isinstance(benchmark, EvaluatorBenchmark):
             return None
-        items = self.run.evaluator.prompts.outline()
+        items = first_items(self.run.evaluator.prompts.outline(), benchmark.limit)
         return checks.cut_folds(self.run, items) if items else None
 
     def _open(self, work: Sequence[tuple[Evaluator, Sequence[Item]]]) -> None:

@@ -270,7 +270,7 @@ class PoolPart(CandidateSource):
 class EvaluatorPart(Evaluator):
     settings = {"evaluator": "mine"}
 
-    def batches(self, items, replicate=0):
+    def batches(self, items, repeat=0):
         return [tuple(items)]
 
 class SelectorPart(Selector):
@@ -417,6 +417,14 @@ CODE: dict[str, tuple[dict[str, Any], str]] = {
     ),
     "command": ({"merge": {"_target_": SOCE, "command": "./evil"}}, "merge.command"),
     "interpreter": ({"server": {"_target_": SOCE, "python": "./evil"}}, "server.python"),
+    "options of a server": (
+        {"server": {"_target_": SOCE, "args": {"middleware": "evil.Evil"}}},
+        "server.args",
+    ),
+    "arguments of an engine": (
+        {"evaluator": {"engine": {"_target_": SOCE, "args": {"worker_cls": "evil.Evil"}}}},
+        "evaluator.engine.args",
+    ),
     "trust": (
         {"evaluator": {"_target_": SOCE, "trust_remote_code": True}},
         "evaluator.trust_remote_code",
@@ -430,8 +438,9 @@ CODE: dict[str, tuple[dict[str, Any], str]] = {
 }
 DATA = {
     "shipped": {"selector": {"_target_": SOCE, "threshold": 0.2}},
+    "arguments of lm_eval": {"evaluator": {"_target_": SOCE, "args": {"max_length": 9}}},
     "switched off": {
-        "evaluator": {"_target_": SOCE, "allow_code": False, "tasks": ["a"], "dir": None}
+        "evaluator": {"_target_": SOCE, "allow_task_code": False, "tasks": ["a"], "scratch": None}
     },
     "a category of that name": {
         "objective": {"_target_": SOCE, "weights": {"python": 1.0, "command": 2.0}}

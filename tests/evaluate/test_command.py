@@ -53,7 +53,7 @@ def script(folder: Path, *lines: str) -> str:
 
 def evaluator(folder: Path, *lines: str, timeout: float = 600) -> CommandEvaluator:
     return CommandEvaluator(
-        command=script(folder, *lines), timeout=timeout, dir=str(folder / "kept")
+        command=script(folder, *lines), timeout=timeout, scratch=str(folder / "kept")
     )
 
 

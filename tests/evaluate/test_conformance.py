@@ -73,8 +73,7 @@ def row(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
             server=DeadServer(),
             categories=["simple_python"],
             handler="plain",
-            batch_size=4,
-            dir=str(bfcl_place(place)),
+            python=str(bfcl_place(place) / "bin" / "python"),
         )
     if evaluator.prompts.benchmark is not None:
         items = evaluator.prompts.benchmark.items()

@@ -176,7 +176,7 @@ def test_the_poured_module_is_the_written_folder_loaded_back(family: Path, tmp_p
             )
 
 
-DRAWN = replace(LOCAL, temperature=1.0, samples=3)
+DRAWN = replace(LOCAL, temperature=1.0, repeats=3)
 PENALTY: Mapping[str, Any] = {
     "repetition_penalty": 1.7,
     "suppress_tokens": [23, 91],
@@ -238,7 +238,7 @@ def test_a_sampled_answer_knows_no_neighbours(
     assert together == tokens(replace(DRAWN, workers=3).evaluate(served, items[::-1], 1))[::-1]
     assert together == tokens(DRAWN.evaluate(served, items, 1))
     assert together != tokens(DRAWN.evaluate(served, items, 0))
-    assert together != tokens(replace(DRAWN, sampling_seed=1).evaluate(served, items, 1))
+    assert together != tokens(replace(DRAWN, seed=1).evaluate(served, items, 1))
     assert together != tokens(LOCAL.evaluate(served, items))
 
 
@@ -273,18 +273,18 @@ def test_what_sampling_leaves_out() -> None:
 def test_more_answers_keep_the_first_ones(family: Path) -> None:
     assert (
         fingerprint(DRAWN)
-        == fingerprint(replace(DRAWN, samples=9, aggregate="pass"))
+        == fingerprint(replace(DRAWN, repeats=9, aggregate="pass"))
         != fingerprint(LOCAL)
     )
     # greedy: no part of it
-    assert fingerprint(LOCAL) == fingerprint(replace(LOCAL, sampling_seed=5, top_p=0.5))
-    assert fingerprint(DRAWN) != fingerprint(replace(DRAWN, sampling_seed=5))
+    assert fingerprint(LOCAL) == fingerprint(replace(LOCAL, seed=5, top_p=0.5))
+    assert fingerprint(DRAWN) != fingerprint(replace(DRAWN, seed=5))
     assert len({look(replace(DRAWN, aggregate=how)) for how in ("mean", "pass")}) == 2  # type: ignore[arg-type]
 
 
-def test_a_greedy_replicate_is_asked_in_other_batches(items: tuple[Item, ...]) -> None:
+def test_greedy_repeats_are_asked_in_other_batches(items: tuple[Item, ...]) -> None:
     items = items[:24]
-    twice = replace(LOCAL, replicates=2)
+    twice = replace(LOCAL, repeats=2)
     first = twice.batches(items, 0)
     second = twice.batches(items, 1)
     assert first == LOCAL.batches(items)

@@ -16,6 +16,7 @@ from souping.evaluate import lm_eval
 from souping.evaluate.bfcl import BfclEvaluator
 from souping.evaluate.generate import LocalEvaluator
 from souping.evaluate.lm_eval import HarnessEvaluator
+from souping.evaluate.lm_eval.tasks import IN_ITEMS
 from tests.support import lm_eval_tasks
 from tests.support.evaluators import DeadServer
 
@@ -69,10 +70,10 @@ def test_parts_that_are_not_chosen_have_defaults() -> None:
     class Plain(Evaluator):
         settings: ClassVar = {"evaluator": "plain"}
 
-        def batches(self, items: Any, replicate: int = 0) -> Any:
+        def batches(self, items: Any, repeat: int = 0) -> Any:
             return [tuple(items)]
 
-        def evaluate(self, model: Any, items: Any, replicate: int = 0) -> Any:
+        def evaluate(self, model: Any, items: Any, repeat: int = 0) -> Any:
             return []
 
     plain = Plain()
@@ -95,14 +96,16 @@ def test_the_pool_settles_threads_and_leaves_what_was_set() -> None:
 def test_every_setting_of_lm_eval_is_in_the_fingerprint_or_in_its_items(tmp_path: Path) -> None:
     """In an item's own digest, under another name, or what changes no answer."""
     in_items = {
-        *("tasks", "include_path", "include_defaults", "metadata", "name", "limit", "samples"),
-        *("metric", "filter", "category", "group", "num_fewshot", "gen_kwargs", "allow_code"),
-        *("fewshot_random_seed", "confirm_run_unsafe_code", "aggregate", "replicates", "logs"),
+        *("tasks", "include_path", "metric", "filter", "category", "group", "num_fewshot"),
+        *("gen_kwargs", "allow_task_code", "confirm_run_unsafe_code"),
+        *("aggregate", "repeats", "logs"),
     }
-    settings = HarnessEvaluator(tasks=["write"], device="cpu").settings
-    known = {field.name for field in fields(HarnessEvaluator) if field.init}
-    assert known - settings.keys() == in_items
-    assert settings.keys() - known == {"evaluator", "version", "lm_eval"}
+    evaluator = HarnessEvaluator(tasks=["write"], device="cpu", args={"new": 1})
+    # Under another name, or as entries.
+    known = {field.name for field in fields(evaluator) if field.init} - {"seed", "args"}
+    others = {"evaluator", "version", "lm_eval", "sampling_seed"}
+    entries = evaluator.arguments.keys() - IN_ITEMS
+    assert evaluator.settings.keys() == (known - in_items) | others | entries
 
 
 @needs_lm_eval
@@ -128,9 +131,9 @@ def test_copies_of_an_evaluator_load_its_tasks_once(
 
 
 def test_models_of_one_evaluator_share_their_server(tmp_path: Path) -> None:
-    shared = BfclEvaluator(server=DeadServer(), handlers={"ant": "plain"})
+    shared = BfclEvaluator(server=DeadServer(), handler={"ant": "plain"})
     ant = shared.for_recipe(single("ant"))
-    assert (ant.handler, shared.handler) == ("plain", "chat-template")
+    assert (ant.handlers["soup"], shared.handlers["soup"]) == ("plain", "chat-template")
     running = ant.server.current.swap(tmp_path / "ant", ant.server)
     assert shared.server.current.swap(tmp_path / "ant", shared.server) is running
     stopped = list[str]()

@@ -71,8 +71,8 @@ def test_tokens_are_counts(tokens: float) -> None:
     metrics_of(HERE, [("m", LoggedAnswer(item="i", score=1, tokens=0))])
 
 
-def test_an_item_has_one_score_for_each_replicate() -> None:
-    twice = [LoggedAnswer(item="i", score=1, replicate=n) for n in (0, 1)]
+def test_an_item_has_one_score_for_each_repeat() -> None:
+    twice = [LoggedAnswer(item="i", score=1, repeat=n) for n in (0, 1)]
     metrics_of(HERE, [("m", answer) for answer in twice])
     with pytest.raises(UserError, match="two scores of m"):
         metrics_of(HERE, [("m", twice[0]), ("m", twice[0])])
@@ -181,7 +181,7 @@ def test_several_answers_count_one_by_one_if_the_score_is_their_mean(run: Any) -
     answers = task.metrics["score"].answers
     assert len(answers) == 4 * 60
     own = [answer for answer in answers if answer.item.startswith("i2 ")]
-    assert [(answer.replicate, answer.score) for answer in own] == [
+    assert [(answer.repeat, answer.score) for answer in own] == [
         (0, 1.0),
         (1, 0.0),
         (2, 1.0),
@@ -247,11 +247,11 @@ def test_texts_of_a_table_are_measured_and_hashed() -> None:
         "score": 1,
         "prompt": "2 + 2?",
         "output": "four!",
-        "replicate": 2,
+        "repeat": 2,
     }
     (found,) = read(Frame([row]))
     (answer,) = found.tasks["c"].metrics["score"].answers
-    assert (answer.characters, answer.output, answer.replicate) == (5, "four!", 2)
+    assert (answer.characters, answer.output, answer.repeat) == (5, "four!", 2)
     assert answer.prompt_hash == sha256(b"2 + 2?").hexdigest()
     (bare,) = (
         read(Frame([{"item": 1, "category": "c", "score": 1}]))[0]
@@ -259,12 +259,12 @@ def test_texts_of_a_table_are_measured_and_hashed() -> None:
         .metrics["score"]
         .answers
     )
-    assert (bare.characters, bare.prompt_hash, bare.replicate, bare.tokens) == (None, "", 0, None)
+    assert (bare.characters, bare.prompt_hash, bare.repeat, bare.tokens) == (None, "", 0, None)
 
 
 @pytest.mark.parametrize(
     "cells",
-    [{"replicate": 0.5}, {"score": "1_0"}, {"score": "nan"}, {"tokens": "x"}, {"score": 1e51}],
+    [{"repeat": 0.5}, {"score": "1_0"}, {"score": "nan"}, {"tokens": "x"}, {"score": 1e51}],
 )
 def test_cells_that_are_no_numbers(cells: dict[str, Any]) -> None:
     with pytest.raises(UserError, match="row 1"):
@@ -309,8 +309,8 @@ def test_a_frame_of_inspect_samples() -> None:
     assert list(metrics) == ["match", "parts/a", "parts/b"]
     first, second, third = metrics["match"].answers
     assert first.item == f"q1 {sha256(b'2 + 2?').hexdigest()[:16]}"
-    assert (first.score, first.replicate, first.tokens, first.group) == (1.0, 1, 7.0, "even")
-    assert (first.cut, second.cut, second.replicate, second.score) == (False, True, 0, 0.0)
+    assert (first.score, first.repeat, first.tokens, first.group) == (1.0, 1, 7.0, "even")
+    assert (first.cut, second.cut, second.repeat, second.score) == (False, True, 0, 0.0)
     assert second.tokens is None
     assert (third.missing, first.missing) == (True, False)
     assert metrics["parts/b"].answers[0].score == 0.0
@@ -324,7 +324,7 @@ def test_a_sample_without_a_task_is_named_by_its_log(log_name: str, category: st
     (found,) = read(Frame([row]))
     assert list(found.tasks) == [category]
     answer = found.tasks[category].metrics["m"].answers[0]
-    assert (answer.tokens, answer.replicate, answer.cut) == (None, 0, None)
+    assert (answer.tokens, answer.repeat, answer.cut) == (None, 0, None)
 
 
 # BFCL

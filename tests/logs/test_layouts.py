@@ -70,7 +70,7 @@ class TestTools:
         (log,) = read(names(pattern)[1])
         answers = list(log.answers())
         assert log.harness == pattern.partition("/")[0]
-        assert sorted(answer.replicate for answer in answers) == [0] * 6 + [1] * 6
+        assert sorted(answer.repeat for answer in answers) == [0] * 6 + [1] * 6
         assert [answer.item[-1] for answer in answers if answer.missing] == ["5"]
         assert all(answer.prompt and answer.prompt_hash for answer in answers)
 

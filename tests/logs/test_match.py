@@ -109,9 +109,9 @@ def test_a_scale_is_known_by_scores_that_tell_it() -> None:
 
 def test_many_answers_to_one_item_do_not_fill_the_memory() -> None:
     every = [LoggedAnswer(item=f"i{n}", score=1) for n in range(2000)]
-    many = [LoggedAnswer(item="i0", score=1, replicate=n) for n in range(1, 2000)]
+    many = [LoggedAnswer(item="i0", score=1, repeat=n) for n in range(1, 2000)]
     other = metric(log("a"), answers=tuple(every))
-    with pytest.raises(UserError, match=r"item i0 has 2,000 answers.*replicate"):
+    with pytest.raises(UserError, match=r"item i0 has 2,000 answers.*repeat"):
         match(metric(log("b"), answers=(*every, *many)), other)
 
 
@@ -131,9 +131,9 @@ def test_prompts_that_differ_are_counted_or_refused() -> None:
         match(log("a"), other, same_prompts=True)
 
 
-def test_runs_replicates_and_missing_answers() -> None:
+def test_runs_repeats_and_missing_answers() -> None:
     answers = [
-        LoggedAnswer(item=f"i{n}", score=n, replicate=r, missing=r == 1, tokens=5)
+        LoggedAnswer(item=f"i{n}", score=n, repeat=r, missing=r == 1, tokens=5)
         for n, r in ((0, 0), (1, 0), (1, 1))
     ]
     sampled = metric(log("b"), answers=tuple(answers))

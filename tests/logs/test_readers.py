@@ -268,7 +268,7 @@ class TestInspect:
         assert list(sums) == ["match", "includes"]
         assert mean(log, "sums", "match") == right
         answers = sums["match"].answers
-        assert {answer.replicate for answer in answers} == {0, 1}
+        assert {answer.repeat for answer in answers} == {0, 1}
         assert {answer.group for answer in answers} == {"even", "odd"}
         assert all(answer.tokens == 7 and answer.output for answer in answers)
 
@@ -352,22 +352,20 @@ class TestTables:
                 "task": "t",
                 "group": "g",
                 "run": str(run),
-                "replicate": replicate,
+                "repeat": repeat,
                 "tokens": 3,
-                "stop_reason": "length" if replicate else "stop",
+                "stop_reason": "length" if repeat else "stop",
             }
             for row in ROWS
             for run in range(2)
-            for replicate in range(2)
+            for repeat in range(2)
         ]
         first, second = read(write_csv(tmp_path / "log.csv", rows))
         assert (first.model, second.model) == ("0", "1")
         assert first.requested == ("t",)
         assert first.groups["t"].members == ("t/a", "t/b")
         answers = first.tasks["t/a"].metrics["score"].answers
-        assert {
-            (answer.replicate, answer.cut, answer.tokens, answer.group) for answer in answers
-        } == {
+        assert {(answer.repeat, answer.cut, answer.tokens, answer.group) for answer in answers} == {
             (0, False, 3.0, "g"),
             (1, True, 3.0, "g"),
         }
@@ -409,26 +407,26 @@ class TestTables:
         with pytest.raises(UserError, match="--lower-is-better is for tables"):
             read(PYTHON, lower=["pick"])
 
-    def test_replicates_are_any_numbers(self, tmp_path: Path) -> None:
-        rows = [{**row, "replicate": 10**9 * number} for number, row in enumerate(ROWS)]
+    def test_repeats_are_any_numbers(self, tmp_path: Path) -> None:
+        rows = [{**row, "repeat": 10**9 * number} for number, row in enumerate(ROWS)]
         (log,) = read(write_csv(tmp_path / "log.csv", rows))
         (other,) = read(write_csv(tmp_path / "other.csv", ROWS))
         metric = matched({"a": [log], "b": [other]}).metrics["a"][0]
         assert metric.scores["a"].shape == metric.scores["b"].shape
 
     @pytest.mark.parametrize(
-        "cells", [{"score": "TRUE"}, {"replicate": "1.0"}, {"output": "x" * 200_000}], ids=list
+        "cells", [{"score": "TRUE"}, {"repeat": "1.0"}, {"output": "x" * 200_000}], ids=list
     )
     def test_ordinary_tables_of_other_programs(self, cells: dict[str, Any], tmp_path: Path) -> None:
         (log,) = read(
             write_csv(tmp_path / "UP.CSV", [{"item": "i", "category": "c", "score": "1"} | cells])
         )
         (answer,) = log.tasks["c"].metrics["score"].answers
-        assert (answer.score, answer.replicate) == (1, int("replicate" in cells))
+        assert (answer.score, answer.repeat) == (1, int("repeat" in cells))
 
     def test_cells_of_a_frame_without_a_value_are_empty(self) -> None:
         more = dict.fromkeys(
-            ("task", "metric", "run", "group", "replicate", "output", "prompt"), math.nan
+            ("task", "metric", "run", "group", "repeat", "output", "prompt"), math.nan
         )
         assert read(Frame([row | more for row in ROWS]))[0].tasks == read(Frame(ROWS))[0].tasks
 
@@ -508,7 +506,7 @@ BAD: dict[str, tuple[Callable[[Path], Path], str]] = {
     ),
     "a score in words": (table({"item": 1, "category": "c", "score": "good"}), "row 1"),
     "an infinite score": (table({"item": 1, "category": "c", "score": "inf"}), "row 1"),
-    "a row twice": (table(*[{"item": 1, "category": "c", "score": 1}] * 2), "replicate"),
+    "a row twice": (table(*[{"item": 1, "category": "c", "score": 1}] * 2), "repeat"),
     "no rows": (text("log.csv", "item,category,score\n"), "no answers"),
     "bytes": (lambda folder: _binary(folder / "log.csv"), "not a table"),
 }
@@ -605,8 +603,8 @@ BAD |= {
         ),
         "a/b",
     ),
-    "half a replicate": (
-        table({"item": 1, "category": "c", "score": 1, "replicate": 0.5}),
+    "half a repeat": (
+        table({"item": 1, "category": "c", "score": 1, "repeat": 0.5}),
         "0.5 is not whole",
     ),
     "a loss without a direction": (
@@ -645,7 +643,7 @@ BAD |= {
         "python_result.json:1: output_token_count is nested",
     ),
 }
-for name in ("tokens", "replicate", "score"):
+for name in ("tokens", "repeat", "score"):
     row: dict[str, Any] = {"item": 1, "category": "c", "score": 1, name: 10**400}
     BAD[f"{name} of 400 digits"] = (table(row), f"row 1: {name}=10000")
 

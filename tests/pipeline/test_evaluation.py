@@ -179,20 +179,18 @@ def test_another_reference_needs_no_new_answer_where_an_old_one_can_be_scored(
 class Wavering(FakeEvaluator):
     """Right in the first of its answers; never answers the first item; the second answer to the next is cut."""
 
-    def evaluate(
-        self, model: LoadedModel, items: Sequence[Item], replicate: int = 0
-    ) -> list[Record]:
+    def evaluate(self, model: LoadedModel, items: Sequence[Item], repeat: int = 0) -> list[Record]:
         records = []
-        for record in super().evaluate(model, items, replicate):
+        for record in super().evaluate(model, items, repeat):
             number = int(record.item.split("-")[1])
             outcome = (
                 "unanswered"
                 if number == 0
                 else "truncated"
-                if (number, replicate) == (1, 1)
+                if (number, repeat) == (1, 1)
                 else "finished"
             )
-            score = float(replicate == 0 and number > 0)
+            score = float(repeat == 0 and number > 0)
             reason = "no room" if number == 0 else ""
             records.append(replace(record, score=score, outcome=outcome, reason=reason))
         return records
@@ -391,7 +389,7 @@ class Corpus(FakeEvaluator):
 
     scoring = CorpusScoring()
 
-    def evaluate(self, model: Any, items: Any, replicate: int = 0) -> list[Record]:
+    def evaluate(self, model: Any, items: Any, repeat: int = 0) -> list[Record]:
         return [
             Record(item=item.id, score=0.0, statistics=(float(item.answer), 2.0)) for item in items
         ]
@@ -428,7 +426,7 @@ def test_every_part_of_an_answer_comes_back_and_the_first_writer_wins(tmp_path: 
         statistics=(1.0, 2.5),
         outcome="truncated",
         reason="why",
-        replicate=3,
+        repeat=3,
         tokens=(5, 0, 151_643),
         prompt_tokens=12,
         prompt_key="k",

@@ -597,7 +597,7 @@ def test_a_task_of_lm_eval(
     put(tmp_path, "letters", rows(40, 0), CHOICE)
     entry = (
         "{"
-        + f"tasks: [letters], name: letters, include_path: {tmp_path}, include_defaults: false"
+        + f"tasks: [letters], name: letters, include_path: {tmp_path}, args: {{include_defaults: false}}"
         + "}"
     )
     souping(*settings(family), f"extra_benchmarks=[{entry}]", "hydra.run.dir=out").ok()

@@ -165,14 +165,14 @@ class TestClaims:
             {"batch_size": 3},
             {"threads": 2},
             {"workers": 2},
-            {"sampling_seed": 7},
+            {"seed": 7},
             {"samples": 4},
         ):
             assert look(replace(base, **change)) == look(base)  # type: ignore[arg-type]
         for change in ({"max_new_tokens": 3}, {"temperature": 0.4}, {"dtype": "bfloat16"}):
             assert look(replace(base, **change)) != look(base)  # type: ignore[arg-type]
-        passing = replace(base, samples=4, aggregate="pass")
-        assert look(replace(passing, samples=8)) != look(passing)
+        passing = replace(base, repeats=4, aggregate="pass")
+        assert look(replace(passing, repeats=8)) != look(passing)
 
     def test_what_is_shown_survives_a_kill(self, tmp_path: Path) -> None:
         code = f"""
@@ -398,7 +398,7 @@ def test_the_first_measurement_that_was_shown_stands(
 
     monkeypatch.setattr(Evaluation, "scores", answer_wrong)
     renamed = runs.rewrite("again.jsonl", lambda row: {**row, "id": f"again {row['id']}"})
-    for changes in (["evaluator.batch_size=5"], ["evaluator.sampling_seed=3"]):
+    for changes in (["evaluator.batch_size=5"], ["evaluator.seed=3"]):
         report = runs.report(SOUP, *changes, items=renamed)
         assert [row["objective"] for row in report["rows"]] == [
             row["objective"] for row in first["rows"]
@@ -512,7 +512,7 @@ def test_soups_written_by_a_merge_as_candidates(fresh: Runs) -> None:
 
 @pytest.mark.slow
 def test_a_search_on_the_report_items_under_other_shares(fresh: Runs) -> None:
-    fresh("optimiser.weights=[0.5,0.2,0.3]", "benchmark.folds={search:0.5}", "stop_after=search")
+    fresh("optimiser.weights=[0.5,0.2,0.3]", "benchmark.splits={search:0.5}", "stop_after=search")
     spaced = fresh.place / "ant"
     shutil.copytree(fresh.family / "ant", spaced)
     config = spaced / "config.json"

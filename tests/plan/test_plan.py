@@ -432,9 +432,9 @@ def test_the_start_of_a_call_is_counted_once_for_all_of_its_items() -> None:
 @pytest.mark.parametrize(
     "words",
     [
-        ("evaluator.replicates=1000000",),
-        ("evaluator.samples=1000000", "evaluator.temperature=1"),
-        ("optimiser=nevergrad", "optimiser.trials=100000", "evaluator.replicates=1000000"),
+        ("evaluator.repeats=1000000",),
+        ("evaluator.repeats=1000000", "evaluator.temperature=1"),
+        ("optimiser=nevergrad", "optimiser.trials=100000", "evaluator.repeats=1000000"),
     ],
 )
 def test_large_counts_are_counted_by_arithmetic(
@@ -446,7 +446,7 @@ def test_large_counts_are_counted_by_arithmetic(
 
 
 def test_a_check_gives_one_answer_per_item(family: Path, souping: Cli, tmp_path: Path) -> None:
-    base = [*pool_of(family, "ant", "bee"), "selector=all", "evaluator.replicates=1000000"]
+    base = [*pool_of(family, "ant", "bee"), "selector=all", "evaluator.repeats=1000000"]
     souping("check", *base, "hydra.run.dir=run").ok()
     samples = json.loads((tmp_path / "run" / "check.json").read_text())["samples"]
     assert {len(sample["models"]["ant"]["resps"][0]) for sample in samples} == {1}

@@ -28,8 +28,63 @@ from souping.merge import MergeBackend
 from tests.conftest import ROOT
 from tests.support.composition import unchecked
 
-RENAMED: dict[str, str] = {}
-"""{recorded word: the words to type for it now, separated by spaces}, for renamed keys, choices and rows."""
+RENAMED: dict[str, str] = {
+    "bfcl with transformers: evaluator.batch_size=3": "",
+    "bfcl with transformers: evaluator.threads=3": "evaluator.num_concurrent=3",
+    "bfcl with transformers: evaluator.timeout=60": "",
+    "engine.dtype=float16": "evaluator.dtype=float16",
+    "engine.enforce_eager=true": "+engine.args.enforce_eager=true",
+    "engine.gpu_memory_utilization=0.5": "+engine.args.gpu_memory_utilization=0.5",
+    "engine.max_model_len=999": "+engine.args.max_model_len=999",
+    "engine.seed=7": "+engine.args.seed=7",
+    "engine.speculative={method:ngram,num_speculative_tokens:4}": (
+        "+engine.args.speculative_config={method:ngram,num_speculative_tokens:4}"
+    ),
+    "evaluator.add_bos_token=true": "+evaluator.args.add_bos_token=true",
+    "evaluator.allow_code=true": "evaluator.allow_task_code=true",
+    "evaluator.backend=causal": "+evaluator.args.backend=causal",
+    "evaluator.chat_template_args={a:1}": "+evaluator.args.chat_template_args={a:1}",
+    "evaluator.dir=/opt/bfcl": "evaluator.python=/opt/bfcl/bin/python",
+    "evaluator.dir=logs": "evaluator.scratch=logs",
+    "evaluator.enable_thinking=true": "+evaluator.args.enable_thinking=true",
+    "evaluator.fewshot_as_multiturn=false": "+evaluator.args.fewshot_as_multiturn=false",
+    "evaluator.fewshot_random_seed=7": "+evaluator.args.fewshot_random_seed=7",
+    "evaluator.handlers={a:plain}": "evaluator.handler={a:plain}",
+    "evaluator.ids=[simple_python_0]": "",
+    "evaluator.include_defaults=false": "+evaluator.args.include_defaults=false",
+    "evaluator.limit=5": "benchmark.limit=5",
+    "evaluator.logits_cache=false": "+evaluator.args.logits_cache=false",
+    "evaluator.max_length=99": "+evaluator.args.max_length=99",
+    "evaluator.max_tokens=99": "evaluator.max_new_tokens=99",
+    "evaluator.metadata={a:1}": "+evaluator.args.metadata={a:1}",
+    "evaluator.mixed_precision_dtype=bfloat16": "+evaluator.args.mixed_precision_dtype=bfloat16",
+    "evaluator.name=mine": "benchmark.name=mine",
+    "evaluator.numpy_random_seed=7": "+evaluator.args.numpy_random_seed=7",
+    "evaluator.prefix_token_id=3": "+evaluator.args.prefix_token_id=3",
+    "evaluator.random_seed=7": "+evaluator.args.random_seed=7",
+    "evaluator.replicates=2": "evaluator.repeats=2",
+    "evaluator.samples=2": "evaluator.repeats=2",
+    "evaluator.samples=3": "evaluator.repeats=3",
+    "evaluator.sampling_seed=7": "evaluator.seed=7",
+    "evaluator.softmax_dtype=float32": "+evaluator.args.softmax_dtype=float32",
+    "evaluator.system_instruction=hello": "+evaluator.args.system_instruction=hello",
+    "evaluator.think_end_token=END": "+evaluator.args.think_end_token=END",
+    "evaluator.torch_random_seed=7": "+evaluator.args.torch_random_seed=7",
+    "evaluator.truncation=true": "+evaluator.args.truncation=true",
+    "evaluator=pantry": (
+        "evaluator=local evaluator.batch_size=128 evaluator.max_new_tokens=48 evaluator.threads=1 evaluator.workers=2"
+    ),
+    # With engine=vllm, the evaluator's dtype meant nothing.
+    "local with vLLM: evaluator.dtype=bfloat16": "",
+    "server.device=cpu": "+server.args.device=cpu",
+    "server.device=cuda:1": "+server.args.device=cuda:1",
+    "server.extra_args=[--continuous-batching]": "+server.args.continuous_batching=true",
+    "server.extra_args=[--enforce-eager]": "+server.args.enforce_eager=true",
+    "server.gpu_memory_utilization=0.5": "+server.args.gpu_memory_utilization=0.5",
+    "server.max_model_len=999": "+server.args.max_model_len=999",
+    "store.path=store.sqlite": "store=store.sqlite",
+}
+"""{recorded word, or `choice: recorded word`: the words to type for it now, separated by spaces}."""
 DATA = ROOT / "tests" / "data" / "recorded"
 CHECKPOINTS = {100: "base_cook", 200: "java_cook", 300: "banquet_cook", 400: "python_cook"}
 """{step: bundled model} of the training run."""
@@ -44,11 +99,11 @@ def recorded(name: str) -> Any:
     return json.loads((DATA / f"{name}.json").read_text())
 
 
-def now(words: Sequence[str]) -> list[str]:
-    """What to type for recorded words."""
+def now(words: Sequence[str], choice: str = "") -> list[str]:
+    """What to type for recorded words, which may mean something else with an evaluator of the fingerprints."""
     typed = list[str]()
     for word in words:
-        typed += RENAMED.get(word, word).split()
+        typed += RENAMED.get(f"{choice}: {word}", RENAMED.get(word, word)).split()
     return typed
 
 
@@ -60,11 +115,11 @@ def config(words: Sequence[str]) -> dict[str, Any]:
     return unchecked(now(["pool.candidates=[a,b]", *words]))
 
 
-def changed(plain: Mapping[str, Any], words: Sequence[str]) -> dict[str, Any]:
+def changed(plain: Mapping[str, Any], words: Sequence[str], choice: str) -> dict[str, Any]:
     """The configuration with these recorded words too. To compose it anew for each key takes a minute."""
     changed = deepcopy(dict(plain))
     parser = OverridesParser.create()
-    for word in now(words):
+    for word in now(words, choice):
         override = parser.parse_override(word)
         *path, key = override.key_or_group.split(".")
         node = changed

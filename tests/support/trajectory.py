@@ -28,12 +28,10 @@ class Bowl(Evaluator):
     def settings(self) -> dict[str, Json]:
         return {"name": "bowl"}
 
-    def batches(self, items: Sequence[Item], replicate: int = 0) -> list[tuple[Item, ...]]:
+    def batches(self, items: Sequence[Item], repeat: int = 0) -> list[tuple[Item, ...]]:
         return [tuple(items)]
 
-    def evaluate(
-        self, model: LoadedModel, items: Sequence[Item], replicate: int = 0
-    ) -> list[Record]:
+    def evaluate(self, model: LoadedModel, items: Sequence[Item], repeat: int = 0) -> list[Record]:
         away = float(next(iter(model.module.parameters())).detach().flatten()[0]) - BOTTOM
         loss = {
             item.id: 1 + CURVE * (0.5 + random.Random(item.id).random()) * away**2 for item in items

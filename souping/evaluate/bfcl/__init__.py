@@ -14,13 +14,13 @@ import os
 import re
 import tempfile
 from collections.abc import Mapping, Sequence
-from dataclasses import field, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated
 
 from souping.checkpoints.compatibility import chat_template
 from souping.checkpoints.header import parse_json
-from souping.core.fields import Bounds, Count, Seconds, Threads, component, pick
+from souping.core.fields import Bounds, Count, Form, Threads, component, pick
 from souping.core.files import expanded
 from souping.core.protocols import Evaluator, Hosting, LoadedModel, Prompts, Sampling, Scoring
 from souping.core.text import safe
@@ -61,6 +61,15 @@ GREEDY = 0.001
 """bfcl-eval's own temperature, at which nothing but the likeliest token is drawn."""
 CHAT_TEMPLATE = "chat-template"
 """Handler that prompts with the tokenizer's own chat template."""
+SOUP = "soup"
+"""Name of all models that have no handler of their own."""
+BATCH_SIZE = 512
+"""Items that are committed to the store at once."""
+PATIENCE_S = 3600.0
+"""Seconds without any answer until a server counts as stuck."""
+Interpreter = Annotated[
+    str, Form(r".+/python[\d.]*", "the interpreter of a virtual environment, FOLDER/bin/python")
+]
 
 
 @frozen
@@ -73,7 +82,7 @@ class BfclPrompts(Prompts):
 
     def outline(self) -> Items:
         sizes = {name: FILE_ITEMS[name] for name in chosen(self.evaluator.categories)}
-        return outline_items(sizes, self.evaluator.limit, shared=MULTI_TURN)
+        return outline_items(sizes, shared=MULTI_TURN)
 
     @property
     def benchmark(self) -> BfclBenchmark:
@@ -82,8 +91,6 @@ class BfclPrompts(Prompts):
         return BfclBenchmark(
             data=evaluator.environment.data,
             categories=chosen(evaluator.categories),
-            ids=tuple(evaluator.ids),
-            limit=evaluator.limit,
         )
 
     def check(self, candidates: Sequence[str]) -> None:
@@ -92,16 +99,14 @@ class BfclPrompts(Prompts):
         Raises:
             UserError: the key and the nearest name.
         """
-        handlers = self.evaluator.handlers or {}
-        for name in handlers:
-            pick(name, candidates, "evaluator.handlers")
         known = (*SOUPING_HANDLERS, *registered(self.evaluator.environment.package))
-        for name in (self.evaluator.handler, *handlers.values()):
-            pick(name, known, "evaluator.handler")
+        for name, handler in self.evaluator.handlers.items():
+            pick(name, (SOUP, *candidates), "evaluator.handler: name")
+            pick(handler, known, "evaluator.handler")
 
     def check_tokenizer(self, folder: Path, items: Sequence[Item]) -> None:
         """Refuse a tokenizer without a chat template if every handler needs one (UserError)."""
-        handlers = {self.evaluator.handler, *(self.evaluator.handlers or {}).values()}
+        handlers = set(self.evaluator.handlers.values())
         if handlers == {CHAT_TEMPLATE} and not chat_template(folder):
             raise UserError(
                 f"handler {CHAT_TEMPLATE}: no template in {folder}: evaluator.handler=plain needs none"
@@ -123,46 +128,51 @@ class BfclEvaluator(Evaluator):
     """bfcl-eval on a served model.
 
     `handler` builds the prompts and reads the answers: a model name of bfcl-eval's registry, `chat-template` (the
-    tokenizer's own, below BFCL's system prompt) or `plain`. `handlers` gives candidates one of their own. `ids` are the
-    items to evaluate, `limit` the first so many of each category.
+    tokenizer's own, below BFCL's system prompt) or `plain`; or {soup: HANDLER, CANDIDATE: HANDLER}, where
+    `soup` is that of all models that have none of their own.
 
-    Answers are greedy: `temperature` is 0, or bfcl-eval's own, which is as good as 0. `replicates` repeats them in
-    another order. A server that answers nothing for `timeout` seconds counts as stuck.
+    Answers are greedy: `temperature` is 0, or bfcl-eval's own, which is as good as 0. `repeats` repeats them in
+    another order. `python` is the interpreter of bfcl-eval's environment.
     """
 
     scoring = Scoring(scored_by=BFCL_EVAL_VERSION)
 
     server: Server
     categories: list[str] | None = None
-    ids: list[str] = field(default_factory=list)
-    limit: Count | None = None
-    handler: str = CHAT_TEMPLATE
-    handlers: dict[str, str] | None = None
+    handler: str | dict[str, str] = CHAT_TEMPLATE
     temperature: Annotated[float, Bounds(ge=0, le=GREEDY)] = GREEDY
-    replicates: Count = 1
-    max_tokens: Count | None = None
-    timeout: Seconds = 3600.0
-    threads: Threads = 100
-    batch_size: Count = 512
-    dir: str | None = None
+    repeats: Count = 1
+    max_new_tokens: Count | None = None
+    num_concurrent: Threads = 100
+    python: Interpreter | None = None
 
     def __post_init__(self) -> None:
         chosen(self.categories)
 
     @property
+    def handlers(self) -> dict[str, str]:
+        """{candidate or `soup`: handler}"""
+        if isinstance(self.handler, str):
+            return {SOUP: self.handler}
+        return {SOUP: CHAT_TEMPLATE, **self.handler}
+
+    @property
     def settings(self) -> JsonObject:
         """What a score depends on, apart from the model and the item. Categories belong to the items."""
-        handlers: JsonObject = {"handlers": dict(self.handlers)} if self.handlers else {}
-        return {
+        settings: dict[str, Json] = {
             "name": "bfcl",
             "protocol": PROTOCOL,
             "bfcl_eval": BFCL_EVAL_VERSION,
-            "handler": self.handler,
-            **handlers,
             "temperature": self.temperature,
-            "max_tokens": self.max_tokens,
+            # The names that stored answers have for these.
+            "max_tokens": self.max_new_tokens,
             "server": dict(self.server.settings),
         }
+        handlers = self.handlers
+        settings["handler"] = handlers.pop(SOUP)
+        if handlers:
+            settings["handlers"] = dict(handlers)
+        return settings
 
     @property
     def prompts(self) -> Prompts:
@@ -171,11 +181,11 @@ class BfclEvaluator(Evaluator):
     @property
     def sampling(self) -> Sampling:
         return Sampling(
-            answers_per_item=self.replicates,
+            answers_per_item=self.repeats,
             # A server batches as it likes: nothing of an item's neighbours is kept.
             blocks_matter=False,
-            answer_tokens=self.max_tokens,
-            length_key="evaluator.max_tokens",
+            answer_tokens=self.max_new_tokens,
+            length_key="evaluator.max_new_tokens",
         )
 
     @property
@@ -194,7 +204,7 @@ class BfclEvaluator(Evaluator):
     def environment(self) -> Environment:
         multi_turn = needs_full(chosen(self.categories))
         try:
-            return find(place_of(self.dir), full=bool(multi_turn))
+            return find(place_of(self.python), full=bool(multi_turn))
         except UserError as error:
             hint = ""
             if multi_turn:
@@ -203,18 +213,15 @@ class BfclEvaluator(Evaluator):
 
     def for_recipe(self, recipe: Recipe) -> BfclEvaluator:
         """This evaluator with the handler of one model; the two share their server."""
-        handler = self.handler
-        if self.handlers and len(recipe.ingredients) == 1:
-            handler = self.handlers.get(recipe.ingredients[0], handler)
-        return replace(self, handler=handler, handlers=None)
+        handlers = self.handlers
+        name = recipe.ingredients[0] if len(recipe.ingredients) == 1 else SOUP
+        return replace(self, handler=handlers.get(name, handlers[SOUP]))
 
-    def batches(self, items: Sequence[Item], replicate: int = 0) -> list[Items]:
+    def batches(self, items: Sequence[Item], repeat: int = 0) -> list[Items]:
         """Items in their order, every second time in the opposite one, so that a server batches them otherwise."""
-        return cut(items[::-1] if replicate % 2 else items, self.batch_size)
+        return cut(items[::-1] if repeat % 2 else items, BATCH_SIZE)
 
-    def evaluate(
-        self, model: LoadedModel, items: Sequence[Item], replicate: int = 0
-    ) -> list[Record]:
+    def evaluate(self, model: LoadedModel, items: Sequence[Item], repeat: int = 0) -> list[Record]:
         """Generate and score. An item without an answer scores 0, and its record has the reason.
 
         Raises:
@@ -229,22 +236,23 @@ class BfclEvaluator(Evaluator):
             "url": running.url,
             "model": running.model,
             "folder": str(model.folder),
-            "threads": self.threads,
+            "threads": self.num_concurrent,
             "temperature": self.temperature,
-            "max_tokens": self.max_tokens,
+            "max_tokens": self.max_new_tokens,
             "request": dict(self.server.request),
         }
         with tempfile.TemporaryDirectory(prefix="souping-bfcl-") as root:
-            call(self.environment, Path(root), self.handler, ids, request, self.timeout)
-            name = self.handler.replace("/", "_")
+            handler = self.handlers[SOUP]
+            call(self.environment, Path(root), handler, ids, request)
+            name = handler.replace("/", "_")
             scored = records(Path(root, "result", name), Path(root, "score", name), items)
         reason = failure(scored)
         if reason:
             # transformers' words; it goes on for lines
             if "Cannot use chat template" in reason:
                 reason = "the tokenizer has no chat template; evaluator.handler=plain needs none"
-            raise UserError(f"handler {self.handler}: no item could be evaluated: {reason[:300]}")
-        return [replace(record, replicate=replicate) for record in scored]
+            raise UserError(f"handler {handler}: no item could be evaluated: {reason[:300]}")
+        return [replace(record, repeat=repeat) for record in scored]
 
     def close(self) -> None:
         self.server.current.stop()
@@ -291,9 +299,12 @@ class Environment:
         return "full" if any(self.folder.glob(f"{SITE}/qwen_agent")) else "minimal"
 
 
-def place_of(folder: str | Path | None = None) -> Path:
-    """The environment that was named, the one of $SOUPING_BFCL, or the one in the user's cache."""
-    named = folder or os.environ.get("SOUPING_BFCL")
+def place_of(python: str | None = None) -> Path:
+    """The environment of an interpreter, the one of $SOUPING_BFCL, or the one in the user's cache."""
+    if python:
+        # Not resolved: it is a link to the interpreter that made the environment.
+        return expanded(python).parent.parent
+    named = os.environ.get("SOUPING_BFCL")
     if named:
         return expanded(named)
     cache = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
@@ -331,12 +342,11 @@ def call(
     handler: str,
     ids: Mapping[str, Sequence[str]],
     generate: JsonObject | None = None,
-    patience: float = 3600.0,
 ) -> None:
     """Run bfcl-eval on these ids in its own process, which ends with this one; its files are below `root`.
 
     Raises:
-        UserError: one line on what stopped it, or no answer of the server for `patience` seconds.
+        UserError: one line on what stopped it, or no answer of the server for `PATIENCE_S` seconds.
     """
     if generate:
         try:
@@ -355,10 +365,8 @@ def call(
         json.dumps({"root": str(root), "handler": handler, "ids": ids, "generate": settings})
     )
     process = Process([str(environment.python), "-I", str(RUNNER), str(request)], _variables(), log)
-    if not process.ends_in(patience, alive):
-        raise UserError(
-            f"bfcl-eval: no answer for {patience:g} s: raise evaluator.timeout if it is just slow"
-        )
+    if not process.ends_in(PATIENCE_S, alive):
+        raise UserError(f"bfcl-eval: no answer for {PATIENCE_S:g} s: is the server stuck?")
     outcome = root / "outcome.json"
     stopped = json.loads(outcome.read_text())["error"] if outcome.is_file() else process.reason()
     if stopped:

@@ -43,30 +43,19 @@ WITHOUT_ANSWERS = {"irrelevance": [], "live_irrelevance": [], "live_relevance": 
 
 @frozen
 class BfclBenchmark(BenchmarkItems):
-    """Items of some categories, all of them or those whose ids are named; `data` is the folder of bfcl-eval's files."""
+    """Items of some categories; `data` is the folder of bfcl-eval's files."""
 
     data: Path
     categories: Names
-    ids: tuple[str, ...] = ()
-    limit: int | None = None
     title: str = "bfcl"
 
     def items(self) -> Items:
-        """In the order of the categories and of their files, or in that of `ids`.
-
-        Raises:
-            UserError: an id is not one of these categories'.
-        """
+        """In the order of the categories and of their files."""
         groups = _groups(self.data)
         items = list[Item]()
         for name in self.categories:
-            items += _read(self.data, name, groups)[: self.limit]
-        if not self.ids:
-            return tuple(items)
-        known = {item.id: item for item in items}
-        for name in self.ids:
-            pick(name, known, "evaluator.ids")
-        return tuple(known[name] for name in dict.fromkeys(self.ids))
+            items += _read(self.data, name, groups)
+        return tuple(items)
 
 
 def chosen(names: Sequence[str] | None) -> Names:

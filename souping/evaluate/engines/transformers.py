@@ -149,7 +149,7 @@ class Engine(Component, ABC):
         settings: GenerationSettings,
         model: LoadedModel,
         items: Sequence[Item],
-        replicate: int,
+        repeat: int,
     ) -> list[Answer]:
         """The n-th answers, in the items' order (UserError where the engine cannot run)."""
 
@@ -166,7 +166,7 @@ class Engine(Component, ABC):
     @property
     def settings(self) -> JsonObject | None:
         """What answers depend on beside the evaluator's settings. None if those are all; otherwise the evaluator's
-        settings of the machine (dtype, device, threads, workers) are not used."""
+        settings of the machine (device, threads, workers) are not used, and its dtype is the engine's."""
         return None
 
     @property
@@ -174,9 +174,9 @@ class Engine(Component, ABC):
         """Form in which it takes soups: a live module, or a folder."""
         return "module"
 
-    def module_settings(self, default: ModuleSettings) -> ModuleSettings:
-        """How the live module is loaded; `default` is how the evaluator would load it."""
-        return default
+    def module_settings(self, machine: MachineSettings) -> ModuleSettings:
+        """How the live module is loaded."""
+        return machine.module_settings()
 
     @property
     def host(self) -> ModelHost | None:
@@ -252,11 +252,11 @@ class TransformersEngine(Engine):
         settings: GenerationSettings,
         model: LoadedModel,
         items: Sequence[Item],
-        replicate: int,
+        repeat: int,
     ) -> list[Answer]:
         """The n-th answers, in the items' order; each of the machine's workers answers every n-th item."""
         workers = settings.machine.workers
-        return in_shares(workers, items, lambda share: _share(settings, model, share, replicate))
+        return in_shares(workers, items, lambda share: _share(settings, model, share, repeat))
 
     def likelihoods(
         self,
@@ -286,7 +286,7 @@ def in_shares(workers: int, inputs: Sequence[T], work: Callable[[Sequence[T]], l
 
 
 def _share(
-    settings: GenerationSettings, model: LoadedModel, items: Sequence[Item], replicate: int
+    settings: GenerationSettings, model: LoadedModel, items: Sequence[Item], repeat: int
 ) -> list[Answer]:
     """Answers of one worker. A prompt that leaves less room than `max_new_tokens` is a batch of its own; without that
     setting, prompts that leave the same room share a batch."""
@@ -309,7 +309,7 @@ def _share(
         for (room, _), numbers in batches.items():
             batch_prompts = [prompts[n] for n in numbers]
             batch_items = [items[n] for n in numbers]
-            batch = _generate(settings, model, batch_prompts, batch_items, replicate, room)
+            batch = _generate(settings, model, batch_prompts, batch_items, repeat, room)
             answers |= dict(zip(numbers, batch, strict=True))
     return [answers[number] for number in range(len(items))]
 
@@ -319,7 +319,7 @@ def _generate(
     model: LoadedModel,
     prompts: Sequence[list[int]],
     items: Sequence[Item],
-    replicate: int,
+    repeat: int,
     max_new: int,
 ) -> list[Answer]:
     tokenizer = model.tokenizer
@@ -331,7 +331,7 @@ def _generate(
     device = next(module.parameters()).device
     # A decoder of its own begins with one token, not with the prompt.
     start = 1 if module.config.is_encoder_decoder else ids.shape[1]
-    seeds = [settings.decoding.seed_of(item, replicate) for item in items]
+    seeds = [settings.decoding.seed_of(item, repeat) for item in items]
     rows = module.generate(  # type: ignore[operator]  # of its mixin
         input_ids=ids.to(device),
         attention_mask=mask.to(device),

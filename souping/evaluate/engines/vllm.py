@@ -19,12 +19,12 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 from souping.checkpoints.checkpoint import stores_head
-from souping.core.fields import Count, Precision, Seed, Share, Threads, component
+from souping.core.fields import Threads, component
 from souping.core.protocols import LoadedModel, ModelHost, ModuleSettings, WeightStream
-from souping.core.text import first_line, missing
+from souping.core.text import first_line
 from souping.core.types import Item, JsonObject, Missing, UserError
 from souping.evaluate.engines.transformers import (
     Answer,
@@ -38,12 +38,40 @@ from souping.evaluate.engines.transformers import (
 from souping.evaluate.machine import MachineSettings
 from souping.evaluate.servers.process import PidGuard
 from souping.evaluate.templates import Decoding, render
+from souping.evaluate.tool_arguments import (
+    GPU_FRACTION,
+    WITHOUT_EFFECT,
+    check_tool_arguments,
+    missing_tool,
+)
 
 if TYPE_CHECKING:
     from vllm import LLM, SamplingParams
 
 VLLM_ENGINE_VERSION = 2
 """Raise when the same settings would give other answers, as with another range of versions of vLLM."""
+DEFAULTS: JsonObject = {
+    GPU_FRACTION: 0.85,
+    "disable_log_stats": True,
+    "enforce_eager": False,
+    "max_model_len": None,
+    "seed": 0,
+    "speculative_config": None,
+}
+"""Arguments of `vllm.LLM` that `args` may change. Those that change answers are always part of the fingerprint."""
+FIXED: JsonObject = {
+    "worker_extension_cls": "souping.evaluate.engines.vllm_worker.SoupWorker",
+    # The settings decode, not the folder's own file.
+    "generation_config": "vllm",
+}
+"""Arguments of `vllm.LLM` on which souping depends."""
+KEYS = {
+    **dict.fromkeys(("model", *FIXED), ""),
+    "dtype": "evaluator.dtype",
+    "tensor_parallel_size": "engine.tensor_parallel_size",
+    "trust_remote_code": "evaluator.trust_remote_code",
+}
+"""{argument that `args` may not hold: the key for it}"""
 log = logging.getLogger("souping.evaluate")
 
 
@@ -67,49 +95,49 @@ class EngineState:
 
 @component
 class VllmEngine(Engine):
-    """vLLM over `tensor_parallel_size` GPUs, of each of which it takes the fraction `gpu_memory_utilization`.
-
-    `max_model_len` (tokens) bounds prompt and answer together; by default the model's own context. The GPU fraction is
-    not part of the fingerprint. `speculative` is vLLM's own `speculative_config`.
-    """
+    """vLLM over `tensor_parallel_size` GPUs. `args` are further arguments of `vllm.LLM`, by its own names."""
 
     model_form = "chunks"
 
     tensor_parallel_size: Threads = 1
-    gpu_memory_utilization: Share = 0.85
-    max_model_len: Count | None = None
-    dtype: Precision | Literal["auto"] = "auto"
-    enforce_eager: bool = False
-    seed: Seed = 0
-    speculative: dict[str, Any] | None = None
+    args: dict[str, Any] = field(default_factory=dict)
     running: EngineState = field(default_factory=EngineState, init=False, repr=False, compare=False)
+
+    def __post_init__(self) -> None:
+        check_tool_arguments(self.args, "engine.args", KEYS)
+
+    @property
+    def arguments(self) -> dict[str, Any]:
+        """Those of `vllm.LLM` that `args` may change."""
+        return {**DEFAULTS, **self.args}
 
     @property
     def settings(self) -> JsonObject:
         """What answers depend on beside the evaluator's settings."""
+        decisive = dict(self.arguments)
+        for name in WITHOUT_EFFECT & decisive.keys():
+            del decisive[name]
+        # The name that stored answers have for it.
+        decisive["speculative"] = decisive.pop("speculative_config")
         return {
+            **decisive,
             "name": "vllm",
             "version": VLLM_ENGINE_VERSION,
             "tensor_parallel_size": self.tensor_parallel_size,
-            "max_model_len": self.max_model_len,
-            "dtype": self.dtype,
-            "enforce_eager": self.enforce_eager,
-            "seed": self.seed,
-            "speculative": self.speculative,
         }
 
-    def module_settings(self, default: ModuleSettings) -> ModuleSettings:
+    def module_settings(self, machine: MachineSettings) -> ModuleSettings:
         """The GPUs are vLLM's."""
-        return replace(default, device="cpu", dtype=self.dtype)
+        settings = machine.module_settings()
+        return replace(settings, device="cpu", dtype=machine.dtype or "auto")
 
     @property
     def host(self) -> ModelHost:
-        return ModelHost(
-            dtype=self.dtype, gpus=self.tensor_parallel_size, fraction=self.gpu_memory_utilization
-        )
+        fraction = float(self.arguments[GPU_FRACTION])
+        return ModelHost(gpus=self.tensor_parallel_size, fraction=fraction)
 
     def needs(self) -> list[Missing]:
-        return missing("vllm")
+        return missing_tool("vllm", self.args, "engine.args")
 
     def close(self) -> None:
         """End vLLM's processes."""
@@ -120,14 +148,14 @@ class VllmEngine(Engine):
         settings: GenerationSettings,
         model: LoadedModel,
         items: Sequence[Item],
-        replicate: int,
+        repeat: int,
     ) -> list[Answer]:
         """The n-th answers, in the items' order. Each sampled one has its own seed, whatever vLLM batches.
 
         Raises:
             UserError: vLLM is absent or cannot load the model.
         """
-        engine = self._with(model, settings.machine.trust_remote_code)
+        engine = self._with(model, settings.machine)
         answers = dict[int, Answer]()
         # (number, prompt, arguments) of the items whose prompts fit the context.
         requests = list[tuple[int, list[int], JsonObject]]()
@@ -137,7 +165,7 @@ class VllmEngine(Engine):
             if reason:
                 answers[number] = Answer.none(prompt, reason)
                 continue
-            seed = settings.decoding.seed_of(item, replicate)
+            seed = settings.decoding.seed_of(item, repeat)
             arguments = sampling_arguments(
                 max_new, settings.stop, settings.decoding, seed, model.eos_token_ids
             )
@@ -161,7 +189,7 @@ class VllmEngine(Engine):
         Raises:
             UserError: vLLM is absent or cannot load the model.
         """
-        engine = self._with(model, machine.trust_remote_code)
+        engine = self._with(model, machine)
         windows_of = [passage.windows(engine.context_length - 2, stride) for passage in passages]
         prompts = list[list[int]]()
         for windows in windows_of:
@@ -175,18 +203,18 @@ class VllmEngine(Engine):
             totals.append(math.fsum(scored))
         return totals
 
-    def _with(self, model: LoadedModel, trust: bool) -> Vllm:
+    def _with(self, model: LoadedModel, machine: MachineSettings) -> Vllm:
         """The engine with this soup in it."""
         state = self.running
         if state.engine is None or state.served != model.soup:
             state.served = None  # until the weights are all there
-            if not self._poured(model, trust):
-                self._reload(model, trust)
+            if not self._poured(model, machine):
+                self._reload(model, machine)
             state.served = model.soup
         assert state.engine is not None
         return state.engine
 
-    def _poured(self, model: LoadedModel, trust: bool) -> bool:
+    def _poured(self, model: LoadedModel, machine: MachineSettings) -> bool:
         """Whether the workers took the soup in chunks. An engine is started with an ingredient's weights first."""
         state = self.running
         stream = model.stream if state.in_place and state.in_chunks else None
@@ -196,7 +224,7 @@ class VllmEngine(Engine):
             folder = model.ingredient_folder
             if not folder or config_text(folder) != stream.config:
                 return False
-            self._start(folder, trust)
+            self._start(folder, machine)
         assert state.engine is not None
         try:
             state.engine.pour(stream)
@@ -214,13 +242,13 @@ class VllmEngine(Engine):
             return False
         return True
 
-    def _start(self, folder: Path, trust: bool) -> None:
+    def _start(self, folder: Path, machine: MachineSettings) -> None:
         state = self.running
         state.close()
-        state.engine = Vllm(folder, llm_arguments(folder, self, trust))
+        state.engine = Vllm(folder, llm_arguments(folder, self, machine))
         state.config = config_text(folder)
 
-    def _reload(self, model: LoadedModel, trust: bool) -> None:
+    def _reload(self, model: LoadedModel, machine: MachineSettings) -> None:
         """Let the workers read the soup's folder. If they cannot, or its config is another, restart the engine."""
         state = self.running
         folder = model.folder
@@ -234,7 +262,7 @@ class VllmEngine(Engine):
                     first_line(error),
                 )
                 state.in_place = False
-        self._start(folder, trust)
+        self._start(folder, machine)
 
 
 def config_text(folder: Path) -> str:
@@ -267,22 +295,15 @@ ENVIRONMENT = {
 }
 
 
-def llm_arguments(folder: Path, engine: VllmEngine, trust_remote_code: bool) -> JsonObject:
+def llm_arguments(folder: Path, engine: VllmEngine, machine: MachineSettings) -> JsonObject:
     """The keyword arguments of `vllm.LLM`."""
     return {
+        **engine.arguments,
+        **FIXED,
         "model": str(folder),
         "tensor_parallel_size": engine.tensor_parallel_size,
-        "gpu_memory_utilization": engine.gpu_memory_utilization,
-        "max_model_len": engine.max_model_len,
-        "dtype": engine.dtype,
-        "enforce_eager": engine.enforce_eager,
-        "seed": engine.seed,
-        "speculative_config": engine.speculative,
-        "trust_remote_code": trust_remote_code,
-        "worker_extension_cls": "souping.evaluate.engines.vllm_worker.SoupWorker",
-        "disable_log_stats": True,
-        # The settings decode, not the folder's own file.
-        "generation_config": "vllm",
+        "dtype": machine.dtype or "auto",
+        "trust_remote_code": machine.trust_remote_code,
     }
 
 
@@ -342,7 +363,8 @@ class Vllm:
             from vllm.platforms import current_platform
 
             self._llm: LLM = vllm.LLM(**arguments)
-        except (RuntimeError, ValueError, OSError, ImportError, AssertionError) as error:
+        # A TypeError is an argument that vLLM does not know.
+        except (RuntimeError, ValueError, OSError, ImportError, AssertionError, TypeError) as error:
             raise UserError(f"engine=vllm cannot load {folder}: {first_line(error)}") from error
         workers = {child.pid for child in multiprocessing.active_children()} - before
         self._guard = PidGuard([pid for pid in workers if pid])

@@ -18,7 +18,7 @@ import numpy as np
 from souping.checkpoints.compatibility import chat_template
 from souping.core.fields import component, pick
 from souping.core.protocols import BenchmarkItems, Hosting, LoadedModel, Prompts, Sampling, Scoring
-from souping.core.text import missing, nearest
+from souping.core.text import nearest
 from souping.core.types import (
     FloatArray,
     Folders,
@@ -38,17 +38,20 @@ from souping.evaluate.lm_eval.logged import LoggedModel, responses_at
 from souping.evaluate.lm_eval.metrics import pseudo_values
 from souping.evaluate.lm_eval.model import build, run
 from souping.evaluate.lm_eval.tasks import (
+    IN_ITEMS,
     NEUTRAL_KEYS,
     Document,
     HarnessSettings,
     Loaded,
+    decoding_of,
     load,
     naming_task,
     published_sizes,
     require,
 )
-from souping.evaluate.machine import cut_by_length, replicate_size
+from souping.evaluate.machine import cut_by_length, repeat_size
 from souping.evaluate.templates import PROCESS, generation_notes
+from souping.evaluate.tool_arguments import missing_tool
 
 if TYPE_CHECKING:
     from lm_eval.api.task import Task
@@ -63,13 +66,11 @@ LONGEST_LABEL_CHARS = 80
 
 @frozen
 class HarnessBenchmark(BenchmarkItems):
-    """Documents of the tasks as a benchmark. Its title salts the folds: more tasks do not move old items."""
+    """Documents of the tasks as a benchmark."""
 
     evaluator: HarnessEvaluator
 
-    @property
-    def title(self) -> str:
-        return self.evaluator.name
+    title = "lm_eval"
 
     def items(self) -> Items:
         """One item per document.
@@ -81,9 +82,7 @@ class HarnessBenchmark(BenchmarkItems):
         for loaded in self.evaluator.loaded.values():
             items += _items_of(loaded, self.evaluator.category, self.evaluator.group)
         if not items:
-            raise UserError(
-                "evaluator.tasks: no documents are left: check evaluator.samples and evaluator.limit"
-            )
+            raise UserError("evaluator.tasks have no documents: check their data")
         return tuple(items)
 
 
@@ -117,7 +116,7 @@ class HarnessPrompts(Prompts):
         """Items without content, if the sizes of all tasks are published."""
         sizes = published_sizes(self.evaluator.tasks)
         shared = sizes if self.evaluator.group == "doc" else ()
-        return outline_items(sizes, self.evaluator.limit, shared=shared)
+        return outline_items(sizes, shared)
 
     def check(self, candidates: Sequence[str]) -> None:
         """Refuse logs of others than the candidates, folders without any, and logs where answers are sampled."""
@@ -127,7 +126,7 @@ class HarnessPrompts(Prompts):
             responses_at(path)
         if logs and self.evaluator.sampling.answers_per_item > 1:
             raise UserError(
-                "evaluator.logs hold one greedy answer per item: leave evaluator.samples and replicates out"
+                "evaluator.logs hold one greedy answer per item: leave evaluator.repeats out"
             )
 
     def check_tokenizer(self, folder: Path, items: Sequence[Item]) -> None:
@@ -141,7 +140,7 @@ class HarnessPrompts(Prompts):
         """What the candidates' own generation_config would have done, and the code of task files that ran."""
         tasks = self.evaluator.loaded.values()
         code = dict.fromkeys(chain.from_iterable(task.code for task in tasks))
-        notes = [f"evaluator.allow_code: ran {line}" for line in code]
+        notes = [f"evaluator.allow_task_code: ran {line}" for line in code]
         if any(task.generates for task in tasks):
             notes += generation_notes(folders)
         return notes
@@ -260,7 +259,7 @@ class HarnessEvaluator(HarnessSettings):
         return replace(super().hosting, hands_out=bool(self.logs))
 
     def needs(self) -> list[Missing]:
-        return missing("lm_eval")
+        return missing_tool("lm_eval", self.args, "evaluator.args")
 
     @property
     def loaded(self) -> dict[str, Loaded]:
@@ -275,17 +274,13 @@ class HarnessEvaluator(HarnessSettings):
         """
         require()
         machine = self.machine
+        args = {name: value for name, value in self.arguments.items() if name not in IN_ITEMS}
         return {
-            **self.model_arguments,
+            **args,
             "batch_size": self.batch_size,
             "trust_remote_code": self.trust_remote_code,
-            "sampling_seed": self.sampling_seed,
+            "sampling_seed": self.seed,
             "apply_chat_template": self.apply_chat_template,
-            "system_instruction": self.system_instruction,
-            "fewshot_as_multiturn": self.fewshot_as_multiturn,
-            "random_seed": self.random_seed,
-            "numpy_random_seed": self.numpy_random_seed,
-            "torch_random_seed": self.torch_random_seed,
             "threads": machine.resolved_threads,
             "device": machine.resolved_device,
             "dtype": machine.resolved_dtype,
@@ -301,7 +296,7 @@ class HarnessEvaluator(HarnessSettings):
     @property
     def sampling(self) -> Sampling:
         return Sampling(
-            answers_per_item=max(self.samples, self.replicates),
+            answers_per_item=self.repeats,
             full_batch=self.batch_size,
             length_key="evaluator.gen_kwargs={max_gen_toks: N}",
         )
@@ -310,13 +305,19 @@ class HarnessEvaluator(HarnessSettings):
     def scoring(self) -> Scoring:
         return HarnessScoring(aggregate=self.aggregate, evaluator=self)
 
-    def batches(self, items: Sequence[Item], replicate: int = 0) -> list[Items]:
-        size = BATCHES * replicate_size(self.batch_size, self.replicates, replicate)
+    def batches(self, items: Sequence[Item], repeat: int = 0) -> list[Items]:
+        size = BATCHES * self._batch_size(repeat)
         return cut_by_length(items, lambda item: len(item.prompt), size)
 
-    def evaluate(
-        self, model: LoadedModel, items: Sequence[Item], replicate: int = 0
-    ) -> list[Record]:
+    def _batch_size(self, repeat: int) -> int:
+        """Requests that are computed together for the n-th answers."""
+        if not repeat:
+            return self.batch_size
+        tasks = self.loaded.values()
+        sampled = any(decoding_of(task.generation_kwargs, self).temperature for task in tasks)
+        return repeat_size(self.batch_size, sampled, repeat)
+
+    def evaluate(self, model: LoadedModel, items: Sequence[Item], repeat: int = 0) -> list[Record]:
         """A record for every item, in order.
 
         Raises:
@@ -335,11 +336,11 @@ class HarnessEvaluator(HarnessSettings):
         for task, numbers in documents.items():
             for place, number in enumerate(numbers):
                 placed[task, place] = tasks[task][number]
-        lm = build(model, self, placed, replicate)
+        lm = build(model, self, placed, repeat, self._batch_size(repeat))
         if self._session.log:
             lm = LoggedModel(lm, responses_at(self._session.log))
         records = run(lm, self.loaded, documents, self)
-        return [replace(records[item.id], replicate=replicate) for item in items]
+        return [replace(records[item.id], repeat=repeat) for item in items]
 
     def close(self) -> None:
         """End the templates' process."""
@@ -356,7 +357,7 @@ def _document(item: Item) -> tuple[str, int]:
 
 
 def _items_of(loaded: Loaded, category: str, group: str) -> Iterator[Item]:
-    """An item for every document in use, `TASK/DOC`.
+    """An item for every document, `TASK/DOC`.
 
     `category` is `task` (the leaf task), `entry` (the name in `evaluator.tasks`) or `column:NAME` (a column of the
     documents); `group` is `item`, `doc` (the same document number in all tasks) or `column:NAME`.
@@ -370,8 +371,7 @@ def _items_of(loaded: Loaded, category: str, group: str) -> Iterator[Item]:
         ]
     )
     names = {"task": loaded.name, "entry": loaded.entry}
-    for number in loaded.ids:
-        doc = loaded.docs[number]
+    for number, doc in enumerate(loaded.docs):
         name = f"{loaded.name}/{number}"
         groups = {"item": name, "doc": f"doc {number}"}
         with naming_task(name):

@@ -28,9 +28,9 @@ from souping.evaluate.lm_eval.tasks import (
     Loaded,
     decoding_of,
     quiet,
+    refused_arguments,
     seed,
 )
-from souping.evaluate.machine import replicate_size
 from souping.evaluate.templates import Decoding, TemplateStoppedError, apply_chat_template
 
 if TYPE_CHECKING:
@@ -121,8 +121,11 @@ def run(
 
     # as simple_evaluate does before each run; tasks may draw from torch's generator
     seed(evaluator)
-    torch.manual_seed(evaluator.torch_random_seed)
-    tasks = {name: TaskSubset(loaded[name], evaluator.fewshot_random_seed) for name in documents}
+    arguments = evaluator.arguments
+    with refused_arguments():
+        torch.manual_seed(arguments["torch_random_seed"])
+    fewshot_seed = arguments["fewshot_random_seed"]
+    tasks = {name: TaskSubset(loaded[name], fewshot_seed) for name in documents}
     try:
         results = evaluate(
             lm=lm,
@@ -130,9 +133,9 @@ def run(
             samples={name: list(numbers) for name, numbers in documents.items()},
             bootstrap_iters=0,
             log_samples=True,
-            system_instruction=evaluator.system_instruction,
+            system_instruction=arguments["system_instruction"],
             apply_chat_template=evaluator.apply_chat_template,
-            fewshot_as_multiturn=evaluator.fewshot_as_multiturn,
+            fewshot_as_multiturn=arguments["fewshot_as_multiturn"],
             confirm_run_unsafe_code=evaluator.confirm_run_unsafe_code,
         )
     except TemplateStoppedError as error:
@@ -220,7 +223,8 @@ def build(
     served: LoadedModel,
     evaluator: HarnessSettings,
     items: Mapping[tuple[str, int], Item],
-    replicate: int,
+    repeat: int,
+    batch_size: int,
 ) -> HFLM:
     """HFLM around the live module, for the n-th answers to items, which are given by task and place.
 
@@ -231,16 +235,17 @@ def build(
     if tokenizer.pad_token_id is None:
         tokenizer = _copy(tokenizer)
     quiet()
-    model = live_class()(
-        pretrained=module,
-        tokenizer=tokenizer,
-        device=str(module.device),
-        batch_size=replicate_size(evaluator.batch_size, evaluator.replicates, replicate),
-        **evaluator.model_arguments,
-    )
+    with refused_arguments():
+        model = live_class()(
+            pretrained=module,
+            tokenizer=tokenizer,
+            device=str(module.device),
+            batch_size=batch_size,
+            **evaluator.model_arguments,
+        )
     model.evaluator = evaluator
     model.items = items
-    model.replicate = replicate
+    model.repeat = repeat
     model.answers = {}
     model.eos_token_ids = served.eos_token_ids
     if not served.eos_token_ids and model.eot_token_id is not None:
@@ -265,7 +270,7 @@ class HarnessModel(Base):  # type: ignore[misc]
     chat_template_args: dict[str, Any]
     evaluator: HarnessSettings
     items: Mapping[tuple[str, int], Item]
-    replicate: int
+    repeat: int
     eos_token_ids: Sequence[int]
     answers: dict[tuple[str, int], list[Answer]]  # by task and place of the document
     _prompts: Sequence[PromptText] = ()  # of the batch, and the token ids of each
@@ -273,11 +278,11 @@ class HarnessModel(Base):  # type: ignore[misc]
     _scored: list[Instance] | None = None
 
     def _seed(self, prompt: PromptText, decoding: Decoding) -> int:
-        """Seed of one answer, from its item, replicate and place in the task's own requests."""
+        """Seed of one answer, from its item, repeat and place in the task's own requests."""
         request = prompt.request
         item = self.items[str(request.task_name), int(request.doc_id or 0)]
         place = int(request.idx) + (prompt.number << 16)
-        return (decoding.seed_of(item, self.replicate) + place * SEED_STEP) % 2**63
+        return (decoding.seed_of(item, self.repeat) + place * SEED_STEP) % 2**63
 
     def _note(self, request: Instance, answer: Answer) -> None:
         self.answers.setdefault((request.task_name, request.doc_id), []).append(answer)

@@ -41,7 +41,7 @@ UNSUITABLE = (
 class TaskFiles:
     """The harness's index of tasks, and a check of each file before the harness loads it.
 
-    `allowed` lists the code that `evaluator.allow_code` has let through.
+    `allowed` lists the code that `evaluator.allow_task_code` has let through.
     """
 
     def __init__(
@@ -50,7 +50,7 @@ class TaskFiles:
         include_path: Sequence[str],
         include_defaults: bool | None,
         metadata: dict[str, Any] | None,
-        allow_code: bool,
+        allow_task_code: bool,
     ) -> None:
         """Without `include_defaults` the harness's own 14,000 tasks, which take some twenty seconds to read, are read
         only if they are needed."""
@@ -63,7 +63,7 @@ class TaskFiles:
                 raise UserError(
                     f"evaluator.include_path={folder} is not a folder: give the one with your task files"
                 )
-        self._allow = allow_code
+        self._allow = allow_task_code
         self.allowed = list[str]()
         self.manager = TaskManager(
             include_path=folders or None,
@@ -104,7 +104,7 @@ class TaskFiles:
         if lines and not self._allow:
             raise UserError(
                 f"{lines[0]}: it would run Python on this machine\n"
-                "set evaluator.allow_code=true if you trust whoever wrote this file"
+                "set evaluator.allow_task_code=true if you trust whoever wrote this file"
             )
         self.allowed += [line for line in lines if line not in self.allowed]
 

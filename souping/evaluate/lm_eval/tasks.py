@@ -3,28 +3,29 @@
 from __future__ import annotations
 
 import fnmatch
+import inspect
 import logging
-import math
 import random
 import re
 import warnings
-from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import field
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import numpy as np
 
-from souping.core.fields import Bounds, Count, Form, Precision, Seed, TokenId, component, pick
+from souping.core.fields import Bounds, Count, Form, Seed, component, pick
 from souping.core.files import expanded
 from souping.core.text import first_line, install
 from souping.core.types import JsonObject, UserError, frozen
 from souping.evaluate.generate import MachineEvaluator
 from souping.evaluate.lm_eval.metrics import Metric, choose
 from souping.evaluate.lm_eval.task_files import Spec, TaskFiles
-from souping.evaluate.templates import PENALTIES, SAMPLING, Decoding, check_sampling
+from souping.evaluate.templates import PENALTIES, SAMPLING, Decoding
+from souping.evaluate.tool_arguments import check_tool_arguments
 
 if TYPE_CHECKING:
     from lm_eval.api.task import Task
@@ -37,6 +38,55 @@ LOGGERS = ("lm_eval", "datasets", "sacrebleu", "huggingface_hub")
 LENGTH_KEYS = ("max_gen_toks", "max_new_tokens", "max_tokens", "max_completion_tokens")
 KNOWN = ("until", *LENGTH_KEYS, *SAMPLING, *PENALTIES)
 """What a task's generation_kwargs may say; transformers would take more, a program to generate with among it."""
+DEFAULTS: JsonObject = {
+    "backend": "default",
+    "truncation": False,
+    "logits_cache": True,
+    "max_length": None,
+    "softmax_dtype": None,
+    "mixed_precision_dtype": None,
+    "add_bos_token": None,
+    "prefix_token_id": None,
+    "think_end_token": None,
+    "enable_thinking": None,
+    "chat_template_args": None,
+    "system_instruction": None,
+    "fewshot_as_multiturn": True,
+    "random_seed": 0,
+    "numpy_random_seed": 1234,
+    "torch_random_seed": 1234,
+    "fewshot_random_seed": 1234,
+    "include_defaults": None,
+    "metadata": None,
+}
+"""Arguments of the harness that `args` may change. Those that answers depend on are always part of the fingerprint."""
+EVALUATION_ARGUMENTS = (
+    "system_instruction",
+    "fewshot_as_multiturn",
+    "random_seed",
+    "numpy_random_seed",
+    "torch_random_seed",
+    "fewshot_random_seed",
+)
+"""Arguments that are `simple_evaluate`'s; its loop runs here."""
+TASK_ARGUMENTS = ("include_defaults", "metadata")
+"""Arguments that are the task manager's."""
+IN_ITEMS = ("fewshot_random_seed", *TASK_ARGUMENTS)
+"""Arguments that choose items, or that the items' own digests cover."""
+SET_HERE = (
+    "pretrained", "revision", "subfolder", "tokenizer", "use_fast_tokenizer", "max_batch_size", "parallelize",
+    "max_memory_per_gpu", "max_cpu_memory", "offload_folder", "tp_plan", "peft", "delta", "autogptq", "gptqmodel",
+    "gguf_file", "kwargs",
+)  # fmt: skip
+"""Arguments of HFLM by which it would load a checkpoint."""
+KEYS = {
+    **dict.fromkeys(SET_HERE, ""),
+    **{
+        name: f"evaluator.{name}" for name in ("batch_size", "device", "dtype", "trust_remote_code")
+    },
+    "limit": "benchmark.limit",
+}
+"""{argument that `args` may not hold: the key for it}"""
 PUBLISHED: tuple[tuple[str, int, int], ...] = (
     (r"mgsm_\w+_[a-z]{2}", 250, 1),
     (r"flores36", 1012, 36),
@@ -52,21 +102,17 @@ FLORES-200's devtest, 1,012 sentences (NLLB Team 2022); infinite-Bench's tasks (
 class HarnessSettings(MachineEvaluator):
     """Tasks of lm-evaluation-harness, and how they are evaluated.
 
-    Arguments are those of `simple_evaluate` and of its model class `HFLM`, by their own names. `docs/evaluators.md`
-    describes those of souping (`metric`, `filter`, `category`, `group`) and the harness's that are fixed.
-    `samples` to `replicates` are those of `LocalEvaluator`; each task and `gen_kwargs` say how answers are drawn.
+    `docs/evaluators.md` describes the keys of souping (`metric`, `filter`, `category`, `group`) and the harness's that
+    are fixed. `seed`, `repeats` and `aggregate` are those of `LocalEvaluator`; each task and `gen_kwargs` say how
+    answers are drawn. `args` are further arguments of the harness's model, `simple_evaluate` or task manager.
     """
 
-    samples: Count = 1
-    sampling_seed: Seed = 0
+    batch_size: Count = 16
+    seed: Seed = 0
+    repeats: Count = 1
     aggregate: Literal["mean", "pass"] = "mean"
-    replicates: Count = 1
     tasks: list[str | dict[str, Any]]
     include_path: str | list[str] | None = None
-    include_defaults: bool | None = None
-    metadata: dict[str, Any] | None = None
-    name: str = "lm_eval"
-    limit: Annotated[float, Bounds(gt=0)] | None = None
     metric: str | dict[str, str] | None = None
     filter: str | dict[str, str] | None = None
     category: Annotated[str, Form("task|entry|column:.*", "task, entry or column:NAME")] = "task"
@@ -74,54 +120,30 @@ class HarnessSettings(MachineEvaluator):
     num_fewshot: Annotated[int, Bounds(ge=0)] | None = None
     gen_kwargs: dict[str, Any] | None = None
     apply_chat_template: bool | str = False
-    system_instruction: str | None = None
-    fewshot_as_multiturn: bool = True
-    batch_size: Count = 16
-    max_length: Count | None = None
-    truncation: bool = False
-    logits_cache: bool = True
-    add_bos_token: bool | None = None
-    prefix_token_id: TokenId | None = None
-    backend: Literal["default", "causal", "seq2seq"] = "default"
-    softmax_dtype: Precision | Literal["float64"] | None = None
-    mixed_precision_dtype: Precision | Literal["float64"] | None = None
-    think_end_token: str | TokenId | None = None
-    enable_thinking: bool | None = None
-    chat_template_args: dict[str, Any] | None = None
     confirm_run_unsafe_code: bool = False
-    allow_code: bool = False
-    random_seed: Seed = 0
-    numpy_random_seed: Seed = 1234
-    torch_random_seed: Seed = 1234
-    fewshot_random_seed: Seed = 1234
+    allow_task_code: bool = False
+    args: dict[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        # each task's own is checked with it
-        check_sampling(float(self.samples > 1), self.samples, self.replicates)
+        check_tool_arguments(self.args, "evaluator.args", KEYS)
+
+    @property
+    def arguments(self) -> dict[str, Any]:
+        """Arguments of the harness by its own names, with the defaults of those that are not given."""
+        return {**DEFAULTS, **self.args}
 
     @property
     def model_arguments(self) -> JsonObject:
         """Arguments of HFLM that are passed on; the others load a checkpoint, which is loaded already."""
-        return {
-            "backend": self.backend,
-            "truncation": self.truncation,
-            "logits_cache": self.logits_cache,
-            "max_length": self.max_length,
-            "softmax_dtype": self.softmax_dtype,
-            "mixed_precision_dtype": self.mixed_precision_dtype,
-            "add_bos_token": self.add_bos_token,
-            "prefix_token_id": self.prefix_token_id,
-            "think_end_token": self.think_end_token,
-            "enable_thinking": self.enable_thinking,
-            "chat_template_args": self.chat_template_args,
-        }
+        others = {*EVALUATION_ARGUMENTS, *TASK_ARGUMENTS}
+        return {name: value for name, value in self.arguments.items() if name not in others}
 
 
 @frozen
 class Loaded:
     """Leaf task, the entry of `evaluator.tasks` it came with, its documents and the metric that scores them.
 
-    `ids` are the documents in use. `shots` holds the few-shot examples of each document, drawn for all documents in
+    `shots` holds the few-shot examples of each document, drawn for all documents in
     their order from one seed, as a complete run of the harness draws them: an item's prompt never depends on which
     other items are evaluated with it. `code` is what its file names as code, unless it is a file of the harness's.
     """
@@ -130,7 +152,6 @@ class Loaded:
     entry: str
     task: Task
     docs: Sequence[Document]
-    ids: Sequence[int]
     shots: Sequence[Sequence[Document]]
     metric: Metric
     code: tuple[str, ...] = ()
@@ -138,6 +159,11 @@ class Loaded:
     @property
     def generates(self) -> bool:
         return bool(self.task.OUTPUT_TYPE == "generate_until")
+
+    @property
+    def generation_kwargs(self) -> Mapping[str, Any]:
+        """How it generates; empty if it compares likelihoods."""
+        return (self.generates and self.task.get_config("generation_kwargs")) or {}
 
 
 def require() -> None:
@@ -171,14 +197,16 @@ def load(evaluator: HarnessSettings) -> dict[str, Loaded]:
             "evaluator.tasks is empty: name tasks, groups or YAML files, e.g. evaluator.tasks='[mytask]'"
         )
     quiet()
+    check_names(evaluator.args)
     seed(evaluator)
     loaded: dict[str, Loaded] = {}
     folders = evaluator.include_path or []
     if isinstance(folders, str):
         folders = [folders]
-    defaults = evaluator.include_defaults
-    metadata = dict(evaluator.metadata or {}) or None
-    files = TaskFiles(evaluator.tasks, folders, defaults, metadata, evaluator.allow_code)
+    arguments = evaluator.arguments
+    defaults = arguments["include_defaults"]
+    metadata = dict(arguments["metadata"] or {}) or None
+    files = TaskFiles(evaluator.tasks, folders, defaults, metadata, evaluator.allow_task_code)
     for entry, spec in _expand(evaluator.tasks, files.manager):
         with naming_task(entry):
             tasks = _build(files, spec)
@@ -231,8 +259,37 @@ def published_sizes(tasks: Sequence[Spec]) -> dict[str, int]:
 
 def seed(evaluator: HarnessSettings) -> None:
     """As simple_evaluate does before it loads tasks, some of which draw at random while they read their data."""
-    random.seed(evaluator.random_seed)
-    np.random.seed(evaluator.numpy_random_seed)
+    with refused_arguments():
+        random.seed(evaluator.arguments["random_seed"])
+        np.random.seed(evaluator.arguments["numpy_random_seed"])
+
+
+def check_names(args: JsonObject) -> None:
+    """Hold the names of arguments against the installed harness.
+
+    Raises:
+        UserError: nothing takes such an argument, or the model does and something else too.
+    """
+    if not args:
+        return
+    from lm_eval.models.huggingface import HFLM
+
+    model = inspect.signature(HFLM).parameters.keys() - KEYS.keys()
+    others = {*EVALUATION_ARGUMENTS, *TASK_ARGUMENTS}
+    for name in args:
+        pick(name, sorted(model | others), "evaluator.args: name")
+        if name in model & others:
+            raise UserError(f"evaluator.args.{name}: this lm_eval has two arguments of that name")
+
+
+@contextmanager
+def refused_arguments() -> Iterator[None]:
+    """Name `args` where the harness, torch or numpy cannot use a value."""
+    try:
+        yield
+    except (AttributeError, OverflowError, TypeError, ValueError) as error:
+        what = f"{type(error).__name__}: {first_line(error)}"
+        raise UserError(f"evaluator.args: lm_eval cannot use them: {what}") from error
 
 
 def _expand(tasks: Sequence[Spec], manager: TaskManager) -> Iterator[tuple[str, Spec]]:
@@ -290,8 +347,7 @@ def _load(
     _prepare(task, evaluator)
     check_decoding(name, task, evaluator)
     docs = list(task.eval_docs)
-    ids = _ids(evaluator, docs)
-    shots = _shots(task, docs, evaluator.fewshot_random_seed)
+    shots = _shots(task, docs, evaluator.arguments["fewshot_random_seed"])
     metric = _of(evaluator.metric, name, entry)
     filter_ = _of(evaluator.filter, name, entry)
     return Loaded(
@@ -299,7 +355,6 @@ def _load(
         entry=entry,
         task=task,
         docs=docs,
-        ids=ids,
         shots=shots,
         metric=choose(name, task, metric, filter_),
         code=code,
@@ -315,23 +370,6 @@ def _prepare(task: Task, evaluator: HarnessSettings) -> None:
         task.set_config(key="num_fewshot", value=evaluator.num_fewshot)
     elif declared is None:
         task.set_config(key="num_fewshot", value=0)
-
-
-def _ids(evaluator: HarnessSettings, docs: Sequence[Document]) -> Sequence[int]:
-    """The documents in use: all, or `limit` of them: the first of each category in turn."""
-    count = len(docs)
-    if evaluator.limit is None:
-        return range(count)
-    size = math.ceil(count * evaluator.limit) if evaluator.limit < 1 else int(evaluator.limit)
-    column = evaluator.category.removeprefix("column:")
-    # (how many of its category came before, number) of each document
-    turns = list[tuple[int, int]]()
-    seen = Counter[str]()
-    for number, doc in enumerate(docs):
-        category = str(doc.get(column)) if column != evaluator.category else ""
-        turns.append((seen[category], number))
-        seen[category] += 1
-    return sorted(number for _, number in sorted(turns)[:size])
 
 
 def _shots(task: Task, docs: Sequence[Document], seed: int | None) -> Sequence[Sequence[Document]]:
@@ -376,7 +414,7 @@ def decoding_of(kwargs: Mapping[str, Any], evaluator: HarnessSettings) -> Decodi
         top_p=float(kwargs.get("top_p") or 1.0),
         top_k=int(kwargs.get("top_k") or 0),
         min_p=float(kwargs.get("min_p") or 0.0),
-        seed=evaluator.sampling_seed,
+        seed=evaluator.seed,
         penalties={key: kwargs[key] for key in PENALTIES if kwargs.get(key) is not None},
     )
 
@@ -389,17 +427,12 @@ def check_decoding(name: str, task: Task, evaluator: HarnessSettings) -> None:
     """
     where = f"evaluator.tasks: {name}"
     if task.OUTPUT_TYPE != "generate_until":
-        if evaluator.samples > 1:
-            raise UserError(
-                f"{where} compares likelihoods, there is nothing to sample: leave out evaluator.samples"
-            )
         return
     kwargs = task.get_config("generation_kwargs") or {}
     for key in kwargs:
         pick(key, KNOWN, f"{where}: generation_kwargs")
     try:
         decoding = decoding_of(kwargs, evaluator)
-        check_sampling(decoding.temperature, evaluator.samples, evaluator.replicates)
     except UserError as error:
         raise UserError(f"{where}: {error}") from error
     beams = decoding.penalties.get("num_beams", 1)

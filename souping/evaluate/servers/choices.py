@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import os
 import re
@@ -11,15 +12,15 @@ import sys
 import tempfile
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
-from typing import Annotated, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 from souping.checkpoints.checkpoint import stores_head
-from souping.core.fields import Count, Form, Precision, Seconds, Share, Threads, component
+from souping.core.fields import Form, Precision, Seconds, Threads, component
 from souping.core.files import expanded
 from souping.core.protocols import ModelHost
 from souping.core.text import install
@@ -34,6 +35,7 @@ from souping.evaluate.servers.process import (
     post,
     served,
 )
+from souping.evaluate.tool_arguments import GPU_FRACTION, WITHOUT_EFFECT, check_tool_arguments
 
 LOG_EVERY = 15.0
 """Seconds between two lines on how long a model has been loading."""
@@ -42,6 +44,11 @@ QUIET = {
     "HF_HUB_DISABLE_PROGRESS_BARS": "1",
     "PYTHONUNBUFFERED": "1",
     "VLLM_NO_USAGE_STATS": "1",
+}
+OPTION_KEYS = {
+    **dict.fromkeys(("model", "host", "port"), ""),
+    "dtype": "server.dtype",
+    "trust_remote_code": "server.trust_remote_code",
 }
 NEEDS = ("transformers", "fastapi", "uvicorn", "openai", "torch")
 """Packages that `transformers serve` imports."""
@@ -91,7 +98,7 @@ class Server(ABC):
 
     `url` is a server that somebody else runs. Without it, one is started on a free port by `python` (the interpreter of
     another environment; default: this one), which has `timeout` seconds to load a model.
-    `extra_args` go to its command line unchanged.
+    `args` are options of its command line: {max_model_len: 4096, enforce_eager: true}.
     """
 
     title: ClassVar[str]
@@ -106,17 +113,30 @@ class Server(ABC):
     """Extra of this package that has them."""
     how_to_start: ClassVar[str]
     """How somebody must have started a server for `url`."""
+    keys: ClassVar[Mapping[str, str]] = OPTION_KEYS
+    """{option that `args` may not hold: the key for it}"""
+    defaults: ClassVar[JsonObject] = {}
+    """Options that are always given."""
     request: ClassVar[JsonObject] = {}
     """Fields of every request that leave nothing of the decoding to the defaults of server or folder."""
 
     url: Url | None = None
     timeout: Seconds = 1800.0
     python: str | None = None
-    extra_args: list[str] = field(default_factory=list)
+    args: dict[str, Any] = field(default_factory=dict)
     trust_remote_code: bool = False
     current: CurrentServer = field(
         default_factory=CurrentServer, init=False, repr=False, compare=False
     )
+
+    def __post_init__(self) -> None:
+        check_tool_arguments(self.options, "server.args", self.keys)
+
+    @property
+    def options(self) -> dict[str, Any]:
+        """`args` over the `defaults`, by Python's spelling of their names."""
+        args = {name.replace("-", "_"): self.args[name] for name in sorted(self.args)}
+        return {**self.defaults, **args}
 
     @property
     def address(self) -> str | None:
@@ -136,13 +156,13 @@ class Server(ABC):
             return {**common, "url": self.address}
         return {
             **common,
-            "extra_args": list(self.extra_args),
+            "extra_args": option_words(self.options, {*self.defaults, *WITHOUT_EFFECT}),
             **self.decisive,
         }
 
     @property
     def decisive(self) -> JsonObject:
-        """Fields of a server of ours that can change an answer."""
+        """Settings of a server of ours that can change an answer, with those options that have a default here."""
         return {}
 
     @property
@@ -238,10 +258,10 @@ class Server(ABC):
         start = [self.interpreter, "-m", self.module, "serve", str(folder)]
         trust = ["--trust-remote-code"] if self.trust_remote_code else []
         address = ["--host", HOST, "--port", str(port)]
-        return [*start, *address, *self.flags(), *trust, *self.extra_args]
+        return [*start, *address, *self.flags(), *trust, *option_words(self.options)]
 
     def flags(self) -> list[str]:
-        """Options of its own."""
+        """What its command line has besides the options."""
         return []
 
     @abstractmethod
@@ -251,6 +271,22 @@ class Server(ABC):
         Raises:
             ServerError: it does not load the model.
         """
+
+
+def option_words(options: JsonObject, without: Collection[str] = ()) -> list[str]:
+    """Options but some as words of a command line; one that is null is left out."""
+    words = list[str]()
+    for name, value in options.items():
+        flag = name.replace("_", "-")
+        if name in without or value is None:
+            continue
+        if isinstance(value, bool):
+            words.append(f"--{flag}" if value else f"--no-{flag}")
+        elif isinstance(value, list):
+            words += [f"--{flag}", *map(str, value)]
+        else:
+            words += [f"--{flag}", json.dumps(value) if isinstance(value, dict) else str(value)]
+    return words
 
 
 @lru_cache(maxsize=16)
@@ -265,8 +301,7 @@ def absent_packages(interpreter: str, packages: Names) -> list[str]:
 
 @component
 class VllmServer(Server):
-    """vLLM's OpenAI-compatible server on `tensor_parallel_size` GPUs. It takes the fraction `gpu_memory_utilization` of
-    each. `max_model_len` (tokens) limits prompt and answer together; the default is the model's own limit.
+    """vLLM's OpenAI-compatible server on `tensor_parallel_size` GPUs.
 
     With `url` the server keeps its tokenizer and its settings, and only its weights change. It must see this machine's
     files and run with VLLM_SERVER_DEV_MODE=1, or serve the requested folder already.
@@ -285,16 +320,21 @@ class VllmServer(Server):
         "repetition_penalty": 1.0,
     }
 
+    keys: ClassVar[Mapping[str, str]] = {
+        **OPTION_KEYS,
+        "generation_config": "",
+        "tensor_parallel_size": "server.tensor_parallel_size",
+    }
+    defaults: ClassVar[JsonObject] = {GPU_FRACTION: 0.9, "max_model_len": None}
+
     tensor_parallel_size: Threads = 1
-    gpu_memory_utilization: Share = 0.9
-    max_model_len: Count | None = None
     dtype: Precision | Literal["auto"] = "auto"
 
     @property
     def decisive(self) -> JsonObject:
         return {
             "tensor_parallel_size": self.tensor_parallel_size,
-            "max_model_len": self.max_model_len,
+            "max_model_len": self.options["max_model_len"],
             "dtype": self.dtype,
         }
 
@@ -303,18 +343,14 @@ class VllmServer(Server):
         return ModelHost(
             dtype=self.dtype,
             gpus=self.tensor_parallel_size,
-            fraction=self.gpu_memory_utilization,
+            fraction=float(self.options[GPU_FRACTION]),
             url=self.url,
         )
 
     def flags(self) -> list[str]:
         # Only end tokens come from the folder's own file.
         flags = ["--dtype", self.dtype, "--generation-config", "vllm"]
-        flags += ["--tensor-parallel-size", str(self.tensor_parallel_size)]
-        flags += ["--gpu-memory-utilization", str(self.gpu_memory_utilization)]
-        if self.max_model_len:
-            flags += ["--max-model-len", str(self.max_model_len)]
-        return flags
+        return [*flags, "--tensor-parallel-size", str(self.tensor_parallel_size)]
 
     def load_into(self, address: str, folder: Path) -> RunningServer:
         """A server that cannot reload weights keeps its first model."""
@@ -341,9 +377,10 @@ class VllmServer(Server):
 
 @component
 class TransformersServer(Server):
-    """transformers' own OpenAI-compatible server, one request at a time unless `extra_args` has --continuous-batching.
+    """transformers' own OpenAI-compatible server, one request at a time unless `args` has continuous_batching.
 
-    `dtype` auto is the model's own; `device` auto spreads a model over all GPUs. A server for `url` must be started
+    `dtype` auto is the model's own; without a `device` in `args`, a model is spread over all GPUs. A server for `url`
+    must be started
     without a model (`transformers serve --port P`) and see this machine's files: it loads the requested folder.
     """
 
@@ -355,12 +392,13 @@ class TransformersServer(Server):
     extra = "serving"
     how_to_start = "on this machine without a model (`transformers serve --port P`)"
 
-    device: str = "auto"
+    defaults: ClassVar[JsonObject] = {"device": "auto"}
+
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
 
     @property
     def decisive(self) -> JsonObject:
-        device = self.device
+        device = self.options["device"]
         if device == "auto":
             # What `auto` finds here.
             device = "auto:cuda" if Path("/dev/nvidiactl").exists() else "auto:cpu"
@@ -371,7 +409,7 @@ class TransformersServer(Server):
         return ModelHost(dtype=self.dtype, url=self.url)
 
     def flags(self) -> list[str]:
-        return ["--device", self.device, "--dtype", self.dtype]
+        return ["--dtype", self.dtype]
 
     def load_into(self, address: str, folder: Path) -> RunningServer:
         """`stop` makes the server forget what it loaded."""

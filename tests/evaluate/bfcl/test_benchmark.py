@@ -15,7 +15,7 @@ import pytest
 from souping.core.scores import value
 from souping.core.types import Item, UserError
 from souping.evaluate import scoring
-from souping.evaluate.benchmark import split_folds
+from souping.evaluate.benchmark import first_items, split_folds
 from souping.evaluate.bfcl import (
     BFCL_EVAL_VERSION,
     BFCL_FOLDER,
@@ -106,7 +106,7 @@ def test_planted_errors_are_wrong(bfcl: Environment, items: Sequence[Item], tmp_
 
 @pytest.mark.slow
 def test_handlers_read_what_their_models_write(bfcl: Environment, tmp_path: Path) -> None:
-    (item,) = BfclBenchmark(data=bfcl.data, categories=("simple_python",), limit=1).items()
+    item = BfclBenchmark(data=bfcl.data, categories=("simple_python",)).items()[0]
     python = right_answer(item)
     ((name, allowed),) = item.answer["calls"][0].items()
     arguments = {key: values[0] for key, values in allowed.items() if values[0] != ""}
@@ -125,7 +125,7 @@ def test_handlers_read_what_their_models_write(bfcl: Environment, tmp_path: Path
 
 @pytest.mark.slow
 def test_turns_are_checked_by_running_their_calls(bfcl: Environment, tmp_path: Path) -> None:
-    items = BfclBenchmark(data=bfcl.data, categories=MULTI_TURN, limit=12).items()
+    items = first_items(BfclBenchmark(data=bfcl.data, categories=MULTI_TURN).items(), 12)
     named = [item for item in items if all(map(_named, chain(*item.answer["turns"])))]
     assert len({item.category for item in named if item.answer["turns"][-1]}) == 4
     right = {}

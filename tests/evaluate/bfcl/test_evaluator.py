@@ -29,7 +29,7 @@ from tests.conftest import Cli, recipe
 from tests.support.evaluators import DeadServer
 from tests.support.live import started
 
-SERVER = TransformersServer(device="cpu", dtype="float32")
+SERVER = TransformersServer(args={"device": "cpu"}, dtype="float32")
 COOK = Path(pantry.path("python_cook"))
 OTHER = Path(pantry.path("script_cook"))
 TEMPLATE = "{% for m in messages %}<{{ m.role }}>{{ m.content }}\n{% endfor %}<assistant>"
@@ -99,13 +99,13 @@ def address(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
 class TestGenerate:
     def test_a_server_that_the_evaluator_starts(self, bfcl: Environment) -> None:
         asked = [*shortest(bfcl, ("simple_python", "irrelevance"), 2)]
-        asked += BfclBenchmark(data=bfcl.data, categories=("live_multiple",), limit=1).items()
+        asked += BfclBenchmark(data=bfcl.data, categories=("live_multiple",)).items()[:1]
         evaluator = BfclEvaluator(
             server=SERVER,
             categories=["single_turn"],
             handler="plain",
             temperature=0.0,
-            max_tokens=12,
+            max_new_tokens=12,
         )
         try:
             found = evaluator.evaluate(table(COOK), asked)
@@ -134,7 +134,7 @@ class TestGenerate:
             server=TransformersServer(url=address),
             categories=["single_turn"],
             temperature=0.0,
-            max_tokens=6,
+            max_new_tokens=6,
             threads=2,
         )
         texts = {}
@@ -196,11 +196,12 @@ def test_code_of_a_folder_is_not_run(bfcl: Environment, roomy: Path, tmp_path: P
     ("settings", "words"),
     [
         (
-            {"handlers": {"java_cok": "plain"}},
-            r"evaluator\.handlers=java_cok .*did you mean java_cook",
+            {"handler": {"java_cok": "plain"}},
+            r"evaluator\.handler: name=java_cok .*did you mean java_cook",
         ),
         ({"handler": "plaid"}, r"evaluator\.handler=plaid"),
         ({"temperature": 0.6}, "temperature=0.6"),
+        ({"python": "/opt/bfcl"}, "python=.*bin/python"),
     ],
 )
 def test_what_is_refused(bfcl: Environment, settings: dict[str, Any], words: str) -> None:
@@ -212,9 +213,7 @@ def test_what_is_refused(bfcl: Environment, settings: dict[str, Any], words: str
 
 def test_a_candidate_may_have_a_handler_of_its_own() -> None:
     """Its answers are keyed by that handler alone, whatever the handlers of others are."""
-    evaluator = BfclEvaluator(
-        server=SERVER, handler="plain", handlers={"b": "watt-ai/watt-tool-8B"}
-    )
+    evaluator = BfclEvaluator(server=SERVER, handler={"soup": "plain", "b": "watt-ai/watt-tool-8B"})
     for one, handler in (
         (recipe(1.0, names=("a",)), "plain"),
         (recipe(1.0, names=("b",)), "watt-ai/watt-tool-8B"),
@@ -237,47 +236,43 @@ def test_what_changes_answers_changes_the_fingerprint() -> None:
             (change, True)
             for change in (
                 {"temperature": 0.0},
-                {"max_tokens": 9},
+                {"max_new_tokens": 9},
                 {"handler": "x"},
                 {"server": SERVER},
             )
         ),
-        *(
-            (change, False)
-            for change in ({"threads": 2}, {"batch_size": 3}, {"limit": 3}, {"dir": "x"})
-        ),
-        *((change, False) for change in ({"categories": ["live"]}, {"replicates": 2})),
+        *((change, False) for change in ({"num_concurrent": 2}, {"python": "/x/bin/python"})),
+        *((change, False) for change in ({"categories": ["live"]}, {"repeats": 2})),
     ]
     for change, differs in table:
         assert (fingerprint(replace(evaluator, **change)) != fingerprint(evaluator)) is differs, (
             change
         )
-    assert look(replace(evaluator, replicates=2)) == look(evaluator)
-    assert look(replace(evaluator, max_tokens=7)) != look(evaluator)
+    assert look(replace(evaluator, repeats=2)) == look(evaluator)
+    assert look(replace(evaluator, max_new_tokens=7)) != look(evaluator)
 
 
 @served
 @pytest.mark.slow
 def test_a_whole_run(bfcl: Environment, address: str, souping: Cli, tmp_path: Path) -> None:
-    asked = shortest(bfcl, ("simple_python", "irrelevance"), 10)
     words = [
         "evaluator=bfcl",
-        f"evaluator.dir={bfcl.folder}",
+        f"evaluator.python={bfcl.python}",
         f"server.url={address}",
         "selector=all",
         "analysis=[]",
     ]
     words += [
-        f"evaluator.ids=[{','.join(item.id for item in asked)}]",
+        "benchmark.limit=10",
         f"pool.candidates=[{COOK},{OTHER}]",
     ]
     words += [
         "evaluator.categories=[simple_python,irrelevance]",
-        "evaluator.max_tokens=12",
-        "evaluator.threads=2",
+        "evaluator.max_new_tokens=12",
+        "evaluator.num_concurrent=2",
     ]
-    words += ["evaluator.handlers={python_cook:plain,script_cook:plain}", "name=served"]
-    words += ["evaluator.handler=plain", "optimiser=fixed", "optimiser.weights=[0.5,0.5]"]
+    words += ["evaluator.handler={soup:plain,python_cook:plain,script_cook:plain}", "name=served"]
+    words += ["optimiser=fixed", "optimiser.weights=[0.5,0.5]"]
     done = souping(*words)
     assert done.code == 0, done.err
     (report,) = (

@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib.util
 import json
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -16,7 +16,6 @@ import pytest
 from safetensors.torch import load_file
 
 from souping import pantry
-from souping.core.protocols import ModuleSettings
 from souping.core.text import install
 from souping.core.types import Candidate, Item, UserError, digest
 from souping.evaluate.engines.transformers import (
@@ -24,11 +23,10 @@ from souping.evaluate.engines.transformers import (
     TransformersEngine,
     prompt_key,
 )
-from souping.evaluate.engines.vllm import (
-    VllmEngine,
-)
+from souping.evaluate.engines.vllm import VllmEngine, llm_arguments
 from souping.evaluate.generate import LocalEvaluator
 from souping.evaluate.identity import fingerprint
+from souping.evaluate.servers.choices import VllmServer
 from souping.merge.local import CHUNK_BYTES, LocalMerge
 from souping.merge.mergekit import MergekitMerge
 from souping.pipeline.models import OpenPool
@@ -38,7 +36,6 @@ from tests.support.evaluators import Sink
 from tests.support.live import live
 
 FOLDER = pantry.path("python_cook")
-WISHED = ModuleSettings(device="cuda:1", dtype="float16", trust_remote_code=True)
 ITEMS = [
     Item(id=str(i), category="c", prompt=f"cook number {i} of them", answer="") for i in range(5)
 ]
@@ -57,9 +54,9 @@ def pantry_model() -> Any:
 
 
 def answers(
-    asked: LocalEvaluator, pantry_model: Any, items: Sequence[Item], replicate: int = 0
+    asked: LocalEvaluator, pantry_model: Any, items: Sequence[Item], repeat: int = 0
 ) -> list[Answer]:
-    return asked.engine.generate(asked.generation, pantry_model, items, replicate)
+    return asked.engine.generate(asked.generation, pantry_model, items, repeat)
 
 
 def test_an_answer_for_every_item_in_order_and_the_same_again(
@@ -106,11 +103,12 @@ def test_a_prompt_that_does_not_fit_is_unanswered(asked: LocalEvaluator, pantry_
 def test_an_engine_declares_its_settings_and_model_form(asked: LocalEvaluator) -> None:
     engine = asked.engine
     assert ("engine" in asked.settings) == (engine.settings is not None)
-    settings = engine.module_settings(WISHED)
+    machine = replace(asked.machine, trust_remote_code=True)
+    settings = engine.module_settings(machine)
     assert settings.trust_remote_code
-    assert (settings == WISHED) == (engine.model_form == "module")
+    assert (settings == machine.module_settings()) == (engine.model_form == "module")
     assert engine.model_form == asked.hosting.model_form
-    assert engine.host == asked.hosting.host
+    assert (engine.host is None) == (asked.hosting.host is None)
     assert all(one.fix.startswith("pip install") for one in engine.needs())
     assert asked.needs() == engine.needs()
 
@@ -128,20 +126,56 @@ def test_the_fingerprint_covers_what_changes_answers_and_nothing_else() -> None:
     )
     engines: list[dict[str, Any]] = [
         {"tensor_parallel_size": 2},
-        {"max_model_len": 99},
-        {"dtype": "float16"},
-        {"enforce_eager": True},
-        {"seed": 1},
-        {"speculative": {"method": "ngram", "num_speculative_tokens": 4}},
+        {"args": {"max_model_len": 99}},
+        {"args": {"enforce_eager": True}},
+        {"args": {"seed": 1}},
+        {"args": {"speculative_config": {"method": "ngram", "num_speculative_tokens": 4}}},
+        {"args": {"kv_cache_dtype": "fp8"}},
     ]
-    evaluators: list[dict[str, Any]] = [{"batch_size": 3}, {"max_new_tokens": 9}, {"stop": ["x"]}]
+    evaluators: list[dict[str, Any]] = [
+        {"batch_size": 3},
+        {"dtype": "float16"},
+        {"max_new_tokens": 9},
+        {"stop": ["x"]},
+    ]
     changed = [replace(VLLM, engine=VllmEngine(**change)) for change in engines]
     changed += [replace(VLLM, **change) for change in evaluators]
     assert len({fingerprint(one) for one in [LOCAL, VLLM, *changed]}) == 2 + len(changed)
-    engine = VllmEngine(gpu_memory_utilization=0.3)
-    assert fingerprint(
-        replace(VLLM, engine=engine, dtype="bfloat16", threads=7, workers=3)
-    ) == fingerprint(VLLM)
+    engine = VllmEngine(args={"gpu_memory_utilization": 0.3, "disable_log_stats": False})
+    assert fingerprint(replace(VLLM, engine=engine, threads=7, workers=3)) == fingerprint(VLLM)
+
+
+@pytest.mark.parametrize("part", [VllmEngine, VllmServer], ids=lambda part: part.__name__)
+@pytest.mark.parametrize(
+    "args",
+    [{"dtype": "float16"}, {"generation_config": "auto"}, {"gpu_memory_utilization": "half"}],
+)
+def test_an_argument_that_has_a_key_or_no_use_is_refused(
+    part: Callable[..., object], args: dict[str, Any]
+) -> None:
+    (name,) = args
+    with pytest.raises(UserError, match=rf"^(engine|server)\.args\.{name}\b"):
+        part(args=args)
+
+
+@pytest.mark.skipif(importlib.util.find_spec("vllm") is not None, reason="vLLM is there")
+def test_arguments_that_cannot_be_checked_are_named_with_the_tool_that_is_missing() -> None:
+    (bare,) = VllmEngine().needs()
+    (unchecked,) = VllmEngine(args={"max_modle_len": 9}).needs()
+    assert "engine.args" in unchecked.what
+    assert "engine.args" not in bare.what
+    assert unchecked.fix == bare.fix
+
+
+def test_an_engine_computes_in_the_evaluators_dtype(tmp_path: Path) -> None:
+    half = replace(VLLM, dtype="float16")
+    assert llm_arguments(tmp_path, VllmEngine(), half.machine)["dtype"] == "float16"
+    assert half.hosting.host is not None
+    assert half.hosting.host.dtype == "float16"
+    assert llm_arguments(tmp_path, VllmEngine(), VLLM.machine)["dtype"] == "auto"
+    on_a_gpu = replace(VLLM, device="cuda")
+    assert on_a_gpu.for_pool(FOLDER, {}) == on_a_gpu
+    assert replace(LOCAL, device="cuda").for_pool(FOLDER, {}).dtype == "float32"
 
 
 @pytest.mark.skipif(importlib.util.find_spec("vllm") is not None, reason="vLLM is there")
@@ -306,13 +340,13 @@ def test_every_prompt_has_its_own_arguments(family: Path, sinks: SimpleNamespace
     (sink,) = sinks.all
     plain = {"stop": None, "stop_token_ids": [1, 3], "temperature": 0.0}
     assert sink.sampling == [{"max_tokens": 4, **plain}, {"max_tokens": 1, **plain}]
-    drawn = replace(LOCAL, engine=engine, temperature=0.6, top_p=0.9, samples=2)
+    drawn = replace(LOCAL, engine=engine, temperature=0.6, top_p=0.9, repeats=2)
     seeds = {}
-    for replicate in (0, 1):
-        drawn.evaluate(served, items, replicate)
-        seeds[replicate] = [one["seed"] for one in sink.sampling]
-        drawn.evaluate(served, items[1:], replicate)
-        assert [one["seed"] for one in sink.sampling] == seeds[replicate][1:]
+    for repeat in (0, 1):
+        drawn.evaluate(served, items, repeat)
+        seeds[repeat] = [one["seed"] for one in sink.sampling]
+        drawn.evaluate(served, items[1:], repeat)
+        assert [one["seed"] for one in sink.sampling] == seeds[repeat][1:]
     assert len({*seeds[0], *seeds[1]}) == 4
     rule = {key: sink.sampling[0][key] for key in ("temperature", "top_p", "top_k", "min_p")}
     assert rule == {"temperature": 0.6, "top_p": 0.9, "top_k": -1, "min_p": 0.0}

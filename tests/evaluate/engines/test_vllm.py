@@ -123,10 +123,10 @@ def test_the_arguments_of_llm_and_the_servers_flags() -> None:
         *parameters(method("entrypoints/llm.py", "LLM", "__init__")),
         *fields("engine/arg_utils.py", "EngineArgs"),
     }
-    assert set(llm_arguments(Path("/m"), VllmEngine(), False)) <= known
+    assert set(llm_arguments(Path("/m"), VllmEngine(), LocalEvaluator().machine)) <= known
     text = (HOME / "engine/arg_utils.py").read_text()
     command = VllmServer(
-        max_model_len=9, extra_args=["--enforce-eager"], trust_remote_code=True
+        args={"max_model_len": 9, "enforce_eager": True}, trust_remote_code=True
     ).command(Path("/m"), 1)
     flags = {flag for flag in command if flag.startswith("--")} - {"--host", "--port"}
     assert [flag for flag in flags if f'"{flag}"' not in text] == []
@@ -154,6 +154,8 @@ SHAPE = {
     "num_attention_heads": 2,
     "max_position_embeddings": 512,
 }
+SMALL = {"enforce_eager": True, "max_model_len": 128, "gpu_memory_utilization": 0.3}
+SERVED = {"enforce_eager": True, "max_model_len": 128}
 APART = {**SHAPE, "tie_word_embeddings": False}
 """Heads of 64: its kernels have none as small as the family's."""
 
@@ -186,10 +188,8 @@ def small(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_soups_answer_as_in_transformers(
     kind: str, models: Path, items: tuple[Item, ...], tmp_path: Path
 ) -> None:
-    plain = LocalEvaluator(max_new_tokens=8, threads=1, device="cpu")
-    engine = VllmEngine(
-        dtype="float32", enforce_eager=True, max_model_len=128, gpu_memory_utilization=0.3
-    )
+    plain = LocalEvaluator(max_new_tokens=8, threads=1, device="cpu", dtype="float32")
+    engine = VllmEngine(args=SMALL)
     evaluator = replace(plain, engine=engine)
     candidates = [Candidate(name=name, path=models / kind / name) for name in ("ant", "bee")]
     with Store(tmp_path / "s") as store:
@@ -227,14 +227,10 @@ def test_chunks_answer_as_the_folder_does(
     if ON_CPU:
         monkeypatch.setenv("VLLM_CPU_OMP_THREADS_BIND", "|".join(map(str, range(ranks))))
     monkeypatch.setattr("souping.merge.local.CHUNK_BYTES", 20_000)
-    engine = VllmEngine(
-        dtype="float32",
-        enforce_eager=True,
-        max_model_len=128,
-        gpu_memory_utilization=0.3,
-        tensor_parallel_size=ranks,
+    engine = VllmEngine(args=SMALL, tensor_parallel_size=ranks)
+    evaluator = LocalEvaluator(
+        max_new_tokens=8, device="cpu", dtype="float32", threads=1, engine=engine
     )
-    evaluator = LocalEvaluator(max_new_tokens=8, device="cpu", threads=1, engine=engine)
     candidates = [Candidate(name=name, path=models / "apart" / name) for name in ("ant", "bee")]
     with Store(tmp_path / "s") as store:
         opened = OpenPool.fetch(candidates, LocalMerge(), store)
@@ -262,9 +258,8 @@ def test_chunks_answer_as_the_folder_does(
 def found(models: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """A server that somebody else runs, with its means to change weights."""
     port = free_port()
-    command = VllmServer(
-        dtype="float32", extra_args=["--enforce-eager"], max_model_len=128
-    ).command(models / "apart" / "ant", port)
+    server = VllmServer(dtype="float32", args=SERVED)
+    command = server.command(models / "apart" / "ant", port)
     more = {"VLLM_SERVER_DEV_MODE": "1", "VLLM_CPU_KVCACHE_SPACE": "1"}
     with started(command, port, tmp_path_factory.mktemp("found") / "log", more) as address:
         yield address
@@ -293,9 +288,7 @@ def test_a_found_server_takes_one_model_after_another(
 @real
 @serves
 def test_a_server_that_souping_starts(models: Path, items: tuple[Item, ...]) -> None:
-    server = VllmServer(
-        dtype="float32", extra_args=["--enforce-eager"], max_model_len=128, timeout=400
-    )
+    server = VllmServer(dtype="float32", args=SERVED, timeout=400)
     folder = models / "tied" / "bee"
     running = server.start(folder, "bee")
     check_served(running, folder, items)

@@ -13,9 +13,10 @@ from typing import Any
 import pytest
 
 from souping.core.types import Record, UserError
-from souping.evaluate.benchmark import assign
+from souping.evaluate.benchmark import EvaluatorBenchmark, assign
 from souping.evaluate.identity import fingerprint
 from souping.evaluate.lm_eval import HarnessEvaluator
+from souping.pipeline.settings import items_of
 from tests.conftest import Cli
 from tests.support import lm_eval_tasks
 from tests.support.live import live
@@ -88,11 +89,12 @@ def test_every_answer_is_the_harness_own(
     "settings",
     [
         {},
-        pytest.param({"num_fewshot": 1, "fewshot_random_seed": 7}, marks=pytest.mark.slow),
+        pytest.param(
+            {"num_fewshot": 1, "args": {"fewshot_random_seed": 7}}, marks=pytest.mark.slow
+        ),
         {
             "apply_chat_template": True,
-            "system_instruction": "Be brief.",
-            "fewshot_as_multiturn": True,
+            "args": {"system_instruction": "Be brief.", "fewshot_as_multiturn": True},
         },
     ],
     ids=["two shots", "one shot", "chat"],
@@ -108,7 +110,8 @@ def test_prompts_are_the_harness_own_even_of_a_part_of_the_documents(
         served.tokenizer, "chat_template", TEMPLATE if "apply_chat_template" in settings else None
     )
     own = replace(evaluator, tasks=["shots"], **settings)
-    samples = by_hand(served, folder, ["shots"], **settings)
+    keys = {name: value for name, value in settings.items() if name != "args"}
+    samples = by_hand(served, folder, ["shots"], **keys, **settings.get("args", {}))
     items = own.prompts.benchmark.items()
     for asked in (items, [items[7], items[3]]):
         records = own.evaluate(served, asked)
@@ -158,18 +161,14 @@ def test_category_and_group(
     assert fingerprint(own) == fingerprint(evaluator)
 
 
-def test_the_limit_chooses_documents(evaluator: HarnessEvaluator, tmp_path: Path) -> None:
-    first = replace(evaluator, tasks=["pick", "write"], limit=0.25)
-    assert [i.id for i in first.prompts.benchmark.items()] == [
-        f"{t}/{n}" for t in ("pick", "write") for n in range(3)
+def test_a_benchmark_chooses_and_names_the_documents(evaluator: HarnessEvaluator) -> None:
+    choice = EvaluatorBenchmark(name="mine", exclude=["write"], limit=3)
+    chosen = items_of(replace(evaluator, tasks=["pick", "write", "shots"]), choice)
+    assert [item.id for item in chosen.items()] == [
+        f"{task}/{number}" for task in ("pick", "shots") for number in range(3)
     ]
-    data = [{**row, "kind": "abcde"[n // 4]} for n, row in enumerate(lm_eval_tasks.rows(20, 1))]
-    lm_eval_tasks.put(tmp_path, "read", data, lm_eval_tasks.CHOICE)
-    own = HarnessEvaluator(
-        tasks=["read"], include_path=str(tmp_path), category="column:kind", limit=7
-    )
-    # some of every category
-    assert [item.category for item in own.prompts.benchmark.items()] == list("aabbcde")
+    assert chosen.label == "mine"
+    assert items_of(evaluator, EvaluatorBenchmark()).label == "lm_eval"
 
 
 def test_what_changes_an_answer_makes_a_new_item(folder: Path, tmp_path: Path) -> None:
@@ -189,7 +188,7 @@ def test_what_changes_an_answer_makes_a_new_item(folder: Path, tmp_path: Path) -
         ({"metric": {"pick": "acc_norm"}}, {"pick"}),
         ({"gen_kwargs": {"max_gen_toks": 3}}, {"write"}),
         ({"num_fewshot": 1}, {"pick", "shots", "write"}),
-        ({"fewshot_random_seed": 5}, {"shots"}),
+        ({"args": {"fewshot_random_seed": 5}}, {"shots"}),
     ):
         now = prints(**settings)
         assert {name.split("/")[0] for name in now if now[name] != before[name]} == changed, (
@@ -273,9 +272,9 @@ def free(folder: Path) -> HarnessEvaluator:
 
 
 def ask(
-    own: HarnessEvaluator, served: Any, replicate: int = 0, only: slice = slice(None)
+    own: HarnessEvaluator, served: Any, repeat: int = 0, only: slice = slice(None)
 ) -> list[Record]:
-    return own.evaluate(served, own.prompts.benchmark.items()[only], replicate)
+    return own.evaluate(served, own.prompts.benchmark.items()[only], repeat)
 
 
 def texts(records: Sequence[Record]) -> list[str]:
@@ -323,41 +322,83 @@ def test_prompts_are_counted_and_those_that_are_cut_are_truncated(
     assert len({record.prompt_key for record in whole}) == len(whole)
     assert len({free.scoring.scorer_digest(item) for item in free.prompts.benchmark.items()}) == 1
     limit = max(lengths) + 11
-    cut = ask(replace(free, max_length=limit), served)
+    cut = ask(replace(free, args={"max_length": limit}), served)
     reason = f"the prompt was cut on the left to fit the context of {limit} tokens"
     assert [r.reason for r in cut] == [reason if n == max(lengths) else "" for n in lengths]
     assert all(r.outcome == "truncated" for r in cut if r.reason)
-    choices = ask(replace(free, tasks=["pick"], max_length=16), served)
+    choices = ask(replace(free, tasks=["pick"], args={"max_length": 16}), served)
     assert {r.outcome for r in choices if r.reason} == {"truncated"}
     assert {r.outcome for r in ask(replace(free, tasks=["pick"]), served)} == {"finished"}
 
 
 @pytest.fixture
 def drawn(free: HarnessEvaluator) -> HarnessEvaluator:
-    return replace(free, gen_kwargs={"do_sample": True, "temperature": 1.5}, samples=3)
+    return replace(free, gen_kwargs={"do_sample": True, "temperature": 1.5}, repeats=3)
 
 
 def test_an_answer_is_its_own(drawn: HarnessEvaluator, free: HarnessEvaluator, served: Any) -> None:
     assert drawn.sampling.answers_per_item == 3
     first = ask(drawn, served)
     second = ask(drawn, served, 1)
-    assert [record.replicate for record in second] == [1] * 8
+    assert [record.repeat for record in second] == [1] * 8
     assert texts(first) != texts(second)
     assert texts(ask(drawn, served)) == texts(first)
     assert texts(ask(replace(drawn, batch_size=3), served)) == texts(first)
     assert texts(ask(drawn, served, 1, slice(2, 5))) == texts(second)[2:5]
-    assert texts(ask(replace(drawn, sampling_seed=1), served)) != texts(first)
+    assert texts(ask(replace(drawn, seed=1), served)) != texts(first)
     for greedy in ({"top_k": 1}, {"top_p": 1e-6}):
         likeliest = replace(drawn, gen_kwargs={**(drawn.gen_kwargs or {}), **greedy})
         assert texts(ask(likeliest, served)) == texts(ask(free, served))
 
 
+def test_greedy_answers_are_repeated_in_other_batches(
+    free: HarnessEvaluator, drawn: HarnessEvaluator
+) -> None:
+    items = free.prompts.benchmark.items()
+    small = replace(free, repeats=2, batch_size=1)
+    assert [len(batch) for batch in small.batches(items, 0)] == [8]
+    assert small.batches(items, 1) == replace(free, batch_size=2).batches(items, 0)
+    assert replace(drawn, batch_size=4).batches(items, 1) == drawn.batches(items, 0)
+
+
+@pytest.mark.parametrize(
+    ("args", "name"),
+    [
+        ({"max_lenght": 9}, "max_lenght"),
+        ({"verbosity": "DEBUG"}, "verbosity"),
+        ({"kwargs": {}}, "kwargs"),
+        ({"device": "cuda"}, "device"),
+        ({"numpy_random_seed": -1}, "evaluator.args"),
+    ],
+)
+def test_an_argument_that_nothing_takes_is_refused(
+    free: HarnessEvaluator, args: dict[str, Any], name: str
+) -> None:
+    with pytest.raises(UserError, match=r"^evaluator\.args") as caught:
+        _ = replace(free, args=args).loaded
+    assert name in str(caught.value)
+
+
+def test_an_argument_that_fits_twice_is_refused(
+    free: HarnessEvaluator, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from lm_eval.models import huggingface
+
+    def model(pretrained: str, metadata: Any = None) -> None: ...
+
+    monkeypatch.setattr(huggingface, "HFLM", model)
+    with pytest.raises(UserError, match=r"^evaluator\.args\.metadata"):
+        _ = replace(free, args={"metadata": {}}).loaded
+
+
+def test_a_value_that_the_model_cannot_use_is_refused(free: HarnessEvaluator, served: Any) -> None:
+    with pytest.raises(UserError, match=r"^evaluator\.args"):
+        ask(replace(free, args={"softmax_dtype": "float3"}), served)
+
+
 @pytest.mark.parametrize(
     ("task", "settings", "message"),
     [
-        ("pick", {"samples": 2}, "pick compares likelihoods, .* leave out evaluator.samples"),
-        ("free", {"samples": 2}, "free: evaluator.samples=2 needs a temperature above 0"),
-        ("dice", {"replicates": 2}, "dice: evaluator.replicates=2 is for greedy answers"),
         ("dice", {"gen_kwargs": {"num_beams": 2}}, "dice: .*num_beams=2"),
         (
             "free",

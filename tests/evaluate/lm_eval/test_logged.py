@@ -157,7 +157,7 @@ def test_what_is_wrong_is_found_before_any_work(
         ({"cat": "x"}, {}, "evaluator.logs"),
         ({"ant": str(tmp_path / "none")}, {}, "no such folder"),
         ({"ant": str(tmp_path)}, {}, "results_"),
-        (evaluator.logs, {"replicates": 2}, "evaluator.samples"),
+        (evaluator.logs, {"repeats": 2}, "evaluator.repeats"),
     ):
         with pytest.raises(UserError, match=words):
             replace(evaluator, logs=logs, **more).prompts.check(["ant", "bee"])  # type: ignore[arg-type]

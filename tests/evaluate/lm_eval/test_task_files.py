@@ -60,9 +60,9 @@ def wild(evil: Path) -> Path:
 
 def asking(folder: Path, *tasks: str, allow: bool = False) -> HarnessEvaluator:
     own = HarnessEvaluator(
-        tasks=list(tasks), include_path=str(folder), device="cpu", allow_code=allow
+        tasks=list(tasks), include_path=str(folder), device="cpu", allow_task_code=allow
     )
-    return replace(own, include_defaults=False)
+    return replace(own, args={"include_defaults": False})
 
 
 def told(folder: Path, *tasks: str) -> str:
@@ -79,7 +79,7 @@ def test_what_a_file_names_as_code_does_not_run(evil: Path, name: str) -> None:
     lm_eval_tasks.put(evil, "wild", lm_eval_tasks.rows(3, 1), [line, *lm_eval_tasks.WRITE])
     message = told(evil, "calm", "wild")
     assert message.startswith(f"{evil / 'wild.yaml'}: {said}")
-    assert "evaluator.allow_code=true" in message
+    assert "evaluator.allow_task_code=true" in message
 
 
 def test_tags_of_pythons_own_are_code(tmp_path: Path) -> None:
@@ -123,7 +123,7 @@ def test_only_code_that_is_allowed_runs_and_its_source_is_in_the_items(wild: Pat
     assert {item.prompt for item in items} == {"a"}
     assert (wild / "RAN").exists()
     assert own.prompts.pool_notes({}) == [
-        f"evaluator.allow_code: ran {wild / 'wild.yaml'}: doc_to_text: !function evil.f"
+        f"evaluator.allow_task_code: ran {wild / 'wild.yaml'}: doc_to_text: !function evil.f"
     ]
     assert fingerprint(own) == fingerprint(asking(wild, "wild"))
     assert replace(own).prompts.benchmark.items()[0].fingerprint == items[0].fingerprint
@@ -188,7 +188,9 @@ def test_a_run_with_a_task_file_from_elsewhere(souping: Cli, family: Path, wild:
         pool_of(family)[0],
         "evaluator.tasks=[wild]",
     ]
-    souping(*own).refused("wild.yaml: doc_to_text: !function evil.f", "evaluator.allow_code=true")
+    souping(*own).refused(
+        "wild.yaml: doc_to_text: !function evil.f", "evaluator.allow_task_code=true"
+    )
     assert not (wild / "RAN").exists()
 
 
@@ -211,7 +213,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def refused(folder: Path, *tasks: Any, **settings: Any) -> str:
     own = HarnessEvaluator(
-        tasks=list(tasks), include_path=str(folder), include_defaults=False, **settings
+        tasks=list(tasks), include_path=str(folder), args={"include_defaults": False}, **settings
     )
     with pytest.raises(UserError) as caught:
         own.prompts.benchmark.items()

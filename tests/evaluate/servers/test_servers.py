@@ -38,7 +38,8 @@ from tests.support.processes import gone, members, wait_for
 
 
 @pytest.fixture(
-    params=[TransformersServer(device="cpu"), VllmServer()], ids=lambda s: type(s).__name__
+    params=[TransformersServer(args={"device": "cpu"}), VllmServer()],
+    ids=lambda s: type(s).__name__,
 )
 def server(request: pytest.FixtureRequest) -> Any:
     return request.param
@@ -47,8 +48,19 @@ def server(request: pytest.FixtureRequest) -> Any:
 def test_what_changes_answers_changes_the_settings_and_nothing_else_does(server: Any) -> None:
     assert json.loads(json.dumps(server.settings)) == server.settings
     assert replace(server, timeout=3.0, python="/usr/bin/python3").settings == server.settings
-    for change in ({"dtype": "float16"}, {"extra_args": ["--x"]}, {"url": "http://127.0.0.1:1"}):
+    for change in ({"dtype": "float16"}, {"args": {"x": True}}, {"url": "http://127.0.0.1:1"}):
         assert digest(replace(server, **change).settings) != digest(server.settings)
+
+
+def test_options_of_a_server_are_words_of_its_command(server: Any) -> None:
+    options = {"on": True, "off": False, "left-out": None, "two_words": [1, "b"], "deep": {"a": 1}}
+    asked = replace(server, args=options)
+    words = asked.command(Path("/m"), 1)
+    typed = ["--deep", '{"a": 1}', "--no-off", "--on", "--two-words", "1", "b"]
+    assert words[-len(typed) :] == typed
+    assert asked.settings["extra_args"] == typed
+    quiet = replace(server, args={"log-level": "error", "gpu-memory-utilization": 0.5})
+    assert replace(server, args={}).settings == quiet.settings
 
 
 @pytest.mark.parametrize("change", [{"timeout": 0.0}, {"url": "http://u:key@h"}], ids=str)
@@ -371,7 +383,7 @@ def test_answers_of_a_transformers_server_are_those_of_the_local_evaluator(
 ) -> None:
     cook = shutil.copytree(pantry.path("python_cook"), tmp_path / "python_cook")
     (cook / "chat_template.jinja").write_text("{% for m in messages %}{{ m.content }}{% endfor %}")
-    running = TransformersServer(device="cpu", dtype="float32").start(cook, "python_cook")
+    running = TransformersServer(args={"device": "cpu"}, dtype="float32").start(cook, "python_cook")
     assert running.process is not None
     log = running.process.log
     group = running.process.group
