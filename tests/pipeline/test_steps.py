@@ -7,9 +7,11 @@ from pathlib import Path
 
 import pytest
 
-from souping.pipeline.steps import STEPS
+from souping.evaluate.benchmark import ListedItems
+from souping.pipeline.settings import ExtraEntry
+from souping.pipeline.steps import STEPS, extra_benchmarks
 from souping.report.progress import Progress
-from tests.conftest import ROOT, Cli, pool_of
+from tests.conftest import ROOT, Cli, FakeEvaluator, make_items, pool_of
 
 
 def test_how_it_works_lists_the_steps() -> None:
@@ -44,3 +46,18 @@ def test_every_stage_belongs_to_a_step(
     assert {name.partition(": ")[0] for name in names} == {*STEPS}
     order = [STEPS.index(name.partition(": ")[0]) for name in names]
     assert order == sorted(order)
+
+
+def test_an_extra_benchmark_has_the_first_items_of_each_category() -> None:
+    items = make_items(5)
+    entry = ExtraEntry(name="other", limit=2, benchmark=ListedItems(listed=items))
+    (opened,) = extra_benchmarks([entry], FakeEvaluator(skill={}))
+    (dry_run,) = extra_benchmarks([entry], FakeEvaluator(skill={}), 1)
+    assert [item.category for item in opened.items] == ["w", "w", "x", "x"]
+    assert len(dry_run.items) == 2
+    assert set(opened.items) <= set(items)
+
+
+def test_the_limit_of_an_extra_benchmark_is_a_count(family: Path, souping: Cli) -> None:
+    entry = f"{{path: {family / 'items.jsonl'}, limit: 0}}"
+    souping(*pool_of(family), f"extra_benchmarks=[{entry}]").refused("extra_benchmarks[0].limit=0")
