@@ -61,7 +61,7 @@ GREEDY = 0.001
 """bfcl-eval's own temperature, at which nothing but the likeliest token is drawn."""
 CHAT_TEMPLATE = "chat-template"
 """Handler that prompts with the tokenizer's own chat template."""
-SOUP = "soup"
+OTHER_MODELS = "soup"
 """Name of all models that have no handler of their own."""
 BATCH_SIZE = 512
 """Items that are committed to the store at once."""
@@ -101,7 +101,7 @@ class BfclPrompts(Prompts):
         """
         known = (*SOUPING_HANDLERS, *registered(self.evaluator.environment.package))
         for name, handler in self.evaluator.handlers.items():
-            pick(name, (SOUP, *candidates), "evaluator.handler: name")
+            pick(name, (OTHER_MODELS, *candidates), "evaluator.handler: name")
             pick(handler, known, "evaluator.handler")
 
     def check_tokenizer(self, folder: Path, items: Sequence[Item]) -> None:
@@ -153,8 +153,8 @@ class BfclEvaluator(Evaluator):
     def handlers(self) -> dict[str, str]:
         """{candidate or `soup`: handler}"""
         if isinstance(self.handler, str):
-            return {SOUP: self.handler}
-        return {SOUP: CHAT_TEMPLATE, **self.handler}
+            return {OTHER_MODELS: self.handler}
+        return {OTHER_MODELS: CHAT_TEMPLATE, **self.handler}
 
     @property
     def settings(self) -> JsonObject:
@@ -169,7 +169,7 @@ class BfclEvaluator(Evaluator):
             "server": dict(self.server.settings),
         }
         handlers = self.handlers
-        settings["handler"] = handlers.pop(SOUP)
+        settings["handler"] = handlers.pop(OTHER_MODELS)
         if handlers:
             settings["handlers"] = dict(handlers)
         return settings
@@ -214,8 +214,8 @@ class BfclEvaluator(Evaluator):
     def for_recipe(self, recipe: Recipe) -> BfclEvaluator:
         """This evaluator with the handler of one model; the two share their server."""
         handlers = self.handlers
-        name = recipe.ingredients[0] if len(recipe.ingredients) == 1 else SOUP
-        return replace(self, handler=handlers.get(name, handlers[SOUP]))
+        name = recipe.ingredients[0] if len(recipe.ingredients) == 1 else OTHER_MODELS
+        return replace(self, handler=handlers.get(name, handlers[OTHER_MODELS]))
 
     def batches(self, items: Sequence[Item], repeat: int = 0) -> list[Items]:
         """Items in their order, every second time in the opposite one, so that a server batches them otherwise."""
@@ -242,7 +242,7 @@ class BfclEvaluator(Evaluator):
             "request": dict(self.server.request),
         }
         with tempfile.TemporaryDirectory(prefix="souping-bfcl-") as root:
-            handler = self.handlers[SOUP]
+            handler = self.handlers[OTHER_MODELS]
             call(self.environment, Path(root), handler, ids, request)
             name = handler.replace("/", "_")
             scored = records(Path(root, "result", name), Path(root, "score", name), items)

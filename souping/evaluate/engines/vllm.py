@@ -50,7 +50,7 @@ if TYPE_CHECKING:
 
 VLLM_ENGINE_VERSION = 2
 """Raise when the same settings would give other answers, as with another range of versions of vLLM."""
-DEFAULTS: JsonObject = {
+ENGINE_DEFAULTS: JsonObject = {
     GPU_FRACTION: 0.85,
     "disable_log_stats": True,
     "enforce_eager": False,
@@ -59,14 +59,14 @@ DEFAULTS: JsonObject = {
     "speculative_config": None,
 }
 """Arguments of `vllm.LLM` that `args` may change. Those that change answers are always part of the fingerprint."""
-FIXED: JsonObject = {
+ENGINE_FIXED: JsonObject = {
     "worker_extension_cls": "souping.evaluate.engines.vllm_worker.SoupWorker",
     # The settings decode, not the folder's own file.
     "generation_config": "vllm",
 }
 """Arguments of `vllm.LLM` on which souping depends."""
-KEYS = {
-    **dict.fromkeys(("model", *FIXED), ""),
+ENGINE_KEYS = {
+    **dict.fromkeys(("model", *ENGINE_FIXED), ""),
     "dtype": "evaluator.dtype",
     "tensor_parallel_size": "engine.tensor_parallel_size",
     "trust_remote_code": "evaluator.trust_remote_code",
@@ -104,12 +104,12 @@ class VllmEngine(Engine):
     running: EngineState = field(default_factory=EngineState, init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
-        check_tool_arguments(self.args, "engine.args", KEYS)
+        check_tool_arguments(self.args, "engine.args", ENGINE_KEYS)
 
     @property
     def arguments(self) -> dict[str, Any]:
         """Those of `vllm.LLM` that `args` may change."""
-        return {**DEFAULTS, **self.args}
+        return {**ENGINE_DEFAULTS, **self.args}
 
     @property
     def settings(self) -> JsonObject:
@@ -299,7 +299,7 @@ def llm_arguments(folder: Path, engine: VllmEngine, machine: MachineSettings) ->
     """The keyword arguments of `vllm.LLM`."""
     return {
         **engine.arguments,
-        **FIXED,
+        **ENGINE_FIXED,
         "model": str(folder),
         "tensor_parallel_size": engine.tensor_parallel_size,
         "dtype": machine.dtype or "auto",

@@ -38,7 +38,7 @@ LOGGERS = ("lm_eval", "datasets", "sacrebleu", "huggingface_hub")
 LENGTH_KEYS = ("max_gen_toks", "max_new_tokens", "max_tokens", "max_completion_tokens")
 KNOWN = ("until", *LENGTH_KEYS, *SAMPLING, *PENALTIES)
 """What a task's generation_kwargs may say; transformers would take more, a program to generate with among it."""
-DEFAULTS: JsonObject = {
+HARNESS_DEFAULTS: JsonObject = {
     "backend": "default",
     "truncation": False,
     "logits_cache": True,
@@ -79,7 +79,7 @@ SET_HERE = (
     "gguf_file", "kwargs",
 )  # fmt: skip
 """Arguments of HFLM by which it would load a checkpoint."""
-KEYS = {
+HARNESS_KEYS = {
     **dict.fromkeys(SET_HERE, ""),
     **{
         name: f"evaluator.{name}" for name in ("batch_size", "device", "dtype", "trust_remote_code")
@@ -125,12 +125,12 @@ class HarnessSettings(MachineEvaluator):
     args: dict[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        check_tool_arguments(self.args, "evaluator.args", KEYS)
+        check_tool_arguments(self.args, "evaluator.args", HARNESS_KEYS)
 
     @property
     def arguments(self) -> dict[str, Any]:
         """Arguments of the harness by its own names, with the defaults of those that are not given."""
-        return {**DEFAULTS, **self.args}
+        return {**HARNESS_DEFAULTS, **self.args}
 
     @property
     def model_arguments(self) -> JsonObject:
@@ -274,7 +274,7 @@ def check_names(args: JsonObject) -> None:
         return
     from lm_eval.models.huggingface import HFLM
 
-    model = inspect.signature(HFLM).parameters.keys() - KEYS.keys()
+    model = inspect.signature(HFLM).parameters.keys() - HARNESS_KEYS.keys()
     others = {*EVALUATION_ARGUMENTS, *TASK_ARGUMENTS}
     for name in args:
         pick(name, sorted(model | others), "evaluator.args: name")

@@ -130,10 +130,10 @@ class Server(ABC):
     )
 
     def __post_init__(self) -> None:
-        check_tool_arguments(self.options, "server.args", self.keys)
+        check_tool_arguments(self.command_options, "server.args", self.keys)
 
     @property
-    def options(self) -> dict[str, Any]:
+    def command_options(self) -> dict[str, Any]:
         """`args` over the `defaults`, by Python's spelling of their names."""
         args = {name.replace("-", "_"): self.args[name] for name in sorted(self.args)}
         return {**self.defaults, **args}
@@ -156,7 +156,7 @@ class Server(ABC):
             return {**common, "url": self.address}
         return {
             **common,
-            "extra_args": option_words(self.options, {*self.defaults, *WITHOUT_EFFECT}),
+            "extra_args": option_words(self.command_options, {*self.defaults, *WITHOUT_EFFECT}),
             **self.decisive,
         }
 
@@ -258,7 +258,7 @@ class Server(ABC):
         start = [self.interpreter, "-m", self.module, "serve", str(folder)]
         trust = ["--trust-remote-code"] if self.trust_remote_code else []
         address = ["--host", HOST, "--port", str(port)]
-        return [*start, *address, *self.flags(), *trust, *option_words(self.options)]
+        return [*start, *address, *self.flags(), *trust, *option_words(self.command_options)]
 
     def flags(self) -> list[str]:
         """What its command line has besides the options."""
@@ -334,7 +334,7 @@ class VllmServer(Server):
     def decisive(self) -> JsonObject:
         return {
             "tensor_parallel_size": self.tensor_parallel_size,
-            "max_model_len": self.options["max_model_len"],
+            "max_model_len": self.command_options["max_model_len"],
             "dtype": self.dtype,
         }
 
@@ -343,7 +343,7 @@ class VllmServer(Server):
         return ModelHost(
             dtype=self.dtype,
             gpus=self.tensor_parallel_size,
-            fraction=float(self.options[GPU_FRACTION]),
+            fraction=float(self.command_options[GPU_FRACTION]),
             url=self.url,
         )
 
@@ -398,7 +398,7 @@ class TransformersServer(Server):
 
     @property
     def decisive(self) -> JsonObject:
-        device = self.options["device"]
+        device = self.command_options["device"]
         if device == "auto":
             # What `auto` finds here.
             device = "auto:cuda" if Path("/dev/nvidiactl").exists() else "auto:cpu"
