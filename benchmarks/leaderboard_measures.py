@@ -210,7 +210,7 @@ EXPERT_MEASURES = (
     "experts",
     "clusters' experts",
 )
-STATED = SoCE(correlation=pearson, objective=Mean(), threshold=THRESHOLD, otherwise="error")
+STATED = SoCE(correlation=pearson, objective=Mean(), threshold=THRESHOLD, fallback="error")
 CLUSTERS = SoCECluster(correlation=pearson, objective=Mean(), threshold=THRESHOLD)
 
 

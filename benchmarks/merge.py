@@ -133,7 +133,7 @@ class Bench:
             shares = ",".join(map(str, weights))
             words = [f"pool.candidates=[{pool}]", f"optimiser.weights=[{shares}]", f"out={out}"]
             words += (
-                [f"pool.like={self.folder / 'inputs' / what.split('_')[2] / 'm0'}"]
+                [f"pool.reference_model={self.folder / 'inputs' / what.split('_')[2] / 'm0'}"]
                 if "_like_" in what
                 else []
             )

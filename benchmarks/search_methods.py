@@ -244,7 +244,7 @@ def adaptive(settings: Adaptive, slots: int = 1, min_items: int = 1) -> Method:
     def start(
         points: Sequence[Weights], space: SearchSpace, seed: int, auto: bool, budget: int | None
     ) -> Optimiser:
-        search = replace(settings, stop="auto" if auto else "never", budget=budget)
+        search = replace(settings, early_stopping=auto, max_items=budget)
         return search.over(points, replace(space, min_items=min_items), seed)
 
     return driven(start, slots)

@@ -53,7 +53,7 @@ explain them. The files of a run, report.json and compare.json: [reference-files
 - `eval "$(souping -sc install=bash)"` completes commands, groups, choices and keys in bash. In zsh, first run
   `autoload -Uz compinit bashcompinit && compinit && bashcompinit`.
 - Errors are one or two lines and exit with status 2; `debug=true` shows the traceback.
-- Values that contain `( ) , =` or spaces need quotes: `'merge.overrides={layers.0-7:[0.6,0.4]}'`.
+- Values that contain `( ) , =` or spaces need quotes: `'merge.tensor_weights={layers.0-7:[0.6,0.4]}'`.
 """
 FILES_HEAD = """# Reference of files
 

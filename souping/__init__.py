@@ -26,7 +26,7 @@ _MODULES = {
     "souping.analysis.correlation": ("kendall", "pearson", "spearman"),
     "souping.analysis.shapley": ("Shapley",),
     "souping.analysis.surface": ("ResponseSurface",),
-    "souping.analysis.wins": ("Parents", "Wins"),
+    "souping.analysis.wins": ("CategoryWins", "ItemWins"),
     "souping.selection": ("All", "Greedy", "SoCE", "TopK"),
     "souping.search.adaptive": ("Adaptive",),
     "souping.search.points": ("Fixed", "GreedySoup", "Grid", "Nevergrad", "Uniform"),

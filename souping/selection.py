@@ -53,9 +53,9 @@ def in_pool_order(scores: ScoreMatrix, names: set[str]) -> Names:
 
 
 def ranking(
-    scores: ScoreMatrix, objective: Objective, strict: bool = True, drop: Collection[str] = ()
+    scores: ScoreMatrix, objective: Objective, strict: bool = True, exclude: Collection[str] = ()
 ) -> list[str]:
-    """Candidates by objective, best first; equal ones in the pool's order. Categories of `drop` weigh nothing.
+    """Candidates by objective, best first; equal ones in the pool's order. Categories of `exclude` weigh nothing.
 
     The columns of a published table may be other categories than the benchmark's: unless `strict`, their plain mean
     ranks where the objective does not know them.
@@ -67,11 +67,11 @@ def ranking(
             raise
         coefficients = Mean().coefficients(scores.categories)
     values = scores.rows(scores.candidates)
-    counted = np.array([name not in drop for name in scores.categories])
+    counted = np.array([name not in exclude for name in scores.categories])
     if objective.linear or not counted.any():
         totals = values @ np.where(counted, coefficients, 0.0)
     else:
-        names = [name for name in scores.categories if name not in drop]
+        names = [name for name in scores.categories if name not in exclude]
         totals = objective.value(values[:, counted], names)
     order = np.argsort(-totals.round(12), kind="stable")
     return [scores.candidates[i] for i in order]
@@ -88,9 +88,9 @@ class SoCE(Selector):
     Ties (equal best scores): `overall` takes the tied candidate with the best objective, `first` the first in the pool,
     `all` makes every tied candidate an ingredient.
 
-    Categories of `drop`, and those in which all models score the same, are left out: they stay in the objective.
+    Categories of `exclude`, and those in which all models score the same, are left out: they stay in the objective.
 
-    Where no category is a low-correlation one, which the paper leaves open, `otherwise=greedy` selects as `Greedy` does
+    Where no category is a low-correlation one, which the paper leaves open, `fallback=greedy` selects as `Greedy` does
     and says so; `error` refuses.
     """
 
@@ -99,8 +99,8 @@ class SoCE(Selector):
     threshold: Threshold = 0.2
     sign: Literal["absolute", "signed"] = "absolute"
     ties: Literal["overall", "all", "first"] = "overall"
-    otherwise: Literal["greedy", "error"] = "greedy"
-    drop: Sequence[str] = ()
+    fallback: Literal["greedy", "error"] = "greedy"
+    exclude: Sequence[str] = ()
 
     def __post_init__(self) -> None:
         if self.sign == "absolute" and self.threshold <= 0:
@@ -126,9 +126,9 @@ class SoCE(Selector):
         """Correlate, find the low-correlation categories, pick their experts.
 
         Raises:
-            UserError: no category is below the threshold and `otherwise=error`, or the correlation is not defined.
+            UserError: no category is below the threshold and `fallback=error`, or the correlation is not defined.
         """
-        correlating = scores.without(_dropped(scores, self.drop))
+        correlating = scores.without(_excluded(scores, self.exclude))
         correlating = correlating.without(correlating.constant)
         _check(self, correlating)
         correlations = correlated(self.correlation, correlating)
@@ -198,7 +198,7 @@ class SoCE(Selector):
             f"selector.threshold={self.threshold}: no low-correlation category; the smallest {kind} is {smallest} "
             f"({categories[a]}, {categories[b]}): "
         )
-        if self.otherwise == "error":
+        if self.fallback == "error":
             raise UserError(f"{why}raise the threshold or use selector=greedy")
 
         note = f"{why}selected as by selector=greedy"
@@ -206,7 +206,7 @@ class SoCE(Selector):
         if higher <= 1:
             note += f" (selector.threshold={higher:g} takes the experts of that pair)"
         return replace(
-            Greedy(objective=self.objective, drop=self.drop).select(scores),
+            Greedy(objective=self.objective, exclude=self.exclude).select(scores),
             metric=_name(self.correlation),
             categories=categories,
             correlations=correlations,
@@ -319,14 +319,14 @@ class SoCECluster(LimitedSelector):
 class Greedy(LimitedSelector):
     """Selector that adds the candidate which most raises the mean best score over categories; stops when none does.
 
-    Categories of `drop` are left out; they stay in the objective.
+    Categories of `exclude` are left out; they stay in the objective.
     """
 
     objective: Objective
-    drop: Sequence[str] = ()
+    exclude: Sequence[str] = ()
 
     def select(self, scores: ScoreMatrix) -> Selection:
-        considered = scores.without(_dropped(scores, self.drop))
+        considered = scores.without(_excluded(scores, self.exclude))
         _check(self, considered)
         values = considered.rows(considered.candidates)
         # Of equal gains the candidate with the better objective is added.
@@ -356,18 +356,18 @@ class Greedy(LimitedSelector):
 
 @component
 class TopK(LimitedSelector):
-    """K best candidates by the objective, in which categories of `drop` weigh nothing here."""
+    """K best candidates by the objective, in which categories of `exclude` weigh nothing here."""
 
     objective: Objective
     k: Count = 3
-    drop: Sequence[str] = ()
+    exclude: Sequence[str] = ()
 
     def sizes(self, candidates: int) -> tuple[int, ...]:
         return (min(self.k, candidates),)
 
     def select(self, scores: ScoreMatrix) -> Selection:
         _check(self, scores)
-        order = ranking(scores, self.objective, drop=_dropped(scores, self.drop))
+        order = ranking(scores, self.objective, exclude=_excluded(scores, self.exclude))
         names = in_pool_order(scores, set(order[: self.k]))
         return Selection(selector=self.label, ingredients=names, categories=scores.categories)
 
@@ -414,18 +414,18 @@ def _name(correlation: Correlation) -> str:
     return str(getattr(function, "__name__", ""))  # a callable object has no name
 
 
-def _dropped(scores: ScoreMatrix, drop: Sequence[str]) -> set[str]:
-    """Categories of `drop`, which are there (else UserError, nearest named) and leave some."""
-    check_drop(drop, scores.categories)
-    return set(drop)
+def _excluded(scores: ScoreMatrix, exclude: Sequence[str]) -> set[str]:
+    """Categories of `exclude`, which are there (else UserError, nearest named) and leave some."""
+    check_excluded(exclude, scores.categories)
+    return set(exclude)
 
 
-def check_drop(drop: Sequence[str], categories: Sequence[str]) -> None:
+def check_excluded(exclude: Sequence[str], categories: Sequence[str]) -> None:
     """Refuse names that are not categories, and a choice that leaves none."""
-    for name in drop:
-        pick(name, categories, "selector.drop")
-    if drop and not set(categories) - set(drop):
-        raise UserError("selector.drop leaves no category to select by: leave one in")
+    for name in exclude:
+        pick(name, categories, "selector.exclude")
+    if exclude and not set(categories) - set(exclude):
+        raise UserError("selector.exclude leaves no category to select by: leave one in")
 
 
 def _tied_best(scores: ScoreMatrix, column: int, order: Sequence[str]) -> list[str]:

@@ -168,7 +168,7 @@ def search(strategy: Strategy, seed: int = 0, limit: int = 60) -> tuple[list[Wei
     """(soups in the order in which they were requested, the optimiser) of a search over the bowl."""
     optimiser = strategy.start(search_space(), seed)
     requested = list[Weights]()
-    while len(requested) < min(limit, strategy.trials or limit):
+    while len(requested) < min(limit, strategy.max_trials or limit):
         cell = optimiser.ask()
         if cell is None:
             break

@@ -2,21 +2,30 @@
 
 from __future__ import annotations
 
+import inspect
 import io
 import logging
 import os
 import shlex
 import sys
+from abc import abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager, redirect_stderr, redirect_stdout
+from contextlib import (
+    AbstractContextManager,
+    ExitStack,
+    contextmanager,
+    nullcontext,
+    redirect_stderr,
+    redirect_stdout,
+)
 from dataclasses import dataclass, field, fields, replace
 from importlib import import_module
 from importlib.util import find_spec
 from itertools import chain
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
-from souping.core.fields import Name, Seconds, component
+from souping.core.fields import Name, component, pick
 from souping.core.protocols import Tracker
 from souping.core.reading import read
 from souping.core.text import first_line, install, named, safe
@@ -28,6 +37,20 @@ if TYPE_CHECKING:
 FILES = ("report.json", "report.md", "report.html", "selection.json", "trials.csv", "recipe.json")
 SOUP = ("recipe.json", "README.md")
 """Files of the artifact, if the run wrote them: from its directory and from its soup. The plots are added."""
+TIMEOUT = 10.0
+"""Seconds to wait for wandb's server, to open a run and to close it; else the run is recorded offline."""
+OWN_ARGUMENTS = {
+    "project",
+    "name",
+    "group",
+    "config",
+    "entity",
+    "mode",
+    "dir",
+    "settings",
+    "reinit",
+}
+"""Arguments of `wandb.init` that souping sets."""
 log = logging.getLogger(__name__)
 
 
@@ -99,31 +122,23 @@ class Session:
 
     run: Any = None
     hint: str = ""
+    job_type: str | None = None
     exit_code: int = 0
     trials: list[dict[str, Json]] = field(default_factory=list)
     exits: ExitStack = field(default_factory=ExitStack)
 
 
 @component
-class WandbTracker(Tracker):
-    """Recording of a run by wandb, or by a module with the same interface: trackio.
+class ModuleTracker(Tracker):
+    """Recording of a run by wandb, or by another module with its interface.
 
-    `group` gathers the jobs of a multirun; the name defaults to the run's name and directory. `entity`, `mode`, `tags`,
-    `job_type` and `timeout` are for wandb: None leaves a choice to its environment variables, and `timeout` is in
-    seconds, for opening a run and for closing it. wandb's files are in the run's directory, under `wandb/`.
-    `space_id` is for trackio: without one, its records stay on this machine.
+    `group` gathers the jobs of a multirun; the name defaults to the run's name and directory.
     """
 
-    module: Literal["wandb", "trackio"] = "wandb"
+    module: ClassVar[str]
     project: Name = "souping"
     group: str | None = None
     name: str | None = None
-    entity: str | None = None
-    mode: Literal["online", "offline", "disabled"] | None = None
-    tags: list[str] = field(default_factory=list)
-    job_type: str = "run"
-    timeout: Seconds = 10.0
-    space_id: str | None = None
     _session: Session = field(default_factory=Session, init=False, repr=False, compare=False)
 
     def needs(self) -> list[Missing]:
@@ -144,8 +159,7 @@ class WandbTracker(Tracker):
         session.hint = ""
         session.trials = []
         with ExitStack() as exits:
-            if self.module == "wandb":
-                exits.enter_context(_wandb_environment(folder / "wandb"))
+            exits.enter_context(self._environment(folder))
             session.run = self._open(config, folder)
             exits.push(self._close)
             session.exits = exits.pop_all()
@@ -178,23 +192,7 @@ class WandbTracker(Tracker):
             for path in pictures:
                 values[f"plots/{path.stem}"] = api.Image(str(path))
             self._session.run.log(values)
-        if self.module == "wandb":
-            self._log_files(run_dir, soup, pictures)
-
-    def _log_files(self, run_dir: Path, soup: Path | None, pictures: Sequence[Path]) -> None:
-        import wandb
-
-        run = self._session.run
-        artifact = wandb.Artifact(f"report-{run.id}", type="report")
-        files = {name: run_dir / name for name in FILES}
-        files |= {f"plots/{path.name}": path for path in pictures}
-        if soup is not None:
-            files |= {f"soup/{name}": soup / name for name in SOUP}
-        for name, path in files.items():
-            if path.is_file():
-                # Without a copy in a staging area.
-                artifact.add_file(str(path), name=name, policy="immutable")
-        run.log_artifact(artifact)
+        self._log_files(run_dir, soup, pictures)
 
     def summarise(self, jobs: Sequence[JsonObject], run_dir: Path) -> None:
         """Add one run (job type `summary`) to the jobs' group: a table with one row per job, and the best job.
@@ -205,7 +203,8 @@ class WandbTracker(Tracker):
 
         sweep_jobs = [read(SweepJob, job) for job in jobs]
 
-        tracker = replace(self, name=f"{self.group}-summary", job_type="summary")
+        tracker = replace(self, name=f"{self.group}-summary")
+        tracker._session.job_type = "summary"
         tracker.start({"group": self.group, "jobs": len(jobs)}, run_dir)
         with tracker._session.exits, _silence():
             header, *rows = job_table(sweep_jobs)
@@ -222,20 +221,64 @@ class WandbTracker(Tracker):
             "group": self.group,
             "config": dict(config),
         }
-        if self.module == "wandb":
-            return self._open_wandb(common, folder)
-        if not self.space_id:
-            self._session.hint = f"trackio show --project {shlex.quote(self.project)}"
-        with _silence():
-            return import_module(self.module).init(
-                **common,
-                space_id=self.space_id,
-                embed=False,
-                auto_log_gpu=False,
-                auto_log_cpu=False,
-            )
+        return self._begin(common, folder)
 
-    def _open_wandb(self, common: Mapping[str, Any], folder: Path) -> Any:
+    def _environment(self, folder: Path) -> AbstractContextManager[None]:
+        """What has to hold while a run is open."""
+        return nullcontext()
+
+    @abstractmethod
+    def _begin(self, common: Mapping[str, Any], folder: Path) -> Any:
+        """Open the module's own run."""
+
+    @abstractmethod
+    def _end(self, run: Any) -> None: ...
+
+    def _log_files(self, run_dir: Path, soup: Path | None, pictures: Sequence[Path]) -> None:
+        """Add the run's files, if the module keeps any."""
+
+    def _close(self, *_: object) -> None:
+        run = self._session.run
+        self._session.run = None
+        with _silence():
+            self._end(run)
+
+    def _table(self, columns: Sequence[str], rows: Sequence[Sequence[Json]]) -> Any:
+        """A table of the module."""
+        names = [safe(name) for name in columns]
+        cells = [[*map(_cell, row)] for row in rows]
+        return import_module(self.module).Table(columns=names, data=cells, allow_mixed_types=True)
+
+
+@component
+class WandbTracker(ModuleTracker):
+    """Recording of a run by wandb, with its files in the run's directory, under `wandb/`.
+
+    None leaves a choice to wandb's environment variables. `args` are further arguments of `wandb.init`, such as
+    `{tags: [nightly], notes: ...}`.
+
+    Raises:
+        UserError: `args` has a name that `wandb.init` does not take, or that souping sets.
+    """
+
+    module = "wandb"
+    entity: str | None = None
+    mode: Literal["online", "offline", "disabled"] | None = None
+    args: dict[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        if not self.args or not find_spec("wandb"):
+            return
+        import wandb
+
+        known = inspect.signature(wandb.init).parameters.keys() - OWN_ARGUMENTS
+        for name in self.args:
+            pick(name, sorted(known), "tracker.args")
+
+    def _environment(self, folder: Path) -> AbstractContextManager[None]:
+        return _wandb_environment(folder / "wandb")
+
+    def _begin(self, common: Mapping[str, Any], folder: Path) -> Any:
         """An online run only if there is a key and the server accepts it, else an offline one and a warning.
 
         Without the login first, `wandb.init` would ask a terminal for a key.
@@ -247,19 +290,19 @@ class WandbTracker(Tracker):
             try:
                 with _silence():
                     if wandb.login(prompt=False):
-                        return self._init_wandb(common, "online", folder)
+                        return self._init(common, "online", folder)
                 why = "no API key (`wandb login`)"
             except Exception as error:  # whatever a server or a network does
                 why = f"{type(error).__name__}: {first_line(error)}"
             log.warning("wandb: %s; recording offline, `wandb sync` sends it later", why)
             mode = "offline"
         with _silence():
-            run = self._init_wandb(common, mode, folder)
+            run = self._init(common, mode, folder)
         if run.offline:
             self._session.hint = f"wandb sync {shlex.quote(str(run.settings.sync_dir))}"
         return run
 
-    def _init_wandb(self, common: Mapping[str, Any], mode: Any, folder: Path) -> Any:
+    def _init(self, common: Mapping[str, Any], mode: Any, folder: Path) -> Any:
         """No console capture, no git, no machine statistics, bounded waits."""
         import wandb
 
@@ -273,34 +316,64 @@ class WandbTracker(Tracker):
             x_disable_meta=True,
             x_disable_machine_info=True,
             x_save_requirements=False,
-            init_timeout=self.timeout,
-            finish_timeout=self.timeout,
+            init_timeout=TIMEOUT,
+            finish_timeout=TIMEOUT,
         )
+        arguments = {"job_type": "run", **self.args}
+        if self._session.job_type is not None:
+            arguments["job_type"] = self._session.job_type
         return wandb.init(
             **common,
+            **arguments,
             entity=self.entity,
-            tags=self.tags,
-            job_type=self.job_type,
             mode=mode,
             dir=str(folder),
             settings=quiet,
             reinit="finish_previous",
         )
 
-    def _close(self, *_: object) -> None:
-        run = self._session.run
-        self._session.run = None
-        with _silence():
-            if self.module == "wandb":
-                run.finish(exit_code=self._session.exit_code)
-            else:
-                run.finish()
+    def _end(self, run: Any) -> None:
+        run.finish(exit_code=self._session.exit_code)
 
-    def _table(self, columns: Sequence[str], rows: Sequence[Sequence[Json]]) -> Any:
-        """A table of the module."""
-        names = [safe(name) for name in columns]
-        cells = [[*map(_cell, row)] for row in rows]
-        return import_module(self.module).Table(columns=names, data=cells, allow_mixed_types=True)
+    def _log_files(self, run_dir: Path, soup: Path | None, pictures: Sequence[Path]) -> None:
+        import wandb
+
+        run = self._session.run
+        artifact = wandb.Artifact(f"report-{run.id}", type="report")
+        files = {name: run_dir / name for name in FILES}
+        files |= {f"plots/{path.name}": path for path in pictures}
+        if soup is not None:
+            files |= {f"soup/{name}": soup / name for name in SOUP}
+        for name, path in files.items():
+            if path.is_file():
+                # Without a copy in a staging area.
+                artifact.add_file(str(path), name=name, policy="immutable")
+        run.log_artifact(artifact)
+
+
+@component
+class TrackioTracker(ModuleTracker):
+    """Recording of a run by trackio: on this machine, or in the Space `space_id` of the Hub."""
+
+    module = "trackio"
+    space_id: str | None = None
+
+    def _begin(self, common: Mapping[str, Any], folder: Path) -> Any:
+        import trackio
+
+        if not self.space_id:
+            self._session.hint = f"trackio show --project {shlex.quote(self.project)}"
+        with _silence():
+            return trackio.init(
+                **common,
+                space_id=self.space_id,
+                embed=False,
+                auto_log_gpu=False,
+                auto_log_cpu=False,
+            )
+
+    def _end(self, run: Any) -> None:
+        run.finish()
 
 
 def _cell(value: Json) -> Json:

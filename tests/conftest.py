@@ -9,7 +9,7 @@ import os
 import shutil
 import signal
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import redirect_stdout
 from dataclasses import dataclass, field
 from html import escape
@@ -215,6 +215,14 @@ def command_line(place: Path, *words: str, drawn: bool = False) -> int:
         except SystemExit as error:
             return int(error.code or 0)
     return 0
+
+
+@pytest.fixture(scope="session", autouse=True)
+def patient_wandb() -> Iterator[None]:
+    """Wait for wandb's service: on a busy machine it takes longer to start than a run should wait."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("souping.trackers.TIMEOUT", 600.0)
+        yield
 
 
 @pytest.fixture

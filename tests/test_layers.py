@@ -129,7 +129,7 @@ def test_a_planted_circle_of_rooms_is_found() -> None:
         ("souping.report.plots", "def late():\n    from souping.pipeline import store"),
         ("souping.report.plots", 'def late():\n    import_module("souping.pipeline.store")'),
         ("souping.report.tables", 'LATER = "souping.cli.job:run"'),
-        ("souping.merge.names", 'LATER = ("souping.plan.planner.plan",)'),
+        ("souping.merge.name_rules", 'LATER = ("souping.plan.planner.plan",)'),
         (
             "souping.merge.plan",
             "if TYPE_CHECKING:\n    from souping.pipeline.settings import RunSettings",

@@ -63,7 +63,12 @@ def test_a_run_and_a_merge(settings: dict[str, Any], tmp_path: Path) -> None:
     assert len(done.trials) == 1
     assert 0 <= done.trials[0].objective <= 1
     assert {"soup", "best_single"} <= {row.kind for row in done.report.rows or ()}
-    assert sorted(done.report.analyses or ()) == ["consistency", "parents", "surface", "wins"]
+    assert sorted(done.report.analyses or ()) == [
+        "category_wins",
+        "consistency",
+        "item_wins",
+        "surface",
+    ]
     assert done.report.selection is not None
     assert done.report.selection.ingredients == tuple(pool)
     assert as_json(done.report.to_json()) == (done.report_dir / "report.json").read_text()

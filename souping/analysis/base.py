@@ -5,16 +5,12 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Annotated
 
-from souping.core.fields import Bounds
 from souping.core.protocols import Correlation, Objective
 from souping.core.types import FloatArray, Fold, ItemScores, JsonObject, Recipe, Record
 from souping.core.unit import POINTS, Unit
 from souping.report.analyses import AnalysisResult
 
-# Setting that counts random draws.
-Draws = Annotated[int, Bounds(ge=2, le=10**6)]
 SINGLE_SELECTED = "one ingredient was selected, so that no soup was searched"
 
 
@@ -27,7 +23,7 @@ class RunSoups:
     """Soups of a run, without their scores.
 
     `candidates` are {name: the single model}, `soup` is the frozen winner. `recipe` makes one of named weights. `base`
-    is the candidate that is `merge.base`, if one is.
+    is the candidate that is `merge.base_model`, if one is.
     """
 
     candidates: Mapping[str, Recipe]
@@ -64,7 +60,7 @@ class RunScores:
         return self.soups.candidates[name]
 
     def mixtures(self) -> list[Recipe]:
-        """The soups of two or more parents that answered the whole search fold."""
+        """The soups of two or more ingredients that answered the whole search fold."""
         return [
             soup for soup in self.trials if len(soup.ingredients) > 1 and soup.id in self.search
         ]

@@ -1,18 +1,18 @@
 """Consistency of categories before and after souping (`consistency`): do models that are good at one do well at all?
 
 Figure 2 of arXiv 2511.13254 shows the correlation of every two categories over the candidates and
-over a population of soups: it rises. But soups of few parents correlate by themselves: their scores
-move along the few directions in which the parents differ. So the population is compared with three
-nulls of linear mixing, soups that know nothing that their parents do not:
+over a population of soups: it rises. But soups of few ingredients correlate by themselves: their scores
+move along the few directions in which the ingredients differ. So the population is compared with three
+nulls of linear mixing, soups that know nothing that their ingredients do not:
 
-- `shared`: each group of items is answered by one parent, drawn by the soup's weights. One random
+- `shared`: each group of items is answered by one ingredient, drawn by the soup's weights. One random
   number per group serves all soups, so soups of similar weights answer alike, as real ones do.
 - `independent`: the same, but every soup draws for itself. The noise of its draws lowers the
   correlations.
-- `exact`: every item scores the weighted mean of its parents' scores. No noise at all: the
+- `exact`: every item scores the weighted mean of its ingredients' scores. No noise at all: the
   correlations are highest.
 
-Shape legend: M models, S soups, P parents, C categories, G groups of items, D draws.
+Shape legend: M models, S soups, K ingredients, C categories, G groups of items, D draws.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from functools import partial
 
 import numpy as np
 
-from souping.analysis.base import Analysis, Draws, NotEstimableError, RunScores
+from souping.analysis.base import Analysis, NotEstimableError, RunScores
 from souping.analysis.correlation import FEWEST_MODELS, GroupSums, correlated, few_models
 from souping.analysis.wins import MEAN_TIE, too_few
 from souping.core.fields import component
@@ -48,6 +48,9 @@ from souping.report.tables import around
 from souping.statistics.levels import Z95
 
 CONSISTENCY_SALT = 0xC025
+# Bootstrap draws for the intervals, and simulated populations of a null that draws.
+DRAWS = 1000
+MIXTURES = 500
 # Differences of two correlations that are rounding.
 ROUNDING = 1e-9
 
@@ -56,12 +59,9 @@ ROUNDING = 1e-9
 class Consistency(Analysis):
     """Mean |rho| over pairs of categories: over the candidates, over the search's soups, and under linear mixing.
 
-    Pairs of categories in which both populations vary count. Intervals are +- 1.96 standard errors by `draws` bootstrap
-    draws of the search fold's groups, the models and soups as they are. The nulls that draw are drawn `mixtures` times.
+    Pairs of categories in which both populations vary count. Intervals are +- 1.96 standard errors by `DRAWS` bootstrap
+    draws of the search fold's groups, the models and soups as they are. The nulls that draw are drawn `MIXTURES` times.
     """
-
-    draws: Draws = 1000
-    mixtures: Draws = 500
 
     def analyse(self, run: RunScores) -> ConsistencyResult:
         soups = sorted(run.mixtures(), key=lambda soup: soup.id)  # the draws follow this order
@@ -77,10 +77,10 @@ class Consistency(Analysis):
         if len(singles) < 3 or varying.sum() < 2:
             raise NotEstimableError(_too_flat(len(singles), before.categories, varying))
 
-        ingredients = set(itertools.chain(*(soup.ingredients for soup in soups)))
-        parents = {name: scores for name, scores in singles.items() if name in ingredients}
-        nulls = self._nulls(soups, parents, varying, run)
-        candidates = _summary(before, varying, run.correlation, self.draws)
+        used = set(itertools.chain(*(soup.ingredients for soup in soups)))
+        ingredients = {name: scores for name, scores in singles.items() if name in used}
+        nulls = self._nulls(soups, ingredients, varying, run)
+        candidates = _summary(before, varying, run.correlation, DRAWS)
         categories = np.array(before.categories)
         return ConsistencyResult(
             fold="search",
@@ -88,14 +88,14 @@ class Consistency(Analysis):
             categories=before.categories,
             left_out=tuple(categories[~varying].tolist()),
             before=replace(candidates, note=few_models(len(singles))),
-            after=_summary(after, varying, run.correlation, self.draws),
+            after=_summary(after, varying, run.correlation, DRAWS),
             nulls={name: _spread(null) for name, null in nulls.items()},
         )
 
     def _nulls(
         self,
         soups: Sequence[Recipe],
-        parents: Mapping[str, ItemScores],
+        ingredients: Mapping[str, ItemScores],
         varying: BoolArray,
         run: RunScores,
     ) -> dict[str, FloatArray]:
@@ -104,13 +104,13 @@ class Consistency(Analysis):
         for soup in soups:
             shares = soup.shares
             total = sum(shares.values())
-            rows.append([shares.get(name, 0.0) / total for name in parents])
-        weights = np.array(rows)  # [S, P]
+            rows.append([shares.get(name, 0.0) / total for name in ingredients])
+        weights = np.array(rows)  # [S, K]
 
-        sums = GroupSums.of(ScoreMatrix.from_items(parents))
+        sums = GroupSums.of(ScoreMatrix.from_items(ingredients))
         groups = len(sums.sums)
-        exact = np.einsum("sp,gpc->sc", weights, sums.sums) / sums.counts.sum(axis=0)
-        mixed = partial(_mixed, sums, weights, varying, run.correlation, self.mixtures)
+        exact = np.einsum("sk,gkc->sc", weights, sums.sums) / sums.counts.sum(axis=0)
+        mixed = partial(_mixed, sums, weights, varying, run.correlation, MIXTURES)
         return {
             "shared": mixed(groups),
             "independent": mixed((len(soups), groups)),
@@ -178,9 +178,9 @@ def _mixed(
     draws: int,
     size: int | tuple[int, int],
 ) -> FloatArray:
-    """Mean |rho| over populations of soups that answer, group by group, as a parent drawn by weights [S, P], [D].
+    """Mean |rho| over populations of soups that answer, group by group, as a ingredient drawn by weights [S, K], [D].
 
-    `size` is how many random numbers are drawn: one per group, or one per soup and group. The order of the parents is
+    `size` is how many random numbers are drawn: one per group, or one per soup and group. Their order is
     drawn anew each time, so that none is always the neighbour of another.
     """
     rng = np.random.default_rng([CONSISTENCY_SALT, 1])
@@ -193,11 +193,11 @@ def _mixed(
         points = rng.random(size)
         totals = np.zeros((len(weights), len(counts)))  # [S, C]
         start: FloatArray | float = 0.0
-        for rank, parent in enumerate(order):
+        for rank, ingredient in enumerate(order):
             end = ends[:, [rank]]
             is_last = rank == len(order) - 1
             picked = (points >= start) & ((points < end) | is_last)
-            totals += picked.astype(float) @ sums.sums[:, parent]
+            totals += picked.astype(float) @ sums.sums[:, ingredient]
             start = end
         strengths[draw] = _strength(correlation, totals / counts, varying)
     return strengths
@@ -210,13 +210,13 @@ POPULATIONS = {"before": "candidates", "after": "soups of the search"}
 NULLS = {
     "independent": (
         "mixtures, independent draws",
-        "every soup draws a parent for each group of items by itself",
+        "every soup draws a ingredient for each group of items by itself",
     ),
     "shared": (
         "mixtures, one draw per group",
-        "one random number per group of items decides the parent for all soups",
+        "one random number per group of items decides the ingredient for all soups",
     ),
-    "exact": ("exact mixtures", "every item scores the weighted mean of its parents' scores"),
+    "exact": ("exact mixtures", "every item scores the weighted mean of its ingredients' scores"),
 }
 
 
@@ -295,9 +295,7 @@ class ConsistencyResult(AnalysisResult):
             position = nulls[key].place(after.mean)
             positions.add(position)
             phrases.append(f"{position} {name} ({rho(nulls[key].mean)})")
-        against = (
-            f"Soups of few parents correlate by mixing alone. The soups are {in_words(phrases)}."
-        )
+        against = f"Soups of few ingredients correlate by mixing alone. The soups are {in_words(phrases)}."
         if len(positions) > 1:
             against += " The answer depends on which mixture is meant."
         lines = [head, against]

@@ -47,16 +47,16 @@ COALITION_KINDS = {1: "single models", 2: "pairs", 3: "triplets"}
 class Shapley(Analysis):
     """Shapley values of single models, pairs and triplets.
 
-    `players` are the ingredients or all candidates, at most `exact` of them (12 at most), since all coalitions are
-    evaluated. Pairs and triplets are shown if there are at most 12 of them.
+    They are of the ingredients or of all candidates (`over`), at most `max_models` of them (12 at most), since all
+    coalitions are evaluated. Pairs and triplets are shown if there are at most 12 of them.
     """
 
-    players: Literal["ingredients", "candidates"] = "ingredients"
-    exact: Annotated[int, Bounds(ge=1, le=MOST_PLAYERS)] = 5
+    over: Literal["ingredients", "candidates"] = "ingredients"
+    max_models: Annotated[int, Bounds(ge=1, le=MOST_PLAYERS)] = 5
 
     def asks(self, soups: RunSoups) -> tuple[Recipe, ...]:
         game = _Game(self, soups)
-        if not 2 <= len(game.names) <= self.exact:
+        if not 2 <= len(game.names) <= self.max_models:
             return ()
         return tuple(map(game.recipe, game.coalitions()))
 
@@ -69,9 +69,9 @@ class Shapley(Analysis):
             raise NotEstimableError(
                 f"Shapley values need a linear objective, which {run.objective.name} is not"
             )
-        if size > self.exact:
+        if size > self.max_models:
             raise NotEstimableError(
-                f"{size} players have {2**size - 1} coalitions: set shapley.exact={size}"
+                f"{size} players have {2**size - 1} coalitions: set analysis.shapley.max_models={size}"
             )
         values = _Values(run, game)
         levels = []
@@ -95,7 +95,7 @@ class _Game:
     def __init__(self, settings: Shapley, soups: RunSoups) -> None:
         self.soups = soups
         self.names = soups.ingredients
-        if settings.players == "candidates":
+        if settings.over == "candidates":
             self.names = tuple(soups.candidates)
         self.everybody = Members(self.names)
 

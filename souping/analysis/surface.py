@@ -24,7 +24,7 @@ from souping.report.cells import Section
 from souping.report.content import Matrix, MaybeFloat, MaybeInt
 from souping.report.format import count, four_digits, in_words
 from souping.report.plots import FAINT, INK, Drawing, canvas, curve, scale, triangle, weight_axis
-from souping.search.points import check_step, grid, grid_size, uniform, vertices
+from souping.search.points import grid, grid_size, uniform, vertices
 from souping.search.surrogate import RISE, SoupModel, draws
 from souping.statistics.scores import ItemTable
 
@@ -40,6 +40,8 @@ WIDER_STEP = {0.1: 0.2, 0.05: 0.1, 0.2: 0.25, 0.25: 0.5}
 # Most soups that the model is fitted on.
 FITTED = 400
 CONFIDENCE = 0.95
+# Step of the weights.
+STEP = 0.1
 # Draws of the posterior that the width of a band is estimated from.
 BAND_DRAWS = 2000
 # Factor of a band's width for what the posterior takes for certain (the scales and the smoothness):
@@ -177,12 +179,7 @@ def _item_samples(answered: BoolArray, categories: IntArray, count: int) -> list
 
 @component
 class ResponseSurface(Analysis):
-    """Bands over a grid of weights of `step`."""
-
-    step: float = 0.1
-
-    def __post_init__(self) -> None:
-        check_step(self.step, "analysis.surface.step")
+    """Bands over a grid of weights of `STEP`."""
 
     def analyse(self, run: RunScores) -> SurfaceResult:
         evaluated = _evaluated(run)
@@ -222,7 +219,7 @@ class ResponseSurface(Analysis):
 
     def _points(self, size: int) -> Sequence[tuple[float, ...]]:
         """Uniform, the singles, and the grid: with a wider step where its points would be too many."""
-        step = self.step
+        step = STEP
         while grid_size(size, step) > MOST_POINTS and step < 0.5:
             step = WIDER_STEP.get(round(step, 3), 0.5)
         return [_rounded(point) for point in (uniform(size), *vertices(size), *grid(size, step))]

@@ -26,7 +26,7 @@ from souping.report.content import (
     TrajectoryResult,
     WindowRow,
 )
-from souping.search.schedule import windows
+from souping.search.trajectory import windows
 from souping.statistics.comparison import contrast
 from souping.statistics.levels import Level, over_looks
 from souping.statistics.scores import Answers, ItemTable, ScoreTable
@@ -174,7 +174,7 @@ def describe(
 def _windows(
     members: Sequence[Member], search: CheckpointScores, trials: Sequence[Trial]
 ) -> tuple[WindowRow, ...]:
-    """The windows of a schedule that were evaluated, the shortest first; their intervals hold for all at once."""
+    """The windows that were evaluated, the shortest first; their intervals hold for all at once."""
     scores_of = {_key(trial.weights): trial.result.values for trial in trials if trial.whole}
     averages = {
         _key(window.weights): window for window in windows(len(members)) if window.length > 1

@@ -1,13 +1,13 @@
-"""Wins of soups: over their parents by category (`parents`), and over their ingredients item by item (`wins`).
+"""Wins of soups over their ingredients: by category (`category_wins`), and item by item (`item_wins`).
 
-`parents`: in how many categories is a soup above both of its parents, and above at least one?
+`category_wins`: in how many categories is a soup above both of its ingredients, and above at least one?
 Figure 5 of arXiv 2511.13254 counts this over a population of soups; here it is every soup of the
-search. By chance, if a soup and its K parents were equally good, it is above all of them in
-1 / (K + 1) of the categories and above at least one in K / (K + 1): 1/3 and 2/3 for two parents.
+search. By chance, if a soup and its K ingredients were equally good, it is above all of them in
+1 / (K + 1) of the categories and above at least one in K / (K + 1): 1/3 and 2/3 for two ingredients.
 Equal scores make both rarer, so the chance is counted from the scores: of every category's K + 1
 scores each is as likely to be the soup's.
 
-`wins`: what does the soup keep of its ingredients, and what does it solve that they do not?
+`item_wins`: what does the soup keep of its ingredients, and what does it solve that they do not?
 Appendices B and D of the paper, on the report fold; examples are of the search fold, so that nobody
 reads the report's items. Where an item has several answers its score p is their mean; the item then
 counts as solved by its share p, failed by 1 - p, and answers of two models are independent given
@@ -23,13 +23,12 @@ import json
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Annotated
 
 import numpy as np
 
-from souping.analysis.base import SINGLE_SELECTED, Analysis, Draws, NotEstimableError, RunScores
+from souping.analysis.base import SINGLE_SELECTED, Analysis, NotEstimableError, RunScores
 from souping.analysis.correlation import GroupSums
-from souping.core.fields import Bounds, component
+from souping.core.fields import component
 from souping.core.types import (
     FloatArray,
     IntArray,
@@ -51,39 +50,39 @@ from souping.statistics.intervals import rate
 from souping.statistics.levels import Z95
 from souping.statistics.scores import ModelScores, group_numbers, one_category
 
-# ------------------------------------------------------------ over parents, by category
+# ------------------------------------------------------------ over ingredients, by category
 
 # Means that differ by less are equal: only the order of a sum tells them apart.
 MEAN_TIE = 1e-12
 WINS_SALT = 0x9A4E
+# Bootstrap draws for the intervals.
+DRAWS = 400
 
 
 @component
-class Parents(Analysis):
-    """Categories in which each soup of the search beats all, and at least one, of its parents.
+class CategoryWins(Analysis):
+    """Categories in which each soup of the search beats all, and at least one, of its ingredients.
 
-    Intervals of the shares: +- 1.96 standard errors by `draws` bootstrap draws of the search fold's groups.
+    Intervals of the shares: +- 1.96 standard errors by `DRAWS` bootstrap draws of the search fold's groups.
     """
 
-    draws: Draws = 400
-
-    def analyse(self, run: RunScores) -> ParentsResult:
+    def analyse(self, run: RunScores) -> CategoryWinsResult:
         families = [_Family.of(run, soup) for soup in run.mixtures()]
         families = [family for family in families if family.evaluated(run)]
         if not families:
             raise NotEstimableError(too_few(run, 1))
 
-        # Scores of the parents and of the soups, and their rows in the table.
-        ids = dict.fromkeys(itertools.chain(*[family.parents for family in families]))
+        # Scores of the ingredients and of the soups, and their rows in the table.
+        ids = dict.fromkeys(itertools.chain(*[family.ingredients for family in families]))
         ids |= dict.fromkeys(family.soup.id for family in families)
         scores = ScoreMatrix.from_items({name: run.search[name] for name in ids})
         soups = [scores.models.index(family.soup.id) for family in families]
-        parents = [list(map(scores.models.index, family.parents)) for family in families]
+        ingredients = [list(map(scores.models.index, family.ingredients)) for family in families]
 
-        wins = _beaten(scores.values[None], soups, parents)[:, 0]  # [2, S, C]
-        drawn = GroupSums.of(scores).draws(self.draws, np.random.default_rng(WINS_SALT))
-        drawn_wins = _beaten(drawn, soups, parents)
-        chances = _chances(scores.values, soups, parents)
+        wins = _beaten(scores.values[None], soups, ingredients)[:, 0]  # [2, S, C]
+        drawn = GroupSums.of(scores).draws(DRAWS, np.random.default_rng(WINS_SALT))
+        drawn_wins = _beaten(drawn, soups, ingredients)
+        chances = _chances(scores.values, soups, ingredients)
         counts = wins.sum(axis=-1).astype(int)
         rows = []
         for s, family in enumerate(families):
@@ -94,7 +93,7 @@ class Parents(Analysis):
                 beats_one=int(counts[1, s]),
             )
             rows.append(row)
-        return ParentsResult(
+        return CategoryWinsResult(
             fold="search",
             categories=scores.categories,
             soups=tuple(rows),
@@ -105,19 +104,19 @@ class Parents(Analysis):
 
 @dataclass(frozen=True, kw_only=True)
 class _Family:
-    """A soup and the recipe ids of its parents."""
+    """A soup and the recipe ids of its ingredients."""
 
     soup: Recipe
-    parents: tuple[str, ...]
+    ingredients: tuple[str, ...]
 
     @classmethod
     def of(cls, run: RunScores, soup: Recipe) -> _Family:
-        parents = tuple(run.single(name).id for name in soup.ingredients)
-        return cls(soup=soup, parents=parents)
+        ingredients = tuple(run.single(name).id for name in soup.ingredients)
+        return cls(soup=soup, ingredients=ingredients)
 
     def evaluated(self, run: RunScores) -> bool:
-        """Whether all parents answered the whole search fold."""
-        return all(parent in run.search for parent in self.parents)
+        """Whether all ingredients answered the whole search fold."""
+        return all(ingredient in run.search for ingredient in self.ingredients)
 
 
 def too_few(run: RunScores, needed: int) -> str:
@@ -131,24 +130,24 @@ def too_few(run: RunScores, needed: int) -> str:
 
 
 def _beaten(
-    values: FloatArray, soups: Sequence[int], parents: Sequence[Sequence[int]]
+    values: FloatArray, soups: Sequence[int], ingredients: Sequence[Sequence[int]]
 ) -> FloatArray:
-    """values [D, M, C] -> whether each soup is above all, and above at least one of its parents, [2, D, S, C]."""
+    """values [D, M, C] -> whether each soup is above all, and above at least one of its ingredients, [2, D, S, C]."""
     wins = np.zeros((2, len(values), len(soups), values.shape[2]))
-    for s, (soup, parents_of_soup) in enumerate(zip(soups, parents, strict=True)):
-        above = values[:, [soup]] > values[:, parents_of_soup] + MEAN_TIE
+    for s, (soup, ingredients_of_soup) in enumerate(zip(soups, ingredients, strict=True)):
+        above = values[:, [soup]] > values[:, ingredients_of_soup] + MEAN_TIE
         wins[0, :, s] = above.all(axis=1)
         wins[1, :, s] = above.any(axis=1)
     return wins
 
 
 def _chances(
-    values: FloatArray, soups: Sequence[int], parents: Sequence[Sequence[int]]
+    values: FloatArray, soups: Sequence[int], ingredients: Sequence[Sequence[int]]
 ) -> FloatArray:
     """values [M, C] -> chance of both wins in each category, were the soup any one of its family, [2, S, C]."""
     chances = np.zeros((2, len(soups), values.shape[1]))
-    for s, (soup, parents_of_soup) in enumerate(zip(soups, parents, strict=True)):
-        family = values[[soup, *parents_of_soup]]
+    for s, (soup, ingredients_of_soup) in enumerate(zip(soups, ingredients, strict=True)):
+        family = values[[soup, *ingredients_of_soup]]
         highest = family >= family.max(axis=0) - MEAN_TIE
         above_one = family > family.min(axis=0) + MEAN_TIE
         chances[0, s] = (highest.sum(axis=0) == 1) / len(family)
@@ -168,19 +167,19 @@ def _beaten_share(wins: FloatArray, drawn: FloatArray, chances: FloatArray) -> W
     )
 
 
-WIN_KINDS = {"beats_all": "above all parents", "beats_one": "above at least one"}
+WIN_KINDS = {"beats_all": "above all ingredients", "beats_one": "above at least one"}
 
 
 @dataclass(frozen=True, kw_only=True)
 class SoupWins:
-    """A soup against its parents."""
+    """A soup against its ingredients."""
 
     recipe_id: str
     """id of the soup's recipe"""
     weights: NamedNumbers
     """{ingredient: weight}"""
     beats_all: MaybeInt
-    """categories in which it is above all parents"""
+    """categories in which it is above all ingredients"""
     beats_one: MaybeInt
     """categories in which it is above at least one"""
 
@@ -204,8 +203,8 @@ class WinShare:
 
 
 @dataclass(frozen=True, kw_only=True)
-class ParentsResult(AnalysisResult):
-    """In how many categories soups beat their parents."""
+class CategoryWinsResult(AnalysisResult):
+    """In how many categories soups beat their ingredients."""
 
     folded = True
     fold: str
@@ -215,21 +214,21 @@ class ParentsResult(AnalysisResult):
     soups: tuple[SoupWins, ...]
     """soups of the search"""
     beats_all: WinShare
-    """above all parents"""
+    """above all ingredients"""
     beats_one: WinShare
     """above at least one"""
 
     def section(self, unit: Unit) -> Section:
         shares = [f"{vars(self)[key].text()} {kind}" for key, kind in WIN_KINDS.items()]
         head = (
-            f"{count(len(self.soups))} soups against their parents in {count(len(self.categories))} categories of the "
-            f"search fold: {', '.join(shares)}."
+            f"{count(len(self.soups))} soups against their ingredients in {count(len(self.categories))} categories of "
+            f"the search fold: {', '.join(shares)}."
         )
         note = (
-            "By chance: if a soup and its parents were equally good, any of their scores might be the soup's. The mean "
-            "of the parents' scores is never above all, and always above one."
+            "By chance: if a soup and its ingredients were equally good, any of their scores might be the soup's. The "
+            "mean of the ingredients' scores is never above all, and always above one."
         )
-        return Section("Do soups beat their parents?", (head, note), "parents")
+        return Section("Do soups beat their ingredients?", (head, note), "category_wins")
 
     def drawings(self, unit: Unit) -> tuple[Drawing, ...]:
         """Soups by the number of categories that they win."""
@@ -254,9 +253,9 @@ class ParentsResult(AnalysisResult):
             )
         alt = (
             f"Histogram of the soups ({len(self.soups)}) by the number of categories in which they "
-            "beat their parents."
+            "beat their ingredients."
         )
-        return (Drawing("parents", plot, alt),)
+        return (Drawing("category_wins", plot, alt),)
 
 
 # ------------------------------------------------------------ over ingredients, item by item
@@ -267,6 +266,10 @@ NOT_BY_ITEM = "no item is solved or not by a corpus metric (BLEU) or a loss: it 
 EXAMPLE_CHARS = 600
 ELLIPSIS = "\N{HORIZONTAL ELLIPSIS}"
 SOLVED_ROUNDING = 1e-6
+# Graded scores: an item counts as solved from this score on.
+SOLVED_FROM = 0.5
+# Examples of each kind.
+EXAMPLES = 2
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -279,17 +282,10 @@ class Solved:
 
 
 @component
-class Wins(Analysis):
-    """Kept shares, wins by how many ingredients fail, and examples.
+class ItemWins(Analysis):
+    """Kept shares, wins by how many ingredients fail, and examples."""
 
-    `solved` is the score from which an item counts as solved, where scores are graded; `examples` is how many are shown
-    of each kind.
-    """
-
-    solved: Annotated[float, Bounds(gt=0, le=1)] = 0.5
-    examples: Annotated[int, Bounds(ge=0, le=100)] = 2
-
-    def analyse(self, run: RunScores) -> WinsResult:
+    def analyse(self, run: RunScores) -> ItemWinsResult:
         soup = run.soups.soup
         if len(soup.ingredients) < 2:
             raise NotEstimableError(
@@ -313,7 +309,7 @@ class Wins(Analysis):
             of_solved = _share(values, solved.soup, groups)
             of_failed = _share(1 - values, solved.soup, groups)
             kept.append(KeptShares(name=name, kept=of_solved, gained=of_failed))
-        return WinsResult(
+        return ItemWinsResult(
             fold="report",
             items=len(items),
             answers=run.answers,
@@ -329,7 +325,7 @@ class Wins(Analysis):
     ) -> Solved:
         """The scores of the soup and its ingredients as shares of right answers.
 
-        Graded ones are right from `solved` on.
+        Graded ones are right from `SOLVED_FROM` on.
 
         Raises:
             NotEstimableError: scores are not fractions of 1, such as those of a corpus metric or a loss.
@@ -340,7 +336,7 @@ class Wins(Analysis):
             raise NotEstimableError(NOT_BY_ITEM)
         right = values * answers
         if np.abs(right - np.round(right)).max() >= SOLVED_ROUNDING:
-            values = (values >= self.solved).astype(float)
+            values = (values >= SOLVED_FROM).astype(float)
         _, *names = models
         return Solved(names=tuple(names), soup=values[0], ingredients=values[1:])
 
@@ -366,7 +362,7 @@ class Wins(Analysis):
         answers = {name: run.read(model, "search") for name, model in models.items()}
         examples = []
         for kind, of_kind in kinds.items():
-            for i in _chosen(items, np.flatnonzero(of_kind).tolist(), self.examples):
+            for i in _chosen(items, np.flatnonzero(of_kind).tolist(), EXAMPLES):
                 examples.append(_example(kind, items[i], answers))
         return tuple(examples)
 
@@ -542,7 +538,7 @@ class AnswerExample:
 
 
 @dataclass(frozen=True, kw_only=True)
-class WinsResult(AnalysisResult):
+class ItemWinsResult(AnalysisResult):
     """What the soup keeps of its ingredients."""
 
     fold: str

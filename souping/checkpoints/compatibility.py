@@ -174,9 +174,9 @@ STRUCTURE = {
 
 
 def preflight(
-    checkpoints: Checkpoints, vocab: str = "error", carry: str | None = None
+    checkpoints: Checkpoints, vocab: str = "error", tokenizer_from: str | None = None
 ) -> list[str]:
-    """Check that a pool can be souped; returns warnings for the report. Soups have the tokenizer of `carry`, if given.
+    """Check that a pool can be souped; returns warnings for the report. `tokenizer_from` names the tokenizer of soups.
 
     Reads no weight but tied heads that only some store: only headers, configs and tokenizers.
 
@@ -195,7 +195,7 @@ def preflight(
     config = checkpoints[names[0]].config
     for name in names[1:]:
         warnings += _config_drift(names[0], name, config, checkpoints[name].config)
-    warnings += compare_tokenizers(checkpoints, vocab, carry)
+    warnings += compare_tokenizers(checkpoints, vocab, tokenizer_from)
     return warnings
 
 
@@ -397,14 +397,14 @@ def _read(
 
 
 def compare_tokenizers(
-    pool: Checkpoints, vocab: str, carry: str | None, texts: Sequence[str] = ()
+    pool: Checkpoints, vocab: str, tokenizer_from: str | None, texts: Sequence[str] = ()
 ) -> list[str]:
     """Warnings about tokenizers that differ from the first. If their settings differ, they encode random texts, and
     `texts`.
 
     Raises:
         UserError: an id means another ordinary token; one has ordinary tokens that the other lacks (`vocab=error`); or
-            a text is encoded differently, and soups do not `carry` the tokenizer of a candidate.
+            a text is encoded differently, and `tokenizer_from` names no candidate.
     """
     (a, first), *others = pool.items()
     left = read_tokenizer(first)
@@ -414,7 +414,7 @@ def compare_tokenizers(
         if _tokenizer_files(checkpoint) != files:
             right = read_tokenizer(checkpoint)
             notes += _compare_pair(a, b, left, right, vocab)
-            notes += _compare_settings(a, b, left, right, carry, texts)
+            notes += _compare_settings(a, b, left, right, tokenizer_from, texts)
     return notes
 
 
@@ -454,9 +454,14 @@ def _compare_pair(a: str, b: str, left: Tokenizer, right: Tokenizer, vocab: str)
 
 
 def _compare_settings(
-    a: str, b: str, left: Tokenizer, right: Tokenizer, carry: str | None, texts: Sequence[str]
+    a: str,
+    b: str,
+    left: Tokenizer,
+    right: Tokenizer,
+    tokenizer_from: str | None,
+    texts: Sequence[str],
 ) -> list[str]:
-    """A note if settings differ (UserError: a text is encoded differently, and soups do not `carry` one tokenizer)."""
+    """A note if settings differ (UserError: a text is encoded differently, and `tokenizer_from` is None)."""
     x = left.settings
     y = right.settings
     fields = [field for field in {**x, **y} if x.get(field) != y.get(field)]
@@ -465,8 +470,8 @@ def _compare_settings(
     what = f"tokenizers of {a} and {b} differ in {listed(fields, 3)}"
     if left.ids.keys() != right.ids.keys():
         return [what]
-    if carry is not None:
-        return [f"{what}: soups with {carry} have its tokenizer (merge.carry)"]
+    if tokenizer_from is not None:
+        return [f"{what}: soups with {tokenizer_from} have its tokenizer (merge.tokenizer_from)"]
     # The text of a merge that differs shows it.
     first = fields[:COMPARED_TEXTS]
     merges = [*map(x.get, first), *map(y.get, first)]
@@ -476,7 +481,7 @@ def _compare_settings(
         return [f"{what}, and encode alike"]
     raise UserError(
         f"{what} ({x.get(fields[0])!s:.80} and {y.get(fields[0])!s:.80}): {difference}. The vocabularies are equal, so "
-        f"merge.carry={b} gives soups with that candidate its tokenizer"
+        f"merge.tokenizer_from={b} gives soups with that candidate its tokenizer"
     )
 
 
@@ -491,7 +496,7 @@ def _templates(a: str, b: str, left: Tokenizer, right: Tokenizer) -> list[str]:
             "(base with instruct) is not advised"
         ]
     return [
-        f"the chat template of {b} differs from that of {a}: a soup carries one of them (merge.carry={b})"
+        f"the chat template of {b} differs from that of {a}: a soup has one of them (merge.tokenizer_from={b})"
     ]
 
 

@@ -138,7 +138,7 @@ def home_of(sharded: Sharded, like: Like) -> Path | None:
     if like.folder is not None:
         if not (like.folder / "config.json").is_file():
             raise UserError(
-                f"pool.like={like.folder} is not the folder of a Hugging Face model: it has no config.json"
+                f"pool.reference_model={like.folder} is not the folder of a Hugging Face model: it has no config.json"
             )
         return like.folder
     folder = sharded.folder
@@ -147,7 +147,7 @@ def home_of(sharded: Sharded, like: Like) -> Path | None:
             return folder / place
     if like.stored:
         return None
-    advice = "name a folder of the same model that has them, pool.like=HF_FOLDER"
+    advice = "name a folder of the same model that has them, pool.reference_model=HF_FOLDER"
     raise UserError(f"{folder} is a sharded checkpoint without a config and tokenizer: {advice}")
 
 

@@ -130,20 +130,20 @@ def is_weight(name: str) -> bool:
 
 
 def rules_of(names: str | None) -> Path | None:
-    """The file in `merge.names`: FILE, or show:FILE (UserError: there is none)."""
+    """The file in `merge.name_rules`: FILE, or show:FILE (UserError: there is none)."""
     file = (names or "").removeprefix(f"{SHOW_NAMES}:")
     if file in ("", SHOW_NAMES):
         return None
-    path = expanded(file, "merge.names")
+    path = expanded(file, "merge.name_rules")
     if not path.is_file():
         raise UserError(
-            f"merge.names={names}: {path} is not a file: give a file of rules, or {SHOW_NAMES}"
+            f"merge.name_rules={names}: {path} is not a file: give a file of rules, or {SHOW_NAMES}"
         )
     return path
 
 
 def shows(names: str | None) -> bool:
-    """Whether `merge.names` asks for a list of names in place of a merge."""
+    """Whether `merge.name_rules` asks for a list of names in place of a merge."""
     return names is not None and names.partition(":")[0] == SHOW_NAMES
 
 

@@ -82,7 +82,7 @@ def map_names(
     if failures and all(plan.unknown for plan in plans):
         raise failures[0]
     if not plans:
-        advice = "give pool.like=HF_FOLDER if these are Hugging Face's names, or merge.names=FILE with rules"
+        advice = "for Hugging Face's names give pool.reference_model=HF_FOLDER, for others merge.name_rules=FILE"
         raise UserError(
             f"{where}: no trainer's rules fit its tensors ({listed(sorted(clean), 3)}): {advice}"
         )
@@ -97,15 +97,17 @@ def map_names(
 
 
 def _check_like(mapped: Mapping[str, Mapped], like: Mapping[str, Shape], where: str | Path) -> None:
-    """Refuse tensors that are not all those of `pool.like`, in the same shapes."""
+    """Refuse tensors that are not all those of `pool.reference_model`, in the same shapes."""
     lacking = [name for name in like if name not in mapped]
     if lacking:
-        raise UserError(f"{where} holds nothing for {listed(lacking, 5)}, which pool.like has")
+        raise UserError(
+            f"{where} holds nothing for {listed(lacking, 5)}, which pool.reference_model has"
+        )
     for name, tensor in mapped.items():
         view = tensor.view
         if view.shape != like[name]:
             becomes = f"{shown(view.sources[0])} becomes {shown(name)} {list(view.shape)}"
-            raise UserError(f"{where}: {becomes}, and pool.like has {list(like[name])}")
+            raise UserError(f"{where}: {becomes}, and pool.reference_model has {list(like[name])}")
 
 
 def described(mapped: Mapping[str, Mapped], stored: Iterable[str]) -> list[str]:
@@ -285,9 +287,9 @@ class Assignment:
         if self.unknown:
             kind = f"by the rules {self.family.name}"
             if self.family.name == HUGGING_FACE:
-                kind = "a tensor of pool.like"
+                kind = "a tensor of pool.reference_model"
             names = listed(sorted(self.unknown), 5)
-            advice = "name them in a file of rules, merge.names=FILE"
+            advice = "name them in a file of rules, merge.name_rules=FILE"
             raise UserError(
                 f"{self.where}: not {kind} for model_type {shown(self.model_type)}: {names}: {advice}"
             )

@@ -76,14 +76,18 @@ class Trajectory:
 
 
 class CandidateSource(ABC):
-    """Source of the pool's candidates; `like` has the config and tokenizer of sharded ones."""
+    """Source of the pool's candidates; `reference_model` has the config and tokenizer of sharded ones."""
 
-    like: str | None = None
+    reference_model: str | None = None
 
     @property
     def home(self) -> Path | None:
-        """The folder `like`, or its name on the Hub."""
-        return None if self.like is None else expanded(self.like, "pool.like")
+        """The folder of `reference_model`, or its name on the Hub."""
+        return (
+            None
+            if self.reference_model is None
+            else expanded(self.reference_model, "pool.reference_model")
+        )
 
     @abstractmethod
     def resolve(self, at_least: int = 2) -> tuple[Candidate, ...]:
@@ -105,13 +109,13 @@ class Pool(CandidateSource):
 
     A path is a folder, a file of `torch.save` (FILE, or FILE#KEY if its weights are below another key), or FOLDER#ema,
     the average in the optimiser state of a trainer's checkpoint. It is named by its last component, a model of the Hub
-    by the part after the slash. A folder takes precedence over a model of the Hub. `like` is a Hugging Face folder of
-    the same model, or its name on the Hub: sharded checkpoints have its config and tokenizer, and have to have its
-    names and shapes.
+    by the part after the slash. A folder takes precedence over a model of the Hub. `reference_model` is a Hugging Face
+    folder of the same model, or its name on the Hub: sharded checkpoints have its config and tokenizer, and have to
+    have its names and shapes.
     """
 
     candidates: list[str | dict[str, str]]
-    like: str | None = None
+    reference_model: str | None = None
 
     def __post_init__(self) -> None:
         self.resolve(at_least=0)
@@ -153,9 +157,9 @@ class TrajectoryPool(CandidateSource):
     every: Count = 1
     until: Count | None = None
     steps: list[int] | None = None
-    lr: str | None = None
+    lr_path: str | None = None
     decayed: str | None = None
-    like: str | None = None
+    reference_model: str | None = None
 
     def resolve(self, at_least: int = 2) -> tuple[Candidate, ...]:
         members = self.trajectory.runs[0].members
@@ -173,7 +177,7 @@ class TrajectoryPool(CandidateSource):
             UserError: a path holds no checkpoints, or the runs were not saved at the same steps.
         """
         paths = [self.path] if isinstance(self.path, str) else self.path
-        rates = expanded(self.lr, "pool.lr") if self.lr else None
+        rates = expanded(self.lr_path, "pool.lr_path") if self.lr_path else None
         complete_runs = [find_run(expanded(path, "pool.path"), rates) for path in paths]
         runs = [run.chosen(self.steps, self.until, self.every, self.last) for run in complete_runs]
         if not runs:

@@ -269,7 +269,7 @@ def read_rates(path: Path) -> list[JsonObject]:
         return [{"step": int(step), "learning_rate": float(rate)} for step, rate in pairs]
     except (ValueError, TypeError, LookupError, AttributeError) as error:
         form = "a CSV with the columns step and lr, or JSON {step: rate}"
-        raise UserError(f"pool.lr={path} must be {form}: {first_line(error)}") from error
+        raise UserError(f"pool.lr_path={path} must be {form}: {first_line(error)}") from error
 
 
 def _logged(member: Member, log: Sequence[JsonObject]) -> Member:
@@ -291,7 +291,7 @@ def rate_sentence(members: Sequence[Member]) -> str:
     """How the learning rate changed over the members, and what that means for their average."""
     rates = [member.rate for member in members if member.rate is not None]
     if len(rates) < len(members) or not rates:
-        return "The learning rates are not known: give them with pool.lr=FILE (step,lr)."
+        return "The learning rates are not known: give them with pool.lr_path=FILE (step,lr)."
     first = rates[0]
     last = rates[-1]
     if last < FALLEN * first:

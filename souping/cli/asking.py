@@ -79,8 +79,8 @@ def _open_soups(options: argparse.Namespace) -> Sequence[OpenSoup]:
         raise UserError(f"store={settings.store_path} does not exist: name the store of this run")
     executor = replace(
         settings.executor,
-        open=options.n or settings.executor.open,
-        write=options.write or settings.executor.write,
+        max_open=options.n or settings.executor.max_open,
+        write_models=options.write or settings.executor.write_models,
     )
     # The run began when its configuration was written.
     age = time.time() - (run_dir / "config.yaml").stat().st_mtime

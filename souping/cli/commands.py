@@ -23,7 +23,7 @@ STANDS_FOR: Mapping[str, tuple[str, ...]] = {
     "check": ("check=true",),
     "plan": ("plan=true",),
     "merge": ("+experiment=merge",),
-    "names": ("+experiment=merge", "merge.names=show"),
+    "names": ("+experiment=merge", "merge.name_rules=show"),
 }
 """{command: the overrides that it stands for}; the other commands have arguments of their own."""
 ROOTS = dict.fromkeys(("merge", "rebuild", "merge_soce_8b", "merge_soce_70b"), "merge")
@@ -71,10 +71,10 @@ def _names(words: Sequence[str], experiment: str) -> list[str]:
         added.append(merge)
         if not any(word.startswith("optimiser") for word in words):
             added.append("optimiser=uniform")
-    # Rules of the user's are applied: merge.names=FILE becomes merge.names=show:FILE.
+    # Rules of the user's are applied: merge.name_rules=FILE becomes merge.name_rules=show:FILE.
     return [
         *added,
-        *(re.sub(r"^merge\.names=(?!show)", "merge.names=show:", word) for word in words),
+        *(re.sub(r"^merge\.name_rules=(?!show)", "merge.name_rules=show:", word) for word in words),
     ]
 
 

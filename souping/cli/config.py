@@ -78,7 +78,7 @@ CHOICES = {
 }
 """Root keys whose types are not Hydra's."""
 FREE = {
-    **dict.fromkeys((*GROUPS, "stop_after", "upload", "expected", "shapley", "guard", "pareto")),
+    **dict.fromkeys((*GROUPS, "stop_after", "upload", "expected", "guard", "pareto")),
     "expected_mismatch": "error",
 }
 """Root keys whose types Hydra cannot check, with their defaults."""

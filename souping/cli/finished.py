@@ -1,4 +1,4 @@
-"""Finished runs: `run=RUN_DIR analysis=[wins,shapley]` adds analyses to the report, `upload=REPO` sends the soup.
+"""Finished runs: `run=RUN_DIR analysis=[item_wins,shapley]` adds analyses to the report, `upload=REPO` sends the soup.
 
 Everything else is as in the run's config.yaml unless an override replaces it (store=FILE, pool.candidates=[...]).
 That file is data: whoever sent the directory wrote it. So it may name only choices that souping ships, and nothing that
@@ -32,8 +32,7 @@ from souping.pipeline.settings import SoupSettings
 from souping.report.files import read_run_config
 from souping.report.progress import show_warnings
 
-ANALYSIS_KEYS = ("analysis", "shapley")
-ANALYSIS_OVERRIDE = re.compile(rf"\+{{0,2}}({'|'.join(ANALYSIS_KEYS)})\b[^=]*=")
+ANALYSIS_OVERRIDE = re.compile(r"\+{0,2}analysis\b[^=]*=")
 """Overrides that say which analyses, and how."""
 UPLOAD = re.compile(r"\+{0,2}upload=")
 RUNS_CODE = re.compile(
@@ -145,7 +144,7 @@ def configuration(
     defaults = _composed("merge" if merges else "config", before, analyses, choices)
     plain = {**defaults, **unresolved(before)}
     if not merges and (analyses or "analysis" not in before):
-        plain |= {key: defaults[key] for key in ANALYSIS_KEYS}
+        plain["analysis"] = defaults["analysis"]
     values = [word.lstrip("+") for word in overrides if word not in analyses]
     try:
         merged = OmegaConf.merge(plain, OmegaConf.from_dotlist(values))

@@ -147,7 +147,7 @@ def _merge(settings: MergeSettings) -> None:
     from souping.pipeline.merge_only import execute_merge, show_names
 
     with _recorded(settings):
-        if shows(settings.merge.names):
+        if shows(settings.merge.name_rules):
             show_names(settings)
         else:
             execute_merge(settings)
@@ -155,7 +155,7 @@ def _merge(settings: MergeSettings) -> None:
 
 def _perform(settings: RunSettings, rehearses: bool) -> float | None:
     """The objective on the search fold, None if there was no search."""
-    if shows(settings.merge.names):
+    if shows(settings.merge.name_rules):
         from souping.pipeline.merge_only import show_names
 
         show_names(settings)

@@ -52,8 +52,6 @@ def build(config: Mapping[str, Any]) -> dict[str, Any]:
         return {group: build_part(config[group], GROUP_KINDS[group], group) for group in MERGED}
     from souping.analysis import Analysis
 
-    if config["shapley"] is not None and "shapley" not in config["analysis"]:
-        raise UserError("shapley is set, but is not among the analyses: add analysis=[shapley]")
     config = with_candidates(config)
     parts = {group: build_part(config[group], kind_of(group), group) for group in GROUPS}
     analyses = {

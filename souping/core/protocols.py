@@ -62,10 +62,10 @@ class Component:
 class Selector(ABC):
     """Rule that picks the ingredients by their scores, among the `candidates` of the score matrix.
 
-    The categories in `drop` do not count for the selection, but they do count for the objective.
+    The categories in `exclude` do not count for the selection, but they do count for the objective.
     """
 
-    drop: Sequence[str] = ()
+    exclude: Sequence[str] = ()
 
     @property
     def label(self) -> str:
@@ -155,12 +155,12 @@ class Optimiser(ABC):
 class Strategy(ABC):
     """Settings of a weight search, a choice of the group `optimiser`. `start` returns the `Optimiser` that runs it.
 
-    `trials` limits the number of soups, and `budget` the number of evaluated items. With a base model, the weights may
-    also sum to one of the `scales`.
+    `max_trials` limits the number of soups, and `max_items` the number of evaluated items. With a base model, the
+    weights may also sum to one of the `scales`.
     """
 
-    trials: int | None = None
-    budget: int | None = None
+    max_trials: int | None = None
+    max_items: int | None = None
     scales: Sequence[float] = ()
 
     @abstractmethod

@@ -165,17 +165,21 @@ class Worst(Objective):
 class Weighted(Objective):
     """Mean over categories with given weights; categories not named weigh nothing."""
 
-    weights: dict[str, float]
+    category_weights: dict[str, float]
 
     def __post_init__(self) -> None:
-        if not self.weights or min(self.weights.values()) < 0 or sum(self.weights.values()) <= 0:
+        if (
+            not self.category_weights
+            or min(self.category_weights.values()) < 0
+            or sum(self.category_weights.values()) <= 0
+        ):
             raise UserError(
-                "objective.weights needs {category: weight} with weights >= 0 and one above 0"
+                "objective.category_weights needs {category: weight} with weights >= 0 and one above 0"
             )
 
     def coefficients(self, categories: Sequence[str]) -> FloatArray:
-        _check_known(self.weights, categories)
-        raw: FloatArray = np.array([float(self.weights.get(c, 0.0)) for c in categories])
+        _check_known(self.category_weights, categories)
+        raw: FloatArray = np.array([float(self.category_weights.get(c, 0.0)) for c in categories])
         total: float = raw.sum()
         return raw / total
 

@@ -22,7 +22,7 @@ class ModelSimilarity:
     distance: float | None
     """distance of its weights to that mean, over the length of the mean; null for adapters"""
     task_cosine: float | None = None
-    """with `merge.base`, the same cosine of task vectors (weights minus the base's); for adapters, of scaling * B A"""
+    """with a base model, the same cosine of task vectors (weights minus the base's); for adapters, of scaling * B A"""
     task_distance: float | None = None
     """the same distance of task vectors"""
 
@@ -36,7 +36,7 @@ class Rounding:
     error: float | None
     """distance that rounding moves the soup, over that to its nearest ingredient; null for one ingredient"""
     kept: float | None
-    """with `merge.base`, the share of the soup's change from the base that is left, as projected on that change"""
+    """with a base model, the share of the soup's change from the base that is left, as projected on that change"""
     largest: float
     """largest weight of the soup, without its sign"""
 
@@ -49,8 +49,8 @@ class Rounding:
         if self.dtype == "bfloat16" and self.largest < LARGEST_FLOAT16:
             others += " (or float16, in which activations may overflow)"
         return (
-            f"rounding the soup to {self.dtype} keeps {100 * self.kept:.0f} % of its change from merge.base: {others} "
-            "keeps more. A server may cast it again: vLLM needs --dtype float32"
+            f"rounding the soup to {self.dtype} keeps {100 * self.kept:.0f} % of its change from merge.base_model: "
+            f"{others} keeps more. A server may cast it again: vLLM needs --dtype float32"
         )
 
 
@@ -61,7 +61,7 @@ class PoolSimilarity:
     models: Mapping[str, ModelSimilarity]
     """{candidate: its weights beside the mean of the others'}"""
     groups: tuple[Names, ...]
-    """candidates (and `merge.base`) whose weights are related; several groups are a warning; none for adapters"""
+    """candidates (and `merge.base_model`) whose weights are related; several groups are a warning; none for adapters"""
     lowest: float | None
     """lowest cosine of two of them; null for adapters"""
     blocks: int

@@ -111,7 +111,7 @@ class CandidatePool(Component, ABC):
     @abstractmethod
     def check_tokenizers(self, texts: Sequence[str] = ()) -> None:
         """Refuse, before anything is evaluated, a candidate without a tokenizer to evaluate it with, and candidates
-        that encode one of the texts differently, unless soups `carry` one tokenizer (UserError)."""
+        that encode one of the texts differently, unless `tokenizer_from` names one of them (UserError)."""
 
     @abstractmethod
     def tokenizer_folder(self, recipe: Recipe) -> Path:
@@ -139,12 +139,12 @@ class CandidatePool(Component, ABC):
 class MergeBackend(Component, ABC):
     """Mixer of models: its settings, as far as others ask for them, and pools opened for it.
 
-    `adapters` is `keep` or `merge`, or None where only full models are mixed; `carry` names the ingredient whose config
-    and tokenizer the soup gets.
+    `adapters` is `keep` or `merge`, or None where only full models are mixed; `tokenizer_from` names the
+    ingredient whose config and tokenizer the soup gets.
     """
 
     method: str = "linear"
-    base: str | None = None
+    base_model: str | None = None
     """Folder or Hub name of the base model, where there is one."""
     dtype: str | None = None
     """The soup's dtype by torch's name; None for the ingredients' own."""
@@ -153,11 +153,11 @@ class MergeBackend(Component, ABC):
     allow_pickle: bool = False
     adapters: Adapters | None = None
     max_shard_size: str | int = "5GB"
-    overrides: Mapping[str, Sequence[float]] | None = None
-    carry: str | None = None
+    tensor_weights: Mapping[str, Sequence[float]] | None = None
+    tokenizer_from: str | None = None
     format: Format = "hf"
     """Layout of the soup: a Hugging Face folder, or that of the newest ingredient."""
-    names: str | None = None
+    name_rules: str | None = None
     """File of rules for the tensor names of sharded checkpoints, or `show`."""
 
     @property

@@ -40,7 +40,7 @@ from souping.merge import (
 from souping.merge.alignment import Alignment
 from souping.merge.kernels import torch_dtype
 from souping.merge.live import LiveModule
-from souping.merge.plan import base_name, carried
+from souping.merge.plan import base_name, tokenizer_source
 from souping.merge.similarity import FEWEST_BLOCKS, update_similarity
 from souping.merge.soup_files import (
     RECIPE,
@@ -61,10 +61,10 @@ UPDATE_ROWS = 8
 
 @dataclass(frozen=True)
 class AdapterPlan(SoupPlan):
-    """Recipe over adapters that were opened: `carrier` is the one whose tokenizer the soup gets, if it has one."""
+    """Recipe over opened adapters. The soup gets the tokenizer of `tokenizer_source`, if that has one."""
 
     recipe: Recipe
-    carrier: str
+    tokenizer_source: str
 
     def describe(self) -> str:
         parts = zip(self.recipe.weights, self.recipe.ingredients, strict=True)
@@ -92,7 +92,7 @@ class AdapterPool(CandidatePool):
         self.adapters = dict[str, Adapter]()
         for name, folder in folders.items():
             self.adapters[name] = Adapter.open(folder, merge.allow_pickle)
-        self.base = find_base(self.adapters, merge.base, merge.allow_pickle)
+        self.base = find_base(self.adapters, merge.base_model, merge.allow_pickle)
         if self.base.assembly is not None:
             raise UserError(
                 f"the base {self.base.folder} is sharded or FP8: write it in a float dtype first"
@@ -172,11 +172,11 @@ class AdapterPool(CandidatePool):
         for name, adapter in self.adapters.items():
             if adapter.has_tokenizer:
                 pool[name] = adapter.checkpoint
-        return compare_tokenizers(pool, "error", self._merge.carry, texts)
+        return compare_tokenizers(pool, "error", self._merge.tokenizer_from, texts)
 
     def tokenizer_folder(self, recipe: Recipe) -> Path:
         """The folder of the soup's tokenizer: the carrying adapter, or the base if that has none."""
-        return self._tokenizer_of(self.adapters[self._carrier(recipe)])
+        return self._tokenizer_of(self.adapters[self._tokenizer_source(recipe)])
 
     def eos_token_ids(self, recipe: Recipe) -> TokenIds:
         """Those of the base: adapters have none."""
@@ -186,7 +186,7 @@ class AdapterPool(CandidatePool):
         return adapter.folder if adapter.has_tokenizer else self.base.folder
 
     def _tokenizer_files(self, adapter: Adapter) -> dict[str, bytes]:
-        """The tokenizer and chat template that soups with this carrier are evaluated with."""
+        """The tokenizer and chat template that soups with the tokenizer of this adapter are evaluated with."""
         owner = adapter.checkpoint if adapter.has_tokenizer else self.base
         names = set(owner.side) - {"config.json", GENERATION}
         return {name: small(inside(owner.folder, name)) for name in sorted(names)}
@@ -216,7 +216,7 @@ class AdapterPool(CandidatePool):
         )
 
     def plan(self, recipe: Recipe) -> AdapterPlan:
-        return AdapterPlan(recipe, self._carrier(recipe))
+        return AdapterPlan(recipe, self._tokenizer_source(recipe))
 
     def write(
         self,
@@ -235,7 +235,7 @@ class AdapterPool(CandidatePool):
         plan = self.plan(recipe)
         with staged(out) as stage:
             files = self._write_weights(plan, stage, progress)
-            files |= self._tokenizer_files(self.adapters[plan.carrier])
+            files |= self._tokenizer_files(self.adapters[plan.tokenizer_source])
             weights = [path.name for path in stage.iterdir()]
             write_soup_files(stage, with_extra(files, weights, extra_files))
             self.check_unchanged(recipe)
@@ -254,13 +254,13 @@ class AdapterPool(CandidatePool):
                 recipe, self.base_name, self.base, self._merge.max_shard_size, nonfinite
             )
             factors.write_model(full, stage, self.sites, shares, reader, progress)
-            text = recipe_text(recipe, plan.carrier, nonfinite, full.max_shard_size)
+            text = recipe_text(recipe, plan.tokenizer_source, nonfinite, full.max_shard_size)
             return {**companion_files(full), RECIPE: text}
         factors.write_weights(
             stage / ADAPTER_WEIGHTS, shares, TORCH_NAMES[recipe.dtype], reader, progress
         )
         used = {name: self.adapters[name] for name in recipe.ingredients}
-        text = recipe_text(recipe, plan.carrier, nonfinite)
+        text = recipe_text(recipe, plan.tokenizer_source, nonfinite)
         return {CONFIG: factors.config_text(shares, used, self.base.folder), RECIPE: text}
 
     def live(self, module: torch.nn.Module) -> AdapterLive:
@@ -298,8 +298,8 @@ class AdapterPool(CandidatePool):
         """Close the backend, as a pool of full models does."""
         self._merge.close()
 
-    def _carrier(self, recipe: Recipe) -> str:
-        return carried(self._merge.carry, recipe) or recipe.ingredients[0]
+    def _tokenizer_source(self, recipe: Recipe) -> str:
+        return tokenizer_source(self._merge.tokenizer_from, recipe) or recipe.ingredients[0]
 
 
 def _merged(recipe: Recipe) -> bool:
@@ -387,7 +387,7 @@ def _untie(module: torch.nn.Module, shared: Sequence[factors.Site]) -> None:
 def find_base(
     adapters: Mapping[str, Adapter], folder: str | None, allow_pickle: bool = False
 ) -> Checkpoint:
-    """Open the one base of all adapters; `folder` (merge.base) is its place if their configs do not name one.
+    """Open the one base of all adapters; `folder` (merge.base_model) is its place if their configs do not name one.
 
     Raises:
         UserError: adapters name different bases or revisions, or the base is not a folder here.
@@ -397,13 +397,13 @@ def find_base(
     for name in others:
         _same_base(first, adapters[first], name, adapters[name])
     if folder:
-        path: Path | None = expanded(folder, "merge.base")
-        what = f"merge.base={folder}"
+        path: Path | None = expanded(folder, "merge.base_model")
+        what = f"merge.base_model={folder}"
     else:
         path = folder_at(settings.base)
         what = f"the adapters' base model {shown(str(settings.base))}"
     if path is None or not path.is_dir():
-        raise UserError(f"{what} is not a folder here: set merge.base=FOLDER")
+        raise UserError(f"{what} is not a folder here: set merge.base_model=FOLDER")
     return Checkpoint.open(path, allow_pickle)
 
 
@@ -548,7 +548,7 @@ def check_settings(merge: MergeBackend) -> None:
         raise UserError(
             f"merge.method={merge.method} is for full models: adapters are souped with merge.method=linear"
         )
-    if merge.overrides:
+    if merge.tensor_weights:
         raise UserError(
-            "merge.overrides is for full models: a soup of adapters has one weight an adapter"
+            "merge.tensor_weights is for full models: a soup of adapters has one weight an adapter"
         )

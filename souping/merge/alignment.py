@@ -2,7 +2,7 @@
 
 A plan is an alignment, which is made once for the same ingredients, and the weights of one recipe. A tensor is cut into
 bands of rows that the same ingredients have (one band, unless vocabularies differ); per-layer weights come from
-`merge.overrides={layers.0-7:[..],*.mlp.*:[..]}`.
+`merge.tensor_weights={layers.0-7:[..],*.mlp.*:[..]}`.
 """
 
 from __future__ import annotations
@@ -61,7 +61,7 @@ class Alignment:
         *,
         max_shard_size: int | str = DEFAULT_SHARD,
         nonfinite: str = "error",
-        carry: str | None = None,
+        tokenizer_from: str | None = None,
     ) -> MergePlan:
         """The plan of a recipe of these checkpoints.
 
@@ -69,7 +69,7 @@ class Alignment:
             UserError: the ingredients do not fit each other, the method or its settings.
         """
         shard_bytes = parse_size(max_shard_size, "merge.max_shard_size")
-        return self.weighted_layout(recipe).plan(shard_bytes, nonfinite, carry)
+        return self.weighted_layout(recipe).plan(shard_bytes, nonfinite, tokenizer_from)
 
     def weighted_layout(self, recipe: Recipe) -> WeightedLayout:
         """The recipe's weights on the layout of its ingredients. Raises UserError as `plan`."""
@@ -94,7 +94,7 @@ class Alignment:
         if method.base:
             if self.base is None:
                 raise UserError(
-                    f"merge.method={recipe.method} needs the base model: set merge.base=FOLDER"
+                    f"merge.method={recipe.method} needs the base model: set merge.base_model=FOLDER"
                 )
             pool[base_name(self.checkpoints)] = self.base
         return pool
@@ -182,7 +182,7 @@ class Layout:
     def uneven(self) -> list[AlignedTensor]:
         return [tensor.slot for tensor in self.tensors.values() if tensor.slot.uneven]
 
-    def carrier(self, carry: str | None) -> int:
+    def tokenizer_index(self, tokenizer_from: str | None) -> int:
         """The ingredient whose config and tokenizer the soup gets: one that has the soup's vocabulary."""
         names = list(self.pool)
         uneven = self.uneven
@@ -190,18 +190,18 @@ class Layout:
         for i in range(len(names)):
             if all(slot.parts[i].shape == slot.shape for slot in uneven):
                 fits.append(i)
-        if carry is None:
+        if tokenizer_from is None:
             return fits[0] if fits else 0
-        if carry not in names:
+        if tokenizer_from not in names:
             raise UserError(
-                f"merge.carry={carry} is not an ingredient of this recipe: {', '.join(names)}"
+                f"merge.tokenizer_from={tokenizer_from} is not an ingredient of this recipe: {', '.join(names)}"
             )
-        chosen = names.index(carry)
+        chosen = names.index(tokenizer_from)
         if fits and chosen not in fits:
             soup_rows = uneven[0].shape[0]
             rows = uneven[0].parts[chosen].shape[0]
-            what = f"merge.carry={carry} has a tokenizer for {rows} rows, the soup has {soup_rows}"
-            raise UserError(f"{what}: carry {listed(names[i] for i in fits)}")
+            what = f"merge.tokenizer_from={tokenizer_from} has a tokenizer for {rows} rows, the soup has {soup_rows}"
+            raise UserError(f"{what}: choose {listed(names[i] for i in fits)}")
         return chosen
 
 
@@ -225,7 +225,7 @@ class WeightedLayout:
     """Recipe's weights on a layout. Each kind of band is worked out once, however many tensors are of it.
 
     Raises:
-        UserError: overrides that do not fit the recipe or match no tensor.
+        UserError: `tensor_weights` that do not fit the recipe or match no tensor.
     """
 
     def __init__(self, recipe: Recipe, layout: Layout) -> None:
@@ -233,11 +233,11 @@ class WeightedLayout:
         self.layout = layout
         self.method = "linear" if _alone(recipe) else recipe.method
         self._based = get_method(recipe.method).base
-        self._weights, self._number = _overridden(recipe, list(layout.tensors))
+        self._weights, self._number = _weights_by_tensor(recipe, list(layout.tensors))
         self._weights.append(_effective(recipe))  # number -1
         self._mix = cache(self._mix_of)
 
-    def plan(self, limit: int, nonfinite: str, carry: str | None) -> MergePlan:
+    def plan(self, limit: int, nonfinite: str, tokenizer_from: str | None) -> MergePlan:
         """The plan with shards of at most `limit` bytes."""
         unplaced = [self._tensor(tensor) for tensor in self.layout.tensors.values()]
         tensors, shards = place_tensors(unplaced, limit)
@@ -248,7 +248,7 @@ class WeightedLayout:
             method=self.method,
             dtype="+".join(name for name, tag in TORCH_NAMES.items() if tag in dtypes),
             nonfinite=nonfinite,
-            carry=self.layout.carrier(carry),
+            tokenizer_from=self.layout.tokenizer_index(tokenizer_from),
             vocab_size=uneven[0].shape[0] if uneven else None,
             max_shard_size=limit,
             ingredients=self.layout.ingredients,
@@ -257,7 +257,7 @@ class WeightedLayout:
         )
 
     def _mix_of(self, have: tuple[int, ...], stored: tuple[str, ...], number: int) -> Mix:
-        """What this recipe makes of a band: by the models that have its rows, all models' dtypes, and its override.
+        """What this recipe makes of a band: by the models that have its rows, their dtypes, and its own weights.
 
         If a model lacks the rows, the other weights are scaled to the same sum.
         """
@@ -385,28 +385,30 @@ def _token(token: str) -> str:
     return re.escape(token)
 
 
-def check_overrides(overrides: Mapping[str, Sequence[float]]) -> tuple[tuple[str, Weights], ...]:
+def check_tensor_weights(
+    tensor_weights: Mapping[str, Sequence[float]],
+) -> tuple[tuple[str, Weights], ...]:
     """(pattern, weights) pairs in the written order; each list is a point of the simplex.
 
     Raises:
         UserError: an empty pattern or range, or weights that are negative or do not sum to one.
     """
     pairs = []
-    for pattern, values in overrides.items():
+    for pattern, values in tensor_weights.items():
         if not pattern:
-            raise UserError("merge.overrides has an empty pattern: name tensors")
+            raise UserError("merge.tensor_weights has an empty pattern: name tensors")
         for layers in re.findall(RANGE, pattern):
             low, high = layers.split("-")
             if not int(low) <= int(high) < 10_000:
                 raise UserError(
-                    f"merge.overrides.{pattern}: the range {low}-{high} must be ascending and below 10000"
+                    f"merge.tensor_weights.{pattern}: the range {low}-{high} must be ascending and below 10000"
                 )
-        pairs.append((pattern, check_weights(values, f"merge.overrides.{pattern}")))
+        pairs.append((pattern, check_weights(values, f"merge.tensor_weights.{pattern}")))
     return tuple(pairs)
 
 
 def fitted(
-    overrides: Mapping[str, Sequence[float]], pool: Sequence[str], used: Sequence[str]
+    tensor_weights: Mapping[str, Sequence[float]], pool: Sequence[str], used: Sequence[str]
 ) -> list[list[str | list[float]]]:
     """[pattern, weights of the ingredients `used`] pairs of lists that are in the order of `pool`.
 
@@ -417,10 +419,10 @@ def fitted(
         UserError: a list has another length than the pool.
     """
     pairs: list[list[str | list[float]]] = []
-    for pattern, values in check_overrides(overrides):
+    for pattern, values in check_tensor_weights(tensor_weights):
         if len(values) != len(pool):
             raise UserError(
-                f"merge.overrides.{pattern} has {len(values)} weights for {len(pool)} candidates"
+                f"merge.tensor_weights.{pattern} has {len(values)} weights for {len(pool)} candidates"
             )
         weights = [values[pool.index(name)] for name in used]
         total = sum(weights)
@@ -432,7 +434,9 @@ def fitted(
     return pairs
 
 
-def _overridden(recipe: Recipe, names: Sequence[str]) -> tuple[list[Weights], Callable[[str], int]]:
+def _weights_by_tensor(
+    recipe: Recipe, names: Sequence[str]
+) -> tuple[list[Weights], Callable[[str], int]]:
     """Weights of the recipe's `overrides`, and the number of the first that a tensor's name matches, or -1.
 
     Raises:
@@ -443,17 +447,19 @@ def _overridden(recipe: Recipe, names: Sequence[str]) -> tuple[list[Weights], Ca
     if not pairs:
         return [], lambda name: -1
     if recipe.method != "linear":
-        raise UserError(f"merge.overrides works with merge.method=linear only, not {recipe.method}")
+        raise UserError(
+            f"merge.tensor_weights works with merge.method=linear only, not {recipe.method}"
+        )
     for pattern, weights in pairs:
         if len(weights) != len(recipe.weights):
             raise UserError(
-                f"merge.overrides.{pattern} needs {len(recipe.weights)} weights, not {len(weights)}"
+                f"merge.tensor_weights.{pattern} needs {len(recipe.weights)} weights, not {len(weights)}"
             )
     tests = [(pattern, matcher(pattern)) for pattern, _ in pairs]
     for pattern, test in tests:
         if not any(test(name) for name in names):
             raise UserError(
-                f"merge.overrides.{pattern} matches no tensor; a tensor's name is {names[0]}"
+                f"merge.tensor_weights.{pattern} matches no tensor; a tensor's name is {names[0]}"
             )
     numbers = dict[str, int]()
     for name in names:

@@ -53,10 +53,10 @@ from souping.merge import (
     SoupPlan,
     Vocab,
 )
-from souping.merge.alignment import Alignment, Layout, check_overrides, fitted
+from souping.merge.alignment import Alignment, Layout, check_tensor_weights, fitted
 from souping.merge.kernels import COMPILED_METHODS, get_method
 from souping.merge.live import LiveModule, SoupMixer
-from souping.merge.plan import MergePlan, carried
+from souping.merge.plan import MergePlan, tokenizer_source
 from souping.merge.similarity import WeightedSum, WeightSample
 
 if TYPE_CHECKING:
@@ -79,8 +79,12 @@ class ModelMerge(MergeBackend, Generic[P]):
     def align(self, checkpoints: Checkpoints) -> Alignment:
         homes = (checkpoint.like for checkpoint in checkpoints.values())
         home = next((folder for folder in homes if folder is not None), None)
-        like = Like(home, rules_of(self.names), self.format == "same")
-        base = Checkpoint.open(Path(self.base), self.allow_pickle, like) if self.base else None
+        like = Like(home, rules_of(self.name_rules), self.format == "same")
+        base = (
+            Checkpoint.open(Path(self.base_model), self.allow_pickle, like)
+            if self.base_model
+            else None
+        )
         return Alignment(checkpoints, base)
 
     def recipe(
@@ -93,12 +97,12 @@ class ModelMerge(MergeBackend, Generic[P]):
     ) -> Recipe:
         """The recipe of these weights with all settings that decide the soup's numbers.
 
-        `checkpoints` is the whole pool in its order, which is also the order of the lists in `overrides`; `base` is the
+        `checkpoints` is the whole pool in its order, which is also that of the lists in `tensor_weights`; `base` is the
         base model's fingerprint, taken from its folder by default. A single ingredient is that model itself, whatever
         the method. Settings that change nothing are left out, so that equal soups have equal ids.
 
         Raises:
-            UserError: a list in `overrides` has another length than the pool.
+            UserError: a list in `tensor_weights` has another length than the pool.
         """
         used = [name for name, weight in zip(ingredients, weights, strict=True) if weight != 0]
         method = "linear"
@@ -144,13 +148,13 @@ class ModelMerge(MergeBackend, Generic[P]):
 class LocalMerge(ModelMerge[MergePlan]):
     """Weighted averaging in this process.
 
-    `dtype` is float32, bfloat16, float16, or None for the ingredients' own (the widest where they differ). `base` is
-    the folder of the base model for task_arithmetic and model_stock, `scale` multiplies the differences to it.
-    `overrides` gives tensors whose names match a pattern their own weights, in the pool's order. `router` says what
-    becomes of the tensors that choose experts: average, or keep:NAME for those of one ingredient (averaged in soups
-    without it). `names` is a file of rules for the names of sharded checkpoints, or show. `carry` names the ingredient
-    whose config and tokenizer the soup gets. `format` is hf, or same for the layout of the newest ingredient, which
-    has to be a sharded checkpoint.
+    `dtype` is float32, bfloat16, float16, or None for the ingredients' own (the widest where they differ).
+    `base_model` is the folder of the base model for task_arithmetic and model_stock, `scale` multiplies the differences
+    to it. `tensor_weights` gives tensors whose names match a pattern their own weights, in the pool's order.
+    `moe_router` says what becomes of the tensors that choose experts: average, or keep:NAME for those of one ingredient
+    (averaged in soups without it). `name_rules` is a file of rules for the names of sharded checkpoints, or show.
+    `tokenizer_from` names the ingredient whose config and tokenizer the soup gets. `format` is hf, or same for the
+    layout of the newest ingredient, which has to be a sharded checkpoint.
 
     Raises:
         UserError: a value is out of its range; the message names `merge.<key>`.
@@ -163,13 +167,13 @@ class LocalMerge(ModelMerge[MergePlan]):
     allow_pickle: bool = False
     adapters: Adapters = "keep"
     max_shard_size: str | int = "5GB"
-    overrides: dict[str, list[float]] | None = None
-    base: str | None = None
+    tensor_weights: dict[str, list[float]] | None = None
+    base_model: str | None = None
     scale: float = 1.0
-    carry: str | None = None
+    tokenizer_from: str | None = None
     format: Format = "hf"
-    names: str | None = None
-    router: str = "average"
+    name_rules: str | None = None
+    moe_router: str = "average"
 
     def __post_init__(self) -> None:
         method = get_method(self.method)
@@ -178,25 +182,25 @@ class LocalMerge(ModelMerge[MergePlan]):
             raise UserError(
                 f"merge.scale={self.scale} needs a method with a base, as merge.method=task_arithmetic"
             )
-        if method.base and not self.base:
+        if method.base and not self.base_model:
             raise UserError(
-                f"merge.method={self.method} needs the base model: set merge.base=FOLDER"
+                f"merge.method={self.method} needs the base model: set merge.base_model=FOLDER"
             )
-        if check_overrides(self.overrides or {}) and self.method != "linear":
+        if check_tensor_weights(self.tensor_weights or {}) and self.method != "linear":
             raise UserError(
-                f"merge.overrides works with merge.method=linear only, not {self.method}"
+                f"merge.tensor_weights works with merge.method=linear only, not {self.method}"
             )
-        rules_of(self.names)
-        if self.router != "average" and not self.router.startswith(KEEP):
-            raise UserError(f"merge.router={self.router} is not average or {KEEP}NAME")
-        if self.router != "average" and self.method != "linear":
+        rules_of(self.name_rules)
+        if self.moe_router != "average" and not self.moe_router.startswith(KEEP):
+            raise UserError(f"merge.moe_router={self.moe_router} is not average or {KEEP}NAME")
+        if self.moe_router != "average" and self.method != "linear":
             raise UserError(
-                f"merge.router={self.router} works with merge.method=linear only, not {self.method}"
+                f"merge.moe_router={self.moe_router} works with merge.method=linear only, not {self.method}"
             )
 
     @property
     def hashes_while_reading(self) -> bool:
-        return self.base is None and self.format == "hf"
+        return self.base_model is None and self.format == "hf"
 
     @property
     def streams(self) -> bool:
@@ -208,12 +212,14 @@ class LocalMerge(ModelMerge[MergePlan]):
             settings["source"] = self._method_digest
         if self.vocab != "error":
             settings["vocab"] = self.vocab
-        overrides = router_weights(self.router, pool) | (self.overrides or {})
-        pairs = fitted(overrides, tuple(pool), used)
+        tensor_weights = router_weights(self.moe_router, pool) | (self.tensor_weights or {})
+        pairs = fitted(tensor_weights, tuple(pool), used)
         if pairs:
             settings["overrides"] = pairs
-        if self.base and get_method(self.method).base:
-            settings["base"] = base or fingerprint(Path(self.base), allow_pickle=self.allow_pickle)
+        if self.base_model and get_method(self.method).base:
+            settings["base"] = base or fingerprint(
+                Path(self.base_model), allow_pickle=self.allow_pickle
+            )
             settings["scale"] = float(self.scale)
         return settings
 
@@ -223,27 +229,30 @@ class LocalMerge(ModelMerge[MergePlan]):
 
     def weighted_sum(self, weights: Weights) -> WeightedSum | None:
         method = get_method(self.method)
-        if self.overrides or method.coefficients or method.function not in COMPILED_METHODS:
+        if self.tensor_weights or method.coefficients or method.function not in COMPILED_METHODS:
             return None
         shares = np.array(weights) / sum(weights)
         of_base = 0.0
         if method.base:
             shares = self.scale * np.array(weights)
             of_base = 1 - float(shares.sum())
-        if self.base:
+        if self.base_model:
             shares = np.append(shares, of_base)
         return WeightedSum(shares, self.dtype)
 
     def plan(self, recipe: Recipe, models: Alignment) -> MergePlan:
         """The recipe worked out to the byte, from headers. Raises UserError as `Alignment.plan`."""
-        carry = carried(self.carry, recipe)
+        tokenizer_from = tokenizer_source(self.tokenizer_from, recipe)
         make = models.plan
         if self.format == "same":
             from souping.merge.stored import stored_plan
 
             make = partial(stored_plan, models=models)
         return make(
-            recipe, max_shard_size=self.max_shard_size, nonfinite=self.nonfinite, carry=carry
+            recipe,
+            max_shard_size=self.max_shard_size,
+            nonfinite=self.nonfinite,
+            tokenizer_from=tokenizer_from,
         )
 
     def write(
@@ -291,7 +300,9 @@ class FullModelPool(CandidatePool, Generic[P]):
         self._cache = cache
         self._mixer = SoupMixer()
         self._samples = dict[Names, WeightSample]()
-        like = Like(like.folder if like else None, rules_of(merge.names), merge.format == "same")
+        like = Like(
+            like.folder if like else None, rules_of(merge.name_rules), merge.format == "same"
+        )
         self._checkpoints = dict[str, Checkpoint]()
         for name, path in folders.items():
             self._checkpoints[name] = Checkpoint.open(path, merge.allow_pickle, like)
@@ -302,24 +313,24 @@ class FullModelPool(CandidatePool, Generic[P]):
 
     @cached_property
     def warnings(self) -> Sequence[str]:
-        notes = preflight(self._checkpoints, self._merge.vocab, self._merge.carry)
-        self._check_carrier(self._merge.carry)
+        notes = preflight(self._checkpoints, self._merge.vocab, self._merge.tokenizer_from)
+        self._check_tokenizer_source(self._merge.tokenizer_from)
         return [*notes, *note_ends(self._ends)]
 
-    def _check_carrier(self, carry: str | None) -> None:
-        """Refuse, before any work, a carrier without a tokenizer, or without the soup's."""
-        if carry is None or carry not in self._checkpoints:
+    def _check_tokenizer_source(self, tokenizer_from: str | None) -> None:
+        """Refuse, before any work, a `tokenizer_from` without a tokenizer, or without the soup's."""
+        if tokenizer_from is None or tokenizer_from not in self._checkpoints:
             return
         owners = list[str]()
         for name, checkpoint in self._checkpoints.items():
             if set(checkpoint.side) & set(TOKENIZERS):
                 owners.append(name)
-        if owners and carry not in owners:
+        if owners and tokenizer_from not in owners:
             raise UserError(
-                f"merge.carry={carry} has no tokenizer, so the soup would have none: carry {owners[0]}"
+                f"merge.tokenizer_from={tokenizer_from} has no tokenizer, nor would the soup: choose {owners[0]}"
             )
         if self._merge.vocab != "error":
-            Layout.of(self._checkpoints, self._merge.vocab).carrier(carry)
+            Layout.of(self._checkpoints, self._merge.vocab).tokenizer_index(tokenizer_from)
 
     @cached_property
     def _ends(self) -> Mapping[str, TokenIds]:
@@ -349,8 +360,8 @@ class FullModelPool(CandidatePool, Generic[P]):
     @property
     def known_folders(self) -> Folders:
         known = {self.fingerprints[name]: folder for name, folder in self._folders.items()}
-        if self._merge.base and self._base_content:
-            known[self._base_content] = Path(self._merge.base)
+        if self._merge.base_model and self._base_content:
+            known[self._base_content] = Path(self._merge.base_model)
         return known
 
     @property
@@ -419,15 +430,16 @@ class FullModelPool(CandidatePool, Generic[P]):
                     "use experiment=merge, or give a model folder"
                 )
             check_tokenizer(name, checkpoint.home)
-        compare_tokenizers(self._checkpoints, self._merge.vocab, self._merge.carry, texts)
+        compare_tokenizers(self._checkpoints, self._merge.vocab, self._merge.tokenizer_from, texts)
 
     def tokenizer_folder(self, recipe: Recipe) -> Path:
-        """The carrier's: `merge.carry`, the first ingredient, or one with the soup's vocabulary if they may differ."""
-        carry = carried(self._merge.carry, recipe)
+        """That of `merge.tokenizer_from`, of the first ingredient, or of one with the soup's vocabulary if they may
+        differ."""
+        tokenizer_from = tokenizer_source(self._merge.tokenizer_from, recipe)
         if self._merge.vocab == "error":
-            return self._checkpoints[carry or recipe.ingredients[0]].home
+            return self._checkpoints[tokenizer_from or recipe.ingredients[0]].home
         layout = self._alignment.weighted_layout(recipe).layout
-        return list(layout.pool.values())[layout.carrier(carry)].home
+        return list(layout.pool.values())[layout.tokenizer_index(tokenizer_from)].home
 
     def candidate_folder(self, recipe: Recipe) -> Path | None:
         name = recipe.ingredients[0]
@@ -457,7 +469,7 @@ def router_weights(router: str, pool: Checkpoints) -> dict[str, list[float]]:
     """
     if router == "average":
         return {}
-    owner = pick(router.removeprefix(KEEP), pool, "merge.router")
+    owner = pick(router.removeprefix(KEEP), pool, "merge.moe_router")
     weights = [float(name == owner) for name in pool]
     table = dict[str, list[float]]()
     for pattern in common()["routers"]:
@@ -465,7 +477,7 @@ def router_weights(router: str, pool: Checkpoints) -> dict[str, list[float]]:
             table[pattern] = list(weights)
     if not table:
         raise UserError(
-            f"merge.router={router}: {owner} has no router, as only mixtures of experts have: leave it out"
+            f"merge.moe_router={router}: {owner} has no router, as only mixtures of experts have: leave it out"
         )
     return table
 

@@ -80,8 +80,8 @@ class MergekitMerge(ModelMerge[MergekitPlan | MergePlan]):
     """Soups that mergekit makes in a separate process.
 
     `method` is any of mergekit's `merge_method`s, `parameters` its global parameters (such as density, t, lambda);
-    the recipe's weights become each model's `weight`; `seed` is for the methods that draw random numbers. `command` is
-    mergekit in another environment, such as `/opt/mergekit/bin/mergekit-yaml`; the default is the one of this Python.
+    the recipe's weights become each model's `weight`; `seed` is for the methods that draw random numbers. `python` is
+    the interpreter of an environment with mergekit, such as `/opt/mergekit/bin/python`; the default is this one.
 
     Raises:
         UserError: a value is out of its range; the message names `merge.<key>`.
@@ -89,9 +89,9 @@ class MergekitMerge(ModelMerge[MergekitPlan | MergePlan]):
 
     method: Name = "ties"
     parameters: dict[str, float | bool] | None = None
-    base: str | None = None
+    base_model: str | None = None
     dtype: Precision | None = None
-    command: str | None = None
+    python: str | None = None
     vocab: Literal["error"] = "error"
     allow_pickle: bool = False
     nonfinite: Nonfinite = "error"
@@ -101,9 +101,9 @@ class MergekitMerge(ModelMerge[MergekitPlan | MergePlan]):
         self, folders: Folders, cache: Cache = None, like: Like | None = None
     ) -> CandidatePool:
         """The pool of these candidates. Raises UserError where the method needs a base model and there is none."""
-        if self.method in BASED and not self.base:
+        if self.method in BASED and not self.base_model:
             raise UserError(
-                f"merge.method={self.method} needs the base model: set merge.base=FOLDER"
+                f"merge.method={self.method} needs the base model: set merge.base_model=FOLDER"
             )
         return super().open(folders, cache, like)
 
@@ -111,8 +111,10 @@ class MergekitMerge(ModelMerge[MergekitPlan | MergePlan]):
         settings: dict[str, Json] = {"by": "mergekit", "parameters": dict(self.parameters or {})}
         if self.method in STOCHASTIC:
             settings["seed"] = self.seed
-        if self.base:
-            settings["base"] = base or fingerprint(Path(self.base), allow_pickle=self.allow_pickle)
+        if self.base_model:
+            settings["base"] = base or fingerprint(
+                Path(self.base_model), allow_pickle=self.allow_pickle
+            )
         return settings
 
     def plan(self, recipe: Recipe, models: Alignment) -> MergekitPlan | MergePlan:
@@ -158,8 +160,8 @@ class MergekitMerge(ModelMerge[MergekitPlan | MergePlan]):
         return MergekitLive(self, models, module)
 
     def needs(self) -> list[Missing]:
-        """mergekit in this environment, unless a `command` names another one's."""
-        return missing("mergekit") if self.command is None else []
+        """mergekit in this environment, unless `python` is another one's."""
+        return missing("mergekit") if self.python is None else []
 
     def _run(self, plan: MergekitPlan, stage: Path) -> None:
         with tempfile.TemporaryDirectory(prefix="souping-") as folder:
@@ -167,7 +169,9 @@ class MergekitMerge(ModelMerge[MergekitPlan | MergePlan]):
             config.write_text(plan.yaml, encoding="utf-8")
             seed = str(plan.recipe.settings.get("seed", 0))
             command = [
-                *self._command(),
+                self._interpreter(),
+                "-m",
+                "mergekit.scripts.run_yaml",
                 str(config),
                 str(stage),
                 *MERGEKIT_FLAGS,
@@ -185,13 +189,13 @@ class MergekitMerge(ModelMerge[MergekitPlan | MergePlan]):
             raise UserError(f"mergekit failed ({done.returncode}): {message}")
         (stage / "mergekit_config.yml").unlink(missing_ok=True)  # it holds the folders' paths
 
-    def _command(self) -> list[str]:
-        if self.command is not None:
-            program = shutil.which(os.path.expanduser(self.command))
-            if program is None:
-                raise UserError(f"merge.command={self.command} is not a program")
-            return [program]
-        return [sys.executable, "-m", "mergekit.scripts.run_yaml"]
+    def _interpreter(self) -> str:
+        if self.python is None:
+            return sys.executable
+        program = shutil.which(os.path.expanduser(self.python))
+        if program is None:
+            raise UserError(f"merge.python={self.python} is not a program")
+        return program
 
 
 def _yaml(recipe: Recipe, ingredients: Sequence[Ingredient]) -> str:
@@ -227,11 +231,11 @@ def _carry(plan: MergekitPlan, stage: Path) -> None:
 
     mergekit itself copies those of the base model.
     """
-    carrier = plan.ingredients[0].checkpoint
+    first = plan.ingredients[0].checkpoint
     for name in set(side_files(stage)) - {"config.json"}:
         (stage / name).unlink()
-    names = [name for name in carrier.side if name != "config.json"]
-    write_files(stage, {name: small(inside(carrier.home, name)) for name in names})
+    names = [name for name in first.side if name != "config.json"]
+    write_files(stage, {name: small(inside(first.home, name)) for name in names})
     ingredients = plan.ingredients[: len(plan.recipe.ingredients)]
     homes = [ingredient.checkpoint.home for ingredient in ingredients]
     write_files(stage, generation_config(stage, homes))
@@ -276,8 +280,8 @@ def to_yaml(
         raise UserError(
             f"merge.method={recipe.method} has no export to mergekit: only {', '.join(EXPORTED_METHODS)} have"
         )
-    for key in ("overrides", "vocab"):
-        if key in recipe.settings:
+    for setting, key in (("overrides", "tensor_weights"), ("vocab", "vocab")):
+        if setting in recipe.settings:
             raise UserError(
                 f"merge.{key} has no counterpart in mergekit's YAML: export a recipe without it"
             )
@@ -291,7 +295,7 @@ def to_yaml(
     if recipe.method == "task_arithmetic":
         if base is None:
             raise UserError(
-                "merge.method=task_arithmetic needs the base model: set merge.base=FOLDER"
+                "merge.method=task_arithmetic needs the base model: set merge.base_model=FOLDER"
             )
         document["base_model"] = str(base)
         parameters["lambda"] = float(recipe.settings.get("scale", 1.0))

@@ -47,9 +47,9 @@ class PlanFile(TypedDict):
     recipe: dict[str, Any]
     folders: dict[str, str]
     files: dict[str, dict[str, int]]
-    carry: str
-    like: str | None
-    names: str | None
+    tokenizer_from: str
+    reference_model: str | None
+    name_rules: str | None
     format: Format
     max_shard_size: Annotated[int, Bounds(ge=1, lt=2**62)]
     nonfinite: Nonfinite
@@ -139,7 +139,7 @@ class MergePlan(SoupPlan):
     method: str
     dtype: str
     nonfinite: str
-    carry: int
+    tokenizer_from: int
     vocab_size: int | None
     max_shard_size: int
     ingredients: tuple[Ingredient, ...]
@@ -182,9 +182,9 @@ class MergePlan(SoupPlan):
         return (json.dumps(table, indent=2) + "\n").encode()
 
     @property
-    def carrier(self) -> str:
+    def tokenizer_source(self) -> str:
         """The ingredient whose config and tokenizer the soup gets."""
-        return self.ingredients[self.carry].name
+        return self.ingredients[self.tokenizer_from].name
 
     def describe(self) -> str:
         """The plan in a few lines, for people."""
@@ -192,7 +192,7 @@ class MergePlan(SoupPlan):
         for weight, ingredient in zip(self.recipe.weights, self.ingredients, strict=False):
             parts.append(f"{weight:.6g} x {ingredient.name}")
         if self.frame is not None:
-            place = f"{len(self.shards)} files in the layout of {self.carrier}"
+            place = f"{len(self.shards)} files in the layout of {self.tokenizer_source}"
         elif len(self.shards) == 1:
             place = SINGLE
         else:
@@ -211,9 +211,9 @@ class MergePlan(SoupPlan):
             "recipe": self.recipe.as_dict(),
             "folders": {ingredient.name: ingredient.folder for ingredient in self.ingredients},
             "files": {ingredient.name: ingredient.files for ingredient in self.ingredients},
-            "carry": self.carrier,
-            "like": _first_resolved(checkpoint.like for checkpoint in checkpoints),
-            "names": _first_resolved(checkpoint.rules for checkpoint in checkpoints),
+            "tokenizer_from": self.tokenizer_source,
+            "reference_model": _first_resolved(checkpoint.like for checkpoint in checkpoints),
+            "name_rules": _first_resolved(checkpoint.rules for checkpoint in checkpoints),
             "format": "hf" if self.frame is None else "same",
             "max_shard_size": self.max_shard_size,
             "nonfinite": "warn" if self.nonfinite == "warn" else "error",
@@ -236,9 +236,9 @@ def check_ingredients(ingredients: Iterable[Ingredient]) -> None:
         ingredient.checkpoint.check_unchanged()
 
 
-def carried(carry: str | None, recipe: Recipe) -> str | None:
-    """The ingredient that `merge.carry` names, where the recipe has it."""
-    return carry if carry in recipe.ingredients else None
+def tokenizer_source(chosen: str | None, recipe: Recipe) -> str | None:
+    """The ingredient that `merge.tokenizer_from` names, where the recipe has it."""
+    return chosen if chosen in recipe.ingredients else None
 
 
 def base_name(names: Iterable[str]) -> str:

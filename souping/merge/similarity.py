@@ -78,7 +78,7 @@ class WeightSample:
         names = [*self.models]
         rows = dict(zip(self.models, beside_others(inner[:count, :count]), strict=True))
         if self.has_base:
-            names.append("merge.base")
+            names.append("merge.base_model")
             to_base = inner[:, -1:]
             differences = inner - to_base - to_base.T + inner[-1, -1]
             tasks = beside_others(differences[:count, :count])

@@ -90,20 +90,20 @@ def with_extra(
 
 
 def companion_files(plan: MergePlan) -> dict[str, bytes]:
-    """Files by name: the side files of the plan's carrier with the config corrected, `recipe.json` and the index."""
-    carrier = plan.ingredients[plan.carry]
+    """Files by name: the side files of the tokenizer's source with a corrected config, `recipe.json` and the index."""
+    source = plan.ingredients[plan.tokenizer_from]
     same = plan.frame is not None
     recipe = recipe_text(
-        plan.recipe, carrier.name, plan.nonfinite, plan.max_shard_size, same
+        plan.recipe, source.name, plan.nonfinite, plan.max_shard_size, same
     ).encode()
     if same:
         return {RECIPE: recipe}
     index = plan.index()
     files = {} if index is None else {INDEX: index}
-    if not carrier.checkpoint.side:
+    if not source.checkpoint.side:
         return {**files, RECIPE: recipe}
-    folder = carrier.checkpoint.home
-    files |= {name: small(inside(folder, name)) for name in carrier.checkpoint.side}
+    folder = source.checkpoint.home
+    files |= {name: small(inside(folder, name)) for name in source.checkpoint.side}
     if "config.json" not in files:
         raise UserError(f"{folder} has lost its config.json since the plan was made: plan again")
     # A base model is behind the recipe's ingredients, and says nothing of how answers end.
@@ -140,13 +140,13 @@ def generation_config(
 
 def recipe_text(
     recipe: Recipe,
-    carrier: str,
+    tokenizer_source: str,
     nonfinite: str,
     max_shard_size: int | None = None,
     same: bool = False,
 ) -> str:
     """The recipe's JSON form, with what else decides the bytes of the folder."""
-    table = {**recipe.as_dict(), "carried_from": carrier}
+    table = {**recipe.as_dict(), "carried_from": tokenizer_source}
     if max_shard_size is not None:
         table["max_shard_size"] = max_shard_size
     if same:

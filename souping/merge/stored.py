@@ -128,10 +128,10 @@ def carried_files(folder: Path, weights: Iterable[str]) -> list[str]:
     return [n for n in names if n not in known and not LEFT.fullmatch(n) and Path(n).name != META]
 
 
-def newest(names: Folders, carry: str | None) -> str:
-    """The ingredient that gives the layout: `merge.carry`, the largest step in a path, else the last."""
-    if carry in names and carry is not None:
-        return carry
+def newest(names: Folders, tokenizer_from: str | None) -> str:
+    """The ingredient that gives the layout: `merge.tokenizer_from`, the largest step in a path, else the last."""
+    if tokenizer_from in names and tokenizer_from is not None:
+        return tokenizer_from
     steps = dict[str, int]()
     for name, path in names.items():
         numbers = step_pattern(*TRAINERS).findall("/".join(path.parts))
@@ -145,7 +145,7 @@ def stored_plan(
     *,
     max_shard_size: int | str,
     nonfinite: str,
-    carry: str | None,
+    tokenizer_from: str | None,
 ) -> MergePlan:
     """The plan of a recipe's soup in the layout of its newest ingredient.
 
@@ -162,7 +162,7 @@ def stored_plan(
     _check_alike(stored)
 
     # All are seen through the boxes of the newest one, under the names of its units.
-    chosen = newest({name: model.folder for name, model in ingredients.items()}, carry)
+    chosen = newest({name: model.folder for name, model in ingredients.items()}, tokenizer_from)
     frame, boxes = framed(stored[chosen])
     views = dict[str, Checkpoint]()
     for name, sharded in stored.items():
@@ -177,7 +177,7 @@ def stored_plan(
         replace(recipe, dtype=dtype),
         max_shard_size=max_shard_size,
         nonfinite=nonfinite,
-        carry=chosen,
+        tokenizer_from=chosen,
     )
     tensors = _in_frame(plan.tensors, views[chosen], chosen, frame)
     return replace(plan, recipe=recipe, tensors=tensors, shards=tuple(frame.files), frame=frame)
@@ -202,7 +202,7 @@ def _in_frame(
         if tensor.dtype != dtype:
             what = f"{shown(tensor.name)} is {dtype} in {name} and {tensor.dtype} in the soup"
             raise UserError(
-                f"merge.format=same keeps dtypes, but {what}: use merge.format=hf, or merge.carry=NAME"
+                f"merge.format=same keeps dtypes, but {what}: use merge.format=hf, or merge.tokenizer_from=NAME"
             )
         shard, offset = slots[tensor.name]
         tensors.append(replace(tensor, shard=shard, offset=offset))
@@ -327,8 +327,8 @@ def load_plan(path: Path) -> MergePlan:
         recipe = Recipe.from_dict(table["recipe"])
         same = table["format"] == "same"
         like = Like(
-            folder=Path(table["like"]) if table["like"] else None,
-            rules=Path(table["names"]) if table["names"] else None,
+            folder=Path(table["reference_model"]) if table["reference_model"] else None,
+            rules=Path(table["name_rules"]) if table["name_rules"] else None,
             stored=same,
         )
         models = dict[str, Checkpoint]()
@@ -344,7 +344,7 @@ def load_plan(path: Path) -> MergePlan:
             recipe,
             max_shard_size=table["max_shard_size"],
             nonfinite=table["nonfinite"],
-            carry=table["carry"],
+            tokenizer_from=table["tokenizer_from"],
         )
     except (ValueError, LookupError, TypeError, AttributeError, OverflowError) as error:
         raise UserError(f"{path}: not a merge plan: {shown(str(error))}") from error

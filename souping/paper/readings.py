@@ -33,7 +33,7 @@ def reading(threshold: float = 0.2, sign: Sign = "absolute", ties: Ties = "overa
         threshold=threshold,
         sign=sign,
         ties=ties,
-        otherwise="error",
+        fallback="error",
     )
 
 

@@ -28,7 +28,7 @@ from souping.report.tables import around
 PAPER_SENTENCES = (
     "Of the paper's selections, only that of 8B follows from the stated rule (|rho| < 0.2 by Pearson, ties to the "
     "better overall). At 70B the rule adds a fourth expert; on MGSM it picks one expert for everything.",
-    "Figures 2, 3, 5 and 6 and Appendices B and D need the paper's soups. The sections on categories, gains, parents, "
+    "Figures 2, 3, 5 and 6 and Appendices B and D need the paper's soups. The sections on categories, gains, wins, "
     "Shapley values and ingredients show the same for the soups of this run, which are other models.",
 )
 

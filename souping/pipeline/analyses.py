@@ -109,18 +109,18 @@ def results() -> dict[str, type[AnalysisResult]]:
     from souping.analysis.guards import GuardsResult
     from souping.analysis.shapley import ShapleyResult
     from souping.analysis.surface import SurfaceResult
-    from souping.analysis.wins import ParentsResult, WinsResult
+    from souping.analysis.wins import CategoryWinsResult, ItemWinsResult
     from souping.paper.reproduction import PaperResult
 
     return {
+        "category_wins": CategoryWinsResult,
         "consistency": ConsistencyResult,
         "front": FrontResult,
         "guards": GuardsResult,
+        "item_wins": ItemWinsResult,
         "paper": PaperResult,
-        "parents": ParentsResult,
         "shapley": ShapleyResult,
         "surface": SurfaceResult,
-        "wins": WinsResult,
     }
 
 

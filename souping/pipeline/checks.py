@@ -45,7 +45,7 @@ from souping.pipeline.steps import extra_benchmarks
 from souping.pipeline.store import Store
 from souping.report.progress import Progress
 from souping.search.loop import check_budget
-from souping.selection import check_drop
+from souping.selection import check_excluded
 
 if TYPE_CHECKING:
     from souping.core.protocols import Evaluator
@@ -164,7 +164,9 @@ def _check_goals(
     if settings.pareto and settings.optimiser.count(2) == 1:
         raise UserError(f"pareto needs a search: {named(settings.optimiser)} evaluates one soup")
     if settings.optimiser.scales and settings.merge.method != "task_arithmetic":
-        raise UserError("optimiser.scales needs merge.method=task_arithmetic and merge.base=FOLDER")
+        raise UserError(
+            "optimiser.scales needs merge.method=task_arithmetic and merge.base_model=FOLDER"
+        )
     settings.goals_on(categories)
     settings.guards_on(categories)
     if settings.guard_reference(candidates) and not settings.guard:
@@ -202,8 +204,8 @@ def _check_selector(settings: RunSettings, names: Sequence[str], categories: Seq
         models = len(scores.models)
         candidates = len(scores.candidates)
     if categories:
-        check_drop(selector.drop, categories)
-        selector.check(models, candidates, len(categories) - len(selector.drop))
+        check_excluded(selector.exclude, categories)
+        selector.check(models, candidates, len(categories) - len(selector.exclude))
 
 
 def _check_search(settings: RunSettings, names: Names) -> None:
@@ -265,11 +267,11 @@ def run_notes(settings: RunSettings, pool: OpenPool | None, folds: Folds | None)
         notes += folds.notes
         notes += settings.objective.notes(list(dict.fromkeys(item.category for item in items)))
     if pool is not None:
-        base = settings.merge.base
+        base = settings.merge.base_model
         if base and "shapley" in settings.analyses and not settings.base_candidate(pool.candidates):
             notes.append(
-                f"shapley: merge.base={base} is not a candidate and is not evaluated: values are relative to the mean "
-                "of the players alone; for values relative to the base, add it to pool.candidates"
+                f"shapley: merge.base_model={base} is not a candidate and is not evaluated: values are relative to "
+                "the mean of the players alone; for values relative to the base, add it to pool.candidates"
             )
         notes += settings.evaluator.prompts.pool_notes(pool.folders)
         folder = pool.merge_pool.tokenizer_folder(pool.recipe({pool.names[0]: 1.0}))

@@ -299,11 +299,11 @@ def _analyses() -> dict[str, Analysis]:
     """The command line's default."""
     from souping.analysis.consistency import Consistency
     from souping.analysis.surface import ResponseSurface
-    from souping.analysis.wins import Parents, Wins
+    from souping.analysis.wins import CategoryWins, ItemWins
 
     return {
         "consistency": Consistency(),
-        "parents": Parents(),
-        "wins": Wins(),
+        "category_wins": CategoryWins(),
+        "item_wins": ItemWins(),
         "surface": ResponseSurface(),
     }

@@ -183,9 +183,9 @@ def check_machine(run: RunSettings, evaluators: Sequence[Evaluator]) -> None:
 def model_sizes(run: RunSettings) -> list[ModelSize]:
     """Sizes of the candidates and, if there is one, of the base model."""
     pickle = run.merge.allow_pickle
-    rules = rules_of(run.merge.names)
+    rules = rules_of(run.merge.name_rules)
     models = [weigh(candidate, pickle, rules) for candidate in run.pool.resolve()]
-    base = base_of(models, run.merge.base)
+    base = base_of(models, run.merge.base_model)
     if base is not None:
         models.append(weigh(Candidate(name="base model", path=Path(base)), pickle))
     return models

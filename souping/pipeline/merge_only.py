@@ -145,8 +145,8 @@ def _only_weights(settings: MergeSettings, names: Names) -> dict[str, float]:
     """The weights of an optimiser that tries one point (UserError: it would search)."""
     if settings.optimiser.count(len(names)) != 1:
         raise UserError(
-            "there are no items to search on: use optimiser=fixed, optimiser=uniform, or optimiser=schedule with "
-            "optimiser.only=ema"
+            "there are no items to search on: use optimiser=fixed, optimiser=uniform, or optimiser=trajectory with "
+            "optimiser.kind=ema"
         )
     space = SearchSpace(ingredients=names, candidates=names)
     request = settings.optimiser.start(space, settings.seed).ask()
@@ -155,11 +155,11 @@ def _only_weights(settings: MergeSettings, names: Names) -> dict[str, float]:
 
 
 def show_names(settings: SoupSettings) -> None:
-    """`merge.names=show`: which tensor of the soup comes from which tensor of the candidates, and how."""
+    """`merge.name_rules=show`: which tensor of the soup comes from which tensor of the candidates, and how."""
     merge = settings.merge
     home = settings.pool.home
     folder = folder_of(str(home), merge.allow_pickle) if home else None
-    like = Like(folder, rules_of(merge.names))
+    like = Like(folder, rules_of(merge.name_rules))
     first_names = dict[tuple[str, ...], str]()
     for candidate in settings.pool.resolve(at_least=1):
         path = folder_of(str(candidate.path), merge.allow_pickle)
@@ -191,7 +191,7 @@ def rebuild(settings: MergeSettings) -> Path | None:
         home: Path | None = None
         if settings.pool.home:
             home = folder_of(str(settings.pool.home), backend.allow_pickle)
-        like = Like(home, rules_of(settings.merge.names), table.get("format") == "same")
+        like = Like(home, rules_of(settings.merge.name_rules), table.get("format") == "same")
         folders = {}
         for name, content in zip(recipe.ingredients, recipe.fingerprints, strict=True):
             folders[name] = _find(name, content, recipe, candidates, store, backend, hashes, like)
@@ -201,7 +201,7 @@ def rebuild(settings: MergeSettings) -> Path | None:
                 similarity = pool.similarity(
                     dict(zip(recipe.ingredients, recipe.weights, strict=True))
                 )
-                _show_plan(settings, pool, recipe, folders, backend.base, similarity)
+                _show_plan(settings, pool, recipe, folders, backend.base_model, similarity)
                 _show_upload(settings, pool, recipe, path)
                 return None
             text = _card(settings, recipe, pool, path)
@@ -422,9 +422,9 @@ def _as_written(
         "adapters": "keep",
         "seed": 0,
         "method": recipe.method,
-        "carry": table.get("carried_from"),
+        "tokenizer_from": table.get("carried_from"),
         "dtype": None,
-        "overrides": None,
+        "tensor_weights": None,
     }
     for key in ("scale", "vocab", "adapters", "seed"):
         if key in recipe.settings:
@@ -434,19 +434,19 @@ def _as_written(
             changes[key] = table[key]
     base = recipe.settings.get("base")
     if base is None:
-        return backend.with_settings({**changes, "base": None})
-    folder = backend.base or store.folder_of(base)
+        return backend.with_settings({**changes, "base_model": None})
+    folder = backend.base_model or store.folder_of(base)
     # The error below says all that helps.
     with suppress(UserError):
         if folder:
             folder = str(folder_of(folder, backend.allow_pickle))
         else:
-            folder = with_base(backend, ingredients).base
+            folder = with_base(backend, ingredients).base_model
     if folder is None or fingerprint(Path(folder), hashes, backend.allow_pickle) != base:
         raise UserError(
-            f"the recipe's base model ({shown(base[:12])}) is not here: set merge.base=FOLDER"
+            f"the recipe's base model ({shown(base[:12])}) is not here: set merge.base_model=FOLDER"
         )
-    return backend.with_settings({**changes, "base": folder})
+    return backend.with_settings({**changes, "base_model": folder})
 
 
 def free_target(out: Path) -> None:

@@ -115,11 +115,11 @@ def _check_headers(
     """Check what headers, configs and tokenizers show of the whole pool, before its weights travel."""
     if any(map(is_adapter, folders.values())):
         return
-    shared = Like(like, rules_of(merge.names))
+    shared = Like(like, rules_of(merge.name_rules))
     models = {}
     for name, folder in folders.items():
         models[name] = Checkpoint.open(folder, merge.allow_pickle, shared)
-    preflight(models, merge.vocab, merge.carry)
+    preflight(models, merge.vocab, merge.tokenizer_from)
     if tokenizers:
         for name, checkpoint in models.items():
             check_tokenizer(name, checkpoint.home)
@@ -140,16 +140,16 @@ def from_bucket(
 def with_base(
     merge: MergeBackend, folders: Sequence[Path], aside: Aside = nullcontext
 ) -> MergeBackend:
-    """The backend with its base model on this disk: `merge.base`, or the one that adapters in `folders` name."""
-    base = merge.base
+    """The backend with its base model on this disk: `merge.base_model`, or the one that adapters in `folders` name."""
+    base = merge.base_model
     if base and (url := remote.parse(base)):
         folder = remote.folder_of(url, merge.allow_pickle, weights=True)
-        return merge.with_settings({"base": str(folder)})
+        return merge.with_settings({"base_model": str(folder)})
     if base and base.startswith("~"):
-        return merge.with_settings({"base": str(expanded(base, "merge.base"))})
+        return merge.with_settings({"base_model": str(expanded(base, "merge.base_model"))})
     if base:
         name = hub.parse(base)
-        title = f"merge.base={base}"
+        title = f"merge.base_model={base}"
     else:
         name = _base_of_adapters(folders)
         title = f"the adapters' base model {name}"
@@ -158,8 +158,10 @@ def with_base(
     try:
         folder = folder_of(name, merge.allow_pickle, aside)
     except UserError as error:
-        raise UserError(f"{title} is not a folder here: set merge.base=FOLDER\n{error}") from error
-    return merge.with_settings({"base": str(folder)})
+        raise UserError(
+            f"{title} is not a folder here: set merge.base_model=FOLDER\n{error}"
+        ) from error
+    return merge.with_settings({"base_model": str(folder)})
 
 
 def folder_of(
@@ -220,8 +222,8 @@ class OpenPool:
         Raises:
             UserError: a folder is absent or broken, a model cannot be fetched, or the candidates do not fit each other.
         """
-        if merge.carry is not None:
-            pick(merge.carry, [c.name for c in candidates], "merge.carry")
+        if merge.tokenizer_from is not None:
+            pick(merge.tokenizer_from, [c.name for c in candidates], "merge.tokenizer_from")
         local = [from_bucket(c, merge.allow_pickle, stream, aside) for c in (*candidates, *more)]
         fetched = fetch_candidates(local, merge, aside, tokenizers=tokenizers)
         if hashes is None:
@@ -239,7 +241,7 @@ class OpenPool:
     ) -> None:
         """Open every candidate's headers and check them against each other (UserError)."""
         merge = fetched.merge
-        self.base = merge.base
+        self.base = merge.base_model
         self.folders = {c.name: c.path for c in fetched.models}
         adapters = any(map(is_adapter, self.folders.values()))
         self._fetched = fetched
@@ -249,7 +251,9 @@ class OpenPool:
         if late and merge.hashes_while_reading and not adapters:
             self._stand_ins = StandIns(hashes)
             digests = self._stand_ins
-        self._like = Like(like_of(fetched.models), rules_of(merge.names), merge.format == "same")
+        self._like = Like(
+            like_of(fetched.models), rules_of(merge.name_rules), merge.format == "same"
+        )
         self.merge_pool = merge.open(self.folders, digests, self._like)
         self._notes = [*self.merge_pool.warnings, *fetched.notes]
         self._store = store

@@ -153,7 +153,7 @@ class MergeConfig:
     """What a rebuild repeats of a configuration's `merge`."""
 
     _target_: str = "souping."
-    command: str | None = None
+    python: str | None = None
     allow_pickle: bool = False
 
 
@@ -183,17 +183,17 @@ class SoupSettings:
         settings = {"recipe": nearby(self.out / "recipe.json"), "out": "rebuilt"}
         if self.store_path != STORE:
             settings["store"] = nearby(self.store_path)
-        if merge.command:
-            settings |= {"merge": "mergekit", "merge.command": merge.command}
+        if merge.python:
+            settings |= {"merge": "mergekit", "merge.python": merge.python}
         # A method of the user's.
         if not merge._target_.startswith("souping."):
             settings["merge._target_"] = merge._target_
-        if file := rules_of(self.merge.names):
-            settings["merge.names"] = nearby(file)
+        if file := rules_of(self.merge.name_rules):
+            settings["merge.name_rules"] = nearby(file)
         if like := read(PoolConfig, self.config.get("pool")).like:
-            settings["pool.like"] = nearby(Path(like)) if Path(like).is_dir() else like
-        if base := self.merge.base:
-            settings["merge.base"] = nearby(Path(base)) if Path(base).is_dir() else base
+            settings["pool.reference_model"] = nearby(Path(like)) if Path(like).is_dir() else like
+        if base := self.merge.base_model:
+            settings["merge.base_model"] = nearby(Path(base)) if Path(base).is_dir() else base
         if merge.allow_pickle:
             settings["merge.allow_pickle"] = "true"
         words = [shlex.quote(f"{key}={quoted(value)}") for key, value in settings.items()]
@@ -257,11 +257,13 @@ class RunSettings(SoupSettings):
         base = self.base_candidate(candidates)
         if base:
             names["base"] = base
-        return names[pick(self.guard_baseline, names, "guard_baseline", " (base: merge.base)")]
+        return names[
+            pick(self.guard_baseline, names, "guard_baseline", " (base: merge.base_model)")
+        ]
 
     def base_candidate(self, candidates: Sequence[Candidate]) -> str | None:
-        """The candidate that is `merge.base`, by its name, path or name on the Hub."""
-        base = self.merge.base
+        """The candidate that is `merge.base_model`, by its name, path or name on the Hub."""
+        base = self.merge.base_model
         if not base:
             return None
         folder = os.path.realpath(os.path.expanduser(base))

@@ -42,7 +42,7 @@ from souping.pipeline.state import (
 )
 from souping.report.content import GateSummary, Report
 from souping.search.loop import RecipeEvaluator, RecipeSource, SearchResult, find_weights
-from souping.search.schedule import scrambled
+from souping.search.trajectory import scrambled
 from souping.selection import ranking
 
 if TYPE_CHECKING:

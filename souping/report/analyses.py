@@ -15,7 +15,7 @@ from souping.report.content import Report
 from souping.report.format import clean
 from souping.report.plots import Drawing
 
-FIRST_ANALYSES = ("guards", "front", "paper", "surface", "wins", "shapley", "size")
+FIRST_ANALYSES = ("guards", "front", "paper", "surface", "item_wins", "shapley", "size")
 """Analyses that are shown first, in this order. The others follow by name."""
 
 

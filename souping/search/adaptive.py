@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Sequence
 from dataclasses import field
-from typing import Annotated, Literal
+from typing import Annotated
 
 import numpy as np
 
@@ -77,14 +77,14 @@ UPPER_ESTIMATE = 2
 class Adaptive(LimitedStrategy):
     """Surrogate over the grid's points that chooses soups and items.
 
-    `stop=auto` ends it when more answers would gain less than 0.1 points. `step` below 0.1
+    `early_stopping` ends it when more answers would gain less than 0.1 points. `step` below 0.1
     searches between the grid's points; of more than 240 points those are taken that cover the
     simplex. `scales` adds each soup of the grid with its distance from the base model multiplied
     (`merge.method=task_arithmetic`).
     """
 
     step: float = 0.1
-    stop: Literal["auto", "never"] = "auto"
+    early_stopping: bool = True
     scales: list[Annotated[float, Bounds(gt=0, le=10)]] = field(default_factory=list)
 
     def __post_init__(self) -> None:
@@ -96,8 +96,7 @@ class Adaptive(LimitedStrategy):
 
     def over(self, points: Sequence[Weights], space: SearchSpace, seed: int) -> AdaptiveSearch:
         """A search over these points."""
-        stops = self.stop == "auto"
-        return AdaptiveSearch(points, space, seed, stops=stops, budget=self.budget)
+        return AdaptiveSearch(points, space, seed, stops=self.early_stopping, budget=self.max_items)
 
     def points(self, size: int, merits: FloatArray | None = None) -> list[Weights]:
         """Soups to search, the anchors first.
@@ -153,9 +152,9 @@ class Adaptive(LimitedStrategy):
         Expected: after how many items searches of this size ended. Most: hardly any took more.
         """
         limit = len(self.points(size)) * items
-        if self.budget is not None:
-            limit = min(limit, self.budget)
-        if self.stop == "never":
+        if self.max_items is not None:
+            limit = min(limit, self.max_items)
+        if not self.early_stopping:
             return limit, limit
         factor, size_power, items_power = USUAL
         expected = round(factor * size**size_power * items**items_power)
@@ -163,7 +162,7 @@ class Adaptive(LimitedStrategy):
 
     def describe(self, size: int) -> str:
         clauses = [f"adaptive, {len(self.points(size))} possible soups"]
-        if self.stop == "auto":
+        if self.early_stopping:
             clauses.append("stops when more answers would not change the pick")
         return ", ".join(clauses + endings(self))
 
@@ -417,7 +416,7 @@ class AdaptiveSearch(Optimiser):
         answered = np.isfinite(self._model.values)
         if not answered.any():
             raise UserError(
-                "the search ended without a result: raise optimiser.trials or optimiser.budget"
+                "the search ended without a result: raise optimiser.max_trials or optimiser.max_items"
             )
         complete = answered.all(axis=1)
         if self._stop_reason and complete.any():

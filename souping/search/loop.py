@@ -84,9 +84,9 @@ def result_of(scores: ItemScores, objective: Objective) -> Result:
 
 def check_budget(strategy: Strategy, items: int) -> None:
     """A budget never overshoots, so it must cover one soup."""
-    if strategy.budget is not None and strategy.budget < items:
+    if strategy.max_items is not None and strategy.max_items < items:
         raise UserError(
-            f"optimiser.budget={strategy.budget} is below the {items} items of the search fold"
+            f"optimiser.max_items={strategy.max_items} is below the {items} items of the search fold"
         )
 
 
@@ -301,8 +301,8 @@ class SearchRun:
     def _admits(self, cell: Cell) -> bool:
         """Whether no limit is reached yet. An optimiser that asks parts of a fold reserves, by itself, enough
         of the budget to finish one soup."""
-        trials = self._strategy.trials
-        budget = self._strategy.budget
+        trials = self._strategy.max_trials
+        budget = self._strategy.max_items
         if trials is not None and self._is_new(cell) and self._started_trials >= trials:
             return False
         if budget is None:
@@ -396,7 +396,7 @@ class SearchRun:
         """
         soup = self._soup(self._optimiser.best())
         unanswered = np.flatnonzero(~np.isfinite(soup.values)).tolist()
-        limit = self._strategy.budget
+        limit = self._strategy.max_items
         if limit is not None and self._requested_items + len(unanswered) > limit:
             trials = [searched.trial for searched in self._soups.values()]
             complete = [trial for trial in trials if trial is not None]
@@ -430,7 +430,7 @@ def _check_cell(cell: Cell, name: str, items: int, scales: Sequence[float]) -> N
 def trial_limit(strategy: Strategy, size: int, items: int) -> int | None:
     """Upper bound on trials; None if unlimited."""
     affordable = None
-    if strategy.budget is not None and items:
-        affordable = strategy.budget // items
-    limits = (strategy.count(size), strategy.trials, affordable)
+    if strategy.max_items is not None and items:
+        affordable = strategy.max_items // items
+    limits = (strategy.count(size), strategy.max_trials, affordable)
     return min((limit for limit in limits if limit is not None), default=None)

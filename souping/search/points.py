@@ -54,10 +54,10 @@ def grid_size(size: int, step: float = 0.1) -> int:
     return comb(round(1 / step) - 1, size - 1)
 
 
-def check_step(step: float, key: str = "optimiser.step") -> None:
+def check_step(step: float) -> None:
     """Raises UserError unless `step` divides 1 into 2 to 10,000 parts."""
     if not 1e-4 <= step <= 0.5 or abs(1 / step - round(1 / step)) > 1e-6:
-        raise UserError(f"{key}={step} must divide 1, and be from 0.0001 to 0.5")
+        raise UserError(f"optimiser.step={step} must divide 1, and be from 0.0001 to 0.5")
 
 
 def spread(points: Sequence[Weights]) -> list[Weights]:
@@ -122,7 +122,7 @@ class Search(Optimiser):
     def best(self) -> Weights:
         if not self.results:
             raise UserError(
-                "the search ended without a result: raise optimiser.trials or optimiser.budget"
+                "the search ended without a result: raise optimiser.max_trials or optimiser.max_items"
             )
 
         def rank(weights: Weights) -> tuple[float, int, int]:
@@ -136,25 +136,25 @@ class Search(Optimiser):
 class LimitedStrategy(Strategy):
     """Strategy that a user can limit, in soups or in items that are answered."""
 
-    trials: Count | None = None
-    budget: Count | None = None
+    max_trials: Count | None = None
+    max_items: Count | None = None
 
 
-class ListedStrategy(LimitedStrategy):
+class ListedStrategy(Strategy):
     """Strategy whose points are all known beforehand."""
 
     def known_points(self, size: int) -> list[Weights]:
         raise NotImplementedError
 
     def start(self, space: SearchSpace, seed: int) -> Search:
-        return Search(self.known_points(len(space.ingredients))[: self.trials])
+        return Search(self.known_points(len(space.ingredients))[: self.max_trials])
 
     def count(self, size: int) -> int | None:
-        return len(self.known_points(size)[: self.trials])
+        return len(self.known_points(size)[: self.max_trials])
 
 
 @component
-class Grid(ListedStrategy):
+class Grid(ListedStrategy, LimitedStrategy):
     """Grid of the paper (section 3), the uniform point and the vertices, each once.
 
     Asked uniform and vertices first, then spread, so that a search cut short has still covered the simplex.
@@ -209,7 +209,7 @@ class Uniform(ListedStrategy):
 
 
 @component
-class Fixed(LimitedStrategy):
+class Fixed(Strategy):
     """Weights given by hand: one for each candidate of the pool or for each ingredient, in the pool's order."""
 
     weights: list[float]
@@ -249,7 +249,7 @@ class Fixed(LimitedStrategy):
 
 def endings(strategy: Strategy) -> list[str]:
     """Limits of a search, in words."""
-    limits = {"soup": strategy.trials, "item": strategy.budget}
+    limits = {"soup": strategy.max_trials, "item": strategy.max_items}
     return [
         f"at most {number:,.10g} {unit}{'s' * (number != 1)}"
         for unit, number in limits.items()
@@ -273,7 +273,7 @@ class GreedySoup(LimitedStrategy):
         return GreedySearch(len(space.ingredients))
 
     def count(self, size: int) -> int | None:
-        return min(2 * size - 1, self.trials or 2 * size)
+        return min(2 * size - 1, self.max_trials or 2 * size)
 
     def describe(self, size: int) -> str:
         return f"greedy soup: {size} singles, then at most {size - 1} uniform soups"
@@ -300,7 +300,7 @@ class GreedySearch(Search):
         """The soup as grown so far."""
         if not self.results:
             raise UserError(
-                "the search ended without a result: raise optimiser.trials or optimiser.budget"
+                "the search ended without a result: raise optimiser.max_trials or optimiser.max_items"
             )
         members = self._order()[:1]
         for _, grown in self._walk():
@@ -342,27 +342,27 @@ class Nevergrad(LimitedStrategy):
     a choice among the grid's points.
     """
 
-    name: str = "NGOpt"
+    algorithm: str = "NGOpt"
     parametrisation: Literal["softmax", "normalise", "lattice"] = "softmax"
     step: float = 0.1
-    trials: Count | None = 40
+    max_trials: Count | None = 40
 
     def __post_init__(self) -> None:
         check_step(self.step)
-        if self.trials is None and self.budget is None:
+        if self.max_trials is None and self.max_items is None:
             raise UserError(
-                "optimiser=nevergrad never ends by itself: set optimiser.trials or optimiser.budget"
+                "optimiser=nevergrad never ends by itself: set optimiser.max_trials or optimiser.max_items"
             )
-        _registered(self.name)
+        _registered(self.algorithm)
 
     def start(self, space: SearchSpace, seed: int) -> NevergradSearch:
         return NevergradSearch(self, len(space.ingredients), seed)
 
     def count(self, size: int) -> int | None:
-        return self.trials
+        return self.max_trials
 
     def describe(self, size: int) -> str:
-        return f"nevergrad {self.name}, {self.parametrisation}: {', '.join(endings(self))}"
+        return f"nevergrad {self.algorithm}, {self.parametrisation}: {', '.join(endings(self))}"
 
 
 def _registered(name: str) -> Callable[..., Optimizer]:
@@ -370,7 +370,7 @@ def _registered(name: str) -> Callable[..., Optimizer]:
     from nevergrad.optimization.optimizerlib import registry
 
     known: Mapping[str, Callable[..., Optimizer]] = registry
-    return known[pick(name, known, "optimiser.name")]
+    return known[pick(name, known, "optimiser.algorithm")]
 
 
 def _parameter(parametrisation: str, step: float, size: int) -> Parameter:
@@ -397,8 +397,10 @@ class NevergradSearch(Search):
         self._open: dict[Weights, list[Parameter]] = {}
         parameter = _parameter(settings.parametrisation, settings.step, size)
         parameter.random_state = np.random.RandomState(seed)
-        build = _registered(settings.name)
-        self._optimiser = build(parametrization=parameter, budget=settings.trials, num_workers=1)
+        build = _registered(settings.algorithm)
+        self._optimiser = build(
+            parametrization=parameter, budget=settings.max_trials, num_workers=1
+        )
 
     def ask(self) -> Cell | None:
         if self.points:

@@ -15,7 +15,7 @@ overrides=("store=$OUT/$experiment${TINY:+-tiny}.sqlite")
 [ -z "${extra_benchmarks:-}" ] || [ -n "${TINY:-}" ] || overrides+=("extra_benchmarks=$extra_benchmarks")
 
 small() { # the experiment's own selection, search and report, on models and items that fit anywhere
-    overrides+=(evaluator=local benchmark=jsonl server=transformers expected=null optimiser.trials=2 'analysis=[]'
+    overrides+=(evaluator=local benchmark=jsonl server=transformers expected=null optimiser.max_trials=2 'analysis=[]'
         evaluator.batch_size=128 evaluator.max_new_tokens=48 evaluator.threads=1 evaluator.workers=2
         evaluator.dtype=null throughput=null
         "pool.candidates=$("$PYTHON" "$here/tiny.py" pool "${models[@]%%=*}")")

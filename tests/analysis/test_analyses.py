@@ -16,7 +16,7 @@ from souping.analysis import Analysis, NotEstimableError, RunScores
 from souping.analysis.consistency import Consistency
 from souping.analysis.shapley import Shapley, ShapleyResult
 from souping.analysis.surface import ResponseSurface
-from souping.analysis.wins import Parents, Wins
+from souping.analysis.wins import CategoryWins, ItemWins
 from souping.core.reading import read, to_json
 from souping.core.types import FloatArray, Item, Recipe, Record
 from souping.pipeline.analyses import results
@@ -29,13 +29,20 @@ from tests.support.choices import differing, each
 from tests.support.report import sample
 
 ROWS: dict[str, list[Analysis]] = {
-    "consistency": [Consistency(draws=20, mixtures=20)],
-    "parents": [Parents(draws=20)],
-    "wins": [Wins(), Wins(examples=5)],
+    "consistency": [Consistency()],
+    "category_wins": [CategoryWins()],
+    "item_wins": [ItemWins()],
     "surface": [ResponseSurface()],
-    "shapley": [Shapley(), Shapley(players="candidates", exact=4)],
+    "shapley": [Shapley(), Shapley(over="candidates", max_models=4)],
 }
-FREE = {"consistency", "parents", "wins", "surface"}
+FREE = {"consistency", "category_wins", "item_wins", "surface"}
+
+
+@pytest.fixture(autouse=True)
+def few_draws(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("souping.analysis.consistency.DRAWS", 40)
+    monkeypatch.setattr("souping.analysis.consistency.MIXTURES", 100)
+    monkeypatch.setattr("souping.analysis.wins.DRAWS", 20)
 
 
 def name_of(analysis: Analysis) -> str:
@@ -108,7 +115,7 @@ class TestAnalysis:
 def test_an_analysis_that_could_not_be_made_is_shown_with_the_reason() -> None:
     report, trials = sample()
     report["analyses"] = {
-        "wins": {"not_estimable": "too few answers"},
+        "item_wins": {"not_estimable": "too few answers"},
         "mine": {"failed": "ZeroDivisionError: <b>"},
         "yours": {
             "sentences": ["Twelve apples."],
@@ -119,7 +126,7 @@ def test_an_analysis_that_could_not_be_made_is_shown_with_the_reason() -> None:
     text = page(shown, trials, drawings(shown))
     folded = "".join(re.findall(r"<details>.*?</details>", text, re.DOTALL))
     for title, why in (
-        ("Wins", "not estimable: too few answers"),
+        ("ItemWins", "not estimable: too few answers"),
         ("Mine", "it failed: ZeroDivisionError: &lt;b&gt;"),
     ):
         assert title in folded
@@ -143,7 +150,7 @@ def means(run: RunScores, recipe: Recipe) -> dict[str, float]:
 
 def test_parents_are_counted_as_by_hand() -> None:
     run = run_of()
-    data: dict[str, Any] = result_json(Parents(), run)
+    data: dict[str, Any] = result_json(CategoryWins(), run)
     everyone = at_least_one = 0
     for row, soup in zip(data["soups"], run.trials, strict=True):
         own = means(run, soup)
@@ -163,7 +170,7 @@ def test_parents_are_counted_as_by_hand() -> None:
 
 
 def test_a_mixture_beats_one_parent_and_never_all() -> None:
-    data: dict[str, Any] = result_json(Parents(draws=10), run_of(2, answer=mixed))
+    data: dict[str, Any] = result_json(CategoryWins(), run_of(2, answer=mixed))
     assert data["beats_all"]["share"] == 0
     assert data["beats_one"]["share"] == 1
     assert len(data["soups"]) == 9
@@ -180,7 +187,7 @@ def test_equals_are_won_by_chance() -> None:
             rng = np.random.default_rng([seed, int(recipe.id, 16)])
             return (rng.random(len(items)) < 0.5).astype(float)
 
-        data: dict[str, Any] = result_json(Parents(draws=2), run_of(2, answer=equal))
+        data: dict[str, Any] = result_json(CategoryWins(), run_of(2, answer=equal))
         for key, excess in shares.items():
             excess.append(data[key]["share"] - data[key]["chance"])
             # ties make both rarer
@@ -213,7 +220,7 @@ def test_soups_that_only_mix_are_within_the_null_and_those_of_one_factor_are_abo
         skill = int(recipe.id, 16) % 25
         return np.array([float(int(str(item.answer)) < skill + 3) for item in items])
 
-    quick = Consistency(draws=40, mixtures=100)
+    quick = Consistency()
     shared: dict[str, Any] = result_json(quick, run_of(answer=drawn))
     assert (
         shared["nulls"]["shared"]["low"]
@@ -246,7 +253,7 @@ def test_a_category_without_spread_is_left_out_and_named() -> None:
     def flat(recipe: Recipe, items: tuple[Item, ...]) -> FloatArray:
         return np.where([item.category == "y" for item in items], 1.0, voting(recipe, items))
 
-    data: dict[str, Any] = result_json(Consistency(draws=10, mixtures=10), run_of(answer=flat))
+    data: dict[str, Any] = result_json(Consistency(), run_of(answer=flat))
     assert data["left_out"] == ["y"]
     assert all(value is None for value in data["after"]["matrix"][2])
 
@@ -255,7 +262,7 @@ def test_wins_are_counted_as_by_hand() -> None:
     run = run_of(weights=(0.5, 0.3, 0.2))
     soup = run.report[run.soups.soup.id].values
     singles = [run.report[run.single(name).id].values for name in NAMES[:3]]
-    data: dict[str, Any] = result_json(Wins(), run)
+    data: dict[str, Any] = result_json(ItemWins(), run)
     fails = 3 - np.sum(singles, axis=0)
     for row in data["by_failures"]:
         where = fails == row["fail"]
@@ -272,17 +279,17 @@ def test_a_corpus_metric_solves_no_item_and_graded_scores_count_from_a_threshold
         return voting(recipe, items) * 31.4
 
     with pytest.raises(NotEstimableError, match="corpus metric"):
-        Wins().analyse(run_of(answer=shifted))
+        ItemWins().analyse(run_of(answer=shifted))
     counted = replace(
         run_of(),
         read=lambda r, f: {"s-w-0": Record(item="s-w-0", score=0.5, statistics=(1.0, 2.0))},
     )
     with pytest.raises(NotEstimableError, match="corpus metric"):
-        Wins().analyse(counted)
+        ItemWins().analyse(counted)
     graded: dict[str, Any] = result_json(
-        Wins(solved=0.6), run_of(answer=lambda r, i: 0.2 + 0.5 * voting(r, i))
+        ItemWins(), run_of(answer=lambda r, i: 0.2 + 0.5 * voting(r, i))
     )
-    plain: dict[str, Any] = result_json(Wins(), run_of())
+    plain: dict[str, Any] = result_json(ItemWins(), run_of())
     assert graded["by_failures"] == plain["by_failures"]
 
 
@@ -356,5 +363,5 @@ def test_shapley_values_are_relative_to_a_base_that_is_a_candidate_and_say_so() 
 def test_more_players_than_the_setting_are_refused_and_cost_nothing() -> None:
     run = run_of(3)
     assert Shapley(exact=2).asks(run.soups) == ()
-    with pytest.raises(NotEstimableError, match=r"7 coalitions: set shapley\.exact=3"):
+    with pytest.raises(NotEstimableError, match=r"7 coalitions: set shapley\.max_models=3"):
         Shapley(exact=2).analyse(run)

@@ -68,7 +68,7 @@ def test_stability_is_json_and_repeatable() -> None:
 
 def test_nothing_estimable_is_none_not_zero() -> None:
     rates = np.array([[0.9, 0.9], [0.6, 0.6], [0.3, 0.3], [0.1, 0.1]])
-    strict = SoCE(correlation=pearson, objective=Mean(), threshold=0.01, otherwise="error")
+    strict = SoCE(correlation=pearson, objective=Mean(), threshold=0.01, fallback="error")
     drawn = stability(matrix(rates, each=300), strict, draws=20)
     assert drawn.not_estimable == 20
     assert drawn.experts is None

@@ -230,7 +230,7 @@ def test_child_that_ends_by_a_signal_leaves_no_part(
     environment |= {"HF_HUB_CACHE": str(tmp_path / "hub"), "HF_HUB_DOWNLOAD_TIMEOUT": "600"}
     pool = f"pool.candidates=[{family / 'ant'},{family / 'bee'}]"
     merge = ["+experiment=merge", pool, "optimiser.weights=[0.5,0.5]", "out=soup"]
-    merge += ["merge.method=task_arithmetic", "merge.base=org/big"]
+    merge += ["merge.method=task_arithmetic", "merge.base_model=org/big"]
     process = subprocess.Popen(
         [sys.executable, "-m", "souping", *merge],
         cwd=tmp_path,

@@ -133,18 +133,20 @@ def read_by_torch(folder: Path, tmp_path: Path) -> dict[str, Any]:
 
 
 @pytest.mark.filterwarnings("ignore")
-@pytest.mark.parametrize("carry", ["a", "b", None])
+@pytest.mark.parametrize("tokenizer_from", ["a", "b", None])
 def test_torch_reads_a_soup_that_is_sharded_as_the_newest(
-    tmp_path: Path, pool: dict[str, Path], carry: str | None
+    tmp_path: Path, pool: dict[str, Path], tokenizer_from: str | None
 ) -> None:
     bare = Path(shutil.copytree(pool["a"] / "pytorch_model_fsdp_0", tmp_path / "bare"))
     strip_prefix(bare)
-    made = soup({"a": bare, "b": pool["b"]}, tmp_path / "soup", format="same", carry=carry)
+    made = soup(
+        {"a": bare, "b": pool["b"]}, tmp_path / "soup", format="same", tokenizer_from=tokenizer_from
+    )
     whole = read_by_torch(made, tmp_path)
     assert all(same_bits(whole[name], value) for name, value in average(DATA).items())
     assert len(list(made.glob("*.distcp"))) == 2
     # the one with a step in its path, if none is named
-    newest = bare if carry == "a" else pool["b"]
+    newest = bare if tokenizer_from == "a" else pool["b"]
     chunks = [
         unpickle((f / ".metadata").read_bytes(), f)["state_dict_metadata"] for f in (made, newest)
     ]
@@ -286,12 +288,17 @@ def test_a_training_run_becomes_a_soup_and_a_report_and_is_rebuilt(
         )
     write(tmp_path / "texts.jsonl")
     words = ["+experiment=trajectory", "benchmark.path=texts.jsonl"]
-    souping(*words, "pool.path=train").refused("pool.like=")
+    souping(*words, "pool.path=train").refused("pool.reference_model=")
     for call in (
-        [*words, "pool.path=train", f"pool.like={home}", "hydra.run.dir=run"],
+        [*words, "pool.path=train", f"pool.reference_model={home}", "hydra.run.dir=run"],
         [*words, "pool.path=plain", "hydra.run.dir=other"],
         ["run=run", "analysis=[parents]"],
-        ["+experiment=rebuild", "recipe=run/soup/recipe.json", f"pool.like={home}", "out=again"],
+        [
+            "+experiment=rebuild",
+            "recipe=run/soup/recipe.json",
+            f"pool.reference_model={home}",
+            "out=again",
+        ],
     ):
         done = souping(*call)
         assert done.code == 0, done.err

@@ -115,13 +115,13 @@ def test_a_refusal_names_field_values_text_and_the_way_out(tmp_path: Path, case:
     folders = family(tmp_path, 2)
     for tables in ((BPE, changed(BPE, place, value)), (changed(BPE, place, value), BPE)):
         save(folders, *tables)
-        with pytest.raises(UserError, match=r"merge\.carry=m1") as refusal:
+        with pytest.raises(UserError, match=r"merge\.tokenizer_from=m1") as refusal:
             preflight(opened(folders)[0])
         assert all(
             needle in str(refusal.value) for needle in [*needles, "' is encoded differently"]
         )
-        (note,) = preflight(opened(folders)[0], carry="m1")
-        assert "merge.carry" in note
+        (note,) = preflight(opened(folders)[0], tokenizer_from="m1")
+        assert "merge.tokenizer_from" in note
 
 
 def test_scores_of_a_unigram_model_count(tmp_path: Path) -> None:

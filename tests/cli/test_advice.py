@@ -22,8 +22,8 @@ def test_every_key_of_every_choice_is_known() -> None:
         "selector=topk",
     }
     # accelerate includes local
-    assert "merge=accelerate" in owners()["merge.carry"]
-    assert set(owners()["shapley.exact"]) == {"analysis=shapley"}
+    assert "merge=accelerate" in owners()["merge.tokenizer_from"]
+    assert set(owners()["analysis.shapley.max_models"]) == {"analysis=shapley"}
 
 
 @pytest.mark.parametrize(
@@ -43,11 +43,11 @@ def test_every_key_of_every_choice_is_known() -> None:
         ("selector.k=2", ["selector.k", "selector=soce_cluster", "selector=topk"]),
         ("+selector.k=2", ["selector.k", "selector=soce_cluster"]),
         ("executor.gpus=1", ["executor=ray"]),
-        ("shapley.exact=3", ["analysis=shapley"]),
+        ("analysis.shapley.max_models=3", ["analysis=shapley"]),
         ("optimser.trials=3", ["did you mean optimiser"]),
         ("merge selector.k=2", ["+experiment=merge"]),
         ("seed = 3", ["write seed=3"]),
-        ("optimiser.trials= 3", ["write optimiser.trials=3"]),
+        ("optimiser.max_trials= 3", ["write optimiser.max_trials=3"]),
         ("pool.candidates=[a, b]", ["write 'pool.candidates=[a,b]'"]),
         ("benchmark.path items.jsonl", ["write benchmark.path=items.jsonl"]),
         ("items.jsonl", ["KEY=VALUE"]),
@@ -83,4 +83,4 @@ def test_a_name_of_the_hub_that_no_folder_resembles_is_left_to_the_plan(
 def test_complete_overrides_are_never_joined() -> None:
     assert joined_override(["seed=3", "x"], "x") == ""
     assert joined_override(["a=1", "b", "c=2"], "b") == ""
-    assert "optimiser.trials" in key_advice("trials", [])
+    assert "optimiser.max_trials" in key_advice("trials", [])

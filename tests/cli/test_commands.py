@@ -39,7 +39,9 @@ def test_names_needs_no_weights_and_takes_rules_of_the_user(
     assert "bee: as ant" in out
     weighted = souping("names", pool(family), "optimiser.weights=[0.1,0.9]", "out=soup")
     assert weighted.ok().out == out
-    souping("names", pool(family), "merge.names=none.json").refused("merge.names=show:none.json")
+    souping("names", pool(family), "merge.name_rules=none.json").refused(
+        "merge.name_rules=show:none.json"
+    )
     assert not (tmp_path / "soup").exists()
 
 
@@ -123,9 +125,12 @@ def test_a_command_in_the_wrong_place_is_explained(
 def test_one_experiment_at_a_time(souping: Cli, finished_copy: Path) -> None:
     souping("merge", "+experiment=bfcl").refused("merge", "+experiment=bfcl")
     for name in ("merge", "names"):
-        souping(name, "run=run", "analysis=wins").refused("run=", "cannot be combined")
+        souping(name, "run=run", "analysis=item_wins").refused("run=", "cannot be combined")
     assert as_overrides("merge", ["+experiment=merge"]) == ["+experiment=merge"]
-    assert as_overrides("names", ["+experiment=bfcl"]) == ["merge.names=show", "+experiment=bfcl"]
+    assert as_overrides("names", ["+experiment=bfcl"]) == [
+        "merge.name_rules=show",
+        "+experiment=bfcl",
+    ]
     with pytest.raises(UserError):
         as_overrides("merge", ["+experiment=rebuild"])
 

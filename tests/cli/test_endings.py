@@ -62,8 +62,8 @@ def test_a_refused_run_leaves_nothing_that_it_made(
     family: Path, souping: Cli, tmp_path: Path
 ) -> None:
     for words in (quick(family), merging(family)):
-        souping(*words, "merge.carry=nosuch", "store=deep/er/st.sqlite").refused(
-            "merge.carry=nosuch"
+        souping(*words, "merge.tokenizer_from=nosuch", "store=deep/er/st.sqlite").refused(
+            "merge.tokenizer_from=nosuch"
         )
     assert [path.name for path in tmp_path.iterdir()] == []
     (tmp_path / "p/q/r").mkdir(parents=True)
@@ -76,7 +76,7 @@ def test_a_refused_run_leaves_nothing_that_it_made(
     ]
     souping(*quick(family, "stop_after=search")).ok()
     before = (tmp_path / "outputs/store.sqlite").stat().st_ino
-    souping(*quick(family, "merge.carry=nosuch")).refused("merge.carry=nosuch")
+    souping(*quick(family, "merge.tokenizer_from=nosuch")).refused("merge.tokenizer_from=nosuch")
     assert (tmp_path / "outputs/store.sqlite").stat().st_ino == before
 
 

@@ -71,7 +71,7 @@ OPEN_KEYS = {
     "scores=logs": "scores.path={a: a_log, b: b_log}",
     "scores=table": "scores.path=scores.csv",
     "objective=tree": "objective.tree={all:[x]}",
-    "objective=weighted": "objective.weights={x:1}",
+    "objective=weighted": "objective.category_weights={x:1}",
     "pool=folders": "pool.candidates=[a,b]",
     "pool=trajectory": "pool.path=run",
 }
@@ -158,7 +158,7 @@ class TestSmall:
         words += [*self.MACHINE, "evaluator.gen_kwargs={max_gen_toks: 3}"]
         stopped = souping(*words)
         stopped.refused("gate:", "score as expected")  # stand-ins are no mathematicians
-        souping(*words, "expected_mismatch=warn", "optimiser.trials=3").ok()
+        souping(*words, "expected_mismatch=warn", "optimiser.max_trials=3").ok()
         report = json.loads(next(tmp_path.rglob("report.json")).read_text())
         assert report["selection"]["ingredients"] == CHOSEN["mgsm"]
         assert list(report["objective"]["coefficients"]) == [
@@ -181,7 +181,7 @@ class TestSmall:
             "evaluator.gen_kwargs={max_gen_toks: 8}",
             "evaluator.metric=bleu",
             "selector=all",
-            "optimiser.trials=2",
+            "optimiser.max_trials=2",
         ).ok()
         report = json.loads(next(tmp_path.rglob("report.json")).read_text())
         directions = {f"flores36_{name}" for name in read_table(PAPER / "flores36.csv").categories}
@@ -259,7 +259,7 @@ def test_an_agents_line_runs_and_logs_the_metric(
     monkeypatch.setenv("WANDB_MODE", "offline")
     sweep = read(SWEEPS / f"{name}.yaml")
     line = small(agent_line(sweep, draws(sweep)[draw]), family)
-    souping(*line[4:], "optimiser.trials=8", "tracker.timeout=600").ok()
+    souping(*line[4:], "optimiser.max_trials=8").ok()
     trials = list(csv.DictReader((tmp_path / "run/trials.csv").open()))
     best = max(float(trial["objective"]) for trial in trials)
     points = [one["item"] for one in of_type(log_of(tmp_path / "run"), "history")]

@@ -29,7 +29,7 @@ GIVEN = {
     "pool.path": "runs",
     "scores.path": "board.csv",
     "objective.tree": {"a": ["x", "y"]},
-    "objective.weights": {"x": 1.0},
+    "objective.category_weights": {"x": 1.0},
     "optimiser.weights": [0.5, 0.2, 0.3],
     "evaluator.tasks": ["t"],
     "evaluator.command": "true {model} {items} {out}",

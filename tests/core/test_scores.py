@@ -173,7 +173,7 @@ def test_objectives_are_linear_and_sum_to_one() -> None:
     )
     with pytest.raises(UserError, match="objective: category=rust"):
         Weighted(weights={"rust": 1}).coefficients(names)
-    with pytest.raises(UserError, match=r"objective.weights"):
+    with pytest.raises(UserError, match=r"objective.category_weights"):
         Weighted(weights={"java": -1})
     with pytest.raises(UserError, match=r"objective.tree"):
         Tree(tree={})
@@ -181,7 +181,7 @@ def test_objectives_are_linear_and_sum_to_one() -> None:
 
 @pytest.mark.parametrize("weights", [{}, {"a": 0.0}, {"a": 0.0, "b": 0.0}, {"a": 2.0, "b": -1.0}])
 def test_weights_that_weigh_nothing_or_are_negative_are_refused(weights: dict[str, float]) -> None:
-    with pytest.raises(UserError, match=r"objective\.weights"):
+    with pytest.raises(UserError, match=r"objective\.category_weights"):
         Weighted(weights=weights)
 
 

@@ -222,7 +222,6 @@ def test_the_reference_has_every_root_key_and_name() -> None:
         *GROUPS,
         "store",
         "analysis",
-        "shapley",
         "size",
     }
     assert keys <= set(known["root"])

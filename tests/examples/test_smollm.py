@@ -84,7 +84,11 @@ def test_the_example_runs_small_from_selection_to_report(
     for seed, name in enumerate(("base", *SLICES)):
         smollm_kit.model(folder / "models" / name, seed)
     done = souping(
-        *command, "optimiser.trials=2", "selector=all", "evaluator.threads=1", "hydra.run.dir=run"
+        *command,
+        "optimiser.max_trials=2",
+        "selector=all",
+        "evaluator.threads=1",
+        "hydra.run.dir=run",
     )
     assert done.code == 0, done.err
     report = json.loads((tmp_path / "run" / "report.json").read_text())

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from souping.core.types import UserError
-from souping.merge.alignment import check_overrides, fitted, place_tensors
+from souping.merge.alignment import check_tensor_weights, fitted, place_tensors
 from souping.merge.factors import Product, blocks_of
 from souping.merge.plan import PlannedTensor
 from tests.support.checkpoints import (
@@ -29,7 +29,7 @@ from tests.support.checkpoints import (
 def test_scale_multiplies_the_differences_to_the_base(tmp_path: Path, scale: float) -> None:
     """base + scale * sum of w_i (m_i - base)."""
     folders = family(tmp_path, 3, dtype=torch.float32)
-    settings = {"method": "task_arithmetic", "base": str(folders.pop("m2")), "scale": scale}
+    settings = {"method": "task_arithmetic", "base_model": str(folders.pop("m2")), "scale": scale}
     soup = soup_of(folders, tmp_path / "soup", (0.3, 0.7), **settings)
     first = random_tensors(0, torch.float32)
     second = random_tensors(1, torch.float32)
@@ -41,7 +41,7 @@ def test_scale_multiplies_the_differences_to_the_base(tmp_path: Path, scale: flo
 
 def test_a_soup_of_one_model_is_that_model_whatever_the_scale(tmp_path: Path) -> None:
     folders = family(tmp_path, 2)
-    settings = {"method": "task_arithmetic", "base": str(folders.pop("m1")), "scale": 0.5}
+    settings = {"method": "task_arithmetic", "base_model": str(folders.pop("m1")), "scale": 0.5}
     soup = soup_of(folders, tmp_path / "soup", (1.0,), **settings)
     for name, tensor in random_tensors(0).items():
         assert same_bits(soup[name], tensor), name
@@ -52,19 +52,19 @@ def test_a_soup_of_one_model_is_that_model_whatever_the_scale(tmp_path: Path) ->
 
 @pytest.mark.parametrize("pattern", ["layers.0-0", "layers.0-9999", "a.3-7.b", "*"])
 def test_ranges_ascend_below_10000(pattern: str) -> None:
-    assert check_overrides({pattern: [0.25, 0.75]}) == ((pattern, (0.25, 0.75)),)
+    assert check_tensor_weights({pattern: [0.25, 0.75]}) == ((pattern, (0.25, 0.75)),)
 
 
 @pytest.mark.parametrize("pattern", ["", "layers.5-4", "layers.0-10000", "a.0-1.b.9-8"])
 def test_other_ranges_are_refused(pattern: str) -> None:
-    with pytest.raises(UserError, match=r"merge\.overrides"):
-        check_overrides({pattern: [0.25, 0.75]})
+    with pytest.raises(UserError, match=r"merge\.tensor_weights"):
+        check_tensor_weights({pattern: [0.25, 0.75]})
 
 
 @pytest.mark.parametrize("weights", [[0.5, 0.6], [-0.5, 1.5], []])
 def test_an_override_is_a_point_of_the_simplex(weights: list[float]) -> None:
-    with pytest.raises(UserError, match=r"merge\.overrides\.a"):
-        check_overrides({"a": weights})
+    with pytest.raises(UserError, match=r"merge\.tensor_weights\.a"):
+        check_tensor_weights({"a": weights})
 
 
 def test_overrides_of_the_pool_are_scaled_for_a_part_of_it() -> None:
@@ -88,12 +88,12 @@ def test_a_pattern_that_matches_no_tensor_is_refused(
     tmp_path: Path, overrides: dict[str, list[float]]
 ) -> None:
     with pytest.raises(UserError, match="matches no tensor"):
-        soup_of(family(tmp_path, 2), tmp_path / "soup", (0.5, 0.5), overrides=overrides)
+        soup_of(family(tmp_path, 2), tmp_path / "soup", (0.5, 0.5), tensor_weights=overrides)
 
 
 def test_the_first_pattern_that_matches_counts(tmp_path: Path) -> None:
     overrides = {"*.up_proj.*": [0.1, 0.9], "layers.1": [0.8, 0.2]}
-    soup = soup_of(family(tmp_path, 2), tmp_path / "soup", (0.5, 0.5), overrides=overrides)
+    soup = soup_of(family(tmp_path, 2), tmp_path / "soup", (0.5, 0.5), tensor_weights=overrides)
     first = random_tensors(0)
     second = random_tensors(1)
     for name, weights in {
@@ -128,7 +128,7 @@ def test_rows_that_a_model_lacks_are_mixed_of_the_others(tmp_path: Path, method:
         folders[name] = save(tmp_path / name, tensors, {"vocab_size": count})
     settings = {}
     if method == "task_arithmetic":
-        settings = {"base": str(save(tmp_path / "base", random_tensors(9, torch.float32)))}
+        settings = {"base_model": str(save(tmp_path / "base", random_tensors(9, torch.float32)))}
     soup = soup_of(
         folders, tmp_path / "soup", (0.5, 0.3, 0.2), method=method, vocab="union", **settings
     )
@@ -151,7 +151,7 @@ def test_the_first_model_carries_where_none_has_the_soups_vocabulary(tmp_path: P
         tensors["lm_head.weight"] = torch.ones(rows[1], 7, dtype=torch.bfloat16)
         folders[name] = save(tmp_path / name, tensors)
     made = plan(simple(folders, (0.5, 0.5), vocab="union"), folders)
-    assert made.carrier == "a"
+    assert made.tokenizer_source == "a"
 
 
 # Shards

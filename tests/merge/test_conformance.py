@@ -33,26 +33,26 @@ from tests.support.evaluators import unpacked
 FAKE = """#!{python}
 import shutil, sys, yaml
 from pathlib import Path
-source, flip = yaml.safe_load(Path(sys.argv[1]).read_text())["models"][0]["model"], Path(__file__).with_name("flip")
-shutil.copytree(source, sys.argv[2], dirs_exist_ok=True)
+source, flip = yaml.safe_load(Path(sys.argv[3]).read_text())["models"][0]["model"], Path(__file__).with_name("flip")
+shutil.copytree(source, sys.argv[4], dirs_exist_ok=True)
 if flip.exists():
     changed = Path(flip.read_text())
     changed.write_bytes(changed.read_bytes()[:-1] + b"?")
 """
-"""A mergekit that takes the first model for the soup, and may change the file that is named beside it."""
+"""A Python with a mergekit that takes the first model for the soup, and may change the file that is named beside it."""
 Siblings = dict[str, Path]
 BACKENDS = ("local", "accelerate", "mergekit")
 
 
 @pytest.fixture(params=BACKENDS)
 def backend(request: pytest.FixtureRequest, tmp_path: Path) -> MergeBackend:
-    program = tmp_path / "mergekit-yaml"
+    program = tmp_path / "python"
     program.write_text(FAKE.format(python=sys.executable))
     program.chmod(0o755)
     makers: dict[str, Callable[[], MergeBackend]] = {
         "local": LocalMerge,
         "accelerate": lambda: AccelerateMerge(num_processes=1),
-        "mergekit": lambda: MergekitMerge(method="linear", command=str(program)),
+        "mergekit": lambda: MergekitMerge(method="linear", python=str(program)),
     }
     return makers[request.param]()
 
@@ -223,7 +223,7 @@ def test_a_pool_of_adapters(backend: MergeBackend, folders: Siblings, tmp_path: 
         with pytest.raises(UserError, match="does not soup adapters: use merge=local"):
             backend.open(adapters)
         return
-    pool: CandidatePool = backend.with_settings({"base": str(folders["m0"])}).open(adapters)
+    pool: CandidatePool = backend.with_settings({"base_model": str(folders["m0"])}).open(adapters)
     assert isinstance(pool, AdapterPool)
     recipe = pool.recipe({"a": 0.25, "b": 0.75})
     assert pool.architecture_folder == folders["m0"]
@@ -232,7 +232,7 @@ def test_a_pool_of_adapters(backend: MergeBackend, folders: Siblings, tmp_path: 
         pool.check_tokenizers()
     (tmp_path / "a" / "tokenizer.json").write_text("{}")
     with pytest.raises(UserError, match="candidate b: "):
-        backend.with_settings({"base": str(folders["m0"])}).open(adapters).check_tokenizers()
+        backend.with_settings({"base_model": str(folders["m0"])}).open(adapters).check_tokenizers()
     plan = pool.plan(recipe)
     assert "0.25 x a + 0.75 x b" in plan.describe()
     assert plan.save(tmp_path / "plan.json") is None
@@ -248,7 +248,7 @@ def test_a_backend_without_its_package_says_how_to_get_it(monkeypatch: pytest.Mo
     assert [one.what for one in AccelerateMerge().needs()] == [
         "the package accelerate is not installed"
     ]
-    assert MergekitMerge(command="there").needs() == []
+    assert MergekitMerge(python="there").needs() == []
 
 
 def llama(seed: int, **settings: Any) -> LlamaForCausalLM:
@@ -324,7 +324,7 @@ def test_whatever_was_poured_before_a_pour_equals_what_is_written(
 ) -> None:
     folders = pool_of(tmp_path)
     based: dict[str, Any] = (
-        {"base": str(folders["m2"])} if method in ("task_arithmetic", "model_stock") else {}
+        {"base_model": str(folders["m2"])} if method in ("task_arithmetic", "model_stock") else {}
     )
     recipes = []
     for scale, dtype in ((1.0, None), (0.5, "float32")):

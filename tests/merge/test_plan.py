@@ -214,7 +214,7 @@ def test_files_get_what_methods_give_on_tensors(
     monkeypatch.setattr(merge_chunks, "BLOCK_ELEMENTS", 16)
     folders = family(tmp_path, 3)
     based = method != "slerp"
-    fields = {"base": str(folders["m2"])} if based else {}
+    fields = {"base_model": str(folders["m2"])} if based else {}
     pair = {name: folders[name] for name in ("m0", "m1")}
     soup = soup_of(pair, tmp_path / "soup", (0.35, 0.65), method=method, **fields)
     parts = [random_tensors(i) for i in ((2, 0, 1) if based else (0, 1))]
@@ -305,10 +305,10 @@ def test_vocabularies_of_unlike_length(tmp_path: Path, rule: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("rule", "carry", "ends"), [("union", "long", (2, 14)), ("intersect", "short", (2,))]
+    ("rule", "tokenizer_from", "ends"), [("union", "long", (2, 14)), ("intersect", "short", (2,))]
 )
 def test_a_carrier_has_the_soups_vocabulary(
-    tmp_path: Path, rule: str, carry: str, ends: tuple[int, ...]
+    tmp_path: Path, rule: str, tokenizer_from: str, ends: tuple[int, ...]
 ) -> None:
     rows = {"short": (12, 2), "long": (15, 14)}
     folders = {
@@ -317,16 +317,16 @@ def test_a_carrier_has_the_soups_vocabulary(
     }
     for name, (_, end) in rows.items():
         (folders[name] / "generation_config.json").write_text(json.dumps({"eos_token_id": end}))
-    other = next(name for name in folders if name != carry)
-    size = rows[carry][0]
+    other = next(name for name in folders if name != tokenizer_from)
+    size = rows[tokenizer_from][0]
     with pytest.raises(
         UserError,
-        match=rf"merge\.carry={other} has a tokenizer .* the soup has {size}: carry {carry}",
+        match=rf"merge\.tokenizer_from={other} has a tokenizer .* the soup has {size}: choose {tokenizer_from}",
     ):
-        _ = LocalMerge(vocab=rule, carry=other).open(folders).warnings
-    pool = LocalMerge(vocab=rule, carry=carry).open(folders)
+        _ = LocalMerge(vocab=rule, tokenizer_from=other).open(folders).warnings
+    pool = LocalMerge(vocab=rule, tokenizer_from=tokenizer_from).open(folders)
     recipe = pool.recipe({"short": 0.5, "long": 0.5})
-    assert pool.tokenizer_folder(recipe) == folders[carry]
+    assert pool.tokenizer_folder(recipe) == folders[tokenizer_from]
     assert pool.eos_token_ids(recipe) == ends
     written = json.loads(
         (pool.write(recipe, tmp_path / "soup") / "generation_config.json").read_text()
@@ -337,7 +337,7 @@ def test_a_carrier_has_the_soups_vocabulary(
 def test_overrides_per_layer_and_per_pattern(tmp_path: Path) -> None:
     folders = family(tmp_path, 2)
     overrides = {"layers.0-0": [1.0, 0.0], "*.mlp.*": [0.25, 0.75]}
-    soup = soup_of(folders, tmp_path / "soup", (0.5, 0.5), overrides=overrides)
+    soup = soup_of(folders, tmp_path / "soup", (0.5, 0.5), tensor_weights=overrides)
     parts = [random_tensors(0), random_tensors(1)]
     for name, tensor in soup.items():
         weights = (
@@ -365,12 +365,15 @@ def test_patterns(pattern: str, name: str, hit: bool) -> None:
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
-        ({"overrides": {"layers.0": [0.5, 0.6]}}, r"merge\.overrides\.layers\.0=.*sums to 1\.1"),
-        ({"overrides": {"layers.7-2": [0.5, 0.5]}}, "must be ascending"),
-        ({"overrides": {"a": [0.5, 0.5]}, "method": "slerp"}, "merge.method=linear only"),
+        (
+            {"tensor_weights": {"layers.0": [0.5, 0.6]}},
+            r"merge\.tensor_weights\.layers\.0=.*sums to 1\.1",
+        ),
+        ({"tensor_weights": {"layers.7-2": [0.5, 0.5]}}, "must be ascending"),
+        ({"tensor_weights": {"a": [0.5, 0.5]}, "method": "slerp"}, "merge.method=linear only"),
         ({"dtype": "bf16"}, r"\(dtype=.*did you mean bfloat16"),
         ({"max_shard_size": "5 bananas"}, r"merge\.max_shard_size"),
-        ({"method": "task_arithmetic"}, r"set merge\.base=FOLDER"),
+        ({"method": "task_arithmetic"}, r"set merge\.base_model=FOLDER"),
         ({"scale": 0.5}, r"merge\.scale=0\.5 needs a method with a base"),
     ],
 )
@@ -382,10 +385,10 @@ def test_settings_out_of_range_name_their_key(fields: dict[str, Any], message: s
 def test_overrides_of_a_part_of_the_pool(tmp_path: Path) -> None:
     folders = family(tmp_path, 3)
     with pytest.raises(UserError, match="has 1 weights for 3 candidates"):
-        soup_of(folders, tmp_path / "soup", (0.5, 0.5, 0.0), overrides={"layers.0": [1.0]})
-    pool = LocalMerge(overrides={"layers.0": [0.5, 0.25, 0.25], "layers.1": [0.0, 0.0, 1.0]}).open(
-        folders
-    )
+        soup_of(folders, tmp_path / "soup", (0.5, 0.5, 0.0), tensor_weights={"layers.0": [1.0]})
+    pool = LocalMerge(
+        tensor_weights={"layers.0": [0.5, 0.25, 0.25], "layers.1": [0.0, 0.0, 1.0]}
+    ).open(folders)
     assert pool.recipe({"m0": 0.5, "m1": 0.5}).settings == {
         "overrides": [["layers.0", [2 / 3, 1 / 3]]]
     }
@@ -404,7 +407,7 @@ def test_differences_to_a_base_with_another_vocabulary(tmp_path: Path, base_rows
         tmp_path / "soup",
         (0.5, 0.5),
         method="task_arithmetic",
-        base=str(base),
+        base_model=str(base),
         vocab="union",
     )
     rows = max(14, base_rows)
@@ -479,24 +482,26 @@ def test_other_methods_agree_with_mergekit(
 ) -> None:
     folders = dict(list(llamas.items())[:2])
     settings: dict[str, Any] = (
-        {"base": str(llamas["m5"]), "scale": 0.8} if method == "task_arithmetic" else {}
+        {"base_model": str(llamas["m5"]), "scale": 0.8} if method == "task_arithmetic" else {}
     )
     pool = LocalMerge(method=method, **settings).open(folders)
     recipe = pool.recipe({"m0": 0.3, "m1": 0.7})
-    theirs = run_mergekit(to_yaml(recipe, folders, base=settings.get("base")), tmp_path / "theirs")
+    theirs = run_mergekit(
+        to_yaml(recipe, folders, base=settings.get("base_model")), tmp_path / "theirs"
+    )
     ours = load(pool.write(recipe, tmp_path / "ours"))
     for name, tensor in ours.items():
         assert torch.allclose(tensor.float(), theirs[name].float(), rtol=2**-7, atol=1e-6), name
 
 
 def test_the_backend_checks_what_the_command_wrote(tmp_path: Path) -> None:
-    """Programs that stand in for mergekit-yaml are called with CONFIG OUT."""
+    """Programs that stand in for another Python are called with -m MODULE CONFIG OUT."""
     folders = family(tmp_path / "pool", 2)
-    program = tmp_path / "mergekit-yaml"
-    pool = MergekitMerge(method="linear", command=str(program)).open(folders)
+    program = tmp_path / "python"
+    pool = MergekitMerge(method="linear", python=str(program)).open(folders)
     recipe = pool.recipe({"m0": 0.4, "m1": 0.6})
     assert "linear" in pool.plan(recipe).describe()
-    program.write_text(f'#!/bin/sh\ncp {folders["m1"]}/* "$2"\ncp "$1" "$2/mergekit_config.yml"\n')
+    program.write_text(f'#!/bin/sh\ncp {folders["m1"]}/* "$4"\ncp "$3" "$4/mergekit_config.yml"\n')
     program.chmod(0o755)
     out = pool.write(recipe, tmp_path / "soup")
     assert set(Checkpoint.open(out).tensors) == set(load(folders["m1"]))
@@ -509,11 +514,11 @@ def test_the_backend_checks_what_the_command_wrote(tmp_path: Path) -> None:
 
 def test_a_single_ingredient_needs_no_mergekit(tmp_path: Path) -> None:
     folders = family(tmp_path / "pool", 2)
-    pool = MergekitMerge(method="linear", command="no-such-program").open(folders)
+    pool = MergekitMerge(method="linear", python="no-such-program").open(folders)
     soup = load(pool.write(pool.recipe({"m1": 1.0}), tmp_path / "soup"))
     own = load(folders["m1"])
     assert all(same_bits(soup[name], own[name]) for name in own)
-    with pytest.raises(UserError, match=r"merge\.command=no-such-program is not a program"):
+    with pytest.raises(UserError, match=r"merge\.python=no-such-program is not a program"):
         pool.write(pool.recipe({"m0": 0.5, "m1": 0.5}), tmp_path / "other")
 
 
@@ -521,8 +526,8 @@ def test_a_single_ingredient_needs_no_mergekit(tmp_path: Path) -> None:
     ("fields", "message"),
     [
         ({"method": "model_stock"}, "no export"),
-        ({"settings": {"overrides": [["a", [1, 0]]]}}, r"merge\.overrides"),
-        ({"method": "task_arithmetic"}, r"merge\.base"),
+        ({"settings": {"overrides": [["a", [1, 0]]]}}, r"merge\.tensor_weights"),
+        ({"method": "task_arithmetic"}, r"merge\.base_model"),
     ],
 )
 def test_what_cannot_be_exported_is_refused(fields: dict[str, Any], message: str) -> None:

@@ -99,7 +99,7 @@ def test_a_merge_warns_of_a_lost_change_and_its_plan_says_how_much(
         "+experiment=merge",
         "pool.candidates=[m0,m1,m2]",
         "optimiser=uniform",
-        "merge.base=base",
+        "merge.base_model=base",
     ]
     done = souping(*words, "out=soup").ok()
     assert "merge.dtype=float32" in done.out + done.err

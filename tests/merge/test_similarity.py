@@ -80,7 +80,7 @@ def test_cosine_and_distance_are_those_of_whole_tensors_if_blocks_are(tmp_path: 
 def test_tunes_of_one_base_are_related(tmp_path: Path) -> None:
     pool = {name: tuned(drawn(0), seed) for seed, name in enumerate("abc", start=1)}
     result = compared(tmp_path, {**pool, "base": drawn(0)}, base="base")
-    assert result.groups == (("a", "b", "c", "merge.base"),)
+    assert result.groups == (("a", "b", "c", "merge.base_model"),)
     assert result.warnings == []
 
 
@@ -106,7 +106,7 @@ def test_two_families_are_two_groups(tmp_path: Path) -> None:
 def test_another_base_is_warned_of(tmp_path: Path) -> None:
     pool = {"a": tuned(drawn(0), 1), "b": tuned(drawn(0), 2), "base": drawn(9)}
     result = compared(tmp_path, pool, base="base")
-    assert result.groups == (("a", "b"), ("merge.base",))
+    assert result.groups == (("a", "b"), ("merge.base_model",))
 
 
 def test_heads_in_another_order_are_warned_of(tmp_path: Path) -> None:

@@ -57,8 +57,12 @@ def test_checkpoints_of_two_trainers_are_averaged_and_their_plan_read_again(
 
 def test_names_are_shown_and_nothing_is_merged(souping: Cli, written: Path, tmp_path: Path) -> None:
     folders = ",".join(str(path) for path in pool_of(written).values())
-    words = ("+experiment=merge", f"pool.candidates=[{folders}]", f"pool.like={written / TITAN}")
-    done = souping(*words, "optimiser.weights=[0.25,0.75]", "out=soup", "merge.names=show")
+    words = (
+        "+experiment=merge",
+        f"pool.candidates=[{folders}]",
+        f"pool.reference_model={written / TITAN}",
+    )
+    done = souping(*words, "optimiser.weights=[0.25,0.75]", "out=soup", "merge.name_rules=show")
     assert done.code == 0, done.err
     assert (
         "layers.0.attention.qkv_linear.wq.weight -> model.layers.0.self_attn.q_proj.weight [32, 32]"
@@ -73,16 +77,22 @@ def test_names_are_shown_and_nothing_is_merged(souping: Cli, written: Path, tmp_
 
 def test_rules_of_a_user_by_the_command_line(souping: Cli, written: Path, tmp_path: Path) -> None:
     folders = ",".join(str(path) for path in pool_of(written).values())
-    words = ("+experiment=merge", f"pool.candidates=[{folders}]", f"pool.like={written / TITAN}")
+    words = (
+        "+experiment=merge",
+        f"pool.candidates=[{folders}]",
+        f"pool.reference_model={written / TITAN}",
+    )
     norm = ["decoder.final_layernorm.weight", "model.norm.weight", "hidden"]
     (tmp_path / "rules.json").write_text(json.dumps({"extends": "megatron", "rules": [norm]}))
-    done = souping(*words, "optimiser.weights=[0.25,0.75]", "out=soup", "merge.names=rules.json")
+    done = souping(
+        *words, "optimiser.weights=[0.25,0.75]", "out=soup", "merge.name_rules=rules.json"
+    )
     assert done.code == 0, done.err
     made = load(tmp_path / "soup")
     assert all(same_bits(made[name], tensor) for name, tensor in average(written).items())
-    souping(*words, "optimiser.weights=[0.25,0.75]", "out=soup", "merge.names=none.json").refused(
-        "merge.names"
-    )
+    souping(
+        *words, "optimiser.weights=[0.25,0.75]", "out=soup", "merge.name_rules=none.json"
+    ).refused("merge.name_rules")
 
 
 # Mixtures of experts
@@ -137,7 +147,7 @@ def test_experts_listed_and_fused_are_one_model_and_mix(tmp_path: Path) -> None:
 def test_routers_are_averaged_or_those_of_one_ingredient(tmp_path: Path) -> None:
     tables = {name: experts(seed) for seed, name in enumerate("abc")}
     folders = {name: save(tmp_path / name, table, CONFIG) for name, table in tables.items()}
-    pool = LocalMerge(router="keep:b").open(folders)
+    pool = LocalMerge(moe_router="keep:b").open(folders)
     for names in ("abc", "ac"):
         weights = {name: 1 / len(names) for name in names}
         made = load(pool.write(pool.recipe(weights), tmp_path / names))
@@ -148,10 +158,10 @@ def test_routers_are_averaged_or_those_of_one_ingredient(tmp_path: Path) -> None
         if "b" in names:
             wanted[ROUTER] = tables["b"][ROUTER]
         assert all(same_bits(made[name], tensor) for name, tensor in wanted.items())
-    with pytest.raises(UserError, match=r"merge\.router"):
-        LocalMerge(router="keep:d").open(folders).recipe({"a": 0.5, "b": 0.5})
-    with pytest.raises(UserError, match=r"merge\.router"):
-        LocalMerge(router="best")
+    with pytest.raises(UserError, match=r"merge\.moe_router"):
+        LocalMerge(moe_router="keep:d").open(folders).recipe({"a": 0.5, "b": 0.5})
+    with pytest.raises(UserError, match=r"merge\.moe_router"):
+        LocalMerge(moe_router="best")
 
 
 def test_an_average_in_optimiser_state_is_a_candidate_of_a_merge(
@@ -159,7 +169,7 @@ def test_an_average_in_optimiser_state_is_a_candidate_of_a_merge(
 ) -> None:
     step = step_of(written / EMA)
     words = ("+experiment=merge", f"pool.candidates=['{step}','{step}#ema']")
-    like = f"pool.like={written / EMA}"
+    like = f"pool.reference_model={written / EMA}"
     done = souping(*words, like, "optimiser.weights=[0,1]", "out=soup")
     assert done.code == 0, done.err
     weights = tensors_of(opened_case(written / EMA))
@@ -184,7 +194,7 @@ def test_a_soup_in_the_trainers_layout_keeps_no_average_of_one_ingredient(
     written: Path, tmp_path: Path
 ) -> None:
     folders = {name: step_of(written / name) for name in (EMA, TITAN)}
-    merge = LocalMerge(format="same", carry=EMA)
+    merge = LocalMerge(format="same", tokenizer_from=EMA)
     pool = merge.open(folders, like=Like(written / EMA, stored=True))
     soup = pool.write(pool.recipe({EMA: 0.25, TITAN: 0.75}), tmp_path / "soup")
     names = {entry.name for entry in metadata(soup, "")[1]}

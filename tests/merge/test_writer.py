@@ -343,7 +343,7 @@ def planned(
     folders: Siblings, weights: tuple[float, ...] = (0.2, 0.5, 0.3), **fields: Any
 ) -> MergePlan:
     if fields.get("method") == "task_arithmetic":
-        fields["base"] = str(folders["a"])
+        fields["base_model"] = str(folders["a"])
     merge = LocalMerge(**fields)
     return merge.plan(
         merge.recipe(tuple(folders), weights, *opened(folders)), aligned(merge, folders)
@@ -374,7 +374,7 @@ def pool(tmp_path_factory: pytest.TempPathFactory) -> Siblings:
 CASES: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     "fp16 in shards to shards": ({"dtypes": (F16,), "shards": 3}, {"max_shard_size": "300KB"}),
     "mixed dtypes": ({"dtypes": (BF16, F16, F32)}, {}),
-    "overrides": ({"dtypes": (BF16,)}, {"overrides": {"*.mlp.*": [0.1, 0.1, 0.8]}}),
+    "tensor_weights": ({"dtypes": (BF16,)}, {"tensor_weights": {"*.mlp.*": [0.1, 0.1, 0.8]}}),
     "vocabulary union": ({"dtypes": (BF16,), "rows": (12, 15, 13)}, {"vocab": "union"}),
     "zero weight": ({"dtypes": (BF16,)}, {"weights": (0.25, 0.0, 0.75)}),
     "slerp": ({"dtypes": (BF16,)}, {"weights": (0.25, 0.0, 0.75), "method": "slerp"}),

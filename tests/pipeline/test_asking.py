@@ -103,7 +103,7 @@ def started(family: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
         with redirect_stdout(io.StringIO()) as out:
             return Outcome(command_line(place, *words), out.getvalue(), "")
 
-    Lab(souping, family, place).start("executor.open=2", "executor.write=true").ok()
+    Lab(souping, family, place).start("executor.max_open=2", "executor.write_models=true").ok()
     return place
 
 
@@ -185,7 +185,7 @@ def test_without_models_json_has_the_command_that_makes_one(lab: Lab) -> None:
 
 def test_the_wall_time_counts_from_the_start_of_the_run(lab: Lab) -> None:
     lab.words.append("optimiser=uniform")
-    lab.start("executor.open=8").ok()
+    lab.start("executor.max_open=8").ok()
     os.utime(lab.run / "config.yaml", (0, 0))
     lab.finish()
     assert report_of(lab.run)["cost"]["seconds"] > 1e9
@@ -217,7 +217,7 @@ def test_items_of_the_report_count_as_shown_when_they_are_handed_out(lab: Lab) -
 @pytest.mark.parametrize("seed", [0, 1])
 def test_eight_workers_that_end_in_any_order_die_fail_and_answer_twice(lab: Lab, seed: int) -> None:
     dice = random.Random(seed)
-    lab.start("executor.open=8").ok()
+    lab.start("executor.max_open=8").ok()
     seen = set[str]()
     while not lab.done:
         for number in dice.sample(lab.open, len(lab.open)):
@@ -257,7 +257,7 @@ def test_the_order_of_results_between_two_asks_changes_nothing(
 ) -> None:
     other = Lab(souping, family, tmp_path, run="other")
     for number, run in enumerate((lab, other)):
-        run.start("executor.open=4").ok()
+        run.start("executor.max_open=4").ok()
         while not run.done:
             for name in run.open if number else run.open[::-1]:
                 run.answer(name)
@@ -271,7 +271,7 @@ def test_the_order_of_results_between_two_asks_changes_nothing(
 @pytest.mark.slow
 def test_a_repeated_search_takes_results_in_the_order_of_the_first(lab: Lab) -> None:
     """With four open soups told one by one, the optimiser saw the results in an order of its own."""
-    lab.start("executor.open=4").ok()
+    lab.start("executor.max_open=4").ok()
     while not lab.done:
         lab.answer(lab.open[-1])
         lab.ask(4).ok()
@@ -323,7 +323,7 @@ def dies_at(call: int, function: Callable[..., Any], after: bool) -> Callable[..
 @pytest.mark.parametrize("call", [1, 2])
 def test_a_killed_ask_loses_nothing(lab: Lab, call: int, after: bool) -> None:
     lab.words.append("stop_after=search")
-    lab.start("executor.open=3").ok()
+    lab.start("executor.max_open=3").ok()
     killed = 0
     for place, name in SEAMS * 2:
         if not lab.open:
@@ -358,7 +358,7 @@ def test_a_killed_tell_loses_nothing(two: Lab, place: Any, name: str, after: boo
 
 
 def test_half_a_line_of_the_order_is_left_out_and_another_order_is_refused(lab: Lab) -> None:
-    lab.start("executor.open=8", "stop_after=search").ok()
+    lab.start("executor.max_open=8", "stop_after=search").ok()
     while len((lab.run / "order.jsonl").read_text().splitlines()) < 4:
         lab.answer(*lab.open)
         lab.ask(8).ok()
@@ -388,7 +388,7 @@ def test_asks_and_tells_that_are_killed_by_the_system(lab: Lab, call: int) -> No
         "os.fsync = counted(os.fsync); Path.rename = counted(Path.rename); os.replace = counted(os.replace)\n"
         "main()\n"
     )
-    lab.start("executor.open=3").ok()
+    lab.start("executor.max_open=3").ok()
     killed = 0
     for _ in range(6):
         if lab.done:
@@ -472,7 +472,7 @@ def test_as_many_models_are_written_as_the_disk_allows(
         size = 10**6
         monkeypatch.setattr(asking, "disk_space", lambda _: ((2 - models()) * size, 0))
         monkeypatch.setattr("souping.merge.local.FullModelPool.soup_bytes", size)
-    lab.start("executor.open=8", "executor.write=true", "stop_after=search").ok()
+    lab.start("executor.max_open=8", "executor.write_models=true", "stop_after=search").ok()
     later = False
     while lab.open:
         for number in lab.open:
@@ -489,7 +489,7 @@ def test_as_many_models_are_written_as_the_disk_allows(
 def test_a_disk_without_space_for_one_soup_is_refused(
     lab: Lab, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    lab.start("optimiser=uniform", "executor.open=8").ok()
+    lab.start("optimiser=uniform", "executor.max_open=8").ok()
     lab.answer(*lab.open)
     monkeypatch.setattr(asking, "disk_space", lambda _: (0, 0))
     refused = False
@@ -630,7 +630,7 @@ def test_ask_and_tell_work_from_any_folder(lab: Lab) -> None:
 
 def test_a_run_whose_answers_are_stored_asks_for_nothing(lab: Lab) -> None:
     lab.words.append("optimiser=uniform")
-    lab.start("executor.open=8").ok()
+    lab.start("executor.max_open=8").ok()
     lab.finish()
     assert "report.html" in lab.ask(1).ok().out
     (lab.run / "report.json").unlink()
@@ -644,7 +644,7 @@ def test_a_run_whose_answers_are_stored_asks_for_nothing(lab: Lab) -> None:
 @pytest.mark.slow
 def test_an_analysis_that_is_added_waits_for_its_soups(lab: Lab) -> None:
     lab.words += ["optimiser=uniform", "selector.k=3"]
-    lab.start("executor.open=8").ok()
+    lab.start("executor.max_open=8").ok()
     lab.finish()
     words = ("run=run", "analysis=[shapley]", "allow_code=true")
     assert ids(lab.souping(*words).ok().out) == lab.open

@@ -62,7 +62,7 @@ def adapters(family: Path, place: Path, base_name: str | None = None) -> list[st
     for seed, name in enumerate(("one", "two")):
         named = {"base_model_name_or_path": base_name} if base_name else {}
         save_adapter(place / name, base, MODULES, seed, **named)
-    return [*ADAPTERS, f"merge.base={base}"]
+    return [*ADAPTERS, f"merge.base_model={base}"]
 
 
 def data_of(text: str) -> dict[str, Any]:
@@ -319,7 +319,7 @@ def test_the_soup_of_a_finished_run_is_planned_then_sent(
     sent = hub.repos["me/soup"].head
     assert planned_sizes(shown).keys() == {*sent, "total"}
     assert sent["README.md"].decode() in shown
-    souping("run=run", "upload=me/soup", "analysis=[wins]").refused("two commands")
+    souping("run=run", "upload=me/soup", "analysis=[item_wins]").refused("two commands")
     shutil.rmtree(finished_copy / "soup")
     souping("run=run", "upload=me/soup", "plan=true").refused("run=", "has no soup")
 

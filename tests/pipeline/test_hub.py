@@ -182,7 +182,7 @@ def test_adapters_bring_their_base_and_its_licence(
     assert b"the base model (llama3.1)" in sent["README.md"]
     local = [
         f"pool.candidates=[{tmp_path / 'one'},{tmp_path / 'two'}]",
-        f"merge.base={family / 'base'}",
+        f"merge.base_model={family / 'base'}",
     ]
     souping(*MERGE, *local, "out=local").ok()
     soups = [
@@ -248,7 +248,7 @@ def test_a_card_has_code_that_runs_and_no_path_of_the_machine(
     }
     recipe |= {"weights": [0.2, 0.3, 0.5], "fingerprints": ["1", "2", "3"]}
     there = "python -m souping +experiment=rebuild recipe=/home/me/soup/recipe.json out=rebuilt store=/home/me/s"
-    rebuild = f"{there} merge.command=/home/me/mergekit-yaml merge._target_=mine.Median"
+    rebuild = f"{there} merge.python=/home/me/mergekit/bin/python merge._target_=mine.Median"
     text = card(read_content(parts(recipe=recipe, rebuild=rebuild)))
     assert "/home" not in text
     assert "models\\" not in text

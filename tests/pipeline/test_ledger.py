@@ -375,7 +375,9 @@ def test_settings_compared_on_the_search_fold_are_free(fresh: Runs) -> None:
 
 
 def test_another_objective(runs: Runs) -> None:
-    report = runs.report(SOUP, "objective=weighted", "objective.weights={red:2,green:1,blue:1}")
+    report = runs.report(
+        SOUP, "objective=weighted", "objective.category_weights={red:2,green:1,blue:1}"
+    )
     assert report["verdict"]["opened"] == 2
     assert any("look 2" in warning for warning in report["warnings"])
 

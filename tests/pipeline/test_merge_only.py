@@ -37,7 +37,7 @@ from tests.support.adapters import save_adapter
 
 REBUILD = ("+experiment=rebuild", "recipe=soup/recipe.json", "out=again")
 SPLIT = (
-    "merge.overrides={layers.0:[0.1,0.1,0.8],*.mlp.*:[0.2,0.4,0.4]}",
+    "merge.tensor_weights={layers.0:[0.1,0.1,0.8],*.mlp.*:[0.2,0.4,0.4]}",
     "merge.max_shard_size=20KB",
 )
 
@@ -215,7 +215,7 @@ def settings_of(
     words = [
         f"merge={backend}",
         f"merge.method={method}",
-        *([f"merge.base={base}"] if base else []),
+        *([f"merge.base_model={base}"] if base else []),
     ]
     words += (
         [f"merge.parameters={{{','.join(f'{k}:{v}' for k, v in parameters.items())}}}"]
@@ -225,14 +225,14 @@ def settings_of(
     if backend == "mergekit":
         return (
             words,
-            MergekitMerge(method=method, base=base, parameters=dict(parameters) or None),
+            MergekitMerge(method=method, base_model=base, parameters=dict(parameters) or None),
             names,
         )
     if backend == "local":
-        return words, LocalMerge(method=method, base=base), names
+        return words, LocalMerge(method=method, base_model=base), names
     return (
         [*words, "merge.num_processes=1"],
-        AccelerateMerge(method=method, base=base, num_processes=1),
+        AccelerateMerge(method=method, base_model=base, num_processes=1),
         names,
     )
 
@@ -362,13 +362,13 @@ def test_the_command_however_it_was_merged(
     candidates = [family / "ant", family / "bee"]
     more = ["merge=accelerate", "merge.num_processes=1"]
     if case == "base":
-        more = ["merge.method=task_arithmetic", f"merge.base={family / 'base'}"]
+        more = ["merge.method=task_arithmetic", f"merge.base_model={family / 'base'}"]
     if case == "adapters":
         modules = {"model.layers.0.mlp.up_proj": 2}
         candidates = [
             save_adapter(tmp_path / n, family / "base", modules, i) for i, n in enumerate("xy")
         ]
-        more = [f"merge.base={family / 'base'}"]
+        more = [f"merge.base_model={family / 'base'}"]
     if case == "pickled":
         candidates = [pickled(folder, tmp_path / folder.name) for folder in candidates]
         more = ["merge.allow_pickle=true"]
@@ -383,7 +383,7 @@ def test_a_soup_at_a_scale_around_its_base_is_rebuilt(
     family: Path, souping: Cli, tmp_path: Path
 ) -> None:
     folders = {name: family / name for name in ("ant", "bee")}
-    backend = LocalMerge(method="task_arithmetic", base=str(family / "base"), dtype="float32")
+    backend = LocalMerge(method="task_arithmetic", base_model=str(family / "base"), dtype="float32")
     with closing(backend.open(folders)) as pool:
         made = pool.write(pool.recipe({"ant": 0.9, "bee": 0.6}), tmp_path / "soup")
     base, ant, bee, soup = (
@@ -398,7 +398,7 @@ def test_a_soup_at_a_scale_around_its_base_is_rebuilt(
     words = (
         f"recipe={made / 'recipe.json'}",
         pool_words,
-        f"merge.base={family / 'base'}",
+        f"merge.base_model={family / 'base'}",
         "out=again",
     )
     souping("+experiment=rebuild", *words).ok()

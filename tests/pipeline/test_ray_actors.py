@@ -129,7 +129,7 @@ def test_ray_gives_what_this_process_gives_and_a_killed_driver_resumes(
         "executor.cpus=0.5",
         "evaluator.batch_size=16",
         "optimiser=grid",
-        "optimiser.trials=4",
+        "optimiser.max_trials=4",
     )
     kept = killed_at(200, call, tmp_path)
     souping(*call, "hydra.run.dir=outputs/fam/resumed").ok()

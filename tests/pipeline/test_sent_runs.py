@@ -26,7 +26,7 @@ def started(family: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
         with redirect_stdout(io.StringIO()) as out:
             return Outcome(command_line(place, *words), out.getvalue(), "")
 
-    Lab(souping, family, place).start("executor.open=2").ok()
+    Lab(souping, family, place).start("executor.max_open=2").ok()
     return place
 
 
@@ -69,7 +69,7 @@ def test_nothing_is_written_through_a_link(lab: Lab, name: str) -> None:
     before = state_of(outside)
     lab.ask().refused(name)
     lab.tell("1=failed").refused(name)
-    lab.souping("run=run", "analysis=[wins]").refused(name)
+    lab.souping("run=run", "analysis=[item_wins]").refused(name)
     assert state_of(outside) == before
 
 
@@ -184,7 +184,7 @@ def test_a_home_that_is_no_folder_is_refused(lab: Lab, home: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "word", ["min_gain=7", "selector.k=3", "seed=2", "dry_run=3", "guard=5", "analysis=[wins]"]
+    "word", ["min_gain=7", "selector.k=3", "seed=2", "dry_run=3", "guard=5", "analysis=[item_wins]"]
 )
 def test_ask_goes_on_with_the_settings_of_the_run_alone(lab: Lab, word: str) -> None:
     before = state_of(lab.run / "asked")

@@ -141,8 +141,8 @@ def test_one_average_without_a_search(words: list[str], souping: Cli, tmp_path: 
     settings = [
         "pool=trajectory",
         "pool.path=one",
-        "optimiser=schedule",
-        "optimiser.only=ema",
+        "optimiser=trajectory",
+        "optimiser.kind=ema",
         "out=soup",
     ]
     done = souping("+experiment=merge", *settings, "pool.last=4")
@@ -150,7 +150,7 @@ def test_one_average_without_a_search(words: list[str], souping: Cli, tmp_path: 
     recipe = json.loads((tmp_path / "soup" / "recipe.json").read_text())
     assert recipe["ingredients"] == [f"checkpoint-{step}" for step in STEPS[-4:]]
     assert recipe["weights"] == pytest.approx([0.512, 0.128, 0.16, 0.2])
-    souping("+experiment=merge", *settings[:3], "out=more").refused("optimiser.only=ema")
+    souping("+experiment=merge", *settings[:3], "out=more").refused("optimiser.kind=ema")
 
 
 @pytest.mark.parametrize("copies", ["all", "one"])
@@ -182,7 +182,7 @@ def test_the_average_in_optimiser_state_is_a_row_of_the_report(
         for name, tensor in average.items():
             state[f"ema_optimizer.state.{name}.ema_params"] = tensor
         dcp.save(state, checkpoint_id=tmp_path / "titan" / f"step-{step}")
-    done = souping(*words, "pool.path=titan", "pool.like=one/ema", "pool.last=3")
+    done = souping(*words, "pool.path=titan", "pool.reference_model=one/ema", "pool.last=3")
     assert done.code == 0, done.err
     report = report_of(tmp_path / "run")
     (pair,) = [pair for pair in report["comparisons"] if pair["kind"] == "trainer_average"]

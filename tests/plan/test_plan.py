@@ -276,7 +276,7 @@ class TestAgainstRuns:
         assert 0 < least < most
 
     @pytest.mark.slow
-    @pytest.mark.parametrize("optimiser", ["optimiser=greedy_soup", "optimiser.budget=300"])
+    @pytest.mark.parametrize("optimiser", ["optimiser=greedy_soup", "optimiser.max_items=300"])
     def test_every_search_has_a_count(
         self, family: Path, souping: Cli, tmp_path: Path, optimiser: str
     ) -> None:
@@ -434,7 +434,7 @@ def test_the_start_of_a_call_is_counted_once_for_all_of_its_items() -> None:
     [
         ("evaluator.repeats=1000000",),
         ("evaluator.repeats=1000000", "evaluator.temperature=1"),
-        ("optimiser=nevergrad", "optimiser.trials=100000", "evaluator.repeats=1000000"),
+        ("optimiser=nevergrad", "optimiser.max_trials=100000", "evaluator.repeats=1000000"),
     ],
 )
 def test_large_counts_are_counted_by_arithmetic(
@@ -473,8 +473,8 @@ def test_the_store_of_a_run_is_not_touched(family: Path, souping: Cli, tmp_path:
 def test_a_check_refuses_what_a_run_would_refuse(
     family: Path, souping: Cli, tmp_path: Path
 ) -> None:
-    souping("check", *pool_of(family), "merge.carry=cow").refused(
-        "merge.carry=cow", "this run cannot start here"
+    souping("check", *pool_of(family), "merge.tokenizer_from=cow").refused(
+        "merge.tokenizer_from=cow", "this run cannot start here"
     )
     souping(
         "check", *pool_of(family), "optimiser=fixed", "optimiser.weights=[1]", "selector=all"
@@ -489,18 +489,21 @@ def test_a_check_refuses_what_a_run_would_refuse(
 
 ALL = ("selector=all",)
 CASES: dict[str, tuple[tuple[str, ...], str]] = {
-    "budget": (("optimiser.budget=3",), "optimiser.budget=3 "),
+    "budget": (("optimiser.max_items=3",), "optimiser.max_items=3 "),
     "grid": (
         (*ALL, "optimiser=grid", "optimiser.step=0.5"),
         "optimiser=grid has no point for 4 ingredients",
     ),
     "slerp": ((*ALL, "merge.method=slerp"), "exactly 2 ingredients"),
-    "overrides": ((*ALL, "merge.overrides={foo.*:[0.1,0.2,0.3,0.4]}"), "matches no tensor"),
+    "overrides": ((*ALL, "merge.tensor_weights={foo.*:[0.1,0.2,0.3,0.4]}"), "matches no tensor"),
     "weights": (
         (*ALL, "optimiser=fixed", "optimiser.weights=[0.5,0.5]"),
         "optimiser.weights has 2 weights",
     ),
-    "objective": (("objective=weighted", "objective.weights={reed:1}"), "objective: category=reed"),
+    "objective": (
+        ("objective=weighted", "objective.category_weights={reed:1}"),
+        "objective: category=reed",
+    ),
     "also": (("extra_benchmarks=[hellaswag,hellaswag]",), "two entries are called 'hellaswag'"),
     "guard_baseline": (
         ("guard=3", "guard_baseline=nobody"),

@@ -20,7 +20,7 @@ from souping.report.content import Report, TrajectoryResult
 from souping.report.files import draw
 from souping.report.render import markdown, page
 from souping.report.trajectory import sections
-from souping.search.schedule import windows
+from souping.search.trajectory import windows
 from souping.statistics.scores import ItemTable
 from tests.conftest import recipe
 from tests.support.flips import compare

@@ -28,7 +28,7 @@ from tests.support.choices import slow_unless
 from tests.support.scripts import script
 from tests.support.worlds import World, price, searched, world
 
-PLAIN = Adaptive(stop="never")
+PLAIN = Adaptive(early_stopping=False)
 
 
 @pytest.mark.parametrize(

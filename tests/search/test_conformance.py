@@ -26,24 +26,28 @@ from souping.search import points as simplex
 from souping.search.adaptive import Adaptive
 from souping.search.loop import RecipeEvaluator, SearchResult, SearchRun
 from souping.search.points import Fixed, GreedySoup, Grid, Nevergrad, Search, Uniform
-from souping.search.schedule import ALPHAS, Schedule, Window, scrambled, windows
+from souping.search.trajectory import ALPHAS, TrajectoryAverages, Window, scrambled, windows
 from souping.testing import check_strategy, search, search_space
 from tests.conftest import make_items, recipe
 from tests.support.choices import differing, each
 
 ROWS: dict[str, list[Strategy]] = {
-    "grid": [Grid(), Grid(trials=12)],
+    "grid": [Grid(), Grid(max_trials=12)],
     "nevergrad": [
-        Nevergrad(trials=9),
-        Nevergrad(name="CMA", trials=9),
-        Nevergrad(name="ScrHammersleySearch", parametrisation="normalise", trials=9),
-        Nevergrad(name="DiscreteOnePlusOne", parametrisation="lattice", trials=9),
+        Nevergrad(max_trials=9),
+        Nevergrad(algorithm="CMA", max_trials=9),
+        Nevergrad(algorithm="ScrHammersleySearch", parametrisation="normalise", max_trials=9),
+        Nevergrad(algorithm="DiscreteOnePlusOne", parametrisation="lattice", max_trials=9),
     ],
-    "adaptive": [Adaptive(), Adaptive(stop="never", budget=400), Adaptive(step=0.05)],
+    "adaptive": [Adaptive(), Adaptive(early_stopping=False, max_items=400), Adaptive(step=0.05)],
     "greedy_soup": [GreedySoup()],
     "uniform": [Uniform()],
     "fixed": [Fixed(weights=[0.5, 0.2, 0.3])],
-    "schedule": [Schedule(), Schedule(trials=4), Schedule(only="minus_sqrt")],
+    "trajectory": [
+        TrajectoryAverages(),
+        TrajectoryAverages(max_trials=4),
+        TrajectoryAverages(kind="minus_sqrt"),
+    ],
 }
 
 
@@ -54,12 +58,12 @@ def test_every_choice_has_a_row() -> None:
 @pytest.mark.parametrize("strategy", each(ROWS))
 def test_a_strategy_conforms(strategy: Strategy) -> None:
     check_strategy(strategy)
-    with pytest.raises(UserError, match=r"optimiser\.trials"):
+    with pytest.raises(UserError, match=r"optimiser\.max_trials"):
         strategy.start(search_space(), 0).best()
     known = strategy.known_points(3)
     if known is not None:
         requested = set(search(strategy, limit=200)[0])
-        assert len(requested) == min(len(known), strategy.trials or len(known))
+        assert len(requested) == min(len(known), strategy.max_trials or len(known))
 
 
 @pytest.mark.parametrize(
@@ -80,13 +84,13 @@ def test_grid_is_the_papers_points_uniform_and_vertices_each_once(size: int, sou
     [
         (lambda: Grid().known_points(11), "no point for 11 ingredients"),
         (lambda: Grid(step=0.01).known_points(6), "over a million"),
-        (lambda: Nevergrad(name="OnePlusOn"), "did you mean OnePlusOne"),
-        (lambda: Nevergrad(trials=None), "never ends by itself"),
+        (lambda: Nevergrad(algorithm="OnePlusOn"), "did you mean OnePlusOne"),
+        (lambda: Nevergrad(max_trials=None), "never ends by itself"),
         (
             lambda: Nevergrad(parametrisation="lattice", step=0.5).start(search_space(), 0),
             "no lattice point",
         ),
-        (lambda: Grid(trials=0), "trials=.* at least 1"),
+        (lambda: Grid(max_trials=0), "max_trials=.* at least 1"),
     ],
 )
 def test_what_is_refused(refused: Callable[[], object], words: str) -> None:
@@ -106,7 +110,7 @@ def test_equal_results_prefer_fewer_ingredients_then_the_earlier() -> None:
 def test_a_seed_decides_nevergrads_proposals_and_its_check_moves_no_random_numbers() -> None:
     before = np.random.RandomState(3).get_state()
     np.random.set_state(before)
-    assert search(Nevergrad(trials=9), seed=1)[0] != search(Nevergrad(trials=9), seed=2)[0]
+    assert search(Nevergrad(max_trials=9), seed=1)[0] != search(Nevergrad(max_trials=9), seed=2)[0]
     assert (np.random.get_state()[1] == before[1]).all()
 
 
@@ -127,7 +131,7 @@ def two_digits(weights: Weights) -> list[str]:
     return [f"{weight:.2f}" for weight in weights if weight]
 
 
-def test_weights_of_a_schedule() -> None:
+def test_weights_of_trajectory_averages() -> None:
     """Each equals what its decay of the learning rate, or its recursion, gives; the oldest checkpoint is the first."""
     assert two_digits(Window.of("minus_sqrt", 4, 6).weights) == ["0.50", "0.21", "0.16", "0.13"]
     assert two_digits(Window.of("uniform", 4, 6).weights) == ["0.25"] * 4
@@ -139,15 +143,25 @@ def test_weights_of_a_schedule() -> None:
         average = np.eye(5)[0]
         for one in np.eye(5)[1:]:
             average = alpha * one + (1 - alpha) * average
-        assert Schedule(only="ema", alpha=alpha).known_points(5)[0] == pytest.approx(tuple(average))
-    assert two_digits(Schedule(only="ema").known_points(4)[0]) == ["0.51", "0.13", "0.16", "0.20"]
+        assert TrajectoryAverages(kind="ema", alpha=alpha).known_points(5)[0] == pytest.approx(
+            tuple(average)
+        )
+    assert two_digits(TrajectoryAverages(kind="ema").known_points(4)[0]) == [
+        "0.51",
+        "0.13",
+        "0.16",
+        "0.20",
+    ]
 
 
 @pytest.mark.parametrize(("size", "count"), [(2, 5), (5, 10), (12, 20), (100, 19)])
 def test_a_schedule_lists_about_twenty_windows_each_once(size: int, count: int) -> None:
     found = windows(size)
     assert (
-        len({window.weights for window in found}) == len(found) == Schedule().count(size) == count
+        len({window.weights for window in found})
+        == len(found)
+        == TrajectoryAverages().count(size)
+        == count
     )
     for window in found:
         assert len(window.weights) == size
@@ -320,7 +334,7 @@ def test_soups_that_were_dropped_are_no_ones_equals_and_the_winner_answers_the_w
 @pytest.mark.parametrize(
     ("limits", "asked"),
     [
-        (Grid(trials=1), [5, 5]),
+        (Grid(max_trials=1), [5, 5]),
         (Grid(budget=20), [5, 5, 3]),
         (Grid(budget=12), [5, 5]),
     ],

@@ -199,7 +199,7 @@ def test_the_most_trials_of_a_search(
 def test_a_budget_covers_one_soup() -> None:
     check_budget(Grid(budget=20), 20)
     check_budget(Grid(), 20)
-    with pytest.raises(UserError, match=r"optimiser\.budget=19"):
+    with pytest.raises(UserError, match=r"optimiser\.max_items=19"):
         check_budget(Grid(budget=19), 20)
 
 

@@ -200,9 +200,9 @@ def test_dropped_categories_have_no_part(matrix: ScoreMatrix) -> None:
     assert soce(threshold=0.9, drop=["y"]).select(matrix).categories == ("w", "x", "z")
     assert Greedy(objective=Mean(), drop=["w", "x"]).select(matrix).ingredients == ("c",)
     assert TopK(objective=Mean(), k=1, drop=["w", "x"]).select(matrix).ingredients == ("c",)
-    with pytest.raises(UserError, match=r"selector\.drop=why"):
+    with pytest.raises(UserError, match=r"selector\.exclude=why"):
         soce(drop=["why"]).select(matrix)
-    with pytest.raises(UserError, match=r"selector.drop leaves no category"):
+    with pytest.raises(UserError, match=r"selector.exclude leaves no category"):
         TopK(objective=Mean(), drop=["w", "x", "y", "z"]).select(matrix)
 
 
@@ -223,7 +223,7 @@ def test_without_a_low_correlation_category_the_choice_is_greedy_and_says_so() -
         in note
     )
     with pytest.raises(UserError, match="no low-correlation category"):
-        soce(otherwise="error").select(alike)
+        soce(fallback="error").select(alike)
 
 
 def test_the_note_names_a_threshold_that_takes_the_pair_of_the_smallest_correlation() -> None:

@@ -83,6 +83,11 @@ RENAMED: dict[str, str] = {
     "server.gpu_memory_utilization=0.5": "+server.args.gpu_memory_utilization=0.5",
     "server.max_model_len=999": "+server.args.max_model_len=999",
     "store.path=store.sqlite": "store=store.sqlite",
+    "merge.base=models/base_cook": "merge.base_model=models/base_cook",
+    "merge.carry=java_cook": "merge.tokenizer_from=java_cook",
+    "merge.overrides={layers.0-1:[0.6,0.4,0],*.mlp.*:[0.2,0.2,0.6]}": (
+        "merge.tensor_weights={layers.0-1:[0.6,0.4,0],*.mlp.*:[0.2,0.2,0.6]}"
+    ),
 }
 """{recorded word, or `choice: recorded word`: the words to type for it now, separated by spaces}."""
 DATA = ROOT / "tests" / "data" / "recorded"

@@ -23,7 +23,7 @@ from souping.report.analyses import read_content
 from souping.report.files import write_report, write_selection, write_trials
 from souping.report.progress import show_warnings
 from souping.testing import check_tracker
-from souping.trackers import GuardedTracker, NoTracker, WandbTracker
+from souping.trackers import GuardedTracker, NoTracker, TrackioTracker, WandbTracker
 from tests.support.choices import differing, each
 from tests.support.report import sample
 from tests.support.wandb import log_of, made, of_type, tables_of
@@ -32,8 +32,8 @@ from tests.support.wandb import log_of, made, of_type, tables_of
 os.environ.setdefault("TRACKIO_DIR", tempfile.mkdtemp(prefix="souping-trackio-"))
 ROWS: dict[str, list[Tracker]] = {
     "none": [NoTracker()],
-    "trackio": [WandbTracker(module="trackio")],
-    "wandb": [WandbTracker(mode="offline", timeout=600), WandbTracker(mode="disabled")],
+    "trackio": [TrackioTracker()],
+    "wandb": [WandbTracker(mode="offline"), WandbTracker(mode="disabled")],
 }
 RECIPE = Recipe(
     ingredients=("a", "b"), fingerprints=("1", "2"), weights=(0.25, 0.75), dtype="float32"
@@ -102,7 +102,7 @@ def recorded(
         soup = run_dir / "elsewhere"
         soup.mkdir()
         (soup / "recipe.json").write_text("{}")
-        tracker = WandbTracker(group="sweep-1", tags=["fast"], job_type="job", timeout=600)
+        tracker = WandbTracker(group="sweep-1", args={"tags": ["fast"], "job_type": "job"})
         tracker.start({"selector": {"threshold": 0.2}, "name": "mine"}, run_dir)
         for number, entry in enumerate(trials[:12], start=1):
             best = max(earlier.objective for earlier in trials[:number])
@@ -210,7 +210,7 @@ def test_an_online_run_that_cannot_be_is_an_offline_one_and_nobody_is_asked(
     else:
         monkeypatch.setenv("WANDB_BASE_URL", trouble)
         monkeypatch.setenv("WANDB_API_KEY", "a" * 40)
-    tracker = WandbTracker(mode="online", timeout=600)
+    tracker = WandbTracker(mode="online")
     tracker.start({}, tmp_path)
     tracker.finish({}, tmp_path)
     assert "offline" in capfd.readouterr().err
@@ -239,7 +239,7 @@ def test_a_multirun_is_summarised_by_one_run_of_its_group(tmp_path: Path) -> Non
             "refused": "\x1b[31mno",
         },
     ]
-    WandbTracker(group="sweep-1", timeout=600).summarise(rows, tmp_path)
+    WandbTracker(group="sweep-1").summarise(rows, tmp_path)
     records = log_of(tmp_path)
     jobs = tables_of(tmp_path)["jobs"]
     (run,) = of_type(records, "run")
@@ -257,7 +257,7 @@ def test_a_run_that_an_error_ended_is_marked_as_failed(
 ) -> None:
     import wandb
 
-    tracker = GuardedTracker(WandbTracker(timeout=600))
+    tracker = GuardedTracker(WandbTracker())
     tracker.start({}, tmp_path)
     monkeypatch.setattr(
         type(wandb.run), "log", lambda *_, **__: (_ for _ in ()).throw(OSError("disk is full"))
@@ -329,7 +329,7 @@ def test_trackio_records(
     module.init = lambda **given: settings.update(given) or run  # type: ignore[attr-defined]
     module.Table = dict  # type: ignore[attr-defined]
     monkeypatch.setitem(sys.modules, "trackio", module)
-    tracker = WandbTracker(module="trackio", group="sweep")
+    tracker = TrackioTracker(group="sweep")
     tracker.start({"name": "mine", "seed": 1}, tmp_path / "r1")
     tracker.log(trial(1, 0.5))
     tracker.log(trial(2, 0.25))

@@ -85,13 +85,14 @@ class Waiting(BaseException):
 
 @component
 class FilesExecutor(Executor):
-    """Files for somebody else's jobs: up to `open` soups at once, each as a recipe or, with `write`, as a folder.
+    """Files for somebody else's jobs: up to `max_open` soups at once, each as a recipe or, with `write_models`, as
+    a folder.
 
     A job loads a model, so a search gives it `min_items` items or more, or the whole fold.
     """
 
-    open: Count = 1
-    write: bool = False
+    max_open: Count = 1
+    write_models: bool = False
     min_items: Count = 100
     evaluates_here = False
 
@@ -152,7 +153,7 @@ class FileWorkers(Workers):
     @property
     def slots(self) -> int:
         # A search asks for no soup that could not be written.
-        return len(self._waiting) if self._full else self._executor.open
+        return len(self._waiting) if self._full else self._executor.max_open
 
     def put(self, request: Request) -> Response | None:
         key = request_key(request)
@@ -169,7 +170,7 @@ class FileWorkers(Workers):
     def _place(self, key: str, folder: Path | None, request: Request) -> str:
         """Write what a soup lacks; how it is listed: not at all if enough are open, or the disk has no space."""
         is_open = list(filter(None, self._waiting.values()))
-        if folder is None and len(is_open) >= self._executor.open:
+        if folder is None and len(is_open) >= self._executor.max_open:
             return LATER
         try:
             if folder is None:
@@ -188,7 +189,7 @@ class FileWorkers(Workers):
 
     def _write(self, recipe: Recipe, folder: Path) -> None:
         """Write the model, if models are written and it is not there."""
-        if not self._executor.write or (folder / MODEL_FOLDER).exists():
+        if not self._executor.write_models or (folder / MODEL_FOLDER).exists():
             return
         self._check_space(recipe)
         stage = folder / ".model"
@@ -236,7 +237,7 @@ class FileWorkers(Workers):
         items = folder / ITEMS_FILE
         model = folder / MODEL_FOLDER
         make = []
-        if not self._executor.write:
+        if not self._executor.write_models:
             store = self._settings.store_path.absolute()
             words = [f"recipe={folder / RECIPE}", f"out={model}", f"store={store}"]
             make = ["python", "-m", "souping", "+experiment=rebuild", *words]
@@ -278,7 +279,7 @@ class FileWorkers(Workers):
         run_dir = shlex.quote(str(self._settings.run_dir.absolute()))
         go_on = self._settings.command
         if self.order.is_new:
-            go_on = f"python -m souping ask {run_dir} -n {self._executor.open}"
+            go_on = f"python -m souping ask {run_dir} -n {self._executor.max_open}"
         lines = [f"make     {shlex.join(soup.make)}"] if soup.make else []
         return [
             *lines,

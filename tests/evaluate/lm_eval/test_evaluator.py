@@ -222,7 +222,7 @@ def test_a_corpus_metric_from_select_to_report(souping: Cli, family: Path, tmp_p
         "evaluator.group=column:group",
         "evaluator.threads=1",
         f"pool.candidates=[{','.join(str(family / n) for n in ('ant', 'bee', 'cat', 'dog'))}]",
-        "optimiser.trials=3",
+        "optimiser.max_trials=3",
         "selector.threshold=0.99",
         "name=chrf",
         "analysis=[]",

@@ -125,9 +125,9 @@ def test_fingerprints_are_of_content(base: Path, tmp_path: Path) -> None:
         base_model_name_or_path="./x",
     )
     change_config(folders["b"], base_model_name_or_path="./x")
-    assert opened(folders, base=str(base)).fingerprints == before
+    assert opened(folders, base_model=str(base)).fingerprints == before
     change_config(folders["a"], lora_alpha=1)
-    after = opened(folders, base=str(base)).fingerprints
+    after = opened(folders, base_model=str(base)).fingerprints
     assert after["a"] != before["a"]
     assert after["b"] == before["b"]
 
@@ -192,12 +192,12 @@ def test_refusal_of_pickles_unless_asked_for(base: Path, tmp_path: Path) -> None
 def test_refusal_of_a_base_that_is_not_here(base: Path, tmp_path: Path) -> None:
     folders = two(tmp_path, base, base_model_name_or_path="org/model-8b")
     with pytest.raises(
-        UserError, match=r"org/model-8b is not a folder here: set merge\.base=FOLDER"
+        UserError, match=r"org/model-8b is not a folder here: set merge\.base_model=FOLDER"
     ):
         opened(folders)
-    with pytest.raises(UserError, match=r"merge\.base=nowhere is not a folder"):
-        opened(folders, base="nowhere")
-    assert opened(folders, base=str(base)).architecture_folder == base
+    with pytest.raises(UserError, match=r"merge\.base_model=nowhere is not a folder"):
+        opened(folders, base_model="nowhere")
+    assert opened(folders, base_model=str(base)).architecture_folder == base
 
 
 def test_one_base_may_have_two_paths_and_two_bases_are_refused(base: Path, tmp_path: Path) -> None:
@@ -211,7 +211,7 @@ def test_one_base_may_have_two_paths_and_two_bases_are_refused(base: Path, tmp_p
         opened(folders)
     change_config(folders["b"], base_model_name_or_path="org/model-8b")
     with pytest.raises(UserError, match="over different base models"):
-        opened(folders, base=str(base))
+        opened(folders, base_model=str(base))
 
 
 def test_revisions_of_a_base_are_one_or_refused(base: Path, tmp_path: Path) -> None:
@@ -329,7 +329,7 @@ def adapters(family: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 def pool(family: Path, adapters: Path) -> list[str]:
     return [
         *pool_of(adapters, *MODULES),
-        f"merge.base={family / 'base'}",
+        f"merge.base_model={family / 'base'}",
         f"benchmark.path={family / 'items.jsonl'}",
     ]
 
@@ -374,11 +374,11 @@ def test_a_run_on_adapters(
 def test_a_soup_is_rebuilt_bit_for_bit(
     family: Path, adapters: Path, souping: Cli, tmp_path: Path, mode: str
 ) -> None:
-    settings = [f"merge.adapters={mode}", "merge.carry=cat", "merge.max_shard_size=20KB"]
+    settings = [f"merge.adapters={mode}", "merge.tokenizer_from=cat", "merge.max_shard_size=20KB"]
     shutil.copytree(adapters / "ant", tmp_path / "mine")
     settings += [
         f"pool.candidates=[mine,{adapters / 'bee'},{adapters / 'cat'}]",
-        f"merge.base={family / 'base'}",
+        f"merge.base_model={family / 'base'}",
     ]
     souping("+experiment=merge", "optimiser.weights=[0.5,0.2,0.3]", "out=soup", *settings).ok()
     assert (tmp_path / "soup/tokenizer.json").read_bytes() == (
@@ -391,7 +391,7 @@ def test_a_soup_is_rebuilt_bit_for_bit(
     )
     place, words = command.split(" && ")
     assert place == f"cd {tmp_path}"
-    assert f"merge.base={family / 'base'}" in words
+    assert f"merge.base_model={family / 'base'}" in words
     candidates = settings[-2].replace("[mine,", f"[{tmp_path / 'mine'},")
     souping(*shlex.split(words)[3:], candidates, "store=other.sqlite").ok()
     assert files_of(tmp_path / "rebuilt") == files_of(tmp_path / "soup")
@@ -418,7 +418,7 @@ def test_a_soup_of_adapters_finds_its_base_and_has_the_bases_tokenizer(
             base_model_name_or_path="models/base",
         )
     words = ["+experiment=merge", "optimiser.weights=[0.5,0.5]", "pool.candidates=[ant,bee]"]
-    souping(*words, "merge.base=models/base", "out=soup").ok()
+    souping(*words, "merge.base_model=models/base", "out=soup").ok()
     config = json.loads((tmp_path / "soup/adapter_config.json").read_text())
     assert config["base_model_name_or_path"] == str((tmp_path / "models/base").resolve())
     for name in ("tokenizer.json", "chat_template.jinja"):
@@ -440,11 +440,13 @@ def test_tokenizers_of_adapters_are_compared_with_the_bases_by_encoding(
         "+experiment=merge",
         "optimiser.weights=[0.5,0.5]",
         f"pool.candidates=[{adapters / 'ant'},cat]",
-        f"merge.base={family / 'base'}",
+        f"merge.base_model={family / 'base'}",
     ]
     path.write_text(json.dumps(table | {"normalizer": {"type": "Sequence", "normalizers": []}}))
     souping(*words, "out=alike").ok()
     path.write_text(json.dumps(table | {"normalizer": {"type": "Lowercase"}}))
-    souping(*words, "out=other").refused("base and cat", "normalizer", "Lowercase", "merge.carry=")
-    souping(*words, "out=carried", "merge.carry=cat").ok()
+    souping(*words, "out=other").refused(
+        "base and cat", "normalizer", "Lowercase", "merge.tokenizer_from="
+    )
+    souping(*words, "out=carried", "merge.tokenizer_from=cat").ok()
     assert (tmp_path / "carried/tokenizer.json").read_bytes() == path.read_bytes()

@@ -279,7 +279,7 @@ def test_the_code_on_the_card_answers_from_another_folder(
         save_adapter(
             tmp_path / name, family / "base", modules, seed, base_model_name_or_path="models/base"
         )
-    words = ["optimiser.weights=[0.5,0.5]", "pool.candidates=[a,b]", "merge.base=models/base"]
+    words = ["optimiser.weights=[0.5,0.5]", "pool.candidates=[a,b]", "merge.base_model=models/base"]
     souping("+experiment=merge", *words, "out=soup").ok()
     code = (tmp_path / "soup/README.md").read_text().split("```python\n")[1].split("```")[0]
     (tmp_path / "elsewhere").mkdir()

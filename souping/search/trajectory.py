@@ -15,7 +15,7 @@ import numpy as np
 
 from souping.core.fields import Bounds, component
 from souping.core.types import FloatArray, Weights, frozen
-from souping.search.points import ListedStrategy, endings
+from souping.search.points import LimitedStrategy, ListedStrategy, endings
 
 WindowKind = Literal["uniform", "minus_sqrt", "ema"]
 ALPHAS = (0.1, 0.2, 0.4)
@@ -86,22 +86,22 @@ def scrambled(weights: Weights) -> Weights:
 
 
 @component
-class Schedule(ListedStrategy):
-    """Averages of the last checkpoints, evaluated on the whole search fold; `only` makes one of all checkpoints."""
+class TrajectoryAverages(ListedStrategy, LimitedStrategy):
+    """Averages of the last checkpoints, evaluated on the whole search fold; `kind` makes one of all checkpoints."""
 
-    only: WindowKind | None = None
+    kind: WindowKind | None = None
     alpha: Annotated[float, Bounds(gt=0, lt=1)] = 0.2
 
     def known_points(self, size: int) -> list[Weights]:
-        if self.only is None:
+        if self.kind is None:
             return [window.weights for window in windows(size)]
-        alpha = self.alpha if self.only == "ema" else None
-        return [Window.of(self.only, size, size, alpha).weights]
+        alpha = self.alpha if self.kind == "ema" else None
+        return [Window.of(self.kind, size, size, alpha).weights]
 
     def describe(self, size: int) -> str:
-        if self.only == "ema":
-            return f"schedule: one soup, {self.only} (alpha {self.alpha:g})"
-        if self.only is not None:
-            return f"schedule: one soup, {self.only}"
-        averages = f"schedule: {len(windows(size))} averages of the last 1 to {size} checkpoints"
+        if self.kind == "ema":
+            return f"trajectory: one soup, {self.kind} (alpha {self.alpha:g})"
+        if self.kind is not None:
+            return f"trajectory: one soup, {self.kind}"
+        averages = f"trajectory: {len(windows(size))} averages of the last 1 to {size} checkpoints"
         return ", ".join([averages, *endings(self)])
