@@ -344,7 +344,7 @@ def _soce(world: World) -> SoCE:
     return SoCE(correlation=pearson, objective=world.objective)
 
 
-TREE = Weighted(weights={"c00": 0.6, **{f"c{c:02d}": 0.4 / 7 for c in range(1, 8)}})
+TREE = Weighted(category_weights={"c00": 0.6, **{f"c{c:02d}": 0.4 / 7 for c in range(1, 8)}})
 NULLS: dict[str, World] = {
     "all equal": World(),
     "twins, the others 4 points below": World(

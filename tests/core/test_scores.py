@@ -144,7 +144,7 @@ NAMES = ["simple_python", "simple_java", "multiple", "live_simple", "irrelevance
 ROWS: dict[str, list[Objective]] = {
     "mean": [Mean()],
     "worst_category": [Worst()],
-    "weighted": [Weighted(weights={"multiple": 3.0, "irrelevance": 1.0})],
+    "weighted": [Weighted(category_weights={"multiple": 3.0, "irrelevance": 1.0})],
     "tree": [
         Tree(tree={"one": [["simple_python", "simple_java"], "multiple"], "two": ["live_simple"]})
     ],
@@ -169,12 +169,12 @@ def test_objectives_are_linear_and_sum_to_one() -> None:
     np.testing.assert_allclose(tree.coefficients(names), [0.125, 0.125, 0.25, 0.5])
     np.testing.assert_allclose(Mean().coefficients(names), 0.25)
     np.testing.assert_allclose(
-        Weighted(weights={"java": 3, "live": 1}).coefficients(names), [0, 0.75, 0, 0.25]
+        Weighted(category_weights={"java": 3, "live": 1}).coefficients(names), [0, 0.75, 0, 0.25]
     )
     with pytest.raises(UserError, match="objective: category=rust"):
-        Weighted(weights={"rust": 1}).coefficients(names)
+        Weighted(category_weights={"rust": 1}).coefficients(names)
     with pytest.raises(UserError, match=r"objective.category_weights"):
-        Weighted(weights={"java": -1})
+        Weighted(category_weights={"java": -1})
     with pytest.raises(UserError, match=r"objective.tree"):
         Tree(tree={})
 
@@ -182,11 +182,11 @@ def test_objectives_are_linear_and_sum_to_one() -> None:
 @pytest.mark.parametrize("weights", [{}, {"a": 0.0}, {"a": 0.0, "b": 0.0}, {"a": 2.0, "b": -1.0}])
 def test_weights_that_weigh_nothing_or_are_negative_are_refused(weights: dict[str, float]) -> None:
     with pytest.raises(UserError, match=r"objective\.category_weights"):
-        Weighted(weights=weights)
+        Weighted(category_weights=weights)
 
 
 def test_a_category_may_weigh_nothing_and_stand_in_several_groups() -> None:
-    weighted = Weighted(weights={"a": 0.0, "b": 0.5})
+    weighted = Weighted(category_weights={"a": 0.0, "b": 0.5})
     assert weighted.coefficients(["a", "b", "c"]).tolist() == [0.0, 1.0, 0.0]
     tree = Tree(tree={"one": ["a", "b"], "two": {"deep": ["b", "c", "d"]}})
     assert tree.coefficients(["a", "b", "c", "d", "e"]) == pytest.approx(
@@ -200,7 +200,7 @@ def test_a_category_may_weigh_nothing_and_stand_in_several_groups() -> None:
 def test_the_worst_category_is_a_minimum_and_a_linear_objective_a_dot_product() -> None:
     means = np.array([[0.2, 0.5], [0.9, 0.1]])
     assert Worst().value(means, ["a", "b"]).tolist() == [0.2, 0.1]
-    by_hand = Weighted(weights={"a": 3, "b": 1}).value(means, ["a", "b"])
+    by_hand = Weighted(category_weights={"a": 3, "b": 1}).value(means, ["a", "b"])
     assert by_hand == pytest.approx([0.275, 0.7])
     assert value(Mean(), {"a": 0.2, "b": 0.4}) == pytest.approx(0.3)
     assert value_of(Mean(), ["a"]) is None

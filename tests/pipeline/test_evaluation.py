@@ -212,7 +212,7 @@ def test_several_answers_are_rows_and_their_outcomes_are_counted(tmp_path: Path)
 
 
 ROWS: dict[str, list[Executor]] = {
-    "files": [FilesExecutor(open=8)],
+    "files": [FilesExecutor(max_open=8)],
     "local": [LocalExecutor()],
     "ray": [RayExecutor(actors=2, cpus=0.5)],
 }

@@ -64,7 +64,7 @@ class TestClaims:
     @pytest.mark.parametrize(
         "other",
         [
-            claim(HALF, ITEMS, Weighted(weights={"w": 2.0, "x": 1.0})),
+            claim(HALF, ITEMS, Weighted(category_weights={"w": 2.0, "x": 1.0})),
             claim(HALF, [replace(item, answer="another") for item in ITEMS]),
             claim(HALF, ITEMS, candidates=("f-a", "f-b", "f-c")),
             claim(HALF, ITEMS[:-1]),

@@ -39,7 +39,7 @@ def test_a_budget_is_kept_and_the_winner_answered_the_whole_fold(
     budget: int, opened: int, known: bool
 ) -> None:
     of = world()
-    search = replace(PLAIN, budget=budget).start(
+    search = replace(PLAIN, max_items=budget).start(
         of.space if known else replace(of.space, singles=None), 1
     )
     asked = searched(search, of, opened)
@@ -51,7 +51,7 @@ def test_a_budget_is_kept_and_the_winner_answered_the_whole_fold(
 def test_no_item_is_asked_twice_of_a_soup_and_every_prefix_is_nested() -> None:
     of = world()
     orders: dict[tuple[float, ...], list[int]] = {}
-    for cell in searched(replace(PLAIN, budget=1500).start(of.space, 1), of):
+    for cell in searched(replace(PLAIN, max_items=1500).start(of.space, 1), of):
         orders.setdefault(cell.weights, []).extend(cell.items or range(120))
     assert all(len(items) == len(set(items)) for items in orders.values())
     for category in ("c0", "c1", "c2"):
@@ -66,7 +66,7 @@ def test_adaptive_finds_what_the_grid_finds_for_a_quarter_of_the_items(opened: i
     lost = []
     for seed in range(12):
         of = world(seed)
-        search = replace(PLAIN, budget=round(0.25 * of.values.size)).start(of.space, seed)
+        search = replace(PLAIN, max_items=round(0.25 * of.values.size)).start(of.space, seed)
         searched(search, of, opened)
         lost.append(of.truth.max() - of.score(search.best()))
     assert np.mean(lost) < 0.03
@@ -85,7 +85,7 @@ def test_the_stop_rule_ends_a_search_early_and_says_why() -> None:
 
 def test_whole_folds_are_asked_where_parts_may_not_be() -> None:
     of = world(whole=True)
-    search = replace(PLAIN, budget=900).start(of.space, 0)
+    search = replace(PLAIN, max_items=900).start(of.space, 0)
     asked = searched(search, of)
     assert {cell.items for cell in asked} == {None}
     assert len(asked) == len({cell.weights for cell in asked}) <= 7
@@ -94,7 +94,7 @@ def test_whole_folds_are_asked_where_parts_may_not_be() -> None:
 
 def test_batches_are_no_smaller_than_the_evaluators() -> None:
     of = world()
-    strategy = replace(PLAIN, budget=1000)
+    strategy = replace(PLAIN, max_items=1000)
     small = searched(strategy.start(of.space, 0), of)
     large = searched(strategy.start(replace(of.space, full_batch=60), 0), of)
     assert np.median([price([cell], of) for cell in small]) < np.median(
@@ -110,7 +110,7 @@ def test_a_request_has_the_least_number_of_items_or_the_whole_fold(
     """A soup answers each item once."""
     of = world()
     space = replace(of.space, min_items=min_items)
-    cells = searched(replace(PLAIN, budget=2000).start(space, 1), of, opened)
+    cells = searched(replace(PLAIN, max_items=2000).start(space, 1), of, opened)
     items: dict[Weights, list[int]] = {}
     for cell in cells:
         assert price([cell], of) >= min(min_items, of.fold)
@@ -170,7 +170,7 @@ def test_part_of_the_grid_finds_better_than_chance(name: str) -> None:
             **{"items": 360, "shares": (0.25,) * 4, "fold": 0.5, "full_batch": 16, **SHAPES[name]},
         )
         budget = round((0.1 if name == "six ingredients" else 0.25) * len(of.points) * of.fold)
-        search = replace(PLAIN, budget=budget).over(of.points, of.space, seed)
+        search = replace(PLAIN, max_items=budget).over(of.points, of.space, seed)
         assert price(searched(search, of), of) <= budget
         assert 0 <= search.summary().indistinguishable_count < len(of.points)
         lost.append(of.truth.max() - of.score(search.best()))
@@ -388,7 +388,7 @@ def bounded_world(seed: int) -> LongFirst:
 
 def test_the_gain_of_more_answers_is_over_a_leader_that_keeps_to_the_bounds() -> None:
     of = bounded_world(0)
-    search = replace(PLAIN, budget=200).start(of.space, 0)
+    search = replace(PLAIN, max_items=200).start(of.space, 0)
     searched(search, of)
     assert search.best() != of.points[1]
     assert search.summary().finishing_gain > 0.001
@@ -397,7 +397,7 @@ def test_the_gain_of_more_answers_is_over_a_leader_that_keeps_to_the_bounds() ->
 def test_a_bound_on_lengths_is_kept_though_no_single_model_is_known() -> None:
     of = bounded_world(1)
     space = replace(of.space, singles=None, lengths=None)
-    search = replace(PLAIN, budget=1500).start(space, 0)
+    search = replace(PLAIN, max_items=1500).start(space, 0)
     asked = searched(search, of)
     assert of.points[1] in {cell.weights for cell in asked}
     assert search.best() != of.points[1]

@@ -335,8 +335,8 @@ def test_soups_that_were_dropped_are_no_ones_equals_and_the_winner_answers_the_w
     ("limits", "asked"),
     [
         (Grid(max_trials=1), [5, 5]),
-        (Grid(budget=20), [5, 5, 3]),
-        (Grid(budget=12), [5, 5]),
+        (Grid(max_items=20), [5, 5, 3]),
+        (Grid(max_items=12), [5, 5]),
     ],
 )
 def test_the_first_limit_ends_a_search(limits: Grid, asked: list[int]) -> None:
@@ -348,7 +348,7 @@ def test_the_first_limit_ends_a_search(limits: Grid, asked: list[int]) -> None:
 
 def test_where_the_budget_has_no_room_for_the_best_a_whole_soup_wins() -> None:
     optimiser = Scripted([Cell(weights=FIRST), *parts(SECOND, range(3), range(10, 13))], SECOND)
-    found, _ = run(optimiser, Grid(budget=26), Table())
+    found, _ = run(optimiser, Grid(max_items=26), Table())
     assert found.recipe.weights == FIRST
     assert found.cost.items == 26
 
@@ -357,7 +357,7 @@ def test_where_the_budget_has_no_room_for_the_best_a_whole_soup_wins() -> None:
 def test_a_budget_may_just_cover_the_rest_of_the_best(budget: int, winner: Weights) -> None:
     """20 items of the first and 6 of the second are spent; the second lacks 14."""
     optimiser = Scripted([Cell(weights=FIRST), *parts(SECOND, range(3), range(10, 13))], SECOND)
-    found, _ = run(optimiser, Grid(budget=budget), Table())
+    found, _ = run(optimiser, Grid(max_items=budget), Table())
     assert found.recipe.weights == winner
 
 
@@ -381,7 +381,7 @@ def test_singles_that_are_known_are_trials_and_cost_nothing() -> None:
     known = {
         point: ItemScores(items=tuple(ITEMS), values=values) for point, values in singles.items()
     }
-    found, trials = run(Scripted([Cell(weights=FIRST)], FIRST), Grid(budget=20), Table(), known)
+    found, trials = run(Scripted([Cell(weights=FIRST)], FIRST), Grid(max_items=20), Table(), known)
     assert [(trial.weights, trial.reused) for trial in trials] == [
         ((1.0, 0.0), 20),
         ((0.0, 1.0), 20),

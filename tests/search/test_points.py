@@ -156,20 +156,22 @@ class TestNevergrad:
     def test_softmax(self) -> None:
         array = nevergrad.p.Array(shape=(3,))
         points = self.expected(array, "OnePlusOne", lambda x: np.exp(x) / np.exp(x).sum(), 5)
-        proposals = self.proposals(Nevergrad(name="OnePlusOne", trials=9), 5)
+        proposals = self.proposals(Nevergrad(algorithm="OnePlusOne", max_trials=9), 5)
         for proposal, point in zip(proposals, points, strict=True):
             assert proposal == pytest.approx(point)
 
     @pytest.mark.parametrize("name", ["ScrHammersleySearch", "OnePlusOne"])
     def test_normalise(self, name: str) -> None:
-        strategy = Nevergrad(name=name, parametrisation="normalise", trials=9)
+        strategy = Nevergrad(algorithm=name, parametrisation="normalise", max_trials=9)
         array = nevergrad.p.Array(init=np.full(3, 0.5)).set_mutation(sigma=1 / 6)
         points = self.expected(array.set_bounds(0.0, 1.0), name, lambda x: x / x.sum(), 5)
         for proposal, point in zip(self.proposals(strategy, 5), points, strict=True):
             assert proposal == pytest.approx(point, abs=1e-6)
 
     def test_lattice(self) -> None:
-        strategy = Nevergrad(name="RandomSearch", parametrisation="lattice", step=0.2, trials=9)
+        strategy = Nevergrad(
+            algorithm="RandomSearch", parametrisation="lattice", step=0.2, max_trials=9
+        )
         assert set(self.proposals(strategy, 5)) <= set(grid(3, 0.2))
 
 
@@ -180,14 +182,14 @@ class TestNevergrad:
     ("strategy", "size", "items", "limit"),
     [
         (Grid(), 2, 100, 11),
-        (Grid(trials=5), 2, 100, 5),
-        (Grid(budget=399), 2, 100, 3),
-        (Grid(budget=399), 2, 0, 11),
+        (Grid(max_trials=5), 2, 100, 5),
+        (Grid(max_items=399), 2, 100, 3),
+        (Grid(max_items=399), 2, 0, 11),
         (GreedySoup(), 4, 100, 7),
-        (GreedySoup(trials=3), 4, 100, 3),
-        (GreedySoup(trials=30), 4, 100, 7),
+        (GreedySoup(max_trials=3), 4, 100, 3),
+        (GreedySoup(max_trials=30), 4, 100, 7),
         (Adaptive(), 4, 100, None),
-        (Adaptive(trials=2, budget=500), 4, 100, 2),
+        (Adaptive(max_trials=2, max_items=500), 4, 100, 2),
     ],
 )
 def test_the_most_trials_of_a_search(
@@ -197,10 +199,10 @@ def test_the_most_trials_of_a_search(
 
 
 def test_a_budget_covers_one_soup() -> None:
-    check_budget(Grid(budget=20), 20)
+    check_budget(Grid(max_items=20), 20)
     check_budget(Grid(), 20)
     with pytest.raises(UserError, match=r"optimiser\.max_items=19"):
-        check_budget(Grid(budget=19), 20)
+        check_budget(Grid(max_items=19), 20)
 
 
 def test_costs_add_up() -> None:
@@ -254,7 +256,7 @@ def test_a_search_ends_where_little_is_gained_at_every_third_of_a_fold() -> None
 
 def test_a_cell_of_all_items_is_a_whole_fold() -> None:
     space = one_category(23)
-    cell = Adaptive(stop="never").start(space, 0).ask()
+    cell = Adaptive(early_stopping=False).start(space, 0).ask()
     assert cell is not None
     assert cell.items is None
     assert cell == Cell(weights=cell.weights)

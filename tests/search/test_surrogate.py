@@ -311,7 +311,7 @@ def known_space(batch: int, whole: bool) -> SearchSpace:
 def test_the_first_request_tells_most_per_item(batch: int, whole: bool) -> None:
     """Over all soups and sets of categories: the sum of cov^2 / var by urgency, over the items or a batch."""
     space = known_space(batch, whole)
-    search = Adaptive(stop="never").over([tuple(row) for row in TABLE.tolist()], space, 0)
+    search = Adaptive(early_stopping=False).over([tuple(row) for row in TABLE.tolist()], space, 0)
     model = SoupModel(TABLE, item_samples(space, 0), WEIGHTS, singles=space.singles)
     assert space.singles is not None
     for soup, values in zip((1, 2), space.singles, strict=True):
@@ -383,9 +383,9 @@ def test_merits_are_the_ingredients_own_objectives() -> None:
     [
         # 7 x 3^0.75 x 1000^0.8 = 4008 of 40 soups; twice that at most
         (Adaptive(), 3, 1000, (4008, 8016)),
-        (Adaptive(budget=5000), 3, 1000, (4008, 5000)),
-        (Adaptive(budget=3000), 3, 1000, (3000, 3000)),
-        (Adaptive(stop="never"), 2, 100, (1100, 1100)),
+        (Adaptive(max_items=5000), 3, 1000, (4008, 5000)),
+        (Adaptive(max_items=3000), 3, 1000, (3000, 3000)),
+        (Adaptive(early_stopping=False), 2, 100, (1100, 1100)),
         (Adaptive(), 2, 10, (74, 110)),
     ],
 )

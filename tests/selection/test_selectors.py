@@ -250,7 +250,7 @@ def test_greedy_takes_what_raises_the_best_so_far(matrix: ScoreMatrix) -> None:
 
 
 def test_topk_and_ranking_follow_the_objective(matrix: ScoreMatrix) -> None:
-    only_y = Weighted(weights={"y": 1.0})
+    only_y = Weighted(category_weights={"y": 1.0})
     assert ranking(matrix, only_y)[0] == "c"
     assert TopK(objective=only_y, k=2).select(matrix).ingredients == ("a", "c")
     with pytest.raises(UserError, match="more than the 4 candidates"):

@@ -229,7 +229,7 @@ def test_published_scores_need_an_assumption() -> None:
 
     assert gain(make_items(300), Mean()) > 2.8 * np.sqrt(0.1 / 600)  # what one pair needs
     few = gain([*make_items(290, ("w",)), *make_items(10, ("x",))], Mean())
-    assert few > 2 * gain(make_items(290, ("w",)), Weighted(weights={"w": 1}))
+    assert few > 2 * gain(make_items(290, ("w",)), Weighted(category_weights={"w": 1}))
 
 
 @pytest.mark.slow
