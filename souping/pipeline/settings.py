@@ -145,7 +145,7 @@ def expectations(
 class PoolConfig:
     """What a rebuild repeats of a configuration's `pool`."""
 
-    like: str | None = None
+    reference_model: str | None = None
 
 
 @frozen
@@ -190,7 +190,7 @@ class SoupSettings:
             settings["merge._target_"] = merge._target_
         if file := rules_of(self.merge.name_rules):
             settings["merge.name_rules"] = nearby(file)
-        if like := read(PoolConfig, self.config.get("pool")).like:
+        if like := read(PoolConfig, self.config.get("pool")).reference_model:
             settings["pool.reference_model"] = nearby(Path(like)) if Path(like).is_dir() else like
         if base := self.merge.base_model:
             settings["merge.base_model"] = nearby(Path(base)) if Path(base).is_dir() else base
