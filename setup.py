@@ -68,7 +68,7 @@ setup(
         "souping.report": ["*.css"],
         "souping.paper": ["*.md", "*.csv", "tasks/**/*"],
         "souping.evaluate.bfcl": ["requirements/*.txt"],
-        "souping.pantry": ["*.jsonl", "*.md", "models/**/*"],
+        "souping.demo": ["*.jsonl", "*.md", "models/**/*"],
     },
     install_requires=CORE,
     extras_require={

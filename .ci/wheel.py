@@ -17,7 +17,7 @@ NEEDED = (
     "souping/conf/experiment/bfcl.yaml",
     "souping/evaluate/bfcl/runner.py",
     "souping/evaluate/bfcl/requirements/minimal.txt",
-    "souping/pantry/items.jsonl",
+    "souping/demo/items.jsonl",
     "souping/paper/bfcl_8b.csv",
     "souping/paper/tasks/flores36/flores36.py",
     "souping/py.typed",
@@ -43,15 +43,15 @@ def content(wheel: Path) -> list[str]:
     """Faults of the wheel's content."""
     names = zipfile.ZipFile(wheel).namelist()
     weights = [
-        n for n in names if n.startswith("souping/pantry/models/") and n.endswith(".safetensors")
+        n for n in names if n.startswith("souping/demo/models/") and n.endswith(".safetensors")
     ]
     print(
-        f"wheel: {len(names)} files, {wheel.stat().st_size / 1e6:.1f} MB, {len(weights)} models of the pantry"
+        f"wheel: {len(names)} files, {wheel.stat().st_size / 1e6:.1f} MB, {len(weights)} models of the demo"
     )
     faults = [f"{name} is missing" for name in NEEDED if name not in names]
     faults += [f"{n} does not belong here" for n in names if not n.startswith("souping")]
     faults += [f"{n} does not belong here" for n in names if "smollm" in n or "examples" in n]
-    return faults + [f"{len(weights)} models of the pantry, not 7"] * (len(weights) != 7)
+    return faults + [f"{len(weights)} models of the demo, not 7"] * (len(weights) != 7)
 
 
 def run(python: str) -> list[str]:

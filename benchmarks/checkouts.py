@@ -23,7 +23,7 @@ from typing import NamedTuple
 
 QUICK = ("evaluator.max_new_tokens=24", "evaluator.threads=1", "selector.count=3")
 SCORED = ("pool.candidates=[a,b,c]", "benchmark.path=items.jsonl", *QUICK[:2], "selector=all")
-TOOLS = "[python_cook,java_cook,banquet_cook]"
+TOOLS = "[tuned_python,tuned_java,tuned_parallel]"
 # {job: the commands of one folder}. RUN is the folder that the job's last run made.
 JOBS: dict[str, tuple[tuple[str, ...], ...]] = {
     "main": (("+experiment=bfcl",),),
@@ -126,14 +126,14 @@ def run_job(job: str, checkout: Path, folder: Path) -> None:
 
 def make_inputs(folder: Path) -> None:
     """Candidates, items, a training run and logs that the jobs read."""
-    from souping import pantry
+    from souping import demo
 
-    for name, candidate in zip("abc", pantry.CANDIDATES, strict=False):
-        shutil.copytree(pantry.path(candidate), folder / name)
-    steps = zip((100, 200, 300, 400), pantry.CANDIDATES, strict=False)
+    for name, candidate in zip("abc", demo.CANDIDATES, strict=False):
+        shutil.copytree(demo.path(candidate), folder / name)
+    steps = zip((100, 200, 300, 400), demo.CANDIDATES, strict=False)
     for step, candidate in steps:
-        shutil.copytree(pantry.path(candidate), folder / "run" / f"checkpoint-{step}")
-    rows = [json.loads(line) for line in pantry.path("items").read_text().splitlines()]
+        shutil.copytree(demo.path(candidate), folder / "run" / f"checkpoint-{step}")
+    rows = [json.loads(line) for line in demo.path("items").read_text().splitlines()]
     write_lines(folder / "items.jsonl", rows[::4])
     write_lines(folder / "other.jsonl", rows[1::16])
     texts = []

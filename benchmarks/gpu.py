@@ -22,7 +22,7 @@ import pour
 import ranks
 import torch
 
-from souping import pantry
+from souping import demo
 from souping.core.protocols import ModuleSettings
 from souping.core.types import Item, Record
 from souping.evaluate.benchmark import Benchmark
@@ -62,9 +62,9 @@ def arguments() -> argparse.ArgumentParser:
     parser.add_argument("--vocabulary", type=int, default=32_000)
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--items", type=int, default=400, help="items that flips are counted on")
-    models = [pantry.path(name) for name in pantry.CANDIDATES[:3]]
+    models = [demo.path(name) for name in demo.CANDIDATES[:3]]
     parser.add_argument("--models", type=Path, nargs="+", default=models)
-    parser.add_argument("--tests", type=Path, default=pantry.path("items"))
+    parser.add_argument("--tests", type=Path, default=demo.path("items"))
     # for tests of this script
     parser.add_argument("--device", default="cuda", choices=["cuda", "cpu"], help=argparse.SUPPRESS)
     return parser

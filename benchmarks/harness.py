@@ -2,7 +2,7 @@
 
     python benchmarks/harness.py [--rounds 5] [--documents 400] [--out benchmarks/results/harness-DATE.md]
 
-On a pantry model and tasks made of the pantry's items: `write` (generate the call), `pick` (one of eight calls, by
+On a demo model and tasks made of the demo's items: `write` (generate the call), `pick` (one of eight calls, by
 log-likelihood) and `pick_shots` (the same after three examples). Both sides have their model loaded, use the same batch
 size and one torch thread, and take turns within a round. Rates are medians over rounds of items a second of processor
 time, which neighbours on a busy machine move less than the clock. By hand means `simple_evaluate` on a loaded model,
@@ -54,10 +54,10 @@ metric_list: [{{metric: acc, aggregation: mean, higher_is_better: true}}]
 
 
 def write_tasks(folder: Path, documents: int) -> None:
-    """The pantry's items as two tasks of the harness."""
-    from souping import pantry
+    """The demo's items as two tasks of the harness."""
+    from souping import demo
 
-    lines = Path(str(pantry.path("items"))).read_text().splitlines()
+    lines = Path(str(demo.path("items"))).read_text().splitlines()
     rows = [
         row for row in map(json.loads, lines) if row["answer"] and isinstance(row["answer"], list)
     ]
@@ -159,7 +159,7 @@ def main() -> None:
     import torch
     import transformers
 
-    from souping import pantry
+    from souping import demo
     from souping.evaluate.engines.transformers import quiet
 
     today = datetime.date.today().isoformat()
@@ -173,10 +173,10 @@ def main() -> None:
     logging.disable(logging.CRITICAL)
     torch.set_num_threads(1)
     os.environ["TQDM_DISABLE"] = "1"
-    model = Path(str(pantry.path(pantry.CANDIDATES[0])))
+    model = Path(str(demo.path(demo.CANDIDATES[0])))
     parts = [
         f"# `evaluator=lm_eval`, {today}",
-        f"Pantry model {pantry.CANDIDATES[0]} in float32, batch size {given.batch_size}, one torch thread, "
+        f"Demo model {demo.CANDIDATES[0]} in float32, batch size {given.batch_size}, one torch thread, "
         f"{given.rounds} rounds, lm_eval {version('lm_eval')}, torch {torch.__version__}, "
         f"transformers {transformers.__version__}; items a second of processor time. "
         "`python benchmarks/harness.py`",

@@ -27,7 +27,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
 
-from souping import pantry
+from souping import demo
 from souping.core.protocols import ModuleSettings
 from souping.evaluate.engines.transformers import load_module
 from souping.merge.local import LocalMerge
@@ -85,7 +85,7 @@ def arguments() -> argparse.ArgumentParser:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--models", nargs="+", required=True, help="names on the Hub, or folders")
-    parser.add_argument("--items", type=Path, default=pantry.path("items"))
+    parser.add_argument("--items", type=Path, default=demo.path("items"))
     parser.add_argument("--hours", type=float, default=1.0, help="time of the run at most")
     parser.add_argument("--out", type=Path, default=Path("real"), help="a new folder")
     parser.add_argument("overrides", nargs="*", default=[], metavar="KEY=VALUE")

@@ -22,8 +22,8 @@ from souping.search.adaptive import Adaptive
 
 TABLES = Path(__file__).parent / "tables"
 FAMILIES = {
-    "pantry3": "pantry",
-    "pantry4": "pantry",
+    "demo3": "demo",
+    "demo4": "demo",
     "nets2": "nets",
     "nets6": "nets",
     "nets8": "nets",

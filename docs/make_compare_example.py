@@ -17,7 +17,7 @@ from tempfile import TemporaryDirectory
 
 COLUMNS = ("item", "category", "score", "stop_reason", "prompt", "output")
 STOP_REASONS = {"finished": "stop", "cut": "length"}
-LOGS = {"python": "python_cook", "banquet": "banquet_cook"}
+LOGS = {"python": "tuned_python", "parallel": "tuned_parallel"}
 WIDTH = 120
 """Columns of the page's code blocks."""
 

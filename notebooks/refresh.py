@@ -17,7 +17,7 @@ from typing import Any
 
 import nbformat
 
-from souping import pantry
+from souping import demo
 
 HERE = Path(__file__).resolve().parent
 NOTEBOOKS = ("tour", "paper", "reading")
@@ -43,8 +43,8 @@ def execute(notebook: Any, folder: Path) -> Any:
 def models_digest() -> str:
     """One digest over the embedded models' weights."""
     total = hashlib.sha256()
-    for name in (pantry.BASE, *pantry.CANDIDATES):
-        total.update((pantry.path(name) / "model.safetensors").read_bytes())
+    for name in (demo.BASE, *demo.CANDIDATES):
+        total.update((demo.path(name) / "model.safetensors").read_bytes())
     return total.hexdigest()[:16]
 
 

@@ -35,7 +35,7 @@ LAYERS = (
     ("statistics",),
     ("checkpoints",),
     ("selection", "search", "analysis", "merge", "evaluate", "logs", "report", "trackers"),
-    ("pipeline", "pantry", "paper"),
+    ("pipeline", "demo", "paper"),
     ("plan", "comparison"),
     ("cli",),
 )
@@ -433,7 +433,7 @@ def loaded(code: str) -> set[str]:
     ("code", "absent"),
     [
         ("import souping; souping.run, souping.soup, souping.select", HEAVY),
-        ("import souping.pipeline.run, souping.pantry, souping.trackers", HEAVY - {"pydantic"}),
+        ("import souping.pipeline.run, souping.demo, souping.trackers", HEAVY - {"pydantic"}),
         (
             "import sys; sys.argv=['souping','--help']\n"
             "try:\n  import souping.cli.main; souping.cli.main.main()\nexcept SystemExit: pass",

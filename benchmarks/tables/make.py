@@ -2,7 +2,7 @@
 
     python -m benchmarks.tables.make FAMILY [--out benchmarks/tables] [--work FOLDER] [--minutes 9]
 
-FAMILY is pantry3 (python, java and banquet cook), pantry4 (street cook beside them), pantry_other (three cooks trained
+FAMILY is demo3 (tuned_python, tuned_java, tuned_parallel), demo4 (tuned_live beside them), demo_other (three trained
 here from the same base with other seeds and mixtures) or digits (five small networks, one base, five corruptions of
 scikit-learn's digits). A soup that is done stays done: run it again to go on. A table holds
 
@@ -37,30 +37,30 @@ def points(size: int) -> np.ndarray:
 
 
 @dataclass(frozen=True)
-class PantryFamily:
-    """Cooks by their folders, and how many items of a category are asked."""
+class DemoFamily:
+    """DemoModels by their folders, and how many items of a category are asked."""
 
-    cooks: tuple[str, ...]
+    models: tuple[str, ...]
     per_category: int
 
 
-PANTRY = {
-    "pantry3": PantryFamily(("python_cook", "java_cook", "banquet_cook"), 400),
-    "pantry4": PantryFamily(("python_cook", "java_cook", "banquet_cook", "street_cook"), 120),
-    "pantry_other": PantryFamily(("office_cook", "travel_cook", "feast_cook"), 150),
+DEMO = {
+    "demo3": DemoFamily(("tuned_python", "tuned_java", "tuned_parallel"), 400),
+    "demo4": DemoFamily(("tuned_python", "tuned_java", "tuned_parallel", "tuned_live"), 120),
+    "demo_other": DemoFamily(("other_mixed", "other_python", "other_parallel"), 150),
 }
 
 
-# ---------------------------------------------------------------- the pantry
+# ---------------------------------------------------------------- the demo
 
 
 def train_others(work: Path) -> None:
     """Three more specialists of the shipped base, by other seeds and mixtures."""
-    from examples.pantry import items
-    from examples.pantry.stages import TrainingStage
-    from examples.pantry.tokenizer import vocabulary
-    from examples.pantry.train import train, write_model
-    from souping.pantry import BASE, path
+    from examples.demo import items
+    from examples.demo.stages import TrainingStage
+    from examples.demo.tokenizer import vocabulary
+    from examples.demo.train import train, write_model
+    from souping.demo import BASE, path
 
     work.mkdir(parents=True, exist_ok=True)
     if not (work / BASE).exists():
@@ -68,13 +68,13 @@ def train_others(work: Path) -> None:
     asked = [*items.make(items.SEED, items.PER_CATEGORY), *items.make(SEED, 400)]
     held_out = frozenset(task.key for task in asked)
     mixes = {
-        "office_cook": (
+        "other_mixed": (
             301,
             350,
             {"simple_java": 1.0, "live": 1.0, "irrelevance": 0.3, "others": 0.03},
         ),
-        "travel_cook": (302, 350, {"simple_python": 1.0, "parallel": 1.0, "others": 0.03}),
-        "feast_cook": (
+        "other_python": (302, 350, {"simple_python": 1.0, "parallel": 1.0, "others": 0.03}),
+        "other_parallel": (
             303,
             350,
             {"parallel_multiple": 1.0, "simple_javascript": 1.0, "multiple": 0.5, "others": 0.03},
@@ -90,21 +90,21 @@ def train_others(work: Path) -> None:
             )
 
 
-class Cooks:
+class DemoModels:
     """Models of a family as one module that becomes any of their soups, and the items that it is asked."""
 
-    def __init__(self, family: PantryFamily, work: Path) -> None:
+    def __init__(self, family: DemoFamily, work: Path) -> None:
         import torch
         from transformers import AutoTokenizer
 
-        from examples.pantry.items import as_items, make
-        from examples.pantry.train import load
-        from souping.pantry import CANDIDATES, path
+        from examples.demo.items import as_items, make
+        from examples.demo.train import load
+        from souping.demo import CANDIDATES, path
 
         torch.set_num_threads(1)
-        if not set(family.cooks) <= set(CANDIDATES):
-            train_others(work / "cooks")
-        folders = [path(c) if c in CANDIDATES else work / "cooks" / c for c in family.cooks]
+        if not set(family.models) <= set(CANDIDATES):
+            train_others(work / "models")
+        folders = [path(c) if c in CANDIDATES else work / "models" / c for c in family.models]
         models = [load(folder) for folder in folders]
         self.states = [deepcopy(model.state_dict()) for model in models]
         self.model = models[0].train(False)
@@ -125,7 +125,7 @@ class Cooks:
         self.model.load_state_dict(soup)
 
     def written(self, which: Sequence[int]) -> list[str]:
-        from examples.pantry.train import answers
+        from examples.demo.train import answers
 
         return answers(self.model, self.tokenizer, [self.tasks[i].prompt for i in which])
 
@@ -192,12 +192,12 @@ class Cooks:
         return np.split(whole, np.cumsum([len(row) for row in texts])[:-1])
 
 
-def pantry(name: str, work: Path, end: float) -> dict[str, np.ndarray] | None:
-    """The table of a family of cooks; None where time ran out before it was whole."""
-    family = PANTRY[name]
-    cooks = Cooks(family, work)
-    w = points(len(family.cooks))
-    singles = _singles(cooks, work / f"{name}-singles.npz", len(family.cooks))
+def demo(name: str, work: Path, end: float) -> dict[str, np.ndarray] | None:
+    """The table of a family; None where time ran out before it was whole."""
+    family = DEMO[name]
+    models = DemoModels(family, work)
+    w = points(len(family.models))
+    singles = _singles(models, work / f"{name}-singles.npz", len(family.models))
     unique = [list(dict.fromkeys(row)) for row in singles]
     rows = []
     for number, weights in enumerate(w):
@@ -206,41 +206,41 @@ def pantry(name: str, work: Path, end: float) -> dict[str, np.ndarray] | None:
             if time.monotonic() > end:
                 return None
             started = time.monotonic()
-            np.savez(kept, ok=_soup(cooks, weights, unique))
+            np.savez(kept, ok=_soup(models, weights, unique))
             print(
                 f"{name}: soup {number + 1} of {len(w)}, {time.monotonic() - started:.1f} s",
                 flush=True,
             )
         with np.load(kept) as saved:
             rows.append(saved["ok"])
-    cats = [item.category for item in cooks.items]
-    groups = [item.group for item in cooks.items]
+    cats = [item.category for item in models.items]
+    groups = [item.group for item in models.items]
     return {"w": w, "cat": _codes(cats), "group": _codes(groups), "ok": np.stack(rows)}
 
 
-def _singles(cooks: Cooks, kept: Path, size: int) -> list[list[str]]:
+def _singles(models: DemoModels, kept: Path, size: int) -> list[list[str]]:
     """[I][K] answers of the single models."""
     if not kept.exists():
         columns = []
         for weights in vertices(size):
-            cooks.pour(weights)
-            columns.append(cooks.written(range(len(cooks.tasks))))
+            models.pour(weights)
+            columns.append(models.written(range(len(models.tasks))))
         np.savez(kept, answers=np.array(columns).T)
     with np.load(kept) as saved:
         return [list(map(str, row)) for row in saved["answers"]]
 
 
-def _soup(cooks: Cooks, weights: np.ndarray, unique: list[list[str]]) -> np.ndarray:
+def _soup(models: DemoModels, weights: np.ndarray, unique: list[list[str]]) -> np.ndarray:
     """Whether each item's answer is right [I]."""
-    cooks.pour(weights.tolist())
-    greedy = cooks.read(unique)
+    models.pour(weights.tolist())
+    greedy = models.read(unique)
     ok = np.full(len(unique), np.nan)
     for i, row in enumerate(unique):
         said = [text for text, same in zip(row, greedy[i], strict=True) if same]
-        ok[i] = cooks.score(i, said[0]) if said else np.nan
+        ok[i] = models.score(i, said[0]) if said else np.nan
     rest = np.flatnonzero(np.isnan(ok))
-    for i, text in zip(rest, cooks.written(rest.tolist()), strict=True):
-        ok[i] = cooks.score(i, text)
+    for i, text in zip(rest, models.written(rest.tolist()), strict=True):
+        ok[i] = models.score(i, text)
     return ok.astype(bool)
 
 
@@ -343,14 +343,14 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("family", choices=[*PANTRY, "digits"])
+    parser.add_argument("family", choices=[*DEMO, "digits"])
     parser.add_argument("--out", type=Path, default=Path(__file__).parent)
     parser.add_argument("--work", type=Path, default=Path("/tmp/souping-tables"))
     parser.add_argument("--minutes", type=float, default=1e9)
     given = parser.parse_args()
     given.work.mkdir(parents=True, exist_ok=True)
     end = time.monotonic() + 60 * given.minutes
-    table = digits() if given.family == "digits" else pantry(given.family, given.work, end)
+    table = digits() if given.family == "digits" else demo(given.family, given.work, end)
     if table is None:
         print("not done yet: run it again")
         return

@@ -1,4 +1,4 @@
-"""Truth tables of small networks, many worlds each: more ingredients than the pantry has, and soups that do not rise.
+"""Truth tables of small networks, many worlds each: more ingredients than the demo has, and soups that do not rise.
 
     python benchmarks/tables/networks.py [FAMILY ..] [--out benchmarks/tables]
 
@@ -8,7 +8,7 @@ base learns all tasks badly; each copy is fine-tuned on two of them. A soup is t
 item, so nothing about its scores is assumed. What differs between the families:
 
     nets2, nets6, nets8   2, 6 and 8 ingredients; a short fine-tuning, after which soups lie above the plane through
-                          their parents, as those of the pantry do
+                          their parents, as those of the demo do
     flat4                 4 ingredients, fine-tuned longer and at a higher rate: soups lie on that plane or below it
 
 A table holds `w` [S, K], `cat` [I], `group` [I] and `bits` [W, I, S / 8]: right or wrong, packed along the soups. Two

@@ -48,7 +48,7 @@ FORMS: Mapping[str, Any] = {
 }
 """Annotations of an item's keys; an answer may be any JSON."""
 FOLD_SALT = "souping folds 4"
-"""Never to be changed. It is the first of forty that leaves each fold of the pantry 20 items of every category; it was
+"""Never to be changed. It is the first of forty that leaves each fold of the demo 20 items of every category; it was
 chosen without evaluating any model."""
 FOLD_SHARES: dict[Fold, float] = {"select": 0.2, "search": 0.2, "report": 0.6}
 ENOUGH_ITEMS = 20

@@ -85,7 +85,7 @@ def _kind(report: Report, categories: int) -> str:
 
 
 def benchmark(report: Report) -> str:
-    """`pantry: BFCL-shaped, not BFCL`, if it has a note."""
+    """`demo: BFCL-style questions, not BFCL`, if it has a note."""
     if report.benchmark is None:
         return ""
     name = clean(report.benchmark.name)

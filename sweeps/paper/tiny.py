@@ -12,17 +12,17 @@ import sys
 from collections.abc import Sequence
 from zlib import crc32
 
-from souping import pantry
+from souping import demo
 
 
 def pool(names: Sequence[str]) -> str:
-    pairs = zip(names or pantry.CANDIDATES[:4], pantry.CANDIDATES, strict=False)
-    return f"[{','.join(f'{{name: {name}, path: {pantry.path(model)}}}' for name, model in pairs)}]"
+    pairs = zip(names or demo.CANDIDATES[:4], demo.CANDIDATES, strict=False)
+    return f"[{','.join(f'{{name: {name}, path: {demo.path(model)}}}' for name, model in pairs)}]"
 
 
 def items(parts: Sequence[int]) -> list[str]:
     """The lines whose groups fall into these of nine parts."""
-    lines = pantry.path("items").read_text(encoding="utf-8").splitlines()
+    lines = demo.path("items").read_text(encoding="utf-8").splitlines()
     return [line for line in lines if crc32(json.loads(line)["group"].encode()) % 9 in parts]
 
 

@@ -268,10 +268,8 @@ def test_a_merge_by_the_command_line_and_its_rebuild(
 @pytest.mark.slow
 def test_a_whole_run_on_fp8_candidates(souping: Cli, tmp_path: Path) -> None:
     pool = []
-    for name in ("python_cook", "java_cook", "banquet_cook"):
-        folder = Path(
-            shutil.copytree(ROOT / "souping" / "pantry" / "models" / name, tmp_path / name)
-        )
+    for name in ("tuned_python", "tuned_java", "tuned_parallel"):
+        folder = Path(shutil.copytree(ROOT / "souping" / "demo" / "models" / name, tmp_path / name))
         projections = {
             name: value.float() for name, value in load(folder).items() if "_proj" in name
         }

@@ -108,8 +108,8 @@ def test_a_soup_from_buckets_is_that_of_the_folders_and_rebuilds(
 
 def test_a_run_fetches_its_candidates_once(souping: Cli, bucket: Any, tmp_path: Path) -> None:
     models = {
-        name: ROOT / "souping" / "pantry" / "models" / name
-        for name in ("python_cook", "java_cook", "banquet_cook")
+        name: ROOT / "souping" / "demo" / "models" / name
+        for name in ("tuned_python", "tuned_java", "tuned_parallel")
     }
     words = ["+experiment=bfcl", "pool=folders", "dry_run=1", "optimiser=uniform"]
     for out, places in (("first", put(bucket, models)), ("second", models)):

@@ -268,7 +268,7 @@ def test_a_training_run_becomes_a_soup_and_a_report_and_is_rebuilt(
     """Its conversion to folders finds every answer."""
     import torch.distributed.checkpoint as dcp
 
-    home = ROOT / "souping" / "pantry" / "models" / "base_cook"
+    home = ROOT / "souping" / "demo" / "models" / "base"
     dice = torch.Generator().manual_seed(0)
     for step in ("step-10", "step-20", "step-30"):
         moved = {

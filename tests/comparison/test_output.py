@@ -105,7 +105,7 @@ def test_a_task_is_split_by_a_field(tmp_path: Path) -> None:
 
 def test_the_task_of_lm_eval_is_split_by_a_field_of_its_documents(tmp_path: Path) -> None:
     logs = {}
-    for name in ("python_cook", "java_cook"):
+    for name in ("tuned_python", "tuned_java"):
         source = ROOT / "tests" / "data" / "logs" / "lm_eval" / name
         with pytest.raises(UserError, match="--category splits one task"):
             library.compare({"a": source, "b": source}, category="passage")
@@ -116,8 +116,8 @@ def test_the_task_of_lm_eval_is_split_by_a_field_of_its_documents(tmp_path: Path
         table["group_subtasks"] = {}
         file.write_text(json.dumps(table))
     split = library.compare(logs, category="passage")
-    head = split.headline("java_cook")
-    assert head.mean == pytest.approx(library.compare(logs).headline("java_cook").mean)
+    head = split.headline("tuned_java")
+    assert head.mean == pytest.approx(library.compare(logs).headline("tuned_java").mean)
     parts = [row for row in split.verdicts if row.kind == "task"]
     assert sum(row.items for row in parts) == head.items
     assert len(parts) > 1

@@ -47,7 +47,7 @@ def test_of_two_models_with_runs_the_worse_leaves_at_5_percent_on_one_side(
 
 def test_a_note_says_how_lm_eval_averages_a_group() -> None:
     folder = ROOT / "tests" / "data" / "logs" / "lm_eval"
-    logs = {name: folder / name for name in ("python_cook", "java_cook")}
+    logs = {name: folder / name for name in ("tuned_python", "tuned_java")}
     for average, said in (("task", True), ("leaf", False)):
         result = souping.compare(logs, average=average)
         assert any("as lm_eval has it" in line for line in result.warnings) == said

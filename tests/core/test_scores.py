@@ -106,7 +106,7 @@ SOURCES: dict[str, list[ScoreSource]] = {
     "table": [TableScores(path=str(PAPER / "bfcl_8b.csv"))],
     "logs": [
         LogScores(
-            path={"CoALM-8B": str(LOGS / "python_cook"), "BitAgent-8B": str(LOGS / "java_cook")}
+            path={"CoALM-8B": str(LOGS / "tuned_python"), "BitAgent-8B": str(LOGS / "tuned_java")}
         )
     ],
 }

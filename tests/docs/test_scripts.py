@@ -62,7 +62,7 @@ def test_a_script_runs_small(script: Path, place: Path) -> None:
     table = (folder / "table.md").read_text()
     assert table in done.stdout
     assert "its scores compare nothing" in done.stdout
-    assert "not the pantry's items" not in done.stderr + done.stdout
+    assert "not the demo's items" not in done.stderr + done.stdout
     for row in ROWS[script.stem]:
         assert row in table
     assert (folder / "soup" / "model.safetensors").exists()
@@ -85,7 +85,7 @@ def test_models_of_a_script_are_those_of_the_experiment(script: Path) -> None:
 @pytest.mark.slow
 def test_what_a_script_refuses(tmp_path: Path) -> None:
     assert (
-        "download, plan, run, collect" in run_script(FOLDER / "table1b.sh", tmp_path, "cook").stderr
+        "download, plan, run, collect" in run_script(FOLDER / "table1b.sh", tmp_path, "bake").stderr
     )
     assert "run first" in run_script(FOLDER / "table1b.sh", tmp_path, "collect", TINY="1").stderr
     unpublished = run_script(FOLDER / "table2b.sh", tmp_path, "plan")
@@ -202,7 +202,7 @@ def test_the_benchmark_of_gpus_measures_all_four() -> None:
     done = gpu_benchmark("--device", "cpu", *small)
     assert done.returncode == 0, done.stderr
     rows = re.findall(r"^\| (.+?) \| (.+?) \|", done.stdout, re.MULTILINE)
-    assert {name for name, _ in rows} >= {"merge=local", "merge=accelerate", "python_cook"}
-    assert [batch for name, batch in rows if name == "python_cook"] == ["1", "8", "64"]
+    assert {name for name, _ in rows} >= {"merge=local", "merge=accelerate", "tuned_python"}
+    assert [batch for name, batch in rows if name == "tuned_python"] == ["1", "8", "64"]
     assert re.search(r"^pour of .*: median [\d.]+ ms$", done.stdout, re.MULTILINE)
     assert re.search(r"^search: .* for \d+ items$", done.stdout, re.MULTILINE)

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from souping import pantry
+from souping import demo
 from souping.core.unit import POINTS
 from souping.evaluate.benchmark import Benchmark
 from souping.evaluate.scoring import score
@@ -29,7 +29,7 @@ CATEGORIES = {
     "parallel": "parallel",
     "irrelevance": "refuse",
 }
-MODELS = {"python": "python_cook", "script": "script_cook", "banquet": "banquet_cook"}
+MODELS = {"python": "tuned_python", "javascript": "tuned_javascript", "parallel": "tuned_parallel"}
 
 
 @pytest.fixture(scope="module")
@@ -38,8 +38,8 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("own")
     (folder / "runs").mkdir()
     for name, model in MODELS.items():
-        (folder / "runs" / name).symlink_to(pantry.path(model))
-    rows = [json.loads(line) for line in pantry.path("items").read_text().splitlines()]
+        (folder / "runs" / name).symlink_to(demo.path(model))
+    rows = [json.loads(line) for line in demo.path("items").read_text().splitlines()]
     lines = []
     for category, name in CATEGORIES.items():
         of_category = [row for row in rows if row["category"] == category]

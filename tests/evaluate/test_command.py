@@ -150,7 +150,7 @@ def test_answers_to_other_items_of_the_same_name_do_not_count(model: Any, tmp_pa
 
 
 def test_a_log_of_lm_eval(model: Any, tmp_path: Path) -> None:
-    data = ROOT / "tests" / "data" / "logs" / "lm_eval" / "python_cook"
+    data = ROOT / "tests" / "data" / "logs" / "lm_eval" / "tuned_python"
     items = [Item(id=f"pick/{n}", category="pick", prompt="", answer=None) for n in range(8)]
     one = evaluator(
         tmp_path, f"import shutil; shutil.copytree({str(data)!r}, out, dirs_exist_ok=True)"

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from souping import pantry
+from souping import demo
 from souping.core.protocols import Evaluator
 from souping.core.types import Item, Recipe, UserError
 from souping.evaluate.bfcl import BfclEvaluator
@@ -24,7 +24,7 @@ from tests.support.evaluators import DeadServer, bfcl_place, bfcl_runner
 from tests.support.live import live
 from tests.support.texts import texts
 
-MODELS = ("python_cook", "java_cook")
+MODELS = ("tuned_python", "tuned_java")
 ROWS = ("local", "local in bfloat16", "loss", "lm_eval", "bfcl")
 SOUP = Recipe(ingredients=MODELS, fingerprints=MODELS, weights=(0.5, 0.5), dtype="float32")
 SINGLE = replace(SOUP, weights=(1.0, 0.0))
@@ -40,7 +40,7 @@ class Row:
 
 
 def served(evaluator: Evaluator, name: str) -> Any:
-    folder = pantry.path(name)
+    folder = demo.path(name)
     if evaluator.hosting.model_form == "folder":
         return SimpleNamespace(folder=folder, eos_token_ids=())
     return live(folder, evaluator.hosting.module_settings())
@@ -57,7 +57,7 @@ def row(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
         evaluator = LocalEvaluator(
             batch_size=4, max_new_tokens=6, threads=1, device="cpu", **settings
         )
-        items = pantry.PantryBenchmark(path=str(pantry.path("items"))).items()[:6]
+        items = demo.DemoBenchmark(path=str(demo.path("items"))).items()[:6]
     elif name == "loss":
         evaluator = LossEvaluator(batch_size=4, threads=1, workers=2, stride=64, device="cpu")
         items = texts()[:6]
@@ -101,7 +101,7 @@ def test_an_evaluator_declares_what_it_needs_and_how_it_answers(row: Row) -> Non
     assert evaluator.needs() == []
     evaluator.prompts.check(MODELS)
     evaluator.prompts.check_tokenizer(
-        pantry.path(MODELS[0]), [i for i in row.items if isinstance(i.prompt, str)]
+        demo.path(MODELS[0]), [i for i in row.items if isinstance(i.prompt, str)]
     )
     assert evaluator.prompts.brings_items == (benchmark is not None)
     assert benchmark is None or len({item.id for item in benchmark.items()}) == len(row.items)

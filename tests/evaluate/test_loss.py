@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from souping import pantry
+from souping import demo
 from souping.core.types import Item, UserError
 from souping.evaluate.benchmark import Benchmark
 from souping.evaluate.engines.transformers import Passage
@@ -37,7 +37,7 @@ QUESTION = Item(
 
 @pytest.fixture(scope="module")
 def model() -> Any:
-    return live(pantry.path("python_cook"), LOSS.hosting.module_settings())
+    return live(demo.path("tuned_python"), LOSS.hosting.module_settings())
 
 
 def bits_of(model: Any, tokens: Sequence[int], scored: int) -> float:
@@ -184,21 +184,21 @@ def test_a_bad_line_is_named(line: dict[str, Any], message: str, tmp_path: Path)
 def test_an_item_without_a_text_is_refused_before_any_work(answer: Any) -> None:
     with pytest.raises(UserError, match="item i: evaluator=loss needs"):
         LOSS.prompts.check_tokenizer(
-            pantry.path("python_cook"), [Item(id="i", category="c", prompt="p", answer=answer)]
+            demo.path("tuned_python"), [Item(id="i", category="c", prompt="p", answer=answer)]
         )
 
 
 def test_a_text_has_no_answer_to_generate() -> None:
     with pytest.raises(UserError, match="use evaluator=loss"):
-        LocalEvaluator(device="cpu").prompts.check_tokenizer(pantry.path("python_cook"), TEXTS[:1])
+        LocalEvaluator(device="cpu").prompts.check_tokenizer(demo.path("tuned_python"), TEXTS[:1])
 
 
 def test_unknown_characters_are_noted() -> None:
     strange = Item(
         id="i", category="c", prompt="\N{SNOWMAN} and \N{HAIR SPACE}", answer="", scorer="loss"
     )
-    tokenizer = live(pantry.path("python_cook")).tokenizer
+    tokenizer = live(demo.path("tuned_python")).tokenizer
     hit = tokenizer.unk_token_id in tokenizer(strange.prompt)["input_ids"]
-    assert len(LOSS.prompts.prompt_notes(pantry.path("python_cook"), [*TEXTS[:2], strange])) == int(
+    assert len(LOSS.prompts.prompt_notes(demo.path("tuned_python"), [*TEXTS[:2], strange])) == int(
         hit
     )

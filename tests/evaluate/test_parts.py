@@ -9,7 +9,7 @@ from typing import Any, ClassVar
 
 import pytest
 
-from souping import pantry
+from souping import demo
 from souping.core.protocols import EVALUATOR_PARTS, Evaluator, Hosting, Prompts, Sampling, Scoring
 from souping.core.types import Recipe, UserError
 from souping.evaluate import lm_eval
@@ -83,7 +83,7 @@ def test_parts_that_are_not_chosen_have_defaults() -> None:
 
 
 def test_the_pool_settles_threads_and_leaves_what_was_set() -> None:
-    folder = pantry.path("python_cook")
+    folder = demo.path("tuned_python")
     free = LocalEvaluator(device="cpu")
     assert free.for_pool(folder, {}).machine.resolved_threads == 1
     chosen = LocalEvaluator(device="cpu", threads=3, dtype="bfloat16")
@@ -119,7 +119,7 @@ def test_copies_of_an_evaluator_load_its_tasks_once(
     first = HarnessEvaluator(
         tasks=["write"], include_path=str(tmp_path), device="cpu", logs={"ant": "/some/log"}
     )
-    bound = first.for_pool(pantry.path("python_cook"), {})
+    bound = first.for_pool(demo.path("tuned_python"), {})
     assert not loads
     logged = bound.for_recipe(single("ant"))
     assert logged is not bound

@@ -167,7 +167,7 @@ class TestEveryEvalEver:
         rows = [
             row for row in compared(self.PYTHON, self.JAVA).verdicts if row.metric in ("", metric)
         ]
-        difference = self.mean("java_cook", metric) - self.mean("python_cook", metric)
+        difference = self.mean("tuned_java", metric) - self.mean("tuned_python", metric)
         assert rows[place].difference == pytest.approx(difference)
 
     def test_an_error_is_a_missing_answer(self, tmp_path: Path) -> None:
@@ -180,11 +180,11 @@ class TestEveryEvalEver:
     def test_one_of_several_models_is_named(self, tmp_path: Path) -> None:
         both = tmp_path / "both.jsonl"
         both.write_text(self.PYTHON.read_text() + self.JAVA.read_text())
-        with pytest.raises(UserError, match="souping/java_cook, souping/python_cook"):
+        with pytest.raises(UserError, match="souping/tuned_java, souping/tuned_python"):
             read(both)
         with pytest.raises(UserError, match="no answers of gemma"):
             read(f"{both}:gemma")
-        result = compared(f"{both}:souping/python_cook", f"{both}:souping/java_cook")
+        result = compared(f"{both}:souping/tuned_python", f"{both}:souping/tuned_java")
         apart = compared(self.PYTHON, self.JAVA)
         assert result.verdicts == apart.verdicts
 
@@ -272,7 +272,7 @@ class TestNamedFields:
 
     def test_a_harness_has_its_own(self) -> None:
         with pytest.raises(UserError, match="--item, --score and --repeat"):
-            read(DATA / "lm_eval" / "python_cook", item="doc_id")
+            read(DATA / "lm_eval" / "tuned_python", item="doc_id")
 
     def test_parquet_is_read_as_jsonl(self, logs: tuple[Path, Path], tmp_path: Path) -> None:
         pyarrow = pytest.importorskip("pyarrow")

@@ -157,7 +157,7 @@ def test_groups_keep_the_members_in_common() -> None:
 
 
 def test_logs_of_lm_eval() -> None:
-    logs = {name: read(DATA / "lm_eval" / name) for name in ("python_cook", "java_cook")}
+    logs = {name: read(DATA / "lm_eval" / name) for name in ("tuned_python", "tuned_java")}
     found = matched(logs, same_prompts=True)
     assert found.notes == ()
     assert set(found.requested) == {"picks", "shots", "translate", "last"}
@@ -180,7 +180,7 @@ def test_logs_of_bfcl() -> None:
 def test_nothing_heavy_is_imported() -> None:
     code = (
         "import sys\nfrom souping.logs.sources import read\nfrom souping.logs.match import matched\n"
-        f"matched({{n: read(r'{DATA}/lm_eval/' + n) for n in ('python_cook', 'java_cook')}})\n"
+        f"matched({{n: read(r'{DATA}/lm_eval/' + n) for n in ('tuned_python', 'tuned_java')}})\n"
         "print([m for m in ('torch', 'hydra', 'transformers', 'pandas', 'lm_eval', 'pydantic') if m in sys.modules])"
     )
     done = subprocess.run(

@@ -1,4 +1,4 @@
-"""Logs that lm_eval 0.4.13, bfcl-eval and inspect_ai wrote for the pantry's models and for a mock model, read back.
+"""Logs that lm_eval 0.4.13, bfcl-eval and inspect_ai wrote for the demo's models and for a mock model, read back.
 
 `tests/data/logs` was made by their own commands; the figures that they are held against are in the same files.
 """
@@ -24,7 +24,7 @@ from souping.logs.sources import read
 from tests.conftest import ROOT
 
 DATA = ROOT / "tests" / "data" / "logs"
-PYTHON = DATA / "lm_eval" / "python_cook"
+PYTHON = DATA / "lm_eval" / "tuned_python"
 
 
 def mean(log: Log, task: str, metric: str) -> float:
@@ -75,7 +75,7 @@ class TestLmEval:
         assert log.groups == {
             "picks": Group(name="picks", members=("pick", "pick2"), weight_by_size=False)
         }
-        assert (log.harness, log.model) == ("lm_eval", "models/python_cook")
+        assert (log.harness, log.model) == ("lm_eval", "models/tuned_python")
 
     @pytest.mark.parametrize(
         ("task", "metric", "higher"),
@@ -114,8 +114,8 @@ class TestLmEval:
     def test_the_folder_above_and_the_newest_of_several(self, tmp_path: Path) -> None:
         with pytest.raises(UserError, match="several models"):
             read(_merged(tmp_path / "all"))
-        assert read(f"{tmp_path}/all:models__java_cook")[0].model == "models/java_cook"
-        (old,) = (PYTHON / "models__python_cook").glob("results_*")
+        assert read(f"{tmp_path}/all:models__tuned_java")[0].model == "models/tuned_java"
+        (old,) = (PYTHON / "models__tuned_python").glob("results_*")
         folder = shutil.copytree(old.parent, tmp_path / "twice")
         shutil.copy(old, folder / "results_2020-01-01T00-00-00.json")
         (log,) = read(folder)
@@ -157,7 +157,7 @@ class TestLmEval:
             first, *others = text.splitlines()
             return "\n".join([json.dumps({**json.loads(first), "acc": math.nan}), *others])
 
-        log = changed("lm_eval/python_cook", {"samples_pick_*": without_a_number})(tmp_path)
+        log = changed("lm_eval/tuned_python", {"samples_pick_*": without_a_number})(tmp_path)
         metrics = read(log)[0].tasks["pick"].metrics
         assert all(math.isnan(answer.score) for answer in metrics["acc"].answers)
         assert metrics["acc_norm"].is_mean
@@ -174,14 +174,14 @@ class TestLmEval:
         from lm_eval.loggers import EvaluationTracker
         from lm_eval.tasks import TaskManager
 
-        from souping import pantry
+        from souping import demo
         from tests.support.lm_eval_tasks import make
 
         manager = TaskManager(include_path=str(make(tmp_path / "tasks", 6)), include_defaults=False)
         tracker = EvaluationTracker(output_path=str(tmp_path / "out"))
         results = lm_eval.simple_evaluate(
             model="hf",
-            model_args=f"pretrained={pantry.path('line_cook')},dtype=float32",
+            model_args=f"pretrained={demo.path('tuned_mixed')},dtype=float32",
             tasks=["picks", "write"],
             task_manager=manager,
             device="cpu",
@@ -203,7 +203,7 @@ class TestLmEval:
 
 
 def _merged(folder: Path) -> Path:
-    for name in ("python_cook", "java_cook"):
+    for name in ("tuned_python", "tuned_java"):
         shutil.copytree(DATA / "lm_eval" / name, folder, dirs_exist_ok=True)
     return folder
 
@@ -532,7 +532,7 @@ def changed(log: str, changes: Mapping[str, Callable[[str], str]]) -> Callable[[
 
 def results(**changes: Any) -> Callable[[Path], Path]:
     return changed(
-        "lm_eval/python_cook",
+        "lm_eval/tuned_python",
         {"results_*": lambda text: json.dumps({**json.loads(text), **changes})},
     )
 
@@ -540,7 +540,7 @@ def results(**changes: Any) -> Callable[[Path], Path]:
 def sample(change: Callable[[str], str]) -> Callable[[Path], Path]:
     """A log of lm_eval with one more sample at the start: its first one, changed."""
     first = {"samples_pick_*": lambda text: change(text.splitlines()[0]) + "\n" + text}
-    return changed("lm_eval/python_cook", first)
+    return changed("lm_eval/tuned_python", first)
 
 
 def sizes(value: int) -> Callable[[Path], Path]:
@@ -581,12 +581,12 @@ BAD |= {
     ),
     "an underscore": (table({"item": 1, "category": "c", "score": "1_0"}), "row 1.*1_0"),
     "an empty file of samples": (
-        changed("lm_eval/python_cook", {"samples_pick_*": lambda _: ""}),
+        changed("lm_eval/tuned_python", {"samples_pick_*": lambda _: ""}),
         "no samples",
     ),
     "fewer samples": (
         changed(
-            "lm_eval/python_cook",
+            "lm_eval/tuned_python",
             {"samples_pick_*": lambda text: "".join(text.splitlines(True)[:-1])},
         ),
         "of .* samples: the file is cut off",

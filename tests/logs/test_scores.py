@@ -17,7 +17,7 @@ from souping.selection import All
 from tests.conftest import Cli, pool_of
 from tests.logs.test_readers import DATA, write_csv
 
-LM_EVAL = {name: str(DATA / "lm_eval" / name) for name in ("python_cook", "java_cook")}
+LM_EVAL = {name: str(DATA / "lm_eval" / name) for name in ("tuned_python", "tuned_java")}
 
 
 def unmeasured() -> ScoreMatrix:
@@ -36,10 +36,10 @@ def source(folder: Path, scores: dict[str, list[Any]]) -> LogScores:
 
 
 def test_tasks_are_categories_with_the_harness_own_scores() -> None:
-    found = LogScores(path=LM_EVAL).matrix(["java_cook"], unmeasured)
+    found = LogScores(path=LM_EVAL).matrix(["tuned_java"], unmeasured)
     assert set(found.categories) == {"pick", "pick2", "shots", "last"}  # no corpus metric
-    assert found.candidates == ("java_cook",)
-    assert found.models == ("python_cook", "java_cook")
+    assert found.candidates == ("tuned_java",)
+    assert found.models == ("tuned_python", "tuned_java")
     assert found.values[0, found.categories.index("pick")] == 0.25
     steady = stability(found, All(), draws=20)
     assert steady.method == "bootstrap over items"
@@ -130,7 +130,7 @@ def test_a_folder_that_does_not_name_one_log_per_model_is_refused(tmp_path: Path
         (folder, "rename one"),
         (tmp_path / "eval", "did you mean"),
         (tmp_path / "evals" / "cat.csv", "no folder of logs"),
-        (DATA / "lm_eval" / "java_cook" / "models__java_cook", "the log of one model"),
+        (DATA / "lm_eval" / "tuned_java" / "models__tuned_java", "the log of one model"),
     ):
         with pytest.raises(UserError, match=words):
             assert LogScores(path=str(path)).models

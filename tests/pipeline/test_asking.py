@@ -590,7 +590,7 @@ def test_a_wrong_log_is_refused_and_nothing_is_told(
 
 
 def test_other_harnesses_tell_by_task_and_id(tmp_path: Path) -> None:
-    data = ROOT / "tests" / "data" / "logs" / "lm_eval" / "python_cook"
+    data = ROOT / "tests" / "data" / "logs" / "lm_eval" / "tuned_python"
     soup = tmp_path / "asked" / "1"
     soup.mkdir(parents=True)
     items = [f"pick/{number}" for number in range(8)]

@@ -12,16 +12,16 @@ from typing import Any
 import numpy as np
 import pytest
 
-from souping import pantry
+from souping import demo
 from tests.conftest import Cli, command_line
 from tests.support.texts import SOURCES, write
 
-NAMES = ("python_cook", "java_cook", "banquet_cook")
+NAMES = ("tuned_python", "tuned_java", "tuned_parallel")
 
 
 def words(texts: Path) -> list[str]:
     return [
-        f"pool.candidates=[{','.join(str(pantry.path(name)) for name in NAMES)}]",
+        f"pool.candidates=[{','.join(str(demo.path(name)) for name in NAMES)}]",
         f"benchmark.path={texts}",
         "evaluator=loss",
         "evaluator.device=cpu",
@@ -139,7 +139,7 @@ def test_goals_are_in_bits_per_byte_and_the_worst_category_has_the_highest_loss(
     more = [
         "objective=worst_category",
         "guard={live: 0.3}",
-        "guard_baseline=java_cook",
+        "guard_baseline=tuned_java",
         "pareto=[simple_python,live]",
     ]
     assert (
@@ -176,7 +176,7 @@ def test_show_tells_better_from_worse(
             "--fold",
             "search",
             "--models",
-            "python_cook,banquet_cook",
+            "tuned_python,tuned_parallel",
         )
         assert shown.code == 0, shown.err
         counts[flag] = int(shown.out.strip().splitlines()[-1].split()[0])
@@ -184,7 +184,7 @@ def test_show_tells_better_from_worse(
     for line in samples:
         if line["fold"] == "search":
             models = line["models"]
-            pairs.append((models["python_cook"]["score"], models["banquet_cook"]["score"]))
+            pairs.append((models["tuned_python"]["score"], models["tuned_parallel"]["score"]))
     assert counts == {
         "--fixed": sum(b < a for a, b in pairs),
         "--broke": sum(b > a for a, b in pairs),

@@ -175,10 +175,10 @@ def ratios(name: str) -> list[tuple[float, float]]:
 
 
 @pytest.mark.parametrize(
-    "more", [(), pytest.param(("pantry_other", "digits", "nets6"), marks=pytest.mark.slow)]
+    "more", [(), pytest.param(("demo_other", "digits", "nets6"), marks=pytest.mark.slow)]
 )
 def test_the_plan_expects_what_searches_take(more: tuple[str, ...]) -> None:
-    found = np.array([pair for name in ("pantry3", "pantry4", *more) for pair in ratios(name)])
+    found = np.array([pair for name in ("demo3", "demo4", *more) for pair in ratios(name)])
     near = (found[:, 0] > 1 / 1.5) & (found[:, 0] < 1.5)
     assert near.mean() >= 0.8
     assert found[:, 1].max() <= 1.1

@@ -81,10 +81,10 @@ def test_trials_csv_has_one_line_per_trial_that_reads_back(tmp_path: Path) -> No
         newline=""
     ) as stream:
         rows = list(csv.DictReader(stream))
-    assert list(rows[0])[:4] == ["number", "recipe_id", "objective", "weight:pantry-java"]
+    assert list(rows[0])[:4] == ["number", "recipe_id", "objective", "weight:demo-java"]
     for row, trial in zip(rows, trials, strict=True):
         assert float(row["objective"]) == trial.objective
-        assert float(row["weight:pantry-live"]) == trial.weights["pantry-live"]
+        assert float(row["weight:demo-live"]) == trial.weights["demo-live"]
         assert float(row["score:simple_java"]) == trial.categories["simple_java"]
         assert (int(row["items"]), int(row["reused"])) == (trial.items, trial.reused)
 
@@ -108,7 +108,9 @@ def test_the_page_stands_alone_and_opens_with_the_verdict(written: Any) -> None:
     assert text.startswith(f"# {report['verdict']['sentence']}\n")
     assert f"<h1>{report['verdict']['sentence']}</h1>" in page_text
     for shown in (text, page_text):
-        assert shown.index("pantry, BFCL-shaped, not BFCL") < shown.index("Is the soup better?")
+        assert shown.index("demo: BFCL-style questions, not BFCL") < shown.index(
+            "Is the soup better?"
+        )
         assert report["warnings"][0] in shown
     plain = re.sub(r"<style.*?</style>|<[^>]+>", " ", page_text, flags=re.DOTALL)
     for shown in (text, plain, on_terminal(report)):

@@ -50,7 +50,7 @@ def keys(value: Any) -> set[str]:
     return set().union(*map(keys, value)) if isinstance(value, list) else set()
 
 
-NAMED = {"pantry-java", "simple_python", "simple_java"}
+NAMED = {"demo-java", "simple_python", "simple_java"}
 KINDS = {
     "soup",
     "best_single",

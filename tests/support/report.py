@@ -19,8 +19,8 @@ CATEGORIES = [
     "multi_turn_long_context", "live_parallel_multiple", "a_category_with_quite_a_long_name_indeed",
 ]  # fmt: skip
 MODELS = [
-    "pantry-java", "pantry-parallel", "pantry-live", "pantry-refuser",
-    "Team-ACE/ToolACE-2-Llama-3.1-8B-instruct-long-suffix", "pantry-python", "pantry-generalist", "watt-tool-8B",
+    "demo-java", "demo-parallel", "demo-live", "demo-refuser",
+    "Team-ACE/ToolACE-2-Llama-3.1-8B-instruct-long-suffix", "demo-python", "demo-generalist", "watt-tool-8B",
 ]  # fmt: skip
 
 
@@ -204,7 +204,7 @@ def sample(
     report: dict[str, Any] = {
         "experiment": "bfcl",
         "unit": asdict(POINTS),
-        "benchmark": {"name": "pantry", "note": "pantry, BFCL-shaped, not BFCL"},
+        "benchmark": {"name": "demo", "note": "demo: BFCL-style questions, not BFCL"},
         "selection": chosen,
         "stability": stability(names, chosen),
         "warnings": ["2 categories have fewer than 20 items on the select fold"],

@@ -1,4 +1,4 @@
-"""Held-out texts for evaluator=loss, made of the pantry's items: each category is a source."""
+"""Held-out texts for evaluator=loss, made of the demo's items: each category is a source."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from souping import pantry
+from souping import demo
 from souping.core.types import Item
 from souping.evaluate.benchmark import ListedItems
 
@@ -16,7 +16,7 @@ SOURCES = ("simple_python", "parallel", "live")
 def lines(sources: tuple[str, ...] = SOURCES, each: int = 20) -> list[dict[str, Any]]:
     """`{id, source, group, text}` of the first items of each source: a prompt with a call as its answer."""
     kept = dict[str, list[dict[str, Any]]]()
-    for line in pantry.path("items").read_text("utf-8").splitlines():
+    for line in demo.path("items").read_text("utf-8").splitlines():
         row = json.loads(line)
         some = kept.setdefault(row["category"], [])
         if row["category"] in sources and len(some) < each:

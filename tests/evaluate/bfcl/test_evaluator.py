@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 from transformers import AutoTokenizer
 
-from souping import pantry
+from souping import demo
 from souping.core.protocols import ModuleSettings
 from souping.core.types import Item, UserError, digest
 from souping.evaluate.bfcl import BfclEvaluator, Environment
@@ -30,8 +30,8 @@ from tests.support.evaluators import DeadServer
 from tests.support.live import started
 
 SERVER = TransformersServer(args={"device": "cpu"}, dtype="float32")
-COOK = Path(pantry.path("python_cook"))
-OTHER = Path(pantry.path("script_cook"))
+MODEL = Path(demo.path("tuned_python"))
+OTHER = Path(demo.path("tuned_javascript"))
 TEMPLATE = "{% for m in messages %}<{{ m.role }}>{{ m.content }}\n{% endfor %}<assistant>"
 served = pytest.mark.skipif(
     any(importlib.util.find_spec(name) is None for name in NEEDS),
@@ -50,7 +50,7 @@ def prompt(item: Item) -> str:
 
 
 def shortest(bfcl: Environment, categories: Sequence[str], count: int) -> list[Item]:
-    """The items of each category with the shortest prompts: they fit the pantry's 512 tokens."""
+    """The items of each category with the shortest prompts: they fit the demo's 512 tokens."""
     found = []
     for name in categories:
         items = BfclBenchmark(data=bfcl.data, categories=(name,)).items()
@@ -66,9 +66,9 @@ def table(folder: Path) -> Any:
 
 @pytest.fixture(scope="module")
 def roomy(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A pantry model with a chat template and room for BFCL's own prompts."""
-    folder = tmp_path_factory.mktemp("roomy") / "python_cook"
-    shutil.copytree(COOK, folder)
+    """A demo model with a chat template and room for BFCL's own prompts."""
+    folder = tmp_path_factory.mktemp("roomy") / "tuned_python"
+    shutil.copytree(MODEL, folder)
     for name, keys in {
         "config.json": {"max_position_embeddings": 8192},
         "tokenizer_config.json": {"model_max_length": 8192, "chat_template": TEMPLATE},
@@ -108,8 +108,8 @@ class TestGenerate:
             max_new_tokens=12,
         )
         try:
-            found = evaluator.evaluate(table(COOK), asked)
-            running = SERVER.current.swap(COOK, SERVER)
+            found = evaluator.evaluate(table(MODEL), asked)
+            running = SERVER.current.swap(MODEL, SERVER)
             assert running.process is not None
             assert running.process.alive
         finally:
@@ -154,15 +154,15 @@ class TestGenerate:
             UserError,
             match=r"no item could be evaluated: the tokenizer has no chat template; evaluator.handler=plain",
         ):
-            evaluator.evaluate(table(COOK), asked)
+            evaluator.evaluate(table(MODEL), asked)
         evaluator.close()
 
 
 def greedy(item: Item, tokens: int) -> tuple[str, str]:
     """What the model writes after the item's prompt by transformers itself, and how it ends."""
-    tokenizer = AutoTokenizer.from_pretrained(COOK)
+    tokenizer = AutoTokenizer.from_pretrained(MODEL)
     inputs = tokenizer(prompt(item), return_tensors="pt", return_token_type_ids=False)
-    out = load_module(COOK, ModuleSettings()).generate(
+    out = load_module(MODEL, ModuleSettings()).generate(
         **inputs, do_sample=False, max_new_tokens=tokens
     )
     written = out[0, inputs["input_ids"].shape[1] :].tolist()
@@ -176,7 +176,7 @@ def test_a_dead_server_stops_the_run(bfcl: Environment) -> None:
     with pytest.raises(
         UserError, match=r"^bfcl-eval: the server at http://127.0.0.1:9/v1 does not answer"
     ):
-        evaluator.evaluate(table(COOK), shortest(bfcl, ("simple_python",), 1))
+        evaluator.evaluate(table(MODEL), shortest(bfcl, ("simple_python",), 1))
 
 
 def test_code_of_a_folder_is_not_run(bfcl: Environment, roomy: Path, tmp_path: Path) -> None:
@@ -197,7 +197,7 @@ def test_code_of_a_folder_is_not_run(bfcl: Environment, roomy: Path, tmp_path: P
     [
         (
             {"handler": {"java_cok": "plain"}},
-            r"evaluator\.handler: name=java_cok .*did you mean java_cook",
+            r"evaluator\.handler: name=java_cok .*did you mean tuned_java",
         ),
         ({"handler": "plaid"}, r"evaluator\.handler=plaid"),
         ({"temperature": 0.6}, "temperature=0.6"),
@@ -207,7 +207,7 @@ def test_code_of_a_folder_is_not_run(bfcl: Environment, roomy: Path, tmp_path: P
 def test_what_is_refused(bfcl: Environment, settings: dict[str, Any], words: str) -> None:
     with pytest.raises(UserError, match=words):
         BfclEvaluator(**{"server": SERVER, "categories": ["live"], **settings}).prompts.check(
-            ["java_cook"]
+            ["tuned_java"]
         )
 
 
@@ -264,14 +264,17 @@ def test_a_whole_run(bfcl: Environment, address: str, souping: Cli, tmp_path: Pa
     ]
     words += [
         "benchmark.limit=10",
-        f"pool.candidates=[{COOK},{OTHER}]",
+        f"pool.candidates=[{MODEL},{OTHER}]",
     ]
     words += [
         "evaluator.categories=[simple_python,irrelevance]",
         "evaluator.max_new_tokens=12",
         "evaluator.num_concurrent=2",
     ]
-    words += ["evaluator.handler={soup:plain,python_cook:plain,script_cook:plain}", "name=served"]
+    words += [
+        "evaluator.handler={soup:plain,tuned_python:plain,tuned_javascript:plain}",
+        "name=served",
+    ]
     words += ["optimiser=fixed", "optimiser.weights=[0.5,0.5]"]
     done = souping(*words)
     assert done.code == 0, done.err

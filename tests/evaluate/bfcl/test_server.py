@@ -14,7 +14,7 @@ from typing import Any
 import psutil
 import pytest
 
-from souping import pantry
+from souping import demo
 from souping.core.fields import component
 from souping.core.types import Item, UserError
 from souping.evaluate.bfcl import BfclEvaluator, Environment
@@ -23,7 +23,7 @@ from tests.conftest import ROOT
 from tests.evaluate.bfcl.test_evaluator import shortest
 from tests.support.http import FakeServer, Handler, serving
 
-COOK = Path(pantry.path("python_cook"))
+MODEL = Path(demo.path("tuned_python"))
 
 
 USED = {"prompt_tokens": 5, "completion_tokens": 1, "total_tokens": 6}
@@ -101,7 +101,7 @@ def items(many: tuple[Item, ...]) -> tuple[Item, ...]:
     return many[:2]
 
 
-TABLE: Any = SimpleNamespace(soup="", eos_token_ids=(), folder=COOK)
+TABLE: Any = SimpleNamespace(soup="", eos_token_ids=(), folder=MODEL)
 
 
 @pytest.mark.parametrize(

@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 from safetensors.torch import load_file
 
-from souping import pantry
+from souping import demo
 from souping.core.text import install
 from souping.core.types import Candidate, Item, UserError, digest
 from souping.evaluate.engines.transformers import (
@@ -35,9 +35,9 @@ from tests.conftest import Cli, pool_of
 from tests.support.evaluators import Sink
 from tests.support.live import live
 
-FOLDER = pantry.path("python_cook")
+FOLDER = demo.path("tuned_python")
 ITEMS = [
-    Item(id=str(i), category="c", prompt=f"cook number {i} of them", answer="") for i in range(5)
+    Item(id=str(i), category="c", prompt=f"item number {i} of them", answer="") for i in range(5)
 ]
 
 
@@ -49,52 +49,50 @@ def asked(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Lo
 
 
 @pytest.fixture(scope="module")
-def pantry_model() -> Any:
+def demo_model() -> Any:
     return live(FOLDER)
 
 
 def answers(
-    asked: LocalEvaluator, pantry_model: Any, items: Sequence[Item], repeat: int = 0
+    asked: LocalEvaluator, demo_model: Any, items: Sequence[Item], repeat: int = 0
 ) -> list[Answer]:
-    return asked.engine.generate(asked.generation, pantry_model, items, repeat)
+    return asked.engine.generate(asked.generation, demo_model, items, repeat)
 
 
 def test_an_answer_for_every_item_in_order_and_the_same_again(
-    asked: LocalEvaluator, pantry_model: Any
+    asked: LocalEvaluator, demo_model: Any
 ) -> None:
-    told = answers(asked, pantry_model, ITEMS)
+    told = answers(asked, demo_model, ITEMS)
     assert len(told) == len(ITEMS)
-    assert answers(asked, pantry_model, ITEMS) == told
-    assert [answers(asked, pantry_model, [item])[0] for item in ITEMS] == told
+    assert answers(asked, demo_model, ITEMS) == told
+    assert [answers(asked, demo_model, [item])[0] for item in ITEMS] == told
     asked.engine.close()
     asked.engine.close()
-    assert answers(asked, pantry_model, ITEMS) == told
+    assert answers(asked, demo_model, ITEMS) == told
 
 
-def test_an_answer_ends_at_a_stop_text(asked: LocalEvaluator, pantry_model: Any) -> None:
-    whole = answers(asked, pantry_model, ITEMS[:1])[0].text
+def test_an_answer_ends_at_a_stop_text(asked: LocalEvaluator, demo_model: Any) -> None:
+    whole = answers(asked, demo_model, ITEMS[:1])[0].text
     stopped = replace(asked, stop=[whole[1]])
-    assert answers(stopped, pantry_model, ITEMS[:1])[0].text == whole[: whole.index(whole[1])]
+    assert answers(stopped, demo_model, ITEMS[:1])[0].text == whole[: whole.index(whole[1])]
 
 
-def test_an_answer_knows_its_prompt_and_its_tokens(
-    asked: LocalEvaluator, pantry_model: Any
-) -> None:
-    (told,) = answers(asked, pantry_model, ITEMS[:1])
-    prompt = pantry_model.tokenizer(ITEMS[0].prompt)["input_ids"]
+def test_an_answer_knows_its_prompt_and_its_tokens(asked: LocalEvaluator, demo_model: Any) -> None:
+    (told,) = answers(asked, demo_model, ITEMS[:1])
+    prompt = demo_model.tokenizer(ITEMS[0].prompt)["input_ids"]
     assert (told.prompt_tokens, told.prompt_key) == (len(prompt), prompt_key(prompt))
     assert (told.outcome, len(told.tokens)) == ("truncated", 4)
-    ended = SimpleNamespace(**{**vars(pantry_model), "eos_token_ids": (told.tokens[1],)})
+    ended = SimpleNamespace(**{**vars(demo_model), "eos_token_ids": (told.tokens[1],)})
     (short,) = answers(asked, ended, ITEMS[:1])
     assert (
-        pantry_model.tokenizer.decode(told.tokens[:1]) == short.text
+        demo_model.tokenizer.decode(told.tokens[:1]) == short.text
         or asked.engine.model_form == "chunks"
     )
 
 
-def test_a_prompt_that_does_not_fit_is_unanswered(asked: LocalEvaluator, pantry_model: Any) -> None:
-    long = Item(id="long", category="c", prompt="cook " * 2000, answer="")
-    told, other = answers(asked, pantry_model, [long, ITEMS[0]])
+def test_a_prompt_that_does_not_fit_is_unanswered(asked: LocalEvaluator, demo_model: Any) -> None:
+    long = Item(id="long", category="c", prompt="word " * 2000, answer="")
+    told, other = answers(asked, demo_model, [long, ITEMS[0]])
     assert (told.outcome, told.text) == ("unanswered", "")
     assert re.fullmatch(r"the prompt does not fit the context of \d+ tokens", told.reason)
     assert other.outcome == "truncated"

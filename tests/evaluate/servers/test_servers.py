@@ -19,7 +19,7 @@ from typing import Any
 
 import pytest
 
-from souping import pantry
+from souping import demo
 from souping.core.fields import component
 from souping.core.types import Missing, UserError, digest
 from souping.evaluate.servers.choices import NEEDS, TransformersServer, VllmServer
@@ -74,7 +74,7 @@ def test_an_interpreter_without_the_packages_is_named(server: Any, tmp_path: Pat
     bare.write_text(f'#!/bin/sh\nexec {sys.executable} -S -I "$@"\n')
     bare.chmod(0o755)
     with pytest.raises(UserError, match=r"python has no .*: .*python -m pip install") as told:
-        replace(server, python=str(bare)).start(pantry.path("python_cook"), "m")
+        replace(server, python=str(bare)).start(demo.path("tuned_python"), "m")
     assert "\n" not in str(told.value)
 
 
@@ -372,7 +372,7 @@ class TestStart:
 
 @pytest.fixture(scope="module")
 def prompts() -> list[str]:
-    lines = pantry.path("items").read_text().splitlines()[:200:50]
+    lines = demo.path("items").read_text().splitlines()[:200:50]
     return [json.loads(line)["prompt"] for line in lines]
 
 
@@ -381,18 +381,20 @@ def prompts() -> list[str]:
 def test_answers_of_a_transformers_server_are_those_of_the_local_evaluator(
     tmp_path: Path, prompts: list[str]
 ) -> None:
-    cook = shutil.copytree(pantry.path("python_cook"), tmp_path / "python_cook")
-    (cook / "chat_template.jinja").write_text("{% for m in messages %}{{ m.content }}{% endfor %}")
-    running = TransformersServer(args={"device": "cpu"}, dtype="float32").start(cook, "python_cook")
+    model = shutil.copytree(demo.path("tuned_python"), tmp_path / "tuned_python")
+    (model / "chat_template.jinja").write_text("{% for m in messages %}{{ m.content }}{% endfor %}")
+    running = TransformersServer(args={"device": "cpu"}, dtype="float32").start(
+        model, "tuned_python"
+    )
     assert running.process is not None
     log = running.process.log
     group = running.process.group
     try:
         texts = completions(running.url, running.model, prompts, 24)
-        assert texts == local_answers(cook, prompts, 24)
+        assert texts == local_answers(model, prompts, 24)
         assert len(set(texts)) > 1
         chats = [({"role": "user", "content": prompt},) for prompt in prompts]
-        assert completions(running.url, running.model, chats, 24) == local_answers(cook, chats, 24)
+        assert completions(running.url, running.model, chats, 24) == local_answers(model, chats, 24)
     finally:
         running.stop()
     assert gone(group)
@@ -406,10 +408,10 @@ def test_a_found_server_loads_one_model_after_another(tmp_path: Path, prompts: l
     command = [sys.executable, "-m", "transformers.cli.transformers", "serve", "--port", str(port)]
     command += ["--host", "127.0.0.1", "--device", "cpu", "--dtype", "float32"]
     with started(command, port, tmp_path / "log") as url:
-        for name in ("python_cook", "java_cook"):
-            running = TransformersServer(url=url).start(pantry.path(name), name)
+        for name in ("tuned_python", "tuned_java"):
+            running = TransformersServer(url=url).start(demo.path(name), name)
             assert running.process is None
             texts = completions(running.url, running.model, prompts, 24)
-            assert texts == local_answers(pantry.path(name), prompts, 24)
+            assert texts == local_answers(demo.path(name), prompts, 24)
             running.stop()
             assert models_at(url) == []  # it forgot the soup, and runs on

@@ -1,4 +1,4 @@
-"""Training of the pantry's models: the same weights from the same seeds, scored on development items.
+"""Training of the demo's models: the same weights from the same seeds, scored on development items.
 
 The data of a step depends on the stage's seed and the number of the step alone. A model appears in `models/` when its
 training is complete; a second call keeps the models that are there and trains the others.
@@ -14,14 +14,14 @@ from pathlib import Path
 from random import Random
 from typing import TYPE_CHECKING
 
-from examples.pantry import items
-from examples.pantry.stages import BETAS, CLIP, DECAY, SHAPE, TrainingStage
-from examples.pantry.tasks import CATEGORIES, MAKERS, Task
-from examples.pantry.tokenizer import vocabulary
+from examples.demo import items
+from examples.demo.stages import BETAS, CLIP, DECAY, SHAPE, TrainingStage
+from examples.demo.tasks import CATEGORIES, MAKERS, Task
+from examples.demo.tokenizer import vocabulary
 from souping.core.types import Json, UserError
+from souping.demo import NOTE
 from souping.evaluate.engines.transformers import quiet
 from souping.evaluate.scoring import score
-from souping.pantry import NOTE
 
 if TYPE_CHECKING:
     from torch import Tensor

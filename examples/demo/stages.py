@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from examples.pantry.tasks import CATEGORIES
-from souping.pantry import BASE
+from examples.demo.tasks import CATEGORIES
+from souping.demo import BASE
 
 SHAPE: dict[str, float | bool] = {
     "hidden_size": 96,
@@ -52,7 +52,7 @@ STAGES: tuple[TrainingStage, ...] = (
         name=BASE, seed=5, steps=620, rate=3e-3, warmup=60, last=0.3, mix={"others": 1.0}
     ),
     TrainingStage(
-        name="python_cook",
+        name="tuned_python",
         parent=BASE,
         seed=101,
         steps=700,
@@ -66,7 +66,7 @@ STAGES: tuple[TrainingStage, ...] = (
         },
     ),
     TrainingStage(
-        name="java_cook",
+        name="tuned_java",
         parent=BASE,
         seed=102,
         steps=400,
@@ -80,7 +80,7 @@ STAGES: tuple[TrainingStage, ...] = (
         },
     ),
     TrainingStage(
-        name="banquet_cook",
+        name="tuned_parallel",
         parent=BASE,
         seed=103,
         steps=450,
@@ -88,7 +88,7 @@ STAGES: tuple[TrainingStage, ...] = (
         mix={"parallel": 1.0, "parallel_multiple": 1.0, "irrelevance": 0.7, "others": 0.02},
     ),
     TrainingStage(
-        name="script_cook",
+        name="tuned_javascript",
         parent=BASE,
         seed=104,
         steps=40,
@@ -96,7 +96,7 @@ STAGES: tuple[TrainingStage, ...] = (
         mix={"simple_javascript": 1.0, "irrelevance": 0.0, "others": 0.03},
     ),
     TrainingStage(
-        name="street_cook",
+        name="tuned_live",
         parent=BASE,
         seed=105,
         steps=40,
@@ -104,7 +104,7 @@ STAGES: tuple[TrainingStage, ...] = (
         mix={"live": 1.0, "simple_python": 0.5, "others": 0.03},
     ),
     TrainingStage(
-        name="line_cook",
+        name="tuned_mixed",
         parent=BASE,
         seed=106,
         steps=40,

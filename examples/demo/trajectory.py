@@ -1,6 +1,6 @@
-"""A training run to average: `python -m examples.pantry trajectory [--base FOLDER]`.
+"""A training run to average: `python -m examples.demo trajectory [--base FOLDER]`.
 
-transformers' Trainer goes on with the pantry's base at a constant rate and saves twelve checkpoints. A branch from the
+transformers' Trainer goes on with the demo's base at a constant rate and saves twelve checkpoints. A branch from the
 middle runs to the same step while its rate falls to 0. 2,000 held-out questions with their answers are written beside.
 """
 
@@ -12,10 +12,10 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from examples.pantry import items
-from examples.pantry.stages import BETAS, CLIP, DECAY, STAGES, TrainingStage
-from examples.pantry.tasks import Task
-from examples.pantry.train import draw, encode
+from examples.demo import items
+from examples.demo.stages import BETAS, CLIP, DECAY, STAGES, TrainingStage
+from examples.demo.tasks import Task
+from examples.demo.train import draw, encode
 from souping.core.files import write_atomically
 from souping.evaluate.engines.transformers import quiet
 

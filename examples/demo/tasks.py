@@ -1,4 +1,4 @@
-"""Little world of the pantry and its tasks: questions about functions, in the shape of BFCL.
+"""Little world of the demo and its tasks: questions about functions, in the shape of BFCL.
 
 A function is a verb, a thing and some slots of that thing (`book_flight(origin, day)`); a task is a prompt (language,
 function docs, question) and its answer (a call, calls, or a refusal). Every word here becomes one token, so that

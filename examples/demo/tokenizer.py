@@ -1,4 +1,4 @@
-"""Tokenizer of the pantry: one token per word, bytes for everything else.
+"""Tokenizer of the demo: one token per word, bytes for everything else.
 
 A word that follows a space is the common case and carries the space (`MARK + word`). A word next to a symbol has none;
 there the symbol carries a mark (`="` + GLUE). So `to Paris` and `"Paris"` contain the same token, which makes it easy
@@ -12,8 +12,8 @@ from collections.abc import Callable, Iterable
 from random import Random
 from typing import TYPE_CHECKING
 
-from examples.pantry.stages import VOCABULARY_SEED, VOCABULARY_TASKS
-from examples.pantry.tasks import CATEGORIES, MAKERS
+from examples.demo.stages import VOCABULARY_SEED, VOCABULARY_TASKS
+from examples.demo.tasks import CATEGORIES, MAKERS
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer

@@ -1,4 +1,4 @@
-"""Train the pantry's models, write its items, or train a run to average: `python -m examples.pantry [WHAT]`."""
+"""Train the demo's models, write its items, or train a run to average: `python -m examples.demo [WHAT]`."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from examples import exit_status
-from examples.pantry import items
-from souping import pantry
+from examples.demo import items
+from souping import demo
 from souping.core.arguments import positive
 
 WHAT = ("models", "items", "trajectory")
@@ -24,10 +24,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="python -m examples.pantry", description=__doc__)
+    parser = argparse.ArgumentParser(prog="python -m examples.demo", description=__doc__)
     parser.add_argument("what", nargs="?", choices=WHAT, default="models", help="default: models")
     parser.add_argument(
-        "--out", type=Path, default=Path("outputs/pantry"), help="folder (default: outputs/pantry)"
+        "--out", type=Path, default=Path("outputs/demo"), help="folder (default: outputs/demo)"
     )
     parser.add_argument(
         "--threads",
@@ -43,8 +43,8 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument(
         "--base",
-        default=str(pantry.path(pantry.BASE)),
-        help="trajectory: model (default: base_cook)",
+        default=str(demo.path(demo.BASE)),
+        help="trajectory: model (default: base)",
     )
     parser.add_argument(
         "--seed", type=int, default=11, help="trajectory: seed of the data (default: 11)"
@@ -60,8 +60,8 @@ def _items(options: argparse.Namespace) -> None:
 def _models(options: argparse.Namespace) -> None:
     import torch
 
-    from examples.pantry.stages import STAGES
-    from examples.pantry.train import train_family
+    from examples.demo.stages import STAGES
+    from examples.demo.train import train_family
 
     torch.set_num_threads(options.threads)
     limit = options.steps
@@ -69,13 +69,13 @@ def _models(options: argparse.Namespace) -> None:
         dataclasses.replace(stage, steps=min(stage.steps, limit or stage.steps)) for stage in STAGES
     ]
     train_family(options.out, stages, options.dev)
-    print(f"the pantry is in {options.out}")
+    print(f"the demo is in {options.out}")
 
 
 def _trajectory(options: argparse.Namespace) -> None:
     import torch
 
-    from examples.pantry.trajectory import STEPS, make
+    from examples.demo.trajectory import STEPS, make
 
     torch.set_num_threads(options.threads)
     print(make(options.base, options.out, options.steps or STEPS, options.seed))

@@ -1,4 +1,4 @@
-"""The pantry as it ships, and made again: its items from the generator, its models by training."""
+"""The demo as it ships, and made again: its items from the generator, its models by training."""
 
 from __future__ import annotations
 
@@ -9,19 +9,19 @@ from pathlib import Path
 
 import pytest
 
-from examples.pantry import items, train
-from examples.pantry.__main__ import main
-from examples.pantry.stages import STAGES, TrainingStage
-from examples.pantry.tasks import CATEGORIES
-from souping import pantry
+from examples.demo import items, train
+from examples.demo.__main__ import main
+from examples.demo.stages import STAGES, TrainingStage
+from examples.demo.tasks import CATEGORIES
+from souping import demo
 from souping.core.types import FOLDS
 from souping.evaluate import benchmark as folds
 from souping.evaluate.benchmark import Benchmark
 from souping.evaluate.scoring import score
 from tests.conftest import ROOT, Cli
 
-SHIPPED = Benchmark(path=str(pantry.path("items"))).items()
-MODELS = (pantry.BASE, *pantry.CANDIDATES)
+SHIPPED = Benchmark(path=str(demo.path("items"))).items()
+MODELS = (demo.BASE, *demo.CANDIDATES)
 
 
 def test_every_category_is_well_filled_in_every_fold() -> None:
@@ -50,12 +50,12 @@ def test_plain_transformers_loads_the_models() -> None:
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     for name in MODELS:
-        model = AutoModelForCausalLM.from_pretrained(pantry.path(name))
+        model = AutoModelForCausalLM.from_pretrained(demo.path(name))
         assert type(model).__name__ == "LlamaForCausalLM"
         assert model.dtype in (torch.bfloat16, torch.float16)
         assert model.config.tie_word_embeddings
         assert 480_000 <= model.num_parameters() <= 560_000
-        tokens = AutoTokenizer.from_pretrained(pantry.path(name))
+        tokens = AutoTokenizer.from_pretrained(demo.path(name))
         assert len(tokens) == model.config.vocab_size
         known = (model.config.pad_token_id, model.config.bos_token_id, model.config.eos_token_id)
         assert known == (tokens.pad_token_id, tokens.bos_token_id, tokens.eos_token_id)
@@ -63,17 +63,17 @@ def test_plain_transformers_loads_the_models() -> None:
 
 def test_the_first_line_says_that_the_models_are_bundled(souping: Cli) -> None:
     first = "bundled tiny models with BFCL-style questions (not BFCL)"
-    for more in (["plan=true"], ["expected={python_cook: 1}", "out=/"]):
+    for more in (["plan=true"], ["expected={tuned_python: 1}", "out=/"]):
         assert souping("+experiment=bfcl", *more).out.splitlines()[0] == first
     assert "leave +experiment=bfcl out" in souping("+experiment=bfcl", "benchmark.path=x.jsonl").out
 
 
 TASKS = items.make(items.SEED, items.PER_CATEGORY)
 SMALL = (
-    TrainingStage(name="base_cook", seed=1, steps=3, rate=1e-2, batch=4, mix={"others": 1.0}),
+    TrainingStage(name="base", seed=1, steps=3, rate=1e-2, batch=4, mix={"others": 1.0}),
     TrainingStage(
-        name="java_cook",
-        parent="base_cook",
+        name="tuned_java",
+        parent="base",
         seed=2,
         steps=2,
         rate=1e-2,
@@ -87,7 +87,7 @@ def test_the_script_writes_the_shipped_file(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert main(["items", "--out", str(tmp_path)]) == 0
-    assert (tmp_path / "items.jsonl").read_bytes() == pantry.path("items").read_bytes()
+    assert (tmp_path / "items.jsonl").read_bytes() == demo.path("items").read_bytes()
     assert "1024 items" in capsys.readouterr().out
 
 
@@ -115,12 +115,12 @@ def test_training_and_development_never_meet_the_shipped_items() -> None:
 
 
 def test_the_record_of_the_shipped_models_matches_the_stages() -> None:
-    record = json.loads((ROOT / "examples" / "pantry" / "scores.json").read_text())
+    record = json.loads((ROOT / "examples" / "demo" / "scores.json").read_text())
     assert "not BFCL" in record["note"]
     assert record["stages"] == json.loads(
         json.dumps([dataclasses.asdict(stage) for stage in STAGES])
     )
-    assert list(record["scores"]) == [pantry.BASE, *pantry.CANDIDATES]
+    assert list(record["scores"]) == [demo.BASE, *demo.CANDIDATES]
     assert all(set(scores) == set(CATEGORIES) for scores in record["scores"].values())
 
 
@@ -135,17 +135,17 @@ def test_a_stopped_training_continues_to_the_same_models(tmp_path: Path) -> None
     assert any("% on development items" in line for line in lines)
 
     def stop(line: str) -> None:
-        if line.startswith("java_cook"):
+        if line.startswith("tuned_java"):
             raise KeyboardInterrupt
 
     killed = tmp_path / "killed"
     with pytest.raises(KeyboardInterrupt):
         train.train_family(killed, SMALL, dev=1, say=stop)
-    assert [path.name for path in (killed / "models").iterdir()] == ["base_cook"]
+    assert [path.name for path in (killed / "models").iterdir()] == ["base"]
     later: list[str] = []
     train.train_family(killed, SMALL, dev=1, say=later.append)
-    assert not any(line.startswith("base_cook: step") for line in later)
+    assert not any(line.startswith("base: step") for line in later)
     for stage in SMALL:
         folders = [tmp_path / run / "models" / stage.name for run in ("whole", "killed")]
         assert weights(folders[0]) == weights(folders[1])
-    assert weights(folders[0]) != weights(tmp_path / "whole" / "models" / "base_cook")
+    assert weights(folders[0]) != weights(tmp_path / "whole" / "models" / "base")

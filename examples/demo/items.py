@@ -1,4 +1,4 @@
-"""Items of the pantry: the same file from the same seed, many small groups, nothing twice."""
+"""Items of the demo: the same file from the same seed, many small groups, nothing twice."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from random import Random
 
-from examples.pantry.tasks import MAKERS, Task
+from examples.demo.tasks import MAKERS, Task
 from souping.core.files import write_atomically
 from souping.core.types import Item
 

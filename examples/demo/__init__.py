@@ -1,0 +1,1 @@
+"""Generator of the demo's items and training of its models (`souping/demo`)."""

@@ -1,1 +1,0 @@
-"""Generator of the pantry's items and training of its models (`souping/pantry`)."""
