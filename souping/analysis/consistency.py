@@ -49,7 +49,7 @@ from souping.statistics.levels import Z95
 
 CONSISTENCY_SALT = 0xC025
 # Bootstrap draws for the intervals, and simulated populations of a null that draws.
-DRAWS = 1000
+POPULATION_DRAWS = 1000
 MIXTURES = 500
 # Differences of two correlations that are rounding.
 ROUNDING = 1e-9
@@ -59,8 +59,9 @@ ROUNDING = 1e-9
 class Consistency(Analysis):
     """Mean |rho| over pairs of categories: over the candidates, over the search's soups, and under linear mixing.
 
-    Pairs of categories in which both populations vary count. Intervals are +- 1.96 standard errors by `DRAWS` bootstrap
-    draws of the search fold's groups, the models and soups as they are. The nulls that draw are drawn `MIXTURES` times.
+    Pairs of categories in which both populations vary count. Intervals are +- 1.96 standard errors by
+    `POPULATION_DRAWS` bootstrap draws of the search fold's groups, the models and soups as they are. The nulls that
+    draw are drawn `MIXTURES` times.
     """
 
     def analyse(self, run: RunScores) -> ConsistencyResult:
@@ -80,7 +81,7 @@ class Consistency(Analysis):
         used = set(itertools.chain(*(soup.ingredients for soup in soups)))
         ingredients = {name: scores for name, scores in singles.items() if name in used}
         nulls = self._nulls(soups, ingredients, varying, run)
-        candidates = _summary(before, varying, run.correlation, DRAWS)
+        candidates = _summary(before, varying, run.correlation, POPULATION_DRAWS)
         categories = np.array(before.categories)
         return ConsistencyResult(
             fold="search",
@@ -88,7 +89,7 @@ class Consistency(Analysis):
             categories=before.categories,
             left_out=tuple(categories[~varying].tolist()),
             before=replace(candidates, note=few_models(len(singles))),
-            after=_summary(after, varying, run.correlation, DRAWS),
+            after=_summary(after, varying, run.correlation, POPULATION_DRAWS),
             nulls={name: _spread(null) for name, null in nulls.items()},
         )
 

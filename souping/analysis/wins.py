@@ -56,14 +56,14 @@ from souping.statistics.scores import ModelScores, group_numbers, one_category
 MEAN_TIE = 1e-12
 WINS_SALT = 0x9A4E
 # Bootstrap draws for the intervals.
-DRAWS = 400
+WINS_DRAWS = 400
 
 
 @component
 class CategoryWins(Analysis):
     """Categories in which each soup of the search beats all, and at least one, of its ingredients.
 
-    Intervals of the shares: +- 1.96 standard errors by `DRAWS` bootstrap draws of the search fold's groups.
+    Intervals of the shares: +- 1.96 standard errors by `WINS_DRAWS` bootstrap draws of the search fold's groups.
     """
 
     def analyse(self, run: RunScores) -> CategoryWinsResult:
@@ -80,7 +80,7 @@ class CategoryWins(Analysis):
         ingredients = [list(map(scores.models.index, family.ingredients)) for family in families]
 
         wins = _beaten(scores.values[None], soups, ingredients)[:, 0]  # [2, S, C]
-        drawn = GroupSums.of(scores).draws(DRAWS, np.random.default_rng(WINS_SALT))
+        drawn = GroupSums.of(scores).draws(WINS_DRAWS, np.random.default_rng(WINS_SALT))
         drawn_wins = _beaten(drawn, soups, ingredients)
         chances = _chances(scores.values, soups, ingredients)
         counts = wins.sum(axis=-1).astype(int)

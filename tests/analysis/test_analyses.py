@@ -40,9 +40,9 @@ FREE = {"consistency", "category_wins", "item_wins", "surface"}
 
 @pytest.fixture(autouse=True)
 def few_draws(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("souping.analysis.consistency.DRAWS", 40)
+    monkeypatch.setattr("souping.analysis.consistency.POPULATION_DRAWS", 40)
     monkeypatch.setattr("souping.analysis.consistency.MIXTURES", 100)
-    monkeypatch.setattr("souping.analysis.wins.DRAWS", 20)
+    monkeypatch.setattr("souping.analysis.wins.WINS_DRAWS", 20)
 
 
 def name_of(analysis: Analysis) -> str:
