@@ -21,9 +21,10 @@ from souping.report.files import as_json
 from tests.conftest import ROOT
 
 NAMES = """
-__version__ Adaptive All Consistency Fixed Greedy GreedySoup Grid Item LocalEvaluator LocalMerge Mean Nevergrad Parents
-Recipe ResponseSurface RunResult ScoreMatrix Selection Shapley SoCE TopK Tree Uniform UserError Weighted Wins Worst
-compare kendall pearson read_table run select soup spearman
+__version__ Adaptive All Consistency Fixed Greedy GreedySoup Grid Item LocalEvaluator LocalMerge
+Mean Nevergrad CategoryWins Recipe ResponseSurface RunResult ScoreMatrix Selection Shapley SoCE
+TopK Tree Uniform UserError Weighted ItemWins Worst compare kendall pearson read_table run
+select soup spearman
 """
 
 
