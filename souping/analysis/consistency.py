@@ -188,7 +188,7 @@ def _mixed(
     counts = sums.counts.sum(axis=0)
     strengths = np.empty(draws)
     for draw in range(draws):
-        # Parents share the line from 0 to 1 by their weights; a random point on it picks one.
+        # Ingredients share the line from 0 to 1 by their weights; a random point on it picks one.
         order = rng.permutation(weights.shape[1])
         ends = weights[:, order].cumsum(axis=1)
         points = rng.random(size)
