@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import replace
 
 from souping.core.fields import Share, mismatch
@@ -24,16 +23,25 @@ WITHOUT_EFFECT = frozenset(
 """Arguments that change no answer: the share of memory, and logging."""
 
 
-def check_tool_arguments(args: JsonObject, where: str, keys: Mapping[str, str]) -> None:
-    """Refuse arguments that have a key of souping's, {argument: key}; the key is empty if souping sets it itself.
+SET_BY_SOUPING = frozenset(
+    {
+        "dtype",
+        "generation_config",
+        "host",
+        "model",
+        "port",
+        "tensor_parallel_size",
+        "trust_remote_code",
+        "worker_extension_cls",
+    }
+)
+"""Arguments of vLLM or a server that `args` may not hold."""
 
-    Raises:
-        UserError: there is such an argument, or the share of memory is none.
-    """
-    for name in args:
-        if name in keys:
-            hint = f"set {keys[name]}" if keys[name] else "souping sets it"
-            raise UserError(f"{where}.{name} is not for `args`: {hint}")
+
+def check_tool_arguments(args: JsonObject, where: str) -> None:
+    """Refuse arguments that souping sets, and a share of memory that is none (UserError)."""
+    for name in SET_BY_SOUPING & args.keys():
+        raise UserError(f"{where}.{name}: souping sets it, or has a key for it: leave it out")
     fraction = args.get(GPU_FRACTION, 1.0)
     if wrong := mismatch(fraction, Share):
         raise UserError(f"{where}.{GPU_FRACTION}={fraction!r:.60} {wrong}")

@@ -65,13 +65,6 @@ ENGINE_FIXED: JsonObject = {
     "generation_config": "vllm",
 }
 """Arguments of `vllm.LLM` on which souping depends."""
-ENGINE_KEYS = {
-    **dict.fromkeys(("model", *ENGINE_FIXED), ""),
-    "dtype": "evaluator.dtype",
-    "tensor_parallel_size": "engine.tensor_parallel_size",
-    "trust_remote_code": "evaluator.trust_remote_code",
-}
-"""{argument that `args` may not hold: the key for it}"""
 log = logging.getLogger("souping.evaluate")
 
 
@@ -104,7 +97,7 @@ class VllmEngine(Engine):
     running: EngineState = field(default_factory=EngineState, init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
-        check_tool_arguments(self.args, "engine.args", ENGINE_KEYS)
+        check_tool_arguments(self.args, "engine.args")
 
     @property
     def arguments(self) -> dict[str, Any]:

@@ -25,7 +25,6 @@ from souping.evaluate.generate import MachineEvaluator
 from souping.evaluate.lm_eval.metrics import Metric, choose
 from souping.evaluate.lm_eval.task_files import Spec, TaskFiles
 from souping.evaluate.templates import PENALTIES, SAMPLING, Decoding
-from souping.evaluate.tool_arguments import check_tool_arguments
 
 if TYPE_CHECKING:
     from lm_eval.api.task import Task
@@ -76,17 +75,9 @@ IN_ITEMS = ("fewshot_random_seed", *TASK_ARGUMENTS)
 SET_HERE = (
     "pretrained", "revision", "subfolder", "tokenizer", "use_fast_tokenizer", "max_batch_size", "parallelize",
     "max_memory_per_gpu", "max_cpu_memory", "offload_folder", "tp_plan", "peft", "delta", "autogptq", "gptqmodel",
-    "gguf_file", "kwargs",
+    "gguf_file", "kwargs", "batch_size", "device", "dtype", "trust_remote_code",
 )  # fmt: skip
-"""Arguments of HFLM by which it would load a checkpoint."""
-HARNESS_KEYS = {
-    **dict.fromkeys(SET_HERE, ""),
-    **{
-        name: f"evaluator.{name}" for name in ("batch_size", "device", "dtype", "trust_remote_code")
-    },
-    "limit": "benchmark.limit",
-}
-"""{argument that `args` may not hold: the key for it}"""
+"""Arguments of HFLM that have a key, or by which it would load a checkpoint."""
 PUBLISHED: tuple[tuple[str, int, int], ...] = (
     (r"mgsm_\w+_[a-z]{2}", 250, 1),
     (r"flores36", 1012, 36),
@@ -123,9 +114,6 @@ class HarnessSettings(MachineEvaluator):
     confirm_run_unsafe_code: bool = False
     allow_task_code: bool = False
     args: dict[str, Any] = field(default_factory=dict)
-
-    def __post_init__(self) -> None:
-        check_tool_arguments(self.args, "evaluator.args", HARNESS_KEYS)
 
     @property
     def arguments(self) -> dict[str, Any]:
@@ -274,7 +262,7 @@ def check_names(args: JsonObject) -> None:
         return
     from lm_eval.models.huggingface import HFLM
 
-    model = inspect.signature(HFLM).parameters.keys() - HARNESS_KEYS.keys()
+    model = inspect.signature(HFLM).parameters.keys() - set(SET_HERE)
     others = {*EVALUATION_ARGUMENTS, *TASK_ARGUMENTS}
     for name in args:
         pick(name, sorted(model | others), "evaluator.args: name")

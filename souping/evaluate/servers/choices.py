@@ -12,7 +12,7 @@ import sys
 import tempfile
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection
 from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import lru_cache
@@ -44,11 +44,6 @@ QUIET = {
     "HF_HUB_DISABLE_PROGRESS_BARS": "1",
     "PYTHONUNBUFFERED": "1",
     "VLLM_NO_USAGE_STATS": "1",
-}
-OPTION_KEYS = {
-    **dict.fromkeys(("model", "host", "port"), ""),
-    "dtype": "server.dtype",
-    "trust_remote_code": "server.trust_remote_code",
 }
 NEEDS = ("transformers", "fastapi", "uvicorn", "openai", "torch")
 """Packages that `transformers serve` imports."""
@@ -113,8 +108,6 @@ class Server(ABC):
     """Extra of this package that has them."""
     how_to_start: ClassVar[str]
     """How somebody must have started a server for `url`."""
-    keys: ClassVar[Mapping[str, str]] = OPTION_KEYS
-    """{option that `args` may not hold: the key for it}"""
     defaults: ClassVar[JsonObject] = {}
     """Options that are always given."""
     request: ClassVar[JsonObject] = {}
@@ -130,12 +123,12 @@ class Server(ABC):
     )
 
     def __post_init__(self) -> None:
-        check_tool_arguments(self.command_options, "server.args", self.keys)
+        check_tool_arguments(self.command_options, "server.args")
 
     @property
     def command_options(self) -> dict[str, Any]:
         """`args` over the `defaults`, by Python's spelling of their names."""
-        args = {name.replace("-", "_"): self.args[name] for name in sorted(self.args)}
+        args = {name.replace("-", "_"): value for name, value in self.args.items()}
         return {**self.defaults, **args}
 
     @property
@@ -276,16 +269,14 @@ class Server(ABC):
 def option_words(options: JsonObject, without: Collection[str] = ()) -> list[str]:
     """Options but some as words of a command line; one that is null is left out."""
     words = list[str]()
-    for name, value in options.items():
+    for name, value in sorted(options.items()):
         flag = name.replace("_", "-")
         if name in without or value is None:
             continue
         if isinstance(value, bool):
             words.append(f"--{flag}" if value else f"--no-{flag}")
-        elif isinstance(value, list):
-            words += [f"--{flag}", *map(str, value)]
         else:
-            words += [f"--{flag}", json.dumps(value) if isinstance(value, dict) else str(value)]
+            words += [f"--{flag}", value if isinstance(value, str) else json.dumps(value)]
     return words
 
 
@@ -320,11 +311,6 @@ class VllmServer(Server):
         "repetition_penalty": 1.0,
     }
 
-    keys: ClassVar[Mapping[str, str]] = {
-        **OPTION_KEYS,
-        "generation_config": "",
-        "tensor_parallel_size": "server.tensor_parallel_size",
-    }
     defaults: ClassVar[JsonObject] = {GPU_FRACTION: 0.9, "max_model_len": None}
 
     tensor_parallel_size: Threads = 1
