@@ -173,7 +173,7 @@ def test_an_engine_computes_in_the_evaluators_dtype(tmp_path: Path) -> None:
     assert llm_arguments(tmp_path, VllmEngine(), VLLM.machine)["dtype"] == "auto"
     on_a_gpu = replace(VLLM, device="cuda")
     assert on_a_gpu.for_pool(FOLDER, {}) == on_a_gpu
-    assert replace(LOCAL, device="cuda").for_pool(FOLDER, {}).dtype == "float32"
+    assert replace(LOCAL, device="cuda").for_pool(FOLDER, {}).dtype == "bfloat16"
 
 
 @pytest.mark.skipif(importlib.util.find_spec("vllm") is not None, reason="vLLM is there")
