@@ -17,10 +17,12 @@ def load(folder: str) -> dict[str, Any]:
 OWN = {"cost": 0, "rebuild": "", "provenance": 0}
 first, second = load(sys.argv[1]), load(sys.argv[2])
 seconds, again = int(sys.argv[3]), int(sys.argv[4])
-cost, folds = first["cost"], first["folds"]
+cost, splits = first["cost"], first["splits"]
 trials = len(list(csv.DictReader((Path(sys.argv[1]) / "trials.csv").open())))
 checks = {
-    f"folds {folds}": folds["select"] >= 160 and folds["search"] >= 160 and folds["report"] >= 400,
+    f"splits {splits}": splits["select"] >= 160
+    and splits["search"] >= 160
+    and splits["report"] >= 400,
     "the second run evaluates nothing": second["cost"]["evaluated_items"] == 0,
     f"{trials} trials": trials == cost["trials"] > 0,
     "the two reports are equal, cost, provenance and place aside": {**first, **OWN}

@@ -151,7 +151,7 @@ def unlike_soups(rng: np.random.Generator) -> bool:
 
 
 def opened_often(rng: np.random.Generator) -> bool:
-    """Twenty runs report one soup each on the same items (a report fold or an extra benchmark); each prints its
+    """Twenty runs report one soup each on the same items (a test split or an extra benchmark); each prints its
     p-value."""
     person = Person(rng, TIMES + 1, 0.5)
     return any(person.better(model, person.show(model)) for model in range(1, TIMES + 1))

@@ -1,10 +1,10 @@
 """The main job with the adaptive search beside the paper's grid: time of the search stage, and the two winners on the
-report fold.
+test split.
 
     python benchmarks/main_job.py [--rounds 3]
 
 Each run has a store of its own, so that everything is answered; runs take turns. The search stage is from its first
-line on the terminal to the soup's; single models on the search fold and the winner's plain confirmation are in it.
+line on the terminal to the soup's; single models on the search split and the winner's plain confirmation are in it.
 """
 
 from __future__ import annotations
@@ -70,14 +70,14 @@ def report(folder: Path) -> dict[str, Any]:
 
 
 def answers(folder: Path) -> dict[str, dict[str, Any]]:
-    """{item: its line} of the report fold."""
+    """{item: its line} of the test split."""
     with gzip.open(folder / "samples.jsonl.gz", "rt", encoding="utf-8") as file:
         lines = [json.loads(line) for line in file]
-    return {line["item"]: line for line in lines if line["fold"] == "report"}
+    return {line["item"]: line for line in lines if line["split"] == "test"}
 
 
 def paired(adaptive: Path, grid: Path) -> str:
-    """The winner of the adaptive search minus the grid's on the report fold, category by category weighed alike."""
+    """The winner of the adaptive search minus the grid's on the test split, category by category weighed alike."""
     one = answers(adaptive)
     other = answers(grid)
     items = sorted(one)
@@ -124,7 +124,7 @@ def main() -> None:
     )
     for search in SEARCHES:
         print(f"Winner of {search}: {report(place / f'{search}0')['recipe']['weights']}")
-    print(f"Report fold, adaptive minus grid: {paired(place / 'adaptive0', place / 'grid0')}.")
+    print(f"Test split, adaptive minus grid: {paired(place / 'adaptive0', place / 'grid0')}.")
 
 
 if __name__ == "__main__":

@@ -59,7 +59,7 @@ METHOD_TESTS = (
     "tests/merge",
     "tests/core",
     "tests/evaluate/scoring",
-    "tests/evaluate/test_folds.py",
+    "tests/evaluate/test_splits.py",
     "tests/evaluate/test_command.py",
     "tests/logs",
 )

@@ -212,8 +212,8 @@ def looked_often(draw: Draw = simulate) -> Null:
 
 
 def shared_items(rng: np.random.Generator, layout: Layout, seed: int) -> Said:
-    """Twelve soups that agree on 9 of 10 items are searched on one fold, the best is reported on the other; the
-    candidate it is compared with was chosen on the search fold too."""
+    """Twelve soups that agree on 9 of 10 items are searched on one split, the best is reported on the other; the
+    candidate it is compared with was chosen on the search split too."""
     rates = _rates(17, layout)
     search = simulate(rng, layout, rates, shared=0.85, grouped=0.1)
     report = simulate(rng, layout, rates, shared=0.85, grouped=0.1)
@@ -694,7 +694,7 @@ def main() -> None:
     if "nulls" in args.only:
         text += [
             "\nClaims of a report. Bold: the claim that is false there.\n",
-            "| truth | 'better than the best single' | 'better than every candidate' | 'keep' | false claims "
+            "| truth | 'better than the best candidate' | 'better than every candidate' | 'keep' | false claims "
             "| two-sided rejections | seconds |\n|---|---|---|---|---|---|---|",
             *_null_rows(args.repetitions),
         ]

@@ -1,11 +1,11 @@
-"""False claims, coverage and power of whole runs: folds, selection, the default search, the frozen soup, the verdict.
+"""False claims, coverage and power of whole runs: splits, selection, the default search, the frozen soup, the verdict.
 
     python benchmarks/pipelines.py [--runs 400] [--only TEXT ..] [--seed 0] [--jobs 1] [--date DATE]
         [--out benchmarks/results/pipelines-DATE.md]
 
-Only the models' answers are simulated. Every stage is the package's own: `Steps` walks, `split_folds` cuts, the
-selector selects, `optimiser=adaptive` searches, `compare` and `verdict` judge the frozen soup on the report fold. Each
-run cuts its folds anew and has answers of its own. Sign flips are 499 a comparison instead of 9,999.
+Only the models' answers are simulated. Every stage is the package's own: `Steps` walks, `make_splits` cuts, the
+selector selects, `optimiser=adaptive` searches, `compare` and `verdict` judge the frozen soup on the test split. Each
+run cuts its splits anew and has answers of its own. Sign flips are 499 a comparison instead of 9,999.
 
 The truth of a soup follows from its weights, so every claim is known to be true or false, and every interval of soup
 minus candidate to hold the truth or not. A run in which one model is selected, or wins the search, tests nothing.
@@ -30,9 +30,9 @@ import numpy as np
 from souping.checkpoints import pool
 from souping.core.protocols import Objective, Selector
 from souping.core.scores import Mean, MeasuredScores, Weighted
-from souping.core.types import Candidate, Fold, Item, ItemScores, Recipe, Request, ScoreMatrix
+from souping.core.types import Candidate, Item, ItemScores, Recipe, Request, ScoreMatrix, Split
 from souping.core.unit import MARGIN, POINTS
-from souping.evaluate.benchmark import split_folds
+from souping.evaluate.benchmark import make_splits
 from souping.merge.local import LocalMerge
 from souping.pipeline.settings import RunSettings
 from souping.pipeline.state import Contender, Frozen, Reported, Searched, Selected
@@ -150,7 +150,7 @@ class Answers(RecipeEvaluator):
     """The models' answers in one run: P(right) is exactly the world's rate (a Gaussian copula). A soup's noise is that
     of its ingredients by its weights, so that soups near each other answer nearly alike."""
 
-    whole_folds = False
+    whole_splits = False
     reused = 0
     full_batch = 64
     slots = 1
@@ -231,11 +231,11 @@ class Run(Steps):
         world: World,
         settings: RunSettings,
         pool: Pool,
-        folds: Mapping[Fold, tuple[Item, ...]],
+        splits: Mapping[Split, tuple[Item, ...]],
         answers: Answers,
         powered: bool,
     ) -> None:
-        super().__init__(settings, pool, folds, {})
+        super().__init__(settings, pool, splits, {})
         self.world = world
         self.answers = answers
         self.powered = powered
@@ -257,7 +257,7 @@ class Run(Steps):
         assert stage is not None
         found = self._by_candidate(stage)
         if self.powered:
-            power = measured_power(found, self.folds["report"], self.settings.objective, MARGIN)
+            power = measured_power(found, self.splits["test"], self.settings.objective, MARGIN)
             self.gain = np.nan if power is None else power.gain
         scores = ScoreMatrix.from_items(found)
         selection = self.settings.selector.select_checked(scores)
@@ -286,7 +286,7 @@ class Run(Steps):
         table = ItemTable.of(stage.items, self.settings.objective)
         ours = self.answers.scores(soup.recipe, stage.items).values
         singles = [c for c in contenders if c.kind in ("ingredient", "candidate")]
-        best = next(c for c in contenders if c.kind == "best_single")
+        best = next(c for c in contenders if c.kind == "best_candidate")
         for single in singles:
             theirs = self.answers.scores(single.recipe, stage.items).values
             scores = ScoreTable.complete(table, {soup.name: ours, single.name: theirs})
@@ -300,7 +300,7 @@ class Run(Steps):
             soup.name,
             [pair for pair, _ in self.pairs],
             candidates=[single.name for single in singles],
-            best_single=best.name,
+            best_candidate=best.name,
             selected=frozen.searched.selected.selection.ingredients,
             recipe=soup.recipe.ingredients,
         ).claim
@@ -330,9 +330,9 @@ def simulate(world: World, seed: int, number: int) -> Run:
         scores=MeasuredScores(), selector=world.selector or _soce(world), objective=world.objective,
         optimiser=Adaptive(),
     )  # fmt: skip
-    folds = split_folds(items).items
+    splits = make_splits(items).items
     simulated = Run(
-        world, run, Pool(world.names), folds, Answers(world, items, rng), number < POWERED
+        world, run, Pool(world.names), splits, Answers(world, items, rng), number < POWERED
     )
     simulated.walk()
     return simulated
@@ -397,8 +397,8 @@ class Tally:
 def judged(run: Run, seconds: float) -> Tally:
     """What one run claims, and which of it is false."""
     every = run.claim == "better_than_every_candidate"
-    better = every or run.claim == "better_than_best_single"
-    kept = run.claim == "keep_single"
+    better = every or run.claim == "better_than_best_candidate"
+    kept = run.claim == "keep_candidate"
     nearest = min((truth for _, truth in run.pairs), default=0.0)
     held = [pair.low <= truth + 1e-12 and truth - 1e-12 <= pair.high for pair, truth in run.pairs]
     return Tally(
@@ -437,7 +437,8 @@ def line(name: str, told: Tally) -> str:
 
 
 HEAD = (
-    "| truth | tested | 'better than the best single' | false | 'better than every candidate' | false | 'keep' | false "
+    "| truth | tested | 'better than the best candidate' | false | 'better than every candidate' | false | 'keep' | "
+    "false "
     "| coverage % | stated gain for 80 % | s a run |\n|---|---|---|---|---|---|---|---|---|---|---|"
 )
 
@@ -446,7 +447,7 @@ def verdicts(nulls: Tally, whole: Tally) -> list[tuple[str, bool]]:
     """The bars, and whether each is met."""
     tested = max(nulls.tested, 1)
     shares = {
-        f"false 'better than the best single', at most {100 * BETTER:.1f} % of {nulls.tested} tested runs of nulls": (
+        f"false 'better than the best candidate', at most {100 * BETTER:.1f} % of {nulls.tested} runs of nulls": (
             nulls.false_better / tested,
             BETTER,
         ),

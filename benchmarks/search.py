@@ -7,9 +7,9 @@
 A table holds `ok` [S, I] (right or wrong), `w` [S, K] (soups' weights), `cat` [I] and `group` [I].
 In place of `ok` it may hold `bits` [W, I, S / 8]: answers in W worlds, each with other models behind the same weights.
 
-Seed after seed draws a search fold of `--items` items by groups from the next of the table's worlds, and every method
+Seed after seed draws a search split of `--items` items by groups from the next of the table's worlds, and every method
 searches it. **Regret** is the objective (plain mean of the categories' means) of the best soup minus that of the pick,
-in points, both on the items *outside* the fold. The best soup is the best on those items, its luck included, so even
+in points, both on the items *outside* the split. The best soup is the best on those items, its luck included, so even
 a pick that is truly the best has some regret where the items are few. **Cost** counts the items that were generated,
 single models excepted, over those of the full grid. `stop` is a search that ends by itself. A large table is dealt
 into `--parts` populations of at least 1,000 items, which share the soups and nothing else, each a world.
@@ -18,7 +18,7 @@ into `--parts` populations of at least 1,000 items, which share the soups and no
 `tell`, `best` and `summary` as in `souping.core.protocols.Optimiser`.
 
 `--open N` adds the adaptive search with N open soups, and a table of its regret beside the search with one.
-`--min-items N ..` adds the same for requests of N items or more, or of the whole fold.
+`--min-items N ..` adds the same for requests of N items or more, or of the whole split.
 """
 
 from __future__ import annotations
@@ -102,8 +102,8 @@ class TableWorlds:
         return [regret, cost, seconds, found.within, found.regret, found.pick, sim.requests]
 
     def error(self, values: np.ndarray) -> float:
-        """Standard error of the mean of values [seeds]: over worlds where there are many, else over folds, which leaves
-        out that all folds share the luck of a world."""
+        """Standard error of the mean of values [seeds]: over worlds where there are many, else over splits, which
+        leaves out that all splits share the luck of a world."""
         values = self.independent(values)
         return float(values.std(ddof=1) / len(values) ** 0.5) if len(values) > 1 else float("nan")
 
@@ -123,14 +123,14 @@ def report(table: TableWorlds) -> tuple[list[str], str | None, dict[str, search_
     rise = np.array([world.rise for world in table.worlds])
     lines = [
         f"## {table.name}: K = {probe.table.w.shape[1]}, {len(probe.table.ok)} soups, {len(table.worlds)} worlds of "
-        f"{len(probe.table.cat)} items, folds of {len(probe.fold)}, scored on about {len(probe.outside)} others",
+        f"{len(probe.table.cat)} items, splits of {len(probe.split)}, scored on about {len(probe.outside)} others",
         "",
         f"Soups lie {rise.mean():.1f} points ({rise.min():.1f} to {rise.max():.1f}) above the plane through their "
         "parents (per 1 - sum of squared weights).",
         "",
         f"Full grid, 100 % of the cost: {figures(grid)} ({table.error(grid):.2f}) (regret in points: mean/median/90 % "
-        f"quantile over {given.seeds} folds, with the standard error of the mean; in the cells the same and the "
-        "difference of the mean to the full grid on the same folds with its error).",
+        f"quantile over {given.seeds} splits, with the standard error of the mean; in the cells the same and the "
+        "difference of the mean to the full grid on the same splits with its error).",
         "",
         "| | " + " | ".join(f"{100 * b:g} %" for b in given.budget) + " | stops by itself |",
         "|---|" + "---|" * (len(given.budget) + 1),
@@ -250,8 +250,8 @@ def arguments() -> argparse.Namespace:
     parser.add_argument(
         "--budget", type=float, nargs="*", default=BUDGETS, help="shares of the full grid's items"
     )
-    parser.add_argument("--seeds", type=int, default=90, help="folds a table, dealt to its worlds")
-    parser.add_argument("--items", type=int, default=232, help="items of a search fold")
+    parser.add_argument("--seeds", type=int, default=90, help="splits a table, dealt to its worlds")
+    parser.add_argument("--items", type=int, default=232, help="items of a search split")
     parser.add_argument(
         "--parts", type=int, default=3, help="populations that a large table is dealt into"
     )
@@ -299,7 +299,7 @@ def main() -> None:
     lines = [
         f"# Searches on truth tables, {datetime.date.today()}",
         "",
-        f"`{given.search or 'adaptive'}` beside the full grid: regret of the full grid on items outside the fold, and "
+        f"`{given.search or 'adaptive'}` beside the full grid: regret of the full grid on items outside the split, and "
         "the difference of the search to it (standard error).",
         "",
         f"| table | full grid | {shares} | stops by itself | its cost | picks within 1 point there (stated /) |",

@@ -1,4 +1,4 @@
-"""Ways to search a simulated fold, each within a budget of generated items; every one knows the single models."""
+"""Ways to search a simulated split, each within a budget of generated items; every one knows the single models."""
 
 from __future__ import annotations
 
@@ -37,20 +37,20 @@ class Outcome:
 def _best(sim: Simulation, asked: list[int]) -> Outcome:
     known = [*asked, *sim.table.singles]
     if not known:
-        raise UserError("the budget is below one soup on the whole fold")
+        raise UserError("the budget is below one soup on the whole split")
     return Outcome(max(known, key=lambda soup: sim.whole(soup)))
 
 
 def _affordable(sim: Simulation, order: list[int], budget: int) -> list[int]:
     """The first soups of an order that fit into the budget whole; singles are free."""
     asked = [soup for soup in order if soup not in sim.table.singles]
-    return asked[: budget // len(sim.fold)]
+    return asked[: budget // len(sim.split)]
 
 
 def grid_on_fewer(sim: Simulation, budget: int) -> Outcome:
-    """Every soup on the same first items of the fold."""
+    """Every soup on the same first items of the split."""
     soups = len(sim.table.ok) - len(sim.table.singles)
-    items = sim.fold[: max(budget // soups, 1)]
+    items = sim.split[: max(budget // soups, 1)]
     sim.spent += soups * len(items)
     return Outcome(int(np.argmax(sim.table.objective(items))))
 
@@ -65,7 +65,7 @@ def halving(sim: Simulation, budget: int) -> Outcome:
     same few items, and the better half goes on to twice as many."""
     members = [np.concatenate(row) for row in item_samples(sim.space, sim.seed)]
     alive = spread([p for n, p in enumerate(sim.table.points) if n not in sim.table.singles])
-    values = {point: np.full(len(sim.fold), np.nan) for point in alive}
+    values = {point: np.full(len(sim.split), np.nan) for point in alive}
     before: set[int] = set()
     for stage in _stages(members, len(alive), budget):
         fresh = tuple(i for i in stage if i not in before)
@@ -87,11 +87,11 @@ def halving(sim: Simulation, budget: int) -> Outcome:
 
 
 SCALES = (16.0, 8.0, 5.6, 4.0, 2.8, 2.0, 1.4, 1.0, 0.7, 0.5, 0.35, 0.25, 0.15, 0.1, 0.05)
-"""Sizes of the early stages that a budget may choose from; at 1 the last of them is half of the fold."""
+"""Sizes of the early stages that a budget may choose from; at 1 the last of them is half of the split."""
 
 
 def _stages(members: Sequence[np.ndarray], size: int, budget: int) -> list[tuple[int, ...]]:
-    """Nested positions of each stage, the whole fold last; the earlier ones are as large as the budget allows."""
+    """Nested positions of each stage, the whole split last; the earlier ones are as large as the budget allows."""
     rounds = max(int(np.ceil(np.log2(max(size, 2)))), 1)
     shares = np.array([0.5 ** (rounds - 1 - r) for r in range(rounds)])
     for scale in SCALES:
@@ -133,16 +133,16 @@ def glm(sim: Simulation, budget: int, soups: int = 10) -> Outcome:
     table = sim.table
     inner = spread([p for n, p in enumerate(table.points) if n not in table.singles])
     asked = [sim.rows[p] for p in inner[:soups]]
-    count = min(budget // len(asked), len(sim.fold))
+    count = min(budget // len(asked), len(sim.split))
     if count < 1:
         raise UserError("the budget is below one item a soup")
     sim.spent += count * len(asked)
     x = _quadratic(table.w)
     total = np.zeros(len(table.w))
-    codes = np.unique(table.cat[sim.fold])
+    codes = np.unique(table.cat[sim.split])
     for code in codes:
-        own = sim.fold[table.cat[sim.fold] == code]
-        first = sim.fold[:count][table.cat[sim.fold[:count]] == code]
+        own = sim.split[table.cat[sim.split] == code]
+        first = sim.split[:count][table.cat[sim.split[:count]] == code]
         rows = [*asked, *table.singles]
         right = []
         trials = []
@@ -176,7 +176,7 @@ def nevergrad(sim: Simulation, budget: int) -> Outcome:
     from nevergrad import optimizers, p
 
     table = sim.table
-    many = max(budget // len(sim.fold), 1)
+    many = max(budget // len(sim.split), 1)
     parameter = p.Array(shape=(table.w.shape[1],))
     parameter.random_state = np.random.RandomState(sim.seed)
     with warnings.catch_warnings():
@@ -221,10 +221,10 @@ def tpe(sim: Simulation, budget: int) -> Outcome:
 
 
 def _sequential(sim: Simulation, budget: int, proposals: Iterator[int]) -> Outcome:
-    """Soups one after another on the whole fold; one proposed again is free, thirty times in all."""
+    """Soups one after another on the whole split; one proposed again is free, thirty times in all."""
     asked: list[int] = []
     again = 0
-    while sim.spent + len(sim.fold) <= budget and again < 30:
+    while sim.spent + len(sim.split) <= budget and again < 30:
         soup = next(proposals)
         again += soup in asked
         asked.append(soup)

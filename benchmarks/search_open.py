@@ -1,8 +1,8 @@
 """A search whose soups others evaluate beside the ordinary one: `search.py --open N --min-items N`.
 
 With several open soups the workers are simulated: whenever one is free, the search is asked for its next request. Open
-requests end in random order, drawn from the seed of the fold. With `--min-items` a request has so many items or more.
-Both searches have the same folds, seeds and budgets.
+requests end in random order, drawn from the seed of the split. With `--min-items` a request has so many items or more.
+Both searches have the same splits, seeds and budgets.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from scipy.special import stdtrit
 Share = float | None
 """Budget as a share of the full grid's items; None where the search ends by itself."""
 Differences = Mapping[Share, np.ndarray]
-"""Regret of such a search less that of the ordinary one, in points, by independent unit (fold or world)."""
+"""Regret of such a search less that of the ordinary one, in points, by independent unit (split or world)."""
 
 
 class Interval(NamedTuple):
@@ -61,7 +61,7 @@ def report(search: str, tables: Mapping[str, Differences]) -> list[str]:
     lines = [
         f"## {search}, beside adaptive",
         "",
-        "Regret less that of adaptive on the same folds, in points: mean (paired 95 % interval).",
+        "Regret less that of adaptive on the same splits, in points: mean (paired 95 % interval).",
         "",
         f"| table | {' | '.join(titles)} | all |",
         "|---|" + "---|" * (len(shares) + 1),

@@ -1,10 +1,10 @@
-"""The adaptive search beside an earlier one, fold by fold: does a change of the search cost regret?
+"""The adaptive search beside an earlier one, split by split: does a change of the search cost regret?
 
     python benchmarks/search.py --methods adaptive --seeds 100 --keep FOLDER
     python benchmarks/search_pairs.py FOLDER [--against FILE.csv] [--write FILE.csv] [--out FILE.md]
 
 FOLDER holds what `search.py --keep` left. `--write` keeps its picks and regrets as rows of (table, share, seed, pick,
-regret); `--against` compares them, search by search on the same folds, with rows that were kept before. The default is
+regret); `--against` compares them, search by search on the same splits, with rows that were kept before. The default is
 the search of commit edea1c7 (2026-11-26), which had five files in place of today's two.
 """
 

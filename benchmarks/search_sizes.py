@@ -3,10 +3,10 @@
     python benchmarks/search_sizes.py [--seeds 10] [--items 96 232 464] [--table FILE.npz ..] [--keep FILE.json]
 
 A plan expects a search over K ingredients and n items to take a * K^.75 * n^.8 items (`Adaptive.workload`). Here every
-table is searched on folds of several sizes until the search ends; a is the median over tables and folds, each with the
-same weight. Shown for each table and fold: the median of the items taken in whole folds, the share of searches within a
-factor of 1.5 of the figure fitted *without* the table's family and of the one in the product, and the share above the
-most that the product states.
+table is searched on splits of several sizes until the search ends; a is the median over tables and splits, each with
+the same weight. Shown for each table and split: the median of the items taken in whole splits, the share of searches
+within a factor of 1.5 of the figure fitted *without* the table's family and of the one in the product, and the share
+above the most that the product states.
 """
 
 from __future__ import annotations
@@ -30,11 +30,11 @@ FAMILIES = {
 }
 FIRST = 7000
 NEAR = 1.5
-"""Seed of the first fold, and the factor that counts as near."""
+"""Seed of the first split, and the factor that counts as near."""
 
 
 def sizes(path: Path, items: int, seeds: int) -> tuple[int, int, list[int]]:
-    """(K, items of the fold, items that each search took)."""
+    """(K, items of the split, items that each search took)."""
     worlds = TruthTable.read(path)
     taken = []
     for seed in range(seeds):
@@ -43,11 +43,11 @@ def sizes(path: Path, items: int, seeds: int) -> tuple[int, int, list[int]]:
         while (cell := optimiser.ask()) is not None:
             optimiser.tell(cell, sim.answer(cell))
         taken.append(sim.spent)
-    return len(worlds[0].points[0]), len(sim.fold), taken
+    return len(worlds[0].points[0]), len(sim.split), taken
 
 
-def shape(size: int, fold: int) -> float:
-    return float(size**0.75 * fold**0.8)
+def shape(size: int, split: int) -> float:
+    return float(size**0.75 * split**0.8)
 
 
 def fitted(rows: list[tuple[str, int, int, list[int]]]) -> float:
@@ -67,23 +67,23 @@ def near(taken: list[int], expected: float) -> float:
 
 def report(rows: list[tuple[str, int, int, list[int]]]) -> list[str]:
     lines = [
-        "| table | K | fold | searches | folds' worth of items: median (least to most) | within 1.5 of the figure "
+        "| table | K | split | searches | splits' worth of items: median (least to most) | within 1.5 of the figure "
         "fitted on the other families | of the product's | above the product's most |",
         "|---|---|---|---|---|---|---|---|",
     ]
     held = []
-    for name, size, fold, taken in rows:
+    for name, size, split, taken in rows:
         own = FAMILIES.get(name, name)
         a = fitted([row for row in rows if FAMILIES.get(row[0], row[0]) != own])
-        planned = Adaptive().workload(size, fold)
+        planned = Adaptive().workload(size, split)
         assert planned is not None
-        folds = np.array(taken) / fold
+        splits = np.array(taken) / split
         above = float(np.mean(np.array(taken) > planned[1]))
-        shares = [near(taken, a * shape(size, fold)), near(taken, planned[0]), above]
+        shares = [near(taken, a * shape(size, split)), near(taken, planned[0]), above]
         held.append([*shares, len(taken)])
         told = " | ".join(f"{100 * share:.0f} %" for share in shares)
-        span = f"{np.median(folds):.1f} ({folds.min():.1f} to {folds.max():.1f})"
-        lines.append(f"| {name} | {size} | {fold} | {len(taken)} | {span} | {told} |")
+        span = f"{np.median(splits):.1f} ({splits.min():.1f} to {splits.max():.1f})"
+        lines.append(f"| {name} | {size} | {split} | {len(taken)} | {span} | {told} |")
     total = np.array(held)
     mean = total[:, 3] @ total[:, :3] / total[:, 3].sum()
     told = " | ".join(f"{100 * share:.0f} %" for share in mean)

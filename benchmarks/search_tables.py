@@ -1,7 +1,7 @@
 """Truth tables, and searches simulated on them.
 
-A fold is drawn from the items of a table and its answers are read from the rows. What a search picked is scored on the
-items outside the fold, which it never saw: a table's mean over all items contains the fold, and flatters the pick.
+A split is drawn from the items of a table and its answers are read from the rows. What a search picked is scored on the
+items outside the split, which it never saw: a table's mean over all items contains the split, and flatters the pick.
 """
 
 from __future__ import annotations
@@ -176,37 +176,37 @@ def _check_weights(path: Path, w: np.ndarray) -> None:
 
 
 class Simulation:
-    """One search fold of a table, drawn by groups, and what was asked of it. `spent` counts generated items, without
+    """One search split of a table, drawn by groups, and what was asked of it. `spent` counts generated items, without
     those of the single models, which every search knows, `requests` the requests of a search that asks for parts."""
 
     def __init__(self, table: TruthTable, seed: int, items: int) -> None:
         self.table = table
         self.seed = seed
-        self.fold = _draw(table, np.random.default_rng([seed, 1]), min(items, len(table.cat) // 3))
+        self.split = _draw(table, np.random.default_rng([seed, 1]), min(items, len(table.cat) // 3))
         self.spent = 0
         self.requests = 0
         self.asked: set[int] = set()
         self.rows = {point: number for number, point in enumerate(table.points)}
-        self.outside = np.flatnonzero(~np.isin(table.group, table.group[self.fold]))
+        self.outside = np.flatnonzero(~np.isin(table.group, table.group[self.split]))
 
     @cached_property
     def space(self) -> SearchSpace:
         table = self.table
-        names = [f"c{c}" for c in self.table.cat[self.fold]]
+        names = [f"c{c}" for c in self.table.cat[self.split]]
         known = sorted(set(names))
         size = len(table.points[0])
         return SearchSpace(
             ingredients=tuple(f"m{k}" for k in range(size)),
             categories=tuple(names),
-            groups=tuple(f"g{g}" for g in table.group[self.fold]),
+            groups=tuple(f"g{g}" for g in table.group[self.split]),
             coefficients=dict.fromkeys(known, 1 / len(known)),
-            singles=table.ok[np.ix_(table.singles, self.fold)] if table.singles else None,
+            singles=table.ok[np.ix_(table.singles, self.split)] if table.singles else None,
             full_batch=BATCH,
         )
 
     def answer(self, cell: Cell) -> Result:
         soup = self.rows[cell.weights]
-        items = self.fold if cell.items is None else self.fold[list(cell.items)]
+        items = self.split if cell.items is None else self.split[list(cell.items)]
         self.spent += len(items)
         self.requests += 1
         values = self.table.ok[soup, items]
@@ -218,29 +218,29 @@ class Simulation:
         )
 
     def whole(self, soup: int) -> float:
-        """Objective on the whole fold; counted once, and not for single models."""
+        """Objective on the whole split; counted once, and not for single models."""
         if soup not in self.asked and soup not in self.table.singles:
-            self.spent += len(self.fold)
+            self.spent += len(self.split)
         self.asked.add(soup)
         return float(self.grid[soup])
 
     @cached_property
     def grid(self) -> np.ndarray:
-        """Objective of every soup on the fold [S]."""
-        return self.table.objective(self.fold)
+        """Objective of every soup on the split [S]."""
+        return self.table.objective(self.split)
 
     @property
     def full(self) -> int:
         """Items of the full grid."""
-        return len(self.table.ok) * len(self.fold)
+        return len(self.table.ok) * len(self.split)
 
     @cached_property
     def truth(self) -> np.ndarray:
-        """Objective of every soup on the items whose groups have no item in the fold [S]."""
+        """Objective of every soup on the items whose groups have no item in the split [S]."""
         return self.table.objective(self.outside)
 
     def regret(self, pick: int) -> float:
-        """In points, on the items outside the fold."""
+        """In points, on the items outside the split."""
         return float(100 * (self.truth.max() - self.truth[pick]))
 
 
@@ -248,7 +248,7 @@ def _draw(table: TruthTable, rng: np.random.Generator, items: int) -> np.ndarray
     """Items in the order of shuffled groups, every category among them."""
     while True:
         rank = rng.permutation(table.group.max() + 1)[table.group]
-        fold = np.argsort(rank, kind="stable")[:items]
-        if len(np.unique(table.cat[fold])) == table.cat.max() + 1:
-            return fold
+        split = np.argsort(rank, kind="stable")[:items]
+        if len(np.unique(table.cat[split])) == table.cat.max() + 1:
+            return split
         items = min(items + 8, len(table.cat))

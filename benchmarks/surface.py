@@ -3,8 +3,8 @@
     python benchmarks/surface.py --table FILE.npz [FILE.npz ..] [--seeds 200] [--items 232]
         [--asked 1 0.25 search] [--out benchmarks/results/surface-DATE.md]
 
-Tables are those of `search.py`, with weights. Every seed draws a search fold by groups and fits the surface to the
-answers of all soups, of a share of them, each on a random part of the fold, or to what the default search asked.
+Tables are those of `search.py`, with weights. Every seed draws a search split by groups and fits the surface to the
+answers of all soups, of a share of them, each on a random part of the split, or to what the default search asked.
 Covered is a seed in which the band of the objective, less the uniform soup's, holds the truth at every point at once.
 """
 
@@ -24,7 +24,7 @@ from souping.search.adaptive import Adaptive
 SEARCH = "search"
 
 
-def fold(table: TruthTable, rng: np.random.Generator, items: int) -> np.ndarray:
+def split(table: TruthTable, rng: np.random.Generator, items: int) -> np.ndarray:
     """Items of whole groups, drawn until there are enough."""
     sizes = np.bincount(table.group)
     order = rng.permutation(len(sizes))
@@ -44,11 +44,11 @@ def uniform(table: TruthTable) -> int:
 def at_random(
     table: TruthTable, seed: int, items: int, share: float
 ) -> tuple[np.ndarray, np.ndarray]:
-    """(fold [I], answers [S, I], nan where not asked): a share of all soups, single models too, each on a random part;
+    """(split [I], answers [S, I], nan where not asked): a share of all soups, single models too, each on a random part;
     the uniform soup always. With share 1 all are whole."""
     rng = np.random.default_rng(seed)
     zero = uniform(table)
-    drawn = fold(table, rng, items)
+    drawn = split(table, rng, items)
     values = table.ok[:, drawn].copy()
     if share < 1:
         left_out = rng.random(len(values)) > share
@@ -61,15 +61,15 @@ def at_random(
 def by_search(table: TruthTable, seed: int, items: int) -> tuple[np.ndarray, np.ndarray]:
     """The same as `optimiser=adaptive` leaves it in a run: single models and the winner whole."""
     sim = Simulation(table, seed, items)
-    values = np.full((len(table.ok), len(sim.fold)), np.nan)
+    values = np.full((len(table.ok), len(sim.split)), np.nan)
     optimiser = Adaptive().over(table.points, sim.space, seed)
     while (cell := optimiser.ask()) is not None:
         optimiser.tell(cell, sim.answer(cell))
         own = slice(None) if cell.items is None else list(cell.items)
-        values[sim.rows[cell.weights], own] = table.ok[sim.rows[cell.weights], sim.fold[own]]
+        values[sim.rows[cell.weights], own] = table.ok[sim.rows[cell.weights], sim.split[own]]
     whole = [*table.singles, sim.rows[optimiser.best()]]
-    values[whole] = table.ok[np.ix_(whole, sim.fold)]
-    return sim.fold, values
+    values[whole] = table.ok[np.ix_(whole, sim.split)]
+    return sim.split, values
 
 
 def one(table: TruthTable, seed: int, items: int, asked: str) -> tuple[bool, float, int]:
@@ -123,7 +123,7 @@ def main() -> None:
     lines = [
         f"# Coverage of the response surface, {given.date}",
         "",
-        f"{given.seeds} searches a table, folds of {given.items} items.",
+        f"{given.seeds} searches a table, splits of {given.items} items.",
         "",
         "| table | asked | soups | covered % | mean width, points |",
         "|---|---|---|---|---|",

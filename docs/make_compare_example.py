@@ -32,7 +32,7 @@ def write_logs(run: Path, folder: Path) -> None:
             table = csv.writer(file)
             table.writerow(COLUMNS)
             for sample in samples:
-                if sample["fold"] != "report":
+                if sample["split"] != "test":
                     continue
                 answer = sample["models"][model]
                 prompt = sample["arguments"][0][0]

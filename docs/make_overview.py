@@ -1,6 +1,6 @@
 """Draw the README's picture from a finished run: `python docs/make_overview.py RUN_DIR docs/images/overview.png`.
 
-Left: the response surface of three ingredients. Right: the soup minus every other model on the report fold.
+Left: the response surface of three ingredients. Right: the soup minus every other model on the test split.
 """
 
 from __future__ import annotations
@@ -82,7 +82,7 @@ def differences(axes: Axes, unit: Unit, pairs: list[tuple[ShownModel, RowDiffere
         axes.plot([middle], [place], "o", color=COLOURS[kind], markersize=8, markeredgecolor=PAPER)
         name = model.row.name
         labels.append(
-            f"{name} (best single)" if kind == "best_single" else ROW_KINDS.get(name, name)
+            f"{name} (best candidate)" if kind == "best_candidate" else ROW_KINDS.get(name, name)
         )
     axes.axvline(0, color=INK, linewidth=1.0)
     axes.set_yticks(range(len(labels)), labels, fontsize=10)
@@ -99,7 +99,7 @@ def main() -> None:
     parser.add_argument("out", type=Path)
     options = parser.parse_args()
     report = read_report(options.run / "report.json")
-    assert report.comparisons, "the run opened no report fold"
+    assert report.comparisons, "the run opened no test split"
     analyses = part(load(options.run / "report.json", dict[str, Any]), "analyses")
     options.out.write_bytes(draw(report, part(analyses, "surface")).png())
 

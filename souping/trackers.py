@@ -440,7 +440,7 @@ def _summary(report: Report) -> dict[str, Json]:
     search = costs.pop("search", {})
     flat |= {f"cost/{name}": value for name, value in costs.items()}
     flat |= {f"cost/search/{name}": value for name, value in search.items()}
-    for kind in ("soup", "best_single"):
+    for kind in ("soup", "best_candidate"):
         row = report.row(kind)
         if row is not None:
             flat[f"report/{kind}"] = row.objective.mean

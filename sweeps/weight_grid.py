@@ -7,7 +7,7 @@
     python sweeps/weight_grid.py 3 --launch seed=1 tracker=wandb   anything else goes to every job
 
 The points are those of `optimiser=grid`: the paper's grid (arXiv 2511.13254v1, section 3), uniform, and the single
-ingredients, which are the K best candidates (`selector=topk`). Jobs stop after the search, so the report fold stays
+ingredients, which are the K best candidates (`selector=topk`). Jobs stop after the search, so the test split stays
 closed while weights are compared; run the best weights once more without `stop_after` for the report.
 """
 
@@ -64,7 +64,7 @@ def hydra_overlay(size: int, points: Sequence[Weights]) -> str:
         "defaults:",
         *(f"  - override /{group}: {choice}" for group, choice in SETTINGS.items()),
         f"selector:\n  k: {size}",
-        "stop_after: search     # the report fold stays closed while weights are compared",
+        "stop_after: search     # the test split stays closed while weights are compared",
         "hydra:\n  mode: MULTIRUN\n  sweeper:\n    params:",
         "      optimiser.weights: >-",
     ]
@@ -82,7 +82,7 @@ def wandb_sweep(size: int, points: Sequence[Weights]) -> str:
         "# Every point of the weight grid as a W&B run. See docs/your-models.md.",
         "program: souping          # the agent asks for the key; what it runs is `command`",
         "method: grid",
-        "metric: {name: best, goal: maximize}    # the objective on the search fold",
+        "metric: {name: best, goal: maximize}    # the objective on the search split",
         "command:",
         *(
             f"  - {word}"

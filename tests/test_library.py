@@ -63,7 +63,7 @@ def test_a_run_and_a_merge(settings: dict[str, Any], tmp_path: Path) -> None:
     assert done.trials[0].weights == pytest.approx(done.weights)
     assert len(done.trials) == 1
     assert 0 <= done.trials[0].objective <= 1
-    assert {"soup", "best_single"} <= {row.kind for row in done.report.rows or ()}
+    assert {"soup", "best_candidate"} <= {row.kind for row in done.report.rows or ()}
     assert sorted(done.report.analyses or ()) == [
         "category_wins",
         "consistency",

@@ -12,7 +12,7 @@ from souping.core.files import write_atomically
 from souping.core.types import Item
 
 SEED = 51
-"""Chosen so that every category has at least 20 items in every fold; scores played no part."""
+"""Chosen so that every category has at least 20 items in every split; scores played no part."""
 DEV_SEED = 1_000_003
 """Seed of the items that the family was developed on; no item of `items.jsonl` is among them."""
 PER_CATEGORY = 128

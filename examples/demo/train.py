@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from torch.optim import Optimizer
     from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
 
-TUNED = "the family was tuned on folds as they were cut before 2026-11-25, so some of today's report fold was seen"
+TUNED = "the family was tuned on splits as they were cut before 2026-11-25, so some of today's test split was seen"
 SETTINGS = "stage.json"
 EVERY = 100
 """Steps between lines of progress."""

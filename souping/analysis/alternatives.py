@@ -67,7 +67,7 @@ def routed(ingredients: Mapping[str, ItemScores], chosen_by: ScoreMatrix) -> Rou
 class Alternatives:
     """What a soup is up against, in fields of `Report`."""
 
-    optimism: float
+    selection_bias: float
     router: Router | None = None
     oracle: Oracle | None = None
 
@@ -80,22 +80,22 @@ def alternatives(
     chosen_by: ScoreMatrix,
     objective: Objective,
 ) -> Alternatives:
-    """Optimism, router and oracle; optimism alone for scores that are not fractions of 1.
+    """Selection bias, router and oracle; selection_bias alone for scores that are not fractions of 1.
 
-    The soup and its `ingredients` have scores on the report fold. Optimism is the frozen winner's score on the search
-    fold minus that on the report fold. The router chose by `chosen_by`, the scores of the select fold. The oracle
+    The soup and its `ingredients` have scores on the test split. Optimism is the frozen winner's score on the search
+    split minus that on the test split. The router chose by `chosen_by`, the scores of the select split. The oracle
     counts an item as the best of the ingredients answers it, which no system can know. Each comes with the models in
     memory and the answers per request.
     """
     table = ItemTable.of(soup.items, objective)
-    optimism = unit.raw(search_score) - unit.raw(table.score(soup.values))
+    selection_bias = unit.raw(search_score) - unit.raw(table.score(soup.values))
     router = routed(ingredients, chosen_by)
     if router is None:
-        return Alternatives(optimism=optimism)
+        return Alternatives(selection_bias=selection_bias)
     best = np.max([model.values for model in ingredients.values()], axis=0)
     count = len(ingredients)
     return Alternatives(
-        optimism=optimism,
+        selection_bias=selection_bias,
         router=Router(
             score=unit.raw(table.score(router.scores.values)),
             routes=dict(router.routes),

@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
 from souping.core.protocols import Correlation, Objective
-from souping.core.types import FloatArray, Fold, ItemScores, JsonObject, Recipe, Record
+from souping.core.types import FloatArray, ItemScores, JsonObject, Recipe, Record, Split
 from souping.core.unit import POINTS, Unit
 from souping.report.analyses import AnalysisResult
 
@@ -44,15 +44,15 @@ class RunScores:
     # The selector's correlation, and its name.
     correlation: Correlation
     metric: str
-    # {recipe id: scores} of all that answered the whole fold.
+    # {recipe id: scores} of all that answered the whole split.
     search: Mapping[str, ItemScores]
-    report: Mapping[str, ItemScores]
-    # {recipe id: scores [I]} of those that answered part of the search fold, nan for missing items.
+    test: Mapping[str, ItemScores]
+    # {recipe id: scores [I]} of those that answered part of the search split, nan for missing items.
     parts: Mapping[str, FloatArray] = field(default_factory=dict)
     # Answers per item.
     answers: int = 1
-    # {item id: record} of a model's first answers on a fold.
-    read: Callable[[Recipe, Fold], Mapping[str, Record]] = lambda recipe, fold: {}
+    # {item id: record} of a model's first answers on a split.
+    read: Callable[[Recipe, Split], Mapping[str, Record]] = lambda recipe, split: {}
     # Unit of the scores in a report.
     unit: Unit = POINTS
 
@@ -60,7 +60,7 @@ class RunScores:
         return self.soups.candidates[name]
 
     def mixtures(self) -> list[Recipe]:
-        """The soups of two or more ingredients that answered the whole search fold."""
+        """The soups of two or more ingredients that answered the whole search split."""
         return [
             soup for soup in self.trials if len(soup.ingredients) > 1 and soup.id in self.search
         ]
@@ -70,7 +70,7 @@ class Analysis(ABC):
     """Analysis of a finished search. Its result is in `report.json`, under `analyses` and the analysis's name."""
 
     def asks(self, soups: RunSoups) -> tuple[Recipe, ...]:
-        """Soups whose answers on the search fold it needs, whether or not somebody has them already."""
+        """Soups whose answers on the search split it needs, whether or not somebody has them already."""
         return ()
 
     @abstractmethod
@@ -78,5 +78,5 @@ class Analysis(ABC):
         """What is shown and kept. A mapping is read as a `UserResult`.
 
         Raises:
-            NotEstimableError: too few soups answered the whole fold, and what it would take.
+            NotEstimableError: too few soups answered the whole split, and what it would take.
         """

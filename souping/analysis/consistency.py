@@ -60,7 +60,7 @@ class Consistency(Analysis):
     """Mean |rho| over pairs of categories: over the candidates, over the search's soups, and under linear mixing.
 
     Pairs of categories in which both populations vary count. Intervals are +- 1.96 standard errors by
-    `POPULATION_DRAWS` bootstrap draws of the search fold's groups, the models and soups as they are. The nulls that
+    `POPULATION_DRAWS` bootstrap draws of the search split's groups, the models and soups as they are. The nulls that
     draw are drawn `MIXTURES` times.
     """
 
@@ -84,7 +84,7 @@ class Consistency(Analysis):
         candidates = _summary(before, varying, run.correlation, POPULATION_DRAWS)
         categories = np.array(before.categories)
         return ConsistencyResult(
-            fold="search",
+            split="search",
             metric=run.metric,
             categories=before.categories,
             left_out=tuple(categories[~varying].tolist()),
@@ -266,8 +266,8 @@ class ConsistencyResult(AnalysisResult):
     """Correlations of categories before and after souping."""
 
     folded = True
-    fold: str
-    """fold of the items"""
+    split: str
+    """split of the items"""
     metric: str
     """name of the correlation"""
     categories: Names

@@ -1,7 +1,7 @@
 """Front of several goals (`pareto`): soups that no other beats in all of them.
 
 A goal is what a guard of its name would watch: its mean is a linear function of the category means
-of the search's posterior, which is fitted to all answers on the search fold. The report fold is
+of the search's posterior, which is fitted to all answers on the search split. The test split is
 not touched.
 
 Shape legend: S points, K ingredients, G goals, C categories, I items, D draws.
@@ -37,7 +37,7 @@ from souping.statistics.scores import group_numbers
 
 # Key under `analyses`.
 FRONT = "front"
-# Most points that are evaluated on the whole search fold.
+# Most points that are evaluated on the whole search split.
 CONFIRMED = 3
 # Draws of the posterior.
 FRONT_DRAWS = 400
@@ -124,7 +124,7 @@ class Front:
             lengths = _answer_table(fitted_points, lengths_of, len(items))
             first_length = float(np.nanmean(lengths[0])) or 1.0
             models[True] = _fit(self.points, -lengths / first_length, items, rise=0.0)
-            unit = replace(LENGTH, margin=0.01 * first_length)
+            unit = replace(LENGTH, min_gain=0.01 * first_length)
             goals = [replace(goal, unit=unit) if goal.lengths else goal for goal in goals]
         self.goals = goals
 
@@ -169,7 +169,7 @@ class Front:
         chosen_point = np.array([chosen.get(name, 0.0) for name in names])
         distances = np.abs(self.points - chosen_point).sum(axis=1)
         return FrontResult(
-            fold="search",
+            split="search",
             goals=tuple(Goal(name=goal.name, unit=goal.unit) for goal in self.goals),
             ingredients=tuple(names),
             soups=self.known,
@@ -277,15 +277,15 @@ class FrontPoint:
     goals: Mapping[str, GoalBand]
     """{goal: mean and band}"""
     confirmed: bool
-    """whether it answered the whole search fold"""
+    """whether it answered the whole search split"""
 
 
 @dataclass(frozen=True, kw_only=True)
 class FrontResult(AnalysisResult):
     """Soups that no other beats in all goals."""
 
-    fold: str
-    """fold of the items"""
+    split: str
+    """split of the items"""
     goals: tuple[Goal, ...]
     """goals"""
     ingredients: Names
@@ -308,7 +308,7 @@ class FrontResult(AnalysisResult):
         lines = [
             f"By the search's model, {len(self.points)} of {total} soups are on the front: none beats them "
             f"in {names} together. Means from {count(self.soups)} evaluated soups, with 95 % bands. "
-            "Confirmed soups answered the whole search fold."
+            "Confirmed soups answered the whole search split."
         ]
         if self.goal_weights:
             terms = [

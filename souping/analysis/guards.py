@@ -4,7 +4,7 @@ A guard watches the items of a category, of a group of categories or of another 
 length of all answers. A soup is admissible if, for each guard, the one-sided 95 % limit of its
 difference to the reference lies above minus the margin: with a flat prior, a larger loss then has a
 probability below 5 %. The items of a guard are pooled, and nothing is carried over from one guard
-to another. The report tests every guard anew on the report fold.
+to another. The report tests every guard anew on the test split.
 
 Shape legend: I items, M models, G groups.
 """
@@ -20,7 +20,7 @@ import numpy as np
 
 from souping.core.fields import LARGEST_SETTING, pick
 from souping.core.text import DASH
-from souping.core.types import Bound, Fold, Item, ItemScores, Json, SearchBounds, UserError
+from souping.core.types import Bound, Item, ItemScores, Json, SearchBounds, Split, UserError
 from souping.core.unit import POINTS, Unit
 from souping.report.analyses import AnalysisResult
 from souping.report.cells import Section, grid
@@ -38,7 +38,7 @@ LENGTH_GUARD = "tokens"
 # Largest probability of a loss above the margin with which a soup is admitted.
 ADMISSION = 0.05
 # One-sided levels of admission, and of all tests of the report together.
-GUARD_LEVELS: Mapping[Fold, float] = {"search": ADMISSION, "report": ALPHA / 2}
+GUARD_LEVELS: Mapping[Split, float] = {"search": ADMISSION, "test": ALPHA / 2}
 # How much less a soup's scores differ from a candidate's than those of two candidates do (mean
 # squares): the median of the recorded tables, benchmarks/guards.py --soups.
 NEARER = 0.7
@@ -208,7 +208,7 @@ def judge(
     picked: float = 1.0,
     limits: int = 0,
 ) -> list[GuardCheck]:
-    """Tests of all guards on the report fold at Holm's levels, one-sided 2.5 % for all, corrected for the looks.
+    """Tests of all guards on the test split at Holm's levels, one-sided 2.5 % for all, corrected for the looks.
 
     `pairs` are the scores of soup and reference on the items of each guard. The soup may have been `picked` among so
     many. Guards that were set after a look are read from simultaneous limits of so many differences instead.
@@ -234,7 +234,7 @@ def judge(
 
 @dataclass(frozen=True, kw_only=True)
 class Admission:
-    """Guards on the items of a fold, with the scores of the model `against` which soups are compared."""
+    """Guards on the items of a split, with the scores of the model `against` which soups are compared."""
 
     guards: tuple[Guard, ...]
     against: str
@@ -256,10 +256,10 @@ class Admission:
 
 def plan_guards(
     guards: Sequence[Guard],
-    folds: Mapping[Fold, Mapping[str, Sequence[Item]]],
+    splits: Mapping[Split, Mapping[str, Sequence[Item]]],
     known: Mapping[str, ItemScores] | None = None,
 ) -> list[dict[str, Any]]:
-    """What each guard can do on each fold: the `share` of equal soups that pass, and the items `needed` for 80 %.
+    """What each guard can do on each split: the `share` of equal soups that pass, and the items `needed` for 80 %.
 
     Items are {extra benchmark: items}, the run's own under an empty name. `known` are scores of candidates on some
     items of the run's benchmark. Without them a soup and the reference differ on 10 % of the items, and nothing is
@@ -268,14 +268,14 @@ def plan_guards(
     rows = []
     for guard in guards:
         variance = _variance(guard, known or {})
-        for fold, items in folds.items():
-            level = GUARD_LEVELS[fold]
+        for split, items in splits.items():
+            level = GUARD_LEVELS[split]
             categories = [item.category for item in items.get(guard.benchmark, ())]
             size = int(guard.covers(categories).sum())
             row = {
                 "name": guard.name,
                 "allowed": guard.allowed,
-                "fold": fold,
+                "split": split,
                 "level": level,
                 "items": size,
             }
@@ -328,7 +328,7 @@ def warnings_of(plans: Sequence[Mapping[str, Any]]) -> list[str]:
     warnings = []
     for plan in plans:
         passing = plan["share"]
-        if plan["fold"] != "search" or not passing or passing >= FEW_PASS:
+        if plan["split"] != "search" or not passing or passing >= FEW_PASS:
             continue
         warnings.append(
             f"guard {plan['name']}: with {plan['items']:,} search items, only {100 * passing:.0f} % of the soups that "
@@ -349,8 +349,8 @@ def planned(plans: Sequence[Mapping[str, Any]]) -> Section | None:
         size = count(plan["items"])
         passing = share(plan["share"])
         needed = count(plan["needed"])
-        rows.append((plan["name"], plan["allowed"], plan["fold"], size, passing, needed))
-    header = ("guard", "allowed loss", "fold", "items", "equal soups that pass", "items for 80 %")
+        rows.append((plan["name"], plan["allowed"], plan["split"], size, passing, needed))
+    header = ("guard", "allowed loss", "split", "items", "equal soups that pass", "items for 80 %")
     lines = (
         "The search admits a soup if the probability of a larger loss is below 5 %; the report tests at 2.5 %. Without "
         f"stored answers, the plan assumes that soup and reference differ on {100 * DISCORDANCE:.0f} % of the items.",
@@ -361,7 +361,7 @@ def planned(plans: Sequence[Mapping[str, Any]]) -> Section | None:
 
 @dataclass(frozen=True, kw_only=True)
 class GuardCheck:
-    """A guard on the report fold."""
+    """A guard on the test split."""
 
     name: str
     """name of the guard"""
@@ -392,20 +392,20 @@ class GuardsResult(AnalysisResult):
     against: str | None = None
     """the model that soups are compared with"""
     cost: MaybeFloat = None
-    """what the guards cost on the search fold"""
+    """what the guards cost on the search split"""
     refused: bool | None = None
     """whether no soup passed"""
     sentence: str | None = None
     """what the guards changed"""
     checks: tuple[GuardCheck, ...]
-    """every guard on the report fold"""
+    """every guard on the test split"""
 
     def section(self, unit: Unit) -> Section:
         against = clean(self.against)
         lines = [f"Compared with {against}, {clean(self.sentence)}."]
         if not self.checks:
             return Section("Guards", tuple(lines))
-        lines.append("Tested on the report fold, one-sided 2.5 % for all guards together (Holm).")
+        lines.append("Tested on the test split, one-sided 2.5 % for all guards together (Holm).")
         header = ("guard", "allowed loss", f"soup minus {against}", "items", "outcome")
         rows = []
         for check in self.checks:

@@ -1,4 +1,4 @@
-"""Shapley values of the ingredients (`shapley`): what each of them adds to soups of the others, on the search fold.
+"""Shapley values of the ingredients (`shapley`): what each of them adds to soups of the others, on the search split.
 
 The value v(C) of a coalition C is the objective of the uniform soup of its members (arXiv
 2511.13254). The empty coalition is worth the base model where it is a candidate, else the mean of
@@ -10,7 +10,7 @@ Shapley value is its marginal contribution, averaged over all orders in which th
 The values sum to v(all) - v(nobody) (Shapley 1953). Pairs and triplets are players too, worth the soup of all
 members. v is linear in the items' scores, so every category has Shapley values at no further cost.
 
-Shape legend: I items of the search fold; n players.
+Shape legend: I items of the search split; n players.
 """
 
 from __future__ import annotations
@@ -79,13 +79,13 @@ class Shapley(Analysis):
             if together <= size and math.comb(size, together) <= MOST_PLAYERS:
                 levels.append(_level(game, values, together))
         return ShapleyResult(
-            fold="search",
-            players=game.names,
+            split="search",
+            models=game.names,
             whole=run.unit.raw(values.of_all),
             baseline=values.base,
             baseline_score=run.unit.raw(values.of_nobody),
             levels=tuple(levels),
-            coalitions=tuple(values.row(members) for members in game.coalitions()),
+            subsets=tuple(values.row(members) for members in game.coalitions()),
         )
 
 
@@ -122,7 +122,7 @@ class _Values:
         soups = {members: game.recipe(members).id for members in game.coalitions()}
         missing = set(soups.values()) - set(run.search)
         if missing:
-            lack = f"{len(missing)} of {len(soups)} coalitions lack answers to the search fold"
+            lack = f"{len(missing)} of {len(soups)} coalitions lack answers to the search split"
             raise NotEstimableError(f"{lack}: make it again to evaluate the rest")
         self.run = run
         self.game = game
@@ -186,7 +186,7 @@ def _level(game: _Game, values: _Values, size: int) -> ShapleyLevel:
     return ShapleyLevel(
         size=size,
         kind=COALITION_KINDS[size],
-        players=tuple(values.player(player, scores) for player, scores in scores_of.items()),
+        models=tuple(values.player(player, scores) for player, scores in scores_of.items()),
         efficiency_gap=values.run.unit.size(gap),
     )
 
@@ -211,7 +211,7 @@ def exact_coefficients(players: Sequence[Members]) -> dict[Members, Coefficients
 
 # How it is shown
 
-COLOUR = {1: COLOURS["soup"], 2: COLOURS["best_single"], 3: COLOURS["uniform_selected"]}
+COLOUR = {1: COLOURS["soup"], 2: COLOURS["best_candidate"], 3: COLOURS["uniform_selected"]}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -246,21 +246,21 @@ class ShapleyLevel:
     """models of a player"""
     kind: str
     """`single models`, `pairs` or `triplets`"""
-    players: tuple[PlayerValue, ...]
-    """players"""
+    models: tuple[PlayerValue, ...]
+    """models, or pairs or triplets of them"""
     efficiency_gap: MaybeFloat
     """how far the values are from summing to the gain of all over the baseline"""
 
     def table(self, unit: Unit) -> TableGrid:
-        rows = [(player.name, player.cell(unit)) for player in self.players]
+        rows = [(player.name, player.cell(unit)) for player in self.models]
         return grid((clean(self.kind), "Shapley value"), rows)
 
     def by_category(self, unit: Unit) -> TableGrid:
         rows = []
-        for name in self.players[0].categories if self.players else ():
-            values = [player.categories.get(name) for player in self.players]
+        for name in self.models[0].categories if self.models else ():
+            values = [player.categories.get(name) for player in self.models]
             rows.append((clean(name), *(unit.score(value, sign=True) for value in values)))
-        return grid(("category", *(player.name for player in self.players)), rows)
+        return grid(("category", *(player.name for player in self.models)), rows)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -272,16 +272,16 @@ class CoalitionValue:
     recipe_id: str
     """id of the soup's recipe"""
     value: MaybeFloat
-    """objective on the search fold"""
+    """objective on the search split"""
 
 
 @dataclass(frozen=True, kw_only=True)
 class ShapleyResult(AnalysisResult):
     """What each model adds to soups of the others."""
 
-    fold: str
-    """fold of the items"""
-    players: Names
+    split: str
+    """split of the items"""
+    models: Names
     """single models"""
     whole: MaybeFloat
     """score of the soup of all"""
@@ -291,12 +291,12 @@ class ShapleyResult(AnalysisResult):
     """score of the baseline"""
     levels: tuple[ShapleyLevel, ...]
     """single models, pairs and triplets"""
-    coalitions: tuple[CoalitionValue, ...]
-    """every coalition"""
+    subsets: tuple[CoalitionValue, ...]
+    """every subset"""
 
     def section(self, unit: Unit) -> Section:
         head = (
-            f"What each adds to uniform soups of the others on the search fold, in {unit.name}: the mean over orders "
+            f"What each adds to uniform soups of the others on the search split, in {unit.name}: the mean over orders "
             f"of joining. {self._sum(unit)}"
         )
         title = "Who adds what? Shapley values"
@@ -331,8 +331,8 @@ class ShapleyResult(AnalysisResult):
 
         rows = list[tuple[ShapleyLevel, PlayerValue]]()
         for level in self.levels:
-            if len(level.players) > 1:
-                rows.extend((level, player) for player in level.players)
+            if len(level.models) > 1:
+                rows.extend((level, player) for player in level.models)
         if not rows:
             return ()
         with canvas():
@@ -346,7 +346,7 @@ class ShapleyResult(AnalysisResult):
                 axes.barh(y, unit.scale * (player.value or 0.0), height=0.72, color=colour)
                 axes.plot([low, high], [y, y], color=INK, linewidth=1.1)
             axes.axvline(0, color=INK, linewidth=0.8)
-            below = f"Shapley value, {unit.name} on the search fold (95 % interval over items)"
+            below = f"Shapley value, {unit.name} on the search split (95 % interval over items)"
             name_rows(axes, [short(player.name, 48) for _, player in rows], below)
             handles = [Patch(color=colour, label=kind) for kind, colour in colours.items()]
             axes.legend(

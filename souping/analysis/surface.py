@@ -1,7 +1,7 @@
 """Response surface: objective and categories over the weights of the ingredients, with 95 % bands (`surface`).
 
-The bands are the posterior of the search's surrogate, given all answers on the search fold, for the
-difference to the uniform soup; they hold at all weights at once. The report fold is not touched.
+The bands are the posterior of the search's surrogate, given all answers on the search split, for the
+difference to the uniform soup; they hold at all weights at once. The test split is not touched.
 
 Shape legend: S points, K ingredients, C categories, I items, D draws.
 """
@@ -184,7 +184,7 @@ class ResponseSurface(Analysis):
     def analyse(self, run: RunScores) -> SurfaceResult:
         evaluated = _evaluated(run)
         names = run.soups.ingredients
-        fold = ItemTable.of(next(iter(run.search.values())).items, run.objective)
+        split = ItemTable.of(next(iter(run.search.values())).items, run.objective)
 
         # The points of the surface, then further ones that the model is fitted on.
         surface = dict.fromkeys(self._points(len(names)))
@@ -194,23 +194,28 @@ class ResponseSurface(Analysis):
         unknown = np.full(items, np.nan)
         scores = np.array([evaluated.get(point, unknown) for point in points])
         objective, differences = band(
-            np.array(points), scores, fold.categories, fold.coefficients, fold.value, fold.groups
+            np.array(points),
+            scores,
+            split.categories,
+            split.coefficients,
+            split.value,
+            split.groups,
         )
 
         categories = {}
-        for name, difference in zip(fold.names, differences, strict=True):
+        for name, difference in zip(split.names, differences, strict=True):
             raw = run.unit.raw(difference[:size])
             categories[name] = tuple(np.round(raw, 6).tolist())
         chosen = run.soups.soup.shares
         answered = np.isfinite(scores[:size]).sum(axis=1)
         width = float((objective.high - objective.low)[:size].mean())
         return SurfaceResult(
-            fold="search",
+            split="search",
             ingredients=tuple(names),
             chosen=tuple(chosen.get(name, 0.0) for name in names),
             weights=tuple(surface),
             items=tuple(answered.tolist()),
-            fold_items=items,
+            split_items=items,
             soups=len(evaluated),
             objective=objective.at(run.unit, size),
             categories=categories,
@@ -244,7 +249,7 @@ def _evaluated(run: RunScores) -> dict[tuple[float, ...], FloatArray]:
     unknown = [name for name, single in zip(names, singles, strict=True) if single.id not in known]
     if unknown:
         raise NotEstimableError(
-            f"{', '.join(unknown)} alone did not answer the search fold, and soups do not tell"
+            f"{', '.join(unknown)} alone did not answer the search split, and soups do not tell"
         )
 
     evaluated = dict[tuple[float, ...], FloatArray]()
@@ -255,7 +260,7 @@ def _evaluated(run: RunScores) -> dict[tuple[float, ...], FloatArray]:
             evaluated[weights] = known[soup.id]
     if len(evaluated) < FEWEST_SOUPS:
         raise NotEstimableError(
-            f"{len(evaluated)} soups were evaluated on the search fold; a surface takes {FEWEST_SOUPS}"
+            f"{len(evaluated)} soups were evaluated on the search split; a surface takes {FEWEST_SOUPS}"
         )
     return evaluated
 
@@ -279,8 +284,8 @@ class SurfaceLimits:
 class SurfaceResult(AnalysisResult):
     """Predicted scores over the weights."""
 
-    fold: str
-    """fold of the items"""
+    split: str
+    """split of the items"""
     ingredients: Names
     """ingredients, in the order of the weights"""
     chosen: tuple[MaybeFloat, ...]
@@ -289,8 +294,8 @@ class SurfaceResult(AnalysisResult):
     """weights of each point"""
     items: tuple[MaybeInt, ...]
     """items that each point answered"""
-    fold_items: MaybeInt
-    """items of the fold"""
+    split_items: MaybeInt
+    """items of the split"""
     soups: MaybeInt
     """soups that the model was fitted on"""
     objective: SurfaceLimits
@@ -313,7 +318,7 @@ class SurfaceResult(AnalysisResult):
             f"Of {count(points)} mixtures, {count(above)} are better and {count(below)} worse than the uniform "
             "soup, with 95 % confidence for all points at once. "
             f"The bands are {unit.points(self.width)} wide on average.",
-            f"By the search's model of {count(self.soups)} soups on {count(self.fold_items)} search items.",
+            f"By the search's model of {count(self.soups)} soups on {count(self.split_items)} search items.",
         )
         return Section("Response surface", lines, "surface")
 

@@ -1,6 +1,6 @@
 """Average of a training run's checkpoints beside the last of them and beside the mean of those that it averages.
 
-Windows are compared on the search fold, where one of them is chosen; the chosen average on the report fold.
+Windows are compared on the search split, where one of them is chosen; the chosen average on the test split.
 
 Shape legend: K checkpoints, I items, R training runs.
 """
@@ -33,14 +33,14 @@ from souping.statistics.scores import Answers, ItemTable, ScoreTable
 
 SOUP_AVERAGE = "average"
 LAST_CHECKPOINT = "last"
-MEMBERS_MEAN = "members_mean"
+CHECKPOINTS_MEAN = "checkpoints_mean"
 # Last checkpoints whose spread shows how much a score changes from one to the next.
 NEIGHBOURS = 5
 
 
 @dataclass(frozen=True, kw_only=True)
 class CheckpointScores:
-    """Scores of a run's checkpoints, oldest first, on the items of a fold. A report has them in the `unit`."""
+    """Scores of a run's checkpoints, oldest first, on the items of a split. A report has them in the `unit`."""
 
     unit: Unit
     checkpoints: Sequence[ItemScores]  # [K]
@@ -78,7 +78,7 @@ class CheckpointScores:
             values=shares @ np.stack([member.values for member in self.checkpoints]),
             unanswered=shares @ np.stack([member.unanswered for member in self.checkpoints]),
         )
-        return self._versus(MEMBERS_MEAN, average, mean, looks, tests)
+        return self._versus(CHECKPOINTS_MEAN, average, mean, looks, tests)
 
     def _versus(
         self, name: str, average: ItemScores, other: ItemScores, looks: int, tests: float
@@ -137,7 +137,7 @@ def describe(
 ) -> TrajectoryResult:
     """`trajectory` of a report.
 
-    `weights` [K] and `soup` are the chosen average's, `soup` on the report fold, of which this is the `looks`-th look;
+    `weights` [K] and `soup` are the chosen average's, `soup` on the test split, of which this is the `looks`-th look;
     `trials` are the averages that the search evaluated; `others` the (average, last checkpoint) of each further run by
     the same weights; `categories` the soup minus the last checkpoint in each category.
     """
@@ -151,21 +151,21 @@ def describe(
             tokens=member.tokens,
             weight=weight,
             search=search.objective(search.checkpoints[k].values),
-            report=report.objective(report.checkpoints[k].values),
+            test=report.objective(report.checkpoints[k].values),
         )
         rows.append(row)
     differences = [report.objective(average.values - last.values) for average, last in others]
     return TrajectoryResult(
         sentences=tuple(trajectory.sentences),
-        members=tuple(rows),
+        checkpoints=tuple(rows),
         windows=_windows(members, search, trials),
         last=report.versus_last(soup, looks),
-        members_mean=report.versus_members(soup, weights, looks),
+        checkpoints_mean=report.versus_members(soup, weights, looks),
         categories=categories,
         spread=NeighbourSpread(
-            checkpoints=min(NEIGHBOURS, len(members)),
+            count=min(NEIGHBOURS, len(members)),
             search=search.spread(),
-            report=report.spread(),
+            test=report.spread(),
         ),
         runs=FurtherRuns(differences=tuple(differences), claim=report.over_runs(others, looks)),
     )
@@ -194,12 +194,12 @@ def _windows(
         row = WindowRow(
             kind=window.kind,
             alpha=window.alpha,
-            checkpoints=window.length,
+            count=window.length,
             steps=newest.step - oldest.step,
             tokens=tokens,
             objective=search.objective(values),
             last=search.versus_last(average, tests=len(evaluated)),
-            members_mean=search.versus_members(average, window.weights, tests=len(evaluated)),
+            checkpoints_mean=search.versus_members(average, window.weights, tests=len(evaluated)),
         )
         rows.append(row)
     return tuple(rows)

@@ -8,7 +8,7 @@ Equal scores make both rarer, so the chance is counted from the scores: of every
 scores each is as likely to be the soup's.
 
 `item_wins`: what does the soup keep of its ingredients, and what does it solve that they do not?
-Appendices B and D of the paper, on the report fold; examples are of the search fold, so that nobody
+Appendices B and D of the paper, on the test split; examples are of the search split, so that nobody
 reads the report's items. Where an item has several answers its score p is their mean; the item then
 counts as solved by its share p, failed by 1 - p, and answers of two models are independent given
 the item, so that products of shares are unbiased.
@@ -63,7 +63,7 @@ WINS_DRAWS = 400
 class CategoryWins(Analysis):
     """Categories in which each soup of the search beats all, and at least one, of its ingredients.
 
-    Intervals of the shares: +- 1.96 standard errors by `WINS_DRAWS` bootstrap draws of the search fold's groups.
+    Intervals of the shares: +- 1.96 standard errors by `WINS_DRAWS` bootstrap draws of the search split's groups.
     """
 
     def analyse(self, run: RunScores) -> CategoryWinsResult:
@@ -94,7 +94,7 @@ class CategoryWins(Analysis):
             )
             rows.append(row)
         return CategoryWinsResult(
-            fold="search",
+            split="search",
             categories=scores.categories,
             soups=tuple(rows),
             beats_all=_beaten_share(wins[0], drawn_wins[0], chances[0]),
@@ -115,17 +115,17 @@ class _Family:
         return cls(soup=soup, ingredients=ingredients)
 
     def evaluated(self, run: RunScores) -> bool:
-        """Whether all ingredients answered the whole search fold."""
+        """Whether all ingredients answered the whole search split."""
         return all(ingredient in run.search for ingredient in self.ingredients)
 
 
 def too_few(run: RunScores, needed: int) -> str:
-    """How many soups answered the whole search fold, and how to have more."""
+    """How many soups answered the whole search split, and how to have more."""
     if len(run.soups.ingredients) < 2:
         return SINGLE_SELECTED
     soups = len(run.mixtures())
     ending = "" if soups == 1 else "s"
-    head = f"{soups} soup{ending} of the search answered its whole fold; it takes {needed}"
+    head = f"{soups} soup{ending} of the search answered its whole split; it takes {needed}"
     return f"{head}: use optimiser=grid, or optimiser=nevergrad with few ingredients"
 
 
@@ -207,8 +207,8 @@ class CategoryWinsResult(AnalysisResult):
     """In how many categories soups beat their ingredients."""
 
     folded = True
-    fold: str
-    """fold of the items"""
+    split: str
+    """split of the items"""
     categories: Names
     """categories"""
     soups: tuple[SoupWins, ...]
@@ -222,7 +222,7 @@ class CategoryWinsResult(AnalysisResult):
         shares = [f"{vars(self)[key].text()} {kind}" for key, kind in WIN_KINDS.items()]
         head = (
             f"{count(len(self.soups))} soups against their ingredients in {count(len(self.categories))} categories of "
-            f"the search fold: {', '.join(shares)}."
+            f"the search split: {', '.join(shares)}."
         )
         note = (
             "By chance: if a soup and its ingredients were equally good, any of their scores might be the soup's. The "
@@ -244,7 +244,7 @@ class CategoryWinsResult(AnalysisResult):
                 chance = (vars(self)[key].chance or 0.0) * size
                 axes.axvline(chance, color=colour, linewidth=1.4, linestyle="--")
             axes.set_xticks(range(size + 1))
-            axes.set_xlabel("categories of the search fold (dashed: the mean by chance)")
+            axes.set_xlabel("categories of the search split (dashed: the mean by chance)")
             axes.set_ylabel("soups")
             axes.grid(axis="x", visible=False)
             axes.locator_params(axis="y", integer=True)
@@ -260,7 +260,7 @@ class CategoryWinsResult(AnalysisResult):
 
 # ------------------------------------------------------------ over ingredients, item by item
 
-RULE = "on the search fold: the first items of each kind by the hash of their prompt, every category before any twice"
+RULE = "on the search split: the first items of each kind by the hash of their prompt, every category before any twice"
 NOT_BY_ITEM = "no item is solved or not by a corpus metric (BLEU) or a loss: it takes scores from 0 to 1, item by item"
 # Characters of a prompt or an answer that an example shows.
 EXAMPLE_CHARS = 600
@@ -292,15 +292,15 @@ class ItemWins(Analysis):
                 "the recipe is a single model: there is nothing to hold it against"
             )
         models = {"soup": soup} | {name: run.single(name) for name in soup.ingredients}
-        missing = [model for model in models.values() if model.id not in run.report]
+        missing = [model for model in models.values() if model.id not in run.test]
         if missing:
-            lack = f"{len(missing)} of the soup and its ingredients lack answers to the report fold"
+            lack = f"{len(missing)} of the soup and its ingredients lack answers to the test split"
             raise NotEstimableError(f"{lack}: run it again to evaluate the rest")
-        if any(record.statistics for record in run.read(soup, "report").values()):
+        if any(record.statistics for record in run.read(soup, "test").values()):
             raise NotEstimableError(NOT_BY_ITEM)
 
-        solved = self._solved(run.report, models, run.answers)
-        items = run.report[soup.id].items
+        solved = self._solved(run.test, models, run.answers)
+        items = run.test[soup.id].items
         groups = group_numbers([item.group for item in items])
         solved_shares = {"soup": float(solved.soup.mean())}
         kept = []
@@ -310,7 +310,7 @@ class ItemWins(Analysis):
             of_failed = _share(1 - values, solved.soup, groups)
             kept.append(KeptShares(name=name, kept=of_solved, gained=of_failed))
         return ItemWinsResult(
-            fold="report",
+            split="test",
             items=len(items),
             answers=run.answers,
             solved=solved_shares,
@@ -343,7 +343,7 @@ class ItemWins(Analysis):
     def _examples(self, run: RunScores, models: Mapping[str, Recipe]) -> tuple[AnswerExample, ...]:
         """Items of three kinds with the answers of all, in the order of the kinds.
 
-        They are of the search fold: nobody reads the report's items.
+        They are of the search split: nobody reads the report's items.
         """
         if any(model.id not in run.search for model in models.values()):
             return ()
@@ -510,7 +510,7 @@ class ExampleAnswer:
 
 @dataclass(frozen=True, kw_only=True)
 class AnswerExample:
-    """An item of the search fold."""
+    """An item of the search split."""
 
     kind: str
     """what the soup does, and its ingredients"""
@@ -541,8 +541,8 @@ class AnswerExample:
 class ItemWinsResult(AnalysisResult):
     """What the soup keeps of its ingredients."""
 
-    fold: str
-    """fold of the items"""
+    split: str
+    """split of the items"""
     items: MaybeInt
     """items"""
     answers: MaybeInt

@@ -163,7 +163,7 @@ def _parser() -> Arguments:
     add(
         "--policy",
         metavar="FILE",
-        help="TOML: margin, and [tasks.NAME] with margin and critical = true",
+        help="TOML: margin, and [tasks.NAME] with margin and required = true",
     )
     add(
         "--fail-on",

@@ -88,7 +88,7 @@ def _compose_once() -> None:
 
 
 def run(cfg: DictConfig) -> float | None:
-    """One job: returns the objective on the search fold, so that any Hydra sweeper can drive it.
+    """One job: returns the objective on the search split, so that any Hydra sweeper can drive it.
 
     It is in the evaluator's unit: a sweep over a loss has to minimise it (`souping.cli.sweep.check_goal`). None if the
     job failed: Optuna's sweeper goes on after that, while nan ends it.
@@ -132,7 +132,7 @@ def _explicit(hydra_config: HydraConf) -> bool:
 
 
 def _run(cfg: DictConfig, run_dir: Path, group: str | None) -> tuple[float | None, Unit]:
-    """(the objective on the search fold, its unit); a merge has none"""
+    """(the objective on the search split, its unit); a merge has none"""
     show_warnings()
     plain = _configuration(cfg, group)
     if is_merge(plain):
@@ -154,7 +154,7 @@ def _merge(settings: MergeSettings) -> None:
 
 
 def _perform(settings: RunSettings, rehearses: bool) -> float | None:
-    """The objective on the search fold, None if there was no search."""
+    """The objective on the search split, None if there was no search."""
     if shows(settings.merge.name_rules):
         from souping.pipeline.merge_only import show_names
 

@@ -64,7 +64,7 @@ def _row(run: Path) -> tuple[str, str, str, str]:
         return date, "the report cannot be read", DASH, size
     if verdict is None:
         return date, "no verdict", DASH, size
-    return date, clean(verdict.claim).replace("_", " "), str(verdict.opened or DASH), size
+    return date, clean(verdict.claim).replace("_", " "), str(verdict.look or DASH), size
 
 
 def _bytes_of(folder: Path) -> int:

@@ -14,7 +14,7 @@ from souping.core.fields import pick
 from souping.core.files import expanded
 from souping.core.reading import read
 from souping.core.text import safe
-from souping.core.types import FOLDS, UserError
+from souping.core.types import SPLITS, UserError
 from souping.core.unit import POINTS, Unit
 from souping.report.content import Report
 from souping.report.files import read_report, read_selection
@@ -23,7 +23,7 @@ from souping.report.samples import SAMPLES_FILE, Sample, changed, read_samples, 
 
 SHOW_HELP = """Answers of a run's models side by side, from its samples.jsonl.gz.
 
-Without --fixed or --broke every item of the fold counts. The items of the report fold that are
+Without --fixed or --broke every item of the split counts. The items of the test split that are
 printed are recorded in the ledger of its store."""
 
 
@@ -42,8 +42,8 @@ def show(arguments: Sequence[str]) -> None:
         unit = report.unit
     else:
         unit = _unit_of_selection(run_dir / "selection.json")
-    fold = options.fold or _reached(samples)
-    rows = [sample for sample in samples if sample.fold == fold]
+    split = options.split or _reached(samples)
+    rows = [sample for sample in samples if sample.split == split]
     for key in ("item", "category"):
         if value := vars(options)[key]:
             pick(value, dict.fromkeys(vars(row)[key] for row in rows), f"--{key}")
@@ -56,7 +56,7 @@ def show(arguments: Sequence[str]) -> None:
         rows = list(changed(unit, rows, names[0], names[-1], better=options.fixed))
         comparison = "better" if options.fixed else "worse"
         what = f"items that {names[-1]} answers {comparison} than {names[0]}"
-    if fold == "report" and report and not report.dry_run:
+    if split == "test" and report and not report.dry_run:
         _note(run_dir, options.store, report, rows[: options.limit])
     _show_samples(unit, rows, names, options.limit, what)
 
@@ -69,12 +69,12 @@ def _unit_of_selection(path: Path) -> Unit:
 
 
 def _reached(samples: Sequence[Sample]) -> str:
-    """The last fold that the run scored; other runs may have left answers to later ones."""
+    """The last split that the run scored; other runs may have left answers to later ones."""
     scored = set()
     for sample in samples:
         if any(answers.score is not None for answers in sample.models.values()):
-            scored.add(sample.fold)
-    return next((fold for fold in reversed(FOLDS) if fold in scored), "select")
+            scored.add(sample.split)
+    return next((split for split in reversed(SPLITS) if split in scored), "select")
 
 
 def _parser() -> Arguments:
@@ -102,8 +102,8 @@ def _parser() -> Arguments:
         "--models", metavar="A,B", help="these models; the last stands for the soup"
     )
     parser.add_argument(
-        "--fold",
-        choices=("select", "search", "report"),
+        "--split",
+        choices=("select", "search", "test"),
         help="default: the last one that was scored",
     )
     parser.add_argument(
@@ -122,14 +122,14 @@ def _names(models: str | None, samples: Sequence[Sample], report: Report | None)
         known |= dict.fromkeys(sample.models)
     if models:
         return [pick(name.strip(), known, "--models") for name in models.split(",")]
-    best = report.row("best_single") if report else None
+    best = report.row("best_candidate") if report else None
     if best and "soup" in known:
         return [best.name, "soup"]
     return list(known)
 
 
 def _note(run_dir: Path, store: str | None, report: Report, samples: Sequence[Sample]) -> None:
-    """Write to the ledger that answers to these items of the report fold were looked at."""
+    """Write to the ledger that answers to these items of the test split were looked at."""
     from souping.comparison.looks import stores_of
     from souping.pipeline.looks.ledger import Ledger
     from souping.pipeline.store import Store

@@ -143,7 +143,7 @@ def _sweep_table(sweep_dir: Path) -> None:
     print(f"  {'sweep':16} {write_sweep(sweep_dir, jobs)}")
     print("\n".join(sweep_lines(jobs)))
     for job in best_jobs(jobs)[:1]:
-        print(f"test job {job.job} on the report fold:\n{safe(final_command(job, sweep_dir))}")
+        print(f"test job {job.job} on the test split:\n{safe(final_command(job, sweep_dir))}")
     if refused := [str(job.job) for job in jobs if job.refused]:
         EXIT_STATUSES.append(2)
         print(

@@ -127,7 +127,7 @@ def _result(
         baseline=models[0],
         models=models,
         average=average,
-        looks=level.looks,
+        look=level.looks,
         look_note=look_note,
         status=_status(verdicts, fail_on),
         verdicts=tuple(verdicts),
@@ -208,7 +208,7 @@ def _all_verdicts(
 
 
 def _status(verdicts: Sequence[RowVerdict], fail_on: Sequence[Word]) -> int:
-    return int(any(row.decides and row.verdict in fail_on for row in verdicts))
+    return int(any(row.required and row.verdict in fail_on for row in verdicts))
 
 
 def _run_noises(headline: RowScores, verdicts: Sequence[RowVerdict]) -> Iterator[RunNoise]:
@@ -317,7 +317,11 @@ def _flips(
         for metrics in common.metrics.values():
             flips.extend(_task_flips(metrics[0], models[0], model, base_log, logs[model][0]))
         yield from sorted(
-            flips, key=lambda flip: (-abs(flip.score - flip.base), flip.score > flip.base)
+            flips,
+            key=lambda flip: (
+                -abs(flip.score - flip.baseline_score),
+                flip.score > flip.baseline_score,
+            ),
         )
 
 
@@ -334,10 +338,10 @@ def _task_flips(
             model=model,
             task=metric.task,
             item=item,
-            base=float(base[place]),
+            baseline_score=float(base[place]),
             score=float(mean[place]),
             prompt=answers[item].prompt,
-            base_output=base_answers[item].output,
+            baseline_output=base_answers[item].output,
             output=answers[item].output,
         )
 
@@ -396,10 +400,10 @@ def _warnings(
     if headline.groups < FEW_GROUPS:
         yield f"{headline.groups} independent items are few: intervals are wide, and below 6 nothing can be shown."
     for row in verdicts:
-        if row.kind == "cut" and max(row.base, row.mean) >= WARN_CUT:
+        if row.kind == "cut" and max(row.baseline_mean, row.mean) >= WARN_CUT:
             yield (
                 f"Answers are cut off at the token limit: {100 * row.mean:.1f} % of {row.model}, "
-                f"{100 * row.base:.1f} % of {row.baseline}."
+                f"{100 * row.baseline_mean:.1f} % of {row.baseline}."
             )
         if row.kind == "average" and row.missing:
             yield (

@@ -64,7 +64,7 @@ class RowVerdict:
     """items that are compared"""
     groups: int
     """groups of items"""
-    base: float
+    baseline_mean: float
     """mean of the baseline"""
     mean: float
     """mean of the model"""
@@ -88,7 +88,7 @@ class RowVerdict:
     """why it is undecided, if the interval alone does not say so"""
     margin: float | None
     """loss that does not matter"""
-    decides: bool
+    required: bool
     """whether the exit status depends on it"""
     detectable: float
     """smallest true difference with 80 % power"""
@@ -128,13 +128,13 @@ class Flip:
     """task of the item"""
     item: str
     """identity of the item within its task"""
-    base: float
+    baseline_score: float
     """score of the baseline"""
     score: float
     """score of the model"""
     prompt: str = ""
     """prompt"""
-    base_output: str = ""
+    baseline_output: str = ""
     """answer of the baseline"""
     output: str = ""
     """answer of the model"""
@@ -150,12 +150,12 @@ class CompareResult:
     """all models, the baseline first"""
     average: str
     """how tasks are averaged"""
-    looks: int
-    """looks at these items, this one included"""
+    look: int
+    """number of the look at these items"""
     look_note: str
     """what it costs, or that looks are not counted; empty for a first look"""
     status: int
-    """exit status: 1 if a deciding row has a verdict of `--fail-on`, else 0"""
+    """exit status: 1 if a required row has a verdict of `--fail-on`, else 0"""
     verdicts: tuple[RowVerdict, ...]
     """rows of every model but the baseline"""
     variance: Mapping[str, VarianceParts]
@@ -252,12 +252,12 @@ def _model(result: CompareResult, model: str) -> Section:
         for cell in cells:
             cell["metric"] = ""
     columns = [name for name in cells[0] if any(map(itemgetter(name), cells))]
-    header = {"base": result.baseline, "mean": model, "name": ""}
+    header = {"baseline_mean": result.baseline, "mean": model, "name": ""}
     table = grid(
         [header.get(name, name) for name in columns],
         [list(map(row.__getitem__, columns)) for row in cells],
         left=[place for place, name in enumerate(columns) if name in ("name", "metric", "verdict")],
-        strong=[place for place, row in enumerate(rows) if row.decides],
+        strong=[place for place, row in enumerate(rows) if row.required],
     )
     return Section(f"{model} minus {result.baseline}", tuple(lines), grids=(table,))
 
@@ -311,12 +311,12 @@ def _pairs(result: CompareResult) -> Section:
 
 def _flip(flip: Flip) -> Section:
     lines = []
-    texts = (("prompt", flip.prompt), ("baseline", flip.base_output), (flip.model, flip.output))
+    texts = (("prompt", flip.prompt), ("baseline", flip.baseline_output), (flip.model, flip.output))
     for name, text in texts:
         if text:
             ellipsis = "..." if len(text) > SHOWN_TEXT_CHARS else ""
             lines.append(f"{name}: {text[:SHOWN_TEXT_CHARS]}{ellipsis}")
-    title = f"{flip.model}: {flip.task} {flip.item}: {flip.base:.3g} before, {flip.score:.3g} now"
+    title = f"{flip.model}: {flip.task} {flip.item}: {flip.baseline_score:.3g} before, {flip.score:.3g} now"
     return Section(title, tuple(lines))
 
 
@@ -332,7 +332,7 @@ def _cells(row: RowVerdict) -> dict[str, str | TableCell]:
         "metric": metric,
         "weight": f"{100 * row.weight:.3g} %" if 0 < row.weight < 1 else "",
         "items": f"{row.items:,}",
-        "base": amount(row, row.base),
+        "baseline_mean": amount(row, row.baseline_mean),
         "mean": amount(row, row.mean),
         "difference": TableCell(
             _difference(row, row.difference, row.low, row.high), _limits(row, row.low, row.high)

@@ -1,6 +1,6 @@
 """Tests of the rows of a comparison, and their verdicts.
 
-The headline and the policy's critical rows decide; all others share Holm's correction with the rows of their kind.
+The headline and the policy's required rows decide; all others share Holm's correction with the rows of their kind.
 """
 
 from __future__ import annotations
@@ -85,7 +85,7 @@ def judge(
         base, _ = test.means()
         margins[name] = policy.margin_of(name, base, test.row.fraction, test.row.weight > 0)
 
-    deciding = {name: margins[name] for name in tests if name in (HEADLINE, *policy.critical)}
+    deciding = {name: margins[name] for name in tests if name in (HEADLINE, *policy.required)}
     decided = decide(deciding, lambda name, number: tests[name].limits(number))
 
     corrections = dict.fromkeys(tests, 1.0)
@@ -113,7 +113,7 @@ def _row_verdict(
     tests: float,
     margin: float | None,
     verdict: tuple[Word | Literal[""], str],
-    decides: bool,
+    required: bool,
 ) -> RowVerdict:
     """A row, its numbers in the direction of its metric."""
     row = test.row
@@ -140,7 +140,7 @@ def _row_verdict(
         weight=row.weight,
         items=comparison.n,
         groups=comparison.groups,
-        base=base,
+        baseline_mean=base,
         mean=mean,
         difference=difference,
         low=low,
@@ -152,7 +152,7 @@ def _row_verdict(
         verdict=word,
         reason=reason,
         margin=margin,
-        decides=decides,
+        required=required,
         detectable=power.detectable(),
         detectable_one_more_run=power.detectable(more_runs=1) if several_runs else None,
         detectable_twice_items=power.detectable(times_items=2) if several_runs else None,

@@ -54,11 +54,11 @@ class Policy:
 
     margin: Margin | None = None
     margins: Mapping[str, Margin] = field(default_factory=dict)
-    critical: frozenset[str] = frozenset()
+    required: frozenset[str] = frozenset()
 
     @property
     def named(self) -> frozenset[str]:
-        return self.critical.union(self.margins)
+        return self.required.union(self.margins)
 
     def check(self, rows: Collection[str]) -> None:
         """Raises a UserError for a task that is not there."""
@@ -84,7 +84,7 @@ class Policy:
 
 
 def read_policy(path: Path, margin: Margin | None = None) -> Policy:
-    """A gate in TOML: `margin`, and for each task `[tasks.NAME]` with `margin` and `critical`.
+    """A gate in TOML: `margin`, and for each task `[tasks.NAME]` with `margin` and `required`.
 
     Raises:
         UserError: it is not TOML, or has an unknown key or value.
@@ -100,19 +100,19 @@ def read_policy(path: Path, margin: Margin | None = None) -> Policy:
         pick(key, ("margin", "tasks"), f"{path}: key")
 
     margins: dict[str, Margin] = {}
-    critical = set()
+    required = set()
     for name, task in tasks.items():
         for key in task:
-            pick(key, ("margin", "critical"), f"{path}: tasks.{name}: key")
-        if not isinstance(task.get("critical", False), bool):
-            raise UserError(f"{path}: tasks.{name}.critical={task['critical']}: true or false")
-        if task.get("critical"):
-            critical.add(name)
+            pick(key, ("margin", "required"), f"{path}: tasks.{name}: key")
+        if not isinstance(task.get("required", False), bool):
+            raise UserError(f"{path}: tasks.{name}.required={task['required']}: true or false")
+        if task.get("required"):
+            required.add(name)
         if "margin" in task:
             margins[name] = Margin.of(task["margin"], f"{path}: tasks.{name}.margin")
     if margin is None and "margin" in table:
         margin = Margin.of(table["margin"], f"{path}: margin")
-    return Policy(margin=margin, margins=margins, critical=frozenset(critical))
+    return Policy(margin=margin, margins=margins, required=frozenset(required))
 
 
 def verdict_of(

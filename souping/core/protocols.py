@@ -182,9 +182,9 @@ class Strategy(ABC):
         return False
 
     def workload(self, size: int, items: int) -> tuple[int, int] | None:
-        """Expected and maximum number of items that the search evaluates, on a fold of this size.
+        """Expected and maximum number of items that the search evaluates, on a split of this size.
 
-        None if the search evaluates whole folds.
+        None if the search evaluates whole splits.
         """
         return None
 
@@ -425,8 +425,8 @@ class Scoring:
     scored_by: Json = None
 
     @property
-    def whole_folds(self) -> bool:
-        """Whether scores need the whole fold, as corpus metrics do."""
+    def whole_splits(self) -> bool:
+        """Whether scores need the whole split, as corpus metrics do."""
         return False
 
     def item_scores(self, items: Sequence[Item], records: Sequence[Sequence[Record]]) -> FloatArray:
@@ -455,7 +455,7 @@ EVALUATOR_PARTS = {"prompts": Prompts, "sampling": Sampling, "scoring": Scoring,
 class Evaluator(Component, ABC):
     """Evaluates a model on items and returns one record per item.
 
-    `batches` splits a whole fold into blocks by a fixed rule. The items of a block are answered and stored together.
+    `batches` splits a whole split into blocks by a fixed rule. The items of a block are answered and stored together.
     `settings` is everything that an answer or a score depends on besides the model, the item and its block. All other
     properties of an evaluator are in its parts `prompts`, `sampling`, `scoring` and `hosting`.
     """
@@ -557,7 +557,7 @@ class Workers(ABC):
     lost: int = 0
     """Number of workers that died during the run and were replaced."""
     min_items: int = 1
-    """Fewer items are not worth a request of a search, unless its fold is smaller."""
+    """Fewer items are not worth a request of a search, unless its split is smaller."""
 
     @property
     def fingerprints(self) -> Mapping[str, str]:

@@ -23,7 +23,7 @@ from souping.core.types import FloatArray, Json, Names, ScoreMatrix, UserError
 
 @component
 class MeasuredScores(ScoreSource):
-    """Evaluate the candidates on the select fold."""
+    """Evaluate the candidates on the select split."""
 
     published = False
 

@@ -2,7 +2,7 @@
 
 From an item to a line of the report (down on the left, up on the right):
 
-    optimiser   Cell      weights, items of the fold   Trial       a soup with all of its items: a line of trials.csv
+    optimiser   Cell      weights, items of the split   Trial       a soup with all of its items: a line of trials.csv
                   |                                      ^
     search        |                                    Result      objective and category means, which `tell` gets
                   v                                      ^
@@ -38,7 +38,7 @@ Folders = Mapping[str, Path]
 """{name: folder}"""
 ProgressCallback = Callable[[int, int], None]
 """progress(bytes done, bytes in all)"""
-Fold = Literal["select", "search", "report"]
+Split = Literal["select", "search", "test"]
 Outcome = Literal["finished", "truncated", "unanswered"]
 """How an answer ended: by the model or a stop text; by the limit of tokens; or there is no answer, for a reason."""
 TOLERANCE = 1e-5
@@ -48,7 +48,7 @@ CONSTANT = 1e-9
 TEXT = "loss"
 """Scorer of an item that is a text without an answer: `evaluator=loss` scores the text itself."""
 OUTCOMES: tuple[Outcome, ...] = ("finished", "truncated", "unanswered")
-FOLDS: tuple[Fold, ...] = ("select", "search", "report")
+SPLITS: tuple[Split, ...] = ("select", "search", "test")
 Json: TypeAlias = "Mapping[str, Json] | Sequence[Json] | str | int | float | bool | None"
 """Value of JSON; texts are sequences too, so narrow by `str` first."""
 JsonObject: TypeAlias = Mapping[str, "Json"]
@@ -136,7 +136,7 @@ class Item:
     `prompt` is a text, or chat messages (`{"role": ..., "content": ...}`); `tools` are the JSON schemas of functions,
     which the chat template shows the model. `answer` is what `scorer` compares with, `user_scorer` is set if that
     scorer is user code.
-    Items that share content share a `group`: folds, bootstraps and permutations act on groups. Without one, items of
+    Items that share content share a `group`: splits, bootstraps and permutations act on groups. Without one, items of
     equal prompts are a group.
     """
 
@@ -441,7 +441,7 @@ class Selection:
 
 @frozen
 class Cell:
-    """Soup on items of the search fold, by their positions in it; None stands for the whole fold."""
+    """Soup on items of the search split, by their positions in it; None stands for the whole split."""
 
     weights: Weights
     items: tuple[int, ...] | None = None
@@ -452,7 +452,7 @@ class Result:
     """What came of a cell: the objective and its parts (fractions of 1), and what it cost.
 
     `values` are the items' scores, `lengths` their answers' tokens: in the cell's order where `tell` gets them, in a
-    trial those of the whole fold with nan where there is none. `objective` is nan if a category has no item here.
+    trial those of the whole split with nan where there is none. `objective` is nan if a category has no item here.
     `seconds` and `tokens` (generated) were measured when the answers were first given.
     """
 
@@ -484,7 +484,7 @@ class Bound:
 
 @frozen
 class SearchBounds:
-    """Bounds that soups keep to `against` a model, whose scores on the search fold are the `reference`."""
+    """Bounds that soups keep to `against` a model, whose scores on the search split are the `reference`."""
 
     bounds: tuple[Bound, ...]
     against: str
@@ -493,12 +493,12 @@ class SearchBounds:
 
 @frozen
 class SearchSpace:
-    """Domain of a weight search: ingredients [K], and the search fold item by item [I].
+    """Domain of a weight search: ingredients [K], and the search split item by item [I].
 
     The `objective` of category means [..., C] is their mean weighted by `coefficients`, or `value` if it is not linear.
     `singles` [K, I] are the ingredients' own scores, if they are known, `lengths` [K, I] the tokens of their answers.
-    Fewer than `full_batch` items at a time are slow; a request of `min_items` or more, or of a whole fold, is worth its
-    cost; with `whole` only whole folds may be evaluated (corpus metrics).
+    Fewer than `full_batch` items at a time are slow; a request of `min_items` or more, or of a whole split, is worth
+    its cost; with `whole` only whole splits may be evaluated (corpus metrics).
     """
 
     ingredients: Names

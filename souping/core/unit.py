@@ -23,7 +23,7 @@ SCORE_KEYS = ("mean", "difference", "value", "low", "high")
 MOST_DIGITS = 12
 """Most decimals with which a unit's scores are shown."""
 LARGEST_SCALE = 1e9
-"""Scale and margin of a unit lie between 1 / LARGEST_SCALE and this."""
+"""Scale and smallest gain of a unit lie between 1 / LARGEST_SCALE and this."""
 SCORE_ROUNDING = 1e-9
 """By how much a score from 0 to 1, or a mean of such scores, may leave that range."""
 FloatOrArray = TypeVar("FloatOrArray", float, FloatArray)
@@ -34,7 +34,7 @@ class Unit:
     """Unit of an evaluator's scores.
 
     A score is shown multiplied by `scale` and with `digits` decimals, followed by `symbol`, or by `name` if it is a
-    difference. `meaning` says what it measures. `margin` is the usual smallest gain that matters, as it is shown.
+    difference. `meaning` says what it measures. `min_gain` is the usual smallest gain that matters, as it is shown.
     `fractions` says whether all scores lie between 0 and 1.
     """
 
@@ -44,7 +44,7 @@ class Unit:
     higher_is_better: bool = True
     scale: float = 100.0
     digits: int = 1
-    margin: float = 1.0
+    min_gain: float = 1.0
     fractions: bool = True
 
     def __post_init__(self) -> None:
@@ -53,10 +53,10 @@ class Unit:
         Raises:
             ValueError: a number is out of range, or a word is not one line that a terminal can show.
         """
-        for size in (self.scale, self.margin):
+        for size in (self.scale, self.min_gain):
             if not 1 / LARGEST_SCALE <= size <= LARGEST_SCALE:
                 bounds = f"{1 / LARGEST_SCALE:g} to {LARGEST_SCALE:g}"
-                raise ValueError(f"unit {self.name!r}: {size} as scale or margin is not {bounds}")
+                raise ValueError(f"unit {self.name!r}: {size} as scale or min_gain is not {bounds}")
         if not 0 <= self.digits <= MOST_DIGITS:
             raise ValueError(f"unit {self.name!r}: digits={self.digits} is not 0 to {MOST_DIGITS}")
         words = f"{self.name}{self.symbol}{self.meaning}"
@@ -70,7 +70,7 @@ class Unit:
     def factor(self) -> float:
         """Inner score of a score of 1."""
         direction = 1.0 if self.higher_is_better else -1.0
-        return direction * MARGIN * self.scale / self.margin
+        return direction * MARGIN * self.scale / self.min_gain
 
     def inner(self, score: FloatOrArray) -> FloatOrArray:
         return score * self.factor
@@ -86,7 +86,7 @@ class Unit:
     def inner_margin(self, margin: float | None) -> float:
         """Inner margin of one that a user typed, or the usual one."""
         if margin is None:
-            margin = self.margin
+            margin = self.min_gain
         return margin / self.scale * abs(self.factor)
 
     def raw_table(self, table: Mapping[str, Any]) -> dict[str, Any]:
@@ -187,6 +187,6 @@ BITS_PER_BYTE = Unit(
     higher_is_better=False,
     scale=1.0,
     digits=4,
-    margin=0.005,
+    min_gain=0.005,
     fractions=False,
 )

@@ -1,6 +1,6 @@
-"""Benchmarks: items with categories, from a JSON Lines file, from a list, or from the evaluator, and their folds.
+"""Benchmarks: items with categories, from a JSON Lines file, from a list, or from the evaluator, and their splits.
 
-Folds are disjoint sets of groups, from a hash with a fixed salt. A group's fold depends on its name and nothing else
+Splits are disjoint sets of groups, from a hash with a fixed salt. A group's split depends on its name and nothing else
 (that of items without one is their prompt's digest): never on the run's seed, or a shared store would leak one run's
 report items into another run's search; nor on the name of a file, a task or the benchmark. Adding items never moves old
 ones. Items belong together if they share a text, directly or through others (`groups`).
@@ -20,13 +20,13 @@ from souping.core.parsing import read_json
 from souping.core.protocols import BenchmarkItems
 from souping.core.text import check_pointer, listed
 from souping.core.types import (
-    FOLDS,
+    SPLITS,
     TEXT,
-    Fold,
     Item,
     Items,
     Json,
     JsonObject,
+    Split,
     UserError,
     UserScorer,
     digest,
@@ -47,12 +47,12 @@ FORMS: Mapping[str, Any] = {
     "tools": list[dict[str, Any]],
 }
 """Annotations of an item's keys; an answer may be any JSON."""
-FOLD_SALT = "souping folds 4"
-"""Never to be changed. It is the first of forty that leaves each fold of the demo 20 items of every category; it was
+SPLIT_SALT = "souping folds 4"
+"""Never to be changed. It is the first of forty that leaves each split of the demo 20 items of every category; it was
 chosen without evaluating any model."""
-FOLD_SHARES: dict[Fold, float] = {"select": 0.2, "search": 0.2, "report": 0.6}
+SPLIT_SHARES: dict[Split, float] = {"select": 0.2, "search": 0.2, "test": 0.6}
 ENOUGH_ITEMS = 20
-"""Items of a category in a fold below which its mean score is too rough to stand alone."""
+"""Items of a category in a split below which its mean score is too rough to stand alone."""
 
 
 @component
@@ -274,114 +274,116 @@ def _message(message: JsonObject, where: str) -> JsonObject:
     return {**message, "content": content}
 
 
-# Folds
+# Splits
 
 
 @frozen
-class Folds:
-    """Items of each fold, in the benchmark's order; `notes` says what a reader must know."""
+class Splits:
+    """Items of each split, in the benchmark's order; `notes` says what a reader must know."""
 
-    items: Mapping[Fold, Items]
+    items: Mapping[Split, Items]
     notes: tuple[str, ...] = ()
 
     def counts(self) -> dict[str, int]:
-        return {fold: len(self.items[fold]) for fold in FOLDS}
+        return {split: len(self.items[split]) for split in SPLITS}
 
     @property
     def content(self) -> str:
-        """Digest of which items are in which fold, whatever their order."""
+        """Digest of which items are in which split, whatever their order."""
         contents = list[Json]()
-        for fold in FOLDS:
-            contents.append(sorted([item.category, item.fingerprint] for item in self.items[fold]))
+        for split in SPLITS:
+            contents.append(sorted([item.category, item.fingerprint] for item in self.items[split]))
         return digest(contents)
 
 
 def position(group: str) -> float:
     """Position of a group in [0, 1): the first 64 bits of a SHA-256."""
-    text = "\0".join((FOLD_SALT, group)).encode()
+    text = "\0".join((SPLIT_SALT, group)).encode()
     return int.from_bytes(hashlib.sha256(text).digest()[:8], "big") / 2**64
 
 
-def shares_of(given: Mapping[str, float] | None) -> Mapping[Fold, float]:
-    """`benchmark.splits` as shares of all three folds: those that are not named keep their proportion of the rest.
+def shares_of(given: Mapping[str, float] | None) -> Mapping[Split, float]:
+    """`benchmark.splits` as shares of all three splits: those that are not named keep their proportion of the rest.
 
     Raises:
-        UserError: a name is not a fold, a share is not between 0 and 1, or nothing is left for a fold.
+        UserError: a name is not a split, a share is not between 0 and 1, or nothing is left for a split.
     """
     if not given:
-        return FOLD_SHARES
+        return SPLIT_SHARES
     for name, share in given.items():
-        pick(name, FOLDS, "benchmark.splits")
+        pick(name, SPLITS, "benchmark.splits")
         if not 0 < share < 1:
             raise UserError(f"benchmark.splits.{name}={share} must be above 0 and below 1")
-    open_shares = {fold: share for fold, share in FOLD_SHARES.items() if fold not in given}
+    open_shares = {split: share for split, share in SPLIT_SHARES.items() if split not in given}
     remainder = 1 - sum(given.values())
     if (open_shares and remainder < 0.01) or (not open_shares and abs(remainder) > 1e-6):
         raise UserError(
             f"benchmark.splits: the shares add up to {sum(given.values()):g}; all three make 1"
         )
     return {
-        fold: given.get(fold, share * remainder / sum(open_shares.values() or (1,)))
-        for fold, share in FOLD_SHARES.items()
+        split: given.get(split, share * remainder / sum(open_shares.values() or (1,)))
+        for split, share in SPLIT_SHARES.items()
     }
 
 
-def assign(group: str, two: bool = False, shares: Mapping[Fold, float] = FOLD_SHARES) -> Fold:
-    """The fold of a group. With `two` (published scores select) the select share goes to search."""
+def assign(group: str, two: bool = False, shares: Mapping[Split, float] = SPLIT_SHARES) -> Split:
+    """The split of a group. With `two` (published scores select) the select share goes to search."""
     place = position(group)
     if place < shares["select"]:
         return "search" if two else "select"
-    return "search" if place < shares["select"] + shares["search"] else "report"
+    return "search" if place < shares["select"] + shares["search"] else "test"
 
 
-def split_folds(
-    items: Sequence[Item], two: bool = False, shares: Mapping[Fold, float] = FOLD_SHARES
-) -> Folds:
-    """Cut a benchmark into folds.
+def make_splits(
+    items: Sequence[Item], two: bool = False, shares: Mapping[Split, float] = SPLIT_SHARES
+) -> Splits:
+    """Cut a benchmark into splits.
 
     Raises:
-        UserError: a category has too few groups to stand in every fold.
+        UserError: a category has too few groups to stand in every split.
     """
-    fold_of = {item.group: assign(item.group, two, shares) for item in items}
-    needed = FOLDS[1:] if two else FOLDS
+    split_of = {item.group: assign(item.group, two, shares) for item in items}
+    needed = SPLITS[1:] if two else SPLITS
     members: dict[str, list[str]] = {}
     for item in items:
         members.setdefault(item.category, []).append(item.group)
     groups = {category: list(dict.fromkeys(names)) for category, names in members.items()}
-    notes = _fill(groups, fold_of, needed)
-    folds: dict[Fold, list[Item]] = {fold: [] for fold in FOLDS}
+    notes = _fill(groups, split_of, needed)
+    splits: dict[Split, list[Item]] = {split: [] for split in SPLITS}
     for item in items:
-        folds[fold_of[item.group]].append(item)
-    for fold in needed:
-        _check_present(fold, folds[fold], list(members))
-        notes += _small(fold, folds[fold])
-    return Folds(items={fold: tuple(chosen) for fold, chosen in folds.items()}, notes=tuple(notes))
+        splits[split_of[item.group]].append(item)
+    for split in needed:
+        _check_present(split, splits[split], list(members))
+        notes += _small(split, splits[split])
+    return Splits(
+        items={split: tuple(chosen) for split, chosen in splits.items()}, notes=tuple(notes)
+    )
 
 
-def two_folds(items: Sequence[Item]) -> Mapping[Fold, Items]:
+def two_splits(items: Sequence[Item]) -> Mapping[Split, Items]:
     """A benchmark cut into what a search may see and what it may not (UserError: a category is too small)."""
-    return split_folds(items, two=True).items
+    return make_splits(items, two=True).items
 
 
-def limit_folds(folds: Folds, limit: int) -> Folds:
-    """Folds of a dry run: at most `limit` items of each category in a fold, and none of the report fold.
+def limit_splits(splits: Splits, limit: int) -> Splits:
+    """Splits of a dry run: at most `limit` items of each category in a split, and none of the test split.
 
-    The report is on items of the other two folds that are used for neither selection nor search. A category without
-    such items is reported on those of the search.
+    The test is on items of the other two splits that are used for neither selection nor search. A category without
+    such items is tested on those of the search.
     """
-    select = first_items(folds.items["select"], limit)
-    search = first_items(folds.items["search"], limit)
+    select = first_items(splits.items["select"], limit)
+    search = first_items(splits.items["search"], limit)
     taken = {item.group for item in [*select, *search]}
-    others = [*folds.items["search"], *folds.items["select"]]
-    report = [*first_items([item for item in others if item.group not in taken], limit)]
-    again = {item.category for item in search} - {item.category for item in report}
-    report += [item for item in search if item.category in again]
+    others = [*splits.items["search"], *splits.items["select"]]
+    test = [*first_items([item for item in others if item.group not in taken], limit)]
+    again = {item.category for item in search} - {item.category for item in test}
+    test += [item for item in search if item.category in again]
     twice = f" (of {listed(sorted(again))}: the very items of the search)" if again else ""
     note = (
-        f"dry_run={limit}: a dry run on at most {limit} items of each category in a fold; it reports on {len(report)} "
-        f"items of the select and search folds{twice}; the report fold stays closed and nothing is claimed"
+        f"dry_run={limit}: a dry run on at most {limit} items of each category in a split; it tests on {len(test)} "
+        f"items of the select and search splits{twice}; the test split stays closed and nothing is claimed"
     )
-    return Folds(items={"select": select, "search": search, "report": tuple(report)}, notes=(note,))
+    return Splits(items={"select": select, "search": search, "test": tuple(test)}, notes=(note,))
 
 
 def first_items(items: Sequence[Item], limit: int | None) -> Items:
@@ -396,43 +398,43 @@ def first_items(items: Sequence[Item], limit: int | None) -> Items:
 
 
 def _fill(
-    members: Mapping[str, list[str]], fold_of: dict[str, Fold], needed: Sequence[Fold]
+    members: Mapping[str, list[str]], split_of: dict[str, Split], needed: Sequence[Split]
 ) -> list[str]:
-    """Give a small category a group in each fold that the hash left empty, from the fold that has most. Returns a note
-    on what was moved."""
-    moves: list[tuple[str, Fold, Fold]] = []
+    """Give a small category a group in each split that the hash left empty, from the split that has most. Returns a
+    note on what was moved."""
+    moves: list[tuple[str, Split, Split]] = []
     for category, groups in members.items():
-        for fold in needed:
-            counts = Counter(fold_of[group] for group in groups)
-            if not counts[fold] and len(groups) >= len(needed):
+        for split in needed:
+            counts = Counter(split_of[group] for group in groups)
+            if not counts[split] and len(groups) >= len(needed):
                 donor = max(needed, key=lambda name: counts[name])
-                moved = min((group for group in groups if fold_of[group] == donor), key=position)
-                fold_of[moved] = fold
-                moves.append((category, donor, fold))
+                moved = min((group for group in groups if split_of[group] == donor), key=position)
+                split_of[moved] = split
+                moves.append((category, donor, split))
     if not moves:
         return []
     moved_categories = dict.fromkeys(category for category, _, _ in moves)
     few = [f"{category} ({len(members[category])})" for category in moved_categories]
     return [
-        f"{listed(few)}: few groups, so {len(moves)} moved to folds that had none of their category"
+        f"{listed(few)}: few groups, so {len(moves)} moved to splits that had none of their category"
     ]
 
 
-def _check_present(fold: Fold, items: Sequence[Item], categories: Sequence[str]) -> None:
+def _check_present(split: Split, items: Sequence[Item], categories: Sequence[str]) -> None:
     present = {item.category for item in items}
     empty = [c for c in categories if c not in present]
     if empty:
         raise UserError(
-            f"category {empty[0]!r} has no items in fold {fold}: it needs at least one group in each fold; "
-            "add items (20 in a fold make a usable rate) or leave the category out"
+            f"category {empty[0]!r} has no items in split {split}: it needs at least one group in each split; "
+            "add items (20 in a split make a usable rate) or leave the category out"
         )
 
 
-def _small(fold: Fold, items: Sequence[Item]) -> list[str]:
+def _small(split: Split, items: Sequence[Item]) -> list[str]:
     counts = Counter(item.category for item in items)
     small = [f"{name} ({n})" for name, n in counts.items() if n < ENOUGH_ITEMS]
     if not small:
         return []
     return [
-        f"fold {fold}: fewer than {ENOUGH_ITEMS} items in {listed(small)}: their rates are rough"
+        f"split {split}: fewer than {ENOUGH_ITEMS} items in {listed(small)}: their rates are rough"
     ]

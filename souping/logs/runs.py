@@ -1,4 +1,4 @@
-"""Logs of this package's own runs: the answers to the report fold in `samples.jsonl.gz`, one model a log."""
+"""Logs of this package's own runs: the answers to the test split in `samples.jsonl.gz`, one model a log."""
 
 from __future__ import annotations
 
@@ -47,18 +47,16 @@ def _read(path: Path, report: Report, name: str, group: str) -> Log:
     model = pick_model(path, list(row_of), name or "soup")
     row = row_of[model]
 
-    # Lines of the report fold by task; in all folds, the most answers of which an item's score is the best.
+    # Lines of the test split by task; in all splits, the most answers of which an item's score is the best.
     lines_of: dict[str, list[LogRow]] = {}
     best_of = 0
     lines: Iterator[LogRow] = read_samples(path / SAMPLES_FILE)
     for line in lines:
         best_of = max(best_of, *map(_best_of, line["models"].values()))
-        if line["fold"] == "report" and model in line["models"]:
+        if line["split"] == "test" and model in line["models"]:
             lines_of.setdefault(line["category"], []).append(line)
     if not lines_of:
-        raise UserError(
-            f"{path}: no answers of {model} to the report fold: this run made no report"
-        )
+        raise UserError(f"{path}: no answers of {model} to the test split: this run made no report")
     tasks = {}
     for task, task_lines in lines_of.items():
         answers: list[LoggedAnswer] = []

@@ -15,10 +15,10 @@ from souping.core.reading import read, to_json
 from souping.core.text import first_line, named, safe
 from souping.core.types import (
     TOLERANCE,
-    Fold,
     ItemScores,
     Recipe,
     Record,
+    Split,
     TokenIds,
     UserError,
 )
@@ -63,10 +63,10 @@ def run_scores(
     singles = [steps.single(name) for name in steps.pool.names]
     searched = state.searched
     trials = [trial.recipe for trial in searched.winner.trials]
-    search, parts = stored.all_stored_scores([*singles, *trials, *soups], steps.folds["search"])
+    search, parts = stored.all_stored_scores([*singles, *trials, *soups], steps.splits["search"])
 
-    def read(recipe: Recipe, fold: Fold) -> Mapping[str, Record]:
-        items = state.items if fold == "report" else steps.folds[fold]
+    def read(recipe: Recipe, split: Split) -> Mapping[str, Record]:
+        items = state.items if split == "test" else steps.splits[split]
         answers = stored.stored_answers(recipe, items)
         return {name: records[0] for name, records in answers.items()}
 
@@ -80,7 +80,7 @@ def run_scores(
         metric=searched.selected.selection.metric or "pearson",
         search=search,
         parts=parts,
-        report=_report_scores(stored, state),
+        test=_report_scores(stored, state),
         answers=stored.answers_per_item,
         read=read,
         unit=settings.evaluator.unit,

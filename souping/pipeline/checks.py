@@ -23,17 +23,17 @@ from souping.core.protocols import Evaluator, Workers
 from souping.core.text import named, shown
 from souping.core.types import (
     CONSTANT,
-    FOLDS,
+    SPLITS,
     Candidate,
-    Fold,
     Item,
     Names,
     SearchSpace,
+    Split,
     UserError,
     frozen,
 )
 from souping.core.unit import POINTS, Unit
-from souping.evaluate.benchmark import Folds, limit_folds, shares_of, split_folds
+from souping.evaluate.benchmark import Splits, limit_splits, make_splits, shares_of
 from souping.pipeline.evaluation import Evaluation, EvaluatorWorker, open_worker
 from souping.pipeline.executors.asking import FilesExecutor, FileWorkers, OrderedEvaluation
 from souping.pipeline.machine import check_machine
@@ -60,10 +60,10 @@ LIKELY_CAUSES = (
 
 
 def refusals(
-    settings: RunSettings, folds: Mapping[Fold, Sequence[Item]], evaluators: EvaluatorItems
+    settings: RunSettings, splits: Mapping[Split, Sequence[Item]], evaluators: EvaluatorItems
 ) -> Iterator[UserError]:
-    """What does not fit. `folds` and items are empty if the items are not available."""
-    for check in _checks(settings, folds, evaluators):
+    """What does not fit. `splits` and items are empty if the items are not available."""
+    for check in _checks(settings, splits, evaluators):
         try:
             check()
         except UserError as error:
@@ -71,13 +71,13 @@ def refusals(
 
 
 def _checks(
-    settings: RunSettings, folds: Mapping[Fold, Sequence[Item]], evaluators: EvaluatorItems
+    settings: RunSettings, splits: Mapping[Split, Sequence[Item]], evaluators: EvaluatorItems
 ) -> Iterator[Callable[[], None]]:
     candidates = settings.pool.resolve()
     names = [candidate.name for candidate in candidates]
-    run_items = itertools.chain.from_iterable(folds.get(fold, ()) for fold in FOLDS)
+    run_items = itertools.chain.from_iterable(splits.get(split, ()) for split in SPLITS)
     categories = list(dict.fromkeys(item.category for item in run_items))
-    # The run's own items were checked when the folds were cut.
+    # The run's own items were checked when the splits were cut.
     for _, items in evaluators[1:]:
         yield partial(check_texts, items)
     yield partial(_check_source, settings)
@@ -88,7 +88,7 @@ def _checks(
         yield partial(_check_objective, settings, categories)
         yield partial(_check_goals, settings, categories, candidates)
         if settings.stop_after != "select":
-            yield partial(check_budget, settings.optimiser, len(folds["search"]))
+            yield partial(check_budget, settings.optimiser, len(splits["search"]))
     yield partial(_check_selector, settings, names, categories)
     yield partial(_check_search, settings, tuple(names))
     for evaluator, _ in evaluators:
@@ -108,15 +108,15 @@ def check_pool(settings: RunSettings, pool: OpenPool, evaluators: EvaluatorItems
     check_kept(settings, pool)
 
 
-def cut_folds(settings: RunSettings, items: Sequence[Item]) -> Folds:
-    """Folds of the run's items (UserError: a text cannot be stored, or a category is too small)."""
+def cut_splits(settings: RunSettings, items: Sequence[Item]) -> Splits:
+    """Splits of the run's items (UserError: a text cannot be stored, or a category is too small)."""
     check_texts(items)
-    folds = split_folds(
+    splits = make_splits(
         items, two=settings.scores.published, shares=shares_of(settings.benchmark.splits)
     )
     if settings.dry_run is None:
-        return folds
-    return limit_folds(folds, settings.dry_run)
+        return splits
+    return limit_splits(splits, settings.dry_run)
 
 
 def check_texts(items: Sequence[Item]) -> None:
@@ -252,7 +252,7 @@ def check_tokenizers(pool: OpenPool, evaluators: EvaluatorItems) -> None:
                 raise error.at(f"candidate {name}") from error
 
 
-def run_notes(settings: RunSettings, pool: OpenPool | None, folds: Folds | None) -> list[str]:
+def run_notes(settings: RunSettings, pool: OpenPool | None, splits: Splits | None) -> list[str]:
     """What a reader of the report must know before anything is evaluated; a plan may lack the pool or the items."""
     notes = []
     if pool is not None:
@@ -261,10 +261,10 @@ def run_notes(settings: RunSettings, pool: OpenPool | None, folds: Folds | None)
     if settings.pool.trajectory is not None:
         notes += settings.pool.trajectory.notes
     items: list[Item] = []
-    if folds is not None:
-        for fold in FOLDS:
-            items += folds.items[fold]
-        notes += folds.notes
+    if splits is not None:
+        for split in SPLITS:
+            items += splits.items[split]
+        notes += splits.notes
         notes += settings.objective.notes(list(dict.fromkeys(item.category for item in items)))
     if pool is not None:
         base = settings.merge.base_model
@@ -309,7 +309,7 @@ class Prepared:
     """
 
     settings: RunSettings
-    folds: Folds
+    splits: Splits
     pool: OpenPool
     benchmarks: Mapping[str, ExtraBenchmark]
     workers: Workers
@@ -323,11 +323,11 @@ def prepare(settings: RunSettings, store: Store, progress: Progress) -> Prepared
         UserError: settings, items, pool and machine do not fit each other.
     """
     items = settings.benchmark.items()
-    folds = cut_folds(settings, items)
+    splits = cut_splits(settings, items)
     extra = extra_benchmarks(settings.extra_benchmarks, settings.evaluator, settings.dry_run)
     pairs = [(settings.evaluator, items)]
     pairs += [(benchmark.evaluator, benchmark.items) for benchmark in extra]
-    for error in refusals(settings, folds.items, pairs):
+    for error in refusals(settings, splits.items, pairs):
         raise error
     check_machine(settings, [evaluator for evaluator, _ in pairs])
 
@@ -349,7 +349,7 @@ def prepare(settings: RunSettings, store: Store, progress: Progress) -> Prepared
     kind: type[Evaluation] = Evaluation
     if isinstance(settings.executor, FilesExecutor):
         workers = FileWorkers(
-            settings, settings.executor, pool, evaluators, progress, folds.content
+            settings, settings.executor, pool, evaluators, progress, splits.content
         )
         kind = OrderedEvaluation
     else:
@@ -367,7 +367,7 @@ def prepare(settings: RunSettings, store: Store, progress: Progress) -> Prepared
         )
     return Prepared(
         settings=settings,
-        folds=folds,
+        splits=splits,
         pool=pool,
         benchmarks=benchmarks,
         workers=workers,

@@ -1,6 +1,6 @@
 """Evaluation of recipes through the store: an answer that is stored is never computed again.
 
-A request for a soup's scores on a fold is cut into blocks, by a rule of the evaluator. What the store lacks of a block
+A request for a soup's scores on a split is cut into blocks, by a rule of the evaluator. What the store lacks of a block
 goes to a worker as a smaller request, and the response is committed before anything else happens. `executor=local` has
 one worker, in this process.
 """
@@ -86,7 +86,7 @@ class Pending:
             self.seconds.append(record.seconds)
             self.generated += len(record.tokens)
             self.prefilled += record.prompt_tokens
-            # Tokens and prompts are in the store; a fold of them would fill the memory.
+            # Tokens and prompts are in the store; a split of them would fill the memory.
             self.records[item.id, block.repeat] = replace(record, tokens=(), prompt="")
             self.lengths[item.id, block.repeat] = len(record.tokens)
 
@@ -151,8 +151,8 @@ class Evaluation(RecipeEvaluator):
         return self._workers.slots
 
     @property
-    def whole_folds(self) -> bool:
-        return self._evaluator.scoring.whole_folds
+    def whole_splits(self) -> bool:
+        return self._evaluator.scoring.whole_splits
 
     def key(self, recipe: Recipe) -> str:
         """What keys this soup's answers in the store besides the soup, the items and their blocks."""
@@ -282,7 +282,7 @@ class Evaluation(RecipeEvaluator):
         return missing
 
     def stored_answers(self, recipe: Recipe, items: Sequence[Item]) -> dict[str, list[Record]]:
-        """{item id: its answers} of the items that have all of them: those of the fold's own blocks or, as a search
+        """{item id: its answers} of the items that have all of them: those of the split's own blocks or, as a search
         left them, others."""
         evaluator = self._evaluator.for_recipe(recipe)
         stored = self._store.load(recipe.fingerprint, fingerprint(evaluator))

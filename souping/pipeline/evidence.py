@@ -1,4 +1,4 @@
-"""Evidence: contenders on the report fold, with intervals, paired differences, losses and a verdict."""
+"""Evidence: contenders on the test split, with intervals, paired differences, losses and a verdict."""
 
 from __future__ import annotations
 
@@ -219,7 +219,7 @@ def gather(
     mixture: Comparison | None = None,
     family: FamilyScores | None = None,
 ) -> Evidence:
-    """What the scores {recipe id: scores on the report fold} say.
+    """What the scores {recipe id: scores on the test split} say.
 
     The soup is the last contender; `opened` is the number of looks at these items, `margin` the gain (of inner scores)
     below which a single model is kept; `length_key` the setting to raise where answers were cut off; `mixture` the
@@ -232,7 +232,7 @@ def gather(
     for other in others:
         pair = Pair.of(soup, other, scores, table, opened, family)
         compared.append((other, pair.compare()))
-        if other.kind == "best_single":
+        if other.kind == "best_candidate":
             best = other
             against_best = pair
     singles = [c for c in contenders if c.kind in ("ingredient", "candidate")]
@@ -242,7 +242,7 @@ def gather(
         soup.name,
         [comparison for other, comparison in compared if other in singles],
         candidates=[single.name for single in singles],
-        best_single=best.name,
+        best_candidate=best.name,
         selected=selected,
         recipe=soup.recipe.ingredients,
         opened=opened,
@@ -258,8 +258,8 @@ def gather(
         variance=_variances(unit, [*singles, soup], scores, table),
         verdict=VerdictSummary(
             **vars(result),
-            opened=opened,
-            margin=unit.size(margin),
+            look=opened,
+            min_gain=unit.size(margin),
             sensitivity=against_best.sensitivity(unit),
         ),
     )
@@ -311,7 +311,7 @@ def compare_on(
         coefficients=coefficients,
         rows=tuple(row(unit, c, measured[c.recipe.id], table) for c in contenders),
         outcomes={c.name: outcomes(measured[c.recipe.id], table) for c in contenders},
-        opened=looks,
+        look=looks,
         comparisons=judged(unit, [pair.compare() for pair in pairs], looks),
         categories=by_category(unit, pairs),
         shared=shared,
@@ -346,8 +346,8 @@ def best_mixture(
 
 
 def dry_verdict(verdict: VerdictSummary, limit: int) -> VerdictSummary:
-    """What a verdict on a few items that are not the report fold's says: nothing."""
-    sentence = f"Dry run on at most {limit} items a category and fold, none of the report fold's: nothing is claimed."
+    """What a verdict on a few items that are not the test split's says: nothing."""
+    sentence = f"Dry run on at most {limit} items a category and split, none of the test split's: nothing is claimed."
     return replace(verdict, claim="dry_run", sentence=sentence, p_value=None)
 
 
@@ -376,7 +376,7 @@ def _with_holm(
 
 
 def losses(unit: Unit, pair: Pair) -> CategoryLosses | None:
-    """The soup against the best single by category; None if they are one model or there is one category."""
+    """The soup against the best candidate by category; None if they are one model or there is one category."""
     if pair.same_model or len(pair.scores.items.names) < 2:
         return None
     categories = by_category(unit, [pair])
@@ -385,7 +385,7 @@ def losses(unit: Unit, pair: Pair) -> CategoryLosses | None:
         against=pair.other,
         above=signs.count(1),
         below=signs.count(-1),
-        level=signs.count(0),
+        same=signs.count(0),
         categories=categories,
     )
 
@@ -415,7 +415,7 @@ def trajectory_evidence(
     trajectory: Trajectory,
     state: Reported,
 ) -> TrajectoryResult:
-    """The chosen average of a training run and its checkpoints, on the search and report folds."""
+    """The chosen average of a training run and its checkpoints, on the search and test splits."""
     objective = steps.settings.objective
     unit = steps.settings.evaluator.unit
     names = steps.pool.names

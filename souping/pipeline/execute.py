@@ -74,7 +74,7 @@ def _show_end(settings: RunSettings, report: Report, soup: Path | None) -> None:
     # A report has its analyses on its page.
     if report.rows is None:
         show_sheet(nonempty(analysis_sections(report)), out)
-    if report.also:
+    if report.extra_benchmarks:
         out.print(also_table(report))
     show_files(settings, soup)
     page = settings.run_dir / "report.html"
@@ -173,7 +173,7 @@ def perform(settings: RunSettings) -> RunOutcome:
             return _write(run, state, report)
         except Waiting as waiting:
             tracker.forget()
-            return RunOutcome(report=Report(experiment=settings.name), waiting=waiting)
+            return RunOutcome(report=Report(name=settings.name), waiting=waiting)
         except (UserError, OSError) as error:
             if soup is None:
                 raise
@@ -215,7 +215,7 @@ def _write(run: Run, state: Reported, report: Report) -> RunOutcome:
 
 
 def _stop(run: Run, state: Selected | Searched) -> RunOutcome:
-    """Write what a run knows that ends before the report fold."""
+    """Write what a run knows that ends before the test split."""
     from souping.pipeline.run_report import stopped_report
     from souping.pipeline.samples import write_samples
     from souping.pipeline.state import Searched

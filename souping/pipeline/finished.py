@@ -26,7 +26,7 @@ from souping.search.loop import SearchResult
 def add_analyses(settings: RunSettings) -> list[Path]:
     """Make the analyses of `settings` on the run in its `run_dir` and add them to its report; the files.
 
-    The soup is left alone and no look at the report fold is counted; only models that an analysis needs are evaluated.
+    The soup is left alone and no look at the test split is counted; only models that an analysis needs are evaluated.
     With `plan` their cost is printed, and nothing is evaluated or written.
 
     Raises:
@@ -94,7 +94,7 @@ def resume(run: Run, report: Report, trials: Sequence[TrialRow]) -> Reported:
     selection = Selection(ingredients=summary.ingredients, metric=summary.metric or "")
     searched = Searched(selected=Selected(selection=selection), winner=winner)
 
-    claim = run.opening.report_claim(soup, run.folds["report"])
+    claim = run.opening.report_claim(soup, run.splits["test"])
     items = claim.items
     if run.settings.dry_run is None:
         items = run.ledger.items_of(claim)

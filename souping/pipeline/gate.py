@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from statistics import NormalDist
 
 from souping.core.protocols import Objective
-from souping.core.types import Fold, ItemScores
+from souping.core.types import ItemScores, Split
 from souping.core.unit import Unit
 from souping.pipeline.settings import Expectation
 from souping.report.content import GateCheck, GateSummary
@@ -26,9 +26,9 @@ def check_expected(
     scores: Mapping[str, ItemScores],
     objective: Objective,
     mode: str,
-    fold: Fold,
+    split: Split,
 ) -> GateSummary:
-    """Each expectation with what was measured; `scores` are {candidate: scores on `fold`}.
+    """Each expectation with what was measured; `scores` are {candidate: scores on `split`}.
 
     A wrong chat template, stop text or token limit moves a candidate far from its published score. A check fails if the
     expected score is outside the interval of the measured one, and all intervals hold at once.
@@ -39,7 +39,7 @@ def check_expected(
         checks.append(_check(unit, expectation, measured, objective, len(expected)))
     return GateSummary(
         mode=mode,
-        fold=fold,
+        split=split,
         false_alarm=FALSE_ALARM,
         passed=all(check.verdict == AS_EXPECTED for check in checks),
         checks=tuple(checks),
@@ -87,6 +87,6 @@ def gate_sentence(gate: GateSummary) -> str:
     failed = [check.candidate for check in gate.checks if check.verdict != AS_EXPECTED]
     names = list(dict.fromkeys(failed))
     if not names:
-        return f"gate: {len(gate.checks)} scores as expected on the {gate.fold} fold"
+        return f"gate: {len(gate.checks)} scores as expected on the {gate.split} split"
     verb = "does" if len(names) == 1 else "do"
-    return f"gate: {', '.join(names)} {verb} not score as expected on the {gate.fold} fold: check {CAUSES}"
+    return f"gate: {', '.join(names)} {verb} not score as expected on the {gate.split} split: check {CAUSES}"

@@ -34,7 +34,7 @@ def check_tokens(settings: RunSettings, stage: Stage, scores: Sequence[ItemScore
 
 
 def best_first(winner: SearchResult) -> list[Trial]:
-    """The soups that answered the whole search fold, each once: the winner, then the others by their objective."""
+    """The soups that answered the whole search split, each once: the winner, then the others by their objective."""
     complete = [trial for trial in winner.trials if trial.whole]
     complete.sort(key=lambda trial: trial.result.objective)
     # An optimiser may ask for a soup twice: its better trial counts.
@@ -79,7 +79,7 @@ def admitted(
     else:
         sentence = "the soup passed the guards"
     if cost > 0:
-        sentence += f"; the guards cost {unit.text(cost)} {unit.name} on the search fold"
+        sentence += f"; the guards cost {unit.text(cost)} {unit.name} on the search split"
     guards = GuardsResult(
         against=admission.against, cost=cost, refused=refused, sentence=sentence, checks=()
     )
@@ -161,14 +161,14 @@ def with_goals(
 def confirmed(
     run: Steps, winner: SearchResult, ingredients: tuple[str, ...], log: Callable[[Trial], None]
 ) -> tuple[SearchResult, Front]:
-    """The search with points of its front among its trials, which answer the whole search fold, and the front."""
+    """The search with points of its front among its trials, which answer the whole search split, and the front."""
     settings = run.settings
     points = adaptive(settings.optimiser).points(len(ingredients))
     goals = settings.goals_on(run.categories)
-    fit = partial(Front, goals, run.folds["search"], points)
+    fit = partial(Front, goals, run.splits["search"], points)
     trials = {trial.weights: trial for trial in winner.trials}
 
-    # Soups that may be on the front and have not answered the whole fold.
+    # Soups that may be on the front and have not answered the whole split.
     recipes = {}
     for point in fit(trials.values()).candidates(settings.goal_weights):
         if point not in trials or not trials[point].whole:
@@ -195,7 +195,7 @@ def adaptive(strategy: Strategy) -> Adaptive:
 
 
 def failed_elsewhere(run: Steps, admission: Admission, soup: Recipe) -> list[str]:
-    """The first guard on another benchmark that a soup fails, by the items of its search fold."""
+    """The first guard on another benchmark that a soup fails, by the items of its search split."""
     reference = run.single(admission.against)
     for guard in admission.guards:
         if not guard.benchmark:

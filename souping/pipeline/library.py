@@ -55,7 +55,7 @@ ItemSource = str | Path | Sequence[Item] | Sequence[JsonObject] | BenchmarkItems
 
 @frozen
 class RunTrial:
-    """Soup of the search with its objective on the search fold, which may be of a part of it."""
+    """Soup of the search with its objective on the search split, which may be of a part of it."""
 
     weights: Mapping[str, float]
     objective: float
@@ -139,7 +139,7 @@ def run(
     `items` is a JSON Lines file, `Item`s, dicts with the keys of a line of such a file, or a benchmark. `out` is the
     run's directory (default: a new one under `outputs/`), with the soup in `out/soup` and the log in `out/run.log`.
     `store` keeps every answer, so that a second run evaluates nothing. `dry_run` evaluates at most so many items per
-    category and fold. `guard` and `pareto` are losses and goals as on the command line.
+    category and split. `guard` and `pareto` are losses and goals as on the command line.
     `analyses` are {name: analysis}, by default those that need no further answers. Defaults: SoCE with Pearson's
     correlation, the adaptive search, the mean over categories, `LocalEvaluator`, `LocalMerge`.
 

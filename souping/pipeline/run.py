@@ -15,14 +15,14 @@ from souping.core.files import write_atomically
 from souping.core.protocols import Tracker
 from souping.core.scores import Mean
 from souping.core.types import (
-    FOLDS,
-    Fold,
+    SPLITS,
     Items,
     ItemScores,
     Names,
     Recipe,
     ScoreMatrix,
     Selection,
+    Split,
     Trial,
     UserError,
 )
@@ -44,7 +44,7 @@ from souping.pipeline.gate import check_expected, gate_sentence
 from souping.pipeline.goals import check_tokens, declared, with_goals
 from souping.pipeline.looks.claims import Claim, Look, Measurement
 from souping.pipeline.looks.ledger import Ledger
-from souping.pipeline.looks.opening import Opening, fold_sizes
+from souping.pipeline.looks.opening import Opening, split_sizes
 from souping.pipeline.merge_only import make_soup, soup_in, verify
 from souping.pipeline.models import OpenPool
 from souping.pipeline.run_report import card, final_report, frozen_report, run_cost
@@ -100,9 +100,9 @@ class Run(Steps):
         """
         prepared = prepare(settings, store, progress)
         extra = {name: benchmark.items for name, benchmark in prepared.benchmarks.items()}
-        super().__init__(prepared.settings, prepared.pool, prepared.folds.items, extra)
+        super().__init__(prepared.settings, prepared.pool, prepared.splits.items, extra)
         self.pool: OpenPool = prepared.pool
-        self.cut = prepared.folds
+        self.cut = prepared.splits
         self.store = store
         self.progress = progress
         self.benchmarks = prepared.benchmarks
@@ -121,7 +121,7 @@ class Run(Steps):
         trajectory = settings.pool.trajectory
         for sentence in trajectory.sentences if trajectory else ():
             progress.say(sentence)
-        self.note(*run_notes(prepared.settings, prepared.pool, prepared.folds))
+        self.note(*run_notes(prepared.settings, prepared.pool, prepared.splits))
 
     def close(self) -> None:
         self.workers.close()
@@ -134,7 +134,7 @@ class Run(Steps):
     @property
     def report_items(self) -> Items:
         """The items that the report of a new claim would be on, as far as the ledger knows before the search."""
-        return self.ledger.new_items(self.folds["report"], self.settings.objective)
+        return self.ledger.new_items(self.splits["test"], self.settings.objective)
 
     def note(self, *notes: str) -> None:
         """Keep what a reader of the report must know, and print it now."""
@@ -196,7 +196,7 @@ class Run(Steps):
             self._by_candidate(stage),
             settings.objective,
             settings.expected_mismatch,
-            stage.fold,
+            stage.split,
         )
         sentence = gate_sentence(gate)
         if gate.passed:
@@ -223,7 +223,7 @@ class Run(Steps):
         return Selected(selection=selection, scores=scores, power=self._power(scores))
 
     def _power(self, scores: ScoreMatrix) -> Power | None:
-        """What the report fold can show; printed."""
+        """What the test split can show; printed."""
         settings = self.settings
         if settings.dry_run is not None or not settings.objective.linear:
             return None
@@ -263,18 +263,18 @@ class Run(Steps):
         self._say_choice(searched)
         return searched
 
-    def _remember_choice(self, fold: Fold) -> None:
-        """Note in the ledger, before this fold decides anything, that candidates and their soups compete on it."""
+    def _remember_choice(self, split: Split) -> None:
+        """Note in the ledger, before this split decides anything, that candidates and their soups compete on it."""
         fingerprints = [candidate.fingerprint for candidate in self.pool.candidates]
-        self.ledger.note_search(fingerprints, self.folds[fold])
+        self.ledger.note_search(fingerprints, self.splits[split])
 
     def _announce(self, ingredients: Names) -> None:
         """Say what the search is about to evaluate."""
         strategy = self.settings.optimiser
         size = len(ingredients)
-        items = len(self.folds["search"])
+        items = len(self.splits["search"])
         self.progress.say(f"search on {items:,} items: {strategy.describe(size)}")
-        # The number of soups is not known if they answer parts of the fold.
+        # The number of soups is not known if they answer parts of the split.
         trials: int | None = None
         answers: int | None = None
         if strategy.workload(size, items) is None:
@@ -289,7 +289,7 @@ class Run(Steps):
         soup = " + ".join(f"{weight:.3g} {name}" for name, weight in shares)
         score = self.unit.level(self.unit.raw(winner.result.objective))
         self.progress.end_stage()
-        self.progress.say(f"chosen: {soup}, {score} on the search fold")
+        self.progress.say(f"chosen: {soup}, {score} on the search split")
         if words := ended(search_summary(self.unit, winner.summary)):
             self.progress.say(words)
         if searched.guards is not None:
@@ -303,10 +303,10 @@ class Run(Steps):
             merits[name] = round(result.objective, 12)
         return max(merits, key=lambda name: merits[name])
 
-    # ------------------------------------------------------------ freeze
+    # ------------------------------------------------------------ write
 
-    def freeze(self, searched: Searched, stage: Stage) -> Frozen:
-        """Write the soup, whole or not at all, with a card that has no numbers: the report fold is still closed."""
+    def write(self, searched: Searched, stage: Stage) -> Frozen:
+        """Write the soup, whole or not at all, with a card that has no numbers: the test split is still closed."""
         # Guards needed the scores before the search.
         singles = searched.selected.singles or self._by_candidate(stage)
         frozen = Frozen(
@@ -334,31 +334,31 @@ class Run(Steps):
         report = replace(frozen.report, rebuild=settings.rebuild_command)
         text = card(report, settings.out.resolve(), self.pool.merge_pool.base_repo)
         if is_there:
-            self.progress.stage("freeze: verifying the existing soup")
+            self.progress.stage("write: verifying the existing soup")
             verify(self.pool, recipe, settings.out)
         else:
-            self.progress.stage("freeze: writing the soup")
+            self.progress.stage("write: the soup; its weights are fixed from here on")
             make_soup(settings, self.pool.merge_pool, recipe, text)
         self.progress.say(
             "the recipe is frozen: from here on the soup is measured and nothing is chosen"
         )
         return replace(frozen, report=report, soup_folder=settings.out, card=text)
 
-    # ------------------------------------------------------------ report
+    # ------------------------------------------------------------ test
 
-    def report(self, frozen: Frozen, stage: Stage, contenders: Sequence[Contender]) -> Reported:
-        """Open the report fold for the frozen recipe and compare; the ledger has the look before anything is shown."""
+    def test(self, frozen: Frozen, stage: Stage, contenders: Sequence[Contender]) -> Reported:
+        """Open the test split for the frozen recipe and compare; the ledger has the look before anything is shown."""
         searched = frozen.searched
         guards = declared(searched.selected.admission)
         look = Look(1, first=False, guards=guards)
         report = frozen.report
-        claim = self.opening.report_claim(searched.winner.recipe, self.folds["report"])
+        claim = self.opening.report_claim(searched.winner.recipe, self.splits["test"])
         if self.settings.dry_run is not None:
             stage = replace(stage, items=claim.items)
             scores = self._measure(stage)
         else:
             stage = replace(stage, items=self.opening.items_of(claim))
-            report = replace(report, folds=fold_sizes(self.cut.counts(), claim, stage.items))
+            report = replace(report, splits=split_sizes(self.cut.counts(), claim, stage.items))
             look, scores = self.opening.open(claim, stage, self.evaluation, self._measure, guards)
         state = Reported(
             frozen=frozen,
@@ -419,14 +419,14 @@ class Run(Steps):
             state.look.number,
             settings.inner_min_gain,
             settings.evaluator.sampling.length_key,
-            best_mixture(winner, self.folds["search"], settings.objective),
+            best_mixture(winner, self.splits["search"], settings.objective),
             self.opening.family_scores(state.look, state.items, self.unit),
         )
         if settings.dry_run is None:
             self.opening.note_pairs(rows, scores, evidence.comparisons, state.look)
         verdict = evidence.verdict
         guards = state.searched.guards
-        if guards is not None and guards.refused and verdict.claim == "keep_single":
+        if guards is not None and guards.refused and verdict.claim == "keep_candidate":
             sentence = f"Keep {winner.recipe.ingredients[0]}: {guards.sentence}."
             verdict = replace(verdict, sentence=sentence)
         if settings.dry_run is not None:
@@ -451,7 +451,7 @@ class Run(Steps):
         evaluation = self.evaluations[stage.benchmark]
         look, scores = self.opening.open(claim, stage, evaluation, self._measure)
         measured = self._checked(stage, scores)
-        run_items = itertools.chain.from_iterable(self.folds[fold] for fold in FOLDS)
+        run_items = itertools.chain.from_iterable(self.splits[split] for split in SPLITS)
         prompts = {str(item.prompt) for item in run_items}
         result = compare_on(
             replace(benchmark, items=stage.items),
@@ -464,7 +464,9 @@ class Run(Steps):
         )
         return replace(
             state,
-            report=replace(state.report, also=(*(state.report.also or ()), result)),
+            report=replace(
+                state.report, extra_benchmarks=(*(state.report.extra_benchmarks or ()), result)
+            ),
             measured={**state.measured, stage.benchmark: measured},
         )
 
@@ -491,7 +493,7 @@ class Run(Steps):
         soups = sum(answers > 0 for answers in missing)
         self.progress.say(
             f"{stage.name}: {soups} of {len(stage.models)} soups lack answers on the {len(stage.items)} "
-            f"items of the search fold: {sum(missing):,} answers to evaluate"
+            f"items of the search split: {sum(missing):,} answers to evaluate"
         )
         pairs = zip(stage.models, missing, strict=True)
         return tuple(model for model, answers in pairs if answers)
@@ -510,7 +512,7 @@ class Run(Steps):
         cost = run_cost(self.settings, state.searched.winner, evaluations, self.workers.lost)
         recipe = state.searched.winner.recipe
         weights = dict(zip(recipe.ingredients, recipe.weights, strict=True))
-        return replace(report, cost=cost, weights=self.pool.similarity_of(weights))
+        return replace(report, cost=cost, similarity=self.pool.similarity_of(weights))
 
 
 def choose(settings: RunSettings, scores: ScoreMatrix, progress: Progress) -> Selection:

@@ -13,7 +13,7 @@ from souping.core.files import write_atomically
 from souping.core.reading import read, to_json
 from souping.core.system import provenance
 from souping.core.types import Recipe, ScoreMatrix, Selection
-from souping.evaluate.benchmark import Folds
+from souping.evaluate.benchmark import Splits
 from souping.merge.soup_files import CARD
 from souping.pipeline.card import soup_card
 from souping.pipeline.evaluation import Evaluation
@@ -27,11 +27,11 @@ from souping.report.analyses import AnalysisResult
 from souping.report.cells import markdown_table
 from souping.report.content import (
     BenchmarkLabel,
-    FoldSizes,
     ObjectiveSummary,
     Report,
     RunCost,
     SearchUse,
+    SplitSizes,
 )
 from souping.report.files import search_summary, selection_summary
 from souping.report.format import escape_markdown
@@ -46,10 +46,10 @@ def stopped_report(
     recipe: Recipe | None = None,
     analyses: Mapping[str, AnalysisResult] | None = None,
 ) -> Report:
-    """The report of a run that ended before the report fold."""
+    """The report of a run that ended before the test split."""
     unit = settings.evaluator.unit
     report = Report(
-        experiment=settings.name,
+        name=settings.name,
         unit=unit,
         selection=selection_summary(unit, selection, scores),
         recipe=None if recipe is None else recipe_summary(recipe),
@@ -57,23 +57,23 @@ def stopped_report(
     return replace(read(Report, to_json(report)), analyses=analyses or None)
 
 
-def frozen_report(settings: RunSettings, folds: Folds, searched: Searched) -> Report:
-    """The choices of a run, before anything is measured on the report fold."""
+def frozen_report(settings: RunSettings, splits: Splits, searched: Searched) -> Report:
+    """The choices of a run, before anything is measured on the test split."""
     unit = settings.evaluator.unit
     selected = searched.selected
     power = selected.power
     return Report(
-        experiment=settings.name,
+        name=settings.name,
         unit=unit,
         benchmark=BenchmarkLabel(name=settings.benchmark.label, note=settings.benchmark.note),
         dry_run=settings.dry_run,
         objective=_objective(settings, searched.winner),
         selection=selection_summary(unit, selected.selection, selected.scores),
         recipe=recipe_summary(searched.winner.recipe),
-        folds=FoldSizes(**folds.counts()),
-        items=folds.content,
+        splits=SplitSizes(**splits.counts()),
+        items=splits.content,
         power=None if power is None else power_summary(power, unit),
-        gate=selected.gate,
+        expected_check=selected.gate,
     )
 
 
@@ -111,7 +111,7 @@ def final_report(steps: Steps, state: Reported, warnings: Sequence[str]) -> Repo
 
 
 def _guards(steps: Steps, state: Reported) -> GuardsResult | None:
-    """Whether the guards of the search held on the report fold."""
+    """Whether the guards of the search held on the test split."""
     searched = state.searched
     admission = searched.selected.admission
     if admission is None or searched.guards is None:
@@ -152,7 +152,7 @@ def run_cost(
 def card(report: Report, folder: Path = Path("."), base: str = "") -> str:
     """The card of a run's soup (`card.soup_card`).
 
-    The report may be as much as is known when the soup is written. All numbers are from the report fold; a card that is
+    The report may be as much as is known when the soup is written. All numbers are from the test split; a card that is
     written before the report has none.
     """
     recipe = report.recipe or read(RecipeSummary, {})
@@ -168,13 +168,13 @@ def replace_card(folder: Path, first: str, report: Report, base: str) -> None:
 
 
 def _evidence(report: Report) -> list[str]:
-    """The verdict and the report fold's tables."""
+    """The verdict and the test split's tables."""
     if not report.rows:
         return []
     if report.dry_run:
         return ["## Result", escape_markdown(sections.headline(report))]
     text = (
-        "Percent correct on the report fold with 95 % intervals. Neither the choice of the ingredients nor that of the "
+        "Percent correct on the test split with 95 % intervals. Neither the choice of the ingredients nor that of the "
         "weights saw these items."
     )
     if report.selection is not None and report.selection.published:

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from souping.analysis.alternatives import RoutedAnswers
 from souping.core.files import write_atomically
-from souping.core.types import FOLDS, Fold, Item, Json, Recipe, Record, digest
+from souping.core.types import SPLITS, Item, Json, Recipe, Record, Split, digest
 from souping.pipeline.looks.claims import Measurement
 from souping.pipeline.state import Reported, Searched, State
 from souping.report.samples import SAMPLES_FILE
@@ -24,15 +24,15 @@ if TYPE_CHECKING:
 
 
 def write_samples(run: Run, state: State) -> None:
-    """Write what the store has of the run's folds; the report fold once it was opened, which is after the freeze."""
-    folds = {**run.folds, "report": ()}
+    """Write what the store has of the run's splits; the test split once it was opened, which is after the freeze."""
+    splits = {**run.splits, "test": ()}
     if isinstance(state, Reported):
-        folds["report"] = state.items
+        splits["test"] = state.items
     stream = io.BytesIO()
     # Without a date, so that equal runs give equal bytes.
     with gzip.GzipFile(fileobj=stream, mode="wb", mtime=0) as file:
-        for fold in FOLDS:
-            for line in _lines(run, state, fold, folds[fold]):
+        for split in SPLITS:
+            for line in _lines(run, state, split, splits[split]):
                 file.write(json.dumps(line, ensure_ascii=False).encode("utf-8", "replace") + b"\n")
     write_atomically(run.settings.run_dir / SAMPLES_FILE, stream.getvalue())
 
@@ -47,7 +47,9 @@ def _models(run: Run, state: State) -> dict[str, Recipe]:
     return models
 
 
-def _lines(run: Run, state: State, fold: Fold, items: Sequence[Item]) -> Iterator[dict[str, Json]]:
+def _lines(
+    run: Run, state: State, split: Split, items: Sequence[Item]
+) -> Iterator[dict[str, Json]]:
     """One line per item that a model answered."""
     if not items:
         return
@@ -55,7 +57,7 @@ def _lines(run: Run, state: State, fold: Fold, items: Sequence[Item]) -> Iterato
     measurements: Sequence[Measurement] = ()
     if isinstance(state, Reported):
         router = state.router
-        if fold == "report":
+        if split == "test":
             measurements = state.look.measurements
     # {model: {item id: its answers}}
     answers = {}
@@ -80,7 +82,7 @@ def _lines(run: Run, state: State, fold: Fold, items: Sequence[Item]) -> Iterato
                 scores[router.name] = scores[route]
         if records:
             scorer_hash = evaluator.scoring.scorer_digest(item)
-            yield sample(place, fold, item, records, scores, prompts, scorer_hash)
+            yield sample(place, split, item, records, scores, prompts, scorer_hash)
 
 
 def _prompt_keys(answers: Iterable[Mapping[str, Sequence[Record]]]) -> set[str]:
@@ -94,7 +96,7 @@ def _prompt_keys(answers: Iterable[Mapping[str, Sequence[Record]]]) -> set[str]:
 
 def sample(
     place: int,
-    fold: Fold,
+    split: Split,
     item: Item,
     answers: Mapping[str, Sequence[Record]],
     scores: Mapping[str, float],
@@ -135,7 +137,7 @@ def sample(
         models[name] = model
     return {
         "doc_id": place,
-        "fold": fold,
+        "split": split,
         "category": item.category,
         "item": item.id,
         "doc": {**doc, "answer": item.answer, "scorer": item.scorer},

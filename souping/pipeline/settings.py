@@ -212,8 +212,8 @@ class RunSettings(SoupSettings):
     """Components and root settings of a run.
 
     A gain below `min_gain`, in the evaluator's unit, is not a reason to soup. `dry_run` is the most items per category
-    and fold in a dry run. `guard` are the losses that a soup must not have against `guard_baseline`, by default the
-    best single model. `pareto` are the goals of a front, and with weights the point of it that is written.
+    and split in a dry run. `guard` are the losses that a soup must not have against `guard_baseline`, by default the
+    best candidate. `pareto` are the goals of a front, and with weights the point of it that is written.
     """
 
     benchmark: protocols.BenchmarkItems

@@ -1,6 +1,6 @@
 """What a run knows after each of its steps. A state holds the one before it, so that a step only adds.
 
-score, select         search                freeze               report, analyse
+score, select         search                write                test, analyse
 Selected       <---   Searched       <---   Frozen        <---   Reported
   selection             selected              searched             frozen
   scores                winner                soup_folder          measured
@@ -28,20 +28,20 @@ ContenderKind = (
     Literal[
         "ingredient",
         "candidate",
-        "best_single",
+        "best_candidate",
         "uniform_all",
         "uniform_selected",
         "uniform_topk",
         "router",
         "soup",
         "last",
-        "scrambled",
+        "shuffled",
     ]
     | RowKind
 )
-MIXED_ROWS = ("soup", "uniform_all", "uniform_selected", "uniform_topk", "scrambled")
+MIXED_ROWS = ("soup", "uniform_all", "uniform_selected", "uniform_topk", "shuffled")
 """Names of the rows of mixed models, which are those of their kinds."""
-SINGLE_KINDS = ("ingredient", "candidate", "best_single", "last")
+SINGLE_KINDS = ("ingredient", "candidate", "best_candidate", "last")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -66,7 +66,7 @@ class ExtraBenchmark:
 class Selected:
     """The ingredients. `scores` are what they were chosen by, None if a plan or a finished run does not know them.
 
-    `admission` are the guards of the search, `singles` the candidates' scores on the search fold where guards needed
+    `admission` are the guards of the search, `singles` the candidates' scores on the search split where guards needed
     them: {candidate: scores}.
     """
 
@@ -95,7 +95,7 @@ class Searched:
 class Frozen:
     """The soup in its folder, None if there is none to write; nothing is chosen after this.
 
-    `singles` are the candidates' scores on the search fold, `best` is the best of them, `card` the soup's card without
+    `singles` are the candidates' scores on the search split, `best` is the best of them, `card` the soup's card without
     numbers. `report` holds the choices.
     """
 

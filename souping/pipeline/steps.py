@@ -1,4 +1,4 @@
-"""The six steps of a run, `STEPS`: score the candidates, select, search, freeze the soup, report, analyse.
+"""The six steps of a run, `STEPS`: score the candidates, select, search, write the soup, test, analyse.
 
 `Steps` holds their order and says which models answer which items: `choose` takes the first four and `measure` the last
 two, each step with the state of the step before it (`pipeline/state.py`). `Run` performs them, a plan walks through the
@@ -18,17 +18,17 @@ from souping.analysis.guards import Guard
 from souping.core.protocols import Evaluator
 from souping.core.types import (
     Candidate,
-    Fold,
     Items,
     ItemScores,
     Names,
     Recipe,
+    Split,
     Trial,
     UserError,
     Weights,
     frozen,
 )
-from souping.evaluate.benchmark import first_items, two_folds
+from souping.evaluate.benchmark import first_items, two_splits
 from souping.pipeline.settings import ExtraEntry, RunSettings, model_settings
 from souping.pipeline.state import (
     Contender,
@@ -42,13 +42,12 @@ from souping.pipeline.state import (
 )
 from souping.report.content import GateSummary, Report
 from souping.search.loop import RecipeEvaluator, RecipeSource, SearchResult, find_weights
-from souping.search.trajectory import scrambled
 from souping.selection import ranking
 
 if TYPE_CHECKING:
     from souping.analysis import Analysis
 
-STEPS = ("score", "select", "search", "freeze", "report", "analyse")
+STEPS = ("score", "select", "search", "write", "test", "analyse")
 """Steps of a run in their order. Every stage that a run prints begins with its step and a colon."""
 SEARCH = "search: soups and single models"
 """Name of the stage in which the optimiser decides what is evaluated."""
@@ -65,7 +64,7 @@ class Stage:
     name: str
     models: tuple[Recipe, ...]
     items: Items
-    fold: Fold = "report"
+    split: Split = "test"
     benchmark: str = ""
     any_block: bool = False
 
@@ -115,7 +114,7 @@ class Candidates(RecipeSource, Protocol):
 
 
 class Steps:
-    """Steps of a run over a pool. `folds` are empty if the items are not available, `extra` is {name: items}.
+    """Steps of a run over a pool. `splits` are empty if the items are not available, `extra` is {name: items}.
 
     What is implemented here evaluates every stage and draws no conclusion, which is what a plan does.
     """
@@ -124,12 +123,12 @@ class Steps:
         self,
         settings: RunSettings,
         pool: Candidates,
-        folds: Mapping[Fold, Items],
+        splits: Mapping[Split, Items],
         extra: Mapping[str, Items],
     ) -> None:
         self.settings = settings
         self.pool = pool
-        self.folds = folds
+        self.splits = splits
         self.extra = extra
 
     def walk(self) -> State:
@@ -140,7 +139,7 @@ class Steps:
         return choices
 
     def choose(self) -> Selected | Searched | Frozen:
-        """Score, select, search and freeze, or stop before."""
+        """Score, select, search and write, or stop before."""
         settings = self.settings
         gate: GateSummary | None = None
         if expected := self._expected():
@@ -151,14 +150,14 @@ class Steps:
         selected = replace(self.select(every_candidate), gate=gate)
         if settings.stop_after == "select":
             return selected
-        on_search_fold = self._candidates("search: every candidate", "search")
+        on_search_split = self._candidates("search: every candidate", "search")
         guards = self._guards(selected)
         if guards:
-            selected = self.open_guards(selected, guards, on_search_fold)
+            selected = self.open_guards(selected, guards, on_search_split)
         searched = self.search(selected)
         if settings.stop_after == "search":
             return searched
-        return self.freeze(searched, on_search_fold)
+        return self.write(searched, on_search_split)
 
     def measure(self, frozen: Frozen) -> Reported:
         """Report on the frozen soup, and analyse."""
@@ -166,8 +165,8 @@ class Steps:
         models = [contender.recipe for contender in contenders]
         for average, last in self.replicates(frozen.searched.winner.recipe):
             models += [average, last]
-        stage = self._stage("report: soup and baselines", models, "report")
-        state = self.report(frozen, stage, contenders)
+        stage = self._stage("test: soup and baselines", models, "test")
+        state = self.test(frozen, stage, contenders)
         for stage in self._extra_stages(frozen):
             state = self.extra_benchmark(state, stage)
         soups = self.soups(state.searched)
@@ -193,21 +192,21 @@ class Steps:
         raise NotImplementedError
 
     def search(self, selected: Selected) -> Searched:
-        """The best weights of the ingredients on the search fold."""
+        """The best weights of the ingredients on the search split."""
         raise NotImplementedError
 
-    def freeze(self, searched: Searched, stage: Stage) -> Frozen:
+    def write(self, searched: Searched, stage: Stage) -> Frozen:
         """The best candidate, by the scores of a stage, and the soup: nothing is chosen after this step."""
         self.evaluate_stage(stage)
         return self.frozen(searched, self.pool.names[0])
 
     def frozen(self, searched: Searched, best: str) -> Frozen:
         """A run whose choices are made. Its report has no content yet."""
-        report = Report(experiment=self.settings.name)
+        report = Report(name=self.settings.name)
         return Frozen(searched=searched, best=best, report=report)
 
-    def report(self, frozen: Frozen, stage: Stage, contenders: Sequence[Contender]) -> Reported:
-        """Open the report fold."""
+    def test(self, frozen: Frozen, stage: Stage, contenders: Sequence[Contender]) -> Reported:
+        """Open the test split."""
         self.evaluate_stage(stage)
         return Reported(
             frozen=frozen,
@@ -223,7 +222,7 @@ class Steps:
         return state
 
     def analyse(self, state: Reported, name: str, stage: Stage) -> Reported:
-        """Make one analysis; the soups that it needs answer the search fold in `stage`."""
+        """Make one analysis; the soups that it needs answer the search split in `stage`."""
         raise NotImplementedError
 
     def contenders(self, frozen: Frozen) -> list[Contender]:
@@ -236,7 +235,7 @@ class Steps:
         for name in names:
             kind: ContenderKind = "ingredient" if name in ingredients else "candidate"
             rows.append(Contender(name=name, kind=kind, recipe=single(name)))
-        rows.append(Contender(name=frozen.best, kind="best_single", recipe=single(frozen.best)))
+        rows.append(Contender(name=frozen.best, kind="best_candidate", recipe=single(frozen.best)))
         rows.append(Contender(name="uniform_all", kind="uniform_all", recipe=self.uniform(names)))
         if len(ingredients) > 1:
             rows += self._uniform_rows(selected)
@@ -273,10 +272,10 @@ class Steps:
         rows = [Contender(name=names[-1], kind="last", recipe=self.single(names[-1]))]
         for kind, model in trajectory.rows:
             rows.append(Contender(name=model.name, kind=kind, recipe=self.single(model.name)))
-        weights = scrambled(self.weights_of(soup))
+        weights = shuffled(self.weights_of(soup))
         mixed = self.pool.recipe(dict(zip(names, weights, strict=True)))
         if len(soup.ingredients) > 1 and mixed.id != soup.id:
-            rows.append(Contender(name="scrambled", kind="scrambled", recipe=mixed))
+            rows.append(Contender(name="shuffled", kind="shuffled", recipe=mixed))
         return rows
 
     def router_row(self, router: RoutedAnswers) -> Contender:
@@ -322,7 +321,7 @@ class Steps:
         )
 
     def analysis_stage(self, name: str, analysis: Analysis, soups: RunSoups) -> Stage:
-        """The soups that an analysis needs, on the search fold: analyses never see another fold answered for them."""
+        """The soups that an analysis needs, on the search split: analyses never see another split answered for them."""
         stage = self._stage(f"analyse: {name}", analysis.asks(soups), "search")
         return replace(stage, any_block=True)
 
@@ -347,7 +346,7 @@ class Steps:
             pool=self.pool,
             evaluation=evaluation,
             ingredients=selected.selection.ingredients,
-            items=self.folds.get("search", ()),
+            items=self.splits.get("search", ()),
             log=log,
             bounds=None if admission is None else admission.bounds,
         )
@@ -358,24 +357,24 @@ class Steps:
 
     @property
     def categories(self) -> list[str]:
-        items = itertools.chain.from_iterable(self.folds.values())
+        items = itertools.chain.from_iterable(self.splits.values())
         return list(dict.fromkeys(item.category for item in items))
 
     @property
-    def guarded_items(self) -> dict[Fold, dict[str, Items]]:
-        """{fold: {extra benchmark: its items}}, the run's own under an empty name; others are cut by the same rule."""
-        search = {"": self.folds.get("search", ())}
-        report = {"": self.folds.get("report", ())}
+    def guarded_items(self) -> dict[Split, dict[str, Items]]:
+        """{split: {extra benchmark: its items}}, the run's own under an empty name; others are cut by the same rule."""
+        search = {"": self.splits.get("search", ())}
+        test = {"": self.splits.get("test", ())}
         for name, items in self.extra.items():
-            folds = two_folds(items)
-            search[name] = folds["search"]
-            report[name] = folds["report"]
-        return {"search": search, "report": report}
+            splits = two_splits(items)
+            search[name] = splits["search"]
+            test[name] = splits["test"]
+        return {"search": search, "test": test}
 
     def guard_stage(self, guard: Guard, models: Iterable[Recipe]) -> Stage:
         """Models on the part of another benchmark that the search may see."""
         stage = self._stage(f"search: guard {guard.name}", models, "search")
-        items = two_folds(self.extra[guard.benchmark])["search"]
+        items = two_splits(self.extra[guard.benchmark])["search"]
         return replace(stage, items=items, benchmark=guard.benchmark)
 
     def single(self, name: str) -> Recipe:
@@ -400,31 +399,31 @@ class Steps:
         for name, items in self.extra.items():
             models = [*ingredients, soup]
             if name in guarded:
-                items = two_folds(items)["report"]
+                items = two_splits(items)["test"]
                 if selected.admission is not None:
                     models = [*ingredients, self.single(selected.admission.against), soup]
-            stage = self._stage(f"report: also {name}", models, "report")
+            stage = self._stage(f"test: {name}", models, "test")
             stages.append(replace(stage, items=items, benchmark=name))
         return stages
 
-    def _stage(self, name: str, models: Iterable[Recipe], fold: Fold) -> Stage:
+    def _stage(self, name: str, models: Iterable[Recipe], split: Split) -> Stage:
         """Each model once."""
         recipes = {recipe.fingerprint: recipe for recipe in models}
         return Stage(
-            name=name, models=tuple(recipes.values()), items=self.folds.get(fold, ()), fold=fold
+            name=name, models=tuple(recipes.values()), items=self.splits.get(split, ()), split=split
         )
 
-    def _candidates(self, name: str, fold: Fold, candidates: Names = ()) -> Stage:
+    def _candidates(self, name: str, split: Split, candidates: Names = ()) -> Stage:
         """Candidates one by one, all of them by default: two of equal bytes are two rows."""
         models = tuple(map(self.single, candidates or self.pool.names))
-        return Stage(name=name, models=models, items=self.folds.get(fold, ()), fold=fold)
+        return Stage(name=name, models=models, items=self.splits.get(split, ()), split=split)
 
     def _expected(self) -> Stage | None:
-        """Candidates with an expected score, on a fold that they answer in any case."""
+        """Candidates with an expected score, on a split that they answer in any case."""
         settings = self.settings
         expected = dict.fromkeys(expectation.candidate for expectation in settings.expected)
         candidates = tuple(name for name in expected if name in self.pool.names)
         if not candidates or settings.selects_from_table:
             return None
-        fold: Fold = "search" if settings.scores.published else "select"
-        return self._candidates("score: candidates with an expected score", fold, candidates)
+        split: Split = "search" if settings.scores.published else "select"
+        return self._candidates("score: candidates with an expected score", split, candidates)

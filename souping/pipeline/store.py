@@ -1,4 +1,4 @@
-"""Results store: every answer of every soup, its scores, and the ledger of the report fold, in one SQLite file.
+"""Results store: every answer of every soup, its scores, and the ledger of the test split, in one SQLite file.
 
 An answer is found by its content: the soup, the evaluator, the question, the block of items that were answered together
 and the number of the answer. Scores are kept apart, so that a new scorer needs no new answer. The first writer of an

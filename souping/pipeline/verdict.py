@@ -18,9 +18,9 @@ from souping.statistics.power import DISCORDANCE, Power, items_for, items_in_wor
 
 VerdictClaim = Literal[
     "better_than_every_candidate",
-    "better_than_best_single",
+    "better_than_best_candidate",
     "no_difference_shown",
-    "keep_single",
+    "keep_candidate",
     "nothing_to_soup",
     "not_measured",
 ]
@@ -42,7 +42,7 @@ def verdict(
     comparisons: Sequence[Comparison],
     *,
     candidates: Sequence[str],
-    best_single: str,
+    best_candidate: str,
     selected: Sequence[str],
     recipe: Sequence[str],
     opened: int = 1,
@@ -54,18 +54,18 @@ def verdict(
 
     1. `nothing_to_soup`: one ingredient was selected (K = 1); nothing was searched or tested.
     2. `not_measured`: too many answers of a compared model were cut off or are missing; `unmeasured` says whose.
-    3. `keep_single` by the search: the winning recipe is a single model. A decision, no test; it is shown with the
-       interval of the best `mixture` minus that model on the search fold.
+    3. `keep_candidate` by the search: the winning recipe is a single model. A decision, no test; it is shown with the
+       interval of the best `mixture` minus that model on the search split.
     4. `better_than_every_candidate`: the soup is above every candidate and the largest of the p-values, corrected for
        the looks, is below 0.05 (intersection-union, `better_than_every`).
-    5. `better_than_best_single`: as 4, but only against the candidate that the search fold would have had deployed. It
+    5. `better_than_best_candidate`: as 4, but only against the candidate that the search split would choose. It
        is a weaker claim: that candidate need not be the best one.
-    6. `keep_single`: the upper limit of soup minus that same candidate is below the margin, so that no gain worth a
+    6. `keep_candidate`: the upper limit of soup minus that same candidate is below the margin, so that no gain worth a
        soup is left (non-inferiority turned round).
     7. `no_difference_shown`, with the number of items that the margin needs.
 
-    `comparisons` hold the soup (a) against every candidate (b) on the report fold; others are ignored. `best_single`
-    was chosen on the search fold, `selected` are the selection's ingredients, `recipe` the ingredients with weight in
+    `comparisons` hold the soup (a) against every candidate (b) on the test split; others are ignored. `best_candidate`
+    was chosen on the search split, `selected` are the selection's ingredients, `recipe` the ingredients with weight in
     the winning recipe, `opened` the number of looks at the report items, `margin` that of inner scores.
 
     Raises:
@@ -81,23 +81,23 @@ def verdict(
         if mixture is not None:
             difference = f"{mixture.a} minus {mixture.b} is {_points(unit, mixture)}"
             text += f"; {difference} on {mixture.n} search items"
-        return Verdict(claim="keep_single", sentence=f"{text}. Its row is called soup.")
+        return Verdict(claim="keep_candidate", sentence=f"{text}. Its row is called soup.")
 
     against = {}
     for comparison in comparisons:
         if comparison.a == soup and comparison.b in candidates:
             against[comparison.b] = comparison
-    missing = [name for name in dict.fromkeys([*candidates, best_single]) if name not in against]
+    missing = [name for name in dict.fromkeys([*candidates, best_candidate]) if name not in against]
     if missing:
         raise ValueError(f"the verdict needs {soup!r} compared with {', '.join(missing)}")
-    better = _better(unit, against, best_single, opened)
+    better = _better(unit, against, best_candidate, opened)
     if better is not None:
         return better
-    return _not_better(unit, against[best_single], opened, margin)
+    return _not_better(unit, against[best_candidate], opened, margin)
 
 
 def _better(
-    unit: Unit, against: dict[str, Comparison], best_single: str, opened: int
+    unit: Unit, against: dict[str, Comparison], best_candidate: str, opened: int
 ) -> Verdict | None:
     """Claim for a soup that is shown to be better than every candidate, or than the one of the search."""
     comparisons = list(against.values())
@@ -112,16 +112,16 @@ def _better(
         )
         return Verdict(claim="better_than_every_candidate", sentence=text, p_value=p_every)
 
-    single = against[best_single]
+    single = against[best_candidate]
     p_value = over_looks(single.p_value, opened)
     if single.difference <= ZERO_DIFFERENCE or p_value >= ALPHA:
         return None
     figures = _figures(unit, single, p_value, opened)
     sentence = (
-        f"The soup is better than {best_single}, the model you would have deployed, {figures}; "
+        f"The soup is better than {best_candidate}, the model you would have deployed, {figures}; "
         f"it is not shown to be better than every candidate: {hardest.b} {_points(unit, hardest)}."
     )
-    return Verdict(claim="better_than_best_single", sentence=sentence, p_value=p_value)
+    return Verdict(claim="better_than_best_candidate", sentence=sentence, p_value=p_value)
 
 
 def _not_better(unit: Unit, single: Comparison, opened: int, margin: float) -> Verdict:
@@ -132,7 +132,7 @@ def _not_better(unit: Unit, single: Comparison, opened: int, margin: float) -> V
             f"Keep {single.b}, what the search would have chosen: a soup better by {gain} is ruled out; "
             f"soup minus it is {_points(unit, single)}."
         )
-        return Verdict(claim="keep_single", sentence=sentence)
+        return Verdict(claim="keep_candidate", sentence=sentence)
     p_value = over_looks(single.p_value, opened)
     figures = _figures(unit, single, p_value, opened)
     needed = items_in_words(items_for(single, margin))
@@ -169,7 +169,7 @@ def _p(value: float) -> str:
 
 def power_in_words(power: Power, unit: Unit) -> str:
     """What the report items can show."""
-    basis = "estimated from the candidates' answers on the select fold"
+    basis = "estimated from the candidates' answers on the select split"
     if power.assumed:
         basis = f"assuming equal candidates, any two of which differ on {100 * DISCORDANCE:.0f} % of the items"
     gain = f"{unit.text(unit.size(power.gain))} {unit.name}"
@@ -182,5 +182,5 @@ def power_in_words(power: Power, unit: Unit) -> str:
 
 def power_summary(power: Power, unit: Unit) -> PowerSummary:
     """What report.json and plan.json keep."""
-    sizes = {"gain": unit.size(power.gain), "margin": unit.size(power.margin)}
+    sizes = {"gain": unit.size(power.gain), "min_gain": unit.size(power.margin)}
     return PowerSummary(**(vars(power) | sizes))

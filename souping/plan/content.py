@@ -9,7 +9,7 @@ from typing import Any, Literal
 from souping.checkpoints.pool import ModelSize
 from souping.core.reading import to_json
 from souping.core.similarity import PoolSimilarity
-from souping.core.types import Fold, Items, JsonObject, Missing, ScoreMatrix, Selection
+from souping.core.types import Items, JsonObject, Missing, ScoreMatrix, Selection, Split
 from souping.pipeline.machine import Machine, Requirement
 from souping.pipeline.settings import RunSettings
 from souping.pipeline.verdict import power_summary
@@ -37,7 +37,7 @@ class Plan:
     sizes: Sequence[int] = ()
     selection: Selection | None = None
     scores: ScoreMatrix | None = None
-    folds: Mapping[Fold, Items] = field(default_factory=dict)
+    splits: Mapping[Split, Items] = field(default_factory=dict)
     outlined: bool = False
     notes: list[str] = field(default_factory=list)
     similarity: PoolSimilarity | None = None
@@ -60,7 +60,7 @@ class Plan:
         if "" not in self.speeds or not self.stages:
             return None
         times = dict[str, Range]()
-        if self.folds:
+        if self.splits:
             size = sum(model.nbytes for model in self.models) / len(self.models)
             answering = [0.0, 0.0]
             reading = [0.0, 0.0]
@@ -83,14 +83,14 @@ class Plan:
         """Whether the planned run will end in a report that claims something."""
         if self.run.stop_after or self.run.dry_run or self.faults:
             return False
-        return bool(self.folds.get("report"))
+        return bool(self.splits.get("test"))
 
     def power(self) -> Power | None:
         """What a report can show; None if there is none, or if that is known after selection only."""
         if self.scores is None or not self.has_report:
             return None
         run = self.run
-        return power_of(self.scores, self.folds["report"], run.objective, run.inner_min_gain)
+        return power_of(self.scores, self.splits["test"], run.objective, run.inner_min_gain)
 
 
 def as_dict(plan: Plan) -> JsonObject:
@@ -101,20 +101,20 @@ def as_dict(plan: Plan) -> JsonObject:
     if plan.selection:
         selection = selection_summary(unit, plan.selection, plan.scores)
     return {
-        "experiment": plan.run.name,
+        "name": plan.run.name,
         "can_go_on": not plan.reasons,
         "reasons": [reason.sentence() for reason in plan.reasons],
         "notes": list(plan.notes),
         "machine": asdict(plan.machine),
         "models": [asdict(model) for model in plan.models],
-        **({"weights": to_json(plan.similarity)} if plan.similarity else {}),
+        **({"similarity": to_json(plan.similarity)} if plan.similarity else {}),
         "selection": {
             "basis": plan.basis,
             "sizes": list(plan.sizes),
             "selection": to_json(selection),
         },
         "outlined": plan.outlined,
-        "folds": {fold: len(items) for fold, items in plan.folds.items()},
+        "splits": {split: len(items) for split, items in plan.splits.items()},
         "stages": [asdict(stage) for stage in plan.stages],
         "evaluations": {"asked": plan.sum("asked"), "todo": plan.sum("todo")},
         "speeds": {name or "benchmark": asdict(speed) for name, speed in plan.speeds.items()},

@@ -70,7 +70,7 @@ class CountedSteps(Steps):
         evaluations: Mapping[str, Evaluation],
         ingredients: Names,
     ) -> None:
-        super().__init__(plan.run, pool, plan.folds, extra)
+        super().__init__(plan.run, pool, plan.splits, extra)
         self.ingredients = ingredients
         self.evaluations = evaluations
         self.stages: list[PlannedStage] = []
@@ -95,9 +95,9 @@ class CountedSteps(Steps):
         ingredients = self.ingredients
         if first := self.ingredient_stage(ingredients):
             self.evaluate_stage(first)
-        items = self.folds.get("search", ())
+        items = self.splits.get("search", ())
         size = len(ingredients)
-        stage = Stage(name=SEARCH, models=(), items=items, fold="search")
+        stage = Stage(name=SEARCH, models=(), items=items, split="search")
         workload = None
         if size > 1:
             workload = self.settings.optimiser.workload(size, len(items))
@@ -112,9 +112,9 @@ class CountedSteps(Steps):
             if stored:
                 workload = (stored.cost.items,) * 2
                 todo = (0, 0)
-            fold_size = max(1, len(items))
-            folds = (-(-workload[0] // fold_size), -(-workload[1] // fold_size))
-            self._add(stage, folds, workload, todo, in_parts=True)
+            split_size = max(1, len(items))
+            splits = (-(-workload[0] // split_size), -(-workload[1] // split_size))
+            self._add(stage, splits, workload, todo, in_parts=True)
         # The winner is one of the trials.
         self._count(winner.recipe, stage)
         if self.settings.pareto and size > 1:
@@ -176,7 +176,7 @@ class CountedSteps(Steps):
 
     def _stored_search(self, selected: Selected) -> SearchResult | None:
         """The whole search if the store has all of its answers."""
-        if not self.folds.get("search"):
+        if not self.splits.get("search"):
             return None
         with suppress(NotStoredError, UserError):
             return self.find_weights(self.evaluations[""], selected)
@@ -190,13 +190,13 @@ class CountedSteps(Steps):
         )
 
     def _trials(self, ingredients: Names, stored: SearchResult | None) -> tuple[list[Recipe], int]:
-        """Soups of a search that evaluates whole folds: those that are known beforehand, and how many may follow."""
+        """Soups of a search that evaluates whole splits: those that are known beforehand, and how many may follow."""
         if len(ingredients) == 1:
             return [self.single(ingredients[0])], 0
         if stored is not None:
             return [trial.recipe for trial in stored.trials], 0
         limit = trial_limit(
-            self.settings.optimiser, len(ingredients), len(self.folds.get("search", ()))
+            self.settings.optimiser, len(ingredients), len(self.splits.get("search", ()))
         )
         assert limit is not None, "a strategy without an end is refused when it is built"
         points = self.settings.optimiser.known_points(len(ingredients)) or ()

@@ -59,7 +59,7 @@ def work_section(plan: Plan) -> Section | None:
     asked = plan.sum("asked")
     todo = plan.sum("todo")
     totals = [DASH] * 3
-    if plan.folds:
+    if plan.splits:
         totals = [_span(asked), _span(_stored(asked, todo)), _span(todo)]
     rows.append(("total", "", "", *totals))
     header = ("stage", "models", "items each", "evaluations", "stored by then", "to do")
@@ -68,15 +68,15 @@ def work_section(plan: Plan) -> Section | None:
 
 
 def _work_lines(plan: Plan) -> list[str]:
-    folds = ", ".join(f"{fold} {len(items):,}" for fold, items in plan.folds.items() if items)
+    splits = ", ".join(f"{split} {len(items):,}" for split, items in plan.splits.items() if items)
     lines = ["The items cannot be counted here: see what is missing."]
-    if folds:
-        lines = [f"Items: {folds}."]
+    if splits:
+        lines = [f"Items: {splits}."]
     if plan.outlined:
         lines.append(
             "The items cannot be read here: their numbers are the benchmark's published sizes."
         )
-        items = [*chain.from_iterable(plan.folds.values())]
+        items = [*chain.from_iterable(plan.splits.values())]
         if len({item.group for item in items}) == len(items):
             lines.append(
                 "Every item counts as its own group: if the data groups them, the report shows less."
@@ -85,7 +85,7 @@ def _work_lines(plan: Plan) -> list[str]:
         lines.append("The number of ingredients is not known yet, so least and most are given.")
     if any(stage.in_parts for stage in plan.stages):
         lines.append(
-            "The search evaluates soups on parts of the fold: its row gives expected and most whole folds."
+            "The search evaluates soups on parts of the split: its row gives expected and most whole splits."
         )
     return lines
 
@@ -93,7 +93,7 @@ def _work_lines(plan: Plan) -> list[str]:
 def _stage(stage: PlannedStage) -> tuple[str, ...]:
     models = _span(stage.models)
     if stage.in_parts:
-        models += " folds"
+        models += " splits"
     if not stage.items:
         return (stage.name, models, *(DASH,) * 4)
     stored = _span(_stored(stage.asked, stage.todo))
@@ -122,7 +122,7 @@ def time_section(plan: Plan) -> Section | None:
     lines.append(
         "Not counted: loading the first model, and starting servers unless a check measured it."
     )
-    if not plan.folds:
+    if not plan.splits:
         lines.append(
             "The time of the evaluations is not known: their items cannot be counted here."
         )
@@ -132,7 +132,7 @@ def time_section(plan: Plan) -> Section | None:
 def _report(plan: Plan) -> Section | None:
     if not plan.has_report or not plan.run.objective.linear:
         return None
-    line = "Known after selection, from the candidates' answers on the select fold."
+    line = "Known after selection, from the candidates' answers on the select split."
     power = plan.power()
     if power is not None:
         line = f"{power_in_words(power, plan.run.evaluator.unit)}."

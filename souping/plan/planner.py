@@ -15,8 +15,8 @@ from souping.checkpoints.pool import ModelSize
 from souping.core.files import error_text, nearby, write_atomically
 from souping.core.protocols import Evaluator
 from souping.core.reading import read
-from souping.core.types import FOLDS, Item, Items, LateError, Missing, ScoreMatrix, UserError
-from souping.evaluate.benchmark import EvaluatorBenchmark, Folds, first_items
+from souping.core.types import SPLITS, Item, Items, LateError, Missing, ScoreMatrix, UserError
+from souping.evaluate.benchmark import EvaluatorBenchmark, Splits, first_items
 from souping.evaluate.identity import fingerprint
 from souping.merge.digests import StandIns
 from souping.merge.soup_files import CARD, RECIPE, planned_files
@@ -94,21 +94,21 @@ class _Planner:
             self.extra = extra_benchmarks(
                 self.run.extra_benchmarks, self.run.evaluator, self.run.dry_run
             )
-        folds = self._folds()
-        outline = None if folds else self._outline()
-        known_folds = folds or outline
-        if known_folds:
-            plan.folds = known_folds.items
+        splits = self._splits()
+        outline = None if splits else self._outline()
+        known_splits = splits or outline
+        if known_splits:
+            plan.splits = known_splits.items
         plan.outlined = outline is not None
         work = list(self._evaluators(self.items).values())
-        for error in checks.refusals(self.run, plan.folds, work):
+        for error in checks.refusals(self.run, plan.splits, work):
             self._add_error(error)
         if not any(model.trouble or model.download for model in plan.models):
             self._open(work)
         evaluators = [evaluator for evaluator, _ in work]
         plan.run = self.run
         self._select(plan)
-        plan.notes = self._notes(plan, folds)
+        plan.notes = self._notes(plan, splits)
         plan.similarity = self.opened.similarity if self.opened else None
         plan.stages = self._stages(plan)
         plan.speeds = self._speeds(plan)
@@ -171,24 +171,24 @@ class _Planner:
         except (UserError, OSError) as error:
             self._add_error(error, is_local)
 
-    def _folds(self) -> Folds | None:
+    def _splits(self) -> Splits | None:
         """None if the items cannot be read (an evaluator's own may be elsewhere) or cut."""
         with self._attempt(is_local=isinstance(self.run.benchmark, EvaluatorBenchmark)):
             self.items = items_of(self.run.evaluator, self.run.benchmark).items()
         if not self.items:
             return None
         with self._attempt():
-            return checks.cut_folds(self.run, self.items)
+            return checks.cut_splits(self.run, self.items)
         self.items = ()
         return None
 
-    def _outline(self) -> Folds | None:
-        """The folds of a benchmark that is known by its published sizes alone; about as large as the real ones."""
+    def _outline(self) -> Splits | None:
+        """The splits of a benchmark that is known by its published sizes alone; about as large as the real ones."""
         benchmark = self.run.benchmark
         if not isinstance(benchmark, EvaluatorBenchmark):
             return None
         items = first_items(self.run.evaluator.prompts.outline(), benchmark.limit)
-        return checks.cut_folds(self.run, items) if items else None
+        return checks.cut_splits(self.run, items) if items else None
 
     def _open(self, work: Sequence[tuple[Evaluator, Sequence[Item]]]) -> None:
         run = self.run
@@ -216,7 +216,7 @@ class _Planner:
         )
 
     def _select(self, plan: Plan) -> None:
-        """Select from published scores, or from the store if it has every candidate on the select fold."""
+        """Select from published scores, or from the store if it has every candidate on the select split."""
         run = self.run
         try:
             if run.scores.published:
@@ -227,9 +227,9 @@ class _Planner:
                 plan.sizes = run.selector.sizes(len(self.pool.names))
                 evaluation = self._evaluation(run.evaluator)
                 with suppress(NotStoredError, UserError):
-                    plan.scores = self._stored_scores(evaluation, plan.folds.get("select", ()))
+                    plan.scores = self._stored_scores(evaluation, plan.splits.get("select", ()))
                 if plan.scores is not None:
-                    plan.basis = "the store, which has every candidate on the select fold"
+                    plan.basis = "the store, which has every candidate on the select split"
             if plan.scores is not None:
                 plan.sizes = ()
                 plan.selection = run.selector.select_checked(plan.scores)
@@ -238,7 +238,7 @@ class _Planner:
             self.faults.append(str(error))
 
     def _stored_scores(self, evaluation: Evaluation, items: Items) -> ScoreMatrix | None:
-        """Scores of the candidates on the select fold. Raises NotStoredError if the store lacks some."""
+        """Scores of the candidates on the select split. Raises NotStoredError if the store lacks some."""
         if not items:
             return None
         scores = {}
@@ -246,12 +246,12 @@ class _Planner:
             scores[name] = evaluation.scores(self.pool.recipe({name: 1.0}), items)
         return ScoreMatrix.from_items(scores)
 
-    def _notes(self, plan: Plan, folds: Folds | None) -> list[str]:
+    def _notes(self, plan: Plan, splits: Splits | None) -> list[str]:
         """What a reader of the report will have to know, as far as it is known."""
         notes = list[str]()
         if self.run.pool.trajectory:
             notes += self.run.pool.trajectory.sentences
-        notes += checks.run_notes(self.run, self.opened, folds)
+        notes += checks.run_notes(self.run, self.opened, splits)
         if plan.scores is not None:
             notes += checks.flat_categories(self.run.evaluator.unit, plan.scores)
         return list(dict.fromkeys(notes))
@@ -282,8 +282,8 @@ class _Planner:
     def _speeds(self, plan: Plan) -> dict[str, Speed]:
         """{extra benchmark: speed}, the run's own under an empty name."""
         items = list[Item]()
-        for fold in FOLDS:
-            items += plan.folds.get(fold, ())
+        for split in SPLITS:
+            items += plan.splits.get(split, ())
         parameters = max(
             (model.parameters for model in plan.models if not model.adapter), default=0
         )

@@ -14,7 +14,7 @@ from souping.core.files import nearby, write_atomically
 from souping.core.protocols import Evaluator, LoadedModel
 from souping.core.reading import read
 from souping.core.text import safe
-from souping.core.types import Fold, Item, Record, UserError
+from souping.core.types import Item, Record, Split, UserError
 from souping.core.unit import Unit
 from souping.evaluate.benchmark import first_items
 from souping.evaluate.identity import fingerprint
@@ -61,11 +61,11 @@ def check_run(run: RunSettings) -> None:
         "settings, items, models, space and packages are in order (`plan` shows them)",
         flush=True,
     )
-    fold: Fold = "search" if run.scores.published else "select"
-    items = first_items(plan.folds[fold], CHECKED_ITEMS)
+    split: Split = "search" if run.scores.published else "select"
+    items = first_items(plan.splits[split], CHECKED_ITEMS)
     records, prompts, speed = rehearse(plan, items)
     timed = replace(plan, speeds={**plan.speeds, "": speed})
-    show_rehearsal(timed, fold, items, records, prompts)
+    show_rehearsal(timed, split, items, records, prompts)
 
 
 def rehearse(plan: Plan, items: Sequence[Item]) -> tuple[list[Record], Mapping[str, str], Speed]:
@@ -141,7 +141,7 @@ def _measured(evaluator: Evaluator, items: Sequence[Item], single: float, second
 
 def show_rehearsal(
     timed: Plan,
-    fold: Fold,
+    split: Split,
     items: Sequence[Item],
     records: Sequence[Record],
     prompts: Mapping[str, str],
@@ -152,7 +152,7 @@ def show_rehearsal(
     samples = list[dict[str, Any]]()
     firsts = dict[str, dict[str, Any]]()
     for place, (item, record) in enumerate(zip(items, records, strict=True)):
-        line = sample(place, fold, item, {name: [record]}, {name: record.score}, prompts)
+        line = sample(place, split, item, {name: [record]}, {name: record.score}, prompts)
         line["models"][name] |= {
             "prompt_tokens": record.prompt_tokens,
             "tokens": len(record.tokens),
@@ -162,11 +162,11 @@ def show_rehearsal(
     print()
     for line in firsts.values():
         show_sample(unit, output_console(120), read(Sample, line), [name])
-    answers = _answers(unit, name, fold, items, records)
+    answers = _answers(unit, name, split, items, records)
     show_sheet(
         nonempty((answers, similarity(timed.similarity), work_section(timed), time_section(timed)))
     )
-    table = {**as_dict(timed), "candidate": name, "fold": fold, "samples": samples}
+    table = {**as_dict(timed), "candidate": name, "split": split, "samples": samples}
     table["evaluator"] = fingerprint(timed.run.evaluator)
     table["items_per_second"] = timed.speeds[""].items_per_second
     write_atomically(timed.run.run_dir / "check.json", as_json(table).encode())
@@ -183,7 +183,7 @@ def show_rehearsal(
 
 
 def _answers(
-    unit: Unit, name: str, fold: Fold, items: Sequence[Item], records: Sequence[Record]
+    unit: Unit, name: str, split: Split, items: Sequence[Item], records: Sequence[Record]
 ) -> Section:
     rows = []
     for item, record in zip(items, records, strict=True):
@@ -208,5 +208,5 @@ def _answers(
         "answer",
     )
     mean = unit.level(fmean(record.score for record in records))
-    line = f"{name} scores {mean} on {len(rows)} items of the {fold} fold."
+    line = f"{name} scores {mean} on {len(rows)} items of the {split} split."
     return Section("Rehearsal", (line,), grids=(grid(header, rows, left=(0, 1, 5, 6)),))

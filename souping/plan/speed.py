@@ -47,7 +47,7 @@ class Speed:
 
     def seconds(self, stage: PlannedStage, end: int) -> float:
         """How long the answers of a stage take, the least (0) or most (1) of them."""
-        # A search requests a fold in samples.
+        # A search requests a split in samples.
         together = stage.items
         if stage.in_parts:
             together = -(-stage.items // MOST_SAMPLES)
@@ -139,7 +139,7 @@ class PlannedStage:
     """Item evaluations: `asked` in all, `todo` of them not in the store; (least, most) if the selection is open.
 
     With `in_parts` the search decides which soups answer how many items: the pairs are (expected, most), and `models`
-    are the whole folds that the items would fill.
+    are the whole splits that the items would fill.
     """
 
     name: str

@@ -45,15 +45,15 @@ class ScoreInterval:
 
 @dataclass(frozen=True, kw_only=True)
 class ModelRow:
-    """A model on the report fold, in one of its roles."""
+    """A model on the test split, in one of its roles."""
 
     name: str
-    """model on the report fold"""
+    """model on the test split"""
     kind: str
-    """`soup`, `ingredient`, `candidate`, `best_single` (best on the search fold), `uniform_all`, `uniform_selected`,
-    `uniform_topk` or `router` (the stored answers of the ingredient that `router.routes` names for an item's category;
-    with one ingredient there is none); of a training run also `last`, `trainer_best`, `trainer_average`, `decayed` and
-    `scrambled` (the soup's weights on other checkpoints)"""
+    """`soup`, `ingredient`, `candidate`, `best_candidate` (best on the search split), `uniform_all`,
+    `uniform_selected`, `uniform_topk` or `router` (the stored answers of the ingredient that `router.routes` names
+    for an item's category; with one ingredient there is none); of a training run also `last`, `trainer_best`,
+    `trainer_average`, `decayed` and `shuffled` (the soup's weights on other checkpoints)"""
     recipe_id: str
     """rows with the same id are the same model; a router's stands for its routes, unless all lead to one model"""
     scores: Mapping[str, ScoreInterval]
@@ -142,15 +142,15 @@ class CategoryDifference(PairedDifference):
 
 @dataclass(frozen=True, kw_only=True)
 class CategoryLosses:
-    """The soup against the best single candidate, category by category."""
+    """The soup against the best candidate, category by category."""
 
     against: str
-    """the best single candidate"""
+    """the best candidate"""
     above: MaybeInt
     """number of categories in which the soup is better"""
     below: MaybeInt
     """number of categories in which it is worse"""
-    level: MaybeInt
+    same: MaybeInt
     """number of categories without a difference"""
     categories: tuple[CategoryDifference, ...]
     """per category a comparison that holds for all categories at once, as `comparisons`"""
@@ -197,33 +197,33 @@ class VerdictSummary:
     """The strongest claim that holds."""
 
     claim: str
-    """`better_than_every_candidate`, `better_than_best_single`, `no_difference_shown`, `keep_single`,
+    """`better_than_every_candidate`, `better_than_best_candidate`, `no_difference_shown`, `keep_candidate`,
     `nothing_to_soup`, `not_measured` or `dry_run`"""
     sentence: str
     """the headline"""
     p_value: MaybeFloat
     """p-value of the claim, corrected for looks"""
-    opened: MaybeInt
+    look: MaybeInt
     """number of the look at these items"""
-    margin: MaybeFloat
-    """`margin`, a fraction of 1 or in the `unit`"""
+    min_gain: MaybeFloat
+    """`min_gain`, a fraction of 1 or in the `unit`"""
     sensitivity: str | None = None
-    """what the interval of the soup minus the best single candidate would be if answers cut at the token limit were
+    """what the interval of the soup minus the best candidate would be if answers cut at the token limit were
     bounded as missing ones are, if any was cut"""
 
 
 @dataclass(frozen=True, kw_only=True)
 class PowerSummary:
-    """What the report fold can show."""
+    """What the test split can show."""
 
     gain: MaybeFloat
     """true gain over the best candidate that is shown in 80 % of runs"""
     items: MaybeInt
-    """items in the report fold"""
-    margin: MaybeFloat
-    """`margin`, a fraction of 1 or in the `unit`"""
+    """items in the test split"""
+    min_gain: MaybeFloat
+    """`min_gain`, a fraction of 1 or in the `unit`"""
     needed: MaybeInt
-    """items that a gain of `margin` needs (100,001 means more than 100,000)"""
+    """items that a gain of `min_gain` needs (100,001 means more than 100,000)"""
     assumed: bool
     """true if no answers of the candidates were known"""
 
@@ -250,7 +250,7 @@ class ObjectiveSummary:
     coefficients: NamedNumbers
     """weight of each category; they sum to 1. Empty for `worst`"""
     search: MaybeFloat
-    """the soup's score on the search fold, which is optimistic because it chose the weights"""
+    """the soup's score on the search split, which is optimistic because it chose the weights"""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -308,25 +308,25 @@ class SelectionFile(SelectionSummary):
     """selection.json"""
 
     dry_run: MaybeInt = None
-    """in a dry run, its `dry_run`: the most items of a category and fold"""
+    """in a dry run, its `dry_run`: the most items of a category and split"""
     unit: Unit = POINTS
     """unit of the scores"""
 
 
 @dataclass(frozen=True, kw_only=True)
-class FoldSizes:
+class SplitSizes:
     """Numbers of items."""
 
     select: MaybeInt
     """items on which the ingredients were chosen"""
     search: MaybeInt
     """items on which the weights were chosen"""
-    report: MaybeInt
+    test: MaybeInt
     """held-out items"""
     left_out: MaybeInt = None
-    """items of the report fold on which earlier runs chose"""
+    """items of the test split on which earlier runs chose"""
     shown: MaybeInt = None
-    """items of the report fold that earlier reports showed, left out because the others show more without them"""
+    """items of the test split that earlier reports showed, left out because the others show more without them"""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -357,7 +357,7 @@ class TrialRow:
     weights: NamedNumbers
     """{ingredient: weight}"""
     objective: MaybeFloat
-    """objective on the search fold, None if the soup did not answer all of it"""
+    """objective on the search split, None if the soup did not answer all of it"""
     categories: NamedNumbers
     """{category: score}"""
     items: MaybeInt
@@ -409,10 +409,10 @@ class RunCost:
 
 @dataclass(frozen=True, kw_only=True)
 class Router:
-    """An ingredient per category, chosen on the select fold."""
+    """An ingredient per category, chosen on the select split."""
 
     score: MaybeFloat
-    """score on the report fold"""
+    """score on the test split"""
     routes: Mapping[str, str]
     """{category: ingredient}"""
     models: MaybeInt
@@ -426,7 +426,7 @@ class Oracle:
     """The best answer of all ingredients to each item."""
 
     score: MaybeFloat
-    """score on the report fold"""
+    """score on the test split"""
     models: MaybeInt
     """models in memory"""
     answers: MaybeInt
@@ -463,8 +463,8 @@ class GateSummary:
 
     mode: str
     """`error` or `warn`"""
-    fold: str
-    """fold of the items"""
+    split: str
+    """split of the items"""
     false_alarm: MaybeFloat
     """share of runs with correct models that fail"""
     passed: bool
@@ -499,7 +499,7 @@ class ExtraResult:
     """the same per category, as `losses.categories`"""
     shared: MaybeInt
     """items that the run also uses"""
-    opened: MaybeInt = None
+    look: MaybeInt = None
     """number of the look at these items"""
 
 
@@ -548,7 +548,7 @@ class SelectionStability:
     method: str
     """how stability was measured"""
     draws: MaybeInt
-    """bootstrap draws of the select fold's items"""
+    """bootstrap draws of the select split's items"""
     not_estimable: MaybeInt
     """draws that gave no selection"""
     reasons: Mapping[str, MaybeInt]
@@ -593,20 +593,20 @@ class CheckpointRow:
     weight: MaybeFloat
     """weight in the soup"""
     search: MaybeFloat
-    """objective on the search fold"""
-    report: MaybeFloat
-    """objective on the report fold"""
+    """objective on the search split"""
+    test: MaybeFloat
+    """objective on the test split"""
 
 
 @dataclass(frozen=True, kw_only=True)
 class WindowRow:
-    """An average of the last checkpoints, on the search fold."""
+    """An average of the last checkpoints, on the search split."""
 
     kind: str
     """form of the average"""
     alpha: MaybeFloat
     """decay of a moving average"""
-    checkpoints: MaybeInt
+    count: MaybeInt
     """checkpoints averaged"""
     steps: MaybeInt
     """length in steps"""
@@ -616,20 +616,20 @@ class WindowRow:
     """objective"""
     last: LookDifference
     """minus the last checkpoint, as `comparisons`"""
-    members_mean: LookDifference
-    """minus the mean of the members, as `comparisons`"""
+    checkpoints_mean: LookDifference
+    """minus the mean of the checkpoints, as `comparisons`"""
 
 
 @dataclass(frozen=True, kw_only=True)
 class NeighbourSpread:
     """Standard deviation of the objective between the last checkpoints."""
 
-    checkpoints: MaybeInt
+    count: MaybeInt
     """number of checkpoints"""
     search: MaybeFloat
-    """on the search fold"""
-    report: MaybeFloat
-    """on the report fold"""
+    """on the search split"""
+    test: MaybeFloat
+    """on the test split"""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -648,14 +648,14 @@ class TrajectoryResult:
 
     sentences: Names
     """what was found, and at which learning rate"""
-    members: tuple[CheckpointRow, ...]
+    checkpoints: tuple[CheckpointRow, ...]
     """checkpoints, the oldest first"""
     windows: tuple[WindowRow, ...]
-    """averages on the search fold, the shortest first"""
+    """averages on the search split, the shortest first"""
     last: LookDifference
-    """the soup minus the last checkpoint on the report fold, as `comparisons`"""
-    members_mean: LookDifference
-    """the soup minus the mean score of its members, by its weights, on the report fold"""
+    """the soup minus the last checkpoint on the test split, as `comparisons`"""
+    checkpoints_mean: LookDifference
+    """the soup minus the mean score of its checkpoints, by its weights, on the test split"""
     categories: tuple[CategoryDifference, ...]
     """the soup minus the last checkpoint in each category, as `losses.categories`"""
     spread: NeighbourSpread
@@ -671,40 +671,42 @@ class TrajectoryResult:
 class Report:
     """report.json, or as much of it as is known: the result of a step is None before the step."""
 
-    experiment: str
+    schema: int = 1
+    """version of these keys"""
+    name: str
     """name of the run"""
     unit: Unit = POINTS
     """unit and direction of the scores: `name`, `higher_is_better`, and how they are shown (`scale`, `digits`,
-    `symbol`, `meaning`, `margin`)"""
+    `symbol`, `meaning`, `min_gain`)"""
     benchmark: BenchmarkLabel | None = None
     """the benchmark"""
     warnings: Names | None = None
     """what a reader must know"""
     dry_run: MaybeInt = None
-    """in a dry run, its `dry_run`: the most items of a category and fold"""
+    """in a dry run, its `dry_run`: the most items of a category and split"""
     objective: ObjectiveSummary | None = None
     """what the search maximised"""
     selection: SelectionSummary | None = None
     """the ingredients, and why"""
     recipe: RecipeSummary | None = None
     """everything that decides the soup's bytes"""
-    folds: FoldSizes | None = None
+    splits: SplitSizes | None = None
     """numbers of items"""
     items: str | None = None
-    """SHA-256 of the items in the folds; another set of items is refused when analyses are computed again"""
+    """SHA-256 of the items in the splits; another set of items is refused when analyses are computed again"""
     search: SearchSummary | None = None
     """why the search stopped, soups as good as the winner, and the expected gain of more answers"""
     rows: tuple[ModelRow, ...] | None = None
-    """models on the report fold"""
+    """models on the test split"""
     comparisons: tuple[RowDifference, ...] | None = None
     """the soup minus each other model"""
     verdict: VerdictSummary | None = None
     """the strongest claim that holds"""
     power: PowerSummary | None = None
-    """what the report fold can show"""
+    """what the test split can show"""
     losses: CategoryLosses | None = field(default=None, metadata=NULL)
-    """the soup against the best single candidate by category; `null` for one model or one category"""
-    weights: PoolSimilarity | None = None
+    """the soup against the best candidate by category; `null` for one model or one category"""
+    similarity: PoolSimilarity | None = None
     """how similar the weights of the candidates are; nothing for adapters"""
     outcomes: Mapping[str, ModelEnds] | None = None
     """{model: how its answers ended}"""
@@ -714,15 +716,15 @@ class Report:
     """command that makes the soup again"""
     trajectory: TrajectoryResult | None = None
     """`pool=trajectory`: the average beside the checkpoints"""
-    optimism: MaybeFloat = None
-    """the soup's score on the search fold minus its score on the report fold"""
+    selection_bias: MaybeFloat = None
+    """the soup's score on the search split minus its score on the test split"""
     router: Router | None = None
-    """an ingredient per category, chosen on the select fold"""
+    """an ingredient per category, chosen on the select split"""
     oracle: Oracle | None = None
     """the best answer of all ingredients to each item"""
-    gate: GateSummary | None = None
-    """baseline gate: expected scores beside the measured ones"""
-    also: tuple[ExtraResult, ...] | None = None
+    expected_check: GateSummary | None = None
+    """expected scores of the candidates beside the measured ones"""
+    extra_benchmarks: tuple[ExtraResult, ...] | None = None
     """extra benchmarks"""
     stability: SelectionStability | None = None
     """whether the selector would choose again"""

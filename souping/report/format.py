@@ -17,11 +17,11 @@ ROW_KINDS: Mapping[str, str] = {
     "uniform_all": "uniform over all",
     "router": "router",
     "last": "last checkpoint",
-    "best_single": "best single (by search)",
+    "best_candidate": "best candidate (by search)",
     "trainer_best": "the trainer's best",
     "trainer_average": "the trainer's average",
     "decayed": "decayed branch",
-    "scrambled": "same weights on other checkpoints",
+    "shuffled": "same weights on other checkpoints",
     "ingredient": "ingredient",
     "candidate": "candidate, not selected",
 }

@@ -30,13 +30,13 @@ class SweepJob:
     overrides: Names
     """its overrides"""
     objective: float | None
-    """objective on the search fold in `unit`, None if it was not reached"""
+    """objective on the search split in `unit`, None if it was not reached"""
     run_dir: str
     """name of its directory"""
     refused: str
     """why it has no outcome"""
     dry_run: int | None
-    """items per category and fold of a dry run"""
+    """items per category and split of a dry run"""
     unit: Unit
     """unit of the objective"""
 

@@ -44,7 +44,7 @@ COLOURS: Mapping[str, str] = {
     "uniform_topk": "#cc79a7",
     "uniform_all": "#56b4e9",
     "router": "#e69f00",
-    "best_single": "#0072b2",
+    "best_candidate": "#0072b2",
     "ingredient": "#8a8f98",
     "candidate": "#b6bac1",
 }
@@ -194,7 +194,7 @@ def forest(report: Report) -> Drawing | None:
 
 
 def categories(report: Report) -> Drawing | None:
-    """Soup minus best single, category by category, the largest gain first; beyond chance the dot is full."""
+    """Soup minus best candidate, category by category, the largest gain first; beyond chance the dot is full."""
     unit = report.unit
     categories = report.losses.categories if report.losses else ()
     pairs = [pair for pair in categories if pair.difference is not None]
@@ -288,7 +288,7 @@ def _winner(unit: Unit, pair: PairedDifference) -> str:
     if gain > 0:
         return COLOURS["soup"]
     if gain < 0:
-        return COLOURS["best_single"]
+        return COLOURS["best_candidate"]
     return COLOURS["ingredient"]
 
 
@@ -412,7 +412,7 @@ def curve(
         across[order],
         values[order],
         marks,
-        color=COLOURS["best_single"],
+        color=COLOURS["best_candidate"],
         markersize=5.0,
         linewidth=1.0,
     )

@@ -51,7 +51,7 @@ class Sample:
 
     item: str
     category: str
-    fold: str
+    split: str
     prompt_hash: str
     target: Any
     arguments: tuple[tuple[Any, ...], ...]
@@ -105,7 +105,7 @@ def show_sample(unit: Unit, console: Console, sample: Sample, names: Sequence[st
     from rich.table import Table
     from rich.text import Text
 
-    title = f"{sample.item} ({sample.category}, fold {sample.fold})"
+    title = f"{sample.item} ({sample.category}, split {sample.split})"
     console.print(Text(clean(title), style="bold"))
     prompt = ""
     if any(sample.arguments[:1]):
@@ -125,7 +125,7 @@ def show_sample(unit: Unit, console: Console, sample: Sample, names: Sequence[st
         head = f"{name}: {unit.score(model.score, more=-1)} {unit.symbol}"
         if model.outcome != "finished":
             head += f", {model.outcome}"
-        table.add_column(Text(clean(head)), overflow="fold", ratio=1)
+        table.add_column(Text(clean(head)), overflow="split", ratio=1)
         answers.append(Text(_short(model.text())))
     table.add_row(*answers)
     console.print(table)

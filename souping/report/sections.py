@@ -6,7 +6,7 @@ import math
 import re
 from collections.abc import Iterator, Mapping, Sequence
 
-from souping.core.types import FOLDS
+from souping.core.types import SPLITS
 from souping.core.unit import Unit
 from souping.report import tables, trajectory
 from souping.report.analyses import analysis_sections
@@ -29,14 +29,14 @@ LOST = "models are cut off or missing"
 
 FIGURES = {
     "soup": "soup",
-    "best_single": "best single",
+    "best_candidate": "best candidate",
     "uniform_all": "uniform over all",
 }
 """{role: label} of the models whose scores stand at the top."""
 
 
 def headline(report: Report) -> str:
-    """The verdict's sentence, or what can be said of a run that ended before the report fold."""
+    """The verdict's sentence, or what can be said of a run that ended before the test split."""
     if report.verdict and clean(report.verdict.sentence):
         return clean(report.verdict.sentence)
     ingredients = report.selection.ingredients if report.selection else ()
@@ -46,7 +46,7 @@ def headline(report: Report) -> str:
         return f"Selected {in_words(ingredients)}; the run ended before the search."
     if len(ingredients) == 1:
         return f"Nothing to soup: {clean(ingredients[0])} is the only ingredient."
-    return "The search is done; the report fold was not opened."
+    return "The search is done; the test split was not opened."
 
 
 def summary(report: Report) -> list[str]:
@@ -55,9 +55,9 @@ def summary(report: Report) -> list[str]:
     soup = report.row("soup")
     if soup is not None and soup.scores:
         items = sum(interval.n or 0 for interval in soup.scores.values())
-        fold = "" if report.dry_run else "report "
+        split = "" if report.dry_run else "report "
         lines.append(
-            f"The score is the {_kind(report, len(soup.scores))}, on {count(items)} {fold}items."
+            f"The score is the {_kind(report, len(soup.scores))}, on {count(items)} {split}items."
         )
     recipe = report.recipe
     place = re.search(r'recipe="?(.+?)/recipe\.json', clean(report.rebuild))
@@ -97,7 +97,7 @@ def benchmark(report: Report) -> str:
 
 def kicker(report: Report) -> str:
     """Experiment and benchmark, above the headline."""
-    texts = [clean(report.experiment), benchmark(report)]
+    texts = [clean(report.name), benchmark(report)]
     if report.dry_run:
         texts.append(f"dry_run={count(report.dry_run)}")
     return " \N{MIDDLE DOT} ".join(filter(None, texts))
@@ -112,13 +112,13 @@ def figures(report: Report) -> list[tuple[str, str, str]]:
         if row is None:
             continue
         small = unit.interval(row.objective.low, row.objective.high)
-        if kind == "best_single":
+        if kind == "best_candidate":
             small = "; ".join(filter(None, (clean(row.name), small)))
         boxes.append((label, f"{unit.score(row.objective.mean)} {unit.symbol}", small))
-    pair = report.against("best_single")
+    pair = report.against("best_candidate")
     if pair is not None:
         small = f"{unit.limits(pair.low, pair.high, pair.level)}; p {p_value(pair.p_shown)}"
-        boxes.append(("soup minus best single", unit.score(pair.difference, sign=True), small))
+        boxes.append(("soup minus best candidate", unit.score(pair.difference, sign=True), small))
     return boxes
 
 
@@ -133,7 +133,7 @@ def sections(report: Report, trials: Sequence[TrialRow]) -> tuple[Section, ...]:
             _landscape(report, trials),
             _alternatives(report),
             _experts(report),
-            tables.similarity(report.weights),
+            tables.similarity(report.similarity),
             *analysis_sections(report),
             _gate(report),
             _cost(report),
@@ -148,10 +148,10 @@ def _verdict(report: Report) -> Section | None:
         return None
     meaning = report.unit.meaning[0].upper() + report.unit.meaning[1:]
     numbers = (
-        f"{meaning} on the report fold, which search and selection never saw, with 95 % intervals."
+        f"{meaning} on the test split, which search and selection never saw, with 95 % intervals."
     )
     if report.dry_run:
-        numbers = f"{meaning} on a few items of the other folds: a dry run, of which no number means anything."
+        numbers = f"{meaning} on a few items of the other splits: a dry run, of which no number means anything."
     if not tables.compared(report):
         return Section("Scores", (numbers,), grids=(tables.scores(report),))
     paired = f"Differences are paired: all models answered the same items. {tables.tested(report)}".strip()
@@ -184,7 +184,7 @@ def _least(unit: Unit, pairs: Sequence[CategoryDifference]) -> str:
 
 
 def losses(report: Report) -> list[str]:
-    """Categories in which the soup is below the best single, and which of these losses chance does not explain."""
+    """Categories in which the soup is below the best candidate, and which of these losses chance does not explain."""
     if report.losses is None or not report.losses.categories:
         return []
     unit = report.unit
@@ -192,7 +192,7 @@ def losses(report: Report) -> list[str]:
     pairs = counts.categories
     worse = [pair for pair in pairs if pair.verdict == "lower"]
     head = (
-        f"Of {count(len(pairs))} categories, the soup is ahead of {clean(counts.against)}, the best single, "
+        f"Of {count(len(pairs))} categories, the soup is ahead of {clean(counts.against)}, the best candidate, "
         f"in {count(counts.above)} and behind in {count(counts.below)}"
     )
     if worse:
@@ -397,11 +397,11 @@ def _stability(stability: SelectionStability) -> list[str]:
 
 
 def _also(report: Report) -> Section | None:
-    if not report.also:
+    if not report.extra_benchmarks:
         return None
     line = "Evaluated once the recipe was frozen, on all items; nothing was chosen on them."
     folded = []
-    for entry in report.also:
+    for entry in report.extra_benchmarks:
         folded.append(table(f"{clean(entry.name)}: differences", tables.differences(entry)))
     lines = (line, *tables.sentences(report))
     grids = (tables.overview(report),)
@@ -409,14 +409,14 @@ def _also(report: Report) -> Section | None:
 
 
 def _gate(report: Report) -> Section | None:
-    gate = report.gate
+    gate = report.expected_check
     if gate is None:
         return None
     title = "Were the single models as expected?"
     scores = tables.gate(report.unit, gate)
     alarm = percent(gate.false_alarm, 0)
     line = (
-        f"Scores on the {clean(gate.fold)} fold. "
+        f"Scores on the {clean(gate.split)} split. "
         f"With correct models, one falls outside in at most {alarm} % of runs."
     )
     if not gate.passed:
@@ -429,10 +429,10 @@ def _landscape(report: Report, trials: Sequence[TrialRow]) -> Section | None:
     if not trials:
         return None
     scored = sum(trial.objective is not None for trial in trials)
-    sentences = [f"Soups evaluated on the whole search fold: {count(scored)}."]
+    sentences = [f"Soups evaluated on the whole search split: {count(scored)}."]
     if scored < len(trials):
         dropped = count(len(trials) - scored)
-        sentences.append(f"A part of the fold was enough for {dropped} more.")
+        sentences.append(f"A part of the split was enough for {dropped} more.")
     if report.objective and report.objective.search is not None:
         reached = report.unit.level(report.objective.search, more=1)
         sentences.append(f"The chosen recipe reached {reached} there.")
@@ -454,10 +454,10 @@ def _landscape(report: Report, trials: Sequence[TrialRow]) -> Section | None:
 def _cost(report: Report) -> Section | None:
     """What the run took, and the answers that it did not get."""
     lines = []
-    if report.folds is not None:
-        sizes = [(fold, vars(report.folds)[fold]) for fold in FOLDS]
-        folds = [f"{fold} {count(size)}" for fold, size in sizes if size is not None]
-        lines.append(f"Items: {', '.join(folds)}.")
+    if report.splits is not None:
+        sizes = [(split, vars(report.splits)[split]) for split in SPLITS]
+        splits = [f"{split} {count(size)}" for split, size in sizes if size is not None]
+        lines.append(f"Items: {', '.join(splits)}.")
     lines += endings(report)
     grids = list[TableGrid]()
     if report.cost:
@@ -488,15 +488,15 @@ def ended(search: SearchSummary) -> str:
 
 
 def _alternatives(report: Report) -> Section | None:
-    """The soup's optimism, and what a router and an oracle score and cost; None without a report fold."""
+    """The soup's optimism, and what a router and an oracle score and cost; None without a test split."""
     unit = report.unit
     router = report.router
     oracle = report.oracle
     if router is None or oracle is None:
         return None
     lines = (
-        "The soup's optimism, its score on the search fold minus that on the report fold, is "
-        f"{unit.points(report.optimism, sign=True)}.",
+        "The soup's optimism, its score on the search split minus that on the test split, is "
+        f"{unit.points(report.selection_bias, sign=True)}.",
         f"A router scores {unit.score(router.score)} {unit.symbol}: each request goes to the ingredient that had the "
         f"best score of its category when the ingredients were selected. Models in memory: {count(router.models)}; "
         "answers per request: 1; the category must be known at request time.",

@@ -154,7 +154,7 @@ def comparisons(report: Report) -> TableGrid:
     """The paired difference of the soup to each other model, points with interval and p-value."""
     pairs = compared(report)
     interval = f"{confidence_of([pair for _, pair in pairs])} interval"
-    looks = (report.verdict.opened if report.verdict else None) or 1
+    looks = (report.verdict.look if report.verdict else None) or 1
     p_heading = "p"
     if looks > 1:
         p_heading = f"p (look {count(looks)})"
@@ -386,7 +386,7 @@ def cost(cost: RunCost) -> TableGrid:
 
 
 def trials(report: Report, tried: Sequence[TrialRow], limit: int = 8) -> TableGrid:
-    """The best trials of the search, by objective on the search fold; the chosen soup is stressed."""
+    """The best trials of the search, by objective on the search split; the chosen soup is stressed."""
     unit = report.unit
     names = ingredients(report, tried)
     scored = [trial for trial in tried if trial.objective is not None]
@@ -439,7 +439,7 @@ def gate(unit: Unit, gate: GateSummary) -> TableGrid:
 
 def overview(report: Report) -> TableGrid:
     """One line per model, one column per benchmark: the objective with its interval."""
-    benchmarks = report.also or ()
+    benchmarks = report.extra_benchmarks or ()
     scores = []
     for entry in benchmarks:
         scores.append({clean(row.name): _score(entry.unit, row.objective) for row in entry.rows})
@@ -487,7 +487,7 @@ def differences(entry: ExtraResult) -> TableGrid:
 
 def sentences(report: Report) -> Iterator[str]:
     """Losses of the soup by benchmark; without any, how much it may have lost all the same."""
-    for entry in report.also or ():
+    for entry in report.extra_benchmarks or ():
         yield from _sentences(entry)
 
 

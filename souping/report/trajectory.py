@@ -16,7 +16,7 @@ from souping.report.content import (
 from souping.report.format import ROW_KINDS, clean, count, four_digits, p_value
 from souping.report.tables import confidence_of, losses, whiskers
 
-OTHERS = ("last", "best_single", "trainer_best", "trainer_average", "decayed", "scrambled")
+OTHERS = ("last", "best_candidate", "trainer_best", "trainer_average", "decayed", "shuffled")
 """Kinds of the rows that an average of checkpoints is compared with, in this order."""
 WINDOW_NAMES: Mapping[str, str] = {
     "uniform": "equal weights",
@@ -24,18 +24,18 @@ WINDOW_NAMES: Mapping[str, str] = {
     "ema": "moving average of all",
 }
 """{kind of a window: its name}"""
-SIDES = {"last": "minus the last checkpoint", "members_mean": "minus the mean of its members"}
+SIDES = {"last": "minus the last checkpoint", "checkpoints_mean": "minus the mean of its members"}
 
 
 def sections(report: Report) -> tuple[Section, ...]:
     """Nothing if the candidates are not checkpoints of a training run."""
     result = report.trajectory
-    if result is None or not result.members:
+    if result is None or not result.checkpoints:
         return ()
     unit = report.unit
     folded = nonempty(
         (
-            table("Every checkpoint", _members(unit, result.members)),
+            table("Every checkpoint", _members(unit, result.checkpoints)),
             table("By category", losses(unit, result.categories)),
         )
     )
@@ -49,7 +49,7 @@ def sections(report: Report) -> tuple[Section, ...]:
     if not result.windows:
         return (training,)
     tried = (
-        f"{count(len(result.windows))} averages on the search fold, which chose one of them: "
+        f"{count(len(result.windows))} averages on the search split, which chose one of them: "
         "its score here is optimistic."
     )
     line = f"{tried} Bands and whiskers hold for all averages at once."
@@ -64,16 +64,16 @@ def _lines(report: Report, result: TrajectoryResult) -> list[str]:
         if pair.kind == "last":
             difference = _claimed(unit, pair)
             lines.append(
-                "For this run, on the report fold: "
+                "For this run, on the test split: "
                 f"chosen average minus last checkpoint {difference}."
             )
         if pair.kind == "trainer_average":
             difference = f"{_claimed(unit, pair)}: {_outcome(unit, pair)}"
             lines.append(f"Average minus the trainer's own, {clean(pair.b)}: {difference}.")
     spread = result.spread
-    if spread.report is not None:
-        deviation = f"a standard deviation of {unit.points(spread.report)}"
-        lines.append(f"The last {count(spread.checkpoints)} checkpoints differ by {deviation}.")
+    if spread.test is not None:
+        deviation = f"a standard deviation of {unit.points(spread.test)}"
+        lines.append(f"The last {count(spread.count)} checkpoints differ by {deviation}.")
     further = [unit.score(difference, sign=True) for difference in result.runs.differences]
     if further:
         recipe = "A claim on the recipe takes two."
@@ -100,7 +100,7 @@ def _outcome(unit: Unit, pair: LookDifference) -> str:
 def _rows(report: Report, result: TrajectoryResult) -> TableGrid:
     """The chosen average minus each of what it is compared with, beside the spread of the last checkpoints."""
     unit = report.unit
-    spread = unit.score(result.spread.report)
+    spread = unit.score(result.spread.test)
     pairs = [pair for pair in report.comparisons or () if pair.kind in OTHERS]
     pairs.sort(key=lambda pair: OTHERS.index(pair.kind))
 
@@ -109,7 +109,7 @@ def _rows(report: Report, result: TrajectoryResult) -> TableGrid:
         return label, name, difference, whiskers(unit, pair), p_value(pair.p_shown), spread
 
     lines = [line(ROW_KINDS[pair.kind], clean(pair.b), pair) for pair in pairs]
-    lines.append(line("mean of its members' scores", "", result.members_mean))
+    lines.append(line("mean of its members' scores", "", result.checkpoints_mean))
     header = (
         "average minus",
         "checkpoint",
@@ -125,9 +125,9 @@ def _members(unit: Unit, members: Sequence[CheckpointRow]) -> TableGrid:
     lines = []
     for member in members:
         training = (count(member.step), count(member.tokens), four_digits(member.rate))
-        scores = (unit.score(member.search), unit.score(member.report))
+        scores = (unit.score(member.search), unit.score(member.test))
         lines.append((clean(member.name), *training, *scores, four_digits(member.weight)))
-    scores_of = [unit.heading(fold) for fold in ("search", "report")]
+    scores_of = [unit.heading(split) for split in ("search", "test")]
     header = ("checkpoint", "step", "tokens", "learning rate", *scores_of, "weight")
     return grid(header, lines)
 
@@ -138,9 +138,9 @@ def _windows(unit: Unit, windows: Sequence[WindowRow]) -> TableGrid:
         name = WINDOW_NAMES.get(window.kind, clean(window.kind))
         if window.alpha:
             name = f"{name}, alpha {four_digits(window.alpha)}"
-        lengths = (count(window.checkpoints), count(window.steps), count(window.tokens))
+        lengths = (count(window.count), count(window.steps), count(window.tokens))
         line = [name, *lengths, unit.score(window.objective)]
-        for pair in (window.last, window.members_mean):
+        for pair in (window.last, window.checkpoints_mean):
             line += [unit.score(pair.difference, sign=True), whiskers(unit, pair)]
         lines.append(line)
     header = ["average", "checkpoints", "steps", "tokens", unit.heading("score")]

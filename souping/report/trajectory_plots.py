@@ -32,9 +32,9 @@ def trajectory(report: Report) -> Drawing | None:
     """Scores of the checkpoints, their learning rate, and the weights of the average over the steps of training."""
     from matplotlib.figure import Figure
 
-    if report.trajectory is None or len(report.trajectory.members) < 2:
+    if report.trajectory is None or len(report.trajectory.checkpoints) < 2:
         return None
-    members = report.trajectory.members
+    members = report.trajectory.checkpoints
     scale = report.unit.scale
     steps = _column(member.step for member in members)
     with canvas():
@@ -42,9 +42,9 @@ def trajectory(report: Report) -> Drawing | None:
         scores, rate, weights = figure.subplots(3, 1, sharex=True, height_ratios=(3.0, 1.2, 1.2))
         scores.plot(
             steps,
-            _column((member.report for member in members), scale),
+            _column((member.test for member in members), scale),
             "o-",
-            color=COLOURS["best_single"],
+            color=COLOURS["best_candidate"],
             label="checkpoints",
         )
         for row in report.rows or ():
@@ -71,7 +71,7 @@ def trajectory(report: Report) -> Drawing | None:
         figure.align_ylabels()
     alt = f"Scores, learning rate and weights of {len(members)} checkpoints over {count(steps[-1])} training steps."
     return Drawing(
-        "trajectory", figure, alt, "On the report fold. Bars: the weights of the chosen average."
+        "trajectory", figure, alt, "On the test split. Bars: the weights of the chosen average."
     )
 
 
@@ -90,8 +90,8 @@ def window_bands(report: Report) -> Drawing | None:
             for kind in WINDOW_MARKS:
                 windows = [window for window in result.windows if window.kind == kind]
                 differences = [window.last for window in windows]
-                if side == "members_mean":
-                    differences = [window.members_mean for window in windows]
+                if side == "checkpoints_mean":
+                    differences = [window.checkpoints_mean for window in windows]
                 steps = _column(window.steps for window in windows)
                 _band(axes, kind, steps, differences, unit.scale)
             axes.set_title(title, fontsize=9)
@@ -109,7 +109,7 @@ def window_bands(report: Report) -> Drawing | None:
         figure.legend(*marks, loc="upper center", bbox_to_anchor=(0.5, 0.0), ncols=4)
     alt = f"Differences of {len(result.windows)} averages to the last checkpoint and to the mean of their members."
     better = "Above" if unit.higher_is_better else "Below"
-    return Drawing("windows", figure, alt, f"On the search fold. {better} 0 is better.")
+    return Drawing("windows", figure, alt, f"On the search split. {better} 0 is better.")
 
 
 def _band(

@@ -1,6 +1,6 @@
 """What the adaptive search looks at next: expected improvement over the leader, within bounds.
 
-Shape legend: S soups, I items of the search fold.
+Shape legend: S soups, I items of the search split.
 """
 
 from __future__ import annotations
@@ -92,7 +92,7 @@ class BoundModel:
         self._reference_soup = _soup_of(bounds.against, space, points)
 
     def observe(self, soup: int, items: slice | list[int], lengths: FloatArray) -> None:
-        """Take in the tokens of a soup's answers to some items of the fold."""
+        """Take in the tokens of a soup's answers to some items of the split."""
         if any(bound.lengths for bound in self._bounds):
             self._lengths.observe(soup, items, -lengths / self._unit)
 

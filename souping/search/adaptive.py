@@ -48,9 +48,9 @@ FIRST_SAMPLE = 12
 MOST_SAMPLES = 4
 # Rivals that are compared with the leader.
 RIVALS = 12
-# Soups that may be evaluated on the rest of the fold at the end.
+# Soups that may be evaluated on the rest of the split at the end.
 FINALISTS = 3
-# Expected gain from the rest of the fold below which a search ends (0.1 points).
+# Expected gain from the rest of the split below which a search ends (0.1 points).
 ENOUGH_GAIN = 0.001
 # The prior is fitted anew once this many times more answers are known.
 GROWTH = 1.6
@@ -66,7 +66,7 @@ LARGEST_GRID = 5000
 MANY = 6
 FADING = 0.85
 
-# Searches that end by themselves usually take 7 x ingredients^0.75 x fold^0.8 items
+# Searches that end by themselves usually take 7 x ingredients^0.75 x split^0.8 items
 # (benchmarks/search_sizes.py).
 USUAL = (7.0, 0.75, 0.8)
 # Upper estimate, as a multiple of the usual number.
@@ -126,7 +126,7 @@ class Adaptive(LimitedStrategy):
             grid_points = grid_points[: MOST_SOUPS // 2]
         points = dict.fromkeys(anchors(size) + grid_points)
 
-        # Each rank below the best single model makes a member of a soup less likely.
+        # Each rank below the best candidate model makes a member of a soup less likely.
         rank = np.zeros(size, dtype=np.int64)
         if merits is not None:
             rank = np.argsort(np.argsort(-merits, kind="stable"))
@@ -171,7 +171,7 @@ class AdaptiveSearch(Optimiser):
     """Running adaptive search over `points`.
 
     It explores, soup by soup and sample by sample, until more answers would gain little; then it
-    confirms: the best soups answer the rest of the fold. Cells that are open count as known, at
+    confirms: the best soups answer the rest of the split. Cells that are open count as known, at
     their expected values.
     """
 
@@ -223,7 +223,7 @@ class AdaptiveSearch(Optimiser):
             lengths = np.zeros_like(singles)
         for number, vertex in enumerate(vertices(len(self._space.ingredients))):
             if vertex in self._soup_of:
-                self._model.request_fold(self._soup_of[vertex])
+                self._model.request_split(self._soup_of[vertex])
                 self._observe(vertex, slice(None), singles[number], lengths[number])
 
     def _observe(
@@ -270,7 +270,7 @@ class AdaptiveSearch(Optimiser):
         for c, b in samples:
             items.extend(model.item_samples[c][b].tolist())
 
-        # The leader must still be able to answer the whole fold.
+        # The leader must still be able to answer the whole split.
         if not self._affords(len(items) + len(model.unrequested_items(leader))):
             self._stop_reason = StopReason(reason="the budget ends")
             return None
@@ -281,13 +281,13 @@ class AdaptiveSearch(Optimiser):
     def _reason_to_end(self, leader: int, rivals: IntArray) -> StopReason | None:
         """Why exploring ends here; None while it goes on."""
         if not self._model.unrequested.any():
-            return StopReason(reason="every soup has answered the whole fold")
+            return StopReason(reason="every soup has answered the whole split")
         if not self._stops:
             return None
 
-        # Check whether more answers would pay whenever a third of a fold was requested.
-        fold_size = len(self._space.categories)
-        if self._spent < self._spent_at_check + fold_size // 3:
+        # Check whether more answers would pay whenever a third of a split was requested.
+        split_size = len(self._space.categories)
+        if self._spent < self._spent_at_check + split_size // 3:
             return None
         self._spent_at_check = self._spent
         gain = self._model.finishing_gain(np.array([leader, *rivals]), self._odds())
@@ -343,7 +343,7 @@ class AdaptiveSearch(Optimiser):
     def _enough(self, soup: int, samples: list[tuple[int, int]]) -> list[tuple[int, int]]:
         """These samples (category, number) of a soup, and more until they have `min_items`.
 
-        The next is of the category of which the least share was requested. A rest of the fold that
+        The next is of the category of which the least share was requested. A rest of the split that
         would be too few for another request is taken too.
         """
         sizes = np.nan_to_num(self._model.size, posinf=0)
@@ -367,7 +367,7 @@ class AdaptiveSearch(Optimiser):
         return self._bounds.odds()
 
     def _confirm(self) -> Cell | None:
-        """The rest of the fold for the best soup that the budget lets finish.
+        """The rest of the split for the best soup that the budget lets finish.
 
         None once the best has answered all, or enough soups were confirmed.
         """
@@ -377,7 +377,7 @@ class AdaptiveSearch(Optimiser):
                 return None
             if self._affords(len(items)):
                 self._finalists += 1
-                self._model.request_fold(soup)
+                self._model.request_split(soup)
                 return self._open_cell(soup, items)
         return None
 
@@ -409,7 +409,7 @@ class AdaptiveSearch(Optimiser):
     # ---------------------------------------------------------------- result
 
     def best(self) -> Weights:
-        """The posterior's best of the soups that answered the whole fold.
+        """The posterior's best of the soups that answered the whole split.
 
         Where the search was cut short it is the best of all that answered anything.
         """

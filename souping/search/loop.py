@@ -1,6 +1,6 @@
-"""Weight search: ask the optimiser for soups, evaluate them on the search fold, tell it; then finish the winner.
+"""Weight search: ask the optimiser for soups, evaluate them on the search split, tell it; then finish the winner.
 
-Shape legend: K ingredients, I items of the search fold.
+Shape legend: K ingredients, I items of the search split.
 """
 
 from __future__ import annotations
@@ -86,7 +86,7 @@ def check_budget(strategy: Strategy, items: int) -> None:
     """A budget never overshoots, so it must cover one soup."""
     if strategy.max_items is not None and strategy.max_items < items:
         raise UserError(
-            f"optimiser.max_items={strategy.max_items} is below the {items} items of the search fold"
+            f"optimiser.max_items={strategy.max_items} is below the {items} items of the search split"
         )
 
 
@@ -99,14 +99,14 @@ class RecipeEvaluator(Protocol):
     full_batch: int
     """Items that are answered together; fewer at a time are slow."""
     min_items: int = 1
-    """Items of a request at least, unless the fold is smaller."""
+    """Items of a request at least, unless the split is smaller."""
 
     @property
     def slots(self) -> int: ...
 
     @property
-    def whole_folds(self) -> bool:
-        """Whether only whole folds give an item's score."""
+    def whole_splits(self) -> bool:
+        """Whether only whole splits give an item's score."""
         ...
 
     def scores(self, recipe: Recipe, items: Sequence[Item]) -> ItemScores: ...
@@ -190,7 +190,7 @@ def _search_space(
         value=value_of(objective, names),
         full_batch=evaluation.full_batch,
         min_items=evaluation.min_items,
-        whole=evaluation.whole_folds,
+        whole=evaluation.whole_splits,
     )
     if not known:
         return space
@@ -299,7 +299,7 @@ class SearchRun:
         return self._soups[weights]
 
     def _admits(self, cell: Cell) -> bool:
-        """Whether no limit is reached yet. An optimiser that asks parts of a fold reserves, by itself, enough
+        """Whether no limit is reached yet. An optimiser that asks parts of a split reserves, by itself, enough
         of the budget to finish one soup."""
         trials = self._strategy.max_trials
         budget = self._strategy.max_items
@@ -311,7 +311,7 @@ class SearchRun:
         return self._requested_items + price <= budget
 
     def _is_new(self, cell: Cell) -> bool:
-        """Whether it counts as a trial: the first cell of a soup, or the whole fold at once."""
+        """Whether it counts as a trial: the first cell of a soup, or the whole split at once."""
         return cell.items is None or cell.weights not in self._counted
 
     def _submit(self, cell: Cell) -> None:
@@ -337,20 +337,20 @@ class SearchRun:
             self._optimiser.tell(cell, result)
 
     def _observe(self, cell: Cell, scores: ItemScores) -> Result:
-        """Record a soup's new scores: a trial if it was evaluated on the whole fold, or now has all of its answers."""
+        """Record a soup's new scores: a trial if it was evaluated on the whole split, or now has all of its answers."""
         soup = self._soups[cell.weights]
-        whole_fold = cell.items is None
+        whole_split = cell.items is None
         places = slice(None) if cell.items is None else list(cell.items)
         answers = np.full((2, len(self._items)), np.nan)
         answers[0, places] = scores.values
         answers[1, places] = scores.lengths
-        if whole_fold:
+        if whole_split:
             soup.answers = answers
             soup.reused = scores.reused
         else:
             soup.answers = np.where(np.isfinite(answers), answers, soup.answers)
             soup.reused += scores.reused
-        if whole_fold or (soup.trial is None and np.isfinite(soup.values).all()):
+        if whole_split or (soup.trial is None and np.isfinite(soup.values).all()):
             self._note(soup, self._result(soup.answers))
         result = replace(self._result(answers), values=scores.values, lengths=scores.lengths)
         return replace(result, seconds=scores.seconds, tokens=scores.generated)
@@ -390,7 +390,7 @@ class SearchRun:
         )
 
     def _winner(self) -> Trial:
-        """The optimiser's best soup, evaluated on the rest of the fold.
+        """The optimiser's best soup, evaluated on the rest of the split.
 
         If the budget does not cover the rest: the best soup that was fully evaluated.
         """
@@ -405,7 +405,7 @@ class SearchRun:
         if unanswered:
             self._submit(Cell(weights=soup.weights, items=tuple(unanswered)))
             self._take(tell=False)
-        assert soup.trial is not None, "its whole fold is answered now"
+        assert soup.trial is not None, "its whole split is answered now"
         return soup.trial
 
 
@@ -414,7 +414,7 @@ def _check_cell(cell: Cell, name: str, items: int, scales: Sequence[float]) -> N
 
     Raises:
         UserError: it is not a cell, its weights are not a point of the simplex or of a scaled one, or a position is not
-            in the fold.
+            in the split.
     """
     if not isinstance(cell, Cell) or not all(0 <= place < items for place in cell.items or ()):
         raise UserError(f"{name}: {cell!r:.60} must be a Cell with positions below {items}")

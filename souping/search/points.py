@@ -1,7 +1,7 @@
 """Points of the weight simplex (K non-negative weights that sum to one), and searches over them: the grid, the
 uniform point, weights given by hand, Nevergrad, and the greedy soup.
 
-`Search` is the base of the optimisers that evaluate whole folds: points to evaluate, their results, the best of them.
+`Search` is the base of the optimisers that evaluate whole splits: points to evaluate, their results, the best of them.
 The greedy soup is recipe 1 of Wortsman et al. 2022 (arXiv 2203.05482): a uniform soup that grows as long as it gets
 better.
 """
@@ -266,7 +266,7 @@ def anchors(size: int) -> list[Weights]:
 class GreedySoup(LimitedStrategy):
     """Greedy soup: evaluates the single ingredients, then adds them in that order, best first, to a uniform soup.
 
-    An ingredient stays only when the soup with it is strictly better on the search fold. At most 2 K - 1 soups.
+    An ingredient stays only when the soup with it is strictly better on the search split. At most 2 K - 1 soups.
     """
 
     def start(self, space: SearchSpace, seed: int) -> GreedySearch:

@@ -1,6 +1,6 @@
 """Surrogate of the adaptive search: a Gaussian process of the soups' category means.
 
-Shape legend: S soups, K ingredients, C categories, I items of the search fold, B samples of a
+Shape legend: S soups, K ingredients, C categories, I items of the search split, B samples of a
 category at most, N (soup, sample) pairs of a category, D draws.
 
 The model of one category. Soup s scores y on a sample b of n items, where
@@ -124,7 +124,7 @@ class SoupModel:
     # ---------------------------------------------------------------- answers
 
     def observe(self, soup: int, items: slice | list[int], values: FloatArray) -> None:
-        """Take in a soup's scores on some items of the fold."""
+        """Take in a soup's scores on some items of the split."""
         self.values[soup, items] = values - self._usual[items]
         for c, samples in enumerate(self.item_samples):
             for b, sample in enumerate(samples):
@@ -140,12 +140,12 @@ class SoupModel:
         """Samples that were not requested [S, C, B]."""
         return np.asarray(np.isfinite(self.size) & ~self.requested)
 
-    def request_fold(self, soup: int) -> None:
-        """Mark the whole fold as requested of a soup."""
+    def request_split(self, soup: int) -> None:
+        """Mark the whole split as requested of a soup."""
         self.requested[soup] = np.isfinite(self.size)
 
     def unrequested_items(self, soup: int) -> list[int]:
-        """Items of the fold that were not requested of a soup."""
+        """Items of the split that were not requested of a soup."""
         items: list[int] = []
         for c, b in np.argwhere(self.unrequested[soup]):
             items.extend(self.item_samples[c][b].tolist())
@@ -337,7 +337,7 @@ class SoupModel:
         return np.stack(derivatives, axis=-1)
 
     def finishing_gain(self, soups: IntArray, odds: FloatArray | None = None) -> float:
-        """Expected gain of the pick (inner scores) if these soups answered the rest of the fold.
+        """Expected gain of the pick (inner scores) if these soups answered the rest of the split.
 
         `soups` has the leader first. A lead counts by its `odds` [S] of being admissible.
         """
@@ -353,7 +353,7 @@ class SoupModel:
         return float(lead_later.max(axis=1).mean() - lead_now.max())
 
     def _covariance_after(self, soups: IntArray) -> FloatArray:
-        """Covariance [S, S] of the objective as if these soups' whole fold were requested."""
+        """Covariance [S, S] of the objective as if these soups' whole split were requested."""
         requested = self.requested
         self.requested = requested.copy()
         self.requested[soups] = np.isfinite(self.size)

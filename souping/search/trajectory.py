@@ -79,7 +79,7 @@ def windows(size: int) -> list[Window]:
     return listed
 
 
-def scrambled(weights: Weights) -> Weights:
+def shuffled(weights: Weights) -> Weights:
     """The same weights on other checkpoints, drawn once and for all."""
     order = np.random.default_rng(0).permutation(len(weights))
     return tuple(weights[int(place)] for place in order)
@@ -87,7 +87,7 @@ def scrambled(weights: Weights) -> Weights:
 
 @component
 class TrajectoryAverages(ListedStrategy, LimitedStrategy):
-    """Averages of the last checkpoints, evaluated on the whole search fold; `kind` makes one of all checkpoints."""
+    """Averages of the last checkpoints, evaluated on the whole search split; `kind` makes one of all checkpoints."""
 
     kind: WindowKind | None = None
     alpha: Annotated[float, Bounds(gt=0, lt=1)] = 0.2

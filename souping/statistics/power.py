@@ -2,7 +2,7 @@
 
 The difference that was observed plays no part: power for it says nothing that its p-value does not.
 
-Shape legend: G groups, M candidates, D simulated report folds.
+Shape legend: G groups, M candidates, D simulated test splits.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ ABSURD = 100_000
 # Most times as many items, or as few, that are tried, and halvings by which their number is found.
 MOST_TIMES = 2.0**40
 TIMES_HALVINGS = 40
-# Simulated report folds, and halvings by which the number of items is found.
+# Simulated test splits, and halvings by which the number of items is found.
 FUTURES = 4000
 ITEMS_HALVINGS = 20
 # Assumed share of the items on which two models differ, if no answers of the candidates are known.
@@ -197,7 +197,7 @@ def measured_power(
 ) -> Power | None:
     """Power on the `report` items from the candidates' scores on other items; None if all candidates answer alike.
 
-    The candidates' errors keep their covariance over groups, scaled to the size of the report fold. The soup is assumed
+    The candidates' errors keep their covariance over groups, scaled to the size of the test split. The soup is assumed
     to differ from each candidate as much as the candidates differ from each other.
     """
     table = ItemTable.of(next(iter(scores.values())).items, objective)
@@ -233,7 +233,7 @@ def _power(
     margin: float,
     assumed: bool,
 ) -> Power:
-    """Power by simulation: `levels` [M] have errors of this `covariance`, those of the report fold's are `scale` times
+    """Power by simulation: `levels` [M] have errors of this `covariance`, those of the test split's are `scale` times
     it. A share `reliable` of the variance between the levels is real, so true levels are drawn around shrunken ones."""
     rng = np.random.default_rng(0)
     count = len(levels)

@@ -26,7 +26,7 @@ from souping.statistics.grouped import ZERO_DIFFERENCE, GroupedScores, GroupLayo
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class ItemTable:
-    """Items of a fold, or of several tasks, as arrays.
+    """Items of a split, or of several tasks, as arrays.
 
     `coefficients` are the objective's weights, `value` the objective of category means [..., C]
     where it is not linear.

@@ -25,9 +25,9 @@ ROLES = {"soup": "soce", "uniform_all": "uniform_all", "uniform_selected": "unif
 
 
 def totals_table(report: Mapping[str, Json], printed: Mapping[str, float]) -> TableGrid:
-    """Every model by its objective on the report fold."""
+    """Every model by its objective on the test split."""
     lines = []
-    for row in (row for row in entries(report, "rows") if row.get("kind") != "best_single"):
+    for row in (row for row in entries(report, "rows") if row.get("kind") != "best_candidate"):
         key = ROLES.get(str(row.get("kind")), str(row.get("name")))
         lines.append((clean(row.get("name")), *beside(printed.get(key), part(row, "objective"))))
     shown = {line[0] for line in lines} | {"soce"}
@@ -68,7 +68,7 @@ def categories_table(report: Mapping[str, Json], rows: Sequence[Mapping[str, str
 
 def others_table(report: Mapping[str, Json]) -> TableGrid:
     """The other benchmarks, a line a model: the run's, below them the paper's; a dash where one has no score."""
-    measured = entries(report, "also")
+    measured = entries(report, "extra_benchmarks")
     names = dict.fromkeys(
         clean(row.get("name")) for entry in measured for row in entries(entry, "rows")
     )

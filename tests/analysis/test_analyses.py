@@ -77,7 +77,7 @@ class TestAnalysis:
     ) -> None:
         run = run_of(asked=analysis.asks)
         data = result_json(analysis, run)
-        assert data["fold"] in ("search", "report")
+        assert data["split"] in ("search", "test")
         assert "NaN" not in as_json(data)
         assert result_json(analysis, run) == data
         assert to_json(read(results()[name_of(analysis)], data)) == data
@@ -331,12 +331,12 @@ def test_shapley_values_are_those_of_all_orders_and_sum_to_the_whole(
     assert (data["baseline"], data["baseline_score"]) == ("", pytest.approx(mean_single))
     gain = pytest.approx(data["whole"] - mean_single)
     for level in data["levels"]:
-        assert len(level["players"]) == comb(size, level["size"])
+        assert len(level["models"]) == comb(size, level["size"])
         assert level["efficiency_gap"] < 1e-12
-        assert sum(row["value"] for row in level["players"]) == gain
+        assert sum(row["value"] for row in level["models"]) == gain
         players = [frozenset(members) for members in combinations(NAMES[:size], level["size"])]
         expected = brute(run, players, mean_objective, mean_single) if len(players) < 6 else {}
-        for row in level["players"] if expected else []:
+        for row in level["models"] if expected else []:
             assert row["value"] == pytest.approx(expected[frozenset(row["members"])])
             assert row["low"] <= row["value"] <= row["high"]
 
@@ -347,7 +347,7 @@ def test_shapley_values_are_relative_to_a_base_that_is_a_candidate_and_say_so() 
     data: dict[str, Any] = result_json(Shapley(), run)
     base = mean_objective(run, recipe_of({NAMES[3]: 1.0}))
     assert (data["baseline"], data["baseline_score"]) == (NAMES[3], pytest.approx(base))
-    (gain,) = (row["value"] for row in data["levels"][1]["players"])
+    (gain,) = (row["value"] for row in data["levels"][1]["models"])
     assert gain == pytest.approx(data["whole"] - base)
     shown = read(ShapleyResult, data).section(run.unit).lines[0]
     assert f"relative to the base model {NAMES[3]}" in shown

@@ -140,7 +140,7 @@ def test_a_plan_says_how_many_items_a_guard_needs() -> None:
     """10 % discordance, 80 % of equal soups: the formula's figures for 3, 2 and 1 points at both levels."""
     guards = [Guard(name=str(points), margin=points / 100) for points in (3, 2, 1)]
     items = scores(np.zeros(687)).items
-    plans = plan_guards(guards, {"search": {"": items}, "report": {"": items}})
+    plans = plan_guards(guards, {"search": {"": items}, "test": {"": items}})
     assert [one["needed"] for one in plans] == [687, 872, 1546, 1962, 6183, 7849]
     assert plans[0]["share"] == pytest.approx(0.8, abs=0.001)
     assert not warnings_of(plans[:1])
@@ -153,9 +153,9 @@ def test_known_answers_give_the_discordance_with_its_groups() -> None:
     alone = {f"m{n}": scores(luck[n].ravel()) for n in range(3)}
     tied = {f"m{n}": scores(np.repeat(luck[n, :, 0], 5), group=5) for n in range(3)}
     guard = [Guard(name="safe", margin=0.03, categories=("safe",))]
-    fold = {"": next(iter(alone.values())).items}
-    single = plan_guards(guard, {"search": fold}, alone)[0]["needed"]
-    grouped = plan_guards(guard, {"search": fold}, tied)[0]["needed"]
+    split = {"": next(iter(alone.values())).items}
+    single = plan_guards(guard, {"search": split}, alone)[0]["needed"]
+    grouped = plan_guards(guard, {"search": split}, tied)[0]["needed"]
     factor = NEARER * ((1.6449 + 0.8416) / 0.03) ** 2
     assert single == pytest.approx(0.48 * factor, rel=0.12)
     assert grouped == pytest.approx(5 * 0.48 * factor, rel=0.25)

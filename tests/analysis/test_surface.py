@@ -31,7 +31,7 @@ def chances(seed: int = 1, items: int = 4000) -> np.ndarray:
 
 
 def searched(seed: int, whole: bool) -> tuple[SurfaceBand, np.ndarray]:
-    """A fold, asked whole or in nested parts; the true differences [T] of the objective."""
+    """A split, asked whole or in nested parts; the true differences [T] of the objective."""
     table = chances()
     rng = np.random.default_rng(seed)
     size = table.shape[1] // CATEGORIES

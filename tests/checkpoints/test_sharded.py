@@ -305,7 +305,7 @@ def test_a_training_run_becomes_a_soup_and_a_report_and_is_rebuilt(
     reports = [
         json.loads((tmp_path / place / "report.json").read_text()) for place in ("run", "other")
     ]
-    assert [one["step"] for one in reports[0]["trajectory"]["members"]] == [10, 20, 30]
+    assert [one["step"] for one in reports[0]["trajectory"]["checkpoints"]] == [10, 20, 30]
     assert reports[1]["cost"]["evaluated_items"] == 0
     made, again = (load(tmp_path / place) for place in ("run/soup", "again"))
     assert all(same_bits(made[name], again[name]) for name in load(home))

@@ -451,7 +451,7 @@ def test_tables_and_answers_fit(width: int) -> None:
     sample = {
         "item": "one",
         "category": "c",
-        "fold": "report",
+        "split": "test",
         "target": {"calls": ["x"]},
         "arguments": [["word " * 60, {}]],
     }

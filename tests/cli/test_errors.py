@@ -48,7 +48,7 @@ FILES = {
         ("benchmark.path=none.jsonl", ["benchmark.path=none.jsonl"]),
         ("benchmark.path=table.csv", ["table.csv:1", "JSON"]),
         ("benchmark.path=pointer", ["pointer:1", "git lfs pull"]),
-        ("optimiser.max_items=1", ["optimiser.max_items=1", "search fold"]),
+        ("optimiser.max_items=1", ["optimiser.max_items=1", "search split"]),
         ("merge.tokenizer_from=ent", ["merge.tokenizer_from=ent", "did you mean ant"]),
         ("seed=x", ["seed=x", "Integer"]),
         ("selector=3", ["selector=3", "selector=all"]),

@@ -164,8 +164,8 @@ class TestSmall:
         assert list(report["objective"]["coefficients"]) == [
             f"mgsm_native_cot_{language}" for language in LANGUAGES
         ]
-        assert sum(report["folds"].values()) == 120
-        assert report["folds"]["select"] == 0  # published scores select
+        assert sum(report["splits"].values()) == 120
+        assert report["splits"]["select"] == 0  # published scores select
         assert {row["name"] for row in report["rows"]} >= {*names, "soup"}
 
     def test_flores(self, souping: Cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -186,7 +186,7 @@ class TestSmall:
         report = json.loads(next(tmp_path.rglob("report.json")).read_text())
         directions = {f"flores36_{name}" for name in read_table(PAPER / "flores36.csv").categories}
         assert set(report["objective"]["coefficients"]) == directions
-        assert sum(report["folds"].values()) == 36 * 8
+        assert sum(report["splits"].values()) == 36 * 8
 
 
 SWEEPS = ROOT / "sweeps"

@@ -47,28 +47,28 @@ def test_the_exit_status_is_that_of_the_verdict(
     assert (ended.code, table["status"]) == (code, code)
 
 
-def test_a_critical_task_decides_with_the_headline(tmp_path: Path) -> None:
+def test_a_required_task_decides_with_the_average(tmp_path: Path) -> None:
     policy = tmp_path / "gate.toml"
-    policy.write_text("margin = 2\n[tasks.words]\ncritical = true\nmargin = 1\n")
+    policy.write_text("margin = 2\n[tasks.words]\nrequired = true\nmargin = 1\n")
     better_sums = [
         row | ({"score": 1} if row["category"] == "sums" else {"score": 0})
         for row in answers(0.5, 1)
     ]
     result = compared(answers(0.5, 1), better_sums, policy=policy)
-    decided = {row.name: row.verdict for row in result.verdicts if row.decides}
+    decided = {row.name: row.verdict for row in result.verdicts if row.required}
     assert decided == {"average": result.headline("cand").verdict, "words": "much-worse"}
     assert (decided["average"] == "better", result.status) == (True, 1)
 
 
 def test_a_policy_may_name_the_only_task(tmp_path: Path) -> None:
     policy = tmp_path / "gate.toml"
-    policy.write_text("[tasks.sums]\ncritical = true\nmargin = 1\n")
+    policy.write_text("[tasks.sums]\nrequired = true\nmargin = 1\n")
     rows = []
     for rate, seed in ((0.6, 1), (0.4, 2)):
         rows.append([row for row in answers(rate, seed) if row["category"] == "sums"])
     assert "sums" not in [row.name for row in compared(*rows).verdicts]
     assert {
-        row.name: row.verdict for row in compared(*rows, policy=policy).verdicts if row.decides
+        row.name: row.verdict for row in compared(*rows, policy=policy).verdicts if row.required
     } == {
         "average": "worse",
         "sums": "much-worse",
@@ -127,7 +127,7 @@ def test_length_and_cut_answers_are_rows_that_only_a_policy_judges(tmp_path: Pat
     for number, row in enumerate(cand):
         row["tokens"] = 120 + number % 3
     policy = tmp_path / "gate.toml"
-    policy.write_text('[tasks.tokens]\nmargin = "10%"\ncritical = true\n')
+    policy.write_text('[tasks.tokens]\nmargin = "10%"\nrequired = true\n')
     for gate, verdict, status in ((None, "", 0), (policy, "much-worse", 1)):
         result = compared(base, cand, policy=gate)
         rows = {row.name: row for row in result.verdicts}
@@ -332,7 +332,7 @@ def test_what_cannot_be_compared_is_a_line(
     (tmp_path / "cut.jsonl").write_text(
         '{"item": 1, "category": "sums", "score": 1}\n{"item": 2, "categ'
     )
-    (tmp_path / "gate.toml").write_text("[tasks.suns]\ncritical = true\n")
+    (tmp_path / "gate.toml").write_text("[tasks.suns]\nrequired = true\n")
     (tmp_path / "deep.toml").write_text(f"x = {'[' * 5000}")
     souping("compare", *words).refused(key)
 

@@ -32,7 +32,7 @@ def run(tmp_path: Path) -> Path:
             }
             doc = {"id": f"{source} {item}", "group": f"{source} {item}", "scorer": "loss"}
             lines.append(
-                {"fold": "report", "category": source, "item": doc["id"], "doc": doc, "arguments": [["text", {}]],
+                {"split": "test", "category": source, "item": doc["id"], "doc": doc, "arguments": [["text", {}]],
                  "prompt_hash": f"{source} {item}", "models": models}
             )  # fmt: skip
     with gzip.open(tmp_path / "samples.jsonl.gz", "wt") as file:

@@ -86,7 +86,7 @@ def check(result: CompareResult) -> int:
         assert row.low <= row.difference + 1e-9, row
         assert row.difference <= row.high + 1e-9, row
         upwards = row.low > 0 if row.higher_is_better else row.high < 0
-        if row.verdict and not (row.decides and row.reason):
+        if row.verdict and not (row.required and row.reason):
             assert (row.verdict == "better") == upwards, row
         shown += significant
     return shown
@@ -110,7 +110,7 @@ def test_of_made_logs_p_is_below_the_level_exactly_where_the_interval_excludes_z
 
 
 def made_pair(seed: int, objective: Objective | None = None) -> tuple[list[Item], Pair]:
-    """A soup and another model on a report fold, some answers of both missing."""
+    """A soup and another model on a test split, some answers of both missing."""
     rng = np.random.default_rng([6, seed])
     count = int(rng.integers(20, 160))
     categories = rng.integers(0, 4, count)

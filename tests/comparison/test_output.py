@@ -323,7 +323,7 @@ def test_flips_name_the_items_and_their_answers() -> None:
     result = compared(answers(0.5, 1, output="a"), answers(0.5, 2, output="b"))
     head = result.headline("cand")
     assert len(result.flips) == round(head.discordant * head.items)
-    assert {(flip.base_output, flip.output) for flip in result.flips} == {("a", "b")}
-    assert sum(flip.score - flip.base for flip in result.flips) / head.items == pytest.approx(
-        head.difference
-    )
+    assert {(flip.baseline_output, flip.output) for flip in result.flips} == {("a", "b")}
+    assert sum(
+        flip.score - flip.baseline_score for flip in result.flips
+    ) / head.items == pytest.approx(head.difference)

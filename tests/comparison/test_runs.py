@@ -48,7 +48,7 @@ def _line(number: int, score: float) -> dict[str, Any]:
     doc = {"id": f"i{number}", "group": "", "scorer": "helpful"}
     model = {"score": score, "outcome": "finished", "resps": [["x"]]}
     return {
-        "fold": "report", "category": "c", "item": f"i{number}", "doc": doc, "arguments": [["p", {}]],
+        "split": "test", "category": "c", "item": f"i{number}", "doc": doc, "arguments": [["p", {}]],
         "prompt_hash": f"p{number}", "target_hash": "t", "models": {"soup": model},
     }  # fmt: skip
 
@@ -129,9 +129,9 @@ def test_the_best_of_several_answers_counts_once_and_is_no_mean(run: Callable[..
     best = run("best", 1, answered(True))
     second = run("second", 2, answered(True))
     head = compared(best, second).headline("cand")
-    assert (head.base, head.mean, head.items) == (1.0, 1.0, 60)
+    assert (head.baseline_mean, head.mean, head.items) == (1.0, 1.0, 60)
     mean = run("mean", 1, answered(False))
-    assert compared(mean, run("one", 1)).headline("cand").base == pytest.approx(0.875)
+    assert compared(mean, run("one", 1)).headline("cand").baseline_mean == pytest.approx(0.875)
     with pytest.raises(UserError, match="several answers is the best of 4 in base and their mean"):
         compared(best, mean)
 
@@ -181,15 +181,15 @@ def test_a_comparison_of_runs_is_a_look_in_their_ledger(souping: Cli, finished_c
         return json.loads(ended.out)
 
     first = look()
-    assert first["looks"] == 1  # the run's own report shows it
-    assert look("--margin", "3")["looks"] == 1
-    assert look("--baseline", "soup")["looks"] == 1  # the same two models
-    assert look("--average", "item")["looks"] == 2
+    assert first["look"] == 1  # the run's own report shows it
+    assert look("--margin", "3")["look"] == 1
+    assert look("--baseline", "soup")["look"] == 1  # the same two models
+    assert look("--average", "item")["look"] == 2
     third = ("compare", "base=run:uniform_all", "soup=run", "ant=run:ant", "--json")
-    assert json.loads(souping(*third).out)["looks"] == 3
+    assert json.loads(souping(*third).out)["look"] == 3
     # A report shows the soup and each other model, not two of the others.
     others = ("compare", "base=run:uniform_all", "ant=run:ant", "--json")
-    assert json.loads(souping(*others).out)["looks"] == 4
+    assert json.loads(souping(*others).out)["look"] == 4
 
     report = json.loads((finished_copy / "report.json").read_text())
     (row,) = [row for row in report["comparisons"] if row["b"] == "uniform_all"]
@@ -218,16 +218,16 @@ def test_another_measurement_of_a_run_is_another_comparison(
 ) -> None:
     """Otherwise the best of several measurements could be picked."""
     words = ("compare", "base=run:uniform_all", "soup=run", "--json")
-    assert json.loads(souping(*words).out)["looks"] == 1
+    assert json.loads(souping(*words).out)["look"] == 1
     path = finished_copy / SAMPLES_FILE
     samples = [json.loads(line) for line in gzip.decompress(path.read_bytes()).splitlines()]
-    reported = [sample for sample in samples if sample["fold"] == "report"]
+    reported = [sample for sample in samples if sample["split"] == "test"]
     for one, two in pairwise(reported):
         if one["category"] == two["category"] and _score(one) != _score(two):
             one["models"], two["models"] = two["models"], one["models"]
             break
     path.write_bytes(gzip.compress("\n".join(map(json.dumps, samples)).encode()))
-    assert json.loads(souping(*words).out)["looks"] == 2
+    assert json.loads(souping(*words).out)["look"] == 2
 
 
 def _score(sample: Mapping[str, Any]) -> float:

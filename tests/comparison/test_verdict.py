@@ -80,14 +80,14 @@ def test_passing_needs_no_correction() -> None:
 def test_a_policy(tmp_path: Path) -> None:
     file = tmp_path / "gate.toml"
     file.write_text(
-        'margin = 1.5\n[tasks.gsm8k]\ncritical = true\nmargin = 3\n[tasks.tokens]\nmargin = "10%"\n'
+        'margin = 1.5\n[tasks.gsm8k]\nrequired = true\nmargin = 3\n[tasks.tokens]\nmargin = "10%"\n'
     )
     policy = read_policy(file)
     assert policy.margin_of("average", 0.5, True) == pytest.approx(0.015)
     assert policy.margin_of("gsm8k", 0.5, True) == pytest.approx(0.03)
     assert policy.margin_of("tokens", 200.0, False) == pytest.approx(20.0)
     assert policy.margin_of("perplexity", 9.0, False) is None
-    assert policy.critical == {"gsm8k"}
+    assert policy.required == {"gsm8k"}
     assert read_policy(file, Margin(amount=2)).margin == Margin(amount=2)
 
 
@@ -100,8 +100,8 @@ def test_a_policy(tmp_path: Path) -> None:
         ('margin = "a lot"', "margin=a lot"),
         ("margin = true", "margin=True"),
         ("tasks = 1", "tasks"),
-        ("[tasks.a]\ncritcal = true", "critical"),
-        ('[tasks.a]\ncritical = "yes"', "tasks.a.critical"),
+        ("[tasks.a]\nrequred = true", "required"),
+        ('[tasks.a]\nrequired = "yes"', "tasks.a.required"),
         ("[tasks.a]\nmargin = 0", "tasks.a.margin"),
     ],
 )
@@ -116,4 +116,4 @@ def test_a_wrong_policy_is_one_line(tmp_path: Path, text: str, key: str) -> None
 def test_of_several_unknown_tasks_the_first_by_name_is_refused() -> None:
     names = frozenset("hgfedcba")
     with pytest.raises(UserError, match="task=a "):
-        Policy(critical=names).check(["gsm8k"])
+        Policy(required=names).check(["gsm8k"])

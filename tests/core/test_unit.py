@@ -14,7 +14,13 @@ from souping.core.text import confidence
 from souping.core.unit import BITS_PER_BYTE, MARGIN, POINTS, Unit
 
 COUNT = Unit(
-    name="words", symbol="words", meaning="words", scale=1.0, digits=0, margin=3.0, fractions=False
+    name="words",
+    symbol="words",
+    meaning="words",
+    scale=1.0,
+    digits=0,
+    min_gain=3.0,
+    fractions=False,
 )
 UNITS = (POINTS, BITS_PER_BYTE, COUNT)
 
@@ -24,7 +30,7 @@ def test_scores_come_out_as_they_went_in(one: Unit) -> None:
     scores = np.array([0.0, 0.25, 1.5])
     assert one.raw(one.inner(scores)) == pytest.approx(scores)
     assert one.inner_margin(None) == pytest.approx(MARGIN)
-    assert one.inner_margin(2 * one.margin) == pytest.approx(2 * MARGIN)
+    assert one.inner_margin(2 * one.min_gain) == pytest.approx(2 * MARGIN)
     assert bool(one.inner(2.0) > one.inner(1.0)) is one.higher_is_better
     assert one.size(one.inner(0.5)) == pytest.approx(0.5 if one.higher_is_better else -0.5)
     assert read(Unit, json.loads(json.dumps(asdict(one)))) == one
@@ -159,7 +165,8 @@ def test_inner_scores_by_hand() -> None:
 @pytest.mark.parametrize(
     "changes",
     [
-        {"scale": 0.99e-9}, {"scale": 1.01e9}, {"margin": 0.0}, {"margin": -1.0}, {"margin": 1.01e9}, {"digits": -1},
+        {"scale": 0.99e-9}, {"scale": 1.01e9}, {"min_gain": 0.0}, {"min_gain": -1.0}, {"min_gain": 1.01e9},
+        {"digits": -1},
         {"digits": 13}, {"meaning": ""}, {"name": "a\nb"}, {"symbol": "\x1b"}, {"meaning": "a\nb"},
     ],
     ids=str,
@@ -171,7 +178,7 @@ def test_units_in_which_no_number_can_be_shown(changes: dict[str, Any]) -> None:
 
 @pytest.mark.parametrize(
     "changes",
-    [{"scale": 1e-9}, {"scale": 1e9}, {"margin": 1e-9}, {"digits": 0}, {"digits": 12}],
+    [{"scale": 1e-9}, {"scale": 1e9}, {"min_gain": 1e-9}, {"digits": 0}, {"digits": 12}],
     ids=str,
 )
 def test_units_at_the_edge(changes: dict[str, Any]) -> None:

@@ -14,8 +14,8 @@ from examples.demo.__main__ import main
 from examples.demo.stages import STAGES, TrainingStage
 from examples.demo.tasks import CATEGORIES
 from souping import demo
-from souping.core.types import FOLDS
-from souping.evaluate import benchmark as folds
+from souping.core.types import SPLITS
+from souping.evaluate import benchmark as splits
 from souping.evaluate.benchmark import Benchmark
 from souping.evaluate.scoring import score
 from tests.conftest import ROOT, Cli
@@ -24,12 +24,12 @@ SHIPPED = Benchmark(path=str(demo.path("items"))).items()
 MODELS = (demo.BASE, *demo.CANDIDATES)
 
 
-def test_every_category_is_well_filled_in_every_fold() -> None:
-    split = folds.split_folds(SHIPPED)
+def test_every_category_is_well_filled_in_every_split() -> None:
+    split = splits.make_splits(SHIPPED)
     assert split.notes == ()
-    for fold, least in zip(FOLDS, (160, 160, 400), strict=True):
-        counts = Counter(item.category for item in split.items[fold])
-        assert len(split.items[fold]) >= least
+    for split, least in zip(SPLITS, (160, 160, 400), strict=True):
+        counts = Counter(item.category for item in split.items[split])
+        assert len(split.items[split]) >= least
         assert set(counts) == set(CATEGORIES)
         assert min(counts.values()) >= 20
 

@@ -98,8 +98,8 @@ class TestTools:
         rows = {row.name: row for row in result.verdicts}
         assert rows["few"].difference == pytest.approx(1 / 3)
         assert rows["many"].difference == pytest.approx(1 / 6)
-        assert rows["tokens"].base == pytest.approx(np.mean([3, 4, 5, 6, 7, 8]))
-        assert rows["cut"].base == pytest.approx(1 / 6)
+        assert rows["tokens"].baseline_mean == pytest.approx(np.mean([3, 4, 5, 6, 7, 8]))
+        assert rows["cut"].baseline_mean == pytest.approx(1 / 6)
 
     def test_rewards_of_any_range_are_better_if_higher(self, tmp_path: Path) -> None:
         base, cand = names("nemo_gym/{}/rollouts.jsonl")

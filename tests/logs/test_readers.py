@@ -432,7 +432,7 @@ class TestTables:
 
 
 class TestRuns:
-    def test_the_answers_to_the_report_fold(self, finished: Path) -> None:
+    def test_the_answers_to_the_report_split(self, finished: Path) -> None:
         report = json.loads((finished / "run" / "report.json").read_text())
         models = [row for row in report["rows"] if row["kind"] != "router"]
         assert len(models) == len(report["rows"]) - 1
@@ -444,7 +444,7 @@ class TestRuns:
             )
             assert (
                 sum(len(t.metrics["score"].answers) for t in log.tasks.values())
-                == report["folds"]["report"]
+                == report["splits"]["test"]
             )
         assert read(finished / "run")[0].model == "soup"
 

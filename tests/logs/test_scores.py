@@ -71,7 +71,7 @@ def test_what_cannot_select(
 
 @pytest.mark.slow
 def test_a_run_selects_from_logs(souping: Cli, family: Path, tmp_path: Path) -> None:
-    """A whole run: no candidate is evaluated on a select fold, and the report has the selection's stability."""
+    """A whole run: no candidate is evaluated on a select split, and the report has the selection's stability."""
     rng = np.random.default_rng(0)
     for name in ("ant", "bee", "cat"):
         rows = [
@@ -89,7 +89,7 @@ def test_a_run_selects_from_logs(souping: Cli, family: Path, tmp_path: Path) -> 
     done = souping(*words, "optimiser=uniform", "hydra.run.dir=run")
     assert done.code == 0, done.err
     report = json.loads((tmp_path / "run" / "report.json").read_text())
-    assert report["folds"]["select"] == 0
+    assert report["splits"]["select"] == 0
     assert report["stability"]["method"] == "bootstrap over items"
     assert report["selection"]["published"]
     souping(*words[:-2], "scores.path={ant:ant.csv,bee:bee.csv}", "stop_after=select").refused(

@@ -327,13 +327,13 @@ def test_plan_and_report_have_the_same_figures(
     souping: Cli, finished: Path, family: Path, tmp_path: Path
 ) -> None:
     report = report_of(finished / "run")
-    assert set(report["weights"]["models"]) == {"ant", "bee", "cat", "dog"}
-    assert report["weights"]["groups"] == [["ant", "bee", "cat", "dog"]]
+    assert set(report["similarity"]["models"]) == {"ant", "bee", "cat", "dog"}
+    assert report["similarity"]["groups"] == [["ant", "bee", "cat", "dog"]]
     assert "How similar the weights are" in (finished / "run" / "report.md").read_text()
     souping(*finished_words(family), "plan=true", "hydra.run.dir=planned").ok()
     plan = json.loads((tmp_path / "planned" / "plan.json").read_text())
     # A plan is about the uniform soup, a report about its own.
     for table in (plan, report):
         assert table["weights"].pop("rounding")["dtype"] == "bfloat16"
-    assert plan["weights"] == report["weights"]
+    assert plan["weights"] == report["similarity"]
     assert "How similar the weights are" in (tmp_path / "planned" / "plan.md").read_text()

@@ -70,7 +70,7 @@ def gathered(
     soup: ItemScores, *, a: ItemScores | None = None, opened: int = 1, margin: float = 0.01
 ) -> dict[str, Any]:
     rows = [Contender(name=name, kind="ingredient", recipe=own) for name, own in SINGLES.items()]
-    rows.append(Contender(name="a", kind="best_single", recipe=SINGLES["a"]))
+    rows.append(Contender(name="a", kind="best_candidate", recipe=SINGLES["a"]))
     rows.append(Contender(name="soup", kind="soup", recipe=SOUP))
     measured = {
         SINGLES["a"].id: a or scores(level(0.6)),
@@ -85,7 +85,7 @@ def gathered(
 def test_what_was_lost_is_said_under_the_headline() -> None:
     found = gathered(scores(level(0.8, z=0.3, y=0.6)))
     told = found["losses"]
-    assert (told["against"], told["above"], told["below"], told["level"]) == ("a", 2, 1, 1)
+    assert (told["against"], told["above"], told["below"], told["same"]) == ("a", 2, 1, 1)
     by_name = {table["category"]: table for table in told["categories"]}
     assert by_name["z"]["verdict"] == "lower"
     assert by_name["y"]["verdict"] == "no difference shown"
@@ -99,16 +99,16 @@ def test_what_was_lost_is_said_under_the_headline() -> None:
     assert str(report_table(read_content(found)).caption).endswith(line)
 
 
-def test_a_soup_that_is_the_best_single_lost_nothing() -> None:
+def test_a_soup_that_is_the_best_candidate_lost_nothing() -> None:
     rows = [
         Contender(name="a", kind=kind, recipe=SINGLES["a"])
-        for kind in ("ingredient", "best_single", "soup")
+        for kind in ("ingredient", "best_candidate", "soup")
     ]
     found = gather(POINTS, rows, {SINGLES["a"].id: scores(level(0.6))}, Mean(), ("a", "b"), 1)
     assert found.get("losses") is None
     assert losses(read_content(found)) == []
     assert {pair["test"] for pair in found["comparisons"]} == {"same model"}
-    assert found["verdict"]["claim"] == "keep_single"
+    assert found["verdict"]["claim"] == "keep_candidate"
 
 
 def ends(truncated: float = 0.0, unanswered: float = 0.0, **reasons: int) -> dict[str, Any]:
@@ -152,7 +152,7 @@ def test_answers_that_the_candidates_lack_make_no_soup_better() -> None:
     result = gathered(whole, a=lacking)
     assert result["verdict"]["claim"] not in (
         "better_than_every_candidate",
-        "better_than_best_single",
+        "better_than_best_candidate",
     )
     against_a = next(c for c in result["comparisons"] if c["b"] == "a")
     assert against_a["difference"] > 0.05
@@ -216,7 +216,7 @@ def test_the_variance_is_split_between_items_and_answers() -> None:
 def test_one_soup_under_two_names_is_one_test_of_holms() -> None:
     uniform = recipe(0.4, 0.6)
     soup = Contender(name="soup", kind="soup", recipe=SOUP)
-    kinds: tuple[ContenderKind, ...] = ("ingredient", "best_single")
+    kinds: tuple[ContenderKind, ...] = ("ingredient", "best_candidate")
     singles = [Contender(name="a", kind=kind, recipe=SINGLES["a"]) for kind in kinds]
     names: tuple[ContenderKind, ...] = ("uniform_all", "uniform_topk")
     rows = [Contender(name=name, kind=name, recipe=uniform) for name in names]
@@ -239,7 +239,7 @@ def test_p_values_of_the_baselines_are_corrected_for_looks_and_by_holm(opened: i
     top_models = recipe(0.7, 0.3)
     rows = [
         Contender(name="a", kind="ingredient", recipe=SINGLES["a"]),
-        Contender(name="a", kind="best_single", recipe=SINGLES["a"]),
+        Contender(name="a", kind="best_candidate", recipe=SINGLES["a"]),
         Contender(name="uniform_all", kind="uniform_all", recipe=all_models),
         Contender(name="uniform_topk", kind="uniform_topk", recipe=top_models),
         Contender(name="soup", kind="soup", recipe=SOUP),
@@ -270,7 +270,7 @@ def test_a_later_look_is_wider_and_corrected() -> None:
         assert (once["level"], later["level"]) == pytest.approx((0.95, 1 - 0.05 / 30))
         assert later["p_look"] == pytest.approx(min(1.0, 30 * later["p_value"]))
         assert once["p_look"] == once["p_value"]
-    assert fifth["verdict"]["opened"] == 5
+    assert fifth["verdict"]["look"] == 5
     text = markdown(read_content(fifth), [])
     assert "99.83 % interval" in text
     assert "p (look 5)" in text
@@ -304,9 +304,12 @@ def test_a_soup_that_may_have_been_picked_is_corrected_for_those_with_it() -> No
 def test_the_margin_decides_what_is_kept() -> None:
     soup = scores(level(0.6), seed=7)
     found = gathered(soup)
-    assert (found["verdict"]["claim"], found["verdict"]["margin"]) == ("no_difference_shown", 0.01)
+    assert (found["verdict"]["claim"], found["verdict"]["min_gain"]) == (
+        "no_difference_shown",
+        0.01,
+    )
     assert "A true gain of 1 point takes" in found["verdict"]["sentence"]
-    assert gathered(soup, margin=0.5)["verdict"]["claim"] == "keep_single"
+    assert gathered(soup, margin=0.5)["verdict"]["claim"] == "keep_candidate"
     assert gathered(scores(level(0.3)))["verdict"]["sentence"].startswith(
         "Keep a, what the search would have chosen"
     )
@@ -431,7 +434,7 @@ def test_a_lower_loss_is_better_wherever_a_report_says_so() -> None:
         for key, own in losses_of.items()
     }
     rows = [Contender(name=name, kind="ingredient", recipe=own) for name, own in SINGLES.items()]
-    rows.append(Contender(name="a", kind="best_single", recipe=SINGLES["a"]))
+    rows.append(Contender(name="a", kind="best_candidate", recipe=SINGLES["a"]))
     rows.append(Contender(name="soup", kind="soup", recipe=SOUP))
     found = gather(BITS_PER_BYTE, rows, measured, Mean(), ("a", "b"), 1)
     page = markdown(read_content({**found, "unit": asdict(BITS_PER_BYTE)}), [])
@@ -441,7 +444,7 @@ def test_a_lower_loss_is_better_wherever_a_report_says_so() -> None:
     assert pair["difference"] == pytest.approx(means["soup"] - means["a"])
     assert pair["low"] < pair["difference"] < pair["high"] < 0
     assert found["verdict"]["claim"] == "better_than_every_candidate"
-    assert found["verdict"]["margin"] == pytest.approx(0.005)
+    assert found["verdict"]["min_gain"] == pytest.approx(0.005)
     assert "−0.03" in found["verdict"]["sentence"]
     words = {one["category"]: one["verdict"] for one in found["losses"]["categories"]}
     assert words == {"w": "higher", "x": "higher", "y": "higher", "z": "lower"}
@@ -533,7 +536,7 @@ def test_soup_and_ingredients_on_all_items(
     # the soup and its two ingredients, nothing else
     assert answers_in(tmp_path / "store.sqlite") == before + 3 * 90
     report = json.loads((tmp_path / "out" / "report.json").read_text())
-    (entry,) = report["also"]
+    (entry,) = report["extra_benchmarks"]
     assert [row["kind"] for row in entry["rows"]] == ["ingredient", "ingredient", "soup"]
     assert (
         entry["items"]
@@ -548,7 +551,7 @@ def test_soup_and_ingredients_on_all_items(
         in (tmp_path / "out/report.md").read_text()
     )
     apart = (
-        "also",
+        "extra_benchmarks",
         "cost",
         "provenance",
         "rebuild",
@@ -567,7 +570,9 @@ def test_soup_and_ingredients_on_all_items(
     souping(*settings(family), f"extra_benchmarks=[{side}]", *guard, "hydra.run.dir=guarded").ok()
     guarded = json.loads((tmp_path / "guarded" / "report.json").read_text())
     (check,) = guarded["analyses"]["guards"]["checks"]
-    assert 0 < check["items"] == guarded["also"][0]["items"] < 90  # the guard chose on the others
+    assert (
+        0 < check["items"] == guarded["extra_benchmarks"][0]["items"] < 90
+    )  # the guard chose on the others
     assert check["outcome"] == "not measured"  # all answers are cut off
 
 
@@ -685,9 +690,9 @@ def answers_in(path: Path) -> int:
 
 def test_a_right_run_passes_and_says_so(echo: Path, souping: Cli, tmp_path: Path) -> None:
     done = souping(*arguments(echo), "expected={ant:97,bee:{red:20}}", "hydra.run.dir=out").ok()
-    assert "2 scores as expected on the select fold" in done.out
-    gate = json.loads((tmp_path / "out" / "report.json").read_text())["gate"]
-    assert (gate["passed"], gate["fold"], gate["mode"]) == (True, "select", "error")
+    assert "2 scores as expected on the select split" in done.out
+    gate = json.loads((tmp_path / "out" / "report.json").read_text())["expected_check"]
+    assert (gate["passed"], gate["split"], gate["mode"]) == (True, "select", "error")
     assert [(c["candidate"], c["category"]) for c in gate["checks"]] == [
         ("ant", None),
         ("bee", "red"),
@@ -707,7 +712,9 @@ def test_wrong_settings_are_caught_before_the_search(
     done = souping(
         *call, "expected={ant:97}", "store=store.sqlite", "hydra.run.dir=out", "out=soup"
     )
-    done.refused("gate: ant does not score as expected on the select fold: check the chat template")
+    done.refused(
+        "gate: ant does not score as expected on the select split: check the chat template"
+    )
     assert "too low" in done.out
     assert "selected" not in done.out
     assert {path.name for path in tmp_path.iterdir()} <= {
@@ -716,7 +723,7 @@ def test_wrong_settings_are_caught_before_the_search(
         "store.sqlite-shm",
     }
     kept = answers_in(tmp_path / "store.sqlite")
-    assert 15 < kept < 60  # ant alone, on the select fold alone: and it stays
+    assert 15 < kept < 60  # ant alone, on the select split alone: and it stays
     assert souping(*call, "expected={ant:97}", "store=store.sqlite").code == 2
     assert answers_in(tmp_path / "store.sqlite") == kept
 

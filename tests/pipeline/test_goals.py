@@ -137,7 +137,7 @@ def test_a_run_writes_the_point_that_the_weights_of_its_goals_choose(
     weights = dict(zip(data["ingredients"], data["chosen"]["weights"], strict=True))
     assert {name: share for name, share in weights.items() if share} == pytest.approx(done.weights)
     assert report["objective"]["coefficients"] == {}
-    assert report["verdict"]["opened"] == 1
+    assert report["verdict"]["look"] == 1
     assert "power" not in report
     soup = report["rows"][-1]
     assert soup["objective"]["mean"] == min(score["mean"] for score in soup["scores"].values())

@@ -198,7 +198,7 @@ def test_adapters_bring_their_base_and_its_licence(
 
 def parts(**changes: Any) -> dict[str, Any]:
     report, _ = sample(columns=3)
-    keys = ("experiment", "benchmark", "selection", "recipe", "objective", "folds")
+    keys = ("name", "benchmark", "selection", "recipe", "objective", "splits")
     return {**{key: report[key] for key in keys}, **changes}
 
 
@@ -211,7 +211,7 @@ def test_a_card_before_the_report_names_parents_and_no_number() -> None:
         "library_name": "transformers",
         "tags": ["merge", "souping"],
     }
-    assert "search fold" not in text
+    assert "search split" not in text
     for name, weight, mark in zip(
         recipe["ingredients"], recipe["weights"], recipe["fingerprints"], strict=True
     ):
@@ -221,7 +221,7 @@ def test_a_card_before_the_report_names_parents_and_no_number() -> None:
     )
 
 
-def test_a_card_after_the_report_has_the_numbers_of_the_report_fold() -> None:
+def test_a_card_after_the_report_has_the_numbers_of_the_report_split() -> None:
     from huggingface_hub import ModelCard
 
     report, _ = sample(columns=3)

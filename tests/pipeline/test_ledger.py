@@ -1,4 +1,4 @@
-"""Ledger of the report fold. Each way to look twice and pay once, with the look that it is told to be."""
+"""Ledger of the test split. Each way to look twice and pay once, with the look that it is told to be."""
 
 from __future__ import annotations
 
@@ -317,7 +317,7 @@ class Runs:
         return report
 
     def look(self, *arguments: str, **where: Any) -> int:
-        return int(self.report(*arguments, **where)["verdict"]["opened"])
+        return int(self.report(*arguments, **where)["verdict"]["look"])
 
     def rewrite(self, name: str, change: Callable[[dict[str, Any]], dict[str, Any] | None]) -> str:
         rows = [json.loads(line) for line in (self.place / "items.jsonl").read_text().splitlines()]
@@ -366,7 +366,7 @@ def test_the_same_claim_renamed_and_in_another_order_is_free(runs: Runs) -> None
 
 
 @pytest.mark.slow
-def test_settings_compared_on_the_search_fold_are_free(fresh: Runs) -> None:
+def test_settings_compared_on_the_search_split_are_free(fresh: Runs) -> None:
     weights = "optimiser.weights=[0.5,0.2,0.3],[0.2,0.2,0.6],[0.2,0.6,0.2]"
     fresh("-m", weights, "stop_after=search", "hydra.sweep.dir=sweep")
     jobs = [json.loads(path.read_text()) for path in sorted(fresh.place.glob("sweep/*/job.json"))]
@@ -378,14 +378,14 @@ def test_another_objective(runs: Runs) -> None:
     report = runs.report(
         SOUP, "objective=weighted", "objective.category_weights={red:2,green:1,blue:1}"
     )
-    assert report["verdict"]["opened"] == 2
+    assert report["verdict"]["look"] == 2
     assert any("look 2" in warning for warning in report["warnings"])
 
 
 def test_another_margin_or_batch_size_is_free(runs: Runs) -> None:
     assert runs.look(SOUP, "min_gain=2") == 1
     report = runs.report(SOUP, "evaluator.batch_size=5", "evaluator.threads=2")
-    assert report["verdict"]["opened"] == 1
+    assert report["verdict"]["look"] == 1
     assert any("are reported again" in warning for warning in report["warnings"])
 
 
@@ -413,7 +413,7 @@ def test_a_crash_counts_once_something_was_shown(
     fresh: Runs, monkeypatch: pytest.MonkeyPatch, where: str, other: int
 ) -> None:
     def crash(self: Any, stage: Any, *rest: Any) -> Any:
-        if where == "show_report" or stage.fold == "report":
+        if where == "show_report" or stage.split == "test":
             raise KeyboardInterrupt
         return checked(self, stage, *rest)
 
@@ -494,7 +494,7 @@ def test_guards_that_are_added_later_are_wider(fresh: Runs) -> None:
     declared = report("guard={red: 99}")
     assert low(report("guard={red: 99}")) == low(declared)
     later = report("guard={red: 99, green: 99}")
-    assert {one["verdict"]["opened"] for one in (declared, later)} == {1}
+    assert {one["verdict"]["look"] for one in (declared, later)} == {1}
     assert low(later) < low(declared)
 
 
@@ -525,10 +525,10 @@ def test_a_search_on_the_report_items_under_other_shares(fresh: Runs) -> None:
         fresh.report(SOUP, "merge.dtype=float32"),
         fresh.report("optimiser.weights=[0.5,0.5]", pool=(spaced, "dog")),
     ]
-    (left,) = {report["folds"]["left_out"] for report in reports}
+    (left,) = {report["splits"]["left_out"] for report in reports}
     assert left > 0
     assert all(
-        report["rows"][-1]["objective"]["n"] == report["folds"]["report"] for report in reports
+        report["rows"][-1]["objective"]["n"] == report["splits"]["test"] for report in reports
     )
     assert any("report items are left out" in warning for warning in reports[0]["warnings"])
 
@@ -548,7 +548,7 @@ def test_rows_that_were_deleted(runs: Runs) -> None:
     runs.rows("DELETE FROM counted_looks")
     runs.rows("DELETE FROM shown")
     report = runs.report(SOUP)
-    assert report["verdict"]["opened"] == 1 + 3
+    assert report["verdict"]["look"] == 1 + 3
     assert any("were deleted" in warning for warning in report["warnings"])
 
 
@@ -557,7 +557,7 @@ def test_a_second_look_is_announced_with_its_price(
 ) -> None:
     report = runs.report("optimiser.weights=[0.2,0.2,0.6]")
     told = " ".join(capfd.readouterr().out.split())
-    # before the models load, and before the fold opens
+    # before the models load, and before the split opens
     assert told.count("multiplied by 6 (k (k + 1)") == 2
     assert told.index("multiplied by 6") < told.index("selected")
     assert any(

@@ -55,11 +55,11 @@ def samples(place: Path) -> list[dict[str, Any]]:
 pytestmark = pytest.mark.slow
 
 
-def losses(samples: list[dict[str, Any]], fold: str) -> dict[str, dict[str, float]]:
-    """{model: {source: mean bits per byte}} of the samples of a fold."""
+def losses(samples: list[dict[str, Any]], split: str) -> dict[str, dict[str, float]]:
+    """{model: {source: mean bits per byte}} of the samples of a split."""
     table = dict[str, dict[str, list[float]]]()
     for line in samples:
-        for name, model in line["models"].items() if line["fold"] == fold else ():
+        for name, model in line["models"].items() if line["split"] == split else ():
             table.setdefault(name, {}).setdefault(line["category"], []).append(model["score"])
     means = {}
     for name, by_source in table.items():
@@ -75,21 +75,21 @@ def lowest(found: Mapping[str, Any], key: str | None = None) -> str:
 
 def test_reports_hold_bits_per_byte(report: dict[str, Any], samples: list[dict[str, Any]]) -> None:
     assert (report["unit"]["name"], report["unit"]["higher_is_better"]) == ("bits per byte", False)
-    measured = losses(samples, "report")
+    measured = losses(samples, "test")
     for row in report["rows"]:
         means = {name: one["mean"] for name, one in row["scores"].items()}
         assert means == pytest.approx(measured[row["name"] if row["name"] in measured else "soup"])
         assert row["objective"]["mean"] == pytest.approx(np.mean(list(means.values())))
         assert row["objective"]["low"] < row["objective"]["mean"] < row["objective"]["high"]
-    assert report["verdict"]["margin"] == pytest.approx(0.005)
+    assert report["verdict"]["min_gain"] == pytest.approx(0.005)
 
 
-def test_experts_and_the_best_single_have_the_lowest_loss(
+def test_experts_and_the_best_candidate_have_the_lowest_loss(
     report: dict[str, Any], samples: list[dict[str, Any]]
 ) -> None:
     for source, expert in report["selection"]["experts"].items():
         assert expert == lowest(report["selection"]["scores"], source)
-    single = next(row["name"] for row in report["rows"] if row["kind"] == "best_single")
+    single = next(row["name"] for row in report["rows"] if row["kind"] == "best_candidate")
     searched = losses(samples, "search")
     assert single == lowest({name: searched[name] for name in NAMES})
 
@@ -130,7 +130,7 @@ def test_a_second_run_evaluates_nothing_and_a_plan_knows_it(place: Path) -> None
     assert command_line(place, *words(texts), "hydra.run.dir=plan", "plan=true") == 0
     plan = json.loads((place / "plan" / "plan.json").read_text())
     assert plan["evaluations"]["todo"][0] == 0
-    assert plan["power"]["margin"] == pytest.approx(0.005)
+    assert plan["power"]["min_gain"] == pytest.approx(0.005)
 
 
 def test_goals_are_in_bits_per_byte_and_the_worst_category_has_the_highest_loss(
@@ -154,7 +154,7 @@ def test_goals_are_in_bits_per_byte_and_the_worst_category_has_the_highest_loss(
         assert row["objective"]["mean"] == pytest.approx(worst, rel=1e-12)
     guards = report["analyses"]["guards"]
     assert (guards["refused"], guards["checks"]) == (True, [])
-    assert f"cost {guards['cost']:.4f} bits per byte on the search fold" in guards["sentence"]
+    assert f"cost {guards['cost']:.4f} bits per byte on the search split" in guards["sentence"]
     front = report["analyses"]["front"]["points"]
     goals = [point["goals"] for point in front]
     means = np.array([[goal["simple_python"]["mean"], goal["live"]["mean"]] for goal in goals])
@@ -173,7 +173,7 @@ def test_show_tells_better_from_worse(
             "show",
             str(place / "run"),
             flag,
-            "--fold",
+            "--split",
             "search",
             "--models",
             "tuned_python,tuned_parallel",
@@ -182,7 +182,7 @@ def test_show_tells_better_from_worse(
         counts[flag] = int(shown.out.strip().splitlines()[-1].split()[0])
     pairs = []
     for line in samples:
-        if line["fold"] == "search":
+        if line["split"] == "search":
             models = line["models"]
             pairs.append((models["tuned_python"]["score"], models["tuned_parallel"]["score"]))
     assert counts == {

@@ -67,7 +67,7 @@ def report(
     assert router is not None
     rows = [Contender(name=n, kind="ingredient", recipe=own) for n, own in SINGLES.items()]
     rows += [
-        Contender(name="a", kind="best_single", recipe=SINGLES["a"]),
+        Contender(name="a", kind="best_candidate", recipe=SINGLES["a"]),
         Contender(name="uniform_all", kind="uniform_all", recipe=UNIFORM),
         Contender(name=router.name, kind="router", recipe=SINGLES.get(router.name, ROUTED)),
         Contender(name="soup", kind="soup", recipe=SOUP),
@@ -172,7 +172,7 @@ def test_a_router_that_is_one_model_is_a_role_of_it() -> None:
     found = report(right(w=0.7, x=0.7), routes=table([[0.9, 0.9], [0.3, 0.3]]))
     content = read_content(found)
     (model,) = [model for model in once(content) if "router" in model.roles]
-    assert set(model.roles) == {"router", "best_single", "ingredient"}
+    assert set(model.roles) == {"router", "best_candidate", "ingredient"}
     assert model.cell.text == "a"
     assert "memory" not in model.cell.sub
     assert [shown.row.name for shown, _ in compared(content)].count("a") == 1
@@ -222,7 +222,7 @@ def test_nothing_is_said_of_a_router_where_nothing_is_claimed() -> None:
     assert found["verdict"]["claim"] == "not_measured"
     assert pair_of(found)["p_holm"] < 0.05
     assert told(found) == []
-    assert told({**report(right(w=0.6, x=0.6)), "limit": 5}) == []
+    assert told({**report(right(w=0.6, x=0.6)), "dry_run": 5}) == []
 
 
 def test_the_router_is_better_in_the_worst_category_if_it_is_better_in_all() -> None:

@@ -23,7 +23,7 @@ from typing import Any
 import pytest
 
 from souping.core.types import Candidate
-from souping.evaluate.benchmark import Benchmark, limit_folds, split_folds
+from souping.evaluate.benchmark import Benchmark, limit_splits, make_splits
 from souping.merge.local import LocalMerge
 from souping.pipeline.settings import RunSettings
 from souping.pipeline.state import MIXED_ROWS
@@ -50,10 +50,17 @@ def test_a_second_run_evaluates_nothing(
         p.name for p in (one / "soup").iterdir()
     }
     report = report_of(one)
-    kinds = {"ingredient", "best_single", "uniform_all", "uniform_selected", "uniform_topk", "soup"}
+    kinds = {
+        "ingredient",
+        "best_candidate",
+        "uniform_all",
+        "uniform_selected",
+        "uniform_topk",
+        "soup",
+    }
     assert {row["kind"] for row in report["rows"]} >= kinds
-    assert report["folds"].keys() == {"select", "search", "report"}
-    assert sum(report["folds"].values()) == 180
+    assert report["splits"].keys() == {"select", "search", "test"}
+    assert sum(report["splits"].values()) == 180
     assert report["cost"]["trials"] == len(list(csv.DictReader((one / "trials.csv").open())))
     assert "run/report.html" in (tmp_path / "terminal.txt").read_text()
     few = "correlations over 4 models are largely chance"
@@ -105,8 +112,8 @@ def test_stop_after(family: Path, souping: Cli, tmp_path: Path) -> None:
             *pool_of(family), "selector=topk", f"stop_after={stop}", f"hydra.run.dir={stop}"
         ).ok()
         assert sorted(path.name for path in (tmp_path / stop).iterdir()) == sorted(left + more)
-        assert f"fold {stop}" in souping("show", stop, "--fold", stop, "--limit", "1").out
-        assert souping("show", stop, "--fold", "report").out.strip() == "0 items"
+        assert f"split {stop}" in souping("show", stop, "--split", stop, "--limit", "1").out
+        assert souping("show", stop, "--split", "test").out.strip() == "0 items"
         souping(f"run={stop}").refused(f"run={stop} has no report.json")
 
 
@@ -245,17 +252,17 @@ FIXED = ("selector=all", "optimiser=fixed", "optimiser.weights=[0.5,0.5]")
 
 @pytest.mark.parametrize("two", [False, True])
 @pytest.mark.parametrize("limit", [1, 3, 10**6])
-def test_no_item_of_the_report_fold_is_touched(two: bool, limit: int) -> None:
-    whole = split_folds(make_items(60), two=two)
-    dry = limit_folds(whole, limit)
-    hidden = {item.id for item in whole.items["report"]}
-    for fold, items in dry.items.items():
+def test_no_item_of_the_report_split_is_touched(two: bool, limit: int) -> None:
+    whole = make_splits(make_items(60), two=two)
+    dry = limit_splits(whole, limit)
+    hidden = {item.id for item in whole.items["test"]}
+    for split, items in dry.items.items():
         assert not hidden & {item.id for item in items}
         assert max(Counter(item.category for item in items).values(), default=0) <= limit
         assert {item.category for item in items} == (
-            {"w", "x"} if fold != "select" or not two else set()
+            {"w", "x"} if split != "select" or not two else set()
         )
-    assert "the report fold stays closed" in dry.notes[0]
+    assert "the test split stays closed" in dry.notes[0]
 
 
 @pytest.fixture
@@ -266,14 +273,14 @@ def arguments(family: Path) -> list[str]:
 def test_a_dry_run_is_marked_everywhere(
     family: Path, arguments: list[str], souping: Cli, tmp_path: Path
 ) -> None:
-    folds = {"select": 6, "search": 6, "report": 6}
+    splits = {"select": 6, "search": 6, "test": 6}
     souping(*arguments, "plan=true", "hydra.run.dir=planned").ok()
-    assert json.loads((tmp_path / "planned/plan.json").read_text())["folds"] == folds
+    assert json.loads((tmp_path / "planned/plan.json").read_text())["splits"] == splits
     souping(*arguments, "upload=me/soup").refused("dry_run=2 is a dry run", "leave upload out")
     done = souping(*arguments, f"extra_benchmarks=[{family / 'items.jsonl'}]").ok()
     assert "dry_run=2: a dry run" in done.out + done.err
     report = report_of(tmp_path / "run")
-    assert (report["limit"], report["verdict"]["claim"], report["folds"]) == (2, "dry_run", folds)
+    assert (report["limit"], report["verdict"]["claim"], report["splits"]) == (2, "dry_run", splits)
     assert report["also"][0]["items"] == 6
     assert any("dry_run=2" in warning for warning in report["warnings"])
     assert json.loads((tmp_path / "run/selection.json").read_text())["limit"] == 2
@@ -292,13 +299,13 @@ def test_a_dry_run_is_no_look(
     souping(*arguments).ok()
     with closing(sqlite3.connect(tmp_path / "outputs/store.sqlite")) as db:
         asked = {name for (name,) in db.execute("SELECT name FROM items")}
-    hidden = split_folds(Benchmark(path=str(family / "items.jsonl")).items()).items["report"]
+    hidden = make_splits(Benchmark(path=str(family / "items.jsonl")).items()).items["test"]
     assert asked
     assert not {item.id for item in hidden} & asked
     souping(*pool_of(family, "ant", "bee"), *FIXED, "hydra.run.dir=whole").ok()
     report = report_of(tmp_path / "whole")
-    assert report["verdict"]["opened"] == 1
-    assert not {"limit", "left_out"} & {*report, *report["folds"]}
+    assert report["verdict"]["look"] == 1
+    assert not {"dry_run", "left_out"} & {*report, *report["splits"]}
 
 
 KEYS = {"doc_id", "doc", "target", "arguments", "doc_hash", "prompt_hash", "target_hash"}
@@ -315,8 +322,8 @@ def test_every_item_is_there_with_its_answers(family: Path, finished: Path) -> N
     report = json.loads((run / "report.json").read_text())
     samples = lines(run)
     assert "samples.jsonl.gz" in (finished / "terminal.txt").read_text()
-    counts = Counter(sample["fold"] for sample in samples)
-    assert counts == report["folds"]
+    counts = Counter(sample["split"] for sample in samples)
+    assert counts == report["splits"]
     items = {item.id: item for item in Benchmark(path=str(family / "items.jsonl")).items()}
     for sample in samples:
         item = items[sample["item"]]
@@ -337,7 +344,7 @@ def test_every_item_is_there_with_its_answers(family: Path, finished: Path) -> N
         scores = [
             sample["models"][row["name"]]["score"]
             for sample in samples
-            if sample["fold"] == "report"
+            if sample["split"] == "test"
         ]
         assert sum(scores) == pytest.approx(
             sum(cell["mean"] * cell["n"] for cell in row["scores"].values())
@@ -350,11 +357,11 @@ def test_what_was_fixed_and_what_broke(souping: Cli, family: Path, tmp_path: Pat
     ).ok()
     run = tmp_path / "run"
     report = json.loads((run / "report.json").read_text())
-    (best,) = [row["name"] for row in report["rows"] if row["kind"] == "best_single"]
+    (best,) = [row["name"] for row in report["rows"] if row["kind"] == "best_candidate"]
     gaps = {
         sample["item"]: sample["models"]["soup"]["score"] - sample["models"][best]["score"]
         for sample in lines(run)
-        if sample["fold"] == "report"
+        if sample["split"] == "test"
     }
     for flag, sign in (("--fixed", 1), ("--broke", -1)):
         said = souping("show", "run", flag, "--limit", "1000").out
@@ -369,7 +376,7 @@ def test_what_was_fixed_and_what_broke(souping: Cli, family: Path, tmp_path: Pat
 
 def test_a_category_and_its_prompt_reference_and_answers(souping: Cli, finished_copy: Path) -> None:
     said = souping("show", "run", "--category", "green", "--limit", "2").out
-    assert said.count("(green, fold report)") == 2
+    assert said.count("(green, split report)") == 2
     assert "prompt: green " in said
     assert "reference: " in said
     assert "soup: " in said
@@ -390,7 +397,7 @@ def test_looking_is_noted(family: Path, souping: Cli, finished_copy: Path, tmp_p
             return db.execute(query).fetchall()
 
     recipe = json.loads((finished_copy / "report.json").read_text())["recipe"]["id"]
-    souping("show", "run", "--fold", "search")
+    souping("show", "run", "--split", "search")
     assert views() == []
     souping("show", "run", "--category", "red", "--limit", "3")
     assert views() == [(recipe, 3)]
@@ -461,7 +468,7 @@ def test_the_same_analyses_are_made_again(
     done = souping("run=run").ok()
     assert "report.json" in done.out
     assert analyses_of(finished_copy) == first
-    assert "not_estimable" not in first["surface"]  # answers to parts of the fold are found again
+    assert "not_estimable" not in first["surface"]  # answers to parts of the split are found again
     assert counts(tmp_path) == before
     assert json.loads((finished_copy / "report.json").read_text()) == report
     assert contents(finished_copy / "soup") == soup
@@ -479,7 +486,7 @@ def test_shapley_is_relative_to_a_candidate_that_is_the_base(
     souping(*words, "hydra.run.dir=run").ok()
     values = analyses_of(tmp_path / "run")["shapley"]
     assert values["baseline"] == "cat"
-    total = sum(player["value"] for player in values["levels"][0]["players"])
+    total = sum(player["value"] for player in values["levels"][0]["models"])
     assert total == pytest.approx(values["whole"] - values["baseline_score"])
 
 
@@ -541,7 +548,7 @@ def test_shapley_is_planned_then_evaluated_then_kept(
     before = counts(tmp_path)
     report = json.loads((finished_copy / "report.json").read_text())
     ingredients = report["selection"]["ingredients"]
-    items = report["folds"]["search"]
+    items = report["splits"]["search"]
     files = contents(finished_copy)
     planned = souping("run=run", "analysis=shapley", "plan=true").ok()
     assert (counts(tmp_path), contents(finished_copy)) == (before, files)
@@ -558,7 +565,7 @@ def test_shapley_is_planned_then_evaluated_then_kept(
     assert 0 < new <= 4 * items
     assert (finished_copy / "plots" / "shapley.png").is_file()
     again = souping("run=run", "analysis=shapley")
-    assert "search fold: 0 answers" in again.out + again.err
+    assert "search split: 0 answers" in again.out + again.err
     assert analyses_of(finished_copy) == made
 
 

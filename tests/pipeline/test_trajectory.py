@@ -84,23 +84,23 @@ def test_a_trajectory_gives_one_average_and_what_it_is_compared_with(
     assert done.code == 0, done.err
     report = report_of(tmp_path / "run")
     found = report["trajectory"]
-    assert [(one["step"], one["rate"], one["tokens"]) for one in found["members"]] == [
+    assert [(one["step"], one["rate"], one["tokens"]) for one in found["checkpoints"]] == [
         (step, 0.001, 1000 * step) for step in STEPS
     ]
-    assert sum(one["weight"] for one in found["members"]) == pytest.approx(1)
+    assert sum(one["weight"] for one in found["checkpoints"]) == pytest.approx(1)
     kinds = {pair["kind"]: pair for pair in report["comparisons"]}
     assert {
         "last",
-        "best_single",
+        "best_candidate",
         "trainer_best",
         "trainer_average",
         "decayed",
-        "scrambled",
+        "shuffled",
     } <= kinds.keys()
     assert kinds["trainer_best"]["b"] == "checkpoint-300"
     assert report["unit"]["higher_is_better"] is False
     assert kinds["last"]["high"] < 0  # fewer bits: the average is better
-    assert found["members_mean"]["high"] < 0
+    assert found["checkpoints_mean"]["high"] < 0
     assert report["verdict"]["claim"] == "better_than_every_candidate"
     assert {one["kind"] for one in found["windows"]} == {"uniform", "minus_sqrt", "ema"}
     # the last checkpoint alone is no window

@@ -36,7 +36,7 @@ def say(figures: Figures, **change: Any) -> Verdict:
     ]
     setting = {
         "candidates": CANDIDATES,
-        "best_single": "ace",
+        "best_candidate": "ace",
         "selected": ("ace", "bit"),
         "recipe": ("ace", "bit"),
     }
@@ -54,13 +54,13 @@ def ace(difference: float, p_value: float) -> Figures:
         (
             DOUBTFUL,
             {},
-            "better_than_best_single",
+            "better_than_best_candidate",
             0.01,
             "not shown to be better than every candidate: cow +1.0 points",
         ),
         (
             DOUBTFUL,
-            {"best_single": "cow"},
+            {"best_candidate": "cow"},
             "no_difference_shown",
             0.3,
             "No difference shown: the soup against cow",
@@ -68,11 +68,11 @@ def ace(difference: float, p_value: float) -> Figures:
         (
             ace(-0.03, 0.1),
             {},
-            "keep_single",
+            "keep_candidate",
             None,
             "Keep ace, what the search would have chosen: a soup better by 1 ",
         ),
-        (ace(-0.015, 0.1), {}, "keep_single", None, "−1.5 points (95 % interval"),
+        (ace(-0.015, 0.1), {}, "keep_candidate", None, "−1.5 points (95 % interval"),
         (
             ace(-0.005, 0.6),
             {},
@@ -87,7 +87,7 @@ def ace(difference: float, p_value: float) -> Figures:
             0.6,
             "report items (80 % power); there are 600",
         ),
-        (ace(0.005, 0.6), {"margin": 0.05}, "keep_single", None, "Keep ace"),
+        (ace(0.005, 0.6), {"margin": 0.05}, "keep_candidate", None, "Keep ace"),
         (
             FAR,
             {"unmeasured": "ace 34.0 % cut off."},
@@ -99,13 +99,13 @@ def ace(difference: float, p_value: float) -> Figures:
         (
             FAR,
             {"recipe": ("bit",)},
-            "keep_single",
+            "keep_candidate",
             None,
             "Keep bit, do not soup: the search found no mixture above it. Its row is called soup.",
         ),
         (FAR, {"selected": ("cow",), "recipe": ("cow",)}, "nothing_to_soup", None, "cow"),
         (NEARLY, {"opened": 2}, "better_than_every_candidate", 0.012, "corrected for 2 looks"),
-        (NEARLY, {"opened": 5}, "better_than_best_single", 0.03, "corrected for 5 looks"),
+        (NEARLY, {"opened": 5}, "better_than_best_candidate", 0.03, "corrected for 5 looks"),
         (
             NEARLY,
             {"opened": 20},
@@ -129,13 +129,13 @@ def test_the_strongest_claim_that_holds(
 
 
 def test_no_candidate_but_the_searchs_is_kept() -> None:
-    """Whoever is best on the report fold was picked by its luck there."""
+    """Whoever is best on the test split was picked by its luck there."""
     claimed = say({"ace": (0.001, 0.9), "bit": (-0.05, 0.001), "cow": (-0.04, 0.01)})
     assert claimed.claim == "no_difference_shown"
     assert "against ace" in claimed.sentence
     assert (
         say({"ace": (0.03, 0.01), "bit": (-0.05, 0.001), "cow": (0.04, 0.01)}).claim
-        == "better_than_best_single"
+        == "better_than_best_candidate"
     )
     assert "-0.0" not in say(ace(-0.00001, 0.5)).sentence
 
@@ -159,12 +159,12 @@ def test_comparisons_of_another_soup_make_no_claim() -> None:
             "soup",
             order,
             candidates=CANDIDATES,
-            best_single="ace",
+            best_candidate="ace",
             selected=("ace", "bit"),
             recipe=("ace", "bit"),
         )
         claims.add(shown.claim)
-    assert claims == {"keep_single"}
+    assert claims == {"keep_candidate"}
 
 
 @pytest.mark.parametrize("assumed", [True, False])

@@ -17,7 +17,7 @@ import numpy as np
 import pytest
 
 from souping.checkpoints.pool import ModelSize, parameters_in
-from souping.evaluate.benchmark import Benchmark, first_items, split_folds
+from souping.evaluate.benchmark import Benchmark, first_items, make_splits
 from souping.evaluate.engines.vllm import VllmEngine
 from souping.evaluate.generate import LocalEvaluator
 from souping.merge.local import LocalMerge
@@ -169,8 +169,8 @@ def ratios(name: str) -> list[tuple[float, float]]:
     sys.path.insert(0, str(ROOT / "benchmarks"))
     from search_sizes import sizes
 
-    size, fold, taken = sizes(ROOT / "benchmarks" / "tables" / f"{name}.npz", 232, 3)
-    expected, most = Adaptive().workload(size, fold) or (0, 0)
+    size, split, taken = sizes(ROOT / "benchmarks" / "tables" / f"{name}.npz", 232, 3)
+    expected, most = Adaptive().workload(size, split) or (0, 0)
     return [(items / expected, items / most) for items in taken]
 
 
@@ -232,7 +232,7 @@ class TestAgainstRuns:
         report = report_of(tmp_path / "out")
         stages = before["by_name"]
         assert stages[SEARCH]["models"] == [report["cost"]["trials"]] * 2
-        assert stages["report: soup and baselines"]["items"] == report["folds"]["report"]
+        assert stages["test: soup and baselines"]["items"] == report["splits"]["test"]
         # The run performs the stages that the plan counts, in their order.
         names = [stage["name"] for stage in before["stages"]]
         assert {name.split(":")[0] for name in names} == {*STEPS} - {"select", "freeze", "analyse"}
@@ -242,7 +242,7 @@ class TestAgainstRuns:
         assert list(dict.fromkeys(said)) == names
         # The winner may be a candidate or a baseline, whose answers are known by then; otherwise counts are exact.
         most = before["evaluations"]["todo"][1]
-        assert most - report["folds"]["report"] - 30 <= report["cost"]["evaluated_items"] <= most
+        assert most - report["splits"]["test"] - 30 <= report["cost"]["evaluated_items"] <= most
         if report["recipe"]["weights"] not in ([1.0], [0.5, 0.5]):
             assert report["cost"]["evaluated_items"] == most
 
@@ -286,7 +286,7 @@ class TestAgainstRuns:
         souping(*call, "hydra.run.dir=out").ok()
         rows = list(csv.DictReader((tmp_path / "out" / "trials.csv").read_text().splitlines()))
         assert stage["in_parts"] == ("budget" in optimiser)
-        # parts of the fold: more soups than whole folds, within the same items
+        # parts of the split: more soups than whole splits, within the same items
         if "budget" in optimiser:
             mixed = [row for row in rows if "1.0" not in row.values()]
             assert 0 < sum(int(row["items"]) for row in mixed) <= stage["asked"][1] == 300
@@ -314,7 +314,7 @@ class TestPublished:
         assert "score: every candidate" not in found["by_name"]
         # 36 of the grid, uniform, three candidates
         assert found["by_name"][SEARCH]["models"] == [40, 40]
-        assert found["folds"]["select"] == 0
+        assert found["splits"]["select"] == 0
         assert {(model["basis"], model["nbytes"]) for model in found["models"]} == {
             ("name", 16 * GB)
         }
@@ -355,7 +355,7 @@ class TestPublished:
             assert int(number.replace(",", "")) == todo[0]
         if name == "bfcl_8b":
             assert found["outlined"]
-            assert sum(found["folds"].values()) == 4441
+            assert sum(found["splits"].values()) == 4441
             assert 0 < found["power"]["gain"] < 0.03
             assert any(one["fix"].endswith("full.txt") for one in found["missing"])
 
@@ -381,7 +381,7 @@ def test_one_candidate_answers_five_items_per_category(
 ) -> None:
     done = souping("check", *pool_of(family), "selector=topk", "hydra.run.dir=run").ok()
     words = [
-        "(red, fold select)",
+        "(red, split select)",
         "prompt: red ",
         "reference: ",
         "ant: ",
@@ -398,8 +398,8 @@ def test_one_candidate_answers_five_items_per_category(
         made["seconds"]["evaluate"][1]
         >= made["evaluations"]["todo"][1] / made["items_per_second"] * 0.999
     )
-    folds = split_folds(Benchmark(path=str(family / "items.jsonl")).items()).items
-    wanted = [item.id for item in first_items(folds["select"], 5)]
+    splits = make_splits(Benchmark(path=str(family / "items.jsonl")).items()).items
+    wanted = [item.id for item in first_items(splits["select"], 5)]
     assert sorted(sample["item"] for sample in made["samples"]) == sorted(wanted)
 
     # A plan takes the speed of the check, unless the evaluator, the models or the word of a user differ.

@@ -52,7 +52,7 @@ def whole() -> dict[str, Any]:
     """A report with every key."""
     report: dict[str, Any] = example(Report)
     report["unit"] = asdict(POINTS)
-    for entry in report["also"]:
+    for entry in report["extra_benchmarks"]:
         entry["unit"] = asdict(BITS_PER_BYTE)
     table = {"header": ["a", 1], "rows": [["x", 2], [None, 0.5]]}
     report["analyses"] = {
@@ -124,7 +124,7 @@ def test_an_analysis_has_the_type_that_is_given_for_it() -> None:
 
 def test_a_report_gives_the_first_model_of_a_role() -> None:
     report = read(Report, sample()[0])
-    best = report.row("best_single")
+    best = report.row("best_candidate")
     assert best is not None
     assert best.name == report.selection.ingredients[0] if report.selection else False
     assert report.row("nobody") is None
@@ -142,7 +142,7 @@ def nested(depth: int) -> Any:
 
 
 def odd_values() -> list[Any]:
-    units = [{"scale": 0}, {"digits": 99}, {"name": "\x00"}, {"margin": 10**400}, {"scale": [1]}]
+    units = [{"scale": 0}, {"digits": 99}, {"name": "\x00"}, {"min_gain": 10**400}, {"scale": [1]}]
     return [
         None, True, False, 0, -1, 10**400, -(10**400), 3.0, 1e308, math.nan, math.inf, -math.inf,
         "", "text", "12", "\x1b[2J\u202e\ud800", [], [None], [[]], ["a", 1, {}], {}, {"mean": "x"},

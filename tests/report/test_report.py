@@ -167,7 +167,7 @@ def test_the_end_table_has_every_row_and_the_verdict_or_the_selection() -> None:
     for needle in (
         *(f"{100 * row['objective']['mean']:.1f} [" for row in report["rows"]),
         sentence,
-        "best single",
+        "best candidate",
     ):
         assert needle in text
     assert max(map(len, on_terminal(report, 80).splitlines())) <= 80

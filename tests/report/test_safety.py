@@ -53,7 +53,7 @@ def keys(value: Any) -> set[str]:
 NAMED = {"demo-java", "simple_python", "simple_java"}
 KINDS = {
     "soup",
-    "best_single",
+    "best_candidate",
     "uniform_all",
     "uniform_selected",
     "uniform_topk",

@@ -28,12 +28,12 @@ from tests.support.report import sample
 
 SIZE = 6
 ITEMS = 80
-FOLD = tuple(Item(id=str(i), category="xy"[i % 2], prompt=str(i), answer="") for i in range(ITEMS))
-TABLE = ItemTable.of(FOLD, Mean())
+SPLIT = tuple(Item(id=str(i), category="xy"[i % 2], prompt=str(i), answer="") for i in range(ITEMS))
+TABLE = ItemTable.of(SPLIT, Mean())
 
 
 def scored(values: FloatArray) -> ItemScores:
-    return ItemScores(items=FOLD, values=values)
+    return ItemScores(items=SPLIT, values=values)
 
 
 def measured(rates: bool, runs: int = 0) -> TrajectoryResult:
@@ -98,7 +98,7 @@ def test_the_page_shows_the_run(rates: bool) -> None:
     (rows,) = sections(content)[0].grids
     assert [row[0].text for row in rows.rows] == [
         "last checkpoint",
-        "best single (by search)",
+        "best candidate (by search)",
         "the trainer's average",
         "mean of its members' scores",
     ]

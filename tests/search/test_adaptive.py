@@ -35,7 +35,7 @@ PLAIN = Adaptive(early_stopping=False)
     ("budget", "opened", "known"),
     [(130, 1, True), (300, 4, True), (1000, 4, True), (800, 1, False)],
 )
-def test_a_budget_is_kept_and_the_winner_answered_the_whole_fold(
+def test_a_budget_is_kept_and_the_winner_answered_the_whole_split(
     budget: int, opened: int, known: bool
 ) -> None:
     of = world()
@@ -83,7 +83,7 @@ def test_the_stop_rule_ends_a_search_early_and_says_why() -> None:
     assert summary.finishing_gain >= 0
 
 
-def test_whole_folds_are_asked_where_parts_may_not_be() -> None:
+def test_whole_splits_are_asked_where_parts_may_not_be() -> None:
     of = world(whole=True)
     search = replace(PLAIN, max_items=900).start(of.space, 0)
     asked = searched(search, of)
@@ -104,7 +104,7 @@ def test_batches_are_no_smaller_than_the_evaluators() -> None:
 
 @pytest.mark.parametrize("opened", [1, 4])
 @pytest.mark.parametrize("min_items", [1, 30, 50, 70, 500])
-def test_a_request_has_the_least_number_of_items_or_the_whole_fold(
+def test_a_request_has_the_least_number_of_items_or_the_whole_split(
     min_items: int, opened: int
 ) -> None:
     """A soup answers each item once."""
@@ -113,8 +113,8 @@ def test_a_request_has_the_least_number_of_items_or_the_whole_fold(
     cells = searched(replace(PLAIN, max_items=2000).start(space, 1), of, opened)
     items: dict[Weights, list[int]] = {}
     for cell in cells:
-        assert price([cell], of) >= min(min_items, of.fold)
-        items.setdefault(cell.weights, []).extend(cell.items or range(of.fold))
+        assert price([cell], of) >= min(min_items, of.split)
+        items.setdefault(cell.weights, []).extend(cell.items or range(of.split))
     for numbers in items.values():
         assert len(numbers) == len(set(numbers))
     if min_items == 1:
@@ -147,7 +147,7 @@ def test_many_ingredients_are_searched_by_soups_of_a_few_of_them(step: float, si
 
 
 SHAPES = {
-    "sixty items": {"items": 180, "fold": 1 / 3},
+    "sixty items": {"items": 180, "split": 1 / 3},
     "two ingredients": {"size": 2},
     "six ingredients": {"size": 6, "items": 120},
     "one category": {"shares": (1.0,)},
@@ -167,9 +167,9 @@ def test_part_of_the_grid_finds_better_than_chance(name: str) -> None:
     for seed in range(5):
         of = world(
             seed,
-            **{"items": 360, "shares": (0.25,) * 4, "fold": 0.5, "full_batch": 16, **SHAPES[name]},
+            **{"items": 360, "shares": (0.25,) * 4, "split": 0.5, "full_batch": 16, **SHAPES[name]},
         )
-        budget = round((0.1 if name == "six ingredients" else 0.25) * len(of.points) * of.fold)
+        budget = round((0.1 if name == "six ingredients" else 0.25) * len(of.points) * of.split)
         search = replace(PLAIN, max_items=budget).over(of.points, of.space, seed)
         assert price(searched(search, of), of) <= budget
         assert 0 <= search.summary().indistinguishable_count < len(of.points)
@@ -184,8 +184,8 @@ def test_a_pick_is_scored_on_groups_that_its_search_never_saw() -> None:
     right = np.random.default_rng(0).integers(0, 2, (len(points), 90))
     of = tables.TruthTable("t", right.astype(float), np.arange(90) % 3, np.arange(90) // 4, points)
     sim = tables.Simulation(of, 3, 30)
-    assert not set(of.group[sim.fold]) & set(of.group[sim.outside])
-    assert set(of.group[sim.fold]) | set(of.group[sim.outside]) == set(of.group)
+    assert not set(of.group[sim.split]) & set(of.group[sim.outside])
+    assert set(of.group[sim.split]) | set(of.group[sim.outside]) == set(of.group)
     means = np.mean(
         [right[:, sim.outside[of.cat[sim.outside] == c]].mean(1) for c in range(3)], axis=0
     )
@@ -285,13 +285,13 @@ def test_shared_items_make_a_difference_sharp() -> None:
     assert 0 < gaps[0] < gaps[1]
 
 
-def test_finishing_a_finished_fold_gains_nothing() -> None:
+def test_finishing_a_finished_split_gains_nothing() -> None:
     made = model(ASKED)
     asked = made.requested.copy()
     assert made.finishing_gain(np.argsort(-made.objective()[0])) > 0.005
     assert (made.requested == asked).all()
     for soup in range(4):
-        made.request_fold(soup)
+        made.request_split(soup)
         made.observe(soup, slice(None), np.full(120, 0.6))  # type: ignore[arg-type]
     assert made.finishing_gain(np.argsort(-made.objective()[0])) == pytest.approx(0, abs=1e-9)
 
@@ -358,7 +358,7 @@ class LongFirst(World):
     """The first ingredient alone is always right, and its answers are ten times as long."""
 
     def answer(self, cell: Cell) -> Result:
-        tokens = np.full(self.fold, 1000.0 if cell.weights[0] == 1 else 100.0)
+        tokens = np.full(self.split, 1000.0 if cell.weights[0] == 1 else 100.0)
         lengths = tokens if cell.items is None else tokens[list(cell.items)]
         return replace(super().answer(cell), lengths=lengths)
 
@@ -375,12 +375,12 @@ def bounded_world(seed: int) -> LongFirst:
     bounds = SearchBounds(
         bounds=(Bound(name="tokens", margin=0.1, lengths=True),),
         against="",
-        reference=ItemScores(items=items, values=values[2], lengths=np.full(of.fold, 100.0)),
+        reference=ItemScores(items=items, values=values[2], lengths=np.full(of.split, 100.0)),
     )
     space = replace(
         of.space,
         singles=values[1:4],
-        lengths=np.array([[1000.0], [100.0], [100.0]]) * np.ones(of.fold),
+        lengths=np.array([[1000.0], [100.0], [100.0]]) * np.ones(of.split),
         bounds=bounds,
     )
     return LongFirst(points=of.points, values=values, categories=of.categories, space=space)

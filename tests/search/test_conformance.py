@@ -26,7 +26,7 @@ from souping.search import points as simplex
 from souping.search.adaptive import Adaptive
 from souping.search.loop import RecipeEvaluator, SearchResult, SearchRun
 from souping.search.points import Fixed, GreedySoup, Grid, Nevergrad, Search, Uniform
-from souping.search.trajectory import ALPHAS, TrajectoryAverages, Window, scrambled, windows
+from souping.search.trajectory import ALPHAS, TrajectoryAverages, Window, windows
 from souping.testing import check_strategy, search, search_space
 from tests.conftest import make_items, recipe
 from tests.support.choices import differing, each
@@ -173,8 +173,8 @@ def test_a_schedule_lists_about_twenty_windows_each_once(size: int, count: int) 
 
 def test_scrambled_weights_are_the_same_on_other_checkpoints() -> None:
     weights = Window.of("minus_sqrt", 4, 12).weights
-    assert sorted(scrambled(weights)) == sorted(weights)
-    assert scrambled(weights) == scrambled(weights) != weights
+    assert sorted(shuffled(weights)) == sorted(weights)
+    assert shuffled(weights) == shuffled(weights) != weights
 
 
 def grown(scores: dict[frozenset[int], float], late: bool) -> tuple[list[Weights], Weights]:
@@ -243,7 +243,7 @@ class Table(RecipeEvaluator):
         return 1
 
     @property
-    def whole_folds(self) -> bool:
+    def whole_splits(self) -> bool:
         return False
 
     def all_scores(self, soups: Sequence[Recipe], items: Sequence[Item]) -> list[ItemScores]:
@@ -315,7 +315,9 @@ def parts(weights: Weights, *places: Sequence[int]) -> list[Cell]:
     return [Cell(weights=weights, items=tuple(own)) for own in places]
 
 
-def test_soups_that_were_dropped_are_no_ones_equals_and_the_winner_answers_the_whole_fold() -> None:
+def test_soups_that_were_dropped_are_no_ones_equals_and_the_winner_answers_the_whole_split() -> (
+    None
+):
     optimiser = Scripted([*parts(FIRST, range(5), range(10, 15)), *parts(SECOND, range(3))], FIRST)
     found, trials = run(optimiser, Grid(), Table())
     assert [(trial.weights, trial.whole, trial.result.items) for trial in trials] == [

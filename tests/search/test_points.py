@@ -229,7 +229,7 @@ def one_category(items: int) -> SearchSpace:
     )
 
 
-def test_a_search_ends_where_little_is_gained_at_every_third_of_a_fold() -> None:
+def test_a_search_ends_where_little_is_gained_at_every_third_of_a_split() -> None:
     """The gain is looked at after 20 of 60 items or more; below 0.001 the search ends."""
     running = Adaptive().start(one_category(60), 0)
     spent = 0
@@ -254,7 +254,7 @@ def test_a_search_ends_where_little_is_gained_at_every_third_of_a_fold() -> None
     assert len(gains) > 3
 
 
-def test_a_cell_of_all_items_is_a_whole_fold() -> None:
+def test_a_cell_of_all_items_is_a_whole_split() -> None:
     space = one_category(23)
     cell = Adaptive(early_stopping=False).start(space, 0).ask()
     assert cell is not None

@@ -114,7 +114,7 @@ def test_without_answers_the_level_is_a_half_and_an_items_variance_a_fifth() -> 
 
 def test_equal_answers_have_a_least_variance() -> None:
     model = SoupModel(TABLE, item_samples(SPACE, 3), WEIGHTS)
-    model.request_fold(1)
+    model.request_split(1)
     model.observe(1, slice(None), np.ones(130))
     model.fit()
     assert np.diag(model.noise[1]) == pytest.approx(np.full(5, 0.02))
@@ -126,7 +126,7 @@ def test_a_likelihood_of_many_answers_does_not_overflow() -> None:
     model = SoupModel(table, item_samples(SPACE, 3), WEIGHTS)
     rng = np.random.default_rng(0)
     for soup in range(len(table)):
-        model.request_fold(soup)
+        model.request_split(soup)
         model.observe(soup, slice(None), 0.6 + 0.01 * rng.standard_normal(130))
     model.fit()
     for signal in model.signal:
@@ -194,7 +194,7 @@ def test_the_gain_of_finishing_is_the_expected_larger_lead(odds: float) -> None:
     mean, covariance = model.objective()
     finished = answered()
     for soup in soups:
-        finished.request_fold(soup)
+        finished.request_split(soup)
     taken_away = covariance - finished.objective()[1]
     later = mean[soups] + draws(taken_away[np.ix_(soups, soups)], 512)
     chances = np.array([odds, 1.0, 1.0, odds / 2, 0.9])
@@ -315,7 +315,7 @@ def test_the_first_request_tells_most_per_item(batch: int, whole: bool) -> None:
     model = SoupModel(TABLE, item_samples(space, 0), WEIGHTS, singles=space.singles)
     assert space.singles is not None
     for soup, values in zip((1, 2), space.singles, strict=True):
-        model.request_fold(soup)
+        model.request_split(soup)
         model.observe(soup, slice(None), values)
     model.fit()
 
@@ -353,7 +353,7 @@ def test_the_end_names_soups_that_may_be_as_good() -> None:
     model = SoupModel(TABLE, item_samples(space, 0), WEIGHTS, singles=space.singles)
     assert space.singles is not None
     for soup, values in zip((1, 2), space.singles, strict=True):
-        model.request_fold(soup)
+        model.request_split(soup)
         model.observe(soup, slice(None), values)
     model.fit()
     mean, covariance = model.objective()

@@ -1,4 +1,4 @@
-"""Nulls, whole runs in simulation, and the power that is stated before the report fold opens, in small."""
+"""Nulls, whole runs in simulation, and the power that is stated before the test split opens, in small."""
 
 from __future__ import annotations
 
@@ -143,7 +143,7 @@ def test_the_truth_of_a_soup_follows_from_its_recipe() -> None:
 BASE = 0.6
 
 
-def fold(name: str, groups: int) -> tuple[Item, ...]:
+def split(name: str, groups: int) -> tuple[Item, ...]:
     """Two categories of so many groups of two items."""
     return tuple(
         Item(id=f"{name} {c} {g} {i}", category=c, group=f"{name} {c} {g}", prompt="p", answer="a")
@@ -162,7 +162,7 @@ def answers(items: Sequence[Item], rates: Sequence[float], rng: np.random.Genera
 
 
 def stated(rates: Sequence[float], report: Sequence[Item], seed: int) -> Power:
-    select = fold("select", 80)
+    select = split("select", 80)
     scores = answers(select, rates, np.random.default_rng([1, seed]))
     power = measured_power(
         {f"m{n}": ItemScores(items=select, values=row) for n, row in enumerate(scores)},
@@ -175,7 +175,7 @@ def stated(rates: Sequence[float], report: Sequence[Item], seed: int) -> Power:
 
 
 def claimed(rates: Sequence[float], gain: float, report: Sequence[Item], repetitions: int) -> float:
-    """Share of report folds on which the sign-flip test calls a soup with this gain better than every candidate."""
+    """Share of test splits on which the sign-flip test calls a soup with this gain better than every candidate."""
     table = ItemTable.of(report, Mean())
     hits = 0
     for seed in range(repetitions):
@@ -198,14 +198,14 @@ def claimed(rates: Sequence[float], gain: float, report: Sequence[Item], repetit
     ],
 )
 def test_the_stated_gain_has_the_power_that_is_stated(rates: list[float], most: float) -> None:
-    report = fold("report", 150)
+    report = split("report", 150)
     gain = float(np.mean([stated(rates, report, seed).gain for seed in range(12)]))
     assert 0.7 <= claimed(rates, gain, report, 100) <= most
 
 
 def test_near_equal_candidates_cost_power_and_items_buy_it() -> None:
-    report = fold("report", 150)
-    large = fold("report", 600)
+    report = split("report", 150)
+    large = split("report", 600)
     equal = [stated([BASE] * 6, report, seed).gain for seed in range(8)]
     ahead = [stated([BASE] + [0.4] * 5, report, seed).gain for seed in range(8)]
     assert np.mean(equal) > 1.1 * np.mean(ahead)

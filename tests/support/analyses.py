@@ -12,7 +12,7 @@ from souping.analysis import Analysis, RunScores, RunSoups
 from souping.analysis.correlation import pearson
 from souping.core.reading import to_json
 from souping.core.scores import Mean
-from souping.core.types import FloatArray, Fold, Item, ItemScores, Recipe, Record
+from souping.core.types import FloatArray, Item, ItemScores, Recipe, Record, Split
 from souping.report.files import as_json
 from souping.search.points import grid, uniform
 
@@ -33,14 +33,14 @@ def recipe_of(weights: Mapping[str, float]) -> Recipe:
 
 
 def items_of(
-    fold: str, per_category: int = 30, categories: Sequence[str] = CATEGORIES
+    split: str, per_category: int = 30, categories: Sequence[str] = CATEGORIES
 ) -> tuple[Item, ...]:
     return tuple(
         Item(
-            id=f"{fold}-{c}-{i}",
+            id=f"{split}-{c}-{i}",
             category=c,
-            group=f"{fold}-{c}-{i // 2}",
-            prompt=f"{fold} {c} {i}",
+            group=f"{split}-{c}-{i // 2}",
+            prompt=f"{split} {c} {i}",
             answer=str(i),
         )
         for c in categories
@@ -83,8 +83,8 @@ def run_of(
 ) -> RunScores:
     """A run over the first `size` candidates, whose soups answer as `answer` says."""
     ingredients = tuple(pool[:size])
-    folds: dict[Fold, tuple[Item, ...]] = {"search": items_of("s", per_category, categories)}
-    folds["report"] = items_of("r", per_category, categories)
+    splits: dict[Split, tuple[Item, ...]] = {"search": items_of("s", per_category, categories)}
+    splits["test"] = items_of("r", per_category, categories)
     points = [uniform(size), *grid(size)] if size > 1 else []
     soups = [recipe_of(dict(zip(ingredients, point, strict=True))) for point in points][:trials]
     given = weights or (uniform(size) if size > 1 else (1.0,))
@@ -97,8 +97,8 @@ def run_of(
         recipe=recipe_of,
     )
 
-    def scores(recipe: Recipe, fold: Fold) -> ItemScores:
-        return ItemScores(items=folds[fold], values=answer(recipe, folds[fold]))
+    def scores(recipe: Recipe, split: Split) -> ItemScores:
+        return ItemScores(items=splits[split], values=answer(recipe, splits[split]))
 
     search = {r.id: scores(r, "search") for r in [*singles.values(), *soups, winner, *asked(known)]}
     return RunScores(
@@ -108,10 +108,10 @@ def run_of(
         correlation=pearson,
         metric="pearson",
         search=search,
-        report={r.id: scores(r, "report") for r in [*singles.values(), winner]},
-        read=lambda recipe, fold: {
+        test={r.id: scores(r, "test") for r in [*singles.values(), winner]},
+        read=lambda recipe, split: {
             item.id: Record(item=item.id, score=float(value), output=f"{recipe.id} on {item.id}")
-            for item, value in zip(folds[fold], answer(recipe, folds[fold]), strict=True)
+            for item, value in zip(splits[split], answer(recipe, splits[split]), strict=True)
         },
     )
 

@@ -2,7 +2,7 @@
 
     python -m tests.support.main_job RUN_DIR [STORE]
 
-Compares what no refactoring may change: recipe, selection, folds, rows, comparisons, verdict and, with STORE, every
+Compares what no refactoring may change: recipe, selection, splits, rows, comparisons, verdict and, with STORE, every
 score of every model. What a run costs, what its search says and its analyses are left out. Exit status 1: they differ.
 """
 
@@ -20,7 +20,7 @@ KEPT = Path(__file__).resolve().parents[1] / "data" / "main_job"
 PARTS = (
     "recipe",
     "selection",
-    "folds",
+    "splits",
     "items",
     "objective",
     "rows",

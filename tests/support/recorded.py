@@ -22,7 +22,7 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 
 from souping.core.protocols import Evaluator
 from souping.core.types import Item
-from souping.evaluate.benchmark import split_folds
+from souping.evaluate.benchmark import make_splits
 from souping.evaluate.identity import fingerprint, look
 from souping.merge import MergeBackend
 from tests.conftest import ROOT
@@ -191,7 +191,7 @@ def splits(items: Sequence[Item], published: bool, key: str) -> dict[str, Any]:
     counts = dict[str, dict[str, int]]()
     lines = list[str]()
     # The splits stand in the order of a run.
-    for split, members in enumerate(split_folds(items, two=published).items.values()):
+    for split, members in enumerate(make_splits(items, two=published).items.values()):
         counts[str(split)] = dict(sorted(Counter(item.category for item in members).items()))
         for item in members:
             name = item.identity if key == "identity" else item.id

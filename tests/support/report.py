@@ -54,7 +54,7 @@ def rows(
     ]
     levels = {"uniform_all": 0.68, "uniform_selected": 0.70, "uniform_topk": 0.69, "soup": 0.76}
     soups = [row(rng, name, name, categories, level) for name, level in levels.items()]
-    return [*made, {**made[0], "kind": "best_single"}, *soups]
+    return [*made, {**made[0], "kind": "best_candidate"}, *soups]
 
 
 def comparisons(found: list[dict[str, Any]]) -> list[dict[str, Any]]:
@@ -106,7 +106,7 @@ def losses(found: list[dict[str, Any]], categories: list[str]) -> dict[str, Any]
         "against": found[0]["name"],
         "above": above,
         "below": len(pairs) - above,
-        "level": 0,
+        "same": 0,
         "categories": pairs,
     }
 
@@ -202,12 +202,12 @@ def sample(
     categories = list(CATEGORIES[:columns])
     chosen = selection(rng, names, categories, k)
     report: dict[str, Any] = {
-        "experiment": "bfcl",
+        "name": "bfcl",
         "unit": asdict(POINTS),
         "benchmark": {"name": "demo", "note": "demo: BFCL-style questions, not BFCL"},
         "selection": chosen,
         "stability": stability(names, chosen),
-        "warnings": ["2 categories have fewer than 20 items on the select fold"],
+        "warnings": ["2 categories have fewer than 20 items on the select split"],
         "provenance": {
             "command": "python -m souping name=<b>",
             "settings": {"name": "<b>"},
@@ -220,7 +220,7 @@ def sample(
         "cost": {"evaluated_items": 12648, "reused_items": 504, "trials": 0, "seconds": 71.234},
     }
     if stop == "select":
-        return {**report, "folds": {"select": 168}}, []
+        return {**report, "splits": {"select": 168}}, []
     found = trials(k, names, categories, seed)
     best = max(found, key=lambda trial: trial["objective"])
     kept = {name: w for name, w in best["weights"].items() if w}
@@ -235,7 +235,7 @@ def sample(
     }
     weights = dict.fromkeys(categories, 1 / len(categories))
     report["objective"] = {"name": "mean", "coefficients": weights, "search": best["objective"]}
-    report["folds"] = {"select": 168, "search": 168}
+    report["splits"] = {"select": 168, "search": 168}
     report["cost"]["trials"] = len(found)
     rows = [read(TrialRow, trial) for trial in found]
     if stop == "search":
@@ -250,13 +250,13 @@ def finish(
     k: int,
     categories: list[str],
 ) -> dict[str, Any]:
-    """What the report fold adds."""
-    report["folds"]["report"] = 416
+    """What the test split adds."""
+    report["splits"]["test"] = 416
     report["rows"] = (
         rows(rng, names, k, categories) if k > 1 else rows(rng, names, k, categories)[:-4]
     )
     report["comparisons"] = comparisons(report["rows"]) if k > 1 else []
-    report["optimism"] = 0.018
+    report["selection_bias"] = 0.018
     report["router"] = {
         "score": 0.71,
         "routes": dict.fromkeys(categories, names[0]),
@@ -271,9 +271,9 @@ def finish(
         report["rebuild"] = (
             "python -m souping +experiment=rebuild recipe=run/soup/recipe.json out=rebuilt"
         )
-    sentence = "The soup is better than the best single model, by 9.1 points (95 % interval 6.7 to 11.5, p 0.013)."
+    sentence = "The soup is better than the best candidate model, by 9.1 points (95 % interval 6.7 to 11.5, p 0.013)."
     report["verdict"] = {
-        "claim": "better_than_best_single",
+        "claim": "better_than_best_candidate",
         "sentence": sentence,
         "p_value": 0.013,
     }

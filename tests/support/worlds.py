@@ -15,7 +15,7 @@ from souping.search.adaptive import Adaptive
 
 @dataclass(frozen=True)
 class World:
-    """Scores `values` [S, I] of soups at `points`; `space` describes the search fold, the first of the items."""
+    """Scores `values` [S, I] of soups at `points`; `space` describes the search split, the first of the items."""
 
     points: list[Weights]
     values: FloatArray
@@ -23,7 +23,7 @@ class World:
     space: SearchSpace
 
     @property
-    def fold(self) -> int:
+    def split(self) -> int:
         return len(self.space.groups)
 
     @property
@@ -38,7 +38,7 @@ class World:
         return float(self.truth[self.points.index(weights)])
 
     def answer(self, cell: Cell) -> Result:
-        row = self.values[self.points.index(cell.weights), : self.fold]
+        row = self.values[self.points.index(cell.weights), : self.split]
         values = row if cell.items is None else row[list(cell.items)]
         return Result(
             objective=float(values.mean()), categories={}, items=len(values), values=values
@@ -47,12 +47,12 @@ class World:
 
 def world(
     seed: int = 0, *, size: int = 3, items: int = 120, shares: tuple[float, ...] = (1 / 3, 1 / 3, 1 / 3),
-    group: int = 1, even: bool = False, fold: float = 1.0, **changes: Any,
+    group: int = 1, even: bool = False, split: float = 1.0, **changes: Any,
 ) -> World:  # fmt: skip
     """Soups of `size` ingredients, `items` in categories of these shares and in groups of `group`.
 
     A soup's skill in a category is a blend of its ingredients' plus a bonus for mixing. Half of the luck on an item is
-    shared by all soups. With `even` all soups are alike in the first category; `fold` is the share of the items that
+    shared by all soups. With `even` all soups are alike in the first category; `split` is the share of the items that
     the search sees, and `changes` are fields of its space.
     """
     rng = np.random.default_rng(seed)
@@ -66,7 +66,7 @@ def world(
     chance = 1 / (1 + np.exp(1.5 * rng.standard_normal(items)[place] - skill[:, categories]))
     values = (0.5 * rng.random(items) + 0.5 * rng.random(chance.shape) < chance).astype(float)
     values[:, categories == 0] = 1.0 if even else values[:, categories == 0]
-    seen = round(fold * items)
+    seen = round(split * items)
     names = tuple(f"c{c}" for c in categories[:seen])
     space = SearchSpace(
         ingredients=tuple(f"m{k}" for k in range(size)), categories=names, groups=tuple(f"g{p}" for p in place[:seen]),
@@ -93,4 +93,4 @@ def searched(optimiser: Optimiser, of: World, opened: int = 1) -> list[Cell]:
 
 def price(cells: list[Cell], of: World) -> int:
     """Number of answers that these requests generate."""
-    return sum(of.fold if cell.items is None else len(cell.items) for cell in cells)
+    return sum(of.split if cell.items is None else len(cell.items) for cell in cells)

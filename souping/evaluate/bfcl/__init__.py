@@ -86,7 +86,7 @@ class BfclPrompts(Prompts):
 
     @property
     def benchmark(self) -> BfclBenchmark:
-        """Its own items: their folds and groups do not depend on the categories that are evaluated."""
+        """Its own items: their splits and groups do not depend on the categories that are evaluated."""
         evaluator = self.evaluator
         return BfclBenchmark(
             data=evaluator.environment.data,

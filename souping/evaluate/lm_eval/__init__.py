@@ -153,7 +153,7 @@ class HarnessScoring(Scoring):
     evaluator: HarnessEvaluator
 
     @property
-    def whole_folds(self) -> bool:
+    def whole_splits(self) -> bool:
         """Corpus metrics are of all items of a category."""
         return any(task.metric.kind != "mean" for task in self.evaluator.loaded.values())
 

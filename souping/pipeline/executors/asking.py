@@ -88,7 +88,7 @@ class FilesExecutor(Executor):
     """Files for somebody else's jobs: up to `max_open` soups at once, each as a recipe or, with `write_models`, as
     a folder.
 
-    A job loads a model, so a search gives it `min_items` items or more, or the whole fold.
+    A job loads a model, so a search gives it `min_items` items or more, or the whole split.
     """
 
     max_open: Count = 1
@@ -124,7 +124,7 @@ class FileWorkers(Workers):
         progress: Progress,
         items: str,
     ) -> None:
-        """Wait for the end of other processes that ask for soups of this run; `items` is the digest of its folds.
+        """Wait for the end of other processes that ask for soups of this run; `items` is the digest of its splits.
 
         Raises:
             UserError: settings, items or models are not those that the run began with.
@@ -258,7 +258,7 @@ class FileWorkers(Workers):
         """What is open, and what to type next."""
         stage = self._progress.current
         lines = []
-        if stage.startswith(("report", "analyse")):
+        if stage.startswith(("test", "analyse")):
             lines.append("the search is done and its choice is frozen; the report needs:")
         count = f"{stage}: {len(soups)} open"
         if later := len(self._waiting) - len(soups):

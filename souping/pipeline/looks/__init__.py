@@ -1,1 +1,1 @@
-"""Looks at the report fold: what is claimed, what was seen before, and the fold's opening."""
+"""Looks at the test split: what is claimed, what was seen before, and the split's opening."""

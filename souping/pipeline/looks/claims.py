@@ -170,5 +170,5 @@ def times(count: int) -> str:
 
 def price(look: int) -> str:
     """What a look costs, in words."""
-    free = "compare settings with stop_after=search, which leaves the report fold closed"
+    free = "compare settings with stop_after=search, which leaves the test split closed"
     return f"so its p-values are multiplied by {penalty(look):,} (k (k + 1) for look k); {free}"

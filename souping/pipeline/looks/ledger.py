@@ -1,4 +1,4 @@
-"""Ledger of the report fold: what was claimed and shown on its items, and on which items searches chose.
+"""Ledger of the test split: what was claimed and shown on its items, and on which items searches chose.
 
 It is part of the results store and identifies everything by its content: items by what the model sees
 (`Item.identity`), models by their weights. Other names, files, groups or settings do not reset it.
@@ -73,7 +73,7 @@ class Ledger:
             count = max(_occasions(db, _names(items)).values(), default=0) + _deleted(db)
         if not count:
             return ""
-        what = f"the items of the report fold were reported on {times(count)} before"
+        what = f"the items of the test split were reported on {times(count)} before"
         return f"{what}: a report that is not one of those is look {count + 1} or later, {price(count + 1)}"
 
     def show_report(

@@ -1,4 +1,4 @@
-"""Opening of the report fold and of extra benchmarks, through the ledger."""
+"""Opening of the test split and of extra benchmarks, through the ledger."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from souping.pipeline.looks.ledger import Ledger
 from souping.pipeline.settings import RunSettings
 from souping.pipeline.state import Contender
 from souping.pipeline.steps import Stage
-from souping.report.content import FoldSizes, RowDifference
+from souping.report.content import RowDifference, SplitSizes
 from souping.statistics.levels import Level
 from souping.statistics.scores import ItemTable
 
@@ -59,7 +59,7 @@ class Opening:
         Raises:
             UserError: a category has none left.
         """
-        # A dry run has items of the other folds in place of the report fold's.
+        # A dry run has items of the other splits in place of the test split's.
         if self.settings.dry_run is not None:
             return items
         chosen_on = self.ledger.chosen_on(soup)
@@ -69,11 +69,11 @@ class Opening:
         categories = {item.category for item in items}
         if used_up := categories - {item.category for item in unseen}:
             raise UserError(
-                f"category {min(used_up)}: earlier runs with other folds chose among these ingredients on all of its "
+                f"category {min(used_up)}: earlier runs with other splits chose among these ingredients on all of its "
                 "report items, so nothing can be reported on them: add items that no run has seen"
             )
         self.note(
-            f"{len(items) - len(unseen)} of {len(items)} report items are left out: earlier runs with other folds "
+            f"{len(items) - len(unseen)} of {len(items)} report items are left out: earlier runs with other splits "
             "chose among these ingredients on them"
         )
         return unseen
@@ -147,12 +147,12 @@ class Opening:
         return FamilyScores(scores=scores * unit.factor, missing=look.known.missing)
 
 
-def fold_sizes(folds: Mapping[str, int], claim: Claim, items: Sequence[Item]) -> FoldSizes:
-    """Numbers of items, with those of the report fold that are not used."""
-    return FoldSizes(
-        select=folds["select"],
-        search=folds["search"],
-        report=len(items),
-        left_out=folds["report"] - len(claim.items) or None,
+def split_sizes(splits: Mapping[str, int], claim: Claim, items: Sequence[Item]) -> SplitSizes:
+    """Numbers of items, with those of the test split that are not used."""
+    return SplitSizes(
+        select=splits["select"],
+        search=splits["search"],
+        test=len(items),
+        left_out=splits["test"] - len(claim.items) or None,
         shown=len(claim.items) - len(items) or None,
     )

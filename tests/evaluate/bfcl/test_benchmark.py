@@ -15,7 +15,7 @@ import pytest
 from souping.core.scores import value
 from souping.core.types import Item, UserError
 from souping.evaluate import scoring
-from souping.evaluate.benchmark import first_items, split_folds
+from souping.evaluate.benchmark import first_items, make_splits
 from souping.evaluate.bfcl import (
     BFCL_EVAL_VERSION,
     BFCL_FOLDER,
@@ -62,13 +62,13 @@ def test_items_over_one_function_document_share_a_group(
     assert len({(item.id.rsplit("_", 1)[1], item.group) for item in turns}) == 200
 
 
-def test_folds_do_not_depend_on_the_categories(bfcl: Environment) -> None:
-    def fold_of(categories: tuple[str, ...]) -> dict[str, str]:
-        found = split_folds(BfclBenchmark(data=bfcl.data, categories=categories).items())
-        return {item.id: fold for fold, members in found.items.items() for item in members}
+def test_splits_do_not_depend_on_the_categories(bfcl: Environment) -> None:
+    def split_of(categories: tuple[str, ...]) -> dict[str, str]:
+        found = make_splits(BfclBenchmark(data=bfcl.data, categories=categories).items())
+        return {item.id: split for split, members in found.items.items() for item in members}
 
-    few = fold_of(("simple_python", "parallel"))
-    all_of_them = fold_of(tuple(FILE_ITEMS))
+    few = split_of(("simple_python", "parallel"))
+    all_of_them = split_of(tuple(FILE_ITEMS))
     assert len(few) == 600
     assert few == {name: all_of_them[name] for name in few}
 

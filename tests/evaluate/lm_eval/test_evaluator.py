@@ -250,7 +250,7 @@ def test_a_corpus_metric_from_select_to_report(souping: Cli, family: Path, tmp_p
         own = [
             (docs[name]["answer"], text)
             for kind, name, text in found
-            if kind == category and assign(docs[name]["group"]) == "report"
+            if kind == category and assign(docs[name]["group"]) == "test"
         ]
         assert len(own) == score["n"]
         theirs = (

@@ -1,4 +1,4 @@
-"""Folds and the benchmark file."""
+"""Splits and the benchmark file."""
 
 from __future__ import annotations
 
@@ -13,34 +13,34 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from souping.core.groups import groups_of
-from souping.core.types import FOLDS, Item, UserError
+from souping.core.types import SPLITS, Item, UserError
 from souping.evaluate.benchmark import (
-    FOLD_SHARES,
+    SPLIT_SHARES,
     Benchmark,
     assign,
     first_items,
     kept,
-    limit_folds,
+    limit_splits,
+    make_splits,
     outline_items,
     position,
     shares_of,
-    split_folds,
-    two_folds,
+    two_splits,
 )
 from tests.conftest import make_items
 
 
 @given(st.text(max_size=20))
-def test_a_groups_fold_is_a_function_of_its_name_alone(group: str) -> None:
+def test_a_groups_split_is_a_function_of_its_name_alone(group: str) -> None:
     assert 0 <= position(group) < 1
-    assert assign(group) == assign(group) in FOLDS
+    assert assign(group) == assign(group) in SPLITS
     two = assign(group, two=True)
     assert two == {"select": "search"}.get(assign(group), assign(group))
 
 
 def test_the_cut_is_for_good() -> None:
-    folds = "report report report search select report report select"
-    assert [assign(f"g{n}") for n in range(8)] == folds.split()
+    splits = "report report report search select report report select"
+    assert [assign(f"g{n}") for n in range(8)] == splits.split()
     alone = Item(id="7", category="c", prompt="what is 2 + 2?", answer="4")
     assert alone.group == "prompt da029bd12a16038c"
     assert replace(alone, id="8", category="d", answer="5", group="").group == alone.group
@@ -50,25 +50,27 @@ def groups_in(items: Sequence[Item]) -> set[str]:
     return {item.group for item in items}
 
 
-def test_folds_are_disjoint_by_group_and_cover_and_more_items_move_none() -> None:
+def test_splits_are_disjoint_by_group_and_cover_and_more_items_move_none() -> None:
     items = make_items(300)
-    folds = split_folds(items)
+    splits = make_splits(items)
     more = {
-        i.id: fold for fold, members in split_folds(make_items(400)).items.items() for i in members
+        i.id: split
+        for split, members in make_splits(make_items(400)).items.items()
+        for i in members
     }
-    assert all(more[i.id] == fold for fold, members in folds.items.items() for i in members)
-    groups = [groups_in(folds.items[fold]) for fold in FOLDS]
+    assert all(more[i.id] == split for split, members in splits.items.items() for i in members)
+    groups = [groups_in(splits.items[split]) for split in SPLITS]
     assert not groups[0] & groups[1] | groups[0] & groups[2] | groups[1] & groups[2]
-    assert sum(folds.counts().values()) == len(items)
-    assert folds.counts()["report"] > folds.counts()["search"]
-    assert folds.notes == ()
-    assert split_folds(items, two=True).counts()["select"] == 0
+    assert sum(splits.counts().values()) == len(items)
+    assert splits.counts()["test"] > splits.counts()["search"]
+    assert splits.notes == ()
+    assert make_splits(items, two=True).counts()["select"] == 0
 
 
 def test_a_category_with_too_few_groups_is_refused() -> None:
     lonely = Item(id="x", category="lonely", prompt="p", answer="a")
-    with pytest.raises(UserError, match=r"category 'lonely' has no items in fold"):
-        split_folds([*make_items(100), lonely])
+    with pytest.raises(UserError, match=r"category 'lonely' has no items in split"):
+        make_splits([*make_items(100), lonely])
 
 
 def write(path: Path, *rows: object) -> Benchmark:
@@ -134,20 +136,20 @@ def test_tool_calls_and_schemas_are_kept(tmp_path: Path) -> None:
     assert item.tools == ({"name": "f"},)
 
 
-def test_shares_of_folds_may_be_others_and_what_is_not_named_keeps_its_proportion() -> None:
-    assert shares_of(None) == shares_of({}) == FOLD_SHARES
+def test_shares_of_splits_may_be_others_and_what_is_not_named_keeps_its_proportion() -> None:
+    assert shares_of(None) == shares_of({}) == SPLIT_SHARES
     assert shares_of({"search": 0.4}) == pytest.approx(
-        {"select": 0.15, "search": 0.4, "report": 0.45}
+        {"select": 0.15, "search": 0.4, "test": 0.45}
     )
-    assert shares_of({"select": 0.1, "search": 0.5, "report": 0.4}) == {
+    assert shares_of({"select": 0.1, "search": 0.5, "test": 0.4}) == {
         "select": 0.1,
         "search": 0.5,
-        "report": 0.4,
+        "test": 0.4,
     }
     items = make_items(400)
-    folds = split_folds(items, shares=shares_of({"select": 0.2, "search": 0.5, "report": 0.3}))
-    counts = folds.counts()
-    assert counts["search"] > 1.3 * counts["report"] > 1.1 * counts["select"]
+    splits = make_splits(items, shares=shares_of({"select": 0.2, "search": 0.5, "test": 0.3}))
+    counts = splits.counts()
+    assert counts["search"] > 1.3 * counts["test"] > 1.1 * counts["select"]
     for wrong in (
         {"serch": 0.4},
         {"search": 1.0},
@@ -158,7 +160,7 @@ def test_shares_of_folds_may_be_others_and_what_is_not_named_keeps_its_proportio
         with pytest.raises(UserError, match=r"benchmark\.splits"):
             shares_of(wrong)
     with pytest.raises(UserError, match="add up to"):
-        shares_of({"select": 0.2, "search": 0.2, "report": 0.2})
+        shares_of({"select": 0.2, "search": 0.2, "test": 0.2})
 
 
 # The rules by hand
@@ -180,73 +182,75 @@ def in_groups(**groups: str) -> list[Item]:
 def test_the_position_of_a_group_is_its_hash() -> None:
     """The first 64 bits of SHA-256 of salt and name, over 2^64; shares are cut at 0.2 and 0.4."""
     for group in ("g0", "g3", "g4", "x"):
-        text = f"souping folds 4\0{group}".encode()
+        text = f"souping splits 4\0{group}".encode()
         first_bits = int(hashlib.sha256(text).hexdigest()[:16], 16)
         place = first_bits / 2**64
         assert position(group) == place
-        fold = "report"
+        split = "test"
         if place < 0.4:
-            fold = "search"
+            split = "search"
         if place < 0.2:
-            fold = "select"
-        assert assign(group) == fold
-        assert assign(group, two=True) == ("report" if fold == "report" else "search")
+            split = "select"
+        assert assign(group) == split
+        assert assign(group, two=True) == ("test" if split == "test" else "search")
 
 
-def test_a_small_category_gets_a_group_in_each_fold_from_the_fold_that_has_most() -> None:
+def test_a_small_category_gets_a_group_in_each_split_from_the_split_that_has_most() -> None:
     """By their hashes g0 to g2 and g5 are in report; the first by its hash moves to select, the next to search."""
     names = ["g0", "g1", "g2", "g5"]
-    assert {assign(name) for name in names} == {"report"}
+    assert {assign(name) for name in names} == {"test"}
     first, second, *others = sorted(names, key=position)
-    folds = split_folds(in_groups(c=" ".join(names)))
-    groups = {fold: sorted(groups_in(folds.items[fold])) for fold in FOLDS}
-    assert groups == {"select": [first], "search": [second], "report": sorted(others)}
-    assert "2 moved" in folds.notes[0]
-    assert "c (4)" in folds.notes[0]
+    splits = make_splits(in_groups(c=" ".join(names)))
+    groups = {split: sorted(groups_in(splits.items[split])) for split in SPLITS}
+    assert groups == {"select": [first], "search": [second], "test": sorted(others)}
+    assert "2 moved" in splits.notes[0]
+    assert "c (4)" in splits.notes[0]
 
 
-def test_three_groups_fill_three_folds_and_two_do_not() -> None:
-    folds = split_folds(in_groups(c="g0 g1 g2"))
-    assert folds.counts() == {"select": 1, "search": 1, "report": 1}
+def test_three_groups_fill_three_splits_and_two_do_not() -> None:
+    splits = make_splits(in_groups(c="g0 g1 g2"))
+    assert splits.counts() == {"select": 1, "search": 1, "test": 1}
     with pytest.raises(UserError, match="category 'c'"):
-        split_folds(in_groups(c="g0 g1"))
-    assert split_folds(in_groups(c="g0 g1"), two=True).counts() == {
+        make_splits(in_groups(c="g0 g1"))
+    assert make_splits(in_groups(c="g0 g1"), two=True).counts() == {
         "select": 0,
         "search": 1,
-        "report": 1,
+        "test": 1,
     }
 
 
-def test_two_folds_have_no_items_to_select_by() -> None:
-    folds = two_folds(make_items(100))
-    assert not folds["select"]
-    assert len(folds["search"]) + len(folds["report"]) == 200
+def test_two_splits_have_no_items_to_select_by() -> None:
+    splits = two_splits(make_items(100))
+    assert not splits["select"]
+    assert len(splits["search"]) + len(splits["test"]) == 200
 
 
 @pytest.mark.parametrize(("size", "small"), [(19, True), (20, False)])
-def test_a_fold_with_fewer_than_twenty_items_of_a_category_is_noted(size: int, small: bool) -> None:
+def test_a_split_with_fewer_than_twenty_items_of_a_category_is_noted(
+    size: int, small: bool
+) -> None:
     items = make_items(300, ["w"])
     searched = [item for item in items if assign(item.group) == "search"][:size]
     others = [item for item in items if assign(item.group) != "search"]
-    notes = split_folds([*searched, *others]).notes
-    assert any("fold search" in note and f"w ({size})" in note for note in notes) == small
+    notes = make_splits([*searched, *others]).notes
+    assert any("split search" in note and f"w ({size})" in note for note in notes) == small
 
 
-def test_a_dry_run_has_the_first_items_and_reports_on_those_of_neither_fold() -> None:
-    folds = split_folds(make_items(200))
-    few = limit_folds(folds, 3)
-    for fold in ("select", "search"):
+def test_a_dry_run_has_the_first_items_and_reports_on_those_of_neither_split() -> None:
+    splits = make_splits(make_items(200))
+    few = limit_splits(splits, 3)
+    for split in ("select", "search"):
         for category in ("w", "x"):
-            own = [item for item in folds.items[fold] if item.category == category]
-            assert [item for item in few.items[fold] if item.category == category] == own[:3]
+            own = [item for item in splits.items[split] if item.category == category]
+            assert [item for item in few.items[split] if item.category == category] == own[:3]
     taken = {item.group for item in [*few.items["select"], *few.items["search"]]}
-    report = few.items["report"]
+    report = few.items["test"]
     assert len(report) == 6
     assert not taken & {item.group for item in report}
-    assert set(report) <= {*folds.items["select"], *folds.items["search"]}
+    assert set(report) <= {*splits.items["select"], *splits.items["search"]}
     assert "on 6 items" in few.notes[0]
-    all_of_them = limit_folds(folds, 1000)
-    assert all_of_them.items["report"] == all_of_them.items["search"]
+    all_of_them = limit_splits(splits, 1000)
+    assert all_of_them.items["test"] == all_of_them.items["search"]
     assert first_items(report, None) == report
 
 
@@ -275,7 +279,7 @@ def test_items_of_one_number_are_a_group_in_shared_categories() -> None:
     [
         {"select": 0.995},
         {"select": 0.6, "search": 0.395},
-        {"select": 0.2, "search": 0.2, "report": 0.60001},
+        {"select": 0.2, "search": 0.2, "test": 0.60001},
     ],
 )
 def test_shares_that_leave_too_little_or_do_not_make_1(shares: dict[str, float]) -> None:
