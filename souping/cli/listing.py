@@ -61,7 +61,7 @@ def _row(run: Path) -> tuple[str, str, str, str]:
     try:
         verdict = read_report(run / RUN_REPORT).verdict
     except UserError:
-        return date, "the report cannot be read", DASH, size
+        return date, "of another version, or damaged", DASH, size
     if verdict is None:
         return date, "no verdict", DASH, size
     return date, clean(verdict.claim).replace("_", " "), str(verdict.look or DASH), size

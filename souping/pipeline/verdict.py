@@ -182,5 +182,10 @@ def power_in_words(power: Power, unit: Unit) -> str:
 
 def power_summary(power: Power, unit: Unit) -> PowerSummary:
     """What report.json and plan.json keep."""
-    sizes = {"gain": unit.size(power.gain), "min_gain": unit.size(power.margin)}
-    return PowerSummary(**(vars(power) | sizes))
+    return PowerSummary(
+        gain=unit.size(power.gain),
+        items=power.items,
+        min_gain=unit.size(power.margin),
+        needed=power.needed,
+        assumed=power.assumed,
+    )

@@ -17,6 +17,8 @@ from souping.core.types import Names
 from souping.core.unit import POINTS, Unit
 from souping.report.recipe import RecipeSummary
 
+SCHEMA = 1
+"""Version of the keys of report.json."""
 MaybeFloat = float | None
 MaybeInt = int | None
 NamedNumbers = Mapping[str, MaybeFloat]
@@ -671,7 +673,7 @@ class TrajectoryResult:
 class Report:
     """report.json, or as much of it as is known: the result of a step is None before the step."""
 
-    schema: int = 1
+    schema: int = SCHEMA
     """version of these keys"""
     name: str
     """name of the run"""

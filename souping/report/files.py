@@ -34,6 +34,7 @@ from souping.core.types import (
 from souping.core.unit import Unit
 from souping.report.analyses import NO_RESULTS, AnalysisResult, drawings, read_content
 from souping.report.content import (
+    SCHEMA,
     CorrelationTable,
     Report,
     SearchSummary,
@@ -127,9 +128,16 @@ def read_report(path: Path, results: Mapping[str, type[AnalysisResult]] = NO_RES
     """A report.json. `results` are {analysis: class of what it finds}, as `read_content` takes them.
 
     Raises:
-        UserError: it is not a report, or cannot be read.
+        UserError: it is not a report, another version wrote it, or it cannot be read.
     """
-    return read_content(load(path, dict[str, Any]), results)
+    table = load(path, dict[str, Any])
+    if table.get("schema") != SCHEMA:
+        repeat = read(Report, table).provenance
+        raise UserError(
+            f"{path}: another version of souping wrote it; repeat the run, whose stored answers are found",
+            fix=clean(repeat.command) if repeat else "",
+        )
+    return read_content(table, results)
 
 
 def read_run_config(path: Path) -> RunConfig:

@@ -43,8 +43,8 @@ PAGES = [
 ]
 OPTIONAL = (
     "dry_run",
-    "gate",
-    "also",
+    "expected_check",
+    "extra_benchmarks",
     "rebuild",
     "variance",
     "search",

@@ -177,7 +177,7 @@ def test_power_in_words_has_its_figures_and_their_basis(
         assert figure in words
     assert ("assuming equal candidates" in words) == assumed
     summary = power_summary(power, POINTS)
-    assert (summary.gain, summary.margin, summary.needed) == (0.064, 0.01, 32_000)
+    assert (summary.gain, summary.min_gain, summary.needed) == (0.064, 0.01, 32_000)
 
 
 def test_a_missing_candidate_is_no_victory() -> None:
@@ -203,7 +203,7 @@ def test_the_router_is_chosen_elsewhere_and_the_oracle_is_a_bound() -> None:
     found = alternatives(POINTS, 0.9, scores(1, 1, 1, 0), ingredients, table, Mean())
     losses = scores(31, 30, 29, 30)
     without_fractions = alternatives(POINTS, 30.0, losses, {"a": losses}, table, Mean())
-    assert without_fractions == Alternatives(optimism=0.0)
-    assert found.optimism == pytest.approx(0.15)
+    assert without_fractions == Alternatives(selection_bias=0.0)
+    assert found.selection_bias == pytest.approx(0.15)
     assert found.router == Router(score=0.25, routes={"x": "a", "y": "b"}, models=2, answers=1)
     assert found.oracle == Oracle(score=1.0, models=2, answers=2)

@@ -84,7 +84,7 @@ def test_every_key_that_the_types_know_is_written_as_it_was_read() -> None:
 
 def test_the_kept_report_is_written_as_it_was_read() -> None:
     kept = json.loads(KEPT.read_text())
-    # It is older than the key `unit`.
+
     assert as_json(to_json(read(Report, kept))) == as_json({**kept, "unit": asdict(POINTS)})
 
 

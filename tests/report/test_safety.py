@@ -72,7 +72,7 @@ def test_no_string_of_the_users_becomes_markup(tmp_path: Path) -> None:
     parsed = outline((tmp_path / "report.html").read_text())
     assert "script" not in parsed.tags
     console = Console(file=io.StringIO(), width=120, force_terminal=False)
-    checks = gate(content.unit, content.gate or read(GateSummary, {}))
+    checks = gate(content.unit, content.expected_check or read(GateSummary, {}))
     console.print(report_table(content), also_table(content), plain_table(checks))
     files = [
         p.read_text() for p in tmp_path.rglob("*") if p.suffix in (".html", ".md", ".json", ".csv")

@@ -118,7 +118,7 @@ def test_other_candidates_have_no_such_section() -> None:
 
 def test_windows_lie_where_their_oldest_checkpoint_was() -> None:
     windows = measured(True).windows
-    steps = {(window.kind, window.checkpoints): window.steps for window in windows}
+    steps = {(window.kind, window.count): window.steps for window in windows}
     assert steps["uniform", 2] == 100
     assert steps["ema", SIZE] == 100 * (SIZE - 1)
     for window in windows:

@@ -202,6 +202,7 @@ def sample(
     categories = list(CATEGORIES[:columns])
     chosen = selection(rng, names, categories, k)
     report: dict[str, Any] = {
+        "schema": 1,
         "name": "bfcl",
         "unit": asdict(POINTS),
         "benchmark": {"name": "demo", "note": "demo: BFCL-style questions, not BFCL"},
