@@ -125,7 +125,7 @@ def show_sample(unit: Unit, console: Console, sample: Sample, names: Sequence[st
         head = f"{name}: {unit.score(model.score, more=-1)} {unit.symbol}"
         if model.outcome != "finished":
             head += f", {model.outcome}"
-        table.add_column(Text(clean(head)), overflow="split", ratio=1)
+        table.add_column(Text(clean(head)), overflow="fold", ratio=1)
         answers.append(Text(_short(model.text())))
     table.add_row(*answers)
     console.print(table)

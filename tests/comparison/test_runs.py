@@ -38,7 +38,7 @@ def run(tmp_path: Path) -> Callable[..., Path]:
             file.write("".join(json.dumps(line) + "\n" for line in lines))
         mean = sum(line["models"]["soup"]["score"] for line in lines) / len(lines)
         rows = [{"name": "soup", "recipe_id": name, "scores": {"c": {"mean": mean}}}]
-        (folder / "report.json").write_text(json.dumps({"rows": rows}))
+        (folder / "report.json").write_text(json.dumps({"schema": 1, "rows": rows}))
         return folder
 
     return make
@@ -245,5 +245,5 @@ def test_models_may_have_been_picked_among_all_of_the_report(
 
 def test_a_dry_run_is_not_compared(souping: Cli, finished_copy: Path) -> None:
     path = finished_copy / "report.json"
-    path.write_text(json.dumps({**json.loads(path.read_text()), "limit": 2}))
+    path.write_text(json.dumps({**json.loads(path.read_text()), "dry_run": 2}))
     souping("compare", "base=run:uniform_all", "soup=run").refused("dry_run=2")

@@ -39,7 +39,7 @@ def test_a_groups_split_is_a_function_of_its_name_alone(group: str) -> None:
 
 
 def test_the_cut_is_for_good() -> None:
-    splits = "report report report search select report report select"
+    splits = "test test test search select test test select"
     assert [assign(f"g{n}") for n in range(8)] == splits.split()
     alone = Item(id="7", category="c", prompt="what is 2 + 2?", answer="4")
     assert alone.group == "prompt da029bd12a16038c"
@@ -182,7 +182,7 @@ def in_groups(**groups: str) -> list[Item]:
 def test_the_position_of_a_group_is_its_hash() -> None:
     """The first 64 bits of SHA-256 of salt and name, over 2^64; shares are cut at 0.2 and 0.4."""
     for group in ("g0", "g3", "g4", "x"):
-        text = f"souping splits 4\0{group}".encode()
+        text = f"souping folds 4\0{group}".encode()
         first_bits = int(hashlib.sha256(text).hexdigest()[:16], 16)
         place = first_bits / 2**64
         assert position(group) == place

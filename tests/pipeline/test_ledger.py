@@ -166,7 +166,7 @@ class TestClaims:
             {"threads": 2},
             {"workers": 2},
             {"seed": 7},
-            {"samples": 4},
+            {"repeats": 4},
         ):
             assert look(replace(base, **change)) == look(base)  # type: ignore[arg-type]
         for change in ({"max_new_tokens": 3}, {"temperature": 0.4}, {"dtype": "bfloat16"}):

@@ -280,10 +280,10 @@ def test_a_dry_run_is_marked_everywhere(
     done = souping(*arguments, f"extra_benchmarks=[{family / 'items.jsonl'}]").ok()
     assert "dry_run=2: a dry run" in done.out + done.err
     report = report_of(tmp_path / "run")
-    assert (report["limit"], report["verdict"]["claim"], report["splits"]) == (2, "dry_run", splits)
+    assert (report["dry_run"], report["verdict"]["claim"], report["splits"]) == (2, "dry_run", splits)
     assert report["also"][0]["items"] == 6
     assert any("dry_run=2" in warning for warning in report["warnings"])
-    assert json.loads((tmp_path / "run/selection.json").read_text())["limit"] == 2
+    assert json.loads((tmp_path / "run/selection.json").read_text())["dry_run"] == 2
     page = (tmp_path / "run/report.html").read_text()
     card = (tmp_path / "run/soup/README.md").read_text()
     assert "dry run, dry_run=2" in page
@@ -376,7 +376,7 @@ def test_what_was_fixed_and_what_broke(souping: Cli, family: Path, tmp_path: Pat
 
 def test_a_category_and_its_prompt_reference_and_answers(souping: Cli, finished_copy: Path) -> None:
     said = souping("show", "run", "--category", "green", "--limit", "2").out
-    assert said.count("(green, split report)") == 2
+    assert said.count("(green, split test)") == 2
     assert "prompt: green " in said
     assert "reference: " in said
     assert "soup: " in said
@@ -433,7 +433,7 @@ class Count(Analysis):
     def analyse(self, run: RunScores) -> Mapping[str, Json]:
         if self.gives == "error":
             return {"share": 1 / 0}
-        sentences = {"sentences": [f"{len(run.report)} models were reported."]}
+        sentences = {"sentences": [f"{len(run.test)} models were tested."]}
         wide = {"tables": [{"header": ["a"], "rows": [[1, 2]]}]}
         return {"count": sentences, "none": None, "number": {"sentences": 5}, "wide": wide}[self.gives]
 """
@@ -580,7 +580,7 @@ def test_an_analysis_of_the_users_is_shown_and_never_ends_a_run(
         node = f"# @package analysis.{name}\n_target_: my_count.Count\ngives: '{name}'\n"
         (tmp_path / "parts" / "analysis" / f"{name}.yaml").write_text(node)
     souping("run=run", "--config-dir", "parts", f"analysis=[count,error,{','.join(odd)},wins]").ok()
-    assert "models were reported." in (finished_copy / "report.html").read_text()
+    assert "models were tested." in (finished_copy / "report.html").read_text()
     made = analyses_of(finished_copy)
     assert made["error"]["failed"].startswith("ZeroDivisionError")
     assert "my_count.py" in (finished_copy / "report.md").read_text()

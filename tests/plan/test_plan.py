@@ -235,7 +235,7 @@ class TestAgainstRuns:
         assert stages["test: soup and baselines"]["items"] == report["splits"]["test"]
         # The run performs the stages that the plan counts, in their order.
         names = [stage["name"] for stage in before["stages"]]
-        assert {name.split(":")[0] for name in names} == {*STEPS} - {"select", "freeze", "analyse"}
+        assert {name.split(":")[0] for name in names} == {*STEPS} - {"select", "write", "analyse"}
         said = []
         for line in (done.out + done.err).splitlines():
             said += [name for name in names if line.startswith(name)][:1]
