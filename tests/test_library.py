@@ -80,7 +80,7 @@ def test_a_run_and_a_merge(settings: dict[str, Any], tmp_path: Path) -> None:
     assert done.verdict.sentence in repr(done)
     assert done.verdict.claim == done.report.to_json()["verdict"]["claim"]
     log = (done.report_dir / "run.log").read_text()
-    for needle in ("souping.run(name='souping'", "versions   souping ", "writing the soup"):
+    for needle in ("souping.run(name='souping'", "versions   souping ", "write: the soup"):
         assert needle in log, needle
     assert "souping.run(" in (done.report_dir / "report.html").read_text()
     made = souping.soup(pool, out=tmp_path / "merged", store=settings["store"])

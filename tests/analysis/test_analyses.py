@@ -91,7 +91,7 @@ class TestAnalysis:
         run = run_of(asked=analysis.asks)
         single = {r.id: run.search[r.id] for r in run.soups.candidates.values()}
         with pytest.raises(NotEstimableError, match=r"takes|again"):
-            analysis.analyse(replace(run, search=single, report={}, trials=()))
+            analysis.analyse(replace(run, search=single, test={}, trials=()))
 
     def test_draws_that_miss_a_category_raise_no_warning(self, analysis: Analysis) -> None:
         with warnings.catch_warnings():

@@ -42,7 +42,9 @@ def run(tmp_path: Path) -> Path:
         means = dict(zip(SOURCES, values.mean(axis=1).tolist(), strict=True))
         means_of = {source: {"mean": mean} for source, mean in means.items()}
         rows.append({"name": name, "recipe_id": name, "scores": means_of})
-    (tmp_path / "report.json").write_text(json.dumps({"schema": 1, "unit": asdict(BITS_PER_BYTE), "rows": rows}))
+    (tmp_path / "report.json").write_text(
+        json.dumps({"schema": 1, "unit": asdict(BITS_PER_BYTE), "rows": rows})
+    )
     return tmp_path
 
 

@@ -606,7 +606,7 @@ def test_a_task_of_lm_eval(
         + "}"
     )
     souping(*settings(family), f"extra_benchmarks=[{entry}]", "hydra.run.dir=out").ok()
-    (found,) = json.loads((tmp_path / "out" / "report.json").read_text())["also"]
+    (found,) = json.loads((tmp_path / "out" / "report.json").read_text())["extra_benchmarks"]
     assert (found["name"], found["evaluator"], found["items"]) == ("letters", "lm_eval", 40)
     assert [row["name"] for row in found["rows"]][-1] == "soup"
 

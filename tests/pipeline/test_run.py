@@ -280,13 +280,17 @@ def test_a_dry_run_is_marked_everywhere(
     done = souping(*arguments, f"extra_benchmarks=[{family / 'items.jsonl'}]").ok()
     assert "dry_run=2: a dry run" in done.out + done.err
     report = report_of(tmp_path / "run")
-    assert (report["dry_run"], report["verdict"]["claim"], report["splits"]) == (2, "dry_run", splits)
-    assert report["also"][0]["items"] == 6
+    assert (report["dry_run"], report["verdict"]["claim"], report["splits"]) == (
+        2,
+        "dry_run",
+        splits,
+    )
+    assert report["extra_benchmarks"][0]["items"] == 6
     assert any("dry_run=2" in warning for warning in report["warnings"])
     assert json.loads((tmp_path / "run/selection.json").read_text())["dry_run"] == 2
     page = (tmp_path / "run/report.html").read_text()
     card = (tmp_path / "run/soup/README.md").read_text()
-    assert "dry run, dry_run=2" in page
+    assert "dry_run=2" in page
     assert "%" not in card.split("---", 2)[2].split("## Usage")[0].split("## Result")[1]
     with closing(sqlite3.connect(tmp_path / "outputs/store.sqlite")) as db:
         # that of the extra benchmark, whose items may be anybody's report items
