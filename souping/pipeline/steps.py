@@ -42,6 +42,7 @@ from souping.pipeline.state import (
 )
 from souping.report.content import GateSummary, Report
 from souping.search.loop import RecipeEvaluator, RecipeSource, SearchResult, find_weights
+from souping.search.trajectory import shuffled
 from souping.selection import ranking
 
 if TYPE_CHECKING:

@@ -26,7 +26,7 @@ from souping.search import points as simplex
 from souping.search.adaptive import Adaptive
 from souping.search.loop import RecipeEvaluator, SearchResult, SearchRun
 from souping.search.points import Fixed, GreedySoup, Grid, Nevergrad, Search, Uniform
-from souping.search.trajectory import ALPHAS, TrajectoryAverages, Window, windows
+from souping.search.trajectory import ALPHAS, TrajectoryAverages, Window, shuffled, windows
 from souping.testing import check_strategy, search, search_space
 from tests.conftest import make_items, recipe
 from tests.support.choices import differing, each
@@ -171,7 +171,7 @@ def test_a_schedule_lists_about_twenty_windows_each_once(size: int, count: int) 
         ] * window.length
 
 
-def test_scrambled_weights_are_the_same_on_other_checkpoints() -> None:
+def test_shuffled_weights_are_the_same_on_other_checkpoints() -> None:
     weights = Window.of("minus_sqrt", 4, 12).weights
     assert sorted(shuffled(weights)) == sorted(weights)
     assert shuffled(weights) == shuffled(weights) != weights
