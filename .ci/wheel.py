@@ -32,7 +32,7 @@ FLORES = (
 COMMANDS = (
     ("--help",),
     ("+experiment=bfcl", "--cfg", "job", "--resolve"),
-    ("+experiment=bfcl", "plan=true"),
+    ("plan", "+experiment=bfcl"),
     ("+experiment=bfcl_8b", "stop_after=select"),
     (*FLORES, "stop_after=select"),
     ("+experiment=paper",),

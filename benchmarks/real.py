@@ -68,7 +68,7 @@ def main() -> int:
         "merge": lambda: souping("merge", merged, out),
         "pour": lambda: child("pour", [*own, "--pour", *given.models], out),
         "upload": lambda: souping(
-            "upload", [*merged[:-1], f"out={out / 'sent'}", "upload=ORG/soup", "plan=true"], out
+            "upload", ["plan", *merged[:-1], f"out={out / 'sent'}", "upload=ORG/soup"], out
         ),
     }
     rows = list[Row]()

@@ -35,13 +35,9 @@ LINE = re.compile(r"^(\w+): *(.*?)(?: *(?:^|(?<=\s))# *(.*))?$")
 SCALARS = (
     "name",
     "seed",
-    "plan",
-    "check",
     "min_gain",
     "expected_mismatch",
     "store",
-    "allow_code",
-    "debug",
 )
 CALLS = ("run", "soup", "select", "compare")
 HEAD = """# Reference
@@ -52,7 +48,7 @@ explain them. The files of a run, report.json and compare.json: [reference-files
 - `souping help NAME` prints the keys of a group on the terminal.
 - `eval "$(souping -sc install=bash)"` completes commands, groups, choices and keys in bash. In zsh, first run
   `autoload -Uz compinit bashcompinit && compinit && bashcompinit`.
-- Errors are one or two lines and exit with status 2; `debug=true` shows the traceback.
+- Errors are one or two lines and exit with status 2; `SOUPING_DEBUG=1` shows the traceback.
 - Values that contain `( ) , =` or spaces need quotes: `'merge.tensor_weights={layers.0-7:[0.6,0.4]}'`.
 """
 FILES_HEAD = """# Reference of files
@@ -78,7 +74,7 @@ def table(head: Iterable[str], rows: Iterable[Iterable[str]]) -> Iterator[str]:
 
 def commands() -> Iterator[str]:
     yield "## Commands\n"
-    rows = [(f"`{name}`", meaning) for name, meaning in COMMANDS.items()]
+    rows = [(f"`{name} {command.usage}`", command.does) for name, command in COMMANDS.items()]
     yield from table(("command", "does"), rows)
 
 

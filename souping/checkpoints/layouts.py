@@ -22,7 +22,6 @@ from souping.core.types import JsonObject, Names, UserError
 
 SOURCE = "source"
 """Axis of the result that counts the native tensors of a rule which has several."""
-SHOW_NAMES = "show"
 RULES = Path(__file__).with_name("rules")
 RULE_NAMES = sorted({trainer.rules for trainer in TRAINERS})
 RULE_FILES = {name: RULES / f"{name}.json" for name in RULE_NAMES}
@@ -130,21 +129,13 @@ def is_weight(name: str) -> bool:
 
 
 def rules_of(names: str | None) -> Path | None:
-    """The file in `merge.name_rules`: FILE, or show:FILE (UserError: there is none)."""
-    file = (names or "").removeprefix(f"{SHOW_NAMES}:")
-    if file in ("", SHOW_NAMES):
+    """The file of rules in `merge.name_rules` (UserError: there is none)."""
+    if not names:
         return None
-    path = expanded(file, "merge.name_rules")
+    path = expanded(names, "merge.name_rules")
     if not path.is_file():
-        raise UserError(
-            f"merge.name_rules={names}: {path} is not a file: give a file of rules, or {SHOW_NAMES}"
-        )
+        raise UserError(f"merge.name_rules={names}: {path} is not a file: give a file of rules")
     return path
-
-
-def shows(names: str | None) -> bool:
-    """Whether `merge.name_rules` asks for a list of names in place of a merge."""
-    return names is not None and names.partition(":")[0] == SHOW_NAMES
 
 
 def families(rules: Path | None) -> list[Family]:

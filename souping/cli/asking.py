@@ -14,6 +14,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from souping.cli.commands import command_line, parser_of
 from souping.core.arguments import Arguments, positive
 from souping.core.fields import pick
 from souping.core.files import error_text, expanded
@@ -25,26 +26,27 @@ from souping.pipeline.executors.open_soups import ORDER_FILE, asked_soups, home_
 if TYPE_CHECKING:
     from souping.pipeline.executors.asking import OpenSoup
 
-HELP = {
-    "ask": """Write the next soups of a run that was started with `evaluator=command executor=files`,
-and what to do with them. The last one ends with the report.""",
-    "tell": """Take results of open soups, in any order: ID=LOG, ID for the log in its folder `out`,
-or ID=failed. A LOG is any that `compare` reads.""",
-}
+WHAT_ASK_ENDS_WITH = (
+    """For runs with `evaluator=command executor=files`. The last call ends with the report."""
+)
+WHAT_TELL_TAKES = """ID=LOG, ID for the log in its folder `out`, or ID=failed. A LOG is any that `compare` reads."""
 UNUSED_KEYS = ("evaluator.command=", "evaluator.scratch=")
 """Keys by which a run's configuration could start a program, if soups were not evaluated elsewhere."""
 
 
 def ask(arguments: Sequence[str]) -> int:
-    parser = _parser("ask")
+    parser = _parser("ask", WHAT_ASK_ENDS_WITH)
     parser.add_argument("-n", type=positive, metavar="N", help="soups that are open at once")
-    parser.add_argument("--write", action="store_true", help="model folders too")
+    parser.add_argument("--write-models", action="store_true", help="model folders too")
     parser.add_argument("--json", action="store_true", help="a line of JSON for each open soup")
     parser.add_argument(
         "overrides",
         nargs="*",
         metavar="KEY=VALUE",
-        help="places on this machine, or allow_code=true",
+        help="what differs on this machine, such as store=FILE",
+    )
+    parser.add_argument(
+        "--allow-code", action="store_true", help="let the run's configuration name code of others"
     )
     options = parser.parse_intermixed_args(arguments)
     # With --json, everything else goes to standard error.
@@ -62,7 +64,7 @@ def _open_soups(options: argparse.Namespace) -> Sequence[OpenSoup]:
     from souping.cli.settings import run_settings
     from souping.pipeline.execute import execute
     from souping.pipeline.executors.asking import FilesExecutor
-    from souping.report.progress import command_line, logged
+    from souping.report.progress import logged
 
     run_dir = _run_dir(options.run_dir)
     if (run_dir / "report.json").is_file():
@@ -71,7 +73,10 @@ def _open_soups(options: argparse.Namespace) -> Sequence[OpenSoup]:
     begin()
     # Paths of its configuration start in the folder where it was started.
     os.chdir(home_of(run_dir))
-    settings = run_settings(configuration(run_dir, options.overrides, UNUSED_KEYS), run_dir)
+    plain = configuration(
+        run_dir, options.overrides, allow_code=options.allow_code, unused=UNUSED_KEYS
+    )
+    settings = run_settings(plain, run_dir)
     if not isinstance(settings.executor, FilesExecutor):
         raise UserError(f"{run_dir} was not started with executor=files")
     # A new one would lack the ledger.
@@ -80,7 +85,7 @@ def _open_soups(options: argparse.Namespace) -> Sequence[OpenSoup]:
     executor = replace(
         settings.executor,
         max_open=options.n or settings.executor.max_open,
-        write_models=options.write or settings.executor.write_models,
+        write_models=options.write_models or settings.executor.write_models,
     )
     # The run began when its configuration was written.
     age = time.time() - (run_dir / "config.yaml").stat().st_mtime
@@ -92,7 +97,7 @@ def _open_soups(options: argparse.Namespace) -> Sequence[OpenSoup]:
 
 def take_results(arguments: Sequence[str]) -> int:
     """Exit status 2 if one of the results was refused; the others are taken."""
-    parser = _parser("tell")
+    parser = _parser("tell", WHAT_TELL_TAKES)
     parser.add_argument("results", nargs="+", metavar="ID[=LOG]")
     options = parser.parse_args(arguments)
     soups = {str(number): path for number, path in asked_soups(_run_dir(options.run_dir)).items()}
@@ -107,12 +112,8 @@ def take_results(arguments: Sequence[str]) -> int:
     return status
 
 
-def _parser(verb: str) -> Arguments:
-    parser = Arguments(
-        prog=f"python -m souping {verb}",
-        description=HELP[verb],
-        formatter_class=argparse.RawTextHelpFormatter,
-    )
+def _parser(verb: str, more: str) -> Arguments:
+    parser = parser_of(verb, more)
     parser.add_argument("run_dir", metavar="RUN", help="folder of the run")
     return parser
 

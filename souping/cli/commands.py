@@ -2,40 +2,135 @@
 
 from __future__ import annotations
 
+import argparse
 import re
+import shlex
+import sys
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 
-from souping.core.types import UserError
+from souping.core.arguments import Arguments
+from souping.core.system import program
+from souping.core.types import UserError, frozen
 
-COMMANDS: Mapping[str, str] = {
-    "check": "rehearse a run on five items per category",
-    "plan": "show what a run costs and what is missing here, and stop",
-    "merge": "average checkpoints by weights that you know, without evaluation",
-    "names": "list which tensor of a soup comes from which tensors of the candidates",
-    "show": "show answers of a run side by side: what the soup fixed or broke",
-    "list": "list the runs below outputs/: date, verdict, look, size on disk",
-    "ask": "write the next soups of a run with executor=files, or its report",
-    "tell": "take the logs of such soups, in any order",
-    "compare": "an honest verdict for any two evaluation logs",
+
+@frozen
+class Command:
+    """What a command does, its arguments and an example.
+
+    A command that is composed by Hydra stands for `overrides`; the others parse their arguments.
+    """
+
+    does: str
+    usage: str
+    example: str
+    overrides: tuple[str, ...] | None = None
+
+
+COMMANDS: Mapping[str, Command] = {
+    "run": Command(
+        does="select, search, write and test a soup; the word `run` may be left out",
+        usage="KEY=VALUE ...",
+        example="+experiment=bfcl",
+        overrides=(),
+    ),
+    "check": Command(
+        does="answer five items per category with one candidate: prompts, scores, speed",
+        usage="KEY=VALUE ...",
+        example="+experiment=bfcl",
+        overrides=("action.check=true",),
+    ),
+    "plan": Command(
+        does="show what a run, or the command that follows, would do, cost or send",
+        usage="[merge|rebuild|analyse|upload] ...",
+        example="+experiment=bfcl",
+        overrides=("action.plan=true",),
+    ),
+    "merge": Command(
+        does="average checkpoints by weights that you know; nothing is evaluated",
+        usage="pool.candidates=[A,B] optimiser.weights=[0.3,0.7] out=DIR",
+        example="pool=demo optimiser=uniform out=merged",
+        overrides=("+experiment=merge",),
+    ),
+    "rebuild": Command(
+        does="make the soup of a recipe.json again, with the same bytes",
+        usage="RECIPE out=DIR",
+        example="merged/recipe.json out=again",
+        overrides=("+experiment=rebuild",),
+    ),
+    "names": Command(
+        does="list which tensor of a soup comes from which tensors of the candidates",
+        usage="pool.candidates=[A,B]",
+        example="pool=demo",
+        overrides=("action.names=true",),
+    ),
+    "show": Command(
+        does="show answers of a run side by side: what the soup fixed or broke",
+        usage="[RUN] ...",
+        example="--broke",
+    ),
+    "analyse": Command(
+        does="add analyses to the report of a finished run",
+        usage="RUN analysis=[...]",
+        example="RUN 'analysis=[item_wins,shapley]'",
+    ),
+    "upload": Command(
+        does="send a finished soup to the Hugging Face Hub",
+        usage="RUN|SOUP REPO",
+        example="RUN me/soup --private",
+    ),
+    "list": Command(
+        does="list the runs below outputs/: name, date, verdict, look, size on disk",
+        usage="[FOLDER]",
+        example="",
+    ),
+    "compare": Command(
+        does="an honest verdict for any two evaluation logs",
+        usage="NAME=LOG NAME=LOG ...",
+        example="base=evals/base candidate=evals/candidate",
+    ),
+    "ask": Command(
+        does="write the next soups of a run with executor=files, or its report",
+        usage="RUN [-n N]",
+        example="RUN -n 4",
+    ),
+    "tell": Command(
+        does="take the logs of such soups, in any order",
+        usage="RUN ID[=LOG] ...",
+        example="RUN 3=evals/3",
+    ),
 }
-"""{command: what it does}; `conf/_hydra.yaml` lists them in the help."""
-STANDS_FOR: Mapping[str, tuple[str, ...]] = {
-    "check": ("check=true",),
-    "plan": ("plan=true",),
-    "merge": ("+experiment=merge",),
-    "names": ("+experiment=merge", "merge.name_rules=show"),
-}
-"""{command: the overrides that it stands for}; the other commands have arguments of their own."""
+"""{command: what it is}; `conf/_hydra.yaml` lists them in the help."""
+PLANNED = ("merge", "rebuild", "analyse", "upload")
+"""Commands that may follow `plan`; without one it plans a run."""
 ROOTS = dict.fromkeys(("merge", "rebuild", "merge_soce_8b", "merge_soce_70b"), "merge")
 """{experiment: its root configuration in `conf/`}; that of all others is `config`."""
 EXPERIMENT = re.compile(r"\+{0,2}experiment=(.*)", re.DOTALL)
-RUN = re.compile(r"\+{0,2}run=(.*)", re.DOTALL)
-"""Override that names a finished run."""
 
 
-def finished_run(words: Sequence[str]) -> str | None:
-    """The folder of a finished run that `run=` names, the last of several."""
-    return next((match[1] for word in reversed(words) if (match := RUN.fullmatch(word))), None)
+TYPED: list[str] = []
+"""The words of the command line, as they were typed."""
+
+
+def has_parser(name: str) -> bool:
+    """Whether this is a command that parses its arguments itself."""
+    return name in COMMANDS and COMMANDS[name].overrides is None
+
+
+def command_line() -> str:
+    """The command as it was typed, for a shell."""
+    return f"{program()} {shlex.join(TYPED or sys.argv[1:])}"
+
+
+def parser_of(name: str, more: str = "") -> Arguments:
+    """Parser of a command that has arguments of its own; `more` is said below what it does."""
+    command = COMMANDS[name]
+    return Arguments(
+        prog=f"{program()} {name}",
+        description="\n\n".join(filter(None, (command.does, more))),
+        epilog=f"example: {program()} {name} {command.example}",
+        formatter_class=argparse.RawTextHelpFormatter,
+    )
 
 
 def root_of(words: Sequence[str]) -> str:
@@ -49,38 +144,35 @@ def root_of(words: Sequence[str]) -> str:
 
 
 def as_overrides(command: str, words: Sequence[str]) -> list[str]:
-    """The words after a command, with the overrides that it stands for.
+    """The words after a composed command, with the overrides that it stands for.
 
     Raises:
-        UserError: `merge` beside another experiment.
+        UserError: `merge` beside another experiment, or `rebuild` without a recipe.
     """
+    stands_for = list(COMMANDS[command].overrides or ())
     experiment = next(filter(EXPERIMENT.fullmatch, words), "")
-    if command == "names":
-        return _names(words, experiment)
-    overrides = [word for word in STANDS_FOR[command] if word not in words]
-    if command == "merge" and overrides and experiment:
-        raise UserError(f"merge and {experiment} are two experiments: leave one of them out")
-    return [*words, *overrides]
-
-
-def _names(words: Sequence[str], experiment: str) -> list[str]:
-    """The overrides of `names`: of another `experiment`, with the user's rules, and with any weights."""
-    merge, show = STANDS_FOR["names"]
-    added = [show]
-    if not experiment:
-        added.append(merge)
+    if command == "names" and not experiment:
+        stands_for += ["+experiment=merge"]
         if not any(word.startswith("optimiser") for word in words):
-            added.append("optimiser=uniform")
-    # Rules of the user's are applied: merge.name_rules=FILE becomes merge.name_rules=show:FILE.
-    return [
-        *added,
-        *(re.sub(r"^merge\.name_rules=(?!show)", "merge.name_rules=show:", word) for word in words),
-    ]
+            stands_for += ["optimiser=uniform"]
+    if command == "rebuild":
+        recipe, words = _recipe(words)
+        stands_for += [f"action.recipe={recipe}"]
+    if command in ROOTS and experiment and experiment not in stands_for:
+        raise UserError(f"{command} and {experiment} are two experiments: leave one of them out")
+    return [*words, *(word for word in stands_for if word not in words)]
+
+
+def _recipe(words: Sequence[str]) -> tuple[str, Sequence[str]]:
+    """The recipe of `rebuild`, quoted for Hydra, and the other words (UserError if the first one is no file's name)."""
+    from souping.report.format import quoted
+
+    first = "".join(words[:1])
+    if not first or first.startswith("-") or ("=" in first and not Path(first).is_file()):
+        raise UserError(f"rebuild needs a recipe: {program()} rebuild soup/recipe.json out=DIR")
+    return quoted(first), words[1:]
 
 
 def misplaced(command: str) -> str:
-    """What to do about a command that is not the first word."""
-    anywhere = ""
-    if command in STANDS_FOR:
-        anywhere = f", or {' '.join(STANDS_FOR[command])} in any place"
-    return f"{command} is a command, which comes first: python -m souping {command} ...{anywhere}"
+    """What to do about a command that is not the first word, or is written as a key."""
+    return f"{command} is a command, which comes first: {program()} {command} ..."

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -12,6 +11,7 @@ from shutil import rmtree
 from tempfile import TemporaryDirectory
 from typing import Any
 
+from souping.cli.commands import parser_of
 from souping.cli.process import stop
 from souping.comparison.api import AVERAGES, compare
 from souping.comparison.verdict import FAIL_ON, WORDS, Word
@@ -29,7 +29,7 @@ PAGES = ("report.html", "report.md")
 TABLE = "compare.json"
 STAGES = ".souping-compare-*"
 """Folders in which the files are written before they take their places."""
-EPILOG = """\
+MORE = """\
 A LOG is a run of souping, an output folder of lm_eval, a BFCL project, a log of inspect_ai, a file of Every Eval Ever,
 NeMo Evaluator, NeMo Gym or verifiers, or CSV, JSONL or parquet with the columns item, category, score, or with those
 that --item, --category and --score name. NAME=LOG,LOG are runs of one model, or trainings of one recipe.
@@ -152,10 +152,7 @@ def _words(text: str) -> list[Word]:
 
 
 def _parser() -> Arguments:
-    parser = Arguments(
-        prog="python -m souping compare", description=__doc__, epilog=EPILOG,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )  # fmt: skip
+    parser = parser_of("compare", MORE)
     add = parser.add_argument
     add("logs", nargs="+", metavar="NAME=LOG", help="two or more models; the first is the baseline")
     add("--baseline", metavar="NAME", help="the baseline, if it is not the first")
@@ -186,7 +183,7 @@ def _parser() -> Arguments:
     add("--score", default="", metavar="FIELD", help="field of a table with the score")
     add("--repeat", default="", metavar="FIELD", help="field that numbers the answers to one item")
     add(
-        "--looks",
+        "--look",
         type=positive,
         default=1,
         metavar="K",

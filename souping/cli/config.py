@@ -17,6 +17,7 @@ from omegaconf import DictConfig, OmegaConf
 from souping.cli.advice import key_advice
 from souping.cli.commands import EXPERIMENT
 from souping.core.fields import Bounds, Count, Form, Hint, Seed, fits, hints_of, mismatch
+from souping.core.files import expanded
 from souping.core.types import Json, UserError
 from souping.pipeline.settings import (
     GROUP_KINDS,
@@ -36,6 +37,16 @@ MERGED = ("pool", "optimiser", "merge", "tracker")
 
 
 @dataclass
+class Action:
+    """What a command makes of a configuration, besides a run or a merge; set by commands alone."""
+
+    plan: bool = False
+    check: bool = False
+    names: bool = False
+    recipe: str | None = None
+
+
+@dataclass
 class SharedKeys:
     """Root keys of runs and merges. Hydra checks their types, `check` all that their annotations say."""
 
@@ -44,25 +55,14 @@ class SharedKeys:
     ] = "souping"
     seed: Seed = 0
     out: str | None = None
-    plan: bool = False
-    allow_code: bool = False
-    debug: bool = False
+    action: Action = field(default_factory=Action)
     store: str = str(STORE)
-
-
-@dataclass
-class MergeKeys(SharedKeys):
-    """Root keys of a merge or a rebuild (`conf/merge.yaml`)."""
-
-    recipe: str | None = None
 
 
 @dataclass
 class RunKeys(SharedKeys):
     """Root keys of a run (`conf/config.yaml`)."""
 
-    run: str | None = None
-    check: bool = False
     dry_run: Count | None = None
     throughput: Annotated[float, Bounds(gt=0)] | None = None
     min_gain: MinGain | None = None
@@ -90,7 +90,7 @@ Config = make_dataclass(
 MergeRoot = make_dataclass(
     "MergeRoot",
     [(key, Any, field(default=None)) for key in (*MERGED, "upload")],
-    bases=(MergeKeys,),
+    bases=(SharedKeys,),
 )
 CHECKED: dict[str, Any] = {}
 """The configuration of the current run, for messages."""
@@ -102,11 +102,36 @@ PACKAGE = Path(__file__).resolve().parents[1]
 
 
 def register() -> None:
-    """Make the schema known to Hydra, and the resolver `data`: the path of a file of the package."""
+    """Make the schema known to Hydra, and its resolvers: `data` is the path of a file of the package."""
     USER_CODE.clear()
     ConfigStore.instance().store(name="schema", node=Config)
     ConfigStore.instance().store(name="merge_schema", node=MergeRoot)
     OmegaConf.register_new_resolver("data", lambda name: str(PACKAGE / name), replace=True)
+    OmegaConf.register_new_resolver("run_folder", _run_folder, replace=True)
+    OmegaConf.register_new_resolver("sweep_folder", _sweep_folder, replace=True)
+
+
+def _run_folder(default: str, *, _root_: DictConfig) -> str:
+    """The folder that Hydra makes for a job: that of the run, if the job has one."""
+    return _sweep_folder(default, _root_=_root_) if has_folder(_root_) else "."
+
+
+def _sweep_folder(default: str, *, _root_: DictConfig) -> str:
+    """The folder of a multirun, which plans and checks do not write to `out` either."""
+    if _root_.out is None or only_looks(_root_):
+        return default
+    return str(expanded(_root_.out, "out"))
+
+
+def has_folder(config: Mapping[str, Any]) -> bool:
+    """Whether a configuration is of a run that writes a folder of results, and not of a merge, a plan or a check."""
+    return not is_merge(config) and not only_looks(config)
+
+
+def only_looks(config: Mapping[str, Any]) -> bool:
+    """Whether a command makes no soup of a configuration."""
+    action = config["action"]
+    return bool(action["plan"] or action["check"] or action["names"])
 
 
 def is_merge(config: Mapping[str, Any]) -> bool:
@@ -119,20 +144,18 @@ def named_in(overrides: Iterable[str]) -> set[str]:
     return {re.split(r"[=.@]", word.lstrip("+~"))[0] for word in overrides}
 
 
-def refuse_other_root(words: Sequence[str], root: str) -> None:
-    """Refuse keys that only the other root configuration has (UserError)."""
+def refuse_run_keys(words: Sequence[str]) -> None:
+    """Refuse keys that a merge does not have (UserError)."""
     run_keys = {key.name for key in fields(Config)}
     merge_keys = {key.name for key in fields(MergeRoot)}
     experiment = next(filter(EXPERIMENT.fullmatch, words), "merge")
     for word in words:
         (key,) = named_in([word])
-        if root == "merge" and key in run_keys - merge_keys:
+        if key in run_keys - merge_keys:
             raise UserError(
-                f"{key} is not a key of a merge, which evaluates nothing: leave {word:.60} out (plan=true shows what a "
-                f"merge does), or leave {experiment} out"
+                f"{key} is not a key of a merge, which evaluates nothing: leave {word:.60} out, or leave "
+                f"{experiment} out"
             )
-        if root == "config" and key in merge_keys - run_keys:
-            raise UserError(f"{key} is a key of a rebuild: add +experiment=rebuild")
 
 
 def resolved(cfg: DictConfig) -> dict[str, Any]:
@@ -147,9 +170,6 @@ def resolved(cfg: DictConfig) -> dict[str, Any]:
         raise not_set(missing[0])
     plain = OmegaConf.to_container(cfg, resolve=True)
     assert isinstance(plain, dict)
-    # `???` in an overlay does not replace a null.
-    if plain.get("recipe") == "":
-        raise not_set("recipe")
     return {str(key): value for key, value in plain.items()}
 
 
@@ -163,7 +183,7 @@ def _how(key: str) -> str:
         "pool.candidates": "try +experiment=bfcl, or pool.candidates='[DIR_A,DIR_B,DIR_C]' (more: souping help)",
         "pool.path": "give the folder of a training run, pool.path=runs/sft",
         "scores.path": "give a CSV of scores=table (header model,<category>,...), or a folder of logs of scores=logs",
-        "recipe": "give the recipe beside a soup, recipe=soup/recipe.json",
+        "out": "give the folder of the model, out=DIR",
         "optimiser.weights": "give one weight a candidate: optimiser.weights='[0.5,0.2,0.3]'",
     }
     return f": {examples.get(key, f'add {key}=VALUE')}"
@@ -181,7 +201,9 @@ def check(config: Mapping[str, Any]) -> None:
     for key in config:
         if key not in known:
             raise UserError(f"{key} is not a key{key_advice(key, known)}")
-    hints = {**hints_of(MergeKeys if merges else RunKeys), **CHOICES}
+    hints = {**hints_of(SharedKeys if merges else RunKeys), **CHOICES}
+    # Its fields were checked by Hydra.
+    del hints["action"]
     for key, value in config.items():
         holds_parts = key in ("extra_benchmarks", "analysis") and fits(value, hints[key])
         if key in hints and not holds_parts and (wrong := setting_mismatch(value, hints[key])):

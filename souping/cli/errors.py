@@ -152,6 +152,8 @@ def explain(error: BaseException) -> str:
     if unknown := _unknown_choice(error):
         return unknown
     match = re.match("Could not override '(.+)'", str(error))
+    if match and match[1] in COMMANDS and match[1] not in groups():
+        return misplaced(match[1])
     if match and match[1] not in groups():
         return (
             f"{match[1]} is not a key here{key_advice(match[1], _known_keys(error), sys.argv[1:])}"

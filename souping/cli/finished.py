@@ -1,15 +1,15 @@
-"""Finished runs: `run=RUN_DIR analysis=[item_wins,shapley]` adds analyses to the report, `upload=REPO` sends the soup.
+"""Commands on finished runs: `analyse` adds analyses to the report, `upload` sends the soup.
 
-Everything else is as in the run's config.yaml unless an override replaces it (store=FILE, pool.candidates=[...]).
-That file is data: whoever sent the directory wrote it. So it may name only choices that souping ships, and nothing that
-runs other code, unless the command line has allow_code=true.
+Everything else is as in the run's config.yaml unless an override replaces it (store=FILE, pool.candidates=[...]). That
+file is data: whoever sent the directory wrote it. So it may name only choices that souping ships, and nothing that runs
+other code, unless the command line has --allow-code.
 """
 
 from __future__ import annotations
 
 import gc
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -19,28 +19,27 @@ from hydra import compose, initialize_config_dir
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from souping.cli.commands import COMMANDS, RUN, finished_run, misplaced
+from souping.cli.commands import parser_of
 from souping.cli.config import is_merge, register, resolved
 from souping.cli.help import folder
 from souping.cli.process import interrupts_raise
-from souping.cli.settings import merge_settings, run_settings, unresolved
+from souping.cli.settings import run_settings, unresolved
+from souping.core.arguments import Arguments
 from souping.core.files import expanded, nearby
 from souping.core.folders import check_unlinked
 from souping.core.text import first_line, listed, safe
 from souping.core.types import UserError
-from souping.pipeline.settings import SoupSettings
+from souping.pipeline.settings import STORE, target
 from souping.report.files import read_run_config
 from souping.report.progress import show_warnings
 
 ANALYSIS_OVERRIDE = re.compile(r"\+{0,2}analysis\b[^=]*=")
 """Overrides that say which analyses, and how."""
-UPLOAD = re.compile(r"\+{0,2}upload=")
 RUNS_CODE = re.compile(
     r"(.+\.)?((engine|server)\.args|scorers|command|python|scratch|address|trust_remote_code|confirm_run_unsafe_code|"
     "allow_task_code)"
 )
 """Settings by which a shipped choice imports a module, starts a program or joins a cluster that may send it code."""
-ALLOW = re.compile(r"\+{0,2}allow_code=(true|True|1|yes|on)")
 
 
 def begin() -> None:
@@ -51,35 +50,37 @@ def begin() -> None:
     register()
 
 
-def add(words: Sequence[str]) -> None:
-    """Add the analyses that a command line with `run=` asks for, or send the soup; with `plan=true` print what that
-    costs or sends."""
-    begin()
-    run_dir = expanded(str(finished_run(words)).strip("'\""), "run")
-    check_unlinked(run_dir)
-    overrides = [word for word in words if not RUN.fullmatch(word)]
-    plain = configuration(run_dir, overrides)
-    # A run that sent its soup does not send it again with each analysis.
-    sends = plain["upload"] is not None and any(map(UPLOAD.match, overrides))
-    if sends and any(map(ANALYSIS_OVERRIDE.match, overrides)):
-        raise UserError("upload= and analysis= take two commands: add the analyses first")
-    if is_merge(plain):
-        merged = merge_settings(plain, run_dir)
-        _send(merged, merged.out if merged.out.exists() else None)
-        return
-    settings = run_settings(plain, run_dir)
-    if sends:
-        from souping.pipeline.execute import written_soup
-        from souping.pipeline.finished import read_finished
+def add_allow_code(parser: Arguments) -> None:
+    parser.add_argument(
+        "--allow-code", action="store_true", help="let the run's configuration name code of others"
+    )
 
-        report, _ = read_finished(run_dir)
-        _send(settings, written_soup(settings, report))
-        return
+
+def analyse_run(arguments: Sequence[str], plans: bool) -> None:
+    """Add analyses to a finished run; if it only `plans`, print what they would evaluate."""
     from souping.pipeline.executors.asking import Waiting
     from souping.pipeline.finished import add_analyses
 
+    parser = parser_of("analyse")
+    parser.add_argument("run", metavar="RUN", help="folder of the run")
+    parser.add_argument(
+        "overrides",
+        nargs="*",
+        metavar="KEY=VALUE",
+        help="analysis=[...], and what differs on this machine, such as store=FILE",
+    )
+    parser.add_argument(
+        "--config-dir", "-cd", action="append", default=[], metavar="DIR", help="your own choices"
+    )
+    add_allow_code(parser)
+    options = parser.parse_intermixed_args(arguments)
+    begin()
+    run_dir = expanded(options.run)
+    check_unlinked(run_dir)
+    plain = configuration(run_dir, options.overrides, options.config_dir, options.allow_code)
+    plain["action"]["plan"] = plans
     try:
-        paths = add_analyses(settings)
+        paths = add_analyses(run_settings(plain, run_dir))
     except Waiting as waiting:
         print(safe("\n".join(waiting.args)))
         return
@@ -88,62 +89,77 @@ def add(words: Sequence[str]) -> None:
             print(f"  {path.name:16} {safe(nearby(path))}")
 
 
-def _send(settings: SoupSettings, soup: Path | None) -> None:
-    """Send the soup of a finished run or merge, or with `plan` show what would be sent.
+def send_soup(arguments: Sequence[str], plans: bool) -> None:
+    """Send the soup in a folder, or of a run; if it only `plans`, show what would be sent.
 
     Raises:
         UserError: there is no soup, not all of it, or the Hub refuses.
     """
-    from souping.pipeline.upload import check, planned_upload, send, soup_files
+    from souping.comparison.looks import stores_of
+    from souping.merge.soup_files import RECIPE
+    from souping.pipeline.upload import check, planned_upload, push, soup_files
     from souping.report.render import show_sheet
 
-    goal = settings.upload
-    assert goal is not None
-    if soup is None:
+    parser = parser_of("upload")
+    parser.add_argument("folder", metavar="RUN|SOUP", help="folder of a run, or of a soup")
+    parser.add_argument("repo", metavar="REPO", help="org/name on the Hub")
+    parser.add_argument("--private", action="store_true", help="if the repository is new")
+    parser.add_argument("--store", metavar="FILE", help="results store, where it is not found")
+    options = parser.parse_intermixed_args(arguments)
+    show_warnings()
+    goal = target({"repo": options.repo, "private": options.private})
+    soup = expanded(options.folder)
+    store = expanded(options.store or STORE)
+    if (soup / "config.yaml").is_file():
+        store = next(iter(stores_of(soup, options.store)), store)
+        soup /= "soup"
+    check_unlinked(soup)
+    if not (soup / RECIPE).is_file():
         raise UserError(
-            f"run={settings.run_dir} has no soup: upload={goal.repo} has nothing to send"
+            f"{options.folder} has no soup: name a soup's folder, or a run that wrote one"
         )
-    if settings.plan:
-        show_sheet([planned_upload(goal, soup_files(soup), settings.store_path)])
+    if plans:
+        show_sheet([planned_upload(goal, soup_files(soup), store)])
         return
     check(goal, soup)
-    send(settings, goal, soup)
+    print(f"  {'upload':16} {push(goal, soup, store)}")
+
+
+ON_RUNS: Mapping[str, Callable[[Sequence[str], bool], None]] = {
+    "analyse": analyse_run,
+    "upload": send_soup,
+}
 
 
 def configuration(
-    run_dir: Path, words: Sequence[str], unused: Sequence[str] = ()
+    run_dir: Path,
+    overrides: Sequence[str],
+    choices: Sequence[str] = (),
+    allow_code: bool = False,
+    unused: Sequence[str] = (),
 ) -> dict[str, Any]:
-    """The run's configuration with the analyses and settings of the command line. `unused` keys run no code.
+    """The run's configuration with the analyses and settings of the command line.
+
+    `choices` are folders with choices of the user's. `unused` keys run no code.
 
     Raises:
         UserError: there is no run, or a word is no override.
     """
     path = run_dir / "config.yaml"
     if not path.is_file():
-        raise UserError(f"run={run_dir} has no config.yaml: name the folder of a finished run")
-    overrides = list[str]()
-    choices = list[str]()
-    following = iter(words)
-    for word in following:
-        if word in ("--config-dir", "-cd"):
-            choices += [next(following, "")]
-        elif word in COMMANDS:
-            raise UserError(misplaced(word))
-        elif "=" not in word or re.match(r"-|\+{0,2}(check|experiment)=", word):
-            raise UserError(
-                f"{word} cannot be combined with run={run_dir}: give analysis=[...] or upload=REPO"
-            )
-        else:
-            overrides += [word]
+        raise UserError(f"{run_dir} has no config.yaml: name the folder of a finished run")
+    for word in overrides:
+        if "=" not in word or re.match(r"\+{0,2}experiment=", word):
+            raise UserError(f"{word} cannot be combined with {run_dir}, whose settings hold")
     before = read_config(path)
-    refuse_code(before, path, [*overrides, *unused])
+    if not allow_code:
+        refuse_code(before, path, [*overrides, *unused])
+    if is_merge(before):
+        raise UserError(f"{run_dir} only merged: there is nothing to analyse")
     analyses = [word for word in overrides if ANALYSIS_OVERRIDE.match(word)]
-    merges = is_merge(before)
-    if merges and (analyses or not any(map(UPLOAD.match, overrides))):
-        raise UserError(f"run={run_dir} only merged: there is nothing to analyse")
-    defaults = _composed("merge" if merges else "config", before, analyses, choices)
+    defaults = _composed(before, analyses, choices)
     plain = {**defaults, **unresolved(before)}
-    if not merges and (analyses or "analysis" not in before):
+    if analyses or "analysis" not in before:
         plain["analysis"] = defaults["analysis"]
     values = [word.lstrip("+") for word in overrides if word not in analyses]
     try:
@@ -157,7 +173,7 @@ def configuration(
 
 
 def _composed(
-    root: str, before: DictConfig, analyses: Sequence[str], choices: Sequence[str]
+    before: DictConfig, analyses: Sequence[str], choices: Sequence[str]
 ) -> dict[str, Any]:
     """Today's defaults with the `analyses` of the command line, or else those of the run; nothing is resolved yet."""
     words = list(analyses)
@@ -167,7 +183,7 @@ def _composed(
         places = ",".join(str(Path(place).resolve()) for place in choices)
         words.append(f"hydra.searchpath=[{places}]")
     with initialize_config_dir(config_dir=str(folder()), version_base="1.3"):
-        return unresolved(compose(root, words))
+        return unresolved(compose("config", words))
 
 
 @cache
@@ -193,8 +209,6 @@ def refuse_code(config: DictConfig, path: Path, overrides: Sequence[str]) -> Non
     Raises:
         UserError: the message names file, keys and values.
     """
-    if any(ALLOW.fullmatch(word) for word in overrides):
-        return
     replaced = [word.lstrip("+~").partition("=")[0] for word in overrides]
     code = []
     for key, value in code_in(OmegaConf.to_container(config, resolve=False)):
@@ -203,7 +217,7 @@ def refuse_code(config: DictConfig, path: Path, overrides: Sequence[str]) -> Non
     if code:
         raise UserError(
             f"{path}: {listed(code, 3)}: this would run code that souping does not ship\n"
-            "add allow_code=true if you trust whoever made this run"
+            "add --allow-code if you trust whoever made this run"
         )
 
 

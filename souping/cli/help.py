@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Iterator, Sequence
 from itertools import chain
 from pathlib import Path
 
-from souping.cli.commands import COMMANDS, STANDS_FOR
+from souping.cli.commands import COMMANDS, PLANNED
 from souping.core.fields import pick
-from souping.core.system import __version__
+from souping.core.system import __version__, program
 
 
 def completed() -> bool:
@@ -21,11 +22,16 @@ def completed() -> bool:
     command, space, after = line.lstrip().partition(" ")
     if not space:
         print("\n".join(name for name in (*COMMANDS, "help") if name.startswith(command)))
-    elif command in STANDS_FOR:
-        os.environ["COMP_LINE"] = f"{app} {' '.join(STANDS_FOR[command])} {after}"
-    elif command == "help":
+        return False
+    if command == "help":
         print("\n".join((*COMMANDS, *groups())))
-    return bool(space) and command in ("ask", "compare", "help", "show", "tell")
+        return True
+    if command not in COMMANDS:
+        return False
+    overrides = COMMANDS[command].overrides
+    if overrides is not None:
+        os.environ["COMP_LINE"] = " ".join([app, *overrides, after])
+    return overrides is None
 
 
 HELP_FLAGS = ("--help", "-h")
@@ -49,7 +55,7 @@ def answered(words: Sequence[str]) -> bool:
         print(f"souping {__version__}")
         return True
     names = [word for word in words if word not in HELP_FLAGS][words[:1] == ["help"] :]
-    if len(names) == len(words) or not all(word.isidentifier() for word in names):
+    if len(names) == len(words) or not all(re.fullmatch(r"\w+(=\w+)?", name) for name in names):
         return False
     if not names:
         print(overview())
@@ -77,21 +83,32 @@ def choices(group: str) -> list[str]:
     return sorted(path.stem for path in (folder() / group).glob("*.yaml"))
 
 
-def keys(group: str) -> Iterator[str]:
-    """The choices of a group, and their keys with defaults and remarks as files have them; or what a command does."""
-    if group in COMMANDS:
-        yield f"usage: python -m souping {group} ...\n\n{COMMANDS[group]}"
-        if group in STANDS_FOR:
-            yield f"the same as {' '.join(STANDS_FOR[group])}"
-        # `merge` is a group too.
-        if group not in groups():
-            return
-        yield ""
+def keys(name: str) -> Iterator[str]:
+    """What a command does; or the choices of a group, or one of them, with the keys as files have them."""
+    if name in COMMANDS:
+        yield from _command(name)
+        return
+    group, _, choice = name.partition("=")
     pick(group, [*groups(), *COMMANDS], "help: group or command")
-    for name in choices(group):
+    if choice:
+        pick(choice, choices(group), f"help: {group}")
+    for name in [choice] if choice else choices(group):
         yield f"{'+' * (group == 'experiment')}{group}={name}"
         text = (folder() / group / f"{name}.yaml").read_text()
         for line in text.splitlines():
             if not line.strip().startswith(("_", "# @")):
                 yield f"  {line}"
         yield ""
+
+
+def _command(name: str) -> Iterator[str]:
+    """What a command does, with an example."""
+    command = COMMANDS[name]
+    yield f"usage: {program()} {name} {command.usage}\n\n{command.does}"
+    if name == "plan":
+        yield f"Commands that may follow: {', '.join(PLANNED)}."
+    # `merge` is a group too.
+    if name in groups():
+        listed = " or ".join(f"{name}={choice}" for choice in choices(name))
+        yield f"keys: {program()} help {listed}"
+    yield f"example: {program()} {name} {command.example}".rstrip()

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import gc
+import os
 import re
 import sys
 from collections.abc import Sequence
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -17,28 +18,29 @@ from hydra.conf import HydraConf
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig
 
-from souping.checkpoints.layouts import shows
 from souping.cli.advice import VALUE, value_advice
-from souping.cli.commands import root_of
+from souping.cli.commands import command_line, root_of
 from souping.cli.config import (
     GROUPS,
     drop_replaced,
+    has_folder,
     is_merge,
-    refuse_other_root,
+    refuse_run_keys,
     register,
     resolved,
 )
 from souping.cli.errors import format_error
 from souping.cli.help import choices, folder
-from souping.cli.process import interrupts_raise, stop
+from souping.cli.process import DEBUG, interrupts_raise, stop
 from souping.cli.run_folder import CLAIM, claim, discard_refused
 from souping.cli.settings import as_yaml, merge_settings, run_settings, unresolved
 from souping.cli.sweep import note_job
 from souping.core.files import write_atomically
+from souping.core.system import program
 from souping.core.types import UserError
 from souping.core.unit import POINTS, Unit
 from souping.pipeline.settings import MergeSettings, RunSettings, SoupSettings
-from souping.report.progress import command_line, logged, show_warnings
+from souping.report.progress import logged, show_warnings
 
 
 def start() -> None:
@@ -48,7 +50,8 @@ def start() -> None:
     _refuse_values(sys.argv[1:])
     _compose_once()
     root = get_args_parser().parse_args().config_name or root_of(sys.argv[1:])
-    refuse_other_root(sys.argv[1:], root)
+    if root == "merge":
+        refuse_run_keys(sys.argv[1:])
     hydra.main(version_base="1.3", config_path=str(folder()), config_name=root)(run)()
 
 
@@ -70,7 +73,7 @@ def options_first(words: Sequence[str]) -> list[str]:
     """
 
     def refuse(message: str) -> NoReturn:
-        advice = "options: python -m souping --hydra-help"
+        advice = f"options: {program()} --hydra-help"
         if match := re.search(r"arguments: --([\w.]+)[ =]?(\S*)", message):
             advice = f"settings have no dashes: write {match[1]}={match[2] or 'VALUE'}"
         raise UserError(f"{message}; {advice}")
@@ -98,20 +101,22 @@ def run(cfg: DictConfig) -> float | None:
     interrupts_raise()
     hydra_config = HydraConfig.get()
     group = _group(hydra_config)
-    # As it stands: a folder's name may hold ${...}.
-    output_dir = unresolved(hydra_config.runtime)["output_dir"]
-    run_dir, owned = claim(Path(output_dir), _explicit(hydra_config))
+    claimed = bool(group) or has_folder(cfg)
+    run_dir = Path(cfg.out or f"outputs/{cfg.name}")
+    if claimed:
+        # As it stands: a folder's name may hold ${...}.
+        run_dir = claim(Path(unresolved(hydra_config.runtime)["output_dir"]))
     try:
         objective, unit = _run(cfg, run_dir, group)
         if group:
             note_job(unit, run_dir, hydra_config, cfg.get("dry_run"), objective)
         return objective
     except Exception as error:
-        if cfg.debug:
-            discard_refused(run_dir, owned, error)
+        if os.environ.get(DEBUG):
+            _discard(run_dir, claimed, error)
             raise
-        words, code = format_error(error, run_dir)
-        discard_refused(run_dir, owned, error)
+        words, code = format_error(error, run_dir if claimed else None)
+        _discard(run_dir, claimed, error)
         if group:
             print(f"job {hydra_config.job.num}: {words}", file=sys.stderr)
             note_job(POINTS, run_dir, hydra_config, cfg.get("dry_run"), None, words)
@@ -119,48 +124,52 @@ def run(cfg: DictConfig) -> float | None:
         # Not further up: Hydra would add a line of its own.
         stop(words, code)
     finally:
-        if owned:
+        if claimed:
             (run_dir / CLAIM).unlink(missing_ok=True)
     return None
 
 
-def _explicit(hydra_config: HydraConf) -> bool:
-    return any(
-        str(o).startswith(("hydra.run.dir=", "hydra.sweep."))
-        for o in unresolved(hydra_config.overrides)["hydra"]
-    )
+def _discard(run_dir: Path, claimed: bool, error: Exception) -> None:
+    if claimed:
+        discard_refused(run_dir, error)
 
 
 def _run(cfg: DictConfig, run_dir: Path, group: str | None) -> tuple[float | None, Unit]:
     """(the objective on the search split, its unit); a merge has none"""
     show_warnings()
     plain = _configuration(cfg, group)
+    action = plain["action"]
     if is_merge(plain):
-        _merge(merge_settings(plain, run_dir))
+        if action["check"]:
+            raise UserError(
+                "check: a merge evaluates nothing; `plan merge ...` shows what it would do"
+            )
+        settings = merge_settings(plain, run_dir, numbered=bool(group))
+        with _recorded(settings, bool(group)):
+            _merge(settings, action["names"])
         return None, POINTS
-    settings = run_settings(plain, run_dir)
-    with _recorded(settings):
-        return _perform(settings, rehearses=plain["check"]), settings.evaluator.unit
+    run = run_settings(plain, run_dir)
+    with _recorded(run, bool(group) or has_folder(plain)):
+        return _perform(run, action["names"], action["check"]), run.evaluator.unit
 
 
-def _merge(settings: MergeSettings) -> None:
+def _merge(settings: MergeSettings, shows_names: bool) -> None:
     from souping.pipeline.merge_only import execute_merge, show_names
 
-    with _recorded(settings):
-        if shows(settings.merge.name_rules):
-            show_names(settings)
-        else:
-            execute_merge(settings)
+    if shows_names:
+        show_names(settings)
+    else:
+        execute_merge(settings)
 
 
-def _perform(settings: RunSettings, rehearses: bool) -> float | None:
+def _perform(settings: RunSettings, shows_names: bool, checks: bool) -> float | None:
     """The objective on the search split, None if there was no search."""
-    if shows(settings.merge.name_rules):
+    if shows_names:
         from souping.pipeline.merge_only import show_names
 
         show_names(settings)
         return None
-    if rehearses:
+    if checks:
         from souping.plan.rehearsal import check_run
 
         check_run(settings)
@@ -175,8 +184,10 @@ def _perform(settings: RunSettings, rehearses: bool) -> float | None:
     return execute(settings).objective
 
 
-def _recorded(settings: SoupSettings) -> AbstractContextManager[None]:
-    """Write config.yaml, and from then on run.log."""
+def _recorded(settings: SoupSettings, claimed: bool) -> AbstractContextManager[None]:
+    """Write config.yaml, and from then on run.log, if the job has a folder."""
+    if not claimed:
+        return nullcontext()
     content = as_yaml(settings.config).encode("utf-8", "backslashreplace")
     write_atomically(settings.run_dir / "config.yaml", content)
     words = " ".join(map(str, unresolved(HydraConfig.get().overrides)["task"]))
@@ -191,6 +202,9 @@ def _configuration(cfg: DictConfig, group: str | None) -> dict[str, Any]:
     words = list(map(str, overrides["task"]))
     drop_replaced(cfg, str(hydra_config.job.config_name), words, paths)
     plain = resolved(cfg)
+    if group:
+        # That of the multirun: the job's is in there.
+        plain["out"] = None
     if group and isinstance(plain["tracker"], dict) and plain["tracker"].get("group", "") is None:
         plain["tracker"]["group"] = group
     return plain

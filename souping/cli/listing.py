@@ -7,8 +7,8 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-from souping.core.arguments import Arguments
-from souping.core.files import expanded, near_folder
+from souping.cli.commands import parser_of
+from souping.core.files import OUTPUTS, expanded, near_folder
 from souping.core.text import DASH
 from souping.core.types import UserError
 from souping.report.cells import grid
@@ -18,12 +18,11 @@ from souping.report.render import output_console, plain_table
 
 RUN_MARK = "config.yaml"
 RUN_REPORT = "report.json"
-OUTPUTS = Path("outputs")
 
 
 def list_runs(arguments: Sequence[str]) -> None:
     """Print the runs below a folder, the newest last: name, date, verdict, look, size on disk."""
-    parser = Arguments(prog="python -m souping list", description=list_runs.__doc__)
+    parser = parser_of("list", "The newest is the last.")
     parser.add_argument("folder", nargs="?", default=str(OUTPUTS), metavar="FOLDER")
     folder = expanded(parser.parse_args(arguments).folder)
     header = ("run", "date", "verdict", "look", "MB")

@@ -6,10 +6,11 @@ import gc
 import os
 import re
 import sys
+from collections.abc import Sequence
 
-from souping.cli.commands import COMMANDS, as_overrides, finished_run
+from souping.cli.commands import COMMANDS, PLANNED, TYPED, as_overrides, has_parser
 from souping.cli.help import answered, completed
-from souping.cli.process import EXIT_STATUSES, Ended, open_streams, stop
+from souping.cli.process import DEBUG, EXIT_STATUSES, Ended, open_streams, stop
 from souping.core.fields import pick
 from souping.core.text import first_line, safe
 from souping.core.types import UserError
@@ -24,7 +25,6 @@ def main() -> None:
     EXIT_STATUSES.clear()
     # Without this, Hydra prints its own trace and exits.
     os.environ["HYDRA_FULL_ERROR"] = "1"
-    debug = any(re.fullmatch(r"\+{0,2}debug=(true|True|1|yes|on)", a) for a in sys.argv[1:])
     try:
         _do()
         sys.stdout.flush()
@@ -39,7 +39,7 @@ def main() -> None:
             words, code = end.args
         stop(f"{words}: what was evaluated is in the store; the same command continues", code)
     except Exception as error:
-        if debug:
+        if os.environ.get(DEBUG):
             raise
         try:
             from souping.cli.errors import format_error
@@ -58,45 +58,64 @@ def main() -> None:
 
 
 def _do() -> None:
-    first = "".join(sys.argv[1:2])
-    arguments = sys.argv[2:]
-    if first == "show":
-        from souping.cli.show import show
-
-        show(arguments)
+    words = sys.argv[1:]
+    TYPED[:] = words
+    if len(words) == 2 and words[0] == "help" and has_parser(words[1]):
+        words = [words[1], "--help"]
+    first = "".join(words[:1])
+    if not has_parser(first) and answered(words):
         return
-    if first == "list":
+    if {"-sc", "--shell-completion"} & {*words} and completed():
+        return
+    # A word without `=` is a command, or a file of settings.
+    if re.fullmatch(r"[a-z][a-z_-]*", first) and not "".join(words[1:]).startswith("="):
+        pick(first, [*COMMANDS, "help"], "command", " (overrides: KEY=VALUE)")
+    else:
+        first = "run"
+        words = ["run", *words]
+    plans = first == "plan" and "".join(words[1:2]) in PLANNED
+    if plans:
+        words = words[1:]
+    status = _command(words[0], words[1:], plans)
+    EXIT_STATUSES.extend(filter(None, [status]))
+
+
+def _command(name: str, arguments: Sequence[str], plans: bool) -> int | None:
+    """Do what a command says, or plan it. The exit status of a command that has its own."""
+    if name in ("analyse", "upload"):
+        from souping.cli import finished
+
+        finished.ON_RUNS[name](list(map(_at_home, arguments)), plans)
+        return None
+    if name in ("ask", "tell"):
+        from souping.cli import asking
+
+        return asking.VERBS[name](arguments)
+    if name == "compare":
+        from souping.cli import compare
+
+        return compare.main(arguments)
+    if name == "list":
         from souping.cli.listing import list_runs
 
         list_runs(arguments)
-        return
-    if first == "compare":
-        from souping.cli import compare
+        return None
+    if name == "show":
+        from souping.cli.show import show
 
-        EXIT_STATUSES.extend(filter(None, [compare.main(arguments)]))
-        return
-    if first in ("ask", "tell"):
-        from souping.cli import asking
-
-        EXIT_STATUSES.extend(filter(None, [asking.VERBS[first](arguments)]))
-        return
-    if answered(sys.argv[1:]):
-        return
-    if {"-sc", "--shell-completion"} & {*sys.argv[1:]} and completed():
-        return
-    # A word without `=` is a command.
-    if re.fullmatch(r"[a-z][a-z_-]*", first) and not "".join(arguments).startswith("="):
-        pick(first, COMMANDS, "command", " (overrides: KEY=VALUE)")
-        sys.argv[1:] = as_overrides(first, arguments)
-    sys.argv[1:] = map(_at_home, sys.argv[1:])
-    if finished_run(sys.argv[1:]) is not None:
-        from souping.cli.finished import add
-
-        add(sys.argv[1:])
-        return
+        show(arguments)
+        return None
     from souping.cli.job import start
+    from souping.cli.settings_file import with_file
 
+    if name != "rebuild":
+        arguments = with_file(arguments)
+    overrides = as_overrides(name, arguments)
+    if plans:
+        overrides.append("action.plan=true")
+    sys.argv[1:] = map(_at_home, overrides)
     start()
+    return None
 
 
 def _at_home(word: str) -> str:

@@ -16,6 +16,8 @@ from typing import Any, TextIO
 ENDING = (signal.SIGTERM, signal.SIGHUP)
 EXIT_STATUSES: list[int] = []
 """Exit statuses of what failed without ending the process: a job of a multirun, an output that is full."""
+DEBUG = "SOUPING_DEBUG"
+"""Environment variable with which errors show their traceback."""
 REPLACE = "souping-replace"
 """Name of the handler of characters that a standard stream cannot show."""
 

@@ -9,10 +9,11 @@ from typing import Any
 
 from omegaconf import OmegaConf
 
+from souping.cli.commands import command_line
+from souping.cli.config import not_set
 from souping.cli.parts import build
 from souping.core.files import expanded
 from souping.pipeline.settings import MergeSettings, RunSettings, expectations, target
-from souping.report.progress import command_line
 
 
 def unresolved(node: Any) -> dict[str, Any]:
@@ -45,21 +46,31 @@ def run_settings(plain: Mapping[str, Any], run_dir: Path) -> RunSettings:
     )
 
 
-def merge_settings(plain: Mapping[str, Any], run_dir: Path) -> MergeSettings:
-    """The same of a merge."""
-    recipe = expanded(plain["recipe"], "recipe") if plain["recipe"] else None
-    return MergeSettings(**build(plain), **_shared(plain, run_dir), recipe=recipe)
+def merge_settings(
+    plain: Mapping[str, Any], run_dir: Path, numbered: bool = False
+) -> MergeSettings:
+    """The same of a merge, which is the folder itself unless it is one of the `numbered` jobs of a multirun."""
+    action = plain["action"]
+    if not (plain["out"] or numbered or action["plan"] or action["names"]):
+        raise not_set("out")
+    path = action["recipe"]
+    recipe = expanded(path, "recipe") if path else None
+    shared = _shared(plain, run_dir)
+    if not numbered:
+        shared["out"] = expanded(run_dir, "out")
+    return MergeSettings(**build(plain), **shared, recipe=recipe)
 
 
 def _shared(plain: Mapping[str, Any], run_dir: Path) -> dict[str, Any]:
     """Root settings that a merge has too."""
     return {
-        **{key: plain[key] for key in ("name", "seed", "plan")},
+        **{key: plain[key] for key in ("name", "seed")},
+        "plan": plain["action"]["plan"],
         "upload": None if plain["upload"] is None else target(plain["upload"]),
-        "out": expanded(plain["out"], "out") if plain["out"] else run_dir / "soup",
+        "out": run_dir / "soup",
         "store_path": expanded(plain["store"], "store"),
         "run_dir": run_dir,
-        "config": plain,
+        "config": {key: value for key, value in plain.items() if key != "action"},
         "command": command_line(),
     }
 

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import argparse
 import sys
 from collections.abc import Sequence
 from itertools import islice
 from pathlib import Path
 
+from souping.cli.commands import parser_of
 from souping.cli.listing import runs_below
 from souping.core.arguments import Arguments, positive
 from souping.core.fields import pick
@@ -21,9 +21,7 @@ from souping.report.files import read_report, read_selection
 from souping.report.render import output_console
 from souping.report.samples import SAMPLES_FILE, Sample, changed, read_samples, show_sample
 
-SHOW_HELP = """Answers of a run's models side by side, from its samples.jsonl.gz.
-
-Without --fixed or --broke every item of the split counts. The items of the test split that are
+SHOW_HELP = """Without --fixed or --broke every item of the split counts. The items of the test split that are
 printed are recorded in the ledger of its store."""
 
 
@@ -57,8 +55,8 @@ def show(arguments: Sequence[str]) -> None:
         comparison = "better" if options.fixed else "worse"
         what = f"items that {names[-1]} answers {comparison} than {names[0]}"
     if split == "test" and report and not report.dry_run:
-        _note(run_dir, options.store, report, rows[: options.limit])
-    _show_samples(unit, rows, names, options.limit, what)
+        _note(run_dir, options.store, report, rows[: options.n])
+    _show_samples(unit, rows, names, options.n, what)
 
 
 def _unit_of_selection(path: Path) -> Unit:
@@ -78,15 +76,11 @@ def _reached(samples: Sequence[Sample]) -> str:
 
 
 def _parser() -> Arguments:
-    parser = Arguments(
-        prog="python -m souping show",
-        description=SHOW_HELP,
-        formatter_class=argparse.RawTextHelpFormatter,
-    )
+    parser = parser_of("show", SHOW_HELP)
     parser.add_argument(
         "run_dir",
         nargs="*",
-        metavar="RUN_DIR",
+        metavar="RUN",
         help="of several (outputs/mine/*) the last with answers; without one the newest below outputs/",
     )
     which = parser.add_mutually_exclusive_group()
@@ -107,7 +101,7 @@ def _parser() -> Arguments:
         help="default: the last one that was scored",
     )
     parser.add_argument(
-        "--limit", type=positive, default=10, metavar="N", help="at most so many items (10)"
+        "-n", type=positive, default=10, metavar="N", help="at most so many items (10)"
     )
     parser.add_argument(
         "--store", metavar="FILE", help="the run's results store, where it is not found"
@@ -155,5 +149,5 @@ def _show_samples(
         show_sample(unit, console, sample, names)
     line = f"{len(samples):,} {what}"
     if limit < len(samples):
-        line += f", {limit} shown (--limit N)"
+        line += f", {limit} shown (-n N)"
     console.print(safe(line), markup=False)

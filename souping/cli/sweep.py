@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from hydra._internal.utils import get_args_parser
 from hydra.conf import HydraConf
+from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.experimental.callback import Callback
 from omegaconf import DictConfig, OmegaConf, read_write
 from omegaconf.errors import OmegaConfBaseException
@@ -21,9 +22,11 @@ from souping.cli.config import named_in
 from souping.cli.errors import EXPECTED, explain, format_error
 from souping.cli.parts import build_part
 from souping.cli.process import EXIT_STATUSES, stop
-from souping.cli.run_folder import note_missing, numbered_folders
+from souping.cli.run_folder import note_missing
 from souping.cli.settings import unresolved
+from souping.core.folders import numbered_folders
 from souping.core.reading import to_json
+from souping.core.system import program
 from souping.core.text import safe
 from souping.core.types import UserError
 from souping.core.unit import Unit
@@ -78,18 +81,17 @@ class SweepEnd(Callback):
 
     def on_multirun_start(self, config: DictConfig, **_: Any) -> None:
         try:
+            _refuse_swept_folder(config)
             check_goal(config)
-        except UserError as error:
+            place = Path(config.hydra.sweep.dir)
+        except (UserError, OmegaConfBaseException) as error:
             # Hydra makes a warning of a callback's exception.
             stop(*format_error(error))
-        place = Path(config.hydra.sweep.dir)
         fresh = next(
-            path for path in numbered_folders(place) if not any(path.glob("*/config.yaml"))
+            path for path in numbered_folders(place) if not path.exists() or not any(path.iterdir())
         )
         if fresh != place:
-            print(
-                f"note: {place} holds a multirun already: this one is in {fresh}", file=sys.stderr
-            )
+            print(f"note: {place} is not empty: this multirun is in {fresh}", file=sys.stderr)
             with read_write(config), read_write(config.hydra):
                 config.hydra.sweep.dir = str(fresh)
                 quoted = str(fresh).replace("'", "\\'")
@@ -100,6 +102,18 @@ class SweepEnd(Callback):
 
     def on_multirun_end(self, config: DictConfig, **_: Any) -> None:
         end_sweep()
+
+
+def _refuse_swept_folder(config: DictConfig) -> None:
+    """Refuse several values of `out` (UserError): it is the folder of the whole multirun."""
+    words = [
+        word for word in unresolved(config.hydra.overrides)["task"] if named_in([word]) == {"out"}
+    ]
+    for override in OverridesParser.create().parse_overrides(words):
+        if override.is_sweep_override():
+            raise UserError(
+                f"{override.input_line}: a multirun has one folder; its jobs are numbered in there: give one out=DIR"
+            )
 
 
 def check_goal(config: DictConfig) -> None:
@@ -173,7 +187,7 @@ def final_command(job: SweepJob, sweep_dir: Path) -> str:
         words.append("hydra.mode=RUN")
     # A single run has no number.
     command = JOB_NUMBER.sub(str(job.job), "\0".join(words)).split("\0")
-    return shlex.join(["python", "-m", "souping", *command])
+    return f"{program()} {shlex.join(command)}"
 
 
 def _track(sweep_dir: Path, jobs: Sequence[SweepJob]) -> None:

@@ -59,7 +59,7 @@ def compare(
     item: str = "",
     score: str = "",
     repeat: str = "",
-    looks: Count = 1,
+    look: Count = 1,
     pass_at: Annotated[int, Bounds(ge=0)] = 0,
     same_prompts: bool = False,
     lower_is_better: Sequence[str] = (),
@@ -79,7 +79,7 @@ def compare(
         category: field of the documents, or column, by whose values the one task of the logs is split.
         item: field of a table that identifies an item. A field inside others is dotted.
         score: field of a table with the score. `repeat` numbers the answers to one item.
-        looks: number of this comparison on these items. Runs of souping have it from their store.
+        look: number of this comparison on these items. Runs of souping have it from their store.
         pass_at: k, to score an item by pass@k instead of the mean of its answers.
         same_prompts: refuse logs whose prompts, as they were sent, differ.
         lower_is_better: tasks of tables in which a lower score is better.
@@ -101,7 +101,7 @@ def compare(
     rows = _checked_rows(common, weights, pass_at, gate)
     fields = f"{group} {category}".rstrip()
     settings = [average, named_weights, fields, pass_at]
-    level, look_note = looks_of(model_logs, common, weights, settings, store, looks)
+    level, look_note = looks_of(model_logs, common, weights, settings, store, look)
     notes = list(_formula(base_log, common, average))
     name = average if average in AVERAGES else "file"
     return _result(model_logs, common, rows, gate, fail_on, name, level, look_note, notes)

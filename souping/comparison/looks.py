@@ -58,7 +58,7 @@ def looks_of(
     """
     if least > MOST_LOOKS:
         raise UserError(
-            f"looks={least}: nothing can be shown after more than {MOST_LOOKS:,} looks at the same items"
+            f"look={least}: nothing can be shown after more than {MOST_LOOKS:,} looks at the same items"
         )
     runs: list[Log] = []
     for model_logs in logs.values():

@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import os
 import shutil
+import time
 from contextlib import suppress
 from difflib import get_close_matches
 from pathlib import Path
 
 from souping.core.text import first_line, shown
 from souping.core.types import UserError
+
+OUTPUTS = Path("outputs")
+"""The folder of runs, plans and checks, and of the store."""
 
 
 def expanded(path: str | Path, key: str = "") -> Path:
@@ -88,6 +92,17 @@ def disk_space(path: str | Path) -> tuple[int, int]:
     while not place.exists():
         place = place.parent
     return shutil.disk_usage(place).free, place.stat().st_dev
+
+
+def dated_path(name: str, kind: str, suffix: str = ".json") -> Path:
+    """`outputs/NAME/KIND_DATE_TIME.json` for what a plan or a check found, with a number if that is there already."""
+    stem = f"{kind}_{time.strftime('%Y-%m-%d_%H-%M-%S')}"
+    path = OUTPUTS / name / f"{stem}{suffix}"
+    number = 2
+    while path.exists():
+        path = path.with_name(f"{stem}_{number}{suffix}")
+        number += 1
+    return path
 
 
 def write_atomically(path: Path, content: bytes) -> Path:

@@ -12,6 +12,7 @@ import shutil
 import stat
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
+from itertools import count
 from pathlib import Path
 from typing import IO
 
@@ -22,6 +23,14 @@ from souping.core.types import UserError
 LOCK_FILE = ".lock"
 STAGING_MARK = ".souping"
 """File that marks a staging folder of ours, so that a user's folder of that name is never removed."""
+
+
+def numbered_folders(path: Path) -> Iterator[Path]:
+    """A path, then `path_2`, `path_3`, ..."""
+    yield path
+    if not path.name:
+        raise UserError(f"out={path} is not empty: name a new folder")
+    yield from (path.with_name(f"{path.name}_{number}") for number in count(2))
 
 
 @contextmanager

@@ -6,6 +6,7 @@ from __future__ import annotations
 import os
 import platform
 import re
+import sys
 import time
 from collections.abc import Mapping
 from contextlib import suppress
@@ -31,6 +32,11 @@ SHARED_MEMORY = Path("/dev/shm")
 """File system in memory. Absent on macOS."""
 CGROUPS = (Path("/sys/fs/cgroup/memory.max"), Path("/sys/fs/cgroup/memory/memory.limit_in_bytes"))
 """Files in which Linux says how much memory a container may use."""
+
+
+def program() -> str:
+    """The words before a command, as this process was started."""
+    return "python -m souping" if Path(sys.argv[0]).name == "__main__.py" else "souping"
 
 
 def cores() -> int:

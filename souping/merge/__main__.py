@@ -34,7 +34,7 @@ from souping.merge.writer import FillShards, fill_shards, write_checkpoint
 def main(arguments: Sequence[str] | None = None) -> int:
     """Exit status: 0, or 2 with one line on standard error (and the traceback of a fault in souping)."""
     parser = argparse.ArgumentParser(prog="python -m souping.merge", description=__doc__)
-    parser.add_argument("plan", type=Path, help="a plan saved by plan=true")
+    parser.add_argument("plan", type=Path, help="a plan saved by `souping plan merge`")
     parser.add_argument("out", type=Path, help="the folder to write: absent, or empty")
     parser.add_argument(
         "--num-processes",

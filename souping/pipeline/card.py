@@ -85,7 +85,7 @@ def public_rebuild(command: str, repo: str = "org/soup") -> str:
     """A rebuild from a repository, with the overrides of a run's command that hold on every machine."""
     words = [word for word in shlex.split(command) if word.startswith(ANYWHERE)]
     name = repo.rpartition("/")[2]
-    rebuild = f"python -m souping +experiment=rebuild recipe={name}/recipe.json out={name}-rebuilt"
+    rebuild = f"souping rebuild {name}/recipe.json out={name}-rebuilt"
     return " ".join(
         [f"hf download {repo} --local-dir {name} &&", rebuild, *map(shlex.quote, words)]
     )

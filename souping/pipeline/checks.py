@@ -37,7 +37,6 @@ from souping.evaluate.benchmark import Splits, limit_splits, make_splits, shares
 from souping.pipeline.evaluation import Evaluation, EvaluatorWorker, open_worker
 from souping.pipeline.executors.asking import FilesExecutor, FileWorkers, OrderedEvaluation
 from souping.pipeline.machine import check_machine
-from souping.pipeline.merge_only import check_kept
 from souping.pipeline.models import OpenPool
 from souping.pipeline.settings import RunSettings
 from souping.pipeline.state import MIXED_ROWS, ExtraBenchmark
@@ -105,7 +104,6 @@ def check_pool(settings: RunSettings, pool: OpenPool, evaluators: EvaluatorItems
         pool.merge_pool.plan(pool.uniform(ingredients))
 
     _check_sizes(settings, pool.names, check)
-    check_kept(settings, pool)
 
 
 def cut_splits(settings: RunSettings, items: Sequence[Item]) -> Splits:

@@ -44,8 +44,7 @@ WARN = 0.02
 REFUSE = 0.2
 """Share above which nothing is claimed."""
 SEE_WHY = (
-    "see why answers are missing (python -m souping show RUN_DIR): "
-    "prompts longer than the context leave no room"
+    "see why answers are missing (souping show RUN): prompts longer than the context leave no room"
 )
 UNDECIDED = "no difference shown"
 

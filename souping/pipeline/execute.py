@@ -11,8 +11,7 @@ from typing import TYPE_CHECKING
 from souping.core.files import error_text, nearby, write_atomically
 from souping.core.reading import to_json
 from souping.core.text import safe
-from souping.core.types import LateError, Recipe, Trial, UserError, frozen
-from souping.merge.soup_files import RECIPE
+from souping.core.types import LateError, Trial, UserError, frozen
 from souping.pipeline.merge_only import free_target, show_files, soup_in
 from souping.pipeline.settings import RunSettings
 from souping.pipeline.upload import check, send
@@ -53,11 +52,8 @@ def execute(settings: RunSettings) -> RunOutcome:
         print(safe("\n".join(outcome.waiting.args)))
         return outcome
     report = outcome.report
-    soup: Path | None = None
-    try:
-        soup = written_soup(settings, report)
-    finally:  # also if another soup is in the way
-        _show_end(settings, report, soup)
+    soup = written_soup(settings, report)
+    _show_end(settings, report, soup)
     if goal is None:
         return outcome
     if soup is not None:
@@ -83,29 +79,14 @@ def _show_end(settings: RunSettings, report: Report, soup: Path | None) -> None:
 
 
 def written_soup(settings: RunSettings, report: Report) -> Path | None:
-    """The folder of a run's soup, None if it wrote none.
-
-    Raises:
-        LateError: `out` holds another soup, which was not replaced.
-    """
-    winner = report.recipe.id if report.recipe else ""
-    earlier: Recipe | None = None
-    if winner and not settings.stop_after:
-        earlier = soup_in(settings.out)
-    if earlier is not None and earlier.id != winner:
-        recipe = nearby(settings.run_dir / RECIPE)
-        raise LateError(
-            f"out={settings.out} holds soup {earlier.id} of an earlier run, and this run found soup {winner}: nothing "
-            f"was replaced. To write it",
-            fix=f"python -m souping +experiment=rebuild recipe={recipe} out=NEW",
-        )
+    """The folder of a run's soup, None if it wrote none."""
     return settings.out if report.rebuild is not None and settings.out.exists() else None
 
 
 def check_settings(settings: RunSettings) -> None:
     """Refuse a target that is in use and settings that contradict each other (UserError).
 
-    A run may find the soup of an earlier one in `out`; it is verified once the search is over.
+    A run that is continued may find its soup; it is verified once the search is over.
     """
     if soup_in(settings.out) is None:
         free_target(settings.out)

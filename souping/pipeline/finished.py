@@ -65,11 +65,11 @@ def read_finished(run_dir: Path) -> tuple[Report, Sequence[TrialRow]]:
     """(report, trials) of a run that ended with a report (UserError if there is none)."""
     for name in ("report.json", "trials.csv"):
         if not (run_dir / name).is_file():
-            raise UserError(f"run={run_dir} has no {name}: name the folder of a finished run")
+            raise UserError(f"{run_dir} has no {name}: name the folder of a finished run")
     report = read_report(run_dir / "report.json", results())
     if report.recipe is None or not report.rows:
         raise UserError(
-            f"run={run_dir}: its report.json is not of a whole run: name the folder of a finished run"
+            f"{run_dir}: its report.json is not of a whole run: name the folder of a finished run"
         )
     return report, read_trials(run_dir / "trials.csv")
 

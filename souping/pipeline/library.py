@@ -14,8 +14,8 @@ from souping.analysis.front import FRONT, FrontPoint, FrontResult
 from souping.analysis.guards import read_guards
 from souping.checkpoints.pool import Pool
 from souping.core.fields import Count, Seed, check_arguments, pick
-from souping.core.files import expanded
-from souping.core.folders import discard, missing_folders
+from souping.core.files import OUTPUTS, expanded
+from souping.core.folders import discard, missing_folders, numbered_folders
 from souping.core.protocols import BenchmarkItems, Evaluator, Objective, Selector, Strategy, Tracker
 from souping.core.reading import read
 from souping.core.scores import Mean, MeasuredScores, read_table
@@ -38,7 +38,7 @@ from souping.pipeline.evaluation import LocalExecutor
 from souping.pipeline.settings import STORE, Goals, MergeSettings, MinGain, RunSettings, StopAfter
 from souping.report.cells import Section
 from souping.report.content import Report, VerdictSummary
-from souping.report.progress import EARLY, logged
+from souping.report.progress import EARLY, logged, say
 from souping.report.render import section_html
 from souping.report.sections import headline, kicker, losses
 from souping.report.tables import experts, summary
@@ -150,7 +150,9 @@ def run(
     objective = objective or Mean()
     if analyses is None:
         analyses = _analyses()
-    folder = expanded(out or f"outputs/{name}/{time.strftime('%Y-%m-%d_%H-%M-%S')}", "out")
+    folder = _new_folder(
+        expanded(out or OUTPUTS / name / time.strftime("%Y-%m-%d_%H-%M-%S"), "out")
+    )
     settings = RunSettings(
         **_common(candidates, merge, tracker, name, seed, Path(store), folder, folder / "soup"),
         optimiser=optimiser or Adaptive(),
@@ -170,6 +172,16 @@ def run(
         command=f"souping.run(name={name!r}, out={str(folder)!r}, seed={seed})",
     )
     return _perform(settings)
+
+
+def _new_folder(out: Path) -> Path:
+    """The folder, or one with a number behind its name: nothing is overwritten."""
+    for folder in numbered_folders(out):
+        if not folder.exists() or not any(folder.iterdir()):
+            break
+    if folder != out:
+        say(f"note: {out} is not empty: this run is in {folder}")
+    return folder
 
 
 def _perform(settings: RunSettings) -> RunResult:

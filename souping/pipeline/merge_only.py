@@ -20,7 +20,7 @@ from souping.checkpoints.header import MAX_RECIPE
 from souping.checkpoints.layouts import rules_of
 from souping.checkpoints.lora import content
 from souping.core.fields import Bounds, Form, load, pick, text_of
-from souping.core.files import nearby, write_atomically
+from souping.core.files import dated_path, nearby, write_atomically
 from souping.core.folders import hold_folder
 from souping.core.similarity import PoolSimilarity
 from souping.core.text import safe, shown
@@ -42,7 +42,7 @@ from souping.merge.soup_files import CARD, RECIPE, planned_files
 from souping.pipeline.card import soup_card
 from souping.pipeline.models import OpenPool, folder_of, with_base
 from souping.pipeline.serving import STORED_SOUP_PREFIX, check_space, scratch_place
-from souping.pipeline.settings import MergeSettings, RunSettings, SoupSettings
+from souping.pipeline.settings import MergeSettings, SoupSettings
 from souping.pipeline.store import Store
 from souping.report.cells import nonempty
 from souping.report.format import quoted
@@ -69,7 +69,8 @@ def execute_merge(settings: MergeSettings) -> None:
     Raises:
         UserError: `out` is in use, the models do not fit each other, or the Hub refuses.
     """
-    free_target(settings.out)
+    if not settings.plan:
+        free_target(settings.out)
     goal = None if settings.plan else settings.upload
     if goal is not None:
         from souping.pipeline.upload import check
@@ -100,7 +101,7 @@ def show_files(settings: SoupSettings, soup: Path | None) -> None:
 
 
 def merge(settings: MergeSettings) -> Path | None:
-    """`experiment=merge`: the soup of a pool and weights, without any evaluation."""
+    """The soup of a pool and weights, without any evaluation."""
     with Store(settings.store_path) as store, ExitStack() as parts:
         candidates = settings.pool.resolve()
         late = not settings.plan
@@ -155,7 +156,7 @@ def _only_weights(settings: MergeSettings, names: Names) -> dict[str, float]:
 
 
 def show_names(settings: SoupSettings) -> None:
-    """`merge.name_rules=show`: which tensor of the soup comes from which tensor of the candidates, and how."""
+    """Which tensor of the soup comes from which tensor of the candidates, and how."""
     merge = settings.merge
     home = settings.pool.home
     folder = folder_of(str(home), merge.allow_pickle) if home else None
@@ -172,7 +173,7 @@ def show_names(settings: SoupSettings) -> None:
 
 
 def rebuild(settings: MergeSettings) -> Path | None:
-    """`experiment=rebuild`: the soup of a recipe.json again, bit for bit.
+    """The soup of a recipe.json again, bit for bit.
 
     Ingredients are looked for by name in `pool.candidates`, then by content in the store, then on the Hub.
 
@@ -267,11 +268,16 @@ def _show_plan(
     show_sheet(nonempty([tables.similarity(similarity)]))
     for need in (*settings.merge.needs(), *settings.tracker.needs()):
         print(f"missing on this machine: {need.sentence()}")
-    plan.save(settings.run_dir / "plan.json", similarity)
+    path = dated_path(settings.name, "plan")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    if plan.save(path, similarity) is not None:
+        print(f"saved: {nearby(path)}")
     # mergekit cannot express every recipe.
     with suppress(UserError):
         places = {name: recipe.sources.get(name, folder) for name, folder in folders.items()}
-        write_atomically(settings.run_dir / "mergekit.yml", to_yaml(recipe, places, base).encode())
+        text = to_yaml(recipe, places, base)
+        file = write_atomically(dated_path(settings.name, "mergekit", ".yml"), text.encode())
+        print(f"saved: {nearby(file)}")
 
 
 def _show_upload(
@@ -470,21 +476,6 @@ def soup_in(out: Path) -> Recipe | None:
         return read_recipe(out / RECIPE)[0]
     except (UserError, OSError):
         return None
-
-
-def check_kept(settings: RunSettings, pool: OpenPool) -> None:
-    """Refuse a soup in `out` that no search over this pool can find: of other models or other merge settings."""
-    soup = soup_in(settings.out)
-    if soup is None:
-        return
-    names = {candidate.fingerprint: candidate.name for candidate in pool.candidates}
-    weights = {}
-    for mark, weight in zip(soup.fingerprints, soup.weights, strict=True):
-        weights[names.get(mark, "")] = weight
-    if "" in weights or pool.recipe(weights).fingerprint != soup.fingerprint:
-        raise UserError(
-            f"out={settings.out} holds soup {soup.id} of other models or merge settings: choose another folder"
-        )
 
 
 def verify(pool: OpenPool, recipe: Recipe, out: Path) -> None:

@@ -11,7 +11,6 @@ from pathlib import Path
 from souping.analysis.alternatives import alternatives, routed
 from souping.analysis.correlation import few_models
 from souping.analysis.guards import Admission, Guard, plan_guards, warnings_of
-from souping.core.files import write_atomically
 from souping.core.protocols import Tracker
 from souping.core.scores import Mean
 from souping.core.types import (
@@ -28,7 +27,6 @@ from souping.core.types import (
 )
 from souping.core.unit import Unit
 from souping.evaluate import identity
-from souping.merge.soup_files import RECIPE
 from souping.pipeline.analyses import analyse, missing_answers, run_scores, stored_answers
 from souping.pipeline.checks import flat_categories, prepare, run_notes
 from souping.pipeline.evidence import (
@@ -57,7 +55,6 @@ from souping.report import tables
 from souping.report.analyses import UserResult
 from souping.report.content import GateSummary, Report
 from souping.report.files import (
-    as_json,
     raw_result,
     search_summary,
     selection_summary,
@@ -315,25 +312,17 @@ class Run(Steps):
             best=self._best_of(singles),
             singles=singles,
         )
-        settings = self.settings
-        recipe = searched.winner.recipe
-        earlier = soup_in(settings.out)
-        if earlier is not None and earlier.fingerprint != recipe.fingerprint:
-            write_atomically(settings.run_dir / RECIPE, as_json(recipe.as_dict()).encode())
-            self.note(
-                f"out={settings.out} holds another soup, {earlier.id}, which stays; this run's recipe is in {RECIPE}"
-            )
-            return frozen
         if len(searched.selected.selection.ingredients) == 1:
             return frozen
-        return self._write_soup(frozen, is_there=earlier is not None)
+        return self._write_soup(frozen)
 
-    def _write_soup(self, frozen: Frozen, is_there: bool) -> Frozen:
+    def _write_soup(self, frozen: Frozen) -> Frozen:
         settings = self.settings
         recipe = frozen.searched.winner.recipe
         report = replace(frozen.report, rebuild=settings.rebuild_command)
         text = card(report, settings.out.resolve(), self.pool.merge_pool.base_repo)
-        if is_there:
+        # A run that `ask` continues may have written it before.
+        if soup_in(settings.out) is not None:
             self.progress.stage("write: verifying the existing soup")
             verify(self.pool, recipe, settings.out)
         else:

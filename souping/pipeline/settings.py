@@ -16,9 +16,10 @@ from souping.checkpoints.layouts import rules_of
 from souping.checkpoints.pool import CandidateSource
 from souping.core import protocols
 from souping.core.fields import Bounds, Count, pick
-from souping.core.files import nearby
+from souping.core.files import OUTPUTS, nearby
 from souping.core.protocols import Component
 from souping.core.reading import read
+from souping.core.system import program
 from souping.core.types import Candidate, Json, JsonObject, T, UserError, frozen
 from souping.merge import MergeBackend
 from souping.report.format import quoted
@@ -33,7 +34,7 @@ MinGain = Annotated[float, Bounds(ge=0, le=100)]
 """In the unit of the evaluator's scores, as they are shown."""
 Goals = list[str] | tuple[str, ...] | Mapping[str, float]
 """Goals of a front, or {goal: weight} to write the soup with the largest weighted sum."""
-STORE = Path("outputs/store.sqlite")
+STORE = OUTPUTS / "store.sqlite"
 """The default of `store`."""
 GROUP_KINDS: Mapping[str, Any] = {
     "pool": CandidateSource,
@@ -180,7 +181,7 @@ class SoupSettings:
     def rebuild_command(self) -> str:
         """Command that makes the soup in `out` again, run where this run was started."""
         merge = read(MergeConfig, self.config.get("merge"))
-        settings = {"recipe": nearby(self.out / "recipe.json"), "out": "rebuilt"}
+        settings = {"out": "rebuilt"}
         if self.store_path != STORE:
             settings["store"] = nearby(self.store_path)
         if merge.python:
@@ -197,7 +198,8 @@ class SoupSettings:
         if merge.allow_pickle:
             settings["merge.allow_pickle"] = "true"
         words = [shlex.quote(f"{key}={quoted(value)}") for key, value in settings.items()]
-        return f"python -m souping +experiment=rebuild {' '.join(words)}"
+        recipe = shlex.quote(nearby(self.out / "recipe.json"))
+        return f"{program()} rebuild {recipe} {' '.join(words)}"
 
 
 @frozen

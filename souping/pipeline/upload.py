@@ -18,6 +18,7 @@ from souping.checkpoints.header import parse_json, small
 from souping.core.fields import load
 from souping.core.parsing import read_json, read_yaml
 from souping.core.reading import read
+from souping.core.system import program
 from souping.core.text import human, listed
 from souping.core.types import LateError, UserError, frozen
 from souping.merge.soup_files import CARD, RECIPE, file_mark
@@ -105,9 +106,7 @@ def _check_repository(goal: Target, api: HfApi) -> list[str]:
     return files
 
 
-def push(
-    goal: Target, folder: Path, store: Path | None = None, run_dir: Path | str = "RUN_DIR"
-) -> str:
+def push(goal: Target, folder: Path, store: Path | None = None) -> str:
     """Send a soup's folder as one commit that replaces the soup before it; returns the commit's address.
 
     The card gets the ingredients' licences. `store` knows the folders of the ingredients.
@@ -143,7 +142,7 @@ def push(
             commit = api.create_commit(goal.repo, operations, commit_message=message)
     except UserError as error:
         # The Hub's own command would send paths of this machine.
-        command = shlex.join(["python", "-m", "souping", f"run={run_dir}", f"upload={goal.repo}"])
+        command = f"{program()} upload {shlex.quote(str(folder))} {goal.repo}"
         raise LateError(f"{error}\nthe soup is complete", fix=command) from error
     return str(commit.commit_url)
 
@@ -349,7 +348,7 @@ def _licence(source: str, online: bool) -> str:
 
 def send(settings: SoupSettings, goal: Target, soup: Path) -> None:
     """Send the soup of a run or a merge, and print where it is now (errors as of `push`)."""
-    print(f"  {'upload':16} {push(goal, soup, settings.store_path, settings.run_dir)}")
+    print(f"  {'upload':16} {push(goal, soup, settings.store_path)}")
 
 
 @contextmanager

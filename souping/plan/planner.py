@@ -1,4 +1,4 @@
-"""Plan of a run (`plan=true`): the steps of the run with an `answer` that counts, and what is missing on this machine.
+"""Plan of a run (`souping plan`): the steps of the run with an `answer` that counts, and what is missing here.
 
 The pool is opened as a run opens it (headers and tokenizers). Nothing is hashed, downloaded, evaluated or stored.
 """
@@ -12,18 +12,19 @@ from pathlib import Path
 
 from souping.checkpoints import hub
 from souping.checkpoints.pool import ModelSize
-from souping.core.files import error_text, nearby, write_atomically
+from souping.core.files import dated_path, error_text, nearby, write_atomically
 from souping.core.protocols import Evaluator
 from souping.core.reading import read
 from souping.core.types import SPLITS, Item, Items, LateError, Missing, ScoreMatrix, UserError
 from souping.evaluate.benchmark import EvaluatorBenchmark, Splits, first_items
 from souping.evaluate.identity import fingerprint
 from souping.merge.digests import StandIns
-from souping.merge.soup_files import CARD, RECIPE, planned_files
+from souping.merge.soup_files import CARD, planned_files
 from souping.pipeline import checks
 from souping.pipeline.card import soup_card
 from souping.pipeline.evaluation import Evaluation
 from souping.pipeline.execute import check_settings
+from souping.pipeline.looks.ledger import Ledger
 from souping.pipeline.machine import (
     Machine,
     machine_facts,
@@ -37,7 +38,7 @@ from souping.pipeline.settings import RunSettings, items_of
 from souping.pipeline.state import ExtraBenchmark
 from souping.pipeline.steps import Candidates, extra_benchmarks
 from souping.pipeline.store import IN_MEMORY, Store
-from souping.pipeline.upload import planned_upload, soup_files
+from souping.pipeline.upload import planned_upload
 from souping.plan.content import Plan, as_dict
 from souping.plan.counting import CountedSteps, NamedPool, NotStoredError, merged, not_stored
 from souping.plan.page import sections
@@ -45,7 +46,7 @@ from souping.plan.speed import PlannedStage, Speed, checked_speed, speed
 from souping.report.cells import Section
 from souping.report.files import as_json
 from souping.report.recipe import RecipeSummary
-from souping.report.render import sheet_markdown, show_sheet
+from souping.report.render import show_sheet
 
 
 def make(run: RunSettings) -> Plan:
@@ -118,12 +119,10 @@ class _Planner:
         )
 
     def _upload(self, plan: Plan) -> Section | None:
-        """What `upload=` would send: the soup that is in `out` already, or one of what may be selected."""
+        """What `upload=` would send: a soup of what may be selected."""
         run = self.run
         if run.upload is None:
             return None
-        if (run.out / RECIPE).is_file():
-            return planned_upload(run.upload, soup_files(run.out), run.store_path)
         if self.opened is None:
             return Section(
                 "Upload",
@@ -254,6 +253,9 @@ class _Planner:
         notes += checks.run_notes(self.run, self.opened, splits)
         if plan.scores is not None:
             notes += checks.flat_categories(self.run.evaluator.unit, plan.scores)
+        if splits and self.run.stop_after is None and self.run.dry_run is None:
+            looks = Ledger(self.store).announcement(splits.items["test"])
+            notes.append(looks or "no report in this store has shown the items of the test split")
         return list(dict.fromkeys(notes))
 
     def _stages(self, plan: Plan) -> list[PlannedStage]:
@@ -297,7 +299,7 @@ class _Planner:
                 measured = self.store.throughput(singles, key)
                 rate = None
                 if not name and stated is None and measured is None:
-                    rate = checked_speed(self.run.run_dir.parent, plan.models, key)
+                    rate = checked_speed(plan.models, key)
                 if rate is None:
                     rate = speed(stated, measured, evaluator, answered, parameters, plan.machine)
                 if rate is not None:
@@ -349,17 +351,16 @@ def once(needs: Iterable[Missing]) -> list[Missing]:
 
 
 def plan(run: RunSettings) -> None:
-    """Print and save the plan of a run, `plan.json` and `plan.md` in its directory.
+    """Print and save the plan of a run, as `outputs/NAME/plan_DATE_TIME.json`.
 
     Raises:
         LateError: the run cannot go on anywhere as it is configured; the plan is saved all the same.
     """
     run_plan = checked_plan(run)
     sheet = sections(run_plan)
-    write_atomically(run.run_dir / "plan.json", as_json(as_dict(run_plan)).encode())
-    write_atomically(run.run_dir / "plan.md", sheet_markdown(f"Plan of {run.name}", sheet).encode())
     show_sheet(sheet)
-    print(f"saved as plan.md and plan.json in {nearby(run.run_dir)}")
+    file = write_atomically(dated_path(run.name, "plan"), as_json(as_dict(run_plan)).encode())
+    print(f"saved: {nearby(file)}")
     if not run_plan.reasons:
         print("This run can start: repeat the command without `plan`.")
         return

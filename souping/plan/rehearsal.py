@@ -1,4 +1,4 @@
-"""Rehearsal of a run (`check=true`): a few items are answered, scored and timed, and shown."""
+"""Rehearsal of a run (`souping check`): a few items are answered, scored and timed, and shown."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
-from souping.core.files import nearby, write_atomically
+from souping.core.files import dated_path, nearby, write_atomically
 from souping.core.protocols import Evaluator, LoadedModel
 from souping.core.reading import read
 from souping.core.text import safe
@@ -41,7 +41,7 @@ LEAST = 0.05
 
 
 def check_run(run: RunSettings) -> None:
-    """Check a run as its plan does, rehearse it, say how long the whole would take, and save `check.json`.
+    """Check a run as its plan does, rehearse it, say how long the whole would take, and save what it measured.
 
     Raises:
         UserError: the run cannot start here, or its items cannot be answered.
@@ -146,7 +146,7 @@ def show_rehearsal(
     records: Sequence[Record],
     prompts: Mapping[str, str],
 ) -> None:
-    """Print one item of each category in full, all of them in a table, and the time of the run; save check.json."""
+    """Print one item of each category in full, all of them in a table, and the run's time; save what was measured."""
     name = timed.run.pool.resolve()[0].name
     unit = timed.run.evaluator.unit
     samples = list[dict[str, Any]]()
@@ -169,8 +169,8 @@ def show_rehearsal(
     table = {**as_dict(timed), "candidate": name, "split": split, "samples": samples}
     table["evaluator"] = fingerprint(timed.run.evaluator)
     table["items_per_second"] = timed.speeds[""].items_per_second
-    write_atomically(timed.run.run_dir / "check.json", as_json(table).encode())
-    print(f"saved as check.json in {nearby(timed.run.run_dir)}")
+    file = write_atomically(dated_path(timed.run.name, "check"), as_json(table).encode())
+    print(f"saved: {nearby(file)}")
     if cut := sum(record.outcome != "finished" for record in records):
         print(f"{cut} of {len(records)} answers were cut off or are missing: look at them first")
     most = total_range((timed.seconds() or {"": (0.0, 0.0)}).values())[1]

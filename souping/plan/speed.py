@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import asdict, replace
-from pathlib import Path
 from typing import Any
 
 from souping.checkpoints.pool import ModelSize
 from souping.core.fields import load
+from souping.core.files import OUTPUTS
 from souping.core.protocols import Evaluator
 from souping.core.reading import read
 from souping.core.types import Item, UserError, frozen
@@ -64,17 +64,17 @@ class BenchmarkSpeed:
 
 @frozen
 class CheckFile:
-    """What a plan reads of check.json."""
+    """What a plan reads of a check's file."""
 
     models: Any
     evaluator: str
     speeds: BenchmarkSpeed
 
 
-def checked_speed(folder: Path, models: Sequence[ModelSize], evaluator: str) -> Speed | None:
-    """What the newest check of a run in this folder measured for these models under this evaluator, if one did."""
+def checked_speed(models: Sequence[ModelSize], evaluator: str) -> Speed | None:
+    """What the newest check below `outputs/`, under any name, measured for these models under this evaluator."""
     sizes = [asdict(model) for model in models]
-    files = sorted(folder.glob("*/check.json"), key=lambda file: file.stat().st_mtime)
+    files = sorted(OUTPUTS.glob("*/check_*.json"), key=lambda file: file.stat().st_mtime)
     for file in reversed(files):
         with suppress(UserError, OSError):
             check = read(CheckFile, load(file, dict[str, Any]))

@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 import os
 import platform
-import shlex
 import sys
 import time
 from collections.abc import Iterator
@@ -215,11 +214,6 @@ def say(line: str) -> None:
     text = safe(line)
     print(text, file=sys.stderr if sys.stderr.isatty() else sys.stdout, flush=True)
     log.info("%s", text)
-
-
-def command_line() -> str:
-    """The command as it was typed, for a shell."""
-    return shlex.join(["python", "-m", "souping", *sys.argv[1:]])
 
 
 class RunLog(logging.FileHandler):

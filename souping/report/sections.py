@@ -60,7 +60,7 @@ def summary(report: Report) -> list[str]:
             f"The score is the {_kind(report, len(soup.scores))}, on {count(items)} {split}items."
         )
     recipe = report.recipe
-    place = re.search(r'recipe="?(.+?)/recipe\.json', clean(report.rebuild))
+    place = re.search(r"rebuild '?(.+?)/recipe\.json", clean(report.rebuild))
     if place and recipe is not None:
         pairs = zip(recipe.weights, recipe.ingredients, strict=False)
         mixture = " + ".join(f"{four_digits(share)} {clean(name)}" for share, name in pairs)

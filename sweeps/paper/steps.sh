@@ -48,8 +48,8 @@ download() { # checkpoints and environments; what is there already is not fetche
 }
 
 prepare() { :; } # what else a table needs; scripts may define their own
-plan() { "$PYTHON" -m souping "+experiment=$experiment" "${overrides[@]}" "$@" plan=true "hydra.run.dir=$run_dir-plan"; }
-run() { "$PYTHON" -m souping "+experiment=$experiment" "${overrides[@]}" "$@" "hydra.run.dir=$run_dir"; }
+plan() { "$PYTHON" -m souping plan "+experiment=$experiment" "${overrides[@]}" "$@"; }
+run() { "$PYTHON" -m souping "+experiment=$experiment" "${overrides[@]}" "$@" "out=$run_dir"; }
 
 collect() { # the newest run: a second one lies in DIR_2
     local report

@@ -304,7 +304,7 @@ def test_archives_are_merged_by_their_tensors_names(souping: Cli, tmp_path: Path
     for name, tensor in soup.items():
         torch.testing.assert_close(tensor, 0.25 * weights(1)[name] + 0.75 * weights(2)[name])
 
-    again = ("+experiment=rebuild", "recipe=soup/recipe.json", "out=again")
+    again = ("rebuild", "soup/recipe.json", "out=again")
     souping(*again).ok()
     written = (tmp_path / "again" / "model.safetensors").read_bytes()
     assert written == (tmp_path / "soup" / "model.safetensors").read_bytes()

@@ -259,7 +259,7 @@ def test_a_merge_by_the_command_line_and_its_rebuild(
     assert done.code == 0, done.err
     recipe = json.loads((tmp_path / "soup" / "recipe.json").read_text())
     assert recipe["fingerprints"] == [fingerprint(folder) for folder in pool.values()]
-    again = souping("+experiment=rebuild", "recipe=soup/recipe.json", "out=again")
+    again = souping("rebuild", "soup/recipe.json", "out=again")
     assert again.code == 0, again.err
     soup, copy = (tmp_path / name / "model.safetensors" for name in ("soup", "again"))
     assert soup.read_bytes() == copy.read_bytes()

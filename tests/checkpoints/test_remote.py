@@ -101,7 +101,7 @@ def test_a_soup_from_buckets_is_that_of_the_folders_and_rebuilds(
     assert recipes[0]["fingerprints"] == recipes[1]["fingerprints"]
     assert recipes[0]["sources"] == urls
     shutil.rmtree(tmp_path / "cache")  # so that the recipe's sources are read
-    again = souping("+experiment=rebuild", "recipe=far/recipe.json", "out=again")
+    again = souping("rebuild", "far/recipe.json", "out=again")
     assert again.code == 0, again.err
     assert (tmp_path / "again" / "model.safetensors").read_bytes() == far["model.safetensors"]
 

@@ -292,13 +292,8 @@ def test_a_training_run_becomes_a_soup_and_a_report_and_is_rebuilt(
     for call in (
         [*words, "pool.path=train", f"pool.reference_model={home}", "hydra.run.dir=run"],
         [*words, "pool.path=plain", "hydra.run.dir=other"],
-        ["run=run", "analysis=[parents]"],
-        [
-            "+experiment=rebuild",
-            "recipe=run/soup/recipe.json",
-            f"pool.reference_model={home}",
-            "out=again",
-        ],
+        ["analyse", "run", "analysis=[category_wins]"],
+        ["rebuild", "run/soup/recipe.json", f"pool.reference_model={home}", "out=again"],
     ):
         done = souping(*call)
         assert done.code == 0, done.err

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import shlex
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
-from souping.cli.commands import COMMANDS, ROOTS, STANDS_FOR, as_overrides
+from souping.cli.commands import COMMANDS, PLANNED, ROOTS, as_overrides, has_parser
 from souping.cli.config import is_merge
 from souping.cli.help import choices, completed, groups
 from souping.core.types import UserError
@@ -40,21 +41,22 @@ def test_names_needs_no_weights_and_takes_rules_of_the_user(
     weighted = souping("names", pool(family), "optimiser.weights=[0.1,0.9]", "out=soup")
     assert weighted.ok().out == out
     souping("names", pool(family), "merge.name_rules=none.json").refused(
-        "merge.name_rules=show:none.json"
+        "merge.name_rules=none.json"
     )
     assert not (tmp_path / "soup").exists()
 
 
-def test_plan_is_plan_true_also_of_a_merge_and_of_a_multirun(
+def test_a_plan_is_of_a_run_a_merge_or_a_multirun(
     family: Path, souping: Cli, tmp_path: Path
 ) -> None:
-    souping("plan", *pool_of(family, "ant", "bee"), "selector=all", "hydra.run.dir=planned").ok()
-    assert (tmp_path / "planned/plan.json").is_file()
+    souping("plan", *pool_of(family, "ant", "bee"), "selector=all", "out=big").ok()
+    assert len(list(tmp_path.glob("outputs/fam/plan_*.json"))) == 1
     words = (pool(family), "optimiser.weights=[0.5,0.5]", "out=soup")
-    souping("merge", *words, "plan=true", "hydra.run.dir=merged").ok()
-    assert (tmp_path / "merged/plan.json").is_file()
+    souping("plan", "merge", *words).ok()
+    assert len(list(tmp_path.glob("outputs/merge/plan_*.json"))) == 1
     souping("plan", "-m", "+experiment=merge", *words, "merge.dtype=float32,bfloat16").ok()
-    assert len(list(tmp_path.glob("outputs/merge/sweep/*/*/plan.json"))) == 2
+    assert len(list(tmp_path.glob("outputs/merge/plan_*.json"))) == 3
+    assert not (tmp_path / "big").exists()
     assert not (tmp_path / "soup").exists()
 
 
@@ -62,11 +64,11 @@ def test_plan_is_plan_true_also_of_a_merge_and_of_a_multirun(
 def test_an_experiment_that_only_averages_has_the_keys_of_a_merge(name: str) -> None:
     more = {
         "merge": ["pool.candidates=[a,b]", "optimiser.weights=[0.5,0.5]"],
-        "rebuild": ["recipe=r.json"],
+        "rebuild": ["action.recipe=r.json"],
     }
     plain = compose([f"+experiment={name}", *more.get(name, [])])
     components = {"pool", "optimiser", "merge", "tracker"}
-    values = {"name", "seed", "out", "recipe", "plan", "upload", "store", "allow_code", "debug"}
+    values = {"name", "seed", "out", "action", "upload", "store"}
     assert plain.keys() == components | values
     assert is_merge(plain)
     assert plain["name"] == name
@@ -80,17 +82,24 @@ def test_an_experiment_that_only_averages_has_the_keys_of_a_merge(name: str) -> 
         "+selector.k=2",
         "~expected_mismatch",
         "dry_run=3",
-        "check=true",
     ],
 )
 def test_a_merge_has_no_key_of_an_evaluation(family: Path, souping: Cli, word: str) -> None:
     done = souping("merge", pool(family), "optimiser.weights=[0.5,0.5]", word)
-    done.refused(word, "plan=true", "+experiment=merge")
+    done.refused(word, "+experiment=merge")
     assert len(done.err.splitlines()) == 1
 
 
-def test_a_run_has_no_recipe(family: Path, souping: Cli) -> None:
-    souping(*pool_of(family), "recipe=r.json").refused("recipe", "+experiment=rebuild")
+@pytest.mark.parametrize("word", ["run=x", "plan=true", "check=true"])
+def test_a_command_that_is_typed_as_a_key_is_explained(
+    family: Path, souping: Cli, word: str
+) -> None:
+    souping(*pool_of(family), word).refused(f"{word.partition('=')[0]} is a command")
+
+
+@pytest.mark.parametrize("word", ["recipe=x", "allow_code=true", "debug=true", "limit=3"])
+def test_other_words_that_are_no_keys_are_refused(family: Path, souping: Cli, word: str) -> None:
+    souping(*pool_of(family), word).refused(word.partition("=")[0], "is not a key")
 
 
 def test_a_merge_loads_only_what_a_merge_needs(family: Path, tmp_path: Path) -> None:
@@ -117,29 +126,38 @@ print("|".join(sys.modules))"""
 def test_a_command_in_the_wrong_place_is_explained(
     name: str, souping: Cli, finished_copy: Path
 ) -> None:
-    souping("name=x", name).refused(f"python -m souping {name}", *STANDS_FOR.get(name, ()))
-    if name != "help":
-        souping("run=run", name).refused(f"python -m souping {name}")
+    souping("name=x", name).refused(f"{name} is a command", f"souping {name}")
 
 
-def test_one_experiment_at_a_time(souping: Cli, finished_copy: Path) -> None:
+def test_one_experiment_at_a_time(souping: Cli) -> None:
     souping("merge", "+experiment=bfcl").refused("merge", "+experiment=bfcl")
-    for name in ("merge", "names"):
-        souping(name, "run=run", "analysis=item_wins").refused("run=", "cannot be combined")
+    souping("rebuild", "r.json", "+experiment=bfcl").refused("rebuild", "+experiment=bfcl")
     assert as_overrides("merge", ["+experiment=merge"]) == ["+experiment=merge"]
-    assert as_overrides("names", ["+experiment=bfcl"]) == [
-        "merge.name_rules=show",
-        "+experiment=bfcl",
-    ]
+    assert as_overrides("names", ["+experiment=bfcl"]) == ["+experiment=bfcl", "action.names=true"]
     with pytest.raises(UserError):
         as_overrides("merge", ["+experiment=rebuild"])
 
 
-def test_help_shows_what_a_command_stands_for_and_the_group_of_its_name(souping: Cli) -> None:
-    for name, overrides in STANDS_FOR.items():
-        assert " ".join(overrides) in souping("help", name).ok().out
-    out = souping("help", "merge").out
-    assert all(f"merge={name}\n" in out for name in choices("merge"))
+def test_help_of_a_command_names_the_choices_of_a_group_of_its_name(souping: Cli) -> None:
+    out = souping("help", "merge").ok().out
+    for name in choices("merge"):
+        assert f"merge={name}" in out
+        assert souping("help", f"merge={name}").ok().out.startswith(f"merge={name}\n")
+    assert all(name in souping("help", "plan").ok().out for name in PLANNED)
+
+
+def test_the_example_of_each_composed_command_composes() -> None:
+    for name, command in COMMANDS.items():
+        if not has_parser(name) and name != "rebuild":
+            compose(as_overrides(name, shlex.split(command.example)))
+
+
+def test_a_traceback_is_shown_if_the_environment_says_so(
+    souping: Cli, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("SOUPING_DEBUG", "1")
+    with pytest.raises(UserError):
+        souping("list", "nowhere")
 
 
 @pytest.mark.parametrize(
@@ -148,7 +166,7 @@ def test_help_shows_what_a_command_stands_for_and_the_group_of_its_name(souping:
         ("souping ", {*COMMANDS, "help"}, False, "souping "),
         ("souping pl", {"plan"}, False, "souping pl"),
         ("souping sel", set(), False, "souping sel"),
-        ("souping plan ev", set(), False, "souping plan=true ev"),
+        ("souping plan ev", set(), False, "souping action.plan=true ev"),
         ("souping merge ", set(), False, "souping +experiment=merge "),
         ("souping name=x pl", set(), False, "souping name=x pl"),
         ("souping show out", set(), True, "souping show out"),

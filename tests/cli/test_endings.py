@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from omegaconf import OmegaConf
 from rich.console import Console
 
 from souping import __version__
@@ -24,6 +25,7 @@ from souping.cli.help import choices, folder, groups
 from souping.cli.job import options_first
 from souping.cli.process import REPLACE
 from souping.core.reading import read
+from souping.core.system import program
 from souping.core.types import UserError
 from souping.core.unit import POINTS
 from souping.pipeline import execute
@@ -103,9 +105,8 @@ def test_names_that_look_like_interpolations(family: Path, tmp_path: Path) -> No
         f'pool.candidates=["m\\${{x}}",{family / "bee"}]',
         "optimiser.weights=[0.5,0.5]",
     ]
-    assert command_line(place, *words, "hydra.run.dir=run", "out=soup") == 0
+    assert command_line(place, *words, "out=soup") == 0
     assert json.loads((place / "soup/recipe.json").read_text())["ingredients"] == ["m${x}", "bee"]
-    assert "m\\${x}" in (place / "run/config.yaml").read_text()
     assert compose(words)["pool"]["candidates"][0] == "m${x}"
 
 
@@ -181,11 +182,12 @@ def test_a_run_and_its_commands_end_well_on_a_terminal_without_unicode(
 ) -> None:
     monkeypatch.setenv("PYTHONIOENCODING", "ascii")
     words = quick(family)
-    for more in (["hydra.run.dir=run"], ["plan=true"], ["-m", "stop_after=search", "seed=0,1"]):
+    for more in (["hydra.run.dir=run"], ["-m", "stop_after=search", "seed=0,1"]):
         done = command(tmp_path, *words, *more)
         assert (done.returncode, done.stderr) == (0, ""), more
-    assert command(tmp_path, "check", *words).returncode == 0
-    assert command(tmp_path, "show", "run", "--limit", "1").returncode == 0
+    for name in ("check", "plan"):
+        assert command(tmp_path, name, *words).returncode == 0
+    assert command(tmp_path, "show", "run", "-n", "1").returncode == 0
 
 
 PLUGINS = {
@@ -266,7 +268,7 @@ def test_options_between_overrides_are_taken(souping: Cli) -> None:
     done = souping("name=x", "--cfg", "job", "seed=3").ok()
     assert {"name: x", "seed: 3"} <= set(done.out.splitlines())
     souping("name=x", "--bogus", "seed=3").refused("--bogus")
-    souping("name=x", "check").refused("python -m souping check")
+    souping("name=x", "check").refused("check is a command")
 
 
 @pytest.mark.parametrize("word", ["pareto=[red,green]", "guard=3", "dry_run=2"])
@@ -305,14 +307,7 @@ def test_a_run_that_is_ended_from_outside_clears_up(
 TEMPLATE = (
     "{% for m in messages %}[{{ m.content }}]{% endfor %}{% if add_generation_prompt %}>{% endif %}"
 )
-QUICK = ("selector=all", "optimiser=uniform", "analysis=[]", "out=soup")
-
-
-def reports(folder: Path) -> list[dict[str, Any]]:
-    found = [
-        json.loads(path.read_text()) for path in sorted(folder.glob("outputs/*/*/report.json"))
-    ]
-    return sorted(found, key=lambda report: report["cost"]["evaluated_items"] == 0)
+QUICK = ("selector=all", "optimiser=uniform", "analysis=[]")
 
 
 def chat_family(family: Path, folder: Path, template: str) -> list[str]:
@@ -327,54 +322,76 @@ def chat_family(family: Path, folder: Path, template: str) -> list[str]:
     return [*pool_of(folder, "ant", "bee", "cat"), f"benchmark.path={family / 'items.jsonl'}"]
 
 
-def test_a_repeated_command_keeps_the_results_of_an_interrupted_run(
-    family: Path, souping: Cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def test_a_folder_that_holds_anything_stays_as_it_is(
+    family: Path, souping: Cli, tmp_path: Path
 ) -> None:
-    def interrupt(*_: Any) -> None:
-        raise KeyboardInterrupt
-
-    with monkeypatch.context() as patch:
-        patch.setattr("souping.pipeline.run.Run.report", interrupt)
-        assert souping(*pool_of(family, "ant", "bee"), *QUICK).code == 130
-    before = files_of(tmp_path / "soup")
-    souping(*pool_of(family, "ant", "bee"), *QUICK).ok()
-    after = files_of(tmp_path / "soup")
-    assert {name for name in before if before[name] != after[name]} == {"README.md"}
-    (report,) = reports(tmp_path)
-    assert report["verdict"]["sentence"].split(":")[0] in (tmp_path / "soup/README.md").read_text()
-    (tmp_path / "soup/README.md").write_text("mine")
-    (tmp_path / "soup/notes.txt").write_text("mine")
-    souping(*pool_of(family, "ant", "bee"), *QUICK).ok()
-    assert files_of(tmp_path / "soup") == {**after, "README.md": b"mine", "notes.txt": b"mine"}
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run/notes.txt").write_text("mine")
+    for number in (2, 3):
+        done = souping(*pool_of(family, "ant", "bee"), *QUICK, "out=run").ok()
+        assert f"run_{number}" in done.err
+        assert (tmp_path / f"run_{number}/report.json").is_file()
+        assert (tmp_path / f"run_{number}/soup/recipe.json").is_file()
+    assert files_of(tmp_path / "run") == {"notes.txt": b"mine"}
 
 
-@pytest.mark.slow
-def test_a_target_that_holds_another_soup_stays(family: Path, souping: Cli, tmp_path: Path) -> None:
-    souping(*pool_of(family, "ant", "bee"), *QUICK).ok()
-    before = files_of(tmp_path / "soup")
-    other = ("optimiser=fixed", "optimiser.weights=[0.7,0.3]", "name=other")
-    souping(*pool_of(family, "ant", "bee"), *QUICK, *other).refused("out=soup")
-    assert files_of(tmp_path / "soup") == before
-    (place,) = tmp_path.glob("outputs/other/*")
-    report = json.loads((place / "report.json").read_text())  # it is written all the same
-    assert report["recipe"]["weights"] == [0.7, 0.3]
-    assert json.loads((place / "recipe.json").read_text())["id"] == report["recipe"]["id"]
-    souping(*pool_of(family, "ant", "bee"), *QUICK, "merge.dtype=float32").refused("out=soup")
-    (tmp_path / "foreign").mkdir()
-    (tmp_path / "foreign/recipe.json").write_text("{}")
-    souping(*pool_of(family, "ant", "bee"), *QUICK, "out=foreign").refused("out=foreign")
-    weights = tmp_path / "soup/model.safetensors"
-    weights.write_bytes(weights.read_bytes()[:-2] + b"xx")
-    souping(*pool_of(family, "ant", "bee"), *QUICK).refused("out=soup", "model.safetensors")
-    assert len(reports(tmp_path)) == 2
+def test_a_merge_is_its_folder_and_leaves_nothing_else(
+    family: Path, souping: Cli, tmp_path: Path
+) -> None:
+    souping(*merging(family, "out=soup")).ok()
+    assert "config.yaml" not in files_of(tmp_path / "soup")
+    souping(*merging(family, "out=soup")).refused("out=soup", "not an empty folder")
+    souping(*merging(family)).refused("out is not set")
+    assert {path.name for path in tmp_path.iterdir()} <= {"soup", "outputs"}
+    assert [path.name for path in tmp_path.glob("outputs/*") if path.is_dir()] == []
+
+
+def test_a_multirun_has_one_folder(family: Path, souping: Cli, tmp_path: Path) -> None:
+    words = (*pool_of(family, "ant", "bee"), *QUICK, "stop_after=search", "seed=0,1")
+    souping("-m", *words, "out=a,b").refused("out=a,b", "out=DIR")
+    souping("-m", *words, "out=sweep").ok()
+    assert (tmp_path / "sweep/sweep.csv").is_file()
+    assert (tmp_path / "sweep/1/config.yaml").is_file()
+    souping("-m", *words, "out=sweep").ok()
+    assert (tmp_path / "sweep_2/sweep.csv").is_file()
+
+
+def test_the_folder_may_stand_in_a_file_of_settings(
+    family: Path, souping: Cli, tmp_path: Path
+) -> None:
+    table = {
+        "pool.candidates": [str(family / "ant"), str(family / "bee")],
+        "benchmark.path": str(family / "items.jsonl"),
+        "evaluator.max_new_tokens": 4,
+        "selector": "all",
+        "optimiser": "uniform",
+        "analysis": [],
+        "out": "mine",
+        "seed": 3,
+    }
+    (tmp_path / "run.yaml").write_text(json.dumps(table))
+    souping("run.yaml", "seed=4", "stop_after=search").ok()
+    settings = OmegaConf.load(tmp_path / "mine/config.yaml")
+    assert settings.seed == 4
+    assert settings.optimiser._target_.endswith("Uniform")
+    souping("mine/config.yaml").refused("mine/config.yaml", "names a class")
+    souping("plan", "run.yaml").ok()
+    for text, needle in (
+        ("hydra.run.dir: x", "hydra.run.dir"),
+        ("[1]", "KEY: VALUE"),
+        ("{", "YAML"),
+    ):
+        (tmp_path / "bad.yaml").write_text(text)
+        souping("bad.yaml").refused("bad.yaml", needle)
+    souping("none.yaml").refused("none.yaml")
 
 
 def test_plain_prompts_are_noted_in_plan_and_check(
     family: Path, souping: Cli, tmp_path: Path
 ) -> None:
     own = chat_family(family, tmp_path, TEMPLATE)
-    for words in (("plan=true",), ("check=true",)):
-        assert "180 of 180 prompts are plain texts" in " ".join(souping(*own, *words).out.split())
+    for name in ("plan", "check"):
+        assert "180 of 180 prompts are plain texts" in " ".join(souping(name, *own).out.split())
     (tmp_path / "cat/chat_template.jinja").unlink()
     souping(*own, "benchmark.path=chat.jsonl").refused("candidate cat", "chat template")
 
@@ -386,9 +403,9 @@ def test_help_names_every_group_choice_command_root_key_and_pages_that_exist(sou
     for group in groups():
         assert f"{group}: {', '.join(choices(group))}" in out
     lines = [line.split(maxsplit=1) for line in out.splitlines()]
-    assert [name for name in COMMANDS if [name, COMMANDS[name]] not in lines] == []
+    assert [name for name in COMMANDS if [name, COMMANDS[name].does] not in lines] == []
     listed = out.split("Root keys:")[1].split("(")[0].split()
-    assert {field.name for field in fields(Config)} - {*GROUPS, "store"} <= {*listed}
+    assert {field.name for field in fields(Config)} - {*GROUPS, "action"} <= {*listed}
     pages = re.findall(r"[\w./-]+\.md", out)
     assert pages
     assert [page for page in pages if not (ROOT / page).is_file()] == []
@@ -397,18 +414,24 @@ def test_help_names_every_group_choice_command_root_key_and_pages_that_exist(sou
     assert souping("--version").out == f"souping {__version__}\n"
 
 
-def test_every_command_has_help(souping: Cli) -> None:
+SCREEN = 45
+"""Lines of the longest help, that of compare."""
+
+
+def test_every_command_has_help_that_fits_a_screen(souping: Cli) -> None:
     for name in COMMANDS:
         for words in ((name, "--help"), (name, "-h"), ("--help", name), ("help", name)):
             done = souping(*words)
             assert (done.code, done.err) == (0, "")
-            assert done.out.startswith("usage: python -m souping")
+            assert done.out.startswith(f"usage: {program()} {name}")
+            assert "example: " in done.out
+            assert len(done.out.splitlines()) <= SCREEN
 
 
 def test_help_of_a_group_has_every_key(souping: Cli) -> None:
     for group in groups():
-        out = souping("--help", group).out
         for name in choices(group):
+            out = souping("--help", f"{group}={name}").out
             assert f"{group}={name}\n" in out
             lines = (folder() / group / f"{name}.yaml").read_text().splitlines()
             assert all(line in out for line in lines if line[:1].isalpha())

@@ -44,7 +44,6 @@ FILES = {
         ("nonsense=1", ["nonsense", "known keys"]),
         ("selector.threshold=high", ["selector.threshold='high'", "a number"]),
         ("optimiser.max_trials=0", ["optimiser.max_trials=0", "at least 1"]),
-        ("out=taken", ["out=taken", "not an empty folder"]),
         ("benchmark.path=none.jsonl", ["benchmark.path=none.jsonl"]),
         ("benchmark.path=table.csv", ["table.csv:1", "JSON"]),
         ("benchmark.path=pointer", ["pointer:1", "git lfs pull"]),
@@ -454,10 +453,9 @@ def test_what_would_run_code_is_found_and_refused_with_file_and_key(name: str) -
     table, key = CODE[name]
     assert [found for found, _ in code_in(table)] == [key]
     config = OmegaConf.create(table)
-    with pytest.raises(UserError, match=r"run/config\.yaml: .*\n.*allow_code=true") as caught:
-        refuse_code(config, Path("run/config.yaml"), ["allow_code=false"])
+    with pytest.raises(UserError, match=r"run/config\.yaml: .*\n.*--allow-code") as caught:
+        refuse_code(config, Path("run/config.yaml"), [])
     assert key in str(caught.value)
-    refuse_code(config, Path("run/config.yaml"), ["allow_code=true"])
     refuse_code(config, Path("run/config.yaml"), [f"{key}=mine"])
 
 
@@ -479,13 +477,14 @@ def test_a_run_directory_of_somebody_else_imports_nothing(
     monkeypatch.syspath_prepend(tmp_path)
     (tmp_path / "evil.py").write_text(f"open({str(tmp_path / 'RAN')!r}, 'w').close()\n")
     config = OmegaConf.create(compose(pool_of(family)))
-    for key, value in (("selector._target_", "evil.Evil"), ("allow_code", True)):
-        OmegaConf.update(config, key, value)
+    OmegaConf.update(config, "selector._target_", "evil.Evil")
     (tmp_path / "got").mkdir()
     OmegaConf.save(config, tmp_path / "got" / "config.yaml")
-    souping("run=got").refused("got/config.yaml", "selector._target_=evil.Evil", "allow_code=true")
+    souping("analyse", "got").refused(
+        "got/config.yaml", "selector._target_=evil.Evil", "--allow-code"
+    )
     assert not (tmp_path / "RAN").exists()
-    assert souping("run=got", "allow_code=true").code == 2  # and is no part
+    assert souping("analyse", "got", "--allow-code").code == 2  # and is no part
     assert (tmp_path / "RAN").exists()
 
 

@@ -25,7 +25,7 @@ FILES = sorted((ROOT / "conf" / "experiment").glob("*.yaml"))
 OPEN = ("infinitebench", "flores")
 REST = {
     "merge": ["pool.candidates=[a,b]", "optimiser.weights=[0.5,0.5]"],
-    "rebuild": ["recipe=r.json"],
+    "rebuild": ["action.recipe=r.json"],
 }
 REST["trajectory"] = ["pool.path=run"]
 REST |= {name: ["pool.candidates=[a,b,c]"] for name in OPEN}

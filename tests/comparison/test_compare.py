@@ -99,8 +99,8 @@ def test_runs_that_all_differ_alike_are_tested_by_items() -> None:
         {"fail_on": "worse"},
         {"lower_is_better": "sums"},
         {"fail_on": ["wrose"]},
-        {"looks": 0},
-        {"looks": 2.5},
+        {"look": 0},
+        {"look": 2.5},
         {"pass_at": -1},
     ],
     ids=str,
@@ -183,7 +183,7 @@ def test_groups_looks_and_runs(log: Callable[..., Path]) -> None:
     base = answers(0.5, 1)
     cand = answers(0.56, 2)
     plain = compared(base, cand).headline("cand")
-    third = compared(base, cand, looks=3)
+    third = compared(base, cand, look=3)
     assert third.headline("cand").p_value == pytest.approx(min(1, 12 * plain.p_value), abs=0.02)
     for row in (*base, *cand):
         row["passage"] = int(row["item"][1:]) // 8
@@ -308,7 +308,7 @@ def test_bfcls_overall_of_other_logs_is_refused() -> None:
         (["base=base.csv", "cand=one.csv"], "two or more"),
         (["base=base.csv", "cand=,"], "cand=LOG"),
         (["base=base.csv", "cand=cand.csv", "--average", "odd.json"], "weights"),
-        (["base=base.csv", "cand=cand.csv", "--looks", "99999"], "looks"),
+        (["base=base.csv", "cand=cand.csv", "--look", "99999"], "look"),
         (["base=named.csv", "cand=renamed.csv"], "average"),
     ],
 )

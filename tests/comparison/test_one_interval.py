@@ -71,7 +71,7 @@ def made_logs(seed: int) -> tuple[dict[str, list[Any]], dict[str, Any]]:
         logs[f"m{number}"] = sources
     settings = {
         "average": str(rng.choice(["task", "item", "leaf"])),
-        "looks": int(rng.choice([1, 1, 2, 5])),
+        "look": int(rng.choice([1, 1, 2, 5])),
         "margin": float(rng.choice([1.0, 5.0])) if rng.random() < 0.5 else None,
     }
     return logs, settings
@@ -184,7 +184,7 @@ def test_compare_says_of_two_rows_of_a_run_what_its_report_says(number: int) -> 
     items, pair = made_pair(number, Mean())
     reported = pair.compare()
     logs = {model: log_of(model, pair, items) for model in ("other", "soup")}
-    row = library.compare(logs, average="leaf", looks=pair.level.looks).headline("soup")
+    row = library.compare(logs, average="leaf", look=pair.level.looks).headline("soup")
     assert (row.items, row.groups) == (reported.n, reported.groups)
     for name in ("difference", "low", "high", "discordant"):
         assert vars(row)[name] == pytest.approx(vars(reported)[name], abs=1e-12)

@@ -82,11 +82,9 @@ def test_the_ten_lines_run_and_print_what_the_page_shows(place: Path) -> None:
             assert any(expected in one for one in rest), (
                 f"{expected!r} is missing or out of order:\n{printed}"
             )
-    names = {path.name for path in (place / "soup").iterdir()}
+    names = {path.name for path in (place / "run" / "soup").iterdir()}
     assert {"config.json", "model.safetensors", "README.md", "recipe.json"} <= names
-    assert json.loads(next(place.glob("outputs/mine/*/report.json")).read_text())["verdict"][
-        "sentence"
-    ]
+    assert json.loads((place / "run" / "report.json").read_text())["verdict"]["sentence"]
 
 
 EXTENDING = (ROOT / "docs" / "extending.md").read_text()

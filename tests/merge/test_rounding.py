@@ -106,8 +106,10 @@ def test_a_merge_warns_of_a_lost_change_and_its_plan_says_how_much(
     wide = souping(*words, "out=wide", "merge.dtype=float32").ok()
     assert "merge.dtype" not in wide.out + wide.err
     scaled = ("merge.method=task_arithmetic", "merge.scale=4")
-    souping(*words, *scaled, "out=none", "plan=true", "hydra.run.dir=planned").ok()
-    table = json.loads((tmp_path / "planned" / "plan.json").read_text())["weights"]["rounding"]
+    souping("plan", *words, *scaled, "out=none").ok()
+    table = json.loads(next(tmp_path.glob("outputs/*/plan_*.json")).read_text())["weights"][
+        "rounding"
+    ]
     assert table["dtype"] == "bfloat16"
     # Four times the change is nearer to what bf16 can hold.
     assert table["kept"] > 0.9

@@ -308,11 +308,11 @@ def test_a_merge_warns_and_goes_on(
 
     similarity_of = WeightSample.similarity
     monkeypatch.setattr(WeightSample, "similarity", counted)
-    plan = souping(*words, "out=other", "plan=true", "hydra.run.dir=planned").ok()
+    plan = souping("plan", *words, "out=other").ok()
     assert "unrelated groups" in plan.out + plan.err
     assert "cosine" in plan.out
     assert not (tmp_path / "other").exists()
-    saved = json.loads((tmp_path / "planned" / "plan.json").read_text())["weights"]
+    saved = json.loads(next(tmp_path.glob("outputs/*/plan_*.json")).read_text())["weights"]
     assert [read(PoolSimilarity, saved | {"rounding": None})] == results
 
 
@@ -330,10 +330,10 @@ def test_plan_and_report_have_the_same_figures(
     assert set(report["similarity"]["models"]) == {"ant", "bee", "cat", "dog"}
     assert report["similarity"]["groups"] == [["ant", "bee", "cat", "dog"]]
     assert "How similar the weights are" in (finished / "run" / "report.md").read_text()
-    souping(*finished_words(family), "plan=true", "hydra.run.dir=planned").ok()
-    plan = json.loads((tmp_path / "planned" / "plan.json").read_text())
+    shown = souping("plan", *finished_words(family)).ok().out
+    plan = json.loads(next(tmp_path.glob("outputs/*/plan_*.json")).read_text())
     # A plan is about the uniform soup, a report about its own.
     for table in (plan, report):
         assert table["weights"].pop("rounding")["dtype"] == "bfloat16"
     assert plan["weights"] == report["similarity"]
-    assert "How similar the weights are" in (tmp_path / "planned" / "plan.md").read_text()
+    assert "How similar the weights are" in shown

@@ -57,12 +57,8 @@ def test_checkpoints_of_two_trainers_are_averaged_and_their_plan_read_again(
 
 def test_names_are_shown_and_nothing_is_merged(souping: Cli, written: Path, tmp_path: Path) -> None:
     folders = ",".join(str(path) for path in pool_of(written).values())
-    words = (
-        "+experiment=merge",
-        f"pool.candidates=[{folders}]",
-        f"pool.reference_model={written / TITAN}",
-    )
-    done = souping(*words, "optimiser.weights=[0.25,0.75]", "out=soup", "merge.name_rules=show")
+    words = (f"pool.candidates=[{folders}]", f"pool.reference_model={written / TITAN}")
+    done = souping("names", *words)
     assert done.code == 0, done.err
     assert (
         "layers.0.attention.qkv_linear.wq.weight -> model.layers.0.self_attn.q_proj.weight [32, 32]"
@@ -184,7 +180,7 @@ def test_an_average_in_optimiser_state_is_a_candidate_of_a_merge(
     assert json.loads((tmp_path / "soup" / "recipe.json").read_text())["ingredients"] == [
         "step-10#ema"
     ]
-    done = souping("+experiment=rebuild", "recipe=soup/recipe.json", like, "out=again")
+    done = souping("rebuild", "soup/recipe.json", like, "out=again")
     assert done.code == 0, done.err
     refused = souping(*words, like, "optimiser.weights=[0.5,0.5]", "merge.format=same", "out=more")
     refused.refused("merge.format=same")

@@ -317,7 +317,7 @@ def test_a_first_merge_names_its_ingredients_by_content(
     assert all(
         "ant and twin hold the same bytes" in done.out + done.err for done in (first, second)
     )
-    souping("+experiment=rebuild", "recipe=soup_1/recipe.json", "out=third").ok()
+    souping("rebuild", "soup_1/recipe.json", "out=third").ok()
 
 
 Siblings = dict[str, Path]

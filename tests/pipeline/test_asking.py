@@ -22,6 +22,7 @@ from typing import Any
 import pytest
 
 from souping.analysis import Analysis
+from souping.core.system import program
 from souping.core.types import Record, UserError
 from souping.pipeline.analyses import analyse
 from souping.pipeline.executors import asking, open_soups
@@ -178,9 +179,9 @@ PLACES = {"recipe": "recipe.json", "model": "model", "items": "items.jsonl", "ou
 def test_without_models_json_has_the_command_that_makes_one(lab: Lab) -> None:
     lab.start().ok()
     soup = json.loads(lab.ask(1, "--json").ok().out)
-    words = [f"recipe={soup['recipe']}", f"out={soup['model']}"]
+    words = [soup["recipe"], f"out={soup['model']}"]
     store = f"store={lab.place / 'run.sqlite'}"
-    assert soup["make"] == ["python", "-m", "souping", "+experiment=rebuild", *words, store]
+    assert soup["make"] == [*program().split(), "rebuild", *words, store]
 
 
 def test_the_wall_time_counts_from_the_start_of_the_run(lab: Lab) -> None:
@@ -477,11 +478,11 @@ def test_as_many_models_are_written_as_the_disk_allows(
     while lab.open:
         for number in lab.open:
             assert (lab.soup(number) / "model" / "config.json").is_file()
-        assert ids(lab.ask(8, "--write").ok().out) == lab.open
+        assert ids(lab.ask(8, "--write-models").ok().out) == lab.open
         most = max(most, models())
         lab.answer(*lab.open)
         assert models() == 0
-        later |= "the disk is full" in lab.ask(8, "--write").ok().out
+        later |= "the disk is full" in lab.ask(8, "--write-models").ok().out
     assert later
     assert most == 2
 
@@ -494,9 +495,9 @@ def test_a_disk_without_space_for_one_soup_is_refused(
     monkeypatch.setattr(asking, "disk_space", lambda _: (0, 0))
     refused = False
     for _ in range(4):
-        outcome = lab.ask(8, "--write")
+        outcome = lab.ask(8, "--write-models")
         if outcome.code:
-            outcome.refused("0 B free", "--write")
+            outcome.refused("0 B free", "--write-models")
             refused = True
             break
         lab.answer(*lab.open)
@@ -509,9 +510,9 @@ def test_a_failed_job_is_listed_again_with_its_model(two: Lab) -> None:
     assert (lab.soup(1) / "model" / "config.json").is_file()
     assert "failed" in lab.tell("1=failed").ok().out
     assert not (lab.soup(1) / "model").exists()
-    assert "    1  again" in lab.ask(1, "--write").ok().out
+    assert "    1  again" in lab.ask(1, "--write-models").ok().out
     assert (lab.soup(1) / "model" / "config.json").is_file()
-    assert "    1  open" in lab.ask(1, "--write").ok().out
+    assert "    1  open" in lab.ask(1, "--write-models").ok().out
 
 
 # ------------------------------------------------------------ wrong logs and places
@@ -646,7 +647,7 @@ def test_an_analysis_that_is_added_waits_for_its_soups(lab: Lab) -> None:
     lab.words += ["optimiser=uniform", "selector.k=3"]
     lab.start("executor.max_open=8").ok()
     lab.finish()
-    words = ("run=run", "analysis=[shapley]", "allow_code=true")
+    words = ("analyse", "run", "analysis=[shapley]", "--allow-code")
     assert ids(lab.souping(*words).ok().out) == lab.open
     assert "analyses" not in report_of(lab.run) or "shapley" not in report_of(lab.run)["analyses"]
     while lab.open:

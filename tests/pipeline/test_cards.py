@@ -143,7 +143,7 @@ def test_a_sent_card_has_a_licence_only_if_all_ingredients_have_the_same(
     souping(*full_models(family, tmp_path, bee=bee), "upload=me/soup").ok()
     text = hub.repos["me/soup"].head["README.md"].decode()
     assert str(tmp_path) not in text
-    assert "recipe=soup/recipe.json out=soup-rebuilt" in text
+    assert "rebuild soup/recipe.json out=soup-rebuilt" in text
     data = data_of(text)
     assert {key: data[key] for key in data if key.startswith("license")} == expected
     assert text.count("## Licence") == 1
@@ -181,7 +181,7 @@ def test_the_licence_of_a_card_is_a_short_text_or_unknown(
 ) -> None:
     words = full_models(family, tmp_path)
     (tmp_path / "ant/README.md").write_bytes(card.encode())
-    shown = souping(*words, "upload=me/soup", "plan=true").ok().out
+    shown = souping("plan", *words, "upload=me/soup").ok().out
     assert f"ant ({licence})" in shown
 
 
@@ -211,16 +211,16 @@ def test_a_plan_says_whether_the_repository_will_be_private(
     offline: None, family: Path, souping: Cli, tmp_path: Path
 ) -> None:
     words = full_models(family, tmp_path)
-    shown = souping(*words, "upload={repo: me/soup, private: true}", "plan=true").ok().out
+    shown = souping("plan", *words, "upload={repo: me/soup, private: true}").ok().out
     assert "me/soup: private" in shown
-    souping(*words, "upload=soup", "plan=true").refused("upload=soup", "org/name")
+    souping("plan", *words, "upload=soup").refused("upload=soup", "org/name")
 
 
 def test_no_path_of_this_machine_is_sent_with_an_adapter(
     hub: Hub, family: Path, souping: Cli, tmp_path: Path
 ) -> None:
     words = adapters(family, tmp_path)
-    shown = souping(*words, "upload=me/soup", "plan=true").ok().out
+    shown = souping("plan", *words, "upload=me/soup").ok().out
     assert "base_model is left out" in shown
     souping(*words).ok()
     soup = tmp_path / "soup"
@@ -282,27 +282,14 @@ def test_no_path_of_this_machine_is_sent_with_a_config(
 def test_a_planned_run_shows_a_card_without_what_the_run_decides(
     offline: None, family: Path, souping: Cli, tmp_path: Path
 ) -> None:
-    words = [*pool_of(family, "ant", "bee"), "selector=all", "hydra.run.dir=planned"]
+    words = [*pool_of(family, "ant", "bee"), "selector=all"]
     shown = souping("plan", *words, "upload=me/soup").ok().out
     assert {"README.md", "model.safetensors", "recipe.json"} <= planned_sizes(shown).keys()
     assert "# Soup to be found" in shown
     assert "| ant | – | – |" in shown
-    page = (tmp_path / "planned/plan.md").read_text()
-    assert "## Upload" in page
-    assert "base_model_relation: merge" in page
+    assert "Upload" in shown
+    assert "base_model_relation: merge" in shown
     assert "Upload" not in souping("plan", *words).ok().out
-
-
-def test_a_planned_run_over_a_soup_shows_its_card_or_the_files_that_are_not_its_own(
-    offline: None, family: Path, souping: Cli, tmp_path: Path
-) -> None:
-    souping(*full_models(family, tmp_path)).ok()
-    pool = ["pool.candidates=[ant,bee]", *pool_of(family)[1:], "selector=all", "out=soup"]
-    shown = souping("plan", *pool, "upload=me/soup").ok().out
-    card = (tmp_path / "soup/README.md").read_text()
-    assert card.partition("# Soup")[2].partition("## Usage")[0] in shown
-    (tmp_path / "soup/.env").write_text("KEY=1")
-    souping("plan", *pool, "upload=me/soup").refused(".env")
 
 
 @pytest.mark.slow
@@ -311,28 +298,27 @@ def test_the_soup_of_a_finished_run_is_planned_then_sent(
 ) -> None:
     with pytest.MonkeyPatch.context() as patch:
         refuse_sockets(patch)
-        shown = souping("plan", "run=run", "upload=me/soup").ok().out
+        shown = souping("plan", "upload", "run", "me/soup").ok().out
     assert not hub.log
     assert "## Result" in shown
-    done = souping("run=run", "upload=me/soup").ok()
+    done = souping("upload", "run", "me/soup").ok()
     assert f"{hub.url}/me/soup/commit/" in done.out
     sent = hub.repos["me/soup"].head
     assert planned_sizes(shown).keys() == {*sent, "total"}
     assert sent["README.md"].decode() in shown
-    souping("run=run", "upload=me/soup", "analysis=[item_wins]").refused("two commands")
     shutil.rmtree(finished_copy / "soup")
-    souping("run=run", "upload=me/soup", "plan=true").refused("run=", "has no soup")
+    souping("plan", "upload", "run", "me/soup").refused("run", "has no soup")
 
 
 def test_the_soup_of_a_finished_merge_is_planned_from_its_folder(
     offline: None, family: Path, souping: Cli, tmp_path: Path
 ) -> None:
     words = full_models(family, tmp_path)
-    souping(*words, "hydra.run.dir=merged").ok()
-    shown = souping("run=merged", "upload=me/soup", "plan=true").ok().out
+    souping(*words).ok()
+    shown = souping("plan", "upload", "soup", "me/soup").ok().out
     assert planned_sizes(shown).keys() == {*files_of(tmp_path / "soup"), "total"}
     (tmp_path / "soup/config.json").write_text("{}")
-    souping("run=merged", "upload=me/soup", "plan=true").refused("config.json")
+    souping("plan", "upload", "soup", "me/soup").refused("config.json")
 
 
 # ------------------------------------------------------------ rebuilt soups
@@ -351,7 +337,7 @@ def test_a_rebuilt_soup_has_a_card_about_itself(
     else:
         card.unlink()
     old = card.read_text() if card.exists() else ""
-    souping("+experiment=rebuild", "recipe=soup/recipe.json", "out=again").ok()
+    souping("rebuild", "soup/recipe.json", "out=again").ok()
     text = (tmp_path / "again/README.md").read_text()
     assert (text == old) == (beside == "card")
     assert data_of(text)["base_model"] == ["ant", "bee"]

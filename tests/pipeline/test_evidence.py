@@ -709,9 +709,7 @@ def test_wrong_settings_are_caught_before_the_search(
         if wrong == "template"
         else [*arguments(echo), "evaluator.max_new_tokens=1"]
     )
-    done = souping(
-        *call, "expected={ant:97}", "store=store.sqlite", "hydra.run.dir=out", "out=soup"
-    )
+    done = souping(*call, "expected={ant:97}", "store=store.sqlite", "out=out")
     done.refused(
         "gate: ant does not score as expected on the select split: check the chat template"
     )

@@ -34,7 +34,7 @@ READER = "hf_" + "r" * 20
 STRANGER = "hf_" + "s" * 20
 MERGE = ["+experiment=merge", "optimiser.weights=[0.4,0.6]"]
 PAIR = [*MERGE, "pool.candidates=[org/ant,org/bee]", "out=soup"]
-REBUILD = ["+experiment=rebuild", "recipe=soup/recipe.json", "out=again", "store=fresh.sqlite"]
+REBUILD = ["rebuild", "soup/recipe.json", "out=again", "store=fresh.sqlite"]
 
 
 @pytest.fixture
@@ -97,8 +97,8 @@ def test_a_recipe_finds_its_ingredients_on_the_hub(
     souping(*REBUILD).ok()
     assert files_of(tmp_path / "again") == files_of(tmp_path / "soup")
     other = [
-        "+experiment=rebuild",
-        "recipe=soup/recipe.json",
+        "rebuild",
+        "soup/recipe.json",
         "out=other",
         "pool.candidates=[org/ant]",
     ]
@@ -247,13 +247,13 @@ def test_a_card_has_code_that_runs_and_no_path_of_the_machine(
         "settings": settings,
     }
     recipe |= {"weights": [0.2, 0.3, 0.5], "fingerprints": ["1", "2", "3"]}
-    there = "python -m souping +experiment=rebuild recipe=/home/me/soup/recipe.json out=rebuilt store=/home/me/s"
-    rebuild = f"{there} merge.python=/home/me/mergekit/bin/python merge._target_=mine.Median"
+    there = "souping rebuild /home/me/soup/recipe.json out=rebuilt store=/home/me/s"
+    rebuild = f"{there} merge.command=/home/me/mergekit-yaml merge._target_=mine.Median"
     text = card(read_content(parts(recipe=recipe, rebuild=rebuild)))
     assert "/home" not in text
     assert "models\\" not in text
     assert front(text).get("base_model", ["a", "b", "org/c"]) == ["a", "b", "org/c"]
-    assert " recipe=soup/recipe.json out=soup-rebuilt merge._target_=mine.Median\n" in text
+    assert " rebuild soup/recipe.json out=soup-rebuilt merge._target_=mine.Median\n" in text
     code = text.split("```python\n")[1].split("```")[0]
     compile(code, "card", "exec")
     assert f"model = {name}.from_pretrained(folder)" in code

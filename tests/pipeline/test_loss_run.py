@@ -127,8 +127,8 @@ def test_a_second_run_evaluates_nothing_and_a_plan_knows_it(place: Path) -> None
     assert command_line(place, *words(texts), "hydra.run.dir=again", "analysis=[]") == 0
     again = json.loads((place / "again" / "report.json").read_text())
     assert again["cost"]["evaluated_items"] == 0
-    assert command_line(place, *words(texts), "hydra.run.dir=plan", "plan=true") == 0
-    plan = json.loads((place / "plan" / "plan.json").read_text())
+    assert command_line(place, "plan", *words(texts)) == 0
+    plan = json.loads(next(place.glob("outputs/*/plan_*.json")).read_text())
     assert plan["evaluations"]["todo"][0] == 0
     assert plan["power"]["min_gain"] == pytest.approx(0.005)
 

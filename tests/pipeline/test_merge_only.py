@@ -35,7 +35,7 @@ from souping.report.format import quoted
 from tests.conftest import Cli
 from tests.support.adapters import save_adapter
 
-REBUILD = ("+experiment=rebuild", "recipe=soup/recipe.json", "out=again")
+REBUILD = ("rebuild", "soup/recipe.json", "out=again")
 SPLIT = (
     "merge.tensor_weights={layers.0:[0.1,0.1,0.8],*.mlp.*:[0.2,0.4,0.4]}",
     "merge.max_shard_size=20KB",
@@ -83,12 +83,10 @@ def test_weights_and_recipes_that_are_none(souping: Cli, family: Path, tmp_path:
         ("[0.5,0.2]", "0.7"),
     ):
         words = [f"optimiser.weights={weights}"] if weights else []
-        souping("+experiment=merge", f"pool.candidates=[{folders}]", *words).refused(needle)
+        souping("merge", f"pool.candidates=[{folders}]", "out=soup", *words).refused(needle)
     (tmp_path / "x.json").write_text("{")
     for name in ("", "none.json", "x.json"):
-        souping("+experiment=rebuild", *([f"recipe={name}"] if name else []), "out=again").refused(
-            "recipe", name
-        )
+        souping("rebuild", *([name] if name else []), "out=again").refused("recipe", name)
 
 
 def test_a_plan_is_shown_saved_and_merged_alone(souping: Cli, family: Path, tmp_path: Path) -> None:
@@ -100,13 +98,10 @@ def test_a_plan_is_shown_saved_and_merged_alone(souping: Cli, family: Path, tmp_
         f"pool.candidates=[{folders}]",
         "optimiser.weights=[0.25,0.75]",
     ]
-    assert (
-        "0.25 x ant + 0.75 x bee"
-        in souping(*arguments, "plan=true", "hydra.run.dir=planned").ok().out
-    )
-    assert not (tmp_path / "planned" / "soup").exists()
-    assert "normalize: false" in (tmp_path / "planned" / "mergekit.yml").read_text()
-    assert merge_alone([str(tmp_path / "planned" / "plan.json"), str(tmp_path / "alone")]) == 0
+    assert "0.25 x ant + 0.75 x bee" in souping("plan", *arguments).ok().out
+    saved, config = sorted((tmp_path / "outputs" / "merge").iterdir(), reverse=True)
+    assert "normalize: false" in config.read_text()
+    assert merge_alone([str(saved), str(tmp_path / "alone")]) == 0
     souping(*arguments, "out=soup").ok()
     one = (tmp_path / "alone" / "model.safetensors").read_bytes()
     two = (tmp_path / "soup" / "model.safetensors").read_bytes()
@@ -299,7 +294,7 @@ def test_mergekit_in_a_process_of_its_own(
 
 def check_commands(run: Path, out: str, start: Path) -> None:
     """The rebuild command is the same wherever it stands, and makes the soup again; the card's runs in any folder."""
-    (command,) = re.findall(r"^  rebuild +(python .*)$", out, re.MULTILINE)
+    (command,) = re.findall(r"^  rebuild +(souping .*)$", out, re.MULTILINE)
     (card,) = re.findall(r"```bash\n(cd .*)\n```", (run / "soup/README.md").read_text())
     assert card.endswith(f" && {command}")
     # A copy of a run names the place of the run.
@@ -307,7 +302,7 @@ def check_commands(run: Path, out: str, start: Path) -> None:
     if (run / "report.md").exists():
         assert f"```bash\n{command}\n```" in (run / "report.md").read_text()
         page = re.findall(
-            r'<pre tabindex="0"><code>(python .*)</code></pre>', (run / "report.html").read_text()
+            r'<pre tabindex="0"><code>(souping .*)</code></pre>', (run / "report.html").read_text()
         )
         assert command in map(html.unescape, page)
     env = {**os.environ, "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"}
@@ -396,12 +391,12 @@ def test_a_soup_at_a_scale_around_its_base_is_rebuilt(
         assert torch.allclose(tensor.double(), base[name].double() + moved, atol=1e-5)
     pool_words = f"pool.candidates=[{','.join(map(str, folders.values()))}]"
     words = (
-        f"recipe={made / 'recipe.json'}",
+        str(made / "recipe.json"),
         pool_words,
         f"merge.base_model={family / 'base'}",
         "out=again",
     )
-    souping("+experiment=rebuild", *words).ok()
+    souping("rebuild", *words).ok()
     assert (tmp_path / "again" / "model.safetensors").read_bytes() == (
         made / "model.safetensors"
     ).read_bytes()

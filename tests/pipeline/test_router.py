@@ -252,7 +252,7 @@ def test_a_run_has_the_router_in_its_report_samples_and_on_the_terminal(
     for line in map(json.loads, lines):
         route = found["router"]["routes"][line["category"]]
         assert line["models"][row["name"]] == line["models"][route]
-    said = souping("show", "run", "--models", f"{row['name']},soup", "--limit", "1").ok().out
+    said = souping("show", "run", "--models", f"{row['name']},soup", "-n", "1").ok().out
     assert row["name"] in said
 
 

@@ -112,9 +112,9 @@ def test_stop_after(family: Path, souping: Cli, tmp_path: Path) -> None:
             *pool_of(family), "selector=topk", f"stop_after={stop}", f"hydra.run.dir={stop}"
         ).ok()
         assert sorted(path.name for path in (tmp_path / stop).iterdir()) == sorted(left + more)
-        assert f"split {stop}" in souping("show", stop, "--split", stop, "--limit", "1").out
+        assert f"split {stop}" in souping("show", stop, "--split", stop, "-n", "1").out
         assert souping("show", stop, "--split", "test").out.strip() == "0 items"
-        souping(f"run={stop}").refused(f"run={stop} has no report.json")
+        souping("analyse", stop).refused(f"{stop} has no report.json")
 
 
 def test_one_expert_for_everything_is_an_answer(family: Path, souping: Cli, tmp_path: Path) -> None:
@@ -274,8 +274,8 @@ def test_a_dry_run_is_marked_everywhere(
     family: Path, arguments: list[str], souping: Cli, tmp_path: Path
 ) -> None:
     splits = {"select": 6, "search": 6, "test": 6}
-    souping(*arguments, "plan=true", "hydra.run.dir=planned").ok()
-    assert json.loads((tmp_path / "planned/plan.json").read_text())["splits"] == splits
+    souping("plan", *arguments).ok()
+    assert json.loads(next(tmp_path.glob("outputs/*/plan_*.json")).read_text())["splits"] == splits
     souping(*arguments, "upload=me/soup").refused("dry_run=2 is a dry run", "leave upload out")
     done = souping(*arguments, f"extra_benchmarks=[{family / 'items.jsonl'}]").ok()
     assert "dry_run=2: a dry run" in done.out + done.err
@@ -368,7 +368,7 @@ def test_what_was_fixed_and_what_broke(souping: Cli, family: Path, tmp_path: Pat
         if sample["split"] == "test"
     }
     for flag, sign in (("--fixed", 1), ("--broke", -1)):
-        said = souping("show", "run", flag, "--limit", "1000").out
+        said = souping("show", "run", flag, "-n", "1000").out
         wanted = {name for name, gap in gaps.items() if gap * sign > 0}
         assert wanted
         assert {name for name in gaps if f"{name} (" in said} == wanted
@@ -379,7 +379,7 @@ def test_what_was_fixed_and_what_broke(souping: Cli, family: Path, tmp_path: Pat
 
 
 def test_a_category_and_its_prompt_reference_and_answers(souping: Cli, finished_copy: Path) -> None:
-    said = souping("show", "run", "--category", "green", "--limit", "2").out
+    said = souping("show", "run", "--category", "green", "-n", "2").out
     assert said.count("(green, split test)") == 2
     assert "prompt: green " in said
     assert "reference: " in said
@@ -403,9 +403,9 @@ def test_looking_is_noted(family: Path, souping: Cli, finished_copy: Path, tmp_p
     recipe = json.loads((finished_copy / "report.json").read_text())["recipe"]["id"]
     souping("show", "run", "--split", "search")
     assert views() == []
-    souping("show", "run", "--category", "red", "--limit", "3")
+    souping("show", "run", "--category", "red", "-n", "3")
     assert views() == [(recipe, 3)]
-    souping("show", "run", "--category", "red", "--limit", "1000")
+    souping("show", "run", "--category", "red", "-n", "1000")
     with closing(sqlite3.connect(tmp_path / "outputs/store.sqlite")) as db:
         (count,) = db.execute(
             "SELECT COUNT(DISTINCT content) FROM views JOIN members USING (item_set)"
@@ -469,7 +469,7 @@ def test_the_same_analyses_are_made_again(
     assert set(first) == FREE
     report = json.loads((finished_copy / "report.json").read_text())
     others = contents(finished_copy)
-    done = souping("run=run").ok()
+    done = souping("analyse", "run").ok()
     assert "report.json" in done.out
     assert analyses_of(finished_copy) == first
     assert "not_estimable" not in first["surface"]  # answers to parts of the split are found again
@@ -501,8 +501,8 @@ def test_a_base_outside_the_pool_is_not_evaluated_for_shapley_and_the_plan_says_
     plans = {}
     for name, base in (("without", None), ("outside", "cat"), ("inside", "bee")):
         setting = [f"merge.base_model={family / base}"] if base else []
-        souping(*words, *setting, "plan=true", f"hydra.run.dir={name}").ok()
-        plans[name] = json.loads((tmp_path / name / "plan.json").read_text())
+        souping("plan", *words, *setting, f"name={name}").ok()
+        plans[name] = json.loads(next(tmp_path.glob(f"outputs/{name}/plan_*.json")).read_text())
     notes = {}
     for name, plan in plans.items():
         notes[name] = [note for note in plan["notes"] if "merge.base_model" in note]
@@ -543,7 +543,7 @@ def test_a_candidate_cannot_have_the_name_of_a_mixed_row(
         pool = f"pool.candidates=[{{name: {name}, path: {family / 'ant'}}}, {family / 'bee'}]"
         souping(*words, pool).refused("pool.candidates", name)
         assert not list(tmp_path.rglob("selection.json"))
-        souping(*words, pool, "plan=true").refused("pool.candidates", name)
+        souping("plan", *words, pool).refused("pool.candidates", name)
 
 
 def test_shapley_is_planned_then_evaluated_then_kept(
@@ -554,13 +554,13 @@ def test_shapley_is_planned_then_evaluated_then_kept(
     ingredients = report["selection"]["ingredients"]
     items = report["splits"]["search"]
     files = contents(finished_copy)
-    planned = souping("run=run", "analysis=shapley", "plan=true").ok()
+    planned = souping("plan", "analyse", "run", "analysis=shapley").ok()
     assert (counts(tmp_path), contents(finished_copy)) == (before, files)
     soups = 2 ** len(ingredients) - 1
     (cost,) = re.findall(
         rf"of {soups} soups .* the {items} items .*: ([\d,]+) answers", planned.out + planned.err
     )
-    souping("run=run", "analysis=shapley", "analysis.shapley.max_models=4").ok()
+    souping("analyse", "run", "analysis=shapley", "analysis.shapley.max_models=4").ok()
     made = analyses_of(finished_copy)
     assert set(made) == {*FREE, "shapley"}  # what was there stays
     new = counts(tmp_path)[0] - before[0]
@@ -568,7 +568,7 @@ def test_shapley_is_planned_then_evaluated_then_kept(
     assert counts(tmp_path)[1] == before[1]
     assert 0 < new <= 4 * items
     assert (finished_copy / "plots" / "shapley.png").is_file()
-    again = souping("run=run", "analysis=shapley")
+    again = souping("analyse", "run", "analysis=shapley")
     assert "search split: 0 answers" in again.out + again.err
     assert analyses_of(finished_copy) == made
 
@@ -583,7 +583,8 @@ def test_an_analysis_of_the_users_is_shown_and_never_ends_a_run(
     for name in ("count", "error", *odd):
         node = f"# @package analysis.{name}\n_target_: my_count.Count\ngives: '{name}'\n"
         (tmp_path / "parts" / "analysis" / f"{name}.yaml").write_text(node)
-    souping("run=run", "--config-dir", "parts", f"analysis=[count,error,{','.join(odd)},wins]").ok()
+    names = ",".join(("count", "error", *odd, "wins"))
+    souping("analyse", "run", "--config-dir", "parts", f"analysis=[{names}]").ok()
     assert "models were tested." in (finished_copy / "report.html").read_text()
     made = analyses_of(finished_copy)
     assert made["error"]["failed"].startswith("ZeroDivisionError")
@@ -601,23 +602,18 @@ def test_refusals_leave_the_report_as_it_is(
     (tmp_path / "fewer.jsonl").write_text("".join(lines[: len(lines) * 3 // 4]))
     (tmp_path / "other.jsonl").write_text("".join([other, *lines[1:]]))
     for words, needles in (
-        (("run=nowhere",), ("run=nowhere", "finished run")),
-        (("run=run", "analysis=[winz]"), ("analysis=winz", "did you mean wins")),
+        (("nowhere",), ("nowhere", "finished run")),
+        (("run", "analysis=[winz]"), ("analysis=winz", "did you mean wins")),
         (
-            ("run=run", "analysis=shapley", "analysis.shapley.max_models=yes"),
+            ("run", "analysis=shapley", "analysis.shapley.max_models=yes"),
             ("analysis.shapley.max_models", "a number"),
         ),
-        (("check", "run=run", "analysis=item_wins"), ("check=true", "run=")),
-        (("run=run", "analysis=item_wins", "upload=me/soup"), ("upload=", "analysis=")),
-        (("run=run", "-m", "seed=1,2"), ("-m", "run=")),
-        (("run=run", "store=none.sqlite"), ("store=none.sqlite",)),
-        (
-            ("run=run", "analysis=shapley", "analysis.shapley.max_models=13"),
-            ("analysis.shapley.max_models",),
-        ),
-        (("run=run", "merge.dtype=float16"), ("merge settings",)),
-        (("run=run", "benchmark.path=fewer.jsonl"), ("the items are not those of the run",)),
-        (("run=run", "benchmark.path=other.jsonl"), ("the items are not those of the run",)),
+        (("run", "-m", "seed=1,2"), ("-m",)),
+        (("run", "store=none.sqlite"), ("store=none.sqlite",)),
+        (("run", "analysis=shapley", "analysis.shapley.max_models=13"), ("max_models",)),
+        (("run", "merge.dtype=float16"), ("merge settings",)),
+        (("run", "benchmark.path=fewer.jsonl"), ("the items are not those of the run",)),
+        (("run", "benchmark.path=other.jsonl"), ("the items are not those of the run",)),
     ):
-        souping(*words).refused(*needles)
+        souping("analyse", *words).refused(*needles)
         assert (finished_copy / "report.json").read_bytes() == report, words

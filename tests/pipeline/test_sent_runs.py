@@ -69,7 +69,7 @@ def test_nothing_is_written_through_a_link(lab: Lab, name: str) -> None:
     before = state_of(outside)
     lab.ask().refused(name)
     lab.tell("1=failed").refused(name)
-    lab.souping("run=run", "analysis=[item_wins]").refused(name)
+    lab.souping("analyse", "run", "analysis=[item_wins]").refused(name)
     assert state_of(outside) == before
 
 
@@ -194,7 +194,7 @@ def test_ask_goes_on_with_the_settings_of_the_run_alone(lab: Lab, word: str) -> 
 
 def test_places_may_differ(lab: Lab) -> None:
     (lab.place / "run.sqlite").rename(lab.place / "moved.sqlite")
-    lab.ask(2, "store=moved.sqlite", "allow_code=true").ok()
+    lab.ask(2, "store=moved.sqlite", "--allow-code").ok()
 
 
 @pytest.mark.parametrize(

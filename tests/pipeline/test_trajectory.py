@@ -119,7 +119,7 @@ def test_a_trajectory_gives_one_average_and_what_it_is_compared_with(
         "8 checkpoints (Trainer)",
     ):
         assert words_ in text
-    shown = souping(*words, "pool.path=one", "plan=true")
+    shown = souping("plan", *words, "pool.path=one")
     assert "steps 100 to 800" in shown.out
     assert "The learning rate is 0.001." in shown.out
 

@@ -1,4 +1,4 @@
-"""`plan=true` and `check=true`: what a run needs and counts, and what it refuses before any work."""
+"""`plan` and `check`: what a run needs and counts, and what it refuses before any work."""
 
 from __future__ import annotations
 
@@ -153,7 +153,7 @@ def test_a_full_disk_stops_a_run(
     monkeypatch.setattr(machine, "disk_space", lambda path: (1000, 1))
     souping(*pool_of(family)).refused("the disk for the soup has 1.00 kB, the run needs 23.47 kB")
     assert not list(tmp_path.glob("outputs/fam/*"))
-    done = souping(*pool_of(family), "plan=true").ok()
+    done = souping("plan", *pool_of(family)).ok()
     assert "the disk for the soup has 1.00 kB" in done.out.splitlines()[-1]
 
 
@@ -202,8 +202,15 @@ EXPERIMENTS = {
 }
 
 
-def plan_of(folder: Path) -> dict[str, Any]:
-    found: dict[str, Any] = json.loads((folder / "plan.json").read_text())
+def saved(place: Path, kind: str = "plan") -> Path:
+    """The newest plan or check below `outputs/`."""
+    files = place.glob(f"outputs/*/{kind}_*.json")
+    return max(files, key=lambda path: (path.stat().st_mtime_ns, path.name))
+
+
+def plan_of(place: Path) -> dict[str, Any]:
+    """The newest plan, with its stages by name."""
+    found: dict[str, Any] = json.loads(saved(place).read_text())
     found["by_name"] = {stage["name"]: stage for stage in found["stages"]}
     return found
 
@@ -224,9 +231,9 @@ class TestAgainstRuns:
             "expected={ant:{red:50}}",
         ]
         call += ["expected_mismatch=warn", "optimiser=grid"]
-        souping(*call, "plan=true", "hydra.run.dir=planned").ok()
+        souping("plan", *call).ok()
         assert not (tmp_path / "outputs" / "store.sqlite").exists()
-        before = plan_of(tmp_path / "planned")
+        before = plan_of(tmp_path)
         assert before["can_go_on"]
         done = souping(*call, "hydra.run.dir=out").ok()
         report = report_of(tmp_path / "out")
@@ -246,9 +253,12 @@ class TestAgainstRuns:
         if report["recipe"]["weights"] not in ([1.0], [0.5, 0.5]):
             assert report["cost"]["evaluated_items"] == most
 
-        souping(*call, "plan=true", "hydra.run.dir=again").ok()
-        after = plan_of(tmp_path / "again")
+        souping("plan", *call).ok()
+        after = plan_of(tmp_path)
         assert after["evaluations"]["todo"] == [0, 0]
+        # How many looks the items have had.
+        assert "no report in this store" in before["notes"][-1]
+        assert re.search(r"look \d", after["notes"][-1])
         assert after["selection"]["selection"]["ingredients"] == report["selection"]["ingredients"]
         assert after["speeds"]["benchmark"]["basis"] == "measured"
 
@@ -257,8 +267,8 @@ class TestAgainstRuns:
         self, finished: Path, family: Path, souping: Cli, tmp_path: Path
     ) -> None:
         """Of an adaptive search: what the middle number of ingredients is expected to take, and the most."""
-        souping(*finished_words(family), "plan=true", "hydra.run.dir=planned").ok()
-        before = plan_of(tmp_path / "planned")
+        souping("plan", *finished_words(family)).ok()
+        before = plan_of(tmp_path)
         assert (before["selection"]["selection"], before["selection"]["sizes"]) == (
             None,
             [1, 2, 3, 4],
@@ -271,8 +281,8 @@ class TestAgainstRuns:
             report_of(finished / "run")["cost"]["evaluated_items"]
             <= before["evaluations"]["todo"][1]
         )
-        souping(*finished_words(family), "optimiser=grid", "plan=true", "hydra.run.dir=grid").ok()
-        least, most = plan_of(tmp_path / "grid")["evaluations"]["todo"]
+        souping("plan", *finished_words(family), "optimiser=grid").ok()
+        least, most = plan_of(tmp_path)["evaluations"]["todo"]
         assert 0 < least < most
 
     @pytest.mark.slow
@@ -281,8 +291,8 @@ class TestAgainstRuns:
         self, family: Path, souping: Cli, tmp_path: Path, optimiser: str
     ) -> None:
         call = [*pool_of(family), "selector=topk", "selector.k=2", "stop_after=search", optimiser]
-        souping(*call, "plan=true", "hydra.run.dir=planned").ok()
-        stage = plan_of(tmp_path / "planned")["by_name"][SEARCH]
+        souping("plan", *call).ok()
+        stage = plan_of(tmp_path)["by_name"][SEARCH]
         souping(*call, "hydra.run.dir=out").ok()
         rows = list(csv.DictReader((tmp_path / "out" / "trials.csv").read_text().splitlines()))
         assert stage["in_parts"] == ("budget" in optimiser)
@@ -305,9 +315,9 @@ class TestPublished:
             f"scores.path={PAPER / 'bfcl_8b.csv'}",
             f"benchmark.path={family / 'items.jsonl'}",
         ]
-        plan = [f"pool.candidates=[{pool}]", *table, "throughput=20", "optimiser=grid", "plan=true"]
-        done = souping(*plan, "hydra.run.dir=out").ok()
-        found = plan_of(tmp_path / "out")
+        plan = [f"pool.candidates=[{pool}]", *table, "throughput=20", "optimiser=grid"]
+        done = souping("plan", *plan).ok()
+        found = plan_of(tmp_path)
         chosen = found["selection"]["selection"]
         assert (chosen["ingredients"], set(chosen["experts"].values())) == (BEST, set(BEST))
         assert len(chosen["low_correlation"]) == 13
@@ -339,11 +349,8 @@ class TestPublished:
         monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
         monkeypatch.setenv("SOUPING_BFCL", str(tmp_path / "nowhere"))
         monkeypatch.setattr("souping.core.text.find_spec", lambda package: None)
-        souping(
-            f"+experiment={name}", *EXPERIMENTS[name], "plan=true", "hydra.run.dir=planned"
-        ).ok()
-        page = (tmp_path / "planned" / "plan.md").read_text()
-        found = plan_of(tmp_path / "planned")
+        page = souping("plan", f"+experiment={name}", *EXPERIMENTS[name]).ok().out
+        found = plan_of(tmp_path)
         # several questions on a book, known by its text
         assert ("its own group" in page) == (name == "infinitebench")
         assert "Missing on this machine" in page
@@ -379,7 +386,7 @@ def stated(name: str) -> list[int]:
 def test_one_candidate_answers_five_items_per_category(
     family: Path, souping: Cli, tmp_path: Path
 ) -> None:
-    done = souping("check", *pool_of(family), "selector=topk", "hydra.run.dir=run").ok()
+    done = souping("check", *pool_of(family), "selector=topk").ok()
     words = [
         "(red, split select)",
         "prompt: red ",
@@ -393,7 +400,7 @@ def test_one_candidate_answers_five_items_per_category(
         word for word in [*words, "answers were cut off or are missing"] if word not in done.out
     ] == []
     assert "repeat the command without `check`" in done.out.splitlines()[-1]
-    made = json.loads((tmp_path / "run" / "check.json").read_text())
+    made = json.loads(saved(tmp_path, "check").read_text())
     assert (
         made["seconds"]["evaluate"][1]
         >= made["evaluations"]["todo"][1] / made["items_per_second"] * 0.999
@@ -403,20 +410,23 @@ def test_one_candidate_answers_five_items_per_category(
     assert sorted(sample["item"] for sample in made["samples"]) == sorted(wanted)
 
     # A plan takes the speed of the check, unless the evaluator, the models or the word of a user differ.
-    words = [*pool_of(family), "selector=topk", "plan=true"]
-    souping(*words, "hydra.run.dir=planned").ok()
-    speed = plan_of(tmp_path / "planned")["speeds"]["benchmark"]
+    words = ["plan", *pool_of(family), "selector=topk"]
+    souping(*words).ok()
+    speed = plan_of(tmp_path)["speeds"]["benchmark"]
     assert (speed["basis"], speed["items_per_second"]) == ("measured", made["items_per_second"])
     assert speed["per_call"] == made["speeds"]["benchmark"]["per_call"]
-    for number, (word, basis) in enumerate(
-        (("evaluator.max_new_tokens=3", "assumed"), ("throughput=5", "stated"))
-    ):
-        souping(*words, word, f"hydra.run.dir=other{number}").ok()
-        assert plan_of(tmp_path / f"other{number}")["speeds"]["benchmark"]["basis"] == basis
-    (tmp_path / "run" / "check.json").write_text("{")
-    souping(*words, "hydra.run.dir=damaged").ok()
-    assert plan_of(tmp_path / "damaged")["speeds"]["benchmark"]["basis"] == "assumed"
-    assert not (tmp_path / "outputs").exists()
+    cases = (
+        ("name=another", "measured"),
+        ("evaluator.max_new_tokens=3", "assumed"),
+        ("throughput=5", "stated"),
+    )
+    for word, basis in cases:
+        souping(*words, word).ok()
+        assert plan_of(tmp_path)["speeds"]["benchmark"]["basis"] == basis
+    saved(tmp_path, "check").write_text("{")
+    souping(*words).ok()
+    assert plan_of(tmp_path)["speeds"]["benchmark"]["basis"] == "assumed"
+    assert {path.name for path in tmp_path.glob("outputs/*")} == {"fam", "another"}
 
 
 def test_the_start_of_a_call_is_counted_once_for_all_of_its_items() -> None:
@@ -441,14 +451,14 @@ def test_large_counts_are_counted_by_arithmetic(
     family: Path, souping: Cli, tmp_path: Path, words: tuple[str, ...]
 ) -> None:
     base = [*pool_of(family, "ant", "bee"), "selector=all"]
-    souping(*base, *words, "plan=true", "hydra.run.dir=planned").ok()
-    assert plan_of(tmp_path / "planned")["evaluations"]["todo"][1] >= 10**8
+    souping("plan", *base, *words).ok()
+    assert plan_of(tmp_path)["evaluations"]["todo"][1] >= 10**8
 
 
 def test_a_check_gives_one_answer_per_item(family: Path, souping: Cli, tmp_path: Path) -> None:
     base = [*pool_of(family, "ant", "bee"), "selector=all", "evaluator.repeats=1000000"]
-    souping("check", *base, "hydra.run.dir=run").ok()
-    samples = json.loads((tmp_path / "run" / "check.json").read_text())["samples"]
+    souping("check", *base).ok()
+    samples = json.loads(saved(tmp_path, "check").read_text())["samples"]
     assert {len(sample["models"]["ant"]["resps"][0]) for sample in samples} == {1}
 
 
@@ -462,10 +472,10 @@ def test_the_store_of_a_run_is_not_touched(family: Path, souping: Cli, tmp_path:
     souping(*base, "hydra.run.dir=whole").ok()
     with closing(sqlite3.connect(tmp_path / "outputs/store.sqlite")) as db:
         before = list(db.iterdump())
-        done = souping(*base, "check=true", "hydra.run.dir=again").ok()
+        done = souping("check", *base).ok()
         assert list(db.iterdump()) == before
     # Nothing is left to evaluate, and no duration of 0 is named.
-    made = json.loads((tmp_path / "again" / "check.json").read_text())
+    made = json.loads(saved(tmp_path, "check").read_text())
     assert made["evaluations"]["todo"] == [0, 0]
     assert "as its answers are stored" in done.out.splitlines()[-1]
 
@@ -482,7 +492,7 @@ def test_a_check_refuses_what_a_run_would_refuse(
     souping("check", *pool_of(family), "evaluator.engine=vllm").refused("write engine=vllm")
     pool = f"pool.candidates=[{family / 'ant'},{family / 'bee'}]"
     souping("check", "+experiment=merge", pool, "optimiser.weights=[0.5,0.5]", "out=soup").refused(
-        "check", "plan"
+        "check", "plan merge"
     )
     assert not (tmp_path / "soup").exists()
 
@@ -514,7 +524,7 @@ CASES: dict[str, tuple[tuple[str, ...], str]] = {
 
 def check_refused(souping: Cli, tmp_path: Path, needle: str, *overrides: str) -> None:
     ran = souping(*overrides)
-    planned = souping(*overrides, "plan=true")
+    planned = souping("plan", *overrides)
     ran.refused(needle)
     assert not (tmp_path / "outputs" / "store.sqlite").exists()
     assert planned.code == 2
@@ -540,10 +550,9 @@ def test_pools_are_refused_before_work_and_the_plan_is_saved(
     )
     save_model(tmp_path / "large", 9, hidden_size=32)
     pool = [f"pool.candidates=[{family / 'ant'},{tmp_path / 'large'}]", *pool_of(family)[1:]]
-    planned = souping(*pool, "selector=all", "plan=true", "hydra.run.dir=planned")
+    planned = souping("plan", *pool, "selector=all")
     assert "this run cannot start here" in planned.err
-    assert not json.loads((tmp_path / "planned" / "plan.json").read_text())["can_go_on"]
-    assert "# Plan of fam" in (tmp_path / "planned" / "plan.md").read_text()
+    assert not json.loads(saved(tmp_path).read_text())["can_go_on"]
 
 
 def test_a_category_that_all_fail_is_a_warning_of_both(
@@ -556,8 +565,5 @@ def test_a_category_that_all_fail_is_a_warning_of_both(
     warning = "category red: every model fails all of it"
     ran = souping(*call, "stop_after=search").ok()
     assert warning in ran.out + ran.err
-    souping(*call, "plan=true", "hydra.run.dir=planned").ok()
-    assert any(
-        warning in note
-        for note in json.loads((tmp_path / "planned" / "plan.json").read_text())["notes"]
-    )
+    souping("plan", *call).ok()
+    assert any(warning in note for note in json.loads(saved(tmp_path).read_text())["notes"])

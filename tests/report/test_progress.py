@@ -116,7 +116,7 @@ def test_a_run_can_be_retraced(finished: Path) -> None:
     terminal = (finished / "terminal.txt").read_text()
     for needle in (
         f"souping {__version__}",
-        "python -m souping",
+        "command    ",
         "seed=3",
         "numpy ",
         "host ",

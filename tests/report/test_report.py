@@ -120,9 +120,7 @@ def test_the_page_stands_alone_and_opens_with_the_verdict(written: Any) -> None:
 
 def test_the_first_screen_says_what_the_score_is_and_how_the_soup_is_loaded() -> None:
     report, trials = sample()
-    changes = {
-        "rebuild": "python -m souping +experiment=rebuild recipe=a/soup/recipe.json out=rebuilt"
-    }
+    changes = {"rebuild": "souping rebuild a/soup/recipe.json out=rebuilt"}
     first = html.unescape(page(read_content({**report, **changes}), trials, [])).split("<section>")[
         0
     ]

@@ -269,9 +269,7 @@ def finish(
     if k > 1:
         report["losses"] = losses(report["rows"], categories)
         report["variance"] = {"soup": {"objective": 0.0004, "items": 0.0003, "answers": 0.0001}}
-        report["rebuild"] = (
-            "python -m souping +experiment=rebuild recipe=run/soup/recipe.json out=rebuilt"
-        )
+        report["rebuild"] = "souping rebuild run/soup/recipe.json out=rebuilt"
     sentence = "The soup is better than the best candidate model, by 9.1 points (95 % interval 6.7 to 11.5, p 0.013)."
     report["verdict"] = {
         "claim": "better_than_best_candidate",

@@ -19,6 +19,7 @@ from souping.core.fields import Count, component
 from souping.core.files import disk_space
 from souping.core.parsing import read_json
 from souping.core.protocols import Evaluator, Executor, Workers
+from souping.core.system import program
 from souping.core.text import human, named
 from souping.core.types import (
     ItemScores,
@@ -239,8 +240,8 @@ class FileWorkers(Workers):
         make = []
         if not self._executor.write_models:
             store = self._settings.store_path.absolute()
-            words = [f"recipe={folder / RECIPE}", f"out={model}", f"store={store}"]
-            make = ["python", "-m", "souping", "+experiment=rebuild", *words]
+            words = [str(folder / RECIPE), f"out={model}", f"store={store}"]
+            make = [*program().split(), "rebuild", *words]
         return OpenSoup(
             id=int(folder.name),
             state=self._waiting[key],
@@ -279,12 +280,12 @@ class FileWorkers(Workers):
         run_dir = shlex.quote(str(self._settings.run_dir.absolute()))
         go_on = self._settings.command
         if self.order.is_new:
-            go_on = f"python -m souping ask {run_dir} -n {self._executor.max_open}"
+            go_on = f"{program()} ask {run_dir} -n {self._executor.max_open}"
         lines = [f"make     {shlex.join(soup.make)}"] if soup.make else []
         return [
             *lines,
             f"evaluate {shlex.join(soup.evaluate)}",
-            f"tell     python -m souping tell {run_dir} {soup.id}    (or {soup.id}=LOG, {soup.id}={FAILED_JOB})",
+            f"tell     {program()} tell {run_dir} {soup.id}    (or {soup.id}=LOG, {soup.id}={FAILED_JOB})",
             f"go on    {go_on}",
         ]
 

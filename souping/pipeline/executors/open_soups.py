@@ -44,7 +44,7 @@ ID = re.compile("[1-9][0-9]{0,8}")
 """Name of a soup's folder; others in `asked` are somebody's copies."""
 MOVABLE_KEYS = (
     *("candidates", "path", "reference_model", "base_model", "tokenizer_from", "name_rules"),
-    *("out", "dir", "allow_code", "store", "max_open", "write_models"),
+    *("out", "scratch", "store", "max_open", "write_models"),
 )
 """Settings that may differ between one `ask` and the next: names of files and folders, and how soups are handed out.
 What they lead to may not."""

@@ -384,7 +384,7 @@ def test_a_soup_is_rebuilt_bit_for_bit(
     assert (tmp_path / "soup/tokenizer.json").read_bytes() == (
         adapters / "cat/tokenizer.json"
     ).read_bytes()
-    souping("+experiment=rebuild", "recipe=soup/recipe.json", "out=again").ok()
+    souping("rebuild", "soup/recipe.json", "out=again").ok()
     assert files_of(tmp_path / "again") == files_of(tmp_path / "soup")
     command = (
         (tmp_path / "soup/README.md").read_text().partition("```bash\n")[2].partition("\n```")[0]
@@ -399,9 +399,7 @@ def test_a_soup_is_rebuilt_bit_for_bit(
     raw = bytearray(weights.read_bytes())
     raw[-1] ^= 1
     weights.write_bytes(raw)
-    souping("+experiment=rebuild", "recipe=soup/recipe.json", "out=other").refused(
-        "ingredient mine", "content"
-    )
+    souping("rebuild", "soup/recipe.json", "out=other").refused("ingredient mine", "content")
 
 
 def test_a_soup_of_adapters_finds_its_base_and_has_the_bases_tokenizer(
@@ -426,7 +424,7 @@ def test_a_soup_of_adapters_finds_its_base_and_has_the_bases_tokenizer(
             tmp_path / "models/base" / name
         ).read_bytes()
     assert not (tmp_path / "soup/config.json").exists()
-    souping("+experiment=rebuild", "recipe=soup/recipe.json", "out=again").ok()
+    souping("rebuild", "soup/recipe.json", "out=again").ok()
     assert files_of(tmp_path / "again") == files_of(tmp_path / "soup")
 
 
