@@ -279,6 +279,7 @@ class CoalitionValue:
 class ShapleyResult(AnalysisResult):
     """What each model adds to soups of the others."""
 
+    folded = True
     split: str
     """split of the items"""
     models: Names

@@ -284,6 +284,7 @@ class SurfaceLimits:
 class SurfaceResult(AnalysisResult):
     """Predicted scores over the weights."""
 
+    folded = True
     split: str
     """split of the items"""
     ingredients: Names

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shlex
 from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
@@ -73,9 +72,6 @@ def _show_end(settings: RunSettings, report: Report, soup: Path | None) -> None:
     if report.extra_benchmarks:
         out.print(also_table(report))
     show_files(settings, soup)
-    page = settings.run_dir / "report.html"
-    if page.exists():
-        print(f"open {safe(shlex.quote(nearby(page)))}")
 
 
 def written_soup(settings: RunSettings, report: Report) -> Path | None:

@@ -49,18 +49,8 @@ from souping.report.format import quoted
 from souping.report.progress import Throughput, say
 from souping.report.recipe import recipe_summary
 
-SHOWN_FILES = (
-    "report.html",
-    "report.md",
-    "report.json",
-    "selection.json",
-    "trials.csv",
-    "analyses.json",
-    "samples.jsonl.gz",
-    "recipe.json",
-    "plan.json",
-    "config.yaml",
-)
+RESULT_PAGES = ("report.html", "plan.json", "selection.json")
+"""Files of a run of which the first one that is there is shown at its end."""
 
 
 def execute_merge(settings: MergeSettings) -> None:
@@ -87,17 +77,16 @@ def execute_merge(settings: MergeSettings) -> None:
 
 
 def show_files(settings: SoupSettings, soup: Path | None) -> None:
-    """Print where everything is, and how the soup is made again."""
-    run_dir = settings.run_dir
-    for name in SHOWN_FILES:
-        if (run_dir / name).exists():
-            print(f"  {name:16} {safe(nearby(run_dir / name))}")
+    """Print where the result is, and how the soup is made again."""
+    pages = [settings.run_dir / name for name in RESULT_PAGES]
+    for page in [page for page in pages if page.exists()][:1]:
+        print(f"{page.stem}: {safe(shlex.quote(nearby(page)))}")
     if soup is not None:
-        print(f"  {'soup':16} {safe(nearby(soup))}")
+        print(f"soup: {safe(shlex.quote(nearby(soup)))}")
         if (soup / "recipe.json").exists():
-            print(f"  {'rebuild':16} {safe(settings.rebuild_command)}")
+            print(f"rebuild: {safe(settings.rebuild_command)}")
     if settings.tracker.hint:
-        print(f"  {'tracker':16} {safe(settings.tracker.hint)}")
+        print(f"tracker: {safe(settings.tracker.hint)}")
 
 
 def merge(settings: MergeSettings) -> Path | None:

@@ -270,7 +270,7 @@ class Run(Steps):
         strategy = self.settings.optimiser
         size = len(ingredients)
         items = len(self.splits["search"])
-        self.progress.say(f"search on {items:,} items: {strategy.describe(size)}")
+        self.progress.say(f"search: {strategy.describe(size)}, on {items:,} items")
         # The number of soups is not known if they answer parts of the split.
         trials: int | None = None
         answers: int | None = None
@@ -286,7 +286,7 @@ class Run(Steps):
         soup = " + ".join(f"{weight:.3g} {name}" for name, weight in shares)
         score = self.unit.level(self.unit.raw(winner.result.objective))
         self.progress.end_stage()
-        self.progress.say(f"chosen: {soup}, {score} on the search split")
+        self.progress.say(f"search: chose {soup}, {score} on the search split")
         if words := ended(search_summary(self.unit, winner.summary)):
             self.progress.say(words)
         if searched.guards is not None:
@@ -328,9 +328,6 @@ class Run(Steps):
         else:
             self.progress.stage("write: the soup; its weights are fixed from here on")
             make_soup(settings, self.pool.merge_pool, recipe, text)
-        self.progress.say(
-            "the recipe is frozen: from here on the soup is measured and nothing is chosen"
-        )
         return replace(frozen, report=report, soup_folder=settings.out, card=text)
 
     # ------------------------------------------------------------ test
@@ -510,7 +507,7 @@ def choose(settings: RunSettings, scores: ScoreMatrix, progress: Progress) -> Se
     selection = settings.selector.select_checked(scores)
     if selection.correlations is not None and (warning := few_models(len(scores.models))):
         selection = replace(selection, notes=(*selection.notes, warning))
-    progress.say(f"selected {', '.join(selection.ingredients)}")
+    progress.say(f"select: {', '.join(selection.ingredients)}")
     for note in selection.notes:
         progress.say(f"note: {note}")
     unit = settings.evaluator.unit

@@ -168,15 +168,17 @@ def _p(value: float) -> str:
 
 
 def power_in_words(power: Power, unit: Unit) -> str:
-    """What the report items can show."""
-    basis = "estimated from the candidates' answers on the select split"
+    """What the test split can show."""
+    condition = "80 % power"
     if power.assumed:
-        basis = f"assuming equal candidates, any two of which differ on {100 * DISCORDANCE:.0f} % of the items"
+        condition += (
+            f" if candidates are equal and any two differ on {100 * DISCORDANCE:.0f} % of the items"
+        )
     gain = f"{unit.text(unit.size(power.gain))} {unit.name}"
     margin = unit.amount(unit.size(power.margin))
     return (
-        f"{power.items:,} report items show a true gain of {gain} over the best candidate with 80 % power "
-        f"({basis}); the margin of {margin} takes {items_in_words(power.needed)} items"
+        f"test split: {power.items:,} items can show a gain of {gain} over the best candidate ({condition}); "
+        f"{margin} needs {items_in_words(power.needed)} items"
     )
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
@@ -114,8 +114,8 @@ def _in_order(report: Report) -> list[tuple[str, AnalysisResult]]:
     return sorted(nonempty, key=lambda pair: places.get(pair[0], len(FIRST_ANALYSES)))
 
 
-def analysis_sections(report: Report) -> tuple[Section, ...]:
-    """A section of each analysis; those without a result are folded away."""
+def analysis_sections(report: Report, further: Sequence[Section] = ()) -> tuple[Section, ...]:
+    """A section of each analysis; those that decide nothing are folded away, with the sections of `further`."""
     sections = list[Section]()
     folded = list[Section]()
     for name, result in _in_order(report):
@@ -131,7 +131,7 @@ def analysis_sections(report: Report) -> tuple[Section, ...]:
             folded.append(section)
         else:
             sections.append(section)
-    return (*sections, Section("More analyses", folded=tuple(folded)))
+    return (*sections, Section("Further numbers", folded=(*folded, *further)))
 
 
 def drawings(report: Report) -> list[Drawing]:

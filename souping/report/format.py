@@ -12,12 +12,12 @@ from souping.core.types import Json
 
 ROW_KINDS: Mapping[str, str] = {
     "soup": "soup",
-    "uniform_selected": "uniform over the selected",
-    "uniform_topk": "uniform over the top K",
-    "uniform_all": "uniform over all",
+    "uniform_selected": "uniform over the ingredients",
+    "uniform_topk": "uniform over the best candidates",
+    "uniform_all": "uniform over all candidates",
     "router": "router",
     "last": "last checkpoint",
-    "best_candidate": "best candidate (by search)",
+    "best_candidate": "best candidate",
     "trainer_best": "the trainer's best",
     "trainer_average": "the trainer's average",
     "decayed": "decayed branch",

@@ -23,7 +23,7 @@ from souping.report.content import (
 from souping.report.format import clean, count, four_digits, in_words, p_value, percent, rho, share
 from souping.report.recipe import REBUILD, recipe_table
 
-LOOKS = "Looks are counted in the run's store by exact prompt: a new store, or reworded items, would not be counted."
+OTHER_STORES = "Other stores and reworded items are not counted."
 LOST = "models are cut off or missing"
 
 
@@ -124,6 +124,7 @@ def figures(report: Report) -> list[tuple[str, str, str]]:
 
 def sections(report: Report, trials: Sequence[TrialRow]) -> tuple[Section, ...]:
     """All sections that have something to show."""
+    further = nonempty((tables.similarity(report.similarity), _cost(report)))
     return nonempty(
         (
             _verdict(report),
@@ -133,10 +134,8 @@ def sections(report: Report, trials: Sequence[TrialRow]) -> tuple[Section, ...]:
             _landscape(report, trials),
             _alternatives(report),
             _experts(report),
-            tables.similarity(report.similarity),
-            *analysis_sections(report),
             _gate(report),
-            _cost(report),
+            *analysis_sections(report, further),
             _provenance(report),
         )
     )
@@ -157,11 +156,19 @@ def _verdict(report: Report) -> Section | None:
     paired = f"Differences are paired: all models answered the same items. {tables.tested(report)}".strip()
     lines = [paired]
     if not report.dry_run:
-        lines.append(LOOKS)
+        lines.append(_look(report))
     compared = table("The differences in numbers", tables.comparisons(report))
     scores = table("Every model, category by category", tables.scores(report), numbers)
     folded = nonempty((compared, scores))
     return Section("Is the soup better?", tuple(lines), "forest", folded=folded)
+
+
+def _look(report: Report) -> str:
+    """How often numbers of these items were shown before."""
+    number = (report.verdict.look if report.verdict else None) or 1
+    if number == 1:
+        return f"First look at these test items in this store. {OTHER_STORES}"
+    return f"Look {count(number)} at these test items in this store. {OTHER_STORES}"
 
 
 def _gains(report: Report) -> Section | None:
@@ -265,8 +272,8 @@ def endings(report: Report) -> list[str]:
             share_lost = (ends.truncated or 0.0) + (ends.unanswered or 0.0)
             shares.append(f"{clean(name)} {percent(share_lost)} %")
         lines.append(
-            f"Answers that were cut off or are missing: {in_words(shares)}. Those cut off are scored as they stand. "
-            "Missing ones count as wrong in scores. In differences they may be right for one model alone."
+            f"Answers that were truncated or are missing: {in_words(shares)}. Missing answers count as wrong; "
+            "truncated ones are scored as they stand. In differences a missing answer may be right for one model alone."
         )
         if report.verdict and report.verdict.sensitivity:
             lines.append(clean(report.verdict.sensitivity))
@@ -446,7 +453,7 @@ def _landscape(report: Report, trials: Sequence[TrialRow]) -> Section | None:
             f"Other soups that may be as good, judging by the items the search evaluated: {number}."
         )
     if search is not None and search.stopped:
-        lines.append(f"It ended: {clean(search.stopped)}.")
+        lines.append(f"Search: stopped; {clean(search.stopped)}.")
     grids = (tables.trials(report, trials),)
     return Section("Landscape of weights", tuple(lines), "landscape", grids=grids)
 
@@ -484,24 +491,23 @@ def ended(search: SearchSummary) -> str:
     """Why a search ended, in a line; empty if it does not say."""
     if not search.stopped:
         return ""
-    return f"the search ended: {clean(search.stopped)}"
+    return f"search: stopped; {clean(search.stopped)}"
 
 
 def _alternatives(report: Report) -> Section | None:
-    """The soup's optimism, and what a router and an oracle score and cost; None without a test split."""
+    """Selection bias, and what a router and the upper bound score; None without a test split."""
     unit = report.unit
     router = report.router
     oracle = report.oracle
     if router is None or oracle is None:
         return None
+    bias = unit.points(report.selection_bias, sign=True)
     lines = (
-        "The soup's optimism, its score on the search split minus that on the test split, is "
-        f"{unit.points(report.selection_bias, sign=True)}.",
-        f"A router scores {unit.score(router.score)} {unit.symbol}: each request goes to the ingredient that had the "
-        f"best score of its category when the ingredients were selected. Models in memory: {count(router.models)}; "
-        "answers per request: 1; the category must be known at request time.",
-        f"An oracle scores {unit.score(oracle.score)} {unit.symbol}: each item counts as the best of the ingredients "
-        f"answers it. Models in memory: {count(oracle.models)}; answers per request: {count(oracle.answers)}; it knows "
-        "the right answers, so it is only a bound.",
+        f"Selection bias: the soup's score on the search split minus that on the test split is {bias}.",
+        f"Router: {unit.score(router.score)} {unit.symbol}. Each request goes to the ingredient that had the best "
+        f"score of its category when the ingredients were selected. It takes {count(router.models)} models in memory, "
+        "and the category must be known.",
+        f"Upper bound: {unit.score(oracle.score)} {unit.symbol}, if each item counts as the best of the ingredients "
+        "answers it.",
     )
     return Section("What the soup is up against", lines)

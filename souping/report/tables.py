@@ -60,6 +60,9 @@ def categories(report: Report) -> list[str]:
 
 # ---------------------------------------------------------------- models and differences
 
+UNIFORM = "uniform, "
+"""How the names of uniform soups begin."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class ShownModel:
@@ -67,17 +70,25 @@ class ShownModel:
 
     row: ModelRow
     roles: tuple[str, ...]
+    labels: tuple[str, ...]
     price: str = ""
 
     @property
-    def cell(self) -> TableCell:
-        """The model's name with its roles and what it costs to serve, if that is more than one model."""
-        labels = [ROW_KINDS.get(kind, clean(kind)) for kind in dict.fromkeys(self.roles)]
-        if self.price:
-            labels.append(self.price)
+    def name(self) -> str:
+        """The candidate's name; a soup or a router is called by its first role."""
+        return self.labels[0] if self.row.name == self.row.kind else clean(self.row.name)
+
+    @property
+    def role(self) -> str:
+        """Its roles, and what it takes to serve if that is more than one model."""
+        roles = [*self.labels]
         if self.row.name == self.row.kind:
-            return TableCell(labels[0], ", ".join(labels[1:]))
-        return TableCell(clean(self.row.name), ", ".join(labels))
+            roles = [f"same as {label.removeprefix(UNIFORM)}" for label in self.labels[1:]]
+        return ", ".join(filter(None, (*roles, self.price)))
+
+    @property
+    def cell(self) -> TableCell:
+        return TableCell(self.name, self.role)
 
 
 def once(report: Report) -> list[ShownModel]:
@@ -90,9 +101,24 @@ def once(report: Report) -> list[ShownModel]:
     models = []
     for roles in by_recipe.values():
         kinds = tuple(row.kind for row in roles)
+        labels = tuple(_label(report, kind) for kind in dict.fromkeys(kinds))
         cost_of = price(report) if "router" in kinds else ""
-        models.append(ShownModel(row=roles[0], roles=kinds, price=cost_of))
+        models.append(ShownModel(row=roles[0], roles=kinds, labels=labels, price=cost_of))
     return models
+
+
+def _label(report: Report, kind: str) -> str:
+    """`uniform, 3 ingredients`, `router`"""
+    selection = report.selection
+    if selection is None or not kind.startswith("uniform"):
+        return ROW_KINDS.get(kind, clean(kind))
+    selected = count(len(selection.ingredients))
+    sizes = {
+        "uniform_selected": f"{selected} ingredients",
+        "uniform_topk": f"{selected} best candidates",
+        "uniform_all": f"all {count(len(selection.candidates))} candidates",
+    }
+    return f"{UNIFORM}{sizes[kind]}"
 
 
 def price(report: Report) -> str:
@@ -187,10 +213,12 @@ def summary(report: Report) -> TableGrid:
         if pair is not None:
             limits = unit.brackets(pair.difference, pair.low, pair.high, sign=True)
             difference = (limits, p_value(pair.p_shown))
-        lines.append((model.cell, unit.brackets(score.mean, score.low, score.high), *difference))
+        shown = unit.brackets(score.mean, score.low, score.high)
+        lines.append((model.name, model.role, shown, *difference))
     level = confidence_of(list(pairs.values()))
     minus_it = "soup minus it" if level == "95 %" else f"soup minus it ({level})"
-    return grid(("model", unit.heading("score"), minus_it, "p"), lines, strong=_soup(models))
+    header = ("model", "role", unit.heading("score"), minus_it, "p")
+    return grid(header, lines, left=(0, 1), strong=_soup(models))
 
 
 def tested(report: Report) -> str:

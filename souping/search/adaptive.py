@@ -293,7 +293,7 @@ class AdaptiveSearch(Optimiser):
         gain = self._model.finishing_gain(np.array([leader, *rivals]), self._odds())
         if gain >= ENOUGH_GAIN:
             return None
-        return StopReason(reason="more answers would gain only", gain=gain)
+        return StopReason(reason="more answers would add", gain=gain)
 
     def _worth_of_samples(self, leader: int, rivals: IntArray, urgency: FloatArray) -> FloatArray:
         """What the next sample of each soup and category tells of the rivals' leads [S, C].

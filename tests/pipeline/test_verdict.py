@@ -175,7 +175,7 @@ def test_power_in_words_has_its_figures_and_their_basis(
     words = power_in_words(power, POINTS)
     for figure in ("480", "6.4 points", "1 point", "32,000"):
         assert figure in words
-    assert ("assuming equal candidates" in words) == assumed
+    assert ("if candidates are equal" in words) == assumed
     summary = power_summary(power, POINTS)
     assert (summary.gain, summary.min_gain, summary.needed) == (0.064, 0.01, 32_000)
 

@@ -143,4 +143,4 @@ def test_a_run_can_be_retraced(finished: Path) -> None:
     # Nothing else tells when, where and with what it was made.
     assert __version__ not in json.dumps(report)
     assert provenance["date"][:10] not in json.dumps(report)
-    assert terminal.rstrip().splitlines()[-1].strip() == "open run/report.html"
+    assert "report: run/report.html" in terminal.splitlines()

@@ -98,7 +98,7 @@ def test_the_page_shows_the_run(rates: bool) -> None:
     (rows,) = sections(content)[0].grids
     assert [row[0].text for row in rows.rows] == [
         "last checkpoint",
-        "best candidate (by search)",
+        "best candidate",
         "the trainer's average",
         "mean of its members' scores",
     ]
