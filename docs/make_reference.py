@@ -45,7 +45,9 @@ HEAD = """# Reference
 This page is generated: `python docs/make_reference.py`. It lists every command, key and Python name. The other pages
 explain them. The files of a run, report.json and compare.json: [reference-files.md](reference-files.md).
 
-- `souping help NAME` prints the keys of a group on the terminal.
+- `souping help NAME` prints the keys of a group, or the help of a command.
+- Commands with `KEY=VALUE` also take `-m` (a job for each combination), `--cfg job` (show the configuration and stop)
+  and `--config-dir DIR` (choices of your own).
 - `eval "$(souping -sc install=bash)"` completes commands, groups, choices and keys in bash. In zsh, first run
   `autoload -Uz compinit bashcompinit && compinit && bashcompinit`.
 - Errors are one or two lines and exit with status 2; `SOUPING_DEBUG=1` shows the traceback.
@@ -68,13 +70,14 @@ def table(head: Iterable[str], rows: Iterable[Iterable[str]]) -> Iterator[str]:
     yield f"| {' | '.join(names)} |"
     yield f"|{'---|' * len(names)}"
     for row in rows:
-        yield f"| {' | '.join(cell.replace('|', '&#124;') for cell in row)} |"
+        cells = [cell.replace("|", r"\|") for cell in row]
+        yield f"| {' | '.join(cells)} |"
     yield ""
 
 
 def commands() -> Iterator[str]:
     yield "## Commands\n"
-    rows = [(f"`{name} {command.usage}`", command.does) for name, command in COMMANDS.items()]
+    rows = [(f"`souping {name} {each.usage}`", each.does) for name, each in COMMANDS.items()]
     yield from table(("command", "does"), rows)
 
 

@@ -1,4 +1,4 @@
-"""Rules for the names and layouts of trainers' tensors: `rules/*.json` and files of users (docs/merging.md)."""
+"""Rules for the names and layouts of trainers' tensors: `rules/*.json` and files of users (docs/checkpoints.md)."""
 
 from __future__ import annotations
 

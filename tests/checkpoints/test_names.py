@@ -400,7 +400,7 @@ def test_rules_of_a_user_with_and_without_those_of_a_trainer(tmp_path: Path) -> 
 
 
 def test_the_example_of_the_page_is_a_file_of_rules(tmp_path: Path) -> None:
-    page = (Path(__file__).parents[2] / "docs" / "trainers.md").read_text()
+    page = (Path(__file__).parents[2] / "docs" / "checkpoints.md").read_text()
     table = json.loads(page.partition("```yaml\n")[2].partition("```")[0])
     arrays = drawn(
         {"net.wte": (8, 8), "net.h.0.swiglu": (12, 8), "net.h.0.q": (16, 8), "net.rng": (1,)}

@@ -6,7 +6,6 @@ import json
 import os
 import re
 import shlex
-import shutil
 import subprocess
 import sys
 from importlib import import_module
@@ -15,7 +14,6 @@ from pathlib import Path
 import pytest
 
 from souping import demo
-from souping.core.unit import POINTS
 from souping.evaluate.benchmark import Benchmark
 from souping.evaluate.scoring import score
 from tests.conftest import ROOT, pool_of
@@ -92,7 +90,7 @@ FILES = dict(
     re.findall(r"```(?:python|yaml)\n# (\S+\.(?:py|yaml))\n(.*?)```", EXTENDING, flags=re.DOTALL)
 )
 WEIGHTS = "model.safetensors"
-COMMANDS = re.findall(r"```bash\npython -m souping (.*?)\n```", EXTENDING)
+COMMANDS = re.findall(r"```bash\nsouping (.*?)\n```", EXTENDING)
 
 
 @pytest.fixture
@@ -180,19 +178,8 @@ def test_an_analysis(folder: Path, family: Path) -> None:
     run_in(
         folder, *[word for word in command if word != "+experiment=bfcl"], *own, "hydra.run.dir=run"
     )
-    report = (folder / "run" / "report.json").read_text()
-    assert "is nearest to the soup" in report
-    assert "items that differ" in (folder / "run" / "report.html").read_text()
-    (block,) = [
-        b
-        for b in re.findall(r"```python\n(.*?)```", EXTENDING, flags=re.DOTALL)
-        if "ClosestResult" in b
-    ]
-    # A dataclass looks for its module.
-    mine = {"__name__": __name__}
-    exec(compile(block, "extending.md", "exec", dont_inherit=True), mine)
-    result = mine["ClosestResult"](sentences=("Ant.",))
-    assert result.section(POINTS).title == "Who is nearest?"
+    for name in ("report.json", "report.html"):
+        assert "items that differ" in (folder / "run" / name).read_text()
 
 
 @pytest.mark.slow
@@ -229,7 +216,5 @@ def test_an_installed_package(folder: Path) -> None:
     words = [
         word for word in command("selector=above_median") if word not in ("--config-dir", "parts")
     ]
-    assert "BitAgent-8B" in " ".join(run_in(folder, *words, *TABLE).split())
-    search = "hydra.searchpath=[pkg://my_parts.conf]"
-    shutil.rmtree(folder / "hydra_plugins")
+    (search,) = re.findall(r"`'(hydra\.searchpath=.*?)'`", EXTENDING)
     assert "BitAgent-8B" in " ".join(run_in(folder, *words, *TABLE, search).split())

@@ -14,9 +14,9 @@ from souping.report.progress import Progress
 from tests.conftest import ROOT, Cli, FakeEvaluator, make_items, pool_of
 
 
-def test_how_it_works_lists_the_steps() -> None:
-    page = (ROOT / "docs/how-it-works.md").read_text()
-    (listed,) = re.findall(r"a run has six steps:\n\n```text\n(.*?)```", page, re.DOTALL)
+def test_the_page_of_the_method_lists_the_steps() -> None:
+    page = (ROOT / "docs/method.md").read_text()
+    (listed,) = re.findall(r"A run has six steps.*?```text\n(.*?)```", page, re.DOTALL)
     assert tuple(line.split()[0] for line in listed.splitlines()) == STEPS
 
 
