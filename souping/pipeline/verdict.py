@@ -157,11 +157,7 @@ def _figures(unit: Unit, comparison: Comparison, p_value: float, opened: int) ->
 
 
 def _p(value: float) -> str:
-    if value >= 0.001:
-        return f"p = {value:.3f}"
-    if value >= 0.0001:
-        return f"p = {value:.4f}"
-    return "p < 0.0001"
+    return f"p = {value:.3f}" if value >= 0.001 else "p < 0.001"
 
 
 # ---------------------------------------------------------------- power

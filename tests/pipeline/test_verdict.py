@@ -113,7 +113,7 @@ def ace(difference: float, p_value: float) -> Figures:
             0.42,
             "p = 0.420, corrected for 20 looks at these items",
         ),
-        (dict.fromkeys(FAR, (0.04, 4e-05)), {}, "better_than_every_candidate", 4e-05, "p < 0.0001"),
+        (dict.fromkeys(FAR, (0.04, 4e-05)), {}, "better_than_every_candidate", 4e-05, "p < 0.001"),
     ],
 )
 def test_the_strongest_claim_that_holds(
