@@ -2,7 +2,7 @@
 
 Splits are disjoint sets of groups, from a hash with a fixed salt. A group's split depends on its name and nothing else
 (that of items without one is their prompt's digest): never on the run's seed, or a shared store would leak one run's
-report items into another run's search; nor on the name of a file, a task or the benchmark. Adding items never moves old
+test items into another run's search; nor on the name of a file, a task or the benchmark. Adding items never moves old
 ones. Items belong together if they share a text, directly or through others (`groups`).
 """
 

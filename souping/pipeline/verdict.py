@@ -66,7 +66,7 @@ def verdict(
 
     `comparisons` hold the soup (a) against every candidate (b) on the test split; others are ignored. `best_candidate`
     was chosen on the search split, `selected` are the selection's ingredients, `recipe` the ingredients with weight in
-    the winning recipe, `opened` the number of looks at the report items, `margin` that of inner scores.
+    the winning recipe, `opened` the number of looks at the test items, `margin` that of inner scores.
 
     Raises:
         ValueError: a candidate is not compared with the soup.
@@ -138,7 +138,7 @@ def _not_better(unit: Unit, single: Comparison, opened: int, margin: float) -> V
     needed = items_in_words(items_for(single, margin))
     sentence = (
         f"No difference shown: the soup against {single.b}, the model you would have deployed, {figures}. "
-        f"A true gain of {gain} takes {needed} report items (80 % power); there are {single.n:,}."
+        f"A true gain of {gain} takes {needed} test items (80 % power); there are {single.n:,}."
     )
     return Verdict(claim="no_difference_shown", sentence=sentence, p_value=p_value)
 

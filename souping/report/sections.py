@@ -55,7 +55,7 @@ def summary(report: Report) -> list[str]:
     soup = report.row("soup")
     if soup is not None and soup.scores:
         items = sum(interval.n or 0 for interval in soup.scores.values())
-        split = "" if report.dry_run else "report "
+        split = "" if report.dry_run else "test "
         lines.append(
             f"The score is the {_kind(report, len(soup.scores))}, on {count(items)} {split}items."
         )

@@ -165,7 +165,7 @@ class RunPower:
 @dataclass(frozen=True, kw_only=True)
 class Power:
     """True `gain` over the best candidate (of inner scores) that is called better than every candidate in 80 % of runs
-    on `items` report items, and the items `needed` for a gain of `margin`."""
+    on `items` test items, and the items `needed` for a gain of `margin`."""
 
     gain: float
     items: int

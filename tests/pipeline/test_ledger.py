@@ -396,7 +396,7 @@ def test_the_first_measurement_that_was_shown_stands(
     first = runs.report(SOUP)
 
     def answer_wrong(*_: Any) -> Any:
-        raise AssertionError("report items were evaluated again")
+        raise AssertionError("test items were evaluated again")
 
     monkeypatch.setattr(Evaluation, "scores", answer_wrong)
     renamed = runs.rewrite("again.jsonl", lambda row: {**row, "id": f"again {row['id']}"})
@@ -530,7 +530,7 @@ def test_a_search_on_the_report_items_under_other_shares(fresh: Runs) -> None:
     assert all(
         report["rows"][-1]["objective"]["n"] == report["splits"]["test"] for report in reports
     )
-    assert any("report items are left out" in warning for warning in reports[0]["warnings"])
+    assert any("test items are left out" in warning for warning in reports[0]["warnings"])
 
 
 def test_a_repeated_run_opens_with_no_warning_of_another_look(

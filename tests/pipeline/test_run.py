@@ -293,7 +293,7 @@ def test_a_dry_run_is_marked_everywhere(
     assert "dry_run=2" in page
     assert "%" not in card.split("---", 2)[2].split("## Usage")[0].split("## Result")[1]
     with closing(sqlite3.connect(tmp_path / "outputs/store.sqlite")) as db:
-        # that of the extra benchmark, whose items may be anybody's report items
+        # that of the extra benchmark, whose items may be anybody's test items
         assert db.execute("SELECT COUNT(*) FROM counted_looks").fetchone() == (1,)
 
 

@@ -78,14 +78,14 @@ def ace(difference: float, p_value: float) -> Figures:
             {},
             "no_difference_shown",
             0.6,
-            "report items (80 % power); there are 600",
+            "test items (80 % power); there are 600",
         ),
         (
             ace(0.005, 0.6),
             {},
             "no_difference_shown",
             0.6,
-            "report items (80 % power); there are 600",
+            "test items (80 % power); there are 600",
         ),
         (ace(0.005, 0.6), {"margin": 0.05}, "keep_candidate", None, "Keep ace"),
         (

@@ -48,7 +48,7 @@ class Opening:
             )
         if left_out := len(claim.items) - len(items):
             self.note(
-                f"{left_out} of {len(claim.items)} report items are left out: earlier reports showed them, and the "
+                f"{left_out} of {len(claim.items)} test items are left out: earlier reports showed them, and the "
                 "others show more without them"
             )
         return items
@@ -70,10 +70,10 @@ class Opening:
         if used_up := categories - {item.category for item in unseen}:
             raise UserError(
                 f"category {min(used_up)}: earlier runs with other splits chose among these ingredients on all of its "
-                "report items, so nothing can be reported on them: add items that no run has seen"
+                "test items, so nothing can be reported on them: add items that no run has seen"
             )
         self.note(
-            f"{len(items) - len(unseen)} of {len(items)} report items are left out: earlier runs with other splits "
+            f"{len(items) - len(unseen)} of {len(items)} test items are left out: earlier runs with other splits "
             "chose among these ingredients on them"
         )
         return unseen
@@ -110,7 +110,7 @@ class Opening:
             )
         if look.first and (viewed := self.ledger.viewed(claim.soup.id, items)):
             self.note(
-                f"answers to {viewed} of {len(items)} report items were looked at (souping show) in another recipe's "
+                f"answers to {viewed} of {len(items)} test items were looked at (souping show) in another recipe's "
                 "report: later choices may depend on them"
             )
         if look.number > 1:
