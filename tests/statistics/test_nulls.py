@@ -69,9 +69,7 @@ def test_no_soup_is_called_better_that_is_not(name: str) -> None:
 
 @pytest.mark.slow
 def test_nor_over_twenty_looks() -> None:
-    said = nulls.count(
-        *nulls.LOOKED["test items looked at 20 times, each as printed"], 40, seed=7
-    )
+    said = nulls.count(*nulls.LOOKED["test items looked at 20 times, each as printed"], 40, seed=7)
     assert said["better"] <= nulls.allowed(40, nulls.LOOKS_LEVEL)
 
 
