@@ -9,7 +9,7 @@ from statistics import NormalDist
 
 import numpy as np
 
-from benchmarks.leaderboard_data import Board
+from benchmarks.leaderboard_data import Board, family
 from souping.analysis.correlation import pearson
 from souping.core.scores import Mean
 from souping.core.types import FloatArray, IntArray, Names, ScoreMatrix, UserError
@@ -260,20 +260,21 @@ def fewest_models(board: Board) -> int:
     return len(board.models) - max(sizes.values())
 
 
-def over_families(board: Board, measure: Callable[[Board], Numbers]) -> dict[str, Estimate]:
+def over_families(
+    board: Board, measure: Callable[[Board], Numbers], family_of: Callable[[str], str] = family
+) -> dict[str, Estimate]:
     """A board's numbers, with intervals from leaving out each family in turn.
 
     Jackknife of unequal groups (Busing, Meijer and van der Leeden 1999); limits by Student's t.
     """
     numbers = measure(board)
-    families = sorted(set(board.families))
+    families = sorted(set(map(family_of, board.models)))
     if len(families) < FEWEST_FAMILIES:
         return {name: Estimate(value=value) for name, value in numbers.items()}
     sizes = []
     without = []
     for name in families:
-        pairs = zip(board.models, board.families, strict=True)
-        models = [model for model, its_family in pairs if its_family == name]
+        models = [model for model in board.models if family_of(model) == name]
         sizes.append(len(models))
         without.append(measure(board.without(models)))
     estimates = {}

@@ -25,10 +25,11 @@ STEPS = 150
 @dataclass(frozen=True, kw_only=True)
 class Null:
     """Fitted null: `solved` [C, S] items by the number of models that solved them, `posterior` [C, S, K] of their
-    difficulties, `p` [M, K] the probability of a right answer."""
+    difficulties, `ability` [M], `p` [M, 1 or C, K] the probability of a right answer."""
 
     solved: IntArray
     posterior: FloatArray
+    ability: FloatArray
     p: FloatArray
 
     def draws(self, number: int, rng: np.random.Generator) -> FloatArray:
@@ -36,7 +37,7 @@ class Null:
         categories, sizes = self.solved.shape
         shape = (number, categories, sizes)
         counts = rng.multinomial(self.solved, self.posterior, size=shape).sum(axis=2)  # [D, C, K]
-        right = rng.binomial(counts[:, None], self.p[:, None])  # [D, M, C, K]
+        right = rng.binomial(counts[:, None], self.p)  # [D, M, C, K]
         return np.asarray(right.sum(axis=-1) / self.solved.sum(axis=1))
 
 
@@ -63,7 +64,12 @@ def fit(board: Board) -> Null | None:
         weights = np.einsum("cs,csk->ck", solved, posterior) / solved.sum(axis=1, keepdims=True)
         p = _right(ability)
         ability = ability - (p @ expected - totals) / ((p * (1 - p)) @ expected)
-    return Null(solved=solved, posterior=_posterior(ability, weights), p=_right(ability))
+    return Null(
+        solved=solved,
+        posterior=_posterior(ability, weights),
+        ability=ability,
+        p=_right(ability)[:, None],
+    )
 
 
 def _right(ability: FloatArray) -> FloatArray:
@@ -94,4 +100,9 @@ def _fit_counts(board: Board, items: IntArray) -> Null:
     p = 1 / (1 + np.exp(difficulty - ability[:, None]))
     # a category is one point of its own grid
     categories = len(items)
-    return Null(solved=items[:, None], posterior=np.eye(categories)[:, None], p=p)
+    return Null(
+        solved=items[:, None],
+        posterior=np.eye(categories)[:, None],
+        ability=ability,
+        p=p[:, None],
+    )

@@ -125,12 +125,11 @@ def pair_row(measured: Measured, subsets: Subsets) -> list[str]:
     ]
 
 
-def pair_table(boards: Sequence[Measured], every: bool) -> str:
+def pair_table(boards: Sequence[Measured]) -> str:
     rows = []
     for measured in boards:
         for subsets in measured.pairs:
-            if every or subsets.size in (0, 5):
-                rows.append(pair_row(measured, subsets))
+            rows.append(pair_row(measured, subsets))
     return table(PAIR_HEADER, rows)
 
 
@@ -280,9 +279,7 @@ def _excess(measured: Measured) -> float:
     return next(iter(measured.pairs.values()))["excess"].value
 
 
-INTRODUCTION = """# What leaderboards say about weakly correlated categories
-
-This page is written by `python -m benchmarks.leaderboards` ([data](#do-it-again)).
+INTRODUCTION = """This page is written by `python -m benchmarks.leaderboards` ([data](#do-it-again)).
 
 **A leaderboard says nothing on whether a soup helps.** Its models have no common base, so most of them cannot be
 averaged, and none of them was. The questions here come before: do categories correlate weakly, is that more than
@@ -316,42 +313,24 @@ python -m benchmarks.leaderboards --mmlu-pro MMLU-Pro/eval_results --bfcl-v1 BFC
 
 MMLU-Pro is [TIGER-AI-Lab/MMLU-Pro](https://github.com/TIGER-AI-Lab/MMLU-Pro) at commit f418b11, BFCL v1 is
 [HuanzhiMao/BFCL-Result](https://github.com/HuanzhiMao/BFCL-Result) at commit b4adfc9. Without options, the script uses
-the paper's tables alone, which are part of souping. To select from a leaderboard of your own:
-[your models](your-models.md#use-a-leaderboard-instead-of-measuring). Every measure, also for 8 and 12 neighbours:
-[results](../benchmarks/results/leaderboards-2026-11-29.md).
+the paper's tables alone, which are part of souping.
 """
 
 
-def page(real: Sequence[Measured], paper: Sequence[Measured]) -> str:
-    """docs/findings.md"""
+def results(real: Sequence[Measured], paper: Sequence[Measured], date: str) -> str:
+    """The page for benchmarks/results: findings, tables, and how to read them."""
     findings = [
         fill(f"- {text}", 118, subsequent_indent="  ", break_on_hyphens=False)
         for text in sentences(real, paper)
     ]
     parts = [
+        f"# What leaderboards say about weakly correlated categories, {date}\n",
         INTRODUCTION,
         "## Findings, the most surprising first\n",
         "\n".join(findings) + "\n",
         "## Pairs of categories\n",
-        pair_table([*real, *paper], every=False),
-        "## Experts among five neighbours\n",
-        expert_table(real),
-        EXPLANATION,
-        AGAIN,
-    ]
-    return "\n".join(parts)
-
-
-def results(real: Sequence[Measured], paper: Sequence[Measured], date: str) -> str:
-    """Every measure, for benchmarks/results."""
-    parts = [
-        f"# Leaderboards, {date}\n",
-        "`python -m benchmarks.leaderboards`; how to read it: [findings](../../docs/findings.md).\n",
-        "## Pairs of categories\n",
-        pair_table([*real, *paper], every=True),
+        pair_table([*real, *paper]),
     ]
     if real:
         parts += ["## Experts among five neighbours\n", expert_table(real)]
-    parts += ["## Sentences\n"]
-    parts += [f"- {text}" for text in sentences(real, paper)]
-    return "\n".join(parts) + "\n"
+    return "\n".join([*parts, EXPLANATION, AGAIN])

@@ -1,12 +1,12 @@
 """Do leaderboards have weakly correlated categories, beyond chance, and do their experts last?
 
     python -m benchmarks.leaderboards [--mmlu-pro MMLU-Pro/eval_results] [--bfcl-v1 BFCL-Result/2024-08-11/score]
-        [--out FILE.md] [--page docs/findings.md]
+        [--out FILE.md]
 
 The paper's tables are part of souping. MMLU-Pro is `eval_results/` of github.com/TIGER-AI-Lab/MMLU-Pro (commit f418b11,
 Apache-2.0), or an .npz made of it: `models`, `categories`, `category` [I] and `score` [M, I], which is 1 if
 `pred == answer`, 0 if not or if there is no prediction, 2 if the model's file lacks the question. BFCL v1 is
-github.com/HuanzhiMao/BFCL-Result (commit b4adfc9). `--out` gets every measure, `--page` the findings.
+github.com/HuanzhiMao/BFCL-Result (commit b4adfc9). `--out` gets what is printed.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ from benchmarks.leaderboard_measures import (
     weak_pairs,
 )
 from benchmarks.leaderboard_null import fit
-from benchmarks.leaderboard_page import Measured, page, results
+from benchmarks.leaderboard_page import Measured, results
 from souping.core.types import UserError
 
 EVERY = Subsets(size=0)
@@ -132,7 +132,6 @@ def main(words: Sequence[str] | None = None) -> None:
     parser.add_argument("--mmlu-pro", type=Path)
     parser.add_argument("--bfcl-v1", type=Path)
     parser.add_argument("--out", type=Path)
-    parser.add_argument("--page", type=Path)
     parser.add_argument("--date", default=str(datetime.date.today()))
     args = parser.parse_args(words)
     start = time.process_time()
@@ -149,8 +148,6 @@ def main(words: Sequence[str] | None = None) -> None:
     print(f"{seconds:.0f} CPU seconds; intervals need {FEWEST_FAMILIES} families")
     if args.out:
         args.out.write_text(text, encoding="utf-8")
-    if args.page:
-        args.page.write_text(page(boards.real, boards.paper), encoding="utf-8")
 
 
 if __name__ == "__main__":

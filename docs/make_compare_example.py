@@ -18,7 +18,9 @@ from tempfile import TemporaryDirectory
 COLUMNS = ("item", "category", "score", "stop_reason", "prompt", "output")
 STOP_REASONS = {"finished": "stop", "cut": "length"}
 LOGS = {"python": "tuned_python", "parallel": "tuned_parallel"}
-WIDTH = 120
+CATEGORIES = ("simple_javascript", "multiple", "parallel_multiple")
+"""Few, so that the output is short."""
+WIDTH = 100
 """Columns of the page's code blocks."""
 
 
@@ -32,7 +34,7 @@ def write_logs(run: Path, folder: Path) -> None:
             table = csv.writer(file)
             table.writerow(COLUMNS)
             for sample in samples:
-                if sample["split"] != "test":
+                if sample["split"] != "test" or sample["category"] not in CATEGORIES:
                     continue
                 answer = sample["models"][model]
                 prompt = sample["arguments"][0][0]
@@ -44,7 +46,7 @@ def write_logs(run: Path, folder: Path) -> None:
 def example(run: Path) -> str:
     """What the page's command prints."""
     words = [f"{name}=evals/{model}.csv" for name, model in LOGS.items()]
-    command = [sys.executable, "-m", "souping", "compare", *words, "--margin", "3", "--show", "1"]
+    command = [sys.executable, "-m", "souping", "compare", *words, "--margin", "3"]
     with TemporaryDirectory() as folder:
         write_logs(run, Path(folder) / "evals")
         env = {**os.environ, "COLUMNS": str(WIDTH), "PYTHONIOENCODING": "utf-8"}

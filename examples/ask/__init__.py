@@ -1,1 +1,1 @@
-"""A stand-in for a lab's evaluation job (docs/ask-and-tell.md)."""
+"""A stand-in for a lab's evaluation job (docs/large-runs.md)."""

@@ -1,4 +1,4 @@
-"""The scripts of docs/ask-and-tell.md, with a stand-in for SLURM."""
+"""The scripts of docs/large-runs.md, with a stand-in for SLURM."""
 
 from __future__ import annotations
 
@@ -24,15 +24,22 @@ for id in ${ids//,/ }; do
     grep -q "^#SBATCH" "$1" && SLURM_ARRAY_TASK_ID=$id bash "$@" || exit 1
 done
 """
+SOUPING = '#!/bin/bash\nexec python -m souping "$@"\n'
 EVAL = 'exec python -m tests.support.lab "$@"\n'
 
 
 @pytest.mark.slow
 def test_the_scripts_end_with_a_report(souping: Cli, family: Path, tmp_path: Path) -> None:
-    texts = blocks(ROOT / "docs" / "ask-and-tell.md", "bash")
+    texts = blocks(ROOT / "docs" / "large-runs.md", "bash")
     (job,) = [text for text in texts if "#SBATCH" in text]
     (rounds,) = [text for text in texts if "sbatch --wait" in text]
-    files = {"soup.sbatch": job, "rounds.sh": rounds, "eval.sh": EVAL, "bin/sbatch": SBATCH}
+    files = {
+        "soup.sbatch": job,
+        "rounds.sh": rounds,
+        "eval.sh": EVAL,
+        "bin/sbatch": SBATCH,
+        "bin/souping": SOUPING,
+    }
     for name, text in files.items():
         path = tmp_path / name
         path.parent.mkdir(exist_ok=True)

@@ -187,6 +187,11 @@ def test_the_functions_exist_that_compute_the_numbers() -> None:
         assert callable(resolve_name(f"souping.statistics.{module}:{member}")), name
 
 
+def test_the_items_by_gain_are_what_the_script_prints() -> None:
+    power = script(ROOT / "docs" / "make_power.py")
+    assert power.table() in (ROOT / "docs" / "reading-a-report.md").read_text()
+
+
 def test_the_references_are_what_the_script_writes() -> None:
     reference = script(ROOT / "docs" / "make_reference.py")
     pages = {"reference.md": reference.page(), "reference-files.md": reference.files_page()}

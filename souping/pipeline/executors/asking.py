@@ -59,7 +59,7 @@ LATER = ""
 
 @frozen
 class OpenSoup:
-    """A soup that waits for its evaluation, as docs/ask-and-tell.md describes it."""
+    """A soup that waits for its evaluation, as docs/large-runs.md describes it."""
 
     id: int
     state: str

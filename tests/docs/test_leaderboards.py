@@ -1,4 +1,4 @@
-"""`benchmarks/leaderboards.py` is right in worlds that are known, and docs/findings.md has its output."""
+"""`benchmarks/leaderboards.py` is right in worlds that are known, and its results file has its output."""
 
 from __future__ import annotations
 
@@ -21,9 +21,11 @@ from benchmarks.leaderboard_measures import (
     resampled_means,
     share_below,
     student,
+    weak_pairs,
 )
 from benchmarks.leaderboard_null import fit
 from benchmarks.leaderboard_page import beside_chance, percent
+from benchmarks.leaderboard_sensitivity import finer_family, second_ability
 from benchmarks.leaderboards import NEIGHBOURS, Boards, experts, main, pairs
 from souping.analysis import correlation
 from souping.core.types import Item, ItemScores, ScoreMatrix
@@ -114,6 +116,24 @@ def test_the_interval_of_a_mean_over_families_is_students() -> None:
     assert estimate.high - estimate.value == pytest.approx(student(9) * error)
     assert student(9) == pytest.approx(2.262, abs=1e-3)
     assert student(7) == pytest.approx(2.365, abs=2e-3)
+
+
+def test_a_second_ability_is_found_and_explains_the_specialists() -> None:
+    world = board(specialists=True)
+    null = fit(world)
+    assert null is not None
+    wider, loadings = second_ability(world, null)
+    assert len({*np.sign(loadings[0::2])}) == len({*np.sign(loadings[1::2])}) == 1
+    assert loadings[0] * loadings[1] < 0
+    one = weak_pairs(world, NEIGHBOURS, null.draws(200, np.random.default_rng(0)))
+    two = weak_pairs(world, NEIGHBOURS, wider.draws(200, np.random.default_rng(0)))
+    assert abs(two["signed excess"]) < 0.3 * one["signed excess"]
+
+
+def test_generations_of_one_maker_are_finer_families() -> None:
+    names = ["Meta-Llama-3_1-8B", "Meta-Llama-3-8B", "Llama-2-7b-hf", "Mixtral-8x7B-v0.1"]
+    assert len({*map(finer_family, names)}) == 4
+    assert len({*map(family, names)}) == 2
 
 
 def test_a_pair_without_a_correlation_is_not_counted() -> None:
@@ -243,7 +263,7 @@ def test_models_with_many_missing_answers_are_left_out_in_a_second_pass(tmp_path
 def test_a_page_is_written_of_what_was_measured(tmp_path: Path) -> None:
     answers = answer_files(tmp_path / "eval_results")
     page = tmp_path / "page.md"
-    main(["--mmlu-pro", str(answers), "--page", str(page), "--out", str(tmp_path / "all.md")])
+    main(["--mmlu-pro", str(answers), "--out", str(page)])
     text = page.read_text()
     assert "nothing on whether a soup helps" in text
     for table in text.split("\n\n"):
@@ -252,12 +272,12 @@ def test_a_page_is_written_of_what_was_measured(tmp_path: Path) -> None:
     assert not re.search(r"\bnan\b", text)
 
 
-def test_the_findings_have_what_the_script_writes_of_the_papers_tables(
+def test_the_results_have_what_the_script_writes_of_the_papers_tables(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    main(["--page", str(tmp_path / "page.md")])
+    main(["--out", str(tmp_path / "page.md")])
     capsys.readouterr()
-    published = (ROOT / "docs" / "findings.md").read_text()
+    published = (ROOT / "benchmarks" / "results" / "leaderboards-2026-11-29.md").read_text()
     rows = [line for line in (tmp_path / "page.md").read_text().splitlines() if "(paper)" in line]
     assert len(rows) == 5
     assert [row for row in rows if row not in published] == []
