@@ -1,45 +1,55 @@
-"""Print the table of docs/reading-a-report.md: the items that show a gain with 80 % power, as in the demo.
+"""Print the table of docs/reading-a-report.md: `python docs/make_power.py`.
 
-    python docs/make_power.py [RUN_DIR]
-
-RUN_DIR is a finished run of `+experiment=bfcl`; by default, the figures of the run that the tests keep.
+It says how many items show a gain with 80 % power, as a run prints it, for the candidates and items of the demo. Their
+scores on the select split are those of the run that the tests keep.
 """
 
 from __future__ import annotations
 
-import argparse
+import gzip
 import json
 from pathlib import Path
+
+import numpy as np
+
+from souping.core.scores import Mean
+from souping.core.types import Item, ItemScores
+from souping.evaluate.benchmark import Benchmark, split_folds
+from souping.pantry import path
+from souping.statistics.power import measured_power
 
 KEPT = Path(__file__).resolve().parents[1] / "tests" / "data" / "main_job"
 GAINS = (10.0, 5.0, 3.0, 2.0, 1.0)
 """Gains in points, beside the one that the demo shows."""
 
 
-def table(run: Path) -> str:
-    """Rows of the page: a standard error falls with the root of the number of items, so a gain takes 1 / gain^2 items."""
-    report = json.loads((run / "report.json").read_text(encoding="utf-8"))
-    power = report["power"]
-    shown = 100 * power["gain"]
-    all_items = sum(report["splits"].values())
+def table() -> str:
+    items = Benchmark(path=str(path("items"))).items()
+    splits = split_folds(items).items
+    scores = select_scores(splits["select"])
     rows = []
     for gain in GAINS:
-        times = (shown / gain) ** 2
-        rows.append(f"| {gain:g} | {about(times * power['items'])} | {about(times * all_items)} |")
-    rows.insert(1, f"| {shown:.1f} (the demo) | {power['items']:,} | {all_items:,} |")
+        power = measured_power(scores, splits["report"], Mean(), gain / 100)
+        assert power is not None
+        in_all = power.needed * len(items) / power.items
+        rows.append(f"| {gain:g} | {power.needed:,} | {int(float(f'{in_all:.2g}')):,} |")
+    rows.insert(1, f"| {100 * power.gain:.1f} (the demo) | {power.items:,} | {len(items):,} |")
     return "\n".join(rows) + "\n"
 
 
-def about(items: float) -> str:
-    """To two digits."""
-    return f"{int(float(f'{items:.2g}')):,}"
-
-
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("run", type=Path, nargs="?", default=KEPT, metavar="RUN_DIR")
-    print(table(parser.parse_args().run), end="")
+def select_scores(items: tuple[Item, ...]) -> dict[str, ItemScores]:
+    """The candidates' scores on the items of the select split."""
+    report = json.loads((KEPT / "report.json").read_text(encoding="utf-8"))
+    with gzip.open(KEPT / "store.jsonl.gz", "rt") as lines:
+        rows = [json.loads(line) for line in lines]
+    stored = {(row["recipe"], row["item"]): row["score"] for row in rows}
+    scores = {}
+    for row in report["rows"]:
+        if row["kind"] in ("ingredient", "candidate"):
+            values = [stored[row["recipe_id"], item.id] for item in items]
+            scores[row["name"]] = ItemScores(items=items, values=np.array(values))
+    return scores
 
 
 if __name__ == "__main__":
-    main()
+    print(table(), end="")

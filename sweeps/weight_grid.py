@@ -79,7 +79,7 @@ def wandb_sweep(size: int, points: Sequence[Weights]) -> str:
     """The multirun as a W&B sweep file."""
     head = [
         f"# Written by: python sweeps/weight_grid.py {size} --form wandb",
-        "# Every point of the weight grid as a W&B run. See docs/your-models.md.",
+        "# Every point of the weight grid as a W&B run. See docs/large-runs.md.",
         "program: souping          # the agent asks for the key; what it runs is `command`",
         "method: grid",
         "metric: {name: best, goal: maximize}    # the objective on the search split",
