@@ -88,6 +88,17 @@ def test_the_session_runs_and_prints_what_the_page_shows(place: Path) -> None:
     assert json.loads((soup.parent / "report.json").read_text())["verdict"]["sentence"]
 
 
+def test_the_package_has_the_messages_that_the_page_explains() -> None:
+    table = PAGE.partition("## Troubleshooting")[2].partition("|---|---|")[2].partition("\n\n")[0]
+    causes = "".join(re.findall(r"^\|(.*?)\|", table, flags=re.MULTILINE))
+    quoted = re.findall("`([^`]+)`", causes)
+    sources = [path.read_text() for path in (ROOT / "souping").rglob("*.py")]
+    assert len(quoted) > 5
+    for message in quoted:
+        for part in message.split(" ... "):
+            assert any(part in source for source in sources), message
+
+
 EXTENDING = (ROOT / "docs" / "extending.md").read_text()
 FILES = dict(
     re.findall(r"```(?:python|yaml)\n# (\S+\.(?:py|yaml))\n(.*?)```", EXTENDING, flags=re.DOTALL)
