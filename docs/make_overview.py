@@ -1,4 +1,4 @@
-"""Draw the README's picture from a finished run: `python docs/make_overview.py RUN_DIR docs/images/overview.png`.
+"""Draw a picture for docs/reading-a-report.md: `python docs/make_overview.py RUN_DIR docs/images/overview.png`.
 
 Left: the response surface of three ingredients. Right: the soup minus every other model on the test split.
 """
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 SIZE = (10.4, 3.7)
-"""Inches; the README shows it about 830 pixels wide, where 10 points are 11 pixels."""
+"""Inches; the page shows it about 830 pixels wide, where 10 points are 11 pixels."""
 
 
 def draw(report: Report, surface: JsonRow) -> Drawing:
@@ -37,8 +37,8 @@ def draw(report: Report, surface: JsonRow) -> Drawing:
         differences(right, report.unit, compared(report))
         made.tight_layout(w_pad=2.5)
         for axes, title in (
-            (left, "Search: soups of three experts"),
-            (right, "Test: held-out items"),
+            (left, "Search: soups of three ingredients"),
+            (right, "Test split"),
         ):
             made.text(axes.get_position().x0, 0.99, title, fontsize=11, fontweight="bold")
     return Drawing("overview", made, "")

@@ -14,8 +14,8 @@ import numpy as np
 
 from souping.core.scores import Mean
 from souping.core.types import Item, ItemScores
+from souping.demo import path
 from souping.evaluate.benchmark import Benchmark, split_folds
-from souping.pantry import path
 from souping.statistics.power import measured_power
 
 KEPT = Path(__file__).resolve().parents[1] / "tests" / "data" / "main_job"
