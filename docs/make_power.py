@@ -15,7 +15,7 @@ import numpy as np
 from souping.core.scores import Mean
 from souping.core.types import Item, ItemScores
 from souping.demo import path
-from souping.evaluate.benchmark import Benchmark, split_folds
+from souping.evaluate.benchmark import Benchmark, make_splits
 from souping.statistics.power import measured_power
 
 KEPT = Path(__file__).resolve().parents[1] / "tests" / "data" / "main_job"
@@ -25,11 +25,11 @@ GAINS = (10.0, 5.0, 3.0, 2.0, 1.0)
 
 def table() -> str:
     items = Benchmark(path=str(path("items"))).items()
-    splits = split_folds(items).items
+    splits = make_splits(items).items
     scores = select_scores(splits["select"])
     rows = []
     for gain in GAINS:
-        power = measured_power(scores, splits["report"], Mean(), gain / 100)
+        power = measured_power(scores, splits["test"], Mean(), gain / 100)
         assert power is not None
         in_all = power.needed * len(items) / power.items
         rows.append(f"| {gain:g} | {power.needed:,} | {int(float(f'{in_all:.2g}')):,} |")
