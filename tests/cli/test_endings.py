@@ -63,7 +63,7 @@ def test_a_late_error_leaves_the_soup(
 def test_a_refused_run_leaves_nothing_that_it_made(
     family: Path, souping: Cli, tmp_path: Path
 ) -> None:
-    for words in (quick(family), merging(family)):
+    for words in (quick(family), merging(family, "out=soup")):
         souping(*words, "merge.tokenizer_from=nosuch", "store=deep/er/st.sqlite").refused(
             "merge.tokenizer_from=nosuch"
         )

@@ -205,14 +205,14 @@ def test_a_second_run_or_multirun_overwrites_no_first_one(
     souping(*words, "hydra.run.dir=run").ok()
     before = (tmp_path / "run/config.yaml").read_bytes()
     done = souping(*words, "seed=1", "hydra.run.dir=run").ok()
-    assert f"{tmp_path}/run holds a run already: this one is in {tmp_path}/run_2\n" in done.err
+    assert f"{tmp_path}/run is not empty: this run is in {tmp_path}/run_2\n" in done.err
     assert (tmp_path / "run/config.yaml").read_bytes() == before
     assert (tmp_path / "run_2/trials.csv").is_file()
     for place in ("sweep", "sweep_2"):
         done = souping("-m", *words, "seed=0,1", "hydra.sweep.dir=sweep").ok()
         assert (tmp_path / place / "1/trials.csv").is_file()
         assert len((tmp_path / place / "sweep.csv").read_text().splitlines()) == 3
-    assert done.err == "note: sweep holds a multirun already: this one is in sweep_2\n"
+    assert done.err == "note: sweep is not empty: this multirun is in sweep_2\n"
 
 
 # ------------------------------------------------------------ parts of the user's
