@@ -583,7 +583,7 @@ def test_an_analysis_of_the_users_is_shown_and_never_ends_a_run(
     for name in ("count", "error", *odd):
         node = f"# @package analysis.{name}\n_target_: my_count.Count\ngives: '{name}'\n"
         (tmp_path / "parts" / "analysis" / f"{name}.yaml").write_text(node)
-    names = ",".join(("count", "error", *odd, "wins"))
+    names = ",".join(("count", "error", *odd, "item_wins"))
     souping("analyse", "run", "--config-dir", "parts", f"analysis=[{names}]").ok()
     assert "models were tested." in (finished_copy / "report.html").read_text()
     made = analyses_of(finished_copy)
@@ -603,7 +603,7 @@ def test_refusals_leave_the_report_as_it_is(
     (tmp_path / "other.jsonl").write_text("".join([other, *lines[1:]]))
     for words, needles in (
         (("nowhere",), ("nowhere", "finished run")),
-        (("run", "analysis=[winz]"), ("analysis=winz", "did you mean wins")),
+        (("run", "analysis=[item_winz]"), ("analysis=item_winz", "did you mean item_wins")),
         (
             ("run", "analysis=shapley", "analysis.shapley.max_models=yes"),
             ("analysis.shapley.max_models", "a number"),
