@@ -334,6 +334,6 @@ def test_plan_and_report_have_the_same_figures(
     plan = json.loads(next(tmp_path.glob("outputs/*/plan_*.json")).read_text())
     # A plan is about the uniform soup, a report about its own.
     for table in (plan, report):
-        assert table["weights"].pop("rounding")["dtype"] == "bfloat16"
-    assert plan["weights"] == report["similarity"]
+        assert table["similarity"].pop("rounding")["dtype"] == "bfloat16"
+    assert plan["similarity"] == report["similarity"]
     assert "How similar the weights are" in shown

@@ -606,7 +606,7 @@ def test_refusals_leave_the_report_as_it_is(
         (("run", "analysis=[item_winz]"), ("analysis=item_winz", "did you mean item_wins")),
         (
             ("run", "analysis=shapley", "analysis.shapley.max_models=yes"),
-            ("analysis.shapley.max_models", "a number"),
+            ("analysis.shapley.max_models", "an integer"),
         ),
         (("run", "-m", "seed=1,2"), ("-m",)),
         (("run", "store=none.sqlite"), ("store=none.sqlite",)),
