@@ -83,4 +83,4 @@ def test_a_name_of_the_hub_that_no_folder_resembles_is_left_to_the_plan(
 def test_complete_overrides_are_never_joined() -> None:
     assert joined_override(["seed=3", "x"], "x") == ""
     assert joined_override(["a=1", "b", "c=2"], "b") == ""
-    assert "optimiser.max_trials" in key_advice("trials", [])
+    assert "optimiser.max_trials" in key_advice("max_trials", [])
