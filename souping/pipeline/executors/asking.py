@@ -204,7 +204,7 @@ class FileWorkers(Workers):
         free_bytes, _ = disk_space(self._settings.run_dir)
         size = self._pool.soup_bytes
         if free_bytes < size and self._pool.candidate_folder(recipe) is None:
-            reason = f"{human(free_bytes)} free, a soup takes {human(size)}: leave --write-models out, or free some space"
+            reason = f"{human(free_bytes)} free, a soup takes {human(size)}: leave --write-models out, or free space"
             raise OSError(errno.ENOSPC, reason, str(self._settings.run_dir))
 
     def _add(self, key: str, request: Request) -> str:
