@@ -23,7 +23,14 @@ from pathlib import Path
 from typing import Any
 
 from souping.core.types import Item
-from souping.evaluate.bfcl import BFCL_EVAL_VERSION, Environment, call, find, place_of, records
+from souping.evaluate.bfcl import (
+    BFCL_EVAL_VERSION,
+    Environment,
+    find_environment,
+    place_of,
+    records,
+    run_bfcl_eval,
+)
 from souping.evaluate.bfcl.benchmark import BfclBenchmark
 from souping.logs.bfcl_items import LIVE_ITEMS, SINGLE_TURN
 
@@ -35,7 +42,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--out", type=Path)
     options = parser.parse_args()
-    environment = find(place_of())
+    environment = find_environment(place_of())
     items = BfclBenchmark(data=environment.data, categories=SINGLE_TURN).items()
     before = os.getloadavg()[0]
     seconds = []
@@ -63,7 +70,7 @@ def judge(environment: Environment, root: Path, items: Sequence[Item]) -> int:
         folder = root / "result" / "plain" / ("live" if category in LIVE_ITEMS else "non_live")
         folder.mkdir(parents=True, exist_ok=True)
         (folder / f"BFCL_v4_{category}_result.json").write_text("\n".join(rows) + "\n")
-    call(environment, root, "plain", ids)
+    run_bfcl_eval(environment, root, "plain", ids)
     found = records(root / "result" / "plain", root / "score" / "plain", items)
     return sum(record.score == 1.0 for record in found)
 

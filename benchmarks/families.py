@@ -1,7 +1,7 @@
 """Cosines of made families: tunes of one base after 10 to 10,000 steps, and models of independent seeds.
 
-The threshold of `souping/merge/similarity.py` is set by its first table. Small transformers and MLPs are trained with
-torch on one core, on tasks that differ. It takes about ten minutes and 400 MB.
+The threshold of `souping/merge/weight_samples.py` is set by its first table. Small transformers and MLPs are trained
+with torch on one core, on tasks that differ. It takes about ten minutes and 400 MB.
 
     python benchmarks/families.py --folder EMPTY_FOLDER [--save]
     python benchmarks/families.py --folder EMPTY_FOLDER --only real --real NAME=PATH,PATH NAME=PATH,PATH
@@ -27,9 +27,9 @@ import torch
 from torch import Tensor, nn
 
 from souping.checkpoints.checkpoint import Checkpoint
-from souping.core.similarity import PoolSimilarity
+from souping.core.weight_similarity import PoolSimilarity
 from souping.merge.local import LocalMerge
-from souping.merge.similarity import RELATED, WeightSample
+from souping.merge.weight_samples import RELATED, WeightSample
 
 HERE = Path(__file__).parent
 STEPS = (10, 100, 1_000, 10_000)

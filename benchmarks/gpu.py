@@ -1,9 +1,9 @@
-"""Merging, pouring, a search, and answers that change with the batch size, on a GPU in bfloat16.
+"""Merging, loading, a search, and answers that change with the batch size, on a GPU in bfloat16.
 
     python benchmarks/gpu.py [--hidden 2048] [--rounds 5] [--items 400] [--models FOLDER ..] [--tests FILE]
 
 Without a GPU that torch can use it says so and ends with status 2. One rank of `merge=accelerate` mixes on the GPU,
-compared with `merge=local`. A soup is poured into a module on the GPU, and the bundled example runs there, with its
+compared with `merge=local`. A soup is loaded into a module on the GPU, and the bundled example runs there, with its
 search. Flips are greedy answers, and scores, at batch size 8 and 64 that differ from those at batch size 1, of the
 bundled models and items or of `--models` and the items in `--tests`.
 """
@@ -17,8 +17,8 @@ import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+import load_soups
 import main_job
-import pour
 import ranks
 import torch
 
@@ -43,11 +43,11 @@ def main() -> int:
     name = torch.cuda.get_device_name() if given.device == "cuda" else "CPU"
     print(f"{name}, torch {torch.__version__}, {DTYPE}\n")
     with tempfile.TemporaryDirectory() as place:
-        folders = {name: Path(place) / name for name in pour.NAMES}
+        folders = {name: Path(place) / name for name in load_soups.NAMES}
         for seed, folder in enumerate(folders.values()):
-            pour.save(folder, given.hidden, given.vocabulary, seed)
+            load_soups.save(folder, given.hidden, given.vocabulary, seed)
         merges(folders, Path(place) / "soup", given.rounds)
-        pours(folders, given.device)
+        loads(folders, given.device)
         searches(Path(place) / "run", given.device)
     models = {folder.name: folder for folder in given.models}
     flips(models, Benchmark(path=str(given.tests)).items()[: given.items], given.device)
@@ -76,10 +76,10 @@ def merges(folders: Mapping[str, Path], out: Path, rounds: int) -> None:
     ranks.report(ranks.measure(plan, out, 1, rounds), plan, 1)
 
 
-def pours(folders: Mapping[str, Path], device: str) -> None:
+def loads(folders: Mapping[str, Path], device: str) -> None:
     pool = LocalMerge().open(folders)
     module = load_module(folders["0"], ModuleSettings(device=device, dtype=DTYPE))
-    seconds = pour.pours(pool.live(module))
+    seconds = load_soups.load_times(pool.live(module))
     milliseconds = 1e3 * statistics.median(seconds)
     print(f"\npour of {pool.soup_bytes / 1e9:.2f} GB: median {milliseconds:.1f} ms")
 

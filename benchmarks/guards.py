@@ -26,7 +26,7 @@ from pipelines import Answers, Layout, Pool, World, alone
 from search_tables import TruthTable
 
 from souping.analysis.front import Front, resolve_goals
-from souping.analysis.guards import Admission, Guard, check, plan_guards
+from souping.analysis.guards import Admission, Guard, guarded_difference, plan_guards
 from souping.core.scores import Mean
 from souping.core.types import Item, Recipe
 from souping.core.unit import POINTS
@@ -151,7 +151,7 @@ def run(world: GuardedWorld, seed: int, number: int) -> tuple[bool, bool, float]
     )
     found, _ = admitted(POINTS, found, best_first(found), admission, reference, Mean())
     uniform = answers.scores(pool.recipe(dict.fromkeys(world.names, 1 / len(world.names))), search)
-    passes = guards[0].admits(check(guards[0], uniform, admission.reference))
+    passes = guards[0].admits(guarded_difference(guards[0], uniform, admission.reference))
     return passes, len(found.recipe.ingredients) > 1, planned or 0.0
 
 

@@ -160,7 +160,7 @@ def main() -> None:
     import transformers
 
     from souping import demo
-    from souping.evaluate.engines.transformers import quiet
+    from souping.evaluate.engines.transformers import quiet_transformers
 
     today = datetime.date.today().isoformat()
     parser = argparse.ArgumentParser(description=__doc__)
@@ -169,7 +169,7 @@ def main() -> None:
     parser.add_argument("--batch-size", type=int, default=16)
     parser.add_argument("--out", type=Path, default=Path(f"benchmarks/results/harness-{today}.md"))
     given = parser.parse_args()
-    quiet()
+    quiet_transformers()
     logging.disable(logging.CRITICAL)
     torch.set_num_threads(1)
     os.environ["TQDM_DISABLE"] = "1"

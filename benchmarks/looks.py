@@ -1,10 +1,10 @@
-"""How often somebody who looks again claims something that is not so, with the package's own ledger.
+"""How often somebody who looks again claims something that is not so, as the package's store counts looks.
 
     python -m benchmarks.looks [--repetitions 2000] [--only TEXT ..] [--date DATE]
         [--out benchmarks/results/looks-DATE.md]
 
 Every world is a person with a results store in memory, who sees scores and then reports, compares or repeats what looks
-best. All models are equally good, so each claim "better" is false. The ledger says which items a report may use, its
+best. All models are equally good, so each claim "better" is false. The store says which items a report may use, its
 look and the models that are tested with it; the store has the answers. A world fails above LEVEL plus three standard
 errors: the limit of any number of looks.
 """
@@ -23,13 +23,13 @@ from pathlib import Path
 import numpy as np
 
 from benchmarks.nulls import Layout
-from souping.analysis.guards import Guard, judge
+from souping.analysis.guards import Guard, guard_tests
 from souping.core.scores import Mean
 from souping.core.types import Item, ItemScores, Recipe, Record
 from souping.evaluate.templates import Decoding
-from souping.pipeline.evidence import FamilyScores
+from souping.pipeline.evidence import KnownScores
 from souping.pipeline.looks.claims import Claim, Look, Measurement
-from souping.pipeline.looks.ledger import Ledger
+from souping.pipeline.looks.counted_looks import CountedLooks
 from souping.pipeline.store import IN_MEMORY, Store
 from souping.statistics.comparison import contrast
 from souping.statistics.joint import picked_tests
@@ -45,7 +45,7 @@ TIMES = 20
 
 
 class Person:
-    """A store, its ledger, and scores of models on the same items.
+    """A store, its looks, and scores of models on the same items.
 
     Rows of `scores` [M, I] are models: the first is the single model that all are compared with.
     """
@@ -58,7 +58,7 @@ class Person:
         )
         self.scores = self.draw(models, alike)
         self.store = Store(Path(IN_MEMORY))
-        self.ledger = Ledger(self.store)
+        self.counted_looks = CountedLooks(self.store)
 
     def draw(self, models: int, alike: float = 0.0) -> np.ndarray:
         """Right or wrong, at random [M, I]; `alike` is the part that soups share beyond the items."""
@@ -87,7 +87,7 @@ class Person:
         """Measure a soup and show its numbers, with those of further soups."""
         models = [self.keep(one) for one in (model, *more)]
         measurement = Measurement.of(evaluator, models, self.items)
-        return self.ledger.show_report(self.claim(model), self.items, models, measurement)
+        return self.counted_looks.show_report(self.claim(model), self.items, models, measurement)
 
     def claim(self, model: int) -> Claim:
         return Claim(
@@ -105,10 +105,10 @@ class Person:
         p_value = p_above(soup, single, look.number)
         if p_value >= ALPHA:
             return False
-        questions = [item.question for item in self.items]
-        known = self.ledger.known_scores(look.known, questions)
+        questions = [item.answer_digest for item in self.items]
+        known = self.counted_looks.known_scores(look.known, questions)
         table = ItemTable.of(self.items, Mean())
-        shown = FamilyScores(scores=known, missing=look.known.missing)
+        shown = KnownScores(scores=known, missing=look.known.missing)
         tests = shown.tests(soup, single, table, look.number) if look.number > 1 else 1.0
         return p_value * tests < ALPHA
 
@@ -138,7 +138,7 @@ World = Callable[[np.random.Generator], bool]
 
 
 def shown_then_picked(rng: np.random.Generator, soups: int = 57, alike: float = 0.5) -> bool:
-    """An occasion shows many soups; the best of them is reported under other candidates."""
+    """One look shows many soups; the best of them is reported under other candidates."""
     person = Person(rng, soups + 2, alike)
     rest = range(2, soups + 2)
     first = person.show(1, rest)
@@ -224,13 +224,13 @@ def singles_compared(rng: np.random.Generator, singles: int = 60) -> bool:
     order = np.argsort(person.scores[1:].mean(axis=1)) + 1
     worst = int(order[0])
     best = int(order[-1])
-    identities = [item.identity for item in person.items]
-    questions = [item.question for item in person.items]
-    look = person.ledger.show_comparison("pair", identities, questions)
+    identities = [item.prompt_digest for item in person.items]
+    questions = [item.answer_digest for item in person.items]
+    look = person.counted_looks.show_comparison("pair", identities, questions)
     p_value = p_above(person.scores[best], person.scores[worst], look.number)
     if p_value >= ALPHA:
         return False
-    known = person.ledger.known_scores(look.known, questions)
+    known = person.counted_looks.known_scores(look.known, questions)
     table = ItemTable.of(person.items, Mean())
     alpha = ALPHA / penalty(look.number)
     tests = picked_tests(known, combinations(range(len(known)), 2), table, alpha)
@@ -254,7 +254,7 @@ def guards_one_by_one(rng: np.random.Generator, categories: int = 8, n: int = 10
     for name in names:
         guard = Guard(name=name, margin=margin, categories=(name,))
         # Names are the categories and `tokens`, against one candidate.
-        (found,) = judge([guard], [(soup, single)], limits=categories + 1)
+        (found,) = guard_tests([guard], [(soup, single)], limits=categories + 1)
         if found.outcome == "held":
             return True
     return False

@@ -27,7 +27,7 @@ from pathlib import Path
 
 import numpy as np
 from merge_inputs import generate, in_fp8, sparse_70b
-from merge_phases import averaging, cold, forget, pouring, recipe_of, timed
+from merge_phases import averaging, cold, forget, loading, recipe_of, timed
 
 from souping.checkpoints.checkpoint import Checkpoint
 from souping.merge.local import LocalMerge
@@ -320,7 +320,7 @@ def memory(bench: Bench) -> None:
 
 
 def phases(bench: Bench, rounds: int) -> None:
-    """Inside one process: arithmetic against no arithmetic, warm and cold, and pouring."""
+    """Inside one process: arithmetic against no arithmetic, warm and cold, and loading."""
     folders = bench.inputs("1.2", 4, 4)
     stage = bench.folder / "stage"
     made = LocalMerge().open(folders).plan(recipe_of(folders, WEIGHTS[4]))
@@ -340,15 +340,15 @@ def phases(bench: Bench, rounds: int) -> None:
         bench, "cold inputs, fsync", disk["averaging"], "same reads, writes and fsync", disk["raw"]
     )
     shutil.rmtree(stage, ignore_errors=True)
-    live = pouring(folders, WEIGHTS[4], rounds)
+    live = loading(folders, WEIGHTS[4], rounds)
     _line(
         bench,
-        "pour into a live fp32 module",
-        live["pour"],
+        "load into a live fp32 module",
+        live["load"],
         "plain copy of as many bytes",
         live["copy"],
     )
-    _line(bench, "whole-tensor fp32 arithmetic", live["whole tensors"], "pour", live["pour"])
+    _line(bench, "whole-tensor fp32 arithmetic", live["whole tensors"], "load", live["load"])
 
 
 def _line(bench: Bench, what: str, seconds: float, limit: str, floor: float) -> None:

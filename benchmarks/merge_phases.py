@@ -88,7 +88,7 @@ def forget(paths: Iterable[Path]) -> None:
             os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
 
 
-def pouring(folders: dict[str, Path], weights: Sequence[float], rounds: int) -> dict[str, float]:
+def loading(folders: dict[str, Path], weights: Sequence[float], rounds: int) -> dict[str, float]:
     """A soup into a live fp32 module, a plain copy of as many bytes, and whole-tensor fp32 arithmetic (two rounds)."""
     import torch
 
@@ -104,7 +104,7 @@ def pouring(folders: dict[str, Path], weights: Sequence[float], rounds: int) -> 
         rounds,
         {
             "copy": lambda: timed(lambda: np.copyto(target, source)),
-            "pour": lambda: timed(lambda: live.pour(recipe)),
+            "load": lambda: timed(lambda: live.load_soup(recipe)),
         },
     )
     return times | {
@@ -136,13 +136,13 @@ def _whole_tensors(module: Any, folders: dict[str, Path], weights: Sequence[floa
             }
         )
 
-    def pour() -> None:
+    def load_soup() -> None:
         with torch.no_grad():
             for name, tensor in module.state_dict().items():
                 total = sum(w * s[name].float() for w, s in zip(weights, states, strict=True))
                 tensor.copy_(total.to(torch.bfloat16).float())
 
-    return min(timed(pour) for _ in range(2))
+    return min(timed(load_soup) for _ in range(2))
 
 
 def timed(part: Callable[[], object]) -> float:

@@ -3,7 +3,7 @@
     python benchmarks/real.py --models ORG/A ORG/B ORG/C [--items items.jsonl] [--hours 1] [--out real] [KEY=VALUE ..]
 
 It downloads the models, checks one, plans, runs for at most so many hours (the same command goes on where it stopped),
-merges, pours soups into a module on the first GPU, and plans an upload, which sends nothing. What follows are overrides
+merges, loads soups into a module on the first GPU, and plans an upload, which sends nothing. What follows are overrides
 of the check, the plan and the run, such as engine=vllm. A step that fails is a row with its last line, and the next one
 starts. The page is OUT/page.md. It has the machine, versions, times, memory, and the names of the models as you give
 them, but no answers and no paths.
@@ -35,7 +35,7 @@ from souping.pipeline.card import public_name
 from souping.pipeline.models import folder_of
 
 LIBRARIES = ("souping", "torch", "transformers", "accelerate", "safetensors", "vllm", "lm_eval")
-POURS = 10
+LOADS = 10
 POLL_S = 0.5
 TO_END_S = 120
 """Time that a run has to save its state after an interrupt."""
@@ -66,7 +66,7 @@ def main() -> int:
         "plan": lambda: souping("plan", ["plan", *words], out),
         "run": lambda: souping("run", words, out, 3600 * given.hours),
         "merge": lambda: souping("merge", merged, out),
-        "pour": lambda: child("pour", [*own, "--pour", *given.models], out),
+        "load": lambda: child("load", [*own, "--load", *given.models], out),
         "upload": lambda: souping(
             "upload", ["plan", *merged[:-1], f"out={out / 'sent'}", "upload=ORG/soup"], out
         ),
@@ -125,7 +125,7 @@ def child(step: str, command: Sequence[str], out: Path, limit: float | None = No
         outcome = f"stopped by the limit: {last_line(log)}"
     elif process.returncode:
         outcome = f"failed ({process.returncode}): {last_line(log)}"
-    elif step == "pour":
+    elif step == "load":
         outcome = last_line(log)
     return Row(step, seconds, watch.memory, watch.gpus, outcome)
 
@@ -175,8 +175,8 @@ def download(models: Sequence[str]) -> None:
         folder_of(model)
 
 
-def pour(models: Sequence[str]) -> None:
-    """Pour soups of different weights into a module, and print the median."""
+def load_soup(models: Sequence[str]) -> None:
+    """Load soups of different weights into a module, and print the median."""
     import torch
 
     device = "cuda" if torch.cuda.is_available() else "cpu"
@@ -185,14 +185,14 @@ def pour(models: Sequence[str]) -> None:
     module = load_module(pool.architecture_folder, ModuleSettings(device=device, dtype="auto"))
     live = pool.live(module)
     seconds = list[float]()
-    for number in range(1 + POURS):
-        shares = [1.0 + number * (place == 0) / POURS for place in range(len(folders))]
+    for number in range(1 + LOADS):
+        shares = [1.0 + number * (place == 0) / LOADS for place in range(len(folders))]
         weights = {name: share / sum(shares) for name, share in zip(folders, shares, strict=True)}
         recipe = pool.recipe(weights)
         begin = time.perf_counter()
-        live.pour(recipe)
+        live.load_soup(recipe)
         seconds.append(time.perf_counter() - begin)
-    print(f"pour on {device}: first {seconds[0]:.2f} s, then {median(seconds[1:]):.3f} s")
+    print(f"load on {device}: first {seconds[0]:.2f} s, then {median(seconds[1:]):.3f} s")
 
 
 # ---------------------------------------------------------------- the page
@@ -226,7 +226,7 @@ def page(models: Sequence[str], overrides: Sequence[str], rows: Sequence[Row]) -
 
 
 if __name__ == "__main__":
-    own_steps = {"--download": download, "--pour": pour}
+    own_steps = {"--download": download, "--load": load_soup}
     if sys.argv[1:] and sys.argv[1] in own_steps:
         own_steps[sys.argv[1]](sys.argv[2:])
         sys.exit()

@@ -21,7 +21,7 @@ from souping.comparison.pooled import pool, task_weights
 from souping.logs.bfcl_average import coefficients_of, overall
 from souping.logs.match import matched
 from souping.logs.records import Log
-from souping.logs.sources import read
+from souping.logs.sources import read_logs
 from souping.statistics.comparison import split_variance
 
 MODEL = "openai_gpt-oss-120b"
@@ -40,7 +40,7 @@ def standard_error(logs: dict[str, list[Log]], average: str) -> float:
 
 
 def grouping(folder: Path) -> None:
-    logs = {name: [read(f"{folder / name}:{MODEL}")[0]] for name in ("v0.11.0", FIXES[1])}
+    logs = {name: [read_logs(f"{folder / name}:{MODEL}")[0]] for name in ("v0.11.0", FIXES[1])}
     alone = {name: [replace(log, shared={})] for name, (log,) in logs.items()}
     for average in ("task", "item"):
         before = standard_error(alone, average)
@@ -53,7 +53,7 @@ def own_overall(folder: Path, build: str) -> tuple[float, float]:
     with (folder / build / "score" / "data_overall.csv").open(newline="") as lines:
         rows = list(csv.DictReader(lines))
     row = next(row for row in rows if "120b" in row["Model"])
-    (log,) = read(f"{folder / build}:{MODEL}")
+    (log,) = read_logs(f"{folder / build}:{MODEL}")
     accuracies = {}
     for name, task in log.tasks.items():
         answers = task.metrics["accuracy"].answers

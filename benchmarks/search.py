@@ -15,7 +15,7 @@ single models excepted, over those of the full grid. `stop` is a search that end
 into `--parts` populations of at least 1,000 items, which share the soups and nothing else, each a world.
 
 `--search FILE.py:NAME` adds a search of your own: NAME(points, space, seed, auto, budget) returns an object with `ask`,
-`tell`, `best` and `summary` as in `souping.core.protocols.Optimiser`.
+`tell`, `best` and `summary` as in `souping.core.protocols.Search`.
 
 `--open N` adds the adaptive search with N open soups, and a table of its regret beside the search with one.
 `--min-items N ..` adds the same for requests of N items or more, or of the whole split.
@@ -129,7 +129,7 @@ def report(table: TableWorlds) -> tuple[list[str], str | None, dict[str, search_
         "parents (per 1 - sum of squared weights).",
         "",
         f"Full grid, 100 % of the cost: {figures(grid)} ({table.error(grid):.2f}) (regret in points: mean/median/90 % "
-        f"quantile over {given.seeds} splits, with the standard error of the mean; in the cells the same and the "
+        f"quantile over {given.seeds} splits, with the standard error of the mean; in the queries the same and the "
         "difference of the mean to the full grid on the same splits with its error).",
         "",
         "| | " + " | ".join(f"{100 * b:g} %" for b in given.budget) + " | stops by itself |",
@@ -139,22 +139,22 @@ def report(table: TableWorlds) -> tuple[list[str], str | None, dict[str, search_
     brief = None
     regrets: dict[str, dict[float | None, np.ndarray]] = {}
     for name, method in methods(given):
-        cells = []
+        queries = []
         for share in (*given.budget, None):
             if share is None and name in METHODS and name not in STOPS:
-                cells.append("-")
+                queries.append("-")
                 continue
             try:
                 found = table.searches(name, method, share)
             except UserError as error:
-                cells.append(f"- ({error})")
+                queries.append(f"- ({error})")
                 continue
-            cells.append(f"{figures(found['regret'])} {beside(table, found, grid)}")
+            queries.append(f"{figures(found['regret'])} {beside(table, found, grid)}")
             notes += note(table, name, share, found)
             regrets.setdefault(name, {})[share] = found["regret"]
             if share is None and name == (given.search or "adaptive"):
-                brief = summary(table, cells, found, grid)
-        lines.append(f"| {name} | " + " | ".join(cells) + " |")
+                brief = summary(table, queries, found, grid)
+        lines.append(f"| {name} | " + " | ".join(queries) + " |")
         print(lines[-1], flush=True)
     differences: dict[str, search_open.Differences] = {}
     for name in variants(given):
@@ -176,11 +176,11 @@ def beside(table: TableWorlds, found: dict[str, np.ndarray], grid: np.ndarray) -
 
 
 def summary(
-    table: TableWorlds, cells: Sequence[str], found: dict[str, np.ndarray], grid: np.ndarray
+    table: TableWorlds, queries: Sequence[str], found: dict[str, np.ndarray], grid: np.ndarray
 ) -> str:
     near = (found["regret"] <= 1).astype(float)
     stated = f"{found['within'].mean():.2f} / " if np.isfinite(found["within"]).all() else ""
-    changes = [cell.split(" ", 1)[1] for cell in cells]
+    changes = [query.split(" ", 1)[1] for query in queries]
     return (
         f"| {table.name} | {grid.mean():.2f} | {' | '.join(changes)} | {100 * found['cost'].mean():.1f} % "
         f"| {stated}{near.mean():.2f} ({table.error(near - (found['within'] if stated else 0)):.2f}) |"

@@ -14,13 +14,13 @@ from pathlib import Path
 import numpy as np
 from search_tables import Simulation, TruthTable
 
-from souping.core.protocols import Optimiser
-from souping.core.types import Cell, SearchSpace, UserError, Weights
+from souping.core.protocols import Search
+from souping.core.types import Query, SearchSpace, UserError, Weights
 from souping.search.adaptive import Adaptive, item_samples
 from souping.search.points import spread
 
 Method = Callable[[Simulation, int], "Outcome"]
-Start = Callable[[Sequence[Weights], SearchSpace, int, bool, int | None], Optimiser]
+Start = Callable[[Sequence[Weights], SearchSpace, int, bool, int | None], Search]
 """Opens a search over points of a space: (points, space, seed, whether it may end by itself, budget of items)."""
 
 
@@ -72,7 +72,7 @@ def halving(sim: Simulation, budget: int) -> Outcome:
         for point in alive if fresh else ():
             if sim.spent + len(fresh) > budget:
                 break
-            values[point][list(fresh)] = sim.answer(Cell(weights=point, items=fresh)).values
+            values[point][list(fresh)] = sim.answer(Query(weights=point, items=fresh)).values
         before |= set(stage)
         order = sorted(alive, key=lambda point: -_mean(members, values[point]))
         alive = [point for point in alive if point in order[: (len(order) + 1) // 2]]
@@ -243,7 +243,7 @@ def adaptive(settings: Adaptive, slots: int = 1, min_items: int = 1) -> Method:
 
     def start(
         points: Sequence[Weights], space: SearchSpace, seed: int, auto: bool, budget: int | None
-    ) -> Optimiser:
+    ) -> Search:
         search = replace(settings, early_stopping=auto, max_items=budget)
         return search.over(points, replace(space, min_items=min_items), seed)
 
@@ -259,13 +259,13 @@ def driven(start: Start, slots: int = 1) -> Method:
     def search(sim: Simulation, budget: int) -> Outcome:
         optimiser = start(sim.table.points, sim.space, sim.seed, not budget, budget or None)
         order = np.random.default_rng([sim.seed, 3])
-        open_cells: list[Cell] = []
+        open_queries: list[Query] = []
         while True:
-            while len(open_cells) < slots and (cell := optimiser.ask()) is not None:
-                open_cells.append(cell)
-            if not open_cells:
+            while len(open_queries) < slots and (query := optimiser.ask()) is not None:
+                open_queries.append(query)
+            if not open_queries:
                 break
-            ended = open_cells.pop(int(order.integers(len(open_cells))))
+            ended = open_queries.pop(int(order.integers(len(open_queries))))
             optimiser.tell(ended, sim.answer(ended))
         told = optimiser.summary()
         facts = told if isinstance(told, Mapping) else {}

@@ -68,15 +68,15 @@ def report(search: str, tables: Mapping[str, Differences]) -> list[str]:
     ]
     columns: dict[Share | str, list[Interval]] = {}
     for name, differences in tables.items():
-        cells = ["-"] * len(shares)
+        queries = ["-"] * len(shares)
         for number, share in enumerate(shares):
             if share in differences:
-                cell = interval(differences[share])
-                columns.setdefault(share, []).append(cell)
-                cells[number] = str(cell)
+                query = interval(differences[share])
+                columns.setdefault(share, []).append(query)
+                queries[number] = str(query)
         over_shares = interval(np.mean(list(differences.values()), axis=0))
         columns.setdefault("all", []).append(over_shares)
-        lines.append(f"| {name} | {' | '.join(cells)} | {over_shares} |")
+        lines.append(f"| {name} | {' | '.join(queries)} | {over_shares} |")
     totals = [str(pooled(columns[key])) for key in (*shares, "all")]
     lines.append(f"| mean of the tables | {' | '.join(totals)} |")
     return [*lines, ""]

@@ -60,9 +60,9 @@ def compared(now: dict[Key, np.ndarray], before: dict[Key, np.ndarray]) -> str:
     lines = [f"| table | {' | '.join(shares)} | mean |", "|---|" + "---|" * (len(shares) + 1)]
     for table in dict.fromkeys(table for table, _ in both):
         own = [change[table, share] for share in shares if (table, share) in change]
-        cells = [f"{one.mean():+.2f} ({one.std(ddof=1) / len(one) ** 0.5:.2f})" for one in own]
+        queries = [f"{one.mean():+.2f} ({one.std(ddof=1) / len(one) ** 0.5:.2f})" for one in own]
         lines.append(
-            f"| {table} | {' | '.join(cells)} | {np.mean([one.mean() for one in own]):+.2f} |"
+            f"| {table} | {' | '.join(queries)} | {np.mean([one.mean() for one in own]):+.2f} |"
         )
     means = []
     for share in shares:

@@ -40,8 +40,8 @@ def sizes(path: Path, items: int, seeds: int) -> tuple[int, int, list[int]]:
     for seed in range(seeds):
         sim = Simulation(worlds[seed % len(worlds)], FIRST + seed, items)
         optimiser = Adaptive().over(sim.table.points, sim.space, seed)
-        while (cell := optimiser.ask()) is not None:
-            optimiser.tell(cell, sim.answer(cell))
+        while (query := optimiser.ask()) is not None:
+            optimiser.tell(query, sim.answer(query))
         taken.append(sim.spent)
     return len(worlds[0].points[0]), len(sim.split), taken
 

@@ -14,7 +14,7 @@ from zipfile import BadZipFile
 
 import numpy as np
 
-from souping.core.types import Cell, Result, SearchSpace, UserError, Weights
+from souping.core.types import Query, Result, SearchSpace, UserError, Weights
 
 BATCH = 16
 """Items below which asking would be slow."""
@@ -204,9 +204,9 @@ class Simulation:
             full_batch=BATCH,
         )
 
-    def answer(self, cell: Cell) -> Result:
-        soup = self.rows[cell.weights]
-        items = self.split if cell.items is None else self.split[list(cell.items)]
+    def answer(self, query: Query) -> Result:
+        soup = self.rows[query.weights]
+        items = self.split if query.items is None else self.split[list(query.items)]
         self.spent += len(items)
         self.requests += 1
         values = self.table.ok[soup, items]

@@ -63,10 +63,10 @@ def by_search(table: TruthTable, seed: int, items: int) -> tuple[np.ndarray, np.
     sim = Simulation(table, seed, items)
     values = np.full((len(table.ok), len(sim.split)), np.nan)
     optimiser = Adaptive().over(table.points, sim.space, seed)
-    while (cell := optimiser.ask()) is not None:
-        optimiser.tell(cell, sim.answer(cell))
-        own = slice(None) if cell.items is None else list(cell.items)
-        values[sim.rows[cell.weights], own] = table.ok[sim.rows[cell.weights], sim.split[own]]
+    while (query := optimiser.ask()) is not None:
+        optimiser.tell(query, sim.answer(query))
+        own = slice(None) if query.items is None else list(query.items)
+        values[sim.rows[query.weights], own] = table.ok[sim.rows[query.weights], sim.split[own]]
     whole = [*table.singles, sim.rows[optimiser.best()]]
     values[whole] = table.ok[np.ix_(whole, sim.split)]
     return sim.split, values

@@ -95,17 +95,17 @@ def compare(engine: Vllm, pool: CandidatePool, soups: int, ranks: int) -> int:
             start = time.perf_counter()
             stream = pool.stream(recipe)
             assert stream is not None
-            engine.pour(stream)
+            engine.load_soup(stream)
             chunks.append(time.perf_counter() - start)
-            poured = answers(engine)
+            loaded = answers(engine)
             largest = max(largest, *(chunk.nbytes for chunk in stream.chunks()))
             # Other weights between the two ways, or equal answers would show nothing.
             engine.reload(pool.architecture_folder)
             start = time.perf_counter()
             engine.reload(scratch.write(recipe))
             folders.append(time.perf_counter() - start)
-            different += answers(engine) != poured
-            all_answers.append(poured)
+            different += answers(engine) != loaded
+            all_answers.append(loaded)
     assert all(a != b for a, b in itertools.pairwise(all_answers)), "the soups are alike"
     gigabytes = pool.soup_bytes / 1e9
     print(

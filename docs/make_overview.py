@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from souping.core.fields import load
-from souping.core.json_fields import elements, part, texts
+from souping.core.fields import load_json
+from souping.core.json_fields import list_at, part, texts
 from souping.core.unit import Unit
 from souping.report.content import Report, RowDifference
 from souping.report.files import read_report
@@ -46,7 +46,7 @@ def draw(report: Report, surface: JsonRow) -> Drawing:
 
 def soups(axes: Axes, unit: Unit, data: JsonRow) -> None:
     """What the search's model says of every soup, minus the uniform soup."""
-    weights, chosen = (np.array(elements(data, key), dtype=float) for key in ("weights", "chosen"))
+    weights, chosen = (np.array(list_at(data, key), dtype=float) for key in ("weights", "chosen"))
     low, value, high = (
         unit.scale * np.array(part(data, "objective")[key]) for key in ("low", "difference", "high")
     )
@@ -100,7 +100,7 @@ def main() -> None:
     options = parser.parse_args()
     report = read_report(options.run / "report.json")
     assert report.comparisons, "the run opened no test split"
-    analyses = part(load(options.run / "report.json", dict[str, Any]), "analyses")
+    analyses = part(load_json(options.run / "report.json", dict[str, Any]), "analyses")
     options.out.write_bytes(draw(report, part(analyses, "surface")).png())
 
 

@@ -21,7 +21,7 @@ if sys.platform == "win32":
 _MODULES = {
     "souping.core.system": ("__version__",),
     "souping.core.types": ("Item", "Recipe", "ScoreMatrix", "Selection", "UserError"),
-    "souping.core.scores": ("Mean", "Tree", "Weighted", "Worst", "read_table"),
+    "souping.core.scores": ("Mean", "Tree", "Weighted", "WorstCategory", "read_table"),
     "souping.analysis.consistency": ("Consistency",),
     "souping.analysis.correlation": ("kendall", "pearson", "spearman"),
     "souping.analysis.shapley": ("Shapley",),

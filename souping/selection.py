@@ -25,7 +25,7 @@ SCORE_TIE = 1e-9
 Threshold = Annotated[float, Bounds(gt=-1, le=1)]
 
 
-def correlated(correlation: Correlation, scores: ScoreMatrix) -> Correlations:
+def score_correlations(correlation: Correlation, scores: ScoreMatrix) -> Correlations:
     """Correlations of the categories.
 
     Raises:
@@ -109,14 +109,14 @@ class SoCE(Selector):
             )
 
     @property
-    def cut(self) -> float:
+    def deciding_threshold(self) -> float:
         return self.threshold
 
-    def with_cut(self, threshold: float) -> SoCE:
+    def with_threshold(self, threshold: float) -> SoCE:
         return replace(self, threshold=threshold)
 
     @property
-    def measure(self) -> Correlation:
+    def deciding_correlation(self) -> Correlation:
         return self.correlation
 
     def check(self, models: int, candidates: int, categories: int) -> None:
@@ -131,7 +131,7 @@ class SoCE(Selector):
         correlating = scores.without(_excluded(scores, self.exclude))
         correlating = correlating.without(correlating.constant)
         _check(self, correlating)
-        correlations = correlated(self.correlation, correlating)
+        correlations = score_correlations(self.correlation, correlating)
         low = self.low_categories(correlations.rho)
         if not low:
             return self._without_low(scores, correlations, correlating.categories)
@@ -155,7 +155,7 @@ class SoCE(Selector):
             experts=experts,
             low_correlation=tuple(best),
             metric=_name(self.correlation),
-            threshold=self.threshold,
+            threshold=self.deciding_threshold,
             sign=self.sign,
             ties=self.ties,
             tied=tied,
@@ -246,14 +246,14 @@ class SoCECluster(LimitedSelector):
         return "soce_cluster"
 
     @property
-    def cut(self) -> float | None:
+    def deciding_threshold(self) -> float | None:
         return self.threshold if self.k is None else None
 
-    def with_cut(self, threshold: float) -> SoCECluster:
+    def with_threshold(self, threshold: float) -> SoCECluster:
         return replace(self, threshold=threshold) if self.k is None else self
 
     @property
-    def measure(self) -> Correlation:
+    def deciding_correlation(self) -> Correlation:
         return self.correlation
 
     def check(self, models: int, candidates: int, categories: int) -> None:
@@ -272,7 +272,7 @@ class SoCECluster(LimitedSelector):
         _check(self, scores)
         correlating = scores.without(scores.constant)
         _check_correlates(self.label, len(correlating.models), len(correlating.categories))
-        correlations = correlated(self.correlation, correlating)
+        correlations = score_correlations(self.correlation, correlating)
         order = ranking(scores, self.objective)
         values = correlating.rows(order)
 
@@ -292,7 +292,7 @@ class SoCECluster(LimitedSelector):
             experts=experts,
             clusters=tuple(clusters),
             metric=_name(self.correlation),
-            threshold=self.cut,
+            threshold=self.deciding_threshold,
             categories=correlating.categories,
             correlations=correlations,
             notes=tuple(notes),

@@ -23,17 +23,17 @@ from souping.core.protocols import (
     LoadedModel,
     Objective,
     Optimiser,
+    Search,
     Selector,
-    Strategy,
     Tracker,
 )
 from souping.core.scores import value
 from souping.core.text import named
 from souping.core.types import (
-    Cell,
     Item,
     JsonObject,
     Names,
+    Query,
     Recipe,
     Result,
     ScoreMatrix,
@@ -95,11 +95,11 @@ def check_selector(selector: Selector, scores: ScoreMatrix | None = None) -> Non
         len(in_order) in selector.sizes(len(scores.candidates)),
         "picks a number that sizes() lacks",
     )
-    moved = selector.with_cut(0.5)
+    moved = selector.with_threshold(0.5)
     _expect(
         selector,
-        moved.cut == (None if selector.cut is None else 0.5),
-        "with_cut(0.5) must move its cut, if any",
+        moved.deciding_threshold == (None if selector.deciding_threshold is None else 0.5),
+        "with_threshold(0.5) must move its cut, if any",
     )
 
 
@@ -146,10 +146,10 @@ def score_of(weights: Weights) -> Result:
     return Result(objective=total, categories={}, items=2 * EACH)
 
 
-def answer(cell: Cell) -> Result:
-    """The bowl at every item of the cell."""
-    count = 2 * EACH if cell.items is None else len(cell.items)
-    result = score_of(cell.weights)
+def answer(query: Query) -> Result:
+    """The bowl at every item of the query."""
+    count = 2 * EACH if query.items is None else len(query.items)
+    result = score_of(query.weights)
     return replace(result, items=count, values=np.full(count, result.objective))
 
 
@@ -164,68 +164,70 @@ def search_space(ingredients: Names = INGREDIENTS) -> SearchSpace:
     )
 
 
-def search(strategy: Strategy, seed: int = 0, limit: int = 60) -> tuple[list[Weights], Optimiser]:
-    """(soups in the order in which they were requested, the optimiser) of a search over the bowl."""
-    optimiser = strategy.start(search_space(), seed)
+def run_search(
+    optimiser: Optimiser, seed: int = 0, limit: int = 60
+) -> tuple[list[Weights], Search]:
+    """(soups in the order in which they were requested, the search) over over the bowl."""
+    running = optimiser.start(search_space(), seed)
     requested = list[Weights]()
-    while len(requested) < min(limit, strategy.max_trials or limit):
-        cell = optimiser.ask()
-        if cell is None:
+    while len(requested) < min(limit, optimiser.max_trials or limit):
+        query = running.ask()
+        if query is None:
             break
-        requested.append(cell.weights)
-        optimiser.tell(cell, answer(cell))
-    return requested, optimiser
+        requested.append(query.weights)
+        running.tell(query, answer(query))
+    return requested, running
 
 
-def check_strategy(strategy: Strategy) -> None:
+def check_optimiser(optimiser: Optimiser) -> None:
     """Soups are points of the simplex, one seed gives one search, results may come in any order, the best one wins."""
-    _expect(strategy, isinstance(strategy, Strategy), "must subclass Strategy")
-    requested, optimiser = search(strategy, seed=3)
-    _expect(strategy, isinstance(optimiser, Optimiser), "start() must give an Optimiser")
-    _expect(strategy, bool(requested), "requests no soup")
+    _expect(optimiser, isinstance(optimiser, Optimiser), "must subclass Optimiser")
+    requested, running = run_search(optimiser, seed=3)
+    _expect(optimiser, isinstance(running, Search), "start() must give a Search")
+    _expect(optimiser, bool(requested), "requests no soup")
     points = all(len(w) == 3 and min(w) >= 0 and abs(sum(w) - 1) < 1e-6 for w in requested)
-    _expect(strategy, points, "weights must not be negative and must sum to one")
+    _expect(optimiser, points, "weights must not be negative and must sum to one")
     best = max(score_of(w).objective for w in requested)
     _expect(
-        strategy,
-        score_of(optimiser.best()).objective == best,
+        optimiser,
+        score_of(running.best()).objective == best,
         "best() must be the soup with the highest result",
     )
     _expect(
-        strategy,
-        search(strategy, seed=3)[0] == requested,
+        optimiser,
+        run_search(optimiser, seed=3)[0] == requested,
         "the same seed must give the same search",
     )
-    count = strategy.count(3)
+    count = optimiser.count(3)
     _expect(
-        strategy,
+        optimiser,
         count is None or len(set(requested)) <= count,
         f"count(3) = {count}, but it requests more soups",
     )
-    known = strategy.known_points(3)
+    known = optimiser.known_points(3)
     distinct = list(dict.fromkeys(requested))
     _expect(
-        strategy,
+        optimiser,
         known is None or list(known)[: len(distinct)] == distinct,
         "known_points(3) must be what it requests",
     )
-    _expect(strategy, bool(strategy.describe(3)), "describe(3) must say what it does")
-    optimiser = strategy.start(search_space(), 0)
-    cells = list[Cell]()
+    _expect(optimiser, bool(optimiser.describe(3)), "describe(3) must say what it does")
+    running = optimiser.start(search_space(), 0)
+    queries = list[Query]()
     for _ in range(5):
-        cell = optimiser.ask()
-        if cell is not None:
-            cells.append(cell)
-    for cell in reversed(cells):
-        optimiser.tell(cell, answer(cell))
+        query = running.ask()
+        if query is not None:
+            queries.append(query)
+    for query in reversed(queries):
+        running.tell(query, answer(query))
     _expect(
-        strategy,
-        optimiser.best() in [cell.weights for cell in cells],
+        optimiser,
+        running.best() in [query.weights for query in queries],
         "results must be welcome in any order",
     )
     with suppress(UserError):
-        strategy.start(search_space(), 0).best()
-        _expect(strategy, False, "best() without a result must raise a UserError")
+        optimiser.start(search_space(), 0).best()
+        _expect(optimiser, False, "best() without a result must raise a UserError")
 
 
 def check_evaluator(evaluator: Evaluator, model: LoadedModel, items: Sequence[Item]) -> None:

@@ -24,7 +24,7 @@ from souping.core.protocols import Evaluator, LoadedModel, Objective, Sampling
 from souping.core.scores import Mean
 from souping.core.types import Item, Json, Recipe, Record, ScoreMatrix
 from souping.pipeline.looks.claims import Claim, Look, Measurement
-from souping.pipeline.looks.ledger import Ledger
+from souping.pipeline.looks.counted_looks import CountedLooks
 from tests.support.composition import compose_once
 
 IGNORED = [
@@ -95,17 +95,17 @@ def claim(
 
 
 def show_report(
-    ledger: Ledger,
+    counted_looks: CountedLooks,
     claim: Claim,
     models: Sequence[Recipe] = (),
     evaluator: str = "e",
     guards: str = "",
 ) -> Look:
     """The look of a claim whose numbers are shown, with those of further models."""
-    items = ledger.items_of(claim)
+    items = counted_looks.items_of(claim)
     shown = [claim.soup, *models]
     measurement = Measurement.of(evaluator, shown, items)
-    return ledger.show_report(claim, items, shown, measurement, guards)
+    return counted_looks.show_report(claim, items, shown, measurement, guards)
 
 
 @dataclass
@@ -149,11 +149,11 @@ def family(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def bfcl() -> Any:
-    from souping.evaluate.bfcl import find, place_of
+    from souping.evaluate.bfcl import find_environment, place_of
 
     if not os.environ.get("SOUPING_BFCL"):
         pytest.skip("needs SOUPING_BFCL, an environment with bfcl-eval (docs/evaluators.md)")
-    return find(place_of())
+    return find_environment(place_of())
 
 
 @dataclass

@@ -333,6 +333,37 @@ def test_a_second_definition_is_found(text: str) -> None:
     assert named_twice(planted) == ["UNSAFE" if "UNSAFE" in text else "Unit"]
 
 
+def public_functions(tree: ast.Module) -> set[str]:
+    """Functions of a module that other modules may import."""
+    functions = [node.name for node in tree.body if isinstance(node, Functions)]
+    return {name for name in functions if not name.startswith("_")}
+
+
+def functions_named_twice(modules: Mapping[str, ast.Module]) -> list[str]:
+    count = Counter(name for tree in modules.values() for name in public_functions(tree))
+    return sorted(name for name, number in count.items() if number > 1)
+
+
+def test_a_public_function_has_one_module() -> None:
+    assert functions_named_twice(MODULES) == []
+    planted = ast.parse("def component(cls):\n    pass\ndef _pairs():\n    pass")
+    assert functions_named_twice({**MODULES, "souping.merge.planted": planted}) == ["component"]
+
+
+def collected(modules: Mapping[str, ast.Module]) -> list[str]:
+    """Classes and functions that pytest would take for tests if a test module imported them."""
+    names = []
+    for tree in modules.values():
+        named = [node for node in tree.body if isinstance(node, (*Functions, ast.ClassDef))]
+        names.extend(node.name for node in named if node.name.startswith(("Test", "test_")))
+    return names
+
+
+def test_pytest_takes_nothing_of_the_package_for_a_test() -> None:
+    assert collected(MODULES) == []
+    assert collected({"planted": ast.parse("class TestSplit:\n    pass")}) == ["TestSplit"]
+
+
 def test_names_keep_their_spelling() -> None:
     aliases = [
         f"{module}: {alias.name} as {alias.asname}"

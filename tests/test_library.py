@@ -23,7 +23,7 @@ from tests.conftest import ROOT
 NAMES = """
 __version__ Adaptive All Consistency Fixed Greedy GreedySoup Grid Item LocalEvaluator LocalMerge
 Mean Nevergrad CategoryWins Recipe ResponseSurface RunResult ScoreMatrix Selection Shapley SoCE
-TopK Tree Uniform UserError Weighted ItemWins Worst compare kendall pearson read_table run
+TopK Tree Uniform UserError Weighted ItemWins WorstCategory compare kendall pearson read_table run
 select soup spearman
 """
 
@@ -72,17 +72,17 @@ def test_a_run_and_a_merge(settings: dict[str, Any], tmp_path: Path) -> None:
     ]
     assert done.report.selection is not None
     assert done.report.selection.ingredients == tuple(pool)
-    assert as_json(done.report.to_json()) == (done.report_dir / "report.json").read_text()
+    assert as_json(done.report.to_json()) == (done.out / "report.json").read_text()
     assert repr(done.report) == f"Report({done.verdict.sentence})"
     shown = done.report._repr_html_()
     assert "<table" in shown
     assert html.escape(done.verdict.sentence, quote=True) in shown
     assert done.verdict.sentence in repr(done)
     assert done.verdict.claim == done.report.to_json()["verdict"]["claim"]
-    log = (done.report_dir / "run.log").read_text()
+    log = (done.out / "run.log").read_text()
     for needle in ("souping.run(name='souping'", "versions   souping ", "write: the soup"):
         assert needle in log, needle
-    assert "souping.run(" in (done.report_dir / "report.html").read_text()
+    assert "souping.run(" in (done.out / "report.html").read_text()
     made = souping.soup(pool, out=tmp_path / "merged", store=settings["store"])
     assert (made / "model.safetensors").read_bytes() == (
         done.soup / "model.safetensors"
@@ -109,7 +109,7 @@ def test_a_merge_takes_weights_by_name(family: Path, tmp_path: Path) -> None:
         ({"stop_after": "serch"}, "^stop_after=.*did you mean search"),
         ({"dry_run": 0}, "^dry_run=0 "),
         ({"selector": souping.All}, r"^selector=.*All\(\.\.\.\)"),
-        ({"optimiser": souping.All()}, r"^optimiser=All\(.*a Strategy"),
+        ({"optimiser": souping.All()}, r"^optimiser=All\(.*an Optimiser"),
         ({"candidates": "runs/a"}, r"^candidates='runs/a'"),
         (
             {"items": [souping.Item(id="1", category="c", prompt="p", answer="a", scorer="exakt")]},

@@ -83,9 +83,9 @@ def test_items_of_the_papers_benchmarks_stay_in_their_splits(benchmark: str) -> 
 
 @pytest.mark.slow
 def test_items_of_bfcl_eval_have_the_recorded_groups(bfcl: Any) -> None:
-    from souping.evaluate.bfcl.benchmark import BfclBenchmark, chosen
+    from souping.evaluate.bfcl.benchmark import BfclBenchmark, chosen_categories
 
-    items = BfclBenchmark(data=bfcl.data, categories=chosen(None)).items()
+    items = BfclBenchmark(data=bfcl.data, categories=chosen_categories(None)).items()
     found = [(item.category, item.group) for item in items]
     assert found == [(item.category, item.group) for item in recorded.recorded_items("bfcl")]
 

@@ -23,7 +23,7 @@ from pathlib import Path
 
 import numpy as np
 
-from souping.search.points import grid, uniform, vertices
+from souping.search.points import uniform, vertices, weight_grid
 
 SEED = 424_243
 """Seed of the items."""
@@ -32,7 +32,9 @@ SEED = 424_243
 def points(size: int) -> np.ndarray:
     """The paper's grid, uniform and the vertices, each once [S, K]; the vertices come last."""
     centre = uniform(size)
-    inner = [point for point in grid(size) if not np.allclose(point, centre, rtol=0, atol=1e-9)]
+    inner = [
+        point for point in weight_grid(size) if not np.allclose(point, centre, rtol=0, atol=1e-9)
+    ]
     return np.array([*inner, centre, *vertices(size)])
 
 
@@ -113,7 +115,7 @@ class DemoModels:
         self.items = as_items(self.tasks)
         self.prompts = self.tokenizer([task.prompt for task in self.tasks])["input_ids"]
 
-    def pour(self, weights: Sequence[float]) -> None:
+    def load_soup(self, weights: Sequence[float]) -> None:
         """Mean of the weights, stored in bfloat16 as a soup on disk is."""
         import torch
 
@@ -223,7 +225,7 @@ def _singles(models: DemoModels, kept: Path, size: int) -> list[list[str]]:
     if not kept.exists():
         columns = []
         for weights in vertices(size):
-            models.pour(weights)
+            models.load_soup(weights)
             columns.append(models.written(range(len(models.tasks))))
         np.savez(kept, answers=np.array(columns).T)
     with np.load(kept) as saved:
@@ -232,7 +234,7 @@ def _singles(models: DemoModels, kept: Path, size: int) -> list[list[str]]:
 
 def _soup(models: DemoModels, weights: np.ndarray, unique: list[list[str]]) -> np.ndarray:
     """Whether each item's answer is right [I]."""
-    models.pour(weights.tolist())
+    models.load_soup(weights.tolist())
     greedy = models.read(unique)
     ok = np.full(len(unique), np.nan)
     for i, row in enumerate(unique):

@@ -26,7 +26,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from souping.search.points import grid, grid_size, scattered, spread, uniform, vertices
+from souping.search.points import grid_size, scattered, spread, uniform, vertices, weight_grid
 
 TASKS = 8
 INPUTS = 12
@@ -65,7 +65,7 @@ FAMILIES = {
 
 def points(size: int) -> np.ndarray:
     """What the default search would search: vertices, the uniform soup, the grid, sparse soups of many ingredients."""
-    inner = spread(grid(size)) if grid_size(size) else []
+    inner = spread(weight_grid(size)) if grid_size(size) else []
     known = dict.fromkeys(
         [*vertices(size), uniform(size), *inner[: SOUPS // 2 if size > 5 else None]]
     )

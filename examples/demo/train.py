@@ -20,7 +20,7 @@ from examples.demo.tasks import CATEGORIES, MAKERS, Task
 from examples.demo.tokenizer import vocabulary
 from souping.core.types import Json, UserError
 from souping.demo import NOTE
-from souping.evaluate.engines.transformers import quiet
+from souping.evaluate.engines.transformers import quiet_transformers
 from souping.evaluate.scoring import score
 
 if TYPE_CHECKING:
@@ -45,7 +45,7 @@ def train_family(out: Path, stages: Sequence[TrainingStage], dev: int, say: Say 
     Raises:
         UserError: a model in `out` was trained with other settings.
     """
-    quiet()
+    quiet_transformers()
     tokenizer = vocabulary()
     models = out / "models"
     tasks = items.development(dev)

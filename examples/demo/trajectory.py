@@ -17,7 +17,7 @@ from examples.demo.stages import BETAS, CLIP, DECAY, STAGES, TrainingStage
 from examples.demo.tasks import Task
 from examples.demo.train import draw, encode
 from souping.core.files import write_atomically
-from souping.evaluate.engines.transformers import quiet
+from souping.evaluate.engines.transformers import quiet_transformers
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -33,7 +33,7 @@ Batch = dict[str, Any]
 
 def make(base: str, out: Path, steps: int, seed: int) -> str:
     """Train and write everything; the command that averages the run."""
-    quiet()
+    quiet_transformers()
     texts = items.make(TEXT_SEED, PER_CATEGORY)
     held_out = frozenset(task.key for task in texts)
     stage = replace(STAGES[0], seed=seed, steps=steps, batch=BATCH, rate=RATE)

@@ -23,7 +23,7 @@ from typing import Literal, get_args
 
 from souping.core.files import expanded
 from souping.core.groups import groups_of
-from souping.core.json_fields import elements, entries, part
+from souping.core.json_fields import entries, list_at, part
 from souping.core.types import Json, UserError
 
 Part = Literal["test", "development", "spare", "train"]
@@ -273,7 +273,7 @@ def _questions(data: Path, category: str, stem: str) -> list[Question]:
 
 
 def _question(row: Row, category: str, answers: Mapping[str, str]) -> Question:
-    first = _objects(elements(row, "question")[0])
+    first = _objects(list_at(row, "question")[0])
     said = [str(message["content"]) for message in first if message["role"] == "user"]
     name = str(row["id"])
     return Question(

@@ -27,7 +27,7 @@ from typing import TYPE_CHECKING
 from examples.smollm.data import CHARACTERS, KIND, ChoiceItem, Material, QuestionFunction
 from souping.core.files import expanded
 from souping.core.types import Json, UserError, digest
-from souping.evaluate.engines.transformers import quiet
+from souping.evaluate.engines.transformers import quiet_transformers
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -106,7 +106,7 @@ def tune(
         )
     from transformers import AutoTokenizer
 
-    quiet()
+    quiet_transformers()
     wall = time.monotonic()
     cpu = time.process_time()
     tokenizer = AutoTokenizer.from_pretrained(start, trust_remote_code=False)
@@ -288,7 +288,7 @@ def category_accuracy(folder: Path, items: Sequence[ChoiceItem]) -> dict[str, fl
     import torch
     from transformers import AutoTokenizer
 
-    quiet()
+    quiet_transformers()
     tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
     model = _opened(folder, "bfloat16")  # in evaluation mode already
     hits: dict[str, list[bool]] = {}
@@ -336,7 +336,7 @@ def write_base(source: str, out: Path) -> Path:
     """
     if (out / "config.json").exists():
         return out
-    quiet()
+    quiet_transformers()
     model, tokenizer = _load(source)
     save(model, tokenizer, out)
     return out

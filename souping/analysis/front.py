@@ -15,7 +15,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from souping.analysis.guards import LENGTH_GUARD, Guard, resolve
-from souping.analysis.surface import FITTED, design_effect, fitted
+from souping.analysis.surface import FITTED, design_effect, fitted_surface
 from souping.core.fields import fits
 from souping.core.types import (
     BoolArray,
@@ -204,7 +204,7 @@ def _fit(
     groups = group_numbers([item.group for item in items])
     equal_weights = np.ones(categories.max() + 1)
     effect = design_effect(answers, categories, groups)
-    return fitted(points, answers, categories, equal_weights, rise=rise, effect=effect)
+    return fitted_surface(points, answers, categories, equal_weights, rise=rise, effect=effect)
 
 
 def _posterior(

@@ -176,7 +176,7 @@ def resolve(
 # ------------------------------------------------------------ a soup against the reference
 
 
-def check(
+def guarded_difference(
     guard: Guard,
     soup: ItemScores,
     reference: ItemScores,
@@ -201,7 +201,7 @@ def check(
     return contrast(scores.at(guarded), "soup", "reference", Level(looks, tests))
 
 
-def judge(
+def guard_tests(
     guards: Sequence[Guard],
     pairs: Sequence[tuple[ItemScores, ItemScores]],
     looks: int = 1,
@@ -216,7 +216,7 @@ def judge(
     if limits:
         checks = []
         for guard, pair in zip(guards, pairs, strict=True):
-            comparison = check(guard, *pair, looks=looks, tests=limits * picked)
+            comparison = guarded_difference(guard, *pair, looks=looks, tests=limits * picked)
             checks.append(guard.result(comparison))
         return checks
 
@@ -225,7 +225,7 @@ def judge(
 
     def is_decided(n: int, undecided: int) -> bool:
         tests = undecided * picked
-        comparisons[n] = check(guards[n], *pairs[n], looks=looks, tests=tests)
+        comparisons[n] = guarded_difference(guards[n], *pairs[n], looks=looks, tests=tests)
         return guards[n].outcome(comparisons[n]) != "undecided"
 
     release(range(len(guards)), is_decided)

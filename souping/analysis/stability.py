@@ -54,7 +54,7 @@ def stability(
     have no items, so that part is None. Both get a sweep of the threshold over 0.05..0.50 and a jackknife over models.
     Shares are of the draws that gave a selection.
     """
-    correlation = selector.measure or pearson
+    correlation = selector.deciding_correlation or pearson
     if not scores.items:
         items = None
         tables = None
@@ -78,7 +78,7 @@ def stability(
         sizes=shares.sizes,
         correlations=_pairs(scores, correlation, tables, items),
         reliability=reliabilities,
-        threshold=selector.cut,
+        threshold=selector.deciding_threshold,
         thresholds=sweep(scores, selector),
         jackknife=jackknife(scores, selector),
         notes=shares.notes,
@@ -90,11 +90,11 @@ def stability(
 
 def sweep(scores: ScoreMatrix, selector: Selector) -> tuple[OtherChoice, ...]:
     """The selection at each of THRESHOLDS; empty for a selector that has no threshold."""
-    if selector.cut is None:
+    if selector.deciding_threshold is None:
         return ()
     choices = []
     for threshold in THRESHOLDS:
-        choice = _choice(selector.with_cut(threshold), scores)
+        choice = _choice(selector.with_threshold(threshold), scores)
         choices.append(dataclasses.replace(choice, threshold=threshold))
     return tuple(choices)
 

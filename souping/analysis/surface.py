@@ -24,7 +24,7 @@ from souping.report.cells import Section
 from souping.report.content import Matrix, MaybeFloat, MaybeInt
 from souping.report.format import count, four_digits, in_words
 from souping.report.plots import FAINT, INK, Drawing, canvas, curve, scale, triangle, weight_axis
-from souping.search.points import grid, grid_size, uniform, vertices
+from souping.search.points import grid_size, uniform, vertices, weight_grid
 from souping.search.surrogate import RISE, SoupModel, draws
 from souping.statistics.scores import ItemTable
 
@@ -105,7 +105,7 @@ def band(
         answered = np.maximum(np.isfinite(scores).sum(axis=0), 1)
         common = np.nansum(scores, axis=0) / answered
         effect = design_effect(scores - common, categories, groups)
-    model = fitted(points, scores, categories, coefficients, value=value, effect=effect)
+    model = fitted_surface(points, scores, categories, coefficients, value=value, effect=effect)
     mean, cov = model.objective()
     wider = max(1.0, model.surprise())
     are_fractions = np.nanmin(scores) >= 0 and np.nanmax(scores) <= 1
@@ -118,7 +118,7 @@ def band(
     return objective, differences
 
 
-def fitted(
+def fitted_surface(
     points: FloatArray,
     scores: FloatArray,
     categories: IntArray,
@@ -227,7 +227,9 @@ class ResponseSurface(Analysis):
         step = STEP
         while grid_size(size, step) > MOST_POINTS and step < 0.5:
             step = WIDER_STEP.get(round(step, 3), 0.5)
-        return [_rounded(point) for point in (uniform(size), *vertices(size), *grid(size, step))]
+        return [
+            _rounded(point) for point in (uniform(size), *vertices(size), *weight_grid(size, step))
+        ]
 
 
 def _rounded(weights: Sequence[float]) -> tuple[float, ...]:

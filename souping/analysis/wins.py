@@ -406,7 +406,7 @@ def _by_failures(solved: Solved, groups: IntArray) -> tuple[FailureShare, ...]:
 
 def _chosen(items: Sequence[Item], places: Sequence[int], number: int) -> list[int]:
     """The first places by the hash of the items' prompts; no category twice before every other had its turn."""
-    by_hash = sorted(places, key=lambda i: digest([items[i].identity, items[i].id]))
+    by_hash = sorted(places, key=lambda i: digest([items[i].prompt_digest, items[i].id]))
     turns = Counter[str]()
     turn_of = {}
     for i in by_hash:

@@ -20,7 +20,7 @@ from typing import BinaryIO
 from souping.checkpoints.header import TAGS, Tensor, broken, check_name, size_of
 from souping.checkpoints.layouts import common
 from souping.checkpoints.pickles import MAX_PICKLE, READ_FAILURES, Data, Made, Named, unpickle
-from souping.checkpoints.views import in_order
+from souping.checkpoints.views import is_contiguous
 from souping.core.text import listed, shown
 from souping.core.types import EMA_KEY, UserError
 
@@ -190,9 +190,9 @@ class Archive:
         if value.state is not None or any(value.args[6:]):
             raise ValueError("its elements are not used as they are stored")
         storage, first, shape, strides = value.args[:4]
-        (first,) = sizes((first,))
-        shape = sizes(shape)
-        if not in_order(shape, sizes(strides)):
+        (first,) = torch_size((first,))
+        shape = torch_size(shape)
+        if not is_contiguous(shape, torch_size(strides)):
             raise ValueError("its elements are not in order")
         # The text of anything but a name may be endless.
         if not isinstance(storage.args[2], str):
@@ -213,7 +213,7 @@ def _unpickled(data: bytes, path: Path) -> Data:
     return unpickle(data, path)
 
 
-def sizes(value: Data) -> tuple[int, ...]:
+def torch_size(value: Data) -> tuple[int, ...]:
     """A `torch.Size`, or a tuple of numbers (TypeError or ValueError for anything else)."""
     numbers = value
     if isinstance(value, Made) and value.kind == "torch.Size":

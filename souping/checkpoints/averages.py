@@ -8,7 +8,7 @@ from pathlib import Path
 
 from souping.checkpoints.compatibility import has_tokenizer, preflight
 from souping.checkpoints.folder import Like
-from souping.checkpoints.lora import is_adapter, opened
+from souping.checkpoints.lora import is_adapter, open_model
 from souping.checkpoints.sharded import has_average
 from souping.checkpoints.trainers import TRAINERS
 from souping.checkpoints.trajectory import Member, TrainingRun, folders_in, incomplete, member_in
@@ -74,13 +74,13 @@ def _unlike(folder: Path, last: Member) -> str:
     """
     stored = Like(stored=True)
     try:
-        checkpoint = opened(last.model, True, stored)
+        checkpoint = open_model(last.model, True, stored)
     except (UserError, OSError):
         # It is refused where the candidates are opened.
         return ""
     if is_adapter(folder) != is_adapter(last.model):
         return f"one of it and {last.name} is an adapter"
-    average = opened(folder, True, stored)
+    average = open_model(folder, True, stored)
     for tensor in average.tensors.values():
         shape = checkpoint.tensors.get(tensor.name, tensor).shape
         if shape != tensor.shape:

@@ -16,9 +16,9 @@ from typing import Any
 from souping.checkpoints.archives import archive_at, averaged_at, read_archive
 from souping.checkpoints.folder import (
     Like,
+    config_home,
     has_weights,
-    home_of,
-    read_config,
+    read_model_config,
     read_weights,
     side_files,
     weights_like,
@@ -221,7 +221,7 @@ def _model_folder(source: Path, allow_pickle: bool, like: Like) -> Checkpoint | 
         return None
     refuse_gguf(source)
     before = stamps_in(source)
-    config = read_config(source)
+    config = read_model_config(source)
     scheme = scheme_of(source, config)
     tensors = read_weights(source, allow_pickle)
     if not tensors:
@@ -243,10 +243,10 @@ LAYOUTS = (_archive, _average, _trainer_folder, _model_folder)
 
 def _named(sharded: Sharded, like: Like) -> Checkpoint:
     """A trainer's tensors under the names of Hugging Face, or as they are stored where there is no config."""
-    home = home_of(sharded, like)
+    home = config_home(sharded, like)
     if home is None:
         return Checkpoint.viewed(sharded, sharded.as_stored(), {}, None)
-    config = read_config(home)
+    config = read_model_config(home)
     shapes = {name: tensor.shape for name, tensor in weights_like(home).items()}
     headers = headers_of(sharded.tensors)
     mapped = map_names(headers, config, shapes or None, like.rules, where=sharded.folder)

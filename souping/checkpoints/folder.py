@@ -47,7 +47,7 @@ class Like:
 Reader = Callable[[Path, str], dict[str, Tensor]]
 
 
-def read_config(folder: Path) -> dict[str, Any]:
+def read_model_config(folder: Path) -> dict[str, Any]:
     path = inside(folder, "config.json")
     if not path.is_file():
         adapter = (folder / "adapter_config.json").is_file()
@@ -133,7 +133,7 @@ def side_files(folder: Path) -> Names:
     return tuple(chosen)
 
 
-def home_of(sharded: Sharded, like: Like) -> Path | None:
+def config_home(sharded: Sharded, like: Like) -> Path | None:
     """The folder with the config of a sharded checkpoint; None without one, if `stored` allows it."""
     if like.folder is not None:
         if not (like.folder / "config.json").is_file():

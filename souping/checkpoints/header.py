@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from souping.checkpoints.ranges import opened
+from souping.checkpoints.ranges import pointed_file
 from souping.core.files import regular
 from souping.core.parsing import read_json
 from souping.core.text import check_pointer, shown
@@ -125,7 +125,7 @@ def read_metadata(path: Path) -> dict[str, Any]:
 
 def _read_table(path: Path) -> tuple[Any, int, int]:
     """(the JSON of a header, its length, the size of the file)."""
-    with opened(path) as (file, size):
+    with pointed_file(path) as (file, size):
         head = file.read(40)
         check_pointer(path, head)
         length = int.from_bytes(head[:8], "little")

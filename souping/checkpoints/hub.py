@@ -83,7 +83,7 @@ class HubName:
         return expanded(constants.HF_HUB_CACHE) / f"models--{self.repo.replace('/', '--')}"
 
 
-def parse(text: str | Path) -> HubName | None:
+def parse_name(text: str | Path) -> HubName | None:
     """The Hub name in a text; None if it cannot be one, or if a path of this name exists."""
     match = REPO_NAME.fullmatch(str(text))
     if match is None or not is_repo(match["repo"]) or ".." in str(text) or Path(text).exists():
@@ -135,7 +135,7 @@ def fetch(
     """
     with tempfile.TemporaryDirectory(prefix="souping-headers-") as scratch:
         place = None if check is None else Path(scratch)
-        sources = _in_child(prepare, (list(names.values()), allow_pickle, place))
+        sources = _in_child(prepare_models, (list(names.values()), allow_pickle, place))
         models = dict(zip(names, sources, strict=True))
         listings = [source for source in sources if isinstance(source, Listing)]
         need = _total(listing.missing for listing in listings)
@@ -159,13 +159,13 @@ def fetch_one(
     return fetch({name.name: name}, allow_pickle, None, report)[name.name]
 
 
-def sizes(name: HubName, allow_pickle: bool = False) -> dict[str, int]:
+def download_sizes(name: HubName, allow_pickle: bool = False) -> dict[str, int]:
     """{file: bytes} of what a download would bring. Downloads an index of shards, and nothing else.
 
     Raises:
         UserError: as `fetch`.
     """
-    (source,) = _in_child(prepare, ([name], allow_pickle, None, False))
+    (source,) = _in_child(prepare_models, ([name], allow_pickle, None, False))
     if isinstance(source, Fetched):
         return {path.name: path.stat().st_size for path in source.folder.iterdir()}
     return {**source.side, **source.weights}
@@ -337,7 +337,7 @@ def _size(path: Path) -> int:
 # In the child process
 
 
-def prepare(
+def prepare_models(
     names: Sequence[HubName], allow_pickle: bool, scratch: Path | None, small_files: bool = True
 ) -> list[Fetched | Listing]:
     """The files of each model, or the cached model if the Hub cannot be reached.

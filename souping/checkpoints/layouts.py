@@ -15,7 +15,7 @@ from typing import Any, TypedDict
 from souping.checkpoints.header import parse_json
 from souping.checkpoints.trainers import TRAINERS
 from souping.checkpoints.views import Shape, row_major
-from souping.core.fields import load, pick
+from souping.core.fields import load_json, pick
 from souping.core.files import expanded
 from souping.core.text import shown
 from souping.core.types import JsonObject, Names, UserError
@@ -162,7 +162,7 @@ def read_rules(path: Path) -> Family:
     Raises:
         UserError: it is not such a file.
     """
-    table: RuleFile = load(path, RuleFile)
+    table: RuleFile = load_json(path, RuleFile)
     for key in table:
         pick(key, RuleFile.__annotations__, f"{path}: keys")
     rules = list[Rule]()

@@ -128,7 +128,7 @@ def content(
     return fingerprint(folder, cache, allow_pickle, like)
 
 
-def opened(folder: Path, allow_pickle: bool = False, like: Like | None = None) -> Checkpoint:
+def open_model(folder: Path, allow_pickle: bool = False, like: Like | None = None) -> Checkpoint:
     """A model or adapter folder (UserError as `Adapter.open` and `Checkpoint.open`)."""
     if is_adapter(folder):
         return Adapter.open(folder, allow_pickle).checkpoint

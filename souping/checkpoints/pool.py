@@ -17,7 +17,7 @@ from souping.checkpoints.archives import is_checkpoint
 from souping.checkpoints.averages import find_averages
 from souping.checkpoints.folder import Like
 from souping.checkpoints.header import ITEM
-from souping.checkpoints.lora import is_adapter, opened, read_settings
+from souping.checkpoints.lora import is_adapter, open_model, read_settings
 from souping.checkpoints.trajectory import FELL, TrainingRun, find_run, rate_sentence
 from souping.core.fields import Count, component
 from souping.core.files import expanded, near_folder
@@ -224,7 +224,7 @@ def _candidate(entry: str | dict[str, str], key: str) -> Candidate:
     if set(table) != keys or not all(isinstance(v, str) and v.strip() for v in table.values()):
         raise UserError(f"{key} must be a path or {{name: NAME, path: PATH}}, not {entry!r}")
     path = expanded(table["path"], key)
-    online = hub.parse(table["path"])
+    online = hub.parse_name(table["path"])
     if online:
         name = online.name
     else:
@@ -256,13 +256,13 @@ class ModelSize:
 
 def weigh(candidate: Candidate, allow_pickle: bool = False, rules: Path | None = None) -> ModelSize:
     """Size of one candidate, from its headers, from the Hub's list of files, or guessed by its name."""
-    online = hub.parse(candidate.path)
+    online = hub.parse_name(candidate.path)
     trouble = ""
     fix = ""
     files = {}
     try:
-        if url := remote.parse(candidate.path):
-            candidate = replace(candidate, path=remote.folder_of(url, allow_pickle))
+        if url := remote.parse_url(candidate.path):
+            candidate = replace(candidate, path=remote.remote_folder(url, allow_pickle))
         folder = candidate.path if online is None else hub.cached(online, allow_pickle)
         if folder is not None:
             like = Like(candidate.like, rules)
@@ -270,7 +270,7 @@ def weigh(candidate: Candidate, allow_pickle: bool = False, rules: Path | None =
                 _of_folder(candidate.name, folder, allow_pickle, like),
                 path=str(online or url or folder),
             )
-        files = hub.sizes(online, allow_pickle) if online else {}
+        files = hub.download_sizes(online, allow_pickle) if online else {}
     except (UserError, OSError) as error:
         near = near_folder(candidate.path)
         if near and not candidate.path.exists():
@@ -309,7 +309,7 @@ def _of_folder(name: str, folder: Path, allow_pickle: bool, like: Like) -> Model
         raise UserError(
             f"candidate {name}: {folder} is not a folder: give a path or org/name{near_folder(folder)}"
         )
-    model = opened(folder, allow_pickle, like)
+    model = open_model(folder, allow_pickle, like)
     return ModelSize(
         name=name,
         path=str(folder),

@@ -78,7 +78,7 @@ def pointer_in(path: Path) -> Pointer | None:
 
 
 @contextmanager
-def opened(path: Path) -> Iterator[tuple[BinaryIO, int]]:
+def pointed_file(path: Path) -> Iterator[tuple[BinaryIO, int]]:
     """(a file here or the one that a pointer names, its size in bytes)."""
     remote = pointer_in(path)
     if remote is None:

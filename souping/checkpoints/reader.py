@@ -12,7 +12,7 @@ from souping.checkpoints.ranges import (
     RangeReader,
     pointer_in,
 )
-from souping.checkpoints.stamps import changed
+from souping.checkpoints.stamps import changed_file
 from souping.checkpoints.views import Raw, Tile
 from souping.core.direct_io import make_direct, read_direct
 from souping.core.open_files import read_at
@@ -49,7 +49,7 @@ class WeightReader:
                 self._stack.callback(os.close, descriptor)
                 self._opened[name] = descriptor
                 if os.fstat(descriptor).st_size != checkpoint.stamps[name][0]:
-                    raise changed(path)
+                    raise changed_file(path)
                 if direct and make_direct(descriptor):
                     self._direct.add(name)
         except BaseException:

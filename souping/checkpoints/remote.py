@@ -34,13 +34,13 @@ class RemoteName(HubName):
         return self.repo
 
 
-def parse(path: str | Path) -> str | None:
+def parse_url(path: str | Path) -> str | None:
     """The URL that a path is; None for any other. A path has lost a slash of it."""
     match = URL.fullmatch(str(path))
     return f"{match[1]}://{match[2]}" if match else None
 
 
-def folder_of(url: str, allow_pickle: bool = False, weights: bool = False) -> Path:
+def remote_folder(url: str, allow_pickle: bool = False, weights: bool = False) -> Path:
     """The folder here of a model in a bucket, with its small files, and its `weights` or pointers to them.
 
     Raises:

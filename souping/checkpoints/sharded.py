@@ -18,7 +18,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import BinaryIO, NamedTuple, TypeAlias
 
-from souping.checkpoints.archives import Archive, Extent, read_pieces, sizes, tag_of
+from souping.checkpoints.archives import Archive, Extent, read_pieces, tag_of, torch_size
 from souping.checkpoints.header import (
     FLOATS,
     Tensor,
@@ -118,7 +118,7 @@ Piece: TypeAlias = tuple[str, str, Shape | None, Part]
 """(name, dtype, shape, part) of a tensor; without a shape, it ends where its last part does."""
 
 
-def find(folder: Path) -> tuple[str, str] | None:
+def find_sharded(folder: Path) -> tuple[str, str] | None:
     """(place below the folder, layout) of a sharded checkpoint; None where there is none.
 
     Raises:
@@ -166,7 +166,7 @@ def read_sharded(folder: Path, allow_pickle: bool, averaged: bool = False) -> Sh
         UserError: it is broken, of a kind that cannot be read, by rank and pickled files are not allowed, or it has no
             average.
     """
-    place_and_layout = find(folder)
+    place_and_layout = find_sharded(folder)
     if place_and_layout is None:
         return None
     place, layout = place_and_layout
@@ -240,10 +240,10 @@ def metadata(folder: Path, prefix: str) -> tuple[Made, list[Entry]]:
         stored = {}
         for key, info in table["storage_data"].items():
             offset = key.state.get("offset")
-            start = None if offset is None else sizes(offset)
+            start = None if offset is None else torch_size(offset)
             place = info.state
-            sizes((place["offset"],))
-            sizes((place["length"],))
+            torch_size((place["offset"],))
+            torch_size((place["length"],))
             check_name(path, place["relative_path"])
             stored[check_name(path, key["fqn"]), start] = place
         for key, entry in table["state_dict_metadata"].items():
@@ -267,8 +267,10 @@ def _entries(
         if layout.args != ("torch.strided",):
             raise TypeError("its layout is not strided")
         tag = tag_of(dtype)
-        shape = sizes(entry["size"])
-        boxes = [(sizes(chunk["offsets"]), sizes(chunk["sizes"])) for chunk in entry["chunks"]]
+        shape = torch_size(entry["size"])
+        boxes = [
+            (torch_size(chunk["offsets"]), torch_size(chunk["sizes"])) for chunk in entry["chunks"]
+        ]
     elif not entry.kind.endswith(".BytesStorageMetadata"):
         raise TypeError(f"it is a {entry.kind}")
     for start, size in boxes:
@@ -357,7 +359,7 @@ def _read_shards(folder: Path, prefix: str) -> Iterator[Piece]:
         try:
             text = read_metadata(path)["DCP_SHARDING_INFO"]
             table = parse_json(path, text.encode("utf-8", "replace"))
-            starts = {name: sizes(tuple(table[name]["saved_offsets"])) for name in weights}
+            starts = {name: torch_size(tuple(table[name]["saved_offsets"])) for name in weights}
         except READ_FAILURES:
             raise broken(
                 path, "its DCP_SHARDING_INFO does not say where its tensors begin"
@@ -453,12 +455,12 @@ def _local(archive: Archive, name: str, value: Data) -> Local:
     rebuilt = Made(value.args[1].name, (), state=value.args[3])
     if rebuilt.kind.endswith(".DTensor"):
         dtype, size, place = archive.place(rebuilt["_local_tensor"], name)
-        shape = sizes(value.args[2][2])
+        shape = torch_size(value.args[2][2])
         if len(size) != len(shape):
             raise ValueError("a part of it has another number of dimensions")
         return Local(dtype, shape, size, place, _dimension(rebuilt["_spec"], len(shape)))
     shards, table = rebuilt.state[:2]  # of a ShardedTensor
-    shape = sizes(table["size"])
+    shape = torch_size(table["size"])
     if not shards:
         dtype = tag_of(table["tensor_properties"].state[0])
         nothing = (0,) * len(shape)
@@ -466,7 +468,7 @@ def _local(archive: Archive, name: str, value: Data) -> Local:
     if len(shards) != 1:
         raise ValueError("a rank holds several shards of it")
     dtype, size, place = archive.place(shards[0]["tensor"], name)
-    start = sizes(tuple(shards[0]["metadata"]["shard_offsets"]))
+    start = torch_size(tuple(shards[0]["metadata"]["shard_offsets"]))
     return Local(dtype, shape, size, place, start)
 
 

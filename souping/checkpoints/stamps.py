@@ -30,10 +30,10 @@ def check_stamp(path: Path, known: Stamp) -> None:
     except OSError:
         same = False
     if not same:
-        raise changed(path)
+        raise changed_file(path)
 
 
-def changed(path: Path) -> UserError:
+def changed_file(path: Path) -> UserError:
     return UserError(
         f"{path} has changed since it was opened: start again when nothing writes there"
     )

@@ -23,7 +23,7 @@ from souping.checkpoints.trainers import (
 )
 from souping.core.fields import text_of
 from souping.core.files import near_folder
-from souping.core.json_fields import entries, number
+from souping.core.json_fields import entries, finite_number
 from souping.core.parsing import read_json
 from souping.core.text import first_line, listed
 from souping.core.types import JsonObject, UserError, frozen
@@ -130,7 +130,7 @@ def find_run(path: Path, rates: Path | None = None) -> TrainingRun:
     log = entries(state, "log_history") if rates is None else read_rates(rates)
     notes = [f"{name}: left out, {why}" for name, why in sorted(left_out.items())]
     steps = [checkpoint.step for checkpoint in checkpoints]
-    notes += _missing_steps(steps, number(state.get("save_steps")))
+    notes += _missing_steps(steps, finite_number(state.get("save_steps")))
     notes += _root(path, members)
     best = Path(str(state.get("best_model_checkpoint") or "")).name
     best = copies.get(best, best)
@@ -278,8 +278,8 @@ def _logged(member: Member, log: Sequence[JsonObject]) -> Member:
     def last(key: str) -> float | None:
         values = list[tuple[float, float]]()
         for entry in log:
-            step = number(entry.get("step"))
-            value = number(entry.get(key))
+            step = finite_number(entry.get("step"))
+            value = finite_number(entry.get(key))
             if step is not None and value is not None and step <= member.step:
                 values.append((step, value))
         return max(values)[1] if values else None

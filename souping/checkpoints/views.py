@@ -75,7 +75,7 @@ class View:
 
     @cached_property
     def contiguous(self) -> bool:
-        return len(self.sources) == 1 and in_order(self.sizes, self.steps)
+        return len(self.sources) == 1 and is_contiguous(self.sizes, self.steps)
 
     def read(
         self, start: int, into: Raw, stored: Mapping[str, StoredTensor], fetch: Fetch
@@ -148,7 +148,7 @@ def row_major(shape: Shape) -> Shape:
     return tuple(itertools.accumulate(reversed(shape[1:]), mul, initial=1))[::-1]
 
 
-def in_order(shape: Shape, steps: Shape) -> bool:
+def is_contiguous(shape: Shape, steps: Shape) -> bool:
     """Whether steps through an array are those of a contiguous one."""
     return all(n == 1 or a == b for n, a, b in zip(shape, steps, row_major(shape), strict=True))
 
@@ -305,7 +305,7 @@ def arrange(raw: Raw, size: int, tiles: Sequence[Tile]) -> None:
 
 def gather(source: StoredTensor, first: int, steps: Shape, out: NDArray[Any], fetch: Fetch) -> None:
     """Fill an array whose element (i, ..) is at first + i * steps[0] + .. of the stored tensor."""
-    if out.flags.c_contiguous and in_order(out.shape, steps):
+    if out.flags.c_contiguous and is_contiguous(out.shape, steps):
         raw = out.reshape(-1).view(np.uint8)
         arrange(raw, source.size, source.read(first, raw, fetch))
         return

@@ -79,7 +79,7 @@ def _open_soups(options: argparse.Namespace) -> Sequence[OpenSoup]:
     settings = run_settings(plain, run_dir)
     if not isinstance(settings.executor, FilesExecutor):
         raise UserError(f"{run_dir} was not started with executor=files")
-    # A new one would lack the ledger.
+    # A new one would lack the counted looks.
     if not settings.store_path.is_file():
         raise UserError(f"store={settings.store_path} does not exist: name the store of this run")
     executor = replace(

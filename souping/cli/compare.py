@@ -44,7 +44,7 @@ class PageDigests:
     pages: Mapping[str, str]
 
 
-def main(arguments: Sequence[str]) -> int:
+def compare_logs(arguments: Sequence[str]) -> int:
     """The exit status of the comparison. Errors are reported here, as hydra may not be installed."""
     try:
         return _compare(vars(_parser().parse_args(arguments)))
@@ -54,7 +54,7 @@ def main(arguments: Sequence[str]) -> int:
 
 
 def _compare(settings: dict[str, Any]) -> int:
-    from souping.comparison.result import page, sections, title
+    from souping.comparison.result import comparison_page, comparison_sections, comparison_title
     from souping.report.render import sheet_markdown, show_sheet
 
     logs = settings.pop("logs")
@@ -67,14 +67,14 @@ def _compare(settings: dict[str, Any]) -> int:
     if folder:
         _check_folder(folder)
     result = compare(_logs(logs), **settings)
-    sheet = sections(result, flips)
+    sheet = comparison_sections(result, flips)
     if as_json:
         print(result.to_json(flips), end="")
     else:
         show_sheet(sheet)
-    text = sheet_markdown(title(result), sheet)
+    text = sheet_markdown(comparison_title(result), sheet)
     if folder:
-        texts = {"report.html": page(result, flips), "report.md": text}
+        texts = {"report.html": comparison_page(result, flips), "report.md": text}
         files = {name: text.encode("utf-8", "backslashreplace") for name, text in texts.items()}
         pages = {name: _digest(content) for name, content in files.items()}
         _write(folder, {**files, TABLE: replace(result, pages=pages).to_json(flips).encode()})

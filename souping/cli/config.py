@@ -48,7 +48,7 @@ class Action:
 
 @dataclass
 class SharedKeys:
-    """Root keys of runs and merges. Hydra checks their types, `check` all that their annotations say."""
+    """Root keys of runs and merges. Hydra checks their types, `check_root_keys` all that their annotations say."""
 
     name: Annotated[
         str, Form(r"\w[\w.-]*", "letters, digits, dots, dashes or underscores: it names a folder")
@@ -189,7 +189,7 @@ def _how(key: str) -> str:
     return f": {examples.get(key, f'add {key}=VALUE')}"
 
 
-def check(config: Mapping[str, Any]) -> None:
+def check_root_keys(config: Mapping[str, Any]) -> None:
     """Check the root keys.
 
     Raises:

@@ -97,7 +97,7 @@ def send_soup(arguments: Sequence[str], plans: bool) -> None:
     """
     from souping.comparison.looks import stores_of
     from souping.merge.soup_files import RECIPE
-    from souping.pipeline.upload import check, planned_upload, push, soup_files
+    from souping.pipeline.upload import check_target, files_by_recipe, planned_upload, push
     from souping.report.render import show_sheet
 
     parser = parser_of("upload")
@@ -119,9 +119,9 @@ def send_soup(arguments: Sequence[str], plans: bool) -> None:
             f"{options.folder} has no soup: name a soup's folder, or a run that wrote one"
         )
     if plans:
-        show_sheet([planned_upload(goal, soup_files(soup), store)])
+        show_sheet([planned_upload(goal, files_by_recipe(soup), store)])
         return
-    check(goal, soup)
+    check_target(goal, soup)
     print(f"  {'upload':16} {push(goal, soup, store)}")
 
 

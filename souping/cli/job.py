@@ -52,7 +52,7 @@ def start() -> None:
     root = get_args_parser().parse_args().config_name or root_of(sys.argv[1:])
     if root == "merge":
         refuse_run_keys(sys.argv[1:])
-    hydra.main(version_base="1.3", config_path=str(folder()), config_name=root)(run)()
+    hydra.main(version_base="1.3", config_path=str(folder()), config_name=root)(run_job)()
 
 
 def _refuse_values(words: Sequence[str]) -> None:
@@ -90,7 +90,7 @@ def _compose_once() -> None:
         setattr(Hydra, "get_mode", lambda *_, **__: None)  # noqa: B010  # mypy takes it for a mistake
 
 
-def run(cfg: DictConfig) -> float | None:
+def run_job(cfg: DictConfig) -> float | None:
     """One job: returns the objective on the search split, so that any Hydra sweeper can drive it.
 
     It is in the evaluator's unit: a sweep over a loss has to minimise it (`souping.cli.sweep.check_goal`). None if the

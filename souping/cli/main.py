@@ -94,7 +94,7 @@ def _command(name: str, arguments: Sequence[str], plans: bool) -> int | None:
     if name == "compare":
         from souping.cli import compare
 
-        return compare.main(arguments)
+        return compare.compare_logs(arguments)
     if name == "list":
         from souping.cli.listing import list_runs
 

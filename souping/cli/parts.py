@@ -23,7 +23,7 @@ from souping.cli.config import (
     MERGED,
     PARTS,
     USER_CODE,
-    check,
+    check_root_keys,
     is_callable,
     is_merge,
     is_part,
@@ -47,13 +47,13 @@ def build(config: Mapping[str, Any]) -> dict[str, Any]:
     Raises:
         UserError: as `check` and `build_part`.
     """
-    check(config)
+    check_root_keys(config)
     if is_merge(config):
         return {group: build_part(config[group], GROUP_KINDS[group], group) for group in MERGED}
     from souping.analysis import Analysis
 
     config = with_candidates(config)
-    parts = {group: build_part(config[group], kind_of(group), group) for group in GROUPS}
+    parts = {group: build_part(config[group], component_kind(group), group) for group in GROUPS}
     analyses = {
         name: build_part(node, Analysis, f"analysis.{name}")
         for name, node in config["analysis"].items()
@@ -97,7 +97,7 @@ def _build_extra(config: Mapping[str, Any]) -> tuple[ExtraEntry, ...]:
     return tuple(entries)
 
 
-def kind_of(group: str) -> Any:
+def component_kind(group: str) -> Any:
     """What the choices of a group make; engines and servers are imported only here."""
     if group in GROUP_KINDS:
         return GROUP_KINDS[group]
@@ -143,7 +143,7 @@ def build_part(node: Json, kind: Hint, where: str) -> Any:
     part = target(**values)
     if inspect.isclass(kind) and not isinstance(part, kind):
         raise UserError(
-            f"{where}: {source_of(target)} makes a {type(part).__name__}, not a {kind.__name__}"
+            f"{where}: {source_of(target)} makes {type(part).__name__}, not {kind.__name__}"
         )
     return part
 

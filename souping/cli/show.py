@@ -19,10 +19,10 @@ from souping.core.unit import POINTS, Unit
 from souping.report.content import Report
 from souping.report.files import read_report, read_selection
 from souping.report.render import output_console
-from souping.report.samples import SAMPLES_FILE, Sample, changed, read_samples, show_sample
+from souping.report.samples import SAMPLES_FILE, Sample, changed_items, read_samples, show_sample
 
 SHOW_HELP = """Without --fixed or --broke every item of the split counts. The items of the test split that are
-printed are recorded in the ledger of its store."""
+printed are recorded in its store."""
 
 
 def show(arguments: Sequence[str]) -> None:
@@ -51,7 +51,7 @@ def show(arguments: Sequence[str]) -> None:
     if options.fixed or options.broke:
         if len(names) < 2:
             raise UserError("--fixed and --broke compare two models: name them, --models A,B")
-        rows = list(changed(unit, rows, names[0], names[-1], better=options.fixed))
+        rows = list(changed_items(unit, rows, names[0], names[-1], better=options.fixed))
         comparison = "better" if options.fixed else "worse"
         what = f"items that {names[-1]} answers {comparison} than {names[0]}"
     if split == "test" and report and not report.dry_run:
@@ -123,9 +123,9 @@ def _names(models: str | None, samples: Sequence[Sample], report: Report | None)
 
 
 def _note(run_dir: Path, store: str | None, report: Report, samples: Sequence[Sample]) -> None:
-    """Write to the ledger that answers to these items of the test split were looked at."""
+    """Write to the store that answers to these items of the test split were looked at."""
     from souping.comparison.looks import stores_of
-    from souping.pipeline.looks.ledger import Ledger
+    from souping.pipeline.looks.counted_looks import CountedLooks
     from souping.pipeline.store import Store
 
     prompts = [sample.prompt_hash for sample in samples]
@@ -138,7 +138,7 @@ def _note(run_dir: Path, store: str | None, report: Report, samples: Sequence[Sa
     elif prompts:
         recipe = report.recipe.id if report.recipe else ""
         with Store(paths[0]) as results:
-            Ledger(results).note_view(recipe, prompts)
+            CountedLooks(results).note_view(recipe, prompts)
 
 
 def _show_samples(

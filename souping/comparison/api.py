@@ -1,6 +1,6 @@
 """The comparison as a function: read logs, match them, test each row, judge.
 
-A comparison of runs of ours is a look at their test items and goes into the ledger of their store.
+A comparison of runs of ours is a look at their test items and goes into the counted_looks of their store.
 """
 
 from __future__ import annotations
@@ -17,11 +17,11 @@ import numpy as np
 from souping.comparison.looks import looks_of
 from souping.comparison.pooled import task_weights
 from souping.comparison.result import CompareResult, Difference, Flip, RowVerdict, RunNoise
-from souping.comparison.row_tests import RowTest, judge
+from souping.comparison.row_tests import RowTest, decide_rows
 from souping.comparison.rows import RowScores, is_scored, rows_of
 from souping.comparison.several import joint_tests
 from souping.comparison.verdict import FAIL_ON, Margin, Policy, Word, read_policy
-from souping.core.fields import Bounds, Count, check_arguments, load, pick
+from souping.core.fields import Bounds, Count, check_arguments, load_json, pick
 from souping.core.files import expanded
 from souping.core.text import listed
 from souping.core.types import Names, UserError
@@ -29,7 +29,7 @@ from souping.logs.bfcl import VERSION
 from souping.logs.bfcl_average import categories_of, coefficients_of, overall
 from souping.logs.match import Matched, MatchedMetric, matched
 from souping.logs.records import Log, LoggedAnswer
-from souping.logs.sources import read
+from souping.logs.sources import read_logs
 from souping.logs.tables import LogSource, is_scores
 from souping.statistics.comparison import (
     VarianceParts,
@@ -91,27 +91,27 @@ def compare(
     """
     check_arguments(compare, locals())
     columns = {"item": item, "score": score, "repeat": repeat}
-    reader = partial(read, group=group, category=category, lower=lower_is_better, **columns)
+    reader = partial(read_logs, group=group, category=category, lower=lower_is_better, **columns)
     model_logs = _read(logs, baseline, reader)
-    gate = _gate(margin, policy)
+    requirements = _requirements(margin, policy)
     common = matched(model_logs, same_prompts=same_prompts)
     base_log = next(iter(model_logs.values()))[0]
     named_weights = _named_weights(average, base_log, common)
     weights = task_weights(common, average, named_weights)
-    rows = _checked_rows(common, weights, pass_at, gate)
+    rows = _checked_rows(common, weights, pass_at, requirements)
     fields = f"{group} {category}".rstrip()
     settings = [average, named_weights, fields, pass_at]
     level, look_note = looks_of(model_logs, common, weights, settings, store, look)
     notes = list(_formula(base_log, common, average))
     name = average if average in AVERAGES else "file"
-    return _result(model_logs, common, rows, gate, fail_on, name, level, look_note, notes)
+    return _result(model_logs, common, rows, requirements, fail_on, name, level, look_note, notes)
 
 
 def _result(
     logs: Mapping[str, Sequence[Log]],
     common: Matched,
     rows: Sequence[RowScores],
-    gate: Policy,
+    requirements: Policy,
     fail_on: Sequence[Word],
     average: str,
     level: Level,
@@ -122,7 +122,7 @@ def _result(
     models = tuple(logs)
     scores = rows[0].scores
     tests, best, pairs = _several(scores, models, level)
-    verdicts = _all_verdicts(rows, models, gate, tests, level)
+    verdicts = _all_verdicts(rows, models, requirements, tests, level)
     return CompareResult(
         baseline=models[0],
         models=models,
@@ -140,7 +140,7 @@ def _result(
     )
 
 
-def _gate(margin: float | None, policy: str | Path | None) -> Policy:
+def _requirements(margin: float | None, policy: str | Path | None) -> Policy:
     headline = None if margin is None else Margin.of(margin, "margin")
     if policy:
         return read_policy(expanded(policy), headline)
@@ -153,7 +153,7 @@ def _named_weights(average: str, log: Log, common: Matched) -> dict[str, float] 
         return _bfcl_weights(log, common)
     if average in AVERAGES:
         return None
-    weights: dict[str, float] = load(expanded(average), dict[str, float], "average")
+    weights: dict[str, float] = load_json(expanded(average), dict[str, float], "average")
     return weights
 
 
@@ -195,7 +195,7 @@ def _formula(log: Log, common: Matched, average: str) -> Iterator[str]:
 def _all_verdicts(
     rows: Sequence[RowScores],
     models: Sequence[str],
-    gate: Policy,
+    requirements: Policy,
     tests: Sequence[float],
     level: Level,
 ) -> list[RowVerdict]:
@@ -203,7 +203,7 @@ def _all_verdicts(
     verdicts: list[RowVerdict] = []
     for model, headline_tests in zip(models[1:], tests, strict=True):
         row_tests = [RowTest(row, model, models[0], level) for row in rows]
-        verdicts.extend(judge(row_tests, gate, headline_tests))
+        verdicts.extend(decide_rows(row_tests, requirements, headline_tests))
     return verdicts
 
 

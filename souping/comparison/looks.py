@@ -1,4 +1,4 @@
-"""Looks of a comparison: those of runs of ours are counted in the ledger of their store."""
+"""Looks of a comparison: those of runs of ours are counted in their store."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from souping.statistics.levels import Level
 from souping.statistics.scores import ItemTable
 
 if TYPE_CHECKING:
-    from souping.pipeline.looks.ledger import Ledger
+    from souping.pipeline.looks.counted_looks import CountedLooks
     from souping.pipeline.store import Store
 
 MOST_LOOKS = 1000
@@ -31,7 +31,7 @@ MOST_LOOKS = 1000
 
 @frozen
 class ComparisonClaim:
-    """What a comparison of runs is about, in digests as the ledger has them."""
+    """What a comparison of runs is about, in digests as the store has them."""
 
     claim: str
     identities: list[str]  # of the questions of all items that are compared
@@ -49,7 +49,7 @@ def looks_of(
 ) -> tuple[Level, str]:
     """(level of this comparison, whose look is at `least` this one; what to say about the look).
 
-    Runs of ours have a ledger. Two models whose difference a report of theirs shows are at the look of that report.
+    The store of runs of ours counts looks. Two models whose difference a report of theirs shows are at its look.
     Others may have been picked among all models whose scores on these items are known. `settings` are what else the
     claim is about.
 
@@ -65,7 +65,7 @@ def looks_of(
         runs.extend(log for log in model_logs if log.harness == "souping")
     if not runs:
         return Level(least), _sentence(least)
-    from souping.pipeline.looks.ledger import Ledger
+    from souping.pipeline.looks.counted_looks import CountedLooks
 
     metrics = {task: common.metrics[task][0] for task in weights}
     table = item_table(metrics, weights)
@@ -75,12 +75,12 @@ def looks_of(
         if results is None:
             note = "Looks are not counted: the store of these runs is not here (--store FILE)."
             return Level(least), note
-        ledger = Ledger(results)
-        level = _reported(ledger, claim.pairs)
+        counted_looks = CountedLooks(results)
+        level = _reported(counted_looks, claim.pairs)
         if level is None:
-            look = ledger.show_comparison(claim.claim, claim.identities, claim.questions)
+            look = counted_looks.show_comparison(claim.claim, claim.identities, claim.questions)
             level = Level(max(least, look.number))
-            scores = ledger.known_scores(look.known, claim.questions)
+            scores = counted_looks.known_scores(look.known, claim.questions)
             pairs = combinations(range(len(scores)), 2)
             tests = picked_tests(scores, pairs, table, level.family)
             level = level.among(look.known.missing + tests)
@@ -88,12 +88,12 @@ def looks_of(
     return replace(level, looks=number), _sentence(number)
 
 
-def _reported(ledger: Ledger, pairs: Sequence[str]) -> Level | None:
+def _reported(counted_looks: CountedLooks, pairs: Sequence[str]) -> Level | None:
     """The strictest level at which reports showed these pairs of models; None if one was not shown."""
     looks = 1
     tests = 1.0
     for pair in pairs:
-        level = ledger.level_of(pair)
+        level = counted_looks.level_of(pair)
         if level is None:
             return None
         looks = max(looks, level.looks)

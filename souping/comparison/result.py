@@ -208,17 +208,17 @@ class CompareResult:
         from rich.console import Console
 
         out = StringIO()
-        show_sheet(sections(self), Console(file=out, width=120, highlight=False))
+        show_sheet(comparison_sections(self), Console(file=out, width=120, highlight=False))
         return out.getvalue()
 
     def _repr_html_(self) -> str:
-        return "\n".join(map(section_html, sections(self)))
+        return "\n".join(map(section_html, comparison_sections(self)))
 
 
 # Pages
 
 
-def sections(result: CompareResult, flips: int = 0) -> list[Section]:
+def comparison_sections(result: CompareResult, flips: int = 0) -> list[Section]:
     """What every page shows: a section for each model, all pairs of models, notes, and so many flips of each model."""
     models = result.models[1:]
     sheet: list[Section | None] = [_model(result, model) for model in models]
@@ -416,21 +416,21 @@ def power_sentence(row: RowVerdict) -> str:
     return f"{power}. The margin of {margin} needs {needed} items; there are {row.items:,}."
 
 
-def title(result: CompareResult) -> str:
+def comparison_title(result: CompareResult) -> str:
     return f"{', '.join(result.models[1:])} against {result.baseline}"
 
 
-def page(result: CompareResult, flips: int = 0) -> str:
+def comparison_page(result: CompareResult, flips: int = 0) -> str:
     """One HTML file without scripts and without anything from elsewhere."""
-    body = [f"<h1>{escape_html(title(result))}</h1>"]
+    body = [f"<h1>{escape_html(comparison_title(result))}</h1>"]
     for model in result.models[1:]:
         rows = []
         for row in result.rows(model):
             if row.fraction or row.kind in ("average", "group", "task"):
                 rows.append(row)
         body.append(chart(rows))
-    body.extend(map(section_html, sections(result, flips)))
-    return document(title(result), body)
+    body.extend(map(section_html, comparison_sections(result, flips)))
+    return document(comparison_title(result), body)
 
 
 def chart(rows: Sequence[RowVerdict]) -> str:

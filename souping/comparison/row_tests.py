@@ -71,7 +71,7 @@ class RowTest:
         return abs(mean - base) / error if error else 0.0
 
 
-def judge(
+def decide_rows(
     row_tests: Sequence[RowTest], policy: Policy, headline_tests: float
 ) -> Iterator[RowVerdict]:
     """All rows of a model; the correction of the headline for several models is `headline_tests` tests."""

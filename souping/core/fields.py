@@ -186,7 +186,7 @@ def text_of(path: Path) -> str:
         raise UserError(f"{path}: not UTF-8 text: {error}") from error
 
 
-def load(path: Path, model: Hint, key: str = "") -> Any:
+def load_json(path: Path, model: Hint, key: str = "") -> Any:
     """JSON that people may have edited, held against an annotation; `key` is where the path was given.
 
     Raises:
@@ -196,7 +196,7 @@ def load(path: Path, model: Hint, key: str = "") -> Any:
 
 
 def load_lines(path: Path, *models: Hint) -> list[Any]:
-    """The lines of a JSON Lines file, as `load` reads them; the last of the `models` is that of all further lines.
+    """The lines of a JSON Lines file, as `load_json` reads them; the last of the `models` is that of all further lines.
 
     A last line without an end is left out: its writer was killed.
     """
@@ -324,7 +324,8 @@ def _words(hint: Hint) -> str:
         return " or ".join(map(_words, arguments))
     # Unions have no name.
     name = str(getattr(hint, "__name__", hint))
-    return f"a {name}"
+    article = "an" if name[0] in "AEIO" else "a"
+    return f"{article} {name}"
 
 
 def _bound(bound: Bounds) -> str:

@@ -15,7 +15,7 @@ def part(table: JsonObject, key: str) -> JsonObject:
     return value if isinstance(value, Mapping) else {}
 
 
-def elements(table: JsonObject, key: str) -> list[Json]:
+def list_at(table: JsonObject, key: str) -> list[Json]:
     """A list inside a JSON object, empty where there is none."""
     value = table.get(key)
     if isinstance(value, str) or not isinstance(value, Sequence):
@@ -25,15 +25,15 @@ def elements(table: JsonObject, key: str) -> list[Json]:
 
 def entries(table: JsonObject, key: str) -> list[JsonObject]:
     """The objects of a list inside a JSON object."""
-    return [entry for entry in elements(table, key) if isinstance(entry, Mapping)]
+    return [entry for entry in list_at(table, key) if isinstance(entry, Mapping)]
 
 
 def texts(table: JsonObject, key: str) -> list[str]:
     """A list inside a JSON object, as texts."""
-    return [str(value) for value in elements(table, key)]
+    return [str(value) for value in list_at(table, key)]
 
 
-def number(value: Json) -> float | None:
+def finite_number(value: Json) -> float | None:
     """A finite float, else None: what is missing, NaN or infinite is shown as a dash and stored as null."""
     if isinstance(value, bool) or not isinstance(value, SupportsFloat):
         return None

@@ -15,13 +15,13 @@ import numpy as np
 
 from souping.core.text import listed, named
 from souping.core.types import (
-    Cell,
     Correlations,
     FloatArray,
     Item,
     Json,
     Missing,
     Names,
+    Query,
     Recipe,
     Record,
     Request,
@@ -116,33 +116,33 @@ class Selector(ABC):
         return tuple(range(1, candidates + 1))
 
     @property
-    def cut(self) -> float | None:
+    def deciding_threshold(self) -> float | None:
         """The threshold that decides what is picked, if the rule has one."""
         return None
 
-    def with_cut(self, threshold: float) -> Selector:
+    def with_threshold(self, threshold: float) -> Selector:
         """A copy of this selector with another threshold."""
         return self
 
     @property
-    def measure(self) -> Correlation | None:
+    def deciding_correlation(self) -> Correlation | None:
         """The correlation that decides what is picked, if the rule uses one."""
         return None
 
 
-class Optimiser(ABC):
-    """A weight search in progress, started by a `Strategy`.
+class Search(ABC):
+    """A weight search in progress, started by a `Optimiser`.
 
-    Several cells may be open at once, and their results may arrive in any order. Cells depend on the seed and on
+    Several queries may be open at once, and their results may arrive in any order. Cells depend on the seed and on
     earlier results but not on the limits, so a run with a larger budget continues where a smaller one stopped. `ask`
-    returns None while it waits for a result. If no cell is open, None means that the search has ended.
+    returns None while it waits for a result. If no query is open, None means that the search has ended.
     """
 
     @abstractmethod
-    def ask(self) -> Cell | None: ...
+    def ask(self) -> Query | None: ...
 
     @abstractmethod
-    def tell(self, cell: Cell, result: Result) -> None: ...
+    def tell(self, query: Query, result: Result) -> None: ...
 
     @abstractmethod
     def best(self) -> Weights: ...
@@ -152,8 +152,8 @@ class Optimiser(ABC):
         return {}
 
 
-class Strategy(ABC):
-    """Settings of a weight search, a choice of the group `optimiser`. `start` returns the `Optimiser` that runs it.
+class Optimiser(ABC):
+    """Settings of a weight search, a choice of the group `optimiser`. `start` returns the `Search` that runs it.
 
     `max_trials` limits the number of soups, and `max_items` the number of evaluated items. With a base model, the
     weights may also sum to one of the `scales`.
@@ -164,7 +164,7 @@ class Strategy(ABC):
     scales: Sequence[float] = ()
 
     @abstractmethod
-    def start(self, space: SearchSpace, seed: int) -> Optimiser: ...
+    def start(self, space: SearchSpace, seed: int) -> Search: ...
 
     @abstractmethod
     def count(self, size: int) -> int | None: ...

@@ -149,7 +149,7 @@ class Mean(Objective):
 
 
 @component
-class Worst(Objective):
+class WorstCategory(Objective):
     """Lowest of the category means. "Better" is claimed only of a soup that is better in every category."""
 
     linear = False

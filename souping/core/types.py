@@ -2,7 +2,7 @@
 
 From an item to a line of the report (down on the left, up on the right):
 
-    optimiser   Cell      weights, items of the split   Trial       a soup with all of its items: a line of trials.csv
+    optimiser   Query      weights, items of the split   Trial       a soup with all of its items: a line of trials.csv
                   |                                      ^
     search        |                                    Result      objective and category means, which `tell` gets
                   v                                      ^
@@ -155,11 +155,11 @@ class Item:
             return
         group = self.id
         if self.prompt:
-            group = f"prompt {self.identity[:16]}"
+            group = f"prompt {self.prompt_digest[:16]}"
         object.__setattr__(self, "group", group)
 
     @cached_property
-    def identity(self) -> str:
+    def prompt_digest(self) -> str:
         """Digest of what the model is shown: what makes it the same item under another id, file or group."""
         prompt: Json
         if isinstance(self.prompt, str):
@@ -177,12 +177,12 @@ class Item:
         return "\n".join([*messages, str(self.tools or "")])
 
     @cached_property
-    def question(self) -> str:
+    def answer_digest(self) -> str:
         """Digest of what an answer depends on: answers are kept by it."""
-        return digest([self.id, self.identity])
+        return digest([self.id, self.prompt_digest])
 
     @cached_property
-    def scoring(self) -> str:
+    def scorer_digest(self) -> str:
         """Digest of what the score of an answer depends on beside the answer."""
         inputs = [self.answer, self.scorer, self.language]
         if self.user_scorer:
@@ -192,7 +192,7 @@ class Item:
     @property
     def fingerprint(self) -> str:
         """Content of the item as far as a score depends on it."""
-        return digest([self.question, self.scoring])
+        return digest([self.answer_digest, self.scorer_digest])
 
 
 Items = tuple[Item, ...]
@@ -440,7 +440,7 @@ class Selection:
 
 
 @frozen
-class Cell:
+class Query:
     """Soup on items of the search split, by their positions in it; None stands for the whole split."""
 
     weights: Weights

@@ -87,10 +87,10 @@ class Benchmark(BenchmarkItems):
             raise UserError(
                 "benchmark.path is not set: try +experiment=bfcl, or benchmark.path=items.jsonl"
             )
-        from souping.evaluate.scoring import load
+        from souping.evaluate.scoring import load_scorers
 
         path = expanded(self.path, "benchmark.path")
-        scorers = load(self.scorers or {})
+        scorers = load_scorers(self.scorers or {})
         text = text_of(path).removeprefix("\ufeff")  # and no splitlines: JSON may hold U+2028
         items = list[tuple[str, Item]]()
         for number, line in enumerate(text.split("\n"), start=1):
@@ -253,10 +253,10 @@ def _item(row: JsonObject, where: str, scorers: Mapping[str, UserScorer]) -> Ite
 
 def _checked(item: Item, where: str) -> Item:
     """The item, if its scorer can score it."""
-    from souping.evaluate.scoring import check
+    from souping.evaluate.scoring import check_item
 
     try:
-        check(item)
+        check_item(item)
     except UserError as error:
         raise error.at(where) from error
     return item

@@ -32,7 +32,7 @@ from souping.core.types import (
 from souping.core.unit import POINTS, Unit
 from souping.evaluate.logged import item_line, log_in, records_by_item
 from souping.evaluate.servers.process import ENDED, Process
-from souping.logs.sources import read
+from souping.logs.sources import read_logs
 from souping.logs.tables import is_table
 
 ITEMS_FILE = "items.jsonl"
@@ -224,7 +224,7 @@ class CommandEvaluator(Evaluator):
         """Records of these items from a command's log, and why there are not all of them."""
         try:
             requested = _requested(attempt)
-            (log,) = read(_whole_lines(attempt, log_in(attempt / "out")), lower=None)
+            (log,) = read_logs(_whole_lines(attempt, log_in(attempt / "out")), lower=None)
         except (UserError, OSError, ValueError) as error:
             return {}, f"left no log that can be read: {first_line(error)}"
         try:

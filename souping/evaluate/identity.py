@@ -24,7 +24,7 @@ MEASURING = {
 """Settings that make another measurement of the same claim: the machine, the batch and the draws of answers."""
 
 
-def fingerprint(evaluator: Evaluator) -> str:
+def evaluator_fingerprint(evaluator: Evaluator) -> str:
     """Digest of everything that an answer or score depends on besides the model, the item and its block."""
     try:
         return digest(dict(evaluator.settings))

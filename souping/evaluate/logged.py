@@ -96,7 +96,7 @@ def _record(item: str, answers: Sequence[LoggedAnswer]) -> Record:
     outcome: Outcome = "finished"
     if missing:
         outcome = "unanswered"
-    elif any(answer.cut for answer in answers):
+    elif any(answer.truncated for answer in answers):
         outcome = "truncated"
     return Record(
         item=item,

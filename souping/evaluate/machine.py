@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import get_args
 
 from souping.checkpoints.checkpoint import Checkpoint
-from souping.checkpoints.folder import has_weights, read_config, setting
+from souping.checkpoints.folder import has_weights, read_model_config, setting
 from souping.core.fields import Precision
 from souping.core.protocols import ModuleSettings
 from souping.core.system import cores
@@ -65,7 +65,7 @@ def dtype_of(architecture_folder: Path) -> Precision | None:
     """What a module of these candidates computes in on a GPU; None for a config's dtype that no setting names."""
     if has_weights(architecture_folder):
         return compute_dtype(open_headers(architecture_folder))
-    dtype = setting(read_config(architecture_folder), "dtype") or "float32"
+    dtype = setting(read_model_config(architecture_folder), "dtype") or "float32"
     return next((name for name in get_args(Precision) if name == dtype), None)
 
 
@@ -89,14 +89,14 @@ def compute_dtype(model: Checkpoint) -> Precision:
     return computed[-1]
 
 
-def cut(items: Sequence[Item], size: int) -> list[Items]:
+def batches(items: Sequence[Item], size: int) -> list[Items]:
     """Items in batches of this size, in their order."""
     return [tuple(items[begin : begin + size]) for begin in range(0, len(items), size)]
 
 
 def cut_by_length(items: Sequence[Item], length: Callable[[Item], int], size: int) -> list[Items]:
     """Items of similar length together (little padding), in an order that depends on the items alone."""
-    return cut(sorted(items, key=lambda item: (length(item), item.id)), size)
+    return batches(sorted(items, key=lambda item: (length(item), item.id)), size)
 
 
 def repeat_size(size: int, sampled: bool, repeat: int) -> int:

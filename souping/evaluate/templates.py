@@ -23,7 +23,7 @@ from types import SimpleNamespace
 from typing import TYPE_CHECKING, Annotated, Any
 
 from souping.core.child import Child
-from souping.core.fields import Bounds, Share, Temperature, component, load
+from souping.core.fields import Bounds, Share, Temperature, component, load_json
 from souping.core.system import package_environment
 from souping.core.text import first_line
 from souping.core.types import Folders, Item, Json, JsonObject, Names, UserError
@@ -278,14 +278,14 @@ class Decoding:
 
     def seed_of(self, item: Item, repeat: int) -> int:
         """Seed of one answer, 63 bits. Another id of an item draws no other answers."""
-        text = f"{self.seed}\0{item.identity}\0{repeat}".encode()
+        text = f"{self.seed}\0{item.prompt_digest}\0{repeat}".encode()
         return int.from_bytes(hashlib.sha256(text).digest()[:8], "big") >> 1
 
 
 def read_generation(folder: Path) -> JsonObject:
     """The folder's generation_config.json; empty if there is none."""
     path = folder / "generation_config.json"
-    table: dict[str, Json] = load(path, dict[str, Any]) if path.is_file() else {}
+    table: dict[str, Json] = load_json(path, dict[str, Any]) if path.is_file() else {}
     return table
 
 

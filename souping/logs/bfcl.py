@@ -72,12 +72,12 @@ def _task(file: Path, scores: Path) -> tuple[Task, dict[str, Names]]:
     if score_file is None:
         raise UserError(f"{scores}: no score file of {category}: run bfcl evaluate")
 
-    totals, *failures = rows_of(score_file)
+    totals, *failures = bfcl_lines(score_file)
     wrong = {str(row["id"]) for row in failures}
     entries = {str(row["id"]): row.get("prompt") for row in failures}
     answers = []
     shared = {}
-    for row in rows_of(file):
+    for row in bfcl_lines(file):
         item = str(row["id"])
         if "prereq" not in item:
             entry = entries.get(item)
@@ -93,7 +93,7 @@ def _task(file: Path, scores: Path) -> tuple[Task, dict[str, Names]]:
     return task, shared
 
 
-def rows_of(path: Path) -> list[dict[str, Any]]:
+def bfcl_lines(path: Path) -> list[dict[str, Any]]:
     """The lines of a result or score file.
 
     Raises:

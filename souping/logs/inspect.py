@@ -126,7 +126,7 @@ def _answers(file: str, scorers: list[str], group: str) -> Iterator[tuple[str, L
                 group=str(sample.metadata.get(group, "")) if group else "",
                 repeat=sample.epoch - 1,
                 missing=math.isnan(score) or bool(sample.error),
-                cut=bool(sample.limit) if limited else None,
+                truncated=bool(sample.limit) if limited else None,
                 tokens=sum(tokens) if tokens else None,
                 prompt=text,
                 output=output,

@@ -8,8 +8,8 @@ from typing import Any
 
 import numpy as np
 
-from souping.core.fields import load
-from souping.core.json_fields import elements, number, part, texts
+from souping.core.fields import load_json
+from souping.core.json_fields import finite_number, list_at, part, texts
 from souping.core.parsing import MAX_DEPTH
 from souping.core.text import shown
 from souping.core.types import Json, Names, UserError
@@ -45,7 +45,7 @@ def results_of(path: Path, name: str = "") -> list[Path]:
 def read_lm_eval(path: Path, name: str, group: str) -> Log:
     """The newest results of one model, with the answers in its samples."""
     *older, newest = results_of(path, name)
-    table: LogRow = load(newest, dict[str, Any])
+    table: LogRow = load_json(newest, dict[str, Any])
     tasks = {task: _task(newest, table, task, group) for task in part(table, "configs")}
     if not tasks or not part(table, "results"):
         raise UserError(f"{newest}: no results of lm_eval's tasks")
@@ -76,7 +76,7 @@ def samples_of(path: Path) -> Iterator[tuple[str, LogRow]]:
     if not results:
         raise UserError(f"{path}: no {RESULTS} of lm_eval")
     newest = results[-1]
-    for task in part(load(newest, dict[str, Any]), "configs"):
+    for task in part(load_json(newest, dict[str, Any]), "configs"):
         file = _samples(newest, task)
         with file.open(encoding="utf-8", errors="replace") as lines:
             for sample in json_lines(file, lines):
@@ -85,7 +85,7 @@ def samples_of(path: Path) -> Iterator[tuple[str, LogRow]]:
 
 def requests_of(sample: LogRow) -> Iterator[tuple[Json, Json]]:
     """(arguments, responses) of each request of a sample."""
-    return zip(part(sample, "arguments").values(), elements(sample, "resps"), strict=False)
+    return zip(part(sample, "arguments").values(), list_at(sample, "resps"), strict=False)
 
 
 def _samples(results: Path, task: str) -> Path:
@@ -148,7 +148,7 @@ def _task_figures(table: LogRow, key: str, tasks: Names) -> dict[str, float]:
     """{task: its figure of a metric} where that can be a mean."""
     figures = {}
     for task in tasks:
-        figure = number(part(part(table, "results"), task).get(key))
+        figure = finite_number(part(part(table, "results"), task).get(key))
         if figure is not None and abs(figure) <= LARGEST_FIGURE:
             figures[task] = figure
     return figures
@@ -157,7 +157,7 @@ def _task_figures(table: LogRow, key: str, tasks: Names) -> dict[str, float]:
 def _size(path: Path, table: LogRow, task: str) -> float:
     """Number of a task's samples, 0 where the harness does not say."""
     value = part(part(table, "n-samples"), task).get("effective") or 0
-    size = number(value)
+    size = finite_number(value)
     if size is None or not 0 <= size <= LARGEST_FIGURE:
         raise UserError(
             f"{path}: n-samples.{task}.effective={shown(str(value))}: not a number of samples: "

@@ -309,7 +309,7 @@ def _answer_array(items: Sequence[str], runs: Sequence[LoggedMetric]) -> FloatAr
         for a in sorted(run.answers, key=lambda answer: answer.repeat):
             if a.item in item_place:
                 places.append((number, answered[a.item], item_place[a.item]))
-                values.append((a.score, a.missing, a.cut, a.tokens, a.characters))
+                values.append((a.score, a.missing, a.truncated, a.tokens, a.characters))
                 answered[a.item] += 1
 
     _, repeats, item = max(places, key=lambda place: place[1])

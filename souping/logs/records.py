@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy as np
 
-from souping.core.json_fields import number
+from souping.core.json_fields import finite_number
 from souping.core.parsing import nests_deeply
 from souping.core.text import first_line, listed, shown
 from souping.core.types import Json, JsonObject, Names, UserError, frozen
@@ -43,11 +43,11 @@ class LoggedAnswer:
     repeat: int = 0
     missing: bool = False
     # whether the answer stopped at the limit of tokens; None: the log does not say
-    cut: bool | None = None
+    truncated: bool | None = None
     tokens: float | None = None
     characters: int | None = None
     prompt_hash: str = ""  # of the prompt as it was sent, empty where the log does not say
-    identity: str = ""  # of the question in the ledger of its store, for runs of souping
+    identity: str = ""  # of the prompt in its store, for runs of souping
     prompt: str = ""  # what the model was shown and what it answered, where the log has them
     output: str = ""
 
@@ -190,7 +190,7 @@ def _metric(
     if scores.size and np.abs(scores).max() <= LARGEST_FIGURE:
         mean = scores.mean()
 
-    figure = number(reported)
+    figure = finite_number(reported)
     agrees = figure is not None and np.isclose(mean, figure, rtol=1e-6, atol=1e-6)
     if (reported is not None and not agrees) or (scores.size and np.isnan(mean)):
         is_mean = False

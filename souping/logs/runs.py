@@ -130,7 +130,7 @@ def _answers(line: LogRow, answered: LogRow, group: str, best: bool) -> Iterator
             group=str(line["doc"].get(group or "group") or ""),
             repeat=number,
             missing=outcome == "unanswered",
-            cut=outcome == "truncated",
+            truncated=outcome == "truncated",
             characters=len(output),
             prompt_hash=answered.get("sent_hash", ""),
             identity=line["prompt_hash"],

@@ -13,7 +13,7 @@ from souping.core.files import expanded
 from souping.core.protocols import ScoreSource
 from souping.core.types import FloatArray, Item, ItemScores, Names, ScoreMatrix, UserError
 from souping.logs.match import matched
-from souping.logs.sources import logs_in, read
+from souping.logs.sources import logs_in, read_logs
 
 
 @component
@@ -42,7 +42,7 @@ class LogScores(ScoreSource):
 
     @cached_property
     def _scores(self) -> ScoreMatrix:
-        logs = {name: read(path, group=self.group or "") for name, path in self._paths.items()}
+        logs = {name: read_logs(path, group=self.group or "") for name, path in self._paths.items()}
         common = matched(logs)
         metrics = [metrics[0] for metrics in common.metrics.values() if metrics[0].is_mean]
         if not metrics:

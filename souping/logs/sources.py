@@ -22,8 +22,8 @@ from souping.logs.tables import (
     is_scores,
     is_table,
     read_frame,
+    read_log_table,
     read_scores,
-    read_table,
 )
 
 LOG_KINDS = (
@@ -33,7 +33,7 @@ LOG_KINDS = (
 LOG_SUFFIXES = (".csv", ".jsonl", ".parquet", ".json", ".eval")
 
 
-def read(
+def read_logs(
     source: LogSource,
     *,
     group: str = "",
@@ -147,7 +147,7 @@ def _read(source: LogSource, options: TableOptions) -> tuple[Log, ...]:
         return read_frame(source, options)
     path, model = _path_and_model(source)
     if is_table(regular(path)):
-        return read_table(path, replace(options, model=model))
+        return read_log_table(path, replace(options, model=model))
     return (_read_harness(path, model, options),)
 
 

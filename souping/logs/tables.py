@@ -113,7 +113,7 @@ def read_scores(scores: Scores, options: TableOptions) -> tuple[Log, ...]:
     return tuple(replace(log, harness="array") for log in logs)
 
 
-def read_table(path: Path, options: TableOptions) -> tuple[Log, ...]:
+def read_log_table(path: Path, options: TableOptions) -> tuple[Log, ...]:
     """The logs in a CSV, JSONL or parquet file; several where it has a column `run`."""
     try:
         if path.suffix.lower() == ".parquet":
@@ -313,7 +313,7 @@ def _answer(where: str, row: LogRow) -> LoggedAnswer:
         group=_text(row, "group"),
         repeat=int(repeat or 0),
         missing=score is None or unanswered,
-        cut=None if row.get("stop_reason") is None else stop_reason in CUT_REASONS,
+        truncated=None if row.get("stop_reason") is None else stop_reason in CUT_REASONS,
         tokens=tokens,
         characters=len(output) or None,
         prompt_hash=prompt_hash,

@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Literal, TypeAlias
 from souping.checkpoints.fingerprints import Cache
 from souping.checkpoints.folder import Like
 from souping.core.protocols import Component, WeightStream
-from souping.core.similarity import PoolSimilarity
 from souping.core.types import Folders, Names, ProgressCallback, Recipe, TokenIds
+from souping.core.weight_similarity import PoolSimilarity
 
 if TYPE_CHECKING:
     import torch
@@ -29,11 +29,11 @@ Extra: TypeAlias = Mapping[str, str] | None
 """{name: content} of files that a soup's folder gets besides its own."""
 
 
-class Pourable(ABC):
+class LoadableModel(ABC):
     """Live module that becomes one soup after another."""
 
     @abstractmethod
-    def pour(self, recipe: Recipe) -> None: ...
+    def load_soup(self, recipe: Recipe) -> None: ...
 
 
 class SoupPlan(ABC):
@@ -91,7 +91,7 @@ class CandidatePool(Component, ABC):
     def plan(self, recipe: Recipe) -> SoupPlan: ...
 
     @abstractmethod
-    def live(self, module: torch.nn.Module) -> Pourable: ...
+    def live(self, module: torch.nn.Module) -> LoadableModel: ...
 
     def stream(self, recipe: Recipe) -> WeightStream | None:
         """The soup's weights in chunks; None where soups of this pool are only written."""

@@ -31,7 +31,7 @@ from souping.merge.stored import load_plan
 from souping.merge.writer import FillShards, fill_shards, write_checkpoint
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
+def merge_plan(arguments: Sequence[str] | None = None) -> int:
     """Exit status: 0, or 2 with one line on standard error (and the traceback of a fault in souping)."""
     parser = argparse.ArgumentParser(prog="python -m souping.merge", description=__doc__)
     parser.add_argument("plan", type=Path, help="a plan saved by `souping plan merge`")
@@ -108,4 +108,4 @@ def _stop(number: int, _: FrameType | None) -> NoReturn:
 
 
 if __name__ == "__main__":
-    raise SystemExit(main())
+    raise SystemExit(merge_plan())

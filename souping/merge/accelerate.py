@@ -273,14 +273,14 @@ def usable_gpu(number: int) -> torch.device | None:
     if not torch.cuda.is_available() or os.environ.get("ACCELERATE_USE_CPU", "").lower() == "true":
         return None
     device = torch.device("cuda", number)
-    if agrees(device):
+    if device_agrees(device):
         return device
     log.warning("%s does not round as specified: its rank works on the CPU", device)
     return None
 
 
 # The arithmetic of `kernels` in torch: `add_(x, alpha=w)` is one fused multiply-add on fp32, in
-# the plan's order; roundings are IEEE's. `agrees` tries whether a device really does that.
+# the plan's order; roundings are IEEE's. `device_agrees` tries whether a device really does that.
 
 SAMPLE = 20_011
 
@@ -329,7 +329,7 @@ def _rounded(total: torch.Tensor, dtype: str) -> tuple[torch.Tensor, torch.Tenso
     return bits.view(torch.uint8), torch.isfinite(soup).all()
 
 
-def agrees(device: torch.device) -> bool:
+def device_agrees(device: torch.device) -> bool:
     """Whether the device's bits are those of the kernels on a sample of random bits."""
     import torch
 

@@ -21,19 +21,19 @@ from souping.checkpoints.end_tokens import GENERATION, eos_token_ids
 from souping.checkpoints.fingerprints import Cache, fingerprint_of
 from souping.checkpoints.folder import TIED
 from souping.checkpoints.header import FLOATS, TORCH_NAMES, Tensor, inside, small
-from souping.checkpoints.hub import cached_name, parse
+from souping.checkpoints.hub import cached_name, parse_name
 from souping.checkpoints.lora import ADAPTER_WEIGHTS, CONFIG, Adapter, FactorPair
 from souping.core.files import expanded, folder_at
 from souping.core.folders import staged
-from souping.core.similarity import PoolSimilarity
 from souping.core.text import shown
 from souping.core.types import FloatArray, Folders, Names, Recipe, TokenIds, UserError
+from souping.core.weight_similarity import PoolSimilarity
 from souping.merge import (
     CandidatePool,
     Extra,
+    LoadableModel,
     MergeBackend,
     OptionalProgress,
-    Pourable,
     SoupPlan,
     factors,
 )
@@ -41,7 +41,6 @@ from souping.merge.alignment import Alignment
 from souping.merge.kernels import torch_dtype
 from souping.merge.live import LiveModule
 from souping.merge.plan import base_name, tokenizer_source
-from souping.merge.similarity import FEWEST_BLOCKS, update_similarity
 from souping.merge.soup_files import (
     RECIPE,
     companion_files,
@@ -49,6 +48,7 @@ from souping.merge.soup_files import (
     with_extra,
     write_soup_files,
 )
+from souping.merge.weight_samples import FEWEST_BLOCKS, update_similarity
 
 if TYPE_CHECKING:
     import torch
@@ -87,7 +87,7 @@ class AdapterPool(CandidatePool):
             UserError: an adapter is broken or no plain LoRA, they have no common base, or do not fit it, or a merge
                 setting makes no sense for adapters.
         """
-        check_settings(merge)
+        check_adapter_settings(merge)
         self._merge = merge
         self.adapters = dict[str, Adapter]()
         for name, folder in folders.items():
@@ -196,7 +196,7 @@ class AdapterPool(CandidatePool):
         """As the Hub's cache, the adapters or the base's config name it."""
         names = [cached_name(self.base.folder.resolve()), self.base.config.get("_name_or_path")]
         names[1:1] = [adapter.settings.base for adapter in self.adapters.values()]
-        repos = filter(None, map(parse, map(str, names)))
+        repos = filter(None, map(parse_name, map(str, names)))
         return next((name.repo for name in repos), "")
 
     @property
@@ -261,10 +261,10 @@ class AdapterPool(CandidatePool):
         )
         used = {name: self.adapters[name] for name in recipe.ingredients}
         text = recipe_text(recipe, plan.tokenizer_source, nonfinite)
-        return {CONFIG: factors.config_text(shares, used, self.base.folder), RECIPE: text}
+        return {CONFIG: factors.adapter_config_text(shares, used, self.base.folder), RECIPE: text}
 
     def live(self, module: torch.nn.Module) -> AdapterLive:
-        """The base's live module (loaded from `architecture_folder`), ready to be poured into."""
+        """The base's live module (loaded from `architecture_folder`), ready to take soups."""
         if self._merge.adapters == "merge" and self._merge.dtype not in (None, self.base.dtype):
             alone = Recipe(
                 ingredients=("base",),
@@ -274,7 +274,7 @@ class AdapterPool(CandidatePool):
             )
             LiveModule(
                 Alignment({"base": self.base}), module, nonfinite=self._merge.nonfinite
-            ).pour(alone)
+            ).load_soup(alone)
         return AdapterLive(self, module)
 
     def reader(self) -> factors.TensorReader:
@@ -306,8 +306,8 @@ def _merged(recipe: Recipe) -> bool:
     return recipe.settings.get("adapters") == "merge"
 
 
-class AdapterLive(Pourable):
-    """Live base model that `pour` makes base + sum_i w_i s_i B_i A_i of a recipe, again and again.
+class AdapterLive(LoadableModel):
+    """Live base model that `load_soup` makes base + sum_i w_i s_i B_i A_i of a recipe, again and again.
 
     Only the weights that some adapter of the pool changes are touched.
     """
@@ -319,7 +319,7 @@ class AdapterLive(Pourable):
         _untie(module, [site for site in pool.sites.values() if site.shared])
         self._changed: set[str] = set()
 
-    def pour(self, recipe: Recipe) -> None:
+    def load_soup(self, recipe: Recipe) -> None:
         """Put the recipe's soup into the module, in place. Modules that only other adapters change get the base's
         weight back.
 
@@ -536,7 +536,7 @@ def _full_weights_are_base(base: Checkpoint, name: str, adapter: Adapter) -> Non
             )
 
 
-def check_settings(merge: MergeBackend) -> None:
+def check_adapter_settings(merge: MergeBackend) -> None:
     """Refuse settings that have no meaning for adapters.
 
     Raises:

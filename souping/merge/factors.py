@@ -141,7 +141,7 @@ class Product:
     def added(self, base: Float32, start: int) -> Float32:
         """`base` [n, columns] (rows from `start` of the weight) plus the product, summed in fp64, rounded to fp32.
 
-        fp64 keeps the sum independent of how a matrix library splits the work, so that pouring and writing agree.
+        fp64 keeps the sum independent of how a matrix library splits the work, so that loading and writing agree.
         """
         with np.errstate(over="ignore", invalid="ignore"):
             total = self.left[start : start + len(base)].astype(np.float64) @ self.right
@@ -202,7 +202,7 @@ def soup_rank(shares: AdapterShares) -> int:
     return max(map(rank_of, shares.values()))
 
 
-def config_text(shares: AdapterShares, adapters: Mapping[str, Adapter], base: Path) -> str:
+def adapter_config_text(shares: AdapterShares, adapters: Mapping[str, Adapter], base: Path) -> str:
     """adapter_config.json of the soup: alpha = rank, so that PEFT scales by exactly 1.
 
     The base model is named so that it is found from every folder: as on the Hub, or by its absolute path.

@@ -1,4 +1,4 @@
-"""Soups in memory, no disk: poured into the parameters of a live module, or packed into chunks for an engine.
+"""Soups in memory, no disk: loaded into the parameters of a live module, or packed into chunks for an engine.
 
 A parameter gets the very numbers that writing the soup and loading it back would give: fp32 accumulation, one rounding
 to the soup's dtype, then the cast to the parameter's dtype.
@@ -29,7 +29,7 @@ from souping.core.protocols import WeightChunk, WeightStream
 from souping.core.system import cores
 from souping.core.text import first_line, listed
 from souping.core.types import FloatArray, Recipe, UserError
-from souping.merge import Pourable
+from souping.merge import LoadableModel
 from souping.merge.alignment import Alignment
 from souping.merge.chunks import Chunk, ThreadTask, blocks, run_tasks, tensor_chunks
 from souping.merge.kernels import get_method, torch_dtype
@@ -42,7 +42,7 @@ if TYPE_CHECKING:
     import torch
 
 SMALL_SOUP_BYTES = 1 << 22  # bytes of a soup below which a second thread costs more than it brings
-POUR_THREADS = min(cores(), 4)  # an eighth of a pour holds the GIL
+LOAD_THREADS = min(cores(), 4)  # an eighth of a load holds the GIL
 ReadRow = Callable[[int, int], Raw]
 """row(byte offset in its file, number of bytes): fewer if the file ends early"""
 
@@ -112,11 +112,11 @@ class SoupMixer:
         for tensor in tensors:
             end = tensor.offset + tensor.nbytes
             tasks += self.tasks(plan, tensor, flat[tensor.offset : end], tensor.dtype)
-        run_tasks(tasks, POUR_THREADS)
+        run_tasks(tasks, LOAD_THREADS)
 
 
-class LiveModule(Pourable):
-    """Open ingredients and a live module: `pour` makes the module that recipe's soup, again and again."""
+class LiveModule(LoadableModel):
+    """Open ingredients and a live module: `load_soup` makes the module that recipe's soup, again and again."""
 
     def __init__(
         self, alignment: Alignment, module: torch.nn.Module, *, nonfinite: str = "error"
@@ -127,7 +127,7 @@ class LiveModule(Pourable):
         self._mixer = SoupMixer()
         self._targets = ModuleTargets(module)
 
-    def pour(self, recipe: Recipe) -> None:
+    def load_soup(self, recipe: Recipe) -> None:
         """Put the recipe's soup into the module, in place. Tied parameters are written once.
 
         If the soup has another number of vocabulary rows, the module's embeddings are resized first. If the module's
@@ -136,7 +136,7 @@ class LiveModule(Pourable):
 
         Raises:
             UserError: the ingredients do not fit each other or the module, one has changed since it was opened, or NaN
-                or infinity is found (the module then holds a part of the soup: pour again).
+                or infinity is found (the module then holds a part of the soup: load again).
         """
         self._alignment.check_unchanged(recipe)
         plan = self._alignment.plan(recipe, nonfinite=self._nonfinite)
@@ -146,7 +146,7 @@ class LiveModule(Pourable):
             soup = {tensor.name: self._soup_tensor(plan, tensor) for tensor in plan.tensors}
             reload(self._module, soup)
             return
-        threads = 1 if plan.nbytes < SMALL_SOUP_BYTES else POUR_THREADS
+        threads = 1 if plan.nbytes < SMALL_SOUP_BYTES else LOAD_THREADS
         run_tasks(self._tasks(plan, places), threads)
 
     def _tasks(

@@ -29,7 +29,6 @@ from souping.checkpoints.layouts import common, rules_of
 from souping.checkpoints.lora import is_adapter
 from souping.core.fields import Precision, component, pick
 from souping.core.protocols import WeightStream
-from souping.core.similarity import PoolSimilarity
 from souping.core.text import is_user_code, listed, parse_size
 from souping.core.types import (
     Folders,
@@ -41,15 +40,16 @@ from souping.core.types import (
     UserError,
     Weights,
 )
+from souping.core.weight_similarity import PoolSimilarity
 from souping.merge import (
     Adapters,
     CandidatePool,
     Extra,
     Format,
+    LoadableModel,
     MergeBackend,
     Nonfinite,
     OptionalProgress,
-    Pourable,
     SoupPlan,
     Vocab,
 )
@@ -57,7 +57,7 @@ from souping.merge.alignment import Alignment, Layout, check_tensor_weights, fit
 from souping.merge.kernels import COMPILED_METHODS, get_method
 from souping.merge.live import LiveModule, SoupMixer
 from souping.merge.plan import MergePlan, tokenizer_source
-from souping.merge.similarity import WeightedSum, WeightSample
+from souping.merge.weight_samples import WeightedSum, WeightSample
 
 if TYPE_CHECKING:
     import torch
@@ -136,7 +136,7 @@ class ModelMerge(MergeBackend, Generic[P]):
     ) -> Path: ...
 
     @abstractmethod
-    def live(self, models: Alignment, module: torch.nn.Module) -> Pourable: ...
+    def live(self, models: Alignment, module: torch.nn.Module) -> LoadableModel: ...
 
     def open(
         self, folders: Folders, cache: Cache = None, like: Like | None = None
@@ -275,8 +275,8 @@ class LocalMerge(ModelMerge[MergePlan]):
 
         fill_shards(plan, stage, progress)
 
-    def live(self, models: Alignment, module: torch.nn.Module) -> Pourable:
-        """The open pool and a module that `pour(recipe)` fills, again and again."""
+    def live(self, models: Alignment, module: torch.nn.Module) -> LoadableModel:
+        """The open pool and a module that `load_soup(recipe)` fills, again and again."""
         return LiveModule(models, module, nonfinite=self.nonfinite)
 
 
@@ -401,7 +401,7 @@ class FullModelPool(CandidatePool, Generic[P]):
     def plan(self, recipe: Recipe) -> P:
         return self._merge.plan(recipe, self._alignment)
 
-    def live(self, module: torch.nn.Module) -> Pourable:
+    def live(self, module: torch.nn.Module) -> LoadableModel:
         return self._merge.live(self._alignment, module)
 
     def stream(self, recipe: Recipe) -> WeightStream | None:

@@ -23,7 +23,6 @@ from souping.checkpoints.header import TORCH_NAMES, inside, small
 from souping.core.fields import Name, Precision, Seed, component
 from souping.core.folders import staged, write_files
 from souping.core.reading import to_json
-from souping.core.similarity import PoolSimilarity
 from souping.core.text import missing
 from souping.core.types import (
     Folders,
@@ -34,7 +33,8 @@ from souping.core.types import (
     UserError,
     frozen,
 )
-from souping.merge import CandidatePool, Extra, Nonfinite, OptionalProgress, Pourable, SoupPlan
+from souping.core.weight_similarity import PoolSimilarity
+from souping.merge import CandidatePool, Extra, LoadableModel, Nonfinite, OptionalProgress, SoupPlan
 from souping.merge.alignment import Alignment
 from souping.merge.local import ModelMerge
 from souping.merge.plan import Ingredient, MergePlan, check_ingredients
@@ -156,7 +156,7 @@ class MergekitMerge(ModelMerge[MergekitPlan | MergePlan]):
             check_ingredients(plan.ingredients)
         return Path(out)
 
-    def live(self, models: Alignment, module: torch.nn.Module) -> Pourable:
+    def live(self, models: Alignment, module: torch.nn.Module) -> LoadableModel:
         return MergekitLive(self, models, module)
 
     def needs(self) -> list[Missing]:
@@ -241,7 +241,7 @@ def _carry(plan: MergekitPlan, stage: Path) -> None:
     write_files(stage, generation_config(stage, homes))
 
 
-class MergekitLive(Pourable):
+class MergekitLive(LoadableModel):
     """Live module that takes mergekit's soups."""
 
     def __init__(self, merge: MergekitMerge, models: Alignment, module: torch.nn.Module) -> None:
@@ -249,8 +249,8 @@ class MergekitLive(Pourable):
         self._models = models
         self._module = module
 
-    def pour(self, recipe: Recipe) -> None:
-        """Write the soup, then pour that one checkpoint. Raises UserError as `MergekitMerge.write`."""
+    def load_soup(self, recipe: Recipe) -> None:
+        """Write the soup, then load that one checkpoint. Raises UserError as `MergekitMerge.write`."""
         from souping.merge.live import LiveModule
 
         with tempfile.TemporaryDirectory(prefix="souping-") as folder:
@@ -261,7 +261,7 @@ class MergekitLive(Pourable):
             )
             LiveModule(
                 Alignment({"soup": soup}), self._module, nonfinite=self._merge.nonfinite
-            ).pour(alone)
+            ).load_soup(alone)
 
 
 EXPORTED_METHODS = ("linear", "task_arithmetic", "slerp")

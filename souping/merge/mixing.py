@@ -31,7 +31,7 @@ log = logging.getLogger(__name__)
 
 
 WARNING_LOCK = threading.Lock()
-# elements of a sum of inner products; a fixed step gives the same sums in every rank and pour
+# elements of a sum of inner products; a fixed step gives the same sums in every rank and load
 PRODUCT_ELEMENTS = 1 << 16
 # bytes of a line of the cache, at which rows begin, each one further: else they would share a set of it
 LINE = 64

@@ -29,9 +29,9 @@ from souping.checkpoints.folder import INDEX, SINGLE
 from souping.checkpoints.header import header_bytes, size_of
 from souping.core.fields import Bounds
 from souping.core.reading import to_json
-from souping.core.similarity import PoolSimilarity
 from souping.core.text import human, safe
 from souping.core.types import Json, Names, Recipe, frozen
+from souping.core.weight_similarity import PoolSimilarity
 from souping.merge import Format, Nonfinite, SoupPlan
 
 HUGE = 1e30  # no weight is larger; fp32 holds its products

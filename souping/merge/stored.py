@@ -28,7 +28,7 @@ from souping.checkpoints.pickles import Made, pickled
 from souping.checkpoints.sharded import META, OPTIMISER, ZIP, Sharded, metadata
 from souping.checkpoints.trainers import TRAINERS, step_pattern
 from souping.checkpoints.views import View, row_major
-from souping.core.fields import load
+from souping.core.fields import load_json
 from souping.core.open_files import reserve
 from souping.core.text import shown
 from souping.core.types import Folders, Recipe, UserError
@@ -319,7 +319,7 @@ def load_plan(path: Path) -> MergePlan:
     Raises:
         UserError: the file is not a plan, or an ingredient is missing or has changed.
     """
-    table: PlanFile = load(path, PlanFile)
+    table: PlanFile = load_json(path, PlanFile)
     files = table["files"]
     names = chain.from_iterable(files.values())
     allow_pickle = any(name.endswith((".bin", ".pt")) for name in names)

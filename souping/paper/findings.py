@@ -19,12 +19,12 @@ from souping.paper.published import (
     flores,
     leaderboard,
     published,
+    published_results,
     recipes,
-    results,
     totals,
 )
 from souping.paper.readings import PAPERS_SELECTION, STATED, difference
-from souping.search.points import grid
+from souping.search.points import weight_grid
 
 FindingVerdict = Literal["agrees", "differs", "cannot be redone"]
 """Of a `Finding`."""
@@ -116,7 +116,7 @@ def _selections() -> Iterator[Finding]:
 
 def on_grid(weights: Sequence[float]) -> int:
     """Which point of the paper's grid these weights are, from 1; 0 if none."""
-    points = [np.round(point, 9).tolist() for point in grid(len(weights))]
+    points = [np.round(point, 9).tolist() for point in weight_grid(len(weights))]
     target = np.round(weights, 9).tolist()
     return points.index(target) + 1 if target in points else 0
 
@@ -124,7 +124,7 @@ def on_grid(weights: Sequence[float]) -> int:
 def _weights() -> Iterator[Finding]:
     for name, recipe in recipes().items():
         place = on_grid([*recipe.values()])
-        size = len(grid(len(recipe)))
+        size = len(weight_grid(len(recipe)))
         paper = ", ".join(f"{weight:g} {model}" for model, weight in recipe.items())
         ours = f"point {place} of the {size} of its grid" if place else "no point of its grid"
         yield _finding("Section 4.2.1", f"weights of {name}", paper, ours, bool(place))
@@ -189,7 +189,7 @@ def _mgsm_total() -> Finding:
 
 
 def _mgsm_singles() -> Finding:
-    rows = results("mgsm", "7b")
+    rows = published_results("mgsm", "7b")
     means = {name: row.mean() for name, row in columns("mgsm.csv").items()}
     agrees = all(abs(mean - float(rows[name]["score"])) < 0.06 for name, mean in means.items())
     paper = ", ".join(rows[name]["score"] for name in means)
@@ -200,7 +200,9 @@ def _mgsm_singles() -> Finding:
 
 def _table3() -> Finding:
     """The BFCL scores of Table 3's ingredients, against those of the soup's in Table 1b."""
-    name_of = {float(row["score"]): name for name, row in results("bfcl_v3", "8b").items()}
+    name_of = {
+        float(row["score"]): name for name, row in published_results("bfcl_v3", "8b").items()
+    }
     models = []
     scores = []
     names = []

@@ -37,7 +37,7 @@ class PaperTable:
     @property
     def chosen(self) -> Names:
         """What the paper selected, in the order of the score table."""
-        rows = results(self.benchmark, self.scale)
+        rows = published_results(self.benchmark, self.scale)
         return tuple(
             name for name in self.scores.models if rows.get(name, {}).get("role") == "ingredient"
         )
@@ -59,7 +59,7 @@ PAPER_TABLES = (
 )
 
 
-def results(benchmark: str, scale: str) -> dict[str, dict[str, str]]:
+def published_results(benchmark: str, scale: str) -> dict[str, dict[str, str]]:
     """{row: its line of results.csv}."""
     rows = published("results.csv")
     return {
@@ -69,7 +69,7 @@ def results(benchmark: str, scale: str) -> dict[str, dict[str, str]]:
 
 def totals(benchmark: str, scale: str) -> dict[str, float]:
     """{row: percent} of a benchmark in results.csv, with its `best candidate`."""
-    rows = results(benchmark, scale)
+    rows = published_results(benchmark, scale)
     scores = {name: float(row["score"]) for name, row in rows.items()}
     candidates = [name for name in rows if rows[name]["role"] in ("ingredient", "candidate")]
     return {**scores, "best candidate": max(scores[name] for name in candidates)}

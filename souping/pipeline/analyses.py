@@ -76,7 +76,7 @@ def run_scores(
         soups=steps.soups(searched),
         trials=tuple(mixtures.values()),
         objective=settings.objective,
-        correlation=settings.selector.measure or pearson,
+        correlation=settings.selector.deciding_correlation or pearson,
         metric=searched.selected.selection.metric or "pearson",
         search=search,
         parts=parts,
@@ -102,7 +102,7 @@ def _report_scores(stored: Evaluation, state: Reported) -> dict[str, ItemScores]
 # ---------------------------------------------------------------- one analysis
 
 
-def results() -> dict[str, type[AnalysisResult]]:
+def analysis_results() -> dict[str, type[AnalysisResult]]:
     """{analysis of this package: class of what it finds}"""
     from souping.analysis.consistency import ConsistencyResult
     from souping.analysis.front import FrontResult

@@ -37,7 +37,7 @@ from souping.evaluate.benchmark import Splits, limit_splits, make_splits, shares
 from souping.pipeline.evaluation import Evaluation, EvaluatorWorker, open_worker
 from souping.pipeline.executors.asking import FilesExecutor, FileWorkers, OrderedEvaluation
 from souping.pipeline.machine import check_machine
-from souping.pipeline.models import OpenPool
+from souping.pipeline.models import RunPool
 from souping.pipeline.settings import RunSettings
 from souping.pipeline.state import MIXED_ROWS, ExtraBenchmark
 from souping.pipeline.steps import extra_benchmarks
@@ -94,7 +94,7 @@ def _checks(
         yield partial(evaluator.prompts.check, names)
 
 
-def check_pool(settings: RunSettings, pool: OpenPool, evaluators: EvaluatorItems) -> None:
+def check_pool(settings: RunSettings, pool: RunPool, evaluators: EvaluatorItems) -> None:
     """Refuse candidates that cannot answer the items, soups that cannot be made, and a foreign soup in `out`."""
     if settings.pool.trajectory is not None:
         pool.check_runs(settings.pool.trajectory)
@@ -236,7 +236,7 @@ def _check_sizes(settings: RunSettings, names: Names, check: Callable[[Names], N
         raise last_error
 
 
-def check_tokenizers(pool: OpenPool, evaluators: EvaluatorItems) -> None:
+def check_tokenizers(pool: RunPool, evaluators: EvaluatorItems) -> None:
     """Refuse candidates without a tokenizer, or without a chat template if items are messages (UserError)."""
     prompts = list(itertools.chain.from_iterable(items for _, items in evaluators))
     texts = [item.text for item in prompts[:: len(prompts) // COMPARED_TEXTS + 1]]
@@ -250,7 +250,7 @@ def check_tokenizers(pool: OpenPool, evaluators: EvaluatorItems) -> None:
                 raise error.at(f"candidate {name}") from error
 
 
-def run_notes(settings: RunSettings, pool: OpenPool | None, splits: Splits | None) -> list[str]:
+def run_notes(settings: RunSettings, pool: RunPool | None, splits: Splits | None) -> list[str]:
     """What a reader of the report must know before anything is evaluated; a plan may lack the pool or the items."""
     notes = []
     if pool is not None:
@@ -308,13 +308,13 @@ class Prepared:
 
     settings: RunSettings
     splits: Splits
-    pool: OpenPool
+    pool: RunPool
     benchmarks: Mapping[str, ExtraBenchmark]
     workers: Workers
     evaluations: Mapping[str, Evaluation]
 
 
-def prepare(settings: RunSettings, store: Store, progress: Progress) -> Prepared:
+def prepare_run(settings: RunSettings, store: Store, progress: Progress) -> Prepared:
     """Check a run, open its pool, and start its workers.
 
     Raises:
@@ -333,7 +333,7 @@ def prepare(settings: RunSettings, store: Store, progress: Progress) -> Prepared
     more: Sequence[Candidate] = ()
     if settings.pool.trajectory is not None:
         more = settings.pool.trajectory.models
-    pool = OpenPool.fetch(candidates, settings.merge, store, aside=progress.aside, more=more)
+    pool = RunPool.fetch(candidates, settings.merge, store, aside=progress.aside, more=more)
     check_pool(settings, pool, pairs)
 
     settings = replace(settings, evaluator=pool.bound(settings.evaluator))
@@ -374,7 +374,7 @@ def prepare(settings: RunSettings, store: Store, progress: Progress) -> Prepared
 
 
 def _start_workers(
-    settings: RunSettings, pool: OpenPool, evaluators: Mapping[str, Evaluator], store: Store
+    settings: RunSettings, pool: RunPool, evaluators: Mapping[str, Evaluator], store: Store
 ) -> Workers:
     remote = partial(
         open_worker, Path.cwd(), pool.models, settings.merge, evaluators, dict(store.hashes)

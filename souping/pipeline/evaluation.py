@@ -38,10 +38,10 @@ from souping.core.types import (
     digest,
 )
 from souping.core.unit import SCORE_ROUNDING
-from souping.evaluate.identity import fingerprint
+from souping.evaluate.identity import evaluator_fingerprint
 from souping.evaluate.scoring import Grade, Known, user_scores
 from souping.pipeline.looks.claims import Measurement, content_of, in_order
-from souping.pipeline.models import OpenPool
+from souping.pipeline.models import RunPool
 from souping.pipeline.store import Store, StoredAnswers
 from souping.search.loop import RecipeEvaluator
 
@@ -156,7 +156,7 @@ class Evaluation(RecipeEvaluator):
 
     def key(self, recipe: Recipe) -> str:
         """What keys this soup's answers in the store besides the soup, the items and their blocks."""
-        return fingerprint(self._evaluator.for_recipe(recipe))
+        return evaluator_fingerprint(self._evaluator.for_recipe(recipe))
 
     # ------------------------------------------------------------ requests
 
@@ -240,7 +240,7 @@ class Evaluation(RecipeEvaluator):
         records: list[Record],
     ) -> dict[str, Record]:
         """Store answers as they came, then let the user's scorers score those without a score, and store that."""
-        key = (recipe, fingerprint(evaluator), evaluator.settings, block.key, items)
+        key = (recipe, evaluator_fingerprint(evaluator), evaluator.settings, block.key, items)
         self._store.add(*key, records)
         if any(math.isnan(record.score) for record in records):
             error = score_missing(items, records, self._grade, self._store.known_scores)
@@ -271,21 +271,21 @@ class Evaluation(RecipeEvaluator):
         if any_block and self.stored_scores(recipe, items).items == tuple(items):
             return {}
         evaluator = self._evaluator.for_recipe(recipe)
-        stored = self._store.load(recipe.fingerprint, fingerprint(evaluator))
+        stored = self._store.load(recipe.fingerprint, evaluator_fingerprint(evaluator))
         number = evaluator.sampling.answers_per_item
         first = min(max(1, stored.repeats), number)
         missing = dict[tuple[str, int], int]()
         for block in self._blocks(evaluator, recipe, items, first):
-            missing |= {(item.question, block.repeat): 1 for item in block.missing}
+            missing |= {(item.answer_digest, block.repeat): 1 for item in block.missing}
         if number > first:
-            missing |= {(item.question, first): number - first for item in items}
+            missing |= {(item.answer_digest, first): number - first for item in items}
         return missing
 
     def stored_answers(self, recipe: Recipe, items: Sequence[Item]) -> dict[str, list[Record]]:
         """{item id: its answers} of the items that have all of them: those of the split's own blocks or, as a search
         left them, others."""
         evaluator = self._evaluator.for_recipe(recipe)
-        stored = self._store.load(recipe.fingerprint, fingerprint(evaluator))
+        stored = self._store.load(recipe.fingerprint, evaluator_fingerprint(evaluator))
         repeats = evaluator.sampling.answers_per_item
         if stored.repeats < repeats:
             return {}
@@ -331,7 +331,9 @@ class Evaluation(RecipeEvaluator):
 
     def measurement(self, models: Sequence[Recipe], items: Sequence[Item]) -> Measurement:
         """How this evaluator measures a claim about models on items."""
-        return Measurement.of(fingerprint(self._evaluator), models, items, self.answers_per_item)
+        return Measurement.of(
+            evaluator_fingerprint(self._evaluator), models, items, self.answers_per_item
+        )
 
     def first_answers(
         self, recipe: Recipe, items: Sequence[Item], measurements: Sequence[Measurement]
@@ -388,7 +390,7 @@ class Evaluation(RecipeEvaluator):
         self, evaluator: Evaluator, recipe: Recipe, items: Sequence[Item], repeats: int
     ) -> Iterator[Block]:
         """The blocks of these items as the evaluator cuts them, compared with the store."""
-        stored = self._store.load(recipe.fingerprint, fingerprint(evaluator))
+        stored = self._store.load(recipe.fingerprint, evaluator_fingerprint(evaluator))
         ends = list(self._ends(recipe))
         for repeat in range(repeats):
             for members in batches_of(evaluator, items, repeat):
@@ -406,7 +408,7 @@ def _block(
     # block: the key names all members, and a block that lacks one answer is computed whole.
     neighbours = []
     if evaluator.sampling.blocks_matter:
-        neighbours = [item.question for item in members]
+        neighbours = [item.answer_digest for item in members]
     key = digest([neighbours, ends])
     known = dict[str, Record]()
     rescored = list[Item]()
@@ -563,7 +565,10 @@ class EvaluatorWorker(Workers):
 
     @property
     def fingerprints(self) -> dict[str, str]:
-        return {name: fingerprint(evaluator) for name, (evaluator, _) in self._evaluators.items()}
+        return {
+            name: evaluator_fingerprint(evaluator)
+            for name, (evaluator, _) in self._evaluators.items()
+        }
 
 
 def open_worker(
@@ -576,7 +581,7 @@ def open_worker(
     """A worker in another process; paths are relative to `home`."""
     if home.is_dir():
         os.chdir(home)
-    pool = OpenPool.fetch(candidates, merge, hashes=dict(digests))
+    pool = RunPool.fetch(candidates, merge, hashes=dict(digests))
     return EvaluatorWorker(pool.serving_all(evaluators))
 
 

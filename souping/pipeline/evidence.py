@@ -50,7 +50,7 @@ UNDECIDED = "no difference shown"
 
 
 @dataclass(frozen=True, kw_only=True)
-class FamilyScores:
+class KnownScores:
     """Models that are tested together with the soup, because their scores on the items may have been known.
 
     `missing` of them have no stored answers: each counts as an independent test.
@@ -90,18 +90,18 @@ class Pair:
         scores: Mapping[str, ItemScores],
         table: ItemTable,
         looks: int = 1,
-        family: FamilyScores | None = None,
+        known: KnownScores | None = None,
     ) -> Pair:
         """The pair of two rows from {recipe id: scores}.
 
-        From the second look on, `family` says among how many comparisons this one may have been picked.
+        From the second look on, `known` says among how many comparisons this one may have been picked.
         """
         a = scores[soup.recipe.id]
         b = scores[other.recipe.id]
         is_same = soup.recipe.id == other.recipe.id
         tests = 1.0
-        if looks > 1 and family is not None and not is_same:
-            tests = family.tests(a.values, b.values, table, looks)
+        if looks > 1 and known is not None and not is_same:
+            tests = known.tests(a.values, b.values, table, looks)
         models = {soup.name: a, other.name: b}
         cut = None
         if not is_same and (a.truncated.any() or b.truncated.any()):
@@ -206,7 +206,7 @@ class Evidence:
     verdict: VerdictSummary
 
 
-def gather(
+def gather_evidence(
     unit: Unit,
     contenders: Sequence[Contender],
     scores: Mapping[str, ItemScores],
@@ -216,20 +216,20 @@ def gather(
     margin: float = MARGIN,
     length_key: str = "",
     mixture: Comparison | None = None,
-    family: FamilyScores | None = None,
+    known: KnownScores | None = None,
 ) -> Evidence:
     """What the scores {recipe id: scores on the test split} say.
 
     The soup is the last contender; `opened` is the number of looks at these items, `margin` the gain (of inner scores)
     below which a single model is kept; `length_key` the setting to raise where answers were cut off; `mixture` the
-    comparison of the best mixture with a single model that the search keeps, `family` the models that are tested
+    comparison of the best mixture with a single model that the search keeps, `known` the models that are tested
     together with the soup.
     """
     *others, soup = contenders
     table = ItemTable.of(scores[soup.recipe.id].items, objective)
     compared = []
     for other in others:
-        pair = Pair.of(soup, other, scores, table, opened, family)
+        pair = Pair.of(soup, other, scores, table, opened, known)
         compared.append((other, pair.compare()))
         if other.kind == "best_candidate":
             best = other
@@ -252,7 +252,7 @@ def gather(
     return Evidence(
         rows=tuple(row(unit, c, scores[c.recipe.id], table) for c in contenders),
         comparisons=_with_holm(unit, compared, opened),
-        losses=losses(unit, against_best),
+        losses=category_losses(unit, against_best),
         outcomes=ends,
         variance=_variances(unit, [*singles, soup], scores, table),
         verdict=VerdictSummary(
@@ -282,7 +282,7 @@ def compare_on(
     ingredients: Mapping[str, Recipe],
     measured: Mapping[str, ItemScores],
     looks: int = 1,
-    family: FamilyScores | None = None,
+    known: KnownScores | None = None,
     shared: int = 0,
 ) -> ExtraResult:
     """Rows on another benchmark, and the soup's paired differences to each ingredient, also by category.
@@ -297,7 +297,7 @@ def compare_on(
         singles.append(Contender(name=name, kind="ingredient", recipe=recipe))
     contenders = [*singles, Contender(name="soup", kind="soup", recipe=soup)]
     table = ItemTable.of(benchmark.items, Mean())
-    pairs = [Pair.of(contenders[-1], c, measured, table, looks, family) for c in singles]
+    pairs = [Pair.of(contenders[-1], c, measured, table, looks, known) for c in singles]
     coefficients = {}
     if table.value is None:
         coefficients = dict(zip(table.names, table.coefficients.tolist(), strict=True))
@@ -374,7 +374,7 @@ def _with_holm(
     return tuple(rows)
 
 
-def losses(unit: Unit, pair: Pair) -> CategoryLosses | None:
+def category_losses(unit: Unit, pair: Pair) -> CategoryLosses | None:
     """The soup against the best candidate by category; None if they are one model or there is one category."""
     if pair.same_model or len(pair.scores.items.names) < 2:
         return None

@@ -13,7 +13,7 @@ from souping.core.text import safe
 from souping.core.types import LateError, Trial, UserError, frozen
 from souping.pipeline.merge_only import free_target, show_files, soup_in
 from souping.pipeline.settings import RunSettings
-from souping.pipeline.upload import check, send
+from souping.pipeline.upload import check_target, send
 from souping.report.analyses import analysis_sections
 from souping.report.cells import nonempty
 from souping.report.content import Report
@@ -45,7 +45,7 @@ def execute(settings: RunSettings) -> RunOutcome:
     check_settings(settings)
     goal = settings.upload
     if goal is not None:
-        check(goal, settings.out)  # who may not write to the Hub learns it before the run
+        check_target(goal, settings.out)  # who may not write to the Hub learns it before the run
     outcome = perform(settings)
     if outcome.waiting is not None:
         print(safe("\n".join(outcome.waiting.args)))
@@ -160,7 +160,7 @@ def perform(settings: RunSettings) -> RunOutcome:
 def _select_from_table(settings: RunSettings) -> Report:
     """Published scores alone: candidates are names, no folder is opened."""
     from souping.pipeline.checks import flat_categories, not_measured, refusals
-    from souping.pipeline.run import choose
+    from souping.pipeline.run import choose_ingredients
     from souping.pipeline.run_report import stopped_report
     from souping.report.progress import Progress
 
@@ -171,7 +171,7 @@ def _select_from_table(settings: RunSettings) -> Report:
         scores = settings.scores.matrix(names, not_measured)
         for warning in flat_categories(settings.evaluator.unit, scores):
             progress.say(f"note: {warning}")
-        return stopped_report(settings, choose(settings, scores, progress), scores)
+        return stopped_report(settings, choose_ingredients(settings, scores, progress), scores)
 
 
 def _write(run: Run, state: Reported, report: Report) -> RunOutcome:

@@ -11,7 +11,7 @@ from souping.core.files import nearby
 from souping.core.folders import locked
 from souping.core.reading import read
 from souping.core.types import Json, Recipe, Result, Selection, Trial, UserError
-from souping.pipeline.analyses import results
+from souping.pipeline.analyses import analysis_results
 from souping.pipeline.run import Run
 from souping.pipeline.settings import RunSettings
 from souping.pipeline.state import Contender, Frozen, Reported, Searched, Selected
@@ -66,7 +66,7 @@ def read_finished(run_dir: Path) -> tuple[Report, Sequence[TrialRow]]:
     for name in ("report.json", "trials.csv"):
         if not (run_dir / name).is_file():
             raise UserError(f"{run_dir} has no {name}: name the folder of a finished run")
-    report = read_report(run_dir / "report.json", results())
+    report = read_report(run_dir / "report.json", analysis_results())
     if report.recipe is None or not report.rows:
         raise UserError(
             f"{run_dir}: its report.json is not of a whole run: name the folder of a finished run"
@@ -80,7 +80,7 @@ def resume(run: Run, report: Report, trials: Sequence[TrialRow]) -> Reported:
     Raises:
         UserError: items or candidates are not those of the run: its numbers would be of other ones.
     """
-    if report.items != run.cut.content:
+    if report.items != run.made_splits.content:
         raise UserError(
             f"{nearby(run.settings.run_dir)}: the items are not those of the run: some were added, removed or changed; "
             "restore them"
@@ -94,10 +94,10 @@ def resume(run: Run, report: Report, trials: Sequence[TrialRow]) -> Reported:
     selection = Selection(ingredients=summary.ingredients, metric=summary.metric or "")
     searched = Searched(selected=Selected(selection=selection), winner=winner)
 
-    claim = run.opening.report_claim(soup, run.splits["test"])
+    claim = run.held_out.report_claim(soup, run.splits["test"])
     items = claim.items
     if run.settings.dry_run is None:
-        items = run.ledger.items_of(claim)
+        items = run.counted_looks.items_of(claim)
     return Reported(
         frozen=Frozen(searched=searched, report=report, best=""),
         report=report,

@@ -9,8 +9,15 @@ from dataclasses import replace
 from functools import partial
 
 from souping.analysis.front import FRONT, Front
-from souping.analysis.guards import LENGTH_GUARD, Admission, GuardCheck, GuardsResult, check, judge
-from souping.core.protocols import Objective, Strategy
+from souping.analysis.guards import (
+    LENGTH_GUARD,
+    Admission,
+    GuardCheck,
+    GuardsResult,
+    guard_tests,
+    guarded_difference,
+)
+from souping.core.protocols import Objective, Optimiser
 from souping.core.types import ItemScores, Recipe, Trial, UserError
 from souping.core.unit import Unit
 from souping.pipeline.looks.claims import Look
@@ -102,7 +109,7 @@ def _first_admissible(
         failed = []
         seems_to_pass = True
         for guard in admission.own_guards:
-            comparison = check(guard, scores, admission.reference)
+            comparison = guarded_difference(guard, scores, admission.reference)
             seems_to_pass &= comparison.difference > -guard.margin
             if not guard.admits(comparison):
                 failed.append(guard.name)
@@ -187,10 +194,10 @@ def confirmed(
     return replace(winner, trials=in_order), fit(trials.values())
 
 
-def adaptive(strategy: Strategy) -> Adaptive:
+def adaptive(optimiser: Optimiser) -> Adaptive:
     """The run's own adaptive search, or one with the defaults."""
-    if isinstance(strategy, Adaptive):
-        return strategy
+    if isinstance(optimiser, Adaptive):
+        return optimiser
     return Adaptive()
 
 
@@ -201,13 +208,13 @@ def failed_elsewhere(run: Steps, admission: Admission, soup: Recipe) -> list[str
         if not guard.benchmark:
             continue
         scores = run.evaluate_stage(run.guard_stage(guard, [reference, soup]))
-        if not guard.admits(check(guard, scores[soup.id], scores[reference.id])):
+        if not guard.admits(guarded_difference(guard, scores[soup.id], scores[reference.id])):
             return [guard.name]
     return []
 
 
 def declared(admission: Admission | None) -> str:
-    """The guards of a run and the model that they compare with, as the ledger keeps them."""
+    """The guards of a run and the model that they compare with, as the store keeps them."""
     if admission is None:
         return ""
     guards = [[guard.benchmark, guard.name, guard.margin] for guard in admission.guards]
@@ -245,7 +252,7 @@ def guard_checks(
     is_later = look.guards != declared(admission)
     picked = 1 + len(look.known.soups) + look.known.missing
     undeclared = names if is_later else 0
-    checks = judge(admission.guards, pairs, look.number, picked, undeclared)
+    checks = guard_tests(admission.guards, pairs, look.number, picked, undeclared)
     if claim not in ("not_measured", "dry_run"):
         return checks
     outcome = claim.replace("_", " ")

@@ -16,7 +16,14 @@ from souping.checkpoints.pool import Pool
 from souping.core.fields import Count, Seed, check_arguments, pick
 from souping.core.files import OUTPUTS, expanded
 from souping.core.folders import discard, missing_folders, numbered_folders
-from souping.core.protocols import BenchmarkItems, Evaluator, Objective, Selector, Strategy, Tracker
+from souping.core.protocols import (
+    BenchmarkItems,
+    Evaluator,
+    Objective,
+    Optimiser,
+    Selector,
+    Tracker,
+)
 from souping.core.reading import read
 from souping.core.scores import Mean, MeasuredScores, read_table
 from souping.core.types import (
@@ -41,7 +48,7 @@ from souping.report.content import Report, VerdictSummary
 from souping.report.progress import EARLY, logged, say
 from souping.report.render import section_html
 from souping.report.sections import headline, kicker, losses
-from souping.report.tables import experts, summary
+from souping.report.tables import experts, summary_table
 from souping.search.adaptive import Adaptive
 from souping.search.points import Fixed, Uniform
 from souping.selection import SoCE
@@ -70,7 +77,7 @@ class RunReport(Report):
 
     def _repr_html_(self) -> str:
         lines = [headline(self), *losses(self)]
-        grid = summary(self) if self.rows else experts(self)
+        grid = summary_table(self) if self.rows else experts(self)
         return section_html(Section(kicker(self), tuple(lines), grids=(grid,)))
 
 
@@ -81,7 +88,7 @@ class RunResult:
     Scores are those of report.json. `soup` is the winner's folder, None if none was written.
     """
 
-    report_dir: Path
+    out: Path
     report: RunReport
     trials: tuple[RunTrial, ...]
     soup: Path | None
@@ -109,7 +116,7 @@ class RunResult:
     def __repr__(self) -> str:
         sentence = self.verdict.sentence or f"{len(self.trials)} soups tried, no report."
         mixed = " + ".join(f"{weight:g} {name}" for name, weight in self.weights.items())
-        return f"RunResult({sentence} Soup: {mixed or 'none'}. Files: {self.report_dir})"
+        return f"RunResult({sentence} Soup: {mixed or 'none'}. Files: {self.out})"
 
 
 def run(
@@ -117,7 +124,7 @@ def run(
     candidates: Models,
     items: ItemSource,
     selector: Selector | None = None,
-    optimiser: Strategy | None = None,
+    optimiser: Optimiser | None = None,
     objective: Objective | None = None,
     evaluator: Evaluator | None = None,
     merge: MergeBackend | None = None,
@@ -131,7 +138,7 @@ def run(
     guard: float | Mapping[str, float | str] | None = None,
     guard_baseline: str | None = None,
     pareto: Goals | None = None,
-    analyses: Mapping[str, Analysis] | None = None,
+    analysis: Mapping[str, Analysis] | None = None,
     store: str | Path = STORE,
 ) -> RunResult:
     """Select, search, soup and report, as `python -m souping` does with the same components.
@@ -140,7 +147,7 @@ def run(
     run's directory (default: a new one under `outputs/`), with the soup in `out/soup` and the log in `out/run.log`.
     `store` keeps every answer, so that a second run evaluates nothing. `dry_run` evaluates at most so many items per
     category and split. `guard` and `pareto` are losses and goals as on the command line.
-    `analyses` are {name: analysis}, by default those that need no further answers. Defaults: SoCE with Pearson's
+    `analysis` is {name: analysis}, by default those that need no further answers. Defaults: SoCE with Pearson's
     correlation, the adaptive search, the mean over categories, `LocalEvaluator`, `LocalMerge`.
 
     Raises:
@@ -148,8 +155,8 @@ def run(
     """
     check_arguments(run, {key: value for key, value in locals().items() if key != "items"})
     objective = objective or Mean()
-    if analyses is None:
-        analyses = _analyses()
+    if analysis is None:
+        analysis = _analyses()
     folder = _new_folder(
         expanded(out or OUTPUTS / name / time.strftime("%Y-%m-%d_%H-%M-%S"), "out")
     )
@@ -168,7 +175,7 @@ def run(
         guard=read_guards(guard),
         guard_baseline=guard_baseline,
         pareto=pareto or (),
-        analyses=analyses,
+        analyses=analysis,
         command=f"souping.run(name={name!r}, out={str(folder)!r}, seed={seed})",
     )
     return _perform(settings)
@@ -209,45 +216,45 @@ def _perform(settings: RunSettings) -> RunResult:
 
 
 def soup(
-    models: Models,
+    candidates: Models,
     weights: Sequence[float] | Mapping[str, float] | None = None,
     *,
     out: str | Path,
     merge: MergeBackend | None = None,
     store: str | Path = STORE,
 ) -> Path:
-    """Write the weighted average of models as a complete folder; returns `out`.
+    """Write the weighted average of checkpoints as a complete folder; returns `out`.
 
-    `weights` has one weight per model, in order, or is {model's name: weight}; without it all are equal.
+    `weights` has one weight per candidate, in order, or is {name: weight}; without it all are equal.
 
     Raises:
-        UserError: the models do not fit each other, or `out` is there already.
+        UserError: the candidates do not fit each other, or `out` is there already.
     """
     check_arguments(soup, locals())
     from souping.pipeline import merge_only
 
     folder = expanded(out, "out")
     merge_only.free_target(folder)
-    common = _common(models, merge, None, "merge", 0, Path(store), folder.parent, folder)
+    common = _common(candidates, merge, None, "merge", 0, Path(store), folder.parent, folder)
     if isinstance(weights, Mapping):
         weights = _in_order(weights, [candidate.name for candidate in common["pool"].resolve()])
-    optimiser: Strategy = Uniform() if weights is None else Fixed(weights=list(weights))
+    optimiser: Optimiser = Uniform() if weights is None else Fixed(weights=list(weights))
     merge_only.merge(MergeSettings(**common, optimiser=optimiser))
     return folder
 
 
-def select(table: str | Path | ScoreMatrix, selector: Selector | None = None) -> Selection:
-    """Ingredients by a table of scores: SoCE with Pearson's correlation by default.
+def select(scores: str | Path | ScoreMatrix, selector: Selector | None = None) -> Selection:
+    """Ingredients by scores: SoCE with Pearson's correlation by default.
 
-    `table` may be a CSV `model,<category>,...`, or a folder with one log of evaluations per model.
+    `scores` may be a CSV `model,<category>,...`, or a folder with one log of evaluations per model.
 
     Raises:
-        UserError: the table cannot be read, has too few models or categories, or `selector` chose what it must not.
+        UserError: they cannot be read, have too few models or categories, or `selector` chose what it must not.
     """
     check_arguments(select, locals())
-    if not isinstance(table, ScoreMatrix):
-        table = _scores_at(expanded(table))
-    return (selector or _soce(Mean())).select_checked(table)
+    if not isinstance(scores, ScoreMatrix):
+        scores = _scores_at(expanded(scores))
+    return (selector or _soce(Mean())).select_checked(scores)
 
 
 def _scores_at(path: Path) -> ScoreMatrix:

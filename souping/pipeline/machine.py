@@ -56,10 +56,10 @@ class Machine:
 
 def machine_facts() -> Machine:
     """This machine as it is now."""
-    return Machine(cores=cores(), memory=memory_bytes(), gpus=gpus())
+    return Machine(cores=cores(), memory=memory_bytes(), gpus=visible_gpus())
 
 
-def gpus() -> tuple[Gpu, ...]:
+def visible_gpus() -> tuple[Gpu, ...]:
     """NVIDIA GPUs that the driver lists and CUDA_VISIBLE_DEVICES leaves; a number that does not exist ends these."""
     query = ["nvidia-smi", "--query-gpu=name,memory.total", "--format=csv,noheader,nounits"]
     try:

@@ -19,10 +19,9 @@ from souping.checkpoints.folder import Like
 from souping.checkpoints.header import MAX_RECIPE
 from souping.checkpoints.layouts import rules_of
 from souping.checkpoints.lora import content
-from souping.core.fields import Bounds, Form, load, pick, text_of
+from souping.core.fields import Bounds, Form, load_json, pick, text_of
 from souping.core.files import dated_path, nearby, write_atomically
 from souping.core.folders import hold_folder
-from souping.core.similarity import PoolSimilarity
 from souping.core.text import safe, shown
 from souping.core.types import (
     Candidate,
@@ -34,13 +33,14 @@ from souping.core.types import (
     SearchSpace,
     UserError,
 )
+from souping.core.weight_similarity import PoolSimilarity
 from souping.merge import Adapters, CandidatePool, Format, MergeBackend, Nonfinite, Vocab
 from souping.merge.kernels import METHODS
 from souping.merge.local import LocalMerge, method_digest
 from souping.merge.plan import HUGE, MOST_INGREDIENTS
 from souping.merge.soup_files import CARD, RECIPE, planned_files
 from souping.pipeline.card import soup_card
-from souping.pipeline.models import OpenPool, folder_of, with_base
+from souping.pipeline.models import RunPool, folder_of, with_base
 from souping.pipeline.serving import STORED_SOUP_PREFIX, check_space, scratch_place
 from souping.pipeline.settings import MergeSettings, SoupSettings
 from souping.pipeline.store import Store
@@ -63,10 +63,10 @@ def execute_merge(settings: MergeSettings) -> None:
         free_target(settings.out)
     goal = None if settings.plan else settings.upload
     if goal is not None:
-        from souping.pipeline.upload import check
+        from souping.pipeline.upload import check_target
 
         # Who may not write to the Hub learns it before the merge.
-        check(goal, settings.out)
+        check_target(goal, settings.out)
     with closing(settings.merge):
         folder = rebuild(settings) if settings.recipe else merge(settings)
     show_files(settings, folder)
@@ -96,7 +96,7 @@ def merge(settings: MergeSettings) -> Path | None:
         late = not settings.plan
         pool = parts.enter_context(
             closing(
-                OpenPool.fetch(
+                RunPool.fetch(
                     candidates, settings.merge, store, tokenizers=False, late=late, stream=True
                 )
             )
@@ -349,7 +349,7 @@ def read_recipe(path: Path) -> tuple[Recipe, JsonObject]:
     where = f"recipe={path}"
     if path.is_file() and path.stat().st_size > MAX_RECIPE:
         raise UserError(f"{where}: larger than {MAX_RECIPE} bytes, which no recipe is")
-    table: dict[str, Any] = load(path, RecipeFile, "recipe")
+    table: dict[str, Any] = load_json(path, RecipeFile, "recipe")
     lengths = {len(table[key]) for key in ("ingredients", "fingerprints", "weights")}
     lengths.add(len(set(table["ingredients"])))
     if len(lengths) != 1 or not 0 < min(lengths) <= MOST_INGREDIENTS or not any(table["weights"]):
@@ -467,7 +467,7 @@ def soup_in(out: Path) -> Recipe | None:
         return None
 
 
-def verify(pool: OpenPool, recipe: Recipe, out: Path) -> None:
+def verify(pool: RunPool, recipe: Recipe, out: Path) -> None:
     """Write the soup again to a temporary folder and compare every file in `out` but the card with it.
 
     Raises:

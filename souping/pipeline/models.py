@@ -18,14 +18,13 @@ from souping.checkpoints.fingerprints import weights_of
 from souping.checkpoints.folder import Like
 from souping.checkpoints.header import MAX_RECIPE, small
 from souping.checkpoints.layouts import rules_of
-from souping.checkpoints.lora import is_adapter, opened, read_settings
+from souping.checkpoints.lora import is_adapter, open_model, read_settings
 from souping.checkpoints.pool import Trajectory
 from souping.checkpoints.trajectory import TrainingRun
 from souping.core.fields import pick
 from souping.core.files import expanded, folder_at, near_folder
 from souping.core.parsing import read_json
 from souping.core.protocols import Evaluator, LoadedModel
-from souping.core.similarity import PoolSimilarity
 from souping.core.types import (
     Candidate,
     Folders,
@@ -36,6 +35,7 @@ from souping.core.types import (
     UserError,
     frozen,
 )
+from souping.core.weight_similarity import PoolSimilarity
 from souping.merge import MergeBackend
 from souping.merge.digests import StandIns
 from souping.pipeline.serving import SoupServer
@@ -47,7 +47,7 @@ Aside = Callable[[], AbstractContextManager[None]]
 
 
 @frozen
-class FetchedPool:
+class FetchedCandidates:
     """Candidates in folders here, the first `count` of them the pool's own; the backend with its base model in one."""
 
     models: tuple[Candidate, ...]
@@ -61,7 +61,7 @@ def fetch_candidates(
     merge: MergeBackend,
     aside: Aside = nullcontext,
     tokenizers: bool = False,
-) -> FetchedPool:
+) -> FetchedCandidates:
     """The candidates as folders, with notes for the report.
 
     The Hub's models are fetched; with `tokenizers`, one without a tokenizer is refused before its weights travel.
@@ -91,7 +91,7 @@ def fetch_candidates(
         models.append(candidate)
     notes = tuple(model.note for model in fetched.values() if model.note)
     merge = with_base(merge, [model.path for model in models], aside)
-    return FetchedPool(models=tuple(models), count=len(models), merge=merge, notes=notes)
+    return FetchedCandidates(models=tuple(models), count=len(models), merge=merge, notes=notes)
 
 
 def _hub_names(candidates: Iterable[Candidate]) -> dict[str, hub.HubName]:
@@ -99,7 +99,7 @@ def _hub_names(candidates: Iterable[Candidate]) -> dict[str, hub.HubName]:
     names = {}
     for candidate in candidates:
         path = candidate.path
-        if name := hub.parse(path):
+        if name := hub.parse_name(path):
             names[candidate.name] = name
         elif not is_checkpoint(path):
             raise UserError(
@@ -129,12 +129,14 @@ def from_bucket(
     candidate: Candidate, allow_pickle: bool, stream: bool, aside: Aside = nullcontext
 ) -> Candidate:
     """The candidate in a folder here if it is in a bucket, with its weights unless they `stream`."""
-    url = remote.parse(candidate.path)
+    url = remote.parse_url(candidate.path)
     if url is None:
         return candidate
     with aside():
         say(f"{url}: {'reading headers' if stream else 'fetching'}")
-        return replace(candidate, path=remote.folder_of(url, allow_pickle, not stream), source=url)
+        return replace(
+            candidate, path=remote.remote_folder(url, allow_pickle, not stream), source=url
+        )
 
 
 def with_base(
@@ -142,13 +144,13 @@ def with_base(
 ) -> MergeBackend:
     """The backend with its base model on this disk: `merge.base_model`, or the one that adapters in `folders` name."""
     base = merge.base_model
-    if base and (url := remote.parse(base)):
-        folder = remote.folder_of(url, merge.allow_pickle, weights=True)
+    if base and (url := remote.parse_url(base)):
+        folder = remote.remote_folder(url, merge.allow_pickle, weights=True)
         return merge.with_settings({"base_model": str(folder)})
     if base and base.startswith("~"):
         return merge.with_settings({"base_model": str(expanded(base, "merge.base_model"))})
     if base:
-        name = hub.parse(base)
+        name = hub.parse_name(base)
         title = f"merge.base_model={base}"
     else:
         name = _base_of_adapters(folders)
@@ -168,9 +170,9 @@ def folder_of(
     name: hub.HubName | str, allow_pickle: bool = False, aside: Aside = nullcontext
 ) -> Path:
     """The folder of one model, which is fetched if the Hub's name is given."""
-    if url := remote.parse(str(name)):
-        return remote.folder_of(url, allow_pickle)
-    parsed = hub.parse(str(name))
+    if url := remote.parse_url(str(name)):
+        return remote.remote_folder(url, allow_pickle)
+    parsed = hub.parse_name(str(name))
     if parsed is None:
         return Path(str(name))
     with aside(), Throughput(f"download of {parsed.name}") as report:
@@ -185,7 +187,7 @@ def _base_of_adapters(folders: Sequence[Path]) -> hub.HubName | None:
     settings = read_settings(first)
     if settings is None or settings.base is None or folder_at(settings.base) is not None:
         return None
-    return hub.parse(f"{settings.base}@{settings.revision or 'main'}")
+    return hub.parse_name(f"{settings.base}@{settings.revision or 'main'}")
 
 
 def like_of(candidates: Iterable[Candidate]) -> Path | None:
@@ -193,7 +195,7 @@ def like_of(candidates: Iterable[Candidate]) -> Path | None:
     return next((candidate.like for candidate in candidates if candidate.like is not None), None)
 
 
-class OpenPool:
+class RunPool:
     """Candidates of a run, opened (headers only) and checked against each other.
 
     No weight is loaded before the first `serve`: a run that finds all its results in the store loads none, nor torch.
@@ -211,7 +213,7 @@ class OpenPool:
         late: bool = False,
         stream: bool = False,
         more: Sequence[Candidate] = (),
-    ) -> OpenPool:
+    ) -> RunPool:
         """Fetch the Hub's models and, unless their weights `stream`, those of buckets, open and check them, then take
         their fingerprints.
 
@@ -234,7 +236,7 @@ class OpenPool:
 
     def __init__(
         self,
-        fetched: FetchedPool,
+        fetched: FetchedCandidates,
         hashes: MutableMapping[str, str],
         store: Store | None = None,
         late: bool = False,
@@ -361,7 +363,7 @@ class OpenPool:
     def _weights_in(self, folder: Path) -> str:
         """Digest of the weights alone."""
         return weights_of(
-            opened(folder, self._fetched.merge.allow_pickle, self._like), self._hashes
+            open_model(folder, self._fetched.merge.allow_pickle, self._like), self._hashes
         )
 
     def check_runs(self, trajectory: Trajectory) -> None:

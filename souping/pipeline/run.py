@@ -28,23 +28,23 @@ from souping.core.types import (
 from souping.core.unit import Unit
 from souping.evaluate import identity
 from souping.pipeline.analyses import analyse, missing_answers, run_scores, stored_answers
-from souping.pipeline.checks import flat_categories, prepare, run_notes
+from souping.pipeline.checks import flat_categories, prepare_run, run_notes
 from souping.pipeline.evidence import (
     Evidence,
     best_mixture,
     compare_on,
     dry_verdict,
-    gather,
+    gather_evidence,
     lost_answers,
     trajectory_evidence,
 )
-from souping.pipeline.gate import check_expected, gate_sentence
+from souping.pipeline.expected import check_expected, expected_sentence
 from souping.pipeline.goals import check_tokens, declared, with_goals
 from souping.pipeline.looks.claims import Claim, Look, Measurement
-from souping.pipeline.looks.ledger import Ledger
-from souping.pipeline.looks.opening import Opening, split_sizes
+from souping.pipeline.looks.counted_looks import CountedLooks
+from souping.pipeline.looks.held_out import HeldOutItems, split_sizes
 from souping.pipeline.merge_only import make_soup, soup_in, verify
-from souping.pipeline.models import OpenPool
+from souping.pipeline.models import RunPool
 from souping.pipeline.run_report import card, final_report, frozen_report, run_cost
 from souping.pipeline.settings import RunSettings
 from souping.pipeline.state import Contender, Frozen, Reported, Searched, Selected
@@ -53,7 +53,7 @@ from souping.pipeline.store import Store
 from souping.pipeline.verdict import power_in_words
 from souping.report import tables
 from souping.report.analyses import UserResult
-from souping.report.content import GateSummary, Report
+from souping.report.content import ExpectedSummary, Report
 from souping.report.files import (
     raw_result,
     search_summary,
@@ -95,11 +95,11 @@ class Run(Steps):
         Raises:
             UserError: settings, items, pool and machine do not fit each other.
         """
-        prepared = prepare(settings, store, progress)
+        prepared = prepare_run(settings, store, progress)
         extra = {name: benchmark.items for name, benchmark in prepared.benchmarks.items()}
         super().__init__(prepared.settings, prepared.pool, prepared.splits.items, extra)
-        self.pool: OpenPool = prepared.pool
-        self.cut = prepared.splits
+        self.pool: RunPool = prepared.pool
+        self.made_splits = prepared.splits
         self.store = store
         self.progress = progress
         self.benchmarks = prepared.benchmarks
@@ -108,10 +108,10 @@ class Run(Steps):
         self.evaluation = prepared.evaluations[""]
         # What a reader of the report must know; grows until the run ends.
         self.notes: list[str] = []
-        self.ledger = Ledger(store)
-        self.opening = Opening(
+        self.counted_looks = CountedLooks(store)
+        self.held_out = HeldOutItems(
             settings=prepared.settings,
-            ledger=self.ledger,
+            counted_looks=self.counted_looks,
             candidates=tuple(candidate.fingerprint for candidate in prepared.pool.candidates),
             note=self.note,
         )
@@ -130,8 +130,8 @@ class Run(Steps):
 
     @property
     def report_items(self) -> Items:
-        """The items that the report of a new claim would be on, as far as the ledger knows before the search."""
-        return self.ledger.new_items(self.splits["test"], self.settings.objective)
+        """The items that the report of a new claim would be on, as far as the store knows before the search."""
+        return self.counted_looks.new_items(self.splits["test"], self.settings.objective)
 
     def note(self, *notes: str) -> None:
         """Keep what a reader of the report must know, and print it now."""
@@ -177,14 +177,14 @@ class Run(Steps):
     def choose(self) -> Selected | Searched | Frozen:
         """What a reader should know before the first step is printed here."""
         reports = self.settings.dry_run is None and self.settings.stop_after is None
-        looks = self.ledger.announcement(self.report_items) if reports else ""
+        looks = self.counted_looks.announcement(self.report_items) if reports else ""
         if looks and not _repeats(self.settings.run_dir):
             self.progress.say(looks)
         if banner := self.settings.evaluator.prompts.banner():
             self.progress.say(banner)
         return super().choose()
 
-    def check_expected(self, stage: Stage) -> GateSummary:
+    def check_expected(self, stage: Stage) -> ExpectedSummary:
         """Stop, or warn, if a candidate does not score as expected, before anything else costs time."""
         settings = self.settings
         gate = check_expected(
@@ -195,11 +195,11 @@ class Run(Steps):
             settings.expected_mismatch,
             stage.split,
         )
-        sentence = gate_sentence(gate)
+        sentence = expected_sentence(gate)
         if gate.passed:
             self.progress.say(sentence)
             return gate
-        self.progress.show(plain_table(tables.gate(self.unit, gate)))
+        self.progress.show(plain_table(tables.expected_scores(self.unit, gate)))
         if settings.expected_mismatch == "error":
             raise UserError(
                 f"{sentence}\nthe answers are in the store; expected_mismatch=warn continues"
@@ -216,7 +216,7 @@ class Run(Steps):
             self.pool.names, lambda: ScoreMatrix.from_items(answers)
         )
         self.note(*flat_categories(self.unit, scores))
-        selection = choose(self.settings, scores, self.progress)
+        selection = choose_ingredients(self.settings, scores, self.progress)
         return Selected(selection=selection, scores=scores, power=self._power(scores))
 
     def _power(self, scores: ScoreMatrix) -> Power | None:
@@ -261,21 +261,21 @@ class Run(Steps):
         return searched
 
     def _remember_choice(self, split: Split) -> None:
-        """Note in the ledger, before this split decides anything, that candidates and their soups compete on it."""
+        """Note in the store, before this split decides anything, that candidates and their soups compete on it."""
         fingerprints = [candidate.fingerprint for candidate in self.pool.candidates]
-        self.ledger.note_search(fingerprints, self.splits[split])
+        self.counted_looks.note_search(fingerprints, self.splits[split])
 
     def _announce(self, ingredients: Names) -> None:
         """Say what the search is about to evaluate."""
-        strategy = self.settings.optimiser
+        optimiser = self.settings.optimiser
         size = len(ingredients)
         items = len(self.splits["search"])
-        self.progress.say(f"search: {strategy.describe(size)}, on {items:,} items")
+        self.progress.say(f"search: {optimiser.describe(size)}, on {items:,} items")
         # The number of soups is not known if they answer parts of the split.
         trials: int | None = None
         answers: int | None = None
-        if strategy.workload(size, items) is None:
-            trials = trial_limit(strategy, size, items)
+        if optimiser.workload(size, items) is None:
+            trials = trial_limit(optimiser, size, items)
         if trials:
             answers = trials * items * self.evaluation.answers_per_item
         self.progress.stage(SEARCH, items=answers, trials=trials)
@@ -308,7 +308,7 @@ class Run(Steps):
         singles = searched.selected.singles or self._by_candidate(stage)
         frozen = Frozen(
             searched=searched,
-            report=frozen_report(self.settings, self.cut, searched),
+            report=frozen_report(self.settings, self.made_splits, searched),
             best=self._best_of(singles),
             singles=singles,
         )
@@ -333,19 +333,21 @@ class Run(Steps):
     # ------------------------------------------------------------ test
 
     def test(self, frozen: Frozen, stage: Stage, contenders: Sequence[Contender]) -> Reported:
-        """Open the test split for the frozen recipe and compare; the ledger has the look before anything is shown."""
+        """Open the test split for the frozen recipe and compare; the store has the look before anything is shown."""
         searched = frozen.searched
         guards = declared(searched.selected.admission)
         look = Look(1, first=False, guards=guards)
         report = frozen.report
-        claim = self.opening.report_claim(searched.winner.recipe, self.splits["test"])
+        claim = self.held_out.report_claim(searched.winner.recipe, self.splits["test"])
         if self.settings.dry_run is not None:
             stage = replace(stage, items=claim.items)
             scores = self._measure(stage)
         else:
-            stage = replace(stage, items=self.opening.items_of(claim))
-            report = replace(report, splits=split_sizes(self.cut.counts(), claim, stage.items))
-            look, scores = self.opening.open(claim, stage, self.evaluation, self._measure, guards)
+            stage = replace(stage, items=self.held_out.items_of(claim))
+            report = replace(
+                report, splits=split_sizes(self.made_splits.counts(), claim, stage.items)
+            )
+            look, scores = self.held_out.open(claim, stage, self.evaluation, self._measure, guards)
         state = Reported(
             frozen=frozen,
             report=report,
@@ -396,7 +398,7 @@ class Run(Steps):
             router = self.router_row(state.router)
             rows.insert(-1, router)
             scores = {router.recipe.id: state.router.scores, **scores}
-        evidence = gather(
+        evidence = gather_evidence(
             self.unit,
             rows,
             scores,
@@ -406,10 +408,10 @@ class Run(Steps):
             settings.inner_min_gain,
             settings.evaluator.sampling.length_key,
             best_mixture(winner, self.splits["search"], settings.objective),
-            self.opening.family_scores(state.look, state.items, self.unit),
+            self.held_out.family_scores(state.look, state.items, self.unit),
         )
         if settings.dry_run is None:
-            self.opening.note_pairs(rows, scores, evidence.comparisons, state.look)
+            self.held_out.note_pairs(rows, scores, evidence.comparisons, state.look)
         verdict = evidence.verdict
         guards = state.searched.guards
         if guards is not None and guards.refused and verdict.claim == "keep_candidate":
@@ -433,9 +435,9 @@ class Run(Steps):
             objective=Mean(),
             items=stage.items,
         )
-        stage = replace(stage, items=self.opening.items_of(claim))
+        stage = replace(stage, items=self.held_out.items_of(claim))
         evaluation = self.evaluations[stage.benchmark]
-        look, scores = self.opening.open(claim, stage, evaluation, self._measure)
+        look, scores = self.held_out.open(claim, stage, evaluation, self._measure)
         measured = self._checked(stage, scores)
         run_items = itertools.chain.from_iterable(self.splits[split] for split in SPLITS)
         prompts = {str(item.prompt) for item in run_items}
@@ -445,7 +447,7 @@ class Run(Steps):
             ingredients,
             measured,
             look.number,
-            self.opening.family_scores(look, stage.items, benchmark.evaluator.unit),
+            self.held_out.family_scores(look, stage.items, benchmark.evaluator.unit),
             shared=sum(str(item.prompt) in prompts for item in stage.items),
         )
         return replace(
@@ -501,7 +503,7 @@ class Run(Steps):
         return replace(report, cost=cost, similarity=self.pool.similarity_of(weights))
 
 
-def choose(settings: RunSettings, scores: ScoreMatrix, progress: Progress) -> Selection:
+def choose_ingredients(settings: RunSettings, scores: ScoreMatrix, progress: Progress) -> Selection:
     """Pick the ingredients, print them with what a reader must know of the choice, and write selection.json."""
     progress.stage("select: ingredients")
     selection = settings.selector.select_checked(scores)

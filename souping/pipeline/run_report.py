@@ -179,7 +179,7 @@ def _evidence(report: Report) -> list[str]:
     )
     if report.selection is not None and report.selection.published:
         text += " The ingredients were chosen by published scores; what those were measured on, the choice has seen."
-    lines = [sections.headline(report), *sections.findings(report)]
+    lines = [sections.headline(report), *sections.report_findings(report)]
     words = [escape_markdown(line) for line in lines]
     grids = [tables.scores(report)]
     if report.comparisons:

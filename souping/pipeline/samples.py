@@ -144,7 +144,7 @@ def sample(
         "target": item.answer,
         "arguments": [[first_text, {}]],
         "doc_hash": digest(doc),
-        "prompt_hash": item.identity,
+        "prompt_hash": item.prompt_digest,
         "target_hash": digest(item.answer),
         "scorer_hash": scorer_hash,
         "models": models,

@@ -1,4 +1,4 @@
-"""Soups as evaluators want them: poured into one live module, as a complete folder, or in chunks."""
+"""Soups as evaluators want them: loaded into one live module, as a complete folder, or in chunks."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from souping.core.folders import LOCK_FILE, hold_folder, remove_abandoned
 from souping.core.protocols import Evaluator, LoadedModel, ModuleSettings, WeightStream
 from souping.core.system import SHARED_MEMORY
 from souping.core.types import Recipe, UserError
-from souping.merge import CandidatePool, Pourable
+from souping.merge import CandidatePool, LoadableModel
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -46,7 +46,7 @@ class SoupServer:
 
 
 class LoadedSoup(LoadedModel):
-    """Soup that is poured or written as soon as an evaluator takes the one or the other."""
+    """Soup that is loaded or written as soon as an evaluator takes the one or the other."""
 
     def __init__(
         self,
@@ -74,7 +74,7 @@ class LoadedSoup(LoadedModel):
 
     @cached_property
     def module(self) -> PreTrainedModel:
-        return self._module.pour(self._settings, self._recipe)
+        return self._module.load_soup(self._settings, self._recipe)
 
     @cached_property
     def folder(self) -> Path:
@@ -96,31 +96,31 @@ class LoadedSoup(LoadedModel):
 
 
 class SharedModule:
-    """One live module, loaded for the first soup, that all soups are poured into."""
+    """One live module, loaded for the first soup, that all soups are loaded into."""
 
     def __init__(self, pool: CandidatePool) -> None:
         self._pool = pool
         self._settings: ModuleSettings | None = None
-        self._loaded: tuple[PreTrainedModel, Pourable] | None = None
+        self._loaded: tuple[PreTrainedModel, LoadableModel] | None = None
         # What the model's class ends at if no file names a token.
         self._class_ends: int | list[int] | None = None
         self._soup = ""
 
-    def pour(self, settings: ModuleSettings, recipe: Recipe) -> PreTrainedModel:
+    def load_soup(self, settings: ModuleSettings, recipe: Recipe) -> PreTrainedModel:
         """The module with this soup in it. It is loaded again for an evaluator with another device or dtype."""
         if self._loaded is None or settings != self._settings:
             self._loaded = self._load(settings)
         module, live = self._loaded
         if self._soup != recipe.fingerprint:
             self._soup = ""
-            live.pour(recipe)
+            live.load_soup(recipe)
             # For evaluators that generate with the module's own config.
             ends = list(self._pool.eos_token_ids(recipe))
             module.generation_config.eos_token_id = ends or self._class_ends
             self._soup = recipe.fingerprint
         return module
 
-    def _load(self, settings: ModuleSettings) -> tuple[PreTrainedModel, Pourable]:
+    def _load(self, settings: ModuleSettings) -> tuple[PreTrainedModel, LoadableModel]:
         from souping.evaluate.engines.transformers import load_module
 
         # Two modules at once might not fit.

@@ -41,7 +41,7 @@ GROUP_KINDS: Mapping[str, Any] = {
     "benchmark": protocols.BenchmarkItems,
     "scores": protocols.ScoreSource,
     "selector": protocols.Selector,
-    "optimiser": protocols.Strategy,
+    "optimiser": protocols.Optimiser,
     "objective": protocols.Objective,
     "evaluator": protocols.Evaluator,
     "merge": MergeBackend,
@@ -163,7 +163,7 @@ class SoupSettings:
     """What a soup needs: the components and root settings that runs and merges share."""
 
     pool: CandidateSource
-    optimiser: protocols.Strategy
+    optimiser: protocols.Optimiser
     merge: MergeBackend
     tracker: protocols.Tracker
     name: str

@@ -20,7 +20,7 @@ from souping.core.protocols import Evaluator
 from souping.core.types import Items, ItemScores, Recipe, ScoreMatrix, Selection, frozen
 from souping.pipeline.looks.claims import Look
 from souping.report.analyses import AnalysisResult
-from souping.report.content import GateSummary, Report
+from souping.report.content import ExpectedSummary, Report
 from souping.search.loop import SearchResult
 from souping.statistics.power import Power
 
@@ -72,7 +72,7 @@ class Selected:
 
     selection: Selection
     scores: ScoreMatrix | None = None
-    gate: GateSummary | None = None
+    gate: ExpectedSummary | None = None
     power: Power | None = None
     admission: Admission | None = None
     singles: Mapping[str, ItemScores] = field(default_factory=dict)

@@ -40,7 +40,7 @@ from souping.pipeline.state import (
     Selected,
     State,
 )
-from souping.report.content import GateSummary, Report
+from souping.report.content import ExpectedSummary, Report
 from souping.search.loop import RecipeEvaluator, RecipeSource, SearchResult, find_weights
 from souping.search.trajectory import shuffled
 from souping.selection import ranking
@@ -142,7 +142,7 @@ class Steps:
     def choose(self) -> Selected | Searched | Frozen:
         """Score, select, search and write, or stop before."""
         settings = self.settings
-        gate: GateSummary | None = None
+        gate: ExpectedSummary | None = None
         if expected := self._expected():
             gate = self.check_expected(expected)
         every_candidate: Stage | None = None
@@ -179,7 +179,7 @@ class Steps:
         """{recipe id: scores} of a stage; a plan counts and returns nothing."""
         raise NotImplementedError
 
-    def check_expected(self, stage: Stage) -> GateSummary | None:
+    def check_expected(self, stage: Stage) -> ExpectedSummary | None:
         """Compare the candidates that have an expected score with it."""
         self.evaluate_stage(stage)
         return None
@@ -341,7 +341,7 @@ class Steps:
         settings = self.settings
         admission = selected.admission
         return find_weights(
-            strategy=settings.optimiser,
+            optimiser=settings.optimiser,
             objective=settings.objective,
             seed=settings.seed,
             pool=self.pool,

@@ -1,4 +1,4 @@
-"""Results store: every answer of every soup, its scores, and the ledger of the test split, in one SQLite file.
+"""Results store: every answer of every soup, its scores, and the looks at the test split, in one SQLite file.
 
 An answer is found by its content: the soup, the evaluator, the question, the block of items that were answered together
 and the number of the answer. Scores are kept apart, so that a new scorer needs no new answer. The first writer of an
@@ -136,16 +136,16 @@ class StoredAnswers:
 
     def find(self, item: Item, repeat: int, block: str) -> Record | None:
         """The answer; its score is nan if the item's scorer has not scored it."""
-        rows = self._blocks.get((row_number(item.question), repeat), {}).get(row_number(block))
+        rows = self._blocks.get((row_number(item.answer_digest), repeat), {}).get(row_number(block))
         if rows is None:
             return None
-        scorer = row_number(item.scoring)
+        scorer = row_number(item.scorer_digest)
         return rows.get(scorer, next(iter(rows.values()))).record(item, repeat, scorer in rows)
 
     def first(self, item: Item, repeat: int = 0) -> Record | None:
         """The scored answer from whatever block; of several, always the same one."""
-        blocks = self._blocks.get((row_number(item.question), repeat), {})
-        scorer = row_number(item.scoring)
+        blocks = self._blocks.get((row_number(item.answer_digest), repeat), {})
+        scorer = row_number(item.scorer_digest)
         scored = [block for block, rows in blocks.items() if scorer in rows]
         if not scored:
             return None
@@ -303,8 +303,8 @@ class Store:
                 db, "evaluators", evaluator_row, evaluator, json.dumps(settings, sort_keys=True)
             )
             for item, record in zip(items, records, strict=True):
-                question = row_number(item.question)
-                _insert(db, "items", question, item.question, item.id, item.category)
+                question = row_number(item.answer_digest)
+                _insert(db, "items", question, item.answer_digest, item.id, item.category)
                 key = (soup, evaluator_row, question, batch, record.repeat)
                 _insert(db, "answers", *key, *_columns(record))
                 if record.prompt and record.prompt_key:
@@ -312,7 +312,9 @@ class Store:
                 # NaN waits for the item's own scorer.
                 if not math.isnan(record.score):
                     counts = json.dumps(record.statistics) if record.statistics else ""
-                    _insert(db, "grades", *key, row_number(item.scoring), record.score, counts)
+                    _insert(
+                        db, "grades", *key, row_number(item.scorer_digest), record.score, counts
+                    )
 
     def has_answers(self, recipe: str, questions: Iterable[str]) -> bool:
         """Whether a soup (the id of its recipe) answered one of these questions."""
@@ -326,7 +328,9 @@ class Store:
         query = "SELECT output, score FROM scores WHERE item = ? AND scorer = ?"
         known: dict[tuple[str, str, str], float] = {}
         with self.reading() as db:
-            for question, scoring in sorted({(item.question, item.scoring) for item in items}):
+            for question, scoring in sorted(
+                {(item.answer_digest, item.scorer_digest) for item in items}
+            ):
                 key = (row_number(question), row_number(scoring))
                 for output, score in db.execute(query, key):
                     known[question, scoring, output] = float(score)
@@ -360,8 +364,8 @@ class Store:
     def remember_folder(
         self, fingerprint: str, path: Path, weights: str = "", soup: str = ""
     ) -> None:
-        """Remember where a checkpoint is for rebuilds, the digest of its `weights` for the ledger, and what it mixes if
-        it is a `soup`, {fingerprint: weight} as JSON. The first recipe stays: editing it later hides nothing."""
+        """Remember where a checkpoint is for rebuilds, the digest of its `weights` for looks, and what it mixes if it
+        is a `soup`, {fingerprint: weight} as JSON. The first recipe stays: editing it later hides nothing."""
         with self.writing() as db:
             db.execute(
                 "INSERT INTO folders VALUES (?, ?, ?, ?) ON CONFLICT DO UPDATE SET path = excluded.path, "

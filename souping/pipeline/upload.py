@@ -15,7 +15,7 @@ from huggingface_hub import constants
 
 from souping.checkpoints import hub, lora
 from souping.checkpoints.header import parse_json, small
-from souping.core.fields import load
+from souping.core.fields import load_json
 from souping.core.parsing import read_json, read_yaml
 from souping.core.reading import read
 from souping.core.system import program
@@ -48,7 +48,7 @@ PLACE_KEYS = ("_name_or_path", "name_or_path", BASE_KEY)
 """Keys of configs that transformers and PEFT set to the folder from which a model was loaded."""
 
 
-def check(goal: Target, out: Path) -> None:
+def check_target(goal: Target, out: Path) -> None:
     """Refuse, before a run, a repository that this account may not write to, or a soup in `out` that cannot be sent.
 
     Raises:
@@ -58,7 +58,7 @@ def check(goal: Target, out: Path) -> None:
     from huggingface_hub import HfApi
 
     if (out / RECIPE).is_file():
-        soup_files(out)
+        files_by_recipe(out)
     if constants.HF_HUB_OFFLINE:
         raise UserError(
             f"upload={goal.repo}: HF_HUB_OFFLINE=1 forbids uploads: unset it, or leave upload out"
@@ -120,7 +120,7 @@ def push(goal: Target, folder: Path, store: Path | None = None) -> str:
     if not (folder / RECIPE).is_file():
         raise UserError(f"{folder} holds no {RECIPE}: it is not a soup's folder")
     try:
-        paths = soup_files(folder)
+        paths = files_by_recipe(folder)
     except UserError as error:
         raise LateError(f"{error}; nothing was sent") from error
     files = _public_files(goal, paths, store, online=True)
@@ -253,7 +253,7 @@ class SoupManifest:
     files: Mapping[str, Any]
 
 
-def soup_files(folder: Path) -> dict[str, Path]:
+def files_by_recipe(folder: Path) -> dict[str, Path]:
     """A soup's files, by the list in its recipe.json.
 
     Raises:
@@ -261,7 +261,7 @@ def soup_files(folder: Path) -> dict[str, Path]:
     """
     paths = [path for path in sorted(folder.rglob("*")) if path.is_symlink() or not path.is_dir()]
     files = {str(path.relative_to(folder)): path for path in paths}
-    marks = read(SoupManifest, load(folder / RECIPE, dict[str, Any])).files
+    marks = read(SoupManifest, load_json(folder / RECIPE, dict[str, Any])).files
     known = {RECIPE, CARD, *marks}
     foreign = sorted(marks.keys() - files.keys())
     for name, path in files.items():
@@ -332,7 +332,7 @@ def _licence(source: str, online: bool) -> str:
 
     if not source:
         return ""
-    name = hub.parse(source)
+    name = hub.parse_name(source)
     path = Path(source) / CARD
     try:
         if name and online:

@@ -8,8 +8,8 @@ from typing import Any, Literal
 
 from souping.checkpoints.pool import ModelSize
 from souping.core.reading import to_json
-from souping.core.similarity import PoolSimilarity
 from souping.core.types import Items, JsonObject, Missing, ScoreMatrix, Selection, Split
+from souping.core.weight_similarity import PoolSimilarity
 from souping.pipeline.machine import Machine, Requirement
 from souping.pipeline.settings import RunSettings
 from souping.pipeline.verdict import power_summary

@@ -40,7 +40,7 @@ def not_stored(*_: object) -> NoReturn:
 
 
 @frozen
-class NamedPool:
+class PlannedPool:
     """Candidates as they are configured, for a pool that cannot be opened here."""
 
     candidates: tuple[Candidate, ...]
@@ -81,7 +81,7 @@ class CountedSteps(Steps):
         """Count the answers of the stage's models, and of so many `unknown` soups."""
         models = len(stage.models) + unknown
         todo = sum(self._count(recipe, stage) for recipe in stage.models)
-        questions = {item.question for item in stage.items}
+        questions = {item.answer_digest for item in stage.items}
         todo += unknown * len(questions) * self.evaluations[stage.benchmark].answers_per_item
         self._add(stage, (models,) * 2, (models * len(stage.items),) * 2, (todo, todo))
         return {}
@@ -162,7 +162,7 @@ class CountedSteps(Steps):
     def _count(self, recipe: Recipe, stage: Stage) -> int:
         """Answers that neither the store nor an earlier stage has."""
         evaluation = self.evaluations[stage.benchmark]
-        answers = {(item.question, 0): evaluation.answers_per_item for item in stage.items}
+        answers = {(item.answer_digest, 0): evaluation.answers_per_item for item in stage.items}
         key = f"unknown {stage.benchmark}"
         if recipe.ingredients != UNKNOWN_INGREDIENTS:
             # If an evaluator cannot start here, its key is not known.
@@ -198,7 +198,7 @@ class CountedSteps(Steps):
         limit = trial_limit(
             self.settings.optimiser, len(ingredients), len(self.splits.get("search", ()))
         )
-        assert limit is not None, "a strategy without an end is refused when it is built"
+        assert limit is not None, "a optimiser without an end is refused when it is built"
         points = self.settings.optimiser.known_points(len(ingredients)) or ()
         known = []
         for point in points[:limit]:

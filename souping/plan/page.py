@@ -14,7 +14,7 @@ from souping.report.cells import Section, grid
 from souping.report.tables import similarity
 
 
-def sections(plan: Plan) -> list[Section]:
+def plan_sections(plan: Plan) -> list[Section]:
     """The plan's sections in reading order."""
     content = (
         _selection(plan),
@@ -197,7 +197,7 @@ def _duration(pair: Range) -> str:
 
 def _hours(seconds: float) -> str:
     if seconds < 3600 * 100:
-        return format.seconds(seconds)
+        return format.seconds_text(seconds)
     return f"{seconds / 3600:,.0f} h"
 
 

@@ -17,14 +17,14 @@ from souping.core.protocols import Evaluator
 from souping.core.reading import read
 from souping.core.types import SPLITS, Item, Items, LateError, Missing, ScoreMatrix, UserError
 from souping.evaluate.benchmark import EvaluatorBenchmark, Splits, first_items
-from souping.evaluate.identity import fingerprint
+from souping.evaluate.identity import evaluator_fingerprint
 from souping.merge.digests import StandIns
 from souping.merge.soup_files import CARD, planned_files
 from souping.pipeline import checks
 from souping.pipeline.card import soup_card
 from souping.pipeline.evaluation import Evaluation
 from souping.pipeline.execute import check_settings
-from souping.pipeline.looks.ledger import Ledger
+from souping.pipeline.looks.counted_looks import CountedLooks
 from souping.pipeline.machine import (
     Machine,
     machine_facts,
@@ -33,15 +33,15 @@ from souping.pipeline.machine import (
     model_sizes,
     requirements_of,
 )
-from souping.pipeline.models import OpenPool
+from souping.pipeline.models import RunPool
 from souping.pipeline.settings import RunSettings, items_of
 from souping.pipeline.state import ExtraBenchmark
 from souping.pipeline.steps import Candidates, extra_benchmarks
 from souping.pipeline.store import IN_MEMORY, Store
 from souping.pipeline.upload import planned_upload
 from souping.plan.content import Plan, as_dict
-from souping.plan.counting import CountedSteps, NamedPool, NotStoredError, merged, not_stored
-from souping.plan.page import sections
+from souping.plan.counting import CountedSteps, NotStoredError, PlannedPool, merged, not_stored
+from souping.plan.page import plan_sections
 from souping.plan.speed import PlannedStage, Speed, checked_speed, speed
 from souping.report.cells import Section
 from souping.report.files import as_json
@@ -68,8 +68,8 @@ class _Planner:
         self.faults: list[str] = []
         self.items: Items = ()
         self.extra: tuple[ExtraBenchmark, ...] = ()
-        self.opened: OpenPool | None = None
-        self.pool: Candidates = NamedPool(candidates=run.pool.resolve())
+        self.opened: RunPool | None = None
+        self.pool: Candidates = PlannedPool(candidates=run.pool.resolve())
 
     def plan(self) -> Plan:
         plan = Plan(run=self.run, machine=machine_facts())
@@ -114,7 +114,7 @@ class _Planner:
         plan.stages = self._stages(plan)
         plan.speeds = self._speeds(plan)
         plan.requirements = requirements_of(self.run, plan.models, plan.machine, evaluators)
-        plan.missing = once(
+        plan.missing = unique_needs(
             [*missing_here(self.run, plan.models, plan.machine, evaluators), *self.lacking]
         )
 
@@ -254,7 +254,7 @@ class _Planner:
         if plan.scores is not None:
             notes += checks.flat_categories(self.run.evaluator.unit, plan.scores)
         if splits and self.run.stop_after is None and self.run.dry_run is None:
-            looks = Ledger(self.store).announcement(splits.items["test"])
+            looks = CountedLooks(self.store).announcement(splits.items["test"])
             notes.append(looks or "no report in this store has shown the items of the test split")
         return list(dict.fromkeys(notes))
 
@@ -294,7 +294,7 @@ class _Planner:
         for name, (evaluator, answered) in self._evaluators(items).items():
             # An evaluator that cannot start here has no speed.
             with suppress(UserError):
-                key = fingerprint(evaluator)
+                key = evaluator_fingerprint(evaluator)
                 stated = self.run.throughput
                 measured = self.store.throughput(singles, key)
                 rate = None
@@ -307,18 +307,18 @@ class _Planner:
         return speeds
 
 
-def open_unhashed(run: RunSettings, store: Store) -> OpenPool:
+def open_unhashed(run: RunSettings, store: Store) -> RunPool:
     """The pool of a run as it is on this disk; a file that was never hashed counts as never evaluated."""
     candidates = []
     for candidate in run.pool.resolve():
-        name = hub.parse(candidate.path)
+        name = hub.parse_name(candidate.path)
         folder = hub.cached(name, run.merge.allow_pickle) if name else None
         if folder:
             candidate = replace(candidate, path=folder, source=hub.cached_name(folder) or "")
         candidates.append(candidate)
     trajectory = run.pool.trajectory
     more = trajectory.models if trajectory else ()
-    return OpenPool.fetch(
+    return RunPool.fetch(
         candidates, run.merge, hashes=StandIns(store.hashes), more=more, stream=True
     )
 
@@ -339,10 +339,10 @@ def missing_here(
     if run.upload is not None and get_token() is None:
         # Reading public models needs none.
         needs.append(Missing(what="a login to the Hub, which upload= needs", fix="hf auth login"))
-    return once(needs)
+    return unique_needs(needs)
 
 
-def once(needs: Iterable[Missing]) -> list[Missing]:
+def unique_needs(needs: Iterable[Missing]) -> list[Missing]:
     """Each command once, and what has none once: several components may lack the same."""
     by_fix: dict[str, Missing] = {}
     for need in needs:
@@ -357,7 +357,7 @@ def plan(run: RunSettings) -> None:
         LateError: the run cannot go on anywhere as it is configured; the plan is saved all the same.
     """
     run_plan = checked_plan(run)
-    sheet = sections(run_plan)
+    sheet = plan_sections(run_plan)
     show_sheet(sheet)
     file = write_atomically(dated_path(run.name, "plan"), as_json(as_dict(run_plan)).encode())
     print(f"saved: {nearby(file)}")

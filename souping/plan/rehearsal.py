@@ -17,7 +17,7 @@ from souping.core.text import safe
 from souping.core.types import Item, Record, Split, UserError
 from souping.core.unit import Unit
 from souping.evaluate.benchmark import first_items
-from souping.evaluate.identity import fingerprint
+from souping.evaluate.identity import evaluator_fingerprint
 from souping.evaluate.scoring import user_scores
 from souping.pipeline.evaluation import batches_of, records_of, score_missing
 from souping.pipeline.samples import sample
@@ -99,7 +99,7 @@ def rehearse(plan: Plan, items: Sequence[Item]) -> tuple[list[Record], Mapping[s
     if error is not None:
         raise error
     prompts = {record.item: record.prompt for record in records}
-    took = f"{len(items)} items with {pool.names[0]} (loading took {format.seconds(loading)})"
+    took = f"{len(items)} items with {pool.names[0]} (loading took {format.seconds_text(loading)})"
     return records, prompts, replace(speed, reason=f"{speed.reason}, measured just now on {took}")
 
 
@@ -135,7 +135,7 @@ def _measured(evaluator: Evaluator, items: Sequence[Item], single: float, second
         per_call=per_call,
         batch=batch,
         basis="measured",
-        reason=f"{rate:.3g} items/s and {format.seconds(per_call)} to start each {call}",
+        reason=f"{rate:.3g} items/s and {format.seconds_text(per_call)} to start each {call}",
     )
 
 
@@ -167,7 +167,7 @@ def show_rehearsal(
         nonempty((answers, similarity(timed.similarity), work_section(timed), time_section(timed)))
     )
     table = {**as_dict(timed), "candidate": name, "split": split, "samples": samples}
-    table["evaluator"] = fingerprint(timed.run.evaluator)
+    table["evaluator"] = evaluator_fingerprint(timed.run.evaluator)
     table["items_per_second"] = timed.speeds[""].items_per_second
     file = write_atomically(dated_path(timed.run.name, "check"), as_json(table).encode())
     print(f"saved: {nearby(file)}")
@@ -175,7 +175,7 @@ def show_rehearsal(
         print(f"{cut} of {len(records)} answers were cut off or are missing: look at them first")
     most = total_range((timed.seconds() or {"": (0.0, 0.0)}).values())[1]
     takes = (
-        f"at most about {format.seconds(most)}"
+        f"at most about {format.seconds_text(most)}"
         if most >= 1
         else "seconds, as its answers are stored"
     )

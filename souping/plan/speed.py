@@ -8,7 +8,7 @@ from dataclasses import asdict, replace
 from typing import Any
 
 from souping.checkpoints.pool import ModelSize
-from souping.core.fields import load
+from souping.core.fields import load_json
 from souping.core.files import OUTPUTS
 from souping.core.protocols import Evaluator
 from souping.core.reading import read
@@ -77,7 +77,7 @@ def checked_speed(models: Sequence[ModelSize], evaluator: str) -> Speed | None:
     files = sorted(OUTPUTS.glob("*/check_*.json"), key=lambda file: file.stat().st_mtime)
     for file in reversed(files):
         with suppress(UserError, OSError):
-            check = read(CheckFile, load(file, dict[str, Any]))
+            check = read(CheckFile, load_json(file, dict[str, Any]))
             measured = check.speeds.benchmark
             same = check.models == sizes and check.evaluator == evaluator
             if same and measured.items_per_second > 0:

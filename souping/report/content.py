@@ -11,10 +11,10 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from souping.core.reading import NULL, rest, to_json
-from souping.core.similarity import PoolSimilarity
 from souping.core.system import Provenance
 from souping.core.types import Names
 from souping.core.unit import POINTS, Unit
+from souping.core.weight_similarity import PoolSimilarity
 from souping.report.recipe import RecipeSummary
 
 SCHEMA = 1
@@ -436,7 +436,7 @@ class Oracle:
 
 
 @dataclass(frozen=True, kw_only=True)
-class GateCheck:
+class ExpectedCheck:
     """A score that was expected of a candidate."""
 
     candidate: str
@@ -460,7 +460,7 @@ class GateCheck:
 
 
 @dataclass(frozen=True, kw_only=True)
-class GateSummary:
+class ExpectedSummary:
     """Expected scores of the candidates beside the measured ones."""
 
     mode: str
@@ -471,7 +471,7 @@ class GateSummary:
     """share of runs with correct models that fail"""
     passed: bool
     """true if all scores are as expected"""
-    checks: tuple[GateCheck, ...]
+    checks: tuple[ExpectedCheck, ...]
     """one per expected score"""
 
 
@@ -724,7 +724,7 @@ class Report:
     """an ingredient per category, chosen on the select split"""
     oracle: Oracle | None = None
     """the best answer of all ingredients to each item"""
-    expected_check: GateSummary | None = None
+    expected_check: ExpectedSummary | None = None
     """expected scores of the candidates beside the measured ones"""
     extra_benchmarks: tuple[ExtraResult, ...] | None = None
     """extra benchmarks"""

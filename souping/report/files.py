@@ -14,7 +14,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypedDict
 
-from souping.core.fields import checked, load
+from souping.core.fields import checked, load_json
 from souping.core.files import write_atomically
 from souping.core.parsing import read_yaml
 from souping.core.reading import read, to_json
@@ -43,7 +43,7 @@ from souping.report.content import (
     TrialRow,
 )
 from souping.report.format import clean
-from souping.report.plots import Drawing, categories, forest, heatmap, landscape
+from souping.report.plots import Drawing, category_gains, forest, heatmap, landscape
 from souping.report.render import markdown, page
 from souping.report.tables import ingredients
 from souping.report.trajectory_plots import trajectory, window_bands
@@ -84,7 +84,7 @@ def draw(report: Report, trials: Sequence[TrialRow]) -> list[Drawing]:
     """The pictures that this report has the numbers for."""
     pictures = [
         forest(report),
-        categories(report),
+        category_gains(report),
         heatmap(report),
         landscape(report, trials),
         trajectory(report),
@@ -130,7 +130,7 @@ def read_report(path: Path, results: Mapping[str, type[AnalysisResult]] = NO_RES
     Raises:
         UserError: it is not a report, another version wrote it, or it cannot be read.
     """
-    table = load(path, dict[str, Any])
+    table = load_json(path, dict[str, Any])
     if table.get("schema") != SCHEMA:
         repeat = read(Report, table).provenance
         raise UserError(
@@ -158,7 +158,7 @@ def read_run_config(path: Path) -> RunConfig:
 
 def read_selection(path: Path) -> SelectionFile:
     """A selection.json (UserError if it cannot be read)."""
-    return read(SelectionFile, load(path, dict[str, Any]))
+    return read(SelectionFile, load_json(path, dict[str, Any]))
 
 
 def read_trials(path: Path) -> list[TrialRow]:

@@ -49,7 +49,7 @@ def percent(value: float | None, digits: int = 1) -> str:
     return signed(f"{100 * value:.{digits}f}")
 
 
-def verdict(verdict: str) -> str:
+def verdict_word(verdict: str) -> str:
     """The verdict on the soup in a word."""
     word = clean(verdict)
     return {"higher": "better", "lower": "worse"}.get(word, word)
@@ -84,7 +84,7 @@ def count(value: float) -> str:
 
 
 @dashed
-def seconds(value: float) -> str:
+def seconds_text(value: float) -> str:
     if value < 90:
         return f"{value:.1f} s"
     minutes, remainder = divmod(round(value), 60)

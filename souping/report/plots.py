@@ -193,7 +193,7 @@ def forest(report: Report) -> Drawing | None:
     return Drawing("forest", plot, alt, f"{unit.better_side} of the line the soup is better.")
 
 
-def categories(report: Report) -> Drawing | None:
+def category_gains(report: Report) -> Drawing | None:
     """Soup minus best candidate, category by category, the largest gain first; beyond chance the dot is full."""
     unit = report.unit
     categories = report.losses.categories if report.losses else ()

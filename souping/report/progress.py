@@ -143,7 +143,7 @@ class Progress:
             facts.append(f"{rate:{digits}} items/s")
             remaining = (self._total or 0) - self._done
             if remaining > 0:
-                facts.append(f"{format.seconds(remaining / rate)} left")
+                facts.append(f"{format.seconds_text(remaining / rate)} left")
         return ", ".join(filter(None, facts))
 
 

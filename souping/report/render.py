@@ -15,7 +15,15 @@ from souping.report.cells import Section, TableCell, TableGrid, fenced, markdown
 from souping.report.content import Report, TrialRow
 from souping.report.format import clean, escape_html, escape_markdown
 from souping.report.plots import Drawing
-from souping.report.sections import figures, findings, headline, kicker, sections, summary, warnings
+from souping.report.sections import (
+    figures,
+    headline,
+    kicker,
+    report_findings,
+    sections,
+    summary,
+    warnings,
+)
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -220,13 +228,15 @@ def _blocks(section: Section) -> list[str]:
 
 def report_table(report: Report) -> Table:
     """Models with scores and the soup's paired differences, or the selection; below it the verdict."""
-    lines = [headline(report), *findings(report)]
-    return plain_table(tables.summary(report) if report.rows else tables.experts(report), lines)
+    lines = [headline(report), *report_findings(report)]
+    return plain_table(
+        tables.summary_table(report) if report.rows else tables.experts(report), lines
+    )
 
 
 def also_table(report: Report) -> Table:
     """The other benchmarks: every model's score, and below them what the soup lost."""
-    return plain_table(tables.overview(report), list(tables.sentences(report)))
+    return plain_table(tables.overview_table(report), list(tables.sentences(report)))
 
 
 def plain_table(grid: TableGrid, caption: Sequence[str] = ()) -> Table:

@@ -85,7 +85,7 @@ def read_samples(path: Path) -> Iterator[JsonRow]:
         raise UserError(f"{path}: cannot be read: {first_line(error)}") from error
 
 
-def changed(
+def changed_items(
     unit: Unit, samples: Iterable[Sample], base: str, soup: str, better: bool
 ) -> Iterator[Sample]:
     """The items that `soup` answers better than `base`, or worse."""

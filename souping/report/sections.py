@@ -51,7 +51,7 @@ def headline(report: Report) -> str:
 
 def summary(report: Report) -> list[str]:
     """What stands below the headline: losses, what a score is, the soup's weights and how it is loaded."""
-    lines = findings(report)
+    lines = report_findings(report)
     soup = report.row("soup")
     if soup is not None and soup.scores:
         items = sum(interval.n or 0 for interval in soup.scores.values())
@@ -128,7 +128,7 @@ def sections(report: Report, trials: Sequence[TrialRow]) -> tuple[Section, ...]:
     return nonempty(
         (
             _verdict(report),
-            *trajectory.sections(report),
+            *trajectory.trajectory_sections(report),
             _gains(report),
             _also(report),
             _landscape(report, trials),
@@ -177,7 +177,7 @@ def _gains(report: Report) -> Section | None:
     if not pairs:
         return None
     line = f"Intervals and p-values hold for all {count(len(pairs))} categories at once (max-T)."
-    numbers = table("The same in numbers", tables.losses(report.unit, pairs))
+    numbers = table("The same in numbers", tables.loss_table(report.unit, pairs))
     return Section("Gained and lost", (line,), "categories", folded=nonempty((numbers,)))
 
 
@@ -213,7 +213,7 @@ def losses(report: Report) -> list[str]:
     return [f"{head}. {_least(unit, pairs)}".strip()]
 
 
-def findings(report: Report) -> list[str]:
+def report_findings(report: Report) -> list[str]:
     """What stands below the headline wherever it is shown."""
     return [*losses(report), *_router(report)]
 
@@ -222,7 +222,7 @@ def _router(report: Report) -> list[str]:
     """Whether the router is better or worse than the soup by more than chance explains, and its price."""
     unit = report.unit
     pair = report.against("router")
-    price = tables.price(report)
+    price = tables.router_cost(report)
     measured = report.verdict is not None and report.verdict.claim != "not_measured"
     if pair is None or not price or not measured or report.dry_run:
         return []
@@ -344,10 +344,10 @@ def _experts(report: Report) -> Section | None:
     stability = report.stability
     if stability is not None:
         folded += [
-            table("Every correlation with its interval", tables.pairs(stability)),
+            table("Every correlation with its interval", tables.correlation_table(stability)),
             Section("Chosen again?", tuple(_stability(stability))),
             table("Other thresholds, in steps of 0.01", tables.thresholds(stability)),
-            table("One model left out", tables.jackknife(stability)),
+            table("One model left out", tables.jackknife_table(stability)),
         ]
     return Section(
         "Why these experts",
@@ -411,7 +411,7 @@ def _also(report: Report) -> Section | None:
     for entry in report.extra_benchmarks:
         folded.append(table(f"{clean(entry.name)}: differences", tables.differences(entry)))
     lines = (line, *tables.sentences(report))
-    grids = (tables.overview(report),)
+    grids = (tables.overview_table(report),)
     return Section("Other benchmarks", lines, grids=grids, folded=nonempty(folded))
 
 
@@ -420,7 +420,7 @@ def _gate(report: Report) -> Section | None:
     if gate is None:
         return None
     title = "Were the single models as expected?"
-    scores = tables.gate(report.unit, gate)
+    scores = tables.expected_scores(report.unit, gate)
     alarm = percent(gate.false_alarm, 0)
     line = (
         f"Scores on the {clean(gate.split)} split. "

@@ -7,15 +7,15 @@ from dataclasses import dataclass
 from itertools import chain, groupby
 from typing import Any
 
-from souping.core.similarity import PoolSimilarity, Rounding
 from souping.core.text import DASH, confidence
 from souping.core.types import Json
 from souping.core.unit import Unit
+from souping.core.weight_similarity import PoolSimilarity, Rounding
 from souping.report.cells import Section, TableCell, TableGrid, grid
 from souping.report.content import (
     CategoryDifference,
+    ExpectedSummary,
     ExtraResult,
-    GateSummary,
     JudgedDifference,
     MaybeFloat,
     ModelRow,
@@ -37,9 +37,9 @@ from souping.report.format import (
     p_value,
     percent,
     rho,
-    seconds,
+    seconds_text,
     share,
-    verdict,
+    verdict_word,
 )
 
 JsonRow = Mapping[str, Json]
@@ -91,7 +91,7 @@ class ShownModel:
         return TableCell(self.name, self.role)
 
 
-def once(report: Report) -> list[ShownModel]:
+def shown_models(report: Report) -> list[ShownModel]:
     """Models in the order of their roles, each once."""
     order = {kind: place for place, kind in enumerate(ROW_KINDS)}
     rows = sorted(report.rows or (), key=lambda row: order.get(row.kind, len(order)))
@@ -102,7 +102,7 @@ def once(report: Report) -> list[ShownModel]:
     for roles in by_recipe.values():
         kinds = tuple(row.kind for row in roles)
         labels = tuple(_label(report, kind) for kind in dict.fromkeys(kinds))
-        cost_of = price(report) if "router" in kinds else ""
+        cost_of = router_cost(report) if "router" in kinds else ""
         models.append(ShownModel(row=roles[0], roles=kinds, labels=labels, price=cost_of))
     return models
 
@@ -121,7 +121,7 @@ def _label(report: Report, kind: str) -> str:
     return f"{UNIFORM}{sizes[kind]}"
 
 
-def price(report: Report) -> str:
+def router_cost(report: Report) -> str:
     """What the router takes to serve; empty if it is one model."""
     models = report.router.models if report.router else None
     if models is None or models <= 1:
@@ -132,7 +132,7 @@ def price(report: Report) -> str:
 def scores(report: Report) -> TableGrid:
     """One line per model: objective and every category with 95 % intervals."""
     names = categories(report)
-    models = once(report)
+    models = shown_models(report)
     lines = list[tuple[TableCell, ...]]()
     for model in models:
         cells = [_score(report.unit, model.row.scores.get(name)) for name in names]
@@ -153,7 +153,7 @@ def _soup(models: Sequence[ShownModel]) -> list[int]:
 def compared(report: Report) -> list[tuple[ShownModel, RowDifference]]:
     """Every other model with the soup's difference to it."""
     pairs = []
-    for model in once(report):
+    for model in shown_models(report):
         differences = [pair for pair in report.comparisons or () if _is_of(pair, model)]
         if differences and "soup" not in model.roles:
             corrected = [pair for pair in differences if pair.p_holm is not None]
@@ -200,10 +200,10 @@ def comparisons(report: Report) -> TableGrid:
     return grid([*header, "answered differently %"], lines)
 
 
-def summary(report: Report) -> TableGrid:
+def summary_table(report: Report) -> TableGrid:
     """Every model's objective with the soup's paired difference to it, in the narrow form of a terminal."""
     unit = report.unit
-    models = once(report)
+    models = shown_models(report)
     pairs = {model.row.name: pair for model, pair in compared(report)}
     lines = list[tuple[str | TableCell, ...]]()
     for model in models:
@@ -231,7 +231,7 @@ def tested(report: Report) -> str:
     return f"Test: {test}, {count(pair.n)} items in {count(pair.groups)} groups."
 
 
-def losses(unit: Unit, pairs: Sequence[CategoryDifference]) -> TableGrid:
+def loss_table(unit: Unit, pairs: Sequence[CategoryDifference]) -> TableGrid:
     """The soup's paired difference to another model, category by category; what is lost beyond chance is stressed."""
     header = (
         "category",
@@ -245,7 +245,7 @@ def losses(unit: Unit, pairs: Sequence[CategoryDifference]) -> TableGrid:
     lines = []
     for pair in pairs:
         difference = unit.score(pair.difference, sign=True)
-        tested = (p_value(pair.p_value), unit.score(pair.least), verdict(pair.verdict))
+        tested = (p_value(pair.p_value), unit.score(pair.least), verdict_word(pair.verdict))
         line = (clean(pair.category), count(pair.n), difference, whiskers(unit, pair), *tested)
         lines.append(line)
     return grid(header, lines, left=(0, 6), strong=lost(pairs))
@@ -337,7 +337,7 @@ def _expert_of(report: Report, name: str) -> list[str]:
     return categories
 
 
-def pairs(stability: SelectionStability) -> TableGrid:
+def correlation_table(stability: SelectionStability) -> TableGrid:
     """Every correlation with its intervals: over models, and by the bootstrap of items if there is one."""
     header = ["category", "category", "rho", "95 %, over models"]
     resampled = any(pair.bootstrap_low is not None for pair in stability.correlations)
@@ -373,7 +373,7 @@ def thresholds(stability: SelectionStability) -> TableGrid:
     return grid(("threshold", "ingredients"), lines, left=(0, 1), strong=strong)
 
 
-def jackknife(stability: SelectionStability) -> TableGrid:
+def jackknife_table(stability: SelectionStability) -> TableGrid:
     """The selection without one model."""
     lines = [(clean(choice.left_out), *_outcome(choice)) for choice in stability.jackknife]
     return grid(("left out", "ingredients", "low-correlation categories"), lines, left=(0, 1, 2))
@@ -408,7 +408,7 @@ def cost(cost: RunCost) -> TableGrid:
     for name, amount in amounts.items():
         if isinstance(amount, bool) or not isinstance(amount, int | float):
             continue
-        show = seconds if name in times else count
+        show = seconds_text if name in times else count
         lines.append((name, show(amount)))
     return grid(("cost", "amount"), lines)
 
@@ -442,7 +442,7 @@ def ingredients(report: Report, tried: Sequence[TrialRow]) -> list[str]:
 # ---------------------------------------------------------------- checks and other benchmarks
 
 
-def gate(unit: Unit, gate: GateSummary) -> TableGrid:
+def expected_scores(unit: Unit, gate: ExpectedSummary) -> TableGrid:
     """One line per score that was expected of a candidate; those that were missed are stressed."""
     header = (
         "candidate",
@@ -465,7 +465,7 @@ def gate(unit: Unit, gate: GateSummary) -> TableGrid:
     return grid(header, lines, left=(0, 1, 6), strong=missed)
 
 
-def overview(report: Report) -> TableGrid:
+def overview_table(report: Report) -> TableGrid:
     """One line per model, one column per benchmark: the objective with its interval."""
     benchmarks = report.extra_benchmarks or ()
     scores = []
@@ -499,7 +499,7 @@ def differences(entry: ExtraResult) -> TableGrid:
         p_values = (p_value(pair.p_value), p_value(p_holm))
         numbers = (difference, whiskers(unit, pair), *p_values)
         items = f"{count(pair.n)} / {count(pair.groups)}"
-        lines.append((clean(pair.b), category, *numbers, items, verdict(pair.verdict)))
+        lines.append((clean(pair.b), category, *numbers, items, verdict_word(pair.verdict)))
     header = (
         "soup minus",
         "category",

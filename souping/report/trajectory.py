@@ -14,7 +14,7 @@ from souping.report.content import (
     WindowRow,
 )
 from souping.report.format import ROW_KINDS, clean, count, four_digits, p_value
-from souping.report.tables import confidence_of, losses, whiskers
+from souping.report.tables import confidence_of, loss_table, whiskers
 
 OTHERS = ("last", "best_candidate", "trainer_best", "trainer_average", "decayed", "shuffled")
 """Kinds of the rows that an average of checkpoints is compared with, in this order."""
@@ -27,7 +27,7 @@ WINDOW_NAMES: Mapping[str, str] = {
 SIDES = {"last": "minus the last checkpoint", "checkpoints_mean": "minus the mean of its members"}
 
 
-def sections(report: Report) -> tuple[Section, ...]:
+def trajectory_sections(report: Report) -> tuple[Section, ...]:
     """Nothing if the candidates are not checkpoints of a training run."""
     result = report.trajectory
     if result is None or not result.checkpoints:
@@ -36,7 +36,7 @@ def sections(report: Report) -> tuple[Section, ...]:
     folded = nonempty(
         (
             table("Every checkpoint", _members(unit, result.checkpoints)),
-            table("By category", losses(unit, result.categories)),
+            table("By category", loss_table(unit, result.categories)),
         )
     )
     training = Section(

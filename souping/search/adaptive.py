@@ -10,11 +10,11 @@ from typing import Annotated
 import numpy as np
 
 from souping.core.fields import Bounds, component
-from souping.core.protocols import Optimiser
+from souping.core.protocols import Search
 from souping.core.types import (
-    Cell,
     FloatArray,
     IntArray,
+    Query,
     Result,
     SearchEnd,
     SearchSpace,
@@ -31,14 +31,14 @@ from souping.search.acquisition import (
 )
 from souping.search.points import (
     Grid,
-    LimitedStrategy,
+    LimitedOptimiser,
     anchors,
-    endings,
-    grid,
     grid_size,
+    limit_texts,
     scattered,
     spread,
     vertices,
+    weight_grid,
 )
 from souping.search.surrogate import SoupModel
 
@@ -74,7 +74,7 @@ UPPER_ESTIMATE = 2
 
 
 @component
-class Adaptive(LimitedStrategy):
+class Adaptive(LimitedOptimiser):
     """Surrogate over the grid's points that chooses soups and items.
 
     `early_stopping` ends it when more answers would gain less than 0.1 points. `step` below 0.1
@@ -119,7 +119,7 @@ class Adaptive(LimitedStrategy):
         """The anchors, then points of the grid, and of many ingredients soups of a few of them."""
         grid_points: list[Weights] = []
         if grid_size(size, self.step) <= LARGEST_GRID:
-            grid_points = spread(grid(size, self.step))
+            grid_points = spread(weight_grid(size, self.step))
         if grid_points and size < MANY:
             return list(dict.fromkeys(anchors(size) + grid_points))[:MOST_SOUPS]
         if size >= MANY:
@@ -164,10 +164,10 @@ class Adaptive(LimitedStrategy):
         clauses = [f"adaptive, {len(self.points(size))} possible soups"]
         if self.early_stopping:
             clauses.append("stops when more answers would not change the pick")
-        return ", ".join(clauses + endings(self))
+        return ", ".join(clauses + limit_texts(self))
 
 
-class AdaptiveSearch(Optimiser):
+class AdaptiveSearch(Search):
     """Running adaptive search over `points`.
 
     It explores, soup by soup and sample by sample, until more answers would gain little; then it
@@ -201,7 +201,7 @@ class AdaptiveSearch(Optimiser):
         if space.bounds is not None:
             self._bounds = BoundModel(self._model, space, space.bounds, self._points)
 
-        self._open: list[Cell] = []
+        self._open: list[Query] = []
         # Items that were requested so far, and at the last check whether to end.
         self._spent = 0
         self._spent_at_check = 0
@@ -242,19 +242,19 @@ class AdaptiveSearch(Optimiser):
 
     # ---------------------------------------------------------------- asking
 
-    def ask(self) -> Cell | None:
+    def ask(self) -> Query | None:
         if self._stop_reason is None:
-            cell = self._explore()
-            if cell is not None:
-                return cell
+            query = self._explore()
+            if query is not None:
+                return query
         if self._open:
             return None
         if self._known_at_fit < self._model.known:
             self._refit()
         return self._confirm()
 
-    def _explore(self) -> Cell | None:
-        """The cell that most sharpens who leads; None, with the reason noted, at the end."""
+    def _explore(self) -> Query | None:
+        """The query that most sharpens who leads; None, with the reason noted, at the end."""
         model = self._model
         mean, cov = model.objective()
         leader, rivals, urgency = expected_improvement(mean, cov, RIVALS, self._odds())
@@ -276,7 +276,7 @@ class AdaptiveSearch(Optimiser):
             return None
         for c, b in samples:
             model.requested[soup, c, b] = True
-        return self._open_cell(soup, items)
+        return self._open_query(soup, items)
 
     def _reason_to_end(self, leader: int, rivals: IntArray) -> StopReason | None:
         """Why exploring ends here; None while it goes on."""
@@ -366,7 +366,7 @@ class AdaptiveSearch(Optimiser):
             return np.ones(len(self._points))
         return self._bounds.odds()
 
-    def _confirm(self) -> Cell | None:
+    def _confirm(self) -> Query | None:
         """The rest of the split for the best soup that the budget lets finish.
 
         None once the best has answered all, or enough soups were confirmed.
@@ -378,7 +378,7 @@ class AdaptiveSearch(Optimiser):
             if self._affords(len(items)):
                 self._finalists += 1
                 self._model.request_split(soup)
-                return self._open_cell(soup, items)
+                return self._open_query(soup, items)
         return None
 
     def _by_promise(self) -> list[int]:
@@ -391,18 +391,18 @@ class AdaptiveSearch(Optimiser):
     def _affords(self, items: int) -> bool:
         return self._budget is None or self._spent + items <= self._budget
 
-    def _open_cell(self, soup: int, items: list[int]) -> Cell:
+    def _open_query(self, soup: int, items: list[int]) -> Query:
         self._spent += len(items)
-        cell = Cell(weights=self._points[soup], items=tuple(items))
+        query = Query(weights=self._points[soup], items=tuple(items))
         if len(items) == len(self._space.categories):
-            cell = Cell(weights=self._points[soup])
-        self._open.append(cell)
-        return cell
+            query = Query(weights=self._points[soup])
+        self._open.append(query)
+        return query
 
-    def tell(self, cell: Cell, result: Result) -> None:
-        self._open.remove(cell)
-        items = slice(None) if cell.items is None else list(cell.items)
-        self._observe(cell.weights, items, result.values, result.lengths)
+    def tell(self, query: Query, result: Result) -> None:
+        self._open.remove(query)
+        items = slice(None) if query.items is None else list(query.items)
+        self._observe(query.weights, items, result.values, result.lengths)
         if self._model.known >= GROWTH * self._known_at_fit:
             self._refit()
 

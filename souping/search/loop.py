@@ -12,18 +12,18 @@ from typing import Protocol
 
 import numpy as np
 
-from souping.core.protocols import Objective, Optimiser, Strategy
+from souping.core.protocols import Objective, Optimiser, Search
 from souping.core.scores import value, value_of
 from souping.core.text import listed, named
 from souping.core.types import (
     TOLERANCE,
-    Cell,
     FloatArray,
     Item,
     Items,
     ItemScores,
     JsonObject,
     Names,
+    Query,
     Recipe,
     Request,
     Result,
@@ -82,11 +82,11 @@ def result_of(scores: ItemScores, objective: Objective) -> Result:
     return replace(result, values=scores.values, lengths=scores.lengths)
 
 
-def check_budget(strategy: Strategy, items: int) -> None:
+def check_budget(optimiser: Optimiser, items: int) -> None:
     """A budget never overshoots, so it must cover one soup."""
-    if strategy.max_items is not None and strategy.max_items < items:
+    if optimiser.max_items is not None and optimiser.max_items < items:
         raise UserError(
-            f"optimiser.max_items={strategy.max_items} is below the {items} items of the search split"
+            f"optimiser.max_items={optimiser.max_items} is below the {items} items of the search split"
         )
 
 
@@ -132,7 +132,7 @@ class RecipeSource(Protocol):
 
 
 def find_weights(
-    strategy: Strategy,
+    optimiser: Optimiser,
     objective: Objective,
     seed: int,
     pool: RecipeSource,
@@ -150,14 +150,14 @@ def find_weights(
     if len(ingredients) == 1:
         result = result_of(evaluation.scores(singles[0], items), objective)
         return SearchResult(recipe=singles[0], result=result, trials=())
-    known = evaluation.all_scores(singles if strategy.uses_singles else [], items)
+    known = evaluation.all_scores(singles if optimiser.uses_singles else [], items)
     space = _search_space(objective, pool, evaluation, ingredients, items, known)
     space = replace(space, bounds=bounds)
-    optimiser = strategy.start(space, seed)
-    name = f"optimiser {named(strategy)}"
-    if not isinstance(optimiser, Optimiser):
+    running = optimiser.start(space, seed)
+    name = f"optimiser {named(optimiser)}"
+    if not isinstance(running, Search):
         raise UserError(
-            f"{name} started a {type(optimiser).__name__}, which is not an Optimiser: subclass it"
+            f"{name} started a {type(running).__name__}, which is not a Search: subclass it"
         )
 
     def recipe_of(weights: Weights) -> Recipe:
@@ -168,7 +168,7 @@ def find_weights(
         return pool.recipe(dict(zip(ingredients, weights, strict=True)))
 
     scores = dict(zip(vertices(len(ingredients)), known, strict=False))
-    return SearchRun(optimiser, strategy, recipe_of, evaluation, items, space, log, scores).run()
+    return SearchRun(running, optimiser, recipe_of, evaluation, items, space, log, scores).run()
 
 
 def _search_space(
@@ -220,15 +220,15 @@ class SearchedSoup:
 
 
 class SearchRun:
-    """Search on its way: what is open, spent and known of each soup.
+    """ListSearch on its way: what is open, spent and known of each soup.
 
     Reused items count, so that a run that is repeated from the store takes the same path.
     """
 
     def __init__(
         self,
+        running: Search,
         optimiser: Optimiser,
-        strategy: Strategy,
         recipe_of: Callable[[Weights], Recipe],
         evaluation: RecipeEvaluator,
         items: Sequence[Item],
@@ -237,10 +237,10 @@ class SearchRun:
         known: Mapping[Weights, ItemScores] | None = None,
     ) -> None:
         """`known` are scores of soups that were evaluated before, such as single ingredients."""
-        self._name = f"optimiser {named(strategy)}"
+        self._name = f"optimiser {named(optimiser)}"
         self._space = space
+        self._search = running
         self._optimiser = optimiser
-        self._strategy = strategy
         self._recipe_of = recipe_of
         self._evaluation = evaluation
         self._items = tuple(items)
@@ -248,7 +248,7 @@ class SearchRun:
         self._cost = SearchCost()
         self._trials = list[Trial]()
         self._soups: dict[Weights, SearchedSoup] = {}
-        self._open: dict[int, Cell] = {}
+        self._open: dict[int, Query] = {}
         self._known_scores = dict(known or {})
         self._started_trials = 0
         self._requested_items = 0  # of open requests too
@@ -276,20 +276,20 @@ class SearchRun:
             result=winner.result,
             trials=tuple(self._trials),
             cost=self._cost,
-            summary=self._optimiser.summary(),
+            summary=self._search.summary(),
         )
 
     def _ask(self) -> None:
         """Fill what may be open at once."""
         while not self._ended and len(self._open) < self._evaluation.slots:
-            cell = self._optimiser.ask()
-            if cell is None:
+            query = self._search.ask()
+            if query is None:
                 return
-            _check_cell(cell, self._name, len(self._items), self._strategy.scales)
-            if not self._admits(cell):
+            _check_query(query, self._name, len(self._items), self._optimiser.scales)
+            if not self._admits(query):
                 self._ended = True
                 return
-            self._submit(cell)
+            self._submit(query)
 
     def _soup(self, weights: Weights) -> SearchedSoup:
         if weights not in self._soups:
@@ -298,49 +298,49 @@ class SearchRun:
             self._soups[weights] = SearchedSoup(recipe=recipe, weights=weights, answers=unknown)
         return self._soups[weights]
 
-    def _admits(self, cell: Cell) -> bool:
+    def _admits(self, query: Query) -> bool:
         """Whether no limit is reached yet. An optimiser that asks parts of a split reserves, by itself, enough
         of the budget to finish one soup."""
-        trials = self._strategy.max_trials
-        budget = self._strategy.max_items
-        if trials is not None and self._is_new(cell) and self._started_trials >= trials:
+        trials = self._optimiser.max_trials
+        budget = self._optimiser.max_items
+        if trials is not None and self._is_new(query) and self._started_trials >= trials:
             return False
         if budget is None:
             return True
-        price = len(self._items if cell.items is None else cell.items)
+        price = len(self._items if query.items is None else query.items)
         return self._requested_items + price <= budget
 
-    def _is_new(self, cell: Cell) -> bool:
-        """Whether it counts as a trial: the first cell of a soup, or the whole split at once."""
-        return cell.items is None or cell.weights not in self._counted
+    def _is_new(self, query: Query) -> bool:
+        """Whether it counts as a trial: the first query of a soup, or the whole split at once."""
+        return query.items is None or query.weights not in self._counted
 
-    def _submit(self, cell: Cell) -> None:
-        if self._is_new(cell):
-            self._counted.add(cell.weights)
+    def _submit(self, query: Query) -> None:
+        if self._is_new(query):
+            self._counted.add(query.weights)
             self._started_trials += 1
-        soup = self._soup(cell.weights)
+        soup = self._soup(query.weights)
         items = self._items
-        if cell.items is not None:
-            items = tuple(self._items[place] for place in cell.items)
+        if query.items is not None:
+            items = tuple(self._items[place] for place in query.items)
         self._last_request += 1
         self._requested_items += len(items)
-        self._open[self._last_request] = cell
+        self._open[self._last_request] = query
         self._evaluation.submit(Request(number=self._last_request, recipe=soup.recipe, items=items))
 
     def _take(self, tell: bool = True) -> None:
-        """Collect the answers to one cell, and tell the optimiser."""
+        """Collect the answers to one query, and tell the optimiser."""
         request, scores = self._evaluation.collect()
-        cell = self._open.pop(request.number)
+        query = self._open.pop(request.number)
         self._cost.add(scores)
-        result = self._observe(cell, scores)
+        result = self._observe(query, scores)
         if tell:
-            self._optimiser.tell(cell, result)
+            self._search.tell(query, result)
 
-    def _observe(self, cell: Cell, scores: ItemScores) -> Result:
+    def _observe(self, query: Query, scores: ItemScores) -> Result:
         """Record a soup's new scores: a trial if it was evaluated on the whole split, or now has all of its answers."""
-        soup = self._soups[cell.weights]
-        whole_split = cell.items is None
-        places = slice(None) if cell.items is None else list(cell.items)
+        soup = self._soups[query.weights]
+        whole_split = query.items is None
+        places = slice(None) if query.items is None else list(query.items)
         answers = np.full((2, len(self._items)), np.nan)
         answers[0, places] = scores.values
         answers[1, places] = scores.lengths
@@ -394,43 +394,43 @@ class SearchRun:
 
         If the budget does not cover the rest: the best soup that was fully evaluated.
         """
-        soup = self._soup(self._optimiser.best())
+        soup = self._soup(self._search.best())
         unanswered = np.flatnonzero(~np.isfinite(soup.values)).tolist()
-        limit = self._strategy.max_items
+        limit = self._optimiser.max_items
         if limit is not None and self._requested_items + len(unanswered) > limit:
             trials = [searched.trial for searched in self._soups.values()]
             complete = [trial for trial in trials if trial is not None]
             if complete:
                 return max(complete, key=lambda trial: trial.result.objective)
         if unanswered:
-            self._submit(Cell(weights=soup.weights, items=tuple(unanswered)))
+            self._submit(Query(weights=soup.weights, items=tuple(unanswered)))
             self._take(tell=False)
         assert soup.trial is not None, "its whole split is answered now"
         return soup.trial
 
 
-def _check_cell(cell: Cell, name: str, items: int, scales: Sequence[float]) -> None:
+def _check_query(query: Query, name: str, items: int, scales: Sequence[float]) -> None:
     """Refuse what no search, which may be the user's, can evaluate.
 
     Raises:
-        UserError: it is not a cell, its weights are not a point of the simplex or of a scaled one, or a position is not
-            in the split.
+        UserError: it is not a query, its weights are not a point of the simplex or of a scaled one, or a position is
+            not in the split.
     """
-    if not isinstance(cell, Cell) or not all(0 <= place < items for place in cell.items or ()):
-        raise UserError(f"{name}: {cell!r:.60} must be a Cell with positions below {items}")
-    total = sum(cell.weights)
+    if not isinstance(query, Query) or not all(0 <= place < items for place in query.items or ()):
+        raise UserError(f"{name}: {query!r:.60} must be a Query with positions below {items}")
+    total = sum(query.weights)
     sums = (1.0, *scales)
     is_allowed = any(math.isclose(total, allowed, abs_tol=TOLERANCE) for allowed in sums)
-    if min(cell.weights) < 0 or not is_allowed:
+    if min(query.weights) < 0 or not is_allowed:
         raise UserError(
-            f"{name}: weights={list(cell.weights)} must sum to {listed(map(str, sums))}, none below 0"
+            f"{name}: weights={list(query.weights)} must sum to {listed(map(str, sums))}, none below 0"
         )
 
 
-def trial_limit(strategy: Strategy, size: int, items: int) -> int | None:
+def trial_limit(optimiser: Optimiser, size: int, items: int) -> int | None:
     """Upper bound on trials; None if unlimited."""
     affordable = None
-    if strategy.max_items is not None and items:
-        affordable = strategy.max_items // items
-    limits = (strategy.count(size), strategy.max_trials, affordable)
+    if optimiser.max_items is not None and items:
+        affordable = optimiser.max_items // items
+    limits = (optimiser.count(size), optimiser.max_trials, affordable)
     return min((limit for limit in limits if limit is not None), default=None)

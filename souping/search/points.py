@@ -1,7 +1,7 @@
 """Points of the weight simplex (K non-negative weights that sum to one), and searches over them: the grid, the
 uniform point, weights given by hand, Nevergrad, and the greedy soup.
 
-`Search` is the base of the optimisers that evaluate whole splits: points to evaluate, their results, the best of them.
+`ListSearch` is the base of the searches that evaluate whole splits: points to evaluate, their results, the best one.
 The greedy soup is recipe 1 of Wortsman et al. 2022 (arXiv 2203.05482): a uniform soup that grows as long as it gets
 better.
 """
@@ -17,8 +17,8 @@ from typing import TYPE_CHECKING, Literal
 import numpy as np
 
 from souping.core.fields import Count, check_weights, component, pick
-from souping.core.protocols import Optimiser, Strategy
-from souping.core.types import Cell, FloatArray, Result, SearchSpace, UserError, Weights
+from souping.core.protocols import Optimiser, Search
+from souping.core.types import FloatArray, Query, Result, SearchSpace, UserError, Weights
 
 if TYPE_CHECKING:
     from nevergrad.optimization.base import Optimizer
@@ -34,7 +34,7 @@ def uniform(size: int) -> Weights:
     return (1.0 / size,) * size
 
 
-def grid(size: int, step: float = 0.1) -> list[Weights]:
+def weight_grid(size: int, step: float = 0.1) -> list[Weights]:
     """The paper's points (section 3, step 4): w_i in {step, 2 step, ..}, sum 1; with its step C(9, K-1) of them.
 
     Weights are exact multiples of the step, rounded to 12 digits so that 0.1 * 3 is written 0.3. Empty when no point
@@ -99,7 +99,7 @@ def scattered(size: int, step: float, odds: FloatArray) -> Iterator[Weights]:
 
 
 @dataclass
-class Search(Optimiser):
+class ListSearch(Search):
     """List of points to evaluate, their results, and the best of them.
 
     Equal objectives: the fewer ingredients, then the earlier point. So a soup must beat a single model to be chosen,
@@ -110,14 +110,14 @@ class Search(Optimiser):
     results: dict[Weights, float] = field(default_factory=dict)
     asked: list[Weights] = field(default_factory=list)
 
-    def ask(self) -> Cell | None:
+    def ask(self) -> Query | None:
         if not self.points:
             return None
         self.asked.append(self.points.pop(0))
-        return Cell(weights=self.asked[-1])
+        return Query(weights=self.asked[-1])
 
-    def tell(self, cell: Cell, result: Result) -> None:
-        self.results[cell.weights] = result.objective
+    def tell(self, query: Query, result: Result) -> None:
+        self.results[query.weights] = result.objective
 
     def best(self) -> Weights:
         if not self.results:
@@ -133,28 +133,28 @@ class Search(Optimiser):
 
 
 @component
-class LimitedStrategy(Strategy):
-    """Strategy that a user can limit, in soups or in items that are answered."""
+class LimitedOptimiser(Optimiser):
+    """Optimiser that a user can limit, in soups or in items that are answered."""
 
     max_trials: Count | None = None
     max_items: Count | None = None
 
 
-class ListedStrategy(Strategy):
-    """Strategy whose points are all known beforehand."""
+class ListedOptimiser(Optimiser):
+    """Optimiser whose points are all known beforehand."""
 
     def known_points(self, size: int) -> list[Weights]:
         raise NotImplementedError
 
-    def start(self, space: SearchSpace, seed: int) -> Search:
-        return Search(self.known_points(len(space.ingredients))[: self.max_trials])
+    def start(self, space: SearchSpace, seed: int) -> ListSearch:
+        return ListSearch(self.known_points(len(space.ingredients))[: self.max_trials])
 
     def count(self, size: int) -> int | None:
         return len(self.known_points(size)[: self.max_trials])
 
 
 @component
-class Grid(ListedStrategy, LimitedStrategy):
+class Grid(ListedOptimiser, LimitedOptimiser):
     """Grid of the paper (section 3), the uniform point and the vertices, each once.
 
     Asked uniform and vertices first, then spread, so that a search cut short has still covered the simplex.
@@ -175,7 +175,7 @@ class Grid(ListedStrategy, LimitedStrategy):
             raise UserError(
                 f"optimiser.step={self.step}: over a million points for {size} ingredients; widen the step"
             )
-        inner = grid(size, self.step)
+        inner = weight_grid(size, self.step)
         if not inner:
             raise UserError(
                 f"optimiser=grid has no point for {size} ingredients with step={self.step}: lower optimiser.step, or "
@@ -190,7 +190,7 @@ class Grid(ListedStrategy, LimitedStrategy):
         count = len(self.known_points(size))
         on_grid = grid_size(size, self.step)
         points = f"{on_grid} points of step {self.step:g}, uniform, {size} singles"
-        return ", ".join([f"grid: {count} soups ({points})", *endings(self)])
+        return ", ".join([f"grid: {count} soups ({points})", *limit_texts(self)])
 
 
 def _rounded(weights: Weights) -> Weights:
@@ -198,7 +198,7 @@ def _rounded(weights: Weights) -> Weights:
 
 
 @component
-class Uniform(ListedStrategy):
+class Uniform(ListedOptimiser):
     """No search: equal weights."""
 
     def known_points(self, size: int) -> list[Weights]:
@@ -209,7 +209,7 @@ class Uniform(ListedStrategy):
 
 
 @component
-class Fixed(Strategy):
+class Fixed(Optimiser):
     """Weights given by hand: one for each candidate of the pool or for each ingredient, in the pool's order."""
 
     weights: list[float]
@@ -217,7 +217,7 @@ class Fixed(Strategy):
     def __post_init__(self) -> None:
         check_weights(self.weights)
 
-    def start(self, space: SearchSpace, seed: int) -> Search:
+    def start(self, space: SearchSpace, seed: int) -> ListSearch:
         """One point.
 
         Raises:
@@ -232,13 +232,13 @@ class Fixed(Strategy):
                     raise UserError(
                         f"optimiser.weights gives {weight} to {name}, which was not selected"
                     )
-            return Search([tuple(weight_of[name] for name in ingredients)])
+            return ListSearch([tuple(weight_of[name] for name in ingredients)])
         if len(self.weights) != len(ingredients):
             raise UserError(
                 f"optimiser.weights has {len(self.weights)} weights; give one for each of the {len(ingredients)} "
                 f"ingredients ({', '.join(ingredients)}) or of the {len(candidates)} candidates"
             )
-        return Search([tuple(self.weights)])
+        return ListSearch([tuple(self.weights)])
 
     def count(self, size: int) -> int | None:
         return 1
@@ -247,9 +247,9 @@ class Fixed(Strategy):
         return "fixed: one soup, weights as given"
 
 
-def endings(strategy: Strategy) -> list[str]:
+def limit_texts(optimiser: Optimiser) -> list[str]:
     """Limits of a search, in words."""
-    limits = {"soup": strategy.max_trials, "item": strategy.max_items}
+    limits = {"soup": optimiser.max_trials, "item": optimiser.max_items}
     return [
         f"at most {number:,.10g} {unit}{'s' * (number != 1)}"
         for unit, number in limits.items()
@@ -263,7 +263,7 @@ def anchors(size: int) -> list[Weights]:
 
 
 @component
-class GreedySoup(LimitedStrategy):
+class GreedySoup(LimitedOptimiser):
     """Greedy soup: evaluates the single ingredients, then adds them in that order, best first, to a uniform soup.
 
     An ingredient stays only when the soup with it is strictly better on the search split. At most 2 K - 1 soups.
@@ -279,21 +279,21 @@ class GreedySoup(LimitedStrategy):
         return f"greedy soup: {size} singles, then at most {size - 1} uniform soups"
 
 
-class GreedySearch(Search):
+class GreedySearch(ListSearch):
     """Search whose state is its points and results: each `ask` walks the recipe again as far as the results reach."""
 
     def __init__(self, size: int) -> None:
         super().__init__(vertices(size))
         self._size = size
 
-    def ask(self) -> Cell | None:
+    def ask(self) -> Query | None:
         """The next soup that the walk needs; results still open count as rejected until they come in."""
         if self.points:
             return super().ask()
         for soup, _ in self._walk():
             if soup not in self.asked:
                 self.asked.append(soup)
-                return Cell(weights=soup)
+                return Query(weights=soup)
         return None
 
     def best(self) -> Weights:
@@ -335,7 +335,7 @@ class GreedySearch(Search):
 
 
 @component
-class Nevergrad(LimitedStrategy):
+class Nevergrad(LimitedOptimiser):
     """Any registered Nevergrad optimiser by name, asked one at a time, on a parametrised simplex.
 
     `softmax` of a real vector (suits CMA and NGOpt), `normalise` of a positive one (suits Hammersley), or `lattice`:
@@ -362,7 +362,7 @@ class Nevergrad(LimitedStrategy):
         return self.max_trials
 
     def describe(self, size: int) -> str:
-        return f"nevergrad {self.algorithm}, {self.parametrisation}: {', '.join(endings(self))}"
+        return f"nevergrad {self.algorithm}, {self.parametrisation}: {', '.join(limit_texts(self))}"
 
 
 def _registered(name: str) -> Callable[..., Optimizer]:
@@ -377,7 +377,7 @@ def _parameter(parametrisation: str, step: float, size: int) -> Parameter:
     from nevergrad import p
 
     if parametrisation == "lattice":
-        points = grid(size, step)
+        points = weight_grid(size, step)
         if not points:
             raise UserError(
                 f"optimiser.step={step} has no lattice point for {size} ingredients; lower it"
@@ -388,7 +388,7 @@ def _parameter(parametrisation: str, step: float, size: int) -> Parameter:
     return p.Array(init=np.full(size, 0.5)).set_mutation(sigma=1 / 6).set_bounds(0.0, 1.0)
 
 
-class NevergradSearch(Search):
+class NevergradSearch(ListSearch):
     """Uniform and vertices first (softmax cannot reach a vertex), then what Nevergrad proposes."""
 
     def __init__(self, settings: Nevergrad, size: int, seed: int) -> None:
@@ -402,7 +402,7 @@ class NevergradSearch(Search):
             parametrization=parameter, budget=settings.max_trials, num_workers=1
         )
 
-    def ask(self) -> Cell | None:
+    def ask(self) -> Query | None:
         if self.points:
             return super().ask()
         candidate = self._optimiser.ask()
@@ -410,7 +410,7 @@ class NevergradSearch(Search):
         self._open.setdefault(weights, []).append(candidate)
         if weights not in self.asked:
             self.asked.append(weights)
-        return Cell(weights=weights)
+        return Query(weights=weights)
 
     def _decode(self, value: Sequence[float] | FloatArray) -> Weights:
         if self._settings.parametrisation == "lattice":
@@ -422,7 +422,7 @@ class NevergradSearch(Search):
             positive = raw + 1e-9
         return tuple((positive / positive.sum()).tolist())
 
-    def tell(self, cell: Cell, result: Result) -> None:
-        super().tell(cell, result)
-        if self._open.get(cell.weights):
-            self._optimiser.tell(self._open[cell.weights].pop(0), -result.objective)
+    def tell(self, query: Query, result: Result) -> None:
+        super().tell(query, result)
+        if self._open.get(query.weights):
+            self._optimiser.tell(self._open[query.weights].pop(0), -result.objective)

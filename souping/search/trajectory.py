@@ -15,7 +15,7 @@ import numpy as np
 
 from souping.core.fields import Bounds, component
 from souping.core.types import FloatArray, Weights, frozen
-from souping.search.points import LimitedStrategy, ListedStrategy, endings
+from souping.search.points import LimitedOptimiser, ListedOptimiser, limit_texts
 
 WindowKind = Literal["uniform", "minus_sqrt", "ema"]
 ALPHAS = (0.1, 0.2, 0.4)
@@ -23,7 +23,7 @@ ALPHAS = (0.1, 0.2, 0.4)
 MOST_WINDOW_LENGTHS = 12
 
 
-def uniform(size: int) -> FloatArray:
+def uniform_window(size: int) -> FloatArray:
     return np.full(size, 1 / size)
 
 
@@ -39,7 +39,7 @@ def ema(size: int, alpha: float) -> FloatArray:
 
 
 WINDOW_WEIGHTS: Mapping[str, Callable[[int], FloatArray]] = {
-    "uniform": uniform,
+    "uniform": uniform_window,
     "minus_sqrt": minus_sqrt,
 }
 
@@ -86,7 +86,7 @@ def shuffled(weights: Weights) -> Weights:
 
 
 @component
-class TrajectoryAverages(ListedStrategy, LimitedStrategy):
+class TrajectoryAverages(ListedOptimiser, LimitedOptimiser):
     """Averages of the last checkpoints, evaluated on the whole search split; `kind` makes one of all checkpoints."""
 
     kind: WindowKind | None = None
@@ -104,4 +104,4 @@ class TrajectoryAverages(ListedStrategy, LimitedStrategy):
         if self.kind is not None:
             return f"trajectory: one soup, {self.kind}"
         averages = f"trajectory: {len(windows(size))} averages of the last 1 to {size} checkpoints"
-        return ", ".join([averages, *endings(self)])
+        return ", ".join([averages, *limit_texts(self)])

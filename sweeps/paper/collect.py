@@ -11,7 +11,7 @@ import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from souping.core.json_fields import entries, number, part
+from souping.core.json_fields import entries, finite_number, part
 from souping.core.text import DASH
 from souping.core.types import Json
 from souping.core.unit import POINTS
@@ -38,7 +38,7 @@ def totals_table(report: Mapping[str, Json], printed: Mapping[str, float]) -> Ta
 
 
 def beside(printed: float | None, score: Mapping[str, Json]) -> tuple[str, str, str]:
-    low, high = number(score.get("low")), number(score.get("high"))
+    low, high = finite_number(score.get("low")), finite_number(score.get("high"))
     around = f"{percent(score.get('mean'), 2)} ({POINTS.interval(low, high)})"
     if printed is None or low is None or high is None:
         return DASH, around, DASH

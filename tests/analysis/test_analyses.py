@@ -19,7 +19,7 @@ from souping.analysis.surface import ResponseSurface
 from souping.analysis.wins import CategoryWins, ItemWins
 from souping.core.reading import read, to_json
 from souping.core.types import FloatArray, Item, Recipe, Record
-from souping.pipeline.analyses import results
+from souping.pipeline.analyses import analysis_results
 from souping.report.analyses import drawings, read_content
 from souping.report.files import as_json
 from souping.report.render import markdown, page
@@ -55,7 +55,7 @@ def name_of(analysis: Analysis) -> str:
 def test_every_choice_has_a_row_and_a_section() -> None:
     # of published figures, not of a run: tests/paper
     assert set(differing("analysis", ROWS)) == {"paper"}
-    assert set(ROWS) <= set(results())
+    assert set(ROWS) <= set(analysis_results())
 
 
 def test_analyses_that_cost_nothing_are_made_by_default() -> None:
@@ -80,7 +80,7 @@ class TestAnalysis:
         assert data["split"] in ("search", "test")
         assert "NaN" not in as_json(data)
         assert result_json(analysis, run) == data
-        assert to_json(read(results()[name_of(analysis)], data)) == data
+        assert to_json(read(analysis_results()[name_of(analysis)], data)) == data
         asked = [recipe.id for recipe in analysis.asks(run.soups)]
         assert len(asked) == len(set(asked))
         assert asked == [recipe.id for recipe in analysis.asks(run.soups)]
@@ -101,10 +101,10 @@ class TestAnalysis:
     @pytest.mark.parametrize("size", [2, 4])
     def test_the_page_shows_an_analysis(self, analysis: Analysis, size: int) -> None:
         name = name_of(analysis)
-        result = results()[name]
+        result = analysis_results()[name]
         table, trials = sample()
         table["analyses"] = {name: result_json(analysis, run_of(size, asked=analysis.asks))}
-        report = read_content(table, results())
+        report = read_content(table, analysis_results())
         section = read(result, table["analyses"][name]).section(report.unit)
         for text in (page(report, trials, drawings(report)), markdown(report, trials)):
             assert section.title in text

@@ -15,8 +15,8 @@ from souping.analysis.guards import (
     SMALLEST,
     Guard,
     GuardsResult,
-    check,
-    judge,
+    guard_tests,
+    guarded_difference,
     plan_guards,
     read_guards,
     resolve,
@@ -93,14 +93,16 @@ def test_admission_is_the_one_sided_limit_and_length_is_a_share() -> None:
     reference = (rng.random(n) < 0.7).astype(float)
     worse = np.where(rng.random(n) < 0.3, 0.0, reference)
     guard = Guard(name="safe", margin=0.05, categories=("safe",))
-    assert guard.admits(check(guard, scores(reference), scores(reference)))
-    lost = check(guard, scores(worse), scores(reference))
+    assert guard.admits(guarded_difference(guard, scores(reference), scores(reference)))
+    lost = guarded_difference(guard, scores(worse), scores(reference))
     assert guard.outcome(lost) == "broken"
     assert lost.low < lost.difference < lost.high < -guard.margin
     tokens = rng.integers(20, 200, n).astype(float)
     length = Guard(name="tokens", margin=0.1, lengths=True, unit=LONGER)
     for factor, outcome in ((1.0, "held"), (1.05, "held"), (1.3, "broken")):
-        found = check(length, scores(reference, factor * tokens), scores(reference, tokens))
+        found = guarded_difference(
+            length, scores(reference, factor * tokens), scores(reference, tokens)
+        )
         assert length.outcome(found) == outcome
         assert found.difference == pytest.approx(1 - factor)
         assert length.result(found).difference == pytest.approx(factor - 1)
@@ -112,7 +114,9 @@ def test_a_rise_of_the_loss_breaks_a_guard_in_bits_per_byte() -> None:
     losses = 1 + 0.2 * np.random.default_rng(3).standard_normal(200)
     reference = scores(BITS_PER_BYTE.inner(losses))
     for rise, outcome in ((0.0, "held"), (-0.1, "held"), (0.03, "broken")):
-        made = guard.result(check(guard, scores(BITS_PER_BYTE.inner(losses + rise)), reference))
+        made = guard.result(
+            guarded_difference(guard, scores(BITS_PER_BYTE.inner(losses + rise)), reference)
+        )
         assert (made.outcome, made.margin) == (outcome, pytest.approx(0.01))
         assert made.difference == pytest.approx(rise, abs=1e-9)
     page = GuardsResult(sentence="none", checks=(made,)).section(POINTS)
@@ -128,8 +132,8 @@ def test_the_report_tests_all_guards_at_holms_levels() -> None:
         Guard(name=name, margin=margin)
         for name, margin in (("wide", 0.5), ("near", 0.06), ("narrow", 0.001))
     ]
-    wide, near, narrow = judge(guards, [(soup, reference)] * 3)
-    (again,) = judge(guards[:1], [(soup, reference)], 2)
+    wide, near, narrow = guard_tests(guards, [(soup, reference)] * 3)
+    (again,) = guard_tests(guards[:1], [(soup, reference)], 2)
     assert (wide.outcome, narrow.outcome) == ("held", "undecided")
     assert wide.level == pytest.approx(1 - 0.05 / 3)
     assert near.level > 0.95
@@ -169,12 +173,12 @@ def test_a_guard_holds_only_if_it_does_for_the_missing_answers_too() -> None:
     counted = scores(right & (missing == 0))
     reference = replace(counted, unanswered=missing)
     guard = Guard(name="safe", margin=0.03, categories=("safe",))
-    assert judge([guard], [(soup, counted)])[0].outcome == "held"
-    (check_of_all,) = judge([guard], [(soup, reference)])
+    assert guard_tests([guard], [(soup, counted)])[0].outcome == "held"
+    (check_of_all,) = guard_tests([guard], [(soup, reference)])
     assert check_of_all.outcome == "undecided"
     assert check_of_all.difference == pytest.approx(0.028)
     # If all of the missing answers were right the soup would have lost 7.2 points.
     all_right = scores(right | (missing > 0))
-    worst = judge([guard], [(soup, all_right)])[0]
+    worst = guard_tests([guard], [(soup, all_right)])[0]
     assert worst.difference == pytest.approx(-0.072)
     assert check_of_all.low == worst.low

@@ -10,10 +10,10 @@ import pytest
 
 from souping.analysis import NotEstimableError
 from souping.analysis.surface import ResponseSurface, SurfaceBand, band, design_effect
-from souping.search.points import grid, uniform, vertices
+from souping.search.points import uniform, vertices, weight_grid
 from tests.support.analyses import run_of
 
-POINTS = np.array([uniform(3), *vertices(3), *grid(3, 0.1)])
+POINTS = np.array([uniform(3), *vertices(3), *weight_grid(3, 0.1)])
 PER_CATEGORY = 60
 CATEGORIES = 3
 

@@ -166,7 +166,7 @@ def test_accelerate_and_a_live_module_give_the_same_bytes(
     for path in first.iterdir():
         assert path.read_bytes() == (again / path.name).read_bytes()
     module = load_module(opened.architecture_folder, ModuleSettings(device="cpu", dtype="bfloat16"))
-    opened.live(module).pour(recipe)
+    opened.live(module).load_soup(recipe)
     assert all(same_bits(module.state_dict()[name], value) for name, value in load(first).items())
     stream = opened.stream(recipe)
     assert stream is not None

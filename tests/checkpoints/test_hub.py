@@ -21,7 +21,7 @@ import pytest
 from souping.checkpoints import hub as online
 from souping.checkpoints.fingerprints import fingerprint
 from souping.checkpoints.folder import INDEX, SINGLE
-from souping.checkpoints.hub import HubName, parse
+from souping.checkpoints.hub import HubName, parse_name
 from souping.core.types import UserError
 from tests.conftest import ROOT
 from tests.support.hub import LARGE, Hub, User, files_of, serving
@@ -71,7 +71,7 @@ def ant(hub: Hub, family: Path) -> dict[str, bytes]:
 
 
 def named(text: str) -> HubName:
-    name = parse(text)
+    name = parse_name(text)
     assert name is not None
     return name
 
@@ -113,9 +113,9 @@ def test_what_a_name_on_the_hub_is(
     text: str, expected: HubName | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    assert parse(text) == expected
+    assert parse_name(text) == expected
     (tmp_path / "org" / "name").mkdir(parents=True)
-    assert parse("org/name") is None  # a folder goes before the Hub
+    assert parse_name("org/name") is None  # a folder goes before the Hub
 
 
 def test_only_what_souping_needs_comes_and_only_once(hub: Hub, ant: dict[str, bytes]) -> None:
@@ -123,7 +123,9 @@ def test_only_what_souping_needs_comes_and_only_once(hub: Hub, ant: dict[str, by
     assert files_of(folder) == ant
     assert set(hub.bodies()) == {f"/org/ant/resolve/{folder.name}/{name}" for name in ant}
     hub.log.clear()
-    assert online.sizes(HubName("org/ant")) == {name: len(data) for name, data in ant.items()}
+    assert online.download_sizes(HubName("org/ant")) == {
+        name: len(data) for name, data in ant.items()
+    }
     assert fetch().folder == folder
     assert not hub.bodies()
 
@@ -150,7 +152,9 @@ def test_shards_come_by_their_index(hub: Hub, family: Path, tmp_path: Path) -> N
     files = files_of(tmp_path / "bee")
     assert INDEX in files
     hub.add("org/bee", {**files, "model-extra.safetensors": b"x" * LARGE})
-    assert online.sizes(HubName("org/bee")) == {name: len(data) for name, data in files.items()}
+    assert online.download_sizes(HubName("org/bee")) == {
+        name: len(data) for name, data in files.items()
+    }
     assert [path.rpartition("/")[2] for path in hub.bodies()] == [INDEX]
     assert files_of(fetch("org/bee").folder) == files
 

@@ -14,7 +14,7 @@ from souping.checkpoints import ranges, remote
 from souping.checkpoints.checkpoint import Checkpoint
 from souping.checkpoints.fingerprints import fingerprint
 from souping.core.types import UserError
-from souping.merge import similarity
+from souping.merge import weight_samples
 from tests.checkpoints.test_fp8 import DATA as FP8
 from tests.conftest import ROOT, Cli
 from tests.support.checkpoints import family
@@ -70,7 +70,7 @@ def test_a_model_in_a_bucket_is_the_model_that_was_put_there(
     bucket: Any, pool: dict[str, Path], weights: bool
 ) -> None:
     for name, url in put(bucket, pool).items():
-        folder = remote.folder_of(url, weights=weights)
+        folder = remote.remote_folder(url, weights=weights)
         assert Checkpoint.open(folder).tensors == Checkpoint.open(pool[name]).tensors
         assert fingerprint(folder) == fingerprint(pool[name])
         there = {path.name for path in folder.rglob("*") if path.is_file()}
@@ -123,12 +123,12 @@ def test_a_run_fetches_its_candidates_once(souping: Cli, bucket: Any, tmp_path: 
 
 def test_what_changes_in_the_bucket_is_noticed(bucket: Any, pool: dict[str, Path]) -> None:
     url = put(bucket, {"m0": pool["m0"]})["m0"]
-    opened = Checkpoint.open(remote.folder_of(url))
+    opened = Checkpoint.open(remote.remote_folder(url))
     opened.check_unchanged()
     bucket.put(str(pool["m1"] / "model.safetensors"), "soups/m0/model.safetensors")
     with pytest.raises(UserError, match=r"s3://soups/m0/model\.safetensors has changed"):
         opened.check_unchanged()
-    assert fingerprint(remote.folder_of(url)) != fingerprint(pool["m0"])
+    assert fingerprint(remote.remote_folder(url)) != fingerprint(pool["m0"])
 
 
 @pytest.mark.parametrize("name", ["nothing", "bin"])
@@ -137,7 +137,7 @@ def test_what_cannot_be_read_is_named(bucket: Any, tmp_path: Path, name: str) ->
     (tmp_path / "bin" / "pytorch_model.bin").write_bytes(b"x")
     urls = put(bucket, {"bin": tmp_path / "bin"})
     with pytest.raises(UserError, match=f"s3://soups/{name}"):
-        remote.folder_of(urls.get(name, "s3://soups/nothing"))
+        remote.remote_folder(urls.get(name, "s3://soups/nothing"))
 
 
 @pytest.mark.parametrize(("source", "requests"), [("m0", 1), ("fp8", 4)])
@@ -158,13 +158,14 @@ def test_weights_in_a_bucket_are_compared_by_a_few_bytes(
         return fetch(remote, start, end)
 
     models = {
-        name: Checkpoint.open(remote.folder_of(url)) for name, url in put(bucket, folders).items()
+        name: Checkpoint.open(remote.remote_folder(url))
+        for name, url in put(bucket, folders).items()
     }
     monkeypatch.setattr(ranges.Pointer, "fetch", counted)
-    monkeypatch.setattr(similarity, "MOST_BLOCKS", similarity.FEWEST_BLOCKS)
-    result = similarity.WeightSample.of(models, None).similarity()
+    monkeypatch.setattr(weight_samples, "MOST_BLOCKS", weight_samples.FEWEST_BLOCKS)
+    result = weight_samples.WeightSample.of(models, None).similarity()
     here = {name: Checkpoint.open(folder) for name, folder in folders.items()}
-    assert result == similarity.WeightSample.of(here, None).similarity()
+    assert result == weight_samples.WeightSample.of(here, None).similarity()
     assert result is not None
-    assert max(fetched) <= 4 * similarity.BLOCK
-    assert len(fetched) <= requests * len(models) * similarity.FEWEST_BLOCKS
+    assert max(fetched) <= 4 * weight_samples.BLOCK
+    assert len(fetched) <= requests * len(models) * weight_samples.FEWEST_BLOCKS

@@ -208,7 +208,7 @@ def test_checksums_are_those_of_the_new_bytes(tmp_path: Path, pool: dict[str, Pa
 def test_a_live_module_becomes_the_soup(pool: dict[str, Path]) -> None:
     opened = LocalMerge().open(pool, like=Like(DATA / "plain" / "0"))
     module = LlamaForCausalLM.from_pretrained(DATA / "plain" / "0", dtype=torch.bfloat16)
-    opened.live(module).pour(opened.recipe({"a": 0.3, "b": 0.7}))
+    opened.live(module).load_soup(opened.recipe({"a": 0.3, "b": 0.7}))
     assert all(same_bits(module.state_dict()[name], value) for name, value in average(DATA).items())
 
 

@@ -223,7 +223,7 @@ from dataclasses import dataclass
 import numpy as np
 from souping.analysis import Analysis
 from souping.checkpoints.pool import CandidateSource
-from souping.core.protocols import Evaluator, Objective, Selector, Strategy, Tracker
+from souping.core.protocols import Evaluator, Objective, Selector, Optimiser, Tracker
 from souping.core.types import Correlations, Selection
 from souping.merge import MergeBackend
 
@@ -244,9 +244,9 @@ class Short(Objective):
         return np.ones(1)
 
 @dataclass(frozen=True, kw_only=True)
-class Search(Strategy):
-    trials: int | None = None
-    budget: int | None = None
+class Search(Optimiser):
+    max_trials: int | None = None
+    max_items: int | None = None
     start_at: str = ""
 
     def start(self, *space):
@@ -275,7 +275,7 @@ class EvaluatorPart(Evaluator):
 class SelectorPart(Selector):
     pass
 
-class OptimiserPart(Strategy):
+class OptimiserPart(Optimiser):
     def start(self, space, seed): ...
 
 class MergePart(MergeBackend):
@@ -336,12 +336,12 @@ def swapped(group: str, target: str, *more: str) -> list[str]:
         ),
         (swapped("objective", "Short"), "must give 3 coefficients"),
         (swapped("correlation", "small"), ": rho has shape (1, 1), not (3, 3)"),
-        (swapped("optimiser", "Search"), "started a int, which is not an Optimiser: subclass it"),
+        (swapped("optimiser", "Search"), "started a int, which is not a Search: subclass it"),
         (
             swapped("optimiser", "Search", "+optimiser.start_at=a"),
             ": TypeError: unsupported operand",
         ),
-        (swapped("optimiser", "factory"), "makes a int, not a Strategy"),
+        (swapped("optimiser", "factory"), "makes int, not Optimiser"),
     ],
 )
 def test_what_a_part_gives_is_looked_at(

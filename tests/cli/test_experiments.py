@@ -303,6 +303,6 @@ def test_the_files_are_what_the_script_writes(
         assert weight_grid.main(["3", "--form", form]) == 0
         assert capsys.readouterr().out == file.read_text()
     listed = read(SWEEPS / "wandb_weights.yaml")["parameters"]["optimiser.weights"]["values"]
-    expected = {*simplex.grid(3), *simplex.vertices(3), simplex.uniform(3)}
+    expected = {*simplex.weight_grid(3), *simplex.vertices(3), simplex.uniform(3)}
     assert {tuple(point) for point in listed} == expected
     assert len(listed) == 40

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 import souping
-from souping.comparison.result import page
+from souping.comparison.result import comparison_page
 from souping.core.unit import BITS_PER_BYTE
 
 SOURCES = ("books", "wiki")
@@ -57,7 +57,7 @@ def test_a_lower_loss_is_better(run: Path, candidate: str) -> None:
     assert head.difference == pytest.approx(MEANS[candidate] - MEANS["high"], abs=0.02)
     assert head.low < head.difference < head.high < 0
     assert {row.name for row in rest if row.kind == "task"} == set(SOURCES)
-    shown = repr(result) + page(result)
+    shown = repr(result) + comparison_page(result)
     assert "bits per byte" in shown
     assert " points" not in shown
 

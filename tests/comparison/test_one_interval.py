@@ -11,7 +11,7 @@ import pytest
 import souping as library
 from souping.comparison.result import CompareResult
 from souping.core.protocols import Objective
-from souping.core.scores import Mean, Worst
+from souping.core.scores import Mean, WorstCategory
 from souping.core.types import Item
 from souping.core.unit import POINTS
 from souping.pipeline.evidence import Pair, by_category
@@ -130,7 +130,7 @@ def made_pair(seed: int, objective: Objective | None = None) -> tuple[list[Item]
     scores = np.where(missing > 0, 0.0, scores)
     is_worst = rng.random() < 0.2
     if objective is None:
-        objective = Worst() if is_worst else Mean()
+        objective = WorstCategory() if is_worst else Mean()
     answers = {}
     for name, values, gone in zip(("soup", "other"), scores, missing, strict=True):
         answers[name] = Answers.of(values, gone)

@@ -19,7 +19,13 @@ import pytest
 from rich.console import Console
 
 import souping as library
-from souping.comparison.result import CompareResult, Flip, RowVerdict, page, sections
+from souping.comparison.result import (
+    CompareResult,
+    Flip,
+    RowVerdict,
+    comparison_page,
+    comparison_sections,
+)
 from souping.core.folders import write_files
 from souping.core.types import UserError
 from souping.logs.bfcl_items import MULTI_TURN
@@ -167,12 +173,12 @@ def nasty() -> CompareResult:
 
 def test_nothing_from_a_log_commands_a_page() -> None:
     result = nasty()
-    written = sheet_markdown("x", sections(result, 5))
+    written = sheet_markdown("x", comparison_sections(result, 5))
     shown = StringIO()
-    show_sheet(sections(result, 5), Console(file=shown))
-    for text in (repr(result), shown.getvalue(), written, page(result, 5)):
+    show_sheet(comparison_sections(result, 5), Console(file=shown))
+    for text in (repr(result), shown.getvalue(), written, comparison_page(result, 5)):
         assert not {"\x1b", "\u202e"} & set(text)
-    assert "<script" not in page(result, 5)
+    assert "<script" not in comparison_page(result, 5)
     assert "<script" not in written
     rows = [line for line in written.splitlines() if line.startswith("|")]
     assert len({line.count("|") - line.count("\\|") for line in rows}) == 1

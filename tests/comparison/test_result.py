@@ -16,8 +16,8 @@ from souping.comparison.result import (
     RowVerdict,
     amount,
     chart,
+    comparison_sections,
     power_sentence,
-    sections,
     sentence,
 )
 from souping.core.text import minus
@@ -75,7 +75,7 @@ def test_an_undecided_verdict_has_its_reason() -> None:
     result = souping.compare({"base": rows_of(right), "cand": rows_of(1 - right)})
     for reason in ("missing answers", ""):
         shown = replace(result.headline("cand"), verdict="undecided", reason=reason)
-        page = sheet_markdown("page", sections(replace(result, verdicts=(shown,))))
+        page = sheet_markdown("page", comparison_sections(replace(result, verdicts=(shown,))))
         assert ("undecided: missing answers" in page) == bool(reason)
     assert "(missing answers)" in sentence(row(verdict="undecided", reason="missing answers"))
     assert "undecided." in sentence(row(verdict="undecided", reason=""))
@@ -123,7 +123,7 @@ def test_shares_of_the_variance_are_those_of_its_parts() -> None:
     result = souping.compare(logs)
     parts = result.variance["cand"]
     assert parts.runs is not None
-    lines = [line for line in sections(result)[0].lines if line.startswith("Variance")]
+    lines = [line for line in comparison_sections(result)[0].lines if line.startswith("Variance")]
     figures = [int(figure) for figure in re.findall(r"(\d+) %", lines[0])]
     assert figures == [round(100 * part / parts.total) for part in (parts.items, parts.runs)]
 
@@ -143,8 +143,8 @@ def test_flips_are_sorted_by_size_with_losses_before_gains() -> None:
 def test_a_long_answer_is_cut_with_an_ellipsis() -> None:
     texts = {"output": "x" * (SHOWN_TEXT_CHARS + 1), "prompt": "y" * SHOWN_TEXT_CHARS}
     result = souping.compare({"base": rows_of(np.zeros(9)), "cand": rows_of(np.ones(9), **texts)})
-    assert all(not section.folded for section in sections(result))
-    (shown,) = sections(result, flips=1)[-1].folded
+    assert all(not section.folded for section in comparison_sections(result))
+    (shown,) = comparison_sections(result, flips=1)[-1].folded
     lengths = {line.partition(": ")[0]: line.partition(": ")[2] for line in shown.lines}
     assert lengths["prompt"] == texts["prompt"]
     assert lengths["cand"] == texts["output"][:-1] + "..."

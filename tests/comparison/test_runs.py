@@ -15,7 +15,7 @@ import souping
 from souping.core.types import Item, UserError, UserScorer
 from souping.evaluate.command import CommandEvaluator
 from souping.evaluate.scoring.judge import Judge
-from souping.logs.sources import read
+from souping.logs.sources import read_logs
 from souping.pipeline.store import Store
 from souping.report.samples import SAMPLES_FILE
 from tests.conftest import Cli
@@ -93,10 +93,10 @@ def test_missing_and_cut_answers_are_marked(run: Callable[..., Path]) -> None:
         outcomes = {3: "unanswered", 4: "truncated", 7: "unanswered"}
         line["models"]["soup"]["outcome"] = outcomes.get(number, "finished")
 
-    (log,) = read(run("a", 2, ended))
+    (log,) = read_logs(run("a", 2, ended))
     answers = log.tasks["c"].metrics["score"].answers
     missing = [answer.item.split()[0] for answer in answers if answer.missing]
-    cut = [answer.item.split()[0] for answer in answers if answer.cut]
+    cut = [answer.item.split()[0] for answer in answers if answer.truncated]
     assert missing == ["i3", "i7"]
     assert cut == ["i4"]
     headline = compared(run("base", 3), run("cand", 2, ended)).headline("cand")
@@ -174,7 +174,7 @@ def test_a_scorers_digest_has_the_judge_and_the_command() -> None:
     assert len({command.scoring.scorer_digest(item) for command in commands}) == 2
 
 
-def test_a_comparison_of_runs_is_a_look_in_their_ledger(souping: Cli, finished_copy: Path) -> None:
+def test_a_comparison_of_runs_is_a_look_in_their_store(souping: Cli, finished_copy: Path) -> None:
     def look(*words: str) -> dict[str, Any]:
         ended = souping("compare", "base=run:uniform_all", "soup=run", "--json", *words)
         assert ended.code in (0, 1), ended.err

@@ -12,7 +12,16 @@ from typing import Annotated, Any, Literal, TypedDict
 import numpy as np
 import pytest
 
-from souping.core.fields import Bounds, Count, Form, Share, check_arguments, component, load, pick
+from souping.core.fields import (
+    Bounds,
+    Count,
+    Form,
+    Share,
+    check_arguments,
+    component,
+    load_json,
+    pick,
+)
 from souping.core.scores import TableScores
 from souping.core.types import UserError
 
@@ -119,9 +128,9 @@ def test_json_that_was_edited_names_file_and_key(tmp_path: Path, text: str, word
     path = tmp_path / "edited.json"
     path.write_text(text)
     with pytest.raises(UserError, match=rf"recipe=.*edited\.json.*{words}|{words}.*edited\.json"):
-        load(path, Outer, "recipe")
+        load_json(path, Outer, "recipe")
     path.write_text(json.dumps({"name": "a", "inner": {"weight": 1}, "more": 1}))
-    assert load(path, Outer)["inner"] == {"weight": 1}
+    assert load_json(path, Outer)["inner"] == {"weight": 1}
     path.write_bytes(b"\xff")
     with pytest.raises(UserError, match="UTF-8"):
-        load(path, Outer)
+        load_json(path, Outer)

@@ -11,12 +11,12 @@ import pytest
 from souping.checkpoints.header import inside, small
 from souping.comparison.verdict import read_policy
 from souping.core import folders
-from souping.core.fields import load
+from souping.core.fields import load_json
 from souping.core.folders import STAGING_MARK, discard, missing_folders, staged, write_files
 from souping.core.scores import read_table
 from souping.core.types import UserError
 from souping.evaluate.benchmark import Benchmark
-from souping.logs.sources import read
+from souping.logs.sources import read_logs
 from souping.report.samples import read_samples
 
 
@@ -47,8 +47,8 @@ def test_one_run_at_a_time_writes_a_soup(tmp_path: Path, monkeypatch: pytest.Mon
 
 READERS: dict[str, Callable[[Path], object]] = {
     "items": lambda path: Benchmark(path=str(path)).items(),
-    "log": lambda path: read(path),
-    "file of a report": lambda path: load(path, dict[str, str]),
+    "log": lambda path: read_logs(path),
+    "file of a report": lambda path: load_json(path, dict[str, str]),
     "score table": read_table,
     "samples": lambda path: list(read_samples(path)),
     "small file of a checkpoint": small,

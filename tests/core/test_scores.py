@@ -20,7 +20,7 @@ from souping.core.scores import (
     TableScores,
     Tree,
     Weighted,
-    Worst,
+    WorstCategory,
     read_table,
     value,
     value_of,
@@ -143,7 +143,7 @@ def test_a_candidate_without_a_row_is_named_with_the_nearest() -> None:
 NAMES = ["simple_python", "simple_java", "multiple", "live_simple", "irrelevance"]
 ROWS: dict[str, list[Objective]] = {
     "mean": [Mean()],
-    "worst_category": [Worst()],
+    "worst_category": [WorstCategory()],
     "weighted": [Weighted(category_weights={"multiple": 3.0, "irrelevance": 1.0})],
     "tree": [
         Tree(tree={"one": [["simple_python", "simple_java"], "multiple"], "two": ["live_simple"]})
@@ -199,27 +199,27 @@ def test_a_category_may_weigh_nothing_and_stand_in_several_groups() -> None:
 
 def test_the_worst_category_is_a_minimum_and_a_linear_objective_a_dot_product() -> None:
     means = np.array([[0.2, 0.5], [0.9, 0.1]])
-    assert Worst().value(means, ["a", "b"]).tolist() == [0.2, 0.1]
+    assert WorstCategory().value(means, ["a", "b"]).tolist() == [0.2, 0.1]
     by_hand = Weighted(category_weights={"a": 3, "b": 1}).value(means, ["a", "b"])
     assert by_hand == pytest.approx([0.275, 0.7])
     assert value(Mean(), {"a": 0.2, "b": 0.4}) == pytest.approx(0.3)
     assert value_of(Mean(), ["a"]) is None
-    worst = value_of(Worst(), ["a", "b"])
+    worst = value_of(WorstCategory(), ["a", "b"])
     assert worst is not None
     assert worst(means).tolist() == [0.2, 0.1]
 
 
 @pytest.mark.parametrize(("size", "points"), [(2, 9), (3, 36), (4, 84), (5, 126), (10, 1), (11, 0)])
 def test_the_papers_grid_has_c_9_k_minus_1_points(size: int, points: int) -> None:
-    found = simplex.grid(size)
+    found = simplex.weight_grid(size)
     assert len(found) == len(set(found)) == points
     assert points == comb(9, size - 1) == simplex.grid_size(size)
 
 
 @given(st.integers(2, 6), st.sampled_from([0.05, 0.1, 0.125, 0.2, 0.25]))
 def test_grid_points_lie_on_the_simplex_and_on_the_lattice(size: int, step: float) -> None:
-    assert (0.3, 0.7) in simplex.grid(2)  # no float dust
-    for point in simplex.grid(size, step):
+    assert (0.3, 0.7) in simplex.weight_grid(2)  # no float dust
+    for point in simplex.weight_grid(size, step):
         assert abs(sum(point) - 1) < 1e-9
         assert all(step - 1e-9 <= w <= 1 - step + 1e-9 for w in point)
         assert all(abs(w / step - round(w / step)) < 1e-6 for w in point)
@@ -227,7 +227,7 @@ def test_grid_points_lie_on_the_simplex_and_on_the_lattice(size: int, step: floa
 
 @given(st.integers(2, 5))
 def test_spread_is_a_permutation_whose_prefixes_cover(size: int) -> None:
-    points = simplex.grid(size)
+    points = simplex.weight_grid(size)
     order = simplex.spread(points)
     assert sorted(order) == sorted(points)
     if len(points) > 10:

@@ -7,7 +7,7 @@ import pickle
 import pytest
 
 from souping.core.types import LateError, Missing, UserError
-from souping.evaluate.bfcl import find
+from souping.evaluate.bfcl import find_environment
 from souping.pipeline.machine import Requirement
 
 
@@ -46,7 +46,7 @@ def test_no_command_is_read_out_of_a_sentence() -> None:
 
 def test_what_is_missing_refuses_with_its_remedy(tmp_path_factory: pytest.TempPathFactory) -> None:
     with pytest.raises(UserError, match="python -m venv") as refused:
-        find(tmp_path_factory.mktemp("empty"))
+        find_environment(tmp_path_factory.mktemp("empty"))
     assert str(refused.value) == Missing.from_error(refused.value).sentence()
     assert refused.value.fix.startswith("python -m venv")
     small = Requirement(kind="disk", where="a disk", sizes={"soup": 2}, have=1, fix="free some")

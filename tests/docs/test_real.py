@@ -14,7 +14,7 @@ import pytest
 from tests.conftest import ROOT
 from tests.support.hub import Hub, files_of, serving
 
-STEPS = ["download", "check", "plan", "run", "merge", "pour", "upload"]
+STEPS = ["download", "check", "plan", "run", "merge", "load", "upload"]
 
 
 @pytest.fixture
@@ -51,7 +51,7 @@ def test_every_step_is_a_row_of_the_page(hub: Hub, family: Path, tmp_path: Path)
     assert list(rows) == STEPS
     assert status == 0, page
     assert rows["run"] == "done"
-    assert "pour on" in rows["pour"]
+    assert "load on" in rows["load"]
     assert "org/ant, org/bee" in page
     assert str(tmp_path) not in page
     assert not [path for method, path, _ in hub.log if method != "GET" and "/commit/" in path]

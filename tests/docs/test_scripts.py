@@ -204,5 +204,5 @@ def test_the_benchmark_of_gpus_measures_all_four() -> None:
     rows = re.findall(r"^\| (.+?) \| (.+?) \|", done.stdout, re.MULTILINE)
     assert {name for name, _ in rows} >= {"merge=local", "merge=accelerate", "tuned_python"}
     assert [batch for name, batch in rows if name == "tuned_python"] == ["1", "8", "64"]
-    assert re.search(r"^pour of .*: median [\d.]+ ms$", done.stdout, re.MULTILINE)
+    assert re.search(r"^load of .*: median [\d.]+ ms$", done.stdout, re.MULTILINE)
     assert re.search(r"^search: .* for \d+ items$", done.stdout, re.MULTILINE)

@@ -15,7 +15,7 @@ from souping.core.protocols import Evaluator
 from souping.core.types import Item, Recipe, UserError
 from souping.evaluate.bfcl import BfclEvaluator
 from souping.evaluate.generate import LocalEvaluator
-from souping.evaluate.identity import fingerprint
+from souping.evaluate.identity import evaluator_fingerprint
 from souping.evaluate.lm_eval import HarnessEvaluator
 from souping.evaluate.loss import LossEvaluator
 from souping.testing import check_evaluator
@@ -78,7 +78,7 @@ def row(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
     if evaluator.prompts.benchmark is not None:
         items = evaluator.prompts.benchmark.items()
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("souping.evaluate.bfcl.call", bfcl_runner)
+        patch.setattr("souping.evaluate.bfcl.run_bfcl_eval", bfcl_runner)
         yield Row(evaluator, items, tuple(served(evaluator, name) for name in MODELS))
         evaluator.close()
 
@@ -112,7 +112,7 @@ def test_an_evaluator_declares_what_it_needs_and_how_it_answers(row: Row) -> Non
 def test_an_evaluator_bound_to_a_recipe_cuts_the_same_blocks(row: Row) -> None:
     for recipe in (SINGLE, SOUP):
         own = row.evaluator.for_recipe(recipe)
-        assert fingerprint(own.for_recipe(recipe)) == fingerprint(own)
+        assert evaluator_fingerprint(own.for_recipe(recipe)) == evaluator_fingerprint(own)
         assert own.batches(row.items) == row.evaluator.batches(row.items)
 
 

@@ -19,10 +19,10 @@ from souping.evaluate.benchmark import Benchmark
 from souping.evaluate.engines.transformers import answer_room, load_module
 from souping.evaluate.engines.vllm import VllmEngine
 from souping.evaluate.generate import LocalEvaluator
-from souping.evaluate.identity import fingerprint, look
+from souping.evaluate.identity import evaluator_fingerprint, look
 from souping.evaluate.templates import Decoding, keep_likely, sampler
 from souping.merge.local import LocalMerge
-from souping.pipeline.models import OpenPool
+from souping.pipeline.models import RunPool
 from souping.pipeline.store import Store
 from tests.support.live import live
 
@@ -55,7 +55,9 @@ def test_settings_decide_the_fingerprint() -> None:
         "stop": ["x"],
     }
     changed = [replace(LOCAL, **{key: value}) for key, value in changes.items()]  # type: ignore[arg-type]
-    assert len({fingerprint(one) for one in [LOCAL, replace(LOCAL), *changed]}) == 1 + len(changed)
+    assert len(
+        {evaluator_fingerprint(one) for one in [LOCAL, replace(LOCAL), *changed]}
+    ) == 1 + len(changed)
 
 
 def tokens(records: Sequence[Record]) -> list[tuple[int, ...]]:
@@ -159,20 +161,20 @@ def test_the_poured_module_is_the_written_folder_loaded_back(family: Path, tmp_p
 
     candidates = [Candidate(name=n, path=family / n) for n in ("ant", "bee", "cat")]
     with Store(tmp_path / "s") as store:
-        kitchen = OpenPool.fetch(candidates, LocalMerge(), store)
+        kitchen = RunPool.fetch(candidates, LocalMerge(), store)
         for number, weights in enumerate([(0.3, 0.3, 0.4), (0.1, 0.2, 0.7), (0.0, 1.0, 0.0)]):
             recipe = kitchen.recipe(dict(zip(kitchen.names, weights, strict=True)))
-            poured = {
+            loaded = {
                 k: v.clone() for k, v in kitchen.serving(LOCAL)(recipe).module.state_dict().items()
             }
             kitchen.merge_pool.write(recipe, tmp_path / str(number))
             loaded = load_module(
                 tmp_path / str(number), LOCAL.hosting.module_settings()
             ).state_dict()
-            assert poured.keys() == loaded.keys()
+            assert loaded.keys() == loaded.keys()
             assert all(
-                torch.equal(poured[k], loaded[k]) and poured[k].dtype == torch.float32
-                for k in poured
+                torch.equal(loaded[k], loaded[k]) and loaded[k].dtype == torch.float32
+                for k in loaded
             )
 
 
@@ -211,7 +213,7 @@ def test_folders_are_served_with_a_generation_config_of_ids_alone(
         "bee": family / "bee",
     }
     with Store(tmp_path / "s") as store:
-        pool = OpenPool.fetch(
+        pool = RunPool.fetch(
             [Candidate(name=n, path=p) for n, p in folders.items()], LocalMerge(), store
         )
         serve = pool.serving(replace(LOCAL, engine=VllmEngine()))
@@ -272,13 +274,13 @@ def test_what_sampling_leaves_out() -> None:
 
 def test_more_answers_keep_the_first_ones(family: Path) -> None:
     assert (
-        fingerprint(DRAWN)
-        == fingerprint(replace(DRAWN, repeats=9, aggregate="pass"))
-        != fingerprint(LOCAL)
+        evaluator_fingerprint(DRAWN)
+        == evaluator_fingerprint(replace(DRAWN, repeats=9, aggregate="pass"))
+        != evaluator_fingerprint(LOCAL)
     )
     # greedy: no part of it
-    assert fingerprint(LOCAL) == fingerprint(replace(LOCAL, seed=5, top_p=0.5))
-    assert fingerprint(DRAWN) != fingerprint(replace(DRAWN, seed=5))
+    assert evaluator_fingerprint(LOCAL) == evaluator_fingerprint(replace(LOCAL, seed=5, top_p=0.5))
+    assert evaluator_fingerprint(DRAWN) != evaluator_fingerprint(replace(DRAWN, seed=5))
     assert len({look(replace(DRAWN, aggregate=how)) for how in ("mean", "pass")}) == 2  # type: ignore[arg-type]
 
 

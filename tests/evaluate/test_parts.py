@@ -114,8 +114,8 @@ def test_copies_of_an_evaluator_load_its_tasks_once(
 ) -> None:
     lm_eval_tasks.make(tmp_path)
     loads = list[Any]()
-    load = lm_eval.load
-    monkeypatch.setattr(lm_eval, "load", lambda one: loads.append(one) or load(one))
+    load = lm_eval.load_documents
+    monkeypatch.setattr(lm_eval, "load_documents", lambda one: loads.append(one) or load(one))
     first = HarnessEvaluator(
         tasks=["write"], include_path=str(tmp_path), device="cpu", logs={"ant": "/some/log"}
     )

@@ -21,7 +21,7 @@ from souping.logs.match import matched, moments
 from souping.logs.records import LoggedAnswer, json_lines, metrics_of, pick_model
 from souping.logs.runs import read_run
 from souping.logs.scores import LogScores
-from souping.logs.sources import read
+from souping.logs.sources import read_logs
 from tests.comparison.test_runs import answered, run  # noqa: F401  (a fixture)
 from tests.logs.test_match import log, match, metric
 from tests.logs.test_readers import PYTHON, Frame, write_csv
@@ -234,10 +234,10 @@ def test_a_row_of_a_table(
         {"item": "i", "category": "c", **cells},
         {"item": "j", "category": "c", **cells, "score": 1},
     ]
-    (found,) = read(Frame(rows))
+    (found,) = read_logs(Frame(rows))
     answer = found.tasks["c"].metrics["score"].answers[0]
     score = None if math.isnan(answer.score) else answer.score
-    assert (score, answer.missing, answer.cut) == expected
+    assert (score, answer.missing, answer.truncated) == expected
 
 
 def test_texts_of_a_table_are_measured_and_hashed() -> None:
@@ -249,12 +249,12 @@ def test_texts_of_a_table_are_measured_and_hashed() -> None:
         "output": "four!",
         "repeat": 2,
     }
-    (found,) = read(Frame([row]))
+    (found,) = read_logs(Frame([row]))
     (answer,) = found.tasks["c"].metrics["score"].answers
     assert (answer.characters, answer.output, answer.repeat) == (5, "four!", 2)
     assert answer.prompt_hash == sha256(b"2 + 2?").hexdigest()
     (bare,) = (
-        read(Frame([{"item": 1, "category": "c", "score": 1}]))[0]
+        read_logs(Frame([{"item": 1, "category": "c", "score": 1}]))[0]
         .tasks["c"]
         .metrics["score"]
         .answers
@@ -268,7 +268,7 @@ def test_texts_of_a_table_are_measured_and_hashed() -> None:
 )
 def test_cells_that_are_no_numbers(cells: dict[str, Any]) -> None:
     with pytest.raises(UserError, match="row 1"):
-        read(Frame([{"item": "i", "category": "c", "score": 1, **cells}]))
+        read_logs(Frame([{"item": "i", "category": "c", "score": 1, **cells}]))
 
 
 def test_categories_of_a_task_are_a_group_weighted_by_size() -> None:
@@ -276,7 +276,7 @@ def test_categories_of_a_task_are_a_group_weighted_by_size() -> None:
         {"item": n, "category": category, "score": 1, "task": task}
         for n, (task, category) in enumerate([("t", "a"), ("t", "b"), ("u", "u"), ("", "v")])
     ]
-    (found,) = read(Frame(rows))
+    (found,) = read_logs(Frame(rows))
     assert list(found.tasks) == ["t/a", "t/b", "u", "v"]
     assert found.groups["t"].members == ("t/a", "t/b")
     assert found.groups["t"].weight_by_size is True
@@ -286,10 +286,10 @@ def test_categories_of_a_task_are_a_group_weighted_by_size() -> None:
 
 def test_a_metric_beyond_fractions_has_a_unit_and_one_within_has_none() -> None:
     rows = [{"item": n, "category": "c", "score": n, "higher_is_better": False} for n in (1, 3)]
-    (found,) = read(Frame(rows))
+    (found,) = read_logs(Frame(rows))
     own = found.tasks["c"].metrics["score"]
     assert (own.unit, own.is_mean) == ("score False", False)
-    (plain,) = read(Frame([row | {"score": 1} for row in rows]))
+    (plain,) = read_logs(Frame([row | {"score": 1} for row in rows]))
     assert plain.tasks["c"].metrics["score"].unit == ""
 
 
@@ -304,13 +304,13 @@ def test_a_frame_of_inspect_samples() -> None:
     # An empty cell of pandas is not a number.
     other["model_usage"] = math.nan
     failed = row | {"id": "q3", "error": "boom", "score_match": "", "score_parts": ""}
-    (found,) = read(Frame([row, other, failed]), group="topic")
+    (found,) = read_logs(Frame([row, other, failed]), group="topic")
     metrics = found.tasks["sums"].metrics
     assert list(metrics) == ["match", "parts/a", "parts/b"]
     first, second, third = metrics["match"].answers
     assert first.item == f"q1 {sha256(b'2 + 2?').hexdigest()[:16]}"
     assert (first.score, first.repeat, first.tokens, first.group) == (1.0, 1, 7.0, "even")
-    assert (first.cut, second.cut, second.repeat, second.score) == (False, True, 0, 0.0)
+    assert (first.truncated, second.truncated, second.repeat, second.score) == (False, True, 0, 0.0)
     assert second.tokens is None
     assert (third.missing, first.missing) == (True, False)
     assert metrics["parts/b"].answers[0].score == 0.0
@@ -321,10 +321,10 @@ def test_a_frame_of_inspect_samples() -> None:
 )
 def test_a_sample_without_a_task_is_named_by_its_log(log_name: str, category: str) -> None:
     row = {"sample_id": "s", "id": 1, "epoch": 1, "input": "x", "log": log_name, "score_m": 1.0}
-    (found,) = read(Frame([row]))
+    (found,) = read_logs(Frame([row]))
     assert list(found.tasks) == [category]
     answer = found.tasks[category].metrics["m"].answers[0]
-    assert (answer.tokens, answer.repeat, answer.cut) == (None, 0, None)
+    assert (answer.tokens, answer.repeat, answer.truncated) == (None, 0, None)
 
 
 # BFCL
@@ -382,7 +382,7 @@ def test_a_project_of_bfcl(tmp_path: Path) -> None:
     ):
         text = "".join(json.dumps(line) + "\n" for line in lines)
         (tmp_path / kind / "m" / f"BFCL_v4_parallel_{kind}.json").write_text(text)
-    (found,) = read(tmp_path)
+    (found,) = read_logs(tmp_path)
     answers = found.tasks["parallel"].metrics["accuracy"].answers
     assert [answer.score for answer in answers] == [1.0, 1.0, 0.0]
     assert [answer.tokens for answer in answers] == [5, 4, None]
@@ -466,8 +466,8 @@ def test_fewer_samples_than_the_harness_counted_are_a_file_that_is_cut_off(
 
 def test_one_task_alone_is_split_by_a_field() -> None:
     with pytest.raises(UserError, match="--category splits one task"):
-        read(PYTHON, category="topic")
+        read_logs(PYTHON, category="topic")
     rows = [{"item": n, "category": c, "score": 1, "kind": "k"} for n, c in enumerate("ab")]
-    (found,) = read(Frame(rows), category="kind")
+    (found,) = read_logs(Frame(rows), category="kind")
     assert list(found.tasks) == ["k"]
     assert matched({"a": [found]}).requested == ("k",)

@@ -14,7 +14,7 @@ from souping.core.types import UserError
 from souping.logs.bfcl_average import categories_of, coefficients_of, overall
 from souping.logs.bfcl_items import FILE_ITEMS, MULTI_TURN, shared_content
 from souping.logs.match import Matched, matched
-from souping.logs.sources import read
+from souping.logs.sources import read_logs
 from tests.support.bfcl_logs import calls, variants, write_project
 
 
@@ -31,7 +31,7 @@ class TestGroups:
     ) -> None:
         files = variants(MULTI_TURN[:3], 4)
         logs = {
-            name: read(write_project(tmp_path / name, files, failed))
+            name: read_logs(write_project(tmp_path / name, files, failed))
             for name, failed in (("a", ["multi_turn_base_1"]), ("b", []))
         }
         group_of = groups(matched(logs))
@@ -47,7 +47,7 @@ class TestGroups:
         }
         failures = {"a": ["simple_python_0", "simple_python_1"], "b": ["multiple_1"]}
         logs = {
-            name: read(write_project(tmp_path / name, files, failed))
+            name: read_logs(write_project(tmp_path / name, files, failed))
             for name, failed in failures.items()
         }
         group_of = groups(matched(logs))
@@ -58,7 +58,7 @@ class TestGroups:
 
     def test_an_entry_that_is_no_object_says_nothing(self, tmp_path: Path) -> None:
         project = write_project(tmp_path, {"multiple": calls("multiple", ["f", "f"])}, [])
-        (log,) = read(project)
+        (log,) = read_logs(project)
         assert log.shared == {"multiple_0": (), "multiple_1": ()}
         assert list(shared_content("multi_turn_base_3", {"question": []})) == ["story multi_turn 3"]
         assert list(shared_content("simple_0", {"function": {"name": "f"}})) == [
@@ -68,7 +68,7 @@ class TestGroups:
     def test_a_field_to_group_by_is_refused(self, tmp_path: Path) -> None:
         project = write_project(tmp_path, {"multiple": calls("multiple", ["f", "g"])}, [])
         with pytest.raises(UserError, match="--group and --category"):
-            read(project, group="subject")
+            read_logs(project, group="subject")
 
     @pytest.mark.slow
     def test_logs_in_which_all_fail_have_the_groups_of_the_evaluator(
@@ -81,7 +81,7 @@ class TestGroups:
             rows = _lines(bfcl.data / f"BFCL_v4_{name}.json")
             files[name] = {row["id"]: row for row in rows}
         evaluated = Counter(_groups(bfcl.data).values())
-        (log,) = read(write_project(tmp_path, files, list(chain(*files.values()))))
+        (log,) = read_logs(write_project(tmp_path, files, list(chain(*files.values()))))
         logged = Counter(groups_of(log.shared.items()).values())
         assert sorted(logged.values()) == sorted(evaluated.values())
 

@@ -16,10 +16,10 @@ import numpy as np
 import pytest
 
 import souping
-from souping.cli.compare import main
+from souping.cli.compare import compare_logs
 from souping.comparison.result import CompareResult
 from souping.core.types import UserError
-from souping.logs.sources import read
+from souping.logs.sources import read_logs
 from tests.conftest import ROOT
 
 DATA = ROOT / "tests" / "data" / "logs"
@@ -67,7 +67,7 @@ class TestTools:
 
     @pytest.mark.parametrize("pattern", TWICE)
     def test_two_answers_to_an_item_are_its_repeats(self, pattern: str) -> None:
-        (log,) = read(names(pattern)[1])
+        (log,) = read_logs(names(pattern)[1])
         answers = list(log.answers())
         assert log.harness == pattern.partition("/")[0]
         assert sorted(answer.repeat for answer in answers) == [0] * 6 + [1] * 6
@@ -131,24 +131,24 @@ class TestVerifiers:
         judge["agent"] |= {"name": "judge", "trainable": False}
         judge["rewards"] = {"correct": {"score": 0.0, "weight": 1.0}}
         rows[0]["traces"].append(judge)
-        (log,) = read(write(tmp_path / "traces.jsonl", rows))
+        (log,) = read_logs(write(tmp_path / "traces.jsonl", rows))
         assert next(log.answers()).score == 1
 
     def test_a_reward_that_was_not_computed_is_missing(self, tmp_path: Path) -> None:
         rows = self.rows()
         rows[0]["traces"][0]["rewards"]["correct"] = None
         rows[1]["traces"][0]["rewards"] = {}
-        (log,) = read(write(tmp_path / "traces.jsonl", rows))
+        (log,) = read_logs(write(tmp_path / "traces.jsonl", rows))
         assert [answer.missing for answer in log.answers()] == [True, True] + [False] * 10
 
     def test_a_damaged_row_is_named(self, tmp_path: Path) -> None:
         rows = self.rows()
         rows[3]["traces"][0]["rewards"] = ["correct"]
         with pytest.raises(UserError, match="row 4: not a row of verifiers"):
-            read(write(tmp_path / "traces.jsonl", rows))
+            read_logs(write(tmp_path / "traces.jsonl", rows))
         del rows[3]["traces"]
         with pytest.raises(UserError, match="no column traces"):
-            read(write(tmp_path / "traces.jsonl", rows))
+            read_logs(write(tmp_path / "traces.jsonl", rows))
 
 
 class TestEveryEvalEver:
@@ -181,9 +181,9 @@ class TestEveryEvalEver:
         both = tmp_path / "both.jsonl"
         both.write_text(self.PYTHON.read_text() + self.JAVA.read_text())
         with pytest.raises(UserError, match="souping/tuned_java, souping/tuned_python"):
-            read(both)
+            read_logs(both)
         with pytest.raises(UserError, match="no answers of gemma"):
-            read(f"{both}:gemma")
+            read_logs(f"{both}:gemma")
         result = compared(f"{both}:souping/tuned_python", f"{both}:souping/tuned_java")
         apart = compared(self.PYTHON, self.JAVA)
         assert result.verdicts == apart.verdicts
@@ -226,7 +226,7 @@ class TestNamedFields:
         head = compared(*logs, **FIELDS).headline("cand")
         assert (head.items, head.missing) == (3, 1)
         assert head.difference == pytest.approx(1 / 6)
-        (log,) = read(logs[0], **FIELDS)
+        (log,) = read_logs(logs[0], **FIELDS)
         assert list(log.tasks) == ["figs"]
 
     def test_a_table_without_a_category_has_one(self, logs: tuple[Path, Path]) -> None:
@@ -239,7 +239,7 @@ class TestNamedFields:
         flags = []
         for name, field in FIELDS.items():
             flags += [f"--{name}", field]
-        assert main([f"base={logs[0]}", f"cand={logs[1]}", "--json", *flags]) == 0
+        assert compare_logs([f"base={logs[0]}", f"cand={logs[1]}", "--json", *flags]) == 0
         shown = json.loads(capsys.readouterr().out)
         assert shown["verdicts"][0]["difference"] == pytest.approx(1 / 6)
 
@@ -252,11 +252,11 @@ class TestNamedFields:
         self, logs: tuple[Path, Path], option: str, field: str, near: str
     ) -> None:
         with pytest.raises(UserError, match=f"no column {field}; did you mean {near}"):
-            read(logs[1], **{**FIELDS, option: field})
+            read_logs(logs[1], **{**FIELDS, option: field})
 
     def test_they_come_before_those_of_a_tool(self) -> None:
         path = DATA / "nemo_evaluator" / "base" / "results.jsonl"
-        (log,) = read(path, category="scoring_details.method")
+        (log,) = read_logs(path, category="scoring_details.method")
         assert list(log.tasks) == ["exact"]
 
     def test_a_column_of_models_is_picked_from(self, tmp_path: Path) -> None:
@@ -266,13 +266,13 @@ class TestNamedFields:
                 rows.append({"model": model, "q": number, "ok": score})
         path = write(tmp_path / "all.jsonl", rows)
         with pytest.raises(UserError, match=r"several models.*\(a, b\)"):
-            read(path, item="q", score="ok")
+            read_logs(path, item="q", score="ok")
         result = compared(f"{path}:a", f"{path}:b", item="q", score="ok")
         assert result.headline("cand").difference == pytest.approx(-1 / 3)
 
     def test_a_harness_has_its_own(self) -> None:
         with pytest.raises(UserError, match="--item, --score and --repeat"):
-            read(DATA / "lm_eval" / "tuned_python", item="doc_id")
+            read_logs(DATA / "lm_eval" / "tuned_python", item="doc_id")
 
     def test_parquet_is_read_as_jsonl(self, logs: tuple[Path, Path], tmp_path: Path) -> None:
         pyarrow = pytest.importorskip("pyarrow")
@@ -285,14 +285,14 @@ class TestNamedFields:
         assert compared(*files, **FIELDS).verdicts == compared(*logs, **FIELDS).verdicts
         files[0].write_bytes(files[0].read_bytes()[:-20])
         with pytest.raises(UserError, match=r"base\.parquet: not a table"):
-            read(files[0], **FIELDS)
+            read_logs(files[0], **FIELDS)
 
     def test_parquet_needs_pyarrow(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setitem(sys.modules, "pyarrow.parquet", None)
         path = tmp_path / "log.parquet"
         path.write_bytes(b"PAR1")
         with pytest.raises(UserError, match="pip install pyarrow"):
-            read(path)
+            read_logs(path)
 
 
 class TestArrays:

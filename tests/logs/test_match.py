@@ -16,7 +16,7 @@ import pytest
 from souping.core.types import UserError
 from souping.logs.match import Matched, matched
 from souping.logs.records import Group, Log, LoggedAnswer, LoggedMetric, Task
-from souping.logs.sources import read
+from souping.logs.sources import read_logs
 from tests.logs.test_readers import DATA, ROWS, write_csv
 
 
@@ -84,7 +84,7 @@ def test_a_link_to_a_table_is_the_same_log(tmp_path: Path) -> None:
     file = write_csv(tmp_path / "log.csv", ROWS)
     (tmp_path / "link.csv").symlink_to(file)
     with pytest.raises(UserError, match="same log"):
-        matched({"a": read(file), "b": read(tmp_path / "link.csv")})
+        matched({"a": read_logs(file), "b": read_logs(tmp_path / "link.csv")})
 
 
 def test_items_are_those_that_every_model_was_asked() -> None:
@@ -157,7 +157,7 @@ def test_groups_keep_the_members_in_common() -> None:
 
 
 def test_logs_of_lm_eval() -> None:
-    logs = {name: read(DATA / "lm_eval" / name) for name in ("tuned_python", "tuned_java")}
+    logs = {name: read_logs(DATA / "lm_eval" / name) for name in ("tuned_python", "tuned_java")}
     found = matched(logs, same_prompts=True)
     assert found.notes == ()
     assert set(found.requested) == {"picks", "shots", "translate", "last"}
@@ -169,7 +169,7 @@ def test_logs_of_lm_eval() -> None:
 
 
 def test_logs_of_bfcl() -> None:
-    found = matched({name: read(DATA / "bfcl" / name) for name in "ab"})
+    found = matched({name: read_logs(DATA / "bfcl" / name) for name in "ab"})
     assert {name: len(one.items) for name, (one,) in found.metrics.items()} == {
         "irrelevance": 5,
         "simple_python": 5,

@@ -20,7 +20,7 @@ import pytest
 from souping.core.types import UserError
 from souping.logs.match import matched
 from souping.logs.records import Group, Log
-from souping.logs.sources import read
+from souping.logs.sources import read_logs
 from tests.conftest import ROOT
 
 DATA = ROOT / "tests" / "data" / "logs"
@@ -56,7 +56,7 @@ class Frame:
 class TestLmEval:
     @pytest.fixture
     def log(self) -> Log:
-        (log,) = read(PYTHON)
+        (log,) = read_logs(PYTHON)
         return log
 
     def test_means_are_the_harness_own(self, log: Log) -> None:
@@ -105,7 +105,7 @@ class TestLmEval:
         answers = log.tasks["pick2"].metrics["acc"].answers
         assert len({answer.item for answer in answers}) == 6
         assert len({answer.group for answer in answers}) == 5
-        (grouped,) = read(PYTHON, group="topic")
+        (grouped,) = read_logs(PYTHON, group="topic")
         assert {answer.group for answer in grouped.tasks["pick2"].metrics["acc"].answers} == {
             "soup",
             "stew",
@@ -113,16 +113,16 @@ class TestLmEval:
 
     def test_the_folder_above_and_the_newest_of_several(self, tmp_path: Path) -> None:
         with pytest.raises(UserError, match="several models"):
-            read(_merged(tmp_path / "all"))
-        assert read(f"{tmp_path}/all:models__tuned_java")[0].model == "models/tuned_java"
+            read_logs(_merged(tmp_path / "all"))
+        assert read_logs(f"{tmp_path}/all:models__tuned_java")[0].model == "models/tuned_java"
         (old,) = (PYTHON / "models__tuned_python").glob("results_*")
         folder = shutil.copytree(old.parent, tmp_path / "twice")
         shutil.copy(old, folder / "results_2020-01-01T00-00-00.json")
-        (log,) = read(folder)
+        (log,) = read_logs(folder)
         assert log.path.name == old.name
         assert "newest of 2" in log.notes[0]
         # As text: a score that is nan equals no other.
-        assert repr(read(old)[0].tasks) == repr(log.tasks)
+        assert repr(read_logs(old)[0].tasks) == repr(log.tasks)
 
     @pytest.mark.parametrize(
         ("figure", "by_size"),
@@ -135,17 +135,17 @@ class TestLmEval:
         figures = {"pick": {"acc,none": 0.2}, "pick2": {"acc,none": 0.8}}
         figures["picks"] = {"acc,none": figure}
         counts = {"pick": {"effective": 30}, "pick2": {"effective": 10}}
-        (log,) = read(results(results=figures, **{"n-samples": counts})(tmp_path))
+        (log,) = read_logs(results(results=figures, **{"n-samples": counts})(tmp_path))
         assert log.groups["picks"].weight_by_size is by_size
 
     def test_no_groups(self, tmp_path: Path) -> None:
-        (log,) = read(results(group_subtasks=None)(tmp_path))
+        (log,) = read_logs(results(group_subtasks=None)(tmp_path))
         assert (log.groups, set(log.requested)) == ({}, set(log.tasks))
 
     @pytest.mark.parametrize("value", [1e308, math.inf, "N/A"], ids=str)
     def test_a_figure_that_no_mean_can_be_is_left_out(self, tmp_path: Path, value: Any) -> None:
         figures = {"pick": {"acc,none": value}}
-        (log,) = read(results(results=figures)(tmp_path))
+        (log,) = read_logs(results(results=figures)(tmp_path))
         metric = log.tasks["pick"].metrics["acc"]
         assert not metric.is_mean
         assert all(math.isnan(answer.score) for answer in metric.answers)
@@ -158,13 +158,13 @@ class TestLmEval:
             return "\n".join([json.dumps({**json.loads(first), "acc": math.nan}), *others])
 
         log = changed("lm_eval/tuned_python", {"samples_pick_*": without_a_number})(tmp_path)
-        metrics = read(log)[0].tasks["pick"].metrics
+        metrics = read_logs(log)[0].tasks["pick"].metrics
         assert all(math.isnan(answer.score) for answer in metrics["acc"].answers)
         assert metrics["acc_norm"].is_mean
 
     def test_groups_that_name_a_group_twice_are_read_in_linear_time(self, tmp_path: Path) -> None:
         doubled = {f"g{n}": [f"g{n + 1}"] * 2 for n in range(60)}
-        (log,) = read(results(group_subtasks=doubled | {"g60": ["pick", "pick2"]})(tmp_path))
+        (log,) = read_logs(results(group_subtasks=doubled | {"g60": ["pick", "pick2"]})(tmp_path))
         assert log.groups["g0"].members == ("pick", "pick2")
 
     @pytest.mark.slow
@@ -192,7 +192,7 @@ class TestLmEval:
         tracker.save_results_aggregated(results=results, samples=samples)
         for task in results["configs"]:
             tracker.save_results_samples(task_name=task, samples=samples[task])
-        (log,) = read(tmp_path / "out")
+        (log,) = read_logs(tmp_path / "out")
         assert set(log.requested) == {"picks", "write"}
         for task, metric in (("pick", "acc"), ("pick2", "acc_norm"), ("write", "exact_match")):
             assert mean(log, task, metric) == pytest.approx(
@@ -210,7 +210,7 @@ def _merged(folder: Path) -> Path:
 
 class TestBfcl:
     def test_an_item_is_right_unless_its_failure_is_listed(self) -> None:
-        (log,) = read(DATA / "bfcl" / "b")
+        (log,) = read_logs(DATA / "bfcl" / "b")
         assert {name: task.metrics["accuracy"].reported for name, task in log.tasks.items()} == {
             "irrelevance": 0.8,
             "simple_python": 0.2,
@@ -233,7 +233,7 @@ class TestBfcl:
             item.id: right_answer(item) if n % 2 else "nothing" for n, item in enumerate(items)
         }
         records = score(bfcl, tmp_path, items, answers)
-        (log,) = read(tmp_path)
+        (log,) = read_logs(tmp_path)
         logged = {}
         for task in log.tasks.values():
             for answer in task.metrics["accuracy"].answers:
@@ -245,14 +245,14 @@ class TestBfcl:
         folder = shutil.copytree(DATA / "bfcl" / "a", tmp_path / "a")
         shutil.rmtree(folder / gone)
         with pytest.raises(UserError, match=word):
-            read(folder)
+            read_logs(folder)
 
     def test_scores_of_other_results_are_refused(self, tmp_path: Path) -> None:
         folder = shutil.copytree(DATA / "bfcl" / "a", tmp_path / "a")
         (file,) = folder.rglob("*irrelevance_result.json")
         file.write_text("".join(file.read_text().splitlines(keepends=True)[:3]))
         with pytest.raises(UserError, match="scores of 5 items"):
-            read(folder)
+            read_logs(folder)
 
 
 class TestInspect:
@@ -262,7 +262,7 @@ class TestInspect:
 
     @pytest.mark.parametrize(("name", "right"), [("a", 0.5), ("b", 0.5)])
     def test_both_formats_with_epochs_and_several_scorers(self, name: str, right: float) -> None:
-        (log,) = read(DATA / "inspect" / name, group="topic")
+        (log,) = read_logs(DATA / "inspect" / name, group="topic")
         assert log.requested == ("sums", "words")
         sums = log.tasks["sums"].metrics
         assert list(sums) == ["match", "includes"]
@@ -279,17 +279,17 @@ class TestInspect:
         log.status = "cancelled"
         write_eval_log(log, str(tmp_path / "cancelled.json"))
         with pytest.raises(UserError, match=r"cancelled\.json: status is cancelled"):
-            read(tmp_path)
+            read_logs(tmp_path)
 
     def test_half_a_file_is_refused(self, tmp_path: Path) -> None:
         whole = next((DATA / "inspect" / "a").glob("*.eval")).read_bytes()
         (tmp_path / "half.eval").write_bytes(whole[: len(whole) // 2])
         with pytest.raises(UserError, match=r"half\.eval: inspect_ai cannot read it"):
-            read(tmp_path)
+            read_logs(tmp_path)
 
     def test_a_data_frame_of_samples(self) -> None:
         analysis = pytest.importorskip("inspect_ai.analysis")
-        (log,) = read(analysis.samples_df(str(DATA / "inspect" / "a")))
+        (log,) = read_logs(analysis.samples_df(str(DATA / "inspect" / "a")))
         assert mean(log, "sums", "match") == 0.5
         assert len(log.tasks["words"].metrics["exact"].answers) == 2
 
@@ -302,11 +302,11 @@ class TestInspect:
         rows.append(
             sample | {"id": 2, "score_match": math.nan, "score_parts": None, "error": "time is up"}
         )
-        (log,) = read(Frame(rows))
+        (log,) = read_logs(Frame(rows))
         metrics = log.tasks["sums"].metrics
         assert list(metrics) == ["match", "parts/a", "parts/b"]
         for metric in metrics.values():
-            assert [(answer.missing, answer.cut) for answer in metric.answers] == [
+            assert [(answer.missing, answer.truncated) for answer in metric.answers] == [
                 (False, None)
             ] * 2 + [(True, False)]
 
@@ -315,18 +315,18 @@ class TestInspect:
         for name in ("id", "input"):
             row = {key: value for key, value in sample.items() if key != name}
             with pytest.raises(UserError, match=f"no column {name}"):
-                read(Frame([row]))
+                read_logs(Frame([row]))
         for damage in ({"epoch": "one"}, {"score_match": "{"}, {"model_usage": "[1]"}):
             with pytest.raises(UserError, match="row 1"):
-                read(Frame([sample | damage]))
+                read_logs(Frame([sample | damage]))
 
     def test_a_frame_with_the_columns_of_a_table_is_one(self) -> None:
         row = {"sample_id": "s", "epoch": 1, "item": "i", "category": "c", "score": 1}
-        (log,) = read(Frame([row]))
+        (log,) = read_logs(Frame([row]))
         assert mean(log, "c", "score") == 1
 
     def test_a_model_is_named_with_its_slash(self) -> None:
-        (log,) = read(f"{DATA / 'inspect' / 'a'}:mockllm/model")
+        (log,) = read_logs(f"{DATA / 'inspect' / 'a'}:mockllm/model")
         assert log.model == "mockllm/model"
 
 
@@ -334,14 +334,18 @@ def test_inspect_without_its_package(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(__import__("sys").modules, "inspect_ai.log", None)
     monkeypatch.setitem(__import__("sys").modules, "inspect_ai", None)
     with pytest.raises(UserError, match="pip install"):
-        read(DATA / "inspect" / "a")
+        read_logs(DATA / "inspect" / "a")
 
 
 class TestTables:
     def test_csv_jsonl_and_frames_are_one(self, tmp_path: Path) -> None:
         lines = tmp_path / "log.jsonl"
         lines.write_text("".join(json.dumps(row) + "\n" for row in ROWS))
-        logs = [read(write_csv(tmp_path / "log.csv", ROWS)), read(lines), read(Frame(ROWS))]
+        logs = [
+            read_logs(write_csv(tmp_path / "log.csv", ROWS)),
+            read_logs(lines),
+            read_logs(Frame(ROWS)),
+        ]
         assert logs[0][0].tasks == logs[1][0].tasks == logs[2][0].tasks
         assert logs[0][0].requested == ("a", "b")
 
@@ -360,18 +364,20 @@ class TestTables:
             for run in range(2)
             for repeat in range(2)
         ]
-        first, second = read(write_csv(tmp_path / "log.csv", rows))
+        first, second = read_logs(write_csv(tmp_path / "log.csv", rows))
         assert (first.model, second.model) == ("0", "1")
         assert first.requested == ("t",)
         assert first.groups["t"].members == ("t/a", "t/b")
         answers = first.tasks["t/a"].metrics["score"].answers
-        assert {(answer.repeat, answer.cut, answer.tokens, answer.group) for answer in answers} == {
+        assert {
+            (answer.repeat, answer.truncated, answer.tokens, answer.group) for answer in answers
+        } == {
             (0, False, 3.0, "g"),
             (1, True, 3.0, "g"),
         }
 
     def test_an_item_without_a_score_is_missing(self, tmp_path: Path) -> None:
-        (log,) = read(
+        (log,) = read_logs(
             write_csv(tmp_path / "log.csv", [*ROWS, {"item": "i9", "category": "a", "score": ""}])
         )
         assert [a.missing for a in log.tasks["a"].metrics["score"].answers] == [
@@ -386,31 +392,31 @@ class TestTables:
         self, tmp_path: Path, word: str | int, higher: bool
     ) -> None:
         rows = [{**row, "score": 50.0, "higher_is_better": word} for row in ROWS]
-        (log,) = read(write_csv(tmp_path / "log.csv", rows))
+        (log,) = read_logs(write_csv(tmp_path / "log.csv", rows))
         metric = log.tasks["a"].metrics["score"]
         assert (metric.is_mean, metric.higher_is_better) == (False, higher)
 
     def test_the_caller_says_which_tasks_are_losses(self, tmp_path: Path) -> None:
         path = write_csv(tmp_path / "log.csv", [{**row, "score": 1.5} for row in ROWS])
-        (log,) = read(path, lower=["a", "b"])
+        (log,) = read_logs(path, lower=["a", "b"])
         assert not log.tasks["a"].metrics["score"].higher_is_better
         with pytest.raises(UserError, match=r"row 2: .*--lower-is-better b"):
-            read(path, lower=["a"])
+            read_logs(path, lower=["a"])
         later = [
             {"item": 1, "category": task, "score": 1, "run": run}
             for run, task in ((1, "a"), (2, "a"), (2, "b"))
         ]
-        *_, second = read(write_csv(tmp_path / "later.csv", later), lower=["b"])
+        *_, second = read_logs(write_csv(tmp_path / "later.csv", later), lower=["b"])
         assert not second.tasks["b"].metrics["score"].higher_is_better
         with pytest.raises(UserError, match=r"--lower-is-better=aa .*a, b"):
-            read(write_csv(tmp_path / "fine.csv", ROWS), lower=["aa"])
+            read_logs(write_csv(tmp_path / "fine.csv", ROWS), lower=["aa"])
         with pytest.raises(UserError, match="--lower-is-better is for tables"):
-            read(PYTHON, lower=["pick"])
+            read_logs(PYTHON, lower=["pick"])
 
     def test_repeats_are_any_numbers(self, tmp_path: Path) -> None:
         rows = [{**row, "repeat": 10**9 * number} for number, row in enumerate(ROWS)]
-        (log,) = read(write_csv(tmp_path / "log.csv", rows))
-        (other,) = read(write_csv(tmp_path / "other.csv", ROWS))
+        (log,) = read_logs(write_csv(tmp_path / "log.csv", rows))
+        (other,) = read_logs(write_csv(tmp_path / "other.csv", ROWS))
         metric = matched({"a": [log], "b": [other]}).metrics["a"][0]
         assert metric.scores["a"].shape == metric.scores["b"].shape
 
@@ -418,7 +424,7 @@ class TestTables:
         "cells", [{"score": "TRUE"}, {"repeat": "1.0"}, {"output": "x" * 200_000}], ids=list
     )
     def test_ordinary_tables_of_other_programs(self, cells: dict[str, Any], tmp_path: Path) -> None:
-        (log,) = read(
+        (log,) = read_logs(
             write_csv(tmp_path / "UP.CSV", [{"item": "i", "category": "c", "score": "1"} | cells])
         )
         (answer,) = log.tasks["c"].metrics["score"].answers
@@ -428,7 +434,10 @@ class TestTables:
         more = dict.fromkeys(
             ("task", "metric", "run", "group", "repeat", "output", "prompt"), math.nan
         )
-        assert read(Frame([row | more for row in ROWS]))[0].tasks == read(Frame(ROWS))[0].tasks
+        assert (
+            read_logs(Frame([row | more for row in ROWS]))[0].tasks
+            == read_logs(Frame(ROWS))[0].tasks
+        )
 
 
 class TestRuns:
@@ -437,7 +446,7 @@ class TestRuns:
         models = [row for row in report["rows"] if row["kind"] != "router"]
         assert len(models) == len(report["rows"]) - 1
         for row in models:
-            (log,) = read(f"{finished / 'run'}:{row['name']}")
+            (log,) = read_logs(f"{finished / 'run'}:{row['name']}")
             means = {name: mean(log, name, "score") for name in log.tasks}
             assert means == pytest.approx(
                 {name: one["mean"] for name, one in row["scores"].items()}
@@ -446,17 +455,17 @@ class TestRuns:
                 sum(len(t.metrics["score"].answers) for t in log.tasks.values())
                 == report["splits"]["test"]
             )
-        assert read(finished / "run")[0].model == "soup"
+        assert read_logs(finished / "run")[0].model == "soup"
 
     def test_a_damaged_file_of_samples(self, finished: Path, tmp_path: Path) -> None:
         shutil.copy(finished / "run" / "report.json", tmp_path)
         whole = (finished / "run" / "samples.jsonl.gz").read_bytes()
         (tmp_path / "samples.jsonl.gz").write_bytes(whole[: len(whole) // 2])
         with pytest.raises(UserError, match=r"samples\.jsonl\.gz"):
-            read(tmp_path)
+            read_logs(tmp_path)
         (tmp_path / "samples.jsonl.gz").write_bytes(gzip.compress(b""))
         with pytest.raises(UserError, match="no report"):
-            read(tmp_path)
+            read_logs(tmp_path)
 
 
 def cut_sample(folder: Path) -> Path:
@@ -652,5 +661,5 @@ for name in ("tokens", "repeat", "score"):
 def test_what_is_no_log_is_one_line(case: str, tmp_path: Path) -> None:
     make, words = BAD[case]
     with pytest.raises(UserError, match=words) as refused:
-        read(make(tmp_path))
+        read_logs(make(tmp_path))
     assert len(str(refused.value).splitlines()) == 1

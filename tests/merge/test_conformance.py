@@ -1,4 +1,4 @@
-"""Every merge backend of the configuration, and live pouring: soups are the same three ways, on any architecture."""
+"""Every merge backend of the configuration, and live loading: soups are the same three ways, on any architecture."""
 
 from __future__ import annotations
 
@@ -122,7 +122,7 @@ def test_written_is_poured(
     module: LlamaForCausalLM = AutoModelForCausalLM.from_pretrained(
         folders["m0"], dtype=torch.float32
     )
-    pool.live(module).pour(recipe)
+    pool.live(module).load_soup(recipe)
     state = module.state_dict()
     written = load_file(out / "model.safetensors")
     assert all(torch.equal(state[name], tensor.float()) for name, tensor in written.items())
@@ -159,9 +159,9 @@ def test_an_ingredient_that_changed_makes_no_soup(
     stream = pool.stream(recipe)
     flip(folders["m1"] / "model.safetensors")
     for make in (
-        lambda: live.pour(recipe),
+        lambda: live.load_soup(recipe),
         lambda: pool.write(recipe, tmp_path / "soup"),
-        lambda: list(stream.chunks()) if stream else live.pour(recipe),
+        lambda: list(stream.chunks()) if stream else live.load_soup(recipe),
     ):
         with pytest.raises(
             UserError, match=r"m1/model\.safetensors has changed since it was opened"
@@ -297,7 +297,7 @@ def test_pour_after_pour_equals_loading_what_was_written(
     storages = {name: tensor.data_ptr() for name, tensor in module.state_dict().items()}
     live = pool.live(module)
     for number, weights in enumerate([(0.2, 0.5, 0.3), (0.0, 1.0, 0.0), (0.5, 0.5, 0.0)]):
-        live.pour(mix(pool, *weights))
+        live.load_soup(mix(pool, *weights))
         check_equal(
             module, loaded(pool.write(mix(pool, *weights), tmp_path / f"soup{number}"), compute)
         )
@@ -311,7 +311,7 @@ def test_the_vocabulary_follows_the_soup(tmp_path: Path, rule: str) -> None:
     module = loaded(folders["m0"], torch.float32)
     live = pool.live(module)
     for number, weights in enumerate([(0.5, 0.5, 0.0), (0.0, 1.0, 0.0), (0.5, 0.0, 0.5)]):
-        live.pour(mix(pool, *weights))
+        live.load_soup(mix(pool, *weights))
         check_equal(
             module,
             loaded(pool.write(mix(pool, *weights), tmp_path / f"soup{number}"), torch.float32),
@@ -346,7 +346,7 @@ def test_whatever_was_poured_before_a_pour_equals_what_is_written(
     module = loaded(folders["m0"], torch.float32)
     live = pool.live(module)
     for recipe in [*recipes, *reversed(recipes)]:
-        live.pour(recipe)
+        live.load_soup(recipe)
         check_equal(module, written[recipe.id])
 
 
@@ -355,11 +355,11 @@ def test_a_module_whose_parameters_moved_is_filled_where_they_are(tmp_path: Path
     pool = LocalMerge().open(folders)
     module = loaded(folders["m0"], torch.float32)
     live = pool.live(module)
-    live.pour(mix(pool, 0.2, 0.5, 0.3))
+    live.load_soup(mix(pool, 0.2, 0.5, 0.3))
     module.to(torch.bfloat16)
     norm = module.model.norm
     norm.weight = torch.nn.Parameter(torch.zeros_like(norm.weight))
-    live.pour(mix(pool, 0.3, 0.4, 0.3))
+    live.load_soup(mix(pool, 0.3, 0.4, 0.3))
     check_equal(
         module, loaded(pool.write(mix(pool, 0.3, 0.4, 0.3), tmp_path / "soup"), torch.bfloat16)
     )
@@ -416,7 +416,7 @@ def test_soup_is_the_arithmetic_and_generates(name: str, tmp_path: Path) -> None
     kind = type(MODELS[name]())
     written = kind.from_pretrained(out, dtype=torch.float32).eval()
     live = kind.from_pretrained(folders["0"], dtype=torch.float32).eval()
-    pool.live(live).pour(recipe)
+    pool.live(live).load_soup(recipe)
     check_equal(live, written)
     prompt = torch.tensor([[5, 6, 7]])
     settings = {"max_new_tokens": 4, "do_sample": False, "pad_token_id": 0}

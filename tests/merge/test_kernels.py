@@ -199,8 +199,8 @@ def test_a_device_that_rounds_otherwise(
         return to(self, *arguments)
 
     monkeypatch.setattr(torch.Tensor, broken, {"add_": add, "to": cut}[broken])
-    assert not accelerate.agrees(torch.device("cpu"))
-    monkeypatch.setattr(accelerate, "agrees", lambda _: False)
+    assert not accelerate.device_agrees(torch.device("cpu"))
+    monkeypatch.setattr(accelerate, "device_agrees", lambda _: False)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     accelerate.log.disabled = False
     assert usable_gpu(0) is None
@@ -282,7 +282,7 @@ def test_a_single_rank_writes_with_its_gpu(
 @pytest.mark.parametrize("case", CASES)
 def test_the_gpu_path_on_a_gpu(case: str, tmp_path: Path) -> None:
     device = torch.device("cuda", 0)
-    assert accelerate.agrees(device)
+    assert accelerate.device_agrees(device)
     check_gpu(case, device, tmp_path)
 
 

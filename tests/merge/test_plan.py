@@ -25,7 +25,7 @@ from souping.checkpoints.checkpoint import Checkpoint
 from souping.core.types import UserError
 from souping.merge import chunks as merge_chunks
 from souping.merge import mixing
-from souping.merge.__main__ import main
+from souping.merge.__main__ import merge_plan
 from souping.merge.alignment import matcher
 from souping.merge.kernels import METHODS, Float32, Method
 from souping.merge.local import LocalMerge
@@ -145,7 +145,7 @@ def test_plans_that_are_none(tmp_path: Path, capsys: pytest.CaptureFixture[str])
     texts |= {name: json.dumps({**table, **change}) for name, change in changes.items()}
     for name, text in texts.items():
         path.write_bytes(text.encode("utf-8", "surrogatepass"))
-        assert main([str(path), str(tmp_path / "soup")]) == 2, name
+        assert merge_plan([str(path), str(tmp_path / "soup")]) == 2, name
         said = capsys.readouterr().err
         assert said.count("\n") == 1, said
         assert sorted(each.name for each in tmp_path.iterdir()) == ["loop", "plan.json", "pool"], (

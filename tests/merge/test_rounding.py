@@ -10,8 +10,8 @@ import pytest
 import torch
 
 from souping.checkpoints.checkpoint import Checkpoint
-from souping.core.similarity import Rounding
-from souping.merge.similarity import WeightedSum, WeightSample
+from souping.core.weight_similarity import Rounding
+from souping.merge.weight_samples import WeightedSum, WeightSample
 from tests.conftest import Cli
 from tests.support.checkpoints import save
 

@@ -247,7 +247,7 @@ def test_no_path_of_this_machine_is_sent_with_an_adapter(
     for name, content in sent.items():
         (copy / name).parent.mkdir(exist_ok=True)
         (copy / name).write_bytes(content)
-    assert upload.soup_files(copy).keys() == sent.keys()
+    assert upload.files_by_recipe(copy).keys() == sent.keys()
 
 
 PLACES = ["/home/me/x", "file:///x", "~/x", "~me/x", r"C:\x", "D:/x", r"\\host\x", "../x", "./x"]
@@ -276,7 +276,7 @@ def test_no_path_of_this_machine_is_sent_with_a_config(
     for name, content in sent.items():
         (copy / name).parent.mkdir(parents=True, exist_ok=True)
         (copy / name).write_bytes(content)
-    assert upload.soup_files(copy).keys() == sent.keys()
+    assert upload.files_by_recipe(copy).keys() == sent.keys()
 
 
 def test_a_planned_run_shows_a_card_without_what_the_run_decides(

@@ -24,14 +24,14 @@ from souping.core.protocols import Executor, Hosting, LoadedModel, Sampling, Sco
 from souping.core.types import Candidate, FloatArray, Item, Recipe, Record, UserError
 from souping.core.unit import Unit
 from souping.evaluate.generate import LocalEvaluator
-from souping.evaluate.identity import fingerprint
+from souping.evaluate.identity import evaluator_fingerprint
 from souping.merge.local import LocalMerge
 from souping.pipeline import serving
 from souping.pipeline.evaluation import Evaluation, LocalExecutor, records_of
 from souping.pipeline.executors.asking import FilesExecutor
 from souping.pipeline.executors.ray_actors import RayExecutor
-from souping.pipeline.looks.ledger import Ledger
-from souping.pipeline.models import OpenPool
+from souping.pipeline.looks.counted_looks import CountedLooks
+from souping.pipeline.models import RunPool
 from souping.pipeline.store import APPLICATION_ID, Store, StoredAnswers, row_number
 from tests.conftest import FakeEvaluator, claim, make_items, recipe, show_report
 from tests.support.actors import Busy, requests
@@ -120,7 +120,7 @@ class Kept(FakeEvaluator):
     @property
     def hosting(self) -> Hosting:
         assert self.store is not None
-        return Keeping(store=self.store, key=fingerprint(self), rows=self.rows)
+        return Keeping(store=self.store, key=evaluator_fingerprint(self), rows=self.rows)
 
 
 def test_an_evaluator_hears_of_answers_once_they_are_stored(tmp_path: Path) -> None:
@@ -304,14 +304,14 @@ class FolderEvaluator(FakeEvaluator):
 
 
 @pytest.fixture
-def opened(family: Path, tmp_path: Path) -> OpenPool:
+def opened(family: Path, tmp_path: Path) -> RunPool:
     pool = [Candidate(name=name, path=family / name) for name in ("ant", "bee")]
     with Store(tmp_path / "store.sqlite") as store:
-        return OpenPool.fetch(pool, LocalMerge(), store)
+        return RunPool.fetch(pool, LocalMerge(), store)
 
 
 def test_a_soup_is_served_as_the_folder_that_would_be_written(
-    opened: OpenPool, tmp_path: Path
+    opened: RunPool, tmp_path: Path
 ) -> None:
     serve = opened.serving(FolderEvaluator(skill={}))
     recipe = opened.recipe({"ant": 0.5, "bee": 0.5})
@@ -330,7 +330,7 @@ def test_a_soup_is_served_as_the_folder_that_would_be_written(
 
 
 def test_folders_of_a_killed_run_go(
-    opened: OpenPool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    opened: RunPool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(serving, "SHARED_MEMORY", tmp_path)
     dead = tmp_path / f"{serving.STORED_SOUP_PREFIX}dead"
@@ -347,7 +347,7 @@ def test_folders_of_a_killed_run_go(
     assert not served.parent.exists()
 
 
-def test_evaluators_that_want_the_module_alike_share_it(opened: OpenPool) -> None:
+def test_evaluators_that_want_the_module_alike_share_it(opened: RunPool) -> None:
     one = LocalEvaluator(threads=1, device="cpu", max_new_tokens=2)
     two = LocalEvaluator(threads=1, device="cpu", max_new_tokens=3)
     half = LocalEvaluator(threads=1, device="cpu", dtype="bfloat16")
@@ -369,7 +369,7 @@ def test_a_soup_without_end_tokens_does_not_keep_those_of_the_one_before(
         (candidate.path / "config.json").write_text(json.dumps(config | {"eos_token_id": ends}))
         (candidate.path / "generation_config.json").unlink(missing_ok=True)
     with Store(tmp_path / "store.sqlite") as store:
-        opened = OpenPool.fetch(pool, LocalMerge(), store)
+        opened = RunPool.fetch(pool, LocalMerge(), store)
     serve = opened.serving(LocalEvaluator(threads=1, device="cpu"))
     found = [
         serve(opened.recipe({name: 1.0})).module.generation_config.eos_token_id
@@ -529,7 +529,7 @@ def full(path: Path) -> list[Item]:
         )
         store.hashes["x"] = "1"
         store.remember_folder("f-a", path)
-        show_report(Ledger(store), claim(HALF, items))
+        show_report(CountedLooks(store), claim(HALF, items))
     return items
 
 
@@ -537,7 +537,7 @@ def read_all(path: Path) -> int:
     with Store(path) as store:
         count = len(store.load(HALF.fingerprint, "j"))
         store.folder_of("f-a"), store.throughput(["s"], "j")
-        dict(store.hashes), show_report(Ledger(store), claim(HALF, make_items(1)))
+        dict(store.hashes), show_report(CountedLooks(store), claim(HALF, make_items(1)))
     return count
 
 

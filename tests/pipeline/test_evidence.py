@@ -19,7 +19,7 @@ from souping.core.scores import Mean
 from souping.core.types import FloatArray, Item, ItemScores, Recipe, Result, Trial, UserError
 from souping.core.unit import BITS_PER_BYTE, POINTS, Unit
 from souping.pipeline import evidence
-from souping.pipeline.gate import FALSE_ALARM, check_expected
+from souping.pipeline.expected import FALSE_ALARM, check_expected
 from souping.pipeline.settings import Expectation, expectations
 from souping.pipeline.state import Contender, ContenderKind, ExtraBenchmark
 from souping.report.analyses import read_content
@@ -45,7 +45,7 @@ def table_of(value: Any) -> dict[str, Any]:
 
 
 def gather(*arguments: Any) -> dict[str, Any]:
-    return table_of(evidence.gather(*arguments))
+    return table_of(evidence.gather_evidence(*arguments))
 
 
 def by_category(unit: Unit, pairs: Sequence[evidence.Pair]) -> list[dict[str, Any]]:
@@ -277,7 +277,7 @@ def test_a_later_look_is_wider_and_corrected() -> None:
 
 
 def test_a_soup_that_may_have_been_picked_is_corrected_for_those_with_it() -> None:
-    family = evidence.FamilyScores(
+    known = evidence.KnownScores(
         scores=np.array([scores(level(0.6), seed=n).values for n in range(9)]), missing=2
     )
     rows = [Contender(name=n, kind="ingredient", recipe=r) for n, r in SINGLES.items()]
@@ -287,9 +287,9 @@ def test_a_soup_that_may_have_been_picked_is_corrected_for_those_with_it() -> No
         SOUP.id: scores(level(0.7), seed=21),
     }
     table = ItemTable.of(ITEMS, Mean())
-    first = evidence.Pair.of(soup, rows[0], measured, table, 1, family)
+    first = evidence.Pair.of(soup, rows[0], measured, table, 1, known)
     second = evidence.Pair.of(soup, rows[0], measured, table, 2, None)
-    picked = evidence.Pair.of(soup, rows[0], measured, table, 2, family)
+    picked = evidence.Pair.of(soup, rows[0], measured, table, 2, known)
     assert (first.level.tests, second.level.tests) == (1.0, 1.0)
     assert 2 + 1 < picked.level.tests <= 2 + 10
     before = second.compare()

@@ -123,7 +123,7 @@ def test_a_run_writes_the_point_that_the_weights_of_its_goals_choose(
         candidates={name: family / name for name in ("ant", "bee", "cat")},
         items=family / "items.jsonl",
         selector=souping.All(),
-        objective=souping.Worst(),
+        objective=souping.WorstCategory(),
         evaluator=souping.LocalEvaluator(max_new_tokens=4, threads=1),
         out=tmp_path / "run",
         store=tmp_path / "store.sqlite",
@@ -143,6 +143,6 @@ def test_a_run_writes_the_point_that_the_weights_of_its_goals_choose(
     assert soup["objective"]["mean"] == min(score["mean"] for score in soup["scores"].values())
     for pair in report["comparisons"]:
         assert pair["p_value"] == 1 or pair["difference"] > 0
-    page = (done.report_dir / "report.html").read_text()
+    page = (done.out / "report.html").read_text()
     assert "Front of red and tokens" in page
     assert "worst of" in page

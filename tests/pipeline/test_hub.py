@@ -16,7 +16,7 @@ import yaml
 
 from souping.checkpoints.fingerprints import fingerprint
 from souping.checkpoints.folder import SINGLE
-from souping.checkpoints.hub import fetch_one, parse
+from souping.checkpoints.hub import fetch_one, parse_name
 from souping.core.types import UserError
 from souping.pipeline import upload
 from souping.pipeline.run_report import card
@@ -286,7 +286,7 @@ def test_a_soup_that_is_sent_comes_back_the_same(
     local = files_of(tmp_path / "run/soup")
     assert len(repo.commits) == 1
     assert repo.head | {"README.md": b""} == local | {"README.md": b""}
-    name = parse("team/soup")
+    name = parse_name("team/soup")
     assert name is not None
     assert fingerprint(fetch_one(name).folder) == fingerprint(tmp_path / "run/soup")
 
@@ -386,7 +386,7 @@ def test_a_folder_with_other_files_than_the_soups_is_not_sent(
     with pytest.raises(UserError, match=rf"soup .*{re.escape(name)}"):
         upload.push(Target(repo="me/soup"), folder)
     with pytest.raises(UserError, match=re.escape(name)):
-        upload.check(Target(repo="me/soup"), folder)
+        upload.check_target(Target(repo="me/soup"), folder)
     assert "me/soup" not in writer.repos
 
 

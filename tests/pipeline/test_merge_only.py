@@ -90,7 +90,7 @@ def test_weights_and_recipes_that_are_none(souping: Cli, family: Path, tmp_path:
 
 
 def test_a_plan_is_shown_saved_and_merged_alone(souping: Cli, family: Path, tmp_path: Path) -> None:
-    from souping.merge.__main__ import main as merge_alone
+    from souping.merge.__main__ import merge_plan as merge_alone
 
     folders = ",".join(str(family / name) for name in ("ant", "bee"))
     arguments = [
@@ -267,7 +267,7 @@ def test_evaluated_is_written_and_rebuilt(
                 name: data for name, data in written.items() if name != "generation_config.json"
             }
         module = AutoModelForCausalLM.from_pretrained(family / "ant", dtype=torch.bfloat16)
-        opened.live(module).pour(recipe)
+        opened.live(module).load_soup(recipe)
         state = module.state_dict()
         stored = load_file(tmp_path / "soup" / "model.safetensors")
         assert all(torch.equal(state[name], tensor) for name, tensor in stored.items())

@@ -17,17 +17,17 @@ from rich.console import Console
 from souping.analysis.alternatives import routed
 from souping.core.protocols import Objective
 from souping.core.reading import to_json
-from souping.core.scores import Mean, Worst
+from souping.core.scores import Mean, WorstCategory
 from souping.core.types import ItemScores, ScoreMatrix
 from souping.core.unit import POINTS
-from souping.pipeline.evidence import gather
+from souping.pipeline.evidence import gather_evidence
 from souping.pipeline.state import Contender
 from souping.report.analyses import read_content
 from souping.report.format import escape_markdown
 from souping.report.plots import forest
 from souping.report.render import markdown, report_table
-from souping.report.sections import findings, losses
-from souping.report.tables import compared, once, summary
+from souping.report.sections import losses, report_findings
+from souping.report.tables import compared, shown_models, summary_table
 from souping.statistics.levels import holm
 from tests.conftest import Cli, make_items, pool_of, recipe, report_of
 
@@ -75,7 +75,9 @@ def report(
     measured = {SINGLES[name].id: own for name, own in experts.items()}
     measured |= {UNIFORM.id: right(w=0.55, x=0.55), SOUP.id: soup}
     measured.setdefault(rows[-2].recipe.id, router.scores)
-    evidence = to_json(gather(POINTS, rows, measured, objective or Mean(), ("a", "b"), opened))
+    evidence = to_json(
+        gather_evidence(POINTS, rows, measured, objective or Mean(), ("a", "b"), opened)
+    )
     assert isinstance(evidence, dict)
     models = len(set(router.routes.values()))
     score = float(router.scores.values.mean())
@@ -92,7 +94,7 @@ def pair_of(found: dict[str, Any], kind: str = "router") -> dict[str, Any]:
 
 def told(found: dict[str, Any]) -> list[str]:
     content = read_content(found)
-    return [line for line in findings(content) if line not in losses(content)]
+    return [line for line in report_findings(content) if line not in losses(content)]
 
 
 def on_terminal(found: dict[str, Any]) -> str:
@@ -151,7 +153,7 @@ def test_a_router_that_differs_beyond_chance_is_said_with_its_price(
     assert "2 models in memory" in line
     assert escape_markdown(line) in markdown(read_content(found), [])
     assert line in " ".join(on_terminal(found).split())
-    (cells,) = [row for row in summary(read_content(found)).rows if row[0].text == "router"]
+    (cells,) = [row for row in summary_table(read_content(found)).rows if row[0].text == "router"]
     row = [cell.text for cell in cells]
     assert row[1].startswith("90.0 [")
     assert row[2].startswith(f"{100 * pair['difference']:+.1f} [".replace("-", "\N{MINUS SIGN}"))
@@ -171,7 +173,7 @@ def test_a_router_as_good_as_the_soup_is_a_row_without_a_sentence() -> None:
 def test_a_router_that_is_one_model_is_a_role_of_it() -> None:
     found = report(right(w=0.7, x=0.7), routes=table([[0.9, 0.9], [0.3, 0.3]]))
     content = read_content(found)
-    (model,) = [model for model in once(content) if "router" in model.roles]
+    (model,) = [model for model in shown_models(content) if "router" in model.roles]
     assert set(model.roles) == {"router", "best_candidate", "ingredient"}
     assert model.cell.text == "a"
     assert "memory" not in model.cell.sub
@@ -226,10 +228,10 @@ def test_nothing_is_said_of_a_router_where_nothing_is_claimed() -> None:
 
 
 def test_the_router_is_better_in_the_worst_category_if_it_is_better_in_all() -> None:
-    better = report(right(w=0.6, x=0.6), objective=Worst())
+    better = report(right(w=0.6, x=0.6), objective=WorstCategory())
     assert pair_of(better)["difference"] == pytest.approx(-0.3)
     assert len(told(better)) == 1
-    mixed = report(right(w=1.0, x=0.6), objective=Worst())
+    mixed = report(right(w=1.0, x=0.6), objective=WorstCategory())
     assert pair_of(mixed)["p_value"] == 1
     assert told(mixed) == []
 

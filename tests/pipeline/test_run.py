@@ -97,12 +97,12 @@ def test_two_runs_from_an_empty_store_are_equal(
 def test_the_soup_on_disk_scores_as_poured(
     finished: Path, family: Path, souping: Cli, tmp_path: Path
 ) -> None:
-    poured = next(r for r in report_of(finished / "run")["rows"] if r["kind"] == "soup")
+    loaded = next(r for r in report_of(finished / "run")["rows"] if r["kind"] == "soup")
     shutil.copytree(finished / "run/soup", tmp_path / "best")
     pool = [f"pool.candidates=[{tmp_path / 'best'},{family / 'ant'}]", *pool_of(family)[1:]]
     souping(*pool, "selector=all", "optimiser=uniform", "hydra.run.dir=written").ok()
     written = next(r for r in report_of(tmp_path / "written")["rows"] if r["name"] == "best")
-    assert written["scores"] == poured["scores"]
+    assert written["scores"] == loaded["scores"]
 
 
 def test_stop_after(family: Path, souping: Cli, tmp_path: Path) -> None:

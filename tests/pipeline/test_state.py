@@ -12,11 +12,11 @@ from souping.checkpoints import pool
 from souping.core.scores import Mean, MeasuredScores
 from souping.core.types import Candidate, ItemScores, Result, Selection
 from souping.merge.local import LocalMerge
-from souping.pipeline.models import FetchedPool, OpenPool
+from souping.pipeline.models import FetchedCandidates, RunPool
 from souping.pipeline.settings import RunSettings, StopAfter
 from souping.pipeline.state import Reported, Searched, Selected, State
 from souping.pipeline.steps import Stage, Steps
-from souping.plan.counting import NamedPool
+from souping.plan.counting import PlannedPool
 from souping.report.analyses import UserResult
 from souping.search.adaptive import Adaptive
 from souping.search.loop import SearchResult
@@ -72,7 +72,7 @@ def steps(stop_after: StopAfter | None) -> NamedSteps:
         optimiser=Adaptive(),
         analyses={"first": analysis, "second": analysis},
     )
-    return NamedSteps(settings, NamedPool(candidates=settings.pool.resolve()), {}, {})
+    return NamedSteps(settings, PlannedPool(candidates=settings.pool.resolve()), {}, {})
 
 
 @pytest.mark.parametrize(
@@ -96,7 +96,7 @@ def test_the_last_state_has_what_every_step_made() -> None:
 def test_a_pool_is_opened_before_it_is_hashed(family: Path) -> None:
     models = tuple(Candidate(name=name, path=family / name) for name in ("ant", "bee"))
     digests = dict[str, str]()
-    opened = OpenPool(FetchedPool(models=models, count=1, merge=LocalMerge()), digests)
+    opened = RunPool(FetchedCandidates(models=models, count=1, merge=LocalMerge()), digests)
     assert not digests
     opened.take_fingerprints()
     assert digests

@@ -24,7 +24,7 @@ from souping.merge.local import LocalMerge
 from souping.merge.mergekit import MergekitMerge
 from souping.pipeline import machine
 from souping.pipeline.evaluation import LocalExecutor
-from souping.pipeline.machine import Gpu, Machine, gpus, requirements_of, soup_bytes
+from souping.pipeline.machine import Gpu, Machine, requirements_of, soup_bytes, visible_gpus
 from souping.pipeline.steps import SEARCH, STEPS
 from souping.plan.planner import missing_here
 from souping.plan.speed import PlannedStage, Speed
@@ -59,8 +59,8 @@ def test_gpus_are_those_that_are_visible(
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
     if setting is not None:
         monkeypatch.setenv("CUDA_VISIBLE_DEVICES", setting)
-    assert "".join(gpu.name for gpu in gpus()) == seen
-    assert {gpu.total for gpu in gpus() if gpu.name == "a"} <= {81559 * 2**20}
+    assert "".join(gpu.name for gpu in visible_gpus()) == seen
+    assert {gpu.total for gpu in visible_gpus() if gpu.name == "a"} <= {81559 * 2**20}
 
 
 @pytest.mark.parametrize(

@@ -15,7 +15,7 @@ import pytest
 
 from souping.core.reading import read, to_json
 from souping.core.unit import BITS_PER_BYTE, POINTS
-from souping.pipeline.analyses import results
+from souping.pipeline.analyses import analysis_results
 from souping.report.analyses import UserResult, read_content
 from souping.report.content import Report, SelectionFile, TrialRow
 from souping.report.files import as_json, read_report, read_trials, write_trials
@@ -208,9 +208,9 @@ def test_whatever_was_edited_can_be_shown() -> None:
         assert markdown(read_content(table), []).startswith("# "), seed
 
 
-@pytest.mark.parametrize("name", results())
+@pytest.mark.parametrize("name", analysis_results())
 def test_every_analysis_is_shown_whatever_was_edited(name: str) -> None:
-    kind = results()[name]
+    kind = analysis_results()[name]
     table = example(kind)
     for end in ("not_estimable", "failed"):
         table.pop(end)
@@ -221,7 +221,7 @@ def test_every_analysis_is_shown_whatever_was_edited(name: str) -> None:
         data = json.loads(text)
         for _ in range(rng.randint(0, 6)):
             mutate(data, whole(), rng)
-        report = read_content({"analyses": {name: data}}, results())
+        report = read_content({"analyses": {name: data}}, analysis_results())
         shown = markdown(report, [])
         assert shown.startswith("# "), seed
         assert "nan" not in shown, seed

@@ -20,13 +20,13 @@ from souping.core.reading import read, to_json
 from souping.core.unit import BITS_PER_BYTE, POINTS, Unit
 from souping.pipeline.run_report import card
 from souping.report.analyses import read_content
-from souping.report.content import GateSummary, TrialRow
+from souping.report.content import ExpectedSummary, TrialRow
 from souping.report.files import csv_cell, write_report, write_trials
 from souping.report.format import escape_markdown, quoted
 from souping.report.jobs import SweepJob, best_jobs, sweep_lines, write_sweep
 from souping.report.plots import forest
 from souping.report.render import also_table, markdown, page, plain_table, report_table
-from souping.report.tables import gate
+from souping.report.tables import expected_scores
 from tests.support.html import outline
 from tests.support.report import sample
 
@@ -72,7 +72,7 @@ def test_no_string_of_the_users_becomes_markup(tmp_path: Path) -> None:
     parsed = outline((tmp_path / "report.html").read_text())
     assert "script" not in parsed.tags
     console = Console(file=io.StringIO(), width=120, force_terminal=False)
-    checks = gate(content.unit, content.expected_check or read(GateSummary, {}))
+    checks = expected_scores(content.unit, content.expected_check or read(ExpectedSummary, {}))
     console.print(report_table(content), also_table(content), plain_table(checks))
     files = [
         p.read_text() for p in tmp_path.rglob("*") if p.suffix in (".html", ".md", ".json", ".csv")

@@ -19,7 +19,7 @@ from souping.core.unit import BITS_PER_BYTE, POINTS
 from souping.report.content import Report, TrajectoryResult
 from souping.report.files import draw
 from souping.report.render import markdown, page
-from souping.report.trajectory import sections
+from souping.report.trajectory import trajectory_sections
 from souping.search.trajectory import windows
 from souping.statistics.scores import ItemTable
 from tests.conftest import recipe
@@ -92,10 +92,10 @@ def test_the_page_shows_the_run(rates: bool) -> None:
     assert all(one.png() for one in pictures if one.name in ("trajectory", "windows"))
     text = markdown(content, trials)
     html = page(content, trials, pictures)
-    for section in sections(content):
+    for section in trajectory_sections(content):
         assert f"plots/{section.picture}.png" in text
         assert section.title in html
-    (rows,) = sections(content)[0].grids
+    (rows,) = trajectory_sections(content)[0].grids
     assert [row[0].text for row in rows.rows] == [
         "last checkpoint",
         "best candidate",
@@ -107,13 +107,13 @@ def test_the_page_shows_the_run(rates: bool) -> None:
     (line,) = [line for line in text.splitlines() if "minus the trainer's own, ema" in line]
     assert "+0.2000" in line
     assert line.endswith(": worse.")
-    (table,) = sections(content)[1].folded[0].grids
+    (table,) = trajectory_sections(content)[1].folded[0].grids
     assert len(table.rows) == len(windows(SIZE)) - 1
     assert ("learning rates are not known" in text) is not rates
 
 
 def test_other_candidates_have_no_such_section() -> None:
-    assert sections(read(Report, sample()[0])) == ()
+    assert trajectory_sections(read(Report, sample()[0])) == ()
 
 
 def test_windows_lie_where_their_oldest_checkpoint_was() -> None:

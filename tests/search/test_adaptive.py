@@ -10,10 +10,10 @@ import pytest
 
 from souping.core.types import (
     Bound,
-    Cell,
     FloatArray,
     Item,
     ItemScores,
+    Query,
     Result,
     SearchBounds,
     SearchSpace,
@@ -44,15 +44,15 @@ def test_a_budget_is_kept_and_the_winner_answered_the_whole_split(
     )
     asked = searched(search, of, opened)
     assert price(asked, of) <= budget
-    best = price([cell for cell in asked if cell.weights == search.best()], of)
+    best = price([query for query in asked if query.weights == search.best()], of)
     assert (known and search.best() in of.points[1:4]) or best == 120
 
 
 def test_no_item_is_asked_twice_of_a_soup_and_every_prefix_is_nested() -> None:
     of = world()
     orders: dict[tuple[float, ...], list[int]] = {}
-    for cell in searched(replace(PLAIN, max_items=1500).start(of.space, 1), of):
-        orders.setdefault(cell.weights, []).extend(cell.items or range(120))
+    for query in searched(replace(PLAIN, max_items=1500).start(of.space, 1), of):
+        orders.setdefault(query.weights, []).extend(query.items or range(120))
     assert all(len(items) == len(set(items)) for items in orders.values())
     for category in ("c0", "c1", "c2"):
         inside = {i for i, name in enumerate(of.space.categories) if name == category}
@@ -87,18 +87,18 @@ def test_whole_splits_are_asked_where_parts_may_not_be() -> None:
     of = world(whole=True)
     search = replace(PLAIN, max_items=900).start(of.space, 0)
     asked = searched(search, of)
-    assert {cell.items for cell in asked} == {None}
-    assert len(asked) == len({cell.weights for cell in asked}) <= 7
+    assert {query.items for query in asked} == {None}
+    assert len(asked) == len({query.weights for query in asked}) <= 7
     search.best()
 
 
 def test_batches_are_no_smaller_than_the_evaluators() -> None:
     of = world()
-    strategy = replace(PLAIN, max_items=1000)
-    small = searched(strategy.start(of.space, 0), of)
-    large = searched(strategy.start(replace(of.space, full_batch=60), 0), of)
-    assert np.median([price([cell], of) for cell in small]) < np.median(
-        [price([cell], of) for cell in large]
+    optimiser = replace(PLAIN, max_items=1000)
+    small = searched(optimiser.start(of.space, 0), of)
+    large = searched(optimiser.start(replace(of.space, full_batch=60), 0), of)
+    assert np.median([price([query], of) for query in small]) < np.median(
+        [price([query], of) for query in large]
     )
 
 
@@ -110,17 +110,17 @@ def test_a_request_has_the_least_number_of_items_or_the_whole_split(
     """A soup answers each item once."""
     of = world()
     space = replace(of.space, min_items=min_items)
-    cells = searched(replace(PLAIN, max_items=2000).start(space, 1), of, opened)
+    queries = searched(replace(PLAIN, max_items=2000).start(space, 1), of, opened)
     items: dict[Weights, list[int]] = {}
-    for cell in cells:
-        assert price([cell], of) >= min(min_items, of.split)
-        items.setdefault(cell.weights, []).extend(cell.items or range(of.split))
+    for query in queries:
+        assert price([query], of) >= min(min_items, of.split)
+        items.setdefault(query.weights, []).extend(query.items or range(of.split))
     for numbers in items.values():
         assert len(numbers) == len(set(numbers))
     if min_items == 1:
-        assert min(price([cell], of) for cell in cells) < 30
+        assert min(price([query], of) for query in queries) < 30
     if min_items == 70:
-        assert {cell.items for cell in cells} == {None}
+        assert {query.items for query in queries} == {None}
 
 
 @pytest.mark.parametrize(
@@ -180,7 +180,7 @@ def test_part_of_the_grid_finds_better_than_chance(name: str) -> None:
 
 def test_a_pick_is_scored_on_groups_that_its_search_never_saw() -> None:
     tables = script(ROOT / "benchmarks" / "search_tables.py")
-    points = np.array([*np.eye(3), *simplex.grid(3, 0.2)])
+    points = np.array([*np.eye(3), *simplex.weight_grid(3, 0.2)])
     right = np.random.default_rng(0).integers(0, 2, (len(points), 90))
     of = tables.TruthTable("t", right.astype(float), np.arange(90) % 3, np.arange(90) // 4, points)
     sim = tables.Simulation(of, 3, 30)
@@ -230,8 +230,8 @@ ASKED = ((0, 0), (0, 0), (2, 0), (3, 0), (3, 1))
 
 
 def brute(made: SoupModel, c: int) -> tuple[FloatArray, FloatArray, float]:
-    """Mean [S] and covariance [S, S] of a category by the formulas of a Gaussian process, cell by cell, and how far the
-    answers lie from what was expected (Mahalanobis, squared)."""
+    """Mean [S] and covariance [S, S] of a category by the formulas of a Gaussian process, one query after another, and
+    how far the answers lie from what was expected (Mahalanobis, squared)."""
     # Soup and sample of each answer.
     s, b = np.argwhere(made.requested[:, c]).T
     signal = made.signal[c]
@@ -357,10 +357,10 @@ def test_the_worst_category_of_losses_is_that_of_the_highest_loss() -> None:
 class LongFirst(World):
     """The first ingredient alone is always right, and its answers are ten times as long."""
 
-    def answer(self, cell: Cell) -> Result:
-        tokens = np.full(self.split, 1000.0 if cell.weights[0] == 1 else 100.0)
-        lengths = tokens if cell.items is None else tokens[list(cell.items)]
-        return replace(super().answer(cell), lengths=lengths)
+    def answer(self, query: Query) -> Result:
+        tokens = np.full(self.split, 1000.0 if query.weights[0] == 1 else 100.0)
+        lengths = tokens if query.items is None else tokens[list(query.items)]
+        return replace(super().answer(query), lengths=lengths)
 
 
 def bounded_world(seed: int) -> LongFirst:
@@ -399,7 +399,7 @@ def test_a_bound_on_lengths_is_kept_though_no_single_model_is_known() -> None:
     space = replace(of.space, singles=None, lengths=None)
     search = replace(PLAIN, max_items=1500).start(space, 0)
     asked = searched(search, of)
-    assert of.points[1] in {cell.weights for cell in asked}
+    assert of.points[1] in {query.weights for query in asked}
     assert search.best() != of.points[1]
 
 
@@ -423,10 +423,10 @@ def test_scales_search_beyond_the_models_around_their_base() -> None:
         singles=values[1:3],
     )
     search = scaled.start(space, 0)
-    while (cell := search.ask()) is not None:
-        row = values[points.index(cell.weights)]
-        row = row if cell.items is None else row[list(cell.items)]
+    while (query := search.ask()) is not None:
+        row = values[points.index(query.weights)]
+        row = row if query.items is None else row[list(query.items)]
         search.tell(
-            cell, Result(objective=float(row.mean()), categories={}, items=len(row), values=row)
+            query, Result(objective=float(row.mean()), categories={}, items=len(row), values=row)
         )
     assert sum(search.best()) == pytest.approx(1.5)

@@ -8,12 +8,12 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 import pytest
 
-from souping.core.protocols import Optimiser, Strategy
+from souping.core.protocols import Optimiser, Search
 from souping.core.types import (
-    Cell,
     Item,
     ItemScores,
     Json,
+    Query,
     Recipe,
     Request,
     Result,
@@ -25,13 +25,13 @@ from souping.core.types import (
 from souping.search import points as simplex
 from souping.search.adaptive import Adaptive
 from souping.search.loop import RecipeEvaluator, SearchResult, SearchRun
-from souping.search.points import Fixed, GreedySoup, Grid, Nevergrad, Search, Uniform
+from souping.search.points import Fixed, GreedySoup, Grid, ListSearch, Nevergrad, Uniform
 from souping.search.trajectory import ALPHAS, TrajectoryAverages, Window, shuffled, windows
-from souping.testing import check_strategy, search, search_space
+from souping.testing import check_optimiser, run_search, search_space
 from tests.conftest import make_items, recipe
 from tests.support.choices import differing, each
 
-ROWS: dict[str, list[Strategy]] = {
+ROWS: dict[str, list[Optimiser]] = {
     "grid": [Grid(), Grid(max_trials=12)],
     "nevergrad": [
         Nevergrad(max_trials=9),
@@ -55,15 +55,15 @@ def test_every_choice_has_a_row() -> None:
     assert differing("optimiser", ROWS) == {}
 
 
-@pytest.mark.parametrize("strategy", each(ROWS))
-def test_a_strategy_conforms(strategy: Strategy) -> None:
-    check_strategy(strategy)
+@pytest.mark.parametrize("optimiser", each(ROWS))
+def test_a_strategy_conforms(optimiser: Optimiser) -> None:
+    check_optimiser(optimiser)
     with pytest.raises(UserError, match=r"optimiser\.max_trials"):
-        strategy.start(search_space(), 0).best()
-    known = strategy.known_points(3)
+        optimiser.start(search_space(), 0).best()
+    known = optimiser.known_points(3)
     if known is not None:
-        requested = set(search(strategy, limit=200)[0])
-        assert len(requested) == min(len(known), strategy.max_trials or len(known))
+        requested = set(run_search(optimiser, limit=200)[0])
+        assert len(requested) == min(len(known), optimiser.max_trials or len(known))
 
 
 @pytest.mark.parametrize(
@@ -74,9 +74,9 @@ def test_grid_is_the_papers_points_uniform_and_vertices_each_once(size: int, sou
     assert len(np.unique(np.round(points, 6), axis=0)) == soups
     assert len(points) == soups
     assert Grid().count(size) == soups
-    assert set(simplex.grid(size)) | set(simplex.vertices(size)) <= {
+    assert set(simplex.weight_grid(size)) | set(simplex.vertices(size)) <= {
         p for p in points if p != simplex.uniform(size)
-    } | {min(simplex.grid(size), key=lambda p: max(abs(w - 1 / size) for w in p))}
+    } | {min(simplex.weight_grid(size), key=lambda p: max(abs(w - 1 / size) for w in p))}
 
 
 @pytest.mark.parametrize(
@@ -99,24 +99,27 @@ def test_what_is_refused(refused: Callable[[], object], words: str) -> None:
 
 
 def test_equal_results_prefer_fewer_ingredients_then_the_earlier() -> None:
-    search = Search([(0.5, 0.5), (1.0, 0.0), (0.0, 1.0)])
+    search = ListSearch([(0.5, 0.5), (1.0, 0.0), (0.0, 1.0)])
     flat = Result(objective=0.7, categories={}, items=1)
-    for cell in [search.ask() for _ in range(3)][::-1]:
-        assert cell is not None
-        search.tell(cell, flat)
+    for query in [search.ask() for _ in range(3)][::-1]:
+        assert query is not None
+        search.tell(query, flat)
     assert search.best() == (1.0, 0.0)
 
 
 def test_a_seed_decides_nevergrads_proposals_and_its_check_moves_no_random_numbers() -> None:
     before = np.random.RandomState(3).get_state()
     np.random.set_state(before)
-    assert search(Nevergrad(max_trials=9), seed=1)[0] != search(Nevergrad(max_trials=9), seed=2)[0]
+    assert (
+        run_search(Nevergrad(max_trials=9), seed=1)[0]
+        != run_search(Nevergrad(max_trials=9), seed=2)[0]
+    )
     assert (np.random.get_state()[1] == before[1]).all()
 
 
 def test_fixed_weights_follow_the_pool_or_the_ingredients() -> None:
     for given in ([0.4, 0.6], [0.4, 0, 0.6]):
-        assert Fixed(weights=given).start(search_space(("a", "c")), 0).ask() == Cell(
+        assert Fixed(weights=given).start(search_space(("a", "c")), 0).ask() == Query(
             weights=(0.4, 0.6)
         )
     with pytest.raises(UserError, match=r"gives 0.2 to b, which was not selected"):
@@ -181,12 +184,12 @@ def grown(scores: dict[frozenset[int], float], late: bool) -> tuple[list[Weights
     """Run a greedy soup over three ingredients; with `late`, three requests are open before a result comes."""
     optimiser = GreedySoup().start(search_space(), 0)
     asked = list[Weights]()
-    waiting: list[Cell] = []
-    while (cell := optimiser.ask()) is not None or waiting:
-        if cell is not None:
-            asked.append(cell.weights)
-            waiting.append(cell)
-        if cell is None or not late or len(waiting) == 3:
+    waiting: list[Query] = []
+    while (query := optimiser.ask()) is not None or waiting:
+        if query is not None:
+            asked.append(query.weights)
+            waiting.append(query)
+        if query is None or not late or len(waiting) == 3:
             first = waiting.pop(0)
             members = frozenset(i for i, w in enumerate(first.weights) if w)
             optimiser.tell(first, Result(objective=scores[members], categories={}, items=1))
@@ -270,18 +273,18 @@ class Table(RecipeEvaluator):
 
 
 @dataclass
-class Scripted(Optimiser):
+class Scripted(Search):
     """Asks what it was given, and holds one soup for the best."""
 
-    cells: list[Cell]
+    queries: list[Query]
     choice: Weights
-    told: list[tuple[Cell, Result]] = field(default_factory=list)
+    told: list[tuple[Query, Result]] = field(default_factory=list)
 
-    def ask(self) -> Cell | None:
-        return self.cells.pop(0) if self.cells else None
+    def ask(self) -> Query | None:
+        return self.queries.pop(0) if self.queries else None
 
-    def tell(self, cell: Cell, result: Result) -> None:
-        self.told.append((cell, result))
+    def tell(self, query: Query, result: Result) -> None:
+        self.told.append((query, result))
 
     def best(self) -> Weights:
         return self.choice
@@ -311,8 +314,8 @@ def run(
     return found, heard
 
 
-def parts(weights: Weights, *places: Sequence[int]) -> list[Cell]:
-    return [Cell(weights=weights, items=tuple(own)) for own in places]
+def parts(weights: Weights, *places: Sequence[int]) -> list[Query]:
+    return [Query(weights=weights, items=tuple(own)) for own in places]
 
 
 def test_soups_that_were_dropped_are_no_ones_equals_and_the_winner_answers_the_whole_split() -> (
@@ -327,7 +330,7 @@ def test_soups_that_were_dropped_are_no_ones_equals_and_the_winner_answers_the_w
     assert found.result.objective == 0.5
     assert np.isnan(trials[1].result.objective)
     # not of the confirmation
-    assert [len(cell.items or ()) for cell, _ in optimiser.told] == [5, 5, 3]
+    assert [len(query.items or ()) for query, _ in optimiser.told] == [5, 5, 3]
     assert optimiser.told[0][1].values.tolist() == [1.0] * 5
     assert (found.cost.items, found.cost.seconds, found.cost.generated_tokens) == (20 + 3, 23.0, 69)
     assert found.summary == {"asked": 3}
@@ -344,12 +347,12 @@ def test_soups_that_were_dropped_are_no_ones_equals_and_the_winner_answers_the_w
 def test_the_first_limit_ends_a_search(limits: Grid, asked: list[int]) -> None:
     optimiser = Scripted([*parts(FIRST, range(5), range(10, 15)), *parts(SECOND, range(3))], FIRST)
     found, _ = run(optimiser, limits, Table())
-    assert [len(cell.items or ()) for cell, _ in optimiser.told] == asked
+    assert [len(query.items or ()) for query, _ in optimiser.told] == asked
     assert found.result.items == 20
 
 
 def test_where_the_budget_has_no_room_for_the_best_a_whole_soup_wins() -> None:
-    optimiser = Scripted([Cell(weights=FIRST), *parts(SECOND, range(3), range(10, 13))], SECOND)
+    optimiser = Scripted([Query(weights=FIRST), *parts(SECOND, range(3), range(10, 13))], SECOND)
     found, _ = run(optimiser, Grid(max_items=26), Table())
     assert found.recipe.weights == FIRST
     assert found.cost.items == 26
@@ -358,7 +361,7 @@ def test_where_the_budget_has_no_room_for_the_best_a_whole_soup_wins() -> None:
 @pytest.mark.parametrize(("budget", "winner"), [(39, FIRST), (40, SECOND)])
 def test_a_budget_may_just_cover_the_rest_of_the_best(budget: int, winner: Weights) -> None:
     """20 items of the first and 6 of the second are spent; the second lacks 14."""
-    optimiser = Scripted([Cell(weights=FIRST), *parts(SECOND, range(3), range(10, 13))], SECOND)
+    optimiser = Scripted([Query(weights=FIRST), *parts(SECOND, range(3), range(10, 13))], SECOND)
     found, _ = run(optimiser, Grid(max_items=budget), Table())
     assert found.recipe.weights == winner
 
@@ -373,7 +376,7 @@ class Forgetful(Table):
 
 
 def test_of_several_trials_of_one_soup_the_best_is_the_soups() -> None:
-    found, trials = run(Scripted([Cell(weights=FIRST)] * 2, FIRST), Grid(), Forgetful())
+    found, trials = run(Scripted([Query(weights=FIRST)] * 2, FIRST), Grid(), Forgetful())
     assert [trial.result.objective for trial in trials] == [1.0, 0.0]
     assert found.result.objective == 1.0
 
@@ -383,7 +386,7 @@ def test_singles_that_are_known_are_trials_and_cost_nothing() -> None:
     known = {
         point: ItemScores(items=tuple(ITEMS), values=values) for point, values in singles.items()
     }
-    found, trials = run(Scripted([Cell(weights=FIRST)], FIRST), Grid(max_items=20), Table(), known)
+    found, trials = run(Scripted([Query(weights=FIRST)], FIRST), Grid(max_items=20), Table(), known)
     assert [(trial.weights, trial.reused) for trial in trials] == [
         ((1.0, 0.0), 20),
         ((0.0, 1.0), 20),
@@ -399,7 +402,7 @@ def test_as_many_are_open_as_there_are_slots_and_results_come_in_any_order(at_on
     points = [(w / 10, round(1 - w / 10, 12)) for w in range(1, 10)]
     table = Table(at_once)
     found, trials = run(
-        Scripted([Cell(weights=point) for point in points], points[-1]), Grid(), table
+        Scripted([Query(weights=point) for point in points], points[-1]), Grid(), table
     )
     assert table.most == at_once
     assert sorted(trial.weights for trial in trials) == points

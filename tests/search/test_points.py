@@ -12,9 +12,9 @@ import pytest
 from scipy.spatial.distance import cdist
 
 from souping.core.types import (
-    Cell,
     FloatArray,
     ItemScores,
+    Query,
     Result,
     SearchSpace,
     UserError,
@@ -27,10 +27,10 @@ from souping.search.points import (
     Grid,
     Nevergrad,
     check_step,
-    grid,
     grid_size,
     scattered,
     spread,
+    weight_grid,
 )
 from souping.testing import search_space
 from tests.conftest import make_items
@@ -43,14 +43,14 @@ def test_the_grid_has_all_multiples_of_the_step_that_sum_to_one(size: int, step:
     for counts in itertools.product(range(1, steps), repeat=size):
         if sum(counts) == steps:
             expected.add(tuple(round(count / steps, 12) for count in counts))
-    points = grid(size, step)
+    points = weight_grid(size, step)
     assert set(points) == expected
     assert len(points) == grid_size(size, step) == comb(steps - 1, size - 1)
 
 
 @pytest.mark.parametrize("size", [2, 3])
 def test_each_point_of_a_spread_is_the_farthest_from_all_before_it(size: int) -> None:
-    points = grid(size, 0.1)[::-1]
+    points = weight_grid(size, 0.1)[::-1]
     table = np.array(points)
     order = spread(points)
     assert sorted(order) == sorted(points)
@@ -112,8 +112,8 @@ def test_an_adaptive_search_has_at_most_240_soups_or_three_for_each_ingredient(
 def test_half_of_the_soups_of_many_ingredients_are_of_the_grid() -> None:
     points = Adaptive().points(6)
     assert sum(min(point) > 0 for point in points[7:127]) == 120
-    assert set(points[7:127]) <= set(grid(6))
-    assert points[7:127] == spread(grid(6))[:120]
+    assert set(points[7:127]) <= set(weight_grid(6))
+    assert points[7:127] == spread(weight_grid(6))[:120]
 
 
 def test_a_better_ingredient_is_more_often_in_a_soup_of_a_few() -> None:
@@ -127,14 +127,16 @@ def test_a_better_ingredient_is_more_often_in_a_soup_of_a_few() -> None:
 class TestNevergrad:
     """Proposals are Nevergrad's own, on a simplex."""
 
-    def proposals(self, strategy: Nevergrad, count: int) -> list[Weights]:
-        running = strategy.start(search_space(), 4)
+    def proposals(self, optimiser: Nevergrad, count: int) -> list[Weights]:
+        running = optimiser.start(search_space(), 4)
         weights = []
         for n in range(4 + count):
-            cell = running.ask()
-            assert cell is not None
-            weights.append(cell.weights)
-            running.tell(cell, Result(objective=cell.weights[0] - n / 100, categories={}, items=1))
+            query = running.ask()
+            assert query is not None
+            weights.append(query.weights)
+            running.tell(
+                query, Result(objective=query.weights[0] - n / 100, categories={}, items=1)
+            )
         return weights[4:]
 
     def expected(
@@ -162,24 +164,24 @@ class TestNevergrad:
 
     @pytest.mark.parametrize("name", ["ScrHammersleySearch", "OnePlusOne"])
     def test_normalise(self, name: str) -> None:
-        strategy = Nevergrad(algorithm=name, parametrisation="normalise", max_trials=9)
+        optimiser = Nevergrad(algorithm=name, parametrisation="normalise", max_trials=9)
         array = nevergrad.p.Array(init=np.full(3, 0.5)).set_mutation(sigma=1 / 6)
         points = self.expected(array.set_bounds(0.0, 1.0), name, lambda x: x / x.sum(), 5)
-        for proposal, point in zip(self.proposals(strategy, 5), points, strict=True):
+        for proposal, point in zip(self.proposals(optimiser, 5), points, strict=True):
             assert proposal == pytest.approx(point, abs=1e-6)
 
     def test_lattice(self) -> None:
-        strategy = Nevergrad(
+        optimiser = Nevergrad(
             algorithm="RandomSearch", parametrisation="lattice", step=0.2, max_trials=9
         )
-        assert set(self.proposals(strategy, 5)) <= set(grid(3, 0.2))
+        assert set(self.proposals(optimiser, 5)) <= set(weight_grid(3, 0.2))
 
 
 # Limits and costs
 
 
 @pytest.mark.parametrize(
-    ("strategy", "size", "items", "limit"),
+    ("optimiser", "size", "items", "limit"),
     [
         (Grid(), 2, 100, 11),
         (Grid(max_trials=5), 2, 100, 5),
@@ -193,9 +195,9 @@ class TestNevergrad:
     ],
 )
 def test_the_most_trials_of_a_search(
-    strategy: Grid | GreedySoup | Adaptive, size: int, items: int, limit: int | None
+    optimiser: Grid | GreedySoup | Adaptive, size: int, items: int, limit: int | None
 ) -> None:
-    assert trial_limit(strategy, size, items) == limit
+    assert trial_limit(optimiser, size, items) == limit
 
 
 def test_a_budget_covers_one_soup() -> None:
@@ -242,21 +244,21 @@ def test_a_search_ends_where_little_is_gained_at_every_third_of_a_split() -> Non
             spent_at_check = spent
             gains.append(gain)
             ends = gain < 0.001
-        cell = running.ask()
+        query = running.ask()
         assert (running.summary().stopped.gain is not None) == ends
-        if cell is None:
+        if query is None:
             break
-        items = list(cell.items or range(60))
+        items = list(query.items or range(60))
         spent += len(items)
         values = np.array([item % 2.0 for item in items])
-        running.tell(cell, Result(objective=0.5, categories={}, items=len(items), values=values))
+        running.tell(query, Result(objective=0.5, categories={}, items=len(items), values=values))
     assert ends
     assert len(gains) > 3
 
 
 def test_a_cell_of_all_items_is_a_whole_split() -> None:
     space = one_category(23)
-    cell = Adaptive(early_stopping=False).start(space, 0).ask()
-    assert cell is not None
-    assert cell.items is None
-    assert cell == Cell(weights=cell.weights)
+    query = Adaptive(early_stopping=False).start(space, 0).ask()
+    assert query is not None
+    assert query.items is None
+    assert query == Query(weights=query.weights)

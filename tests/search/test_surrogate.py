@@ -24,7 +24,7 @@ from souping.core.types import (
 )
 from souping.search.acquisition import BoundModel, difference_variances, expected_improvement
 from souping.search.adaptive import Adaptive, item_samples, merits_of
-from souping.search.points import grid
+from souping.search.points import weight_grid
 from souping.search.surrogate import SoupModel, draws, usual_scores
 
 TABLE = np.array([[0.5, 0.5], [1.0, 0.0], [0.0, 1.0], [0.2, 0.8], [0.7, 0.3]])
@@ -122,7 +122,7 @@ def test_equal_answers_have_a_least_variance() -> None:
 
 def test_a_likelihood_of_many_answers_does_not_overflow() -> None:
     """84 soups with four samples each have a log likelihood of some hundreds."""
-    table = np.array(grid(4))
+    table = np.array(weight_grid(4))
     model = SoupModel(table, item_samples(SPACE, 3), WEIGHTS)
     rng = np.random.default_rng(0)
     for soup in range(len(table)):
@@ -340,10 +340,10 @@ def test_the_first_request_tells_most_per_item(batch: int, whole: bool) -> None:
     soup, categories = max(ratios, key=lambda key: ratios[key])
     expected = [int(item) for c in categories for item in model.item_samples[c][0]]
 
-    cell = search.ask()
-    assert cell is not None
-    assert cell.weights == tuple(TABLE[soup])
-    assert list(cell.items or range(130)) == (list(range(130)) if whole else expected)
+    query = search.ask()
+    assert query is not None
+    assert query.weights == tuple(TABLE[soup])
+    assert list(query.items or range(130)) == (list(range(130)) if whole else expected)
 
 
 def test_the_end_names_soups_that_may_be_as_good() -> None:
@@ -379,7 +379,7 @@ def test_merits_are_the_ingredients_own_objectives() -> None:
 
 
 @pytest.mark.parametrize(
-    ("strategy", "size", "items", "expected"),
+    ("optimiser", "size", "items", "expected"),
     [
         # 7 x 3^0.75 x 1000^0.8 = 4008 of 40 soups; twice that at most
         (Adaptive(), 3, 1000, (4008, 8016)),
@@ -390,9 +390,9 @@ def test_merits_are_the_ingredients_own_objectives() -> None:
     ],
 )
 def test_the_items_that_a_search_takes(
-    strategy: Adaptive, size: int, items: int, expected: tuple[int, int]
+    optimiser: Adaptive, size: int, items: int, expected: tuple[int, int]
 ) -> None:
-    assert strategy.workload(size, items) == expected
+    assert optimiser.workload(size, items) == expected
 
 
 def test_samples_are_cut_where_groups_end_nearest_to_an_eighth_a_quarter_and_a_half() -> None:

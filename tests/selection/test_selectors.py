@@ -41,7 +41,7 @@ def test_every_choice_has_a_row() -> None:
 class TestSelector:
     def test_a_selector_conforms(self, selector: Selector) -> None:
         check_selector(selector)
-        assert selector.with_cut(selector.cut or 0.1) == selector
+        assert selector.with_threshold(selector.deciding_threshold or 0.1) == selector
 
     def test_experts_are_ingredients_and_best_in_a_category(
         self, selector: Selector, matrix: ScoreMatrix
@@ -234,7 +234,7 @@ def test_the_note_names_a_threshold_that_takes_the_pair_of_the_smallest_correlat
         values=np.array([[0.1, 0.1], [0.2, 0.3], [0.3, 0.2]]),
     )
     (note,) = soce().select(scores).notes
-    assert "selector.threshold=0.51 takes" in note
+    assert "selector.deciding_threshold=0.51 takes" in note
     assert soce(threshold=0.51).select(scores).low_correlation == ("x", "y")
 
 

@@ -14,7 +14,7 @@ from souping.core.reading import to_json
 from souping.core.scores import Mean
 from souping.core.types import FloatArray, Item, ItemScores, Recipe, Record, Split
 from souping.report.files import as_json
-from souping.search.points import grid, uniform
+from souping.search.points import uniform, weight_grid
 
 NAMES = ("ant", "bee", "cat", "dog")
 CATEGORIES = ("w", "x", "y", "z")
@@ -85,7 +85,7 @@ def run_of(
     ingredients = tuple(pool[:size])
     splits: dict[Split, tuple[Item, ...]] = {"search": items_of("s", per_category, categories)}
     splits["test"] = items_of("r", per_category, categories)
-    points = [uniform(size), *grid(size)] if size > 1 else []
+    points = [uniform(size), *weight_grid(size)] if size > 1 else []
     soups = [recipe_of(dict(zip(ingredients, point, strict=True))) for point in points][:trials]
     given = weights or (uniform(size) if size > 1 else (1.0,))
     winner = recipe_of(dict(zip(ingredients, given, strict=True)))

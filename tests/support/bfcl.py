@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from souping.core.types import Item, Record
-from souping.evaluate.bfcl import Environment, call, records
+from souping.evaluate.bfcl import Environment, records, run_bfcl_eval
 
 CHAT = "I am sorry, none of these functions can do that"
 UNMET = {
@@ -137,5 +137,5 @@ def score(
         folder.mkdir(parents=True, exist_ok=True)
         lines = [json.dumps({"id": item, "result": answers[item]}) for item in own]
         (folder / f"BFCL_v4_{category}_result.json").write_text("\n".join(lines) + "\n")
-    call(environment, root, handler, ids)
+    run_bfcl_eval(environment, root, handler, ids)
     return records(root / "result" / name, root / "score" / name, items)

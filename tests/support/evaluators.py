@@ -34,7 +34,7 @@ class Sink:
             raise RuntimeError("cannot reload")
         self.got.append(folder)
 
-    def pour(self, stream: WeightStream) -> None:
+    def load_soup(self, stream: WeightStream) -> None:
         if self.no_chunks:
             raise self.no_chunks
         self.got.append(unpacked(stream))

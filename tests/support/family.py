@@ -40,9 +40,9 @@ def save_model(folder: Path, seed: int, base: Any = None, **changes: Any) -> Any
     import torch
     from transformers import LlamaConfig, LlamaForCausalLM
 
-    from souping.evaluate.engines.transformers import quiet
+    from souping.evaluate.engines.transformers import quiet_transformers
 
-    quiet()
+    quiet_transformers()
     sizes = {"vocab_size": 100, "hidden_size": 24, "intermediate_size": 32, "num_hidden_layers": 2}
     sizes |= {"num_attention_heads": 2, "max_position_embeddings": 128}
     tokens = {"pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2}

@@ -23,7 +23,7 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from souping.core.protocols import Evaluator
 from souping.core.types import Item
 from souping.evaluate.benchmark import make_splits
-from souping.evaluate.identity import fingerprint, look
+from souping.evaluate.identity import evaluator_fingerprint, look
 from souping.merge import MergeBackend
 from tests.conftest import ROOT
 from tests.support.composition import unchecked
@@ -141,13 +141,13 @@ def build(plain: Mapping[str, Any], group: str) -> Any:
     """The component of a group."""
     from souping.cli import parts
 
-    return parts.build_part(plain[group], parts.kind_of(group), group)
+    return parts.build_part(plain[group], parts.component_kind(group), group)
 
 
 def identities(plain: Mapping[str, Any]) -> list[str]:
     """What the store and the looks know an evaluator by."""
     evaluator: Evaluator = build(plain, "evaluator")
-    return [fingerprint(evaluator), look(evaluator)]
+    return [evaluator_fingerprint(evaluator), look(evaluator)]
 
 
 def soup(place: Path, row: Mapping[str, Any]) -> list[str]:
@@ -194,7 +194,7 @@ def splits(items: Sequence[Item], published: bool, key: str) -> dict[str, Any]:
     for split, members in enumerate(make_splits(items, two=published).items.values()):
         counts[str(split)] = dict(sorted(Counter(item.category for item in members).items()))
         for item in members:
-            name = item.identity if key == "identity" else item.id
+            name = item.prompt_digest if key == "identity" else item.id
             lines.append(f"{split} {name}")
     text = "\n".join(sorted(lines))
     return {"counts": counts, "digest": hashlib.sha256(text.encode()).hexdigest()}

@@ -11,7 +11,7 @@ import numpy as np
 from souping.core.reading import read
 from souping.core.unit import POINTS
 from souping.report.content import TrialRow
-from souping.search.points import grid, uniform, vertices
+from souping.search.points import uniform, vertices, weight_grid
 
 CATEGORIES = [
     "simple_python", "simple_java", "simple_javascript", "multiple", "parallel", "parallel_multiple", "live",
@@ -172,7 +172,7 @@ def stability(names: list[str], found: dict[str, Any]) -> dict[str, Any]:
 
 def trials(k: int, names: list[str], categories: list[str], seed: int = 0) -> list[dict[str, Any]]:
     rng = np.random.default_rng(seed)
-    points = [uniform(k), *vertices(k), *grid(k)] if k > 1 else [(1.0,)]
+    points = [uniform(k), *vertices(k), *weight_grid(k)] if k > 1 else [(1.0,)]
     peak = rng.dirichlet(np.full(k, 3.0))
     made = []
     for number, point in enumerate(points[:130], start=1):

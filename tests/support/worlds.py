@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from souping.core.protocols import Optimiser
-from souping.core.types import Cell, FloatArray, Result, SearchSpace, Weights
+from souping.core.types import FloatArray, Query, Result, SearchSpace, Weights
 from souping.search.adaptive import Adaptive
 
 
@@ -37,9 +37,9 @@ class World:
     def score(self, weights: Weights) -> float:
         return float(self.truth[self.points.index(weights)])
 
-    def answer(self, cell: Cell) -> Result:
-        row = self.values[self.points.index(cell.weights), : self.split]
-        values = row if cell.items is None else row[list(cell.items)]
+    def answer(self, query: Query) -> Result:
+        row = self.values[self.points.index(query.weights), : self.split]
+        values = row if query.items is None else row[list(query.items)]
         return Result(
             objective=float(values.mean()), categories={}, items=len(values), values=values
         )
@@ -75,15 +75,15 @@ def world(
     return World(points, values, categories, replace(space, **changes))
 
 
-def searched(optimiser: Optimiser, of: World, opened: int = 1) -> list[Cell]:
+def searched(optimiser: Optimiser, of: World, opened: int = 1) -> list[Query]:
     """The requests of a search, `opened` of them open at once; the latest is answered first."""
-    requests: list[Cell] = []
-    waiting: list[Cell] = []
+    requests: list[Query] = []
+    waiting: list[Query] = []
     while True:
-        cell = optimiser.ask() if len(waiting) < opened else None
-        if cell is not None:
-            requests.append(cell)
-            waiting.append(cell)
+        query = optimiser.ask() if len(waiting) < opened else None
+        if query is not None:
+            requests.append(query)
+            waiting.append(query)
         elif waiting:
             latest = waiting.pop()
             optimiser.tell(latest, of.answer(latest))
@@ -91,6 +91,6 @@ def searched(optimiser: Optimiser, of: World, opened: int = 1) -> list[Cell]:
             return requests
 
 
-def price(cells: list[Cell], of: World) -> int:
+def price(queries: list[Query], of: World) -> int:
     """Number of answers that these requests generate."""
-    return sum(of.split if cell.items is None else len(cell.items) for cell in cells)
+    return sum(of.split if query.items is None else len(query.items) for query in queries)

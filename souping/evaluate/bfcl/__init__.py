@@ -37,17 +37,17 @@ from souping.core.types import (
     UserError,
     frozen,
 )
+from souping.evaluate import machine
 from souping.evaluate.benchmark import outline_items
 from souping.evaluate.bfcl.benchmark import (
     BfclBenchmark,
-    chosen,
+    chosen_categories,
     needs_full,
 )
-from souping.evaluate.machine import cut
 from souping.evaluate.servers.choices import Server
 from souping.evaluate.servers.process import Process, ServerError, models_at
 from souping.evaluate.templates import generation_notes
-from souping.logs.bfcl import FAILED, counts, rows_of
+from souping.logs.bfcl import FAILED, bfcl_lines, counts
 from souping.logs.bfcl_items import FILE_ITEMS, MULTI_TURN
 from souping.logs.records import LogRow
 
@@ -81,7 +81,7 @@ class BfclPrompts(Prompts):
     evaluator: BfclEvaluator
 
     def outline(self) -> Items:
-        sizes = {name: FILE_ITEMS[name] for name in chosen(self.evaluator.categories)}
+        sizes = {name: FILE_ITEMS[name] for name in chosen_categories(self.evaluator.categories)}
         return outline_items(sizes, shared=MULTI_TURN)
 
     @property
@@ -90,7 +90,7 @@ class BfclPrompts(Prompts):
         evaluator = self.evaluator
         return BfclBenchmark(
             data=evaluator.environment.data,
-            categories=chosen(evaluator.categories),
+            categories=chosen_categories(evaluator.categories),
         )
 
     def check(self, candidates: Sequence[str]) -> None:
@@ -147,7 +147,7 @@ class BfclEvaluator(Evaluator):
     python: Interpreter | None = None
 
     def __post_init__(self) -> None:
-        chosen(self.categories)
+        chosen_categories(self.categories)
 
     @property
     def handlers(self) -> dict[str, str]:
@@ -202,9 +202,9 @@ class BfclEvaluator(Evaluator):
 
     @property
     def environment(self) -> Environment:
-        multi_turn = needs_full(chosen(self.categories))
+        multi_turn = needs_full(chosen_categories(self.categories))
         try:
-            return find(place_of(self.python), full=bool(multi_turn))
+            return find_environment(place_of(self.python), full=bool(multi_turn))
         except UserError as error:
             hint = ""
             if multi_turn:
@@ -219,7 +219,7 @@ class BfclEvaluator(Evaluator):
 
     def batches(self, items: Sequence[Item], repeat: int = 0) -> list[Items]:
         """Items in their order, every second time in the opposite one, so that a server batches them otherwise."""
-        return cut(items[::-1] if repeat % 2 else items, BATCH_SIZE)
+        return machine.batches(items[::-1] if repeat % 2 else items, BATCH_SIZE)
 
     def evaluate(self, model: LoadedModel, items: Sequence[Item], repeat: int = 0) -> list[Record]:
         """Generate and score. An item without an answer scores 0, and its record has the reason.
@@ -243,7 +243,7 @@ class BfclEvaluator(Evaluator):
         }
         with tempfile.TemporaryDirectory(prefix="souping-bfcl-") as root:
             handler = self.handlers[OTHER_MODELS]
-            call(self.environment, Path(root), handler, ids, request)
+            run_bfcl_eval(self.environment, Path(root), handler, ids, request)
             name = handler.replace("/", "_")
             scored = records(Path(root, "result", name), Path(root, "score", name), items)
         reason = failure(scored)
@@ -317,7 +317,7 @@ def command(level: str, place: Path) -> str:
     return f"python -m venv {place} && {place}/bin/pip install {deps}-r {BFCL_FOLDER / 'requirements' / level}.txt"
 
 
-def find(place: Path, full: bool = False) -> Environment:
+def find_environment(place: Path, full: bool = False) -> Environment:
     """The environment in a folder.
 
     Raises:
@@ -336,7 +336,7 @@ def find(place: Path, full: bool = False) -> Environment:
     return environment
 
 
-def call(
+def run_bfcl_eval(
     environment: Environment,
     root: Path,
     handler: str,
@@ -415,11 +415,11 @@ def records(results: Path, scores: Path, items: Sequence[Item]) -> list[Record]:
     """
     answers = dict[str, LogRow]()
     for path in _files(results, "result"):
-        answers |= {str(row["id"]): row for row in rows_of(path)}
+        answers |= {str(row["id"]): row for row in bfcl_lines(path)}
     # {file of a category: ids of its items that failed}; the first line is on the whole
     wrong = dict[str, set[str]]()
     for path in _files(scores, "score"):
-        failures = rows_of(path)[1:]
+        failures = bfcl_lines(path)[1:]
         wrong[path.name.removesuffix("_score.json")] = {str(row["id"]) for row in failures}
     scored = list[Record]()
     for item in items:

@@ -58,7 +58,7 @@ class BfclBenchmark(BenchmarkItems):
         return tuple(items)
 
 
-def chosen(names: Sequence[str] | None) -> Names:
+def chosen_categories(names: Sequence[str] | None) -> Names:
     """Categories by their names and the names of collections, in BFCL's order; all of them if none is named.
 
     Raises:

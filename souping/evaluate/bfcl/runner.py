@@ -51,19 +51,19 @@ class StopError(Exception):
     """The run cannot go on; the message is one line for the user."""
 
 
-def main(request: Table) -> None:
+def answer_request(request: Table) -> None:
     """Generate if the request says so, then score."""
     root = Path(request["root"])
     os.environ["BFCL_PROJECT_ROOT"] = str(root)  # read when bfcl_eval is imported
     os.environ.setdefault("OPENAI_API_KEY", "none")  # its client wants one
     sys.meta_path.append(_Finder())
-    register()
+    register_handlers()
     if request["generate"]:
         generate(request["handler"], request["ids"], request["generate"])
     evaluate(request["handler"], list(request["ids"]))
 
 
-def register() -> None:
+def register_handlers() -> None:
     """Add `chat-template` and `plain` to bfcl-eval's registry."""
     from bfcl_eval.constants.model_config import MODEL_CONFIG_MAPPING, ModelConfig
     from bfcl_eval.model_handler.local_inference.quick_testing_oss import QuickTestingOSSHandler
@@ -283,7 +283,7 @@ if __name__ == "__main__":
     request = json.loads(Path(sys.argv[1]).read_text())
     outcome: dict[str, str | None] = {"error": None}
     try:
-        main(request)
+        answer_request(request)
     except StopError as stop:
         outcome["error"] = str(stop)
     except Exception as error:

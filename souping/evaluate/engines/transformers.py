@@ -217,7 +217,7 @@ def answer_of(
     )
 
 
-def eos_token_ids(model: LoadedModel) -> TokenIds:
+def answer_end_ids(model: LoadedModel) -> TokenIds:
     """Tokens that end answers: the soup's, else its tokenizer's, else those of the module's own config."""
     if model.eos_token_ids:
         return model.eos_token_ids
@@ -230,7 +230,7 @@ def eos_token_ids(model: LoadedModel) -> TokenIds:
 
 
 def pad_id(model: LoadedModel) -> int:
-    ids = (model.tokenizer.pad_token_id, model.tokenizer.eos_token_id, *eos_token_ids(model), 0)
+    ids = (model.tokenizer.pad_token_id, model.tokenizer.eos_token_id, *answer_end_ids(model), 0)
     return int(next(token for token in ids if token is not None))
 
 
@@ -326,7 +326,7 @@ def _generate(
     module = model.module
     stop = settings.stop
     pad = pad_id(model)
-    ends = eos_token_ids(model)
+    ends = answer_end_ids(model)
     ids, mask = left_padded(prompts, pad)
     device = next(module.parameters()).device
     # A decoder of its own begins with one token, not with the prompt.
@@ -336,7 +336,7 @@ def _generate(
         input_ids=ids.to(device),
         attention_mask=mask.to(device),
         generation_config=neutral_config(module, settings.decoding, pad, ends, max_new, stop),
-        logits_processor=draws(settings.decoding, seeds, start),
+        logits_processor=sampling_processor(settings.decoding, seeds, start),
         **({"tokenizer": tokenizer} if stop else {}),
     )
     return [
@@ -358,7 +358,9 @@ def left_padded(prompts: Sequence[Sequence[int]], pad: int) -> tuple[torch.Tenso
     return ids, mask
 
 
-def draws(decoding: Decoding, seeds: Sequence[int], width: int) -> LogitsProcessorList | None:
+def sampling_processor(
+    decoding: Decoding, seeds: Sequence[int], width: int
+) -> LogitsProcessorList | None:
     """Processor after which the arg max of each row is a draw with its seed; None for greedy decoding."""
     if not decoding.temperature:
         return None
@@ -442,7 +444,7 @@ def neutral_config(
     )
 
 
-def quiet() -> None:
+def quiet_transformers() -> None:
     """Turn off progress bars and advice of transformers: the run has its own display."""
     from transformers.utils import logging
 
@@ -461,7 +463,7 @@ def load_module(folder: Path, settings: ModuleSettings) -> PreTrainedModel:
     import torch
     import transformers
 
-    quiet()
+    quiet_transformers()
     device = settings.device
     trust = settings.trust_remote_code
     if device.startswith("cuda") and int(device[5:] or 0) >= torch.cuda.device_count():
@@ -528,7 +530,7 @@ def load_tokenizer(folder: Path, trust_remote_code: bool = False) -> PreTrainedT
     """
     import transformers
 
-    quiet()
+    quiet_transformers()
     try:
         return transformers.AutoTokenizer.from_pretrained(
             folder, trust_remote_code=trust_remote_code

@@ -220,7 +220,7 @@ class VllmEngine(Engine):
             self._start(folder, machine)
         assert state.engine is not None
         try:
-            state.engine.pour(stream)
+            state.engine.load_soup(stream)
         # In both cases some weights may be another soup's.
         except (UserError, KeyboardInterrupt):
             state.close()
@@ -385,7 +385,7 @@ class Vllm:
         self._llm.collective_rpc("reload_weights", kwargs={"weights_path": str(folder)})
         self._llm.reset_prefix_cache()
 
-    def pour(self, stream: WeightStream) -> None:
+    def load_soup(self, stream: WeightStream) -> None:
         """Let the workers take the weights of a model of the same config chunk by chunk.
 
         Raises:

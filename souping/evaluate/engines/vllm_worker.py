@@ -29,7 +29,7 @@ class SoupWorker:
         self.weight_transfer_engine = transfer
 
     def load_mapped(self: Worker, update_info: dict[str, Any]) -> None:
-        """Load the tensors that `Vllm.pour` describes."""
+        """Load the tensors that `Vllm.load_soup` describes."""
         import torch
         from vllm.model_executor.model_loader.mtp_validation import disable_mtp_completeness_check
 

@@ -1,4 +1,4 @@
-"""`evaluator=lm_eval`: tasks of lm-evaluation-harness on the live poured module."""
+"""`evaluator=lm_eval`: tasks of lm-evaluation-harness on the live module."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ from souping.core.unit import Unit
 from souping.evaluate.benchmark import outline_items
 from souping.evaluate.lm_eval.logged import LoggedModel, responses_at
 from souping.evaluate.lm_eval.metrics import pseudo_values
-from souping.evaluate.lm_eval.model import build, run
+from souping.evaluate.lm_eval.model import harness_model, run_harness
 from souping.evaluate.lm_eval.tasks import (
     IN_ITEMS,
     NEUTRAL_KEYS,
@@ -44,7 +44,7 @@ from souping.evaluate.lm_eval.tasks import (
     HarnessSettings,
     Loaded,
     decoding_of,
-    load,
+    load_documents,
     naming_task,
     published_sizes,
     require,
@@ -212,7 +212,7 @@ class HarnessSession:
 
     def loaded(self, evaluator: HarnessEvaluator) -> dict[str, Loaded]:
         if not self._tasks:
-            self._tasks.update(load(evaluator))
+            self._tasks.update(load_documents(evaluator))
         return self._tasks
 
     def go_on(self, session: HarnessSession, log: str) -> None:
@@ -336,10 +336,10 @@ class HarnessEvaluator(HarnessSettings):
         for task, numbers in documents.items():
             for place, number in enumerate(numbers):
                 placed[task, place] = tasks[task][number]
-        lm = build(model, self, placed, repeat, self._batch_size(repeat))
+        lm = harness_model(model, self, placed, repeat, self._batch_size(repeat))
         if self._session.log:
             lm = LoggedModel(lm, responses_at(self._session.log))
-        records = run(lm, self.loaded, documents, self)
+        records = run_harness(lm, self.loaded, documents, self)
         return [replace(records[item.id], repeat=repeat) for item in items]
 
     def close(self) -> None:

@@ -79,7 +79,7 @@ class Metric:
         return score, ()
 
 
-def choose(name: str, task: Task, metric: str | None, filter_: str | None) -> Metric:
+def choose_metric(name: str, task: Task, metric: str | None, filter_: str | None) -> Metric:
     """The given metric and filter, or the first metric that can be maximised and the first filter.
 
     A metric can be maximised if it is a mean over items and higher is better, or one of `CORPUS_METRICS`.
@@ -167,10 +167,10 @@ def measure(kind: str, value: Any, where: str) -> tuple[float, tuple[float, ...]
     except (TypeError, ValueError, IndexError) as error:
         form = "two labels, 0 or 1" if kind in TABLE_METRICS else "a reference and a text"
         raise UserError(f"{where}: {kind} needs {form}, not {value!r:.60}") from error
-    return score(kind, np.array(statistics)), statistics
+    return metric_score(kind, np.array(statistics)), statistics
 
 
-def score(kind: str, total: FloatArray) -> float:
+def metric_score(kind: str, total: FloatArray) -> float:
     """The metric of summed statistics [S], a fraction of 1, higher is better."""
     if kind in SENTENCE_METRICS:
         value = float(_sacrebleu(kind)._compute_score_from_stats(total.tolist()).score) / 100
@@ -196,7 +196,9 @@ def pseudo_values(kind: str, statistics: Sequence[Sequence[float]]) -> FloatArra
     """Influence pseudo-values [I] of items' statistics [I, S]; their mean is the corpus score."""
     table = np.array(statistics, dtype=float)
     total = table.sum(axis=0)
-    return np.asarray(score(kind, total) + (len(table) * table - total) @ _gradient(kind, total))
+    return np.asarray(
+        metric_score(kind, total) + (len(table) * table - total) @ _gradient(kind, total)
+    )
 
 
 def _gradient(kind: str, total: FloatArray) -> FloatArray:
@@ -210,12 +212,14 @@ def _gradient(kind: str, total: FloatArray) -> FloatArray:
     if kind == "bleu":
         text, reference = total[:2]
         if 0 < text < reference:
-            slopes[:2] = score(kind, total) * np.array([reference / text**2, -1 / text])
+            slopes[:2] = metric_score(kind, total) * np.array([reference / text**2, -1 / text])
         moving = moving[moving > 1]
     for k in moving:
         step = np.zeros(len(total))
         step[k] = DERIVATIVE_STEP * abs(total[k])
-        slopes[k] = (score(kind, total + step) - score(kind, total - step)) / (2 * step[k])
+        slopes[k] = (metric_score(kind, total + step) - metric_score(kind, total - step)) / (
+            2 * step[k]
+        )
     return slopes
 
 

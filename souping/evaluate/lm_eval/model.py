@@ -20,14 +20,19 @@ from typing import TYPE_CHECKING, Any
 from souping.core.protocols import LoadedModel
 from souping.core.text import first_line
 from souping.core.types import OUTCOMES, Item, Record, UserError, digest
-from souping.evaluate.engines.transformers import Answer, answer_of, draws, neutral_config
+from souping.evaluate.engines.transformers import (
+    Answer,
+    answer_of,
+    neutral_config,
+    sampling_processor,
+)
 from souping.evaluate.lm_eval.tasks import (
     LENGTH_KEYS,
     Document,
     HarnessSettings,
     Loaded,
     decoding_of,
-    quiet,
+    quiet_harness,
     refused_arguments,
     seed,
 )
@@ -105,7 +110,7 @@ class TaskSubset:
 # The harness's loop
 
 
-def run(
+def run_harness(
     lm: HFLM,
     loaded: Mapping[str, Loaded],
     documents: Mapping[str, Sequence[int]],
@@ -219,7 +224,7 @@ class PromptText(str):
         return prompt
 
 
-def build(
+def harness_model(
     served: LoadedModel,
     evaluator: HarnessSettings,
     items: Mapping[tuple[str, int], Item],
@@ -234,7 +239,7 @@ def build(
     tokenizer = served.tokenizer
     if tokenizer.pad_token_id is None:
         tokenizer = _copy(tokenizer)
-    quiet()
+    quiet_harness()
     with refused_arguments():
         model = live_class()(
             pretrained=module,
@@ -384,7 +389,7 @@ class HarnessModel(Base):  # type: ignore[misc]
                 generation_config=neutral_config(
                     self.model, decoding, pad, self.eos_token_ids, new, stops
                 ),
-                logits_processor=draws(decoding, seeds, start),
+                logits_processor=sampling_processor(decoding, seeds, start),
                 tokenizer=self.tokenizer,
             )
         rows: torch.Tensor = out.clone()

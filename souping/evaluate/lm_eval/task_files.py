@@ -100,7 +100,7 @@ class TaskFiles:
                 _root(path)
 
     def _check(self, path: Path) -> None:
-        lines = list(code_in(path))
+        lines = list(code_in_task_file(path))
         if lines and not self._allow:
             raise UserError(
                 f"{lines[0]}: it would run Python on this machine\n"
@@ -129,7 +129,7 @@ def _is_closed(
     return True
 
 
-def code_in(path: Path, seen: frozenset[Path] = frozenset()) -> Iterator[str]:
+def code_in_task_file(path: Path, seen: frozenset[Path] = frozenset()) -> Iterator[str]:
     """`FILE: KEY: CODE` of all that a task file and those that it includes name as code, except for our own files.
 
     Raises:
@@ -144,7 +144,7 @@ def code_in(path: Path, seen: frozenset[Path] = frozenset()) -> Iterator[str]:
         if reason := _reason(key, node):
             yield f"{path}: {reason}"
     for name in _includes(root):
-        yield from code_in(path.parent / name, seen | {path})
+        yield from code_in_task_file(path.parent / name, seen | {path})
 
 
 def _is_exempt(path: Path) -> bool:

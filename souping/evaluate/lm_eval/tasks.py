@@ -22,7 +22,7 @@ from souping.core.files import expanded
 from souping.core.text import first_line, install
 from souping.core.types import JsonObject, UserError, frozen
 from souping.evaluate.generate import MachineEvaluator
-from souping.evaluate.lm_eval.metrics import Metric, choose
+from souping.evaluate.lm_eval.metrics import Metric, choose_metric
 from souping.evaluate.lm_eval.task_files import Spec, TaskFiles
 from souping.evaluate.templates import PENALTIES, SAMPLING, Decoding
 
@@ -161,7 +161,7 @@ def require() -> None:
         raise UserError(f"evaluator=lm_eval needs {absent[0]}", fix=install("lm_eval"))
 
 
-def quiet() -> None:
+def quiet_harness() -> None:
     """Keep the harness's log, warnings and progress bars out of the run's own display."""
     import datasets
     from lm_eval.api import task
@@ -173,7 +173,7 @@ def quiet() -> None:
         warnings.filterwarnings("ignore", module=name)
 
 
-def load(evaluator: HarnessSettings) -> dict[str, Loaded]:
+def load_documents(evaluator: HarnessSettings) -> dict[str, Loaded]:
     """{leaf task: its documents}, in the order of `evaluator.tasks`.
 
     Raises:
@@ -184,7 +184,7 @@ def load(evaluator: HarnessSettings) -> dict[str, Loaded]:
         raise UserError(
             "evaluator.tasks is empty: name tasks, groups or YAML files, e.g. evaluator.tasks='[mytask]'"
         )
-    quiet()
+    quiet_harness()
     check_names(evaluator.args)
     seed(evaluator)
     loaded: dict[str, Loaded] = {}
@@ -344,7 +344,7 @@ def _load(
         task=task,
         docs=docs,
         shots=shots,
-        metric=choose(name, task, metric, filter_),
+        metric=choose_metric(name, task, metric, filter_),
         code=code,
     )
 

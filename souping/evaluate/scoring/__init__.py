@@ -86,7 +86,7 @@ def score(item: Item, output: str) -> float:
     return _scorer(item).score(item, output)
 
 
-def check(item: Item) -> None:
+def check_item(item: Item) -> None:
     """Whether the item can be scored at all.
 
     Raises:
@@ -107,7 +107,7 @@ def _scorer(item: Item) -> Scorer:
 
 
 def _exact(item: Item, output: str) -> float:
-    return float(plain(output) in map(plain, _answers(item)))
+    return float(plain_text(output) in map(plain_text, _answers(item)))
 
 
 def _references_of(item: Item) -> list[Json]:
@@ -135,14 +135,14 @@ def _refused(item: Item, form: str) -> UserError:
     return UserError(f"item {item.id}: a `{item.scorer}` answer is {form}, not {item.answer!r:.60}")
 
 
-def plain(text: str) -> str:
+def plain_text(text: str) -> str:
     """A text without a difference in white space."""
     return " ".join(text.split())
 
 
 def _contains(item: Item, output: str) -> float:
-    said = plain(output).casefold()
-    return float(any(plain(answer).casefold() in said for answer in _answers(item)))
+    said = plain_text(output).casefold()
+    return float(any(plain_text(answer).casefold() in said for answer in _answers(item)))
 
 
 def _matches(item: Item, output: str) -> float:
@@ -168,7 +168,9 @@ def _check_pattern(item: Item) -> None:
 
 
 def _choice(item: Item, output: str) -> float:
-    return float(chosen(output) in {answer.strip("() .").upper() for answer in _answers(item)})
+    return float(
+        chosen_letter(output) in {answer.strip("() .").upper() for answer in _answers(item)}
+    )
 
 
 def _check_choice(item: Item) -> None:
@@ -177,7 +179,7 @@ def _check_choice(item: Item) -> None:
         raise _refused(item, "a letter or a list of letters")
 
 
-def chosen(output: str) -> str:
+def chosen_letter(output: str) -> str:
     r"""The letter that an output settles on, upper case, empty if there is none.
 
     In this order: the last `\boxed{B}`; the last "answer is B", "Answer: (B)", "option B"; a letter that opens the
@@ -337,7 +339,7 @@ SCORERS: dict[str, Scorer] = {
     "choice": Scorer(_choice, _check_choice),
     "f1": Scorer(_f1, _check_texts),
     "math": Scorer(_equal, _check_mathematics),
-    "call": Scorer(calls.score, calls.check),
+    "call": Scorer(calls.score_calls, calls.check_call_item),
     TEXT: Scorer(_unanswerable, lambda _: None),
 }
 
@@ -345,7 +347,7 @@ SCORERS: dict[str, Scorer] = {
 # The user's
 
 
-def load(scorers: Mapping[str, str]) -> dict[str, UserScorer]:
+def load_scorers(scorers: Mapping[str, str]) -> dict[str, UserScorer]:
     """{name: scorer} of `benchmark.scorers={name: my_module.my_function}`. A file of items only names a scorer and
     imports nothing; the configuration says what the name stands for.
 
@@ -438,7 +440,7 @@ def user_scores(
     keys = list[tuple[str, str, str]]()
     unknown = dict[tuple[str, str, str], Item]()
     for item, output in zip(items, outputs, strict=True):
-        key = (item.question, item.scoring, output)
+        key = (item.answer_digest, item.scorer_digest, output)
         keys.append(key)
         if key not in known:
             unknown[key] = item

@@ -62,7 +62,7 @@ class Call:
     positional: tuple[Value, ...] = ()
 
 
-def parse(text: str, language: str = "python") -> list[Call]:
+def parse_calls(text: str, language: str = "python") -> list[Call]:
     """The calls in `text`, in its order; `[]` and a blank text hold none.
 
     Raises:
@@ -95,7 +95,7 @@ def is_attempt(text: str, language: str = "python") -> bool:
     """Whether the text tries to call something, well-formed or not: a line that opens with `name(`, or calls."""
     try:
         return _ATTEMPT.search(text[:LONGEST_OUTPUT_CHARS]) is not None or bool(
-            parse(text, language)
+            parse_calls(text, language)
         )
     except Unparsable:
         return False
@@ -219,13 +219,13 @@ class ExpectedCall:
     required: tuple[str, ...] = ()
 
 
-def score(item: Item, output: str) -> float:
+def score_calls(item: Item, output: str) -> float:
     """1.0 if the output's calls are the answer's, otherwise 0.0; unparsable outputs are wrong."""
     expected = read_answer(item)
     if expected is not None and not expected:
         return float(not is_attempt(output, item.language))
     try:
-        calls = parse(output, item.language)
+        calls = parse_calls(output, item.language)
     except Unparsable:
         return 0.0
     if expected is None:
@@ -233,7 +233,7 @@ def score(item: Item, output: str) -> float:
     return float(len(calls) == len(expected) and _matched(calls, expected, item.language))
 
 
-def check(item: Item) -> None:
+def check_call_item(item: Item) -> None:
     """Refuse an answer of another form, and an unknown language (UserError)."""
     pick(item.language, CALL_LANGUAGES, f"item {item.id}: language")
     read_answer(item)
@@ -269,12 +269,12 @@ def read_answer(item: Item) -> list[ExpectedCall] | None:
 
 def _read(entry: Any, language: str) -> list[ExpectedCall]:
     if isinstance(entry, str):
-        calls = parse(entry, language)
+        calls = parse_calls(entry, language)
         if not calls:
             raise ValueError("a text without a call")
         return [
             ExpectedCall(
-                call.name, _each_allowed(call.arguments), tuple(map(plain, call.positional))
+                call.name, _each_allowed(call.arguments), tuple(map(plain_value, call.positional))
             )
             for call in calls
         ]
@@ -287,7 +287,7 @@ def _read(entry: Any, language: str) -> list[ExpectedCall]:
 
 
 def _each_allowed(arguments: Mapping[str, Value]) -> dict[str, list[Value]]:
-    return {name: [_allow(plain(value))] for name, value in arguments.items()}
+    return {name: [_allow(plain_value(value))] for name, value in arguments.items()}
 
 
 def _allow(value: Value) -> Value:
@@ -335,7 +335,7 @@ def _fits(call: Call, expected: ExpectedCall, language: str) -> bool:
 def _positional(call: Call, expected: ExpectedCall, language: str) -> bool:
     """BFCL looks at keyword arguments alone; an answer that is a text may have positional ones too."""
     if expected.positional:
-        values = [plain(value) for value in call.positional]
+        values = [plain_value(value) for value in call.positional]
         options = [_allow(option) for option in expected.positional]
         return _same(values, options, strict=True)
     if language == "python":
@@ -352,7 +352,7 @@ def _argument(name: str, value: Value, expected: ExpectedCall) -> bool:
     if allowed is None or (kinds is not None and name not in kinds):
         return False
     if kinds is None:
-        return agrees(plain(value), allowed) or _verbatim(value, allowed)
+        return agrees(plain_value(value), allowed) or _verbatim(value, allowed)
     kind = kinds[name]
     if agrees(to_kind(value, kind), allowed, kind):
         return True
@@ -424,14 +424,14 @@ def kind_of(schema: Schema, language: str) -> Kind:
     )
 
 
-def plain(value: Value) -> Value:
+def plain_value(value: Value) -> Value:
     """A Python value of a literal, its type by its spelling; Python values stay as they are."""
     if not isinstance(value, Literal):
         return value
     if value.kind == "list" and isinstance(value.value, list):
-        return [plain(element) for element in value.value]
+        return [plain_value(element) for element in value.value]
     if value.kind == "dict" and isinstance(value.value, dict):
-        return {key: plain(element) for key, element in value.value.items()}
+        return {key: plain_value(element) for key, element in value.value.items()}
     return value.value
 
 
@@ -470,7 +470,7 @@ def _container(value: Literal, kind: Kind) -> Value:
         return value.text
     if kind.type is list and kind.inner is not None and isinstance(value.value, list):
         return [to_kind(element, kind.inner) for element in value.value]
-    return plain(value)
+    return plain_value(value)
 
 
 def agrees(value: Value, allowed: Sequence[Value], kind: Kind | None = None) -> bool:

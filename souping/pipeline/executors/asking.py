@@ -47,7 +47,7 @@ from souping.pipeline.executors.open_soups import (
     new_soup,
     request_key,
 )
-from souping.pipeline.models import OpenPool
+from souping.pipeline.models import RunPool
 from souping.pipeline.serving import write_soup
 from souping.pipeline.settings import RunSettings
 from souping.report.progress import Progress
@@ -120,7 +120,7 @@ class FileWorkers(Workers):
         self,
         settings: RunSettings,
         executor: FilesExecutor,
-        pool: OpenPool,
+        pool: RunPool,
         evaluators: Mapping[str, Evaluator],
         progress: Progress,
         items: str,

@@ -21,7 +21,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypedDict
 
-from souping.core.fields import Bounds, load, load_lines
+from souping.core.fields import Bounds, load_json, load_lines
 from souping.core.files import expanded, nearby, write_atomically
 from souping.core.open_files import lock
 from souping.core.text import listed
@@ -84,7 +84,7 @@ def asked_soups(run_dir: Path) -> dict[int, Path]:
 
 def asked_soup(folder: Path) -> Any:
     """The `AskedSoup` of a folder."""
-    return load(folder / REQUEST, AskedSoup)
+    return load_json(folder / REQUEST, AskedSoup)
 
 
 def request_key(request: Request) -> str:
@@ -159,7 +159,7 @@ def tell(folder: Path, source: str) -> str:
 def _content(folder: Path, source: Path) -> bytes:
     """The answers in a log (UserError if it is not one of all items of the soup)."""
     soup = asked_soup(folder)
-    logs = sources.read(log_in(source), lower=None)
+    logs = sources.read_logs(log_in(source), lower=None)
     if len(logs) > 1:
         raise UserError(f"{source} has {len(logs)} runs: give each soup a log of its own")
     items = soup["items"]

@@ -19,7 +19,7 @@ from souping.core.protocols import Executor, Workers
 from souping.core.system import cores
 from souping.core.text import first_line, missing, stripped_lines
 from souping.core.types import Missing, Request, Response, UserError
-from souping.pipeline.machine import gpus
+from souping.pipeline.machine import visible_gpus
 
 if TYPE_CHECKING:
     from ray import ObjectRef
@@ -264,4 +264,4 @@ def _result(ref: ObjectRef[Any]) -> Any:
 @cache
 def _resources() -> dict[str, float]:
     """What this machine has, by Ray's names."""
-    return {"GPU": len(gpus()), "CPU": cores()}
+    return {"GPU": len(visible_gpus()), "CPU": cores()}

@@ -36,7 +36,7 @@ class Claim:
         items = []
         for item in self.items:
             weight = round(shares[item.category] / sizes[item.category], 12)
-            items.append((item.identity, item.scoring, weight))
+            items.append((item.prompt_digest, item.scorer_digest, weight))
         content: list[Json] = [
             content_of(self.soup),
             sorted(self.candidates),
@@ -96,7 +96,7 @@ class Look:
     def sentence(self) -> str:
         """Why it is not the first look, and what that costs."""
         what = f"these items were reported on {times(self.number - 1)} before"
-        return f"{what}: this is look {self.number}, {price(self.number)}"
+        return f"{what}: this is look {self.number}, {look_penalty_text(self.number)}"
 
 
 def content_of(model: Recipe) -> list[Json]:
@@ -121,7 +121,7 @@ def pair_digest(
 
 def in_order(items: Sequence[Item]) -> list[Item]:
     """Items in an order that does not depend on their ids."""
-    return sorted(items, key=lambda item: (item.identity, item.scoring))
+    return sorted(items, key=lambda item: (item.prompt_digest, item.scorer_digest))
 
 
 def coefficients(objective: Objective, categories: Mapping[str, int]) -> dict[str, float]:
@@ -132,19 +132,19 @@ def coefficients(objective: Objective, categories: Mapping[str, int]) -> dict[st
 
 def items_to_report(
     items: Sequence[Item],
-    occasions: Mapping[str, int],
+    earlier_looks: Mapping[str, int],
     objective: Objective,
     deleted: int = 0,
 ) -> tuple[Item, ...]:
     """The items of a new report: all, or only the groups that were shown less.
 
-    `occasions` are {identity: earlier occasions}. At look k a difference must be z_k standard errors, where
+    `earlier_looks` are {prompt digest: earlier looks}. At look k a difference must be z_k standard errors, where
     z_k = z(ALPHA / k (k + 1)), so items are worth their information over z_k^2. Whole groups leave, by counts alone,
     and every category keeps ENOUGH_ITEMS items.
     """
     shown: dict[str, int] = {}
     for item in items:
-        shown[item.group] = max(occasions[item.identity], shown.get(item.group, 0))
+        shown[item.group] = max(earlier_looks[item.prompt_digest], shown.get(item.group, 0))
     sizes = Counter(item.category for item in items)
     shares = coefficients(objective, sizes)
 
@@ -168,7 +168,7 @@ def times(count: int) -> str:
     return "once" if count == 1 else f"{count} times"
 
 
-def price(look: int) -> str:
+def look_penalty_text(look: int) -> str:
     """What a look costs, in words."""
     free = "compare settings with stop_after=search, which leaves the test split closed"
     return f"so its p-values are multiplied by {penalty(look):,} (k (k + 1) for look k); {free}"

@@ -20,7 +20,7 @@ from souping.evaluate.bfcl import (
     BFCL_EVAL_VERSION,
     BFCL_FOLDER,
     Environment,
-    find,
+    find_environment,
 )
 from souping.evaluate.bfcl.benchmark import (
     FILE_ITEMS,
@@ -174,18 +174,18 @@ def requirements(level: str) -> list[str]:
 
 def test_what_is_missing_is_named_with_the_command(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"minimal\.txt$"):
-        find(tmp_path)
+        find_environment(tmp_path)
     bfcl_place(tmp_path)
-    assert find(tmp_path).level == "minimal"
+    assert find_environment(tmp_path).level == "minimal"
     with pytest.raises(UserError, match=r"full\.txt$"):
-        find(tmp_path, full=True)
-    package = find(tmp_path).package
+        find_environment(tmp_path, full=True)
+    package = find_environment(tmp_path).package
     (package.parent / "qwen_agent").mkdir()
-    assert find(tmp_path, full=True).level == "full"
+    assert find_environment(tmp_path, full=True).level == "full"
     info = package.with_name(f"bfcl_eval-{BFCL_EVAL_VERSION}.dist-info")
     info.rename(info.with_name("bfcl_eval-2025.1.1.dist-info"))
     with pytest.raises(UserError, match=BFCL_EVAL_VERSION):
-        find(tmp_path)
+        find_environment(tmp_path)
 
 
 def test_every_release_is_pinned_and_the_lists_agree() -> None:

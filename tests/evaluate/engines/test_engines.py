@@ -25,11 +25,11 @@ from souping.evaluate.engines.transformers import (
 )
 from souping.evaluate.engines.vllm import VllmEngine, llm_arguments
 from souping.evaluate.generate import LocalEvaluator
-from souping.evaluate.identity import fingerprint
+from souping.evaluate.identity import evaluator_fingerprint
 from souping.evaluate.servers.choices import VllmServer
 from souping.merge.local import CHUNK_BYTES, LocalMerge
 from souping.merge.mergekit import MergekitMerge
-from souping.pipeline.models import OpenPool
+from souping.pipeline.models import RunPool
 from souping.pipeline.store import Store
 from tests.conftest import Cli, pool_of
 from tests.support.evaluators import Sink
@@ -118,9 +118,9 @@ VLLM = replace(LOCAL, engine=VllmEngine())
 def test_the_fingerprint_covers_what_changes_answers_and_nothing_else() -> None:
     assert "engine" not in LOCAL.settings
     assert (
-        fingerprint(LOCAL)
+        evaluator_fingerprint(LOCAL)
         == digest(LOCAL.settings)
-        == fingerprint(replace(LOCAL, engine=TransformersEngine()))
+        == evaluator_fingerprint(replace(LOCAL, engine=TransformersEngine()))
     )
     engines: list[dict[str, Any]] = [
         {"tensor_parallel_size": 2},
@@ -138,9 +138,11 @@ def test_the_fingerprint_covers_what_changes_answers_and_nothing_else() -> None:
     ]
     changed = [replace(VLLM, engine=VllmEngine(**change)) for change in engines]
     changed += [replace(VLLM, **change) for change in evaluators]
-    assert len({fingerprint(one) for one in [LOCAL, VLLM, *changed]}) == 2 + len(changed)
+    assert len({evaluator_fingerprint(one) for one in [LOCAL, VLLM, *changed]}) == 2 + len(changed)
     engine = VllmEngine(args={"gpu_memory_utilization": 0.3, "disable_log_stats": False})
-    assert fingerprint(replace(VLLM, engine=engine, threads=7, workers=3)) == fingerprint(VLLM)
+    assert evaluator_fingerprint(
+        replace(VLLM, engine=engine, threads=7, workers=3)
+    ) == evaluator_fingerprint(VLLM)
 
 
 @pytest.mark.parametrize("part", [VllmEngine, VllmServer], ids=lambda part: part.__name__)
@@ -200,16 +202,16 @@ SOUPS = (HALVES, {"bee": 1.0}, {"ant": 0.25, "bee": 0.75})
 
 
 @contextmanager
-def opened(folder: Path, tmp_path: Path, **settings: Any) -> Iterator[OpenPool]:
+def opened(folder: Path, tmp_path: Path, **settings: Any) -> Iterator[RunPool]:
     with Store(tmp_path / "s") as store:
         pool = [Candidate(name=name, path=folder / name) for name in ("ant", "bee")]
-        models = OpenPool.fetch(pool, LocalMerge(**settings), store)
+        models = RunPool.fetch(pool, LocalMerge(**settings), store)
         yield models
         models.close()
 
 
 def evaluate(
-    models: OpenPool, soups: Sequence[dict[str, float]], engine: VllmEngine | None = None
+    models: RunPool, soups: Sequence[dict[str, float]], engine: VllmEngine | None = None
 ) -> None:
     evaluator = replace(LOCAL, engine=engine or VllmEngine())
     items = [Item(id=str(i), category="c", prompt=f"red {i}:", answer="red") for i in range(3)]
@@ -223,7 +225,7 @@ def evaluate(
         evaluator.close()
 
 
-def written(models: OpenPool, weights: dict[str, float], out: Path) -> dict[str, Any]:
+def written(models: RunPool, weights: dict[str, float], out: Path) -> dict[str, Any]:
     return load_file(models.merge_pool.write(models.recipe(weights), out) / "model.safetensors")
 
 

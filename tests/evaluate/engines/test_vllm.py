@@ -25,7 +25,7 @@ from souping.evaluate.servers.choices import RunningServer, VllmServer
 from souping.evaluate.servers.process import free_port
 from souping.evaluate.templates import Decoding
 from souping.merge.local import LocalMerge
-from souping.pipeline.models import OpenPool
+from souping.pipeline.models import RunPool
 from souping.pipeline.store import Store
 from tests.support.family import save_model
 from tests.support.live import completions, local_answers, started
@@ -193,7 +193,7 @@ def test_soups_answer_as_in_transformers(
     evaluator = replace(plain, engine=engine)
     candidates = [Candidate(name=name, path=models / kind / name) for name in ("ant", "bee")]
     with Store(tmp_path / "s") as store:
-        opened = OpenPool.fetch(candidates, LocalMerge(), store)
+        opened = RunPool.fetch(candidates, LocalMerge(), store)
         try:
             said = []
             for weights in ({"ant": 1.0}, {"ant": 0.4, "bee": 0.6}, {"bee": 1.0})[
@@ -233,7 +233,7 @@ def test_chunks_answer_as_the_folder_does(
     )
     candidates = [Candidate(name=name, path=models / "apart" / name) for name in ("ant", "bee")]
     with Store(tmp_path / "s") as store:
-        opened = OpenPool.fetch(candidates, LocalMerge(), store)
+        opened = RunPool.fetch(candidates, LocalMerge(), store)
 
         def answers(weights: dict[str, float], in_chunks: bool) -> list[str]:
             engine.running.in_chunks = in_chunks
@@ -241,14 +241,14 @@ def test_chunks_answer_as_the_folder_does(
             return [r.output for r in evaluator.evaluate(loaded, items)]
 
         try:
-            poured = []
+            loaded = []
             for share in (0.2, 0.4, 0.6):
                 soup = {"ant": share, "bee": 1 - share}
-                poured.append(answers(soup, True))
+                loaded.append(answers(soup, True))
                 assert engine.running.in_chunks  # not a fallback
                 other = answers({"ant": 1.0}, True)
-                assert answers(soup, False) == poured[-1] != other
-            assert all(one != two for one, two in pairwise(poured))
+                assert answers(soup, False) == loaded[-1] != other
+            assert all(one != two for one, two in pairwise(loaded))
         finally:
             evaluator.close()
             opened.close()

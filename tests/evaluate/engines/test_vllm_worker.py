@@ -112,7 +112,7 @@ def test_a_worker_gets_the_tensors_that_the_folder_would_hold(
 ) -> None:
     pool, stream = soup(family)
     engine: Any = Vllm(family / "ant", llm_arguments(family / "ant", VllmEngine(), False))
-    engine.pour(stream)
+    engine.load_soup(stream)
     llm = engine._llm
     folder = pool.write(pool.recipe({"ant": 0.4, "bee": 0.6}), tmp_path / "soup")
     expected = load_file(folder / "model.safetensors")
@@ -143,7 +143,7 @@ def test_tied_embeddings_are_not_replaced_on_a_cpu(family: Path, platform: Simpl
     _, stream = soup(family)
     engine: Any = Vllm(family / "ant", llm_arguments(family / "ant", VllmEngine(), False))
     with pytest.raises(RuntimeError, match="tied embeddings"):
-        engine.pour(stream)
+        engine.load_soup(stream)
     with pytest.raises(RuntimeError, match="tied embeddings"):
         engine.reload(family / "bee")
     assert engine._llm.calls == []

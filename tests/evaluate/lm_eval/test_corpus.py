@@ -14,7 +14,7 @@ import pytest
 
 from souping.core.types import UserError
 from souping.evaluate.lm_eval import HarnessEvaluator
-from souping.evaluate.lm_eval.metrics import measure, pseudo_values, score
+from souping.evaluate.lm_eval.metrics import measure, metric_score, pseudo_values
 from souping.statistics.intervals import rate
 from souping.statistics.scores import ModelScores, one_category
 from tests.support import lm_eval_tasks
@@ -84,7 +84,10 @@ class TestSacrebleu:
         table = np.array(statistics(kind, references, texts))
         total = table.sum(axis=0)
         n = len(table)
-        left_out = [n * score(kind, total) - (n - 1) * score(kind, total - row) for row in table]
+        left_out = [
+            n * metric_score(kind, total) - (n - 1) * metric_score(kind, total - row)
+            for row in table
+        ]
         values = pseudo_values(kind, table.tolist())
         assert np.corrcoef(values, left_out)[0, 1] > 0.999
         assert np.abs(values - left_out).max() < 0.05 * np.ptp(values)
@@ -153,7 +156,10 @@ def test_f1_and_matthews_correlation(kind: str, wrong: float) -> None:
     if wrong == 0.3:
         total = table.sum(axis=0)
         n = len(table)
-        left_out = [n * score(kind, total) - (n - 1) * score(kind, total - row) for row in table]
+        left_out = [
+            n * metric_score(kind, total) - (n - 1) * metric_score(kind, total - row)
+            for row in table
+        ]
         assert np.corrcoef(values, left_out)[0, 1] > 0.99
     with pytest.raises(UserError, match="needs two labels, 0 or 1, not"):
         measure(kind, (2, 1), "item t/1")

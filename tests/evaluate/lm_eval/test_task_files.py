@@ -10,9 +10,9 @@ from typing import Any
 import pytest
 
 from souping.core.types import UserError
-from souping.evaluate.identity import fingerprint
+from souping.evaluate.identity import evaluator_fingerprint
 from souping.evaluate.lm_eval import HarnessEvaluator
-from souping.evaluate.lm_eval.task_files import PAPER_TASKS, code_in, sandbox
+from souping.evaluate.lm_eval.task_files import PAPER_TASKS, code_in_task_file, sandbox
 from souping.evaluate.lm_eval.tasks import require
 from tests.conftest import Cli, pool_of
 from tests.support import lm_eval_tasks
@@ -84,7 +84,7 @@ def test_what_a_file_names_as_code_does_not_run(evil: Path, name: str) -> None:
 
 def test_tags_of_pythons_own_are_code(tmp_path: Path) -> None:
     (tmp_path / "wild.yaml").write_text("task: wild\n? !!python/name:os.system x\n: [1]\n")
-    (found,) = code_in(tmp_path / "wild.yaml")
+    (found,) = code_in_task_file(tmp_path / "wild.yaml")
     assert found == f"{tmp_path / 'wild.yaml'}: key: tag:yaml.org,2002:python/name:os.system x"
 
 
@@ -92,7 +92,7 @@ def test_an_include_that_links_in_a_circle_is_refused(tmp_path: Path) -> None:
     (tmp_path / "circle.yaml").symlink_to("circle.yaml")
     (tmp_path / "wild.yaml").write_text("task: wild\ninclude: circle.yaml\n")
     with pytest.raises(UserError, match=r"circle\.yaml"):
-        list(code_in(tmp_path / "wild.yaml"))
+        list(code_in_task_file(tmp_path / "wild.yaml"))
 
 
 def test_groups_tags_files_and_includes_are_no_way_round(evil: Path) -> None:
@@ -125,7 +125,7 @@ def test_only_code_that_is_allowed_runs_and_its_source_is_in_the_items(wild: Pat
     assert own.prompts.pool_notes({}) == [
         f"evaluator.allow_task_code: ran {wild / 'wild.yaml'}: doc_to_text: !function evil.f"
     ]
-    assert fingerprint(own) == fingerprint(asking(wild, "wild"))
+    assert evaluator_fingerprint(own) == evaluator_fingerprint(asking(wild, "wild"))
     assert replace(own).prompts.benchmark.items()[0].fingerprint == items[0].fingerprint
     with (wild / "evil.py").open("a") as text:
         text.write("# changed\n")
@@ -139,10 +139,10 @@ def test_task_files_of_lm_eval_and_souping_may_run_code(evil: Path) -> None:
     with_code = next(
         path for path in harness.rglob("*.yaml") if "!function" in path.read_text(errors="replace")
     )
-    assert list(code_in(with_code)) == []
-    assert [list(code_in(path)) for path in PAPER_TASKS.rglob("*.yaml")][:1] == [[]]
+    assert list(code_in_task_file(with_code)) == []
+    assert [list(code_in_task_file(path)) for path in PAPER_TASKS.rglob("*.yaml")][:1] == [[]]
     (evil / "mine.yaml").write_text(f"include: {with_code}\ntask: mine\n")
-    assert list(code_in(evil / "mine.yaml")) == []
+    assert list(code_in_task_file(evil / "mine.yaml")) == []
 
 
 @pytest.mark.parametrize(

@@ -15,8 +15,8 @@ from souping.evaluate.scoring.calls import (
     Call,
     Unparsable,
     is_attempt,
-    parse,
-    plain,
+    parse_calls,
+    plain_value,
 )
 from tests.support.main_job import KEPT
 
@@ -37,8 +37,8 @@ JUNK = [
 
 def shapes(text: str, language: str = "python") -> list[tuple[str, dict[str, object]]]:
     named = []
-    for call in parse(text, language):
-        arguments = {name: plain(value) for name, value in call.arguments.items()}
+    for call in parse_calls(text, language):
+        arguments = {name: plain_value(value) for name, value in call.arguments.items()}
         named.append((call.name, arguments))
     return named
 
@@ -99,7 +99,7 @@ def test_values(language: str, source: str, value: object) -> None:
 )  # fmt: skip
 def test_not_a_python_call(text: str) -> None:
     with pytest.raises(Unparsable):
-        parse(text)
+        parse_calls(text)
 
 
 @pytest.mark.parametrize("language", ["java", "javascript"])
@@ -108,7 +108,7 @@ def test_not_a_python_call(text: str) -> None:
 )
 def test_not_a_call_elsewhere(text: str, language: str) -> None:
     with pytest.raises(Unparsable):
-        parse(text, language)
+        parse_calls(text, language)
 
 
 @pytest.mark.parametrize(
@@ -125,7 +125,7 @@ def test_attempts(text: str, attempt: bool) -> None:
 def test_garbage_is_refused(text: str, language: str) -> None:
     """A parser that is exponential on any of these would hang here."""
     with pytest.raises(Unparsable):
-        parse(text, language)
+        parse_calls(text, language)
 
 
 @pytest.mark.parametrize("language", ["java", "javascript"])
@@ -133,11 +133,11 @@ def test_a_parse_that_takes_too_many_steps_is_refused(
     language: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     text = "f(a=" + "1+" * 3900 + "1)"
-    assert parse(text, language)
+    assert parse_calls(text, language)
     monkeypatch.setattr("souping.evaluate.scoring.call_reader.MOST_CHECKS", 100)
     with pytest.raises(Unparsable):
-        parse(text, language)
-    assert parse("f(a=1)", language)
+        parse_calls(text, language)
+    assert parse_calls("f(a=1)", language)
 
 
 @settings(max_examples=60, deadline=None)
@@ -145,7 +145,7 @@ def test_a_parse_that_takes_too_many_steps_is_refused(
 @example("f(a=\ud800)", "java")
 def test_nothing_but_unparsable_is_raised(text: str, language: str) -> None:
     try:
-        assert isinstance(parse(text, language), list)
+        assert isinstance(parse_calls(text, language), list)
     except Unparsable:
         assert is_attempt(text, language) in (True, False)
 
@@ -170,7 +170,7 @@ def mutated(dice: random.Random, text: str) -> str:
 
 def outcome(text: str, language: str) -> list[Call] | None:
     try:
-        return parse(text, language)
+        return parse_calls(text, language)
     except Unparsable:
         return None
 

@@ -15,7 +15,7 @@ import pytest
 
 from souping.core.types import Item, UserError
 from souping.evaluate.benchmark import Benchmark
-from souping.evaluate.scoring import load, score
+from souping.evaluate.scoring import load_scorers, score
 from souping.evaluate.scoring.judge import Judge
 from tests.conftest import Cli, pool_of
 from tests.support.http import FakeServer, Handler, serving
@@ -72,8 +72,8 @@ def test_an_item_gets_the_function_and_its_source_is_in_the_key(
     for limit in (4, 9):
         anew(module, limit)
         asked += Benchmark(path=str(items), scorers={"short": "my_scorers.short"}).items()
-    assert asked[0].scoring == asked[1].scoring != asked[2].scoring
-    assert asked[0].question == asked[2].question
+    assert asked[0].scorer_digest == asked[1].scorer_digest != asked[2].scorer_digest
+    assert asked[0].answer_digest == asked[2].answer_digest
 
 
 @pytest.mark.parametrize("scorer", ["compiled", "builtin"])
@@ -85,7 +85,7 @@ def test_a_scorer_without_python_source_is_refused(
     module.write_text(text)
     importlib.invalidate_caches()
     with pytest.raises(UserError, match=f"my_scorers.{scorer} has no Python source"):
-        load({"own": f"my_scorers.{scorer}"})
+        load_scorers({"own": f"my_scorers.{scorer}"})
 
 
 def test_a_file_alone_imports_nothing(module: Path, tmp_path: Path) -> None:
@@ -104,7 +104,7 @@ def test_a_file_alone_imports_nothing(module: Path, tmp_path: Path) -> None:
 )
 def test_what_cannot_be_used_is_told(module: Path, name: str, path: str, told: str) -> None:
     with pytest.raises(UserError, match=told):
-        load({name: path})
+        load_scorers({name: path})
 
 
 @pytest.mark.parametrize(

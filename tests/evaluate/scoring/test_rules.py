@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 
 from souping.core.types import Item, UserError, UserScorer
-from souping.evaluate.scoring import check, chosen, last_number, score, user_scores
+from souping.evaluate.scoring import check_item, chosen_letter, last_number, score, user_scores
 from souping.evaluate.scoring.call_reader import depth, number, pieces, unescape
-from souping.evaluate.scoring.calls import Unparsable, parse, plain, standardise
+from souping.evaluate.scoring.calls import Unparsable, parse_calls, plain_value, standardise
 
 
 def item(answer: Any, scorer: str = "call", language: str = "python", **more: Any) -> Item:
@@ -88,8 +88,8 @@ def test_java_elements_are_read_by_their_documented_type() -> None:
 
 
 def values(source: str, language: str) -> Any:
-    (call,) = parse(f"f(x={source})", language)
-    return plain(call.arguments["x"])
+    (call,) = parse_calls(f"f(x={source})", language)
+    return plain_value(call.arguments["x"])
 
 
 @pytest.mark.parametrize(
@@ -125,14 +125,14 @@ def test_values_of_java_and_javascript(language: str, source: str, value: Any) -
 )  # fmt: skip
 def test_what_is_no_expression(language: str, source: str) -> None:
     with pytest.raises(Unparsable):
-        parse(f"f(x={source})", language)
+        parse_calls(f"f(x={source})", language)
 
 
 @pytest.mark.parametrize("text", ["f(x y)(a=1)", "f(x ? 1).g(a=1)", "new F(1 2).g(a=1)"])
 @pytest.mark.parametrize("language", ["java", "javascript"])
 def test_what_stands_before_a_call_is_an_expression_too(text: str, language: str) -> None:
     with pytest.raises(Unparsable):
-        parse(text, language)
+        parse_calls(text, language)
 
 
 @pytest.mark.parametrize(
@@ -154,7 +154,7 @@ def test_values_of_python(source: str, value: Any) -> None:
 )  # fmt: skip
 def test_what_only_code_could_resolve(source: str) -> None:
     with pytest.raises(Unparsable):
-        parse(f"f(x={source})")
+        parse_calls(f"f(x={source})")
 
 
 def test_names_beside_the_arguments_are_wrong_except_in_python() -> None:
@@ -192,14 +192,14 @@ def test_calls_are_paired_one_to_one() -> None:
 
 
 def test_an_output_is_read_up_to_8000_characters_and_40_brackets() -> None:
-    assert parse("f(a='" + "x" * (8000 - 7) + "')")
+    assert parse_calls("f(a='" + "x" * (8000 - 7) + "')")
     with pytest.raises(Unparsable):
-        parse("f(a='" + "x" * (8000 - 6) + "')")
+        parse_calls("f(a='" + "x" * (8000 - 6) + "')")
     assert depth("f(a=[[1], (2)], b='((((')") == 3
     assert depth(")(") == 0
-    assert parse("f(a=" + "[" * 39 + "]" * 39 + ")")
+    assert parse_calls("f(a=" + "[" * 39 + "]" * 39 + ")")
     with pytest.raises(Unparsable):
-        parse("f(a=" + "[" * 40 + "]" * 40 + ")")
+        parse_calls("f(a=" + "[" * 40 + "]" * 40 + ")")
 
 
 @pytest.mark.parametrize(
@@ -262,7 +262,7 @@ def test_numbers_are_equal_to_nine_digits(answer: Any, output: str, expected: fl
 @pytest.mark.parametrize("answer", ["1,00", "12,34", True, "inf", "nan", [1], None, ""])
 def test_answers_that_are_no_number(answer: Any) -> None:
     with pytest.raises(UserError, match="finite number"):
-        check(item(answer, "number"))
+        check_item(item(answer, "number"))
 
 
 @pytest.mark.parametrize(
@@ -284,7 +284,7 @@ def test_f1_is_twice_the_common_words_over_all(answer: Any, output: str, f1: flo
     ],
 )  # fmt: skip
 def test_the_last_letter_of_the_surest_form(output: str, letter: str) -> None:
-    assert chosen(output) == letter
+    assert chosen_letter(output) == letter
 
 
 @pytest.mark.parametrize(
@@ -296,10 +296,10 @@ def test_the_last_letter_of_the_surest_form(output: str, letter: str) -> None:
 )  # fmt: skip
 def test_answers_that_can_be_scored(scorer: str, answer: Any, usable: bool) -> None:
     if usable:
-        check(item(answer, scorer))
+        check_item(item(answer, scorer))
         return
     with pytest.raises(UserError):
-        check(item(answer, scorer))
+        check_item(item(answer, scorer))
 
 
 @pytest.mark.parametrize("threads", [1, 3])
@@ -315,7 +315,7 @@ def test_own_scorers_score_equal_answers_once_and_stop_at_an_error(threads: int)
     scorer = UserScorer(name="length", function=length, digest="d", threads=threads)
     asked = item("x", "length", user_scorer=scorer)
     outputs = ["ab", "abc", "ab"]
-    known = {(asked.question, asked.scoring, "abc"): 0.75}
+    known = {(asked.answer_digest, asked.scorer_digest, "abc"): 0.75}
     scores, error = user_scores([asked] * 3, outputs, known)
     assert (scores, error) == ([0.2, 0.75, 0.2], None)
     assert called == ["ab"]

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from souping.core.types import Item, UserError
-from souping.evaluate.scoring import SCORERS, check, chosen, last_number, score
+from souping.evaluate.scoring import SCORERS, check_item, chosen_letter, last_number, score
 
 
 def item(answer: Any, scorer: str = "call", language: str = "python") -> Item:
@@ -95,7 +95,7 @@ def test_values_parallel_calls_and_none(answer: Any, output: str, expected: bool
     ],
 )  # fmt: skip
 def test_every_form_of_an_answer(answer: Any) -> None:
-    check(item(answer))
+    check_item(item(answer))
     assert right(answer, "f(b=['X'], a=1)")
     assert not right(answer, "f(a=1)")
 
@@ -143,7 +143,7 @@ def test_python_types_from_the_docs(kind: Any, allowed: Any, output: str, expect
 )  # fmt: skip
 def test_bad_items_are_user_errors(answer: Any, scorer: str, language: str, match: str) -> None:
     with pytest.raises(UserError, match=match) as caught:
-        check(item(answer, scorer, language))
+        check_item(item(answer, scorer, language))
     assert "\n" not in str(caught.value)
 
 
@@ -187,7 +187,7 @@ def test_scores_are_zero_or_one_on_any_output(output: str) -> None:
     ],
 )  # fmt: skip
 def test_the_letter_that_an_output_settles_on(output: str, letter: str) -> None:
-    assert chosen(output) == letter
+    assert chosen_letter(output) == letter
     assert score(item("(B)", "choice"), output) == float(letter == "B")
 
 
@@ -218,7 +218,7 @@ def test_answers_of_another_kind_are_refused(scorer: str) -> None:
     bad = {"regex": ["("], "choice": ["Paris"]}
     for answer in (None, True, [], {"a": 1}, "  ", *bad.get(scorer, [])):
         with pytest.raises(UserError, match="item q1: "):
-            check(item(answer, scorer))
+            check_item(item(answer, scorer))
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""Adapters in adapter space without PEFT: the arithmetic, pouring and writing, refusals, runs and rebuilds."""
+"""Adapters in adapter space without PEFT: the arithmetic, loading and writing, refusals, runs and rebuilds."""
 
 from __future__ import annotations
 
@@ -94,7 +94,7 @@ def test_dtype_is_that_of_the_factors(base: Path, tmp_path: Path, dtype: str) ->
     tensors = load_file(soup / "adapter_model.safetensors")
     assert {str(t.dtype) for t in tensors.values()} == {f"torch.{dtype}"}
     module = load(base)
-    pool.live(module).pour(pool.recipe({"a": 0.3, "b": 0.7}))
+    pool.live(module).load_soup(pool.recipe({"a": 0.3, "b": 0.7}))
     a, b = (tensors[f"{PREFIX}{Q0}.lora_{side}.weight"].double() for side in "AB")
     exact = load_file(base / "model.safetensors")[f"{Q0}.weight"].double() + b @ a
     assert torch.equal(module.get_submodule(Q0).weight, exact.float())
@@ -109,7 +109,7 @@ def test_pouring_a_merged_soup_equals_writing_it(
     live = pool.live(module)
     for number, weights in enumerate([(0.3, 0.7), (1.0, 0.0), (0.0, 1.0)]):
         written = load(write(pool, weights, tmp_path / f"full-{number}")).state_dict()
-        live.pour(pool.recipe(dict(zip("ab", weights, strict=True))))
+        live.load_soup(pool.recipe(dict(zip("ab", weights, strict=True))))
         assert all(
             torch.equal(tensor, written[name]) for name, tensor in module.state_dict().items()
         )
@@ -272,7 +272,7 @@ def test_refusal_of_values_that_are_not_finite(base: Path, tmp_path: Path, adapt
         write(pool, (0.3, 0.7), tmp_path / "soup")
     assert not [p for p in tmp_path.iterdir() if "soup" in p.name]
     with pytest.raises(UserError, match="NaN or infinity"):
-        pool.live(load(base)).pour(pool.recipe({"a": 0.3, "b": 0.7}))
+        pool.live(load(base)).load_soup(pool.recipe({"a": 0.3, "b": 0.7}))
     write(opened(folders, adapters=adapters, nonfinite="warn"), (0.3, 0.7), tmp_path / "soup")
 
 

@@ -161,9 +161,9 @@ def test_peft_loads_the_soup_which_is_the_weighted_sum_of_products(
             summed.get_submodule(module).weight += delta
     loaded = peft.PeftModel.from_pretrained(load_base(base), soup).eval()
     close(forward(loaded), forward(summed), 2**-17)
-    poured = load_base(base)
-    pool.live(poured).pour(recipe)
-    close(forward(poured), forward(summed), 2**-17)
+    loaded = load_base(base)
+    pool.live(loaded).load_soup(recipe)
+    close(forward(loaded), forward(summed), 2**-17)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
@@ -187,22 +187,22 @@ def test_merged_model_is_what_peft_merges(dtype: torch.dtype, tmp_path: Path) ->
 
 @pytest.mark.parametrize("tie", [False, True])
 def test_embeddings_that_the_base_ties(tie: bool, tmp_path: Path) -> None:
-    """PEFT leaves the head alone when it adapts the embedding tied to it, and so does a pour."""
+    """PEFT leaves the head alone when it adapts the embedding tied to it, and so does a load."""
     base = save_base(tmp_path / "base", tie=tie)
     pool = pool_of(tmp_path, base, {"a": CASES["embedding"]["a"], "b": CASES["embedding"]["b"]})
     recipe = pool.recipe({"a": 0.4, "b": 0.6})
     soup = pool.write(recipe, tmp_path / "soup")
-    poured = load_base(base)
-    live = pool.live(poured)
-    live.pour(recipe)
+    loaded = load_base(base)
+    live = pool.live(loaded)
+    live.load_soup(recipe)
     close(
-        forward(poured),
+        forward(loaded),
         forward(peft.PeftModel.from_pretrained(load_base(base), soup).eval()),
         2**-17,
     )
-    live.pour(pool.recipe({"a": 0.0, "b": 1.0}))
+    live.load_soup(pool.recipe({"a": 0.0, "b": 1.0}))
     close(
-        forward(poured),
+        forward(loaded),
         forward(peft.PeftModel.from_pretrained(load_base(base), tmp_path / "b").eval()),
         2**-17,
     )
@@ -222,10 +222,10 @@ def test_weights_stored_the_other_way_round(tmp_path: Path) -> None:
     pool = pool_of(tmp_path, base, every)
     recipe = pool.recipe({"a": 0.25, "b": 0.75})
     soup = pool.write(recipe, tmp_path / "soup")
-    poured = load_base(base)
-    pool.live(poured).pour(recipe)
+    loaded = load_base(base)
+    pool.live(loaded).load_soup(recipe)
     close(
-        forward(poured),
+        forward(loaded),
         forward(peft.PeftModel.from_pretrained(load_base(base), soup).eval()),
         2**-17,
     )
@@ -235,13 +235,13 @@ def test_attention_of_a_mixture_of_experts(tmp_path: Path) -> None:
     base = save_base(tmp_path / "base", "mixtral")
     pool = pool_of(tmp_path, base, {"a": {"r": 2, **QV}, "b": {"r": 3, **QV}}, adapters="merge")
     recipe = pool.recipe({"a": 0.25, "b": 0.75})
-    poured = load_base(base)
-    pool.live(poured).pour(recipe)
+    loaded = load_base(base)
+    pool.live(loaded).load_soup(recipe)
     written = load_base(pool.write(recipe, tmp_path / "full"))
-    assert torch.equal(forward(poured), forward(written))
+    assert torch.equal(forward(loaded), forward(written))
     want = {name: products(base, tmp_path / name) for name in "ab"}
     for module in want["a"]:
-        delta = poured.get_submodule(module).weight - load_base(base).get_submodule(module).weight
+        delta = loaded.get_submodule(module).weight - load_base(base).get_submodule(module).weight
         close(delta, 0.25 * want["a"][module] + 0.75 * want["b"][module], 2**-19)
 
 

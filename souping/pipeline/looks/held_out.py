@@ -1,4 +1,4 @@
-"""Opening of the test split and of extra benchmarks, through the ledger."""
+"""Items of the test split and of extra benchmarks, by the looks that the store counts."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ from souping.core.types import Item, ItemScores, Recipe, UserError
 from souping.core.unit import Unit
 from souping.evaluate import identity
 from souping.pipeline.evaluation import Evaluation
-from souping.pipeline.evidence import FamilyScores
+from souping.pipeline.evidence import KnownScores
 from souping.pipeline.looks.claims import Claim, Look, Measurement, pair_digest
-from souping.pipeline.looks.ledger import Ledger
+from souping.pipeline.looks.counted_looks import CountedLooks
 from souping.pipeline.settings import RunSettings
 from souping.pipeline.state import Contender
 from souping.pipeline.steps import Stage
@@ -21,11 +21,11 @@ from souping.statistics.scores import ItemTable
 
 
 @dataclass(frozen=True, kw_only=True)
-class Opening:
+class HeldOutItems:
     """What a run may report on, and what that costs. `note` keeps a sentence for the reader of the report."""
 
     settings: RunSettings
-    ledger: Ledger
+    counted_looks: CountedLooks
     candidates: tuple[str, ...]
     note: Callable[[str], None]
 
@@ -41,10 +41,10 @@ class Opening:
 
     def items_of(self, claim: Claim) -> tuple[Item, ...]:
         """The items of a report, without groups that cost more than they tell."""
-        items = self.ledger.items_of(claim)
-        if deleted := self.ledger.deleted():
+        items = self.counted_looks.items_of(claim)
+        if deleted := self.counted_looks.deleted():
             self.note(
-                f"{deleted} rows of the ledger in {self.settings.store_path} were deleted: each counts as a report"
+                f"{deleted} rows of the looks in {self.settings.store_path} were deleted: each counts as a report"
             )
         if left_out := len(claim.items) - len(items):
             self.note(
@@ -62,8 +62,8 @@ class Opening:
         # A dry run has items of the other splits in place of the test split's.
         if self.settings.dry_run is not None:
             return items
-        chosen_on = self.ledger.chosen_on(soup)
-        unseen = tuple(item for item in items if item.identity not in chosen_on)
+        chosen_on = self.counted_looks.chosen_on(soup)
+        unseen = tuple(item for item in items if item.prompt_digest not in chosen_on)
         if len(unseen) == len(items):
             return items
         categories = {item.category for item in items}
@@ -86,17 +86,21 @@ class Opening:
         measure: Callable[[Stage, Sequence[Measurement]], list[ItemScores]],
         guards: str = "",
     ) -> tuple[Look, list[ItemScores]]:
-        """Measure a claim; the look is in the ledger before anybody can read a score.
+        """Measure a claim; the look is in the store before anybody can read a score.
 
         If the claim was shown before, `measure` is given how it was measured then.
         """
         measurement = evaluation.measurement(stage.models, stage.items)
         look: Look | None = None
         if evaluation.hands_out:
-            look = self.ledger.show_report(claim, stage.items, stage.models, measurement, guards)
-        scores = measure(stage, self.ledger.measurements(claim))
+            look = self.counted_looks.show_report(
+                claim, stage.items, stage.models, measurement, guards
+            )
+        scores = measure(stage, self.counted_looks.measurements(claim))
         if look is None:
-            look = self.ledger.show_report(claim, stage.items, stage.models, measurement, guards)
+            look = self.counted_looks.show_report(
+                claim, stage.items, stage.models, measurement, guards
+            )
         self._note_look(claim, stage, look, measurement)
         return look, scores
 
@@ -108,7 +112,7 @@ class Opening:
                 f"{stage.name}: this soup was reported on these items before, with other settings or draws: the "
                 "answers of that report are reported again"
             )
-        if look.first and (viewed := self.ledger.viewed(claim.soup.id, items)):
+        if look.first and (viewed := self.counted_looks.viewed(claim.soup.id, items)):
             self.note(
                 f"answers to {viewed} of {len(items)} test items were looked at (souping show) in another recipe's "
                 "report: later choices may depend on them"
@@ -132,19 +136,19 @@ class Opening:
         factor = self.settings.evaluator.unit.factor
         soup_scores = scores[soup.recipe.id]
         weights = ItemTable.of(soup_scores.items, objective).item_weights
-        identities = [item.identity for item in soup_scores.items]
+        identities = [item.prompt_digest for item in soup_scores.items]
         pairs = {}
         for other, difference in zip(others, differences, strict=True):
             values = (soup_scores.values / factor, scores[other.recipe.id].values / factor)
             pair = pair_digest(identities, weights, *values)
             pairs[pair] = Level(look.number, difference.tests or 1.0)
-        self.ledger.note_pairs(pairs)
+        self.counted_looks.note_pairs(pairs)
 
-    def family_scores(self, look: Look, items: Sequence[Item], unit: Unit) -> FamilyScores:
+    def family_scores(self, look: Look, items: Sequence[Item], unit: Unit) -> KnownScores:
         """Scores of the models that are tested together with the soup."""
-        questions = [item.question for item in items]
-        scores = self.ledger.known_scores(look.known, questions)
-        return FamilyScores(scores=scores * unit.factor, missing=look.known.missing)
+        questions = [item.answer_digest for item in items]
+        scores = self.counted_looks.known_scores(look.known, questions)
+        return KnownScores(scores=scores * unit.factor, missing=look.known.missing)
 
 
 def split_sizes(splits: Mapping[str, int], claim: Claim, items: Sequence[Item]) -> SplitSizes:

@@ -1,10 +1,10 @@
-"""One pour of a soup into a live module: median and least of 30, three ingredients, two sizes of a Llama in bfloat16.
+"""One load of a soup into a live module: median and least of 30, three ingredients, two sizes of a Llama in bfloat16.
 
-Each pour has other weights, as in a search; all ingredients count in each. What the first pour does once (tensors side
-by side, files opened) is not timed. Both models have 101 tensors: the small one shows what a pour costs beside its
+Each load has other weights, as in a search; all ingredients count in each. What the first load does once (tensors side
+by side, files opened) is not timed. Both models have 101 tensors: the small one shows what a load costs beside its
 arithmetic.
 
-    OMP_NUM_THREADS=1 python benchmarks/pour.py
+    OMP_NUM_THREADS=1 python benchmarks/load_soups.py
 """
 
 from __future__ import annotations
@@ -18,13 +18,13 @@ import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from souping.core.types import Recipe
-from souping.merge import Pourable
+from souping.merge import LoadableModel
 from souping.merge.local import LocalMerge
 
 SIZES = ((64, 1_000), (256, 8_000))
 """(hidden size, vocabulary)"""
 NAMES = ("0", "1", "2")
-POURS = 30
+LOADS = 30
 
 
 def main() -> None:
@@ -32,7 +32,7 @@ def main() -> None:
         with tempfile.TemporaryDirectory() as folder:
             models = [save(Path(folder) / name, hidden, vocab, int(name)) for name in NAMES]
             pool = LocalMerge().open({name: Path(folder) / name for name in NAMES})
-            seconds = pours(pool.live(models[-1]))
+            seconds = load_times(pool.live(models[-1]))
         parameters = sum(parameter.numel() for parameter in models[-1].parameters()) / 1e6
         median = 1e3 * statistics.median(seconds)
         least = 1e3 * min(seconds)
@@ -50,12 +50,12 @@ def save(folder: Path, hidden: int, vocab: int, seed: int) -> LlamaForCausalLM:
     return model
 
 
-def pours(live: Pourable) -> list[float]:
-    """Seconds of each pour after the first."""
+def load_times(live: LoadableModel) -> list[float]:
+    """Seconds of each load after the first."""
     seconds = []
-    for number in range(POURS + 1):
+    for number in range(LOADS + 1):
         start = time.perf_counter()
-        live.pour(recipe(0.2 + 0.01 * number))
+        live.load_soup(recipe(0.2 + 0.01 * number))
         seconds.append(time.perf_counter() - start)
     return seconds[1:]
 

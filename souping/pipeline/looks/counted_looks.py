@@ -1,14 +1,14 @@
-"""Ledger of the test split: what was claimed and shown on its items, and on which items searches chose.
+"""CountedLooks of the test split: what was claimed and shown on its items, and on which items searches chose.
 
 It is part of the results store and identifies everything by its content: items by what the model sees
-(`Item.identity`), models by their weights. Other names, files, groups or settings do not reset it.
+(`Item.prompt_digest`), models by their weights. Other names, files, groups or settings do not reset it.
 
 A *look* is a report, an extra benchmark or a comparison that showed numbers. It has a row in `counted_looks` (its
 claim, its items, and what else was known then), which is committed before the first of its numbers can be read outside
 the process, and rows in `shown` (its soups). `measured` has how a claim was measured, in order, and `pairs` the level
 at which a report showed two models.
 
-The table `written` counts the rows that the ledger wrote: deleted rows are noticed.
+The table `written` counts the rows that were written: deleted rows are noticed.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from souping.pipeline.looks.claims import (
     Look,
     Measurement,
     items_to_report,
-    price,
+    look_penalty_text,
     times,
 )
 from souping.pipeline.store import Mixture, Store, parts_of, row_number
@@ -39,7 +39,7 @@ DEEP = 20
 """Levels of soups of soups that are followed. An edited recipe.json may contain itself."""
 
 
-class Ledger:
+class CountedLooks:
     """Record of claims, shown soups, searches and views in a store."""
 
     def __init__(self, store: Store) -> None:
@@ -58,23 +58,23 @@ class Ledger:
             identities = {str(name) for (name,) in rows}
         if not identities:
             return self.new_items(claim.items, claim.objective)
-        return tuple(item for item in claim.items if item.identity in identities)
+        return tuple(item for item in claim.items if item.prompt_digest in identities)
 
     def new_items(self, items: Sequence[Item], objective: Objective) -> tuple[Item, ...]:
         """The items that a report on a new claim would be on."""
         with self._store.reading() as db:
-            occasions = _occasions(db, _names(items))
+            earlier_looks = _earlier_looks(db, _names(items))
             deleted = _deleted(db)
-        return items_to_report(items, occasions, objective, deleted)
+        return items_to_report(items, earlier_looks, objective, deleted)
 
     def announcement(self, items: Sequence[Item]) -> str:
         """What a report on these items will cost if there were others before; empty if it is the first."""
         with self._store.reading() as db:
-            count = max(_occasions(db, _names(items)).values(), default=0) + _deleted(db)
+            count = max(_earlier_looks(db, _names(items)).values(), default=0) + _deleted(db)
         if not count:
             return ""
         what = f"the items of the test split were reported on {times(count)} before"
-        return f"{what}: a report that is not one of those is look {count + 1} or later, {price(count + 1)}"
+        return f"{what}: a report that is not one of those is look {count + 1} or later, {look_penalty_text(count + 1)}"
 
     def show_report(
         self,
@@ -86,11 +86,11 @@ class Ledger:
     ) -> Look:
         """Write that a claim's numbers on these items are about to be shown, and return its look.
 
-        The number is fixed when the claim is first shown: one more than the largest number of occasions, on any of the
-        items, that showed other claims. Deleted rows count as occasions. A repeated claim keeps its number, its family
+        The number is fixed when the claim is first shown: one more than the largest number of looks, at any of the
+        items, that showed other claims. Deleted rows count as looks. A repeated claim keeps its number, its family
         and its guards, and gains a measurement.
         """
-        questions = [item.question for item in items]
+        questions = [item.answer_digest for item in items]
         key = claim.fingerprint
         with self._store.writing() as db:
             look = _open(db, key, _names(items), questions, models, guards)
@@ -125,8 +125,8 @@ class Ledger:
             row = db.execute(query, (pair,)).fetchone()
         return None if row is None else Level(int(row[0]), float(row[1]))
 
-    def known_scores(self, family: KnownModels, questions: Sequence[str]) -> FloatArray:
-        """Stored scores [M, I] of a family on these questions, nan where there is none.
+    def known_scores(self, known: KnownModels, questions: Sequence[str]) -> FloatArray:
+        """Stored scores [M, I] of known models on these questions, nan where there is none.
 
         One row per soup and evaluator that answered one of them.
         """
@@ -137,7 +137,7 @@ class Ledger:
         # {(soup, evaluator): scores [I]}
         rows: dict[tuple[str, int], FloatArray] = {}
         with self._store.reading() as db:
-            for soup in family.soups:
+            for soup in known.soups:
                 for evaluator, question, score in db.execute(query, (row_number(soup),)):
                     if question in places:
                         row = rows.setdefault((soup, evaluator), np.full(len(questions), np.nan))
@@ -194,7 +194,7 @@ class Ledger:
         )
         with self._store.reading() as db:
             viewed = {str(name) for (name,) in db.execute(query, (recipe,))}
-        return sum(item.identity in viewed for item in items)
+        return sum(item.prompt_digest in viewed for item in items)
 
 
 class _Mixtures:
@@ -225,7 +225,7 @@ class _Mixtures:
 
 
 def _names(items: Iterable[Item]) -> list[str]:
-    return [item.identity for item in items]
+    return [item.prompt_digest for item in items]
 
 
 def _measurements(db: sqlite3.Connection, claim: str) -> tuple[Measurement, ...]:
@@ -245,14 +245,14 @@ def _open(
     models: Sequence[Recipe] = (),
     guards: str = "",
 ) -> Look:
-    """Write an occasion and the soups among its `models`. A comparison of runs has none of its own."""
+    """Write a look and the soups among its `models`. A comparison of runs has none of its own."""
     item_set = _item_set(db, identities)
     query = "SELECT number, family, guards FROM counted_looks WHERE claim = ?"
     first = db.execute(query, (claim,)).fetchone() is None
     if first:
-        number = 1 + max(_occasions(db, identities).values(), default=0) + _deleted(db)
-        family = KnownModels() if number == 1 else _family(db, item_set, questions, models)
-        _insert(db, "counted_looks", claim, number, item_set, json.dumps(family), guards)
+        number = 1 + max(_earlier_looks(db, identities).values(), default=0) + _deleted(db)
+        known = KnownModels() if number == 1 else _family(db, item_set, questions, models)
+        _insert(db, "counted_looks", claim, number, item_set, json.dumps(known), guards)
     mixtures = _Mixtures(db)
     for parts in map(parts_of, models):
         if len(mixtures.of(parts)) > 1:
@@ -262,8 +262,8 @@ def _open(
     return Look(int(number), first, KnownModels(tuple(soups), missing), declared)
 
 
-def _occasions(db: sqlite3.Connection, identities: Iterable[str]) -> dict[str, int]:
-    """{identity: occasions that showed numbers of it}"""
+def _earlier_looks(db: sqlite3.Connection, identities: Iterable[str]) -> dict[str, int]:
+    """{prompt digest: looks that showed numbers of it}"""
     query = (
         "SELECT content, COUNT(*) FROM members JOIN counted_looks USING (item_set) GROUP BY content"
     )
@@ -309,7 +309,7 @@ def _family(
 
 
 def _deleted(db: sqlite3.Connection) -> int:
-    """Rows that were written to the ledger and are no longer there."""
+    """Rows that were written and are no longer there."""
     written = db.execute("SELECT ledger, rows FROM written").fetchall()
     return sum(
         rows - int(db.execute(f"SELECT COUNT(*) FROM {table}").fetchone()[0])

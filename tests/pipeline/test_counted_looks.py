@@ -1,4 +1,4 @@
-"""Ledger of the test split. Each way to look twice and pay once, with the look that it is told to be."""
+"""CountedLooks of the test split. Each way to look twice and pay once, with the look that it is told to be."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from souping.evaluate.generate import LocalEvaluator
 from souping.evaluate.identity import look
 from souping.pipeline.evaluation import Evaluation
 from souping.pipeline.looks.claims import Claim, KnownModels, items_to_report
-from souping.pipeline.looks.ledger import Ledger
+from souping.pipeline.looks.counted_looks import CountedLooks
 from souping.pipeline.run import Run
 from souping.pipeline.store import Store
 from tests.conftest import ROOT, claim, command_line, make_items, pool_of, recipe, show_report
@@ -41,12 +41,12 @@ def store(tmp_path: Path) -> Any:
 
 
 @pytest.fixture
-def ledger(store: Store) -> Ledger:
-    return Ledger(store)
+def counted_looks(store: Store) -> CountedLooks:
+    return CountedLooks(store)
 
 
-def number(ledger: Ledger, claim: Claim) -> int:
-    return show_report(ledger, claim).number
+def number(counted_looks: CountedLooks, claim: Claim) -> int:
+    return show_report(counted_looks, claim).number
 
 
 def answer(store: Store, soup: Recipe, items: Sequence[Item], score: float = 1.0) -> None:
@@ -56,9 +56,9 @@ def answer(store: Store, soup: Recipe, items: Sequence[Item], score: float = 1.0
 
 
 class TestClaims:
-    def test_a_claim_that_is_made_again_keeps_its_look(self, ledger: Ledger) -> None:
+    def test_a_claim_that_is_made_again_keeps_its_look(self, counted_looks: CountedLooks) -> None:
         soups = (HALF, OTHER, HALF, OTHER, recipe(0.8, 0.2), OTHER)
-        looks = [number(ledger, claim(soup, ITEMS)) for soup in soups]
+        looks = [number(counted_looks, claim(soup, ITEMS)) for soup in soups]
         assert looks == [1, 2, 1, 2, 3, 2]
 
     @pytest.mark.parametrize(
@@ -87,12 +87,14 @@ class TestClaims:
         ],
     )
     def test_whatever_a_claim_rests_on_makes_another_claim(
-        self, ledger: Ledger, other: Any
+        self, counted_looks: CountedLooks, other: Any
     ) -> None:
-        looks = [number(ledger, one) for one in (claim(HALF, ITEMS), other, other)]
+        looks = [number(counted_looks, one) for one in (claim(HALF, ITEMS), other, other)]
         assert looks == [1, 2, 2]
 
-    def test_names_order_rounding_and_margin_make_no_other_claim(self, ledger: Ledger) -> None:
+    def test_names_order_rounding_and_margin_make_no_other_claim(
+        self, counted_looks: CountedLooks
+    ) -> None:
         renamed = [
             replace(item, id=f"x{item.id}", category=f"c {item.category}", group="g")
             for item in ITEMS[::-1]
@@ -108,56 +110,61 @@ class TestClaims:
             claim(HALF, renamed),
             claim(names, ITEMS, candidates=("f-b", "f-a")),
         ):
-            assert number(ledger, one) == 1
+            assert number(counted_looks, one) == 1
 
-    def test_occasions_are_counted_by_item(self, ledger: Ledger) -> None:
+    def test_looks_are_counted_by_item(self, counted_looks: CountedLooks) -> None:
         one = make_items(4, ("w",))
         two = make_items(8, ("w",))
-        assert number(ledger, claim(HALF, one)) == 1
-        assert number(ledger, claim(HALF, two[4:])) == 1
-        assert number(ledger, claim(OTHER, two)) == 2
+        assert number(counted_looks, claim(HALF, one)) == 1
+        assert number(counted_looks, claim(HALF, two[4:])) == 1
+        assert number(counted_looks, claim(OTHER, two)) == 2
         others = (one, two[4:], make_items(9, ("z",))[8:])
-        announced = [ledger.announcement(items) for items in others]
+        announced = [counted_looks.announcement(items) for items in others]
         assert ["look 3" in text for text in announced] == [True, True, False]
 
-    def test_deleted_rows_count_as_occasions(self, ledger: Ledger, store: Store) -> None:
-        number(ledger, claim(HALF, ITEMS))
-        number(ledger, claim(HALF, ITEMS))
-        ledger.note_search(["f-a"], ITEMS)
-        ledger.note_search(["f-a"], ITEMS)
-        assert ledger.deleted() == 0
+    def test_deleted_rows_count_as_looks(self, counted_looks: CountedLooks, store: Store) -> None:
+        number(counted_looks, claim(HALF, ITEMS))
+        number(counted_looks, claim(HALF, ITEMS))
+        counted_looks.note_search(["f-a"], ITEMS)
+        counted_looks.note_search(["f-a"], ITEMS)
+        assert counted_looks.deleted() == 0
         with store.writing() as db:
             db.execute("DELETE FROM counted_looks")
-        assert ledger.deleted() == 1
-        assert number(ledger, claim(HALF, ITEMS)) == 2
-        assert number(ledger, claim(OTHER, make_items(20)[-1:])) == 2
+        assert counted_looks.deleted() == 1
+        assert number(counted_looks, claim(HALF, ITEMS)) == 2
+        assert number(counted_looks, claim(OTHER, make_items(20)[-1:])) == 2
 
-    def test_nothing_is_counted_before_it_is_shown(self, ledger: Ledger) -> None:
+    def test_nothing_is_counted_before_it_is_shown(self, counted_looks: CountedLooks) -> None:
         crashed = claim(HALF, ITEMS)
-        assert ledger.items_of(crashed) == tuple(ITEMS)
-        assert number(ledger, claim(OTHER, ITEMS)) == 1
+        assert counted_looks.items_of(crashed) == tuple(ITEMS)
+        assert number(counted_looks, claim(OTHER, ITEMS)) == 1
         # What it would have been is not kept: another claim was shown meanwhile.
-        assert number(ledger, crashed) == 2
+        assert number(counted_looks, crashed) == 2
 
-    def test_another_measurement_is_the_same_look_and_is_kept(self, ledger: Ledger) -> None:
+    def test_another_measurement_is_the_same_look_and_is_kept(
+        self, counted_looks: CountedLooks
+    ) -> None:
         one = claim(HALF, ITEMS)
         looks = [
-            show_report(ledger, one, evaluator=name) for name in ("batch 8", "batch 4", "batch 8")
+            show_report(counted_looks, one, evaluator=name)
+            for name in ("batch 8", "batch 4", "batch 8")
         ]
         assert [look.number for look in looks] == [1, 1, 1]
         measured = [measurement.evaluator for measurement in looks[-1].measurements]
         assert measured == ["batch 8", "batch 4"]
 
-    def test_ids_of_renamed_items_are_another_measurement(self, ledger: Ledger) -> None:
+    def test_ids_of_renamed_items_are_another_measurement(
+        self, counted_looks: CountedLooks
+    ) -> None:
         renamed = [replace(item, id=f"new {item.id}") for item in ITEMS]
-        show_report(ledger, claim(HALF, ITEMS))
-        look = show_report(ledger, claim(HALF, renamed))
+        show_report(counted_looks, claim(HALF, ITEMS))
+        look = show_report(counted_looks, claim(HALF, renamed))
         assert (look.number, len(look.measurements)) == (1, 2)
 
-    def test_guards_are_those_of_the_first_report(self, ledger: Ledger) -> None:
+    def test_guards_are_those_of_the_first_report(self, counted_looks: CountedLooks) -> None:
         one = claim(HALF, ITEMS)
-        assert show_report(ledger, one, guards="first").guards == "first"
-        assert show_report(ledger, one, guards="second").guards == "first"
+        assert show_report(counted_looks, one, guards="first").guards == "first"
+        assert show_report(counted_looks, one, guards="second").guards == "first"
 
     def test_another_machine_batch_or_draw_is_the_same_look(self) -> None:
         base = LocalEvaluator(device="cpu", temperature=0.5)
@@ -178,100 +185,110 @@ class TestClaims:
         code = f"""
 import os
 from pathlib import Path
-from souping.pipeline.looks.ledger import Ledger
+from souping.pipeline.looks.counted_looks import CountedLooks
 from souping.pipeline.store import Store
 from tests.conftest import claim, make_items, recipe, show_report
-show_report(Ledger(Store(Path({str(tmp_path / "killed")!r}))), claim(recipe(0.5, 0.5), make_items(4)))
+show_report(CountedLooks(Store(Path({str(tmp_path / "killed")!r}))), claim(recipe(0.5, 0.5), make_items(4)))
 os.kill(os.getpid(), 9)
 """
         killed = subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=False)
         assert killed.returncode == -9
         with Store(tmp_path / "killed") as store:
-            assert number(Ledger(store), claim(OTHER, ITEMS)) == 2
+            assert number(CountedLooks(store), claim(OTHER, ITEMS)) == 2
 
 
 class TestItems:
     """Which items a new report is made on. Groups of two; a group leaves whole."""
 
-    def test_few_shared_groups_leave_and_the_rest_is_a_first_look(self, ledger: Ledger) -> None:
+    def test_few_shared_groups_leave_and_the_rest_is_a_first_look(
+        self, counted_looks: CountedLooks
+    ) -> None:
         for soup in (HALF, OTHER):
-            assert number(ledger, claim(soup, MANY[:3])) in (1, 2)
+            assert number(counted_looks, claim(soup, MANY[:3])) in (1, 2)
         later = claim(recipe(0.9, 0.1), MANY)
-        items = ledger.items_of(later)
+        items = counted_looks.items_of(later)
         assert items == tuple(MANY[4:])
-        assert number(ledger, later) == 1
+        assert number(counted_looks, later) == 1
 
-    def test_a_repeated_claim_is_reported_on_its_own_items(self, ledger: Ledger) -> None:
-        number(ledger, claim(OTHER, MANY[:3]))
+    def test_a_repeated_claim_is_reported_on_its_own_items(
+        self, counted_looks: CountedLooks
+    ) -> None:
+        number(counted_looks, claim(OTHER, MANY[:3]))
         first = claim(HALF, MANY)
-        assert number(ledger, first) == 1
-        number(ledger, claim(recipe(0.9, 0.1), MANY[10:20]))
-        assert ledger.items_of(first) == tuple(MANY[4:])
-        assert show_report(ledger, first).first is False
+        assert number(counted_looks, first) == 1
+        number(counted_looks, claim(recipe(0.9, 0.1), MANY[10:20]))
+        assert counted_looks.items_of(first) == tuple(MANY[4:])
+        assert show_report(counted_looks, first).first is False
 
     @pytest.mark.parametrize(
-        ("share", "occasions", "leave"),
+        ("share", "earlier_looks", "leave"),
         [(0.44, 1, True), (0.46, 1, False), (0.52, 2, True), (0.54, 2, False)],
     )
     def test_items_leave_if_that_is_cheaper(
-        self, share: float, occasions: int, leave: bool
+        self, share: float, earlier_looks: int, leave: bool
     ) -> None:
         items = [item for item in make_items(500) if item.category == "w"]
         shown = round(share * len(items))
-        counts = Counter({item.identity: occasions for item in items[:shown]})
+        counts = Counter({item.prompt_digest: earlier_looks for item in items[:shown]})
         kept = items_to_report(items, counts, Mean())
         assert len(kept) == (len(items) - shown if leave else len(items))
 
     def test_a_category_keeps_twenty_items_or_all(self) -> None:
         for size, shown, left in ((24, 4, 20), (24, 6, 24), (12, 2, 12)):
             items = make_items(size, ("w",))
-            counts = Counter({item.identity: 3 for item in items[:shown]})
+            counts = Counter({item.prompt_digest: 3 for item in items[:shown]})
             assert len(items_to_report(items, counts, Mean())) == left
 
 
 class TestKnownModels:
     def test_all_soups_with_known_scores_are_tested_together(
-        self, ledger: Ledger, store: Store
+        self, counted_looks: CountedLooks, store: Store
     ) -> None:
         soups = [recipe(w, 1 - w) for w in (0.2, 0.4, 0.6)]
         for soup in (HALF, *soups, recipe(1.0, 0.0)):
             answer(store, soup, ITEMS[:3])
-        assert show_report(ledger, claim(HALF, ITEMS), models=soups).known == KnownModels()
-        look = show_report(ledger, claim(OTHER, ITEMS))
+        assert show_report(counted_looks, claim(HALF, ITEMS), models=soups).known == KnownModels()
+        look = show_report(counted_looks, claim(OTHER, ITEMS))
         assert look.number == 2
         assert {*look.known.soups} == {soup.fingerprint for soup in (HALF, *soups)}
-        questions = [item.question for item in ITEMS]
-        scores = ledger.known_scores(look.known, questions)
+        questions = [item.answer_digest for item in ITEMS]
+        scores = counted_looks.known_scores(look.known, questions)
         assert scores.shape == (4, len(ITEMS))
         assert np.isfinite(scores).sum(axis=1).tolist() == [3] * 4
 
-    def test_a_shown_soup_without_answers_counts_alone(self, ledger: Ledger) -> None:
-        show_report(ledger, claim(HALF, ITEMS), models=[OTHER])
-        assert show_report(ledger, claim(recipe(0.9, 0.1), ITEMS)).known == KnownModels((), 2)
+    def test_a_shown_soup_without_answers_counts_alone(self, counted_looks: CountedLooks) -> None:
+        show_report(counted_looks, claim(HALF, ITEMS), models=[OTHER])
+        assert show_report(counted_looks, claim(recipe(0.9, 0.1), ITEMS)).known == KnownModels(
+            (), 2
+        )
 
     def test_a_family_stays_as_it_was_when_the_claim_was_first_shown(
-        self, ledger: Ledger, store: Store
+        self, counted_looks: CountedLooks, store: Store
     ) -> None:
         for soup in (HALF, OTHER):
             answer(store, soup, ITEMS)
-            family = show_report(ledger, claim(soup, ITEMS)).known
+            family = show_report(counted_looks, claim(soup, ITEMS)).known
         answer(store, recipe(0.9, 0.1), ITEMS)
-        show_report(ledger, claim(recipe(0.9, 0.1), ITEMS))
-        assert show_report(ledger, claim(OTHER, ITEMS)).known == family
+        show_report(counted_looks, claim(recipe(0.9, 0.1), ITEMS))
+        assert show_report(counted_looks, claim(OTHER, ITEMS)).known == family
 
-    def test_single_models_are_in_that_of_a_comparison(self, ledger: Ledger, store: Store) -> None:
+    def test_single_models_are_in_that_of_a_comparison(
+        self, counted_looks: CountedLooks, store: Store
+    ) -> None:
         singles = [recipe(1.0, names=(name,)) for name in "abc"]
         for model in (HALF, *singles):
             answer(store, model, ITEMS)
-        show_report(ledger, claim(HALF, ITEMS), models=singles)
-        identities = [item.identity for item in ITEMS]
-        questions = [item.question for item in ITEMS]
-        look = ledger.show_comparison("pair", identities, questions)
+        show_report(counted_looks, claim(HALF, ITEMS), models=singles)
+        identities = [item.prompt_digest for item in ITEMS]
+        questions = [item.answer_digest for item in ITEMS]
+        look = counted_looks.show_comparison("pair", identities, questions)
         assert look.number == 2
         assert len(look.known.soups) == 4
-        assert ledger.show_comparison("pair", identities, questions).number == 2
+        assert counted_looks.show_comparison("pair", identities, questions).number == 2
 
-    def test_soups_of_soups_are_soups(self, ledger: Ledger, store: Store, tmp_path: Path) -> None:
+    def test_soups_of_soups_are_soups(
+        self, counted_looks: CountedLooks, store: Store, tmp_path: Path
+    ) -> None:
         store.remember_folder("f-s", tmp_path, "s", json.dumps({"f-a": 0.5, "f-b": 0.5}))
         # edited: it names itself
         store.remember_folder("f-t", tmp_path, "t", json.dumps({"f-s": 0.5, "f-t": 0.5}))
@@ -279,19 +296,21 @@ class TestKnownModels:
         written = [recipe(1.0, names=(name,)) for name in "st"]
         for model in written:
             answer(store, model, ITEMS)
-        show_report(ledger, claim(written[0], ITEMS), models=written[1:])
-        look = show_report(ledger, claim(OTHER, ITEMS))
+        show_report(counted_looks, claim(written[0], ITEMS), models=written[1:])
+        look = show_report(counted_looks, claim(OTHER, ITEMS))
         assert {*look.known.soups} == {model.fingerprint for model in written}
 
 
 class TestSearches:
-    def test_a_search_over_one_of_the_ingredients_is_enough(self, ledger: Ledger) -> None:
-        ledger.note_search(["f-a", "f-b"], ITEMS[:2])
-        ledger.note_search(["f-b", "f-c"], ITEMS[1:3])
-        identities = [item.identity for item in ITEMS]
-        assert ledger.chosen_on(recipe(0.5, 0.5, names=("a", "d"))) == set(identities[:2])
-        assert ledger.chosen_on(recipe(0.1, 0.9)) == set(identities[:3])
-        assert ledger.chosen_on(recipe(1.0, names=("d",))) == set()
+    def test_a_search_over_one_of_the_ingredients_is_enough(
+        self, counted_looks: CountedLooks
+    ) -> None:
+        counted_looks.note_search(["f-a", "f-b"], ITEMS[:2])
+        counted_looks.note_search(["f-b", "f-c"], ITEMS[1:3])
+        identities = [item.prompt_digest for item in ITEMS]
+        assert counted_looks.chosen_on(recipe(0.5, 0.5, names=("a", "d"))) == set(identities[:2])
+        assert counted_looks.chosen_on(recipe(0.1, 0.9)) == set(identities[:3])
+        assert counted_looks.chosen_on(recipe(1.0, names=("d",))) == set()
 
 
 # ------------------------------------------------------------ whole runs
@@ -419,7 +438,7 @@ def test_a_crash_counts_once_something_was_shown(
 
     checked = Run._checked
     with monkeypatch.context() as patch:
-        patch.setattr(Ledger if where == "show_report" else Run, where, crash)
+        patch.setattr(CountedLooks if where == "show_report" else Run, where, crash)
         with pytest.raises((KeyboardInterrupt, AssertionError, SystemExit)):
             fresh.report(SOUP)
     assert fresh.rows("SELECT COUNT(*) FROM answers")[0][0] > 0
@@ -476,7 +495,7 @@ def test_report_items_as_an_extra_benchmark(fresh: Runs) -> None:
         fresh.look(SOUP, f"extra_benchmarks=[{fresh.place / 'items.jsonl'}]", items="other.jsonl")
         == 1
     )
-    # the extra benchmark was one occasion: its candidates, objective and soup are those of this report
+    # the extra benchmark was one look: its candidates, objective and soup are those of this report
     assert fresh.look("optimiser.weights=[0.1,0.1,0.8]") == 2
     assert fresh.look("optimiser.weights=[0.1,0.8,0.1]") == 3
 

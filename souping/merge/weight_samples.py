@@ -17,8 +17,8 @@ from souping.checkpoints.checkpoint import Checkpoint, Checkpoints
 from souping.checkpoints.header import FLOATS, TORCH_DTYPES, TORCH_NAMES, Tensor, size_of, widest
 from souping.checkpoints.reader import WeightReader
 from souping.checkpoints.views import widen
-from souping.core.similarity import ModelSimilarity, PoolSimilarity, Rounding
 from souping.core.types import FloatArray, Names
+from souping.core.weight_similarity import ModelSimilarity, PoolSimilarity, Rounding
 from souping.merge.kernels import narrow
 
 BLOCK = 1024

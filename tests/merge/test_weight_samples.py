@@ -17,9 +17,9 @@ from safetensors.torch import load_file, save_file
 from souping.checkpoints.checkpoint import Checkpoint
 from souping.checkpoints.folder import Like
 from souping.core.reading import read, to_json
-from souping.core.similarity import ModelSimilarity, PoolSimilarity
+from souping.core.weight_similarity import ModelSimilarity, PoolSimilarity
 from souping.merge.local import LocalMerge
-from souping.merge.similarity import WeightSample, beside_others, related
+from souping.merge.weight_samples import WeightSample, beside_others, related
 from souping.report.tables import similarity
 from tests.conftest import ROOT, Cli, finished_words, report_of
 from tests.support.adapters import PREFIX, change_config, deltas, save_adapter

@@ -9,7 +9,7 @@ from souping.core.protocols import Objective
 from souping.core.types import ItemScores, Split
 from souping.core.unit import Unit
 from souping.pipeline.settings import Expectation
-from souping.report.content import GateCheck, GateSummary
+from souping.report.content import ExpectedCheck, ExpectedSummary
 from souping.statistics.intervals import objective_interval, rate
 from souping.statistics.levels import Z95
 from souping.statistics.scores import ItemTable, ModelScores
@@ -27,7 +27,7 @@ def check_expected(
     objective: Objective,
     mode: str,
     split: Split,
-) -> GateSummary:
+) -> ExpectedSummary:
     """Each expectation with what was measured; `scores` are {candidate: scores on `split`}.
 
     A wrong chat template, stop text or token limit moves a candidate far from its published score. A check fails if the
@@ -37,7 +37,7 @@ def check_expected(
     for expectation in expected:
         measured = scores[expectation.candidate]
         checks.append(_check(unit, expectation, measured, objective, len(expected)))
-    return GateSummary(
+    return ExpectedSummary(
         mode=mode,
         split=split,
         false_alarm=FALSE_ALARM,
@@ -48,7 +48,7 @@ def check_expected(
 
 def _check(
     unit: Unit, expectation: Expectation, scores: ItemScores, objective: Objective, count: int
-) -> GateCheck:
+) -> ExpectedCheck:
     table = ItemTable.of(scores.items, objective)
     model = ModelScores(items=table, values=scores.values)
     if expectation.category is None:
@@ -61,7 +61,7 @@ def _check(
     low = max(bottom, interval.mean - factor * (interval.mean - interval.low))
     high = min(top, interval.mean + factor * (interval.high - interval.mean))
     raw = unit.raw_table({"mean": interval.mean, "low": low, "high": high})
-    return GateCheck(
+    return ExpectedCheck(
         candidate=expectation.candidate,
         category=expectation.category,
         expected=expectation.score,
@@ -82,7 +82,7 @@ def _verdict(expected: float, low: float, high: float) -> str:
     return AS_EXPECTED
 
 
-def gate_sentence(gate: GateSummary) -> str:
+def expected_sentence(gate: ExpectedSummary) -> str:
     """Outcome of the gate in one line."""
     failed = [check.candidate for check in gate.checks if check.verdict != AS_EXPECTED]
     names = list(dict.fromkeys(failed))
