@@ -1,6 +1,6 @@
 """The comparison as a function: read logs, match them, test each row, judge.
 
-A comparison of runs of ours is a look at their test items and goes into the counted_looks of their store.
+A comparison of runs of ours is a look at their test items, which their store counts.
 """
 
 from __future__ import annotations
