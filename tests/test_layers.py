@@ -150,7 +150,7 @@ def test_a_planted_circle_is_found(line: str) -> None:
 
 def test_json_is_read_into_values_outside_logs_and_checkpoints() -> None:
     """Everywhere else `core.reading.read` makes a dataclass of a file or a reply."""
-    helpers = ("part", "entries", "elements", "texts", "number")
+    helpers = ("part", "entries", "list_at", "texts", "finite_number")
     elsewhere = uses(MODULES, "souping.core.json_fields", helpers).keys()
     assert {module for module in elsewhere if room(module) not in ("logs", "checkpoints")} == set()
 
@@ -159,17 +159,17 @@ def test_json_is_read_into_values_outside_logs_and_checkpoints() -> None:
     "line",
     [
         "from souping.core.json_fields import part\npart({}, 'key')",
-        "def late():\n    from souping.core.json_fields import number as finite\n    finite(1)",
+        "def late():\n    from souping.core.json_fields import finite_number as finite\n    finite(1)",
         "from souping.core import json_fields\njson_fields.texts({}, 'key')",
         "import souping.core.json_fields\nsouping.core.json_fields.entries({}, 'key')",
-        "from souping.logs.records import number\nnumber(1)",
-        "from souping.core.json_fields import elements\nmap(elements, [])",
+        "from souping.logs.records import finite_number\nfinite_number(1)",
+        "from souping.core.json_fields import list_at\nmap(list_at, [])",
     ],
     ids=["by name", "renamed", "of a module", "dotted", "handed on", "passed on"],
 )
 def test_a_planted_use_is_found(line: str) -> None:
     planted = {**MODULES, "souping.plan.planner": ast.parse(line)}
-    names = ("part", "entries", "elements", "texts", "number")
+    names = ("part", "entries", "list_at", "texts", "finite_number")
     assert uses(planted, "souping.core.json_fields", names)["souping.plan.planner"] == 1
 
 

@@ -212,7 +212,7 @@ def gather_evidence(
     scores: Mapping[str, ItemScores],
     objective: Objective,
     selected: Sequence[str],
-    opened: int,
+    look: int,
     margin: float = MARGIN,
     length_key: str = "",
     mixture: Comparison | None = None,
@@ -220,7 +220,7 @@ def gather_evidence(
 ) -> Evidence:
     """What the scores {recipe id: scores on the test split} say.
 
-    The soup is the last contender; `opened` is the number of looks at these items, `margin` the gain (of inner scores)
+    The soup is the last contender; `look` is the number of looks at these items, `margin` the gain (of inner scores)
     below which a single model is kept; `length_key` the setting to raise where answers were cut off; `mixture` the
     comparison of the best mixture with a single model that the search keeps, `known` the models that are tested
     together with the soup.
@@ -229,7 +229,7 @@ def gather_evidence(
     table = ItemTable.of(scores[soup.recipe.id].items, objective)
     compared = []
     for other in others:
-        pair = Pair.of(soup, other, scores, table, opened, known)
+        pair = Pair.of(soup, other, scores, table, look, known)
         compared.append((other, pair.compare()))
         if other.kind == "best_candidate":
             best = other
@@ -244,20 +244,20 @@ def gather_evidence(
         best_candidate=best.name,
         selected=selected,
         recipe=soup.recipe.ingredients,
-        opened=opened,
+        look=look,
         margin=margin,
         unmeasured=unmeasured({c.name: ends[c.name] for c in [*singles, best, soup]}, length_key),
         mixture=mixture,
     )
     return Evidence(
         rows=tuple(row(unit, c, scores[c.recipe.id], table) for c in contenders),
-        comparisons=_with_holm(unit, compared, opened),
+        comparisons=_with_holm(unit, compared, look),
         losses=category_losses(unit, against_best),
         outcomes=ends,
         variance=_variances(unit, [*singles, soup], scores, table),
         verdict=VerdictSummary(
             **vars(result),
-            look=opened,
+            look=look,
             min_gain=unit.size(margin),
             sensitivity=against_best.sensitivity(unit),
         ),
@@ -351,7 +351,7 @@ def dry_verdict(verdict: VerdictSummary, limit: int) -> VerdictSummary:
 
 
 def _with_holm(
-    unit: Unit, pairs: Sequence[tuple[Contender, Comparison]], opened: int
+    unit: Unit, pairs: Sequence[tuple[Contender, Comparison]], look: int
 ) -> tuple[RowDifference, ...]:
     """Comparisons, `p_look` corrected for the looks. The candidates' p-values serve the intersection-union claim and
     need no other correction; those with the baselines are secondary and carry Holm's too. One soup under two names is
@@ -359,12 +359,12 @@ def _with_holm(
     baselines = {}
     for other, comparison in pairs:
         if other.kind not in SINGLE_KINDS:
-            baselines[other.recipe.id] = over_looks(comparison.p_value, opened)
+            baselines[other.recipe.id] = over_looks(comparison.p_value, look)
     adjusted = dict(zip(baselines, holm(list(baselines.values())), strict=True))
     rows = []
     for other, comparison in pairs:
         raw = comparison.raw(unit)
-        p_look = over_looks(comparison.p_value, opened)
+        p_look = over_looks(comparison.p_value, look)
         p_holm = None if other.kind in SINGLE_KINDS else adjusted[other.recipe.id]
         rows.append(
             RowDifference(

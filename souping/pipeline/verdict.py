@@ -45,7 +45,7 @@ def verdict(
     best_candidate: str,
     selected: Sequence[str],
     recipe: Sequence[str],
-    opened: int = 1,
+    look: int = 1,
     margin: float = MARGIN,
     unmeasured: str = "",
     mixture: Comparison | None = None,
@@ -66,7 +66,7 @@ def verdict(
 
     `comparisons` hold the soup (a) against every candidate (b) on the test split; others are ignored. `best_candidate`
     was chosen on the search split, `selected` are the selection's ingredients, `recipe` the ingredients with weight in
-    the winning recipe, `opened` the number of looks at the test items, `margin` that of inner scores.
+    the winning recipe, `look` the number of looks at the test items, `margin` that of inner scores.
 
     Raises:
         ValueError: a candidate is not compared with the soup.
@@ -90,33 +90,33 @@ def verdict(
     missing = [name for name in dict.fromkeys([*candidates, best_candidate]) if name not in against]
     if missing:
         raise ValueError(f"the verdict needs {soup!r} compared with {', '.join(missing)}")
-    better = _better(unit, against, best_candidate, opened)
+    better = _better(unit, against, best_candidate, look)
     if better is not None:
         return better
-    return _not_better(unit, against[best_candidate], opened, margin)
+    return _not_better(unit, against[best_candidate], look, margin)
 
 
 def _better(
-    unit: Unit, against: dict[str, Comparison], best_candidate: str, opened: int
+    unit: Unit, against: dict[str, Comparison], best_candidate: str, look: int
 ) -> Verdict | None:
     """Claim for a soup that is shown to be better than every candidate, or than the one of the search."""
     comparisons = list(against.values())
     hardest = max(
         comparisons, key=lambda c: (c.difference <= ZERO_DIFFERENCE, c.p_value, -c.difference)
     )
-    p_every = over_looks(better_than_every(comparisons), opened)
+    p_every = over_looks(better_than_every(comparisons), look)
     if p_every < ALPHA:
-        figures = _figures(unit, hardest, p_every, opened)
+        figures = _figures(unit, hardest, p_every, look)
         text = (
             f"The soup is better than every candidate; the closest call is {hardest.b}, {figures}."
         )
         return Verdict(claim="better_than_every_candidate", sentence=text, p_value=p_every)
 
     single = against[best_candidate]
-    p_value = over_looks(single.p_value, opened)
+    p_value = over_looks(single.p_value, look)
     if single.difference <= ZERO_DIFFERENCE or p_value >= ALPHA:
         return None
-    figures = _figures(unit, single, p_value, opened)
+    figures = _figures(unit, single, p_value, look)
     sentence = (
         f"The soup is better than {best_candidate}, the model you would have deployed, {figures}; "
         f"it is not shown to be better than every candidate: {hardest.b} {_points(unit, hardest)}."
@@ -124,7 +124,7 @@ def _better(
     return Verdict(claim="better_than_best_candidate", sentence=sentence, p_value=p_value)
 
 
-def _not_better(unit: Unit, single: Comparison, opened: int, margin: float) -> Verdict:
+def _not_better(unit: Unit, single: Comparison, look: int, margin: float) -> Verdict:
     """Keep the search's candidate where a gain of the margin is ruled out; else nothing is shown."""
     gain = unit.amount(unit.size(margin))
     if single.high < margin:
@@ -133,8 +133,8 @@ def _not_better(unit: Unit, single: Comparison, opened: int, margin: float) -> V
             f"soup minus it is {_points(unit, single)}."
         )
         return Verdict(claim="keep_candidate", sentence=sentence)
-    p_value = over_looks(single.p_value, opened)
-    figures = _figures(unit, single, p_value, opened)
+    p_value = over_looks(single.p_value, look)
+    figures = _figures(unit, single, p_value, look)
     needed = items_in_words(items_for(single, margin))
     sentence = (
         f"No difference shown: the soup against {single.b}, the model you would have deployed, {figures}. "
@@ -150,9 +150,9 @@ def _points(unit: Unit, comparison: Comparison, remark: str = "") -> str:
     return f"{unit.points(raw['difference'], sign=True)} ({limits}{remark})"
 
 
-def _figures(unit: Unit, comparison: Comparison, p_value: float, opened: int) -> str:
+def _figures(unit: Unit, comparison: Comparison, p_value: float, look: int) -> str:
     """The difference with interval and p-value."""
-    looks = f", corrected for {opened} looks at these items" if opened > 1 else ""
+    looks = f", corrected for {look} looks at these items" if look > 1 else ""
     return _points(unit, comparison, f", {_p(p_value)}{looks}")
 
 

@@ -67,7 +67,7 @@ def level(rate: float, **others: float) -> dict[str, float]:
 
 
 def gathered(
-    soup: ItemScores, *, a: ItemScores | None = None, opened: int = 1, margin: float = 0.01
+    soup: ItemScores, *, a: ItemScores | None = None, look: int = 1, margin: float = 0.01
 ) -> dict[str, Any]:
     rows = [Contender(name=name, kind="ingredient", recipe=own) for name, own in SINGLES.items()]
     rows.append(Contender(name="a", kind="best_candidate", recipe=SINGLES["a"]))
@@ -78,7 +78,7 @@ def gathered(
         SOUP.id: soup,
     }
     return gather(
-        POINTS, rows, measured, Mean(), ("a", "b"), opened, margin, "evaluator.max_new_tokens"
+        POINTS, rows, measured, Mean(), ("a", "b"), look, margin, "evaluator.max_new_tokens"
     )
 
 
@@ -232,8 +232,8 @@ def test_one_soup_under_two_names_is_one_test_of_holms() -> None:
     assert [c["p_holm"] for c in compared if c["kind"] in kinds] == [None, None]
 
 
-@pytest.mark.parametrize("opened", [1, 3])
-def test_p_values_of_the_baselines_are_corrected_for_looks_and_by_holm(opened: int) -> None:
+@pytest.mark.parametrize("look", [1, 3])
+def test_p_values_of_the_baselines_are_corrected_for_looks_and_by_holm(look: int) -> None:
     """The k-th look costs the factor k (k + 1); of two p-values the smaller is doubled."""
     all_models = recipe(0.4, 0.6)
     top_models = recipe(0.7, 0.3)
@@ -250,10 +250,10 @@ def test_p_values_of_the_baselines_are_corrected_for_looks_and_by_holm(opened: i
         top_models.id: scores(level(0.61), seed=5),
         SOUP.id: scores(level(0.7), seed=6),
     }
-    found = gather(POINTS, rows, measured, Mean(), ("a",), opened, 0.01, "")["comparisons"]
+    found = gather(POINTS, rows, measured, Mean(), ("a",), look, 0.01, "")["comparisons"]
     p_values = {row["kind"]: row["p_value"] for row in found}
     assert 0 < p_values["uniform_all"] < p_values["uniform_topk"] < 1 / 12
-    factor = opened * (opened + 1) if opened > 1 else 1
+    factor = look * (look + 1) if look > 1 else 1
     smaller = min(1.0, 2 * factor * p_values["uniform_all"])
     larger = max(smaller, min(1.0, factor * p_values["uniform_topk"]))
     corrected = {row["kind"]: row["p_holm"] for row in found}
@@ -263,8 +263,8 @@ def test_p_values_of_the_baselines_are_corrected_for_looks_and_by_holm(opened: i
 
 def test_a_later_look_is_wider_and_corrected() -> None:
     soup = scores(level(0.66), seed=3)
-    first = gathered(soup, opened=1)
-    fifth = gathered(soup, opened=5)
+    first = gathered(soup, look=1)
+    fifth = gathered(soup, look=5)
     for once, later in zip(first["comparisons"], fifth["comparisons"], strict=True):
         assert later["high"] - later["low"] > once["high"] - once["low"]
         assert (once["level"], later["level"]) == pytest.approx((0.95, 1 - 0.05 / 30))
@@ -327,7 +327,7 @@ def test_losses_have_limits_that_hold_at_once() -> None:
         assert told["low"] < alone.low < alone.high < told["high"]
         assert told["p_value"] >= alone.p_value
         assert (told["p_value"] < 0.05) == (told["low"] > 0 or told["high"] < 0)
-    later = gathered(soup, a=single, opened=2)["losses"]["categories"]
+    later = gathered(soup, a=single, look=2)["losses"]["categories"]
     assert all(
         b["high"] - b["low"] > a["high"] - a["low"] for a, b in zip(found, later, strict=True)
     )

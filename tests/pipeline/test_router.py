@@ -59,7 +59,7 @@ def report(
     soup: ItemScores,
     experts: dict[str, ItemScores] = EXPERTS,
     routes: ScoreMatrix = ROUTES,
-    opened: int = 1,
+    look: int = 1,
     objective: Objective | None = None,
 ) -> dict[str, Any]:
     """A report of two experts, a uniform soup, the router and the soup."""
@@ -76,7 +76,7 @@ def report(
     measured |= {UNIFORM.id: right(w=0.55, x=0.55), SOUP.id: soup}
     measured.setdefault(rows[-2].recipe.id, router.scores)
     evidence = to_json(
-        gather_evidence(POINTS, rows, measured, objective or Mean(), ("a", "b"), opened)
+        gather_evidence(POINTS, rows, measured, objective or Mean(), ("a", "b"), look)
     )
     assert isinstance(evidence, dict)
     models = len(set(router.routes.values()))
@@ -193,8 +193,8 @@ def test_holm_corrects_the_router_with_the_uniform_soups_and_no_verdict_depends_
 
 
 def test_a_later_look_widens_the_interval_of_the_router() -> None:
-    first = report(right(w=0.6, x=0.6), opened=1)
-    second = report(right(w=0.6, x=0.6), opened=2)
+    first = report(right(w=0.6, x=0.6), look=1)
+    second = report(right(w=0.6, x=0.6), look=2)
     before = pair_of(first)
     after = pair_of(second)
     assert after["low"] < before["low"]
