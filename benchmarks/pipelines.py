@@ -266,14 +266,14 @@ class Run(Steps):
     def search(self, selected: Selected) -> Searched:
         return Searched(selected=selected, winner=self.find_weights(self.answers, selected))
 
-    def freeze(self, searched: Searched, stage: Stage) -> Frozen:
+    def write(self, searched: Searched, stage: Stage) -> Frozen:
         scores = self._by_candidate(stage)
         found = {
             name: result_of(one, self.settings.objective).objective for name, one in scores.items()
         }
         return self.frozen(searched, max(found, key=lambda name: round(found[name], 12)))
 
-    def report(self, frozen: Frozen, stage: Stage, contenders: Sequence[Contender]) -> Reported:
+    def test(self, frozen: Frozen, stage: Stage, contenders: Sequence[Contender]) -> Reported:
         state = Reported(
             frozen=frozen,
             report=frozen.report,

@@ -126,7 +126,7 @@ def test_an_analysis_that_could_not_be_made_is_shown_with_the_reason() -> None:
     text = page(shown, trials, drawings(shown))
     folded = "".join(re.findall(r"<details>.*?</details>", text, re.DOTALL))
     for title, why in (
-        ("ItemWins", "not estimable: too few answers"),
+        ("Item wins", "not estimable: too few answers"),
         ("Mine", "it failed: ZeroDivisionError: &lt;b&gt;"),
     ):
         assert title in folded
@@ -260,8 +260,8 @@ def test_a_category_without_spread_is_left_out_and_named() -> None:
 
 def test_wins_are_counted_as_by_hand() -> None:
     run = run_of(weights=(0.5, 0.3, 0.2))
-    soup = run.report[run.soups.soup.id].values
-    singles = [run.report[run.single(name).id].values for name in NAMES[:3]]
+    soup = run.test[run.soups.soup.id].values
+    singles = [run.test[run.single(name).id].values for name in NAMES[:3]]
     data: dict[str, Any] = result_json(ItemWins(), run)
     fails = 3 - np.sum(singles, axis=0)
     for row in data["by_failures"]:
@@ -362,6 +362,8 @@ def test_shapley_values_are_relative_to_a_base_that_is_a_candidate_and_say_so() 
 
 def test_more_players_than_the_setting_are_refused_and_cost_nothing() -> None:
     run = run_of(3)
-    assert Shapley(exact=2).asks(run.soups) == ()
-    with pytest.raises(NotEstimableError, match=r"7 coalitions: set shapley\.max_models=3"):
-        Shapley(exact=2).analyse(run)
+    assert Shapley(max_models=2).asks(run.soups) == ()
+    with pytest.raises(
+        NotEstimableError, match=r"7 coalitions: set analysis\.shapley\.max_models=3"
+    ):
+        Shapley(max_models=2).analyse(run)

@@ -193,7 +193,7 @@ def test_rates_of_a_file(name: str, text: str, tmp_path: Path) -> None:
     (tmp_path / name).write_text(text)
     unknown = TrajectoryPool(path=str(tmp_path / "run")).trajectory
     assert any("pool.lr_path" in line for line in unknown.sentences)
-    found = TrajectoryPool(path=str(tmp_path / "run"), lr=str(tmp_path / name)).trajectory
+    found = TrajectoryPool(path=str(tmp_path / "run"), lr_path=str(tmp_path / name)).trajectory
     assert [one.rate for one in found.runs[0].members] == [0.001, 0.002, 0.002, 0.002]
 
 
@@ -217,7 +217,7 @@ def test_further_runs_have_the_same_steps_and_names_of_their_own(tmp_path: Path)
         ),
         ({"path": "run", "steps": [150]}, r"pool\.steps: .* 150: 100, 200, 300, 1000"),
         ({"path": "run", "until": 100}, "gives 1 of the 2"),
-        ({"path": "run", "lr": "lr.csv"}, r"pool\.lr_path=lr\.csv must be a CSV"),
+        ({"path": "run", "lr_path": "lr.csv"}, r"pool\.lr_path=lr\.csv must be a CSV"),
         ({"path": []}, "pool.path is empty"),
         ({"path": "run", "last": 0}, "last=0"),
     ],

@@ -259,7 +259,8 @@ def test_an_agents_line_runs_and_logs_the_metric(
     monkeypatch.setenv("WANDB_MODE", "offline")
     sweep = read(SWEEPS / f"{name}.yaml")
     line = small(agent_line(sweep, draws(sweep)[draw]), family)
-    souping(*line[4:], "optimiser.max_trials=8").ok()
+    limit = ["optimiser.max_trials=8"] if name == "wandb_grid" else []
+    souping(*line[4:], *limit).ok()
     trials = list(csv.DictReader((tmp_path / "run/trials.csv").open()))
     best = max(float(trial["objective"]) for trial in trials)
     points = [one["item"] for one in of_type(log_of(tmp_path / "run"), "history")]

@@ -25,11 +25,11 @@ MODELS = (demo.BASE, *demo.CANDIDATES)
 
 
 def test_every_category_is_well_filled_in_every_split() -> None:
-    split = splits.make_splits(SHIPPED)
-    assert split.notes == ()
+    cut = splits.make_splits(SHIPPED)
+    assert cut.notes == ()
     for split, least in zip(SPLITS, (160, 160, 400), strict=True):
-        counts = Counter(item.category for item in split.items[split])
-        assert len(split.items[split]) >= least
+        counts = Counter(item.category for item in cut.items[split])
+        assert len(cut.items[split]) >= least
         assert set(counts) == set(CATEGORIES)
         assert min(counts.values()) >= 20
 

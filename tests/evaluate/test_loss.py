@@ -155,7 +155,7 @@ class TestVllm:
         )
         platform = SimpleNamespace(current_platform=SimpleNamespace(is_cpu=lambda: False))
         monkeypatch.setitem(sys.modules, "vllm.platforms", platform)
-        arguments = llm_arguments(Path(), VllmEngine(), False)
+        arguments = llm_arguments(Path(), VllmEngine(), LocalEvaluator().machine)
         assert Vllm(Path(), arguments).logprobs([[1, 2, 3], [4, 5]]) == [[-2.0, -3.0], [-5.0]]
         assert asked == [LIKELIHOOD]
 

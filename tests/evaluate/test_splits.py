@@ -182,7 +182,7 @@ def in_groups(**groups: str) -> list[Item]:
 def test_the_position_of_a_group_is_its_hash() -> None:
     """The first 64 bits of SHA-256 of salt and name, over 2^64; shares are cut at 0.2 and 0.4."""
     for group in ("g0", "g3", "g4", "x"):
-        text = f"souping splits 4\0{group}".encode()
+        text = f"souping folds 4\0{group}".encode()
         first_bits = int(hashlib.sha256(text).hexdigest()[:16], 16)
         place = first_bits / 2**64
         assert position(group) == place

@@ -152,8 +152,8 @@ class TestVerifiers:
 
 
 class TestEveryEvalEver:
-    PYTHON = EEE / "python_cook_samples.jsonl"
-    JAVA = EEE / "java_cook_samples.jsonl"
+    PYTHON = EEE / "tuned_python_samples.jsonl"
+    JAVA = EEE / "tuned_java_samples.jsonl"
 
     def mean(self, model: str, metric: str) -> float:
         """The figure of the lm_eval log that the converter read."""

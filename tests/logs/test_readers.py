@@ -602,7 +602,9 @@ BAD |= {
     ),
     "a task with a slash": (results(configs={"a/b": {}}), "--log_samples"),
     "a run without names": (
-        lambda folder: text("report.json", '{"rows": [{"scores": {}}]}')(folder).parent,
+        lambda folder: (
+            text("report.json", '{"schema": 1, "rows": [{"scores": {}}]}')(folder).parent
+        ),
         "no answers of soup",
     ),
     "two tasks of one name": (

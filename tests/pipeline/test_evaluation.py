@@ -504,7 +504,7 @@ def test_a_foreign_file_is_not_touched(
 ) -> None:
     file = foreign(tmp_path / "s", *statements)
     before = file.read_bytes()
-    with pytest.raises(UserError, match=rf"store\.path=.*{said}"):
+    with pytest.raises(UserError, match=rf"store=.*{said}"):
         Store(file)
     assert file.read_bytes() == before
     assert list(tmp_path.iterdir()) == [file]
@@ -514,7 +514,7 @@ def test_a_file_that_is_no_database_and_sqlites_notation_are_refused(tmp_path: P
     (tmp_path / "s").write_text("not a database, and longer than a header" * 50)
     with pytest.raises(UserError, match=r"store=.*cannot open"):
         Store(tmp_path / "s")
-    with pytest.raises(UserError, match=r"^store\.path=file:x"):
+    with pytest.raises(UserError, match=r"^store=file:x"):
         Store(Path("file:x?mode=memory"))
     assert [path.name for path in tmp_path.iterdir()] == ["s"]
 
@@ -571,7 +571,7 @@ def test_a_row_that_is_no_json_is_reported_with_its_file(tmp_path: Path) -> None
         )
         with store.writing() as db:
             db.execute("UPDATE grades SET statistics = '{'")
-        with pytest.raises(UserError, match=r"store\.path="):
+        with pytest.raises(UserError, match=r"store="):
             store.load(HALF.fingerprint, "j")
 
 

@@ -165,7 +165,7 @@ def test_a_constant_category_and_too_few_models_are_named(matrix: ScoreMatrix) -
     with_flat = ScoreMatrix(models=matrix.models, categories=matrix.categories, values=flat)
     assert soce(threshold=0.9).select(with_flat).categories == ("w", "x", "z")
     with pytest.raises(UserError, match="the models differ; there are 1"):
-        soce(drop=["w", "x"]).select(with_flat)
+        soce(exclude=["w", "x"]).select(with_flat)
     two = ScoreMatrix(
         models=("a", "b"), categories=("x", "y"), values=np.array([[0.1, 0.2], [0.2, 0.1]])
     )
@@ -197,13 +197,13 @@ def test_a_constant_category_weighs_in_the_objective_but_not_in_the_choice(
 
 
 def test_dropped_categories_have_no_part(matrix: ScoreMatrix) -> None:
-    assert soce(threshold=0.9, drop=["y"]).select(matrix).categories == ("w", "x", "z")
-    assert Greedy(objective=Mean(), drop=["w", "x"]).select(matrix).ingredients == ("c",)
-    assert TopK(objective=Mean(), k=1, drop=["w", "x"]).select(matrix).ingredients == ("c",)
+    assert soce(threshold=0.9, exclude=["y"]).select(matrix).categories == ("w", "x", "z")
+    assert Greedy(objective=Mean(), exclude=["w", "x"]).select(matrix).ingredients == ("c",)
+    assert TopK(objective=Mean(), k=1, exclude=["w", "x"]).select(matrix).ingredients == ("c",)
     with pytest.raises(UserError, match=r"selector\.exclude=why"):
-        soce(drop=["why"]).select(matrix)
+        soce(exclude=["why"]).select(matrix)
     with pytest.raises(UserError, match=r"selector.exclude leaves no category"):
-        TopK(objective=Mean(), drop=["w", "x", "y", "z"]).select(matrix)
+        TopK(objective=Mean(), exclude=["w", "x", "y", "z"]).select(matrix)
 
 
 def test_without_a_low_correlation_category_the_choice_is_greedy_and_says_so() -> None:

@@ -197,7 +197,7 @@ def test_code_of_a_folder_is_not_run(bfcl: Environment, roomy: Path, tmp_path: P
     [
         (
             {"handler": {"java_cok": "plain"}},
-            r"evaluator\.handler: name=java_cok .*did you mean tuned_java",
+            r"evaluator\.handler: name=java_cok .*tuned_java",
         ),
         ({"handler": "plaid"}, r"evaluator\.handler=plaid"),
         ({"temperature": 0.6}, "temperature=0.6"),

@@ -37,7 +37,7 @@ from tests.support.live import live
 
 FOLDER = demo.path("tuned_python")
 ITEMS = [
-    Item(id=str(i), category="c", prompt=f"item number {i} of them", answer="") for i in range(5)
+    Item(id=str(i), category="c", prompt=f"please send {i} reports", answer="") for i in range(5)
 ]
 
 

@@ -14,6 +14,7 @@ from safetensors.torch import load_file
 
 from souping.core.protocols import WeightStream
 from souping.evaluate.engines.vllm import Vllm, VllmEngine, llm_arguments
+from souping.evaluate.generate import LocalEvaluator
 from souping.merge import CandidatePool
 from souping.merge.local import LocalMerge
 
@@ -111,7 +112,9 @@ def test_a_worker_gets_the_tensors_that_the_folder_would_hold(
     family: Path, tmp_path: Path, platform: SimpleNamespace
 ) -> None:
     pool, stream = soup(family)
-    engine: Any = Vllm(family / "ant", llm_arguments(family / "ant", VllmEngine(), False))
+    engine: Any = Vllm(
+        family / "ant", llm_arguments(family / "ant", VllmEngine(), LocalEvaluator().machine)
+    )
     engine.load_soup(stream)
     llm = engine._llm
     folder = pool.write(pool.recipe({"ant": 0.4, "bee": 0.6}), tmp_path / "soup")
@@ -141,7 +144,9 @@ def shared_files() -> int:
 def test_tied_embeddings_are_not_replaced_on_a_cpu(family: Path, platform: SimpleNamespace) -> None:
     platform.cpu = True
     _, stream = soup(family)
-    engine: Any = Vllm(family / "ant", llm_arguments(family / "ant", VllmEngine(), False))
+    engine: Any = Vllm(
+        family / "ant", llm_arguments(family / "ant", VllmEngine(), LocalEvaluator().machine)
+    )
     with pytest.raises(RuntimeError, match="tied embeddings"):
         engine.load_soup(stream)
     with pytest.raises(RuntimeError, match="tied embeddings"):

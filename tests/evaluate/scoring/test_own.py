@@ -128,7 +128,7 @@ def quick_run(family: Path, place: Path, scorer: str) -> list[str]:
     )
     words = [word for word in pool_of(family, "ant", "bee") if not word.startswith("benchmark.")]
     words += ["benchmark.path=items.jsonl", f"benchmark.scorers={{own: my_scorers.{scorer}}}"]
-    return [*words, "selector=all", "optimiser=uniform", "stop_after=search", "limit=2"]
+    return [*words, "selector=all", "optimiser=uniform", "stop_after=search", "dry_run=2"]
 
 
 def counted(place: Path, what: str) -> int:
