@@ -294,7 +294,7 @@ def test_mergekit_in_a_process_of_its_own(
 
 def check_commands(run: Path, out: str, start: Path) -> None:
     """The rebuild command is the same wherever it stands, and makes the soup again; the card's runs in any folder."""
-    (command,) = re.findall(r"^  rebuild +(souping .*)$", out, re.MULTILINE)
+    (command,) = re.findall(r"^rebuild: (souping .*)$", out, re.MULTILINE)
     (card,) = re.findall(r"```bash\n(cd .*)\n```", (run / "soup/README.md").read_text())
     assert card.endswith(f" && {command}")
     # A copy of a run names the place of the run.
