@@ -196,7 +196,7 @@ def test_a_constant_category_weighs_in_the_objective_but_not_in_the_choice(
         )
 
 
-def test_dropped_categories_have_no_part(matrix: ScoreMatrix) -> None:
+def test_excluded_categories_have_no_part(matrix: ScoreMatrix) -> None:
     assert soce(threshold=0.9, exclude=["y"]).select(matrix).categories == ("w", "x", "z")
     assert Greedy(objective=Mean(), exclude=["w", "x"]).select(matrix).ingredients == ("c",)
     assert TopK(objective=Mean(), k=1, exclude=["w", "x"]).select(matrix).ingredients == ("c",)
@@ -234,7 +234,7 @@ def test_the_note_names_a_threshold_that_takes_the_pair_of_the_smallest_correlat
         values=np.array([[0.1, 0.1], [0.2, 0.3], [0.3, 0.2]]),
     )
     (note,) = soce().select(scores).notes
-    assert "selector.deciding_threshold=0.51 takes" in note
+    assert "selector.threshold=0.51 takes" in note
     assert soce(threshold=0.51).select(scores).low_correlation == ("x", "y")
 
 
