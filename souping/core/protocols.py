@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 import numpy as np
+from numpy.typing import NDArray
 
 from souping.core.text import listed, named
 from souping.core.types import (
@@ -305,6 +306,39 @@ class WeightStream:
     chunks: Callable[[], Iterator[WeightChunk]]
 
 
+@frozen
+class WeightSamples:
+    """Values at fixed positions of an engine's tensors, after it fused, split and packed them.
+
+    `unchecked` names the tensors that it holds in a form that has no values of the checkpoint's.
+    """
+
+    tensors: tuple[tuple[str, str, int], ...]
+    """(name, dtype by torch's name, number of values) of each"""
+    values: NDArray[np.float32]
+    unchecked: Names = ()
+
+
+@frozen
+class AdapterShape:
+    """What an engine must know before it takes a pool's soups as adapters.
+
+    `rank` is theirs at most; `modules` are the last parts of the adapted modules' names.
+    """
+
+    base: Path
+    rank: int
+    modules: Names
+
+
+@frozen
+class SoupAdapter:
+    """Soup that is an adapter, as a folder."""
+
+    folder: Path
+    shape: AdapterShape
+
+
 class LoadedModel(ABC):
     """A model that is ready for evaluation: a live module with its tokenizer, a folder, or weights in chunks.
 
@@ -333,8 +367,17 @@ class LoadedModel(ABC):
         return None
 
     @property
+    def adapter(self) -> SoupAdapter | None:
+        """The soup as an adapter; None if it is a full model."""
+        return None
+
+    @property
     def ingredient_folder(self) -> Path | None:
         """Folder of a model that `stream` replaces in an engine, where none has to be written for it."""
+        return None
+
+    def check_weights(self, samples: WeightSamples) -> None:
+        """Compare what an engine holds after it loaded this model (UserError where that is another model)."""
         return None
 
 

@@ -10,6 +10,8 @@ from souping.core.types import Names
 
 LEAST_KEPT = 0.9
 """Share of a change below which its loss is a warning."""
+LARGEST_TRUNCATION = 0.1
+"""Share of a soup's update above which its truncation is a warning."""
 LARGEST_FLOAT16 = 65504
 
 
@@ -68,12 +70,23 @@ class PoolSimilarity:
     """blocks of up to 1,024 weights, or of rows of an adapter's update, that were compared"""
     rounding: Rounding | None = None
     """what storing the soup loses; null for adapters, and for methods that are not a weighted sum"""
+    truncation: float | None = None
+    """with `merge.rank`, distance that truncation moves the soup of adapters, over the length of its update"""
 
     @property
     def warnings(self) -> list[str]:
         """What a reader must know; nothing for related models whose average keeps what it averaged."""
         rounding = self.rounding.warning if self.rounding else None
-        return [text for text in (self._unrelated, rounding) if text]
+        return [text for text in (self._unrelated, rounding, self._truncated) if text]
+
+    @property
+    def _truncated(self) -> str | None:
+        if self.truncation is None or self.truncation <= LARGEST_TRUNCATION:
+            return None
+        return (
+            f"merge.rank moves the soup by {100 * self.truncation:.0f} % of what its adapters add to the base: "
+            "a higher rank keeps more"
+        )
 
     @property
     def _unrelated(self) -> str | None:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Literal, TypeAlias
 
 from souping.checkpoints.fingerprints import Cache
 from souping.checkpoints.folder import Like
-from souping.core.protocols import Component, WeightStream
+from souping.core.protocols import AdapterShape, Component, WeightStream
 from souping.core.types import Folders, Names, ProgressCallback, Recipe, TokenIds
 from souping.core.weight_similarity import PoolSimilarity
 
@@ -131,6 +131,11 @@ class CandidatePool(Component, ABC):
         return ()
 
     @property
+    def adapter_shape(self) -> AdapterShape | None:
+        """Of the pool's soups if they stay adapters."""
+        return None
+
+    @property
     @abstractmethod
     def soup_bytes(self) -> int:
         """Bytes that a soup takes as a folder, at most."""
@@ -152,6 +157,8 @@ class MergeBackend(Component, ABC):
     nonfinite: Nonfinite = "error"
     allow_pickle: bool = False
     adapters: Adapters | None = None
+    rank: int | None = None
+    """Rank of a soup that stays an adapter, at most; None for the sum of its adapters' ranks."""
     max_shard_size: str | int = "5GB"
     tensor_weights: Mapping[str, Sequence[float]] | None = None
     tokenizer_from: str | None = None

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -25,8 +25,17 @@ from souping.checkpoints.hub import cached_name, parse_name
 from souping.checkpoints.lora import ADAPTER_WEIGHTS, CONFIG, Adapter, FactorPair
 from souping.core.files import expanded, folder_at
 from souping.core.folders import staged
+from souping.core.protocols import AdapterShape
 from souping.core.text import shown
-from souping.core.types import FloatArray, Folders, Names, Recipe, TokenIds, UserError
+from souping.core.types import (
+    FloatArray,
+    Folders,
+    Json,
+    Names,
+    Recipe,
+    TokenIds,
+    UserError,
+)
 from souping.core.weight_similarity import PoolSimilarity
 from souping.merge import (
     CandidatePool,
@@ -139,7 +148,13 @@ class AdapterPool(CandidatePool):
         if names not in self._similarities:
             # Weights do not matter: what adapters add is compared, and no soup of them is rounded.
             self._similarities[names] = update_similarity(names, self._updates(names))
-        return self._similarities[names]
+        similarity = self._similarities[names]
+        if similarity is None or self._merge.rank is None:
+            return similarity
+        used = {name: weight for name, weight in weights.items() if weight}
+        reader = factors.TensorReader(self._opened)
+        error = factors.truncation_error(reader, self._shares(used), self._merge.rank)
+        return replace(similarity, truncation=error)
 
     def _updates(self, names: Names) -> Iterator[FloatArray]:
         """Blocks [M, elements] of scaling * B A, in modules that all of them adapt.
@@ -200,19 +215,40 @@ class AdapterPool(CandidatePool):
         return next((name.repo for name in repos), "")
 
     @property
+    def adapter_shape(self) -> AdapterShape | None:
+        if self._merge.adapters == "merge":
+            return None
+        shares = self._shares(dict.fromkeys(self.names, 1.0))
+        return AdapterShape(
+            base=self.base.folder,
+            rank=factors.soup_rank(shares, self._merge.rank),
+            modules=tuple(sorted({module.rpartition(".")[2] for module in shares})),
+        )
+
+    @property
     def soup_bytes(self) -> int:
-        """The base's weights in the soup's dtype, and the files beside them."""
+        """The factors of the soup, or the base's weights in its dtype; and the files beside them."""
+        shape = self.adapter_shape
+        if shape is not None:
+            elements = sum(sum(site.tensor.shape) for site in self.sites.values())
+            return 4 * shape.rank * elements + self.base.side_bytes
         return self.base.size_in(self._merge.dtype) + self.base.side_bytes
 
     def recipe(self, weights: Mapping[str, float]) -> Recipe:
         chosen = [name for name in self.adapters if weights.get(name)]
         merged = self._merge.adapters == "merge"
+        settings: dict[str, Json] = {
+            "adapters": self._merge.adapters,
+            "base": self.base_fingerprint,
+        }
+        if self._merge.rank is not None:
+            settings["rank"] = self._merge.rank
         return Recipe(
             ingredients=tuple(chosen),
             fingerprints=tuple(self._fingerprints[name] for name in chosen),
             weights=tuple(float(weights[name]) for name in chosen),
             dtype=self._merge.dtype or (self.base.dtype if merged else "float32"),
-            settings={"adapters": self._merge.adapters, "base": self.base_fingerprint},
+            settings=settings,
         )
 
     def plan(self, recipe: Recipe) -> AdapterPlan:
@@ -256,12 +292,15 @@ class AdapterPool(CandidatePool):
             factors.write_model(full, stage, self.sites, shares, reader, progress)
             text = recipe_text(recipe, plan.tokenizer_source, nonfinite, full.max_shard_size)
             return {**companion_files(full), RECIPE: text}
-        factors.write_weights(
-            stage / ADAPTER_WEIGHTS, shares, TORCH_NAMES[recipe.dtype], reader, progress
-        )
+        rank = factors.soup_rank(shares, _rank_limit(recipe))
+        dtype = TORCH_NAMES[recipe.dtype]
+        factors.write_weights(stage / ADAPTER_WEIGHTS, shares, dtype, rank, reader, progress)
         used = {name: self.adapters[name] for name in recipe.ingredients}
         text = recipe_text(recipe, plan.tokenizer_source, nonfinite)
-        return {CONFIG: factors.adapter_config_text(shares, used, self.base.folder), RECIPE: text}
+        return {
+            CONFIG: factors.adapter_config_text(shares, rank, used, self.base.folder),
+            RECIPE: text,
+        }
 
     def live(self, module: torch.nn.Module) -> AdapterLive:
         """The base's live module (loaded from `architecture_folder`), ready to take soups."""
@@ -288,8 +327,11 @@ class AdapterPool(CandidatePool):
 
     def shares(self, recipe: Recipe) -> dict[str, list[factors.AdapterShare]]:
         """{module: [(adapter, part, weight)]} in the recipe's order; weights of zero are dropped by the recipe."""
+        return self._shares(recipe.shares)
+
+    def _shares(self, weights: Mapping[str, float]) -> dict[str, list[factors.AdapterShare]]:
         shares: dict[str, list[factors.AdapterShare]] = {}
-        for name, weight in zip(recipe.ingredients, recipe.weights, strict=True):
+        for name, weight in weights.items():
             for module, part in self.adapters[name].parts.items():
                 shares.setdefault(module, []).append((name, part, weight))
         return shares
@@ -304,6 +346,12 @@ class AdapterPool(CandidatePool):
 
 def _merged(recipe: Recipe) -> bool:
     return recipe.settings.get("adapters") == "merge"
+
+
+def _rank_limit(recipe: Recipe) -> int | None:
+    """`merge.rank` of a soup that stays an adapter."""
+    rank = recipe.settings.get("rank")
+    return None if rank is None else int(rank)
 
 
 class AdapterLive(LoadableModel):
@@ -342,7 +390,8 @@ class AdapterLive(LoadableModel):
         product: factors.Product | None = None
         if shares:
             dtype = factors.FULL if merged else TORCH_NAMES[recipe.dtype]
-            product = factors.product(self._reader, shares, dtype, site.transposed)
+            limit = _rank_limit(recipe)
+            product = factors.product(self._reader, shares, dtype, site.transposed, limit)
         with torch.no_grad():
             for first, count in factors.blocks_of(site.tensor.shape):
                 base = self._reader.rows(self._pool.base_name, site.tensor, first, count)
@@ -547,6 +596,10 @@ def check_adapter_settings(merge: MergeBackend) -> None:
     if merge.method != "linear":
         raise UserError(
             f"merge.method={merge.method} is for full models: adapters are souped with merge.method=linear"
+        )
+    if merge.rank is not None and merge.adapters == "merge":
+        raise UserError(
+            "merge.rank is for a soup that stays an adapter: leave it out, or set merge.adapters=keep"
         )
     if merge.tensor_weights:
         raise UserError(

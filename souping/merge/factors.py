@@ -2,7 +2,8 @@
 
 A soup of adapters i with weights w_i is sum_i w_i s_i B_i A_i. It is kept as one pair of factors of rank sum_i r_i:
 A = [A_1; A_2; ...] and B = [w_1 s_1 B_1, w_2 s_2 B_2, ...], so the product of the pair is that sum. Averaging A and B
-themselves would add products of different adapters, B_i A_j, which were never trained.
+themselves would add products of different adapters, B_i A_j, which were never trained. With `merge.rank` = r below that
+rank, the pair is the best one of rank r for the same product.
 
 With `merge.adapters=keep` the pair is written as an adapter that PEFT loads, with `merge` as a full model:
 base + sum_i w_i s_i B_i A_i, rounded once to the output dtype.
@@ -108,13 +109,22 @@ def blocks_of(shape: Sequence[int]) -> Iterator[tuple[int, int]]:
         yield start, min(step, shape[0] - start)
 
 
-def join(
-    reader: TensorReader, shares: Sequence[AdapterShare], dtype: str, rank: int = 0
-) -> list[Raw]:
+def join(reader: TensorReader, shares: Sequence[AdapterShare], dtype: str, rank: int) -> list[Raw]:
     """The soup's A [rank, in] and B [out, rank] as bytes of `dtype`, each element rounded once.
 
-    `rank` is at least the sum of the ranks (the default); rows and columns beyond it are zero.
+    Rows and columns beyond the sum of the ranks are zero; a lower rank truncates the product.
     """
+    a, b = concatenated(reader, shares)
+    if rank < len(a):
+        a, b = truncated(a, b, rank)
+    zeros = rank - len(a)
+    a = np.pad(a, ((0, zeros), (0, 0)))
+    b = np.pad(b, ((0, 0), (0, zeros)))
+    return [narrow(a.reshape(-1), dtype), narrow(b.reshape(-1), dtype)]
+
+
+def concatenated(reader: TensorReader, shares: Sequence[AdapterShare]) -> tuple[Float32, Float32]:
+    """A = [A_1; A_2; ...] and B = [w_1 s_1 B_1, w_2 s_2 B_2, ...] of a module."""
     a_parts = list[Float32]()
     b_parts = list[Float32]()
     for name, part, weight in shares:
@@ -122,10 +132,44 @@ def join(
         with np.errstate(over="ignore", invalid="ignore"):
             scaled = reader.rows(name, part.b).astype(np.float64) * (weight * part.scaling)
             b_parts.append(scaled.astype(np.float32))
-    zeros = max(0, rank - rank_of(shares))
-    a: Float32 = np.pad(np.concatenate(a_parts, axis=0), ((0, zeros), (0, 0)))
-    b: Float32 = np.pad(np.concatenate(b_parts, axis=1), ((0, 0), (0, zeros)))
-    return [narrow(a.reshape(-1), dtype), narrow(b.reshape(-1), dtype)]
+    return np.concatenate(a_parts, axis=0), np.concatenate(b_parts, axis=1)
+
+
+@dataclass(frozen=True)
+class ProductSvd:
+    """Singular value decomposition of B A = U diag(S) V: U [out, R], S [R], V [R, in]."""
+
+    u: FloatArray
+    values: FloatArray
+    v: FloatArray
+
+    @classmethod
+    def of(cls, a: Float32, b: Float32) -> ProductSvd:
+        """By the small core R_b R_a' of B = Q_b R_b and A' = Q_a R_a: the product itself is never made."""
+        q_b, r_b = np.linalg.qr(b.astype(np.float64))
+        q_a, r_a = np.linalg.qr(a.T.astype(np.float64))
+        u, values, v = np.linalg.svd(r_b @ r_a.T)
+        return cls(q_b @ u, values, v @ q_a.T)
+
+
+def truncated(a: Float32, b: Float32, rank: int) -> tuple[Float32, Float32]:
+    """The factors of this rank whose product is nearest to B A in the Frobenius norm (Eckart and Young 1936)."""
+    svd = ProductSvd.of(a, b)
+    root = np.sqrt(svd.values[:rank])
+    left = svd.u[:, :rank] * root
+    right = root[:, None] * svd.v[:rank]
+    return right.astype(np.float32), left.astype(np.float32)
+
+
+def truncation_error(reader: TensorReader, shares: AdapterShares, rank: int) -> float:
+    """|truncated - sum| / |sum| of a soup that is cut to `rank`, over all modules together."""
+    lost = 0.0
+    total = 0.0
+    for module_shares in shares.values():
+        squares = ProductSvd.of(*concatenated(reader, module_shares)).values ** 2
+        lost += float(squares[rank:].sum())
+        total += float(squares.sum())
+    return math.sqrt(lost / total) if total else 0.0
 
 
 class Product:
@@ -150,11 +194,15 @@ class Product:
 
 
 def product(
-    reader: TensorReader, shares: Sequence[AdapterShare], dtype: str, transposed: bool
+    reader: TensorReader,
+    shares: Sequence[AdapterShare],
+    dtype: str,
+    transposed: bool,
+    limit: int | None = None,
 ) -> Product:
-    """The product of shares whose soup is stored in `dtype`."""
-    a, b = join(reader, shares, dtype)
-    rank = rank_of(shares)
+    """The product of shares whose soup is stored in `dtype`, with `limit` as its rank at most."""
+    rank = min(rank_of(shares), limit or rank_of(shares))
+    a, b = join(reader, shares, dtype, rank)
     return Product(widen(a, dtype).reshape(rank, -1), widen(b, dtype).reshape(-1, rank), transposed)
 
 
@@ -166,6 +214,7 @@ def write_weights(
     path: Path,
     shares: AdapterShares,
     dtype: str,
+    rank: int,
     reader: TensorReader,
     progress: OptionalProgress = None,
 ) -> None:
@@ -174,7 +223,6 @@ def write_weights(
     Raises:
         UserError: a file ended early, or a value is not finite.
     """
-    rank = soup_rank(shares)
     size = size_of(dtype)
     tensors: list[tuple[str, str, Sequence[int], int, int]] = []
     total = 0
@@ -197,12 +245,15 @@ def write_weights(
                     progress(file.tell() - start, total)
 
 
-def soup_rank(shares: AdapterShares) -> int:
-    """One rank for all modules, the largest: servers do not all read PEFT's `rank_pattern`."""
-    return max(map(rank_of, shares.values()))
+def soup_rank(shares: AdapterShares, limit: int | None) -> int:
+    """One rank for all modules, the largest, but not above `limit`: servers do not all read PEFT's `rank_pattern`."""
+    largest = max(map(rank_of, shares.values()))
+    return min(largest, limit or largest)
 
 
-def adapter_config_text(shares: AdapterShares, adapters: Mapping[str, Adapter], base: Path) -> str:
+def adapter_config_text(
+    shares: AdapterShares, rank: int, adapters: Mapping[str, Adapter], base: Path
+) -> str:
     """adapter_config.json of the soup: alpha = rank, so that PEFT scales by exactly 1.
 
     The base model is named so that it is found from every folder: as on the Hub, or by its absolute path.
@@ -223,11 +274,11 @@ def adapter_config_text(shares: AdapterShares, adapters: Mapping[str, Adapter], 
         "fan_in_fan_out": any(setting.transposed for setting in settings),
         "inference_mode": True,
         "init_lora_weights": True,
-        "lora_alpha": soup_rank(shares),
+        "lora_alpha": rank,
         "lora_dropout": 0.0,
         "modules_to_save": None,
         "peft_type": "LORA",
-        "r": soup_rank(shares),
+        "r": rank,
         "revision": revision,
         "target_modules": sorted(shares),
         "task_type": next((task for task in task_types if task is not None), None),

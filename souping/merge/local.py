@@ -27,7 +27,7 @@ from souping.checkpoints.fingerprints import Cache, fingerprint, fingerprint_of
 from souping.checkpoints.folder import Like
 from souping.checkpoints.layouts import common, rules_of
 from souping.checkpoints.lora import is_adapter
-from souping.core.fields import Precision, component, pick
+from souping.core.fields import Count, Precision, component, pick
 from souping.core.protocols import WeightStream
 from souping.core.text import is_user_code, listed, parse_size
 from souping.core.types import (
@@ -154,7 +154,8 @@ class LocalMerge(ModelMerge[MergePlan]):
     `moe_router` says what becomes of the tensors that choose experts: average, or keep:NAME for those of one ingredient
     (averaged in soups without it). `name_rules` is a file of rules for the names of sharded checkpoints, or show.
     `tokenizer_from` names the ingredient whose config and tokenizer the soup gets. `format` is hf, or same for the
-    layout of the newest ingredient, which has to be a sharded checkpoint.
+    layout of the newest ingredient, which has to be a sharded checkpoint. `rank` is the rank of a soup that stays an
+    adapter, at most.
 
     Raises:
         UserError: a value is out of its range; the message names `merge.<key>`.
@@ -166,6 +167,7 @@ class LocalMerge(ModelMerge[MergePlan]):
     nonfinite: Nonfinite = "error"
     allow_pickle: bool = False
     adapters: Adapters = "keep"
+    rank: Count | None = None
     max_shard_size: str | int = "5GB"
     tensor_weights: dict[str, list[float]] | None = None
     base_model: str | None = None
@@ -516,6 +518,10 @@ def open_pool(
     """The pool of full models in these folders, or of adapters; the two do not mix (UserError)."""
     kinds = {name: is_adapter(folder) for name, folder in folders.items()}
     if not any(kinds.values()):
+        if merge.rank is not None:
+            raise UserError(
+                f"merge.rank={merge.rank} is for soups of adapters, and no candidate is one: leave it out"
+            )
         return FullModelPool(folders, merge, cache, like)
     full = [name for name, adapter in kinds.items() if not adapter]
     if full:

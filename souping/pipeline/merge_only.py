@@ -19,7 +19,7 @@ from souping.checkpoints.folder import Like
 from souping.checkpoints.header import MAX_RECIPE
 from souping.checkpoints.layouts import rules_of
 from souping.checkpoints.lora import content
-from souping.core.fields import Bounds, Form, load_json, pick, text_of
+from souping.core.fields import Bounds, Count, Form, load_json, pick, text_of
 from souping.core.files import dated_path, nearby, write_atomically
 from souping.core.folders import hold_folder
 from souping.core.text import safe, shown
@@ -308,6 +308,7 @@ class RecipeSettings(TypedDict, total=False):
 
     vocab: Vocab
     adapters: Adapters
+    rank: Count
     base: str
     by: str
     source: str
@@ -415,13 +416,14 @@ def _as_written(
         "scale": 1.0,
         "vocab": "error",
         "adapters": "keep",
+        "rank": None,
         "seed": 0,
         "method": recipe.method,
         "tokenizer_from": table.get("carried_from"),
         "dtype": None,
         "tensor_weights": None,
     }
-    for key in ("scale", "vocab", "adapters", "seed"):
+    for key in ("scale", "vocab", "adapters", "rank", "seed"):
         if key in recipe.settings:
             changes[key] = recipe.settings[key]
     for key in ("max_shard_size", "nonfinite", "format"):

@@ -4,20 +4,31 @@ from __future__ import annotations
 
 import shutil
 import tempfile
-from functools import cached_property
+from collections.abc import Callable
+from functools import cached_property, partial
 from pathlib import Path
 from typing import IO, TYPE_CHECKING
 
 from souping.checkpoints.end_tokens import eos_token_ids
+from souping.checkpoints.folder import has_weights
 from souping.core.folders import LOCK_FILE, hold_folder, remove_abandoned
-from souping.core.protocols import Evaluator, LoadedModel, ModuleSettings, WeightStream
+from souping.core.protocols import (
+    Evaluator,
+    LoadedModel,
+    ModuleSettings,
+    SoupAdapter,
+    WeightSamples,
+    WeightStream,
+)
 from souping.core.system import SHARED_MEMORY
 from souping.core.types import Recipe, UserError
 from souping.merge import CandidatePool, LoadableModel
+from souping.merge.loaded_weights import LoadedWeights
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+WriteSoup = Callable[[Recipe, Path], object]
 STORED_SOUP_PREFIX = "souping-soup-"
 
 
@@ -26,17 +37,20 @@ class SoupServer:
 
     def __init__(self, pool: CandidatePool) -> None:
         self._pool = pool
-        self._module = SharedModule(pool)
+        self._weights = LoadedWeights()
+        self._module = SharedModule(pool, self._weights)
         self._scratch = ScratchFolder(pool)
 
     def serve(self, evaluator: Evaluator, recipe: Recipe) -> LoadedModel:
         settings = evaluator.hosting.module_settings()
-        model = LoadedSoup(self._pool, self._module, self._scratch, settings, recipe)
+        model = LoadedSoup(self._pool, self._module, self._scratch, self._weights, settings, recipe)
         form = evaluator.hosting.model_form
         # The soup is made here, by reading the property, and not on demand: evaluation is timed without it. Chunks are
         # made as they are taken.
         if form == "module":
             _ = model.module
+        elif form == "chunks" and self._pool.adapter_shape:
+            _ = model.adapter
         elif form == "folder" or model.stream is None:
             _ = model.folder
         return model
@@ -53,6 +67,7 @@ class LoadedSoup(LoadedModel):
         pool: CandidatePool,
         module: SharedModule,
         scratch: ScratchFolder,
+        weights: LoadedWeights,
         settings: ModuleSettings,
         recipe: Recipe,
     ) -> None:
@@ -61,6 +76,7 @@ class LoadedSoup(LoadedModel):
         self._pool = pool
         self._module = module
         self._scratch = scratch
+        self._weights = weights
         self._settings = settings
         self._recipe = recipe
 
@@ -87,6 +103,13 @@ class LoadedSoup(LoadedModel):
             return None
         return self._pool.stream(self._recipe)
 
+    @cached_property
+    def adapter(self) -> SoupAdapter | None:
+        shape = self._pool.adapter_shape
+        if shape is None:
+            return None
+        return SoupAdapter(folder=self._scratch.write(self._recipe, self._pool.write), shape=shape)
+
     @property
     def ingredient_folder(self) -> Path | None:
         alone = self._pool.recipe({self._recipe.ingredients[0]: 1.0})
@@ -94,12 +117,17 @@ class LoadedSoup(LoadedModel):
             return None
         return self._scratch.write(alone)
 
+    def check_weights(self, samples: WeightSamples) -> None:
+        stored = self._pool.candidate_folder(self._recipe) is not None
+        self._weights.check(self._recipe, samples, stored)
+
 
 class SharedModule:
     """One live module, loaded for the first soup, that all soups are loaded into."""
 
-    def __init__(self, pool: CandidatePool) -> None:
+    def __init__(self, pool: CandidatePool, weights: LoadedWeights) -> None:
         self._pool = pool
+        self._weights = weights
         self._settings: ModuleSettings | None = None
         self._loaded: tuple[PreTrainedModel, LoadableModel] | None = None
         # What the model's class ends at if no file names a token.
@@ -114,6 +142,7 @@ class SharedModule:
         if self._soup != recipe.fingerprint:
             self._soup = ""
             live.load_soup(recipe)
+            self._check(module, recipe)
             # For evaluators that generate with the module's own config.
             ends = list(self._pool.eos_token_ids(recipe))
             module.generation_config.eos_token_id = ends or self._class_ends
@@ -132,7 +161,17 @@ class SharedModule:
         self._class_ends = None
         if not eos_token_ids(folder):
             self._class_ends = module.generation_config.eos_token_id
+        # transformers itself loaded the first candidate, so its values are the measure of what is loaded later.
+        first = self._pool.recipe({self._pool.names[0]: 1.0})
+        if self._pool.candidate_folder(first) == folder and has_weights(folder):
+            self._check(module, first)
         return module, self._pool.live(module)
+
+    def _check(self, module: PreTrainedModel, recipe: Recipe) -> None:
+        from souping.evaluate.engines.weight_samples import sample_weights
+
+        stored = self._pool.candidate_folder(recipe) is not None
+        self._weights.check(recipe, sample_weights(module.state_dict().items()), stored)
 
 
 class ScratchFolder:
@@ -147,8 +186,11 @@ class ScratchFolder:
         self._lock: IO[str] | None = None
         self._soup = ""
 
-    def write(self, recipe: Recipe) -> Path:
-        """The soup's folder: a temporary one, or a candidate's own if its generation_config holds nothing but ids."""
+    def write(self, recipe: Recipe, write: WriteSoup | None = None) -> Path:
+        """The soup's folder: a temporary one, or a candidate's own if its generation_config holds nothing but ids.
+
+        By default it is a folder for evaluators.
+        """
         from souping.evaluate.templates import generation_overrides
 
         if self._root is not None and self._soup == recipe.fingerprint:
@@ -158,7 +200,7 @@ class ScratchFolder:
             return candidate
         size = self._pool.soup_bytes if candidate is None else 0
         folder = self._make_root(size) / recipe.id
-        write_soup(self._pool, recipe, folder)
+        (write or partial(write_soup, self._pool))(recipe, folder)
         self._soup = recipe.fingerprint
         return folder
 

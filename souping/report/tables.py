@@ -285,6 +285,11 @@ def similarity(pool: PoolSimilarity | None) -> Section | None:
         )
     if pool.rounding is not None:
         lines.append(_rounding(pool.rounding))
+    if pool.truncation is not None:
+        moved = share(pool.truncation)
+        lines.append(
+            f"Truncation to `merge.rank` moves the soup by {moved} of what it adds to the base."
+        )
     return Section("How similar the weights are", tuple(lines), grids=(grid(header, rows),))
 
 

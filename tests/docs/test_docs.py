@@ -50,6 +50,7 @@ OPTIONAL = (
     "search",
     "slice",
     "selection.clusters",
+    "weights.truncation",
     "recipe.s",
     "splits.left_out",
     "splits.shown",

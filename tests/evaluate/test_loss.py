@@ -138,9 +138,14 @@ class TestVllm:
             def __init__(self, **_: Any) -> None: ...
 
             def generate(
-                self, inputs: list[dict[str, list[int]]], sampling: Any, use_tqdm: bool
+                self,
+                inputs: list[dict[str, Any]],
+                sampling: Any,
+                use_tqdm: bool,
+                lora_request: None,
             ) -> list[Any]:
                 asked.append(sampling)
+                assert {prompt["cache_salt"] for prompt in inputs} == {"s"}
                 likely = SimpleNamespace(logprob=-0.5)
                 outputs = []
                 for prompt in inputs:
@@ -155,8 +160,8 @@ class TestVllm:
         )
         platform = SimpleNamespace(current_platform=SimpleNamespace(is_cpu=lambda: False))
         monkeypatch.setitem(sys.modules, "vllm.platforms", platform)
-        arguments = llm_arguments(Path(), VllmEngine(), LocalEvaluator().machine)
-        assert Vllm(Path(), arguments).logprobs([[1, 2, 3], [4, 5]]) == [[-2.0, -3.0], [-5.0]]
+        arguments = llm_arguments(Path(), VllmEngine(), LOSS.machine)
+        assert Vllm(Path(), arguments).logprobs([[1, 2, 3], [4, 5]], "s") == [[-2.0, -3.0], [-5.0]]
         assert asked == [LIKELIHOOD]
 
 

@@ -9,10 +9,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
 
-from souping.core.protocols import ModelHost, WeightStream
+from safetensors.torch import load_file
+
+from souping.core.protocols import ModelHost, WeightSamples, WeightStream
 from souping.core.types import Json, Missing
 from souping.evaluate.bfcl import BFCL_EVAL_VERSION, Environment
 from souping.evaluate.bfcl.benchmark import MULTI_TURN, SINGLE_TURN
+from souping.evaluate.engines.weight_samples import sample_weights
 from souping.evaluate.servers.choices import RunningServer, Server
 
 
@@ -28,6 +31,8 @@ class Sink:
         self.context_length = 128
         self.no_chunks = no_chunks
         self.sampling: list[dict[str, Any]] = []
+        self.salts: list[str] = []
+        self.lost: dict[str, Any] = {}
 
     def reload(self, folder: Path) -> None:
         if self.fails:
@@ -39,16 +44,33 @@ class Sink:
             raise self.no_chunks
         self.got.append(unpacked(stream))
 
+    def take_adapter(self, folder: Path, soup: str) -> None:
+        """Keep the products of its factors."""
+        factors = load_file(folder / "adapter_model.safetensors")
+        products = {}
+        for key, a in factors.items():
+            if "lora_A" in key:
+                products[key] = factors[key.replace("lora_A", "lora_B")] @ a
+        self.got.append(products)
+
+    def sample_weights(self) -> WeightSamples:
+        """Of what it took last, with `lost` as the engine holds it."""
+        loaded = self.got[-1]
+        tensors = load_file(loaded / "model.safetensors") if isinstance(loaded, Path) else loaded
+        return sample_weights(sorted({**tensors, **self.lost}.items()))
+
     def generate(
-        self, prompts: list[list[int]], sampling: list[dict[str, Any]]
+        self, prompts: list[list[int]], sampling: list[dict[str, Any]], soup: str
     ) -> list[tuple[list[int], str]]:
         self.sampling = sampling
+        self.salts.append(soup)
         return [
             (prompt[: one["max_tokens"]], "length")
             for prompt, one in zip(prompts, sampling, strict=True)
         ]
 
-    def logprobs(self, prompts: list[list[int]]) -> list[list[float]]:
+    def logprobs(self, prompts: list[list[int]], soup: str) -> list[list[float]]:
+        self.salts.append(soup)
         values = []
         for prompt in prompts:
             values.append([-float(token) for token in prompt[1:]])

@@ -27,6 +27,8 @@ def live(folder: Path, settings: ModuleSettings | None = None) -> Any:
         tokenizer=load_tokenizer(folder),
         eos_token_ids=(),
         stream=None,
+        adapter=None,
+        check_weights=lambda samples: None,
     )
 
 

@@ -18,13 +18,24 @@ import os
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import field, replace
+from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from souping.checkpoints.checkpoint import stores_head
 from souping.core.fields import Threads, component
-from souping.core.protocols import LoadedModel, ModelHost, ModuleSettings, WeightStream
-from souping.core.text import first_line
+from souping.core.protocols import (
+    AdapterShape,
+    LoadedModel,
+    ModelHost,
+    ModuleSettings,
+    SoupAdapter,
+    WeightSamples,
+    WeightStream,
+)
+from souping.core.text import first_line, listed
 from souping.core.types import Item, JsonObject, Missing, UserError
 from souping.evaluate.engines.transformers import (
     Answer,
@@ -47,6 +58,7 @@ from souping.evaluate.tool_arguments import (
 
 if TYPE_CHECKING:
     from vllm import LLM, SamplingParams
+    from vllm.lora.request import LoRARequest
 
 VLLM_ENGINE_VERSION = 2
 """Raise when the same settings would give other answers, as with another range of versions of vLLM."""
@@ -75,6 +87,8 @@ class EngineState:
         self.engine: Vllm | None = None
         self.served: str | None = None
         self.config = ""
+        # Of an engine that takes adapters.
+        self.shape: AdapterShape | None = None
         self.in_place = True
         self.in_chunks = True
 
@@ -164,7 +178,9 @@ class VllmEngine(Engine):
             )
             requests.append((number, prompt, arguments))
         outputs = engine.generate(
-            [prompt for _, prompt, _ in requests], [arguments for _, _, arguments in requests]
+            [prompt for _, prompt, _ in requests],
+            [arguments for _, _, arguments in requests],
+            model.soup,
         )
         for (number, prompt, _), (tokens, reason) in zip(requests, outputs, strict=True):
             answers[number] = _answer(model, settings, prompt, tokens, reason)
@@ -187,7 +203,7 @@ class VllmEngine(Engine):
         prompts = list[list[int]]()
         for windows in windows_of:
             prompts += [tokens for tokens, _ in windows]
-        logprobs = iter(engine.logprobs(prompts))
+        logprobs = iter(engine.logprobs(prompts, model.soup))
         totals = list[float]()
         for windows in windows_of:
             scored = list[float]()
@@ -201,8 +217,17 @@ class VllmEngine(Engine):
         state = self.running
         if state.engine is None or state.served != model.soup:
             state.served = None  # until the weights are all there
-            if not self._poured(model, machine):
+            adapter = model.adapter
+            if adapter is not None:
+                self._take_adapter(adapter, model.soup, machine)
+            elif not self._poured(model, machine):
                 self._reload(model, machine)
+            assert state.engine is not None
+            try:
+                model.check_weights(state.engine.sample_weights())
+            except UserError:
+                state.close()
+                raise
             state.served = model.soup
         assert state.engine is not None
         return state.engine
@@ -235,11 +260,22 @@ class VllmEngine(Engine):
             return False
         return True
 
-    def _start(self, folder: Path, machine: MachineSettings) -> None:
+    def _take_adapter(self, adapter: SoupAdapter, soup: str, machine: MachineSettings) -> None:
+        """An engine of the base model, with this adapter in it."""
+        state = self.running
+        if state.engine is None or state.shape != adapter.shape:
+            self._start(adapter.shape.base, machine, adapter.shape)
+        assert state.engine is not None
+        state.engine.take_adapter(adapter.folder, soup)
+
+    def _start(
+        self, folder: Path, machine: MachineSettings, shape: AdapterShape | None = None
+    ) -> None:
         state = self.running
         state.close()
-        state.engine = Vllm(folder, llm_arguments(folder, self, machine))
+        state.engine = Vllm(folder, llm_arguments(folder, self, machine, shape))
         state.config = config_text(folder)
+        state.shape = shape
 
     def _reload(self, model: LoadedModel, machine: MachineSettings) -> None:
         """Let the workers read the soup's folder. If they cannot, or its config is another, restart the engine."""
@@ -258,7 +294,7 @@ class VllmEngine(Engine):
         self._start(folder, machine)
 
 
-def config_text(folder: Path) -> str:
+def adapter_config_text(folder: Path) -> str:
     return (folder / "config.json").read_text(encoding="utf-8")
 
 
@@ -288,8 +324,30 @@ ENVIRONMENT = {
 }
 
 
-def llm_arguments(folder: Path, engine: VllmEngine, machine: MachineSettings) -> JsonObject:
-    """The keyword arguments of `vllm.LLM`."""
+ADAPTER_RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)
+"""vLLM's choices for the largest rank of an adapter."""
+
+
+def adapter_arguments(shape: AdapterShape) -> JsonObject:
+    """The keyword arguments of `vllm.LLM` for such adapters, one at a time (UserError if their rank is too high)."""
+    if shape.rank > ADAPTER_RANKS[-1]:
+        raise UserError(
+            f"vLLM takes adapters of rank {ADAPTER_RANKS[-1]} at most, and soups of these have up to {shape.rank}: "
+            f"set merge.rank={ADAPTER_RANKS[-1]} or less, or merge.adapters=merge"
+        )
+    return {
+        "enable_lora": True,
+        "max_loras": 1,
+        "max_lora_rank": next(rank for rank in ADAPTER_RANKS if rank >= shape.rank),
+        # With an adapter on the head, which it makes room for by default, its CPU build cannot score prompts.
+        "lora_target_modules": list(shape.modules),
+    }
+
+
+def llm_arguments(
+    folder: Path, engine: VllmEngine, machine: MachineSettings, shape: AdapterShape | None = None
+) -> JsonObject:
+    """The keyword arguments of `vllm.LLM`; with a shape, for adapters."""
     return {
         **engine.arguments,
         **ENGINE_FIXED,
@@ -297,6 +355,7 @@ def llm_arguments(folder: Path, engine: VllmEngine, machine: MachineSettings) ->
         "tensor_parallel_size": engine.tensor_parallel_size,
         "dtype": machine.dtype or "auto",
         "trust_remote_code": machine.trust_remote_code,
+        **(adapter_arguments(shape) if shape else {}),
     }
 
 
@@ -359,6 +418,9 @@ class Vllm:
         # A TypeError is an argument that vLLM does not know.
         except (RuntimeError, ValueError, OSError, ImportError, AssertionError, TypeError) as error:
             raise UserError(f"engine=vllm cannot load {folder}: {first_line(error)}") from error
+        self._adapter: LoRARequest | None = None
+        # Ids that were used.
+        self._adapters = 0
         workers = {child.pid for child in multiprocessing.active_children()} - before
         self._guard = PidGuard([pid for pid in workers if pid])
         self._sampling: type[SamplingParams] = vllm.SamplingParams
@@ -383,7 +445,7 @@ class Vllm:
         """
         self._check_in_place()
         self._llm.collective_rpc("reload_weights", kwargs={"weights_path": str(folder)})
-        self._llm.reset_prefix_cache()
+        self._empty_cache()
 
     def load_soup(self, stream: WeightStream) -> None:
         """Let the workers take the weights of a model of the same config chunk by chunk.
@@ -399,26 +461,79 @@ class Vllm:
                 chunk.fill(memory)
                 self._llm.update_weights({"update_info": {"path": path, "tensors": chunk.tensors}})
         self._llm.finish_weight_update()
-        self._llm.reset_prefix_cache()
+        self._empty_cache()
+
+    def take_adapter(self, folder: Path, soup: str) -> None:
+        """Answer with the adapter in `folder`, under an id of its own, instead of the one before.
+
+        Raises:
+            UserError: vLLM refuses it, or leaves some of its modules out.
+        """
+        from vllm.lora.request import LoRARequest
+
+        if self._adapter is not None:
+            self._llm.llm_engine.remove_lora(self._adapter.lora_int_id)
+        self._adapters += 1
+        self._adapter = LoRARequest(soup, self._adapters, str(folder))
+        try:
+            self._llm.llm_engine.add_lora(self._adapter)
+            unused = self._llm.collective_rpc("unused_adapter_modules")
+        except Exception as error:  # raised in its processes, in classes of its own
+            raise UserError(
+                f"vLLM cannot take the soup as an adapter: {first_line(error)}",
+                fix="set merge.adapters=merge",
+            ) from error
+        left_out = sorted(set(chain.from_iterable(unused)))
+        if left_out:
+            raise UserError(
+                f"vLLM leaves out modules of the adapter: {listed(left_out)}",
+                fix="set merge.adapters=merge",
+            )
+
+    def _empty_cache(self) -> None:
+        if not self._llm.reset_prefix_cache():
+            raise RuntimeError("it keeps the prefix cache of the model before")
+
+    def sample_weights(self) -> WeightSamples:
+        """Values of every worker's tensors, by which a model that was loaded is checked."""
+        tensors = list[tuple[str, str, int]]()
+        values = list[bytes]()
+        unchecked = list[str]()
+        for rank, sample in enumerate(self._llm.collective_rpc("sample_weights")):
+            tensors += [
+                (f"{name} on rank {rank}", dtype, count) for name, dtype, count in sample[0]
+            ]
+            values.append(sample[1])
+            unchecked += [f"{name} on rank {rank}" for name in sample[2]]
+        flat = np.frombuffer(b"".join(values), np.float32)
+        return WeightSamples(tensors=tuple(tensors), values=flat, unchecked=tuple(unchecked))
 
     def generate(
-        self, prompts: Sequence[list[int]], sampling: Sequence[JsonObject]
+        self, prompts: Sequence[list[int]], sampling: Sequence[JsonObject], soup: str
     ) -> list[tuple[list[int], str]]:
-        """(tokens, why it ended) of a continuation of each prompt by its own arguments, in order."""
+        """(tokens, why it ended) of a continuation of each prompt by its own arguments, in order.
+
+        Prefixes are only shared between prompts to the same soup.
+        """
         if not prompts:
             return []
-        inputs = [{"prompt_token_ids": prompt} for prompt in prompts]
+        inputs = [{"prompt_token_ids": prompt, "cache_salt": soup} for prompt in prompts]
         parameters = [self._sampling(**arguments) for arguments in sampling]
         outputs = list[tuple[list[int], str]]()
-        for request in self._llm.generate(inputs, parameters, use_tqdm=False):
+        requests = self._llm.generate(
+            inputs, parameters, use_tqdm=False, lora_request=self._adapter
+        )
+        for request in requests:
             completion = request.outputs[0]
             outputs.append((list(completion.token_ids), str(completion.finish_reason)))
         return outputs
 
-    def logprobs(self, prompts: Sequence[list[int]]) -> list[list[float]]:
+    def logprobs(self, prompts: Sequence[list[int]], soup: str) -> list[list[float]]:
         """Log-probability of each token of the prompts but their first."""
-        inputs = [{"prompt_token_ids": prompt} for prompt in prompts]
-        requests = self._llm.generate(inputs, self._sampling(**LIKELIHOOD), use_tqdm=False)
+        inputs = [{"prompt_token_ids": prompt, "cache_salt": soup} for prompt in prompts]
+        requests = self._llm.generate(
+            inputs, self._sampling(**LIKELIHOOD), use_tqdm=False, lora_request=self._adapter
+        )
         logprobs = list[list[float]]()
         for prompt, request in zip(prompts, requests, strict=True):
             # {token: its log-probability} at each position; there is none at the first.

@@ -354,7 +354,11 @@ class VllmServer(Server):
             "kwargs": {"weights_path": str(folder)},
         }
         post(f"{address}/collective_rpc", order, timeout=self.timeout)
-        post(f"{address}/reset_prefix_cache", {}, timeout=60.0)
+        reply = parsed(post(f"{address}/reset_prefix_cache", {}, timeout=60.0))
+        if reply.get("success") is not True:
+            raise ServerError(
+                "it keeps the prefix cache of the model before, as other requests run"
+            )
         models = models_at(address)
         if not models:
             raise ServerError("it lists no model")

@@ -16,22 +16,21 @@ import pytest
 from safetensors.torch import load_file
 
 from souping import demo
+from souping.core.protocols import AdapterShape
 from souping.core.text import install
 from souping.core.types import Candidate, Item, UserError, digest
-from souping.evaluate.engines.transformers import (
-    Answer,
-    TransformersEngine,
-    prompt_key,
-)
-from souping.evaluate.engines.vllm import VllmEngine, llm_arguments
+from souping.evaluate.engines.transformers import Answer, TransformersEngine, prompt_key
+from souping.evaluate.engines.vllm import VllmEngine, adapter_arguments, llm_arguments
 from souping.evaluate.generate import LocalEvaluator
 from souping.evaluate.identity import evaluator_fingerprint
 from souping.evaluate.servers.choices import VllmServer
+from souping.merge.live import ModuleTargets
 from souping.merge.local import CHUNK_BYTES, LocalMerge
 from souping.merge.mergekit import MergekitMerge
 from souping.pipeline.models import RunPool
 from souping.pipeline.store import Store
 from tests.conftest import Cli, pool_of
+from tests.support.adapters import save_adapter
 from tests.support.evaluators import Sink
 from tests.support.live import live
 
@@ -187,9 +186,10 @@ def test_a_run_without_vllm_is_told_how_to_get_it(family: Path, souping: Cli) ->
 
 @pytest.fixture
 def sinks(monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
-    found = SimpleNamespace(all=[], fails=False, no_chunks=None)
+    found = SimpleNamespace(all=[], arguments=[], fails=False, no_chunks=None)
 
     def start(folder: Path, settings: dict[str, Any]) -> Sink:
+        found.arguments.append(settings)
         found.all.append(Sink(folder, found.fails, found.no_chunks))
         return found.all[-1]
 
@@ -320,6 +320,83 @@ def test_a_soup_that_cannot_be_mixed_is_an_error_and_the_engine_begins_anew(
         evaluate(models, [HALVES], engine)
     assert [sink.closed for sink in sinks.all] == [True, True]
     assert isinstance(sinks.all[1].got[1], dict)
+
+
+def test_each_soup_has_its_own_prefix_cache(
+    family: Path, tmp_path: Path, sinks: SimpleNamespace
+) -> None:
+    with opened(family, tmp_path) as models:
+        evaluate(models, SOUPS)
+        soups = [models.recipe(weights).fingerprint for weights in SOUPS]
+    (sink,) = sinks.all
+    assert sink.salts == [soup for soup in soups for _ in range(2)]
+
+
+@pytest.mark.parametrize("chunks", [True, False], ids=["in chunks", "as a folder"])
+def test_an_engine_that_holds_another_tensor_is_refused_and_closed(
+    family: Path, tmp_path: Path, sinks: SimpleNamespace, chunks: bool
+) -> None:
+    engine = VllmEngine()
+    engine.running.in_chunks = chunks
+    name = "model.layers.0.mlp.up_proj.weight"
+    stale = load_file(family / "ant" / "model.safetensors")[name]
+    with opened(family, tmp_path) as models:
+        evaluator = replace(LOCAL, engine=engine)
+        items = [Item(id="1", category="c", prompt="red 1:", answer="red")]
+
+        def answers(weights: dict[str, float]) -> Any:
+            return evaluator.evaluate(models.serving(evaluator)(models.recipe(weights)), items)
+
+        answers({"ant": 1.0})
+        answers({"bee": 1.0})
+        answers(HALVES)
+        sinks.all[0].lost = {name: stale}
+        with pytest.raises(UserError, match=name) as error:
+            answers({"ant": 0.25, "bee": 0.75})
+    assert str(error.value).count(".weight") == 1
+    assert sinks.all[0].closed
+
+
+def test_a_module_that_holds_another_tensor_is_refused(
+    family: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    name = "model.layers.0.mlp.up_proj.weight"
+    match = ModuleTargets.match
+
+    def without_one(self: ModuleTargets, tensors: Any) -> Any:
+        return {key: place for key, place in (match(self, tensors) or {}).items() if key != name}
+
+    with opened(family, tmp_path) as models:
+        serve = models.serving(LOCAL)
+        for weights in ({"ant": 1.0}, {"bee": 1.0}, HALVES):
+            serve(models.recipe(weights))
+        monkeypatch.setattr(ModuleTargets, "match", without_one)
+        with pytest.raises(UserError, match=name):
+            serve(models.recipe({"ant": 0.25, "bee": 0.75}))
+
+
+def test_soups_of_adapters_are_adapters_of_one_engine_of_the_base(
+    family: Path, tmp_path: Path, sinks: SimpleNamespace, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    q_proj = "model.layers.0.self_attn.q_proj"
+    for seed, name in enumerate(("ant", "bee")):
+        save_adapter(tmp_path / name, family / "base", {q_proj: 3}, seed)
+    monkeypatch.setattr("souping.pipeline.serving.write_soup", lambda *_: pytest.fail("written"))
+    with opened(tmp_path, tmp_path) as models:
+        evaluate(models, ({"ant": 1.0}, {"bee": 1.0}, HALVES))
+    (sink,) = sinks.all
+    assert sink.got[0] == family / "base"
+    ant, bee, halves = (next(iter(products.values())) for products in sink.got[1:])
+    assert halves.numpy() == pytest.approx((ant / 2 + bee / 2).numpy(), abs=1e-6)
+    assert sinks.arguments[0]["max_lora_rank"] == 8  # 3 + 3, as vLLM has ranks
+    assert sinks.arguments[0]["lora_target_modules"] == ["q_proj"]
+
+
+def test_ranks_that_vllm_does_not_take_are_refused() -> None:
+    shape = AdapterShape(base=FOLDER, rank=512, modules=("q_proj",))
+    assert adapter_arguments(shape)["max_lora_rank"] == 512
+    with pytest.raises(UserError, match=r"merge\.rank"):
+        adapter_arguments(replace(shape, rank=513))
 
 
 def test_adapters_and_trainers_layouts_come_as_folders(family: Path, tmp_path: Path) -> None:

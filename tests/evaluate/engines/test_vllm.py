@@ -14,6 +14,7 @@ import pytest
 
 from souping.core.types import Candidate, Item, UserError
 from souping.evaluate.engines.vllm import (
+    ADAPTER_RANKS,
     ENVIRONMENT,
     LIKELIHOOD,
     VllmEngine,
@@ -27,6 +28,7 @@ from souping.evaluate.templates import Decoding
 from souping.merge.local import LocalMerge
 from souping.pipeline.models import RunPool
 from souping.pipeline.store import Store
+from tests.support.adapters import save_adapter
 from tests.support.family import save_model
 from tests.support.live import completions, local_answers, started
 
@@ -83,11 +85,16 @@ METHODS = {
     (*TRANSFER, "__init__"): {"config", "vllm_config", "device", "model"},
     ("platforms/interface.py", "Platform", "is_cpu"): set(),
     ("v1/engine/core_client.py", "EngineCoreClient", "shutdown"): set(),
+    ("v1/engine/llm_engine.py", "LLMEngine", "add_lora"): {"lora_request"},
+    ("v1/engine/llm_engine.py", "LLMEngine", "remove_lora"): {"lora_id"},
+    ("entrypoints/llm.py", "LLM", "generate"): {"prompts", "lora_request"},
+    ("lora/model_manager.py", "LoRAModelManager", "list_adapters"): set(),
 }
 ASKED = {*VllmServer().request, "temperature"}
 FIELDS = {
     ("sampling_params.py", "SamplingParams"): {*DRAWN, *LIKELIHOOD},
     ("logprobs.py", "Logprob"): {"logprob"},
+    ("lora/request.py", "LoRARequest"): {"lora_name", "lora_int_id", "lora_path"},
     ("entrypoints/openai/completion/protocol.py", "CompletionRequest"): ASKED,
     ("entrypoints/openai/chat_completion/protocol.py", "ChatCompletionRequest"): ASKED,
 }
@@ -103,6 +110,12 @@ TEXTS = {
     ("config/weight_transfer.py", "class WeightTransferConfig:"),
     ("model_executor/model_loader/mtp_validation.py", "def disable_mtp_completeness_check("),
     ("outputs.py", "self.prompt_logprobs = prompt_logprobs"),
+    ("inputs/llm.py", "cache_salt: NotRequired[str]"),
+    ("config/lora.py", f"MaxLoRARanks = Literal[{', '.join(map(str, ADAPTER_RANKS))}]"),
+    ("lora/layers/base_linear.py", "self.lora_a_stacked[0][index, 0, "),
+    ("model_executor/layers/linear.py", "self.input_size_per_partition"),
+    ("model_executor/layers/utils.py", "torch.empty(0, dtype=dtype, device=layer.weight.device)"),
+    ("entrypoints/serve/dev/cache/api_router.py", '{"success": bool(success)}'),
     ("entrypoints/serve/dev/rpc/api_router.py", '"/collective_rpc"'),
     ("entrypoints/serve/dev/server_info/api_router.py", '"/server_info"'),
     ("entrypoints/serve/dev/cache/api_router.py", '"/reset_prefix_cache"'),
@@ -249,6 +262,38 @@ def test_chunks_answer_as_the_folder_does(
                 other = answers({"ant": 1.0}, True)
                 assert answers(soup, False) == loaded[-1] != other
             assert all(one != two for one, two in pairwise(loaded))
+        finally:
+            evaluator.close()
+            opened.close()
+
+
+@pytest.mark.vllm_runs
+@real
+def test_soups_of_adapters_answer_as_in_transformers(
+    models: Path, items: tuple[Item, ...], tmp_path: Path
+) -> None:
+    base = models / "apart" / "base"
+    layers = [f"model.layers.{n}" for n in range(2)]
+    modules = [f"{layer}.self_attn.{name}_proj" for layer in layers for name in "qkvo"]
+    modules += [f"{layer}.mlp.{name}_proj" for layer in layers for name in ("gate", "up", "down")]
+    names = ("ant", "bee")
+    for seed, name in enumerate(names):
+        save_adapter(tmp_path / name, base, dict.fromkeys(modules, 2 + seed), seed)
+    plain = LocalEvaluator(max_new_tokens=8, threads=1, device="cpu", dtype="float32")
+    engine = VllmEngine(args=SMALL)
+    evaluator = replace(plain, engine=engine)
+    candidates = [Candidate(name=name, path=tmp_path / name) for name in names]
+    with Store(tmp_path / "s") as store:
+        opened = OpenPool.fetch(candidates, LocalMerge(), store)
+        try:
+            said = []
+            for weights in ({"ant": 1.0}, {"bee": 1.0}, {"ant": 0.4, "bee": 0.6}):
+                recipe = opened.recipe(weights)
+                records = evaluator.evaluate(opened.serving(evaluator)(recipe), items)
+                said.append([r.output for r in records])
+                expected = plain.evaluate(opened.serving(plain)(recipe), items)
+                assert said[-1] == [r.output for r in expected]
+            assert all(one != two for one, two in pairwise(said))
         finally:
             evaluator.close()
             opened.close()

@@ -10,13 +10,17 @@ from typing import Any
 
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
-from souping.core.protocols import WeightStream
+from souping.core.protocols import AdapterShape, WeightStream
+from souping.core.types import UserError
 from souping.evaluate.engines.vllm import Vllm, VllmEngine, llm_arguments
 from souping.evaluate.generate import LocalEvaluator
 from souping.merge import CandidatePool
 from souping.merge.local import LocalMerge
+
+MACHINE = LocalEvaluator().machine
+SHAPE = AdapterShape(base=Path(), rank=8, modules=("q_proj",))
 
 
 class Transfer:
@@ -44,15 +48,24 @@ class Llm:
     def __init__(self, **arguments: Any) -> None:
         self.extension = arguments["worker_extension_cls"]
         self.calls: list[str] = []
-        self.model = Model()
+        self.model: Any = Model()
+        self.worker: Any = None
+        self.adapters = Adapters() if arguments.get("enable_lora") else None
+        self.llm_engine = self.adapters
+        self.empties = True
 
-    def collective_rpc(self, method: str) -> None:
-        module, name = self.extension.rsplit(".", 1)
-        __import__(module)
-        self.worker = getattr(sys.modules[module], name)()
-        self.worker.vllm_config = self.worker.device = None
-        self.worker.model_runner = SimpleNamespace(get_model=lambda: self.model)
-        getattr(self.worker, method)()
+    def collective_rpc(self, method: str) -> list[Any]:
+        if self.worker is None:
+            module, name = self.extension.rsplit(".", 1)
+            __import__(module)
+            self.worker = getattr(sys.modules[module], name)()
+            self.worker.device = None
+            self.worker.vllm_config = SimpleNamespace(lora_config=self.adapters)
+            self.worker.model_runner = SimpleNamespace(
+                get_model=lambda: self.model,
+                lora_manager=SimpleNamespace(_adapter_manager=self.adapters),
+            )
+        return [getattr(self.worker, method)()]
 
     def start_weight_update(self) -> None:
         self.calls.append("start")
@@ -65,8 +78,52 @@ class Llm:
     def finish_weight_update(self) -> None:
         self.calls.append("finish")
 
-    def reset_prefix_cache(self) -> None:
+    def reset_prefix_cache(self) -> bool:
         self.calls.append("reset")
+        return self.empties
+
+
+class Adapters:
+    """vLLM's adapters on one linear layer, of which one is active."""
+
+    def __init__(self) -> None:
+        self.loaded: dict[int, Any] = {}
+        self.modules = {
+            "q_proj": SimpleNamespace(
+                lora_a_stacked=(torch.zeros(1, 1, 8, 5),), lora_b_stacked=(torch.zeros(1, 1, 3, 8),)
+            )
+        }
+
+    def add_lora(self, request: Any) -> None:
+        factors = load_file(Path(request.path) / "adapter_model.safetensors")
+        assert not self.loaded
+        self.loaded[request.lora_int_id] = SimpleNamespace(loras=factors)
+        layer = self.modules["q_proj"]
+        a, b = factors["q_proj"], factors.get("q_proj.b", torch.ones(3, 2))
+        layer.lora_a_stacked[0][0, 0, : len(a)] = a
+        layer.lora_b_stacked[0][0, 0, :, : len(a)] = b
+        factors.pop("q_proj.b", None)
+
+    def remove_lora(self, number: int) -> None:
+        del self.loaded[number]
+
+    def list_adapters(self) -> dict[int, Any]:
+        return self.loaded
+
+
+class Request(SimpleNamespace):
+    def __init__(self, name: str, number: int, path: str) -> None:
+        super().__init__(lora_name=name, lora_int_id=number, path=path)
+
+
+class Packed(torch.nn.Module):
+    """Linear layer of vLLM that has handed its weight to a library and kept nothing."""
+
+    def __init__(self, weight: torch.Tensor) -> None:
+        super().__init__()
+        self.weight = torch.nn.Parameter(torch.empty(0), requires_grad=False)
+        self.input_size_per_partition = weight.shape[1]
+        self.quant_method = SimpleNamespace(apply=lambda layer, units: units @ weight.T)
 
 
 PARTS = {
@@ -77,7 +134,11 @@ PARTS = {
     "vllm.distributed": {},
     "vllm.distributed.weight_transfer": {},
     "vllm.distributed.weight_transfer.ipc_engine": {"IPCWeightTransferEngine": Transfer},
+    "vllm.lora": {},
+    "vllm.lora.request": {"LoRARequest": Request},
     "vllm.model_executor": {},
+    "vllm.model_executor.layers": {},
+    "vllm.model_executor.layers.linear": {"LinearBase": Packed},
     "vllm.model_executor.model_loader": {},
     "vllm.model_executor.model_loader.mtp_validation": {
         "disable_mtp_completeness_check": nullcontext
@@ -112,9 +173,7 @@ def test_a_worker_gets_the_tensors_that_the_folder_would_hold(
     family: Path, tmp_path: Path, platform: SimpleNamespace
 ) -> None:
     pool, stream = soup(family)
-    engine: Any = Vllm(
-        family / "ant", llm_arguments(family / "ant", VllmEngine(), LocalEvaluator().machine)
-    )
+    engine: Any = Vllm(family / "ant", llm_arguments(family / "ant", VllmEngine(), MACHINE))
     engine.load_soup(stream)
     llm = engine._llm
     folder = pool.write(pool.recipe({"ant": 0.4, "bee": 0.6}), tmp_path / "soup")
@@ -144,11 +203,67 @@ def shared_files() -> int:
 def test_tied_embeddings_are_not_replaced_on_a_cpu(family: Path, platform: SimpleNamespace) -> None:
     platform.cpu = True
     _, stream = soup(family)
-    engine: Any = Vllm(
-        family / "ant", llm_arguments(family / "ant", VllmEngine(), LocalEvaluator().machine)
-    )
+    engine: Any = Vllm(family / "ant", llm_arguments(family / "ant", VllmEngine(), MACHINE))
     with pytest.raises(RuntimeError, match="tied embeddings"):
         engine.load_soup(stream)
     with pytest.raises(RuntimeError, match="tied embeddings"):
         engine.reload(family / "bee")
     assert engine._llm.calls == []
+
+
+def test_a_cache_that_is_not_emptied_is_no_success(family: Path, platform: SimpleNamespace) -> None:
+    _, stream = soup(family)
+    engine: Any = Vllm(family / "ant", llm_arguments(family / "ant", VllmEngine(), MACHINE))
+    engine._llm.empties = False
+    with pytest.raises(RuntimeError, match="prefix cache"):
+        engine.load_soup(stream)
+
+
+def test_a_packed_weight_is_sampled_by_its_columns(family: Path, platform: SimpleNamespace) -> None:
+    weight = torch.randn(5, 7)
+    engine: Any = Vllm(family / "ant", llm_arguments(family / "ant", VllmEngine(), MACHINE))
+    engine._llm.model = torch.nn.ModuleDict(
+        {"plain": torch.nn.Linear(2, 2, bias=False), "packed": Packed(weight)}
+    )
+    samples = engine.sample_weights()
+    assert samples.tensors == (
+        ("plain.weight on rank 0", "float32", 4),
+        ("packed.weight on rank 0", "float32", 20),
+    )
+    assert samples.unchecked == ()
+    plain = engine._llm.model["plain"].weight
+    assert samples.values[:4].tolist() == plain.flatten().tolist()
+    assert samples.values[4:].tolist() == weight[:, [0, 2, 4, 6]].T.flatten().tolist()
+
+
+def test_an_adapter_takes_the_place_of_the_one_before(
+    family: Path, tmp_path: Path, platform: SimpleNamespace
+) -> None:
+    engine: Any = Vllm(
+        family / "base", llm_arguments(family / "base", VllmEngine(), MACHINE, SHAPE)
+    )
+    for number in (1, 2):
+        a = torch.randn(2, 5)
+        b = torch.randn(3, 2)
+        folder = tmp_path / str(number)
+        folder.mkdir()
+        save_file({"q_proj": a, "q_proj.b": b}, folder / "adapter_model.safetensors")
+        engine.take_adapter(folder, f"soup {number}")
+        assert list(engine._llm.adapters.loaded) == [number]
+        samples = engine.sample_weights()
+        assert samples.tensors == (("q_proj adapter 0 on rank 0", "float32", 12),)
+        product = (b @ a)[:, [0, 1, 2, 4]].flatten()
+        assert samples.values == pytest.approx(product.numpy(), abs=1e-6)
+
+
+def test_a_module_of_an_adapter_that_the_engine_leaves_out_is_named(
+    family: Path, tmp_path: Path, platform: SimpleNamespace
+) -> None:
+    engine: Any = Vllm(
+        family / "base", llm_arguments(family / "base", VllmEngine(), MACHINE, SHAPE)
+    )
+    factors = {"q_proj": torch.ones(2, 5), "model.head": torch.ones(2, 5)}
+    save_file(factors, tmp_path / "adapter_model.safetensors")
+    with pytest.raises(UserError, match=r"model\.head") as error:
+        engine.take_adapter(tmp_path, "soup")
+    assert "merge.adapters=merge" in str(error.value)

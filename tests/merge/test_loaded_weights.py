@@ -1,0 +1,180 @@
+"""What an engine holds is compared with the average of what it held of each candidate."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+
+from souping.core.protocols import WeightSamples
+from souping.core.types import Recipe, UserError
+from souping.evaluate.engines.weight_samples import SAMPLED_VALUES, sample_weights
+from souping.merge.loaded_weights import LoadedWeights
+
+SHARES = {"ant": 0.3, "bee": 0.7}
+Tensors = dict[str, torch.Tensor]
+
+
+@pytest.fixture
+def lines(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """What goes to run.log."""
+    said: list[str] = []
+    log = SimpleNamespace(info=lambda text, *values: said.append(text % values))
+    monkeypatch.setattr("souping.merge.loaded_weights.log", log)
+    return said
+
+
+def recipe(shares: dict[str, float], dtype: str = "bfloat16", **changes: object) -> Recipe:
+    names = tuple(shares)
+    values = {"fingerprints": names, "weights": tuple(shares.values()), **changes}
+    return Recipe(ingredients=names, dtype=dtype, **values)  # type: ignore[arg-type]
+
+
+def models(dtype: torch.dtype = torch.bfloat16) -> dict[str, Tensors]:
+    generator = torch.Generator().manual_seed(0)
+    made = {}
+    for name in SHARES:
+        made[name] = {
+            key: torch.randn(shape, generator=generator).to(dtype)
+            for key, shape in (("first", (300, 7)), ("second", (300, 7)), ("norm", (5,)))
+        }
+    return made
+
+
+def average(
+    made: dict[str, Tensors],
+    dtype: torch.dtype = torch.bfloat16,
+    shares: dict[str, float] | None = None,
+) -> Tensors:
+    """By torch: sums in fp32, rounded once."""
+    soup = {}
+    for key, tensor in made["ant"].items():
+        total = torch.zeros(tensor.shape)
+        for name, share in (shares or SHARES).items():
+            total.add_(made[name][key].float(), alpha=share)
+        soup[key] = total.to(dtype)
+    return soup
+
+
+def sampled(tensors: Tensors) -> WeightSamples:
+    return sample_weights(tensors.items())
+
+
+def known(made: dict[str, Tensors], dtype: str = "bfloat16", stored: bool = True) -> LoadedWeights:
+    weights = LoadedWeights()
+    for name, tensors in made.items():
+        weights.check(recipe({name: 1.0}, dtype), sampled(tensors), stored)
+    return weights
+
+
+def test_an_average_passes_and_each_wrong_tensor_is_named() -> None:
+    made = models()
+    weights = known(made)
+    soup = average(made)
+    weights.check(recipe(SHARES), sampled(soup), False)
+    dropped = {**soup, "norm": made["ant"]["norm"]}
+    swapped = {**soup, "first": soup["second"], "second": soup["first"]}
+    half = {**soup, "second": soup["second"].clone()}
+    half["second"][150:] = made["bee"]["second"][150:]
+    for tensors, names in ((dropped, {"norm"}), (swapped, {"first", "second"}), (half, {"second"})):
+        with pytest.raises(UserError) as error:
+            weights.check(recipe(SHARES), sampled(tensors), False)
+        assert {name for name in soup if name in str(error.value)} == names
+
+
+def test_one_unit_in_the_last_place_is_found_where_the_engine_holds_what_is_stored() -> None:
+    made = models()
+    soup = average(made)
+    soup["norm"][2:3].view(torch.int16).add_(1)
+    with pytest.raises(UserError, match="norm"):
+        known(made).check(recipe(SHARES), sampled(soup), False)
+    # A candidate that was written in another dtype, or an engine that rounds, may differ by their rounding.
+    known(made, stored=False).check(recipe(SHARES), sampled(soup), False)
+    known(made, "float32").check(recipe(SHARES, "float32"), sampled(soup), False)
+
+
+def test_an_engine_that_rounds_the_candidates_still_shows_another_tensor() -> None:
+    made = models(torch.float32)
+    soup = average(made, torch.float32)
+    rounded = {
+        name: {key: tensor.to(torch.bfloat16) for key, tensor in tensors.items()}
+        for name, tensors in {**made, "soup": soup}.items()
+    }
+    weights = known({name: rounded[name] for name in SHARES}, "float32")
+    weights.check(recipe(SHARES, "float32"), sampled(rounded["soup"]), False)
+    rounded["soup"]["norm"] = rounded["ant"]["norm"]
+    with pytest.raises(UserError, match="norm"):
+        weights.check(recipe(SHARES, "float32"), sampled(rounded["soup"]), False)
+
+
+def test_a_candidate_that_is_loaded_again_has_the_values_of_the_first_time() -> None:
+    made = models()
+    weights = known(made)
+    weights.check(recipe({"bee": 1.0}), sampled(made["bee"]), True)
+    with pytest.raises(UserError, match="norm"):
+        weights.check(
+            recipe({"bee": 1.0}), sampled({**made["bee"], "norm": made["ant"]["norm"]}), True
+        )
+
+
+def test_what_the_engine_makes_by_itself_is_not_averaged() -> None:
+    made = models()
+    # 0.3 x + 0.6 x is not x.
+    shares = {"ant": 0.3, "bee": 0.6}
+    soup = average(made, shares=shares)
+    for tensors in (*made.values(), soup):
+        tensors["scale"] = torch.full((3,), 0.1)
+    known(made).check(recipe(shares), sampled(soup), False)
+
+
+@pytest.mark.parametrize(
+    ("soup", "why"),
+    [
+        (recipe(SHARES, method="slerp"), "no plain average"),
+        (recipe(SHARES, settings={"vocab": "union"}), "no plain average"),
+        (recipe({"ant": 0.5, "cat": 0.5}), "cat"),
+    ],
+    ids=["another method", "settings", "a candidate that was not loaded"],
+)
+def test_what_is_not_checked_is_said_once(soup: Recipe, why: str, lines: list[str]) -> None:
+    made = models()
+    weights = known(made)
+    for _ in range(2):
+        weights.check(soup, sampled(made["ant"]), False)
+    (line,) = lines
+    assert why in line
+
+
+def test_adapters_are_checked_within_rounding_if_their_weights_sum_to_one() -> None:
+    made = models(torch.float32)
+    weights = known(made, "float32")
+    settings = {"adapters": "keep", "base": "b"}
+    soup = average(made, torch.float32)
+    other = {**soup, "norm": made["ant"]["norm"]}
+    weights.check(recipe(SHARES, "float32", settings=settings), sampled(soup), False)
+    with pytest.raises(UserError, match="norm"):
+        weights.check(recipe(SHARES, "float32", settings=settings), sampled(other), False)
+    uneven = recipe({"ant": 0.3, "bee": 0.3}, "float32", settings=settings)
+    weights.check(uneven, sampled(other), False)
+
+
+def test_samples_reach_from_the_first_to_the_last_element(lines: list[str]) -> None:
+    tensor = torch.arange(5000, dtype=torch.float32).reshape(50, 100)
+    samples = sample_weights(
+        {
+            "turned": tensor.T,
+            "codes": torch.zeros(3, dtype=torch.int32),
+            "packed": torch.empty(0),
+            "short": torch.arange(3.0),
+        }.items()
+    )
+    assert samples.tensors == (("turned", "float32", SAMPLED_VALUES), ("short", "float32", 3))
+    assert samples.unchecked == ("codes", "packed")
+    assert samples.values[0] == 0
+    assert samples.values[SAMPLED_VALUES - 1] == 4999
+    assert samples.values[SAMPLED_VALUES:].tolist() == [0, 1, 2]
+    assert np.unique(samples.values[:SAMPLED_VALUES]).size == SAMPLED_VALUES
+    LoadedWeights().check(recipe({"ant": 1.0}), samples, True)
+    assert "codes, packed" in lines[0]
