@@ -108,7 +108,7 @@ class Engine:
         self._vllm = Vllm(folders[0], arguments)
         self._pool = pool
         self._weights = LoadedWeights()
-        self.load = self._vllm.pour
+        self.load = self._vllm.load_soup
         for name in NAMES:
             recipe = pool.recipe({name: 1.0})
             folder = pool.candidate_folder(recipe)

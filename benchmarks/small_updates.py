@@ -115,7 +115,7 @@ def report(base: Path, models: Sequence[Path], texts: Sequence[str], seed: int) 
     kept = dict[str, float]()
     for dtype in DTYPES:
         pool = LocalMerge(dtype=dtype).open(folders)
-        pool.live(module).pour(pool.recipe(weights))
+        pool.live(module).load_soup(pool.recipe(weights))
         kept[dtype] = float((flat(module) - start) @ change / (change @ change))
         scores[dtype] = bits_per_byte(module, base, texts)
     for dtype in DTYPES:

@@ -50,7 +50,7 @@ OPTIONAL = (
     "search",
     "slice",
     "selection.clusters",
-    "weights.truncation",
+    "similarity.truncation",
     "recipe.s",
     "splits.left_out",
     "splits.shown",

@@ -220,7 +220,7 @@ class VllmEngine(Engine):
             adapter = model.adapter
             if adapter is not None:
                 self._take_adapter(adapter, model.soup, machine)
-            elif not self._poured(model, machine):
+            elif not self._load_chunks(model, machine):
                 self._reload(model, machine)
             assert state.engine is not None
             try:
@@ -232,7 +232,7 @@ class VllmEngine(Engine):
         assert state.engine is not None
         return state.engine
 
-    def _poured(self, model: LoadedModel, machine: MachineSettings) -> bool:
+    def _load_chunks(self, model: LoadedModel, machine: MachineSettings) -> bool:
         """Whether the workers took the soup in chunks. An engine is started with an ingredient's weights first."""
         state = self.running
         stream = model.stream if state.in_place and state.in_chunks else None
@@ -294,7 +294,7 @@ class VllmEngine(Engine):
         self._start(folder, machine)
 
 
-def adapter_config_text(folder: Path) -> str:
+def config_text(folder: Path) -> str:
     return (folder / "config.json").read_text(encoding="utf-8")
 
 

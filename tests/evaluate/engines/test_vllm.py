@@ -284,7 +284,7 @@ def test_soups_of_adapters_answer_as_in_transformers(
     evaluator = replace(plain, engine=engine)
     candidates = [Candidate(name=name, path=tmp_path / name) for name in names]
     with Store(tmp_path / "s") as store:
-        opened = OpenPool.fetch(candidates, LocalMerge(), store)
+        opened = RunPool.fetch(candidates, LocalMerge(), store)
         try:
             said = []
             for weights in ({"ant": 1.0}, {"bee": 1.0}, {"ant": 0.4, "bee": 0.6}):

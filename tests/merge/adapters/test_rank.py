@@ -85,7 +85,7 @@ def test_a_live_module_gets_what_the_folder_holds(
     recipe = pool.recipe(WEIGHTS)
     module = AutoModelForCausalLM.from_pretrained(family / "base", dtype=torch.float32)
     before = {name: tensor.clone() for name, tensor in module.state_dict().items()}
-    pool.live(module).pour(recipe)
+    pool.live(module).load_soup(recipe)
     for name, product in deltas(pool.write(recipe, tmp_path / "soup")).items():
         change = module.state_dict()[f"{name}.weight"] - before[f"{name}.weight"]
         assert change.double().numpy() == pytest.approx(product.numpy(), abs=1e-6)
