@@ -393,7 +393,7 @@ def test_a_soup_is_rebuilt_bit_for_bit(
     assert place == f"cd {tmp_path}"
     assert f"merge.base_model={family / 'base'}" in words
     candidates = settings[-2].replace("[mine,", f"[{tmp_path / 'mine'},")
-    souping(*shlex.split(words)[3:], candidates, "store=other.sqlite").ok()
+    souping(*shlex.split(words)[1:], candidates, "store=other.sqlite").ok()
     assert files_of(tmp_path / "rebuilt") == files_of(tmp_path / "soup")
     weights = tmp_path / "mine" / "adapter_model.safetensors"
     raw = bytearray(weights.read_bytes())

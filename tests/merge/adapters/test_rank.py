@@ -100,7 +100,7 @@ def test_the_rank_is_part_of_the_soup_and_of_its_rebuild(
     names = ",".join(map(str, folders.values()))
     call = [f"pool.candidates=[{names}]", "optimiser.weights=[0.3,0.7]", "merge.rank=2"]
     souping("+experiment=merge", *call, "out=soup").ok()
-    souping("+experiment=rebuild", "recipe=soup/recipe.json", "out=again").ok()
+    souping("rebuild", "soup/recipe.json", "out=again").ok()
     assert files_of(tmp_path / "again") == files_of(tmp_path / "soup")
 
 
