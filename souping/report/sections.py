@@ -406,7 +406,7 @@ def _stability(stability: SelectionStability) -> list[str]:
 def _also(report: Report) -> Section | None:
     if not report.extra_benchmarks:
         return None
-    line = "Evaluated once the recipe was frozen, on all items; nothing was chosen on them."
+    line = "Evaluated once the weights were fixed, on all items; nothing was chosen on them."
     folded = []
     for entry in report.extra_benchmarks:
         folded.append(table(f"{clean(entry.name)}: differences", tables.differences(entry)))

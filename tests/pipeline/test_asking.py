@@ -148,7 +148,7 @@ def test_a_job_of_a_search_has_the_least_number_of_items_or_the_whole_split(lab:
         lab.answer(*lab.open)
         for line in lab.ask(4, "--json").ok().out.splitlines():
             soup = json.loads(line)
-            if soup["stage"].startswith("search"):
+            if soup["step"].startswith("search"):
                 sizes.append(sum(soup["categories"].values()))
     # A category has 17 or 18 items: two leave fewer than 25 of the third.
     assert set(sizes) == {52}
@@ -166,7 +166,7 @@ def test_open_soups_as_json(two: Lab) -> None:
         places = {key: folder / name for key, name in PLACES.items()}
         assert {key: Path(soup[key]).resolve() for key in PLACES} == places
         assert soup["state"] == "open"
-        assert soup["stage"].startswith("score")
+        assert soup["step"].startswith("score")
         words = ["no-such-program", soup["model"], soup["items"], soup["out"]]
         assert soup["evaluate"] == words
         # The model is written.
@@ -203,7 +203,7 @@ def test_items_of_the_report_count_as_shown_when_they_are_handed_out(lab: Lab) -
 
     lab.words.append("optimiser=uniform")
     asked = lab.start().ok()
-    while "the report needs" not in asked.out:
+    while "the test needs" not in asked.out:
         assert looks() == 0
         lab.answer(*lab.open)
         asked = lab.ask(8).ok()

@@ -63,7 +63,7 @@ class OpenSoup:
 
     id: int
     state: str
-    stage: str
+    step: str
     recipe: str
     model: str
     items: str
@@ -245,7 +245,7 @@ class FileWorkers(Workers):
         return OpenSoup(
             id=int(folder.name),
             state=self._waiting[key],
-            stage=self._progress.current,
+            step=self._progress.current,
             recipe=str(folder / RECIPE),
             model=str(model),
             items=str(items),
@@ -257,11 +257,11 @@ class FileWorkers(Workers):
 
     def _lines(self, soups: Sequence[OpenSoup]) -> list[str]:
         """What is open, and what to type next."""
-        stage = self._progress.current
+        step = self._progress.current
         lines = []
-        if stage.startswith(("test", "analyse")):
-            lines.append("the search is done and its choice is frozen; the report needs:")
-        count = f"{stage}: {len(soups)} open"
+        if step.startswith(("test", "analyse")):
+            lines.append("the search is done and the weights are fixed; the test needs:")
+        count = f"{step}: {len(soups)} open"
         if later := len(self._waiting) - len(soups):
             count += f", {later} more when they are told"
         if self._full:
