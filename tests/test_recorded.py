@@ -121,7 +121,7 @@ def test_a_run_from_the_recorded_store_evaluates_nothing_and_finds_the_same(
     before = recorded.table_sizes(here / "store.sqlite")
     again(name, souping)
     assert recorded.table_sizes(here / "store.sqlite") == before
-    assert same(recorded.numbers(here / "run"), RUNS[name]["numbers"])
+    assert same(recorded.numbers(here / "run"), recorded.recorded_numbers(RUNS[name]))
 
 
 def change(store: Path, *statements: str) -> None:

@@ -179,7 +179,7 @@ def test_logs_of_bfcl() -> None:
 
 def test_nothing_heavy_is_imported() -> None:
     code = (
-        "import sys\nfrom souping.logs.sources import read\nfrom souping.logs.match import matched\n"
+        "import sys\nfrom souping.logs.sources import read_logs as read\nfrom souping.logs.match import matched\n"
         f"matched({{n: read(r'{DATA}/lm_eval/' + n) for n in ('tuned_python', 'tuned_java')}})\n"
         "print([m for m in ('torch', 'hydra', 'transformers', 'pandas', 'lm_eval', 'pydantic') if m in sys.modules])"
     )

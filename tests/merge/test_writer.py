@@ -205,7 +205,7 @@ def test_a_plain_merge_imports_neither_torch_nor_transformers(
 ) -> None:
     path = made.save(tmp_path / "pool" / "plan.json")
     script = (
-        "import sys; from souping.merge.__main__ import main; "
+        "import sys; from souping.merge.__main__ import merge_plan as main; "
         f"assert main([{str(path)!r}, {str(tmp_path / 'soup')!r}]) == 0; "
         "print(sorted({'torch', 'transformers', 'hydra', 'numba', 'safetensors'} & set(sys.modules)))"
     )

@@ -29,6 +29,7 @@ from tests.conftest import ROOT
 from tests.support.composition import unchecked
 
 RENAMED: dict[str, str] = {
+    "scrambled": "shuffled",
     "bfcl with transformers: evaluator.batch_size=3": "",
     "bfcl with transformers: evaluator.threads=3": "evaluator.num_concurrent=3",
     "bfcl with transformers: evaluator.timeout=60": "",
@@ -240,6 +241,13 @@ def table_sizes(store: Path) -> dict[str, int]:
 def selection_scores(run: Path) -> Any:
     """{candidate: {category: score}} on the select split."""
     return json.loads((run / "selection.json").read_text())["scores"]
+
+
+def recorded_numbers(row: Mapping[str, Any]) -> dict[str, Any]:
+    """What a recorded run found, with its rows by their names of now."""
+    found: dict[str, Any] = dict(row["numbers"])
+    found["rows"] = {RENAMED.get(name, name): scores for name, scores in found["rows"].items()}
+    return found
 
 
 def numbers(run: Path) -> dict[str, Any]:

@@ -90,13 +90,13 @@ class HarnessBenchmark(BenchmarkItems):
 class HarnessItem(Item):
     """Document of a task.
 
-    Some tasks show the choices alone, so the document is part of its `identity`; `question` covers the task's settings
-    and the few-shot examples. The metric is among them, so `scoring` is empty.
+    Some tasks show the choices alone, so the document is part of its `prompt_digest`; `answer_digest` covers the task's
+    settings and the few-shot examples. The metric is among them, so `scorer_digest` is empty.
     """
 
-    identity: str = field()
-    question: str = field()
-    scoring: str = field(default="")
+    prompt_digest: str = field()
+    answer_digest: str = field()
+    scorer_digest: str = field(default="")
 
 
 @frozen
@@ -384,8 +384,8 @@ def _items_of(loaded: Loaded, category: str, group: str) -> Iterator[Item]:
             prompt=prompt,
             answer=answer,
             scorer=loaded.metric.scorer,
-            identity=_hash([prompt, doc]),
-            question=_hash([name, base, doc, loaded.shots[number]]),
+            prompt_digest=_hash([prompt, doc]),
+            answer_digest=_hash([name, base, doc, loaded.shots[number]]),
         )
 
 
