@@ -348,7 +348,7 @@ def prepare_models(
     with ThreadPoolExecutor(WORKERS) as pool:
         models = list(pool.map(lambda name: _listing(name, allow_pickle), names))
         listings = [model for model in models if isinstance(model, Listing)]
-        # all from the cache: offline this is the run's own process, which must not be limited
+        # Everything came from the cache. Offline this is the run's own process, whose files must have any size.
         if not listings:
             return models
         small = list[Sizes]()
@@ -357,11 +357,13 @@ def prepare_models(
             if not small_files:
                 side = {name: size for name, size in side.items() if name == listing.main}
             small.append(side)
+        # The largest file that this process may write from here on.
         _limit(small)
         list(pool.map(_download, listings, small))
         if scratch is None:
             return models
-        _limit([listing.weights for listing in listings])  # hollow files have their sizes
+        # Files of weights without content have the sizes of the whole files.
+        _limit([listing.weights for listing in listings])
         places = [scratch / str(number) for number in range(len(models))]
         return list(pool.map(_sketch, models, places))
 

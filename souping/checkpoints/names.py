@@ -364,7 +364,11 @@ class Assignment:
 def _arranged(
     target: TargetTensor, sources: Names, dims: Dims, table: Axes, sizes: Mapping[str, int]
 ) -> View:
-    """The view of a tensor whose axes are in `table` (ValueError: a slice is outside of its axis)."""
+    """The view of a tensor whose axes are in `table` (ValueError: a slice is outside of its axis).
+
+    `dims` are the tensor's dimensions, each a product of axes. `table` has {axis: (size, step, jump)}: the next index
+    of the axis is `step` elements further in the same tensor, or `jump` source tensors further.
+    """
     shape = list[int]()
     axes = list[tuple[int, int, int]]()
     offset = sum(int(target.indexes[axis]) * table[axis][1] for axis in target.rule.unstacked)

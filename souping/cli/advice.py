@@ -119,7 +119,7 @@ def _chooses(word: str, group: str) -> bool:
 
 
 def _spelled(key: str) -> str:
-    """A key, behind a choice that has it unless the default one does."""
+    """What to type for a key: `optimiser=grid optimiser.step` if the default choice lacks it, else the key alone."""
     names = list(owners()[key])
     text = (folder() / "config.yaml").read_text(encoding="utf-8")
     if any(re.search(f"- {name.replace('=', ': ')}\n", text) for name in names):

@@ -26,6 +26,7 @@ printed are recorded in its store."""
 
 
 def show(arguments: Sequence[str]) -> None:
+    """Print the answers of a run side by side. Answers to test items count as viewed in the run's store."""
     options = _parser().parse_args(arguments)
     folders = [expanded(folder) for folder in options.run_dir] or runs_below()
     run_dir = next(

@@ -213,6 +213,11 @@ def _answers(
 def _sample_answers(
     sample: LogRow, names: list[str], group: str
 ) -> Iterator[tuple[str, LoggedAnswer]]:
+    """(metric and filter, answer with its score) of a line of samples.
+
+    `names` are the metrics of a line that does not name its own, `group` the field of the document by which items are
+    grouped.
+    """
     doc_hash = sample.get("doc_hash", "")[:16]
     prompt, output = _texts(sample)
     response = sample["resps"][0][0]
@@ -225,7 +230,7 @@ def _sample_answers(
         if isinstance(value, float) and np.isnan(value):
             value = None
         if isinstance(value, int | float):
-            # beyond what a mean can be it does not matter how large it is
+            # A mean of scores this large is refused later, and the sum stays finite.
             score = float(max(-2 * LARGEST_FIGURE, min(value, 2 * LARGEST_FIGURE)))
         answer = LoggedAnswer(
             item=f"{sample['doc_id']} {doc_hash}".rstrip(),

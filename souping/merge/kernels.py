@@ -184,7 +184,10 @@ class Method:
         return self.function(tensors, values)
 
     def weigh(self, inner: FloatArray, weights: Weights) -> Weights:
-        """The weights that `function` gets, from the weights of the recipe."""
+        """The weights that `function` gets, from the weights of the recipe.
+
+        `inner` [K, K] are the inner products of `gram`. With a base, the first tensor is the base, whose weight is 0.
+        """
         if self.coefficients is None:
             return weights
         if self.base:

@@ -30,7 +30,10 @@ from souping.search.loop import SearchResult, result_of
 
 
 def check_tokens(settings: RunSettings, stage: Stage, scores: Sequence[ItemScores]) -> None:
-    """Refuse lengths as a guard or a goal if the candidates' answers have none (UserError)."""
+    """Refuse the length of answers as a guard or a goal if the candidates' answers have no length (UserError).
+
+    The candidates of the run's own benchmark are asked first, so soups and extra benchmarks need no check.
+    """
     if stage.benchmark or LENGTH_GUARD not in (*settings.guard, *settings.pareto):
         return
     soups = any(len(recipe.ingredients) > 1 for recipe in stage.models)
@@ -125,7 +128,11 @@ def _first_admissible(
 def with_goals(
     run: Steps, selected: Selected, winner: SearchResult, log: Callable[[Trial], None]
 ) -> Searched:
-    """The soup that the goals' weights or the objective choose under the guards, and what is known of the front."""
+    """The soup that the goals' weights or the objective choose under the guards, and what is known of the front.
+
+    The front evaluates further soups. With weights of goals the first soup is that of the largest weighted sum, else
+    that of the best objective; the first soup in this order that passes the guards wins.
+    """
     settings = run.settings
     unit = settings.evaluator.unit
     ingredients = selected.selection.ingredients
@@ -236,12 +243,12 @@ def guard_checks(
     look: Look,
     names: int,
 ) -> list[GuardCheck]:
-    """What the report's answers say of each guard.
+    """What the answers to the test split say of each guard.
 
     `measured` are {extra benchmark: {recipe id: scores}}, the run's own under an empty name. A
-    soup that is the reference itself loses nothing. If the verdict's `claim` is that nothing is
-    claimed, neither do the guards. Guards that were not declared when the claim was first shown
-    count as picked among all `names` that a guard can have.
+    soup that is the reference itself loses nothing. If the verdict's `claim` is "not measured" or
+    "dry run", that is the outcome of every guard. Guards that were not declared when the claim was
+    first shown are corrected for all `names`, the number of guards that could have been declared.
     """
     if soup.id == against.id:
         return []

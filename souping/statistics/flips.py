@@ -421,9 +421,11 @@ class SignFlips:
         return np.asarray(total**2 >= threshold**2 * variance)
 
     def distances(self, side: float, count: int) -> FloatArray:
-        """How far each pattern reaches, upwards (side 1) or downwards (-1), [D].
+        """The largest shift x of the differences at which a pattern of signs is as extreme as the data, [D].
 
-        Those that are not among the `count` farthest may have 0.
+        Side 1 is upwards, -1 downwards. At a shift x a pattern has the total T = parts[0] - side x parts[1] and the
+        variance V; it reaches x if T^2 / V >= x^2 / V_seen. Patterns that are not among the `count` farthest may
+        have 0.
         """
         if self.one_stratum:
             return self._one_stratum_distances(side)

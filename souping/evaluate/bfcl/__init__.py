@@ -345,6 +345,9 @@ def run_bfcl_eval(
 ) -> None:
     """Run bfcl-eval on these ids in its own process, which ends with this one; its files are below `root`.
 
+    `generate` has the settings of the answers, a server's `url` among them. Without it the answers that are there are
+    scored.
+
     Raises:
         UserError: one line on what stopped it, or no answer of the server for `PATIENCE_S` seconds.
     """
