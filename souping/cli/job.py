@@ -170,7 +170,7 @@ def _perform(settings: RunSettings, shows_names: bool, checks: bool) -> float | 
         show_names(settings)
         return None
     if checks:
-        from souping.plan.rehearsal import check_run
+        from souping.plan.checked_run import check_run
 
         check_run(settings)
         return None

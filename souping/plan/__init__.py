@@ -1,1 +1,1 @@
-"""What a run will do and cost, before it starts; and its rehearsal."""
+"""What a run will do and cost, before it starts; and its check on a few items."""

@@ -1,4 +1,4 @@
-"""Rehearsal of a run (`souping check`): a few items are answered, scored and timed, and shown."""
+"""Check of a run (`souping check`): a few items are answered, scored and timed, and shown."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ LEAST = 0.05
 
 
 def check_run(run: RunSettings) -> None:
-    """Check a run as its plan does, rehearse it, say how long the whole would take, and save what it measured.
+    """Check a run as its plan does, answer a few items, say how long the whole would take, and save what it measured.
 
     Raises:
         UserError: the run cannot start here, or its items cannot be answered.
@@ -63,12 +63,12 @@ def check_run(run: RunSettings) -> None:
     )
     split: Split = "search" if run.scores.published else "select"
     items = first_items(plan.splits[split], CHECKED_ITEMS)
-    records, prompts, speed = rehearse(plan, items)
+    records, prompts, speed = answer_few(plan, items)
     timed = replace(plan, speeds={**plan.speeds, "": speed})
-    show_rehearsal(timed, split, items, records, prompts)
+    show_check(timed, split, items, records, prompts)
 
 
-def rehearse(plan: Plan, items: Sequence[Item]) -> tuple[list[Record], Mapping[str, str], Speed]:
+def answer_few(plan: Plan, items: Sequence[Item]) -> tuple[list[Record], Mapping[str, str], Speed]:
     """The first candidate's answers to a few items, the prompts by their keys, and how fast the answers came once the
     model was loaded."""
     run = plan.run.with_items()
@@ -139,7 +139,7 @@ def _measured(evaluator: Evaluator, items: Sequence[Item], single: float, second
     )
 
 
-def show_rehearsal(
+def show_check(
     timed: Plan,
     split: Split,
     items: Sequence[Item],
@@ -209,4 +209,4 @@ def _answers(
     )
     mean = unit.level(fmean(record.score for record in records))
     line = f"{name} scores {mean} on {len(rows)} items of the {split} split."
-    return Section("Rehearsal", (line,), grids=(grid(header, rows, left=(0, 1, 5, 6)),))
+    return Section("Check", (line,), grids=(grid(header, rows, left=(0, 1, 5, 6)),))
