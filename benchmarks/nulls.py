@@ -247,7 +247,7 @@ NULLS: dict[str, tuple[Null, Layout]] = {
 }
 """The soup is no better, so "better" is false and "keep" is true."""
 LOOKED: dict[str, tuple[Null, Layout]] = {
-    "report items looked at 20 times, each as printed": (looked_often(), USUAL),
+    "test items looked at 20 times, each as printed": (looked_often(), USUAL),
     "the same, 4 sampled answers": (looked_often(sampled), USUAL),
 }
 """As above, over all twenty reports."""
