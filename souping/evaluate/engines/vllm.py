@@ -517,23 +517,25 @@ class Vllm:
         """
         if not prompts:
             return []
-        inputs = [{"prompt_token_ids": prompt, "cache_salt": soup} for prompt in prompts]
         parameters = [self._sampling(**arguments) for arguments in sampling]
         outputs = list[tuple[list[int], str]]()
-        requests = self._llm.generate(
-            inputs, parameters, use_tqdm=False, lora_request=self._adapter
-        )
+        requests = self._requests(prompts, parameters, soup)
         for request in requests:
             completion = request.outputs[0]
             outputs.append((list(completion.token_ids), str(completion.finish_reason)))
         return outputs
 
+    def _requests(self, prompts: Sequence[list[int]], sampling: Any, soup: str) -> list[Any]:
+        """vLLM's answers of the model that it holds, in order; prefixes are shared under the soup's own salt."""
+        inputs = [{"prompt_token_ids": prompt, "cache_salt": soup} for prompt in prompts]
+        answers: list[Any] = self._llm.generate(
+            inputs, sampling, use_tqdm=False, lora_request=self._adapter
+        )
+        return answers
+
     def logprobs(self, prompts: Sequence[list[int]], soup: str) -> list[list[float]]:
         """Log-probability of each token of the prompts but their first."""
-        inputs = [{"prompt_token_ids": prompt, "cache_salt": soup} for prompt in prompts]
-        requests = self._llm.generate(
-            inputs, self._sampling(**LIKELIHOOD), use_tqdm=False, lora_request=self._adapter
-        )
+        requests = self._requests(prompts, self._sampling(**LIKELIHOOD), soup)
         logprobs = list[list[float]]()
         for prompt, request in zip(prompts, requests, strict=True):
             # {token: its log-probability} at each position; there is none at the first.
