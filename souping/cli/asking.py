@@ -14,7 +14,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from souping.cli.commands import command_line, parser_of
+from souping.cli.commands import add_allow_code, command_line, parser_of
 from souping.core.arguments import Arguments, positive
 from souping.core.fields import pick
 from souping.core.files import error_text, expanded
@@ -45,9 +45,7 @@ def ask(arguments: Sequence[str]) -> int:
         metavar="KEY=VALUE",
         help="what differs on this machine, such as store=FILE",
     )
-    parser.add_argument(
-        "--allow-code", action="store_true", help="let the run's configuration name code of others"
-    )
+    add_allow_code(parser)
     options = parser.parse_intermixed_args(arguments)
     # With --json, everything else goes to standard error.
     with redirect_stdout(sys.stderr if options.json else sys.stdout):

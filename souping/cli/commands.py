@@ -133,6 +133,12 @@ def parser_of(name: str, more: str = "") -> Arguments:
     )
 
 
+def add_allow_code(parser: Arguments) -> None:
+    parser.add_argument(
+        "--allow-code", action="store_true", help="let the run's configuration name code of others"
+    )
+
+
 def root_of(words: Sequence[str]) -> str:
     """The root configuration that the experiments of a command line belong to."""
     for word in words:

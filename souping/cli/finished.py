@@ -19,12 +19,11 @@ from hydra import compose, initialize_config_dir
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from souping.cli.commands import parser_of
+from souping.cli.commands import add_allow_code, parser_of
 from souping.cli.config import is_merge, register, resolved
 from souping.cli.help import folder
 from souping.cli.process import interrupts_raise
 from souping.cli.settings import run_settings, unresolved
-from souping.core.arguments import Arguments
 from souping.core.files import expanded, nearby
 from souping.core.folders import check_unlinked
 from souping.core.text import first_line, listed, safe
@@ -48,12 +47,6 @@ def begin() -> None:
     interrupts_raise()
     show_warnings()
     register()
-
-
-def add_allow_code(parser: Arguments) -> None:
-    parser.add_argument(
-        "--allow-code", action="store_true", help="let the run's configuration name code of others"
-    )
 
 
 def analyse_run(arguments: Sequence[str], plans: bool) -> None:
