@@ -49,7 +49,7 @@ from souping.report.format import quoted
 from souping.report.progress import Throughput, say
 from souping.report.recipe import recipe_summary
 
-RESULT_PAGES = ("report.html", "plan.json", "selection.json")
+RESULT_PAGES = ("report.html", "selection.json")
 """Files of a run of which the first one that is there is shown at its end."""
 
 
