@@ -70,7 +70,7 @@ def verdicts(folder: Path, runs: Sequence[str], average: str) -> None:
     for build in BUILDS:
         logs = {build: f"{folder / build}:{MODEL}", "fixes": fixes}
         result = souping.compare(logs, margin=2, average=average)
-        row = result.headline("fixes")
+        row = result.average_row("fixes")
         powers = [row.detectable, row.detectable_one_more_run, row.detectable_twice_items]
         power = ", ".join("-" if value is None else f"{100 * value:.1f}" for value in powers)
         print(

@@ -1,4 +1,4 @@
-"""What a soup is up against: its own search score, a router by category, and an oracle over its ingredients.
+"""What a soup is up against: its own search score, a router by category, and an upper bound over its ingredients.
 
 Shape legend: K ingredients, I items, C categories.
 """
@@ -13,7 +13,7 @@ import numpy as np
 from souping.core.protocols import Objective
 from souping.core.types import ItemScores, ScoreMatrix
 from souping.core.unit import Unit
-from souping.report.content import Oracle, Router
+from souping.report.content import Router, UpperBound
 from souping.statistics.scores import ItemTable
 
 
@@ -69,7 +69,7 @@ class Alternatives:
 
     selection_bias: float
     router: Router | None = None
-    oracle: Oracle | None = None
+    upper_bound: UpperBound | None = None
 
 
 def alternatives(
@@ -80,10 +80,10 @@ def alternatives(
     chosen_by: ScoreMatrix,
     objective: Objective,
 ) -> Alternatives:
-    """Selection bias, router and oracle; selection_bias alone for scores that are not fractions of 1.
+    """Selection bias, router and upper bound; selection_bias alone for scores that are not fractions of 1.
 
     The soup and its `ingredients` have scores on the test split. Optimism is the frozen winner's score on the search
-    split minus that on the test split. The router chose by `chosen_by`, the scores of the select split. The oracle
+    split minus that on the test split. The router chose by `chosen_by`, the scores of the select split. The upper bound
     counts an item as the best of the ingredients answers it, which no system can know. Each comes with the models in
     memory and the answers per request.
     """
@@ -102,5 +102,5 @@ def alternatives(
             models=len(set(router.routes.values())),
             answers=1,
         ),
-        oracle=Oracle(score=unit.raw(table.score(best)), models=count, answers=count),
+        upper_bound=UpperBound(score=unit.raw(table.score(best)), models=count, answers=count),
     )

@@ -1,7 +1,7 @@
 """Shapley values of the ingredients (`shapley`): what each of them adds to soups of the others, on the search split.
 
-The value v(C) of a coalition C is the objective of the uniform soup of its members (arXiv
-2511.13254). The empty coalition is worth the base model where it is a candidate, else the mean of
+The value v(C) of a subset C is the objective of the uniform soup of its members (arXiv
+2511.13254). The empty subset is worth the base model where it is a candidate, else the mean of
 the players alone: worth nothing, it would give every player an n-th of the whole score. A player's
 Shapley value is its marginal contribution, averaged over all orders in which the players may come:
 
@@ -35,12 +35,12 @@ from souping.report.plots import COLOURS, INK, Drawing, canvas, figure, name_row
 from souping.statistics.intervals import objective_interval
 from souping.statistics.scores import ItemTable, ModelScores
 
-# Models that are together: a player (one, two or three of them) or a coalition of players.
+# Models that are together: a player (one, two or three of them) or a subset of players.
 Members = frozenset[str]
 Coefficients = dict[Members, float]
-# Most players: 4,095 coalitions.
+# Most players: 4,095 subsets.
 MOST_PLAYERS = 12
-COALITION_KINDS = {1: "single models", 2: "pairs", 3: "triplets"}
+SUBSET_KINDS = {1: "single models", 2: "pairs", 3: "triplets"}
 
 
 @component
@@ -48,7 +48,7 @@ class Shapley(Analysis):
     """Shapley values of single models, pairs and triplets.
 
     They are of the ingredients or of all candidates (`over`), at most `max_models` of them (12 at most), since all
-    coalitions are evaluated. Pairs and triplets are shown if there are at most 12 of them.
+    subsets are evaluated. Pairs and triplets are shown if there are at most 12 of them.
     """
 
     over: Literal["ingredients", "candidates"] = "ingredients"
@@ -58,7 +58,7 @@ class Shapley(Analysis):
         game = _Game(self, soups)
         if not 2 <= len(game.names) <= self.max_models:
             return ()
-        return tuple(map(game.recipe, game.coalitions()))
+        return tuple(map(game.recipe, game.subsets()))
 
     def analyse(self, run: RunScores) -> ShapleyResult:
         game = _Game(self, run.soups)
@@ -71,11 +71,11 @@ class Shapley(Analysis):
             )
         if size > self.max_models:
             raise NotEstimableError(
-                f"{size} players have {2**size - 1} coalitions: set analysis.shapley.max_models={size}"
+                f"{size} models have {2**size - 1} subsets: set analysis.shapley.max_models={size}"
             )
         values = _Values(run, game)
         levels = []
-        for together in COALITION_KINDS:
+        for together in SUBSET_KINDS:
             if together <= size and math.comb(size, together) <= MOST_PLAYERS:
                 levels.append(_level(game, values, together))
         return ShapleyResult(
@@ -85,12 +85,12 @@ class Shapley(Analysis):
             baseline=values.base,
             baseline_score=run.unit.raw(values.of_nobody),
             levels=tuple(levels),
-            subsets=tuple(values.row(members) for members in game.coalitions()),
+            subsets=tuple(values.row(members) for members in game.subsets()),
         )
 
 
 class _Game:
-    """Players, coalitions and their soups; the same for the plan and for the values."""
+    """Players, subsets and their soups; the same for the plan and for the values."""
 
     def __init__(self, settings: Shapley, soups: RunSoups) -> None:
         self.soups = soups
@@ -105,32 +105,32 @@ class _Game:
     def players(self, size: int) -> list[Members]:
         return [Members(members) for members in combinations(self.names, size)]
 
-    def coalitions(self) -> Iterator[Members]:
-        """Every coalition of models, the smallest first."""
+    def subsets(self) -> Iterator[Members]:
+        """Every subset of models, the smallest first."""
         for size in range(1, len(self.names) + 1):
             yield from self.players(size)
 
     def recipe(self, members: Members) -> Recipe:
-        """The soup of a coalition."""
+        """The soup of a subset."""
         return self.soups.recipe(dict.fromkeys(self.in_order(members), 1 / len(members)))
 
 
 class _Values:
-    """Item scores of coalitions, and the objective of any linear combination of them."""
+    """Item scores of subsets, and the objective of any linear combination of them."""
 
     def __init__(self, run: RunScores, game: _Game) -> None:
-        soups = {members: game.recipe(members).id for members in game.coalitions()}
+        soups = {members: game.recipe(members).id for members in game.subsets()}
         missing = set(soups.values()) - set(run.search)
         if missing:
-            lack = f"{len(missing)} of {len(soups)} coalitions lack answers to the search split"
+            lack = f"{len(missing)} of {len(soups)} subsets lack answers to the search split"
             raise NotEstimableError(f"{lack}: make it again to evaluate the rest")
         self.run = run
         self.game = game
-        # Scores of the soup of all, and {coalition: scores [I]}.
+        # Scores of the soup of all, and {subset: scores [I]}.
         self.everybody = run.search[soups[game.everybody]]
         self.scores = {members: run.search[soup].values for members, soup in soups.items()}
         self.of_all = self.objective(self.everybody.values)
-        # The empty coalition: the base model, or (no name) the mean of the players alone.
+        # The empty subset: the base model, or (no name) the mean of the players alone.
         self.base = run.soups.base or ""
         if self.base and run.single(self.base).id in run.search:
             nobody = run.search[run.single(self.base).id].values
@@ -140,16 +140,16 @@ class _Values:
         self.scores[Members()] = nobody
         self.of_nobody = self.objective(nobody)
 
-    def row(self, members: Members) -> CoalitionValue:
-        """A coalition with its soup and value."""
-        return CoalitionValue(
+    def row(self, members: Members) -> SubsetValue:
+        """A subset with its soup and value."""
+        return SubsetValue(
             members=self.game.in_order(members),
             recipe_id=self.game.recipe(members).id,
             value=self.run.unit.raw(self.objective(self.scores[members])),
         )
 
     def combine(self, coefficients: Coefficients) -> FloatArray:
-        """Sum over coalitions of coefficient times scores, [I]."""
+        """Sum over subsets of coefficient times scores, [I]."""
         total = np.zeros(len(self.everybody.values))
         for members, share in coefficients.items():
             total += share * self.scores[members]
@@ -185,26 +185,26 @@ def _level(game: _Game, values: _Values, size: int) -> ShapleyLevel:
     gap = abs(sum(map(values.objective, scores_of.values())) - gain)
     return ShapleyLevel(
         size=size,
-        kind=COALITION_KINDS[size],
+        kind=SUBSET_KINDS[size],
         models=tuple(values.player(player, scores) for player, scores in scores_of.items()),
         efficiency_gap=values.run.unit.size(gap),
     )
 
 
 def exact_coefficients(players: Sequence[Members]) -> dict[Members, Coefficients]:
-    """Coefficient of every coalition in every player's Shapley value: |S|! (n - |S| - 1)! / n! for joining S."""
+    """Coefficient of every subset in every player's Shapley value: |S|! (n - |S| - 1)! / n! for joining S."""
     n = len(players)
-    weights = []  # of joining a coalition of 0, 1, .. players
+    weights = []  # of joining a subset of 0, 1, .. players
     for s in range(n):
         weights.append(math.factorial(s) * math.factorial(n - s - 1) / math.factorial(n))
 
     coefficients: dict[Members, Coefficients] = {player: {} for player in players}
     for size in range(n + 1):
-        for coalition in combinations(players, size):
-            members = Members().union(*coalition)
+        for subset in combinations(players, size):
+            members = Members().union(*subset)
             for player, of_player in coefficients.items():
-                # v(S + player) - v(S): the coalition is S + player, or S.
-                weight = weights[size - 1] if player in coalition else -weights[size]
+                # v(S + player) - v(S): the subset is S + player, or S.
+                weight = weights[size - 1] if player in subset else -weights[size]
                 of_player[members] = of_player.get(members, 0.0) + weight
     return coefficients
 
@@ -240,10 +240,10 @@ class PlayerValue:
 
 @dataclass(frozen=True, kw_only=True)
 class ShapleyLevel:
-    """Players of one size."""
+    """Models, pairs or triplets."""
 
     size: MaybeInt
-    """models of a player"""
+    """models in each"""
     kind: str
     """`single models`, `pairs` or `triplets`"""
     models: tuple[PlayerValue, ...]
@@ -264,8 +264,8 @@ class ShapleyLevel:
 
 
 @dataclass(frozen=True, kw_only=True)
-class CoalitionValue:
-    """The score of a coalition's soup."""
+class SubsetValue:
+    """The score of a subset's soup."""
 
     members: Names
     """models"""
@@ -287,12 +287,12 @@ class ShapleyResult(AnalysisResult):
     whole: MaybeFloat
     """score of the soup of all"""
     baseline: str
-    """the base model, to which the values are relative; empty: the mean of the players alone"""
+    """the base model, to which the values are relative; empty: the mean of the models alone"""
     baseline_score: MaybeFloat
     """score of the baseline"""
     levels: tuple[ShapleyLevel, ...]
     """single models, pairs and triplets"""
-    subsets: tuple[CoalitionValue, ...]
+    subsets: tuple[SubsetValue, ...]
     """every subset"""
 
     def section(self, unit: Unit) -> Section:

@@ -141,10 +141,10 @@ def _result(
 
 
 def _requirements(margin: float | None, policy: str | Path | None) -> Policy:
-    headline = None if margin is None else Margin.of(margin, "margin")
+    shared_margin = None if margin is None else Margin.of(margin, "margin")
     if policy:
-        return read_policy(expanded(policy), headline)
-    return Policy(margin=headline)
+        return read_policy(expanded(policy), shared_margin)
+    return Policy(margin=shared_margin)
 
 
 def _named_weights(average: str, log: Log, common: Matched) -> dict[str, float] | None:
@@ -201,9 +201,9 @@ def _all_verdicts(
 ) -> list[RowVerdict]:
     """The verdicts of each row on each model against the first."""
     verdicts: list[RowVerdict] = []
-    for model, headline_tests in zip(models[1:], tests, strict=True):
+    for model, average_tests in zip(models[1:], tests, strict=True):
         row_tests = [RowTest(row, model, models[0], level) for row in rows]
-        verdicts.extend(decide_rows(row_tests, requirements, headline_tests))
+        verdicts.extend(decide_rows(row_tests, requirements, average_tests))
     return verdicts
 
 
@@ -211,9 +211,9 @@ def _status(verdicts: Sequence[RowVerdict], fail_on: Sequence[Word]) -> int:
     return int(any(row.required and row.verdict in fail_on for row in verdicts))
 
 
-def _run_noises(headline: RowScores, verdicts: Sequence[RowVerdict]) -> Iterator[RunNoise]:
+def _run_noises(average_row: RowScores, verdicts: Sequence[RowVerdict]) -> Iterator[RunNoise]:
     """How far the runs of each model differ that has several."""
-    scored = headline.scores.scored
+    scored = average_row.scores.scored
     differences = {row.model: row.difference for row in verdicts if row.kind == "average"}
     for model, means in run_means(scored).items():
         scores = scored.counted(model)
@@ -394,11 +394,11 @@ def _warnings(
             "The runs of some models vary more than those of others (Bartlett's test, p < 0.05). Intervals take one "
             "variance of runs for all models: those of the models that vary more are too narrow."
         )
-    headline = verdicts[0]
-    if headline.groups == headline.items:
+    average_row = verdicts[0]
+    if average_row.groups == average_row.items:
         yield "Every item counts as independent: name what belongs together with --group FIELD."
-    if headline.groups < FEW_GROUPS:
-        yield f"{headline.groups} independent items are few: intervals are wide, and below 6 nothing can be shown."
+    if average_row.groups < FEW_GROUPS:
+        yield f"{average_row.groups} independent items are few: intervals are wide, and below 6 nothing can be shown."
     for row in verdicts:
         if row.kind == "cut" and max(row.baseline_mean, row.mean) >= WARN_CUT:
             yield (

@@ -35,7 +35,7 @@ class ComparisonClaim:
 
     claim: str
     identities: list[str]  # of the questions of all items that are compared
-    questions: list[str]  # of the items of the headline, [I]
+    questions: list[str]  # of the items of the average row, [I]
     pairs: list[str]  # of each two models
 
 
@@ -115,7 +115,7 @@ def _claim_of(
     table: ItemTable,
     settings: Sequence[Json],
 ) -> ComparisonClaim:
-    """The claim of a comparison of `runs` of ours and other logs; `metrics` are those of the headline."""
+    """The claim of a comparison of `runs` of ours and other logs; `metrics` are those of the average row."""
     from souping.pipeline.looks.claims import pair_digest
 
     identity_of = _identities(runs, common)

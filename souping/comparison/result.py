@@ -38,7 +38,7 @@ AmountKind = Literal["average", "group", "task", "metric", "length", "cut"]
 
 @frozen
 class RowVerdict:
-    """A model minus the baseline in one row: the headline, a task, another metric, output length or cut answers.
+    """A model minus the baseline in one row: the average row, a task, another metric, output length or cut answers.
 
     Means, differences and margins of scores from 0 to 1 are fractions; others have the unit of their metric.
     `difference` is the model's mean minus the baseline's, whatever the direction of the metric.
@@ -51,7 +51,7 @@ class RowVerdict:
     name: str
     """`average`, the task or group, `tokens`, `characters` or `cut`"""
     kind: AmountKind
-    """`average` is the headline"""
+    """`average` is the average row"""
     metric: str
     """metric of the task"""
     higher_is_better: bool
@@ -59,7 +59,7 @@ class RowVerdict:
     fraction: bool
     """whether means, differences and the margin are fractions of 1"""
     weight: float
-    """share of the headline, 0 for rows that are not averaged"""
+    """share of the average row, 0 for rows that are not averaged"""
     items: int
     """items that are compared"""
     groups: int
@@ -159,13 +159,13 @@ class CompareResult:
     verdicts: tuple[RowVerdict, ...]
     """rows of every model but the baseline"""
     variance: Mapping[str, VarianceParts]
-    """{model: variance of its headline difference}"""
+    """{model: variance of its difference in the average row}"""
     runs: tuple[RunNoise, ...]
     """models with several runs"""
     best: Names
     """models among which the best one is in 95 % of comparisons"""
     pairs: Mapping[str, Mapping[str, Difference]]
-    """{model: {other: [difference, low, high]}} of the headline, without correction"""
+    """{model: {other: [difference, low, high]}} of the average row, without correction"""
     flips: tuple[Flip, ...]
     """items with different scores, the largest differences first"""
     warnings: tuple[str, ...]
@@ -178,7 +178,7 @@ class CompareResult:
     def rows(self, model: str) -> list[RowVerdict]:
         return [row for row in self.verdicts if row.model == model]
 
-    def headline(self, model: str) -> RowVerdict:
+    def average_row(self, model: str) -> RowVerdict:
         return self.rows(model)[0]
 
     def to_json(self, flips: int | None = None) -> str:
@@ -291,9 +291,9 @@ def _run_noise(result: CompareResult, noise: RunNoise) -> str:
 
 
 def _pairs(result: CompareResult) -> Section:
-    headline = result.verdicts[0]
+    average_row = result.verdicts[0]
     best = f"The best model is among {', '.join(result.best)} (in 95 % of comparisons)."
-    line = f"{best} Row minus column, in {_unit(headline)}:"
+    line = f"{best} Row minus column, in {_unit(average_row)}:"
     columns = result.models[1:]
     rows = []
     for model, differences in result.pairs.items():
@@ -302,8 +302,8 @@ def _pairs(result: CompareResult) -> Section:
             cell = ""
             if column in differences:
                 difference, low, high = differences[column]
-                shown = _difference(headline, difference, low, high)
-                cell = f"{shown} [{_limits(headline, low, high)}]"
+                shown = _difference(average_row, difference, low, high)
+                cell = f"{shown} [{_limits(average_row, low, high)}]"
             cells.append(cell)
         rows.append(cells)
     return Section("All pairs, without correction", (line,), grids=(grid(["", *columns], rows),))
@@ -377,7 +377,7 @@ def _points(row: RowVerdict, value: float | None, sign: bool = False) -> str:
 
 
 def sentence(row: RowVerdict) -> str:
-    """The headline in words."""
+    """The verdict in words."""
     margin = _points(row, row.margin)
     reason = f" ({row.reason})" if row.reason else ""
     verdicts = {

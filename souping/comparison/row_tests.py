@@ -1,6 +1,6 @@
 """Tests of the rows of a comparison, and their verdicts.
 
-The headline and the policy's required rows decide; all others share Holm's correction with the rows of their kind.
+The average row and the policy's required rows decide; all others share Holm's correction with the rows of their kind.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from typing import Literal
 
 from souping.comparison.result import RowVerdict
 from souping.comparison.rows import RowScores
-from souping.comparison.verdict import HEADLINE, Limits, Policy, Word, decide, verdict_of
+from souping.comparison.verdict import AVERAGE, Limits, Policy, Word, decide, verdict_of
 from souping.statistics.comparison import Comparison, contrast, contrast_at, split_variance
 from souping.statistics.levels import Level, step_down
 from souping.statistics.power import RunPower
@@ -72,20 +72,20 @@ class RowTest:
 
 
 def decide_rows(
-    row_tests: Sequence[RowTest], policy: Policy, headline_tests: float
+    row_tests: Sequence[RowTest], policy: Policy, average_tests: float
 ) -> Iterator[RowVerdict]:
-    """All rows of a model; the correction of the headline for several models is `headline_tests` tests."""
+    """All rows of a model; the correction of the average row for several models is `average_tests` tests."""
     _contrast.cache_clear()
     _contrast_at.cache_clear()
     tests = {test.row.name: test for test in row_tests}
-    headline = tests[HEADLINE]
-    tests[HEADLINE] = replace(headline, level=headline.level.among(headline_tests))
+    average = tests[AVERAGE]
+    tests[AVERAGE] = replace(average, level=average.level.among(average_tests))
     margins = {}
     for name, test in tests.items():
         base, _ = test.means()
         margins[name] = policy.margin_of(name, base, test.row.fraction, test.row.weight > 0)
 
-    deciding = {name: margins[name] for name in tests if name in (HEADLINE, *policy.required)}
+    deciding = {name: margins[name] for name in tests if name in (AVERAGE, *policy.required)}
     decided = decide(deciding, lambda name, number: tests[name].limits(number))
 
     corrections = dict.fromkeys(tests, 1.0)

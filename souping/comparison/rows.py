@@ -9,7 +9,7 @@ import numpy as np
 
 from souping.comparison.pooled import pool
 from souping.comparison.result import AmountKind
-from souping.comparison.verdict import HEADLINE
+from souping.comparison.verdict import AVERAGE
 from souping.logs.match import Field, Matched, MatchedMetric
 from souping.statistics.scores import ScoreTable
 
@@ -36,20 +36,20 @@ class RowScores:
 def rows_of(
     common: Matched, weights: Mapping[str, float], pass_at: int, named: Collection[str]
 ) -> Iterator[RowScores]:
-    """The headline, groups that were requested, tasks, other metrics, length and cut answers.
+    """The average row, groups that were requested, tasks, other metrics, length and cut answers.
 
     A task or group that is all there is has a row of its own if the policy names it (`named`).
     """
     averaged = {task: common.metrics[task][0] for task in weights}
-    headline = _headline(averaged, weights, pass_at)
-    yield headline
+    average_row = _average_row(averaged, weights, pass_at)
+    yield average_row
 
-    scores = headline.scores
+    scores = average_row.scores
     weight_of = dict(zip(scores.items.names, scores.items.coefficients.tolist(), strict=True))
     for group in common.groups.values():
         tasks = [task for task in group.members if task in weight_of]
         if 1 < len(tasks) < len(weights) or (tasks and group.name in named):
-            row = replace(headline, name=group.name, kind="group", scores=scores.only(tasks))
+            row = replace(average_row, name=group.name, kind="group", scores=scores.only(tasks))
             yield replace(row, weight=sum(weight_of[task] for task in tasks))
 
     for task, weight in weight_of.items():
@@ -72,12 +72,12 @@ def _row(metric: MatchedMetric, kind: AmountKind, scores: ScoreTable, name: str 
     )
 
 
-def _headline(
+def _average_row(
     averaged: Mapping[str, MatchedMetric], weights: Mapping[str, float], pass_at: int
 ) -> RowScores:
     scores = pool(averaged, weights, pass_at)
     first = next(iter(averaged.values()))
-    row = replace(_row(first, "average", scores, HEADLINE), weight=1.0)
+    row = replace(_row(first, "average", scores, AVERAGE), weight=1.0)
     if first.is_mean:
         # Fractions are averaged whatever their metrics are.
         row = replace(row, metric="", higher_is_better=True)
@@ -85,7 +85,7 @@ def _headline(
 
 
 def _metric_rows(common: Matched, weights: Mapping[str, float]) -> Iterator[RowScores]:
-    """Metrics that are not in the headline."""
+    """Metrics that are not averaged."""
     for task, metrics in common.metrics.items():
         for number, metric in enumerate(metrics):
             averaged = number == 0 and task in weights
@@ -104,7 +104,7 @@ def is_scored(metric: MatchedMetric) -> bool:
 def _length_rows(
     averaged: Mapping[str, MatchedMetric], weights: Mapping[str, float]
 ) -> Iterator[RowScores]:
-    """Output length and the share of cut answers, weighted as the headline, over the tasks whose logs have them.
+    """Output length and the share of cut answers, weighted as the average row, over the tasks whose logs have them.
 
     Length is in tokens, or in characters if more tasks have those.
     """

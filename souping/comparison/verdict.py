@@ -15,7 +15,7 @@ from souping.statistics.levels import release
 Word = Literal["better", "much-worse", "worse", "no-worse", "undecided"]
 WORDS: tuple[Word, ...] = get_args(Word)
 FAIL_ON: tuple[Word, ...] = ("worse", "much-worse")
-HEADLINE = "average"
+AVERAGE = "average"
 LENGTHS = ("tokens", "characters")
 Limits = tuple[float, float]
 
@@ -49,8 +49,8 @@ class Margin:
 
 @frozen
 class Policy:
-    """Margins by row, and the rows that decide besides the headline. Rows without a margin of their own have that of
-    the headline if their scores are from 0 to 1."""
+    """Margins by row, and the rows that decide besides the average row. Rows without a margin of their own have that of
+    the average row if their scores are from 0 to 1."""
 
     margin: Margin | None = None
     margins: Mapping[str, Margin] = field(default_factory=dict)

@@ -342,7 +342,7 @@ class Recipe:
     """Ingredients + weights + method: everything that decides a soup's bytes.
 
     Ingredients with weight zero are dropped, so that a vertex of the simplex *is* that candidate: candidates,
-    baselines, coalitions and grid points that are the same soup have the same `id` and share their evaluations.
+    baselines, subsets and grid points that are the same soup have the same `id` and share their evaluations.
     `sources` is {ingredient: org/name@commit} of those that came from the Hub, no part of the `id`.
     """
 

@@ -66,7 +66,7 @@ class Matched:
     models: Names
     metrics: Mapping[str, tuple[MatchedMetric, ...]]  # of a task; the first one stands for it
     groups: Mapping[str, Group]  # those whose members are all here
-    requested: Names  # tasks and groups whose mean is the headline
+    requested: Names  # tasks and groups whose mean is the average row
     notes: tuple[str, ...] = ()  # for the reader: what was left out, how the prompts differ
 
 
@@ -197,14 +197,14 @@ def _match_task(
     """The metrics that all logs of a task have, if its settings agree."""
     named_tasks = [(name, log.tasks[task]) for name, log in named_logs]
     first_name, first = named_tasks[0]
-    headline = next(iter(first.metrics))
+    shared_metric = next(iter(first.metrics))
     metrics = []
     for metric in first.metrics:
         if all(metric in other.metrics for _, other in named_tasks):
             metrics.append(metric)
-    first_traits = _traits(first, headline, metrics)
+    first_traits = _traits(first, shared_metric, metrics)
     for name, other in named_tasks[1:]:
-        traits = _traits(other, headline, metrics)
+        traits = _traits(other, shared_metric, metrics)
         for key in {**first_traits, **traits}:
             first_trait = first_traits.get(key, "none")
             trait = traits.get(key, "none")
@@ -217,10 +217,10 @@ def _match_task(
     return tuple(_match_metric(task, metric, named_logs, group_of) for metric in metrics)
 
 
-def _traits(task: Task, headline: str, metrics: Sequence[str]) -> dict[str, str]:
+def _traits(task: Task, shared_metric: str, metrics: Sequence[str]) -> dict[str, str]:
     """What must agree between logs: settings, the metric that stands for the task, directions."""
     traits = dict(task.settings)
-    traits["metric"] = headline if headline in task.metrics else next(iter(task.metrics))
+    traits["metric"] = shared_metric if shared_metric in task.metrics else next(iter(task.metrics))
     for metric in metrics:
         higher_is_better = task.metrics[metric].higher_is_better
         direction = "higher is better" if higher_is_better else "lower is better"

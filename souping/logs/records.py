@@ -89,7 +89,7 @@ class Group:
 class Log:
     """One evaluation of one model (one run): its tasks and groups by name.
 
-    `requested` holds the tasks and groups that the harness's command line named: the mean over them is the headline.
+    `requested` holds the tasks and groups that the harness's command line named: the mean over them is the average row.
     """
 
     path: Path

@@ -115,7 +115,7 @@ def as_dict(plan: Plan) -> JsonObject:
         },
         "outlined": plan.outlined,
         "splits": {split: len(items) for split, items in plan.splits.items()},
-        "stages": [asdict(stage) for stage in plan.stages],
+        "steps": [asdict(stage) for stage in plan.stages],
         "evaluations": {"asked": plan.sum("asked"), "todo": plan.sum("todo")},
         "speeds": {name or "benchmark": asdict(speed) for name, speed in plan.speeds.items()},
         "seconds": plan.seconds(),

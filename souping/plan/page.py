@@ -52,7 +52,7 @@ def _selection(plan: Plan) -> Section:
 
 
 def work_section(plan: Plan) -> Section | None:
-    """Evaluations of each stage: in total, stored by then, and to do."""
+    """Evaluations of each step: in total, stored by then, and to do."""
     if not plan.stages:
         return None
     rows = [_stage(stage) for stage in plan.stages]
@@ -62,7 +62,7 @@ def work_section(plan: Plan) -> Section | None:
     if plan.splits:
         totals = [_span(asked), _span(_stored(asked, todo)), _span(todo)]
     rows.append(("total", "", "", *totals))
-    header = ("stage", "models", "items each", "evaluations", "stored by then", "to do")
+    header = ("step", "models", "items each", "evaluations", "stored by then", "to do")
     table = grid(header, rows, strong=[len(rows) - 1])
     return Section("Work", tuple(_work_lines(plan)), grids=(table,))
 

@@ -202,7 +202,7 @@ class VerdictSummary:
     """`better_than_every_candidate`, `better_than_best_candidate`, `no_difference_shown`, `keep_candidate`,
     `nothing_to_soup`, `not_measured` or `dry_run`"""
     sentence: str
-    """the headline"""
+    """the verdict in words"""
     p_value: MaybeFloat
     """p-value of the claim, corrected for looks"""
     look: MaybeInt
@@ -424,7 +424,7 @@ class Router:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Oracle:
+class UpperBound:
     """The best answer of all ingredients to each item."""
 
     score: MaybeFloat
@@ -722,7 +722,7 @@ class Report:
     """the soup's score on the search split minus its score on the test split"""
     router: Router | None = None
     """an ingredient per category, chosen on the select split"""
-    oracle: Oracle | None = None
+    upper_bound: UpperBound | None = None
     """the best answer of all ingredients to each item"""
     expected_check: ExpectedSummary | None = None
     """expected scores of the candidates beside the measured ones"""

@@ -251,7 +251,7 @@ def warnings(report: Report) -> list[str]:
     lost_answers = [line for line in report.warnings or () if LOST in line]
     repeated = ""
     if len(lost_answers) > 2:
-        repeated = f" (the same in {count(len(lost_answers) - 1)} later stages)"
+        repeated = f" (the same in {count(len(lost_answers) - 1)} later steps)"
 
     lines = []
     for line in report.warnings or ():
@@ -498,8 +498,8 @@ def _alternatives(report: Report) -> Section | None:
     """Selection bias, and what a router and the upper bound score; None without a test split."""
     unit = report.unit
     router = report.router
-    oracle = report.oracle
-    if router is None or oracle is None:
+    upper_bound = report.upper_bound
+    if router is None or upper_bound is None:
         return None
     bias = unit.points(report.selection_bias, sign=True)
     lines = (
@@ -507,7 +507,7 @@ def _alternatives(report: Report) -> Section | None:
         f"Router: {unit.score(router.score)} {unit.symbol}. Each request goes to the ingredient that had the best "
         f"score of its category when the ingredients were selected. It takes {count(router.models)} models in memory, "
         "and the category must be known.",
-        f"Upper bound: {unit.score(oracle.score)} {unit.symbol}, if each item counts as the best of the ingredients "
-        "answers it.",
+        f"Upper bound: {unit.score(upper_bound.score)} {unit.symbol}, if each item counts as the best of the "
+        "ingredients answers it.",
     )
     return Section("What the soup is up against", lines)

@@ -296,10 +296,10 @@ def test_a_corpus_metric_solves_no_item_and_graded_scores_count_from_a_threshold
 def brute(
     run: RunScores, players: list[frozenset[str]], objective: Any, nobody: float
 ) -> dict[frozenset[str], float]:
-    """Shapley values by going through all orders of the players; the empty coalition is worth `nobody`."""
+    """Shapley values by going through all orders of the players; the empty subset is worth `nobody`."""
 
-    def value(coalition: tuple[frozenset[str], ...]) -> float:
-        union = sorted(frozenset[str]().union(*coalition))
+    def value(subset: tuple[frozenset[str], ...]) -> float:
+        union = sorted(frozenset[str]().union(*subset))
         return objective(run, recipe_of(dict.fromkeys(union, 1 / len(union)))) if union else nobody
 
     out = dict.fromkeys(players, 0.0)
@@ -315,7 +315,7 @@ def mean_objective(run: RunScores, recipe: Recipe) -> float:
 
 
 def random_game(recipe: Recipe, items: tuple[Item, ...]) -> FloatArray:
-    """Scores that have nothing to do with those of any other coalition."""
+    """Scores that have nothing to do with those of any other subset."""
     return np.random.default_rng(int(recipe.id, 16)).random(len(items))
 
 
@@ -363,7 +363,5 @@ def test_shapley_values_are_relative_to_a_base_that_is_a_candidate_and_say_so() 
 def test_more_players_than_the_setting_are_refused_and_cost_nothing() -> None:
     run = run_of(3)
     assert Shapley(max_models=2).asks(run.soups) == ()
-    with pytest.raises(
-        NotEstimableError, match=r"7 coalitions: set analysis\.shapley\.max_models=3"
-    ):
+    with pytest.raises(NotEstimableError, match=r"7 subsets: set analysis\.shapley\.max_models=3"):
         Shapley(max_models=2).analyse(run)

@@ -56,7 +56,7 @@ def test_a_required_task_decides_with_the_average(tmp_path: Path) -> None:
     ]
     result = compared(answers(0.5, 1), better_sums, policy=policy)
     decided = {row.name: row.verdict for row in result.verdicts if row.required}
-    assert decided == {"average": result.headline("cand").verdict, "words": "much-worse"}
+    assert decided == {"average": result.average_row("cand").verdict, "words": "much-worse"}
     assert (decided["average"] == "better", result.status) == (True, 1)
 
 
@@ -79,7 +79,7 @@ def test_groups_are_those_of_any_log_and_of_more_than_the_item_that_names_them()
     rows = [answers(0.5, seed) for seed in (1, 2)]
     grouped = [row | {"group": f"i{n // 4 * 4}"} for n, row in enumerate(rows[1])]
     for pair in ((rows[0], grouped), (grouped, rows[0])):
-        assert compared(*pair).headline("cand").groups == 100
+        assert compared(*pair).average_row("cand").groups == 100
 
 
 def test_runs_that_all_differ_alike_are_tested_by_items() -> None:
@@ -89,7 +89,7 @@ def test_runs_that_all_differ_alike_are_tested_by_items() -> None:
             rows += answers(0, 1, 50, run=run)
         for row in rows:
             row["score"] = score
-    head = compared(*logs).headline("cand")
+    head = compared(*logs).average_row("cand")
     assert (head.verdict, head.p_value < 1e-9) == ("better", True)
 
 
@@ -115,10 +115,10 @@ def test_missing_answers_leave_a_verdict_undecided() -> None:
     for row in cand[:100]:
         row |= {"score": 0, "stop_reason": "error"}
     whole = compared(answers(0.5, 1), [row | {"stop_reason": ""} for row in cand])
-    row = compared(answers(0.5, 1), [{"stop_reason": ""} | row for row in cand]).headline("cand")
-    assert whole.headline("cand").verdict == "worse"
+    row = compared(answers(0.5, 1), [{"stop_reason": ""} | row for row in cand]).average_row("cand")
+    assert whole.average_row("cand").verdict == "worse"
     assert (row.verdict, row.reason, row.missing) == ("undecided", "missing answers", 100)
-    assert row.difference == whole.headline("cand").difference  # counted as the harness counts
+    assert row.difference == whole.average_row("cand").difference  # counted as the harness counts
 
 
 def test_length_and_cut_answers_are_rows_that_only_a_policy_judges(tmp_path: Path) -> None:
@@ -182,13 +182,13 @@ def test_the_rows_average_to_the_headline_and_holm_covers_the_tasks() -> None:
 def test_groups_looks_and_runs(log: Callable[..., Path]) -> None:
     base = answers(0.5, 1)
     cand = answers(0.56, 2)
-    plain = compared(base, cand).headline("cand")
+    plain = compared(base, cand).average_row("cand")
     third = compared(base, cand, look=3)
-    assert third.headline("cand").p_value == pytest.approx(min(1, 12 * plain.p_value), abs=0.02)
+    assert third.average_row("cand").p_value == pytest.approx(min(1, 12 * plain.p_value), abs=0.02)
     for row in (*base, *cand):
         row["passage"] = int(row["item"][1:]) // 8
     grouped = compared(base, cand, group="passage")
-    assert grouped.headline("cand").groups == 50
+    assert grouped.average_row("cand").groups == 50
     assert not any("--group" in line for line in grouped.warnings)
     base_runs: Rows = []
     cand_runs: Rows = []
@@ -196,7 +196,7 @@ def test_groups_looks_and_runs(log: Callable[..., Path]) -> None:
         base_runs += answers(0.5, 10 + run, run=run)
         cand_runs += answers(0.6, 20 + run, run=run)
     recipes = compared(base_runs, cand_runs)
-    assert "runs" in recipes.headline("cand").test
+    assert "runs" in recipes.average_row("cand").test
     assert recipes.variance["cand"].runs is not None
     assert any("One run per model" in line for line in compared(base, cand).warnings)
     assert not any("One run per model" in line for line in recipes.warnings)
@@ -215,7 +215,7 @@ def test_runs_of_a_model_are_the_noise_floor_beside_its_difference() -> None:
     assert (noise.flipped, noise.spread) == pytest.approx((2 / 40, 2 / 40))
     assert noise.difference is None
     other = library.compare({"cand": Frame(run({0}, "one")), "base": Frame(base)}).runs[0]
-    assert other.difference == pytest.approx(result.headline("cand").difference * -1)
+    assert other.difference == pytest.approx(result.average_row("cand").difference * -1)
     text = repr(result)
     assert "base: 3 runs" in text
     assert "5.0 % of the items" in text
@@ -243,12 +243,12 @@ def test_power_is_said_for_one_more_run_and_for_more_items() -> None:
     for run in range(2):
         base += answers(0.5 + 0.04 * run, 10 + run, run=run)
         cand += answers(0.55 + 0.04 * run, 20 + run, run=run)
-    row = compared(base, cand, margin=0.5).headline("cand")
+    row = compared(base, cand, margin=0.5).average_row("cand")
     assert row.detectable_one_more_run < row.detectable_twice_items < row.detectable
     # shifts of runs do not fall with the items
     assert row.items_needed is None
     assert "add runs" in repr(compared(base, cand, margin=0.5))
-    plain = compared(answers(0.5, 1), answers(0.5, 2), margin=0.5).headline("cand")
+    plain = compared(answers(0.5, 1), answers(0.5, 2), margin=0.5).average_row("cand")
     assert plain.detectable_one_more_run is None
     assert plain.items_needed
 
@@ -274,7 +274,7 @@ def test_the_default_says_that_it_is_not_bfcls_overall(bfcl_logs: dict[str, Path
     result = library.compare(bfcl_logs)
     assert any("--average bfcl" in line for line in result.warnings)
     assert not any("--group" in line for line in result.warnings)
-    assert result.headline("cand").groups < result.headline("cand").items
+    assert result.average_row("cand").groups < result.average_row("cand").items
 
 
 def test_bfcls_overall_of_other_logs_is_refused() -> None:
@@ -339,7 +339,7 @@ def test_what_cannot_be_compared_is_a_line(
 
 def test_one_item_shows_nothing() -> None:
     result = compared(answers(0.0, 1, items=2), answers(1.0, 2, items=2))
-    assert result.headline("cand").verdict == "undecided"
+    assert result.average_row("cand").verdict == "undecided"
     assert any("few" in line for line in result.warnings)
 
 

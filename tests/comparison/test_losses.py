@@ -65,7 +65,10 @@ def test_a_lower_loss_is_better(run: Path, candidate: str) -> None:
 def test_a_higher_loss_is_worse_and_three_models_are_ranked(run: Path) -> None:
     logs = {"base": f"{run}:low", "cand": f"{run}:high", "soup": f"{run}:soup"}
     result = souping.compare(logs, margin=0.005)
-    assert [result.headline(name).verdict for name in ("cand", "soup")] == ["much-worse", "better"]
+    assert [result.average_row(name).verdict for name in ("cand", "soup")] == [
+        "much-worse",
+        "better",
+    ]
     assert result.status == 1
     assert result.best == ("soup",)
     assert "in bits per byte" in repr(result)

@@ -184,7 +184,7 @@ def test_compare_says_of_two_rows_of_a_run_what_its_report_says(number: int) -> 
     items, pair = made_pair(number, Mean())
     reported = pair.compare()
     logs = {model: log_of(model, pair, items) for model in ("other", "soup")}
-    row = library.compare(logs, average="leaf", look=pair.level.looks).headline("soup")
+    row = library.compare(logs, average="leaf", look=pair.level.looks).average_row("soup")
     assert (row.items, row.groups) == (reported.n, reported.groups)
     for name in ("difference", "low", "high", "discordant"):
         assert vars(row)[name] == pytest.approx(vars(reported)[name], abs=1e-12)

@@ -80,7 +80,7 @@ def test_differences_have_the_digits_that_their_interval_deserves() -> None:
         ]
         rows.append(row)
     found = compared(*rows)
-    head = found.headline("cand")
+    head = found.average_row("cand")
     width = head.high - head.low
     assert 0.01 < width < 0.1
     shown = next(line for line in repr(found).splitlines() if "Difference" in line)
@@ -122,8 +122,8 @@ def test_the_task_of_lm_eval_is_split_by_a_field_of_its_documents(tmp_path: Path
         table["group_subtasks"] = {}
         file.write_text(json.dumps(table))
     split = library.compare(logs, category="passage")
-    head = split.headline("tuned_java")
-    assert head.mean == pytest.approx(library.compare(logs).headline("tuned_java").mean)
+    head = split.average_row("tuned_java")
+    assert head.mean == pytest.approx(library.compare(logs).average_row("tuned_java").mean)
     parts = [row for row in split.verdicts if row.kind == "task"]
     assert sum(row.items for row in parts) == head.items
     assert len(parts) > 1
@@ -139,10 +139,10 @@ def test_a_frame_without_pandas_says_what_to_install(monkeypatch: pytest.MonkeyP
 
 def test_several_models_share_a_correction() -> None:
     result = compared(answers(0.5, 1), answers(0.5, 2), answers(0.5, 3), answers(0.7, 4))
-    assert result.headline("most").verdict == "better"
+    assert result.average_row("most").verdict == "better"
     assert (
-        result.headline("cand").level
-        > compared(answers(0.5, 1), answers(0.5, 2)).headline("cand").level
+        result.average_row("cand").level
+        > compared(answers(0.5, 1), answers(0.5, 2)).average_row("cand").level
     )
     assert result.best == ("most",)
     assert {model: list(row) for model, row in result.pairs.items()} == {
@@ -157,8 +157,8 @@ def test_the_baseline_can_be_named() -> None:
     forth = compared(answers(0.5, 1), answers(0.6, 2))
     back = compared(answers(0.5, 1), answers(0.6, 2), baseline="cand")
     assert back.models == ("cand", "base")
-    assert back.headline("base").difference == -forth.headline("cand").difference
-    assert back.headline("base").p_value == forth.headline("cand").p_value
+    assert back.average_row("base").difference == -forth.average_row("cand").difference
+    assert back.average_row("base").p_value == forth.average_row("cand").p_value
 
 
 # Output
@@ -327,7 +327,7 @@ def test_a_result_shows_itself_in_a_notebook_and_as_a_frame() -> None:
 
 def test_flips_name_the_items_and_their_answers() -> None:
     result = compared(answers(0.5, 1, output="a"), answers(0.5, 2, output="b"))
-    head = result.headline("cand")
+    head = result.average_row("cand")
     assert len(result.flips) == round(head.discordant * head.items)
     assert {(flip.baseline_output, flip.output) for flip in result.flips} == {("a", "b")}
     assert sum(

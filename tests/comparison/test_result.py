@@ -35,7 +35,7 @@ def row(**changes: Any) -> RowVerdict:
     """The average of two small logs, with other figures."""
     right = np.arange(40) % 2
     result = souping.compare({"base": rows_of(right), "cand": rows_of(1 - right)})
-    return replace(result.headline("cand"), **changes)
+    return replace(result.average_row("cand"), **changes)
 
 
 @pytest.mark.parametrize(
@@ -74,7 +74,7 @@ def test_an_undecided_verdict_has_its_reason() -> None:
     right = np.arange(40) % 2
     result = souping.compare({"base": rows_of(right), "cand": rows_of(1 - right)})
     for reason in ("missing answers", ""):
-        shown = replace(result.headline("cand"), verdict="undecided", reason=reason)
+        shown = replace(result.average_row("cand"), verdict="undecided", reason=reason)
         page = sheet_markdown("page", comparison_sections(replace(result, verdicts=(shown,))))
         assert ("undecided: missing answers" in page) == bool(reason)
     assert "(missing answers)" in sentence(row(verdict="undecided", reason="missing answers"))

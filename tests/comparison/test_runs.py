@@ -85,7 +85,7 @@ def test_another_scorer_of_the_same_name_is_refused(run: Callable[..., Path]) ->
     with pytest.raises(UserError, match=r"scorer's digest is .* in base and .* in cand"):
         compared(base, other)
     same = run("same", 3, written("a"))
-    assert compared(base, same).headline("cand").items == 60
+    assert compared(base, same).average_row("cand").items == 60
 
 
 def test_missing_and_cut_answers_are_marked(run: Callable[..., Path]) -> None:
@@ -99,7 +99,7 @@ def test_missing_and_cut_answers_are_marked(run: Callable[..., Path]) -> None:
     cut = [answer.item.split()[0] for answer in answers if answer.truncated]
     assert missing == ["i3", "i7"]
     assert cut == ["i4"]
-    headline = compared(run("base", 3), run("cand", 2, ended)).headline("cand")
+    headline = compared(run("base", 3), run("cand", 2, ended)).average_row("cand")
     assert headline.missing == 2
 
 
@@ -109,7 +109,7 @@ def test_old_runs_compare_with_each_other_and_with_new_ones(run: Callable[..., P
     new = run("new", 3, written("a", "sent"))
     for pair in ((old, older), (old, new), (new, old)):
         result = compared(*pair)
-        assert result.headline("cand").items == 60
+        assert result.average_row("cand").items == 60
         assert not any("prompts" in line for line in result.warnings)
     with pytest.raises(UserError, match="--same-prompts"):
         compared(old, new, same_prompts=True)
@@ -128,10 +128,10 @@ def test_prompts_are_those_that_were_sent(run: Callable[..., Path]) -> None:
 def test_the_best_of_several_answers_counts_once_and_is_no_mean(run: Callable[..., Path]) -> None:
     best = run("best", 1, answered(True))
     second = run("second", 2, answered(True))
-    head = compared(best, second).headline("cand")
+    head = compared(best, second).average_row("cand")
     assert (head.baseline_mean, head.mean, head.items) == (1.0, 1.0, 60)
     mean = run("mean", 1, answered(False))
-    assert compared(mean, run("one", 1)).headline("cand").baseline_mean == pytest.approx(0.875)
+    assert compared(mean, run("one", 1)).average_row("cand").baseline_mean == pytest.approx(0.875)
     with pytest.raises(UserError, match="several answers is the best of 4 in base and their mean"):
         compared(best, mean)
 
@@ -141,7 +141,7 @@ def test_an_item_with_another_reference_is_another_item(run: Callable[..., Path]
         line["target_hash"] = "corrected" if number < 10 else "t"
 
     result = compared(run("base", 2), run("cand", 3, corrected))
-    assert result.headline("cand").items == 50
+    assert result.average_row("cand").items == 50
     assert any("left out" in line for line in result.warnings)
 
 

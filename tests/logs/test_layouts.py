@@ -60,7 +60,7 @@ class TestTools:
     @pytest.mark.parametrize("pattern", TWICE)
     def test_the_difference_is_that_of_the_answers(self, pattern: str) -> None:
         result = compared(*names(pattern))
-        head = result.headline("cand")
+        head = result.average_row("cand")
         assert head.items == 6
         assert head.difference == pytest.approx(TWICE[pattern])
         assert head.missing == 1
@@ -109,7 +109,7 @@ class TestTools:
             for row in rows:
                 row["reward"] = 4 * row["reward"] - 2
             logs.append(write(tmp_path / f"{path.parent.name}.jsonl", rows))
-        head = compared(*logs).headline("cand")
+        head = compared(*logs).average_row("cand")
         assert head.higher_is_better
         assert head.difference == pytest.approx(4 * DIFFERENCE)
 
@@ -175,7 +175,7 @@ class TestEveryEvalEver:
         for row in rows[:2]:
             row["error"] = "timeout"
         cand = write(tmp_path / "java.jsonl", rows)
-        assert compared(self.PYTHON, cand).headline("cand").missing == 1
+        assert compared(self.PYTHON, cand).average_row("cand").missing == 1
 
     def test_one_of_several_models_is_named(self, tmp_path: Path) -> None:
         both = tmp_path / "both.jsonl"
@@ -223,7 +223,7 @@ class TestNamedFields:
         return nested(tmp_path, "base"), nested(tmp_path, "cand")
 
     def test_dotted_names_reach_nested_fields(self, logs: tuple[Path, Path]) -> None:
-        head = compared(*logs, **FIELDS).headline("cand")
+        head = compared(*logs, **FIELDS).average_row("cand")
         assert (head.items, head.missing) == (3, 1)
         assert head.difference == pytest.approx(1 / 6)
         (log,) = read_logs(logs[0], **FIELDS)
@@ -231,7 +231,7 @@ class TestNamedFields:
 
     def test_a_table_without_a_category_has_one(self, logs: tuple[Path, Path]) -> None:
         fields = {key: FIELDS[key] for key in ("item", "score", "repeat")}
-        assert compared(*logs, **fields).headline("cand").difference == pytest.approx(1 / 6)
+        assert compared(*logs, **fields).average_row("cand").difference == pytest.approx(1 / 6)
 
     def test_the_command_takes_them(
         self, logs: tuple[Path, Path], capsys: pytest.CaptureFixture[str]
@@ -268,7 +268,7 @@ class TestNamedFields:
         with pytest.raises(UserError, match=r"several models.*\(a, b\)"):
             read_logs(path, item="q", score="ok")
         result = compared(f"{path}:a", f"{path}:b", item="q", score="ok")
-        assert result.headline("cand").difference == pytest.approx(-1 / 3)
+        assert result.average_row("cand").difference == pytest.approx(-1 / 3)
 
     def test_a_harness_has_its_own(self) -> None:
         with pytest.raises(UserError, match="--item, --score and --repeat"):
@@ -301,7 +301,7 @@ class TestArrays:
 
     @pytest.mark.parametrize("kind", [list, tuple, np.array])
     def test_scores_are_paired_by_position(self, kind: Callable[..., Any]) -> None:
-        head = compared(kind(self.BASE), kind(self.CAND)).headline("cand")
+        head = compared(kind(self.BASE), kind(self.CAND)).average_row("cand")
         assert (head.items, head.missing) == (6, 0)
         assert head.difference == pytest.approx(2 / 6)
 
@@ -317,11 +317,11 @@ class TestArrays:
     def test_nan_is_a_missing_answer(self) -> None:
         scores = np.array(self.CAND, dtype=float)
         scores[0] = np.nan
-        assert compared(list(self.BASE), scores).headline("cand").missing == 1
+        assert compared(list(self.BASE), scores).average_row("cand").missing == 1
 
     def test_a_list_of_arrays_is_several_runs(self) -> None:
         runs = [np.array(self.CAND), np.array(self.BASE)]
-        head = compared(list(self.BASE), runs).headline("cand")
+        head = compared(list(self.BASE), runs).average_row("cand")
         assert head.difference == pytest.approx(1 / 6)
 
     @pytest.mark.parametrize(

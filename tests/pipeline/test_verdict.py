@@ -14,7 +14,7 @@ from souping.core.scores import Mean
 from souping.core.types import Item, ItemScores, ScoreMatrix
 from souping.core.unit import POINTS
 from souping.pipeline.verdict import Verdict, power_in_words, power_summary, verdict
-from souping.report.content import Oracle, Router
+from souping.report.content import Router, UpperBound
 from souping.statistics.comparison import Comparison
 from souping.statistics.power import Power
 
@@ -206,4 +206,4 @@ def test_the_router_is_chosen_elsewhere_and_the_oracle_is_a_bound() -> None:
     assert without_fractions == Alternatives(selection_bias=0.0)
     assert found.selection_bias == pytest.approx(0.15)
     assert found.router == Router(score=0.25, routes={"x": "a", "y": "b"}, models=2, answers=1)
-    assert found.oracle == Oracle(score=1.0, models=2, answers=2)
+    assert found.upper_bound == UpperBound(score=1.0, models=2, answers=2)

@@ -211,7 +211,7 @@ def saved(place: Path, kind: str = "plan") -> Path:
 def plan_of(place: Path) -> dict[str, Any]:
     """The newest plan, with its stages by name."""
     found: dict[str, Any] = json.loads(saved(place).read_text())
-    found["by_name"] = {stage["name"]: stage for stage in found["stages"]}
+    found["by_name"] = {stage["name"]: stage for stage in found["steps"]}
     return found
 
 
@@ -241,7 +241,7 @@ class TestAgainstRuns:
         assert stages[SEARCH]["models"] == [report["cost"]["trials"]] * 2
         assert stages["test: soup and baselines"]["items"] == report["splits"]["test"]
         # The run performs the stages that the plan counts, in their order.
-        names = [stage["name"] for stage in before["stages"]]
+        names = [stage["name"] for stage in before["steps"]]
         assert {name.split(":")[0] for name in names} == {*STEPS} - {"select", "write", "analyse"}
         said = []
         for line in (done.out + done.err).splitlines():

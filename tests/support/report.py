@@ -264,7 +264,7 @@ def finish(
         "models": 1,
         "answers": 1,
     }
-    report["oracle"] = {"score": 0.83, "models": k, "answers": k}
+    report["upper_bound"] = {"score": 0.83, "models": k, "answers": k}
     report["outcomes"] = {name: outcomes(i, categories) for i, name in enumerate(names)}
     if k > 1:
         report["losses"] = losses(report["rows"], categories)
