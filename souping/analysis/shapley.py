@@ -64,7 +64,7 @@ class Shapley(Analysis):
         game = _Game(self, run.soups)
         size = len(game.names)
         if size < 2:
-            raise NotEstimableError("a single model is not a game: it takes two players")
+            raise NotEstimableError("a single model has no Shapley value: it takes two models")
         if not run.objective.linear:
             raise NotEstimableError(
                 f"Shapley values need a linear objective, which {run.objective.name} is not"
@@ -219,7 +219,7 @@ class PlayerValue:
     """The Shapley value of a player."""
 
     members: Names
-    """models of the player"""
+    """its models"""
     value: MaybeFloat
     """Shapley value"""
     low: MaybeFloat
@@ -317,7 +317,7 @@ class ShapleyResult(AnalysisResult):
         # of a report that an earlier version wrote
         if self.baseline_score is None:
             return f"The values of a table sum to the score of all, {score}."
-        baseline = "the mean of the players alone"
+        baseline = "the mean of the models alone"
         if self.baseline:
             baseline = f"the base model {clean(self.baseline)}"
         gain = None if self.whole is None else self.whole - self.baseline_score

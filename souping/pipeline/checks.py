@@ -269,7 +269,7 @@ def run_notes(settings: RunSettings, pool: RunPool | None, splits: Splits | None
         if base and "shapley" in settings.analyses and not settings.base_candidate(pool.candidates):
             notes.append(
                 f"shapley: merge.base_model={base} is not a candidate and is not evaluated: values are relative to "
-                "the mean of the players alone; for values relative to the base, add it to pool.candidates"
+                "the mean of the models alone; for values relative to the base, add it to pool.candidates"
             )
         notes += settings.evaluator.prompts.pool_notes(pool.folders)
         folder = pool.merge_pool.tokenizer_folder(pool.recipe({pool.names[0]: 1.0}))
