@@ -1,6 +1,6 @@
 """Soups of LoRA adapters in a running vLLM, compared with the folders of full models that they stand for.
 
-    python benchmarks/engine_adapters.py [--ranks 2] [--soups 5] [--prompts 100] [--faults 20]
+    python -m benchmarks.engine_adapters [--ranks 2] [--soups 5] [--prompts 100] [--faults 20]
 
 Three random adapters of rank 8 on every linear layer of a random Llama in float32 with heads of 64. Each soup is taken
 once as an adapter and once as a folder of the full model: greedy answers of 16 tokens, log-probabilities of prompts,
@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import statistics
 import sys
 import tempfile
@@ -26,12 +25,10 @@ from typing import Any
 
 import torch
 from safetensors.torch import load_file, save_file
-from transformers import LlamaConfig, LlamaForCausalLM
 
-from souping.core.protocols import AdapterShape
+from benchmarks.random_llama import random_llama, start_vllm
 from souping.core.types import UserError
-from souping.evaluate.engines.vllm import Vllm, VllmEngine, llm_arguments, sampling_arguments
-from souping.evaluate.generate import LocalEvaluator
+from souping.evaluate.engines.vllm import Vllm, sampling_arguments
 from souping.evaluate.templates import Decoding
 from souping.merge import CandidatePool
 from souping.merge.loaded_weights import LoadedWeights
@@ -60,39 +57,28 @@ def main() -> int:
     parser.add_argument("--hidden", type=int, default=512)
     parser.add_argument("--layers", type=int, default=6)
     options = parser.parse_args()
-    if not Path("/dev/nvidiactl").exists():
-        os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", "1")
-        os.environ.setdefault("VLLM_CPU_OMP_THREADS_BIND", "|".join(map(str, range(options.ranks))))
     with tempfile.TemporaryDirectory(dir="/dev/shm") as folder:
         place = Path(folder)
         save_models(place, options.hidden, options.layers)
         random = Random(0)
         soups = [random_weights(random) for _ in range(options.soups)]
         prompts = [[random.randrange(5, 4000) for _ in range(24)] for _ in range(options.prompts)]
-        with closing(engine_of(place / "base", options.ranks)) as engine:
+        with closing(start_vllm(place / "base", options.ranks, "float32")) as engine:
             expected = as_folders(engine, place, soups, prompts)
         shape = pool_of(place).adapter_shape
-        with closing(engine_of(place / "base", options.ranks, shape)) as engine:
+        with closing(start_vllm(place / "base", options.ranks, "float32", shape)) as engine:
             wrong = as_adapters(engine, place, soups, prompts, expected)
             truncated(place, soups[0])
             wrong += faults(engine, place, options.faults)
-        with closing(engine_of(place / "base", options.ranks, shape, TOGETHER)) as engine:
+        together = start_vllm(place / "base", options.ranks, "float32", shape, TOGETHER)
+        with closing(together) as engine:
             in_one_batch(engine, place, prompts)
     return min(wrong, 1)
 
 
 def save_models(place: Path, hidden: int, layers: int) -> None:
     torch.manual_seed(0)
-    config = LlamaConfig(
-        hidden_size=hidden, intermediate_size=hidden * 2, num_hidden_layers=layers,
-        num_attention_heads=hidden // 64, num_key_value_heads=hidden // 64, vocab_size=4096,
-        max_position_embeddings=512, tie_word_embeddings=False,
-    )  # fmt: skip
-    model = LlamaForCausalLM(config)
-    with torch.no_grad():
-        for parameter in model.parameters():
-            if parameter.ndim > 1:
-                parameter.normal_(0, 0.05)
+    model = random_llama(hidden, layers)
     model.save_pretrained(place / "base")
     shapes = {name: tensor.shape for name, tensor in model.state_dict().items()}
     for name in NAMES:
@@ -116,17 +102,6 @@ def save_adapter(folder: Path, base: Path, shapes: dict[str, torch.Size]) -> Non
         "target_modules": [*MODULES["self_attn"], *MODULES["mlp"]],
     }  # fmt: skip
     (folder / "adapter_config.json").write_text(json.dumps(settings))
-
-
-def engine_of(base: Path, ranks: int, shape: AdapterShape | None = None, together: int = 1) -> Vllm:
-    args = {"enforce_eager": True, "max_model_len": 128, "gpu_memory_utilization": 0.3}
-    settings = VllmEngine(tensor_parallel_size=ranks, args=args)
-    machine = LocalEvaluator(dtype="float32").machine
-    arguments = {
-        **llm_arguments(base, settings, machine, shape), "max_loras": together,
-        "skip_tokenizer_init": True,
-    }  # fmt: skip
-    return Vllm(base, arguments)
 
 
 def pool_of(place: Path, **settings: Any) -> CandidatePool:

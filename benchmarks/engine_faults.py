@@ -1,8 +1,8 @@
 """Planted faults while a soup is loaded into a vLLM engine or a live module, and how many of them are found.
 
-    python benchmarks/engine_faults.py [--engine vllm|transformers] [--ranks 2] [--faults 20] [--change 0.002]
+    python -m benchmarks.engine_faults [--engine vllm|transformers] [--ranks 2] [--faults 20] [--change 0.005]
 
-Three models in bfloat16 are a base, whose weights have a standard deviation of 0.02, plus noise of their own with the
+Three models in bfloat16 are a base, whose weights have a standard deviation of 0.05, plus noise of their own with the
 standard deviation `--change`. Each fault is planted into the loading of one soup of all three: a tensor that is left
 out, two tensors whose names are swapped, a tensor whose second half is missing. It is found if the soup is refused with
 the name of a tensor that is wrong. With vLLM, the prefix cache of the soup before is kept too: openly, which has to be
@@ -13,7 +13,6 @@ refused. Also printed is the time that the check takes.
 from __future__ import annotations
 
 import argparse
-import os
 import statistics
 import sys
 import tempfile
@@ -25,19 +24,13 @@ from pathlib import Path
 from random import Random
 
 import torch
-from transformers import LlamaConfig, LlamaForCausalLM
 
+from benchmarks.random_llama import random_llama, start_vllm
 from souping.core.protocols import ModuleSettings, WeightChunk, WeightStream
 from souping.core.types import UserError
 from souping.evaluate.engines.transformers import load_module
-from souping.evaluate.engines.vllm import (
-    Vllm,
-    VllmEngine,
-    llm_arguments,
-    sampling_arguments,
-)
+from souping.evaluate.engines.vllm import sampling_arguments
 from souping.evaluate.engines.weight_samples import sample_weights
-from souping.evaluate.generate import LocalEvaluator
 from souping.evaluate.templates import Decoding
 from souping.merge import CandidatePool
 from souping.merge.loaded_weights import LoadedWeights
@@ -59,7 +52,7 @@ def main() -> int:
     parser.add_argument("--ranks", type=int, default=1)
     parser.add_argument("--faults", type=int, default=20)
     parser.add_argument("--kinds", nargs="+", help="default: all")
-    parser.add_argument("--change", type=float, default=0.002)
+    parser.add_argument("--change", type=float, default=0.005)
     parser.add_argument("--hidden", type=int, default=512)
     parser.add_argument("--layers", type=int, default=8)
     options = parser.parse_args()
@@ -75,18 +68,13 @@ def main() -> int:
 def save_models(folder: Path, hidden: int, layers: int, change: float) -> None:
     """A base's weights with noise, for each name."""
     torch.manual_seed(0)
-    config = LlamaConfig(
-        hidden_size=hidden, intermediate_size=hidden * 2, num_hidden_layers=layers,
-        num_attention_heads=hidden // 64, num_key_value_heads=hidden // 64, vocab_size=4096,
-        max_position_embeddings=512, tie_word_embeddings=False,
-    )  # fmt: skip
-    model = LlamaForCausalLM(config)
-    base = {name: 0.02 * torch.randn(weights.shape) for name, weights in model.state_dict().items()}
+    model = random_llama(hidden, layers)
+    base = {name: weights.clone() for name, weights in model.state_dict().items()}
     for name in NAMES:
         with torch.no_grad():
             for key, tensor in model.state_dict().items():
                 tensor.copy_(base[key] + change * torch.randn(tensor.shape))
-        model.to(torch.bfloat16).save_pretrained(folder / name)
+        model.bfloat16().save_pretrained(folder / name)
         model.float()
 
 
@@ -96,16 +84,7 @@ class Engine:
     kinds = ("dropped", "swapped", "half-written", "cache kept openly", "cache kept in silence")
 
     def __init__(self, pool: CandidatePool, options: argparse.Namespace) -> None:
-        if not Path("/dev/nvidiactl").exists():
-            os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", "1")
-            threads = "|".join(map(str, range(options.ranks)))
-            os.environ.setdefault("VLLM_CPU_OMP_THREADS_BIND", threads)
-        args = {"enforce_eager": True, "max_model_len": 512, "gpu_memory_utilization": 0.3}
-        settings = VllmEngine(tensor_parallel_size=options.ranks, args=args)
-        folders = list(pool.known_folders.values())
-        machine = LocalEvaluator().machine
-        arguments = {**llm_arguments(folders[0], settings, machine), "skip_tokenizer_init": True}
-        self._vllm = Vllm(folders[0], arguments)
+        self._vllm = start_vllm(pool.known_folders[NAMES[0]], options.ranks)
         self._pool = pool
         self._weights = LoadedWeights()
         self.load = self._vllm.load_soup
@@ -262,11 +241,11 @@ def renamed(kind: str, names: Sequence[str]) -> Callable[[Tensor], Tensor | None
     """What becomes of a tensor of a chunk: itself, another name, or nothing."""
 
     def change(tensor: Tensor) -> Tensor | None:
-        name, *rest = tensor
+        name, dtype, shape, offset = tensor
         if kind == "dropped" and name == names[0]:
             return None
         if kind == "swapped" and name in names:
-            return (names[1 - names.index(name)], *rest)
+            return names[1 - names.index(name)], dtype, shape, offset
         return tensor
 
     return change

@@ -1,6 +1,6 @@
 """A soup into a running vLLM engine: its weights in chunks compared with a folder that the workers read.
 
-    python benchmarks/vllm_soups.py [--ranks 2] [--soups 5] [--hidden 1024 --layers 12]
+    python -m benchmarks.vllm_soups [--ranks 2] [--soups 5] [--hidden 1024 --layers 12]
 
 Two random Llamas in bfloat16 are mixed with other weights for each soup. Each soup reaches one engine both ways, and
 its greedy answers have to be equal. The folder is written where a run writes it: in shared memory if it fits.
@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import argparse
 import itertools
-import os
 import statistics
 import sys
 import tempfile
@@ -19,10 +18,9 @@ from contextlib import closing
 from pathlib import Path
 
 import torch
-from transformers import LlamaConfig, LlamaForCausalLM
 
-from souping.evaluate.engines.vllm import Vllm, VllmEngine, llm_arguments, sampling_arguments
-from souping.evaluate.generate import LocalEvaluator
+from benchmarks.random_llama import random_llama, start_vllm
+from souping.evaluate.engines.vllm import Vllm, sampling_arguments
 from souping.evaluate.templates import Decoding
 from souping.merge import CandidatePool
 from souping.merge.local import LocalMerge
@@ -43,21 +41,11 @@ def main() -> int:
     parser.add_argument("--hidden", type=int, default=1024)
     parser.add_argument("--layers", type=int, default=12)
     given = parser.parse_args()
-    if not Path("/dev/nvidiactl").exists():
-        # vLLM's build for CPUs: memory for its cache in GB, and a core for each rank.
-        os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", "1")
-        os.environ.setdefault("VLLM_CPU_OMP_THREADS_BIND", "|".join(map(str, range(given.ranks))))
     with tempfile.TemporaryDirectory() as folder:
         for name in NAMES:
             save(Path(folder) / name, given.hidden, given.layers, int(name))
         pool = LocalMerge().open({name: Path(folder) / name for name in NAMES})
-        args = {"enforce_eager": True, "max_model_len": 128, "gpu_memory_utilization": 0.3}
-        settings = VllmEngine(tensor_parallel_size=given.ranks, args=args)
-        machine = LocalEvaluator().machine
-        arguments = {
-            **llm_arguments(Path(folder) / "0", settings, machine), "skip_tokenizer_init": True
-        }  # fmt: skip
-        engine = Vllm(Path(folder) / "0", arguments)
+        engine = start_vllm(Path(folder) / "0", given.ranks)
         try:
             different = compare(engine, pool, given.soups, given.ranks)
         finally:
@@ -67,17 +55,8 @@ def main() -> int:
 
 def save(folder: Path, hidden: int, layers: int, seed: int) -> None:
     torch.manual_seed(seed)
-    config = LlamaConfig(
-        hidden_size=hidden, intermediate_size=hidden * 11 // 4, num_hidden_layers=layers,
-        num_attention_heads=hidden // 64, num_key_value_heads=hidden // 64, vocab_size=VOCABULARY,
-        max_position_embeddings=512, tie_word_embeddings=False,
-    )  # fmt: skip
-    model = LlamaForCausalLM(config)
-    with torch.no_grad():
-        for parameter in model.parameters():
-            if parameter.ndim > 1:
-                parameter.normal_(0, 0.05)
-    model.to(torch.bfloat16).save_pretrained(folder)
+    model = random_llama(hidden, layers, hidden * 11 // 4, VOCABULARY)
+    model.bfloat16().save_pretrained(folder)
 
 
 def compare(engine: Vllm, pool: CandidatePool, soups: int, ranks: int) -> int:
@@ -97,14 +76,14 @@ def compare(engine: Vllm, pool: CandidatePool, soups: int, ranks: int) -> int:
             assert stream is not None
             engine.load_soup(stream)
             chunks.append(time.perf_counter() - start)
-            loaded = answers(engine)
+            loaded = answers(engine, recipe.id)
             largest = max(largest, *(chunk.nbytes for chunk in stream.chunks()))
             # Other weights between the two ways, or equal answers would show nothing.
             engine.reload(pool.architecture_folder)
             start = time.perf_counter()
             engine.reload(scratch.write(recipe))
             folders.append(time.perf_counter() - start)
-            different += answers(engine) != loaded
+            different += answers(engine, f"{recipe.id} as a folder") != loaded
             all_answers.append(loaded)
     assert all(a != b for a, b in itertools.pairwise(all_answers)), "the soups are alike"
     gigabytes = pool.soup_bytes / 1e9
@@ -119,10 +98,10 @@ def described(seconds: list[float]) -> str:
     return f"{statistics.median(seconds):.2f} s ({min(seconds):.2f} to {max(seconds):.2f})"
 
 
-def answers(engine: Vllm) -> list[tuple[list[int], str]]:
+def answers(engine: Vllm, soup: str) -> list[tuple[list[int], str]]:
     arguments = sampling_arguments(TOKENS, (), Decoding(), 0, ())
     arguments = {**arguments, "ignore_eos": True, "detokenize": False}
-    return engine.generate(PROMPTS, [arguments] * len(PROMPTS))
+    return engine.generate(PROMPTS, [arguments] * len(PROMPTS), soup)
 
 
 if __name__ == "__main__":
