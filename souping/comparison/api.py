@@ -39,11 +39,10 @@ from souping.statistics.comparison import (
     split_variance,
 )
 from souping.statistics.grouped import ZERO_DIFFERENCE
-from souping.statistics.levels import Level
+from souping.statistics.levels import WARN_LOST, Level
 from souping.statistics.scores import ScoreTable
 
 AVERAGES = ("task", "item", "leaf", "bfcl")
-WARN_CUT = 0.02
 FEW_GROUPS = 30
 
 
@@ -400,7 +399,7 @@ def _warnings(
     if average_row.groups < FEW_GROUPS:
         yield f"{average_row.groups} independent items are few: intervals are wide, and below 6 nothing can be shown."
     for row in verdicts:
-        if row.kind == "cut" and max(row.baseline_mean, row.mean) >= WARN_CUT:
+        if row.kind == "cut" and max(row.baseline_mean, row.mean) >= WARN_LOST:
             yield (
                 f"Answers are cut off at the token limit: {100 * row.mean:.1f} % of {row.model}, "
                 f"{100 * row.baseline_mean:.1f} % of {row.baseline}."

@@ -15,7 +15,7 @@ from souping.comparison.result import RowVerdict
 from souping.comparison.rows import RowScores
 from souping.comparison.verdict import AVERAGE, Limits, Policy, Word, decide, verdict_of
 from souping.statistics.comparison import Comparison, contrast, contrast_at, split_variance
-from souping.statistics.levels import Level, step_down
+from souping.statistics.levels import MOST_LOST, Level, step_down
 from souping.statistics.power import RunPower
 
 # Tests of one model are computed once, and forgotten before the next model.
@@ -96,15 +96,20 @@ def decide_rows(
                 family[name] = test
         corrections.update(_holm(family))
 
+    cut_shares = [max(test.means()) for test in row_tests if test.row.kind == "cut"]
+    too_many_cut = max(cut_shares, default=0.0) > MOST_LOST
     for name, test in tests.items():
         # Lengths and cut answers have no direction of their own.
-        judged = test.row.kind not in ("length", "cut") or name in policy.margins
+        scored = test.row.kind not in ("length", "cut")
+        judged = scored or name in policy.margins
         margin = margins[name] if judged else None
         verdict: tuple[Word | Literal[""], str] = ("", "")
         if name in deciding:
             verdict = decided[name]
         elif judged:
             verdict = verdict_of(test.limits(corrections[name]), margin)
+        if scored and too_many_cut:
+            verdict = ("undecided", f"more than {100 * MOST_LOST:.0f} % of the answers are cut off")
         yield _row_verdict(test, corrections[name], margin, verdict, name in deciding)
 
 

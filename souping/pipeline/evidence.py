@@ -36,13 +36,17 @@ from souping.search.loop import SearchResult
 from souping.statistics.comparison import Comparison, answer_variance, contrast, same_model
 from souping.statistics.intervals import objective_interval, rate
 from souping.statistics.joint import compare_in_categories, picked_tests
-from souping.statistics.levels import ALPHA, FIRST_LOOK, Level, holm, over_looks
+from souping.statistics.levels import (
+    ALPHA,
+    FIRST_LOOK,
+    MOST_LOST,
+    WARN_LOST,
+    Level,
+    holm,
+    over_looks,
+)
 from souping.statistics.scores import ItemTable, ModelScores, ScoreTable
 
-WARN = 0.02
-"""Share of a model's answers that are cut off or missing from which on there is a warning."""
-REFUSE = 0.2
-"""Share above which nothing is claimed."""
 SEE_WHY = (
     "see why answers are missing (souping show RUN): prompts longer than the context leave no room"
 )
@@ -474,18 +478,18 @@ def _ends(scores: ItemScores, which: slice | NDArray[np.bool_]) -> AnswerEnds:
 def unmeasured(ends: Mapping[str, ModelEnds], length_key: str = "") -> str:
     """The model with the most answers cut off or missing, if they are too many for a claim; else empty."""
     worst = max(ends, key=lambda name: _lost(ends[name]))
-    if _lost(ends[worst]) <= REFUSE:
+    if _lost(ends[worst]) <= MOST_LOST:
         return ""
     return (
         f"{_describe(worst, ends[worst])}; nothing is claimed where such answers are more than "
-        f"{100 * REFUSE:.0f} %. Before the next run {_remedy(ends[worst], length_key)}."
+        f"{100 * MOST_LOST:.0f} %. Before the next run {_remedy(ends[worst], length_key)}."
     )
 
 
 def lost_answers(scores: Mapping[str, ItemScores], where: str, length_key: str = "") -> list[str]:
     """A warning if 2 % or more of a model's answers in a stage are cut off or missing; {model: scores}."""
     ends = {name: _model_ends(answers, {}) for name, answers in scores.items()}
-    affected = [name for name in ends if _lost(ends[name]) >= WARN]
+    affected = [name for name in ends if _lost(ends[name]) >= WARN_LOST]
     if not affected:
         return []
     worst = max(affected, key=lambda name: _lost(ends[name]))
@@ -522,7 +526,9 @@ def _remedy(ends: AnswerEnds, length_key: str) -> str:
     remedies = []
     if ends.truncated:
         where = f" ({length_key})" if length_key else ""
-        remedies.append(f"raise the limit of tokens{where}")
+        remedies.append(
+            f"raise the limit of tokens{where}, unless these answers repeat themselves (souping show RUN)"
+        )
     if ends.unanswered:
         remedies.append(SEE_WHY)
     return " and ".join(remedies)

@@ -227,11 +227,16 @@ def _intervals(pair: Paired, reach: MaxTReach) -> NestedIntervals:
 
 @dataclass(frozen=True, kw_only=True)
 class CategoryComparison:
-    """`least` is the smallest difference in a category that is beyond chance."""
+    """Two models in one category."""
 
     category: str
     comparison: Comparison
-    least: float
+
+    @property
+    def least(self) -> float:
+        """The smallest difference that is beyond chance: the farther limit's distance."""
+        difference = self.comparison.difference
+        return max(difference - self.comparison.low, self.comparison.high - difference)
 
 
 ModelPair = tuple[ScoreTable, str, str]
@@ -271,7 +276,6 @@ def _family(cells: Sequence[ModelPair], level: Level) -> list[CategoryComparison
         statistics.append(np.abs(t[1:]) * (1 + ZERO_DIFFERENCE))
         errors.append(error)
     largest = np.sort(np.max(statistics, axis=0))[::-1]
-    critical = critical_value(largest, level.alpha, len(pairs))
 
     comparisons = []
     for f, pair in enumerate(pairs):
@@ -282,15 +286,9 @@ def _family(cells: Sequence[ModelPair], level: Level) -> list[CategoryComparison
             tests=len(pairs),
         )
         comparison = comparison_of(pair, _intervals(pair, reach), level, MAX_T)
-        # All of critical^2 items, at least, would have to differ in one direction.
-        least = critical * errors[f]
-        if math.isfinite(pair.bound):
-            least = max(least, critical**2 / comparison.n)
         (category,) = cells[f][0].items.names
         comparisons.append(
-            CategoryComparison(
-                category=category, comparison=comparison.among_tests(level), least=least
-            )
+            CategoryComparison(category=category, comparison=comparison.among_tests(level))
         )
     return comparisons
 

@@ -136,6 +136,22 @@ def test_length_and_cut_answers_are_rows_that_only_a_policy_judges(tmp_path: Pat
         assert any("cut off" in line for line in result.warnings)
 
 
+@pytest.mark.parametrize(("cut", "claimed"), [(80, True), (81, False)])
+def test_nothing_is_claimed_if_more_than_a_fifth_of_the_answers_are_cut_off(
+    cut: int, claimed: bool
+) -> None:
+    base = answers(0.5, 1, stop_reason="stop")
+    cand = answers(0.7, 2, stop_reason="stop")
+    for row in cand[:cut]:
+        row["stop_reason"] = "length"
+    for logs in ((base, cand), (cand, base)):
+        rows = compared(*logs, margin=1.0).rows("cand")
+        scored = [row for row in rows if row.kind in ("average", "task")]
+        assert len(scored) == 3
+        assert all((row.verdict == "undecided") != claimed for row in scored)
+        assert all(("cut off" in row.reason) != claimed for row in scored)
+
+
 @pytest.mark.parametrize("cut", [0, 40])
 def test_answers_are_said_to_be_cut_where_they_are(cut: int) -> None:
     base = answers(0.5, 1, stop_reason="stop")

@@ -8,7 +8,12 @@ from scipy import stats
 
 from souping.comparison.several import joint_tests
 from souping.statistics.comparison import contrast
-from souping.statistics.joint import JointFlips, critical_value, equivalent_tests
+from souping.statistics.joint import (
+    JointFlips,
+    compare_in_categories,
+    critical_value,
+    equivalent_tests,
+)
 from souping.statistics.levels import FIRST_LOOK
 from souping.statistics.scores import one_category
 from tests.comparison.worlds import metric, pooled
@@ -83,3 +88,17 @@ def test_the_scale_of_the_scores_does_not_matter() -> None:
         flips.append(JointFlips.of_models(models, draws=999))
     for other in flips[1:]:
         np.testing.assert_allclose(other.t((0, 1)), flips[0].t((0, 1)), rtol=1e-9)
+
+
+@pytest.mark.parametrize("items", [20, 60])
+def test_every_difference_above_the_least_that_a_category_can_show_is_shown(items: int) -> None:
+    shown = []
+    for seed in range(40):
+        right = np.random.default_rng(seed).random((2, items)) < [[0.8], [0.55]]
+        a, b = right.astype(float)
+        scores = pooled(metric("t", {"a": a, "b": b}))
+        (cell,) = compare_in_categories([(scores, "a", "b")], FIRST_LOOK)
+        found = cell.comparison
+        shown.append(found.low > 0 or found.high < 0)
+        assert shown[-1] or abs(a.mean() - b.mean()) <= cell.least
+    assert 0 < sum(shown) < 40
