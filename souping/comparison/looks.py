@@ -64,7 +64,7 @@ def looks_of(
     for model_logs in logs.values():
         runs.extend(log for log in model_logs if log.harness == "souping")
     if not runs:
-        return Level(least), _sentence(least)
+        return Level(least), _sentence(Level(least))
     from souping.pipeline.looks.counted_looks import CountedLooks
 
     metrics = {task: common.metrics[task][0] for task in weights}
@@ -84,8 +84,8 @@ def looks_of(
             pairs = combinations(range(len(scores)), 2)
             tests = picked_tests(scores, pairs, table, level.family)
             level = level.among(look.known.missing + tests)
-    number = max(least, level.looks)
-    return replace(level, looks=number), _sentence(number)
+    level = replace(level, looks=max(least, level.looks))
+    return level, _sentence(level)
 
 
 def _reported(counted_looks: CountedLooks, pairs: Sequence[str]) -> Level | None:
@@ -101,10 +101,15 @@ def _reported(counted_looks: CountedLooks, pairs: Sequence[str]) -> Level | None
     return Level(looks, tests)
 
 
-def _sentence(number: int) -> str:
-    if number == 1:
+def _sentence(level: Level) -> str:
+    if level.looks == 1:
         return ""
-    return f"This is look {number} at these items: p-values and intervals are corrected for it."
+    sentence = (
+        f"This is look {level.looks} at these items: p-values and intervals are corrected for it."
+    )
+    if level.tests == 1:
+        return sentence
+    return f"{sentence} The models may have been picked by their known scores, which counts as {level.tests:.1f} tests."
 
 
 def _claim_of(
