@@ -192,7 +192,7 @@ def _least(unit: Unit, pairs: Sequence[CategoryDifference]) -> str:
 
 def losses(report: Report) -> list[str]:
     """Categories in which the soup is below the best candidate, and which of these losses chance does not explain."""
-    if report.losses is None or not report.losses.categories:
+    if report.losses is None or not report.losses.categories or not _measured(report):
         return []
     unit = report.unit
     counts = report.losses
@@ -213,6 +213,11 @@ def losses(report: Report) -> list[str]:
     return [f"{head}. {_least(unit, pairs)}".strip()]
 
 
+def _measured(report: Report) -> bool:
+    """Whether the answers are enough for a claim."""
+    return report.verdict is not None and report.verdict.claim != "not_measured"
+
+
 def report_findings(report: Report) -> list[str]:
     """What stands below the headline wherever it is shown."""
     return [*losses(report), *_router(report)]
@@ -223,8 +228,7 @@ def _router(report: Report) -> list[str]:
     unit = report.unit
     pair = report.against("router")
     price = tables.router_cost(report)
-    measured = report.verdict is not None and report.verdict.claim != "not_measured"
-    if pair is None or not price or not measured or report.dry_run:
+    if pair is None or not price or not _measured(report) or report.dry_run:
         return []
     # A soup's card is without rows: it needs no statistics.
     from souping.statistics.levels import ALPHA

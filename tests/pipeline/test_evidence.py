@@ -142,6 +142,7 @@ def test_nothing_is_claimed_over_answers_that_are_missing(whose: str) -> None:
     assert f"{whose} 25.0 %" in endings(read_content(found))[0]
     text = markdown(read_content(found), [])
     assert "too_long (60)" in text
+    assert losses(read_content(found)) == []
 
 
 def test_answers_that_the_candidates_lack_make_no_soup_better() -> None:
