@@ -84,7 +84,7 @@ class Engine:
     kinds = ("dropped", "swapped", "half-written", "cache kept openly", "cache kept in silence")
 
     def __init__(self, pool: CandidatePool, options: argparse.Namespace) -> None:
-        self._vllm = start_vllm(pool.known_folders[NAMES[0]], options.ranks)
+        self._vllm = start_vllm(pool.architecture_folder, options.ranks)
         self._pool = pool
         self._weights = LoadedWeights()
         self.load = self._vllm.load_soup
