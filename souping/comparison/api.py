@@ -401,7 +401,7 @@ def _warnings(
     for row in verdicts:
         if row.kind == "cut" and max(row.baseline_mean, row.mean) >= WARN_LOST:
             yield (
-                f"Answers are cut off at the token limit: {100 * row.mean:.1f} % of {row.model}, "
+                f"Answers are truncated at the token limit: {100 * row.mean:.1f} % of {row.model}, "
                 f"{100 * row.baseline_mean:.1f} % of {row.baseline}."
             )
         if row.kind == "average" and row.missing:

@@ -109,7 +109,10 @@ def decide_rows(
         elif judged:
             verdict = verdict_of(test.limits(corrections[name]), margin)
         if scored and too_many_cut:
-            verdict = ("undecided", f"more than {100 * MOST_LOST:.0f} % of the answers are cut off")
+            verdict = (
+                "undecided",
+                f"more than {100 * MOST_LOST:.0f} % of the answers are truncated",
+            )
         yield _row_verdict(test, corrections[name], margin, verdict, name in deciding)
 
 

@@ -52,9 +52,7 @@ if TYPE_CHECKING:
 
 EvaluatorItems = Sequence[tuple["Evaluator", Sequence[Item]]]
 """Evaluators with their items, the run's own first."""
-LIKELY_CAUSES = (
-    "are answers cut off, is the scorer wrong, do chat models get plain text in place of messages?"
-)
+LIKELY_CAUSES = "are answers truncated, is the scorer wrong, do chat models get plain text in place of messages?"
 """What to look at if every model fails."""
 
 

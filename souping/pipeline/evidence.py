@@ -75,7 +75,7 @@ class KnownScores:
 class Pair:
     """The soup and another model on the same items, at a look and among the tests that this one may be picked from.
 
-    `cut` are the same scores with answers that were cut off at the limit of tokens counted as missing; None if none
+    `cut` are the same scores with answers that were truncated at the limit of tokens counted as missing; None if none
     was.
     """
 
@@ -135,7 +135,7 @@ class Pair:
         raw = unit.raw_table(vars(bounds))
         limits = unit.limits(raw["low"], raw["high"], bounds.level)
         return (
-            "Answers cut off at the limit of tokens are scored as they are. If they might be right for one model and "
+            "Answers truncated at the limit of tokens are scored as they are. If they might be right for one model and "
             f"wrong for the other, {self.soup} minus {self.other} would have the interval {limits}."
         )
 
@@ -225,7 +225,7 @@ def gather_evidence(
     """What the scores {recipe id: scores on the test split} say.
 
     The soup is the last contender; `look` is the number of looks at these items, `margin` the gain (of inner scores)
-    below which a single model is kept; `length_key` the setting to raise where answers were cut off; `mixture` the
+    below which a single model is kept; `length_key` the setting to raise where answers were truncated; `mixture` the
     comparison of the best mixture with a single model that the search keeps, `known` the models that are tested
     together with the soup.
     """
@@ -453,7 +453,7 @@ def trajectory_evidence(
 
 
 def outcomes(scores: ItemScores, table: ItemTable) -> ModelEnds:
-    """How a model's answers ended: shares that were cut off (`truncated`) or are missing (`unanswered`), and why."""
+    """How a model's answers ended: shares that were truncated (`truncated`) or are missing (`unanswered`), and why."""
     categories = {}
     for number, name in enumerate(table.names):
         categories[name] = _ends(scores, table.categories == number)
@@ -476,7 +476,7 @@ def _ends(scores: ItemScores, which: slice | NDArray[np.bool_]) -> AnswerEnds:
 
 
 def unmeasured(ends: Mapping[str, ModelEnds], length_key: str = "") -> str:
-    """The model with the most answers cut off or missing, if they are too many for a claim; else empty."""
+    """The model with the most answers truncated or missing, if they are too many for a claim; else empty."""
     worst = max(ends, key=lambda name: _lost(ends[name]))
     if _lost(ends[worst]) <= MOST_LOST:
         return ""
@@ -487,14 +487,14 @@ def unmeasured(ends: Mapping[str, ModelEnds], length_key: str = "") -> str:
 
 
 def lost_answers(scores: Mapping[str, ItemScores], where: str, length_key: str = "") -> list[str]:
-    """A warning if 2 % or more of a model's answers in a stage are cut off or missing; {model: scores}."""
+    """A warning if 2 % or more of a model's answers in a stage are truncated or missing; {model: scores}."""
     ends = {name: _model_ends(answers, {}) for name, answers in scores.items()}
     affected = [name for name in ends if _lost(ends[name]) >= WARN_LOST]
     if not affected:
         return []
     worst = max(affected, key=lambda name: _lost(ends[name]))
     return [
-        f"{where}: answers of {len(affected)} of {len(ends)} models are cut off or missing: "
+        f"{where}: answers of {len(affected)} of {len(ends)} models are truncated or missing: "
         f"{_describe(worst, ends[worst])}: {_remedy(ends[worst], length_key)}"
     ]
 
@@ -504,10 +504,10 @@ def _lost(ends: AnswerEnds) -> float:
 
 
 def _describe(name: str, ends: ModelEnds) -> str:
-    """`math 34.0 % cut off, 2.0 % missing (prompt does not fit: 12)`."""
+    """`math 34.0 % truncated, 2.0 % missing (prompt does not fit: 12)`."""
     words = []
     if ends.truncated:
-        words.append(f"{100 * ends.truncated:.1f} % cut off")
+        words.append(f"{100 * ends.truncated:.1f} % truncated")
     if ends.unanswered:
         words.append(f"{100 * ends.unanswered:.1f} % missing{_reason(ends.reasons)}")
     return f"{name} {', '.join(words)}"
@@ -522,7 +522,7 @@ def _reason(reasons: Mapping[str, int | None]) -> str:
 
 
 def _remedy(ends: AnswerEnds, length_key: str) -> str:
-    """What to do about the answers of a model that are cut off or missing."""
+    """What to do about the answers of a model that are truncated or missing."""
     remedies = []
     if ends.truncated:
         where = f" ({length_key})" if length_key else ""

@@ -53,7 +53,7 @@ def verdict(
     """The strongest claim that holds, in this order.
 
     1. `nothing_to_soup`: one ingredient was selected (K = 1); nothing was searched or tested.
-    2. `not_measured`: too many answers of a compared model were cut off or are missing; `unmeasured` says whose.
+    2. `not_measured`: too many answers of a compared model were truncated or are missing; `unmeasured` says whose.
     3. `keep_candidate` by the search: the winning recipe is a single model. A decision, no test; it is shown with the
        interval of the best `mixture` minus that model on the search split.
     4. `better_than_every_candidate`: the soup is above every candidate and the largest of the p-values, corrected for

@@ -172,7 +172,7 @@ def show_check(
     file = write_atomically(dated_path(timed.run.name, "check"), as_json(table).encode())
     print(f"saved: {nearby(file)}")
     if cut := sum(record.outcome != "finished" for record in records):
-        print(f"{cut} of {len(records)} answers were cut off or are missing: look at them first")
+        print(f"{cut} of {len(records)} answers were truncated or are missing: look at them first")
     most = total_range((timed.seconds() or {"": (0.0, 0.0)}).values())[1]
     takes = (
         f"at most about {format.seconds_text(most)}"

@@ -165,7 +165,7 @@ class AnswerEnds:
     items: MaybeInt
     """items"""
     truncated: MaybeFloat
-    """share of answers cut off"""
+    """share of truncated answers"""
     unanswered: MaybeFloat
     """share of answers missing"""
 

@@ -362,7 +362,7 @@ def landscape(report: Report, trials: Sequence[TrialRow]) -> Drawing | None:
     soup = report.recipe.id if report.recipe else None
     best = int(np.argmax(unit.inner(values)))
     chosen = next((i for i, trial in enumerate(tried) if trial.recipe_id == soup), best)
-    label = f"search objective, {unit.symbol}"
+    label = f"overall score on the search split, {unit.symbol}"
     with canvas():
         if len(names) == 2:
             plot, _ = curve(weights[:, 0], values, chosen, weight_axis(names), label)

@@ -24,7 +24,7 @@ from souping.report.format import clean, count, four_digits, in_words, p_value, 
 from souping.report.recipe import REBUILD, recipe_table
 
 OTHER_STORES = "Other stores and reworded items are not counted."
-LOST = "models are cut off or missing"
+LOST = "models are truncated or missing"
 
 
 FIGURES = {
@@ -267,7 +267,7 @@ def warnings(report: Report) -> list[str]:
 
 
 def endings(report: Report) -> list[str]:
-    """Models with answers cut off or missing, and what the variance is split into."""
+    """Models with answers truncated or missing, and what the variance is split into."""
     lines = list[str]()
     incomplete = _incomplete(report)
     if incomplete:
@@ -282,7 +282,7 @@ def endings(report: Report) -> list[str]:
         if report.verdict and report.verdict.sensitivity:
             lines.append(clean(report.verdict.sensitivity))
     elif report.outcomes:
-        lines.append("Every answer ended by itself: none was cut off, none is missing.")
+        lines.append("Every answer ended by itself: none was truncated, none is missing.")
     if report.variance:
         lines.append(
             "Each item was answered several times: the table splits the variance into answers and items."
@@ -291,18 +291,18 @@ def endings(report: Report) -> list[str]:
 
 
 def _incomplete(report: Report) -> dict[str, ModelEnds]:
-    """{model with answers cut off or missing: how its answers ended}"""
+    """{model with answers truncated or missing: how its answers ended}"""
     outcomes = report.outcomes or {}
     return {name: ends for name, ends in outcomes.items() if ends.truncated or ends.unanswered}
 
 
 def _outcomes(report: Report) -> Iterator[Section | None]:
-    """Answers that are cut off or missing by model, and the variance of answers."""
+    """Answers that are truncated or missing by model, and the variance of answers."""
     lines = []
     for name, ends in _incomplete(report).items():
         shares = (percent(ends.truncated), percent(ends.unanswered))
         lines.append((clean(name), *shares, count(ends.items), ", ".join(_reasons(ends.reasons))))
-    header = ("model", "cut off %", "missing %", "items", "why missing")
+    header = ("model", "truncated %", "missing %", "items", "why missing")
     yield table("Answers by model", grid(header, lines, left=(0, 4)))
     yield table("Answers against items", _variance(report))
 

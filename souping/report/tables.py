@@ -137,7 +137,7 @@ def scores(report: Report) -> TableGrid:
     for model in models:
         cells = [_score(report.unit, model.row.scores.get(name)) for name in names]
         lines.append((model.cell, _score(report.unit, model.row.objective), *cells))
-    return grid(("model", "objective", *map(clean, names)), lines, strong=_soup(models))
+    return grid(("model", "overall score", *map(clean, names)), lines, strong=_soup(models))
 
 
 def _score(unit: Unit, score: ScoreInterval | None) -> TableCell:
@@ -428,7 +428,7 @@ def trials(report: Report, tried: Sequence[TrialRow], limit: int = 8) -> TableGr
     for trial in best:
         weights = [four_digits(trial.weights.get(name, 0.0)) for name in names]
         lines.append((count(trial.number), unit.score(trial.objective, more=1), *weights))
-    header = ("best trials", unit.heading("objective"), *map(clean, names))
+    header = ("best trials", unit.heading("overall score"), *map(clean, names))
     soup = report.recipe.id if report.recipe else None
     strong = [place for place, trial in enumerate(best) if trial.recipe_id == soup]
     return grid(header, lines, left=(), strong=strong)
@@ -463,7 +463,7 @@ def expected_scores(unit: Unit, gate: ExpectedSummary) -> TableGrid:
     for place, check in enumerate(gate.checks):
         scores = (unit.score(check.expected), unit.score(check.measured))
         allowed = unit.interval(check.low, check.high)
-        model = (clean(check.candidate), clean(check.category) or "objective")
+        model = (clean(check.candidate), clean(check.category) or "overall score")
         lines.append((*model, *scores, allowed, count(check.n), clean(check.verdict)))
         if check.verdict != "as expected":
             missed.append(place)

@@ -13,7 +13,7 @@ ALPHA = 0.05
 # Normal quantile of a 95 % interval.
 Z95 = 1.959963984540054
 WARN_LOST = 0.02
-"""Share of a model's answers that are cut off or missing from which on there is a warning."""
+"""Share of a model's answers that are truncated or missing from which on there is a warning."""
 MOST_LOST = 0.2
 """Share above which nothing is claimed."""
 

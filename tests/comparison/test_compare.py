@@ -133,7 +133,7 @@ def test_length_and_cut_answers_are_rows_that_only_a_policy_judges(tmp_path: Pat
         rows = {row.name: row for row in result.verdicts}
         assert (rows["tokens"].verdict, result.status) == (verdict, status)
         assert rows["cut"].mean == 1.0
-        assert any("cut off" in line for line in result.warnings)
+        assert any("truncated" in line for line in result.warnings)
 
 
 @pytest.mark.parametrize(("cut", "claimed"), [(80, True), (81, False)])
@@ -149,7 +149,7 @@ def test_nothing_is_claimed_if_more_than_a_fifth_of_the_answers_are_cut_off(
         scored = [row for row in rows if row.kind in ("average", "task")]
         assert len(scored) == 3
         assert all((row.verdict == "undecided") != claimed for row in scored)
-        assert all(("cut off" in row.reason) != claimed for row in scored)
+        assert all(("truncated" in row.reason) != claimed for row in scored)
 
 
 @pytest.mark.parametrize("cut", [0, 40])
@@ -158,7 +158,7 @@ def test_answers_are_said_to_be_cut_where_they_are(cut: int) -> None:
     cand = answers(0.5, 2, stop_reason="stop")
     for row in cand[:cut]:
         row["stop_reason"] = "length"
-    shares = [line for line in compared(base, cand).warnings if "cut off" in line]
+    shares = [line for line in compared(base, cand).warnings if "truncated" in line]
     assert len(shares) == (cut > 0)
     assert all("10.0 % of cand, 0.0 % of base" in line for line in shares)
 

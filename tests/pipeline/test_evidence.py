@@ -574,7 +574,7 @@ def test_soup_and_ingredients_on_all_items(
     assert (
         0 < check["items"] == guarded["extra_benchmarks"][0]["items"] < 90
     )  # the guard chose on the others
-    assert check["outcome"] == "not measured"  # all answers are cut off
+    assert check["outcome"] == "not measured"  # all answers are truncated
 
 
 def test_wrong_entries_are_refused_before_work(

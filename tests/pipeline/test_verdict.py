@@ -90,10 +90,10 @@ def ace(difference: float, p_value: float) -> Figures:
         (ace(0.005, 0.6), {"margin": 0.05}, "keep_candidate", None, "Keep ace"),
         (
             FAR,
-            {"unmeasured": "ace 34.0 % cut off."},
+            {"unmeasured": "ace 34.0 % truncated."},
             "not_measured",
             None,
-            "Not measured: ace 34.0 % cut off.",
+            "Not measured: ace 34.0 % truncated.",
         ),
         (FAR, {"recipe": ("bit",), "unmeasured": "x"}, "not_measured", None, "x"),
         (

@@ -380,7 +380,7 @@ def test_one_candidate_answers_five_items_per_category(
         "items/s",
     ]
     assert [
-        word for word in [*words, "answers were cut off or are missing"] if word not in done.out
+        word for word in [*words, "answers were truncated or are missing"] if word not in done.out
     ] == []
     assert "repeat the command without `check`" in done.out.splitlines()[-1]
     made = json.loads(saved(tmp_path, "check").read_text())

@@ -112,7 +112,7 @@ def losses(found: list[dict[str, Any]], categories: list[str]) -> dict[str, Any]
 
 
 def outcomes(i: int, categories: list[str]) -> dict[str, Any]:
-    """Ends of a model's answers: the first was cut off now and then, the second not answered at times."""
+    """Ends of a model's answers: the first was truncated now and then, the second not answered at times."""
     ends = {"items": 52, "truncated": 0.05 * (i == 0), "unanswered": 0.01 * (i == 1)}
     reasons = {"prompt does not fit the context": 3} if i == 1 else {}
     return {**ends, "reasons": reasons, "categories": dict.fromkeys(categories, ends)}
