@@ -81,7 +81,7 @@ def loads(folders: Mapping[str, Path], device: str) -> None:
     module = load_module(folders["0"], ModuleSettings(device=device, dtype=DTYPE))
     seconds = load_soups.load_times(pool.live(module))
     milliseconds = 1e3 * statistics.median(seconds)
-    print(f"\npour of {pool.soup_bytes / 1e9:.2f} GB: median {milliseconds:.1f} ms")
+    print(f"\nload of {pool.soup_bytes / 1e9:.2f} GB: median {milliseconds:.1f} ms")
 
 
 def searches(folder: Path, device: str) -> None:

@@ -50,7 +50,7 @@ def run(search: str, folder: Path, settings: Sequence[str] = ()) -> dict[str, fl
         lines = []
         for line in job.stdout:
             lines.append(line)
-            for mark, start in (("search", "search: "), ("soup", "freeze: writing the soup")):
+            for mark, start in (("search", "search: "), ("soup", "write: the soup")):
                 if line.startswith(start):
                     marks.setdefault(mark, time.monotonic())
     if job.returncode or len(marks) < 2:

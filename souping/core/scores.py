@@ -154,6 +154,10 @@ class WorstCategory(Objective):
 
     linear = False
 
+    @property
+    def name(self) -> str:
+        return "worst_category"
+
     def coefficients(self, categories: Sequence[str]) -> FloatArray:
         return Mean().coefficients(categories)
 

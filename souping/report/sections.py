@@ -77,7 +77,8 @@ def _kind(report: Report, categories: int) -> str:
     meaning = report.unit.meaning
     objective = report.objective
     if objective is not None and not objective.coefficients:
-        return f"{clean(objective.name)} of {count(categories)} categories, in {meaning}"
+        name = clean(objective.name).replace("_", " ")
+        return f"{name} of {count(categories)} categories, in {meaning}"
     mean = "mean"
     if objective is not None and len(set(objective.coefficients.values())) > 1:
         mean = "weighted mean"

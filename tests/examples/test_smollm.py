@@ -77,7 +77,7 @@ def test_the_example_runs_small_from_selection_to_report(
         "+experiment=smollm_tools",
         "optimiser=grid",
     ]
-    assert "trials: 12" in souping(*command, "--cfg", "job", "--package", "optimiser").out
+    assert "max_trials: 12" in souping(*command, "--cfg", "job", "--package", "optimiser").out
     souping(*command).refused("outputs/smollm")
     folder = tmp_path / "outputs" / "smollm"
     write_tasks(first_items(material.asked("test"), 8), folder / "tasks")

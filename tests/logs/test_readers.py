@@ -223,12 +223,12 @@ class TestBfcl:
 
     @pytest.mark.slow
     def test_the_installed_package(self, bfcl: Any, tmp_path: Path) -> None:
+        from souping.evaluate.benchmark import first_items
         from souping.evaluate.bfcl.benchmark import BfclBenchmark
         from tests.support.bfcl import right_answer, score
 
-        items = BfclBenchmark(
-            data=bfcl.data, categories=("simple_python", "irrelevance"), limit=3
-        ).items()
+        categories = ("simple_python", "irrelevance")
+        items = first_items(BfclBenchmark(data=bfcl.data, categories=categories).items(), 3)
         answers = {
             item.id: right_answer(item) if n % 2 else "nothing" for n, item in enumerate(items)
         }

@@ -145,4 +145,4 @@ def test_a_run_writes_the_point_that_the_weights_of_its_goals_choose(
         assert pair["p_value"] == 1 or pair["difference"] > 0
     page = (done.out / "report.html").read_text()
     assert "Front of red and tokens" in page
-    assert "worst of" in page
+    assert "worst category of" in page

@@ -135,7 +135,7 @@ class TestGenerate:
             categories=["single_turn"],
             temperature=0.0,
             max_new_tokens=6,
-            threads=2,
+            num_concurrent=2,
         )
         texts = {}
         for handler in (
