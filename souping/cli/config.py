@@ -196,6 +196,8 @@ def check_root_keys(config: Mapping[str, Any]) -> None:
         UserError: an unknown key (the nearest is named), a wrong type, or a wrong value of a closed choice.
     """
     CHECKED.update(config)
+    # Commands set it: a message that names a key of it names what nobody typed.
+    CHECKED.pop("action", None)
     merges = is_merge(config)
     known = [key.name for key in fields(MergeRoot if merges else Config)]
     for key in config:

@@ -1,4 +1,4 @@
-"""Gate before the search: candidates whose scores are known from elsewhere must have them here too."""
+"""Check before the search: candidates whose scores are known from elsewhere must have them here too."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from souping.statistics.levels import Z95
 from souping.statistics.scores import ItemTable, ModelScores
 
 FALSE_ALARM = 0.01
-"""Chance that a gate of any size stops a run whose candidates all score as published (Bonferroni over its checks)."""
+"""Chance that the check stops a run whose candidates all score as published (Bonferroni over its scores)."""
 CAUSES = "the chat template, prompt handler, evaluator.stop and max_new_tokens"
 AS_EXPECTED = "as expected"
 
@@ -82,11 +82,13 @@ def _verdict(expected: float, low: float, high: float) -> str:
     return AS_EXPECTED
 
 
-def expected_sentence(gate: ExpectedSummary) -> str:
-    """Outcome of the gate in one line."""
-    failed = [check.candidate for check in gate.checks if check.verdict != AS_EXPECTED]
+def expected_sentence(expected_check: ExpectedSummary) -> str:
+    """Whether the candidates score as expected, in one line."""
+    checks = expected_check.checks
+    split = expected_check.split
+    failed = [check.candidate for check in checks if check.verdict != AS_EXPECTED]
     names = list(dict.fromkeys(failed))
     if not names:
-        return f"gate: {len(gate.checks)} scores as expected on the {gate.split} split"
+        return f"score: {len(checks)} scores as expected on the {split} split"
     verb = "does" if len(names) == 1 else "do"
-    return f"gate: {', '.join(names)} {verb} not score as expected on the {gate.split} split: check {CAUSES}"
+    return f"{', '.join(names)} {verb} not score as expected on the {split} split: check {CAUSES}"

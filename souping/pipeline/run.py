@@ -187,7 +187,7 @@ class Run(Steps):
     def check_expected(self, stage: Stage) -> ExpectedSummary:
         """Stop, or warn, if a candidate does not score as expected, before anything else costs time."""
         settings = self.settings
-        gate = check_expected(
+        expected_check = check_expected(
             self.unit,
             settings.expected,
             self._by_candidate(stage),
@@ -195,17 +195,17 @@ class Run(Steps):
             settings.expected_mismatch,
             stage.split,
         )
-        sentence = expected_sentence(gate)
-        if gate.passed:
+        sentence = expected_sentence(expected_check)
+        if expected_check.passed:
             self.progress.say(sentence)
-            return gate
-        self.progress.show(plain_table(tables.expected_scores(self.unit, gate)))
+            return expected_check
+        self.progress.show(plain_table(tables.expected_scores(self.unit, expected_check)))
         if settings.expected_mismatch == "error":
             raise UserError(
                 f"{sentence}\nthe answers are in the store; expected_mismatch=warn continues"
             )
         self.notes.append(sentence)
-        return gate
+        return expected_check
 
     def select(self, stage: Stage | None) -> Selected:
         answers = dict[str, ItemScores]()

@@ -73,7 +73,7 @@ def frozen_report(settings: RunSettings, splits: Splits, searched: Searched) -> 
         splits=SplitSizes(**splits.counts()),
         items=splits.content,
         power=None if power is None else power_summary(power, unit),
-        expected_check=selected.gate,
+        expected_check=selected.expected_check,
     )
 
 

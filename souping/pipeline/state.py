@@ -72,7 +72,7 @@ class Selected:
 
     selection: Selection
     scores: ScoreMatrix | None = None
-    gate: ExpectedSummary | None = None
+    expected_check: ExpectedSummary | None = None
     power: Power | None = None
     admission: Admission | None = None
     singles: Mapping[str, ItemScores] = field(default_factory=dict)

@@ -142,13 +142,13 @@ class Steps:
     def choose(self) -> Selected | Searched | Frozen:
         """Score, select, search and write, or stop before."""
         settings = self.settings
-        gate: ExpectedSummary | None = None
+        expected_check: ExpectedSummary | None = None
         if expected := self._expected():
-            gate = self.check_expected(expected)
+            expected_check = self.check_expected(expected)
         every_candidate: Stage | None = None
         if not settings.scores.published:
             every_candidate = self._candidates("score: every candidate", "select")
-        selected = replace(self.select(every_candidate), gate=gate)
+        selected = replace(self.select(every_candidate), expected_check=expected_check)
         if settings.stop_after == "select":
             return selected
         on_search_split = self._candidates("search: every candidate", "search")

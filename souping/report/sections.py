@@ -135,7 +135,7 @@ def sections(report: Report, trials: Sequence[TrialRow]) -> tuple[Section, ...]:
             _landscape(report, trials),
             _alternatives(report),
             _experts(report),
-            _gate(report),
+            _expected_scores(report),
             *analysis_sections(report, further),
             _provenance(report),
         )
@@ -420,21 +420,21 @@ def _also(report: Report) -> Section | None:
     return Section("Other benchmarks", lines, grids=grids, folded=nonempty(folded))
 
 
-def _gate(report: Report) -> Section | None:
-    gate = report.expected_check
-    if gate is None:
+def _expected_scores(report: Report) -> Section | None:
+    expected_check = report.expected_check
+    if expected_check is None:
         return None
-    title = "Were the single models as expected?"
-    scores = tables.expected_scores(report.unit, gate)
-    alarm = percent(gate.false_alarm, 0)
+    title = "Did the candidates score as expected?"
+    scores = tables.expected_scores(report.unit, expected_check)
+    alarm = percent(expected_check.false_alarm, 0)
     line = (
-        f"Scores on the {clean(gate.split)} split. "
+        f"Scores on the {clean(expected_check.split)} split. "
         f"With correct models, one falls outside in at most {alarm} % of runs."
     )
-    if not gate.passed:
+    if not expected_check.passed:
         return Section(title, (line,), grids=(scores,))
     folded = nonempty((table("Expected and measured", scores, line),))
-    return Section(title, ("All of them were.",), folded=folded)
+    return Section(title, ("All of them did.",), folded=folded)
 
 
 def _landscape(report: Report, trials: Sequence[TrialRow]) -> Section | None:

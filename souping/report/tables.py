@@ -447,7 +447,7 @@ def ingredients(report: Report, tried: Sequence[TrialRow]) -> list[str]:
 # ---------------------------------------------------------------- checks and other benchmarks
 
 
-def expected_scores(unit: Unit, gate: ExpectedSummary) -> TableGrid:
+def expected_scores(unit: Unit, expected_check: ExpectedSummary) -> TableGrid:
     """One line per score that was expected of a candidate; those that were missed are stressed."""
     header = (
         "candidate",
@@ -460,7 +460,7 @@ def expected_scores(unit: Unit, gate: ExpectedSummary) -> TableGrid:
     )
     lines = []
     missed = []
-    for place, check in enumerate(gate.checks):
+    for place, check in enumerate(expected_check.checks):
         scores = (unit.score(check.expected), unit.score(check.measured))
         allowed = unit.interval(check.low, check.high)
         model = (clean(check.candidate), clean(check.category) or "overall score")

@@ -1,4 +1,4 @@
-"""Evidence of a run: losses, missing answers, variance, looks; the baseline gate; extra benchmarks."""
+"""Evidence of a run: losses, missing answers, variance, looks; expected scores; extra benchmarks."""
 
 from __future__ import annotations
 
@@ -631,11 +631,11 @@ def right_below(right: int) -> ItemScores:
 def test_near_is_as_expected_and_far_is_not() -> None:
     found = expectations({"a": 70, "b": 90, "c": 40, "d": {"w": 72, "x": 20}})
     measured = dict.fromkeys("abcd", right_below(70))
-    gate = check_expected(POINTS, found, measured, Mean(), "error", "select")
-    verdicts = [check.verdict for check in gate.checks]
+    expected_check = check_expected(POINTS, found, measured, Mean(), "error", "select")
+    verdicts = [check.verdict for check in expected_check.checks]
     assert verdicts == ["as expected", "too low", "too high", "as expected", "too high"]
-    assert [check.n for check in gate.checks] == [200, 200, 200, 100, 100]
-    assert not gate.passed
+    assert [check.n for check in expected_check.checks] == [200, 200, 200, 100, 100]
+    assert not expected_check.passed
 
 
 def test_right_setups_pass() -> None:
@@ -692,13 +692,13 @@ def answers_in(path: Path) -> int:
 def test_a_right_run_passes_and_says_so(echo: Path, souping: Cli, tmp_path: Path) -> None:
     done = souping(*arguments(echo), "expected={ant:97,bee:{red:20}}", "hydra.run.dir=out").ok()
     assert "2 scores as expected on the select split" in done.out
-    gate = json.loads((tmp_path / "out" / "report.json").read_text())["expected_check"]
-    assert (gate["passed"], gate["split"], gate["mode"]) == (True, "select", "error")
-    assert [(c["candidate"], c["category"]) for c in gate["checks"]] == [
+    summary = json.loads((tmp_path / "out" / "report.json").read_text())["expected_check"]
+    assert (summary["passed"], summary["split"], summary["mode"]) == (True, "select", "error")
+    assert [(c["candidate"], c["category"]) for c in summary["checks"]] == [
         ("ant", None),
         ("bee", "red"),
     ]
-    assert gate["checks"][0]["measured"] > 0.9
+    assert summary["checks"][0]["measured"] > 0.9
 
 
 @pytest.mark.parametrize("wrong", ["template", pytest.param("length", marks=pytest.mark.slow)])
@@ -711,9 +711,7 @@ def test_wrong_settings_are_caught_before_the_search(
         else [*arguments(echo), "evaluator.max_new_tokens=1"]
     )
     done = souping(*call, "expected={ant:97}", "store=store.sqlite", "out=out")
-    done.refused(
-        "gate: ant does not score as expected on the select split: check the chat template"
-    )
+    done.refused("ant does not score as expected on the select split: check the chat template")
     assert "too low" in done.out
     assert "selected" not in done.out
     assert {path.name for path in tmp_path.iterdir()} <= {

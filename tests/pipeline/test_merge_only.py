@@ -85,8 +85,11 @@ def test_weights_and_recipes_that_are_none(souping: Cli, family: Path, tmp_path:
         words = [f"optimiser.weights={weights}"] if weights else []
         souping("merge", f"pool.candidates=[{folders}]", "out=soup", *words).refused(needle)
     (tmp_path / "x.json").write_text("{")
-    for name in ("", "none.json", "x.json"):
-        souping("rebuild", *([name] if name else []), "out=again").refused("recipe", name)
+    souping("rebuild", "out=again").refused("recipe")
+    for name in ("none.json", "x.json"):
+        again = souping("rebuild", name, "out=again")
+        again.refused(name)
+        assert "action" not in again.err
 
 
 def test_a_plan_is_shown_saved_and_merged_alone(souping: Cli, family: Path, tmp_path: Path) -> None:
