@@ -250,7 +250,11 @@ class Store:
             if getattr(error, "sqlite_errorcode", 0) & 0xFF == sqlite3.SQLITE_CORRUPT:
                 damaged = shlex.quote(str(self.path))
                 saved = shlex.quote(str(self.path.with_stem(f"{self.path.stem}-saved")))
-                text += f"\nthe file is damaged; save what can be read: sqlite3 {damaged} .recover | sqlite3 {saved}"
+                # SQLite recovers whole pages: a file that was cut inside a page gets the rest of that page.
+                rescue = (
+                    f"truncate -s %4096 {damaged}; sqlite3 {damaged} .recover | sqlite3 {saved}"
+                )
+                text += f"\nthe file is damaged; save what can be read: {rescue}"
             raise UserError(text) from error
 
     @contextmanager

@@ -172,6 +172,9 @@ def read_trials(path: Path) -> list[TrialRow]:
             head, *lines = csv.reader(file, strict=True)
         if "recipe_id" not in head:
             raise ValueError("it has no column recipe_id")
+        for number, line in enumerate(lines, 2):
+            if len(line) != len(head):
+                raise ValueError(f"line {number} has {len(line)} cells, and the header {len(head)}")
         return [_trial_row(dict(zip(head, line, strict=True))) for line in lines]
     except (ValueError, csv.Error) as error:
         raise UserError(f"{path}: not the table that a run wrote: {first_line(error)}") from error

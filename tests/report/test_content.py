@@ -14,6 +14,7 @@ from typing import Any, Union, get_args, get_origin, get_type_hints
 import pytest
 
 from souping.core.reading import read, to_json
+from souping.core.types import UserError
 from souping.core.unit import BITS_PER_BYTE, POINTS
 from souping.pipeline.analyses import analysis_results
 from souping.report.analyses import UserResult, read_content
@@ -107,6 +108,14 @@ def test_the_files_of_a_run_are_written_as_they_were_read(finished: Path, tmp_pa
     assert trials
     write_trials(trials, read_report(run / "report.json"), tmp_path / "trials.csv")
     assert (tmp_path / "trials.csv").read_text() == (run / "trials.csv").read_text()
+
+
+def test_a_line_with_too_few_or_too_many_cells_is_named(tmp_path: Path) -> None:
+    path = tmp_path / "trials.csv"
+    for line in ("2,g", "2,g,0.5,1.0"):
+        path.write_text(f"number,recipe_id,objective\n1,f,0.5\n{line}\n")
+        with pytest.raises(UserError, match=r"trials\.csv.* line 3 "):
+            read_trials(path)
 
 
 def test_an_analysis_has_the_type_that_is_given_for_it() -> None:
