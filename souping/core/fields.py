@@ -218,7 +218,7 @@ def checked(value: Json, model: Hint, where: str) -> Any:
     for place, hint, inner in _entries(value, model):
         if not fits(inner, hint):
             raise UserError(
-                f"{where}: `{place}` must be {_words(hint)}, not {inner!r:.60}: was the file edited?"
+                f"{where}: {place} must be {_words(hint)}, not {inner!r:.60}: was the file edited?"
             )
     return value
 
@@ -226,7 +226,8 @@ def checked(value: Json, model: Hint, where: str) -> Any:
 def _entries(value: Json, model: Hint, where: str = "") -> Iterator[tuple[str, Hint, Any]]:
     """(place, annotation, value) of what a JSON value holds, as deep as the model has keys."""
     if not is_typeddict(model) or not isinstance(value, Mapping):
-        yield where or "it", dict[str, Any] if is_typeddict(model) else model, value
+        hint = dict[str, Any] if is_typeddict(model) else model
+        yield f"`{where}`" if where else "it", hint, value
         return
     for key, hint in get_type_hints(model, localns=JSON_NAMES, include_extras=True).items():
         # Python's, of a TypedDict.
@@ -315,11 +316,14 @@ def _words(hint: Hint) -> str:
         bounds = [_bound(bound) for bound in arguments if isinstance(bound, Bounds)]
         return "".join(forms) or " ".join([_words(arguments[0]), *bounds])
     inner = arguments[-1] if arguments else Any
+    # `tuple[str, ...]`
+    if inner is ...:
+        inner = arguments[0]
     spelled = inner in PLAIN_TYPES or get_origin(inner) is Annotated
-    if kind in (list, Sequence):
-        return f"a list, each {_words(arguments[0])}" if spelled else "a list"
+    if kind in (list, tuple, Sequence):
+        return f"a list, each {_words(inner)}" if spelled else "a list"
     if kind in (dict, Mapping):
-        return f"a mapping whose values are each {_words(arguments[1])}" if spelled else "a mapping"
+        return f"a mapping whose values are each {_words(inner)}" if spelled else "a mapping"
     if arguments:
         return " or ".join(map(_words, arguments))
     # Unions have no name.

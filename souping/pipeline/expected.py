@@ -86,9 +86,7 @@ def expected_sentence(expected_check: ExpectedSummary) -> str:
     """Whether the candidates score as expected, in one line."""
     checks = expected_check.checks
     split = expected_check.split
-    failed = [check.candidate for check in checks if check.verdict != AS_EXPECTED]
-    names = list(dict.fromkeys(failed))
-    if not names:
+    missed = dict.fromkeys(check.candidate for check in checks if check.verdict != AS_EXPECTED)
+    if not missed:
         return f"score: {len(checks)} scores as expected on the {split} split"
-    verb = "does" if len(names) == 1 else "do"
-    return f"{', '.join(names)} {verb} not score as expected on the {split} split: check {CAUSES}"
+    return f"{', '.join(missed)}: not as expected on the {split} split: check {CAUSES}"

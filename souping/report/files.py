@@ -150,9 +150,12 @@ def read_run_config(path: Path) -> RunConfig:
         text = path.read_bytes()
         if len(text) > LONGEST_CONFIG_BYTES:
             raise ValueError(f"it has more than {LONGEST_CONFIG_BYTES:,} bytes")
-        config: RunConfig = checked(read_yaml(text), RunConfig, "config.yaml")
+        value = read_yaml(text)
+    except ImportError:
+        raise
     except Exception as error:  # PyYAML's constructors raise whatever int() and others do
         raise UserError(f"{path}: not the configuration of a run: {first_line(error)}") from error
+    config: RunConfig = checked(value, RunConfig, str(path))
     return config
 
 
@@ -180,19 +183,19 @@ def read_trials(path: Path) -> list[TrialRow]:
         raise UserError(f"{path}: not the table that a run wrote: {first_line(error)}") from error
 
 
-def _trial_row(line: Mapping[str, str]) -> TrialRow:
+def _trial_row(cells: dict[str, str]) -> TrialRow:
     """A row of {column: cell}: numbers are numbers again, columns of a kind (`weight:NAME`) an object again."""
-    row: dict[str, Json] = {"recipe_id": line["recipe_id"]}
+    row: dict[str, Json] = {"recipe_id": cells.pop("recipe_id")}
     weights = dict[str, Json]()
     scores = dict[str, Json]()
-    for column, cell in line.items():
+    for column, cell in cells.items():
         kind, colon, name = column.removeprefix("'").partition(":")
-        value = float(cell) if cell and column != "recipe_id" else None
+        value = float(cell) if cell else None
         if colon and kind == "weight":
             weights[name] = value
         elif colon and kind == "score":
             scores[name] = value
-        elif column != "recipe_id":
+        else:
             row[column] = value
     return read(TrialRow, {**row, "weights": weights, "categories": scores})
 

@@ -25,6 +25,8 @@ from souping.core.fields import (
 from souping.core.scores import TableScores
 from souping.core.types import UserError
 
+LISTS = [list[str], tuple[str, ...], tuple[str, str]]
+
 
 @component
 class Oven:
@@ -134,3 +136,11 @@ def test_json_that_was_edited_names_file_and_key(tmp_path: Path, text: str, word
     path.write_bytes(b"\xff")
     with pytest.raises(UserError, match="UTF-8"):
         load_json(path, Outer)
+
+
+@pytest.mark.parametrize("annotation", LISTS, ids=str)
+def test_lists_and_tuples_are_described_alike(tmp_path: Path, annotation: Any) -> None:
+    path = tmp_path / "edited.json"
+    path.write_text("[1, 2]")
+    with pytest.raises(UserError, match=r"edited\.json: it must be a list, each a text"):
+        load_json(path, annotation)

@@ -711,7 +711,7 @@ def test_wrong_settings_are_caught_before_the_search(
         else [*arguments(echo), "evaluator.max_new_tokens=1"]
     )
     done = souping(*call, "expected={ant:97}", "store=store.sqlite", "out=out")
-    done.refused("ant does not score as expected on the select split: check the chat template")
+    done.refused("ant: not as expected on the select split: check the chat template")
     assert "too low" in done.out
     assert "selected" not in done.out
     assert {path.name for path in tmp_path.iterdir()} <= {
