@@ -82,11 +82,10 @@ def _verdict(expected: float, low: float, high: float) -> str:
     return AS_EXPECTED
 
 
-def expected_sentence(expected_check: ExpectedSummary) -> str:
+def expected_sentence(summary: ExpectedSummary) -> str:
     """Whether the candidates score as expected, in one line."""
-    checks = expected_check.checks
-    split = expected_check.split
-    missed = dict.fromkeys(check.candidate for check in checks if check.verdict != AS_EXPECTED)
-    if not missed:
-        return f"score: {len(checks)} scores as expected on the {split} split"
-    return f"{', '.join(missed)}: not as expected on the {split} split: check {CAUSES}"
+    wrong = [check.candidate for check in summary.checks if check.verdict != AS_EXPECTED]
+    if not wrong:
+        return f"score: {len(summary.checks)} scores as expected on the {summary.split} split"
+    names = ", ".join(dict.fromkeys(wrong))
+    return f"{names}: not as expected on the {summary.split} split: check {CAUSES}"

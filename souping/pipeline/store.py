@@ -59,6 +59,8 @@ CREATE TABLE IF NOT EXISTS prompts (fingerprint TEXT PRIMARY KEY, text TEXT NOT 
 CREATE TABLE IF NOT EXISTS folders (fingerprint TEXT PRIMARY KEY, path TEXT, weights TEXT, soup TEXT) WITHOUT ROWID;
 CREATE TABLE IF NOT EXISTS hashes (file TEXT PRIMARY KEY, digest TEXT NOT NULL) WITHOUT ROWID;
 """
+ANSWER_TYPES = (float | None, str | None, str, str, str, bytes, int, str, float)
+"""Types of an answer's score, statistics, ..., seconds, which SQLite does not hold a file to."""
 STORE_VERSION = 1
 APPLICATION_ID = 0x534F5550
 """`application_id` of our files ("SOUP")."""
@@ -117,14 +119,15 @@ class Row(NamedTuple):
         )
 
 
+Blocks = dict[tuple[int, int], dict[int, dict[int | None, Row]]]
+"""Answers by question and number of the answer, then block, then scorer."""
+
+
 class StoredAnswers:
-    """Answers of one soup under one evaluator, by question, number of the answer, block and scorer."""
+    """Answers of one soup under one evaluator."""
 
-    def __init__(self) -> None:
-        self._blocks: dict[tuple[int, int], dict[int, dict[int | None, Row]]] = {}
-
-    def take(self, question: int, repeat: int, block: int, scorer: int | None, row: Row) -> None:
-        self._blocks.setdefault((question, repeat), {}).setdefault(block, {})[scorer] = row
+    def __init__(self, blocks: Blocks) -> None:
+        self._blocks = blocks
 
     def __len__(self) -> int:
         return sum(map(len, self._blocks.values()))
@@ -228,11 +231,10 @@ class Store:
         self._db.close()
 
     def _inode(self) -> tuple[int, int] | None:
-        try:
+        with suppress(OSError):
             stat = os.stat(self.path)
-        except OSError:
-            return None
-        return stat.st_dev, stat.st_ino
+            return stat.st_dev, stat.st_ino
+        return None
 
     def _removed(self) -> str:
         return f"store={self.path} was removed or replaced during the run: its results are lost"
@@ -242,7 +244,7 @@ class Store:
         """Errors of SQLite and of damaged rows in words, with the command that saves the rest of a damaged file."""
         try:
             yield
-        except (sqlite3.Error, json.JSONDecodeError) as error:
+        except (sqlite3.Error, ValueError) as error:
             if verb != "open" and self._inode() != self._file:
                 raise UserError(self._removed()) from error
             text = f"store={self.path}: cannot {verb} the results store: {error}"
@@ -275,7 +277,7 @@ class Store:
 
     def load(self, soup: str, evaluator: str) -> StoredAnswers:
         """All answers of this soup under this evaluator."""
-        stored = StoredAnswers()
+        blocks: Blocks = {}
         with self.reading() as db:
             rows = db.execute(
                 "SELECT item, replicate, block, scorer, score, statistics, output, outcome, reason, tokens, "
@@ -283,10 +285,14 @@ class Store:
                 "WHERE soup = ? AND evaluator = ?",
                 (row_number(soup), row_number(evaluator)),
             )
-            for question, repeat, block, scorer, score, statistics, *row in rows:
+            for question, repeat, block, scorer, *values in rows:
+                if not all(map(isinstance, values, ANSWER_TYPES)):
+                    raise ValueError("a value of an answer is of another type")
+                score, statistics, *row = values
                 counts = tuple(json.loads(statistics)) if statistics else ()
-                stored.take(question, repeat, block, scorer, Row(score, counts, *row))
-        return stored
+                answers = blocks.setdefault((question, repeat), {}).setdefault(block, {})
+                answers[scorer] = Row(score, counts, *row)
+        return StoredAnswers(blocks)
 
     def add(
         self,
@@ -342,12 +348,11 @@ class Store:
 
     def prompts(self, keys: Collection[str]) -> dict[str, str]:
         """{digest of a prompt's ids: the prompt in letters} of those that are known."""
-        query = "SELECT text FROM prompts WHERE fingerprint = ?"
-        texts = {}
+        query = "SELECT fingerprint, text FROM prompts WHERE fingerprint = ?"
+        texts = dict[str, str]()
         with self.reading() as db:
             for key in keys:
-                if row := db.execute(query, (key,)).fetchone():
-                    texts[key] = str(row[0])
+                texts.update(db.execute(query, (key,)))
         return texts
 
     def throughput(self, soups: Iterable[str], evaluator: str) -> float | None:
@@ -398,7 +403,9 @@ class _Hashes(UserDict[str, str]):
         super().__init__()
         self._store = store
         with store.reading() as db:
-            self.data = dict(db.execute("SELECT file, digest FROM hashes"))
+            self.data = dict(
+                db.execute("SELECT file, digest FROM hashes WHERE typeof(digest)='text'")
+            )
 
     def __setitem__(self, file: str, digest: str) -> None:
         super().__setitem__(file, digest)

@@ -557,7 +557,16 @@ def test_a_damaged_page_is_reported_with_the_command_that_saves_the_rest(tmp_pat
     assert all(errors)
 
 
-def test_a_row_that_is_no_json_is_reported_with_its_file(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    "change",
+    [
+        "grades SET statistics = '{'",
+        "grades SET score = 'x'",
+        "answers SET tokens = 'x'",
+        "answers SET seconds = 'x'",
+    ],
+)
+def test_a_row_that_is_no_answer_is_reported_with_its_file(tmp_path: Path, change: str) -> None:
     item = make_items(1)[0]
     with Store(tmp_path / "s") as store:
         store.add(
@@ -569,9 +578,17 @@ def test_a_row_that_is_no_json_is_reported_with_its_file(tmp_path: Path) -> None
             [Record(item=item.id, score=1.0, output="x", statistics=(1.0,))],
         )
         with store.writing() as db:
-            db.execute("UPDATE grades SET statistics = '{'")
+            db.execute(f"UPDATE {change}")
         with pytest.raises(UserError, match=r"store="):
             store.load(HALF.fingerprint, "j")
+
+
+def test_a_digest_that_is_no_text_is_unknown(tmp_path: Path) -> None:
+    with Store(tmp_path / "s") as store:
+        store.hashes["x"] = "1"
+        with store.writing() as db:
+            db.execute("UPDATE hashes SET digest = x'ff'")
+        assert "x" not in store.hashes
 
 
 def test_what_referred_to_a_lost_row_belongs_to_nothing_else(tmp_path: Path) -> None:
