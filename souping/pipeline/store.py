@@ -244,7 +244,7 @@ class Store:
         """Errors of SQLite and of damaged rows in words, with the command that saves the rest of a damaged file."""
         try:
             yield
-        except (sqlite3.Error, ValueError) as error:
+        except (sqlite3.Error, json.JSONDecodeError) as error:
             if verb != "open" and self._inode() != self._file:
                 raise UserError(self._removed()) from error
             text = f"store={self.path}: cannot {verb} the results store: {error}"
@@ -287,7 +287,7 @@ class Store:
             )
             for question, repeat, block, scorer, *values in rows:
                 if not all(map(isinstance, values, ANSWER_TYPES)):
-                    raise ValueError("a value of an answer is of another type")
+                    raise sqlite3.DataError("a value of an answer is of another type")
                 score, statistics, *row = values
                 counts = tuple(json.loads(statistics)) if statistics else ()
                 answers = blocks.setdefault((question, repeat), {}).setdefault(block, {})
@@ -335,7 +335,7 @@ class Store:
 
     def known_scores(self, items: Iterable[Item]) -> dict[tuple[str, str, str], float]:
         """{(question, scorer, answer's text): score} of these items by their scorers, whichever soup answered."""
-        query = "SELECT output, score FROM scores WHERE item = ? AND scorer = ?"
+        query = "SELECT output, score FROM scores WHERE item = ? AND scorer = ? AND typeof(score) = 'real'"
         known: dict[tuple[str, str, str], float] = {}
         with self.reading() as db:
             for question, scoring in sorted(
