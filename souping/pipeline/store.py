@@ -149,10 +149,10 @@ class StoredAnswers:
         """The scored answer from whatever block; of several, always the same one."""
         blocks = self._blocks.get((row_number(item.answer_digest), repeat), {})
         scorer = row_number(item.scorer_digest)
-        scored = [block for block, rows in blocks.items() if scorer in rows]
-        if not scored:
-            return None
-        return blocks[min(scored)][scorer].record(item, repeat, scored=True)
+        for block in sorted(blocks):
+            if scorer in blocks[block]:
+                return blocks[block][scorer].record(item, repeat, scored=True)
+        return None
 
 
 class Store:
@@ -363,9 +363,9 @@ class Store:
         with self.reading() as db:
             for soup in soups:
                 key = (row_number(soup), row_number(evaluator))
-                row = db.execute(query, key).fetchone()
-                answers += row[0]
-                seconds += row[1]
+                count, total = db.execute(query, key).fetchone()
+                answers += count
+                seconds += total
         return answers / seconds if seconds > 0 else None
 
     # ------------------------------------------------------------ checkpoints

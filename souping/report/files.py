@@ -186,18 +186,15 @@ def read_trials(path: Path) -> list[TrialRow]:
 def _trial_row(cells: dict[str, str]) -> TrialRow:
     """A row of {column: cell}: numbers are numbers again, columns of a kind (`weight:NAME`) an object again."""
     row: dict[str, Json] = {"recipe_id": cells.pop("recipe_id")}
-    weights = dict[str, Json]()
-    scores = dict[str, Json]()
+    groups: dict[str, dict[str, Json]] = {"weight": {}, "score": {}}
     for column, cell in cells.items():
         kind, colon, name = column.removeprefix("'").partition(":")
         value = float(cell) if cell else None
-        if colon and kind == "weight":
-            weights[name] = value
-        elif colon and kind == "score":
-            scores[name] = value
+        if colon and kind in groups:
+            groups[kind][name] = value
         else:
             row[column] = value
-    return read(TrialRow, {**row, "weights": weights, "categories": scores})
+    return read(TrialRow, {**row, "weights": groups["weight"], "categories": groups["score"]})
 
 
 def csv_cell(value: Json) -> Json:
