@@ -18,6 +18,7 @@ from souping.statistics.comparison import Comparison, contrast, contrast_at, spl
 from souping.statistics.levels import MOST_LOST, Level, step_down
 from souping.statistics.power import RunPower
 
+TRUNCATED = f"more than {100 * MOST_LOST:.0f} % of the answers are truncated"
 # Tests of one model are computed once, and forgotten before the next model.
 _contrast = cache(contrast)
 _contrast_at = cache(contrast_at)
@@ -88,16 +89,9 @@ def decide_rows(
     deciding = {name: margins[name] for name in tests if name in (AVERAGE, *policy.required)}
     decided = decide(deciding, lambda name, number: tests[name].limits(number))
 
-    corrections = dict.fromkeys(tests, 1.0)
-    for kinds in (("group", "task"), ("metric",)):
-        family = {}
-        for name, test in tests.items():
-            if test.row.kind in kinds and name not in deciding:
-                family[name] = test
-        corrections.update(_holm(family))
-
+    others = {name: test for name, test in tests.items() if name not in deciding}
+    corrections = dict.fromkeys(tests, 1.0) | _corrections(others)
     cut_shares = [max(test.means()) for test in row_tests if test.row.kind == "cut"]
-    too_many_cut = max(cut_shares, default=0.0) > MOST_LOST
     for name, test in tests.items():
         # Lengths and cut answers have no direction of their own.
         scored = test.row.kind not in ("length", "cut")
@@ -108,12 +102,18 @@ def decide_rows(
             verdict = decided[name]
         elif judged:
             verdict = verdict_of(test.limits(corrections[name]), margin)
-        if scored and too_many_cut:
-            verdict = (
-                "undecided",
-                f"more than {100 * MOST_LOST:.0f} % of the answers are truncated",
-            )
+        if scored and max(cut_shares, default=0.0) > MOST_LOST:
+            verdict = ("undecided", TRUNCATED)
         yield _row_verdict(test, corrections[name], margin, verdict, name in deciding)
+
+
+def _corrections(tests: Mapping[str, RowTest]) -> dict[str, float]:
+    """{row: tests whose correction it takes} where rows of one kind share Holm's method."""
+    corrections = {}
+    for kinds in (("group", "task"), ("metric",)):
+        family = {name: test for name, test in tests.items() if test.row.kind in kinds}
+        corrections.update(_holm(family))
+    return corrections
 
 
 def _row_verdict(
