@@ -221,8 +221,8 @@ class CategoryWinsResult(AnalysisResult):
     def section(self, unit: Unit) -> Section:
         shares = [f"{vars(self)[key].text()} {kind}" for key, kind in WIN_KINDS.items()]
         head = (
-            f"{count(len(self.soups))} soups against their ingredients in {count(len(self.categories))} categories of "
-            f"the search split: {', '.join(shares)}."
+            f"Soups against their ingredients in {count(len(self.categories))} categories of the search split, number "
+            f"of soups {count(len(self.soups))}: {', '.join(shares)}."
         )
         note = (
             "By chance: if a soup and its ingredients were equally good, any of their scores might be the soup's. The "

@@ -27,6 +27,14 @@ OTHER_STORES = "Other stores and reworded items are not counted."
 LOST = "models are truncated or missing"
 
 
+NEXT = {
+    "better_than_every_candidate": "deploy the soup, or the router if it is better and your server can hold it",
+    "better_than_best_candidate": "deploy the soup if no loss matters; do not claim that it beats every candidate",
+    "keep_candidate": "deploy that candidate",
+    "no_difference_shown": "add test items, or keep the best candidate",
+    "nothing_to_soup": "deploy the ingredient, or select more (selector=all)",
+}
+"""{claim: what to do with it}"""
 FIGURES = {
     "soup": "soup",
     "best_candidate": "best candidate",
@@ -50,8 +58,11 @@ def headline(report: Report) -> str:
 
 
 def summary(report: Report) -> list[str]:
-    """What stands below the headline: losses, what a score is, the soup's weights and how it is loaded."""
+    """What stands below the headline: what to do next, losses, what a score is, the soup and how to load it."""
     lines = report_findings(report)
+    claim = report.verdict.claim if report.verdict else ""
+    if claim in NEXT:
+        lines.insert(0, f"Next ({claim}): {NEXT[claim]}.")
     soup = report.row("soup")
     if soup is not None and soup.scores:
         items = sum(interval.n or 0 for interval in soup.scores.values())

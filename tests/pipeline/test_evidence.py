@@ -94,6 +94,7 @@ def test_what_was_lost_is_said_under_the_headline() -> None:
         for t in by_name.values()
     )
     assert all(0 < t["least"] < 0.3 for t in by_name.values())
+    assert f"Next ({found['verdict']['claim']}): " in markdown(read_content(found), [])
     (line,) = losses(read_content(found))
     assert line in markdown(read_content(found), [])
     assert str(report_table(read_content(found)).caption).endswith(line)
@@ -142,6 +143,7 @@ def test_nothing_is_claimed_over_answers_that_are_missing(whose: str) -> None:
     assert f"{whose} 25.0 %" in endings(read_content(found))[0]
     text = markdown(read_content(found), [])
     assert "too_long (60)" in text
+    assert "Next (" not in text
     assert losses(read_content(found)) == []
 
 

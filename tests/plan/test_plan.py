@@ -216,6 +216,13 @@ def plan_of(place: Path) -> dict[str, Any]:
 
 
 class TestAgainstRuns:
+    def test_the_most_models_of_the_test_are_all_that_a_selection_may_bring(
+        self, family: Path, souping: Cli, tmp_path: Path
+    ) -> None:
+        """The soup, four candidates, and the averages of all, of the ingredients and of the best candidates."""
+        souping("plan", *pool_of(family), "selector=soce_cluster", "selector.k=2").ok()
+        assert plan_of(tmp_path)["by_name"]["test: soup and baselines"]["models"][1] == 8
+
     def test_a_plan_counts_what_the_run_then_evaluates(
         self, family: Path, souping: Cli, tmp_path: Path
     ) -> None:

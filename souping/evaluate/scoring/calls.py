@@ -409,7 +409,7 @@ def kind_of(schema: Schema, language: str) -> Kind:
     """
     name = schema["type"]
     if name not in PARAMETER_TYPES[language]:
-        raise ValueError(f"type {name!r} is not known in {language}")
+        raise ValueError(f"type {name!r} is not known in the item's language, {language}")
     items = schema.get("items")
     nested = (
         name in ("array", "tuple", "Array", "ArrayList")
