@@ -295,7 +295,7 @@ def family_line(
     better = worse = missed = size = 0
     for number in range(repetitions):
         scores = world(np.random.default_rng([*seed, number]))
-        tests, best = joint_tests(scores, names, Level(), DRAWS, seed=number)
+        tests, best = joint_tests(scores, names, Level())
         size += len(best)
         if first_is_best:
             missed += 5 * ("a" not in best)
