@@ -28,7 +28,7 @@ LOST = "models are truncated or missing"
 
 
 NEXT = {
-    "better_than_every_candidate": "deploy the soup if no loss matters, or the router if it is better and fits in memory",
+    "better_than_every_candidate": "deploy the soup if no loss matters, or the router if it is better and fits",
     "better_than_best_candidate": "deploy the soup if no loss matters; do not claim that it beats every candidate",
     "keep_candidate": "deploy that candidate",
     "no_difference_shown": "add test items, or keep the best candidate",
