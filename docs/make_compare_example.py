@@ -16,7 +16,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 COLUMNS = ("item", "category", "score", "stop_reason", "prompt", "output")
-STOP_REASONS = {"finished": "stop", "cut": "length"}
+STOP_REASONS = {"finished": "stop", "truncated": "length"}
 LOGS = {"python": "tuned_python", "parallel": "tuned_parallel"}
 CATEGORIES = ("simple_javascript", "multiple", "parallel_multiple")
 """Few, so that the output is short."""

@@ -82,8 +82,8 @@ def alternatives(
 ) -> Alternatives:
     """Selection bias, router and upper bound; selection_bias alone for scores that are not fractions of 1.
 
-    The soup and its `ingredients` have scores on the test split. Optimism is the frozen winner's score on the search
-    split minus that on the test split. The router chose by `chosen_by`, the scores of the select split. The upper bound
+    The soup and its `ingredients` have scores on the test split. Selection bias is the soup's score on the search split
+    minus that on the test split. The router chose by `chosen_by`, the scores of the select split. The upper bound
     counts an item as the best of the ingredients answers it, which no system can know. Each comes with the models in
     memory and the answers per request.
     """

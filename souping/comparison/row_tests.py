@@ -91,7 +91,8 @@ def decide_rows(
 
     others = {name: test for name, test in tests.items() if name not in deciding}
     corrections = dict.fromkeys(tests, 1.0) | _corrections(others)
-    cut_shares = [max(test.means()) for test in row_tests if test.row.kind == "cut"]
+    truncated = [max(test.means()) for test in row_tests if test.row.kind == "cut"]
+    unmeasured = max(truncated, default=0.0) > MOST_LOST
     for name, test in tests.items():
         # Lengths and cut answers have no direction of their own.
         scored = test.row.kind not in ("length", "cut")
@@ -102,7 +103,7 @@ def decide_rows(
             verdict = decided[name]
         elif judged:
             verdict = verdict_of(test.limits(corrections[name]), margin)
-        if scored and max(cut_shares, default=0.0) > MOST_LOST:
+        if scored and unmeasured:
             verdict = ("undecided", TRUNCATED)
         yield _row_verdict(test, corrections[name], margin, verdict, name in deciding)
 

@@ -26,7 +26,6 @@ from souping.report.recipe import REBUILD, recipe_table
 OTHER_STORES = "Other stores and reworded items are not counted."
 LOST = "models are truncated or missing"
 
-
 NEXT = {
     "better_than_every_candidate": "deploy the soup if no loss matters, or the router if it is better and fits",
     "better_than_best_candidate": "deploy the soup if no loss matters; do not claim that it beats every candidate",
