@@ -68,6 +68,37 @@ def test_sampled_shares_are_those_of_all_weights(tmp_path: Path, update: float, 
     assert (found.warning is None) == (kept >= 0.9)
 
 
+def test_a_matrix_counts_by_its_elements(tmp_path: Path) -> None:
+    """A small matrix with large updates beside a large one with small updates."""
+    generator = torch.Generator().manual_seed(0)
+    base = dict[str, torch.Tensor]()
+    models = [dict[str, torch.Tensor](), dict[str, torch.Tensor]()]
+    for name, rows, update in (("large", 256, 1e-5), ("small", 2, 1e-4)):
+        weights = 0.02 * torch.randn(rows, 512, generator=generator)
+        base[name] = weights.to(torch.bfloat16)
+        for model in models:
+            step = update * torch.randn(weights.shape, generator=generator)
+            model[name] = (base[name].float() + step).to(torch.bfloat16)
+    save(tmp_path / "base", base)
+    save(tmp_path / "m0", models[0])
+    save(tmp_path / "m1", models[1])
+    change = (flat(models[0]) + flat(models[1])) / 2 - flat(base)
+    soup = torch.from_numpy(flat(base) + change)
+    rounded = stored(soup, "bfloat16").numpy() - flat(base)
+    kept = rounded @ change / (change @ change)
+    assert sampled(tmp_path, [0.5, 0.5], 0.0, None).kept == pytest.approx(kept, abs=0.03)
+
+
+def test_float16_is_advised_only_if_no_weight_overflows() -> None:
+    def warning(largest: float) -> str:
+        lost = Rounding(dtype="bfloat16", error=0.5, kept=0.5, largest=largest)
+        return lost.warning or ""
+
+    assert "or float16" in warning(60_000.0)
+    assert "merge.dtype=float32" in warning(70_000.0)
+    assert "or float16" not in warning(70_000.0)
+
+
 def test_three_small_updates_keep_six_tenths_of_their_mean(tmp_path: Path) -> None:
     """As simulated with updates of standard deviation 1e-5 on weights of 0.02: .61, and .44 of five."""
     updated(tmp_path / "three", 1e-5)
