@@ -109,6 +109,25 @@ def test_an_engine_that_rounds_the_candidates_still_shows_another_tensor() -> No
         weights.check(recipe(SHARES, "float32"), sampled(rounded["soup"]), False)
 
 
+@pytest.mark.parametrize(("units", "passes"), [(1, True), (16, False)])
+def test_an_engine_that_rounds_may_be_off_by_a_few_units_in_the_last_place(
+    units: int, passes: bool
+) -> None:
+    """Values near 1.5, where a unit of bf16 is 1 / 128; 4 * 1.5 / 256 are allowed, three units."""
+    made = models()
+    for tensors in made.values():
+        for key, tensor in tensors.items():
+            tensors[key] = 1.25 + tensor.float().remainder(0.5).to(torch.bfloat16)
+    soup = average(made)
+    soup["norm"][2] += units / 128
+    weights = known(made, stored=False)
+    if passes:
+        weights.check(recipe(SHARES), sampled(soup), False)
+        return
+    with pytest.raises(UserError, match=r"norm \(1 of 5 sampled values\)"):
+        weights.check(recipe(SHARES), sampled(soup), False)
+
+
 def test_a_candidate_that_is_loaded_again_has_the_values_of_the_first_time() -> None:
     made = models()
     weights = known(made)

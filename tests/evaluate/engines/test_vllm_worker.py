@@ -53,6 +53,7 @@ class Llm:
         self.adapters = Adapters() if arguments.get("enable_lora") else None
         self.llm_engine = self.adapters
         self.empties = True
+        self.salts: list[str] = []
 
     def collective_rpc(self, method: str) -> list[Any]:
         if self.worker is None:
@@ -81,6 +82,11 @@ class Llm:
     def reset_prefix_cache(self) -> bool:
         self.calls.append("reset")
         return self.empties
+
+    def generate(self, prompts: list[dict[str, Any]], *_: Any, **__: Any) -> list[Any]:
+        self.salts += [prompt["cache_salt"] for prompt in prompts]
+        completion = SimpleNamespace(token_ids=[1], finish_reason="stop")
+        return [SimpleNamespace(outputs=[completion]) for _ in prompts]
 
 
 class Adapters:
@@ -217,6 +223,15 @@ def test_a_cache_that_is_not_emptied_is_no_success(family: Path, platform: Simpl
     engine._llm.empties = False
     with pytest.raises(RuntimeError, match="prefix cache"):
         engine.load_soup(stream)
+
+
+def test_prompts_share_a_prefix_cache_with_their_own_soup_alone(
+    family: Path, platform: SimpleNamespace
+) -> None:
+    engine: Any = Vllm(family / "ant", llm_arguments(family / "ant", VllmEngine(), MACHINE))
+    for name in ("first", "second"):
+        assert engine.generate([[5, 6], [5, 7]], [{}, {}], name) == [([1], "stop")] * 2
+    assert engine._llm.salts == ["first", "first", "second", "second"]
 
 
 def test_a_packed_weight_is_sampled_by_its_columns(family: Path, platform: SimpleNamespace) -> None:
