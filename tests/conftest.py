@@ -41,6 +41,8 @@ for _number in IGNORED:
         _number, signal.default_int_handler if _number == signal.SIGINT else lambda *_: None
     )
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+# Threads of torch that wait for each other sleep: by default they turn in a loop, and hold up the other worker's.
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 settings.register_profile(
     "souping", deadline=None, derandomize=True, suppress_health_check=[HealthCheck.too_slow]

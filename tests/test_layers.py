@@ -12,6 +12,7 @@ import subprocess
 import sys
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from functools import cache
 
 import pytest
 
@@ -57,14 +58,38 @@ HEAVY = {
 }
 HEAVY |= {"scipy", "lm_eval", "vllm", "peft", "mergekit", "pydantic", "httpx", "httpx2"}
 """Slow to import. huggingface_hub is not: it loads its modules, and its HTTP client, when they are used."""
-TEXTS = package(ROOT)
-MODULES = {name: ast.parse(text) for name, text in TEXTS.items()}
-LINES = [(name, line) for name, text in TEXTS.items() for line in text.splitlines()]
-NODES = [(name, node) for name, tree in MODULES.items() for node in ast.walk(tree)]
-FUNCTIONS = [(name, node) for name, node in NODES if isinstance(node, Functions)]
 
 
-ARROWS = imports(MODULES)
+@cache
+def package_texts() -> dict[str, str]:
+    """{module: its text} of the package; read, like what follows, by the first test and not by every worker."""
+    return package(ROOT)
+
+
+@cache
+def package_trees() -> dict[str, ast.Module]:
+    return {name: ast.parse(text) for name, text in package_texts().items()}
+
+
+@cache
+def package_lines() -> list[tuple[str, str]]:
+    return [(name, line) for name, text in package_texts().items() for line in text.splitlines()]
+
+
+@cache
+def package_nodes() -> list[tuple[str, ast.AST]]:
+    return [(name, node) for name, tree in package_trees().items() for node in ast.walk(tree)]
+
+
+@cache
+def package_functions() -> list[tuple[str, ast.FunctionDef | ast.AsyncFunctionDef]]:
+    return [(name, node) for name, node in package_nodes() if isinstance(node, Functions)]
+
+
+@cache
+def package_arrows() -> dict[str, set[str]]:
+    """{module: modules that it imports}"""
+    return imports(package_trees())
 
 
 def upward(modules: Mapping[str, ast.Module]) -> list[str]:
@@ -73,8 +98,8 @@ def upward(modules: Mapping[str, ast.Module]) -> list[str]:
         own = room(module)
         if own in ABOVE:
             continue
-        named = imported_by_name(module, ast.walk(tree), MODULES)
-        for name in imported(ast.walk(tree), MODULES) | named:
+        named = imported_by_name(module, ast.walk(tree), package_trees())
+        for name in imported(ast.walk(tree), package_trees()) | named:
             other = room(name) if name.split(".")[0] == "souping" else own
             if other != own and LEVEL.get(other, len(LAYERS)) > LEVEL[own]:
                 wrong.append(f"{module} imports {name}")
@@ -92,7 +117,7 @@ def on_import(node: ast.AST) -> Iterator[ast.AST]:
 
 def with_planted(module: str, line: str) -> dict[str, set[str]]:
     """{module: modules that it imports}, where one module has this text."""
-    return {**ARROWS, module: imports_of(module, ast.parse(line), MODULES.keys())}
+    return {**package_arrows(), module: imports_of(module, ast.parse(line), package_trees().keys())}
 
 
 def between_rooms(arrows: Mapping[str, set[str]]) -> dict[str, set[str]]:
@@ -106,14 +131,14 @@ def between_rooms(arrows: Mapping[str, set[str]]) -> dict[str, set[str]]:
 
 
 def test_every_room_has_a_layer() -> None:
-    rooms = {room(name) for name in MODULES}
+    rooms = {room(name) for name in package_trees()}
     assert rooms - ABOVE == LEVEL.keys()
 
 
 def test_imports_never_go_up_and_make_no_circle() -> None:
-    assert upward(MODULES) == []
-    assert circles(ARROWS) == []
-    assert circles(between_rooms(ARROWS)) == []
+    assert upward(package_trees()) == []
+    assert circles(package_arrows()) == []
+    assert circles(between_rooms(package_arrows())) == []
 
 
 def test_a_planted_circle_of_rooms_is_found() -> None:
@@ -151,7 +176,7 @@ def test_a_planted_circle_is_found(line: str) -> None:
 def test_json_is_read_into_values_outside_logs_and_checkpoints() -> None:
     """Everywhere else `core.reading.read` makes a dataclass of a file or a reply."""
     helpers = ("part", "entries", "list_at", "texts", "finite_number")
-    elsewhere = uses(MODULES, "souping.core.json_fields", helpers).keys()
+    elsewhere = uses(package_trees(), "souping.core.json_fields", helpers).keys()
     assert {module for module in elsewhere if room(module) not in ("logs", "checkpoints")} == set()
 
 
@@ -168,14 +193,14 @@ def test_json_is_read_into_values_outside_logs_and_checkpoints() -> None:
     ids=["by name", "renamed", "of a module", "dotted", "handed on", "passed on"],
 )
 def test_a_planted_use_is_found(line: str) -> None:
-    planted = {**MODULES, "souping.plan.planner": ast.parse(line)}
+    planted = {**package_trees(), "souping.plan.planner": ast.parse(line)}
     names = ("part", "entries", "list_at", "texts", "finite_number")
     assert uses(planted, "souping.core.json_fields", names)["souping.plan.planner"] == 1
 
 
 def test_paths_are_expanded_in_one_place() -> None:
     """`Path.expanduser` raises a RuntimeError that nobody expects: `core.files.expanded` names the path and its key."""
-    there = {name.rsplit(".", 1)[-1] for name, line in LINES if ".expanduser()" in line}
+    there = {name.rsplit(".", 1)[-1] for name, line in package_lines() if ".expanduser()" in line}
     # the latter is a task of lm_eval and imports nothing of ours
     assert there == {"files", "flores36"}
 
@@ -245,7 +270,7 @@ def outside_of(node: ast.AST, name: str) -> Iterator[ast.AST]:
 
 def test_nothing_writes_into_a_frozen_object() -> None:
     """A component is a value; what changes has a life of its own, as a session that the component holds."""
-    assert {name: lines for name, tree in MODULES.items() if (lines := written(tree))} == {}
+    assert {name: lines for name, tree in package_trees().items() if (lines := written(tree))} == {}
 
 
 @pytest.mark.parametrize(
@@ -270,15 +295,19 @@ def test_a_planted_write_is_found(lines: str) -> None:
 
 
 def test_files_and_functions_stay_small() -> None:
-    assert {name: n for name, text in TEXTS.items() if (n := tokens(text)) > 4500} == {}
-    lengths = {f"{module}.{node.name}": length(node) for module, node in FUNCTIONS}
+    assert {name: n for name, text in package_texts().items() if (n := tokens(text)) > 4500} == {}
+    lengths = {f"{module}.{node.name}": length(node) for module, node in package_functions()}
     assert {name: lines for name, lines in lengths.items() if lines > 60} == {}
 
 
 def test_everything_is_annotated_and_takes_no_leftovers() -> None:
-    assert [f"{module}.{node.name}" for module, node in FUNCTIONS if node.returns is None] == []
     assert [
-        f"{m}.{n.name}" for m, n in FUNCTIONS if n.args.kwarg is not None and room(m) != "cli"
+        f"{module}.{node.name}" for module, node in package_functions() if node.returns is None
+    ] == []
+    assert [
+        f"{m}.{n.name}"
+        for m, n in package_functions()
+        if n.args.kwarg is not None and room(m) != "cli"
     ] == []
 
 
@@ -292,6 +321,7 @@ def assigned(body: list[ast.stmt]) -> Iterator[str]:
                 yield node.id
 
 
+@cache
 def definitions(tree: ast.Module) -> set[str]:
     """Public classes, and constants of the module and of its functions.
 
@@ -313,7 +343,7 @@ def named_twice(modules: Mapping[str, ast.Module]) -> list[str]:
 
 
 def test_a_class_or_constant_has_one_module() -> None:
-    assert named_twice(MODULES) == []
+    assert named_twice(package_trees()) == []
 
 
 @pytest.mark.parametrize(
@@ -329,7 +359,7 @@ def test_a_class_or_constant_has_one_module() -> None:
     ids=["class", "local class", "alias", "annotated", "in a branch", "in a function"],
 )
 def test_a_second_definition_is_found(text: str) -> None:
-    planted = {**MODULES, "souping.merge.planted": ast.parse(text)}
+    planted = {**package_trees(), "souping.merge.planted": ast.parse(text)}
     assert named_twice(planted) == ["UNSAFE" if "UNSAFE" in text else "Unit"]
 
 
@@ -345,9 +375,11 @@ def functions_named_twice(modules: Mapping[str, ast.Module]) -> list[str]:
 
 
 def test_a_public_function_has_one_module() -> None:
-    assert functions_named_twice(MODULES) == []
+    assert functions_named_twice(package_trees()) == []
     planted = ast.parse("def component(cls):\n    pass\ndef _pairs():\n    pass")
-    assert functions_named_twice({**MODULES, "souping.merge.planted": planted}) == ["component"]
+    assert functions_named_twice({**package_trees(), "souping.merge.planted": planted}) == [
+        "component"
+    ]
 
 
 def collected(modules: Mapping[str, ast.Module]) -> list[str]:
@@ -360,14 +392,14 @@ def collected(modules: Mapping[str, ast.Module]) -> list[str]:
 
 
 def test_pytest_takes_nothing_of_the_package_for_a_test() -> None:
-    assert collected(MODULES) == []
+    assert collected(package_trees()) == []
     assert collected({"planted": ast.parse("class TestSplit:\n    pass")}) == ["TestSplit"]
 
 
 def test_names_keep_their_spelling() -> None:
     aliases = [
         f"{module}: {alias.name} as {alias.asname}"
-        for module, node in NODES
+        for module, node in package_nodes()
         if isinstance(node, ast.ImportFrom) and str(node.module).startswith("souping")
         for alias in node.names
         if alias.asname
@@ -375,23 +407,35 @@ def test_names_keep_their_spelling() -> None:
     assert aliases == []
 
 
-def members(modules: Mapping[str, ast.Module]) -> set[str]:
-    """Methods and fields of the classes of the package, without names such as `__init__`."""
+@cache
+def members(tree: ast.Module) -> set[str]:
+    """Methods and fields of the classes of a module, without names such as `__init__`."""
     names = set[str]()
-    for tree in modules.values():
-        for node in ast.walk(tree):
-            if not isinstance(node, ast.ClassDef):
-                continue
-            for part in node.body:
-                if isinstance(part, Functions):
-                    names.add(part.name)
-                if isinstance(part, ast.AnnAssign):
-                    names.add(ast.unparse(part.target))
-            stored = [part for part in ast.walk(node) if isinstance(part, ast.Attribute)]
-            for part in stored:
-                if isinstance(part.ctx, ast.Store) and ast.unparse(part.value) == "self":
-                    names.add(part.attr)
+    for node in ast.walk(tree):
+        if not isinstance(node, ast.ClassDef):
+            continue
+        for part in node.body:
+            if isinstance(part, Functions):
+                names.add(part.name)
+            if isinstance(part, ast.AnnAssign):
+                names.add(ast.unparse(part.target))
+        stored = [part for part in ast.walk(node) if isinstance(part, ast.Attribute)]
+        for part in stored:
+            if isinstance(part.ctx, ast.Store) and ast.unparse(part.value) == "self":
+                names.add(part.attr)
     return {name for name in names if not name.startswith("__")}
+
+
+@cache
+def guesses(tree: ast.Module) -> dict[str, str]:
+    """{call of `getattr` or `hasattr` with a literal name: that name} of a module."""
+    names = {}
+    for node in ast.walk(tree):
+        if not isinstance(node, ast.Call) or not isinstance(node.func, ast.Name):
+            continue
+        if node.func.id in GUESSES and isinstance(node.args[1], ast.Constant):
+            names[ast.unparse(node)] = node.args[1].value
+    return names
 
 
 GUESSES = ("getattr", "hasattr")
@@ -401,36 +445,31 @@ FOREIGN_MEMBERS = {"message", "weight"}
 
 def guessed_members(modules: Mapping[str, ast.Module]) -> list[str]:
     """Members of the package's classes that `getattr` or `hasattr` asks for by a literal name."""
-    ours = members(modules) - FOREIGN_MEMBERS
-    guesses = []
+    ours = set[str]().union(*map(members, modules.values())) - FOREIGN_MEMBERS
+    found = []
     for module, tree in modules.items():
-        for node in ast.walk(tree):
-            if not isinstance(node, ast.Call) or ast.unparse(node.func) not in GUESSES:
-                continue
-            name = node.args[1]
-            if isinstance(name, ast.Constant) and name.value in ours:
-                guesses.append(f"{module}: {ast.unparse(node)}")
-    return guesses
+        found += [f"{module}: {call}" for call, name in guesses(tree).items() if name in ours]
+    return found
 
 
 def test_members_are_named_by_protocols_not_guessed() -> None:
-    assert guessed_members(MODULES) == []
+    assert guessed_members(package_trees()) == []
     dispatch = re.compile(r"__name__ (==|in) |_target_\W+ (==|!=)")
-    dispatches = [line for _, line in LINES if dispatch.search(line)]
+    dispatches = [line for _, line in package_lines() if dispatch.search(line)]
     assert [line for line in dispatches if "__main__" not in line] == []
 
 
 def test_a_planted_guess_is_found() -> None:
     text = "def unit(part):\n    return getattr(part, 'higher_is_better', True)"
-    planted = {**MODULES, "souping.merge.planted": ast.parse(text)}
+    planted = {**package_trees(), "souping.merge.planted": ast.parse(text)}
     assert [guess.split(":")[0] for guess in guessed_members(planted)] == ["souping.merge.planted"]
 
 
 def importers(packages: set[str], nodes: Callable[[ast.AST], Iterable[ast.AST]]) -> list[str]:
     """Modules outside of `cli` that import one of the packages in these nodes of theirs."""
     found = []
-    for name, tree in MODULES.items():
-        roots = {module.split(".")[0] for module in imported(nodes(tree), MODULES)}
+    for name, tree in package_trees().items():
+        roots = {module.split(".")[0] for module in imported(nodes(tree), package_trees())}
         if room(name) != "cli" and roots & packages:
             found.append(name)
     return found
@@ -447,7 +486,7 @@ def test_hydra_lives_at_the_door() -> None:
 
 def test_no_trace_of_a_machine() -> None:
     assert [
-        name for name, text in TEXTS.items() if re.search(r"TODO|FIXME|/" + "work/", text)
+        name for name, text in package_texts().items() if re.search(r"TODO|FIXME|/" + "work/", text)
     ] == []
 
 

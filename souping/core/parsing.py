@@ -40,8 +40,10 @@ def nests_deeply(value: Any) -> bool:
                 inner += node.values()
             elif isinstance(node, list):
                 inner += node
+        if not inner:
+            return False
         layer = inner
-    return bool(layer)
+    return True
 
 
 def read_yaml(text: str | bytes) -> Any:

@@ -195,12 +195,13 @@ class Store:
         # The mark comes first, so that a file is ours even if this run is killed now.
         if not layout:
             self._db.execute(f"PRAGMA application_id={APPLICATION_ID}")
+        # Without a write-ahead log, each new table waits for the disk.
+        self._db.execute("PRAGMA journal_mode=WAL")
+        self._db.execute("PRAGMA synchronous=NORMAL")
         # A store of an earlier version may lack tables.
         self._db.executescript(STORE_SCHEMA)
         if not layout:
             self._db.execute(f"PRAGMA user_version={STORE_VERSION}")
-        self._db.execute("PRAGMA journal_mode=WAL")
-        self._db.execute("PRAGMA synchronous=NORMAL")
 
     def __enter__(self) -> Store:
         return self

@@ -225,11 +225,12 @@ def test_every_analysis_is_shown_whatever_was_edited(name: str) -> None:
         table.pop(end)
     assert to_json(read(kind, table)) == table
     text = json.dumps(table)
+    donor = json.dumps(whole())
     for seed in range(60):
         rng = random.Random(seed)
         data = json.loads(text)
         for _ in range(rng.randint(0, 6)):
-            mutate(data, whole(), rng)
+            mutate(data, json.loads(donor), rng)
         report = read_content({"analyses": {name: data}}, analysis_results())
         shown = markdown(report, [])
         assert shown.startswith("# "), seed
@@ -237,12 +238,12 @@ def test_every_analysis_is_shown_whatever_was_edited(name: str) -> None:
 
 
 def test_whatever_was_edited_can_be_read() -> None:
-    check_mutations(range(200))
+    check_mutations(range(100))
 
 
 @pytest.mark.slow
-def test_whatever_was_edited_can_be_read_in_thousands_of_ways() -> None:
-    check_mutations(range(200, 5200))
+def test_whatever_was_edited_can_be_read_in_a_thousand_ways() -> None:
+    check_mutations(range(100, 1000))
 
 
 @pytest.mark.parametrize("part", ["search", "cost"])

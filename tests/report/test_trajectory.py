@@ -137,7 +137,7 @@ def test_the_run_is_the_unit() -> None:
     checkpoints = CheckpointScores.of(BITS_PER_BYTE, [last], Mean())
     over = 0
     alone = 0
-    draws = 400
+    draws = 200
     for _ in range(draws):
         deltas = dice.standard_normal((3, 1)) * 0.3 + dice.standard_normal(ITEMS) * 0.5
         deltas = deltas + dice.standard_normal((3, ITEMS))

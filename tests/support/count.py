@@ -26,6 +26,7 @@ import tokenize
 from collections import Counter
 from collections.abc import Collection, Iterable, Mapping
 from collections.abc import Set as AbstractSet
+from functools import cache
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -155,20 +156,28 @@ def signs_by_room(modules: Mapping[str, str]) -> dict[str, dict[str, Any]]:
     return {"souping": signs(modules), **by_room}
 
 
-def origins(trees: Mapping[str, ast.Module]) -> dict[str, dict[str, str]]:
-    """{module: {name in it: the dotted name that it was imported from}}"""
-    names = dict[str, dict[str, str]]()
-    for module, tree in trees.items():
-        bound = names.setdefault(module, {})
-        for node in ast.walk(tree):
-            if isinstance(node, ast.ImportFrom):
-                for alias in node.names:
-                    bound[alias.asname or alias.name] = f"{node.module}.{alias.name}"
-            elif isinstance(node, ast.Import):
-                for alias in node.names:
-                    first = alias.name.split(".")[0]
-                    bound[alias.asname or first] = alias.name if alias.asname else first
-    return names
+@cache
+def origins(tree: ast.Module) -> dict[str, str]:
+    """{name in a module: the dotted name that it was imported from}"""
+    bound = {}
+    for node in ast.walk(tree):
+        if isinstance(node, ast.ImportFrom):
+            for alias in node.names:
+                bound[alias.asname or alias.name] = f"{node.module}.{alias.name}"
+        elif isinstance(node, ast.Import):
+            for alias in node.names:
+                first = alias.name.split(".")[0]
+                bound[alias.asname or first] = alias.name if alias.asname else first
+    return bound
+
+
+@cache
+def named_sources(tree: ast.Module) -> Counter[str]:
+    """{dotted name that was imported: how often a module says it}; an import alone does not count."""
+    bound = origins(tree)
+    dotted = Counter(_dotted_source(node, bound) for node in ast.walk(tree))
+    del dotted[""]
+    return dotted
 
 
 def uses(trees: Mapping[str, ast.Module], home: str, names: Collection[str]) -> dict[str, int]:
@@ -177,12 +186,11 @@ def uses(trees: Mapping[str, ast.Module], home: str, names: Collection[str]) -> 
     A name counts if it is called or passed on, and also if a third module hands it on. An import alone is not a use.
     """
     wanted = {f"{home}.{name}" for name in names}
-    bound = origins(trees)
+    bound = {module: origins(tree) for module, tree in trees.items()}
     counts = Counter[str]()
     for module, tree in trees.items():
-        for node in ast.walk(tree):
-            dotted = _dotted_source(node, bound[module])
-            counts[module] += _followed(dotted, bound) in wanted
+        for dotted, number in named_sources(tree).items():
+            counts[module] += number * (_followed(dotted, bound) in wanted)
     return {module: count for module, count in counts.items() if count}
 
 
