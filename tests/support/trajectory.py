@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import json
 import random
+import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
+from typing import Any
 
 from souping.core.protocols import Evaluator, LoadedModel
 from souping.core.types import Item, Json, Record
 from souping.core.unit import BITS_PER_BYTE, Unit
+from tests.support.family import save_model, save_tokenizer
 
 STEPS = tuple(range(100, 900, 100))
 BOTTOM = 0.5
@@ -66,12 +70,18 @@ def make_run(folder: Path, seed: int) -> Path:
     return folder
 
 
+@cache
+def tiny_model() -> Any:
+    """One model for all checkpoints, which differ in a single parameter."""
+    with tempfile.TemporaryDirectory() as folder:
+        return save_model(Path(folder), seed=0)
+
+
 def save_at(folder: Path, place: float) -> None:
     import torch
 
-    from tests.support.family import save_model
-
-    model = save_model(folder, seed=0)
+    model = tiny_model()
     with torch.no_grad():
         next(iter(model.parameters())).view(-1)[0] = place
     model.save_pretrained(folder)
+    save_tokenizer(folder)
