@@ -117,8 +117,9 @@ class Front:
         self.known = len(results)
         self.whole = np.asarray(np.isfinite(scores).all(axis=1))
 
-        # Surrogates of the scores and, where a goal is about them, of the lengths. The key is
-        # `goal.lengths`.
+        # Surrogates of the scores and, where a goal is about them, of the lengths: the key is
+        # `goal.lengths`. A length counts as minus a multiple of the first point's; the goals'
+        # unit takes that back to tokens.
         models = {False: _fit(self.points, scores, items)}
         if any(goal.lengths for goal in goals):
             lengths = _answer_table(fitted_points, lengths_of, len(items))

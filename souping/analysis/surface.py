@@ -129,7 +129,9 @@ def fitted_surface(
 ) -> SoupModel:
     """The search's surrogate, given scores [S, I] of points [S, K], nan where there is none.
 
-    A sample of n items counts as n / `effect` independent ones.
+    `categories` [I] are numbers from 0. `coefficients` [C] are those of the objective, or `value` is the objective of
+    category means [..., C] if it is not linear. Soups are expected about `rise` above the mean of their ingredients. A
+    sample of n items counts as n / `effect` independent ones.
     """
     answered = np.isfinite(scores)
     samples = _item_samples(answered, categories, len(coefficients))
@@ -309,17 +311,15 @@ class SurfaceResult(AnalysisResult):
     """mean width of the bands"""
 
     def section(self, unit: Unit) -> Section:
-        points = 0
         above = 0
         below = 0
         for low, high in zip(self.objective.low, self.objective.high, strict=False):
             limits = (unit.gain(low), unit.gain(high))
-            points += 1
             above += min(limits) > 0
             below += max(limits) < 0
         lines = (
-            f"Of {count(points)} mixtures, {count(above)} are better and {count(below)} worse than the uniform "
-            "soup, with 95 % confidence for all points at once. "
+            f"Of {count(len(self.objective.low))} mixtures, {count(above)} are better and {count(below)} worse than "
+            "the uniform soup, with 95 % confidence for all points at once. "
             f"The bands are {unit.points(self.width)} wide on average.",
             f"By the search's model of {count(self.soups)} soups on {count(self.split_items)} search items.",
         )

@@ -74,13 +74,13 @@ def _unlike(folder: Path, last: Member) -> str:
     """
     stored = Like(stored=True)
     try:
-        checkpoint = open_model(last.model, True, stored)
+        checkpoint = open_model(last.model, allow_pickle=True, like=stored)
     except (UserError, OSError):
         # It is refused where the candidates are opened.
         return ""
     if is_adapter(folder) != is_adapter(last.model):
         return f"one of it and {last.name} is an adapter"
-    average = open_model(folder, True, stored)
+    average = open_model(folder, allow_pickle=True, like=stored)
     for tensor in average.tensors.values():
         shape = checkpoint.tensors.get(tensor.name, tensor).shape
         if shape != tensor.shape:

@@ -124,7 +124,7 @@ def _sweep_folder(default: str, *, _root_: DictConfig) -> str:
 
 
 def has_folder(config: Mapping[str, Any]) -> bool:
-    """Whether a configuration is of a run that writes a folder of results, and not of a merge, a plan or a check."""
+    """Whether a job has a folder for its results and logs: a run has; a merge, a plan and a check have none."""
     return not is_merge(config) and not only_looks(config)
 
 

@@ -96,19 +96,21 @@ def run_job(cfg: DictConfig) -> float | None:
     It is in the evaluator's unit: a sweep over a loss has to minimise it (`souping.cli.sweep.check_goal`). None if the
     job failed: Optuna's sweeper goes on after that, while nan ends it.
     """
+    # The imports are done: the collector, off until now, need not scan their objects.
     gc.freeze()
     gc.enable()
     interrupts_raise()
     hydra_config = HydraConfig.get()
-    group = _group(hydra_config)
-    claimed = bool(group) or has_folder(cfg)
+    sweep = _sweep_name(hydra_config)
+    # A claimed folder is this job's own. Every job of a sweep has one; else only a run has.
+    claimed = bool(sweep) or has_folder(cfg)
     run_dir = Path(cfg.out or f"outputs/{cfg.name}")
     if claimed:
         # As it stands: a folder's name may hold ${...}.
         run_dir = claim(Path(unresolved(hydra_config.runtime)["output_dir"]))
     try:
-        objective, unit = _run(cfg, run_dir, group)
-        if group:
+        objective, unit = _run(cfg, run_dir, sweep)
+        if sweep:
             note_job(unit, run_dir, hydra_config, cfg.get("dry_run"), objective)
         return objective
     except Exception as error:
@@ -117,7 +119,7 @@ def run_job(cfg: DictConfig) -> float | None:
             raise
         words, code = format_error(error, run_dir if claimed else None)
         _discard(run_dir, claimed, error)
-        if group:
+        if sweep:
             print(f"job {hydra_config.job.num}: {words}", file=sys.stderr)
             note_job(POINTS, run_dir, hydra_config, cfg.get("dry_run"), None, words)
             return None
@@ -134,22 +136,26 @@ def _discard(run_dir: Path, claimed: bool, error: Exception) -> None:
         discard_refused(run_dir, error)
 
 
-def _run(cfg: DictConfig, run_dir: Path, group: str | None) -> tuple[float | None, Unit]:
-    """(the objective on the search split, its unit); a merge has none"""
+def _run(cfg: DictConfig, run_dir: Path, sweep: str | None) -> tuple[float | None, Unit]:
+    """(objective on the search split, its unit) of a run; a merge has no objective.
+
+    `sweep` is the name of the multirun that this job is part of, if any.
+    """
     show_warnings()
-    plain = _configuration(cfg, group)
+    plain = _configuration(cfg, sweep)
+    claimed = bool(sweep) or has_folder(plain)
     action = plain["action"]
     if is_merge(plain):
         if action["check"]:
             raise UserError(
                 "check: a merge evaluates nothing; `plan merge ...` shows what it would do"
             )
-        settings = merge_settings(plain, run_dir, numbered=bool(group))
-        with _recorded(settings, bool(group)):
+        settings = merge_settings(plain, run_dir, numbered=bool(sweep))
+        with _recorded(settings, claimed):
             _merge(settings, action["names"])
         return None, POINTS
     run = run_settings(plain, run_dir)
-    with _recorded(run, bool(group) or has_folder(plain)):
+    with _recorded(run, claimed):
         return _perform(run, action["names"], action["check"]), run.evaluator.unit
 
 
@@ -194,7 +200,7 @@ def _recorded(settings: SoupSettings, claimed: bool) -> AbstractContextManager[N
     return logged(settings.run_dir, command_line(), words or "none")
 
 
-def _configuration(cfg: DictConfig, group: str | None) -> dict[str, Any]:
+def _configuration(cfg: DictConfig, sweep: str | None) -> dict[str, Any]:
     """The configuration as plain data."""
     hydra_config = HydraConfig.get()
     overrides = unresolved(hydra_config.overrides)
@@ -202,16 +208,16 @@ def _configuration(cfg: DictConfig, group: str | None) -> dict[str, Any]:
     words = list(map(str, overrides["task"]))
     drop_replaced(cfg, str(hydra_config.job.config_name), words, paths)
     plain = resolved(cfg)
-    if group:
+    if sweep:
         # That of the multirun: the job's is in there.
         plain["out"] = None
-    if group and isinstance(plain["tracker"], dict) and plain["tracker"].get("group", "") is None:
-        plain["tracker"]["group"] = group
+    if sweep and isinstance(plain["tracker"], dict) and plain["tracker"].get("group", "") is None:
+        plain["tracker"]["group"] = sweep
     return plain
 
 
-def _group(hydra_config: HydraConf) -> str | None:
-    """The name that a multirun's jobs share."""
-    return (
-        Path(hydra_config.sweep.dir).name if str(hydra_config.mode).endswith("MULTIRUN") else None
-    )
+def _sweep_name(hydra_config: HydraConf) -> str | None:
+    """The name that a multirun's jobs share; None if this is not one of them."""
+    if not str(hydra_config.mode).endswith("MULTIRUN"):
+        return None
+    return Path(hydra_config.sweep.dir).name

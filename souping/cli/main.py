@@ -29,6 +29,7 @@ def main() -> None:
         _do()
         sys.stdout.flush()
     except KeyboardInterrupt as end:
+        # A module that was not imported has no sweep to end, and importing it takes long.
         if "souping.cli.sweep" in sys.modules:
             from souping.cli.sweep import end_sweep
 
@@ -36,6 +37,7 @@ def main() -> None:
         words = "interrupted"
         code = 130
         if isinstance(end, Ended):
+            # A signal, not Ctrl-C: it has its own words and exit status.
             words, code = end.args
         stop(f"{words}: what was evaluated is in the store; the same command continues", code)
     except Exception as error:
@@ -58,8 +60,10 @@ def main() -> None:
 
 
 def _do() -> None:
+    """Do what the command line says. The exit status of a command that has its own goes to EXIT_STATUSES."""
     words = sys.argv[1:]
     TYPED[:] = words
+    # `help compare` is `compare --help`: that command parses its arguments itself.
     if len(words) == 2 and words[0] == "help" and has_parser(words[1]):
         words = [words[1], "--help"]
     first = "".join(words[:1])
@@ -67,12 +71,13 @@ def _do() -> None:
         return
     if {"-sc", "--shell-completion"} & {*words} and completed():
         return
-    # A word without `=` is a command, or a file of settings.
+    # A first word of letters is a command. KEY=VALUE, also typed as `KEY =VALUE`, and files are words of `run`.
     if re.fullmatch(r"[a-z][a-z_-]*", first) and not "".join(words[1:]).startswith("="):
         pick(first, [*COMMANDS, "help"], "command", " (overrides: KEY=VALUE)")
     else:
         first = "run"
         words = ["run", *words]
+    # `plan merge ...` is the command `merge`, which is only planned; `plan ...` plans a run.
     plans = first == "plan" and "".join(words[1:2]) in PLANNED
     if plans:
         words = words[1:]

@@ -109,7 +109,10 @@ def decide_rows(
 
 
 def _corrections(tests: Mapping[str, RowTest]) -> dict[str, float]:
-    """{row: tests whose correction it takes} where rows of one kind share Holm's method."""
+    """{row: number of tests that it is corrected for} by Holm's method in two families, groups with tasks, and metrics.
+
+    Rows of other kinds are left out.
+    """
     corrections = {}
     for kinds in (("group", "task"), ("metric",)):
         family = {name: test for name, test in tests.items() if test.row.kind in kinds}

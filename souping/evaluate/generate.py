@@ -156,7 +156,10 @@ class EngineEvaluator(MachineEvaluator):
         }
 
     def for_pool(self, architecture_folder: Path, folders: Folders) -> Self:
-        """As any live module's; an engine in other processes finds the candidates' dtype itself."""
+        """The evaluator with `auto` settings resolved for these candidates.
+
+        An engine in other processes, which has settings of its own, finds their dtype itself.
+        """
         resolved = super().for_pool(architecture_folder, folders)
         if self.engine.settings is None:
             return resolved

@@ -40,15 +40,20 @@ def title(evaluator: Evaluator) -> str:
 
 
 def look(evaluator: Evaluator) -> str:
-    """Identity of what a report measures: the settings without the machine, the batch and the draws."""
+    """Digest of what a report measures: the settings without those of the machine, the batch and the random draws.
+
+    pass@k depends on the number of answers to an item, a mean does not.
+    """
     settings = _unmeasured(evaluator.settings)
     for name in ("decoding", "engine", "server"):
         inner = settings.get(name)
         if isinstance(inner, Mapping):
             settings[name] = _unmeasured(inner)
     aggregate = evaluator.scoring.aggregate
-    draws = [evaluator.sampling.answers_per_item] if aggregate == "pass" else []
-    return digest([settings, aggregate, *draws])
+    measured: list[Json] = [settings, aggregate]
+    if aggregate == "pass":
+        measured.append(evaluator.sampling.answers_per_item)
+    return digest(measured)
 
 
 def _unmeasured(settings: Mapping[str, Json]) -> dict[str, Json]:

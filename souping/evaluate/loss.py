@@ -136,7 +136,9 @@ def passage(tokenizer: PreTrainedTokenizerBase, item: Item) -> Passage:
     """
     text = prompt_text(tokenizer, item)
     answer = scored_text(item)
-    begin = tokenizer.bos_token_id if tokenizer.bos_token_id is not None else tokenizer.eos_token_id
+    begin = tokenizer.bos_token_id
+    if begin is None:
+        begin = tokenizer.eos_token_id
     tokens = encode(tokenizer, text)
     shared = 0
     if item.scorer != TEXT:
@@ -145,6 +147,7 @@ def passage(tokenizer: PreTrainedTokenizerBase, item: Item) -> Passage:
         shared = _shared(prompt_tokens, tokens)
     if len(tokens) == shared:
         raise UserError(f"item {item.id}: the tokenizer has no token of the text")
+    # A chat prompt begins as its template says, so no BOS token is added.
     if not isinstance(item.prompt, str) and shared:
         return Passage(before=tuple(tokens[:shared]), scored=tuple(tokens[shared:]))
     if begin is None:

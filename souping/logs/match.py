@@ -194,17 +194,17 @@ def _content_groups(named_logs: Sequence[NamedLog]) -> dict[str, str]:
 def _match_task(
     task: str, named_logs: Sequence[NamedLog], group_of: Mapping[str, str]
 ) -> tuple[MatchedMetric, ...]:
-    """The metrics that all logs of a task have, if its settings agree."""
+    """The metrics that all logs of a task have (UserError if logs differ in a setting, metric or scale)."""
     named_tasks = [(name, log.tasks[task]) for name, log in named_logs]
     first_name, first = named_tasks[0]
-    shared_metric = next(iter(first.metrics))
+    main_metric = next(iter(first.metrics))
     metrics = []
     for metric in first.metrics:
         if all(metric in other.metrics for _, other in named_tasks):
             metrics.append(metric)
-    first_traits = _traits(first, shared_metric, metrics)
+    first_traits = _traits(first, main_metric, metrics)
     for name, other in named_tasks[1:]:
-        traits = _traits(other, shared_metric, metrics)
+        traits = _traits(other, main_metric, metrics)
         for key in {**first_traits, **traits}:
             first_trait = first_traits.get(key, "none")
             trait = traits.get(key, "none")
@@ -217,10 +217,10 @@ def _match_task(
     return tuple(_match_metric(task, metric, named_logs, group_of) for metric in metrics)
 
 
-def _traits(task: Task, shared_metric: str, metrics: Sequence[str]) -> dict[str, str]:
+def _traits(task: Task, main_metric: str, metrics: Sequence[str]) -> dict[str, str]:
     """What must agree between logs: settings, the metric that stands for the task, directions."""
     traits = dict(task.settings)
-    traits["metric"] = shared_metric if shared_metric in task.metrics else next(iter(task.metrics))
+    traits["metric"] = main_metric if main_metric in task.metrics else next(iter(task.metrics))
     for metric in metrics:
         higher_is_better = task.metrics[metric].higher_is_better
         direction = "higher is better" if higher_is_better else "lower is better"

@@ -130,13 +130,17 @@ def _narrow(value: str, name: str, dtype: str) -> str:
 
 
 def _store(dtype: str, out_dtype: str) -> str:
-    """Write the soup's bits to `%out`, through fp32 if they are written as another dtype."""
+    """LLVM assembly that writes `%soup`, bits of `dtype` in an i32, to element `%i` of `%out` as `out_dtype`.
+
+    From one dtype to another it goes through fp32.
+    """
     text = ""
     bits = "soup"
-    size = 8 * size_of(out_dtype)
+    size = 8 * size_of(out_dtype)  # in bits
     if out_dtype != dtype:
         text = f"{_widen_bits(dtype)}\n{_narrow('%wide', 'cast', out_dtype)}\n"
         bits = "cast"
+    # An i32 is not truncated to i32; adding 0 gives it the name.
     narrowed = f"%low = add i32 %{bits}, 0"
     if size < 32:
         narrowed = f"%low = trunc i32 %{bits} to i{size}"

@@ -64,7 +64,10 @@ class KnownScores:
     missing: int = 0
 
     def tests(self, soup: FloatArray, other: FloatArray, table: ItemTable, looks: int) -> float:
-        """Number of independent tests for which the comparison of the soup with another model stands."""
+        """Number of independent tests that the comparison of the soup with another model counts as.
+
+        Scores [I]. The soup and every known model may have been picked for the comparison with `other`.
+        """
         models = np.vstack([soup, *self.scores, other])
         last = len(models) - 1
         pairs = [(model, last) for model in range(last)]

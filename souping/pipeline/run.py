@@ -234,9 +234,10 @@ class Run(Steps):
     # ------------------------------------------------------------ search
 
     def open_guards(self, selected: Selected, guards: tuple[Guard, ...], stage: Stage) -> Selected:
+        """The selection with its guards, which compare a soup with the candidate of `guard_baseline`, else the best."""
         singles = self._by_candidate(stage)
-        reference = self.settings.guard_reference(self.pool.candidates)
-        against = reference or self._best_of(singles)
+        named_candidate = self.settings.guard_reference(self.pool.candidates)
+        against = named_candidate or self._best_of(singles)
         self.note(*warnings_of(plan_guards(guards, self.guarded_items, singles)))
         admission = Admission(guards=guards, against=against, reference=singles[against])
         return replace(selected, admission=admission, singles=singles)

@@ -171,13 +171,14 @@ class _Planner:
             self._add_error(error, is_local)
 
     def _splits(self) -> Splits | None:
-        """None if the items cannot be read (an evaluator's own may be elsewhere) or cut."""
+        """Read the items and cut them; None if that fails. An evaluator's own items may be on another machine."""
         with self._attempt(is_local=isinstance(self.run.benchmark, EvaluatorBenchmark)):
             self.items = items_of(self.run.evaluator, self.run.benchmark).items()
         if not self.items:
             return None
         with self._attempt():
             return checks.cut_splits(self.run, self.items)
+        # Reached only if that failed: `_attempt` takes the error.
         self.items = ()
         return None
 

@@ -244,9 +244,15 @@ def loss_table(unit: Unit, pairs: Sequence[CategoryDifference]) -> TableGrid:
     )
     lines = []
     for pair in pairs:
-        difference = unit.score(pair.difference, sign=True)
-        tested = (p_value(pair.p_value), unit.score(pair.least), verdict_word(pair.verdict))
-        line = (clean(pair.category), count(pair.n), difference, whiskers(unit, pair), *tested)
+        line = (
+            clean(pair.category),
+            count(pair.n),
+            unit.score(pair.difference, sign=True),
+            whiskers(unit, pair),
+            p_value(pair.p_value),
+            unit.score(pair.least),
+            verdict_word(pair.verdict),
+        )
         lines.append(line)
     return grid(header, lines, left=(0, 6), strong=lost(pairs))
 

@@ -138,8 +138,13 @@ def _windows(unit: Unit, windows: Sequence[WindowRow]) -> TableGrid:
         name = WINDOW_NAMES.get(window.kind, clean(window.kind))
         if window.alpha:
             name = f"{name}, alpha {four_digits(window.alpha)}"
-        lengths = (count(window.count), count(window.steps), count(window.tokens))
-        line = [name, *lengths, unit.score(window.objective)]
+        line = [
+            name,
+            count(window.count),
+            count(window.steps),
+            count(window.tokens),
+            unit.score(window.objective),
+        ]
         for pair in (window.last, window.checkpoints_mean):
             line += [unit.score(pair.difference, sign=True), whiskers(unit, pair)]
         lines.append(line)

@@ -292,8 +292,10 @@ class SearchRun:
             self._submit(query)
 
     def _soup(self, weights: Weights) -> SearchedSoup:
+        """The soup of these weights; one that is new to the search has no answers."""
         if weights not in self._soups:
             recipe = self._recipe_of(weights)
+            # Rows: the scores and the tokens of the answers.
             unknown = np.full((2, len(self._items)), np.nan)
             self._soups[weights] = SearchedSoup(recipe=recipe, weights=weights, answers=unknown)
         return self._soups[weights]

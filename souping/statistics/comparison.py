@@ -355,7 +355,10 @@ def _differ(runs: FloatArray) -> bool:
 
 
 def _between_runs(scores: ScoreTable) -> tuple[float, float, int]:
-    """(variance of a run, the part of it that items answered differently explain, degrees of freedom)."""
+    """(variance between runs, its part that is explained by items answered differently, degrees of freedom).
+
+    Pooled over the models whose runs [R, I] differ; those with equal runs, as greedy ones have, say nothing.
+    """
     squares = 0.0
     item_part = 0.0
     degrees = 0

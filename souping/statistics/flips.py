@@ -472,7 +472,10 @@ class SignFlips:
 
 
 def _parts(sums: FloatArray, factor: FloatArray) -> FloatArray:
-    """P, S and the coefficients of v [5, D] by sums [D, H, 2] of pulls and slopes."""
+    """P, S and the coefficients of v [5, D] by sums [D, H, 2] of pulls and slopes.
+
+    v(x) = sum over h of factor[h] (p_h - x s_h)^2 = c0 - 2 x c1 + x^2 c2, as in `SignFlips`.
+    """
     pull = sums[:, :, 0]
     slope = sums[:, :, 1]
     parts = [

@@ -32,7 +32,8 @@ BUILDERS = ("generator", "iceberg", "pandas", "spark")
 """Loaders of `datasets` that take pickles, classes by name, or functions."""
 OFF = ("false", "no", "off", "null", "~", "", "0")
 """Spellings of a switch that is off; the library takes anything else for true."""
-SANDBOX = "{{ ''.__class__.__mro__ }}"
+ESCAPE = "{{ ''.__class__.__mro__ }}"
+"""A template that reaches Python's classes, which a sandbox refuses."""
 UNSUITABLE = (
     "evaluator=lm_eval cannot check the task files of this version of lm_eval: install 0.4.13"
 )
@@ -247,9 +248,11 @@ def sandbox() -> None:
     from lm_eval.api import task
 
     utils.apply_template = render_task
-    if not set(utils.env.filters) - set(FILTERS) - {"regex_replace"}:
+    added_filters = set(utils.env.filters) - set(FILTERS) - {"regex_replace"}
+    if not added_filters:
         try:
-            task.utils.apply_template(SANDBOX, {})
+            task.utils.apply_template(ESCAPE, {})
         except TemplateError:
+            # The tasks' templates are rendered in the sandbox.
             return
     raise UserError(UNSUITABLE)

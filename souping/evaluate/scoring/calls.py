@@ -461,6 +461,8 @@ def _bare(value: Literal) -> bool:
 
 
 def _container(value: Literal, kind: Kind) -> Value:
+    """A list or dict of the documented type, with elements of the documented one; of another type it stays text."""
+    # How a Java literal of the type begins; other types may begin in any way.
     opening = {
         "Array": r"new\s+\w+\s*\[",
         "ArrayList": r"new\s+ArrayList\b",
@@ -536,7 +538,10 @@ def _equal(value: Value, option: Value, strict: bool = False) -> bool:
 
 
 def _same_dict(value: Mapping[Value, Value], option: Mapping[str, Value]) -> bool:
-    """Keys and values against BFCL's {key: [allowed, ...]}; a value that is not a list stands for itself."""
+    """Keys and values against BFCL's {key: [allowed, ...]}; a value that is not a list stands for itself.
+
+    A key is optional if "" is allowed.
+    """
     lists = dict[Value, list[Value]]()
     for key, allowed in option.items():
         lists[key] = allowed if isinstance(allowed, list) else [allowed]

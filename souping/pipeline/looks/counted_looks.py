@@ -211,14 +211,14 @@ class _Mixtures:
             self._known[str(name)] = (str(weights), str(soup))
 
     def of(self, parts: Mixture, depth: int = DEEP) -> Mixture:
-        """{ingredient: share} of {fingerprint: weight}; the shares sum to 1."""
+        """{ingredient: share} of {fingerprint: weight}; they sum to 1. Soups of soups are followed to this depth."""
         mixed: Mixture = {}
         total = math.fsum(parts.values()) or 1.0
         for name, weight in parts.items():
-            weights, soup = self._known.get(name, ("", ""))
-            inner = {weights or name: 1.0}
-            if soup and depth:
-                inner = self.of(json.loads(soup), depth - 1)
+            weights_digest, mixture = self._known.get(name, ("", ""))
+            inner = {weights_digest or name: 1.0}
+            if mixture and depth:
+                inner = self.of(json.loads(mixture), depth - 1)
             for ingredient, share in inner.items():
                 mixed[ingredient] = mixed.get(ingredient, 0.0) + share * weight / total
         return {name: share for name, share in mixed.items() if share}
