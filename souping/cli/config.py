@@ -240,7 +240,7 @@ def is_callable(hint: Hint) -> bool:
 
 
 def is_part(hint: Hint) -> bool:
-    """Whether a part is wanted, and no plain value."""
+    """Whether a value of this type is a component of souping or a function, so not plain data."""
     inner = [hint] if get_origin(hint) is None else get_args(hint)
     return is_callable(hint) or any(
         is_callable(member)

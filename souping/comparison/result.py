@@ -355,7 +355,7 @@ def amount(row: RowVerdict, value: float | None, sign: bool = False) -> str:
 def _limits(row: RowVerdict, low: float, high: float, middle: str = ", ") -> str:
     """Limits of a difference; in points they show on which side of 0 they are, however near."""
     if row.fraction:
-        return f"{POINTS.end(low, True)}{middle}{POINTS.end(high, True)}"
+        return f"{POINTS.end(low, sign=True)}{middle}{POINTS.end(high, sign=True)}"
     return f"{_difference(row, low, low, high)}{middle}{_difference(row, high, low, high)}"
 
 

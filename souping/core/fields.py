@@ -273,7 +273,7 @@ def _elements_fit(values: Sequence[Any], kind: Hint, hints: Sequence[Any]) -> bo
 
 
 def _within(value: Any, bound: Bounds | Form) -> bool:
-    """Whether a value keeps to a bound; a union has been narrowed before, and bounds of others say nothing here."""
+    """Whether a value keeps to a bound: a pattern for texts, limits for numbers. Others' metadata is no bound."""
     if isinstance(bound, Form):
         return re.fullmatch(bound.pattern, value) is not None
     if not isinstance(bound, Bounds):

@@ -235,7 +235,7 @@ def report_findings(report: Report) -> list[str]:
 
 
 def _router(report: Report) -> list[str]:
-    """Whether the router is better or worse than the soup by more than chance explains, and its price."""
+    """A sentence on a router that is shown to be better or worse than the soup, with its price; else none."""
     unit = report.unit
     pair = report.against("router")
     price = tables.router_cost(report)

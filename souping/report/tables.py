@@ -162,7 +162,7 @@ def compared(report: Report) -> list[tuple[ShownModel, RowDifference]]:
 
 
 def _is_of(pair: RowDifference, model: ShownModel) -> bool:
-    """Whether a comparison is with this model: by name, and by its role where two rows may share the name."""
+    """Whether a comparison is with this model: by its name, or by a role that the comparison is named after."""
     return pair.b == model.row.name or (pair.b == pair.kind and pair.b in model.roles)
 
 
