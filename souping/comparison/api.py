@@ -17,7 +17,7 @@ import numpy as np
 from souping.comparison.looks import looks_of
 from souping.comparison.pooled import task_weights
 from souping.comparison.result import CompareResult, Difference, Flip, RowVerdict, RunNoise
-from souping.comparison.row_tests import RowTest, decide_rows
+from souping.comparison.row_tests import TRUNCATED, RowTest, decide_rows
 from souping.comparison.rows import RowScores, is_scored, rows_of
 from souping.comparison.several import joint_tests
 from souping.comparison.verdict import FAIL_ON, Margin, Policy, Word, read_policy
@@ -122,6 +122,8 @@ def _result(
     scores = rows[0].scores
     tests, best, pairs = _several(scores, models, level)
     verdicts = _all_verdicts(rows, models, requirements, tests, level)
+    if any(row.reason == TRUNCATED for row in verdicts):
+        best = ()
     return CompareResult(
         baseline=models[0],
         models=models,

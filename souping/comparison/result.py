@@ -163,7 +163,7 @@ class CompareResult:
     runs: tuple[RunNoise, ...]
     """models with several runs"""
     best: Names
-    """models among which the best one is in 95 % of comparisons"""
+    """models among which the best one is in 95 % of comparisons; empty of two models, or if too much is truncated"""
     pairs: Mapping[str, Mapping[str, Difference]]
     """{model: {other: [difference, low, high]}} of the average row, without correction"""
     flips: tuple[Flip, ...]
@@ -292,8 +292,10 @@ def _run_noise(result: CompareResult, noise: RunNoise) -> str:
 
 def _pairs(result: CompareResult) -> Section:
     average_row = result.verdicts[0]
-    best = f"The best model is among {', '.join(result.best)} (in 95 % of comparisons)."
-    line = f"{best} Row minus column, in {_unit(average_row)}:"
+    line = f"Row minus column, in {_unit(average_row)}:"
+    if result.best:
+        best = f"The best model is among {', '.join(result.best)} (in 95 % of comparisons)."
+        line = f"{best} {line}"
     columns = result.models[1:]
     rows = []
     for model, differences in result.pairs.items():

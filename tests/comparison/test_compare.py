@@ -152,6 +152,19 @@ def test_nothing_is_claimed_if_more_than_a_fifth_of_the_answers_are_cut_off(
         assert all(("truncated" in row.reason) != claimed for row in scored)
 
 
+@pytest.mark.parametrize(("cut", "claimed"), [(80, True), (81, False)])
+def test_no_model_is_among_the_best_if_more_than_a_fifth_of_the_answers_are_cut_off(
+    cut: int, claimed: bool
+) -> None:
+    logs = [answers(0.5, seed, stop_reason="stop") for seed in (1, 2, 3)]
+    for row in logs[2][:cut]:
+        row["stop_reason"] = "length"
+    result = compared(*logs)
+    assert bool(result.best) == claimed
+    assert result.pairs.keys() == {"base", "cand"}
+    assert "Row minus column" in repr(result)
+
+
 @pytest.mark.parametrize("cut", [0, 40])
 def test_answers_are_said_to_be_cut_where_they_are(cut: int) -> None:
     base = answers(0.5, 1, stop_reason="stop")
