@@ -362,6 +362,10 @@ class TopK(LimitedSelector):
     k: Count = 3
     exclude: Sequence[str] = ()
 
+    @property
+    def picks_best(self) -> bool:
+        return not self.exclude
+
     def sizes(self, candidates: int) -> tuple[int, ...]:
         return (min(self.k, candidates),)
 

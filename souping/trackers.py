@@ -421,8 +421,7 @@ def _point(trial: Trial) -> dict[str, Json]:
     if trial.whole:
         point |= {"objective": result.objective, "best": trial.best}
         point |= {f"category/{name}": value for name, value in result.categories.items()}
-    weights = dict(zip(trial.recipe.ingredients, trial.recipe.weights, strict=True))
-    point |= {f"weight/{name}": weight for name, weight in weights.items()}
+    point |= {f"weight/{name}": weight for name, weight in trial.recipe.shares.items()}
     return point | {"items": result.items, "reused": trial.reused}
 
 

@@ -77,19 +77,18 @@ def alternatives(
     search_score: float,
     soup: ItemScores,
     ingredients: Mapping[str, ItemScores],
-    chosen_by: ScoreMatrix,
+    router: RoutedAnswers | None,
     objective: Objective,
 ) -> Alternatives:
-    """Selection bias, router and upper bound; selection_bias alone for scores that are not fractions of 1.
+    """Selection bias, router and upper bound; selection_bias alone without a router, whose scores are fractions of 1.
 
     The soup and its `ingredients` have scores on the test split. Selection bias is the soup's score on the search split
-    minus that on the test split. The router chose by `chosen_by`, the scores of the select split. The upper bound
-    counts an item as the best of the ingredients answers it, which no system can know. Each comes with the models in
-    memory and the answers per request.
+    minus that on the test split. The router chose by the scores of the select split. The upper bound counts an item as
+    the best of the ingredients answers it, which no system can know. Each comes with the models in memory and the
+    answers per request.
     """
     table = ItemTable.of(soup.items, objective)
     selection_bias = unit.raw(search_score) - unit.raw(table.score(soup.values))
-    router = routed(ingredients, chosen_by)
     if router is None:
         return Alternatives(selection_bias=selection_bias)
     best = np.max([model.values for model in ingredients.values()], axis=0)

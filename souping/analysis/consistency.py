@@ -179,7 +179,7 @@ def _mixed(
     draws: int,
     size: int | tuple[int, int],
 ) -> FloatArray:
-    """Mean |rho| over populations of soups that answer, group by group, as a ingredient drawn by weights [S, K], [D].
+    """Mean |rho| over populations of soups that answer, group by group, as an ingredient drawn by weights [S, K], [D].
 
     `size` is how many random numbers are drawn: one per group, or one per soup and group. Their order is
     drawn anew each time, so that none is always the neighbour of another.

@@ -15,7 +15,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from souping.analysis.guards import LENGTH_GUARD, Guard, resolve
-from souping.analysis.surface import FITTED, design_effect, fitted_surface
+from souping.analysis.surface import FITTED, answer_table, design_effect, fitted_surface
 from souping.core.fields import fits
 from souping.core.types import (
     BoolArray,
@@ -112,7 +112,7 @@ class Front:
         fitted_points = list(dict.fromkeys([*results, *points]))[:FITTED]
         scores_of = {weights: result.values for weights, result in results.items()}
         lengths_of = {weights: result.lengths for weights, result in results.items()}
-        scores = _answer_table(fitted_points, scores_of, len(items))
+        scores = answer_table(fitted_points, scores_of, len(items))
         self.points = np.array(fitted_points)
         self.known = len(results)
         self.whole = np.asarray(np.isfinite(scores).all(axis=1))
@@ -122,7 +122,7 @@ class Front:
         # unit takes that back to tokens.
         models = {False: _fit(self.points, scores, items)}
         if any(goal.lengths for goal in goals):
-            lengths = _answer_table(fitted_points, lengths_of, len(items))
+            lengths = answer_table(fitted_points, lengths_of, len(items))
             first_length = float(np.nanmean(lengths[0])) or 1.0
             models[True] = _fit(self.points, -lengths / first_length, items, rise=0.0)
             unit = replace(LENGTH, min_gain=0.01 * first_length)
@@ -226,14 +226,6 @@ def _posterior(
         means.append(mean)
         draws.append(category_draws[goal.lengths] @ shares)
     return np.stack(means, axis=-1), np.stack(draws, axis=-1)
-
-
-def _answer_table(
-    points: Sequence[Weights], answers: Mapping[Weights, FloatArray], items: int
-) -> FloatArray:
-    """Answers of points [S, I]; nan where a point was not evaluated."""
-    unknown = np.full(items, np.nan)
-    return np.array([answers.get(point, unknown) for point in points])
 
 
 def undominated(values: FloatArray) -> BoolArray:

@@ -314,7 +314,7 @@ class ShapleyResult(AnalysisResult):
     def _sum(self, unit: Unit) -> str:
         """What the values are relative to, and what they sum to."""
         score = unit.score(self.whole)
-        # of a report that an earlier version wrote
+        # A file that was edited may lack it.
         if self.baseline_score is None:
             return f"The values of a table sum to the score of all, {score}."
         baseline = "the mean of the models alone"

@@ -17,7 +17,7 @@ import numpy as np
 from souping.analysis.base import SINGLE_SELECTED, Analysis, NotEstimableError, RunScores
 from souping.core.fields import component
 from souping.core.text import minus
-from souping.core.types import BoolArray, FloatArray, IntArray, Names
+from souping.core.types import BoolArray, FloatArray, IntArray, Names, Weights
 from souping.core.unit import Unit
 from souping.report.analyses import AnalysisResult
 from souping.report.cells import Section
@@ -193,8 +193,7 @@ class ResponseSurface(Analysis):
         size = len(surface)
         points = [*surface, *(point for point in evaluated if point not in surface)]
         items = next(iter(evaluated.values())).size
-        unknown = np.full(items, np.nan)
-        scores = np.array([evaluated.get(point, unknown) for point in points])
+        scores = answer_table(points, evaluated, items)
         objective, differences = band(
             np.array(points),
             scores,
@@ -232,6 +231,14 @@ class ResponseSurface(Analysis):
         return [
             _rounded(point) for point in (uniform(size), *vertices(size), *weight_grid(size, step))
         ]
+
+
+def answer_table(
+    points: Sequence[Weights], answers: Mapping[Weights, FloatArray], items: int
+) -> FloatArray:
+    """Answers of points [S, I]; nan where a point was not evaluated."""
+    unknown = np.full(items, np.nan)
+    return np.array([answers.get(point, unknown) for point in points])
 
 
 def _rounded(weights: Sequence[float]) -> tuple[float, ...]:

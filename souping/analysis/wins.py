@@ -67,17 +67,22 @@ class CategoryWins(Analysis):
     """
 
     def analyse(self, run: RunScores) -> CategoryWinsResult:
-        families = [_Family.of(run, soup) for soup in run.mixtures()]
-        families = [family for family in families if family.evaluated(run)]
-        if not families:
+        # Soups all of whose ingredients answered the whole search split, and the recipe ids of these.
+        mixtures = []
+        ingredient_ids = []
+        for soup in run.mixtures():
+            singles = [run.single(name).id for name in soup.ingredients]
+            if run.search.keys() >= set(singles):
+                mixtures.append(soup)
+                ingredient_ids.append(singles)
+        if not mixtures:
             raise NotEstimableError(too_few(run, 1))
 
         # Scores of the ingredients and of the soups, and their rows in the table.
-        ids = dict.fromkeys(itertools.chain(*[family.ingredients for family in families]))
-        ids |= dict.fromkeys(family.soup.id for family in families)
+        ids = [*itertools.chain(*ingredient_ids), *(soup.id for soup in mixtures)]
         scores = ScoreMatrix.from_items({name: run.search[name] for name in ids})
-        soups = [scores.models.index(family.soup.id) for family in families]
-        ingredients = [list(map(scores.models.index, family.ingredients)) for family in families]
+        soups = [scores.models.index(soup.id) for soup in mixtures]
+        ingredients = [list(map(scores.models.index, singles)) for singles in ingredient_ids]
 
         wins = _beaten(scores.values[None], soups, ingredients)[:, 0]  # [2, S, C]
         drawn = GroupSums.of(scores).draws(WINS_DRAWS, np.random.default_rng(WINS_SALT))
@@ -85,10 +90,10 @@ class CategoryWins(Analysis):
         chances = _chances(scores.values, soups, ingredients)
         counts = wins.sum(axis=-1).astype(int)
         rows = []
-        for s, family in enumerate(families):
+        for s, soup in enumerate(mixtures):
             row = SoupWins(
-                recipe_id=family.soup.id,
-                weights=family.soup.shares,
+                recipe_id=soup.id,
+                weights=soup.shares,
                 beats_all=int(counts[0, s]),
                 beats_one=int(counts[1, s]),
             )
@@ -100,23 +105,6 @@ class CategoryWins(Analysis):
             beats_all=_beaten_share(wins[0], drawn_wins[0], chances[0]),
             beats_one=_beaten_share(wins[1], drawn_wins[1], chances[1]),
         )
-
-
-@dataclass(frozen=True, kw_only=True)
-class _Family:
-    """A soup and the recipe ids of its ingredients."""
-
-    soup: Recipe
-    ingredients: tuple[str, ...]
-
-    @classmethod
-    def of(cls, run: RunScores, soup: Recipe) -> _Family:
-        ingredients = tuple(run.single(name).id for name in soup.ingredients)
-        return cls(soup=soup, ingredients=ingredients)
-
-    def evaluated(self, run: RunScores) -> bool:
-        """Whether all ingredients answered the whole search split."""
-        return all(ingredient in run.search for ingredient in self.ingredients)
 
 
 def too_few(run: RunScores, needed: int) -> str:

@@ -117,6 +117,11 @@ class Selector(ABC):
         return tuple(range(1, candidates + 1))
 
     @property
+    def picks_best(self) -> bool:
+        """Whether the ingredients are the candidates with the best objective."""
+        return False
+
+    @property
     def deciding_threshold(self) -> float | None:
         """The threshold that decides what is picked, if the rule has one."""
         return None
@@ -132,9 +137,9 @@ class Selector(ABC):
 
 
 class Search(ABC):
-    """A weight search in progress, started by a `Optimiser`.
+    """A weight search in progress, started by an `Optimiser`.
 
-    Several queries may be open at once, and their results may arrive in any order. Cells depend on the seed and on
+    Several queries may be open at once, and their results may arrive in any order. Queries depend on the seed and on
     earlier results but not on the limits, so a run with a larger budget continues where a smaller one stopped. `ask`
     returns None while it waits for a result. If no query is open, None means that the search has ended.
     """

@@ -449,9 +449,9 @@ class Query:
 
 @frozen
 class Result:
-    """What came of a cell: the objective and its parts (fractions of 1), and what it cost.
+    """What came of a query: the objective and its parts (fractions of 1), and what it cost.
 
-    `values` are the items' scores, `lengths` their answers' tokens: in the cell's order where `tell` gets them, in a
+    `values` are the items' scores, `lengths` their answers' tokens: in the query's order where `tell` gets them, in a
     trial those of the whole split with nan where there is none. `objective` is nan if a category has no item here.
     `seconds` and `tokens` (generated) were measured when the answers were first given.
     """

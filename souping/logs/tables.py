@@ -18,7 +18,14 @@ from numpy.typing import NDArray
 from souping.core.fields import pick
 from souping.core.text import first_line, listed, shown
 from souping.core.types import Json, UserError, frozen
-from souping.logs.layouts import ALL, LogLayout, check_fields, layout_of, rows_by_column
+from souping.logs.layouts import (
+    ALL,
+    OWN_TABLE,
+    LogLayout,
+    check_fields,
+    layout_of,
+    rows_by_column,
+)
 from souping.logs.records import (
     LARGEST_FIGURE,
     Group,
@@ -32,7 +39,6 @@ from souping.logs.records import (
     pick_model,
 )
 
-NEEDED = ("item", "category", "score")
 INSPECT_NEEDED = ("id", "epoch", "input")
 CUT_REASONS = {"length", "max_tokens", "max_output_tokens", "truncated"}
 NO_ANSWER_REASONS = {"error", "unanswered", "content_filter"}
@@ -86,7 +92,7 @@ def read_frame(frame: Frame, options: TableOptions) -> tuple[Log, ...]:
 
 def _is_inspect(row: LogRow) -> bool:
     """Whether the columns are those of `samples_df` and not this package's."""
-    return "sample_id" in row and "epoch" in row and not {*NEEDED} <= row.keys()
+    return "sample_id" in row and "epoch" in row and not {*OWN_TABLE.keys} <= row.keys()
 
 
 def is_scores(source: LogSource | list[LogSource]) -> TypeGuard[Scores]:
@@ -229,7 +235,7 @@ def _logs(path: Path, rows: Iterable[LogRow], options: TableOptions) -> tuple[Lo
     first = next(iterator, None)
     if first is None:
         raise UserError(
-            f"{path}: no answers: it needs a column each for {listed(NEEDED)}, and a row per answer"
+            f"{path}: no answers: it needs a column each for {listed(OWN_TABLE.keys)}, and a row per answer"
         )
     layout = layout_of(first)
     columns = rows_by_column(path, chain([first], iterator), layout, options.fields)

@@ -6,8 +6,8 @@ They read answers from the store. What an analysis lacks is evaluated before.
 from __future__ import annotations
 
 import traceback
-from collections.abc import Callable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, NoReturn
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 from souping.analysis import Analysis, NotEstimableError, RunScores
 from souping.analysis.correlation import pearson
@@ -19,28 +19,12 @@ from souping.core.types import (
     Recipe,
     Record,
     Split,
-    TokenIds,
     UserError,
 )
 from souping.pipeline.evaluation import Evaluation
 from souping.pipeline.state import Reported
 from souping.pipeline.steps import Stage, Steps
-from souping.pipeline.store import Store
 from souping.report.analyses import AnalysisResult, UserResult
-
-if TYPE_CHECKING:
-    from souping.core.protocols import Evaluator
-
-
-def stored_answers(
-    store: Store, evaluator: Evaluator, eos_token_ids: Callable[[Recipe], TokenIds]
-) -> Evaluation:
-    """An evaluation that reads the store and cannot evaluate."""
-    return Evaluation(store, evaluator, _unserved, eos_token_ids, lambda items: None)
-
-
-def _unserved(recipe: Recipe) -> NoReturn:
-    raise AssertionError(f"an analysis reads what is stored, and soup {recipe.id} is not")
 
 
 def missing_answers(evaluation: Evaluation, stage: Stage) -> list[int]:
@@ -54,20 +38,24 @@ def missing_answers(evaluation: Evaluation, stage: Stage) -> list[int]:
 
 def run_scores(
     steps: Steps,
-    stored: Evaluation,
+    evaluation: Evaluation,
     state: Reported,
     soups: Sequence[Recipe],
 ) -> RunScores:
-    """All item scores of a run that the store has, those of an analysis's own `soups` among them."""
+    """All item scores of a run that the store has, those of an analysis's own `soups` among them.
+
+    Nothing is evaluated here.
+    """
     settings = steps.settings
     singles = [steps.single(name) for name in steps.pool.names]
     searched = state.searched
     trials = [trial.recipe for trial in searched.winner.trials]
-    search, parts = stored.all_stored_scores([*singles, *trials, *soups], steps.splits["search"])
+    models = [*singles, *trials, *soups]
+    search, parts = evaluation.all_stored_scores(models, steps.splits["search"])
 
     def read(recipe: Recipe, split: Split) -> Mapping[str, Record]:
         items = state.items if split == "test" else steps.splits[split]
-        answers = stored.stored_answers(recipe, items)
+        answers = evaluation.stored_answers(recipe, items)
         return {name: records[0] for name, records in answers.items()}
 
     # Soups whose weights sum to one, each once.
@@ -80,22 +68,22 @@ def run_scores(
         metric=searched.selected.selection.metric or "pearson",
         search=search,
         parts=parts,
-        test=_report_scores(stored, state),
-        answers=stored.answers_per_item,
+        test=_report_scores(evaluation, state),
+        answers=evaluation.answers_per_item,
         read=read,
         unit=settings.evaluator.unit,
     )
 
 
-def _report_scores(stored: Evaluation, state: Reported) -> dict[str, ItemScores]:
+def _report_scores(evaluation: Evaluation, state: Reported) -> dict[str, ItemScores]:
     """Scores of the models that answered all reported items; models of one content once."""
     if not state.items:
         return {}
     recipes = {row.recipe.fingerprint: row.recipe for row in state.contenders}
     scores = {}
     for recipe in recipes.values():
-        if not stored.missing_answers(recipe, state.items):
-            scores[recipe.id] = stored.scores(recipe, state.items)
+        if not evaluation.missing_answers(recipe, state.items):
+            scores[recipe.id] = evaluation.stored_scores(recipe, state.items)
     return scores
 
 

@@ -134,42 +134,48 @@ def with_goals(
     that of the best objective; the first soup in this order that passes the guards wins.
     """
     settings = run.settings
-    unit = settings.evaluator.unit
+    if not settings.pareto:
+        return _guarded(run, selected, winner, best_first(winner))
     ingredients = selected.selection.ingredients
-    goal_weights = settings.goal_weights
-    front: Front | None = None
-    if settings.pareto:
-        winner, front = confirmed(run, winner, ingredients, log)
-    order = best_first(winner)
+    search, front = confirmed(run, winner, ingredients, log)
+    order = best_first(search)
+    preferred = search
+    if settings.goal_weights is not None:
+        merits = front.merits(settings.goal_weights)
+        order.sort(key=lambda trial: -merits[trial.weights])
+        preferred = replace(search, recipe=order[0].recipe, result=order[0].result)
+    searched = _guarded(run, selected, preferred, order)
+    result = front.result(ingredients, searched.winner.recipe.shares, settings.goal_weights)
+    return replace(searched, analyses={FRONT: result})
+
+
+def _guarded(
+    run: Steps, selected: Selected, preferred: SearchResult, order: Sequence[Trial]
+) -> Searched:
+    """The preferred soup or, with guards, the one in this order that they admit."""
+    admission = selected.admission
+    if admission is None:
+        return Searched(selected=selected, winner=preferred)
+    settings = run.settings
+    unit = settings.evaluator.unit
     # The objective of the best soup without guards.
     unguarded = -math.inf
-    summary = search_summary(unit, winner.summary)
-    if front is not None and goal_weights is not None:
-        merits = front.merits(goal_weights)
-        order.sort(key=lambda trial: -merits[trial.weights])
-        winner = replace(winner, recipe=order[0].recipe, result=order[0].result)
-    elif summary.without_guards is not None:
-        unguarded = unit.gain(summary.without_guards)
-    guards: GuardsResult | None = None
-    if selected.admission is not None:
-        if order:
-            unguarded = max(unguarded, order[0].result.objective)
-        winner, guards = admitted(
-            unit,
-            winner,
-            order,
-            selected.admission,
-            run.single(selected.admission.against),
-            settings.objective,
-            unguarded,
-            partial(failed_elsewhere, run, selected.admission),
-        )
-    searched = Searched(selected=selected, winner=winner, guards=guards)
-    if front is None:
-        return searched
-    weights = dict(zip(winner.recipe.ingredients, winner.recipe.weights, strict=True))
-    result = front.result(ingredients, weights, goal_weights)
-    return replace(searched, analyses={FRONT: result})
+    expected = search_summary(unit, preferred.summary).without_guards
+    if expected is not None and not settings.goal_weights:
+        unguarded = unit.gain(expected)
+    if order:
+        unguarded = max(unguarded, order[0].result.objective)
+    winner, guards = admitted(
+        unit,
+        preferred,
+        order,
+        admission,
+        run.single(admission.against),
+        settings.objective,
+        unguarded,
+        partial(failed_elsewhere, run, admission),
+    )
+    return Searched(selected=selected, winner=winner, guards=guards)
 
 
 def confirmed(

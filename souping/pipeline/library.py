@@ -207,9 +207,8 @@ def _perform(settings: RunSettings) -> RunResult:
         raise
     trials = []
     for trial in outcome.trials:
-        weights = dict(zip(trial.recipe.ingredients, trial.recipe.weights, strict=True))
         objective = settings.evaluator.unit.raw(trial.result.objective)
-        trials.append(RunTrial(weights=weights, objective=objective))
+        trials.append(RunTrial(weights=trial.recipe.shares, objective=objective))
     soup = written_soup(settings, outcome.report)
     report = RunReport(**vars(outcome.report))
     return RunResult(settings.run_dir, report, tuple(trials), soup)

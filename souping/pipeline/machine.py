@@ -294,7 +294,7 @@ def _gpu(evaluator: Evaluator, models: Sequence[ModelSize], machine: Machine) ->
 
 def missing_packages(run: RunSettings, evaluators: Sequence[Evaluator]) -> list[Missing]:
     """What components lack here: extras and environments."""
-    components = [*evaluators, *run.parts]
+    components = [*evaluators, run.merge, run.executor]
     return list(itertools.chain.from_iterable(component.needs() for component in components))
 
 

@@ -188,9 +188,7 @@ def rebuild(settings: MergeSettings) -> Path | None:
         backend = _as_written(backend, recipe, table, store, list(folders.values()), hashes)
         with closing(backend.open(folders, hashes, like)) as pool:
             if settings.plan:
-                similarity = pool.similarity(
-                    dict(zip(recipe.ingredients, recipe.weights, strict=True))
-                )
+                similarity = pool.similarity(recipe.shares)
                 _show_plan(settings, pool, recipe, folders, backend.base_model, similarity)
                 _show_upload(settings, pool, recipe, path)
                 return None

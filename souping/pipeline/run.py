@@ -27,7 +27,7 @@ from souping.core.types import (
 )
 from souping.core.unit import Unit
 from souping.evaluate import identity
-from souping.pipeline.analyses import analyse, missing_answers, run_scores, stored_answers
+from souping.pipeline.analyses import analyse, missing_answers, run_scores
 from souping.pipeline.checks import flat_categories, prepare_run, run_notes
 from souping.pipeline.evidence import (
     Evidence,
@@ -283,8 +283,8 @@ class Run(Steps):
 
     def _say_choice(self, searched: Searched) -> None:
         winner = searched.winner
-        shares = zip(winner.recipe.ingredients, winner.recipe.weights, strict=True)
-        soup = " + ".join(f"{weight:.3g} {name}" for name, weight in shares)
+        shares = winner.recipe.shares
+        soup = " + ".join(f"{weight:.3g} {name}" for name, weight in shares.items())
         score = self.unit.level(self.unit.raw(winner.result.objective))
         self.progress.end_stage()
         self.progress.say(f"search: chose {soup}, {score} on the search split")
@@ -375,7 +375,7 @@ class Run(Steps):
             winner.result.objective,
             measured[winner.recipe.id],
             parents,
-            selected.scores,
+            router,
             self.settings.objective,
         )
         report = replace(state.report, **vars(evidence), **vars(others))
@@ -467,8 +467,7 @@ class Run(Steps):
         try:
             if models := self.lacking(stage):
                 self.evaluate_stage(replace(stage, models=models))
-            stored = stored_answers(self.store, self.settings.evaluator, self.pool.eos_token_ids)
-            result = analyse(analysis, run_scores(self, stored, state, stage.models))
+            result = analyse(analysis, run_scores(self, self.evaluation, state, stage.models))
         # A component that answers may refuse.
         except UserError as error:
             result = UserResult(failed=str(error))
@@ -499,9 +498,8 @@ class Run(Steps):
         report = final_report(self, state, warnings)
         evaluations = self.evaluations.values()
         cost = run_cost(self.settings, state.searched.winner, evaluations, self.workers.lost)
-        recipe = state.searched.winner.recipe
-        weights = dict(zip(recipe.ingredients, recipe.weights, strict=True))
-        return replace(report, cost=cost, similarity=self.pool.similarity_of(weights))
+        similarity = self.pool.similarity_of(state.searched.winner.recipe.shares)
+        return replace(report, cost=cost, similarity=similarity)
 
 
 def choose_ingredients(settings: RunSettings, scores: ScoreMatrix, progress: Progress) -> Selection:

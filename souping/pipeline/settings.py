@@ -237,11 +237,6 @@ class RunSettings(SoupSettings):
     pareto: Goals = ()
 
     @property
-    def parts(self) -> list[Component]:
-        """Components that may lack something on this machine, beside evaluators and the tracker."""
-        return [self.merge, self.executor]
-
-    @property
     def open_parts(self) -> list[Component]:
         """Components that may hold processes or memory until they are closed."""
         others = [entry.evaluator for entry in self.extra_benchmarks if entry.evaluator is not None]

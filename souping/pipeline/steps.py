@@ -227,7 +227,7 @@ class Steps:
         raise NotImplementedError
 
     def contenders(self, frozen: Frozen) -> list[Contender]:
-        """Rows of the report, the soup last. Without scores the pool's order stands for the ranking."""
+        """Rows of the report, the soup last."""
         names = self.pool.names
         selected = frozen.searched.selected
         ingredients = selected.selection.ingredients
@@ -249,20 +249,19 @@ class Steps:
 
     def _uniform_rows(self, selected: Selected) -> list[Contender]:
         """Averages of the ingredients, and of as many of the best candidates."""
-        names = self.pool.names
-        ingredients = selected.selection.ingredients
-        ranked = names
-        if selected.scores is not None:
-            ranked = tuple(ranking(selected.scores, self.settings.objective, False))
-        top = [name for name in names if name in ranked[: len(ingredients)]]
+        uniform = self.uniform(selected.selection.ingredients)
+        best = self.uniform_best(selected)
         return [
-            Contender(
-                name="uniform_selected",
-                kind="uniform_selected",
-                recipe=self.uniform(ingredients),
-            ),
-            Contender(name="uniform_topk", kind="uniform_topk", recipe=self.uniform(top)),
+            Contender(name="uniform_selected", kind="uniform_selected", recipe=uniform),
+            Contender(name="uniform_topk", kind="uniform_topk", recipe=best),
         ]
+
+    def uniform_best(self, selected: Selected) -> Recipe:
+        """The average of as many of the best candidates as there are ingredients."""
+        assert selected.scores is not None
+        ranked = ranking(selected.scores, self.settings.objective, False)
+        best = ranked[: len(selected.selection.ingredients)]
+        return self.uniform([name for name in self.pool.names if name in best])
 
     def _trajectory_rows(self, soup: Recipe) -> list[Contender]:
         """What the average of a training run is compared with beside its checkpoints."""
@@ -304,7 +303,7 @@ class Steps:
 
     def weights_of(self, soup: Recipe) -> Weights:
         """The soup's weight of each candidate; any others for a soup that a plan does not know yet."""
-        weights = dict(zip(soup.ingredients, soup.weights, strict=True))
+        weights = soup.shares
         names = self.pool.names
         if not set(weights) <= set(names):
             weights = {name: float(number) for number, name in enumerate(names, start=1)}

@@ -21,12 +21,11 @@ from souping.core.types import (
     frozen,
 )
 from souping.pipeline.evaluation import Evaluation
-from souping.pipeline.state import Contender, Reported, Searched, Selected
+from souping.pipeline.state import Reported, Searched, Selected
 from souping.pipeline.steps import SEARCH, Candidates, Stage, Steps
 from souping.plan.content import Plan
 from souping.plan.speed import IntRange, PlannedStage
 from souping.search.loop import SearchResult, trial_limit
-from souping.selection import TopK
 
 UNKNOWN_INGREDIENTS = ("?",)
 """Ingredients of a soup that stands for one that is not known yet."""
@@ -134,17 +133,15 @@ class CountedSteps(Steps):
                 self.evaluate_stage(self.guard_stage(guard, [single, soup]))
         return selected
 
-    def _uniform_rows(self, selected: Selected) -> list[Contender]:
+    def uniform_best(self, selected: Selected) -> Recipe:
         """With scores to come, the best candidates may be others than the ingredients that are assumed."""
-        *rows, best = super()._uniform_rows(selected)
+        if selected.scores is not None:
+            return super().uniform_best(selected)
+        uniform = self.uniform(self.ingredients)
         all_selected = len(self.ingredients) == len(self.pool.names)
-        if (
-            selected.scores is None
-            and not all_selected
-            and not isinstance(self.settings.selector, TopK)
-        ):
-            best = replace(best, recipe=_unknown(best.recipe, "uniform, best candidates"))
-        return [*rows, best]
+        if all_selected or self.settings.selector.picks_best:
+            return uniform
+        return _unknown(uniform, "uniform, best candidates")
 
     def analyse(self, state: Reported, name: str, stage: Stage) -> Reported:
         if stage.models:

@@ -220,7 +220,7 @@ class SearchedSoup:
 
 
 class SearchRun:
-    """ListSearch on its way: what is open, spent and known of each soup.
+    """A search on its way: what is open, spent and known of each soup.
 
     Reused items count, so that a run that is repeated from the store takes the same path.
     """

@@ -120,16 +120,20 @@ class ListSearch(Search):
         self.results[query.weights] = result.objective
 
     def best(self) -> Weights:
-        if not self.results:
-            raise UserError(
-                "the search ended without a result: raise optimiser.max_trials or optimiser.max_items"
-            )
+        self.check_results()
 
         def rank(weights: Weights) -> tuple[float, int, int]:
             ingredients = sum(weight > 0 for weight in weights)
             return -round(self.results[weights], 12), ingredients, self.asked.index(weights)
 
         return min(self.results, key=rank)
+
+    def check_results(self) -> None:
+        """Refuse to choose among none (UserError)."""
+        if not self.results:
+            raise UserError(
+                "the search ended without a result: raise optimiser.max_trials or optimiser.max_items"
+            )
 
 
 @component
@@ -298,10 +302,7 @@ class GreedySearch(ListSearch):
 
     def best(self) -> Weights:
         """The soup as grown so far."""
-        if not self.results:
-            raise UserError(
-                "the search ended without a result: raise optimiser.max_trials or optimiser.max_items"
-            )
+        self.check_results()
         members = self._order()[:1]
         for _, grown in self._walk():
             members = grown

@@ -147,13 +147,13 @@ def flat_margins(
 # ---------------------------------------------------------------- the objective
 
 
-def _varying_margins(scores: GroupedScores, draws: int, seed: int) -> tuple[float, float]:
+def _varying_margins(scores: GroupedScores, draws: int) -> tuple[float, float]:
     """Distances that T may lie below and above because of strata that vary; both are 0 if none does.
 
     These are the bootstrap-t limits, at least 1.96 standard errors away: if few items are wrong,
     many draws have hardly any of them.
     """
-    reach = bootstrap_reach(scores, draws=draws, seed=seed)
+    reach = bootstrap_reach(scores, draws=draws)
     if reach is None:
         return 0.0, 0.0
     normal_margin = Z95 * reach.error
@@ -162,7 +162,7 @@ def _varying_margins(scores: GroupedScores, draws: int, seed: int) -> tuple[floa
     return below, above
 
 
-def objective_interval(scores: ModelScores, *, draws: int = 4999, seed: int = 0) -> Interval:
+def objective_interval(scores: ModelScores, *, draws: int = 4999) -> Interval:
     """The objective with its 95 % interval.
 
     Strata that vary give bootstrap-t limits (Efron and Tibshirani 1993, chapter 12). Strata
@@ -180,7 +180,7 @@ def objective_interval(scores: ModelScores, *, draws: int = 4999, seed: int = 0)
 
     grouped = scores.grouped
     scale = float(grouped.weights.sum())
-    varying_below, varying_above = _varying_margins(grouped, draws, seed)
+    varying_below, varying_above = _varying_margins(grouped, draws)
     flat_below, flat_above = flat_margins(grouped, bottom * scale, top * scale)
     objective = grouped.objective
     low = objective - float(np.hypot(varying_below, flat_below))

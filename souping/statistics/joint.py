@@ -45,16 +45,14 @@ class JointFlips:
     unit: float
 
     @classmethod
-    def of(
-        cls, pulls: FloatArray, stratum: IntArray, sizes: FloatArray, draws: int, seed: int = 0
-    ) -> JointFlips:
+    def of(cls, pulls: FloatArray, stratum: IntArray, sizes: FloatArray, draws: int) -> JointFlips:
         """So many drawn patterns of the groups' signs."""
         _, exponent = np.frexp(np.abs(pulls).max())
         unit = 2.0 ** int(exponent)
         pulls = pulls / unit
         strata = len(sizes)
         rows, row_stratum, number = distinct(pulls, stratum)
-        drawn = drawn_sums(rows, number, row_stratum, strata, draws, seed)
+        drawn = drawn_sums(rows, number, row_stratum, strata, draws, seed=0)
         seen = [np.bincount(stratum, column, strata) for column in pulls.T]
         return cls(
             pulls=pulls,
@@ -66,12 +64,12 @@ class JointFlips:
         )
 
     @classmethod
-    def of_models(cls, models: Sequence[GroupedScores], draws: int, seed: int = 0) -> JointFlips:
+    def of_models(cls, models: Sequence[GroupedScores], draws: int) -> JointFlips:
         """A column for each model, with what its groups add to the objective."""
         layout = models[0].layout
         pulls = np.stack([model.pulls for model in models], axis=1)
         sizes = np.repeat(layout.sizes[:, None], len(models), axis=1)
-        return cls.of(pulls, layout.stratum, sizes, draws, seed)
+        return cls.of(pulls, layout.stratum, sizes, draws)
 
     def t(self, difference: ColumnPair) -> FloatArray:
         """T / se of a difference in every pattern, [1 + D]; 0 if no group differs but for rounding."""

@@ -10,7 +10,7 @@ import pytest
 
 from souping.checkpoints import pool
 from souping.core.scores import Mean, MeasuredScores
-from souping.core.types import Candidate, ItemScores, Result, Selection
+from souping.core.types import Candidate, ItemScores, Recipe, Result, Selection
 from souping.merge.local import LocalMerge
 from souping.pipeline.models import FetchedCandidates, RunPool
 from souping.pipeline.settings import RunSettings, StopAfter
@@ -33,6 +33,9 @@ class NamedSteps(Steps):
 
     def select(self, stage: Stage | None) -> Selected:
         return Selected(selection=Selection(ingredients=NAMES[:2]))
+
+    def uniform_best(self, selected: Selected) -> Recipe:
+        return self.uniform(NAMES[1:])
 
     def search(self, selected: Selected) -> Searched:
         soup = self.uniform(selected.selection.ingredients)

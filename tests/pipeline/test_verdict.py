@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from souping.analysis.alternatives import Alternatives, alternatives
+from souping.analysis.alternatives import Alternatives, alternatives, routed
 from souping.core.scores import Mean
 from souping.core.types import Item, ItemScores, ScoreMatrix
 from souping.core.unit import POINTS
@@ -200,9 +200,11 @@ def test_the_router_is_chosen_elsewhere_and_the_oracle_is_a_bound() -> None:
     )
     # here a is better in y, but b was before
     ingredients = {"a": scores(1, 1, 0, 1), "b": scores(1, 0, 1, 0)}
-    found = alternatives(POINTS, 0.9, scores(1, 1, 1, 0), ingredients, table, Mean())
+    router = routed(ingredients, table)
+    found = alternatives(POINTS, 0.9, scores(1, 1, 1, 0), ingredients, router, Mean())
     losses = scores(31, 30, 29, 30)
-    without_fractions = alternatives(POINTS, 30.0, losses, {"a": losses}, table, Mean())
+    router = routed({"a": losses}, table)
+    without_fractions = alternatives(POINTS, 30.0, losses, {"a": losses}, router, Mean())
     assert without_fractions == Alternatives(selection_bias=0.0)
     assert found.selection_bias == pytest.approx(0.15)
     assert found.router == Router(score=0.25, routes={"x": "a", "y": "b"}, models=2, answers=1)

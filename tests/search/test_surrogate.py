@@ -22,8 +22,14 @@ from souping.core.types import (
     SearchBounds,
     SearchSpace,
 )
-from souping.search.acquisition import BoundModel, difference_variances, expected_improvement
-from souping.search.adaptive import Adaptive, item_samples, merits_of
+from souping.search.adaptive import (
+    Adaptive,
+    BoundModel,
+    difference_variances,
+    expected_improvement,
+    item_samples,
+    merits_of,
+)
 from souping.search.points import weight_grid
 from souping.search.surrogate import SoupModel, draws, usual_scores
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 from souping.core.types import Item, ItemScores, Recipe, UserError
 from souping.core.unit import Unit
@@ -91,16 +92,14 @@ class HeldOutItems:
         If the claim was shown before, `measure` is given how it was measured then.
         """
         measurement = evaluation.measurement(stage.models, stage.items)
-        look: Look | None = None
-        if evaluation.hands_out:
-            look = self.counted_looks.show_report(
-                claim, stage.items, stage.models, measurement, guards
-            )
+        show = partial(
+            self.counted_looks.show_report, claim, stage.items, stage.models, measurement, guards
+        )
+        # What is handed out can be read before its scores come back.
+        look = show() if evaluation.hands_out else None
         scores = measure(stage, self.counted_looks.measurements(claim))
         if look is None:
-            look = self.counted_looks.show_report(
-                claim, stage.items, stage.models, measurement, guards
-            )
+            look = show()
         self._note_look(claim, stage, look, measurement)
         return look, scores
 
