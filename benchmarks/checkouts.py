@@ -64,7 +64,7 @@ VARYING = (
     (re.compile(r"^\d\d:\d\d:\d\d "), ""),
 )
 # Lines of progress, of which there are more or fewer, and of the space that is left on a disk.
-PROGRESS = re.compile(r"items/s|\d+ items$|GB/s|the disk for|\"have\":")
+PROGRESS = re.compile(r"(items|answers)/s|\d+ (items|answers)$|GB/s|the disk for|\"have\":")
 WEIGHTS = {".safetensors", ".bin", ".pt"}
 
 

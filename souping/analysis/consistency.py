@@ -288,7 +288,7 @@ class ConsistencyResult(AnalysisResult):
         head = (
             f"Mean |{clean(self.metric)} rho| of two categories: {rho(before.mean)} ({_limits(before)}) over "
             f"{count(before.models)} candidates, {rho(after.mean)} ({_limits(after)}) over {count(after.models)} "
-            "soups of the search."
+            "soups of the search (two or more ingredients, whole split)."
         )
         positions = set()
         phrases = []

@@ -328,7 +328,8 @@ class SurfaceResult(AnalysisResult):
             f"Of {count(len(self.objective.low))} mixtures, {count(above)} are better and {count(below)} worse than "
             "the uniform soup, with 95 % confidence for all points at once. "
             f"The bands are {unit.points(self.width)} wide on average.",
-            f"By the search's model of {count(self.soups)} soups on {count(self.split_items)} search items.",
+            f"By the search's model of {count(self.soups)} trials (soups and single models) on "
+            f"{count(self.split_items)} search items.",
         )
         return Section("Response surface", lines, "surface")
 

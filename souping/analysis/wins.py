@@ -113,7 +113,7 @@ def too_few(run: RunScores, needed: int) -> str:
         return SINGLE_SELECTED
     soups = len(run.mixtures())
     ending = "" if soups == 1 else "s"
-    head = f"{soups} soup{ending} of the search answered its whole split; it takes {needed}"
+    head = f"{soups} soup{ending} of two or more ingredients answered the whole search split; it takes {needed}"
     return f"{head}: use optimiser=grid, or optimiser=nevergrad with few ingredients"
 
 
@@ -210,7 +210,7 @@ class CategoryWinsResult(AnalysisResult):
         shares = [f"{vars(self)[key].text()} {kind}" for key, kind in WIN_KINDS.items()]
         head = (
             f"Soups against their ingredients in {count(len(self.categories))} categories of the search split, number "
-            f"of soups {count(len(self.soups))}: {', '.join(shares)}."
+            f"of soups (two or more ingredients, whole split) {count(len(self.soups))}: {', '.join(shares)}."
         )
         note = (
             "By chance: if a soup and its ingredients were equally good, any of their scores might be the soup's. The "

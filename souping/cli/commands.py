@@ -72,7 +72,7 @@ COMMANDS: Mapping[str, Command] = {
     "analyse": Command(
         does="add analyses to the report of a finished run",
         usage="RUN analysis=[...]",
-        example="RUN 'analysis=[item_wins,shapley]'",
+        example="outputs/bfcl/* 'analysis=[item_wins,shapley]'",
     ),
     "upload": Command(
         does="send a finished soup to the Hugging Face Hub",
@@ -140,13 +140,19 @@ def add_allow_code(parser: Arguments) -> None:
 
 
 def root_of(words: Sequence[str]) -> str:
-    """The root configuration that the experiments of a command line belong to."""
+    """The root configuration that the experiments of a command line belong to.
+
+    Raises:
+        UserError: a multirun over runs and merges.
+    """
+    root = "config"
     for word in words:
         if match := EXPERIMENT.fullmatch(word):
-            for name in re.findall(r"\w+", match[1]):
-                if name in ROOTS:
-                    return ROOTS[name]
-    return "config"
+            roots = {ROOTS.get(name, "config") for name in re.findall(r"\w+", match[1])}
+            if len(roots) > 1:
+                raise UserError(f"{word}: runs and merges are two multiruns: start one for each")
+            root = next(iter(roots), root)
+    return root
 
 
 def as_overrides(command: str, words: Sequence[str]) -> list[str]:

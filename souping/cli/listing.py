@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 
 from souping.cli.commands import parser_of
@@ -67,7 +68,10 @@ def _row(run: Path) -> tuple[str, str, str, str]:
 
 
 def _bytes_of(folder: Path) -> int:
+    """Size of all files, but for those that a run removes meanwhile."""
     total = 0
     for place, _, files in os.walk(folder):
-        total += sum(os.lstat(os.path.join(place, name)).st_size for name in files)
+        for name in files:
+            with suppress(FileNotFoundError):
+                total += os.lstat(os.path.join(place, name)).st_size
     return total

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from souping.core.files import regular
+from souping.core.json_fields import finite_number
 from souping.core.text import shown
 from souping.core.types import Json, Names, UserError
 from souping.logs.bfcl_items import shared_content
@@ -88,7 +89,10 @@ def _task(file: Path, scores: Path) -> tuple[Task, dict[str, Names]]:
         raise UserError(
             f"{score_file}: scores of {shown(str(count))} items, but {file} has {len(answers)}"
         )
-    metrics = metrics_of(file, answers, {"accuracy": totals.get("accuracy")})
+    accuracy = totals.get("accuracy")
+    if accuracy is not None and finite_number(accuracy) is None:
+        raise UserError(f"{score_file}: accuracy must be a number, not {accuracy!r:.60}")
+    metrics = metrics_of(file, answers, {"accuracy": accuracy})
     task = Task(name=category, metrics=metrics, settings={VERSION: version})
     return task, shared
 

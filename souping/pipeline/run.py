@@ -148,7 +148,7 @@ class Run(Steps):
         """Scores of a stage's models, which are not shown yet; `shown` are the measurements that were."""
         evaluation = self.evaluations[stage.benchmark]
         answers = len(stage.models) * len(stage.items) * evaluation.answers_per_item
-        self.progress.stage(stage.name, items=answers)
+        self.progress.stage(stage.name, answers=answers)
         if shown:
             return evaluation.scores_first_shown(stage.models, stage.items, shown)
         return evaluation.all_scores(stage.models, stage.items)
@@ -279,7 +279,7 @@ class Run(Steps):
             trials = trial_limit(optimiser, size, items)
         if trials:
             answers = trials * items * self.evaluation.answers_per_item
-        self.progress.stage(SEARCH, items=answers, trials=trials)
+        self.progress.stage(SEARCH, answers=answers, trials=trials)
 
     def _say_choice(self, searched: Searched) -> None:
         winner = searched.winner

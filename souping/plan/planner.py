@@ -10,6 +10,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
 
+from souping.analysis.correlation import few_models
 from souping.checkpoints import hub
 from souping.checkpoints.pool import ModelSize
 from souping.core.files import dated_path, error_text, nearby, write_atomically
@@ -252,8 +253,12 @@ class _Planner:
         if self.run.pool.trajectory:
             notes += self.run.pool.trajectory.sentences
         notes += checks.run_notes(self.run, self.opened, splits)
+        models = len(self.pool.names)
         if plan.scores is not None:
             notes += checks.flat_categories(self.run.evaluator.unit, plan.scores)
+            models = len(plan.scores.models)
+        if self.run.selector.deciding_correlation is not None:
+            notes += filter(None, [few_models(models)])
         if splits and self.run.stop_after is None and self.run.dry_run is None:
             looks = CountedLooks(self.store).announcement(splits.items["test"])
             notes.append(looks or "no report in this store has shown the items of the test split")

@@ -383,7 +383,7 @@ class SearchUse:
     seconds: MaybeFloat
     """time of the answers"""
     soups: MaybeInt
-    """soups tried"""
+    """trials: soups and single models"""
     others: Mapping[str, Any] = rest()
 
 
@@ -396,7 +396,7 @@ class RunCost:
     reused_items: MaybeInt
     """answers found in the store"""
     trials: MaybeInt
-    """soups tried"""
+    """trials: soups and single models"""
     search: SearchUse | None = None
     """what the search used"""
     seconds: MaybeFloat

@@ -13,6 +13,7 @@ import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from textwrap import wrap
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -37,6 +38,10 @@ PAPER = "#ffffff"
 DARK = "#111214"
 LIGHT = "#fdfdfd"
 
+LABEL_CHARS = 26
+"""Characters of a line beside a chart."""
+PHONE = 370
+"""Pixels that a figure has on a small phone."""
 UNDATED = dict.fromkeys(("Date", "Creator", "Format", "Type"))
 COLOURS: Mapping[str, str] = {
     "soup": "#d55e00",
@@ -96,11 +101,13 @@ class Drawing:
         body = body.replace('href="#', f'href="#{self.name}-')
         view = re.findall(r'viewBox="[\d. -]+"', head)[0]
         points = float(re.findall(r'width="([\d.]+)pt"', head)[0])
-        width = f"{points * 4 / 3:.0f}px"
+        size = f"max-width:{points * 4 / 3:.0f}px"
+        # Half as large, text is still read; what is then too wide for a phone scrolls there.
+        if points * 2 / 3 > PHONE:
+            size += f";min-width:{points * 2 / 3:.0f}px"
         label = html.escape(self.alt, quote=True)
         spaces = 'xmlns="http://www.w3.org/2000/svg" xmlns:xlink="http://www.w3.org/1999/xlink"'
-        size = f'style="max-width:{width};min-width:min(620px,{width})"'
-        return f'<svg {spaces} {view} role="img" aria-label="{label}" {size}>{body.rstrip()}'
+        return f'<svg {spaces} {view} role="img" aria-label="{label}" style="{size}">{body.rstrip()}'
 
     def png(self, dpi: int = 144) -> bytes:
         """The same picture on white, for places that show no SVG."""
@@ -185,10 +192,8 @@ def forest(report: Report) -> Drawing | None:
         "p": [p_value(pair.p_shown) for pair in pairs],
     }
     below = f"soup minus the other, {unit.name} ({confidence_of(pairs)} interval)"
-    height = 0.32
-    if any("\n" in label for label in labels):
-        height = 0.4
-    plot = _differences(unit, pairs, labels, colours, below, columns, height)
+    lines = 1 + max(label.count("\n") for label in labels)
+    plot = _differences(unit, pairs, labels, colours, below, columns, 0.18 + 0.12 * lines)
     alt = f"Forest plot: the soup minus each of {len(pairs)} other models."
     return Drawing("forest", plot, alt, f"{unit.better_side} of the line the soup is better.")
 
@@ -229,13 +234,13 @@ def _differences(
 ) -> Figure:
     """A point with its interval for each pair, and columns of numbers to the right; points not `filled` are rings."""
     with canvas():
-        plot, axes = figure(8.6, 0.7 + height * len(pairs))
+        plot, axes = figure(4.6, 0.7 + height * len(pairs))
         axes.axvline(0, color=INK, linewidth=1.0)
         for y, (pair, colour) in enumerate(zip(pairs, colours, strict=True)):
             _whisker(axes, unit, pair, y, colour, ring=bool(filled) and not filled[y])
         name_rows(axes, labels, below)
         for place, (head, column) in enumerate(columns.items()):
-            x = 1.1 + 0.13 * place
+            x = 1.18 + 0.22 * place
             _column_text(axes, x, -1, head, "bold")
             for y, text in enumerate(column):
                 _column_text(axes, x, y, text, "normal")
@@ -278,9 +283,8 @@ def name_rows(axes: Axes, labels: Sequence[str], below: str) -> None:
 
 
 def _label(cell: TableCell) -> str:
-    name = short(cell.text, 34)
-    roles = short(cell.sub, 46)
-    return f"{name}\n{roles}" if roles else name
+    roles = wrap(short(cell.sub, 46), LABEL_CHARS)
+    return "\n".join([short(cell.text, LABEL_CHARS), *roles])
 
 
 def _winner(unit: Unit, pair: PairedDifference) -> str:

@@ -49,20 +49,20 @@ class Progress:
         if kind is None:
             self.end_stage()
 
-    def stage(self, name: str, items: int | None = None, trials: int | None = None) -> None:
-        """Begin a stage of so many item evaluations and trials, if they are known."""
+    def stage(self, name: str, answers: int | None = None, trials: int | None = None) -> None:
+        """Begin a stage of so many answers and trials, if they are known."""
         self.end_stage()
-        self._begin(format.clean(name), items, trials)
+        self._begin(format.clean(name), answers, trials)
         self._show_bar()
-        self._line(f"{self._name}: {items:,} items" if items else self._name)
+        self._line(f"{self._name}: {answers:,} answers" if answers else self._name)
 
     @property
     def current(self) -> str:
         """Name of the stage that was begun last."""
         return self._name
 
-    def advance(self, items: int) -> None:
-        self._done += items
+    def advance(self, answers: int) -> None:
+        self._done += answers
         self._update()
 
     def trial(self, best: str) -> None:
@@ -131,7 +131,7 @@ class Progress:
             self._line(self._state(self._name))
 
     def _state(self, name: str) -> str:
-        facts = [name, _of(self._done, self._total, "items")]
+        facts = [name, _of(self._done, self._total, "answers")]
         if self._trials:
             facts.append(_of(self._trials, self._all_trials, "trials"))
             facts.append(f"best {self._best}")
@@ -140,7 +140,7 @@ class Progress:
         if self._done and seconds > 0.2:
             rate = self._done / seconds
             digits = ",.0f" if rate >= 10 else ".2g"
-            facts.append(f"{rate:{digits}} items/s")
+            facts.append(f"{rate:{digits}} answers/s")
             remaining = (self._total or 0) - self._done
             if remaining > 0:
                 facts.append(f"{format.seconds_text(remaining / rate)} left")

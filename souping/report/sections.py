@@ -451,10 +451,9 @@ def _landscape(report: Report, trials: Sequence[TrialRow]) -> Section | None:
     if not trials:
         return None
     scored = sum(trial.objective is not None for trial in trials)
-    sentences = [f"Soups evaluated on the whole search split: {count(scored)}."]
+    sentences = [f"Trials (soups and single models) on the whole search split: {count(scored)}."]
     if scored < len(trials):
-        dropped = count(len(trials) - scored)
-        sentences.append(f"A part of the split was enough for {dropped} more.")
+        sentences.append(f"Trials on a part of it: {count(len(trials) - scored)}.")
     if report.objective and report.objective.search is not None:
         reached = report.unit.level(report.objective.search, more=1)
         sentences.append(f"The chosen recipe reached {reached} there.")

@@ -403,16 +403,15 @@ def _outcome(choice: OtherChoice) -> tuple[str, str]:
 def cost(cost: RunCost) -> TableGrid:
     """Counts of the run's work, and its time."""
     amounts: dict[str, Any] = {
-        "items evaluated": cost.evaluated_items,
-        "items taken from the store": cost.reused_items,
-        "soups tried": cost.trials,
+        "answers generated": cost.evaluated_items,
+        "answers taken from the store": cost.reused_items,
+        "trials (soups and single models)": cost.trials,
         "wall time": cost.seconds,
         "lost workers": cost.lost_workers,
     }
     amounts |= {clean(key).replace("_", " "): amount for key, amount in cost.others.items()}
     if cost.search is not None:
-        amounts["search: soups"] = cost.search.soups
-        amounts["search: items answered"] = cost.search.items
+        amounts["search: answers"] = cost.search.items
         amounts["search: time of answering"] = cost.search.seconds
     times = ("wall time", "search: time of answering")
     lines = []

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from souping.cli.commands import COMMANDS, PLANNED, ROOTS, as_overrides, has_parser
+from souping.cli.commands import COMMANDS, PLANNED, ROOTS, as_overrides, has_parser, root_of
 from souping.cli.config import is_merge
 from souping.cli.help import choices, completed, groups
 from souping.core.types import UserError
@@ -58,6 +58,14 @@ def test_a_plan_is_of_a_run_a_merge_or_a_multirun(
     assert len(list(tmp_path.glob("outputs/merge/plan_*.json"))) == 3
     assert not (tmp_path / "big").exists()
     assert not (tmp_path / "soup").exists()
+
+
+@pytest.mark.parametrize("names", ["bfcl,merge", "merge,bfcl"])
+def test_a_multirun_is_of_runs_or_of_merges(names: str) -> None:
+    assert root_of(["+experiment=merge,rebuild"]) == "merge"
+    assert root_of(["+experiment=bfcl,mgsm"]) == "config"
+    with pytest.raises(UserError, match=f"experiment={names}"):
+        root_of([f"+experiment={names}"])
 
 
 @pytest.mark.parametrize("name", ROOTS)

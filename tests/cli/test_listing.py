@@ -44,6 +44,21 @@ def test_sizes_are_those_of_the_files(outputs: Path, souping: Cli) -> None:
     assert rows_of(souping("list").ok().out)[0][-1] == "3"
 
 
+def test_a_file_that_is_removed_meanwhile_is_left_out(
+    outputs: Path, souping: Cli, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (outputs / "mine" / "stopped" / "stage.bin").write_bytes(bytes(3_000_000))
+    lstat = os.lstat
+
+    def vanished(path: str) -> os.stat_result:
+        if path.endswith("stage.bin"):
+            raise FileNotFoundError(path)
+        return lstat(path)
+
+    monkeypatch.setattr(os, "lstat", vanished)
+    assert rows_of(souping("list").ok().out)[0][-1] == "0"
+
+
 def test_links_are_not_followed(outputs: Path, souping: Cli, tmp_path: Path) -> None:
     (tmp_path / "elsewhere").mkdir()
     (tmp_path / "elsewhere" / "config.yaml").write_text("")

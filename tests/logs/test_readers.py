@@ -571,7 +571,11 @@ TWICE = {
     "*irrelevance_result.json": lambda text: text.splitlines()[0] + "\n" + text,
     "*irrelevance_score.json": lambda text: text.replace('"total_count": 5', '"total_count": 6'),
 }
+HUGE = {
+    "*irrelevance_score.json": lambda text: text.replace('"accuracy": ', f'"accuracy": {"9" * 400}', 1)
+}
 BAD |= {
+    "an accuracy beyond all floats": (changed("bfcl/a", HUGE), "irrelevance_score.json: accuracy"),
     "no configs": (results(configs=None), "no results of lm_eval"),
     "no figures": (results(results=[]), "no results of lm_eval"),
     "a group inside itself": (results(group_subtasks={"a": ["b"], "b": ["a"]}), "contains itself"),

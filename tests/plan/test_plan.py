@@ -545,6 +545,15 @@ def test_pools_are_refused_before_work_and_the_plan_is_saved(
     assert not json.loads(saved(tmp_path).read_text())["can_go_on"]
 
 
+@pytest.mark.parametrize(("selector", "warns"), [("soce", True), ("greedy", False)])
+def test_few_models_are_named_before_anything_is_evaluated(
+    selector: str, warns: bool, family: Path, souping: Cli, tmp_path: Path
+) -> None:
+    souping("plan", *pool_of(family), f"selector={selector}").ok()
+    notes = json.loads(saved(tmp_path).read_text())["notes"]
+    assert any("correlations over 4 models" in note for note in notes) == warns
+
+
 def test_a_category_that_all_fail_is_a_warning_of_both(
     family: Path, souping: Cli, tmp_path: Path
 ) -> None:

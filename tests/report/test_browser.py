@@ -61,6 +61,12 @@ def test_nothing_sticks_out_and_no_message(
     assert chromium.messages == []
 
 
+def test_the_first_charts_fit_a_phone(chromium: Browser, pages: dict[str, Path]) -> None:
+    chromium.open(pages["three"], *VIEWS["phone"])
+    widths = "[...document.querySelectorAll('figure .scroll')].slice(0, 2).map(box => box.scrollWidth - box.clientWidth)"
+    assert chromium.evaluate(widths) == [0, 0]
+
+
 @pytest.mark.skipif(
     browser.axe() is None, reason="no axe-core: npm install axe-core, or its file in SOUPING_AXE"
 )

@@ -36,7 +36,7 @@ def test_a_stage_has_a_line_at_its_beginning_and_end(
     clock: list[float], capsys: pytest.CaptureFixture[str]
 ) -> None:
     with Progress() as progress:
-        progress.stage("score", items=40)
+        progress.stage("score", answers=40)
         for _ in range(4):
             progress.advance(10)
         progress.stage("search", trials=20)
@@ -47,10 +47,10 @@ def test_a_stage_has_a_line_at_its_beginning_and_end(
         progress.say("chosen \x1b[2J")
         progress.stage("write")
     assert capsys.readouterr().out.splitlines() == [
-        "score: 40 items",
-        "score, 40 of 40 items",
+        "score: 40 answers",
+        "score, 40 of 40 answers",
         "search",
-        "search, 60 items, 20 of 20 trials, best 70.00 %",
+        "search, 60 answers, 20 of 20 trials, best 70.00 %",
         "chosen \\x1b[2J",
         "write",
     ]
@@ -60,20 +60,20 @@ def test_speed_and_time_left_are_of_what_was_evaluated(
     clock: list[float], capsys: pytest.CaptureFixture[str]
 ) -> None:
     with Progress() as progress:
-        progress.stage("score", items=1000)
+        progress.stage("score", answers=1000)
         clock[0] = 21.0
         progress.advance(420)
         progress.stage("search")
         for clock[0] in (22.0, 40.0, 42.0, 60.0, 63.0):
             progress.advance(4)
     assert capsys.readouterr().out.splitlines() == [
-        "score: 1,000 items",
-        "score, 420 of 1,000 items, 20 items/s, 29.0 s left",
-        "score, 420 of 1,000 items, 20 items/s, 29.0 s left",
+        "score: 1,000 answers",
+        "score, 420 of 1,000 answers, 20 answers/s, 29.0 s left",
+        "score, 420 of 1,000 answers, 20 answers/s, 29.0 s left",
         "search",
-        "search, 12 items, 0.57 items/s",
-        "search, 20 items, 0.48 items/s",
-        "search, 20 items, 0.48 items/s",
+        "search, 12 answers, 0.57 answers/s",
+        "search, 20 answers, 0.48 answers/s",
+        "search, 20 answers, 0.48 answers/s",
     ]
 
 
@@ -81,14 +81,14 @@ def test_a_terminal_gets_one_live_display(
     terminal: Console, capsys: pytest.CaptureFixture[str]
 ) -> None:
     with suppress(KeyError), Progress() as progress:
-        progress.stage("search [bold]", items=10, trials=2)
+        progress.stage("search [bold]", answers=10, trials=2)
         progress.advance(5)
         progress.trial("50.00 %")
         raise KeyError("x")
     with Progress() as progress, progress.aside(), Throughput("soup") as report:
         report(5, 10)
     text = terminal.file.getvalue()  # type: ignore[attr-defined]
-    for needle in ("search [bold]", "5 of 10 items, 1 of 2 trials", "best 50.00 %", "soup"):
+    for needle in ("search [bold]", "5 of 10 answers, 1 of 2 trials", "best 50.00 %", "soup"):
         assert needle in text
     # the cursor is back
     assert text.endswith("\x1b[?25h") or text.rfind("\x1b[?25h") > text.rfind("\x1b[?25l")
@@ -96,7 +96,7 @@ def test_a_terminal_gets_one_live_display(
 
 def test_the_log_has_lines_and_warnings_and_how_it_ended(tmp_path: Path, terminal: Console) -> None:
     with suppress(KeyError), logged(tmp_path, "a command", "seed=3"), Progress() as progress:
-        progress.stage("score", items=2)
+        progress.stage("score", answers=2)
         say("a line \x1b[31m")
         logging.getLogger("souping.merge").warning("of %s", "NaN")
         raise KeyError("x")
@@ -104,7 +104,7 @@ def test_the_log_has_lines_and_warnings_and_how_it_ended(tmp_path: Path, termina
     lines = [line[9:] for line in (tmp_path / "run.log").read_text().splitlines()]
     assert {"command    a command", "overrides  seed=3"} <= set(lines)
     assert lines[-5:-1] == [
-        "score: 2 items",
+        "score: 2 answers",
         "a line \\x1b[31m",
         "of NaN",
         "ended by KeyError: 'x'",
