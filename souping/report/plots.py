@@ -107,7 +107,9 @@ class Drawing:
             size += f";min-width:{points * 2 / 3:.0f}px"
         label = html.escape(self.alt, quote=True)
         spaces = 'xmlns="http://www.w3.org/2000/svg" xmlns:xlink="http://www.w3.org/1999/xlink"'
-        return f'<svg {spaces} {view} role="img" aria-label="{label}" style="{size}">{body.rstrip()}'
+        return (
+            f'<svg {spaces} {view} role="img" aria-label="{label}" style="{size}">{body.rstrip()}'
+        )
 
     def png(self, dpi: int = 144) -> bytes:
         """The same picture on white, for places that show no SVG."""

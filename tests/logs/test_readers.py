@@ -572,7 +572,9 @@ TWICE = {
     "*irrelevance_score.json": lambda text: text.replace('"total_count": 5', '"total_count": 6'),
 }
 HUGE = {
-    "*irrelevance_score.json": lambda text: text.replace('"accuracy": ', f'"accuracy": {"9" * 400}', 1)
+    "*irrelevance_score.json": lambda text: text.replace(
+        '"accuracy": ', f'"accuracy": {"9" * 400}', 1
+    )
 }
 BAD |= {
     "an accuracy beyond all floats": (changed("bfcl/a", HUGE), "irrelevance_score.json: accuracy"),
