@@ -8,13 +8,13 @@ import os
 import shlex
 import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Sequence
 from contextlib import redirect_stdout
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from souping.cli.commands import add_allow_code, command_line, parser_of
+from souping.cli.commands import add_overrides, command_line, parser_of
 from souping.core.arguments import Arguments, positive
 from souping.core.fields import pick
 from souping.core.files import error_text, expanded
@@ -39,13 +39,7 @@ def ask(arguments: Sequence[str]) -> int:
     parser.add_argument("-n", type=positive, metavar="N", help="soups that are open at once")
     parser.add_argument("--write-models", action="store_true", help="model folders too")
     parser.add_argument("--json", action="store_true", help="a line of JSON for each open soup")
-    parser.add_argument(
-        "overrides",
-        nargs="*",
-        metavar="KEY=VALUE",
-        help="what differs on this machine, such as store=FILE",
-    )
-    add_allow_code(parser)
+    add_overrides(parser)
     options = parser.parse_intermixed_args(arguments)
     # With --json, everything else goes to standard error.
     with redirect_stdout(sys.stderr if options.json else sys.stdout):
@@ -126,4 +120,4 @@ def _run_dir(text: str) -> Path:
     return run_dir
 
 
-VERBS: Mapping[str, Callable[[Sequence[str]], int]] = {"ask": ask, "tell": take_results}
+VERBS = {"ask": ask, "tell": take_results}

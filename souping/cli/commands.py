@@ -133,7 +133,14 @@ def parser_of(name: str, more: str = "") -> Arguments:
     )
 
 
-def add_allow_code(parser: Arguments) -> None:
+def add_overrides(parser: Arguments, more: str = "") -> None:
+    """Arguments of a command that goes on with a run: KEY=VALUE, `more` of which it takes, and --allow-code."""
+    parser.add_argument(
+        "overrides",
+        nargs="*",
+        metavar="KEY=VALUE",
+        help=f"{more}what differs on this machine, such as store=FILE",
+    )
     parser.add_argument(
         "--allow-code", action="store_true", help="let the run's configuration name code of others"
     )

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import gc
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -19,7 +19,7 @@ from hydra import compose, initialize_config_dir
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from souping.cli.commands import add_allow_code, parser_of
+from souping.cli.commands import add_overrides, parser_of
 from souping.cli.config import is_merge, register, resolved
 from souping.cli.help import folder
 from souping.cli.process import interrupts_raise
@@ -56,16 +56,10 @@ def analyse_run(arguments: Sequence[str], plans: bool) -> None:
 
     parser = parser_of("analyse")
     parser.add_argument("run", metavar="RUN", help="folder of the run")
-    parser.add_argument(
-        "overrides",
-        nargs="*",
-        metavar="KEY=VALUE",
-        help="analysis=[...], and what differs on this machine, such as store=FILE",
-    )
+    add_overrides(parser, "analysis=[...], and ")
     parser.add_argument(
         "--config-dir", "-cd", action="append", default=[], metavar="DIR", help="your own choices"
     )
-    add_allow_code(parser)
     options = parser.parse_intermixed_args(arguments)
     begin()
     run_dir = expanded(options.run)
@@ -118,10 +112,7 @@ def send_soup(arguments: Sequence[str], plans: bool) -> None:
     print(f"  {'upload':16} {push(goal, soup, store)}")
 
 
-ON_RUNS: Mapping[str, Callable[[Sequence[str], bool], None]] = {
-    "analyse": analyse_run,
-    "upload": send_soup,
-}
+ON_RUNS = {"analyse": analyse_run, "upload": send_soup}
 
 
 def configuration(

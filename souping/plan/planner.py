@@ -253,12 +253,12 @@ class _Planner:
         if self.run.pool.trajectory:
             notes += self.run.pool.trajectory.sentences
         notes += checks.run_notes(self.run, self.opened, splits)
-        models = len(self.pool.names)
+        models = self.pool.names
         if plan.scores is not None:
             notes += checks.flat_categories(self.run.evaluator.unit, plan.scores)
-            models = len(plan.scores.models)
-        if self.run.selector.deciding_correlation is not None:
-            notes += filter(None, [few_models(models)])
+            models = plan.scores.models
+        if self.run.selector.deciding_correlation and (few := few_models(len(models))):
+            notes.append(few)
         if splits and self.run.stop_after is None and self.run.dry_run is None:
             looks = CountedLooks(self.store).announcement(splits.items["test"])
             notes.append(looks or "no report in this store has shown the items of the test split")

@@ -195,7 +195,9 @@ def forest(report: Report) -> Drawing | None:
     }
     below = f"soup minus the other, {unit.name} ({confidence_of(pairs)} interval)"
     lines = 1 + max(label.count("\n") for label in labels)
-    plot = _differences(unit, pairs, labels, colours, below, columns, 0.18 + 0.12 * lines)
+    height = 0.18 + 0.12 * lines
+    full = [True] * len(pairs)
+    plot = _differences(unit, pairs, labels, colours, below, columns, height, full)
     alt = f"Forest plot: the soup minus each of {len(pairs)} other models."
     return Drawing("forest", plot, alt, f"{unit.better_side} of the line the soup is better.")
 
@@ -232,14 +234,14 @@ def _differences(
     below: str,
     columns: Mapping[str, Sequence[str]],
     height: float,
-    filled: Sequence[bool] = (),
+    filled: Sequence[bool],
 ) -> Figure:
     """A point with its interval for each pair, and columns of numbers to the right; points not `filled` are rings."""
     with canvas():
         plot, axes = figure(4.6, 0.7 + height * len(pairs))
         axes.axvline(0, color=INK, linewidth=1.0)
         for y, (pair, colour) in enumerate(zip(pairs, colours, strict=True)):
-            _whisker(axes, unit, pair, y, colour, ring=bool(filled) and not filled[y])
+            _whisker(axes, unit, pair, y, colour, ring=not filled[y])
         name_rows(axes, labels, below)
         for place, (head, column) in enumerate(columns.items()):
             x = 1.18 + 0.22 * place

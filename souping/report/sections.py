@@ -23,7 +23,6 @@ from souping.report.content import (
 from souping.report.format import clean, count, four_digits, in_words, p_value, percent, rho, share
 from souping.report.recipe import REBUILD, recipe_table
 
-OTHER_STORES = "Other stores and reworded items are not counted."
 LOST = "models are truncated or missing"
 
 NEXT = {
@@ -177,9 +176,8 @@ def _verdict(report: Report) -> Section | None:
 def _look(report: Report) -> str:
     """How often numbers of these items were shown before."""
     number = (report.verdict.look if report.verdict else None) or 1
-    if number == 1:
-        return f"First look at these test items in this store. {OTHER_STORES}"
-    return f"Look {count(number)} at these test items in this store. {OTHER_STORES}"
+    look = "First look" if number == 1 else f"Look {count(number)}"
+    return f"{look} at these test items in this store. Other stores and reworded items are not counted."
 
 
 def _gains(report: Report) -> Section | None:
