@@ -30,10 +30,9 @@ from souping.core.protocols import ModuleSettings, WeightChunk, WeightStream
 from souping.core.types import UserError
 from souping.evaluate.engines.transformers import load_module
 from souping.evaluate.engines.vllm import sampling_arguments
-from souping.evaluate.engines.weight_samples import sample_weights
 from souping.evaluate.templates import Decoding
 from souping.merge import CandidatePool
-from souping.merge.loaded_weights import LoadedWeights
+from souping.merge.loaded_weights import LoadedWeights, sample_weights
 from souping.merge.local import LocalMerge
 
 NAMES = ("a", "b", "c")

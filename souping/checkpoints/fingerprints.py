@@ -13,15 +13,10 @@ from typing import TypeAlias
 
 import numpy as np
 
-from souping.checkpoints.checkpoint import Checkpoint
-from souping.checkpoints.folder import (
-    Like,
-)
-from souping.checkpoints.header import (
-    Tensor,
-)
+from souping.checkpoints.checkpoint import Checkpoint, Stamp, check_stamp, settled
+from souping.checkpoints.folder import Like
+from souping.checkpoints.header import Tensor
 from souping.checkpoints.reader import WeightReader
-from souping.checkpoints.stamps import Stamp, check_stamp, settled
 from souping.core.types import Json, digest
 
 HASHED_PIECE_BYTES = 1 << 20

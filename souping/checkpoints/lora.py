@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from souping.checkpoints.checkpoint import Checkpoint
+from souping.checkpoints.checkpoint import Checkpoint, stamps_in
 from souping.checkpoints.fingerprints import Cache, fingerprint, fingerprint_of
 from souping.checkpoints.folder import (
     INDEX,
@@ -26,7 +26,6 @@ from souping.checkpoints.folder import (
     side_files,
 )
 from souping.checkpoints.header import FLOATS, Tensor, broken, inside, parse_json, small
-from souping.checkpoints.stamps import stamps_in
 from souping.core.files import expanded
 from souping.core.text import listed, shown
 from souping.core.types import Json, UserError, digest, frozen

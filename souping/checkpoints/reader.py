@@ -6,13 +6,8 @@ import os
 import weakref
 from contextlib import ExitStack
 
-from souping.checkpoints.checkpoint import Checkpoint
-from souping.checkpoints.ranges import (
-    Pointer,
-    RangeReader,
-    pointer_in,
-)
-from souping.checkpoints.stamps import changed_file
+from souping.checkpoints.checkpoint import Checkpoint, changed_file
+from souping.checkpoints.ranges import Pointer, RangeReader, pointer_in
 from souping.checkpoints.views import Raw, Tile
 from souping.core.direct_io import make_direct, read_direct
 from souping.core.open_files import read_at

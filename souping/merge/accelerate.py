@@ -37,11 +37,18 @@ from souping.core.system import cores, package_environment
 from souping.core.text import first_line, missing, stripped_lines
 from souping.core.types import Missing, UserError, frozen
 from souping.merge import ERROR_PREFIX, WARNING_PREFIX, OptionalProgress
-from souping.merge.chunks import Chunk, blocks, chunks, share_of_rank
-from souping.merge.kernels import COMPILED_METHODS, Combine, mix_block, torch_dtype
-from souping.merge.llvm import NAN
+from souping.merge.kernels import COMPILED_METHODS, NAN, Combine, mix_block, torch_dtype
 from souping.merge.local import LocalMerge
-from souping.merge.mixing import BlockMixer, ReadTiles, check_finite, function_of
+from souping.merge.mixing import (
+    BlockMixer,
+    Chunk,
+    ReadTiles,
+    blocks,
+    check_finite,
+    chunks,
+    function_of,
+    share_of_rank,
+)
 from souping.merge.plan import MergePlan
 from souping.merge.writer import WRITER_THREADS, fill_shards
 

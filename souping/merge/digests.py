@@ -27,7 +27,7 @@ from souping.checkpoints.fingerprints import (
 from souping.checkpoints.header import Tensor, size_of
 from souping.checkpoints.reader import WeightReader
 from souping.checkpoints.views import Raw
-from souping.merge.chunks import Chunk, run_tasks
+from souping.merge.mixing import Chunk, run_tasks
 from souping.merge.plan import MergePlan
 
 HASHING_THREADS = 2

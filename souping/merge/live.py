@@ -31,9 +31,16 @@ from souping.core.text import first_line, listed
 from souping.core.types import FloatArray, Recipe, UserError
 from souping.merge import LoadableModel
 from souping.merge.alignment import Alignment
-from souping.merge.chunks import Chunk, ThreadTask, blocks, run_tasks, tensor_chunks
 from souping.merge.kernels import get_method, torch_dtype
-from souping.merge.mixing import chunk_gram, mixed
+from souping.merge.mixing import (
+    Chunk,
+    ThreadTask,
+    blocks,
+    chunk_gram,
+    mixed,
+    run_tasks,
+    tensor_chunks,
+)
 from souping.merge.plan import MergePlan, PlannedTensor, check_ingredients
 from souping.merge.soup_files import companion_files
 from souping.merge.writer import raise_file_limit

@@ -9,7 +9,9 @@ there, to the last bit if the engine's dtype holds the candidates' values exactl
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from functools import lru_cache
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -20,12 +22,46 @@ from souping.core.text import listed
 from souping.core.types import BoolArray, Recipe, UserError, frozen
 from souping.merge.kernels import linear, narrow
 
+if TYPE_CHECKING:
+    import torch
+
 log = logging.getLogger("souping.run")
 """Its lines are in run.log."""
+SAMPLED_VALUES = 256
+"""Values of a tensor, at most: of a change to one element in twenty, they miss one in 500,000."""
 SIGNIFICANT_BITS = {"F32": 24, "BF16": 8, "F16": 11}
 LEAST_FLOAT16 = 2.0**-24
 ADAPTER_SETTINGS = {"adapters", "base"}
 """Settings of a recipe of adapters whose soup is the average of its ingredients, if their weights sum to one."""
+
+
+def sample_weights(named: Iterable[tuple[str, torch.Tensor]]) -> WeightSamples:
+    """Values at equal distances in each tensor of floats; others are unchecked."""
+    import torch
+
+    tensors = list[tuple[str, str, int]]()
+    values = list[torch.Tensor]()
+    unchecked = list[str]()
+    for name, tensor in named:
+        dtype = str(tensor.dtype).removeprefix("torch.")
+        if dtype not in TORCH_NAMES or not tensor.numel():
+            unchecked.append(name)
+            continue
+        positions = _positions(tensor.numel(), str(tensor.device))
+        tensors.append((name, dtype, len(positions)))
+        values.append(tensor.detach().take(positions).float())
+    # One copy from the device.
+    flat = torch.cat(values).cpu().numpy() if values else np.empty(0, np.float32)
+    return WeightSamples(tensors=tuple(tensors), values=flat, unchecked=tuple(unchecked))
+
+
+@lru_cache(maxsize=1024)
+def _positions(count: int, device: str) -> torch.Tensor:
+    import torch
+
+    samples = min(count, SAMPLED_VALUES)
+    positions = torch.arange(samples) * (count - 1) // max(1, samples - 1)
+    return positions.to(device)
 
 
 @frozen

@@ -7,9 +7,9 @@
     tensor   bands of rows that the same ingredients have:  [ rows of a and b | rows of b ]
       |      (one band, unless vocabularies differ)
     band     an operation, weights, and a source (file, offset, dtype) in each ingredient that counts
-      |      `chunks` joins bands that follow each other in all files
+      |      `mixing.chunks` joins bands that follow each other in all files
     chunk    contiguous bytes in every file; ranks share the chunks of a plan
-      |      `chunks.blocks` cuts it, unless the method needs all of it at once
+      |      `mixing.blocks` cuts it, unless the method needs all of it at once
     block    what a thread holds: `writer` reads a row of each source, `mixing` makes one of them by the kernels,
              and `writer` puts it at its place in the shard
 

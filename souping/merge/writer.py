@@ -23,9 +23,16 @@ from souping.core.open_files import reserve, start_writing, write_at
 from souping.core.system import memory_bytes
 from souping.core.types import Recipe
 from souping.merge import OptionalProgress
-from souping.merge.chunks import Chunk, ThreadTask, chunks, run_tasks
 from souping.merge.digests import Digests, unknown_digests, with_contents
-from souping.merge.mixing import BlockMixer, complaint, final_weights
+from souping.merge.mixing import (
+    BlockMixer,
+    Chunk,
+    ThreadTask,
+    chunks,
+    complaint,
+    final_weights,
+    run_tasks,
+)
 from souping.merge.plan import MergePlan, check_ingredients
 from souping.merge.soup_files import soup_files, write_soup_files
 

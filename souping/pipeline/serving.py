@@ -23,7 +23,7 @@ from souping.core.protocols import (
 from souping.core.system import SHARED_MEMORY
 from souping.core.types import Recipe, UserError
 from souping.merge import CandidatePool, LoadableModel
-from souping.merge.loaded_weights import LoadedWeights
+from souping.merge.loaded_weights import LoadedWeights, sample_weights
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -168,8 +168,6 @@ class SharedModule:
         return module, self._pool.live(module)
 
     def _check(self, module: PreTrainedModel, recipe: Recipe) -> None:
-        from souping.evaluate.engines.weight_samples import sample_weights
-
         stored = self._pool.candidate_folder(recipe) is not None
         self._weights.check(recipe, sample_weights(module.state_dict().items()), stored)
 

@@ -212,7 +212,9 @@ def test_a_file_that_changed_in_place_is_read_again(
     with pytest.raises(UserError, match="has changed since it was opened"):
         fingerprint_of(opened)
     cache.clear()
-    monkeypatch.setattr("souping.checkpoints.stamps.time.time_ns", lambda: stat.st_ctime_ns - 10**9)
+    monkeypatch.setattr(
+        "souping.checkpoints.checkpoint.time.time_ns", lambda: stat.st_ctime_ns - 10**9
+    )
     fingerprint(folder, cache)
     assert not cache
 

@@ -10,8 +10,7 @@ import torch
 
 from souping.core.protocols import WeightSamples
 from souping.core.types import Recipe, UserError
-from souping.evaluate.engines.weight_samples import SAMPLED_VALUES, sample_weights
-from souping.merge.loaded_weights import LoadedWeights
+from souping.merge.loaded_weights import SAMPLED_VALUES, LoadedWeights, sample_weights
 
 SHARES = {"ant": 0.3, "bee": 0.7}
 Tensors = dict[str, torch.Tensor]

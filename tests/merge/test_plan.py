@@ -23,7 +23,6 @@ from transformers import LlamaConfig, LlamaForCausalLM
 from benchmarks.merge_inputs import sparse_70b
 from souping.checkpoints.checkpoint import Checkpoint
 from souping.core.types import UserError
-from souping.merge import chunks as merge_chunks
 from souping.merge import mixing
 from souping.merge.__main__ import merge_plan
 from souping.merge.alignment import matcher
@@ -211,7 +210,7 @@ def test_files_get_what_methods_give_on_tensors(
     tmp_path: Path, method: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(mixing, "PRODUCT_ELEMENTS", 16)
-    monkeypatch.setattr(merge_chunks, "BLOCK_ELEMENTS", 16)
+    monkeypatch.setattr(mixing, "BLOCK_ELEMENTS", 16)
     folders = family(tmp_path, 3)
     based = method != "slerp"
     fields = {"base_model": str(folders["m2"])} if based else {}
@@ -235,7 +234,7 @@ def test_a_whole_tensor_method_is_never_cut(
         seen.append(len(tensors[0]))
         return np.asarray(np.median(np.stack(tensors), axis=0), np.float32)
 
-    monkeypatch.setattr(merge_chunks, "BLOCK_ELEMENTS", 16)
+    monkeypatch.setattr(mixing, "BLOCK_ELEMENTS", 16)
     monkeypatch.setitem(METHODS, "middle", Method(function=middle, whole=True))
     folders = family(tmp_path, 3)
     soup = soup_of(folders, tmp_path / "soup", (0.2, 0.3, 0.5), method="middle")
@@ -263,12 +262,9 @@ def test_shares_of_ranks_cover_the_output(
     folders = family(root, 2)
     made = plan(simple(folders, (0.3, 0.7)), folders, max_shard_size=300)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(merge_chunks, "BLOCK_ELEMENTS", block)
-        shares = [
-            merge_chunks.share_of_rank(merge_chunks.chunks(made), rank, ranks)
-            for rank in range(ranks)
-        ]
-        everything = sum(chunk.count for chunk in merge_chunks.chunks(made))
+        patch.setattr(mixing, "BLOCK_ELEMENTS", block)
+        shares = [mixing.share_of_rank(mixing.chunks(made), rank, ranks) for rank in range(ranks)]
+        everything = sum(chunk.count for chunk in mixing.chunks(made))
         assert sum(chunk.count for share in shares for chunk in share) == everything
         stage = root / "stage"
         stage.mkdir()

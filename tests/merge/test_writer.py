@@ -35,8 +35,7 @@ from souping.checkpoints.views import Raw
 from souping.core import direct_io
 from souping.core.system import package_environment
 from souping.core.types import UserError
-from souping.merge import ERROR_PREFIX, accelerate, writer
-from souping.merge import chunks as merge_chunks
+from souping.merge import ERROR_PREFIX, accelerate, mixing, writer
 from souping.merge.accelerate import AccelerateMerge, Rank, rank_count
 from souping.merge.digests import PassingDigest
 from souping.merge.local import LocalMerge
@@ -219,9 +218,9 @@ def test_a_plain_merge_imports_neither_torch_nor_transformers(
 def test_buffers_do_not_grow_with_the_number_of_models(count: int, tmp_path: Path) -> None:
     tensors = {"w": random_tensors(0)["model.norm.weight"]}
     folders = {str(i): save(tmp_path / str(i), tensors) for i in range(count)}
-    chunk = merge_chunks.chunks(plan(simple(folders, (1 / count,) * count), folders))[0]
-    block = next(merge_chunks.blocks(replace(chunk, count=1 << 30)))
-    assert block.count * count <= merge_chunks.THREAD_ELEMENTS
+    chunk = mixing.chunks(plan(simple(folders, (1 / count,) * count), folders))[0]
+    block = next(mixing.blocks(replace(chunk, count=1 << 30)))
+    assert block.count * count <= mixing.THREAD_ELEMENTS
 
 
 CONTENT = np.random.default_rng(0).integers(0, 256, 10_000, np.uint8)

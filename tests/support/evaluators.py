@@ -15,8 +15,8 @@ from souping.core.protocols import ModelHost, WeightSamples, WeightStream
 from souping.core.types import Json, Missing
 from souping.evaluate.bfcl import BFCL_EVAL_VERSION, Environment
 from souping.evaluate.bfcl.benchmark import MULTI_TURN, SINGLE_TURN
-from souping.evaluate.engines.weight_samples import sample_weights
 from souping.evaluate.servers.choices import RunningServer, Server
+from souping.merge.loaded_weights import sample_weights
 
 
 class Sink:

@@ -53,7 +53,7 @@ class SoupWorker:
 
     def sample_weights(self: Worker) -> tuple[list[tuple[str, str, int]], bytes, list[str]]:
         """The members of `WeightSamples`, of this worker's part of the model, or of its adapter."""
-        from souping.evaluate.engines.weight_samples import sample_weights
+        from souping.merge.loaded_weights import sample_weights
 
         if self.vllm_config.lora_config is not None:
             tensors = adapter_columns(self.model_runner.lora_manager._adapter_manager)
