@@ -18,9 +18,8 @@ from souping.checkpoints.checkpoint import Checkpoint, Checkpoints
 from souping.checkpoints.encodings import COMPARED_TEXTS, first_difference
 from souping.checkpoints.fingerprints import HASHED_PIECE_BYTES
 from souping.checkpoints.folder import TIED, setting, side_files
-from souping.checkpoints.header import FLOATS, OTHER_FLOATS, Tensor, parse_json, size_of, widest
+from souping.checkpoints.header import FLOATS, OTHER_FLOATS, Tensor, parse_json, widest
 from souping.checkpoints.reader import WeightReader
-from souping.checkpoints.views import Float32, widen
 from souping.core.text import listed, shown
 from souping.core.types import Json, Names, UserError, digest
 
@@ -237,22 +236,13 @@ def same_values(a: Checkpoint, left: Tensor, b: Checkpoint, right: Tensor) -> bo
     """Whether two tensors hold the same numbers, in whatever float dtypes they are stored."""
     if {left.dtype, right.dtype} - set(FLOATS) or left.shape != right.shape:
         return False
-    a_number = a.file_number(left)
-    b_number = b.file_number(right)
     with WeightReader(a) as a_reader, WeightReader(b) as b_reader:
         for start in range(0, left.count, HASHED_PIECE_BYTES):
             count = min(HASHED_PIECE_BYTES, left.count - start)
-            a_values = _values(a_reader, a_number, left, start, count)
-            b_values = _values(b_reader, b_number, right, start, count)
-            if not np.array_equal(a_values, b_values):
+            a_values = a_reader.values(left, start, count)
+            if not np.array_equal(a_values, b_reader.values(right, start, count)):
                 return False
     return True
-
-
-def _values(reader: WeightReader, number: int, tensor: Tensor, start: int, count: int) -> Float32:
-    raw = np.empty(count * size_of(tensor.dtype), np.uint8)
-    reader.read(number, raw, tensor.offset + start * size_of(tensor.dtype))
-    return widen(raw, tensor.dtype)
 
 
 def _config_drift(

@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
-from souping.checkpoints.header import (
-    broken,
-    inside,
-    parse_json,
-    small,
-)
+from souping.checkpoints.header import broken, inside, json_object
 from souping.core.text import shown
-from souping.core.types import Json, TokenIds
+from souping.core.types import TokenIds
 
 GENERATION = "generation_config.json"
 
@@ -25,15 +22,13 @@ def eos_token_ids(folder: Path) -> TokenIds:
     for name in (GENERATION, "config.json"):
         path = inside(folder, name)
         if path.is_file():
-            ends = _token_ids(path, parse_json(path, small(path)))
+            ends = _token_ids(path, json_object(path))
             if ends:
                 return ends
     return ()
 
 
-def _token_ids(path: Path, table: Json) -> TokenIds:
-    if not isinstance(table, dict):
-        raise broken(path, f"{path.name} is not a JSON object")
+def _token_ids(path: Path, table: Mapping[str, Any]) -> TokenIds:
     text = table.get("text_config")
     of_text = text.get("eos_token_id") if isinstance(text, dict) else None
     value = table.get("eos_token_id", of_text)

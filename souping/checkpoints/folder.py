@@ -9,7 +9,15 @@ from pathlib import Path
 from typing import Any
 
 from souping.checkpoints.archives import read_pickled
-from souping.checkpoints.header import Tensor, broken, inside, parse_json, read_header, small
+from souping.checkpoints.header import (
+    Tensor,
+    broken,
+    inside,
+    json_object,
+    parse_json,
+    read_header,
+    small,
+)
 from souping.checkpoints.sharded import Sharded
 from souping.checkpoints.trainers import MODEL_PLACES
 from souping.core.text import shown
@@ -53,10 +61,7 @@ def read_model_config(folder: Path) -> dict[str, Any]:
         adapter = (folder / "adapter_config.json").is_file()
         hint = " It looks like an adapter: pools of adapters need their base." if adapter else ""
         raise UserError(f"{folder} has no config.json: not a complete model folder.{hint}")
-    config = parse_json(path, small(path))
-    if not isinstance(config, dict):
-        raise broken(path, "config.json is not a JSON object")
-    return config
+    return json_object(path)
 
 
 def read_weights(

@@ -231,6 +231,14 @@ def parse_json(path: Path, raw: bytes) -> Any:
         raise broken(path, f"not valid JSON ({shown(str(error))})") from None
 
 
+def json_object(path: Path) -> dict[str, Any]:
+    """The object in a small JSON file. Raises UserError for anything else, as `parse_json`."""
+    table = parse_json(path, small(path))
+    if not isinstance(table, dict):
+        raise broken(path, f"{path.name} is not a JSON object")
+    return table
+
+
 def _tensor(file: str, start: int, name: str, entry: Any) -> Tensor:
     name.encode()  # not every text of JSON can be written again
     dtype = entry["dtype"]

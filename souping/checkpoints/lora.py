@@ -25,7 +25,7 @@ from souping.checkpoints.folder import (
     read_weights,
     side_files,
 )
-from souping.checkpoints.header import FLOATS, Tensor, broken, inside, parse_json, small
+from souping.checkpoints.header import FLOATS, Tensor, broken, inside, json_object
 from souping.core.files import expanded
 from souping.core.text import listed, shown
 from souping.core.types import Json, UserError, digest, frozen
@@ -246,9 +246,7 @@ def read_settings(folder: Path) -> AdapterSettings:
         UserError: it is missing or broken, or asks for something that is not a plain LoRA; that is named.
     """
     path = inside(folder, CONFIG)
-    config = parse_json(path, small(path))
-    if not isinstance(config, dict):
-        raise broken(path, f"{CONFIG} is not a JSON object")
+    config = json_object(path)
     _refuse(folder, config)
     try:
         for key, kind in SETTING_TYPES.items():

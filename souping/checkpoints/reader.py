@@ -6,9 +6,12 @@ import os
 import weakref
 from contextlib import ExitStack
 
+import numpy as np
+
 from souping.checkpoints.checkpoint import Checkpoint, changed_file
+from souping.checkpoints.header import Tensor, size_of
 from souping.checkpoints.ranges import Pointer, RangeReader, pointer_in
-from souping.checkpoints.views import Raw, Tile
+from souping.checkpoints.views import Float32, Raw, Tile, widen
 from souping.core.direct_io import make_direct, read_direct
 from souping.core.open_files import read_at
 
@@ -25,8 +28,7 @@ class WeightReader:
             UserError: a file is not the one that was opened before.
         """
         self._exact = exact
-        self._assembly = checkpoint.assembly
-        self._files = checkpoint.files
+        self._checkpoint = checkpoint
         self._stack = ExitStack()
         self._opened = dict[str, int]()
         self._remote = dict[str, Pointer]()
@@ -70,10 +72,18 @@ class WeightReader:
 
         With a list for `tiles`, elements that are stored in parts are left in the order of those.
         """
-        if self._assembly is not None:
-            self._assembly.fetch(into, offset, self._fetch, tiles)
+        assembly = self._checkpoint.assembly
+        if assembly is not None:
+            assembly.fetch(into, offset, self._fetch, tiles)
         else:
-            self._fetch(self._files[number], into, offset)
+            self._fetch(self._checkpoint.files[number], into, offset)
+
+    def values(self, tensor: Tensor, start: int, count: int) -> Float32:
+        """`count` values of a tensor from value `start` on."""
+        size = size_of(tensor.dtype)
+        raw = np.empty(count * size, np.uint8)
+        self.read(self._checkpoint.file_number(tensor), raw, tensor.offset + start * size)
+        return widen(raw, tensor.dtype)
 
     def _fetch(self, file: str, into: Raw, offset: int) -> None:
         descriptor = self._opened[file]

@@ -19,16 +19,7 @@ from souping.core.open_files import lock
 from souping.core.protocols import Evaluator, Hosting, LoadedModel, ModelHost, Sampling, Scoring
 from souping.core.system import SHARED_MEMORY
 from souping.core.text import first_line, listed, safe
-from souping.core.types import (
-    Item,
-    Items,
-    JsonObject,
-    Missing,
-    Record,
-    UserError,
-    digest,
-    frozen,
-)
+from souping.core.types import Item, Items, JsonObject, Missing, Record, UserError, digest, frozen
 from souping.core.unit import POINTS, Unit
 from souping.evaluate.logged import item_line, log_in, records_by_item
 from souping.evaluate.servers.process import ENDED, Process

@@ -56,13 +56,7 @@ from souping.evaluate.machine import (
     repeat_size,
 )
 from souping.evaluate.scoring import SCORERS, score
-from souping.evaluate.templates import (
-    PROCESS,
-    Decoding,
-    as_seen,
-    generation_notes,
-    no_template,
-)
+from souping.evaluate.templates import PROCESS, Decoding, as_seen, generation_notes, no_template
 
 LOCAL_EVALUATOR_VERSION = 2
 """Raise when the same settings would give other answers or scores: old rows in stores are then left alone."""

@@ -188,10 +188,25 @@ def render(tokenizer: PreTrainedTokenizerBase, item: Item) -> list[int]:
 
 
 def prompt_text(tokenizer: PreTrainedTokenizerBase, item: Item) -> str:
-    """The prompt as text: chat messages as the tokenizer's chat template writes them. Raises as `render`."""
+    """The prompt as text: messages and tools as the tokenizer's chat template writes them. Raises as `render`."""
     if isinstance(item.prompt, str):
         return item.prompt
-    return _chat(tokenizer, item)
+    template = tokenizer.chat_template
+    if not template:
+        raise no_template(item)
+    if item.tools and "tools" not in str(template):
+        raise UserError(
+            f"item {item.id}: the tokenizer's chat template shows no tools; put them into a message"
+        )
+    messages = [dict(message) for message in item.prompt]
+    tools = [dict(tool) for tool in item.tools] or None
+    options = {"tools": tools, "add_generation_prompt": True, "tokenize": False}
+    try:
+        return apply_chat_template(tokenizer, messages, options)
+    except Exception as error:  # a template is the candidate's code
+        raise UserError(
+            f"item {item.id}: the chat template refuses its messages: {first_line(error)}"
+        ) from error
 
 
 def encode(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
@@ -218,26 +233,6 @@ def no_template(item: Item) -> UserError:
     return UserError(
         f"item {item.id}: chat messages need a chat template, and the tokenizer has none"
     )
-
-
-def _chat(tokenizer: PreTrainedTokenizerBase, item: Item) -> str:
-    """The item's messages and tools as the tokenizer's chat template writes them."""
-    template = tokenizer.chat_template
-    if not template:
-        raise no_template(item)
-    if item.tools and "tools" not in str(template):
-        raise UserError(
-            f"item {item.id}: the tokenizer's chat template shows no tools; put them into a message"
-        )
-    messages = [dict(message) for message in item.prompt if not isinstance(message, str)]
-    tools = [dict(tool) for tool in item.tools] or None
-    options = {"tools": tools, "add_generation_prompt": True, "tokenize": False}
-    try:
-        return apply_chat_template(tokenizer, messages, options)
-    except Exception as error:  # a template is the candidate's code
-        raise UserError(
-            f"item {item.id}: the chat template refuses its messages: {first_line(error)}"
-        ) from error
 
 
 # ------------------------------------------------------------ decoding

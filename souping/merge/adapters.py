@@ -11,12 +11,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from souping.checkpoints.checkpoint import Checkpoint
-from souping.checkpoints.compatibility import (
-    check_tokenizer,
-    compare_tokenizers,
-    same_values,
-    tied,
-)
+from souping.checkpoints.compatibility import check_tokenizer, compare_tokenizers, same_values, tied
 from souping.checkpoints.end_tokens import GENERATION, eos_token_ids
 from souping.checkpoints.fingerprints import Cache, fingerprint_of
 from souping.checkpoints.folder import TIED
@@ -27,15 +22,7 @@ from souping.core.files import expanded, folder_at
 from souping.core.folders import staged
 from souping.core.protocols import AdapterShape
 from souping.core.text import shown
-from souping.core.types import (
-    FloatArray,
-    Folders,
-    Json,
-    Names,
-    Recipe,
-    TokenIds,
-    UserError,
-)
+from souping.core.types import FloatArray, Folders, Json, Names, Recipe, TokenIds, UserError
 from souping.core.weight_similarity import PoolSimilarity
 from souping.merge import (
     CandidatePool,
@@ -46,7 +33,7 @@ from souping.merge import (
     SoupPlan,
     factors,
 )
-from souping.merge.alignment import Alignment
+from souping.merge.alignment import Alignment, lone_recipe
 from souping.merge.kernels import torch_dtype
 from souping.merge.live import LiveModule
 from souping.merge.plan import base_name, tokenizer_source
@@ -304,16 +291,11 @@ class AdapterPool(CandidatePool):
 
     def live(self, module: torch.nn.Module) -> AdapterLive:
         """The base's live module (loaded from `architecture_folder`), ready to take soups."""
-        if self._merge.adapters == "merge" and self._merge.dtype not in (None, self.base.dtype):
-            alone = Recipe(
-                ingredients=("base",),
-                fingerprints=("",),
-                weights=(1.0,),
-                dtype=str(self._merge.dtype),
-            )
-            LiveModule(
-                Alignment({"base": self.base}), module, nonfinite=self._merge.nonfinite
-            ).load_soup(alone)
+        dtype = self._merge.dtype
+        if self._merge.adapters == "merge" and dtype is not None and dtype != self.base.dtype:
+            models = Alignment({"base": self.base})
+            rounded = LiveModule(models, module, nonfinite=self._merge.nonfinite)
+            rounded.load_soup(lone_recipe("base", dtype))
         return AdapterLive(self, module)
 
     def reader(self) -> factors.TensorReader:

@@ -100,6 +100,11 @@ class Alignment:
         return pool
 
 
+def lone_recipe(name: str, dtype: str) -> Recipe:
+    """The recipe of one opened model, whose content does not matter."""
+    return Recipe(ingredients=(name,), fingerprints=("",), weights=(1.0,), dtype=dtype)
+
+
 def _alone(recipe: Recipe) -> bool:
     """Whether the soup is one model as it is."""
     return len(recipe.ingredients) == 1 and _effective(recipe) == (1.0,)

@@ -30,7 +30,7 @@ from souping.core.open_files import write_at
 from souping.core.text import shown
 from souping.core.types import FloatArray, Recipe, UserError
 from souping.merge import OptionalProgress
-from souping.merge.alignment import Alignment
+from souping.merge.alignment import Alignment, lone_recipe
 from souping.merge.kernels import narrow
 from souping.merge.mixing import chunks
 from souping.merge.plan import MergePlan, PlannedTensor
@@ -292,8 +292,9 @@ def base_plan(
     recipe: Recipe, name: str, base: Checkpoint, max_shard_size: int | str, nonfinite: str
 ) -> MergePlan:
     """The plan of the output's tensors: the base's, in the recipe's dtype, under the recipe's name."""
-    alone = Recipe(ingredients=(name,), fingerprints=("",), weights=(1.0,), dtype=recipe.dtype)
-    plan = Alignment({name: base}).plan(alone, max_shard_size=max_shard_size, nonfinite=nonfinite)
+    plan = Alignment({name: base}).plan(
+        lone_recipe(name, recipe.dtype), max_shard_size=max_shard_size, nonfinite=nonfinite
+    )
     return replace(plan, recipe=recipe)
 
 

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import mmap
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 from itertools import groupby
 from operator import attrgetter
@@ -31,12 +31,13 @@ from souping.core.text import first_line, listed
 from souping.core.types import FloatArray, Recipe, UserError
 from souping.merge import LoadableModel
 from souping.merge.alignment import Alignment
-from souping.merge.kernels import get_method, torch_dtype
+from souping.merge.kernels import torch_dtype
 from souping.merge.mixing import (
     Chunk,
     ThreadTask,
     blocks,
     chunk_gram,
+    final_weights,
     mixed,
     run_tasks,
     tensor_chunks,
@@ -72,21 +73,21 @@ class SoupMixer:
             for source in chunk.sources:
                 checkpoint = plan.ingredients[source.ingredient].checkpoint
                 rows.append(self._files.row(checkpoint, source.file))
-            for block in blocks(self._weighted(plan, chunk, rows)):
+            weighted = final_weights(plan, chunk, partial(self._gram, plan, rows))
+            for block in blocks(weighted):
                 first = (block.offset - tensor.offset) // size_of(tensor.dtype)
                 into = flat[first * size : (first + block.count) * size]
                 yield partial(self._mix, plan, block, rows, into, dtype)
 
-    def _weighted(self, plan: MergePlan, chunk: Chunk, rows: Sequence[ReadRow]) -> Chunk:
-        """The chunk with its final weights, which may need inner products of the whole band: no recipe changes them."""
-        method = get_method(plan.method)
-        if not chunk.indivisible or method.coefficients is None:
-            return chunk
+    def _gram(
+        self, plan: MergePlan, rows: Sequence[ReadRow], chunk: Chunk, base: bool
+    ) -> FloatArray:
+        """Inner products of a band's sources, which no recipe changes."""
         places = [(plan.ingredients[s.ingredient].name, s.file, s.offset) for s in chunk.sources]
         key = (*places, chunk.count)
         if key not in self._grams:
-            self._grams[key] = chunk_gram(chunk, method.base, partial(_read, rows))
-        return replace(chunk, weights=method.weigh(self._grams[key], chunk.weights))
+            self._grams[key] = chunk_gram(chunk, base, partial(_read, rows))
+        return self._grams[key]
 
     def _mix(
         self, plan: MergePlan, chunk: Chunk, rows: Sequence[ReadRow], into: Raw, dtype: str

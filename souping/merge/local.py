@@ -76,15 +76,17 @@ class ModelMerge(MergeBackend, Generic[P]):
         known = {field.name for field in fields(self) if field.init}
         return replace(self, **{key: value for key, value in settings.items() if key in known})
 
+    def open_checkpoint(self, path: Path, home: Path | None) -> Checkpoint:
+        """A checkpoint by these settings; a sharded one has the config and tokenizer of `home`."""
+        like = Like(home, rules_of(self.name_rules), self.format == "same")
+        return Checkpoint.open(path, self.allow_pickle, like)
+
     def align(self, checkpoints: Checkpoints) -> Alignment:
         homes = (checkpoint.like for checkpoint in checkpoints.values())
-        home = next((folder for folder in homes if folder is not None), None)
-        like = Like(home, rules_of(self.name_rules), self.format == "same")
-        base = (
-            Checkpoint.open(Path(self.base_model), self.allow_pickle, like)
-            if self.base_model
-            else None
-        )
+        base = None
+        if self.base_model:
+            home = next(filter(None, homes), None)
+            base = self.open_checkpoint(Path(self.base_model), home)
         return Alignment(checkpoints, base)
 
     def recipe(
@@ -141,7 +143,23 @@ class ModelMerge(MergeBackend, Generic[P]):
     def open(
         self, folders: Folders, cache: Cache = None, like: Like | None = None
     ) -> CandidatePool:
-        return open_pool(folders, self, cache, like)
+        """The pool of full models in these folders, or of adapters; the two do not mix (UserError)."""
+        kinds = {name: is_adapter(folder) for name, folder in folders.items()}
+        if not any(kinds.values()):
+            if self.rank is not None:
+                raise UserError(
+                    f"merge.rank={self.rank} is for soups of adapters, and no candidate is one: leave it out"
+                )
+            return FullModelPool(folders, self, cache, like)
+        full = [name for name, adapter in kinds.items() if not adapter]
+        if full:
+            adapters = [name for name, adapter in kinds.items() if adapter]
+            raise UserError(
+                f"the pool mixes adapters ({listed(adapters)}) and others ({listed(full)}): merge them first"
+            )
+        from souping.merge.adapters import AdapterPool
+
+        return AdapterPool(folders, self, cache)
 
 
 @component
@@ -302,12 +320,10 @@ class FullModelPool(CandidatePool, Generic[P]):
         self._cache = cache
         self._mixer = SoupMixer()
         self._samples = dict[Names, WeightSample]()
-        like = Like(
-            like.folder if like else None, rules_of(merge.name_rules), merge.format == "same"
-        )
-        self._checkpoints = dict[str, Checkpoint]()
-        for name, path in folders.items():
-            self._checkpoints[name] = Checkpoint.open(path, merge.allow_pickle, like)
+        home = like.folder if like else None
+        self._checkpoints = {
+            name: merge.open_checkpoint(path, home) for name, path in folders.items()
+        }
 
     @property
     def names(self) -> Names:
@@ -510,25 +526,3 @@ def note_ends(ends: Mapping[str, TokenIds]) -> list[str]:
     for name, tokens in ends.items():
         models.append(f"{name} {'/'.join(map(str, tokens)) or 'none'}")
     return [f"answers end at different tokens ({', '.join(models)}): the soup's end at any of them"]
-
-
-def open_pool(
-    folders: Folders, merge: ModelMerge[P], cache: Cache = None, like: Like | None = None
-) -> CandidatePool:
-    """The pool of full models in these folders, or of adapters; the two do not mix (UserError)."""
-    kinds = {name: is_adapter(folder) for name, folder in folders.items()}
-    if not any(kinds.values()):
-        if merge.rank is not None:
-            raise UserError(
-                f"merge.rank={merge.rank} is for soups of adapters, and no candidate is one: leave it out"
-            )
-        return FullModelPool(folders, merge, cache, like)
-    full = [name for name, adapter in kinds.items() if not adapter]
-    if full:
-        adapters = [name for name, adapter in kinds.items() if adapter]
-        raise UserError(
-            f"the pool mixes adapters ({listed(adapters)}) and others ({listed(full)}): merge them first"
-        )
-    from souping.merge.adapters import AdapterPool
-
-    return AdapterPool(folders, merge, cache)

@@ -24,18 +24,10 @@ from souping.core.fields import Name, Precision, Seed, component
 from souping.core.folders import staged, write_files
 from souping.core.reading import to_json
 from souping.core.text import missing
-from souping.core.types import (
-    Folders,
-    Json,
-    JsonObject,
-    Missing,
-    Recipe,
-    UserError,
-    frozen,
-)
+from souping.core.types import Folders, Json, JsonObject, Missing, Recipe, UserError, frozen
 from souping.core.weight_similarity import PoolSimilarity
 from souping.merge import CandidatePool, Extra, LoadableModel, Nonfinite, OptionalProgress, SoupPlan
-from souping.merge.alignment import Alignment
+from souping.merge.alignment import Alignment, lone_recipe
 from souping.merge.local import ModelMerge
 from souping.merge.plan import Ingredient, MergePlan, check_ingredients
 from souping.merge.soup_files import RECIPE, generation_config, soup_files, write_soup_files
@@ -256,12 +248,9 @@ class MergekitLive(LoadableModel):
         with tempfile.TemporaryDirectory(prefix="souping-") as folder:
             out = self._merge.write(self._merge.plan(recipe, self._models), Path(folder) / "soup")
             soup = Checkpoint.open(out)
-            alone = Recipe(
-                ingredients=("soup",), fingerprints=("",), weights=(1.0,), dtype=soup.dtype
-            )
-            LiveModule(
-                Alignment({"soup": soup}), self._module, nonfinite=self._merge.nonfinite
-            ).load_soup(alone)
+            models = Alignment({"soup": soup})
+            live = LiveModule(models, self._module, nonfinite=self._merge.nonfinite)
+            live.load_soup(lone_recipe("soup", soup.dtype))
 
 
 EXPORTED_METHODS = ("linear", "task_arithmetic", "slerp")

@@ -261,15 +261,17 @@ def _first_not_finite(chunk: Chunk, rows: Sequence[Raw]) -> tuple[int, int] | No
 
 Read = Callable[[Chunk, int, Raw], None]
 """read(chunk, number of the source, buffer to fill)"""
+InnerProducts = Callable[[Chunk, bool], FloatArray]
+"""inner_products(chunk, whether the first source is a base) -> `chunk_gram` of it"""
 
 
-def final_weights(plan: MergePlan, chunk: Chunk, read: Read) -> Chunk:
+def final_weights(plan: MergePlan, chunk: Chunk, inner_products: InnerProducts) -> Chunk:
     """The chunk with its final weights, which may need statistics of the whole band."""
     method = get_method(plan.method)
     if not chunk.indivisible or method.coefficients is None:
         return chunk
-    inner_products = chunk_gram(chunk, method.base, read)
-    return replace(chunk, weights=method.weigh(inner_products, chunk.weights))
+    inner = inner_products(chunk, method.base)
+    return replace(chunk, weights=method.weigh(inner, chunk.weights))
 
 
 def function_of(plan: MergePlan, chunk: Chunk) -> Combine:

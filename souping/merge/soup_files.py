@@ -12,7 +12,7 @@ from typing import Any
 
 from souping.checkpoints.end_tokens import GENERATION, eos_token_ids
 from souping.checkpoints.folder import INDEX
-from souping.checkpoints.header import TORCH_NAMES, inside, parse_json, small
+from souping.checkpoints.header import TORCH_NAMES, inside, json_object, parse_json, small
 from souping.checkpoints.quantised import plain_config
 from souping.core.folders import STAGING_MARK, write_files
 from souping.core.types import Recipe, UserError
@@ -130,9 +130,9 @@ def generation_config(
         return {}
     path = inside(folder, GENERATION)
     if path.is_file():
-        table: dict[str, Any] = parse_json(path, small(path))
+        table = json_object(path)
     else:
-        config = parse_json(folder / "config.json", small(folder / "config.json"))
+        config = json_object(folder / "config.json")
         table = {key: config[key] for key in ("bos_token_id", "pad_token_id") if key in config}
     table["eos_token_id"] = ends if len(ends) > 1 else ends[0]
     return {GENERATION: (json.dumps(table, indent=2) + "\n").encode()}

@@ -14,9 +14,9 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from souping.checkpoints.checkpoint import Checkpoint, Checkpoints
-from souping.checkpoints.header import FLOATS, TORCH_DTYPES, TORCH_NAMES, Tensor, size_of, widest
+from souping.checkpoints.header import FLOATS, TORCH_DTYPES, TORCH_NAMES, widest
 from souping.checkpoints.reader import WeightReader
-from souping.checkpoints.views import widen
+from souping.checkpoints.views import Float32, widen
 from souping.core.types import FloatArray, Names
 from souping.core.weight_similarity import ModelSimilarity, PoolSimilarity, Rounding
 from souping.merge.kernels import narrow
@@ -203,7 +203,7 @@ def _blocks(pool: Sequence[Checkpoint]) -> Iterator[SampledBlock]:
     with ExitStack() as stack:
         readers = [stack.enter_context(WeightReader(model, exact=True)) for model in pool]
         count = min(MOST_BLOCKS, max(FEWEST_BLOCKS, READS // len(pool)))
-        read: Callable[..., Iterator[FloatArray]] = map
+        read: Callable[..., Iterator[Float32]] = map
         if any(reader.remote for reader in readers):
             # Every read is a request.
             count = FEWEST_BLOCKS
@@ -213,23 +213,13 @@ def _blocks(pool: Sequence[Checkpoint]) -> Iterator[SampledBlock]:
             parts = matrices[number * len(matrices) // count]
             size = min(part.count for part in parts)
             start = int(number * GOLDEN_RATIO % 1 * max(0, size - BLOCK))
-            for model, reader, part in zip(pool, readers, parts, strict=True):
-                places.append((model, reader, part, start, min(BLOCK, size)))
-        rows = read(_values, *zip(*places, strict=True))
+            for reader, part in zip(readers, parts, strict=True):
+                places.append((reader, part, start, min(BLOCK, size)))
+        rows = read(WeightReader.values, *zip(*places, strict=True))
         for number in range(count):
             parts = matrices[number * len(matrices) // count]
             yield SampledBlock(
-                values=np.stack([next(rows) for _ in pool]),
+                values=np.stack([next(rows) for _ in pool], dtype=np.float64),
                 dtypes=tuple(part.dtype for part in parts),
                 share=min(part.count for part in parts) * len(matrices) / count,
             )
-
-
-def _values(
-    model: Checkpoint, reader: WeightReader, part: Tensor, start: int, count: int
-) -> FloatArray:
-    """`count` values of a tensor from value `start` on."""
-    size = size_of(part.dtype)
-    raw = np.empty(count * size, np.uint8)
-    reader.read(model.file_number(part), raw, part.offset + start * size)
-    return widen(raw, part.dtype).astype(np.float64)

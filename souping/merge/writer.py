@@ -28,6 +28,7 @@ from souping.merge.mixing import (
     BlockMixer,
     Chunk,
     ThreadTask,
+    chunk_gram,
     chunks,
     complaint,
     final_weights,
@@ -82,8 +83,9 @@ def fill_shards(
                 raise
 
         def tasks() -> Iterator[ThreadTask]:
+            inner_products = partial(chunk_gram, read=files.read)
             for chunk in work:
-                weighted = final_weights(plan, chunk, files.read)
+                weighted = final_weights(plan, chunk, inner_products)
                 for block in mixer.blocks(weighted):
                     yield partial(write_block, block, digests.promised(block))
 

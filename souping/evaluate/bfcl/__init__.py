@@ -39,11 +39,7 @@ from souping.core.types import (
 )
 from souping.evaluate import machine
 from souping.evaluate.benchmark import outline_items
-from souping.evaluate.bfcl.benchmark import (
-    BfclBenchmark,
-    chosen_categories,
-    needs_full,
-)
+from souping.evaluate.bfcl.benchmark import BfclBenchmark, chosen_categories, needs_full
 from souping.evaluate.servers.choices import Server
 from souping.evaluate.servers.process import Process, ServerError, models_at
 from souping.evaluate.templates import generation_notes

@@ -45,8 +45,6 @@ QUIET = {
     "PYTHONUNBUFFERED": "1",
     "VLLM_NO_USAGE_STATS": "1",
 }
-NEEDS = ("transformers", "fastapi", "uvicorn", "openai", "torch")
-"""Packages that `transformers serve` imports."""
 Url = Annotated[
     str, Form(r"https?://[^/\s@?#]+(/v1)?/?", "the address of a server, as http://127.0.0.1:8000")
 ]
@@ -378,7 +376,7 @@ class TransformersServer(Server):
     module = "transformers.cli.transformers"
     kind = "transformers"
     version = 2
-    packages = NEEDS
+    packages = ("transformers", "fastapi", "uvicorn", "openai", "torch")
     extra = "serving"
     how_to_start = "on this machine without a model (`transformers serve --port P`)"
 

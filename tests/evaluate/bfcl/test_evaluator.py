@@ -23,7 +23,7 @@ from souping.evaluate.bfcl import BfclEvaluator, Environment
 from souping.evaluate.bfcl.benchmark import BfclBenchmark
 from souping.evaluate.engines.transformers import load_module
 from souping.evaluate.identity import evaluator_fingerprint, look
-from souping.evaluate.servers.choices import NEEDS, TransformersServer, VllmServer
+from souping.evaluate.servers.choices import TransformersServer, VllmServer
 from souping.evaluate.servers.process import free_port
 from tests.conftest import Cli, recipe
 from tests.support.evaluators import DeadServer
@@ -34,7 +34,7 @@ MODEL = Path(demo.path("tuned_python"))
 OTHER = Path(demo.path("tuned_javascript"))
 TEMPLATE = "{% for m in messages %}<{{ m.role }}>{{ m.content }}\n{% endfor %}<assistant>"
 served = pytest.mark.skipif(
-    any(importlib.util.find_spec(name) is None for name in NEEDS),
+    any(importlib.util.find_spec(name) is None for name in TransformersServer.packages),
     reason="needs the extra `serving`",
 )
 

@@ -22,7 +22,7 @@ import pytest
 from souping import demo
 from souping.core.fields import component
 from souping.core.types import Missing, UserError, digest
-from souping.evaluate.servers.choices import NEEDS, TransformersServer, VllmServer
+from souping.evaluate.servers.choices import TransformersServer, VllmServer
 from souping.evaluate.servers.process import (
     LONGEST_ANSWER_BYTES,
     Process,
@@ -226,7 +226,7 @@ def test_a_running_server_is_refused_in_two_lines(
 
 
 real = pytest.mark.skipif(
-    any(importlib.util.find_spec(name) is None for name in NEEDS),
+    any(importlib.util.find_spec(name) is None for name in TransformersServer.packages),
     reason="needs the extra `serving`",
 )
 

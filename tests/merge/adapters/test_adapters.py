@@ -18,7 +18,7 @@ from safetensors.torch import load_file, save_file
 
 from souping.core.types import UserError
 from souping.merge.adapters import AdapterPool
-from souping.merge.local import LocalMerge, open_pool
+from souping.merge.local import LocalMerge
 from tests.conftest import Cli, pool_of
 from tests.support.adapters import PREFIX, change_config, deltas, save_adapter, weighted
 from tests.support.family import save_tokenizer
@@ -48,7 +48,7 @@ def two(folder: Path, base: Path, **config: Any) -> dict[str, Path]:
 
 
 def opened(folders: dict[str, Path], **merge: Any) -> AdapterPool:
-    pool = open_pool(folders, LocalMerge(**merge))
+    pool = LocalMerge(**merge).open(folders)
     assert isinstance(pool, AdapterPool)
     return pool
 

@@ -16,7 +16,7 @@ from transformers import AutoModelForCausalLM
 
 from souping.core.types import UserError
 from souping.merge.adapters import AdapterPool
-from souping.merge.local import LocalMerge, open_pool
+from souping.merge.local import LocalMerge
 from tests.conftest import Cli
 from tests.support.adapters import save_adapter
 
@@ -72,7 +72,7 @@ def pool_of(folder: Path, base: Path, every: Mapping[str, Settings], **merge: An
         name: train(folder / name, base, seed, settings)
         for seed, (name, settings) in enumerate(every.items(), 1)
     }
-    pool = open_pool(folders, LocalMerge(**merge))
+    pool = LocalMerge(**merge).open(folders)
     assert isinstance(pool, AdapterPool)
     return pool
 
@@ -172,7 +172,7 @@ def test_merged_model_is_what_peft_merges(dtype: torch.dtype, tmp_path: Path) ->
     pool = pool_of(tmp_path, base, CASES["patterns"], adapters="merge", max_shard_size="20KB")
     recipe = pool.recipe(WEIGHTS)
     out = pool.write(recipe, tmp_path / "full")
-    kept = open_pool({n: tmp_path / n for n in WEIGHTS}, LocalMerge())
+    kept = LocalMerge().open({n: tmp_path / n for n in WEIGHTS})
     assert kept is not None
     soup = kept.write(kept.recipe(WEIGHTS), tmp_path / "soup")
     merged = peft.PeftModel.from_pretrained(load_base(base), soup).merge_and_unload().state_dict()
@@ -210,7 +210,7 @@ def test_embeddings_that_the_base_ties(tie: bool, tmp_path: Path) -> None:
         with pytest.raises(
             UserError, match=r"embed_tokens, whose weight the base ties.*merge\.adapters=keep"
         ):
-            open_pool({"a": tmp_path / "a", "b": tmp_path / "b"}, LocalMerge(adapters="merge"))
+            LocalMerge(adapters="merge").open({"a": tmp_path / "a", "b": tmp_path / "b"})
 
 
 def test_weights_stored_the_other_way_round(tmp_path: Path) -> None:

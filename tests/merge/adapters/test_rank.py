@@ -11,7 +11,7 @@ from safetensors.torch import load_file
 
 from souping.core.types import UserError
 from souping.merge.adapters import AdapterPool
-from souping.merge.local import LocalMerge, open_pool
+from souping.merge.local import LocalMerge
 from tests.conftest import Cli
 from tests.support.adapters import deltas, save_adapter, weighted
 from tests.support.hub import files_of
@@ -31,7 +31,7 @@ def folders(family: Path, tmp_path: Path) -> dict[str, Path]:
 
 
 def opened(folders: dict[str, Path], rank: int | None) -> AdapterPool:
-    pool = open_pool(folders, LocalMerge(rank=rank))
+    pool = LocalMerge(rank=rank).open(folders)
     assert isinstance(pool, AdapterPool)
     return pool
 
@@ -106,8 +106,8 @@ def test_the_rank_is_part_of_the_soup_and_of_its_rebuild(
 
 def test_a_rank_without_a_meaning_is_refused(folders: dict[str, Path], family: Path) -> None:
     with pytest.raises(UserError, match=r"merge\.rank"):
-        open_pool(folders, LocalMerge(rank=2, adapters="merge"))
+        LocalMerge(rank=2, adapters="merge").open(folders)
     with pytest.raises(UserError, match=r"merge\.rank"):
-        open_pool({"ant": family / "ant"}, LocalMerge(rank=2))
+        LocalMerge(rank=2).open({"ant": family / "ant"})
     with pytest.raises(UserError, match="rank"):
         LocalMerge(rank=0)
