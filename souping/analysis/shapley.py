@@ -177,16 +177,19 @@ class _Values:
 
 
 def _level(game: _Game, values: _Values, size: int) -> ShapleyLevel:
-    """The Shapley values of players of one size; they sum to v(all) - v(nobody), to rounding (`efficiency_gap`)."""
-    scores_of = {}
+    """Shapley values of the players that are `size` models each (1, 2 or 3).
+
+    They sum to v(all) - v(nobody) over these players, to rounding (`efficiency_gap`).
+    """
+    value_of = {}
     for player, coefficients in exact_coefficients(game.players(size)).items():
-        scores_of[player] = values.combine(coefficients)
+        value_of[player] = values.combine(coefficients)
     gain = values.of_all - values.of_nobody
-    gap = abs(sum(map(values.objective, scores_of.values())) - gain)
+    gap = abs(sum(map(values.objective, value_of.values())) - gain)
     return ShapleyLevel(
         size=size,
         kind=SUBSET_KINDS[size],
-        models=tuple(values.player(player, scores) for player, scores in scores_of.items()),
+        models=tuple(values.player(player, value) for player, value in value_of.items()),
         efficiency_gap=values.run.unit.size(gap),
     )
 

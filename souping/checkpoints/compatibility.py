@@ -118,6 +118,10 @@ def _slot(
     pool: Checkpoints,
     vocab: str,
 ) -> AlignedTensor:
+    """A tensor of all models. Rows of vocabularies that differ become their union or intersection, as `vocab` says.
+
+    Of other shapes that differ, the first stands here: `_refuse_shapes` refuses them.
+    """
     parts = tuple(table[name] for table in tables.values())
     shapes = [part.shape for part in parts]
     shape = shapes[0]

@@ -14,7 +14,7 @@ from souping.core.system import __version__, program
 
 
 def completed() -> bool:
-    """Complete commands for a shell; False if Hydra has to complete the other words.
+    """Print what completes a command's name for a shell; False if Hydra has to complete the words after it.
 
     The shell passes the line in COMP_LINE. Hydra does not know commands, so it gets their overrides.
     """
@@ -22,12 +22,15 @@ def completed() -> bool:
     command, space, after = line.lstrip().partition(" ")
     if not space:
         print("\n".join(name for name in (*COMMANDS, "help") if name.startswith(command)))
+        # It may become an override of `run`, which Hydra completes.
         return False
     if command == "help":
         print("\n".join((*COMMANDS, *groups())))
         return True
     if command not in COMMANDS:
+        # Overrides of `run`.
         return False
+    # None of a command that parses its own arguments.
     overrides = COMMANDS[command].overrides
     if overrides is not None:
         os.environ["COMP_LINE"] = " ".join([app, *overrides, after])

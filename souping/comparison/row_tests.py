@@ -127,7 +127,10 @@ def _row_verdict(
     verdict: tuple[Word | Literal[""], str],
     required: bool,
 ) -> RowVerdict:
-    """A row, its numbers in the direction of its metric."""
+    """A row with its verdict, its numbers in the direction of its metric.
+
+    `tests` is how many tests it is corrected for; max-T's number need not be whole.
+    """
     row = test.row
     comparison = test.comparison(tests)
     difference = comparison.difference
@@ -140,6 +143,7 @@ def _row_verdict(
     base, mean = test.means()
     word, reason = verdict
     power = RunPower(comparison=comparison, scores=row.scores, a=test.model, b=test.baseline)
+    # Without a variance between runs, the degrees of freedom are infinite.
     several_runs = math.isfinite(comparison.degrees)
     return RowVerdict(
         model=test.model,

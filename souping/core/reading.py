@@ -67,7 +67,7 @@ def to_json(value: Any, levels: int = MAX_DEPTH) -> Json:
 
 
 def _table(value: Any) -> dict[str, Any]:
-    """{key: value} of a dataclass, without the fields that are left out."""
+    """{key: value} of a dataclass: unknown keys beside the known ones, empty defaults only where null is written."""
     table = dict[str, Any]()
     for field in dataclasses.fields(value):
         inner = getattr(value, field.name)

@@ -298,6 +298,7 @@ class WeightedLayout:
         """A tensor of the soup, not yet placed in a shard."""
         slot = tensor.slot
         if tensor.bands:
+            # Of the pattern in `merge.tensor_weights` that the name matches; -1 for the recipe's weights.
             number = self._number(slot.name)
             mixes = [self._mix(band.have, tensor.stored, number) for band in tensor.bands]
             dtype = mixes[0].dtype
@@ -308,6 +309,7 @@ class WeightedLayout:
                     PlannedBand(mix.op_on(tensor), band.start, band.count, sources, mix.weights)
                 )
         else:
+            # Not floats: merging checks that the ingredients have the same bytes.
             first = slot.parts[0]
             dtype = first.dtype
             weights = (1.0,) * len(tensor.sources)

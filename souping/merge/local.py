@@ -249,14 +249,17 @@ class LocalMerge(ModelMerge[MergePlan]):
 
     def weighted_sum(self, weights: Weights) -> WeightedSum | None:
         method = get_method(self.method)
+        # Weights by tensor, weights that depend on the tensors, or no sum at all.
         if self.tensor_weights or method.coefficients or method.function not in COMPILED_METHODS:
             return None
         shares = np.array(weights) / sum(weights)
         of_base = 0.0
         if method.base:
+            # base + scale * sum_k w_k (x_k - base)
             shares = self.scale * np.array(weights)
             of_base = 1 - float(shares.sum())
         if self.base_model:
+            # The last model, with weight 0 if the method has no base.
             shares = np.append(shares, of_base)
         return WeightedSum(shares, self.dtype)
 

@@ -88,7 +88,8 @@ def chunks(plan: MergePlan) -> list[Chunk]:
 def tensor_chunks(plan: MergePlan, tensor: PlannedTensor) -> list[Chunk]:
     """One tensor's bands as chunks; empty ones are left out."""
     method = get_method(plan.method)
-    bands_matter = method.whole or method.coefficients is not None
+    # The method sees all elements of a band at once, or takes its weights from them.
+    needs_band = method.whole or method.coefficients is not None
     chunks_of_tensor = list[Chunk]()
     for band in tensor.bands:
         if not band.count:
@@ -101,7 +102,7 @@ def tensor_chunks(plan: MergePlan, tensor: PlannedTensor) -> list[Chunk]:
             dtype=tensor.dtype,
             sources=band.sources,
             weights=band.weights,
-            indivisible=bands_matter and band.op == "mix",
+            indivisible=needs_band and band.op == "mix",
             whole=method.whole and band.op == "mix",
         )
         chunks_of_tensor.append(chunk)

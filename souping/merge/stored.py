@@ -335,6 +335,7 @@ def load_plan(path: Path) -> MergePlan:
         for name, folder in table["folders"].items():
             models[name] = Checkpoint.open(Path(folder), allow_pickle, like)
         ingredients = {name: models.pop(name) for name in recipe.ingredients}
+        # The folder that is left is the base model's.
         base = next(iter(models.values()), None)
         alignment = Alignment(ingredients, base)
         make_plan = alignment.plan

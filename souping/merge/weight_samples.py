@@ -98,24 +98,27 @@ class WeightSample:
     def rounding(self, soup: WeightedSum) -> Rounding:
         """What storing this soup loses, by sums of squares over the blocks.
 
-        With soup s, its rounded weights r and base b: error |r - s| / min_k |s - x_k|, kept (r - b)(s - b) / |s - b|^2.
+        With soup s (`exact`), its rounded weights r (`stored`) and base b: error |r - s| / min_k |s - x_k|, and kept
+        (r - b)(s - b) / |s - b|^2.
         """
         values = np.concatenate([block.values for block in self.blocks], axis=1)  # [M, N]
         exact = soup.weights @ values
+        # [N] elements of the model that each sampled element stands for.
         elements = [block.values.shape[1] for block in self.blocks]
         shares = [block.share / size for block, size in zip(self.blocks, elements, strict=True)]
         scale = np.repeat(shares, elements)
         tags = [self._dtype(block, soup) for block in self.blocks]
         stored = np.empty_like(exact)
         for tag in set(tags):
-            own = np.repeat([name == tag for name in tags], elements)
-            stored[own] = widen(narrow(exact[own].astype(np.float32), tag), tag)
+            of_dtype = np.repeat([name == tag for name in tags], elements)
+            stored[of_dtype] = widen(narrow(exact[of_dtype].astype(np.float32), tag), tag)
 
         used = np.flatnonzero(soup.weights[: len(self.models)])
         nearest = min(float(scale @ (exact - values[k]) ** 2) for k in used)
         error = float(scale @ (stored - exact) ** 2)
         change = exact - values[-1]
         square = float(scale @ change**2)
+        # (r - b)(s - b) = |s - b|^2 - (s - b)(s - r).
         lost = float(scale @ (change * (exact - stored)))
         return Rounding(
             dtype="+".join(sorted(TORCH_DTYPES[tag] for tag in set(tags))),

@@ -80,7 +80,10 @@ def spans(
 
 
 def selections(table: PaperTable) -> JsonObject:
-    """Selection of every reading from one table, compared with the paper's own choice."""
+    """What each reading of Algorithm 1 selects from one table, and each range of thresholds.
+
+    `stated` is the literal reading; `beside` says how a selection differs from the paper's own, if it names one.
+    """
     scores = table.scores
     chosen = table.chosen
     stated = STATED.select(scores)

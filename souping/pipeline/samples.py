@@ -152,6 +152,10 @@ def sample(
 
 
 def _model(records: Sequence[Record], score: float) -> dict[str, Json]:
+    """What one model answered to an item (a record for each repeat), by the keys of lm-eval's samples.
+
+    The outcome is the worst of the repeats.
+    """
     outputs = [record.output for record in records]
     outcomes = [record.outcome for record in records]
     model: dict[str, Json] = {"resps": [outputs], "filtered_resps": outputs, "score": score}

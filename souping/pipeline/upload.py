@@ -287,10 +287,10 @@ def _licences(recipe: RecipeSummary, store: Path | None, online: bool) -> dict[s
 
 def _with_licences(text: str, licences: Mapping[str, str]) -> str:
     """The card with a list of the licences at its end; one that all models have is in the front matter too."""
-    # A soup that comes back from the Hub has the list already.
+    # A soup that comes back from the Hub has the list already: the line under its heading.
     text, _, old_list = text.partition(LICENCE_HEADING)
     text += "\n" + old_list.partition("\n")[2]
-    # Users edit cards, and a list of licences has no single name.
+    # Only one plain name goes into the front matter, and never over what a user wrote there.
     front = _front_matter(text)
     names = set(licences.values())
     common = names.pop() if len(names) == 1 else ""

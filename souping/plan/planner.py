@@ -73,6 +73,7 @@ class _Planner:
         self.pool: Candidates = PlannedPool(candidates=run.pool.resolve())
 
     def plan(self) -> Plan:
+        """The plan; its `reasons` are why the run cannot start here."""
         plan = Plan(run=self.run, machine=machine_facts())
         if self.run.selects_from_table:
             self.faults += map(str, checks.refusals(self.run, {}, ()))
@@ -82,6 +83,7 @@ class _Planner:
             self._plan_evaluations(plan)
         with self._attempt():
             plan.upload = self._upload(plan)
+        plan.missing = unique_needs([*plan.missing, *self.lacking])
         plan.faults = list(dict.fromkeys(self.faults))
         reasons = [*plan.missing]
         reasons += [Missing(what=fault) for fault in plan.faults]
@@ -115,9 +117,7 @@ class _Planner:
         plan.stages = self._stages(plan)
         plan.speeds = self._speeds(plan)
         plan.requirements = requirements_of(self.run, plan.models, plan.machine, evaluators)
-        plan.missing = unique_needs(
-            [*missing_here(self.run, plan.models, plan.machine, evaluators), *self.lacking]
-        )
+        plan.missing = missing_here(self.run, plan.models, plan.machine, evaluators)
 
     def _upload(self, plan: Plan) -> Section | None:
         """What `upload=` would send: a soup of what may be selected."""

@@ -305,19 +305,20 @@ class SearchRun:
         of the budget to finish one soup."""
         trials = self._optimiser.max_trials
         budget = self._optimiser.max_items
-        if trials is not None and self._is_new(query) and self._started_trials >= trials:
+        if trials is not None and self._starts_trial(query) and self._started_trials >= trials:
             return False
         if budget is None:
             return True
         price = len(self._items if query.items is None else query.items)
         return self._requested_items + price <= budget
 
-    def _is_new(self, query: Query) -> bool:
+    def _starts_trial(self, query: Query) -> bool:
         """Whether it counts as a trial: the first query of a soup, or the whole split at once."""
         return query.items is None or query.weights not in self._counted
 
     def _submit(self, query: Query) -> None:
-        if self._is_new(query):
+        """Send a query's items to the evaluator; a query without items is of the whole split."""
+        if self._starts_trial(query):
             self._counted.add(query.weights)
             self._started_trials += 1
         soup = self._soup(query.weights)

@@ -100,7 +100,8 @@ def answers(folder: Path, items: Sequence[str]) -> tuple[Record, ...]:
         return ()
     lines = load_lines(path, ToldAnswer)
     keys = ToldAnswer.__annotations__.keys()
-    if [line["item"] for line in lines] != items or any(line.keys() != keys for line in lines):
+    told = [line["item"] for line in lines]
+    if told != list(items) or any(line.keys() != keys for line in lines):
         raise UserError(f"{path}: not what `tell` wrote: remove it, and tell the log again")
     return tuple(Record(**line) for line in lines)
 
