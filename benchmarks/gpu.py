@@ -32,7 +32,7 @@ from souping.merge.local import LocalMerge
 from souping.pipeline.serving import SoupServer
 
 BATCHES = (1, 8, 64)
-DTYPE = "bfloat16"
+DTYPES = {"cuda": "bfloat16", "cpu": "float32"}
 
 
 def main() -> int:
@@ -41,7 +41,7 @@ def main() -> int:
         print("benchmarks/gpu.py: this machine has no GPU that torch can use", file=sys.stderr)
         return 2
     name = torch.cuda.get_device_name() if given.device == "cuda" else "CPU"
-    print(f"{name}, torch {torch.__version__}, {DTYPE}\n")
+    print(f"{name}, torch {torch.__version__}, {DTYPES[given.device]}\n")
     with tempfile.TemporaryDirectory() as place:
         folders = {name: Path(place) / name for name in load_soups.NAMES}
         for seed, folder in enumerate(folders.values()):
@@ -78,14 +78,14 @@ def merges(folders: Mapping[str, Path], out: Path, rounds: int) -> None:
 
 def loads(folders: Mapping[str, Path], device: str) -> None:
     pool = LocalMerge().open(folders)
-    module = load_module(folders["0"], ModuleSettings(device=device, dtype=DTYPE))
+    module = load_module(folders["0"], ModuleSettings(device=device, dtype=DTYPES[device]))
     seconds = load_soups.load_times(pool.live(module))
     milliseconds = 1e3 * statistics.median(seconds)
     print(f"\nload of {pool.soup_bytes / 1e9:.2f} GB: median {milliseconds:.1f} ms")
 
 
 def searches(folder: Path, device: str) -> None:
-    settings = (f"evaluator.device={device}", f"evaluator.dtype={DTYPE}")
+    settings = (f"evaluator.device={device}", f"evaluator.dtype={DTYPES[device]}")
     cost = main_job.run("adaptive", folder, settings)
     print(
         f"search: {cost['stage']:.1f} s, {cost['answering']:.1f} s of it for {cost['items']:.0f} items"
@@ -101,7 +101,7 @@ def flips(models: Mapping[str, Path], items: Sequence[Item], device: str) -> Non
     for name in models:
         at_one = list[Record]()
         for batch in BATCHES:
-            evaluator = LocalEvaluator(batch_size=batch, device=device, dtype=DTYPE)
+            evaluator = LocalEvaluator(batch_size=batch, device=device, dtype=DTYPES[device])
             model = server.serve(evaluator, pool.recipe({name: 1.0}))
             records = evaluator.evaluate(model, items)
             at_one = at_one or records
