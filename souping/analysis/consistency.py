@@ -211,7 +211,7 @@ POPULATIONS = {"before": "candidates", "after": "soups of the search"}
 NULLS = {
     "independent": (
         "mixtures, independent draws",
-        "every soup draws a ingredient for each group of items by itself",
+        "every soup draws an ingredient for each group of items by itself",
     ),
     "shared": (
         "mixtures, one draw per group",

@@ -313,6 +313,9 @@ class TestArrays:
         arrays = compared(np.array(self.BASE), np.array(self.CAND))
         assert compared(*frames).verdicts == arrays.verdicts
         assert compared(*(frame["score"] for frame in frames)).verdicts == arrays.verdicts
+        # The items of a table may be numbers too, in another order.
+        with pytest.raises(UserError, match="do not compare"):
+            compared(np.array(self.BASE), frames[1])
 
     def test_nan_is_a_missing_answer(self) -> None:
         scores = np.array(self.CAND, dtype=float)
