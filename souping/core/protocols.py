@@ -531,6 +531,15 @@ class Evaluator(Component, ABC):
     @abstractmethod
     def settings(self) -> Mapping[str, Json]: ...
 
+    @property
+    def fingerprint(self) -> str:
+        """Digest of the settings, which keys the evaluator's answers in the store (UserError if they are no JSON)."""
+        try:
+            return digest(dict(self.settings))
+        except TypeError as error:
+            plain = "a dict of texts, numbers, lists and dicts"
+            raise UserError(f"evaluator {named(self)}: settings are {plain}: {error}") from None
+
     @abstractmethod
     def batches(self, items: Sequence[Item], repeat: int = 0) -> list[tuple[Item, ...]]: ...
 

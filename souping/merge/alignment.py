@@ -19,7 +19,7 @@ from souping.checkpoints.compatibility import AlignedTensor, align
 from souping.checkpoints.folder import SINGLE
 from souping.checkpoints.header import BITS, FLOATS, TORCH_NAMES, widest
 from souping.core.fields import check_weights
-from souping.core.text import listed, parse_size
+from souping.core.text import listed
 from souping.core.types import Recipe, UserError, Weights
 from souping.merge.kernels import check_method, get_method
 from souping.merge.plan import (
@@ -59,7 +59,7 @@ class Alignment:
         self,
         recipe: Recipe,
         *,
-        max_shard_size: int | str = DEFAULT_SHARD,
+        shard_bytes: int = DEFAULT_SHARD,
         nonfinite: str = "error",
         tokenizer_from: str | None = None,
     ) -> MergePlan:
@@ -68,7 +68,6 @@ class Alignment:
         Raises:
             UserError: the ingredients do not fit each other, the method or its settings.
         """
-        shard_bytes = parse_size(max_shard_size, "merge.max_shard_size")
         return self.weighted_layout(recipe).plan(shard_bytes, nonfinite, tokenizer_from)
 
     def weighted_layout(self, recipe: Recipe) -> WeightedLayout:

@@ -289,11 +289,11 @@ def adapter_config_text(
 
 
 def base_plan(
-    recipe: Recipe, name: str, base: Checkpoint, max_shard_size: int | str, nonfinite: str
+    recipe: Recipe, name: str, base: Checkpoint, shard_bytes: int, nonfinite: str
 ) -> MergePlan:
     """The plan of the output's tensors: the base's, in the recipe's dtype, under the recipe's name."""
     plan = Alignment({name: base}).plan(
-        lone_recipe(name, recipe.dtype), max_shard_size=max_shard_size, nonfinite=nonfinite
+        lone_recipe(name, recipe.dtype), shard_bytes=shard_bytes, nonfinite=nonfinite
     )
     return replace(plan, recipe=recipe)
 

@@ -16,11 +16,11 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from souping.checkpoints.header import TORCH_NAMES
-from souping.checkpoints.views import Float32, widen
+from souping.checkpoints.views import Float32
 from souping.core.protocols import WeightSamples
 from souping.core.text import listed
 from souping.core.types import BoolArray, Recipe, UserError, frozen
-from souping.merge.kernels import linear, narrow
+from souping.merge.kernels import linear, torch_dtype
 
 if TYPE_CHECKING:
     import torch
@@ -165,7 +165,7 @@ def _equal(
     for dtype in set(dtypes):
         of_dtype = np.repeat([other == dtype for other in dtypes], counts)
         soup_dtype = TORCH_NAMES.get(recipe.dtype, dtype)
-        soup = cast(cast(average, soup_dtype), dtype)
+        soup = _rounded(_rounded(average, soup_dtype), dtype)
         error = np.abs(samples.values - soup)
         # Candidates, soup and the engine's copy were each rounded by half a unit in the last place.
         bits = min(SIGNIFICANT_BITS[dtype], SIGNIFICANT_BITS[soup_dtype])
@@ -174,6 +174,9 @@ def _equal(
     return equal
 
 
-def cast(values: Float32, dtype: str) -> Float32:
-    """fp32 values rounded to `dtype`."""
-    return widen(narrow(values, dtype), dtype)
+def _rounded(values: Float32, dtype: str) -> Float32:
+    """fp32 values rounded to `dtype`, as fp32."""
+    import torch
+
+    rounded: Float32 = torch.from_numpy(values).to(torch_dtype(dtype)).float().numpy()
+    return rounded

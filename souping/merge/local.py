@@ -197,7 +197,7 @@ class LocalMerge(ModelMerge[MergePlan]):
 
     def __post_init__(self) -> None:
         method = get_method(self.method)
-        parse_size(self.max_shard_size, "merge.max_shard_size")
+        _ = self.shard_bytes
         if not method.base and self.scale != 1:
             raise UserError(
                 f"merge.scale={self.scale} needs a method with a base, as merge.method=task_arithmetic"
@@ -217,6 +217,11 @@ class LocalMerge(ModelMerge[MergePlan]):
             raise UserError(
                 f"merge.moe_router={self.moe_router} works with merge.method=linear only, not {self.method}"
             )
+
+    @cached_property
+    def shard_bytes(self) -> int:
+        """`max_shard_size` in bytes (UserError if it is no size)."""
+        return parse_size(self.max_shard_size, "merge.max_shard_size")
 
     @property
     def hashes_while_reading(self) -> bool:
@@ -273,7 +278,7 @@ class LocalMerge(ModelMerge[MergePlan]):
             make = partial(stored_plan, models=models)
         return make(
             recipe,
-            max_shard_size=self.max_shard_size,
+            shard_bytes=self.shard_bytes,
             nonfinite=self.nonfinite,
             tokenizer_from=tokenizer_from,
         )

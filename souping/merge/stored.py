@@ -143,7 +143,7 @@ def stored_plan(
     recipe: Recipe,
     models: Alignment,
     *,
-    max_shard_size: int | str,
+    shard_bytes: int,
     nonfinite: str,
     tokenizer_from: str | None,
 ) -> MergePlan:
@@ -175,7 +175,7 @@ def stored_plan(
     dtype = "+".join(sorted({view.dtype for view in views.values()}))
     plan = alignment.plan(
         replace(recipe, dtype=dtype),
-        max_shard_size=max_shard_size,
+        shard_bytes=shard_bytes,
         nonfinite=nonfinite,
         tokenizer_from=chosen,
     )
@@ -343,7 +343,7 @@ def load_plan(path: Path) -> MergePlan:
             make_plan = partial(stored_plan, models=alignment)
         plan = make_plan(
             recipe,
-            max_shard_size=table["max_shard_size"],
+            shard_bytes=table["max_shard_size"],
             nonfinite=table["nonfinite"],
             tokenizer_from=table["tokenizer_from"],
         )

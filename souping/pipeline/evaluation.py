@@ -38,7 +38,6 @@ from souping.core.types import (
     digest,
 )
 from souping.core.unit import SCORE_ROUNDING
-from souping.evaluate.identity import evaluator_fingerprint
 from souping.evaluate.scoring import Grade, Known, user_scores
 from souping.pipeline.looks.claims import Measurement, content_of, in_order
 from souping.pipeline.models import RunPool
@@ -156,7 +155,7 @@ class Evaluation(RecipeEvaluator):
 
     def key(self, recipe: Recipe) -> str:
         """What keys this soup's answers in the store besides the soup, the items and their blocks."""
-        return evaluator_fingerprint(self._evaluator.for_recipe(recipe))
+        return self._evaluator.for_recipe(recipe).fingerprint
 
     # ------------------------------------------------------------ requests
 
@@ -240,7 +239,7 @@ class Evaluation(RecipeEvaluator):
         records: list[Record],
     ) -> dict[str, Record]:
         """Store answers as they came, then let the user's scorers score those without a score, and store that."""
-        key = (recipe, evaluator_fingerprint(evaluator), evaluator.settings, block.key, items)
+        key = (recipe, evaluator.fingerprint, evaluator.settings, block.key, items)
         self._store.add(*key, records)
         if any(math.isnan(record.score) for record in records):
             error = score_missing(items, records, self._grade, self._store.known_scores)
@@ -271,7 +270,7 @@ class Evaluation(RecipeEvaluator):
         if any_block and self.stored_scores(recipe, items).items == tuple(items):
             return {}
         evaluator = self._evaluator.for_recipe(recipe)
-        stored = self._store.load(recipe.fingerprint, evaluator_fingerprint(evaluator))
+        stored = self._store.load(recipe.fingerprint, evaluator.fingerprint)
         number = evaluator.sampling.answers_per_item
         first = min(max(1, stored.repeats), number)
         missing = dict[tuple[str, int], int]()
@@ -285,7 +284,7 @@ class Evaluation(RecipeEvaluator):
         """{item id: its answers} of the items that have all of them: those of the split's own blocks or, as a search
         left them, others."""
         evaluator = self._evaluator.for_recipe(recipe)
-        stored = self._store.load(recipe.fingerprint, evaluator_fingerprint(evaluator))
+        stored = self._store.load(recipe.fingerprint, evaluator.fingerprint)
         repeats = evaluator.sampling.answers_per_item
         if stored.repeats < repeats:
             return {}
@@ -331,9 +330,7 @@ class Evaluation(RecipeEvaluator):
 
     def measurement(self, models: Sequence[Recipe], items: Sequence[Item]) -> Measurement:
         """How this evaluator measures a claim about models on items."""
-        return Measurement.of(
-            evaluator_fingerprint(self._evaluator), models, items, self.answers_per_item
-        )
+        return Measurement.of(self._evaluator.fingerprint, models, items, self.answers_per_item)
 
     def first_answers(
         self, recipe: Recipe, items: Sequence[Item], measurements: Sequence[Measurement]
@@ -390,7 +387,7 @@ class Evaluation(RecipeEvaluator):
         self, evaluator: Evaluator, recipe: Recipe, items: Sequence[Item], repeats: int
     ) -> Iterator[Block]:
         """The blocks of these items as the evaluator cuts them, compared with the store."""
-        stored = self._store.load(recipe.fingerprint, evaluator_fingerprint(evaluator))
+        stored = self._store.load(recipe.fingerprint, evaluator.fingerprint)
         ends = list(self._ends(recipe))
         for repeat in range(repeats):
             for members in batches_of(evaluator, items, repeat):
@@ -565,10 +562,7 @@ class EvaluatorWorker(Workers):
 
     @property
     def fingerprints(self) -> dict[str, str]:
-        return {
-            name: evaluator_fingerprint(evaluator)
-            for name, (evaluator, _) in self._evaluators.items()
-        }
+        return {name: evaluator.fingerprint for name, (evaluator, _) in self._evaluators.items()}
 
 
 def open_worker(

@@ -10,11 +10,10 @@ from numpy.typing import NDArray
 
 from souping.analysis.trajectory import CheckpointScores, describe
 from souping.checkpoints.pool import Trajectory
-from souping.core.protocols import Objective
+from souping.core.protocols import Evaluator, Objective
 from souping.core.scores import Mean
 from souping.core.types import FloatArray, Item, ItemScores, Recipe
 from souping.core.unit import MARGIN, Unit
-from souping.evaluate.identity import title
 from souping.pipeline.state import SINGLE_KINDS, Contender, ExtraBenchmark, Reported
 from souping.pipeline.steps import Steps
 from souping.pipeline.verdict import verdict
@@ -310,7 +309,7 @@ def compare_on(
         coefficients = dict(zip(table.names, table.coefficients.tolist(), strict=True))
     return ExtraResult(
         name=benchmark.name,
-        evaluator=title(benchmark.evaluator),
+        evaluator=_evaluator_name(benchmark.evaluator),
         unit=unit,
         items=len(benchmark.items),
         groups=len(np.unique(table.groups)),
@@ -322,6 +321,12 @@ def compare_on(
         categories=by_category(unit, pairs),
         shared=shared,
     )
+
+
+def _evaluator_name(evaluator: Evaluator) -> str:
+    """Name of an evaluator in reports."""
+    settings = evaluator.settings
+    return str(settings.get("evaluator") or settings.get("name") or type(evaluator).__name__)
 
 
 def best_mixture(

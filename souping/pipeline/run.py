@@ -26,7 +26,6 @@ from souping.core.types import (
     UserError,
 )
 from souping.core.unit import Unit
-from souping.evaluate import identity
 from souping.pipeline.analyses import analyse, missing_answers, run_scores
 from souping.pipeline.checks import flat_categories, prepare_run, run_notes
 from souping.pipeline.evidence import (
@@ -40,7 +39,7 @@ from souping.pipeline.evidence import (
 )
 from souping.pipeline.expected import check_expected, expected_sentence
 from souping.pipeline.goals import check_tokens, declared, with_goals
-from souping.pipeline.looks.claims import Claim, Look, Measurement
+from souping.pipeline.looks.claims import Claim, Look, Measurement, evaluator_digest
 from souping.pipeline.looks.counted_looks import CountedLooks
 from souping.pipeline.looks.held_out import HeldOutItems, split_sizes
 from souping.pipeline.merge_only import make_soup, soup_in, verify
@@ -432,7 +431,7 @@ class Run(Steps):
         claim = Claim(
             soup=soup,
             candidates=tuple(recipe.fingerprints[0] for recipe in ingredients.values()),
-            evaluator=identity.look(benchmark.evaluator),
+            evaluator=evaluator_digest(benchmark.evaluator),
             objective=Mean(),
             items=stage.items,
         )

@@ -17,7 +17,6 @@ from souping.core.text import safe
 from souping.core.types import Item, Record, Split, UserError
 from souping.core.unit import Unit
 from souping.evaluate.benchmark import first_items
-from souping.evaluate.identity import evaluator_fingerprint
 from souping.evaluate.scoring import user_scores
 from souping.pipeline.evaluation import batches_of, records_of, score_missing
 from souping.pipeline.samples import sample
@@ -167,7 +166,7 @@ def show_check(
         nonempty((answers, similarity(timed.similarity), work_section(timed), time_section(timed)))
     )
     table = {**as_dict(timed), "candidate": name, "split": split, "samples": samples}
-    table["evaluator"] = evaluator_fingerprint(timed.run.evaluator)
+    table["evaluator"] = timed.run.evaluator.fingerprint
     table["items_per_second"] = timed.speeds[""].items_per_second
     file = write_atomically(dated_path(timed.run.name, "check"), as_json(table).encode())
     print(f"saved: {nearby(file)}")

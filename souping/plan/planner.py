@@ -18,7 +18,6 @@ from souping.core.protocols import Evaluator
 from souping.core.reading import read
 from souping.core.types import SPLITS, Item, Items, LateError, Missing, ScoreMatrix, UserError
 from souping.evaluate.benchmark import EvaluatorBenchmark, Splits, first_items
-from souping.evaluate.identity import evaluator_fingerprint
 from souping.merge.digests import StandIns
 from souping.merge.soup_files import CARD, planned_files
 from souping.pipeline import checks
@@ -300,7 +299,7 @@ class _Planner:
         for name, (evaluator, answered) in self._evaluators(items).items():
             # An evaluator that cannot start here has no speed.
             with suppress(UserError):
-                key = evaluator_fingerprint(evaluator)
+                key = evaluator.fingerprint
                 stated = self.run.throughput
                 measured = self.store.throughput(singles, key)
                 rate = None

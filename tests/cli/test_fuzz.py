@@ -11,6 +11,7 @@ import hydra
 import pytest
 from hydra.utils import get_object
 from omegaconf import OmegaConf
+from souping.evaluate.identity import title
 
 from souping.cli import config
 from souping.cli.errors import EXPECTED, format_error
@@ -18,7 +19,6 @@ from souping.cli.help import folder
 from souping.cli.settings import run_settings
 from souping.core.text import safe
 from souping.core.types import UserError
-from souping.evaluate.identity import title
 
 ODD: tuple[Any, ...] = (
     -1, 0, 1.5, 1e20, 99999999999999999999, float("nan"), float("-inf"), None, "", "x\x1b[31m\u202e=1", [[], "a", -1],

@@ -16,7 +16,6 @@ import pytest
 
 from souping.core.types import Item, UserError
 from souping.evaluate.command import CommandEvaluator
-from souping.evaluate.identity import evaluator_fingerprint
 from souping.testing import check_evaluator
 from tests.conftest import ROOT, Cli, pool_of
 
@@ -242,7 +241,7 @@ def test_the_direction_of_a_log_is_honoured_or_refused_with_the_setting(
     assert [record.score for record in turned.evaluate(model, RATED)] == [0.25] * 4
     assert calls(tmp_path) == ["4"]
     assert turned.unit.inner(0.1) > turned.unit.inner(0.2)
-    assert evaluator_fingerprint(turned) != evaluator_fingerprint(lower)
+    assert turned.fingerprint != lower.fingerprint
 
 
 def test_a_log_of_both_directions_is_refused_with_either_setting(

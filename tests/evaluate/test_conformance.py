@@ -15,7 +15,6 @@ from souping.core.protocols import Evaluator
 from souping.core.types import Item, Recipe, UserError
 from souping.evaluate.bfcl import BfclEvaluator
 from souping.evaluate.generate import LocalEvaluator
-from souping.evaluate.identity import evaluator_fingerprint
 from souping.evaluate.lm_eval import HarnessEvaluator
 from souping.evaluate.loss import LossEvaluator
 from souping.testing import check_evaluator
@@ -112,7 +111,7 @@ def test_an_evaluator_declares_what_it_needs_and_how_it_answers(row: Row) -> Non
 def test_an_evaluator_bound_to_a_recipe_cuts_the_same_blocks(row: Row) -> None:
     for recipe in (SINGLE, SOUP):
         own = row.evaluator.for_recipe(recipe)
-        assert evaluator_fingerprint(own.for_recipe(recipe)) == evaluator_fingerprint(own)
+        assert own.for_recipe(recipe).fingerprint == own.fingerprint
         assert own.batches(row.items) == row.evaluator.batches(row.items)
 
 

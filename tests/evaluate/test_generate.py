@@ -19,9 +19,9 @@ from souping.evaluate.benchmark import Benchmark
 from souping.evaluate.engines.transformers import answer_room, load_module
 from souping.evaluate.engines.vllm import VllmEngine
 from souping.evaluate.generate import LocalEvaluator
-from souping.evaluate.identity import evaluator_fingerprint, look
 from souping.evaluate.templates import Decoding, keep_likely, sampler
 from souping.merge.local import LocalMerge
+from souping.pipeline.looks.claims import evaluator_digest
 from souping.pipeline.models import RunPool
 from souping.pipeline.store import Store
 from tests.support.live import live
@@ -55,9 +55,7 @@ def test_settings_decide_the_fingerprint() -> None:
         "stop": ["x"],
     }
     changed = [replace(LOCAL, **{key: value}) for key, value in changes.items()]  # type: ignore[arg-type]
-    assert len(
-        {evaluator_fingerprint(one) for one in [LOCAL, replace(LOCAL), *changed]}
-    ) == 1 + len(changed)
+    assert len({one.fingerprint for one in [LOCAL, replace(LOCAL), *changed]}) == 1 + len(changed)
 
 
 def tokens(records: Sequence[Record]) -> list[tuple[int, ...]]:
@@ -274,14 +272,14 @@ def test_what_sampling_leaves_out() -> None:
 
 def test_more_answers_keep_the_first_ones(family: Path) -> None:
     assert (
-        evaluator_fingerprint(DRAWN)
-        == evaluator_fingerprint(replace(DRAWN, repeats=9, aggregate="pass"))
-        != evaluator_fingerprint(LOCAL)
+        DRAWN.fingerprint
+        == replace(DRAWN, repeats=9, aggregate="pass").fingerprint
+        != LOCAL.fingerprint
     )
     # greedy: no part of it
-    assert evaluator_fingerprint(LOCAL) == evaluator_fingerprint(replace(LOCAL, seed=5, top_p=0.5))
-    assert evaluator_fingerprint(DRAWN) != evaluator_fingerprint(replace(DRAWN, seed=5))
-    assert len({look(replace(DRAWN, aggregate=how)) for how in ("mean", "pass")}) == 2  # type: ignore[arg-type]
+    assert LOCAL.fingerprint == replace(LOCAL, seed=5, top_p=0.5).fingerprint
+    assert DRAWN.fingerprint != replace(DRAWN, seed=5).fingerprint
+    assert len({evaluator_digest(replace(DRAWN, aggregate=how)) for how in ("mean", "pass")}) == 2  # type: ignore[arg-type]
 
 
 def test_greedy_repeats_are_asked_in_other_batches(items: tuple[Item, ...]) -> None:

@@ -20,9 +20,8 @@ import pytest
 from souping.core.scores import Mean, Weighted
 from souping.core.types import Item, Recipe, Record
 from souping.evaluate.generate import LocalEvaluator
-from souping.evaluate.identity import look
 from souping.pipeline.evaluation import Evaluation
-from souping.pipeline.looks.claims import Claim, KnownModels, items_to_report
+from souping.pipeline.looks.claims import Claim, KnownModels, evaluator_digest, items_to_report
 from souping.pipeline.looks.counted_looks import CountedLooks
 from souping.pipeline.run import Run
 from souping.pipeline.store import Store
@@ -175,11 +174,11 @@ class TestClaims:
             {"seed": 7},
             {"repeats": 4},
         ):
-            assert look(replace(base, **change)) == look(base)  # type: ignore[arg-type]
+            assert evaluator_digest(replace(base, **change)) == evaluator_digest(base)  # type: ignore[arg-type]
         for change in ({"max_new_tokens": 3}, {"temperature": 0.4}, {"dtype": "bfloat16"}):
-            assert look(replace(base, **change)) != look(base)  # type: ignore[arg-type]
+            assert evaluator_digest(replace(base, **change)) != evaluator_digest(base)  # type: ignore[arg-type]
         passing = replace(base, repeats=4, aggregate="pass")
-        assert look(replace(passing, repeats=8)) != look(passing)
+        assert evaluator_digest(replace(passing, repeats=8)) != evaluator_digest(passing)
 
     def test_what_is_shown_survives_a_kill(self, tmp_path: Path) -> None:
         code = f"""

@@ -24,7 +24,6 @@ from souping.core.protocols import Executor, Hosting, LoadedModel, Sampling, Sco
 from souping.core.types import Candidate, FloatArray, Item, Recipe, Record, UserError
 from souping.core.unit import Unit
 from souping.evaluate.generate import LocalEvaluator
-from souping.evaluate.identity import evaluator_fingerprint
 from souping.merge.local import LocalMerge
 from souping.pipeline import serving
 from souping.pipeline.evaluation import Evaluation, LocalExecutor, records_of
@@ -120,7 +119,7 @@ class Kept(FakeEvaluator):
     @property
     def hosting(self) -> Hosting:
         assert self.store is not None
-        return Keeping(store=self.store, key=evaluator_fingerprint(self), rows=self.rows)
+        return Keeping(store=self.store, key=self.fingerprint, rows=self.rows)
 
 
 def test_an_evaluator_hears_of_answers_once_they_are_stored(tmp_path: Path) -> None:

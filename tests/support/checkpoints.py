@@ -12,6 +12,7 @@ from safetensors.torch import load_file, save_file
 
 from souping.checkpoints.checkpoint import Checkpoint
 from souping.checkpoints.fingerprints import fingerprint
+from souping.core.text import parse_size
 from souping.core.types import Recipe
 from souping.merge.alignment import Alignment
 from souping.merge.local import LocalMerge, ModelMerge
@@ -23,7 +24,7 @@ def plan(
 ) -> MergePlan:
     """The plan of a recipe of plain folders."""
     opened = Alignment({name: Checkpoint.open(folders[name]) for name in recipe.ingredients})
-    return opened.plan(recipe, max_shard_size=max_shard_size)
+    return opened.plan(recipe, shard_bytes=parse_size(max_shard_size, "merge.max_shard_size"))
 
 
 CONFIG = {

@@ -23,8 +23,8 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from souping.core.protocols import Evaluator
 from souping.core.types import Item
 from souping.evaluate.benchmark import make_splits
-from souping.evaluate.identity import evaluator_fingerprint, look
 from souping.merge import MergeBackend
+from souping.pipeline.looks.claims import evaluator_digest
 from tests.conftest import ROOT
 from tests.support.composition import unchecked
 
@@ -148,7 +148,7 @@ def build(plain: Mapping[str, Any], group: str) -> Any:
 def identities(plain: Mapping[str, Any]) -> list[str]:
     """What the store and the looks know an evaluator by."""
     evaluator: Evaluator = build(plain, "evaluator")
-    return [evaluator_fingerprint(evaluator), look(evaluator)]
+    return [evaluator.fingerprint, evaluator_digest(evaluator)]
 
 
 def soup(place: Path, row: Mapping[str, Any]) -> list[str]:

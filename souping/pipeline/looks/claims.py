@@ -7,16 +7,31 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from souping.core.protocols import Objective
+from souping.core.protocols import Evaluator, Objective
 from souping.core.types import FloatArray, Item, Json, Recipe, digest
 from souping.evaluate.benchmark import ENOUGH_ITEMS
 from souping.statistics.bootstrap_t import NORMAL
 from souping.statistics.levels import Level, penalty
 
+REMEASURING = {
+    "batch_size",
+    "device",
+    "threads",
+    "workers",
+    "seed",
+    "sampling_seed",
+    "random_seed",
+    "numpy_random_seed",
+    "torch_random_seed",
+    "tensor_parallel_size",
+    "enforce_eager",
+}
+"""Settings of evaluators that make another measurement of the same claim: the machine, the batch and random draws."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Claim:
-    """What a report says of a frozen soup. `candidates` are fingerprints, `evaluator` is `identity.look`."""
+    """What a report says of a frozen soup. `candidates` are fingerprints, `evaluator` is its `evaluator_digest`."""
 
     soup: Recipe
     candidates: tuple[str, ...]
@@ -105,6 +120,28 @@ def content_of(model: Recipe) -> list[Json]:
     for name, weight in zip(model.fingerprints, model.weights, strict=True):
         mixture.append((name, round(weight, 3)))
     return [sorted(mixture), model.dtype, model.method, dict(model.settings)]
+
+
+def evaluator_digest(evaluator: Evaluator) -> str:
+    """Digest of what an evaluator measures: its settings without those of the machine and the random draws.
+
+    pass@k depends on the number of answers to an item, a mean does not.
+    """
+    settings = _measured(evaluator.settings)
+    for name in ("decoding", "engine", "server"):
+        inner = settings.get(name)
+        if isinstance(inner, Mapping):
+            settings[name] = _measured(inner)
+    aggregate = evaluator.scoring.aggregate
+    content: list[Json] = [settings, aggregate]
+    if aggregate == "pass":
+        content.append(evaluator.sampling.answers_per_item)
+    return digest(content)
+
+
+def _measured(settings: Mapping[str, Json]) -> dict[str, Json]:
+    """Settings without those of `REMEASURING`."""
+    return {name: value for name, value in settings.items() if name not in REMEASURING}
 
 
 def pair_digest(

@@ -8,10 +8,15 @@ from functools import partial
 
 from souping.core.types import Item, ItemScores, Recipe, UserError
 from souping.core.unit import Unit
-from souping.evaluate import identity
 from souping.pipeline.evaluation import Evaluation
 from souping.pipeline.evidence import KnownScores
-from souping.pipeline.looks.claims import Claim, Look, Measurement, pair_digest
+from souping.pipeline.looks.claims import (
+    Claim,
+    Look,
+    Measurement,
+    evaluator_digest,
+    pair_digest,
+)
 from souping.pipeline.looks.counted_looks import CountedLooks
 from souping.pipeline.settings import RunSettings
 from souping.pipeline.state import Contender
@@ -35,7 +40,7 @@ class HeldOutItems:
         return Claim(
             soup=soup,
             candidates=self.candidates,
-            evaluator=identity.look(self.settings.evaluator),
+            evaluator=evaluator_digest(self.settings.evaluator),
             objective=self.settings.objective,
             items=self._unseen(soup, items),
         )

@@ -22,9 +22,9 @@ from souping.core.types import Item, UserError, digest
 from souping.evaluate.bfcl import BfclEvaluator, Environment
 from souping.evaluate.bfcl.benchmark import BfclBenchmark
 from souping.evaluate.engines.transformers import load_module
-from souping.evaluate.identity import evaluator_fingerprint, look
 from souping.evaluate.servers.choices import TransformersServer, VllmServer
 from souping.evaluate.servers.process import free_port
+from souping.pipeline.looks.claims import evaluator_digest
 from tests.conftest import Cli, recipe
 from tests.support.evaluators import DeadServer
 from tests.support.live import started
@@ -222,15 +222,15 @@ def test_a_candidate_may_have_a_handler_of_its_own() -> None:
         own = evaluator.for_recipe(one)
         assert own.handler == handler
         assert (
-            evaluator_fingerprint(own)
-            == evaluator_fingerprint(BfclEvaluator(server=SERVER, handler=handler))
-            != evaluator_fingerprint(evaluator)
+            own.fingerprint
+            == BfclEvaluator(server=SERVER, handler=handler).fingerprint
+            != evaluator.fingerprint
         )
 
 
 def test_what_changes_answers_changes_the_fingerprint() -> None:
     evaluator = BfclEvaluator(server=VllmServer())
-    assert evaluator_fingerprint(evaluator) == digest(evaluator.settings)
+    assert evaluator.fingerprint == digest(evaluator.settings)
     table: list[tuple[dict[str, Any], bool]] = [
         *(
             (change, True)
@@ -245,11 +245,11 @@ def test_what_changes_answers_changes_the_fingerprint() -> None:
         *((change, False) for change in ({"categories": ["live"]}, {"repeats": 2})),
     ]
     for change, differs in table:
-        assert (
-            evaluator_fingerprint(replace(evaluator, **change)) != evaluator_fingerprint(evaluator)
-        ) is differs, change
-    assert look(replace(evaluator, repeats=2)) == look(evaluator)
-    assert look(replace(evaluator, max_new_tokens=7)) != look(evaluator)
+        assert (replace(evaluator, **change).fingerprint != evaluator.fingerprint) is differs, (
+            change
+        )
+    assert evaluator_digest(replace(evaluator, repeats=2)) == evaluator_digest(evaluator)
+    assert evaluator_digest(replace(evaluator, max_new_tokens=7)) != evaluator_digest(evaluator)
 
 
 @served

@@ -22,7 +22,6 @@ from souping.core.types import Candidate, Item, UserError, digest
 from souping.evaluate.engines.transformers import Answer, TransformersEngine, prompt_key
 from souping.evaluate.engines.vllm import VllmEngine, adapter_arguments, llm_arguments
 from souping.evaluate.generate import LocalEvaluator
-from souping.evaluate.identity import evaluator_fingerprint
 from souping.evaluate.servers.choices import VllmServer
 from souping.merge.live import ModuleTargets
 from souping.merge.local import CHUNK_BYTES, LocalMerge
@@ -117,9 +116,9 @@ VLLM = replace(LOCAL, engine=VllmEngine())
 def test_the_fingerprint_covers_what_changes_answers_and_nothing_else() -> None:
     assert "engine" not in LOCAL.settings
     assert (
-        evaluator_fingerprint(LOCAL)
+        LOCAL.fingerprint
         == digest(LOCAL.settings)
-        == evaluator_fingerprint(replace(LOCAL, engine=TransformersEngine()))
+        == replace(LOCAL, engine=TransformersEngine()).fingerprint
     )
     engines: list[dict[str, Any]] = [
         {"tensor_parallel_size": 2},
@@ -137,11 +136,9 @@ def test_the_fingerprint_covers_what_changes_answers_and_nothing_else() -> None:
     ]
     changed = [replace(VLLM, engine=VllmEngine(**change)) for change in engines]
     changed += [replace(VLLM, **change) for change in evaluators]
-    assert len({evaluator_fingerprint(one) for one in [LOCAL, VLLM, *changed]}) == 2 + len(changed)
+    assert len({one.fingerprint for one in [LOCAL, VLLM, *changed]}) == 2 + len(changed)
     engine = VllmEngine(args={"gpu_memory_utilization": 0.3, "disable_log_stats": False})
-    assert evaluator_fingerprint(
-        replace(VLLM, engine=engine, threads=7, workers=3)
-    ) == evaluator_fingerprint(VLLM)
+    assert replace(VLLM, engine=engine, threads=7, workers=3).fingerprint == VLLM.fingerprint
 
 
 @pytest.mark.parametrize("part", [VllmEngine, VllmServer], ids=lambda part: part.__name__)

@@ -14,7 +14,6 @@ import pytest
 
 from souping.core.types import Record, UserError
 from souping.evaluate.benchmark import EvaluatorBenchmark, assign
-from souping.evaluate.identity import evaluator_fingerprint
 from souping.evaluate.lm_eval import HarnessEvaluator
 from souping.pipeline.settings import items_of
 from tests.conftest import Cli
@@ -158,7 +157,7 @@ def test_category_and_group(
     item = {i.id: i for i in own.prompts.benchmark.items()}["pick2/3"]
     assert (item.category, item.group) == (category, group)
     assert item.fingerprint == plain.fingerprint
-    assert evaluator_fingerprint(own) == evaluator_fingerprint(evaluator)
+    assert own.fingerprint == evaluator.fingerprint
 
 
 def test_a_benchmark_chooses_and_names_the_documents(evaluator: HarnessEvaluator) -> None:

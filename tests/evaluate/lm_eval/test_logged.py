@@ -12,7 +12,6 @@ from typing import Any
 import pytest
 
 from souping.core.types import Recipe, Request, UserError
-from souping.evaluate.identity import evaluator_fingerprint
 from souping.evaluate.lm_eval import HarnessEvaluator
 from souping.pipeline.evaluation import EvaluatorWorker
 from tests.support import lm_eval_tasks
@@ -101,9 +100,9 @@ def test_records_are_those_of_the_model_and_it_is_not_asked(
     found = worker.put(Request(number=0, recipe=ANT, items=items)).records
     assert asked == []
     assert (
-        evaluator_fingerprint(evaluator.for_recipe(ANT))
-        == evaluator_fingerprint(evaluator)
-        == evaluator_fingerprint(replace(evaluator, logs=None))
+        evaluator.for_recipe(ANT).fingerprint
+        == evaluator.fingerprint
+        == replace(evaluator, logs=None).fingerprint
     )
     for own, other in zip(found, live, strict=True):
         assert (own.item, own.output, own.outcome) == (other.item, other.output, other.outcome)

@@ -10,7 +10,6 @@ from typing import Any
 import pytest
 
 from souping.core.types import UserError
-from souping.evaluate.identity import evaluator_fingerprint
 from souping.evaluate.lm_eval import HarnessEvaluator
 from souping.evaluate.lm_eval.task_files import PAPER_TASKS, code_in_task_file, sandbox
 from souping.evaluate.lm_eval.tasks import require
@@ -125,7 +124,7 @@ def test_only_code_that_is_allowed_runs_and_its_source_is_in_the_items(wild: Pat
     assert own.prompts.pool_notes({}) == [
         f"evaluator.allow_task_code: ran {wild / 'wild.yaml'}: doc_to_text: !function evil.f"
     ]
-    assert evaluator_fingerprint(own) == evaluator_fingerprint(asking(wild, "wild"))
+    assert own.fingerprint == asking(wild, "wild").fingerprint
     assert replace(own).prompts.benchmark.items()[0].fingerprint == items[0].fingerprint
     with (wild / "evil.py").open("a") as text:
         text.write("# changed\n")
