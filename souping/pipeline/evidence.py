@@ -309,7 +309,7 @@ def compare_on(
         coefficients = dict(zip(table.names, table.coefficients.tolist(), strict=True))
     return ExtraResult(
         name=benchmark.name,
-        evaluator=_evaluator_name(benchmark.evaluator),
+        evaluator=evaluator_name(benchmark.evaluator),
         unit=unit,
         items=len(benchmark.items),
         groups=len(np.unique(table.groups)),
@@ -323,7 +323,7 @@ def compare_on(
     )
 
 
-def _evaluator_name(evaluator: Evaluator) -> str:
+def evaluator_name(evaluator: Evaluator) -> str:
     """Name of an evaluator in reports."""
     settings = evaluator.settings
     return str(settings.get("evaluator") or settings.get("name") or type(evaluator).__name__)

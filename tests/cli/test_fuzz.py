@@ -11,7 +11,6 @@ import hydra
 import pytest
 from hydra.utils import get_object
 from omegaconf import OmegaConf
-from souping.evaluate.identity import title
 
 from souping.cli import config
 from souping.cli.errors import EXPECTED, format_error
@@ -19,6 +18,7 @@ from souping.cli.help import folder
 from souping.cli.settings import run_settings
 from souping.core.text import safe
 from souping.core.types import UserError
+from souping.pipeline.evidence import evaluator_name
 
 ODD: tuple[Any, ...] = (
     -1, 0, 1.5, 1e20, 99999999999999999999, float("nan"), float("-inf"), None, "", "x\x1b[31m\u202e=1", [[], "a", -1],
@@ -101,7 +101,7 @@ def taken(plain: Mapping[str, Any], where: Path) -> bool:
             run.selector.sizes(3),
             run.selector.label,
             run.evaluator.settings,
-            title(run.evaluator),
+            evaluator_name(run.evaluator),
         )
         _ = (
             run.evaluator.hosting.host,
