@@ -28,7 +28,7 @@ from souping.report.analyses import AnalysisResult, UserResult
 
 
 def missing_answers(evaluation: Evaluation, stage: Stage) -> list[int]:
-    """How many answers each model of a stage lacks."""
+    """Number of answers to the stage's items that each of its models lacks [M]."""
     counts = []
     for model in stage.models:
         missing = evaluation.missing_answers(model, stage.items, any_block=True)
@@ -54,6 +54,7 @@ def run_scores(
     search, parts = evaluation.all_stored_scores(models, steps.splits["search"])
 
     def read(recipe: Recipe, split: Split) -> Mapping[str, Record]:
+        """{item id: the first stored answer of a model}"""
         items = state.items if split == "test" else steps.splits[split]
         answers = evaluation.stored_answers(recipe, items)
         return {name: records[0] for name, records in answers.items()}
@@ -76,7 +77,7 @@ def run_scores(
 
 
 def _report_scores(evaluation: Evaluation, state: Reported) -> dict[str, ItemScores]:
-    """Scores of the models that answered all reported items; models of one content once."""
+    """{recipe id: scores} of the report's models that answered all of its items; models of one content once."""
     if not state.items:
         return {}
     recipes = {row.recipe.fingerprint: row.recipe for row in state.contenders}
@@ -113,13 +114,14 @@ def analysis_results() -> dict[str, type[AnalysisResult]]:
 
 
 def analyse(analysis: Analysis, scores: RunScores) -> AnalysisResult:
-    """What one analysis found: `not_estimable`, or `failed`, says why it is nothing. No analysis ends a run."""
+    """The result of one analysis. Its `not_estimable` or `failed` says why there is none: no analysis ends a run."""
     try:
         data = analysis.analyse(scores)
         if isinstance(data, AnalysisResult):
             # As from a file: NaN becomes None.
             return read(type(data), to_json(data))
-        if _is_shown(data):
+        # A user's analysis returns a mapping.
+        if _has_user_form(data):
             return read(UserResult, data)
         what = (
             "must give a mapping: `sentences` a list, `tables` a list of {header, rows} "
@@ -136,10 +138,11 @@ def analyse(analysis: Analysis, scores: RunScores) -> AnalysisResult:
         return UserResult(failed=safe(f"{type(error).__name__}: {first_line(error)} ({where})"))
 
 
-def _is_shown(data: Mapping[str, Any]) -> bool:
-    """Whether the data of an analysis, which may be user code, can be kept and shown."""
+def _has_user_form(data: Mapping[str, Any]) -> bool:
+    """Whether data has the form of a `UserResult`: lists of sentences and tables, with rows as wide as the header."""
     try:
         tables = data.get("tables", [])
+        # All values that must be lists.
         lists = [data.get("sentences", []), tables]
         for table in tables:
             lists += [table["rows"], *table["rows"]]

@@ -80,16 +80,18 @@ class Pending:
     prefilled: int = 0
 
     def take(self, block: Block, records: Mapping[str, Record]) -> None:
+        """Keep the {item id: record} of a block, and add up what these answers cost."""
         for item in block.items:
             record = records[item.id]
             self.seconds.append(record.seconds)
             self.generated += len(record.tokens)
             self.prefilled += record.prompt_tokens
-            # Tokens and prompts are in the store; a split of them would fill the memory.
+            # Tokens and prompts are in the store; those of a whole split would fill the memory.
             self.records[item.id, block.repeat] = replace(record, tokens=(), prompt="")
             self.lengths[item.id, block.repeat] = len(record.tokens)
 
     def scores(self) -> ItemScores:
+        """Scores of the request's items, their mean lengths in tokens, and what the answers cost, once all are here."""
         repeats = range(self.evaluator.sampling.answers_per_item)
         answers = []
         lengths = []
@@ -133,7 +135,9 @@ class Evaluation(RecipeEvaluator):
         self._workers = workers or EvaluatorWorker({benchmark: (evaluator, serve)})
         self._benchmark = benchmark
         self._grade = grade
+        # {number of a block request: (block request, the request that waits for it, block)}
         self._sent: dict[int, tuple[Request, Pending, Block]] = {}
+        # Requests with all of their answers that `collect` has not returned yet.
         self._done: deque[Pending] = deque()
         self._requests = 0
         self.evaluated = 0
@@ -164,7 +168,8 @@ class Evaluation(RecipeEvaluator):
         return self.all_scores([recipe], items)[0]
 
     def all_scores(self, soups: Sequence[Recipe], items: Sequence[Item]) -> list[ItemScores]:
-        # Their order decides nothing: only searches call a subclass's `submit` and `collect`.
+        """Scores of each soup on the items, in the order of the soups."""
+        # A subclass may fix the order in which a search submits and collects, which does not matter here.
         for number, recipe in enumerate(soups):
             Evaluation.submit(self, Request(number=number, recipe=recipe, items=tuple(items)))
         by_number = {}
@@ -179,9 +184,11 @@ class Evaluation(RecipeEvaluator):
         repeats = pending.evaluator.sampling.answers_per_item
         for block in self._blocks(pending.evaluator, request.recipe, request.items, repeats):
             self._send(pending, block)
+        # The one that `Pending.open` began with.
         self._close_one(pending)
 
     def collect(self) -> tuple[Request, ItemScores]:
+        """A submitted request that has all of its answers, and its scores; waits for workers until there is one."""
         while not self._done:
             block_request, response = self._workers.take()
             self._finish(*self._sent.pop(block_request.number), response)
@@ -189,7 +196,10 @@ class Evaluation(RecipeEvaluator):
         return pending.request, pending.scores()
 
     def _send(self, pending: Pending, block: Block) -> None:
+        """Send what the store lacks of a block to the workers; give the request a block that is stored, or answered
+        at once."""
         recipe = pending.request.recipe
+        # New scores of stored answers are stored first.
         if block.rescored:
             records = [block.known[item.id] for item in block.rescored]
             scored = self._commit(recipe, pending.evaluator, block, block.rescored, records)
@@ -207,6 +217,7 @@ class Evaluation(RecipeEvaluator):
             benchmark=self._benchmark,
         )
         response = self._workers.put(block_request)
+        # The response comes later, in `collect`.
         if response is None:
             self._sent[block_request.number] = block_request, pending, block
         else:
@@ -238,10 +249,14 @@ class Evaluation(RecipeEvaluator):
         items: Sequence[Item],
         records: list[Record],
     ) -> dict[str, Record]:
-        """Store answers as they came, then let the user's scorers score those without a score, and store that."""
+        """Store answers as they came, then let the user's scorers score those without a score, and store that.
+
+        Returns {item id: scored record}.
+        """
         key = (recipe, evaluator.fingerprint, evaluator.settings, block.key, items)
         self._store.add(*key, records)
         if any(math.isnan(record.score) for record in records):
+            # Puts the scores into `records`. Those before an error are stored too.
             error = score_missing(items, records, self._grade, self._store.known_scores)
             self._store.add(*key, records)
             if error is not None:
@@ -249,7 +264,7 @@ class Evaluation(RecipeEvaluator):
         return {record.item: record for record in records}
 
     def _give(self, pending: Pending, block: Block, records: Mapping[str, Record]) -> None:
-        """Give a block's answers to a request: what the store had, and the new `records`."""
+        """Give a block's answers to a request, what the store had and the new `records`, and count them."""
         pending.take(block, {**block.known, **records})
         reused = len(block.items) - len(block.missing)
         self.evaluated += len(block.missing)
@@ -262,27 +277,30 @@ class Evaluation(RecipeEvaluator):
     def missing_answers(
         self, recipe: Recipe, items: Sequence[Item], any_block: bool = False
     ) -> dict[tuple[str, int], int]:
-        """{(question, number of its answer): 1} of every answer that would be computed; with `any_block` nothing if the
-        stored answers, from whatever blocks, cover the items.
+        """{(question, number of its answer): count} of the answers that would be computed.
 
-        Those with higher numbers than any stored answer are counted together: {(question, first number): answers}.
+        The count is 1, but answers with higher numbers than any stored one are counted together, by the first such
+        number. With `any_block` nothing is missing if the stored answers, from whatever blocks, cover the items.
         """
         if any_block and self.stored_scores(recipe, items).items == tuple(items):
             return {}
         evaluator = self._evaluator.for_recipe(recipe)
         stored = self._store.load(recipe.fingerprint, evaluator.fingerprint)
-        number = evaluator.sampling.answers_per_item
-        first = min(max(1, stored.repeats), number)
+        repeats = evaluator.sampling.answers_per_item
+        # Answers from this number on are not stored for any item. Those of number 0 are always looked up.
+        unstored = min(max(1, stored.repeats), repeats)
         missing = dict[tuple[str, int], int]()
-        for block in self._blocks(evaluator, recipe, items, first):
+        for block in self._blocks(evaluator, recipe, items, unstored):
             missing |= {(item.answer_digest, block.repeat): 1 for item in block.missing}
-        if number > first:
-            missing |= {(item.answer_digest, first): number - first for item in items}
+        if repeats > unstored:
+            missing |= {(item.answer_digest, unstored): repeats - unstored for item in items}
         return missing
 
     def stored_answers(self, recipe: Recipe, items: Sequence[Item]) -> dict[str, list[Record]]:
-        """{item id: its answers} of the items that have all of them: those of the split's own blocks or, as a search
-        left them, others."""
+        """{item id: its answers} of the items that have all of them in the store.
+
+        Answers of the blocks of these items come first, else those of other blocks, as a search leaves them.
+        """
         evaluator = self._evaluator.for_recipe(recipe)
         stored = self._store.load(recipe.fingerprint, evaluator.fingerprint)
         repeats = evaluator.sampling.answers_per_item
@@ -314,18 +332,19 @@ class Evaluation(RecipeEvaluator):
     def all_stored_scores(
         self, soups: Iterable[Recipe], items: Sequence[Item]
     ) -> tuple[dict[str, ItemScores], dict[str, FloatArray]]:
-        """Models with stored answers to all items, and those with answers to a part: scores [I], nan elsewhere."""
+        """({recipe id: scores} of models with stored answers to all items, {recipe id: values [I]} of those with
+        answers to a part, nan elsewhere)."""
         complete = dict[str, ItemScores]()
         partial = dict[str, FloatArray]()
         places = {item.id: place for place, item in enumerate(items)}
-        for key, recipe in {recipe.id: recipe for recipe in soups}.items():
+        for recipe_id, recipe in {recipe.id: recipe for recipe in soups}.items():
             scores = self.stored_scores(recipe, items)
             if len(scores.items) == len(items):
-                complete[key] = scores
+                complete[recipe_id] = scores
             elif scores.items:
                 values = np.full(len(items), np.nan)
                 values[[places[item.id] for item in scores.items]] = scores.values
-                partial[key] = values
+                partial[recipe_id] = values
         return complete, partial
 
     def measurement(self, models: Sequence[Recipe], items: Sequence[Item]) -> Measurement:
@@ -335,18 +354,22 @@ class Evaluation(RecipeEvaluator):
     def first_answers(
         self, recipe: Recipe, items: Sequence[Item], measurements: Sequence[Measurement]
     ) -> dict[str, list[Record]]:
-        """{item id: its answers in the first measurement that has them}, but for what this evaluator has measured."""
-        own = self.measurement([recipe], items)
+        """{item id: its answers in the earliest of these measurements of a claim that has all of them}.
+
+        Measurements from the one on that this evaluator would make now are left out: it reads those answers itself.
+        """
+        current = self.measurement([recipe], items)
         content = digest(content_of(recipe))
         answers: dict[str, list[Record]] = {}
         for measurement in measurements:
             model = measurement.models.get(content, recipe.fingerprint)
-            if measurement._replace(models={content: model}) == own:
+            if measurement._replace(models={content: model}) == current:
                 break
             stored = self._store.load(model, measurement.evaluator)
-            for item, name in zip(in_order(items), measurement.ids, strict=True):
-                renamed = replace(item, id=name)
-                records = [stored.first(renamed, n) for n in range(measurement.answers)]
+            for item, earlier_id in zip(in_order(items), measurement.ids, strict=True):
+                # The same item may have had another id then.
+                earlier_item = replace(item, id=earlier_id)
+                records = [stored.first(earlier_item, n) for n in range(measurement.answers)]
                 known = [replace(record, item=item.id) for record in records if record]
                 if len(known) == measurement.answers:
                     answers.setdefault(item.id, known)
@@ -356,6 +379,7 @@ class Evaluation(RecipeEvaluator):
         self, soups: Sequence[Recipe], items: Sequence[Item], measurements: Sequence[Measurement]
     ) -> list[ItemScores]:
         """Scores of soups of a claim: the answers with which it was first shown stand, and others are evaluated."""
+        # {recipe id: {item id: answers}}
         shown = {soup.id: self.first_answers(soup, items, measurements) for soup in soups}
         # Together, as workers and jobs elsewhere take several soups at once.
         new_soups = [soup for soup in soups if not shown[soup.id]]
@@ -369,17 +393,17 @@ class Evaluation(RecipeEvaluator):
     def _completed(
         self, recipe: Recipe, items: Sequence[Item], answers: Mapping[str, list[Record]]
     ) -> ItemScores:
-        """Scores from answers that were shown, and from this evaluator's for the other items."""
+        """Scores by {item id: answers} that were shown, and by new answers of this evaluator to the other items."""
         self.reused += sum(map(len, answers.values()))
         self._advance(len(answers) * self.answers_per_item)
         lengths = {}
         for name, records in answers.items():
             lengths[name] = float(np.mean([len(record.tokens) for record in records]))
-        others = [item for item in items if item.id not in answers]
-        if others:
-            measured = self.scores(recipe, others)
-            lengths |= zip([item.id for item in others], measured.lengths, strict=True)
-            answers = {**self.stored_answers(recipe, others), **answers}
+        unanswered = [item for item in items if item.id not in answers]
+        if unanswered:
+            new_scores = self.scores(recipe, unanswered)
+            lengths |= zip([item.id for item in unanswered], new_scores.lengths, strict=True)
+            answers = {**self.stored_answers(recipe, unanswered), **answers}
         scores = item_scores(self._evaluator, items, [answers[item.id] for item in items])
         return replace(scores, lengths=np.array([lengths[item.id] for item in items]))
 
@@ -401,6 +425,8 @@ def _block(
     repeat: int,
     ends: list[int],
 ) -> Block:
+    """A block of these items for their answer number `repeat`, compared with the store; `ends` are the soup's end
+    tokens."""
     # Batched arithmetic rounds differently with other neighbours, so that an answer of such an evaluator belongs to its
     # block: the key names all members, and a block that lacks one answer is computed whole.
     neighbours = []
@@ -411,6 +437,7 @@ def _block(
     rescored = list[Item]()
     for item in members:
         record = stored.find(item, repeat, key)
+        # The answer is stored, but not its score by the item's present scorer.
         if record is not None and math.isnan(record.score):
             record = evaluator.scoring.rescore(item, record)
             if record is not None:
@@ -433,7 +460,7 @@ def _block(
 def item_scores(
     evaluator: Evaluator, items: Sequence[Item], answers: Sequence[Sequence[Record]]
 ) -> ItemScores:
-    """Scores of the items and how their answers ended, in the items' order. Here scores leave the evaluator's unit."""
+    """Inner scores of the items by their `answers` (the records of each item), and how these ended."""
     values = evaluator.scoring.item_scores(items, answers)
     factor = evaluator.unit.factor
     noise = []
@@ -457,18 +484,21 @@ def score_missing(
     grade: Grade,
     known: Callable[[Sequence[Item]], Known],
 ) -> UserError | None:
-    """Give the records without a score that of their item's own scorer; the error at which scoring stopped."""
-    waiting = [number for number, record in enumerate(records) if math.isnan(record.score)]
-    unscored = [items[number] for number in waiting]
-    outputs = [records[number].output for number in waiting]
+    """Score the `records` without a score in place, by their items' own scorers.
+
+    Returns the error at which scoring stopped, if any. `known` looks up scores of equal answers.
+    """
+    places = [place for place, record in enumerate(records) if math.isnan(record.score)]
+    unscored = [items[place] for place in places]
+    outputs = [records[place].output for place in places]
     values, error = grade(unscored, outputs, known(unscored))
-    for number, value in zip(waiting, values, strict=True):
-        records[number] = replace(records[number], score=value)
+    for place, value in zip(places, values, strict=True):
+        records[place] = replace(records[place], score=value)
     return error
 
 
 def _shares(answers: Sequence[Sequence[Record]], outcome: Outcome) -> FloatArray:
-    """The share of each item's answers that ended so."""
+    """The share of each item's answers that ended with this outcome [I]."""
     shares = []
     for records in answers:
         shares.append(sum(record.outcome == outcome for record in records) / len(records))
@@ -510,6 +540,7 @@ def records_of(
     Raises:
         UserError: one is missing, or cannot be stored.
     """
+    # A user's evaluator may return anything.
     records = [*returned] if isinstance(returned, Iterable) else [returned]
     by_item = {record.item: record for record in records if isinstance(record, Record)}
     if len(records) != len(items) or by_item.keys() != {item.id for item in items}:
@@ -521,10 +552,15 @@ def records_of(
 
 
 def _plain(record: Record, evaluator: Evaluator) -> Record:
-    """The record with Python's own numbers, since numpy's would be stored as bytes; nan waits for the item's scorer."""
+    """The record with Python's own numbers, since numpy's would be stored as bytes; a score may be nan.
+
+    Raises:
+        UserError: a field of a user's record has a wrong type or value.
+    """
     wrong = ""
     if not all(isinstance(value, Real) for value in (record.score, *record.statistics)):
         wrong = "score and statistics must be numbers"
+    # With statistics, the score is made of those of all items.
     elif (
         evaluator.unit.fractions
         and not record.statistics
@@ -552,6 +588,7 @@ class EvaluatorWorker(Workers):
         self._evaluators = evaluators
 
     def put(self, request: Request) -> Response:
+        """The answers to a request, and the seconds that they took without making the soup."""
         evaluator, serve = self._evaluators[request.benchmark]
         evaluator = evaluator.for_recipe(request.recipe)
         model = serve(request.recipe)
@@ -572,7 +609,10 @@ def open_worker(
     evaluators: Mapping[str, Evaluator],
     digests: Mapping[str, str],
 ) -> EvaluatorWorker:
-    """A worker in another process; paths are relative to `home`."""
+    """A worker in another process; paths are relative to `home`, and `digests` are those of files that the store knows.
+
+    On another machine `home` may not exist; then paths must be absolute.
+    """
     if home.is_dir():
         os.chdir(home)
     pool = RunPool.fetch(candidates, merge, hashes=dict(digests))

@@ -65,7 +65,8 @@ class KnownScores:
     def tests(self, soup: FloatArray, other: FloatArray, table: ItemTable, looks: int) -> float:
         """Number of independent tests that the comparison of the soup with another model counts as.
 
-        Scores [I]. The soup and every known model may have been picked for the comparison with `other`.
+        The scores of `soup` and `other` are [I]. The soup and every known model may have been picked for the comparison
+        with `other`.
         """
         models = np.vstack([soup, *self.scores, other])
         last = len(models) - 1
@@ -75,7 +76,8 @@ class KnownScores:
 
 @dataclass(frozen=True, kw_only=True)
 class Pair:
-    """The soup and another model on the same items, at a look and among the tests that this one may be picked from.
+    """Scores of the soup and another model on the same items. `level` has the look at these items and the number of
+    tests that this one may be picked from.
 
     `cut` are the same scores with answers that were truncated at the limit of tokens counted as missing; None if none
     was.
@@ -105,6 +107,7 @@ class Pair:
         a = scores[soup.recipe.id]
         b = scores[other.recipe.id]
         is_same = soup.recipe.id == other.recipe.id
+        # At the first look no score was known that could guide the choice.
         tests = 1.0
         if looks > 1 and known is not None and not is_same:
             tests = known.tests(a.values, b.values, table, looks)
@@ -130,7 +133,7 @@ class Pair:
         return comparison.among_tests(self.level)
 
     def sensitivity(self, unit: Unit) -> str | None:
-        """The interval if cut answers might be right or wrong as missing ones may; None if none was cut."""
+        """Sentence with the interval that holds whatever truncated answers would have become; None if none was cut."""
         if self.cut is None:
             return None
         bounds = replace(self, scores=self.cut).compare()
@@ -150,16 +153,19 @@ def by_category(unit: Unit, pairs: Sequence[Pair]) -> tuple[CategoryDifference, 
     tested = [pair for pair in pairs if not pair.same_model]
     if not tested:
         return ()
+    # One level for all pairs, that of the pair with the most tests to pick from.
     level = Level(tested[0].level.looks, max(pair.level.tests for pair in tested))
     models = [(pair.scores, pair.soup, pair.other) for pair in tested]
     differences = []
     for cell in compare_in_categories(models, level):
         comparison = cell.comparison
+        # 1 if the interval is above zero, -1 if it is below.
+        sign = (comparison.low > 0) - (comparison.high < 0)
         difference = CategoryDifference(
             **comparison.raw(unit),
             category=cell.category,
             least=unit.size(cell.least),
-            verdict=_sign_verdict((comparison.low > 0) - (comparison.high < 0)),
+            verdict=_sign_verdict(sign),
         )
         differences.append(difference)
     return tuple(differences)
@@ -175,7 +181,7 @@ def _sign_verdict(sign: float) -> str:
 def judged(
     unit: Unit, comparisons: Sequence[Comparison], looks: int = 1
 ) -> tuple[JudgedDifference, ...]:
-    """Comparisons with Holm's p-value and the verdict on the soup."""
+    """Comparisons with the soup, with Holm's p-value over all of them and the verdict on the soup."""
     adjusted = holm([over_looks(c.p_value, looks) for c in comparisons])
     differences = []
     for comparison, p_holm in zip(comparisons, adjusted, strict=True):
@@ -231,21 +237,22 @@ def gather_evidence(
     comparison of the best mixture with a single model that the search keeps, `known` the models that are tested
     together with the soup.
     """
-    *others, soup = contenders
+    *baselines, soup = contenders
     table = ItemTable.of(scores[soup.recipe.id].items, objective)
     compared = []
-    for other in others:
-        pair = Pair.of(soup, other, scores, table, look, known)
-        compared.append((other, pair.compare()))
-        if other.kind == "best_candidate":
-            best = other
+    for baseline in baselines:
+        pair = Pair.of(soup, baseline, scores, table, look, known)
+        compared.append((baseline, pair.compare()))
+        # Every report has one such row.
+        if baseline.kind == "best_candidate":
+            best = baseline
             against_best = pair
     singles = [c for c in contenders if c.kind in ("ingredient", "candidate")]
     ends = {c.name: outcomes(scores[c.recipe.id], table) for c in contenders}
     result = verdict(
         unit,
         soup.name,
-        [comparison for other, comparison in compared if other in singles],
+        [comparison for baseline, comparison in compared if baseline in singles],
         candidates=[single.name for single in singles],
         best_candidate=best.name,
         selected=selected,
@@ -273,12 +280,12 @@ def gather_evidence(
 def _variances(
     unit: Unit, models: Sequence[Contender], scores: Mapping[str, ItemScores], table: ItemTable
 ) -> dict[str, ObjectiveVariance]:
-    """{model: variance of its objective}, where it can be had."""
+    """{model: variance of its objective} of the models for which `variance` has one."""
     variances = {}
     for model in models:
-        parts = variance(unit, scores[model.recipe.id], table)
-        if parts is not None:
-            variances[model.name] = parts
+        objective_variance = variance(unit, scores[model.recipe.id], table)
+        if objective_variance is not None:
+            variances[model.name] = objective_variance
     return variances
 
 
@@ -305,6 +312,7 @@ def compare_on(
     table = ItemTable.of(benchmark.items, Mean())
     pairs = [Pair.of(contenders[-1], c, measured, table, looks, known) for c in singles]
     coefficients = {}
+    # `table.value` is an objective that is no weighted mean.
     if table.value is None:
         coefficients = dict(zip(table.names, table.coefficients.tolist(), strict=True))
     return ExtraResult(
@@ -334,12 +342,14 @@ def best_mixture(
 ) -> Comparison | None:
     """The best mixture minus the single model that the search keeps, on the search items that the mixture answered.
 
-    Of the mixtures that answered most; None if a mixture won, or none answered items of every category.
+    It is the best of the mixtures that answered the most items. None if a mixture won the search, or if no mixture
+    answered items of every category.
     """
     if len(outcome.recipe.ingredients) > 1:
         return None
     mixtures = []
     for trial in outcome.trials:
+        # Without an answer in some category, the objective is nan.
         if len(trial.recipe.ingredients) > 1 and np.isfinite(trial.result.objective):
             mixtures.append(trial)
     if not mixtures:
@@ -357,7 +367,7 @@ def best_mixture(
 
 
 def dry_verdict(verdict: VerdictSummary, limit: int) -> VerdictSummary:
-    """What a verdict on a few items that are not the test split's says: nothing."""
+    """The verdict of a dry run, which claims nothing: its few items are not the test split's."""
     sentence = f"Dry run on at most {limit} items a category and split, none of the test split's: nothing is claimed."
     return replace(verdict, claim="dry_run", sentence=sentence, p_value=None)
 
@@ -365,25 +375,28 @@ def dry_verdict(verdict: VerdictSummary, limit: int) -> VerdictSummary:
 def _with_holm(
     unit: Unit, pairs: Sequence[tuple[Contender, Comparison]], look: int
 ) -> tuple[RowDifference, ...]:
-    """Comparisons, `p_look` corrected for the looks. The candidates' p-values serve the intersection-union claim and
-    need no other correction; those with the baselines are secondary and carry Holm's too. One soup under two names is
-    one test."""
-    baselines = {}
-    for other, comparison in pairs:
-        if other.kind not in SINGLE_KINDS:
-            baselines[other.recipe.id] = over_looks(comparison.p_value, look)
-    adjusted = dict(zip(baselines, holm(list(baselines.values())), strict=True))
-    rows = []
-    for other, comparison in pairs:
-        raw = comparison.raw(unit)
-        p_look = over_looks(comparison.p_value, look)
-        p_holm = None if other.kind in SINGLE_KINDS else adjusted[other.recipe.id]
-        rows.append(
-            RowDifference(
-                **raw, kind=other.kind, p_look=p_look, p_holm=p_holm, tests=comparison.tests
-            )
+    """The comparisons of the soup with each row, with `p_look` corrected for the looks.
+
+    P-values against single models serve the intersection-union claim and need no other correction. Those against
+    uniform soups and the router are secondary and have Holm's correction too; one recipe under two names is one test.
+    """
+    # {recipe id: p-value}
+    secondary = {}
+    for contender, comparison in pairs:
+        if contender.kind not in SINGLE_KINDS:
+            secondary[contender.recipe.id] = over_looks(comparison.p_value, look)
+    adjusted = dict(zip(secondary, holm(list(secondary.values())), strict=True))
+    differences = []
+    for contender, comparison in pairs:
+        difference = RowDifference(
+            **comparison.raw(unit),
+            kind=contender.kind,
+            p_look=over_looks(comparison.p_value, look),
+            p_holm=None if contender.kind in SINGLE_KINDS else adjusted[contender.recipe.id],
+            tests=comparison.tests,
         )
-    return tuple(rows)
+        differences.append(difference)
+    return tuple(differences)
 
 
 def category_losses(unit: Unit, pair: Pair) -> CategoryLosses | None:
@@ -391,6 +404,7 @@ def category_losses(unit: Unit, pair: Pair) -> CategoryLosses | None:
     if pair.same_model or len(pair.scores.items.names) < 2:
         return None
     categories = by_category(unit, [pair])
+    # Differences that only rounding keeps from zero have no sign.
     signs = [int(np.sign(round(unit.gain(c.difference), 12))) for c in categories]
     return CategoryLosses(
         against=pair.other,
@@ -402,10 +416,11 @@ def category_losses(unit: Unit, pair: Pair) -> CategoryLosses | None:
 
 
 def variance(unit: Unit, scores: ItemScores, table: ItemTable) -> ObjectiveVariance | None:
-    """Variance of a linear objective, split into the draw of the items and that of their answers; else None.
+    """Variance of a linear objective, split into the draw of the items and that of their answers.
 
-    An item's score is the mean of its answers, so the variance between items holds that of the answers too. `flips` is
-    the share of items whose answers did not all score alike.
+    None without repeated answers, or for an objective that is no weighted mean. An item's score is the mean of its
+    answers, so the variance between items holds that of the answers too. `flips` is the share of items whose answers
+    did not all score alike.
     """
     model = "model"
     total = float(table.grouped(scores.values).variances.sum())
@@ -431,13 +446,14 @@ def trajectory_evidence(
     unit = steps.settings.evaluator.unit
     names = steps.pool.names
     looks = state.look.number
+    # {recipe id: scores on the test split}
     measured = state.measured[""]
     winner = state.searched.winner
     soup = winner.recipe
-    singles = [state.frozen.singles[name] for name in names]
-    search = CheckpointScores.of(unit, singles, objective)
-    singles = [measured[steps.single(name).id] for name in names]
-    report = CheckpointScores.of(unit, singles, objective)
+    on_search = [state.frozen.singles[name] for name in names]
+    search = CheckpointScores.of(unit, on_search, objective)
+    on_test = [measured[steps.single(name).id] for name in names]
+    test = CheckpointScores.of(unit, on_test, objective)
 
     # Scores of (average, last checkpoint) of each further training run.
     replicates = []
@@ -446,13 +462,13 @@ def trajectory_evidence(
 
     average = Contender(name="average", kind="soup", recipe=soup)
     last = Contender(name="last", kind="last", recipe=steps.single(names[-1]))
-    versus_last = Pair.of(average, last, measured, report.table, looks)
+    versus_last = Pair.of(average, last, measured, test.table, looks)
     return describe(
         trajectory,
         steps.weights_of(soup),
         search,
         winner.trials,
-        report,
+        test,
         measured[soup.id],
         replicates,
         looks,
@@ -473,9 +489,10 @@ def _model_ends(scores: ItemScores, categories: Mapping[str, AnswerEnds]) -> Mod
     return ModelEnds(**vars(ends), reasons=dict(scores.reasons), categories=categories)
 
 
-def _ends(scores: ItemScores, which: slice | NDArray[np.bool_]) -> AnswerEnds:
-    truncated = scores.truncated[which]
-    unanswered = scores.unanswered[which]
+def _ends(scores: ItemScores, places: slice | NDArray[np.bool_]) -> AnswerEnds:
+    """How the answers to the items at these places ended: mean shares that were truncated or are missing."""
+    truncated = scores.truncated[places]
+    unanswered = scores.unanswered[places]
     return AnswerEnds(
         items=len(truncated),
         truncated=float(truncated.mean()),
@@ -484,7 +501,7 @@ def _ends(scores: ItemScores, which: slice | NDArray[np.bool_]) -> AnswerEnds:
 
 
 def unmeasured(ends: Mapping[str, ModelEnds], length_key: str = "") -> str:
-    """The model with the most answers truncated or missing, if they are too many for a claim; else empty."""
+    """Why nothing may be claimed: a model with too many answers truncated or missing. Empty if no model has so many."""
     worst = max(ends, key=lambda name: _lost(ends[name]))
     if _lost(ends[worst]) <= MOST_LOST:
         return ""
@@ -495,7 +512,10 @@ def unmeasured(ends: Mapping[str, ModelEnds], length_key: str = "") -> str:
 
 
 def lost_answers(scores: Mapping[str, ItemScores], where: str, length_key: str = "") -> list[str]:
-    """A warning if 2 % or more of a model's answers in a stage are truncated or missing; {model: scores}."""
+    """A warning if WARN_LOST or more of a model's answers in a stage are truncated or missing, else none.
+
+    `scores` are {model: scores}, and `where` is the stage.
+    """
     ends = {name: _model_ends(answers, {}) for name, answers in scores.items()}
     affected = [name for name in ends if _lost(ends[name]) >= WARN_LOST]
     if not affected:
@@ -508,6 +528,7 @@ def lost_answers(scores: Mapping[str, ItemScores], where: str, length_key: str =
 
 
 def _lost(ends: AnswerEnds) -> float:
+    """The share of answers that were truncated or are missing."""
     return (ends.truncated or 0.0) + (ends.unanswered or 0.0)
 
 
@@ -522,7 +543,7 @@ def _describe(name: str, ends: ModelEnds) -> str:
 
 
 def _reason(reasons: Mapping[str, int | None]) -> str:
-    """The most frequent reason."""
+    """The most frequent reason with its count, in brackets; `reasons` are {reason: count}."""
     if not reasons:
         return ""
     reason = max(reasons, key=lambda name: reasons[name] or 0)

@@ -27,7 +27,8 @@ if TYPE_CHECKING:
 
 @frozen
 class RunOutcome:
-    """What came of a run: its report as far as it went, and the search with its objective, if there was one.
+    """What came of a run: its report as far as it went, the trials of the search, and the `objective` of its winner in
+    the evaluator's unit, if there was one.
 
     If it is `waiting` for soups, there is nothing else yet.
     """
@@ -48,6 +49,7 @@ def execute(settings: RunSettings) -> RunOutcome:
         check_target(goal, settings.out)  # who may not write to the Hub learns it before the run
     outcome = perform(settings)
     if outcome.waiting is not None:
+        # Its arguments are lines for the user.
         print(safe("\n".join(outcome.waiting.args)))
         return outcome
     report = outcome.report
@@ -64,6 +66,7 @@ def execute(settings: RunSettings) -> RunOutcome:
 
 
 def _show_end(settings: RunSettings, report: Report, soup: Path | None) -> None:
+    """Print the results of a run, and where its files are."""
     out = output_console()
     out.print(report_table(report))
     # A report has its analyses on its page.
@@ -80,10 +83,8 @@ def written_soup(settings: RunSettings, report: Report) -> Path | None:
 
 
 def check_settings(settings: RunSettings) -> None:
-    """Refuse a target that is in use and settings that contradict each other (UserError).
-
-    A run that is continued may find its soup; it is verified once the search is over.
-    """
+    """Refuse a target that is in use and settings that contradict each other (UserError)."""
+    # A run that is continued may find its soup, which is verified once the search is over.
     if soup_in(settings.out) is None:
         free_target(settings.out)
     from souping.evaluate.benchmark import EvaluatorBenchmark
@@ -118,6 +119,7 @@ def perform(settings: RunSettings) -> RunOutcome:
 
     if settings.selects_from_table:
         return RunOutcome(report=_select_from_table(settings))
+    # As far as the run got: `finish_tracker` reads both at the end, also after an error.
     report: Report | None = None
     soup: Path | None = None
     with ExitStack() as stack:
@@ -149,6 +151,7 @@ def perform(settings: RunSettings) -> RunOutcome:
             report = run.finish(state)
             return _write(run, state, report)
         except Waiting as waiting:
+            # The process that ends the run records it.
             tracker.forget()
             return RunOutcome(report=Report(name=settings.name), waiting=waiting)
         except (UserError, OSError) as error:
@@ -158,7 +161,7 @@ def perform(settings: RunSettings) -> RunOutcome:
 
 
 def _select_from_table(settings: RunSettings) -> Report:
-    """Published scores alone: candidates are names, no folder is opened."""
+    """Select by published scores alone, and report that. Candidates are names: no folder is opened."""
     from souping.pipeline.checks import flat_categories, not_measured, refusals
     from souping.pipeline.run import choose_ingredients
     from souping.pipeline.run_report import stopped_report
@@ -175,7 +178,7 @@ def _select_from_table(settings: RunSettings) -> Report:
 
 
 def _write(run: Run, state: Reported, report: Report) -> RunOutcome:
-    """Write the report of a run, and put its numbers on the soup's card."""
+    """Write the trials and the report of a run, and put its numbers on the soup's card."""
     from souping.pipeline.run_report import replace_card
     from souping.report.files import trial_rows, write_report, write_trials
 
@@ -192,7 +195,7 @@ def _write(run: Run, state: Reported, report: Report) -> RunOutcome:
 
 
 def _stop(run: Run, state: Selected | Searched) -> RunOutcome:
-    """Write what a run knows that ends before the test split."""
+    """Write what a run knows that ends after selection or search, before the test split."""
     from souping.pipeline.run_report import stopped_report
     from souping.pipeline.samples import write_samples
     from souping.pipeline.state import Searched

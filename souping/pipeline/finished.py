@@ -48,10 +48,11 @@ def add_analyses(settings: RunSettings) -> list[Path]:
         soups = run.soups(state.searched)
         for name, analysis in settings.analyses.items():
             stage = run.analysis_stage(name, analysis, soups)
-            if not settings.plan:
+            if settings.plan:
+                # Prints the cost.
+                run.lacking(stage)
+            else:
                 state = run.analyse(state, name, stage)
-                continue
-            run.lacking(stage)
     if settings.plan:
         return []
     with locked(settings.run_dir):
@@ -75,7 +76,7 @@ def read_finished(run_dir: Path) -> tuple[Report, Sequence[TrialRow]]:
 
 
 def resume(run: Run, report: Report, trials: Sequence[TrialRow]) -> Reported:
-    """A finished run's state, of which analyses take the choices, the trials and the report's rows.
+    """The state of a finished run as far as its files know it; scores are left empty, as the store has them.
 
     Raises:
         UserError: items or candidates are not those of the run: its numbers would be of other ones.
@@ -86,6 +87,7 @@ def resume(run: Run, report: Report, trials: Sequence[TrialRow]) -> Reported:
             "restore them"
         )
     recipe = report.recipe or read(RecipeSummary, {})
+    # The file may have been edited: `_recipe` refuses weights that do not give the recipe's id.
     weights = dict(zip(recipe.ingredients, recipe.weights, strict=False))
     soup = _recipe(run, weights, recipe.id)
     unknown = Result(objective=0.0, categories={}, items=0)
@@ -96,6 +98,7 @@ def resume(run: Run, report: Report, trials: Sequence[TrialRow]) -> Reported:
 
     claim = run.held_out.report_claim(soup, run.splits["test"])
     items = claim.items
+    # A dry run reports on all of its items, and counts no look.
     if run.settings.dry_run is None:
         items = run.counted_looks.items_of(claim)
     return Reported(
@@ -128,13 +131,18 @@ def _contenders(run: Run, report: Report, soup: Recipe) -> tuple[Contender, ...]
 
 
 def _recipe(run: Run, weights: Mapping[str, float | None], expected: Json) -> Recipe:
-    """The recipe of a run's weights (UserError if the candidates or merge settings are not those of the run)."""
+    """The recipe of {candidate: weight} in a run's files, whose id there is `expected`.
+
+    Raises:
+        UserError: the candidates or merge settings are not those of the run.
+    """
     nonzero = {name: weight for name, weight in weights.items() if weight}
     where = nearby(run.settings.run_dir)
     changed = f"{where}: the candidates or merge settings are not those of the run"
     for name in nonzero:
         if name not in run.pool.names:
             raise UserError(f"{changed}: {name} is not in the pool")
+    # Files without weights get any recipe, whose id is another.
     recipe = run.pool.recipe(nonzero or {run.pool.names[0]: 1.0})
     if recipe.id != expected:
         raise UserError(f"{changed}: soup {expected} is now {recipe.id}")

@@ -50,7 +50,7 @@ from souping.report.progress import Throughput, say
 from souping.report.recipe import recipe_summary
 
 RESULT_PAGES = ("report.html", "selection.json")
-"""Files of a run of which the first one that is there is shown at its end."""
+"""Files of a run, the main one first."""
 
 
 def execute_merge(settings: MergeSettings) -> None:
@@ -78,9 +78,11 @@ def execute_merge(settings: MergeSettings) -> None:
 
 def show_files(settings: SoupSettings, soup: Path | None) -> None:
     """Print where the result is, and how the soup is made again."""
-    pages = [settings.run_dir / name for name in RESULT_PAGES]
-    for page in [page for page in pages if page.exists()][:1]:
-        print(f"{page.stem}: {safe(shlex.quote(nearby(page)))}")
+    for name in RESULT_PAGES:
+        page = settings.run_dir / name
+        if page.exists():
+            print(f"{page.stem}: {safe(shlex.quote(nearby(page)))}")
+            break
     if soup is not None:
         print(f"soup: {safe(shlex.quote(nearby(soup)))}")
         if (soup / "recipe.json").exists():
@@ -90,17 +92,18 @@ def show_files(settings: SoupSettings, soup: Path | None) -> None:
 
 
 def merge(settings: MergeSettings) -> Path | None:
-    """The soup of a pool and weights, without any evaluation."""
-    with Store(settings.store_path) as store, ExitStack() as parts:
-        candidates = settings.pool.resolve()
-        late = not settings.plan
-        pool = parts.enter_context(
-            closing(
-                RunPool.fetch(
-                    candidates, settings.merge, store, tokenizers=False, late=late, stream=True
-                )
-            )
+    """The folder of the soup of a pool and weights, without any evaluation; None with `plan`, which is only shown."""
+    with Store(settings.store_path) as store, ExitStack() as stack:
+        pool = RunPool.fetch(
+            settings.pool.resolve(),
+            settings.merge,
+            store,
+            tokenizers=False,
+            # Files are hashed while the soup is written. A plan writes none.
+            late=not settings.plan,
+            stream=True,
         )
+        stack.enter_context(closing(pool))
         notes = []
         if settings.pool.trajectory is not None:
             notes += settings.pool.trajectory.sentences
@@ -117,9 +120,11 @@ def merge(settings: MergeSettings) -> Path | None:
             _show_upload(settings, pool.merge_pool, recipe)
             return None
         with Throughput("soup") as progress:
+            # All digests were known.
             if not pool.late:
                 text = _card(settings, recipe, pool.merge_pool)
                 return make_soup(settings, pool.merge_pool, recipe, text, progress)
+            # Digests, and so the final recipe and its card, are known once the ingredients are read.
             soup, notes = pool.write_late(
                 recipe,
                 settings.out,
@@ -132,7 +137,7 @@ def merge(settings: MergeSettings) -> Path | None:
 
 
 def _only_weights(settings: MergeSettings, names: Names) -> dict[str, float]:
-    """The weights of an optimiser that tries one point (UserError: it would search)."""
+    """{candidate: weight} of an optimiser that tries one point (UserError: it would search)."""
     if settings.optimiser.count(len(names)) != 1:
         raise UserError(
             "there are no items to search on: use optimiser=fixed, optimiser=uniform, or optimiser=trajectory with "
@@ -145,11 +150,12 @@ def _only_weights(settings: MergeSettings, names: Names) -> dict[str, float]:
 
 
 def show_names(settings: SoupSettings) -> None:
-    """Which tensor of the soup comes from which tensor of the candidates, and how."""
+    """Print which tensor of the soup comes from which tensor of the candidates, and how."""
     merge = settings.merge
     home = settings.pool.home
     folder = folder_of(str(home), merge.allow_pickle) if home else None
     like = Like(folder, rules_of(merge.name_rules))
+    # {lines: the first candidate with them}
     first_names = dict[tuple[str, ...], str]()
     for candidate in settings.pool.resolve(at_least=1):
         path = folder_of(str(candidate.path), merge.allow_pickle)
@@ -162,7 +168,7 @@ def show_names(settings: SoupSettings) -> None:
 
 
 def rebuild(settings: MergeSettings) -> Path | None:
-    """The soup of a recipe.json again, bit for bit.
+    """The folder of the soup of a recipe.json, made again bit for bit; None with `plan`, which is only shown.
 
     Ingredients are looked for by name in `pool.candidates`, then by content in the store, then on the Hub.
 
@@ -199,22 +205,23 @@ def rebuild(settings: MergeSettings) -> Path | None:
 
 def _check_method(recipe: Recipe) -> None:
     """Refuse a soup by a user's merge method whose code is missing or has changed."""
-    made_by = recipe.settings.get("source")
-    if made_by is None:
+    # Methods of souping have no such digest of their code.
+    code_digest = recipe.settings.get("source")
+    if code_digest is None:
         return
     if recipe.method not in METHODS:
         name = shown(recipe.method)
         raise UserError(
             f"{name} is not a method of souping: name its class, merge._target_=MODULE.CLASS"
         )
-    if method_digest(recipe.method) != made_by:
+    if method_digest(recipe.method) != code_digest:
         raise UserError(
             f"the code of merge.method={recipe.method} is not what made this soup: the file has changed"
         )
 
 
 def maker(backend: MergeBackend, recipe: Recipe) -> MergeBackend:
-    """The backend that can make a soup again: the run's own, unless the other kind made it."""
+    """The backend that can make a recipe again, mergekit or souping's own: the given one, if it is of that kind."""
     from souping.merge.mergekit import MergekitMerge
 
     by_mergekit = recipe.settings.get("by") == "mergekit"
@@ -245,7 +252,10 @@ def _show_plan(
     base: str | None,
     similarity: PoolSimilarity | None,
 ) -> None:
-    """Print and save the plan of a soup, with how similar the weights are."""
+    """Print and save the plan of a soup, with how similar the weights are, and a mergekit config if there can be one.
+
+    `base` is the folder of the base model.
+    """
     from souping.merge.mergekit import to_yaml
     from souping.report import tables
     from souping.report.render import show_sheet
@@ -270,22 +280,24 @@ def _show_plan(
 def _show_upload(
     settings: MergeSettings, pool: CandidatePool, recipe: Recipe, rebuilt: Path | None = None
 ) -> None:
-    if settings.upload is not None:
-        from souping.pipeline.upload import planned_upload
-        from souping.report.render import show_sheet
+    """Print what an upload of the soup would send, if there is one; `rebuilt` as for `_card`."""
+    if settings.upload is None:
+        return
+    from souping.pipeline.upload import planned_upload
+    from souping.report.render import show_sheet
 
-        text = _card(settings, recipe, pool, rebuilt)
-        files = {**planned_files(pool, recipe), CARD: text.encode()}
-        show_sheet([planned_upload(settings.upload, files, settings.store_path)])
+    text = _card(settings, recipe, pool, rebuilt)
+    files = {**planned_files(pool, recipe), CARD: text.encode()}
+    show_sheet([planned_upload(settings.upload, files, settings.store_path)])
 
 
 def _card(
     settings: MergeSettings, recipe: Recipe, pool: CandidatePool, rebuilt: Path | None = None
 ) -> str:
-    """The card of a soup; one that is `rebuilt` from a recipe has the same bytes, so the card beside that holds."""
-    old_card = rebuilt.with_name(CARD) if rebuilt else None
-    if old_card is not None and old_card.is_file():
-        text = text_of(old_card)
+    """The card of a soup. `rebuilt` is the recipe.json that it is rebuilt from: the card beside that, if it is the
+    soup's, holds for the same bytes too."""
+    if rebuilt is not None and rebuilt.with_name(CARD).is_file():
+        text = text_of(rebuilt.with_name(CARD))
         if recipe.id in text:
             return text
     folder = settings.out.resolve()
@@ -340,7 +352,7 @@ class RecipeFile(RecipeKeys, total=False):
 
 
 def read_recipe(path: Path) -> tuple[Recipe, JsonObject]:
-    """A recipe.json and its table, checked for what a rebuild needs.
+    """(recipe, whole content) of a recipe.json, checked for what a rebuild needs.
 
     Raises:
         UserError: it is not a soup's recipe, or was edited.
@@ -350,6 +362,7 @@ def read_recipe(path: Path) -> tuple[Recipe, JsonObject]:
         raise UserError(f"{where}: larger than {MAX_RECIPE} bytes, which no recipe is")
     table: dict[str, Any] = load_json(path, RecipeFile, "recipe")
     lengths = {len(table[key]) for key in ("ingredients", "fingerprints", "weights")}
+    # Less than the others if a name stands twice.
     lengths.add(len(set(table["ingredients"])))
     if len(lengths) != 1 or not 0 < min(lengths) <= MOST_INGREDIENTS or not any(table["weights"]):
         raise UserError(
@@ -379,7 +392,11 @@ def _find(
     hashes: MutableMapping[str, str],
     like: Like,
 ) -> Path:
-    """The folder of an ingredient with the recipe's content."""
+    """The folder of the ingredient `name`: a candidate's, the one that the store knows, or one from the Hub.
+
+    Raises:
+        UserError: it is not found, or its content is not the `expected` fingerprint. `hashes` caches digests of files.
+    """
     known = store.folder_of(expected)
     if name in candidates:
         path = candidates[name].path
@@ -409,7 +426,14 @@ def _as_written(
     ingredients: Sequence[Path],
     hashes: MutableMapping[str, str],
 ) -> MergeBackend:
-    """The backend with the settings that the recipe was written with."""
+    """The backend with the settings that the recipe was written with, and with the recipe's base model, if it has one.
+
+    `table` is the whole recipe.json, `ingredients` are the folders. A recipe leaves out settings that have the values
+    below.
+
+    Raises:
+        UserError: the base model is not found.
+    """
     changes: dict[str, Any] = {
         "scale": 1.0,
         "vocab": "error",
@@ -431,11 +455,12 @@ def _as_written(
     if base is None:
         return backend.with_settings({**changes, "base_model": None})
     folder = backend.base_model or store.folder_of(base)
-    # The error below says all that helps.
+    # If a model cannot be fetched, the error below says all that helps.
     with suppress(UserError):
         if folder:
             folder = str(folder_of(folder, backend.allow_pickle))
         else:
+            # Adapters name the model that they were trained on.
             folder = with_base(backend, ingredients).base_model
     if folder is None or fingerprint(Path(folder), hashes, backend.allow_pickle) != base:
         raise UserError(
@@ -451,6 +476,7 @@ def free_target(out: Path) -> None:
             f"out={out} exists and is not an empty folder: choose another, or move it away"
         )
     parent = next(p for p in out.absolute().parents if p.exists())
+    # Only an attempt tells whether a folder can be made.
     try:
         os.rmdir(tempfile.mkdtemp(prefix=".souping-", dir=parent))
     except OSError as error:
@@ -468,7 +494,7 @@ def soup_in(out: Path) -> Recipe | None:
 
 
 def verify(pool: RunPool, recipe: Recipe, out: Path) -> None:
-    """Write the soup again to a temporary folder and compare every file in `out` but the card with it.
+    """Write the soup again to a temporary folder, and compare every file but recipe.json and the card with `out`.
 
     Raises:
         UserError: a file is missing or differs.

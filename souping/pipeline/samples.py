@@ -38,7 +38,7 @@ def write_samples(run: Run, state: State) -> None:
 
 
 def _models(run: Run, state: State) -> dict[str, Recipe]:
-    """The report's rows; of a run that stopped before, its candidates and its soup."""
+    """{name: recipe} of the report's rows; of a run that stopped before, of its candidates and its soup."""
     if isinstance(state, Reported):
         return {row.name: row.recipe for row in state.contenders}
     models = {name: run.single(name) for name in run.pool.names}
@@ -50,10 +50,11 @@ def _models(run: Run, state: State) -> dict[str, Recipe]:
 def _lines(
     run: Run, state: State, split: Split, items: Sequence[Item]
 ) -> Iterator[dict[str, Json]]:
-    """One line per item that a model answered."""
+    """The lines of a split, as `sample` makes them: one per item that a model answered."""
     if not items:
         return
     router: RoutedAnswers | None = None
+    # Answers that a report showed stand, even if the store has newer ones.
     measurements: Sequence[Measurement] = ()
     if isinstance(state, Reported):
         router = state.router
@@ -75,6 +76,7 @@ def _lines(
                 continue
             scores[name] = float(evaluator.scoring.item_scores([item], [item_answers])[0])
             records[name] = item_answers
+        # The router's answer is that of the ingredient for the item's category.
         if router is not None:
             route = router.routes.get(item.category)
             if route in records:
@@ -103,9 +105,11 @@ def sample(
     prompts: Mapping[str, str],
     scorer_hash: str = "",
 ) -> dict[str, Any]:
-    """A line of one item; `answers` and `scores` are by model, `prompts` by `prompt_key`.
+    """A line of one item, at this place of its split.
 
-    A model's `sent_hash` is that of the prompt as it was sent to it, empty where its evaluator does not say.
+    `answers` are {model: records, one for each repeat}, `scores` {model: score}, and `prompts` {`prompt_key`: the text
+    that was sent}. A model's `sent_hash` is that of the prompt as it was sent to it, empty where its evaluator does not
+    say.
     """
     if isinstance(item.prompt, str):
         prompt: Json = item.prompt

@@ -55,7 +55,8 @@ SHARED_MODEL_SETTINGS = ("dtype", "device", "threads", "trust_remote_code")
 
 
 def model_settings(settings: Mapping[str, T]) -> dict[str, T]:
-    """The settings of an evaluator's loaded model, if it has one in this process."""
+    """Those of an evaluator's settings that its loaded model has; empty if it loads none in this process."""
+    # Only evaluators that load a model have a dtype of torch.
     if settings.get("dtype") not in TORCH_NAMES:
         return {}
     return {key: settings[key] for key in SHARED_MODEL_SETTINGS if key in settings}
@@ -110,7 +111,7 @@ def expectations(
 ) -> tuple[Expectation, ...]:
     """Read `expected`: {candidate: score} of the objective, or {candidate: {category: score}}.
 
-    If any score is above 1, all are multiplied by `scale`: percent.
+    If any score is above 1, all are percent and are divided by `scale`.
 
     Raises:
         UserError: a value is not a score.
@@ -119,24 +120,25 @@ def expectations(
         raise UserError(
             f"expected={expected!r:.60} must be a mapping: expected='{{CANDIDATE: SCORE}}'"
         )
-    pairs: list[tuple[str, str | None, Any]] = []
+    # (candidate, category, score)
+    scores: list[tuple[str, str | None, Any]] = []
     for candidate, value in (expected or {}).items():
         if not isinstance(value, Mapping):
-            pairs.append((str(candidate), None, value))
+            scores.append((str(candidate), None, value))
             continue
         for name, score in value.items():
-            pairs.append((str(candidate), None if name is None else str(name), score))
-    for candidate, category, score in pairs:
-        # NaN is not between them.
+            scores.append((str(candidate), None if name is None else str(name), score))
+    for candidate, category, score in scores:
+        # Also refuses nan, which is not between the two.
         if not isinstance(score, int | float) or isinstance(score, bool) or not 0 <= score <= 100:
             where = candidate if category is None else f"{candidate}.{category}"
             raise UserError(
                 f"expected.{where}={score!r:.40} must be a score (0 to 1 or 0 to 100) or {{category: score}}"
             )
-    if all(score <= 1 for _, _, score in pairs):
+    if all(score <= 1 for _, _, score in scores):
         scale = 1.0
     entries = []
-    for candidate, category, score in pairs:
+    for candidate, category, score in scores:
         fraction = float(score) / scale
         entries.append(Expectation(candidate=candidate, category=category, score=fraction))
     return tuple(entries)
@@ -160,7 +162,11 @@ class MergeConfig:
 
 @frozen
 class SoupSettings:
-    """What a soup needs: the components and root settings that runs and merges share."""
+    """What a soup needs: the components and root settings that runs and merges share.
+
+    `out` is the folder of the soup, `run_dir` that of the other files. `config` is the configuration as it is recorded,
+    `command` the typed command. With `plan`, nothing is evaluated or written.
+    """
 
     pool: CandidateSource
     optimiser: protocols.Optimiser
@@ -179,14 +185,17 @@ class SoupSettings:
 
     @property
     def rebuild_command(self) -> str:
-        """Command that makes the soup in `out` again, run where this run was started."""
+        """Command that makes the soup in `out` again, run where this run was started.
+
+        It repeats what a recipe.json does not hold: where things are, and what may run code.
+        """
         merge = read(MergeConfig, self.config.get("merge"))
         settings = {"out": "rebuilt"}
         if self.store_path != STORE:
             settings["store"] = nearby(self.store_path)
         if merge.python:
             settings |= {"merge": "mergekit", "merge.python": merge.python}
-        # A method of the user's.
+        # A merge method of the user's own.
         if not merge._target_.startswith("souping."):
             settings["merge._target_"] = merge._target_
         if file := rules_of(self.merge.name_rules):
@@ -250,6 +259,7 @@ class RunSettings(SoupSettings):
         """The candidate that `guard_baseline` names (UserError if it names none)."""
         if not self.guard_baseline:
             return self.guard_baseline
+        # {what may be typed: candidate}; `base` is the candidate that is the base model.
         names = {candidate.name: candidate.name for candidate in candidates}
         base = self.base_candidate(candidates)
         if base:
@@ -265,7 +275,7 @@ class RunSettings(SoupSettings):
             return None
         folder = os.path.realpath(os.path.expanduser(base))
         for candidate in candidates:
-            # A fetched model has its commit behind its name.
+            # A fetched model's source is org/name@commit.
             is_source = f"{candidate.source}@".startswith(f"{base}@")
             if is_source or base == candidate.name or folder == os.path.realpath(candidate.path):
                 return candidate.name
@@ -277,6 +287,7 @@ class RunSettings(SoupSettings):
             return ()
         from souping.analysis.guards import resolve
 
+        # {extra benchmark: unit}, the run's own under an empty name.
         units = {"": self.evaluator.unit}
         for entry in self.extra_benchmarks:
             units[entry.name] = (entry.evaluator or self.evaluator).unit
@@ -309,7 +320,7 @@ def items_of(
     """The evaluator's own benchmark for `benchmark=evaluator`, if it brings one; else the given one.
 
     Raises:
-        UserError: they cannot be had here.
+        UserError: the evaluator's items are not available here.
     """
     from souping.evaluate.benchmark import EvaluatorBenchmark, PartOfBenchmark
 

@@ -80,7 +80,7 @@ class Selected:
 
 @frozen
 class Searched:
-    """The weights of the soup, and what the search itself found out: its front.
+    """What the search found: `winner` is the soup that it chose, `analyses` holds its Pareto front if there is one.
 
     `guards` is what the guards changed, None if there are none.
     """
@@ -109,10 +109,12 @@ class Frozen:
 
 @frozen
 class Reported:
-    """What was measured on the report `items`: `measured` are {extra benchmark: {recipe id: scores}}, the run's own
+    """What was measured on the test `items`: `measured` are {extra benchmark: {recipe id: scores}}, the run's own
     under an empty name.
 
-    `report` and `analyses` are those of the states before with what is added from here on.
+    `contenders` are the rows of the report, `look` counts the reports on these items, and `router` has the answers of
+    the ingredient that is best in each category. `report` and `analyses` are those of the states before with what is
+    added from here on.
     """
 
     frozen: Frozen

@@ -93,12 +93,15 @@ def extra_benchmarks(
 def _open_benchmark(
     entry: ExtraEntry, run_evaluator: Evaluator, limit: int | None
 ) -> ExtraBenchmark:
+    """One extra benchmark with its items, at most `limit` per category, and the evaluator that answers them."""
     from souping.evaluate.generate import LocalEvaluator
 
     evaluator = entry.evaluator or run_evaluator
+    # An evaluator that brings its own items cannot answer others.
     if entry.evaluator is None and run_evaluator.prompts.brings_items:
         evaluator = LocalEvaluator(**model_settings(vars(run_evaluator)))
     benchmark = entry.benchmark or evaluator.prompts.benchmark
+    # An entry without items has an evaluator that brings them.
     assert benchmark is not None
     try:
         items = first_items(benchmark.items(), entry.limit)
@@ -140,11 +143,12 @@ class Steps:
         return choices
 
     def choose(self) -> Selected | Searched | Frozen:
-        """Score, select, search and write, or stop before."""
+        """Score, select, search and write; the state after the last step that `stop_after` allows."""
         settings = self.settings
         expected_check: ExpectedSummary | None = None
         if expected := self._expected():
             expected_check = self.check_expected(expected)
+        # Published scores take the place of the candidates' answers.
         every_candidate: Stage | None = None
         if not settings.scores.published:
             every_candidate = self._candidates("score: every candidate", "select")
@@ -161,9 +165,10 @@ class Steps:
         return self.write(searched, on_search_split)
 
     def measure(self, frozen: Frozen) -> Reported:
-        """Report on the frozen soup, and analyse."""
+        """Test the frozen soup on the test split and the extra benchmarks, and analyse."""
         contenders = self.contenders(frozen)
         models = [contender.recipe for contender in contenders]
+        # Further training runs are evaluated, but are no rows of the report.
         for average, last in self.replicates(frozen.searched.winner.recipe):
             models += [average, last]
         stage = self._stage("test: soup and baselines", models, "test")
@@ -264,7 +269,8 @@ class Steps:
         return self.uniform([name for name in self.pool.names if name in best])
 
     def _trajectory_rows(self, soup: Recipe) -> list[Contender]:
-        """What the average of a training run is compared with beside its checkpoints."""
+        """Baselines of the average of a training run: its last checkpoint, the rows of the pool's settings, and the
+        soup's weights on other checkpoints."""
         trajectory = self.settings.pool.trajectory
         if trajectory is None:
             return []
@@ -273,17 +279,20 @@ class Steps:
         for kind, model in trajectory.rows:
             rows.append(Contender(name=model.name, kind=kind, recipe=self.single(model.name)))
         weights = shuffled(self.weights_of(soup))
-        mixed = self.pool.recipe(dict(zip(names, weights, strict=True)))
-        if len(soup.ingredients) > 1 and mixed.id != soup.id:
-            rows.append(Contender(name="shuffled", kind="shuffled", recipe=mixed))
+        permuted = self.pool.recipe(dict(zip(names, weights, strict=True)))
+        # Equal weights make the same soup in any order.
+        if len(soup.ingredients) > 1 and permuted.id != soup.id:
+            rows.append(Contender(name="shuffled", kind="shuffled", recipe=permuted))
         return rows
 
     def router_row(self, router: RoutedAnswers) -> Contender:
-        """The router; its id stands for its routes, and is that of a model if all of them lead to it."""
+        """The row of the router, whose recipe is never merged: its id stands for its routes {category: model}.
+
+        A router that sends all categories to one model has that model's name and recipe.
+        """
         models = {category: self.single(name) for category, name in router.routes.items()}
         recipe = next(iter(models.values()))
         if router.name not in router.routes.values():
-            # Never merged.
             routes = {category: model.fingerprint for category, model in models.items()}
             recipe = replace(recipe, method="router", settings=routes)
         return Contender(name=router.name, kind="router", recipe=recipe)
@@ -302,9 +311,10 @@ class Steps:
         return pairs
 
     def weights_of(self, soup: Recipe) -> Weights:
-        """The soup's weight of each candidate; any others for a soup that a plan does not know yet."""
+        """The soup's weights of all candidates [K], which sum to 1."""
         weights = soup.shares
         names = self.pool.names
+        # A plan does not know its soup yet: any distinct weights make as many recipes as the real ones.
         if not set(weights) <= set(names):
             weights = {name: float(number) for number, name in enumerate(names, start=1)}
         total = sum(weights.values())
@@ -321,12 +331,15 @@ class Steps:
         )
 
     def analysis_stage(self, name: str, analysis: Analysis, soups: RunSoups) -> Stage:
-        """The soups that an analysis needs, on the search split: analyses never see another split answered for them."""
+        """The soups that an analysis needs, on the search split: analyses never see another split answered for them.
+
+        Answers are taken from whatever blocks the search left them in.
+        """
         stage = self._stage(f"analyse: {name}", analysis.asks(soups), "search")
         return replace(stage, any_block=True)
 
     def ingredient_stage(self, ingredients: Sequence[str]) -> Stage | None:
-        """The ingredients alone, if the search begins with their scores."""
+        """The ingredients one by one, if the search begins with their scores; else None."""
         if len(ingredients) < 2 or not self.settings.optimiser.uses_singles:
             return None
         return self._stage("search: the ingredients", map(self.single, ingredients), "search")
@@ -337,6 +350,7 @@ class Steps:
         selected: Selected,
         log: Callable[[Trial], None] = lambda trial: None,
     ) -> SearchResult:
+        """The best weights of the selected ingredients on the search split; `log` gets every trial."""
         settings = self.settings
         admission = selected.admission
         return find_weights(
@@ -362,7 +376,10 @@ class Steps:
 
     @property
     def guarded_items(self) -> dict[Split, dict[str, Items]]:
-        """{split: {extra benchmark: its items}}, the run's own under an empty name; others are cut by the same rule."""
+        """{split: {extra benchmark: its items}} of the search and test splits, the run's own under an empty name.
+
+        Items of extra benchmarks are cut into the two splits by the rule that cuts the run's.
+        """
         search = {"": self.splits.get("search", ())}
         test = {"": self.splits.get("test", ())}
         for name, items in self.extra.items():
@@ -400,6 +417,7 @@ class Steps:
             models = [*ingredients, soup]
             if name in guarded:
                 items = two_splits(items)["test"]
+                # Guards compare the soup with this candidate. A plan does not know it.
                 if selected.admission is not None:
                     models = [*ingredients, self.single(selected.admission.against), soup]
             stage = self._stage(f"test: {name}", models, "test")
@@ -407,14 +425,14 @@ class Steps:
         return stages
 
     def _stage(self, name: str, models: Iterable[Recipe], split: Split) -> Stage:
-        """Each model once."""
+        """Models, those of equal content once, that answer a split of the run's items."""
         recipes = {recipe.fingerprint: recipe for recipe in models}
         return Stage(
             name=name, models=tuple(recipes.values()), items=self.splits.get(split, ()), split=split
         )
 
     def _candidates(self, name: str, split: Split, candidates: Names = ()) -> Stage:
-        """Candidates one by one, all of them by default: two of equal bytes are two rows."""
+        """The candidates of these names, by default all, on a split; unlike `_stage`, equal models each count."""
         models = tuple(map(self.single, candidates or self.pool.names))
         return Stage(name=name, models=models, items=self.splits.get(split, ()), split=split)
 

@@ -43,8 +43,8 @@ class Claim:
     def fingerprint(self) -> str:
         """Digest of everything that the claim rests on, without names and order.
 
-        An item counts with its weight in the objective, which covers the coefficients whatever the categories are
-        called.
+        An item counts with its weight in the objective, so that the coefficients are covered whatever the categories
+        are called. An objective that has no such weights counts by its name.
         """
         sizes = Counter(item.category for item in self.items)
         shares = coefficients(self.objective, sizes)
@@ -81,9 +81,10 @@ class Measurement(NamedTuple):
         return cls(evaluator, ids, answers, contents)
 
     def repeats(self, first: Measurement, model: Recipe) -> bool:
-        """Whether it takes the answers of another measurement of a model."""
+        """Whether a model's answers are those of the `first` measurement: all fields but the other models agree."""
         content = digest(content_of(model))
-        return self[:3] == first[:3] and self.models[content] == first.models[content]
+        same_setup = self._replace(models=first.models) == first
+        return same_setup and self.models[content] == first.models[content]
 
 
 class KnownModels(NamedTuple):
@@ -147,12 +148,16 @@ def _measured(settings: Mapping[str, Json]) -> dict[str, Json]:
 def pair_digest(
     identities: Sequence[str], weights: FloatArray, a: FloatArray, b: FloatArray
 ) -> str:
-    """Digest of all that a difference of two models is made of: the items [I] with their weights, and their scores."""
+    """Digest of a difference of two models: prompt digests and weights of the items [I], and the scores `a`, `b` [I].
+
+    The order of the items and of the models does not matter.
+    """
     shares = weights / weights.sum()
     models: list[Json] = []
     for scores in (a, b):
-        rows = zip(identities, shares.round(12), scores.round(9) + 0.0, strict=True)
-        models.append(sorted([name, float(share), float(score)] for name, share, score in rows))
+        # Adding 0.0 turns -0.0 into 0.0.
+        items = zip(identities, shares.round(12), scores.round(9) + 0.0, strict=True)
+        models.append(sorted([name, float(share), float(score)] for name, share, score in items))
     return digest(sorted(models, key=str))
 
 
@@ -175,25 +180,28 @@ def items_to_report(
 ) -> tuple[Item, ...]:
     """The items of a new report: all, or only the groups that were shown less.
 
-    `earlier_looks` are {prompt digest: earlier looks}. At look k a difference must be z_k standard errors, where
-    z_k = z(ALPHA / k (k + 1)), so items are worth their information over z_k^2. Whole groups leave, by counts alone,
-    and every category keeps ENOUGH_ITEMS items.
+    `earlier_looks` are {prompt digest: earlier looks}; each of the `deleted` rows counts as a look at every item. At
+    look k a difference must be z_k standard errors, where z_k = z(ALPHA / k (k + 1)), so items are worth their
+    information over z_k^2. Whole groups leave, by counts alone, and every category keeps ENOUGH_ITEMS items.
     """
-    shown: dict[str, int] = {}
+    # {group: looks at the item that was shown most}
+    group_looks: dict[str, int] = {}
     for item in items:
-        shown[item.group] = max(earlier_looks[item.prompt_digest], shown.get(item.group, 0))
+        looks = earlier_looks[item.prompt_digest]
+        group_looks[item.group] = max(looks, group_looks.get(item.group, 0))
     sizes = Counter(item.category for item in items)
     shares = coefficients(objective, sizes)
 
     best = tuple(items)
     largest = 0.0
-    for most in sorted(set(shown.values()), reverse=True):
-        candidates = tuple(item for item in items if shown[item.group] <= most)
+    for limit in sorted(set(group_looks.values()), reverse=True):
+        candidates = tuple(item for item in items if group_looks[item.group] <= limit)
         counts = Counter(item.category for item in candidates)
+        # A lower limit leaves even fewer items.
         if any(counts[name] < min(size, ENOUGH_ITEMS) for name, size in sizes.items()):
             break
         variance = sum(shares[name] ** 2 / counts[name] for name in sizes)
-        z = NORMAL.inv_cdf(1 - Level(1 + most + deleted).family / 2)
+        z = NORMAL.inv_cdf(1 - Level(1 + limit + deleted).family / 2)
         worth = 1 / (variance * z**2)
         if worth > largest:
             best = candidates

@@ -55,22 +55,23 @@ class CountedLooks:
                 "JOIN contents ON content = contents.id WHERE claim = ?",
                 (claim.fingerprint,),
             )
-            identities = {str(name) for (name,) in rows}
-        if not identities:
+            shown = {str(prompt_digest) for (prompt_digest,) in rows}
+        if not shown:
             return self.new_items(claim.items, claim.objective)
-        return tuple(item for item in claim.items if item.prompt_digest in identities)
+        return tuple(item for item in claim.items if item.prompt_digest in shown)
 
     def new_items(self, items: Sequence[Item], objective: Objective) -> tuple[Item, ...]:
         """The items that a report on a new claim would be on."""
         with self._store.reading() as db:
-            earlier_looks = _earlier_looks(db, _names(items))
+            earlier_looks = _earlier_looks(db, _prompt_digests(items))
             deleted = _deleted(db)
         return items_to_report(items, earlier_looks, objective, deleted)
 
     def announcement(self, items: Sequence[Item]) -> str:
         """What a report on these items will cost if there were others before; empty if it is the first."""
         with self._store.reading() as db:
-            count = max(_earlier_looks(db, _names(items)).values(), default=0) + _deleted(db)
+            earlier_looks = _earlier_looks(db, _prompt_digests(items))
+            count = max(earlier_looks.values(), default=0) + _deleted(db)
         if not count:
             return ""
         what = f"the items of the test split were reported on {times(count)} before"
@@ -86,14 +87,14 @@ class CountedLooks:
     ) -> Look:
         """Write that a claim's numbers on these items are about to be shown, and return its look.
 
-        The number is fixed when the claim is first shown: one more than the largest number of looks, at any of the
-        items, that showed other claims. Deleted rows count as looks. A repeated claim keeps its number, its family
-        and its guards, and gains a measurement.
+        `models` are the rows of the report. The number of a look is fixed when the claim is first shown: one more than
+        the largest number of looks, at any of the items, that showed other claims. Deleted rows count as looks. A
+        repeated claim keeps its number, its known models and its guards, and gains a measurement.
         """
         questions = [item.answer_digest for item in items]
         key = claim.fingerprint
         with self._store.writing() as db:
-            look = _open(db, key, _names(items), questions, models, guards)
+            look = _write_look(db, key, _prompt_digests(items), questions, models, guards)
             _insert(db, "measured", key, json.dumps(measurement, sort_keys=True))
             return replace(look, measurements=_measurements(db, key))
 
@@ -107,10 +108,11 @@ class CountedLooks:
     ) -> Look:
         """Write that a comparison of runs on these items is about to be shown, and return its look.
 
-        `claim` is a digest of what is compared.
+        `claim` is a digest of what is compared; `identities` are the items' prompt digests, `questions` their answer
+        digests.
         """
         with self._store.writing() as db:
-            return _open(db, claim, identities, questions)
+            return _write_look(db, claim, identities, questions)
 
     def note_pairs(self, pairs: Mapping[str, Level]) -> None:
         """Note that a report showed these pairs of models, {digest: level}."""
@@ -126,9 +128,9 @@ class CountedLooks:
         return None if row is None else Level(int(row[0]), float(row[1]))
 
     def known_scores(self, known: KnownModels, questions: Sequence[str]) -> FloatArray:
-        """Stored scores [M, I] of known models on these questions, nan where there is none.
+        """Stored scores [M, I] of known models on these questions (answer digests), nan where there is none.
 
-        One row per soup and evaluator that answered one of them.
+        One row per soup and evaluator that answered one of them: the mean over its answers.
         """
         places = {row_number(question): place for place, question in enumerate(questions)}
         query = (
@@ -154,11 +156,11 @@ class CountedLooks:
     def note_search(self, candidates: Iterable[str], items: Sequence[Item]) -> None:
         """Note that a run chose among these candidates (fingerprints), or mixtures of them, on these items."""
         with self._store.writing() as db:
-            item_set = _item_set(db, _names(items))
+            item_set = _item_set(db, _prompt_digests(items))
             _insert(db, "searches", json.dumps(sorted(set(candidates))), item_set)
 
     def chosen_on(self, recipe: Recipe) -> set[str]:
-        """Identities of the items on which any run chose among models with an ingredient of this recipe.
+        """Prompt digests of the items on which any run chose among models with an ingredient of this recipe.
 
         Weights, order, dtype and companion files do not matter: how a mixture of A and B does on an item tells how its
         neighbours do.
@@ -170,18 +172,19 @@ class CountedLooks:
             searches = db.execute("SELECT item_set, ingredients FROM searches").fetchall()
             item_sets = set()
             for item_set, candidates in searches:
-                mixed = mixtures.of(dict.fromkeys(json.loads(candidates), 1.0))
-                if ingredients & mixed.keys():
+                # Any weights do: only the ingredients count.
+                mixture = mixtures.of(dict.fromkeys(json.loads(candidates), 1.0))
+                if ingredients & mixture.keys():
                     item_sets.add(item_set)
-            identities = set()
+            prompt_digests = set()
             for item_set in item_sets:
-                identities |= {str(name) for (name,) in db.execute(query, (item_set,))}
-            return identities
+                prompt_digests |= {str(content) for (content,) in db.execute(query, (item_set,))}
+            return prompt_digests
 
     # ------------------------------------------------------------ views
 
     def note_view(self, recipe: str, identities: Iterable[str]) -> None:
-        """Note that somebody read the answers to these items in the report of a frozen recipe (its id)."""
+        """Note that somebody read the answers to items (prompt digests) in the report of a frozen recipe (its id)."""
         with self._store.writing() as db:
             item_set = _item_set(db, identities)
             db.execute("INSERT OR IGNORE INTO views VALUES (?, ?)", (recipe, item_set))
@@ -193,7 +196,7 @@ class CountedLooks:
             "JOIN views USING (item_set) WHERE views.recipe != ?"
         )
         with self._store.reading() as db:
-            viewed = {str(name) for (name,) in db.execute(query, (recipe,))}
+            viewed = {str(prompt_digest) for (prompt_digest,) in db.execute(query, (recipe,))}
         return sum(item.prompt_digest in viewed for item in items)
 
 
@@ -211,24 +214,29 @@ class _Mixtures:
             self._known[str(name)] = (str(weights), str(soup))
 
     def of(self, parts: Mixture, depth: int = DEEP) -> Mixture:
-        """{ingredient: share} of {fingerprint: weight}; they sum to 1. Soups of soups are followed to this depth."""
-        mixed: Mixture = {}
+        """{digest of an ingredient's weights: share}, with sum 1, of a model's parts {fingerprint: weight}.
+
+        A part that is a soup is replaced by its own parts, down to `depth` levels. Parts whose folder was never seen
+        keep their fingerprints.
+        """
+        shares: Mixture = {}
         total = math.fsum(parts.values()) or 1.0
-        for name, weight in parts.items():
-            weights_digest, mixture = self._known.get(name, ("", ""))
-            inner = {weights_digest or name: 1.0}
-            if mixture and depth:
-                inner = self.of(json.loads(mixture), depth - 1)
-            for ingredient, share in inner.items():
-                mixed[ingredient] = mixed.get(ingredient, 0.0) + share * weight / total
-        return {name: share for name, share in mixed.items() if share}
+        for fingerprint, weight in parts.items():
+            weights_digest, soup_parts = self._known.get(fingerprint, ("", ""))
+            ingredients = {weights_digest or fingerprint: 1.0}
+            if soup_parts and depth:
+                ingredients = self.of(json.loads(soup_parts), depth - 1)
+            for ingredient, share in ingredients.items():
+                shares[ingredient] = shares.get(ingredient, 0.0) + share * weight / total
+        return {ingredient: share for ingredient, share in shares.items() if share}
 
 
-def _names(items: Iterable[Item]) -> list[str]:
+def _prompt_digests(items: Iterable[Item]) -> list[str]:
     return [item.prompt_digest for item in items]
 
 
 def _measurements(db: sqlite3.Connection, claim: str) -> tuple[Measurement, ...]:
+    """The measurements of a claim (its fingerprint), the first one first."""
     query = "SELECT measurement FROM measured WHERE claim = ? ORDER BY rowid"
     measurements = []
     for (text,) in db.execute(query, (claim,)):
@@ -237,7 +245,7 @@ def _measurements(db: sqlite3.Connection, claim: str) -> tuple[Measurement, ...]
     return tuple(measurements)
 
 
-def _open(
+def _write_look(
     db: sqlite3.Connection,
     claim: str,
     identities: Sequence[str],
@@ -245,7 +253,11 @@ def _open(
     models: Sequence[Recipe] = (),
     guards: str = "",
 ) -> Look:
-    """Write a look and the soups among its `models`. A comparison of runs has none of its own."""
+    """Write and return the look of a claim (its fingerprint) at items, given by their prompt and answer digests.
+
+    Also writes that the soups among the report's `models` were shown. A comparison of runs has no models of its own. A
+    claim that was shown before keeps its row.
+    """
     item_set = _item_set(db, identities)
     query = "SELECT number, family, guards FROM counted_looks WHERE claim = ?"
     first = db.execute(query, (claim,)).fetchone() is None
@@ -255,6 +267,7 @@ def _open(
         _insert(db, "counted_looks", claim, number, item_set, json.dumps(known), guards)
     mixtures = _Mixtures(db)
     for parts in map(parts_of, models):
+        # A model of one ingredient is no soup.
         if len(mixtures.of(parts)) > 1:
             _insert(db, "shown", json.dumps(parts, sort_keys=True), item_set)
     number, known, declared = db.execute(query, (claim,)).fetchone()
@@ -263,7 +276,7 @@ def _open(
 
 
 def _earlier_looks(db: sqlite3.Connection, identities: Iterable[str]) -> dict[str, int]:
-    """{prompt digest: looks that showed numbers of it}"""
+    """{prompt digest: number of looks that showed numbers of this item}"""
     query = (
         "SELECT content, COUNT(*) FROM members JOIN counted_looks USING (item_set) GROUP BY content"
     )
@@ -276,15 +289,17 @@ def _family(
 ) -> KnownModels:
     """Models whose scores on these items may be known: all that answered one, and soups that were shown on one.
 
-    A report claims something of a soup, so single models are not part of its family. Its own `models` are, if they were
-    shown before.
+    `models` are the report's own, none for a comparison of runs. A report claims something of a soup, so single models
+    are not part of its family. Its own soups are, if they were shown before.
     """
     mixtures = _Mixtures(db)
     shared = (
         "SELECT DISTINCT soup FROM shown WHERE item_set IN (SELECT other.item_set FROM members "
         "AS own JOIN members AS other USING (content) WHERE own.item_set = ?)"
     )
+    # {fingerprint: weight} as JSON, of soups that were shown on a set with an item of this one.
     shown_mixtures = {str(parts) for (parts,) in db.execute(shared, (item_set,))}
+    # Row numbers of the models that answered a question.
     answering: set[int] = set()
     for question in questions:
         query = "SELECT DISTINCT soup FROM answers WHERE item = ?"
@@ -305,6 +320,7 @@ def _family(
         in_family = not models or len(mixtures.of(parts)) > 1
         if in_family and (text in shown_mixtures or recipe.fingerprint not in reported):
             soups.append(recipe.fingerprint)
+    # Shown soups without an answer in the store are only counted.
     return KnownModels(tuple(soups), missing=len(shown_mixtures - stored))
 
 

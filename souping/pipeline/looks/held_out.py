@@ -28,7 +28,10 @@ from souping.statistics.scores import ItemTable
 
 @dataclass(frozen=True, kw_only=True)
 class HeldOutItems:
-    """What a run may report on, and what that costs. `note` keeps a sentence for the reader of the report."""
+    """The items that a run may report on, and what a look at them costs.
+
+    `candidates` are fingerprints; `note` keeps a sentence for the reader of the report.
+    """
 
     settings: RunSettings
     counted_looks: CountedLooks
@@ -92,9 +95,9 @@ class HeldOutItems:
         measure: Callable[[Stage, Sequence[Measurement]], list[ItemScores]],
         guards: str = "",
     ) -> tuple[Look, list[ItemScores]]:
-        """Measure a claim; the look is in the store before anybody can read a score.
+        """Measure a claim: its look, and the scores of the stage's models. The look is stored before anybody sees one.
 
-        If the claim was shown before, `measure` is given how it was measured then.
+        `measure` returns the scores. If the claim was shown before, it is given how it was measured then.
         """
         measurement = evaluation.measurement(stage.models, stage.items)
         show = partial(
@@ -109,8 +112,9 @@ class HeldOutItems:
         return look, scores
 
     def _note_look(self, claim: Claim, stage: Stage, look: Look, measurement: Measurement) -> None:
-        """Say what a reader of the report must know about its look."""
+        """Note for the reader of the report that its items, or their answers, were seen before."""
         items = stage.items
+        # The first measurement is this one, unless the claim was shown before.
         if not measurement.repeats(look.measurements[0], claim.soup):
             self.note(
                 f"{stage.name}: this soup was reported on these items before, with other settings or draws: the "
@@ -131,32 +135,38 @@ class HeldOutItems:
         differences: Sequence[RowDifference],
         look: Look,
     ) -> None:
-        """Note the differences that a report shows: `compare` shows them again at the same look."""
+        """Store the level of every difference that a report shows: `compare` shows them again at the same look.
+
+        `scores` are {recipe id: scores}, and the soup is the last contender.
+        """
         objective = self.settings.objective
         # Other objectives have no weights of items, and `compare` has no such average.
         if not objective.linear:
             return
-        *others, soup = contenders
+        *baselines, soup = contenders
+        # `compare` reads scores in the evaluator's unit from logs.
         factor = self.settings.evaluator.unit.factor
         soup_scores = scores[soup.recipe.id]
         weights = ItemTable.of(soup_scores.items, objective).item_weights
         identities = [item.prompt_digest for item in soup_scores.items]
-        pairs = {}
-        for other, difference in zip(others, differences, strict=True):
-            values = (soup_scores.values / factor, scores[other.recipe.id].values / factor)
-            pair = pair_digest(identities, weights, *values)
-            pairs[pair] = Level(look.number, difference.tests or 1.0)
-        self.counted_looks.note_pairs(pairs)
+        levels = {}
+        for baseline, difference in zip(baselines, differences, strict=True):
+            a = soup_scores.values / factor
+            b = scores[baseline.recipe.id].values / factor
+            pair = pair_digest(identities, weights, a, b)
+            levels[pair] = Level(look.number, difference.tests or 1.0)
+        self.counted_looks.note_pairs(levels)
 
     def family_scores(self, look: Look, items: Sequence[Item], unit: Unit) -> KnownScores:
-        """Scores of the models that are tested together with the soup."""
+        """Scores on items of the models that are tested together with the soup, in inner units."""
         questions = [item.answer_digest for item in items]
         scores = self.counted_looks.known_scores(look.known, questions)
         return KnownScores(scores=scores * unit.factor, missing=look.known.missing)
 
 
 def split_sizes(splits: Mapping[str, int], claim: Claim, items: Sequence[Item]) -> SplitSizes:
-    """Numbers of items, with those of the test split that are not used."""
+    """Numbers of items in the splits, and of the test items that are not used: those that searches saw (`left_out`)
+    and those that earlier reports showed (`shown`). None stands for 0."""
     return SplitSizes(
         select=splits["select"],
         search=splits["search"],
