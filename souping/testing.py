@@ -46,7 +46,7 @@ from souping.core.types import (
 INGREDIENTS = ("a", "b", "c")
 BEST_WEIGHTS = (0.5, 0.3, 0.2)
 EACH = 12
-"""Items in each of the two categories that a search is tried on."""
+"""Items in each of the two categories of `search_space`."""
 
 
 def score_matrix() -> ScoreMatrix:
@@ -54,12 +54,13 @@ def score_matrix() -> ScoreMatrix:
     values = np.array(
         [[0.9, 0.8, 0.5, 0.6], [0.7, 0.6, 0.2, 0.1], [0.3, 0.2, 0.8, 0.9], [0.5, 0.5, 0.4, 0.5]]
     )
-    board = np.vstack([values, [1.0, 0.99, 0.98, 1.0]])
+    # A model that is no candidate and better than all.
+    values = np.vstack([values, [1.0, 0.99, 0.98, 1.0]])
     return ScoreMatrix(
         models=("a", "b", "c", "d", "star"),
         categories=("w", "x", "y", "z"),
-        values=board,
-        candidates=tuple("abcd"),
+        values=values,
+        candidates=("a", "b", "c", "d"),
     )
 
 
@@ -80,6 +81,7 @@ def check_selector(selector: Selector, scores: ScoreMatrix | None = None) -> Non
         "gives two selections for the same scores",
     )
     _expect(selector, selection.selector == selector.label, "selection.selector must be its label")
+    # `sizes` are the possible numbers of ingredients of so many candidates.
     for count in (1, 2, len(scores.candidates)):
         sizes = list(selector.sizes(count))
         ordered = (
@@ -95,10 +97,11 @@ def check_selector(selector: Selector, scores: ScoreMatrix | None = None) -> Non
         len(in_order) in selector.sizes(len(scores.candidates)),
         "picks a number that sizes() lacks",
     )
-    moved = selector.with_threshold(0.5)
+    # Selectors without a threshold stay as they are.
+    expected = None if selector.deciding_threshold is None else 0.5
     _expect(
         selector,
-        moved.deciding_threshold == (None if selector.deciding_threshold is None else 0.5),
+        selector.with_threshold(0.5).deciding_threshold == expected,
         "with_threshold(0.5) must move its cut, if any",
     )
 
@@ -141,20 +144,20 @@ def check_correlation(correlation: Correlation) -> None:
 
 
 def score_of(weights: Weights) -> Result:
-    """A bowl whose top is at `BEST_WEIGHTS`."""
+    """The result of a soup: 1 minus its squared distance from `BEST_WEIGHTS`."""
     total = 1 - sum((w - t) ** 2 for w, t in zip(weights, BEST_WEIGHTS, strict=True))
     return Result(objective=total, categories={}, items=2 * EACH)
 
 
 def answer(query: Query) -> Result:
-    """The bowl at every item of the query."""
+    """The result of a query, with the soup's score at each of its items, by default all."""
     count = 2 * EACH if query.items is None else len(query.items)
     result = score_of(query.weights)
     return replace(result, items=count, values=np.full(count, result.objective))
 
 
 def search_space(ingredients: Names = INGREDIENTS) -> SearchSpace:
-    """Two categories of items; three candidates, of which these were selected."""
+    """What a search is tried on: two categories of items, three candidates, and the selected ingredients."""
     return SearchSpace(
         ingredients=ingredients,
         candidates=INGREDIENTS,
@@ -167,7 +170,8 @@ def search_space(ingredients: Names = INGREDIENTS) -> SearchSpace:
 def run_search(
     optimiser: Optimiser, seed: int = 0, limit: int = 60
 ) -> tuple[list[Weights], Search]:
-    """(soups in the order in which they were requested, the search) over over the bowl."""
+    """(weights in the order in which they were requested, the search) of an optimiser that gets the results of
+    `answer`, for `limit` requests at most."""
     running = optimiser.start(search_space(), seed)
     requested = list[Weights]()
     while len(requested) < min(limit, optimiser.max_trials or limit):
@@ -212,6 +216,7 @@ def check_optimiser(optimiser: Optimiser) -> None:
         "known_points(3) must be what it requests",
     )
     _expect(optimiser, bool(optimiser.describe(3)), "describe(3) must say what it does")
+    # Several open requests, whose results come in reverse order.
     running = optimiser.start(search_space(), 0)
     queries = list[Query]()
     for _ in range(5):
@@ -225,6 +230,7 @@ def check_optimiser(optimiser: Optimiser) -> None:
         running.best() in [query.weights for query in queries],
         "results must be welcome in any order",
     )
+    # `best` leaves the block by the error that is expected.
     with suppress(UserError):
         optimiser.start(search_space(), 0).best()
         _expect(optimiser, False, "best() without a result must raise a UserError")
@@ -267,8 +273,10 @@ def check_tracker(tracker: Tracker, folder: Path) -> None:
     )
     result = Result(objective=0.5, categories={"x": 0.5, "y z/ü": 0.0}, items=4)
     trial = Trial(number=1, recipe=recipe, weights=recipe.weights, result=result)
+    # Before the first run is started.
     tracker.log(trial)
     tracker.finish({}, folder)
+    # The second run has no report, as after an error.
     reports: dict[str, JsonObject | None] = {
         "first": {"rows": [], "comparisons": [], "verdict": None},
         "second": None,
@@ -276,6 +284,7 @@ def check_tracker(tracker: Tracker, folder: Path) -> None:
     for name, report in reports.items():
         (folder / name).mkdir()
         tracker.start({"a": {"b": [1, None, "x"]}}, folder / name)
+        # Trials may arrive in any order, and a run may be finished twice.
         tracker.log(replace(trial, number=2))
         tracker.log(trial)
         tracker.finish(report, folder / name)
@@ -286,6 +295,7 @@ def check_tracker(tracker: Tracker, folder: Path) -> None:
     tracker.close()
 
 
-def _expect(part: object, holds: bool, what: str) -> None:
+def _expect(component: object, holds: bool, requirement: str) -> None:
+    """Raise an AssertionError that names the component unless the requirement holds."""
     if not holds:
-        raise AssertionError(f"{named(part)}: {what}")
+        raise AssertionError(f"{named(component)}: {requirement}")

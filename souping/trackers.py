@@ -36,7 +36,7 @@ if TYPE_CHECKING:
 
 FILES = ("report.json", "report.md", "report.html", "selection.json", "trials.csv", "recipe.json")
 SOUP = ("recipe.json", "README.md")
-"""Files of the artifact, if the run wrote them: from its directory and from its soup. The plots are added."""
+"""Files of the artifact, if the run wrote them: `FILES` from its directory, `SOUP` from its soup's. Plots are added."""
 TIMEOUT = 10.0
 """Seconds to wait for wandb's server, to open a run and to close it; else the run is recorded offline."""
 OWN_ARGUMENTS = {
@@ -77,6 +77,7 @@ class GuardedTracker(Tracker):
 
     inner: Tracker
     held: bool = False
+    # Calls that a held tracker still has to get.
     _records: list[Callable[[], None]] = field(default_factory=list, init=False)
     _started: bool = field(default=False, init=False)
     _failed: bool = field(default=False, init=False)
@@ -90,12 +91,15 @@ class GuardedTracker(Tracker):
             self._try(lambda: self.inner.log(trial))
 
     def finish(self, report: JsonObject | None, run_dir: Path, soup: Path | None = None) -> None:
-        if self._started:
-            self._started = self.held = False
-            for action in self._records:
-                if not self._failed:
-                    self._try(action)
-            self._try(lambda: self.inner.finish(report, run_dir, soup))
+        """Finish a tracker that started, after the calls that were held."""
+        if not self._started:
+            return
+        self._started = False
+        self.held = False
+        for action in self._records:
+            if not self._failed:
+                self._try(action)
+        self._try(lambda: self.inner.finish(report, run_dir, soup))
 
     def forget(self) -> None:
         self._started = False
@@ -104,6 +108,7 @@ class GuardedTracker(Tracker):
         self._try(lambda: self.inner.summarise(jobs, run_dir))
 
     def _try(self, action: Callable[[], None]) -> None:
+        """Call the tracker, or keep the call while it is held. Only the first failure is told."""
         if self.held:
             self._records.append(action)
             return
@@ -118,7 +123,10 @@ class GuardedTracker(Tracker):
 
 @dataclass
 class Session:
-    """State of a tracker between its calls; `run` is the module's own, None while closed."""
+    """State of a tracker between its calls: `run` is the module's own, None while closed.
+
+    `hint` is a command that shows or sends the recorded run, `trials` are the logged points, `exits` closes the run.
+    """
 
     run: Any = None
     hint: str = ""
@@ -162,6 +170,7 @@ class ModuleTracker(Tracker):
             exits.enter_context(self._environment(folder))
             session.run = self._open(config, folder)
             exits.push(self._close)
+            # The run stays open after this block, unless it failed.
             session.exits = exits.pop_all()
 
     def log(self, trial: Trial) -> None:
@@ -183,6 +192,7 @@ class ModuleTracker(Tracker):
                 self._log_report(read(Report, report), run_dir, soup)
 
     def _log_report(self, report: Report, run_dir: Path, soup: Path | None) -> None:
+        """Log the report's numbers, tables and plots, then its files."""
         api = import_module(self.module)
         pictures = sorted((run_dir / "plots").glob("*.png"))
         values: dict[str, Any] = _summary(report)
@@ -202,7 +212,7 @@ class ModuleTracker(Tracker):
         from souping.report.jobs import SweepJob, best_jobs, job_table
 
         sweep_jobs = [read(SweepJob, job) for job in jobs]
-
+        # The copy has a session of its own.
         tracker = replace(self, name=f"{self.group}-summary")
         tracker._session.job_type = "summary"
         tracker.start({"group": self.group, "jobs": len(jobs)}, run_dir)
@@ -214,6 +224,7 @@ class ModuleTracker(Tracker):
             tracker._session.run.log(summary)
 
     def _open(self, config: JsonObject, folder: Path) -> Any:
+        """Open the module's own run, with its name, project, group and configuration."""
         name = self.name or f"{config.get('name', 'souping')}-{folder.name}"
         common = {
             "project": self.project,
@@ -224,12 +235,12 @@ class ModuleTracker(Tracker):
         return self._begin(common, folder)
 
     def _environment(self, folder: Path) -> AbstractContextManager[None]:
-        """What has to hold while a run is open."""
+        """Context that is entered while a run is open, such as environment variables."""
         return nullcontext()
 
     @abstractmethod
     def _begin(self, common: Mapping[str, Any], folder: Path) -> Any:
-        """Open the module's own run."""
+        """Open the module's own run, with the arguments that all modules take (`common`)."""
 
     @abstractmethod
     def _end(self, run: Any) -> None: ...
@@ -238,13 +249,14 @@ class ModuleTracker(Tracker):
         """Add the run's files, if the module keeps any."""
 
     def _close(self, *_: object) -> None:
+        """End the module's run; takes the arguments of `__exit__`."""
         run = self._session.run
         self._session.run = None
         with _silence():
             self._end(run)
 
     def _table(self, columns: Sequence[str], rows: Sequence[Sequence[Json]]) -> Any:
-        """A table of the module."""
+        """The module's own table of these columns and rows."""
         names = [safe(name) for name in columns]
         cells = [[*map(_cell, row)] for row in rows]
         return import_module(self.module).Table(columns=names, data=cells, allow_mixed_types=True)
@@ -267,13 +279,14 @@ class WandbTracker(ModuleTracker):
     args: dict[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
+        # Importing wandb takes time, and `needs` tells that it is missing.
         if not self.args or not find_spec("wandb"):
             return
         import wandb
 
-        known = inspect.signature(wandb.init).parameters.keys() - OWN_ARGUMENTS
+        allowed = inspect.signature(wandb.init).parameters.keys() - OWN_ARGUMENTS
         for name in self.args:
-            pick(name, sorted(known), "tracker.args")
+            pick(name, sorted(allowed), "tracker.args")
 
     def _environment(self, folder: Path) -> AbstractContextManager[None]:
         return _wandb_environment(folder / "wandb")
@@ -303,7 +316,7 @@ class WandbTracker(ModuleTracker):
         return run
 
     def _init(self, common: Mapping[str, Any], mode: Any, folder: Path) -> Any:
-        """No console capture, no git, no machine statistics, bounded waits."""
+        """Open wandb's run: no console capture, no git, no machine statistics, bounded waits."""
         import wandb
 
         quiet = wandb.Settings(
@@ -320,6 +333,7 @@ class WandbTracker(ModuleTracker):
             finish_timeout=TIMEOUT,
         )
         arguments = {"job_type": "run", **self.args}
+        # The summary of a multirun.
         if self._session.job_type is not None:
             arguments["job_type"] = self._session.job_type
         return wandb.init(
@@ -336,6 +350,7 @@ class WandbTracker(ModuleTracker):
         run.finish(exit_code=self._session.exit_code)
 
     def _log_files(self, run_dir: Path, soup: Path | None, pictures: Sequence[Path]) -> None:
+        """Add an artifact with the files of the run and its soup that exist."""
         import wandb
 
         run = self._session.run
@@ -359,6 +374,7 @@ class TrackioTracker(ModuleTracker):
     space_id: str | None = None
 
     def _begin(self, common: Mapping[str, Any], folder: Path) -> Any:
+        """A run on this machine or in the Space; one on this machine has a hint on how to see it."""
         import trackio
 
         if not self.space_id:
@@ -400,19 +416,19 @@ def _wandb_environment(folder: Path) -> Iterator[None]:
         "WANDB_DATA_DIR": str(folder / "data"),
         "WANDB_CACHE_DIR": str(folder / "cache"),
     }
-    before = {name: os.environ.pop(name, None) for name in variables}
+    previous = {name: os.environ.pop(name, None) for name in variables}
     os.environ.update(variables)
     try:
         yield
     finally:
-        for name, value in before.items():
+        for name, value in previous.items():
             del os.environ[name]
             if value is not None:
                 os.environ[name] = value
 
 
 def _point(trial: Trial) -> dict[str, Json]:
-    """A trial as numbers: objective, best so far, categories, weights.
+    """A trial as {name: number}: objective, best so far, categories, weights, items.
 
     A soup that was dropped early has no score: means over a few items cannot be compared.
     """
@@ -426,6 +442,7 @@ def _point(trial: Trial) -> dict[str, Json]:
 
 
 def _summary(report: Report) -> dict[str, Json]:
+    """{name: value} of a report: claim, recipe, objectives and costs, without the empty ones."""
     flat = dict[str, Json]()
     if report.verdict is not None:
         flat["claim"] = report.verdict.claim
@@ -435,6 +452,7 @@ def _summary(report: Report) -> dict[str, Json]:
         flat["recipe_id"] = report.recipe.id
     if report.objective is not None:
         flat["search_objective"] = report.objective.search
+    # The cost holds that of the search as a mapping of its own.
     costs = dict(report.to_json()["cost"]) if report.cost else {}
     search = costs.pop("search", {})
     flat |= {f"cost/{name}": value for name, value in costs.items()}
@@ -449,13 +467,13 @@ def _summary(report: Report) -> dict[str, Json]:
 def _tables(
     report: Report, trials: Sequence[Mapping[str, Json]]
 ) -> dict[str, tuple[list[str], list[list[Json]]]]:
-    """{name: columns and rows} of report rows, comparisons and trials, without the empty ones."""
+    """{name: (columns, rows)} of the report's rows, comparisons and trials, without the empty tables."""
     from souping.report.content import PairedDifference
 
-    rows = report.rows or ()
-    categories = list(dict.fromkeys(chain.from_iterable(row.scores for row in rows)))
+    models = report.rows or ()
+    categories = list(dict.fromkeys(chain.from_iterable(row.scores for row in models)))
     lines = list[list[Json]]()
-    for row in rows:
+    for row in models:
         score = row.objective
         line: list[Json] = [row.name, row.kind, score.mean, score.low, score.high, score.n]
         for name in categories:
@@ -471,4 +489,4 @@ def _tables(
     tables["comparisons"] = (columns, [[*map(pair.get, columns)] for pair in pairs])
     columns = list(dict.fromkeys(chain.from_iterable(trials)))
     tables["trials"] = (columns, [[*map(trial.get, columns)] for trial in trials])
-    return {name: table for name, table in tables.items() if table[1]}
+    return {name: (columns, rows) for name, (columns, rows) in tables.items() if rows}

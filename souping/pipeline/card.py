@@ -53,12 +53,13 @@ def soup_card(
 
 
 def public_name(name: Json) -> str:
-    """`org/name` and plain names as they are; of any other path the last part, so that no machine shows through."""
+    """`org/name` and plain names as they are; of any other path the last part, so that no folder of a machine shows."""
     text = clean(name)
     return text if HUB_NAME.fullmatch(text) else re.split(r"[/\\]", text.rstrip("/\\"))[-1]
 
 
 def _summary(size: int, benchmark: str) -> str:
+    """What the soup of so many models is, in a sentence."""
     what = "A copy of one model: the search found no better mixture"
     if size > 1:
         what = f"A weighted average of the weights of {size} models"
@@ -67,7 +68,10 @@ def _summary(size: int, benchmark: str) -> str:
 
 
 def _rebuild(recipe: RecipeSummary, command: str | None, folder: Path) -> list[str]:
-    """How the soup is made again: by the run's own command where the run was started, which an upload replaces."""
+    """Section on how the soup is made again.
+
+    Its command is the run's own, for where the run was started; an upload replaces it by a public one.
+    """
     absent = [name for name in recipe.ingredients if name not in (recipe.sources or {})]
     text = REBUILD
     if absent:
@@ -82,7 +86,7 @@ def _rebuild(recipe: RecipeSummary, command: str | None, folder: Path) -> list[s
 
 
 def public_rebuild(command: str, repo: str = "org/soup") -> str:
-    """A rebuild from a repository, with the overrides of a run's command that hold on every machine."""
+    """The command that rebuilds a soup from a repository, with what holds on every machine of the run's `command`."""
     words = [word for word in shlex.split(command) if word.startswith(ANYWHERE)]
     name = repo.rpartition("/")[2]
     rebuild = f"souping rebuild {name}/recipe.json out={name}-rebuilt"
@@ -92,9 +96,10 @@ def public_rebuild(command: str, repo: str = "org/soup") -> str:
 
 
 def _usage(recipe: RecipeSummary, folder: Path) -> list[str]:
-    """Python that loads the soup from its folder and answers."""
+    """Section with Python that loads the soup from its folder and answers."""
     name = "AutoModelForCausalLM"
     module = "transformers"
+    # The soup is an adapter.
     if recipe.settings.get("adapters") == "keep":
         name = "AutoPeftModelForCausalLM"
         module = "peft"
@@ -110,6 +115,7 @@ print(tokenizer.decode(model.generate(**inputs, max_new_tokens=20)[0]))"""
 
 
 def _method(recipe: RecipeSummary) -> str:
+    """The merge method, dtype and settings, in sentences."""
     text = f"Method `{clean(recipe.method)}`, stored as `{clean(recipe.dtype)}`."
     if recipe.settings:
         text += f" Settings: `{json.dumps(recipe.settings, sort_keys=True)}`."
@@ -129,6 +135,7 @@ def _front(recipe: RecipeSummary, base: str) -> str:
     parents = list(filter(hub.is_repo, repos))
     if not parents:
         parents = [name for name in recipe.ingredients if HUB_NAME.fullmatch(name)]
+    # The soup is an adapter of the base model, which may have no name on the Hub.
     if recipe.settings.get("adapters") == "keep":
         parents = list(filter(None, [base]))
         table |= {"base_model_relation": "adapter", "library_name": "peft"}

@@ -59,7 +59,10 @@ LIKELY_CAUSES = "are answers truncated, is the scorer wrong, do chat models get 
 def refusals(
     settings: RunSettings, splits: Mapping[Split, Sequence[Item]], evaluators: EvaluatorItems
 ) -> Iterator[UserError]:
-    """What does not fit. `splits` and items are empty if the items are not available."""
+    """Errors of settings, items and candidates' names that do not fit each other, in the order of the checks.
+
+    `splits` and items are empty if the items are not available.
+    """
     for check in _checks(settings, splits, evaluators):
         try:
             check()
@@ -70,6 +73,7 @@ def refusals(
 def _checks(
     settings: RunSettings, splits: Mapping[Split, Sequence[Item]], evaluators: EvaluatorItems
 ) -> Iterator[Callable[[], None]]:
+    """The checks of a run that need no pool, as functions that raise a UserError."""
     candidates = settings.pool.resolve()
     names = [candidate.name for candidate in candidates]
     run_items = itertools.chain.from_iterable(splits.get(split, ()) for split in SPLITS)
@@ -101,12 +105,18 @@ def check_pool(settings: RunSettings, pool: RunPool, evaluators: EvaluatorItems)
     def check(ingredients: Names) -> None:
         pool.merge_pool.plan(pool.uniform(ingredients))
 
+    # Whether soups can be made of as many ingredients as may be selected.
     _check_sizes(settings, pool.names, check)
 
 
 def cut_splits(settings: RunSettings, items: Sequence[Item]) -> Splits:
-    """Splits of the run's items (UserError: a text cannot be stored, or a category is too small)."""
+    """The select, search and test splits of the run's items, or a few items of each for a dry run.
+
+    Raises:
+        UserError: a text cannot be stored, or a category is too small.
+    """
     check_texts(items)
+    # Published scores select, so no items have to.
     splits = make_splits(
         items, two=settings.scores.published, shares=shares_of(settings.benchmark.splits)
     )
@@ -122,9 +132,9 @@ def check_texts(items: Sequence[Item]) -> None:
             texts = [item.id, item.category, item.group, item.prompt, item.answer, item.tools]
             json.dumps(texts, ensure_ascii=False, default=str).encode()
         except UnicodeEncodeError as error:
-            half = shown(error.object[error.start])
+            surrogate = shown(error.object[error.start])
             raise UserError(
-                f"item {shown(item.id)} contains an unpaired surrogate ({half}): remove it"
+                f"item {shown(item.id)} contains an unpaired surrogate ({surrogate}): remove it"
             ) from None
 
 
@@ -139,14 +149,15 @@ def _check_names(names: Sequence[str]) -> None:
 
 
 def _check_objective(settings: RunSettings, categories: Sequence[str]) -> None:
+    """Refuse a user's objective whose coefficients or name are not as the protocol says."""
     objective = settings.objective
     weights = objective.coefficients(categories)
-    numbers = (
+    is_numeric = (
         isinstance(weights, np.ndarray)
         and weights.dtype.kind in "fiu"
         and weights.shape == (len(categories),)
     )
-    if not (numbers and np.isfinite(weights).all() and weights.min() >= 0 and weights.max() > 0):
+    if not (is_numeric and np.isfinite(weights).all() and weights.min() >= 0 and weights.max() > 0):
         raise UserError(
             f"objective {named(objective)} must give {len(categories)} coefficients of at least 0, and one above 0"
         )
@@ -157,12 +168,15 @@ def _check_objective(settings: RunSettings, categories: Sequence[str]) -> None:
 def _check_goals(
     settings: RunSettings, categories: Sequence[str], candidates: Sequence[Candidate]
 ) -> None:
+    """Refuse goals, guards and scaled soups that the run cannot have with its optimiser, merge and categories."""
+    # An optimiser with one soup of two ingredients does not search.
     if settings.pareto and settings.optimiser.count(2) == 1:
         raise UserError(f"pareto needs a search: {named(settings.optimiser)} evaluates one soup")
     if settings.optimiser.scales and settings.merge.method != "task_arithmetic":
         raise UserError(
             "optimiser.scales needs merge.method=task_arithmetic and merge.base_model=FOLDER"
         )
+    # Names must be known.
     settings.goals_on(categories)
     settings.guards_on(categories)
     if settings.guard_reference(candidates) and not settings.guard:
@@ -191,9 +205,14 @@ def _check_expected(settings: RunSettings, names: Sequence[str], categories: Seq
 
 
 def _check_selector(settings: RunSettings, names: Sequence[str], categories: Sequence[str]) -> None:
-    """Rows and categories are the published table's, or the candidates and the items' own."""
+    """Refuse a selector that cannot choose from as many models and categories, or excludes unknown categories.
+
+    They are those of the published table or, without one, the candidates and the items' categories.
+    """
     selector = settings.selector
-    models = candidates = len(names)
+    models = len(names)
+    candidates = len(names)
+    # A table may have rows of other models too.
     if settings.scores.published:
         scores = settings.scores.matrix(names, not_measured)
         categories = scores.categories
@@ -210,7 +229,9 @@ def _check_search(settings: RunSettings, names: Names) -> None:
     def check(ingredients: Names) -> None:
         optimiser = settings.optimiser
         size = len(ingredients)
+        # Raises if the optimiser has no point for so many ingredients.
         optimiser.describe(size)
+        # An optimiser of one soup refuses wrong weights when it starts.
         if optimiser.known_points(size) is None and optimiser.count(size) == 1:
             optimiser.start(SearchSpace(ingredients=ingredients, candidates=names), settings.seed)
 
@@ -218,7 +239,11 @@ def _check_search(settings: RunSettings, names: Names) -> None:
 
 
 def _check_sizes(settings: RunSettings, names: Names, check: Callable[[Names], None]) -> None:
-    """Refuse what is wrong with every possible number of ingredients; which candidates they are does not matter."""
+    """Raise the last error of `check` if it refuses every possible number of ingredients.
+
+    It is called with the first candidates: which ones they are does not matter.
+    """
+    # No soup will be made.
     if settings.stop_after == "select":
         return
     last_error: UserError | None = None
@@ -236,8 +261,9 @@ def _check_sizes(settings: RunSettings, names: Names, check: Callable[[Names], N
 
 def check_tokenizers(pool: RunPool, evaluators: EvaluatorItems) -> None:
     """Refuse candidates without a tokenizer, or without a chat template if items are messages (UserError)."""
-    prompts = list(itertools.chain.from_iterable(items for _, items in evaluators))
-    texts = [item.text for item in prompts[:: len(prompts) // COMPARED_TEXTS + 1]]
+    # Tokenizers are compared on COMPARED_TEXTS texts at most, from all benchmarks.
+    all_items = list(itertools.chain.from_iterable(items for _, items in evaluators))
+    texts = [item.text for item in all_items[:: len(all_items) // COMPARED_TEXTS + 1]]
     pool.merge_pool.check_tokenizers(texts)
     for name in pool.names:
         folder = pool.merge_pool.tokenizer_folder(pool.recipe({name: 1.0}))
@@ -323,17 +349,20 @@ def prepare_run(settings: RunSettings, store: Store, progress: Progress) -> Prep
     extra = extra_benchmarks(settings.extra_benchmarks, settings.evaluator, settings.dry_run)
     pairs = [(settings.evaluator, items)]
     pairs += [(benchmark.evaluator, benchmark.items) for benchmark in extra]
+    # Only the first error is told.
     for error in refusals(settings, splits.items, pairs):
         raise error
     check_machine(settings, [evaluator for evaluator, _ in pairs])
 
     candidates = settings.pool.resolve()
+    # Models of a training run that are evaluated, but are no candidates.
     more: Sequence[Candidate] = ()
     if settings.pool.trajectory is not None:
         more = settings.pool.trajectory.models
     pool = RunPool.fetch(candidates, settings.merge, store, aside=progress.aside, more=more)
     check_pool(settings, pool, pairs)
 
+    # Evaluators take templates and tokenizers from the pool.
     settings = replace(settings, evaluator=pool.bound(settings.evaluator))
     benchmarks = {}
     evaluators = {"": settings.evaluator}
@@ -374,7 +403,9 @@ def prepare_run(settings: RunSettings, store: Store, progress: Progress) -> Prep
 def _start_workers(
     settings: RunSettings, pool: RunPool, evaluators: Mapping[str, Evaluator], store: Store
 ) -> Workers:
-    remote = partial(
+    """The executor's workers: in this process, or in others that open the pool again."""
+    elsewhere = partial(
         open_worker, Path.cwd(), pool.models, settings.merge, evaluators, dict(store.hashes)
     )
-    return settings.executor.start(EvaluatorWorker(pool.serving_all(evaluators)), remote)
+    here = EvaluatorWorker(pool.serving_all(evaluators))
+    return settings.executor.start(here, elsewhere)

@@ -49,13 +49,14 @@ def check_expected(
 def _check(
     unit: Unit, expectation: Expectation, scores: ItemScores, objective: Objective, count: int
 ) -> ExpectedCheck:
+    """One of `count` expectations beside the measured score with its interval, corrected by Bonferroni."""
     table = ItemTable.of(scores.items, objective)
     model = ModelScores(items=table, values=scores.values)
     if expectation.category is None:
         interval = objective_interval(model)
     else:
         interval = rate(model.alone(table.names.index(expectation.category)))
-    # Both arms of the interval, from 95 % to one of `count` checks.
+    # The 95 % interval, widened on both sides to the level of one of `count` checks, but not beyond the scores' span.
     factor = NormalDist().inv_cdf(1 - FALSE_ALARM / (2 * count)) / Z95
     bottom, top = model.span
     low = max(bottom, interval.mean - factor * (interval.mean - interval.low))
@@ -75,6 +76,7 @@ def _check(
 
 
 def _verdict(expected: float, low: float, high: float) -> str:
+    """How the measured score, with its interval, stands to the expected one."""
     if expected > high:
         return "too low"
     if expected < low:

@@ -32,7 +32,8 @@ from souping.search.loop import SearchResult, result_of
 def check_tokens(settings: RunSettings, stage: Stage, scores: Sequence[ItemScores]) -> None:
     """Refuse the length of answers as a guard or a goal if the candidates' answers have no length (UserError).
 
-    The candidates of the run's own benchmark are asked first, so soups and extra benchmarks need no check.
+    `scores` are those of the stage's models. The candidates answer the run's own benchmark before anything else, so
+    soups and extra benchmarks need no check.
     """
     if stage.benchmark or LENGTH_GUARD not in (*settings.guard, *settings.pareto):
         return
@@ -66,21 +67,21 @@ def admitted(
     unguarded: float = -math.inf,
     elsewhere: Callable[[Recipe], list[str]] = lambda recipe: [],
 ) -> tuple[SearchResult, GuardsResult]:
-    """The first soup in this order that has not lost more than the guards allow, if it is admissible; else the
-    reference. No second one is tested: of many soups that lose too much some would pass by luck.
+    """(search result with the soup that the guards admit, what they changed).
 
-    Also returns what the guards changed. `unguarded` is the objective without guards; `elsewhere` names the guards on
-    other benchmarks that a soup fails.
+    It is the first soup in this order that has not lost more than the guards allow, if its test passes; else the
+    reference. No second one is tested: of many soups that lose too much some would pass by luck. `unguarded` is the
+    objective without guards; `elsewhere` names the guards on other benchmarks that a soup fails.
     """
-    scores = admission.reference
     trial, reason = _first_admissible(order, admission, reference, elsewhere)
     if trial is None:
         recipe = reference
-        result = result_of(scores, objective)
+        result = result_of(admission.reference, objective)
     else:
         recipe = trial.recipe
         result = trial.result
     cost = max(0.0, unit.size(unguarded - result.objective))
+    # Without guards a soup would have won.
     refused = trial is None and (cost > 0 or winner.recipe.id != reference.id)
     if refused:
         sentence = f"no soup passed the guards ({reason})"
@@ -102,8 +103,12 @@ def _first_admissible(
     reference: Recipe,
     elsewhere: Callable[[Recipe], list[str]],
 ) -> tuple[Trial | None, str]:
-    """The first soup before the reference that seems to keep to the guards, if its test passes; else None and why."""
+    """(soup, ""): the first soup before the reference that seems to keep to the guards, if its test passes.
+
+    Otherwise (None, why).
+    """
     for trial in order:
+        # Soups behind the reference are worse than it.
         if trial.recipe.id == reference.id:
             break
         result = trial.result
@@ -113,6 +118,7 @@ def _first_admissible(
         seems_to_pass = True
         for guard in admission.own_guards:
             comparison = guarded_difference(guard, scores, admission.reference)
+            # By the estimate alone; `admits` goes by the lower limit of the interval.
             seems_to_pass &= comparison.difference > -guard.margin
             if not guard.admits(comparison):
                 failed.append(guard.name)
@@ -128,10 +134,11 @@ def _first_admissible(
 def with_goals(
     run: Steps, selected: Selected, winner: SearchResult, log: Callable[[Trial], None]
 ) -> Searched:
-    """The soup that the goals' weights or the objective choose under the guards, and what is known of the front.
+    """The state after the search: the soup that the goals' weights or the objective choose under the guards, and the
+    front.
 
-    The front evaluates further soups. With weights of goals the first soup is that of the largest weighted sum, else
-    that of the best objective; the first soup in this order that passes the guards wins.
+    The front evaluates further soups. Soups are ordered by the weighted sum of the goals if these have weights, else by
+    the objective; the first one that passes the guards wins.
     """
     settings = run.settings
     if not settings.pareto:
@@ -152,7 +159,7 @@ def with_goals(
 def _guarded(
     run: Steps, selected: Selected, preferred: SearchResult, order: Sequence[Trial]
 ) -> Searched:
-    """The preferred soup or, with guards, the one in this order that they admit."""
+    """The state after the search: the preferred soup wins or, with guards, the one in this order that they admit."""
     admission = selected.admission
     if admission is None:
         return Searched(selected=selected, winner=preferred)
@@ -181,7 +188,7 @@ def _guarded(
 def confirmed(
     run: Steps, winner: SearchResult, ingredients: tuple[str, ...], log: Callable[[Trial], None]
 ) -> tuple[SearchResult, Front]:
-    """The search with points of its front among its trials, which answer the whole search split, and the front."""
+    """(the search with further trials, the front): soups that may be on the front answer the whole search split."""
     settings = run.settings
     points = adaptive(settings.optimiser).points(len(ingredients))
     goals = settings.goals_on(run.categories)
@@ -197,6 +204,7 @@ def confirmed(
     if recipes:
         measured = run.evaluate_stage(run.front_stage(recipes.values()))
     for point, recipe in recipes.items():
+        # A soup that answered a part of the split keeps its number.
         number = len(trials)
         if point in trials:
             number = trials[point].number
@@ -262,9 +270,10 @@ def guard_checks(
     for guard in admission.guards:
         scores = measured[guard.benchmark]
         pairs.append((scores[soup.id], scores[against.id]))
-    is_later = look.guards != declared(admission)
+    # The soup, and the models among which it may have been picked by known scores.
     picked = 1 + len(look.known.soups) + look.known.missing
-    undeclared = names if is_later else 0
+    declared_first = look.guards == declared(admission)
+    undeclared = 0 if declared_first else names
     checks = guard_tests(admission.guards, pairs, look.number, picked, undeclared)
     if claim not in ("not_measured", "dry_run"):
         return checks

@@ -192,6 +192,7 @@ def _new_folder(out: Path) -> Path:
 
 
 def _perform(settings: RunSettings) -> RunResult:
+    """Take the steps of a run, with a log in its folder. A run that is refused before its first step leaves none."""
     from souping.pipeline.execute import check_settings, perform, written_soup
 
     check_settings(settings)
@@ -200,6 +201,7 @@ def _perform(settings: RunSettings) -> RunResult:
     try:
         with logged(settings.run_dir, settings.command):
             outcome = perform(settings)
+    # After a late error there are results to keep.
     except LateError:
         raise
     except UserError:
@@ -234,7 +236,16 @@ def soup(
 
     folder = expanded(out, "out")
     merge_only.free_target(folder)
-    common = _common(candidates, merge, None, "merge", 0, Path(store), folder.parent, folder)
+    common = _common(
+        candidates,
+        merge,
+        tracker=None,
+        name="merge",
+        seed=0,
+        store=Path(store),
+        run_dir=folder.parent,
+        out=folder,
+    )
     if isinstance(weights, Mapping):
         weights = _in_order(weights, [candidate.name for candidate in common["pool"].resolve()])
     optimiser: Optimiser = Uniform() if weights is None else Fixed(weights=list(weights))
@@ -257,6 +268,7 @@ def select(scores: str | Path | ScoreMatrix, selector: Selector | None = None) -
 
 
 def _scores_at(path: Path) -> ScoreMatrix:
+    """Published scores from a CSV file, or from a folder of logs."""
     if not path.exists():
         raise UserError(f"table={path}: no such file or folder")
     if not path.is_dir():
@@ -266,6 +278,7 @@ def _scores_at(path: Path) -> ScoreMatrix:
 
 
 def _in_order(weights: Mapping[str, float], names: Sequence[str]) -> list[float]:
+    """The weights of all models, 0 for those that have none (UserError if one is of no model)."""
     for name in weights:
         pick(name, names, "weights: model")
     return [float(weights.get(name, 0.0)) for name in names]
@@ -281,6 +294,7 @@ def _common(
     run_dir: Path,
     out: Path,
 ) -> dict[str, Any]:
+    """Arguments of `SoupSettings` that runs and merges share, with the defaults of `run` and `soup`."""
     store = expanded(store, "store")
     if isinstance(models, Mapping):
         pool = Pool(candidates=[{"name": key, "path": str(path)} for key, path in models.items()])
@@ -295,11 +309,13 @@ def _common(
         "store_path": store,
         "run_dir": run_dir,
         "out": out,
+        # What a report's provenance keeps.
         "config": {"name": name, "seed": seed, "store": str(store.absolute())},
     }
 
 
 def _benchmark(items: ItemSource) -> BenchmarkItems:
+    """The benchmark of a file's path, of a list of items, or itself (UserError if it is none of them)."""
     if isinstance(items, Sequence) and not isinstance(items, str):
         return ListedItems(listed=list(items))
     if isinstance(items, str | Path):

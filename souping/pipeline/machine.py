@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     from souping.merge import MergeBackend
 
 PROGRAM = 1_500_000_000
-"""Python, torch and transformers themselves, with the buffers of a soup that is mixed block by block."""
+"""Bytes of Python, torch and transformers themselves, with the buffers of a soup that is mixed block by block."""
 
 
 @frozen
@@ -60,7 +60,7 @@ def machine_facts() -> Machine:
 
 
 def visible_gpus() -> tuple[Gpu, ...]:
-    """NVIDIA GPUs that the driver lists and CUDA_VISIBLE_DEVICES leaves; a number that does not exist ends these."""
+    """NVIDIA GPUs that the driver lists and CUDA_VISIBLE_DEVICES leaves."""
     query = ["nvidia-smi", "--query-gpu=name,memory.total", "--format=csv,noheader,nounits"]
     try:
         lines = subprocess.run(
@@ -79,6 +79,7 @@ def visible_gpus() -> tuple[Gpu, ...]:
         return tuple(listed)
     visible = []
     for place in map(str.strip, setting.split(",")):
+        # As in CUDA, a number that does not exist ends the list.
         if not place.isdigit() or int(place) >= len(listed):
             break
         visible.append(listed[int(place)])
@@ -87,8 +88,10 @@ def visible_gpus() -> tuple[Gpu, ...]:
 
 @frozen
 class Requirement:
-    """`need` beside `have`, the total (of a disk: what is free). `parts` says what the need consists of, `fix` what to
-    do if it does not fit."""
+    """Bytes that a run needs of a disk, the main memory or a GPU: `sizes` are {what: bytes}, `need` is their sum.
+
+    `have` is the total, of a disk what is free; `fix` says what to do if the need is larger.
+    """
 
     kind: Literal["disk", "memory", "GPU memory"]
     where: str
@@ -123,21 +126,24 @@ def requirements_of(
     """Everything that can be too small; nothing if no model's size is known."""
     if not any(model.nbytes for model in models):
         return []
+    # Evaluators that take a soup as a folder, and chunks that cannot be streamed, need a temporary one.
     soup = largest_bytes(models, run.merge.dtype)
     place = scratch_place(soup)
     in_shared_memory = 0
     on_disk = 0
-    written = ["folder"]
+    written_forms = ["folder"]
     if not run.merge.streams or any(model.adapter for model in models):
-        written.append("chunks")
-    if any(evaluator.hosting.model_form in written for evaluator in evaluators):
+        written_forms.append("chunks")
+    if any(evaluator.hosting.model_form in written_forms for evaluator in evaluators):
         if place == SHARED_MEMORY:
             in_shared_memory = soup
         else:
             on_disk = soup
     in_memory = {
         "program": PROGRAM,
-        "one model": max((_in_memory(one, models, machine) for one in evaluators), default=0),
+        "one model": max(
+            (_in_memory(evaluator, models, machine) for evaluator in evaluators), default=0
+        ),
         f"a soup in {SHARED_MEMORY}": in_shared_memory,
     }
     memory = Requirement(
@@ -152,6 +158,7 @@ def requirements_of(
         if not _needs_gpu(evaluator.hosting, machine):
             continue
         gpu = _gpu(evaluator, models, machine)
+        # Evaluators with the same model and GPUs need them once.
         if gpu not in requirements:
             requirements.append(gpu)
     return requirements
@@ -167,10 +174,11 @@ def check_machine(run: RunSettings, evaluators: Sequence[Evaluator]) -> None:
     machine = machine_facts()
     if not run.executor.evaluates_here:
         evaluators = ()
+    # The first one is the error.
     for lack in [*missing_packages(run, evaluators), *missing_gpus(evaluators, machine)]:
         raise lack.error().at("this run cannot start here")
     models = model_sizes(run)
-    # Opening the pool gives the better message.
+    # Opening the pool later gives a better error.
     if any(model.trouble for model in models):
         return
     requirements = requirements_of(run, models, machine, evaluators)
@@ -192,7 +200,7 @@ def model_sizes(run: RunSettings) -> list[ModelSize]:
 
 
 def soup_bytes(models: Sequence[ModelSize], merge: MergeBackend) -> int:
-    """A soup on disk: as large as the largest candidate in the merge's dtype, or an adapter if adapters are kept."""
+    """Bytes of a soup on disk: the largest candidate's in the merge's dtype, or an adapter's if adapters are kept."""
     if merge.adapters == "keep":
         models = [model for model in models if model.adapter] or models
     largest = max(models, key=lambda model: model.nbytes)
@@ -214,7 +222,10 @@ class DiskUse:
 def _disks(
     run: RunSettings, models: Sequence[ModelSize], place: Path, scratch: int
 ) -> Iterator[Requirement]:
-    """Each file system that is written to: the soup, downloads, a soup that is served as a folder."""
+    """Requirements of each file system that is written to: the soup, downloads, a temporary soup for an evaluator.
+
+    The latter takes `scratch` bytes in `place`.
+    """
     from huggingface_hub import constants
 
     soup = 0 if run.stop_after else soup_bytes(models, run.merge)
@@ -225,17 +236,20 @@ def _disks(
         DiskUse(folder=cache, what="downloads", size=downloads, key="HF_HOME"),
         DiskUse(folder=place, what="a soup for the server", size=scratch, key="TMPDIR"),
     ]
+    # {number of a file system: what is written to it}
     by_system: dict[int, list[DiskUse]] = {}
     for use in uses:
         if use.size:
-            by_system.setdefault(disk_space(use.folder)[1], []).append(use)
+            _, system = disk_space(use.folder)
+            by_system.setdefault(system, []).append(use)
     for group in by_system.values():
+        free, _ = disk_space(group[0].folder)
         places = " or ".join(f"{use.key}=FOLDER on a larger disk" for use in group)
         yield Requirement(
             kind="disk",
             where=f"the disk for {in_words([use.what for use in group])}",
             sizes={use.what: use.size for use in group},
-            have=disk_space(group[0].folder)[0],
+            have=free,
             fix=f"free some space, or set {places}",
         )
 
@@ -253,7 +267,7 @@ def _needs_gpu(hosting: Hosting, machine: Machine) -> bool:
 
 
 def _in_memory(evaluator: Evaluator, models: Sequence[ModelSize], machine: Machine) -> int:
-    """Main memory of one evaluator's model; a model for a GPU passes through it when it is loaded."""
+    """Bytes of main memory for one evaluator's model; a model for a GPU passes through it when it is loaded."""
     hosting = evaluator.hosting
     host = hosting.host
     if host is None:
@@ -265,7 +279,7 @@ def _in_memory(evaluator: Evaluator, models: Sequence[ModelSize], machine: Machi
 
 
 def _gpu(evaluator: Evaluator, models: Sequence[ModelSize], machine: Machine) -> Requirement:
-    """A loaded model on one GPU, or a share of the model on each of several."""
+    """The memory that an evaluator's model needs on one GPU, or its share on each of several."""
     hosting = evaluator.hosting
     host = hosting.host or ModelHost(dtype=hosting.module_settings().dtype)
     gpus = max(1, host.gpus)
@@ -274,6 +288,7 @@ def _gpu(evaluator: Evaluator, models: Sequence[ModelSize], machine: Machine) ->
     if gpus > 1:
         where = f"each of {gpus} GPUs"
         model = f"one model over {gpus} GPUs"
+    # The smallest of the largest `gpus` GPUs; 0 if there are not as many.
     smallest = 0
     if len(machine.gpus) >= gpus:
         smallest = sorted(gpu.total for gpu in machine.gpus)[-gpus]
@@ -286,7 +301,9 @@ def _gpu(evaluator: Evaluator, models: Sequence[ModelSize], machine: Machine) ->
     return Requirement(
         kind="GPU memory",
         where=where,
+        # Rounded up.
         sizes={f"{model}, beside its KV cache": -(-largest_bytes(models, host.dtype) // gpus)},
+        # Engines and servers leave a part of the memory free.
         have=int(host.fraction * smallest),
         fix=fix,
     )
@@ -299,12 +316,15 @@ def missing_packages(run: RunSettings, evaluators: Sequence[Evaluator]) -> list[
 
 
 def missing_gpus(evaluators: Iterable[Evaluator], machine: Machine) -> Iterator[Missing]:
+    """GPUs that evaluators are set to use and this machine does not have."""
     count = len(machine.gpus)
     for evaluator in evaluators:
         host = evaluator.hosting.host
         device = evaluator.hosting.device
+        # A server at a URL has GPUs of its own.
         if host is not None and host.url is None and host.gpus > count:
             yield Missing(what=f"GPUs: vLLM is set to use {host.gpus}, nvidia-smi shows {count}")
+        # `cuda` is `cuda:0`.
         number = re.fullmatch(r"cuda(?::(\d+))?", device)
         if number and int(number.group(1) or 0) >= count:
             yield Missing(what=f"a GPU: evaluator.device={device}, nvidia-smi shows {count}")

@@ -64,7 +64,7 @@ def fetch_candidates(
 ) -> FetchedCandidates:
     """The candidates as folders, with notes for the report.
 
-    The Hub's models are fetched; with `tokenizers`, one without a tokenizer is refused before its weights travel.
+    The Hub's models are fetched; with `tokenizers`, one without a tokenizer is refused before its weights are fetched.
 
     Raises:
         UserError: a candidate is neither a folder nor a model that can be fetched, they do not fit each other by their
@@ -76,6 +76,7 @@ def fetch_candidates(
         like = folder_of(str(like), merge.allow_pickle, aside)
 
     def check(folders: Folders) -> None:
+        """Check the pool once the small files of the Hub's models are in `folders`."""
         pool = {c.name: folders.get(c.name, c.path) for c in candidates}
         _check_headers(pool, merge, like, tokenizers)
 
@@ -112,7 +113,8 @@ def _hub_names(candidates: Iterable[Candidate]) -> dict[str, hub.HubName]:
 def _check_headers(
     folders: Folders, merge: MergeBackend, like: Path | None, tokenizers: bool
 ) -> None:
-    """Check what headers, configs and tokenizers show of the whole pool, before its weights travel."""
+    """Refuse a pool by its headers, configs and tokenizers, before the weights are fetched (UserError)."""
+    # Adapters are checked when the pool is opened, with their base model.
     if any(map(is_adapter, folders.values())):
         return
     shared = Like(like, rules_of(merge.name_rules))
@@ -128,21 +130,24 @@ def _check_headers(
 def from_bucket(
     candidate: Candidate, allow_pickle: bool, stream: bool, aside: Aside = nullcontext
 ) -> Candidate:
-    """The candidate in a folder here if it is in a bucket, with its weights unless they `stream`."""
+    """The candidate; one in a bucket is fetched into a folder here, with its weights unless they are to `stream`."""
     url = remote.parse_url(candidate.path)
     if url is None:
         return candidate
     with aside():
         say(f"{url}: {'reading headers' if stream else 'fetching'}")
-        return replace(
-            candidate, path=remote.remote_folder(url, allow_pickle, not stream), source=url
-        )
+        folder = remote.remote_folder(url, allow_pickle, weights=not stream)
+        return replace(candidate, path=folder, source=url)
 
 
 def with_base(
     merge: MergeBackend, folders: Sequence[Path], aside: Aside = nullcontext
 ) -> MergeBackend:
-    """The backend with its base model on this disk: `merge.base_model`, or the one that adapters in `folders` name."""
+    """The backend with its base model on this disk: `merge.base_model`, or the one that adapters in `folders` name.
+
+    Raises:
+        UserError: the base model cannot be fetched.
+    """
     base = merge.base_model
     if base and (url := remote.parse_url(base)):
         folder = remote.remote_folder(url, merge.allow_pickle, weights=True)
@@ -155,6 +160,7 @@ def with_base(
     else:
         name = _base_of_adapters(folders)
         title = f"the adapters' base model {name}"
+    # There is no base model, or it is in a folder already.
     if name is None:
         return merge
     try:
@@ -169,7 +175,7 @@ def with_base(
 def folder_of(
     name: hub.HubName | str, allow_pickle: bool = False, aside: Aside = nullcontext
 ) -> Path:
-    """The folder of one model, which is fetched if the Hub's name is given."""
+    """The folder of one model: `name` is a path, or a bucket's URL or a name on the Hub, which is fetched."""
     if url := remote.parse_url(str(name)):
         return remote.remote_folder(url, allow_pickle)
     parsed = hub.parse_name(str(name))
@@ -217,9 +223,9 @@ class RunPool:
         """Fetch the Hub's models and, unless their weights `stream`, those of buckets, open and check them, then take
         their fingerprints.
 
-        `store` remembers where they are; digests of files are its own, or those of `hashes`. With `late`,
-        files without a known digest are hashed by `write_late`, if the backend can do that. `more` are models that can
-        be evaluated like the candidates, but are not candidates.
+        `store` remembers where they are; {file: digest} are its own, or `hashes`. With `late`, files without a known
+        digest are hashed by `write_late`, if the backend can do that. `more` are models that can be evaluated like the
+        candidates, but are not candidates. With `tokenizers`, every model must have one.
 
         Raises:
             UserError: a folder is absent or broken, a model cannot be fetched, or the candidates do not fit each other.
@@ -241,13 +247,14 @@ class RunPool:
         store: Store | None = None,
         late: bool = False,
     ) -> None:
-        """Open every candidate's headers and check them against each other (UserError)."""
+        """Open every candidate's headers and check them against each other (UserError). Arguments as of `fetch`."""
         merge = fetched.merge
         self.base = merge.base_model
         self.folders = {c.name: c.path for c in fetched.models}
         adapters = any(map(is_adapter, self.folders.values()))
         self._fetched = fetched
         self._hashes = hashes
+        # Digests that stand for those of files that are hashed while a soup is written.
         self._stand_ins: StandIns | None = None
         digests = hashes
         if late and merge.hashes_while_reading and not adapters:
@@ -268,9 +275,9 @@ class RunPool:
 
     @cached_property
     def models(self) -> tuple[Candidate, ...]:
-        """The candidates, then the models that are evaluated like them."""
-        prints = self.merge_pool.fingerprints
-        return tuple(replace(c, fingerprint=prints[c.name]) for c in self._fetched.models)
+        """The candidates, then the models that are evaluated like them, with their fingerprints."""
+        fingerprints = self.merge_pool.fingerprints
+        return tuple(replace(c, fingerprint=fingerprints[c.name]) for c in self._fetched.models)
 
     @property
     def candidates(self) -> tuple[Candidate, ...]:
@@ -278,7 +285,7 @@ class RunPool:
 
     @cached_property
     def late(self) -> bool:
-        """Whether `write_late` has to hash files."""
+        """Whether files have no digest yet, which only `write_late` computes."""
         return self._stand_ins is not None and self._stand_ins.pending
 
     @cached_property
@@ -287,7 +294,8 @@ class RunPool:
         return self.similarity_of({})
 
     def similarity_of(self, weights: Mapping[str, float]) -> PoolSimilarity | None:
-        """The same of the soup with these weights, by default the uniform one."""
+        """How similar the weights of the candidates are, and what the soup with these weights {candidate: weight} loses
+        when it is stored. Without weights it is the uniform one."""
         names = [c.name for c in self._fetched.models[: self._fetched.count]]
         shares = weights or dict.fromkeys(names, 1.0)
         return self.merge_pool.similarity({name: shares.get(name, 0.0) for name in names})
@@ -301,7 +309,7 @@ class RunPool:
         return tuple(c.name for c in self.candidates)
 
     def recipe(self, weights: Mapping[str, float]) -> Recipe:
-        """The recipe of named weights, ingredients in the pool's order."""
+        """The recipe of {candidate: weight}, with ingredients in the pool's order, and where they came from."""
         recipe = self.merge_pool.recipe(weights)
         sources = {c.name: c.source for c in self.candidates if c.source and weights.get(c.name)}
         if not sources:
@@ -328,7 +336,10 @@ class RunPool:
         self, evaluators: Mapping[str, Evaluator]
     ) -> dict[str, tuple[Evaluator, Callable[[Recipe], LoadedModel]]]:
         """{benchmark: its evaluator with the function that serves it}"""
-        return {name: (one, self.serving(one)) for name, one in evaluators.items()}
+        pairs = {}
+        for name, evaluator in evaluators.items():
+            pairs[name] = (evaluator, self.serving(evaluator))
+        return pairs
 
     def close(self) -> None:
         """Remove the soup that was last written for an evaluator, and close the merge backend."""
@@ -342,16 +353,20 @@ class RunPool:
         files: Callable[[Recipe], Mapping[str, str]],
         progress: ProgressCallback | None = None,
     ) -> tuple[Path, list[str]]:
-        """The soup as a folder, with its ingredients hashed as they are read, and notes on their content."""
+        """(folder `out` with the soup, notes on its ingredients), which are hashed as they are read.
+
+        `files` makes the text files of the soup, {name: text}, from the recipe with its final fingerprints.
+        """
         from souping.merge.plan import MergePlan
         from souping.merge.writer import write_hashed
 
         plan = self.merge_pool.plan(recipe)
+        # Only backends with such plans hash while they read.
         assert isinstance(plan, MergePlan)
         hashed = write_hashed(plan, out, files, known=self._hashes, progress=progress)
-        prints = dict(zip(hashed.ingredients, hashed.fingerprints, strict=True))
-        self._note({content: self.folders[name] for name, content in prints.items()})
-        return out, _copies(prints)
+        fingerprints = dict(zip(hashed.ingredients, hashed.fingerprints, strict=True))
+        self._note({content: self.folders[name] for name, content in fingerprints.items()})
+        return out, _copies(fingerprints)
 
     def _note(self, folders: Folders) -> None:
         """Note in the store where checkpoints {fingerprint: folder} are, and what they are made of."""
@@ -371,8 +386,10 @@ class RunPool:
 
         Their first one may be their common start.
         """
+        # {digest of a checkpoint's weights: the first run that has it}
         owners: dict[str, TrainingRun] = {}
         for run, models in zip(trajectory.runs, [self.candidates, *trajectory.others], strict=True):
+            # A run of one checkpoint has no other to compare.
             for model in models[1:] or models:
                 owner = owners.setdefault(self._weights_in(model.path), run)
                 if owner is not run:
@@ -383,7 +400,8 @@ class RunPool:
 
 
 def _mixture(folder: Path) -> str:
-    """{fingerprint of an ingredient: weight} as JSON of a folder with a soup's recipe.json; else empty."""
+    """{fingerprint of an ingredient: weight}, as JSON, of a folder with a soup's recipe.json; else an empty text."""
+    # Somebody else's recipe.json may hold anything.
     try:
         shares = parts_of(Recipe.from_dict(read_json(small(folder / "recipe.json", MAX_RECIPE))))
     except (UserError, OSError, ValueError, LookupError, TypeError, AttributeError, OverflowError):
@@ -393,11 +411,11 @@ def _mixture(folder: Path) -> str:
     return json.dumps(shares)
 
 
-def _copies(prints: Mapping[str, str]) -> list[str]:
-    """A note on each model {name: fingerprint} that has the content of an earlier one."""
+def _copies(fingerprints: Mapping[str, str]) -> list[str]:
+    """A note on each model in {name: fingerprint} that has the content of an earlier one."""
     notes = []
     first_names: dict[str, str] = {}
-    for name, content in prints.items():
+    for name, content in fingerprints.items():
         first = first_names.setdefault(content, name)
         if first != name:
             notes.append(

@@ -78,6 +78,7 @@ class TrialLog:
     def __call__(self, trial: Trial) -> None:
         unit = self._unit
         best = None
+        # Trials on parts of the split do not compare.
         if trial.whole:
             self._best = max(self._best, trial.result.objective)
             best = unit.raw(self._best)
@@ -114,9 +115,9 @@ class Run(Steps):
             candidates=tuple(candidate.fingerprint for candidate in prepared.pool.candidates),
             note=self.note,
         )
-        trajectory = settings.pool.trajectory
-        for sentence in trajectory.sentences if trajectory else ():
-            progress.say(sentence)
+        if settings.pool.trajectory is not None:
+            for sentence in settings.pool.trajectory.sentences:
+                progress.say(sentence)
         self.note(*run_notes(prepared.settings, prepared.pool, prepared.splits))
 
     def close(self) -> None:
@@ -144,7 +145,10 @@ class Run(Steps):
         return self._checked(stage, self._measure(stage))
 
     def _measure(self, stage: Stage, shown: Sequence[Measurement] = ()) -> list[ItemScores]:
-        """Scores of a stage's models, which are not shown yet; `shown` are the measurements that were."""
+        """Scores of a stage's models, in their order; nothing shows them yet.
+
+        Answers of the measurements that were `shown` are reported again.
+        """
         evaluation = self.evaluations[stage.benchmark]
         answers = len(stage.models) * len(stage.items) * evaluation.answers_per_item
         self.progress.stage(stage.name, answers=answers)
@@ -153,7 +157,7 @@ class Run(Steps):
         return evaluation.all_scores(stage.models, stage.items)
 
     def _checked(self, stage: Stage, measured: Sequence[ItemScores]) -> dict[str, ItemScores]:
-        """{recipe id: scores} of a stage, after a warning of lost answers."""
+        """{recipe id: scores} of the scores that were measured in a stage, after a warning of lost answers."""
         check_tokens(self.settings, stage, measured)
         by_model = {}
         by_id = {}
@@ -168,17 +172,19 @@ class Run(Steps):
         return by_id
 
     def _by_candidate(self, stage: Stage) -> dict[str, ItemScores]:
+        """{candidate: scores} of a stage of single models."""
         scores = self.evaluate_stage(stage)
         return {recipe.ingredients[0]: scores[recipe.id] for recipe in stage.models}
 
     # ------------------------------------------------------------ score and select
 
     def choose(self) -> Selected | Searched | Frozen:
-        """What a reader should know before the first step is printed here."""
+        """Print what a reader should know before the first step, then take the steps to the soup."""
         reports = self.settings.dry_run is None and self.settings.stop_after is None
-        looks = self.counted_looks.announcement(self.report_items) if reports else ""
-        if looks and not _repeats(self.settings.run_dir):
-            self.progress.say(looks)
+        if reports and not _repeats(self.settings.run_dir):
+            announcement = self.counted_looks.announcement(self.report_items)
+            if announcement:
+                self.progress.say(announcement)
         if banner := self.settings.evaluator.prompts.banner():
             self.progress.say(banner)
         return super().choose()
@@ -207,10 +213,13 @@ class Run(Steps):
         return expected_check
 
     def select(self, stage: Stage | None) -> Selected:
+        """The ingredients by the candidates' answers or, without a stage, by published scores, and the power of the
+        test."""
         answers = dict[str, ItemScores]()
         if stage is not None:
             self._remember_choice("select")
             answers = self._by_candidate(stage)
+        # Published scores do not call the function.
         scores = self.settings.scores.matrix(
             self.pool.names, lambda: ScoreMatrix.from_items(answers)
         )
@@ -219,11 +228,12 @@ class Run(Steps):
         return Selected(selection=selection, scores=scores, power=self._power(scores))
 
     def _power(self, scores: ScoreMatrix) -> Power | None:
-        """What the test split can show; printed."""
+        """What the test split can show, which is also printed; None for a dry run or without a formula for it."""
         settings = self.settings
         if settings.dry_run is not None or not settings.objective.linear:
             return None
         power = power_of(scores, self.report_items, settings.objective, settings.inner_min_gain)
+        # Equal answers tell nothing of the variance of a difference.
         if power is None:
             self.progress.say("all candidates gave the same answers")
         else:
@@ -242,6 +252,7 @@ class Run(Steps):
         return replace(selected, admission=admission, singles=singles)
 
     def search(self, selected: Selected) -> Searched:
+        """Search for the best weights, then apply guards and goals; prints the choice."""
         self._remember_choice("search")
         ingredients = selected.selection.ingredients
         log = TrialLog(self.unit, self.settings.tracker, self.progress)
@@ -252,6 +263,7 @@ class Run(Steps):
             winner = self.find_weights(self.evaluation, selected, log)
             searched = Searched(selected=selected, winner=winner)
         else:
+            # A stage of its own on the terminal: the search finds these answers in the store.
             if stage := self.ingredient_stage(ingredients):
                 self.evaluate_stage(stage)
             self._announce(ingredients)
@@ -281,6 +293,7 @@ class Run(Steps):
         self.progress.stage(SEARCH, answers=answers, trials=trials)
 
     def _say_choice(self, searched: Searched) -> None:
+        """Print the soup that was chosen, why the search ended, and what the guards changed."""
         winner = searched.winner
         shares = winner.recipe.shares
         soup = " + ".join(f"{weight:.3g} {name}" for name, weight in shares.items())
@@ -294,17 +307,18 @@ class Run(Steps):
 
     def _best_of(self, scores: Mapping[str, ItemScores]) -> str:
         """The candidate with the best objective; of equals, the first of the pool."""
-        merits = {}
+        objectives = {}
         for name, item_scores in scores.items():
             result = result_of(item_scores, self.settings.objective)
-            merits[name] = round(result.objective, 12)
-        return max(merits, key=lambda name: merits[name])
+            # Sums in another order differ in the last digits.
+            objectives[name] = round(result.objective, 12)
+        return max(objectives, key=lambda name: objectives[name])
 
     # ------------------------------------------------------------ write
 
     def write(self, searched: Searched, stage: Stage) -> Frozen:
         """Write the soup, whole or not at all, with a card that has no numbers: the test split is still closed."""
-        # Guards needed the scores before the search.
+        # With guards, the search needed these scores already.
         singles = searched.selected.singles or self._by_candidate(stage)
         frozen = Frozen(
             searched=searched,
@@ -312,11 +326,13 @@ class Run(Steps):
             best=self._best_of(singles),
             singles=singles,
         )
+        # One ingredient is a candidate, which has a folder.
         if len(searched.selected.selection.ingredients) == 1:
             return frozen
         return self._write_soup(frozen)
 
     def _write_soup(self, frozen: Frozen) -> Frozen:
+        """Write the winner's folder, or verify the one that is there; the state then has it, with its card."""
         settings = self.settings
         recipe = frozen.searched.winner.recipe
         report = replace(frozen.report, rebuild=settings.rebuild_command)
@@ -336,6 +352,7 @@ class Run(Steps):
         """Open the test split for the frozen recipe and compare; the store has the look before anything is shown."""
         searched = frozen.searched
         guards = declared(searched.selected.admission)
+        # A dry run counts no look.
         look = Look(1, first=False, guards=guards)
         report = frozen.report
         claim = self.held_out.report_claim(searched.winner.recipe, self.splits["test"])
@@ -360,29 +377,34 @@ class Run(Steps):
         return self._compare(state)
 
     def _compare(self, state: Reported) -> Reported:
-        """What the answers to the report's items say of the soup."""
+        """The state with what the answers to the test items say of the soup in its report, and with the router."""
         winner = state.searched.winner
         selected = state.searched.selected
+        # Only plans and finished runs lack them.
         assert selected.scores is not None
         measured = state.measured[""]
-        ingredients = selected.selection.ingredients
-        parents = {name: measured[self.single(name).id] for name in ingredients}
-        router = routed(parents, selected.scores)
-        evidence = self._evidence(replace(state, router=router))
+        # {ingredient: scores on the test split}
+        ingredients = {}
+        for name in selected.selection.ingredients:
+            ingredients[name] = measured[self.single(name).id]
+        router = routed(ingredients, selected.scores)
+        state = replace(state, router=router)
+        evidence = self._evidence(state)
         others = alternatives(
             self.unit,
             winner.result.objective,
             measured[winner.recipe.id],
-            parents,
+            ingredients,
             router,
             self.settings.objective,
         )
+        # Both have fields of `Report`.
         report = replace(state.report, **vars(evidence), **vars(others))
         trajectory = self.settings.pool.trajectory
         if trajectory is not None:
             result = trajectory_evidence(self, trajectory, state)
             report = replace(report, trajectory=result)
-        return replace(state, report=report, router=router)
+        return replace(state, report=report)
 
     def _evidence(self, state: Reported) -> Evidence:
         """The rows, differences and verdict.
@@ -394,6 +416,7 @@ class Run(Steps):
         ingredients = state.searched.selected.selection.ingredients
         scores = state.measured[""]
         rows = list(state.contenders)
+        # The soup stays the last row.
         if state.router is not None and len(ingredients) > 1:
             router = self.router_row(state.router)
             rows.insert(-1, router)
@@ -422,7 +445,7 @@ class Run(Steps):
         return replace(evidence, verdict=verdict)
 
     def extra_benchmark(self, state: Reported, stage: Stage) -> Reported:
-        """The frozen soup and its ingredients on all items of another benchmark."""
+        """The state with the soup compared with its ingredients on another benchmark, which counts looks of its own."""
         searched = state.searched
         soup = searched.winner.recipe
         names = searched.selected.selection.ingredients
@@ -439,6 +462,7 @@ class Run(Steps):
         evaluation = self.evaluations[stage.benchmark]
         look, scores = self.held_out.open(claim, stage, evaluation, self._measure)
         measured = self._checked(stage, scores)
+        # Items that the run's own benchmark has too.
         run_items = itertools.chain.from_iterable(self.splits[split] for split in SPLITS)
         prompts = {str(item.prompt) for item in run_items}
         result = compare_on(
@@ -450,30 +474,29 @@ class Run(Steps):
             self.held_out.family_scores(look, stage.items, benchmark.evaluator.unit),
             shared=sum(str(item.prompt) in prompts for item in stage.items),
         )
+        results = (*(state.report.extra_benchmarks or ()), result)
         return replace(
             state,
-            report=replace(
-                state.report, extra_benchmarks=(*(state.report.extra_benchmarks or ()), result)
-            ),
+            report=replace(state.report, extra_benchmarks=results),
             measured={**state.measured, stage.benchmark: measured},
         )
 
     # ------------------------------------------------------------ analyse
 
     def analyse(self, state: Reported, name: str, stage: Stage) -> Reported:
-        """Evaluate what an analysis needs, then keep what it finds. An analysis that fails never ends the run."""
+        """Evaluate what an analysis needs; the state with its result. An analysis that fails never ends the run."""
         analysis = self.settings.analyses[name]
         try:
             if models := self.lacking(stage):
                 self.evaluate_stage(replace(stage, models=models))
             result = analyse(analysis, run_scores(self, self.evaluation, state, stage.models))
-        # A component that answers may refuse.
+        # An evaluator may refuse to answer, for example.
         except UserError as error:
             result = UserResult(failed=str(error))
         return replace(state, analyses={**state.analyses, name: result})
 
     def lacking(self, stage: Stage) -> tuple[Recipe, ...]:
-        """The models of an analysis that lack answers. Prints what they cost."""
+        """The models of an analysis that lack answers. Prints how many answers are to evaluate."""
         if not stage.models:
             return ()
         missing = missing_answers(self.evaluation, stage)
@@ -502,9 +525,10 @@ class Run(Steps):
 
 
 def choose_ingredients(settings: RunSettings, scores: ScoreMatrix, progress: Progress) -> Selection:
-    """Pick the ingredients, print them with what a reader must know of the choice, and write selection.json."""
+    """Select the ingredients, print them with what a reader must know of the choice, and write selection.json."""
     progress.stage("select: ingredients")
     selection = settings.selector.select_checked(scores)
+    # Correlations over few models are uncertain.
     if selection.correlations is not None and (warning := few_models(len(scores.models))):
         selection = replace(selection, notes=(*selection.notes, warning))
     progress.say(f"select: {', '.join(selection.ingredients)}")
@@ -518,11 +542,11 @@ def choose_ingredients(settings: RunSettings, scores: ScoreMatrix, progress: Pro
 
 def _repeats(run_dir: Path) -> bool:
     """Whether a run beside this one reported with the same configuration: the claim is most likely the same."""
-    own = run_dir / "config.yaml"
-    if not own.is_file():
+    config = run_dir / "config.yaml"
+    if not config.is_file():
         return False
     for report in run_dir.absolute().parent.glob("*/report.json"):
-        config = report.with_name("config.yaml")
-        if config != own and config.is_file() and config.read_bytes() == own.read_bytes():
+        earlier = report.with_name("config.yaml")
+        if earlier != config and earlier.is_file() and earlier.read_bytes() == config.read_bytes():
             return True
     return False

@@ -54,6 +54,7 @@ def stopped_report(
         selection=selection_summary(unit, selection, scores),
         recipe=None if recipe is None else recipe_summary(recipe),
     )
+    # As a reader of its file gets it: NaN becomes None. Analyses are so already.
     return replace(read(Report, to_json(report)), analyses=analyses or None)
 
 
@@ -78,6 +79,7 @@ def frozen_report(settings: RunSettings, splits: Splits, searched: Searched) -> 
 
 
 def _objective(settings: RunSettings, winner: SearchResult) -> ObjectiveSummary:
+    """The objective with its coefficients, and the winner's value of it on the search split."""
     objective = settings.objective
     coefficients = {}
     if objective.linear:
@@ -95,6 +97,7 @@ def final_report(steps: Steps, state: Reported, warnings: Sequence[str]) -> Repo
     """The report after the last step but for its cost, as a reader of its file gets it: NaN becomes None."""
     settings = steps.settings
     scores = state.searched.selected.scores
+    # Only plans and finished runs lack them.
     assert scores is not None
     report = replace(
         state.report,
@@ -111,7 +114,7 @@ def final_report(steps: Steps, state: Reported, warnings: Sequence[str]) -> Repo
 
 
 def _guards(steps: Steps, state: Reported) -> GuardsResult | None:
-    """Whether the guards of the search held on the test split."""
+    """What the guards changed in the search, and whether they held on the test split; None if there are none."""
     searched = state.searched
     admission = searched.selected.admission
     if admission is None or searched.guards is None:
@@ -132,7 +135,8 @@ def _guards(steps: Steps, state: Reported) -> GuardsResult | None:
 def run_cost(
     settings: RunSettings, winner: SearchResult, evaluations: Iterable[Evaluation], lost: int
 ) -> RunCost:
-    """What a run took; `lost` workers died."""
+    """Answers and seconds that a run took. `evaluations` are those of the run's and of extra benchmarks; `lost` workers
+    died."""
     evaluated = 0
     reused = 0
     for evaluation in evaluations:
@@ -168,7 +172,7 @@ def replace_card(folder: Path, first: str, report: Report, base: str) -> None:
 
 
 def _evidence(report: Report) -> list[str]:
-    """The verdict and the test split's tables."""
+    """Paragraphs with the verdict and the test split's tables, as Markdown; none before there is a report."""
     if not report.rows:
         return []
     if report.dry_run:

@@ -42,6 +42,7 @@ class SoupServer:
         self._scratch = ScratchFolder(pool)
 
     def serve(self, evaluator: Evaluator, recipe: Recipe) -> LoadedModel:
+        """A soup in the form that an evaluator takes. The soup before it can no longer be used."""
         settings = evaluator.hosting.module_settings()
         model = LoadedSoup(self._pool, self._module, self._scratch, self._weights, settings, recipe)
         form = evaluator.hosting.model_form
@@ -51,6 +52,7 @@ class SoupServer:
             _ = model.module
         elif form == "chunks" and self._pool.adapter_shape:
             _ = model.adapter
+        # A candidate has no chunks (`stream`): it is loaded from its folder.
         elif form == "folder" or model.stream is None:
             _ = model.folder
         return model
@@ -60,7 +62,7 @@ class SoupServer:
 
 
 class LoadedSoup(LoadedModel):
-    """Soup that is loaded or written as soon as an evaluator takes the one or the other."""
+    """Soup that is loaded into a module, or written as a folder, when the property is first read."""
 
     def __init__(
         self,
@@ -105,6 +107,7 @@ class LoadedSoup(LoadedModel):
 
     @cached_property
     def adapter(self) -> SoupAdapter | None:
+        """The soup as an adapter's folder, None if the candidates are no adapters that are kept."""
         shape = self._pool.adapter_shape
         if shape is None:
             return None
@@ -112,10 +115,11 @@ class LoadedSoup(LoadedModel):
 
     @property
     def ingredient_folder(self) -> Path | None:
-        alone = self._pool.recipe({self._recipe.ingredients[0]: 1.0})
-        if not self._pool.candidate_folder(alone):
+        """Folder of the first ingredient, None if it has none that can be loaded as it is."""
+        ingredient = self._pool.recipe({self._recipe.ingredients[0]: 1.0})
+        if not self._pool.candidate_folder(ingredient):
             return None
-        return self._scratch.write(alone)
+        return self._scratch.write(ingredient)
 
     def check_weights(self, samples: WeightSamples) -> None:
         stored = self._pool.candidate_folder(self._recipe) is not None
@@ -129,9 +133,11 @@ class SharedModule:
         self._pool = pool
         self._weights = weights
         self._settings: ModuleSettings | None = None
+        # The module, and what loads soups into it.
         self._loaded: tuple[PreTrainedModel, LoadableModel] | None = None
-        # What the model's class ends at if no file names a token.
+        # End tokens of the model's class, if no file names any.
         self._class_ends: int | list[int] | None = None
+        # Fingerprint of the soup in the module; empty while there is none, or half of one.
         self._soup = ""
 
     def load_soup(self, settings: ModuleSettings, recipe: Recipe) -> PreTrainedModel:
@@ -150,9 +156,10 @@ class SharedModule:
         return module
 
     def _load(self, settings: ModuleSettings) -> tuple[PreTrainedModel, LoadableModel]:
+        """A new module with the weights that transformers finds, and what loads soups into it."""
         from souping.evaluate.engines.transformers import load_module
 
-        # Two modules at once might not fit.
+        # Frees the old module first: two at once might not fit.
         self._loaded = None
         self._soup = ""
         folder = self._pool.architecture_folder
@@ -161,7 +168,8 @@ class SharedModule:
         self._class_ends = None
         if not eos_token_ids(folder):
             self._class_ends = module.generation_config.eos_token_id
-        # transformers itself loaded the first candidate, so its values are the measure of what is loaded later.
+        # transformers itself loaded the weights if the folder is the first candidate's: with these values the check
+        # compares what is loaded later.
         first = self._pool.recipe({self._pool.names[0]: 1.0})
         if self._pool.candidate_folder(first) == folder and has_weights(folder):
             self._check(module, first)
@@ -180,6 +188,7 @@ class ScratchFolder:
 
     def __init__(self, pool: CandidatePool) -> None:
         self._pool = pool
+        # The temporary folder, the lock by which other processes leave it alone, and its soup's fingerprint.
         self._root: Path | None = None
         self._lock: IO[str] | None = None
         self._soup = ""
@@ -187,7 +196,7 @@ class ScratchFolder:
     def write(self, recipe: Recipe, write: WriteSoup | None = None) -> Path:
         """The soup's folder: a temporary one, or a candidate's own if its generation_config holds nothing but ids.
 
-        By default it is a folder for evaluators.
+        `write` writes the folder, by default as evaluators need it (`write_soup`).
         """
         from souping.evaluate.templates import generation_overrides
 
@@ -196,6 +205,7 @@ class ScratchFolder:
         candidate = self._pool.candidate_folder(recipe)
         if candidate is not None and not generation_overrides(candidate):
             return candidate
+        # A candidate is written as links.
         size = self._pool.soup_bytes if candidate is None else 0
         folder = self._make_root(size) / recipe.id
         (write or partial(write_soup, self._pool))(recipe, folder)
@@ -203,7 +213,13 @@ class ScratchFolder:
         return folder
 
     def _make_root(self, size: int) -> Path:
+        """A new temporary folder for a soup of `size` bytes; the one before it is removed.
+
+        Raises:
+            UserError: there is no space.
+        """
         self.close()
+        # What killed runs left.
         for place in (SHARED_MEMORY, Path(tempfile.gettempdir())):
             locks = place.glob(f"{STORED_SOUP_PREFIX}*/{LOCK_FILE}")
             remove_abandoned(lock.parent for lock in locks)

@@ -73,7 +73,7 @@ log = logging.getLogger(__name__)
 
 
 def parts_of(recipe: Recipe) -> Mixture:
-    """{fingerprint: weight}; copies of one model under two names add up."""
+    """{fingerprint: weight} of a recipe's ingredients; weights of copies of one model under two names add up."""
     parts = dict.fromkeys(recipe.fingerprints, 0.0)
     for name, weight in zip(recipe.fingerprints, recipe.weights, strict=True):
         parts[name] += weight
@@ -104,6 +104,7 @@ class Row(NamedTuple):
     seconds: float
 
     def record(self, item: Item, repeat: int, scored: bool) -> Record:
+        """The item's answer number `repeat`; unless `scored`, the score is another scorer's and is left out."""
         return Record(
             item=item.id,
             score=self.score if scored else math.nan,
@@ -120,7 +121,7 @@ class Row(NamedTuple):
 
 
 Blocks = dict[tuple[int, int], dict[int, dict[int | None, Row]]]
-"""Answers by question and number of the answer, then block, then scorer."""
+"""{(question, number of the answer): {block: {scorer, None without a score: answer}}}, all by row numbers."""
 
 
 class StoredAnswers:
@@ -134,16 +135,20 @@ class StoredAnswers:
 
     @property
     def repeats(self) -> int:
-        """Answers of the item with most of them."""
+        """Number of answers of the item that has the most."""
         return 1 + max((repeat for _, repeat in self._blocks), default=-1)
 
     def find(self, item: Item, repeat: int, block: str) -> Record | None:
-        """The answer; its score is nan if the item's scorer has not scored it."""
-        rows = self._blocks.get((row_number(item.answer_digest), repeat), {}).get(row_number(block))
+        """Answer number `repeat` of a block (its key), None if there is none; nan is its score if the item's scorer has
+        not scored it."""
+        blocks = self._blocks.get((row_number(item.answer_digest), repeat), {})
+        rows = blocks.get(row_number(block))
         if rows is None:
             return None
         scorer = row_number(item.scorer_digest)
-        return rows.get(scorer, next(iter(rows.values()))).record(item, repeat, scorer in rows)
+        # Rows of other scorers hold the same answer.
+        row = rows.get(scorer, next(iter(rows.values())))
+        return row.record(item, repeat, scored=scorer in rows)
 
     def first(self, item: Item, repeat: int = 0) -> Record | None:
         """The scored answer from whatever block; of several, always the same one."""
@@ -192,7 +197,7 @@ class Store:
             raise UserError(
                 f"store={self.path} is of another version of souping (layout {layout}): name another"
             )
-        # The mark comes first, so that a file is ours even if this run is killed now.
+        # The application's id comes first, so that a file is ours even if this run is killed now.
         if not layout:
             self._db.execute(f"PRAGMA application_id={APPLICATION_ID}")
         # Without a write-ahead log, each new table waits for the disk.
@@ -209,6 +214,7 @@ class Store:
     def __exit__(
         self, kind: type[BaseException] | None, *_: BaseException | TracebackType | None
     ) -> None:
+        """Close the file; after an error, remove it if this process made it and nothing is in it."""
         if self._inode() != self._file:
             log.warning("%s", self._removed())
         elif kind is not None and self._made:
@@ -222,6 +228,7 @@ class Store:
             query = "SELECT 1 FROM answers UNION SELECT 1 FROM counted_looks LIMIT 1"
             if self._db.execute(query).fetchone():
                 return
+            # SQLite changes the mode only if no other process has the file open.
             (mode,) = self._db.execute("PRAGMA journal_mode=DELETE").fetchone()
             if mode == "delete":
                 self.path.unlink()
@@ -232,6 +239,7 @@ class Store:
         self._db.close()
 
     def _inode(self) -> tuple[int, int] | None:
+        """(device, inode) of the file that is at the path now; None if there is none."""
         with suppress(OSError):
             stat = os.stat(self.path)
             return stat.st_dev, stat.st_ino
@@ -242,10 +250,14 @@ class Store:
 
     @contextmanager
     def _errors(self, verb: str) -> Iterator[None]:
-        """Errors of SQLite and of damaged rows in words, with the command that saves the rest of a damaged file."""
+        """Raise errors of SQLite and of damaged rows as a UserError: "cannot `verb` the results store".
+
+        It has the command that saves the rest of a damaged file.
+        """
         try:
             yield
         except (sqlite3.Error, json.JSONDecodeError) as error:
+            # The file is not the one that was opened.
             if verb != "open" and self._inode() != self._file:
                 raise UserError(self._removed()) from error
             text = f"store={self.path}: cannot {verb} the results store: {error}"
@@ -267,7 +279,8 @@ class Store:
 
     @contextmanager
     def writing(self) -> Iterator[sqlite3.Connection]:
-        """One transaction, rolled back whatever interrupts it. SQLite would write to a file that was removed."""
+        """One transaction, rolled back whatever interrupts it."""
+        # SQLite would write on to a file that was removed.
         if self._inode() != self._file:
             raise UserError(self._removed())
         with self._errors("write to"), self._db as db:
@@ -277,7 +290,7 @@ class Store:
     # ------------------------------------------------------------ answers
 
     def load(self, soup: str, evaluator: str) -> StoredAnswers:
-        """All answers of this soup under this evaluator."""
+        """All answers of this soup under this evaluator (their fingerprints)."""
         blocks: Blocks = {}
         with self.reading() as db:
             rows = db.execute(
@@ -304,7 +317,10 @@ class Store:
         items: Sequence[Item],
         records: Iterable[Record],
     ) -> None:
-        """Commit one block: the answers that are new, and the scores that are new."""
+        """Commit the records of a block's items: the answers that are new, and the scores that are new.
+
+        `evaluator` is a fingerprint with its `settings`, and `block` the block's key.
+        """
         soup = row_number(recipe.fingerprint)
         evaluator_row = row_number(evaluator)
         batch = row_number(block)
@@ -329,6 +345,7 @@ class Store:
 
     def has_answers(self, recipe: str, questions: Iterable[str]) -> bool:
         """Whether a soup (the id of its recipe) answered one of these questions."""
+        # A recipe's id is the beginning of its fingerprint.
         query = "SELECT DISTINCT item FROM answers JOIN soups ON soups.id = soup WHERE substr(fingerprint, 1, 12) = ?"
         with self.reading() as db:
             answered = {item for (item,) in db.execute(query, (recipe,))}
@@ -348,7 +365,7 @@ class Store:
         return known
 
     def prompts(self, keys: Collection[str]) -> dict[str, str]:
-        """{digest of a prompt's ids: the prompt in letters} of those that are known."""
+        """{key: text of a prompt} of the prompts with these keys that are known."""
         query = "SELECT fingerprint, text FROM prompts WHERE fingerprint = ?"
         texts = dict[str, str]()
         with self.reading() as db:
@@ -403,6 +420,7 @@ class _Hashes(UserDict[str, str]):
     def __init__(self, store: Store) -> None:
         super().__init__()
         self._store = store
+        # A damaged or edited store may hold other types.
         with store.reading() as db:
             self.data = dict(
                 db.execute("SELECT file, digest FROM hashes WHERE typeof(digest)='text'")
@@ -420,6 +438,7 @@ def _insert(db: sqlite3.Connection, table: str, *values: str | float | bytes) ->
 
 
 def _columns(record: Record) -> tuple[str | float | bytes, ...]:
+    """The columns of `answers` from `output` on."""
     tokens = np.array(record.tokens, "<i4").tobytes()
     texts = (_storable(record.output), record.outcome, _storable(record.reason))
     return (*texts, tokens, record.prompt_tokens, record.prompt_key, record.seconds)

@@ -69,6 +69,7 @@ def check_target(goal: Target, out: Path) -> None:
 
 
 def _check_account(goal: Target, who: Mapping[str, Any]) -> None:
+    """Refuse a repository that an account, as the Hub's `whoami` tells of it, may not write to (UserError)."""
     space = goal.repo.split("/")[0]
     token = (who.get("auth") or {}).get("accessToken") or {}
     spaces = [who["name"]]
@@ -79,11 +80,11 @@ def _check_account(goal: Target, who: Mapping[str, Any]) -> None:
         raise UserError(
             f"upload={goal.repo}: {spaces[0]} may not write to {space}, only to {', '.join(spaces)}"
         )
-    writes = False
+    may_write = False
     for scope in (token.get("fineGrained") or {}).get("scoped") or []:
         if (scope.get("entity") or {}).get("name") in (goal.repo, space):
-            writes |= "repo.write" in (scope.get("permissions") or [])
-    if token.get("role") == "read" or (token.get("role") == "fineGrained" and not writes):
+            may_write |= "repo.write" in (scope.get("permissions") or [])
+    if token.get("role") == "read" or (token.get("role") == "fineGrained" and not may_write):
         raise UserError(
             f"upload={goal.repo}: your token may not write there: create one that may at "
             f"{constants.ENDPOINT}/settings/tokens, then {hub.LOGIN}",
@@ -92,7 +93,11 @@ def _check_account(goal: Target, who: Mapping[str, Any]) -> None:
 
 
 def _check_repository(goal: Target, api: HfApi) -> list[str]:
-    """The files that are there already. They must be a soup's, so that no other model is ever replaced."""
+    """Names of the repository's files, none if it does not exist.
+
+    Raises:
+        UserError: they are not a soup's: no other model is ever replaced.
+    """
     from huggingface_hub.errors import RepositoryNotFoundError
 
     try:
@@ -133,6 +138,7 @@ def push(goal: Target, folder: Path, store: Path | None = None) -> str:
             # `upload_folder` splits large folders into several commits: the repository would hold half a soup meanwhile
             operations: list[Any] = []
             for name, content in files.items():
+                # Only plans have sizes in place of contents.
                 assert not isinstance(content, int)
                 operations.append(CommitOperationAdd(name, content))
             for name in old:
@@ -148,7 +154,7 @@ def push(goal: Target, folder: Path, store: Path | None = None) -> str:
 
 
 def planned_upload(goal: Target, files: SoupContent, store: Path) -> Section:
-    """What an upload of these files would send. Uses no network."""
+    """Section of a plan with what an upload of these files would send. Uses no network."""
     from huggingface_hub import get_token
 
     public = _public_files(goal, files, store, online=False)
@@ -179,6 +185,7 @@ def _public_files(
     """A soup's files as they are sent: its card with the repository and licences, and no path of this machine."""
     recipe = json.loads(_bytes(files[RECIPE]))
     summary = read(RecipeSummary, recipe)
+    # The base model of an adapter; it is named unless it is a folder.
     config = json.loads(_bytes(files.get(lora.CONFIG, b"{}")))
     base = str(config.get(BASE_KEY))
     is_public = hub.is_repo(base)
@@ -186,7 +193,7 @@ def _public_files(
     if CARD in files:
         text = _bytes(files[CARD]).decode()
     text = re.sub(r'^folder = ".*"(?=  # this folder)', f'folder = "{goal.repo}"', text, flags=re.M)
-    # Names of folders may hold line ends.
+    # The command of a rebuild ends with its block of code: names of folders in it may hold line ends.
     text = re.sub(
         r"^(cd|hf download org/soup) .+?(?=\n```)",
         lambda match: public_rebuild(match[0], goal.repo),
@@ -206,6 +213,7 @@ def _public_files(
             after[BASE_KEY] = base if is_public else _base_in(text) or public_name(base)
         if after == before:
             continue
+        # recipe.json lists the digests of the files.
         content = (json.dumps(after, indent=2) + "\n").encode()
         public[name] = content
         recipe["files"][name] = hashlib.sha256(content).hexdigest()
@@ -225,20 +233,23 @@ def _public_table(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 
 def _size(content: Path | bytes | int) -> int:
+    """Bytes of a file, a content, or the size itself."""
     if isinstance(content, Path):
         return content.stat().st_size
     return len(content) if isinstance(content, bytes) else content
 
 
 def _bytes(content: Path | bytes | int) -> bytes:
+    """The content of one of a soup's files beside its weights."""
     if isinstance(content, Path):
         return content.read_bytes()
+    # Only weights that are not written yet have a size in place of it.
     assert isinstance(content, bytes)
     return content
 
 
 def _base_in(text: str) -> str:
-    """The base model that the card of an adapter names."""
+    """The base model on the Hub that the card of an adapter names; empty if there is none."""
     front = _front_matter(text)
     # A text, or a list of one.
     base = str(front.get("base_model")).strip("[']")
@@ -263,26 +274,30 @@ def files_by_recipe(folder: Path) -> dict[str, Path]:
     files = {str(path.relative_to(folder)): path for path in paths}
     marks = read(SoupManifest, load_json(folder / RECIPE, dict[str, Any])).files
     known = {RECIPE, CARD, *marks}
-    foreign = sorted(marks.keys() - files.keys())
+    # Missing, foreign and changed files. recipe.json and the card have no mark.
+    wrong = sorted(marks.keys() - files.keys())
     for name, path in files.items():
         is_ours = name in known and not path.is_symlink()
         if not is_ours or marks.get(name) not in (None, file_mark(path)):
-            foreign.append(name)
-    if foreign:
+            wrong.append(name)
+    if wrong:
         raise UserError(
-            f"upload: {folder} is not as souping wrote it: move away or restore {listed(foreign)}"
+            f"upload: {folder} is not as souping wrote it: move away or restore {listed(wrong)}"
         )
     return files
 
 
 def _licences(recipe: RecipeSummary, store: Path | None, online: bool) -> dict[str, str]:
     """{model: licence}, empty if unknown, of a recipe's ingredients and of a base model that it names."""
-    prints = dict(zip(recipe.ingredients, recipe.fingerprints, strict=False))
+    fingerprints = dict(zip(recipe.ingredients, recipe.fingerprints, strict=False))
     base = recipe.settings.get("base")
     if isinstance(base, str):
-        prints["the base model"] = base
-    sources = {**_folders(prints, store), **(recipe.sources or {})}
-    return {public_name(name): _licence(str(sources.get(name, "")), online) for name in prints}
+        fingerprints["the base model"] = base
+    sources = {**_folders(fingerprints, store), **(recipe.sources or {})}
+    licences = {}
+    for name in fingerprints:
+        licences[public_name(name)] = _licence(str(sources.get(name, "")), online)
+    return licences
 
 
 def _with_licences(text: str, licences: Mapping[str, str]) -> str:
@@ -315,19 +330,29 @@ def _front_matter(text: str) -> dict[str, Any]:
     return front if isinstance(front, dict) else {}
 
 
-def _folders(prints: Mapping[str, str], path: Path | None) -> dict[str, str]:
-    """{name: folder} as a store knows them; a folder of the Hub's cache becomes the model's name there."""
-    if path is None or not path.is_file():
+def _folders(fingerprints: Mapping[str, str], store_path: Path | None) -> dict[str, str]:
+    """{model: its folder, as the store knows it} of {model: fingerprint}, without unknown ones.
+
+    A folder of the Hub's cache becomes the model's name there.
+    """
+    if store_path is None or not store_path.is_file():
         return {}
     from souping.pipeline.store import Store
 
-    with Store(path) as store:
-        folders = {name: store.folder_of(mark) for name, mark in prints.items()}
-    return {name: hub.cached_name(folder) or folder for name, folder in folders.items() if folder}
+    folders = {}
+    with Store(store_path) as store:
+        for name, fingerprint in fingerprints.items():
+            folder = store.folder_of(fingerprint)
+            if folder:
+                folders[name] = hub.cached_name(folder) or folder
+    return folders
 
 
 def _licence(source: str, online: bool) -> str:
-    """The licence that the card of a folder or of a model on the Hub names; empty if there is none."""
+    """The licence that the card of a folder or of a model on the Hub names; empty if there is none.
+
+    Models on the Hub are read only with `online`.
+    """
     from huggingface_hub import hf_hub_download
 
     if not source:

@@ -71,6 +71,7 @@ def verdict(
     Raises:
         ValueError: a candidate is not compared with the soup.
     """
+    # Cases 1 to 3: nothing is tested.
     if len(selected) == 1:
         text = f"Nothing to soup: {selected[0]} is the only ingredient selected."
         return Verdict(claim="nothing_to_soup", sentence=text)
@@ -83,6 +84,7 @@ def verdict(
             text += f"; {difference} on {mixture.n} search items"
         return Verdict(claim="keep_candidate", sentence=f"{text}. Its row is called soup.")
 
+    # {candidate: the soup minus it}
     against = {}
     for comparison in comparisons:
         if comparison.a == soup and comparison.b in candidates:
@@ -99,16 +101,20 @@ def verdict(
 def _better(
     unit: Unit, against: dict[str, Comparison], best_candidate: str, look: int
 ) -> Verdict | None:
-    """Claim for a soup that is shown to be better than every candidate, or than the one of the search."""
+    """Claim for a soup that is shown to be better than every candidate, or else than the best one of the search.
+
+    `against` are {candidate: the soup minus it}; None if neither is shown.
+    """
     comparisons = list(against.values())
-    hardest = max(
+    # The closest call: a candidate that the soup is not above, else the one with the largest p-value.
+    closest = max(
         comparisons, key=lambda c: (c.difference <= ZERO_DIFFERENCE, c.p_value, -c.difference)
     )
     p_every = over_looks(better_than_every(comparisons), look)
     if p_every < ALPHA:
-        figures = _figures(unit, hardest, p_every, look)
+        figures = _figures(unit, closest, p_every, look)
         text = (
-            f"The soup is better than every candidate; the closest call is {hardest.b}, {figures}."
+            f"The soup is better than every candidate; the closest call is {closest.b}, {figures}."
         )
         return Verdict(claim="better_than_every_candidate", sentence=text, p_value=p_every)
 
@@ -119,13 +125,16 @@ def _better(
     figures = _figures(unit, single, p_value, look)
     sentence = (
         f"The soup is better than {best_candidate}, the model you would have deployed, {figures}; "
-        f"it is not shown to be better than every candidate: {hardest.b} {_points(unit, hardest)}."
+        f"it is not shown to be better than every candidate: {closest.b} {_points(unit, closest)}."
     )
     return Verdict(claim="better_than_best_candidate", sentence=sentence, p_value=p_value)
 
 
 def _not_better(unit: Unit, single: Comparison, look: int, margin: float) -> Verdict:
-    """Keep the search's candidate where a gain of the margin is ruled out; else nothing is shown."""
+    """Claim for a soup that is not shown to be better than `single.b`, the best candidate of the search.
+
+    That candidate is kept if a gain of the margin is ruled out; else no difference is shown.
+    """
     gain = unit.amount(unit.size(margin))
     if single.high < margin:
         sentence = (
@@ -144,14 +153,14 @@ def _not_better(unit: Unit, single: Comparison, look: int, margin: float) -> Ver
 
 
 def _points(unit: Unit, comparison: Comparison, remark: str = "") -> str:
-    """The difference with the interval."""
+    """A difference with its interval and, behind that, a remark."""
     raw = unit.raw_table(vars(comparison))
     limits = unit.limits(raw["low"], raw["high"], comparison.level)
     return f"{unit.points(raw['difference'], sign=True)} ({limits}{remark})"
 
 
 def _figures(unit: Unit, comparison: Comparison, p_value: float, look: int) -> str:
-    """The difference with interval and p-value."""
+    """A difference with its interval and p-value, which is corrected for the looks."""
     looks = f", corrected for {look} looks at these items" if look > 1 else ""
     return _points(unit, comparison, f", {_p(p_value)}{looks}")
 
@@ -164,7 +173,7 @@ def _p(value: float) -> str:
 
 
 def power_in_words(power: Power, unit: Unit) -> str:
-    """What the test split can show."""
+    """The smallest gain that the test split can show, and the number of items that the margin needs, as a line."""
     condition = "80 % power"
     if power.assumed:
         condition += (

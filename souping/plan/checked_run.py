@@ -68,17 +68,22 @@ def check_run(run: RunSettings) -> None:
 
 
 def answer_few(plan: Plan, items: Sequence[Item]) -> tuple[list[Record], Mapping[str, str], Speed]:
-    """The first candidate's answers to a few items, the prompts by their keys, and how fast the answers came once the
-    model was loaded."""
+    """(answers of the first candidate to a few items, {item id: prompt}, how fast they came once the model was loaded).
+
+    The answers have their item's id as the key of their prompt.
+
+    Raises:
+        UserError: a candidate is not on this disk, or an item cannot be answered or scored.
+    """
     run = plan.run.with_items()
     if absent := [model.name for model in plan.models if model.download]:
         raise UserError(f"the candidates are not here yet: {absent[0]} has to be downloaded")
-    with ExitStack() as exits:
+    with ExitStack() as stack:
         for component in run.open_parts:
-            exits.callback(component.close)
-        store = exits.enter_context(Store(Path(IN_MEMORY)))
+            stack.callback(component.close)
+        store = stack.enter_context(Store(Path(IN_MEMORY)))
         pool = open_unhashed(run, store)
-        exits.callback(pool.close)
+        stack.callback(pool.close)
         recipe = pool.recipe({pool.names[0]: 1.0})
         evaluator = pool.bound(run.evaluator).for_recipe(recipe)
         if banner := evaluator.prompts.banner():
@@ -91,9 +96,11 @@ def answer_few(plan: Plan, items: Sequence[Item]) -> tuple[list[Record], Mapping
         _, single = _timed(evaluator, model, items[:1])
         answers, seconds = _timed(evaluator, model, items)
         speed = _measured(evaluator, items, single, seconds)
+        # An engine or a server starts for each model.
         if evaluator.hosting.host is not None:
             speed = replace(speed, per_model=max(0.0, cold - single))
     records = [replace(answers[item.id], prompt_key=item.id) for item in items]
+    # No scores are known before; the new ones are put into `records`.
     error = score_missing(items, records, user_scores, lambda unscored: {})
     if error is not None:
         raise error
@@ -116,16 +123,21 @@ def _timed(
 
 
 def _measured(evaluator: Evaluator, items: Sequence[Item], single: float, seconds: float) -> Speed:
-    """The speed by the seconds of a `single` item and those of all: seconds = calls * per_call + items * per_item."""
+    """The speed by the seconds of a `single` item and those of all: seconds = calls * per_call + items * per_item.
+
+    As single = per_call + per_item, per_item = (seconds - calls * single) / (items - calls).
+    """
     batch = evaluator.sampling.full_batch
     size = len(items)
+    # All items go into one call: 0 stands for a batch without a limit.
     if batch == 1 and len(evaluator.batches(items)) == 1:
         batch = 0
     calls = -(-size // (batch or size))
-    per_item = seconds / size
+    mean = seconds / size
+    per_item = mean
     if size > calls:
         slope = (seconds - calls * single) / (size - calls)
-        per_item = min(max(slope, LEAST * per_item), per_item)
+        per_item = min(max(slope, LEAST * mean), mean)
     per_call = (seconds - size * per_item) / calls
     rate = 1 / max(per_item, 1e-9)
     call = "batch" if batch else "command"
@@ -149,6 +161,7 @@ def show_check(
     name = timed.run.pool.resolve()[0].name
     unit = timed.run.evaluator.unit
     samples = list[dict[str, Any]]()
+    # {category: its first sample}
     firsts = dict[str, dict[str, Any]]()
     for place, (item, record) in enumerate(zip(items, records, strict=True)):
         line = sample(place, split, item, {name: [record]}, {name: record.score}, prompts)
@@ -184,6 +197,7 @@ def show_check(
 def _answers(
     unit: Unit, name: str, split: Split, items: Sequence[Item], records: Sequence[Record]
 ) -> Section:
+    """A row for each item with its answer, and the mean score of the model of this name."""
     rows = []
     for item, record in zip(items, records, strict=True):
         row = (

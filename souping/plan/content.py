@@ -27,7 +27,8 @@ class Plan:
 
     Those that hold on any machine are `faults` too. `selection` is None if the candidates must be measured first;
     `basis` is the source of its scores, `sizes` are the possible numbers of ingredients. With `outlined`, items have no
-    content: their numbers are the benchmark's published sizes.
+    content: their numbers are the benchmark's published sizes. `speeds` are {extra benchmark: speed}, the run's own
+    under an empty name.
     """
 
     run: RunSettings
@@ -51,9 +52,9 @@ class Plan:
     upload: Section | None = None
 
     def sum(self, key: Literal["asked", "todo"]) -> IntRange:
-        """(least, most) evaluations of all stages."""
-        pairs = [stage.asked if key == "asked" else stage.todo for stage in self.stages]
-        return sum(least for least, _ in pairs), sum(most for _, most in pairs)
+        """(least, most) evaluations of all stages: all that the run takes, or those that the store lacks (`todo`)."""
+        ranges = [stage.asked if key == "asked" else stage.todo for stage in self.stages]
+        return sum(least for least, _ in ranges), sum(most for _, most in ranges)
 
     def seconds(self) -> dict[str, Range] | None:
         """{what: (least, most) seconds}, None if no rate is known."""
@@ -64,7 +65,8 @@ class Plan:
             size = sum(model.nbytes for model in self.models) / len(self.models)
             answering = [0.0, 0.0]
             reading = [0.0, 0.0]
-            for end, count in ((0, min(self.sizes)), (1, max(self.sizes))):
+            # The least (end 0) and the most (end 1), with as many ingredients to read for a soup.
+            for end, ingredients in ((0, min(self.sizes)), (1, max(self.sizes))):
                 for stage in self.stages:
                     if not stage.items:
                         continue
@@ -72,7 +74,7 @@ class Plan:
                     # A model with something to answer is loaded once per stage.
                     loads = -(-stage.todo[end] // stage.items)
                     answering[end] += speed.seconds(stage, end) + loads * speed.per_model
-                    reading[end] += loads * size * count / READ_SPEED
+                    reading[end] += loads * size * ingredients / READ_SPEED
             times["evaluate"] = (answering[0], answering[1])
             times["read weights"] = (reading[0], reading[1])
         fetch = sum(model.download for model in self.models) / HUB_SPEED
@@ -127,5 +129,6 @@ def as_dict(plan: Plan) -> JsonObject:
 
 
 def total_range(ranges: Iterable[Range]) -> Range:
+    """(sum of the least, sum of the most) of one or more ranges."""
     least, most = zip(*ranges, strict=True)
     return sum(least), sum(most)

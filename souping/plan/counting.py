@@ -50,10 +50,14 @@ class PlannedPool:
         return tuple(candidate.name for candidate in self.candidates)
 
     def recipe(self, weights: Mapping[str, float]) -> Recipe:
+        """The recipe of {candidate: weight}, with fingerprints that no store holds."""
         names = tuple(name for name in self.names if weights.get(name))
-        prints = tuple(f"not here: {name}" for name in names)
-        shares = tuple(weights[name] for name in names)
-        return Recipe(ingredients=names, fingerprints=prints, weights=shares, dtype="unknown")
+        return Recipe(
+            ingredients=names,
+            fingerprints=tuple(f"not here: {name}" for name in names),
+            weights=tuple(weights[name] for name in names),
+            dtype="unknown",
+        )
 
 
 class CountedSteps(Steps):
@@ -75,15 +79,18 @@ class CountedSteps(Steps):
         self.evaluations = evaluations
         self.stages: list[PlannedStage] = []
         self.plan = plan
+        # {(fingerprint of a recipe, evaluator's key): {(question, number of its answer)}} that are counted already.
         self._counted: dict[tuple[str, str], set[tuple[str, int]]] = {}
 
     def evaluate_stage(self, stage: Stage, unknown: int = 0) -> dict[str, ItemScores]:
-        """Count the answers of the stage's models, and of so many `unknown` soups."""
+        """Count the answers of the stage's models and of some `unknown` soups (their number); {} stands for scores."""
         models = len(stage.models) + unknown
         todo = sum(self._count(recipe, stage) for recipe in stage.models)
         questions = {item.answer_digest for item in stage.items}
         todo += unknown * len(questions) * self.evaluations[stage.benchmark].answers_per_item
-        self._add(stage, (models,) * 2, (models * len(stage.items),) * 2, (todo, todo))
+        # Least and most are the same.
+        items = models * len(stage.items)
+        self._add(stage, models=(models, models), items=(items, items), todo=(todo, todo))
         return {}
 
     def select(self, stage: Stage | None) -> Selected:
@@ -92,12 +99,14 @@ class CountedSteps(Steps):
         return Selected(selection=Selection(ingredients=self.ingredients), scores=self.plan.scores)
 
     def search(self, selected: Selected) -> Searched:
+        """Count the answers of the search. Its winner is real if the store has the whole search, else unknown."""
         ingredients = self.ingredients
         if first := self.ingredient_stage(ingredients):
             self.evaluate_stage(first)
         items = self.splits.get("search", ())
         size = len(ingredients)
         stage = Stage(name=SEARCH, models=(), items=items, split="search")
+        # (expected, most) answered items of a search on parts of the split; None if it answers whole splits.
         workload = None
         if size > 1:
             workload = self.settings.optimiser.workload(size, len(items))
@@ -110,12 +119,12 @@ class CountedSteps(Steps):
             answers = self.evaluations[""].answers_per_item
             todo = (workload[0] * answers, workload[1] * answers)
             if stored:
-                workload = (stored.cost.items,) * 2
+                workload = (stored.cost.items, stored.cost.items)
                 todo = (0, 0)
             split_size = max(1, len(items))
             splits = (-(-workload[0] // split_size), -(-workload[1] // split_size))
-            self._add(stage, splits, workload, todo, in_parts=True)
-        # The winner is one of the trials.
+            self._add(stage, models=splits, items=workload, todo=todo, in_parts=True)
+        # The winner is one of the trials: later stages find its answers.
         self._count(winner.recipe, stage)
         if self.settings.pareto and size > 1:
             points = [_unknown(winner.recipe, f"point {n} of the front") for n in range(CONFIRMED)]
@@ -123,6 +132,8 @@ class CountedSteps(Steps):
         return Searched(selected=selected, winner=winner)
 
     def open_guards(self, selected: Selected, guards: tuple[Guard, ...], stage: Stage) -> Selected:
+        """Count the candidates' answers and, on guarded extra benchmarks, those of a candidate and a soup; plan the
+        guards' power."""
         self.evaluate_stage(stage)
         scores = self.plan.scores
         self.plan.guards = plan_guards(guards, self.guarded_items, scores.items if scores else None)
@@ -134,7 +145,7 @@ class CountedSteps(Steps):
         return selected
 
     def uniform_best(self, selected: Selected) -> Recipe:
-        """With scores to come, the best candidates may be others than the ingredients that are assumed."""
+        """The average of the best candidates, an unknown soup if candidates that have no scores yet may be better."""
         if selected.scores is not None:
             return super().uniform_best(selected)
         uniform = self.uniform(self.ingredients)
@@ -156,6 +167,7 @@ class CountedSteps(Steps):
         todo: IntRange,
         in_parts: bool = False,
     ) -> None:
+        """Add a stage to the plan, by its numbers (least, most) of models, requested items and answers to evaluate."""
         answers = self.evaluations[stage.benchmark].answers_per_item
         self.stages.append(
             PlannedStage(
@@ -170,8 +182,9 @@ class CountedSteps(Steps):
         )
 
     def _count(self, recipe: Recipe, stage: Stage) -> int:
-        """Answers that neither the store nor an earlier stage has."""
+        """Number of a model's answers that neither the store nor an earlier stage has; later stages have them then."""
         evaluation = self.evaluations[stage.benchmark]
+        # {(question, number of its answer): answers}, all of them for a model that no store holds.
         answers = {(item.answer_digest, 0): evaluation.answers_per_item for item in stage.items}
         key = f"unknown {stage.benchmark}"
         if recipe.ingredients != UNKNOWN_INGREDIENTS:
@@ -179,13 +192,13 @@ class CountedSteps(Steps):
             with suppress(UserError):
                 key = evaluation.key(recipe)
                 answers = evaluation.missing_answers(recipe, stage.items, any_block=stage.any_block)
-        done = self._counted.setdefault((recipe.fingerprint, key), set())
-        unanswered = answers.keys() - done
-        done |= unanswered
-        return sum(answers[name] for name in unanswered)
+        counted = self._counted.setdefault((recipe.fingerprint, key), set())
+        unanswered = answers.keys() - counted
+        counted |= unanswered
+        return sum(answers[answer] for answer in unanswered)
 
     def _stored_search(self, selected: Selected) -> SearchResult | None:
-        """The whole search if the store has all of its answers."""
+        """The result of the search if the store has all of its answers; else None."""
         if not self.splits.get("search"):
             return None
         with suppress(NotStoredError, UserError):
@@ -193,6 +206,7 @@ class CountedSteps(Steps):
         return None
 
     def _unknown_winner(self, ingredients: Names) -> SearchResult:
+        """The result of a search that is to come, with an unknown soup; one ingredient wins by itself."""
         uniform = self.uniform(ingredients)
         recipe = uniform if len(ingredients) == 1 else _unknown(uniform, "the soup")
         return SearchResult(
@@ -200,7 +214,10 @@ class CountedSteps(Steps):
         )
 
     def _trials(self, ingredients: Names, stored: SearchResult | None) -> tuple[list[Recipe], int]:
-        """Soups of a search that evaluates whole splits: those that are known beforehand, and how many may follow."""
+        """(soups that are known beforehand, number of others that may follow) of a search that evaluates whole splits.
+
+        `stored` is its result if the store has all of it.
+        """
         if len(ingredients) == 1:
             return [self.single(ingredients[0])], 0
         if stored is not None:
@@ -217,12 +234,12 @@ class CountedSteps(Steps):
 
 
 def _unknown(recipe: Recipe, name: str) -> Recipe:
-    """A soup that is not known yet and that no store holds."""
+    """The recipe with this name for its fingerprint and ingredients: a soup that is not known yet."""
     return replace(recipe, fingerprints=(name,), ingredients=UNKNOWN_INGREDIENTS, weights=(1.0,))
 
 
 def merged(counted: Sequence[Sequence[PlannedStage]]) -> list[PlannedStage]:
-    """Least and most of each stage over several selections."""
+    """The stages of a plan, each with its least and most over the stages that were `counted` for each selection."""
     by_name = dict[str, list[PlannedStage]]()
     # The longest list has the order of all.
     for stages in sorted(counted, key=len, reverse=True):
@@ -233,21 +250,21 @@ def merged(counted: Sequence[Sequence[PlannedStage]]) -> list[PlannedStage]:
             by_name[stage.name].append(stage)
     ranges = []
     for stages in by_name.values():
-        parts = any(stage.in_parts for stage in stages)
+        in_parts = any(stage.in_parts for stage in stages)
         ranges.append(
             replace(
                 stages[0],
-                models=_range([stage.models for stage in stages], parts),
-                asked=_range([stage.asked for stage in stages], parts),
-                todo=_range([stage.todo for stage in stages], parts),
-                in_parts=parts,
+                models=_range([stage.models for stage in stages], in_parts),
+                asked=_range([stage.asked for stage in stages], in_parts),
+                todo=_range([stage.todo for stage in stages], in_parts),
+                in_parts=in_parts,
             )
         )
     return ranges
 
 
 def _range(pairs: Sequence[IntRange], in_parts: bool) -> IntRange:
-    """Least and most; of a search in parts what is expected for the middle number of ingredients, and most."""
+    """(least, most) of several ranges; of a search in parts (the median of what is expected, most)."""
     lows = sorted(least for least, _ in pairs)
     low = lows[0]
     if in_parts:

@@ -32,6 +32,7 @@ def plan_sections(plan: Plan) -> list[Section]:
 
 
 def _selection(plan: Plan) -> Section:
+    """The ingredients and the experts or, before they are known, the source of the scores and how many there may be."""
     selection = plan.selection
     label = plan.run.selector.label
     if selection is None:
@@ -68,6 +69,7 @@ def work_section(plan: Plan) -> Section | None:
 
 
 def _work_lines(plan: Plan) -> list[str]:
+    """Sentences on the items, and on how the rows of stages are to be read."""
     splits = ", ".join(f"{split} {len(items):,}" for split, items in plan.splits.items() if items)
     lines = ["The items cannot be counted here: see what is missing."]
     if splits:
@@ -91,6 +93,7 @@ def _work_lines(plan: Plan) -> list[str]:
 
 
 def _stage(stage: PlannedStage) -> tuple[str, ...]:
+    """The row of a stage, with dashes where the number of items is not known."""
     models = _span(stage.models)
     if stage.in_parts:
         models += " splits"
@@ -101,6 +104,8 @@ def _stage(stage: PlannedStage) -> tuple[str, ...]:
 
 
 def _stored(asked: IntRange, todo: IntRange) -> IntRange:
+    """(least, most) evaluations that are stored by then."""
+    # Where more is requested, more may be to do, and less stored.
     ends = sorted((asked[0] - todo[0], asked[1] - todo[1]))
     return ends[0], ends[1]
 
@@ -108,6 +113,7 @@ def _stored(asked: IntRange, todo: IntRange) -> IntRange:
 def time_section(plan: Plan) -> Section | None:
     """How long the run takes, and at which rates."""
     times = plan.seconds()
+    # A plan that has no stages, as for published scores, evaluates nothing.
     if times is None and not plan.stages:
         return None
     if times is None:
@@ -130,6 +136,7 @@ def time_section(plan: Plan) -> Section | None:
 
 
 def _report(plan: Plan) -> Section | None:
+    """The power of the test, as far as it is known; None if nothing is tested or no formula holds."""
     if not plan.has_report or not plan.run.objective.linear:
         return None
     line = "Known after selection, from the candidates' answers on the select split."
@@ -140,6 +147,7 @@ def _report(plan: Plan) -> Section | None:
 
 
 def _models(plan: Plan) -> Section:
+    """Sizes of the candidates and of their downloads, and where they are known from."""
     bases = {"name": "a guess by its name", "unknown": ""}
     rows = []
     for model in plan.models:
@@ -155,6 +163,7 @@ def _models(plan: Plan) -> Section:
 
 
 def _space(plan: Plan) -> Section:
+    """This machine, and each requirement beside what it has."""
     machine = plan.machine
     gpus = ", ".join(f"{gpu.name} {human(gpu.total)}" for gpu in machine.gpus) or "no GPU"
     hardware = f"This machine: {machine.cores} cores, {human(machine.memory)} of memory, {gpus}."
@@ -177,6 +186,7 @@ def _space(plan: Plan) -> Section:
 
 
 def _missing(plan: Plan) -> Section | None:
+    """What is missing with the command that installs it, and the notes; None if there are neither."""
     notes = tuple(plan.notes)
     if plan.missing:
         rows = [(lack.what, lack.fix or DASH) for lack in plan.missing]
@@ -196,6 +206,7 @@ def _duration(pair: Range) -> str:
 
 
 def _hours(seconds: float) -> str:
+    """A duration; from 100 hours on, in whole hours."""
     if seconds < 3600 * 100:
         return format.seconds_text(seconds)
     return f"{seconds / 3600:,.0f} h"

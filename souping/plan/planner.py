@@ -1,4 +1,4 @@
-"""Plan of a run (`souping plan`): the steps of the run with an `answer` that counts, and what is missing here.
+"""Plan of a run (`souping plan`): the steps of the run, whose answers are only counted, and what is missing here.
 
 The pool is opened as a run opens it (headers and tokenizers). Nothing is hashed, downloaded, evaluated or stored.
 """
@@ -52,6 +52,7 @@ from souping.report.render import show_sheet
 def make(run: RunSettings) -> Plan:
     """The plan. Reads the store if there is one, and writes nothing."""
     path = run.store_path
+    # An empty one, in memory.
     if not path.exists():
         path = Path(IN_MEMORY)
     with Store(path) as store:
@@ -68,6 +69,7 @@ class _Planner:
         self.faults: list[str] = []
         self.items: Items = ()
         self.extra: tuple[ExtraBenchmark, ...] = ()
+        # The run's pool if it can be opened here. `pool` is the same, or stands for it.
         self.opened: RunPool | None = None
         self.pool: Candidates = PlannedPool(candidates=run.pool.resolve())
 
@@ -91,7 +93,7 @@ class _Planner:
         return plan
 
     def _plan_evaluations(self, plan: Plan) -> None:
-        """Items, pool, selection and stages, each as far as it is available here."""
+        """Fill in the plan's items, pool, selection and stages, each as far as it is available here."""
         plan.models = model_sizes(self.run)
         with self._attempt():
             self.extra = extra_benchmarks(
@@ -106,6 +108,7 @@ class _Planner:
         work = list(self._evaluators(self.items).values())
         for error in checks.refusals(self.run, plan.splits, work):
             self._add_error(error)
+        # Models that have to be fetched first cannot be opened.
         if not any(model.trouble or model.download for model in plan.models):
             self._open(work)
         evaluators = [evaluator for evaluator, _ in work]
@@ -119,7 +122,7 @@ class _Planner:
         plan.missing = missing_here(self.run, plan.models, plan.machine, evaluators)
 
     def _upload(self, plan: Plan) -> Section | None:
-        """What `upload=` would send: a soup of what may be selected."""
+        """What `upload=` would send, for a uniform soup of the selection or, before that, of all candidates."""
         run = self.run
         if run.upload is None:
             return None
@@ -191,6 +194,10 @@ class _Planner:
         return checks.cut_splits(self.run, items) if items else None
 
     def _open(self, work: Sequence[tuple[Evaluator, Sequence[Item]]]) -> None:
+        """Open and check the pool, and give the evaluators what they take from its files.
+
+        `work` are the evaluators with their items. What fails becomes a fault of the plan.
+        """
         run = self.run
         try:
             pool = open_unhashed(run, self.store)
@@ -216,7 +223,10 @@ class _Planner:
         )
 
     def _select(self, plan: Plan) -> None:
-        """Select from published scores, or from the store if it has every candidate on the select split."""
+        """Select from published scores, or from the store if it has every candidate on the select split.
+
+        Fills in the plan's scores, their basis, the selection and the possible numbers of ingredients.
+        """
         run = self.run
         try:
             if run.scores.published:
@@ -231,6 +241,7 @@ class _Planner:
                 if plan.scores is not None:
                     plan.basis = "the store, which has every candidate on the select split"
             if plan.scores is not None:
+                # None if the selector refuses the scores.
                 plan.sizes = ()
                 plan.selection = run.selector.select_checked(plan.scores)
                 plan.sizes = (len(plan.selection.ingredients),)
@@ -264,7 +275,10 @@ class _Planner:
         return list(dict.fromkeys(notes))
 
     def _stages(self, plan: Plan) -> list[PlannedStage]:
-        """The steps counted, with an open selection once for each possible number of ingredients."""
+        """The stages of the run, counted once for each possible number of ingredients if the selection is not known.
+
+        Any candidates stand for the ingredients then.
+        """
         counted = list[list[PlannedStage]]()
         errors = list[UserError]()
         selections = [self.pool.names[:size] for size in plan.sizes]
@@ -280,7 +294,7 @@ class _Planner:
                 steps.walk()
                 counted.append(steps.stages)
             except UserError as error:
-                # The paper's grid ends at ten ingredients.
+                # A search may allow only some numbers of ingredients: the paper's grid ends at ten.
                 errors.append(error)
         if not counted and errors:
             self.faults.append(str(errors[-1]))
@@ -302,6 +316,7 @@ class _Planner:
                 key = evaluator.fingerprint
                 stated = self.run.throughput
                 measured = self.store.throughput(singles, key)
+                # A check measures the run's own benchmark.
                 rate = None
                 if not name and stated is None and measured is None:
                     rate = checked_speed(plan.models, key)
@@ -316,6 +331,7 @@ def open_unhashed(run: RunSettings, store: Store) -> RunPool:
     """The pool of a run as it is on this disk; a file that was never hashed counts as never evaluated."""
     candidates = []
     for candidate in run.pool.resolve():
+        # A model of the Hub that is in its cache is read there.
         name = hub.parse_name(candidate.path)
         folder = hub.cached(name, run.merge.allow_pickle) if name else None
         if folder:
@@ -334,21 +350,22 @@ def missing_here(
     machine: Machine,
     evaluators: Sequence[Evaluator],
 ) -> list[Missing]:
-    """Extras, environments, GPUs, models and a login, each once."""
+    """The extras, environments, GPUs, models and login that a run needs and this machine lacks, each once."""
     from huggingface_hub import get_token
 
     needs = missing_packages(run, evaluators)
     needs += run.tracker.needs()
     needs += missing_gpus(evaluators, machine)
     needs += [Missing(what=model.trouble, fix=model.fix) for model in models if model.trouble]
+    # Reading public models needs no login.
     if run.upload is not None and get_token() is None:
-        # Reading public models needs none.
         needs.append(Missing(what="a login to the Hub, which upload= needs", fix="hf auth login"))
     return unique_needs(needs)
 
 
 def unique_needs(needs: Iterable[Missing]) -> list[Missing]:
-    """Each command once, and what has none once: several components may lack the same."""
+    """The needs without repetitions, by their command or, without one, by what is missing: components may lack the
+    same."""
     by_fix: dict[str, Missing] = {}
     for need in needs:
         by_fix.setdefault(need.fix or need.what, need)
@@ -378,6 +395,7 @@ def plan(run: RunSettings) -> None:
 
 
 def checked_plan(run: RunSettings) -> Plan:
+    """The plan of a run whose settings do not contradict each other (UserError); prints the benchmark's banner."""
     if run.benchmark.banner:
         print(run.benchmark.banner, flush=True)
     check_settings(run)

@@ -46,11 +46,12 @@ class Speed:
     reason: str
 
     def seconds(self, stage: PlannedStage, end: int) -> float:
-        """How long the answers of a stage take, the least (0) or most (1) of them."""
-        # A search requests a split in samples.
+        """Seconds that the answers of a stage take, the least (`end` 0) or the most (1) of them."""
+        # Items of one request: a search requests a split in samples.
         together = stage.items
         if stage.in_parts:
             together = -(-stage.items // MOST_SAMPLES)
+        # Rounded up.
         calls = -(-stage.todo[end] // min(self.batch or together, together))
         return stage.todo[end] / self.items_per_second + calls * self.per_call
 
@@ -76,6 +77,7 @@ def checked_speed(models: Sequence[ModelSize], evaluator: str) -> Speed | None:
     sizes = [asdict(model) for model in models]
     files = sorted(OUTPUTS.glob("*/check_*.json"), key=lambda file: file.stat().st_mtime)
     for file in reversed(files):
+        # A file that cannot be read is passed over.
         with suppress(UserError, OSError):
             check = read(CheckFile, load_json(file, dict[str, Any]))
             measured = check.speeds.benchmark
@@ -94,7 +96,10 @@ def speed(
     parameters: int,
     machine: Machine,
 ) -> Speed | None:
-    """The rate of one evaluator; None if nothing is known of the model or the items."""
+    """The rate of one evaluator on items: the `stated` or `measured` items per second, or else an assumed rate.
+
+    None if nothing is known of the items or of the number of the model's `parameters`.
+    """
     if stated is not None:
         return Speed(
             items_per_second=stated, basis="stated", reason=f"throughput={stated:g} items/s"
@@ -104,7 +109,7 @@ def speed(
         return Speed(items_per_second=measured, basis="measured", reason=reason)
     if not items or not parameters:
         return None
-    # Two operations per parameter and token (Kaplan et al. 2020, section 2.1), prompt and answer alike.
+    # Operations per second of the cores or GPUs that the evaluator uses.
     host = evaluator.hosting.host
     pace = CORE_OPERATIONS
     processor = "core"
@@ -115,6 +120,8 @@ def speed(
         number = max(1, host.gpus) if host else 1
     if number > 1:
         processor += "s"
+
+    # Tokens per item. Few answers get near a large limit.
     limit = evaluator.sampling.answer_tokens
     answer = ANSWER_TOKENS
     if limit is not None:
@@ -124,6 +131,8 @@ def speed(
         # Nothing is generated: the model reads the answers too.
         characters += sum(len(str(item.answer)) for item in items)
     tokens = characters / len(items) / CHARACTERS_PER_TOKEN + answer
+
+    # Two operations per parameter and token (Kaplan et al. 2020, section 2.1), prompt and answer alike.
     rate = 1 / (2 * parameters * tokens / (pace * number) + OVERHEAD)
     where = f"{number} {processor} at {pace:.0e}"
     basis = f"{tokens:.0f} tokens per item, {where} operations/s, 5 ms per item"

@@ -54,7 +54,7 @@ from souping.report.progress import Progress
 
 DISK_FULL_ERRORS = (errno.ENOSPC, errno.EDQUOT)
 LATER = ""
-"""State of a soup that is not written yet."""
+"""State of a soup that is not written yet. The others are new, open and again (its job failed)."""
 
 
 @frozen
@@ -146,9 +146,10 @@ class FileWorkers(Workers):
                 f"{settings.run_dir / 'asked'}: a folder is a copy of another: remove it"
             )
         self._last = max(soups, default=0)
-        # {key: how it is listed} of what this run waits for; what has no place yet is not listed.
+        # {key of a request: its state} and {key: request} of what this run waits for.
         self._waiting: dict[str, str] = {}
         self._requests: dict[str, Request] = {}
+        # Whether the disk has no space for another model.
         self._full = False
 
     @property
@@ -157,6 +158,7 @@ class FileWorkers(Workers):
         return len(self._waiting) if self._full else self._executor.max_open
 
     def put(self, request: Request) -> Response | None:
+        """The answers if they were told; else None, and the soup is handed out now or later."""
         key = request_key(request)
         folder = self._folders.get(key)
         if folder is not None:
@@ -169,9 +171,12 @@ class FileWorkers(Workers):
         return None
 
     def _place(self, key: str, folder: Path | None, request: Request) -> str:
-        """Write what a soup lacks; how it is listed: not at all if enough are open, or the disk has no space."""
-        is_open = list(filter(None, self._waiting.values()))
-        if folder is None and len(is_open) >= self._executor.max_open:
+        """Write what a soup lacks in its `folder` (None: everything); returns its state.
+
+        It is LATER if enough soups are open, or the disk has no space.
+        """
+        open_states = list(filter(None, self._waiting.values()))
+        if folder is None and len(open_states) >= self._executor.max_open:
             return LATER
         try:
             if folder is None:
@@ -179,17 +184,18 @@ class FileWorkers(Workers):
             self._write(request.recipe, folder)
         except OSError as error:
             models = [path for path in self._folders.values() if (path / MODEL_FOLDER).exists()]
-            # Those will be freed.
+            # There will be space once the soups of these models are evaluated.
             if error.errno not in DISK_FULL_ERRORS or not models:
                 raise
             self._full = True
             return LATER
+        # A failed job may be tried again.
         failed = (folder / FAILED_JOB).exists()
         (folder / FAILED_JOB).unlink(missing_ok=True)
         return "again" if failed else "open"
 
     def _write(self, recipe: Recipe, folder: Path) -> None:
-        """Write the model, if models are written and it is not there."""
+        """Write the model into a soup's folder, if models are written and it is not there."""
         if not self._executor.write_models or (folder / MODEL_FOLDER).exists():
             return
         self._check_space(recipe)
@@ -200,7 +206,7 @@ class FileWorkers(Workers):
         stage.rename(folder / MODEL_FOLDER)
 
     def _check_space(self, recipe: Recipe) -> None:
-        """Raise what a full disk raises, before a soup is half written; a candidate's is made of links."""
+        """Raise what a full disk raises, before a soup is half written. A candidate takes no space: it is links."""
         free_bytes, _ = disk_space(self._settings.run_dir)
         size = self._pool.soup_bytes
         if free_bytes < size and self._pool.candidate_folder(recipe) is None:
@@ -208,7 +214,9 @@ class FileWorkers(Workers):
             raise OSError(errno.ENOSPC, reason, str(self._settings.run_dir))
 
     def _add(self, key: str, request: Request) -> str:
+        """Write the folder of a soup that was never asked for; returns its state."""
         evaluator = self._evaluators[request.benchmark]
+        # `check_executor` refuses others.
         assert isinstance(evaluator, CommandEvaluator)
         content = AskedSoup(
             key=key,
@@ -224,16 +232,19 @@ class FileWorkers(Workers):
         return "new"
 
     def take(self) -> tuple[Request, Response]:
+        """End the run (`Waiting`): no response comes while it runs."""
+        # Models of soups that this run does not wait for: another run may have stored their answers.
         for key in self._folders.keys() - self._waiting.keys():
-            # Another run may have stored its answers.
             free(self._folders[key])
         soups = [self._open_soup(key) for key, state in self._waiting.items() if state]
         raise Waiting(soups, *self._lines(soups))
 
     def _open_soup(self, key: str) -> OpenSoup:
+        """What somebody has to know to evaluate a soup, by the key of its request."""
         folder = self._folders[key].absolute()
         request = self._requests[key]
         evaluator = self._evaluators[request.benchmark]
+        # `check_executor` refuses others.
         assert isinstance(evaluator, CommandEvaluator)
         items = folder / ITEMS_FILE
         model = folder / MODEL_FOLDER
@@ -256,9 +267,10 @@ class FileWorkers(Workers):
         )
 
     def _lines(self, soups: Sequence[OpenSoup]) -> list[str]:
-        """What is open, and what to type next."""
+        """What is open, and what to type next, as lines for the terminal."""
         step = self._progress.current
         lines = []
+        # Soups of these steps are no longer chosen among.
         if step.startswith(("test", "analyse")):
             lines.append("the search is done and the weights are fixed; the test needs:")
         count = f"{step}: {len(soups)} open"
@@ -271,14 +283,16 @@ class FileWorkers(Workers):
             model = soup.recipe if soup.make else soup.model
             size = sum(soup.categories.values())
             lines.append(f"{soup.id:>5}  {soup.state:5}  {model}  {soup.items}  {size} items")
+        # One example is enough.
         for soup in soups[:1]:
             lines += self._next_steps(soup)
         return lines
 
     def _next_steps(self, soup: OpenSoup) -> list[str]:
-        """What to type for a soup, and then."""
+        """The commands that make and evaluate a soup, tell its results and continue the run."""
         run_dir = shlex.quote(str(self._settings.run_dir.absolute()))
         go_on = self._settings.command
+        # Later processes of the run were started by `ask` themselves.
         if self.order.is_new:
             go_on = f"{program()} ask {run_dir} -n {self._executor.max_open}"
         lines = [f"make     {shlex.join(soup.make)}"] if soup.make else []
@@ -294,7 +308,7 @@ class FileWorkers(Workers):
 
 
 class OrderedEvaluation(Evaluation):
-    """Evaluation whose searches keep to an order. Requests that are new wait until all that are answered were taken."""
+    """Evaluation whose searches repeat the order of the run's file, and continue it where that ends."""
 
     @property
     def order(self) -> SearchOrder:
@@ -303,10 +317,12 @@ class OrderedEvaluation(Evaluation):
 
     @property
     def slots(self) -> int:
+        """Number of requests that may be open now: 0 means that the search must take an answer first."""
+        # Where the file ends, all answers are taken before anything new is requested.
         if self.order.next is None:
             return 0 if self._done else super().slots
+        # Request n was made while at most n - 1 were open.
         verb, request, _ = self.order.next
-        # All that is open was asked before: this request may be as well.
         return request if verb == "ask" else 0
 
     def submit(self, request: Request) -> None:
@@ -314,19 +330,24 @@ class OrderedEvaluation(Evaluation):
         super().submit(request)
 
     def collect(self) -> tuple[Request, ItemScores]:
-        """The next answered request by the order; of new ones that with the lowest number."""
+        """The next answered request by the file's order; where that ends, the one with the lowest number.
+
+        Raises:
+            Waiting: it is not answered yet.
+        """
         numbers = [pending.request.number for pending in self._done]
         number = min(numbers, default=0)
         if self.order.next is not None:
-            number = self.order.next[1]
-        while number not in numbers:
+            _, number, _ = self.order.next
+        # Raises `Waiting`.
+        if number not in numbers:
             self._workers.take()
-        # `super` takes the first.
+        # `super().collect` takes the first.
         self._done.rotate(-numbers.index(number))
         self.order.take(("tell", number, request_key(self._done[0].request)))
         return super().collect()
 
 
 def _without_places(pairs: Sequence[tuple[str, Any]]) -> dict[str, Any]:
-    """An object of a configuration without what may differ between machines."""
+    """An object of the configuration, from its (key, value) pairs, without what may differ between machines."""
     return {key: value for key, value in pairs if key not in MOVABLE_KEYS}

@@ -50,6 +50,7 @@ MOVABLE_KEYS = (
 What they lead to may not."""
 Verb = Literal["ask", "tell"]
 Event = tuple[Verb, int, str]
+"""(verb, number of the request in its search, key of the request)"""
 
 
 class AskedSoup(TypedDict):
@@ -94,21 +95,28 @@ def request_key(request: Request) -> str:
 
 
 def answers(folder: Path, items: Sequence[str]) -> tuple[Record, ...]:
-    """The records that were told; none if there are none yet (UserError if they are not of these items)."""
+    """The records that were told of a soup, in the order of these items (ids); none if there are none yet.
+
+    Raises:
+        UserError: the file is not of these items.
+    """
     path = folder / ANSWERS
     if not path.exists():
         return ()
     lines = load_lines(path, ToldAnswer)
     keys = ToldAnswer.__annotations__.keys()
-    told = [line["item"] for line in lines]
-    if told != list(items) or any(line.keys() != keys for line in lines):
+    in_file = [line["item"] for line in lines]
+    if in_file != list(items) or any(line.keys() != keys for line in lines):
         raise UserError(f"{path}: not what `tell` wrote: remove it, and tell the log again")
     return tuple(Record(**line) for line in lines)
 
 
 @contextmanager
 def new_soup(folder: Path, request: Request, content: AskedSoup) -> Iterator[Path]:
-    """Write the files of a soup; it is there once the block, which may add some, has ended well."""
+    """Write the files of a soup into a hidden folder, which is renamed to `folder` if the `with` block ends well.
+
+    The block gets the hidden folder and may add files.
+    """
     stage = folder.with_name(f".{folder.name}")
     # A killed process may have left it.
     shutil.rmtree(stage, ignore_errors=True)
@@ -130,9 +138,9 @@ def free(folder: Path) -> None:
 
 
 def tell(folder: Path, source: str) -> str:
-    """Take the log of a soup, or that its job failed; what came of it, in words. The first result stays.
+    """Store the answers in the log of a soup, or that its job failed; returns what came of it, in words.
 
-    Without a `source`, the log is in the soup's `out`.
+    `source` is the log, by default the soup's `out`, or FAILED_JOB. The first result stays.
 
     Raises:
         UserError: it is not a log of all of its items, or another result.
@@ -158,7 +166,11 @@ def tell(folder: Path, source: str) -> str:
 
 
 def _content(folder: Path, source: Path) -> bytes:
-    """The answers in a log (UserError if it is not one of all items of the soup)."""
+    """The lines of ANSWERS for a soup's folder, from the log at `source`.
+
+    Raises:
+        UserError: it is not one log of all items of the soup.
+    """
     soup = asked_soup(folder)
     logs = sources.read_logs(log_in(source), lower=None)
     if len(logs) > 1:
@@ -184,8 +196,10 @@ def _content(folder: Path, source: Path) -> bytes:
 
 
 class SearchOrder:
-    """The events of the file, which one process at a time has. `next` is what the current search did next, None if
-    that is not decided yet."""
+    """The order in which searches requested and took answers, in a file that one process at a time has open.
+
+    `next` is the next event of the current search in the file, None at the end of its events.
+    """
 
     def __init__(self, run_dir: Path, content: str) -> None:
         """`content` is the digest of settings, items and models (UserError if the run began with others)."""
@@ -202,12 +216,14 @@ class SearchOrder:
         # Analyses of a finished run may take other settings.
         elif lines[0][1] != content and not (run_dir / "report.json").exists():
             raise self._error()
+        # {search: its events that this run has not repeated yet}
         self._searches: dict[str, deque[Event]] = {}
         self._search = ""
         for search, *event in lines[1:]:
             self._searches.setdefault(search, deque()).append(tuple(event))
 
     def _error(self) -> UserError:
+        """The error of a run whose searches differ from those in the file."""
         what = (
             "this run asks for other soups than before: its items, models or settings have changed"
         )
@@ -243,12 +259,16 @@ class SearchOrder:
 
 
 def read_order(run_dir: Path) -> list[Any]:
-    """The lines of a run's order; none if its start was killed before the first one was written."""
+    """The lines of a run's order, [folder, digest] and then events behind their search, as the module says.
+
+    None if the run was killed before it wrote the first line.
+    """
     return load_lines(run_dir / ORDER_FILE, tuple[str, str], tuple[str, Verb, int, str])
 
 
 def home_of(run_dir: Path) -> Path:
-    """The folder where a run was started; this one if nobody knows."""
-    for home, _ in read_order(run_dir)[:1]:
-        return expanded(run_dir.resolve() / home, "folder")
-    return Path.cwd()
+    """The folder where a run was started; this one if its order has no line yet."""
+    lines = read_order(run_dir)
+    if not lines:
+        return Path.cwd()
+    return expanded(run_dir.resolve() / lines[0][0], "folder")

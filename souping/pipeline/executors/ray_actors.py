@@ -36,7 +36,7 @@ STORED = "the answers so far are in the store: the same command resumes"
 
 
 class PoolActor:
-    """What runs in an actor's process; `process` tells a restarted one from the one before."""
+    """What runs in an actor's process. Its methods also return an id of the process, which tells a restarted actor."""
 
     def __init__(self, open_worker: Callable[[], Workers]) -> None:
         self._worker = open_worker()
@@ -64,6 +64,7 @@ class RayExecutor(Executor):
 
     def __post_init__(self) -> None:
         for name, value in (("gpus", self.gpus), ("cpus", self.cpus)):
+            # Ray has no such amounts.
             if value > 1 and value != int(value):
                 raise UserError(
                     f"executor.{name}={value:g} must be a fraction of one, or a whole number"
@@ -76,7 +77,7 @@ class RayExecutor(Executor):
     def needs(self) -> list[Missing]:
         if absent := missing("ray"):
             return absent
-        # Only a cluster knows what it has.
+        # Only a cluster knows what it has; this machine can be checked now.
         if self.cluster:
             return []
         if misfit := self.misfit(_resources()):
@@ -97,6 +98,7 @@ class RayExecutor(Executor):
         """Number of actors that fit into these resources."""
         fitting = []
         for name, amount in self.share.items():
+            # 1 / 0.1 may be a little less than 10.
             fitting.append(int(resources.get(name, 0) / amount + 1e-6))
         return min(fitting)
 
@@ -123,10 +125,14 @@ class RayWorkers(Workers):
         self, settings: RayExecutor, here: Workers, elsewhere: Callable[[], Workers]
     ) -> None:
         self._settings = settings
+        # The worker of this process, whose fingerprints the actors must have.
         self._here = here
+        # Makes the worker of an actor.
         self._elsewhere = elsewhere
         self._actors: list[ActorHandle[PoolActor]] = []
+        # {response to come: (number of the actor, request)}
         self._sent: dict[ObjectRef[tuple[str, Response]], tuple[int, Request]] = {}
+        # Ids of the actors' processes.
         self._processes = set[str]()
         self._started_ray = False
 
@@ -144,13 +150,14 @@ class RayWorkers(Workers):
         self._start()
         load = Counter(actor for actor, _ in self._sent.values())
         actor = min(range(len(self._actors)), key=lambda number: load[number])
-        for busy, waiting in self._sent.values():
-            if waiting.recipe == request.recipe:
-                actor = busy
+        for owner, sent_request in self._sent.values():
+            if sent_request.recipe == request.recipe:
+                actor = owner
                 break
         self._sent[self._actors[actor].evaluate.remote(request)] = actor, request
 
     def take(self) -> tuple[Request, Response]:
+        """The next request that an actor answered; counts the actors that were lost and restarted."""
         import ray
 
         while not (ready := ray.wait(list(self._sent), num_returns=1, timeout=RAY_SILENCE_S)[0]):
@@ -161,6 +168,7 @@ class RayWorkers(Workers):
         _, request = self._sent.pop(ready[0])
         answer: tuple[str, Response] = _result(ready[0])
         process, response = answer
+        # Not one of the processes that `_check` met.
         if process not in self._processes:
             self._processes.add(process)
             self.lost += 1
@@ -170,6 +178,7 @@ class RayWorkers(Workers):
         return request, response
 
     def _start(self) -> None:
+        """Start the actors, and Ray if it does not run, unless they were started before (UserError if they misfit)."""
         if self._actors:
             return
         import ray
@@ -224,6 +233,7 @@ class RayWorkers(Workers):
 
 
 def _connect(address: str | None) -> None:
+    """Join the cluster at an address, or start Ray on this machine (UserError if it cannot be reached)."""
     import ray
 
     try:
@@ -242,7 +252,11 @@ def _connect(address: str | None) -> None:
 
 
 def _result(ref: ObjectRef[Any]) -> Any:
-    """What an actor returned; what its code raised, or that it is gone, as an error of one or two lines."""
+    """What an actor returned.
+
+    Raises:
+        UserError: its code raised an error, or the actor is gone; in one or two lines.
+    """
     import ray
     from ray.exceptions import RayError, RayTaskError
 
