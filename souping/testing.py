@@ -266,7 +266,7 @@ def check_evaluator(evaluator: Evaluator, model: LoadedModel, items: Sequence[It
 
 
 def check_tracker(tracker: Tracker, folder: Path) -> None:
-    """It follows two runs in turn, and calls out of order and a failed run do not raise. `folder` is empty."""
+    """A tracker follows two runs in turn, and calls out of order and a failed run do not raise. `folder` is empty."""
     _expect(tracker, isinstance(tracker, Tracker), "must subclass Tracker")
     recipe = Recipe(
         ingredients=("a", "b"), fingerprints=("1", "2"), weights=(0.25, 0.75), dtype="float32"

@@ -310,6 +310,7 @@ def flat_categories(unit: Unit, scores: ScoreMatrix) -> list[str]:
     notes = []
     for name in scores.constant:
         value = float(scores.values[0, scores.categories.index(name)])
+        # The score is not zero.
         if abs(value) > CONSTANT:
             models = "both" if len(scores.models) == 2 else f"all {len(scores.models)}"
             how = f"{models} models score {unit.level(unit.raw(value))}"

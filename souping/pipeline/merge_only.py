@@ -28,7 +28,6 @@ from souping.core.types import (
     Folders,
     JsonObject,
     Names,
-    ProgressCallback,
     Recipe,
     SearchSpace,
     UserError,
@@ -122,8 +121,10 @@ def merge(settings: MergeSettings) -> Path | None:
         with Throughput("soup") as progress:
             # All digests were known.
             if not pool.late:
-                text = _card(settings, recipe, pool.merge_pool)
-                return make_soup(settings, pool.merge_pool, recipe, text, progress)
+                card = {CARD: _card(settings, recipe, pool.merge_pool)}
+                return pool.merge_pool.write(
+                    recipe, settings.out, progress=progress, extra_files=card
+                )
             # Digests, and so the final recipe and its card, are known once the ingredients are read.
             soup, notes = pool.write_late(
                 recipe,
@@ -198,9 +199,9 @@ def rebuild(settings: MergeSettings) -> Path | None:
                 _show_plan(settings, pool, recipe, folders, backend.base_model, similarity)
                 _show_upload(settings, pool, recipe, path)
                 return None
-            text = _card(settings, recipe, pool, path)
+            card = {CARD: _card(settings, recipe, pool, path)}
             with Throughput("soup") as progress:
-                return make_soup(settings, pool, recipe, text, progress)
+                return pool.write(recipe, settings.out, progress=progress, extra_files=card)
 
 
 def _check_method(recipe: Recipe) -> None:
@@ -231,17 +232,6 @@ def maker(backend: MergeBackend, recipe: Recipe) -> MergeBackend:
     if by_mergekit:
         return MergekitMerge(method="linear").with_settings(settings)
     return LocalMerge().with_settings(settings)
-
-
-def make_soup(
-    settings: SoupSettings,
-    pool: CandidatePool,
-    recipe: Recipe,
-    text: str,
-    progress: ProgressCallback | None = None,
-) -> Path:
-    """The folder `settings.out` with a soup and its card `text`, written whole or not at all."""
-    return pool.write(recipe, settings.out, progress=progress, extra_files={CARD: text})
 
 
 def _show_plan(
@@ -394,8 +384,10 @@ def _find(
 ) -> Path:
     """The folder of the ingredient `name`: a candidate's, the one that the store knows, or one from the Hub.
 
+    `hashes` caches the digests of files.
+
     Raises:
-        UserError: it is not found, or its content is not the `expected` fingerprint. `hashes` caches digests of files.
+        UserError: it is not found, or its content is not the `expected` fingerprint.
     """
     known = store.folder_of(expected)
     if name in candidates:

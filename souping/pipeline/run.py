@@ -26,6 +26,7 @@ from souping.core.types import (
     UserError,
 )
 from souping.core.unit import Unit
+from souping.merge.soup_files import CARD
 from souping.pipeline.analyses import analyse, missing_answers, run_scores
 from souping.pipeline.checks import flat_categories, prepare_run, run_notes
 from souping.pipeline.evidence import (
@@ -42,7 +43,7 @@ from souping.pipeline.goals import check_tokens, declared, with_goals
 from souping.pipeline.looks.claims import Claim, Look, Measurement, evaluator_digest
 from souping.pipeline.looks.counted_looks import CountedLooks
 from souping.pipeline.looks.held_out import HeldOutItems, split_sizes
-from souping.pipeline.merge_only import make_soup, soup_in, verify
+from souping.pipeline.merge_only import soup_in, verify
 from souping.pipeline.models import RunPool
 from souping.pipeline.run_report import card, final_report, frozen_report, run_cost
 from souping.pipeline.settings import RunSettings
@@ -343,7 +344,7 @@ class Run(Steps):
             verify(self.pool, recipe, settings.out)
         else:
             self.progress.stage("write: the soup; its weights are fixed from here on")
-            make_soup(settings, self.pool.merge_pool, recipe, text)
+            self.pool.merge_pool.write(recipe, settings.out, extra_files={CARD: text})
         return replace(frozen, report=report, soup_folder=settings.out, card=text)
 
     # ------------------------------------------------------------ test

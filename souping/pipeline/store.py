@@ -224,6 +224,7 @@ class Store:
     def _drop_empty(self) -> None:
         """Remove the file that this run made if no result is in it and nobody else has it open."""
         with suppress(sqlite3.Error, OSError):
+            # Do not wait for another process: it needs the file.
             self._db.execute("PRAGMA busy_timeout=0")
             query = "SELECT 1 FROM answers UNION SELECT 1 FROM counted_looks LIMIT 1"
             if self._db.execute(query).fetchone():
@@ -231,6 +232,7 @@ class Store:
             # SQLite changes the mode only if no other process has the file open.
             (mode,) = self._db.execute("PRAGMA journal_mode=DELETE").fetchone()
             if mode == "delete":
+                # `_made` has the file itself, then the folders above it, deepest first.
                 self.path.unlink()
                 for folder in self._made[1:]:
                     folder.rmdir()

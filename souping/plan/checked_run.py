@@ -157,7 +157,11 @@ def show_check(
     records: Sequence[Record],
     prompts: Mapping[str, str],
 ) -> None:
-    """Print one item of each category in full, all of them in a table, and the run's time; save what was measured."""
+    """Print one item of each category in full, all of them in a table, and the run's time; save what was measured.
+
+    `timed` is the plan with the measured speed, `records` are the first candidate's answers to the items, `prompts` the
+    texts by the records' keys.
+    """
     name = timed.run.pool.resolve()[0].name
     unit = timed.run.evaluator.unit
     samples = list[dict[str, Any]]()
@@ -185,12 +189,10 @@ def show_check(
     print(f"saved: {nearby(file)}")
     if cut := sum(record.outcome != "finished" for record in records):
         print(f"{cut} of {len(records)} answers were truncated or are missing: look at them first")
-    most = total_range((timed.seconds() or {"": (0.0, 0.0)}).values())[1]
-    takes = (
-        f"at most about {format.seconds_text(most)}"
-        if most >= 1
-        else "seconds, as its answers are stored"
-    )
+    _, most = total_range((timed.seconds() or {"": (0.0, 0.0)}).values())
+    takes = "seconds, as its answers are stored"
+    if most >= 1:
+        takes = f"at most about {format.seconds_text(most)}"
     print(f"This run can start and takes {takes}: repeat the command without `check`.")
 
 

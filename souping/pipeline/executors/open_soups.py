@@ -243,10 +243,11 @@ class SearchOrder:
     def take(self, event: Event) -> None:
         """Follow the file, or write what happens for the first time (UserError if the file has something else).
 
-        Request 1 begins a search.
+        Request 1 begins a search, which has the name of its key.
         """
-        if event[:2] == ("ask", 1):
-            self._search = event[2]
+        verb, request, key = event
+        if verb == "ask" and request == 1:
+            self._search = key
         if self.next is None:
             self._write([self._search, *event])
         elif self.next == event:
