@@ -137,8 +137,8 @@ def check_correlation(correlation: Correlation) -> None:
     _expect(correlation, np.allclose(rho, rho.T), "rho must be symmetric")
     _expect(correlation, np.allclose(np.diag(rho), 1), "rho must be 1 on the diagonal")
     known = ~np.isnan(low)
-    inside = (low <= rho)[known].all() and (rho <= high)[known].all()
-    _expect(correlation, bool(inside), "rho must lie between low and high")
+    in_interval = (low <= rho)[known].all() and (rho <= high)[known].all()
+    _expect(correlation, bool(in_interval), "rho must lie between low and high")
     percent = correlation(100 * scores).rho
     _expect(correlation, np.allclose(percent, rho), "percent must give the same rho")
 

@@ -97,7 +97,8 @@ def _checks(
 
 
 def check_pool(settings: RunSettings, pool: RunPool, evaluators: EvaluatorItems) -> None:
-    """Refuse candidates that cannot answer the items, soups that cannot be made, and a foreign soup in `out`."""
+    """Refuse candidates that cannot answer the items, soups that cannot be made, and training runs that share
+    checkpoints (UserError)."""
     if settings.pool.trajectory is not None:
         pool.check_runs(settings.pool.trajectory)
     check_tokenizers(pool, evaluators)
@@ -357,10 +358,12 @@ def prepare_run(settings: RunSettings, store: Store, progress: Progress) -> Prep
 
     candidates = settings.pool.resolve()
     # Models of a training run that are evaluated, but are no candidates.
-    more: Sequence[Candidate] = ()
+    further_models: Sequence[Candidate] = ()
     if settings.pool.trajectory is not None:
-        more = settings.pool.trajectory.models
-    pool = RunPool.fetch(candidates, settings.merge, store, aside=progress.aside, more=more)
+        further_models = settings.pool.trajectory.models
+    pool = RunPool.fetch(
+        candidates, settings.merge, store, aside=progress.aside, further_models=further_models
+    )
     check_pool(settings, pool, pairs)
 
     # Evaluators take templates and tokenizers from the pool.

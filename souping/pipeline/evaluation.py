@@ -112,9 +112,7 @@ class Evaluation(RecipeEvaluator):
     """Evaluator of recipes through the store. Workers never write to the store; this process does.
 
     `evaluated` and `reused` count answers. Block requests to the workers have numbers of their own; those of the caller
-    stay with `Pending.request`. `serve` is called only for soups with missing answers, unless `workers`, which know the
-    evaluator by the name of its `benchmark`, do that. `ends` gives the end tokens that a soup's answers depend on.
-    `grade` calls the user's own scorers.
+    stay with `Pending.request`.
     """
 
     def __init__(
@@ -128,6 +126,12 @@ class Evaluation(RecipeEvaluator):
         benchmark: str = "",
         grade: Grade = user_scores,
     ) -> None:
+        """`serve` makes a soup ready; it is called only for soups with missing answers, unless `workers` do that, which
+        know the evaluator by the name of its `benchmark`.
+
+        `ends` gives the end tokens that a soup's answers depend on, `advance` is told of answered items, and `grade`
+        calls the user's own scorers.
+        """
         self._store = store
         self._evaluator = evaluator
         self._ends = ends

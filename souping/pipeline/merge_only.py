@@ -99,7 +99,7 @@ def merge(settings: MergeSettings) -> Path | None:
             store,
             tokenizers=False,
             # Files are hashed while the soup is written. A plan writes none.
-            late=not settings.plan,
+            hash_later=not settings.plan,
             stream=True,
         )
         stack.enter_context(closing(pool))
@@ -120,7 +120,7 @@ def merge(settings: MergeSettings) -> Path | None:
             return None
         with Throughput("soup") as progress:
             # All digests were known.
-            if not pool.late:
+            if not pool.hashes_later:
                 card = {CARD: _card(settings, recipe, pool.merge_pool)}
                 return pool.merge_pool.write(
                     recipe, settings.out, progress=progress, extra_files=card

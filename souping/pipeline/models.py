@@ -216,15 +216,15 @@ class RunPool:
         hashes: MutableMapping[str, str] | None = None,
         aside: Aside = nullcontext,
         tokenizers: bool = True,
-        late: bool = False,
+        hash_later: bool = False,
         stream: bool = False,
-        more: Sequence[Candidate] = (),
+        further_models: Sequence[Candidate] = (),
     ) -> RunPool:
         """Fetch the Hub's models and, unless their weights `stream`, those of buckets, open and check them, then take
         their fingerprints.
 
-        `store` remembers where they are; {file: digest} are its own, or `hashes`. With `late`, files without a known
-        digest are hashed by `write_late`, if the backend can do that. `more` are models that can be evaluated like the
+        `store` remembers where they are; {file: digest} are its own, or `hashes`. With `hash_later`, files without a
+        known digest are hashed by `write_late`, if the backend can do that. `further_models` can be evaluated like the
         candidates, but are not candidates. With `tokenizers`, every model must have one.
 
         Raises:
@@ -232,11 +232,12 @@ class RunPool:
         """
         if merge.tokenizer_from is not None:
             pick(merge.tokenizer_from, [c.name for c in candidates], "merge.tokenizer_from")
-        local = [from_bucket(c, merge.allow_pickle, stream, aside) for c in (*candidates, *more)]
+        models = (*candidates, *further_models)
+        local = [from_bucket(model, merge.allow_pickle, stream, aside) for model in models]
         fetched = fetch_candidates(local, merge, aside, tokenizers=tokenizers)
         if hashes is None:
             hashes = {} if store is None else store.hashes
-        pool = cls(replace(fetched, count=len(candidates)), hashes, store, late)
+        pool = cls(replace(fetched, count=len(candidates)), hashes, store, hash_later)
         pool.take_fingerprints()
         return pool
 
@@ -245,7 +246,7 @@ class RunPool:
         fetched: FetchedCandidates,
         hashes: MutableMapping[str, str],
         store: Store | None = None,
-        late: bool = False,
+        hash_later: bool = False,
     ) -> None:
         """Open every candidate's headers and check them against each other (UserError). Arguments as of `fetch`."""
         merge = fetched.merge
@@ -257,7 +258,7 @@ class RunPool:
         # Digests that stand for those of files that are hashed while a soup is written.
         self._stand_ins: StandIns | None = None
         digests = hashes
-        if late and merge.hashes_while_reading and not adapters:
+        if hash_later and merge.hashes_while_reading and not adapters:
             self._stand_ins = StandIns(hashes)
             digests = self._stand_ins
         self._like = Like(
@@ -269,8 +270,9 @@ class RunPool:
         self._server = SoupServer(self.merge_pool)
 
     def take_fingerprints(self) -> None:
-        """Hash the candidates, unless that comes late, and let the store remember where they are."""
-        if self.models and not self.late:
+        """Hash the candidates, unless that comes later, and let the store remember where they are."""
+        # `models` hashes those without a known digest.
+        if self.models and not self.hashes_later:
             self._note(self.merge_pool.known_folders)
 
     @cached_property
@@ -284,7 +286,7 @@ class RunPool:
         return self.models[: self._fetched.count]
 
     @cached_property
-    def late(self) -> bool:
+    def hashes_later(self) -> bool:
         """Whether files have no digest yet, which only `write_late` computes."""
         return self._stand_ins is not None and self._stand_ins.pending
 

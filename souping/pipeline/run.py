@@ -417,7 +417,7 @@ class Run(Steps):
         ingredients = state.searched.selected.selection.ingredients
         scores = state.measured[""]
         rows = list(state.contenders)
-        # The soup stays the last row.
+        # The soup stays the last row. A router that is one of the models has its measured scores.
         if state.router is not None and len(ingredients) > 1:
             router = self.router_row(state.router)
             rows.insert(-1, router)
@@ -428,11 +428,11 @@ class Run(Steps):
             scores,
             settings.objective,
             ingredients,
-            state.look.number,
-            settings.inner_min_gain,
-            settings.evaluator.sampling.length_key,
-            best_mixture(winner, self.splits["search"], settings.objective),
-            self.held_out.family_scores(state.look, state.items, self.unit),
+            look=state.look.number,
+            margin=settings.inner_min_gain,
+            length_key=settings.evaluator.sampling.length_key,
+            mixture=best_mixture(winner, self.splits["search"], settings.objective),
+            known=self.held_out.family_scores(state.look, state.items, self.unit),
         )
         if settings.dry_run is None:
             self.held_out.note_pairs(rows, scores, evidence.comparisons, state.look)
@@ -497,7 +497,7 @@ class Run(Steps):
         return replace(state, analyses={**state.analyses, name: result})
 
     def lacking(self, stage: Stage) -> tuple[Recipe, ...]:
-        """The models of an analysis that lack answers. Prints how many answers are to evaluate."""
+        """The models of an analysis (`stage`) that lack answers. Prints how many answers are to evaluate."""
         if not stage.models:
             return ()
         missing = missing_answers(self.evaluation, stage)

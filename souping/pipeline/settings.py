@@ -200,8 +200,9 @@ class SoupSettings:
             settings["merge._target_"] = merge._target_
         if file := rules_of(self.merge.name_rules):
             settings["merge.name_rules"] = nearby(file)
-        if like := read(PoolConfig, self.config.get("pool")).reference_model:
-            settings["pool.reference_model"] = nearby(Path(like)) if Path(like).is_dir() else like
+        # A folder, or a name on the Hub.
+        if model := read(PoolConfig, self.config.get("pool")).reference_model:
+            settings["pool.reference_model"] = nearby(Path(model)) if Path(model).is_dir() else model
         if base := self.merge.base_model:
             settings["merge.base_model"] = nearby(Path(base)) if Path(base).is_dir() else base
         if merge.allow_pickle:
@@ -317,7 +318,8 @@ class RunSettings(SoupSettings):
 def items_of(
     evaluator: protocols.Evaluator, benchmark: protocols.BenchmarkItems
 ) -> protocols.BenchmarkItems:
-    """The evaluator's own benchmark for `benchmark=evaluator`, if it brings one; else the given one.
+    """The evaluator's own benchmark, with the limit and splits of `benchmark=evaluator`, if it brings one; else the
+    given one.
 
     Raises:
         UserError: the evaluator's items are not available here.

@@ -204,6 +204,7 @@ class Steps:
     def write(self, searched: Searched, stage: Stage) -> Frozen:
         """The best candidate, by the scores of a stage, and the soup: nothing is chosen after this step."""
         self.evaluate_stage(stage)
+        # Without scores, any candidate stands for the best one.
         return self.frozen(searched, self.pool.names[0])
 
     def frozen(self, searched: Searched, best: str) -> Frozen:
@@ -263,8 +264,9 @@ class Steps:
 
     def uniform_best(self, selected: Selected) -> Recipe:
         """The average of as many of the best candidates as there are ingredients."""
+        # A plan, which may lack the scores, has a method of its own.
         assert selected.scores is not None
-        ranked = ranking(selected.scores, self.settings.objective, False)
+        ranked = ranking(selected.scores, self.settings.objective, strict=False)
         best = ranked[: len(selected.selection.ingredients)]
         return self.uniform([name for name in self.pool.names if name in best])
 
@@ -441,6 +443,7 @@ class Steps:
         settings = self.settings
         expected = dict.fromkeys(expectation.candidate for expectation in settings.expected)
         candidates = tuple(name for name in expected if name in self.pool.names)
+        # A selection by published scores measures nothing.
         if not candidates or settings.selects_from_table:
             return None
         split: Split = "search" if settings.scores.published else "select"

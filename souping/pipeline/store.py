@@ -215,6 +215,7 @@ class Store:
         self, kind: type[BaseException] | None, *_: BaseException | TracebackType | None
     ) -> None:
         """Close the file; after an error, remove it if this process made it and nothing is in it."""
+        # It is not the file that was opened any more.
         if self._inode() != self._file:
             log.warning("%s", self._removed())
         elif kind is not None and self._made:

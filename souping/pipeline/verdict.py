@@ -188,7 +188,7 @@ def power_in_words(power: Power, unit: Unit) -> str:
 
 
 def power_summary(power: Power, unit: Unit) -> PowerSummary:
-    """What report.json and plan.json keep."""
+    """The power of the test split in the evaluator's unit, as report.json and plan.json keep it."""
     return PowerSummary(
         gain=unit.size(power.gain),
         items=power.items,

@@ -53,9 +53,10 @@ def check_run(run: RunSettings) -> None:
     for note in plan.notes:
         print(f"note: {safe(note)}")
     if plan.reasons:
-        more = "".join(f"\nand: {reason.sentence()}" for reason in plan.reasons[1:3])
+        # The first three are told.
+        further = "".join(f"\nand: {reason.sentence()}" for reason in plan.reasons[1:3])
         first = plan.reasons[0]
-        raise UserError(f"this run cannot start here: {first.sentence()}{more}", fix=first.fix)
+        raise UserError(f"this run cannot start here: {first.sentence()}{further}", fix=first.fix)
     print(
         "settings, items, models, space and packages are in order (`plan` shows them)",
         flush=True,

@@ -63,6 +63,7 @@ class Plan:
         times = dict[str, Range]()
         if self.splits:
             size = sum(model.nbytes for model in self.models) / len(self.models)
+            # Seconds [least, most] of answers, and of reading the ingredients' weights.
             answering = [0.0, 0.0]
             reading = [0.0, 0.0]
             # The least (end 0) and the most (end 1), with as many ingredients to read for a soup.

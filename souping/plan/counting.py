@@ -116,14 +116,17 @@ class CountedSteps(Steps):
             known, unknown = self._trials(ingredients, stored)
             self.evaluate_stage(replace(stage, models=tuple(known)), unknown)
         else:
+            expected, most = workload
             answers = self.evaluations[""].answers_per_item
-            todo = (workload[0] * answers, workload[1] * answers)
+            todo = (expected * answers, most * answers)
             if stored:
-                workload = (stored.cost.items, stored.cost.items)
+                expected = stored.cost.items
+                most = stored.cost.items
                 todo = (0, 0)
+            # Whole splits that the items would fill, rounded up.
             split_size = max(1, len(items))
-            splits = (-(-workload[0] // split_size), -(-workload[1] // split_size))
-            self._add(stage, models=splits, items=workload, todo=todo, in_parts=True)
+            splits = (-(-expected // split_size), -(-most // split_size))
+            self._add(stage, models=splits, items=(expected, most), todo=todo, in_parts=True)
         # The winner is one of the trials: later stages find its answers.
         self._count(winner.recipe, stage)
         if self.settings.pareto and size > 1:

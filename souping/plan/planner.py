@@ -241,7 +241,7 @@ class _Planner:
                 if plan.scores is not None:
                     plan.basis = "the store, which has every candidate on the select split"
             if plan.scores is not None:
-                # None if the selector refuses the scores.
+                # There is no possible number of ingredients if the selector refuses the scores.
                 plan.sizes = ()
                 plan.selection = run.selector.select_checked(plan.scores)
                 plan.sizes = (len(plan.selection.ingredients),)
@@ -338,9 +338,12 @@ def open_unhashed(run: RunSettings, store: Store) -> RunPool:
             candidate = replace(candidate, path=folder, source=hub.cached_name(folder) or "")
         candidates.append(candidate)
     trajectory = run.pool.trajectory
-    more = trajectory.models if trajectory else ()
     return RunPool.fetch(
-        candidates, run.merge, hashes=StandIns(store.hashes), more=more, stream=True
+        candidates,
+        run.merge,
+        hashes=StandIns(store.hashes),
+        stream=True,
+        further_models=trajectory.models if trajectory else (),
     )
 
 
@@ -386,12 +389,13 @@ def plan(run: RunSettings) -> None:
     if not run_plan.reasons:
         print("This run can start: repeat the command without `plan`.")
         return
-    more = ""
+    further = ""
     if len(run_plan.reasons) > 1:
-        more = f" (and {len(run_plan.reasons) - 1} more, see above)"
+        further = f" (and {len(run_plan.reasons) - 1} more, see above)"
+    # A fault holds on any machine. What is missing here may be there where the run will start.
     if run_plan.faults:
-        raise LateError(f"this run cannot start here: {run_plan.faults[0]}{more}")
-    print(f"this run cannot start here: {run_plan.reasons[0].sentence()}{more}")
+        raise LateError(f"this run cannot start here: {run_plan.faults[0]}{further}")
+    print(f"this run cannot start here: {run_plan.reasons[0].sentence()}{further}")
 
 
 def checked_plan(run: RunSettings) -> Plan:

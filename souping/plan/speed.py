@@ -81,8 +81,8 @@ def checked_speed(models: Sequence[ModelSize], evaluator: str) -> Speed | None:
         with suppress(UserError, OSError):
             check = read(CheckFile, load_json(file, dict[str, Any]))
             measured = check.speeds.benchmark
-            same = check.models == sizes and check.evaluator == evaluator
-            if same and measured.items_per_second > 0:
+            is_same_setup = check.models == sizes and check.evaluator == evaluator
+            if is_same_setup and measured.items_per_second > 0:
                 reason = measured.reason.replace("just now", "by a check")
                 return replace(measured, reason=reason)
     return None

@@ -160,13 +160,16 @@ class RayWorkers(Workers):
         """The next request that an actor answered; counts the actors that were lost and restarted."""
         import ray
 
-        while not (ready := ray.wait(list(self._sent), num_returns=1, timeout=RAY_SILENCE_S)[0]):
-            if not any(node["Alive"] for node in ray.nodes()):
+        ready: list[ObjectRef[tuple[str, Response]]] = []
+        while not ready:
+            ready, _ = ray.wait(list(self._sent), num_returns=1, timeout=RAY_SILENCE_S)
+            if not ready and not any(node["Alive"] for node in ray.nodes()):
                 raise UserError(
                     f"executor=ray: Ray has no living node left (its log says why)\n{STORED}"
                 )
-        _, request = self._sent.pop(ready[0])
-        answer: tuple[str, Response] = _result(ready[0])
+        (reference,) = ready
+        _, request = self._sent.pop(reference)
+        answer: tuple[str, Response] = _result(reference)
         process, response = answer
         # Not one of the processes that `_check` met.
         if process not in self._processes:
@@ -240,6 +243,7 @@ def _connect(address: str | None) -> None:
         ray.init(
             # "local", since None would join whatever cluster was started last on this machine, dead or another's
             address=address or "local",
+            # A running cluster has its own dashboard and cores.
             include_dashboard=None if address else False,
             num_cpus=None if address else cores(),
             log_to_driver=False,

@@ -116,7 +116,10 @@ class Look:
 
 
 def content_of(model: Recipe) -> list[Json]:
-    """What a model is made of. Weights are rounded, because a change in the last digits does not make another soup."""
+    """What a model is made of: its ingredients (fingerprint, weight), dtype, method and settings.
+
+    Weights are rounded, because a change in the last digits does not make another soup.
+    """
     mixture = []
     for name, weight in zip(model.fingerprints, model.weights, strict=True):
         mixture.append((name, round(weight, 3)))

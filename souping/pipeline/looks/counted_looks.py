@@ -125,7 +125,10 @@ class CountedLooks:
         query = "SELECT looks, tests FROM pairs WHERE pair = ?"
         with self._store.reading() as db:
             row = db.execute(query, (pair,)).fetchone()
-        return None if row is None else Level(int(row[0]), float(row[1]))
+        if row is None:
+            return None
+        looks, tests = row
+        return Level(int(looks), float(tests))
 
     def known_scores(self, known: KnownModels, questions: Sequence[str]) -> FloatArray:
         """Stored scores [M, I] of known models on these questions (answer digests), nan where there is none.
