@@ -51,6 +51,7 @@ def run_scores(
     searched = state.searched
     trials = [trial.recipe for trial in searched.winner.trials]
     models = [*singles, *trials, *soups]
+    # {recipe id: scores} of models that answered all items of the split, and of those that answered a part.
     search, parts = evaluation.all_stored_scores(models, steps.splits["search"])
 
     def read(recipe: Recipe, split: Split) -> Mapping[str, Record]:
@@ -59,7 +60,7 @@ def run_scores(
         answers = evaluation.stored_answers(recipe, items)
         return {name: records[0] for name, records in answers.items()}
 
-    # Soups whose weights sum to one, each once.
+    # Soups whose weights sum to one, each once. Task arithmetic also tries others.
     mixtures = {recipe.id: recipe for recipe in trials if abs(sum(recipe.weights) - 1) < TOLERANCE}
     return RunScores(
         soups=steps.soups(searched),

@@ -603,6 +603,7 @@ class EvaluatorWorker(Workers):
 
     @property
     def fingerprints(self) -> dict[str, str]:
+        """{benchmark: fingerprint of its evaluator}"""
         return {name: evaluator.fingerprint for name, (evaluator, _) in self._evaluators.items()}
 
 

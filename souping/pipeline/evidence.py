@@ -554,9 +554,9 @@ def _remedy(ends: AnswerEnds, length_key: str) -> str:
     """What to do about the answers of a model that are truncated or missing."""
     remedies = []
     if ends.truncated:
-        where = f" ({length_key})" if length_key else ""
+        setting = f" ({length_key})" if length_key else ""
         remedies.append(
-            f"raise the limit of tokens{where}, unless these answers repeat themselves (souping show RUN)"
+            f"raise the limit of tokens{setting}, unless these answers repeat themselves (souping show RUN)"
         )
     if ends.unanswered:
         remedies.append(SEE_WHY)

@@ -110,7 +110,7 @@ def resume(run: Run, report: Report, trials: Sequence[TrialRow]) -> Reported:
 
 
 def _trials(run: Run, rows: Sequence[TrialRow]) -> tuple[Trial, ...]:
-    """The soups of the search, without their scores."""
+    """The soups of the search; zeros stand for their scores, which analyses read from the store."""
     trials = []
     for number, row in enumerate(rows):
         recipe = _recipe(run, row.weights, row.recipe_id)

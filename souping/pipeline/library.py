@@ -330,7 +330,7 @@ def _soce(objective: Objective) -> SoCE:
 
 
 def _analyses() -> dict[str, Analysis]:
-    """The command line's default."""
+    """{name: analysis} that the command line makes by default."""
     from souping.analysis.consistency import Consistency
     from souping.analysis.surface import ResponseSurface
     from souping.analysis.wins import CategoryWins, ItemWins

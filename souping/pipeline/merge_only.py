@@ -177,6 +177,7 @@ def rebuild(settings: MergeSettings) -> Path | None:
         UserError: the recipe cannot be read, an ingredient is not found, or its content is not the recipe's.
     """
     path = settings.recipe
+    # Without one, `merge` is called.
     assert path is not None
     with Store(settings.store_path) as store:
         recipe, table = read_recipe(path)
@@ -228,6 +229,7 @@ def maker(backend: MergeBackend, recipe: Recipe) -> MergeBackend:
     by_mergekit = recipe.settings.get("by") == "mergekit"
     if by_mergekit == isinstance(backend, MergekitMerge):
         return backend
+    # `_as_written` adds the recipe's own settings.
     settings = {"allow_pickle": backend.allow_pickle, "nonfinite": backend.nonfinite}
     if by_mergekit:
         return MergekitMerge(method="linear").with_settings(settings)

@@ -338,10 +338,9 @@ class RunPool:
         self, evaluators: Mapping[str, Evaluator]
     ) -> dict[str, tuple[Evaluator, Callable[[Recipe], LoadedModel]]]:
         """{benchmark: its evaluator with the function that serves it}"""
-        pairs = {}
-        for name, evaluator in evaluators.items():
-            pairs[name] = (evaluator, self.serving(evaluator))
-        return pairs
+        return {
+            name: (evaluator, self.serving(evaluator)) for name, evaluator in evaluators.items()
+        }
 
     def close(self) -> None:
         """Remove the soup that was last written for an evaluator, and close the merge backend."""

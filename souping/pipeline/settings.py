@@ -202,7 +202,9 @@ class SoupSettings:
             settings["merge.name_rules"] = nearby(file)
         # A folder, or a name on the Hub.
         if model := read(PoolConfig, self.config.get("pool")).reference_model:
-            settings["pool.reference_model"] = nearby(Path(model)) if Path(model).is_dir() else model
+            settings["pool.reference_model"] = (
+                nearby(Path(model)) if Path(model).is_dir() else model
+            )
         if base := self.merge.base_model:
             settings["merge.base_model"] = nearby(Path(base)) if Path(base).is_dir() else base
         if merge.allow_pickle:

@@ -139,8 +139,10 @@ class StoredAnswers:
         return 1 + max((repeat for _, repeat in self._blocks), default=-1)
 
     def find(self, item: Item, repeat: int, block: str) -> Record | None:
-        """Answer number `repeat` of a block (its key), None if there is none; nan is its score if the item's scorer has
-        not scored it."""
+        """Answer number `repeat` of an item in a block (its key), None if there is none.
+
+        The score is nan if the item's scorer has not scored the answer.
+        """
         blocks = self._blocks.get((row_number(item.answer_digest), repeat), {})
         rows = blocks.get(row_number(block))
         if rows is None:
@@ -185,11 +187,12 @@ class Store:
 
     def _prepare(self) -> None:
         """Make the file a store, unless it is one. Nothing is written to another program's file."""
-        mark = self._db.execute("PRAGMA application_id").fetchone()[0]
-        layout = self._db.execute("PRAGMA user_version").fetchone()[0]
-        if mark != APPLICATION_ID:
+        (application,) = self._db.execute("PRAGMA application_id").fetchone()
+        (layout,) = self._db.execute("PRAGMA user_version").fetchone()
+        if application != APPLICATION_ID:
             has_tables = self._db.execute("SELECT 1 FROM sqlite_master LIMIT 1").fetchone()
-            if mark or has_tables:
+            # A new file has neither.
+            if application or has_tables:
                 raise UserError(
                     f"store={self.path} is another program's SQLite file: name another file"
                 )

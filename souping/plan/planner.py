@@ -84,6 +84,7 @@ class _Planner:
             self._plan_evaluations(plan)
         with self._attempt():
             plan.upload = self._upload(plan)
+        # Several parts of the plan may meet the same error.
         plan.missing = unique_needs([*plan.missing, *self.lacking])
         plan.faults = list(dict.fromkeys(self.faults))
         reasons = [*plan.missing]
@@ -267,11 +268,13 @@ class _Planner:
         if plan.scores is not None:
             notes += checks.flat_categories(self.run.evaluator.unit, plan.scores)
             models = plan.scores.models
-        if self.run.selector.deciding_correlation and (few := few_models(len(models))):
-            notes.append(few)
+        if self.run.selector.deciding_correlation and (warning := few_models(len(models))):
+            notes.append(warning)
         if splits and self.run.stop_after is None and self.run.dry_run is None:
-            looks = CountedLooks(self.store).announcement(splits.items["test"])
-            notes.append(looks or "no report in this store has shown the items of the test split")
+            announcement = CountedLooks(self.store).announcement(splits.items["test"])
+            notes.append(
+                announcement or "no report in this store has shown the items of the test split"
+            )
         return list(dict.fromkeys(notes))
 
     def _stages(self, plan: Plan) -> list[PlannedStage]:

@@ -296,12 +296,12 @@ def _family(
     are not part of its family. Its own soups are, if they were shown before.
     """
     mixtures = _Mixtures(db)
-    shared = (
+    shown_query = (
         "SELECT DISTINCT soup FROM shown WHERE item_set IN (SELECT other.item_set FROM members "
         "AS own JOIN members AS other USING (content) WHERE own.item_set = ?)"
     )
     # {fingerprint: weight} as JSON, of soups that were shown on a set with an item of this one.
-    shown_mixtures = {str(parts) for (parts,) in db.execute(shared, (item_set,))}
+    shown_mixtures = {str(parts) for (parts,) in db.execute(shown_query, (item_set,))}
     # Row numbers of the models that answered a question.
     answering: set[int] = set()
     for question in questions:
