@@ -136,6 +136,7 @@ def check_correlation(correlation: Correlation) -> None:
     _expect(correlation, shapes == {(categories, categories)}, "rho, low, high must be [C, C]")
     _expect(correlation, np.allclose(rho, rho.T), "rho must be symmetric")
     _expect(correlation, np.allclose(np.diag(rho), 1), "rho must be 1 on the diagonal")
+    # Without enough models, an interval is nan.
     known = ~np.isnan(low)
     in_interval = (low <= rho)[known].all() and (rho <= high)[known].all()
     _expect(correlation, bool(in_interval), "rho must lie between low and high")

@@ -357,10 +357,9 @@ def prepare_run(settings: RunSettings, store: Store, progress: Progress) -> Prep
     check_machine(settings, [evaluator for evaluator, _ in pairs])
 
     candidates = settings.pool.resolve()
-    # Models of a training run that are evaluated, but are no candidates.
-    further_models: Sequence[Candidate] = ()
-    if settings.pool.trajectory is not None:
-        further_models = settings.pool.trajectory.models
+    trajectory = settings.pool.trajectory
+    # They are evaluated, but are no candidates.
+    further_models = trajectory.models if trajectory else ()
     pool = RunPool.fetch(
         candidates, settings.merge, store, aside=progress.aside, further_models=further_models
     )
@@ -374,15 +373,14 @@ def prepare_run(settings: RunSettings, store: Store, progress: Progress) -> Prep
         evaluator = pool.bound(benchmark.evaluator)
         benchmarks[benchmark.name] = replace(benchmark, evaluator=evaluator)
         evaluators[benchmark.name] = evaluator
-    workers: Workers
     kind: type[Evaluation] = Evaluation
-    if isinstance(settings.executor, FilesExecutor):
+    if not isinstance(settings.executor, FilesExecutor):
+        workers = _start_workers(settings, pool, evaluators, store)
+    else:
         workers = FileWorkers(
             settings, settings.executor, pool, evaluators, progress, splits.content
         )
         kind = OrderedEvaluation
-    else:
-        workers = _start_workers(settings, pool, evaluators, store)
     evaluations = {}
     for name, evaluator in evaluators.items():
         evaluations[name] = kind(

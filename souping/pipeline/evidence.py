@@ -112,6 +112,7 @@ class Pair:
         if looks > 1 and known is not None and not is_same:
             tests = known.tests(a.values, b.values, table, looks)
         models = {soup.name: a, other.name: b}
+        # Truncated answers count as missing.
         cut = None
         if not is_same and (a.truncated.any() or b.truncated.any()):
             cut = ScoreTable.measured(table, models, truncated=True)

@@ -100,8 +100,8 @@ def check_settings(settings: RunSettings) -> None:
         raise UserError(
             f"dry_run={settings.dry_run} is a dry run, whose soup is not for the Hub: leave upload out"
         )
-    has_items = isinstance(settings.benchmark, EvaluatorBenchmark)
-    if settings.evaluator.prompts.brings_items and not has_items:
+    takes_items = isinstance(settings.benchmark, EvaluatorBenchmark)
+    if settings.evaluator.prompts.brings_items and not takes_items:
         name = type(settings.evaluator).__name__
         raise UserError(f"evaluator={name} brings its own items: add benchmark=evaluator")
 

@@ -37,8 +37,8 @@ def check_tokens(settings: RunSettings, stage: Stage, scores: Sequence[ItemScore
     """
     if stage.benchmark or LENGTH_GUARD not in (*settings.guard, *settings.pareto):
         return
-    soups = any(len(recipe.ingredients) > 1 for recipe in stage.models)
-    if not soups and not any(answers.lengths.any() for answers in scores):
+    has_soups = any(len(recipe.ingredients) > 1 for recipe in stage.models)
+    if not has_soups and not any(answers.lengths.any() for answers in scores):
         raise UserError(
             "this evaluator does not count the tokens of its answers: leave tokens out of guard and pareto"
         )
@@ -190,6 +190,7 @@ def confirmed(
 ) -> tuple[SearchResult, Front]:
     """(the search with further trials, the front): soups that may be on the front answer the whole search split."""
     settings = run.settings
+    # The weights among which the search chooses.
     points = adaptive(settings.optimiser).points(len(ingredients))
     goals = settings.goals_on(run.categories)
     fit = partial(Front, goals, run.splits["search"], points)
@@ -223,7 +224,7 @@ def adaptive(optimiser: Optimiser) -> Adaptive:
 
 
 def failed_elsewhere(run: Steps, admission: Admission, soup: Recipe) -> list[str]:
-    """The first guard on another benchmark that a soup fails, by the items of its search split."""
+    """[name of the first guard on another benchmark that a soup fails] by items that the search may see, or []."""
     reference = run.single(admission.against)
     for guard in admission.guards:
         if not guard.benchmark:

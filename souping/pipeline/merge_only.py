@@ -146,6 +146,7 @@ def _only_weights(settings: MergeSettings, names: Names) -> dict[str, float]:
         )
     space = SearchSpace(ingredients=names, candidates=names)
     request = settings.optimiser.start(space, settings.seed).ask()
+    # The one point.
     assert request is not None
     return dict(zip(names, request.weights, strict=True))
 

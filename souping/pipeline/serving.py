@@ -230,6 +230,7 @@ class ScratchFolder:
         return self._root
 
     def close(self) -> None:
+        """Remove the folder, and release its lock."""
         if self._root is not None:
             shutil.rmtree(self._root, ignore_errors=True)
         if self._lock is not None:

@@ -272,7 +272,7 @@ class RunSettings(SoupSettings):
         ]
 
     def base_candidate(self, candidates: Sequence[Candidate]) -> str | None:
-        """The candidate that is `merge.base_model`, by its name, path or name on the Hub."""
+        """The candidate that is `merge.base_model`, by its name, path or name on the Hub; None if none is."""
         base = self.merge.base_model
         if not base:
             return None

@@ -407,7 +407,7 @@ class Store:
             )
 
     def folder_of(self, fingerprint: str) -> str | None:
-        """Where a checkpoint of this content was seen last."""
+        """The folder where a checkpoint of this content was seen last; None if there was none."""
         with self.reading() as db:
             row = db.execute(
                 "SELECT path FROM folders WHERE fingerprint = ?", (fingerprint,)

@@ -222,7 +222,7 @@ def _public_files(
 
 
 def _public_table(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    """An object of JSON without what names a place on the machine where it was written."""
+    """An object of JSON, from its (key, value) pairs, without what names a place on the machine that wrote it."""
     table = {}
     for key, value in pairs:
         values = value if isinstance(value, list) else [value]

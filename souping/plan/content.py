@@ -62,7 +62,7 @@ class Plan:
             return None
         times = dict[str, Range]()
         if self.splits:
-            size = sum(model.nbytes for model in self.models) / len(self.models)
+            model_bytes = sum(model.nbytes for model in self.models) / len(self.models)
             # Seconds [least, most] of answers, and of reading the ingredients' weights.
             answering = [0.0, 0.0]
             reading = [0.0, 0.0]
@@ -75,7 +75,7 @@ class Plan:
                     # A model with something to answer is loaded once per stage.
                     loads = -(-stage.todo[end] // stage.items)
                     answering[end] += speed.seconds(stage, end) + loads * speed.per_model
-                    reading[end] += loads * size * ingredients / READ_SPEED
+                    reading[end] += loads * model_bytes * ingredients / READ_SPEED
             times["evaluate"] = (answering[0], answering[1])
             times["read weights"] = (reading[0], reading[1])
         fetch = sum(model.download for model in self.models) / HUB_SPEED

@@ -213,7 +213,7 @@ class SearchOrder:
         self._file.truncate(self._file.read().rfind(b"\n") + 1)
         if self.is_new:
             self._write([os.path.relpath(os.getcwd(), run_dir.resolve()), content])
-        # Analyses of a finished run may take other settings.
+        # The first line is (home, content). Analyses of a finished run may take other settings.
         elif lines[0][1] != content and not (run_dir / "report.json").exists():
             raise self._error()
         # {search: its events that this run has not repeated yet}
@@ -272,4 +272,5 @@ def home_of(run_dir: Path) -> Path:
     lines = read_order(run_dir)
     if not lines:
         return Path.cwd()
-    return expanded(run_dir.resolve() / lines[0][0], "folder")
+    home, _ = lines[0]
+    return expanded(run_dir.resolve() / home, "folder")

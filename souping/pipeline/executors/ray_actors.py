@@ -169,8 +169,7 @@ class RayWorkers(Workers):
                 )
         (reference,) = ready
         _, request = self._sent.pop(reference)
-        answer: tuple[str, Response] = _result(reference)
-        process, response = answer
+        process, response = _result(reference)
         # Not one of the processes that `_check` met.
         if process not in self._processes:
             self._processes.add(process)
@@ -210,9 +209,9 @@ class RayWorkers(Workers):
         Raises:
             UserError: an actor cannot be started, or has another device, dtype or number of threads.
         """
-        for ref in [actor.fingerprints.remote() for actor in self._actors]:
-            identity: tuple[str, dict[str, str]] = _result(ref)
-            process, fingerprints = identity
+        # All actors start at the same time.
+        for reference in [actor.fingerprints.remote() for actor in self._actors]:
+            process, fingerprints = _result(reference)
             self._processes.add(process)
             if fingerprints != self._here.fingerprints:
                 raise UserError(
@@ -255,7 +254,7 @@ def _connect(address: str | None) -> None:
         raise UserError(f"{where}: Ray cannot be reached: {first_line(error)}") from error
 
 
-def _result(ref: ObjectRef[Any]) -> Any:
+def _result(reference: ObjectRef[Any]) -> Any:
     """What an actor returned.
 
     Raises:
@@ -265,7 +264,7 @@ def _result(ref: ObjectRef[Any]) -> Any:
     from ray.exceptions import RayError, RayTaskError
 
     try:
-        return ray.get(ref)
+        return ray.get(reference)
     except RayTaskError as error:
         cause = error.cause if isinstance(error.cause, Exception) else error
         if isinstance(cause, UserError):

@@ -328,12 +328,12 @@ def _family(
 
 
 def _deleted(db: sqlite3.Connection) -> int:
-    """Rows that were written and are no longer there."""
-    written = db.execute("SELECT ledger, rows FROM written").fetchall()
-    return sum(
-        rows - int(db.execute(f"SELECT COUNT(*) FROM {table}").fetchone()[0])
-        for table, rows in written
-    )
+    """Number of rows of all tables that were written and are no longer there."""
+    deleted = 0
+    for table, written in db.execute("SELECT ledger, rows FROM written").fetchall():
+        (count,) = db.execute(f"SELECT COUNT(*) FROM {table}").fetchone()
+        deleted += int(written - count)
+    return deleted
 
 
 def _insert(db: sqlite3.Connection, table: str, *values: str | float) -> None:
