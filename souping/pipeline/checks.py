@@ -358,7 +358,7 @@ def prepare_run(settings: RunSettings, store: Store, progress: Progress) -> Prep
 
     candidates = settings.pool.resolve()
     trajectory = settings.pool.trajectory
-    # They are evaluated, but are no candidates.
+    # Models of further training runs are evaluated, but are no candidates.
     further_models = trajectory.models if trajectory else ()
     pool = RunPool.fetch(
         candidates, settings.merge, store, aside=progress.aside, further_models=further_models

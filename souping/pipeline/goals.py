@@ -81,7 +81,7 @@ def admitted(
         recipe = trial.recipe
         result = trial.result
     cost = max(0.0, unit.size(unguarded - result.objective))
-    # Without guards a soup would have won.
+    # Without guards another model would have won.
     refused = trial is None and (cost > 0 or winner.recipe.id != reference.id)
     if refused:
         sentence = f"no soup passed the guards ({reason})"

@@ -55,8 +55,10 @@ SHARED_MODEL_SETTINGS = ("dtype", "device", "threads", "trust_remote_code")
 
 
 def model_settings(settings: Mapping[str, T]) -> dict[str, T]:
-    """Those of an evaluator's settings that its loaded model has; empty if it loads none in this process."""
-    # Only evaluators that load a model have a dtype of torch.
+    """The settings of an evaluator's loaded model that another evaluator can share.
+
+    Empty without a dtype of torch: the evaluator loads no model in this process, or leaves the dtype to it.
+    """
     if settings.get("dtype") not in TORCH_NAMES:
         return {}
     return {key: settings[key] for key in SHARED_MODEL_SETTINGS if key in settings}

@@ -260,9 +260,9 @@ class SearchOrder:
 
 
 def read_order(run_dir: Path) -> list[Any]:
-    """The lines of a run's order, [folder, digest] and then events behind their search, as the module says.
+    """The lines of a run's order: (home, content), then (search, *event) of each event.
 
-    None if the run was killed before it wrote the first line.
+    Empty if the run was killed before it wrote the first line.
     """
     return load_lines(run_dir / ORDER_FILE, tuple[str, str], tuple[str, Verb, int, str])
 

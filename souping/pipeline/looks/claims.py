@@ -132,6 +132,7 @@ def evaluator_digest(evaluator: Evaluator) -> str:
     pass@k depends on the number of answers to an item, a mean does not.
     """
     settings = _measured(evaluator.settings)
+    # These parts have settings of their own.
     for name in ("decoding", "engine", "server"):
         inner = settings.get(name)
         if isinstance(inner, Mapping):
