@@ -95,9 +95,11 @@ class Benchmark(BenchmarkItems):
         items = list[tuple[str, Item]]()
         for number, line in enumerate(text.split("\n"), start=1):
             if line.strip():
+                # For messages.
                 where = f"{path}:{number}"
                 items.append((where, _item(_row(line, where), where, scorers)))
-        return kept(_unique(items, f"benchmark.path={path}: the file"), self.exclude, self.limit)
+        unique = _unique(items, f"benchmark.path={path}: the file")
+        return included_items(unique, self.exclude, self.limit)
 
 
 @frozen
@@ -117,13 +119,16 @@ class ListedItems(BenchmarkItems):
         items = list[tuple[str, Item]]()
         for number, entry in enumerate(self.listed):
             where = f"items[{number}]"
-            items.append((where, _listed(entry, where)))
+            items.append((where, _listed_item(entry, where)))
         return _unique(items, "items: the list")
 
 
 @component
 class EvaluatorBenchmark(BenchmarkItems):
-    """Items that come with the evaluator (`evaluator=lm_eval`, `evaluator=bfcl`), chosen as those of a file."""
+    """Items that come with the evaluator (`evaluator=lm_eval`, `evaluator=bfcl`), chosen as those of a file.
+
+    It holds the settings alone: a run replaces it by a `PartOfBenchmark` of the evaluator's own items.
+    """
 
     name: str | None = None
     exclude: Sequence[str] = ()
@@ -133,6 +138,7 @@ class EvaluatorBenchmark(BenchmarkItems):
     title = ""
 
     def items(self) -> Items:
+        # Only called if the evaluator has no items of its own.
         raise UserError(
             "benchmark=evaluator: this evaluator brings no items; give benchmark.path=items.jsonl"
         )
@@ -140,7 +146,7 @@ class EvaluatorBenchmark(BenchmarkItems):
 
 @frozen
 class PartOfBenchmark(BenchmarkItems):
-    """The items of an evaluator that a `choice` leaves."""
+    """The evaluator's items, `whole`, of which the user's `choice` includes some. `splits` are shares of the splits."""
 
     whole: BenchmarkItems
     choice: EvaluatorBenchmark
@@ -151,10 +157,10 @@ class PartOfBenchmark(BenchmarkItems):
         return self.choice.name or self.whole.title
 
     def items(self) -> Items:
-        return kept(self.whole.items(), self.choice.exclude, self.choice.limit)
+        return included_items(self.whole.items(), self.choice.exclude, self.choice.limit)
 
 
-def kept(items: Items, exclude: Sequence[str], limit: int | None = None) -> Items:
+def included_items(items: Items, exclude: Sequence[str], limit: int | None = None) -> Items:
     """The first `limit` items of each category that is not excluded.
 
     Raises:
@@ -170,7 +176,10 @@ def kept(items: Items, exclude: Sequence[str], limit: int | None = None) -> Item
 
 
 def outline_items(sizes: Mapping[str, int], shared: Collection[str]) -> Items:
-    """Items without content, `sizes` of each category. In those of `shared`, items of the same number are a group."""
+    """Items without content, to plan with. `sizes` is {category: number of items}.
+
+    In the categories of `shared`, items of the same number are a group.
+    """
     items = list[Item]()
     for name, size in sizes.items():
         for number in range(size):
@@ -182,6 +191,7 @@ def outline_items(sizes: Mapping[str, int], shared: Collection[str]) -> Items:
 
 
 def _unique(placed: Iterable[tuple[str, Item]], source: str) -> Items:
+    """The items of (place, item) pairs in their order, of which there is one at least (UserError for an id twice)."""
     items = {}
     for where, item in placed:
         if item.id in items:
@@ -193,9 +203,11 @@ def _unique(placed: Iterable[tuple[str, Item]], source: str) -> Items:
 
 
 def _row(line: str, where: str) -> JsonObject:
+    """The JSON object on a line; `where` is its file and line."""
     try:
         row = read_json(line)
     except ValueError as error:
+        # A Git LFS pointer has a message of its own.
         check_pointer(where, line)
         hint = "write one JSON object per line, with id, category, prompt and answer"
         raise UserError(f"{where}: not a JSON object: {error}; {hint}") from error
@@ -206,7 +218,8 @@ def _row(line: str, where: str) -> JsonObject:
     return row
 
 
-def _listed(entry: object, where: str) -> Item:
+def _listed_item(entry: object, where: str) -> Item:
+    """The checked item of an entry of `ListedItems`; `where` is its place."""
     if isinstance(entry, Item):
         return _checked(entry, where)
     if not isinstance(entry, Mapping):
@@ -217,8 +230,11 @@ def _listed(entry: object, where: str) -> Item:
 
 
 def _item(row: JsonObject, where: str, scorers: Mapping[str, UserScorer]) -> Item:
+    """The checked item of a row at `where` of a file; `scorers` are the user's, {name: scorer}."""
     values: dict[str, Any] = {"prompt": row.get("messages"), "category": row.get("source"), **row}
+    # {required key: how messages call it, None for its own name}
     names = dict.fromkeys(REQUIRED)
+    # A line for evaluator=loss has no prompt and no answer.
     if row.get("text") is not None:
         values |= {"prompt": row["text"], "answer": "", "scorer": TEXT}
         names |= {"category": "source", "prompt": "text"}
@@ -279,12 +295,13 @@ def _message(message: JsonObject, where: str) -> JsonObject:
 
 @frozen
 class Splits:
-    """Items of each split, in the benchmark's order; `notes` says what a reader must know."""
+    """Items of each split, in the benchmark's order; `notes` are for the reader of the report."""
 
     items: Mapping[Split, Items]
     notes: tuple[str, ...] = ()
 
     def counts(self) -> dict[str, int]:
+        """{split: number of items}"""
         return {split: len(self.items[split]) for split in SPLITS}
 
     @property
@@ -302,32 +319,36 @@ def position(group: str) -> float:
     return int.from_bytes(hashlib.sha256(text).digest()[:8], "big") / 2**64
 
 
-def shares_of(given: Mapping[str, float] | None) -> Mapping[Split, float]:
+def shares_of(setting: Mapping[str, float] | None) -> Mapping[Split, float]:
     """`benchmark.splits` as shares of all three splits: those that are not named keep their proportion of the rest.
 
     Raises:
         UserError: a name is not a split, a share is not between 0 and 1, or nothing is left for a split.
     """
-    if not given:
+    if not setting:
         return SPLIT_SHARES
-    for name, share in given.items():
+    for name, share in setting.items():
         pick(name, SPLITS, "benchmark.splits")
         if not 0 < share < 1:
             raise UserError(f"benchmark.splits.{name}={share} must be above 0 and below 1")
-    open_shares = {split: share for split, share in SPLIT_SHARES.items() if split not in given}
-    remainder = 1 - sum(given.values())
-    if (open_shares and remainder < 0.01) or (not open_shares and abs(remainder) > 1e-6):
+    defaults = {split: share for split, share in SPLIT_SHARES.items() if split not in setting}
+    remainder = 1 - sum(setting.values())
+    # The splits that are not named need a share too; three named ones have to be everything.
+    if (defaults and remainder < 0.01) or (not defaults and abs(remainder) > 1e-6):
         raise UserError(
-            f"benchmark.splits: the shares add up to {sum(given.values()):g}; all three make 1"
+            f"benchmark.splits: the shares add up to {sum(setting.values()):g}; all three make 1"
         )
-    return {
-        split: given.get(split, share * remainder / sum(open_shares.values() or (1,)))
-        for split, share in SPLIT_SHARES.items()
-    }
+    shares = dict[Split, float]()
+    for split in SPLITS:
+        if split in setting:
+            shares[split] = setting[split]
+        else:
+            shares[split] = defaults[split] * remainder / sum(defaults.values())
+    return shares
 
 
 def assign(group: str, two: bool = False, shares: Mapping[Split, float] = SPLIT_SHARES) -> Split:
-    """The split of a group. With `two` (published scores select) the select share goes to search."""
+    """The split of a group. With `two` splits (published scores select), the share of select goes to search."""
     place = position(group)
     if place < shares["select"]:
         return "search" if two else "select"
@@ -337,7 +358,7 @@ def assign(group: str, two: bool = False, shares: Mapping[Split, float] = SPLIT_
 def make_splits(
     items: Sequence[Item], two: bool = False, shares: Mapping[Split, float] = SPLIT_SHARES
 ) -> Splits:
-    """Cut a benchmark into splits.
+    """Cut a benchmark into splits, only search and test if `two`.
 
     Raises:
         UserError: a category has too few groups to stand in every split.
@@ -348,13 +369,14 @@ def make_splits(
     for item in items:
         members.setdefault(item.category, []).append(item.group)
     groups = {category: list(dict.fromkeys(names)) for category, names in members.items()}
+    # This also changes `split_of`.
     notes = _fill(groups, split_of, needed)
     splits: dict[Split, list[Item]] = {split: [] for split in SPLITS}
     for item in items:
         splits[split_of[item.group]].append(item)
     for split in needed:
         _check_present(split, splits[split], list(members))
-        notes += _small(split, splits[split])
+        notes += _small_categories(split, splits[split])
     return Splits(
         items={split: tuple(chosen) for split, chosen in splits.items()}, notes=tuple(notes)
     )
@@ -376,12 +398,12 @@ def limit_splits(splits: Splits, limit: int) -> Splits:
     taken = {item.group for item in [*select, *search]}
     others = [*splits.items["search"], *splits.items["select"]]
     test = [*first_items([item for item in others if item.group not in taken], limit)]
-    again = {item.category for item in search} - {item.category for item in test}
-    test += [item for item in search if item.category in again]
-    twice = f" (of {listed(sorted(again))}: the very items of the search)" if again else ""
+    searched = {item.category for item in search} - {item.category for item in test}
+    test += [item for item in search if item.category in searched]
+    warning = f" (of {listed(sorted(searched))}: the very items of the search)" if searched else ""
     note = (
         f"dry_run={limit}: a dry run on at most {limit} items of each category in a split; it tests on {len(test)} "
-        f"items of the select and search splits{twice}; the test split stays closed and nothing is claimed"
+        f"items of the select and search splits{warning}; the test split stays closed and nothing is claimed"
     )
     return Splits(items={"select": select, "search": search, "test": tuple(test)}, notes=(note,))
 
@@ -400,12 +422,14 @@ def first_items(items: Sequence[Item], limit: int | None) -> Items:
 def _fill(
     members: Mapping[str, list[str]], split_of: dict[str, Split], needed: Sequence[Split]
 ) -> list[str]:
-    """Give a small category a group in each split that the hash left empty, from the split that has most. Returns a
-    note on what was moved."""
+    """Give a small category a group in each of the `needed` splits that the hash left empty, from the split that has
+    most. Changes `split_of` {group: split}, and returns a note if a group was moved. `members` is {category: groups}.
+    """
     moves: list[tuple[str, Split, Split]] = []
     for category, groups in members.items():
         for split in needed:
             counts = Counter(split_of[group] for group in groups)
+            # A category with fewer groups than splits is refused later.
             if not counts[split] and len(groups) >= len(needed):
                 donor = max(needed, key=lambda name: counts[name])
                 moved = min((group for group in groups if split_of[group] == donor), key=position)
@@ -421,8 +445,9 @@ def _fill(
 
 
 def _check_present(split: Split, items: Sequence[Item], categories: Sequence[str]) -> None:
+    """Refuse a split without items of one of the categories (UserError)."""
     present = {item.category for item in items}
-    empty = [c for c in categories if c not in present]
+    empty = [category for category in categories if category not in present]
     if empty:
         raise UserError(
             f"category {empty[0]!r} has no items in split {split}: it needs at least one group in each split; "
@@ -430,7 +455,8 @@ def _check_present(split: Split, items: Sequence[Item], categories: Sequence[str
         )
 
 
-def _small(split: Split, items: Sequence[Item]) -> list[str]:
+def _small_categories(split: Split, items: Sequence[Item]) -> list[str]:
+    """A note on the categories of a split that have few items, if there are any."""
     counts = Counter(item.category for item in items)
     small = [f"{name} ({n})" for name, n in counts.items() if n < ENOUGH_ITEMS]
     if not small:

@@ -7,7 +7,6 @@ import shlex
 import shutil
 import tempfile
 from collections.abc import Sequence
-from contextlib import ExitStack, suppress
 from dataclasses import field, replace
 from pathlib import Path
 from typing import IO
@@ -29,34 +28,46 @@ from souping.logs.tables import is_table
 ITEMS_FILE = "items.jsonl"
 DONE = "done"
 """File that marks a command that ended without an error."""
-LOWER = replace(POINTS, meaning="percent (lower is better)", higher_is_better=False)
+PERCENT_LOWER = replace(POINTS, meaning="percent (lower is better)", higher_is_better=False)
 OUTPUT_TAIL_BYTES = 1 << 16
-"""Bytes of a command's output in which its last lines are."""
+"""Bytes at the end of a command's output that are searched for its last lines."""
 
 
 class HeldLogs:
-    """Attempts at models that this process holds, each with the open file that locks it."""
+    """Attempts that this process holds, so that no other one reads or removes them.
+
+    An attempt is the folder of one call of the command on one model, with its items, log and lock file.
+    """
 
     def __init__(self) -> None:
+        # {soup: {attempt: its lock file, open as long as it is held}}
         self._files: dict[str, dict[Path, IO[str]]] = {}
 
-    def hold(self, soup: str, attempt: Path, file: IO[str]) -> None:
-        self._files.setdefault(soup, {})[attempt] = file
+    def hold(self, soup: str, attempt: Path, lock_file: IO[str]) -> None:
+        """Note an attempt that this process has locked by this open file."""
+        self._files.setdefault(soup, {})[attempt] = lock_file
 
     def adopt(self, soup: str, attempt: Path) -> bool:
-        """Hold an attempt, unless the process of another holds it; whether this one does."""
+        """Hold an attempt unless another process does. Returns whether this process holds it now."""
         if attempt in self._files.get(soup, {}):
             return True
-        with ExitStack() as stack, suppress(BlockingIOError, FileNotFoundError):
-            file = stack.enter_context((attempt / LOCK_FILE).open("a"))
-            lock(file.fileno(), wait=False)
-            self.hold(soup, attempt, file)
-            stack.pop_all()
-            return True
-        return False
+        try:
+            lock_file = (attempt / LOCK_FILE).open("a")
+        # Another process has just removed the attempt.
+        except FileNotFoundError:
+            return False
+        try:
+            lock(lock_file.fileno(), wait=False)
+        except BlockingIOError:
+            lock_file.close()
+            return False
+        self.hold(soup, attempt, lock_file)
+        return True
 
     def release(self, soup: str, items: Sequence[Item]) -> None:
-        """Remove the logs of these items, and leave those of others to whoever evaluates this model next."""
+        """Let go of a model's attempts. Those that were for these items alone are removed; the others stay for the next
+        run that evaluates this model.
+        """
         lines = set(map(item_line, items))
         for attempt, file in self._files.pop(soup, {}).items():
             if _requested(attempt) <= lines:
@@ -64,7 +75,7 @@ class HeldLogs:
             file.close()
 
     def close(self) -> None:
-        """Leave all logs to whoever evaluates these models next."""
+        """Let go of all attempts, which stay for the next run."""
         for soup in list(self._files):
             self.release(soup, ())
 
@@ -76,6 +87,7 @@ class CommandHosting(Hosting):
     logs: HeldLogs
 
     def stored(self, soup: str, items: Sequence[Item]) -> None:
+        """The answers are in the store: their logs are no longer needed."""
         self.logs.release(soup, items)
 
 
@@ -110,10 +122,11 @@ class CommandEvaluator(Evaluator):
 
     @property
     def unit(self) -> Unit:
-        return POINTS if self.higher_is_better else LOWER
+        return POINTS if self.higher_is_better else PERCENT_LOWER
 
     @property
     def settings(self) -> JsonObject:
+        """What a score depends on besides the model and the item; a direction that is the default is left out."""
         settings = {"name": "command", "command": self.command}
         if self.higher_is_better:
             return settings
@@ -136,7 +149,7 @@ class CommandEvaluator(Evaluator):
         return [Missing(what=f"evaluator.command: there is no program {program}")]
 
     def batches(self, items: Sequence[Item], repeat: int = 0) -> list[Items]:
-        """One command for all items."""
+        """One batch of all items, for one call of the command."""
         return [tuple(items)] if items else []
 
     def words(self, model: Path, items: Path, out: Path) -> list[str]:
@@ -147,7 +160,7 @@ class CommandEvaluator(Evaluator):
         return words
 
     def evaluate(self, model: LoadedModel, items: Sequence[Item], repeat: int = 0) -> list[Record]:
-        """Records of the items from the logs that are there, and from one command for the rest.
+        """Records of the items: from the logs of earlier attempts, and from one call of the command for the others.
 
         Raises:
             UserError: the command failed, took too long, or left no log of all items, or one in another unit.
@@ -155,6 +168,7 @@ class CommandEvaluator(Evaluator):
         try:
             return self._records(model, items)
         except BaseException:
+            # The next run may use the logs.
             self.close()
             raise
 
@@ -162,7 +176,7 @@ class CommandEvaluator(Evaluator):
         self._logs.close()
 
     def _records(self, model: LoadedModel, items: Sequence[Item]) -> list[Record]:
-        """The records; this process then holds the attempts that they are from."""
+        """The records in the items' order. Afterwards this process holds the attempts that they are from."""
         home = expanded(self.scratch).absolute()
         home.mkdir(parents=True, exist_ok=True)
         key = digest([model.soup, self.command])[:16]
@@ -173,23 +187,24 @@ class CommandEvaluator(Evaluator):
                 records |= logged
         missing = [item for item in items if item.id not in records]
         if missing:
-            # Others see the folder once it is held.
+            # Other processes look for `key-*`, so they see the folder only when it is held.
             hidden = Path(tempfile.mkdtemp(dir=home, prefix="."))
             file = hold_folder(hidden)
             attempt = hidden.rename(home / f"{key}-{hidden.name[1:]}")
             self._logs.hold(model.soup, attempt, file)
             problem = self._run(model.folder, missing, attempt)
-            logged, unread = self._collect(attempt, missing)
+            # Also after a problem: the items that were answered are not evaluated again.
+            logged, lacking = self._collect(attempt, missing)
             records |= logged
-            if problem or unread:
+            if problem or lacking:
                 count = f"{len(records)} of {len(items)} answers came and are kept in {home}"
                 raise UserError(
-                    f"evaluator.command {problem or unread}\n{count}: repeat the run for the rest"
+                    f"evaluator.command {problem or lacking}\n{count}: repeat the run for the rest"
                 )
         return [records[item.id] for item in items]
 
     def _run(self, folder: Path, items: Sequence[Item], attempt: Path) -> str:
-        """Run the command; what went wrong, with the last lines of its output, or nothing."""
+        """Run the command on these items in the attempt's folder. Returns what went wrong, empty if nothing did."""
         out = attempt / "out"
         listing = attempt / ITEMS_FILE
         copy = attempt / "model"
@@ -203,6 +218,7 @@ class CommandEvaluator(Evaluator):
         finally:
             shutil.rmtree(copy, ignore_errors=True)
         output = process.tail(OUTPUT_TAIL_BYTES)
+        # The guard of the process writes the exit status below the output.
         status = (ENDED.findall(output) or ["?"])[-1]
         if late:
             return f"took longer than evaluator.timeout={self.timeout:g}: {_last_lines(output)}"
@@ -212,7 +228,7 @@ class CommandEvaluator(Evaluator):
         return ""
 
     def _collect(self, attempt: Path, items: Sequence[Item]) -> tuple[dict[str, Record], str]:
-        """Records of these items from a command's log, and why there are not all of them."""
+        """({item id: record} of these items from an attempt's log, what the log lacks or why it cannot be read)."""
         try:
             requested = _requested(attempt)
             (log,) = read_logs(_whole_lines(attempt, log_in(attempt / "out")), lower=None)
@@ -229,6 +245,7 @@ class CommandEvaluator(Evaluator):
         for item in items:
             if item.id not in logged:
                 unanswered.append(item.id)
+            # An item of this id may have had another content at that attempt.
             elif item_line(item) in requested:
                 records[item.id] = logged[item.id]
         if not unanswered:
@@ -238,14 +255,14 @@ class CommandEvaluator(Evaluator):
 
 
 def _last_lines(output: str) -> str:
-    """What a command printed last."""
+    """The last lines that a command printed, on one line of at most 300 characters."""
     lines = [line.strip() for line in output.splitlines()[-4:] if not ENDED.search(line)]
     last = " | ".join(line for line in lines if line)
     return safe(last)[-300:] or "it printed nothing"
 
 
 def _requested(attempt: Path) -> set[str]:
-    """The lines of the items that a command was started for."""
+    """Lines of the items that an attempt was for, as `item_line` writes them; empty if it was not yet written."""
     listing = attempt / ITEMS_FILE
     if not listing.exists():
         return set()
@@ -253,7 +270,10 @@ def _requested(attempt: Path) -> set[str]:
 
 
 def _whole_lines(attempt: Path, log: Path) -> Path:
-    """The log; of a table that a command left when it was stopped, a copy without a last line that may be cut off."""
+    """The log itself, or a copy without its last line if that may be incomplete.
+
+    A command that was stopped may have cut off the last line of a CSV or JSONL table.
+    """
     if not is_table(log) or log.suffix == ".parquet" or (attempt / DONE).exists():
         return log
     data = log.read_bytes()

@@ -64,12 +64,13 @@ LOCAL_EVALUATOR_VERSION = 2
 
 @frozen
 class LiveHosting(Hosting):
-    """Live module on a machine, unless an engine has processes of its own."""
+    """Hosting of a live module by the settings of a `machine`, or by those of the evaluator's `engine`, if any."""
 
     machine: MachineSettings
     engine: Engine | None = None
 
     def module_settings(self) -> ModuleSettings:
+        """How to load the live module, as the engine says."""
         if self.engine is None:
             return self.machine.module_settings()
         return self.engine.module_settings(self.machine)
@@ -100,11 +101,12 @@ class MachineEvaluator(Evaluator):
         return LiveHosting(device=self.device, machine=self.machine)
 
     def for_pool(self, architecture_folder: Path, folders: Folders) -> Self:
-        """This evaluator with what it leaves to the candidates: their own dtype, and one thread if they are small."""
+        """A copy with open settings set for the candidates: their own dtype, and one thread if they are small."""
         threads = self.threads
         if threads is None and are_small(architecture_folder):
             threads = 1
         dtype = self.dtype
+        # On a CPU the default is float32, whatever the checkpoint's dtype.
         if dtype is None and self.machine.resolved_device != "cpu":
             dtype = dtype_of(architecture_folder)
         return replace(self, dtype=dtype, threads=threads)
@@ -116,20 +118,27 @@ class EnginePrompts(Prompts):
 
     def check_tokenizer(self, folder: Path, items: Sequence[Item]) -> None:
         """Refuse chat messages if the tokenizer has no chat template (UserError, with the first such item)."""
-        chat = next((item for item in items if not isinstance(item.prompt, str)), None)
-        if chat is not None and not chat_template(folder):
-            raise no_template(chat)
+        chat_item = next((item for item in items if not isinstance(item.prompt, str)), None)
+        if chat_item is not None and not chat_template(folder):
+            raise no_template(chat_item)
 
 
 @component
 class EngineEvaluator(MachineEvaluator):
-    """Evaluator by an engine. An engine in other processes has its own device and threads, and no `workers`."""
+    """Evaluator by an engine.
+
+    `workers` threads share the work of `engine=transformers`. An engine in other processes has its own device and
+    threads, and no `workers`.
+    """
 
     workers: Threads = 1
     engine: Engine = field(default_factory=TransformersEngine)
 
     def settings_of(self, name: str, version: int, particular: JsonObject) -> JsonObject:
-        """Settings of an evaluator with this name: its `particular` ones, and those of the engine or the machine."""
+        """What a score of an evaluator with this name depends on besides the model and the item.
+
+        These are its `particular` settings, those that all evaluators have, and those of the engine or of the machine.
+        """
         common: dict[str, Json] = {
             "name": name,
             "version": version,
@@ -138,6 +147,7 @@ class EngineEvaluator(MachineEvaluator):
             **particular,
         }
         engine = self.engine.settings
+        # An engine with settings has its own device and threads.
         if engine is not None:
             return {**common, "engine": {**engine, "dtype": self.dtype or "auto"}}
         machine = self.machine
@@ -150,9 +160,9 @@ class EngineEvaluator(MachineEvaluator):
         }
 
     def for_pool(self, architecture_folder: Path, folders: Folders) -> Self:
-        """The evaluator with `auto` settings resolved for these candidates.
+        """A copy in which open settings are set for the candidates.
 
-        An engine in other processes, which has settings of its own, finds their dtype itself.
+        The dtype stays open for an engine in other processes, which has settings of its own: it finds the dtype itself.
         """
         resolved = super().for_pool(architecture_folder, folders)
         if self.engine.settings is None:
@@ -165,6 +175,7 @@ class EngineEvaluator(MachineEvaluator):
 
     @property
     def hosting(self) -> Hosting:
+        # An engine does not know the evaluator's dtype.
         host = self.engine.host
         if host is not None:
             host = replace(host, dtype=self.dtype or "auto")
@@ -192,10 +203,11 @@ class LocalPrompts(EnginePrompts):
     max_new_tokens: int | None
 
     def check_tokenizer(self, folder: Path, items: Sequence[Item]) -> None:
-        """Refuse texts without an answer and scorers that are not known, and as every engine does (UserError)."""
+        """Refuse texts without an answer, unknown scorers, and chat messages without a template (UserError)."""
         EnginePrompts.check_tokenizer(self, folder, items)
         for item in items:
             if item.scorer == TEXT or (item.user_scorer is None and item.scorer not in SCORERS):
+                # Raises the error of this scorer, whatever the output.
                 score(item, "")
 
     def banner(self) -> str:
@@ -208,20 +220,21 @@ class LocalPrompts(EnginePrompts):
         return generation_notes(folders)
 
     def prompt_notes(self, folder: Path, items: Sequence[Item]) -> list[str]:
-        plain = sum(isinstance(item.prompt, str) for item in items)
-        if not plain or not chat_template(folder):
+        """A note if prompts are plain texts, while the tokenizer in `folder` has a chat template."""
+        plain_texts = sum(isinstance(item.prompt, str) for item in items)
+        if not plain_texts or not chat_template(folder):
             return []
         return [
-            f"{plain} of {len(items)} prompts are plain texts and bypass the tokenizer's chat template: chat models "
+            f"{plain_texts} of {len(items)} prompts are plain texts and bypass the tokenizer's chat template: chat models "
             'need messages, "prompt": [{"role": "user", "content": "..."}]'
         ]
 
 
 class AnswerScoring(Scoring):
-    """An answer is scored by its item's scorer."""
+    """Scoring of each answer by its item's scorer."""
 
     def rescore(self, item: Item, answer: Record) -> Record:
-        """A stored answer, scored by the item's present scorer; nan if the user's scorer has still to be called."""
+        """A stored answer with the score that the item's present scorer gives it, NaN for a scorer of the user's."""
         return replace(answer, score=_score(item, answer.output, answer.outcome))
 
 
@@ -256,6 +269,7 @@ class LocalEvaluator(EngineEvaluator):
 
     @property
     def settings(self) -> JsonObject:
+        # Greedy answers depend on no other setting of the decoding.
         decoding: dict[str, Json] = {"temperature": 0.0}
         if self.temperature:
             decoding = asdict(self.decoding)
@@ -277,6 +291,7 @@ class LocalEvaluator(EngineEvaluator):
 
     @property
     def generation(self) -> GenerationSettings:
+        """What the engine is told about answers."""
         return GenerationSettings(
             machine=self.machine,
             max_new_tokens=self.max_new_tokens,
@@ -302,7 +317,7 @@ class LocalEvaluator(EngineEvaluator):
         return AnswerScoring(aggregate=self.aggregate)
 
     def batches(self, items: Sequence[Item], repeat: int = 0) -> list[Items]:
-        size = repeat_size(self.batch_size, self.temperature > 0, repeat)
+        size = repeat_size(self.batch_size, sampled=self.temperature > 0, repeat=repeat)
         return cut_by_length(items, lambda item: len(item.text), size)
 
     def evaluate(self, model: LoadedModel, items: Sequence[Item], repeat: int = 0) -> list[Record]:
@@ -319,6 +334,7 @@ class LocalEvaluator(EngineEvaluator):
 
 
 def _record(model: LoadedModel, item: Item, answer: Answer, repeat: int) -> Record:
+    """The scored answer, with the prompt as the model sees it."""
     return Record(
         item=item.id,
         score=_score(item, answer.text, answer.outcome),
@@ -334,7 +350,10 @@ def _record(model: LoadedModel, item: Item, answer: Answer, repeat: int) -> Reco
 
 
 def _score(item: Item, output: str, outcome: Outcome) -> float:
-    """The user's scorers are called by the process with the store, which may have the score."""
+    """Score of an output, 0 for no answer, NaN for an item with a scorer of the user's.
+
+    Those are called later by the process that has the store, which may know the score already.
+    """
     if outcome == "unanswered":
         return 0.0
     if item.user_scorer is not None:

@@ -16,13 +16,13 @@ from souping.logs.records import Log, LoggedAnswer, LoggedMetric
 
 
 def item_line(item: Item) -> str:
-    """The item as a line of the JSONL file that an evaluation gets."""
+    """The item as a line of the JSONL file that an evaluation gets, without its line break."""
     table = {name: value for name, value in asdict(item).items() if name != "user_scorer"}
     return json.dumps(table, ensure_ascii=False, sort_keys=True, default=str)
 
 
 def log_in(source: Path) -> Path:
-    """What a folder holds if that is one file or folder, else the folder itself."""
+    """The log below `source`: the one file or folder in it, or `source` itself if it is a file or holds several."""
     logs = list(source.iterdir()) if source.is_dir() else [source]
     if not logs:
         raise UserError(f"the evaluation left no log in {source}")
@@ -32,12 +32,12 @@ def log_in(source: Path) -> Path:
 def records_by_item(
     log: Log, categories: Mapping[str, str], higher_is_better: bool, fix: str
 ) -> dict[str, Record]:
-    """{id of an item: the record of its answers} of the items that have a score; a task counts by its first metric.
+    """{item id: record} of the items that have a score in a log; the score is the first metric of its task.
 
-    `categories` are those of the items by id. `fix` is what to do about a score that is not a fraction of 1.
+    `categories` is {item id: category}. `fix` tells the user what to do about a score that is not a fraction of 1.
 
     Raises:
-        UserError: there is one, scores are in the other direction, or an item has scores of two tasks.
+        UserError: a score is not a fraction of 1, its direction is not `higher_is_better`, or two tasks score an item.
     """
     metrics = {task.name: next(iter(task.metrics.values())) for task in log.tasks.values()}
     for metric in metrics.values():
@@ -53,13 +53,15 @@ def records_by_item(
 def _check_direction(
     log: Log, metric: LoggedMetric, higher_is_better: bool, metrics: Sequence[LoggedMetric]
 ) -> None:
-    """Refuse scores in the other direction, which tables and inspect_ai do not state."""
+    """Refuse a metric whose direction is not that of the evaluator; `metrics` are all of the log."""
     higher = metric.higher_is_better
+    # Tables and inspect_ai state no direction, so "higher" is only their default.
     stated = log.harness not in ("table", "inspect_ai")
     if higher == higher_is_better or (higher and not stated):
         return
     word = "higher" if higher else "lower"
     fix = f"add evaluator.higher_is_better={str(higher).lower()}"
+    # With metrics of both directions, either value of the key refuses one of them.
     if len({metric.higher_is_better for metric in metrics}) > 1:
         fix = "evaluate it in a run of its own, as its other metrics are not"
     raise UserError(f"{log.path}: {metric.name} is better when it is {word}\n{fix}")
@@ -68,8 +70,8 @@ def _check_direction(
 def _answers_by_item(
     log: Log, metrics: Mapping[str, LoggedMetric], categories: Mapping[str, str]
 ) -> dict[str, list[LoggedAnswer]]:
-    """{id of an item: its answers that have a score}; `metrics` are by task."""
-    # Their items are an id and a hash of the content.
+    """{item id: its answers that have a score}; `metrics` is {task: metric}, `categories` {item id: category}."""
+    # These logs name an item by its id in the task, a space, and a hash of its content.
     hashed = log.harness in ("lm_eval", "inspect_ai")
     answers = dict[str, list[LoggedAnswer]]()
     task_of = dict[str, str]()
@@ -78,6 +80,7 @@ def _answers_by_item(
             name = answer.item
             if hashed:
                 name = f"{task}/{name.rpartition(' ')[0]}"
+            # A log may hold items that were not requested.
             if np.isnan(answer.score) or name not in categories:
                 continue
             # A table's task is CATEGORY or TASK/CATEGORY.
@@ -91,7 +94,7 @@ def _answers_by_item(
 
 
 def _record(item: str, answers: Sequence[LoggedAnswer]) -> Record:
-    """A record of the mean of an item's answers."""
+    """One record for all answers to an item: their mean score, the first one's output, and the worst outcome."""
     missing = any(answer.missing for answer in answers)
     outcome: Outcome = "finished"
     if missing:

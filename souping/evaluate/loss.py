@@ -25,7 +25,7 @@ LOSS_EVALUATOR_VERSION = 1
 
 @frozen
 class LossPrompts(EnginePrompts):
-    """Texts that a model reads."""
+    """Texts that a model reads. `trust_remote_code` lets their tokenizer run its own code."""
 
     trust_remote_code: bool
 
@@ -39,7 +39,7 @@ class LossPrompts(EnginePrompts):
             scored_text(item)
 
     def prompt_notes(self, folder: Path, items: Sequence[Item]) -> list[str]:
-        """Texts with characters that the tokenizer does not know: one token then stands for any number of bytes."""
+        """A note if the tokenizer does not know some characters: one token then stands for any number of bytes."""
         tokenizer = load_tokenizer(folder, self.trust_remote_code)
         unknown = tokenizer.unk_token_id
         if unknown is None:
@@ -82,7 +82,7 @@ class LossEvaluator(EngineEvaluator):
         return Sampling(full_batch=self.batch_size, answer_tokens=0)
 
     def batches(self, items: Sequence[Item], repeat: int = 0) -> list[Items]:
-        # A model reads the answers too.
+        # By the length of prompt and answer, as a model reads both.
         return cut_by_length(
             items, lambda item: len(item.text) + len(str(item.answer)), self.batch_size
         )
@@ -101,23 +101,24 @@ class LossEvaluator(EngineEvaluator):
         ]
 
 
-def _record(model: LoadedModel, item: Item, read: Passage, likelihood: float) -> Record:
+def _record(model: LoadedModel, item: Item, tokens: Passage, likelihood: float) -> Record:
+    """Record of an item: bits per byte, and (bits, bytes) as statistics. `likelihood` is a logarithm, in nats."""
     bits = -likelihood / math.log(2)
-    size = len(scored_text(item).encode())
-    tokens = (*read.before, *read.scored)
-    key = prompt_key(tokens)
+    nbytes = len(scored_text(item).encode())
+    token_ids = (*tokens.before, *tokens.scored)
+    key = prompt_key(token_ids)
     return Record(
         item=item.id,
-        score=bits / size,
-        statistics=(bits, float(size)),
-        prompt_tokens=len(tokens),
+        score=bits / nbytes,
+        statistics=(bits, float(nbytes)),
+        prompt_tokens=len(token_ids),
         prompt_key=key,
         prompt=as_seen(model.tokenizer, item, key),
     )
 
 
 def scored_text(item: Item) -> str:
-    """The text that an item is scored by (UserError if there is none)."""
+    """The text whose bits are counted: the item's own, or its answer (UserError if there is none)."""
     text = item.prompt if item.scorer == TEXT else item.answer
     if not isinstance(text, str) or not text:
         raise UserError(
@@ -127,24 +128,26 @@ def scored_text(item: Item) -> str:
 
 
 def passage(tokenizer: PreTrainedTokenizerBase, item: Item) -> Passage:
-    """The tokens of an item.
+    """The tokens to score, and those before them.
 
     An answer is tokenised together with its prompt, and scored from the first token that differs from the prompt's.
+    A text is scored from its first token on, which follows a BOS token (EOS if the tokenizer has none).
 
     Raises:
         UserError: there is no token to score, or none that a text's first token could follow.
     """
-    text = prompt_text(tokenizer, item)
+    prompt = prompt_text(tokenizer, item)
     answer = scored_text(item)
     begin = tokenizer.bos_token_id
     if begin is None:
         begin = tokenizer.eos_token_id
-    tokens = encode(tokenizer, text)
+    tokens = encode(tokenizer, prompt)
+    # Tokens before the first that is scored.
     shared = 0
     if item.scorer != TEXT:
         prompt_tokens = tokens
-        tokens = encode(tokenizer, text + answer)
-        shared = _shared(prompt_tokens, tokens)
+        tokens = encode(tokenizer, prompt + answer)
+        shared = _shared_prefix(prompt_tokens, tokens)
     if len(tokens) == shared:
         raise UserError(f"item {item.id}: the tokenizer has no token of the text")
     # A chat prompt begins as its template says, so no BOS token is added.
@@ -157,8 +160,8 @@ def passage(tokenizer: PreTrainedTokenizerBase, item: Item) -> Passage:
     return Passage(before=(begin, *tokens[:shared]), scored=tuple(tokens[shared:]))
 
 
-def _shared(first: Sequence[int], second: Sequence[int]) -> int:
-    """Tokens at the beginning that two sequences have in common."""
+def _shared_prefix(first: Sequence[int], second: Sequence[int]) -> int:
+    """How many tokens at the beginning two sequences have in common."""
     count = 0
     for a, b in zip(first, second, strict=False):
         if a != b:

@@ -21,7 +21,8 @@ SMALL_MODEL_PARAMETERS = 50_000_000
 class MachineSettings:
     """Settings of a live module. They are part of the fingerprint, because they change logits in the last digits.
 
-    An input is computed in batches of `batch_size` by so many `workers`, each with `threads` torch threads.
+    Inputs are computed in batches of `batch_size`, which `workers` threads of Python share. Each of them uses `threads`
+    torch threads. `dtype` and `threads` are None for the default.
     """
 
     batch_size: int
@@ -33,7 +34,7 @@ class MachineSettings:
 
     @property
     def resolved_dtype(self) -> str:
-        """What the module computes in; `auto` as long as the checkpoint's own dtype is not known."""
+        """Dtype that the module computes in; `auto` is the checkpoint's own, which is not known here."""
         if self.dtype is not None:
             return self.dtype
         return "float32" if self.resolved_device == "cpu" else "auto"
@@ -62,7 +63,9 @@ class MachineSettings:
 
 
 def dtype_of(architecture_folder: Path) -> Precision | None:
-    """What a module of these candidates computes in on a GPU; None for a config's dtype that no setting names."""
+    """Dtype that a module of these candidates computes in on a GPU: that of the folder's weights, or of its config if
+    the weights are elsewhere; None if the config's is not a `Precision`.
+    """
     if has_weights(architecture_folder):
         return compute_dtype(open_headers(architecture_folder))
     dtype = setting(read_model_config(architecture_folder), "dtype") or "float32"
@@ -70,23 +73,26 @@ def dtype_of(architecture_folder: Path) -> Precision | None:
 
 
 def are_small(architecture_folder: Path) -> bool:
-    """Whether one thread is enough for these candidates; False if their weights are elsewhere."""
+    """Whether the candidates are so small that one thread is enough; False if the folder has no weights to count."""
     if not has_weights(architecture_folder):
         return False
     return open_headers(architecture_folder).parameters < SMALL_MODEL_PARAMETERS
 
 
 def open_headers(folder: Path) -> Checkpoint:
-    """A checkpoint of the pool, which has opened it before."""
+    """The tensors' names, dtypes and shapes in a folder of the pool. The pool has opened it before with the user's
+    `merge.allow_pickle`, so a pickle is not refused again.
+    """
     return Checkpoint.open(folder, allow_pickle=True)
 
 
 def compute_dtype(model: Checkpoint) -> Precision:
     """The checkpoint's dtype by torch's name: the narrowest of several, float32 if torch computes in none of them."""
-    computed: list[Precision] = ["float32"]
+    dtypes: list[Precision] = ["float32"]
+    # The checkpoint names its dtypes from the widest to the narrowest.
     for name in model.dtype.split("+"):
-        computed += [known for known in get_args(Precision) if known == name]
-    return computed[-1]
+        dtypes += [precision for precision in get_args(Precision) if precision == name]
+    return dtypes[-1]
 
 
 def batches(items: Sequence[Item], size: int) -> list[Items]:
@@ -95,12 +101,15 @@ def batches(items: Sequence[Item], size: int) -> list[Items]:
 
 
 def cut_by_length(items: Sequence[Item], length: Callable[[Item], int], size: int) -> list[Items]:
-    """Items of similar length together (little padding), in an order that depends on the items alone."""
+    """Batches of `size` items of similar length (little padding), in an order that depends on the items alone."""
     return batches(sorted(items, key=lambda item: (length(item), item.id)), size)
 
 
 def repeat_size(size: int, sampled: bool, repeat: int) -> int:
-    """Items in a batch of n-th answers: greedy ones have another size after the first, and so other neighbours."""
+    """Batch size for the answers with number `repeat`, from 0 on, to the same items.
+
+    Repeated greedy answers differ by rounding alone, so they get batches of another size, with other neighbours.
+    """
     if sampled or not repeat:
         return size
     return size // 2 if size > 1 else 2

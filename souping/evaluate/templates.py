@@ -42,7 +42,7 @@ BYTES = 5 << 28
 LONGEST_PROMPT_CHARS = 50_000_000
 """Characters that a template may write: no tokenizer gets through more."""
 PASSED_VARIABLES = ("PATH", "TZ", "LANG", "LC_ALL", "LD_LIBRARY_PATH", "DYLD_LIBRARY_PATH")
-"""Environment variables that the process gets: it needs no keys or tokens."""
+"""Environment variables that the process gets from this one."""
 
 
 class TemplateStoppedError(Exception):
@@ -50,7 +50,9 @@ class TemplateStoppedError(Exception):
 
 
 def _environment() -> dict[str, str]:
+    """Environment variables of the process: it finds the same modules as this one, and gets no keys or tokens."""
     package = package_environment()
+    # An empty entry is the current folder.
     path = os.pathsep.join([package["PYTHONPATH"], *filter(None, sys.path)])
     passed = {name: value for name, value in os.environ.items() if name in PASSED_VARIABLES}
     return {
@@ -76,7 +78,10 @@ def _chat_in_child(
     options: dict[str, Json],
     seconds: float,
 ) -> tuple[str, str]:
-    """A chat template as transformers renders it, without the tokenizer, of which it needs the special tokens."""
+    """`_rendered` of a chat template, by transformers' own function.
+
+    A stand-in for the tokenizer has what that function reads of it. `options` are its keyword arguments.
+    """
     sys.modules.setdefault("torch", None)  # type: ignore[arg-type]  # slow to import, and of no use to a template
     from transformers import PreTrainedTokenizerBase as Base
 
@@ -88,12 +93,13 @@ def _chat_in_child(
 
 
 def _task_in_child(template: str, doc: Mapping[str, Any], seconds: float) -> tuple[str, str]:
-    """A task's template as lm_eval renders it, in jinja's sandbox."""
+    """`_rendered` of a task's template with a document, as lm_eval renders it, but in jinja's sandbox."""
     return _rendered(lambda: _compiled(template).render(doc), seconds)
 
 
 @lru_cache(maxsize=1024)
 def _compiled(template: str) -> Template:
+    """A template for jinja's sandbox, with the settings and the filter that lm_eval has."""
     from jinja2 import BaseLoader, StrictUndefined
     from jinja2.sandbox import ImmutableSandboxedEnvironment
 
@@ -107,7 +113,10 @@ def _compiled(template: str) -> Template:
 
 
 def _rendered(render: Callable[[], str], seconds: float) -> tuple[str, str]:
-    """("text", the text), or why there is none. The alarm ends the process, which also ends a call into C."""
+    """("text", the text), or ("refused" or "stopped", why there is none).
+
+    After `seconds` an alarm ends this process, even during a call into C.
+    """
     signal.setitimer(signal.ITIMER_REAL, seconds)
     try:
         text = render()
@@ -115,8 +124,10 @@ def _rendered(render: Callable[[], str], seconds: float) -> tuple[str, str]:
             return "stopped", f"it makes a text of {len(text):.0e} characters"
         return "text", text
     except MemoryError:
+        # The child reports it, and is replaced by another process.
         raise
     except Exception as error:  # a template can raise anything
+        # Errors of jinja are the template's own, such as those by `raise_exception`.
         kind = "refused" if type(error).__module__.startswith("jinja2.") else "stopped"
         return kind, str(error)[:2000] or type(error).__name__
     finally:
@@ -127,7 +138,7 @@ def _rendered(render: Callable[[], str], seconds: float) -> tuple[str, str]:
 
 
 def _render(function: Callable[..., tuple[str, str]], *arguments: object) -> str:
-    """The text that a template makes of its arguments.
+    """The text that one of the two functions above makes in the child process, of all arguments but the time limit.
 
     Raises:
         TemplateStoppedError: it takes too long or too much memory, or fails.
@@ -164,7 +175,7 @@ def apply_chat_template(
     """
     from transformers import PreTrainedTokenizerBase as Base
 
-    # a class with its own format
+    # A tokenizer's class may write chats by its own code instead of a template.
     if type(tokenizer).apply_chat_template is not Base.apply_chat_template:
         return str(tokenizer.apply_chat_template(messages, **options))  # type: ignore[arg-type]
     return _render(
@@ -215,21 +226,24 @@ def encode(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
 
 
 def as_seen(tokenizer: PreTrainedTokenizerBase, item: Item, key: str) -> str:
-    """A prompt as text, as the model sees it, with its special tokens; `key` is the digest of its ids."""
-    known = _seen(tokenizer)
-    if key not in known:
-        known[key] = str(tokenizer.decode(render(tokenizer, item), skip_special_tokens=False))
-    return known[key]
+    """A prompt as text, as the model sees it, with its special tokens; `key` is the digest of its token ids."""
+    texts = _prompt_texts(tokenizer)
+    if key not in texts:
+        texts[key] = str(tokenizer.decode(render(tokenizer, item), skip_special_tokens=False))
+    return texts[key]
 
 
 @lru_cache(maxsize=8)
-def _seen(tokenizer: PreTrainedTokenizerBase) -> dict[str, str]:
-    """Prompts that this tokenizer wrote, by the digest of their ids; every model of a run gets the same ones."""
+def _prompt_texts(tokenizer: PreTrainedTokenizerBase) -> dict[str, str]:
+    """Cache of a tokenizer's prompts, {digest of the token ids: text}: all models of a run get the same prompts.
+
+    It is empty at first; `as_seen` adds to it.
+    """
     return {}
 
 
 def no_template(item: Item) -> UserError:
-    """Error of an item with chat messages for a tokenizer without a chat template."""
+    """The error for an item with chat messages if the tokenizer has no chat template."""
     return UserError(
         f"item {item.id}: chat messages need a chat template, and the tokenizer has none"
     )
@@ -272,7 +286,7 @@ class Decoding:
     penalties: JsonObject = field(default_factory=dict)
 
     def seed_of(self, item: Item, repeat: int) -> int:
-        """Seed of one answer, 63 bits. Another id of an item draws no other answers."""
+        """Seed of one answer, 63 bits. It depends on the item's prompt, not on its id."""
         text = f"{self.seed}\0{item.prompt_digest}\0{repeat}".encode()
         return int.from_bytes(hashlib.sha256(text).digest()[:8], "big") >> 1
 
@@ -285,9 +299,10 @@ def read_generation(folder: Path) -> JsonObject:
 
 
 def generation_overrides(folder: Path) -> JsonObject:
-    """What a folder's generation_config changes compared with greedy decoding, {key: value}."""
+    """{key: value} of a folder's generation_config that would change greedy decoding."""
     settings = read_generation(folder)
     keys: Names = PENALTIES
+    # Without it transformers ignores the keys of sampling.
     if settings.get("do_sample"):
         keys += SAMPLING
     overrides = dict[str, Json]()
@@ -299,7 +314,7 @@ def generation_overrides(folder: Path) -> JsonObject:
 
 
 def generation_notes(folders: Folders) -> list[str]:
-    """Notes on generation_configs, which are not used."""
+    """Notes on the candidates whose generation_config would change the decoding, as it is not used."""
     notes = []
     for name, folder in folders.items():
         overrides = generation_overrides(folder)
@@ -312,11 +327,14 @@ def generation_notes(folders: Folders) -> list[str]:
 
 
 def write_neutral(folder: Path, source: Path, ends: Sequence[int]) -> None:
-    """Write a generation_config.json that holds nothing but the ids of `source` and the end tokens."""
+    """Write a generation_config.json with the token ids of the one in `source` and nothing else; if there are end
+    tokens, `ends`, they replace those.
+    """
     ids = {key: value for key, value in read_generation(source).items() if key in IDS}
     if ends:
         ids["eos_token_id"] = list(ends)
     path = folder / "generation_config.json"
+    # The file may be a link to that of a candidate.
     path.unlink(missing_ok=True)
     path.write_text(json.dumps(ids, indent=2), encoding="utf-8")
 
@@ -326,8 +344,9 @@ Draw = Callable[["torch.Tensor", "torch.Tensor"], "torch.Tensor"]
 
 
 def sampler(decoding: Decoding, seeds: Sequence[int], width: int) -> Draw:
-    """Function that turns logits into a draw, for rows with these seeds whose prompts are `width` tokens wide. A draw
-    depends on its answer's seed and on the number of tokens before it.
+    """Function that turns logits into a draw, for rows whose prompts are `width` tokens wide, one seed per row.
+
+    A draw depends on the row's seed and on the number of tokens that the answer has before it.
     """
 
     def draw(ids: torch.Tensor, logits: torch.Tensor) -> torch.Tensor:

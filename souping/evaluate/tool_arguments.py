@@ -39,7 +39,10 @@ SET_BY_SOUPING = frozenset(
 
 
 def check_tool_arguments(args: JsonObject, where: str) -> None:
-    """Refuse arguments that souping sets, and a share of memory that is none (UserError)."""
+    """Refuse arguments that souping sets, and a share of memory that is not above 0 and at most 1 (UserError).
+
+    `where` is the key that holds `args`, for messages.
+    """
     for name in SET_BY_SOUPING & args.keys():
         raise UserError(f"{where}.{name}: souping sets it, or has a key for it: leave it out")
     fraction = args.get(GPU_FRACTION, 1.0)
@@ -48,8 +51,9 @@ def check_tool_arguments(args: JsonObject, where: str) -> None:
 
 
 def missing_tool(package: str, args: JsonObject, where: str) -> list[Missing]:
-    """What lacks where a tool is not installed: without it, no name in `args` is checked either."""
+    """The tool's package if it is not installed, else nothing. `where` is the key that holds `args`, for messages."""
     lacking = missing(package)
     if not args:
         return lacking
+    # Without the tool, the names of its arguments are not known.
     return [replace(tool, what=f"{tool.what} ({where} is not checked)") for tool in lacking]

@@ -19,7 +19,7 @@ from souping.evaluate.benchmark import (
     Benchmark,
     assign,
     first_items,
-    kept,
+    included_items,
     limit_splits,
     make_splits,
     outline_items,
@@ -289,11 +289,11 @@ def test_shares_that_leave_too_little_or_do_not_make_1(shares: dict[str, float])
 
 def test_excluded_categories_are_left_out() -> None:
     items = make_items(2)
-    assert {item.category for item in kept(tuple(items), ["w"])} == {"x"}
-    assert kept(tuple(items), []) == tuple(items)
+    assert {item.category for item in included_items(tuple(items), ["w"])} == {"x"}
+    assert included_items(tuple(items), []) == tuple(items)
     firsts = [next(item for item in items if item.category == name) for name in ("w", "x")]
-    assert kept(tuple(items), [], 1) == tuple(sorted(firsts, key=items.index))
+    assert included_items(tuple(items), [], 1) == tuple(sorted(firsts, key=items.index))
     with pytest.raises(UserError, match="leave one in"):
-        kept(tuple(items), ["w", "x"])
+        included_items(tuple(items), ["w", "x"])
     with pytest.raises(UserError, match=r"benchmark\.exclude"):
-        kept(tuple(items), ["v"])
+        included_items(tuple(items), ["v"])

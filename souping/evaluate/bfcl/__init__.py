@@ -51,6 +51,7 @@ BFCL_EVAL_VERSION = "2026.3.23"
 BFCL_FOLDER = Path(__file__).parent
 RUNNER = BFCL_FOLDER / "runner.py"
 SITE = "lib/python*/site-packages"
+"""Pattern of an environment's folder of packages."""
 PROTOCOL = 2
 """Raised when the same settings would give other answers or scores."""
 GREEDY = 0.001
@@ -70,19 +71,20 @@ Interpreter = Annotated[
 
 @frozen
 class BfclPrompts(Prompts):
-    """Prompts that handlers of bfcl-eval build of its own items."""
+    """Prompts that bfcl-eval's handlers build from its own items."""
 
     brings_items = True
 
     evaluator: BfclEvaluator
 
     def outline(self) -> Items:
+        """Items without content. Those of the same number in the multi-turn files tell one scenario, so are a group."""
         sizes = {name: FILE_ITEMS[name] for name in chosen_categories(self.evaluator.categories)}
         return outline_items(sizes, shared=MULTI_TURN)
 
     @property
     def benchmark(self) -> BfclBenchmark:
-        """Its own items: their splits and groups do not depend on the categories that are evaluated."""
+        """BFCL's items of the categories. Their splits and groups do not depend on which categories are chosen."""
         evaluator = self.evaluator
         return BfclBenchmark(
             data=evaluator.environment.data,
@@ -90,10 +92,10 @@ class BfclPrompts(Prompts):
         )
 
     def check(self, candidates: Sequence[str]) -> None:
-        """Refuse, before any work, handlers of candidates that are not there, and unknown handlers.
+        """Refuse handlers for models that are no candidates, and unknown handlers.
 
         Raises:
-            UserError: the key and the nearest name.
+            UserError: it names the key and the nearest name.
         """
         known = (*SOUPING_HANDLERS, *registered(self.evaluator.environment.package))
         for name, handler in self.evaluator.handlers.items():
@@ -109,7 +111,7 @@ class BfclPrompts(Prompts):
             )
 
     def pool_notes(self, folders: Folders) -> list[str]:
-        """What the candidates' own generation_config would have done, and what a server of others may do."""
+        """Notes on the candidates' generation_configs, which are not used, and on a server that others started."""
         notes = generation_notes(folders)
         url = self.evaluator.server.host.url
         if url is not None:
@@ -147,14 +149,14 @@ class BfclEvaluator(Evaluator):
 
     @property
     def handlers(self) -> dict[str, str]:
-        """{candidate or `soup`: handler}"""
+        """{candidate or `soup`: handler}, where `soup` stands for all models without a handler of their own."""
         if isinstance(self.handler, str):
             return {OTHER_MODELS: self.handler}
         return {OTHER_MODELS: CHAT_TEMPLATE, **self.handler}
 
     @property
     def settings(self) -> JsonObject:
-        """What a score depends on, apart from the model and the item. Categories belong to the items."""
+        """What a score depends on, apart from the model and the item (which has its category)."""
         settings: dict[str, Json] = {
             "name": "bfcl",
             "protocol": PROTOCOL,
@@ -189,8 +191,9 @@ class BfclEvaluator(Evaluator):
         return Hosting(model_form="folder", host=self.server.host)
 
     def needs(self) -> list[Missing]:
-        """The environment, and what the server lacks."""
+        """bfcl-eval's environment if it is not there, and what the server lacks."""
         try:
+            # Looking for it raises the error.
             _ = self.environment
         except UserError as error:
             return [Missing.from_error(error), *self.server.needs()]
@@ -198,6 +201,7 @@ class BfclEvaluator(Evaluator):
 
     @property
     def environment(self) -> Environment:
+        """The environment with bfcl-eval for these categories (UserError with the command that makes it)."""
         multi_turn = needs_full(chosen_categories(self.categories))
         try:
             return find_environment(place_of(self.python), full=bool(multi_turn))
@@ -208,23 +212,25 @@ class BfclEvaluator(Evaluator):
             raise UserError(f"evaluator=bfcl: {error.what}", fix=error.fix, more=hint) from error
 
     def for_recipe(self, recipe: Recipe) -> BfclEvaluator:
-        """This evaluator with the handler of one model; the two share their server."""
+        """A copy whose only handler is that of the model; it shares this evaluator's server."""
         handlers = self.handlers
+        # A recipe of one ingredient is a candidate.
         name = recipe.ingredients[0] if len(recipe.ingredients) == 1 else OTHER_MODELS
         return replace(self, handler=handlers.get(name, handlers[OTHER_MODELS]))
 
     def batches(self, items: Sequence[Item], repeat: int = 0) -> list[Items]:
-        """Items in their order, every second time in the opposite one, so that a server batches them otherwise."""
+        """Batches of items in their order, for every second answer in reverse: a server then batches them otherwise."""
         return machine.batches(items[::-1] if repeat % 2 else items, BATCH_SIZE)
 
     def evaluate(self, model: LoadedModel, items: Sequence[Item], repeat: int = 0) -> list[Record]:
-        """Generate and score. An item without an answer scores 0, and its record has the reason.
+        """A record for every item, in order. An item without an answer scores 0, and its record has the reason.
 
         Raises:
             UserError: the server, the environment or every item failed.
         """
         _check_code(model.folder, self.server.trust_remote_code)
         running = self.server.current.swap(model.folder, self.server)
+        # {category: ids of its items}
         ids: dict[str, list[str]] = {}
         for item in items:
             ids.setdefault(item.category, []).append(item.id)
@@ -244,13 +250,14 @@ class BfclEvaluator(Evaluator):
             scored = records(Path(root, "result", name), Path(root, "score", name), items)
         reason = failure(scored)
         if reason:
-            # transformers' words; it goes on for lines
+            # transformers' own message has many lines.
             if "Cannot use chat template" in reason:
                 reason = "the tokenizer has no chat template; evaluator.handler=plain needs none"
             raise UserError(f"handler {handler}: no item could be evaluated: {reason[:300]}")
         return [replace(record, repeat=repeat) for record in scored]
 
     def close(self) -> None:
+        """Stop the server if this run started it."""
         self.server.current.stop()
 
 
@@ -272,17 +279,18 @@ def _check_code(folder: Path, trusted: bool) -> None:
 
 @frozen
 class Environment:
-    """Virtual environment that holds bfcl-eval."""
+    """Virtual environment in `folder`, in which bfcl-eval is installed."""
 
     folder: Path
 
     @property
     def python(self) -> Path:
+        """The environment's interpreter."""
         return self.folder / "bin" / "python"
 
     @property
     def package(self) -> Path:
-        """bfcl-eval's own folder."""
+        """Folder of the package bfcl_eval."""
         return next(self.folder.glob(f"{SITE}/bfcl_eval"))
 
     @property
@@ -291,30 +299,31 @@ class Environment:
 
     @property
     def level(self) -> str:
-        """`minimal` or `full`, as the lists in `requirements` are called."""
+        """`minimal` or `full`, the name of the list in `requirements` that is installed."""
+        # qwen_agent is in the full list alone.
         return "full" if any(self.folder.glob(f"{SITE}/qwen_agent")) else "minimal"
 
 
 def place_of(python: str | None = None) -> Path:
-    """The environment of an interpreter, the one of $SOUPING_BFCL, or the one in the user's cache."""
+    """Folder of the environment: that of this interpreter, else $SOUPING_BFCL, else one in the user's cache."""
     if python:
-        # Not resolved: it is a link to the interpreter that made the environment.
+        # FOLDER/bin/python, not resolved: it is a link to the interpreter that made the environment.
         return expanded(python).parent.parent
-    named = os.environ.get("SOUPING_BFCL")
-    if named:
-        return expanded(named)
+    variable = os.environ.get("SOUPING_BFCL")
+    if variable:
+        return expanded(variable)
     cache = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
     return expanded(cache) / "souping" / "bfcl"
 
 
 def command(level: str, place: Path) -> str:
-    """The command that makes an environment."""
+    """The shell command that makes an environment of this level, `minimal` or `full`, in a folder."""
     deps = "--no-deps " if level == "minimal" else ""
     return f"python -m venv {place} && {place}/bin/pip install {deps}-r {BFCL_FOLDER / 'requirements' / level}.txt"
 
 
 def find_environment(place: Path, full: bool = False) -> Environment:
-    """The environment in a folder.
+    """The environment in a folder, with all packages if `full`.
 
     Raises:
         UserError: bfcl-eval is not installed, or not completely; `fix` is the command.
@@ -339,17 +348,17 @@ def run_bfcl_eval(
     ids: Mapping[str, Sequence[str]],
     generate: JsonObject | None = None,
 ) -> None:
-    """Run bfcl-eval on these ids in its own process, which ends with this one; its files are below `root`.
+    """Run bfcl-eval on items, {category: ids}, in a process of its own, which ends with this one.
 
-    `generate` has the settings of the answers, a server's `url` among them. Without it the answers that are there are
-    scored.
+    Its results and scores are files below `root`. `generate` has the settings of the answers and the server's `url`;
+    without it, answers that are there already are scored.
 
     Raises:
         UserError: one line on what stopped it, or no answer of the server for `PATIENCE_S` seconds.
     """
     if generate:
         try:
-            # bfcl-eval would wait for it for ever
+            # Without a server, bfcl-eval would wait forever.
             models_at(str(generate["url"]).removesuffix("/v1"))
         except ServerError as error:
             raise UserError(
@@ -357,6 +366,7 @@ def run_bfcl_eval(
             ) from error
     request = root / "request.json"
     log = root / "runner.log"
+    # The runner writes to it at every response.
     alive = root / "alive"
     alive.touch()
     settings = {**generate, "alive": str(alive)} if generate else None
@@ -367,19 +377,19 @@ def run_bfcl_eval(
     if not process.ends_in(PATIENCE_S, alive):
         raise UserError(f"bfcl-eval: no answer for {PATIENCE_S:g} s: is the server stuck?")
     outcome = root / "outcome.json"
-    stopped = json.loads(outcome.read_text())["error"] if outcome.is_file() else process.reason()
-    if stopped:
-        raise UserError(f"bfcl-eval: {safe(str(stopped))}")
+    # Without an outcome the process itself failed.
+    error = json.loads(outcome.read_text())["error"] if outcome.is_file() else process.reason()
+    if error:
+        raise UserError(f"bfcl-eval: {safe(str(error))}")
 
 
 def _variables() -> dict[str, str]:
-    """Environment variables of bfcl-eval: none of OpenAI's, and no proxy before this machine."""
-    variables = dict[str, str]()
-    for name, value in os.environ.items():
-        if not name.startswith(("OPENAI_", "REMOTE_OPENAI_")):
-            variables[name] = value
+    """Environment variables of bfcl-eval: this process's without OpenAI's, and no proxy for this machine."""
+    prefixes = ("OPENAI_", "REMOTE_OPENAI_")
+    variables = {key: value for key, value in os.environ.items() if not key.startswith(prefixes)}
     addresses = filter(None, (variables.get("NO_PROXY"), "127.0.0.1", "localhost"))
     no_proxy = ",".join(addresses)
+    # Libraries read one spelling or the other.
     return {**variables, "NO_PROXY": no_proxy, "no_proxy": no_proxy}
 
 
@@ -392,18 +402,24 @@ SERVED_APIS = ("FunctionaryHandler",)
 _ENTRY = re.compile(
     r'^    "([^"]+)": ModelConfig\(.*?model_handler=(\w+)', re.MULTILINE | re.DOTALL
 )
+"""(name, class of its handler) of an entry of bfcl-eval's registry, in its source."""
 
 
 def registered(package: Path) -> list[str]:
-    """Names of bfcl-eval's model registry whose handlers can use a local server."""
+    """Names in bfcl-eval's model registry whose handlers can use a local server.
+
+    They are read from the source, as importing it needs bfcl-eval's own environment.
+    """
     text = (package / "constants" / "model_config.py").read_text(encoding="utf-8")
     served = [name for name, handler in _ENTRY.findall(text) if handler in SERVED_APIS]
+    # All entries of this map are of local models; it stands between these two names.
     _, _, local = text.partition("local_inference_model_map")
     local, _, _ = local.partition("third_party_inference_model_map")
     return [*served, *(name for name, _ in _ENTRY.findall(local))]
 
 
 TOO_LONG = "does not fit the context"
+"""In the message of the runner on a prompt that is too long."""
 
 
 def records(results: Path, scores: Path, items: Sequence[Item]) -> list[Record]:
@@ -415,7 +431,7 @@ def records(results: Path, scores: Path, items: Sequence[Item]) -> list[Record]:
     answers = dict[str, LogRow]()
     for path in _files(results, "result"):
         answers |= {str(row["id"]): row for row in bfcl_lines(path)}
-    # {file of a category: ids of its items that failed}; the first line is on the whole
+    # {file of a category: ids of its items that failed}; the first line of a file has the category's accuracy
     wrong = dict[str, set[str]]()
     for path in _files(scores, "score"):
         failures = bfcl_lines(path)[1:]
@@ -427,12 +443,16 @@ def records(results: Path, scores: Path, items: Sequence[Item]) -> list[Record]:
             raise UserError(f"{results}: no result for item {item.id}")
         if category not in wrong:
             raise UserError(f"{scores}: no score file for {item.category}")
-        scored.append(_record(item, answers[item.id], item.id not in wrong[category]))
+        right = item.id not in wrong[category]
+        scored.append(_record(item, answers[item.id], right))
     return scored
 
 
 def _record(item: Item, row: LogRow, right: bool) -> Record:
-    """An item without an answer is wrong; bfcl-eval counts it as right where no call may be made."""
+    """The record of an item, from its line of a result file and whether bfcl-eval says that it is right.
+
+    An item without an answer is wrong here; bfcl-eval counts it as right if no call may be made.
+    """
     text = row["result"]
     if not isinstance(text, str):
         text = json.dumps(text, ensure_ascii=False)
@@ -452,7 +472,7 @@ def _record(item: Item, row: LogRow, right: bool) -> Record:
 
 
 def failure(records: Sequence[Record]) -> str | None:
-    """The error, if every item failed for a reason other than context length."""
+    """An error to stop for: no item has an answer, and not only because prompts are too long. Otherwise None."""
     unanswered = [record.output for record in records if record.outcome == "unanswered"]
     reasons = [output.removeprefix(FAILED) for output in unanswered if TOO_LONG not in output]
     if not reasons or len(unanswered) < len(records):
@@ -461,4 +481,5 @@ def failure(records: Sequence[Record]) -> str | None:
 
 
 def _files(folder: Path, kind: str) -> list[Path]:
+    """bfcl-eval's files of the kind `result` or `score` below a folder."""
     return sorted(folder.rglob(f"BFCL_v4_*_{kind}.json"))

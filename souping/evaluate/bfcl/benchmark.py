@@ -43,23 +43,23 @@ WITHOUT_ANSWERS = {"irrelevance": [], "live_irrelevance": [], "live_relevance": 
 
 @frozen
 class BfclBenchmark(BenchmarkItems):
-    """Items of some categories; `data` is the folder of bfcl-eval's files."""
+    """BFCL's items of these categories; `data` is the folder of bfcl-eval's files."""
 
     data: Path
     categories: Names
     title: str = "bfcl"
 
     def items(self) -> Items:
-        """In the order of the categories and of their files."""
+        """The items in the order of the categories and of their files."""
         groups = _groups(self.data)
         items = list[Item]()
         for name in self.categories:
-            items += _read(self.data, name, groups)
+            items += _category_items(self.data, name, groups)
         return tuple(items)
 
 
 def chosen_categories(names: Sequence[str] | None) -> Names:
-    """Categories by their names and the names of collections, in BFCL's order; all of them if none is named.
+    """The categories that are named, directly or by a collection, in BFCL's order; all of them for None.
 
     Raises:
         UserError: there is no such category.
@@ -78,59 +78,64 @@ def chosen_categories(names: Sequence[str] | None) -> Names:
 
 
 def needs_full(categories: Sequence[str]) -> list[str]:
-    """The categories that the minimal environment cannot evaluate."""
+    """Those of the categories that need bfcl-eval's full environment."""
     return [name for name in categories if name not in SINGLE_TURN]
 
 
-def _lines(path: Path) -> Iterator[dict[str, Any]]:
+def _entries(path: Path) -> Iterator[dict[str, Any]]:
+    """The JSON objects of a JSON Lines file."""
     with path.open(encoding="utf-8") as lines:
         yield from (read_json(line) for line in lines if line.strip())
 
 
-def _read(data: Path, category: str, groups: Mapping[str, str]) -> list[Item]:
-    rows = list(_lines(data / f"BFCL_v4_{category}.json"))
+def _category_items(data: Path, category: str, groups: Mapping[str, str]) -> list[Item]:
+    """The items of a category's two files, of questions and of answers; `groups` is {item id: group}."""
+    entries = list(_entries(data / f"BFCL_v4_{category}.json"))
     if category in WITHOUT_ANSWERS:
-        answers = [WITHOUT_ANSWERS[category]] * len(rows)
+        answers = [WITHOUT_ANSWERS[category]] * len(entries)
     else:
-        lines = _lines(data / "possible_answer" / f"BFCL_v4_{category}.json")
-        answers = [line["ground_truth"] for line in lines]
-    return [_item(category, row, answer, groups) for row, answer in zip(rows, answers, strict=True)]
+        references = _entries(data / "possible_answer" / f"BFCL_v4_{category}.json")
+        answers = [reference["ground_truth"] for reference in references]
+    pairs = zip(entries, answers, strict=True)
+    return [_item(category, entry, answer, groups) for entry, answer in pairs]
 
 
-def _item(category: str, row: Mapping[str, Any], answer: Json, groups: Mapping[str, str]) -> Item:
+def _item(category: str, entry: Mapping[str, Any], answer: Json, groups: Mapping[str, str]) -> Item:
+    """The item of an entry of a category's file. Scorer `call` compares single calls; bfcl-eval itself scores turns."""
+    # One list of messages per turn.
     messages = [
         {"role": message["role"], "content": message["content"]}
-        for message in chain.from_iterable(row["question"])
+        for message in chain.from_iterable(entry["question"])
     ]
     if category in SINGLE_TURN:
         scorer = "call"
-        reference: JsonObject = {"calls": answer, "functions": row["function"]}
+        reference: JsonObject = {"calls": answer, "functions": entry["function"]}
     else:
         scorer = "bfcl"
-        states = ("initial_config", "involved_classes", "missed_function")
-        reference = {"turns": answer, **{key: row[key] for key in states if key in row}}
+        state_keys = ("initial_config", "involved_classes", "missed_function")
+        reference = {"turns": answer, **{key: entry[key] for key in state_keys if key in entry}}
     return Item(
-        id=row["id"],
+        id=entry["id"],
         category=category,
         prompt=tuple(messages),
         answer=reference,
         scorer=scorer,
-        group=groups[row["id"]],
+        group=groups[entry["id"]],
         language=FILE_LANGUAGES.get(category, "python"),
     )
 
 
 @lru_cache(maxsize=4)
 def _groups(data: Path) -> Mapping[str, str]:
-    """{id in its file: group}."""
+    """{item id: group} of all of BFCL's items in the folder `data`."""
     return groups_of(_contents(data))
 
 
 def _contents(data: Path) -> Iterator[tuple[str, Iterator[str]]]:
-    """(id, what it may share with others) of all items."""
+    """(item id, contents by which it is in one group with other items) of all of BFCL's items."""
     for name in FILE_ITEMS:
-        for row in _lines(data / f"BFCL_v4_{name}.json"):
-            yield row["id"], shared_content(row["id"], row)
+        for entry in _entries(data / f"BFCL_v4_{name}.json"):
+            yield entry["id"], shared_content(entry["id"], entry)
 
 
 COLLECTIONS: Mapping[str, Names] = {
@@ -139,6 +144,7 @@ COLLECTIONS: Mapping[str, Names] = {
     "single_turn": SINGLE_TURN,
     "multi_turn": MULTI_TURN,
 }
+"""{collection: its categories}"""
 
 
 @component
@@ -150,13 +156,14 @@ class Bfcl(Objective):
     """
 
     def coefficients(self, categories: Sequence[str]) -> FloatArray:
+        """Weights [C] of the categories' accuracies (UserError if one is not BFCL's)."""
         for name in categories:
             pick(name, FILE_ITEMS, "objective=bfcl: category")
         shares = coefficients_of(overall(), categories)
         return np.array([shares[name] for name in categories])
 
     def notes(self, categories: Sequence[str]) -> list[str]:
-        """A note if categories are missing: the overall is then not the leaderboard's."""
+        """A note if the benchmark lacks categories: the overall accuracy is then not the leaderboard's."""
         lacking = [name for name in FILE_ITEMS if name not in categories]
         if not lacking:
             return []

@@ -40,8 +40,11 @@ BAD_REQUEST = (400, 413, 422)
 
 
 class RequestState(threading.local):
-    """What a thread requests: whether the limit of tokens has cut any of its item's texts, and that limit in the last
-    request."""
+    """State of the item that a thread evaluates, seen by that thread alone.
+
+    `cut` says whether the limit of tokens has cut off one of the item's answers so far; `limit` is that limit in the
+    thread's last request.
+    """
 
     cut = False
     limit: int | None = None
@@ -52,10 +55,11 @@ class StopError(Exception):
 
 
 def answer_request(request: Table) -> None:
-    """Generate if the request says so, then score."""
+    """Generate answers if the request says so, then score them. The results are files."""
     root = Path(request["root"])
-    os.environ["BFCL_PROJECT_ROOT"] = str(root)  # read when bfcl_eval is imported
-    os.environ.setdefault("OPENAI_API_KEY", "none")  # its client wants one
+    # bfcl_eval reads both when it is imported: its folder, and a key that its client wants.
+    os.environ["BFCL_PROJECT_ROOT"] = str(root)
+    os.environ.setdefault("OPENAI_API_KEY", "none")
     sys.meta_path.append(_Finder())
     register_handlers()
     if request["generate"]:
@@ -64,7 +68,7 @@ def answer_request(request: Table) -> None:
 
 
 def register_handlers() -> None:
-    """Add `chat-template` and `plain` to bfcl-eval's registry."""
+    """Add our handlers `chat-template` and `plain` to bfcl-eval's registry of models, by which it finds handlers."""
     from bfcl_eval.constants.model_config import MODEL_CONFIG_MAPPING, ModelConfig
     from bfcl_eval.model_handler.local_inference.quick_testing_oss import QuickTestingOSSHandler
 
@@ -82,30 +86,39 @@ def register_handlers() -> None:
 
 
 def _plain(base: type) -> type:
-    """The functions as JSON, the conversation as text, `Call:`; short, and for models without a chat template."""
+    """Handler class `plain`, derived from bfcl-eval's `base`. It needs no chat template.
 
+    Its prompts are the functions as JSON, the conversation as text, and `Call:`.
+    """
+
+    # Without BFCL's system prompt, which the base adds here.
     def prepare(handler: OSSHandler, entry: Table) -> Table:
         return {"message": [], "function": entry["function"]}
 
     def prompt(handler: OSSHandler, messages: list[dict[str, str]], functions: list[Table]) -> str:
-        talk = [f"{message['role'].capitalize()}: {message['content']}" for message in messages]
-        return "\n".join([*(json.dumps(doc) for doc in functions), *talk, "Call:"])
+        turns = [f"{message['role'].capitalize()}: {message['content']}" for message in messages]
+        return "\n".join([*(json.dumps(doc) for doc in functions), *turns, "Call:"])
 
     plain = type(base)("Plain", (base,), {})
     for name, method in (("_pre_query_processing_prompting", prepare), ("_format_prompt", prompt)):
-        # not in the class body, where the base's metaclass demands its own decorator
+        # Set later, because in a class body the base's metaclass demands its own decorator.
         setattr(plain, name, method)
     return plain
 
 
 def generate(handler: str, ids: dict[str, list[str]], settings: Table) -> None:
-    """bfcl-eval's `generate` on the named items, pointed at a server that runs already."""
+    """bfcl-eval's `generate` on the items `ids`, {category: ids}, by a server that runs already.
+
+    Raises:
+        StopError: the server failed.
+    """
     from bfcl_eval import _llm_response_generation as generation
     from bfcl_eval.__main__ import generate as bfcl_generate
     from bfcl_eval.constants.eval_config import RESULT_PATH, TEST_IDS_TO_GENERATE_PATH
 
     TEST_IDS_TO_GENERATE_PATH.write_text(json.dumps(ids))
     failures: list[str] = []
+    # bfcl-eval builds its handler by this function, which now also connects it.
     build = generation.build_handler
     generation.build_handler = lambda name, temperature: connect(
         build(name, temperature), settings, failures
@@ -134,24 +147,26 @@ def generate(handler: str, ids: dict[str, list[str]], settings: Table) -> None:
 
 
 def connect(handler: OSSHandler, settings: Table, failures: list[str]) -> OSSHandler:
-    """The handler with its client turned to the server. What the server cannot do at all goes into `failures`; after
-    that no further request is sent. Results say in `truncated` whether a text was cut by the limit of tokens.
+    """Change a handler so that it sends its requests to the server of the settings, and return it.
+
+    A failure of the server itself is added to `failures`; after that no further request is sent. Results say in
+    `truncated` whether an answer was cut off by the limit of tokens.
     """
     import openai
 
-    now = RequestState()
+    state = RequestState()
     handler.base_url = settings["url"]
-    handler.client = _client(handler, settings, now)
+    handler.client = _client(handler, settings, state)
     handler._parse_query_response_prompting = _watched(
-        handler._parse_query_response_prompting, settings, now
+        handler._parse_query_response_prompting, settings, state
     )
-    handler._parse_query_response_FC = _watched(handler._parse_query_response_FC, settings, now)
+    handler._parse_query_response_FC = _watched(handler._parse_query_response_FC, settings, state)
     answer = handler.inference
 
     def inference(entry: Table, log_input: bool, no_state: bool) -> Any:
         if failures:
             raise StopError(failures[0])
-        now.cut = False
+        state.cut = False
         try:
             result, metadata = answer(entry, log_input, no_state)
         except openai.APIError as error:
@@ -159,57 +174,65 @@ def connect(handler: OSSHandler, settings: Table, failures: list[str]) -> OSSHan
             if getattr(error, "status_code", None) not in BAD_REQUEST:
                 failures.append(_line(error.__cause__ or error))
             raise
-        return result, {**metadata, "truncated": now.cut}
+        return result, {**metadata, "truncated": state.cut}
 
     handler.inference = inference
     return handler
 
 
 def _line(error: BaseException) -> str:
+    """The message of an error on one line of at most 300 characters; its class if it has none."""
     return " ".join(str(error).split())[:300] or type(error).__name__
 
 
 def _watched(
-    parse: Callable[[Any], Any], settings: Table, now: RequestState
+    parse: Callable[[Any], Any], settings: Table, state: RequestState
 ) -> Callable[[Any], Any]:
-    """A handler's reading of a response, which also notes that the server lives and whether the answer was cut."""
+    """`parse`, a handler's reading of a response, which now also notes that the server is alive, and a cut answer."""
 
     def watched(response: Any) -> Any:
-        with Path(settings["alive"]).open("ab") as sign:
-            sign.write(b".")
+        with Path(settings["alive"]).open("ab") as alive:
+            alive.write(b".")
         choice = response.choices[0]
+        # A chat's answer is a message, that of a completion a text.
         holder = choice
         key = "text"
         if hasattr(choice, "message"):
             holder = choice.message
             key = "content"
         text = getattr(holder, key)
-        if isinstance(text, str):  # half a character stops bfcl-eval when it writes
+        # bfcl-eval cannot write an unpaired surrogate.
+        if isinstance(text, str):
             setattr(holder, key, text.encode("utf-8", "replace").decode())
-        now.cut |= choice.finish_reason == "length"
-        now.cut |= now.limit is not None and response.usage.completion_tokens >= now.limit
+        # Not every server gives the reason.
+        state.cut |= choice.finish_reason == "length"
+        state.cut |= state.limit is not None and response.usage.completion_tokens >= state.limit
         return parse(response)
 
     return watched
 
 
-def _client(handler: OSSHandler, settings: Table, now: RequestState) -> OpenAI:
-    """An OpenAI client that sends requests to the served model by the settings, within the number of tokens and the
-    model's context.
+def _client(handler: OSSHandler, settings: Table, state: RequestState) -> OpenAI:
+    """OpenAI client that completes the handler's requests by the settings, and notes their limit of tokens.
+
+    A prompt that is too long for the model's context is a ValueError.
     """
     import openai
 
+    # The client calls this before it sends a request.
     def prepare(client: OpenAI, options: FinalRequestOptions) -> FinalRequestOptions:
         body = options.json_data
         assert isinstance(body, dict)
         body |= {"model": settings["model"], **settings["request"]}
         limits = [n for n in (body.get("max_tokens"), settings["max_tokens"]) if n is not None]
-        now.limit = min(limits, default=None)
-        if now.limit is not None:
-            body["max_tokens"] = now.limit
+        state.limit = min(limits, default=None)
+        if state.limit is not None:
+            body["max_tokens"] = state.limit
+        # A request to the chat endpoint has messages instead.
         if "prompt" in body:
             tokens = len(handler.tokenizer.tokenize(body["prompt"]))
             context = handler.max_context_length
+            # bfcl-eval adds two tokens as well.
             if tokens + 2 > context:
                 raise ValueError(f"the prompt does not fit the context of {context} tokens")
         return options
@@ -219,7 +242,10 @@ def _client(handler: OSSHandler, settings: Table, now: RequestState) -> OpenAI:
 
 
 def evaluate(handler: str, categories: list[str]) -> None:
-    """bfcl-eval's `evaluate`. Its leaderboard table is left out: it counts what was not evaluated as 0."""
+    """bfcl-eval's `evaluate` on the results of a handler, without its leaderboard.
+
+    The leaderboard counts a category that was not evaluated as 0.
+    """
     from bfcl_eval.__main__ import evaluate as bfcl_evaluate
     from bfcl_eval.eval_checker import eval_runner
 
@@ -236,7 +262,7 @@ def evaluate(handler: str, categories: list[str]) -> None:
 
 
 def _guarded(check: Callable[..., Table]) -> Callable[..., Table]:
-    """A checker that trips over an answer has found a wrong answer."""
+    """`check`, a checker of bfcl-eval, which counts an answer as wrong if it fails on it."""
 
     def guarded(*arguments: object) -> Table:
         try:
@@ -249,7 +275,7 @@ def _guarded(check: Callable[..., Table]) -> Callable[..., Table]:
 
 
 class _StandIn(type):
-    """Module or class that is not installed: it has every name, each of them such a class, and none is of use."""
+    """Metaclass of stand-ins for modules and classes that are not installed: any attribute is another stand-in."""
 
     def __getattr__(cls, name: str) -> Any:
         if name.startswith("__"):
@@ -258,7 +284,9 @@ class _StandIn(type):
 
 
 def _stand_in(name: str) -> Any:
-    # an exception, since some of them stand after `except`; made with any arguments, since clients are made early
+    """A stand-in class. It is an exception, as it may stand after `except`, and takes any arguments, as a client may be
+    made from it.
+    """
     return _StandIn(name, (Exception,), {"__init__": lambda self, *_, **__: None})
 
 

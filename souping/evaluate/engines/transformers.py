@@ -37,7 +37,11 @@ if TYPE_CHECKING:
 
 @frozen
 class Answer:
-    """Text from an engine, how it ended, its token ids with the end token, and the prompt's length and digest."""
+    """Answer of an engine to a prompt.
+
+    `outcome` is how it ended, and `reason` why there is none. `tokens` are its token ids with the end token.
+    `prompt_tokens` is the length of the prompt, and `prompt_key` the digest of its token ids.
+    """
 
     text: str = ""
     outcome: Outcome = "finished"
@@ -48,6 +52,7 @@ class Answer:
 
     @classmethod
     def none(cls, prompt: Sequence[int], reason: str) -> Answer:
+        """No answer to a prompt, for this reason."""
         return cls(
             outcome="unanswered",
             reason=reason,
@@ -62,9 +67,9 @@ def prompt_key(prompt: Sequence[int]) -> str:
 
 
 LOGITS = 1 << 27
-"""Logits that a model makes at once."""
+"""Logits that a model computes at once, at most."""
 SLICE = 1 << 24
-"""Logits that are turned into fp32 at once."""
+"""Logits that are converted to fp32 at once, at most."""
 R = TypeVar("R")
 DEFAULT_NEW_TOKENS = 1024
 """Tokens that an answer may have by default."""
@@ -78,61 +83,71 @@ def context_length(model: LoadedModel) -> int | None:
 
 
 def answer_room(prompt: Sequence[int], max_new: int | None, limit: int | None) -> tuple[int, str]:
-    """(tokens that an answer may have in a context of `limit`, why it can have none).
+    """(number of tokens that an answer may have, why it can have none: empty if it can).
 
-    If `max_new` is None, that is `DEFAULT_NEW_TOKENS` or what the context leaves.
+    These are `max_new` (None: `DEFAULT_NEW_TOKENS`), or what a context of `limit` tokens (None: any) leaves if that is
+    less.
     """
     if not prompt:
         return 0, "the tokenizer makes no token of the prompt"
     if limit and len(prompt) >= limit:
         return 0, f"the prompt does not fit the context of {limit} tokens"
-    if max_new is not None or not limit:
-        most = DEFAULT_NEW_TOKENS if max_new is None else max_new
-        return min(most, limit - len(prompt)) if limit else most, ""
+    if not limit:
+        return DEFAULT_NEW_TOKENS if max_new is None else max_new, ""
+    if max_new is not None:
+        return min(max_new, limit - len(prompt)), ""
+    # Rounded, as many prompts may come near the limit.
     return min(DEFAULT_NEW_TOKENS, left_by(limit, len(prompt))), ""
 
 
 def left_by(limit: int, prompt: int) -> int:
-    """Tokens that a context leaves for the answer to a prompt, rounded down to four binary digits."""
+    """Number of tokens that a context of `limit` leaves for the answer to a prompt, rounded down to four binary digits.
+
+    Prompts of similar length then leave the same number, and fit into one batch.
+    """
     free = max(0, limit - prompt)
-    # rounded, so that prompts of similar length have the same limit and fit into one batch
     step = 1 << max(0, free.bit_length() - 4)
     return free // step * step
 
 
 @frozen
 class Passage:
-    """Tokens to be scored, after those `before` them, of which there is one at least."""
+    """Token ids that are scored, after those `before` them, of which there is one at least."""
 
     before: TokenIds
     scored: TokenIds
 
     def windows(self, limit: int | None, stride: int | None) -> list[tuple[list[int], int]]:
-        """(tokens, how many at their end are scored) of each window; a model reads all but the last token.
+        """(token ids, how many at their end are scored) of each window.
 
-        It reads at most `limit` tokens. The first window scores what fits after `before`; if that is less than half of
-        the limit, `before` loses its beginning. Each later one scores `stride` tokens more (default: the limit) after
-        as many of the tokens before them as fit.
+        A model reads at most `limit` tokens of a window, all but the last. The first window scores what fits after
+        `before`; if that is less than half of the limit, `before` loses its beginning. Each later one scores `stride`
+        tokens more (default: the limit) after as many of the tokens before them as fit.
         """
         tokens = [*self.before, *self.scored]
         limit = limit or len(tokens)
-        done = len(self.before)
+        # Tokens up to here are scored, or need no score.
+        scored_end = len(self.before)
         windows = list[tuple[list[int], int]]()
-        while done < len(tokens):
+        while scored_end < len(tokens):
             if windows:
-                scored = stride or limit
+                count = stride or limit
             else:
-                scored = max(limit + 1 - done, limit // 2, 1)
-            end = min(len(tokens), done + min(scored, limit))
+                count = max(limit + 1 - scored_end, limit // 2, 1)
+            end = min(len(tokens), scored_end + min(count, limit))
             begin = max(0, end - 1 - limit)
-            windows.append((tokens[begin:end], end - done))
-            done = end
+            windows.append((tokens[begin:end], end - scored_end))
+            scored_end = end
         return windows
 
 
 @frozen
 class GenerationSettings:
-    """Settings of an evaluator that generates: answers end at a text of `stop` or after `max_new_tokens`."""
+    """Settings of an evaluator that generates answers by an engine.
+
+    Answers end at a text of `stop` or after `max_new_tokens` (None: as `answer_room` has it), and `decoding` picks
+    their tokens. `machine` is for an engine without settings of its own.
+    """
 
     machine: MachineSettings
     max_new_tokens: int | None
@@ -151,7 +166,7 @@ class Engine(Component, ABC):
         items: Sequence[Item],
         repeat: int,
     ) -> list[Answer]:
-        """The n-th answers, in the items' order (UserError where the engine cannot run)."""
+        """The answers with number `repeat`, from 0 on, in the items' order (UserError if the engine cannot run)."""
 
     @abstractmethod
     def likelihoods(
@@ -161,17 +176,23 @@ class Engine(Component, ABC):
         passages: Sequence[Passage],
         stride: int | None,
     ) -> list[float]:
-        """Log-likelihoods of the passages' scored tokens, in nats (UserError where the engine cannot run)."""
+        """Log-likelihoods of the passages' scored tokens, in nats (UserError if the engine cannot run).
+
+        A passage that is longer than the context is read in windows with this `stride` (`Passage.windows`).
+        """
 
     @property
     def settings(self) -> JsonObject | None:
-        """What answers depend on beside the evaluator's settings. None if those are all; otherwise the evaluator's
-        settings of the machine (device, threads, workers) are not used, and its dtype is the engine's."""
+        """What answers depend on besides the evaluator's settings; None for an engine in this process.
+
+        An engine that has settings does not use those of the evaluator's machine (device, threads, workers), except for
+        the dtype.
+        """
         return None
 
     @property
     def model_form(self) -> ModelForm:
-        """Form in which it takes soups: a live module, or a folder."""
+        """Form in which the engine takes soups: a live module, a folder, or chunks of weights."""
         return "module"
 
     def module_settings(self, machine: MachineSettings) -> ModuleSettings:
@@ -193,23 +214,27 @@ def answer_of(
     pad: int,
     max_new: int,
 ) -> Answer:
-    """One row of generated ids as an answer: up to its first end token, without the padding after a stop text."""
+    """The answer that one row of generated token ids is: up to its first end token, without the padding.
+
+    `ends` are end tokens, `pad` is the padding token, and answers have at most `max_new` tokens.
+    """
     end = next((n for n, token in enumerate(row) if token in ends), None)
     if end is not None:
         tokens = row[: end + 1]
         text_tokens = tokens[:-1]
     else:
         tokens = list(row)
-        # `generate` pads rows that end before the longest one
+        # `generate` pads a row that ends at a stop text before the longest row of the batch. All rows of the greatest
+        # length without a stop text are complete, and may end with a token that is also the padding token.
         if len(row) < max_new or stop:
             while tokens and tokens[-1] == pad:
                 tokens.pop()
         text_tokens = tokens
     text = str(tokenizer.decode(text_tokens, skip_special_tokens=True))
-    short = cut_at_stop(text, stop)
-    finished = end is not None or len(short) < len(text) or len(tokens) < max_new
+    cut_text = cut_at_stop(text, stop)
+    finished = end is not None or len(cut_text) < len(text) or len(tokens) < max_new
     return Answer(
-        text=short,
+        text=cut_text,
         outcome="finished" if finished else "truncated",
         tokens=tuple(tokens),
         prompt_tokens=len(prompt),
@@ -218,7 +243,7 @@ def answer_of(
 
 
 def answer_end_ids(model: LoadedModel) -> TokenIds:
-    """Tokens that end answers: the soup's, else its tokenizer's, else those of the module's own config."""
+    """Ids of the tokens that end answers: the soup's, else its tokenizer's, else those of the module's own config."""
     if model.eos_token_ids:
         return model.eos_token_ids
     end = model.tokenizer.eos_token_id
@@ -230,14 +255,15 @@ def answer_end_ids(model: LoadedModel) -> TokenIds:
 
 
 def pad_id(model: LoadedModel) -> int:
+    """Id of the padding token; any token will do if there is none, because padding is masked."""
     ids = (model.tokenizer.pad_token_id, model.tokenizer.eos_token_id, *answer_end_ids(model), 0)
     return int(next(token for token in ids if token is not None))
 
 
 def cut_at_stop(text: str, stop: Sequence[str]) -> str:
-    """The text up to the first of the stop texts."""
-    ends = [text.find(end) for end in stop if end in text]
-    return text[: min(ends)] if ends else text
+    """The text up to the first of the stop texts in it; all of it if there is none."""
+    places = [text.find(end) for end in stop if end in text]
+    return text[: min(places)] if places else text
 
 
 # transformers
@@ -254,9 +280,12 @@ class TransformersEngine(Engine):
         items: Sequence[Item],
         repeat: int,
     ) -> list[Answer]:
-        """The n-th answers, in the items' order; each of the machine's workers answers every n-th item."""
-        workers = settings.machine.workers
-        return in_shares(workers, items, lambda share: _share(settings, model, share, repeat))
+        """The answers with number `repeat`, in the items' order; the machine's workers share the items."""
+        return in_shares(
+            settings.machine.workers,
+            items,
+            lambda share: _answers(settings, model, share, repeat),
+        )
 
     def likelihoods(
         self,
@@ -265,6 +294,7 @@ class TransformersEngine(Engine):
         passages: Sequence[Passage],
         stride: int | None,
     ) -> list[float]:
+        """Log-likelihoods of the passages' scored tokens; the machine's workers share the passages."""
         if model.module.config.is_encoder_decoder:
             raise UserError(
                 "evaluator=loss needs a model that reads on: this one has an encoder and a decoder"
@@ -275,28 +305,33 @@ class TransformersEngine(Engine):
 
 
 def in_shares(workers: int, inputs: Sequence[T], work: Callable[[Sequence[T]], list[R]]) -> list[R]:
-    """Results of work that so many threads share: each does every n-th input."""
+    """Results of `work` for each input, in order. Of n `workers`, which are threads, each gets every n-th input."""
     workers = min(workers, len(inputs))
     if workers < 2:
         return work(inputs)
     shares = [inputs[worker::workers] for worker in range(workers)]
     with ThreadPoolExecutor(workers, thread_name_prefix="souping-evaluate") as pool:
         results = list(pool.map(work, shares))
+    # Input number n is in share n % workers.
     return [results[n % workers][n // workers] for n in range(len(inputs))]
 
 
-def _share(
+def _answers(
     settings: GenerationSettings, model: LoadedModel, items: Sequence[Item], repeat: int
 ) -> list[Answer]:
-    """Answers of one worker. A prompt that leaves less room than `max_new_tokens` is a batch of its own; without that
-    setting, prompts that leave the same room share a batch."""
+    """The answers that one worker generates, in the items' order.
+
+    A prompt that leaves less room than `max_new_tokens` is a batch of its own; without that setting, prompts that leave
+    the same room share a batch.
+    """
     import torch
 
-    torch.set_num_threads(settings.machine.resolved_threads)  # counts for the calling thread alone
+    # This is for the calling thread alone.
+    torch.set_num_threads(settings.machine.resolved_threads)
     prompts = [render(model.tokenizer, item) for item in items]
     limit = context_length(model)
     answers = dict[int, Answer]()
-    # {(room for the answer, number of a prompt that stays alone): numbers of the prompts}
+    # {(tokens that the answers may have, number of a prompt that stays alone): numbers of the prompts}
     batches: dict[tuple[int, int | None], list[int]] = {}
     for number, prompt in enumerate(prompts):
         room, reason = answer_room(prompt, settings.max_new_tokens, limit)
@@ -322,6 +357,7 @@ def _generate(
     repeat: int,
     max_new: int,
 ) -> list[Answer]:
+    """The answers to prompts that are one batch, at most `max_new` tokens each. `prompts` are the items' token ids."""
     tokenizer = model.tokenizer
     module = model.module
     stop = settings.stop
@@ -329,7 +365,7 @@ def _generate(
     ends = answer_end_ids(model)
     ids, mask = left_padded(prompts, pad)
     device = next(module.parameters()).device
-    # A decoder of its own begins with one token, not with the prompt.
+    # The decoder of an encoder-decoder begins with one token, not with the prompt.
     start = 1 if module.config.is_encoder_decoder else ids.shape[1]
     seeds = [settings.decoding.seed_of(item, repeat) for item in items]
     rows = module.generate(  # type: ignore[operator]  # of its mixin
@@ -346,7 +382,7 @@ def _generate(
 
 
 def left_padded(prompts: Sequence[Sequence[int]], pad: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """Token ids [N, T] and their mask; every row ends where its answer begins."""
+    """(token ids [N, T], mask [N, T]) of prompts, padded on the left, so that the answers begin in one column."""
     import torch
 
     width = max(map(len, prompts))
@@ -361,7 +397,10 @@ def left_padded(prompts: Sequence[Sequence[int]], pad: int) -> tuple[torch.Tenso
 def sampling_processor(
     decoding: Decoding, seeds: Sequence[int], width: int
 ) -> LogitsProcessorList | None:
-    """Processor after which the arg max of each row is a draw with its seed; None for greedy decoding."""
+    """Processor for `generate`, after which the arg max of a row of logits is a draw with the row's seed.
+
+    Prompts are `width` tokens wide. None for greedy decoding.
+    """
     if not decoding.temperature:
         return None
     from transformers import LogitsProcessorList
@@ -372,7 +411,7 @@ def sampling_processor(
 def _likelihoods(
     machine: MachineSettings, model: LoadedModel, passages: Sequence[Passage], stride: int | None
 ) -> list[float]:
-    """Log-likelihoods of one worker's passages; at most `batch_size` windows are read at once."""
+    """Log-likelihoods of one worker's passages, in nats; the model reads at most `batch_size` windows at once."""
     import torch
 
     torch.set_num_threads(machine.resolved_threads)
@@ -386,17 +425,19 @@ def _likelihoods(
     likelihoods = list[float]()
     with torch.inference_mode():
         for begin in range(0, len(windows), size):
-            likelihoods += _scored(module, windows[begin : begin + size], pad_id(model))
+            batch = windows[begin : begin + size]
+            likelihoods += _window_likelihoods(module, batch, pad_id(model))
     following = iter(likelihoods)
-    return [math.fsum(islice(following, len(passage))) for passage in windows_of]
+    return [math.fsum(islice(following, len(passage_windows))) for passage_windows in windows_of]
 
 
-def _scored(
+def _window_likelihoods(
     module: PreTrainedModel, windows: Sequence[tuple[list[int], int]], pad: int
 ) -> list[float]:
-    """Log-likelihood of each window's scored tokens. Rows are padded on the right, where no token before can see it."""
+    """Log-likelihood of the scored tokens of each window, (token ids, how many at their end are scored)."""
     import torch
 
+    # Padded on the right, where no token before can see it. The model does not read the last token.
     width = max(len(tokens) for tokens, _ in windows) - 1
     device = next(module.parameters()).device
     ids = torch.full((len(windows), width), pad, device=device)
@@ -408,13 +449,14 @@ def _scored(
     totals = list[float]()
     step = max(1, SLICE // logits.shape[-1])
     for row, (tokens, count) in enumerate(windows):
+        # The logits at a token predict the next one.
         end = len(tokens) - 1
         targets = torch.tensor(tokens[len(tokens) - count :], device=device)
         slices = zip(logits[row, end - count : end].split(step), targets.split(step), strict=True)
         logprobs = list[torch.Tensor]()
-        for some_logits, some_targets in slices:
-            every_token = torch.log_softmax(some_logits.float(), dim=-1)
-            logprobs.append(every_token.gather(1, some_targets[:, None]))
+        for slice_logits, slice_targets in slices:
+            all_logprobs = torch.log_softmax(slice_logits.float(), dim=-1)
+            logprobs.append(all_logprobs.gather(1, slice_targets[:, None]))
         totals.append(float(torch.cat(logprobs).double().sum()))
     return totals
 
@@ -427,7 +469,11 @@ def neutral_config(
     max_new: int,
     stop: Sequence[str] = (),
 ) -> GenerationConfig:
-    """This decoding and nothing else: `load_module` left only ids in the module's own config."""
+    """Generation config for `generate` with this decoding and no other setting.
+
+    `pad` and `ends` are token ids; other special ids come from the module's own config, where `load_module` left only
+    these. Sampling is greedy decoding after a `sampling_processor`.
+    """
     from transformers import GenerationConfig
 
     ids = module.generation_config
@@ -445,7 +491,7 @@ def neutral_config(
 
 
 def quiet_transformers() -> None:
-    """Turn off progress bars and advice of transformers: the run has its own display."""
+    """Turn off transformers' progress bars and advice, because a run has its own display."""
     from transformers.utils import logging
 
     logging.set_verbosity_error()
@@ -453,9 +499,10 @@ def quiet_transformers() -> None:
 
 
 def load_module(folder: Path, settings: ModuleSettings) -> PreTrainedModel:
-    """The architecture of `folder` as a live module in the compute dtype of the settings, on their device.
+    """A live module of the model in `folder`, with the dtype of the settings and on their device.
 
-    dtype `auto` is the folder's own.
+    dtype `auto` is the folder's own. Without weights in the folder, or if they are quantised, the module has the
+    architecture alone: soups bring all weights.
 
     Raises:
         UserError: transformers cannot build this architecture (its own reason is given).
@@ -473,7 +520,7 @@ def load_module(folder: Path, settings: ModuleSettings) -> PreTrainedModel:
     try:
         config = transformers.AutoConfig.from_pretrained(folder, trust_remote_code=trust)
         kernels = {str(config._attn_implementation), str(config._experts_implementation)}
-        # compiled code, which transformers would fetch and run
+        # Such a name makes transformers fetch compiled code from the Hub and run it.
         if not trust and any("/" in name for name in kernels):
             raise ValueError(
                 f"its config.json names kernels of the Hub, {kernels}, which is for trust_remote_code"
@@ -483,19 +530,20 @@ def load_module(folder: Path, settings: ModuleSettings) -> PreTrainedModel:
             if config.is_encoder_decoder
             else transformers.AutoModelForCausalLM
         )
-        of_folder = settings.dtype in (None, "auto")
-        dtype = "auto" if of_folder else getattr(torch, str(settings.dtype))
+        is_auto = settings.dtype in (None, "auto")
+        dtype = "auto" if is_auto else getattr(torch, str(settings.dtype))
         quantised = None
         if "quantization_config" in vars(config):
             quantised = config.quantization_config
             del config.quantization_config
         if has_weights(folder) and not quantised:
             module = auto.from_pretrained(folder, dtype=dtype, trust_remote_code=trust)
-        else:  # the config of a sharded or FP8 checkpoint: soups bring all weights
-            kind = config.dtype if of_folder else dtype
-            module = auto.from_config(config, dtype=kind, trust_remote_code=trust)  # type: ignore[no-untyped-call]
+        else:
+            # `from_config` does not know `auto`.
+            config_dtype = config.dtype if is_auto else dtype
+            module = auto.from_config(config, dtype=config_dtype, trust_remote_code=trust)  # type: ignore[no-untyped-call]
     except Exception as error:
-        # Configurations, weights and code of others, refused in classes of their own.
+        # Configurations, weights and the code of others raise any class.
         raise UserError(
             f"{folder}: transformers cannot load this model: {_load_error(error)}"
         ) from error
@@ -504,7 +552,7 @@ def load_module(folder: Path, settings: ModuleSettings) -> PreTrainedModel:
 
 
 def _load_error(error: Exception) -> str:
-    """The reason of an error of transformers, with our name of the setting that it may want."""
+    """The reason that an error of transformers gives; if it asks for trust_remote_code, with our name of this key."""
     hint = (
         "; evaluator.trust_remote_code=true if you trust it"
         if "trust_remote_code" in str(error)
@@ -514,7 +562,10 @@ def _load_error(error: Exception) -> str:
 
 
 def _neutral(module: PreTrainedModel) -> GenerationConfig:
-    """The module's generation config without anything but ids: transformers fills what a call leaves open from it."""
+    """The module's generation config reduced to special token ids.
+
+    transformers takes from it whatever a call of `generate` leaves open.
+    """
     from transformers import GenerationConfig
 
     ids = {key: getattr(module.generation_config, key, None) for key in IDS}
@@ -535,7 +586,8 @@ def load_tokenizer(folder: Path, trust_remote_code: bool = False) -> PreTrainedT
         return transformers.AutoTokenizer.from_pretrained(
             folder, trust_remote_code=trust_remote_code
         )
-    except Exception as error:  # tokenizers raises bare ones for a file of a newer release
+    except Exception as error:
+        # The library tokenizers raises this class for a file of a newer release.
         raise UserError(
             f"{folder}: transformers cannot load the tokenizer: {_load_error(error)}"
         ) from error

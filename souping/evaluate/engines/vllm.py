@@ -85,14 +85,18 @@ class EngineState:
 
     def __init__(self) -> None:
         self.engine: Vllm | None = None
+        # The soup that is loaded; None as long as its weights are not complete.
         self.served: str | None = None
+        # The text of the config.json of the model that the engine was started with.
         self.config = ""
-        # Of an engine that takes adapters.
+        # Of the adapters that the engine was started for; None for full models.
         self.shape: AdapterShape | None = None
+        # Whether weights can be replaced in the running engine at all, and in chunks; False after a failure.
         self.in_place = True
         self.in_chunks = True
 
     def close(self) -> None:
+        """End the engine, if there is one."""
         engine = self.engine
         self.engine = None
         self.served = None
@@ -115,7 +119,7 @@ class VllmEngine(Engine):
 
     @property
     def arguments(self) -> dict[str, Any]:
-        """Those of `vllm.LLM` that `args` may change."""
+        """The keyword arguments of `vllm.LLM` that `args` may change."""
         return {**ENGINE_DEFAULTS, **self.args}
 
     @property
@@ -134,7 +138,7 @@ class VllmEngine(Engine):
         }
 
     def module_settings(self, machine: MachineSettings) -> ModuleSettings:
-        """The GPUs are vLLM's."""
+        """A live module from which soups are mixed stays on the CPU, as the GPUs are vLLM's."""
         settings = machine.module_settings()
         return replace(settings, device="cpu", dtype=machine.dtype or "auto")
 
@@ -157,14 +161,15 @@ class VllmEngine(Engine):
         items: Sequence[Item],
         repeat: int,
     ) -> list[Answer]:
-        """The n-th answers, in the items' order. Each sampled one has its own seed, whatever vLLM batches.
+        """The answers with number `repeat`, in the items' order. Each has its own seed, however vLLM batches them.
 
         Raises:
             UserError: vLLM is absent or cannot load the model.
         """
-        engine = self._with(model, settings.machine)
+        engine = self._engine_with(model, settings.machine)
+        # {number of an item: its answer}
         answers = dict[int, Answer]()
-        # (number, prompt, arguments) of the items whose prompts fit the context.
+        # (number of an item, prompt, arguments of `vllm.SamplingParams`) if the prompt fits the context.
         requests = list[tuple[int, list[int], JsonObject]]()
         for number, item in enumerate(items):
             prompt = render(model.tokenizer, item)
@@ -193,12 +198,13 @@ class VllmEngine(Engine):
         passages: Sequence[Passage],
         stride: int | None,
     ) -> list[float]:
-        """As `Engine` has it; a window is two tokens shorter than the context: its last one, and one that is generated.
+        """Log-likelihoods of the passages' scored tokens, in nats.
 
         Raises:
             UserError: vLLM is absent or cannot load the model.
         """
-        engine = self._with(model, machine)
+        engine = self._engine_with(model, machine)
+        # A window has a token more than its limit, and vLLM generates one after it.
         windows_of = [passage.windows(engine.context_length - 2, stride) for passage in passages]
         prompts = list[list[int]]()
         for windows in windows_of:
@@ -212,45 +218,48 @@ class VllmEngine(Engine):
             totals.append(math.fsum(scored))
         return totals
 
-    def _with(self, model: LoadedModel, machine: MachineSettings) -> Vllm:
-        """The engine with this soup in it."""
+    def _engine_with(self, model: LoadedModel, machine: MachineSettings) -> Vllm:
+        """The engine with this soup loaded and checked; it is started if there is none (UserError if it cannot be)."""
         state = self.running
-        if state.engine is None or state.served != model.soup:
-            state.served = None  # until the weights are all there
-            adapter = model.adapter
-            if adapter is not None:
-                self._take_adapter(adapter, model.soup, machine)
-            elif not self._load_chunks(model, machine):
-                self._reload(model, machine)
-            assert state.engine is not None
-            try:
-                model.check_weights(state.engine.sample_weights())
-            except UserError:
-                state.close()
-                raise
-            state.served = model.soup
+        if state.engine is not None and state.served == model.soup:
+            return state.engine
+        # Until the weights are complete.
+        state.served = None
+        adapter = model.adapter
+        if adapter is not None:
+            self._take_adapter(adapter, model.soup, machine)
+        elif not self._load_chunks(model, machine):
+            self._reload(model, machine)
         assert state.engine is not None
+        try:
+            model.check_weights(state.engine.sample_weights())
+        except UserError:
+            state.close()
+            raise
+        state.served = model.soup
         return state.engine
 
     def _load_chunks(self, model: LoadedModel, machine: MachineSettings) -> bool:
-        """Whether the workers took the soup in chunks. An engine is started with an ingredient's weights first."""
+        """Load a soup in chunks. Returns whether this was done; otherwise it has to come as a folder."""
         state = self.running
         stream = model.stream if state.in_place and state.in_chunks else None
         if stream is None:
             return False
-        if state.engine is None or stream.config != state.config:
+        engine = state.engine
+        if engine is None or stream.config != state.config:
+            # The engine starts with an ingredient of the same config, whose weights the chunks replace.
             folder = model.ingredient_folder
             if not folder or config_text(folder) != stream.config:
                 return False
-            self._start(folder, machine)
-        assert state.engine is not None
+            engine = self._start(folder, machine)
         try:
-            state.engine.load_soup(stream)
-        # In both cases some weights may be another soup's.
+            engine.load_soup(stream)
+        # After any failure the engine is closed: it may hold weights of two soups.
         except (UserError, KeyboardInterrupt):
             state.close()
             raise
         except Exception as error:
+            # The soup is then read from a folder, and so are all others.
             state.close()
             log.warning(
                 "vLLM cannot take weights in chunks (%s): soups are written as folders",
@@ -261,24 +270,26 @@ class VllmEngine(Engine):
         return True
 
     def _take_adapter(self, adapter: SoupAdapter, soup: str, machine: MachineSettings) -> None:
-        """An engine of the base model, with this adapter in it."""
-        state = self.running
-        if state.engine is None or state.shape != adapter.shape:
-            self._start(adapter.shape.base, machine, adapter.shape)
-        assert state.engine is not None
-        state.engine.take_adapter(adapter.folder, soup)
+        """Load an adapter into an engine of its base model, which is started if there is none for such adapters."""
+        engine = self.running.engine
+        if engine is None or self.running.shape != adapter.shape:
+            engine = self._start(adapter.shape.base, machine, adapter.shape)
+        engine.take_adapter(adapter.folder, soup)
 
     def _start(
         self, folder: Path, machine: MachineSettings, shape: AdapterShape | None = None
-    ) -> None:
+    ) -> Vllm:
+        """Start an engine of the model in `folder`, with a shape for adapters to it, in place of the one before."""
         state = self.running
         state.close()
-        state.engine = Vllm(folder, llm_arguments(folder, self, machine, shape))
+        engine = Vllm(folder, llm_arguments(folder, self, machine, shape))
+        state.engine = engine
         state.config = config_text(folder)
         state.shape = shape
+        return engine
 
     def _reload(self, model: LoadedModel, machine: MachineSettings) -> None:
-        """Let the workers read the soup's folder. If they cannot, or its config is another, restart the engine."""
+        """Load a soup from its folder: into the running engine, or into a new one if its config is another or fails."""
         state = self.running
         folder = model.folder
         if state.engine is not None and state.in_place and config_text(folder) == state.config:
@@ -295,6 +306,7 @@ class VllmEngine(Engine):
 
 
 def config_text(folder: Path) -> str:
+    """The text of a model's config.json: weights only fit an engine whose config is the same."""
     return (folder / "config.json").read_text(encoding="utf-8")
 
 
@@ -303,14 +315,15 @@ def _answer(
     settings: GenerationSettings,
     prompt: list[int],
     tokens: list[int],
-    reason: str,
+    finish_reason: str,
 ) -> Answer:
+    """The answer that `tokens` are; `finish_reason` is vLLM's. Its text ends before an end token or a stop text."""
     ended = bool(tokens) and tokens[-1] in model.eos_token_ids
     text_tokens = tokens[:-1] if ended else tokens
     text = str(model.tokenizer.decode(text_tokens, skip_special_tokens=True))
     return Answer(
         text=cut_at_stop(text, settings.stop),
-        outcome="truncated" if reason == "length" else "finished",
+        outcome="truncated" if finish_reason == "length" else "finished",
         tokens=tuple(tokens),
         prompt_tokens=len(prompt),
         prompt_key=prompt_key(prompt),
@@ -322,6 +335,7 @@ ENVIRONMENT = {
     "VLLM_NO_USAGE_STATS": "1",
     "VLLM_LOGGING_LEVEL": "WARNING",
 }
+"""Environment variables for vLLM, unless the user has set them."""
 
 
 ADAPTER_RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)
@@ -339,7 +353,7 @@ def adapter_arguments(shape: AdapterShape) -> JsonObject:
         "enable_lora": True,
         "max_loras": 1,
         "max_lora_rank": next(rank for rank in ADAPTER_RANKS if rank >= shape.rank),
-        # With an adapter on the head, which it makes room for by default, its CPU build cannot score prompts.
+        # By default vLLM makes room for an adapter of the head, with which its CPU build cannot score prompts.
         "lora_target_modules": list(shape.modules),
     }
 
@@ -347,7 +361,7 @@ def adapter_arguments(shape: AdapterShape) -> JsonObject:
 def llm_arguments(
     folder: Path, engine: VllmEngine, machine: MachineSettings, shape: AdapterShape | None = None
 ) -> JsonObject:
-    """The keyword arguments of `vllm.LLM`; with a shape, for adapters."""
+    """The keyword arguments of `vllm.LLM` for the model in `folder`; with a shape, for adapters to it."""
     return {
         **engine.arguments,
         **ENGINE_FIXED,
@@ -389,7 +403,10 @@ def sampling_arguments(
 
 @contextmanager
 def shared_memory(size: int) -> Iterator[tuple[memoryview, str]]:
-    """Memory, and the path by which other processes map it until the end of the block. Those that did may keep it."""
+    """(memory of `size` bytes, path by which other processes can map it).
+
+    The path is valid until the end of the block; processes that have mapped the memory may keep it.
+    """
     descriptor = os.memfd_create("souping")
     try:
         os.ftruncate(descriptor, size)
@@ -407,7 +424,8 @@ class Vllm:
         Raises:
             UserError: vLLM cannot load it (its reason is given).
         """
-        for name, value in ENVIRONMENT.items():  # it reads them for as long as it lives
+        # Not only for this call: vLLM reads them for as long as it runs.
+        for name, value in ENVIRONMENT.items():
             os.environ.setdefault(name, value)
         before = {child.pid for child in multiprocessing.active_children()}
         try:
@@ -418,14 +436,15 @@ class Vllm:
         # A TypeError is an argument that vLLM does not know.
         except (RuntimeError, ValueError, OSError, ImportError, AssertionError, TypeError) as error:
             raise UserError(f"engine=vllm cannot load {folder}: {first_line(error)}") from error
+        # The adapter that answers, and how many there have been: the number is the id of the latest.
         self._adapter: LoRARequest | None = None
-        # Ids that were used.
         self._adapters = 0
+        # Processes that vLLM has started, which end even if this process is killed.
         workers = {child.pid for child in multiprocessing.active_children()} - before
         self._guard = PidGuard([pid for pid in workers if pid])
         self._sampling: type[SamplingParams] = vllm.SamplingParams
-        # vLLM's build for CPUs keeps a packed copy of tied embeddings for the head that stays as it was: answers would
-        # come from two models. Seen with 0.32.0.
+        # On a CPU, vLLM 0.32.0 keeps a packed copy of tied embeddings for the head. Weight updates do not change the
+        # copy, so answers would come from two models.
         self._in_place = not current_platform.is_cpu() or stores_head(folder)
 
     @property
@@ -434,6 +453,7 @@ class Vllm:
         return int(self._llm.model_config.max_model_len)
 
     def _check_in_place(self) -> None:
+        """Refuse weight updates that would not reach all tensors (RuntimeError)."""
         if not self._in_place:
             raise RuntimeError("on a CPU, tied embeddings are not renewed in place")
 
@@ -464,7 +484,7 @@ class Vllm:
         self._empty_cache()
 
     def take_adapter(self, folder: Path, soup: str) -> None:
-        """Answer with the adapter in `folder`, under an id of its own, instead of the one before.
+        """Answer with the adapter in `folder` from now on, instead of the one before. `soup` is its name in vLLM.
 
         Raises:
             UserError: vLLM refuses it, or leaves some of its modules out.
@@ -478,11 +498,12 @@ class Vllm:
         try:
             self._llm.llm_engine.add_lora(self._adapter)
             unused = self._llm.collective_rpc("unused_adapter_modules")
-        except Exception as error:  # raised in its processes, in classes of its own
+        except Exception as error:  # vLLM's processes raise classes of their own
             raise UserError(
                 f"vLLM cannot take the soup as an adapter: {first_line(error)}",
                 fix="set merge.adapters=merge",
             ) from error
+        # Each worker has a list.
         left_out = sorted(set(chain.from_iterable(unused)))
         if left_out:
             raise UserError(
@@ -491,30 +512,33 @@ class Vllm:
             )
 
     def _empty_cache(self) -> None:
+        """Drop cached prefixes, which are of the model before (RuntimeError if vLLM keeps them)."""
         if not self._llm.reset_prefix_cache():
             raise RuntimeError("it keeps the prefix cache of the model before")
 
     def sample_weights(self) -> WeightSamples:
-        """Values of every worker's tensors, by which a model that was loaded is checked."""
+        """Some values of every worker's tensors, by which a loaded model is checked."""
         tensors = list[tuple[str, str, int]]()
         values = list[bytes]()
         unchecked = list[str]()
-        for rank, sample in enumerate(self._llm.collective_rpc("sample_weights")):
+        samples = self._llm.collective_rpc("sample_weights")
+        for rank, (described, value_bytes, unchecked_names) in enumerate(samples):
             tensors += [
-                (f"{name} on rank {rank}", dtype, count) for name, dtype, count in sample[0]
+                (f"{name} on rank {rank}", dtype, count) for name, dtype, count in described
             ]
-            values.append(sample[1])
-            unchecked += [f"{name} on rank {rank}" for name in sample[2]]
+            values.append(value_bytes)
+            unchecked += [f"{name} on rank {rank}" for name in unchecked_names]
         flat = np.frombuffer(b"".join(values), np.float32)
         return WeightSamples(tensors=tuple(tensors), values=flat, unchecked=tuple(unchecked))
 
     def generate(
         self, prompts: Sequence[list[int]], sampling: Sequence[JsonObject], soup: str
     ) -> list[tuple[list[int], str]]:
-        """(tokens, why it ended) of a continuation of each prompt by its own arguments, in order.
+        """(tokens, vLLM's reason why it ended) of a continuation of each prompt, in order.
 
-        Prefixes are only shared between prompts to the same soup.
+        `sampling` are the arguments of `vllm.SamplingParams` of each. vLLM shares cached prefixes only within a soup.
         """
+        # No prompt may have fitted the context.
         if not prompts:
             return []
         parameters = [self._sampling(**arguments) for arguments in sampling]
@@ -526,7 +550,10 @@ class Vllm:
         return outputs
 
     def _requests(self, prompts: Sequence[list[int]], sampling: Any, soup: str) -> list[Any]:
-        """vLLM's answers of the model that it holds, in order; prefixes are shared under the soup's own salt."""
+        """vLLM's outputs for these prompts, in order, by one `vllm.SamplingParams` or one for each.
+
+        The salt keeps prefixes that were cached for another soup from being used.
+        """
         inputs = [{"prompt_token_ids": prompt, "cache_salt": soup} for prompt in prompts]
         answers: list[Any] = self._llm.generate(
             inputs, sampling, use_tqdm=False, lora_request=self._adapter
@@ -534,18 +561,19 @@ class Vllm:
         return answers
 
     def logprobs(self, prompts: Sequence[list[int]], soup: str) -> list[list[float]]:
-        """Log-probability of each token of the prompts but their first."""
+        """Log-probability of each token of each prompt after those before it; the first token has none."""
         requests = self._requests(prompts, self._sampling(**LIKELIHOOD), soup)
         logprobs = list[list[float]]()
         for prompt, request in zip(prompts, requests, strict=True):
-            # {token: its log-probability} at each position; there is none at the first.
+            # vLLM gives {token: its log-probability} at each position, and None at the first.
             positions = zip(prompt[1:], request.prompt_logprobs[1:], strict=True)
             logprobs.append([float(likeliest[token].logprob) for token, likeliest in positions])
         return logprobs
 
     def close(self) -> None:
-        """End the workers and give their memory back."""
+        """End the workers and free their memory."""
         engine = self._llm.llm_engine
+        # Without references, what this process holds for the engine is freed too.
         del self._llm
         try:
             engine.engine_core.shutdown()

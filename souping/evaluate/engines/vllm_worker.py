@@ -16,12 +16,12 @@ COLUMNS = 4
 
 
 class SoupWorker:
-    """Methods that a worker of vLLM gets."""
+    """Methods that vLLM adds to each of its workers, so `self` is the worker."""
 
     def open_for_soups(self: Worker) -> None:
-        """Let weight updates come by main memory of this machine, where vLLM's own come by a GPU's.
+        """Let this worker take weight updates from main memory, by `load_mapped`, instead of a GPU's memory.
 
-        vLLM does so by itself with `weight_transfer_config`, but for that setting it also leaves out some kernels.
+        vLLM's own setting for weight updates, `weight_transfer_config`, would also switch off some kernels.
         """
         from vllm.config.weight_transfer import WeightTransferConfig
         from vllm.distributed.weight_transfer.ipc_engine import IPCWeightTransferEngine
@@ -34,14 +34,14 @@ class SoupWorker:
         self.weight_transfer_engine = transfer
 
     def load_mapped(self: Worker, update_info: dict[str, Any]) -> None:
-        """Load the tensors that `Vllm.load_soup` describes."""
+        """Load a chunk of weights: `tensors` (name, dtype, shape, offset in bytes) in the memory at `path`."""
         import torch
         from vllm.model_executor.model_loader.mtp_validation import disable_mtp_completeness_check
 
         with open(update_info["path"], "r+b") as file:
             memory = mmap.mmap(file.fileno(), 0)
         weights = []
-        # A layer keeps its tensors, and they the memory, until it has all of them.
+        # Nothing is copied here: tensors that vLLM keeps until a layer is complete also keep the memory.
         for name, dtype, shape, offset in update_info["tensors"]:
             # torch's dtype of that name
             flat = torch.frombuffer(
@@ -52,7 +52,7 @@ class SoupWorker:
             self.model_runner.get_model().load_weights(weights)
 
     def sample_weights(self: Worker) -> tuple[list[tuple[str, str, int]], bytes, list[str]]:
-        """The members of `WeightSamples`, of this worker's part of the model, or of its adapter."""
+        """The fields of `WeightSamples`, the values as bytes, of this worker's part of the model, or of its adapter."""
         from souping.merge.loaded_weights import sample_weights
 
         if self.vllm_config.lora_config is not None:
@@ -64,7 +64,7 @@ class SoupWorker:
         return list(samples.tensors), samples.values.tobytes(), list(samples.unchecked)
 
     def unused_adapter_modules(self: Worker) -> list[str]:
-        """Modules of the adapters that were loaded for which the model has no place."""
+        """Modules of the loaded adapters that the model does not have, or that vLLM does not adapt."""
         manager = self.model_runner.lora_manager._adapter_manager
         unused = set[str]()
         for adapter in manager.list_adapters().values():
@@ -73,9 +73,10 @@ class SoupWorker:
 
 
 def packed_columns(model: torch.nn.Module) -> dict[str, torch.Tensor]:
-    """{weight: some of its columns [columns, rows]} of linear layers whose weights are packed elsewhere, as on a CPU.
+    """{name of a weight: some of its columns [columns, rows]} of linear layers whose weights vLLM has packed.
 
-    The output for a unit vector is a column of the weight, without rounding.
+    Its build for CPUs packs weights and leaves the parameter empty. The layer's output for a unit vector is a column of
+    the weight, without rounding.
     """
     import torch
     from vllm.model_executor.layers.linear import LinearBase
@@ -84,6 +85,7 @@ def packed_columns(model: torch.nn.Module) -> dict[str, torch.Tensor]:
     for name, layer in model.named_modules():
         if not isinstance(layer, LinearBase) or "weight" not in dict(layer.named_parameters()):
             continue
+        # Not packed, or quantised.
         if layer.weight.numel() or not layer.weight.is_floating_point():
             continue
         size = layer.input_size_per_partition
@@ -96,7 +98,10 @@ def packed_columns(model: torch.nn.Module) -> dict[str, torch.Tensor]:
 
 
 def adapter_columns(manager: LoRAModelManager) -> dict[str, torch.Tensor]:
-    """{module and slice: some columns of B A [rows, columns]} of linear layers, of the adapter in the first slot."""
+    """{"MODULE adapter SLICE": some columns of B A [rows, columns]} of the linear layers that an adapter changes.
+
+    vLLM fuses layers, so a module has several slices, and holds adapters in slots, of which the first is used.
+    """
     import torch
 
     columns = dict[str, torch.Tensor]()
@@ -105,6 +110,7 @@ def adapter_columns(manager: LoRAModelManager) -> dict[str, torch.Tensor]:
         if not isinstance(module.lora_a_stacked, tuple):
             continue
         pairs = zip(module.lora_a_stacked, module.lora_b_stacked, strict=True)
+        # A is [slots, 1, rank, inputs], B is [slots, 1, outputs, rank].
         for number, (a, b) in enumerate(pairs):
             size = a.shape[-1]
             chosen = torch.arange(COLUMNS, device=a.device) * (size - 1) // (COLUMNS - 1)

@@ -66,7 +66,7 @@ LONGEST_LABEL_CHARS = 80
 
 @frozen
 class HarnessBenchmark(BenchmarkItems):
-    """Documents of the tasks as a benchmark."""
+    """Documents of the evaluator's tasks as a benchmark."""
 
     evaluator: HarnessEvaluator
 
@@ -88,7 +88,7 @@ class HarnessBenchmark(BenchmarkItems):
 
 @frozen
 class HarnessItem(Item):
-    """Document of a task.
+    """Document of a task, with the digests that `Item` computes given as fields.
 
     Some tasks show the choices alone, so the document is part of its `prompt_digest`; `answer_digest` covers the task's
     settings and the few-shot examples. The metric is among them, so `scorer_digest` is empty.
@@ -101,7 +101,7 @@ class HarnessItem(Item):
 
 @frozen
 class HarnessPrompts(Prompts):
-    """Prompts that tasks build of their documents."""
+    """Prompts that the evaluator's tasks build from their documents."""
 
     brings_items = True
 
@@ -113,7 +113,7 @@ class HarnessPrompts(Prompts):
         return HarnessBenchmark(evaluator=self.evaluator)
 
     def outline(self) -> Items:
-        """Items without content, if the sizes of all tasks are published."""
+        """Items without content, if the sizes of all tasks are published; otherwise none."""
         sizes = published_sizes(self.evaluator.tasks)
         shared = sizes if self.evaluator.group == "doc" else ()
         return outline_items(sizes, shared)
@@ -123,6 +123,7 @@ class HarnessPrompts(Prompts):
         logs = self.evaluator.logs or {}
         for name, path in logs.items():
             pick(name, candidates, "evaluator.logs")
+            # Raises an error if there is no log.
             responses_at(path)
         if logs and self.evaluator.sampling.answers_per_item > 1:
             raise UserError(
@@ -137,7 +138,7 @@ class HarnessPrompts(Prompts):
             )
 
     def pool_notes(self, folders: Folders) -> list[str]:
-        """What the candidates' own generation_config would have done, and the code of task files that ran."""
+        """Notes on the code of task files that ran, and on the candidates' generation_configs, which are not used."""
         tasks = self.evaluator.loaded.values()
         code = dict.fromkeys(chain.from_iterable(task.code for task in tasks))
         notes = [f"evaluator.allow_task_code: ran {line}" for line in code]
@@ -148,13 +149,13 @@ class HarnessPrompts(Prompts):
 
 @frozen
 class HarnessScoring(Scoring):
-    """Scores by the metrics of tasks."""
+    """Scores by the metrics of the evaluator's tasks."""
 
     evaluator: HarnessEvaluator
 
     @property
     def whole_splits(self) -> bool:
-        """Corpus metrics are of all items of a category."""
+        """Whether a task has a corpus metric, which needs all items of a category."""
         return any(task.metric.kind != "mean" for task in self.evaluator.loaded.values())
 
     def item_scores(self, items: Sequence[Item], records: Sequence[Sequence[Record]]) -> FloatArray:
@@ -163,6 +164,7 @@ class HarnessScoring(Scoring):
         Raises:
             UserError: a category holds items of a corpus metric together with others.
         """
+        # pass@k counts the best answer alone.
         counted: Sequence[Sequence[Record]] = records
         if self.aggregate == "pass":
             counted = [[max(answers, key=lambda record: record.score)] for answers in records]
@@ -170,10 +172,12 @@ class HarnessScoring(Scoring):
         for answers in counted:
             means.append(float(np.mean([record.score for record in answers])))
         values = np.array(means)
-        members: dict[str, list[int]] = {}
+
+        # Of a category with a corpus metric, pseudo-values replace the means.
+        numbers_of: dict[str, list[int]] = {}
         for number, item in enumerate(items):
-            members.setdefault(item.category, []).append(number)
-        for category, numbers in members.items():
+            numbers_of.setdefault(item.category, []).append(number)
+        for category, numbers in numbers_of.items():
             kinds = {self._task_of(items[number]).metric.kind for number in numbers}
             if kinds == {"mean"}:
                 continue
@@ -182,7 +186,7 @@ class HarnessScoring(Scoring):
                     f"category {category} mixes {' and '.join(sorted(kinds))}: one score needs one kind of metric; "
                     "set evaluator.metric or evaluator.category"
                 )
-            # What the metric sums of each item, [n, S].
+            # Sufficient statistics of the items, [n, S], which the metric sums.
             statistics = []
             for number in numbers:
                 statistics.append(
@@ -199,24 +203,32 @@ class HarnessScoring(Scoring):
         return _hash([*described, _filters(loaded)])
 
     def _task_of(self, item: Item) -> Loaded:
+        """The task that an item is a document of."""
         task, _ = _document(item)
         return self.evaluator.loaded[task]
 
 
 class HarnessSession:
-    """Tasks, which are loaded once for an evaluator and its copies, and the log of the model that is evaluated."""
+    """What an evaluator keeps between calls.
+
+    The tasks are loaded once and shared with copies of the evaluator. `log` is the path of an lm_eval log of the model
+    that is evaluated; empty for none.
+    """
 
     def __init__(self) -> None:
         self.log = ""
+        # {leaf task: the task}; empty until they are needed
         self._tasks: dict[str, Loaded] = {}
 
     def loaded(self, evaluator: HarnessEvaluator) -> dict[str, Loaded]:
+        """{leaf task: the task}, loaded by the settings of `evaluator` at the first call."""
         if not self._tasks:
+            # Not a new dict: other sessions share this one.
             self._tasks.update(load_documents(evaluator))
         return self._tasks
 
-    def go_on(self, session: HarnessSession, log: str) -> None:
-        """Share the tasks of another session, with a log of one's own."""
+    def share(self, session: HarnessSession, log: str) -> None:
+        """Use the tasks of another session, loaded or not, and this log."""
         self.log = log
         self._tasks = session._tasks
 
@@ -237,11 +249,13 @@ class HarnessEvaluator(HarnessSettings):
     )
 
     def for_pool(self, architecture_folder: Path, folders: Folders) -> Self:
+        """As `MachineEvaluator.for_pool`; the copy shares the tasks that are loaded."""
         return self._sharing(super().for_pool(architecture_folder, folders), self._session.log)
 
     def for_recipe(self, recipe: Recipe) -> Self:
-        """This evaluator with the log of a candidate, if it has one."""
+        """A copy with the log of the model, which only a candidate may have; this evaluator if that is its log."""
         log = ""
+        # A recipe of one ingredient is a candidate.
         if self.logs and len(recipe.ingredients) == 1:
             log = self.logs.get(recipe.ingredients[0], "")
         if log == self._session.log:
@@ -249,13 +263,13 @@ class HarnessEvaluator(HarnessSettings):
         return self._sharing(replace(self), log)
 
     def _sharing(self, copy: Self, log: str) -> Self:
-        """A copy of this evaluator with its tasks, and with a log of its own."""
-        copy._session.go_on(self._session, log)
+        """`copy`, a new copy of this evaluator, with this evaluator's tasks and with a log."""
+        copy._session.share(self._session, log)
         return copy
 
     @property
     def hosting(self) -> Hosting:
-        # Who has logs has seen their scores.
+        # A user who has logs can have seen the scores in them.
         return replace(super().hosting, hands_out=bool(self.logs))
 
     def needs(self) -> list[Missing]:
@@ -263,14 +277,14 @@ class HarnessEvaluator(HarnessSettings):
 
     @property
     def loaded(self) -> dict[str, Loaded]:
-        """The tasks, read once."""
+        """{leaf task: the task}, loaded at the first access."""
         return self._session.loaded(self)
 
     @property
     def settings(self) -> JsonObject:
         """Everything that a score depends on, apart from the model and the item.
 
-        What chooses and labels items is not part of it, nor what an item's own digest covers.
+        Settings that choose or label items are not part of it, nor those that an item's own digest covers.
         """
         require()
         machine = self.machine
@@ -306,11 +320,13 @@ class HarnessEvaluator(HarnessSettings):
         return HarnessScoring(aggregate=self.aggregate, evaluator=self)
 
     def batches(self, items: Sequence[Item], repeat: int = 0) -> list[Items]:
+        """Blocks of several batches, of items of similar length."""
         size = BATCHES * self._batch_size(repeat)
         return cut_by_length(items, lambda item: len(item.prompt), size)
 
     def _batch_size(self, repeat: int) -> int:
-        """Requests that are computed together for the n-th answers."""
+        """Batch size for the answers with number `repeat`, as `repeat_size` has it."""
+        # The first answers need no task, which would have to be loaded.
         if not repeat:
             return self.batch_size
         tasks = self.loaded.values()
@@ -326,24 +342,25 @@ class HarnessEvaluator(HarnessSettings):
         import torch
 
         torch.set_num_threads(self.machine.resolved_threads)
+        # {task: {number of a document: its item}}
         tasks: dict[str, dict[int, Item]] = {}
         for item in items:
             task, number = _document(item)
             tasks.setdefault(task, {})[number] = item
         documents = {task: sorted(numbers) for task, numbers in tasks.items()}
-        # The harness knows a document by its place among those of its task.
-        placed = dict[tuple[str, int], Item]()
+        # The harness numbers a task's chosen documents anew, from 0 on.
+        item_at = dict[tuple[str, int], Item]()
         for task, numbers in documents.items():
             for place, number in enumerate(numbers):
-                placed[task, place] = tasks[task][number]
-        lm = harness_model(model, self, placed, repeat, self._batch_size(repeat))
+                item_at[task, place] = tasks[task][number]
+        lm = harness_model(model, self, item_at, repeat, self._batch_size(repeat))
         if self._session.log:
             lm = LoggedModel(lm, responses_at(self._session.log))
         records = run_harness(lm, self.loaded, documents, self)
         return [replace(records[item.id], repeat=repeat) for item in items]
 
     def close(self) -> None:
-        """End the templates' process."""
+        """End the process that renders templates."""
         PROCESS.close()
 
 
@@ -351,18 +368,18 @@ class HarnessEvaluator(HarnessSettings):
 
 
 def _document(item: Item) -> tuple[str, int]:
-    """Task and number of the document that an item is."""
+    """(task, number of the document) of an item, whose id is `TASK/NUMBER`."""
     task, _, number = item.id.rpartition("/")
     return task, int(number)
 
 
 def _items_of(loaded: Loaded, category: str, group: str) -> Iterator[Item]:
-    """An item for every document, `TASK/DOC`.
+    """An item for every document of a task, with the id `TASK/NUMBER`.
 
     `category` is `task` (the leaf task), `entry` (the name in `evaluator.tasks`) or `column:NAME` (a column of the
     documents); `group` is `item`, `doc` (the same document number in all tasks) or `column:NAME`.
     """
-    base = digest(
+    task_digest = digest(
         [
             _settings(loaded.task),
             loaded.metric.scorer,
@@ -370,7 +387,7 @@ def _items_of(loaded: Loaded, category: str, group: str) -> Iterator[Item]:
             _filters(loaded),
         ]
     )
-    names = {"task": loaded.name, "entry": loaded.entry}
+    categories = {"task": loaded.name, "entry": loaded.entry}
     for number, doc in enumerate(loaded.docs):
         name = f"{loaded.name}/{number}"
         groups = {"item": name, "doc": f"doc {number}"}
@@ -379,17 +396,22 @@ def _items_of(loaded: Loaded, category: str, group: str) -> Iterator[Item]:
             answer = str(loaded.task.doc_to_target(doc))
         yield HarnessItem(
             id=name,
-            category=names.get(category) or _column(doc, category, name, "category"),
-            group=groups.get(group) or _column(doc, group, name, "group"),
+            category=categories.get(category) or _column(doc, category, name, key="category"),
+            group=groups.get(group) or _column(doc, group, name, key="group"),
             prompt=prompt,
             answer=answer,
             scorer=loaded.metric.scorer,
             prompt_digest=_hash([prompt, doc]),
-            answer_digest=_hash([name, base, doc, loaded.shots[number]]),
+            answer_digest=_hash([name, task_digest, doc, loaded.shots[number]]),
         )
 
 
 def _column(doc: Document, setting: str, name: str, key: str) -> str:
+    """The label of the document `name` by `evaluator.KEY=column:NAME` (`setting`): the text in that column.
+
+    Raises:
+        UserError: the column is absent, empty or not a text or number, or a category is too long to be shown.
+    """
     column = setting.removeprefix("column:")
     value = doc.get(column)
     text = str(value)
@@ -403,18 +425,21 @@ def _column(doc: Document, setting: str, name: str, key: str) -> str:
         )
     if len(text) <= LONGEST_LABEL_CHARS:
         return text
-    # a whole book may be what groups questions
+    # Questions may be grouped by a text as long as a book.
     return sha256(text.encode("utf-8", "surrogatepass")).hexdigest()[:16]
 
 
 def _hash(value: Any) -> str:
-    """SHA-256 of JSON-like data; what JSON does not know goes in as text."""
+    """SHA-256 of JSON-like data; an object of another type is hashed as its `str`."""
     text = json.dumps(value, sort_keys=True, separators=(",", ":"), default=str)
     return sha256(text.encode("utf-8", "surrogatepass")).hexdigest()
 
 
 def _settings(task: Task) -> JsonObject:
-    """A task's configuration as far as answers depend on it: its version, prompt and decoding, not its data's place."""
+    """The part of a task's configuration on which answers depend, as JSON-like data, with its version and its code.
+
+    Where the data is stored, and where the configuration was read from, is not part of it.
+    """
     deciding = {
         key: value
         for key, value in vars(task.config).items()
@@ -432,12 +457,13 @@ def _settings(task: Task) -> JsonObject:
 
 
 def _filters(loaded: Loaded) -> Any:
+    """JSON-like form of the task's filters of answers, of those that its metric is computed after."""
     filters = loaded.task.get_config("filter_list") or []
     return _plain([entry for entry in filters if entry.get("name") == loaded.metric.filter])
 
 
 def _plain(value: Any) -> Any:
-    """JSON-like form of a task's configuration; a function is its name and the content of its file."""
+    """JSON-like form of a value of a task's configuration; a function becomes its name and the digest of its file."""
     if isinstance(value, Mapping):
         return {str(key): _plain(inner) for key, inner in value.items()}
     if isinstance(value, list | tuple | set):
@@ -455,6 +481,7 @@ def _code(thing: Any) -> str:
     """Digest of the file that defines a function or class; empty for the harness's own, whose version is recorded."""
     try:
         path = inspect.getsourcefile(thing)
+    # A builtin has no file.
     except TypeError:
         return ""
     if not path or (thing.__module__ or "").split(".")[0] == "lm_eval" or not Path(path).is_file():

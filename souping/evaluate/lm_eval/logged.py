@@ -22,30 +22,35 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 DECIDING = ("until", *LENGTH_KEYS, "do_sample", "temperature")
-"""Generation settings that must be the log's."""
+"""Generation settings that must be equal in the log and in the request."""
 
 
 class LoggedResponses:
-    """Responses of one model by task, hash of the document, and place of the request."""
+    """Responses of one model in a log of lm_eval at `path`."""
 
     def __init__(self, path: Path) -> None:
         self._path = path
         self._warned = False
-        self._rows: dict[tuple[str, str, int], tuple[list[Any], list[Json]]] = {}
+        # {(task, hash of the document, index of the request): (arguments of the request, responses)}
+        self._responses: dict[tuple[str, str, int], tuple[list[Any], list[Json]]] = {}
         for task, row in samples_of(path):
             document = str(row.get("doc_hash"))
-            for place, (arguments, responses) in enumerate(requests_of(row)):
+            for index, (arguments, responses) in enumerate(requests_of(row)):
                 if isinstance(arguments, Mapping) and isinstance(responses, list):
-                    self._rows[task, document, place] = (list(arguments.values()), responses)
+                    self._responses[task, document, index] = (list(arguments.values()), responses)
 
     def find(self, request: Instance, number: int) -> Json:
-        """The n-th response to a request, None if its document, prompt or generation settings are not the log's."""
+        """The response with this number to a request, from 0 on.
+
+        None, with a warning the first time, if its document, prompt or generation settings are not in the log.
+        """
         from lm_eval.utils import handle_non_serializable, hash_string
 
+        # The text that the harness hashes for a log.
         doc = json.dumps(request.doc, indent=2, default=handle_non_serializable, ensure_ascii=False)
         key = (request.task_name, hash_string(doc), request.idx)
-        arguments, responses = self._rows.get(key, ([], []))
-        if len(responses) > number and _deciding(arguments) == _deciding(request.args):
+        arguments, responses = self._responses.get(key, ([], []))
+        if len(responses) > number and _decisive(arguments) == _decisive(request.args):
             return responses[number]
         if not self._warned:
             what = f"document {request.doc_id} of {request.task_name}, its prompt or its generation settings"
@@ -58,15 +63,16 @@ class LoggedResponses:
         return None
 
 
-def _deciding(arguments: Sequence[Any]) -> list[Json]:
-    deciding = list[Json]()
+def _decisive(arguments: Sequence[Any]) -> list[Json]:
+    """The parts of a request's arguments on which its response depends: texts, and the settings in `DECIDING`."""
+    decisive = list[Json]()
     for argument in arguments:
         if isinstance(argument, dict):
-            deciding.append({key: argument.get(key) for key in DECIDING})
+            decisive.append({key: argument.get(key) for key in DECIDING})
         else:
-            deciding.append(str(argument))
+            decisive.append(str(argument))
     # As a log has it, where a tuple is a list.
-    return list(json.loads(json.dumps(deciding)))
+    return list(json.loads(json.dumps(decisive)))
 
 
 @lru_cache(maxsize=8)
@@ -78,32 +84,35 @@ def responses_at(path: str) -> LoggedResponses:
 
 
 class LoggedModel:
-    """The harness's model, of which only what the log lacks is requested."""
+    """The harness's model `live`, which only gets the requests without a logged response."""
 
     def __init__(self, live: HFLM, responses: LoggedResponses) -> None:
         self._live = live
         self._responses = responses
 
     def __getattr__(self, name: str) -> Any:
+        """Whatever is not defined here is the live model's."""
         return getattr(self._live, name)
 
     def generate_until(self, requests: list[Instance]) -> list[Any]:
-        return self._merged(requests, self._live.generate_until, self._text)
+        return self._respond(requests, self._live.generate_until, self._text)
 
     def loglikelihood(self, requests: list[Instance]) -> list[Any]:
-        return self._merged(requests, self._live.loglikelihood, self._likelihood)
+        return self._respond(requests, self._live.loglikelihood, self._likelihood)
 
     def loglikelihood_rolling(self, requests: list[Instance]) -> list[Any]:
-        return self._merged(
+        return self._respond(
             requests, self._live.loglikelihood_rolling, lambda request, value: float(value)
         )
 
-    def _merged(
+    def _respond(
         self,
         requests: list[Instance],
-        ask: Callable[[list[Instance]], list[Any]],
-        take: Callable[[Instance, Any], Any],
+        evaluate: Callable[[list[Instance]], list[Any]],
+        read: Callable[[Instance, Any], Any],
     ) -> list[Any]:
+        """Responses to the requests, in order: logged ones through `read`, all others by one call of `evaluate`."""
+        # A task may repeat a request: the log then has several responses to it.
         counts = Counter[int]()
         logged = list[Json]()
         for request in requests:
@@ -111,21 +120,24 @@ class LoggedModel:
             counts[id(request)] += 1
         pairs = list(zip(requests, logged, strict=True))
         missing = [request for request, response in pairs if response is None]
-        fresh = iter(ask(missing) if missing else [])
+        live = iter(evaluate(missing) if missing else [])
         responses = list[Any]()
         for request, response in pairs:
-            responses.append(next(fresh) if response is None else take(request, response))
+            responses.append(next(live) if response is None else read(request, response))
         return responses
 
     def _text(self, request: Instance, text: str) -> str:
-        """A text; it is cut off if it has all tokens that it may have, or one less, as the harness strips texts."""
+        """A logged text. Also notes whether it was truncated: it then has all tokens that it may have, or one less,
+        because the harness strips texts.
+        """
         settings = request.args[1]
         limits = [settings[key] for key in LENGTH_KEYS if key in settings]
         limit = limits[0] if limits else self._live.max_gen_toks
-        cut = len(self._live.tok_encode(text, add_special_tokens=False)) >= limit - 1
-        self._note(request, Answer(outcome="truncated" if cut else "finished"))
+        truncated = len(self._live.tok_encode(text, add_special_tokens=False)) >= limit - 1
+        self._note(request, Answer(outcome="truncated" if truncated else "finished"))
         return text
 
     def _likelihood(self, request: Instance, value: Sequence[str]) -> tuple[float, bool]:
+        """A logged (log-likelihood, whether greedy decoding gives this text), which a log has as texts; also noted."""
         self._note(request, Answer())
         return float(value[0]), value[1] == "True"

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from sacrebleu.metrics.base import Metric as CorpusMetric
 
 Aggregation = Callable[[list[float]], float]
+"""aggregation(values of a metric) -> score"""
 MEANS = ("mean", "nanmean")
 SENTENCE_METRICS = ("bleu", "chrf", "chrf++", "ter")
 TABLE_METRICS = ("f1", "matthews_corrcoef")
@@ -38,11 +39,15 @@ LOWER_IS_BETTER = ("ter", "perplexity", "weighted_perplexity", "bits_per_byte")
 """Lower is better in the harness. TER is reported as 1 - TER, a perplexity P as 1 / P: the geometric mean of the
 probability of a token, word or byte. Bits per byte b are 1 / 2^b, which is the same per byte."""
 DERIVATIVE_STEP = 1e-4
+"""Step of a central difference, relative to the sum that is moved."""
 
 
 @frozen
 class Metric:
-    """`kind` is `mean`, or the corpus metric's name in `CORPUS_METRICS`; `settings` is the task's own entry for it."""
+    """Metric `name` of a task, computed on answers after the `filter` of this name.
+
+    `kind` is `mean`, or the corpus metric's name in `CORPUS_METRICS`; `settings` is the task's own entry for it.
+    """
 
     name: str
     filter: str
@@ -55,7 +60,7 @@ class Metric:
         return f"{self.name},{self.filter}"
 
     def take(self, sample: Mapping[str, Any], where: str) -> tuple[float, tuple[float, ...]]:
-        """(score, sufficient statistics) of one logged sample; a mean has no statistics.
+        """(score, sufficient statistics) of one logged sample; a mean has no statistics. `where` names the sample.
 
         Raises:
             UserError: the sample has no value for this metric, or one that is not a number.
@@ -87,19 +92,21 @@ def choose_metric(name: str, task: Task, metric: str | None, filter_: str | None
     Raises:
         UserError: there is none, or the given one is unknown or cannot be used.
     """
-    kinds = {m: _kind(task, m) for m in task.aggregation()}
-    usable = [m for m, kind in kinds.items() if not kind.startswith("!")]
+    kinds = {declared: _kind(task, declared) for declared in task.aggregation()}
+    usable = [declared for declared, kind in kinds.items() if not kind.startswith("!")]
     if metric is None:
         if not usable:
-            why = "; ".join(f"{m} {kind[1:]}" for m, kind in kinds.items()) or "it declares none"
+            reasons = [f"{declared} {kind[1:]}" for declared, kind in kinds.items()]
+            why = "; ".join(reasons) or "it declares none"
             raise UserError(f"evaluator.tasks: {name} has no metric to maximise: {why}")
         metric = usable[0]
-    elif metric not in kinds and not _open(task):
+    elif metric not in kinds and not _has_undeclared(task):
+        # Raises an error that names the metrics there are.
         pick(metric, kinds, f"task {name}: evaluator.metric")
     kind = kinds.get(metric, "mean")
     if kind.startswith("!"):
-        other = f"; it also has {', '.join(usable)}" if usable else ""
-        raise UserError(f"evaluator.metric={metric} of task {name} {kind[1:]}{other}")
+        hint = f"; it also has {', '.join(usable)}" if usable else ""
+        raise UserError(f"evaluator.metric={metric} of task {name} {kind[1:]}{hint}")
     return Metric(
         name=metric,
         filter=_filter(name, task, filter_),
@@ -109,11 +116,12 @@ def choose_metric(name: str, task: Task, metric: str | None, filter_: str | None
 
 
 def _kind(task: Task, metric: str) -> str:
-    """`mean`, a corpus metric's name, or `!` and why it cannot be used."""
+    """How a task's metric is aggregated: `mean`, a name in `CORPUS_METRICS`, or `!` and why it cannot be maximised."""
     higher = task.higher_is_better().get(metric)
-    name = _aggregation(task.aggregation()[metric])
+    name = _aggregation_name(task.aggregation()[metric])
     if name == "bypass":
         return "!gives no score"
+    # Of these, `metric_score` turns those that are better when lower.
     if name in CORPUS_METRICS:
         return name
     if name not in MEANS:
@@ -123,7 +131,8 @@ def _kind(task: Task, metric: str) -> str:
     return "mean"
 
 
-def _aggregation(function: Aggregation) -> str:
+def _aggregation_name(function: Aggregation) -> str:
+    """The harness's name of an aggregation, else the function's own name."""
     from lm_eval.api.registry import AGGREGATION_REGISTRY
 
     for name, registered in AGGREGATION_REGISTRY.items():
@@ -132,23 +141,28 @@ def _aggregation(function: Aggregation) -> str:
     return str(getattr(function, "__name__", type(function).__name__))
 
 
-def _open(task: Task) -> bool:
-    """Whether the task may give values under names that it does not declare: by its own code, or pass@k."""
+def _has_undeclared(task: Task) -> bool:
+    """Whether a task may return metrics that it does not declare: its own code decides, or a function such as pass@k
+    of another package returns several.
+    """
     if callable(task.get_config("process_results")):
         return True
+    # A task that is written in Python has no such list.
     functions = getattr(task, "_metric_fn_list", {}).values()
     packages = [(function.__module__ or "").split(".")[0] for function in functions]
     return any(package != "lm_eval" for package in packages)
 
 
-def _filter(name: str, task: Task, wanted: str | None) -> str:
-    names = [str(f.name) for f in getattr(task, "_filters", [])] or ["none"]
-    if wanted is None:
+def _filter(name: str, task: Task, filter_: str | None) -> str:
+    """The filter of the task `name` that the user named, else its first one; `none` is the harness's for no filter."""
+    names = [str(declared.name) for declared in getattr(task, "_filters", [])] or ["none"]
+    if filter_ is None:
         return names[0]
-    return pick(wanted, names, f"task {name}: evaluator.filter")
+    return pick(filter_, names, f"task {name}: evaluator.filter")
 
 
 def _settings(task: Task, metric: str) -> JsonObject:
+    """The task's own entry for a metric, which has it by name or as a function; empty if there is none."""
     for entry in task.get_config("metric_list") or []:
         declared = entry.get("metric")
         if declared == metric or getattr(declared, "__name__", None) == metric:
@@ -157,7 +171,7 @@ def _settings(task: Task, metric: str) -> JsonObject:
 
 
 def measure(kind: str, value: Any, where: str) -> tuple[float, tuple[float, ...]]:
-    """(score, statistics) of one item; the score is that of a corpus of this item alone.
+    """(score, sufficient statistics) of one item by a corpus metric; the score is that of a corpus of this item alone.
 
     Raises:
         UserError: the task's value for this metric is not what the harness's own aggregation takes.
@@ -176,33 +190,34 @@ def metric_score(kind: str, total: FloatArray) -> float:
         value = float(_sacrebleu(kind)._compute_score_from_stats(total.tolist()).score) / 100
         return 1 - value if kind in LOWER_IS_BETTER else value
     if kind in TABLE_METRICS:
-        return _of_table(kind, *total.tolist())
+        return _table_score(kind, *total.tolist())
+    # A perplexity or bits per byte: the geometric mean of the probability of a token, word or byte.
     return math.exp(total[0] / total[1]) if total[1] > 0 else 0.0
 
 
-def _of_table(
-    kind: str, hits: float, false_alarms: float, misses: float, rejections: float
-) -> float:
-    """F1 of label 1, or Matthews' correlation, from the four counts of right and wrong yes and no."""
+def _table_score(kind: str, tp: float, fp: float, fn: float, tn: float) -> float:
+    """F1 of label 1, or Matthews' correlation, from the confusion matrix of two labels; 0 where it is 0 / 0."""
     if kind == "f1":
-        labels = 2 * hits + false_alarms + misses
-        return 2 * hits / labels if labels else 0.0
-    sides = (hits + false_alarms, hits + misses, rejections + false_alarms, rejections + misses)
-    scale = math.sqrt(math.prod(sides))
-    return (hits * rejections - false_alarms * misses) / scale if scale else 0.0
+        denominator = 2 * tp + fp + fn
+        return 2 * tp / denominator if denominator else 0.0
+    denominator = math.sqrt(math.prod((tp + fp, tp + fn, tn + fp, tn + fn)))
+    return (tp * tn - fp * fn) / denominator if denominator else 0.0
 
 
 def pseudo_values(kind: str, statistics: Sequence[Sequence[float]]) -> FloatArray:
-    """Influence pseudo-values [I] of items' statistics [I, S]; their mean is the corpus score."""
-    table = np.array(statistics, dtype=float)
-    total = table.sum(axis=0)
-    return np.asarray(
-        metric_score(kind, total) + (len(table) * table - total) @ _gradient(kind, total)
-    )
+    """Influence pseudo-values f(S) + n grad f(S) . (s_i - S/n), [n], of items' statistics s, [n, S].
+
+    Their mean is the corpus score f(S).
+    """
+    s = np.array(statistics, dtype=float)
+    total = s.sum(axis=0)
+    return np.asarray(metric_score(kind, total) + (len(s) * s - total) @ _gradient(kind, total))
 
 
 def _gradient(kind: str, total: FloatArray) -> FloatArray:
-    """Central differences with steps relative to each sum; a sum of zero (no 4-gram matched yet) has no slope.
+    """Gradient [S] of the metric at summed statistics [S], by central differences with steps relative to each sum.
+
+    A sum of zero (no 4-gram matched yet) has no slope.
 
     sacrebleu cuts BLEU's two lengths to whole numbers, so the slope of its brevity penalty exp(1 - r / c), which is 1
     if the text is no shorter than the reference, is written out.
@@ -224,29 +239,38 @@ def _gradient(kind: str, total: FloatArray) -> FloatArray:
 
 
 def _statistics(kind: str, value: Any) -> tuple[float, ...]:
+    """Sufficient statistics of an item's value, which has the form that the harness's aggregation takes.
+
+    They are log-likelihood and weight (of a perplexity or bits per byte), the cells of the confusion matrix (TP, FP,
+    FN, TN), or what sacrebleu sums of a text.
+    """
     if kind == "perplexity":
         return float(value), 1.0
     if kind in ("weighted_perplexity", "bits_per_byte"):
         likelihood, weight = value
         return float(likelihood), float(weight)
     if kind in TABLE_METRICS:
-        gold, said = (int(label) for label in value)
-        if {gold, said} - {0, 1}:
+        label, predicted = (int(number) for number in value)
+        if {label, predicted} - {0, 1}:
             raise ValueError("labels 0 and 1 are needed")
-        return tuple(float(cell == (gold, said)) for cell in ((1, 1), (0, 1), (1, 0), (0, 0)))
+        cells = ((1, 1), (0, 1), (1, 0), (0, 0))
+        return tuple(float(cell == (label, predicted)) for cell in cells)
     reference, text = value
     references = [reference] if isinstance(reference, str) else list(reference)
+    # A task may give a list of one text.
     if isinstance(text, list | tuple):
         (text,) = text
-    if not isinstance(text, str) or not all(isinstance(r, str) for r in references):
+    if not isinstance(text, str) or not all(isinstance(entry, str) for entry in references):
         raise TypeError("texts are needed")
-    rows = _sacrebleu(kind)._extract_corpus_statistics([text], [[r] for r in references])
-    return tuple(float(x) for x in rows[0])
+    # A corpus of this text alone, which has one line in each of the references.
+    streams = [[entry] for entry in references]
+    statistics = _sacrebleu(kind)._extract_corpus_statistics([text], streams)
+    return tuple(float(number) for number in statistics[0])
 
 
 @cache
 def _sacrebleu(kind: str) -> CorpusMetric:
-    """sacrebleu's metric with the settings of the harness's aggregation: sacrebleu's defaults, words too for chrF++."""
+    """sacrebleu's metric with its defaults, as the harness's aggregation has it; chrF++ also counts word bigrams."""
     from sacrebleu.metrics import bleu, chrf, ter
 
     if kind == "chrf++":

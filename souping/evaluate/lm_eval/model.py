@@ -65,15 +65,16 @@ class TaskSubset:
         self._task = loaded.task
         self._seed = seed
         self.eval_docs = loaded.docs
-        # with the methods below
+        # The task's own method, which then calls the methods below instead of the task's.
         self.build_all_requests = MethodType(type(loaded.task).build_all_requests, self)
 
     def __getattr__(self, name: str) -> Any:
+        """Whatever is not defined here is the task's."""
         return getattr(self._task, name)
 
     @property
     def _instances(self) -> list[Instance]:
-        """The requests, which the task filters and scores."""
+        """The requests. They are the task's, because its own methods filter and score them."""
         return list(self._task._instances)
 
     @_instances.setter
@@ -88,22 +89,30 @@ class TaskSubset:
         world_size: int = 1,
         samples: Sequence[int] = (),
     ) -> Iterator[tuple[int, Document]]:
-        """(position, document), as the harness numbers chosen documents."""
+        """(place among the chosen documents, document); `samples` are the documents' numbers in the task.
+
+        The numbers are kept for `doc_to_prefix`, which the harness calls once per document in the same order.
+        """
         self._numbers = iter(samples)
         return enumerate(self._loaded.docs[number] for number in samples)
 
     def doc_to_prefix(self, doc: Document) -> Any:
-        """The beginning of an answer. The harness wants it before it writes the prompt, whose examples are set here."""
+        """The text with which an answer begins.
+
+        The harness calls this just before it builds the document's prompt, so the prompt's few-shot examples are set
+        here.
+        """
         task = self._task
         number = next(self._numbers)
         if shots := self._loaded.shots[number]:
             task.sampler = SimpleNamespace(sample=lambda **_: list(shots))
-        elif not hasattr(task, "sampler"):  # a task in Python draws for itself
+        # A task in Python draws examples itself: here from a seed of the document.
+        elif not hasattr(task, "sampler"):
             task.fewshot_rnd = random.Random(f"{self._seed} {number}")
         return task.doc_to_prefix(doc)
 
     def aggregation(self) -> Mapping[str, Callable[[Sequence[float]], int]]:
-        """The loop wants a number for every metric; how many values there are never fails."""
+        """{metric: function of its values}. The loop aggregates every metric; the number of values cannot fail."""
         return defaultdict(lambda: len)
 
 
@@ -116,7 +125,7 @@ def run_harness(
     documents: Mapping[str, Sequence[int]],
     evaluator: HarnessSettings,
 ) -> dict[str, Record]:
-    """{item id: record} of documents, given by task in ascending order.
+    """{item id: record} of `documents`, {task: numbers of documents, in ascending order}.
 
     Raises:
         UserError: a document's value for a metric or its tools cannot be used, or a template fails.
@@ -147,6 +156,7 @@ def run_harness(
         raise UserError(
             f"evaluator=lm_eval: a template stops {', '.join(documents):.100}: {first_line(error)}"
         ) from error
+    # {(task, place among its chosen documents): answers}
     answers: Mapping[tuple[str, int], list[Answer]] = lm.answers
     records = list[Record]()
     for name, numbers in documents.items():
@@ -160,7 +170,12 @@ def run_harness(
 def _records(
     loaded: Loaded, samples: Sequence[Mapping[str, Any]], answers_of: Mapping[int, Sequence[Answer]]
 ) -> Iterator[Record]:
+    """A record for each document of a task, from the harness's logged samples.
+
+    `answers_of` is {number of a document: the answers to its requests}; the worst says how the item was answered.
+    """
     for sample in samples:
+        # There is a sample per document and filter.
         if sample["filter"] != loaded.metric.filter:
             continue
         item = f"{loaded.name}/{sample['doc_id']}"
@@ -186,7 +201,7 @@ def _records(
 
 
 def _prompt(sample: Mapping[str, Any]) -> str:
-    """The requests as they are sent: a context, of a choice with the continuation whose likelihood is compared."""
+    """The texts of a sample's requests, a line each: a context, with the continuation if its likelihood is computed."""
     requests = []
     for request in sample["arguments"]:
         requests.append("".join(text for text in request if isinstance(text, str)))
@@ -194,10 +209,10 @@ def _prompt(sample: Mapping[str, Any]) -> str:
 
 
 def _output(loaded: Loaded, sample: Mapping[str, Any]) -> str:
-    """What the model wrote, or the log-likelihoods of the choices."""
+    """The text that the model wrote, or a JSON list of several texts or of the choices' log-likelihoods."""
     answers = list(chain.from_iterable(sample["resps"]))
     if not loaded.generates:
-        # Of (log-likelihood, whether it is the likeliest), or a log-likelihood alone.
+        # An answer is (log-likelihood, whether greedy decoding gives this text), or a log-likelihood alone.
         likelihoods = [
             answer[0] if isinstance(answer, list | tuple) else answer for answer in answers
         ]
@@ -211,13 +226,17 @@ def _output(loaded: Loaded, sample: Mapping[str, Any]) -> str:
 
 
 class PromptText(str):
-    """Prompt with its request, and with the number of its answer if a task repeats the request."""
+    """Prompt that knows its request, through all code of the harness that passes it on as a text.
+
+    `number` counts the prompts of one request, from 0 on: a task may repeat a request.
+    """
 
     request: Instance
     number: int
 
     @classmethod
     def of(cls, request: Instance, number: int) -> PromptText:
+        """The prompt of a request."""
         prompt = cls(request.args[0])
         prompt.request = request
         prompt.number = number
@@ -231,12 +250,13 @@ def harness_model(
     repeat: int,
     batch_size: int,
 ) -> HFLM:
-    """HFLM around the live module, for the n-th answers to items, which are given by task and place.
+    """HFLM around the live module, for the answers with number `repeat` to `items`.
 
-    It is for one call: it keeps neither the module nor an answer longer than that.
+    `items` is {(task, place among its chosen documents): item}. The model is made for one call of `run_harness`.
     """
     module = served.module
     tokenizer = served.tokenizer
+    # HFLM sets a padding token if there is none.
     if tokenizer.pad_token_id is None:
         tokenizer = _copy(tokenizer)
     quiet_harness()
@@ -255,6 +275,7 @@ def harness_model(
     model.eos_token_ids = served.eos_token_ids
     if not served.eos_token_ids and model.eot_token_id is not None:
         model.eos_token_ids = (int(model.eot_token_id),)
+    # A text names one of the tokenizer's several templates.
     if isinstance(evaluator.apply_chat_template, str):
         model.chat_template_args = {
             **model.chat_template_args,
@@ -265,7 +286,7 @@ def harness_model(
 
 @lru_cache(maxsize=2)
 def _copy(tokenizer: PreTrainedTokenizerBase) -> PreTrainedTokenizerBase:
-    """A tokenizer that HFLM may give a padding token, since others use the original."""
+    """A copy of a tokenizer that HFLM may change, because other code uses the original."""
     return copy.deepcopy(tokenizer)
 
 
@@ -277,24 +298,30 @@ class HarnessModel(Base):  # type: ignore[misc]
     items: Mapping[tuple[str, int], Item]
     repeat: int
     eos_token_ids: Sequence[int]
-    answers: dict[tuple[str, int], list[Answer]]  # by task and place of the document
-    _prompts: Sequence[PromptText] = ()  # of the batch, and the token ids of each
+    # {(task, place among its chosen documents): item, or the answers so far}
+    answers: dict[tuple[str, int], list[Answer]]
+    # Prompts of the present batch, and their token ids before they were cut.
+    _prompts: Sequence[PromptText] = ()
     _ids: Sequence[Sequence[int]] = ()
+    # Requests for the likelihood of a continuation that are being answered.
     _scored: list[Instance] | None = None
 
     def _seed(self, prompt: PromptText, decoding: Decoding) -> int:
-        """Seed of one answer, from its item, repeat and place in the task's own requests."""
+        """Seed of one answer, from its item, its repeat, and its place among the requests for the item."""
         request = prompt.request
         item = self.items[str(request.task_name), int(request.doc_id or 0)]
+        # The bits above the request's index count its repeats.
         place = int(request.idx) + (prompt.number << 16)
         return (decoding.seed_of(item, self.repeat) + place * SEED_STEP) % 2**63
 
     def _note(self, request: Instance, answer: Answer) -> None:
+        """Add an answer to those of the request's document."""
         self.answers.setdefault((request.task_name, request.doc_id), []).append(answer)
 
     def loglikelihood(
         self, requests: list[Instance], disable_tqdm: bool = True
     ) -> list[tuple[float, bool]]:
+        """As HFLM's, with the requests kept for `_loglikelihood_tokens`, which gets only their tokens."""
         self._scored = requests
         try:
             return list(super().loglikelihood(requests, disable_tqdm=True))
@@ -304,10 +331,14 @@ class HarnessModel(Base):  # type: ignore[misc]
     def _loglikelihood_tokens(
         self, requests: list[Any], disable_tqdm: bool = True, override_bs: int | None = None
     ) -> list[tuple[float, bool]]:
-        if self._scored is not None:  # rolling likelihoods come in windows, which are never cut
+        """As HFLM's; also notes whether a prompt is longer than the context. `requests` are (texts, token ids of the
+        context, token ids of the continuation).
+        """
+        # Without `_scored` these are windows of a rolling likelihood, which are never cut.
+        if self._scored is not None:
             for request, (_, context, continuation) in zip(self._scored, requests, strict=True):
                 length = len(context)
-                # A decoder reads the continuation too, but for its last token.
+                # A decoder also reads the continuation, except for its last token.
                 if self.backend == "causal":
                     length += len(continuation) - 1
                 answer = Answer(prompt_tokens=len(context))
@@ -325,12 +356,13 @@ class HarnessModel(Base):  # type: ignore[misc]
         return list(super().loglikelihood_rolling(requests, disable_tqdm=True))
 
     def generate_until(self, requests: list[Instance], disable_tqdm: bool = True) -> list[str]:
+        """As HFLM's, on requests whose prompts are `PromptText`s, and whose settings are only how answers end."""
         counts = Counter[int]()
         prompts = []
         for request in requests:
             kwargs = request.args[1]
             ending = {key: kwargs[key] for key in ("until", *LENGTH_KEYS) if key in kwargs}
-            # Requests of the same settings are a batch.
+            # HFLM batches requests with equal settings, and these stand for all of the request's own.
             group = json.dumps(kwargs, sort_keys=True, default=str)
             prompt = PromptText.of(request, counts[id(request)])
             prompts.append(SimpleNamespace(args=(prompt, {**ending, "group": group})))
@@ -344,14 +376,18 @@ class HarnessModel(Base):  # type: ignore[misc]
         left_truncate_len: int | None = None,
         truncation: bool = False,
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """The harness's token ids and mask, and a note of those before anything is cut."""
+        """Token ids [R, T] and mask as HFLM makes them, of prompts that may be cut on the left to `left_truncate_len`.
+
+        Also keeps the prompts and their token ids before the cut.
+        """
         texts = [str(string) for string in strings]
         ids, mask = super().tok_batch_encode(texts, padding_side)
         self._prompts = [string for string in strings if isinstance(string, PromptText)]
         self._ids = [row[keep.bool()].tolist() for row, keep in zip(ids, mask, strict=True)]
         if truncation:
             ids, mask = super().tok_batch_encode(texts, padding_side, None, truncation)
-        if not ids.shape[1]:  # no prompt has a token: one of padding stands in
+        # The module needs a token, even if no prompt has one.
+        if not ids.shape[1]:
             ids = ids.new_full((len(ids), 1), self.tokenizer.pad_token_id)
             mask = mask.new_ones((len(mask), 1))
         begin = -(left_truncate_len or 0)
@@ -367,9 +403,14 @@ class HarnessModel(Base):  # type: ignore[misc]
         do_sample: bool = False,
         temperature: float = 0.0,
     ) -> torch.Tensor:
-        """Token ids of a batch whose requests have the same `group`, which are a task's own generation settings."""
+        """Token ids [R, T] of the prompts `context` and their answers, whose endings are noted.
+
+        All requests of a batch have the same generation settings (`group`), and the first says which. `do_sample` and
+        `temperature` are not used: HFLM passes them.
+        """
         import torch
 
+        # A decoder with an encoder begins with one token, not with the prompt.
         start = context.shape[1] if self.backend == "causal" else 1
         decoding = decoding_of(self._prompts[0].request.args[1], self.evaluator)
         seeds = []
@@ -377,7 +418,7 @@ class HarnessModel(Base):  # type: ignore[misc]
             seeds = [self._seed(prompt, decoding) for prompt in self._prompts]
         stops = [text for text in stop if text]
         pad = self.tokenizer.pad_token_id
-        new = max_length - context.shape[1]
+        max_new = max_length - context.shape[1]
         dtype = self.mixed_precision_dtype
         with (
             torch.inference_mode(),
@@ -387,45 +428,55 @@ class HarnessModel(Base):  # type: ignore[misc]
                 input_ids=context,
                 attention_mask=attention_mask,
                 generation_config=neutral_config(
-                    self.model, decoding, pad, self.eos_token_ids, new, stops
+                    self.model, decoding, pad, self.eos_token_ids, max_new, stops
                 ),
                 logits_processor=sampling_processor(decoding, seeds, start),
                 tokenizer=self.tokenizer,
             )
         rows: torch.Tensor = out.clone()
-        fill = pad if self.eot_token_id is None else self.eot_token_id
+        end_token = pad if self.eot_token_id is None else self.eot_token_id
         for row, prompt in enumerate(self._prompts):
             prompt_ids = context[row, attention_mask[row].bool()].tolist()
             ids = rows[row, start:].tolist()
-            answer = answer_of(self.tokenizer, stops, prompt_ids, ids, self.eos_token_ids, pad, new)
-            # The harness knows the end tokens of one ingredient alone.
+            answer = answer_of(
+                self.tokenizer, stops, prompt_ids, ids, self.eos_token_ids, pad, max_new
+            )
+            # The harness only cuts texts at its tokenizer's end token, which replaces that of another ingredient.
             if answer.tokens and answer.tokens[-1] in self.eos_token_ids:
-                rows[row, start + len(answer.tokens) - 1 :] = fill
-            if not self._ids[row]:
-                self._note(prompt.request, Answer.none([], EMPTY))
-                continue
-            answer = replace(answer, text="")
-            if len(self._ids[row]) > len(prompt_ids):
-                answer = replace(
-                    answer, outcome="truncated", reason=PROMPT_CUT.format(self.max_length)
-                )
-            self._note(prompt.request, answer)
+                rows[row, start + len(answer.tokens) - 1 :] = end_token
+            self._note(prompt.request, self._ending(row, answer))
         return rows
+
+    def _ending(self, row: int, answer: Answer) -> Answer:
+        """The answer to the prompt in a row of the batch without its text, which the harness makes.
+
+        A prompt that was cut counts as truncated.
+        """
+        if not self._ids[row]:
+            return Answer.none([], EMPTY)
+        answer = replace(answer, text="")
+        if len(self._ids[row]) <= answer.prompt_tokens:
+            return answer
+        return replace(answer, outcome="truncated", reason=PROMPT_CUT.format(self.max_length))
 
     def apply_chat_template(
         self, chat_history: list[dict[str, str]], add_generation_prompt: bool = True
     ) -> str:
+        """As HFLM's, called with a stand-in for the model whose templates are rendered in a process of their own."""
         from lm_eval.models.huggingface import HFLM
 
         tokenizer = SimpleNamespace(
-            apply_chat_template=lambda chat, **own: apply_chat_template(self.tokenizer, chat, own)
+            apply_chat_template=lambda chat, **options: apply_chat_template(
+                self.tokenizer, chat, options
+            )
         )
-        standin = SimpleNamespace(tokenizer=tokenizer, chat_template_args=self.chat_template_args)
-        return str(HFLM.apply_chat_template(standin, chat_history, add_generation_prompt))
+        model = SimpleNamespace(tokenizer=tokenizer, chat_template_args=self.chat_template_args)
+        return str(HFLM.apply_chat_template(model, chat_history, add_generation_prompt))
 
 
 @cache
 def live_class() -> type[HFLM]:
+    """HFLM with the methods of `HarnessModel`; a function, because importing lm_eval takes long."""
     from lm_eval.models.huggingface import HFLM
 
     return type("LiveHFLM", (HarnessModel, HFLM), {})

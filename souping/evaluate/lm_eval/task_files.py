@@ -53,8 +53,11 @@ class TaskFiles:
         metadata: dict[str, Any] | None,
         allow_task_code: bool,
     ) -> None:
-        """Without `include_defaults` the harness's own 14,000 tasks, which take some twenty seconds to read, are read
-        only if they are needed."""
+        """Index the task files in `include_path` for these tasks, the entries of `evaluator.tasks`.
+
+        If `include_defaults` is None, the harness's own 14,000 tasks are only indexed if `tasks` need them: this takes
+        some twenty seconds. `metadata` is what the harness adds to each task.
+        """
         from lm_eval.tasks import TaskManager
 
         folders = [expanded(path) for path in include_path]
@@ -71,15 +74,15 @@ class TaskFiles:
             include_defaults=include_defaults is True,
             metadata=metadata,
         )
-        if include_defaults is None and not _is_closed(self.manager.task_index, tasks):
+        if include_defaults is None and not _is_complete(self.manager.task_index, tasks):
             self.manager = TaskManager(
                 include_path=folders or None, include_defaults=True, metadata=metadata
             )
-        self._check_first()
+        self._check_at_loading()
         sandbox()
 
-    def _check_first(self) -> None:
-        """Let the harness's factory check a file before it resolves what the file names."""
+    def _check_at_loading(self) -> None:
+        """Wrap the function of the harness that loads a task file, so that the file is checked before."""
         try:
             factory = self.manager._factory
             load = factory._load_full_config
@@ -95,12 +98,13 @@ class TaskFiles:
         factory._load_full_config = checked
 
     def check_readable(self, name: str) -> None:
-        """Refuse a file that is named like a task and is not YAML: the harness passes over it."""
+        """Refuse a file that is named like this unknown task and is not YAML (UserError): the index skips those."""
         for folder in self._folders:
             for path in folder.rglob(f"{name}.yaml"):
                 _root(path)
 
     def _check(self, path: Path) -> None:
+        """Refuse a task file that names code, or note the code if it is allowed."""
         lines = list(code_in_task_file(path))
         if lines and not self._allow:
             raise UserError(
@@ -110,28 +114,33 @@ class TaskFiles:
         self.allowed += [line for line in lines if line not in self.allowed]
 
 
-def _is_closed(
-    index: Mapping[str, Entry], names: Sequence[Spec], within: frozenset[str] = frozenset()
+def _is_complete(
+    index: Mapping[str, Entry], names: Sequence[Spec], groups: frozenset[str] = frozenset()
 ) -> bool:
-    """Whether every name, and every name that a group of them refers to, is in the index or is a file."""
+    """Whether every name is in the index, matches a name there or is a file, and so are the members of a named group.
+
+    `groups` are those that `names` are in, which end a circle of groups.
+    """
     for name in names:
-        if isinstance(name, dict) or name in within:
+        if isinstance(name, dict) or name in groups:
             continue
         if name not in index:
             if not expanded(name).is_file() and not fnmatch.filter(index, name):
                 return False
             continue
-        members = (index[name].cfg or {}).get("task")
-        inner = list[str]()
-        if isinstance(members, list):
-            inner = [member for member in members if isinstance(member, str)]
-        if not _is_closed(index, inner, within | {name}):
+        tasks = (index[name].cfg or {}).get("task")
+        members = list[str]()
+        if isinstance(tasks, list):
+            members = [task for task in tasks if isinstance(task, str)]
+        if not _is_complete(index, members, groups | {name}):
             return False
     return True
 
 
 def code_in_task_file(path: Path, seen: frozenset[Path] = frozenset()) -> Iterator[str]:
-    """`FILE: KEY: CODE` of all that a task file and those that it includes name as code, except for our own files.
+    """A line `FILE: KEY: CODE` for each piece of code that a task file, or a file that it includes, names.
+
+    Files of the harness and of this package give none, nor those that were `seen`, as includes may form a circle.
 
     Raises:
         UserError: a file is not YAML.
@@ -142,8 +151,8 @@ def code_in_task_file(path: Path, seen: frozenset[Path] = frozenset()) -> Iterat
         return
     root = _root(path)
     for key, node in _nodes(root):
-        if reason := _reason(key, node):
-            yield f"{path}: {reason}"
+        if code := _code_of(key, node):
+            yield f"{path}: {code}"
     for name in _includes(root):
         yield from code_in_task_file(path.parent / name, seen | {path})
 
@@ -157,6 +166,7 @@ def _is_exempt(path: Path) -> bool:
 
 
 def _root(path: Path) -> Node | None:
+    """The parsed YAML of a file, whose tags are not resolved; None for an empty file (UserError for anything else)."""
     import yaml
 
     try:
@@ -169,13 +179,17 @@ def _root(path: Path) -> Node | None:
 
 
 def _nodes(root: Node | None) -> Iterator[tuple[str, Node]]:
-    """(key above it, node) of all nodes. An alias is its anchor's node, so a node may be below several keys."""
+    """(nearest key above the node, node) of all nodes below the root, keys among them.
+
+    An alias is its anchor's node, so a node may be below several keys.
+    """
     from yaml.nodes import MappingNode, SequenceNode
 
     waiting = [("", root)] if root is not None else []
     seen = set()
     while waiting:
         key, node = waiting.pop()
+        # An anchor may contain its own alias.
         if (key, id(node)) in seen:
             continue
         seen.add((key, id(node)))
@@ -189,6 +203,7 @@ def _nodes(root: Node | None) -> Iterator[tuple[str, Node]]:
 
 
 def _includes(root: Node | None) -> Iterator[str]:
+    """Files that the key `include` of a task file names: one, or a list."""
     from yaml.nodes import MappingNode
 
     if not isinstance(root, MappingNode):
@@ -200,9 +215,10 @@ def _includes(root: Node | None) -> Iterator[str]:
                 yield str(file.value)
 
 
-def _reason(key: str, node: Node) -> str:
-    """The code that a node names; empty if it is data."""
+def _code_of(key: str, node: Node) -> str:
+    """`KEY: CODE` if a node below this key names code; empty if it is data."""
     value = node.value if isinstance(node.value, str) else ""
+    # A tag such as `!function` or `!!python/object` makes an object.
     if not node.tag.startswith(YAML_TAG) or node.tag.startswith(f"{YAML_TAG}python"):
         return f"{key or 'key'}: {node.tag} {value}".rstrip()
     if key == "class":
@@ -214,12 +230,13 @@ def _reason(key: str, node: Node) -> str:
     if key in ("hf_evaluate", "trust_remote_code") and value.lower() not in OFF:
         return f"{key}: {value}"
     if key == "unsafe_code" and value.lower() not in ("true", "yes", "on"):
-        # it may hide that an included task of the harness runs what documents hold
+        # An included task of the harness may run what documents hold; this switch would hide it.
         return f"unsafe_code: {value}"
     return ""
 
 
 def _is_metric(name: str) -> bool:
+    """Whether the harness itself has a metric of this name; any other may be a script that it would load."""
     from lm_eval.api import registry
 
     import_module("lm_eval.api.metrics")  # fills the registry
@@ -227,6 +244,7 @@ def _is_metric(name: str) -> bool:
 
 
 def _has_script(value: str) -> bool:
+    """Whether a data set's path is a folder with Python files, of which `datasets` may run one."""
     try:
         return bool(value) and any(expanded(value).glob("*.py"))
     except (OSError, RuntimeError, ValueError):
@@ -235,9 +253,8 @@ def _has_script(value: str) -> bool:
 
 @cache
 def sandbox() -> None:
-    """Render the harness's templates in jinja's sandbox, in a process with limited time and memory.
-
-    This counts for the whole process, since the harness has one function for all templates.
+    """Make the harness render its templates by `render_task`: in jinja's sandbox, in a process with limited time and
+    memory. This is for the rest of the process, because the harness has one function for all templates.
 
     Raises:
         UserError: a template of this version of the harness still reaches Python, or may use filters of its own.
@@ -248,11 +265,12 @@ def sandbox() -> None:
     from lm_eval.api import task
 
     utils.apply_template = render_task
+    # Our sandbox has jinja's filters and this one.
     added_filters = set(utils.env.filters) - set(FILTERS) - {"regex_replace"}
     if not added_filters:
         try:
             task.utils.apply_template(ESCAPE, {})
         except TemplateError:
-            # The tasks' templates are rendered in the sandbox.
+            # The template was refused, so the tasks' templates are rendered in the sandbox.
             return
     raise UserError(UNSUITABLE)

@@ -34,7 +34,9 @@ Document = JsonObject
 NEUTRAL_KEYS = ("task_alias", "tag", "group", "dataset_kwargs", "metric_list", "filter_list")
 """Keys of a task that change no answer by themselves: names, the place of the data, and metrics that are not used."""
 LOGGERS = ("lm_eval", "datasets", "sacrebleu", "huggingface_hub")
+"""Loggers that are silenced."""
 LENGTH_KEYS = ("max_gen_toks", "max_new_tokens", "max_tokens", "max_completion_tokens")
+"""Names of the limit of an answer's tokens; the harness takes the first that is set."""
 KNOWN = ("until", *LENGTH_KEYS, *SAMPLING, *PENALTIES)
 """What a task's generation_kwargs may say; transformers would take more, a program to generate with among it."""
 HARNESS_DEFAULTS: JsonObject = {
@@ -131,9 +133,9 @@ class HarnessSettings(MachineEvaluator):
 class Loaded:
     """Leaf task, the entry of `evaluator.tasks` it came with, its documents and the metric that scores them.
 
-    `shots` holds the few-shot examples of each document, drawn for all documents in
-    their order from one seed, as a complete run of the harness draws them: an item's prompt never depends on which
-    other items are evaluated with it. `code` is what its file names as code, unless it is a file of the harness's.
+    `shots` holds the few-shot examples of each document, drawn for all documents in their order from one seed, as a
+    complete run of the harness draws them: an item's prompt never depends on which other items are evaluated with it.
+    `code` is what its file names as code, unless it is a file of the harness's.
     """
 
     name: str
@@ -146,16 +148,17 @@ class Loaded:
 
     @property
     def generates(self) -> bool:
+        """Whether the model writes answers; otherwise likelihoods are compared."""
         return bool(self.task.OUTPUT_TYPE == "generate_until")
 
     @property
     def generation_kwargs(self) -> Mapping[str, Any]:
-        """How it generates; empty if it compares likelihoods."""
+        """The task's settings of decoding; empty if it compares likelihoods."""
         return (self.generates and self.task.get_config("generation_kwargs")) or {}
 
 
 def require() -> None:
-    """Refuse if the extra is not installed."""
+    """Refuse if the packages of the extra `lm_eval` are not installed (UserError)."""
     absent = [name for name in ("lm_eval", "sacrebleu") if find_spec(name) is None]
     if absent:
         raise UserError(f"evaluator=lm_eval needs {absent[0]}", fix=install("lm_eval"))
@@ -174,7 +177,7 @@ def quiet_harness() -> None:
 
 
 def load_documents(evaluator: HarnessSettings) -> dict[str, Loaded]:
-    """{leaf task: its documents}, in the order of `evaluator.tasks`.
+    """{leaf task: the task with its documents}, in the order of `evaluator.tasks`.
 
     Raises:
         UserError: a name is unknown (the nearest is given), a task's data is missing, or it cannot be scored here.
@@ -193,7 +196,7 @@ def load_documents(evaluator: HarnessSettings) -> dict[str, Loaded]:
         folders = [folders]
     arguments = evaluator.arguments
     defaults = arguments["include_defaults"]
-    metadata = dict(arguments["metadata"] or {}) or None
+    metadata = arguments["metadata"]
     files = TaskFiles(evaluator.tasks, folders, defaults, metadata, evaluator.allow_task_code)
     for entry, spec in _expand(evaluator.tasks, files.manager):
         with naming_task(entry):
@@ -205,6 +208,7 @@ def load_documents(evaluator: HarnessSettings) -> dict[str, Loaded]:
                 )
             with naming_task(name):
                 loaded[name] = _load(evaluator, name, entry, task, tuple(files.allowed))
+        # The list is of one entry's files.
         files.allowed.clear()
     _check_named(evaluator, loaded)
     return loaded
@@ -212,11 +216,12 @@ def load_documents(evaluator: HarnessSettings) -> dict[str, Loaded]:
 
 @contextmanager
 def naming_task(name: str) -> Iterator[None]:
-    """Name the task at which the harness fails: it may run any code, and its data may be anywhere."""
+    """Turn any exception of the block into a UserError that names the task, whose code and data may be anybody's."""
     try:
         yield
     except UserError:
         raise
+    # The harness takes the first document of a list that may be empty.
     except StopIteration as error:
         raise UserError(
             f"evaluator.tasks: {name} has no documents: check its dataset_path and splits"
@@ -231,48 +236,50 @@ def published_sizes(tasks: Sequence[Spec]) -> dict[str, int]:
     """{leaf task: documents} of tasks whose sizes are published; empty if one of them is unknown."""
     sizes: dict[str, int] = {}
     for task in tasks:
-        published = [
-            row for row in PUBLISHED if isinstance(task, str) and re.fullmatch(row[0], task)
-        ]
+        if not isinstance(task, str):
+            return {}
+        published = [entry for entry in PUBLISHED if re.fullmatch(entry[0], task)]
         if not published:
             return {}
         _, size, leaves = published[0]
         if leaves == 1:
-            sizes[str(task)] = size
+            sizes[task] = size
             continue
+        # Their names are not known without the task's file.
         for leaf in range(1, leaves + 1):
             sizes[f"{task} {leaf}"] = size
     return sizes
 
 
 def seed(evaluator: HarnessSettings) -> None:
-    """As simple_evaluate does before it loads tasks, some of which draw at random while they read their data."""
+    """Seed Python's and numpy's generators, as simple_evaluate does: some tasks draw while they read their data."""
     with refused_arguments():
         random.seed(evaluator.arguments["random_seed"])
         np.random.seed(evaluator.arguments["numpy_random_seed"])
 
 
 def check_names(args: JsonObject) -> None:
-    """Hold the names of arguments against the installed harness.
+    """Check the names in `evaluator.args` against the installed harness.
 
     Raises:
-        UserError: nothing takes such an argument, or the model does and something else too.
+        UserError: nothing takes an argument of that name, or both the model and something else do.
     """
+    # Importing the model takes long.
     if not args:
         return
     from lm_eval.models.huggingface import HFLM
 
-    model = inspect.signature(HFLM).parameters.keys() - set(SET_HERE)
-    others = {*EVALUATION_ARGUMENTS, *TASK_ARGUMENTS}
+    of_model = inspect.signature(HFLM).parameters.keys() - set(SET_HERE)
+    of_harness = {*EVALUATION_ARGUMENTS, *TASK_ARGUMENTS}
     for name in args:
-        pick(name, sorted(model | others), "evaluator.args: name")
-        if name in model & others:
+        pick(name, sorted(of_model | of_harness), "evaluator.args: name")
+        if name in of_model & of_harness:
             raise UserError(f"evaluator.args.{name}: this lm_eval has two arguments of that name")
 
 
 @contextmanager
 def refused_arguments() -> Iterator[None]:
-    """Name `args` where the harness, torch or numpy cannot use a value."""
+    """Turn an exception of the harness, torch or numpy into a UserError on `evaluator.args`, whose values they get."""
     try:
         yield
     except (AttributeError, OverflowError, TypeError, ValueError) as error:
@@ -281,7 +288,10 @@ def refused_arguments() -> Iterator[None]:
 
 
 def _expand(tasks: Sequence[Spec], manager: TaskManager) -> Iterator[tuple[str, Spec]]:
-    """(entry, name); a pattern (`mgsm_direct_*`) stands for the tasks that it matches, groups and tags left out."""
+    """(entry of `evaluator.tasks`, task to load) of all entries.
+
+    A pattern (`mgsm_direct_*`) gives each of the tasks that it matches, groups and tags left out.
+    """
     for spec in tasks:
         if isinstance(spec, str) and set(spec) & set("*?["):
             names = fnmatch.filter(manager.all_subtasks, spec)
@@ -294,6 +304,7 @@ def _expand(tasks: Sequence[Spec], manager: TaskManager) -> Iterator[tuple[str, 
 
 
 def _title(spec: Spec) -> str:
+    """Name of an entry of `evaluator.tasks`: of a mapping its task, of a YAML file its stem."""
     if isinstance(spec, dict):
         return str(spec.get("task") or spec.get("group") or "?")
     path = Path(spec)
@@ -301,18 +312,18 @@ def _title(spec: Spec) -> str:
 
 
 def _build(files: TaskFiles, spec: Spec) -> dict[str, Task]:
-    """{leaf name: task} of one entry."""
+    """{leaf name: task} that the harness makes of one entry (UserError if it is not known)."""
     index = files.manager.task_index
-    title = _title(spec)
     if isinstance(spec, dict):
-        # A known task with keys of its own.
+        # Alone it would be a new task; within a group, its keys change the known one.
         if spec.get("task") in index:
-            spec = {"group": title, "task": [spec]}
+            spec = {"group": _title(spec), "task": [spec]}
     elif spec not in index:
         path = expanded(spec)
         if not path.is_file():
             files.check_readable(Path(spec).name)
             hint = "; set evaluator.include_path for your own YAML"
+            # Raises an error that names the nearest task.
             pick(spec, files.manager.all_tasks, "evaluator.tasks", hint)
         spec = str(path)
     tasks: dict[str, Task] = files.manager.load([spec])["tasks"]
@@ -322,6 +333,11 @@ def _build(files: TaskFiles, spec: Spec) -> dict[str, Task]:
 def _load(
     evaluator: HarnessSettings, name: str, entry: str, task: Task, code: tuple[str, ...]
 ) -> Loaded:
+    """The leaf task `name` with its documents; `entry` and `code` are those of `Loaded`.
+
+    Raises:
+        UserError: the task cannot be evaluated here, or with these settings.
+    """
     if getattr(task, "MULTIMODAL", False):
         raise UserError(
             f"evaluator.tasks: {name} needs images or sound, which souping does not give a model"
@@ -336,8 +352,8 @@ def _load(
     check_decoding(name, task, evaluator)
     docs = list(task.eval_docs)
     shots = _shots(task, docs, evaluator.arguments["fewshot_random_seed"])
-    metric = _of(evaluator.metric, name, entry)
-    filter_ = _of(evaluator.filter, name, entry)
+    metric = _for_task(evaluator.metric, name, entry)
+    filter_ = _for_task(evaluator.filter, name, entry)
     return Loaded(
         name=name,
         entry=entry,
@@ -350,9 +366,10 @@ def _load(
 
 
 def _prepare(task: Task, evaluator: HarnessSettings) -> None:
-    """The overrides that simple_evaluate applies: generation settings, and shots unless the task forbids them."""
+    """Change a task's settings as simple_evaluate does: generation settings, and the number of few-shot examples."""
     if evaluator.gen_kwargs and task.get_config("output_type") == "generate_until":
         task.set_config(key="generation_kwargs", value=dict(evaluator.gen_kwargs), update=True)
+    # A task that declares 0 forbids examples; one that declares none has no examples by default.
     declared = task.get_config("num_fewshot")
     if evaluator.num_fewshot is not None and declared != 0:
         task.set_config(key="num_fewshot", value=evaluator.num_fewshot)
@@ -361,21 +378,22 @@ def _prepare(task: Task, evaluator: HarnessSettings) -> None:
 
 
 def _shots(task: Task, docs: Sequence[Document], seed: int | None) -> Sequence[Sequence[Document]]:
-    """Few-shot examples of every document, as one pass of the harness over all documents draws them."""
+    """Few-shot examples of each document, as one pass of the harness over all documents draws them."""
     task.set_fewshot_seed(seed=seed)
-    number = task.get_config("num_fewshot") or 0
-    if not number or not hasattr(task, "sampler"):
+    count = task.get_config("num_fewshot") or 0
+    # A task in Python has no sampler: it draws examples as it writes a prompt.
+    if not count or not hasattr(task, "sampler"):
         return [()] * len(docs)
     # An example is never the document itself, where both are of one split.
     same_split = task.fewshot_cfg.split == task.config.test_split
     shots = list[Sequence[Document]]()
     for doc in docs:
-        shots.append(list(task.sampler.sample(n=number, eval_doc=doc if same_split else None)))
+        shots.append(list(task.sampler.sample(n=count, eval_doc=doc if same_split else None)))
     return shots
 
 
-def _of(setting: str | Mapping[str, str] | None, name: str, entry: str) -> str | None:
-    """A setting that is one for all tasks, or a mapping by task or entry."""
+def _for_task(setting: str | Mapping[str, str] | None, name: str, entry: str) -> str | None:
+    """A task's value of a setting that is one value for all tasks, or {task or entry: value}; None by default."""
     value = setting
     if isinstance(setting, Mapping):
         value = setting.get(name, setting.get(entry))
@@ -383,6 +401,7 @@ def _of(setting: str | Mapping[str, str] | None, name: str, entry: str) -> str |
 
 
 def _check_named(evaluator: HarnessSettings, loaded: Mapping[str, Loaded]) -> None:
+    """Refuse a `metric` or `filter` of a task or entry that is not among the loaded ones (UserError)."""
     known = {*loaded, *(task.entry for task in loaded.values())}
     for key, setting in (("metric", evaluator.metric), ("filter", evaluator.filter)):
         for name in setting if isinstance(setting, Mapping) else ():
@@ -390,9 +409,9 @@ def _check_named(evaluator: HarnessSettings, loaded: Mapping[str, Loaded]) -> No
 
 
 def decoding_of(kwargs: Mapping[str, Any], evaluator: HarnessSettings) -> Decoding:
-    """Decoding by a task's generation_kwargs, in which the evaluator's `gen_kwargs` are."""
+    """The decoding that a task's generation_kwargs ask for; the evaluator's `gen_kwargs` are among them."""
     temperature = kwargs.get("temperature") or 0.0
-    # transformers' own temperature
+    # transformers' default
     if kwargs.get("do_sample") and "temperature" not in kwargs:
         temperature = 1.0
     if kwargs.get("do_sample") is False:
@@ -408,14 +427,14 @@ def decoding_of(kwargs: Mapping[str, Any], evaluator: HarnessSettings) -> Decodi
 
 
 def check_decoding(name: str, task: Task, evaluator: HarnessSettings) -> None:
-    """Refuse answers that a task cannot give.
+    """Refuse generation_kwargs of a task that are not known or not usable, and beam search with sampling.
 
     Raises:
         UserError: the message names the task and the key.
     """
-    where = f"evaluator.tasks: {name}"
     if task.OUTPUT_TYPE != "generate_until":
         return
+    where = f"evaluator.tasks: {name}"
     kwargs = task.get_config("generation_kwargs") or {}
     for key in kwargs:
         pick(key, KNOWN, f"{where}: generation_kwargs")

@@ -62,14 +62,14 @@ EXPRESSION_TIMEOUT_S = 5
 """Time that reading or comparing an expression may take; what takes longer counts as unequal."""
 
 Known = Mapping[tuple[str, str, str], float]
-"""{(question, scorer, answer's text): score}"""
+"""{(answer digest of the item, digest of its scorer, output): score} of outputs that were scored before"""
 Grade = Callable[[Sequence[Item], Sequence[str], Known], tuple[list[float], UserError | None]]
-"""grade(items, outputs, what is known) -> (scores, the first error); NaN where a scorer could not be called."""
+"""grade(items, outputs, known scores) -> (scores, the first error); NaN for an output that was not scored"""
 
 
 @dataclass(frozen=True)
 class Scorer:
-    """Way to score outputs, and to check an answer when items are read."""
+    """Way to score an output of an item, a fraction of 1, and to check the item's reference when items are read."""
 
     score: Callable[[Item, str], float]
     check: Callable[[Item], None]
@@ -87,7 +87,7 @@ def score(item: Item, output: str) -> float:
 
 
 def check_item(item: Item) -> None:
-    """Whether the item can be scored at all.
+    """Refuse an item that cannot be scored. A scorer of the user's is not checked.
 
     Raises:
         UserError: unknown scorer or language, or an answer that the scorer cannot read.
@@ -97,6 +97,7 @@ def check_item(item: Item) -> None:
 
 
 def _scorer(item: Item) -> Scorer:
+    """The built-in scorer that an item names (UserError if there is none)."""
     if item.scorer not in SCORERS:
         hint = f" (for your own: benchmark.scorers={{{item.scorer}: my_module.my_function}})"
         pick(item.scorer, SCORERS, f"item {item.id}: scorer", hint)
@@ -111,11 +112,12 @@ def _exact(item: Item, output: str) -> float:
 
 
 def _references_of(item: Item) -> list[Json]:
-    """The reference: a text, or a list of which any is right."""
+    """The references of an item, any of which is right: its answer may be a list of them or one."""
     return item.answer if isinstance(item.answer, list) else [item.answer]
 
 
 def _answers(item: Item) -> list[str]:
+    """The references as texts."""
     return [str(answer) for answer in _references_of(item)]
 
 
@@ -132,24 +134,26 @@ def _check_texts(item: Item) -> None:
 
 
 def _refused(item: Item, form: str) -> UserError:
+    """The error for an answer that has not the form which the item's scorer needs."""
     return UserError(f"item {item.id}: a `{item.scorer}` answer is {form}, not {item.answer!r:.60}")
 
 
 def plain_text(text: str) -> str:
-    """A text without a difference in white space."""
+    """A text in which each run of white space is one space, without any at its ends."""
     return " ".join(text.split())
 
 
 def _contains(item: Item, output: str) -> float:
-    said = plain_text(output).casefold()
-    return float(any(plain_text(answer).casefold() in said for answer in _answers(item)))
+    text = plain_text(output).casefold()
+    return float(any(plain_text(answer).casefold() in text for answer in _answers(item)))
 
 
 def _matches(item: Item, output: str) -> float:
-    return float(any(_found(pattern, output) for pattern in _answers(item)))
+    return float(any(_has_match(pattern, output) for pattern in _answers(item)))
 
 
-def _found(pattern: str, output: str) -> bool:
+def _has_match(pattern: str, output: str) -> bool:
+    """Whether a pattern is found anywhere in an output within the time limit."""
     try:
         return regex.search(pattern, output, timeout=PATTERN_TIMEOUT_S) is not None
     except TimeoutError:
@@ -157,6 +161,7 @@ def _found(pattern: str, output: str) -> bool:
 
 
 def _check_pattern(item: Item) -> None:
+    """Refuse an answer that is not a regular expression or a list of them."""
     _check_texts(item)
     for pattern in _answers(item):
         try:
@@ -168,12 +173,13 @@ def _check_pattern(item: Item) -> None:
 
 
 def _choice(item: Item, output: str) -> float:
-    return float(
-        chosen_letter(output) in {answer.strip("() .").upper() for answer in _answers(item)}
-    )
+    # An answer may be written `(b)` or `B.`
+    letters = {answer.strip("() .").upper() for answer in _answers(item)}
+    return float(chosen_letter(output) in letters)
 
 
 def _check_choice(item: Item) -> None:
+    """Refuse an answer that is not a letter or a list of letters, with or without brackets and a point."""
     _check_texts(item)
     if not all(re.fullmatch(r"[A-Za-z]", answer.strip("() .")) for answer in _answers(item)):
         raise _refused(item, "a letter or a list of letters")
@@ -189,9 +195,9 @@ def chosen_letter(output: str) -> str:
         letters = pattern.findall(output)
         if letters:
             return str(letters[-1]).upper()
-    first = LEADING_LETTER.match(output)
-    if first:
-        return first[1].upper()
+    leading = LEADING_LETTER.match(output)
+    if leading:
+        return leading[1].upper()
     letters = LONE_LETTER.findall(output)
     return str(letters[-1]).upper() if letters else ""
 
@@ -207,11 +213,13 @@ def _words(text: str) -> list[str]:
     return re.sub(r"\b(a|an|the)\b", " ", bare).split()
 
 
-def _overlap(expected: Sequence[str], said: Sequence[str]) -> float:
-    if not expected or not said:
-        return float(list(expected) == list(said))
-    common = (Counter(expected) & Counter(said)).total()
-    return 2 * common / (len(expected) + len(said))
+def _overlap(expected: Sequence[str], words: Sequence[str]) -> float:
+    """Harmonic mean of precision and recall of an output's words, counted as often as they occur."""
+    # Without any words, only an answer without any is right.
+    if not expected or not words:
+        return float(list(expected) == list(words))
+    common = (Counter(expected) & Counter(words)).total()
+    return 2 * common / (len(expected) + len(words))
 
 
 # Numbers and mathematics
@@ -219,10 +227,10 @@ def _overlap(expected: Sequence[str], said: Sequence[str]) -> float:
 
 def _number(item: Item, output: str) -> float:
     expected = _as_number(item.answer)
-    said = last_number(output)
+    number = last_number(output)
     if expected is None:
         raise _refused(item, "a finite number")
-    return float(said is not None and math.isclose(said, expected, rel_tol=1e-9, abs_tol=1e-12))
+    return float(number is not None and math.isclose(number, expected, rel_tol=1e-9, abs_tol=1e-12))
 
 
 def _check_number(item: Item) -> None:
@@ -231,14 +239,17 @@ def _check_number(item: Item) -> None:
 
 
 def _as_number(answer: Json) -> float | None:
+    """A reference as a finite number, None if it is none; True and False are none, although Python has them as 1 and 0."""
     if isinstance(answer, bool) or not isinstance(answer, int | float | str):
         return None
     return _finite(str(answer).strip())
 
 
 def _finite(text: str) -> float | None:
-    """The whole text as one finite number; separators are thousands' commas."""
+    """The whole text as one finite number, with or without commas between thousands; None if it is none."""
+    # U+2212 is the minus sign.
     cleaned = text.replace("\u2212", "-")
+    # A comma that is not before three digits separates no thousands.
     if re.search(r"\d,(?!\d{3}(?!\d))", cleaned):
         return None
     try:
@@ -249,7 +260,7 @@ def _finite(text: str) -> float | None:
 
 
 _DIGITS = r"(?:\d{1,3}(?:,\d{3})+(?!,?\d)|\d+)"
-_FOUND = re.compile(
+_NUMBER = re.compile(
     rf"(?<![\d.])[-+\u2212]?(?:{_DIGITS}(?:\.\d+)?|\.\d+)(?:[eE][-+]?\d{{1,3}}(?!\d))?"
 )
 
@@ -259,7 +270,8 @@ def last_number(text: str) -> float | None:
 
     A hyphen between word characters is not a sign: `3-4` ends in 4.
     """
-    matches = deque(_FOUND.finditer(text), maxlen=1)
+    # The last match, without a list of all.
+    matches = deque(_NUMBER.finditer(text), maxlen=1)
     if not matches:
         return None
     number = matches[0][0]
@@ -270,30 +282,33 @@ def last_number(text: str) -> float | None:
 
 
 def _equal(item: Item, output: str) -> float:
-    """Whether the last expression in the output (in a box, in LaTeX, or plain) is one of the answers."""
+    """1.0 if the last expression in the output (in a box, in LaTeX, or plain) equals one of the answers, else 0.0."""
     _check_library()
     from math_verify import verify
 
-    said = _expressions(output)
-    limit = EXPRESSION_TIMEOUT_S if _main() else None
+    expressions = list(_expressions(output))
+    limit = EXPRESSION_TIMEOUT_S if _in_main_thread() else None
     try:
         return float(
-            any(verify(list(gold), list(said), timeout_seconds=limit) for gold in _references(item))
+            any(
+                verify(list(gold), expressions, timeout_seconds=limit)
+                for gold in _answer_expressions(item)
+            )
         )
-    except Exception:  # an output is anything, and sympy raises all kinds
+    except Exception:  # an output may be anything, and sympy raises all classes
         return 0.0
 
 
 def _check_mathematics(item: Item) -> None:
     """Refuse an answer in which math-verify finds no expression, and a machine without the library."""
     _check_library()
-    if any(isinstance(answer, bool) for answer in _references_of(item)) or not all(
-        _references(item)
-    ):
+    has_bool = any(isinstance(answer, bool) for answer in _references_of(item))
+    if has_bool or not all(_answer_expressions(item)):
         raise _refused(item, "a number or an expression")
 
 
-def _references(item: Item) -> list[tuple[object, ...]]:
+def _answer_expressions(item: Item) -> list[tuple[object, ...]]:
+    """What math-verify reads in each answer, which is put in dollar signs if it is an expression alone."""
     return [
         _expressions(text if MATHEMATICS.search(text) else f"${text}$") for text in _answers(item)
     ]
@@ -301,31 +316,33 @@ def _references(item: Item) -> list[tuple[object, ...]]:
 
 @lru_cache(maxsize=4096)
 def _expressions(text: str) -> tuple[object, ...]:
-    """What math-verify reads in a text, as sympy objects and as texts."""
+    """What math-verify reads in a text, as sympy objects and as texts; nothing if it fails or takes too long."""
     from math_verify import parse
 
     for name in ("math_verify", "math_verify.parser", "math_verify.grader", "math_verify.utils"):
-        # it warns of missing timeouts and of every odd output
+        # They warn of missing time limits and of every unusual output.
         logging.getLogger(name).setLevel(logging.CRITICAL)
+    limit = EXPRESSION_TIMEOUT_S if _in_main_thread() else None
     try:
-        return tuple(
-            parse(text[-20_000:], parsing_timeout=EXPRESSION_TIMEOUT_S if _main() else None)
-        )
-    except Exception:  # an output is anything
+        # The last expression counts, so the end of a long output is enough.
+        return tuple(parse(text[-20_000:], parsing_timeout=limit))
+    except Exception:  # an output may be anything
         return ()
 
 
-def _main() -> bool:
-    """Whether alarms can stop what takes too long: Python sets them in the main thread alone."""
+def _in_main_thread() -> bool:
+    """Whether this is the main thread, the only one in which Python can set the alarms of a time limit."""
     return threading.current_thread() is threading.main_thread()
 
 
 def _check_library() -> None:
+    """Refuse the scorer `math` if its library is not installed (UserError)."""
     if find_spec("math_verify") is None:
         raise UserError("the scorer `math` needs the library math-verify", fix=install("math"))
 
 
 def _unanswerable(item: Item, output: str) -> float:
+    """The scorer of texts for evaluator=loss, which have no answer: always a UserError."""
     raise UserError(
         f'item {item.id}: scorer "loss" marks a text without an answer: use evaluator=loss'
     )
@@ -348,8 +365,9 @@ SCORERS: dict[str, Scorer] = {
 
 
 def load_scorers(scorers: Mapping[str, str]) -> dict[str, UserScorer]:
-    """{name: scorer} of `benchmark.scorers={name: my_module.my_function}`. A file of items only names a scorer and
-    imports nothing; the configuration says what the name stands for.
+    """{name: scorer} of `benchmark.scorers={name: my_module.my_function}`.
+
+    A file of items only names a scorer, so it cannot run code; the configuration says what the name stands for.
 
     Raises:
         UserError: a name is taken, or its function cannot be imported, called or read.
@@ -363,12 +381,13 @@ def load_scorers(scorers: Mapping[str, str]) -> dict[str, UserScorer]:
 
 
 def _user_scorer(name: str, path: str) -> UserScorer:
+    """The function at `path`, my_module.my_function, as a scorer (UserError if it cannot be one)."""
     where = f"benchmark.scorers.{name}={path}"
     parent, _, attribute = path.rpartition(".")
     try:
         module = import_module(parent)
         function = getattr(module, attribute)
-    except Exception as error:  # whatever the module does while it is imported
+    except Exception as error:  # the module's own code may raise anything
         reason = f"{type(error).__name__}: {first_line(error)}"
         raise UserError(
             f"{where} cannot be imported: {reason}; write my_module.my_function"
@@ -378,6 +397,7 @@ def _user_scorer(name: str, path: str) -> UserScorer:
         raise UserError(
             f"{where} is not a function of (item, output){lack}: name one, or an object that can be called"
         )
+    # A judge's settings decide its scores, not its source.
     if isinstance(function, Judge):
         return UserScorer(
             name=name, function=function, digest=function.fingerprint, threads=function.threads
@@ -392,7 +412,7 @@ def _source(
     files = []
     for part in (module, _definition(function)):
         source: str | None = None
-        # builtins raise, members of extension modules have none
+        # There is none for builtins, which raise, and for members of extension modules.
         with suppress(TypeError):
             source = inspect.getsourcefile(part)
         if source is None:
@@ -403,13 +423,13 @@ def _source(
 
 
 def _definition(function: Callable[[Item, str], float]) -> Any:
-    """The function itself, or the class of an object that can be called."""
+    """What defines a scorer's code: the function without its decorators, or the class of a callable object."""
     inner = inspect.unwrap(function)
     return inner if inspect.isroutine(inner) else type(inner)
 
 
 def user_score(item: Item, output: str) -> float:
-    """Score of an output by the item's own scorer.
+    """Score of an output by the item's own scorer, `item.user_scorer`, which must not be None.
 
     Raises:
         UserError: the scorer fails, or its value is not a number from 0 to 1.
@@ -435,9 +455,13 @@ def user_score(item: Item, output: str) -> float:
 def user_scores(
     items: Sequence[Item], outputs: Sequence[str], known: Known
 ) -> tuple[list[float], UserError | None]:
-    """Scores of outputs on items by their own scorers. Equal answers are scored once, several at a time if the scorer
-    allows it. After an error no further scorer is called; scores so far are kept."""
+    """(scores of the outputs by their items' own scorers, the first error).
+
+    Scores that are `known` are taken from there, and equal outputs are scored once. Several are scored at a time if all
+    scorers allow it. After an error no further scorer is called; an output without a score has NaN.
+    """
     keys = list[tuple[str, str, str]]()
+    # {key of an output without a score: its item}
     unknown = dict[tuple[str, str, str], Item]()
     for item, output in zip(items, outputs, strict=True):
         key = (item.answer_digest, item.scorer_digest, output)
@@ -450,8 +474,9 @@ def user_scores(
     def grade(key: tuple[str, str, str]) -> None:
         if errors:
             return
+        _, _, output = key
         try:
-            scores[key] = user_score(unknown[key], key[2])
+            scores[key] = user_score(unknown[key], output)
         except UserError as error:
             errors.append(error)
 

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from importlib import import_module
-from itertools import accumulate, count
+from itertools import accumulate, count, pairwise
 from typing import TYPE_CHECKING, TypeAlias
 
 if TYPE_CHECKING:
@@ -35,11 +35,12 @@ class Literal:
 
 MOST_CHECKS = 2_000
 """Hundreds of steps of the parser, after which it gives up; a call of 8,000 characters takes 500."""
-# possessive: linear on garbage
+# The possessive `*+` keeps the time linear on garbage.
 QUOTED = re.compile(r"\"(?:[^\"\\\n]|\\.)*+\"?|'(?:[^'\\\n]|\\.)*+'?")
 _CALLS = {"java": "method_invocation", "javascript": "call_expression"}
 # As BFCL reads it: a statement may lack its semicolon.
 _FAULT = re.compile(r'ERROR|MISSING (?!";")')
+# Types of the grammars' nodes, and functions that make lists.
 _STRINGS = ("string", "string_literal", "character_literal")
 _LISTS = ("Arrays.asList", "List.of", "Set.of", "Array.of")
 _ESCAPES = {"n": "\n", "t": "\t", "r": "\r", "b": "\b", "f": "\f", "0": "\0"}
@@ -49,17 +50,19 @@ _CONSTANTS = {
     "null": ("null", None),
     "undefined": ("null", None),
 }
+"""{source: kind and value of the literal}"""
 
 
 @cache
 def _grammar(language: str) -> Language:
+    """tree-sitter's grammar of a language, from the package of its name."""
     from tree_sitter import Language
 
     return Language(import_module(f"tree_sitter_{language}").language())
 
 
 def _parse(source: str, language: str) -> Node:
-    """The root of the tree (ValueError if garbage takes too long)."""
+    """The root of the syntax tree of a source (ValueError if the parser takes more than `MOST_CHECKS`)."""
     from tree_sitter import Parser
 
     # The semicolon has a line of its own, as the source may end with a comment.
@@ -73,7 +76,7 @@ def _parse(source: str, language: str) -> Node:
 
 
 def read_call(source: str, language: str) -> tuple[str, dict[str, Literal], tuple[Literal, ...]]:
-    """(name, named arguments, positional ones) of the one call that a source is.
+    """(name, {name of an argument: its value}, positional arguments) of the one call that a source is.
 
     Raises:
         ValueError: the source is something else.
@@ -84,12 +87,14 @@ def read_call(source: str, language: str) -> tuple[str, dict[str, Literal], tupl
     if is_faulty or [node.type for node in statements] != ["expression_statement"]:
         raise ValueError("not a single call")
     call = _children(statements[0])[0]
+    # JavaScript's call with a template string has no brackets.
     if call.type != _CALLS[language] or not _text(call, "arguments").startswith("("):
         raise ValueError("not a call")
     named = dict[str, Literal]()
     positional = list[Literal]()
     for argument in _children(call.child_by_field_name("arguments")):
         value = argument.child_by_field_name("right")
+        # A named argument is written as an assignment, `name = value`.
         if argument.type != "assignment_expression" or value is None:
             positional.append(_literal(argument))
             continue
@@ -101,26 +106,28 @@ def read_call(source: str, language: str) -> tuple[str, dict[str, Literal], tupl
 
 
 def _children(node: Node | None) -> list[Node]:
-    """What a node holds, without comments and punctuation."""
+    """The nodes below a node, without comments and punctuation; none below None."""
     if node is None:
         return []
     return [child for child in node.named_children if "comment" not in child.type]
 
 
 def _text(node: Node | None, field: str = "") -> str:
-    """The source of a node, or of a field of it; empty if there is none."""
+    """The source of a node, or with `field` of its child in that field; empty if there is none."""
     if node is not None and field:
         node = node.child_by_field_name(field)
     return "" if node is None else (node.text or b"").decode()
 
 
 def _name(call: Node) -> str:
+    """The name of a called function with its object, such as `List.of`."""
     owner = _text(call, "object")
     name = _text(call, "name") or _text(call, "function")
     return f"{owner}.{name}" if owner else name
 
 
 def _literal(node: Node) -> Literal:
+    """An argument as a literal; any other expression is one of kind `code`, whose value is its source."""
     text = _text(node)
     if node.type in _STRINGS:
         return Literal("string", unescape(text[1:-1]), text[1:-1])
@@ -130,19 +137,24 @@ def _literal(node: Node) -> Literal:
 
 
 def _literals(node: Node | None) -> list[Literal]:
+    """The nodes below a node as literals."""
     return [_literal(child) for child in _children(node)]
 
 
 def _collection(node: Node, text: str) -> Literal | None:
-    """`[1]`, `new int[]{1}`, `List.of(1)`, `new Array(1, 2)`, `new ArrayList<>(List.of(1))`, maps and objects."""
+    """A list or dict that a node writes; None for any other node. `text` is its source.
+
+    For example `[1]`, `new int[]{1}`, `List.of(1)`, `new Array(1, 2)`, `new ArrayList<>(List.of(1))`, a map, an object.
+    """
     if node.type in ("array", "array_initializer"):
         return Literal("list", _literals(node), text)
     if node.type == "array_creation_expression":
         elements = node.child_by_field_name("value")
+        # `new int[3]` has no elements.
         return None if elements is None else Literal("list", _literals(elements), text)
     arguments = node.child_by_field_name("arguments")
     if node.type in _CALLS.values():
-        return _made(_name(node), _literals(arguments), text)
+        return _factory_collection(_name(node), _literals(arguments), text)
     if node.type == "new_expression":
         is_array = _text(node, "constructor") == "Array" and arguments is not None
         return Literal("list", _literals(arguments), text) if is_array else None
@@ -153,8 +165,8 @@ def _collection(node: Node, text: str) -> Literal | None:
     return None
 
 
-def _made(name: str, values: Sequence[Literal], text: str) -> Literal | None:
-    """What `List.of(...)`, `Map.of(...)` and their like make."""
+def _factory_collection(name: str, values: Sequence[Literal], text: str) -> Literal | None:
+    """What a call such as `List.of(...)` or `Map.of(...)` makes of its arguments; None for any other function."""
     if name == "Map.of" and len(values) % 2 == 0:
         pairs = zip(values[::2], values[1::2], strict=True)
         return Literal("dict", {str(key.value): value for key, value in pairs}, text)
@@ -162,7 +174,10 @@ def _made(name: str, values: Sequence[Literal], text: str) -> Literal | None:
 
 
 def _java_collection(node: Node, values: Sequence[Literal], text: str) -> Literal | None:
-    """`new` with a collection's class: what it copies, or what its double braces put or add."""
+    """What `new` makes of a Java class with these arguments; None if it is no collection that can be read.
+
+    A collection is empty, a copy of its argument, or filled in double braces.
+    """
     name = _text(node, "type").partition("<")[0].rstrip()
     if not name.endswith(("Map", "List", "Set")):
         return None
@@ -174,14 +189,19 @@ def _java_collection(node: Node, values: Sequence[Literal], text: str) -> Litera
             return _filled(child, empty)
     if not values:
         return empty
+    # Not a capacity, for example.
     is_copy = len(values) == 1 and values[0].kind == empty.kind
     return Literal(empty.kind, values[0].value, text) if is_copy else None
 
 
 def _filled(body: Node, empty: Literal) -> Literal | None:
-    """The double-brace idiom: the `put` or `add` calls of an instance initialiser."""
+    """The `empty` collection with what the `put` or `add` calls in a class body (double braces) put into it.
+
+    None if the body holds anything else.
+    """
     method = "put" if empty.kind == "dict" else "add"
     width = 2 if empty.kind == "dict" else 1
+    # The arguments of each call.
     calls = list[list[Literal]]()
     blocks = _children(body)
     if [block.type for block in blocks] != ["block"]:
@@ -207,17 +227,22 @@ def _object(node: Node, text: str) -> Literal | None:
         value = pair.child_by_field_name("value")
         if key is None or value is None or key.type == "computed_property_name":
             return None
+        # In quotes or not.
         name = _literal(key)
         pairs[str(name.value) if name.kind == "string" else name.text] = _literal(value)
     return Literal("dict", pairs, text)
 
 
 def unescape(text: str) -> str:
+    """A string with the characters that its backslashes stand for."""
     return re.sub(r"\\(.)", lambda match: _ESCAPES.get(match[1], match[1]), text)
 
 
 def number(text: str) -> Literal | None:
-    """Numbers by their spelling: 3, 3L, 3n, 3.5, 3.5f; a sign may stand before them."""
+    """A number as a literal of the kind that its spelling says (3, 3L, 3n, 3.5, 3.5f); None for any other text.
+
+    A sign may stand before it. More than some 300 digits are no number, so that garbage takes little time.
+    """
     match = re.fullmatch(r"([+-]?)\s*(\d[\d_]{0,300})([lLn]?)", text)
     if match:
         value = int(match[1] + match[2].replace("_", ""))
@@ -232,11 +257,12 @@ def number(text: str) -> Literal | None:
 
 
 def pieces(text: str) -> list[str]:
-    """Cut Java or JavaScript into single calls at the separators that stand outside brackets and quotes."""
+    """Single calls of a text in Java or JavaScript, cut at the separators that are outside brackets and quotes."""
     if text.startswith("[") and text.endswith("]"):
         text = text[1:-1]
+    # Of the same length, so that places agree.
     hidden = QUOTED.sub(lambda match: "_" * len(match[0]), text)
-    cuts = [-1]
+    separators = [-1]
     depth = 0
     for place, sign in enumerate(hidden):
         if sign in "([{":
@@ -244,13 +270,14 @@ def pieces(text: str) -> list[str]:
         elif sign in ")]}":
             depth -= 1
         elif sign in ",;\n" and depth == 0:
-            cuts.append(place)
-    pieces = [text[a + 1 : b].strip() for a, b in zip(cuts, [*cuts[1:], len(text)], strict=True)]
+            separators.append(place)
+    spans = pairwise([*separators, len(text)])
+    pieces = [text[before + 1 : after].strip() for before, after in spans]
     return [piece for piece in pieces if piece]
 
 
 def closed(text: str) -> str:
-    """A list that lacks its first or its last bracket gets it, as BFCL's decoder does."""
+    """A text with its first or its last square bracket added if it only has the other, as BFCL's decoder does."""
     if text.startswith("[") and not text.endswith("]"):
         return f"{text}]"
     if text.endswith("]") and not text.startswith("["):

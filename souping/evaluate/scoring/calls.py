@@ -39,6 +39,7 @@ LONGEST_OUTPUT_CHARS = 8_000
 """Characters of an output above which it is not read (and so is wrong): time stays bounded on garbage."""
 DEEPEST = 40
 """Nesting of brackets above which an output is not read."""
+# A line that begins with `name(` or `module.name(`, also after a bracket or backticks.
 _ATTEMPT = re.compile(r"^[ \t`\[(]*[A-Za-z_$][\w$]*(?:\.[A-Za-z_$][\w$]*)*\(", re.MULTILINE)
 _ARITHMETIC: dict[type[ast.operator], Callable[[Any, Any], Any]] = {
     ast.Add: operator.add, ast.Sub: operator.sub, ast.Mult: operator.mul, ast.Div: operator.truediv,
@@ -92,7 +93,7 @@ def parse_calls(text: str, language: str = "python") -> list[Call]:
 
 
 def is_attempt(text: str, language: str = "python") -> bool:
-    """Whether the text tries to call something, well-formed or not: a line that opens with `name(`, or calls."""
+    """Whether the text tries to call something, well-formed or not: a line begins with `name(`, or it is calls."""
     try:
         return _ATTEMPT.search(text[:LONGEST_OUTPUT_CHARS]) is not None or bool(
             parse_calls(text, language)
@@ -102,11 +103,14 @@ def is_attempt(text: str, language: str = "python") -> bool:
 
 
 def _python(text: str) -> list[Call]:
+    """The calls in a Python text: one per statement, or several with commas between them, in brackets or not."""
+    # Python warns of odd escapes in texts.
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         try:
             nodes = [_expression(node) for node in ast.parse(textwrap.dedent(text)).body]
         except SyntaxError:
+            # Calls that are separated by a comma and a line break are only valid in brackets.
             nodes = [ast.parse(f"[{text}\n]", mode="eval").body]
     calls = []
     for node in nodes:
@@ -115,12 +119,14 @@ def _python(text: str) -> list[Call]:
 
 
 def _expression(node: ast.stmt) -> ast.expr:
+    """The expression that a statement consists of; Unparsable for any other statement."""
     if not isinstance(node, ast.Expr):
         raise Unparsable("a statement, not a call")
     return node.value
 
 
 def _python_call(node: ast.expr) -> Call:
+    """The call that an expression is; Unparsable if it is none, or an argument is not a value."""
     if not isinstance(node, ast.Call):
         raise Unparsable("not a call")
     arguments = {}
@@ -134,6 +140,7 @@ def _python_call(node: ast.expr) -> Call:
 
 
 def _dotted(node: ast.expr) -> str:
+    """The name of a called function, `name` or `module.name`; Unparsable for any other expression."""
     name = ast.unparse(node)
     if not re.fullmatch(r"[^\W\d]\w*(\.[^\W\d]\w*)*", name):
         raise Unparsable("the function has no plain name")
@@ -141,8 +148,13 @@ def _dotted(node: ast.expr) -> str:
 
 
 def _value(node: ast.expr) -> Value:
-    """A Python value; names and expressions that only code could resolve stay text, as in BFCL."""
+    """The Python value of an argument; Unparsable if it has none.
+
+    As in BFCL, names and other expressions that only running them could resolve stay text, and a call with keyword
+    arguments is {name: arguments}.
+    """
     if isinstance(node, ast.Constant):
+        # JSON has no ellipsis, so an answer has it as text.
         return "..." if node.value is ... else node.value
     if isinstance(node, ast.List):
         return [_value(element) for element in node.elts]
@@ -163,6 +175,8 @@ def _value(node: ast.expr) -> Value:
 
 
 def _dict(node: ast.Dict) -> dict[Value, Value]:
+    """The value of a dictionary display."""
+    # The key of `**mapping`.
     if None in node.keys:
         raise Unparsable("`**` in a dictionary")
     pairs = zip(node.keys, node.values, strict=True)
@@ -170,6 +184,7 @@ def _dict(node: ast.Dict) -> dict[Value, Value]:
 
 
 def _unary(node: ast.UnaryOp) -> Value:
+    """The value of `not` before True or False, or of a sign before a number; Unparsable for others."""
     value = _value(node.operand)
     if isinstance(node.op, ast.Not) and isinstance(value, bool):
         return not value
@@ -183,7 +198,10 @@ def _unary(node: ast.UnaryOp) -> Value:
 
 
 def _binary(node: ast.BinOp) -> Value:
-    """Arithmetic on numbers (with a bounded power) and joining of texts or lists; BFCL evaluates these too."""
+    """The value of arithmetic on numbers, or of `+` between two texts or lists; Unparsable for others.
+
+    BFCL evaluates these too. A power is bounded, as it could take forever.
+    """
     left = _value(node.left)
     right = _value(node.right)
     if _are_numbers(left, right):
@@ -202,6 +220,7 @@ def _binary(node: ast.BinOp) -> Value:
 
 
 def _are_numbers(*values: Value) -> bool:
+    """Whether all values are integers or floats, and not True or False."""
     return all(isinstance(value, int | float) and not isinstance(value, bool) for value in values)
 
 
@@ -210,7 +229,11 @@ def _are_numbers(*values: Value) -> bool:
 
 @dataclass(frozen=True)
 class ExpectedCall:
-    """Right call: the allowed values of each argument, and what the function's docs say of it."""
+    """Call that an answer expects.
+
+    `allowed` is {argument: its allowed values}, `positional` the values of positional arguments. From the function's
+    docs are `kinds`, {argument: its type} (None without docs), and the names of the `required` arguments.
+    """
 
     name: str
     allowed: Mapping[str, Sequence[Value]]
@@ -222,12 +245,14 @@ class ExpectedCall:
 def score_calls(item: Item, output: str) -> float:
     """1.0 if the output's calls are the answer's, otherwise 0.0; unparsable outputs are wrong."""
     expected = read_answer(item)
+    # No call may be attempted.
     if expected is not None and not expected:
         return float(not is_attempt(output, item.language))
     try:
         calls = parse_calls(output, item.language)
     except Unparsable:
         return 0.0
+    # Any call is right.
     if expected is None:
         return float(bool(calls))
     return float(len(calls) == len(expected) and _matched(calls, expected, item.language))
@@ -240,7 +265,11 @@ def check_call_item(item: Item) -> None:
 
 
 def read_answer(item: Item) -> list[ExpectedCall] | None:
-    """The expected calls; None for `"any"`."""
+    """The calls that an item's answer expects; empty if no call may be made, None for `"any"`.
+
+    Raises:
+        UserError: the answer has none of the forms.
+    """
     answer: Value = item.answer
     functions: Iterable[Schema] = []
     if (
@@ -256,7 +285,7 @@ def read_answer(item: Item) -> list[ExpectedCall] | None:
     try:
         expected = list[ExpectedCall]()
         for entry in entries:
-            expected += _read(entry, item.language)
+            expected += _read_entry(entry, item.language)
         docs = {function["name"]: function["parameters"] for function in functions}
         return [_documented(call, docs, item.language) for call in expected]
     except (Unparsable, KeyError, TypeError, ValueError, AttributeError, RecursionError) as error:
@@ -267,31 +296,36 @@ def read_answer(item: Item) -> list[ExpectedCall] | None:
         ) from error
 
 
-def _read(entry: Any, language: str) -> list[ExpectedCall]:
+def _read_entry(entry: Any, language: str) -> list[ExpectedCall]:
+    """The calls that an entry of an answer expects: a text of calls, {name, arguments}, or BFCL's form."""
     if isinstance(entry, str):
         calls = parse_calls(entry, language)
         if not calls:
             raise ValueError("a text without a call")
         return [
             ExpectedCall(
-                call.name, _each_allowed(call.arguments), tuple(map(plain_value, call.positional))
+                call.name,
+                _allowed_values(call.arguments),
+                tuple(map(plain_value, call.positional)),
             )
             for call in calls
         ]
     if set(entry) == {"name", "arguments"} and isinstance(entry["name"], str):
-        return [ExpectedCall(entry["name"], _each_allowed(entry["arguments"]))]
+        return [ExpectedCall(entry["name"], _allowed_values(entry["arguments"]))]
+    # {name: {parameter: [allowed, ...]}}
     ((name, arguments),) = entry.items()
     if not all(isinstance(allowed, list) for allowed in arguments.values()):
         raise ValueError(f"every argument of {name} needs a list of allowed values")
     return [ExpectedCall(name, arguments)]
 
 
-def _each_allowed(arguments: Mapping[str, Value]) -> dict[str, list[Value]]:
+def _allowed_values(arguments: Mapping[str, Value]) -> dict[str, list[Value]]:
+    """{argument: [its value]}, the allowed values if there is one for each argument."""
     return {name: [_allow(plain_value(value))] for name, value in arguments.items()}
 
 
 def _allow(value: Value) -> Value:
-    """A plain value in BFCL's form: each key of an object has a list of allowed values."""
+    """A plain value in the form of BFCL's allowed values: each key of an object has a list of them."""
     if isinstance(value, dict):
         return {key: [_allow(inner)] for key, inner in value.items()}
     if isinstance(value, list | tuple):
@@ -300,10 +334,12 @@ def _allow(value: Value) -> Value:
 
 
 def _documented(call: ExpectedCall, docs: Mapping[str, Schema], language: str) -> ExpectedCall:
+    """An expected call with what the docs, {function: schema of its parameters}, say on its arguments."""
     if not docs:
         return call
     parameters = docs[call.name]
     kinds = {name: kind_of(schema, language) for name, schema in parameters["properties"].items()}
+    # BFCL has no positional arguments.
     return ExpectedCall(call.name, call.allowed, (), kinds, tuple(parameters.get("required", ())))
 
 
@@ -312,55 +348,63 @@ def _matched(calls: Sequence[Call], expected: Sequence[ExpectedCall], language: 
     from scipy.sparse import csr_matrix
     from scipy.sparse.csgraph import maximum_bipartite_matching
 
-    # [expected, calls]
+    # Whether a call fits, [expected, calls].
     fits = list[list[bool]]()
     for answer in expected:
         fits.append([_fits(call, answer, language) for call in calls])
     if not all(map(any, fits)):
         return False
+    # The matching has -1 for a call without a partner.
     return bool((maximum_bipartite_matching(csr_matrix(fits)) >= 0).all())
 
 
 def _fits(call: Call, expected: ExpectedCall, language: str) -> bool:
+    """Whether a call is the expected one: its name, and each of its arguments."""
     if call.name != expected.name or any(name not in call.arguments for name in expected.required):
         return False
-    if not _positional(call, expected, language):
+    if not _positional_fit(call, expected, language):
         return False
     missing = [name for name in expected.allowed if name not in call.arguments]
+    # An allowed "" says that the argument may be left out.
     if any("" not in expected.allowed[name] for name in missing):
         return False
-    return all(_argument(name, value, expected) for name, value in call.arguments.items())
+    return all(_argument_fits(name, value, expected) for name, value in call.arguments.items())
 
 
-def _positional(call: Call, expected: ExpectedCall, language: str) -> bool:
-    """BFCL looks at keyword arguments alone; an answer that is a text may have positional ones too."""
+def _positional_fit(call: Call, expected: ExpectedCall, language: str) -> bool:
+    """Whether a call's positional arguments are those of an answer, which has some only if it is a text.
+
+    Otherwise BFCL's rules hold: positional values are ignored, but in Java and JavaScript a name, such as a variable's,
+    is an argument that was not expected.
+    """
     if expected.positional:
         values = [plain_value(value) for value in call.positional]
         options = [_allow(option) for option in expected.positional]
         return _same(values, options, strict=True)
     if language == "python":
         return True
-    written = [
+    expressions = [
         value for value in call.positional if isinstance(value, Literal) and value.kind == "code"
     ]
-    return not any(re.fullmatch(r"[\w$]+", value.text) for value in written)
+    return not any(re.fullmatch(r"[\w$]+", value.text) for value in expressions)
 
 
-def _argument(name: str, value: Value, expected: ExpectedCall) -> bool:
+def _argument_fits(name: str, value: Value, expected: ExpectedCall) -> bool:
+    """Whether the value of a keyword argument is allowed, and has the documented type if there are docs."""
     allowed = expected.allowed.get(name)
     kinds = expected.kinds
     if allowed is None or (kinds is not None and name not in kinds):
         return False
     if kinds is None:
-        return agrees(plain_value(value), allowed) or _verbatim(value, allowed)
+        return agrees(plain_value(value), allowed) or _agrees_as_written(value, allowed)
     kind = kinds[name]
     if agrees(to_kind(value, kind), allowed, kind):
         return True
-    return kind.type is str and _verbatim(value, allowed)
+    return kind.type is str and _agrees_as_written(value, allowed)
 
 
-def _verbatim(value: Value, allowed: Sequence[Value]) -> bool:
-    """A Java or JavaScript string also counts as written, with its escapes, which is how BFCL reads it."""
+def _agrees_as_written(value: Value, allowed: Sequence[Value]) -> bool:
+    """Whether a Java or JavaScript string is allowed as it is written, with its escapes: BFCL does not resolve them."""
     if not isinstance(value, Literal) or value.kind != "string":
         return False
     return value.text != value.value and agrees(value.text, allowed)
@@ -384,6 +428,7 @@ PARAMETER_TYPES: dict[str, dict[str, type]] = {
     "java": _JAVA,
     "javascript": _JAVASCRIPT,
 }
+"""{language: {type in the docs: type in Python}}"""
 _SPELLINGS = {
     "byte": ("int",), "short": ("int",), "integer": ("int",), "long": ("long",), "Bigint": ("long",),
     "float": ("float",), "double": ("double", "int"), "boolean": ("bool",), "Boolean": ("bool",),
@@ -393,7 +438,10 @@ _SPELLINGS = {
 
 @dataclass(frozen=True)
 class Kind:
-    """Parameter's type in the docs: the name there, its Python type, and both for the elements of a list."""
+    """Type of a parameter in a function's docs.
+
+    `name` is its name there, in the item's `language`, `type` the Python type, `inner` the type of a list's elements.
+    """
 
     name: str
     type: type
@@ -425,7 +473,7 @@ def kind_of(schema: Schema, language: str) -> Kind:
 
 
 def plain_value(value: Value) -> Value:
-    """A Python value of a literal, its type by its spelling; Python values stay as they are."""
+    """A literal of Java or JavaScript as a Python value, its type by its spelling; a Python value as it is."""
     if not isinstance(value, Literal):
         return value
     if value.kind == "list" and isinstance(value.value, list):
@@ -436,7 +484,10 @@ def plain_value(value: Value) -> Value:
 
 
 def to_kind(value: Value, kind: Kind) -> Value:
-    """A literal read as a documented type; a spelling of another type stays text, and so is wrong or a variable."""
+    """A literal as a value of a documented type; a Python value as it is.
+
+    What is not spelled like that type stays text: it is wrong, unless a variable is allowed there.
+    """
     if not isinstance(value, Literal):
         return value
     if kind.type is str:
@@ -444,16 +495,20 @@ def to_kind(value: Value, kind: Kind) -> Value:
     if kind.type in (list, dict):
         return _container(value, kind)
     spellings = _SPELLINGS[kind.name]
+    # JavaScript has no suffix for floats.
     if kind.language != "java" and kind.name == "float":
         spellings = ("double", "int")
-    if value.kind in spellings and _bare(value):
+    if value.kind in spellings and _is_plain_number(value):
         number: Value = kind.type(value.value)
         return number
     return value.text
 
 
-def _bare(value: Literal) -> bool:
-    """BFCL's number patterns know no plus sign, no underscore, no leading or trailing point, no `d`."""
+def _is_plain_number(value: Literal) -> bool:
+    """Whether BFCL's patterns of numbers match a number as written; always for true and false.
+
+    They know no plus sign, no underscore, no leading or trailing point and no suffix `d`.
+    """
     return (
         value.kind == "bool"
         or re.fullmatch(r"-?\d+(\.\d+)?([eE][+-]?\d+)?[fFlLn]?", value.text) is not None
@@ -461,8 +516,8 @@ def _bare(value: Literal) -> bool:
 
 
 def _container(value: Literal, kind: Kind) -> Value:
-    """A list or dict of the documented type, with elements of the documented one; of another type it stays text."""
-    # How a Java literal of the type begins; other types may begin in any way.
+    """A literal as a list or dict of the documented type, with elements of theirs; text if it is of another type."""
+    # {documented type: how a Java literal of it begins}; others may begin in any way.
     opening = {
         "Array": r"new\s+\w+\s*\[",
         "ArrayList": r"new\s+ArrayList\b",
@@ -483,21 +538,27 @@ def agrees(value: Value, allowed: Sequence[Value], kind: Kind | None = None) -> 
     """
     if kind is None:
         return any(_same(value, option, strict=True) for option in allowed)
+    # In Python, an int may stand for a float, and a tuple is compared as the list that JSON makes of it.
     if kind.type is float and type(value) is int and kind.language == "python":
         value = float(value)
     if kind.name == "tuple" and isinstance(value, tuple):
         value = list(value)
-    first = next((type(option) for option in allowed if option != ""), None)
+    # "" only says that the argument may be left out.
+    first_type = next((type(option) for option in allowed if option != ""), None)
+    # A variable in place of a value: BFCL compares it exactly.
     if type(value) is not kind.type:
-        return type(value) is first and any(_equal(value, option) for option in allowed)
-    if not _nested(value, allowed, kind):
+        return type(value) is first_type and any(_equal(value, option) for option in allowed)
+    if not _elements_fit(value, allowed, kind):
         return False
-    same = _same if first in (None, kind.type) else _equal
+    same = _same if first_type in (None, kind.type) else _equal
     return any(same(value, option) for option in allowed)
 
 
-def _nested(value: Value, allowed: Sequence[Value], kind: Kind) -> bool:
-    """One level of element types, as BFCL checks it: documented, or that of the allowed list's first element."""
+def _elements_fit(value: Value, allowed: Sequence[Value], kind: Kind) -> bool:
+    """Whether a list's elements have the documented type, or that of the first element of one of the allowed lists.
+
+    Like BFCL, this checks one level of nesting.
+    """
     if kind.type is not list or kind.inner is None:
         return True
     for option in allowed:
@@ -510,16 +571,22 @@ def _nested(value: Value, allowed: Sequence[Value], kind: Kind) -> bool:
 
 
 def standardise(text: str) -> str:
-    """Text without spaces, `,./-_*^` and case, with double quotes only."""
+    """A text as it is compared: without spaces and `,./-_*^`, in lower case, and with double quotes only."""
     return re.sub(r"[ ,./\-_*^]", "", text).lower().replace("'", '"')
 
 
 def _same(value: Value, option: Value, strict: bool = False) -> bool:
+    """Whether a value is an allowed one: texts are compared standardised, lists and dicts element by element, and all
+    else by `_equal`, for which `strict` is.
+    """
     if isinstance(value, str) and isinstance(option, str):
         return standardise(value) == standardise(option)
     if isinstance(value, list | tuple):
-        if option == "" or not isinstance(option, list | tuple) or len(value) != len(option):
-            return option == "" and not value
+        # A list may be left out if "" is allowed, so an empty one is right too.
+        if option == "":
+            return not value
+        if not isinstance(option, list | tuple) or len(value) != len(option):
+            return False
         return all(_same(a, b, strict) for a, b in zip(value, option, strict=True))
     if isinstance(value, dict) and isinstance(option, dict):
         return _same_dict(value, option)
@@ -527,7 +594,7 @@ def _same(value: Value, option: Value, strict: bool = False) -> bool:
 
 
 def _equal(value: Value, option: Value, strict: bool = False) -> bool:
-    """Equal, of one type or both numbers; if `strict`, of numbers only an int may stand for a float."""
+    """Whether two values are equal and of one type, or both numbers; if `strict`, only an int may stand for a float."""
     if type(value) is not type(option):
         numbers = _are_numbers(value, option)
         if strict:
@@ -538,17 +605,17 @@ def _equal(value: Value, option: Value, strict: bool = False) -> bool:
 
 
 def _same_dict(value: Mapping[Value, Value], option: Mapping[str, Value]) -> bool:
-    """Keys and values against BFCL's {key: [allowed, ...]}; a value that is not a list stands for itself.
+    """Whether a dict has the keys and values of BFCL's `option`, {key: [allowed, ...]} or {key: allowed}.
 
-    A key is optional if "" is allowed.
+    A key may be left out if "" is allowed.
     """
-    lists = dict[Value, list[Value]]()
-    for key, allowed in option.items():
-        lists[key] = allowed if isinstance(allowed, list) else [allowed]
-    for name, choices in lists.items():
-        if name not in value and "" not in choices:
+    allowed_values = dict[Value, list[Value]]()
+    for name, allowed in option.items():
+        allowed_values[name] = allowed if isinstance(allowed, list) else [allowed]
+    for key, choices in allowed_values.items():
+        if key not in value and "" not in choices:
             return False
-    for name, inner in value.items():
-        if not any(_same(inner, choice, strict=False) for choice in lists.get(name, ())):
+    for key, inner in value.items():
+        if not any(_same(inner, choice, strict=False) for choice in allowed_values.get(key, ())):
             return False
     return True

@@ -19,6 +19,7 @@ from souping.evaluate.servers.process import ServerError, parsed, post
 JUDGE_VERSION = 1
 """Raise when the same settings would give other verdicts."""
 RETRIED = (408, 409, 425, 429, 500, 502, 503, 504)
+"""HTTP statuses after which a request is sent again."""
 PROMPT = """You grade an answer to a question.
 
 Question:
@@ -35,7 +36,7 @@ Is the answer correct, judged by the reference? Reply with one word, yes or no."
 
 @frozen
 class ChatMessage:
-    """The text that a model answers."""
+    """Message of a model; `content` is its text."""
 
     content: str | None = None
 
@@ -49,7 +50,7 @@ class ChatChoice:
 
 @frozen
 class ChatReply:
-    """What an OpenAI-compatible endpoint replies to a chat."""
+    """Response of an OpenAI-compatible endpoint to a chat."""
 
     choices: tuple[ChatChoice, ...]
 
@@ -89,7 +90,7 @@ class Judge:
 
     @property
     def fingerprint(self) -> str:
-        """What a verdict depends on besides item and answer."""
+        """Digest of what a verdict depends on besides item and answer."""
         rules: list[Json] = [
             self.verdict,
             dict(self.scores),
@@ -136,11 +137,12 @@ class Judge:
             ) from None
 
     def request(self, item: Item, output: str) -> JsonObject:
-        """Body of the request to the endpoint."""
+        """Body of the request to the endpoint, with the prompt for this item and output."""
         question = item.prompt if isinstance(item.prompt, str) else _transcript(item)
         reference = item.answer
         if not isinstance(reference, str):
             reference = json.dumps(reference, ensure_ascii=False)
+        # A `$` that is no placeholder stays.
         text = Template(self.prompt).safe_substitute(
             question=question, reference=reference, answer=output
         )
@@ -151,8 +153,13 @@ class Judge:
         return {"model": self.model, "messages": messages, **settings}
 
     def reply(self, body: JsonObject) -> str:
-        """The response's text. A busy, failing or silent endpoint is tried again, after pauses that double."""
+        """The text of the model's answer to a request. A failed request is sent again, after pauses that double.
+
+        Raises:
+            UserError: there is no key, or no answer after all retries or a status that is not `RETRIED`.
+        """
         secret = os.environ.get(self.key, "").strip() if self.key else ""
+        # An HTTP header holds visible ASCII alone.
         if self.key and not re.fullmatch("[!-~]+", secret):
             raise UserError(
                 f"judge {self.model}: the environment variable {self.key} holds no key (key='' for none)"
@@ -182,6 +189,6 @@ class Judge:
 
 
 def _transcript(item: Item) -> str:
-    """Messages as text."""
+    """The item's messages as one text, each with its role."""
     messages = () if isinstance(item.prompt, str) else item.prompt
     return "\n\n".join(f"{message.get('role')}: {message.get('content')}" for message in messages)

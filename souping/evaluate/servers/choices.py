@@ -45,6 +45,7 @@ QUIET = {
     "PYTHONUNBUFFERED": "1",
     "VLLM_NO_USAGE_STATS": "1",
 }
+"""Environment variables of a server, unless the user has set them."""
 Url = Annotated[
     str, Form(r"https?://[^/\s@?#]+(/v1)?/?", "the address of a server, as http://127.0.0.1:8000")
 ]
@@ -53,8 +54,10 @@ log = logging.getLogger("souping.evaluate.servers")
 
 @dataclass(kw_only=True)
 class RunningServer:
-    """Server of one model. `url` ends with /v1, and requests name the id `model`. `stop` ends the server and all of its
-    processes if this run started it; a second call does nothing.
+    """Server of one model. `url` ends with /v1, and requests name the id `model`.
+
+    `process` is the server's if this run started it; `stop` then ends it with all of its processes, and a second call
+    does nothing.
     """
 
     url: str
@@ -64,14 +67,14 @@ class RunningServer:
 
 
 class CurrentServer:
-    """The model that a server serves now, if any."""
+    """The running server of an evaluator and the folder of the model that it serves, if there is one."""
 
     def __init__(self) -> None:
         self._folder: Path | None = None
         self._server: RunningServer | None = None
 
     def swap(self, folder: Path, server: Server) -> RunningServer:
-        """The server of this model; the one of another model is stopped first."""
+        """A running server of the model in `folder`, by these settings. That of another model is stopped first."""
         if self._server is None or folder != self._folder:
             self.stop()
             self._server = server.start(folder, folder.name)
@@ -79,6 +82,7 @@ class CurrentServer:
         return self._server
 
     def stop(self) -> None:
+        """Stop the server, if there is one."""
         running = self._server
         self._server = None
         if running is not None:
@@ -95,9 +99,11 @@ class Server(ABC):
     """
 
     title: ClassVar[str]
+    """Name in messages."""
     module: ClassVar[str]
-    """What its interpreter runs."""
+    """Module that its interpreter runs."""
     kind: ClassVar[str]
+    """Name in `server=...`, and in the fingerprint."""
     version: ClassVar[int]
     """Raise when the same settings would give other answers."""
     packages: ClassVar[Names]
@@ -125,35 +131,37 @@ class Server(ABC):
 
     @property
     def command_options(self) -> dict[str, Any]:
-        """`args` over the `defaults`, by Python's spelling of their names."""
+        """{option of the command line: value}: the `defaults` and, over them, `args`, with underscores in names."""
         args = {name.replace("-", "_"): value for name, value in self.args.items()}
         return {**self.defaults, **args}
 
     @property
     def address(self) -> str | None:
-        """`http://host:port` of the running server."""
+        """`http://host:port` of the server that somebody else runs; None without `url`."""
         return self.url and self.url.rstrip("/").removesuffix("/v1")
 
     @property
     def interpreter(self) -> str:
+        """Path of the interpreter that runs the server."""
         return str(expanded(self.python, "server.python")) if self.python else sys.executable
 
     @property
     def settings(self) -> JsonObject:
-        """Everything that can change an answer besides model and request. Of a running server only the address is
-        known."""
+        """Everything that can change an answer besides model and request."""
         common: dict[str, Json] = {"name": self.kind, "version": self.version}
+        # Of a server that somebody else runs, only the address is known.
         if self.url is not None:
             return {**common, "url": self.address}
         return {
             **common,
+            # The name that stored answers have for these.
             "extra_args": option_words(self.command_options, {*self.defaults, *WITHOUT_EFFECT}),
             **self.decisive,
         }
 
     @property
     def decisive(self) -> JsonObject:
-        """Settings of a server of ours that can change an answer, with those options that have a default here."""
+        """Settings of a server that this run starts that can change an answer, with the options that have defaults."""
         return {}
 
     @property
@@ -162,24 +170,24 @@ class Server(ABC):
         """Where the model is held, for plans and checks."""
 
     def needs(self) -> list[Missing]:
-        """Packages of the interpreter, or the running server, if they are not there."""
-        lacking = f"server.python={self.interpreter} cannot be run"
+        """The packages that the interpreter lacks, or the server at `url` if it does not answer."""
+        problem = f"server.python={self.interpreter} cannot be run"
         try:
             if self.address is not None:
-                lacking = f"server.url={self.url} does not answer"
+                problem = f"server.url={self.url} does not answer"
                 models_at(self.address)
                 return []
             absent = absent_packages(self.interpreter, self.packages)
         except (ServerError, OSError, subprocess.SubprocessError) as error:
-            return [Missing(what=f"{lacking}: {error}")]
+            return [Missing(what=f"{problem}: {error}")]
         if not absent:
             return []
-        who = f"server={self.kind}"
-        how = install(self.extra)
+        place = f"server={self.kind}"
+        fix = install(self.extra)
         if self.python is not None:
-            who = self.interpreter
-            how = f"{self.interpreter} -m pip install {' '.join(absent)}"
-        return [Missing(what=f"{who} has no {' and no '.join(absent)}", fix=how)]
+            place = self.interpreter
+            fix = f"{self.interpreter} -m pip install {' '.join(absent)}"
+        return [Missing(what=f"{place} has no {' and no '.join(absent)}", fix=fix)]
 
     def start(self, folder: Path, name: str) -> RunningServer:
         """A running server for the model in `folder`, called `name` in messages.
@@ -214,10 +222,12 @@ class Server(ABC):
 
         try:
             model = self._wait(folder, name, f"http://{HOST}:{port}", process)
+        # The message of an error names the log, so it stays.
         except Exception:
             process.stop()
             raise
-        except BaseException:  # after Ctrl-C the log is not needed
+        # After Ctrl-C the log is not needed.
+        except BaseException:
             stop()
             raise
         return RunningServer(
@@ -225,7 +235,11 @@ class Server(ABC):
         )
 
     def _wait(self, folder: Path, name: str, address: str, process: Process) -> str:
-        """The id under which the server lists the model, as soon as it does."""
+        """Wait until the server at `address` lists the model, and return the id under which it does.
+
+        Raises:
+            UserError: the process has ended, or `timeout` is over.
+        """
         start = logged = time.monotonic()
         while process.alive:
             with suppress(ServerError):
@@ -245,19 +259,19 @@ class Server(ABC):
         )
 
     def command(self, folder: Path, port: int) -> list[str]:
-        """The command line."""
+        """The command line of a server for the model in `folder`."""
         start = [self.interpreter, "-m", self.module, "serve", str(folder)]
         trust = ["--trust-remote-code"] if self.trust_remote_code else []
         address = ["--host", HOST, "--port", str(port)]
         return [*start, *address, *self.flags(), *trust, *option_words(self.command_options)]
 
     def flags(self) -> list[str]:
-        """What its command line has besides the options."""
+        """Words of the command line for settings that are keys, and not in `args`."""
         return []
 
     @abstractmethod
     def load_into(self, address: str, folder: Path) -> RunningServer:
-        """A server that somebody else runs, with the model in `folder` in it.
+        """Make a server that somebody else runs at `address` serve the model in `folder`.
 
         Raises:
             ServerError: it does not load the model.
@@ -265,7 +279,7 @@ class Server(ABC):
 
 
 def option_words(options: JsonObject, without: Collection[str] = ()) -> list[str]:
-    """Options but some as words of a command line; one that is null is left out."""
+    """Options as words of a command line, but for those named in `without`, or None. True and False are flags."""
     words = list[str]()
     for name, value in sorted(options.items()):
         flag = name.replace("_", "-")
@@ -280,7 +294,11 @@ def option_words(options: JsonObject, without: Collection[str] = ()) -> list[str
 
 @lru_cache(maxsize=16)
 def absent_packages(interpreter: str, packages: Names) -> list[str]:
-    """Those of the packages that an interpreter cannot import."""
+    """Those of the packages that an interpreter does not have.
+
+    Raises:
+        OSError, subprocess.SubprocessError: it cannot be run.
+    """
     code = "import importlib.util as u, sys; print(*(name for name in sys.argv[1:] if u.find_spec(name) is None))"
     words = [interpreter, "-c", code, *packages]
     return subprocess.run(
@@ -332,31 +350,38 @@ class VllmServer(Server):
         )
 
     def flags(self) -> list[str]:
-        # Only end tokens come from the folder's own file.
+        # With `vllm`, only end tokens come from the folder's generation_config.
         flags = ["--dtype", self.dtype, "--generation-config", "vllm"]
         return [*flags, "--tensor-parallel-size", str(self.tensor_parallel_size)]
 
     def load_into(self, address: str, folder: Path) -> RunningServer:
-        """A server that cannot reload weights keeps its first model."""
+        """Let vLLM's workers reload their weights. Without its development mode, it has to serve this model already.
+
+        Raises:
+            ServerError: it does not load the model.
+        """
         url = f"{address}/v1"
         try:
-            about = post(f"{address}/server_info", timeout=60.0)
+            info = post(f"{address}/server_info", timeout=60.0)
         except ServerError as error:
             if error.status != 404:
                 raise
+            # Only the development mode has this address, and can reload weights.
             return RunningServer(url=url, model=served(address, folder))
-        if re.search(r"device(_config)?=.?cpu", about) and not stores_head(folder):
+        if re.search(r"device(_config)?=.?cpu", info) and not stores_head(folder):
             raise ServerError("on a CPU, vLLM does not renew tied embeddings in place")
-        order: dict[str, Json] = {
+        call: dict[str, Json] = {
             "method": "reload_weights",
             "kwargs": {"weights_path": str(folder)},
         }
-        post(f"{address}/collective_rpc", order, timeout=self.timeout)
+        post(f"{address}/collective_rpc", call, timeout=self.timeout)
+        # Cached prefixes are of the model before.
         reply = parsed(post(f"{address}/reset_prefix_cache", {}, timeout=60.0))
         if reply.get("success") is not True:
             raise ServerError(
                 "it keeps the prefix cache of the model before, as other requests run"
             )
+        # It goes on listing the model that it was started with.
         models = models_at(address)
         if not models:
             raise ServerError("it lists no model")
@@ -368,8 +393,8 @@ class TransformersServer(Server):
     """transformers' own OpenAI-compatible server, one request at a time unless `args` has continuous_batching.
 
     `dtype` auto is the model's own; without a `device` in `args`, a model is spread over all GPUs. A server for `url`
-    must be started
-    without a model (`transformers serve --port P`) and see this machine's files: it loads the requested folder.
+    must be started without a model (`transformers serve --port P`) and see this machine's files: it loads the requested
+    folder.
     """
 
     title = "transformers serve"
@@ -387,8 +412,8 @@ class TransformersServer(Server):
     @property
     def decisive(self) -> JsonObject:
         device = self.command_options["device"]
+        # On a GPU and on a CPU, `auto` gives other answers.
         if device == "auto":
-            # What `auto` finds here.
             device = "auto:cuda" if Path("/dev/nvidiactl").exists() else "auto:cpu"
         return {"dtype": self.dtype, "device": device}
 
@@ -400,15 +425,20 @@ class TransformersServer(Server):
         return ["--dtype", self.dtype]
 
     def load_into(self, address: str, folder: Path) -> RunningServer:
-        """`stop` makes the server forget what it loaded."""
+        """Let the server load the model; `stop` then makes it unload all models.
+
+        Raises:
+            ServerError: it does not load the model.
+        """
+        # A stream of server-sent events, each with its JSON after `data:`.
         response = post(f"{address}/load_model", {"model": str(folder)}, timeout=self.timeout)
         events = [parsed(line[5:]) for line in response.splitlines() if line.startswith("data:")]
-        failed = [event.get("message") for event in events if event.get("status") == "error"]
-        if failed:
-            raise ServerError((str(failed[-1]).splitlines() or ["it gives no reason"])[0])
+        errors = [event.get("message") for event in events if event.get("status") == "error"]
+        if errors:
+            raise ServerError((str(errors[-1]).splitlines() or ["it gives no reason"])[0])
 
-        def forget() -> None:
+        def unload() -> None:
             with suppress(ServerError):  # somebody else runs it, and it may be gone
                 post(f"{address}/reset", {})
 
-        return RunningServer(url=f"{address}/v1", model=served(address, folder), stop=forget)
+        return RunningServer(url=f"{address}/v1", model=served(address, folder), stop=unload)

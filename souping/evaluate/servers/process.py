@@ -37,61 +37,69 @@ LONGEST_ANSWER_BYTES = 1 << 23
 """Bytes of a server's answer, and of a log, that are read."""
 SERVER_GRACE_S = 10.0
 """Seconds between SIGTERM and SIGKILL."""
-ORPHANED = 3.0
-"""The same once the run is gone; `end_with` waits no longer than 4 s."""
+ORPHAN_GRACE_S = 3.0
+"""Seconds between SIGTERM and SIGKILL once the run is gone; `end_with` waits no longer than 4 s."""
 ENDED = re.compile(r"ended by itself with status (\S+)")
-"""What the guard of a process writes under its output."""
+"""Line that the guard of a process writes under its output."""
 SET_CHILD_SUBREAPER = 36
-"""Number of this request to prctl(2)."""
+"""PR_SET_CHILD_SUBREAPER of prctl(2)."""
 
 # Processes
 
 
 class Process:
-    """Command in its own process group, which ends with `stop`, with this interpreter, or when this process is killed,
-    whichever comes first, and on Linux with it what it detached (`setsid`, a double fork). Its output goes to `log`,
-    and Ctrl-C on the terminal does not reach it.
+    """Command that runs in its own process group, below a guard process.
+
+    The guard ends the group at `stop`, at the end of this interpreter, or when this process is killed, whichever comes
+    first; on Linux also what the command detached (`setsid`, a double fork). The command's output goes to `log`, and
+    Ctrl-C on the terminal does not reach it.
     """
 
     def __init__(self, command: Sequence[str], environment: Mapping[str, str], log: Path) -> None:
         self.log = log
         with log.open("ab") as out:
-            self._begin = out.tell()  # an earlier server may have written the lines above
-            self._guard = _start("run_command", command, environment, out.fileno())
-        self._over = False
+            # The file may already have lines of an earlier process.
+            self._begin = out.tell()
+            self._guard = _start_guard("run_command", command, environment, out.fileno())
+        self._stopped = False
         atexit.register(self.stop)
 
     @property
     def group(self) -> int:
-        """The process group of the server and all that it starts."""
+        """Number of the process group of the guard, the command and all that it starts."""
         return self._guard.pid
 
     @property
     def alive(self) -> bool:
-        """Whether it still runs. `stop` reaps it, so that until then no other group has its number."""
-        if self._over:
+        """Whether the guard, and so the command, still runs."""
+        if self._stopped:
             return False
+        # It is not reaped before `stop`, so that no other group gets its number.
         return os.waitid(os.P_PID, self.group, os.WEXITED | os.WNOHANG | os.WNOWAIT) is None
 
     def stop(self) -> None:
-        """End the whole group: the guard is told to, what is alive afterwards is killed. Returns when it is gone."""
-        if self._over:
+        """Let the guard end the whole group, and kill what is alive afterwards. Returns when it is gone."""
+        if self._stopped:
             return
-        os.kill(self.group, signal.SIGTERM)  # not `terminate`, which may reap it
+        # Not `self._guard.terminate()`, which may reap it.
+        os.kill(self.group, signal.SIGTERM)
         try:
             end = time.monotonic() + SERVER_GRACE_S + 1
             while self.alive and time.monotonic() < end:
                 time.sleep(0.02)
         finally:
+            # Some processes are left if the guard itself was killed.
             with suppress(ProcessLookupError, PermissionError):
-                os.killpg(self.group, signal.SIGKILL)  # the rest, if the guard itself was killed
+                os.killpg(self.group, signal.SIGKILL)
             self._guard.wait()
-            self._over = True
+            self._stopped = True
             atexit.unregister(self.stop)
 
     def ends_in(self, seconds: float, sign: Path | None = None) -> bool:
-        """Whether it ends by itself in so many seconds, or as many after the last growth of the file `sign`; else it is
-        stopped."""
+        """Whether the command ends by itself within so many seconds; otherwise it is stopped.
+
+        The time starts again whenever the file `sign` of life has grown.
+        """
         size = 0
         since = time.monotonic()
         try:
@@ -105,16 +113,18 @@ class Process:
             self.stop()
 
     def tail(self, nbytes: int = LONGEST_ANSWER_BYTES) -> str:
-        """The end of its output."""
+        """The last `nbytes` bytes of the command's output."""
         with self.log.open("rb") as log:
+            # Not lines of an earlier process.
             log.seek(max(self._begin, log.seek(0, os.SEEK_END) - nbytes))
             return log.read(nbytes).decode("utf-8", errors="replace")
 
     def reason(self) -> str:
-        """The last line of the log that names an error, else the last line."""
+        """The last line of the output that names an error, else the last line."""
         lines = list[str]()
         errors = list[str]()
         for printed in self.tail().splitlines():
+            # Libraries print boxes around errors.
             line = printed.strip(" │|")
             if not line or re.fullmatch(r"[─╭╰╮╯=\-]+", line):
                 continue
@@ -134,7 +144,7 @@ class PidGuard:
         for root in roots:
             self._processes += root.children(recursive=True)
         numbers = [str(process.pid) for process in self._processes]
-        self._guard = _start("watch", numbers, os.environ, subprocess.DEVNULL)
+        self._guard = _start_guard("watch", numbers, os.environ, subprocess.DEVNULL)
 
     def stop(self) -> None:
         """End them now; returns when they are gone."""
@@ -144,22 +154,30 @@ class PidGuard:
 
 
 def _running(pids: Iterable[int]) -> list[psutil.Process]:
+    """Those of the processes that still exist."""
     return [psutil.Process(pid) for pid in pids if psutil.pid_exists(pid)]
 
 
 def _end(processes: Sequence[psutil.Process]) -> None:
-    """Terminate these, then kill those that are left. psutil notices if a number belongs to another process by now."""
+    """Terminate these processes, then kill those that are left.
+
+    psutil does not touch another process that has got the number of one of them.
+    """
     for end in (psutil.Process.terminate, psutil.Process.kill):
         for process in processes:
             with suppress(psutil.NoSuchProcess):
                 end(process)
-        _, processes = psutil.wait_procs(processes, ORPHANED)
+        _, processes = psutil.wait_procs(processes, ORPHAN_GRACE_S)
 
 
-def _start(
+def _start_guard(
     task: str, words: Sequence[str], environment: Mapping[str, str], out: int
 ) -> subprocess.Popen[bytes]:
-    """Start a function of this file in a guard, a process that finds this package and does not pass it on."""
+    """Start a guard, a process of its own group that runs the function `task` of this file with arguments.
+
+    `out` is the descriptor of its output.
+    """
+    # It finds this package by a path that its own children do not inherit.
     code = f"import sys; sys.path[:] = {sys.path!r}; from souping.evaluate.servers import process; process.{task}()"
     return subprocess.Popen(
         [sys.executable, "-c", code, str(os.getpid()), *words],
@@ -172,22 +190,28 @@ def _start(
 
 
 def run_command() -> None:
-    """The guard of `Process`: run the command until it ends or the run is gone, then end the whole group."""
+    """The guard of `Process`: run the command until it ends or the run is gone, then end the whole group.
+
+    The arguments of this process are the run's process id and the command.
+    """
     parent = int(sys.argv[1])
     if sys.platform == "linux":
         # What the command detaches becomes a child of the guard instead of a child of init.
         ctypes.CDLL(None).prctl(SET_CHILD_SUBREAPER, 1, 0, 0, 0)
     child = subprocess.Popen(sys.argv[2:])
+    # SIGTERM comes from `Process.stop`, and from `end_with` if the run is gone.
     with suppress(SystemExit):
         signal.signal(signal.SIGTERM, lambda *_: sys.exit())
         end_with(parent)
         print(f"ended by itself with status {_status(child)}", flush=True)
+    # The group is this guard's own, which has to outlive it.
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
     os.killpg(0, signal.SIGTERM)
     _signal_children(signal.SIGTERM)
     with suppress(subprocess.TimeoutExpired):
-        child.wait(SERVER_GRACE_S if os.getppid() == parent else ORPHANED)
-        time.sleep(0.1)  # its own children
+        child.wait(SERVER_GRACE_S if os.getppid() == parent else ORPHAN_GRACE_S)
+        # For processes that the command started.
+        time.sleep(0.1)
     # A process that was not seen may have started another meanwhile.
     for _ in range(5):
         psutil.wait_procs(_signal_children(signal.SIGKILL), 0.1)
@@ -195,16 +219,18 @@ def run_command() -> None:
 
 
 def _status(child: subprocess.Popen[bytes]) -> int:
-    """The status of the command once it ends; detached processes that end before are reaped."""
+    """Wait for the command to end, and return its exit status."""
     while True:
+        # This also reaps detached processes, which are now children of the guard.
         pid, status = os.wait()
         if pid == child.pid:
+            # So that `child.wait` does not wait for it again.
             child.returncode = os.waitstatus_to_exitcode(status)
             return child.returncode
 
 
 def _signal_children(number: signal.Signals) -> list[psutil.Process]:
-    """Send a signal to all processes below this one."""
+    """Send a signal to all processes that this one and its children have started, and return them."""
     processes: list[psutil.Process] = psutil.Process().children(recursive=True)
     for process in processes:
         with suppress(psutil.Error):
@@ -213,7 +239,10 @@ def _signal_children(number: signal.Signals) -> list[psutil.Process]:
 
 
 def watch() -> None:
-    """The guard of `PidGuard`."""
+    """The guard of `PidGuard`: wait until the run is gone, then end the processes.
+
+    The arguments of this process are the ids of the run and of the processes.
+    """
     processes = _running(map(int, sys.argv[2:]))
     with suppress(SystemExit):
         signal.signal(signal.SIGTERM, lambda *_: sys.exit())
@@ -223,7 +252,7 @@ def watch() -> None:
 
 
 def free_port() -> int:
-    """A port that is free."""
+    """A port of this machine that is free now."""
     with socket.socket() as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         probe.bind((HOST, 0))
@@ -250,14 +279,16 @@ def post(url: str, body: Json = None, timeout: float = 10.0, key: str = "") -> s
         ServerError: no connection, no complete response in `timeout` seconds, one that is too long, or a status of 300
             and above.
     """
-    late = ServerError(f"no whole answer after {timeout:g} s")
+    timeout_error = ServerError(f"no whole answer after {timeout:g} s")
     responses: list[str | ServerError] = []
+    # In a thread, because the client's own time limit starts again with every byte that arrives.
     thread = threading.Thread(
-        target=lambda: responses.append(_response(url, body, timeout, key, late)), daemon=True
+        target=lambda: responses.append(_response(url, body, timeout, key, timeout_error)),
+        daemon=True,
     )
     thread.start()
-    thread.join(timeout)  # the client's own limit starts again with every byte that arrives
-    response = responses[0] if responses else late
+    thread.join(timeout)
+    response = responses[0] if responses else timeout_error
     if isinstance(response, ServerError):
         raise response
     return response
@@ -265,16 +296,16 @@ def post(url: str, body: Json = None, timeout: float = 10.0, key: str = "") -> s
 
 @lru_cache(maxsize=2)
 def _client(local: bool) -> httpx.Client:
-    """Client that keeps connections. Requests to this machine bypass any proxy."""
+    """HTTP client that keeps connections; a `local` one, for requests to this machine, bypasses any proxy."""
     import httpx
 
     return httpx.Client(trust_env=not local, limits=httpx.Limits(max_connections=None))
 
 
 def _response(
-    url: str, body: Json, timeout: float, key: str, late: ServerError
+    url: str, body: Json, timeout: float, key: str, timeout_error: ServerError
 ) -> str | ServerError:
-    """What `post` returns or raises. This thread may notice the time limit before the caller does (`late`)."""
+    """What `post` returns or raises; `timeout_error` after `timeout` seconds, which ends this thread too."""
     import httpx
 
     end = time.monotonic() + timeout
@@ -295,11 +326,11 @@ def _response(
             for piece in response.iter_bytes():
                 data += piece
                 if time.monotonic() > end:
-                    return late
+                    return timeout_error
                 if len(data) > LONGEST_ANSWER_BYTES:
                     return ServerError(f"its answer is longer than {LONGEST_ANSWER_BYTES >> 20} MB")
     except httpx.TimeoutException:
-        return late
+        return timeout_error
     except (httpx.HTTPError, httpx.InvalidURL, OSError, ValueError) as error:
         return ServerError(f"no answer ({type(error).__name__}: {error})")
     text = data.decode("utf-8", errors="replace")
@@ -309,12 +340,14 @@ def _response(
 
 
 def _reason(response: httpx.Response, text: str) -> str:
+    """Why a response is no success: where it redirects to, or the message in its text, which may be JSON."""
     if response.is_redirect:
         return f"it redirects to {response.headers.get('Location', 'another address'):.100}, which is not followed"
     try:
         message = json.loads(text)
     except (ValueError, RecursionError):
         return text.strip()[:200] or f"status {response.status_code}"
+    # {"error": {"message": ...}}, {"message": ...} or {"detail": ...}
     for key in ("error", "message", "detail"):
         message = message.get(key, message) if isinstance(message, dict) else message
     return str(message)[:200]
@@ -335,7 +368,7 @@ def parsed(text: str) -> JsonObject:
 
 @frozen
 class ServedModel:
-    """A model that a server lists."""
+    """Model that a server lists, by its `id`; `root` may be the path that it was loaded from."""
 
     id: str
     root: str
@@ -343,13 +376,13 @@ class ServedModel:
 
 @frozen
 class ModelList:
-    """What an OpenAI-compatible server lists."""
+    """Response of an OpenAI-compatible server on its models."""
 
     data: tuple[ServedModel, ...] | None = None
 
 
 def models_at(address: str, timeout: float = 10.0) -> list[ServedModel]:
-    """The models that a server lists (ServerError if it does not, or not as an OpenAI-compatible server does)."""
+    """The models that a server lists (ServerError if it does not answer, or is not OpenAI-compatible)."""
     models = read(ModelList, parsed(post(f"{address}/v1/models", timeout=timeout))).data
     if models is None:
         raise ServerError("what answers there is no OpenAI-compatible server")
@@ -370,4 +403,5 @@ def served(address: str, folder: Path) -> str:
 
 
 def _is_same(path: str, folder: Path) -> bool:
+    """Whether a server's name of a model is a path, and this folder. `org/model` is not a path."""
     return path.startswith(("/", "~", ".")) and (folder_at(path) or Path(path)) == folder.resolve()
