@@ -225,8 +225,8 @@ class LocalPrompts(EnginePrompts):
         if not plain_texts or not chat_template(folder):
             return []
         return [
-            f"{plain_texts} of {len(items)} prompts are plain texts and bypass the tokenizer's chat template: chat models "
-            'need messages, "prompt": [{"role": "user", "content": "..."}]'
+            f"{plain_texts} of {len(items)} prompts are plain texts and bypass the tokenizer's chat template: "
+            'chat models need messages, "prompt": [{"role": "user", "content": "..."}]'
         ]
 
 

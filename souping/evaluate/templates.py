@@ -339,6 +339,8 @@ def write_neutral(folder: Path, source: Path, ends: Sequence[int]) -> None:
     path.write_text(json.dumps(ids, indent=2), encoding="utf-8")
 
 
+SEED_STEP = 0x9E3779B97F4A7C15
+"""Distance between seeds that are derived from one: 2^64 over the golden ratio, which spreads them."""
 Draw = Callable[["torch.Tensor", "torch.Tensor"], "torch.Tensor"]
 """draw(token ids so far [R, T], logits [R, V]) -> logits whose arg max is the sampled token."""
 
@@ -356,9 +358,9 @@ def sampler(decoding: Decoding, seeds: Sequence[int], width: int) -> Draw:
         generator = torch.Generator(device=scores.device)
         place = ids.shape[1] - width
         for row, seed in enumerate(seeds):
-            generator.manual_seed((seed + place * 0x9E3779B97F4A7C15) % 2**63)
+            generator.manual_seed((seed + place * SEED_STEP) % 2**63)
             noise = torch.empty_like(scores[row]).exponential_(generator=generator)
-            # minus the log of an exponential is Gumbel's
+            # Minus the logarithm of an exponential variable is a Gumbel variable.
             scores[row] -= noise.clamp_min(1e-38).log()
         return scores
 

@@ -163,6 +163,7 @@ def connect(handler: OSSHandler, settings: Table, failures: list[str]) -> OSSHan
     handler._parse_query_response_FC = _watched(handler._parse_query_response_FC, settings, state)
     answer = handler.inference
 
+    # bfcl-eval calls this for each item, in several threads.
     def inference(entry: Table, log_input: bool, no_state: bool) -> Any:
         if failures:
             raise StopError(failures[0])

@@ -474,6 +474,7 @@ class Vllm:
             RuntimeError: it cannot be done in place, or a worker cannot read this process's memory.
         """
         self._check_in_place()
+        # From now on, workers take weight updates from main memory.
         self._llm.collective_rpc("open_for_soups")
         self._llm.start_weight_update()
         for chunk in stream.chunks():

@@ -263,7 +263,7 @@ class HarnessEvaluator(HarnessSettings):
         return self._sharing(replace(self), log)
 
     def _sharing(self, copy: Self, log: str) -> Self:
-        """`copy`, a new copy of this evaluator, with this evaluator's tasks and with a log."""
+        """`copy`, which is a new copy of this evaluator, after it got this evaluator's tasks and a log."""
         copy._session.share(self._session, log)
         return copy
 

@@ -36,7 +36,12 @@ from souping.evaluate.lm_eval.tasks import (
     refused_arguments,
     seed,
 )
-from souping.evaluate.templates import Decoding, TemplateStoppedError, apply_chat_template
+from souping.evaluate.templates import (
+    SEED_STEP,
+    Decoding,
+    TemplateStoppedError,
+    apply_chat_template,
+)
 
 if TYPE_CHECKING:
     import torch
@@ -47,8 +52,6 @@ if TYPE_CHECKING:
 else:
     Base = object  # lm_eval is imported when the model is made
 
-SEED_STEP = 0x9E3779B97F4A7C15
-"""Distance between the seeds of several answers that a task requests at once."""
 PROMPT_CUT = "the prompt was cut on the left to fit the context of {} tokens"
 EMPTY = "the tokenizer makes no token of the prompt"
 

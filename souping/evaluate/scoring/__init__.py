@@ -226,10 +226,11 @@ def _overlap(expected: Sequence[str], words: Sequence[str]) -> float:
 
 
 def _number(item: Item, output: str) -> float:
+    """1.0 if the last number in the output equals the answer up to rounding, else 0.0."""
     expected = _as_number(item.answer)
-    number = last_number(output)
     if expected is None:
         raise _refused(item, "a finite number")
+    number = last_number(output)
     return float(number is not None and math.isclose(number, expected, rel_tol=1e-9, abs_tol=1e-12))
 
 
@@ -239,7 +240,7 @@ def _check_number(item: Item) -> None:
 
 
 def _as_number(answer: Json) -> float | None:
-    """A reference as a finite number, None if it is none; True and False are none, although Python has them as 1 and 0."""
+    """A reference as a finite number, None if it is not one; True and False are not."""
     if isinstance(answer, bool) or not isinstance(answer, int | float | str):
         return None
     return _finite(str(answer).strip())

@@ -207,6 +207,7 @@ def _filled(body: Node, empty: Literal) -> Literal | None:
     if [block.type for block in blocks] != ["block"]:
         return None
     for statement in _children(blocks[0]):
+        # Of `put(key, value);`
         call = statement.named_child(0)
         if statement.type != "expression_statement" or call is None or _name(call) != method:
             return None

@@ -595,13 +595,13 @@ def _same(value: Value, option: Value, strict: bool = False) -> bool:
 
 def _equal(value: Value, option: Value, strict: bool = False) -> bool:
     """Whether two values are equal and of one type, or both numbers; if `strict`, only an int may stand for a float."""
-    if type(value) is not type(option):
-        numbers = _are_numbers(value, option)
-        if strict:
-            numbers = type(value) is int and isinstance(option, float)
-        if not numbers:
-            return False
-    return bool(value == option)
+    if type(value) is type(option):
+        comparable = True
+    elif strict:
+        comparable = type(value) is int and isinstance(option, float)
+    else:
+        comparable = _are_numbers(value, option)
+    return comparable and bool(value == option)
 
 
 def _same_dict(value: Mapping[Value, Value], option: Mapping[str, Value]) -> bool:

@@ -138,7 +138,7 @@ class PidGuard:
     """Guard that ends processes and their children once this process is gone, or at `stop`."""
 
     def __init__(self, pids: Sequence[int]) -> None:
-        # Once one is gone, its children have another parent.
+        # Children are listed now: once a process is gone, its children have another parent.
         roots = _running(pids)
         self._processes = list(roots)
         for root in roots:
