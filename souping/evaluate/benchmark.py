@@ -231,6 +231,7 @@ def _listed_item(entry: object, where: str) -> Item:
 
 def _item(row: JsonObject, where: str, scorers: Mapping[str, UserScorer]) -> Item:
     """The checked item of a row at `where` of a file; `scorers` are the user's, {name: scorer}."""
+    # Two keys have other names as well.
     values: dict[str, Any] = {"prompt": row.get("messages"), "category": row.get("source"), **row}
     # {required key: how messages call it, None for its own name}
     names = dict.fromkeys(REQUIRED)
@@ -252,19 +253,17 @@ def _item(row: JsonObject, where: str, scorers: Mapping[str, UserScorer]) -> Ite
         )
     if not prompt:
         raise UserError(f"{where}: `{names['prompt'] or 'prompt'}` is empty")
+    if not isinstance(prompt, str):
+        prompt = tuple(_message(message, where) for message in prompt)
     texts = {key: str(values[key]) for key in TEXT_KEYS if values.get(key) is not None}
-    return _checked(
-        Item(
-            **texts,
-            prompt=prompt
-            if isinstance(prompt, str)
-            else tuple(_message(message, where) for message in prompt),
-            answer=values["answer"],
-            user_scorer=scorers.get(texts.get("scorer", "")),
-            tools=tuple(tools),
-        ),
-        where,
+    item = Item(
+        **texts,
+        prompt=prompt,
+        answer=values["answer"],
+        user_scorer=scorers.get(texts.get("scorer", "")),
+        tools=tuple(tools),
     )
+    return _checked(item, where)
 
 
 def _checked(item: Item, where: str) -> Item:
@@ -368,6 +367,7 @@ def make_splits(
     members: dict[str, list[str]] = {}
     for item in items:
         members.setdefault(item.category, []).append(item.group)
+    # {category: its groups, each once}
     groups = {category: list(dict.fromkeys(names)) for category, names in members.items()}
     # This also changes `split_of`.
     notes = _fill(groups, split_of, needed)
