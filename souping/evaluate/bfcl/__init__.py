@@ -168,6 +168,7 @@ class BfclEvaluator(Evaluator):
         }
         handlers = self.handlers
         settings["handler"] = handlers.pop(OTHER_MODELS)
+        # A copy for one model has no other handlers.
         if handlers:
             settings["handlers"] = dict(handlers)
         return settings

@@ -224,8 +224,8 @@ def answer_of(
         text_tokens = tokens[:-1]
     else:
         tokens = list(row)
-        # `generate` pads a row that ends at a stop text before the longest row of the batch. All rows of the greatest
-        # length without a stop text are complete, and may end with a token that is also the padding token.
+        # `generate` pads a row that ended before others of its batch. With all `max_new` tokens and without stop texts,
+        # a row did not end: a padding token at its end is part of the answer.
         if len(row) < max_new or stop:
             while tokens and tokens[-1] == pad:
                 tokens.pop()

@@ -189,7 +189,7 @@ def _java_collection(node: Node, values: Sequence[Literal], text: str) -> Litera
             return _filled(child, empty)
     if not values:
         return empty
-    # Not a capacity, for example.
+    # A single argument may also be a capacity.
     is_copy = len(values) == 1 and values[0].kind == empty.kind
     return Literal(empty.kind, values[0].value, text) if is_copy else None
 

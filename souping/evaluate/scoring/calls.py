@@ -272,6 +272,7 @@ def read_answer(item: Item) -> list[ExpectedCall] | None:
     """
     answer: Value = item.answer
     functions: Iterable[Schema] = []
+    # The answer may come with the functions' docs.
     if (
         isinstance(item.answer, dict)
         and "calls" in item.answer

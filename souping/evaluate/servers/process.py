@@ -204,7 +204,7 @@ def run_command() -> None:
         signal.signal(signal.SIGTERM, lambda *_: sys.exit())
         end_with(parent)
         print(f"ended by itself with status {_status(child)}", flush=True)
-    # The group is this guard's own, which has to outlive it.
+    # This guard is in the group too, and must survive the signal.
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
     os.killpg(0, signal.SIGTERM)
     _signal_children(signal.SIGTERM)
