@@ -74,11 +74,11 @@ class TestGroups:
     def test_logs_in_which_all_fail_have_the_groups_of_the_evaluator(
         self, bfcl: Any, tmp_path: Path
     ) -> None:
-        from souping.evaluate.bfcl.benchmark import _groups, _lines
+        from souping.evaluate.bfcl.benchmark import _entries, _groups
 
         files = {}
         for name in FILE_ITEMS:
-            rows = _lines(bfcl.data / f"BFCL_v4_{name}.json")
+            rows = _entries(bfcl.data / f"BFCL_v4_{name}.json")
             files[name] = {row["id"]: row for row in rows}
         evaluated = Counter(_groups(bfcl.data).values())
         (log,) = read_logs(write_project(tmp_path, files, list(chain(*files.values()))))
