@@ -136,7 +136,7 @@ def run_harness(
     import torch
     from lm_eval.evaluator import evaluate
 
-    # as simple_evaluate does before each run; tasks may draw from torch's generator
+    # As simple_evaluate does before each run: tasks may draw at random.
     seed(evaluator)
     arguments = evaluator.arguments
     with refused_arguments():
@@ -298,11 +298,11 @@ class HarnessModel(Base):  # type: ignore[misc]
 
     chat_template_args: dict[str, Any]
     evaluator: HarnessSettings
+    # {(task, place among its chosen documents): item}, and below the answers so far
     items: Mapping[tuple[str, int], Item]
+    answers: dict[tuple[str, int], list[Answer]]
     repeat: int
     eos_token_ids: Sequence[int]
-    # {(task, place among its chosen documents): item, or the answers so far}
-    answers: dict[tuple[str, int], list[Answer]]
     # Prompts of the present batch, and their token ids before they were cut.
     _prompts: Sequence[PromptText] = ()
     _ids: Sequence[Sequence[int]] = ()
@@ -356,6 +356,7 @@ class HarnessModel(Base):  # type: ignore[misc]
     def loglikelihood_rolling(
         self, requests: list[Instance], disable_tqdm: bool = True
     ) -> list[float]:
+        """As HFLM's, without a progress bar."""
         return list(super().loglikelihood_rolling(requests, disable_tqdm=True))
 
     def generate_until(self, requests: list[Instance], disable_tqdm: bool = True) -> list[str]:
