@@ -544,8 +544,7 @@ class Vllm:
             return []
         parameters = [self._sampling(**arguments) for arguments in sampling]
         outputs = list[tuple[list[int], str]]()
-        requests = self._requests(prompts, parameters, soup)
-        for request in requests:
+        for request in self._requests(prompts, parameters, soup):
             completion = request.outputs[0]
             outputs.append((list(completion.token_ids), str(completion.finish_reason)))
         return outputs

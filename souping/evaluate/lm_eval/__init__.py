@@ -250,7 +250,9 @@ class HarnessEvaluator(HarnessSettings):
 
     def for_pool(self, architecture_folder: Path, folders: Folders) -> Self:
         """As `MachineEvaluator.for_pool`; the copy shares the tasks that are loaded."""
-        return self._sharing(super().for_pool(architecture_folder, folders), self._session.log)
+        copy = super().for_pool(architecture_folder, folders)
+        copy._session.share(self._session, self._session.log)
+        return copy
 
     def for_recipe(self, recipe: Recipe) -> Self:
         """A copy with the log of the model, which only a candidate may have; this evaluator if that is its log."""
@@ -260,10 +262,7 @@ class HarnessEvaluator(HarnessSettings):
             log = self.logs.get(recipe.ingredients[0], "")
         if log == self._session.log:
             return self
-        return self._sharing(replace(self), log)
-
-    def _sharing(self, copy: Self, log: str) -> Self:
-        """`copy`, which is a new copy of this evaluator, after it got this evaluator's tasks and a log."""
+        copy = replace(self)
         copy._session.share(self._session, log)
         return copy
 
