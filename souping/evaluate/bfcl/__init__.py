@@ -379,9 +379,9 @@ def run_bfcl_eval(
         raise UserError(f"bfcl-eval: no answer for {PATIENCE_S:g} s: is the server stuck?")
     outcome = root / "outcome.json"
     # Without an outcome the process itself failed.
-    error = json.loads(outcome.read_text())["error"] if outcome.is_file() else process.reason()
-    if error:
-        raise UserError(f"bfcl-eval: {safe(str(error))}")
+    problem = json.loads(outcome.read_text())["error"] if outcome.is_file() else process.reason()
+    if problem:
+        raise UserError(f"bfcl-eval: {safe(str(problem))}")
 
 
 def _variables() -> dict[str, str]:
