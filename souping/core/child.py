@@ -32,6 +32,7 @@ CHILD_GRACE_S = 2.0
 """Seconds that a child gets to clean up."""
 CHILD_MEMORY_BYTES = 2 << 30
 ERRORS = (("builtins", "MemoryError"), ("builtins", "RuntimeError"))
+"""(module, name) of the errors that a child may send, besides those of this package."""
 WATCH = 0.2
 """Seconds between two looks at the memory of a child that has not answered yet."""
 
@@ -42,6 +43,7 @@ def limit_file_size(nbytes: int) -> None:
 
 
 def limit_resource(number: int, value: int) -> None:
+    """Lower a limit of this process (`resource.RLIMIT_*`) to a value, if the system lets it; never raise it."""
     hard = resource.getrlimit(number)[1]
     if hard != resource.RLIM_INFINITY:
         value = min(value, hard)
@@ -72,8 +74,10 @@ class Child:
         seconds: float,
         report: ProgressCallback | None = None,
     ) -> T:
-        """The function's result. With `report`, it gets a callback of that name, whose calls arrive here. After a call
-        that had to be stopped, the next one starts another process.
+        """The result of the function in the child.
+
+        If there is a `report`, the function gets a callback as its argument `report`, and `report` is called here with
+        what that is called with. After a call that had to be stopped, the next one starts another process.
 
         Raises:
             TimeoutError: it did not return within `seconds`, or the child's own alarm (SIGALRM) went off.
@@ -85,6 +89,7 @@ class Child:
             try:
                 process = self._process or self._start()
                 assert process.stdin is not None
+                # A child that has ended shows in its answer.
                 with suppress(BrokenPipeError):
                     pickle.dump((function, arguments, report is not None), process.stdin)
                     process.stdin.flush()
@@ -101,6 +106,7 @@ class Child:
         return result
 
     def _start(self) -> subprocess.Popen[bytes]:
+        """Start the process, and a thread that puts its messages into a new queue."""
         process = subprocess.Popen(
             [sys.executable, "-m", "souping.core.child", str(os.getpid()), str(self.memory)],
             stdin=subprocess.PIPE,
@@ -118,6 +124,11 @@ class Child:
     def _answer(
         self, process: subprocess.Popen[bytes], end: float, report: ProgressCallback | None
     ) -> tuple[str, Any]:
+        """(`result`, the result) or (`raise`, the error) of the call in progress; `end` is the time to give up.
+
+        Raises:
+            TimeoutError, MemoryError: as for `call`.
+        """
         import psutil
 
         while True:
@@ -132,9 +143,8 @@ class Child:
                         raise MemoryError from None
                 continue
             if kind == "end":
-                with suppress(
-                    subprocess.TimeoutExpired
-                ):  # alive, if what it sent was not a message
+                # It still lives if it sent something that is no message.
+                with suppress(subprocess.TimeoutExpired):
                     if process.wait(CHILD_GRACE_S) == -signal.SIGALRM:
                         raise TimeoutError
                 raise MemoryError
@@ -149,6 +159,7 @@ class Child:
             self._end()
 
     def _end(self) -> None:
+        """Terminate the process, if there is one."""
         process = self._process
         self._process = None
         if process is None:
@@ -179,6 +190,7 @@ def call(
     report: ProgressCallback | None = None,
 ) -> T:
     """`Child.call` in a process for this call alone; `environment` is added to this process's own."""
+    # Without a limit, glibc reserves address space for each thread, which counts as memory.
     settings = {**package_environment(), "MALLOC_ARENA_MAX": "2", **(environment or {})}
     with closing(Child(lambda: settings, memory)) as child:
         return child.call(function, arguments, seconds, report)
@@ -189,6 +201,7 @@ class Message(pickle.Unpickler):
     on may have taken it over, so nothing else that a pickle can name is made here."""
 
     def find_class(self, module: str, name: str) -> Any:
+        """The class of that name, if a message may hold it (UnpicklingError if not)."""
         if module.split(".")[0] in ("souping", "pathlib") or (module, name) in ERRORS:
             member = super().find_class(module, name)
             if isinstance(member, type) and (
@@ -199,6 +212,7 @@ class Message(pickle.Unpickler):
 
 
 def _listen(stream: IO[bytes], messages: queue.Queue[tuple[str, Any]]) -> None:
+    """Put the messages of a child into a queue, and `("end", None)` once it ends or sends anything else."""
     with stream, suppress(Exception):  # whatever was sent instead of a message
         while True:
             messages.put(Message(stream).load())
@@ -208,6 +222,7 @@ def _listen(stream: IO[bytes], messages: queue.Queue[tuple[str, Any]]) -> None:
 LAUNCHER = "SOUPING_LAUNCHER"
 """Variable that names the process number of a launcher to the processes that it starts."""
 BEAT = 0.3
+"""Seconds between two looks at the parent."""
 
 
 def end_with(parent: int) -> None:
@@ -218,6 +233,7 @@ def end_with(parent: int) -> None:
             time.sleep(BEAT)
         # The main thread may be waiting for a socket.
         signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGTERM)
+        # The handler takes too long.
         time.sleep(2 * CHILD_GRACE_S)
         os._exit(1)
 
@@ -225,7 +241,8 @@ def end_with(parent: int) -> None:
 
 
 def serve(memory: int) -> None:
-    """The child: requests on standard input, messages on what was standard output."""
+    """The child: read requests from standard input, and write messages to what was standard output."""
+    # What functions print goes to standard error instead.
     out = os.fdopen(os.dup(1), "wb")
     os.dup2(2, 1)
     # Functions clean up as they do at an interrupt.
@@ -239,15 +256,15 @@ def serve(memory: int) -> None:
 
     with suppress(EOFError, KeyboardInterrupt):
         while True:
-            function, arguments, reports = pickle.load(sys.stdin.buffer)
-            options = {"report": lambda *counts: send("report", counts)} if reports else {}
+            function, arguments, has_report = pickle.load(sys.stdin.buffer)
+            options = {"report": lambda *counts: send("report", counts)} if has_report else {}
             try:
                 send("result", function(*arguments, **options))
             except UserError as error:
                 send("raise", UserError(str(error)))
             except Exception as error:
-                full = isinstance(error, OSError) and error.errno == errno.ENOMEM
-                if full or isinstance(error, MemoryError):
+                memory_is_full = isinstance(error, OSError) and error.errno == errno.ENOMEM
+                if memory_is_full or isinstance(error, MemoryError):
                     send("raise", MemoryError())
                 else:
                     send("raise", RuntimeError(traceback.format_exc()))

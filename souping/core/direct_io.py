@@ -18,6 +18,7 @@ from souping.core.open_files import write_at
 
 PAGE = mmap.PAGESIZE
 BUFFER_BYTES = 4 << 20
+"""Most bytes that one read or write moves."""
 
 
 class PageBuffer(threading.local):
@@ -37,6 +38,7 @@ def make_direct(descriptor: int) -> bool:
     flags = fcntl.fcntl(descriptor, fcntl.F_GETFL)
     try:
         fcntl.fcntl(descriptor, fcntl.F_SETFL, flags | os.O_DIRECT)
+        # Some file systems accept the flag, but refuse to read.
         os.preadv(descriptor, [_buffer.memory[:PAGE].data], 0)
     except OSError:
         fcntl.fcntl(descriptor, fcntl.F_SETFL, flags)
@@ -45,7 +47,8 @@ def make_direct(descriptor: int) -> bool:
 
 
 def read_direct(descriptor: int, into: NDArray[np.uint8], offset: int) -> int:
-    """Read into an array from an offset of a file that is direct; the number of bytes."""
+    """Read into an array from an offset of a file that is direct. Returns the number of bytes read."""
+    # Whole pages are read: `skipped` bytes before the wanted ones, and some after them.
     skipped = offset % PAGE
     end = offset + len(into)
     pages = _buffer.memory[: skipped + len(into) + -end % PAGE]
@@ -56,16 +59,17 @@ def read_direct(descriptor: int, into: NDArray[np.uint8], offset: int) -> int:
 
 
 def write_direct(direct: int, cached: int, data: NDArray[np.uint8], offset: int) -> None:
-    """Write an array at an offset of a file that is open twice.
+    """Write an array at an offset of a file that is open twice: `direct`, and `cached` for parts of pages.
 
-    A page that is not filled is written through the cache, by its neighbour too: a page that is written in both ways
-    could lose one of them.
+    The page at either end may belong to another array too, which also writes its part through the cache: a page that is
+    written in both ways could lose one of them.
     """
-    first = min(-offset % PAGE, len(data))
-    last = max(len(data) - (offset + len(data)) % PAGE, first)
-    write_at(cached, data[:first].data, offset)
-    for start in range(first, last, BUFFER_BYTES):
-        pages = _buffer.memory[: last - start]
+    # Whole pages from `first_page` to `pages_end`, as places in the array.
+    first_page = min(-offset % PAGE, len(data))
+    pages_end = max(len(data) - (offset + len(data)) % PAGE, first_page)
+    write_at(cached, data[:first_page].data, offset)
+    for start in range(first_page, pages_end, BUFFER_BYTES):
+        pages = _buffer.memory[: pages_end - start]
         np.copyto(pages, data[start : start + len(pages)])
         write_at(direct, pages.data, offset + start)
-    write_at(cached, data[last:].data, offset + last)
+    write_at(cached, data[pages_end:].data, offset + pages_end)

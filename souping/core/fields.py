@@ -110,7 +110,7 @@ def component(cls: type[T]) -> type[T]:
 
 
 def _checked_fields(part: Any) -> Iterator[tuple[str, Any]]:
-    """(name, plain value) of the fields that were given."""
+    """(name, plain value) of a component's fields that do not have their default (UserError: a value does not fit)."""
     kind: Callable[..., Any] = type(part)
     hints = hints_of(kind)
     for setting in fields(part):
@@ -119,6 +119,7 @@ def _checked_fields(part: Any) -> Iterator[tuple[str, Any]]:
         if not setting.init or value is setting.default or name not in hints:
             continue
         value = _plain(value)
+        # A path may be given where a text is expected.
         if isinstance(value, Path) and fits(str(value), hints[name]):
             value = str(value)
         if fault := mismatch(value, hints[name]):
@@ -127,7 +128,7 @@ def _checked_fields(part: Any) -> Iterator[tuple[str, Any]]:
 
 
 def check_arguments(function: Callable[..., Any], arguments: Mapping[str, Any]) -> None:
-    """Hold the arguments of a call against the function's annotations (UserError)."""
+    """Check the arguments of a call, {name: value}, against the function's annotations (UserError)."""
     for name, hint in hints_of(function).items():
         if name in arguments and (wrong := mismatch(_plain(arguments[name]), hint)):
             raise UserError(f"{name}={arguments[name]!r:.60} {wrong}")
@@ -140,7 +141,7 @@ def _plain(value: Json) -> Json:
 
 @cache
 def hints_of(target: Callable[..., Any]) -> dict[str, Any]:
-    """{field or argument: annotation}; nothing where only a type checker can read them."""
+    """{field or argument: annotation}; empty if the annotations have names that only a type checker can resolve."""
     if inspect.isclass(target) and not is_dataclass(target):
         target = target.__init__
     try:
@@ -152,7 +153,7 @@ def hints_of(target: Callable[..., Any]) -> dict[str, Any]:
 def mismatch(value: Json, hint: Hint) -> str | None:
     """What is wrong with a value, for the end of a message; None if it fits.
 
-    A setting is not an empty text or an unusable number, and holds no component among plain values.
+    A value of the right type may still be one that no setting can have (`unsound`).
     """
     if inspect.isclass(value) and not fits(value, hint):
         return f"is a class: call it, {value.__name__}(...)"
@@ -196,16 +197,19 @@ def load_json(path: Path, model: Hint, key: str = "") -> Any:
 
 
 def load_lines(path: Path, *models: Hint) -> list[Any]:
-    """The lines of a JSON Lines file, as `load_json` reads them; the last of the `models` is that of all further lines.
+    """The lines of a JSON Lines file, as `load_json` reads them.
 
-    A last line without an end is left out: its writer was killed.
+    Each line has the annotation in its place in `models`, and all further lines the last one. A last line without a
+    line end is left out: its writer was killed.
     """
     hints = chain(models, repeat(models[-1]))
+    # After the last line end there is nothing, or a line that is not complete.
     lines = enumerate(text_of(path).split("\n")[:-1], start=1)
     return [_parsed(line, next(hints), f"{path}:{number}") for number, line in lines]
 
 
 def _parsed(text: str, model: Hint, where: str) -> Any:
+    """The value of a JSON text, checked against an annotation (UserError); `where` is its place, for the message."""
     try:
         value = read_json(text)
     except ValueError as error:
@@ -214,7 +218,7 @@ def _parsed(text: str, model: Hint, where: str) -> Any:
 
 
 def checked(value: Json, model: Hint, where: str) -> Any:
-    """A value that people may have edited (UserError if it does not fit the annotation)."""
+    """The same value, which people may have edited (UserError if it does not fit the annotation)."""
     for place, hint, inner in _entries(value, model):
         if not fits(inner, hint):
             raise UserError(
@@ -224,13 +228,13 @@ def checked(value: Json, model: Hint, where: str) -> Any:
 
 
 def _entries(value: Json, model: Hint, where: str = "") -> Iterator[tuple[str, Hint, Any]]:
-    """(place, annotation, value) of what a JSON value holds, as deep as the model has keys."""
+    """(place, annotation, value) of every key that the model names, at any depth; `where` is the place of the value."""
     if not is_typeddict(model) or not isinstance(value, Mapping):
         hint = dict[str, Any] if is_typeddict(model) else model
         yield f"`{where}`" if where else "it", hint, value
         return
     for key, hint in get_type_hints(model, localns=JSON_NAMES, include_extras=True).items():
-        # Python's, of a TypedDict.
+        # The class of a TypedDict has this attribute. A required key that is absent is checked as null.
         if key in value or key in vars(model)["__required_keys__"]:
             yield from _entries(value.get(key), hint, f"{where}.{key}" if where else key)
 
@@ -267,6 +271,7 @@ def fits(value: Json, hint: Hint) -> bool:
 
 
 def _elements_fit(values: Sequence[Any], kind: Hint, hints: Sequence[Any]) -> bool:
+    """Whether elements fit the arguments of `tuple[X, Y]`, one by one, or that of `list[X]` or `tuple[X, ...]`."""
     if kind is tuple and ... not in hints:
         return len(values) == len(hints) and all(map(fits, values, hints))
     return all(fits(value, hints[0]) for value in values)
@@ -288,11 +293,15 @@ def _within(value: Any, bound: Bounds | Form) -> bool:
 
 
 def unsound(value: Json) -> str | None:
-    """What no setting can be, at any depth: a number that is not finite or beyond all use, a part among values."""
+    """What is wrong with a value whatever its type should be, at any depth; None if nothing is.
+
+    A number is not finite or too large, or a component (a `_target_`) is where only plain values may be.
+    """
     if isinstance(value, int | float) and not abs(value) <= LARGEST_SETTING:
         return f"must be a finite number within {LARGEST_SETTING:g}"
     if isinstance(value, Mapping) and "_target_" in value:
         return "holds a _target_, which only a group's choice has"
+    # Keys may be unusable numbers too.
     if isinstance(value, Mapping):
         value = [*value.values(), *value]
     if isinstance(value, list | tuple):
@@ -303,6 +312,7 @@ def unsound(value: Json) -> str | None:
 
 
 def _words(hint: Hint) -> str:
+    """An annotation in words, for the end of `must be ...`."""
     kind = get_origin(hint)
     arguments = get_args(hint)
     if Callable in (kind, hint):
@@ -333,6 +343,7 @@ def _words(hint: Hint) -> str:
 
 
 def _bound(bound: Bounds) -> str:
+    """Limits in words: `above 0 and at most 1`."""
     sides = {"at least": bound.ge, "above": bound.gt, "at most": bound.le, "below": bound.lt}
     return " and ".join(f"{word} {limit}" for word, limit in sides.items() if limit is not None)
 

@@ -57,6 +57,7 @@ def folder_at(text: str | None) -> Path | None:
 
 def near_folder(path: str | Path) -> str:
     """`; did you mean FOLDER?` if there is a folder whose path differs from the missing one in a nearly equal name."""
+    # The first folder on the path that is missing, and what the path has below it.
     missing = Path(path)
     below = Path()
     with suppress(OSError, UserError):
@@ -79,7 +80,7 @@ def error_text(error: Exception) -> str:
 
 
 def nearby(path: Path) -> str:
-    """A path as it is shortest from here."""
+    """A path as text, relative to the current folder if it is below that."""
     absolute = path.absolute()
     if absolute.is_relative_to(Path.cwd()):
         path = absolute.relative_to(Path.cwd())
@@ -115,6 +116,7 @@ def write_atomically(path: Path, content: bytes) -> Path:
     except OSError as error:
         with suppress(OSError):
             beside.unlink(missing_ok=True)
+        # The user knows this file, not the one beside it.
         error.filename = str(path)
         raise
     return path

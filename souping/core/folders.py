@@ -26,7 +26,7 @@ STAGING_MARK = ".souping"
 
 
 def numbered_folders(path: Path) -> Iterator[Path]:
-    """A path, then `path_2`, `path_3`, ..."""
+    """A path, then `path_2`, `path_3`, ... (UserError instead of these if the path has no name, as `.` and `/`)."""
     yield path
     if not path.name:
         raise UserError(f"out={path} is not empty: name a new folder")
@@ -75,27 +75,28 @@ def staged(out: Path) -> Iterator[Path]:
 
 @contextmanager
 def _alone(out: Path) -> Iterator[None]:
-    """Hold the lock of `out`: the only process that writes it."""
-    place = out.with_name(f".{out.name}{LOCK_FILE}")
-    with place.open("a") as file:
+    """Hold the lock of `out` during the block, so that one process writes it (UserError if another one does)."""
+    lock_file = out.with_name(f".{out.name}{LOCK_FILE}")
+    with lock_file.open("a") as file:
         try:
             lock(file.fileno(), wait=False)
             # If its holder has just ended, another one may have begun.
-            if os.fstat(file.fileno()).st_ino != place.stat().st_ino:
+            if os.fstat(file.fileno()).st_ino != lock_file.stat().st_ino:
                 raise BlockingIOError
         except (BlockingIOError, FileNotFoundError):
             raise UserError(
                 f"{out}: another run is writing there: choose another place, or wait for its end"
             ) from None
+        # Ours is empty.
         if os.fstat(file.fileno()).st_size:
             raise UserError(
-                f"{place} is not souping's lock: choose another place for the soup, or move that file"
+                f"{lock_file} is not souping's lock: choose another place for the soup, or move that file"
             )
         try:
             yield
         finally:
             with suppress(OSError):
-                place.unlink()
+                lock_file.unlink()
 
 
 def _finish(stage: Path, out: Path) -> None:
@@ -115,6 +116,7 @@ def _finish(stage: Path, out: Path) -> None:
 
 
 def _sync(path: Path) -> None:
+    """Flush a file or a folder to the disk."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
@@ -123,7 +125,7 @@ def _sync(path: Path) -> None:
 
 
 def write_files(stage: Path, files: Mapping[str, str | bytes]) -> None:
-    """Small files into the staging folder; names may have one level of folders."""
+    """Write {name: content} into the staging folder; a name may have folders in it."""
     for name, content in files.items():
         path = stage / name
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -131,14 +133,17 @@ def write_files(stage: Path, files: Mapping[str, str | bytes]) -> None:
 
 
 def missing_folders(folder: Path) -> list[Path]:
-    """A path and the folders above it that do not exist yet, deepest first: what is made there is the caller's."""
+    """Those of a folder and the folders above it that do not exist yet, the deepest first, for `discard`."""
     folder = folder.absolute()
     return [path for path in (folder, *folder.parents) if not path.exists()]
 
 
 def discard(folder: Path, new_folders: Collection[Path], early: Collection[str] = ()) -> None:
-    """Remove what a refused run made: its folder while only files of these names are in it, then the folders above that
-    are empty. A folder is the run's if it, or one above it, is among those `new_folders`; all others stay."""
+    """Remove what a refused run made: files of the names in `early`, their folder, and the empty folders above it.
+
+    Nothing is removed if the folder holds anything else. A folder stays unless it, or one above it, is among the
+    `new_folders`, which the run made.
+    """
     folder = folder.absolute()
     with suppress(OSError):
         content = list(folder.iterdir()) if folder.is_dir() else []
@@ -154,11 +159,11 @@ def discard(folder: Path, new_folders: Collection[Path], early: Collection[str] 
 
 
 def hold_folder(folder: Path) -> IO[str]:
-    """Mark a folder as in use until the file is closed or this process is gone, however it goes."""
+    """Mark a folder as in use until the returned file is closed or this process has ended, even if it was killed."""
     new = folder / f"{LOCK_FILE}.new"
     file = new.open("w")
     lock(file.fileno())
-    # It gets its name once it is locked.
+    # It gets its name once it is locked, so that nobody meets it unlocked.
     new.rename(folder / LOCK_FILE)
     return file
 
@@ -195,5 +200,6 @@ def remove_abandoned(folders: Iterable[Path]) -> None:
     """Remove folders that nobody holds: their writers were killed."""
     for folder in folders:
         with suppress(OSError), (folder / LOCK_FILE).open("a") as file:
+            # An OSError if a process holds it.
             lock(file.fileno(), wait=False)
             shutil.rmtree(folder, ignore_errors=True)

@@ -13,15 +13,20 @@ def groups_of(shared: Iterable[tuple[str, Iterable[str]]]) -> dict[str, str]:
     from scipy.sparse import csr_matrix
     from scipy.sparse.csgraph import connected_components
 
-    places = dict[str, int]()
+    # A graph of ids and texts, with an edge (number of the id, number of the text) where an id has a text.
+    text_numbers = dict[str, int]()
     ids = list[str]()
     edges = list[tuple[int, int]]()
     for name, texts in shared:
-        edges += [(len(ids), places.setdefault(text, len(places))) for text in texts]
+        edges += [(len(ids), text_numbers.setdefault(text, len(text_numbers))) for text in texts]
         ids.append(name)
-    rows, columns = np.array(edges, dtype=int).reshape(-1, 2).T
-    size = len(ids) + len(places)
-    graph = csr_matrix((np.ones(len(edges)), (rows, len(ids) + columns)), shape=(size, size))
-    first = dict[int, str]()
+    id_ends, text_ends = np.array(edges, dtype=int).reshape(-1, 2).T
+    size = len(ids) + len(text_numbers)
+    graph = csr_matrix((np.ones(len(edges)), (id_ends, len(ids) + text_ends)), shape=(size, size))
+
+    # The labels of the ids come first, then those of the texts.
     labels = connected_components(graph, directed=False)[1].tolist()
-    return {name: first.setdefault(label, name) for name, label in zip(ids, labels, strict=False)}
+    first_id = dict[int, str]()
+    return {
+        name: first_id.setdefault(label, name) for name, label in zip(ids, labels, strict=False)
+    }

@@ -17,6 +17,7 @@ def compiled(assembly: str) -> int | None:
 
 @functools.cache
 def _compiled(assembly: str) -> int | None:
+    """The address that `compiled` returns, each kernel under a name of its own."""
     compiler = _compiler()
     if compiler is None:
         return None

@@ -8,6 +8,7 @@ import os
 from contextlib import suppress
 
 UNABLE = (errno.EOPNOTSUPP, errno.EINVAL, errno.ENOSYS)
+"""Errors of a file system that cannot reserve space."""
 
 
 def lock(descriptor: int, wait: bool = True) -> None:
@@ -20,7 +21,7 @@ def lock(descriptor: int, wait: bool = True) -> None:
 
 
 def read_at(descriptor: int, view: memoryview, offset: int) -> int:
-    """Read into `view` from an offset of the file; the number of bytes."""
+    """Read into `view` from an offset of the file. Returns the number of bytes read."""
     if hasattr(os, "preadv"):
         return os.preadv(descriptor, [view], offset)
     piece = os.pread(descriptor, len(view), offset)
@@ -53,7 +54,7 @@ def reserve(descriptor: int, size: int) -> None:
 
 
 def start_writing(descriptor: int, offset: int, size: int) -> None:
-    """Start writing part of a file to the disk, so that the last flush is short.
+    """Start writing part of a file to the disk, so that the last flush is short; nothing at a negative offset.
 
     `POSIX_FADV_DONTNEED` on dirty pages starts their writing; they stay in the cache until then.
     """

@@ -32,6 +32,7 @@ def read_json(
 
 def nests_deeply(value: Any) -> bool:
     """Whether JSON nests deeper than code that walks it can bear."""
+    # The lists and objects at one depth, layer by layer.
     layer = [value]
     for _ in range(MAX_DEPTH + 1):
         inner = list[Any]()
@@ -70,6 +71,7 @@ def read_yaml(text: str | bytes) -> Any:
 
 
 def _number(digits: str) -> int | float:
+    """The number of a JSON text: an int if it has digits alone (ValueError if it is beyond all floats)."""
     if math.isinf(float(digits)):
         raise ValueError(f"the number {shown(digits)} is too large")
     if digits.lstrip("-").isdigit():

@@ -74,7 +74,8 @@ class Selector(ABC):
         return type(self).__name__.lower()
 
     @abstractmethod
-    def select(self, scores: ScoreMatrix) -> Selection: ...
+    def select(self, scores: ScoreMatrix) -> Selection:
+        """The ingredients, and why. `select_checked` calls it."""
 
     def select_checked(self, scores: ScoreMatrix) -> Selection:
         """Call `select`, which may be user code, and check its result.
@@ -84,7 +85,7 @@ class Selector(ABC):
                 category.
         """
         selection = self.select(scores)
-        name = named(self)
+        name = named(self)  # for the messages
         if not isinstance(selection, Selection):
             raise UserError(f"selector {name} gave a {type(selection).__name__}, not a Selection")
         for candidate in (*selection.ingredients, *selection.experts.values()):
@@ -145,13 +146,16 @@ class Search(ABC):
     """
 
     @abstractmethod
-    def ask(self) -> Query | None: ...
+    def ask(self) -> Query | None:
+        """The next query; None if it waits for a result or has ended."""
 
     @abstractmethod
-    def tell(self, query: Query, result: Result) -> None: ...
+    def tell(self, query: Query, result: Result) -> None:
+        """Take in the result of a query that `ask` returned."""
 
     @abstractmethod
-    def best(self) -> Weights: ...
+    def best(self) -> Weights:
+        """The weights of the soup to choose, by the results so far (UserError if there are none)."""
 
     def summary(self) -> SearchEnd | Mapping[str, Json]:
         """Facts about the finished search, for `report.json`."""
@@ -170,13 +174,16 @@ class Optimiser(ABC):
     scales: Sequence[float] = ()
 
     @abstractmethod
-    def start(self, space: SearchSpace, seed: int) -> Search: ...
+    def start(self, space: SearchSpace, seed: int) -> Search:
+        """A search over the weights of the ingredients of this space."""
 
     @abstractmethod
-    def count(self, size: int) -> int | None: ...
+    def count(self, size: int) -> int | None:
+        """Number of soups, at most, that it evaluates for `size` ingredients; None if only the limits tell."""
 
     @abstractmethod
-    def describe(self, size: int) -> str: ...
+    def describe(self, size: int) -> str:
+        """The search over `size` ingredients in a few words, for the terminal."""
 
     def known_points(self, size: int) -> Sequence[Weights] | None:
         """All weights that the search will evaluate, if they are known in advance."""
@@ -210,7 +217,8 @@ class Objective(ABC):
         return type(self).__name__.lower()
 
     @abstractmethod
-    def coefficients(self, categories: Sequence[str]) -> FloatArray: ...
+    def coefficients(self, categories: Sequence[str]) -> FloatArray:
+        """The weights w_c, [C]."""
 
     def value(self, means: FloatArray, categories: Sequence[str]) -> FloatArray:
         """The objective for category means of shape [..., C]."""
@@ -236,17 +244,21 @@ class BenchmarkItems(ABC):
 
     @property
     @abstractmethod
-    def title(self) -> str: ...
+    def title(self) -> str:
+        """Name of the benchmark."""
 
     @abstractmethod
-    def items(self) -> tuple[Item, ...]: ...
+    def items(self) -> tuple[Item, ...]:
+        """All items (UserError if they cannot be read)."""
 
     @property
     def label(self) -> str:
+        """Name that reports show."""
         return self.title
 
     @property
     def note(self) -> str:
+        """Remark that reports show beside the name; empty for none."""
         return ""
 
     @property
@@ -356,15 +368,18 @@ class LoadedModel(ABC):
 
     @property
     @abstractmethod
-    def module(self) -> PreTrainedModel: ...
+    def module(self) -> PreTrainedModel:
+        """The live module with the weights of this model."""
 
     @property
     @abstractmethod
-    def tokenizer(self) -> PreTrainedTokenizerBase: ...
+    def tokenizer(self) -> PreTrainedTokenizerBase:
+        """The tokenizer of the live module."""
 
     @property
     @abstractmethod
-    def folder(self) -> Path: ...
+    def folder(self) -> Path:
+        """Folder of the model in the format of Hugging Face."""
 
     @property
     def stream(self) -> WeightStream | None:
@@ -586,10 +601,12 @@ class Tracker(Component, ABC):
         return ""
 
     @abstractmethod
-    def start(self, config: Mapping[str, Json], run_dir: Path) -> None: ...
+    def start(self, config: Mapping[str, Json], run_dir: Path) -> None:
+        """Begin a run with this configuration, whose files are in `run_dir`."""
 
     @abstractmethod
-    def log(self, trial: Trial) -> None: ...
+    def log(self, trial: Trial) -> None:
+        """Record one evaluated soup."""
 
     def finish(
         self, report: Mapping[str, Json] | None, run_dir: Path, soup: Path | None = None
@@ -623,6 +640,7 @@ class Workers(ABC):
 
     @property
     def slots(self) -> int:
+        """Requests that may be open at once."""
         return 1
 
     @abstractmethod
@@ -634,6 +652,7 @@ class Workers(ABC):
         raise LookupError("no request is open")
 
     def close(self) -> None:
+        """End the workers."""
         return None
 
 

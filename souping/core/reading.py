@@ -80,6 +80,7 @@ def _table(value: Any) -> dict[str, Any]:
 
 
 def _is_left_out(default: Any, value: Json) -> bool:
+    """Whether a field has a default of None or () and that value."""
     return (default is None and value is None) or (default == () and value == ())
 
 
@@ -117,7 +118,7 @@ def _match(hint: Hint, value: Json) -> Any:
 
 
 def _number(hint: Hint, value: Json) -> float | None:
-    """An int stays an int where a float is expected, so that it is written as it was read."""
+    """A number that fits `int` or `float`, else None. An int stays one where a float is expected, to be written as read."""
     if isinstance(value, bool) or not isinstance(value, int | float):
         return None
     if hint is float:
@@ -128,7 +129,8 @@ def _number(hint: Hint, value: Json) -> float | None:
 
 
 def _elements(hint: Hint, values: Sequence[Json]) -> tuple[Any, ...]:
-    """Objects that do not fit are dropped. Other values become empty, so that two lists keep step."""
+    """The elements of a list: objects that do not fit are dropped, other values become empty, so that two lists of
+    numbers or texts still belong together place by place."""
     if not dataclasses.is_dataclass(hint):
         return tuple(_fit(hint, value) for value in values)
     objects = [_match(hint, value) for value in values]
@@ -146,6 +148,7 @@ def _object(kind: Hint, table: Mapping[str, Json]) -> Any:
         value = _match(hints[field.name], table.get(field.name))
         if value is not None:
             values[field.name] = value
+        # It has no default.
         elif dataclasses.MISSING is field.default is field.default_factory:
             values[field.name] = _empty(hints[field.name])
     try:
@@ -163,6 +166,7 @@ def _hints(kind: Hint) -> dict[str, Hint]:
 
 
 def _empty(hint: Hint) -> Any:
+    """The value of a field that has no other: an empty object, tuple, text or mapping, false, else None."""
     if dataclasses.is_dataclass(hint):
         return _object(hint, {})
     origin = get_origin(hint) or hint

@@ -80,7 +80,8 @@ def read_table(path: Path) -> ScoreMatrix:
                 f"{path}:{line}: {len(row)} cells, but the header has {len(header)} columns"
             )
         values[line - 2] = [
-            _number(cell, f"{path}:{line}: column {header[n]!r}") for n, cell in enumerate(row) if n
+            _number(cell, f"{path}:{line}: column {name!r}")
+            for name, cell in zip(header[1:], row[1:], strict=True)
         ]
     scale = 100.0 if values.max() > 1 else 1.0
     models = tuple(row[0] for row in body)
@@ -90,6 +91,7 @@ def read_table(path: Path) -> ScoreMatrix:
 
 
 def _read_rows(path: Path) -> list[list[str]]:
+    """The cells of every row that is not empty, the header first (UserError if there are no two rows to read)."""
     if path.is_dir():
         raise UserError(f"{path} is a folder: scores=logs reads a folder with one log per model")
     try:
@@ -109,6 +111,7 @@ def _read_rows(path: Path) -> list[list[str]]:
 
 
 def _check_names(names: Sequence[str], what: str) -> None:
+    """Refuse empty names and names that appear twice (UserError); `what` begins the message."""
     for name in names:
         if not name:
             raise UserError(f"{what} '' has no name")
@@ -117,9 +120,11 @@ def _check_names(names: Sequence[str], what: str) -> None:
 
 
 def _number(cell: str, where: str) -> float:
+    """The score in a cell, in percent or as a fraction (UserError if it is none)."""
     try:
         value = float(cell)
     except ValueError:
+        # Not in the range below.
         value = math.nan
     if not 0 <= value <= 100:
         raise UserError(f"{where} holds {cell!r}, not a score from 0 to 100")
@@ -159,6 +164,7 @@ class WorstCategory(Objective):
         return "worst_category"
 
     def coefficients(self, categories: Sequence[str]) -> FloatArray:
+        """Equal weights: they only say how much an item counts, not what is maximised."""
         return Mean().coefficients(categories)
 
     def value(self, means: FloatArray, categories: Sequence[str]) -> FloatArray:
@@ -215,6 +221,7 @@ class Tree(Objective):
         return dict(self._groups(self.tree))
 
     def _groups(self, node: Json) -> Iterator[tuple[str, Names]]:
+        """(name, its categories) of every node below this one that has a name."""
         if isinstance(node, Mapping):
             for name, child in node.items():
                 yield str(name), tuple(self._leaves(child))
@@ -224,6 +231,7 @@ class Tree(Objective):
                 yield from self._groups(child)
 
     def _leaves(self, node: Json, share: float = 1.0) -> dict[str, float]:
+        """{category: its weight} of a node that has the weight `share`."""
         if isinstance(node, str):
             return {node: share}
         children = list[Json]()
@@ -237,11 +245,13 @@ class Tree(Objective):
             )
         leaves: dict[str, float] = {}
         for child in children:
-            for name, part in self._leaves(child, share / len(children)).items():
-                leaves[name] = leaves.get(name, 0.0) + part
+            for name, weight in self._leaves(child, share / len(children)).items():
+                # A category may be in several groups.
+                leaves[name] = leaves.get(name, 0.0) + weight
         return leaves
 
 
 def _check_known(names: Mapping[str, float], categories: Sequence[str]) -> None:
+    """Refuse names that are not categories (UserError)."""
     for name in names:
         pick(name, categories, "objective: category")

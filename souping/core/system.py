@@ -86,7 +86,7 @@ class Provenance:
 
 
 def provenance(command: str, settings: Mapping[str, Any]) -> Provenance:
-    """What makes a report now, on this machine."""
+    """What makes a report now, on this machine: `command` as typed, `settings` as the run resolved them."""
     return Provenance(
         command=command,
         settings=settings,
@@ -100,11 +100,11 @@ def provenance(command: str, settings: Mapping[str, Any]) -> Provenance:
 
 def package_environment() -> dict[str, str]:
     """Environment for a child process that runs a module of this package from any folder."""
-    paths = [
-        str(Path(__file__).resolve().parents[2]),
-        *filter(None, [os.environ.get("PYTHONPATH")]),
-    ]
-    return {**os.environ, "PYTHONPATH": os.pathsep.join(paths), "PYTHONSAFEPATH": "1"}
+    path = str(Path(__file__).resolve().parents[2])
+    inherited = os.environ.get("PYTHONPATH")
+    if inherited:
+        path = f"{path}{os.pathsep}{inherited}"
+    return {**os.environ, "PYTHONPATH": path, "PYTHONSAFEPATH": "1"}
 
 
 def versions() -> dict[str, str]:

@@ -23,7 +23,7 @@ UNSAFE = re.compile(
 
 
 def safe(text: str) -> str:
-    """A text as it can be shown anywhere: what would command a terminal is written out."""
+    """A text that is safe to show: control characters and the like become escapes such as `\\x1b`."""
     return UNSAFE.sub(
         lambda match: match.group().encode("unicode_escape", "backslashreplace").decode("ascii"),
         text,
@@ -42,24 +42,24 @@ def if_finite(value: float | None) -> float | None:
 
 
 def minus(text: str) -> str:
-    """A figure for people, its minus as wide as a plus."""
+    """A figure for people, with the typographic minus, which is as wide as a plus."""
     return text.replace("-", "\N{MINUS SIGN}")
 
 
 def signed(figure: str) -> str:
-    """A figure for people. What rounds to zero has no sign."""
+    """A figure such as `+1.2` for people. What rounds to zero has no sign."""
     if not re.search("[1-9]", figure):
         return figure.lstrip("+-")
     return minus(figure)
 
 
 def confidence(level: float | None) -> str:
-    """The level of an interval: `95 %`, or what the look at the items makes of it: `99.17 %`."""
+    """The level of an interval in percent: `95 %`, or `99.17 %` at a later look. It is 95 % if it is not known."""
     if level is None:
         level = 0.95
     percent = f"{100 * level:.4g}"
     if percent == "100":
-        # No interval holds always: at late looks the first digit that is no 9 is shown.
+        # No interval holds always: at late looks it is shown up to the first digit that is no 9.
         percent = f"{100 - float(f'{100 * (1 - level):.1g}'):.12g}"
     return f"{percent} %"
 
@@ -89,6 +89,7 @@ def parse_size(size: int | str, key: str) -> int:
     match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([KMGT]?i?B?)\s*", str(size), re.IGNORECASE)
     if match:
         unit = match.group(2).upper()
+        # `5G` is 5GB.
         unit_bytes = BYTE_UNITS.get(unit) or BYTE_UNITS.get(f"{unit}B", 0)
         nbytes = float(match.group(1)) * unit_bytes
         part_of_a_byte = unit == "" and nbytes % 1
@@ -106,7 +107,7 @@ def nearest(name: str, options: Iterable[str]) -> str:
 
 
 def check_pointer(where: str | Path, start: str | bytes) -> None:
-    """Refuse what Git LFS leaves in a file's place, by how the file begins (UserError)."""
+    """Refuse a file that Git LFS did not download, by the `start` of its content (UserError); `where` is its name."""
     text = start.decode("latin-1") if isinstance(start, bytes) else start
     if text.startswith("version https://git-lfs"):
         raise UserError(
@@ -123,7 +124,7 @@ def shown(name: str) -> str:
 
 
 def listed(names: Iterable[str], limit: int = 10) -> str:
-    """At most ten names, then a count."""
+    """Names as text, at most `limit` of them, then how many more there are."""
     safe_names = [shown(name) for name in names]
     text = ", ".join(safe_names[:limit])
     if len(safe_names) > limit:
@@ -138,7 +139,7 @@ def is_user_code(target: Callable[..., Any]) -> bool:
 
 @cache
 def source_of(target: Callable[..., Any]) -> str:
-    """A class or function of the user's, and the file and line where it begins."""
+    """The name of a user's class or function, with the file and line where it begins, if these can be found."""
     name = f"{target.__module__}.{target.__qualname__}"
     with suppress(OSError, TypeError):
         return f"{name} ({inspect.getsourcefile(target)}:{inspect.getsourcelines(target)[1]})"
@@ -146,7 +147,7 @@ def source_of(target: Callable[..., Any]) -> str:
 
 
 def named(part: object) -> str:
-    """The class of a part, or its function; with its module and place if it is the user's."""
+    """The name of a component's class, or of a function; with its module and place if it is the user's."""
     target: Any = part.func if isinstance(part, partial) else part
     if not inspect.isroutine(target):
         target = type(target)
@@ -161,10 +162,11 @@ def stripped_lines(text: str | BaseException) -> list[str]:
 
 
 def first_line(error: BaseException) -> str:
-    """The first useful line of a message, with the next one if it ends in a colon; else the error's name."""
+    """The first useful line of a message, with the next one if it ends in a colon; without a message, the class."""
     lines = stripped_lines(error)
     if not lines:
         return type(error).__name__
+    # Lines that begin with an HTTP status or with general advice say little.
     advice = re.compile(r"\d{3} |For more|Make sure|Please")
     useful = [line for line in lines if not advice.match(line)] or lines
     text = useful[0]
@@ -191,7 +193,7 @@ def install(extra: str) -> str:
 
 
 def missing(package: str, fix: str = "") -> list[Missing]:
-    """What lacks where a package is not installed; the command is by default that of the extra of its name."""
+    """A package as what is missing here; empty if it is installed. The default `fix` installs the extra of its name."""
     if find_spec(package):
         return []
     return [Missing(what=f"the package {package} is not installed", fix=fix or install(package))]

@@ -109,6 +109,7 @@ class Missing:
         return UserError(self.what, fix=self.fix)
 
     def sentence(self) -> str:
+        """`what: fix`"""
         return str(self.error())
 
 
@@ -125,7 +126,7 @@ class UserScorer:
     threads: int = 1
 
     def __getstate__(self) -> dict[str, Any]:
-        """Workers elsewhere answer and do not score: the function stays here."""
+        """What is pickled: all but the function, since workers in other processes answer and do not score."""
         return {**vars(self), "function": None}
 
 
@@ -151,6 +152,7 @@ class Item:
     user_scorer: UserScorer | None = None
 
     def __post_init__(self) -> None:
+        """Derive the group from the prompt, or from the id if there is no prompt, unless one is given."""
         if self.group:
             return
         group = self.id
@@ -245,6 +247,7 @@ class ItemScores:
     reused: int = 0
 
     def __post_init__(self) -> None:
+        """Fill the arrays that were left out."""
         defaults = {"truncated": 0.0, "unanswered": 0.0, "noise": np.nan, "lengths": 0.0}
         for name, value in defaults.items():
             if not len(vars(self)[name]):
@@ -260,8 +263,8 @@ class ItemScores:
 class ScoreMatrix:
     """Scores of models on categories, fractions of 1.
 
-    `values` is [M, C]. `candidates` are the rows that may become ingredients; further rows (of a leaderboard) only
-    inform the correlations. `items` holds per-item scores where the project evaluated the models itself.
+    `values` is [M, C]. `candidates` are the models that may become ingredients (all, if none are named); further models
+    (of a leaderboard) only inform the correlations. `items` are {model: its item scores}, None for a `published` table.
     """
 
     models: Names
@@ -355,6 +358,7 @@ class Recipe:
     sources: Mapping[str, str] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
+        """Drop the ingredients without weight."""
         places = [place for place, weight in enumerate(self.weights) if weight != 0]
         for name in ("ingredients", "fingerprints", "weights"):
             values = vars(self)[name]
@@ -370,6 +374,7 @@ class Recipe:
 
     @property
     def id(self) -> str:
+        """Short form of the fingerprint."""
         return self.fingerprint[:12]
 
     @property
@@ -420,9 +425,12 @@ class Correlations:
 
 @frozen
 class Selection:
-    """Ingredients, and why. `experts` maps each low-correlation category to its best candidate, `tied` those that have
-    several to all of them, the preferred one first; `sign` and `ties` are the rules. `clusters` are categories that
-    share an expert."""
+    """Ingredients, and why.
+
+    `experts` maps each low-correlation category to its best candidate, `tied` those that have several to all of them,
+    the preferred one first. `clusters` are categories that share an expert. `categories` are those that counted, with
+    their `correlations` by the coefficient `metric`. `threshold`, `sign` and `ties` are the rules of `selector`.
+    """
 
     ingredients: Names
     selector: str = ""
@@ -515,6 +523,7 @@ class SearchSpace:
     whole: bool = False
 
     def objective(self, means: FloatArray) -> FloatArray:
+        """The objective of category means [..., C]."""
         if self.value:
             return np.asarray(self.value(means))
         return np.asarray(means @ np.array([*self.coefficients.values()]))

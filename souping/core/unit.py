@@ -73,27 +73,30 @@ class Unit:
         return direction * MARGIN * self.scale / self.min_gain
 
     def inner(self, score: FloatOrArray) -> FloatOrArray:
+        """The inner score of a score, or of a difference of scores."""
         return score * self.factor
 
     def raw(self, inner: FloatOrArray) -> FloatOrArray:
         """The score, or difference of scores, of an inner one."""
+        # Adding 0 turns -0.0 into 0.0.
         return inner / self.factor + 0.0
 
     def size(self, inner: float) -> float:
-        """Size of an inner difference, whatever the direction."""
+        """An inner difference as one of scores, but positive where the inner one is, whichever direction is better."""
         return inner / abs(self.factor)
 
     def inner_margin(self, margin: float | None) -> float:
-        """Inner margin of one that a user typed, or the usual one."""
+        """The inner margin of a margin as users type it, such as 3 for 3 points; of `min_gain` if it is None."""
         if margin is None:
             margin = self.min_gain
         return margin / self.scale * abs(self.factor)
 
     def raw_table(self, table: Mapping[str, Any]) -> dict[str, Any]:
-        """An interval as a report has it: its numbers are inner scores."""
+        """An interval of inner scores, {key: value}, as a report has it; keys that hold no score stay as they are."""
         interval = dict(table)
         for key in interval.keys() & SCORE_KEYS:
             interval[key] = self.raw(table[key])
+        # The lower inner limit is the upper one of such scores.
         if not self.higher_is_better:
             interval |= {"low": interval["high"], "high": interval["low"]}
         return interval
@@ -101,25 +104,26 @@ class Unit:
     # ------------------------------------------------------------ words
 
     def text(self, score: float, sign: bool = False, more: int = 0) -> str:
-        """`78.1`; `sign` is for differences, `more` digits than usual."""
+        """`78.1`; with `sign`, `+1.2`. It has `more` digits than usual."""
         plus = "+" if sign else ""
         return f"{self.scale * score + 0.0:{plus}.{self.digits + more}f}"
 
     def score(self, score: float | None, sign: bool = False, more: int = 0) -> str:
-        """`78.1`, with `sign` `+1.2`; a dash if it is not known or not finite."""
+        """As `text`, with a typographic minus; a dash if the score is not known or not finite."""
         known = if_finite(score)
         if known is None:
             return DASH
         return signed(self.text(known, sign, more))
 
     def points(self, score: float | None, sign: bool = False) -> str:
-        """`+1.2 points`"""
+        """`1.2 points`; with `sign`, `+1.2 points`."""
         return f"{self.score(score, sign)} {self.name}"
 
     def end(self, score: float | None, sign: bool = False) -> str:
-        """An end of an interval. That of a difference shows on which side of 0 it is, however near."""
+        """A limit of an interval. That of a difference (`sign`) has a sign even where it rounds to 0."""
         figure = self.score(score, sign)
         known = if_finite(score)
+        # No difference, not known, exactly 0, or with a sign already.
         if not sign or not known or re.search("[1-9]", figure):
             return figure
         if known > 0:
@@ -129,7 +133,7 @@ class Unit:
     def interval(
         self, low: float | None, high: float | None, sign: bool = False, middle: str = " to "
     ) -> str:
-        """`74.1 to 82.0`, or nothing without both ends."""
+        """`74.1 to 82.0`, with `middle` between the limits; empty if one of them is not known."""
         ends = (self.end(low, sign), self.end(high, sign))
         return "" if DASH in ends else middle.join(ends)
 
@@ -149,15 +153,15 @@ class Unit:
         return text
 
     def gain(self, score: float | None) -> float:
-        """The inner score of one in a report, to order by; 0 if it is not known."""
+        """The inner score of a score in a report, to order by; 0 if it is not known."""
         return self.inner(score or 0.0)
 
     def level(self, score: float, more: int = 0) -> str:
-        """`78.1 %`"""
+        """`78.1 %`, with `more` digits than usual."""
         return f"{minus(self.text(score, more=more))} {self.symbol}"
 
     def amount(self, score: float) -> str:
-        """`1 point`, `0.25 points`"""
+        """A positive difference in words: `1 point`, `0.25 points`."""
         figure = f"{self.scale * score:.4g}"
         name = self.name
         if figure == "1":
@@ -175,7 +179,7 @@ class Unit:
         return "Right" if self.higher_is_better else "Left"
 
     def colours(self, scheme: str) -> str:
-        """Scheme of matplotlib's in which the better scores have the colours of its upper end."""
+        """Name of a matplotlib colour scheme, reversed if lower scores are better."""
         return scheme if self.higher_is_better else f"{scheme}_r"
 
 

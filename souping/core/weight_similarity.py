@@ -47,12 +47,12 @@ class Rounding:
         """What a reader must know; None if the change is kept."""
         if self.kept is None or self.kept >= LEAST_KEPT:
             return None
-        others = "merge.dtype=float32"
+        wider = "merge.dtype=float32"
         if self.dtype == "bfloat16" and self.largest < LARGEST_FLOAT16:
-            others += " (or float16, in which activations may overflow)"
+            wider += " (or float16, in which activations may overflow)"
         return (
             f"rounding the soup to {self.dtype} keeps {100 * self.kept:.0f} % of its change from merge.base_model: "
-            f"{others} keeps more. A server may cast it again: vLLM needs --dtype float32"
+            f"{wider} keeps more. A server may cast it again: vLLM needs --dtype float32"
         )
 
 
@@ -81,6 +81,7 @@ class PoolSimilarity:
 
     @property
     def _truncated(self) -> str | None:
+        """A warning if truncation to `merge.rank` moves the soup far; else None."""
         if self.truncation is None or self.truncation <= LARGEST_TRUNCATION:
             return None
         return (
@@ -90,6 +91,7 @@ class PoolSimilarity:
 
     @property
     def _unrelated(self) -> str | None:
+        """A warning if the candidates fall into several groups; else None."""
         if len(self.groups) < 2 or self.lowest is None:
             return None
         groups = " | ".join(map(listed, self.groups[:10]))

@@ -44,7 +44,7 @@ class BootstrapReach(Reach):
     """
 
     studentised: FloatArray  # [D] t*, sorted
-    error: float
+    error: float  # standard error of T
     tests: int = 1
 
     def below(self, level: float) -> float:
@@ -54,10 +54,12 @@ class BootstrapReach(Reach):
         return self._quantile(-self.studentised, level)
 
     def _quantile(self, descending: FloatArray, level: float) -> float:
+        """Distance from T by the quantile that half of a level lies beyond, of t* [D] or -t*, `descending`."""
         tail = level / 2 / self.tests
         rank = int(tail * (1 + len(descending)))
         if rank >= RESOLVED:
             return max(0.0, float(descending[rank - 1])) * self.error
+        # Too few draws lie beyond it: the last resolved quantile, and the normal's growth from there.
         farthest = float(descending[RESOLVED - 1])
         normal = -NORMAL.inv_cdf(RESOLVED / (1 + len(descending)))
         return max(1.0, farthest / normal) * -NORMAL.inv_cdf(tail) * self.error
@@ -66,11 +68,12 @@ class BootstrapReach(Reach):
 def bootstrap_reach(
     scores: GroupedScores, *, tests: int = 1, draws: int = BOOTSTRAP_DRAWS, seed: int = 0
 ) -> BootstrapReach | None:
-    """None where no stratum shows any variation.
+    """Bootstrap-t limits of T; None where no stratum shows any variation.
 
-    The draws are those of the upward difference, so that a - b and b - a mirror each other.
+    A level is divided by `tests`. The draws are those of the upward difference, so that a - b and b - a mirror each other.
     """
     pulls = Pulls.upward(scores)
+    # Draw for -T, and mirror t*.
     if pulls is not None and pulls.turned:
         upward = replace(scores, sums=-scores.sums)
         reach = bootstrap_reach(upward, tests=tests, draws=draws, seed=seed)
@@ -105,7 +108,7 @@ def bootstrap_reach(
 
 
 def _discordant(pulls: FloatArray) -> FloatArray:
-    """1 for each group that pulls T otherwise than most do, else 0, [G]."""
+    """1 for each group whose pull on T is not the most frequent one, else 0, [G]."""
     unit = np.abs(pulls).max() or 1.0
     _, kind, number = np.unique((pulls / unit).round(9), return_inverse=True, return_counts=True)
     return np.asarray(kind != number.argmax(), dtype=float)
@@ -114,9 +117,9 @@ def _discordant(pulls: FloatArray) -> FloatArray:
 def _drawn_sums(
     values: FloatArray, discordant: FloatArray, draws: int, rng: np.random.Generator
 ) -> tuple[FloatArray, FloatArray, FloatArray]:
-    """Sums and sums of squares of as many of the values [G] as there are, drawn anew, [D] each.
+    """(sums, sums of squares, numbers of `discordant` groups) of bootstrap samples of the values [G], [D] each.
 
-    The third is how many of them are of `discordant` [G] groups.
+    A sample is drawn with replacement and has as many values as there are. `discordant` [G] is 1 or 0.
     """
     one_stratum: IntArray = np.zeros(len(values), dtype=np.int64)
     unit = np.abs(values).max() or 1.0

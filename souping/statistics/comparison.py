@@ -62,8 +62,9 @@ class Comparison:
         return replace(self, level=1 - level.family, p_value=p_value, tests=level.tests)
 
     def raw(self, unit: Unit) -> dict[str, Any]:
-        """The fields of a `PairedDifference`."""
+        """The fields of a report's `PairedDifference`, in the unit of its scores."""
         table = asdict(self)
+        # Only power and corrections need these.
         del table["step"], table["degrees"], table["run_share"], table["tests"]
         return unit.raw_table(table)
 
@@ -83,7 +84,7 @@ def contrast(
     An objective that is not linear, such as the lowest category mean, is tested in every category, without a
     correction: its difference is not below the lowest of theirs and not above the highest (it rises with every mean,
     and by as much as all of them), so their lowest lower and highest upper limits hold it, and exclude 0 where every
-    category shows the same. One that is not `tested` has no p-value (nan).
+    category shows the same. Unless `tested`, there is no p-value (nan).
     """
     at_corners = []
     for corner in scores.corners(a, b):
@@ -164,7 +165,7 @@ def bounded(comparisons: Sequence[Comparison]) -> Comparison:
 
 
 def same_model(items: ItemTable, a: str, b: str, level: Level = FIRST_LOOK) -> Comparison:
-    """One model under two names: the difference is 0 by construction, and so is the width."""
+    """Comparison of one model under two names: the difference is 0 by construction, and so are both limits."""
     return Comparison(
         a=a,
         b=b,
@@ -197,7 +198,7 @@ def better_than_every(comparisons: Sequence[Comparison]) -> float:
 def comparison_of(
     paired: Paired, intervals: NestedIntervals, level: Level, test: str, tested: bool = True
 ) -> Comparison:
-    """The interval at a level, with its p-value."""
+    """The interval at a level, with its p-value (nan unless `tested`); `test` is the name of the test."""
     a, b = paired.names
     low, high = intervals.limits(level.alpha)
     return Comparison(
@@ -239,7 +240,7 @@ def paired_intervals(
 
 
 def _over_runs(paired: Paired, variance: VarianceParts, level: Level) -> Comparison:
-    """A difference of which runs tell a variance: Banerjee's interval, widened as all are (`nested`)."""
+    """A difference whose variance includes that between runs, with Banerjee's interval, widened as all are (`nested`)."""
     reach = BanerjeeReach(
         items=variance.total - variance.run_means,
         runs=variance.run_means,

@@ -155,7 +155,7 @@ def _heads_distribution(coins: int) -> FloatArray:
 def drawn_sums(
     rows: FloatArray, number: IntArray, stratum: IntArray, strata: int, draws: int, seed: int
 ) -> FloatArray:
-    """`stratum_sums` of so many random patterns."""
+    """`stratum_sums` [D, H, F] of `draws` random patterns, of rows [R, F] that stand for `number` [R] groups."""
     rng = np.random.default_rng([INTERVAL_SALT, seed])
     groups = number.sum()
     if MANY_GROUPS <= groups <= FEW_ALIKE * len(number):
@@ -185,8 +185,9 @@ def _draw_by_row(
             in_stratum = stratum == h
             coins = number[in_stratum]
             plus = np.stack([_heads(int(groups), rng.random(size)) for groups in coins])
-            alone = stratum_sums(plus, rows[in_stratum], coins, 0 * coins, strata=1)
-            sums[:, start : start + size, h] = alone[:, 0].T
+            # As if it were the only stratum.
+            of_stratum = stratum_sums(plus, rows[in_stratum], coins, 0 * coins, strata=1)
+            sums[:, start : start + size, h] = of_stratum[:, 0].T
     return sums.transpose(1, 2, 0)
 
 
@@ -197,8 +198,8 @@ def _heads(coins: int, uniform: FloatArray) -> IntArray:
     """
     cumulative, starts = _inverse_heads(coins)
     heads = starts[(uniform * len(starts)).astype(np.intp)]
-    later = np.flatnonzero(cumulative[heads] < uniform)
-    heads[later] = np.searchsorted(cumulative, uniform[later])
+    too_few = np.flatnonzero(cumulative[heads] < uniform)
+    heads[too_few] = np.searchsorted(cumulative, uniform[too_few])
     return heads
 
 
@@ -259,7 +260,7 @@ class Distances:
 
 @dataclass(frozen=True, kw_only=True)
 class FlipReach(Reach):
-    """Inverted sign-flip test; `p_value` is that of T = 0."""
+    """Inverted sign-flip test, by the patterns' distances `down` and `up`; `p_value` is that of T = 0."""
 
     down: Distances
     up: Distances
@@ -292,13 +293,16 @@ def flip_reach(
     p_value = min(1.0, float(chance[reached].sum()))
     exact = _exact_p_value(pulls)
     if exact is not None:
+        # The drawn patterns that reach T = 0 get the exact chance together, the others what is left.
         if exact < 1 and not reached.all():
             chance = chance * np.where(reached, exact / p_value, (1 - exact) / (1 - p_value))
         p_value = exact
 
-    # A pattern reaches T = 0, downwards, just where the test says so.
+    # Patterns that reaches up to the `highest` level take at most.
     count = 1 + int(np.cumsum(np.sort(chance)).searchsorted(highest))
     distances = flips.distances(-1.0, count) * pulls.unit
+
+    # Downwards, a pattern reaches T = 0 just where the test says so.
     farther = np.maximum(distances, total)
     nearer = np.minimum(distances, total * (1 - ZERO_DIFFERENCE))
     down = Distances.of(np.where(reached, farther, nearer), chance)
@@ -354,6 +358,7 @@ def _is_downward(pull: FloatArray, slope: FloatArray, stratum: IntArray) -> bool
 
 
 def _sorted_rows(pull: FloatArray, slope: FloatArray, stratum: IntArray) -> list[float]:
+    """The rows (stratum, pull, slope) of all groups in ascending order, one behind the other, to compare."""
     rows = np.column_stack([stratum, pull.round(9), slope.round(9)]) + 0.0  # no -0.0
     order = np.lexsort(rows.T[::-1])
     values: list[float] = rows[order].ravel().tolist()
@@ -369,16 +374,16 @@ class SignFlips:
     c0 - 2 x c1 + x^2 c2.
     """
 
-    total: float  # T
+    total: float  # T, of the pulls
     parts: FloatArray  # [5, D] P, S and the coefficients of v
     squares: FloatArray  # [3] coefficients of q
     seen_spread: FloatArray  # [3] those of v in the pattern seen
-    chance: FloatArray  # [D]
+    chance: FloatArray  # [D] of each pattern
     one_stratum: bool
 
     @classmethod
     def of_pulls(cls, pulls: Pulls, draws: int, seed: int) -> SignFlips:
-        """All patterns of the groups where they are few, else so many drawn ones and that seen."""
+        """All patterns of the groups where they are few, else the pattern seen and `draws` random ones."""
         total = float(pulls.pull.sum())
         residual = pulls.pull - total * pulls.slope
         columns = np.column_stack([residual, pulls.slope])

@@ -57,13 +57,15 @@ class GroupLayout:
         used = weights > 0
         if (counts[:, used].sum(axis=0) == 0).any():
             raise ValueError("every category with weight needs at least one item")
-        rows = counts[:, used].sum(axis=1) > 0
-        counts = counts[rows][:, used]
+        has_used = counts[:, used].sum(axis=1) > 0
+        counts = counts[has_used][:, used]
         stratum = stratify(counts > 0)
-        rank = (np.cumsum(used) - 1)[categories] * len(counts) + (np.cumsum(rows) - 1)[group]
+        # The place of each item among the categories and groups that are left.
+        category_rank = (np.cumsum(used) - 1)[categories]
+        place = category_rank * len(counts) + (np.cumsum(has_used) - 1)[group]
         return cls(
             groups=shape[0],
-            cells=np.where(used[categories], rank, counts.size),
+            cells=np.where(used[categories], place, counts.size),
             counts=counts,
             totals=counts.sum(axis=0),
             stratum=stratum,
@@ -72,14 +74,15 @@ class GroupLayout:
         )
 
     def grouped(self, values: FloatArray) -> GroupedScores:
-        """Sums of values [I]."""
+        """Sums of values [I] by group and category."""
         groups, categories = self.counts.shape
+        # One more cell takes the items that are left out.
         sums = np.bincount(self.cells, np.asarray(values, dtype=float), groups * categories + 1)
         table = sums[:-1].reshape(categories, groups).T
         return GroupedScores(sums=table.astype(float, copy=False), layout=self)
 
     def by_stratum(self, table: FloatArray) -> FloatArray:
-        """[G, C] -> sums over the groups of each stratum, [H, C]."""
+        """Sums of a table [G, C] over the groups of each stratum, [H, C]."""
         columns = [np.bincount(self.stratum, column, len(self.sizes)) for column in table.T]
         return np.stack(columns, axis=1)
 
@@ -136,12 +139,14 @@ class GroupedScores:
 
     @cached_property
     def objective(self) -> float:
+        """T, the weighted sum of the category means."""
         return float((self.weights * self.means).sum())
 
     @cached_property
     def pulls(self) -> FloatArray:
         """What each group adds to T, [G]."""
-        return self._pulled_from(0 * self.weights)
+        zeros = 0 * self.weights
+        return self._pulled_from(zeros)
 
     @cached_property
     def step(self) -> float:

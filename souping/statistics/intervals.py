@@ -63,6 +63,7 @@ def rate(scores: ModelScores) -> Interval:
 
 
 def _interval(scores: ModelScores, mean: float, low: float, high: float) -> Interval:
+    """A mean and its limits, with the numbers of items and groups that they are from."""
     return Interval(
         mean=mean,
         low=low,
@@ -122,9 +123,9 @@ def effective_size(scores: ModelScores) -> float:
 def flat_margins(
     scores: GroupedScores, bottom: float, top: float, tail: float = INTERVAL_TAIL
 ) -> tuple[float, float]:
-    """Distances that T may lie below and above because of strata that show no variation.
+    """(distance below, distance above) that T may lie away because of strata that show no variation.
 
-    That is Jeffreys' limit of none seen. Categories that already stand at a bound cannot move
+    By Jeffreys' limit for a rate of which nothing was seen. Categories that already stand at a bound cannot move
     past it.
     """
     from scipy.special import betaincinv
@@ -148,7 +149,7 @@ def flat_margins(
 
 
 def _varying_margins(scores: GroupedScores, draws: int) -> tuple[float, float]:
-    """Distances that T may lie below and above because of strata that vary; both are 0 if none does.
+    """(distance below, distance above) that T may lie away because of strata that vary; both are 0 if none does.
 
     These are the bootstrap-t limits, at least 1.96 standard errors away: if few items are wrong,
     many draws have hardly any of them.

@@ -46,7 +46,7 @@ class JointFlips:
 
     @classmethod
     def of(cls, pulls: FloatArray, stratum: IntArray, sizes: FloatArray, draws: int) -> JointFlips:
-        """So many drawn patterns of the groups' signs."""
+        """Sums in the pattern seen and in `draws` random ones, from the fields of these names with a unit of 1."""
         _, exponent = np.frexp(np.abs(pulls).max())
         unit = 2.0 ** int(exponent)
         pulls = pulls / unit
@@ -78,15 +78,16 @@ class JointFlips:
 
     def t_and_error(self, difference: ColumnPair) -> tuple[FloatArray, float]:
         """(T / se of a difference in every pattern [1 + D], its standard error in the pattern seen)."""
-        column, other = difference
+        column, subtracted = difference
         pulls = self.pulls[:, column]
         seen = self.seen[:, column]
         drawn = self.drawn[:, :, column]
-        if other is not None:
-            pulls = pulls - self.pulls[:, other]
-            seen = seen - self.seen[:, other]
-            drawn = drawn - self.drawn[:, :, other]
+        if subtracted is not None:
+            pulls = pulls - self.pulls[:, subtracted]
+            seen = seen - self.seen[:, subtracted]
+            drawn = drawn - self.drawn[:, :, subtracted]
         sums = np.concatenate([seen[None], drawn])  # [1 + D, H]
+        # What is left is rounding.
         if np.abs(pulls).max() <= ZERO_DIFFERENCE:
             pulls = np.zeros_like(pulls)
             sums = np.zeros_like(sums)
@@ -109,17 +110,19 @@ class JointFlips:
         return equivalent_tests(critical, alpha, len(differences))
 
     def step_down(self, differences: Sequence[ColumnPair], alpha: float) -> list[float]:
-        """The number of independent tests whose correction each difference needs.
+        """The number of independent tests whose correction each difference needs, in the order of the differences.
 
         The largest difference is held to the largest of all, the next one to the largest of the others.
         """
         statistics = {difference: np.abs(self.t(difference)) for difference in differences}
 
-        def decide(left: Sequence[ColumnPair]) -> tuple[bool, float]:
-            largest = np.max([statistics[difference][1:] for difference in left], axis=0)
-            critical = critical_value(largest, alpha, len(left))
-            shown = bool(statistics[left[0]][0] >= critical)
-            return shown, equivalent_tests(critical, alpha, len(left))
+        def decide(remaining: Sequence[ColumnPair]) -> tuple[bool, float]:
+            """(whether the first of them is beyond chance, the tests that it is corrected for)"""
+            largest = np.max([statistics[difference][1:] for difference in remaining], axis=0)
+            critical = critical_value(largest, alpha, len(remaining))
+            first = statistics[remaining[0]]
+            shown = bool(first[0] >= critical)  # in the pattern seen
+            return shown, equivalent_tests(critical, alpha, len(remaining))
 
         order = sorted(differences, key=lambda difference: -statistics[difference][0])
         needed = step_down(order, decide)
@@ -131,8 +134,8 @@ class JointFlips:
         In 1 - alpha of comparisons this holds of the truly best (multiple comparisons with the best,
         Hsu 1981).
         """
-        others = [other for other in range(self.pulls.shape[1]) if other != model]
-        largest = np.max([self.t((other, model)) for other in others], axis=0)
+        rivals = [column for column in range(self.pulls.shape[1]) if column != model]
+        largest = np.max([self.t((rival, model)) for rival in rivals], axis=0)
         as_large = largest[1:] >= largest[0] - ZERO_DIFFERENCE
         return bool((1 + as_large.sum()) / (1 + len(as_large)) > alpha)
 
@@ -142,6 +145,7 @@ def critical_value(largest: FloatArray, alpha: float, tests: int) -> float:
 
     From the `largest` [D] of each sign pattern, but at most Bonferroni's for so many tests.
     """
+    # Place from the top: with the pattern seen, a share of alpha reaches it.
     rank = max(1, math.ceil(alpha * (1 + len(largest)) - 1 - ZERO_DIFFERENCE))
     by_patterns = float(np.sort(largest)[-rank])
     bonferroni = -NORMAL.inv_cdf(alpha / 2 / tests)
@@ -189,7 +193,7 @@ class MaxTReach(Reach):
     at most the size that the difference's own |t*| reaches with a chance of `level` / F.
     """
 
-    error: float
+    error: float  # standard error of this difference
     largest: FloatArray  # [D] of all differences in a pattern, falling
     statistics: FloatArray  # [D] |T*| / se* of this one, falling
     tests: int
@@ -262,11 +266,11 @@ def compare_in_categories(pairs: Sequence[ModelPair], level: Level) -> list[Cate
 
 
 def _family(cells: Sequence[ModelPair], level: Level) -> list[CategoryComparison]:
-    """Differences of models, each in one category, by max-T."""
+    """Comparisons of models by max-T; each cell has the scores of one category alone."""
     pairs = [scores.paired(a, b) for scores, a, b in cells]
     flips = _joint_flips(cells, pairs, level.alpha)
 
-    # That which was seen is reached in spite of rounding.
+    # Raised by what rounding may be, so that a pattern equal to the one seen reaches it.
     statistics = []
     errors = []
     for f in range(len(pairs)):
@@ -284,7 +288,8 @@ def _family(cells: Sequence[ModelPair], level: Level) -> list[CategoryComparison
             tests=len(pairs),
         )
         comparison = comparison_of(pair, _intervals(pair, reach), level, MAX_T)
-        (category,) = cells[f][0].items.names
+        scores, _, _ = cells[f]
+        (category,) = scores.items.names
         comparisons.append(
             CategoryComparison(category=category, comparison=comparison.among_tests(level))
         )
@@ -293,9 +298,10 @@ def _family(cells: Sequence[ModelPair], level: Level) -> list[CategoryComparison
 
 def _joint_flips(cells: Sequence[ModelPair], pairs: Sequence[Paired], alpha: float) -> JointFlips:
     """A column for each difference; a group has one sign in all of them."""
-    members = [np.unique(scores.items.groups) for scores, _, _ in cells]
-    _, group = np.unique(np.concatenate(members), return_inverse=True)
-    sizes = [len(groups) for groups in members]
+    groups_of_cells = [np.unique(scores.items.groups) for scores, _, _ in cells]
+    # Numbers of these groups among those of all cells.
+    _, group = np.unique(np.concatenate(groups_of_cells), return_inverse=True)
+    sizes = [len(groups) for groups in groups_of_cells]
     pulls = np.zeros((int(group.max()) + 1, len(pairs)))
     for f, groups in enumerate(np.split(group, np.cumsum(sizes)[:-1])):
         pulls[groups, f] = pairs[f].grouped.pulls

@@ -52,7 +52,7 @@ class Level:
         return self.family / self.tests
 
     def among(self, tests: float) -> Level:
-        """That of one of so many tests, each of which stands for as many as this one."""
+        """This level for one of `tests` comparisons, each of which already stands for `self.tests`."""
         return replace(self, tests=tests * self.tests)
 
     def over_tests(self, p_value: float) -> float:
@@ -87,31 +87,32 @@ def step_down(
 ) -> dict[Test, float]:
     """{test: number of tests that it is corrected for}, one step a test.
 
-    `order` has the largest difference first. `decide` says of the tests that are left whether the first of them is
-    shown, and how many tests that takes: their number by Holm's steps, fewer by max-T. From the first test that is not
-    shown on, all have the same correction, so that an interval excludes 0 just where its test is shown.
+    `order` has the largest difference first. `decide` takes the tests that remain and returns whether the first of them
+    is shown, and for how many tests it is corrected: their number by Holm's steps, fewer by max-T. From the first test
+    that is not shown on, all have the same correction, so that an interval excludes 0 just where its test is shown.
     """
     corrections: dict[Test, float] = {}
     for rank, test in enumerate(order):
-        left = order[rank:]
-        shown, number = decide(left)
+        remaining = order[rank:]
+        shown, number = decide(remaining)
         corrections[test] = number
         if not shown:
-            return corrections | dict.fromkeys(left, number)
+            return corrections | dict.fromkeys(remaining, number)
     return corrections
 
 
 def release(tests: Iterable[Test], shown: Callable[[Test, int], bool]) -> dict[Test, int]:
     """{test: number of tests that it is corrected for}, where tests have no order.
 
-    All that are `shown` among those that are left leave together (which shows the same tests as Holm's steps). Those
-    that are never shown are corrected for each other.
+    `shown` takes a test and that number. Of the tests that remain, all that are shown leave together (which shows the
+    same tests as Holm's steps). Those that are never shown are corrected for each other.
     """
-    left = list(tests)
+    remaining = list(tests)
     corrections: dict[Test, int] = {}
-    while left:
-        number = len(left)
-        leaving = [test for test in left if shown(test, number)]
-        corrections |= dict.fromkeys(leaving or left, number)
-        left = [test for test in left if test not in corrections]
+    while remaining:
+        number = len(remaining)
+        leaving = [test for test in remaining if shown(test, number)]
+        # If none is shown, all leave, and the loop ends.
+        corrections |= dict.fromkeys(leaving or remaining, number)
+        remaining = [test for test in remaining if test not in corrections]
     return corrections

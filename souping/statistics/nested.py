@@ -54,9 +54,9 @@ class BanerjeeReach(Reach):
     degrees of freedom for their sum do not: they are many just where the few runs happen to agree.
     """
 
-    items: float
-    runs: float
-    degrees: float  # of the variance over runs
+    items: float  # variance over items
+    runs: float  # variance over runs
+    degrees: float  # degrees of freedom of the variance over runs
 
     def below(self, level: float) -> float:
         from scipy.special import ndtri, stdtrit
@@ -86,7 +86,7 @@ class Unseen:
 
     @classmethod
     def of(cls, scores: GroupedScores, pulls: FloatArray, graded: bool, tests: int) -> Unseen:
-        """Of the groups whose `pulls` [G] are above 0."""
+        """By the groups whose `pulls` [G] are above 0: those of the difference for one side, turned for the other."""
         moves = scores.layout.shares.sum(axis=1)
         pulls = np.where(pulls > FLAT_VARIANCE * moves.max(), pulls, 0.0)
         k = np.bincount(scores.stratum, pulls > 0, scores.strata).astype(float)
@@ -97,7 +97,10 @@ class Unseen:
         return cls(n=n, k=k, moves=moves, graded=graded, tests=tests)
 
     def widened(self, reach: float, level: float) -> float:
-        """The larger of the two if scores are right or wrong; if graded, their sum less what both count."""
+        """The distance d(a) of the module, from a reach r(a) at the level a.
+
+        It is the larger of r(a) and j(a) if scores are right or wrong; if graded, their sum less what both count.
+        """
         beyond = self._beyond(level / 2 / self.tests)
         if not self.graded:
             return max(reach, float((self.moves * beyond).max()))
@@ -127,10 +130,10 @@ class Unseen:
 class NestedIntervals:
     """I_a for every a, within -bound..bound. Without a reach, no group differs: T is 0."""
 
-    total: float
+    total: float  # T
     reaches: Sequence[Reach]
-    falls: Unseen
-    rises: Unseen
+    falls: Unseen  # how far T may lie below
+    rises: Unseen  # how far T may lie above
     bound: float
 
     @classmethod
@@ -143,7 +146,10 @@ class NestedIntervals:
         graded: bool,
         tests: int = 1,
     ) -> NestedIntervals:
-        """Those of a difference. A level is divided by a number of `tests`."""
+        """Intervals of the difference in `scores`; those of `reaches` that are None do not count.
+
+        A level is divided by a number of `tests`.
+        """
         return cls(
             total=scores.objective,
             reaches=[reach for reach in reaches if reach is not None],
@@ -165,6 +171,7 @@ class NestedIntervals:
         distance = self._below if self.total > 0 else self._above
         if distance(1.0) >= abs(self.total):
             return 1.0
+        # Halve the logarithm of the level, between one whose interval holds 0 and one whose does not.
         inside = LEAST_P
         outside = 1.0
         for _ in range(P_HALVINGS):
@@ -176,9 +183,11 @@ class NestedIntervals:
         return inside
 
     def _below(self, level: float) -> float:
+        """d_below(a) for a = `level`."""
         reach = max((reach.below(level) for reach in self.reaches), default=0.0)
         return self.falls.widened(reach, level)
 
     def _above(self, level: float) -> float:
+        """d_above(a) for a = `level`."""
         reach = max((reach.above(level) for reach in self.reaches), default=0.0)
         return self.rises.widened(reach, level)

@@ -103,6 +103,7 @@ class RunPower:
 
     @cached_property
     def _parts(self) -> VarianceParts:
+        """Variance of the difference on the items that all runs answered."""
         return split_variance(self.scores.scored, self.a, self.b)
 
     @cached_property
@@ -111,6 +112,7 @@ class RunPower:
 
     @cached_property
     def _errors_now(self) -> float:
+        """Standard errors of a difference that has 80 % power here."""
         comparison = self.comparison
         _, errors = errors_for_power(comparison.level, comparison.degrees, comparison.run_share)
         return errors
@@ -121,7 +123,7 @@ class RunPower:
         return len(self.scores.counted(self.a)), len(self.scores.counted(self.b))
 
     def detectable(self, more_runs: int = 0, times_items: float = 1.0) -> float:
-        """With so many more runs of each model, on so many times as many items.
+        """The difference that has 80 % power with `more_runs` of each model, on `times_items` times the items.
 
         More runs shrink the variance of run means and tell it better; more items shrink all but
         the part of runs.
@@ -131,6 +133,7 @@ class RunPower:
             return now / math.sqrt(times_items)
         parts = self._parts
         over_items = (parts.total - parts.run_means) / times_items
+        # True differences between runs stay; noise of their answers shrinks with more items.
         shift = min(parts.runs or 0.0, parts.run_means)
         over_runs = shift + (parts.run_means - shift) / times_items
         over_runs *= self._per_run(more_runs) / self._per_run(0)
@@ -140,12 +143,14 @@ class RunPower:
         return now * errors / self._errors_now * math.sqrt(total / parts.total)
 
     def _per_run(self, more_runs: int) -> float:
+        """Variance of the difference of the two run means, if that between runs is 1."""
         return sum(1 / (runs + more_runs) for runs in self._runs)
 
     def items_for(self, margin: float) -> int | None:
         """Items on which a difference of the margin has 80 % power; None if runs are the limit."""
         if math.isinf(self.comparison.degrees):
             return items_for(self.comparison, margin)
+        # Halve the logarithm of how many times the items are needed.
         low = 1 / MOST_TIMES
         high = MOST_TIMES
         if self.detectable(times_items=high) > margin:
@@ -189,7 +194,9 @@ def power_of(
         return measured_power(measured, report, objective, margin)
     count = len(scores.candidates)
     covariance = np.eye(count) * DISCORDANCE / 2 / _worth(ItemTable.of(report, objective))
-    return _power(np.zeros(count), covariance, 0.0, 1.0, len(report), margin, assumed=True)
+    levels = np.zeros(count)
+    size = len(report)
+    return _power(levels, covariance, reliable=0, scale=1, items=size, margin=margin, assumed=True)
 
 
 def measured_power(
@@ -279,13 +286,14 @@ def _worth(table: ItemTable) -> float:
 
 
 def pair_variance(covariance: FloatArray) -> float:
-    """Mean variance of the difference of two models."""
+    """Mean variance of the difference of two models, by the covariance [M, M] of their errors."""
     count = len(covariance)
     return float(2 * (covariance.trace() - covariance.sum() / count) / max(count - 1, 1))
 
 
 def rounded_up(items: float) -> int:
-    """To two digits, which is all that can be known of a number of items that is needed; above ABSURD, just that."""
+    """A number of items, rounded up to two digits: more cannot be known. Above ABSURD it is ABSURD + 1, for "more"."""
+    # Also true of infinity and nan.
     if not items <= ABSURD:
         return ABSURD + 1
     digits = math.floor(math.log10(max(items, 1)))
@@ -294,6 +302,7 @@ def rounded_up(items: float) -> int:
 
 
 def items_in_words(needed: int) -> str:
+    """`about 1,200`, for a number of items by `rounded_up`."""
     if needed > ABSURD:
         return f"more than {ABSURD:,}"
     return f"about {needed:,}"

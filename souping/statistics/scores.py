@@ -40,6 +40,7 @@ class ItemTable:
 
     @classmethod
     def of(cls, items: Sequence[Item], objective: Objective) -> ItemTable:
+        """Items as arrays, their categories in order of first appearance."""
         names = tuple(dict.fromkeys(item.category for item in items))
         return cls(
             names=names,
@@ -53,10 +54,10 @@ class ItemTable:
         """The items of this mask [I], of a linear objective. Categories without any of them are left out."""
         if place.all():
             return self
-        kept, categories = np.unique(self.categories[place], return_inverse=True)
-        weights = self.coefficients[kept]
+        used, categories = np.unique(self.categories[place], return_inverse=True)
+        weights = self.coefficients[used]
         return ItemTable(
-            names=tuple(self.names[category] for category in kept),
+            names=tuple(self.names[category] for category in used),
             categories=categories.astype(np.int64),
             groups=self.groups[place],
             coefficients=weights / weights.sum(),
@@ -77,7 +78,7 @@ class ItemTable:
         return self.layout.grouped(values)
 
     def mean(self, values: FloatArray) -> float:
-        """The weighted mean of scores [R, I] over categories."""
+        """The linear objective of scores [R, I] of runs, of which every item's mean counts."""
         sums = np.bincount(self.categories, values.mean(axis=0))
         means = self.coefficients * sums / np.bincount(self.categories)
         return float(means.sum())
@@ -117,7 +118,7 @@ class ModelScores:
     values: FloatArray
 
     def alone(self, category: int) -> ModelScores:
-        """Those of one category, whose mean is the objective."""
+        """The scores of one category, whose mean is the objective then."""
         values = self.values[self.items.categories == category]
         return ModelScores(items=self.items.alone(category), values=values)
 
@@ -134,7 +135,7 @@ class ModelScores:
 
     @cached_property
     def span(self) -> tuple[float, float]:
-        """Limits of a mean of them."""
+        """(lowest, highest) value that a mean of such scores can have."""
         return span(self.values)
 
 
@@ -162,7 +163,7 @@ class Answers:
         missing: FloatArray | float = 0.0,
         noise: FloatArray | float = math.nan,
     ) -> Answers:
-        """Scores [I] or [R, I]. Of each item's answers, the share `missing` counted as wrong."""
+        """Scores [I] or [R, I], in which the share `missing` of an item's answers is missing and counted as wrong."""
         counted = np.atleast_2d(np.asarray(values, dtype=float))
         highest = counted
         if np.any(missing):
@@ -199,13 +200,13 @@ class Answers:
         return replace(self, counted=scores, lowest=scores, highest=scores)
 
 
-def joined(parts: Sequence[Answers]) -> Answers:
+def joined(tasks: Sequence[Answers]) -> Answers:
     """A model's answers to the items of several tasks, one after the other."""
     return Answers(
-        counted=np.concatenate([part.counted for part in parts], axis=1),
-        lowest=np.concatenate([part.lowest for part in parts], axis=1),
-        highest=np.concatenate([part.highest for part in parts], axis=1),
-        noise=np.concatenate([part.noise for part in parts], axis=1),
+        counted=np.concatenate([task.counted for task in tasks], axis=1),
+        lowest=np.concatenate([task.lowest for task in tasks], axis=1),
+        highest=np.concatenate([task.highest for task in tasks], axis=1),
+        noise=np.concatenate([task.noise for task in tasks], axis=1),
     )
 
 
@@ -239,10 +240,10 @@ class ScoreTable:
     def measured(
         cls, items: ItemTable, scores: Mapping[str, ItemScores], truncated: bool = False
     ) -> ScoreTable:
-        """{model: its scores in a run of ours}, which count missing answers as wrong.
+        """From {model: its scores} in a run of souping, where missing answers count as wrong.
 
-        Those cut off, if `truncated`, count as missing too. Only scores that lie between 0 and 1 have a lowest and a
-        highest.
+        With `truncated`, answers that were cut off count as missing too. If a score is not between 0 and 1, it is not
+        known what a missing answer could have scored, so none counts as missing.
         """
         spans = [span(np.asarray(model.values)) for model in scores.values()]
         bounded = bool(np.isfinite(spans).all())
@@ -258,7 +259,7 @@ class ScoreTable:
 
     @classmethod
     def complete(cls, items: ItemTable, scores: Mapping[str, FloatArray]) -> ScoreTable:
-        """{model: its scores [I] or [R, I]}, none of which is missing."""
+        """From {model: its scores [I] or [R, I]}, none of which is missing."""
         answers = {name: Answers.of(values) for name, values in scores.items()}
         return cls(items=items, answers=answers)
 
@@ -270,12 +271,12 @@ class ScoreTable:
         return ScoreTable(items=self.items.at(place), answers=answers)
 
     def only(self, names: Collection[str]) -> ScoreTable:
-        """These categories alone."""
-        kept = [number for number, name in enumerate(self.items.names) if name in names]
-        return self.at(np.isin(self.items.categories, kept))
+        """The items of the categories that have one of these names."""
+        categories = [number for number, name in enumerate(self.items.names) if name in names]
+        return self.at(np.isin(self.items.categories, categories))
 
     def alone(self, category: int) -> ScoreTable:
-        """One category, whose mean is the objective."""
+        """The items of one category, whose mean is the objective."""
         place = self.items.categories == category
         answers = {name: model.at(place) for name, model in self.answers.items()}
         return ScoreTable(items=self.items.alone(category), answers=answers)
@@ -299,13 +300,14 @@ class ScoreTable:
         return self.items.grouped(without_rounding(self.mean(a) - self.mean(b)))
 
     def paired(self, a: str, b: str) -> Paired:
-        """Mean over the runs of a minus that of b."""
+        """Mean over the runs of a minus that of b, item by item."""
         mean_a = self.mean(a)
         mean_b = self.mean(b)
         deltas = without_rounding(mean_a - mean_b)
         grouped = self.items.grouped(deltas)
         _, top_a = span(mean_a)
         _, top_b = span(mean_b)
+        # Scores from 0 to 1 differ by 1 at most, others without limit.
         bound = float(grouped.weights.sum()) * max(top_a, top_b)
         graded = not (_is_right_or_wrong(self.counted(a)) and _is_right_or_wrong(self.counted(b)))
         return Paired(names=(a, b), deltas=deltas, grouped=grouped, bound=bound, graded=graded)
@@ -320,10 +322,14 @@ class ScoreTable:
         return sum(self.answers[model].missing for model in models)
 
     def favouring(self, model: str, right: bool = True) -> ScoreTable:
-        """The missing answers of a model are right and those of all others wrong, or the reverse."""
+        """The table in which the missing answers of a model are right and those of all others wrong.
+
+        Unless `right`, it is the reverse.
+        """
         answers = {}
         for name, scores in self.answers.items():
-            answers[name] = scores.filled(right=(name == model) == right)
+            is_favoured = name == model
+            answers[name] = scores.filled(right=is_favoured == right)
         return replace(self, answers=answers)
 
     def corners(self, a: str, b: str) -> list[ScoreTable]:
@@ -345,11 +351,12 @@ def without_rounding(differences: FloatArray) -> FloatArray:
 
 
 def _is_right_or_wrong(values: FloatArray) -> bool:
+    """Whether all scores are 0 or 1."""
     return bool(np.isin(values, (0.0, 1.0)).all())
 
 
 def span(values: FloatArray) -> tuple[float, float]:
-    """Limits of a mean of such values: 0 and 1 where all of them lie between, else none."""
+    """(lowest, highest) mean of such values: 0 and 1 if all of them lie between, else without limits."""
     if ((values >= 0) & (values <= 1)).all():
         return 0.0, 1.0
     return -math.inf, math.inf
