@@ -26,10 +26,10 @@ Threshold = Annotated[float, Bounds(gt=-1, le=1)]
 
 
 def score_correlations(correlation: Correlation, scores: ScoreMatrix) -> Correlations:
-    """Correlations of the categories.
+    """Correlations of the categories by a function that may be the user's.
 
     Raises:
-        UserError: a correlation of the user's gave something else.
+        UserError: it gave no `Correlations`, or arrays of another shape than [C, C].
     """
     correlations = correlation(scores.values)
     size = len(scores.categories)
@@ -49,6 +49,7 @@ def score_correlations(correlation: Correlation, scores: ScoreMatrix) -> Correla
 
 
 def in_pool_order(scores: ScoreMatrix, names: set[str]) -> Names:
+    """The candidates among these names, in the order of the pool."""
     return tuple(name for name in scores.candidates if name in names)
 
 
@@ -165,7 +166,7 @@ class SoCE(Selector):
         )
 
     def _tie(self, category: str, names: Names) -> str:
-        """What became of candidates that are equally good experts."""
+        """Note on what became of candidates that are equally good experts of a category."""
         rules = {
             "overall": f"{names[0]}, the best of them overall, is the expert",
             "first": f"{names[0]}, the first in the pool, is the expert",
@@ -174,12 +175,12 @@ class SoCE(Selector):
         return f"{category}: {listed(names)} are equally good; {rules[self.ties]}"
 
     def low_categories(self, rho: FloatArray) -> list[int]:
-        """Columns with some other column below the threshold."""
+        """Low-correlation categories, as columns of `rho` [C, C]: some other category is below the threshold."""
         below = self._between_categories(rho) < self.threshold
         return [int(column) for column in np.flatnonzero(below.any(axis=1))]
 
     def _between_categories(self, rho: FloatArray) -> FloatArray:
-        """What is held against the threshold: of a category with itself infinity."""
+        """[C, C] rho or |rho|, to compare with the threshold; infinity on the diagonal, which does not count."""
         between = rho.copy()
         if self.sign == "absolute":
             between = np.abs(rho)
@@ -189,7 +190,7 @@ class SoCE(Selector):
     def _without_low(
         self, scores: ScoreMatrix, correlations: Correlations, categories: Names
     ) -> Selection:
-        """What is selected where no category is below the threshold."""
+        """The selection where no category is below the threshold, with a note (UserError with `fallback=error`)."""
         between = self._between_categories(correlations.rho)
         a, b = np.unravel_index(int(np.argmin(between)), between.shape)
         smallest = minus(f"{between[a, b]:.3f}")
@@ -202,6 +203,7 @@ class SoCE(Selector):
             raise UserError(f"{why}raise the threshold or use selector=greedy")
 
         note = f"{why}selected as by selector=greedy"
+        # The next hundredth above the smallest correlation.
         higher = math.floor(100 * between[a, b] + 1) / 100
         if higher <= 1:
             note += f" (selector.threshold={higher:g} takes the experts of that pair)"
@@ -250,6 +252,7 @@ class SoCECluster(LimitedSelector):
         return self.threshold if self.k is None else None
 
     def with_threshold(self, threshold: float) -> SoCECluster:
+        """A copy with this threshold; the same selector if `k` decides instead."""
         return replace(self, threshold=threshold) if self.k is None else self
 
     @property
@@ -299,7 +302,7 @@ class SoCECluster(LimitedSelector):
         )
 
     def clusters(self, rho: FloatArray) -> list[list[int]]:
-        """Columns that move together, in the order of their first columns."""
+        """Clusters of categories that move together, as columns of `rho` [C, C], by their first columns."""
         clusters = [[column] for column in range(len(rho))]
         while len(clusters) > (self.k or 1):
             # Mean correlation of the categories of two clusters.
@@ -333,8 +336,10 @@ class Greedy(LimitedSelector):
         order = [scores.candidates.index(name) for name in ranking(scores, self.objective)]
 
         chosen: list[int] = []
-        best = np.minimum(values.min(axis=0), 0.0)  # losses are below zero
+        # Best score in each category so far [C]: none, which is 0, or less where scores are losses below 0.
+        best = np.minimum(values.min(axis=0), 0.0)
         while self.k is None or len(chosen) < self.k:
+            # By how much each candidate would raise the mean of the best scores [M].
             gains = (np.maximum(values, best) - best).mean(axis=1).round(12)
             added = max(order, key=gains.__getitem__)
             if gains[added] <= 0:
@@ -390,10 +395,12 @@ class All(Selector):
 
 
 def _check(selector: Selector, scores: ScoreMatrix) -> None:
+    """Check that a selector can work with scores of this size (UserError)."""
     selector.check(len(scores.models), len(scores.candidates), len(scores.categories))
 
 
 def _check_correlates(label: str, models: int, categories: int) -> None:
+    """Refuse too few models or categories for a correlation (UserError); `label` names the selector."""
     if models < 3:
         raise UserError(
             f"selector={label} correlates categories over models and needs at least 3; there are {models}: "
@@ -407,7 +414,7 @@ def _check_correlates(label: str, models: int, categories: int) -> None:
 
 
 def _holders(scores: ScoreMatrix, names: Names) -> dict[str, str]:
-    """{category: the best of `names` there}."""
+    """{category: the model among `names` that is best in it}"""
     best = scores.rows(names).argmax(axis=0)
     return {category: names[i] for category, i in zip(scores.categories, best, strict=True)}
 
@@ -419,7 +426,7 @@ def _name(correlation: Correlation) -> str:
 
 
 def _excluded(scores: ScoreMatrix, exclude: Sequence[str]) -> set[str]:
-    """Categories of `exclude`, which are there (else UserError, nearest named) and leave some."""
+    """The categories of `exclude` (UserError if one does not exist, or none would be left)."""
     check_excluded(exclude, scores.categories)
     return set(exclude)
 
@@ -433,7 +440,7 @@ def check_excluded(exclude: Sequence[str], categories: Sequence[str]) -> None:
 
 
 def _tied_best(scores: ScoreMatrix, column: int, order: Sequence[str]) -> list[str]:
-    """The tied best candidates of a category, the first of `order` first."""
+    """The best candidates of the category in this column, in the given order; several if they are tied."""
     values = scores.rows(order)[:, column]
     tied = np.flatnonzero(values >= values.max() - SCORE_TIE)
     return [order[place] for place in tied]

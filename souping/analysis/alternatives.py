@@ -51,7 +51,7 @@ def routed(ingredients: Mapping[str, ItemScores], chosen_by: ScoreMatrix) -> Rou
             means = choosing.mean(axis=1)
         routes[category] = names[int(means.argmax())]
 
-    # The column of each item's ingredient.
+    # The number of the ingredient that answers each item.
     routed_to = [names.index(routes[item.category]) for item in items]
     values, truncated, unanswered = answers[routed_to, :, range(len(items))].T
     name = "router"
@@ -65,7 +65,7 @@ def routed(ingredients: Mapping[str, ItemScores], chosen_by: ScoreMatrix) -> Rou
 
 @dataclass(frozen=True, kw_only=True)
 class Alternatives:
-    """What a soup is up against, in fields of `Report`."""
+    """What a soup is compared with besides candidates, as fields of `Report`."""
 
     selection_bias: float
     router: Router | None = None

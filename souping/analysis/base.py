@@ -57,6 +57,7 @@ class RunScores:
     unit: Unit = POINTS
 
     def single(self, name: str) -> Recipe:
+        """The candidate of that name, as a recipe."""
         return self.soups.candidates[name]
 
     def mixtures(self) -> list[Recipe]:
@@ -70,12 +71,12 @@ class Analysis(ABC):
     """Analysis of a finished search. Its result is in `report.json`, under `analyses` and the analysis's name."""
 
     def asks(self, soups: RunSoups) -> tuple[Recipe, ...]:
-        """Soups whose answers on the search split it needs, whether or not somebody has them already."""
+        """Soups whose answers to the whole search split it needs, whether or not they are stored already."""
         return ()
 
     @abstractmethod
     def analyse(self, run: RunScores) -> AnalysisResult | JsonObject:
-        """What is shown and kept. A mapping is read as a `UserResult`.
+        """The result that the report shows and keeps. A mapping is read as a `UserResult`.
 
         Raises:
             NotEstimableError: too few soups answered the whole split, and what it would take.

@@ -101,12 +101,13 @@ class Consistency(Analysis):
         run: RunScores,
     ) -> dict[str, FloatArray]:
         """{null: mean |rho| of each of its populations}; `exact` has one."""
+        # Each soup's weights, scaled to sum 1 [S, K].
         rows = []
         for soup in soups:
             shares = soup.shares
             total = sum(shares.values())
             rows.append([shares.get(name, 0.0) / total for name in ingredients])
-        weights = np.array(rows)  # [S, K]
+        weights = np.array(rows)
 
         sums = GroupSums.of(ScoreMatrix.from_items(ingredients))
         groups = len(sums.sums)
@@ -131,6 +132,7 @@ def _varying(values: FloatArray) -> BoolArray:
 
 
 def _too_flat(models: int, categories: Sequence[str], varying: BoolArray) -> str:
+    """Why there are no correlations: too few candidates, or too few categories that vary [C]."""
     if models < 3:
         return f"{models} candidates have no correlation; it takes 3, and {FEWEST_MODELS} to say anything by it"
     differing = int(varying.sum())
@@ -138,7 +140,7 @@ def _too_flat(models: int, categories: Sequence[str], varying: BoolArray) -> str
 
 
 def _rho(correlation: Correlation, values: FloatArray, varying: BoolArray) -> FloatArray:
-    """[M, C] -> [C, C], nan for a category that does not vary: in the run, or in these values."""
+    """Correlations [C, C] of values [M, C]; nan for a category that does not vary, in the run or in these values."""
     usable = varying & np.isfinite(values).all(axis=0)
     return correlated(correlation, np.where(usable, values, 0.0)).rho
 
@@ -233,7 +235,7 @@ class NullSpread:
     """upper limit"""
 
     def place(self, value: MaybeFloat) -> str:
-        """Where a value lies beside the null."""
+        """Where a value lies: above, below or within the null's central 95 %."""
         if value is None or self.low is None or self.high is None:
             return "not comparable to"
         if value > self.high + ROUNDING:
@@ -282,6 +284,7 @@ class ConsistencyResult(AnalysisResult):
     """{null: the same under linear mixing}"""
 
     def section(self, unit: Unit) -> Section:
+        """The mean correlations of candidates and soups, and whether mixing alone explains the difference."""
         before = self.before
         after = self.after
         nulls = {key: self.nulls.get(key, UNKNOWN_SPREAD) for key in NULLS}
@@ -309,6 +312,7 @@ class ConsistencyResult(AnalysisResult):
         return Section("Do categories move together?", tuple(lines), "consistency", (table,))
 
     def _table(self, nulls: Mapping[str, NullSpread]) -> TableGrid:
+        """A row for each population, then for each null."""
         rows = []
         for key, name in POPULATIONS.items():
             population = self._population(key)
@@ -357,4 +361,5 @@ UNKNOWN_SPREAD = NullSpread(mean=None, low=None, high=None)
 
 
 def _limits(population: PopulationCorrelation | NullSpread) -> str:
+    """Its interval in words."""
     return around(population.low, population.high)

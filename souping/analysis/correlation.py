@@ -49,7 +49,7 @@ LEAST_RELIABILITY = 0.05
 
 
 def few_models(models: int) -> str:
-    """What a reader of a choice by correlations must know where the models are few; else empty."""
+    """Warning for correlations over too few models; empty if they are enough."""
     if models >= FEWEST_MODELS:
         return ""
     head = f"correlations over {models} models are largely chance (at least {FEWEST_MODELS} needed)"
@@ -94,6 +94,7 @@ def spearman(scores: FloatArray) -> Correlations:
     Interval: se(z) = sqrt((1 + r^2 / 2) / (M - 3)) (Bonett and Wright 2000), nan limits below 4 models.
     """
     check_columns(scores)
+    # Rank less the mean rank: half of how many scores are below, less how many are above.
     ranks = _signs(scores).sum(axis=1) / 2
     rho = _cosines(ranks)
     return _with_interval(rho, 1 + rho**2 / 2, len(scores) - 3)
@@ -105,12 +106,14 @@ def kendall(scores: FloatArray) -> Correlations:
     Interval: se(z) = sqrt(0.437 / (M - 4)) (Fieller, Hartley and Pearson 1957), nan limits below 5 models.
     """
     check_columns(scores)
+    # Every pair of models once.
     above, below = np.triu_indices(len(scores), 1)
     rho = _cosines(_signs(scores)[above, below], centre=False)
     return _with_interval(rho, np.full_like(rho, 0.437), len(scores) - 4)
 
 
 def _columns(numbers: NDArray[np.int64], names: Sequence[str]) -> str:
+    """Columns in words: by their names, or without names by number from 1."""
     if not names:
         return f"column {', '.join(str(n + 1) for n in numbers)}"
     return f"category {', '.join(repr(names[n]) for n in numbers)}"
@@ -155,6 +158,7 @@ def _with_interval(rho: FloatArray, variance: FloatArray, degrees: int) -> Corre
 def correlated(correlation: Correlation, table: FloatArray) -> Correlations:
     """Correlations [C, C] of the categories that differ between models; nan where none is defined."""
     unknown = np.full((table.shape[1],) * 2, np.nan)
+    # Its arrays are filled below.
     correlations = Correlations(rho=unknown, low=unknown.copy(), high=unknown.copy())
     varying = np.flatnonzero(np.ptp(table, axis=0) > CONSTANT)
     pairs = np.ix_(varying, varying)
@@ -198,7 +202,7 @@ class GroupSums:
         for model in scores.models:
             grouped.append(design(scores.items[model].values, categories, groups, equal_weights))
 
-        # The order of a sum follows the layout in memory.
+        # The order of a sum follows the layout in memory, so that is fixed.
         sums = np.stack([of_model.sums for of_model in grouped], axis=1)
         return cls(
             sums=np.ascontiguousarray(sums),
@@ -219,6 +223,7 @@ class GroupSums:
         groups, models, categories = self.sums.shape
         table = np.hstack([self.sums.reshape(groups, -1), self.counts])
         rows, stratum, copies = distinct(table, self.stratum)
+        # Each draw's sums, by how often it has each distinct group: first those of scores, then those of counts.
         totals = np.einsum("dr,rf->df", resample(stratum, copies, number, rng), rows)
         sums = totals[:, : models * categories].reshape(number, models, categories)
         counts = totals[:, None, models * categories :]

@@ -58,7 +58,7 @@ def resolve_goals(
     groups: Mapping[str, Sequence[str]],
     unit: Unit,
 ) -> tuple[Guard, ...]:
-    """What the names of `pareto` stand for, as in `resolve`.
+    """The goals that `pareto` names, or {goal: weight} of them, as guards; empty for no goals.
 
     Raises:
         UserError: there is one goal, a name is not a category, a group or `tokens`, or a weight
@@ -79,6 +79,7 @@ def resolve_goals(
 
 
 def _are_goal_weights(weights: Mapping[str, float]) -> bool:
+    """Whether all are finite numbers of at least 0, and one is above 0."""
     if not fits(weights, Mapping[str, float]):
         return False
     return min(weights.values()) >= 0 and 0 < sum(weights.values()) < np.inf
@@ -107,7 +108,7 @@ class Front:
         points: Sequence[Weights],
         trials: Iterable[Trial],
     ) -> None:
-        """From the answers of a search."""
+        """From the trials of a search, on the `items` of its split. Further `points` are only predicted."""
         results = {trial.weights: trial.result for trial in trials}
         fitted_points = list(dict.fromkeys([*results, *points]))[:FITTED]
         scores_of = {weights: result.values for weights, result in results.items()}
@@ -141,9 +142,9 @@ class Front:
         return dict(zip(points, merits, strict=True))
 
     def candidates(self, goal_weights: Mapping[str, float] | None) -> list[Weights]:
-        """Points of the front to be confirmed.
+        """At most CONFIRMED points of the front, to be evaluated on the whole search split.
 
-        The best by these weights, else those that are most likely on the true front.
+        Those with the largest weighted sums of goals; without weights, those that are most likely on the true front.
         """
         worth = self.odds
         if goal_weights is not None:
@@ -152,10 +153,12 @@ class Front:
         return [self._weights(n) for n in order[:CONFIRMED]]
 
     def _weighted_sums(self, goal_weights: Mapping[str, float]) -> FloatArray:
+        """Weighted sum of each point's goals, [S]."""
         weights = np.array([goal_weights.get(goal.name, 0.0) for goal in self.goals])
         return np.asarray(self.means @ weights)
 
     def _weights(self, n: int) -> Weights:
+        """Weights of a point, by number."""
         return tuple(float(weight) for weight in self.points[n])
 
     def result(
@@ -164,10 +167,14 @@ class Front:
         chosen: Mapping[str, float],
         goal_weights: Mapping[str, float] | None,
     ) -> FrontResult:
-        """What report.json keeps: goals in their units."""
+        """What report.json keeps, with the goals in their units.
+
+        `names` are the ingredients, and `chosen` is {ingredient: weight} of the soup.
+        """
         by_first_goal = np.argsort(self.means[self.on, 0], kind="stable")
         front = np.flatnonzero(self.on)[by_first_goal]
         chosen_point = np.array([chosen.get(name, 0.0) for name in names])
+        # The soup is the nearest point: its weights may differ by rounding.
         distances = np.abs(self.points - chosen_point).sum(axis=1)
         return FrontResult(
             split="search",
@@ -181,7 +188,7 @@ class Front:
         )
 
     def _point(self, n: int) -> FrontPoint:
-        """A point of report.json."""
+        """A point by number, as report.json keeps it."""
         goals = {}
         for g, goal in enumerate(self.goals):
             band = np.array([self.means[n, g], self.low[n, g], self.high[n, g]])
@@ -211,9 +218,10 @@ def _fit(
 def _posterior(
     models: Mapping[bool, SoupModel], goals: Sequence[Guard], categories: Sequence[str]
 ) -> tuple[FloatArray, FloatArray]:
-    """Mean [S, G] of each goal, and draws [D, S, G] from a posterior.
+    """Mean [S, G] of each goal, and draws [D, S, G] from its posterior.
 
-    It is wider where answers vary more than the model believes.
+    `models` are the surrogates of the scores (False) and the lengths (True). The posterior is wider where answers vary
+    more than the model believes.
     """
     category_draws = {}  # [D, S, C]
     for kind, model in models.items():
@@ -322,6 +330,7 @@ class FrontResult(AnalysisResult):
         return Section(f"Front of {names}", tuple(lines), FRONT, (grid(header, rows),))
 
     def _row(self, point: FrontPoint) -> tuple[str, ...]:
+        """Cells of the table: weights, a band for each goal, whether it is confirmed."""
         weights = " / ".join(map(four_digits, point.weights))
         bands = []
         for goal in self.goals:
@@ -379,5 +388,5 @@ def _bands(
         for n, point in enumerate(points):
             band = point.goals.get(goal.name, UNKNOWN_BAND)
             bands[g, n] = (band.mean, band.low, band.high)
-        bands[g] *= goal.unit.scale
+        bands[g] *= goal.unit.scale  # as it is shown
     return bands[..., 0], bands[..., 1], bands[..., 2]

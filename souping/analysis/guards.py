@@ -71,6 +71,7 @@ class Guard(Bound):
         return comparison.low > -self.margin
 
     def outcome(self, comparison: Comparison) -> Literal["held", "broken", "undecided"]:
+        """What soup minus reference shows: no larger loss, a larger one, or neither."""
         if self.admits(comparison):
             return "held"
         if comparison.high < -self.margin:
@@ -78,7 +79,7 @@ class Guard(Bound):
         return "undecided"
 
     def result(self, comparison: Comparison) -> GuardCheck:
-        """What report.json keeps."""
+        """The guard with soup minus reference, as report.json keeps it."""
         limits = {
             "difference": comparison.difference,
             "low": comparison.low,
@@ -115,12 +116,12 @@ def read_guards(guard: Json) -> dict[str, float]:
 
 
 def _loss(key: str, value: Json, percent: bool) -> float:
-    """A loss from `3`, or from `+10%` if it is in percent."""
+    """The loss that a setting such as `3`, or `+10%` if it is in percent, allows (UserError, naming the key)."""
     text = str(value).strip()
     try:
         loss = float(text.removesuffix("%"))
     except ValueError:
-        loss = math.nan
+        loss = math.nan  # not in range
     in_range = SMALLEST <= loss <= LARGEST_SETTING
     if not in_range or text.endswith("%") != percent:
         form = 'a percentage such as "+10%"' if percent else "a number such as 3"
@@ -137,9 +138,10 @@ def resolve(
     units: Mapping[str, Unit],
     key: str = "guard",
 ) -> tuple[Guard, ...]:
-    """What the names stand for: `tokens`, an extra benchmark, a group of the objective's tree or a category.
+    """Guards from {name: loss}; a name is `tokens`, an extra benchmark, a group of the objective's tree or a category.
 
-    `units` are {extra benchmark: unit of its scores}, the run's own under an empty name.
+    A loss with an empty name holds for every category. `units` are {extra benchmark: unit of its scores}, the run's own
+    under an empty name. `key` is the setting, for messages.
 
     Raises:
         UserError: a name is not one of them, or no loss can be as large.
@@ -184,7 +186,7 @@ def guarded_difference(
     looks: int = 1,
     tests: float = ALPHA / 2 / ADMISSION,
 ) -> Comparison:
-    """Soup minus reference under a guard: one-sided, 2.5 % divided by `tests`.
+    """Soup minus reference under a guard: one-sided, 2.5 % divided by `tests`, by default that of admission.
 
     A guard on scores must hold for the missing answers of both models. Lengths count as
     ((1 + margin) x reference - soup) / mean reference - margin: the mean is minus the relative growth, and the variance
@@ -211,7 +213,7 @@ def guard_tests(
     """Tests of all guards on the test split at Holm's levels, one-sided 2.5 % for all, corrected for the looks.
 
     `pairs` are the scores of soup and reference on the items of each guard. The soup may have been `picked` among so
-    many. Guards that were set after a look are read from simultaneous limits of so many differences instead.
+    many. For guards that were set after a look, `limits` is how many simultaneous limits are read instead of tests.
     """
     if limits:
         checks = []
@@ -224,6 +226,7 @@ def guard_tests(
     comparisons: dict[int, Comparison] = {}
 
     def is_decided(n: int, undecided: int) -> bool:
+        """Whether guard n is held or broken, as one of so many undecided ones; keeps its comparison."""
         tests = undecided * picked
         comparisons[n] = guarded_difference(guards[n], *pairs[n], looks=looks, tests=tests)
         return guards[n].outcome(comparisons[n]) != "undecided"
@@ -298,7 +301,7 @@ def _passing(margin: float, variance: float | None, items: int, level: float) ->
 
 
 def _variance(guard: Guard, known: Mapping[str, ItemScores]) -> float | None:
-    """Of the mean difference of two equal models, over groups, times the guard's items; None if nothing is known."""
+    """Variance of the mean difference of two equal models, times the guard's items; None if nothing is known of it."""
     assumed = DISCORDANCE if guard.unit.fractions else None
     scores = list(known.values())
     if guard.benchmark or not scores:
@@ -324,7 +327,7 @@ def _variance(guard: Guard, known: Mapping[str, ItemScores]) -> float | None:
 
 
 def warnings_of(plans: Sequence[Mapping[str, Any]]) -> list[str]:
-    """What to say before a search with guards that even an equal soup will often not pass."""
+    """Warnings for guards that even an equal soup will often not pass in the search, from the rows of `plan_guards`."""
     warnings = []
     for plan in plans:
         passing = plan["share"]
@@ -341,7 +344,7 @@ def warnings_of(plans: Sequence[Mapping[str, Any]]) -> list[str]:
 
 
 def planned(plans: Sequence[Mapping[str, Any]]) -> Section | None:
-    """The section of a plan."""
+    """The section of a plan on its guards, from the rows of `plan_guards`; None without guards."""
     if not plans:
         return None
     rows = []
@@ -401,6 +404,7 @@ class GuardsResult(AnalysisResult):
     """every guard on the test split"""
 
     def section(self, unit: Unit) -> Section:
+        """What the guards changed, and a table of their tests, if there were any."""
         against = clean(self.against)
         lines = [f"Compared with {against}, {clean(self.sentence)}."]
         if not self.checks:

@@ -56,6 +56,7 @@ class Shapley(Analysis):
 
     def asks(self, soups: RunSoups) -> tuple[Recipe, ...]:
         game = _Game(self, soups)
+        # `analyse` refuses these.
         if not 2 <= len(game.names) <= self.max_models:
             return ()
         return tuple(map(game.recipe, game.subsets()))
@@ -74,6 +75,7 @@ class Shapley(Analysis):
                 f"{size} models have {2**size - 1} subsets: set analysis.shapley.max_models={size}"
             )
         values = _Values(run, game)
+        # Single models, and pairs and triplets if there are few of them.
         levels = []
         for together in SUBSET_KINDS:
             if together <= size and math.comb(size, together) <= MOST_PLAYERS:
@@ -94,15 +96,18 @@ class _Game:
 
     def __init__(self, settings: Shapley, soups: RunSoups) -> None:
         self.soups = soups
+        # Names of the models, and the subset of all of them.
         self.names = soups.ingredients
         if settings.over == "candidates":
             self.names = tuple(soups.candidates)
         self.everybody = Members(self.names)
 
     def in_order(self, members: Members) -> Names:
+        """Names of a subset, in the game's order."""
         return tuple(name for name in self.names if name in members)
 
     def players(self, size: int) -> list[Members]:
+        """All players that are `size` models each."""
         return [Members(members) for members in combinations(self.names, size)]
 
     def subsets(self) -> Iterator[Members]:
@@ -119,6 +124,7 @@ class _Values:
     """Item scores of subsets, and the objective of any linear combination of them."""
 
     def __init__(self, run: RunScores, game: _Game) -> None:
+        """NotEstimableError if a subset's soup lacks answers."""
         soups = {members: game.recipe(members).id for members in game.subsets()}
         missing = set(soups.values()) - set(run.search)
         if missing:
@@ -156,6 +162,7 @@ class _Values:
         return total
 
     def objective(self, values: FloatArray) -> float:
+        """Linear objective of scores [I], or of a combination of them."""
         by_category = replace(self.everybody, values=values).by_category()
         weights = self.run.objective.coefficients(tuple(by_category))
         total = 0.0
@@ -164,7 +171,7 @@ class _Values:
         return float(total)
 
     def player(self, members: Members, values: FloatArray) -> PlayerValue:
-        """Value with its interval over items, and the value of each category."""
+        """The Shapley value of a player, from what each item adds to it [I], with its interval and its categories."""
         unit = self.run.unit
         table = ItemTable.of(self.everybody.items, self.run.objective)
         interval = objective_interval(ModelScores(items=table, values=values))
@@ -181,6 +188,7 @@ def _level(game: _Game, values: _Values, size: int) -> ShapleyLevel:
 
     They sum to v(all) - v(nobody) over these players, to rounding (`efficiency_gap`).
     """
+    # {player: what each item adds to its value [I]}
     value_of = {}
     for player, coefficients in exact_coefficients(game.players(size)).items():
         value_of[player] = values.combine(coefficients)
@@ -195,7 +203,7 @@ def _level(game: _Game, values: _Values, size: int) -> ShapleyLevel:
 
 
 def exact_coefficients(players: Sequence[Members]) -> dict[Members, Coefficients]:
-    """Coefficient of every subset in every player's Shapley value: |S|! (n - |S| - 1)! / n! for joining S."""
+    """{player: {subset: coefficient of its value}}, by the formula above: |S|! (n - |S| - 1)! / n! for joining S."""
     n = len(players)
     weights = []  # of joining a subset of 0, 1, .. players
     for s in range(n):
@@ -204,7 +212,7 @@ def exact_coefficients(players: Sequence[Members]) -> dict[Members, Coefficients
     coefficients: dict[Members, Coefficients] = {player: {} for player in players}
     for size in range(n + 1):
         for subset in combinations(players, size):
-            members = Members().union(*subset)
+            members = Members().union(*subset)  # the models of these players
             for player, of_player in coefficients.items():
                 # v(S + player) - v(S): the subset is S + player, or S.
                 weight = weights[size - 1] if player in subset else -weights[size]
@@ -237,6 +245,7 @@ class PlayerValue:
         return " + ".join(map(clean, self.members))
 
     def cell(self, unit: Unit) -> TableCell:
+        """The value, and its interval below it."""
         limits = unit.interval(self.low, self.high, sign=True)
         return TableCell(unit.score(self.value, sign=True), limits)
 
@@ -255,10 +264,12 @@ class ShapleyLevel:
     """how far the values are from summing to the gain of all over the baseline"""
 
     def table(self, unit: Unit) -> TableGrid:
+        """A row for each player."""
         rows = [(player.name, player.cell(unit)) for player in self.models]
         return grid((clean(self.kind), "Shapley value"), rows)
 
     def by_category(self, unit: Unit) -> TableGrid:
+        """A row for each category, a column for each player."""
         rows = []
         for name in self.models[0].categories if self.models else ():
             values = [player.categories.get(name) for player in self.models]
@@ -299,6 +310,7 @@ class ShapleyResult(AnalysisResult):
     """every subset"""
 
     def section(self, unit: Unit) -> Section:
+        """A table of the single models; pairs, triplets and categories are folded away."""
         head = (
             f"What each adds to uniform soups of the others on the search split, in {unit.name}: the mean over orders "
             f"of joining. {self._sum(unit)}"

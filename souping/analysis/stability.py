@@ -54,6 +54,7 @@ def stability(
     have no items, so that part is None. Both get a sweep of the threshold over 0.05..0.50 and a jackknife over models.
     Shares are of the draws that gave a selection.
     """
+    # A selector without correlations is shown those by Pearson.
     correlation = selector.deciding_correlation or pearson
     if not scores.items:
         items = None
@@ -66,7 +67,8 @@ def stability(
         tables = items.draws(draws, np.random.default_rng([STABILITY_SALT, seed]))
         method = "bootstrap over items"
         shares = _over_draws(tables, scores, selector)
-        reliabilities = dict(zip(scores.categories, _finite(reliability(items)), strict=True))
+        reliable_shares = map(_number, reliability(items))
+        reliabilities = dict(zip(scores.categories, reliable_shares, strict=True))
     return SelectionStability(
         method=method,
         draws=0 if tables is None else len(tables),
@@ -157,7 +159,7 @@ class SelectionShares:
 
 
 def _over_draws(tables: FloatArray, scores: ScoreMatrix, selector: Selector) -> SelectionShares:
-    """From category means on bootstrap draws [D, M, C]."""
+    """The selector's choices by the category means of bootstrap draws, `tables` [D, M, C]."""
     selections = []
     reasons = Counter[str]()
     for means in tables:
@@ -176,6 +178,7 @@ def _over_draws(tables: FloatArray, scores: ScoreMatrix, selector: Selector) -> 
 def _shares(
     selections: Sequence[Selection], scores: ScoreMatrix, reasons: Mapping[str, int]
 ) -> SelectionShares:
+    """How often these selections chose each expert, ingredient, category and number of ingredients."""
     experts = {category: Counter[str]() for category in scores.categories}
     ingredients = Counter[str]()
     low_correlation = Counter[str]()
@@ -203,7 +206,7 @@ def _shares(
 
 
 def _reason(error: UserError) -> str:
-    """A message without its numbers and names, so that equal reasons are counted together."""
+    """Short reason for an error, without numbers and names, so that equal reasons are counted together."""
     text = str(error)
     for words, reason in REASONS.items():
         if words in text:
@@ -220,7 +223,7 @@ def _pairs(
     tables: FloatArray | None,
     items: GroupSums | None,
 ) -> tuple[CorrelationPair, ...]:
-    """Every two categories, with limits over items where there are any."""
+    """Correlation of every two categories, with limits over bootstrap draws [D, M, C] if there are item scores."""
     correlations = correlated(correlation, scores.values)
     bootstrap_low = np.full_like(correlations.rho, np.nan)
     bootstrap_high = bootstrap_low
@@ -255,10 +258,6 @@ def _percentiles(rhos: Sequence[FloatArray]) -> FloatArray:
     return limits
 
 
-def _finite(values: FloatArray) -> list[float | None]:
-    return [_number(value) for value in values]
-
-
 def _number(value: float) -> float | None:
-    """None for what is not a number, as in JSON."""
+    """A number for JSON, None for nan."""
     return float(value) if np.isfinite(value) else None

@@ -99,7 +99,7 @@ def band(
     `scores` [S, I] are nan where a point was not evaluated, `categories` and `groups` [I] numbers from 0 (every item is
     a group if there are none), `coefficients` [C] the objective's, or its `value` where it is not linear.
     """
-    effect = 1.0
+    effect = 1.0  # every item is a group
     if groups is not None:
         # What all points have in common on an item is in no difference.
         answered = np.maximum(np.isfinite(scores).sum(axis=0), 1)
@@ -224,7 +224,7 @@ class ResponseSurface(Analysis):
         )
 
     def _points(self, size: int) -> Sequence[tuple[float, ...]]:
-        """Uniform, the singles, and the grid: with a wider step where its points would be too many."""
+        """The uniform soup, the single ingredients, and a grid, whose step is wider if its points were too many."""
         step = STEP
         while grid_size(size, step) > MOST_POINTS and step < 0.5:
             step = WIDER_STEP.get(round(step, 3), 0.5)
@@ -242,6 +242,7 @@ def answer_table(
 
 
 def _rounded(weights: Sequence[float]) -> tuple[float, ...]:
+    """Weights as keys, equal if they differ by rounding."""
     return tuple(round(float(weight), 9) for weight in weights)
 
 
@@ -318,6 +319,7 @@ class SurfaceResult(AnalysisResult):
     """mean width of the bands"""
 
     def section(self, unit: Unit) -> Section:
+        """How many mixtures are better or worse than the uniform soup: their limits exclude 0."""
         above = 0
         below = 0
         for low, high in zip(self.objective.low, self.objective.high, strict=False):
@@ -363,7 +365,7 @@ class SurfaceResult(AnalysisResult):
 
 
 def _array(values: Sequence[MaybeFloat]) -> FloatArray:
-    """nan for what is not known."""
+    """Numbers of a report as an array, nan for None."""
     return np.array(values, dtype=float)
 
 
@@ -377,6 +379,7 @@ def _band(
     label: str,
 ) -> Figure:
     """The points in order with their band, and a ring around the one that is nearest to the chosen weights."""
+    # By the weight of the first of two ingredients; of more, by the value.
     x = points[:, 0]
     x_label = weight_axis(names)
     if len(names) > 2:

@@ -48,6 +48,7 @@ class CheckpointScores:
 
     @classmethod
     def of(cls, unit: Unit, scores: Sequence[ItemScores], objective: Objective) -> CheckpointScores:
+        """From scores of all checkpoints on the same items."""
         table = ItemTable.of(scores[0].items, objective)
         return cls(unit=unit, checkpoints=scores, table=table)
 
@@ -83,6 +84,7 @@ class CheckpointScores:
     def _versus(
         self, name: str, average: ItemScores, other: ItemScores, looks: int, tests: float
     ) -> LookDifference:
+        """The average minus the scores `other`, which the report calls `name`."""
         scores = ScoreTable.measured(self.table, {SOUP_AVERAGE: average, name: other})
         return self._at_look(scores, name, Level(looks, tests))
 
@@ -105,9 +107,10 @@ class CheckpointScores:
 
 
 def gains_of_runs(items: ItemTable, pairs: Sequence[Sequence[ItemScores]]) -> ScoreTable:
-    """(average, last checkpoint) of R training runs, as if all had the same last checkpoint, the mean of them.
+    """Scores of the average and of the last checkpoint of R training runs, from (average, last checkpoint) of each.
 
-    So the scores differ between runs as the gains do.
+    All runs get the same last checkpoint, the mean of theirs, and an average that is as far above it as their own is
+    above their own last checkpoint. So the scores differ between runs as the gains do.
     """
     runs = []
     for average, last in pairs:
@@ -135,7 +138,7 @@ def describe(
     looks: int,
     categories: tuple[CategoryDifference, ...] = (),
 ) -> TrajectoryResult:
-    """`trajectory` of a report.
+    """The section `trajectory` of a report.
 
     `weights` [K] and `soup` are the chosen average's, `soup` on the test split, of which this is the `looks`-th look;
     `trials` are the averages that the search evaluated; `others` the (average, last checkpoint) of each further run by

@@ -120,7 +120,10 @@ def too_few(run: RunScores, needed: int) -> str:
 def _beaten(
     values: FloatArray, soups: Sequence[int], ingredients: Sequence[Sequence[int]]
 ) -> FloatArray:
-    """values [D, M, C] -> whether each soup is above all, and above at least one of its ingredients, [2, D, S, C]."""
+    """Whether each soup is above all (first), and above at least one (second) of its ingredients, [2, D, S, C].
+
+    `values` are [D, M, C]. `soups` [S] are numbers of models, and `ingredients` those of each soup's ingredients.
+    """
     wins = np.zeros((2, len(values), len(soups), values.shape[2]))
     for s, (soup, ingredients_of_soup) in enumerate(zip(soups, ingredients, strict=True)):
         above = values[:, [soup]] > values[:, ingredients_of_soup] + MEAN_TIE
@@ -132,7 +135,10 @@ def _beaten(
 def _chances(
     values: FloatArray, soups: Sequence[int], ingredients: Sequence[Sequence[int]]
 ) -> FloatArray:
-    """values [M, C] -> chance of both wins in each category, were the soup any one of its family, [2, S, C]."""
+    """Chance of both wins of `_beaten` in each category, if any score of a family might be the soup's, [2, S, C].
+
+    `values` are [M, C]; a family is a soup with its ingredients, each by its number in `values`.
+    """
     chances = np.zeros((2, len(soups), values.shape[1]))
     for s, (soup, ingredients_of_soup) in enumerate(zip(soups, ingredients, strict=True)):
         family = values[[soup, *ingredients_of_soup]]
@@ -186,6 +192,7 @@ class WinShare:
     """share by chance"""
 
     def text(self) -> str:
+        """Share, interval and share by chance, for a sentence."""
         limits = POINTS.interval(self.low, self.high)
         return f"{percent(self.share)} % ({limits}; by chance {percent(self.chance)} %)"
 
@@ -207,6 +214,7 @@ class CategoryWinsResult(AnalysisResult):
     """above at least one"""
 
     def section(self, unit: Unit) -> Section:
+        """The shares of both kinds of wins, with those by chance."""
         shares = [f"{vars(self)[key].text()} {kind}" for key, kind in WIN_KINDS.items()]
         head = (
             f"Soups against their ingredients in {count(len(self.categories))} categories of the search split, number "
@@ -262,7 +270,7 @@ EXAMPLES = 2
 
 @dataclass(frozen=True, kw_only=True)
 class Solved:
-    """Share of an item's answers that are right, for the soup and each ingredient."""
+    """Share of each item's answers that are right, of the soup and of the ingredients `names`."""
 
     names: tuple[str, ...]
     soup: FloatArray  # [I]
@@ -284,6 +292,7 @@ class ItemWins(Analysis):
         if missing:
             lack = f"{len(missing)} of the soup and its ingredients lack answers to the test split"
             raise NotEstimableError(f"{lack}: run it again to evaluate the rest")
+        # Only corpus metrics have statistics.
         if any(record.statistics for record in run.read(soup, "test").values()):
             raise NotEstimableError(NOT_BY_ITEM)
 
@@ -322,10 +331,11 @@ class ItemWins(Analysis):
         in_range = values.min() >= -SOLVED_ROUNDING and values.max() <= 1 + SOLVED_ROUNDING
         if not np.isfinite(values).all() or not in_range:
             raise NotEstimableError(NOT_BY_ITEM)
+        # Scores are graded if they are no whole numbers of right answers.
         right = values * answers
         if np.abs(right - np.round(right)).max() >= SOLVED_ROUNDING:
             values = (values >= SOLVED_FROM).astype(float)
-        _, *names = models
+        _, *names = models  # the soup is the first
         return Solved(names=tuple(names), soup=values[0], ingredients=values[1:])
 
     def _examples(self, run: RunScores, models: Mapping[str, Recipe]) -> tuple[AnswerExample, ...]:
@@ -356,8 +366,10 @@ class ItemWins(Analysis):
 
 
 def _share(weights: FloatArray, values: FloatArray, groups: IntArray) -> ItemShare:
-    """Share sum(w v) / sum(w) with its 95 % interval: Wilson's by groups where items count whole, else the ratio's
-    normal limits with the variance between groups."""
+    """Share sum(w v) / sum(w) of items [I] with their weights w, and its 95 % interval.
+
+    It is Wilson's by groups if all weights are 0 or 1, else the ratio's normal limits with the variance between groups.
+    """
     total = float(weights.sum())
     if total < SOLVED_ROUNDING:
         return ItemShare(items=0.0, share=None, low=None, high=None)
@@ -378,7 +390,10 @@ def _share(weights: FloatArray, values: FloatArray, groups: IntArray) -> ItemSha
 
 
 def _by_failures(solved: Solved, groups: IntArray) -> tuple[FailureShare, ...]:
-    """The soup where none, one, .. and all of the ingredients fail; an item's weight is the chance of so many."""
+    """The soup on the items that none, one, .. and all of the ingredients fail.
+
+    An item's weight is the chance that so many fail it.
+    """
     # Chance that j of the ingredients fail an item [K + 1, I], ingredient by ingredient.
     chances = np.zeros((len(solved.names) + 1, len(solved.soup)))
     chances[0] = 1.0
@@ -393,7 +408,10 @@ def _by_failures(solved: Solved, groups: IntArray) -> tuple[FailureShare, ...]:
 
 
 def _chosen(items: Sequence[Item], places: Sequence[int], number: int) -> list[int]:
-    """The first places by the hash of the items' prompts; no category twice before every other had its turn."""
+    """The first `number` of some places in `items`, by the hash of their prompts.
+
+    No category comes twice before every other had its turn.
+    """
     by_hash = sorted(places, key=lambda i: digest([items[i].prompt_digest, items[i].id]))
     turns = Counter[str]()
     turn_of = {}
@@ -412,6 +430,7 @@ def _example(kind: str, item: Item, answers: Mapping[str, Mapping[str, Record]])
         if record is not None:
             text = _cut(record.output)
             examples[name] = ExampleAnswer(text=text, score=record.score, outcome=record.outcome)
+    # Of a chat, the last message that has content.
     question = item.prompt
     if not isinstance(question, str):
         contents = [str(message["content"]) for message in question if message.get("content")]
@@ -432,6 +451,7 @@ def _example(kind: str, item: Item, answers: Mapping[str, Mapping[str, Record]])
 
 
 def _cut(text: str) -> str:
+    """The beginning of a text."""
     if len(text) <= EXAMPLE_CHARS:
         return text
     return f"{text[:EXAMPLE_CHARS]}{ELLIPSIS}"
@@ -454,6 +474,7 @@ class ItemShare:
     """upper limit"""
 
     def cell(self) -> TableCell:
+        """The share in percent, and its interval below it."""
         return TableCell(percent(self.share), POINTS.interval(self.low, self.high))
 
 
@@ -489,6 +510,7 @@ class ExampleAnswer:
     """how it ended"""
 
     def verdict(self) -> str:
+        """Whether it is right: `yes`, `no` or the percentage, and how it ended if it is not finished."""
         words = {1.0: "yes", 0.0: "no"}
         word = words.get(self.score or 0.0) or percent(self.score)
         if self.outcome in ("finished", ""):
@@ -563,6 +585,7 @@ class ItemWinsResult(AnalysisResult):
         return Section(title, (head,), grids=(self._failures(),), folded=tuple(folded))
 
     def _by_ingredient(self) -> TableGrid:
+        """What each ingredient solves, and what the soup keeps and gains."""
         rows = []
         for row in self.kept:
             solved = percent(self.solved.get(row.name))
@@ -576,6 +599,7 @@ class ItemWinsResult(AnalysisResult):
         return grid(header, rows)
 
     def _failures(self) -> TableGrid:
+        """What the soup solves where none, one, .. and all of the ingredients fail."""
         last = len(self.by_failures) - 1
         words = {0: "none", 1: "exactly one"} if last > 1 else {0: "none"}
         words[last] = "all"

@@ -44,7 +44,7 @@ def limit_file_size(nbytes: int) -> None:
 
 def limit_resource(number: int, value: int) -> None:
     """Lower a limit of this process (`resource.RLIMIT_*`) to a value, if the system lets it; never raise it."""
-    hard = resource.getrlimit(number)[1]
+    _, hard = resource.getrlimit(number)
     if hard != resource.RLIM_INFINITY:
         value = min(value, hard)
     with suppress(OSError, ValueError):
@@ -229,11 +229,12 @@ def end_with(parent: int) -> None:
     """Make this process end once its parent is gone, through its handler of SIGTERM."""
 
     def watch() -> None:
+        """Wait until this process has another parent, then end it."""
         while os.getppid() == parent:
             time.sleep(BEAT)
-        # The main thread may be waiting for a socket.
+        # To the main thread, which may be waiting for a socket and handles signals.
         signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGTERM)
-        # The handler takes too long.
+        # If the handler takes too long, the process ends without it.
         time.sleep(2 * CHILD_GRACE_S)
         os._exit(1)
 
@@ -251,6 +252,7 @@ def serve(memory: int) -> None:
     limit_resource(resource.RLIMIT_AS, memory)
 
     def send(*message: str | T) -> None:
+        """Write a message (kind, value): `report`, `result` or `raise`."""
         pickle.dump(message, out)
         out.flush()
 

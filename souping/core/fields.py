@@ -246,7 +246,8 @@ def fits(value: Json, hint: Hint) -> bool:
     if isinstance(value, bool) and hint in PLAIN_TYPES:
         return hint is bool
     if hint in PLAIN_TYPES:
-        return isinstance(value, PLAIN_TYPES[hint][0])
+        accepted, _ = PLAIN_TYPES[hint]
+        return isinstance(value, accepted)
     if kind in (Union, types.UnionType):
         return any(fits(value, option) for option in arguments)
     if kind is Literal:
@@ -263,6 +264,7 @@ def fits(value: Json, hint: Hint) -> bool:
             and all(map(fits, value, repeat(arguments[0])))
             and all(map(fits, value.values(), repeat(arguments[1])))
         )
+    # Other annotations accept anything.
     base = kind or hint
     if base is Any or not inspect.isclass(base) or is_typeddict(base):
         return True
@@ -318,7 +320,8 @@ def _words(hint: Hint) -> str:
     if Callable in (kind, hint):
         return "a function"
     if hint in PLAIN_TYPES:
-        return PLAIN_TYPES[hint][1]
+        _, words = PLAIN_TYPES[hint]
+        return words
     if kind is Literal:
         return listed(map(str, arguments))
     if kind is Annotated:

@@ -179,7 +179,7 @@ class Optimiser(ABC):
 
     @abstractmethod
     def count(self, size: int) -> int | None:
-        """Number of soups, at most, that it evaluates for `size` ingredients; None if only the limits tell."""
+        """Largest number of soups that it evaluates for `size` ingredients; None if it has no such number."""
 
     @abstractmethod
     def describe(self, size: int) -> str:

@@ -118,7 +118,7 @@ def _match(hint: Hint, value: Json) -> Any:
 
 
 def _number(hint: Hint, value: Json) -> float | None:
-    """A number that fits `int` or `float`, else None. An int stays one where a float is expected, to be written as read."""
+    """A number that fits `int` or `float`, else None. A float field keeps an int, to be written as it was read."""
     if isinstance(value, bool) or not isinstance(value, int | float):
         return None
     if hint is float:

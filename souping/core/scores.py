@@ -218,6 +218,7 @@ class Tree(Objective):
 
     @property
     def groups(self) -> dict[str, Names]:
+        """{name of a node: the categories below it}"""
         return dict(self._groups(self.tree))
 
     def _groups(self, node: Json) -> Iterator[tuple[str, Names]]:

@@ -146,9 +146,10 @@ def source_of(target: Callable[..., Any]) -> str:
     return name
 
 
-def named(part: object) -> str:
+def named(component: object) -> str:
     """The name of a component's class, or of a function; with its module and place if it is the user's."""
-    target: Any = part.func if isinstance(part, partial) else part
+    target: Any = component.func if isinstance(component, partial) else component
+    # A component is an object of its class.
     if not inspect.isroutine(target):
         target = type(target)
     if is_user_code(target):

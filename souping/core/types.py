@@ -264,7 +264,7 @@ class ScoreMatrix:
     """Scores of models on categories, fractions of 1.
 
     `values` is [M, C]. `candidates` are the models that may become ingredients (all, if none are named); further models
-    (of a leaderboard) only inform the correlations. `items` are {model: its item scores}, None for a `published` table.
+    (of a leaderboard) only inform the correlations. `items` are {model: its item scores}, if they are known.
     """
 
     models: Names
@@ -484,7 +484,7 @@ class Bound:
     lengths: bool = False
 
     def covers(self, categories: Sequence[str]) -> BoolArray:
-        """Which items it is about [I], by their categories."""
+        """Which items it is about [I], by their categories; all, if it has no categories."""
         return np.array(
             [not self.categories or name in self.categories for name in categories], dtype=bool
         )

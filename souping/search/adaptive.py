@@ -96,6 +96,7 @@ class Adaptive(LimitedOptimiser):
         Grid(step=self.step)  # checks the step
 
     def start(self, space: SearchSpace, seed: int) -> AdaptiveSearch:
+        # Better ingredients are in more of the points.
         points = self.points(len(space.ingredients), merits_of(space))
         return self.over(points, space, seed)
 
@@ -188,6 +189,7 @@ class AdaptiveSearch(Search):
         stops: bool,
         budget: int | None,
     ) -> None:
+        """`stops` says whether it ends by itself, `budget` how many items it may request (None: any number)."""
         plain_points = [tuple(map(float, point)) for point in points]
         self._points: list[Weights] = list(dict.fromkeys(plain_points))
         self._soup_of = {point: soup for soup, point in enumerate(self._points)}
@@ -224,6 +226,7 @@ class AdaptiveSearch(Search):
         if singles is None:
             return
         lengths = self._space.lengths
+        # A space that was built by hand may lack them.
         if lengths is None:
             lengths = np.zeros_like(singles)
         for number, vertex in enumerate(vertices(len(self._space.ingredients))):
@@ -234,12 +237,14 @@ class AdaptiveSearch(Search):
     def _observe(
         self, point: Weights, items: slice | list[int], values: FloatArray, lengths: FloatArray
     ) -> None:
+        """Give a soup's scores and answer lengths on some items of the split to the models."""
         soup = self._soup_of[point]
         self._model.observe(soup, items, values)
         if self._bounds is not None:
             self._bounds.observe(soup, items, lengths)
 
     def _refit(self) -> None:
+        """Fit the models to all answers, and note how many they were."""
         self._known_at_fit = self._model.known
         self._model.fit()
         if self._bounds is not None:
@@ -248,10 +253,12 @@ class AdaptiveSearch(Search):
     # ---------------------------------------------------------------- asking
 
     def ask(self) -> Query | None:
+        """The next query: while exploring, one that tells most; after that, the rest of the split for a best soup."""
         if self._stop_reason is None:
             query = self._explore()
             if query is not None:
                 return query
+        # Which soup is confirmed depends on all answers.
         if self._open:
             return None
         if self._known_at_fit < self._model.known:
@@ -259,7 +266,10 @@ class AdaptiveSearch(Search):
         return self._confirm()
 
     def _explore(self) -> Query | None:
-        """The query that most sharpens who leads; None, with the reason noted, at the end."""
+        """The query that tells most about which soup is best; None, with the reason noted, at the end.
+
+        Its samples are marked as requested.
+        """
         model = self._model
         mean, cov = model.objective()
         leader, rivals, urgency = expected_improvement(mean, cov, RIVALS, self._odds())
@@ -284,7 +294,7 @@ class AdaptiveSearch(Search):
         return self._open_query(soup, items)
 
     def _reason_to_end(self, leader: int, rivals: IntArray) -> StopReason | None:
-        """Why exploring ends here; None while it goes on."""
+        """Why exploring ends here; None while it goes on. Notes when it last checked the gain."""
         if not self._model.unrequested.any():
             return StopReason(reason="every soup has answered the whole split")
         if not self._stops:
@@ -324,7 +334,7 @@ class AdaptiveSearch(Search):
         A request counts as a batch of items at least, so categories are taken together, best
         first, as long as that raises the ratio of worth to items.
         """
-        least = max(self._space.full_batch, self._space.min_items)
+        least_items = max(self._space.full_batch, self._space.min_items)
         unrequested = self._model.unrequested
         available = unrequested.any(axis=2)
         next_sample = unrequested.argmax(axis=2)
@@ -336,7 +346,8 @@ class AdaptiveSearch(Search):
         order = np.argsort(-worth / price, axis=1, kind="stable")
         total_worth = np.cumsum(np.take_along_axis(worth, order, 1), axis=1)
         total_items = np.cumsum(np.take_along_axis(price, order, 1), axis=1)
-        ratio = total_worth / np.maximum(total_items, least)
+        ratio = total_worth / np.maximum(total_items, least_items)
+        # Never chosen: a category without a sample left, or less than a whole split where only that counts.
         ratio[~np.isfinite(total_items)] = -1.0
         if self._space.whole:
             ratio[:, :-1] = -1.0
@@ -352,6 +363,7 @@ class AdaptiveSearch(Search):
         would be too few for another request is taken too.
         """
         sizes = np.nan_to_num(self._model.size, posinf=0)
+        # Share of its category that is requested with each sample and those before it [C, B].
         share = sizes.cumsum(axis=1) / sizes.sum(axis=1, keepdims=True)
         unrequested = self._model.unrequested[soup]
         further = [(c, b) for c, b in np.argwhere(unrequested).tolist() if (c, b) not in samples]
@@ -374,7 +386,8 @@ class AdaptiveSearch(Search):
     def _confirm(self) -> Query | None:
         """The rest of the split for the best soup that the budget lets finish.
 
-        None once the best has answered all, or enough soups were confirmed.
+        None once the best has answered all, or enough soups were confirmed. Counts the soup as confirmed, and marks its
+        samples as requested.
         """
         for soup in self._by_promise():
             items = self._model.unrequested_items(soup)
@@ -394,11 +407,14 @@ class AdaptiveSearch(Search):
         return [int(soup) for soup in order if odds[soup] >= LIKELY]
 
     def _affords(self, items: int) -> bool:
+        """Whether the budget covers so many further items."""
         return self._budget is None or self._spent + items <= self._budget
 
     def _open_query(self, soup: int, items: list[int]) -> Query:
+        """The query of a soup on some items, noted as open and its items as spent."""
         self._spent += len(items)
         query = Query(weights=self._points[soup], items=tuple(items))
+        # The whole split is a query without items.
         if len(items) == len(self._space.categories):
             query = Query(weights=self._points[soup])
         self._open.append(query)
@@ -428,6 +444,7 @@ class AdaptiveSearch(Search):
             candidates = np.flatnonzero(complete)
         else:
             candidates = np.flatnonzero(answered.any(axis=1))
+        # If no soup is likely to keep to the bounds, all count.
         admissible = self._odds()[candidates] >= LIKELY
         if admissible.any():
             candidates = candidates[admissible]
@@ -472,7 +489,7 @@ def merits_of(space: SearchSpace) -> FloatArray | None:
 
 
 def item_samples(space: SearchSpace, seed: int) -> list[list[IntArray]]:
-    """Positions of each category's items in samples that double in size.
+    """Positions of each category's items in samples that double in size; one sample each if only whole splits count.
 
     The seed decides the order of the groups, and every prefix is a random sample of groups.
     """
@@ -544,6 +561,7 @@ def difference_variances(cov: FloatArray, soup: int) -> FloatArray:
 
 
 def _normal_cdf(z: FloatArray) -> FloatArray:
+    """Phi(z), the standard normal distribution function."""
     return np.array([(1 + math.erf(value / math.sqrt(2))) / 2 for value in z])
 
 
@@ -562,6 +580,7 @@ class BoundModel:
         bounds: SearchBounds,
         points: Sequence[Weights],
     ) -> None:
+        """`scores` is the search's surrogate, whose soups are the `points`."""
         self._scores = scores
         self._bounds = bounds.bounds
         self._reference = bounds.reference
@@ -581,6 +600,7 @@ class BoundModel:
             self._lengths.observe(soup, items, -lengths / self._unit)
 
     def fit(self) -> None:
+        """Fit the lengths, if any are known; the scores are fitted by the search."""
         if self._lengths.known:
             self._lengths.fit()
 
@@ -597,8 +617,10 @@ class BoundModel:
         While no lengths are known, a bound of theirs rules out no soup.
         """
         model = self._lengths if bound.lengths else self._scores
+        # `known` is the number of answers.
         if bound.lengths and not model.known:
             return np.ones(len(model.table))
+        # A request for scores brings lengths too.
         model.requested = self._scores.requested
         mean, cov = model.total(model.shares(items))
         if self._reference_soup is None:

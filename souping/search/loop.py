@@ -52,6 +52,7 @@ class SearchCost:
     seconds: float = 0.0
 
     def add(self, scores: ItemScores) -> None:
+        """Add the cost of one request."""
         self.items += len(scores.items)
         self.evaluated += len(scores.items) - scores.reused
         self.prefilled_tokens += scores.prefilled
@@ -83,7 +84,7 @@ def result_of(scores: ItemScores, objective: Objective) -> Result:
 
 
 def check_budget(optimiser: Optimiser, items: int) -> None:
-    """A budget never overshoots, so it must cover one soup."""
+    """Refuse a budget of items that does not cover one soup (UserError): no budget is ever exceeded."""
     if optimiser.max_items is not None and optimiser.max_items < items:
         raise UserError(
             f"optimiser.max_items={optimiser.max_items} is below the {items} items of the search split"
@@ -102,33 +103,35 @@ class RecipeEvaluator(Protocol):
     """Items of a request at least, unless the split is smaller."""
 
     @property
-    def slots(self) -> int: ...
+    def slots(self) -> int:
+        """Requests that may be open at once."""
 
     @property
     def whole_splits(self) -> bool:
         """Whether only whole splits give an item's score."""
-        ...
 
-    def scores(self, recipe: Recipe, items: Sequence[Item]) -> ItemScores: ...
+    def scores(self, recipe: Recipe, items: Sequence[Item]) -> ItemScores:
+        """Scores of one soup, when all are there."""
 
     def all_scores(self, soups: Sequence[Recipe], items: Sequence[Item]) -> list[ItemScores]:
         """Scores of several soups on the same items."""
-        ...
 
-    def submit(self, request: Request) -> None: ...
+    def submit(self, request: Request) -> None:
+        """Open a request; `collect` returns it with its scores."""
 
     def collect(self) -> tuple[Request, ItemScores]:
         """Wait for the next request that is completely answered."""
-        ...
 
 
 class RecipeSource(Protocol):
     """Pool as far as a search needs it: names of candidates, and recipes of weights."""
 
     @property
-    def names(self) -> Names: ...
+    def names(self) -> Names:
+        """Names of the candidates."""
 
-    def recipe(self, weights: Mapping[str, float]) -> Recipe: ...
+    def recipe(self, weights: Mapping[str, float]) -> Recipe:
+        """The soup of {candidate: weight}."""
 
 
 def find_weights(
@@ -150,6 +153,7 @@ def find_weights(
     if len(ingredients) == 1:
         result = result_of(evaluation.scores(singles[0], items), objective)
         return SearchResult(recipe=singles[0], result=result, trials=())
+    # Scores of the single ingredients, none if the search does not need them.
     known = evaluation.all_scores(singles if optimiser.uses_singles else [], items)
     space = _search_space(objective, pool, evaluation, ingredients, items, known)
     space = replace(space, bounds=bounds)
@@ -161,6 +165,7 @@ def find_weights(
         )
 
     def recipe_of(weights: Weights) -> Recipe:
+        """The soup of these weights (UserError if their number is wrong)."""
         if len(weights) != len(ingredients):
             raise UserError(
                 f"{name} gave {len(weights)} weights for {len(ingredients)} ingredients"
@@ -179,7 +184,7 @@ def _search_space(
     items: Items,
     known: Sequence[ItemScores],
 ) -> SearchSpace:
-    """What a search knows beforehand; `known` are the ingredients' scores, or none."""
+    """What a search knows before it starts; `known` are the single ingredients' scores, or empty."""
     names = list(dict.fromkeys(item.category for item in items))
     space = SearchSpace(
         ingredients=ingredients,
@@ -216,6 +221,7 @@ class SearchedSoup:
 
     @property
     def values(self) -> FloatArray:
+        """Its scores, [I]."""
         return np.asarray(self.answers[0])
 
 
@@ -252,12 +258,12 @@ class SearchRun:
         self._known_scores = dict(known or {})
         self._started_trials = 0
         self._requested_items = 0  # of open requests too
-        self._last_request = 0
-        self._ended = False
-        self._counted = set[Weights]()
+        self._last_request = 0  # its number
+        self._ended = False  # by a limit
+        self._counted = set[Weights]()  # soups that started a trial
 
     def run(self) -> SearchResult:
-        """Ask and tell to the end, or to the first limit; results come in any order."""
+        """Ask and tell until the search ends or reaches a limit; then finish the winner. Results come in any order."""
         for weights, known in self._known_scores.items():
             soup = self._soup(weights)
             soup.answers = np.array([known.values, known.lengths])
@@ -268,6 +274,7 @@ class SearchRun:
             self._take()
             self._ask()
         winner = self._winner()
+        # Soups that were dropped before they had answered all items.
         for soup in self._soups.values():
             if soup.trial is None and np.isfinite(soup.values).any():
                 self._note(soup, self._result(soup.answers), whole=False)
@@ -280,7 +287,7 @@ class SearchRun:
         )
 
     def _ask(self) -> None:
-        """Fill what may be open at once."""
+        """Submit queries of the search, as many as may be open at once."""
         while not self._ended and len(self._open) < self._evaluation.slots:
             query = self._search.ask()
             if query is None:
@@ -292,7 +299,7 @@ class SearchRun:
             self._submit(query)
 
     def _soup(self, weights: Weights) -> SearchedSoup:
-        """The soup of these weights; one that is new to the search has no answers."""
+        """The soup of these weights; one that is new to the search is added without answers."""
         if weights not in self._soups:
             recipe = self._recipe_of(weights)
             # Rows: the scores and the tokens of the answers.
@@ -301,8 +308,10 @@ class SearchRun:
         return self._soups[weights]
 
     def _admits(self, query: Query) -> bool:
-        """Whether no limit is reached yet. An optimiser that asks parts of a split reserves, by itself, enough
-        of the budget to finish one soup."""
+        """Whether a query is within the limits.
+
+        An optimiser that asks for parts of a split keeps, by itself, enough of the budget to finish one soup.
+        """
         trials = self._optimiser.max_trials
         budget = self._optimiser.max_items
         if trials is not None and self._starts_trial(query) and self._started_trials >= trials:
@@ -313,7 +322,7 @@ class SearchRun:
         return self._requested_items + price <= budget
 
     def _starts_trial(self, query: Query) -> bool:
-        """Whether it counts as a trial: the first query of a soup, or the whole split at once."""
+        """Whether a query counts as a new trial: the first one of a soup, or one of the whole split."""
         return query.items is None or query.weights not in self._counted
 
     def _submit(self, query: Query) -> None:
@@ -331,7 +340,7 @@ class SearchRun:
         self._evaluation.submit(Request(number=self._last_request, recipe=soup.recipe, items=items))
 
     def _take(self, tell: bool = True) -> None:
-        """Collect the answers to one query, and tell the optimiser."""
+        """Collect the answers to one query and record them; `tell` the search unless it has ended."""
         request, scores = self._evaluation.collect()
         query = self._open.pop(request.number)
         self._cost.add(scores)
@@ -359,7 +368,7 @@ class SearchRun:
         return replace(result, seconds=scores.seconds, tokens=scores.generated)
 
     def _note(self, soup: SearchedSoup, result: Result, whole: bool = True) -> None:
-        """A trial: of several of one soup, the best is the soup's."""
+        """Record and log a trial of a soup. Of several trials, the soup keeps the one with the best objective."""
         trial = Trial(
             number=len(self._trials),
             recipe=soup.recipe,
@@ -374,13 +383,14 @@ class SearchRun:
             soup.trial = trial
 
     def _result(self, answers: FloatArray) -> Result:
-        """The means of scores and tokens [2, I] that are nan where there is none."""
+        """Means of the scores of `answers` [2, I]: scores and tokens, nan for items without an answer."""
         values, lengths = answers
         known = np.flatnonzero(np.isfinite(values))
         means: dict[str, list[float]] = {name: [] for name in self._space.coefficients}
         for place in known:
             means[self._items[place].category].append(float(values[place]))
         categories = {name: float(np.mean(scores)) for name, scores in means.items() if scores}
+        # Unknown while a category has no answer.
         objective = math.nan
         if len(categories) == len(means):
             objective = float(self._space.objective(np.array([*categories.values()])))
@@ -413,7 +423,7 @@ class SearchRun:
 
 
 def _check_query(query: Query, name: str, items: int, scales: Sequence[float]) -> None:
-    """Refuse what no search, which may be the user's, can evaluate.
+    """Refuse a query that cannot be evaluated: the search may be the user's.
 
     Raises:
         UserError: it is not a query, its weights are not a point of the simplex or of a scaled one, or a position is
@@ -431,7 +441,7 @@ def _check_query(query: Query, name: str, items: int, scales: Sequence[float]) -
 
 
 def trial_limit(optimiser: Optimiser, size: int, items: int) -> int | None:
-    """Upper bound on trials; None if unlimited."""
+    """Most trials of a search over `size` ingredients on a split of `items`; None if unlimited."""
     affordable = None
     if optimiser.max_items is not None and items:
         affordable = optimiser.max_items // items

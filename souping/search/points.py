@@ -26,11 +26,12 @@ if TYPE_CHECKING:
 
 
 def vertices(size: int) -> list[Weights]:
-    """The K single ingredients."""
+    """Weights of the K = `size` single ingredients."""
     return [tuple(row) for row in np.eye(size).tolist()]
 
 
 def uniform(size: int) -> Weights:
+    """Equal weights of K = `size` ingredients."""
     return (1.0 / size,) * size
 
 
@@ -82,8 +83,10 @@ def spread(points: Sequence[Weights]) -> list[Weights]:
 
 
 def scattered(size: int, step: float, odds: FloatArray) -> Iterator[Weights]:
-    """Sparse points without end, always the same: two to nine members drawn by `odds` [K], a random share of each in
-    steps. They cover a simplex that is too large for a grid."""
+    """Endless points of two to nine ingredients, for a simplex that is too large for a grid; always the same ones.
+
+    The ingredients are drawn with probabilities `odds` [K], and their weights are random multiples of the step.
+    """
     rng = np.random.default_rng(0)
     steps = round(1 / step)
     while True:
@@ -123,6 +126,7 @@ class ListSearch(Search):
         self.check_results()
 
         def rank(weights: Weights) -> tuple[float, int, int]:
+            """(minus objective, ingredients, place in the order of queries): the lowest is the best."""
             ingredients = sum(weight > 0 for weight in weights)
             return -round(self.results[weights], 12), ingredients, self.asked.index(weights)
 
@@ -148,6 +152,7 @@ class ListedOptimiser(Optimiser):
     """Optimiser whose points are all known beforehand."""
 
     def known_points(self, size: int) -> list[Weights]:
+        """All weights of the search; a subclass must override it."""
         raise NotImplementedError
 
     def start(self, space: SearchSpace, seed: int) -> ListSearch:
@@ -198,6 +203,7 @@ class Grid(ListedOptimiser, LimitedOptimiser):
 
 
 def _rounded(weights: Weights) -> Weights:
+    """Equal for weights that differ by rounding."""
     return tuple(round(weight, 9) for weight in weights)
 
 
@@ -229,6 +235,7 @@ class Fixed(Optimiser):
         """
         ingredients = space.ingredients
         candidates = space.candidates
+        # A weight for each candidate, of which not all were selected.
         if len(self.weights) == len(candidates) != len(ingredients):
             weight_of = dict(zip(candidates, self.weights, strict=True))
             for name, weight in weight_of.items():
@@ -252,7 +259,7 @@ class Fixed(Optimiser):
 
 
 def limit_texts(optimiser: Optimiser) -> list[str]:
-    """Limits of a search, in words."""
+    """Limits of a search, in words; empty if it has none."""
     limits = {"soup": optimiser.max_trials, "item": optimiser.max_items}
     return [
         f"at most {number:,.10g} {unit}{'s' * (number != 1)}"
@@ -277,6 +284,7 @@ class GreedySoup(LimitedOptimiser):
         return GreedySearch(len(space.ingredients))
 
     def count(self, size: int) -> int | None:
+        # The single ingredients, and a soup for each but the best of them.
         return min(2 * size - 1, self.max_trials or 2 * size)
 
     def describe(self, size: int) -> str:
@@ -324,9 +332,11 @@ class GreedySearch(ListSearch):
         return sorted(range(self._size), key=lambda i: -self._score(corners[i]))
 
     def _score(self, weights: Weights) -> float:
+        """Objective of a soup without rounding errors; minus infinity if it has no result yet."""
         return round(self.results.get(weights, float("-inf")), 12)
 
     def _uniform(self, members: Sequence[int]) -> Weights:
+        """Equal weights of some ingredients, given by number."""
         weights = np.zeros(self._size)
         weights[list(members)] = 1.0 / len(members)
         return tuple(weights.tolist())
@@ -375,6 +385,7 @@ def _registered(name: str) -> Callable[..., Optimizer]:
 
 
 def _parameter(parametrisation: str, step: float, size: int) -> Parameter:
+    """Nevergrad's parameter that `NevergradSearch` decodes to weights (UserError if a lattice has no point)."""
     from nevergrad import p
 
     if parametrisation == "lattice":
@@ -395,6 +406,7 @@ class NevergradSearch(ListSearch):
     def __init__(self, settings: Nevergrad, size: int, seed: int) -> None:
         super().__init__(anchors(size))
         self._settings = settings
+        # {weights: Nevergrad's candidates that are decoded to them and have no result yet}
         self._open: dict[Weights, list[Parameter]] = {}
         parameter = _parameter(settings.parametrisation, settings.step, size)
         parameter.random_state = np.random.RandomState(seed)
@@ -408,12 +420,14 @@ class NevergradSearch(ListSearch):
             return super().ask()
         candidate = self._optimiser.ask()
         weights = self._decode(candidate.value)
+        # It may propose the same weights again.
         self._open.setdefault(weights, []).append(candidate)
         if weights not in self.asked:
             self.asked.append(weights)
         return Query(weights=weights)
 
     def _decode(self, value: Sequence[float] | FloatArray) -> Weights:
+        """The weights that a value of Nevergrad's parameter stands for."""
         if self._settings.parametrisation == "lattice":
             return tuple(map(float, value))
         raw = np.asarray(value, dtype=float)
@@ -425,5 +439,6 @@ class NevergradSearch(ListSearch):
 
     def tell(self, query: Query, result: Result) -> None:
         super().tell(query, result)
+        # Nevergrad did not propose the first points. It minimises.
         if self._open.get(query.weights):
             self._optimiser.tell(self._open[query.weights].pop(0), -result.objective)

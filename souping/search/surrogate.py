@@ -119,6 +119,7 @@ class SoupModel:
         self._usual_mean = [
             float(self._usual[np.concatenate(samples)].mean()) for samples in item_samples
         ]
+        # {category: (requests and answers as bytes, the posterior that they give)}
         self._posteriors: dict[int, tuple[bytes, Posterior]] = {}
 
     # ---------------------------------------------------------------- answers
@@ -252,6 +253,7 @@ class SoupModel:
         return soup, sample, self.score[soup, c, sample]
 
     def _condition(self, c: int) -> Posterior:
+        """Posterior of a category, given its requests and answers: the equations of Gaussian process regression."""
         level = self.level[c]
         signal = self.signal[c]
         noise = self.noise[c]
@@ -287,6 +289,7 @@ class SoupModel:
         )
 
     def _all_posteriors(self) -> list[Posterior]:
+        """The posterior of each category, [C]."""
         return [self.posterior(c) for c in range(len(self.item_samples))]
 
     # ---------------------------------------------------------------- objective
@@ -331,6 +334,7 @@ class SoupModel:
         means = self.posterior_draws()[:, soups]
         value = self.value(means)
         derivatives = []
+        # Difference quotients, one category after the other.
         for step in SLOPE_STEP * np.eye(len(self.weights)):
             difference = self.value(means + step) - value
             derivatives.append(difference.mean(axis=0) / SLOPE_STEP)

@@ -24,11 +24,12 @@ MOST_WINDOW_LENGTHS = 12
 
 
 def uniform_window(size: int) -> FloatArray:
+    """Equal weights of n = `size` checkpoints."""
     return np.full(size, 1 / size)
 
 
 def minus_sqrt(size: int) -> FloatArray:
-    """c_j = sqrt((j + 1) / n) - sqrt(j / n), oldest first: the oldest weighs most."""
+    """Weights c_j = sqrt((j + 1) / n) - sqrt(j / n) of n = `size` checkpoints, oldest first: the oldest weighs most."""
     return np.diff(np.sqrt(np.arange(size + 1) / size))
 
 
@@ -46,7 +47,7 @@ WINDOW_WEIGHTS: Mapping[str, Callable[[int], FloatArray]] = {
 
 @frozen
 class Window:
-    """Weights over all checkpoints, of which the last `length` have some."""
+    """Weights of all checkpoints, oldest first; all but the last `length` have weight 0. Only `ema` has an `alpha`."""
 
     kind: WindowKind
     length: int
@@ -55,6 +56,7 @@ class Window:
 
     @classmethod
     def of(cls, kind: WindowKind, length: int, size: int, alpha: float | None = None) -> Window:
+        """The average of the last `length` of `size` checkpoints."""
         if alpha is None:
             shares = WINDOW_WEIGHTS[kind](length)
         else:
@@ -65,8 +67,9 @@ class Window:
 
 def windows(size: int) -> list[Window]:
     """About twenty averages of `size` checkpoints: equal weights over the last 1, 2, 3, ..., moving averages of all,
-    and `minus_sqrt` for every other length from the longest down."""
+    and `minus_sqrt` for every other length from the longest down to 3."""
     lengths = list(range(1, size + 1))
+    # Of many lengths, some in a geometric series.
     if size > MOST_WINDOW_LENGTHS:
         spaced = np.round(np.geomspace(1, size, MOST_WINDOW_LENGTHS)).astype(int)
         lengths = np.unique(spaced).tolist()
@@ -80,7 +83,7 @@ def windows(size: int) -> list[Window]:
 
 
 def shuffled(weights: Weights) -> Weights:
-    """The same weights on other checkpoints, drawn once and for all."""
+    """The same weights on other checkpoints, in a random order that is always the same for so many checkpoints."""
     order = np.random.default_rng(0).permutation(len(weights))
     return tuple(weights[int(place)] for place in order)
 

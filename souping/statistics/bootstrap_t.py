@@ -70,7 +70,8 @@ def bootstrap_reach(
 ) -> BootstrapReach | None:
     """Bootstrap-t limits of T; None where no stratum shows any variation.
 
-    A level is divided by `tests`. The draws are those of the upward difference, so that a - b and b - a mirror each other.
+    A level is divided by `tests`. The draws are those of the upward difference, so that a - b and b - a mirror each
+    other.
     """
     pulls = Pulls.upward(scores)
     # Draw for -T, and mirror t*.

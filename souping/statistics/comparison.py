@@ -79,13 +79,14 @@ def contrast(
     seed: int = 0,
     tested: bool = True,
 ) -> Comparison:
-    """Model a minus model b, as counted and at both corners of the missing answers.
+    """Model a minus model b, with an interval and a p-value that hold whatever the missing answers are.
 
     An objective that is not linear, such as the lowest category mean, is tested in every category, without a
-    correction: its difference is not below the lowest of theirs and not above the highest (it rises with every mean,
-    and by as much as all of them), so their lowest lower and highest upper limits hold it, and exclude 0 where every
-    category shows the same. Unless `tested`, there is no p-value (nan).
+    correction. It rises with every category mean, and by as much as all of them rise. So its difference is not below
+    the lowest difference of a category and not above the highest, and it is within the lowest lower and the highest
+    upper limit. They exclude 0 where every category shows the same. Unless `tested`, there is no p-value (nan).
     """
+    # The scores as counted, and with the missing answers in favour of b, and of a.
     at_corners = []
     for corner in scores.corners(a, b):
         at_corners.append(contrast_at(corner, a, b, level, draws=draws, seed=seed, tested=tested))
@@ -94,6 +95,7 @@ def contrast(
     if value is None:
         return comparison
 
+    # The objective is not linear.
     by_category = []
     for category in range(len(scores.items.names)):
         alone = scores.alone(category)
@@ -240,7 +242,7 @@ def paired_intervals(
 
 
 def _over_runs(paired: Paired, variance: VarianceParts, level: Level) -> Comparison:
-    """A difference whose variance includes that between runs, with Banerjee's interval, widened as all are (`nested`)."""
+    """A difference whose variance includes that between runs: Banerjee's interval, widened as all are (`nested`)."""
     reach = BanerjeeReach(
         items=variance.total - variance.run_means,
         runs=variance.run_means,
@@ -319,6 +321,7 @@ def answer_variance(scores: ScoreTable, over_items: float, *models: str) -> floa
     noise = [scores.answers[model].noise for model in models]
     if not all(np.isfinite(variances).all() for variances in noise):
         return None
+    # The mean of R runs has 1 / R^2 of the sum of their variances.
     total = 0.0
     for variances in noise:
         weighted = scores.items.item_weights**2 * variances.sum(axis=0)

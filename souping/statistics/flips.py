@@ -90,6 +90,7 @@ def distinct(rows: FloatArray, stratum: IntArray) -> tuple[FloatArray, IntArray,
 
 def draws_for(alpha: float, draws: int) -> int:
     """Number of patterns that resolves a level alpha, and at least `draws`."""
+    # About 20 patterns are beyond the level.
     return max(draws, min(MOST_DRAWS, round(20 / alpha)))
 
 
@@ -173,7 +174,7 @@ def _draw_by_row(
     draws: int,
     rng: np.random.Generator,
 ) -> FloatArray:
-    """Draw how many groups of each row have a positive sign, a chunk of patterns at a time.
+    """`drawn_sums` by drawing how many groups of each row have a positive sign, a chunk of patterns at a time.
 
     The rows are in the order of their strata.
     """
@@ -215,9 +216,9 @@ def _inverse_heads(coins: int) -> tuple[FloatArray, IntArray]:
 def _draw_by_byte(
     rows: FloatArray, stratum: IntArray, strata: int, draws: int, rng: np.random.Generator
 ) -> FloatArray:
-    """Draw a byte for eight groups at a time, rows [G, F].
+    """`drawn_sums` by drawing a byte for eight groups at a time; here each group is a row, [G, F].
 
-    It picks one of the 256 signed sums of the eight, which is much faster than eight signs.
+    The byte picks one of the 256 signed sums of the eight, which is much faster than eight signs.
     """
     bits = np.unpackbits(np.arange(256, dtype=np.uint8)[:, None], axis=1)
     signs = 1.0 - 2.0 * bits  # [256, 8]
@@ -334,6 +335,7 @@ class Pulls:
         unit = float(np.abs(pull).max())
         if unit <= ZERO_DIFFERENCE * scores.layout.shares.max():
             return None
+        # In units of the largest pull; what is rounding counts as 0.
         pull = pull / unit
         pull[np.abs(pull) <= ZERO_DIFFERENCE] = 0.0
         shares = scores.layout.group_shares

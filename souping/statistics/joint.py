@@ -199,6 +199,7 @@ class MaxTReach(Reach):
     tests: int
 
     def below(self, level: float) -> float:
+        # The second is Bonferroni's, by this difference's own patterns.
         critical = min(_reached(level, self.largest), _reached(level / self.tests, self.statistics))
         return critical * self.error
 

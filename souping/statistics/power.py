@@ -287,6 +287,7 @@ def _worth(table: ItemTable) -> float:
 
 def pair_variance(covariance: FloatArray) -> float:
     """Mean variance of the difference of two models, by the covariance [M, M] of their errors."""
+    # The mean of cov[a, a] + cov[b, b] - 2 cov[a, b] over all pairs.
     count = len(covariance)
     return float(2 * (covariance.trace() - covariance.sum() / count) / max(count - 1, 1))
 
