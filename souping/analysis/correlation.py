@@ -241,6 +241,7 @@ class GroupSums:
         influence = residuals / self.counts.sum(axis=0)
         interaction = influence - influence.mean(axis=1, keepdims=True)
 
+        # The factor n / (n - 1) of a variance over n groups, here as a root.
         groups = (self.counts > 0).sum(axis=0)  # [C]
         interaction = interaction * np.sqrt(groups / np.maximum(groups - 1, 1))
         products = np.einsum("gma,gmb->ab", interaction, interaction)

@@ -146,7 +146,7 @@ def resolve(
     Raises:
         UserError: a name is not one of them, or no loss can be as large.
     """
-    # {name: its categories}; an extra benchmark and `tokens` have none.
+    # {name: its categories}; an extra benchmark and `tokens` have none. (The run's own benchmark has no name.)
     categories_of: dict[str, Sequence[str]] = {name: (name,) for name in categories}
     categories_of |= groups
     for name in (*filter(None, units), LENGTH_GUARD):

@@ -124,7 +124,7 @@ class _Values:
     """Item scores of subsets, and the objective of any linear combination of them."""
 
     def __init__(self, run: RunScores, game: _Game) -> None:
-        """NotEstimableError if a subset's soup lacks answers."""
+        """Scores of every subset (NotEstimableError if the soup of one lacks answers)."""
         soups = {members: game.recipe(members).id for members in game.subsets()}
         missing = set(soups.values()) - set(run.search)
         if missing:

@@ -136,7 +136,8 @@ def fitted_surface(
     answered = np.isfinite(scores)
     samples = _item_samples(answered, categories, len(coefficients))
     complete = answered.all(axis=1)
-    model = SoupModel(points, samples, coefficients, rise, value, scores[complete])
+    # The usual scores of the items are those of points that answered all of them.
+    model = SoupModel(points, samples, coefficients, rise, value, singles=scores[complete])
     model.size = model.size / effect
     for soup in np.flatnonzero(answered.any(axis=1)):
         model.observe(int(soup), slice(None), scores[soup])
@@ -199,8 +200,8 @@ class ResponseSurface(Analysis):
             scores,
             split.categories,
             split.coefficients,
-            split.value,
-            split.groups,
+            value=split.value,
+            groups=split.groups,
         )
 
         categories = {}

@@ -178,6 +178,7 @@ def _windows(
     members: Sequence[Member], search: CheckpointScores, trials: Sequence[Trial]
 ) -> tuple[WindowRow, ...]:
     """The windows that were evaluated, the shortest first; their intervals hold for all at once."""
+    # {key of the weights: scores [I], or window}; a window of one checkpoint is no average.
     scores_of = {_key(trial.weights): trial.result.values for trial in trials if trial.whole}
     averages = {
         _key(window.weights): window for window in windows(len(members)) if window.length > 1

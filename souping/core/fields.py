@@ -229,6 +229,7 @@ def checked(value: Json, model: Hint, where: str) -> Any:
 
 def _entries(value: Json, model: Hint, where: str = "") -> Iterator[tuple[str, Hint, Any]]:
     """(place, annotation, value) of every key that the model names, at any depth; `where` is the place of the value."""
+    # No further keys, or not the object that the model expects.
     if not is_typeddict(model) or not isinstance(value, Mapping):
         hint = dict[str, Any] if is_typeddict(model) else model
         yield f"`{where}`" if where else "it", hint, value
@@ -332,6 +333,7 @@ def _words(hint: Hint) -> str:
     # `tuple[str, ...]`
     if inner is ...:
         inner = arguments[0]
+    # Elements of other types would make the message too long.
     spelled = inner in PLAIN_TYPES or get_origin(inner) is Annotated
     if kind in (list, tuple, Sequence):
         return f"a list, each {_words(inner)}" if spelled else "a list"

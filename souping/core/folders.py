@@ -80,14 +80,14 @@ def _alone(out: Path) -> Iterator[None]:
     with lock_file.open("a") as file:
         try:
             lock(file.fileno(), wait=False)
-            # If its holder has just ended, another one may have begun.
+            # If its holder has just ended, it removed this file, and another one may hold a new file.
             if os.fstat(file.fileno()).st_ino != lock_file.stat().st_ino:
                 raise BlockingIOError
         except (BlockingIOError, FileNotFoundError):
             raise UserError(
                 f"{out}: another run is writing there: choose another place, or wait for its end"
             ) from None
-        # Ours is empty.
+        # souping's lock files are empty.
         if os.fstat(file.fileno()).st_size:
             raise UserError(
                 f"{lock_file} is not souping's lock: choose another place for the soup, or move that file"

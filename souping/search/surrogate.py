@@ -155,7 +155,10 @@ class SoupModel:
     # ---------------------------------------------------------------- prior
 
     def fit(self) -> None:
-        """Level [S], noise [S, S] and signal [S, S] of each category from its answers."""
+        """Set the level [S], noise [S, S] and signal [S, S] of each category, by its answers.
+
+        Candidates of noise and signal are averaged with their posterior probabilities as weights.
+        """
         self._posteriors.clear()
         signals = self._candidate_signals()
         correlations = self._candidate_correlations()

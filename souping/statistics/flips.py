@@ -159,6 +159,7 @@ def drawn_sums(
     """`stratum_sums` [D, H, F] of `draws` random patterns, of rows [R, F] that stand for `number` [R] groups."""
     rng = np.random.default_rng([INTERVAL_SALT, seed])
     groups = number.sum()
+    # Rows of few groups each: all groups one by one, but quickly.
     if MANY_GROUPS <= groups <= FEW_ALIKE * len(number):
         group_rows = np.repeat(rows, number, axis=0)
         group_stratum = np.repeat(stratum, number)

@@ -136,6 +136,7 @@ class JointFlips:
         """
         rivals = [column for column in range(self.pulls.shape[1]) if column != model]
         largest = np.max([self.t((rival, model)) for rival in rivals], axis=0)
+        # The first one is the pattern seen.
         as_large = largest[1:] >= largest[0] - ZERO_DIFFERENCE
         return bool((1 + as_large.sum()) / (1 + len(as_large)) > alpha)
 
