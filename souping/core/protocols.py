@@ -518,9 +518,7 @@ EVALUATOR_PARTS = {"prompts": Prompts, "sampling": Sampling, "scoring": Scoring,
 class Evaluator(Component, ABC):
     """Evaluates a model on items and returns one record per item.
 
-    `batches` splits a whole split into blocks by a fixed rule. The items of a block are answered and stored together.
-    `settings` is everything that an answer or a score depends on besides the model, the item and its block. All other
-    properties of an evaluator are in its parts `prompts`, `sampling`, `scoring` and `hosting`.
+    The properties of an evaluator that are not below are in its parts `prompts`, `sampling`, `scoring` and `hosting`.
     """
 
     def __init_subclass__(cls) -> None:
@@ -544,7 +542,8 @@ class Evaluator(Component, ABC):
 
     @property
     @abstractmethod
-    def settings(self) -> Mapping[str, Json]: ...
+    def settings(self) -> Mapping[str, Json]:
+        """Everything that an answer or a score depends on besides the model, the item and its batch."""
 
     @property
     def fingerprint(self) -> str:
@@ -556,12 +555,12 @@ class Evaluator(Component, ABC):
             raise UserError(f"evaluator {named(self)}: settings are {plain}: {error}") from None
 
     @abstractmethod
-    def batches(self, items: Sequence[Item], repeat: int = 0) -> list[tuple[Item, ...]]: ...
+    def batches(self, items: Sequence[Item], repeat: int = 0) -> list[tuple[Item, ...]]:
+        """The items of a whole split in batches, by a fixed rule. A batch is answered and stored together."""
 
     @abstractmethod
-    def evaluate(
-        self, model: LoadedModel, items: Sequence[Item], repeat: int = 0
-    ) -> list[Record]: ...
+    def evaluate(self, model: LoadedModel, items: Sequence[Item], repeat: int = 0) -> list[Record]:
+        """Answers of a model to a batch of items, with scores, in the items' order; `repeat` numbers an item's answers."""
 
     def for_pool(self, architecture_folder: Path, folders: Mapping[str, Path]) -> Evaluator:
         """A copy of this evaluator, in which settings that were left open are read from the candidates' files.
