@@ -518,7 +518,7 @@ EVALUATOR_PARTS = {"prompts": Prompts, "sampling": Sampling, "scoring": Scoring,
 class Evaluator(Component, ABC):
     """Evaluates a model on items and returns one record per item.
 
-    The properties of an evaluator that are not below are in its parts `prompts`, `sampling`, `scoring` and `hosting`.
+    All other properties of an evaluator are in its parts `prompts`, `sampling`, `scoring` and `hosting`.
     """
 
     def __init_subclass__(cls) -> None:
@@ -560,7 +560,7 @@ class Evaluator(Component, ABC):
 
     @abstractmethod
     def evaluate(self, model: LoadedModel, items: Sequence[Item], repeat: int = 0) -> list[Record]:
-        """Answers of a model to a batch of items, with scores, in the items' order; `repeat` numbers an item's answers."""
+        """Answers of a model with scores to a batch of items, in their order. `repeat` numbers an item's answers."""
 
     def for_pool(self, architecture_folder: Path, folders: Mapping[str, Path]) -> Evaluator:
         """A copy of this evaluator, in which settings that were left open are read from the candidates' files.
