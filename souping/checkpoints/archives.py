@@ -27,12 +27,19 @@ from souping.core.types import EMA_KEY, UserError
 LONGEST_DIRECTORY_BYTES = 50_000_000
 """Bytes of a directory at most."""
 SMALL_PICKLE_BYTES = 2048
+"""Pickles below this size are cached."""
 ARCHIVE_PIECE_BYTES = 1 << 20
 ARCHIVE_NAMES = (".pt", ".pth", ".pth.tar", ".bin", ".ckpt")
 """How files that `torch.save` wrote are called."""
 STATE_DICTS = ("state_dict", "model", "model_state_dict")
 """Where trainers put the weights in such a file, one below the other too."""
+CHECKSUM_IN_HEADER = 14
+CHECKSUM_IN_DESCRIPTOR = 4
 CHECKSUM_BEFORE_NAME = 30
+"""Where a zip file has an entry's checksum, in bytes: in its header, in the data descriptor behind it, and before the
+entry's name in the directory."""
+CHECKSUM_IS_BEHIND = 8
+"""Flag of an entry whose checksum is in a data descriptor behind its bytes."""
 LOCAL_HEADER = struct.Struct("<4s22x2H")
 
 
@@ -45,9 +52,10 @@ class Extent:
 
 
 class FileSlice:
-    """Part of an open file as `zipfile` reads it."""
+    """Part of an open file, as a file that `zipfile` can read."""
 
     def __init__(self, file: BinaryIO, start: int, nbytes: int) -> None:
+        """Bytes `start .. start + nbytes` of the file."""
         self._file = file
         self._start = start
         self._nbytes = nbytes
@@ -61,9 +69,11 @@ class FileSlice:
         return self._at
 
     def read(self, size: int = -1) -> bytes:
+        """At most `size` bytes from the current position; all that are left if it is negative."""
         count = self._nbytes - self._at
         if size >= 0:
             count = min(size, count)
+        # `zipfile` reads the directory whole, and its size is what an untrusted file claims.
         count = min(count, LONGEST_DIRECTORY_BYTES)
         piece = os.pread(self._file.fileno(), count, self._start + self._at)
         self._at += len(piece)
@@ -79,7 +89,11 @@ def read_pieces(file: BinaryIO, place: Extent) -> Iterator[bytes]:
 
 @dataclass(frozen=True)
 class Archive:
-    """Archive of `nbytes` from `start` of an open file, with its directory {name below the first folder: entry}."""
+    """Zip archive that is `nbytes` long and begins at byte `start` of an open file.
+
+    `entries` are {name below the archive's one folder: entry}; `directory` is the byte in the archive at which its
+    directory begins.
+    """
 
     path: Path
     file: BinaryIO
@@ -90,30 +104,34 @@ class Archive:
 
     @classmethod
     def open(cls, path: Path, file: BinaryIO, start: int = 0, nbytes: int | None = None) -> Archive:
-        """Read a directory. Raises UserError if there is none."""
+        """Read the directory of an archive (UserError: it is broken); without `nbytes` it ends where the file does."""
         if nbytes is None:
             nbytes = path.stat().st_size - start
         try:
-            opened = zipfile.ZipFile(FileSlice(file, start, nbytes))
+            archive = zipfile.ZipFile(FileSlice(file, start, nbytes))
         except (*READ_FAILURES, zipfile.BadZipFile, NotImplementedError, OSError) as error:
             raise broken(
                 path, f"no archive of torch.save (1.6 or newer) where one should be ({error})"
             ) from None
-        # torch finds an entry by its name as it is stored, in any case.
-        listing = opened.infolist()
+        # torch looks an entry up by its stored name in any case, so two names must differ in more than that.
+        listing = archive.infolist()
         entries = {entry.orig_filename.lower().partition("/")[2]: entry for entry in listing}
         if len(entries) < len(listing):
             raise broken(path, "an entry of its archive is there twice")
-        return cls(path, file, start, nbytes, entries, opened.start_dir)
+        return cls(path, file, start, nbytes, entries, archive.start_dir)
 
     def extent(self, name: str) -> Extent:
-        """Where an entry's bytes are in the file (KeyError or ValueError: nowhere)."""
+        """Where an entry's bytes are in the file.
+
+        Raises:
+            KeyError, ValueError: there is no such entry, or its bytes are compressed or outside of the archive.
+        """
         entry = self.entries[name]
-        last = self.nbytes - LOCAL_HEADER.size - entry.file_size
-        if entry.compress_type or not 0 <= entry.header_offset <= last:
+        last_offset = self.nbytes - LOCAL_HEADER.size - entry.file_size
+        if entry.compress_type or not 0 <= entry.header_offset <= last_offset:
             raise ValueError("an entry is compressed, or outside")
 
-        # The header of the entry itself, then its name and extra field, whose lengths stand there, then the bytes.
+        # An entry is a header, a name and an extra field, whose lengths the header has, and then the bytes.
         place = self.start + entry.header_offset
         header = os.pread(self.file.fileno(), LOCAL_HEADER.size, place)
         mark, name_length, extra_length = LOCAL_HEADER.unpack(header)
@@ -123,7 +141,10 @@ class Archive:
         return Extent(self.start + begin, entry.file_size)
 
     def sign(self) -> None:
-        """Write the checksums of storages that were changed to both of their places."""
+        """Write the CRC-32 of every storage again, after its bytes have changed.
+
+        A zip file has it twice: at the entry itself, before or behind its bytes, and in the directory.
+        """
         directory = os.pread(
             self.file.fileno(), self.nbytes - self.directory, self.start + self.directory
         )
@@ -134,15 +155,16 @@ class Archive:
             checksum = 0
             for piece in read_pieces(self.file, extent):
                 checksum = zlib.crc32(piece, checksum)
-            in_header = self.start + entry.header_offset + 14
-            if entry.flag_bits & 8:  # it comes after the bytes
-                in_header = extent.offset + extent.nbytes + 4
+            at_entry = self.start + entry.header_offset + CHECKSUM_IN_HEADER
+            if entry.flag_bits & CHECKSUM_IS_BEHIND:
+                at_entry = extent.offset + extent.nbytes + CHECKSUM_IN_DESCRIPTOR
             place_of_name = directory.index(entry.filename.encode())
             in_directory = self.start + self.directory + place_of_name - CHECKSUM_BEFORE_NAME
-            for place in (in_header, in_directory):
+            for place in (at_entry, in_directory):
                 os.pwrite(self.file.fileno(), checksum.to_bytes(4, "little"), place)
 
     def content(self, name: str) -> bytes:
+        """All bytes of an entry that has to be small. Raises UserError if it is not, or is missing."""
         try:
             extent = self.extent(name)
         except READ_FAILURES as error:
@@ -159,11 +181,11 @@ class Archive:
             raise broken(self.path, "its numbers are not little-endian")
         data = self.content("data.pkl")
         if len(data) < SMALL_PICKLE_BYTES:
-            return _unpickled(data, self.path)
+            return _unpickle_once(data, self.path)
         return unpickle(data, self.path)
 
     def tensors(self) -> Mapping[str, Data]:
-        """The pickled tensors by name. Raises UserError if it holds anything else."""
+        """{name: pickled tensor}. Raises UserError if the pickle is not a table with names as keys."""
         state = self.unpickled()
         if not isinstance(state, dict) or not all(isinstance(name, str) for name in state):
             raise broken(self.path, "not a table of tensors")
@@ -179,6 +201,8 @@ class Archive:
             ) from None
 
     def _place(self, value: Data) -> tuple[str, tuple[int, ...], Extent]:
+        """As `place`, but raises one of READ_FAILURES."""
+        # A parameter is a tensor with a wrapper.
         is_parameter = isinstance(value, Made) and value.kind.endswith("._rebuild_parameter")
         if is_parameter and value.state is None:
             value = value.args[0]
@@ -186,7 +210,8 @@ class Archive:
             raise TypeError(f"it is a {type(value).__name__}")
         if value.kind != "torch._utils._rebuild_tensor_v2":
             raise TypeError(f"it is a {value.kind}")
-        # A state puts other elements into the tensor, and what follows its hooks may negate them.
+        # (storage, offset, shape, strides, requires_grad, hooks, metadata): the metadata may negate the elements, and a
+        # state puts others into the tensor.
         if value.state is not None or any(value.args[6:]):
             raise ValueError("its elements are not used as they are stored")
         storage, first, shape, strides = value.args[:4]
@@ -194,22 +219,22 @@ class Archive:
         shape = torch_size(shape)
         if not is_contiguous(shape, torch_size(strides)):
             raise ValueError("its elements are not in order")
-        # The text of anything but a name may be endless.
+        # ("storage", class, name, device, elements). The text of anything but a name may be endless.
         if not isinstance(storage.args[2], str):
             raise TypeError("its storage has no name")
         kind = storage.args[1].name.removeprefix("torch.").removesuffix("Storage")
         dtype = common()["storages"][kind]
         extent = self.extent(f"data/{storage.args[2]}")
-        item = size_of(dtype)
+        item_bytes = size_of(dtype)
         count = math.prod(shape)
-        if (first + count) * item > extent.nbytes:
+        if (first + count) * item_bytes > extent.nbytes:
             raise ValueError("its elements are beyond the end of its storage")
-        return dtype, shape, Extent(extent.offset + first * item, count * item)
+        return dtype, shape, Extent(extent.offset + first * item_bytes, count * item_bytes)
 
 
 @lru_cache(maxsize=256)
-def _unpickled(data: bytes, path: Path) -> Data:
-    """What a small pickle holds: boxes of one shape have the same."""
+def _unpickle_once(data: bytes, path: Path) -> Data:
+    """What a small pickle holds, from a cache: all boxes of one shape have the same pickle."""
     return unpickle(data, path)
 
 
@@ -234,7 +259,7 @@ def tag_of(dtype: Data) -> str:
 
 
 def archive_at(path: Path) -> tuple[Path, str] | None:
-    """(file, key) of an archive that FILE or FILE#KEY names; None for anything else."""
+    """(file, key) of an archive that FILE (its key is empty) or FILE#KEY names; None for anything else."""
     file = path
     key = ""
     if not path.is_file():
@@ -257,7 +282,7 @@ def is_checkpoint(path: Path) -> bool:
 
 
 def read_archive(path: Path, key: str) -> dict[str, Tensor]:
-    """The tensors below a key, or where trainers put them, and where their bytes are.
+    """{name: tensor} of the table below a key, or of the one where trainers put the weights if the key is empty.
 
     Raises:
         UserError: there is no such table, or as `read_pickled`.
@@ -268,6 +293,10 @@ def read_archive(path: Path, key: str) -> dict[str, Tensor]:
 
 
 def _state_dict(content: Data, key: str, path: Path) -> Mapping[str, Data]:
+    """{name: pickled tensor} below a key of a file's content and below the names in STATE_DICTS, as far as they follow.
+
+    `a.b` is the key b in the table of key a, or a key with a dot. Raises UserError if there is no such table.
+    """
     table = content
     keys = key.split(".") if key else []
     if isinstance(table, dict) and key in table:
@@ -277,7 +306,7 @@ def _state_dict(content: Data, key: str, path: Path) -> Mapping[str, Data]:
             raise UserError(f"{path} has no key {shown(key)}: {_tables_in(content)}")
         table = table[part]
 
-    # A table may hold itself, so the search has an end.
+    # As deep as there are such names: a table may hold itself.
     for _ in STATE_DICTS:
         inner = table if isinstance(table, dict) else {}
         name = next((name for name in STATE_DICTS if isinstance(inner.get(name), dict)), None)
@@ -291,7 +320,7 @@ def _state_dict(content: Data, key: str, path: Path) -> Mapping[str, Data]:
 
 
 def _tables_in(content: Data) -> str:
-    """What to type instead."""
+    """The end of a message: which keys of an archive to type instead."""
     table = content if isinstance(content, dict) else {}
     # The text of anything but a name may be endless.
     names = [key for key in table if isinstance(key, str) and isinstance(table[key], dict)]
@@ -301,7 +330,7 @@ def _tables_in(content: Data) -> str:
 
 
 def read_pickled(path: Path, label: str) -> dict[str, Tensor]:
-    """The tensors of a pickled file and where their bytes are.
+    """{name: tensor} of a pickled file; `label` is how the tensors name the file.
 
     Raises:
         UserError: it holds more than plain, contiguous tensors, or it is truncated.
@@ -312,6 +341,7 @@ def read_pickled(path: Path, label: str) -> dict[str, Tensor]:
 
 
 def _tensors(archive: Archive, table: Mapping[str, Data], label: str) -> dict[str, Tensor]:
+    """{name: tensor} of a table of pickled tensors, with the places of their bytes."""
     tensors = dict[str, Tensor]()
     for name, value in table.items():
         check_name(archive.path, name)

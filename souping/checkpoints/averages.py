@@ -28,7 +28,7 @@ WHOLE_NUMBER = re.compile(r"(?<![\d.])\d+(?![\d.])")
 
 
 def find_averages(run: TrainingRun) -> tuple[dict[str, Path], list[str]]:
-    """({name: path} of the trainer's averages up to the last member, a note on each folder that is not one)."""
+    """({name: path} of the trainer's averages at the last member, a note on each folder that is not one)."""
     last = run.members[-1]
     folders = {f.name: f for f in folders_in(run.folder) if BESIDE.fullmatch(f.name)}
     for folder in folders_in(last.folder):
@@ -45,6 +45,7 @@ def find_averages(run: TrainingRun) -> tuple[dict[str, Path], list[str]]:
             notes.append(f"{run.folder}: {name}: not compared as the trainer's average, {why}")
         else:
             averages[name] = folder
+    # Or in the optimiser state of the last checkpoint.
     if has_average(last.weights):
         averages[f"{last.name}{EMA_KEY}"] = Path(f"{last.model}{EMA_KEY}")
     return averages, notes
@@ -60,6 +61,7 @@ def _unfit(folder: Path, run: TrainingRun) -> str:
     why = incomplete(member_in(folder, last.step))
     if why:
         return why
+    # An average inside the checkpoint is of its step; others have one in their names.
     step = last.step if folder.parent == last.folder else _step_of(folder.name, run)
     if step != last.step:
         return f"it is of step {step}, and the last checkpoint here of step {last.step}"
@@ -76,12 +78,13 @@ def _unlike(folder: Path, last: Member) -> str:
     try:
         checkpoint = open_model(last.model, allow_pickle=True, like=stored)
     except (UserError, OSError):
-        # It is refused where the candidates are opened.
+        # The checkpoint itself is broken: opening it as a candidate reports that.
         return ""
     if is_adapter(folder) != is_adapter(last.model):
         return f"one of it and {last.name} is an adapter"
     average = open_model(folder, allow_pickle=True, like=stored)
     for tensor in average.tensors.values():
+        # A tensor that only the average has fits.
         shape = checkpoint.tensors.get(tensor.name, tensor).shape
         if shape != tensor.shape:
             return f"{shown(tensor.name)} is {list(tensor.shape)}, and {list(shape)} in {last.name}"
@@ -94,7 +97,10 @@ def _unlike(folder: Path, last: Member) -> str:
 
 
 def _step_of(name: str, run: TrainingRun) -> int:
-    """The step in a name; without one, an average is of the end of training. Smaller numbers count something else."""
+    """The first whole number in a name that may be a step: none is below that of the oldest checkpoint.
+
+    An average without one is of the end of training, the newest step.
+    """
     oldest, newest = run.extent
     numbers = [int(number) for number in WHOLE_NUMBER.findall(name)]
     return next((number for number in numbers if number >= oldest), newest)

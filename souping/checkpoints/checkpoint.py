@@ -42,6 +42,7 @@ Stamp = tuple[int, int, int, int]
 
 
 def stamp(path: Path) -> Stamp:
+    """The stamp of a file as it is now."""
     stat = path.stat()
     return stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns, stat.st_ino
 
@@ -52,7 +53,7 @@ def stamps_in(folder: Path) -> dict[str, Stamp]:
 
 
 def check_stamp(path: Path, known: Stamp) -> None:
-    """Raises UserError where a file is not what its stamp says."""
+    """Raises UserError if a file is gone, or its stamp is not the known one."""
     try:
         same = stamp(path) == known
     except OSError:
@@ -68,13 +69,14 @@ def changed_file(path: Path) -> UserError:
 
 
 def settled(path: Path) -> Stamp:
-    """The stamp of a file, at a time when another change would give it another one."""
-    now = stamp(path)
-    age = time.time_ns() - now[2]
+    """The stamp of a file, after waiting until any further change would give it another one."""
+    known = stamp(path)
+    _, _, ctime_ns, _ = known
+    age = time.time_ns() - ctime_ns
     if 0 <= age < CLOCK_TICK_NS:
         time.sleep((CLOCK_TICK_NS - age) / 1e9)
         return stamp(path)
-    return now
+    return known
 
 
 # Checkpoints
@@ -132,11 +134,15 @@ class Checkpoint:
         files: Names = (),
         like: Path | None = None,
     ) -> Checkpoint:
-        """A folder that was read; `before` are the stamps of its files from before that."""
+        """The checkpoint of tensors that were read from a folder.
+
+        `before` are the stamps that its files had before that; files without one get today's. The weight `files` are by
+        default those that the tensors name.
+        """
         for name in tensors:
             check_name(folder, name)
         files = files or tuple(sorted({tensor.file for tensor in tensors.values()}))
-        opened = cls(
+        checkpoint = cls(
             source=folder,
             folder=folder,
             tensors=tensors,
@@ -147,14 +153,14 @@ class Checkpoint:
         )
         stamps = dict[str, Stamp]()
         for name in (*files, *side):
-            stamps[name] = before[name] if name in before else stamp(opened.path(name))
-        return replace(opened, stamps=stamps)
+            stamps[name] = before[name] if name in before else stamp(checkpoint.path(name))
+        return replace(checkpoint, stamps=stamps)
 
     @classmethod
     def viewed(
         cls, sharded: Sharded, views: Mapping[str, View], config: dict[str, Any], home: Path | None
     ) -> Checkpoint:
-        """Tensors as views of what is stored; without `home` there are no side files."""
+        """The checkpoint of {name: view} of sharded tensors, with side files of the folder `home` (None: no files)."""
         assembly = Assembly.of(sharded.tensors, views)
         tensors = {tensor.name: tensor for tensor in assembly.tensors}
         side = side_files(home) if home else ()
@@ -164,11 +170,11 @@ class Checkpoint:
 
     @property
     def home(self) -> Path:
-        """Where its config, tokenizer and other side files are."""
+        """The folder of its config, tokenizer and other side files."""
         return self.like or self.folder
 
     def path(self, name: str) -> Path:
-        """Where one of its files is."""
+        """The path of one of its weight or side files."""
         folder = self.home if name in self.side else self.folder
         return folder / name
 
@@ -192,29 +198,29 @@ class Checkpoint:
         return self.parameters * ITEM[dtype] if dtype in ITEM else self.nbytes
 
     def check_unchanged(self, names: Iterable[str] | None = None) -> None:
-        """Raises UserError where a file (of these names) is not the one that was opened."""
+        """Raises UserError if one of its files (default: all) is not the one that was opened, here or in a bucket."""
         chosen = list(self.stamps if names is None else names)
         for name in chosen:
             check_stamp(self.path(name), self.stamps[name])
-        if pointers := [
-            name
-            for name in chosen
-            if name in self.files and self.stamps[name][0] < LONGEST_POINTER_BYTES
-        ]:
-            check_pointers(map(self.path, pointers))
+        # Weight files as small as a pointer may be one, to a file in a bucket.
+        pointers = list[Path]()
+        for name in chosen:
+            if name in self.files and self.stamps[name][0] < LONGEST_POINTER_BYTES:
+                pointers.append(self.path(name))
+        check_pointers(pointers)
 
     @property
     def side_bytes(self) -> int:
         return sum((self.home / name).stat().st_size for name in self.side)
 
     def side_text(self, name: str) -> bytes | None:
-        """The bytes of a side file, or None where there is none."""
+        """The bytes of a side file, or None if it has none of this name."""
         if name not in self.side:
             return None
         return (self.home / name).read_bytes()
 
     def file_number(self, tensor: Tensor) -> int:
-        """The number of a tensor's file; of the first where it is assembled from several."""
+        """The index in `files` of a tensor's file; 0 if tensors are assembled from pieces, as if in one file."""
         return 0 if self.assembly is not None else self.files.index(tensor.file)
 
 
@@ -230,7 +236,7 @@ def _archive(source: Path, allow_pickle: bool, like: Like) -> Checkpoint | None:
     before = {file.name: stamp(file)}
     tensors = read_archive(file, key)
     if like.folder is None:
-        return Checkpoint.of(file.parent, tensors, {}, (), before)
+        return Checkpoint.of(file.parent, tensors, config={}, side=(), before=before)
     return _named(Sharded.whole(file.parent, tensors), like)
 
 
@@ -246,13 +252,13 @@ def _average(source: Path, allow_pickle: bool, like: Like) -> Checkpoint | None:
 
 
 def _trainer_folder(source: Path, allow_pickle: bool, like: Like) -> Checkpoint | None:
-    """A folder that a trainer wrote; one with weights of Hugging Face is not."""
+    """A trainer's sharded checkpoint. A folder that has weights as Hugging Face models do is none."""
     sharded = None if has_weights(source) else read_sharded(source, allow_pickle)
     return None if sharded is None else _named(sharded, like)
 
 
 def _model_folder(source: Path, allow_pickle: bool, like: Like) -> Checkpoint | None:
-    """A folder of Hugging Face, dequantised, with experts as the model's family stores them."""
+    """A Hugging Face folder; FP8 weights are dequantised, and experts laid out as the model_type has them."""
     if not source.is_dir():
         return None
     refuse_gguf(source)
@@ -268,6 +274,7 @@ def _model_folder(source: Path, allow_pickle: bool, like: Like) -> Checkpoint | 
         config = plain_config(config)
         return replace(plain, tensors=tensors, config=config, assembly=assembly, quantised=plain)
     mapped = regrouped(headers_of(tensors), config, source)
+    # Its tensors are laid out as they have to be.
     if mapped is None:
         return plain
     viewed = Checkpoint.viewed(Sharded.whole(source, tensors), views_of(mapped), config, source)
@@ -278,10 +285,10 @@ LAYOUTS = (_archive, _average, _trainer_folder, _model_folder)
 
 
 def _named(sharded: Sharded, like: Like) -> Checkpoint:
-    """A trainer's tensors under the names of Hugging Face, or as they are stored where there is no config."""
+    """A trainer's tensors under the names of Hugging Face; without a config (`like.stored`), under their own."""
     home = config_home(sharded, like)
     if home is None:
-        return Checkpoint.viewed(sharded, sharded.as_stored(), {}, None)
+        return Checkpoint.viewed(sharded, sharded.as_stored(), config={}, home=None)
     config = read_model_config(home)
     shapes = {name: tensor.shape for name, tensor in weights_like(home).items()}
     headers = headers_of(sharded.tensors)
@@ -299,7 +306,7 @@ def views_of(mapped: Mapping[str, Mapped]) -> dict[str, View]:
 
 
 def describe_names(checkpoint: Checkpoint) -> list[str]:
-    """One line for each kind of tensor: how it is stored, and what comes of it."""
+    """One line for each kind of tensor: its names and shape as stored, and those that it gets."""
     if checkpoint.assembly is None or checkpoint.mapped is None:
         return [f"{len(checkpoint.tensors)} tensors, as they are"]
     return described(checkpoint.mapped, checkpoint.assembly.stored)
@@ -308,6 +315,7 @@ def describe_names(checkpoint: Checkpoint) -> list[str]:
 def headers_of(
     tensors: Mapping[str, StoredTensor] | Mapping[str, Tensor],
 ) -> dict[str, tuple[str, Shape]]:
+    """{name: (dtype, shape)} of tensors."""
     return {name: (tensor.dtype, tensor.shape) for name, tensor in tensors.items()}
 
 

@@ -16,7 +16,6 @@ import numpy as np
 
 from souping.checkpoints.checkpoint import Checkpoint, Checkpoints
 from souping.checkpoints.encodings import COMPARED_TEXTS, first_difference
-from souping.checkpoints.fingerprints import HASHED_PIECE_BYTES
 from souping.checkpoints.folder import TIED, setting, side_files
 from souping.checkpoints.header import FLOATS, OTHER_FLOATS, Tensor, parse_json, widest
 from souping.checkpoints.reader import WeightReader
@@ -24,11 +23,17 @@ from souping.core.text import listed, shown
 from souping.core.types import Json, Names, UserError, digest
 
 VOCAB_WORDS = ("embed", "lm_head", "wte", "shared", "output_projection", "embd")
+"""Words in names of tensors that have a row for each token."""
+COMPARED_ELEMENTS = 1 << 20
+"""Elements of two tensors that are in memory at once."""
 
 
 @dataclass(frozen=True)
 class AlignedTensor:
-    """Tensor of the soup and its counterpart in each ingredient. Rows may differ where `merge.vocab` allows it."""
+    """Tensor of the soup, its dtype and shape there, and its counterpart (`parts`) in each ingredient, in their order.
+
+    Numbers of rows may differ if `merge.vocab` allows it.
+    """
 
     name: str
     dtype: str
@@ -51,15 +56,16 @@ def align(checkpoints: Checkpoints, vocab: str = "error") -> list[AlignedTensor]
         UserError: tensors are missing or extra, shapes differ, or a float type cannot be souped.
     """
     dropped = redundant(checkpoints)
+    # {checkpoint: {name: tensor}}
     tables = dict[str, dict[str, Tensor]]()
     for name, checkpoint in checkpoints.items():
         tables[name] = {
             key: tensor for key, tensor in checkpoint.tensors.items() if key not in dropped
         }
-    first, *others = checkpoints
-    for name in others:
-        _same_names(first, name, tables, checkpoints)
-    aligned = [_slot(name, tables, checkpoints, vocab) for name in sorted(tables[first])]
+    first, *later = checkpoints
+    for name in later:
+        _check_names(first, name, tables, checkpoints)
+    aligned = [_align_tensor(name, tables, checkpoints, vocab) for name in sorted(tables[first])]
     _refuse_shapes(aligned, checkpoints, vocab)
     for index, name in enumerate(checkpoints):
         tensors = [slot.parts[index] for slot in aligned]
@@ -92,9 +98,10 @@ def tied(checkpoint: Checkpoint) -> bool:
     return setting(checkpoint.config, "tie_word_embeddings") is True
 
 
-def _same_names(
+def _check_names(
     a: str, b: str, tables: Mapping[str, Mapping[str, Tensor]], pool: Checkpoints
 ) -> None:
+    """Refuse candidates `a` and `b` whose `tables` ({candidate: {name: tensor}}) have different names."""
     missing = [name for name in tables[a] if name not in tables[b]]
     extra = [name for name in tables[b] if name not in tables[a]]
     if not missing and not extra:
@@ -112,15 +119,16 @@ def _same_names(
     )
 
 
-def _slot(
+def _align_tensor(
     name: str,
     tables: Mapping[str, Mapping[str, Tensor]],
     pool: Checkpoints,
     vocab: str,
 ) -> AlignedTensor:
-    """A tensor of all models. Rows of vocabularies that differ become their union or intersection, as `vocab` says.
+    """The tensor of one name in all models; `tables` are {candidate: {name: tensor}}.
 
-    Of other shapes that differ, the first stands here: `_refuse_shapes` refuses them.
+    It has the rows of the largest vocabulary if `vocab` is union, of the smallest if it is intersect. Of other shapes
+    that differ, it has the first: `_refuse_shapes` refuses them.
     """
     parts = tuple(table[name] for table in tables.values())
     shapes = [part.shape for part in parts]
@@ -132,7 +140,7 @@ def _slot(
 
 
 def _is_vocab(name: str, parts: Sequence[Tensor], pool: Sequence[Checkpoint]) -> bool:
-    """Shapes differ in their first size alone, and that size is the vocabulary's."""
+    """Whether shapes differ in their first size alone, and that size is the vocabulary's by the configs or the name."""
     if len({part.shape[1:] for part in parts}) > 1 or not all(part.shape for part in parts):
         return False
     sizes = [setting(checkpoint.config, "vocab_size") for checkpoint in pool]
@@ -141,6 +149,7 @@ def _is_vocab(name: str, parts: Sequence[Tensor], pool: Sequence[Checkpoint]) ->
 
 
 def _refuse_shapes(aligned: Sequence[AlignedTensor], pool: Checkpoints, vocab: str) -> None:
+    """Refuse shapes that differ, unless they do so in vocabulary rows and `vocab` says what becomes of those."""
     checkpoints = list(pool.values())
     uneven = [slot for slot in aligned if slot.uneven]
     vocabularies = [slot for slot in uneven if _is_vocab(slot.name, slot.parts, checkpoints)]
@@ -149,11 +158,12 @@ def _refuse_shapes(aligned: Sequence[AlignedTensor], pool: Checkpoints, vocab: s
         refused = [slot for slot in uneven if slot not in vocabularies]
     if not refused:
         return
+    # If nothing else differs, there is something to set.
     hint = ""
     if len(vocabularies) == len(uneven):
         hint = ". Vocabularies differ: set merge.vocab=union or merge.vocab=intersect"
 
-    # The first tensor of them, in the first ingredient and in the first that differs from it.
+    # One example: the first refused tensor, in the first candidate and in the first that differs from that one.
     slot = refused[0]
     shapes = [list(part.shape) for part in slot.parts]
     places = list(zip(shapes, pool, strict=True))
@@ -169,11 +179,13 @@ IGNORED = {
     "_attn_implementation_autoset", "attn_implementation", "vocab_size", "architectures", "model_type", "auto_map",
     "output_attentions", "output_hidden_states", "return_dict", "_commit_hash", "gradient_checkpointing",
 }  # fmt: skip
+"""Keys of a config that say nothing about the weights, or that are compared elsewhere."""
 STRUCTURE = {
     "num_attention_heads", "num_key_value_heads", "head_dim", "num_hidden_layers", "hidden_size", "n_head", "n_layer",
     "num_experts_per_tok", "num_local_experts", "num_experts", "hidden_act", "hidden_activation", "activation_function",
     "layer_types", "tie_word_embeddings", "is_encoder_decoder", "d_kv", "num_heads",
 }  # fmt: skip
+"""Keys of a config by which equal weights make another model."""
 
 
 def preflight(
@@ -191,7 +203,7 @@ def preflight(
     if not names:
         raise UserError("the pool is empty")
     for name in names:
-        _same_architecture(names[0], name, checkpoints)
+        _check_architecture(names[0], name, checkpoints)
     aligned = align(checkpoints, vocab)
     warnings = _differences(checkpoints, aligned, vocab)
     warnings += _ties(checkpoints)
@@ -202,49 +214,54 @@ def preflight(
     return warnings
 
 
-def _same_architecture(a: str, b: str, pool: Checkpoints) -> None:
+def _check_architecture(a: str, b: str, pool: Checkpoints) -> None:
+    """Refuse candidates `a` and `b` whose configs both name an architecture, and not the same."""
     for key in ("model_type", "architectures"):
-        left = pool[a].config.get(key)
-        right = pool[b].config.get(key)
-        if left != right and left is not None and right is not None:
+        a_value = pool[a].config.get(key)
+        b_value = pool[b].config.get(key)
+        if a_value != b_value and a_value is not None and b_value is not None:
             raise UserError(
-                f"candidates {a} and {b} differ in {key}: {left!s:.80} and {right!s:.80}"
+                f"candidates {a} and {b} differ in {key}: {a_value!s:.80} and {b_value!s:.80}"
             )
 
 
 def _ties(pool: Checkpoints) -> list[str]:
-    """Notes on tied heads that only some store, which have to equal the embedding."""
+    """One note on each tied head that only some models store (UserError: it does not equal their embedding)."""
     notes = []
     for head in redundant(pool):
         owners = [name for name, checkpoint in pool.items() if head in checkpoint.tensors]
         for owner in owners:
-            _equals_embedding(owner, pool[owner], head)
+            _check_head(owner, pool[owner], head)
         notes.append(
             f"{listed(owners)} stores the tied {head} as well as the embedding, others do not: it is left out"
         )
     return notes
 
 
-def _equals_embedding(name: str, checkpoint: Checkpoint, head: str) -> None:
+def _check_head(name: str, checkpoint: Checkpoint, head: str) -> None:
+    """Refuse a stored head that equals no other tensor of its shape and dtype: one of those is the embedding."""
     tensor = checkpoint.tensors[head]
-    others = [t for t in checkpoint.tensors.values() if t.name != head]
-    twins = [t for t in others if (t.shape, t.dtype) == (tensor.shape, tensor.dtype)]
-    equal = any(same_values(checkpoint, tensor, checkpoint, twin) for twin in twins)
-    if twins and not equal:
+    possible = list[Tensor]()
+    for embedding in checkpoint.tensors.values():
+        same_kind = (embedding.shape, embedding.dtype) == (tensor.shape, tensor.dtype)
+        if same_kind and embedding.name != head:
+            possible.append(embedding)
+    equal = any(same_values(checkpoint, tensor, checkpoint, embedding) for embedding in possible)
+    if possible and not equal:
         raise UserError(
             f"tied embeddings on one side only: {name} stores {head} with values other than the embedding's"
         )
 
 
-def same_values(a: Checkpoint, left: Tensor, b: Checkpoint, right: Tensor) -> bool:
-    """Whether two tensors hold the same numbers, in whatever float dtypes they are stored."""
-    if {left.dtype, right.dtype} - set(FLOATS) or left.shape != right.shape:
+def same_values(a: Checkpoint, a_tensor: Tensor, b: Checkpoint, b_tensor: Tensor) -> bool:
+    """Whether a tensor of `a` and one of `b` hold the same floats, in whatever float dtypes they are stored."""
+    if {a_tensor.dtype, b_tensor.dtype} - set(FLOATS) or a_tensor.shape != b_tensor.shape:
         return False
     with WeightReader(a) as a_reader, WeightReader(b) as b_reader:
-        for start in range(0, left.count, HASHED_PIECE_BYTES):
-            count = min(HASHED_PIECE_BYTES, left.count - start)
-            a_values = a_reader.values(left, start, count)
-            if not np.array_equal(a_values, b_reader.values(right, start, count)):
+        for start in range(0, a_tensor.count, COMPARED_ELEMENTS):
+            count = min(COMPARED_ELEMENTS, a_tensor.count - start)
+            a_values = a_reader.values(a_tensor, start, count)
+            if not np.array_equal(a_values, b_reader.values(b_tensor, start, count)):
                 return False
     return True
 
@@ -252,27 +269,30 @@ def same_values(a: Checkpoint, left: Tensor, b: Checkpoint, right: Tensor) -> bo
 def _config_drift(
     a: str, b: str, left: Mapping[str, Any], right: Mapping[str, Any], prefix: str = ""
 ) -> list[str]:
-    """Warnings for settings that differ; what changes the meaning of the weights is refused."""
+    """Notes on settings that differ between the configs `left` of candidate `a` and `right` of `b`.
+
+    Settings that change the meaning of the weights are refused (UserError). `prefix` is the path of nested configs.
+    """
     notes = []
     for key in dict.fromkeys([*left, *right]):
-        x = left.get(key)
-        y = right.get(key)
-        if key in IGNORED or x == y:
+        a_value = left.get(key)
+        b_value = right.get(key)
+        if key in IGNORED or a_value == b_value:
             continue
-        if isinstance(x, dict) and isinstance(y, dict) and key.endswith("_config"):
-            notes += _config_drift(a, b, x, y, f"{prefix}{key}.")
-        elif key in STRUCTURE and x is not None and y is not None:
-            raise UserError(
-                f"candidates {a} and {b} differ in config {prefix}{key}: {x!s:.80} and {y!s:.80}"
-            )
-        else:
-            what = "RoPE settings differ, config" if key.startswith("rope") else "configs differ in"
-            notes.append(f"{what} {prefix}{key}: {a} {x!s:.80}, {b} {y!s:.80}")
+        if isinstance(a_value, dict) and isinstance(b_value, dict) and key.endswith("_config"):
+            notes += _config_drift(a, b, a_value, b_value, f"{prefix}{key}.")
+            continue
+        values = f"{a_value!s:.80} and {b_value!s:.80}"
+        # A config may leave a setting out.
+        if key in STRUCTURE and a_value is not None and b_value is not None:
+            raise UserError(f"candidates {a} and {b} differ in config {prefix}{key}: {values}")
+        what = "RoPE settings differ, config" if key.startswith("rope") else "configs differ in"
+        notes.append(f"{what} {prefix}{key}: {a} {a_value!s:.80}, {b} {b_value!s:.80}")
     return notes
 
 
 def _differences(pool: Checkpoints, aligned: Sequence[AlignedTensor], vocab: str) -> list[str]:
-    """Notes on dtypes and on rows of vocabularies."""
+    """Notes on dtypes and on numbers of vocabulary rows that differ."""
     notes = []
     floats = [slot for slot in aligned if slot.dtype in FLOATS]
     if any(slot.mixes_dtypes for slot in floats):
@@ -280,6 +300,7 @@ def _differences(pool: Checkpoints, aligned: Sequence[AlignedTensor], vocab: str
         notes.append(
             f"dtypes differ ({stored}): a soup of them is written in the widest, unless merge.dtype is set"
         )
+    # All uneven tensors have the rows of the vocabularies: the first shows them.
     slot = next((slot for slot in aligned if slot.uneven), None)
     if slot is not None:
         models = zip(pool, slot.parts, strict=True)
@@ -328,10 +349,11 @@ def has_tokenizer(folder: Path) -> bool:
 
 @dataclass(frozen=True)
 class Tokenizer:
-    """Behaviour of a tokenizer: ids of ordinary and of added tokens, and the rest by its place in tokenizer.json.
+    """Behaviour of a tokenizer.
 
-    `settings` decide how texts are encoded (slow tokenizers have digests of their files). `definition` is a
-    tokenizer.json without added tokens, `template` the chat template or None.
+    `ids` and `added` are {token: id} of ordinary and of added tokens. `settings` decide how texts are encoded: {place
+    in tokenizer.json: value}, or digests of its files if there is none. `definition` is a tokenizer.json without added
+    tokens, `template` the chat template or None, `present` whether there are any files.
     """
 
     ids: Mapping[str, int]
@@ -351,14 +373,19 @@ def read_tokenizer(checkpoint: Checkpoint) -> Tokenizer:
     fast = _json(checkpoint, "tokenizer.json")
     settings = _json(checkpoint, "tokenizer_config.json")
     try:
-        return _read(checkpoint, fast, settings)
+        return _parse_tokenizer(checkpoint, fast, settings)
     except (TypeError, ValueError, AttributeError, KeyError) as error:
         raise UserError(f"the tokenizer of {checkpoint.folder} cannot be read: {error}") from None
 
 
-def _read(
+def _parse_tokenizer(
     checkpoint: Checkpoint, fast: Mapping[str, Any], settings: Mapping[str, Any]
 ) -> Tokenizer:
+    """The tokenizer that its tokenizer.json (`fast`) and tokenizer_config.json (`settings`) describe; {} for no file.
+
+    Wrong content raises TypeError, ValueError, AttributeError or KeyError.
+    """
+    # Dropout changes nothing after training.
     model = {**(fast.get("model") or {}), "dropout": None}
     ids = _ids(model.get("vocab"))
     added = {str(token["content"]): int(token["id"]) for token in _list(fast.get("added_tokens"))}
@@ -369,7 +396,9 @@ def _read(
     for rank, merge in enumerate(_list(model.get("merges"))):
         decisive[f"model.merges[{rank}]"] = " ".join(merge) if isinstance(merge, list) else merge
     for number, row in enumerate(_list(model.get("vocab"))):
-        decisive[f"model.vocab[{number}]"] = row[1:]  # the score of a Unigram model
+        # Only a Unigram model has a list, of [token, score]; the tokens are in `ids`.
+        decisive[f"model.vocab[{number}]"] = row[1:]
+    # Without a tokenizer.json, the files of a slow tokenizer decide.
     vocab_files = {name: checkpoint.side_text(name) for name in VOCAB_FILES}
     if not fast:
         for name, data in vocab_files.items():
@@ -393,30 +422,36 @@ def _read(
 def compare_tokenizers(
     pool: Checkpoints, vocab: str, tokenizer_from: str | None, texts: Sequence[str] = ()
 ) -> list[str]:
-    """Warnings about tokenizers that differ from the first. If their settings differ, they encode random texts, and
-    `texts`.
+    """Notes on tokenizers that differ from the first. If their settings differ, they encode random texts, and `texts`.
 
     Raises:
         UserError: an id means another ordinary token; one has ordinary tokens that the other lacks (`vocab=error`); or
             a text is encoded differently, and `tokenizer_from` names no candidate.
     """
-    (a, first), *others = pool.items()
+    (a, first), *later = pool.items()
     left = read_tokenizer(first)
     files = _tokenizer_files(first)
     notes = []
-    for b, checkpoint in others:
-        if _tokenizer_files(checkpoint) != files:
-            right = read_tokenizer(checkpoint)
-            notes += _compare_pair(a, b, left, right, vocab)
-            notes += _compare_settings(a, b, left, right, tokenizer_from, texts)
+    for b, checkpoint in later:
+        # The same files are the same tokenizer.
+        if _tokenizer_files(checkpoint) == files:
+            continue
+        right = read_tokenizer(checkpoint)
+        notes += _compare_pair(a, b, left, right, vocab)
+        notes += _compare_settings(a, b, left, right, tokenizer_from, texts)
     return notes
 
 
 def _tokenizer_files(checkpoint: Checkpoint) -> dict[str, bytes | None]:
+    """{name: content} of a checkpoint's side files but its config."""
     return {name: checkpoint.side_text(name) for name in checkpoint.side if name != "config.json"}
 
 
 def _compare_pair(a: str, b: str, left: Tokenizer, right: Tokenizer, vocab: str) -> list[str]:
+    """Notes on tokens, framing and templates in which `left`, the tokenizer of `a`, and `right`, that of `b`, differ.
+
+    Raises UserError if ordinary tokens differ in their ids, or with `vocab=error` if only one has some of them.
+    """
     if left.present != right.present:
         owner, owner_of_none = (a, b) if left.present else (b, a)
         note = f"{owner} has a tokenizer, {owner_of_none} has none"
@@ -424,6 +459,7 @@ def _compare_pair(a: str, b: str, left: Tokenizer, right: Tokenizer, vocab: str)
     right_tokens = {number: token for token, number in right.ids.items()}
     clash = list[str]()
     for token, number in left.ids.items():
+        # What only one of them has is no clash.
         other_id = right.ids.get(token, number) != number
         other_token = right_tokens.get(number, token) != token
         if other_id or other_token:
@@ -439,9 +475,7 @@ def _compare_pair(a: str, b: str, left: Tokenizer, right: Tokenizer, vocab: str)
     added = [token for token in tokens if left.added.get(token) != right.added.get(token)]
     if added:
         notes.append(f"{a} and {b} differ in the added tokens {listed(added)}")
-    x = left.definition
-    y = right.definition
-    steps = [step for step in FRAMING if x.get(step) != y.get(step)]
+    steps = [step for step in FRAMING if left.definition.get(step) != right.definition.get(step)]
     if steps:
         notes.append(f"tokenizers of {a} and {b} differ in {', '.join(steps)}")
     return [*notes, *_templates(a, b, left, right)]
@@ -455,18 +489,23 @@ def _compare_settings(
     tokenizer_from: str | None,
     texts: Sequence[str],
 ) -> list[str]:
-    """A note if settings differ (UserError: a text is encoded differently, and `tokenizer_from` is None)."""
+    """A note if settings differ (UserError: a text is encoded differently, and `tokenizer_from` is None).
+
+    `left` and `right` are the tokenizers of the candidates `a` and `b`.
+    """
     x = left.settings
     y = right.settings
     fields = [field for field in {**x, **y} if x.get(field) != y.get(field)]
+    # A tokenizer that is missing has its note already.
     if not fields or left.present != right.present:
         return []
     what = f"tokenizers of {a} and {b} differ in {listed(fields, 3)}"
+    # Other vocabularies encode texts differently anyway.
     if left.ids.keys() != right.ids.keys():
         return [what]
     if tokenizer_from is not None:
         return [f"{what}: soups with {tokenizer_from} have its tokenizer (merge.tokenizer_from)"]
-    # The text of a merge that differs shows it.
+    # If BPE merges ("a b") differ, the texts of the merged tokens ("ab") show it.
     first = fields[:COMPARED_TEXTS]
     merges = [*map(x.get, first), *map(y.get, first)]
     tokens = [str(merge).replace(" ", "") for merge in merges]
@@ -495,6 +534,7 @@ def _templates(a: str, b: str, left: Tokenizer, right: Tokenizer) -> list[str]:
 
 
 def _template(checkpoint: Checkpoint, settings: Mapping[str, Any]) -> str | None:
+    """The chat template in its own file, else in the tokenizer's config (`settings`); several named ones as JSON."""
     text = checkpoint.side_text("chat_template.jinja")
     if text is not None:
         return text.decode("utf-8", "replace").strip()
@@ -519,6 +559,7 @@ def chat_template(folder: Path) -> str | None:
 
 
 def _json(checkpoint: Checkpoint, name: str) -> dict[str, Any]:
+    """The JSON object in a side file; empty if there is no such file."""
     data = checkpoint.side_text(name)
     if data is None:
         return {}
@@ -533,7 +574,7 @@ def _list(value: Json) -> list[Any]:
 
 
 def _ids(vocab: Json) -> dict[str, int]:
-    """Token ids of a BPE, WordPiece or WordLevel table, or of a Unigram list."""
+    """{token: id} of a vocabulary: BPE, WordPiece and WordLevel have that table, Unigram a list of [token, score]."""
     if isinstance(vocab, dict):
         return {str(token): number for token, number in vocab.items() if isinstance(number, int)}
     return {str(row[0]): i for i, row in enumerate(_list(vocab)) if isinstance(row, list) and row}

@@ -29,6 +29,7 @@ def eos_token_ids(folder: Path) -> TokenIds:
 
 
 def _token_ids(path: Path, table: Mapping[str, Any]) -> TokenIds:
+    """The eos_token_id of a config, else of the text model in it, ascending. Negative ids stand for none."""
     text = table.get("text_config")
     of_text = text.get("eos_token_id") if isinstance(text, dict) else None
     value = table.get("eos_token_id", of_text)

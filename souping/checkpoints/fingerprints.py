@@ -23,7 +23,7 @@ HASHED_PIECE_BYTES = 1 << 20
 
 
 Cache: TypeAlias = MutableMapping[str, str] | None
-"""Digests of files that are known already."""
+"""{key: digest} of files that are known already; None: nothing is kept."""
 
 
 def fingerprint(
@@ -43,6 +43,7 @@ def fingerprint(
 
 def fingerprint_of(checkpoint: Checkpoint, cache: Cache = None) -> str:
     """`fingerprint` of a folder that is open already."""
+    # {file: digest}; the weights count as one, without a name.
     digests = {"": weights_of(checkpoint, cache)}
     for name in checkpoint.side:
         digests[name] = file_digest(checkpoint.home / name, cache)
@@ -53,6 +54,7 @@ def fingerprint_of(checkpoint: Checkpoint, cache: Cache = None) -> str:
 
 def weights_of(checkpoint: Checkpoint, cache: Cache = None) -> str:
     """SHA-256 (hex) over the tensors alone: their names, dtypes, shapes and values, as they are stored."""
+    # FP8 weights count as they are stored, not as they are read.
     checkpoint = checkpoint.quantised or checkpoint
     rows: list[list[Json]] = []
     for group in hashed_groups(checkpoint):
@@ -63,7 +65,7 @@ def weights_of(checkpoint: Checkpoint, cache: Cache = None) -> str:
 
 
 def hashed_groups(checkpoint: Checkpoint) -> Iterator[list[Tensor]]:
-    """The tensors of each file, or all where they are assembled, in the order of their bytes."""
+    """The tensors of each file, or all in one group if they are assembled from pieces, in the order of their bytes."""
     groups: dict[str, list[Tensor]] = {}
     for tensor in checkpoint.tensors.values():
         groups.setdefault(tensor.file, []).append(tensor)
@@ -78,8 +80,9 @@ def tensor_digests(checkpoint: Checkpoint, group: Sequence[Tensor], cache: Cache
     key = tensors_key(checkpoint, before)
     if cache is not None and key in cache:
         digests = cache[key].split()
+        # The stand-in of a file that is hashed while it is merged (`merge.digests`).
         if len(digests) != len(group):
-            return [cache[key]] * len(group)  # a stand-in until it is read
+            return [cache[key]] * len(group)
         return digests
     values = []
     with WeightReader(checkpoint) as reader:
@@ -95,7 +98,7 @@ def tensor_digests(checkpoint: Checkpoint, group: Sequence[Tensor], cache: Cache
 
 
 def hashed_files(checkpoint: Checkpoint, number: int) -> dict[Path, Stamp]:
-    """The files that the tensors of a group are in, with their stamps."""
+    """{file: stamp} of the files that hold a group of `hashed_groups`; `number` is its first tensor's `file_number`."""
     files = checkpoint.files
     if checkpoint.assembly is None:
         files = (files[number],)
@@ -104,10 +107,11 @@ def hashed_files(checkpoint: Checkpoint, number: int) -> dict[Path, Stamp]:
 
 
 def tensors_key(checkpoint: Checkpoint, files: Mapping[Path, Stamp]) -> str:
-    """Under what the digests of a group are kept: for assembled tensors the views of the files count too."""
+    """The cache's key for the digests of a group in `files`. How assembled tensors view the files is part of it."""
     keys = [digest_key(path, state) for path, state in files.items()]
     # An archive may hold several tables of tensors, a folder an average too.
     table = "" if checkpoint.source == checkpoint.folder else checkpoint.source.name
+    # All its tensors are in one file.
     if checkpoint.assembly is None:
         return f"tensors|{keys[0]}|{table}".removesuffix("|")
     views = repr(checkpoint.assembly.views)
@@ -115,11 +119,13 @@ def tensors_key(checkpoint: Checkpoint, files: Mapping[Path, Stamp]) -> str:
 
 
 def keep_digest(key: str, before: Mapping[Path, Stamp], value: str, cache: Cache) -> None:
-    """Note a digest in the cache. Raises UserError where a file has changed since `before`."""
+    """Add the digests `value` of files to the cache (UserError: a file has changed since its stamp in `before`)."""
     for path, state in before.items():
         check_stamp(path, state)
-    if cache is not None and time.time_ns() > max(state[2] for state in before.values()):
-        cache[key] = value  # a clock that went back tells nothing
+    # After the clock went back, an equal stamp does not show that a file is the same.
+    newest = max(ctime_ns for _, _, ctime_ns, _ in before.values())
+    if cache is not None and time.time_ns() > newest:
+        cache[key] = value
 
 
 def file_digest(path: Path, cache: Cache) -> str:
@@ -135,5 +141,5 @@ def file_digest(path: Path, cache: Cache) -> str:
 
 
 def digest_key(path: Path, state: Stamp) -> str:
-    """Under what a file's digest is kept."""
+    """The cache's key for a file's digest."""
     return "|".join(map(str, (path.resolve(), *state)))

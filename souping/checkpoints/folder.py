@@ -42,9 +42,9 @@ TIED = ("lm_head.weight", "output.weight")
 
 @dataclass(frozen=True)
 class Like:
-    """What a sharded checkpoint has not itself: a folder with config and tokenizer, and a file of rules for its names.
+    """What a sharded checkpoint lacks: a `folder` with config and tokenizer, and a file of `rules` for its names.
 
-    With `stored`, one without a config is opened all the same, under the names by which it is stored.
+    With `stored`, one that has no config is opened too, under the names by which it is stored.
     """
 
     folder: Path | None = None
@@ -53,9 +53,11 @@ class Like:
 
 
 Reader = Callable[[Path, str], dict[str, Tensor]]
+"""read(path, label) -> {name: tensor} of a weight file, which the tensors call `label`."""
 
 
 def read_model_config(folder: Path) -> dict[str, Any]:
+    """The config.json of a model folder. Raises UserError if it has none."""
     path = inside(folder, "config.json")
     if not path.is_file():
         adapter = (folder / "adapter_config.json").is_file()
@@ -70,7 +72,7 @@ def read_weights(
     safe: Sequence[str] = (SINGLE, INDEX),
     pickles: Sequence[str] = (PICKLED, PICKLED_INDEX),
 ) -> dict[str, Tensor]:
-    """The tensors of the first of these files that is there: a single file wins over an index, as in transformers.
+    """{name: tensor} by the first of these files that is there: a single file wins over an index, as in transformers.
 
     Raises:
         UserError: none is there, it is pickled and that is not allowed, or it cannot be trusted.
@@ -88,15 +90,16 @@ def read_weights(
 
 
 def _read_sharded(folder: Path, index: str, read: Reader) -> dict[str, Tensor]:
-    """The tensors an index lists; index and shards must tell the same story."""
+    """{name: tensor} of all shards that an index lists (UserError: index and shards disagree on a tensor)."""
     path = folder / index
     places = weight_map(path)
     tensors = {}
-    owners = {file: name for name, file in reversed(places.items())}
-    shards = {file: inside(folder, file, name) for file, name in owners.items()}
+    # The first tensor of each shard, for messages.
+    first_names = {file: name for name, file in reversed(places.items())}
+    shards = {file: inside(folder, file, name) for file, name in first_names.items()}
     for file, shard in shards.items():
         if not shard.is_file():
-            raise broken(path, f"the shard {shown(file)} is missing", owners[file])
+            raise broken(path, f"the shard {shown(file)} is missing", first_names[file])
     for file in dict.fromkeys(places.values()):
         for name, tensor in read(shards[file], file).items():
             if places.get(name) != file:
@@ -119,7 +122,12 @@ def weight_map(index: Path) -> dict[str, str]:
 
 
 def side_files(folder: Path) -> Names:
-    # a link that leads nowhere is a file that is missing
+    """Names of the files that a soup carries over from a model folder: config, tokenizer and chat templates.
+
+    Raises:
+        UserError: one is too large, or a link that leads nowhere or out of the folder.
+    """
+    # A link that leads nowhere counts, so that it is reported.
     names = sorted(path.name for path in folder.iterdir() if path.is_file() or not path.exists())
     chosen = list[str]()
     for name in names:
@@ -133,13 +141,17 @@ def side_files(folder: Path) -> Names:
     templates = folder / "additional_chat_templates"
     if inside(folder, templates.name).is_dir():
         files = sorted(path.name for path in templates.iterdir() if path.suffix == ".jinja")
-        extra = [f"{templates.name}/{file}" for file in files]
-        chosen += [name for name in extra if inside(folder, name).is_file()]
+        named_templates = [f"{templates.name}/{file}" for file in files]
+        chosen += [name for name in named_templates if inside(folder, name).is_file()]
     return tuple(chosen)
 
 
 def config_home(sharded: Sharded, like: Like) -> Path | None:
-    """The folder with the config of a sharded checkpoint; None without one, if `stored` allows it."""
+    """The folder with the config of a sharded checkpoint: `like.folder`, else its own; None without, if `like.stored`.
+
+    Raises:
+        UserError: there is none, and it is needed.
+    """
     if like.folder is not None:
         if not (like.folder / "config.json").is_file():
             raise UserError(
@@ -162,7 +174,7 @@ def has_weights(folder: Path) -> bool:
 
 
 def weights_like(home: Path) -> dict[str, Tensor]:
-    """The tensors of the model in a folder; none where it has no weights."""
+    """{name: tensor} of the model in a folder; empty if it has no weights."""
     return read_weights(home, True) if has_weights(home) else {}
 
 

@@ -46,7 +46,7 @@ size_of = {tag: bits // 8 for tag, bits in BITS.items()}.__getitem__
 
 
 def widest(tags: Iterable[str]) -> str:
-    """The dtype that holds every value of all of them: bf16 with fp16 needs fp32. Others come back as they are."""
+    """The dtype that holds every value of float dtypes: bf16 with fp16 needs fp32. Of others, the first by name."""
     present = set(tags)
     if len(present) == 1 or not present <= set(FLOATS):
         return sorted(present)[0]
@@ -103,7 +103,7 @@ def read_header(path: Path, label: str | None = None) -> dict[str, Tensor]:
         UserError: the file is truncated, or its header is wrong (length, JSON, dtype, shape, overlap, overrun, holes).
     """
     table, length, size = _read_table(path)
-    name = None
+    name = None  # of the entry at hand, for the message
     try:
         table.pop(METADATA, None)
         tensors = []
@@ -124,7 +124,7 @@ def read_metadata(path: Path) -> dict[str, Any]:
 
 
 def _read_table(path: Path) -> tuple[Any, int, int]:
-    """(the JSON of a header, its length, the size of the file)."""
+    """(the JSON of a header, its length, the size of the file), the two in bytes."""
     with pointed_file(path) as (file, size):
         head = file.read(40)
         check_pointer(path, head)
@@ -178,7 +178,7 @@ def broken(path: Path, why: str, tensor: str | None = None) -> UserError:
 def inside(folder: Path, name: str, tensor: str | None = None) -> Path:
     """`folder/name`, if it really is inside the folder.
 
-    One exception: the Hub's own cache, where a file of `snapshots/<revision>` is a link into its sibling `blobs`.
+    One exception: the Hub's own cache, where files of `snapshots/<revision>` are links into a folder `blobs`.
 
     Raises:
         UserError: an absolute name, `..`, or a symlink that leads out.
@@ -197,7 +197,7 @@ def inside(folder: Path, name: str, tensor: str | None = None) -> Path:
     except (OSError, RuntimeError, ValueError):
         raise broken(folder / shown(name), "its symlinks cannot be followed", tensor) from None
     cache = root.parents[2] if len(root.parents) > 2 else root
-    # a model's own, and all models'
+    # In the folder of the model, or below that of all models.
     blobs = (root.parent.parent / "blobs", cache / "blobs" / target.parent.name)
     hub = root.parent.name == "snapshots" and target.parent in blobs
     if not target.is_relative_to(root) and not hub:
@@ -206,7 +206,7 @@ def inside(folder: Path, name: str, tensor: str | None = None) -> Path:
 
 
 def small(path: Path, limit: int = MAX_JSON) -> bytes:
-    """The whole of a file that has to be small."""
+    """All bytes of a file that has to be small (UserError: it has more than `limit`)."""
     if regular(path).stat().st_size > limit:
         raise broken(path, f"larger than {limit} bytes, which no such file is")
     return path.read_bytes()
@@ -240,7 +240,12 @@ def json_object(path: Path) -> dict[str, Any]:
 
 
 def _tensor(file: str, start: int, name: str, entry: Any) -> Tensor:
-    name.encode()  # not every text of JSON can be written again
+    """The tensor of a header's entry; the data begins at byte `start` of the file.
+
+    Raises:
+        TypeError, KeyError, ValueError: the entry is wrong.
+    """
+    name.encode()  # ValueError for half a surrogate pair, which JSON allows
     dtype = entry["dtype"]
     shape = entry["shape"]
     begin, end = entry["data_offsets"]
@@ -258,7 +263,7 @@ def _tensor(file: str, start: int, name: str, entry: Any) -> Tensor:
 
 
 def _check_layout(path: Path, tensors: list[Tensor], start: int, size: int) -> None:
-    """The data must tile the rest of the file: no overlap, no hole, no overrun."""
+    """Refuse tensors, in the order of their data, that do not fill the bytes `start .. size` of the file exactly."""
     for tensor in tensors:
         if tensor.offset < start:
             raise broken(path, "its bytes overlap another tensor's", tensor.name)

@@ -44,9 +44,12 @@ from souping.core.text import first_line, shown
 from souping.core.types import Folders, ProgressCallback, T, UserError
 
 Check = Callable[[Folders], None]
+"""check({candidate: folder}) raises UserError if these models do not fit each other."""
 SIGN_IN = "hf auth login"
 LOGIN = f"`{SIGN_IN}`"
 WORKERS = 8
+CLIENT_FILE_BYTES = 4 << 20
+"""Bytes that a small file of the Hub's client may have."""
 LISTING = 600.0
 """Seconds within which the lists, small files and headers of a pool must arrive."""
 
@@ -109,7 +112,7 @@ def is_repo(text: str) -> bool:
 
 @dataclass(frozen=True)
 class Fetched:
-    """Model in the Hub's cache: `name` is pinned to its commit, `note` is for the report."""
+    """Model in the Hub's cache, in a folder. `name` has its commit as revision, `note` is for the report."""
 
     name: HubName
     folder: Path
@@ -141,6 +144,7 @@ def fetch(
         need = _total(listing.missing for listing in listings)
         if need:
             _check_disk(need)
+            # A model without a hollow copy whose weights are missing is pickled.
             readable = all(listing.sketch or not listing.missing for listing in listings)
             if check is not None and readable:
                 _check_headers(models, check)
@@ -156,7 +160,8 @@ def fetch(
 def fetch_one(
     name: HubName, allow_pickle: bool = False, report: ProgressCallback | None = None
 ) -> Fetched:
-    return fetch({name.name: name}, allow_pickle, None, report)[name.name]
+    """`fetch` of one model, without a check."""
+    return fetch({name.name: name}, allow_pickle, check=None, report=report)[name.name]
 
 
 def download_sizes(name: HubName, allow_pickle: bool = False) -> dict[str, int]:
@@ -165,7 +170,9 @@ def download_sizes(name: HubName, allow_pickle: bool = False) -> dict[str, int]:
     Raises:
         UserError: as `fetch`.
     """
-    (source,) = _in_child(prepare_models, ([name], allow_pickle, None, False))
+    scratch = None
+    small_files = False
+    (source,) = _in_child(prepare_models, ([name], allow_pickle, scratch, small_files))
     if isinstance(source, Fetched):
         return {path.name: path.stat().st_size for path in source.folder.iterdir()}
     return {**source.side, **source.weights}
@@ -177,7 +184,8 @@ def cached(name: HubName, allow_pickle: bool = False) -> Path | None:
         path = huggingface_hub.try_to_load_from_cache(name.repo, config, revision=name.revision)
         if isinstance(path, str):
             folder = Path(path).parent
-            with suppress(UserError):  # a file is missing or broken
+            # Opening it fails if a file is missing or broken.
+            with suppress(UserError):
                 kind.open(folder, allow_pickle)
                 return folder
     return None
@@ -190,7 +198,11 @@ def _in_child(
     bounded: bool = True,
     report: ProgressCallback | None = None,
 ) -> T:
-    """The result of a function that talks to the Hub; offline it finds the cache at once."""
+    """The result of a function that talks to the Hub, run in a child process; offline in this one, where it only looks
+    into the cache.
+
+    A `bounded` call has limits of time and memory; `report(done, total)` counts bytes.
+    """
     if constants.HF_HUB_OFFLINE:
         return function(*arguments)
     settings = {
@@ -226,6 +238,7 @@ def _in_child(
 
 
 def _check_disk(need: int) -> None:
+    """Raises UserError if the disk of the Hub's cache has no room for so many bytes."""
     place = expanded(constants.HF_HUB_CACHE).absolute()
     free, _ = disk_space(place)
     if need + 100_000_000 > free:
@@ -236,7 +249,7 @@ def _check_disk(need: int) -> None:
 
 
 def _check_headers(models: Mapping[str, Fetched | Listing], check: Check) -> None:
-    """Let `check` see hollow copies of the models; its messages then name the models instead of the copies."""
+    """Call `check` with the folders of models, or of their hollow copies, which its messages must not name."""
     sketches = dict[str, Path]()
     for key, model in models.items():
         if isinstance(model, Listing) and model.sketch:
@@ -265,7 +278,10 @@ Sizes = Mapping[str, int]
 
 @dataclass(frozen=True)
 class Listing:
-    """Files of a model at a commit. `main` is the weight file or the index of its shards; `sketch` a hollow copy."""
+    """Files of a model at a commit. `main` is the weight file or the index of its shards.
+
+    `sketch` is the folder of a hollow copy: its real small files, and weight files with headers but no data.
+    """
 
     name: HubName
     files: Sizes
@@ -280,7 +296,8 @@ class Listing:
     def side(self) -> Sizes:
         """Config, tokenizer, chat templates and the index. A full model beside an adapter is a full model."""
         names = {n for n in self.files if SIDE.match(n) and not n.endswith(NOT_SIDE)}
-        names |= {self.main} & INDEXES
+        if self.main in INDEXES:
+            names.add(self.main)
         if self.main in ADAPTERS:
             names |= {lora.CONFIG} & set(self.files)
         huge = next((name for name in names if self.files[name] > MAX_SIDE), None)
@@ -292,7 +309,7 @@ class Listing:
 
     @property
     def weights(self) -> Sizes:
-        """The weight files; an index of shards must be in the cache."""
+        """The weight files. If `main` is an index of shards, it has to be in the cache, and its shards in the list."""
         if self.main not in INDEXES:
             return {self.main: self.files[self.main]}
         names = sorted(set(weight_map(self.folder / self.main).values()))
@@ -304,6 +321,7 @@ class Listing:
 
     @property
     def missing(self) -> Sizes:
+        """The weight files that the cache does not have whole."""
         return self.absent(self.weights)
 
     def absent(self, files: Sizes) -> Sizes:
@@ -325,10 +343,12 @@ def weight_file(names: Collection[str], allow_pickle: bool) -> str:
 
 
 def _total(files: Iterable[Sizes]) -> int:
+    """Bytes of the files of several models."""
     return sum(sum(sizes.values()) for sizes in files)
 
 
 def _size(path: Path) -> int:
+    """Bytes of a file; -1, the size of no file, if there is none."""
     with suppress(FileNotFoundError):
         return path.stat().st_size
     return -1
@@ -340,7 +360,7 @@ def _size(path: Path) -> int:
 def prepare_models(
     names: Sequence[HubName], allow_pickle: bool, scratch: Path | None, small_files: bool = True
 ) -> list[Fetched | Listing]:
-    """The files of each model, or the cached model if the Hub cannot be reached.
+    """A listing of each model's files, or the cached model if the Hub cannot be reached.
 
     Downloads the small files (without `small_files`, the indexes of shards alone). With a folder for `scratch` it
     downloads the headers of missing weights too.
@@ -355,6 +375,7 @@ def prepare_models(
         for listing in listings:
             side = listing.side
             if not small_files:
+                # Of the small files, `main` is an index.
                 side = {name: size for name, size in side.items() if name == listing.main}
             small.append(side)
         # The largest file that this process may write from here on.
@@ -373,6 +394,7 @@ def download(listings: Sequence[Listing], report: ProgressCallback | None = None
     missing = [listing.missing for listing in listings]
     total = _total(missing)
     _limit(missing)
+    # The client downloads in a thread, and this one reports how far it is.
     work = ThreadPoolExecutor(1).submit(lambda: list(map(_download, listings, missing)))
     try:
         while not work.done():
@@ -388,10 +410,10 @@ def download(listings: Sequence[Listing], report: ProgressCallback | None = None
 
 
 def _parts() -> set[Path]:
-    """Incomplete files that this process is writing. Those of other processes look the same, but are not ours."""
+    """Incomplete files that this process has open for its downloads; those of other processes must stay."""
     import psutil
 
-    # The client and Xet have the same file open.
+    # As a set: the client and Xet both open the same file.
     files = psutil.Process().open_files()
     return {Path(file.path) for file in files if file.path.endswith(".incomplete")}
 
@@ -404,16 +426,25 @@ def _written(path: Path) -> int:
 
 
 def _limit(files: Sequence[Sizes]) -> None:
-    """A server that sends more than it listed must not fill the disk. The margin is for small files of the client."""
+    """Let this process write no file larger than the largest of these: a server may send more than it listed.
+
+    The margin is for small files of the client.
+    """
     largest = max((max(sizes.values(), default=0) for sizes in files), default=0)
-    limit_file_size((4 << 20) + largest)
+    limit_file_size(CLIENT_FILE_BYTES + largest)
 
 
 def _listing(name: HubName, allow_pickle: bool) -> Fetched | Listing:
+    """The list of a model's files at its commit, or the cached model if the Hub cannot be reached.
+
+    Raises:
+        UserError: it is neither listed nor cached, or has no weights that may be read.
+    """
     api = huggingface_hub.HfApi()
     try:
         with _explained(name):
             info = api.model_info(name.repo, revision=name.revision, files_metadata=True)
+            # The list of a gated model is public, its files are not.
             if info.gated:
                 api.auth_check(name.repo)
             files = dict[str, int]()
@@ -430,17 +461,19 @@ def _listing(name: HubName, allow_pickle: bool) -> Fetched | Listing:
         if folder is None:
             raise
         pinned = HubName(name.repo, folder.name)
+        # Offline is what the user asked for.
         note = ""
         if not constants.HF_HUB_OFFLINE:
             note = f"{pinned} is taken from the cache: the Hub cannot be reached"
         return Fetched(pinned, folder, note)
-    if not name.pinned:  # so that HF_HUB_OFFLINE=1 finds the branch later
+    # So that HF_HUB_OFFLINE=1 finds the branch later.
+    if not name.pinned:
         write_atomically(name.cache / "refs" / name.revision, str(info.sha).encode())
     pinned = HubName(name.repo, str(info.sha))
     main = weight_file(files, allow_pickle)
     if main:
         return Listing(pinned, files, main)
-    if weight_file(files, True):
+    if weight_file(files, allow_pickle=True):
         raise UserError(
             f"{pinned} has only pickled weights: name another revision, or set merge.allow_pickle=true"
         )
@@ -451,7 +484,7 @@ def _listing(name: HubName, allow_pickle: bool) -> Fetched | Listing:
 
 
 def _download(listing: Listing, files: Sizes) -> None:
-    """Download those of the files that the cache does not have."""
+    """Download those of a model's files that the cache does not have (UserError: one arrives in another size)."""
     name = listing.name
     absent = list(listing.absent(files))
     if absent:
@@ -465,7 +498,7 @@ def _download(listing: Listing, files: Sizes) -> None:
 
 
 def _sketch(model: Fetched | Listing, place: Path) -> Fetched | Listing:
-    """The model with a hollow copy in a folder, where its weights are missing and have headers that can be read."""
+    """The model with a hollow copy in the folder `place`, if the cache lacks weights; pickles get none."""
     if isinstance(model, Fetched) or not model.missing:
         return model
     if not model.main.endswith((".safetensors", INDEX)):
@@ -480,14 +513,14 @@ def _sketch(model: Fetched | Listing, place: Path) -> Fetched | Listing:
 
 
 def _write_hollow(name: HubName, path: str, target: Path) -> None:
-    """A safetensors file of the Hub's header and size, with a hole in place of the data."""
+    """Write a safetensors file to `target`: the header of the Hub's file `path`, and a hole in place of its data."""
     api = huggingface_hub.HfApi()
     table = api.parse_safetensors_file_metadata(name.repo, path, revision=name.revision)
     tensors = list[tuple[str, str, Sequence[int], int, int]]()
     data_bytes = 0
-    for tensor, row in table.tensors.items():
-        begin, end = row.data_offsets
-        tensors.append((tensor, row.dtype, row.shape, begin, end - begin))
+    for tensor, info in table.tensors.items():
+        begin, end = info.data_offsets
+        tensors.append((tensor, info.dtype, info.shape, begin, end - begin))
         data_bytes = max(data_bytes, end)
     header = header_bytes(tensors)
     target.write_bytes(header)
@@ -504,7 +537,7 @@ STATUS = {
 
 @contextmanager
 def _explained(name: HubName) -> Iterator[None]:
-    """Errors of the Hub's client, and of what a server sent, as one line about the model."""
+    """Raises UserError, one line about the model, for any error of the Hub's client or of what a server sent."""
     try:
         yield
     except (UserError, MemoryError):
@@ -514,6 +547,7 @@ def _explained(name: HubName) -> Iterator[None]:
 
 
 def _explain(name: HubName, error: Exception) -> UserError:
+    """What an error of the Hub's client means for a model, with what to do."""
     from huggingface_hub import errors
 
     page = f"{constants.ENDPOINT}/{name.repo}"

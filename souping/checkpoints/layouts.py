@@ -27,8 +27,9 @@ RULE_NAMES = sorted({trainer.rules for trainer in TRAINERS})
 RULE_FILES = {name: RULES / f"{name}.json" for name in RULE_NAMES}
 PLACEHOLDER = re.compile(r"\{([a-z_]+)\}")
 OPTIONAL_PART = re.compile(r"\[([^\[\]]*)\]")
+"""`[x]` in a native name; group 1 is x."""
 MAX_OPTIONAL = 6
-"""Optional parts of a name: a rule is written out for every combination of them."""
+"""Optional parts of a name at most: a rule is written out for every combination of them."""
 AXIS = re.compile(
     r"(?P<name>[a-z_]+)(?:=(?P<size>[a-z_0-9+]+))?(?:\[(?P<start>[^:\]]*)(?P<range>:)?(?P<stop>[^\]]*)\])?"
 )
@@ -45,13 +46,19 @@ class Axis:
 
 
 Dims = tuple[tuple[Axis, ...], ...]
+"""Dimensions of a tensor, each a product of axes; `()` is one of size 1."""
 Axes = Mapping[str, tuple[int, int, int]]
 """{axis: (size, step in a native tensor, step from native tensor to native tensor)}"""
 
 
 @dataclass(frozen=True)
 class Rule:
-    """How one kind of tensor is called and laid out on both sides. `layout` None: as it is, whatever its shape."""
+    """How one kind of tensor is called and laid out by a trainer (native) and by Hugging Face.
+
+    `natives` are patterns of names of the native tensors that make up one, `name` is that of Hugging Face. `layout` are
+    the native dimensions and those of Hugging Face, `text` what the rule says of them; without one, the tensor stays as
+    it is, whatever its shape. `types` are the model types that it is for, or with a `!`, not for; none: all.
+    """
 
     natives: tuple[str, ...]
     name: str
@@ -60,6 +67,7 @@ class Rule:
     types: tuple[str, ...] = ()
 
     def fits(self, model_type: str) -> bool:
+        """Whether the rule is for models of a type."""
         if f"!{model_type}" in self.types:
             return False
         allowed = [kind for kind in self.types if not kind.startswith("!")]
@@ -72,21 +80,22 @@ class Rule:
 
     @cached_property
     def stacked(self) -> Names:
-        """The axes of the result that count native tensors."""
+        """The axes of the Hugging Face tensor that count native tensors: SOURCE, and indexes in native names alone."""
         numbers = PLACEHOLDER.findall(self.natives[0])
         return (SOURCE, *(axis for axis in numbers if axis not in self.indexes))
 
     @cached_property
     def unstacked(self) -> Names:
-        """The axes of the native tensor that are indexes in Hugging Face names."""
+        """The axes of the native tensor that are indexes in Hugging Face names alone."""
         numbers = PLACEHOLDER.findall(self.natives[0])
         return tuple(axis for axis in self.indexes if axis not in numbers)
 
     def target(self, indexes: Mapping[str, str]) -> str:
+        """The Hugging Face name with these indexes in place of its placeholders."""
         return PLACEHOLDER.sub(lambda match: indexes[match[1]], self.name)
 
     def check(self) -> None:
-        """Raises ValueError unless each axis of one side stands once on the other, and names are patterns."""
+        """Raises ValueError unless each axis of one side stands once on the other, and native names are patterns."""
         for native in self.natives:
             pattern_of(native)
         # A rule with one native tensor has no axis that counts several.
@@ -107,7 +116,11 @@ class Rule:
 
 @dataclass(frozen=True)
 class Family:
-    """The rules of one file. `anchors` are names that show where the model begins below prefixes."""
+    """The rules of one file, for the checkpoints of one trainer.
+
+    `anchors` are names that every model has: what is in front of one is the prefix of all names, unless `prefix` says
+    it. Names that match a pattern of `drop` need no rule.
+    """
 
     name: str
     anchors: tuple[str, ...]
@@ -118,6 +131,7 @@ class Family:
 
 @cache
 def common() -> dict[str, Any]:
+    """The object in rules/common.json: names and sizes that all trainers share."""
     table: dict[str, Any] = parse_json(RULES / "common.json", (RULES / "common.json").read_bytes())
     return table
 
@@ -139,13 +153,13 @@ def rules_of(names: str | None) -> Path | None:
 
 
 def families(rules: Path | None) -> list[Family]:
-    """The user's file, then all files of the package."""
+    """The rules of the user's file, if there is one, then those of each file of the package."""
     paths = [] if rules is None else [rules]
     return [read_rules(path) for path in (*paths, *RULE_FILES.values())]
 
 
 class RuleFile(TypedDict, total=False):
-    """A file of rules."""
+    """A file of rules; a row of `rules` is [native name or names, Hugging Face name, layout, model types]."""
 
     extends: str
     anchors: list[str]
@@ -186,16 +200,20 @@ def read_rules(path: Path) -> Family:
 def _rules(
     row: Sequence[str | Sequence[str]], groups: Mapping[str, Sequence[str]]
 ) -> Iterator[Rule]:
-    """The rules of a row: one for each way to write out the optional parts of its native names."""
+    """The rules of a row: one for each way to write out the optional parts of its native names.
+
+    `groups` are {name: model types} that the row may name instead of types.
+    """
     natives, name, layout, types = _fields(row)
-    kinds = list[str]()
+    model_types = list[str]()
     for word in types.split():
-        kinds.extend(groups.get(word, [word]))
+        model_types.extend(groups.get(word, [word]))
     forms = [_forms(native, layout) for native in natives]
-    for form in zip(*forms, strict=True):
-        names = tuple(native for native, _ in form)
-        text = form[0][1]
-        rule = Rule(names, name, text, _layout(text, name) if text else None, tuple(kinds))
+    for same_parts in zip(*forms, strict=True):
+        names = tuple(native for native, _ in same_parts)
+        # All native tensors of a rule are laid out alike.
+        _, text = same_parts[0]
+        rule = Rule(names, name, text, _layout(text, name) if text else None, tuple(model_types))
         rule.check()
         yield rule
 
@@ -216,7 +234,11 @@ def _fields(row: Sequence[str | Sequence[str]]) -> tuple[Sequence[str], str, str
 
 
 def _forms(native: str, layout: str) -> list[tuple[str, str]]:
-    """`[x]` is there or not; an index that is not in the name is an axis in front of the tensor."""
+    """(native name, its layout) for each way to write out the optional parts `[x]` of a native name.
+
+    If an optional part with a placeholder is left out, the tensor holds all of its values: the placeholder is an axis
+    in front of the layout.
+    """
     optional = OPTIONAL_PART.search(native)
     if optional is None:
         return [(native, layout)]
@@ -229,13 +251,16 @@ def _forms(native: str, layout: str) -> list[tuple[str, str]]:
     axis = PLACEHOLDER.search(optional[1])
     front = f"{axis[1]} " if axis else ""
     tails = _forms(native[optional.end() :], layout)
-    with_it = [(f"{head}{optional[1]}{tail}", text) for tail, text in tails]
-    without_it = [(head + tail, front + text) for tail, text in tails]
-    return with_it + without_it
+    with_part = [(f"{head}{optional[1]}{tail}", text) for tail, text in tails]
+    without_part = [(head + tail, front + text) for tail, text in tails]
+    return with_part + without_part
 
 
 def _layout(text: str, name: str) -> tuple[Dims, Dims]:
-    """Axes of the native tensor and of the Hugging Face tensor; these are the same but for indexes in its name."""
+    """(native dimensions, dimensions of Hugging Face) of a layout, `before -> after`.
+
+    Without an arrow, the tensor loses the dimensions that are indexes in its Hugging Face name, and is the same else.
+    """
     before, arrow, after = text.partition("->")
     dims = _dims(before)
     if arrow:
@@ -245,11 +270,13 @@ def _layout(text: str, name: str) -> tuple[Dims, Dims]:
 
 
 def _dims(text: str) -> Dims:
+    """The dimensions of one side of a layout, such as `layer (heads head_dim) hidden`; brackets join axes to one."""
     dims = re.findall(r"\([^()]*\)|[^\s()]+", text)
     return tuple(tuple(map(_axis, dim.strip("()").split())) for dim in dims)
 
 
 def _axis(text: str) -> Axis:
+    """The axis in a text: name, name=size, name[index] or name[start:stop]."""
     match = AXIS.fullmatch(text)
     if match is None:
         raise ValueError(
@@ -257,6 +284,7 @@ def _axis(text: str) -> Axis:
         )
     start = match["start"] or ""
     stop = match["stop"] or ""
+    # An index is the range of one.
     if start and not match["range"]:
         stop = f"{start}+1"
     return Axis(match["name"], match["size"] or "", start, stop)
@@ -269,11 +297,13 @@ def axis_names(dims: Sequence[Sequence[Axis]]) -> Names:
 
 @cache
 def any_of(patterns: tuple[str, ...]) -> re.Pattern[str]:
+    """What matches one of these patterns of the shell, or nothing if there are none."""
     return re.compile("|".join(map(fnmatch.translate, patterns)) or r"(?!)")
 
 
 @cache
 def pattern_of(native: str) -> re.Pattern[str]:
+    """What matches native names, with a group for each {placeholder} of them: `rest` is any text, others numbers."""
     # Texts and placeholders take turns; the first and the last is a text.
     text, *pieces = PLACEHOLDER.split(native)
     pattern = re.escape(text)
@@ -287,7 +317,7 @@ def pattern_of(native: str) -> re.Pattern[str]:
 
 
 def sizes_of(config: JsonObject) -> dict[str, int]:
-    """The sizes that layouts may name, as far as a config has them."""
+    """{name in layouts: size} of those sizes that a config has, or that follow from them."""
     # What the config itself says wins over the config of the text model in it.
     settings = dict[str, int]()
     for table in (config.get("text_config"), config):
@@ -299,13 +329,14 @@ def sizes_of(config: JsonObject) -> dict[str, int]:
         sizes[name] = next((settings[key] for key in keys if key in settings), 0)
     if sizes["heads"] and not sizes["head_dim"]:
         sizes["head_dim"] = sizes["hidden"] // sizes["heads"]
+    # Half a head (rotary embeddings), and the query heads for each key and value head.
     sizes["half"] = sizes["head_dim"] // 2
     sizes["queries"] = sizes["heads"] // (sizes["kv_heads"] or 1)
     return {name: size for name, size in sizes.items() if size}
 
 
 def _value(text: str, sizes: Mapping[str, int]) -> int:
-    """The sum of numbers and sizes that a text names."""
+    """The sum of a text such as `heads+2`, of numbers and names of sizes."""
     total = 0
     for term in text.split("+"):
         if term in sizes:
@@ -318,7 +349,7 @@ def _value(text: str, sizes: Mapping[str, int]) -> int:
 
 
 def extents(dims: Dims, shape: Shape, sizes: Mapping[str, int]) -> Axes:
-    """The axes of a native tensor (ValueError: its shape is another)."""
+    """The axes of a native tensor of a shape (ValueError: its dimensions are not of that shape)."""
     if len(dims) != len(shape):
         raise ValueError(f"it should have {len(dims)} dimensions")
     counts = list[int]()
@@ -330,7 +361,7 @@ def extents(dims: Dims, shape: Shape, sizes: Mapping[str, int]) -> Axes:
 
 
 def _factors(dim: Sequence[Axis], length: int, sizes: Mapping[str, int]) -> list[int]:
-    """The sizes of the axes that make up a dimension; at most one follows from its length."""
+    """The sizes of the axes that make up a dimension; at most one is not known and follows from its length."""
     names = axis_names([dim])
     # 0 is a size that the config does not tell.
     known = [_value(axis.size, sizes) if axis.size else sizes.get(axis.name, 0) for axis in dim]
@@ -344,7 +375,7 @@ def _factors(dim: Sequence[Axis], length: int, sizes: Mapping[str, int]) -> list
 
 
 def bounds(axis: Axis, size: int, sizes: Mapping[str, int]) -> tuple[int, int]:
-    """First index and number of indexes of an axis that a layout takes (ValueError: there are not so many)."""
+    """(first index, number of indexes) of the slice of an axis that a layout takes (ValueError: it is outside)."""
     start = _value(axis.start or "0", sizes)
     stop = _value(axis.stop, sizes) if axis.stop else size
     if not 0 <= start < stop <= size:

@@ -68,8 +68,8 @@ class FactorPair:
 class Adapter:
     """LoRA folder whose headers were read and found sound.
 
-    `whole` are full weights of the base that PEFT saved with the factors (embeddings), by module: they have to be
-    the base's own.
+    `parts` are {module: its factors}. `whole` are {module: full weight} of the base that PEFT saved with the factors
+    (embeddings): they have to be the base's own.
     """
 
     checkpoint: Checkpoint
@@ -82,12 +82,13 @@ class Adapter:
         """Read a folder's config and headers.
 
         Raises:
-            UserError: it is missing or broken, pickled without leave, or no plain LoRA; what it is is named.
+            UserError: it is missing or broken, no plain LoRA, or pickled, and that is not allowed.
         """
         folder = expanded(folder)
         settings = read_settings(folder)
         before = stamps_in(folder)
         tensors = read_weights(folder, allow_pickle, (ADAPTER_WEIGHTS,), (PICKLED_ADAPTER_WEIGHTS,))
+        # Those of a full model say nothing of an adapter.
         model_files = ("config.json", "generation_config.json")
         side = tuple(name for name in side_files(folder) if name not in model_files)
         checkpoint = Checkpoint.of(folder, tensors, {}, side, before)
@@ -103,11 +104,11 @@ class Adapter:
         return bool({"tokenizer.json", "tokenizer_config.json"} & set(self.checkpoint.side))
 
     def fingerprint(self, base: str, cache: Cache) -> str:
-        """SHA-256 (hex) over its weights, what its config does to them, its tokenizer and the base's fingerprint."""
-        rules: list[list[Json]] = []
-        for part in self.parts.values():
-            rules.append([part.module, part.embedding, part.rank, part.scaling])
-        return digest([base, sorted(rules), fingerprint_of(self.checkpoint, cache)])
+        """SHA-256 (hex) over its weights, what its config does to them, its tokenizer and the fingerprint `base`."""
+        uses: list[list[Json]] = []
+        for pair in self.parts.values():
+            uses.append([pair.module, pair.embedding, pair.rank, pair.scaling])
+        return digest([base, sorted(uses), fingerprint_of(self.checkpoint, cache)])
 
 
 def content(
@@ -128,7 +129,7 @@ def content(
 
 
 def open_model(folder: Path, allow_pickle: bool = False, like: Like | None = None) -> Checkpoint:
-    """A model or adapter folder (UserError as `Adapter.open` and `Checkpoint.open`)."""
+    """The headers of a model, or of an adapter folder (UserError as `Adapter.open` and `Checkpoint.open`)."""
     if is_adapter(folder):
         return Adapter.open(folder, allow_pickle).checkpoint
     return Checkpoint.open(folder, allow_pickle, like)
@@ -154,7 +155,8 @@ def is_adapter(folder: Path) -> bool:
 def _sort(
     folder: Path, tensors: Mapping[str, Tensor], settings: AdapterSettings
 ) -> tuple[dict[str, FactorPair], dict[str, Tensor]]:
-    """The factors by module in file order, and the whole weights."""
+    """({module: factors}, {module: full weight}) of an adapter's tensors (UserError: one is neither)."""
+    # {module: {name of a factor: tensor}}
     sides: dict[str, dict[str, Tensor]] = {}
     full_weights = dict[str, Tensor]()
     for key, tensor in tensors.items():
@@ -171,22 +173,22 @@ def _sort(
     if not sides:
         raise UserError(f"adapter {folder} holds no lora_A and lora_B: nothing to soup.")
     parts = dict[str, FactorPair]()
-    for module, pair in sorted(sides.items()):
-        parts[module] = _part(folder, module, pair, settings)
+    for module, factors in sorted(sides.items()):
+        parts[module] = _factor_pair(folder, module, factors, settings)
     return parts, full_weights
 
 
-def _part(
-    folder: Path, module: str, pair: Mapping[str, Tensor], settings: AdapterSettings
+def _factor_pair(
+    folder: Path, module: str, factors: Mapping[str, Tensor], settings: AdapterSettings
 ) -> FactorPair:
-    """A and B of one module, which have to fit each other and the config."""
+    """A and B of one module from {name of a factor: tensor} (UserError: they do not fit each other)."""
     path = folder / ADAPTER_WEIGHTS
-    embedding = "lora_embedding_A" in pair or "lora_embedding_B" in pair
+    embedding = bool(factors.keys() & set(EMBEDDING_FACTORS))
     names = EMBEDDING_FACTORS if embedding else LINEAR_FACTORS
-    if set(pair) != set(names):
-        raise broken(path, f"it needs A and B, but has {listed(pair)}", module)
-    a = pair[names[0]]
-    b = pair[names[1]]
+    if set(factors) != set(names):
+        raise broken(path, f"it needs A and B, but has {listed(factors)}", module)
+    a = factors[names[0]]
+    b = factors[names[1]]
     matrices = len(a.shape) == len(b.shape) == 2
     if not matrices or a.shape[0] != b.shape[1] or 0 in (*a.shape, *b.shape):
         what = f"A {list(a.shape)} and B {list(b.shape)} are not matrices that fit each other"
@@ -218,7 +220,10 @@ SETTING_TYPES = {
 
 @frozen
 class AdapterSettings:
-    """Part of an adapter's config that its numbers depend on, and what a soup carries over."""
+    """Settings of an adapter's config that its numbers depend on, and those that a soup carries over.
+
+    `rslora` is `use_rslora`, `transposed` is `fan_in_fan_out`, `base` and `revision` name the base model.
+    """
 
     alpha: float
     rslora: bool
@@ -230,7 +235,7 @@ class AdapterSettings:
     auto_mapping: Json
 
     def scaling_of(self, module: str, rank: int) -> float:
-        """What PEFT multiplies the product B*A of a module with."""
+        """What PEFT multiplies the product B*A of a module with: the first key that ends its name decides on alpha."""
         alpha = self.alpha
         for key, alpha_of_key in self.alpha_pattern.items():
             if f".{module}".endswith(f".{key}"):
@@ -243,7 +248,7 @@ def read_settings(folder: Path) -> AdapterSettings:
     """Read and check a folder's adapter_config.json.
 
     Raises:
-        UserError: it is missing or broken, or asks for something that is not a plain LoRA; that is named.
+        UserError: it is missing or broken, or sets something that a plain LoRA does not have.
     """
     path = inside(folder, CONFIG)
     config = json_object(path)
@@ -268,14 +273,14 @@ def read_settings(folder: Path) -> AdapterSettings:
 
 
 def _refuse(folder: Path, config: Mapping[str, Any]) -> None:
-    """Refuse everything that is not a plain LoRA, by the key that says so."""
+    """Refuse a config that is not of a plain LoRA, with the first key that shows it."""
     start = config.get("init_lora_weights", True)
     refused = list[str]()
     if config.get("peft_type") != "LORA":
         refused.append("peft_type")
     if config.get("bias", "none") not in ("none", None):
         refused.append("bias")
-    # PEFT takes True, not 1, which equals it.
+    # PEFT accepts True but not 1, and in Python the two are equal.
     if (type(start), start) not in [(type(value), value) for value in HARMLESS_STARTS]:
         refused.append("init_lora_weights")
     refused += [key for key, value in config.items() if value and key not in PLAIN_LORA]
@@ -292,12 +297,14 @@ def _refuse(folder: Path, config: Mapping[str, Any]) -> None:
 
 
 def _number(key: str, value: Json) -> float:
+    """A value as a number (ValueError: it is not finite, or none)."""
     if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
         raise ValueError(f"{key}={value}, not a finite number")
     return float(value)
 
 
 def _name(key: str) -> str:
+    """A key of `alpha_pattern`. PEFT takes it for a regular expression; ValueError if it is more than a name."""
     if not re.fullmatch(r"[\w.-]+", key):
         raise ValueError(
             f"alpha_pattern has the regular expression {key}: name the modules in full"

@@ -38,7 +38,7 @@ HEAD_NAME = "lm_head.weight"
 EMBEDDING_NAME = "model.embed_tokens.weight"
 MAX_TENSORS = 300_000
 MAX_NAME_PARTS = 20
-"""Parts of a name that are looked at to find where Hugging Face's begins."""
+"""Dots in a name that are tried, at most, to find where the model's own name begins."""
 Headers = Mapping[str, tuple[str, Shape]]
 """{name: (dtype's tag, shape)} of a checkpoint."""
 
@@ -58,7 +58,7 @@ def map_names(
     rules: Path | None = None,
     where: str | Path = "the checkpoint",
 ) -> dict[str, Mapped]:
-    """The tensors of a Hugging Face model that a checkpoint holds, by name, from the rules that name every tensor.
+    """{Hugging Face name: tensor} of the model that a trainer's checkpoint holds, by the rules that fit it best.
 
     Args:
         native: the headers of the checkpoint's tensors.
@@ -71,6 +71,7 @@ def map_names(
         UserError: no rules fit, a tensor has none, or a name or shape is not what the config or `like` has.
     """
     clean = _cleaned(native, where)
+    # One for each trainer's rules that do not fail, and for each prefix that names may have.
     plans = list[Assignment]()
     failures = list[UserError]()
     for family in families(rules):
@@ -79,6 +80,7 @@ def map_names(
                 plans.append(Assignment(family, prefix, native, clean, config, like, where))
             except UserError as error:  # another trainer's rules may fit
                 failures.append(error)
+    # No rules have a place for every tensor: those that failed first say why.
     if failures and all(plan.unknown for plan in plans):
         raise failures[0]
     if not plans:
@@ -87,8 +89,9 @@ def map_names(
             f"{where}: no trainer's rules fit its tensors ({listed(sorted(clean), 3)}): {advice}"
         )
     plan = min(plans, key=lambda plan: len(plan.unknown))
+    # The user's own rules are the first: the error is about what they lack.
     if plan.unknown and rules:
-        plan = plans[0]  # the error is about what the user's own rules lack
+        plan = plans[0]
     plan.check()
     mapped = {name: plan.build(name, plan.targets[name]) for name in sorted(plan.targets)}
     if like is not None:
@@ -111,12 +114,12 @@ def _check_like(mapped: Mapping[str, Mapped], like: Mapping[str, Shape], where: 
 
 
 def described(mapped: Mapping[str, Mapped], stored: Iterable[str]) -> list[str]:
-    """One line for each rule: a tensor that it makes, how many more there are, and its layout."""
-    kinds: dict[Rule, list[str]] = defaultdict(list)
+    """One line for each rule: a tensor that it makes, how many more there are, and its layout. Last, what is unused."""
+    names_of_rule: dict[Rule, list[str]] = defaultdict(list)
     for name, tensor in mapped.items():
-        kinds[tensor.rule].append(name)
+        names_of_rule[tensor.rule].append(name)
     lines = []
-    for rule, names in kinds.items():
+    for rule, names in names_of_rule.items():
         first = mapped[names[0]].view
         more = f" and {len(names) - 1} more" if len(names) > 1 else ""
         layout = f": {rule.text}" if rule.text else ""
@@ -133,9 +136,13 @@ def described(mapped: Mapping[str, Mapped], stored: Iterable[str]) -> list[str]:
 
 
 def regrouped(stored: Headers, config: JsonObject, where: str | Path) -> dict[str, Mapped] | None:
-    """The tensors of a Hugging Face folder whose experts are not laid out as its model_type stores them; else None."""
+    """As `map_names`, for a Hugging Face folder whose experts are not laid out as its model_type has them.
+
+    None for any other folder.
+    """
     rules = [rule for rule in read_rules(RULE_FILES[HUGGING_FACE]).rules if rule.layout is not None]
     model_type = str(config.get("model_type"))
+    # Names of tensors that are in that other way.
     natives = list[str]()
     for rule in rules:
         if rule.fits(model_type):
@@ -147,21 +154,24 @@ def regrouped(stored: Headers, config: JsonObject, where: str | Path) -> dict[st
 
 
 def _cleaned(native: Iterable[str], where: str | Path) -> dict[str, str]:
-    """{name without wrappers: name} of what may belong to the model."""
+    """{short name: native name} of what may belong to the model; a short name has no parts of wrappers such as FSDP."""
     wrappers = set(common()["wrappers"])
-    table = dict[str, str]()
+    natives = dict[str, str]()
     for name in filter(is_weight, native):
         short = ".".join(part for part in re.split(r"[./]", name) if part not in wrappers)
-        if short in table:
+        if short in natives:
             raise UserError(
-                f"{where}: {shown(name)} and {shown(table[short])} are both {shown(short)}"
+                f"{where}: {shown(name)} and {shown(natives[short])} are both {shown(short)}"
             )
-        table[short] = name
-    return table
+        natives[short] = name
+    return natives
 
 
 def _prefixes(family: Family, names: Iterable[str], like: Mapping[str, Shape] | None) -> list[str]:
-    """What may be in front of a family's names: what is there before its anchors, or before names of `like`."""
+    """Prefixes that the names of a family may have, the most frequent two: what is in front of its anchors.
+
+    The anchors of a Hugging Face model are the names in `like`, if it is known.
+    """
     if family.prefix is not None or not family.anchors:
         return [family.prefix or ""]
     anchors = like if family.name == HUGGING_FACE and like else family.anchors
@@ -176,8 +186,10 @@ def _prefixes(family: Family, names: Iterable[str], like: Mapping[str, Shape] | 
 
 @dataclass
 class TargetTensor:
-    """What makes one tensor: a rule, the indexes in its name, and its native tensors by their place along the axes
-    that count them."""
+    """What makes one tensor of Hugging Face: a rule, the indexes in its name, and its native tensors.
+
+    `sources` are {(index along each axis of `rule.stacked`): native name}.
+    """
 
     rule: Rule
     indexes: Mapping[str, str]
@@ -186,7 +198,11 @@ class TargetTensor:
 
 @dataclass
 class Assignment:
-    """What the rules of one family say of a checkpoint: its `targets` by name, and the `unknown` native tensors."""
+    """What the rules of one family make of a checkpoint.
+
+    `native` are its headers, `clean` {short name: native name}, `like` the names and shapes that must come out, if
+    known. `targets` are {Hugging Face name: tensor}, `unknown` the native tensors that no rule has a place for.
+    """
 
     family: Family
     prefix: str
@@ -197,12 +213,14 @@ class Assignment:
     where: str | Path
 
     def __post_init__(self) -> None:
+        """Assign every native tensor. Raises UserError if two want one place, or a shape does not fit its layout."""
         self.sizes = sizes_of(self.config)
         self.model_type = str(self.config.get("model_type"))
         self.targets: dict[str, TargetTensor] = {}
         self.unknown: list[str] = []
         tied = self.config.get("tie_word_embeddings") is True
         self._omits_head = tied and (self.like is None or HEAD_NAME not in self.like)
+        # {pattern of native names: [(rule, its number among the rule's natives)]}
         self._groups: dict[str, list[tuple[Rule, int]]] = defaultdict(list)
         for rule in self.family.rules:
             if rule.fits(self.model_type):
@@ -221,7 +239,10 @@ class Assignment:
             self.targets[HEAD_NAME] = self.targets[EMBEDDING_NAME]
 
     def _place(self, short: str, name: str) -> bool:
-        """Whether rules say where a native tensor goes; those of the first pattern that matches decide."""
+        """Add a native tensor, whose name without prefix is `short`, to its targets; False if no rule has one.
+
+        The rules of the first pattern that matches decide.
+        """
         for pattern, rules in self._groups.items():
             match = pattern_of(pattern).fullmatch(short)
             if match is None:
@@ -229,6 +250,7 @@ class Assignment:
             placed = False
             for rule, number in rules:
                 for target, indexes in self._targets(rule, name, match.groupdict()):
+                    # A tied head is left out.
                     if self._omits_head and target == HEAD_NAME:
                         placed = True
                     elif self.like is None or target in self.like:
@@ -241,9 +263,12 @@ class Assignment:
     def _targets(
         self, rule: Rule, name: str, indexes: Mapping[str, str]
     ) -> Iterator[tuple[str, Mapping[str, str]]]:
-        """What comes of a native tensor: Hugging Face names, and the indexes of all axes."""
-        table = self._extents(rule, name) if rule.unstacked else {}
-        counts = [table[axis][0] for axis in rule.unstacked]
+        """(Hugging Face name, {axis: index}) of each tensor that a native one becomes; `indexes` are in its name."""
+        axes = self._extents(rule, name) if rule.unstacked else {}
+        counts = list[int]()
+        for axis in rule.unstacked:
+            count, _, _ = axes[axis]
+            counts.append(count)
         if math.prod(counts) > MAX_TENSORS:
             raise UserError(f"{self.where}: {shown(name)} would be {math.prod(counts)} tensors")
         for values in product(*map(range, counts)):
@@ -253,22 +278,28 @@ class Assignment:
     def _add(
         self, target: str, rule: Rule, number: int, indexes: Mapping[str, str], name: str
     ) -> None:
+        """Note a native tensor, number `number` of a rule, as a source of a target.
+
+        Raises:
+            UserError: the target is of another rule, or has a source at that place, or there are too many targets.
+        """
         place = (number, *(int(indexes[axis]) for axis in rule.stacked[1:]))
         if target not in self.targets:
             self.targets[target] = TargetTensor(
                 rule, {axis: indexes[axis] for axis in rule.indexes}
             )
-        known = self.targets[target]
-        if known.rule != rule or place in known.sources:
-            first = next(iter(known.sources.values()))
+        tensor = self.targets[target]
+        if tensor.rule != rule or place in tensor.sources:
+            first = next(iter(tensor.sources.values()))
             raise UserError(
                 f"{self.where}: {shown(first)} and {shown(name)} would both be {shown(target)}"
             )
-        known.sources[place] = name
+        tensor.sources[place] = name
         if len(self.targets) > MAX_TENSORS:
             raise UserError(f"{self.where}: more than {MAX_TENSORS} tensors")
 
     def _extents(self, rule: Rule, name: str) -> Axes:
+        """The axes of a native tensor by a rule's layout (UserError: its shape is another); none without a layout."""
         if rule.layout is None:
             return {}
         try:
@@ -277,6 +308,7 @@ class Assignment:
             raise self._misfit(name, rule, error) from None
 
     def _misfit(self, name: str, rule: Rule, error: ValueError) -> UserError:
+        """The error for a native tensor that does not fit a rule's layout."""
         what = f"{shown(name)} {list(self.native[name][1])}"
         return UserError(
             f"{self.where}: {what} is not `{rule.text}` ({self.family.name}) by the config: {error}"
@@ -298,8 +330,8 @@ class Assignment:
             self._check_indexes("expert")
 
     def _check_indexes(self, axis: str) -> None:
-        """Of every kind of tensor that has it in its name, each index must be there."""
-        # Layers may hold different kinds of tensors; the experts of a layer are all alike.
+        """Raises UserError unless names that have the axis have all of its indexes, 0 to the config's count - 1."""
+        # Every layer must have some tensor; of experts, each must have every kind of tensor in its layer.
         present: dict[Names, set[int]] = defaultdict(set)
         for target in self.targets.values():
             if axis not in target.indexes:
@@ -312,6 +344,7 @@ class Assignment:
 
         for indexes in present.values():
             count = self.sizes.get(axis, max(indexes) + 1)
+            # Layers that predict further tokens come behind the others, and may be missing.
             limit = count
             if axis == "layer":
                 limit += self.sizes.get("predicted", 0)
@@ -322,28 +355,30 @@ class Assignment:
             raise UserError(f"{self.where}: there is {what}, and the config has {count}")
 
     def build(self, name: str, target: TargetTensor) -> Mapped:
-        """The tensor of a Hugging Face name.
+        """The tensor of a Hugging Face name as a view of its sources.
 
         Raises:
             UserError: a source is missing, or shapes or dtypes do not fit.
         """
         rule = target.rule
         sources = tuple(target.sources[place] for place in sorted(target.sources))
-        kinds = {self.native[source] for source in sources}
-        if len(kinds) > 1:
+        headers = {self.native[source] for source in sources}
+        if len(headers) > 1:
             raise UserError(
                 f"{self.where}: the parts of {shown(name)} differ in shape or dtype ({listed(sources, 3)})"
             )
         if rule.layout is None:
-            return Mapped(rule, View.of(sources[0], self.native[sources[0]][1]))
-        table = {**self._counts(name, target), **self._extents(rule, sources[0])}
+            _, shape = self.native[sources[0]]
+            return Mapped(rule, View.of(sources[0], shape))
+        axes = {**self._counts(name, target), **self._extents(rule, sources[0])}
+        _, dims = rule.layout
         try:
-            return Mapped(rule, _arranged(target, sources, rule.layout[1], table, self.sizes))
+            return Mapped(rule, _arranged(target, sources, dims, axes, self.sizes))
         except ValueError as error:
             raise self._misfit(sources[0], rule, error) from None
 
     def _counts(self, name: str, target: TargetTensor) -> Axes:
-        """The axes that count a tensor's sources, all of which must be there."""
+        """The axes that count the sources of a tensor (UserError: one of the sources is missing)."""
         stacked = target.rule.stacked
         counts = [len(target.rule.natives)]
         for number, axis in enumerate(stacked[1:], 1):
@@ -364,13 +399,14 @@ class Assignment:
 def _arranged(
     target: TargetTensor, sources: Names, dims: Dims, table: Axes, sizes: Mapping[str, int]
 ) -> View:
-    """The view of a tensor whose axes are in `table` (ValueError: a slice is outside of its axis).
+    """The view of a tensor of dimensions `dims` (ValueError: a slice is outside of its axis).
 
     `dims` are the tensor's dimensions, each a product of axes. `table` has {axis: (size, step, jump)}: the next index
     of the axis is `step` elements further in the same tensor, or `jump` source tensors further.
     """
     shape = list[int]()
     axes = list[tuple[int, int, int]]()
+    # Where the indexes of its name begin in the native tensor.
     offset = sum(int(target.indexes[axis]) * table[axis][1] for axis in target.rule.unstacked)
     for dim in dims:
         shape.append(1)
@@ -381,7 +417,7 @@ def _arranged(
                 raise ValueError(f"{axis.name} counts tensors, so it cannot be cut")
             offset += start * step
             shape[-1] *= count
-            # one run with the axis before
+            # The axis before ends where this one begins: one run.
             if axes and axes[-1][1:] == (count * step, count * jump):
                 axes[-1] = (axes[-1][0] * count, step, jump)
             elif count > 1:

@@ -43,7 +43,7 @@ class Named:
 
 @dataclass(eq=False)
 class Made:
-    """Object that a pickle makes: `kind` called with `args`, or made `bare` as `__new__` does, with its state."""
+    """Object that a pickle makes: `kind` called with `args`, or with `bare` made by its `__new__`; and its state."""
 
     kind: str
     args: tuple[Data, ...]
@@ -53,8 +53,9 @@ class Made:
     def __getitem__(self, key: str) -> Data:
         """A field of its state."""
         fields = self.state
+        # (__dict__, slots) of a class with slots.
         if isinstance(fields, tuple) and len(fields) == 2:
-            fields = fields[1]  # of slots
+            fields = fields[1]
         if not isinstance(fields, dict):
             raise TypeError(f"{self.kind} has no fields")
         return fields[key]
@@ -75,6 +76,8 @@ def unpickle(data: bytes, path: Path) -> Data:
 
 
 class DataUnpickler(pickle._Unpickler):
+    """Python's unpickler with the operations that torch's files need; those that call or import make data."""
+
     dispatch: ClassVar[dict[int, Any]] = {
         code: pickle._Unpickler.dispatch[code] for code in OPERATIONS
     }
@@ -86,6 +89,7 @@ class DataUnpickler(pickle._Unpickler):
         self._path = path
 
     def find_class(self, module: str, name: str) -> Named:
+        """The name of a class in place of the class. Raises UserError for one that no checkpoint needs."""
         if len(module) + len(name) > LONGEST_CLASS:
             raise ValueError("a class has a name without end")
         full = f"{module}.{name}"
@@ -98,15 +102,18 @@ class DataUnpickler(pickle._Unpickler):
         )
 
     def persistent_load(self, pid: Data) -> Made:
+        """A storage, from torch's tuple ("storage", class, key, device, elements)."""
         if not isinstance(pid, tuple):
             raise TypeError("a storage is not a tuple")
         return Made("storage", pid)
 
     def load_call(self, bare: bool = False) -> None:
+        """Push a `Made` for the call of a class (REDUCE, or with `bare` NEWOBJ), but for the two cases below."""
         args = self.stack.pop()
         kind = self.stack.pop()
         if not isinstance(kind, Named) or not isinstance(args, tuple):
             raise TypeError("a call of something that is not a class")
+        # A state dict is a plain dict; `getattr` names a member of a class.
         if kind.name == "collections.OrderedDict" and not args:
             self.stack.append({})
         elif kind.name.endswith(".getattr"):
@@ -118,15 +125,18 @@ class DataUnpickler(pickle._Unpickler):
             self.stack.append(Made(kind.name, args, bare))
 
     def load_state(self) -> None:
+        """Give the object on top of the stack its state (BUILD)."""
         state = self.stack.pop()
         instance = self.stack[-1]
-        if isinstance(instance, dict):  # the attributes of an OrderedDict
+        # The attributes of an OrderedDict, such as `_metadata`, are left out.
+        if isinstance(instance, dict):
             return
         if not isinstance(instance, Made) or instance.state is not None:
             raise TypeError("a state that belongs to no object")
         instance.state = state
 
     def load_items(self, items: Iterable[Data]) -> None:
+        """Put keys and values, which take turns, into the dict on top of the stack (SETITEM, SETITEMS)."""
         table = self.stack[-1]
         keys_and_values = iter(items)
         for key, value in zip(keys_and_values, keys_and_values, strict=True):
@@ -158,6 +168,8 @@ def pickled(value: Data) -> bytes:
 
 
 class DataPickler(pickle._Pickler):
+    """Python's pickler, which writes `Named` and `Made` as the classes and calls that they stand for."""
+
     save: Callable[[Data], None]
     write: Callable[[bytes], None]
     memoize: Callable[[Data], None]

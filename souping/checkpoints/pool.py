@@ -31,8 +31,8 @@ RowKind = Literal["trainer_best", "trainer_average", "decayed"]
 class Trajectory:
     """Candidates that are the checkpoints of training runs; those of the first run can become ingredients.
 
-    `rows` are other models for the report by their kind, which may be candidates. `others` are the checkpoints of each
-    further run, at the steps of the first.
+    `rows` are models that the report has a row of its own for, by kind; one may be a candidate too. `others` are the
+    checkpoints of each further run, at the steps of the first.
     """
 
     runs: tuple[TrainingRun, ...]
@@ -41,14 +41,14 @@ class Trajectory:
 
     @property
     def models(self) -> tuple[Candidate, ...]:
-        """All that are not candidates."""
+        """All models of `rows` and `others` that are not candidates."""
         names = {member.name for member in self.runs[0].members}
         rows = [candidate for _, candidate in self.rows if candidate.name not in names]
         return (*rows, *chain.from_iterable(self.others))
 
     @property
     def sentences(self) -> list[str]:
-        """What was found, and at which learning rate."""
+        """What a run prints of the checkpoints: how many, at which learning rates, and what is compared besides."""
         run = self.runs[0]
         steps = [member.step for member in self.runs[0].members]
         sentences = [
@@ -82,7 +82,7 @@ class CandidateSource(ABC):
 
     @property
     def home(self) -> Path | None:
-        """The folder of `reference_model`, or its name on the Hub."""
+        """`reference_model` as a path: a folder, or a name on the Hub."""
         return (
             None
             if self.reference_model is None
@@ -99,7 +99,7 @@ class CandidateSource(ABC):
 
     @property
     def trajectory(self) -> Trajectory | None:
-        """The training runs that the candidates are checkpoints of, where they are."""
+        """The training runs that the candidates are checkpoints of; None if they are not."""
         return None
 
 
@@ -130,7 +130,7 @@ class Pool(CandidateSource):
         for number, entry in enumerate(self.candidates):
             candidate = replace(_candidate(entry, f"pool.candidates[{number}]"), like=self.home)
             for earlier in candidates:
-                # of links in a circle too
+                # `realpath` has no error for links in a circle.
                 if os.path.realpath(earlier.path) == os.path.realpath(candidate.path):
                     raise UserError(
                         f"pool.candidates: {earlier.path} is listed twice, as the same folder"
@@ -162,8 +162,10 @@ class TrajectoryPool(CandidateSource):
     reference_model: str | None = None
 
     def resolve(self, at_least: int = 2) -> tuple[Candidate, ...]:
+        """The chosen checkpoints of the first run (UserError: there are fewer than `at_least`)."""
         members = self.trajectory.runs[0].members
         if len(members) < at_least:
+            # The first note says which checkpoint was left out, and why.
             note = "".join(f"; {line}" for line in self.trajectory.notes[:1])
             needed = f"{len(members)} of the {at_least} checkpoints that are needed"
             raise UserError(f"pool.path={self.path} gives {needed}{note}")
@@ -206,6 +208,7 @@ class TrajectoryPool(CandidateSource):
     def _rows(
         self, run: TrainingRun, averages: Mapping[str, Path]
     ) -> Iterator[tuple[RowKind, Candidate]]:
+        """(kind, model) of further rows: the trainer's best checkpoint, its `averages` {name: path}, and `decayed`."""
         if run.best is not None:
             yield "trainer_best", self._candidate(run.best.name, run.best.model)
         for name, path in averages.items():
@@ -215,6 +218,7 @@ class TrajectoryPool(CandidateSource):
 
 
 def _candidate(entry: str | dict[str, str], key: str) -> Candidate:
+    """The candidate of an entry of `pool.candidates` (UserError: it is of another form); messages name its `key`."""
     if isinstance(entry, str):
         table = {"path": entry}
         keys = {"path"}
@@ -224,10 +228,11 @@ def _candidate(entry: str | dict[str, str], key: str) -> Candidate:
     if set(table) != keys or not all(isinstance(v, str) and v.strip() for v in table.values()):
         raise UserError(f"{key} must be a path or {{name: NAME, path: PATH}}, not {entry!r}")
     path = expanded(table["path"], key)
-    online = hub.parse_name(table["path"])
-    if online:
-        name = online.name
+    hub_name = hub.parse_name(table["path"])
+    if hub_name:
+        name = hub_name.name
     else:
+        # The path `.` has no last component.
         name = path.name or Path(os.path.realpath(path)).name
     return Candidate(name=table.get("name", name.split("@")[0]), path=path)
 
@@ -235,13 +240,16 @@ def _candidate(entry: str | dict[str, str], key: str) -> Candidate:
 Basis = Literal["headers", "Hub", "name", "unknown"]
 WEIGHT_SUFFIXES = (".safetensors", ".bin")
 BITS16 = 2
-"""Bytes per parameter of a model that is known by its files' sizes alone: all large ones are published in 16 bits."""
+"""Bytes per parameter of a model of which only the files' sizes are known: all large ones are published in 16 bits."""
 
 
 @frozen
 class ModelSize:
-    """Size of a candidate. `nbytes` are its weights as stored, `download` is what has to be fetched of all its files,
-    both in bytes; `trouble` is why it cannot be used here, `fix` the command that helps."""
+    """Size of a candidate, known from its `basis`.
+
+    `nbytes` are its weights as stored, `download` is what has to be fetched of all its files, both in bytes. `trouble`
+    is why it cannot be used here, `fix` the command that helps; both are empty if it can.
+    """
 
     name: str
     path: str
@@ -255,22 +263,25 @@ class ModelSize:
 
 
 def weigh(candidate: Candidate, allow_pickle: bool = False, rules: Path | None = None) -> ModelSize:
-    """Size of one candidate, from its headers, from the Hub's list of files, or guessed by its name."""
-    online = hub.parse_name(candidate.path)
+    """Size of one candidate, from its headers, from the Hub's list of files, or guessed by its name.
+
+    Why a model cannot be read is in the size's `trouble`. Raises UserError only for a path that looks mistyped.
+    """
+    hub_name = hub.parse_name(candidate.path)
     trouble = ""
     fix = ""
     files = {}
     try:
         if url := remote.parse_url(candidate.path):
             candidate = replace(candidate, path=remote.remote_folder(url, allow_pickle))
-        folder = candidate.path if online is None else hub.cached(online, allow_pickle)
+        folder = candidate.path if hub_name is None else hub.cached(hub_name, allow_pickle)
         if folder is not None:
             like = Like(candidate.like, rules)
             return replace(
                 _of_folder(candidate.name, folder, allow_pickle, like),
-                path=str(online or url or folder),
+                path=str(hub_name or url or folder),
             )
-        files = hub.download_sizes(online, allow_pickle) if online else {}
+        files = hub.download_sizes(hub_name, allow_pickle) if hub_name else {}
     except (UserError, OSError) as error:
         near = near_folder(candidate.path)
         if near and not candidate.path.exists():
@@ -282,19 +293,19 @@ def weigh(candidate: Candidate, allow_pickle: bool = False, rules: Path | None =
             lack = Missing.from_error(error)
             trouble = lack.what
             fix = lack.fix
-        if online is not None:
+        if hub_name is not None:
             trouble = f"{candidate.name}: {trouble}"
-            fix = fix or f"hf download {online.repo}, where the network is"
+            fix = fix or f"hf download {hub_name.repo}, where the network is"
     basis: Basis = "unknown"
     nbytes = sum(size for file, size in files.items() if file.endswith(WEIGHT_SUFFIXES))
     if files:
         basis = "Hub"
-    elif online and (parameters := parameters_in(str(candidate.path))):
+    elif hub_name and (parameters := parameters_in(str(candidate.path))):
         basis = "name"
         nbytes = parameters * BITS16
     return ModelSize(
         name=candidate.name,
-        path=str(online or candidate.path),
+        path=str(hub_name or candidate.path),
         basis=basis,
         nbytes=nbytes,
         parameters=nbytes // BITS16,
@@ -305,6 +316,7 @@ def weigh(candidate: Candidate, allow_pickle: bool = False, rules: Path | None =
 
 
 def _of_folder(name: str, folder: Path, allow_pickle: bool, like: Like) -> ModelSize:
+    """Size of the candidate of this name, from the headers in its folder."""
     if not is_checkpoint(folder):
         raise UserError(
             f"candidate {name}: {folder} is not a folder: give a path or org/name{near_folder(folder)}"
@@ -328,6 +340,7 @@ def largest_bytes(models: Sequence[ModelSize], dtype: str | None) -> int:
 
 def parameters_in(name: str) -> int:
     """Number of parameters in a name such as `Llama-3.1-8B` or `SmolLM2-135M`; 0 if there is none."""
+    # The last number of billions or millions: names begin with that of the family.
     words = re.sub(r"[-_/@]", " ", name)
     sizes = re.findall(r"(?<![\w.])(\d+(?:\.\d+)?)([bBmM])(?![a-zA-Z0-9])", words)
     if not sizes:
@@ -337,7 +350,7 @@ def parameters_in(name: str) -> int:
 
 
 def base_of(models: Sequence[ModelSize], merge_base: str | None) -> str | None:
-    """The base model that a pool of adapters needs, as a path or a Hub name."""
+    """The base model of a pool, a path or a Hub name: merge.base_model (`merge_base`), else the first adapter's."""
     first = next((model for model in models if model.adapter), None)
     if first is None:
         return merge_base

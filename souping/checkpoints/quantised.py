@@ -54,14 +54,17 @@ CALL = ctypes.CFUNCTYPE(
 
 @dataclass(frozen=True)
 class Scheme:
-    """Where FP8 weights have their scales: `suffix` follows their name, `block` is (rows, columns) that share one."""
+    """Where FP8 weights have their scales: in a tensor of their name and `suffix`.
+
+    `block` is (rows, columns) that share one; None: one for each tensor or row.
+    """
 
     suffix: str
     block: tuple[int, int] | None
 
 
 def plain_config(config: Mapping[str, Any]) -> dict[str, Any]:
-    """The config of the model in a float dtype."""
+    """The config without what it says about quantisation."""
     return {key: value for key, value in config.items() if key not in QUANTISATION_KEYS}
 
 
@@ -88,18 +91,20 @@ def scheme_of(folder: Path, config: Mapping[str, Any]) -> Scheme | None:
 
 
 def refuse_gguf(folder: Path) -> None:
+    """Refuse a folder whose only weights are in GGUF."""
     if not has_weights(folder) and any(folder.glob("*.gguf")):
         raise refused(folder, "gguf")
 
 
 def refused(folder: Path, method: str) -> UserError:
+    """The error for weights of a kind of quantisation that is not read."""
     return UserError(
         f"{folder} is quantised ({shown(method[:80])}), which is not read: {ADVICE.get(method, FLOAT)}"
     )
 
 
 def _fp8(folder: Path, table: Mapping[str, Any]) -> Scheme:
-    """`quant_method: fp8` of DeepSeek and others."""
+    """The scheme of `quant_method: fp8`, as DeepSeek and others have it (UserError: of a kind that is not read)."""
     if "ue8m0" in (table.get("scale_fmt"), table.get("scale_dtype")):
         raise refused(folder, "fp8 with ue8m0 scales")
     if str(table.get("fmt") or "e4m3") != "e4m3" or table.get("expert_dtype") not in (None, "fp8"):
@@ -108,11 +113,15 @@ def _fp8(folder: Path, table: Mapping[str, Any]) -> Scheme:
 
 
 def _compressed(folder: Path, table: Mapping[str, Any]) -> Scheme:
-    """compressed-tensors, where all groups are FP8; the shape of a scale tells whether it is of a tensor or a row."""
+    """The scheme of compressed-tensors, if the weights of all groups are FP8 (UserError: they are not).
+
+    A scale's shape tells whether it is of a tensor or of a row.
+    """
     groups = table.get("config_groups")
     rules = list[Any]()
     for group in groups.values() if isinstance(groups, dict) else ():
         rules.append(group.get("weights") if isinstance(group, dict) else None)
+    # (type, bits) of each group; None for a group that does not say it.
     kinds = set[Any]()
     for rule in rules:
         kinds.add((rule.get("type"), rule.get("num_bits")) if isinstance(rule, dict) else None)
@@ -132,9 +141,10 @@ def _compressed(folder: Path, table: Mapping[str, Any]) -> Scheme:
 
 
 def _block(folder: Path, value: Any) -> tuple[int, int] | None:
+    """(rows, columns) that share a scale, by a config; None if it names none (UserError: it is no such pair)."""
     if value is None:
         return None
-    # compressed-tensors until 0.10
+    # As compressed-tensors wrote it until 0.10: "128x128".
     if isinstance(value, str) and re.fullmatch(r"\d{1,9}x\d{1,9}", value):
         value = [int(number) for number in value.split("x")]
     pair = isinstance(value, list) and len(value) == 2
@@ -147,7 +157,7 @@ def _block(folder: Path, value: Any) -> tuple[int, int] | None:
 def dequantised(
     folder: Path, tensors: Mapping[str, Tensor], scheme: Scheme
 ) -> tuple[Assembly, dict[str, Tensor]]:
-    """The tensors of a folder with FP8 weights as fp32, without scales.
+    """(assembly, {name: tensor}) of a folder whose FP8 weights are read as fp32, without scales.
 
     Raises:
         UserError: a scale is missing, of the wrong shape or dtype, or a tensor belongs to another kind of quantisation.
@@ -164,6 +174,7 @@ def dequantised(
             stored[name] = StoredTensor.of(tensor)
     views = {name: View.of(name, tensor.shape) for name, tensor in stored.items()}
     assembly = Assembly.of(stored, views)
+    # Soups have the weights in 16 bits.
     read_tensors = dict[str, Tensor]()
     for tensor in assembly.tensors:
         rounded = WRITTEN if tensor.name in weights else None
@@ -172,7 +183,7 @@ def dequantised(
 
 
 def _check_plain(folder: Path, tensor: Tensor) -> None:
-    """Refuse what is neither an FP8 weight nor stored as it is."""
+    """Refuse a tensor that belongs to another kind of quantisation, by its name or dtype."""
     leftover = re.search(
         r"\.weight_\w+$|\.(?:qweight|qzeros|scales|g_idx)$|_(?:blocks|scales|packed)$", tensor.name
     )
@@ -200,11 +211,15 @@ class ScaledTensor(StoredTensor):
         self._scale = scale
         self._folder = folder
         self._columns = weight.shape[-1] if weight.shape else 1
-        self._scales: Float32 | None = None  # from a read to that of the last element
+        # Kept until the last element is read.
+        self._scales: Float32 | None = None
         self._block = self._block_of(scheme.block)
 
     def _block_of(self, block: tuple[int, int] | None) -> tuple[int, int]:
-        """Rows and columns of elements that share a scale, of the weight as a matrix."""
+        """(rows, columns) of the weight as a matrix that share a scale, by the shape of the scales (UserError: no fit).
+
+        `block` is what the config says, if it says anything.
+        """
         shape = self._scale.shape
         rows = math.prod(self.shape[:-1])
         columns = self._columns
@@ -222,7 +237,7 @@ class ScaledTensor(StoredTensor):
         raise broken(self._folder / self._scale.file, why, self._scale.name)
 
     def read(self, start: int, into: Raw, fetch: Fetch) -> list[Tile]:
-        """Fill `into` with fp32 elements from `start` on."""
+        """Fill `into` with fp32 elements from `start` on. It has no tiles: a weight is in one piece."""
         numbers = scratch_of("fp8", len(into) // 4)
         fetch(self._weight.file, numbers, self._weight.offset + start)
         scales = self._scales
@@ -253,8 +268,11 @@ def dequantise(
     block: tuple[int, int],
     out: Float32,
 ) -> None:
-    """Fill `out` [I] with FP8 numbers [I], which are those from `start` on of a matrix of so many columns, each times
-    the scale of its block (rows, columns)."""
+    """Fill `out` [I] with FP8 numbers [I], each times the scale of its block.
+
+    The numbers are the elements from `start` on of a matrix with so many columns, row by row. A `block` is (rows,
+    columns), and `scales` are [rows of blocks, blocks in a row].
+    """
     address = compiled(ASSEMBLY)
     if address is None:
         import torch

@@ -24,9 +24,11 @@ POINTER_MARK = b"souping: a weight file that is read by range\n"
 LONGEST_POINTER_BYTES = 4096
 """Bytes of a pointer at most."""
 RANGE_BYTES = 8 << 20
+"""Bytes of a block, which is one request."""
 AHEAD = 1
+"""Blocks that are requested before they are needed."""
 BLOCKS_IN_MEMORY = 3
-"""Blocks of a model that are in memory at once: two threads may be at the two sides of an edge, and one arrives."""
+"""Blocks of a model that are in memory at once: two threads may read on the two sides of an edge, and one arrives."""
 
 
 @component
@@ -38,6 +40,7 @@ class Pointer:
     tag: str
 
     def write(self, path: Path) -> None:
+        """Write the pointer as a file in place of the weights."""
         write_atomically(path, POINTER_MARK + json.dumps(asdict(self)).encode())
 
     def fetch(self, start: int, end: int) -> bytes:
@@ -50,7 +53,7 @@ class Pointer:
 
 
 def cache_of(url: str) -> Path:
-    """The folder here of a folder in a bucket. Its name follows from the URL."""
+    """The folder on this machine for a folder in a bucket, by a digest of its URL."""
     return expanded(constants.HF_HOME) / "souping" / digest(url)[:16]
 
 
@@ -79,23 +82,24 @@ def pointer_in(path: Path) -> Pointer | None:
 
 @contextmanager
 def pointed_file(path: Path) -> Iterator[tuple[BinaryIO, int]]:
-    """(a file here or the one that a pointer names, its size in bytes)."""
-    remote = pointer_in(path)
-    if remote is None:
+    """(file open for reading, its size in bytes): the file itself, or the one that it is a pointer to."""
+    pointer = pointer_in(path)
+    if pointer is None:
         with path.open("rb") as file:
             yield file, path.stat().st_size
         return
-    with explained(remote.url):
-        file = filesystem(remote.url).open(
-            remote.url, "rb", block_size=1 << 20, cache_type="readahead"
+    with explained(pointer.url):
+        file = filesystem(pointer.url).open(
+            pointer.url, "rb", block_size=1 << 20, cache_type="readahead"
         )
     with file:
-        yield file, remote.size
+        yield file, pointer.size
 
 
 def check_pointers(paths: Iterable[Path]) -> None:
-    """Raises UserError where the file that a pointer names is another one by now."""
+    """Raises UserError if a file in a bucket has changed to which one of these weight files is a pointer."""
     folders = dict[str, list[Pointer]]()
+    # One list of files for each folder.
     for pointer in filter(None, map(pointer_in, paths)):
         folder = pointer.url.rpartition("/")[0]
         folders.setdefault(folder, []).append(pointer)
@@ -107,7 +111,7 @@ def check_pointers(paths: Iterable[Path]) -> None:
 
 
 def listed_files(folder: str, below: str = "") -> dict[str, Pointer]:
-    """{name: file} of what is in a folder of a bucket, and in one folder below it."""
+    """{name: file} of a folder in a bucket, and of the folder `below` it, if that is there."""
     with explained(folder):
         rows = list(filesystem(folder).ls(folder, detail=True, refresh=True))
         if below and any(str(row["name"]).endswith(f"/{below}") for row in rows):
@@ -123,9 +127,10 @@ def listed_files(folder: str, below: str = "") -> dict[str, Pointer]:
 
 
 class RangeReader:
-    """Remote files of one model: blocks that are fetched ahead and shared by the threads that read."""
+    """Reader of one model's files in a bucket, by blocks that are fetched ahead and shared by all threads."""
 
     def __init__(self) -> None:
+        # {(url, number): block}, the oldest first.
         self._blocks: OrderedDict[tuple[str, int], Future[bytes]] = OrderedDict()
         self._lock = threading.Lock()
         self._pool = ThreadPoolExecutor(1 + AHEAD, thread_name_prefix="souping-ranges")
@@ -137,20 +142,21 @@ class RangeReader:
         """Fill the start of `view`; returns how many bytes, 0 at the end of the file."""
         if offset >= remote.size:
             return 0
+        # Up to the end of the block in which `offset` is.
         number = offset // RANGE_BYTES
-        part = self._block(remote, number)[offset - number * RANGE_BYTES :][: len(view)]
-        view[: len(part)] = part
-        return len(part)
+        piece = self._block(remote, number)[offset - number * RANGE_BYTES :][: len(view)]
+        view[: len(piece)] = piece
+        return len(piece)
 
     def _block(self, remote: Pointer, number: int) -> bytes:
+        """Block `number` of a file, once it is there. The next blocks are requested too, and the oldest forgotten."""
         with self._lock:
             last = min(number + AHEAD, (remote.size - 1) // RANGE_BYTES)
-            for coming in range(number, last + 1):
-                if (remote.url, coming) not in self._blocks:
-                    start = coming * RANGE_BYTES
+            for n in range(number, last + 1):
+                if (remote.url, n) not in self._blocks:
+                    start = n * RANGE_BYTES
                     end = min(start + RANGE_BYTES, remote.size)
-                    block = self._pool.submit(remote.fetch, start, end)
-                    self._blocks[remote.url, coming] = block
+                    self._blocks[remote.url, n] = self._pool.submit(remote.fetch, start, end)
             requested = self._blocks[remote.url, number]
             while len(self._blocks) > BLOCKS_IN_MEMORY:
                 self._blocks.popitem(last=False)
@@ -158,7 +164,7 @@ class RangeReader:
 
 
 def filesystem(url: str) -> Any:
-    """fsspec's file system for a URL, which fsspec keeps.
+    """fsspec's file system for a URL (fsspec caches it).
 
     Raises:
         UserError: a package is missing.
@@ -176,18 +182,19 @@ def filesystem(url: str) -> Any:
 
 @contextmanager
 def explained(url: str) -> Iterator[None]:
-    """Errors of a bucket's client as one line."""
+    """Raises UserError, one line with the URL, for any error of a bucket's client."""
     try:
         yield
     except UserError:
         raise
     except FileNotFoundError:
         raise UserError(f"{url} is not there, or your credentials do not show it") from None
-    except Exception as error:  # of the clients of each service
+    except Exception as error:  # every service's client has errors of its own
         raise UserError(f"{url} cannot be read: {first_line(error)}") from error
 
 
 def moved(url: str) -> UserError:
+    """The error for a file in a bucket that has changed."""
     return UserError(
         f"{url} has changed since it was listed: start again when nothing writes there"
     )

@@ -20,9 +20,10 @@ class WeightReader:
     """Weight files of a checkpoint, open to be read by several threads; a context manager."""
 
     def __init__(self, checkpoint: Checkpoint, exact: bool = False, direct: bool = False) -> None:
-        """With `exact`, no more than what is read is fetched from a bucket: for a few bytes here and there.
+        """Open all weight files.
 
-        With `direct`, files here are read past the page cache.
+        With `exact`, only the bytes that are read are fetched from a bucket, not whole blocks: for a few bytes here and
+        there. With `direct`, local files are read past the page cache.
 
         Raises:
             UserError: a file is not the one that was opened before.
@@ -30,6 +31,7 @@ class WeightReader:
         self._exact = exact
         self._checkpoint = checkpoint
         self._stack = ExitStack()
+        # By file name: descriptors, pointers of files in a bucket, and which files are read past the page cache.
         self._opened = dict[str, int]()
         self._remote = dict[str, Pointer]()
         self._direct = set[str]()
@@ -68,9 +70,10 @@ class WeightReader:
         return bool(self._remote)
 
     def read(self, number: int, into: Raw, offset: int, tiles: list[Tile] | None = None) -> None:
-        """Fill `into` with bytes of file `number`, or of the assembled tensors (EOFError: the file ends early).
+        """Fill `into` with bytes of file `number`, or of the assembled tensors, from byte `offset` on.
 
-        With a list for `tiles`, elements that are stored in parts are left in the order of those.
+        With a list for `tiles`, elements that are stored in parts are left in that order, and their tiles are added to
+        the list. Raises EOFError if the file ends early.
         """
         assembly = self._checkpoint.assembly
         if assembly is not None:
@@ -86,6 +89,7 @@ class WeightReader:
         return widen(raw, tensor.dtype)
 
     def _fetch(self, file: str, into: Raw, offset: int) -> None:
+        """Fill `into` with the bytes of a file from `offset` on, which may take several reads (EOFError: too few)."""
         descriptor = self._opened[file]
         remote = self._remote.get(file)
         while len(into):

@@ -24,7 +24,7 @@ TEMPLATES = "additional_chat_templates"
 
 @dataclass(frozen=True)
 class RemoteName(HubName):
-    """Folder of a bucket, as the Hub's code knows a repository; the revision is a digest of what is in it."""
+    """Folder in a bucket in the role of a Hub repository: `repo` is its URL, the revision a digest of what is in it."""
 
     @property
     def cache(self) -> Path:
@@ -35,13 +35,13 @@ class RemoteName(HubName):
 
 
 def parse_url(path: str | Path) -> str | None:
-    """The URL that a path is; None for any other. A path has lost a slash of it."""
+    """The URL in a path; None if it is none. `Path` makes `s3:/` of `s3://`."""
     match = URL.fullmatch(str(path))
     return f"{match[1]}://{match[2]}" if match else None
 
 
 def remote_folder(url: str, allow_pickle: bool = False, weights: bool = False) -> Path:
-    """The folder here of a model in a bucket, with its small files, and its `weights` or pointers to them.
+    """The local folder of a model in a bucket: its small files, and its `weights` or else pointers to them.
 
     Raises:
         UserError: it is not there or has no weights that are read from buckets, or a package is missing.
@@ -60,12 +60,13 @@ def remote_folder(url: str, allow_pickle: bool = False, weights: bool = False) -
     folder = listing.folder
     for name in listing.absent(listing.side):
         copy(pointers[name], folder / name)
+    # Pickles and adapters are small or read whole, so they are fetched.
     by_range = main.endswith((".safetensors", ".safetensors.index.json")) and main not in ADAPTERS
     if weights or not by_range:
         with ThreadPoolExecutor(WORKERS) as pool:
             list(pool.map(lambda name: copy(pointers[name], folder / name), listing.missing))
     for name in listing.missing:
-        # its stamp stays, under which a digest may be known
+        # A pointer that is there keeps its stamp, under which its digest may be known.
         if not (folder / name).exists():
             pointers[name].write(folder / name)
     return folder

@@ -54,7 +54,7 @@ COARSEST_TICK_NS = 1_000_000_000
 class Sharded:
     """Weights by their stored names, and the files that hold them, relative to `folder`.
 
-    `root` is where the files of a trainer's `layout` are, relative to it too.
+    A trainer's `layout` is dcp, safetensors or ranks, with files in `folder/root`; else both are empty.
     """
 
     folder: Path
@@ -72,7 +72,7 @@ class Sharded:
 
     @classmethod
     def of(cls, folder: Path, root: str, layout: str, pieces: Iterable[Piece]) -> Sharded:
-        """Raises UserError for parts that do not tile their tensor."""
+        """Weights gathered from pieces in any order (UserError: the parts of a tensor do not tile it)."""
         gathered: dict[str, tuple[str, Shape | None, list[Part]]] = {}
         files = set[str]()
         for name, dtype, shape, part in pieces:
@@ -107,7 +107,7 @@ class Sharded:
 
 
 def _shape_of(parts: Sequence[Part]) -> Shape:
-    """The shape of a tensor that ends, in each dimension, where its last part does."""
+    """The shape of a tensor of which only the parts are known: the largest end of any part in each dimension."""
     ends = []
     for part in parts:
         ends.append([start + size for start, size in zip(part.start, part.sizes, strict=True)])
@@ -122,7 +122,7 @@ def find_sharded(folder: Path) -> tuple[str, str] | None:
     """(place below the folder, layout) of a sharded checkpoint; None where there is none.
 
     Raises:
-        UserError: it is one that cannot be read; what to do is said.
+        UserError: there is one of a kind that is not read.
     """
     for place in WEIGHT_PLACES:
         root = folder / place
@@ -140,7 +140,7 @@ def find_sharded(folder: Path) -> tuple[str, str] | None:
 
 
 def _refuse(root: Path, names: set[str]) -> None:
-    """Layouts that are not read."""
+    """Refuse a folder whose files are of a layout that is not read, with what to do; `names` are the files."""
     if "zero_to_fp32.py" in names or any(root.glob("*/*zero_pp_rank_*")):
         raise UserError(
             f"{root} holds DeepSpeed ZeRO partitions, not weights: python {root / 'zero_to_fp32.py'} {root} OUT "
@@ -177,9 +177,9 @@ def read_sharded(folder: Path, allow_pickle: bool, averaged: bool = False) -> Sh
         )
     stats = [(path.name, path.stat()) for path in sorted(root.iterdir())]
     stamps = tuple((name, s.st_size, s.st_mtime_ns, s.st_ctime_ns, s.st_ino) for name, s in stats)
-    newest = max(stat.st_ctime_ns for _, stat in stats)
+    newest_ctime = max(stat.st_ctime_ns for _, stat in stats)
     # Files younger than a tick of the clock may change and keep their stamps: the cache of `_read` is bypassed.
-    read = _read.__wrapped__ if time.time_ns() - newest < COARSEST_TICK_NS else _read
+    read = _read.__wrapped__ if time.time_ns() - newest_ctime < COARSEST_TICK_NS else _read
     return read(folder, place, layout, averaged, stamps)
 
 
@@ -191,7 +191,7 @@ def _read(
     averaged: bool,
     stamps: tuple[tuple[str | int, ...], ...],
 ) -> Sharded:
-    """A run opens a checkpoint several times; what its `stamps` say is unchanged is not read again."""
+    """The weights in `folder/place`, from a cache while the `stamps` of its files are the same: runs open it often."""
     prefix = f"{place}/" if place else ""
     if averaged:
         return Sharded.of(folder, place, layout, _read_average(folder, prefix))
@@ -204,7 +204,10 @@ def _read(
 
 @dataclass(frozen=True)
 class Entry:
-    """What a `.metadata` names: `length` bytes from `offset` of a file, which are a box of a tensor, or an object."""
+    """What a `.metadata` names: `length` bytes from `offset` of a file, which are a box of a tensor, or an object.
+
+    The box begins at `start` of the tensor of a `shape` and has `sizes`; `dtype` is empty for an object.
+    """
 
     name: str
     file: str
@@ -225,9 +228,13 @@ class Entry:
 
 
 def metadata(folder: Path, prefix: str) -> tuple[Made, list[Entry]]:
-    """The `.metadata` of a checkpoint as data, and all that it names."""
+    """(a checkpoint's `.metadata` as data, all that it names); `prefix` is the place of its files in the folder.
+
+    Raises:
+        UserError: it is broken.
+    """
     path = inside(folder, prefix + META)
-    name = None
+    name = None  # of the entry at hand, for the message
     entries = list[Entry]()
     table = unpickle(small(path, MAX_PICKLE), path)
     if (
@@ -237,11 +244,13 @@ def metadata(folder: Path, prefix: str) -> tuple[Made, list[Entry]]:
     ):
         raise broken(path, "no metadata of torch.distributed.checkpoint")
     try:
+        # {(name of a tensor, start of a box): place in a file}
         stored = {}
         for key, info in table["storage_data"].items():
             offset = key.state.get("offset")
             start = None if offset is None else torch_size(offset)
             place = info.state
+            # Raises for what is not a size.
             torch_size((place["offset"],))
             torch_size((place["length"],))
             check_name(path, place["relative_path"])
@@ -259,8 +268,10 @@ def metadata(folder: Path, prefix: str) -> tuple[Made, list[Entry]]:
 def _entries(
     name: str, entry: Data, stored: Mapping[tuple[str, Data], Data], prefix: str
 ) -> Iterator[Entry]:
+    """The boxes of a tensor, or one entry for an object, at their places in `stored` (READ_FAILURES: it is wrong)."""
     tag = ""
     shape = Shape()
+    # (start, sizes); an object has one without a start.
     boxes = list[tuple[Shape | None, Shape]]([(None, ())])
     if entry.kind.endswith(".TensorStorageMetadata"):
         dtype, layout = entry["properties"].state[:2]
@@ -293,6 +304,7 @@ def has_average(root: Path) -> bool:
 
 
 def _read_dcp(folder: Path, prefix: str) -> Iterator[Piece]:
+    """The weights that the metadata of torch.distributed.checkpoint names."""
     yield from _pieces(folder, [e for e in metadata(folder, prefix)[1] if e.is_weight])
 
 
@@ -316,13 +328,14 @@ def _read_average(folder: Path, prefix: str) -> Iterator[Piece]:
 
 
 def _pieces(folder: Path, entries: Iterable[Entry]) -> Iterator[Piece]:
+    """The boxes that entries name, file by file (UserError: what a file stores is not what the metadata says)."""
     ordered = sorted(entries, key=lambda entry: (entry.file, entry.offset))
     for name, group in itertools.groupby(ordered, key=lambda entry: entry.file):
         path = inside(folder, name)
         if not path.is_file():
             raise broken(folder, f"its file {shown(name)} is missing")
         with path.open("rb") as file:
-            # serialization_format=SAFETENSORS
+            # A file is a row of archives, or with serialization_format=SAFETENSORS one of safetensors.
             header = None if file.read(4) == ZIP else read_header(path)
             end = 0
             for entry in group:
@@ -339,7 +352,10 @@ def _pieces(folder: Path, entries: Iterable[Entry]) -> Iterator[Piece]:
 def _stored_part(
     path: Path, file: BinaryIO, header: Mapping[str, Tensor] | None, entry: Entry
 ) -> tuple[str, Shape, Extent | Tensor] | None:
-    """(dtype, shape, place) of what an entry names, by the header of its safetensors file or by its archive."""
+    """(dtype, shape, place) of what an entry names, by the `header` of its safetensors file or by its archive.
+
+    None if the header does not have it.
+    """
     if header is not None:
         tensor = header.get(entry.name)
         return (tensor.dtype, tensor.shape, tensor) if tensor else None
@@ -373,7 +389,7 @@ def _read_shards(folder: Path, prefix: str) -> Iterator[Piece]:
 
 
 class Local(NamedTuple):
-    """What a rank holds of a tensor.
+    """What a rank holds of a tensor of a `shape`: a box of this `size`, at a place in its file.
 
     `cut` is where that begins in the tensor, the dimension that is cut over the ranks, or None if every rank holds all.
     """
@@ -396,11 +412,13 @@ def _read_ranks(folder: Path, prefix: str) -> Iterator[Piece]:
         raise UserError(
             f"{folder / prefix} lacks files: it has those of ranks {listed(map(str, sorted(ranks)))} only"
         )
+    # {name: [(file, what its rank holds)]}, by rank.
     held: dict[str, list[tuple[str, Local]]] = defaultdict(list)
     for rank in sorted(ranks):
         for name, local in _locals(inside(folder, ranks[rank])).items():
             held[name].append((ranks[rank], local))
     for name, locals_of_ranks in held.items():
+        # Of copies in every rank, one is enough, if they are the same.
         if all(local.cut is None for _, local in locals_of_ranks):
             digests = {_digest(folder / file, local.place) for file, local in locals_of_ranks}
             if len(digests) > 1:
@@ -410,7 +428,8 @@ def _read_ranks(folder: Path, prefix: str) -> Iterator[Piece]:
 
 
 def _parts_of_ranks(name: str, locals_of_ranks: Sequence[tuple[str, Local]]) -> Iterator[Piece]:
-    """The parts of a tensor, in the order of ranks: those that are cut along a dimension follow each other."""
+    """The parts of a tensor from (file, what its rank holds), in the order of ranks."""
+    # Ranks do not say where their parts of a cut dimension begin: each begins where the one before ends.
     at = 0
     for file, local in locals_of_ranks:
         cut = local.cut
@@ -427,6 +446,7 @@ def _parts_of_ranks(name: str, locals_of_ranks: Sequence[tuple[str, Local]]) -> 
 
 
 def _digest(path: Path, place: Extent) -> bytes:
+    """SHA-256 of the bytes at a place in a file."""
     value = hashlib.sha256()
     with path.open("rb") as file:
         for piece in read_pieces(file, place):
@@ -435,8 +455,9 @@ def _digest(path: Path, place: Extent) -> bytes:
 
 
 def _locals(path: Path) -> dict[str, Local]:
+    """{name: what this rank holds} of the weights in a rank's file (UserError: it cannot be read)."""
     tensors = dict[str, Local]()
-    name = None
+    name = None  # of the tensor at hand, for the message
     with path.open("rb") as file:
         archive = Archive.open(path, file)
         try:
@@ -449,9 +470,11 @@ def _locals(path: Path) -> dict[str, Local]:
 
 
 def _local(archive: Archive, name: str, value: Data) -> Local:
+    """What a rank holds of a pickled tensor: plain, DTensor or ShardedTensor (READ_FAILURES: anything else)."""
     if value.kind != "torch._tensor._rebuild_from_type_v2":
         dtype, size, place = archive.place(value, name)
         return Local(dtype, size, size, place, None)
+    # (function, class, args, state) of a subclass of Tensor.
     rebuilt = Made(value.args[1].name, (), state=value.args[3])
     if rebuilt.kind.endswith(".DTensor"):
         dtype, size, place = archive.place(rebuilt["_local_tensor"], name)
@@ -459,7 +482,8 @@ def _local(archive: Archive, name: str, value: Data) -> Local:
         if len(size) != len(shape):
             raise ValueError("a part of it has another number of dimensions")
         return Local(dtype, shape, size, place, _dimension(rebuilt["_spec"], len(shape)))
-    shards, table = rebuilt.state[:2]  # of a ShardedTensor
+    # A ShardedTensor, of which this rank may hold nothing.
+    shards, table = rebuilt.state[:2]
     shape = torch_size(table["size"])
     if not shards:
         dtype = tag_of(table["tensor_properties"].state[0])
@@ -473,7 +497,10 @@ def _local(archive: Archive, name: str, value: Data) -> Local:
 
 
 def _dimension(spec: Data, rank: int) -> int | None:
-    """The dimension that is cut over the ranks, None for a tensor that each holds whole."""
+    """The dimension of a DTensor of this `rank` that is cut over the ranks; None if each of them holds it whole.
+
+    `spec` says how it is placed along each dimension of the device mesh.
+    """
     kinds = [placement.kind.rpartition(".")[2] for placement in spec["placements"]]
     if set(kinds) == {"Replicate"}:
         return None

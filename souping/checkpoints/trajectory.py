@@ -34,11 +34,16 @@ WEIGHT_FILE = re.compile(
 FALLEN = 0.5
 """Share of the first learning rate below which the rate has fallen."""
 FELL = "averages of decayed checkpoints seldom gain"
+"""Words of `rate_sentence` for that case."""
 
 
 @frozen
 class Member:
-    """Checkpoint of a run: its folder, that to open, that of its weights, and what the trainer logged up to it."""
+    """Checkpoint of a training run.
+
+    `folder` is its own, `model` the one to open, `weights` the one with the weight files. The trainer logged the
+    learning `rate` and the number of `tokens` up to its step.
+    """
 
     name: str
     folder: Path
@@ -49,10 +54,11 @@ class Member:
     tokens: float | None = None
 
     def same_weights(self, folder: Path) -> bool:
+        """Whether a folder has the same weight files, byte for byte."""
         files = weight_files(self.weights)
         if files != weight_files(folder):
             return False
-        return all(filecmp.cmp(self.weights / file, folder / file, False) for file in files)
+        return all(filecmp.cmp(self.weights / file, folder / file, shallow=False) for file in files)
 
 
 @frozen
@@ -106,13 +112,14 @@ def find_run(path: Path, rates: Path | None = None) -> TrainingRun:
     """
     if not path.is_dir():
         raise UserError(f"pool.path={path} is not a folder{near_folder(path)}")
+    # `left_out` is {name: why}.
     trainer, checkpoints, left_out = _checkpoints(path)
     for checkpoint in checkpoints:
         why = incomplete(checkpoint, trainer.mark, checkpoints)
         if why:
             left_out[checkpoint.name] = why
 
-    # From the newest on: of checkpoints with the same weights, the newest is a member.
+    # From the newest on: of checkpoints with the same weights, the newest is a member, the others are {name: its name}.
     members = list[Member]()
     copies = dict[str, str]()
     for checkpoint in reversed(checkpoints):
@@ -133,6 +140,7 @@ def find_run(path: Path, rates: Path | None = None) -> TrainingRun:
     notes += _missing_steps(steps, finite_number(state.get("save_steps")))
     notes += _root(path, members)
     best = Path(str(state.get("best_model_checkpoint") or "")).name
+    # The trainer's best may be a copy, which is no member.
     best = copies.get(best, best)
     return TrainingRun(
         folder=path,
@@ -149,13 +157,14 @@ def folders_in(path: Path) -> list[Path]:
 
 
 def weight_files(folder: Path) -> list[str]:
+    """Names of the weight files in a folder; none if there is no such folder."""
     if not folder.is_dir():
         return []
     return sorted(path.name for path in folder.iterdir() if WEIGHT_FILE.fullmatch(path.name))
 
 
 def _checkpoints(path: Path) -> tuple[Trainer, list[Member], dict[str, str]]:
-    """(trainer, checkpoints by step, {what is left out: why}) of the layout that most folders follow."""
+    """(trainer, its checkpoints by step, {folder left out: why}) of the trainer whose names most folders have."""
     layouts = dict[Trainer, list[Member]]()
     left_out = dict[str, str]()
     for folder in folders_in(path):
@@ -177,7 +186,7 @@ def _checkpoints(path: Path) -> tuple[Trainer, list[Member], dict[str, str]]:
 
 
 def member_in(folder: Path, step: int) -> Member:
-    """A checkpoint, with its weights where some trainer puts them."""
+    """The checkpoint in a folder; its weights are at the first place that a trainer may use and that has some."""
     places = (*MODEL_PLACES, *WEIGHT_PLACES)
     place = next((place for place in places if weight_files(folder / place)), "")
     weights = folder / place
@@ -186,7 +195,10 @@ def member_in(folder: Path, step: int) -> Member:
 
 
 def incomplete(member: Member, mark: str = "", siblings: Sequence[Member] = ()) -> str:
-    """Why a checkpoint is not whole; empty if it is. If one of its siblings has a file `mark`, it must have one too."""
+    """Why a checkpoint is not whole; empty if it is.
+
+    `mark` is the file that its trainer writes last; it counts if one of the siblings has it.
+    """
     if not weight_files(member.weights):
         return "no weights in it"
     names = {path.name for path in member.weights.iterdir()}
@@ -212,7 +224,7 @@ def incomplete(member: Member, mark: str = "", siblings: Sequence[Member] = ()) 
 
 
 def _root(path: Path, members: Sequence[Member]) -> list[str]:
-    """A note if the weights in the run's own folder are not those of the last checkpoint; the newest comes first."""
+    """A note if the run's own folder holds weights that are not those of its last checkpoint, `members[0]`."""
     if not weight_files(path) or not members:
         return []
     name = next((member.name for member in members if member.same_weights(path)), None)
@@ -224,8 +236,11 @@ def _root(path: Path, members: Sequence[Member]) -> list[str]:
 
 
 def _missing_steps(steps: Sequence[int], interval: float | None) -> list[str]:
-    """A note on steps of the saving interval without a checkpoint. The interval is the trainer's, else the smallest
-    distance of two; the newest checkpoint may be saved at the end of training, off the interval."""
+    """A note on steps of the saving interval that have no checkpoint.
+
+    The interval is the trainer's, else the smallest distance of two checkpoints. There is no note if checkpoints are
+    off the interval; only the newest may be, as the end of training.
+    """
     distance = int(interval or 0) or min((b - a for a, b in itertools.pairwise(steps)), default=0)
     if distance < 1 or any(step % distance for step in steps[:-1]):
         return []
@@ -273,7 +288,7 @@ def read_rates(path: Path) -> list[JsonObject]:
 
 
 def _logged(member: Member, log: Sequence[JsonObject]) -> Member:
-    """The checkpoint with what was logged last up to its step."""
+    """The checkpoint with the learning rate and tokens that were logged last up to its step."""
 
     def last(key: str) -> float | None:
         values = list[tuple[float, float]]()

@@ -32,11 +32,11 @@ SCRATCH = 8 << 20
 """Bytes that are read at once, at most, to pick elements from."""
 MAX_VIEW_PARTS = 1 << 16
 FEW_PARTS = 16
-"""Parts that are as quickly looked through one by one."""
+"""Parts of a tensor up to which looking at each of them is as fast as an index."""
 
 
 class Scratch(threading.local):
-    """Memory of each thread, by its use."""
+    """Memory of each thread, {use: bytes}."""
 
     def __init__(self) -> None:
         self.buffers: dict[str, Raw] = {}
@@ -47,7 +47,7 @@ SCRATCH_OF_THREAD = Scratch()
 
 @dataclass(frozen=True)
 class View:
-    """Tensor made of the elements of stored ones.
+    """Tensor made of the elements of stored ones, the `sources`.
 
     An axis is (size, step in a source, step from source to source): element (i, j, ..) of the axes is element
     `offset` + i * axes[0][1] + j * axes[1][1] + .. of source number i * axes[0][2] + .., each source being row-major.
@@ -60,7 +60,7 @@ class View:
 
     @classmethod
     def of(cls, source: str, shape: Shape, offset: int = 0, full: Shape | None = None) -> View:
-        """A tensor as it is, or a box of one of shape `full`."""
+        """A stored tensor as it is; or the box of one of shape `full` that begins at element `offset`."""
         steps = row_major(full or shape)
         axes = tuple((n, step, 0) for n, step in zip(shape, steps, strict=True))
         return cls(shape, (source,), offset, axes)
@@ -71,16 +71,18 @@ class View:
 
     @cached_property
     def steps(self) -> Shape:
+        """Elements in a source from one index of each axis to the next."""
         return tuple(step for _, step, _ in self.axes)
 
     @cached_property
     def contiguous(self) -> bool:
+        """Whether its elements follow each other in one source."""
         return len(self.sources) == 1 and is_contiguous(self.sizes, self.steps)
 
     def read(
         self, start: int, into: Raw, stored: Mapping[str, StoredTensor], fetch: Fetch
     ) -> list[Tile]:
-        """Fill `into` with the elements from `start` on; those of the tiles are in the order of their parts."""
+        """Fill `into` with the elements from `start` on; returns tiles, as `StoredTensor.read`."""
         first = stored[self.sources[0]]
         if self.contiguous:
             return first.read(self.offset + start, into, fetch)
@@ -95,13 +97,14 @@ class View:
     def _read_box(
         self, low: Shape, out: NDArray[Any], stored: Mapping[str, StoredTensor], fetch: Fetch
     ) -> None:
-        """Fill `out` with the box from `low` on, source by source."""
+        """Fill `out` with the box of the axes that begins at `low`, source by source."""
         jumps = tuple(jump for _, _, jump in self.axes)
         # Each index of an axis that leads from source to source is read alone, the other axes whole.
         ranges = list[range]()
         for first, count, jump in zip(low, out.shape, jumps, strict=True):
             ranges.append(range(first, first + count if jump else first + 1))
 
+        # `index` is where in the view each gathered box begins.
         for index in itertools.product(*ranges):
             source = self.sources[sum(map(mul, index, jumps))]
             begin = self.offset + sum(map(mul, index, self.steps))
@@ -113,7 +116,7 @@ class View:
 
 @dataclass(frozen=True)
 class Part:
-    """Box of a stored tensor, row-major at byte `offset` of `file`; it begins at `start` of the tensor."""
+    """Box of a stored tensor, from `start` of the tensor on and of `sizes`; row-major at byte `offset` of `file`."""
 
     file: str
     offset: int
@@ -127,7 +130,10 @@ class Part:
 
 @dataclass(frozen=True)
 class Box:
-    """Part in the joined dimensions of its tensor, whose element (i, ..) is at byte `origin` + i * steps[0] + .."""
+    """Part of a tensor whose dimensions are joined: indexes `low` to `high`, not included.
+
+    Element (i, ..) of the tensor is at byte `origin` + i * steps[0] + .. of `file`.
+    """
 
     low: Shape
     high: Shape
@@ -163,7 +169,7 @@ def boxes(shape: Shape, start: int, count: int) -> list[tuple[Shape, Shape]]:
     steps = row_major(shape)
     end = start + count
     while start < end:
-        # The outermost dimension of which whole indexes begin here; so many of them as fit.
+        # The outermost dimension of which a whole index begins here and fits; as many indexes as fit.
         level = next(d for d, step in enumerate(steps) if start % step == 0 and end - start >= step)
         low = [start // step % size for step, size in zip(steps, shape, strict=True)]
         indexes = min((end - start) // steps[level], shape[level] - low[level])
@@ -174,13 +180,10 @@ def boxes(shape: Shape, start: int, count: int) -> list[tuple[Shape, Shape]]:
 
 
 class StoredTensor:
-    """Tensor as a training program stored it: boxes that tile it, in any number of files.
-
-    Raises:
-        ValueError: they leave a hole, overlap or are outside.
-    """
+    """Tensor as a training program stored it: boxes that tile it, in any number of files."""
 
     def __init__(self, dtype: str, shape: Shape, parts: Sequence[Part]) -> None:
+        """Raises ValueError if the parts leave a hole, overlap, or are outside of the shape."""
         self.dtype = dtype
         self.shape = shape
         self.size = size_of(dtype)
@@ -189,7 +192,7 @@ class StoredTensor:
         sizes = shape or (1,)
         for part in self.parts:
             _check_inside(part, sizes)
-        # A dimension that no part cuts is joined to the one before: most tensors are one run of elements then.
+        # A dimension that no part cuts is joined to the one before: then most tensors have one dimension, or two.
         edges = [0]
         for d in range(1, len(sizes)):
             if any(part.sizes[d] != sizes[d] for part in self.parts):
@@ -197,7 +200,8 @@ class StoredTensor:
         groups = list(itertools.pairwise([*edges, len(sizes)]))
         self._shape = tuple(math.prod(sizes[a:b]) for a, b in groups)
         self._boxes = [self._box(part, sizes, groups) for part in self.parts]
-        self._boxes.sort(key=attrgetter("low"))  # parts that are rows are read in their order
+        # Parts that are whole rows are then read in the order of the tensor.
+        self._boxes.sort(key=attrgetter("low"))
         self._check_cover()
 
     def _box(self, part: Part, sizes: Shape, groups: Sequence[tuple[int, int]]) -> Box:
@@ -220,31 +224,36 @@ class StoredTensor:
         return math.prod(self.shape)
 
     def _check_cover(self) -> None:
+        """Raises ValueError unless every element is in one part: their counts sum to all, and no two overlap."""
         if sum(part.count for part in self.parts) != self.count:
             raise ValueError("its parts leave a hole, or overlap")
         if len(self.parts) > MAX_VIEW_PARTS:
             raise ValueError("it has too many parts")
         for low, high in zip(*self._edges, strict=True):
+            # A box overlaps itself.
             if len(self._near(low, high)) > 1:
                 raise ValueError("its parts overlap")
 
     @cached_property
     def _edges(self) -> tuple[IntArray, IntArray]:
-        """First indexes, and those behind the last ones, of all boxes [boxes, dimensions]."""
+        """(`low`, `high`) of all boxes [boxes, dimensions]."""
         shape = (-1, len(self._shape))
         low = np.array([box.low for box in self._boxes], np.int64)
         high = np.array([box.high for box in self._boxes], np.int64)
         return low.reshape(shape), high.reshape(shape)
 
     def _near(self, low: Shape | IntArray, high: Shape | IntArray) -> list[int]:
-        """The numbers of the parts that have something of a box."""
+        """The numbers of the boxes that have elements in common with a box."""
         lows, highs = self._edges
         common = ((lows < high) & (highs > low)).all(axis=1)
         numbers: list[int] = np.flatnonzero(common).tolist()
         return numbers
 
     def read(self, start: int, into: Raw, fetch: Fetch) -> list[Tile]:
-        """Fill `into` with the elements from `start` on; those of the tiles are in the order of their parts."""
+        """Fill `into` with the elements from `start` on.
+
+        Those of the tiles that it returns are in the order of their parts, for `arrange`; all others are in place.
+        """
         tiles = list[Tile]()
         at = 0
         for low, high in boxes(self._shape, start, len(into) // self.size):
@@ -260,12 +269,15 @@ class StoredTensor:
     def _read_box(
         self, low: Shape, high: Shape, into: Raw, fetch: Fetch
     ) -> list[tuple[Shape, Shape]]:
-        """A box of `boxes`, part by part: what a part has of it is contiguous in the part's file."""
+        """Fill `into` with a box of `boxes`, part by part; returns (place in it, sizes) of what each part has of it.
+
+        That is contiguous in the part's file: it is one index, a range, and then all that the part has.
+        """
         cuts = []
-        near = self._boxes
-        if len(near) > FEW_PARTS:
-            near = [self._boxes[number] for number in self._near(low, high)]
-        for box in near:
+        candidates = self._boxes
+        if len(candidates) > FEW_PARTS:
+            candidates = [self._boxes[number] for number in self._near(low, high)]
+        for box in candidates:
             first = tuple(map(max, box.low, low))
             last = tuple(map(min, box.high, high))
             if not all(map(lt, first, last)):
@@ -289,7 +301,7 @@ def _check_inside(part: Part, sizes: Shape) -> None:
 
 
 def arrange(raw: Raw, size: int, tiles: Sequence[Tile]) -> None:
-    """Put elements of `size` bytes that were read part by part in the order of their tensor."""
+    """Put the elements (of `size` bytes) of tiles into the order of their tensor, in place."""
     for begin, sizes, cuts in tiles:
         flat = elements(raw, size)[begin : begin + math.prod(sizes)]
         in_parts = elements(scratch_of("tile", flat.nbytes), size)
@@ -304,12 +316,12 @@ def arrange(raw: Raw, size: int, tiles: Sequence[Tile]) -> None:
 
 
 def gather(source: StoredTensor, first: int, steps: Shape, out: NDArray[Any], fetch: Fetch) -> None:
-    """Fill an array whose element (i, ..) is at first + i * steps[0] + .. of the stored tensor."""
+    """Fill `out`, whose element (i, ..) is element first + i * steps[0] + .. of the stored tensor."""
     if out.flags.c_contiguous and is_contiguous(out.shape, steps):
         raw = out.reshape(-1).view(np.uint8)
         arrange(raw, source.size, source.read(first, raw, fetch))
         return
-    # From the first to the last element of the array there are so many in the stored tensor.
+    # `span` elements of the stored tensor lie between the first and the last of the array.
     distances = [(n - 1) * step for n, step in zip(out.shape, steps, strict=True)]
     span = sum(distances) + 1
     if span * source.size <= SCRATCH or out.size == 1:
@@ -318,7 +330,7 @@ def gather(source: StoredTensor, first: int, steps: Shape, out: NDArray[Any], fe
         strides = tuple(step * source.size for step in steps)
         out[...] = as_strided(elements(scratch, source.size), out.shape, strides)
         return
-    # Too many to read at once: the two halves of the axis that spans most.
+    # Too many to read at once: one half of the axis that spans most, then the other.
     widest = distances.index(max(distances))
     half = out.shape[widest] // 2
     for begin, end in ((0, half), (half, out.shape[widest])):
@@ -327,7 +339,7 @@ def gather(source: StoredTensor, first: int, steps: Shape, out: NDArray[Any], fe
 
 
 def scratch_of(use: str, nbytes: int) -> Raw:
-    """Memory of this thread for one use, which the next use of that kind overwrites."""
+    """Memory of this thread for one use; the next call for the same use gets the same memory."""
     buffers = SCRATCH_OF_THREAD.buffers
     if len(buffers.get(use, ())) < nbytes:
         buffers[use] = np.empty(nbytes, np.uint8)
@@ -350,7 +362,7 @@ def widen(raw: Raw, dtype: str) -> Float32:
 
 @dataclass(frozen=True)
 class Assembly:
-    """Model's tensors made of views of stored ones, one behind the other as if they were in one file."""
+    """Tensors of a model that are views of stored ones: one behind the other, as if they were in one file."""
 
     stored: Mapping[str, StoredTensor]
     tensors: Sequence[Tensor]
@@ -374,9 +386,13 @@ class Assembly:
         return [tensor.offset for tensor in self.tensors]
 
     def fetch(self, into: Raw, offset: int, fetch: Fetch, tiles: list[Tile] | None = None) -> None:
-        """Fill `into` with the bytes from `offset` on; with a list for `tiles`, they are left in the order of parts."""
+        """Fill `into` with the bytes from `offset` on.
+
+        With a list for `tiles`, elements are left in the order of their parts, and their tiles, with places in `into`,
+        are added to the list.
+        """
         number = bisect_right(self._places, offset) - 1
-        at = 0
+        at = 0  # elements of `into` that are filled
         while len(into):
             tensor = self.tensors[number]
             first = offset - tensor.offset

@@ -33,7 +33,8 @@ class LoadableModel(ABC):
     """Live module that becomes one soup after another."""
 
     @abstractmethod
-    def load_soup(self, recipe: Recipe) -> None: ...
+    def load_soup(self, recipe: Recipe) -> None:
+        """Make the module the recipe's soup, in place."""
 
 
 class SoupPlan(ABC):
@@ -80,7 +81,7 @@ class CandidatePool(Component, ABC):
     def architecture_folder(self) -> Path: ...
 
     def similarity(self, weights: Mapping[str, float]) -> PoolSimilarity | None:
-        """How similar these candidates are, and what storing their soup loses; None if nobody compares them."""
+        """How similar these candidates are, and what rounding their soup loses; None if that is not known."""
         return None
 
     @abstractmethod
@@ -115,10 +116,10 @@ class CandidatePool(Component, ABC):
 
     @abstractmethod
     def tokenizer_folder(self, recipe: Recipe) -> Path:
-        """Where the soup's tokenizer lies."""
+        """The folder of the tokenizer that the soup gets."""
 
     def candidate_folder(self, recipe: Recipe) -> Path | None:
-        """The candidate's own folder, where the recipe is that candidate as it lies there."""
+        """The folder of the candidate that the soup is, unchanged; None if it is none."""
         return None
 
     @property
@@ -127,12 +128,12 @@ class CandidatePool(Component, ABC):
         return ""
 
     def eos_token_ids(self, recipe: Recipe) -> TokenIds:
-        """Tokens that end the soup's answers: the union of its ingredients'; none where they name none."""
+        """Tokens that end the soup's answers: those of all its ingredients."""
         return ()
 
     @property
     def adapter_shape(self) -> AdapterShape | None:
-        """Of the pool's soups if they stay adapters."""
+        """Base model, rank and modules of the pool's soups if they stay adapters; else None."""
         return None
 
     @property

@@ -32,7 +32,10 @@ from souping.merge.writer import FillShards, fill_shards, write_checkpoint
 
 
 def merge_plan(arguments: Sequence[str] | None = None) -> int:
-    """Exit status: 0, or 2 with one line on standard error (and the traceback of a fault in souping)."""
+    """Write a soup as a command line says; returns the exit status.
+
+    2 means one line on standard error, and before it the traceback of a fault in souping.
+    """
     parser = argparse.ArgumentParser(prog="python -m souping.merge", description=__doc__)
     parser.add_argument("plan", type=Path, help="a plan saved by `souping plan merge`")
     parser.add_argument("out", type=Path, help="the folder to write: absent, or empty")
@@ -53,7 +56,8 @@ def merge_plan(arguments: Sequence[str] | None = None) -> int:
         sys.stdout.reconfigure(errors="replace")
     logging.basicConfig(format=f"{WARNING_PREFIX}%(message)s")
     try:
-        if options.fill or "ACCELERATE_MIXED_PRECISION" in os.environ:  # accelerate launch sets it
+        # `accelerate launch` sets the variable.
+        if options.fill or "ACCELERATE_MIXED_PRECISION" in os.environ:
             write_together(options)
         else:
             write_plan(options.plan, options.out)
@@ -69,7 +73,7 @@ def merge_plan(arguments: Sequence[str] | None = None) -> int:
 
 
 def write_plan(path: Path, out: Path, fill: FillShards = fill_shards) -> None:
-    """Write the soup of a saved plan in this process, or by ranks."""
+    """Write the soup of a saved plan, and print the plan and the time; `fill` writes the weights."""
     plan = load_plan(path)
     print(plan.describe(), flush=True)
     start = time.perf_counter()
@@ -78,9 +82,13 @@ def write_plan(path: Path, out: Path, fill: FillShards = fill_shards) -> None:
 
 
 def write_together(options: argparse.Namespace) -> None:
-    """Fill this rank's share. Without `--fill`, rank 0 also prepares the folder and completes it."""
+    """Write a soup with other ranks: each fills its share of the shards.
+
+    Without `--fill`, rank 0 also prepares the folder, tells the others where it is, and completes it.
+    """
     from souping.merge.accelerate import Rank
 
+    # `souping.core.child` started the launcher: this rank ends with it.
     if LAUNCHER in os.environ:
         end_with(int(os.environ[LAUNCHER]))
     rank = Rank.join(options.num_processes, options.timeout)
@@ -94,13 +102,14 @@ def write_together(options: argparse.Namespace) -> None:
             signal.signal(number, _stop)
         write_plan(options.plan, options.out, lead)
         return
-    signal.signal(signal.SIGINT, signal.SIG_DFL)  # no traceback: rank 0 reports the error
+    # End without a traceback: rank 0 reports the error.
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
     stage = options.out if options.fill else Path(rank.broadcast(""))
     rank.fill(load_plan(options.plan), stage)
 
 
 def _stop(number: int, _: FrameType | None) -> NoReturn:
-    """The launcher stops its ranks when it is stopped itself or has lost one: leave through the clean-up."""
+    """Handler of the signal with which the launcher stops its ranks: exit, so that the staged folder is removed."""
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     print("stopped by the launcher; nothing was written", file=sys.stderr, flush=True)

@@ -92,6 +92,7 @@ class AccelerateMerge(LocalMerge):
             UserError: as `LocalMerge.fill`, or a rank died, or fewer ranks started than asked for, or one is silent.
         """
         count = rank_count(self.num_processes)
+        # One rank works in this process.
         if count == 1:
             Rank(gpu=usable_gpu(0)).fill(plan, stage, progress)
             return
@@ -107,6 +108,7 @@ class AccelerateMerge(LocalMerge):
                 str(self.timeout),
             ]
             text, status = launch([*launcher(count), *work], Path(folder) / "log")
+        # Ranks may warn of the same.
         for warning in dict.fromkeys(re.findall(f"^{WARNING_PREFIX}(.*)$", text, re.MULTILINE)):
             log.warning("%s", warning)
         if status:
@@ -119,7 +121,7 @@ class AccelerateMerge(LocalMerge):
 
 
 def rank_count(requested: int | None) -> int:
-    """How many ranks to start on this machine.
+    """How many ranks to start on this machine: as `requested`, else one for each GPU, or CPU_RANKS.
 
     Raises:
         UserError: there are fewer GPUs than ranks were asked for.
@@ -138,10 +140,8 @@ def rank_count(requested: int | None) -> int:
 
 
 def launcher(count: int) -> list[str]:
-    """The start of a command line that runs `souping.merge` in `count` ranks, whatever the user's own settings.
-
-    `souping.core.child` ends the launcher when this process is gone, and the ranks watch the launcher.
-    """
+    """The start of a command line that runs `souping.merge` in `count` ranks, whatever the user's own settings."""
+    # `souping.core.child` ends the launcher when this process is gone, and the ranks watch the launcher.
     watched = [
         sys.executable,
         "-m",
@@ -149,9 +149,10 @@ def launcher(count: int) -> list[str]:
         str(os.getpid()),
         "accelerate.commands.launch",
     ]
-    # on CPUs too: it starts gloo ranks
+    # `--multi_gpu` on CPUs too: without GPUs it starts ranks on them.
     ranks = ["--multi_gpu", "--gpu_ids", "all", "--num_processes", str(count)]
     fixed = ["--num_machines", "1", "--mixed_precision", "no", "--dynamo_backend", "no"]
+    # Port 0: any that is free.
     return [*watched, *ranks, *fixed, "--main_process_port", "0", "-m", "souping.merge"]
 
 
@@ -181,7 +182,8 @@ def launch(command: list[str], log_file: Path) -> tuple[str, int]:
 def cause(text: str) -> str:
     """Why the ranks ended, from what they and their launcher wrote on standard error.
 
-    If a signal ended a rank, ignore the errors that its death causes in other ranks. The launcher itself sends SIGTERM.
+    A signal that ended a rank comes first: errors of other ranks follow from it. Not SIGTERM, by which the launcher
+    ends the others.
     """
     for rank, code in re.findall(r"rank +: (\d+) \(.*\n +exitcode +: -(\d+)", text):
         number = int(code)
@@ -200,7 +202,7 @@ def cause(text: str) -> str:
 
 @frozen
 class Rank:
-    """One of `count` ranks, of which `local` run on this machine. `gpu` does the arithmetic; None is the CPU."""
+    """Rank `number` of `count`, of which `local` run on this machine. `gpu` does its arithmetic; None: the CPU."""
 
     number: int = 0
     count: int = 1
@@ -216,8 +218,10 @@ class Rank:
         """
         from accelerate import PartialState
 
-        with together():  # over gloo even if there are GPUs: no weights travel between ranks
+        # By gloo (`cpu`) even if there are GPUs: no weights travel between ranks.
+        with together():
             state = PartialState(cpu=True, timeout=timedelta(seconds=timeout))
+        # --num_machines that do not divide the number start fewer.
         if requested not in (None, state.num_processes):
             raise UserError(
                 f"{requested} ranks were asked for and accelerate started {state.num_processes}: launch with "
@@ -232,11 +236,11 @@ class Rank:
         from accelerate.utils import broadcast_object_list
 
         with together():
-            box: list[str] = broadcast_object_list([text])
-        return box[0]
+            texts: list[str] = broadcast_object_list([text])
+        return texts[0]
 
     def fill(self, plan: MergePlan, stage: Path, progress: OptionalProgress = None) -> None:
-        """Write this rank's share into the prepared shards in `stage`, and wait until all ranks have.
+        """Write this rank's share into the prepared shards in `stage`, and wait until all ranks are done.
 
         Raises:
             UserError: what went wrong (with several machines also where: each may see other files), or another rank
@@ -252,6 +256,7 @@ class Rank:
         try:
             fill_shards(plan, stage, progress, work=share, mixer=mixer, threads=threads)
         except (UserError, OSError) as error:
+            # All ranks are on this machine, and see the same files.
             if self.local == self.count:
                 raise
             place = f"rank {self.number} on {socket.gethostname()}; all machines must see the same folders"
@@ -265,7 +270,7 @@ class Rank:
 
 @contextmanager
 def together() -> Iterator[None]:
-    """Raises UserError for torch's errors of ranks that talk to each other."""
+    """Raises UserError for torch's errors of ranks that wait for each other."""
     try:
         yield
     except RuntimeError as error:
@@ -290,6 +295,7 @@ def usable_gpu(number: int) -> torch.device | None:
 # the plan's order; roundings are IEEE's. `device_agrees` tries whether a device really does that.
 
 SAMPLE = 20_011
+"""Elements on which a device is compared with the kernels; no multiple of a vector's length."""
 
 
 def blend(
@@ -299,9 +305,9 @@ def blend(
     weights: Sequence[float],
     dtype: str,
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Mix rows [K] of bytes [count * itemsize] of `dtypes`; returns the soup's bytes and whether all is finite [].
+    """(soup's bytes in `dtype`, whether all is finite []) of rows [K] of bytes [count * itemsize] of `dtypes`.
 
-    `function` is one of `COMPILED_METHODS`.
+    `function` is one of `COMPILED_METHODS`. If it sums differences, the first row is the base.
     """
     import torch
 
@@ -321,13 +327,14 @@ def blend(
 
 
 def _wide(row: torch.Tensor, dtype: str) -> torch.Tensor:
+    """Bytes of `dtype` as fp32."""
     import torch
 
     return row.view(torch_dtype(dtype)).to(torch.float32)
 
 
 def _rounded(total: torch.Tensor, dtype: str) -> tuple[torch.Tensor, torch.Tensor]:
-    """One rounding to `dtype`; devices have NaNs of their own, files get the quiet one."""
+    """(bytes, whether all is finite []) of fp32 sums rounded once to `dtype`; every NaN becomes the quiet one."""
     import torch
 
     soup = total.to(torch_dtype(dtype))
@@ -340,12 +347,12 @@ def device_agrees(device: torch.device) -> bool:
     """Whether the device's bits are those of the kernels on a sample of random bits."""
     import torch
 
-    dice = np.random.default_rng(0)
+    rng = np.random.default_rng(0)
     weights = (0.15, 0.85, 1 / 3)
     for function, dtype in itertools.product(COMPILED_METHODS, FLOATS):
         rows = list[Raw]()
         for _ in weights:
-            data = dice.bytes(SAMPLE * size_of(dtype))
+            data = rng.bytes(SAMPLE * size_of(dtype))
             rows.append(np.frombuffer(data, np.uint8).copy())
         specified = np.empty_like(rows[0])
         tags = [dtype] * len(rows)
@@ -375,6 +382,7 @@ class CudaMixer(BlockMixer):
         return blocks(chunk, LARGEST_BLOCK_ELEMENTS, DEVICE_BLOCK_ELEMENTS)
 
     def mix(self, block: Chunk, read: ReadTiles, in_order: bool) -> tuple[Sequence[Raw], Raw]:
+        """As `BlockMixer.mix`; rows are always in the order of the tensor. Copies are left to the CPU."""
         import torch
 
         function = function_of(self.plan, block)
@@ -382,6 +390,7 @@ class CudaMixer(BlockMixer):
             return super().mix(block, read, in_order)
         stream, pinned = self._lane()
         sizes = [block.count * size_of(source.dtype) for source in block.sources]
+        # Copies from and to pinned memory run beside the work of other threads.
         pinned_rows = [_pinned(pinned, number, size) for number, size in enumerate(sizes)]
         out = _pinned(pinned, len(sizes), block.nbytes)
         rows: list[Raw] = [row.numpy() for row in pinned_rows]
@@ -397,7 +406,7 @@ class CudaMixer(BlockMixer):
         return rows, out.numpy()
 
     def _lane(self) -> tuple[torch.cuda.Stream, dict[int, torch.Tensor]]:
-        """This thread's stream, and its pinned rows by number."""
+        """(CUDA stream, {number: pinned row}) of this thread, made at its first block."""
         import torch
 
         if "lane" not in vars(self._thread):
@@ -407,7 +416,7 @@ class CudaMixer(BlockMixer):
 
 
 def _pinned(rows: dict[int, torch.Tensor], number: int, nbytes: int) -> torch.Tensor:
-    """The first bytes of a pinned row, which grows where it is too short."""
+    """The first bytes of the pinned row `number`, which is replaced in `rows` if it is too short."""
     import torch
 
     if number not in rows or rows[number].numel() < nbytes:

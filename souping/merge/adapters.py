@@ -57,15 +57,15 @@ UPDATE_ROWS = 8
 
 @dataclass(frozen=True)
 class AdapterPlan(SoupPlan):
-    """Recipe over opened adapters. The soup gets the tokenizer of `tokenizer_source`, if that has one."""
+    """Recipe of adapters. The soup gets the tokenizer of the adapter `tokenizer_source`, if that has one."""
 
     recipe: Recipe
     tokenizer_source: str
 
     def describe(self) -> str:
-        parts = zip(self.recipe.weights, self.recipe.ingredients, strict=True)
+        pairs = zip(self.recipe.weights, self.recipe.ingredients, strict=True)
         what = "merged into a full model" if _merged(self.recipe) else "kept an adapter"
-        weights = " + ".join(f"{weight:.6g} x {name}" for weight, name in parts)
+        weights = " + ".join(f"{weight:.6g} x {name}" for weight, name in pairs)
         return f"soup {self.recipe.id} of adapters: {weights}\n{what}, {self.recipe.dtype}"
 
 
@@ -94,8 +94,9 @@ class AdapterPool(CandidatePool):
                 f"the base {self.base.folder} is sharded or FP8: write it in a float dtype first"
             )
         self.sites = sites(self.base, self.adapters)
+        # A full model cannot hold what adapters make of a tied weight.
         if merge.adapters == "merge":
-            factors.refuse_shared(self.sites, self.sites)
+            factors.refuse_shared(self.sites, modules=self.sites)
         self.base_fingerprint = fingerprint_of(self.base, cache)
         self._fingerprints = dict[str, str]()
         for name, adapter in self.adapters.items():
@@ -105,6 +106,7 @@ class AdapterPool(CandidatePool):
         self._similarities = dict[Names, PoolSimilarity | None]()
         self.base_name = base_name(folders)
         self._warnings = self._compare_tokenizers()
+        # {name: checkpoint} of the adapters and the base.
         self._opened = {name: adapter.checkpoint for name, adapter in self.adapters.items()}
         self._opened[self.base_name] = self.base
 
@@ -131,6 +133,7 @@ class AdapterPool(CandidatePool):
         return self.base.folder
 
     def similarity(self, weights: Mapping[str, float]) -> PoolSimilarity | None:
+        """How similar the adapters' updates are, and with `merge.rank` what truncating their soup loses."""
         names = tuple(weights)
         if names not in self._similarities:
             # Weights do not matter: what adapters add is compared, and no soup of them is rounded.
@@ -140,17 +143,17 @@ class AdapterPool(CandidatePool):
             return similarity
         used = {name: weight for name, weight in weights.items() if weight}
         reader = factors.TensorReader(self._opened)
-        error = factors.truncation_error(reader, self._shares(used), self._merge.rank)
+        error = factors.truncation_error(reader, self.shares(used), self._merge.rank)
         return replace(similarity, truncation=error)
 
     def _updates(self, names: Names) -> Iterator[FloatArray]:
-        """Blocks [M, elements] of scaling * B A, in modules that all of them adapt.
+        """Blocks [M, elements] of the updates scaling * B A of M adapters, in a few modules that all of them adapt.
 
-        Factors alone do not compare: (B R) (R^-1 A) is the same update.
+        Factors alone do not compare: (B R) (R^-1 A) is the same update. A block is some rows in the middle.
         """
         parts = {name: self.adapters[name].parts for name in names}
         modules = sorted(set.intersection(*map(set, parts.values())))
-        # A merge refuses what is not finite.
+        # Values that are not finite are for a merge to refuse.
         reader = factors.TensorReader(self._opened)
         count = min(FEWEST_BLOCKS, len(modules))
         for number in range(count):
@@ -177,7 +180,7 @@ class AdapterPool(CandidatePool):
         return compare_tokenizers(pool, "error", self._merge.tokenizer_from, texts)
 
     def tokenizer_folder(self, recipe: Recipe) -> Path:
-        """The folder of the soup's tokenizer: the carrying adapter, or the base if that has none."""
+        """The folder of the adapter whose tokenizer the soup gets, or of the base if that adapter has none."""
         return self._tokenizer_of(self.adapters[self._tokenizer_source(recipe)])
 
     def eos_token_ids(self, recipe: Recipe) -> TokenIds:
@@ -195,17 +198,19 @@ class AdapterPool(CandidatePool):
 
     @property
     def base_repo(self) -> str:
-        """As the Hub's cache, the adapters or the base's config name it."""
-        names = [cached_name(self.base.folder.resolve()), self.base.config.get("_name_or_path")]
-        names[1:1] = [adapter.settings.base for adapter in self.adapters.values()]
+        """`org/name` of the base: as the Hub's cache, else the adapters, else its own config name it; or empty."""
+        names = [cached_name(self.base.folder.resolve())]
+        names += [adapter.settings.base for adapter in self.adapters.values()]
+        names.append(self.base.config.get("_name_or_path"))
         repos = filter(None, map(parse_name, map(str, names)))
         return next((name.repo for name in repos), "")
 
     @property
     def adapter_shape(self) -> AdapterShape | None:
+        """Of a soup of all adapters, which is the largest; None if soups are full models."""
         if self._merge.adapters == "merge":
             return None
-        shares = self._shares(dict.fromkeys(self.names, 1.0))
+        shares = self.shares(dict.fromkeys(self.names, 1.0))
         return AdapterShape(
             base=self.base.folder,
             rank=factors.soup_rank(shares, self._merge.rank),
@@ -217,11 +222,13 @@ class AdapterPool(CandidatePool):
         """The factors of the soup, or the base's weights in its dtype; and the files beside them."""
         shape = self.adapter_shape
         if shape is not None:
+            # A [rank, in] and B [out, rank], in fp32 at most.
             elements = sum(sum(site.tensor.shape) for site in self.sites.values())
             return 4 * shape.rank * elements + self.base.side_bytes
         return self.base.size_in(self._merge.dtype) + self.base.side_bytes
 
     def recipe(self, weights: Mapping[str, float]) -> Recipe:
+        """The recipe of {adapter: weight}; its settings are those that decide the soup's numbers. Zeros are dropped."""
         chosen = [name for name in self.adapters if weights.get(name)]
         merged = self._merge.adapters == "merge"
         settings: dict[str, Json] = {
@@ -267,11 +274,11 @@ class AdapterPool(CandidatePool):
     def _write_weights(
         self, plan: AdapterPlan, stage: Path, progress: OptionalProgress
     ) -> dict[str, str | bytes]:
-        """Write the weights; returns the other files of the folder."""
+        """Write the weights; returns {name: content} of the files that describe them: configs, recipe and index."""
         recipe = plan.recipe
         nonfinite = self._merge.nonfinite
         reader = self.reader()
-        shares = self.shares(recipe)
+        shares = self.shares(recipe.shares)
         if _merged(recipe):
             shard_bytes = parse_size(self._merge.max_shard_size, "merge.max_shard_size")
             full = factors.base_plan(recipe, self.base_name, self.base, shard_bytes, nonfinite)
@@ -289,7 +296,10 @@ class AdapterPool(CandidatePool):
         }
 
     def live(self, module: torch.nn.Module) -> AdapterLive:
-        """The base's live module (loaded from `architecture_folder`), ready to take soups."""
+        """The base's live module (loaded from `architecture_folder`), ready to take soups.
+
+        If soups are full models of another dtype, all of the base is rounded to it here, as in the written model.
+        """
         dtype = self._merge.dtype
         if self._merge.adapters == "merge" and dtype is not None and dtype != self.base.dtype:
             models = Alignment({"base": self.base})
@@ -306,15 +316,12 @@ class AdapterPool(CandidatePool):
         for name in (*recipe.ingredients, self.base_name):
             self._opened[name].check_unchanged()
 
-    def shares(self, recipe: Recipe) -> dict[str, list[factors.AdapterShare]]:
-        """{module: [(adapter, part, weight)]} in the recipe's order; weights of zero are dropped by the recipe."""
-        return self._shares(recipe.shares)
-
-    def _shares(self, weights: Mapping[str, float]) -> dict[str, list[factors.AdapterShare]]:
+    def shares(self, weights: Mapping[str, float]) -> dict[str, list[factors.AdapterShare]]:
+        """{module: [(adapter, its factors, its weight)]} of all modules that adapters with a weight change."""
         shares: dict[str, list[factors.AdapterShare]] = {}
         for name, weight in weights.items():
-            for module, part in self.adapters[name].parts.items():
-                shares.setdefault(module, []).append((name, part, weight))
+            for module, pair in self.adapters[name].parts.items():
+                shares.setdefault(module, []).append((name, pair, weight))
         return shares
 
     def close(self) -> None:
@@ -322,15 +329,17 @@ class AdapterPool(CandidatePool):
         self._merge.close()
 
     def _tokenizer_source(self, recipe: Recipe) -> str:
+        """The adapter whose tokenizer the soup gets: that of `merge.tokenizer_from`, else the recipe's first."""
         return tokenizer_source(self._merge.tokenizer_from, recipe) or recipe.ingredients[0]
 
 
 def _merged(recipe: Recipe) -> bool:
+    """Whether the soup is a full model, not an adapter."""
     return recipe.settings.get("adapters") == "merge"
 
 
 def _rank_limit(recipe: Recipe) -> int | None:
-    """`merge.rank` of a soup that stays an adapter."""
+    """The largest rank (`merge.rank`) of a recipe's soup; None for any."""
     rank = recipe.settings.get("rank")
     return None if rank is None else int(rank)
 
@@ -344,6 +353,7 @@ class AdapterLive(LoadableModel):
     def __init__(self, pool: AdapterPool, module: torch.nn.Module) -> None:
         self._pool = pool
         self._reader = pool.reader()
+        # Live submodules by the adapters' names of modules; those whose weights are not the base's now.
         self._owners = {name: _owner(module, site) for name, site in pool.sites.items()}
         _untie(module, [site for site in pool.sites.values() if site.shared])
         self._changed: set[str] = set()
@@ -356,13 +366,16 @@ class AdapterLive(LoadableModel):
             UserError: a file has changed, or a value is not finite (the module then holds a part of the soup).
         """
         self._pool.check_unchanged(recipe)
-        shares = self._pool.shares(recipe)
+        shares = self._pool.shares(recipe.shares)
         for name in sorted(self._changed | set(shares)):
             self._fill(name, shares.get(name, ()), recipe)
         self._changed = set(shares)
 
     def _fill(self, name: str, shares: Sequence[factors.AdapterShare], recipe: Recipe) -> None:
-        """One module's weight. A merged soup's is rounded to its dtype first, as the written model's is."""
+        """Fill one module's weight: the base's, plus the product of its `shares`, if it has any.
+
+        A merged soup's is rounded to its dtype first, as the written model's is.
+        """
         import torch
 
         site = self._pool.sites[name]
@@ -389,6 +402,7 @@ def _owner(module: torch.nn.Module, site: factors.Site) -> torch.nn.Module:
     Raises:
         UserError: the module has none of that name and shape.
     """
+    # The adapters may have been trained on the model with or without its head.
     prefix = f"{getattr(module, 'base_model_prefix', '')}."
     for name in (site.module, prefix + site.module, site.module.removeprefix(prefix)):
         with suppress(AttributeError):
@@ -402,7 +416,7 @@ def _owner(module: torch.nn.Module, site: factors.Site) -> torch.nn.Module:
 
 
 def _untie(module: torch.nn.Module, shared: Sequence[factors.Site]) -> None:
-    """Give an adapted weight that is tied to another module's its own storage: adapters change one of the two."""
+    """Give weights that are tied to another module's a storage of their own: adapters change only one of the two."""
     import torch
 
     for site in shared:
@@ -422,9 +436,9 @@ def find_base(
     Raises:
         UserError: adapters name different bases or revisions, or the base is not a folder here.
     """
-    first, *others = adapters
+    first, *later = adapters
     settings = adapters[first].settings
-    for name in others:
+    for name in later:
         _same_base(first, adapters[first], name, adapters[name])
     if folder:
         path: Path | None = expanded(folder, "merge.base_model")
@@ -438,6 +452,7 @@ def find_base(
 
 
 def _same_base(a: str, a_adapter: Adapter, b: str, b_adapter: Adapter) -> None:
+    """Refuse adapters `a` and `b` whose configs name different base models. Two names may be of one folder."""
     a_settings = a_adapter.settings
     b_settings = b_adapter.settings
     a_base = shown(str(a_settings.base))
@@ -462,6 +477,7 @@ def sites(base: Checkpoint, adapters: Mapping[str, Adapter]) -> dict[str, factor
     modules = set[str]()
     for adapter in adapters.values():
         modules.update(adapter.parts)
+    # Whether a square weight, which does not show it, is stored [in, out].
     flagged = any(adapter.settings.transposed for adapter in adapters.values())
     square_transposed = flagged or base.config.get("model_type") in CONV1D
     by_module = {
@@ -484,12 +500,15 @@ def sites(base: Checkpoint, adapters: Mapping[str, Adapter]) -> dict[str, factor
 def _site(
     base: Checkpoint, module: str, adapters: Mapping[str, Adapter], square_transposed: bool
 ) -> factors.Site:
-    """Where the adapters' product at a module is added; a square weight does not tell by its shape how it is stored."""
+    """The weight that the adapters' product at a module is added to (UserError: there is none that fits).
+
+    The shape shows whether it is stored [in, out]; for a square one, `square_transposed` says it.
+    """
     pairs = dict[str, FactorPair]()
     for name, adapter in adapters.items():
         if module in adapter.parts:
             pairs[name] = adapter.parts[module]
-    first, part = next(iter(pairs.items()))
+    first, first_pair = next(iter(pairs.items()))
     tensor = weight_of(base, module) or _tied_embedding(base, module)
     if tensor is None:
         raise UserError(
@@ -500,28 +519,31 @@ def _site(
             f"{tensor.name} of the base is {tensor.dtype}, not a float: use the base's float original"
         )
     for name, pair in pairs.items():
-        if pair.embedding != part.embedding or not _fits(pair, tensor):
+        if pair.embedding != first_pair.embedding or not _fits(pair, tensor):
             raise UserError(
                 f"adapter {name}, {shown(module)}: A {list(pair.a.shape)} and B {list(pair.b.shape)} do not fit the "
                 f"base's weight {list(tensor.shape)}"
             )
-    rows = part.b.shape[0]
-    columns = part.a.shape[1]
-    square = rows == columns
-    transposed = part.embedding or tensor.shape != (rows, columns) or (square and square_transposed)
-    return factors.Site(module, tensor, transposed, _shared(base, module, tensor, part.embedding))
+    rows = first_pair.b.shape[0]
+    columns = first_pair.a.shape[1]
+    transposed = first_pair.embedding or tensor.shape != (rows, columns)
+    if rows == columns and square_transposed:
+        transposed = True
+    shared = _shared(base, module, tensor, first_pair.embedding)
+    return factors.Site(module, tensor, transposed, shared)
 
 
-def _fits(part: FactorPair, tensor: Tensor) -> bool:
-    rows = part.b.shape[0]
-    columns = part.a.shape[1]
+def _fits(pair: FactorPair, tensor: Tensor) -> bool:
+    """Whether a weight has the shape of B A or of its transpose; an embedding is always transposed."""
+    rows = pair.b.shape[0]
+    columns = pair.a.shape[1]
     if tensor.shape == (columns, rows):
         return True
-    return tensor.shape == (rows, columns) and not part.embedding
+    return tensor.shape == (rows, columns) and not pair.embedding
 
 
 def weight_of(base: Checkpoint, module: str) -> Tensor | None:
-    """The module's weight in the base: by its name, or by the one name that differs in leading parts alone."""
+    """The module's weight in the base: by its name, else by the only name that differs in leading parts alone."""
     name = f"{module}.weight"
     if name in base.tensors:
         return base.tensors[name]
@@ -533,19 +555,21 @@ def weight_of(base: Checkpoint, module: str) -> Tensor | None:
 
 
 def _tied_embedding(base: Checkpoint, module: str) -> Tensor | None:
-    """The embedding that a head without a weight of its own shares."""
+    """The embedding that a head without a weight of its own shares; None for other modules, or if it is not clear."""
     if f"{module.rpartition('.')[2]}.weight" not in TIED:
         return None
     vocab = base.config.get("vocab_size")
     matrices = [t for t in base.tensors.values() if len(t.shape) == 2 and t.shape[0] == vocab]
     embeddings = [t for t in matrices if "embed" in t.name]
+    # GPT-2's name for it.
     if not embeddings:
         embeddings = [t for t in base.tensors.values() if t.name.endswith("wte.weight")]
     return embeddings[0] if len(embeddings) == 1 else None
 
 
 def _shared(base: Checkpoint, module: str, tensor: Tensor, embedding: bool) -> bool:
-    """Whether the module's weight is also another module's: a tied head, or the embedding under one."""
+    """Whether the module's weight is also another module's: a tied head, or the embedding that a head is tied to."""
+    # It has been found as a tied embedding.
     if weight_of(base, module) is None:
         return True
     twins = [t for t in base.tensors.values() if t.shape == tensor.shape and t.name != tensor.name]
@@ -557,7 +581,7 @@ def _shared(base: Checkpoint, module: str, tensor: Tensor, embedding: bool) -> b
 
 
 def _full_weights_are_base(base: Checkpoint, name: str, adapter: Adapter) -> None:
-    """PEFT may save whole embeddings too; resized or trained ones are refused."""
+    """Refuse an adapter with full weights that are not the base's: PEFT saves embeddings, and may have trained them."""
     for module, tensor in adapter.whole.items():
         base_tensor = weight_of(base, module) or _tied_embedding(base, module)
         if base_tensor is None or not same_values(adapter.checkpoint, tensor, base, base_tensor):

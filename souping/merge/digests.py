@@ -34,7 +34,7 @@ HASHING_THREADS = 2
 
 
 class StandIns(ChainMap[str, str]):
-    """Known digests, and stand-ins for files that were not hashed yet; `pending` tells whether there are any."""
+    """Known digests, with stand-ins for files that are not hashed yet; `pending`: whether a stand-in was given out."""
 
     pending = False
 
@@ -47,11 +47,13 @@ class StandIns(ChainMap[str, str]):
 
 
 class PassingDigest:
-    """SHA-256 of the tensors of one file from blocks that several threads feed in the order of the file; missing blocks
-    are read."""
+    """SHA-256 of the tensors of one file, from the blocks that several threads read of it.
+
+    Blocks are hashed in the order of the file, which is that of `promise`; what nobody fed is read at the end.
+    """
 
     def __init__(self, checkpoint: Checkpoint, group: Sequence[Tensor]) -> None:
-        """Start before the first of the tensors, which are in the order of their bytes."""
+        """Start at the first of the tensors of a `group`, which are in the order of their bytes."""
         self._checkpoint = checkpoint
         self._group = group
         self._number = checkpoint.file_number(group[0])
@@ -60,14 +62,16 @@ class PassingDigest:
         filled = [tensor for tensor in group if tensor.nbytes]
         # Where the next tensor begins, by where one ends.
         self._next = {a.end: b.offset for a, b in itertools.pairwise(filled)}
+        # The tensor that is hashed now, and the bytes of the file up to which blocks are hashed, and promised.
         self._tensor = 0
         self._at = filled[0].offset if filled else 0
         self._promised = self._at
+        # Whether a thread has failed.
         self._broken = False
         self._turn = threading.Condition()
 
     def promise(self, offset: int, size: int) -> bool:
-        """Whether a block continues what is promised so far. If so, the caller has to `feed` it, or to `abandon` all.
+        """Whether a block is the next one to hash. If so, the caller has promised to `feed` it, or to `abandon` all.
 
         All files' blocks are promised in one order, so threads never wait for each other in a circle.
         """
@@ -88,17 +92,17 @@ class PassingDigest:
             self._turn.notify_all()
 
     def _hash(self, piece: Raw) -> int:
-        """Hash what comes next; where that ends, or the next tensor begins."""
+        """Hash the next bytes of the file; returns where the byte after them is, in this tensor or the next one."""
         at = self._at
         while len(piece):
-            taken = min(len(piece), self._end(at) - at)
-            self._hashes[self._tensor].update(piece[:taken].data)
-            piece = piece[taken:]
-            at = at + taken
+            count = min(len(piece), self._end(at) - at)
+            self._hashes[self._tensor].update(piece[:count].data)
+            piece = piece[count:]
+            at = at + count
         return self._next.get(at, at)
 
     def _end(self, at: int) -> int:
-        """Where the tensor ends that comes next at a place."""
+        """The end of the tensor that byte `at` belongs to, which is now the one that is hashed."""
         while self._group[self._tensor].end <= at:
             self._tensor += 1
         return self._group[self._tensor].end
@@ -125,10 +129,10 @@ class PassingDigest:
 
 
 class Digests(dict[tuple[int, int], PassingDigest]):
-    """Digests of a plan's files by number of ingredient and of its file, to be fed with the blocks that are read."""
+    """{(number of an ingredient, number of its file): digest}, to be fed with the blocks that are read."""
 
     def promised(self, block: Chunk) -> list[int]:
-        """The numbers of the sources that the caller has to `feed` once it has read the block."""
+        """The numbers of the block's sources that are promised: the caller has to `feed` them once it has read them."""
         numbers = list[int]()
         for number, source in enumerate(block.sources):
             digest = self.get((source.ingredient, source.file))
@@ -138,6 +142,7 @@ class Digests(dict[tuple[int, int], PassingDigest]):
         return numbers
 
     def feed(self, block: Chunk, promised: Sequence[int], rows: Sequence[Raw]) -> None:
+        """Hash the rows of a block whose numbers are `promised`."""
         for number in promised:
             source = block.sources[number]
             self[source.ingredient, source.file].feed(source.offset, rows[number])
@@ -161,19 +166,20 @@ def unknown_digests(plan: MergePlan, known: Mapping[str, str]) -> Digests:
         stored = ingredient.checkpoint.quantised or ingredient.checkpoint
         for group in hashed_groups(stored):
             number = stored.file_number(group[0])
+            # Blocks of tensors that share bytes do not come in the order of the file.
             overlapping = any(a.end > b.offset for a, b in itertools.pairwise(group))
             if overlapping or tensors_key(stored, hashed_files(stored, number)) in known:
                 continue
-            # No block is fed where they are dequantised: `finish` reads all of such a file.
+            # FP8 weights are hashed as they are stored, and blocks are dequantised: under a number that no source has,
+            # they are not fed, and `finish` reads the file.
             key = number if stored is ingredient.checkpoint else ~number
             digests[place, key] = PassingDigest(stored, group)
     return digests
 
 
 def with_contents(plan: MergePlan, known: MutableMapping[str, str]) -> MergePlan:
-    """The plan with its ingredients' fingerprints, whose files have been hashed."""
-    prints = dict[str, str]()
-    for ingredient in plan.ingredients:
-        prints[ingredient.name] = fingerprint_of(ingredient.checkpoint, known)
-    fingerprints = tuple(prints[name] for name in plan.recipe.ingredients)
+    """The plan with the fingerprints of its ingredients in the recipe, once their files are hashed."""
+    # A base model is behind those of the recipe.
+    ingredients = plan.ingredients[: len(plan.recipe.ingredients)]
+    fingerprints = tuple(fingerprint_of(i.checkpoint, known) for i in ingredients)
     return replace(plan, recipe=replace(plan.recipe, fingerprints=fingerprints))

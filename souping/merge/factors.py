@@ -42,14 +42,14 @@ FACTOR_BLOCK_ELEMENTS = 1 << 20
 FULL = "F32"
 """Dtype of the factors whose product a full model gets."""
 AdapterShare = tuple[str, FactorPair, float]
-"""An adapter's name, its part of a module, and its weight."""
+"""(name of an adapter, its factors in a module, its weight in the soup)."""
 AdapterShares = Mapping[str, Sequence[AdapterShare]]
-"""{module: its adapters' parts and weights}, in the recipe's order."""
+"""{module: shares of the adapters that change it}, in the recipe's order."""
 
 
 @dataclass(frozen=True)
 class Site:
-    """Weight that an adapted module's product is added to: `tensor` of the base, [rows, columns].
+    """Weight that the product of an adapted `module` is added to: `tensor` of the base, [rows, columns].
 
     `transposed` where the weight is stored [in, out] (embeddings, Conv1D). `shared` where the base stores one tensor
     for the input embedding and the output head, and only one of them is adapted by this module's adapters.
@@ -94,6 +94,7 @@ class TensorReader:
         self._check(values, f"overflow to infinity in tensor {shown(tensor)} of the soup")
 
     def _check(self, values: Float32, what: str) -> None:
+        """Refuse NaN and infinity, or warn of `what` is wrong, once."""
         if what in self._reported or np.isfinite(values).all():
             return
         if self._nonfinite == "error":
@@ -103,16 +104,16 @@ class TensorReader:
 
 
 def blocks_of(shape: Sequence[int]) -> Iterator[tuple[int, int]]:
-    """(first row, number of rows) of a weight, a few rows at a time."""
+    """(first row, number of rows) of each block of a weight, of FACTOR_BLOCK_ELEMENTS or a row."""
     step = max(1, FACTOR_BLOCK_ELEMENTS // max(1, math.prod(shape[1:])))
     for start in range(0, shape[0], step):
         yield start, min(step, shape[0] - start)
 
 
 def join(reader: TensorReader, shares: Sequence[AdapterShare], dtype: str, rank: int) -> list[Raw]:
-    """The soup's A [rank, in] and B [out, rank] as bytes of `dtype`, each element rounded once.
+    """The soup's A [rank, in] and B [out, rank] of a module as bytes of `dtype`, each element rounded once.
 
-    Rows and columns beyond the sum of the ranks are zero; a lower rank truncates the product.
+    A `rank` above the sum of the adapters' ranks adds zeros, one below it truncates the product.
     """
     a, b = concatenated(reader, shares)
     if rank < len(a):
@@ -125,14 +126,14 @@ def join(reader: TensorReader, shares: Sequence[AdapterShare], dtype: str, rank:
 
 def concatenated(reader: TensorReader, shares: Sequence[AdapterShare]) -> tuple[Float32, Float32]:
     """A = [A_1; A_2; ...] and B = [w_1 s_1 B_1, w_2 s_2 B_2, ...] of a module."""
-    a_parts = list[Float32]()
-    b_parts = list[Float32]()
-    for name, part, weight in shares:
-        a_parts.append(reader.rows(name, part.a))
+    a = list[Float32]()
+    b = list[Float32]()
+    for name, pair, weight in shares:
+        a.append(reader.rows(name, pair.a))
         with np.errstate(over="ignore", invalid="ignore"):
-            scaled = reader.rows(name, part.b).astype(np.float64) * (weight * part.scaling)
-            b_parts.append(scaled.astype(np.float32))
-    return np.concatenate(a_parts, axis=0), np.concatenate(b_parts, axis=1)
+            scaled = reader.rows(name, pair.b).astype(np.float64) * (weight * pair.scaling)
+            b.append(scaled.astype(np.float32))
+    return np.concatenate(a, axis=0), np.concatenate(b, axis=1)
 
 
 @dataclass(frozen=True)
@@ -145,7 +146,7 @@ class ProductSvd:
 
     @classmethod
     def of(cls, a: Float32, b: Float32) -> ProductSvd:
-        """By the small core R_b R_a' of B = Q_b R_b and A' = Q_a R_a: the product itself is never made."""
+        """By QR: with B = Q_b R_b and A' = Q_a R_a, B A = Q_b (R_b R_a') Q_a'. B A itself is never made."""
         q_b, r_b = np.linalg.qr(b.astype(np.float64))
         q_a, r_a = np.linalg.qr(a.T.astype(np.float64))
         u, values, v = np.linalg.svd(r_b @ r_a.T)
@@ -153,7 +154,7 @@ class ProductSvd:
 
 
 def truncated(a: Float32, b: Float32, rank: int) -> tuple[Float32, Float32]:
-    """The factors of this rank whose product is nearest to B A in the Frobenius norm (Eckart and Young 1936)."""
+    """(A, B) of this rank whose product is nearest to B A in the Frobenius norm (Eckart and Young 1936)."""
     svd = ProductSvd.of(a, b)
     root = np.sqrt(svd.values[:rank])
     left = svd.u[:, :rank] * root
@@ -162,7 +163,8 @@ def truncated(a: Float32, b: Float32, rank: int) -> tuple[Float32, Float32]:
 
 
 def truncation_error(reader: TensorReader, shares: AdapterShares, rank: int) -> float:
-    """|truncated - sum| / |sum| of a soup that is cut to `rank`, over all modules together."""
+    """|truncated - sum| / |sum| of a soup that is truncated to `rank`, over all modules together (Frobenius norms)."""
+    # Sums of squares.
     lost = 0.0
     total = 0.0
     for module_shares in shares.values():
@@ -183,7 +185,7 @@ class Product:
         self.right: FloatArray = (b.T if transposed else a).astype(np.float64)
 
     def added(self, base: Float32, start: int) -> Float32:
-        """`base` [n, columns] (rows from `start` of the weight) plus the product, summed in fp64, rounded to fp32.
+        """`base` [n, columns], the rows of the weight from `start` on, plus the product: fp64, rounded to fp32.
 
         fp64 keeps the sum independent of how a matrix library splits the work, so that loading and writing agree.
         """
@@ -200,14 +202,15 @@ def product(
     transposed: bool,
     limit: int | None = None,
 ) -> Product:
-    """The product of shares whose soup is stored in `dtype`, with `limit` as its rank at most."""
+    """The product of one module's soup, whose factors are rounded to `dtype` and have at most the rank `limit`."""
     rank = min(rank_of(shares), limit or rank_of(shares))
     a, b = join(reader, shares, dtype, rank)
     return Product(widen(a, dtype).reshape(rank, -1), widen(b, dtype).reshape(-1, rank), transposed)
 
 
 def rank_of(shares: Sequence[AdapterShare]) -> int:
-    return sum(part.rank for _, part, _ in shares)
+    """The sum of the adapters' ranks in a module."""
+    return sum(pair.rank for _, pair, _ in shares)
 
 
 def write_weights(
@@ -218,7 +221,7 @@ def write_weights(
     reader: TensorReader,
     progress: OptionalProgress = None,
 ) -> None:
-    """adapter_model.safetensors: one module at a time, A and B of the soup's rank.
+    """Write adapter_model.safetensors, one module at a time: A and B of the soup, padded or truncated to `rank`.
 
     Raises:
         UserError: a file ended early, or a value is not finite.
@@ -227,18 +230,19 @@ def write_weights(
     tensors: list[tuple[str, str, Sequence[int], int, int]] = []
     total = 0
     for module in sorted(shares):
-        part = shares[module][0][1]
-        shapes = ((rank, part.a.shape[1]), (part.b.shape[0], rank))
-        for key, shape in zip(part.keys, shapes, strict=True):
+        # The adapters have the same shapes here, but for their ranks.
+        _, pair, _ = shares[module][0]
+        shapes = ((rank, pair.a.shape[1]), (pair.b.shape[0], rank))
+        for key, shape in zip(pair.keys, shapes, strict=True):
             nbytes = math.prod(shape) * size
             tensors.append((key, dtype, shape, total, nbytes))
             total += nbytes
     with path.open("xb") as file:
         start = file.write(header_bytes(tensors))
         for module in sorted(shares):
-            keys = shares[module][0][1].keys
+            _, pair, _ = shares[module][0]
             soup_factors = join(reader, shares[module], dtype, rank)
-            for key, raw in zip(keys, soup_factors, strict=True):
+            for key, raw in zip(pair.keys, soup_factors, strict=True):
                 reader.check_soup(widen(raw, dtype), key)
                 file.write(np.ascontiguousarray(raw).data)
                 if progress is not None:
@@ -246,7 +250,7 @@ def write_weights(
 
 
 def soup_rank(shares: AdapterShares, limit: int | None) -> int:
-    """One rank for all modules, the largest, but not above `limit`: servers do not all read PEFT's `rank_pattern`."""
+    """The rank of all modules: the largest, but not above `limit`. Not all servers read PEFT's `rank_pattern`."""
     largest = max(map(rank_of, shares.values()))
     return min(largest, limit or largest)
 
@@ -291,7 +295,10 @@ def adapter_config_text(
 def base_plan(
     recipe: Recipe, name: str, base: Checkpoint, shard_bytes: int, nonfinite: str
 ) -> MergePlan:
-    """The plan of the output's tensors: the base's, in the recipe's dtype, under the recipe's name."""
+    """The plan of a full model: the tensors of the base, called `name`, in the recipe's dtype, with the recipe itself.
+
+    `write_model` replaces those that adapters change.
+    """
     plan = Alignment({name: base}).plan(
         lone_recipe(name, recipe.dtype), shard_bytes=shard_bytes, nonfinite=nonfinite
     )
@@ -306,7 +313,7 @@ def write_model(
     reader: TensorReader,
     progress: OptionalProgress = None,
 ) -> None:
-    """All shards into a staging folder: the base's tensors streamed, the adapted ones block by block.
+    """Write all shards into the folder `stage`: tensors of the base copied, the adapted ones computed in blocks.
 
     Raises:
         UserError: a tensor is shared with one that is not adapted, a file ended early, or a value is not finite.
@@ -331,7 +338,7 @@ def write_model(
 
 
 def refuse_shared(sites: Mapping[str, Site], modules: AdapterShares | Mapping[str, Site]) -> None:
-    """A full model cannot hold an embedding and the head tied to it with different values."""
+    """Refuse `modules` whose weight is tied to another one's: a full model cannot hold two values of it."""
     shared = [module for module in modules if sites[module].shared]
     if shared:
         advice = "keep the soup an adapter, merge.adapters=keep"
@@ -348,10 +355,12 @@ def _write_tensor(
     shares: Sequence[AdapterShare],
     reader: TensorReader,
 ) -> None:
+    """Write one adapted tensor at its place in its shard: the base's rows plus the product, block by block."""
     soup_product = product(reader, shares, FULL, site.transposed)
     start = len(plan.header(tensor.shard)) + tensor.offset
     with (stage / plan.shards[tensor.shard]).open("r+b", buffering=0) as file:
         for first, count in blocks_of(tensor.shape):
+            # The plan's only ingredient is the base.
             base = reader.rows(plan.ingredients[0].name, site.tensor, first, count)
             out = narrow(soup_product.added(base, first).reshape(-1), tensor.dtype)
             reader.check_soup(widen(out, tensor.dtype), tensor.name)

@@ -35,7 +35,7 @@ NAN = {"F32": 0x7FC00000, "BF16": 0x7FC0, "F16": 0x7E00}
 """The quiet NaN that every NaN becomes."""
 Combine = Callable[[Sequence[Float32], Sequence[float]], Float32]
 """A method on fp32 rows: combine(rows, weights) -> row."""
-# elements: smaller ones fit the second-level cache, but each costs 0.1 ms of Python
+# elements of a block: smaller ones fit the second-level cache, but each block costs 0.1 ms of Python
 BLOCK_ELEMENTS = 1 << 19
 
 
@@ -78,7 +78,10 @@ def fma(weight: float, values: Float32, total: Float32) -> Float32:
 
 
 def _round_to_odd(sums: FloatArray, a: FloatArray, b: FloatArray, at: IntArray) -> None:
-    """Replace inexact sums whose last bit is even by their odd neighbour on the side of the error (Knuth's TwoSum)."""
+    """Replace, in place, those of `sums` = a + b at `at` that are inexact and even by their odd neighbour.
+
+    It is the one on the side of the error, which is that of Knuth's TwoSum.
+    """
     s = sums[at]
     a = a[at]
     b = b[at]
@@ -98,7 +101,7 @@ def linear(tensors: Sequence[Float32], weights: Sequence[float]) -> Float32:
 
 
 def delta(tensors: Sequence[Float32], weights: Sequence[float]) -> Float32:
-    """x_0 + sum_k w_k (x_k - x_0): `tensors[0]` is the base and `weights[0]` is not used."""
+    """x_0 + sum_k w_k (x_k - x_0) over k > 0. `tensors[0]` is the base, and `weights[0]` is not used."""
     base = tensors[0]
     total = np.zeros_like(tensors[0])
     with np.errstate(over="ignore", invalid="ignore"):
@@ -112,6 +115,7 @@ COMPILED_METHODS: dict[Combine, bool] = {linear: False, delta: True}
 
 
 def torch_dtype(tag: str) -> torch.dtype:
+    """torch's dtype of a tag such as BF16."""
     import torch
 
     dtype: torch.dtype = getattr(torch, TORCH_DTYPES[tag])
@@ -119,7 +123,7 @@ def torch_dtype(tag: str) -> torch.dtype:
 
 
 def finite(raw: Raw, dtype: str) -> bool:
-    """Whether no element is NaN or infinite (all exponent bits set)."""
+    """Whether no element of these bytes is NaN or infinite (all exponent bits set)."""
     bits = raw.view(np.uint32 if dtype == "F32" else np.uint16)
     exponents = np.bitwise_and(bits, EXPONENT[dtype])
     return not bool(np.equal(exponents, EXPONENT[dtype]).any())
@@ -139,16 +143,17 @@ def mix_block(
     Returns whether every element of the soup is finite. Sums and sums of differences are compiled if LLVM is there;
     the bytes are the same either way.
     """
+    # None if LLVM cannot help here: then numpy does the same.
     if function in COMPILED_METHODS:
         kernel = native(COMPILED_METHODS[function], tuple(dtypes), dtype, out_dtype)
         if kernel is not None:
             return kernel(rows, weights, out)
     tensors = [widen(row, tag) for row, tag in zip(rows, dtypes, strict=True)]
-    total = _plain(function(tensors, weights), function, tensors[0].shape)
+    total = _checked(function(tensors, weights), function, tensors[0].shape)
     return write_as(narrow(total, dtype), dtype, out, out_dtype)
 
 
-def _plain(soup: Float32, function: Combine, shape: tuple[int, ...]) -> Float32:
+def _checked(soup: Float32, function: Combine, shape: tuple[int, ...]) -> Float32:
     """The result of a method, which may be the user's, as fp32.
 
     Raises:
@@ -176,7 +181,9 @@ class Method:
     """Merge method: how tensors become one.
 
     `function(tensors, weights)` gets the ingredients in the recipe's order; with `base=True` the base model comes
-    first, with weight 0, and `coefficients` sees the Gram matrix of the differences to it.
+    first, with weight 0. `coefficients(inner products, weights)` are the weights that it gets, if they depend on the
+    tensors: on their Gram matrix, or with `base` on that of the differences to the base. A method that is `whole` needs
+    all elements of a tensor at once. It takes `least` to `most` ingredients.
     """
 
     function: Combine
@@ -207,13 +214,14 @@ class Method:
 
 def gram(tensors: Sequence[Float32], base: bool) -> FloatArray:
     """Inner products [K, K] in fp64 of the tensors, or with `base` of their differences to the first one."""
-    wide = [tensor.astype(np.float64).ravel() for tensor in tensors]
+    vectors = [tensor.astype(np.float64).ravel() for tensor in tensors]
     if base:
-        wide = [tensor - wide[0] for tensor in wide[1:]]
-    inner = np.zeros((len(wide), len(wide)))
-    for i in range(len(wide)):
+        vectors = [vector - vectors[0] for vector in vectors[1:]]
+    inner = np.zeros((len(vectors), len(vectors)))
+    for i in range(len(vectors)):
         for j in range(i + 1):
-            product = float((wide[i] * wide[j]).sum())
+            # Not a matrix product: its order of sums depends on the BLAS.
+            product = float((vectors[i] * vectors[j]).sum())
             inner[i, j] = product
             inner[j, i] = product
     return inner
@@ -274,7 +282,7 @@ def get_method(name: str) -> Method:
 
 
 def check_method(name: str, weights: Weights) -> None:
-    """Refuse a number of ingredients, or weights, that the method is not defined for (UserError)."""
+    """Refuse numbers of ingredients, or weights, that the method is not defined for (UserError)."""
     method = get_method(name)
     count = len(weights)
     if count < method.least or (method.most is not None and count > method.most):
@@ -284,6 +292,7 @@ def check_method(name: str, weights: Weights) -> None:
         raise UserError(
             f"merge.method={name} needs {number} ingredients with a weight above zero, there are {count}"
         )
+    # They divide by the sum of the weights.
     if method.coefficients is not None and (min(weights) < 0 or not sum(weights)):
         raise UserError(
             f"merge.method={name} needs weights that are not negative, not {list(weights)}"
@@ -302,9 +311,9 @@ Native = Callable[[Sequence[Raw], Sequence[float], Raw], bool]
 
 @functools.cache
 def native(delta: bool, sources: tuple[str, ...], dtype: str, out_dtype: str) -> Native | None:
-    """A kernel for rows of these dtypes, rounded to `dtype` and written as `out_dtype`; None if LLVM cannot help.
+    """The compiled sum of rows of the dtypes `sources`, rounded to `dtype` and written as `out_dtype`.
 
-    `delta` adds weighted differences to the first row, else rows are summed.
+    With `delta`, weighted differences to the first row are added to it. None if there are too many rows, or no LLVM.
     """
     if len(sources) > MOST_ROWS:
         return None
@@ -324,8 +333,12 @@ def native(delta: bool, sources: tuple[str, ...], dtype: str, out_dtype: str) ->
 
 
 def assembly(delta: bool, sources: Sequence[str], dtype: str, out_dtype: str) -> str:
-    """LLVM assembly of `i32 kernel(row, weight, .., count, out)`, which returns 0 if everything is finite."""
+    """LLVM assembly of `i32 kernel(row, weight, .., count, out)`, which returns 0 if everything is finite.
+
+    The arguments are those of `native`.
+    """
     lines = [_load(k, source) for k, source in enumerate(sources)]
+    # `total` names the value of the sum so far; with `delta`, row 0 is the base.
     total = "0.0"
     for k in range(int(delta), len(sources)):
         value = f"%x{k}"
@@ -367,7 +380,7 @@ exit:
 
 
 def _load(k: int, dtype: str) -> str:
-    """`%x<k>` = the fp32 value of row k at `%i`."""
+    """LLVM assembly of `%x<k>`: element `%i` of row k, of `dtype`, as fp32."""
     cell = {"F32": "float", "F16": "half", "BF16": "i16"}[dtype]
     loaded = f"  %at{k} = getelementptr {cell}, ptr %row{k}, i64 %i\n  %raw{k} = load {cell}, ptr %at{k}, align 1\n"
     if dtype == "BF16":
@@ -377,11 +390,15 @@ def _load(k: int, dtype: str) -> str:
 
 
 def _from_bf16(bits: str, name: str) -> str:
+    """LLVM assembly of `%name`: the fp32 value of bf16 `%bits`, which are in an i32."""
     return f"  %{name}.up = shl i32 %{bits}, 16\n  %{name} = bitcast i32 %{name}.up to float"
 
 
 def _rounded(value: str, name: str, dtype: str) -> str:
-    """`%name` = bits (in 32) of fp32 `value` rounded to `dtype`, ties to even; every NaN is the same one."""
+    """LLVM assembly of `%name`: bits, in an i32, of fp32 `value` rounded to `dtype`, ties to even.
+
+    Every NaN becomes the quiet one.
+    """
     if dtype == "F16":
         body = f"""  %{name}.half = fptrunc float {value} to half
   %{name}.short = bitcast half %{name}.half to i16
@@ -421,7 +438,7 @@ def _store(dtype: str, out_dtype: str) -> str:
 
 
 def _widen_bits(dtype: str) -> str:
-    """`%wide` = fp32 value of the bits in `%soup`."""
+    """LLVM assembly of `%wide`: the fp32 value of the bits of `dtype` in `%soup`, an i32."""
     if dtype == "F32":
         return "  %wide = bitcast i32 %soup to float"
     if dtype == "BF16":

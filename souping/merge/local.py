@@ -64,6 +64,7 @@ if TYPE_CHECKING:
 
 P = TypeVar("P", bound=SoupPlan)
 KEEP = "keep:"
+"""How a `moe_router` begins that keeps the router of one ingredient."""
 CHUNK_BYTES = 1 << 28
 """Chunk of a soup that an engine takes from memory; it may hold a few at once."""
 
@@ -72,6 +73,7 @@ class ModelMerge(MergeBackend, Generic[P]):
     """Merge backend of full models, a dataclass, with its own type of plans."""
 
     def with_settings(self, settings: Mapping[str, str | int | float | None]) -> Self:
+        # For mypy: all backends are.
         assert is_dataclass(self)
         known = {field.name for field in fields(self) if field.init}
         return replace(self, **{key: value for key, value in settings.items() if key in known})
@@ -82,6 +84,8 @@ class ModelMerge(MergeBackend, Generic[P]):
         return Checkpoint.open(path, self.allow_pickle, like)
 
     def align(self, checkpoints: Checkpoints) -> Alignment:
+        """The candidates and the base model, if there is one, side by side."""
+        # A sharded base model has the config and tokenizer that sharded candidates have.
         homes = (checkpoint.like for checkpoint in checkpoints.values())
         base = None
         if self.base_model:
@@ -107,6 +111,7 @@ class ModelMerge(MergeBackend, Generic[P]):
             UserError: a list in `tensor_weights` has another length than the pool.
         """
         used = [name for name, weight in zip(ingredients, weights, strict=True) if weight != 0]
+        # One ingredient alone is copied.
         method = "linear"
         settings: JsonObject = {}
         if len(used) != 1:
@@ -196,6 +201,7 @@ class LocalMerge(ModelMerge[MergePlan]):
     moe_router: str = "average"
 
     def __post_init__(self) -> None:
+        """Refuse values that cannot be used, alone or together, before anything is read."""
         method = get_method(self.method)
         _ = self.shard_bytes
         if not method.base and self.scale != 1:
@@ -232,11 +238,13 @@ class LocalMerge(ModelMerge[MergePlan]):
         return self.format == "hf"
 
     def settings_of(self, used: Sequence[str], pool: Checkpoints, base: str | None) -> JsonObject:
+        """As `ModelMerge.settings_of`; the keys are those of recipe.json, which are not all those of this backend."""
         settings: dict[str, Json] = {}
         if self._method_digest:
             settings["source"] = self._method_digest
         if self.vocab != "error":
             settings["vocab"] = self.vocab
+        # The user's own patterns replace equal ones of routers.
         tensor_weights = router_weights(self.moe_router, pool) | (self.tensor_weights or {})
         pairs = fitted(tensor_weights, tuple(pool), used)
         if pairs:
@@ -253,8 +261,8 @@ class LocalMerge(ModelMerge[MergePlan]):
         return method_digest(self.method)
 
     def weighted_sum(self, weights: Weights) -> WeightedSum | None:
+        """The sum by which this method makes its soup; None if weights depend on the tensors, or it is no sum."""
         method = get_method(self.method)
-        # Weights by tensor, weights that depend on the tensors, or no sum at all.
         if self.tensor_weights or method.coefficients or method.function not in COMPILED_METHODS:
             return None
         shares = np.array(weights) / sum(weights)
@@ -270,17 +278,16 @@ class LocalMerge(ModelMerge[MergePlan]):
 
     def plan(self, recipe: Recipe, models: Alignment) -> MergePlan:
         """The recipe worked out to the byte, from headers. Raises UserError as `Alignment.plan`."""
-        tokenizer_from = tokenizer_source(self.tokenizer_from, recipe)
-        make = models.plan
+        make_plan = models.plan
         if self.format == "same":
             from souping.merge.stored import stored_plan
 
-            make = partial(stored_plan, models=models)
-        return make(
+            make_plan = partial(stored_plan, models=models)
+        return make_plan(
             recipe,
             shard_bytes=self.shard_bytes,
             nonfinite=self.nonfinite,
-            tokenizer_from=tokenizer_from,
+            tokenizer_from=tokenizer_source(self.tokenizer_from, recipe),
         )
 
     def write(
@@ -298,13 +305,13 @@ class LocalMerge(ModelMerge[MergePlan]):
         return write_checkpoint(plan, out, files, progress=progress, fill=self.fill)
 
     def fill(self, plan: MergePlan, stage: Path, progress: OptionalProgress) -> None:
-        """Write the weights of a soup into its shards, which are there."""
+        """Write the weights of a soup into its shards in `stage`, which have their full size already."""
         from souping.merge.writer import fill_shards
 
         fill_shards(plan, stage, progress)
 
     def live(self, models: Alignment, module: torch.nn.Module) -> LoadableModel:
-        """The open pool and a module that `load_soup(recipe)` fills, again and again."""
+        """A module that `load_soup(recipe)` fills with soups of these models, again and again."""
         return LiveModule(models, module, nonfinite=self.nonfinite)
 
 
@@ -344,9 +351,13 @@ class FullModelPool(CandidatePool, Generic[P]):
         return [*notes, *note_ends(self._ends)]
 
     def _check_tokenizer_source(self, tokenizer_from: str | None) -> None:
-        """Refuse, before any work, a `tokenizer_from` without a tokenizer, or without the soup's."""
+        """Refuse, before any work, a `tokenizer_from` without a tokenizer, or with one for other rows than the soup's.
+
+        A name that is not in the pool is left out here.
+        """
         if tokenizer_from is None or tokenizer_from not in self._checkpoints:
             return
+        # If no candidate has a tokenizer, soups have none.
         owners = list[str]()
         for name, checkpoint in self._checkpoints.items():
             if set(checkpoint.side) & set(TOKENIZERS):
@@ -360,12 +371,14 @@ class FullModelPool(CandidatePool, Generic[P]):
 
     @cached_property
     def _ends(self) -> Mapping[str, TokenIds]:
+        """{candidate: tokens that end its answers}; none without config and tokenizer."""
         return {
             name: eos_token_ids(checkpoint.home) if checkpoint.side else ()
             for name, checkpoint in self._checkpoints.items()
         }
 
     def eos_token_ids(self, recipe: Recipe) -> TokenIds:
+        """Tokens that end an ingredient's answers, but for those that the soup has no vocabulary row for."""
         tokens = set[int]()
         for name in recipe.ingredients:
             tokens.update(self._ends[name])
@@ -399,6 +412,7 @@ class FullModelPool(CandidatePool, Generic[P]):
         return self._merge.align(self._checkpoints)
 
     def similarity(self, weights: Mapping[str, float]) -> PoolSimilarity | None:
+        """How similar samples of the weights are, and what rounding the soup by these weights loses, if it is a sum."""
         sample = self._sampled(tuple(weights))
         similarity = sample.similarity()
         soup = self._merge.weighted_sum(tuple(weights.values()))
@@ -407,6 +421,7 @@ class FullModelPool(CandidatePool, Generic[P]):
         return replace(similarity, rounding=sample.rounding(soup))
 
     def _sampled(self, names: Names) -> WeightSample:
+        """The sample of these candidates' weights, which is read once."""
         if names not in self._samples:
             models = {name: self._checkpoints[name] for name in names}
             self._samples[names] = WeightSample.of(models, self._alignment.base)
@@ -414,10 +429,12 @@ class FullModelPool(CandidatePool, Generic[P]):
 
     @cached_property
     def _base_content(self) -> str | None:
+        """The fingerprint of the base model, if there is one."""
         base = self._alignment.base
         return fingerprint_of(base, self._cache) if base is not None else None
 
     def recipe(self, weights: Mapping[str, float]) -> Recipe:
+        """The recipe of {candidate: weight}, in the pool's order; weights of zero are dropped."""
         chosen = [name for name in self.names if weights.get(name)]
         values = tuple(weights[name] for name in chosen)
         return self._merge.recipe(
@@ -431,10 +448,12 @@ class FullModelPool(CandidatePool, Generic[P]):
         return self._merge.live(self._alignment, module)
 
     def stream(self, recipe: Recipe) -> WeightStream | None:
+        """The soup's weights in chunks of CHUNK_BYTES; None if the backend does not stream."""
         if not self._merge.streams:
             return None
         in_chunks = self._merge.with_settings({"max_shard_size": CHUNK_BYTES})
         plan = in_chunks.plan(recipe, self._alignment)
+        # For mypy: backends that stream have no other plans.
         assert isinstance(plan, MergePlan)
         return self._mixer.stream(plan)
 
@@ -449,6 +468,7 @@ class FullModelPool(CandidatePool, Generic[P]):
         return self._merge.write(self.plan(recipe), out, progress=progress, extra_files=extra_files)
 
     def check_tokenizers(self, texts: Sequence[str] = ()) -> None:
+        """As `CandidatePool.check_tokenizers`; a file of `torch.save` is refused too, because it has none."""
         for name, checkpoint in self._checkpoints.items():
             if archive_at(checkpoint.source) is not None:
                 raise UserError(
@@ -459,8 +479,10 @@ class FullModelPool(CandidatePool, Generic[P]):
         compare_tokenizers(self._checkpoints, self._merge.vocab, self._merge.tokenizer_from, texts)
 
     def tokenizer_folder(self, recipe: Recipe) -> Path:
-        """That of `merge.tokenizer_from`, of the first ingredient, or of one with the soup's vocabulary if they may
-        differ."""
+        """The folder of `merge.tokenizer_from`, else of the first ingredient.
+
+        If vocabularies may differ, it is one whose vocabulary is the soup's.
+        """
         tokenizer_from = tokenizer_source(self._merge.tokenizer_from, recipe)
         if self._merge.vocab == "error":
             return self._checkpoints[tokenizer_from or recipe.ingredients[0]].home
@@ -468,6 +490,7 @@ class FullModelPool(CandidatePool, Generic[P]):
         return list(layout.pool.values())[layout.tokenizer_index(tokenizer_from)].home
 
     def candidate_folder(self, recipe: Recipe) -> Path | None:
+        """The folder of a recipe's only ingredient, if the soup has its dtype and it is no sharded or FP8 one."""
         name = recipe.ingredients[0]
         checkpoint = self._checkpoints[name]
         same = (
@@ -488,7 +511,7 @@ class FullModelPool(CandidatePool, Generic[P]):
 
 
 def router_weights(router: str, pool: Checkpoints) -> dict[str, list[float]]:
-    """Weights in the pool's order for patterns of routers, all on the model that `router` keeps; none for average.
+    """{pattern of routers' names: weights in the pool's order}, all on the model that `router` keeps; {} for average.
 
     Raises:
         UserError: that model is not in the pool, or the models have no router.
@@ -497,19 +520,19 @@ def router_weights(router: str, pool: Checkpoints) -> dict[str, list[float]]:
         return {}
     owner = pick(router.removeprefix(KEEP), pool, "merge.moe_router")
     weights = [float(name == owner) for name in pool]
-    table = dict[str, list[float]]()
+    by_pattern = dict[str, list[float]]()
     for pattern in common()["routers"]:
         if any(fnmatchcase(name, pattern) for name in pool[owner].tensors):
-            table[pattern] = list(weights)
-    if not table:
+            by_pattern[pattern] = weights
+    if not by_pattern:
         raise UserError(
             f"merge.moe_router={router}: {owner} has no router, as only mixtures of experts have: leave it out"
         )
-    return table
+    return by_pattern
 
 
 def method_digest(name: str) -> str | None:
-    """Digest of the file of a method that is not this package's: its code is part of what a soup is."""
+    """SHA-256 (hex) of the file with a user's own method, whose code a soup depends on; None for this package's."""
     function = get_method(name).function
     if not is_user_code(function):
         return None
@@ -517,17 +540,19 @@ def method_digest(name: str) -> str | None:
 
 
 def common_dtype(checkpoints: Iterable[Checkpoint]) -> str:
-    """The dtype of their soup by torch's name; several joined by `+` if a model itself mixes dtypes."""
+    """The dtype of the checkpoints' soup by torch's name; several joined by `+` if a model itself mixes dtypes."""
     stored = list(dict.fromkeys(checkpoint.dtype for checkpoint in checkpoints))
     if len(stored) == 1:
         return stored[0]
+    # Two 16-bit formats meet in fp32, as any dtype with fp32.
     if not any("+" in name for name in stored):
         return "float32"
     return "+".join(sorted(set("+".join(stored).split("+"))))
 
 
 def note_ends(ends: Mapping[str, TokenIds]) -> list[str]:
-    """One note if the models end their answers at different tokens."""
+    """One note if the models end their answers at different tokens; `ends` are {model: tokens}."""
+    # Models without any do not count.
     if len({*ends.values(), ()}) <= 2:
         return []
     models = list[str]()

@@ -100,6 +100,7 @@ class MergekitMerge(ModelMerge[MergekitPlan | MergePlan]):
         return super().open(folders, cache, like)
 
     def settings_of(self, used: Sequence[str], pool: Checkpoints, base: str | None) -> JsonObject:
+        """As `ModelMerge.settings_of`: mergekit's parameters, the seed of methods that draw, and the base model."""
         settings: dict[str, Json] = {"by": "mergekit", "parameters": dict(self.parameters or {})}
         if self.method in STOCHASTIC:
             settings["seed"] = self.seed
@@ -156,6 +157,7 @@ class MergekitMerge(ModelMerge[MergekitPlan | MergePlan]):
         return missing("mergekit") if self.python is None else []
 
     def _run(self, plan: MergekitPlan, stage: Path) -> None:
+        """Let mergekit write the model to `stage` (UserError with its last line: it failed)."""
         with tempfile.TemporaryDirectory(prefix="souping-") as folder:
             config = Path(folder) / "config.yml"
             config.write_text(plan.yaml, encoding="utf-8")
@@ -171,17 +173,18 @@ class MergekitMerge(ModelMerge[MergekitPlan | MergePlan]):
                 seed,
             ]
             environment = {**os.environ, **FIXED}
-            done = subprocess.run(
+            process = subprocess.run(
                 command, capture_output=True, text=True, errors="replace", env=environment
             )
-        if done.returncode:
-            output = done.stderr + done.stdout
+        if process.returncode:
+            output = process.stderr + process.stdout
             lines = [line for line in output.splitlines() if line.strip()]
             message = lines[-1][:300] if lines else "no message"
-            raise UserError(f"mergekit failed ({done.returncode}): {message}")
+            raise UserError(f"mergekit failed ({process.returncode}): {message}")
         (stage / "mergekit_config.yml").unlink(missing_ok=True)  # it holds the folders' paths
 
     def _interpreter(self) -> str:
+        """The Python that mergekit runs in (UserError: `merge.python` is not a program)."""
         if self.python is None:
             return sys.executable
         program = shutil.which(os.path.expanduser(self.python))
@@ -191,7 +194,7 @@ class MergekitMerge(ModelMerge[MergekitPlan | MergePlan]):
 
 
 def _yaml(recipe: Recipe, ingredients: Sequence[Ingredient]) -> str:
-    """What mergekit runs; a base model is last."""
+    """The YAML that mergekit runs. A base model is the last ingredient, behind those of the recipe."""
     folders = [ingredient.folder for ingredient in ingredients]
     document = _document(recipe, folders)
     document |= {"parameters": dict(recipe.settings.get("parameters") or {}), "dtype": "float32"}
@@ -201,7 +204,10 @@ def _yaml(recipe: Recipe, ingredients: Sequence[Ingredient]) -> str:
 
 
 def _document(recipe: Recipe, paths: Sequence[str]) -> dict[str, Json]:
-    """The recipe's models with their weights; a base, which is last among the paths, has none."""
+    """What all YAML of a recipe has: method, dtypes, and its models with their weights.
+
+    `paths` are the models' folders; that of a base model, which has no weight, may be behind them.
+    """
     pairs = zip(paths, recipe.weights, strict=False)
     models: list[Json] = [
         {"model": path, "parameters": {"weight": weight}} for path, weight in pairs
@@ -219,9 +225,9 @@ def _dump(document: JsonObject) -> str:
 
 
 def _carry(plan: MergekitPlan, stage: Path) -> None:
-    """The first ingredient's tokenizer and templates, which soups are evaluated with, and the end tokens of all.
+    """Replace the tokenizer and templates in `stage` by the first ingredient's, with which soups are evaluated.
 
-    mergekit itself copies those of the base model.
+    mergekit copies those of the base model. Answers end at the end tokens of all ingredients.
     """
     first = plan.ingredients[0].checkpoint
     for name in set(side_files(stage)) - {"config.json"}:
@@ -276,7 +282,9 @@ def to_yaml(
             )
     paths = [str(folders[name]) for name in recipe.ingredients]
     document = _document(recipe, paths)
+    # As here: weights are taken as they are.
     parameters: dict[str, Json] = {"normalize": False}
+    # It knows no weights, but the base, from which it goes the share t of the way.
     if recipe.method == "slerp":
         models: list[Json] = [{"model": path} for path in paths]
         document |= {"models": models, "base_model": paths[0]}
