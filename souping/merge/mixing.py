@@ -44,7 +44,8 @@ LARGE = 4 << 20  # bytes from which numpy asks for large pages, in which copies 
 class Chunk:
     """`count` elements of a shard from byte `offset` of its data, mixed by one rule from contiguous bytes.
 
-    An `indivisible` chunk is a band that one rank mixes; it is one block too if the method takes bands `whole`.
+    `op` is as in `PlannedBand`, `weights` are those of the `sources`. An `indivisible` chunk is a band that one rank
+    mixes; it is one block too if the method takes bands `whole`.
     """
 
     op: str
@@ -62,7 +63,7 @@ class Chunk:
         return self.count * size_of(self.dtype)
 
     def part(self, start: int, count: int) -> Chunk:
-        """Elements `start .. start + count` of this chunk."""
+        """Elements `start .. start + count` of this chunk as a chunk."""
         if count == self.count:
             return self
         sources = list[Source]()
@@ -126,11 +127,12 @@ def _follows(a: Chunk, b: Chunk) -> bool:
 
 
 def share_of_rank(work: Sequence[Chunk], rank: int, ranks: int) -> list[Chunk]:
-    """The chunks of one rank: as many bytes for each, cut at whole blocks (indivisible chunks stay whole)."""
+    """The chunks of rank number `rank`: every rank gets about the same bytes, cut at whole blocks or chunks."""
     total = sum(chunk.nbytes for chunk in work)
     low = total * rank // ranks
     high = total * (rank + 1) // ranks
     share = []
+    # Bytes of the chunks before.
     passed = 0
     for chunk in work:
         size = size_of(chunk.dtype)
@@ -143,7 +145,8 @@ def share_of_rank(work: Sequence[Chunk], rank: int, ranks: int) -> list[Chunk]:
 
 
 def _cut(chunk: Chunk, nbytes: int, size: int) -> int:
-    """The element at which a chunk is cut so that about `nbytes` come before."""
+    """The element at which a chunk is cut so that about `nbytes` come before; `size` is that of an element."""
+    # All of it or nothing, whichever is nearer.
     if chunk.indivisible:
         return chunk.count if nbytes >= chunk.nbytes // 2 + 1 else 0
     blocks_before = -(-max(nbytes, 0) // (size * BLOCK_ELEMENTS))
@@ -151,12 +154,14 @@ def _cut(chunk: Chunk, nbytes: int, size: int) -> int:
 
 
 def blocks(chunk: Chunk, most: int | None = None, rows: int = THREAD_ELEMENTS) -> Iterator[Chunk]:
-    """A chunk in blocks of at most `most` elements (default: BLOCK_ELEMENTS), fewer if all ingredients together would
-    hold more than `rows`. One that is taken whole is one block."""
+    """A chunk in blocks of at most `most` elements (default: BLOCK_ELEMENTS), or fewer.
+
+    All sources of a block have at most `rows` elements together. A chunk that is taken whole is one block.
+    """
     if chunk.whole:
         yield chunk
         return
-    # A multiple of 4096 elements of each ingredient.
+    # Of each source a multiple of 4096 elements, and at least these.
     row = rows // max(1, len(chunk.sources)) & ~0xFFF
     size = max(1 << 12, min(most or BLOCK_ELEMENTS, row))
     for start in range(0, chunk.count, size):
@@ -164,8 +169,9 @@ def blocks(chunk: Chunk, most: int | None = None, rows: int = THREAD_ELEMENTS) -
 
 
 def run_tasks(tasks: Iterable[ThreadTask], threads: int) -> None:
-    """Do all tasks, taken in order by so many threads. Raises what the first of them that failed raised."""
+    """Do tasks, taken in order by so many threads, until all are done or one fails. Raises the first failure."""
     queue = iter(enumerate(tasks))
+    # {number of a task: its error}
     failures = dict[int, BaseException]()
     lock = threading.Lock()
 
@@ -201,13 +207,13 @@ def run_tasks(tasks: Iterable[ThreadTask], threads: int) -> None:
 
 
 def name_at(plan: MergePlan, shard: int, offset: int) -> str:
-    """The tensor that owns a byte of the output."""
+    """The name of the tensor with byte `offset` of a shard's data; an empty tensor is found by its place."""
     tensors = [tensor for tensor in plan.tensors if tensor.shard == shard]
     return next(t.name for t in tensors if t.offset <= offset < t.offset + max(t.nbytes, 1))
 
 
 def complaint(plan: MergePlan, chunk: Chunk, what: str, source: Source | None) -> UserError:
-    """An error that names the tensor and, if one is the cause, the ingredient's file."""
+    """The error `what` for a chunk, with the tensor and, if a source is the cause, the ingredient's file."""
     name = shown(name_at(plan, chunk.shard, chunk.offset))
     where = ""
     if source is not None:
@@ -220,7 +226,7 @@ def complaint(plan: MergePlan, chunk: Chunk, what: str, source: Source | None) -
 
 
 def check_equal(plan: MergePlan, chunk: Chunk, rows: Sequence[Raw]) -> None:
-    """Refuse values that are not floats and differ between the ingredients."""
+    """Refuse a chunk of values that are not floats, unless all ingredients have the same bytes (`rows`)."""
     for source, row in zip(chunk.sources, rows, strict=True):
         if not np.array_equal(row, rows[0]):
             what = f"{chunk.dtype} values, copied only where all ingredients agree, differ"
@@ -230,13 +236,14 @@ def check_equal(plan: MergePlan, chunk: Chunk, rows: Sequence[Raw]) -> None:
 def check_finite(
     plan: MergePlan, chunk: Chunk, good: bool, rows: Sequence[Raw], warned: set[str]
 ) -> None:
-    """NaN or infinity in a block of the soup: an error, or with `nonfinite=warn` one warning a tensor.
+    """Unless a block of the soup is finite (`good`), raise UserError, or with `nonfinite=warn` warn once per tensor.
 
-    `warned` holds the tensors that were warned of.
+    `rows` are the sources' bytes, where the cause may be found. New warnings are added to those in `warned`.
     """
     if good:
         return
     first = _first_not_finite(chunk, rows)
+    # All sources are finite: the arithmetic is the cause.
     if first is None:
         error = complaint(plan, chunk, "overflow to infinity, or NaN from merge.method,", None)
     else:
@@ -252,7 +259,7 @@ def check_finite(
 
 
 def _first_not_finite(chunk: Chunk, rows: Sequence[Raw]) -> tuple[int, int] | None:
-    """(source, element) of the first value that is not finite."""
+    """(number of the source, number of the element) of the first value that is not finite; None if all are."""
     for number, (source, row) in enumerate(zip(chunk.sources, rows, strict=True)):
         elements = np.flatnonzero(~np.isfinite(widen(row, source.dtype)))
         if len(elements):
@@ -267,7 +274,7 @@ InnerProducts = Callable[[Chunk, bool], FloatArray]
 
 
 def final_weights(plan: MergePlan, chunk: Chunk, inner_products: InnerProducts) -> Chunk:
-    """The chunk with its final weights, which may need statistics of the whole band."""
+    """The chunk with the weights that its method gets: some depend on inner products of the whole band."""
     method = get_method(plan.method)
     if not chunk.indivisible or method.coefficients is None:
         return chunk
@@ -276,13 +283,16 @@ def final_weights(plan: MergePlan, chunk: Chunk, inner_products: InnerProducts) 
 
 
 def function_of(plan: MergePlan, chunk: Chunk) -> Combine:
+    """The plan's method for a chunk; other operations (linear, or a copy into another dtype) are sums."""
     return get_method(plan.method).function if chunk.op == "mix" else linear
 
 
 def mixed(
     plan: MergePlan, chunk: Chunk, rows: Sequence[Raw], out: Raw, out_dtype: str, warned: set[str]
 ) -> Raw:
-    """The soup's bytes of a block from its sources' rows, as `out_dtype`: `out`, or the first row if it is a copy.
+    """The soup's bytes of a block, as `out_dtype`, from its sources' rows.
+
+    They are written to `out`, which is returned; a copy without another dtype is the first row itself.
 
     Raises:
         UserError: values that have to agree differ, or one is NaN or infinite (or one warning a tensor).
@@ -325,7 +335,7 @@ class ThreadBuffers(threading.local):
         self._slab: Raw = np.empty(0, np.uint8)
 
     def rows(self, sizes: Sequence[int]) -> list[Raw]:
-        """Arrays of so many bytes, one behind the other; those of the block before are gone."""
+        """An array for each size in bytes, one behind the other, in the memory of those of the last call."""
         lines = [-(-size // LINE) + 1 for size in sizes]
         starts = [0, *itertools.accumulate(count * LINE for count in lines)]
         if starts[-1] > len(self._slab):
@@ -354,7 +364,8 @@ class BlockMixer:
     def mix(self, block: Chunk, read: ReadTiles, in_order: bool) -> tuple[Sequence[Raw], Raw]:
         """(rows of the sources, soup) of a block; with `in_order`, rows are in the order of the tensor.
 
-        They are gone when the thread mixes its next block.
+        `read(block, number of a source, row, tiles)` fills a row. Both are overwritten when the thread mixes its next
+        block.
         """
         sizes = [block.count * size_of(source.dtype) for source in block.sources]
         *rows, out = self._buffers.rows([*sizes, block.nbytes])
@@ -366,8 +377,11 @@ class BlockMixer:
     def _read_rows(
         self, block: Chunk, read: ReadTiles, rows: Sequence[Raw], in_order: bool
     ) -> list[Tile]:
-        """Fill the rows of a block. If all are stored in the same parts, they are left in that order: the soup alone is
-        arranged then."""
+        """Fill the rows of a block; returns the tiles that the soup has to be arranged by.
+
+        There are tiles if all rows are stored in the same parts: they are left in that order, and only the soup is
+        arranged. Others are arranged here.
+        """
         # Digests, and methods that look at neighbours, need the elements in the order of the tensor.
         if in_order or function_of(self.plan, block) not in COMPILED_METHODS:
             for number, row in enumerate(rows):

@@ -63,7 +63,10 @@ class PlanContent(PlanFile, total=False):
 
 @dataclass(frozen=True)
 class Source:
-    """Place of a band in one ingredient: indexes into the plan's ingredients and that one's files, in bytes."""
+    """Place of a band in one ingredient: `ingredient` is an index into the plan's, `file` one into its files.
+
+    `offset` is in bytes.
+    """
 
     ingredient: int
     file: int
@@ -73,10 +76,9 @@ class Source:
 
 @dataclass(frozen=True)
 class PlannedBand:
-    """Elements `start .. start + count` of a tensor.
+    """Elements `start .. start + count` of a tensor, made of `sources` with these `weights`.
 
-    `op` is mix (the plan's method), linear, copy (one source, same dtype) or
-    same (not floats: all sources must agree).
+    `op` is mix (the plan's method), linear, copy (one source, same dtype) or same (not floats: all sources must agree).
     """
 
     op: Operation
@@ -130,9 +132,11 @@ class SoupFiles(Protocol):
 
 @frozen
 class MergePlan(SoupPlan):
-    """Recipe worked out to the byte. With a base model, that is the last ingredient.
+    """Recipe worked out to the byte. A base model is the last ingredient.
 
-    With a `frame` the shards are its files, and the places of tensors count from their start.
+    `tokenizer_from` is the number of the ingredient whose config and tokenizer the soup gets. `vocab_size` is the
+    soup's number of rows if vocabularies differ, else None. With a `frame` the shards are its files, and the places of
+    tensors count from their start.
     """
 
     recipe: Recipe
@@ -205,6 +209,7 @@ class MergePlan(SoupPlan):
         )
 
     def save(self, path: Path, similarity: PoolSimilarity | None = None) -> Path:
+        """Write the plan as JSON: what it is made from, not where the bytes are (`stored.load_plan` reads it)."""
         checkpoints = [ingredient.checkpoint for ingredient in self.ingredients]
         table: PlanContent = {
             "version": 1,
@@ -225,19 +230,19 @@ class MergePlan(SoupPlan):
 
 
 def _first_resolved(paths: Iterable[Path | None]) -> str | None:
-    """The first path that is given, absolute."""
+    """The first path that is not None, absolute."""
     path = next(filter(None, paths), None)
     return None if path is None else str(path.resolve())
 
 
 def check_ingredients(ingredients: Iterable[Ingredient]) -> None:
-    """Raises UserError where a file of one of them is not the one that was opened."""
+    """Raises UserError if a file of an ingredient is not the one that was opened."""
     for ingredient in ingredients:
         ingredient.checkpoint.check_unchanged()
 
 
 def tokenizer_source(chosen: str | None, recipe: Recipe) -> str | None:
-    """The ingredient that `merge.tokenizer_from` names, where the recipe has it."""
+    """The ingredient that `merge.tokenizer_from` (`chosen`) names; None if the recipe does not have it."""
     return chosen if chosen in recipe.ingredients else None
 
 

@@ -36,7 +36,7 @@ def write_soup_files(stage: Path, files: Mapping[str, str | bytes]) -> None:
 
 
 def with_marks(recipe: str | bytes, marks: Mapping[str, str]) -> bytes:
-    """A recipe.json with the list of its soup's files."""
+    """The recipe.json of a soup with the {file: mark} of its folder."""
     return (json.dumps({**json.loads(recipe), "files": marks}, indent=2) + "\n").encode()
 
 
@@ -45,7 +45,7 @@ def planned_files(pool: CandidatePool, recipe: Recipe) -> dict[str, bytes | int]
     plan = pool.plan(recipe)
     planned = dict[str, bytes | int]()
     if recipe.settings.get("adapters") == "keep":
-        # Adapters are small.
+        # Adapters are small enough to be written.
         with TemporaryDirectory() as folder:
             soup = pool.write(recipe, Path(folder) / "soup")
             for path in filter(Path.is_file, soup.rglob("*")):
@@ -64,7 +64,7 @@ def planned_files(pool: CandidatePool, recipe: Recipe) -> dict[str, bytes | int]
 
 
 def file_mark(path: Path) -> str:
-    """SHA-256 (hex) of a file; of one that takes long to hash, its size."""
+    """What recipe.json lists of a file: its SHA-256 (hex), or its size if it takes long to hash."""
     size = path.stat().st_size
     if size > HASHED:
         return f"{size} bytes"
@@ -72,7 +72,7 @@ def file_mark(path: Path) -> str:
 
 
 def soup_files(plan: MergePlan, extra: Extra = None) -> dict[str, str | bytes]:
-    """Files beside the weights of a plan's soup. Raises UserError where an ingredient has changed."""
+    """{name: content} of the files beside the weights of a plan's soup (UserError: an ingredient has changed)."""
     check_ingredients(plan.ingredients)
     return with_extra(companion_files(plan), plan.shards, extra)
 
@@ -80,7 +80,7 @@ def soup_files(plan: MergePlan, extra: Extra = None) -> dict[str, str | bytes]:
 def with_extra(
     files: Mapping[str, str | bytes], weights: Iterable[str], extra: Extra
 ) -> dict[str, str | bytes]:
-    """The model's files and the extra ones, which must not replace any of them (UserError)."""
+    """The model's files and the extra ones, which must not replace any of them or of its `weights` (UserError)."""
     if not extra:
         return dict(files)
     replaced = {*files, *weights} & set(extra)
@@ -90,7 +90,10 @@ def with_extra(
 
 
 def companion_files(plan: MergePlan) -> dict[str, bytes]:
-    """Files by name: the side files of the tokenizer's source with a corrected config, `recipe.json` and the index."""
+    """{name: content}: side files of the tokenizer's source with the soup's config, recipe.json, and the index.
+
+    In the layout of a trainer (`plan.frame`), recipe.json alone: the frame has the others.
+    """
     source = plan.ingredients[plan.tokenizer_from]
     same = plan.frame is not None
     recipe = recipe_text(
@@ -100,6 +103,7 @@ def companion_files(plan: MergePlan) -> dict[str, bytes]:
         return {RECIPE: recipe}
     index = plan.index()
     files = {} if index is None else {INDEX: index}
+    # A file of `torch.save` has no config.
     if not source.checkpoint.side:
         return {**files, RECIPE: recipe}
     folder = source.checkpoint.home
@@ -118,9 +122,9 @@ def companion_files(plan: MergePlan) -> dict[str, bytes]:
 def generation_config(
     folder: Path, ingredients: Iterable[Path], rows: int | None = None
 ) -> dict[str, bytes]:
-    """generation_config.json of `folder` with the end tokens of all ingredients; empty if it has them already.
+    """{generation_config.json: content} of `folder` with the end tokens of all ingredients, which are folders.
 
-    Tokens beyond the soup's `rows` are left out.
+    {} if it has them already. Tokens beyond the soup's `rows` are left out.
     """
     tokens = set[int]()
     for ingredient in ingredients:
@@ -145,7 +149,7 @@ def recipe_text(
     max_shard_size: int | None = None,
     same: bool = False,
 ) -> str:
-    """The recipe's JSON form, with what else decides the bytes of the folder."""
+    """The recipe as JSON, with what else decides the bytes of the folder. `same` is merge.format=same."""
     table = {**recipe.as_dict(), "carried_from": tokenizer_source}
     if max_shard_size is not None:
         table["max_shard_size"] = max_shard_size
@@ -157,12 +161,12 @@ def recipe_text(
 
 
 def _config(plan: MergePlan, folder: Path, raw: bytes) -> bytes:
-    """config.json with the soup's dtype and vocabulary, not quantised; its very bytes where all are right already."""
+    """config.json (`raw`) with the soup's dtype and vocabulary, not quantised; its very bytes if nothing changes."""
     before: dict[str, Any] = parse_json(folder / "config.json", raw)
     after = copy.deepcopy(plain_config(before))
     inner = after.get("text_config")
     if plan.dtype in TORCH_NAMES:
-        # as the config names it
+        # transformers renamed the key: the one that the config has.
         keys = [key for key in ("dtype", "torch_dtype") if key in after] or ["torch_dtype"]
         after |= dict.fromkeys(keys, plan.dtype)
         if isinstance(inner, dict):

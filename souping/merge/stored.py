@@ -38,10 +38,11 @@ from souping.merge.plan import MergePlan, PlanFile, PlannedTensor, SoupFiles, ba
 LEFT = re.compile(r"(?:.*/)?(?:optim[^/]*|recipe\.json|README\.md)(?:/.*)?|.*\.(?:distcp|py|pyc)")
 """Files that are not carried over."""
 COPY = 1 << 24
+"""Bytes that are copied at once."""
 
 
 StoredPart: TypeAlias = tuple[int, int, str]
-"""(byte offset in its file, bytes, unit) of a box of weights."""
+"""(byte offset in its file, bytes, unit) of a box of weights; a unit is the name of a box, such as `NAME[1024,0]`."""
 PartsOfFiles: TypeAlias = defaultdict[str, list[StoredPart]]
 
 
@@ -60,7 +61,10 @@ class Segment:
 
 @dataclass(frozen=True)
 class StoredFrame(SoupFiles):
-    """Files of the newest checkpoint around the weights, and DCP's metadata (none: safetensors files)."""
+    """Files of the newest checkpoint (`folder`) around the weights: {file: its segments} in the soup's order.
+
+    `metadata` is {file: content} of DCP's, empty for safetensors files.
+    """
 
     folder: Path
     files: Mapping[str, Sequence[Segment]]
@@ -77,6 +81,7 @@ class StoredFrame(SoupFiles):
         return slots
 
     def prepare(self, stage: Path) -> None:
+        """Make the files with holes for the weights, and copy those beside them."""
         for name, segments in self.files.items():
             (stage / name).parent.mkdir(parents=True, exist_ok=True)
             with (self.folder / name).open("rb") as source, (stage / name).open("xb") as target:
@@ -88,6 +93,7 @@ class StoredFrame(SoupFiles):
             (stage / name).write_bytes(small(inside(self.folder, name), MAX_SIDE))
 
     def finish(self, stage: Path) -> None:
+        """Of DCP's layout, write the checksums of archives, and the metadata last: it marks a complete checkpoint."""
         if not self.metadata:
             return
         for name, segments in self.files.items():
@@ -101,14 +107,15 @@ class StoredFrame(SoupFiles):
 
 
 def _copy_around_boxes(source: BinaryIO, target: BinaryIO, segment: Segment) -> None:
-    """The bytes of a segment that are before, between and behind its boxes of weights."""
-    at = 0
+    """Copy the bytes of a segment that are before, between and behind its boxes of weights."""
+    at = 0  # bytes of the segment that are copied or left out
     for start, nbytes in (*segment.boxes.values(), (segment.nbytes, 0)):
         _copy(source, segment.source + at, target, segment.target + at, start - at)
         at = start + nbytes
 
 
 def _copy(source: BinaryIO, start: int, target: BinaryIO, place: int, nbytes: int) -> None:
+    """Copy bytes of one file from `start` on to `place` in another."""
     source.seek(start)
     target.seek(place)
     while nbytes:
@@ -122,20 +129,21 @@ def _copy(source: BinaryIO, start: int, target: BinaryIO, place: int, nbytes: in
 
 
 def carried_files(folder: Path, weights: Iterable[str]) -> list[str]:
-    """Files beside the weights that the soup has too, relative to the folder."""
+    """Files beside the `weights` that the soup has too, all relative to the folder."""
     known = set(weights)
     names = sorted(str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file())
     return [n for n in names if n not in known and not LEFT.fullmatch(n) and Path(n).name != META]
 
 
 def newest(names: Folders, tokenizer_from: str | None) -> str:
-    """The ingredient that gives the layout: `merge.tokenizer_from`, the largest step in a path, else the last."""
+    """The ingredient that gives the layout: `tokenizer_from`, else the largest step in a path, else the last."""
     if tokenizer_from in names and tokenizer_from is not None:
         return tokenizer_from
     steps = dict[str, int]()
     for name, path in names.items():
         numbers = step_pattern(*TRAINERS).findall("/".join(path.parts))
         steps[name] = int(numbers[-1]) if numbers else -1
+    # Of equal steps, `max` takes the first that it sees.
     return max(reversed([*names]), key=steps.__getitem__)
 
 
@@ -194,7 +202,10 @@ def _check_alike(stored: Mapping[str, Sharded]) -> None:
 def _in_frame(
     planned: Iterable[PlannedTensor], newest: Checkpoint, name: str, frame: StoredFrame
 ) -> tuple[PlannedTensor, ...]:
-    """The tensors at their places in the files of the newest checkpoint, in order. UserError for another dtype."""
+    """The tensors at their places in the files of the newest checkpoint, in order.
+
+    `name` is that checkpoint's, for messages. Raises UserError if a tensor has another dtype there.
+    """
     slots = frame.slots
     tensors = list[PlannedTensor]()
     for tensor in planned:
@@ -211,6 +222,7 @@ def _in_frame(
 
 
 def _sharded(name: str, checkpoint: Checkpoint) -> Sharded:
+    """What a checkpoint stores, in a trainer's layout (UserError: it is not of that kind)."""
     sharded = checkpoint.sharded
     if sharded is None or not sharded.layout or checkpoint.source != checkpoint.folder:
         raise UserError(
@@ -224,9 +236,9 @@ def _sharded(name: str, checkpoint: Checkpoint) -> Sharded:
 
 
 def framed(sharded: Sharded) -> tuple[StoredFrame, dict[str, View]]:
-    """The frame of a checkpoint, and its boxes of weights by unit.
+    """(the frame of a checkpoint, {unit: view} of its boxes of weights).
 
-    DCP's files have their slices that are kept one behind the other; safetensors files are as they were.
+    DCP's files lose optimiser state, and the other slices move up; safetensors files stay as they are.
 
     Raises:
         UserError: its layout is only read.
@@ -259,16 +271,18 @@ def framed(sharded: Sharded) -> tuple[StoredFrame, dict[str, View]]:
 
 
 def _dcp_frame(sharded: Sharded, parts: PartsOfFiles) -> StoredFrame:
-    """The slices of DCP's files that are not optimiser state, and the metadata with their new places."""
+    """The frame of a DCP checkpoint: slices of its files but optimiser state, and metadata with their new places."""
     folder = sharded.folder
     prefix = f"{sharded.root}/" if sharded.root else ""
     table, entries = metadata(folder, prefix)
+    # {file: (offset, bytes) of its slices}
     spans: dict[str, set[tuple[int, int]]] = defaultdict(set)
     for entry in entries:
         if not OPTIMISER.fullmatch(entry.name):
             spans[entry.file].add((entry.offset, entry.length))
     files = {name: _segments(sorted(spans[name]), parts[name]) for name in sorted(spans)}
 
+    # {(file, offset): new offset}
     places = dict[tuple[str, int], int]()
     for name, segments in files.items():
         with inside(folder, name).open("rb") as file:
@@ -282,11 +296,12 @@ def _dcp_frame(sharded: Sharded, parts: PartsOfFiles) -> StoredFrame:
 
 
 def _segments(spans: Sequence[tuple[int, int]], parts: list[StoredPart]) -> list[Segment]:
-    """Spans (offset, bytes) of a file one behind the other, with the parts (offset, bytes, unit) that are in them."""
+    """Spans (offset, bytes) of a file as segments, one behind the other, each with the parts of weights inside it."""
     segments = list[Segment]()
     at = 0
     parts.sort()
     for start, nbytes in spans:
+        # (start,) sorts before every part that begins there.
         first = bisect_left(parts, (start,))
         end = bisect_left(parts, (start + nbytes,))
         boxes = {unit: (place - start, size) for place, size, unit in parts[first:end]}
@@ -296,7 +311,7 @@ def _segments(spans: Sequence[tuple[int, int]], parts: list[StoredPart]) -> list
 
 
 def _moved(table: Made, prefix: str, places: Mapping[tuple[str, int], int]) -> Made:
-    """The metadata without optimiser state, with new places."""
+    """The metadata without optimiser state, with the new offsets in `places`, {(file, offset): offset}."""
     state = {key: value for key, value in table.state.items() if key != "all_local_plans"}
     for key in ("state_dict_metadata", "planner_data"):
         entries = state.get(key)
@@ -304,6 +319,7 @@ def _moved(table: Made, prefix: str, places: Mapping[tuple[str, int], int]) -> M
             state[key] = {k: value for k, value in entries.items() if not OPTIMISER.fullmatch(k)}
     state["storage_data"] = {}
     for key, info in table["storage_data"].items():
+        # Optimiser state has no new place.
         place = places.get((f"{prefix}{info['relative_path']}", info["offset"]))
         if place is not None:
             state["storage_data"][key] = replace(info, state={**info.state, "offset": place})
@@ -321,6 +337,7 @@ def load_plan(path: Path) -> MergePlan:
     """
     table: PlanFile = load_json(path, PlanFile)
     files = table["files"]
+    # Whoever made the plan had allowed pickles, if it has any.
     names = chain.from_iterable(files.values())
     allow_pickle = any(name.endswith((".bin", ".pt")) for name in names)
     try:

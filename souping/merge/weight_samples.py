@@ -37,18 +37,21 @@ RELATED = 0.5
 
 @dataclass(frozen=True)
 class WeightedSum:
-    """The soup as sum_k weights[k] x_k of the models, and of the base if there is one; without a dtype, in theirs."""
+    """The soup as sum_k weights[k] x_k of the models, and of the base (last) if there is one.
 
-    weights: FloatArray  # [M]
+    It is rounded to `dtype`; None: to that of the models.
+    """
+
+    weights: FloatArray  # [M], or [M + 1] with a base
     dtype: str | None
 
 
 @dataclass(frozen=True)
 class SampledBlock:
-    """The same place of all models."""
+    """Elements at the same place of all models, the base last if there is one."""
 
     values: FloatArray  # [M, E]
-    dtypes: Names
+    dtypes: Names  # [M]
     share: float  # elements of the model that it stands for
 
 
@@ -62,7 +65,7 @@ class WeightSample:
 
     @classmethod
     def of(cls, models: Checkpoints, base: Checkpoint | None) -> WeightSample:
-        """Of at least two models, those blocks that can be compared."""
+        """Blocks of the models' weights, as far as they can be compared; none of a single model."""
         pool = [*models.values(), *([] if base is None else [base])]
         blocks = list[SampledBlock]()
         if len(models) > 1:
@@ -70,7 +73,10 @@ class WeightSample:
         return cls(tuple(models), base is not None, blocks)
 
     def similarity(self) -> PoolSimilarity | None:
-        """None if nothing can be compared."""
+        """How similar the models are to each other, and with a base also their differences to it.
+
+        None if there are no blocks.
+        """
         if not self.blocks:
             return None
         inner = _inner_products(block.values for block in self.blocks)
@@ -79,6 +85,7 @@ class WeightSample:
         rows = dict(zip(self.models, beside_others(inner[:count, :count]), strict=True))
         if self.has_base:
             names.append("merge.base_model")
+            # (x_i - b)(x_j - b) from inner products with the base b.
             to_base = inner[:, -1:]
             differences = inner - to_base - to_base.T + inner[-1, -1]
             tasks = beside_others(differences[:count, :count])
@@ -128,7 +135,7 @@ class WeightSample:
         )
 
     def _dtype(self, block: SampledBlock, soup: WeightedSum) -> str:
-        """Of the soup there."""
+        """The tag of the dtype that a block's tensor has in the soup."""
         return TORCH_NAMES[soup.dtype] if soup.dtype else widest(block.dtypes[: len(self.models)])
 
 
@@ -155,14 +162,14 @@ def is_usable(values: FloatArray) -> bool:
 
 
 def _inner_products(blocks: Iterable[FloatArray]) -> FloatArray:
-    """Inner products [M, M] of blocks [M, elements], each over its trace."""
+    """Inner products [M, M] of blocks [M, elements], each divided by its trace, summed over the blocks."""
     products = (values @ values.T for values in blocks)
     inner: FloatArray = np.sum([product / np.trace(product) for product in products], axis=0)
     return inner
 
 
 def beside_others(inner: FloatArray) -> list[ModelSimilarity]:
-    """Each vector beside the mean of the others, from inner products [K, K]."""
+    """Cosine and distance of each vector to the mean of the others, from inner products [K, K]."""
     rows = list[ModelSimilarity]()
     for i in range(len(inner)):
         others = np.arange(len(inner)) != i
@@ -183,6 +190,7 @@ def related(cosines: FloatArray, names: Sequence[str]) -> tuple[Names, ...]:
     """The groups of names that a chain of cosines of at least `RELATED` joins."""
     groups = list[set[int]]()
     for i in range(len(names)):
+        # All groups that this model is related to become one.
         near = {i, *np.flatnonzero(cosines[i] >= RELATED).tolist()}
         joined = [group for group in groups if group & near]
         groups = [group for group in groups if not group & near]
@@ -194,7 +202,8 @@ def related(cosines: FloatArray, names: Sequence[str]) -> tuple[Names, ...]:
 
 
 def _blocks(pool: Sequence[Checkpoint]) -> Iterator[SampledBlock]:
-    """Blocks of the same places in all models, spread over their matrices."""
+    """Blocks of the same places in all models, spread over the matrices that all of them have."""
+    # The tensors of one name, in the order of the models.
     matrices = []
     for name in sorted(pool[0].tensors):
         parts = [model.tensors[name] for model in pool if name in model.tensors]
@@ -211,6 +220,7 @@ def _blocks(pool: Sequence[Checkpoint]) -> Iterator[SampledBlock]:
             # Every read is a request.
             count = FEWEST_BLOCKS
             read = stack.enter_context(ThreadPoolExecutor(REQUESTS)).map
+        # (reader, tensor, first element, elements) of every read: block by block, model by model.
         places = []
         for number in range(count):
             parts = matrices[number * len(matrices) // count]

@@ -67,7 +67,7 @@ def fill_shards(
     done = 0
     lock = threading.Lock()
     with ShardFiles(plan, folder) as files:
-
+        # `hashed` are the numbers of the sources whose rows are hashed.
         def write_block(block: Chunk, hashed: Sequence[int]) -> None:
             nonlocal done
             try:
@@ -82,6 +82,7 @@ def fill_shards(
                 digests.abandon()
                 raise
 
+        # Taken one by one under a lock, so blocks are promised in the order of the files.
         def tasks() -> Iterator[ThreadTask]:
             inner_products = partial(chunk_gram, read=files.read)
             for chunk in work:
@@ -96,6 +97,7 @@ class ShardFiles:
     """Files of a plan: the ingredients' to be read, and the soup's shards, which exist, to be written."""
 
     def __init__(self, plan: MergePlan, folder: Path) -> None:
+        """Open all files; past the page cache if they are larger than the memory."""
         self._plan = plan
         self._stack = ExitStack()
         raise_file_limit(
@@ -130,7 +132,10 @@ class ShardFiles:
         return descriptor
 
     def read(self, chunk: Chunk, number: int, into: Raw, tiles: list[Tile] | None = None) -> None:
-        """The bytes of a chunk's source `number`, whole or a UserError."""
+        """Fill `into` with the bytes of a chunk's source `number`; UserError if the file has fewer.
+
+        `tiles` are as in `WeightReader.read`.
+        """
         source = chunk.sources[number]
         try:
             self._inputs[source.ingredient].read(source.file, into, source.offset, tiles)
@@ -144,6 +149,7 @@ class ShardFiles:
         if self._direct_outputs:
             write_direct(self._direct_outputs[block.shard], descriptor, soup, offset)
             return
+        # At the end of a window, the one before goes to the disk, while the next ones are mixed.
         window = offset // WINDOW
         if window != (offset + len(soup)) // WINDOW:
             start_writing(descriptor, (window - 1) * WINDOW, WINDOW)
@@ -218,10 +224,11 @@ def write_hashed(
     known: MutableMapping[str, str],
     progress: OptionalProgress = None,
 ) -> Recipe:
-    """Write the soup of a plan whose ingredients are hashed as they are read; its recipe with their fingerprints.
+    """Write the soup of a plan, hashing its ingredients as they are read; returns the recipe with their fingerprints.
 
-    Digests go to `known`, and the extra `files` are made of that recipe. Raises UserError as `write_checkpoint`.
+    Digests are added to `known`; `files(recipe)` are extra files. Raises UserError as `write_checkpoint`.
     """
+    # Refuses extra files that replace others before anything is written.
     soup_files(plan, files(plan.recipe))
     with staged(out) as stage:
         make_shards(plan, stage)
