@@ -23,30 +23,38 @@ def key_advice(key: str, known: Iterable[str], words: Sequence[str] = ()) -> str
     `known` are the keys of that component, or of the root; `words` the overrides of the command line.
     """
     group = key.partition(".")[0]
+    # Choices of the group have the key, but not the one in use.
     if key in owners():
         for word in words:
             if _chooses(word, group):
                 return f": {word} chooses another {group}: leave one of the two out"
         return f": it belongs to {' or '.join(owners()[key])}: add {'one of these' if len(owners()[key]) > 1 else 'it'}"
-    homes = [home for home in owners() if key in home.partition(".") or home in key.partition(".")]
+    # A name without its group, or with one that it does not need: `k` for `selector.k`.
+    full_keys = []
+    for full_key in owners():
+        if key in full_key.partition(".") or full_key in key.partition("."):
+            full_keys.append(full_key)
     near = nearest(key.rpartition(".")[2] if group in groups() else group, known)
-    if near and not homes:
+    if near and not full_keys:
         return near
-    homes = homes or get_close_matches(key, owners(), n=1, cutoff=0.85)
-    if homes:
-        return f"; did you mean {' or '.join(map(_spelled, homes))}?"
+    full_keys = full_keys or get_close_matches(key, owners(), n=1, cutoff=0.85)
+    if full_keys:
+        return f"; did you mean {' or '.join(map(_spelled, full_keys))}?"
     return f"; known keys: {', '.join(known) or 'none'}"
 
 
 def value_advice(group: str, value: str) -> str:
-    """What to type for a value that stands where the name of a choice belongs; empty if the group takes no value."""
+    """What to type for a value that stands where the name of a choice belongs: `pool.candidates=[a,...]` for `pool=a`.
+
+    Empty if no choice of the group has a key that must be set.
+    """
     keys = []
     for key, defaults in owners().items():
         required = "???" in defaults.values() or key.endswith(".path")
         if key.startswith(f"{group}.") and required:
             keys.append(key)
     spelled = list(map(_spelled, keys))
-    # The default choice takes it.
+    # The default choice has such a key: no other choice needs to be typed.
     if set(keys) & set(spelled):
         spelled = [key for key in keys if key in spelled]
     if "candidates" in "".join(spelled) and not value.startswith("["):
@@ -55,7 +63,10 @@ def value_advice(group: str, value: str) -> str:
 
 
 def joined_override(words: Sequence[str], word: str) -> str:
-    """The override that a shell took apart at spaces around `word`, put together again; else empty."""
+    """The override of which `word` is a part, if a shell split it at spaces, put together and quoted; else empty.
+
+    It may begin with `word` or with the one before, and ends where its brackets are closed.
+    """
     place = list(words).index(word)
     for start in (place, max(0, place - 1)):
         for end in range(start + 2, len(words) + 1):
@@ -63,6 +74,7 @@ def joined_override(words: Sequence[str], word: str) -> str:
             override = "".join(parts)
             if any(map(_is_complete, parts)):
                 break
+            # `KEY VALUE` instead of `KEY=VALUE`.
             if len(parts) == 2 and parts[0] in owners():
                 override = "=".join(parts)
             if _is_complete(override):
@@ -71,6 +83,7 @@ def joined_override(words: Sequence[str], word: str) -> str:
 
 
 def _is_complete(word: str) -> bool:
+    """Whether a word is `KEY=VALUE` with all of its brackets closed."""
     closed = all(word.count(a) == word.count(b) for a, b in ("[]", "()", "{}"))
     return closed and OVERRIDE.fullmatch(word) is not None and not word.endswith("=")
 
@@ -93,29 +106,31 @@ def _keys_of(group: str, name: str) -> dict[str, Any]:
     text = _text(group, name)
     package = re.match("# @package (.+)", text)
     prefix = package[1] if package else group
-    table = dict[str, Any]()
+    defaults = dict[str, Any]()
     for key, value in yaml.safe_load(text).items():
         if key == "defaults":
             for included in value:
                 if included in choices(group):
-                    table |= _keys_of(group, included)
+                    defaults |= _keys_of(group, included)
         elif prefix == "_global_":
-            table |= {f"{key}.{inner}": default for inner, default in value.items()}
+            # Such a file names the groups itself.
+            defaults |= {f"{key}.{inner}": default for inner, default in value.items()}
         elif key != "_target_":
-            table[f"{prefix}.{key}"] = value
-    return table
+            defaults[f"{prefix}.{key}"] = value
+    return defaults
 
 
 def _text(group: str, name: str) -> str:
+    """The file of a choice."""
     return (folder() / group / f"{name}.yaml").read_text(encoding="utf-8")
 
 
 def _chooses(word: str, group: str) -> bool:
     """Whether an override chooses the component of another group too, as evaluator=lm_eval does its benchmark."""
-    other, _, name = word.lstrip("+").partition("=")
-    if other not in groups() or name not in choices(other):
+    chosen_group, _, name = word.lstrip("+").partition("=")
+    if chosen_group not in groups() or name not in choices(chosen_group):
         return False
-    return re.search(rf"override /{group}\b", _text(other, name)) is not None
+    return re.search(rf"override /{group}\b", _text(chosen_group, name)) is not None
 
 
 def _spelled(key: str) -> str:

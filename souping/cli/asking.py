@@ -35,6 +35,7 @@ UNUSED_KEYS = ("evaluator.command=", "evaluator.scratch=")
 
 
 def ask(arguments: Sequence[str]) -> int:
+    """Go on with a run until it waits for soups or ends; the exit status, 0."""
     parser = _parser("ask", WHAT_ASK_ENDS_WITH)
     parser.add_argument("-n", type=positive, metavar="N", help="soups that are open at once")
     parser.add_argument("--write-models", action="store_true", help="model folders too")
@@ -51,7 +52,7 @@ def ask(arguments: Sequence[str]) -> int:
 
 
 def _open_soups(options: argparse.Namespace) -> Sequence[OpenSoup]:
-    """Go on with a run; the soups that it waits for then."""
+    """Go on with a run; the soups that it waits for then, none if it ended."""
     from souping.cli.finished import begin, configuration
     from souping.cli.settings import run_settings
     from souping.pipeline.execute import execute
@@ -71,7 +72,7 @@ def _open_soups(options: argparse.Namespace) -> Sequence[OpenSoup]:
     settings = run_settings(plain, run_dir)
     if not isinstance(settings.executor, FilesExecutor):
         raise UserError(f"{run_dir} was not started with executor=files")
-    # A new one would lack the counted looks.
+    # A new store would lack the looks that were counted.
     if not settings.store_path.is_file():
         raise UserError(f"store={settings.store_path} does not exist: name the store of this run")
     executor = replace(
@@ -88,7 +89,7 @@ def _open_soups(options: argparse.Namespace) -> Sequence[OpenSoup]:
 
 
 def take_results(arguments: Sequence[str]) -> int:
-    """Exit status 2 if one of the results was refused; the others are taken."""
+    """Take the results of soups into a run; the exit status, 2 if one was refused (the others are taken), else 0."""
     parser = _parser("tell", WHAT_TELL_TAKES)
     parser.add_argument("results", nargs="+", metavar="ID[=LOG]")
     options = parser.parse_args(arguments)
@@ -105,12 +106,14 @@ def take_results(arguments: Sequence[str]) -> int:
 
 
 def _parser(verb: str, more: str) -> Arguments:
+    """The parser of `ask` or `tell`; `more` is help below what the command does."""
     parser = parser_of(verb, more)
     parser.add_argument("run_dir", metavar="RUN", help="folder of the run")
     return parser
 
 
 def _run_dir(text: str) -> Path:
+    """The folder of a run with open soups (UserError if it is none, or contains links)."""
     run_dir = expanded(text).absolute()
     if not (run_dir / ORDER_FILE).is_file():
         raise UserError(

@@ -123,7 +123,7 @@ def command_line() -> str:
 
 
 def parser_of(name: str, more: str = "") -> Arguments:
-    """Parser of a command that has arguments of its own; `more` is said below what it does."""
+    """Parser of a command that has arguments of its own; `more` is help below what the command does."""
     command = COMMANDS[name]
     return Arguments(
         prog=f"{program()} {name}",
@@ -134,7 +134,8 @@ def parser_of(name: str, more: str = "") -> Arguments:
 
 
 def add_overrides(parser: Arguments, more: str = "") -> None:
-    """Arguments of a command that goes on with a run: KEY=VALUE, `more` of which it takes, and --allow-code."""
+    """Add the arguments of a command that goes on with a run: KEY=VALUE, whose help begins with `more`, and
+    --allow-code."""
     parser.add_argument(
         "overrides",
         nargs="*",
@@ -168,18 +169,19 @@ def as_overrides(command: str, words: Sequence[str]) -> list[str]:
     Raises:
         UserError: `merge` beside another experiment, or `rebuild` without a recipe.
     """
-    stands_for = list(COMMANDS[command].overrides or ())
+    overrides = list(COMMANDS[command].overrides or ())
     experiment = next(filter(EXPERIMENT.fullmatch, words), "")
     if command == "names" and not experiment:
-        stands_for += ["+experiment=merge"]
+        overrides += ["+experiment=merge"]
+        # A merge needs weights, whatever they are here.
         if not any(word.startswith("optimiser") for word in words):
-            stands_for += ["optimiser=uniform"]
+            overrides += ["optimiser=uniform"]
     if command == "rebuild":
         recipe, words = _recipe(words)
-        stands_for += [f"action.recipe={recipe}"]
-    if command in ROOTS and experiment and experiment not in stands_for:
+        overrides += [f"action.recipe={recipe}"]
+    if command in ROOTS and experiment and experiment not in overrides:
         raise UserError(f"{command} and {experiment} are two experiments: leave one of them out")
-    return [*words, *(word for word in stands_for if word not in words)]
+    return [*words, *(override for override in overrides if override not in words)]
 
 
 def _recipe(words: Sequence[str]) -> tuple[str, Sequence[str]]:

@@ -54,6 +54,7 @@ def compare_logs(arguments: Sequence[str]) -> int:
 
 
 def _compare(settings: dict[str, Any]) -> int:
+    """Compare, print and write; the exit status. `settings` are {option: value} of the command line."""
     from souping.comparison.result import comparison_page, comparison_sections, comparison_title
     from souping.report.render import sheet_markdown, show_sheet
 
@@ -94,6 +95,7 @@ def _check_folder(folder: Path) -> None:
     stages = list(folder.glob(STAGES))
     tables = [_pages_of(place / TABLE) for place in (folder, *stages)]
     for name in PAGES:
+        # A page may be missing after a comparison that was killed.
         unchanged = bool(stages)
         if (folder / name).is_file():
             digest = _digest((folder / name).read_bytes())
@@ -105,7 +107,7 @@ def _check_folder(folder: Path) -> None:
 
 
 def _pages_of(table: Path) -> Mapping[str, str]:
-    """{page: its digest}, as a table says; empty where that cannot be read."""
+    """{page: its digest} as a compare.json says; empty if that cannot be read."""
     try:
         return read(PageDigests, read_json(table.read_bytes())).pages
     except (OSError, ValueError):
@@ -113,13 +115,17 @@ def _pages_of(table: Path) -> Mapping[str, str]:
 
 
 def _write(folder: Path, files: Mapping[str, bytes]) -> None:
-    """Write all files beside their places, then put them there: an error leaves what was there before."""
+    """Write {name: content} into a folder of their own, then move the files to `folder`.
+
+    So an error while writing leaves what was there before.
+    """
     folder.mkdir(parents=True, exist_ok=True)
-    for stage_of_killed in folder.glob(STAGES):
-        rmtree(stage_of_killed)
+    # Of comparisons that were killed.
+    for stage_folder in folder.glob(STAGES):
+        rmtree(stage_folder)
     with TemporaryDirectory(prefix=STAGES.rstrip("*"), dir=folder) as stage:
         write_files(Path(stage), files)
-        # The table is the last one.
+        # compare.json, which has the digests of the others, is the last one.
         for name in files:
             os.replace(Path(stage) / name, folder / name)
 
@@ -129,7 +135,7 @@ def _digest(content: bytes) -> str:
 
 
 def _logs(words: Sequence[str]) -> dict[str, list[LogSource]]:
-    """{name: logs}."""
+    """{name: paths of its logs} from words NAME=LOG or NAME=LOG,LOG (UserError for other words)."""
     logs: dict[str, list[LogSource]] = {}
     for word in words:
         name, _, sources = word.partition("=")
@@ -139,6 +145,7 @@ def _logs(words: Sequence[str]) -> dict[str, list[LogSource]]:
             raise UserError(
                 f"{safe(name)}= is given twice: several runs of one model are NAME=LOG,LOG"
             )
+        # The name of a file may have a comma.
         if Path(sources).exists():
             logs[name] = [sources]
         else:
@@ -147,6 +154,7 @@ def _logs(words: Sequence[str]) -> dict[str, list[LogSource]]:
 
 
 def _words(text: str) -> list[Word]:
+    """The verdicts in the value of --fail-on, in their order; empty for `none` (UserError for other words)."""
     words = [pick(word, (*WORDS, "none"), "--fail-on") for word in text.replace(",", " ").split()]
     return [word for word in WORDS if word in words]
 

@@ -112,12 +112,12 @@ def register() -> None:
 
 
 def _run_folder(default: str, *, _root_: DictConfig) -> str:
-    """The folder that Hydra makes for a job: that of the run, if the job has one."""
+    """The folder that Hydra makes for a job: that of the run, or, for a job without one, the working directory."""
     return _sweep_folder(default, _root_=_root_) if has_folder(_root_) else "."
 
 
 def _sweep_folder(default: str, *, _root_: DictConfig) -> str:
-    """The folder of a multirun, which plans and checks do not write to `out` either."""
+    """The folder of a multirun: `out`, or the default, to which plans and checks always write."""
     if _root_.out is None or only_looks(_root_):
         return default
     return str(expanded(_root_.out, "out"))
@@ -140,7 +140,7 @@ def is_merge(config: Mapping[str, Any]) -> bool:
 
 
 def named_in(overrides: Iterable[str]) -> set[str]:
-    """Root keys that overrides speak of."""
+    """Root keys that overrides name: `pool` for `+pool.path=x` or `pool@a=b`."""
     return {re.split(r"[=.@]", word.lstrip("+~"))[0] for word in overrides}
 
 
@@ -163,6 +163,7 @@ def resolved(cfg: DictConfig) -> dict[str, Any]:
 
     Candidates may be missing if the run only selects: published scores name them (`souping.cli.parts`).
     """
+    # The candidates first: they are what a new user has to name.
     missing = sorted(OmegaConf.missing_keys(cfg), key=lambda key: key != "pool.candidates")
     if missing[:1] == ["pool.candidates"] and cfg.get("stop_after") == "select":
         missing = missing[1:]
@@ -179,6 +180,7 @@ def not_set(key: str) -> UserError:
 
 
 def _how(key: str) -> str:
+    """What to type for a key that is not set."""
     examples = {
         "pool.candidates": "try +experiment=bfcl, or pool.candidates='[DIR_A,DIR_B,DIR_C]' (more: souping help)",
         "pool.path": "give the folder of a training run, pool.path=runs/sft",
@@ -190,7 +192,7 @@ def _how(key: str) -> str:
 
 
 def check_root_keys(config: Mapping[str, Any]) -> None:
-    """Check the root keys.
+    """Check the root keys, and keep the configuration in `CHECKED` for later messages.
 
     Raises:
         UserError: an unknown key (the nearest is named), a wrong type, or a wrong value of a closed choice.
@@ -204,18 +206,20 @@ def check_root_keys(config: Mapping[str, Any]) -> None:
         if key not in known:
             raise UserError(f"{key} is not a key{key_advice(key, known)}")
     hints = {**hints_of(SharedKeys if merges else RunKeys), **CHOICES}
-    # Its fields were checked by Hydra.
+    # Hydra checked the fields of `action`.
     del hints["action"]
     for key, value in config.items():
+        # Lists and mappings of components, which are checked when these are built.
         holds_parts = key in ("extra_benchmarks", "analysis") and fits(value, hints[key])
         if key in hints and not holds_parts and (wrong := setting_mismatch(value, hints[key])):
             raise UserError(f"{key}={value!r:.60} {wrong}")
 
 
 def key_of(path: str) -> str:
-    """The key that names a path, however it is written there; empty if none does."""
+    """The key of the checked configuration whose value is this path, in any spelling; empty if there is none."""
 
     def keys(node: Any, where: str) -> Iterator[str]:
+        """The keys below `where` whose value is the path."""
         if isinstance(node, Mapping):
             for name, inner in node.items():
                 yield from keys(inner, f"{where}.{name}")
@@ -228,6 +232,7 @@ def key_of(path: str) -> str:
 
 
 def setting_mismatch(value: Json, hint: Hint) -> str | None:
+    """The end of a message: why a value does not fit an annotation; None if it does."""
     if is_part(hint) and not (value is None and fits(value, hint)):
         return "must be one of its group's choices"
     if value == "":
@@ -236,6 +241,7 @@ def setting_mismatch(value: Json, hint: Hint) -> str | None:
 
 
 def is_callable(hint: Hint) -> bool:
+    """Whether an annotation is Callable, with or without its arguments."""
     return Callable in (get_origin(hint), hint)
 
 
@@ -252,7 +258,7 @@ def is_part(hint: Hint) -> bool:
 def drop_replaced(
     cfg: DictConfig, root: str, words: Sequence[str], paths: Sequence[str] = ()
 ) -> None:
-    """Take an overlay's settings for a component out of the one that the user chose in its place.
+    """Remove from `cfg` an overlay's settings for a component in whose place the user chose another one.
 
     `root` is the file of the root configuration, `words` are its overrides, `paths` those of Hydra's search path.
 
@@ -264,22 +270,25 @@ def drop_replaced(
         group, _, choice = word.partition("=")
         if group in GROUPS:
             choices[group] = choice
-    others = []
-    of_choices = []
+    overlay_words = []
+    choice_words = []
     for word in words:
         if named_in([word]) & choices.keys():
-            of_choices.append(word)
+            choice_words.append(word)
         else:
-            others.append(word)
-    if not choices or not any(word.startswith("+") for word in others):
+            overlay_words.append(word)
+    # Only an override with a plus adds an overlay.
+    if not choices or not any(word.startswith("+") for word in overlay_words):
         return
-    hydra = hydra_compose(root, [*paths, *others], return_hydra_config=True).hydra
-    plain = hydra_compose(root, [*paths, *of_choices])
+    # What the overlay chooses by itself, and what the user's choices are without it.
+    overlay = hydra_compose(root, [*paths, *overlay_words], return_hydra_config=True).hydra
+    without_overlay = hydra_compose(root, [*paths, *choice_words])
     for group, choice in choices.items():
-        if hydra.runtime.choices[group] == choice:
+        # The overlay's own choice: its settings are for it.
+        if overlay.runtime.choices[group] == choice:
             continue
         merged = dict(cfg[group].items_ex(resolve=False))
-        settings = dict(plain[group].items_ex(resolve=False))
+        settings = dict(without_overlay[group].items_ex(resolve=False))
         for key, value in settings.items():
             if OPEN_VALUE.fullmatch(str(value)):
                 settings[key] = merged[key]

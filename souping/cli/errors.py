@@ -47,8 +47,8 @@ def format_error(error: Exception, run_dir: Path | None = None) -> tuple[str, in
     What the user can fix takes a line or two. Anything else is a fault of a component of the user's or of this package:
     then the traceback is kept, in the run's directory if there is one.
     """
-    if plugin := _broken_plugin(error):
-        return plugin, 2
+    if advice := _broken_plugin(error):
+        return advice, 2
     if isinstance(error, EXPECTED):
         return safe(explain(error)), 2
     if isinstance(error, MemoryError):
@@ -56,6 +56,7 @@ def format_error(error: Exception, run_dir: Path | None = None) -> tuple[str, in
     frames = traceback.extract_tb(error.__traceback__)
     place = keep_traceback(error, run_dir)
     what = safe(f"{type(error).__name__}: {first_line(error)}")
+    # Lines of user code in the traceback: of components, else of any file outside libraries and this package.
     culprits = []
     for frame in frames:
         if frame.filename in USER_CODE:
@@ -86,7 +87,7 @@ def _library_at_fault(error: Exception, frames: Sequence[traceback.FrameSummary]
     """The library whose exception it is, or in whose code it was raised; empty if it is neither."""
     raised_by = type(error).__module__.split(".")[0]
     if type(error) is Exception:
-        # From Rust.
+        # The Rust code of tokenizers raises the base class itself.
         raised_by = "tokenizers"
     if raised_by in READERS:
         return raised_by
@@ -97,7 +98,7 @@ def _library_at_fault(error: Exception, frames: Sequence[traceback.FrameSummary]
 
 
 def _broken_plugin(error: Exception) -> str:
-    """What to do about a plugin of Hydra's that cannot be imported; empty if the error is another."""
+    """A message on a plugin of Hydra's that cannot be imported, and how to remove it; empty if the error is another."""
     trace = "".join(traceback.format_exception(error))
     places = PLUGIN.findall(trace)
     if "_scan_all_plugins" not in trace or not places:
@@ -126,7 +127,7 @@ def _is_library(file: Path) -> bool:
 
 
 def keep_traceback(error: Exception, run_dir: Path | None) -> Path:
-    """The file that holds the whole traceback from now on."""
+    """Write the whole traceback to a file in the run's folder, else to a temporary one; its path."""
     text = "".join(traceback.format_exception(error))
     if run_dir is not None:
         with suppress(OSError):
@@ -158,6 +159,7 @@ def explain(error: BaseException) -> str:
         return (
             f"{match[1]} is not a key here{key_advice(match[1], _known_keys(error), sys.argv[1:])}"
         )
+    # Hydra's and OmegaConf's messages: their first two lines but for these, which do not help.
     remarks = (
         "full_key:",
         "object_type=",
@@ -171,7 +173,7 @@ def explain(error: BaseException) -> str:
     if not message:
         message = [type(error).__name__]
     message[0] = message[0].rstrip(".")
-    # Hydra names the override, its cause the fault.
+    # Hydra's own error names the override, and its cause says what is wrong.
     if len(message) == 1 and error.__cause__ is not None:
         cause = first_line(error.__cause__)
         if "Key '" not in cause:
@@ -182,6 +184,7 @@ def explain(error: BaseException) -> str:
 
 
 def _unreadable_override(word: str) -> str:
+    """A message on a word that Hydra cannot parse as an override."""
     if word in (*COMMANDS, "help"):
         return misplaced(word)
     if override := joined_override(sys.argv[1:], word):
@@ -195,7 +198,8 @@ def _unreadable_override(word: str) -> str:
 
 
 def _unknown_choice(error: BaseException) -> str:
-    """What to type for a choice that a group lacks; empty if the error is another one."""
+    """A message on a choice that a group lacks, with what to type instead; empty if the error is another one."""
+    # Hydra's errors have these attributes, others do not.
     group, _, choice = str(getattr(error, "missing_cfg_file", "") or "").rpartition("/")
     options = getattr(error, "options", None)
     if not options and group in groups():
@@ -204,6 +208,7 @@ def _unknown_choice(error: BaseException) -> str:
         return ""
     plus = "+" * (group == "experiment")
     near = nearest(choice, options)
+    # A path or a number: a value for one of the group's keys.
     if not near or re.search("[./]", choice) or os.path.exists(choice):
         key = value_advice(group, choice)
         near = f"; for a value write {key}" if key else near

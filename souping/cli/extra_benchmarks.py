@@ -20,7 +20,7 @@ HARNESS = "souping.evaluate.lm_eval.HarnessEvaluator"
 def benchmark_node(
     entry: Any, where: str, evaluator: Mapping[str, Any]
 ) -> tuple[str, str, dict[str, Any]]:
-    """Name of an entry, the group that it chooses (`evaluator` or `benchmark`), and the node of that choice.
+    """(name of an entry, `evaluator` or `benchmark`: the group that it chooses, the configuration of that choice).
 
     `evaluator` is the run's evaluator node: lm_eval takes its dtype and device unless the entry has them. A text is the
     path of a JSON Lines file or the name of an lm_eval task. A mapping has `path`, or `tasks` with any other key of
@@ -46,6 +46,7 @@ def benchmark_node(
 
 
 def _is_path(text: str) -> bool:
+    """Whether a text is meant as the path of a file, not as the name of a task."""
     return (
         text.endswith((".jsonl", ".json"))
         or text.startswith((".", "/", "~"))
@@ -54,6 +55,7 @@ def _is_path(text: str) -> bool:
 
 
 def _file(text: str, where: str, name: str | None) -> tuple[str, str, dict[str, Any]]:
+    """What `benchmark_node` returns, for a file of items."""
     path = expanded(text, where)
     if not path.is_file():
         files = list[str]()
@@ -67,6 +69,7 @@ def _file(text: str, where: str, name: str | None) -> tuple[str, str, dict[str, 
 def _tasks(
     entry: Mapping[str, Any], where: str, evaluator: Mapping[str, Any]
 ) -> tuple[str, str, dict[str, Any]]:
+    """What `benchmark_node` returns, for tasks of lm_eval."""
     tasks = entry["tasks"]
     if isinstance(tasks, str):
         tasks = [tasks]

@@ -42,7 +42,7 @@ RUNS_CODE = re.compile(
 
 
 def begin() -> None:
-    """Prepare this process for a run that Hydra does not start."""
+    """Prepare this process for a run that Hydra does not start: collector, signals, warnings and schema."""
     gc.enable()
     interrupts_raise()
     show_warnings()
@@ -124,7 +124,7 @@ def configuration(
 ) -> dict[str, Any]:
     """The run's configuration with the analyses and settings of the command line.
 
-    `choices` are folders with choices of the user's. `unused` keys run no code.
+    `choices` are folders with choices of the user's. Keys that are `unused` may name code, as it does not run.
 
     Raises:
         UserError: there is no run, or a word is no override.
@@ -141,6 +141,7 @@ def configuration(
     if is_merge(before):
         raise UserError(f"{run_dir} only merged: there is nothing to analyse")
     analyses = [word for word in overrides if ANALYSIS_OVERRIDE.match(word)]
+    # A run's file may lack keys that have a default.
     defaults = _composed(before, analyses, choices)
     plain = {**defaults, **unresolved(before)}
     if analyses or "analysis" not in before:
@@ -161,6 +162,7 @@ def _composed(
 ) -> dict[str, Any]:
     """Today's defaults with the `analyses` of the command line, or else those of the run; nothing is resolved yet."""
     words = list(analyses)
+    # Overrides of a key of an analysis leave the run's list of analyses as it is.
     if not any(re.match(r"\+{0,2}analysis=", word) for word in analyses) and "analysis" in before:
         words.insert(0, f"analysis=[{','.join(map(str, before.analysis))}]")
     if choices:
@@ -188,7 +190,7 @@ def read_config(path: Path) -> DictConfig:
 
 
 def refuse_code(config: DictConfig, path: Path, overrides: Sequence[str]) -> None:
-    """Refuse a run's configuration that names code. An override answers for the key that it replaces.
+    """Refuse a run's configuration that names code, except in keys that the user's `overrides` replace.
 
     Raises:
         UserError: the message names file, keys and values.
@@ -206,7 +208,8 @@ def refuse_code(config: DictConfig, path: Path, overrides: Sequence[str]) -> Non
 
 
 def code_in(value: Any, key: str = "") -> Iterator[tuple[str, Any]]:
-    """(key, value) of all that would run other code than this package's, or read this machine's environment."""
+    """(key, value) of everything in a configuration that would run code souping does not ship, or read this machine's
+    environment. `key` is that of `value`."""
     if isinstance(value, Mapping):
         is_component = "_target_" in value or key.startswith("extra_benchmarks[")
         for name, inner in value.items():
@@ -225,5 +228,5 @@ def code_in(value: Any, key: str = "") -> Iterator[tuple[str, Any]]:
         for number, inner in enumerate(value):
             yield from code_in(inner, f"{key}[{number}]")
     elif isinstance(value, str) and re.search(r"(?<!\\)(\\\\)*\$\{", value):
-        # No run writes an interpolation.
+        # An interpolation, which may read environment variables. A run's own file has none.
         yield key, value

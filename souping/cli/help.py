@@ -14,9 +14,10 @@ from souping.core.system import __version__, program
 
 
 def completed() -> bool:
-    """Print what completes a command's name for a shell; False if Hydra has to complete the words after it.
+    """Print what completes the first words for a shell; False if Hydra has to complete further ones.
 
-    The shell passes the line in COMP_LINE. Hydra does not know commands, so it gets their overrides.
+    The shell passes the line in the environment variable COMP_LINE. Hydra does not know commands, so this replaces a
+    command there with the overrides that it stands for.
     """
     app, _, line = os.environ.get("COMP_LINE", "").lstrip().partition(" ")
     command, space, after = line.lstrip().partition(" ")
@@ -30,7 +31,7 @@ def completed() -> bool:
     if command not in COMMANDS:
         # Overrides of `run`.
         return False
-    # None of a command that parses its own arguments.
+    # A command that parses its own arguments has none, and no completion.
     overrides = COMMANDS[command].overrides
     if overrides is not None:
         os.environ["COMP_LINE"] = " ".join([app, *overrides, after])
@@ -57,7 +58,10 @@ def answered(words: Sequence[str]) -> bool:
     if "--version" in words:
         print(f"souping {__version__}")
         return True
-    names = [word for word in words if word not in HELP_FLAGS][words[:1] == ["help"] :]
+    names = [word for word in words if word not in HELP_FLAGS]
+    if words[:1] == ["help"]:
+        names = names[1:]
+    # No help was requested, or other words than names stand beside it.
     if len(names) == len(words) or not all(re.fullmatch(r"\w+(=\w+)?", name) for name in names):
         return False
     if not names:
@@ -77,17 +81,23 @@ def overview() -> str:
 
 
 def groups() -> list[str]:
+    """Names of the groups: the folders of `conf/`."""
     return sorted(
         path.name for path in folder().iterdir() if path.is_dir() and not path.name.startswith("_")
     )
 
 
 def choices(group: str) -> list[str]:
+    """Names of a group's choices: its files."""
     return sorted(path.stem for path in (folder() / group).glob("*.yaml"))
 
 
 def keys(name: str) -> Iterator[str]:
-    """What a command does; or the choices of a group, or one of them, with the keys as files have them."""
+    """Lines of help on a name: what a command does, or each choice of a group (`GROUP=CHOICE`: one) with its keys.
+
+    Raises:
+        UserError: there is no such command, group or choice.
+    """
     if name in COMMANDS:
         yield from _command(name)
         return
@@ -99,13 +109,14 @@ def keys(name: str) -> Iterator[str]:
         yield f"{'+' * (group == 'experiment')}{group}={name}"
         text = (folder() / group / f"{name}.yaml").read_text()
         for line in text.splitlines():
+            # Without `_target_` and Hydra's own comments.
             if not line.strip().startswith(("_", "# @")):
                 yield f"  {line}"
         yield ""
 
 
 def _command(name: str) -> Iterator[str]:
-    """What a command does, with an example."""
+    """Lines of help on a command: its usage, what it does, and an example."""
     command = COMMANDS[name]
     yield f"usage: {program()} {name} {command.usage}\n\n{command.does}"
     if name == "plan":

@@ -66,13 +66,14 @@ def _refuse_values(words: Sequence[str]) -> None:
 
 
 def options_first(words: Sequence[str]) -> list[str]:
-    """Hydra's options, then the overrides: its own parser takes them in no other order.
+    """The words of the command line with Hydra's options first, as its own parser needs them, then the overrides.
 
     Raises:
         UserError: Hydra has no such option, or it lacks its value.
     """
 
     def refuse(message: str) -> NoReturn:
+        """Replaces argparse's `error`, which exits."""
         advice = f"options: {program()} --hydra-help"
         if match := re.search(r"arguments: --([\w.]+)[ =]?(\S*)", message):
             advice = f"settings have no dashes: write {match[1]}={match[2] or 'VALUE'}"
@@ -85,16 +86,17 @@ def options_first(words: Sequence[str]) -> list[str]:
 
 
 def _compose_once() -> None:
-    """Spare Hydra a composition that only looks for `hydra.mode`, unless something on the command line can set that."""
+    """Spare Hydra a composition that only looks for `hydra.mode`, unless a word of the command line may set that."""
     if not any("hydra" in word or word.startswith(("-c", "--c")) for word in sys.argv[1:]):
         setattr(Hydra, "get_mode", lambda *_, **__: None)  # noqa: B010  # mypy takes it for a mistake
 
 
 def run_job(cfg: DictConfig) -> float | None:
-    """One job: returns the objective on the search split, so that any Hydra sweeper can drive it.
+    """Run one job; its objective on the search split, so that any Hydra sweeper can drive it.
 
-    It is in the evaluator's unit: a sweep over a loss has to minimise it (`souping.cli.sweep.check_goal`). None if the
-    job failed: Optuna's sweeper goes on after that, while nan ends it.
+    The objective is in the evaluator's unit: a sweep over a loss has to minimise it (`souping.cli.sweep.check_goal`).
+    It is None if a job of a sweep failed: Optuna's sweeper goes on after that, while nan ends it. An error of a single
+    job ends the process.
     """
     # The imports are done: the collector, off until now, need not scan their objects.
     gc.freeze()
@@ -132,6 +134,7 @@ def run_job(cfg: DictConfig) -> float | None:
 
 
 def _discard(run_dir: Path, claimed: bool, error: Exception) -> None:
+    """Remove the folder of a job that was refused, if the job claimed one."""
     if claimed:
         discard_refused(run_dir, error)
 
@@ -160,6 +163,7 @@ def _run(cfg: DictConfig, run_dir: Path, sweep: str | None) -> tuple[float | Non
 
 
 def _merge(settings: MergeSettings, shows_names: bool) -> None:
+    """Merge, or only show which tensors a merge would read."""
     from souping.pipeline.merge_only import execute_merge, show_names
 
     if shows_names:
@@ -169,7 +173,7 @@ def _merge(settings: MergeSettings, shows_names: bool) -> None:
 
 
 def _perform(settings: RunSettings, shows_names: bool, checks: bool) -> float | None:
-    """The objective on the search split, None if there was no search."""
+    """Run, or only show tensor names, check or plan; the objective on the search split, None without a search."""
     if shows_names:
         from souping.pipeline.merge_only import show_names
 
@@ -191,7 +195,7 @@ def _perform(settings: RunSettings, shows_names: bool, checks: bool) -> float | 
 
 
 def _recorded(settings: SoupSettings, claimed: bool) -> AbstractContextManager[None]:
-    """Write config.yaml, and from then on run.log, if the job has a folder."""
+    """If the job has a folder, write config.yaml now and run.log while the block runs."""
     if not claimed:
         return nullcontext()
     content = as_yaml(settings.config).encode("utf-8", "backslashreplace")
@@ -201,7 +205,7 @@ def _recorded(settings: SoupSettings, claimed: bool) -> AbstractContextManager[N
 
 
 def _configuration(cfg: DictConfig, sweep: str | None) -> dict[str, Any]:
-    """The configuration as plain data."""
+    """The configuration of a job as plain data, without an overlay's settings for components that the user replaced."""
     hydra_config = HydraConfig.get()
     overrides = unresolved(hydra_config.overrides)
     paths = [word for word in map(str, overrides["hydra"]) if word.startswith("hydra.searchpath=")]
@@ -209,15 +213,16 @@ def _configuration(cfg: DictConfig, sweep: str | None) -> dict[str, Any]:
     drop_replaced(cfg, str(hydra_config.job.config_name), words, paths)
     plain = resolved(cfg)
     if sweep:
-        # That of the multirun: the job's is in there.
+        # `out` is the folder of the multirun: the job's is inside.
         plain["out"] = None
+    # Jobs of a multirun share a group in the tracker, unless the user named one.
     if sweep and isinstance(plain["tracker"], dict) and plain["tracker"].get("group", "") is None:
         plain["tracker"]["group"] = sweep
     return plain
 
 
 def _sweep_name(hydra_config: HydraConf) -> str | None:
-    """The name that a multirun's jobs share; None if this is not one of them."""
+    """The name that the jobs of a multirun share, that of its folder; None if this is a single job."""
     if not str(hydra_config.mode).endswith("MULTIRUN"):
         return None
     return Path(hydra_config.sweep.dir).name

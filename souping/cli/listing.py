@@ -32,7 +32,7 @@ def list_runs(arguments: Sequence[str]) -> None:
 
 
 def runs_below(folder: Path = OUTPUTS) -> list[Path]:
-    """Folders with the configuration of a run, the newest last. Links are not followed, and a run is not searched.
+    """Folders with the configuration of a run, the newest last. Links are not followed, nor folders inside a run.
 
     Raises:
         UserError: there are none.
@@ -40,6 +40,7 @@ def runs_below(folder: Path = OUTPUTS) -> list[Path]:
     runs = list[Path]()
     for place, folders, files in os.walk(folder):
         if RUN_MARK in files:
+            # `os.walk` then goes no deeper.
             folders.clear()
             runs.append(Path(place))
     if not runs:
@@ -48,13 +49,14 @@ def runs_below(folder: Path = OUTPUTS) -> list[Path]:
 
 
 def _started(run: Path) -> tuple[float, str]:
-    """Nobody writes a configuration again."""
+    """(when its configuration was written, as it is only once; its path), to order runs by."""
     return (run / RUN_MARK).lstat().st_mtime, str(run)
 
 
 def _row(run: Path) -> tuple[str, str, str, str]:
-    """Date, verdict, look and size of a run."""
-    date = time.strftime("%Y-%m-%d %H:%M", time.localtime(_started(run)[0]))
+    """(date, verdict, look, size in MB) of a run, as text."""
+    seconds, _ = _started(run)
+    date = time.strftime("%Y-%m-%d %H:%M", time.localtime(seconds))
     size = f"{_bytes_of(run) / 1e6:,.0f}"
     if not (run / RUN_REPORT).is_file():
         return date, "no report", DASH, size
@@ -68,7 +70,7 @@ def _row(run: Path) -> tuple[str, str, str, str]:
 
 
 def _bytes_of(folder: Path) -> int:
-    """Size of all files, but for those that a run removes meanwhile."""
+    """Size of all files below a folder, but for those that a run removes meanwhile."""
     total = 0
     for place, _, files in os.walk(folder):
         for name in files:

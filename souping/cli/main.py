@@ -19,7 +19,7 @@ from souping.core.types import UserError
 def main() -> None:
     """Entry of `python -m souping`. Exit status 0; 2 (the user can fix it) or 1 (a fault of ours); 130 (Ctrl-C), 129
     (SIGHUP) or 143 (SIGTERM)."""
-    # Objects made by imports never die: scanning them costs 10 % of the start.
+    # A job switches it on again. Objects made by imports never die: scanning them costs 10 % of the start.
     gc.disable()
     open_streams()
     EXIT_STATUSES.clear()
@@ -60,7 +60,7 @@ def main() -> None:
 
 
 def _do() -> None:
-    """Do what the command line says. The exit status of a command that has its own goes to EXIT_STATUSES."""
+    """Do what the command line says. An exit status other than 0 goes to EXIT_STATUSES."""
     words = sys.argv[1:]
     TYPED[:] = words
     # `help compare` is `compare --help`: that command parses its arguments itself.
@@ -86,7 +86,7 @@ def _do() -> None:
 
 
 def _command(name: str, arguments: Sequence[str], plans: bool) -> int | None:
-    """Do what a command says, or plan it. The exit status of a command that has its own."""
+    """Do what a command says, or plan it; the exit status, None for a command that only ends with 0 or an error."""
     if name in ("analyse", "upload"):
         from souping.cli import finished
 
@@ -110,6 +110,7 @@ def _command(name: str, arguments: Sequence[str], plans: bool) -> int | None:
 
         show(arguments)
         return None
+    # All others are composed by Hydra.
     from souping.cli.job import start
     from souping.cli.settings_file import with_file
 
@@ -126,6 +127,7 @@ def _command(name: str, arguments: Sequence[str], plans: bool) -> int | None:
 def _at_home(word: str) -> str:
     """An override with each bare `~/` written out: neither a shell nor Hydra's grammar takes one inside a value."""
     home = os.path.expanduser("~")
+    # A quoted value is taken as it stands, and so is a home folder that would need quotes itself.
     if re.search("[\"']", word) or not re.fullmatch(r"[\w./@+-]+", home):
         return word
     return re.sub(r"(?<=[=,:\[ ])~(?=/)", home, word)

@@ -42,10 +42,10 @@ from souping.pipeline.settings import (
 
 
 def build(config: Mapping[str, Any]) -> dict[str, Any]:
-    """The components of a run, or the few of a merge, checked.
+    """{group: component} of a run or a merge, built and checked; of a run also `extra_benchmarks` and `analyses`.
 
     Raises:
-        UserError: as `check` and `build_part`.
+        UserError: a key, a value or a component is wrong.
     """
     check_root_keys(config)
     if is_merge(config):
@@ -66,7 +66,7 @@ def build(config: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def with_candidates(config: Mapping[str, Any]) -> Mapping[str, Any]:
-    """The configuration with all models of the scores as candidates, if a selection from scores names none.
+    """The configuration, with all models of its `scores` as candidates if it names none.
 
     Raises:
         UserError: candidates have to be named.
@@ -98,7 +98,7 @@ def _build_extra(config: Mapping[str, Any]) -> tuple[ExtraEntry, ...]:
 
 
 def component_kind(group: str) -> Any:
-    """What the choices of a group make; engines and servers are imported only here."""
+    """The class or annotation of a group's components; those of engines and servers are imported only here."""
     if group in GROUP_KINDS:
         return GROUP_KINDS[group]
     from souping.evaluate.engines.transformers import Engine
@@ -108,10 +108,11 @@ def component_kind(group: str) -> Any:
 
 
 def build_part(node: Json, kind: Hint, where: str) -> Any:
-    """The part that a node makes, its settings held against the signature that they feed.
+    """The component of a configuration node {_target_: class or function, setting: value}, checked by its signature.
 
-    Values are taken as they are, `${...}` in a folder's name included. The one place that instantiates (hydra-core 1.4
-    will want its whitelist here).
+    `kind` is the class or annotation that it must have, and `where` its key in errors. Values are taken as they are,
+    also with `${...}` in a folder's name. Only here is a component instantiated (hydra-core 1.4 will want its whitelist
+    here).
 
     Raises:
         UserError: an unknown or missing setting, or a wrong value; or the result is not of this kind.
@@ -138,6 +139,7 @@ def build_part(node: Json, kind: Hint, where: str) -> Any:
         if known[key] and key not in settings:
             raise UserError(f"{where}.{key} is not set")
     _refuse_abstract(target, where)
+    # A function is the component itself: it is called later.
     if is_callable(kind) and not inspect.isclass(target):
         return partial(target, **values)
     part = target(**values)
@@ -158,9 +160,9 @@ def _refuse_abstract(target: Callable[..., Any], where: str) -> None:
 
 
 def _setting(value: Json, hint: Hint, where: str, key: str) -> Any:
-    """The value of a part's setting: a part that is built, or what fits the annotation."""
+    """The value of a component's setting: a component that is built from its node, or a value that fits `hint`."""
     if is_part(hint) and isinstance(value, Mapping) and "_target_" in value:
-        # A part that another group chose (`${objective}`) is known by that group's name.
+        # A component that another group chose (`${objective}`) is named by that group in errors.
         chosen = value == CHECKED.get(key)
         return build_part(value, hint, key if chosen else f"{where}.{key}")
     if is_part(hint) and isinstance(value, str) and key in GROUPS:
@@ -173,14 +175,19 @@ def _setting(value: Json, hint: Hint, where: str, key: str) -> Any:
 
 
 def _target(node: JsonObject, where: str) -> Callable[..., Any]:
-    """The class or function that a node names. Raises UserError if it cannot be imported, with the reason."""
+    """The class or function that a node names, whose file is noted in `USER_CODE` if souping does not ship it.
+
+    Raises:
+        UserError: it cannot be imported, or it is neither.
+    """
     name = node["_target_"]
     try:
         target: Callable[..., Any] = get_object(str(name))
     except Exception as error:
-        # Whatever the module does while it is imported.
+        # The module may do anything while it is imported. Hydra's error has the module's as its cause.
         cause = error.__cause__ or error
         why = f"{type(cause).__name__}: {first_line(cause)}"
+        # The line in the module itself.
         for frame in reversed(traceback.extract_tb(cause.__traceback__)):
             if not re.search("importlib|/hydra/", frame.filename):
                 why = f"{frame.filename}:{frame.lineno}: {why}"
@@ -197,7 +204,10 @@ def _target(node: JsonObject, where: str) -> Callable[..., Any]:
 
 
 def _settable(target: Callable[..., Any], kind: Hint) -> dict[str, bool]:
-    """{argument: whether it must be given}; of a function that is itself the component, those that have a default."""
+    """{setting: whether it must be given} by the signature of a class or function.
+
+    If a function is itself the component, only its arguments with a default are settings: its caller gives the others.
+    """
     parameters = inspect.signature(target).parameters.values()
     if is_callable(kind) and not inspect.isclass(target):
         return {p.name: False for p in parameters if p.default is not p.empty}

@@ -27,10 +27,11 @@ class Ended(KeyboardInterrupt):
 
 
 def interrupts_raise() -> None:
-    """From here an interrupt is a `KeyboardInterrupt` again, and so are SIGTERM and SIGHUP unless ignored."""
+    """From here on, an interrupt raises a `KeyboardInterrupt`, and so do SIGTERM and SIGHUP unless they are ignored."""
+    # Only the main thread may set handlers.
     if threading.current_thread() is not threading.main_thread():
         return
-    # The package leaves it so until a job begins.
+    # Until a job begins, Ctrl-C ends the process at once, without a traceback of imports.
     if signal.getsignal(signal.SIGINT) is signal.SIG_DFL:
         signal.signal(signal.SIGINT, signal.default_int_handler)
     for number in ENDING:
@@ -39,7 +40,7 @@ def interrupts_raise() -> None:
 
 
 def end(signum: int, frame: FrameType | None) -> None:
-    """Leave through every clean-up, once: a second signal would stop those."""
+    """Handler of signals: end the process through all clean-ups, and ignore further signals, which would stop those."""
     for number in ENDING:
         signal.signal(number, signal.SIG_IGN)
     raise Ended(f"ended by {signal.Signals(signum).name}", 128 + signum)
@@ -52,6 +53,7 @@ class StandardStream(io.FileIO):
         try:
             return super().write(data)
         except OSError as error:
+            # From here on, everything goes to the null device.
             os.dup2(os.open(os.devnull, os.O_WRONLY), self.fileno())
             # A reader that has seen enough needs no message.
             if error.errno != errno.EPIPE and self.fileno() == 1:
@@ -75,6 +77,10 @@ def open_streams() -> None:
 
 
 def _safe(number: int, stream: TextIO | None, first: TextIO | None) -> TextIO:
+    """A stream of this file descriptor that no error of writing ends; `first` is the one that Python opened.
+
+    A stream that somebody put in its place is returned as it is.
+    """
     if stream is not None and (stream is not first or not isinstance(stream, io.TextIOWrapper)):
         return stream  # a test's or a notebook's
     encoding = stream.encoding if stream else "utf-8"
@@ -85,7 +91,8 @@ def _safe(number: int, stream: TextIO | None, first: TextIO | None) -> TextIO:
 
 
 def replace(error: UnicodeError) -> tuple[str, int]:
-    """Handler of encoding errors: a plain hyphen for a minus sign, a question mark for any other character."""
+    """Handler of encoding errors: (a plain hyphen per minus sign and a question mark per other character, where to go
+    on)."""
     assert isinstance(error, UnicodeEncodeError)
     text = error.object[error.start : error.end].replace("\N{MINUS SIGN}", "-")
     return re.sub("[^-]", "?", text), error.end

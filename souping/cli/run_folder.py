@@ -16,10 +16,12 @@ _MADE: set[Path] = set()
 
 
 def claim(run_dir: Path) -> Path:
-    """The run's own directory. One that holds anything already stays as it is: the run gets `_2` in its place."""
+    """Make and mark an empty folder as this run's own: `run_dir`, or if that is not empty the first free of `_2`, `_3`
+    and so on."""
     for path in numbered_folders(run_dir):
         note_missing(path)
         path.mkdir(parents=True, exist_ok=True)
+        # Another process may claim it at the same time: only one can create the mark.
         with suppress(FileExistsError):
             (path / CLAIM).touch(exist_ok=False)
             if {file.name for file in path.iterdir()} == {CLAIM}:
@@ -36,10 +38,10 @@ def note_missing(path: Path) -> None:
 
 
 def discard_refused(run_dir: Path, error: Exception) -> None:
-    """A refused run leaves nothing of its own, and takes nothing else with it.
+    """Remove the folder of a run that was refused, if it holds only files that runs write before they have results.
 
-    Its folder goes while only early files are in it, and the folders above that this process made. Results, a store, a
-    traceback and folders of the user's stay.
+    Empty folders above it go too if this process made them. Results, a store, a traceback and the user's folders stay.
     """
+    # A late error comes after results.
     if not isinstance(error, LateError):
         discard(run_dir, _MADE, (CLAIM, *EARLY))

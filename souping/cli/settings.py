@@ -17,7 +17,7 @@ from souping.pipeline.settings import MergeSettings, RunSettings, expectations, 
 
 
 def unresolved(node: Any) -> dict[str, Any]:
-    """A node of a configuration as plain data, its texts as they stand."""
+    """A node of a configuration as plain data, `${...}` as it stands."""
     plain = OmegaConf.to_container(node, resolve=False)
     assert isinstance(plain, dict)
     return {str(key): value for key, value in plain.items()}
@@ -49,7 +49,10 @@ def run_settings(plain: Mapping[str, Any], run_dir: Path) -> RunSettings:
 def merge_settings(
     plain: Mapping[str, Any], run_dir: Path, numbered: bool = False
 ) -> MergeSettings:
-    """The same of a merge, which is the folder itself unless it is one of the `numbered` jobs of a multirun."""
+    """The components and settings of a merge by its configuration as plain data, checked and built.
+
+    A merge writes its model to `out` itself; the `numbered` jobs of a multirun write it to their folder's `soup`.
+    """
     action = plain["action"]
     if not (plain["out"] or numbered or action["plan"] or action["names"]):
         raise not_set("out")
@@ -62,7 +65,7 @@ def merge_settings(
 
 
 def _shared(plain: Mapping[str, Any], run_dir: Path) -> dict[str, Any]:
-    """Root settings that a merge has too."""
+    """{field: value} of the settings that runs and merges share."""
     return {
         **{key: plain[key] for key in ("name", "seed")},
         "plan": plain["action"]["plan"],
@@ -81,6 +84,7 @@ def as_yaml(config: Mapping[str, Any]) -> str:
 
 
 def _escaped(value: Any) -> Any:
+    """Plain data in whose texts `${` is escaped, and the backslashes before it are doubled."""
     if isinstance(value, str):
         return re.sub(r"(\\*)\$\{", r"\1\1\\${", value)
     if isinstance(value, Mapping):

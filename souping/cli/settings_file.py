@@ -16,7 +16,10 @@ SUFFIXES = (".yaml", ".yml")
 
 
 def with_file(words: Sequence[str]) -> list[str]:
-    """The words after a command, a file in the first place as its overrides. What is typed too is left to the words."""
+    """The words after a command, where a file of settings in the first place is replaced by its overrides.
+
+    Keys that are typed too are left out of these.
+    """
     if not words or not words[0].endswith(SUFFIXES) or "=" in words[0]:
         return list(words)
     typed = {word.partition("=")[0].lstrip("+") for word in words[1:]}
@@ -51,13 +54,14 @@ def _settings(path: Path) -> dict[str, Any]:
 
 
 def _names_class(value: Any) -> bool:
+    """Whether a mapping anywhere in the value has a key `_target_`."""
     if isinstance(value, Mapping):
         return any("_target_" in str(key) or _names_class(value[key]) for key in value)
     return isinstance(value, list) and any(map(_names_class, value))
 
 
 def _typed(value: Any) -> str:
-    """A value in Hydra's grammar."""
+    """A value as it is typed in Hydra's grammar."""
     if value is None:
         return "null"
     if isinstance(value, bool):

@@ -29,6 +29,7 @@ def show(arguments: Sequence[str]) -> None:
     """Print the answers of a run side by side. Answers to test items count as viewed in the run's store."""
     options = _parser().parse_args(arguments)
     folders = [expanded(folder) for folder in options.run_dir] or runs_below()
+    # The last with answers; without any, reading the samples of the last one fails with an error.
     run_dir = next(
         (folder for folder in reversed(folders) if (folder / SAMPLES_FILE).is_file()), folders[-1]
     )
@@ -61,14 +62,14 @@ def show(arguments: Sequence[str]) -> None:
 
 
 def _unit_of_selection(path: Path) -> Unit:
-    """The unit of a run that ended before its report."""
+    """The unit of a run that ended before its report; points if it has no selection.json either."""
     if not path.is_file():
         return POINTS
     return read_selection(path).unit
 
 
 def _reached(samples: Sequence[Sample]) -> str:
-    """The last split that the run scored; other runs may have left answers to later ones."""
+    """The last split with a score. Later ones may have answers without scores, which other runs left in the store."""
     scored = set()
     for sample in samples:
         if any(answers.score is not None for answers in sample.models.values()):
@@ -145,6 +146,7 @@ def _note(run_dir: Path, store: str | None, report: Report, samples: Sequence[Sa
 def _show_samples(
     unit: Unit, samples: Sequence[Sample], names: Sequence[str], limit: int, what: str
 ) -> None:
+    """Print at most `limit` of the samples, then their number; `what` they are."""
     console = output_console()
     for sample in islice(samples, limit):
         show_sample(unit, console, sample, names)

@@ -56,7 +56,10 @@ def note_job(
     objective: float | None,
     refused: str = "",
 ) -> None:
-    """A job's line of the sweep's table, as a file: jobs may run in other processes."""
+    """Write a job's line of the sweep's table to a file: jobs may run in other processes.
+
+    `refused` is the error of a job that failed.
+    """
     from souping.report.jobs import SweepJob, write_job
 
     job = SweepJob(
@@ -68,13 +71,16 @@ def note_job(
         dry_run=dry_run,
         unit=unit,
     )
+    # An error of the job counts more than one of this file.
     with suppress(UserError) if refused else nullcontext():
         write_job(run_dir, job)
 
 
 class SweepEnd(Callback):
-    """At a run's start: which folders are not there yet. At a multirun's end: the table of its jobs, in the sweep's
-    folder and, with `tracker=wandb`, as one W&B run."""
+    """Hydra's callbacks: at the start, choose an empty folder for a multirun, and note which folders are new.
+
+    At the end of a multirun, write the table of its jobs into that folder and, with `tracker=wandb`, to one W&B run.
+    """
 
     def on_run_start(self, config: DictConfig, **_: Any) -> None:
         note_missing(Path(config.hydra.run.dir))
@@ -95,7 +101,7 @@ class SweepEnd(Callback):
             with read_write(config), read_write(config.hydra):
                 config.hydra.sweep.dir = str(fresh)
                 quoted = str(fresh).replace("'", "\\'")
-                # what jobs are composed by
+                # Jobs are composed with the overrides, not with the configuration.
                 config.hydra.overrides.hydra.append(f"hydra.sweep.dir='{quoted}'")
         note_missing(fresh)
         _SWEEPS.append(fresh)
@@ -119,6 +125,7 @@ def _refuse_swept_folder(config: DictConfig) -> None:
 def check_goal(config: DictConfig) -> None:
     """Refuse a sweeper that looks for the worst scores, as Optuna's does by default (UserError)."""
     for key, values in SWEEPER_GOALS.items():
+        # Only the sweeper in use has its key.
         try:
             goal = OmegaConf.select(config, f"hydra.sweeper.{key}")
             if goal is None:
@@ -137,7 +144,7 @@ def check_goal(config: DictConfig) -> None:
 
 
 def end_sweep() -> None:
-    """The table of a multirun's jobs as far as they came, once, also where Hydra gave up."""
+    """Print and write the table of a multirun's jobs that ended, once, also if Hydra or the user stopped it."""
     while _SWEEPS:
         sweep_dir = _SWEEPS.pop()
         try:
@@ -148,6 +155,7 @@ def end_sweep() -> None:
 
 
 def _sweep_table(sweep_dir: Path) -> None:
+    """Write, track and print the table of the jobs, and remove folders of failed jobs with nothing else in them."""
     from souping.report.jobs import JOB, best_jobs, read_jobs, sweep_lines, write_sweep
 
     jobs = read_jobs(sweep_dir)
@@ -166,7 +174,7 @@ def _sweep_table(sweep_dir: Path) -> None:
         )
     for job in jobs:
         place = sweep_dir / job.run_dir
-        # the table has it now
+        # The table has the line of the job now.
         if job.refused and [path.name for path in place.iterdir()] == [JOB]:
             (place / JOB).unlink()
             place.rmdir()
@@ -176,7 +184,7 @@ def final_command(job: SweepJob, sweep_dir: Path) -> str:
     """The command that runs a job of a multirun to its end, by itself."""
     words = [word for word in job.overrides if named_in([word]) != {"stop_after"}]
     config = OmegaConf.load(sweep_dir / job.run_dir / "config.yaml")
-    # set by a file that an override chose
+    # No override was removed: a file that an override chose set `stop_after`.
     if len(words) == len(job.overrides) and OmegaConf.select(config, "stop_after"):
         words.append("stop_after=null")
     typed = get_args_parser().parse_args()
@@ -185,13 +193,13 @@ def final_command(job: SweepJob, sweep_dir: Path) -> str:
     words += [word for word in typed.overrides if word.startswith("hydra.searchpath=")]
     if not typed.multirun:
         words.append("hydra.mode=RUN")
-    # A single run has no number.
-    command = JOB_NUMBER.sub(str(job.job), "\0".join(words)).split("\0")
+    # A single run has no job number to interpolate.
+    command = [JOB_NUMBER.sub(str(job.job), word) for word in words]
     return f"{program()} {shlex.join(command)}"
 
 
 def _track(sweep_dir: Path, jobs: Sequence[SweepJob]) -> None:
-    """One summary in the group of the jobs, by their tracker."""
+    """Send one summary of all jobs to the jobs' tracker, as the first job that was not refused configures it."""
     ran = [sweep_dir / job.run_dir / "config.yaml" for job in jobs if not job.refused]
     if ran:
         config = OmegaConf.to_container(OmegaConf.load(ran[0]), resolve=True)

@@ -94,10 +94,12 @@ def compare(
     model_logs = _read(logs, baseline, reader)
     requirements = _requirements(margin, policy)
     common = matched(model_logs, same_prompts=same_prompts)
+    # The baseline comes first.
     base_log = next(iter(model_logs.values()))[0]
     named_weights = _named_weights(average, base_log, common)
     weights = task_weights(common, average, named_weights)
     rows = _checked_rows(common, weights, pass_at, requirements)
+    # What else, besides the models and the items, tells this comparison from another one.
     fields = f"{group} {category}".rstrip()
     settings = [average, named_weights, fields, pass_at]
     level, look_note = looks_of(model_logs, common, weights, settings, store, look)
@@ -117,11 +119,13 @@ def _result(
     look_note: str,
     notes: Sequence[str],
 ) -> CompareResult:
-    """All that the rows show."""
+    """The verdicts on all rows, and what else the logs show. `average` is the name of the average."""
     models = tuple(logs)
+    # The first row is the average row.
     scores = rows[0].scores
     tests, best, pairs = _several(scores, models, level)
     verdicts = _all_verdicts(rows, models, requirements, tests, level)
+    # Scores with too many truncated answers do not show which model is best.
     if any(row.reason == TRUNCATED for row in verdicts):
         best = ()
     return CompareResult(
@@ -142,6 +146,7 @@ def _result(
 
 
 def _requirements(margin: float | None, policy: str | Path | None) -> Policy:
+    """The policy of a TOML file, where `margin` wins over the file's own; without a file, one of the margin alone."""
     shared_margin = None if margin is None else Margin.of(margin, "margin")
     if policy:
         return read_policy(expanded(policy), shared_margin)
@@ -169,11 +174,12 @@ def _bfcl_weights(log: Log, common: Matched) -> dict[str, float]:
 
 
 def _bfcl_version(log: Log) -> str:
+    """The benchmark's version, `v3` or `v4`, which every task of a log of bfcl-eval has."""
     return next(iter(log.tasks.values())).settings[VERSION]
 
 
 def _formula(log: Log, common: Matched, average: str) -> Iterator[str]:
-    """Whose average this is, where the benchmark has one of its own."""
+    """Notes on how the average relates to the one that the harness or the benchmark reports."""
     if average == "task":
         for group in common.groups.values():
             if group.name in common.requested and log.harness == "lm_eval":
@@ -200,7 +206,10 @@ def _all_verdicts(
     tests: Sequence[float],
     level: Level,
 ) -> list[RowVerdict]:
-    """The verdicts of each row on each model against the first."""
+    """The verdict on each row of each model against the first, the average row of each model first.
+
+    `tests` are numbers of tests that each model's average row is corrected for.
+    """
     verdicts: list[RowVerdict] = []
     for model, average_tests in zip(models[1:], tests, strict=True):
         row_tests = [RowTest(row, model, models[0], level) for row in rows]
@@ -209,15 +218,16 @@ def _all_verdicts(
 
 
 def _status(verdicts: Sequence[RowVerdict], fail_on: Sequence[Word]) -> int:
+    """The exit status: 1 if a required row has a verdict of `fail_on`, else 0."""
     return int(any(row.required and row.verdict in fail_on for row in verdicts))
 
 
 def _run_noises(average_row: RowScores, verdicts: Sequence[RowVerdict]) -> Iterator[RunNoise]:
-    """How far the runs of each model differ that has several."""
+    """How far the runs of each model with several runs differ in the average row."""
     scored = average_row.scores.scored
     differences = {row.model: row.difference for row in verdicts if row.kind == "average"}
     for model, means in run_means(scored).items():
-        scores = scored.counted(model)
+        scores = scored.counted(model)  # [R, I]
         flipped = [np.abs(a - b) > ZERO_DIFFERENCE for a, b in combinations(scores, 2)]
         yield RunNoise(
             model=model,
@@ -229,6 +239,7 @@ def _run_noises(average_row: RowScores, verdicts: Sequence[RowVerdict]) -> Itera
 
 
 def _variances(scores: ScoreTable, models: Sequence[str]) -> dict[str, VarianceParts]:
+    """{model: variance of its difference to the first model}"""
     scored = scores.scored
     return {model: split_variance(scored, model, models[0]) for model in models[1:]}
 
@@ -238,7 +249,11 @@ def _read(
     baseline: str | None,
     reader: Callable[[LogSource], tuple[Log, ...]],
 ) -> dict[str, list[Log]]:
-    """The logs of each model, the baseline first."""
+    """{model: its logs}, the baseline first. `reader` reads the logs of one source.
+
+    Raises:
+        UserError: a model has no log, there is one model, or no model has the name of the baseline.
+    """
     sources: dict[str, list[LogSource]] = {}
     for name, source in logs.items():
         sources[name] = _sources(source)
@@ -259,7 +274,7 @@ def _read(
 
 
 def _sources(source: LogSource | list[LogSource]) -> list[LogSource]:
-    """The logs of one model."""
+    """The logs of one model as a list. A list of scores is one log."""
     if isinstance(source, list | tuple) and not is_scores(source):
         return list(source)
     return [source]
@@ -267,21 +282,24 @@ def _sources(source: LogSource | list[LogSource]) -> list[LogSource]:
 
 def _check_lengths(sources: Mapping[str, Sequence[LogSource]]) -> None:
     """Refuse arrays of different lengths (UserError): they are paired by position."""
-    lengths = {}
+    names = {}  # {length: a model with an array of this length}
     for name, logs in sources.items():
         for log in logs:
             if is_scores(log):
-                lengths[len(log)] = name
-    if len(lengths) > 1:
-        counts = listed(f"{name} has {length}" for length, name in lengths.items())
+                names[len(log)] = name
+    if len(names) > 1:
+        counts = listed(f"{name} has {length}" for length, name in names.items())
         raise UserError(f"scores are paired by position, but {counts}")
 
 
 def _several(
     scores: ScoreTable, models: Sequence[str], level: Level
 ) -> tuple[list[float], Names, dict[str, dict[str, Difference]]]:
-    """Of three or more models: the number of tests that each but the first is corrected for, those among which the best
-    is, and the differences of each two."""
+    """(per model but the first, the number of tests it is corrected for; models among which the best one is;
+    {model: {later model: (difference, lower, upper limit)}}).
+
+    With two models there is one test, and neither of the others.
+    """
     if len(models) < 3:
         return [1.0], (), {}
     pairs: dict[str, dict[str, Difference]] = {name: {} for name in models[:-1]}
@@ -295,7 +313,11 @@ def _several(
 def _checked_rows(
     common: Matched, weights: Mapping[str, float], pass_at: int, policy: Policy
 ) -> list[RowScores]:
-    """The rows; there are two items or more, no two rows of one name, and all that the policy names."""
+    """The rows of a comparison, the average row first.
+
+    Raises:
+        UserError: there is only one item, two rows have one name, or the policy names a row that does not exist.
+    """
     rows = list(rows_of(common, weights, pass_at, policy.named))
     if len(rows[0].scores.items.categories) < 2:
         raise UserError("one item in common: a comparison needs two or more")
@@ -311,7 +333,10 @@ def _checked_rows(
 def _flips(
     common: Matched, models: Sequence[str], logs: Mapping[str, Sequence[Log]]
 ) -> Iterator[Flip]:
-    """Items of the first metric of each task that a model and the baseline score differently."""
+    """Items that a model and the baseline score differently by the first metric of their task.
+
+    Models are in order, the largest differences of each first; of equal ones, losses come before gains.
+    """
     base_log = logs[models[0]][0]
     for model in models[1:]:
         flips: list[Flip] = []
@@ -329,18 +354,19 @@ def _flips(
 def _task_flips(
     metric: MatchedMetric, baseline: str, model: str, base_log: Log, log: Log
 ) -> Iterator[Flip]:
-    base = metric.item_means(baseline)
-    mean = metric.item_means(model)
+    """Items of one task that the two models score differently, with the answers of the first run of each."""
+    base_scores = metric.item_means(baseline)
+    scores = metric.item_means(model)
     base_answers = _first_answers(base_log, metric)
     answers = _first_answers(log, metric)
-    for place in np.flatnonzero(np.abs(mean - base) > ZERO_DIFFERENCE):
+    for place in np.flatnonzero(np.abs(scores - base_scores) > ZERO_DIFFERENCE):
         item = metric.items[place]
         yield Flip(
             model=model,
             task=metric.task,
             item=item,
-            baseline_score=float(base[place]),
-            score=float(mean[place]),
+            baseline_score=float(base_scores[place]),
+            score=float(scores[place]),
             prompt=answers[item].prompt,
             baseline_output=base_answers[item].output,
             output=answers[item].output,
@@ -348,13 +374,14 @@ def _task_flips(
 
 
 def _first_answers(log: Log, metric: MatchedMetric) -> Mapping[str, LoggedAnswer]:
-    """The first answer to each item."""
+    """{item: the first answer to it}"""
     answers = log.tasks[metric.task].metrics[metric.metric].answers
+    # Of the answers to one item, the dict keeps the last one.
     return {answer.item: answer for answer in reversed(answers)}
 
 
 def _unaveraged(common: Matched, averaged: Names) -> Iterator[str]:
-    """Tasks that are not in the average, and the harness's own figures where there is nothing else."""
+    """Warnings on tasks that are not in the average, and the harness's figures of metrics without item scores."""
     for task, metrics in common.metrics.items():
         if task not in averaged and not metrics[0].is_mean:
             yield (
@@ -379,7 +406,7 @@ def _warnings(
     verdicts: Sequence[RowVerdict],
     scores: ScoreTable,
 ) -> Iterator[str]:
-    """What limits the comparison, in plain words."""
+    """Sentences on what limits the comparison."""
     yield from _unaveraged(common, scores.items.names)
     runs = {name: len(answers.counted) for name, answers in scores.answers.items()}
     if max(runs.values()) == 1:
@@ -395,6 +422,7 @@ def _warnings(
             "The runs of some models vary more than those of others (Bartlett's test, p < 0.05). Intervals take one "
             "variance of runs for all models: those of the models that vary more are too narrow."
         )
+    # That of the first model: all models are compared on the same items.
     average_row = verdicts[0]
     if average_row.groups == average_row.items:
         yield "Every item counts as independent: name what belongs together with --group FIELD."

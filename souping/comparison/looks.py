@@ -33,10 +33,10 @@ MOST_LOOKS = 1000
 class ComparisonClaim:
     """What a comparison of runs is about, in digests as the store has them."""
 
-    claim: str
+    claim: str  # of the models, the settings, the questions and all scores
     identities: list[str]  # of the questions of all items that are compared
     questions: list[str]  # of the items of the average row, [I]
-    pairs: list[str]  # of each two models
+    pairs: list[str]  # of each two models' scores on the items of the average row
 
 
 def looks_of(
@@ -47,11 +47,12 @@ def looks_of(
     store: str | Path | None,
     least: int,
 ) -> tuple[Level, str]:
-    """(level of this comparison, whose look is at `least` this one; what to say about the look).
+    """(level of this comparison, a sentence on the look or nothing). The number of the look is `least` or more.
 
-    The store of runs of ours counts looks. Two models whose difference a report of theirs shows are at its look.
-    Others may have been picked among all models whose scores on these items are known. `settings` are what else the
-    claim is about.
+    The results store counts looks of souping's runs; logs of others are at look `least`. If a report shows the
+    difference of these models already, this look is that report's. Otherwise the models may have been picked among
+    all whose scores on these items are known, which the level corrects for. `settings` are what else the claim is
+    about. This call counts the comparison as a look in the store.
 
     Raises:
         UserError: there were too many looks, or the store that was named has no answers of these runs.
@@ -78,8 +79,10 @@ def looks_of(
         counted_looks = CountedLooks(results)
         level = _reported(counted_looks, claim.pairs)
         if level is None:
+            # Counts this look.
             look = counted_looks.show_comparison(claim.claim, claim.identities, claim.questions)
             level = Level(max(least, look.number))
+            # Each two of the models with known scores might have been compared instead.
             scores = counted_looks.known_scores(look.known, claim.questions)
             pairs = combinations(range(len(scores)), 2)
             tests = picked_tests(scores, pairs, table, level.family)
@@ -89,7 +92,7 @@ def looks_of(
 
 
 def _reported(counted_looks: CountedLooks, pairs: Sequence[str]) -> Level | None:
-    """The strictest level at which reports showed these pairs of models; None if one was not shown."""
+    """The strictest level at which reports showed these pairs of models; None if no report showed one of them."""
     looks = 1
     tests = 1.0
     for pair in pairs:
@@ -102,6 +105,7 @@ def _reported(counted_looks: CountedLooks, pairs: Sequence[str]) -> Level | None
 
 
 def _sentence(level: Level) -> str:
+    """What the look costs; empty at the first one."""
     if level.looks == 1:
         return ""
     sentence = (
@@ -125,13 +129,14 @@ def _claim_of(
 
     identity_of = _identities(runs, common)
     identities = sorted(set(identity_of.values()))
+    # Both in the order of the items of the average row.
     questions = []
     compared = []
     for metric in metrics.values():
         for item in metric.items:
             identity = identity_of.get(item, "")
             compared.append(identity)
-            # An item of a run of ours is its id and 16 letters of its content.
+            # An item of a run of ours is named by its id, a separator and 16 digits of its content's digest.
             questions.append(digest([item[:-17], identity]))
     pairs = []
     for a, b in combinations(logs, 2):
@@ -154,7 +159,7 @@ def _claim_of(
 
 
 def _identities(runs: Sequence[Log], common: Matched) -> dict[str, str]:
-    """{item: identity of its question}, of items that are compared."""
+    """{item: identity of its question} of the compared items that the runs answered."""
     compared: set[str] = set()
     for metrics in common.metrics.values():
         compared.update(metrics[0].items)
@@ -167,19 +172,20 @@ def _identities(runs: Sequence[Log], common: Matched) -> dict[str, str]:
 
 
 def _scores_of(log: Log) -> str:
-    """Digest of the scores of a log."""
+    """Digest of all scores of a log, in whatever order it has them."""
     return digest(sorted([a.item, a.repeat, str(a.score)] for a in log.answers()))
 
 
 def _model_id(run: Log) -> str:
+    """What the store calls a run's model: the id of its content, or its name if there is none."""
     return run.model_id or run.model
 
 
 def _store_of(
     stack: ExitStack, runs: Sequence[Log], questions: Sequence[str], named: str | Path | None
 ) -> Store | None:
-    """The open store of the runs: the one that is named, else the one in which a run's settings say that its answers
-    are; None if it is not here.
+    """The results store that has answers of all runs, opened on `stack`: the one that is `named`, else the one of the
+    first run's settings; None if that is not on this machine.
 
     Raises:
         UserError: the store that is named has no answers of a run.
@@ -198,7 +204,9 @@ def _store_of(
 
 
 def stores_of(run_dir: Path, named: str | Path | None) -> list[Path]:
-    """The store that is named, else those that a run's settings may mean: as seen from a folder above the run's.
+    """Paths of files that may be a run's store: the one that is `named`, else those that its settings may mean.
+
+    A relative path in the settings may start at any folder above the run's: its working directory is not known.
 
     Raises:
         UserError: the store that is named is not there, or the run's settings cannot be read.
@@ -212,13 +220,13 @@ def stores_of(run_dir: Path, named: str | Path | None) -> list[Path]:
     if "store" not in settings:
         return []
     name = settings["store"]
-    places = [folder / expanded(name) for folder in run_dir.absolute().parents]
-    # An empty file would become a store.
-    return [place for place in dict.fromkeys(places) if place.is_file() and place.stat().st_size]
+    paths = [folder / expanded(name) for folder in run_dir.absolute().parents]
+    # To open an empty file would turn it into a store.
+    return [path for path in dict.fromkeys(paths) if path.is_file() and path.stat().st_size]
 
 
 def _settings_of(run_dir: Path) -> RunConfig:
-    """A run's config.yaml, or what the report of one that was started from Python says (UserError)."""
+    """A run's config.yaml, or, as a run from Python has none, the settings in its report (UserError)."""
     config = run_dir / "config.yaml"
     if config.is_file():
         return read_run_config(config)

@@ -19,11 +19,11 @@ from souping.statistics.scores import Answers, ItemTable, ScoreTable, group_numb
 def task_weights(
     common: Matched, average: str, named_weights: Mapping[str, float] | None = None
 ) -> dict[str, float]:
-    """{task: weight}, which sum to 1.
+    """{task: weight} of the tasks that are averaged. The weights sum to 1.
 
-    `task` is the mean over what was requested: a group counts once, and inside it all of its tasks
-    are averaged as its harness does. `leaf` is the mean over tasks, `item` that over items;
-    `named_weights` are weights of tasks and groups from a file.
+    `average` is `task` (the mean over what was requested: a group counts once, and inside it all of its tasks are
+    averaged as its harness does), `leaf` (the mean over tasks) or `item` (over items). If there are `named_weights` of
+    tasks and groups, they count instead.
 
     Raises:
         UserError: no metric is a mean, or a weight names something that is not here.
@@ -45,6 +45,7 @@ def task_weights(
     elif not all(0 <= weight < 1e9 for weight in named_weights.values()):
         raise UserError("weights: each is a number from 0 to 1e9")
 
+    # A name's weight is divided among its tasks.
     weights = dict.fromkeys(sizes, 0.0)
     for name, weight in named_weights.items():
         shares = _task_shares(common, name, sizes)
@@ -59,20 +60,25 @@ def task_weights(
 def _averaged_metrics(common: Matched) -> dict[str, MatchedMetric]:
     """{task: its first metric} of the tasks where that is a mean within 0..1.
 
-    If there is none: of all tasks if they share one unit, such as that of a loss.
+    If there is none: of all tasks if they share one known unit, such as that of a loss, or if there is one task.
     """
     first = {task: metrics[0] for task, metrics in common.metrics.items()}
     means = {task: metric for task, metric in first.items() if metric.is_mean}
-    units = {metric.unit for metric in first.values()}
-    if means or len(units) != 1:
+    if means:
         return means
-    if len(first) == 1 or units != {""}:
-        return first
-    return {}
+    units = {metric.unit for metric in first.values()}
+    share_unit = len(units) == 1 and units != {""}
+    return first if share_unit or len(first) == 1 else {}
 
 
 def _task_shares(common: Matched, name: str, sizes: Mapping[str, float]) -> dict[str, float]:
-    """Shares of tasks in the mean of a group, or of a task, which do not sum to 1 yet."""
+    """{task: its share in the mean of a group, or of a task, by name}. The shares do not sum to 1 yet.
+
+    `sizes` are {task that is averaged: its number of items}; others have no share.
+
+    Raises:
+        UserError: no task or group has this name.
+    """
     if name not in common.groups and name not in common.metrics:
         raise UserError(f"weights: {name} is not a task or group of all models")
     if name not in common.groups:
@@ -90,9 +96,9 @@ def _task_shares(common: Matched, name: str, sizes: Mapping[str, float]) -> dict
 def pool(
     metrics: Mapping[str, MatchedMetric], weights: Mapping[str, float], pass_at: int = 0
 ) -> ScoreTable:
-    """Scores of all models by these metrics, {task: metric}; `pass_at` k gives an item its pass@k.
+    """The scores of all models on the items of {task: metric}, turned so that higher is better.
 
-    They are turned so that higher is better.
+    The score of an item is the mean of its answers, or with `pass_at` k its pass@k. {task: weight} are for the mean.
 
     Raises:
         UserError: no item has a score of every model, or pass@k cannot be computed.
@@ -102,8 +108,8 @@ def pool(
     for model in next(iter(metrics.values())).scores:
         answers[model] = joined([_answers(metric, model, pass_at) for metric in metrics.values()])
 
-    # Tasks without any item that has a score of every model are left out, and items whose missing
-    # answers have no bounds.
+    # Left out are items whose missing answers have no bounds, and tasks without an item that every model has a
+    # score of.
     scored = np.ones(len(items.groups), dtype=bool)
     usable = np.ones(len(items.groups), dtype=bool)
     for scores in answers.values():
@@ -116,7 +122,7 @@ def pool(
 
 
 def item_table(metrics: Mapping[str, MatchedMetric], weights: Mapping[str, float]) -> ItemTable:
-    """All items of these tasks. An item without a group is one by itself."""
+    """All items of {task: metric} with their groups, and {task: weight}. An item without a group is one by itself."""
     groups = []
     for task, metric in metrics.items():
         for item, group in zip(metric.items, metric.groups, strict=True):
@@ -131,11 +137,13 @@ def item_table(metrics: Mapping[str, MatchedMetric], weights: Mapping[str, float
 
 
 def _answers(metric: MatchedMetric, model: str, pass_at: int) -> Answers:
-    """Scores of a model on the items of one task."""
+    """Scores of a model on the items of one task, higher is better, with bounds where answers are missing."""
     answers = metric.scores[model]  # [R, P, I]
     if not metric.higher_is_better:
+        # A score from 0 to 1 stays in this range; others change their sign.
         answers = float(metric.is_mean) - answers
     score, noise = _item_scores(answers, pass_at, metric.task)
+    # Only a score from 0 to 1 has bounds.
     missing = (metric.values["missing"][model] > 0) & metric.is_mean
     if not missing.any():
         return Answers(counted=score, lowest=score, highest=score, noise=noise)
@@ -145,7 +153,7 @@ def _answers(metric: MatchedMetric, model: str, pass_at: int) -> Answers:
 
 
 def _item_scores(answers: FloatArray, pass_at: int, task: str) -> tuple[FloatArray, FloatArray]:
-    """Mean of an item's answers (or its pass@k) and the variance of that mean, both [R, I]."""
+    """(mean of an item's answers [R, P, I] or its pass@k, variance of that mean), both [R, I]."""
     count, mean, noise = moments(answers)
     if pass_at:
         return _pass_at(answers, count, pass_at, task), noise
@@ -153,9 +161,12 @@ def _item_scores(answers: FloatArray, pass_at: int, task: str) -> tuple[FloatArr
 
 
 def _pass_at(answers: FloatArray, count: FloatArray, k: int, task: str) -> FloatArray:
-    """Chance that one of k answers is right, [R, I].
+    """Chance that one of k answers is right, [R, I], from answers [R, P, I] of which `count` [R, I] are there.
 
     Without bias from n answers of which c are right: 1 - C(n - c, k) / C(n, k) (Chen et al. 2021).
+
+    Raises:
+        UserError: a score is neither 0 nor 1, or an item has fewer than k answers.
     """
     if not np.isin(answers[np.isfinite(answers)], (0.0, 1.0)).all():
         raise UserError(f"pass@{k}: {task} has scores that are neither 0 nor 1")

@@ -176,13 +176,14 @@ class CompareResult:
     """version of this schema"""
 
     def rows(self, model: str) -> list[RowVerdict]:
+        """The rows of a model, the average row first."""
         return [row for row in self.verdicts if row.model == model]
 
     def average_row(self, model: str) -> RowVerdict:
         return self.rows(model)[0]
 
     def to_json(self, flips: int | None = None) -> str:
-        """The content of `compare.json`, with at most so many flips of each model."""
+        """The content of `compare.json`, with at most this many flips of each model; None: with all."""
         largest: list[Flip] = []
         for model in self.models:
             largest.extend(self.flips_of[model][:flips])
@@ -190,7 +191,7 @@ class CompareResult:
 
     @cached_property
     def flips_of(self) -> dict[str, list[Flip]]:
-        """The flips of each model."""
+        """{model: its flips, the largest differences first}"""
         flips_of: dict[str, list[Flip]] = {model: [] for model in self.models}
         for flip in self.flips:
             flips_of[flip.model].append(flip)
@@ -205,6 +206,7 @@ class CompareResult:
         return DataFrame([asdict(row) for row in self.verdicts])
 
     def __repr__(self) -> str:
+        """The pages as a terminal shows them."""
         from rich.console import Console
 
         out = StringIO()
@@ -212,6 +214,7 @@ class CompareResult:
         return out.getvalue()
 
     def _repr_html_(self) -> str:
+        """The pages as a notebook shows them."""
         return "\n".join(map(section_html, comparison_sections(self)))
 
 
@@ -219,24 +222,24 @@ class CompareResult:
 
 
 def comparison_sections(result: CompareResult, flips: int = 0) -> list[Section]:
-    """What every page shows: a section for each model, all pairs of models, notes, and so many flips of each model."""
+    """What every page shows: a section per model, all pairs of models, notes, and at most `flips` flips per model."""
     models = result.models[1:]
-    sheet: list[Section | None] = [_model(result, model) for model in models]
+    sections: list[Section | None] = [_model(result, model) for model in models]
     if result.runs:
         lines = tuple(_run_noise(result, noise) for noise in result.runs)
-        sheet.append(Section("Runs of one model", lines))
+        sections.append(Section("Runs of one model", lines))
     if result.pairs:
-        sheet.append(_pairs(result))
-    sheet.append(Section("Notes", result.warnings))
+        sections.append(_pairs(result))
+    sections.append(Section("Notes", result.warnings))
     flipped: list[Section] = []
     for model in models:
         flipped.extend(map(_flip, result.flips_of[model][:flips]))
-    sheet.append(Section("Items that flipped", folded=tuple(flipped)))
-    return list(nonempty(sheet))
+    sections.append(Section("Items that flipped", folded=tuple(flipped)))
+    return list(nonempty(sections))
 
 
 def _model(result: CompareResult, model: str) -> Section:
-    """The verdict on a model, what the comparison can show, and its table without empty columns."""
+    """The section of a model: its verdict, what the comparison can show, and a table of its rows."""
     rows = result.rows(model)
     lines = [sentence(rows[0]), power_sentence(rows[0])]
     shares = _variance_shares(result.variance[model])
@@ -246,16 +249,18 @@ def _model(result: CompareResult, model: str) -> Section:
         lines.append(result.look_note)
 
     cells = [_cells(row) for row in rows]
-    metrics = {cell["metric"] for cell in cells} - {""}
+    # A metric that all rows share is said once, above the table.
+    metrics = {line["metric"] for line in cells} - {""}
     if len(metrics) == 1:
         lines.append(f"Metric: {metrics.pop()}.")
-        for cell in cells:
-            cell["metric"] = ""
+        for line in cells:
+            line["metric"] = ""
+    # Empty columns are left out.
     columns = [name for name in cells[0] if any(map(itemgetter(name), cells))]
-    header = {"baseline_mean": result.baseline, "mean": model, "name": ""}
+    headings = {"baseline_mean": result.baseline, "mean": model, "name": ""}
     table = grid(
-        [header.get(name, name) for name in columns],
-        [list(map(row.__getitem__, columns)) for row in cells],
+        [headings.get(name, name) for name in columns],
+        [list(map(line.__getitem__, columns)) for line in cells],
         left=[place for place, name in enumerate(columns) if name in ("name", "metric", "verdict")],
         strong=[place for place, row in enumerate(rows) if row.required],
     )
@@ -263,7 +268,7 @@ def _model(result: CompareResult, model: str) -> Section:
 
 
 def _variance_shares(variance: VarianceParts) -> list[str]:
-    """Shares of the variance of a difference that the logs can tell."""
+    """`80 % items` and the like: the parts of a difference's variance that the logs can tell apart."""
     if not variance.total:
         return []
     shares = []
@@ -278,19 +283,21 @@ def _variance_shares(variance: VarianceParts) -> list[str]:
 
 
 def _run_noise(result: CompareResult, noise: RunNoise) -> str:
-    """How far runs of a model differ, beside its difference to the baseline."""
-    row = result.verdicts[0]
-    between = (
+    """A sentence on how far runs of a model differ, beside its difference to the baseline."""
+    average_row = result.verdicts[0]
+    sentence = (
         f"{noise.model}: {noise.runs} runs. Two of them differ in {100 * noise.flipped:.1f} % of the items, "
-        f"and their averages by up to {_points(row, noise.spread)}"
+        f"and their averages by up to {_points(average_row, noise.spread)}"
     )
+    # The baseline itself.
     if noise.difference is None:
-        return f"{between}."
-    difference = _points(row, noise.difference, True)
-    return f"{between}; the difference to {result.baseline} is {difference}."
+        return f"{sentence}."
+    difference = _points(average_row, noise.difference, sign=True)
+    return f"{sentence}; the difference to {result.baseline} is {difference}."
 
 
 def _pairs(result: CompareResult) -> Section:
+    """The section on the differences of each two of three or more models."""
     average_row = result.verdicts[0]
     line = f"Row minus column, in {_unit(average_row)}:"
     if result.best:
@@ -301,6 +308,7 @@ def _pairs(result: CompareResult) -> Section:
     for model, differences in result.pairs.items():
         cells = [model]
         for column in columns:
+            # Each pair stands once, above the diagonal.
             cell = ""
             if column in differences:
                 difference, low, high = differences[column]
@@ -312,6 +320,7 @@ def _pairs(result: CompareResult) -> Section:
 
 
 def _flip(flip: Flip) -> Section:
+    """The section of an item: its prompt and both answers, as far as the logs have them."""
     lines = []
     texts = (("prompt", flip.prompt), ("baseline", flip.baseline_output), (flip.model, flip.output))
     for name, text in texts:
@@ -323,6 +332,7 @@ def _flip(flip: Flip) -> Section:
 
 
 def _cells(row: RowVerdict) -> dict[str, str | TableCell]:
+    """{column: cell} of a row. The metric is empty if the row's name or kind says it."""
     metric = row.metric
     in_name = metric == "score" or row.name.endswith(f" {metric}")
     if in_name or row.kind in ("average", "length", "cut"):
@@ -346,6 +356,7 @@ def _cells(row: RowVerdict) -> dict[str, str | TableCell]:
 
 
 def amount(row: RowVerdict, value: float | None, sign: bool = False) -> str:
+    """A mean or a difference in the unit of the row (`78.1` for a fraction), with `sign` `+1.2`; empty for None."""
     if value is None:
         return ""
     if row.fraction:
@@ -362,24 +373,27 @@ def _limits(row: RowVerdict, low: float, high: float, middle: str = ", ") -> str
 
 
 def _difference(row: RowVerdict, value: float, low: float, high: float) -> str:
-    """A difference or a limit, with the digits that an interval of this width deserves: two of its width."""
+    """A difference, or a limit of it, with a sign. In other units than points it has as many decimals as the first
+    two digits of the interval's width."""
     width = high - low
     if row.fraction or not 0 < width < math.inf:
-        return amount(row, value, True)
+        return amount(row, value, sign=True)
     digits = max(0, 1 - math.floor(math.log10(width)))
     return minus(format(value + 0.0, f"+.{digits}f"))
 
 
 def _unit(row: RowVerdict) -> str:
+    """Unit of a row's differences: points, or the name of its metric."""
     return "points" if row.fraction else row.metric
 
 
 def _points(row: RowVerdict, value: float | None, sign: bool = False) -> str:
+    """`1.2 points`, or the amount in the row's other unit."""
     return f"{amount(row, value, sign)} {_unit(row)}"
 
 
 def sentence(row: RowVerdict) -> str:
-    """The verdict in words."""
+    """The verdict on a row in words, with the difference, its interval and p-value."""
     margin = _points(row, row.margin)
     reason = f" ({row.reason})" if row.reason else ""
     verdicts = {
@@ -398,7 +412,7 @@ def sentence(row: RowVerdict) -> str:
 
 
 def power_sentence(row: RowVerdict) -> str:
-    """What this comparison can show."""
+    """Sentences on the power of the comparison: the difference that it can show, and items that the margin needs."""
     if row.fraction and row.detectable >= 1:
         return f"{row.items:,} items cannot show any difference with 80 % power."
     least = _points(row, row.detectable)
@@ -419,13 +433,15 @@ def power_sentence(row: RowVerdict) -> str:
 
 
 def comparison_title(result: CompareResult) -> str:
+    """`a, b against base`"""
     return f"{', '.join(result.models[1:])} against {result.baseline}"
 
 
 def comparison_page(result: CompareResult, flips: int = 0) -> str:
-    """One HTML file without scripts and without anything from elsewhere."""
+    """The comparison as one HTML file without scripts or links to other files, with at most `flips` flips per model."""
     body = [f"<h1>{escape_html(comparison_title(result))}</h1>"]
     for model in result.models[1:]:
+        # Rows that can share an axis: other metrics have other units.
         rows = []
         for row in result.rows(model):
             if row.fraction or row.kind in ("average", "group", "task"):
@@ -436,18 +452,21 @@ def comparison_page(result: CompareResult, flips: int = 0) -> str:
 
 
 def chart(rows: Sequence[RowVerdict]) -> str:
-    """Differences with their intervals as SVG, in points; a dashed line is the margin."""
+    """Differences with their intervals as SVG, in points or the metric's unit; a dashed line is the margin."""
     scale = 100 if rows[0].fraction else 1
+    # The margin is a loss: on which side of 0 it is.
     loss = -1 if rows[0].higher_is_better else 1
-    ends = [0.0]
+    # Everything that is drawn lies between `low` and `high`.
+    values = [0.0]
     for row in rows:
         margin = loss * (row.margin or 0.0)
-        ends += [scale * row.low, scale * row.high, scale * margin]
-    low = min(ends)
-    high = max(ends)
+        values += [scale * row.low, scale * row.high, scale * margin]
+    low = min(values)
+    high = max(values)
     bottom = 24 * len(rows)
 
     def x(value: float) -> str:
+        """Horizontal place of a value in SVG units: names are left of 190, the chart has 510."""
         return f"{190 + (value - low) / max(high - low, 1e-6) * 510:.1f}"
 
     marks = [f'<path d="M{x(0)} 0V{bottom + 4}"/>']
@@ -462,16 +481,17 @@ def chart(rows: Sequence[RowVerdict]) -> str:
             tick = f"M{x(loss * scale * row.margin)} {y - 12}v24"
             marks.append(f'<path d="{tick}" stroke-dasharray="3 3"/>')
     for value in sorted({low, 0.0, high}):
-        number = amount(rows[0], value / scale, True)
+        number = amount(rows[0], value / scale, sign=True)
         marks.append(f'<text x="{x(value)}" y="{bottom + 20}" text-anchor="middle">{number}</text>')
     return _figure(rows, bottom + 30, "".join(marks))
 
 
 def _figure(rows: Sequence[RowVerdict], height: int, marks: str) -> str:
-    """These marks of SVG with their caption."""
+    """An HTML figure of SVG `marks` with a caption that names the models and the unit."""
     dashed = "; dashed: the margin" if any(row.margin is not None for row in rows) else ""
     label = escape_html(f"{rows[0].model} minus {rows[0].baseline}, {_unit(rows[0])}{dashed}")
     style = 'style="max-width:720px" font-size="12" fill="currentColor"'
+    # Lines take the colour of the page's text.
     drawing = marks.replace("<path", '<path stroke="currentColor"')
     svg = f'<svg viewBox="0 0 720 {height}" {style} role="img" aria-label="{label}">{drawing}</svg>'
     return f"<figure>{svg}<figcaption>{label}</figcaption></figure>"

@@ -26,7 +26,7 @@ _contrast_at = cache(contrast_at)
 
 @dataclass(frozen=True)
 class RowTest:
-    """The tests of one row: a model minus the baseline, higher is better, at a `level`."""
+    """The tests of one row at a `level`: `model` minus `baseline`, in scores where higher is better."""
 
     row: RowScores
     model: str
@@ -34,11 +34,15 @@ class RowTest:
     level: Level
 
     def comparison(self, tests: float) -> Comparison:
-        """At the level of one of so many tests."""
+        """The comparison of the two models as one of this many tests."""
         return _contrast(self.row.scores, self.model, self.baseline, self.level.among(tests))
 
     def limits(self, tests: float) -> list[Limits]:
-        """The interval; before it, if answers are missing, that of the scores as the harness counted."""
+        """Intervals of the difference as one of this many tests, to be judged together.
+
+        With missing answers, the first is that of the scores as the harness counted them, and the second holds
+        whatever these answers would have been. Otherwise there is one.
+        """
         bounding = self.comparison(tests)
         limits = [(bounding.low, bounding.high)]
         if self.missing:
@@ -50,7 +54,7 @@ class RowTest:
 
     @property
     def missing(self) -> int:
-        """Items with a missing answer, in all runs of both models."""
+        """Number of items with a missing answer, in all runs of both models."""
         return self.row.scores.missing(self.model, self.baseline)
 
     def means(self) -> tuple[float, float]:
@@ -65,7 +69,7 @@ class RowTest:
         return top - base, top - mean
 
     def distance(self) -> float:
-        """Rough |T| / se, by which tests are ordered."""
+        """|difference| / standard error, by which tests are ordered; 0 without variance."""
         base, mean = self.means()
         variance = split_variance(self.row.scores.scored, self.model, self.baseline)
         error = math.sqrt(variance.total)
@@ -75,7 +79,10 @@ class RowTest:
 def decide_rows(
     row_tests: Sequence[RowTest], policy: Policy, average_tests: float
 ) -> Iterator[RowVerdict]:
-    """All rows of a model; the correction of the average row for several models is `average_tests` tests."""
+    """The verdicts on all rows of a model, in their order.
+
+    The average row is one of `average_tests` tests, because several models are compared.
+    """
     _contrast.cache_clear()
     _contrast_at.cache_clear()
     tests = {test.row.name: test for test in row_tests}
@@ -86,26 +93,27 @@ def decide_rows(
         base, _ = test.means()
         margins[name] = policy.margin_of(name, base, test.row.fraction, test.row.weight > 0)
 
-    deciding = {name: margins[name] for name in tests if name in (AVERAGE, *policy.required)}
-    decided = decide(deciding, lambda name, number: tests[name].limits(number))
+    required = {name: margins[name] for name in tests if name in (AVERAGE, *policy.required)}
+    required_verdicts = decide(required, lambda name, number: tests[name].limits(number))
 
-    others = {name: test for name, test in tests.items() if name not in deciding}
-    corrections = dict.fromkeys(tests, 1.0) | _corrections(others)
+    # All other rows share Holm's correction with the rows of their kind.
+    not_required = {name: test for name, test in tests.items() if name not in required}
+    corrections = dict.fromkeys(tests, 1.0) | _corrections(not_required)
     truncated = [max(test.means()) for test in row_tests if test.row.kind == "cut"]
-    unmeasured = max(truncated, default=0.0) > MOST_LOST
+    too_much_truncated = max(truncated, default=0.0) > MOST_LOST
     for name, test in tests.items():
-        # Lengths and cut answers have no direction of their own.
-        scored = test.row.kind not in ("length", "cut")
-        judged = scored or name in policy.margins
+        # Longer or truncated answers are neither better nor worse, unless the policy has a margin for them.
+        is_score = test.row.kind not in ("length", "cut")
+        judged = is_score or name in policy.margins
         margin = margins[name] if judged else None
         verdict: tuple[Word | Literal[""], str] = ("", "")
-        if name in deciding:
-            verdict = decided[name]
+        if name in required:
+            verdict = required_verdicts[name]
         elif judged:
             verdict = verdict_of(test.limits(corrections[name]), margin)
-        if scored and unmeasured:
+        if is_score and too_much_truncated:
             verdict = ("undecided", TRUNCATED)
-        yield _row_verdict(test, corrections[name], margin, verdict, name in deciding)
+        yield _row_verdict(test, corrections[name], margin, verdict, required=name in required)
 
 
 def _corrections(tests: Mapping[str, RowTest]) -> dict[str, float]:
@@ -127,9 +135,9 @@ def _row_verdict(
     verdict: tuple[Word | Literal[""], str],
     required: bool,
 ) -> RowVerdict:
-    """A row with its verdict, its numbers in the direction of its metric.
+    """A row with its verdict (word, reason) and its numbers, in the direction of its metric.
 
-    `tests` is how many tests it is corrected for; max-T's number need not be whole.
+    Its interval and p-value are corrected for `tests` tests. This number need not be whole: max-T's is not.
     """
     row = test.row
     comparison = test.comparison(tests)
@@ -137,6 +145,7 @@ def _row_verdict(
     low = comparison.low
     high = comparison.high
     if not row.higher_is_better:
+        # The test turned the scores.
         difference = -comparison.difference
         low = -comparison.high
         high = -comparison.low
@@ -178,15 +187,16 @@ def _row_verdict(
 
 
 def _holm(family: Mapping[str, RowTest]) -> dict[str, float]:
-    """The number of tests that each row is corrected for.
+    """{row: number of tests that it is corrected for} by Holm's method.
 
     These are Holm's steps down to the first row without a difference, and that one's from there on, so that an interval
     excludes 0 just where its row is shown to differ.
     """
 
-    def decide(left: Sequence[str]) -> tuple[bool, float]:
-        tests = float(len(left))
-        comparison = family[left[0]].comparison(tests)
+    def decide(remaining: Sequence[str]) -> tuple[bool, float]:
+        """(whether the first of the remaining rows differs, the number of tests)"""
+        tests = float(len(remaining))
+        comparison = family[remaining[0]].comparison(tests)
         return comparison.p_value < 1 - comparison.level, tests
 
     return step_down(sorted(family, key=lambda name: -family[name].distance()), decide)

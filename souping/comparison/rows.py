@@ -27,18 +27,19 @@ class RowScores:
     name: str
     kind: AmountKind
     metric: str
-    scores: ScoreTable
-    higher_is_better: bool
-    fraction: bool
-    weight: float = 0.0
+    scores: ScoreTable  # turned so that higher is better
+    higher_is_better: bool  # direction of the metric
+    fraction: bool  # whether the metric is a score from 0 to 1
+    weight: float = 0.0  # share of the average row
 
 
 def rows_of(
     common: Matched, weights: Mapping[str, float], pass_at: int, named: Collection[str]
 ) -> Iterator[RowScores]:
-    """The average row, groups that were requested, tasks, other metrics, length and cut answers.
+    """The average row, then groups, tasks, metrics that are not averaged, output length and truncated answers.
 
-    A task or group that is all there is has a row of its own if the policy names it (`named`).
+    A group of one task or of all tasks, or the only task, has a row only if the policy names it (`named`): its numbers
+    stand in another row already.
     """
     averaged = {task: common.metrics[task][0] for task in weights}
     average_row = _average_row(averaged, weights, pass_at)
@@ -62,6 +63,7 @@ def rows_of(
 
 
 def _row(metric: MatchedMetric, kind: AmountKind, scores: ScoreTable, name: str = "") -> RowScores:
+    """A row of these scores by a metric, by default with the name of the metric's task."""
     return RowScores(
         name=name or metric.task,
         kind=kind,
@@ -75,28 +77,31 @@ def _row(metric: MatchedMetric, kind: AmountKind, scores: ScoreTable, name: str 
 def _average_row(
     averaged: Mapping[str, MatchedMetric], weights: Mapping[str, float], pass_at: int
 ) -> RowScores:
+    """The mean over the tasks of {task: metric} with {task: weight}. All metrics have one unit."""
     scores = pool(averaged, weights, pass_at)
     first = next(iter(averaged.values()))
     row = replace(_row(first, "average", scores, AVERAGE), weight=1.0)
     if first.is_mean:
-        # Fractions are averaged whatever their metrics are.
+        # Scores from 0 to 1 are averaged whatever their metrics are, and turned so that higher is better.
         row = replace(row, metric="", higher_is_better=True)
     return row
 
 
 def _metric_rows(common: Matched, weights: Mapping[str, float]) -> Iterator[RowScores]:
-    """Metrics that are not averaged."""
+    """A row for each metric that is not averaged: all but the first of a task, and those of tasks without a weight."""
     for task, metrics in common.metrics.items():
         for number, metric in enumerate(metrics):
             averaged = number == 0 and task in weights
             if averaged or not is_scored(metric):
                 continue
+            # The task itself is the name of the row of its first metric.
             name = f"{task} {metric.metric}" if number else task
             yield _row(metric, "metric", pool({task: metric}, {task: 1.0}), name)
 
 
 def is_scored(metric: MatchedMetric) -> bool:
-    """Whether all models have a score of some item in every run."""
+    """Whether there is an item of which every model has a score in every run."""
+    # Of scores [R, P, I] per model: in all runs, some answer has a score.
     scored = [np.isfinite(values).any(axis=1).all(axis=0) for values in metric.scores.values()]
     return bool(np.all(scored, axis=0).any())
 
@@ -104,9 +109,9 @@ def is_scored(metric: MatchedMetric) -> bool:
 def _length_rows(
     averaged: Mapping[str, MatchedMetric], weights: Mapping[str, float]
 ) -> Iterator[RowScores]:
-    """Output length and the share of cut answers, weighted as the average row, over the tasks whose logs have them.
+    """Rows of output length and of the share of truncated answers, over the averaged tasks whose logs have them.
 
-    Length is in tokens, or in characters if more tasks have those.
+    Tasks have their weights in the average row. Length is in tokens, or in characters if more tasks have those.
     """
     metrics_of = {field: _scored_by(field, averaged) for field in LENGTH_KINDS}
     if len(metrics_of["characters"]) > len(metrics_of["tokens"]):
@@ -119,11 +124,12 @@ def _length_rows(
         total = sum(weights[task] for task in metrics)
         scores = pool(metrics, {task: weights[task] / total for task in metrics})
         first = next(iter(metrics.values()))
-        yield replace(_row(first, LENGTH_KINDS[field], scores, field), metric=field)
+        row = _row(first, LENGTH_KINDS[field], scores, name=field)
+        yield replace(row, metric=field)
 
 
 def _scored_by(field: Field, averaged: Mapping[str, MatchedMetric]) -> dict[str, MatchedMetric]:
-    """{task: its metric with the values of a field as scores}, where the logs have that field."""
+    """{task: its metric with the values of a field as scores} of the tasks whose logs have that field."""
     metrics = {}
     for task, metric in averaged.items():
         scored = replace(

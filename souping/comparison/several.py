@@ -19,15 +19,16 @@ from souping.statistics.scores import ScoreTable
 def joint_tests(
     scores: ScoreTable, models: Sequence[str], level: Level
 ) -> tuple[list[float], Names]:
-    """(the number of tests that each model but the first is corrected for, models that may be the best).
+    """(per model but the first, the number of tests that it is corrected for; models that may be the best).
 
     Sign flips do not show how far the runs of a model differ. If a model has several runs, each two
     models have their own interval, and the correction is Bonferroni's.
     """
     if scores.has_runs:
-        others = len(models) - 1
-        return [float(others)] * others, _unbeaten(scores, models, level)
+        comparisons = len(models) - 1
+        return [float(comparisons)] * comparisons, _unbeaten(scores, models, level)
     flips = flips_of(scores.scored, models, level.alpha)
+    # Pairs of indices: each model minus the first.
     to_baseline = [(model, 0) for model in range(1, len(models))]
     best = best_models(scores, models, level.alpha, flips)
     return flips.step_down(to_baseline, level.alpha), best
@@ -37,7 +38,7 @@ def joint_tests(
 
 
 def flips_of(scores: ScoreTable, models: Sequence[str], alpha: float) -> JointFlips:
-    """Joint flips of the differences of all models to the first of them, by the counted scores."""
+    """Joint sign flips of the differences of all models to the first, as many draws as `alpha` needs."""
     differences = [scores.difference(model, models[0]) for model in models]
     return JointFlips.of_models(differences, draws_for(alpha, SIGN_DRAWS))
 
@@ -48,13 +49,13 @@ def best_models(
     alpha: float,
     flips: JointFlips,
 ) -> Names:
-    """Models that may be the best one; each is favoured in turn where answers are missing.
+    """Models that may be the best one. In its own test, each model is favoured where answers are missing.
 
-    `flips` are those of the counted scores.
+    `flips` are those of the scores as they were counted. They serve if no answer is missing.
     """
     complete = [model for model in models if not scores.missing(model)]
     if complete and scores.missing(*models):
-        # Whichever of the complete ones is favoured, the scores are the same.
+        # To favour any of the complete models gives the same scores: one set of flips serves them all.
         flips = flips_of(scores.favouring(complete[0]), models, alpha)
     best = []
     for number, model in enumerate(models):
@@ -70,10 +71,11 @@ def best_models(
 
 
 def _unbeaten(scores: ScoreTable, models: Sequence[str], level: Level) -> Names:
-    """Models that no other is shown to be above, each as one of M - 1 tests on one side.
+    """Models that no other is shown to be above, each by M - 1 one-sided tests at Bonferroni's level.
 
     The best model is left out only if one of M - 1 others is wrongly shown to be above it.
     """
+    # A one-sided test at alpha is a two-sided one at 2 alpha: half as many tests.
     level = level.among((len(models) - 1) / 2)
     beaten = set()
     for a, b in combinations(models, 2):

@@ -22,15 +22,15 @@ Limits = tuple[float, float]
 
 @frozen
 class Margin:
-    """A loss that does not matter: an amount (points of a score from 0 to 1, else the metric's own unit), or a share of
-    the baseline's mean."""
+    """A loss that does not matter: an amount (points of a score from 0 to 1, else the metric's own unit), or, if
+    `relative`, a percentage of the baseline's mean."""
 
     amount: float
     relative: bool = False
 
     @classmethod
     def of(cls, value: Json, where: str) -> Margin:
-        """`1.5` or `"5%"`.
+        """The margin from `1.5` or `"5%"`; `where` is the key that an error names.
 
         Raises:
             UserError: it is neither, or not above 0.
@@ -58,11 +58,13 @@ class Policy:
 
     @property
     def named(self) -> frozenset[str]:
+        """The rows that the policy names."""
         return self.required.union(self.margins)
 
     def check(self, rows: Collection[str]) -> None:
-        """Raises a UserError for a task that is not there."""
+        """Refuse a policy that names a row that is not among `rows` (UserError)."""
         for name in sorted(self.named):
+            # The row of length is in tokens or in characters: one of the two is there.
             for other in LENGTHS:
                 if name in LENGTHS and name not in rows and other in rows:
                     raise UserError(
@@ -73,7 +75,9 @@ class Policy:
     def margin_of(
         self, name: str, base: float, is_mean: bool, averaged: bool = False
     ) -> float | None:
-        """The margin in the unit of a row whose baseline has this mean."""
+        """The margin of a row in its unit, a fraction if it `is_mean`; None if it has none. `base` is the baseline's
+        mean."""
+        # The margin of all rows is for scores from 0 to 1, and for any metric that is averaged.
         default = self.margin if is_mean or averaged else None
         margin = self.margins.get(name, default)
         if margin is None:
@@ -84,7 +88,9 @@ class Policy:
 
 
 def read_policy(path: Path, margin: Margin | None = None) -> Policy:
-    """A gate in TOML: `margin`, and for each task `[tasks.NAME]` with `margin` and `required`.
+    """A policy in TOML: `margin`, and for each task `[tasks.NAME]` with `margin` and `required`.
+
+    The argument `margin` wins over the file's.
 
     Raises:
         UserError: it is not TOML, or has an unknown key or value.
@@ -118,8 +124,11 @@ def read_policy(path: Path, margin: Margin | None = None) -> Policy:
 def verdict_of(
     limits: Sequence[Limits], margin: float | None, words: Collection[Word] = WORDS
 ) -> tuple[Word, str]:
-    """(the first word that holds, why it is undecided). `limits` are the interval as the harness counted, then those
-    with the missing answers for and against; a word must hold for whatever lies in any of them."""
+    """(the first of the words that holds, why it is undecided or nothing).
+
+    The first of the `limits` is the interval of the scores as the harness counted them. Others allow for missing
+    answers, and a word must hold for whatever lies in any of them.
+    """
     lowest = min(low for low, _ in limits)
     highest = max(high for _, high in limits)
     word = _first_word((lowest, highest), margin, words)
@@ -129,9 +138,10 @@ def verdict_of(
 
 
 def _first_word(limits: Limits, margin: float | None, words: Collection[Word]) -> Word:
-    """The first of the words that an interval of the difference, higher is better, supports."""
+    """The first of the words, in the order of `WORDS`, that the interval of a gain supports."""
     low, high = limits
     supported = {"better": low > 0, "worse": high < 0, "undecided": True}
+    # With a margin, a loss that is shown to be smaller is `no-worse`, not `worse`.
     if margin is not None:
         supported["much-worse"] = high < -margin
         supported["worse"] = high < 0 and low <= -margin
@@ -142,20 +152,24 @@ def _first_word(limits: Limits, margin: float | None, words: Collection[Word]) -
 def decide(
     margins: Mapping[str, float | None], limits: Callable[[str, float], Sequence[Limits]]
 ) -> dict[str, tuple[Word, str]]:
-    """The verdict of every deciding row, {name: margin}. `limits` gives the intervals of a row at the level divided by
-    a number of tests. As one bad row is enough to fail, `worse` and `much-worse` are held to Holm's levels over the
-    rows; the others, all of which must hold, need no correction."""
+    """{row: (verdict, why it is undecided)} of the required rows {row: margin}.
+
+    `limits` gives the intervals of a row at the level divided by a number of tests. As one bad row is enough to fail,
+    `worse` and `much-worse` are held to Holm's levels over the rows; the others, all of which must hold, need no
+    correction.
+    """
+    # {word that fails: rows of which it holds}. One row alone needs no correction.
     failing: dict[Word, set[str]] = {}
     if len(margins) > 1:
         failing = {word: _held(margins, limits, word) for word in FAIL_ON}
     verdicts = {}
     for name, margin in margins.items():
         words = [word for word in WORDS if word not in failing or name in failing[word]]
-        word, why = verdict_of(limits(name, 1.0), margin, words)
+        word, reason = verdict_of(limits(name, 1.0), margin, words)
         uncorrected, _ = verdict_of(limits(name, 1.0), margin)
         if word == "undecided" and uncorrected in failing:
-            why = f"{uncorrected} alone, but not among {len(margins)} deciding rows (Holm)"
-        verdicts[name] = (word, why)
+            reason = f"{uncorrected} alone, but not among {len(margins)} deciding rows (Holm)"
+        verdicts[name] = (word, reason)
     return verdicts
 
 
@@ -164,9 +178,10 @@ def _held(
     limits: Callable[[str, float], Sequence[Limits]],
     word: Word,
 ) -> set[str]:
-    """Rows of which the word holds at Holm's levels."""
+    """Rows of which `worse` or `much-worse` holds at Holm's levels."""
 
     def is_held(name: str, tests: int) -> bool:
+        """Whether the whole interval, as one of this many tests, is below 0, or below minus the margin."""
         end = 0.0
         if word == "much-worse":
             end = -(margins[name] or 0.0)

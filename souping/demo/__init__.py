@@ -40,7 +40,7 @@ def path(name: str) -> Path:
 
 @frozen
 class DemoBenchmark(Benchmark):
-    """Items of the demo, which reports label as such. With another `path` it is a plain `Benchmark`."""
+    """Items of the demo, which reports label as such; with another `path`, a plain `Benchmark`."""
 
     @property
     def bundled(self) -> bool:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
@@ -35,7 +36,11 @@ FAILED = "Error during inference: "
 
 
 def read_bfcl(path: Path, name: str) -> Log:
-    """The categories of one model, each a task."""
+    """The log of one model in a BFCL project: each category is a task. `name` picks one of several models.
+
+    Raises:
+        UserError: result/ or score/ is missing, damaged or of several models, or they do not fit each other.
+    """
     results = path / "result"
     scores = path / "score"
     if not (results.is_dir() and scores.is_dir()):
@@ -63,7 +68,10 @@ def read_bfcl(path: Path, name: str) -> Log:
 
 
 def _task(file: Path, scores: Path) -> tuple[Task, dict[str, Names]]:
-    """A category, and {item: what it shares with others}, as far as its log can tell."""
+    """(a category, {item: texts that items of its group share}), from a result file and its score file below `scores`.
+
+    Only failed items have an entry of the benchmark in the log: of others, the id alone tells what they share.
+    """
     version = ""
     category = file.stem
     match = RESULT_FILE.fullmatch(file.name)
@@ -74,16 +82,17 @@ def _task(file: Path, scores: Path) -> tuple[Task, dict[str, Names]]:
         raise UserError(f"{scores}: no score file of {category}: run bfcl evaluate")
 
     totals, *failures = bfcl_lines(score_file)
-    wrong = {str(row["id"]) for row in failures}
     entries = {str(row["id"]): row.get("prompt") for row in failures}
     answers = []
     shared = {}
     for row in bfcl_lines(file):
         item = str(row["id"])
-        if "prereq" not in item:
-            entry = entries.get(item)
-            shared[item] = tuple(shared_content(item, entry if isinstance(entry, dict) else {}))
-            answers.append(("accuracy", _answer(row, wrong)))
+        # Conversations that fill a model's memory before its questions are not scored.
+        if "prereq" in item:
+            continue
+        entry = entries.get(item)
+        shared[item] = tuple(shared_content(item, entry if isinstance(entry, dict) else {}))
+        answers.append(("accuracy", _answer(row, entries)))
     count = totals.get("total_count")
     if count != len(answers):
         raise UserError(
@@ -98,28 +107,29 @@ def _task(file: Path, scores: Path) -> tuple[Task, dict[str, Names]]:
 
 
 def bfcl_lines(path: Path) -> list[dict[str, Any]]:
-    """The lines of a result or score file.
+    """The lines of a result or score file; the first line of a score file are its totals.
 
     Raises:
         UserError: there are none, or one has no id.
     """
     with regular(path).open(encoding="utf-8", errors="replace") as lines:
         rows = list(json_lines(path, lines))
-    # A score file begins with its totals.
+    # Totals have no id.
     answers = rows[1:] if path.name.endswith("_score.json") else rows
     if not rows or any("id" not in row for row in answers):
         raise UserError(f"{path}: not a file of bfcl-eval: a line without an id")
     return rows
 
 
-def _answer(row: LogRow, wrong: set[str]) -> LoggedAnswer:
+def _answer(row: LogRow, failed: Collection[str]) -> LoggedAnswer:
+    """The answer in a line of a result file: right unless its item is among the failed ones."""
     text = row.get("result", "")
     if not isinstance(text, str):
         text = json.dumps(text, ensure_ascii=False)
     tokens = counts(row.get("output_token_count"))
     return LoggedAnswer(
         item=str(row["id"]),
-        score=float(str(row["id"]) not in wrong),
+        score=float(str(row["id"]) not in failed),
         missing=text.startswith(FAILED),
         tokens=sum(tokens) if tokens else None,
         characters=len(text),
@@ -128,7 +138,7 @@ def _answer(row: LogRow, wrong: set[str]) -> LoggedAnswer:
 
 
 def counts(value: Json) -> list[float]:
-    """Counts of tokens: one, or those of each step of each turn."""
+    """The counts of tokens in a field: one number, or lists of them for each step of each turn."""
     if isinstance(value, int | float):
         return [value]
     flat: list[float] = []

@@ -13,6 +13,7 @@ VERSIONS = ("v2", "v3", "v4")
 
 
 def _mean(*parts: Node) -> Node:
+    """A node whose value is the plain mean of its parts."""
     return tuple((1.0, part) for part in parts)
 
 
@@ -22,7 +23,7 @@ _CALLS: tuple[Node, ...] = (_SIMPLE, "multiple", "parallel", "parallel_multiple"
 
 
 def overall(version: str = "v3", sizes: Mapping[str, float] = LIVE_ITEMS) -> Node:
-    """BFCL's overall accuracy as this version has it; `sizes` are the items of the live categories.
+    """The tree of BFCL's overall accuracy in a version; `sizes` are numbers of items of the live categories.
 
     From v4 on, abstention is a part of its own, beside memory and web search.
 
@@ -30,6 +31,7 @@ def overall(version: str = "v3", sizes: Mapping[str, float] = LIVE_ITEMS) -> Nod
         UserError: the formula of this version is not known.
     """
     pick(version, VERSIONS, "average=bfcl: version of BFCL")
+    # The live parts are means over items: each category weighs as many as it has.
     live = {name: float(sizes.get(name, size)) for name, size in LIVE_ITEMS.items()}
     multi_turn = _mean(*MULTI_TURN)
     if version != "v4":

@@ -33,11 +33,12 @@ VARIANT = re.compile(r"(multi_turn|web_search|memory)_(?:\w+?_)?(\d.*)")
 
 
 def shared_content(item: str, entry: Mapping[str, Any]) -> Iterator[str]:
-    """What an item has that others may have too, as texts. Items that share one belong to one group.
+    """Texts of what an item may share with others; items that have one of them in common belong to one group.
 
     `entry` is the item in BFCL's data. Logs have it of failed items alone, and it may be empty.
     """
     variant = VARIANT.fullmatch(item)
+    # Items of a single turn share documents of functions.
     if variant is None:
         docs = entry.get("function") or []
         for doc in docs if isinstance(docs, list) else [docs]:

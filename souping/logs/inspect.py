@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 
 def is_inspect(path: Path) -> bool:
-    """Whether a file is a log of inspect_ai."""
+    """Whether a file is a log of inspect_ai: by its suffix, or by the first keys of a JSON file."""
     if path.suffix != ".json":
         return path.suffix == ".eval"
     with path.open("rb") as file:
@@ -29,7 +29,13 @@ def is_inspect(path: Path) -> bool:
 
 
 def read_inspect(path: Path, name: str, group: str) -> Log:
-    """The logs of one model, each a task; of several logs of a task the newest."""
+    """The log of one model from a file, or from a folder with a file per task; of several of a task, the newest.
+
+    `name` picks one of several models, and `group` is a field of the samples' metadata.
+
+    Raises:
+        UserError: inspect_ai is not installed, or a file is damaged, unfinished or of another model.
+    """
     try:
         from inspect_ai.log import read_eval_log
     except ImportError:
@@ -44,18 +50,20 @@ def read_inspect(path: Path, name: str, group: str) -> Log:
     models = {header.eval.model for header in headers.values()}
     model = pick_model(path, sorted(models), name)
 
-    model_logs = [pair for pair in headers.items() if pair[1].eval.model == model]
-    model_logs.sort(key=lambda pair: pair[1].eval.created)
-    newest = {header.eval.task: (file, header) for file, header in model_logs}
+    model_files = [file for file, header in headers.items() if header.eval.model == model]
+    model_files.sort(key=lambda file: headers[file].eval.created)
+    # Of one task, the dict keeps the last file.
+    newest = {headers[file].eval.task: file for file in model_files}
     notes = []
-    if len(newest) < len(model_logs):
-        notes.append(f"{path}: of {len(model_logs)} logs the newest of each task was read")
-    for file, header in newest.values():
-        if header.status != "success":
+    if len(newest) < len(model_files):
+        notes.append(f"{path}: of {len(model_files)} logs the newest of each task was read")
+    for file in newest.values():
+        status = headers[file].status
+        if status != "success":
             raise UserError(
-                f"{file}: status is {header.status}, not success: finish it with inspect eval-retry"
+                f"{file}: status is {status}, not success: finish it with inspect eval-retry"
             )
-    tasks = {task: _task(file, header, group) for task, (file, header) in newest.items()}
+    tasks = {task: _task(file, headers[file], group) for task, file in newest.items()}
     return Log(
         path=path,
         harness="inspect_ai",
@@ -67,7 +75,7 @@ def read_inspect(path: Path, name: str, group: str) -> Log:
 
 
 def _by_inspect(read: Callable[[str], T], file: str) -> T:
-    """What inspect_ai reads of a file; its errors are of many kinds."""
+    """`read(file)`, a call of inspect_ai, whose errors of many kinds become a UserError."""
     try:
         return read(file)
     except Exception as error:
@@ -77,6 +85,7 @@ def _by_inspect(read: Callable[[str], T], file: str) -> T:
 
 
 def _task(file: str, header: EvalLog, group: str) -> Task:
+    """The task of a log, with the settings that change its scores."""
     spec = header.eval
     scorers = {scorer.name: scorer.options for scorer in spec.scorers or ()}
     metrics = metrics_of(Path(file), _answers(file, list(scorers), group))
@@ -95,17 +104,19 @@ def _task(file: str, header: EvalLog, group: str) -> Task:
 
 
 def _options(options: Json) -> str:
+    """Options as text to compare."""
     return json.dumps(options or {}, sort_keys=True, default=str)
 
 
 def _answers(file: str, scorers: list[str], group: str) -> Iterator[tuple[str, LoggedAnswer]]:
-    """(scorer, answer) of every sample; one without scores counts for each scorer as missing."""
+    """(metric, answer) of every sample; in one without scores, the answer to each of the scorers is missing."""
     from inspect_ai.log import read_eval_log_sample_summaries
     from inspect_ai.scorer import value_to_float
 
     as_number = value_to_float()
     samples = _by_inspect(read_eval_log_sample_summaries, file)
-    # summaries do not say whether an answer stopped at max_tokens
+    # Summaries do not say whether an answer stopped at max_tokens. Only a limit of some sample shows that limits are
+    # logged.
     limited = any(sample.limit for sample in samples)
     unscored: list[tuple[str, Json, str]] = [(name, None, "") for name in scorers]
     for sample in samples:
@@ -119,6 +130,7 @@ def _answers(file: str, scorers: list[str], group: str) -> Iterator[tuple[str, L
                 try:
                     score = as_number(value)
                 except OverflowError:
+                    # An integer beyond floats: refused like other scores that are too large.
                     score = math.inf
             answer = LoggedAnswer(
                 item=f"{sample.id} {sha256(text.encode()).hexdigest()[:16]}",
@@ -135,7 +147,7 @@ def _answers(file: str, scorers: list[str], group: str) -> Iterator[tuple[str, L
 
 
 def _values(scores: Mapping[str, Score]) -> Iterator[tuple[str, Json, str]]:
-    """(metric, value, answer); a score with several values is several metrics."""
+    """(metric, value, answer) of {scorer: score} of one sample; a score with several values is several metrics."""
     for name, score in scores.items():
         answer = score.answer or ""
         if not isinstance(score.value, dict):

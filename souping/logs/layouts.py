@@ -43,7 +43,7 @@ def layout_of(row: LogRow) -> LogLayout:
 
 
 def value_at(row: LogRow, name: str) -> Any:
-    """A field, dotted if it is inside others (LookupError if the row does not have it)."""
+    """The value of a field, whose name is dotted if it is inside others (LookupError if it is not there)."""
     if name in row:
         return row[name]
     outer, _, inner = name.partition(".")
@@ -75,15 +75,17 @@ def _names(row: LogRow) -> Iterator[str]:
 def rows_by_column(
     path: Path, rows: Iterable[LogRow], layout: LogLayout, fields: Mapping[str, str]
 ) -> Iterator[Columns]:
-    """Rows with this package's columns: those of the layout, and {column: field of the file}.
+    """The rows with this package's columns, as the layout has them; `fields` {column: field of the file} win.
 
-    A row without the field of the score is an answer that is missing.
+    A row without the field of the score is a missing answer.
 
     Raises:
         UserError: a row lacks another field, no row has the score's, or a row is not one of the tool's.
     """
     needed = [*_needed(layout, fields), *(fields[name] for name in fields if name != "score")]
+    # Rows of each item so far, which number its answers.
     answered: Counter[str] = Counter()
+    # Whether some row has the named field of the score.
     score = fields.get("score", "")
     scored = not score
     row: LogRow = {}
@@ -109,7 +111,10 @@ def rows_by_column(
 
 
 def _needed(layout: LogLayout, fields: Collection[str]) -> Names:
-    """Keys that every row must have besides `fields`. A table whose item or score is named needs no category."""
+    """Keys that every row must have. Columns that `fields` names are not needed under their own name.
+
+    A table whose item or score is named is not in this package's form, and needs no category.
+    """
     if layout is not OWN_TABLE:
         return layout.keys
     needed = [name for name in layout.keys if name not in fields]
@@ -127,6 +132,7 @@ def _value(row: LogRow, name: str) -> Any:
 
 
 def _last(values: list[dict[str, Any]]) -> dict[str, Any]:
+    """The last of the objects, or an empty one."""
     return values[-1] if values else {}
 
 
@@ -200,11 +206,11 @@ def _verifiers(row: LogRow) -> Columns:
     """An episode. As in verifiers, its reward is that of the traces that train, and one that failed has none."""
     task = row["task"]
     traces = row["traces"]
-    scored = [trace for trace in traces if trace["agent"]["trainable"]] or traces
+    trained = [trace for trace in traces if trace["agent"]["trainable"]] or traces
     score = None
-    if row["ok"] and scored:
-        score = sum(map(_reward, scored)) / len(scored)
-    trace = _last(scored)
+    if row["ok"] and trained:
+        score = sum(map(_reward, trained)) / len(trained)
+    trace = _last(trained)
     return {
         "item": task.get("key") or task["hash"],
         "category": task["type"],
@@ -219,7 +225,7 @@ def _verifiers(row: LogRow) -> Columns:
 
 
 def _reward(trace: LogRow) -> float:
-    """The weighted sum of a trace's rewards, nan where one of them was not computed."""
+    """The weighted sum of a trace's rewards; nan if it has none, or one was not computed."""
     total = 0.0
     for reward in trace["rewards"].values():
         if reward is None:
@@ -253,4 +259,4 @@ LOG_LAYOUTS = (
         unnumbered=True,
     ),
 )
-"""Layouts by the order in which a row is held against them."""
+"""Layouts in the order in which they are tried on the first row of a file."""

@@ -29,9 +29,13 @@ RESULTS = "results_*.json"
 
 
 def results_of(path: Path, name: str = "") -> list[Path]:
-    """The results files of one model at a path, oldest first: a file, a folder, or the only folder below with some."""
+    """The results files of one model, oldest first: at a file, in a folder, or in a folder below it.
+
+    If several folders below have some, `name` is that of the model's. An empty list if there are none.
+    """
     if path.is_file():
         return [path]
+    # Their names end in a date, which sorts.
     files = sorted(path.glob(RESULTS))
     if files:
         return files
@@ -43,7 +47,7 @@ def results_of(path: Path, name: str = "") -> list[Path]:
 
 
 def read_lm_eval(path: Path, name: str, group: str) -> Log:
-    """The newest results of one model, with the answers in its samples."""
+    """The newest results of one model, with the answers in its samples; `group` is a field of the documents."""
     *older, newest = results_of(path, name)
     table: LogRow = load_json(newest, dict[str, Any])
     tasks = {task: _task(newest, table, task, group) for task in part(table, "configs")}
@@ -55,6 +59,7 @@ def read_lm_eval(path: Path, name: str, group: str) -> Log:
             f"{newest.name} is the newest of {len(older) + 1} results files in {newest.parent}: only it was read"
         )
     groups = _groups(newest, table)
+    # What is in no group was named on the command line.
     members: set[str] = set()
     subtasks = part(table, "group_subtasks")
     for group_name in subtasks:
@@ -84,7 +89,7 @@ def samples_of(path: Path) -> Iterator[tuple[str, LogRow]]:
 
 
 def requests_of(sample: LogRow) -> Iterator[tuple[Json, Json]]:
-    """(arguments, responses) of each request of a sample."""
+    """(arguments, responses) of each request of a sample: of a choice, one request per continuation."""
     return zip(part(sample, "arguments").values(), list_at(sample, "resps"), strict=False)
 
 
@@ -97,11 +102,12 @@ def _samples(results: Path, task: str) -> Path:
 
 
 def _groups(path: Path, table: LogRow) -> dict[str, Group]:
-    """Groups of leaf tasks: lm_eval aggregates over those, whatever groups are between."""
+    """{group: its leaf tasks and their weights}: lm_eval aggregates over leaves, whatever groups are between."""
     subtasks = part(table, "group_subtasks")
     leaves_of: dict[str, dict[str, None]] = {}
 
     def leaves(name: str, depth: int) -> dict[str, None]:
+        """The leaf tasks below a group, as keys in order and computed once; of a task, itself."""
         if depth > MAX_DEPTH:
             raise UserError(
                 f"{path}: group_subtasks: {shown(name)} contains itself, or is in more than "
@@ -127,9 +133,10 @@ def _groups(path: Path, table: LogRow) -> dict[str, Group]:
 def _weight_by_size(path: Path, table: LogRow, name: str, members: Names) -> bool | None:
     """Whether a group's figure is the mean over items rather than over tasks, which lm_eval does not write down.
 
-    The first metric tells of which the two means differ; None if there is none.
+    The first metric for which the two means differ tells. None if there is no such metric.
     """
     for key, figure in part(part(table, "results"), name).items():
+        # Figures have the key `metric,filter`; beside them are standard errors and texts.
         if "," not in key or "_stderr," in key or not isinstance(figure, float):
             continue
         values = _task_figures(table, key, members)
@@ -138,14 +145,14 @@ def _weight_by_size(path: Path, table: LogRow, name: str, members: Names) -> boo
         sizes = [_size(path, table, task) or 1 for task in values]
         over_items = np.average(list(values.values()), weights=sizes)
         over_tasks = np.mean(list(values.values()))
-        # false of a figure that is not a number, too
+        # With a NaN, the comparison is false.
         if abs(over_items - over_tasks) > 1e-9:
             return bool(abs(over_items - figure) <= abs(over_tasks - figure))
     return None
 
 
 def _task_figures(table: LogRow, key: str, tasks: Names) -> dict[str, float]:
-    """{task: its figure of a metric} where that can be a mean."""
+    """{task: its figure} of a metric by its key; only figures that can be a mean."""
     figures = {}
     for task in tasks:
         figure = finite_number(part(part(table, "results"), task).get(key))
@@ -155,7 +162,7 @@ def _task_figures(table: LogRow, key: str, tasks: Names) -> dict[str, float]:
 
 
 def _size(path: Path, table: LogRow, task: str) -> float:
-    """Number of a task's samples, 0 where the harness does not say."""
+    """Number of a task's samples as the results say, 0 if they do not."""
     value = part(part(table, "n-samples"), task).get("effective") or 0
     size = finite_number(value)
     if size is None or not 0 <= size <= LARGEST_FIGURE:
@@ -167,6 +174,7 @@ def _size(path: Path, table: LogRow, task: str) -> float:
 
 
 def _task(results: Path, table: LogRow, task: str, group: str) -> Task:
+    """A task of the results file `results`, whose content is `table`, with the answers in its samples file."""
     path = _samples(results, task)
     directions = part(part(table, "higher_is_better"), task)
     figures = part(part(table, "results"), task)
@@ -184,6 +192,8 @@ def _task(results: Path, table: LogRow, task: str, group: str) -> Task:
         if directions.get(name.partition(",")[0]) is False:
             lower.add(name)
     metrics = metrics_of(path, answers, reported, lower)
+    # A task may log fewer samples than it has. If their scores do not have the reported mean either, the file is cut
+    # off.
     size = _size(results, table, task)
     if len(items) < size and not any(metric.is_mean for metric in metrics.values()):
         raise UserError(f"{path}: {len(items)} of {size:,.0f} samples: the file is cut off")
@@ -225,11 +235,11 @@ def _sample_answers(
     if group:
         doc_group = str(sample["doc"][group])
     for name in sample.get("metrics", names):
+        # Values of metrics over the whole corpus are lists: items have no score.
         score = np.nan
         value = sample.get(name)
-        if isinstance(value, float) and np.isnan(value):
-            value = None
-        if isinstance(value, int | float):
+        # NaN is not equal to itself.
+        if isinstance(value, int | float) and value == value:
             # A mean of scores this large is refused later, and the sum stays finite.
             score = float(max(-2 * LARGEST_FIGURE, min(value, 2 * LARGEST_FIGURE)))
         answer = LoggedAnswer(
@@ -246,12 +256,13 @@ def _sample_answers(
 
 
 def _texts(sample: LogRow) -> tuple[str, str]:
-    """Prompt and answer; of a choice the likeliest continuation."""
+    """(prompt, answer) of a line of samples; the answer to a choice is the likeliest continuation."""
     requests = [list(request.values()) for request in sample["arguments"].values()]
     prompt = str(requests[0][0])
     response = sample["resps"][0][0]
     if isinstance(response, str):
         return prompt, response
+    # A response to a choice is a pair: log-likelihood, and whether it is the greedy one.
     if not isinstance(response, list) or len(response) < 2:
         return prompt, ""
     likelihoods = [float(responses[0][0]) for responses in sample["resps"]]

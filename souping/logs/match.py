@@ -50,10 +50,12 @@ class MatchedMetric:
 
     @property
     def scores(self) -> Mapping[str, FloatArray]:
+        """{model: scores [runs, repeats, items]}"""
         return self.values["score"]
 
     def item_means(self, model: str) -> FloatArray:
-        """[items] mean score over runs and repeats."""
+        """Mean score of each item over runs and repeats, [items]."""
+        # As if all answers were of one run.
         answers = self.scores[model].reshape(1, -1, len(self.items))
         _, mean, _ = moments(answers)
         return np.asarray(mean[0])
@@ -71,9 +73,9 @@ class Matched:
 
 
 def moments(raw: FloatArray) -> tuple[FloatArray, FloatArray, FloatArray]:
-    """Number of an item's answers, their mean and its variance.
+    """(number of an item's answers, their mean, the variance of that mean), each [runs, items].
 
-    [runs, answers, items] -> three of [runs, items]; the variance is nan of fewer than two.
+    `raw` are scores [runs, answers, items], nan where there is no answer. The variance is nan for fewer than two.
     """
     answered = np.isfinite(raw)
     count = answered.sum(axis=1)
@@ -85,7 +87,7 @@ def moments(raw: FloatArray) -> tuple[FloatArray, FloatArray, FloatArray]:
 
 
 def matched(logs: Mapping[str, Sequence[Log]], *, same_prompts: bool = False) -> Matched:
-    """What the models have in common; {name: its runs}, the baseline first.
+    """What the models have in common. `logs` are {model: its runs}, the baseline first.
 
     Raises:
         UserError: they may not be compared: another harness, metric, version, number of shots or
@@ -119,7 +121,7 @@ def matched(logs: Mapping[str, Sequence[Log]], *, same_prompts: bool = False) ->
 
 
 def _check_sources(named_logs: Sequence[NamedLog]) -> None:
-    """Refuse logs of several harnesses, and one log twice."""
+    """Refuse logs of several harnesses, and one log under two names (UserError)."""
     first_name, first = named_logs[0]
     name_of: dict[tuple[str, str], str] = {}
     for name, log in named_logs:
@@ -137,7 +139,7 @@ def _check_sources(named_logs: Sequence[NamedLog]) -> None:
 
 
 def _kind(log: Log) -> str:
-    """What a log is called, with its article."""
+    """What an error calls a log, with its article: `an lm_eval log`, `a CSV table`."""
     if log.harness == "table":
         return f"a {log.path.suffix[1:].upper() or 'data'} table"
     article = "an" if log.harness in ("lm_eval", "inspect_ai", "every_eval_ever", "array") else "a"
@@ -145,7 +147,7 @@ def _kind(log: Log) -> str:
 
 
 def _common_tasks(named_logs: Sequence[NamedLog]) -> list[str]:
-    """Tasks that every log has, in the order of the first."""
+    """Tasks that every log has, in the order of the first (UserError if there is none)."""
     _, first = named_logs[0]
     tasks = []
     for task in first.tasks:
@@ -158,7 +160,7 @@ def _common_tasks(named_logs: Sequence[NamedLog]) -> list[str]:
 
 
 def _common_groups(named_logs: Sequence[NamedLog], tasks: Sequence[str]) -> dict[str, Group]:
-    """Groups of the first log with their common tasks, where there are any."""
+    """{name: group} of the first log's groups, with those of their tasks that all logs have; empty ones left out."""
     _, first = named_logs[0]
     groups = {}
     for group in first.groups.values():
@@ -170,7 +172,7 @@ def _common_groups(named_logs: Sequence[NamedLog], tasks: Sequence[str]) -> dict
 
 
 def _weight_by_size(group: str, named_logs: Sequence[NamedLog]) -> bool:
-    """Whether the group is weighted by size, as the first log says that can tell."""
+    """Whether a group is weighted by size, by the first log that can tell; else it is not."""
     for _, log in named_logs:
         if group in log.groups:
             by_size = log.groups[group].weight_by_size
@@ -200,15 +202,15 @@ def _match_task(
     main_metric = next(iter(first.metrics))
     metrics = []
     for metric in first.metrics:
-        if all(metric in other.metrics for _, other in named_tasks):
+        if all(metric in log_task.metrics for _, log_task in named_tasks):
             metrics.append(metric)
     first_traits = _traits(first, main_metric, metrics)
-    for name, other in named_tasks[1:]:
-        traits = _traits(other, main_metric, metrics)
+    for name, log_task in named_tasks[1:]:
+        traits = _traits(log_task, main_metric, metrics)
         for key in {**first_traits, **traits}:
             first_trait = first_traits.get(key, "none")
             trait = traits.get(key, "none")
-            # an empty one is not known
+            # An empty trait is not known, and agrees with any.
             if first_trait != trait and first_trait and trait:
                 raise UserError(
                     f"{task}: the {key} is {first_trait} in {first_name} and {trait} in {name}: "
@@ -218,8 +220,9 @@ def _match_task(
 
 
 def _traits(task: Task, main_metric: str, metrics: Sequence[str]) -> dict[str, str]:
-    """What must agree between logs: settings, the metric that stands for the task, directions."""
+    """{what must agree between logs of a task: its value}: settings, main metric, each metric's direction and scale."""
     traits = dict(task.settings)
+    # A task without the first log's main metric shows its own, which then differs.
     traits["metric"] = main_metric if main_metric in task.metrics else next(iter(task.metrics))
     for metric in metrics:
         higher_is_better = task.metrics[metric].higher_is_better
@@ -230,9 +233,10 @@ def _traits(task: Task, main_metric: str, metrics: Sequence[str]) -> dict[str, s
 
 
 def _scale(metric: LoggedMetric) -> str:
-    """The scale that scores show: of fractions or of other numbers; empty where they may be either.
+    """`0 to 1` or `beyond 0 to 1`, as far as the scores show it; else empty.
 
-    A low loss is below 1 beside another's above 1, so only losses that are all 0 or 1 show one.
+    Losses may all lie below 1 in a good log and above in another. So a loss shows the scale of fractions only if all
+    of its scores are 0 or 1.
     """
     scores = np.array([answer.score for answer in metric.answers])
     scores = scores[np.isfinite(scores)]
@@ -245,7 +249,13 @@ def _scale(metric: LoggedMetric) -> str:
 def _match_metric(
     task: str, metric: str, named_logs: Sequence[NamedLog], content_groups: Mapping[str, str]
 ) -> MatchedMetric:
-    """The answers of all models to the items that every log has."""
+    """The answers of all models by one metric to the items of a task that every log has.
+
+    Items are grouped by `content_groups` {item: group}, or if it is empty by the groups that the logs name.
+
+    Raises:
+        UserError: the logs have no item in common, or a model has no score of them.
+    """
     runs_of: dict[str, list[LoggedMetric]] = {}
     for model, log in named_logs:
         runs_of.setdefault(model, []).append(log.tasks[task].metrics[metric])
@@ -281,7 +291,7 @@ def _match_metric(
 
 
 def _common_items(runs: Sequence[LoggedMetric]) -> list[str]:
-    """Items that every log has, in the order of the first."""
+    """Items that every run has, in the order of the first run."""
     common = dict.fromkeys(answer.item for answer in runs[0].answers)
     for run in runs[1:]:
         answered = {answer.item for answer in run.answers}
@@ -290,8 +300,9 @@ def _common_items(runs: Sequence[LoggedMetric]) -> list[str]:
 
 
 def _item_groups(runs: Sequence[LoggedMetric]) -> dict[str, str]:
-    """{item: its group}, by the first log that says one."""
+    """{item: its group}, by the first run that names one."""
     group_of: dict[str, str] = {}
+    # The first run comes last, and overwrites the others.
     for run in reversed(runs):
         for answer in run.answers:
             if answer.group:
@@ -300,8 +311,15 @@ def _item_groups(runs: Sequence[LoggedMetric]) -> dict[str, str]:
 
 
 def _answer_array(items: Sequence[str], runs: Sequence[LoggedMetric]) -> FloatArray:
-    """The FIELDS of a model's answers, [fields, runs, repeats, items], an item's answers in their order."""
+    """The FIELDS of a model's answers, [fields, runs, repeats, items]; nan where an item lacks a repeat.
+
+    Repeats are numbered anew, in their order: logs may number them from 1, or leave some out.
+
+    Raises:
+        UserError: an item has so many more answers than others that the array would be nearly empty.
+    """
     item_place = {item: place for place, item in enumerate(items)}
+    # (run, repeat, item) of each answer, and its fields in the order of FIELDS.
     places = []
     values = []
     for number, run in enumerate(runs):
@@ -329,7 +347,7 @@ def _answer_array(items: Sequence[str], runs: Sequence[LoggedMetric]) -> FloatAr
 
 
 def _tasks_left_out(named_logs: Sequence[NamedLog], tasks: Sequence[str]) -> Iterator[str]:
-    """Tasks that some logs lack."""
+    """A note on tasks that some logs lack."""
     all_tasks: set[str] = set()
     for _, log in named_logs:
         all_tasks.update(log.tasks)
@@ -341,7 +359,7 @@ def _tasks_left_out(named_logs: Sequence[NamedLog], tasks: Sequence[str]) -> Ite
 def _items_left_out(
     named_logs: Sequence[NamedLog], metrics: Mapping[str, Sequence[MatchedMetric]]
 ) -> Iterator[str]:
-    """How many items of each task some logs lack."""
+    """A note per task on how many of its items some logs lack."""
     for task, task_metrics in metrics.items():
         requested: set[str] = set()
         for _, log in named_logs:
@@ -361,7 +379,11 @@ def _items_left_out(
 def _differing_prompts(
     named_logs: Sequence[NamedLog], tasks: Sequence[str], same_prompts: bool
 ) -> Iterator[str]:
-    """How many prompts of each log differ from the first log's."""
+    """A note per log on how many of its prompts differ from the first log's, as far as logs have them.
+
+    Raises:
+        UserError: with `same_prompts`, if a prompt differs or none can be compared.
+    """
     first_name, first_log = named_logs[0]
     first_hashes = _prompt_hashes(first_log, tasks)
     for name, log in named_logs[1:]:
@@ -375,6 +397,7 @@ def _differing_prompts(
                 f"--same-prompts: the logs of {first_name} and {name} do not have the prompts of "
                 "any item"
             )
+        # Also if no prompt can be compared.
         if all(equal):
             continue
         share = 100 - 100 * np.mean(equal)

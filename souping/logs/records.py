@@ -104,7 +104,7 @@ class Log:
     shared: Mapping[str, Names] = field(default_factory=dict)
 
     def answers(self) -> Iterator[LoggedAnswer]:
-        """Those to all items, by every metric."""
+        """The answers to all items of all tasks, by every metric."""
         for task in self.tasks.values():
             for metric in task.metrics.values():
                 yield from metric.answers
@@ -119,9 +119,12 @@ def json_lines(
     constant: Callable[[str], Any] | None = None,
     pairs: Callable[[list[tuple[str, Any]]], Any] | None = None,
 ) -> Iterator[dict[str, Any]]:
-    """The objects of a JSONL file's lines (UserError with its number for a line that is not one).
+    """The objects in the lines of a JSONL file, empty lines left out.
 
-    `constant` makes a value of NaN and Infinity, `pairs` one of the keys and values of an object.
+    `constant` converts the words NaN and Infinity, `pairs` the (key, value) pairs of an object, as in `json.loads`.
+
+    Raises:
+        UserError: a line is not a JSON object, or is nested too deeply; the error has its number.
     """
     for place, line in enumerate(lines, start=1):
         if not line.strip():
@@ -129,7 +132,7 @@ def json_lines(
         try:
             value = json.loads(line, parse_constant=constant, object_pairs_hook=pairs)
         except (ValueError, RecursionError) as error:
-            # a ValueError of `pairs` or `constant` says what is wrong
+            # A ValueError of `pairs` or `constant` says what is wrong; JSON's own is a subclass.
             what = ""
             if type(error) is not ValueError:
                 what = "not JSON, or cut off: "
@@ -143,7 +146,10 @@ def json_lines(
 
 
 def pick_model(path: Path, names: Sequence[str], name: str) -> str:
-    """The model that is named, or the only one there is (UserError that lists them)."""
+    """The one of `names` that is called `name`; without a name, the only one (UserError that lists them).
+
+    `path` is the log of these models.
+    """
     if name in names:
         return name
     if len(names) == 1 and not name:
@@ -160,10 +166,11 @@ def metrics_of(
     reported: JsonObject = MappingProxyType({}),
     lower: Collection[str] = (),
 ) -> dict[str, LoggedMetric]:
-    """Metrics by name from (metric, answer) of a file, those that are means first; `lower` is better of some.
+    """{name: metric} from the (metric, answer) pairs of a file; metrics that are means come first.
 
-    A metric whose mean is not what the harness `reported` is a corpus metric: its items have no scores. So is one with
-    scores that no mean can have.
+    `reported` are {metric: the harness's figure}, and `lower` the metrics of which lower is better. A metric whose mean
+    is not what the harness reported is a corpus metric: its items have no scores. So is one with scores too large for a
+    mean.
 
     Raises:
         UserError: an item has two scores.
@@ -182,6 +189,7 @@ def metrics_of(
 def _metric(
     path: Path, name: str, answers: list[LoggedAnswer], reported: Json, higher_is_better: bool
 ) -> LoggedMetric:
+    """A metric of these answers, whose scores become nan if their mean is not the harness's `reported` figure."""
     _check_answers(path, name, answers)
     scores = np.array([answer.score for answer in answers])
     scores = scores[~np.isnan(scores)]
@@ -205,7 +213,7 @@ def _metric(
 
 
 def _check_answers(path: Path, name: str, answers: Sequence[LoggedAnswer]) -> None:
-    """Refuse two scores of an item, and numbers of tokens that are not counts."""
+    """Refuse two scores of one answer, and numbers of tokens that are not counts (UserError)."""
     scored = Counter((answer.item, answer.repeat) for answer in answers)
     for (item, _), count in scored.most_common(1):
         if count > 1:

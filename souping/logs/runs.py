@@ -26,7 +26,13 @@ from souping.report.samples import SAMPLES_FILE, read_samples
 
 
 def read_run(path: Path, name: str, group: str) -> Log:
-    """The soup of a run, or the model of this name."""
+    """The answers of a run's soup, or of its model with this name, to the test split.
+
+    `group` is the field of the documents by which items are grouped.
+
+    Raises:
+        UserError: it was a dry run, it ended before its report, it has no such model, or a file is damaged.
+    """
     report = read_report(path / "report.json")
     try:
         return _read(path, report, name, group)
@@ -35,20 +41,22 @@ def read_run(path: Path, name: str, group: str) -> Log:
 
 
 def _read(path: Path, report: Report, name: str, group: str) -> Log:
+    """What `read_run` returns. Samples that were edited may raise any error of data."""
     if report.dry_run:
         raise UserError(
             f"{path}: dry_run={report.dry_run} made this a dry run on items of the search: nothing can be claimed on "
             "them; repeat the run without dry_run"
         )
-    # A report tests its router; compared again, it would be one more model that may have been picked.
+    # The report tests the router already. Compared again, it would be one more model that may have been picked.
     row_of = {row.name: row for row in report.rows or () if row.kind != "router"}
     if not row_of:
         raise UserError(f"{path}: this run made no report")
     model = pick_model(path, list(row_of), name or "soup")
     row = row_of[model]
 
-    # Lines of the test split by task; in all splits, the most answers of which an item's score is the best.
+    # Lines of the test split by task.
     lines_of: dict[str, list[LogRow]] = {}
+    # Whether, in any split, an item's score is the best of its answers: the largest number of such answers, or 0.
     best_of = 0
     lines: Iterator[LogRow] = read_samples(path / SAMPLES_FILE)
     for line in lines:
@@ -79,11 +87,16 @@ def _read(path: Path, report: Report, name: str, group: str) -> Log:
 def _metric(
     path: Path, task: str, answers: list[LoggedAnswer], reported: Json, unit: Unit
 ) -> LoggedMetric:
-    """The score of a task; one with a unit is never from 0 to 1, even if all of its scores are."""
+    """The score of a task as a metric. In another unit than percent it is no score from 0 to 1, even if it looks so.
+
+    Raises:
+        UserError: the scores do not have the mean that the report says.
+    """
     name = "score" if unit.symbol == "%" else unit.name
     lower = () if unit.higher_is_better else (name,)
     named_answers = [(name, answer) for answer in answers]
     metric = metrics_of(path / SAMPLES_FILE, named_answers, {name: reported}, lower)[name]
+    # `metrics_of` removes scores that do not have the reported mean.
     if all(math.isnan(answer.score) for answer in metric.answers):
         raise UserError(
             f"{path}: {task}: the scores in {SAMPLES_FILE} do not have the mean that report.json says, "
@@ -95,34 +108,40 @@ def _metric(
 
 
 def _settings(lines: Sequence[LogRow], best_of: int) -> dict[str, str]:
+    """The settings of a task that must agree between logs that are compared."""
     scorers = {line["doc"]["scorer"] for line in lines}
     digests = {line.get("scorer_hash") or "" for line in lines}
     return {
+        # Empty, which agrees with any, if the digest of a scorer is not known.
         "scorer": ", ".join(sorted(scorers)),
         "scorer's digest": "" if "" in digests else digest(sorted(digests))[:12],
         "score of several answers": f"the best of {best_of}" if best_of else "their mean",
     }
 
 
-def _best_of(answered: LogRow) -> int:
-    """The number of answers of which an item's score is that of the best and not their mean, else 0."""
-    scores = answered.get("scores", [answered["score"]])
+def _best_of(result: LogRow) -> int:
+    """The number of a model's answers to an item if its score is that of the best and not their mean, else 0."""
+    scores = result.get("scores", [result["score"]])
     best = max(scores)
-    if answered["score"] == best and best - fmean(scores) > 1e-9:
+    if result["score"] == best and best - fmean(scores) > 1e-9:
         return len(scores)
     return 0
 
 
-def _answers(line: LogRow, answered: LogRow, group: str, best: bool) -> Iterator[LoggedAnswer]:
-    """One answer per repeat, or one for all if the item's score is not their mean."""
-    scores = [answered["score"]]
-    outcomes = [answered["outcome"]]
-    if not best and abs(fmean(answered.get("scores", scores)) - answered["score"]) <= 1e-9:
-        scores = answered.get("scores") or scores
-        outcomes = answered.get("outcomes") or outcomes
-    # an item with another reference is another item
+def _answers(line: LogRow, result: LogRow, group: str, best: bool) -> Iterator[LoggedAnswer]:
+    """Answers to the item of a line, of which `result` is one model's part.
+
+    One per repeat; but if the item's score is not their mean, such as the `best`, one that stands for all.
+    """
+    scores = [result["score"]]
+    outcomes = [result["outcome"]]
+    if not best and abs(fmean(result.get("scores", scores)) - result["score"]) <= 1e-9:
+        scores = result.get("scores") or scores
+        outcomes = result.get("outcomes") or outcomes
+    # An item with another reference is another item.
     content = digest([line["prompt_hash"], line.get("target_hash", "")])
-    answers = zip(scores, outcomes, answered["resps"][0], strict=False)
+    # As many as there are scores: with one for all, the text is the first answer's.
+    answers = zip(scores, outcomes, result["resps"][0], strict=False)
     for number, (score, outcome, output) in enumerate(answers):
         yield LoggedAnswer(
             item=f"{line['item']} {content[:16]}",
@@ -132,8 +151,8 @@ def _answers(line: LogRow, answered: LogRow, group: str, best: bool) -> Iterator
             missing=outcome == "unanswered",
             truncated=outcome == "truncated",
             characters=len(output),
-            prompt_hash=answered.get("sent_hash", ""),
+            prompt_hash=result.get("sent_hash", ""),
             identity=line["prompt_hash"],
-            prompt=str(answered.get("prompt") or line["arguments"][0][0]),
+            prompt=str(result.get("prompt") or line["arguments"][0][0]),
             output=output,
         )

@@ -32,6 +32,7 @@ class LogScores(ScoreSource):
 
     @cached_property
     def _paths(self) -> dict[str, str]:
+        """{model: path of its log}"""
         if isinstance(self.path, str):
             return logs_in(expanded(self.path, "scores.path"))
         return self.path
@@ -42,6 +43,7 @@ class LogScores(ScoreSource):
 
     @cached_property
     def _scores(self) -> ScoreMatrix:
+        """The scores of all models on the items that all of them have, higher is better; read once."""
         logs = {name: read_logs(path, group=self.group or "") for name, path in self._paths.items()}
         common = matched(logs)
         metrics = [metrics[0] for metrics in common.metrics.values() if metrics[0].is_mean]
@@ -53,6 +55,7 @@ class LogScores(ScoreSource):
             values = np.array([metric.item_means(name) for name in common.models])
             if not metric.higher_is_better:
                 values = 1 - values
+            # values [models, items]: items that every model has a score of.
             scored = np.flatnonzero(np.isfinite(values).all(axis=0))
             if not scored.size:
                 raise UserError(f"scores.path: no item of {metric.task} was scored for every model")
@@ -69,7 +72,7 @@ class LogScores(ScoreSource):
         return ScoreMatrix.from_items(scores)
 
     def matrix(self, candidates: Sequence[str], measure: Callable[[], ScoreMatrix]) -> ScoreMatrix:
-        """The scores with the candidates marked.
+        """The scores of the logs' models, with the candidates marked. Nothing is evaluated: `measure` is not called.
 
         Raises:
             UserError: a log cannot be read or compared with the others, or a candidate has none.

@@ -43,7 +43,7 @@ def read_logs(
     repeat: str = "",
     lower: Collection[str] | None = (),
 ) -> tuple[Log, ...]:
-    """The logs at a path, in a data frame or in an array: one, or several runs where a table has a column `run`.
+    """The logs at a path, in a data frame or in an array: one, or one per run if a table has a column `run`.
 
     `PATH:MODEL` names one of several models. `group` and `category` are fields of the documents (or columns): which
     items belong together, and what splits the one task. `item`, `score` and `repeat` are fields of a table. Of a table,
@@ -60,13 +60,13 @@ def read_logs(
         "group": group,
     }
     fields = {column: name for column, name in fields.items() if name}
-    enabled = gc.isenabled()
-    # many small objects that all stay: to look for circles among them takes a third of the time
+    was_enabled = gc.isenabled()
+    # Without the garbage collector, which spends a third of the time on many small objects that all stay.
     gc.disable()
     try:
         logs = _read(source, TableOptions(fields=fields, lower=lower))
     finally:
-        if enabled:
+        if was_enabled:
             gc.enable()
     if group:
         _check_field(logs, group, "group")
@@ -107,6 +107,7 @@ def _may_be_log(entry: Path) -> bool:
 
 
 def _check_field(logs: Sequence[Log], name: str, option: str) -> None:
+    """Refuse a field of groups, named by this option, that no item of the logs has (UserError)."""
     for log in logs:
         if any(answer.group for answer in log.answers()):
             return
@@ -114,28 +115,36 @@ def _check_field(logs: Sequence[Log], name: str, option: str) -> None:
 
 
 def _by_category(log: Log, values: Log) -> Log:
-    """The log with its task split by the groups of `values`, the same log read by the field of categories."""
+    """The log with its one task split into a task per category.
+
+    `values` is the same log read with the field of the category as that of the group: an answer's group is its
+    category.
+    """
     if len(log.tasks) > 1:
         raise UserError(
             f"{log.path}: --category splits one task, but there are {listed(log.tasks, 4)}"
         )
     (task,) = log.tasks.values()
-    parts: dict[str, dict[str, LoggedMetric]] = {}
+    metrics_of: dict[str, dict[str, LoggedMetric]] = {}  # {category: {name: metric}}
     for name, metric in task.metrics.items():
-        answers: dict[str, list[LoggedAnswer]] = {}
-        fields = values.tasks[task.name].metrics[name].answers
-        for answer, field in zip(metric.answers, fields, strict=True):
-            answers.setdefault(field.group, []).append(answer)
-        for part, part_answers in answers.items():
-            split = replace(metric, answers=tuple(part_answers), reported=None)
-            parts.setdefault(part, {})[name] = split
-    tasks = {part: replace(task, name=part, metrics=metrics) for part, metrics in parts.items()}
-    # Its mean is over items, as before.
+        answers_of: dict[str, list[LoggedAnswer]] = {}
+        answers_with_category = values.tasks[task.name].metrics[name].answers
+        for answer, with_category in zip(metric.answers, answers_with_category, strict=True):
+            answers_of.setdefault(with_category.group, []).append(answer)
+        for category, answers in answers_of.items():
+            # The reported figure is that of the whole task.
+            split = replace(metric, answers=tuple(answers), reported=None)
+            metrics_of.setdefault(category, {})[name] = split
+    tasks = {}
+    for category, metrics in metrics_of.items():
+        tasks[category] = replace(task, name=category, metrics=metrics)
+    # The mean over the task is that over its items, as before.
     group = Group(name=task.name, members=tuple(tasks), weight_by_size=True)
     return replace(log, tasks=tasks, groups={task.name: group}, requested=(task.name,))
 
 
 def _read(source: LogSource, options: TableOptions) -> tuple[Log, ...]:
+    """The logs in an array, a data frame, a table or a harness's files, by the reader for this kind."""
     if is_scores(source):
         return read_scores(source, options)
     if not isinstance(source, str | Path | Frame):
@@ -152,7 +161,11 @@ def _read(source: LogSource, options: TableOptions) -> tuple[Log, ...]:
 
 
 def _read_harness(path: Path, name: str, options: TableOptions) -> Log:
-    """The log that a harness wrote, its one task split by the field of the category."""
+    """The log that a harness wrote, of one of its models if `name` is not empty; split by category if that is asked.
+
+    Raises:
+        UserError: an option is for tables, or the log cannot be read.
+    """
     if options.lower:
         raise UserError(f"{path}: --lower-is-better is for tables, this log has its own direction")
     if {"item", "score", "repeat"} & options.fields.keys():
@@ -161,12 +174,14 @@ def _read_harness(path: Path, name: str, options: TableOptions) -> Log:
     log = _harness_log(path, name, options.fields.get("group", ""), category)
     if not category:
         return log
+    # Read again: the field of the category as that of the groups.
     values = _harness_log(path, name, category, category)
     _check_field([values], category, "category")
     return _by_category(log, values)
 
 
 def _harness_log(path: Path, name: str, group: str, category: str) -> Log:
+    """The log at a path by the reader of its harness; `category` is only to refuse it where there is none."""
     if (path / "report.json").is_file():
         return read_run(path, name, group)
     if (path / "result").is_dir() or (path / "score").is_dir():
@@ -187,7 +202,10 @@ def _harness_log(path: Path, name: str, group: str, category: str) -> Log:
 
 
 def _path_and_model(source: str | Path) -> tuple[Path, str]:
-    """`PATH:MODEL`, split at the last colon after which a path ends that exists; a path may contain colons itself."""
+    """(path, model) from `PATH` or `PATH:MODEL`; the model is empty in the first.
+
+    Both may contain colons: the path is the longest beginning that exists (UserError if there is none).
+    """
     path = expanded(str(source))
     if path.exists():
         return path, ""

@@ -8,7 +8,7 @@ import math
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import field, replace
 from hashlib import sha256
-from itertools import chain, product
+from itertools import chain
 from pathlib import Path
 from typing import Any, Literal, Protocol, TypeGuard, runtime_checkable
 
@@ -76,6 +76,7 @@ class TableOptions:
 
 
 def is_table(path: Path) -> bool:
+    """Whether a file is a table of answers, by its suffix."""
     return path.suffix.lower() in (".csv", ".jsonl", ".parquet") and path.is_file()
 
 
@@ -84,6 +85,7 @@ def read_frame(frame: Frame, options: TableOptions) -> tuple[Log, ...]:
     path = Path(f"DataFrame {id(frame):x}")
     rows = frame.to_dict("records")
     if rows and _is_inspect(rows[0]) and "item" not in options.fields:
+        # The new rows have the group in its own column.
         fields = dict(options.fields)
         rows = list(_inspect_rows(path, rows, fields.pop("group", "")))
         options = replace(options, fields=fields)
@@ -96,16 +98,16 @@ def _is_inspect(row: LogRow) -> bool:
 
 
 def is_scores(source: LogSource | list[LogSource]) -> TypeGuard[Scores]:
-    """Whether this is a list or array of numbers, not of logs."""
+    """Whether this is a list or array of numbers, which is one log, not a list of logs."""
     if isinstance(source, list | tuple):
         logs = (str, Path, Frame, Sequence, np.ndarray)
         return len(source) > 0 and not isinstance(source[0], logs)
-    shape: Any = source
-    return not isinstance(source, str | Path) and np.ndim(shape) == 1
+    array: Any = source
+    return not isinstance(source, str | Path) and np.ndim(array) == 1
 
 
 def read_scores(scores: Scores, options: TableOptions) -> tuple[Log, ...]:
-    """The log of a model whose scores are in the order of the items; nan is a missing answer."""
+    """The log of a model (in a tuple) whose scores are in the order of the items; nan is a missing answer."""
     path = Path(f"array {id(scores):x}")
     try:
         values = np.asarray(scores, dtype=float).tolist()
@@ -115,7 +117,7 @@ def read_scores(scores: Scores, options: TableOptions) -> tuple[Log, ...]:
     for place, score in enumerate(values):
         rows.append({"item": place, "category": ALL, "score": score})
     logs = _logs(path, rows, replace(options, fields={}))
-    # Places do not compare with the items of other logs.
+    # An item is known by its place alone: only other arrays can be compared.
     return tuple(replace(log, harness="array") for log in logs)
 
 
@@ -133,6 +135,7 @@ def read_log_table(path: Path, options: TableOptions) -> tuple[Log, ...]:
 
 
 def _parquet_rows(path: Path) -> Iterator[dict[str, Any]]:
+    """Rows of a parquet file as {column: value}, read in batches."""
     try:
         from pyarrow.parquet import ParquetFile
     except ImportError:
@@ -153,9 +156,11 @@ def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 
 def _csv_rows(path: Path, lines: Iterable[str]) -> Iterator[dict[str, str]]:
+    """Rows of a CSV file with a header as {column: text}, empty lines left out."""
     csv.field_size_limit(2**31 - 1)  # Python's own limit is shorter than an answer may be
     rows = filter(None, csv.reader(lines, strict=True))
     names = next(rows, [])
+    # Only for its check.
     _unique([(name, "") for name in names if name])
     for number, row in enumerate(rows, start=1):
         if len(row) != len(names):
@@ -166,9 +171,12 @@ def _csv_rows(path: Path, lines: Iterable[str]) -> Iterator[dict[str, str]]:
 
 
 def _inspect_rows(path: Path, rows: Sequence[LogRow], group: str) -> Iterator[dict[str, Any]]:
-    """Rows of `samples_df`, one per metric of the sample's log; one that failed has no score."""
-    samples = []
-    metrics: dict[str, dict[str, None]] = {}
+    """Rows of `samples_df` with this package's columns, one per sample and metric of its log.
+
+    A sample that failed has no score by any of them. `group` is a column, or a field of the metadata.
+    """
+    samples = []  # (row, its sample without scores, its scores {metric: value})
+    metrics: dict[str, dict[str, None]] = {}  # {log: its metrics in order}
     for number, row in enumerate(rows, start=1):
         check_fields(path, row, INSPECT_NEEDED)
         where = f"{path}: row {number}"
@@ -179,7 +187,7 @@ def _inspect_rows(path: Path, rows: Sequence[LogRow], group: str) -> Iterator[di
             raise UserError(f"{where}: not a sample of inspect_ai: {first_line(error)}") from error
         samples.append((row, sample, scores))
         metrics.setdefault(str(row.get("log")), {}).update(dict.fromkeys(scores))
-    # an empty column of limits does not say whether answers were cut off
+    # An empty column of limits does not say whether answers were truncated.
     limited = any(not _empty(row.get("limit")) for row in rows)
     for row, sample, scores in samples:
         if not _empty(row.get("error")):
@@ -214,7 +222,7 @@ def _inspect_sample(where: str, row: LogRow, group: str) -> dict[str, Any]:
 
 
 def _inspect_scores(row: LogRow) -> dict[str, Any]:
-    """{metric: value}; a score with several values is several metrics."""
+    """{metric: value} of a row of `samples_df`; a score with several values is several metrics."""
     scores: dict[str, Any] = {}
     for column, value in row.items():
         if not column.startswith("score_") or _empty(value):
@@ -230,7 +238,11 @@ def _inspect_scores(row: LogRow) -> dict[str, Any]:
 
 
 def _logs(path: Path, rows: Iterable[LogRow], options: TableOptions) -> tuple[Log, ...]:
-    """The logs of one model, one per run."""
+    """The logs of one model, one per run, from the rows of a table.
+
+    Raises:
+        UserError: there are no rows, a row cannot be read, or the table has several models and none is named.
+    """
     iterator = iter(rows)
     first = next(iterator, None)
     if first is None:
@@ -239,7 +251,7 @@ def _logs(path: Path, rows: Iterable[LogRow], options: TableOptions) -> tuple[Lo
         )
     layout = layout_of(first)
     columns = rows_by_column(path, chain([first], iterator), layout, options.fields)
-    models: dict[str, dict[str, RunAnswers]] = {}
+    models: dict[str, dict[str, RunAnswers]] = {}  # {model: {run: its answers}}
     directions: Directions = {}
     for number, row in enumerate(columns, start=1):
         runs = models.setdefault(_text(row, "model"), {})
@@ -280,7 +292,9 @@ def _direction(
     score: float,
     lower: Collection[str] | None,
 ) -> bool | None:
-    """Whether higher is better, as `lower` or the row says; None if neither does.
+    """Whether higher is better in the metric of a row, as `lower` or the row says; None if neither does.
+
+    `task` is (task, category): either, or both as `TASK/CATEGORY`, may be in `lower`.
 
     Raises:
         UserError: the row's word is neither true nor false, or a direction is needed, because `lower` is not None and
@@ -290,6 +304,7 @@ def _direction(
     if lower and not {*task, "/".join(task)}.isdisjoint(lower):
         stated = "false"
     higher = DIRECTIONS.get(stated.lower())
+    # Scores from 0 to 1 are taken for fractions of which higher is better.
     beyond = lower is not None and (score < 0 or score > 1)
     if higher is None and (stated or beyond):
         raise UserError(
@@ -301,6 +316,7 @@ def _direction(
 
 
 def _answer(where: str, row: LogRow) -> LoggedAnswer:
+    """The answer in a row with this package's columns; `where` names the row in errors."""
     score = _number(where, row, "score")
     repeat = _number(where, row, "repeat")
     tokens = _number(where, row, "tokens")
@@ -329,6 +345,7 @@ def _answer(where: str, row: LogRow) -> LoggedAnswer:
 
 
 def _text(row: LogRow, name: str) -> str:
+    """The value of a column as text; empty if there is none."""
     value = row.get(name, "")
     if isinstance(value, str):
         return value
@@ -336,11 +353,16 @@ def _text(row: LogRow, name: str) -> str:
 
 
 def _empty(value: Json) -> bool:
+    # Only NaN, by which pandas marks an empty cell, is not equal to itself.
     return value is None or value == "" or value != value
 
 
 def _number(where: str, row: LogRow, key: str) -> float | None:
-    """A number in a column, None where the column is empty or not there; a score may also be a letter."""
+    """A number in a column, None if the column is empty or absent; a score may also be one of `LETTERS`.
+
+    Raises:
+        UserError: it is not a finite number, or too large.
+    """
     text = _text(row, key)
     if not text:
         return None
@@ -351,7 +373,7 @@ def _number(where: str, row: LogRow, key: str) -> float | None:
         number = float(text)
     except ValueError:
         number = math.nan
-    # Python also reads `1_0` and `nan`
+    # Python also reads `1_0` and `nan`.
     if "_" in text or not abs(number) <= LARGEST_FIGURE:
         raise UserError(
             f"{where}: {key}={shown(text)}: write a number up to {LARGEST_FIGURE:g}, or leave it empty"
@@ -360,7 +382,8 @@ def _number(where: str, row: LogRow, key: str) -> float | None:
 
 
 def _with_unit(metric: LoggedMetric) -> LoggedMetric:
-    """The same, with a unit if its scores are of any range: tasks with one unit can be averaged."""
+    """The metric, with a unit if it is no mean from 0 to 1: tasks of one unit, a metric and its direction, can be
+    averaged."""
     if metric.is_mean:
         return metric
     return replace(metric, unit=f"{metric.name} {metric.higher_is_better}")
@@ -369,9 +392,12 @@ def _with_unit(metric: LoggedMetric) -> LoggedMetric:
 def _log(
     path: Path, layout: LogLayout, model: str, answers: RunAnswers, directions: Directions
 ) -> Log:
-    """The log of one run. A task is a group of its categories, unless its one category has its name or none."""
+    """The log of one run, whose tasks are the pairs of task and category in the table.
+
+    A task of the table is a group of these, unless its only category has its name or none.
+    """
     tasks: dict[str, Task] = {}
-    members: dict[str, list[str]] = {}
+    members: dict[str, list[str]] = {}  # {task of the table: names of its pairs}
     for (task, category), task_answers in answers.items():
         name = "/".join(filter(None, dict.fromkeys((task, category))))
         if name in tasks:
@@ -379,8 +405,10 @@ def _log(
                 f"{path}: two tasks would be called {name}: rename a task or a category"
             )
         members.setdefault(task or name, []).append(name)
-        pairs = chain.from_iterable(product([metric], of) for metric, of in task_answers.items())
-        lower = [name for name in task_answers if directions[task, category, name] is False]
+        pairs: list[tuple[str, LoggedAnswer]] = []
+        for metric, metric_answers in task_answers.items():
+            pairs.extend((metric, answer) for answer in metric_answers)
+        lower = [metric for metric in task_answers if directions[task, category, metric] is False]
         metrics = metrics_of(path, pairs, lower=lower)
         metrics = {metric: _with_unit(logged) for metric, logged in metrics.items()}
         tasks[name] = Task(name=name, metrics=metrics)

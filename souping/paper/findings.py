@@ -71,6 +71,7 @@ def findings() -> list[Finding]:
 
 
 def _printed() -> dict[str, dict[str, str]]:
+    """{key: its row} of printed.csv, the numbers that the paper prints."""
     return {row["key"]: row for row in published("printed.csv")}
 
 
@@ -79,16 +80,18 @@ def _finding(of: str, what: str, paper: str, ours: str, agrees: bool, note: str 
 
 
 def _compared(key: str, ours: str, agrees: bool, note: str = "") -> Finding:
+    """Our number for a row of printed.csv, beside the printed one."""
     row = _printed()[key]
     return _finding(row["of"], row["what"], row["printed"], ours, agrees, note)
 
 
 def _figure1() -> Iterator[Finding]:
+    """Correlations of Figure 1: between the multi-turn categories, and of multi_turn_base with the live ones."""
     board = leaderboard()
     note = f"over {len(board.models)} shipped rows of 109"
     turns = [place for place, name in enumerate(board.categories) if name.startswith("multi_turn_")]
     rho = pearson(board.values).rho[np.ix_(turns, turns)]
-    rho_of_pairs = rho[np.triu_indices(len(turns), 1)]
+    rho_of_pairs = rho[np.triu_indices(len(turns), k=1)]
     low = rho_of_pairs.min()
     high = rho_of_pairs.max()
     agrees = round(low, 2) >= 0.96 and round(high, 2) <= 0.98
@@ -102,8 +105,10 @@ def _figure1() -> Iterator[Finding]:
 
 
 def _selections() -> Iterator[Finding]:
+    """The ingredients of each table by the stated rule, beside those that the paper chose."""
     for table in PAPER_TABLES:
         chosen = table.chosen
+        # The paper names none.
         if not chosen:
             continue
         of, _, name = table.title.partition(", ")
@@ -122,18 +127,20 @@ def on_grid(weights: Sequence[float]) -> int:
 
 
 def _weights() -> Iterator[Finding]:
+    """Whether the published weights are points of the grid that the paper searches."""
     for name, recipe in recipes().items():
         place = on_grid([*recipe.values()])
         size = len(weight_grid(len(recipe)))
         paper = ", ".join(f"{weight:g} {model}" for model, weight in recipe.items())
         ours = f"point {place} of the {size} of its grid" if place else "no point of its grid"
         yield _finding("Section 4.2.1", f"weights of {name}", paper, ours, bool(place))
+    # MGSM's weights, as the paper prints them.
     ours = "point of its grid" if on_grid([0.05, 0.05, 0.9]) else "no point of its grid"
     yield _compared("weights_mgsm", ours, False, "the grid has steps of 0.1 from 0.1 to 0.9")
 
 
 def gains(benchmark: str, scale: str) -> dict[str, float]:
-    """{"soce over uniform_all, relative": gain} for every two rows and both readings of a gain."""
+    """{"soce over uniform_all, relative": gain} for every two rows, in points and relative in percent."""
     total = totals(benchmark, scale)
     computed: dict[str, float] = {}
     for better in ("soce", "uniform_selected"):
@@ -146,6 +153,7 @@ def gains(benchmark: str, scale: str) -> dict[str, float]:
 
 
 def _gains() -> Iterator[Finding]:
+    """The gains and totals of Tables 1 and 2."""
     for row in published("printed.csv"):
         if row["gain"]:
             yield _gain(row)
@@ -163,6 +171,7 @@ def _gain(row: Mapping[str, str]) -> Finding:
     relative = computed[f"{row['gain']}, relative"]
     printed = row["printed"].rstrip(" %")
     value = float(printed)
+    # Half a unit of the last printed digit, and the rounding of the totals.
     decimals = len(printed.partition(".")[2])
     rounding = 0.5 * 10**-decimals + PRINTED_ROUNDING / 2
     agrees = abs(relative - value) <= rounding
@@ -181,6 +190,7 @@ def _rows_with_gain(computed: Mapping[str, float], value: float) -> str:
 
 
 def _mgsm_total() -> Finding:
+    """The soup's total on MGSM: the mean of its ten languages against the printed total."""
     mean = float(columns("mgsm_soce.csv")["SoCE"].mean())
     ours = f"{mean:.2f}"
     if abs(mean - totals("mgsm", "7b")["soce"]) < 0.06:
@@ -189,6 +199,7 @@ def _mgsm_total() -> Finding:
 
 
 def _mgsm_singles() -> Finding:
+    """The candidates' totals on MGSM against the means of their ten languages."""
     rows = published_results("mgsm", "7b")
     means = {name: row.mean() for name, row in columns("mgsm.csv").items()}
     agrees = all(abs(mean - float(rows[name]["score"])) < 0.06 for name, mean in means.items())
@@ -224,6 +235,7 @@ def _table3() -> Finding:
 
 
 def _flores() -> Iterator[Finding]:
+    """Means and gain on FLORES-36, of whose directions all but the corrupt one are `sound`."""
     scores = flores()
     sound = np.array([name != CORRUPT for name in directions()])
     yield _flores_means("candidates", [name for name in scores if name != "SoCE"], sound)
@@ -232,7 +244,10 @@ def _flores() -> Iterator[Finding]:
 
 
 def _flores_means(key: str, models: Sequence[str], sound: BoolArray) -> Finding:
-    """Printed means of models over the directions, of which all but the corrupt one are `sound`."""
+    """Printed means of models (the row `key` of printed.csv) against those of their columns, one per direction.
+
+    `sound` [36] is false for the corrupt column.
+    """
     scores = flores()
     printed = [float(value) for value in _printed()[key]["printed"].split(", ")]
     means = [float(scores[model].mean()) for model in models]
@@ -253,6 +268,7 @@ def _flores_means(key: str, models: Sequence[str], sound: BoolArray) -> Finding:
 
 
 def _flores_gain(scores: Mapping[str, FloatArray], sound: BoolArray) -> Finding:
+    """The soup's gain over the best candidate on FLORES-36, over the `sound` directions only."""
     printed_singles = [float(value) for value in _printed()["candidates"]["printed"].split(", ")]
     printed = float(_printed()["soce_flores"]["printed"]) - max(printed_singles)
     soup = scores["SoCE"][sound]
@@ -269,6 +285,7 @@ def _flores_gain(scores: Mapping[str, FloatArray], sound: BoolArray) -> Finding:
 
 
 def _open(of: str, what: str, reason: str) -> Finding:
+    """A number that cannot be recomputed, and why."""
     return Finding(of, what, "", "", "cannot be redone", reason)
 
 

@@ -26,17 +26,18 @@ class PaperTable:
     """Score table from which the paper's selection can be recomputed; without `benchmark` the paper names no choice."""
 
     title: str
-    file: str
-    benchmark: str = ""
+    file: str  # a CSV file of this folder
+    benchmark: str = ""  # its name in results.csv, and the size of its models there
     scale: str = ""
 
     @property
     def scores(self) -> ScoreMatrix:
+        """The scores of the models by category."""
         return read_table(DATA / self.file)
 
     @property
     def chosen(self) -> Names:
-        """What the paper selected, in the order of the score table."""
+        """The models that the paper selected, in the order of the score table; none if it does not say."""
         rows = published_results(self.benchmark, self.scale)
         return tuple(
             name for name in self.scores.models if rows.get(name, {}).get("role") == "ingredient"
@@ -60,7 +61,7 @@ PAPER_TABLES = (
 
 
 def published_results(benchmark: str, scale: str) -> dict[str, dict[str, str]]:
-    """{row: its line of results.csv}."""
+    """{row: its line} of results.csv for one benchmark and size of models; a row is a model or a kind of soup."""
     rows = published("results.csv")
     return {
         row["row"]: row for row in rows if (row["benchmark"], row["scale"]) == (benchmark, scale)
@@ -68,7 +69,7 @@ def published_results(benchmark: str, scale: str) -> dict[str, dict[str, str]]:
 
 
 def totals(benchmark: str, scale: str) -> dict[str, float]:
-    """{row: percent} of a benchmark in results.csv, with its `best candidate`."""
+    """{row: score in percent} as `published_results`, with the row `best candidate`."""
     rows = published_results(benchmark, scale)
     scores = {name: float(row["score"]) for name, row in rows.items()}
     candidates = [name for name in rows if rows[name]["role"] in ("ingredient", "candidate")]
@@ -76,7 +77,7 @@ def totals(benchmark: str, scale: str) -> dict[str, float]:
 
 
 def recipes() -> dict[str, dict[str, float]]:
-    """{experiment: {model: weight}} as published."""
+    """{experiment: {model: weight}} of the published soups."""
     weights: dict[str, dict[str, float]] = {}
     for row in published("recipes.csv"):
         weights.setdefault(row["experiment"], {})[row["model"]] = float(row["weight"])
@@ -96,7 +97,7 @@ def leaderboard() -> ScoreMatrix:
 
 
 def columns(*names: str) -> dict[str, FloatArray]:
-    """{model: its columns} of published tables."""
+    """{model: the numbers of its row} of published tables, one model per row."""
     values = {}
     for name in names:
         for row in published(name):
@@ -111,4 +112,5 @@ def flores() -> dict[str, FloatArray]:
 
 
 def directions() -> list[str]:
+    """Names of the 36 directions of translation, in the order of `flores`."""
     return [name for name in published("flores36_soce.csv")[0] if name != "model"]

@@ -62,21 +62,28 @@ def difference(ingredients: Sequence[str], chosen: Sequence[str]) -> str:
 def spans(
     scores: ScoreMatrix, sign: Sign, ties: Ties
 ) -> list[tuple[float, float, tuple[str, ...]]]:
-    """(above, up to, ingredients) of every threshold; the selection changes only at the value of a correlation."""
-    rho = pearson(scores.values).rho[np.triu_indices(len(scores.categories), 1)]
+    """(lower end, upper end, ingredients) of each range of thresholds with one selection.
+
+    A selection changes only where the threshold is the value of a correlation, so one threshold between each two is
+    tried, and neighbours with equal ingredients become one range.
+    """
+    rho = pearson(scores.values).rho[np.triu_indices(len(scores.categories), k=1)]
     if sign == "absolute":
         rho = np.abs(rho)
     edges = np.unique(rho).tolist()
-    steps: list[tuple[float, float, tuple[str, ...]]] = []
+    ranges: list[tuple[float, float, tuple[str, ...]]] = []
+    last_names: tuple[str, ...] | None = None
     for low, high in zip(edges, [*edges[1:], 1.0], strict=True):
+        # A correlation of 1 is the last edge already.
         if high <= low:
             continue
         names = reading((low + high) / 2, sign, ties).select(scores).ingredients
         start = low
-        if steps and steps[-1][2] == names:
-            start, _, _ = steps.pop()
-        steps.append((start, high, names))
-    return steps
+        if names == last_names:
+            start, _, _ = ranges.pop()
+        ranges.append((start, high, names))
+        last_names = names
+    return ranges
 
 
 def selections(table: PaperTable) -> JsonObject:
@@ -107,7 +114,7 @@ def selections(table: PaperTable) -> JsonObject:
 
 
 def _readings(table: PaperTable) -> list[Json]:
-    """One row for all readings that select the same ingredients."""
+    """{ingredients, beside: how they differ from the paper's, rules: readings that select them} per selection."""
     scores = table.scores
     rules: dict[Names, list[Json]] = {}
     for rule, selector in READINGS.items():
@@ -128,7 +135,7 @@ def _readings(table: PaperTable) -> list[Json]:
 
 
 def _notes(stated: Selection, chosen: Sequence[str]) -> list[str]:
-    """Remarks on the selection by the stated rule."""
+    """Remarks on the selection by the stated rule, beside the models that the paper has `chosen`."""
     low = stated.low_correlation
     notes = []
     for name in stated.ingredients:
@@ -147,7 +154,7 @@ def _notes(stated: Selection, chosen: Sequence[str]) -> list[str]:
 
 
 def _where(scores: ScoreMatrix, chosen: Names) -> str:
-    """Readings and thresholds that give the paper's own selection, in words."""
+    """A sentence on the readings and thresholds that give the paper's own selection."""
     places = []
     for sign, ties in product(get_args(Sign), get_args(Ties)):
         for low, high, names in spans(scores, sign, ties):

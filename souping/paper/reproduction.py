@@ -52,6 +52,7 @@ class PaperFigures(Analysis):
 
 
 def _figure1(board: ScoreMatrix) -> Board:
+    """The correlations of the leaderboard's categories, Figure 1 of the paper."""
     rho = pearson(board.values).rho.tolist()
     matrix = tuple(map(tuple, rho))
     return Board(models=board.models, categories=board.categories, matrix=matrix)
@@ -82,6 +83,7 @@ class Choice:
     """how it differs from the paper's"""
 
     def cells(self) -> tuple[str, str]:
+        """(ingredients, how they differ from the paper's) as text."""
         return in_words(self.ingredients) or DASH, clean(self.beside) or DASH
 
 
@@ -125,7 +127,7 @@ class PaperSelection:
     """command that selects from the table"""
 
     def section(self) -> Section:
-        """Readings of the rule, and what every threshold gives."""
+        """The selections of a table by each reading of the rule, and by each range of thresholds."""
         first = "The paper does not say what it chose."
         if self.paper:
             first = f"The paper chose {in_words(self.paper)}."
@@ -174,6 +176,7 @@ class PaperResult(AnalysisResult):
         return Section(title, lines, grids=grids, folded=nonempty(folded))
 
     def _findings(self, verdict: str) -> TableGrid:
+        """A row per finding with this verdict."""
         rows = []
         for finding in self.findings:
             if finding.verdict == verdict:

@@ -21,11 +21,9 @@ FIRST_ANALYSES = ("guards", "front", "paper", "surface", "item_wins", "shapley",
 
 @dataclass(frozen=True, kw_only=True)
 class AnalysisResult(ABC):
-    """What an analysis found, and how it is shown. `unit` is that of the run's scores.
+    """What an analysis found, and how it is shown. `unit` is that of the run's scores."""
 
-    The `folded` ones come last, in one section.
-    """
-
+    # whether it is shown at the end, in the folded section of further numbers
     folded: ClassVar[bool] = False
     not_estimable: str | None = None
     """why there is too little data"""
@@ -44,10 +42,10 @@ class AnalysisResult(ABC):
 
     @abstractmethod
     def section(self, unit: Unit) -> Section:
-        """Without a title it gets the name of the analysis."""
+        """The section that shows the result. If it has no title, the report takes the analysis's name."""
 
     def drawings(self, unit: Unit) -> tuple[Drawing | None, ...]:
-        """The pictures that there are numbers for."""
+        """The pictures of the result, None for one whose numbers are missing."""
         return ()
 
 
@@ -86,9 +84,9 @@ NO_RESULTS: Mapping[str, type[AnalysisResult]] = {}
 
 
 def read_content(table: Json, results: Mapping[str, type[AnalysisResult]] = NO_RESULTS) -> Report:
-    """A report from report.json. `results` are {analysis: class of what it finds}.
+    """A report from the JSON of a report.json. `results` are {analysis: class of its result}.
 
-    An analysis that is not among them, or that found nothing, gives a `UserResult`.
+    The result of an analysis that is not among them, or that found nothing, is a `UserResult`.
     """
     report = read(Report, table)
     if report.analyses is None:
@@ -108,14 +106,15 @@ def read_content(table: Json, results: Mapping[str, type[AnalysisResult]] = NO_R
 
 def _in_order(report: Report) -> list[tuple[str, AnalysisResult]]:
     """(name, result) of the report's analyses that say anything, in the order in which they are shown."""
-    pairs = sorted((report.analyses or {}).items())
-    nonempty = [(name, result) for name, result in pairs if result != UserResult()]
-    places = {name: place for place, name in enumerate(FIRST_ANALYSES)}
-    return sorted(nonempty, key=lambda pair: places.get(pair[0], len(FIRST_ANALYSES)))
+    analyses = report.analyses or {}
+    nonempty = sorted(name for name in analyses if analyses[name] != UserResult())
+    first = [name for name in FIRST_ANALYSES if name in nonempty]
+    return [(name, analyses[name]) for name in dict.fromkeys([*first, *nonempty])]
 
 
 def analysis_sections(report: Report, further: Sequence[Section] = ()) -> tuple[Section, ...]:
-    """A section of each analysis; those that decide nothing are folded away, with the sections of `further`."""
+    """A section per analysis. The last one folds away the sections of `further`, and the analyses that found nothing
+    or whose result asks for it."""
     sections = list[Section]()
     folded = list[Section]()
     for name, result in _in_order(report):
@@ -135,7 +134,7 @@ def analysis_sections(report: Report, further: Sequence[Section] = ()) -> tuple[
 
 
 def drawings(report: Report) -> list[Drawing]:
-    """The pictures of all analyses that have a result."""
+    """The pictures of all analyses that have a result, in the order of their sections."""
     pictures = list[Drawing | None]()
     for _, result in _in_order(report):
         if not result.reason:

@@ -19,7 +19,7 @@ class TableCell:
 
 @dataclass(frozen=True)
 class TableGrid:
-    """Table: `strong` are the indices of rows to stress, `left` those of left-aligned columns."""
+    """Table of `header` and `rows`: `strong` are the indices of rows to stress, `left` of left-aligned columns."""
 
     header: tuple[str, ...]
     rows: tuple[tuple[TableCell, ...], ...]
@@ -40,12 +40,12 @@ class Section:
 
     @property
     def anchor(self) -> str:
-        """What links to the heading, as GitHub makes it."""
+        """The heading's id, to which a link `#id` leads, as GitHub derives it from the title."""
         return re.sub(r"[^\w\- ]", "", self.title.lower()).replace(" ", "-")
 
 
 def nonempty(sections: Iterable[Section | None]) -> tuple[Section, ...]:
-    """Sections that have anything to show."""
+    """The sections that show anything besides a title or a command."""
     content = []
     for section in sections:
         if section and (section.lines or section.picture or section.grids or section.folded):
@@ -66,7 +66,7 @@ def grid(
     left: Sequence[int] = (0,),
     strong: Iterable[int] = (),
 ) -> TableGrid:
-    """A table of plain strings or cells."""
+    """A table from rows of plain strings or cells; `strong` are indices of rows, `left` of columns."""
     return TableGrid(
         header=tuple(header),
         rows=tuple(tuple(map(_cell, row)) for row in rows),
@@ -98,10 +98,12 @@ def markdown_table(grid: TableGrid) -> str:
 
 
 def _line(cells: Sequence[str]) -> str:
+    """`| a | b |`"""
     return f"| {' | '.join(cells)} |"
 
 
 def _markdown_cell(cell: TableCell, strong: bool) -> str:
+    """`text (smaller print)`, the text bold if `strong`."""
     text = escape_markdown(cell.text)
     if strong and text:
         text = f"**{text}**"

@@ -93,6 +93,7 @@ class PairedDifference:
 
     @property
     def p_shown(self) -> MaybeFloat:
+        """The p-value that pages show."""
         return self.p_value
 
 
@@ -105,6 +106,7 @@ class LookDifference(PairedDifference):
 
     @property
     def p_shown(self) -> MaybeFloat:
+        """The corrected p-value; in an edited file that lacks it, the other one."""
         return self.p_value if self.p_look is None else self.p_look
 
 
@@ -745,16 +747,17 @@ class Report:
         return content
 
     def row(self, kind: str) -> ModelRow | None:
-        """The first model of a role."""
+        """The first model of a role (see `ModelRow.kind`), None if there is none."""
         for row in self.rows or ():
             if row.kind == kind:
                 return row
         return None
 
     def against(self, kind: str) -> RowDifference | None:
-        """The soup minus the first model of a role."""
+        """The soup minus the first model of a role, None if they were not compared."""
         other = self.row(kind)
         for pair in self.comparisons or ():
+            # A model may have several roles. In an edited file, a comparison may lack its kind.
             if other and pair.b == other.name and pair.kind in (kind, ""):
                 return pair
         return None

@@ -102,21 +102,23 @@ def as_json(value: Json | Report | SelectionFile) -> str:
 def write_trials(trials: Sequence[TrialRow], report: Report, path: Path) -> Path:
     """trials.csv: one line per trial with objective, weights (`weight:NAME`), categories (`score:NAME`) and counts."""
     names = ingredients(report, trials)
-    scored = dict[str, None]()
+    # A dict keeps the order in which categories are first scored.
+    categories = dict[str, None]()
     for trial in trials:
-        scored |= dict.fromkeys(trial.categories)
+        categories |= dict.fromkeys(trial.categories)
     columns = [f"weight:{name}" for name in names]
-    columns += [f"score:{name}" for name in scored]
+    columns += [f"score:{name}" for name in categories]
     table: list[list[Json]] = [["number", "recipe_id", "objective", *columns, "items", "reused"]]
     for trial in trials:
         values = [trial.weights.get(name, 0.0) for name in names]
-        values += map(trial.categories.get, scored)
+        values += map(trial.categories.get, categories)
         head = (trial.number, trial.recipe_id, trial.objective)
         table.append([*head, *values, trial.items, trial.reused])
     return write_csv(path, table)
 
 
 def write_csv(path: Path, table: Sequence[Sequence[Json]]) -> Path:
+    """Write the lines of a table, the header first, as CSV; the path."""
     stream = io.StringIO()
     writer = csv.writer(stream, lineterminator="\n")
     for line in table:
@@ -125,17 +127,17 @@ def write_csv(path: Path, table: Sequence[Sequence[Json]]) -> Path:
 
 
 def read_report(path: Path, results: Mapping[str, type[AnalysisResult]] = NO_RESULTS) -> Report:
-    """A report.json. `results` are {analysis: class of what it finds}, as `read_content` takes them.
+    """A report.json. `results` are {analysis: class of its result}, as `read_content` takes them.
 
     Raises:
         UserError: it is not a report, another version wrote it, or it cannot be read.
     """
     table = load_json(path, dict[str, Any])
     if table.get("schema") != SCHEMA:
-        repeat = read(Report, table).provenance
+        provenance = read(Report, table).provenance
         raise UserError(
             f"{path}: another version of souping wrote it; repeat the run, whose stored answers are found",
-            fix=clean(repeat.command) if repeat else "",
+            fix=clean(provenance.command) if provenance else "",
         )
     return read_content(table, results)
 
@@ -152,6 +154,7 @@ def read_run_config(path: Path) -> RunConfig:
             raise ValueError(f"it has more than {LONGEST_CONFIG_BYTES:,} bytes")
         value = read_yaml(text)
     except ImportError:
+        # Something is not installed: the file is not at fault.
         raise
     except Exception as error:  # PyYAML's constructors raise whatever int() and others do
         raise UserError(f"{path}: not the configuration of a run: {first_line(error)}") from error
@@ -165,49 +168,59 @@ def read_selection(path: Path) -> SelectionFile:
 
 
 def read_trials(path: Path) -> list[TrialRow]:
-    """The rows of a trials.csv, as `write_trials` got them.
+    """The rows of a trials.csv that `write_trials` wrote.
 
     Raises:
         UserError: it is not such a table; a spreadsheet may have saved it in another form.
     """
     try:
         with path.open(newline="", encoding="utf-8") as file:
-            head, *lines = csv.reader(file, strict=True)
-        if "recipe_id" not in head:
+            # An empty file has no header: a ValueError too.
+            header, *lines = csv.reader(file, strict=True)
+        if "recipe_id" not in header:
             raise ValueError("it has no column recipe_id")
-        for number, line in enumerate(lines, 2):
-            if len(line) != len(head):
-                raise ValueError(f"line {number} has {len(line)} cells, and the header {len(head)}")
-        return [_trial_row(dict(zip(head, line, strict=True))) for line in lines]
+        for number, line in enumerate(lines, start=2):
+            if len(line) != len(header):
+                raise ValueError(
+                    f"line {number} has {len(line)} cells, and the header {len(header)}"
+                )
+        return [_trial_row(dict(zip(header, line, strict=True))) for line in lines]
     except (ValueError, csv.Error) as error:
         raise UserError(f"{path}: not the table that a run wrote: {first_line(error)}") from error
 
 
 def _trial_row(cells: dict[str, str]) -> TrialRow:
-    """A row of {column: cell}: numbers are numbers again, columns of a kind (`weight:NAME`) an object again."""
+    """A row from {column: cell}; the columns `weight:NAME` become `weights`, and `score:NAME` `categories`.
+
+    Raises:
+        ValueError: a cell is not a number.
+    """
     row: dict[str, Json] = {"recipe_id": cells.pop("recipe_id")}
-    groups: dict[str, dict[str, Json]] = {"weight": {}, "score": {}}
+    named_numbers: dict[str, dict[str, Json]] = {"weight": {}, "score": {}}
     for column, cell in cells.items():
+        # `csv_cell` puts an apostrophe before a text that looks like a formula.
         kind, colon, name = column.removeprefix("'").partition(":")
         value = float(cell) if cell else None
-        if colon and kind in groups:
-            groups[kind][name] = value
+        if colon and kind in named_numbers:
+            named_numbers[kind][name] = value
         else:
             row[column] = value
-    return read(TrialRow, {**row, "weights": groups["weight"], "categories": groups["score"]})
+    row |= {"weights": named_numbers["weight"], "categories": named_numbers["score"]}
+    return read(TrialRow, row)
 
 
 def csv_cell(value: Json) -> Json:
     """A value as a cell: floats round-trip, texts are one line that no spreadsheet takes for a formula."""
-    known = to_json(value)
-    if known is None:
+    plain = to_json(value)
+    if plain is None:
         return ""
-    if isinstance(known, float):
-        return repr(known)
-    if not isinstance(known, str):
-        return known
-    text = clean(known)
+    if isinstance(plain, float):
+        return repr(plain)
+    if not isinstance(plain, str):
+        return plain
+    text = clean(plain)
     if text.startswith(FORMULA) and not NUMBER.fullmatch(text):
+        # Spreadsheets show what follows an apostrophe as text.
         return f"'{text}"
     return text
 
@@ -215,7 +228,7 @@ def csv_cell(value: Json) -> Json:
 def write_selection(
     unit: Unit, selection: SelectionSummary, dry_run: int | None, path: Path
 ) -> Path:
-    """selection.json"""
+    """Write selection.json; its path. `dry_run` is None in a real run."""
     file = SelectionFile(**vars(selection), dry_run=dry_run, unit=unit)
     return write_atomically(path, as_json(file).encode())
 
@@ -223,14 +236,14 @@ def write_selection(
 def selection_summary(
     unit: Unit, selection: Selection, scores: ScoreMatrix | None = None
 ) -> SelectionSummary:
-    """A selection with the `scores` that it saw, in the unit of the scores."""
+    """A selection as selection.json has it, with the `scores` that it saw, in `unit`, if they are known."""
     published = False
     candidates: Names = ()
-    table: Mapping[str, Mapping[str, float]] = {}
+    raw_scores: Mapping[str, Mapping[str, float]] = {}
     if scores is not None:
         published = scores.published
         candidates = scores.candidates
-        table = _raw_scores(unit, scores)
+        raw_scores = _raw_scores(unit, scores)
     return SelectionSummary(
         ingredients=selection.ingredients,
         experts=selection.experts,
@@ -246,32 +259,33 @@ def selection_summary(
         notes=selection.notes,
         published=published,
         candidates=candidates,
-        scores=table,
+        scores=raw_scores,
     )
 
 
 def _correlation_table(selection: Selection) -> CorrelationTable | None:
-    rho = selection.correlations
-    if rho is None:
+    """The correlations of a selection as plain lists, None if it used none."""
+    correlations = selection.correlations
+    if correlations is None:
         return None
     return CorrelationTable(
         categories=selection.categories,
-        matrix=rho.rho.tolist(),
-        low=rho.low.tolist(),
-        high=rho.high.tolist(),
+        matrix=correlations.rho.tolist(),
+        low=correlations.low.tolist(),
+        high=correlations.high.tolist(),
     )
 
 
 def _raw_scores(unit: Unit, scores: ScoreMatrix) -> dict[str, dict[str, float]]:
-    """{model: {category: score}}"""
-    table = {}
+    """{model: {category: score in `unit`}}, where `scores` holds inner ones (higher is better)."""
+    raw_scores = {}
     for name, row in zip(scores.models, unit.raw(scores.values).tolist(), strict=True):
-        table[name] = dict(zip(scores.categories, row, strict=True))
-    return table
+        raw_scores[name] = dict(zip(scores.categories, row, strict=True))
+    return raw_scores
 
 
 def raw_result(unit: Unit, result: Result) -> Result:
-    """A result in the unit of its scores."""
+    """A result whose inner scores (higher is better) are turned into those of the unit."""
     categories = {name: unit.raw(score) for name, score in result.categories.items()}
     return replace(result, objective=unit.raw(result.objective), categories=categories)
 
@@ -279,12 +293,13 @@ def raw_result(unit: Unit, result: Result) -> Result:
 def search_summary(unit: Unit, end: SearchEnd | JsonObject) -> SearchSummary:
     """What an optimiser says of its search, in the unit of the scores."""
     if not isinstance(end, SearchEnd):
+        # A user's optimiser says it as JSON.
         return read(SearchSummary, end)
     without_guards = None
     if end.without_guards is not None:
         without_guards = unit.raw(end.without_guards)
     return SearchSummary(
-        stopped=_words_of(unit, end.stopped),
+        stopped=_stop_text(unit, end.stopped),
         indistinguishable=end.indistinguishable,
         indistinguishable_count=end.indistinguishable_count,
         finishing_gain=round(unit.scale * unit.size(end.finishing_gain), 3),
@@ -292,16 +307,17 @@ def search_summary(unit: Unit, end: SearchEnd | JsonObject) -> SearchSummary:
     )
 
 
-def _words_of(unit: Unit, stop: StopReason) -> str:
+def _stop_text(unit: Unit, stop: StopReason) -> str:
+    """Why the search stopped, with the gain in `unit` if the reason ends in one."""
     if stop.gain is None:
         return stop.reason
     return f"{stop.reason} {unit.text(unit.size(stop.gain), more=1)} {unit.name}"
 
 
 def trial_rows(unit: Unit, trials: Sequence[Trial], selection: Selection) -> list[TrialRow]:
-    """The trials as `trials.csv` and the plots have them.
+    """The trials as `trials.csv` and the plots have them. `trial.weights` are those of the selected ingredients.
 
-    One that was dropped early has no score: the means of a few items are not to be compared with those of all.
+    A trial that did not answer all items has no score: the mean of a few is not comparable with that of all.
     """
     rows = []
     for trial in trials:

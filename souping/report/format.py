@@ -29,7 +29,7 @@ ROW_KINDS: Mapping[str, str] = {
 
 
 def dashed(show: Callable[[float], str]) -> Callable[[float | None], str]:
-    """The function, with a dash for a number that is not known or not finite."""
+    """The function, which then shows a number that is not known or not finite as a dash."""
 
     @wraps(show)
     def show_known(value: float | None) -> str:
@@ -42,7 +42,7 @@ def dashed(show: Callable[[float], str]) -> Callable[[float | None], str]:
 
 
 def percent(value: float | None, digits: int = 1) -> str:
-    """0.7812 -> `78.1`"""
+    """0.7812 -> `78.1`; a dash for a number that is not known or not finite."""
     value = if_finite(value)
     if value is None:
         return DASH
@@ -50,13 +50,14 @@ def percent(value: float | None, digits: int = 1) -> str:
 
 
 def verdict_word(verdict: str) -> str:
-    """The verdict on the soup in a word."""
+    """The verdict of a report (`higher`, `lower`) as a word about the soup; any other as it is."""
     word = clean(verdict)
     return {"higher": "better", "lower": "worse"}.get(word, word)
 
 
 @dashed
 def rho(value: float) -> str:
+    """A correlation, with two decimals."""
     return signed(f"{value:.2f}")
 
 
@@ -69,6 +70,7 @@ def p_value(value: float) -> str:
 
 @dashed
 def four_digits(value: float) -> str:
+    """A number with four significant digits."""
     return f"{value:.4g}"
 
 
@@ -80,11 +82,13 @@ def share(value: float) -> str:
 
 @dashed
 def count(value: float) -> str:
+    """A whole number, `12,345`."""
     return f"{value:,.0f}"
 
 
 @dashed
 def seconds_text(value: float) -> str:
+    """A duration: `12.3 s`, `2 min 5 s` or `1 h 20 min`."""
     if value < 90:
         return f"{value:.1f} s"
     minutes, remainder = divmod(round(value), 60)
@@ -94,8 +98,9 @@ def seconds_text(value: float) -> str:
 
 
 def clean(value: Json) -> str:
-    """One line without control characters, whatever users call their models."""
+    """A value as one line without control characters, whatever users call their models; nothing for None."""
     text = "" if value is None else str(value)
+    # A lone surrogate cannot be written as UTF-8: it becomes a question mark.
     text = text.encode("utf-8", "replace").decode()
     return UNSAFE.sub(" ", re.sub(r"\s", " ", text)).strip()
 
@@ -105,6 +110,7 @@ def short(value: Json, limit: int = 28) -> str:
     text = clean(value)
     if len(text) <= limit:
         return text
+    # One character is the ellipsis.
     tail = limit // 2
     return f"{text[: limit - tail - 1]}\N{HORIZONTAL ELLIPSIS}{text[-tail:]}"
 
@@ -114,9 +120,11 @@ def escape_html(value: Json) -> str:
 
 
 def escape_markdown(value: Json) -> str:
-    """Text that Markdown shows as it is, in a table cell too; underscores inside a word need no escape."""
+    """Text that Markdown shows as it is, in a table cell too."""
     text = re.sub(r"([\\`*\[\]|~$])", r"\\\1", clean(value))
+    # Underscores inside a word need no escape.
     text = re.sub(r"(?<![A-Za-z0-9])_|_(?![A-Za-z0-9])", r"\\_", text)
+    # At the start of a line, these would begin a heading or a list.
     text = re.sub(r"^([#+-]|\d+[.)])(?=\s)", r"\\\1", text)
     # Before a space, `&` and `<` begin nothing; behind one, `>` ends nothing.
     text = re.sub("&(?! )", "&amp;", text)
@@ -139,6 +147,6 @@ def quoted(name: str) -> str:
     text = clean(name)
     if text and all(c.isalnum() or c in "/-_.@+" for c in text):
         return text
-    # Double the backslashes in front of a quote, and escape the quote.
+    # Double the backslashes in front of a quote or at the end, and escape the quote itself.
     escaped = re.sub(r'(\\*)("|$)', lambda m: m[1] * 2 + (m[2] and '\\"'), text)
     return '"' + escaped.replace("${", "\\${") + '"'

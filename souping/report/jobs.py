@@ -42,58 +42,63 @@ class SweepJob:
 
     @property
     def inner_objective(self) -> float:
-        """The objective, to order by."""
+        """The objective to order by: higher is better, and rounded, so that equal scores tie."""
         return round(self.unit.gain(self.objective), 12)
 
 
 def write_job(run_dir: Path, job: SweepJob) -> None:
-    """Write one job's line of the sweep's table; a file, since jobs may run in other processes."""
+    """Write one job's line of the sweep's table into its folder; a file, since jobs may run in other processes."""
     write_atomically(run_dir / JOB, as_json(to_json(job)).encode())
 
 
 def read_jobs(sweep_dir: Path) -> list[SweepJob]:
-    """The jobs that ended, by number."""
-    tables = [json.loads(path.read_text()) for path in sweep_dir.glob(f"*/{JOB}")]
-    jobs = [read(SweepJob, table) for table in tables]
+    """The jobs of a sweep that ended, in the order of their numbers."""
+    contents = [json.loads(path.read_text()) for path in sweep_dir.glob(f"*/{JOB}")]
+    jobs = [read(SweepJob, content) for content in contents]
     return sorted(jobs, key=lambda job: job.job or 0)
 
 
 def write_sweep(sweep_dir: Path, jobs: Sequence[SweepJob]) -> Path:
-    """sweep.csv, one line per job; dry runs have their `dry_run` in a column of its own."""
+    """Write sweep.csv, one line per job; its path."""
     return write_csv(sweep_dir / "sweep.csv", job_table(jobs))
 
 
 def job_table(jobs: Sequence[SweepJob]) -> list[Sequence[Json]]:
-    """The header and a row per job."""
-    dry = any(job.dry_run for job in jobs)
-    columns = ["job", "objective", "overrides", "run_dir", "refused"]
-    table: list[Sequence[Json]] = [columns + ["dry_run"] * dry]
+    """The header, then a row per job; `dry_run` is a column if a job has one."""
+    has_dry_run = any(job.dry_run for job in jobs)
+    header = ["job", "objective", "overrides", "run_dir", "refused"]
+    if has_dry_run:
+        header.append("dry_run")
+    table: list[Sequence[Json]] = [header]
     for job in jobs:
         overrides = " ".join(job.overrides)
-        row = (str(job.job), job.objective, overrides, job.run_dir, job.refused)
-        table.append(row + (job.dry_run,) * dry)
+        row = [str(job.job), job.objective, overrides, job.run_dir, job.refused]
+        if has_dry_run:
+            row.append(job.dry_run)
+        table.append(row)
     return table
 
 
 def _varied(jobs: Sequence[SweepJob]) -> list[list[str]]:
-    """The overrides of each job that not all jobs have."""
+    """Per job, its overrides that not all jobs have."""
     common = set.intersection(*(set(job.overrides) for job in jobs))
     varied = []
     for job in jobs:
-        varied.append([word for word in job.overrides if word not in common])
+        varied.append([override for override in job.overrides if override not in common])
     return varied
 
 
 def best_jobs(jobs: Sequence[SweepJob]) -> list[SweepJob]:
-    """The job with the best objective and those that tie with it; none if the objectives do not compare.
+    """The job with the best objective and those that tie with it; none if the objectives cannot be compared.
 
-    They do not in a dry run, or if the jobs have several units, items or objectives.
+    They cannot in a dry run, or if the jobs have several units, items or objectives, or no objective at all.
     """
     scored = [job for job in jobs if job.objective is not None]
-    dry = any(job.dry_run for job in scored)
+    is_dry_run = any(job.dry_run for job in scored)
     units = {job.unit for job in scored}
+    # One override per line, as the expression expects them.
     varied = "\n".join(map("\n".join, _varied(jobs)))
-    if dry or len(units) != 1 or OTHER_SCORES.search(varied):
+    if is_dry_run or len(units) != 1 or OTHER_SCORES.search(varied):
         return []
     best = max(job.inner_objective for job in scored)
     return [job for job in scored if job.inner_objective == best]
@@ -106,13 +111,13 @@ def sweep_lines(jobs: Sequence[SweepJob]) -> list[str]:
     if len(best) > 1:
         mark += " (tie)"
     lines = []
-    for job, words in zip(jobs, _varied(jobs), strict=True):
+    for job, overrides in zip(jobs, _varied(jobs), strict=True):
         outcome = ""
         if job.refused:
             outcome = "refused"
         elif job.objective is not None:
             outcome = job.unit.text(job.objective, more=1)
-        line = f"  {outcome:>15} {clean(' '.join(words))}"
+        line = f"  {outcome:>15} {clean(' '.join(overrides))}"
         if job.dry_run:
             line += f" (dry_run={job.dry_run})"
         if job in best:

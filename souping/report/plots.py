@@ -80,7 +80,7 @@ SETTINGS: Mapping[str, str | float | bool] = {
 
 @dataclass(frozen=True)
 class Drawing:
-    """Figure with its alternative text."""
+    """Figure with its alternative text and its caption; `name` is the stem of its file, and unique in a page."""
 
     name: str
     figure: Figure
@@ -88,23 +88,24 @@ class Drawing:
     caption: str = ""
 
     def svg(self) -> str:
-        """An `<svg>` element to stand inside HTML: ids of its own, the page's text colours, a width that follows it."""
+        """The figure as an `<svg>` element to stand inside HTML, with the page's text colours and at most its width."""
         with canvas():
             stream = io.StringIO()
             self.figure.savefig(
                 stream, format="svg", bbox_inches="tight", pad_inches=0.06, metadata=UNDATED
             )
         head, body = re.findall(r"(<svg[^>]*>)(.*)", _page_colours(stream.getvalue()), re.DOTALL)[0]
-        # Several figures stand in one page.
+        # Several figures stand in one page, where each id must be unique.
         body = re.sub(r'\bid="', f'id="{self.name}-', body)
         body = body.replace("url(#", f"url(#{self.name}-")
         body = body.replace('href="#', f'href="#{self.name}-')
         view = re.findall(r'viewBox="[\d. -]+"', head)[0]
-        points = float(re.findall(r'width="([\d.]+)pt"', head)[0])
-        size = f"max-width:{points * 4 / 3:.0f}px"
-        # Half as large, text is still read; what is then too wide for a phone scrolls there.
-        if points * 2 / 3 > PHONE:
-            size += f";min-width:{points * 2 / 3:.0f}px"
+        # A point is 4/3 pixels.
+        pixels = float(re.findall(r'width="([\d.]+)pt"', head)[0]) * 4 / 3
+        size = f"max-width:{pixels:.0f}px"
+        # Text can still be read at half the size. What is then too wide for a phone scrolls there.
+        if pixels / 2 > PHONE:
+            size += f";min-width:{pixels / 2:.0f}px"
         label = html.escape(self.alt, quote=True)
         spaces = 'xmlns="http://www.w3.org/2000/svg" xmlns:xlink="http://www.w3.org/1999/xlink"'
         return (
@@ -129,7 +130,9 @@ class Drawing:
 
 
 def _page_colours(svg: str) -> str:
-    """Ink becomes the page's text colour and the grid its border colour, so that a dark page is readable too."""
+    """An SVG whose lines and text have the page's text colour and whose grid its border colour: a dark page is
+    readable too."""
+    # What remains of matplotlib's metadata is of no use in a page.
     svg = re.sub(r"<metadata>.*?</metadata>", "", svg, flags=re.DOTALL)
     svg = (
         svg.replace(INK, "currentColor").replace(FAINT, "var(--line)").replace(PAPER, "var(--page)")
@@ -139,9 +142,9 @@ def _page_colours(svg: str) -> str:
 
 @contextmanager
 def canvas() -> Iterator[None]:
-    """The look of every figure, whatever the user's own matplotlibrc says.
+    """While the block runs, matplotlib has the settings of our figures instead of those of the user's matplotlibrc.
 
-    A glyph that the font lacks is the business of the reader's fonts, not a warning.
+    There is no warning of a glyph that the font lacks: the browser will show it in one of the reader's fonts.
     """
     import matplotlib
 
@@ -153,7 +156,7 @@ def canvas() -> Iterator[None]:
 
 
 def scale(low: float, high: float, colours: str) -> ScalarMappable:
-    """Values as the colours of one of matplotlib's maps."""
+    """The mapping of values from `low` to `high` to `colours`, one of matplotlib's colour maps."""
     from matplotlib.cm import ScalarMappable
     from matplotlib.colors import Normalize
 
@@ -161,14 +164,14 @@ def scale(low: float, high: float, colours: str) -> ScalarMappable:
 
 
 def colour_bar(plot: Figure, axes: Axes, mappable: ScalarMappable, label: str) -> None:
-    """The bar beside axes that says what their colours are."""
+    """Add a colour bar beside the axes, which says what their colours mean."""
     bar = plot.colorbar(mappable, ax=axes, shrink=0.75, pad=0.04)
     bar.set_label(label)
     bar.outline.set_visible(False)
 
 
 def figure(width: float, height: float) -> tuple[Figure, Axes]:
-    """A figure of inches and its only axes (call it inside `canvas`)."""
+    """A figure of this size in inches, and its only axes (call it inside `canvas`)."""
     from matplotlib.figure import Figure
 
     plot = Figure(figsize=(width, height))
@@ -196,14 +199,14 @@ def forest(report: Report) -> Drawing | None:
     below = f"soup minus the other, {unit.name} ({confidence_of(pairs)} interval)"
     lines = 1 + max(label.count("\n") for label in labels)
     height = 0.18 + 0.12 * lines
-    full = [True] * len(pairs)
-    plot = _differences(unit, pairs, labels, colours, below, columns, height, full)
+    filled = [True] * len(pairs)
+    plot = _differences(unit, pairs, labels, colours, below, columns, height, filled)
     alt = f"Forest plot: the soup minus each of {len(pairs)} other models."
     return Drawing("forest", plot, alt, f"{unit.better_side} of the line the soup is better.")
 
 
 def category_gains(report: Report) -> Drawing | None:
-    """Soup minus best candidate, category by category, the largest gain first; beyond chance the dot is full."""
+    """Soup minus best candidate, category by category, the largest gain first; significant ones have full dots."""
     unit = report.unit
     categories = report.losses.categories if report.losses else ()
     pairs = [pair for pair in categories if pair.difference is not None]
@@ -212,11 +215,11 @@ def category_gains(report: Report) -> Drawing | None:
     pairs.sort(key=lambda pair: -unit.gain(pair.difference))
     against = clean(report.losses.against)
     labels = [short(pair.category) for pair in pairs]
-    colours = [_winner(unit, pair) for pair in pairs]
+    colours = [_winner_colour(unit, pair) for pair in pairs]
     columns = {"difference": [unit.score(pair.difference, sign=True) for pair in pairs]}
     below = f"soup minus {short(against, 40)}, {unit.name}"
-    full = [pair.verdict in ("higher", "lower") for pair in pairs]
-    plot = _differences(unit, pairs, labels, colours, below, columns, 0.27, full)
+    filled = [pair.verdict in ("higher", "lower") for pair in pairs]
+    plot = _differences(unit, pairs, labels, colours, below, columns, 0.27, filled)
     whiskers = f"{confidence_of(pairs)} intervals that hold for all categories at once"
     caption = (
         f"Orange: the soup is ahead; blue: {against} is. "
@@ -236,16 +239,20 @@ def _differences(
     height: float,
     filled: Sequence[bool],
 ) -> Figure:
-    """A point with its interval for each pair, and columns of numbers to the right; points not `filled` are rings."""
+    """A chart of a row per pair: a point with its interval, and to the right `columns` {heading: cell per pair}.
+
+    `labels`, `colours` and `filled` (else the point is a ring) are per pair too; `below` is the label of the
+    horizontal axis, and `height` that of a row in inches.
+    """
     with canvas():
         plot, axes = figure(4.6, 0.7 + height * len(pairs))
         axes.axvline(0, color=INK, linewidth=1.0)
         for y, (pair, colour) in enumerate(zip(pairs, colours, strict=True)):
             _whisker(axes, unit, pair, y, colour, ring=not filled[y])
         name_rows(axes, labels, below)
-        for place, (head, column) in enumerate(columns.items()):
+        for place, (heading, column) in enumerate(columns.items()):
             x = 1.18 + 0.22 * place
-            _column_text(axes, x, -1, head, "bold")
+            _column_text(axes, x, -1, heading, "bold")
             for y, text in enumerate(column):
                 _column_text(axes, x, y, text, "normal")
     return plot
@@ -254,7 +261,7 @@ def _differences(
 def _whisker(
     axes: Axes, unit: Unit, pair: PairedDifference, y: int, colour: str, ring: bool
 ) -> None:
-    """A difference as a dot or a ring, with a line for its interval."""
+    """Draw a known difference as a dot or a ring in row `y`, with a line for its interval if both limits are known."""
     values = (pair.difference, pair.low, pair.high)
     middle, *limits = [unit.scale * value for value in values if value is not None]
     if len(limits) == 2:
@@ -270,14 +277,14 @@ def _whisker(
     )  # fmt: skip
 
 
-def _column_text(axes: Axes, x: float, y: float, text: str, style: str) -> None:
-    """A cell beside the chart: `x` is a share of its width, `y` a row."""
-    across = axes.get_yaxis_transform()
-    axes.text(x, y, text, transform=across, va="center", ha="right", fontsize=8.5, fontweight=style)
+def _column_text(axes: Axes, x: float, y: float, text: str, weight: str) -> None:
+    """Write a cell beside the chart: `x` is a share of its width, `y` a row, `weight` that of the font."""
+    place = axes.get_yaxis_transform()
+    axes.text(x, y, text, transform=place, va="center", ha="right", fontsize=8.5, fontweight=weight)
 
 
 def name_rows(axes: Axes, labels: Sequence[str], below: str) -> None:
-    """Rows of a chart from the top down, with their labels, and what the horizontal axis shows."""
+    """Label the rows of a chart from the top down, and with `below` its horizontal axis."""
     axes.set_yticks(range(len(labels)), labels)
     axes.set_ylim(len(labels) - 0.4, -0.6)
     axes.set_xlabel(below)
@@ -287,11 +294,13 @@ def name_rows(axes: Axes, labels: Sequence[str], below: str) -> None:
 
 
 def _label(cell: TableCell) -> str:
+    """The name of a model, shortened, and on the lines below it its roles."""
     roles = wrap(short(cell.sub, 46), LABEL_CHARS)
     return "\n".join([short(cell.text, LABEL_CHARS), *roles])
 
 
-def _winner(unit: Unit, pair: PairedDifference) -> str:
+def _winner_colour(unit: Unit, pair: PairedDifference) -> str:
+    """The colour of the better of soup and best candidate; grey if they are equal but for rounding."""
     gain = round(unit.gain(pair.difference), 12)
     if gain > 0:
         return COLOURS["soup"]
@@ -301,7 +310,7 @@ def _winner(unit: Unit, pair: PairedDifference) -> str:
 
 
 def heatmap(report: Report) -> Drawing | None:
-    """Correlation of every two categories over models; low-correlation categories are marked on the axes."""
+    """Correlation of every two categories over models, low-correlation ones marked; None if it was not computed."""
     selection = report.selection
     if selection is None or selection.correlation is None:
         return None
@@ -314,14 +323,14 @@ def heatmap(report: Report) -> Drawing | None:
 def correlations(
     name: str, names: Sequence[str], matrix: Matrix, marked: Sequence[str], caption: str
 ) -> Drawing | None:
-    """A heatmap of categories; `marked` names stand out."""
+    """A heatmap of the correlations of `names` [N] over models; `marked` names stand out. None if N < 2."""
     if len(names) < 2 or not matrix:
         return None
     with canvas():
         side = max(2.6, 0.52 * len(names))
         plot, axes = figure(side + 1.4, side)
         labels = [("● " if name in marked else "") + short(name, 24) for name in names]
-        heat_panel(axes, matrix, labels, 7.5)
+        heat_panel(axes, matrix, labels, size=7.5)
         axes.set_yticks(range(len(names)), labels)
         for ticks in (axes.get_xticklabels(), axes.get_yticklabels()):
             for tick, category in zip(ticks, names, strict=True):
@@ -332,7 +341,7 @@ def correlations(
 
 
 def heat_panel(axes: Axes, matrix: Matrix, labels: Sequence[str], size: float) -> None:
-    """Draw correlations, with numbers of this font size (0: without)."""
+    """Draw a square matrix of correlations as colours; on them numbers of this font size, or none if it is 0."""
     values = np.array(matrix, dtype=float)
     axes.set_facecolor("#e9ebee")
     axes.pcolormesh(
@@ -346,6 +355,7 @@ def heat_panel(axes: Axes, matrix: Matrix, labels: Sequence[str], size: float) -
     )
     if size:
         for (i, j), value in np.ndenumerate(values):
+            # Both ends of the colour map are dark.
             ink = LIGHT if abs(value) > 0.62 else DARK
             axes.text(j, i, rho(value), ha="center", va="center", fontsize=size, color=ink)
     axes.invert_yaxis()
@@ -357,18 +367,23 @@ def heat_panel(axes: Axes, matrix: Matrix, labels: Sequence[str], size: float) -
 
 
 def landscape(report: Report, trials: Sequence[TrialRow]) -> Drawing | None:
-    """The picture that fits K; nothing for one ingredient or fewer than two trials."""
+    """Scores of the trials over their weights; None for one ingredient or fewer than two trials.
+
+    Two ingredients give a curve over the first one's weight, three a triangle, more a scatter plot over the
+    distance from the chosen weights.
+    """
     unit = report.unit
     tried = [trial for trial in trials if trial.objective is not None]
     names = ingredients(report, tried)
     if len(names) < 2 or len(tried) < 2:
         return None
-    weights = np.zeros((len(tried), len(names)))
+    weights = np.zeros((len(tried), len(names)))  # [N, K]
     for number, trial in enumerate(tried):
         weights[number] = [trial.weights.get(name) or 0.0 for name in names]
     values = np.array([unit.scale * (trial.objective or 0.0) for trial in tried])
     soup = report.recipe.id if report.recipe else None
     best = int(np.argmax(unit.inner(values)))
+    # The soup of a finished run; before it is written, the best trial.
     chosen = next((i for i, trial in enumerate(tried) if trial.recipe_id == soup), best)
     label = f"overall score on the search split, {unit.symbol}"
     with canvas():
@@ -378,14 +393,16 @@ def landscape(report: Report, trials: Sequence[TrialRow]) -> Drawing | None:
             low = float(values.min())
             high = float(values.max())
             if high == low:
+                # A colour scale needs two ends.
                 high = low + 1
             shades = scale(low, high, unit.colours("viridis"))
             label += " (ring: chosen soup)"
             plot = triangle(names, weights, values, weights[chosen], shades, label)
         else:
+            # Half the L1 distance: the share of the weight that is elsewhere.
             distance = np.abs(weights - weights[chosen]).sum(axis=1) / 2
             below = "distance from the chosen weights"
-            plot, _ = curve(distance, values, chosen, below, label, "o")
+            plot, _ = curve(distance, values, chosen, below, label, marks="o")
     pairs = zip(names, weights[best], strict=True)
     mixture = ", ".join(f"{clean(name)} {four_digits(share)}" for name, share in pairs)
     alt = f"Search landscape: {len(tried)} trials over the weights of {in_words(names)}. Best: {mixture}"
@@ -393,7 +410,7 @@ def landscape(report: Report, trials: Sequence[TrialRow]) -> Drawing | None:
 
 
 def ring(axes: Axes, x: float, y: float, size: float) -> None:
-    """Mark the chosen soup."""
+    """Mark the chosen soup at (x, y) by a ring around its point, whose size is `size`."""
     axes.plot(
         [x],
         [y],
@@ -406,14 +423,17 @@ def ring(axes: Axes, x: float, y: float, size: float) -> None:
 
 
 def weight_axis(names: Sequence[str]) -> str:
-    """What an axis shows that has the first of two weights."""
+    """Label of the axis of the first of two ingredients' weights."""
     return f"weight of {short(names[0], 40)} (the rest: {short(names[1], 40)})"
 
 
 def curve(
     across: FloatArray, values: FloatArray, chosen: int, below: str, beside: str, marks: str = "o-"
 ) -> tuple[Figure, Axes]:
-    """Values [N] in the order of `across` [N], with a ring around the chosen one."""
+    """Values [N] over `across` [N], with a ring around the one at index `chosen`.
+
+    `below` and `beside` label the axes; `marks` is matplotlib's format: points, joined by default.
+    """
     plot, axes = figure(7.6, 3.2)
     order = np.argsort(across, kind="stable")
     axes.plot(
@@ -431,7 +451,7 @@ def curve(
 
 
 CORNERS = np.array([[0.0, 0.0], [1.0, 0.0], [0.5, math.sqrt(3) / 2]])
-"""Places of the three ingredients."""
+"""(x, y) of the three ingredients: an equilateral triangle."""
 
 
 def triangle(
@@ -443,10 +463,13 @@ def triangle(
     label: str,
     rims: Sequence[str] = (),
 ) -> Figure:
-    """Barycentric plot of weights [N, 3]: corners are the ingredients, colours the values, the ring `chosen` [3]."""
+    """Barycentric plot of weights [N, 3]: corners are the ingredients, colours the values [N], the ring `chosen` [3].
+
+    `label` is that of the colour bar; `rims` [N] are colours around the points, by default thin and dark.
+    """
     plot, axes = figure(7.6, 4.2)
-    loop = np.vstack([CORNERS, CORNERS[:1]])
-    axes.plot(loop[:, 0], loop[:, 1], color=INK, linewidth=1.0, zorder=0.5)
+    outline = np.vstack([CORNERS, CORNERS[:1]])
+    axes.plot(outline[:, 0], outline[:, 1], color=INK, linewidth=1.0, zorder=0.5)
     x, y = (weights @ CORNERS / weights.sum(axis=1, keepdims=True)).T
     size = 12.0
     if len(values) > 80:

@@ -32,7 +32,7 @@ log = logging.getLogger("souping.run")
 class Progress:
     """Context manager that shows the stages of a run: a live bar on a terminal, else a line every `PAUSE` seconds.
 
-    The lines of a `quiet` one are in run.log alone.
+    The lines of a `quiet` one go to run.log alone.
     """
 
     def __init__(self, quiet: bool = False) -> None:
@@ -50,7 +50,7 @@ class Progress:
             self.end_stage()
 
     def stage(self, name: str, answers: int | None = None, trials: int | None = None) -> None:
-        """Begin a stage of so many answers and trials, if they are known."""
+        """End the last stage and begin one of this many answers and trials, if the numbers are known."""
         self.end_stage()
         self._begin(format.clean(name), answers, trials)
         self._show_bar()
@@ -62,27 +62,30 @@ class Progress:
         return self._name
 
     def advance(self, answers: int) -> None:
+        """Count this many more answers."""
         self._done += answers
         self._update()
 
     def trial(self, best: str) -> None:
-        """One more trial; `best` is the best objective so far, with its unit."""
+        """Count one more trial; `best` is the best objective so far as text, with its unit."""
         self._trials += 1
         self._best = best
         self._update()
 
     def end_stage(self) -> None:
-        """Write the last line of a stage, once."""
+        """Write the final line of the stage. Without progress since the last call, there is none."""
         if self._done or self._trials:
             self._line(self._state(self._name))
+            # Starts the counts at 0, so that a second call writes nothing.
             self._begin(self._name, None)
 
     def show(self, table: Table) -> None:
+        """Print a table beside the results."""
         side_console().print(table)
 
     @contextmanager
     def aside(self) -> Iterator[None]:
-        """Take the live display away while another one uses the terminal."""
+        """While the block runs, the live display is gone, so that another one can use the terminal."""
         if self._bars is not None:
             self._bars.stop()
         try:
@@ -92,28 +95,34 @@ class Progress:
                 self._bars.start()
 
     def say(self, line: str) -> None:
+        """Print a line and add it to run.log; a quiet one does not print."""
         if self._quiet:
             log.info("%s", safe(line))
         else:
             say(line)
 
     def _line(self, line: str) -> None:
-        """A line of progress: a live display has it already, run.log gets it in any case."""
+        """Write a line of progress to run.log, and print it unless a live display shows it already."""
         if self._bars is None:
             self.say(line)
         else:
             log.info(line)
 
-    def _begin(self, name: str, total: int | None, trials: int | None = None) -> None:
+    def _begin(self, name: str, answers: int | None, trials: int | None = None) -> None:
+        """Start counts and clock of a stage of this many answers and trials; None: not known."""
         self._name = name
-        self._total = total
+        self._total = answers
         self._all_trials = trials
-        self._done = self._trials = 0
+        # Answers and trials so far, and the best objective as text.
+        self._done = 0
+        self._trials = 0
         self._best = ""
-        self._started = self._said = time.monotonic()
+        # Times when the stage began and when its last line was written.
+        self._started = time.monotonic()
+        self._said = self._started
 
     def _show_bar(self) -> None:
-        """A bar of this stage in place of the last one's."""
+        """On a live display, put a bar of this stage in place of the last one's."""
         if self._bars is not None:
             for task in self._bars.task_ids:
                 self._bars.remove_task(task)
@@ -121,6 +130,7 @@ class Progress:
             self._bars.start()
 
     def _update(self) -> None:
+        """Move the bar, and every `PAUSE` seconds write a line."""
         if self._bars is not None and self._bars.task_ids:
             state = self._state("")
             self._bars.update(
@@ -131,9 +141,10 @@ class Progress:
             self._line(self._state(self._name))
 
     def _state(self, name: str) -> str:
-        facts = [name, _of(self._done, self._total, "answers")]
+        """`name, 120 of 400 answers, 31 answers/s, 9.0 s left`, as far as it is known; without a name, the rest."""
+        facts = [name, _progress_text(self._done, self._total, "answers")]
         if self._trials:
-            facts.append(_of(self._trials, self._all_trials, "trials"))
+            facts.append(_progress_text(self._trials, self._all_trials, "trials"))
             facts.append(f"best {self._best}")
         seconds = time.monotonic() - self._started
         # A rate over less time says nothing.
@@ -148,8 +159,10 @@ class Progress:
 
 
 class Throughput(Progress):
-    """Context manager to be called with (bytes done, bytes in all), from any thread. Nothing is shown if it is never
-    called."""
+    """Progress of a transfer: a context manager to be called with (bytes done, bytes in all), from any thread.
+
+    Nothing is shown if it is never called.
+    """
 
     def __init__(self, name: str) -> None:
         super().__init__()
@@ -159,21 +172,25 @@ class Throughput(Progress):
         if self._total is None:
             self._total = total
             self._show_bar()
+        # Calls of several threads may come out of order.
         self._done = max(self._done, done)
         self._update()
 
     def end_stage(self) -> None:
+        """Print the final line, also where a live display showed the progress."""
         if self._done:
             say(self._state(self._name))
 
     def _state(self, name: str) -> str:
+        """`name: 1.2 GB of 5.0 GB in 3.4 s, 353 MB/s`; without a name, what is behind the colon."""
         seconds = max(time.monotonic() - self._started, 1e-9)
-        of = f"{human(self._done)} of {human(self._total or 0)}"
-        amount = f"{of} in {seconds:.1f} s, {human(int(self._done / seconds))}/s"
-        return f"{name}: {amount}" if name else amount
+        amount = f"{human(self._done)} of {human(self._total or 0)}"
+        state = f"{amount} in {seconds:.1f} s, {human(int(self._done / seconds))}/s"
+        return f"{name}: {state}" if name else state
 
 
-def _of(done: int, total: int | None, unit: str) -> str:
+def _progress_text(done: int, total: int | None, unit: str) -> str:
+    """`120 of 400 answers`, without a total `120 answers`; nothing if there is neither."""
     if total:
         return f"{done:,} of {total:,} {unit}"
     if done:
@@ -187,6 +204,7 @@ def on_terminal() -> bool:
 
 
 def _live() -> bool:
+    """Whether the terminal can redraw lines, as a live display needs."""
     if not on_terminal():
         return False
     console = side_console()
@@ -194,6 +212,7 @@ def _live() -> bool:
 
 
 def _bars() -> Bars:
+    """A live display that has not been started: a name, a bar and a text per task."""
     from rich.progress import BarColumn, TextColumn
     from rich.progress import Progress as Bars
 
@@ -223,7 +242,7 @@ class RunLog(logging.FileHandler):
         return safe(super().format(record))
 
     def handleError(self, record: logging.LogRecord) -> None:
-        return None
+        """Drop a line that cannot be written."""
 
     def close(self) -> None:
         with suppress(OSError):
@@ -238,7 +257,7 @@ class Warnings(logging.Handler):
 
 
 def show_warnings() -> None:
-    """Print the warnings of this package to standard error; Hydra's logging settings switch loggers off."""
+    """Print the warnings of this package to standard error, also through loggers that Hydra's settings disabled."""
     for name in list(logging.root.manager.loggerDict):
         if name.split(".")[0] == "souping":
             logging.getLogger(name).disabled = False
@@ -250,7 +269,7 @@ def show_warnings() -> None:
 
 @contextmanager
 def logged(run_dir: Path, command: str, overrides: str = "") -> Iterator[None]:
-    """Write run.log while the block runs: what runs where, what `say` and warnings say, and how it ended.
+    """While the block runs, write `run_dir`/run.log: what runs where, what `say` and warnings say, how it ended.
 
     `overrides` are those of one job of a multirun.
     """
@@ -273,6 +292,7 @@ def logged(run_dir: Path, command: str, overrides: str = "") -> Iterator[None]:
 
 
 def _head(command: str, overrides: str) -> Iterator[str]:
+    """The first lines of run.log: the command, when and where it runs, and versions."""
     here = provenance(command, {})
     yield f"date       {here.date}"
     yield f"command    {command}"

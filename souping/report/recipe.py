@@ -38,6 +38,7 @@ class RecipeSummary:
 
 
 def recipe_summary(recipe: Recipe) -> RecipeSummary:
+    """A recipe as the report has it."""
     return read(RecipeSummary, recipe.as_dict())
 
 
@@ -49,8 +50,9 @@ def recipe_table(recipe: RecipeSummary) -> TableGrid:
         header.append("on the Hub")
     fingerprints = recipe.fingerprints or [""] * len(recipe.ingredients)
     lines = []
-    for name, value, mark in zip(recipe.ingredients, recipe.weights, fingerprints, strict=False):
-        line = [clean(name), four_digits(value), clean(mark)[:16] or DASH]
+    # In an edited file, the lists may differ in length.
+    for name, weight, digest in zip(recipe.ingredients, recipe.weights, fingerprints, strict=False):
+        line = [clean(name), four_digits(weight), clean(digest)[:16] or DASH]
         if sources:
             line.append(clean(sources.get(name)) or DASH)
         lines.append(line)

@@ -33,7 +33,7 @@ POLICY = "default-src 'none'; style-src 'unsafe-inline'; img-src data:; base-uri
 """Content security: the page has its styles and pictures in itself, and loads, runs and sends nothing."""
 STYLE = Path(__file__).with_name("style.css").read_text(encoding="utf-8").strip()
 LONGEST_WORD = 28
-"""Characters of a word that a column on a terminal has room for."""
+"""Characters of a word for which a column on a terminal has room."""
 FOOT = (
     "Percentages are fractions of 1 in report.json; every key is in docs/reference-files.md."
     '<span class="print">What is folded away on the screen is left out here: open it before printing.</span>'
@@ -41,7 +41,7 @@ FOOT = (
 
 
 def page(report: Report, trials: Sequence[TrialRow], drawings: Sequence[Drawing]) -> str:
-    """The whole page. Every string of the user's is escaped; no script, no link to any other file."""
+    """report.html. Every string of the user's is escaped; there is no script and no link to another file."""
     pictures = {drawing.name: drawing for drawing in drawings}
     title = f"souping: {kicker(report)}"
     all_sections = sections(report, trials)
@@ -52,7 +52,7 @@ def page(report: Report, trials: Sequence[TrialRow], drawings: Sequence[Drawing]
 
 
 def _provenance(made_by: Provenance | None) -> str:
-    """Command, date, version and machine, for the footer."""
+    """Command, date, version and machine as an HTML paragraph for the footer."""
     if made_by is None:
         return ""
     machine = [made_by.platform, f"{clean(made_by.cpus)} cores", *made_by.gpus]
@@ -62,7 +62,7 @@ def _provenance(made_by: Provenance | None) -> str:
 
 
 def document(title: str, body: Iterable[str]) -> str:
-    """A whole HTML file with the styles of a report; `body` is HTML."""
+    """A whole HTML file with the styles of a report; `body` are its blocks of HTML, and empty ones are left out."""
     inner = "\n".join(filter(None, body))
     return (
         '<!DOCTYPE html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
@@ -73,11 +73,13 @@ def document(title: str, body: Iterable[str]) -> str:
 
 
 def _head(report: Report) -> str:
+    """HTML of the headline, with the run's name above and the summary below it."""
     below = "".join(f"\n<p>{escape_html(line)}</p>" for line in summary(report))
     return f'<p class="kicker">{escape_html(kicker(report))}</p>\n<h1>{escape_html(headline(report))}</h1>{below}'
 
 
 def _figures(report: Report) -> str:
+    """HTML of the few numbers at the top, a box each."""
     boxes = []
     for label, value, small in figures(report):
         mark = " class=soup" if label == "soup" else ""
@@ -91,6 +93,7 @@ def _figures(report: Report) -> str:
 
 
 def _warnings(report: Report) -> str:
+    """HTML of the list of warnings; empty if there are none."""
     lines = "".join(f"<li>{escape_html(warning)}</li>" for warning in warnings(report))
     if not lines:
         return ""
@@ -98,6 +101,7 @@ def _warnings(report: Report) -> str:
 
 
 def _contents(sections: Sequence[Section]) -> str:
+    """HTML of a list of links to the sections; none for a single section."""
     if len(sections) < 2:
         return ""
     links = "".join(
@@ -108,18 +112,20 @@ def _contents(sections: Sequence[Section]) -> str:
 
 
 def section_html(section: Section, pictures: Mapping[str, Drawing] = MappingProxyType({})) -> str:
+    """A section as HTML. `pictures` are {name: drawing}; a picture that is not among them is left out."""
     title = f'<h2 id="{section.anchor}">{escape_html(section.title)}</h2>'
     return "\n".join(["<section>", title, *_content(section, pictures), "</section>"])
 
 
 def _content(section: Section, pictures: Mapping[str, Drawing]) -> list[str]:
-    """Everything below a heading; what is folded away comes last."""
+    """Blocks of HTML for everything below a section's heading; what is folded away comes last."""
     blocks = [f"<p>{escape_html(line)}</p>" for line in section.lines]
-    row = [*map(_html_table, section.grids)]
+    # The picture and the tables stand side by side where there is room.
+    side_by_side = [*map(_html_table, section.grids)]
     if section.picture in pictures:
-        row.insert(0, _figure(pictures[section.picture]))
-    if row:
-        blocks.append(f'<div class="row">{"".join(row)}</div>')
+        side_by_side.insert(0, _figure(pictures[section.picture]))
+    if side_by_side:
+        blocks.append(f'<div class="row">{"".join(side_by_side)}</div>')
     if section.code:
         blocks.append(f'<pre tabindex="0"><code>{escape_html(section.code)}</code></pre>')
     if section.folded:
@@ -129,6 +135,7 @@ def _content(section: Section, pictures: Mapping[str, Drawing]) -> list[str]:
 
 
 def _fold(section: Section, pictures: Mapping[str, Drawing]) -> str:
+    """A section as HTML that shows its title until it is clicked."""
     inner = "\n".join(_content(section, pictures))
     return f"<details><summary>{escape_html(section.title)}</summary>\n{inner}</details>"
 
@@ -138,11 +145,11 @@ def _figure(drawing: Drawing) -> str:
     return f'<figure><div class="scroll" tabindex="0">{drawing.svg()}</div>{caption}</figure>'
 
 
-def _heading(name: str, place: str) -> str:
-    """The head of a column; one without a name is not a heading to a screen reader."""
+def _heading(name: str, attribute: str) -> str:
+    """HTML cell of a column's heading; without a name it is a plain cell, no heading to a screen reader."""
     if not name:
-        return f"<td{place}></td>"
-    return f'<th scope="col"{place}>{_breakable(name)}</th>'
+        return f"<td{attribute}></td>"
+    return f'<th scope="col"{attribute}>{_breakable(name)}</th>'
 
 
 def _html_table(grid: TableGrid) -> str:
@@ -162,15 +169,17 @@ def _html_table(grid: TableGrid) -> str:
 
 
 def _breakable(text: str) -> str:
-    """Lets names wrap after `_`, `/` and `-`, where a reader expects it."""
+    """Escaped HTML that a browser may wrap after `_`, `/` and `-` inside words, where a reader expects it."""
     return re.sub(r"(?<=\w)([_/-])(?=\w)", r"\1<wbr>", escape_html(text))
 
 
 def _left(column: int, grid: TableGrid) -> str:
+    """HTML attribute of a cell in a left-aligned column; empty in others."""
     return ' class="left"' if column in grid.left else ""
 
 
 def _html_cell(cell: TableCell, column: int, grid: TableGrid) -> str:
+    """A cell as HTML; in a first column of text it is the heading of its row."""
     inner = _breakable(cell.text)
     if cell.sub:
         inner += f"<small>{escape_html(cell.sub)}</small>"
@@ -199,6 +208,7 @@ def markdown(report: Report, trials: Sequence[TrialRow]) -> str:
 
 
 def _markdown_figure(label: str, number: str, small: str) -> str:
+    """`- label: **number** (small print)`"""
     line = f"- {escape_markdown(label)}: **{escape_markdown(number)}**"
     if small:
         line += f" ({escape_markdown(small)})"
@@ -206,11 +216,12 @@ def _markdown_figure(label: str, number: str, small: str) -> str:
 
 
 def section_markdown(section: Section) -> list[str]:
-    """The blocks of a section."""
+    """Blocks of Markdown for a section."""
     return [f"## {escape_markdown(section.title)}", *_blocks(section)]
 
 
 def _blocks(section: Section) -> list[str]:
+    """Blocks of Markdown for everything below a section's heading."""
     blocks = list(map(escape_markdown, section.lines))
     if section.picture:
         blocks.append(f"![{section.title}](plots/{section.picture}.png)")
@@ -227,7 +238,8 @@ def _blocks(section: Section) -> list[str]:
 
 
 def report_table(report: Report) -> Table:
-    """Models with scores and the soup's paired differences, or the selection; below it the verdict."""
+    """Models with scores and the soup's paired differences; before the test step, the selection. The verdict is
+    below."""
     lines = [headline(report), *report_findings(report)]
     return plain_table(
         tables.summary_table(report) if report.rows else tables.experts(report), lines
@@ -246,8 +258,8 @@ def plain_table(grid: TableGrid, caption: Sequence[str] = ()) -> Table:
     from rich.text import Text
 
     below = [Text(clean(line)) for line in caption if line]
-    for line in below[:1]:
-        line.style = "bold"
+    if below:
+        below[0].style = "bold"
     table = Table(
         box=SIMPLE_HEAD, caption=Text("\n").join(below), caption_style="", caption_justify="left"
     )
@@ -256,14 +268,15 @@ def plain_table(grid: TableGrid, caption: Sequence[str] = ()) -> Table:
         for i in grid.left.intersection(range(len(row))):
             row[i] = _broken(row[i])
     for i, name in enumerate(grid.header):
-        numbers = i not in grid.left and any(len(row[i]) > len(name) for row in rows)
-        side = "left" if i in grid.left else "right"
-        words = " ".join(row[i] for row in rows).split() if i in grid.left else []
+        # Columns of words may wrap, between words. Columns of numbers do not, unless their heading is the widest.
+        is_left = i in grid.left
+        no_wrap = not is_left and any(len(row[i]) > len(name) for row in rows)
+        words = " ".join(row[i] for row in rows).split() if is_left else []
         table.add_column(
             Text(clean(name)),
-            justify=side,  # type: ignore[arg-type]
+            justify="left" if is_left else "right",
             overflow="fold",
-            no_wrap=numbers,
+            no_wrap=no_wrap,
             min_width=min(LONGEST_WORD, max(map(len, words), default=1)),
         )
     for i, row in enumerate(rows):
@@ -272,22 +285,25 @@ def plain_table(grid: TableGrid, caption: Sequence[str] = ()) -> Table:
 
 
 def _plain_cell(cell: TableCell) -> str:
+    """`text [smaller print]`"""
     if not cell.sub:
         return clean(cell.text)
     return clean(f"{cell.text} [{cell.sub}]")
 
 
 def _broken(text: str) -> str:
-    """A line break after `_`, `/` or `-` in words that are too long for a column."""
-    words = []
-    for word in text.split(" "):
-        line = ""
-        for piece in re.split(r"(?<=[_/-])", word) if len(word) > LONGEST_WORD else [word]:
-            if line and len(line.rpartition("\n")[2]) + len(piece) > LONGEST_WORD:
-                line += "\n"
-            line += piece
-        words.append(line)
-    return " ".join(words)
+    """A text with line breaks after `_`, `/` or `-` in words that are too long for a column of a terminal."""
+    return " ".join(map(_broken_word, text.split(" ")))
+
+
+def _broken_word(word: str) -> str:
+    """A word in lines of at most `LONGEST_WORD` characters, as far as its `_`, `/` and `-` allow it."""
+    lines = [""]
+    for piece in re.split(r"(?<=[_/-])", word):
+        if lines[-1] and len(lines[-1]) + len(piece) > LONGEST_WORD:
+            lines.append("")
+        lines[-1] += piece
+    return "\n".join(lines)
 
 
 def output_console(width: int = 110) -> Console:
@@ -309,11 +325,11 @@ def sheet_markdown(title: str, sections: Sequence[Section]) -> str:
 
 
 def show_sheet(sections: Sequence[Section], console: Console | None = None) -> None:
-    """The same on a terminal, standard output by default."""
+    """Print sections on a terminal, standard output by default; what pages fold away follows unfolded."""
     from rich.padding import Padding
     from rich.text import Text
 
-    out = console or output_console(120)
+    out = console or output_console(width=120)
     unfolded = list[Section]()
     for section in sections:
         unfolded += (section, *section.folded)
@@ -326,4 +342,5 @@ def show_sheet(sections: Sequence[Section], console: Console | None = None) -> N
         if section.code:
             out.print(Text(safe(section.code)), soft_wrap=True)
         elif not section.grids:
+            # Tables end in an empty line of their own.
             out.print()

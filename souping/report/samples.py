@@ -30,12 +30,13 @@ SHOWN_ANSWER_CHARS = 4000
 class SampleAnswers:
     """A model's answers to an item."""
 
-    score: float | None
-    outcome: str
-    reason: str
-    filtered_resps: tuple[str, ...]
+    score: float | None  # in the unit of the run
+    outcome: str  # `finished`, `truncated` or `unanswered`, the worst of several
+    reason: str  # why there is no answer
+    filtered_resps: tuple[str, ...]  # texts of the answers
 
     def text(self) -> str:
+        """The answers as one text, numbered if there are several."""
         answers = self.filtered_resps
         if not any(answers):
             reason = f": {self.reason}" if self.reason else ""
@@ -49,13 +50,13 @@ class SampleAnswers:
 class Sample:
     """A line of a run's samples: an item with its answers."""
 
-    item: str
+    item: str  # id
     category: str
     split: str
     prompt_hash: str
-    target: Any
-    arguments: tuple[tuple[Any, ...], ...]
-    models: Mapping[str, SampleAnswers]
+    target: Any  # reference answer
+    arguments: tuple[tuple[Any, ...], ...]  # of the requests; the first of the first is the prompt
+    models: Mapping[str, SampleAnswers]  # {model: its answers}
 
     def score(self, name: str) -> float | None:
         """A model's score, None if it was not evaluated on the item."""
@@ -88,7 +89,7 @@ def read_samples(path: Path) -> Iterator[JsonRow]:
 def changed_items(
     unit: Unit, samples: Iterable[Sample], base: str, soup: str, better: bool
 ) -> Iterator[Sample]:
-    """The items that `soup` answers better than `base`, or worse."""
+    """The items that model `soup` answers better than model `base`, or (`better=False`) worse."""
     for sample in samples:
         new = sample.score(soup)
         old = sample.score(base)
@@ -132,7 +133,7 @@ def show_sample(unit: Unit, console: Console, sample: Sample, names: Sequence[st
 
 
 def _short(text: str) -> str:
-    """A text without control characters, its middle left out where it is long."""
+    """A text without control characters; of one longer than `SHOWN_ANSWER_CHARS`, both ends."""
     lines = "\n".join(clean(line) for line in text.split("\n"))
     if len(lines) <= SHOWN_ANSWER_CHARS:
         return lines

@@ -24,6 +24,7 @@ from souping.report.format import clean, count, four_digits, in_words, p_value, 
 from souping.report.recipe import REBUILD, recipe_table
 
 LOST = "models are truncated or missing"
+"""Part of every warning about lost answers."""
 
 NEXT = {
     "better_than_every_candidate": "deploy the soup if no loss matters, or the router if it is better and fits",
@@ -56,7 +57,7 @@ def headline(report: Report) -> str:
 
 
 def summary(report: Report) -> list[str]:
-    """What stands below the headline: what to do next, losses, what a score is, the soup and how to load it."""
+    """The sentences below the headline: what to do next, losses, what a score is, the soup and how to load it."""
     lines = report_findings(report)
     claim = report.verdict.claim if report.verdict else ""
     if claim in NEXT:
@@ -69,6 +70,7 @@ def summary(report: Report) -> list[str]:
             f"The score is the {_kind(report, len(soup.scores))}, on {count(items)} {split}items."
         )
     recipe = report.recipe
+    # Only the command `souping rebuild 'SOUP/recipe.json'` has the soup's folder.
     place = re.search(r"rebuild '?(.+?)/recipe\.json", clean(report.rebuild))
     if place and recipe is not None:
         pairs = zip(recipe.weights, recipe.ingredients, strict=False)
@@ -82,9 +84,10 @@ def summary(report: Report) -> list[str]:
 
 
 def _kind(report: Report, categories: int) -> str:
-    """`mean over 3 categories of percent correct`"""
+    """What the score is: `mean over 3 categories of percent correct`."""
     meaning = report.unit.meaning
     objective = report.objective
+    # An objective that is not a mean, such as the worst category.
     if objective is not None and not objective.coefficients:
         name = clean(objective.name).replace("_", " ")
         return f"{name} of {count(categories)} categories, in {meaning}"
@@ -95,7 +98,7 @@ def _kind(report: Report, categories: int) -> str:
 
 
 def benchmark(report: Report) -> str:
-    """`demo: BFCL-style questions, not BFCL`, if it has a note."""
+    """The benchmark's name and note, `demo (BFCL-style questions, not BFCL)`; empty if it is not known."""
     if report.benchmark is None:
         return ""
     name = clean(report.benchmark.name)
@@ -106,7 +109,7 @@ def benchmark(report: Report) -> str:
 
 
 def kicker(report: Report) -> str:
-    """Experiment and benchmark, above the headline."""
+    """The line above the headline: the run's name, the benchmark, and in a dry run its size."""
     texts = [clean(report.name), benchmark(report)]
     if report.dry_run:
         texts.append(f"dry_run={count(report.dry_run)}")
@@ -114,7 +117,7 @@ def kicker(report: Report) -> str:
 
 
 def figures(report: Report) -> list[tuple[str, str, str]]:
-    """(label, number, small print) of the few numbers that matter most."""
+    """(label, number, small print) of the numbers at the top: scores of the models in `FIGURES` and the soup's gain."""
     unit = report.unit
     boxes = []
     for kind, label in FIGURES.items():
@@ -133,7 +136,7 @@ def figures(report: Report) -> list[tuple[str, str, str]]:
 
 
 def sections(report: Report, trials: Sequence[TrialRow]) -> tuple[Section, ...]:
-    """All sections that have something to show."""
+    """All sections of the report that have something to show, in their order on a page."""
     further = nonempty((tables.similarity(report.similarity), _cost(report)))
     return nonempty(
         (
@@ -152,7 +155,7 @@ def sections(report: Report, trials: Sequence[TrialRow]) -> tuple[Section, ...]:
 
 
 def _verdict(report: Report) -> Section | None:
-    """Everything that the headline rests on."""
+    """Differences of the soup to the other models and every model's scores; None without a test split."""
     if not report.rows:
         return None
     meaning = report.unit.meaning[0].upper() + report.unit.meaning[1:]
@@ -174,14 +177,14 @@ def _verdict(report: Report) -> Section | None:
 
 
 def _look(report: Report) -> str:
-    """How often numbers of these items were shown before."""
+    """A sentence on how often numbers of these items were shown; a report that does not say is a first look."""
     number = (report.verdict.look if report.verdict else None) or 1
     look = "First look" if number == 1 else f"Look {count(number)}"
     return f"{look} at these test items in this store. Other stores and reworded items are not counted."
 
 
 def _gains(report: Report) -> Section | None:
-    """The categories, whose gains and losses the page's first lines sum up."""
+    """The soup against the best candidate in each category; None if they were not compared."""
     pairs = report.losses.categories if report.losses else ()
     if not pairs:
         return None
@@ -191,16 +194,17 @@ def _gains(report: Report) -> Section | None:
 
 
 def _least(unit: Unit, pairs: Sequence[CategoryDifference]) -> str:
-    """How large a loss must be to be detected, in the categories that need least and most."""
+    """A sentence: how large a loss must be to be detected, in the categories that need least and most."""
     sizes = [(pair.least, clean(pair.category)) for pair in pairs if pair.least is not None]
     if not sizes:
         return ""
     ends = [f"{unit.points(size)} ({name})" for size, name in (min(sizes), max(sizes))]
-    return f"The smallest loss that these items can show is {ends[0]} to {ends[1]}."
+    return f"The smallest loss that these items can show is {' to '.join(ends)}."
 
 
 def losses(report: Report) -> list[str]:
-    """Categories in which the soup is below the best candidate, and which of these losses chance does not explain."""
+    """A sentence on the categories in which the soup is below the best candidate, and which of these losses are
+    significant; none if there is nothing to claim."""
     if report.losses is None or not report.losses.categories or not _measured(report):
         return []
     unit = report.unit
@@ -223,12 +227,12 @@ def losses(report: Report) -> list[str]:
 
 
 def _measured(report: Report) -> bool:
-    """Whether the answers are enough for a claim."""
+    """Whether the run reached the test split with enough answers for a claim."""
     return report.verdict is not None and report.verdict.claim != "not_measured"
 
 
 def report_findings(report: Report) -> list[str]:
-    """What stands below the headline wherever it is shown."""
+    """The sentences below the headline wherever it is shown: on losses, and on the router."""
     return [*losses(report), *_router(report)]
 
 
@@ -239,7 +243,7 @@ def _router(report: Report) -> list[str]:
     price = tables.router_cost(report)
     if pair is None or not price or not _measured(report) or report.dry_run:
         return []
-    # A soup's card is without rows: it needs no statistics.
+    # Imported late: a soup's card has no comparisons, and needs no statistics.
     from souping.statistics.levels import ALPHA
 
     if pair.p_holm is None or pair.p_holm >= ALPHA:
@@ -253,14 +257,14 @@ def _router(report: Report) -> list[str]:
 
 
 def _loss(unit: Unit, pair: CategoryDifference) -> str:
-    """A category with its difference and the interval."""
+    """`java, -4.0 points (95 % interval -7.1 to -0.9, for all categories at once)`"""
     size = unit.points(pair.difference, sign=True)
     limits = unit.limits(pair.low, pair.high, pair.level)
     return f"{clean(pair.category)}, {size} ({limits}, for all categories at once)"
 
 
 def warnings(report: Report) -> list[str]:
-    """The run's warnings; lost answers are reported once, not for every stage."""
+    """The run's warnings; of those about lost answers, one per step, only the first, with the number of others."""
     lost_answers = [line for line in report.warnings or () if LOST in line]
     repeated = ""
     if len(lost_answers) > 2:
@@ -276,7 +280,7 @@ def warnings(report: Report) -> list[str]:
 
 
 def endings(report: Report) -> list[str]:
-    """Models with answers truncated or missing, and what the variance is split into."""
+    """Sentences on answers that were truncated or are missing, and on the variance of answers."""
     lines = list[str]()
     incomplete = _incomplete(report)
     if incomplete:
@@ -317,20 +321,21 @@ def _outcomes(report: Report) -> Iterator[Section | None]:
 
 
 def _reasons(reasons: Mapping[str, int | None]) -> list[str]:
+    """`reason (12)` of each in {reason: how often}."""
     return [f"{clean(reason)} ({count(number)})" for reason, number in reasons.items()]
 
 
 def _variance(report: Report) -> TableGrid:
-    """The objective's standard error, and how much of its variance comes from the draw of the answers."""
+    """A row per model: its objective's standard error, and how much of the variance comes from the draw of answers."""
     unit = report.unit
     lines = []
     for name, variance in (report.variance or {}).items():
-        objective = variance.objective or 0.0
-        of_answers = 0.0
-        if objective:
-            of_answers = (variance.answers or 0.0) / objective
-        error = unit.text(math.sqrt(objective), more=1)
-        lines.append((clean(name), error, percent(of_answers), percent(variance.flips)))
+        total = variance.objective or 0.0
+        answers_share = 0.0
+        if total:
+            answers_share = (variance.answers or 0.0) / total
+        error = unit.text(math.sqrt(total), more=1)
+        lines.append((clean(name), error, percent(answers_share), percent(variance.flips)))
     header = (
         "model",
         f"standard error, {unit.name}",
@@ -341,7 +346,7 @@ def _variance(report: Report) -> TableGrid:
 
 
 def _experts(report: Report) -> Section | None:
-    """The ingredients and what each is the expert of; correlations and all that is luck are folded away."""
+    """Why the ingredients were selected; correlations and the selection's stability are folded away."""
     selection = report.selection
     if selection is None:
         return None
@@ -371,7 +376,7 @@ def _experts(report: Report) -> Section | None:
 
 
 def _chosen(selection: SelectionSummary) -> str:
-    """`soce chose a, b and c (pearson, threshold 0.2, ...); categories of low correlation: ...`"""
+    """`soce chose a, b and c (pearson, threshold 0.2, ...). Low-correlation categories: ...`"""
     rule = [clean(selection.metric)]
     if selection.threshold is not None:
         rule.append(f"threshold {four_digits(selection.threshold)}")
@@ -388,6 +393,7 @@ def _chosen(selection: SelectionSummary) -> str:
     if not selection.low_correlation:
         return f"{sentence}."
 
+    # Names of all categories would say no more than their number.
     categories = len(selection.correlation.categories) if selection.correlation else 0
     low = in_words(selection.low_correlation)
     if len(selection.low_correlation) == categories:
@@ -396,7 +402,7 @@ def _chosen(selection: SelectionSummary) -> str:
 
 
 def _stability(stability: SelectionStability) -> list[str]:
-    """Sentences about the bootstrap itself."""
+    """Sentences on the bootstrap of the selection: its draws, their numbers of ingredients, and reliability."""
     lines = [clean(note) for note in stability.notes]
     if stability.draws:
         failed = "every draw produced a selection"
@@ -408,7 +414,7 @@ def _stability(stability: SelectionStability) -> list[str]:
         method = f" ({clean(stability.method)})" if stability.method else ""
         lines.append(f"{count(stability.draws)} draws{method}; {failed}.")
     if stability.sizes:
-        sizes = [f"{clean(size)} in {share(part)}" for size, part in stability.sizes.items()]
+        sizes = [f"{clean(size)} in {share(draws)}" for size, draws in stability.sizes.items()]
         lines.append(f"Ingredients: {', '.join(sizes)} of draws.")
     if stability.reliability:
         values = [f"{clean(name)} {rho(value)}" for name, value in stability.reliability.items()]
@@ -417,6 +423,7 @@ def _stability(stability: SelectionStability) -> list[str]:
 
 
 def _also(report: Report) -> Section | None:
+    """The extra benchmarks: every model's score, and differences by benchmark; None if there are none."""
     if not report.extra_benchmarks:
         return None
     line = "Evaluated once the weights were fixed, on all items; nothing was chosen on them."
@@ -429,6 +436,7 @@ def _also(report: Report) -> Section | None:
 
 
 def _expected_scores(report: Report) -> Section | None:
+    """Expected scores beside the measured ones, folded away if all are as expected; None if none was expected."""
     expected_check = report.expected_check
     if expected_check is None:
         return None
@@ -446,6 +454,7 @@ def _expected_scores(report: Report) -> Section | None:
 
 
 def _landscape(report: Report, trials: Sequence[TrialRow]) -> Section | None:
+    """The search: its trials, and why it stopped; None without trials."""
     if not trials:
         return None
     scored = sum(trial.objective is not None for trial in trials)
@@ -471,7 +480,7 @@ def _landscape(report: Report, trials: Sequence[TrialRow]) -> Section | None:
 
 
 def _cost(report: Report) -> Section | None:
-    """What the run took, and the answers that it did not get."""
+    """What the run took: items, answers and time; answers that are truncated or missing are folded away."""
     lines = []
     if report.splits is not None:
         sizes = [(split, vars(report.splits)[split]) for split in SPLITS]
@@ -487,6 +496,7 @@ def _cost(report: Report) -> Section | None:
 
 
 def _provenance(report: Report) -> Section | None:
+    """The recipe, and the command that makes the soup again; None if the run ended before there was one."""
     recipe = report.recipe
     if recipe is None:
         return None
@@ -500,7 +510,7 @@ def _provenance(report: Report) -> Section | None:
 
 
 def ended(search: SearchSummary) -> str:
-    """Why a search ended, in a line; empty if it does not say."""
+    """The line of a log on why a search ended; empty if the search does not say."""
     if not search.stopped:
         return ""
     return f"search: stopped; {clean(search.stopped)}"

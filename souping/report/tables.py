@@ -47,15 +47,15 @@ JsonRow = Mapping[str, Json]
 
 
 def categories(report: Report) -> list[str]:
-    """Category names in the selection's order."""
-    names = dict[str, None]()
+    """Names of the scored categories, or else of the selection's, in the selection's order; others come last."""
+    scored = dict[str, None]()
     for row in report.rows or ():
-        names |= dict.fromkeys(row.scores)
+        scored |= dict.fromkeys(row.scores)
     selected = list[str]()
     if report.selection and report.selection.correlation:
         selected += report.selection.correlation.categories
     order = {name: place for place, name in enumerate(selected)}
-    return sorted(names, key=lambda name: order.get(name, len(order))) or selected
+    return sorted(scored, key=lambda name: order.get(name, len(order))) or selected
 
 
 # ---------------------------------------------------------------- models and differences
@@ -68,47 +68,49 @@ UNIFORM = "uniform, "
 class ShownModel:
     """A model of the report with all its roles."""
 
-    row: ModelRow
-    roles: tuple[str, ...]
-    labels: tuple[str, ...]
-    price: str = ""
+    row: ModelRow  # of its first role
+    roles: tuple[str, ...]  # kinds of its rows
+    labels: tuple[str, ...]  # words for its roles
+    price: str = ""  # what it takes to serve if that is more than one model
 
     @property
     def name(self) -> str:
-        """The candidate's name; a soup or a router is called by its first role."""
+        """The candidate's name. A soup or a router, whose row is named after its kind, is called by its first role."""
         return self.labels[0] if self.row.name == self.row.kind else clean(self.row.name)
 
     @property
     def role(self) -> str:
-        """Its roles, and what it takes to serve if that is more than one model."""
+        """Its roles besides its name, and what it takes to serve if that is more than one model."""
         roles = [*self.labels]
         if self.row.name == self.row.kind:
+            # The first role is the name.
             roles = [f"same as {label.removeprefix(UNIFORM)}" for label in self.labels[1:]]
         return ", ".join(filter(None, (*roles, self.price)))
 
     @property
     def cell(self) -> TableCell:
+        """The name, with the roles in small print."""
         return TableCell(self.name, self.role)
 
 
 def shown_models(report: Report) -> list[ShownModel]:
-    """Models in the order of their roles, each once."""
+    """The models of a report, each once, in the order of `ROW_KINDS`. Rows with one recipe id are one model."""
     order = {kind: place for place, kind in enumerate(ROW_KINDS)}
     rows = sorted(report.rows or (), key=lambda row: order.get(row.kind, len(order)))
     by_recipe = dict[str, list[ModelRow]]()
     for row in rows:
         by_recipe.setdefault(row.recipe_id or row.name, []).append(row)
     models = []
-    for roles in by_recipe.values():
-        kinds = tuple(row.kind for row in roles)
+    for model_rows in by_recipe.values():
+        kinds = tuple(row.kind for row in model_rows)
         labels = tuple(_label(report, kind) for kind in dict.fromkeys(kinds))
-        cost_of = router_cost(report) if "router" in kinds else ""
-        models.append(ShownModel(row=roles[0], roles=kinds, labels=labels, price=cost_of))
+        price = router_cost(report) if "router" in kinds else ""
+        models.append(ShownModel(row=model_rows[0], roles=kinds, labels=labels, price=price))
     return models
 
 
 def _label(report: Report, kind: str) -> str:
-    """`uniform, 3 ingredients`, `router`"""
+    """The words for a kind of row: `uniform, 3 ingredients`, `router`."""
     selection = report.selection
     if selection is None or not kind.startswith("uniform"):
         return ROW_KINDS.get(kind, clean(kind))
@@ -141,21 +143,24 @@ def scores(report: Report) -> TableGrid:
 
 
 def _score(unit: Unit, score: ScoreInterval | None) -> TableCell:
+    """A mean, with its interval in small print; a dash for None."""
     if score is None:
         return TableCell(DASH)
     return TableCell(unit.score(score.mean), unit.interval(score.low, score.high))
 
 
 def _soup(models: Sequence[ShownModel]) -> list[int]:
+    """The index of the soup, to stress its row; empty if it is not among the models."""
     return [place for place, model in enumerate(models) if model.row.kind == "soup"]
 
 
 def compared(report: Report) -> list[tuple[ShownModel, RowDifference]]:
-    """Every other model with the soup's difference to it."""
+    """(model, the soup's difference to it) of every model that the soup was compared with."""
     pairs = []
     for model in shown_models(report):
         differences = [pair for pair in report.comparisons or () if _is_of(pair, model)]
         if differences and "soup" not in model.roles:
+            # Of a model's roles, one may be among those that Holm's method corrects.
             corrected = [pair for pair in differences if pair.p_holm is not None]
             pairs.append((model, (corrected or differences)[0]))
     return pairs
@@ -167,17 +172,17 @@ def _is_of(pair: RowDifference, model: ShownModel) -> bool:
 
 
 def whiskers(unit: Unit, pair: PairedDifference) -> str:
-    """Interval of a difference."""
+    """Interval of a difference: `+0.4 to +6.6`."""
     return unit.interval(pair.low, pair.high, sign=True)
 
 
 def confidence_of(pairs: Sequence[PairedDifference]) -> str:
-    """The level of the intervals of differences: that of the first."""
+    """Confidence level of the intervals of differences, `95 %`: all have that of the first."""
     return confidence(pairs[0].level if pairs else None)
 
 
 def comparisons(report: Report) -> TableGrid:
-    """The paired difference of the soup to each other model, points with interval and p-value."""
+    """One line per other model: the soup's paired difference to it, with interval and p-values."""
     pairs = compared(report)
     interval = f"{confidence_of([pair for _, pair in pairs])} interval"
     looks = (report.verdict.look if report.verdict else None) or 1
@@ -222,11 +227,11 @@ def summary_table(report: Report) -> TableGrid:
 
 
 def tested(report: Report) -> str:
-    """The test of the comparisons and its number of items and groups."""
+    """A sentence on the test of the comparisons and its numbers of items and groups, which all share."""
     pairs = compared(report)
     if not pairs or not clean(pairs[0][1].test):
         return ""
-    pair = pairs[0][1]
+    _, pair = pairs[0]
     test = clean(pair.test).replace("_", " ")
     return f"Test: {test}, {count(pair.n)} items in {count(pair.groups)} groups."
 
@@ -266,17 +271,19 @@ def lost(pairs: Sequence[CategoryDifference | JudgedDifference]) -> list[int]:
 
 
 def similarity(pool: PoolSimilarity | None) -> Section | None:
-    """How similar the weights of the candidates are."""
+    """How similar the weights of the candidates are; None if that was not measured."""
     if pool is None:
         return None
     header = ["candidate", "cosine", "distance"]
-    tasks = any(model.task_cosine is not None for model in pool.models.values())
-    if tasks:
+    has_task_vectors = any(model.task_cosine is not None for model in pool.models.values())
+    if has_task_vectors:
         header += ["cosine of task vectors", "distance of task vectors"]
     rows = []
     for name, model in pool.models.items():
-        numbers = [model.cosine, model.distance, model.task_cosine, model.task_distance]
-        rows.append((clean(name), *map(rho, numbers[: len(header) - 1])))
+        numbers = [model.cosine, model.distance]
+        if has_task_vectors:
+            numbers += [model.task_cosine, model.task_distance]
+        rows.append((clean(name), *map(rho, numbers)))
     lines = [
         "Cosine and relative distance of each candidate's weights to the mean of the others, "
         f"from {count(pool.blocks)} sampled blocks."
@@ -300,7 +307,7 @@ def similarity(pool: PoolSimilarity | None) -> Section | None:
 
 
 def _rounding(rounding: Rounding) -> str:
-    """What storing the soup does to it."""
+    """A sentence on what rounding to the dtype of storage does to the soup."""
     changes = []
     if rounding.error is not None:
         changes.append(
@@ -312,38 +319,40 @@ def _rounding(rounding: Rounding) -> str:
 
 
 def experts(report: Report) -> TableGrid:
-    """One line per ingredient: its weight, its categories, and how often it is chosen again."""
+    """One line per ingredient: its weight, its categories, and the share of bootstrap draws that select it again."""
     recipe = report.recipe
     weights = dict(zip(recipe.ingredients, recipe.weights, strict=False)) if recipe else {}
-    again = (report.stability.ingredients if report.stability else None) or {}
+    reselected = (report.stability.ingredients if report.stability else None) or {}
     lines = []
     for name in report.selection.ingredients if report.selection else ():
-        share_of_soup = DASH
+        weight = DASH
         if recipe:
-            share_of_soup = four_digits(weights.get(name, 0.0))
+            # A recipe leaves out ingredients of weight 0.
+            weight = four_digits(weights.get(name, 0.0))
         expert_of = ", ".join(_expert_of(report, name)) or DASH
-        lines.append((clean(name), share_of_soup, expert_of, share(again.get(name))))
+        lines.append((clean(name), weight, expert_of, share(reselected.get(name))))
     header = ("ingredient", "weight", "expert of (picked again)", "chosen again")
     return grid(header, lines, left=(0, 2))
 
 
 def _expert_of(report: Report, name: str) -> list[str]:
-    """`parallel (92 %)`: the categories of an expert, with the share of redraws of the items that pick it again."""
+    """`parallel (92 %)`: the categories of an expert, with the share of bootstrap draws that pick it again."""
     if report.selection is None:
         return []
     selection = report.selection
-    redraws = (report.stability.experts if report.stability else None) or {}
+    draws = (report.stability.experts if report.stability else None) or {}
     categories = []
     for category, expert in selection.experts.items():
         experts = [expert]
+        # With `ties=all`, candidates with the same score are experts too.
         if selection.ties == "all":
             experts += selection.tied.get(category, ())
         if name not in experts:
             continue
         text = clean(category)
-        again = redraws.get(category, {}).get(name)
-        if again is not None:
-            text += f" ({share(again)})"
+        share_of_draws = draws.get(category, {}).get(name)
+        if share_of_draws is not None:
+            text += f" ({share(share_of_draws)})"
         categories.append(text)
     return categories
 
@@ -365,13 +374,17 @@ def correlation_table(stability: SelectionStability) -> TableGrid:
 
 
 def around(low: MaybeFloat, high: MaybeFloat) -> str:
+    """Interval of a correlation: `0.12 to 0.80`."""
     if low is None or high is None:
         return "not estimable"
     return f"{rho(low)} to {rho(high)}"
 
 
 def thresholds(stability: SelectionStability) -> TableGrid:
-    """The selection by other thresholds, one line per range that selects the same ingredients or fails alike."""
+    """The selection by other thresholds, one line per range with the same ingredients or the same error.
+
+    The range of the threshold that was used is stressed.
+    """
     used = stability.threshold
     lines = list[tuple[str, str]]()
     strong = []
@@ -379,18 +392,20 @@ def thresholds(stability: SelectionStability) -> TableGrid:
         values = [choice.threshold or 0.0 for choice in choices]
         if used is not None and values[0] <= used <= values[-1]:
             strong.append(len(lines))
+        # Once if both are equal.
         ends = dict.fromkeys((four_digits(values[0]), four_digits(values[-1])))
         lines.append((" to ".join(ends), outcome))
     return grid(("threshold", "ingredients"), lines, left=(0, 1), strong=strong)
 
 
 def jackknife_table(stability: SelectionStability) -> TableGrid:
-    """The selection without one model."""
+    """The selection without each model in turn, one line per model that is left out."""
     lines = [(clean(choice.left_out), *_outcome(choice)) for choice in stability.jackknife]
     return grid(("left out", "ingredients", "low-correlation categories"), lines, left=(0, 1, 2))
 
 
 def _outcome(choice: OtherChoice) -> tuple[str, str]:
+    """(ingredients, low-correlation categories) as text; (the error, nothing) if nothing was selected."""
     if choice.error:
         return clean(choice.error), ""
     low = ", ".join(map(clean, choice.low_correlation or ()))
@@ -416,6 +431,7 @@ def cost(cost: RunCost) -> TableGrid:
     times = ("wall time", "search: time of answering")
     lines = []
     for name, amount in amounts.items():
+        # What is not known, and what a file holds beside numbers.
         if isinstance(amount, bool) or not isinstance(amount, int | float):
             continue
         show = seconds_text if name in times else count
@@ -424,7 +440,7 @@ def cost(cost: RunCost) -> TableGrid:
 
 
 def trials(report: Report, tried: Sequence[TrialRow], limit: int = 8) -> TableGrid:
-    """The best trials of the search, by objective on the search split; the chosen soup is stressed."""
+    """The `limit` best trials of the search, by objective on the search split; the chosen soup is stressed."""
     unit = report.unit
     names = ingredients(report, tried)
     scored = [trial for trial in tried if trial.objective is not None]
@@ -440,7 +456,10 @@ def trials(report: Report, tried: Sequence[TrialRow], limit: int = 8) -> TableGr
 
 
 def ingredients(report: Report, tried: Sequence[TrialRow]) -> list[str]:
-    """The axes of the search: the selection's ingredients, or what the trials weigh."""
+    """The models whose weights the search varied: the selected ones first, then others that a trial weighs.
+
+    Without trials, the selected ones.
+    """
     selected = report.selection.ingredients if report.selection else ()
     weighed = list[str]()
     for trial in tried:
@@ -478,13 +497,14 @@ def expected_scores(unit: Unit, expected_check: ExpectedSummary) -> TableGrid:
 def overview_table(report: Report) -> TableGrid:
     """One line per model, one column per benchmark: the objective with its interval."""
     benchmarks = report.extra_benchmarks or ()
-    scores = []
+    # Per benchmark {model: cell}. A model may be missing on one of them.
+    columns = []
     for entry in benchmarks:
-        scores.append({clean(row.name): _score(entry.unit, row.objective) for row in entry.rows})
-    names = list(dict.fromkeys(chain.from_iterable(scores)))
+        columns.append({clean(row.name): _score(entry.unit, row.objective) for row in entry.rows})
+    names = list(dict.fromkeys(chain.from_iterable(columns)))
     lines = []
     for name in names:
-        cells = [objectives.get(name, TableCell(DASH)) for objectives in scores]
+        cells = [column.get(name, TableCell(DASH)) for column in columns]
         lines.append((TableCell(name), *cells))
     titles = [entry.unit.heading(clean(entry.name)) for entry in benchmarks]
     strong = [place for place, name in enumerate(names) if name == "soup"]
@@ -495,11 +515,13 @@ def differences(entry: ExtraResult) -> TableGrid:
     """The soup's paired difference to each ingredient on one benchmark, then by category; losses are stressed."""
     unit = entry.unit
     pairs: list[JudgedDifference | CategoryDifference] = [*entry.comparisons]
+    # A single category would repeat the whole.
     if len(entry.coefficients) > 1:
         pairs += entry.categories
     lines = []
     for pair in pairs:
         category = "all"
+        # The p-values of categories are corrected already.
         p_holm = None
         if isinstance(pair, CategoryDifference):
             category = clean(pair.category)
@@ -524,13 +546,13 @@ def differences(entry: ExtraResult) -> TableGrid:
 
 
 def sentences(report: Report) -> Iterator[str]:
-    """Losses of the soup by benchmark; without any, how much it may have lost all the same."""
+    """Sentences on the soup's losses on each extra benchmark, or on how much it may have lost without showing it."""
     for entry in report.extra_benchmarks or ():
         yield from _sentences(entry)
 
 
 def _sentences(entry: ExtraResult) -> Iterator[str]:
-    """What `sentences` says of one benchmark."""
+    """Sentences on one benchmark: prompts that the run shares with it, and losses overall and in single categories."""
     unit = entry.unit
     name = clean(entry.name)
     if entry.shared:
@@ -551,8 +573,9 @@ def _sentences(entry: ExtraResult) -> Iterator[str]:
         yield f"{name}: no regression shown; the intervals reach to {least} ({clean(worst.b)})."
 
     categories = []
-    for pair in entry.categories if len(entry.coefficients) > 1 else ():
-        if pair.verdict == "lower":
+    for pair in entry.categories:
+        # A single category would repeat the whole.
+        if pair.verdict == "lower" and len(entry.coefficients) > 1:
             change = unit.score(pair.difference, sign=True)
             categories.append(f"{pair.category} ({pair.b}, {change})")
     if categories:

@@ -25,17 +25,18 @@ WINDOW_NAMES: Mapping[str, str] = {
 }
 """{kind of a window: its name}"""
 SIDES = {"last": "minus the last checkpoint", "checkpoints_mean": "minus the mean of its members"}
+"""{field of a `WindowRow`: title of its difference}"""
 
 
 def trajectory_sections(report: Report) -> tuple[Section, ...]:
-    """Nothing if the candidates are not checkpoints of a training run."""
+    """The sections on a training run; none if the candidates are not its checkpoints."""
     result = report.trajectory
     if result is None or not result.checkpoints:
         return ()
     unit = report.unit
     folded = nonempty(
         (
-            table("Every checkpoint", _members(unit, result.checkpoints)),
+            table("Every checkpoint", _checkpoint_table(unit, result.checkpoints)),
             table("By category", loss_table(unit, result.categories)),
         )
     )
@@ -43,7 +44,7 @@ def trajectory_sections(report: Report) -> tuple[Section, ...]:
         "The training run",
         tuple(_lines(report, result)),
         "trajectory",
-        grids=(_rows(report, result),),
+        grids=(_comparison_table(report, result),),
         folded=folded,
     )
     if not result.windows:
@@ -53,11 +54,12 @@ def trajectory_sections(report: Report) -> tuple[Section, ...]:
         "its score here is optimistic."
     )
     line = f"{tried} Bands and whiskers hold for all averages at once."
-    numbers = nonempty((table("The averages in numbers", _windows(unit, result.windows)),))
+    numbers = nonempty((table("The averages in numbers", _window_table(unit, result.windows)),))
     return training, Section("Averages by window", (line,), "windows", folded=numbers)
 
 
 def _lines(report: Report, result: TrajectoryResult) -> list[str]:
+    """Sentences on the chosen average: its gain over the last checkpoint, and what that is to be compared with."""
     unit = report.unit
     lines = [*result.sentences]
     for pair in report.comparisons or ():
@@ -85,20 +87,21 @@ def _lines(report: Report, result: TrajectoryResult) -> list[str]:
 
 
 def _claimed(unit: Unit, pair: LookDifference) -> str:
+    """`+1.2 points (95 % interval +0.4 to +2.0, p 0.012)`"""
     limits = unit.limits(pair.low, pair.high, pair.level)
     return f"{unit.points(pair.difference, sign=True)} ({limits}, p {p_value(pair.p_shown)})"
 
 
 def _outcome(unit: Unit, pair: LookDifference) -> str:
-    """The verdict of an interval on the chosen average."""
+    """Whether the chosen average is better or worse: on which side of 0 the whole interval is."""
     limits = (unit.gain(pair.low), unit.gain(pair.high))
     if min(limits) > 0:
         return "better"
     return "worse" if max(limits) < 0 else "no difference shown"
 
 
-def _rows(report: Report, result: TrajectoryResult) -> TableGrid:
-    """The chosen average minus each of what it is compared with, beside the spread of the last checkpoints."""
+def _comparison_table(report: Report, result: TrajectoryResult) -> TableGrid:
+    """The chosen average minus each model that it is compared with, beside the last checkpoints' deviation."""
     unit = report.unit
     spread = unit.score(result.spread.test)
     pairs = [pair for pair in report.comparisons or () if pair.kind in OTHERS]
@@ -109,6 +112,7 @@ def _rows(report: Report, result: TrajectoryResult) -> TableGrid:
         return label, name, difference, whiskers(unit, pair), p_value(pair.p_shown), spread
 
     lines = [line(ROW_KINDS[pair.kind], clean(pair.b), pair) for pair in pairs]
+    # No checkpoint of that name: a mean of scores.
     lines.append(line("mean of its members' scores", "", result.checkpoints_mean))
     header = (
         "average minus",
@@ -121,18 +125,20 @@ def _rows(report: Report, result: TrajectoryResult) -> TableGrid:
     return grid(header, lines, left=(0, 1))
 
 
-def _members(unit: Unit, members: Sequence[CheckpointRow]) -> TableGrid:
+def _checkpoint_table(unit: Unit, checkpoints: Sequence[CheckpointRow]) -> TableGrid:
+    """One line per checkpoint: where in training it is, its scores, and its weight in the average."""
     lines = []
-    for member in members:
-        training = (count(member.step), count(member.tokens), four_digits(member.rate))
-        scores = (unit.score(member.search), unit.score(member.test))
-        lines.append((clean(member.name), *training, *scores, four_digits(member.weight)))
-    scores_of = [unit.heading(split) for split in ("search", "test")]
-    header = ("checkpoint", "step", "tokens", "learning rate", *scores_of, "weight")
+    for row in checkpoints:
+        training = (count(row.step), count(row.tokens), four_digits(row.rate))
+        scores = (unit.score(row.search), unit.score(row.test))
+        lines.append((clean(row.name), *training, *scores, four_digits(row.weight)))
+    splits = (unit.heading("search"), unit.heading("test"))
+    header = ("checkpoint", "step", "tokens", "learning rate", *splits, "weight")
     return grid(header, lines)
 
 
-def _windows(unit: Unit, windows: Sequence[WindowRow]) -> TableGrid:
+def _window_table(unit: Unit, windows: Sequence[WindowRow]) -> TableGrid:
+    """One line per average: its length, its score, and its differences with their intervals."""
     lines = []
     for window in windows:
         name = WINDOW_NAMES.get(window.kind, clean(window.kind))
@@ -145,6 +151,7 @@ def _windows(unit: Unit, windows: Sequence[WindowRow]) -> TableGrid:
             count(window.tokens),
             unit.score(window.objective),
         ]
+        # In the order of `SIDES`.
         for pair in (window.last, window.checkpoints_mean):
             line += [unit.score(pair.difference, sign=True), whiskers(unit, pair)]
         lines.append(line)

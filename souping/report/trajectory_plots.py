@@ -25,11 +25,13 @@ WINDOW_MARKS: Mapping[str, tuple[str, str]] = {
 
 
 def _column(values: Iterable[float | None], factor: float = 1.0) -> FloatArray:
+    """Numbers [N] times a factor; NaN, which matplotlib leaves out, for those that are not known."""
     return factor * np.array([np.nan if value is None else value for value in values])
 
 
 def trajectory(report: Report) -> Drawing | None:
-    """Scores of the checkpoints, their learning rate, and the weights of the average over the steps of training."""
+    """Scores, learning rates and weights in the average of the checkpoints over training steps; None if fewer than
+    two."""
     from matplotlib.figure import Figure
 
     if report.trajectory is None or len(report.trajectory.checkpoints) < 2:
@@ -76,7 +78,7 @@ def trajectory(report: Report) -> Drawing | None:
 
 
 def window_bands(report: Report) -> Drawing | None:
-    """The averages of each window minus the last checkpoint, and minus the mean of their members, by window length."""
+    """The average of each window minus the last checkpoint, and minus its checkpoints' mean score, by its length."""
     from matplotlib.figure import Figure
 
     unit = report.unit
@@ -115,7 +117,7 @@ def window_bands(report: Report) -> Drawing | None:
 def _band(
     axes: Axes, kind: str, steps: FloatArray, pairs: Sequence[LookDifference], scale: float
 ) -> None:
-    """Points with whiskers; those of equal weights are joined to a band."""
+    """Draw differences, times `scale`, over `steps` [N] as points with whiskers; those of equal weights as a band."""
     mark, colour = WINDOW_MARKS[kind]
     middle = _column((pair.difference for pair in pairs), scale)
     low = _column((pair.low for pair in pairs), scale)
