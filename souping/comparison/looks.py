@@ -50,9 +50,9 @@ def looks_of(
     """(level of this comparison, a sentence on the look or nothing). The number of the look is `least` or more.
 
     The results store counts looks of souping's runs; logs of others are at look `least`. If a report shows the
-    difference of these models already, this look is that report's. Otherwise the models may have been picked among
-    all whose scores on these items are known, which the level corrects for. `settings` are what else the claim is
-    about. This call counts the comparison as a look in the store.
+    difference of these models already, this look is that report's. Otherwise the store counts this comparison as a
+    look, and the level corrects for a pick of the models among all whose scores on these items are known. `settings`
+    are what else the claim is about.
 
     Raises:
         UserError: there were too many looks, or the store that was named has no answers of these runs.

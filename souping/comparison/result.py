@@ -285,15 +285,15 @@ def _variance_shares(variance: VarianceParts) -> list[str]:
 def _run_noise(result: CompareResult, noise: RunNoise) -> str:
     """A sentence on how far runs of a model differ, beside its difference to the baseline."""
     average_row = result.verdicts[0]
-    sentence = (
+    text = (
         f"{noise.model}: {noise.runs} runs. Two of them differ in {100 * noise.flipped:.1f} % of the items, "
         f"and their averages by up to {_points(average_row, noise.spread)}"
     )
     # The baseline itself.
     if noise.difference is None:
-        return f"{sentence}."
+        return f"{text}."
     difference = _points(average_row, noise.difference, sign=True)
-    return f"{sentence}; the difference to {result.baseline} is {difference}."
+    return f"{text}; the difference to {result.baseline} is {difference}."
 
 
 def _pairs(result: CompareResult) -> Section:

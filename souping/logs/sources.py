@@ -161,7 +161,7 @@ def _read(source: LogSource, options: TableOptions) -> tuple[Log, ...]:
 
 
 def _read_harness(path: Path, name: str, options: TableOptions) -> Log:
-    """The log that a harness wrote, of one of its models if `name` is not empty; split by category if that is asked.
+    """The log that a harness wrote, of the model `name` if it has several; split by category if options name its field.
 
     Raises:
         UserError: an option is for tables, or the log cannot be read.

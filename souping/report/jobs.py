@@ -72,7 +72,7 @@ def job_table(jobs: Sequence[SweepJob]) -> list[Sequence[Json]]:
     table: list[Sequence[Json]] = [header]
     for job in jobs:
         overrides = " ".join(job.overrides)
-        row = [str(job.job), job.objective, overrides, job.run_dir, job.refused]
+        row: list[Json] = [str(job.job), job.objective, overrides, job.run_dir, job.refused]
         if has_dry_run:
             row.append(job.dry_run)
         table.append(row)
