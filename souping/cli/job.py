@@ -56,9 +56,10 @@ def start() -> None:
 
 
 def _refuse_values(words: Sequence[str]) -> None:
-    """Refuse a list, a mapping or a number where the name of a choice belongs (UserError): Hydra would fall over it."""
+    """Refuse a list, a mapping or a number in place of a choice's name (UserError): Hydra's error would be no help."""
     for word in words:
         group, _, value = word.partition("=")
+        # A list of choices is no mistake.
         names = set(re.findall(r"[^\[\], ]+", value))
         if group in GROUPS and VALUE.fullmatch(value) and not names <= set(choices(group)):
             advice = value_advice(group, value) or f"{group}={' or '.join(choices(group))}"

@@ -114,7 +114,8 @@ def selections(table: PaperTable) -> JsonObject:
 
 
 def _readings(table: PaperTable) -> list[Json]:
-    """{ingredients, beside: how they differ from the paper's, rules: readings that select them} per selection."""
+    """One object per selection: its `ingredients`, how they differ from the paper's (`beside`), and the `rules`, the
+    readings that select them."""
     scores = table.scores
     rules: dict[Names, list[Json]] = {}
     for rule, selector in READINGS.items():

@@ -113,7 +113,7 @@ class Drawing:
         )
 
     def png(self, dpi: int = 144) -> bytes:
-        """The same picture on white, for places that show no SVG."""
+        """The figure as a PNG file on white, for places that show no SVG."""
         with canvas():
             stream = io.BytesIO()
             undated = {"Software": None}

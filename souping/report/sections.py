@@ -264,7 +264,8 @@ def _loss(unit: Unit, pair: CategoryDifference) -> str:
 
 
 def warnings(report: Report) -> list[str]:
-    """The run's warnings; of those about lost answers, one per step, only the first, with the number of others."""
+    """The run's warnings. Of those about lost answers, one per step, only the first; if others are several, with their
+    number."""
     lost_answers = [line for line in report.warnings or () if LOST in line]
     repeated = ""
     if len(lost_answers) > 2:
