@@ -219,7 +219,7 @@ def key_of(path: str) -> str:
     """The key of the checked configuration whose value is this path, in any spelling; empty if there is none."""
 
     def keys(node: Any, where: str) -> Iterator[str]:
-        """The keys below `where` whose value is the path."""
+        # Keys below `where` whose value is the path.
         if isinstance(node, Mapping):
             for name, inner in node.items():
                 yield from keys(inner, f"{where}.{name}")

@@ -73,8 +73,8 @@ def options_first(words: Sequence[str]) -> list[str]:
         UserError: Hydra has no such option, or it lacks its value.
     """
 
+    # In place of argparse's `error`, which exits.
     def refuse(message: str) -> NoReturn:
-        """Replaces argparse's `error`, which exits."""
         advice = f"options: {program()} --hydra-help"
         if match := re.search(r"arguments: --([\w.]+)[ =]?(\S*)", message):
             advice = f"settings have no dashes: write {match[1]}={match[2] or 'VALUE'}"

@@ -206,7 +206,6 @@ class CompareResult:
         return DataFrame([asdict(row) for row in self.verdicts])
 
     def __repr__(self) -> str:
-        """The pages as a terminal shows them."""
         from rich.console import Console
 
         out = StringIO()
@@ -214,7 +213,7 @@ class CompareResult:
         return out.getvalue()
 
     def _repr_html_(self) -> str:
-        """The pages as a notebook shows them."""
+        # Notebooks show this.
         return "\n".join(map(section_html, comparison_sections(self)))
 
 
@@ -433,7 +432,6 @@ def power_sentence(row: RowVerdict) -> str:
 
 
 def comparison_title(result: CompareResult) -> str:
-    """`a, b against base`"""
     return f"{', '.join(result.models[1:])} against {result.baseline}"
 
 
@@ -465,8 +463,8 @@ def chart(rows: Sequence[RowVerdict]) -> str:
     high = max(values)
     bottom = 24 * len(rows)
 
+    # Horizontal place of a value: names are left of 190, and the chart has 510 units.
     def x(value: float) -> str:
-        """Horizontal place of a value in SVG units: names are left of 190, the chart has 510."""
         return f"{190 + (value - low) / max(high - low, 1e-6) * 510:.1f}"
 
     marks = [f'<path d="M{x(0)} 0V{bottom + 4}"/>']

@@ -104,7 +104,6 @@ def _task(file: str, header: EvalLog, group: str) -> Task:
 
 
 def _options(options: Json) -> str:
-    """Options as text to compare."""
     return json.dumps(options or {}, sort_keys=True, default=str)
 
 

@@ -76,7 +76,6 @@ class TableOptions:
 
 
 def is_table(path: Path) -> bool:
-    """Whether a file is a table of answers, by its suffix."""
     return path.suffix.lower() in (".csv", ".jsonl", ".parquet") and path.is_file()
 
 

@@ -98,7 +98,6 @@ def markdown_table(grid: TableGrid) -> str:
 
 
 def _line(cells: Sequence[str]) -> str:
-    """`| a | b |`"""
     return f"| {' | '.join(cells)} |"
 
 

@@ -242,7 +242,7 @@ class RunLog(logging.FileHandler):
         return safe(super().format(record))
 
     def handleError(self, record: logging.LogRecord) -> None:
-        """Drop a line that cannot be written."""
+        """A line that cannot be written is left out."""
 
     def close(self) -> None:
         with suppress(OSError):

@@ -38,7 +38,6 @@ class RecipeSummary:
 
 
 def recipe_summary(recipe: Recipe) -> RecipeSummary:
-    """A recipe as the report has it."""
     return read(RecipeSummary, recipe.as_dict())
 
 
