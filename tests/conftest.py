@@ -45,7 +45,11 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 settings.register_profile(
-    "souping", deadline=None, derandomize=True, suppress_health_check=[HealthCheck.too_slow]
+    "souping",
+    max_examples=50,
+    deadline=None,
+    derandomize=True,
+    suppress_health_check=[HealthCheck.too_slow],
 )
 compose_once()
 settings.load_profile("souping")  # the same examples at every run, however busy the machine

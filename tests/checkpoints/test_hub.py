@@ -219,7 +219,7 @@ def test_child_counts_what_xet_has_written_and_not_the_holes(xet: Hub) -> None:
 @pytest.mark.parametrize(
     ("by_xet", "number"),
     [
-        (True, signal.SIGINT),
+        pytest.param(True, signal.SIGINT, marks=pytest.mark.slow),
         pytest.param(False, signal.SIGINT, marks=pytest.mark.slow),
         pytest.param(True, signal.SIGKILL, marks=pytest.mark.slow),
         pytest.param(False, signal.SIGKILL, marks=pytest.mark.slow),

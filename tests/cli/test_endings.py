@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import itertools
 import json
 import os
 import re
@@ -200,7 +199,11 @@ PLUGINS = {
 
 
 @pytest.mark.parametrize(
-    ("kind", "installed"), [*zip(PLUGINS, itertools.repeat(False)), ("ValueError", True)]
+    ("kind", "installed"),
+    [
+        *(pytest.param(kind, False, marks=pytest.mark.slow) for kind in PLUGINS),
+        ("ValueError", True),
+    ],
 )
 def test_a_plugin_of_hydra_that_is_broken_is_named(
     kind: str, installed: bool, tmp_path: Path

@@ -245,9 +245,8 @@ def small(line: list[str], family: Path) -> list[str]:
     return [*line, *pool_of(family), "hydra.run.dir=run"]
 
 
-@pytest.mark.parametrize(
-    ("name", "draw"), [pytest.param("wandb_grid", 1, marks=pytest.mark.slow), ("wandb_weights", 7)]
-)
+@pytest.mark.parametrize(("name", "draw"), [("wandb_grid", 1), ("wandb_weights", 7)])
+@pytest.mark.slow
 def test_an_agents_line_runs_and_logs_the_metric(
     name: str,
     draw: int,

@@ -166,6 +166,7 @@ def test_experts_of_clear_specialists_last_and_clusters_find_them() -> None:
     assert numbers["same without another model"].value == pytest.approx(2 / 3)
 
 
+@pytest.mark.slow
 def test_resampled_items_keep_the_categories_sizes() -> None:
     world = board(specialists=False, items=50)
     draws = resampled_means(world, 400, np.random.default_rng(0))
@@ -253,6 +254,7 @@ def test_score_files_of_bfcl_list_failures_only(tmp_path: Path) -> None:
     assert missing == {"a": 0.25, "b": 0.5}
 
 
+@pytest.mark.slow
 def test_models_with_many_missing_answers_are_left_out_in_a_second_pass(tmp_path: Path) -> None:
     boards = Boards()
     boards.add(*mmlu_pro(answer_files(tmp_path / "eval_results")))

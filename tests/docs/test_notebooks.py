@@ -53,9 +53,8 @@ def check(name: str, folder: Path, before: list[Any], after: list[Any]) -> None:
         assert "model.safetensors" in str(after[-1].outputs)
 
 
-@pytest.mark.parametrize(
-    "name", [pytest.param(n, marks=() if n == "paper" else pytest.mark.slow) for n in NOTEBOOKS]
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("name", NOTEBOOKS)
 def test_a_notebook_runs_and_prints_what_it_carries(name: str, tmp_path: Path) -> None:
     before = cells(kept(name))
     notebook = kept(name)

@@ -18,6 +18,7 @@ from souping.core.types import Item, UserError
 from souping.evaluate.command import CommandEvaluator
 from souping.testing import check_evaluator
 from tests.conftest import ROOT, Cli, pool_of
+from tests.support.choices import slow_unless
 
 ITEMS = tuple(Item(id=f"i{n}", category="c", prompt=f"say {n}", answer=str(n)) for n in range(4))
 SCRIPT = """
@@ -75,55 +76,52 @@ def test_what_is_written_wrong() -> None:
     assert CommandEvaluator(command="no-such-program {model} {out}").needs()
 
 
+FAILURES = {
+    "the command fails": (
+        [answers("2"), "sys.exit('no GPU')"],
+        60,
+        ["failed (status 1)", "evaluating 4 items | no GPU", "2 of 4"],
+    ),
+    "a line is cut off": (
+        [
+            "(out / 'log.csv').write_text('item,category,score\\ni0,c,1\\ni1,c,0\\ni2,c,0.7')",
+            "sys.exit(2)",
+        ],
+        60,
+        ["failed (status 2)", "2 of 4"],
+    ),
+    "no score": (
+        ["(out / 'log.csv').write_text('item,category,score\\ni0,c,1\\ni1,c,')"],
+        60,
+        ["3 of 4 items", "1 of 4"],
+    ),
+    "items are missing": ([answers("3")], 60, ["1 of 4 items (i3)", "3 of 4 answers"]),
+    "the command hangs": (
+        [answers("2"), "(model.parent / 'hangs').touch()", "import time; time.sleep(600)"],
+        60,
+        ["evaluator.timeout=60", "2 of 4"],
+    ),
+    "another table": (
+        ["(out / 'log.csv').write_text('a,b\\n1,2')"],
+        60,
+        ["no column item", "0 of 4"],
+    ),
+    "no log": ([], 60, ["left no log in", "0 of 4"]),
+}
+
+
 @pytest.mark.parametrize(
-    ("lines", "timeout", "words"),
-    [
-        (
-            [answers("2"), "sys.exit('no GPU')"],
-            60,
-            ["failed (status 1)", "evaluating 4 items | no GPU", "2 of 4"],
-        ),
-        (
-            [
-                "(out / 'log.csv').write_text('item,category,score\\ni0,c,1\\ni1,c,0\\ni2,c,0.7')",
-                "sys.exit(2)",
-            ],
-            60,
-            ["failed (status 2)", "2 of 4"],
-        ),
-        (
-            ["(out / 'log.csv').write_text('item,category,score\\ni0,c,1\\ni1,c,')"],
-            60,
-            ["3 of 4 items", "1 of 4"],
-        ),
-        ([answers("3")], 60, ["1 of 4 items (i3)", "3 of 4 answers"]),
-        (
-            [answers("2"), "(model.parent / 'hangs').touch()", "import time; time.sleep(600)"],
-            60,
-            ["evaluator.timeout=60", "2 of 4"],
-        ),
-        (["(out / 'log.csv').write_text('a,b\\n1,2')"], 60, ["no column item", "0 of 4"]),
-        ([], 60, ["left no log in", "0 of 4"]),
-    ],
-    ids=[
-        "the command fails",
-        "a line is cut off",
-        "no score",
-        "items are missing",
-        "the command hangs",
-        "another table",
-        "no log",
-    ],
+    "name",
+    slow_unless({"the command fails", "items are missing", "the command hangs"}, FAILURES),
 )
 def test_what_came_of_a_command_that_failed_is_kept(
     model: Any,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
-    lines: list[str],
-    timeout: float,
-    words: list[str],
+    name: str,
 ) -> None:
     """The time of the command that hangs is over once it does, and that of the others never."""
+    lines, timeout, words = FAILURES[name]
     hangs = tmp_path / "hangs"
     clock = SimpleNamespace(monotonic=lambda: 1e9 * hangs.exists(), sleep=time.sleep)
     monkeypatch.setattr("souping.evaluate.servers.process.time", clock)

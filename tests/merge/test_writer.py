@@ -398,6 +398,7 @@ def test_shares_of_two_ranks_are_the_bytes_of_local(
     assert contents(stage) == {name: local[name] for name in plan.shards}
 
 
+@pytest.mark.slow
 def test_two_ranks_that_run_write_the_bytes_of_local(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:

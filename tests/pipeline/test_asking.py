@@ -117,9 +117,10 @@ def two(lab: Lab, started: Path) -> Lab:
 
 @pytest.mark.parametrize(
     "search",
-    [["optimiser=uniform"], pytest.param(["optimiser=adaptive"], marks=pytest.mark.slow)],
+    [["optimiser=uniform"], ["optimiser=adaptive"]],
     ids=lambda words: words[0],
 )
+@pytest.mark.slow
 def test_one_open_soup_at_a_time_takes_the_path_of_an_ordinary_run(
     lab: Lab, search: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -193,6 +194,7 @@ def test_the_wall_time_counts_from_the_start_of_the_run(lab: Lab) -> None:
     assert lab.ask(8, "--json").ok().out == ""
 
 
+@pytest.mark.slow
 def test_items_of_the_report_count_as_shown_when_they_are_handed_out(lab: Lab) -> None:
     """Whoever evaluates them can read the scores, and report another soup instead."""
 

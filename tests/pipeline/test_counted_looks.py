@@ -407,6 +407,7 @@ def test_another_margin_or_batch_size_is_free(runs: Runs) -> None:
     assert any("are reported again" in warning for warning in report["warnings"])
 
 
+@pytest.mark.slow
 def test_the_first_measurement_that_was_shown_stands(
     runs: Runs, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -426,7 +427,10 @@ def test_the_first_measurement_that_was_shown_stands(
         assert report["verdict"] == first["verdict"]
 
 
-@pytest.mark.parametrize(("where", "other"), [("show_report", 1), ("_checked", 2)])
+@pytest.mark.parametrize(
+    ("where", "other"),
+    [("show_report", 1), pytest.param("_checked", 2, marks=pytest.mark.slow)],
+)
 def test_a_crash_counts_once_something_was_shown(
     fresh: Runs, monkeypatch: pytest.MonkeyPatch, where: str, other: int
 ) -> None:

@@ -530,6 +530,7 @@ def settings(family: Path) -> list[str]:
     ]
 
 
+@pytest.mark.slow
 def test_soup_and_ingredients_on_all_items(
     family: Path, side: Path, souping: Cli, tmp_path: Path
 ) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -22,7 +23,7 @@ from souping.pipeline import upload
 from souping.pipeline.run_report import card
 from souping.pipeline.settings import Target
 from souping.report.analyses import read_content
-from tests.conftest import ROOT, Cli, pool_of
+from tests.conftest import ROOT, Cli, command_line, pool_of
 from tests.support.adapters import save_adapter
 from tests.support.family import NAMES
 from tests.support.hub import Hub, User, files_of, serving
@@ -364,6 +365,15 @@ def soup(souping: Cli, tmp_path: Path) -> Path:
     return tmp_path / "soup"
 
 
+@pytest.fixture(scope="module")
+def merged(family: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Folder of a soup of two models in two shards, of which a test takes a copy."""
+    place = tmp_path_factory.mktemp("merged")
+    folders = f"pool.candidates=[{family / 'ant'},{family / 'bee'}]"
+    assert command_line(place, *MERGE, folders, "out=soup", "merge.max_shard_size=20KB") == 0
+    return place / "soup"
+
+
 STRANGERS: dict[str, Callable[[Path], object]] = {
     ".env": lambda path: path.write_text("KEY=1"),
     "model.safetensors.bak": lambda path: path.write_text("x"),
@@ -378,9 +388,10 @@ STRANGERS: dict[str, Callable[[Path], object]] = {
 
 @pytest.mark.parametrize("name", STRANGERS)
 def test_a_folder_with_other_files_than_the_soups_is_not_sent(
-    writer: Hub, souping: Cli, tmp_path: Path, name: str
+    writer: Hub, merged: Path, tmp_path: Path, name: str
 ) -> None:
-    folder = soup(souping, tmp_path)
+    folder = tmp_path / "soup"
+    shutil.copytree(merged, folder)
     (folder / "logs").mkdir()
     STRANGERS[name](folder / name)
     with pytest.raises(UserError, match=rf"soup .*{re.escape(name)}"):

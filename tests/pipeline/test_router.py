@@ -258,6 +258,7 @@ def test_a_run_has_the_router_in_its_report_samples_and_on_the_terminal(
     assert row["name"] in said
 
 
+@pytest.mark.slow
 def test_compare_leaves_the_router_to_the_report(
     family: Path, souping: Cli, tmp_path: Path
 ) -> None:

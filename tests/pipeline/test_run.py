@@ -130,6 +130,7 @@ def test_one_expert_for_everything_is_an_answer(family: Path, souping: Cli, tmp_
     assert "nothing to soup" in done.out + done.out + done.err
 
 
+@pytest.mark.slow
 def test_a_list_of_weights_sweeps(family: Path, souping: Cli, tmp_path: Path) -> None:
     pool = [*pool_of(family), "selector=topk", "selector.k=2", "hydra.sweep.dir=sweep"]
     words = ["optimiser=fixed", "optimiser.weights=[0.3,0.7],[0.6,0.4]", "stop_after=search"]
@@ -354,6 +355,7 @@ def test_every_item_is_there_with_its_answers(family: Path, finished: Path) -> N
         )
 
 
+@pytest.mark.slow
 def test_what_was_fixed_and_what_broke(souping: Cli, family: Path, tmp_path: Path) -> None:
     souping(
         *pool_of(family), "selector=topk", "selector.k=2", "optimiser=uniform", "hydra.run.dir=run"
@@ -545,6 +547,7 @@ def test_a_candidate_cannot_have_the_name_of_a_mixed_row(
         souping("plan", *words, pool).refused("pool.candidates", name)
 
 
+@pytest.mark.slow
 def test_shapley_is_planned_then_evaluated_then_kept(
     finished_copy: Path, souping: Cli, tmp_path: Path
 ) -> None:

@@ -31,6 +31,7 @@ def test_a_run_prints_the_steps_in_their_order(finished: Path) -> None:
     assert tuple(dict.fromkeys(name for name in begun if name in STEPS)) == STEPS
 
 
+@pytest.mark.slow
 def test_every_stage_belongs_to_a_step(
     family: Path, souping: Cli, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -80,7 +80,7 @@ def report_of(folder: Path) -> dict[str, Any]:
 def test_a_trajectory_gives_one_average_and_what_it_is_compared_with(
     words: list[str], souping: Cli, tmp_path: Path
 ) -> None:
-    done = souping(*words, "pool.path=one", drawn=True)
+    done = souping(*words, "pool.path=one")
     assert done.code == 0, done.err
     report = report_of(tmp_path / "run")
     found = report["trajectory"]
@@ -153,7 +153,7 @@ def test_one_average_without_a_search(words: list[str], souping: Cli, tmp_path: 
     souping("+experiment=merge", *settings[:3], "out=more").refused("optimiser.kind=ema")
 
 
-@pytest.mark.parametrize("copies", ["all", "one"])
+@pytest.mark.parametrize("copies", [pytest.param("all", marks=pytest.mark.slow), "one"])
 def test_a_training_run_that_is_given_twice_is_refused(
     words: list[str], souping: Cli, tmp_path: Path, copies: str
 ) -> None:

@@ -77,7 +77,7 @@ def measured(rates: bool, runs: int = 0) -> TrajectoryResult:
     return describe(trajectory, weights, scores, trials, scores, scored(soup), others, 1)
 
 
-@pytest.mark.parametrize("rates", [True, False])
+@pytest.mark.parametrize("rates", [True, pytest.param(False, marks=pytest.mark.slow)])
 def test_the_page_shows_the_run(rates: bool) -> None:
     report, trials = sample()
     report["unit"] = asdict(BITS_PER_BYTE)
@@ -130,6 +130,7 @@ def test_a_claim_on_the_recipe_takes_two_further_runs() -> None:
     assert [claim is not None for claim in claims] == [False, False, True]
 
 
+@pytest.mark.slow
 def test_the_run_is_the_unit() -> None:
     """Of runs without a true difference, few are called different; items alone would call many."""
     dice = np.random.default_rng(1)

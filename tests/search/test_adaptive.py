@@ -161,6 +161,7 @@ SHAPES = {
 @pytest.mark.parametrize(
     "name", slow_unless(SHAPES.keys() - {"six ingredients", "thirty categories"}, SHAPES)
 )
+@pytest.mark.slow
 def test_part_of_the_grid_finds_better_than_chance(name: str) -> None:
     lost = []
     chance = []

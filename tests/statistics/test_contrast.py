@@ -204,6 +204,7 @@ def test_the_detectable_difference_is_that_of_the_formula() -> None:
     assert found == pytest.approx((1.96 + 0.8416) * error, rel=0.05)
 
 
+@pytest.mark.slow
 def test_a_difference_of_few_runs_has_the_power_that_is_stated() -> None:
     """Stated by one comparison, shown by the next: on average over what the first makes of its own error.
 

@@ -73,6 +73,7 @@ def test_splits_do_not_depend_on_the_categories(bfcl: Environment) -> None:
     assert few == {name: all_of_them[name] for name in few}
 
 
+@pytest.mark.slow
 def test_right_answers_are_right(bfcl: Environment, items: Sequence[Item], tmp_path: Path) -> None:
     found = score(bfcl, tmp_path, items, {item.id: right_answer(item) for item in items})
     assert {item.id for item, record in zip(items, found, strict=True) if not record.score} == set(

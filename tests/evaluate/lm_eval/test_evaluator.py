@@ -91,10 +91,13 @@ def test_every_answer_is_the_harness_own(
         pytest.param(
             {"num_fewshot": 1, "args": {"fewshot_random_seed": 7}}, marks=pytest.mark.slow
         ),
-        {
-            "apply_chat_template": True,
-            "args": {"system_instruction": "Be brief.", "fewshot_as_multiturn": True},
-        },
+        pytest.param(
+            {
+                "apply_chat_template": True,
+                "args": {"system_instruction": "Be brief.", "fewshot_as_multiturn": True},
+            },
+            marks=pytest.mark.slow,
+        ),
     ],
     ids=["two shots", "one shot", "chat"],
 )

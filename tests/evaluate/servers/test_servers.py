@@ -298,7 +298,16 @@ Path("group").write_text(f"{child.pid}\\n")
 """
 
 
-@pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL, None], ids=str)
+@pytest.mark.parametrize(
+    "how",
+    [
+        pytest.param(signal.SIGINT, marks=pytest.mark.slow),
+        pytest.param(signal.SIGTERM, marks=pytest.mark.slow),
+        signal.SIGKILL,
+        None,
+    ],
+    ids=str,
+)
 @pytest.mark.parametrize("code", [SERVER, ENGINE], ids=["server", "engine"])
 def test_nothing_outlives_the_run(tmp_path: Path, code: str, how: signal.Signals | None) -> None:
     by_itself = "guard.stop()" if code == ENGINE else "pass"
