@@ -48,7 +48,7 @@ def main() -> int:
             load_soups.save(folder, given.hidden, given.vocabulary, seed)
         merges(folders, Path(place) / "soup", given.rounds)
         loads(folders, given.device)
-        searches(Path(place) / "run", given.device)
+        searches(Path(place) / "run", given.device, given.items)
     models = {folder.name: folder for folder in given.models}
     flips(models, Benchmark(path=str(given.tests)).items()[: given.items], given.device)
     return 0
@@ -61,7 +61,12 @@ def arguments() -> argparse.ArgumentParser:
     parser.add_argument("--hidden", type=int, default=2048, help="hidden size of what is merged")
     parser.add_argument("--vocabulary", type=int, default=32_000)
     parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--items", type=int, default=400, help="items that flips are counted on")
+    parser.add_argument(
+        "--items",
+        type=int,
+        default=400,
+        help="items that flips are counted on, and of a category in the search",
+    )
     models = [demo.path(name) for name in demo.CANDIDATES[:3]]
     parser.add_argument("--models", type=Path, nargs="+", default=models)
     parser.add_argument("--tests", type=Path, default=demo.path("items"))
@@ -84,8 +89,13 @@ def loads(folders: Mapping[str, Path], device: str) -> None:
     print(f"\nload of {pool.soup_bytes / 1e9:.2f} GB: median {milliseconds:.1f} ms")
 
 
-def searches(folder: Path, device: str) -> None:
-    settings = (f"evaluator.device={device}", f"evaluator.dtype={DTYPES[device]}")
+def searches(folder: Path, device: str, items: int) -> None:
+    settings = (
+        f"evaluator.device={device}",
+        f"evaluator.dtype={DTYPES[device]}",
+        f"benchmark.limit={items}",
+        "analysis=[]",
+    )
     cost = main_job.run("adaptive", folder, settings)
     print(
         f"search: {cost['stage']:.1f} s, {cost['answering']:.1f} s of it for {cost['items']:.0f} items"

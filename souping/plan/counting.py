@@ -202,7 +202,8 @@ class CountedSteps(Steps):
 
     def _stored_search(self, selected: Selected) -> SearchResult | None:
         """The result of the search if the store has all of its answers; else None."""
-        if not self.splits.get("search"):
+        # Of items without content nothing is stored, and their evaluator may take long to say that it cannot start.
+        if self.plan.outlined or not self.splits.get("search"):
             return None
         with suppress(NotStoredError, UserError):
             return self.find_weights(self.evaluations[""], selected)
@@ -228,7 +229,7 @@ class CountedSteps(Steps):
         limit = trial_limit(
             self.settings.optimiser, len(ingredients), len(self.splits.get("search", ()))
         )
-        assert limit is not None, "a optimiser without an end is refused when it is built"
+        assert limit is not None, "an optimiser without an end is refused when it is built"
         points = self.settings.optimiser.known_points(len(ingredients)) or ()
         known = []
         for point in points[:limit]:

@@ -120,7 +120,7 @@ def test_the_benchmark_of_gpus_says_in_one_line_that_there_is_none() -> None:
 
 @pytest.mark.slow
 def test_the_benchmark_of_gpus_measures_all_four() -> None:
-    small = ("--hidden", "64", "--vocabulary", "1000", "--rounds", "1", "--items", "8")
+    small = ("--hidden", "64", "--vocabulary", "1000", "--rounds", "1", "--items", "24")
     done = gpu_benchmark("--device", "cpu", *small)
     assert done.returncode == 0, done.stderr
     rows = re.findall(r"^\| (.+?) \| (.+?) \|", done.stdout, re.MULTILINE)

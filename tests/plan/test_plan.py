@@ -20,6 +20,8 @@ from souping.checkpoints.pool import ModelSize, parameters_in
 from souping.evaluate.benchmark import Benchmark, first_items, make_splits
 from souping.evaluate.engines.vllm import VllmEngine
 from souping.evaluate.generate import LocalEvaluator
+from souping.evaluate.lm_eval import HarnessEvaluator, tasks
+from souping.evaluate.lm_eval.tasks import Loaded
 from souping.merge.local import LocalMerge
 from souping.merge.mergekit import MergekitMerge
 from souping.pipeline import machine
@@ -356,7 +358,16 @@ class TestPublished:
         monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
         monkeypatch.setenv("SOUPING_BFCL", str(tmp_path / "nowhere"))
         monkeypatch.setattr("souping.core.text.find_spec", lambda package: None)
+        loads = list[None]()
+
+        def load_documents(evaluator: HarnessEvaluator) -> dict[str, Loaded]:
+            loads.append(None)
+            return tasks.load_documents(evaluator)
+
+        monkeypatch.setattr("souping.evaluate.lm_eval.load_documents", load_documents)
         page = souping("plan", f"+experiment={name}", *EXPERIMENTS[name]).ok().out
+        # It takes twenty seconds to index the harness's tasks.
+        assert len(loads) == ("bfcl" not in name)
         found = plan_of(tmp_path)
         # several questions on a book, known by its text
         assert ("its own group" in page) == (name == "infinitebench")

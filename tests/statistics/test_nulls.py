@@ -19,7 +19,7 @@ from tests.support.choices import slow_unless
 from tests.support.flips import sign_flip
 from tests.support.scripts import script
 
-REPETITIONS = 300
+REPETITIONS = 200
 QUICK = {
     "five equal candidates, soup equal, s.e. 1",
     "soup 1 point better, 600 items",
@@ -38,7 +38,7 @@ looks = script(ROOT / "benchmarks" / "looks.py")
 
 def test_what_is_accepted() -> None:
     assert nulls.allowed(10_000) == 300
-    assert nulls.allowed(REPETITIONS) == 17
+    assert nulls.allowed(REPETITIONS) == 13
     assert nulls.least_coverage(10_000) == pytest.approx(0.935, abs=0.001)
 
 
@@ -231,6 +231,6 @@ def test_published_scores_need_an_assumption() -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("name", looks.WORLDS)
 def test_nobody_who_looks_again_claims_too_much(name: str) -> None:
-    repetitions = 10 if "single models" in name else 40
+    repetitions = 10 if "single models" in name else 20
     share = looks.share(looks.WORLDS[name], repetitions, seed=7)
     assert share <= looks.limit(repetitions)
