@@ -57,9 +57,9 @@ SHARED_MODEL_SETTINGS = ("dtype", "device", "threads", "trust_remote_code")
 def model_settings(settings: Mapping[str, T]) -> dict[str, T]:
     """The settings of an evaluator's loaded model that another evaluator can share.
 
-    Empty without a dtype of torch: the evaluator loads no model in this process, or leaves the dtype to it.
+    Empty for an evaluator that loads none in this process: its dtype is not one of torch's, or it has no such setting.
     """
-    if settings.get("dtype") not in TORCH_NAMES:
+    if settings.get("dtype", "") not in (None, *TORCH_NAMES):
         return {}
     return {key: settings[key] for key in SHARED_MODEL_SETTINGS if key in settings}
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from souping.evaluate.benchmark import ListedItems
-from souping.pipeline.settings import ExtraEntry
+from souping.pipeline.settings import ExtraEntry, model_settings
 from souping.pipeline.steps import STEPS, extra_benchmarks
 from souping.report.progress import Progress
 from tests.conftest import ROOT, Cli, FakeEvaluator, make_items, pool_of
@@ -47,6 +47,15 @@ def test_every_stage_belongs_to_a_step(
     assert {name.partition(": ")[0] for name in names} == {*STEPS}
     order = [STEPS.index(name.partition(": ")[0]) for name in names]
     assert order == sorted(order)
+
+
+def test_an_extra_benchmark_is_answered_on_the_device_of_the_run() -> None:
+    settings = {"device": "cuda:1", "threads": 2, "tasks": ["x"]}
+    assert model_settings(settings) == {}
+    assert model_settings({**settings, "dtype": "int4"}) == {}
+    shared = {"device": "cuda:1", "threads": 2}
+    for dtype in (None, "bfloat16"):
+        assert model_settings({**settings, "dtype": dtype}) == {**shared, "dtype": dtype}
 
 
 def test_an_extra_benchmark_has_the_first_items_of_each_category() -> None:
