@@ -545,15 +545,6 @@ class Evaluator(Component, ABC):
     def settings(self) -> Mapping[str, Json]:
         """Everything that an answer or a score depends on besides the model, the item and its batch."""
 
-    @property
-    def fingerprint(self) -> str:
-        """Digest of the settings, which keys the evaluator's answers in the store (UserError if they are no JSON)."""
-        try:
-            return digest(dict(self.settings))
-        except TypeError as error:
-            plain = "a dict of texts, numbers, lists and dicts"
-            raise UserError(f"evaluator {named(self)}: settings are {plain}: {error}") from None
-
     @abstractmethod
     def batches(self, items: Sequence[Item], repeat: int = 0) -> list[tuple[Item, ...]]:
         """The items of a whole split in batches, by a fixed rule. A batch is answered and stored together."""
@@ -589,6 +580,15 @@ class Evaluator(Component, ABC):
     @property
     def hosting(self) -> Hosting:
         return Hosting()
+
+
+def evaluator_fingerprint(evaluator: Evaluator) -> str:
+    """Digest of an evaluator's settings, which keys its answers in the store (UserError if they are no JSON)."""
+    try:
+        return digest(dict(evaluator.settings))
+    except TypeError as error:
+        plain = "a dict of texts, numbers, lists and dicts"
+        raise UserError(f"evaluator {named(evaluator)}: settings are {plain}: {error}") from None
 
 
 class Tracker(Component, ABC):

@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from souping.core.fields import component
-from souping.core.protocols import Evaluator, Executor, LoadedModel, Workers
+from souping.core.protocols import Evaluator, Executor, LoadedModel, Workers, evaluator_fingerprint
 from souping.core.text import named
 from souping.core.types import (
     OUTCOMES,
@@ -163,7 +163,7 @@ class Evaluation(RecipeEvaluator):
 
     def key(self, recipe: Recipe) -> str:
         """What keys this soup's answers in the store besides the soup, the items and their blocks."""
-        return self._evaluator.for_recipe(recipe).fingerprint
+        return evaluator_fingerprint(self._evaluator.for_recipe(recipe))
 
     # ------------------------------------------------------------ requests
 
@@ -257,7 +257,7 @@ class Evaluation(RecipeEvaluator):
 
         Returns {item id: scored record}.
         """
-        key = (recipe, evaluator.fingerprint, evaluator.settings, block.key, items)
+        key = (recipe, evaluator_fingerprint(evaluator), evaluator.settings, block.key, items)
         self._store.add(*key, records)
         if any(math.isnan(record.score) for record in records):
             # Puts the scores into `records`. Those before an error are stored too.
@@ -289,7 +289,7 @@ class Evaluation(RecipeEvaluator):
         if any_block and self.stored_scores(recipe, items).items == tuple(items):
             return {}
         evaluator = self._evaluator.for_recipe(recipe)
-        stored = self._store.load(recipe.fingerprint, evaluator.fingerprint)
+        stored = self._store.load(recipe.fingerprint, evaluator_fingerprint(evaluator))
         repeats = evaluator.sampling.answers_per_item
         # Answers from this number on are not stored for any item. Those of number 0 are always looked up.
         unstored = min(max(1, stored.repeats), repeats)
@@ -306,7 +306,7 @@ class Evaluation(RecipeEvaluator):
         Answers of the blocks of these items come first, else those of other blocks, as a search leaves them.
         """
         evaluator = self._evaluator.for_recipe(recipe)
-        stored = self._store.load(recipe.fingerprint, evaluator.fingerprint)
+        stored = self._store.load(recipe.fingerprint, evaluator_fingerprint(evaluator))
         repeats = evaluator.sampling.answers_per_item
         if stored.repeats < repeats:
             return {}
@@ -353,7 +353,9 @@ class Evaluation(RecipeEvaluator):
 
     def measurement(self, models: Sequence[Recipe], items: Sequence[Item]) -> Measurement:
         """How this evaluator measures a claim about models on items."""
-        return Measurement.of(self._evaluator.fingerprint, models, items, self.answers_per_item)
+        return Measurement.of(
+            evaluator_fingerprint(self._evaluator), models, items, self.answers_per_item
+        )
 
     def first_answers(
         self, recipe: Recipe, items: Sequence[Item], measurements: Sequence[Measurement]
@@ -415,7 +417,7 @@ class Evaluation(RecipeEvaluator):
         self, evaluator: Evaluator, recipe: Recipe, items: Sequence[Item], repeats: int
     ) -> Iterator[Block]:
         """The blocks of these items as the evaluator cuts them, compared with the store."""
-        stored = self._store.load(recipe.fingerprint, evaluator.fingerprint)
+        stored = self._store.load(recipe.fingerprint, evaluator_fingerprint(evaluator))
         ends = list(self._ends(recipe))
         for repeat in range(repeats):
             for members in batches_of(evaluator, items, repeat):
@@ -604,7 +606,10 @@ class EvaluatorWorker(Workers):
     @property
     def fingerprints(self) -> dict[str, str]:
         """{benchmark: fingerprint of its evaluator}"""
-        return {name: evaluator.fingerprint for name, (evaluator, _) in self._evaluators.items()}
+        return {
+            name: evaluator_fingerprint(evaluator)
+            for name, (evaluator, _) in self._evaluators.items()
+        }
 
 
 def open_worker(

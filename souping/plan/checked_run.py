@@ -11,7 +11,7 @@ from statistics import fmean
 from typing import Any
 
 from souping.core.files import dated_path, nearby, write_atomically
-from souping.core.protocols import Evaluator, LoadedModel
+from souping.core.protocols import Evaluator, LoadedModel, evaluator_fingerprint
 from souping.core.reading import read
 from souping.core.text import safe
 from souping.core.types import Item, Record, Split, UserError
@@ -184,7 +184,7 @@ def show_check(
         nonempty((answers, similarity(timed.similarity), work_section(timed), time_section(timed)))
     )
     table = {**as_dict(timed), "candidate": name, "split": split, "samples": samples}
-    table["evaluator"] = timed.run.evaluator.fingerprint
+    table["evaluator"] = evaluator_fingerprint(timed.run.evaluator)
     table["items_per_second"] = timed.speeds[""].items_per_second
     file = write_atomically(dated_path(timed.run.name, "check"), as_json(table).encode())
     print(f"saved: {nearby(file)}")

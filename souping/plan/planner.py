@@ -14,7 +14,7 @@ from souping.analysis.correlation import few_models
 from souping.checkpoints import hub
 from souping.checkpoints.pool import ModelSize
 from souping.core.files import dated_path, error_text, nearby, write_atomically
-from souping.core.protocols import Evaluator
+from souping.core.protocols import Evaluator, evaluator_fingerprint
 from souping.core.reading import read
 from souping.core.types import SPLITS, Item, Items, LateError, Missing, ScoreMatrix, UserError
 from souping.evaluate.benchmark import EvaluatorBenchmark, Splits, first_items
@@ -316,7 +316,7 @@ class _Planner:
         for name, (evaluator, answered) in self._evaluators(items).items():
             # An evaluator that cannot start here has no speed.
             with suppress(UserError):
-                key = evaluator.fingerprint
+                key = evaluator_fingerprint(evaluator)
                 stated = self.run.throughput
                 measured = self.store.throughput(singles, key)
                 # A check measures the run's own benchmark.

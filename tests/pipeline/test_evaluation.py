@@ -20,7 +20,14 @@ import numpy as np
 import pytest
 
 from souping.core.folders import hold_folder
-from souping.core.protocols import Executor, Hosting, LoadedModel, Sampling, Scoring
+from souping.core.protocols import (
+    Executor,
+    Hosting,
+    LoadedModel,
+    Sampling,
+    Scoring,
+    evaluator_fingerprint,
+)
 from souping.core.types import Candidate, FloatArray, Item, Recipe, Record, UserError
 from souping.core.unit import Unit
 from souping.evaluate.generate import LocalEvaluator
@@ -119,7 +126,7 @@ class Kept(FakeEvaluator):
     @property
     def hosting(self) -> Hosting:
         assert self.store is not None
-        return Keeping(store=self.store, key=self.fingerprint, rows=self.rows)
+        return Keeping(store=self.store, key=evaluator_fingerprint(self), rows=self.rows)
 
 
 def test_an_evaluator_hears_of_answers_once_they_are_stored(tmp_path: Path) -> None:

@@ -20,7 +20,7 @@ from typing import Any
 
 from hydra.core.override_parser.overrides_parser import OverridesParser
 
-from souping.core.protocols import Evaluator
+from souping.core.protocols import Evaluator, evaluator_fingerprint
 from souping.core.types import Item
 from souping.evaluate.benchmark import make_splits
 from souping.merge import MergeBackend
@@ -148,7 +148,7 @@ def build(plain: Mapping[str, Any], group: str) -> Any:
 def identities(plain: Mapping[str, Any]) -> list[str]:
     """What the store and the looks know an evaluator by."""
     evaluator: Evaluator = build(plain, "evaluator")
-    return [evaluator.fingerprint, evaluator_digest(evaluator)]
+    return [evaluator_fingerprint(evaluator), evaluator_digest(evaluator)]
 
 
 def soup(place: Path, row: Mapping[str, Any]) -> list[str]:

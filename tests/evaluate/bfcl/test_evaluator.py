@@ -17,7 +17,7 @@ import pytest
 from transformers import AutoTokenizer
 
 from souping import demo
-from souping.core.protocols import ModuleSettings
+from souping.core.protocols import ModuleSettings, evaluator_fingerprint
 from souping.core.types import Item, UserError, digest
 from souping.evaluate.bfcl import BfclEvaluator, Environment
 from souping.evaluate.bfcl.benchmark import BfclBenchmark
@@ -222,15 +222,15 @@ def test_a_candidate_may_have_a_handler_of_its_own() -> None:
         own = evaluator.for_recipe(one)
         assert own.handler == handler
         assert (
-            own.fingerprint
-            == BfclEvaluator(server=SERVER, handler=handler).fingerprint
-            != evaluator.fingerprint
+            evaluator_fingerprint(own)
+            == evaluator_fingerprint(BfclEvaluator(server=SERVER, handler=handler))
+            != evaluator_fingerprint(evaluator)
         )
 
 
 def test_what_changes_answers_changes_the_fingerprint() -> None:
     evaluator = BfclEvaluator(server=VllmServer())
-    assert evaluator.fingerprint == digest(evaluator.settings)
+    assert evaluator_fingerprint(evaluator) == digest(evaluator.settings)
     table: list[tuple[dict[str, Any], bool]] = [
         *(
             (change, True)
@@ -245,9 +245,9 @@ def test_what_changes_answers_changes_the_fingerprint() -> None:
         *((change, False) for change in ({"categories": ["live"]}, {"repeats": 2})),
     ]
     for change, differs in table:
-        assert (replace(evaluator, **change).fingerprint != evaluator.fingerprint) is differs, (
-            change
-        )
+        assert (
+            evaluator_fingerprint(replace(evaluator, **change)) != evaluator_fingerprint(evaluator)
+        ) is differs, change
     assert evaluator_digest(replace(evaluator, repeats=2)) == evaluator_digest(evaluator)
     assert evaluator_digest(replace(evaluator, max_new_tokens=7)) != evaluator_digest(evaluator)
 

@@ -16,7 +16,7 @@ import pytest
 from safetensors.torch import load_file
 
 from souping import demo
-from souping.core.protocols import AdapterShape
+from souping.core.protocols import AdapterShape, evaluator_fingerprint
 from souping.core.text import install
 from souping.core.types import Candidate, Item, UserError, digest
 from souping.evaluate.engines.transformers import Answer, TransformersEngine, prompt_key
@@ -116,9 +116,9 @@ VLLM = replace(LOCAL, engine=VllmEngine())
 def test_the_fingerprint_covers_what_changes_answers_and_nothing_else() -> None:
     assert "engine" not in LOCAL.settings
     assert (
-        LOCAL.fingerprint
+        evaluator_fingerprint(LOCAL)
         == digest(LOCAL.settings)
-        == replace(LOCAL, engine=TransformersEngine()).fingerprint
+        == evaluator_fingerprint(replace(LOCAL, engine=TransformersEngine()))
     )
     engines: list[dict[str, Any]] = [
         {"tensor_parallel_size": 2},
@@ -136,9 +136,11 @@ def test_the_fingerprint_covers_what_changes_answers_and_nothing_else() -> None:
     ]
     changed = [replace(VLLM, engine=VllmEngine(**change)) for change in engines]
     changed += [replace(VLLM, **change) for change in evaluators]
-    assert len({one.fingerprint for one in [LOCAL, VLLM, *changed]}) == 2 + len(changed)
+    assert len({evaluator_fingerprint(one) for one in [LOCAL, VLLM, *changed]}) == 2 + len(changed)
     engine = VllmEngine(args={"gpu_memory_utilization": 0.3, "disable_log_stats": False})
-    assert replace(VLLM, engine=engine, threads=7, workers=3).fingerprint == VLLM.fingerprint
+    assert evaluator_fingerprint(
+        replace(VLLM, engine=engine, threads=7, workers=3)
+    ) == evaluator_fingerprint(VLLM)
 
 
 @pytest.mark.parametrize("part", [VllmEngine, VllmServer], ids=lambda part: part.__name__)

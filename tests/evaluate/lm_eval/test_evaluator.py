@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 
+from souping.core.protocols import evaluator_fingerprint
 from souping.core.types import Record, UserError
 from souping.evaluate.benchmark import EvaluatorBenchmark, assign
 from souping.evaluate.lm_eval import HarnessEvaluator
@@ -160,7 +161,7 @@ def test_category_and_group(
     item = {i.id: i for i in own.prompts.benchmark.items()}["pick2/3"]
     assert (item.category, item.group) == (category, group)
     assert item.fingerprint == plain.fingerprint
-    assert own.fingerprint == evaluator.fingerprint
+    assert evaluator_fingerprint(own) == evaluator_fingerprint(evaluator)
 
 
 def test_a_benchmark_chooses_and_names_the_documents(evaluator: HarnessEvaluator) -> None:

@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 
+from souping.core.protocols import evaluator_fingerprint
 from souping.core.types import Recipe, Request, UserError
 from souping.evaluate.lm_eval import HarnessEvaluator
 from souping.pipeline.evaluation import EvaluatorWorker
@@ -100,9 +101,9 @@ def test_records_are_those_of_the_model_and_it_is_not_asked(
     found = worker.put(Request(number=0, recipe=ANT, items=items)).records
     assert asked == []
     assert (
-        evaluator.for_recipe(ANT).fingerprint
-        == evaluator.fingerprint
-        == replace(evaluator, logs=None).fingerprint
+        evaluator_fingerprint(evaluator.for_recipe(ANT))
+        == evaluator_fingerprint(evaluator)
+        == evaluator_fingerprint(replace(evaluator, logs=None))
     )
     for own, other in zip(found, live, strict=True):
         assert (own.item, own.output, own.outcome) == (other.item, other.output, other.outcome)

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from souping.core.protocols import evaluator_fingerprint
 from souping.core.types import UserError
 from souping.evaluate.lm_eval import HarnessEvaluator
 from souping.evaluate.lm_eval.task_files import PAPER_TASKS, code_in_task_file, sandbox
@@ -124,7 +125,7 @@ def test_only_code_that_is_allowed_runs_and_its_source_is_in_the_items(wild: Pat
     assert own.prompts.pool_notes({}) == [
         f"evaluator.allow_task_code: ran {wild / 'wild.yaml'}: doc_to_text: !function evil.f"
     ]
-    assert own.fingerprint == asking(wild, "wild").fingerprint
+    assert evaluator_fingerprint(own) == evaluator_fingerprint(asking(wild, "wild"))
     assert replace(own).prompts.benchmark.items()[0].fingerprint == items[0].fingerprint
     with (wild / "evil.py").open("a") as text:
         text.write("# changed\n")
