@@ -36,7 +36,7 @@ DEFAULT_SHARD = 5_000_000_000
 RANGE = r"(?<![^.])\d+-\d+(?![^.])"
 """Part of a pattern that stands for the numbers of layers."""
 MOST_LAYOUTS = 32
-"""Sets of ingredients whose layouts are kept: a search goes through few."""
+"""Sets of ingredients whose layouts are kept in memory: a search goes through few."""
 
 
 class Alignment:
@@ -48,10 +48,11 @@ class Alignment:
     def __init__(self, checkpoints: Checkpoints, base: Checkpoint | None = None) -> None:
         self.checkpoints = dict(checkpoints)
         self.base = base
+        # {(vocab, names of ingredients): layout}, the oldest first.
         self._layouts: dict[tuple[str, ...], Layout] = {}
 
     def check_unchanged(self, recipe: Recipe) -> None:
-        """Raises UserError where weights that the recipe mixes are not those that were opened."""
+        """Raises UserError if a weight file that the recipe needs is not the one that was opened."""
         for checkpoint in self._pool(recipe).values():
             checkpoint.check_unchanged(checkpoint.files)
 
@@ -82,7 +83,7 @@ class Alignment:
         return WeightedLayout(recipe, self._layouts[key])
 
     def _pool(self, recipe: Recipe) -> dict[str, Checkpoint]:
-        """The recipe's ingredients, with the base model last where the method needs it."""
+        """{name: checkpoint} of the recipe's ingredients, and last of the base model, if the method needs it."""
         method = get_method(recipe.method)
         if not recipe.ingredients:
             raise UserError("the recipe has no ingredient with a weight above zero")
@@ -100,12 +101,12 @@ class Alignment:
 
 
 def lone_recipe(name: str, dtype: str) -> Recipe:
-    """The recipe of one opened model, whose content does not matter."""
+    """The recipe of one opened model, as it is in `dtype`. Its fingerprint is left out: nothing is stored under it."""
     return Recipe(ingredients=(name,), fingerprints=("",), weights=(1.0,), dtype=dtype)
 
 
 def _alone(recipe: Recipe) -> bool:
-    """Whether the soup is one model as it is."""
+    """Whether the soup is its only ingredient as it is, with weight 1."""
     return len(recipe.ingredients) == 1 and _effective(recipe) == (1.0,)
 
 
@@ -120,7 +121,7 @@ def _effective(recipe: Recipe) -> Weights:
 
 @dataclass(frozen=True)
 class Band:
-    """Elements `start .. start + count` of a tensor, rows that the models `have` of the layout's own."""
+    """Elements `start .. start + count` of a tensor: rows that the same models have. `have` are their numbers."""
 
     start: int
     count: int
@@ -129,7 +130,10 @@ class Band:
 
 @dataclass(frozen=True)
 class LaidTensor:
-    """Tensor of the soup, where each model has it, and its bands; none where values must be equal (no floats)."""
+    """Tensor of the soup (`slot`) with its place and its dtype as a soup (`stored`) in each model, and its bands.
+
+    A tensor that does not hold floats has no bands: its values must be equal.
+    """
 
     slot: AlignedTensor
     sources: tuple[Source, ...]
@@ -138,6 +142,7 @@ class LaidTensor:
 
     @classmethod
     def of(cls, slot: AlignedTensor, files: Sequence[Mapping[str, int]]) -> LaidTensor:
+        """The tensor at its places; `files` are {file: its number} of each model."""
         sources = list[Source]()
         for i, (part, numbers) in enumerate(zip(slot.parts, files, strict=True)):
             sources.append(Source(i, numbers[part.file], part.offset, part.dtype))
@@ -147,7 +152,7 @@ class LaidTensor:
 
 
 def row_bands(slot: AlignedTensor) -> tuple[Band, ...]:
-    """The bands of a float tensor in row order."""
+    """The bands of a float tensor in row order: a model with fewer rows than the soup lacks the last ones."""
     width = math.prod(slot.shape[1:])
     # A scalar is a row.
     soup_rows = slot.shape[0] if slot.shape else 1
@@ -172,6 +177,7 @@ class Layout:
 
     @classmethod
     def of(cls, pool: Checkpoints, vocab: str) -> Layout:
+        """Align checkpoints. Raises UserError as `align`."""
         aligned = align(pool, vocab)
         # The numbers of files by name; tensors that are assembled from pieces have none.
         files = list[dict[str, int]]()
@@ -184,10 +190,14 @@ class Layout:
 
     @cached_property
     def uneven(self) -> list[AlignedTensor]:
+        """Tensors whose numbers of rows differ between the models."""
         return [tensor.slot for tensor in self.tensors.values() if tensor.slot.uneven]
 
     def tokenizer_index(self, tokenizer_from: str | None) -> int:
-        """The ingredient whose config and tokenizer the soup gets: one that has the soup's vocabulary."""
+        """The number of the ingredient whose config and tokenizer the soup gets: the first with the soup's rows.
+
+        `tokenizer_from` names another one (UserError: it is not there, or has other rows, and some has the soup's).
+        """
         names = list(self.pool)
         uneven = self.uneven
         fits = list[int]()
@@ -211,7 +221,10 @@ class Layout:
 
 @dataclass(frozen=True)
 class Mix:
-    """Rule of a band: the operation, the models that count in its order, and their weights."""
+    """Rule of a band: the operation, the numbers of the models that it uses in their order, and their weights.
+
+    `dtype` is that of the soup's tensor.
+    """
 
     op: Operation
     used: tuple[int, ...]
@@ -233,12 +246,14 @@ class WeightedLayout:
     """
 
     def __init__(self, recipe: Recipe, layout: Layout) -> None:
+        """Work out the weights; they are numbered, by the patterns of `tensor_weights` and last those of the recipe."""
         self.recipe = recipe
         self.layout = layout
         self.method = "linear" if _alone(recipe) else recipe.method
         self._based = get_method(recipe.method).base
         self._weights, self._number = _weights_by_tensor(recipe, list(layout.tensors))
-        self._weights.append(_effective(recipe))  # number -1
+        # Those of tensors that no pattern matches, whose number is -1.
+        self._weights.append(_effective(recipe))
         self._mix = cache(self._mix_of)
 
     def plan(self, limit: int, nonfinite: str, tokenizer_from: str | None) -> MergePlan:
@@ -261,7 +276,7 @@ class WeightedLayout:
         )
 
     def _mix_of(self, have: tuple[int, ...], stored: tuple[str, ...], number: int) -> Mix:
-        """What this recipe makes of a band: by the models that have its rows, their dtypes, and its own weights.
+        """The rule of a band, from the models that `have` its rows, the dtypes of all, and the `number` of its weights.
 
         If a model lacks the rows, the other weights are scaled to the same sum.
         """
@@ -325,6 +340,7 @@ class WeightedLayout:
 
 
 def _total(weights: Iterable[float]) -> float:
+    """The sum of the weights of models that have a row, by which they are divided (UserError: it is zero)."""
     total = sum(weights)
     if not total:
         raise UserError(
@@ -334,7 +350,7 @@ def _total(weights: Iterable[float]) -> float:
 
 
 def _at(sources: Sequence[Source], used: Sequence[int], elements: int) -> tuple[Source, ...]:
-    """The sources of these models, so many elements further on."""
+    """The sources of the models `used`, moved by a number of elements."""
     chosen = tuple(sources[i] for i in used)
     if not elements:
         return chosen
@@ -344,7 +360,10 @@ def _at(sources: Sequence[Source], used: Sequence[int], elements: int) -> tuple[
 def place_tensors(
     tensors: Sequence[PlannedTensor], limit: int
 ) -> tuple[tuple[PlannedTensor, ...], tuple[str, ...]]:
-    """Fill shards in order up to `limit` bytes; inside a shard wide dtypes come first, so that all stay aligned."""
+    """(tensors with their places, names of the shards): shards are filled in order up to `limit` bytes.
+
+    Inside a shard wide dtypes come first, so that all stay aligned.
+    """
     groups: list[list[PlannedTensor]] = [[]]
     filled = 0
     for tensor in tensors:
@@ -380,6 +399,7 @@ def matcher(pattern: str) -> Callable[[str], bool]:
 
 
 def _token(token: str) -> str:
+    """The regular expression of a piece of a pattern: `*`, `?`, a range of numbers, or text."""
     if token == "*":
         return ".*"
     if token == "?":
@@ -443,13 +463,15 @@ def fitted(
 def _weights_by_tensor(
     recipe: Recipe, names: Sequence[str]
 ) -> tuple[list[Weights], Callable[[str], int]]:
-    """Weights of the recipe's `overrides`, and the number of the first that a tensor's name matches, or -1.
+    """(weights of each pattern in the recipe's `overrides`, function from a tensor's name to its pattern's number).
+
+    The first pattern that matches counts; without one, the number is -1.
 
     Raises:
         UserError: the method is not linear, a list has another length than the recipe, or a pattern matches nothing.
     """
-    rows = recipe.settings.get("overrides") or ()
-    pairs = [(str(pattern), tuple(map(float, weights))) for pattern, weights in rows]
+    overrides = recipe.settings.get("overrides") or ()
+    pairs = [(str(pattern), tuple(map(float, weights))) for pattern, weights in overrides]
     if not pairs:
         return [], lambda name: -1
     if recipe.method != "linear":

@@ -61,12 +61,13 @@ class SoupMixer:
     def __init__(self) -> None:
         self._files = WeightFiles()
         self._warned = set[str]()
+        # {places of a band in the ingredients' files: inner products}
         self._grams: dict[tuple[object, ...], FloatArray] = {}
 
     def tasks(
         self, plan: MergePlan, tensor: PlannedTensor, flat: Raw, dtype: str
     ) -> Iterator[ThreadTask]:
-        """Calls that mix a tensor block by block into bytes of `dtype`."""
+        """Calls that mix a tensor, block by block, into its bytes `flat`, which are of `dtype`."""
         size = size_of(dtype)
         for chunk in tensor_chunks(plan, tensor):
             rows = list[ReadRow]()
@@ -82,7 +83,7 @@ class SoupMixer:
     def _gram(
         self, plan: MergePlan, rows: Sequence[ReadRow], chunk: Chunk, base: bool
     ) -> FloatArray:
-        """Inner products of a band's sources, which no recipe changes."""
+        """`chunk_gram` of a band, which is the same in all recipes and so is kept. `rows` read its sources."""
         places = [(plan.ingredients[s.ingredient].name, s.file, s.offset) for s in chunk.sources]
         key = (*places, chunk.count)
         if key not in self._grams:
@@ -92,8 +93,10 @@ class SoupMixer:
     def _mix(
         self, plan: MergePlan, chunk: Chunk, rows: Sequence[ReadRow], into: Raw, dtype: str
     ) -> None:
+        """Mix a block into the bytes `into` of `dtype`."""
         sources = [_row(rows, chunk, number) for number in range(len(rows))]
         soup = mixed(plan, chunk, sources, into, dtype, self._warned)
+        # A copy is the source's own row.
         if soup is not into:
             into[:] = soup
 
@@ -105,6 +108,7 @@ class SoupMixer:
         )
 
     def _chunks(self, plan: MergePlan) -> Iterator[WeightChunk]:
+        """A chunk for each shard of a plan, whose tensors are mixed when it is filled."""
         check_ingredients(plan.ingredients)
         for _, shard in groupby(plan.tensors, key=attrgetter("shard")):
             tensors = list(shard)
@@ -115,6 +119,7 @@ class SoupMixer:
             )
 
     def _fill(self, plan: MergePlan, tensors: Sequence[PlannedTensor], memory: memoryview) -> None:
+        """Mix the tensors of a shard into `memory`, at their places in the shard."""
         flat = np.frombuffer(memory, np.uint8)
         tasks = list[ThreadTask]()
         for tensor in tensors:
@@ -150,6 +155,7 @@ class LiveModule(LoadableModel):
         plan = self._alignment.plan(recipe, nonfinite=self._nonfinite)
         self._targets.resize(plan.tensors)
         places = self._targets.match(plan.tensors)
+        # The module does not have the checkpoints' names.
         if places is None:
             soup = {tensor.name: self._soup_tensor(plan, tensor) for tensor in plan.tensors}
             reload(self._module, soup)
@@ -160,6 +166,7 @@ class LiveModule(LoadableModel):
     def _tasks(
         self, plan: MergePlan, places: Mapping[str, ParameterTarget]
     ) -> Iterator[ThreadTask]:
+        """Calls that mix the plan's tensors into the parameters in `places`, {tensor name: target}."""
         for tensor in plan.tensors:
             target = places.get(tensor.name)
             if target is None:
@@ -170,6 +177,7 @@ class LiveModule(LoadableModel):
                 yield from self._mixer.tasks(plan, tensor, target.flat, target.dtype)
 
     def _copy(self, plan: MergePlan, tensor: PlannedTensor, target: torch.Tensor) -> None:
+        """Mix a tensor in main memory and copy it into a parameter."""
         import torch
 
         with torch.no_grad():
@@ -186,6 +194,7 @@ class LiveModule(LoadableModel):
 
 
 def _row(rows: Sequence[ReadRow], chunk: Chunk, number: int) -> Raw:
+    """The bytes of a chunk's source `number`; `rows` have a reader for each source."""
     source = chunk.sources[number]
     return rows[number](source.offset, chunk.count * size_of(source.dtype))
 
@@ -202,13 +211,14 @@ class WeightFiles:
         self._readers: dict[Path, WeightReader] = {}
 
     def row(self, checkpoint: Checkpoint, number: int) -> ReadRow:
-        """Reader of a checkpoint's file."""
+        """The reader of file `number` of a checkpoint, which stays open."""
         key = checkpoint.source, number
         if key not in self._rows:
             self._rows[key] = self._opened(checkpoint, number)
         return self._rows[key]
 
     def _opened(self, checkpoint: Checkpoint, number: int) -> ReadRow:
+        """A reader of file `number`: by a memory map, or if it is assembled or in a bucket by `WeightReader`."""
         path = checkpoint.folder / checkpoint.files[number]
         raise_file_limit(len(self._rows) + len(checkpoint.files))
         if checkpoint.assembly is None and pointer_in(path) is None:
@@ -222,6 +232,7 @@ class WeightFiles:
         return partial(self._assembled, self._readers[checkpoint.source], number)
 
     def _assembled(self, reader: WeightReader, number: int, offset: int, nbytes: int) -> Raw:
+        """Bytes from `offset` on of file `number` of a reader (UserError: it ends early)."""
         piece = np.empty(nbytes, np.uint8)
         try:
             reader.read(number, piece, offset)
@@ -270,7 +281,7 @@ class ModuleTargets:
         return places
 
     def resize(self, tensors: Iterable[PlannedTensor]) -> None:
-        """Give the module's embeddings the soup's number of rows, where they differ."""
+        """Give the module's embeddings, if it has any, the soup's number of rows."""
         embeddings = getattr(self._module, "get_input_embeddings", lambda: None)()
         weight = getattr(embeddings, "weight", None)
         resize = getattr(self._module, "resize_token_embeddings", None)
@@ -289,7 +300,7 @@ class ModuleTargets:
         return state
 
     def _lookup(self, name: str, named: Mapping[str, torch.Tensor]) -> torch.Tensor | None:
-        """By its own name; with the base model's prefix added, or taken off, as transformers does."""
+        """The parameter of a checkpoint's name, also with the base model's prefix added or taken off; or None."""
         prefix = f"{getattr(self._module, 'base_model_prefix', '')}."
         for key in (name, prefix + name, name.removeprefix(prefix)):
             if key in named:

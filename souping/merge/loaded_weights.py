@@ -31,12 +31,13 @@ SAMPLED_VALUES = 256
 """Values of a tensor, at most: of a change to one element in twenty, they miss one in 500,000."""
 SIGNIFICANT_BITS = {"F32": 24, "BF16": 8, "F16": 11}
 LEAST_FLOAT16 = 2.0**-24
+"""The smallest fp16 number: errors of numbers near zero are not relative."""
 ADAPTER_SETTINGS = {"adapters", "base"}
 """Settings of a recipe of adapters whose soup is the average of its ingredients, if their weights sum to one."""
 
 
 def sample_weights(named: Iterable[tuple[str, torch.Tensor]]) -> WeightSamples:
-    """Values at equal distances in each tensor of floats; others are unchecked."""
+    """Values at equal distances in each named tensor of floats, as fp32; other tensors are named as unchecked."""
     import torch
 
     tensors = list[tuple[str, str, int]]()
@@ -57,6 +58,7 @@ def sample_weights(named: Iterable[tuple[str, torch.Tensor]]) -> WeightSamples:
 
 @lru_cache(maxsize=1024)
 def _positions(count: int, device: str) -> torch.Tensor:
+    """Indexes of the sampled values of a tensor with `count` elements, from the first to the last, on its device."""
     import torch
 
     samples = min(count, SAMPLED_VALUES)
@@ -81,6 +83,7 @@ class LoadedWeights:
     def __init__(self) -> None:
         # {the engine's tensors: {candidate: its values there}}
         self._candidates: dict[object, dict[str, LoadedCandidate]] = {}
+        # What was logged as not checked.
         self._said = set[str]()
 
     def check(self, recipe: Recipe, samples: WeightSamples, stored: bool) -> None:
@@ -108,7 +111,7 @@ class LoadedWeights:
         _compare(recipe, samples, [known[name] for name in recipe.ingredients])
 
     def _not_checked(self, what: str) -> None:
-        """Say it once."""
+        """Log, once, what the check leaves out."""
         if what not in self._said:
             self._said.add(what)
             log.info("weights in the engine that are not checked: %s", what)
@@ -120,6 +123,7 @@ def is_average(recipe: Recipe) -> bool:
         return False
     if not recipe.settings or len(recipe.ingredients) == 1:
         return True
+    # One of adapters adds their products to the base, which is an average if the weights sum to one.
     return recipe.settings.keys() == ADAPTER_SETTINGS and abs(sum(recipe.weights) - 1) < 1e-6
 
 
@@ -134,6 +138,7 @@ def _compare(recipe: Recipe, samples: WeightSamples, candidates: Sequence[Loaded
     if not wrong.any():
         return
     faults = list[str]()
+    # Values of all tensors follow each other.
     begin = 0
     for name, _, count in samples.tensors:
         differing = int(wrong[begin : begin + count].sum())
@@ -153,6 +158,7 @@ def _equal(
     values = [candidate.values for candidate in candidates]
     exact = not recipe.settings and all(candidate.exact for candidate in candidates)
     average = linear(values, recipe.weights)
+    # sum_k |w_k x_k|, to which rounding errors are relative.
     sizes = linear([np.abs(row) for row in values], np.abs(recipe.weights).tolist())
     counts = [count for _, _, count in samples.tensors]
     if recipe.settings:
@@ -163,7 +169,7 @@ def _equal(
     equal: BoolArray = np.all([row == samples.values for row in values], axis=0)
     dtypes = [TORCH_NAMES[dtype] for _, dtype, _ in samples.tensors]
     for dtype in set(dtypes):
-        of_dtype = np.repeat([other == dtype for other in dtypes], counts)
+        of_dtype = np.repeat([tag == dtype for tag in dtypes], counts)
         soup_dtype = TORCH_NAMES.get(recipe.dtype, dtype)
         soup = _rounded(_rounded(average, soup_dtype), dtype)
         error = np.abs(samples.values - soup)
