@@ -58,8 +58,8 @@ def ranking(
 ) -> list[str]:
     """Candidates by objective, best first; equal ones in the pool's order. Categories of `exclude` weigh nothing.
 
-    The columns of a published table may be other categories than the benchmark's: unless `strict`, their plain mean
-    ranks where the objective does not know them.
+    The columns of a published table may be other categories than the benchmark's: unless `strict`, candidates are
+    ranked by the plain mean of columns that the objective does not know.
     """
     try:
         coefficients = objective.coefficients(scores.categories)
@@ -74,6 +74,7 @@ def ranking(
     else:
         names = [name for name in scores.categories if name not in exclude]
         totals = objective.value(values[:, counted], names)
+    # Rounded, so that candidates that differ by rounding error are equal.
     order = np.argsort(-totals.round(12), kind="stable")
     return [scores.candidates[i] for i in order]
 
@@ -91,8 +92,8 @@ class SoCE(Selector):
 
     Categories of `exclude`, and those in which all models score the same, are left out: they stay in the objective.
 
-    Where no category is a low-correlation one, which the paper leaves open, `fallback=greedy` selects as `Greedy` does
-    and says so; `error` refuses.
+    If there is no low-correlation category, a case that the paper leaves open, `fallback=greedy` selects as `Greedy`
+    does and says so; `error` refuses.
     """
 
     correlation: Correlation
@@ -190,7 +191,7 @@ class SoCE(Selector):
     def _without_low(
         self, scores: ScoreMatrix, correlations: Correlations, categories: Names
     ) -> Selection:
-        """The selection where no category is below the threshold, with a note (UserError with `fallback=error`)."""
+        """The selection if no category is below the threshold, with a note (UserError with `fallback=error`)."""
         between = self._between_categories(correlations.rho)
         a, b = np.unravel_index(int(np.argmin(between)), between.shape)
         smallest = minus(f"{between[a, b]:.3f}")
@@ -235,8 +236,8 @@ class SoCECluster(LimitedSelector):
     """An expert for each cluster of categories that move together (the abstract of arXiv 2511.13254).
 
     Average linkage on 1 - rho: clusters are joined, the closest first, while the mean rho between them is at least
-    `threshold`; with `k`, until so many are left. The candidate with the best mean over a cluster's categories is its
-    expert, of equal ones the one with the better objective; the distinct experts are the ingredients.
+    `threshold`; with `k`, until `k` clusters are left. The candidate with the best mean over a cluster's categories is
+    its expert, of equal candidates the one with the better objective; the distinct experts are the ingredients.
     """
 
     correlation: Correlation
@@ -302,7 +303,7 @@ class SoCECluster(LimitedSelector):
         )
 
     def clusters(self, rho: FloatArray) -> list[list[int]]:
-        """Clusters of categories that move together, as columns of `rho` [C, C], by their first columns."""
+        """Clusters of categories that move together, as columns of `rho` [C, C], in the order of first columns."""
         clusters = [[column] for column in range(len(rho))]
         while len(clusters) > (self.k or 1):
             # Mean correlation of the categories of two clusters.
@@ -336,10 +337,10 @@ class Greedy(LimitedSelector):
         order = [scores.candidates.index(name) for name in ranking(scores, self.objective)]
 
         chosen: list[int] = []
-        # Best score in each category so far [C]: none, which is 0, or less where scores are losses below 0.
+        # Best score in each category so far [C]. At first 0, or the lowest score if scores are below 0, as losses are.
         best = np.minimum(values.min(axis=0), 0.0)
         while self.k is None or len(chosen) < self.k:
-            # By how much each candidate would raise the mean of the best scores [M].
+            # By how much each candidate would raise the mean of the best scores [M]; rounded, so that ties are equal.
             gains = (np.maximum(values, best) - best).mean(axis=1).round(12)
             added = max(order, key=gains.__getitem__)
             if gains[added] <= 0:
@@ -440,7 +441,7 @@ def check_excluded(exclude: Sequence[str], categories: Sequence[str]) -> None:
 
 
 def _tied_best(scores: ScoreMatrix, column: int, order: Sequence[str]) -> list[str]:
-    """The best candidates of the category in this column, in the given order; several if they are tied."""
+    """The candidates with the best score in this column, in the given `order`; several if they are tied."""
     values = scores.rows(order)[:, column]
     tied = np.flatnonzero(values >= values.max() - SCORE_TIE)
     return [order[place] for place in tied]

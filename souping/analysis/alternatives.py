@@ -19,9 +19,9 @@ from souping.statistics.scores import ItemTable
 
 @dataclass(frozen=True, kw_only=True)
 class RoutedAnswers:
-    """A router: `routes` are {category: ingredient}, and `scores` those of each item's ingredient.
+    """A router: `routes` are {category: ingredient}; `scores` has each item's score by the ingredient that answers it.
 
-    Its `name` is that of the ingredient if all routes lead to one, and never that of another model.
+    If all routes lead to one ingredient, `name` is that ingredient's name. It is never the name of another model.
     """
 
     name: str
@@ -32,7 +32,8 @@ class RoutedAnswers:
 def routed(ingredients: Mapping[str, ItemScores], chosen_by: ScoreMatrix) -> RoutedAnswers | None:
     """Each item answered by the ingredient that is best in its category by `chosen_by`.
 
-    A category that `chosen_by` lacks is routed by the mean of the others. None for scores that are not fractions of 1.
+    A category that `chosen_by` lacks is routed by the mean over all its categories. None if a score is not a fraction
+    of 1.
     """
     names = list(ingredients)
     columns = [(model.values, model.truncated, model.unanswered) for model in ingredients.values()]
@@ -80,12 +81,12 @@ def alternatives(
     router: RoutedAnswers | None,
     objective: Objective,
 ) -> Alternatives:
-    """Selection bias, router and upper bound; selection_bias alone without a router, whose scores are fractions of 1.
+    """Selection bias, router and upper bound; selection bias alone if there is no router (scores are not fractions).
 
     The soup and its `ingredients` have scores on the test split. Selection bias is the soup's score on the search split
     minus that on the test split. The router chose by the scores of the select split. The upper bound counts an item as
-    the best of the ingredients answers it, which no system can know. Each comes with the models in memory and the
-    answers per request.
+    the best of the ingredients answers it, which no system can know. Router and upper bound come with the number of
+    models in memory and of answers per request.
     """
     table = ItemTable.of(soup.items, objective)
     selection_bias = unit.raw(search_score) - unit.raw(table.score(soup.values))

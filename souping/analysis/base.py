@@ -71,7 +71,7 @@ class Analysis(ABC):
     """Analysis of a finished search. Its result is in `report.json`, under `analyses` and the analysis's name."""
 
     def asks(self, soups: RunSoups) -> tuple[Recipe, ...]:
-        """Soups whose answers to the whole search split it needs, whether or not they are stored already."""
+        """Soups whose answers to the whole search split the analysis needs, stored already or not."""
         return ()
 
     @abstractmethod
@@ -79,5 +79,5 @@ class Analysis(ABC):
         """The result that the report shows and keeps. A mapping is read as a `UserResult`.
 
         Raises:
-            NotEstimableError: too few soups answered the whole split, and what it would take.
+            NotEstimableError: too little data; the message says what it would take.
         """

@@ -146,7 +146,7 @@ def _rho(correlation: Correlation, values: FloatArray, varying: BoolArray) -> Fl
 
 
 def _strength(correlation: Correlation, values: FloatArray, varying: BoolArray) -> float:
-    """Mean |rho| over the pairs that have one; nan where none has."""
+    """Mean |rho| over the pairs of categories that have a correlation; nan if no pair has."""
     pairs = np.triu_indices(len(varying), 1)
     sizes = np.abs(_rho(correlation, values, varying)[pairs])
     sizes = sizes[np.isfinite(sizes)]
@@ -198,6 +198,7 @@ def _mixed(
         start: FloatArray | float = 0.0
         for rank, ingredient in enumerate(order):
             end = ends[:, [rank]]
+            # Rounding may leave the last end below 1, and a point above it.
             is_last = rank == len(order) - 1
             picked = (points >= start) & ((points < end) | is_last)
             totals += picked.astype(float) @ sums.sums[:, ingredient]
@@ -361,5 +362,5 @@ UNKNOWN_SPREAD = NullSpread(mean=None, low=None, high=None)
 
 
 def _limits(population: PopulationCorrelation | NullSpread) -> str:
-    """Its interval in words."""
+    """The 95 % interval in words."""
     return around(population.low, population.high)

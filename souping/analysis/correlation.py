@@ -146,6 +146,7 @@ def _with_interval(rho: FloatArray, variance: FloatArray, degrees: int) -> Corre
     low = np.full_like(rho, np.nan)
     high = np.full_like(rho, np.nan)
     if degrees >= 1:
+        # atanh is infinite at -1 and 1.
         z = np.arctanh(np.clip(rho, -1 + 1e-15, 1 - 1e-15))
         margin = Z95 * np.sqrt(variance / degrees)
         low = np.minimum(rho, np.tanh(z - margin))
@@ -158,7 +159,7 @@ def _with_interval(rho: FloatArray, variance: FloatArray, degrees: int) -> Corre
 def correlated(correlation: Correlation, table: FloatArray) -> Correlations:
     """Correlations [C, C] of the categories that differ between models; nan where none is defined."""
     unknown = np.full((table.shape[1],) * 2, np.nan)
-    # Its arrays are filled below.
+    # The arrays are filled in below, if there are correlations: not with too few models or categories.
     correlations = Correlations(rho=unknown, low=unknown.copy(), high=unknown.copy())
     varying = np.flatnonzero(np.ptp(table, axis=0) > CONSTANT)
     pairs = np.ix_(varying, varying)
@@ -202,7 +203,7 @@ class GroupSums:
         for model in scores.models:
             grouped.append(design(scores.items[model].values, categories, groups, equal_weights))
 
-        # The order of a sum follows the layout in memory, so that is fixed.
+        # The order of later sums follows the layout in memory, so the layout is fixed.
         sums = np.stack([of_model.sums for of_model in grouped], axis=1)
         return cls(
             sums=np.ascontiguousarray(sums),
@@ -263,8 +264,8 @@ def reliability(sums: GroupSums) -> FloatArray:
 def disattenuated(sums: GroupSums) -> FloatArray:
     """Pearson correlation of categories over models with item noise taken out, [C, C] in -1..1.
 
-    Observed covariance less its noise, over the variances less theirs (Spearman 1904; with shared groups the covariance
-    is corrected too). nan where a variance is all noise: nothing can be said.
+    Observed covariances and variances are each reduced by their noise before the division (Spearman 1904, who corrects
+    the variances alone; with shared groups the covariance has noise too). nan for a category that is nearly all noise.
     """
     covariance = np.cov(sums.means, rowvar=False) - sums.noise()
     variance = np.maximum(np.diag(covariance), 0.0)

@@ -79,7 +79,7 @@ def resolve_goals(
 
 
 def _are_goal_weights(weights: Mapping[str, float]) -> bool:
-    """Whether all are finite numbers of at least 0, and one is above 0."""
+    """Whether all weights are finite numbers of at least 0, and one is above 0."""
     if not fits(weights, Mapping[str, float]):
         return False
     return min(weights.values()) >= 0 and 0 < sum(weights.values()) < np.inf
@@ -118,12 +118,13 @@ class Front:
         self.known = len(results)
         self.whole = np.asarray(np.isfinite(scores).all(axis=1))
 
-        # Surrogates of the scores and, where a goal is about them, of the lengths: the key is
-        # `goal.lengths`. A length counts as minus a multiple of the first point's; the goals'
-        # unit takes that back to tokens.
+        # Surrogates of the scores and, if a goal is about lengths, of the lengths: the key is
+        # `goal.lengths`. A length counts as minus a multiple of the first point's mean length; the
+        # unit of the goal turns that into tokens again.
         models = {False: _fit(self.points, scores, items)}
         if any(goal.lengths for goal in goals):
             lengths = answer_table(fitted_points, lengths_of, len(items))
+            # Lengths are 0 if tokens are not counted.
             first_length = float(np.nanmean(lengths[0])) or 1.0
             models[True] = _fit(self.points, -lengths / first_length, items, rise=0.0)
             unit = replace(LENGTH, min_gain=0.01 * first_length)
@@ -237,7 +238,7 @@ def _posterior(
 
 
 def undominated(values: FloatArray) -> BoolArray:
-    """Which rows [S, G] no other beats: it would be as good in every goal and better in one."""
+    """Which rows of `values` [S, G] no other row beats, by being as good in every goal and better in one, [S]."""
     as_good = (values[:, None] >= values).all(axis=-1)
     better = (values[:, None] > values).any(axis=-1)
     dominated = (as_good & better).any(axis=0)

@@ -116,7 +116,7 @@ def read_guards(guard: Json) -> dict[str, float]:
 
 
 def _loss(key: str, value: Json, percent: bool) -> float:
-    """The loss that a setting such as `3`, or `+10%` if it is in percent, allows (UserError, naming the key)."""
+    """The loss that a setting such as `3`, or `+10%` if it is in `percent`, allows (UserError, with the `key`)."""
     text = str(value).strip()
     try:
         loss = float(text.removesuffix("%"))
@@ -186,7 +186,7 @@ def guarded_difference(
     looks: int = 1,
     tests: float = ALPHA / 2 / ADMISSION,
 ) -> Comparison:
-    """Soup minus reference under a guard: one-sided, 2.5 % divided by `tests`, by default that of admission.
+    """Soup minus reference under a guard: one-sided at 2.5 % divided by `tests`, by default at the level of ADMISSION.
 
     A guard on scores must hold for the missing answers of both models. Lengths count as
     ((1 + margin) x reference - soup) / mean reference - margin: the mean is minus the relative growth, and the variance
@@ -212,8 +212,9 @@ def guard_tests(
 ) -> list[GuardCheck]:
     """Tests of all guards on the test split at Holm's levels, one-sided 2.5 % for all, corrected for the looks.
 
-    `pairs` are the scores of soup and reference on the items of each guard. The soup may have been `picked` among so
-    many. For guards that were set after a look, `limits` is how many simultaneous limits are read instead of tests.
+    `pairs` are the scores of soup and reference on the items of each guard. `picked` is the number of tests that the
+    choice of the soup counts for. For guards that were set after a look, `limits` is how many simultaneous limits are
+    read instead of tests.
     """
     if limits:
         checks = []
@@ -226,7 +227,7 @@ def guard_tests(
     comparisons: dict[int, Comparison] = {}
 
     def is_decided(n: int, undecided: int) -> bool:
-        """Whether guard n is held or broken, as one of so many undecided ones; keeps its comparison."""
+        """Whether guard n is held or broken if it is one of this number of undecided guards; keeps its comparison."""
         tests = undecided * picked
         comparisons[n] = guarded_difference(guards[n], *pairs[n], looks=looks, tests=tests)
         return guards[n].outcome(comparisons[n]) != "undecided"
@@ -301,7 +302,7 @@ def _passing(margin: float, variance: float | None, items: int, level: float) ->
 
 
 def _variance(guard: Guard, known: Mapping[str, ItemScores]) -> float | None:
-    """Variance of the mean difference of two equal models, times the guard's items; None if nothing is known of it."""
+    """Variance of the mean difference of two equal models, times the guard's number of items; None if it is unknown."""
     assumed = DISCORDANCE if guard.unit.fractions else None
     scores = list(known.values())
     if guard.benchmark or not scores:
@@ -323,7 +324,7 @@ def _variance(guard: Guard, known: Mapping[str, ItemScores]) -> float | None:
     table = np.stack(sums)
     factor = 1.0 if guard.lengths else NEARER
     variance = factor * pair_variance(table @ table.T / guarded.sum())
-    return variance or assumed
+    return variance or assumed  # candidates that never differ say nothing about a soup
 
 
 def warnings_of(plans: Sequence[Mapping[str, Any]]) -> list[str]:

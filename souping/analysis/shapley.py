@@ -56,7 +56,7 @@ class Shapley(Analysis):
 
     def asks(self, soups: RunSoups) -> tuple[Recipe, ...]:
         game = _Game(self, soups)
-        # `analyse` refuses these.
+        # `analyse` refuses such a number of models.
         if not 2 <= len(game.names) <= self.max_models:
             return ()
         return tuple(map(game.recipe, game.subsets()))
@@ -329,7 +329,7 @@ class ShapleyResult(AnalysisResult):
     def _sum(self, unit: Unit) -> str:
         """What the values are relative to, and what they sum to."""
         score = unit.score(self.whole)
-        # A file that was edited may lack it.
+        # A report that was edited may lack the baseline.
         if self.baseline_score is None:
             return f"The values of a table sum to the score of all, {score}."
         baseline = "the mean of the models alone"

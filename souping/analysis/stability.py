@@ -139,7 +139,7 @@ def _select(selector: Selector, scores: ScoreMatrix) -> Selection:
         return selector.select_checked(scores)
     except UserError:
         raise
-    except Exception as error:  # what is counted here ends no run
+    except Exception as error:  # a failure is counted, and does not end the run
         raise UserError(f"{type(error).__name__}: {first_line(error)}") from error
 
 
@@ -211,6 +211,7 @@ def _reason(error: UserError) -> str:
     for words, reason in REASONS.items():
         if words in text:
             return reason
+    # Numbers and names come after the colon.
     return text.split(": ")[0]
 
 

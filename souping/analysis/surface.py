@@ -66,7 +66,7 @@ class SurfaceBand:
         cov = cov - cov[:, :1] - cov[:1] + cov[0, 0]
         error = np.sqrt(np.maximum(np.diag(cov), 0))
 
-        # The size |difference| / error that the largest of all points has in 95 % of the draws.
+        # In 95 % of the draws, |difference| / error is at most this size at all points but the first.
         sizes = np.abs(draws(cov, BAND_DRAWS))[:, 1:] / np.maximum(error[1:], TINY_ERROR)
         critical = float(np.quantile(np.max(sizes, axis=1), CONFIDENCE))
 
@@ -101,7 +101,7 @@ def band(
     """
     effect = 1.0  # every item is a group
     if groups is not None:
-        # What all points have in common on an item is in no difference.
+        # What all points have in common on an item cancels in differences.
         answered = np.maximum(np.isfinite(scores).sum(axis=0), 1)
         common = np.nansum(scores, axis=0) / answered
         effect = design_effect(scores - common, categories, groups)
@@ -379,7 +379,7 @@ def _band(
     high: FloatArray,
     label: str,
 ) -> Figure:
-    """The points in order with their band, and a ring around the one that is nearest to the chosen weights."""
+    """The points in order with their band, and a ring around the point nearest to the chosen weights."""
     # By the weight of the first of two ingredients; of more, by the value.
     x = points[:, 0]
     x_label = weight_axis(names)

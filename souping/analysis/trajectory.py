@@ -91,9 +91,9 @@ class CheckpointScores:
     def over_runs(
         self, pairs: Sequence[Sequence[ItemScores]], looks: int = 1
     ) -> LookDifference | None:
-        """Average minus last checkpoint over training runs, (average, last) of each: a claim on the recipe.
+        """Average minus last checkpoint over training runs, from (average, last) of each: a claim about the recipe.
 
-        None if there are fewer than two runs, none of which may have chosen the recipe.
+        No run may be one on which the recipe was chosen. None if there are fewer than two runs.
         """
         if len(pairs) < 2:
             return None
@@ -109,8 +109,8 @@ class CheckpointScores:
 def gains_of_runs(items: ItemTable, pairs: Sequence[Sequence[ItemScores]]) -> ScoreTable:
     """Scores of the average and of the last checkpoint of R training runs, from (average, last checkpoint) of each.
 
-    All runs get the same last checkpoint, the mean of theirs, and an average that is as far above it as their own is
-    above their own last checkpoint. So the scores differ between runs as the gains do.
+    Every run gets the same scores of a last checkpoint, the mean over the runs' last checkpoints, and an average that
+    exceeds it by the run's own gain. So scores differ between runs only as the gains do.
     """
     runs = []
     for average, last in pairs:
@@ -177,8 +177,8 @@ def describe(
 def _windows(
     members: Sequence[Member], search: CheckpointScores, trials: Sequence[Trial]
 ) -> tuple[WindowRow, ...]:
-    """The windows that were evaluated, the shortest first; their intervals hold for all at once."""
-    # {key of the weights: scores [I], or window}; a window of one checkpoint is no average.
+    """The windows that were evaluated, the shortest first; the intervals hold for all windows at once."""
+    # {key of the weights: scores [I]}, {key of the weights: window}; a window of one checkpoint is not an average.
     scores_of = {_key(trial.weights): trial.result.values for trial in trials if trial.whole}
     averages = {
         _key(window.weights): window for window in windows(len(members)) if window.length > 1
@@ -210,5 +210,5 @@ def _windows(
 
 
 def _key(weights: Weights) -> bytes:
-    """Equal for weights that differ by rounding."""
+    """Key of weights, equal for weights that differ only by rounding."""
     return np.round(weights, 9).tobytes()

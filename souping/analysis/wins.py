@@ -135,7 +135,7 @@ def _beaten(
 def _chances(
     values: FloatArray, soups: Sequence[int], ingredients: Sequence[Sequence[int]]
 ) -> FloatArray:
-    """Chance of both wins of `_beaten` in each category, if any score of a family might be the soup's, [2, S, C].
+    """Chance of each kind of win (`_beaten`) in each category if any score of a family might be the soup's, [2, S, C].
 
     `values` are [M, C]; a family is a soup with its ingredients, each by its number in `values`.
     """
@@ -331,7 +331,7 @@ class ItemWins(Analysis):
         in_range = values.min() >= -SOLVED_ROUNDING and values.max() <= 1 + SOLVED_ROUNDING
         if not np.isfinite(values).all() or not in_range:
             raise NotEstimableError(NOT_BY_ITEM)
-        # Scores are graded if they are no whole numbers of right answers.
+        # Scores are graded unless each is a whole number of right answers, of the answers per item.
         right = values * answers
         if np.abs(right - np.round(right)).max() >= SOLVED_ROUNDING:
             values = (values >= SOLVED_FROM).astype(float)
@@ -368,7 +368,8 @@ class ItemWins(Analysis):
 def _share(weights: FloatArray, values: FloatArray, groups: IntArray) -> ItemShare:
     """Share sum(w v) / sum(w) of items [I] with their weights w, and its 95 % interval.
 
-    It is Wilson's by groups if all weights are 0 or 1, else the ratio's normal limits with the variance between groups.
+    It is Wilson's interval by groups if all weights are 0 or 1, else a normal interval of the ratio with the variance
+    between groups. Without any weight, there is no share.
     """
     total = float(weights.sum())
     if total < SOLVED_ROUNDING:
@@ -392,7 +393,7 @@ def _share(weights: FloatArray, values: FloatArray, groups: IntArray) -> ItemSha
 def _by_failures(solved: Solved, groups: IntArray) -> tuple[FailureShare, ...]:
     """The soup on the items that none, one, .. and all of the ingredients fail.
 
-    An item's weight is the chance that so many fail it.
+    An item's weight is the chance that exactly this number of ingredients fail it.
     """
     # Chance that j of the ingredients fail an item [K + 1, I], ingredient by ingredient.
     chances = np.zeros((len(solved.names) + 1, len(solved.soup)))
@@ -408,7 +409,7 @@ def _by_failures(solved: Solved, groups: IntArray) -> tuple[FailureShare, ...]:
 
 
 def _chosen(items: Sequence[Item], places: Sequence[int], number: int) -> list[int]:
-    """The first `number` of some places in `items`, by the hash of their prompts.
+    """The first `number` of some `places` in `items`, in the order of a hash of the prompts.
 
     No category comes twice before every other had its turn.
     """
@@ -430,7 +431,7 @@ def _example(kind: str, item: Item, answers: Mapping[str, Mapping[str, Record]])
         if record is not None:
             text = _cut(record.output)
             examples[name] = ExampleAnswer(text=text, score=record.score, outcome=record.outcome)
-    # Of a chat, the last message that has content.
+    # The question of a chat is the last message that has content.
     question = item.prompt
     if not isinstance(question, str):
         contents = [str(message["content"]) for message in question if message.get("content")]

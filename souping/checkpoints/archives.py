@@ -293,7 +293,7 @@ def read_archive(path: Path, key: str) -> dict[str, Tensor]:
 
 
 def _state_dict(content: Data, key: str, path: Path) -> Mapping[str, Data]:
-    """{name: pickled tensor} below a key of a file's content and below the names in STATE_DICTS, as far as they follow.
+    """{name: pickled tensor} below a key of a file's content, then below names in STATE_DICTS while there is one.
 
     `a.b` is the key b in the table of key a, or a key with a dot. Raises UserError if there is no such table.
     """
@@ -306,7 +306,7 @@ def _state_dict(content: Data, key: str, path: Path) -> Mapping[str, Data]:
             raise UserError(f"{path} has no key {shown(key)}: {_tables_in(content)}")
         table = table[part]
 
-    # As deep as there are such names: a table may hold itself.
+    # One level for each of these names at most: a table may hold itself.
     for _ in STATE_DICTS:
         inner = table if isinstance(table, dict) else {}
         name = next((name for name in STATE_DICTS if isinstance(inner.get(name), dict)), None)

@@ -45,7 +45,7 @@ def find_averages(run: TrainingRun) -> tuple[dict[str, Path], list[str]]:
             notes.append(f"{run.folder}: {name}: not compared as the trainer's average, {why}")
         else:
             averages[name] = folder
-    # Or in the optimiser state of the last checkpoint.
+    # The optimiser state of the last checkpoint may hold one more.
     if has_average(last.weights):
         averages[f"{last.name}{EMA_KEY}"] = Path(f"{last.model}{EMA_KEY}")
     return averages, notes
@@ -61,7 +61,7 @@ def _unfit(folder: Path, run: TrainingRun) -> str:
     why = incomplete(member_in(folder, last.step))
     if why:
         return why
-    # An average inside the checkpoint is of its step; others have one in their names.
+    # An average inside a checkpoint has the checkpoint's step; others have a step in their names.
     step = last.step if folder.parent == last.folder else _step_of(folder.name, run)
     if step != last.step:
         return f"it is of step {step}, and the last checkpoint here of step {last.step}"

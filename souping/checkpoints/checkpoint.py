@@ -12,7 +12,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import field, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from souping.checkpoints.archives import archive_at, averaged_at, read_archive
 from souping.checkpoints.folder import (
@@ -37,14 +37,21 @@ from souping.core.types import Names, UserError, frozen
 
 # nanoseconds: within a tick of the system's clock a file may change twice at one time
 CLOCK_TICK_NS = 20_000_000
-Stamp = tuple[int, int, int, int]
-"""(size, mtime_ns, ctime_ns, inode) of a file; programs cannot set ctime."""
+
+
+class Stamp(NamedTuple):
+    """State of a file; programs cannot set its ctime."""
+
+    size: int
+    mtime_ns: int
+    ctime_ns: int
+    inode: int
 
 
 def stamp(path: Path) -> Stamp:
     """The stamp of a file as it is now."""
     stat = path.stat()
-    return stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns, stat.st_ino
+    return Stamp(stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns, stat.st_ino)
 
 
 def stamps_in(folder: Path) -> dict[str, Stamp]:
@@ -71,8 +78,7 @@ def changed_file(path: Path) -> UserError:
 def settled(path: Path) -> Stamp:
     """The stamp of a file, after waiting until any further change would give it another one."""
     known = stamp(path)
-    _, _, ctime_ns, _ = known
-    age = time.time_ns() - ctime_ns
+    age = time.time_ns() - known.ctime_ns
     if 0 <= age < CLOCK_TICK_NS:
         time.sleep((CLOCK_TICK_NS - age) / 1e9)
         return stamp(path)
@@ -170,23 +176,23 @@ class Checkpoint:
 
     @property
     def home(self) -> Path:
-        """The folder of its config, tokenizer and other side files."""
+        """The folder of the config, tokenizer and other side files."""
         return self.like or self.folder
 
     def path(self, name: str) -> Path:
-        """The path of one of its weight or side files."""
+        """The path of a weight file or side file."""
         folder = self.home if name in self.side else self.folder
         return folder / name
 
     @cached_property
     def dtype(self) -> str:
-        """Its float dtypes by torch's names, widest first, such as `bfloat16` or `float32+bfloat16`."""
+        """Float dtypes of the weights by torch's names, widest first, such as `bfloat16` or `float32+bfloat16`."""
         present = {tensor.soup_dtype for tensor in self.tensors.values()}
         return "+".join(name for name, tag in TORCH_NAMES.items() if tag in present)
 
     @property
     def nbytes(self) -> int:
-        """Bytes of its weights, as they are written in a soup."""
+        """Bytes of the weights, as they are written in a soup."""
         return sum(tensor.count * BITS[tensor.soup_dtype] // 8 for tensor in self.tensors.values())
 
     @property
@@ -198,14 +204,14 @@ class Checkpoint:
         return self.parameters * ITEM[dtype] if dtype in ITEM else self.nbytes
 
     def check_unchanged(self, names: Iterable[str] | None = None) -> None:
-        """Raises UserError if one of its files (default: all) is not the one that was opened, here or in a bucket."""
+        """Raises UserError if one of these files (default: all) is not the one that was opened, here or in a bucket."""
         chosen = list(self.stamps if names is None else names)
         for name in chosen:
             check_stamp(self.path(name), self.stamps[name])
         # Weight files as small as a pointer may be one, to a file in a bucket.
         pointers = list[Path]()
         for name in chosen:
-            if name in self.files and self.stamps[name][0] < LONGEST_POINTER_BYTES:
+            if name in self.files and self.stamps[name].size < LONGEST_POINTER_BYTES:
                 pointers.append(self.path(name))
         check_pointers(pointers)
 
@@ -252,7 +258,7 @@ def _average(source: Path, allow_pickle: bool, like: Like) -> Checkpoint | None:
 
 
 def _trainer_folder(source: Path, allow_pickle: bool, like: Like) -> Checkpoint | None:
-    """A trainer's sharded checkpoint. A folder that has weights as Hugging Face models do is none."""
+    """A trainer's sharded checkpoint. A folder with weights in the layout of Hugging Face is not one."""
     sharded = None if has_weights(source) else read_sharded(source, allow_pickle)
     return None if sharded is None else _named(sharded, like)
 
@@ -274,13 +280,14 @@ def _model_folder(source: Path, allow_pickle: bool, like: Like) -> Checkpoint | 
         config = plain_config(config)
         return replace(plain, tensors=tensors, config=config, assembly=assembly, quantised=plain)
     mapped = regrouped(headers_of(tensors), config, source)
-    # Its tensors are laid out as they have to be.
+    # The experts, if any, are laid out as the model_type has them.
     if mapped is None:
         return plain
     viewed = Checkpoint.viewed(Sharded.whole(source, tensors), views_of(mapped), config, source)
     return replace(viewed, stamps=plain.stamps, mapped=mapped)
 
 
+# All take the same arguments, whether or not they use them.
 LAYOUTS = (_archive, _average, _trainer_folder, _model_folder)
 
 
@@ -292,6 +299,7 @@ def _named(sharded: Sharded, like: Like) -> Checkpoint:
     config = read_model_config(home)
     shapes = {name: tensor.shape for name, tensor in weights_like(home).items()}
     headers = headers_of(sharded.tensors)
+    # Without weights in `home`, the config alone says what has to come out.
     mapped = map_names(headers, config, shapes or None, like.rules, where=sharded.folder)
     viewed = Checkpoint.viewed(sharded, views_of(mapped), config, home)
     return replace(viewed, rules=like.rules, mapped=mapped)

@@ -123,7 +123,7 @@ def keep_digest(key: str, before: Mapping[Path, Stamp], value: str, cache: Cache
     for path, state in before.items():
         check_stamp(path, state)
     # After the clock went back, an equal stamp does not show that a file is the same.
-    newest = max(ctime_ns for _, _, ctime_ns, _ in before.values())
+    newest = max(state.ctime_ns for state in before.values())
     if cache is not None and time.time_ns() > newest:
         cache[key] = value
 

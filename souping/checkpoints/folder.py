@@ -44,7 +44,7 @@ TIED = ("lm_head.weight", "output.weight")
 class Like:
     """What a sharded checkpoint lacks: a `folder` with config and tokenizer, and a file of `rules` for its names.
 
-    With `stored`, one that has no config is opened too, under the names by which it is stored.
+    With `stored`, a checkpoint that has no config is opened too, under its stored names.
     """
 
     folder: Path | None = None
@@ -169,13 +169,13 @@ def config_home(sharded: Sharded, like: Like) -> Path | None:
 
 
 def has_weights(folder: Path) -> bool:
-    """Whether a folder holds weights as Hugging Face models do."""
+    """Whether a folder holds weights in the layout of Hugging Face."""
     return any((folder / name).exists() for name in WEIGHT_FILES)
 
 
 def weights_like(home: Path) -> dict[str, Tensor]:
     """{name: tensor} of the model in a folder; empty if it has no weights."""
-    return read_weights(home, True) if has_weights(home) else {}
+    return read_weights(home, allow_pickle=True) if has_weights(home) else {}
 
 
 def setting(config: Mapping[str, Any], key: str) -> Json:

@@ -87,7 +87,7 @@ class Tensor:
 
     @property
     def end(self) -> int:
-        """The byte of the file behind it."""
+        """The first byte of the file after the tensor."""
         return self.offset + self.nbytes
 
     @property
@@ -118,13 +118,13 @@ def read_header(path: Path, label: str | None = None) -> dict[str, Tensor]:
 
 def read_metadata(path: Path) -> dict[str, Any]:
     """The `__metadata__` of a safetensors file, empty if there is none."""
-    table = _read_table(path)[0]
+    table, _, _ = _read_table(path)
     metadata = table.get(METADATA) if isinstance(table, dict) else None
     return metadata if isinstance(metadata, dict) else {}
 
 
 def _read_table(path: Path) -> tuple[Any, int, int]:
-    """(the JSON of a header, its length, the size of the file), the two in bytes."""
+    """(JSON of the header, bytes of the header, bytes of the file)."""
     with pointed_file(path) as (file, size):
         head = file.read(40)
         check_pointer(path, head)
@@ -191,8 +191,9 @@ def inside(folder: Path, name: str, tensor: str | None = None) -> Path:
     try:
         target = path.resolve()
         root = folder.resolve()
+        # Fails at a loop of links, which `resolve` passes over since Python 3.13. A file that is missing or cannot be
+        # read is for the caller to report.
         with suppress(FileNotFoundError, NotADirectoryError, PermissionError):
-            # Fails at links in a circle, which `resolve` passes over since Python 3.13.
             path.stat()
     except (OSError, RuntimeError, ValueError):
         raise broken(folder / shown(name), "its symlinks cannot be followed", tensor) from None

@@ -184,7 +184,7 @@ def cached(name: HubName, allow_pickle: bool = False) -> Path | None:
         path = huggingface_hub.try_to_load_from_cache(name.repo, config, revision=name.revision)
         if isinstance(path, str):
             folder = Path(path).parent
-            # Opening it fails if a file is missing or broken.
+            # Opening the folder fails if a file is missing or broken: then the model is not cached whole.
             with suppress(UserError):
                 kind.open(folder, allow_pickle)
                 return folder
@@ -238,7 +238,7 @@ def _in_child(
 
 
 def _check_disk(need: int) -> None:
-    """Raises UserError if the disk of the Hub's cache has no room for so many bytes."""
+    """Raises UserError if the disk of the Hub's cache has no room for `need` bytes, and 100 MB to spare."""
     place = expanded(constants.HF_HUB_CACHE).absolute()
     free, _ = disk_space(place)
     if need + 100_000_000 > free:
@@ -325,7 +325,7 @@ class Listing:
         return self.absent(self.weights)
 
     def absent(self, files: Sizes) -> Sizes:
-        """Those of the files that the cache does not have whole."""
+        """The files, of those given, that the cache does not have whole."""
         return {path: size for path, size in files.items() if _size(self.folder / path) != size}
 
 
@@ -466,7 +466,7 @@ def _listing(name: HubName, allow_pickle: bool) -> Fetched | Listing:
         if not constants.HF_HUB_OFFLINE:
             note = f"{pinned} is taken from the cache: the Hub cannot be reached"
         return Fetched(pinned, folder, note)
-    # So that HF_HUB_OFFLINE=1 finds the branch later.
+    # Note the commit of the branch, so that HF_HUB_OFFLINE=1 finds the branch later.
     if not name.pinned:
         write_atomically(name.cache / "refs" / name.revision, str(info.sha).encode())
     pinned = HubName(name.repo, str(info.sha))
@@ -484,7 +484,7 @@ def _listing(name: HubName, allow_pickle: bool) -> Fetched | Listing:
 
 
 def _download(listing: Listing, files: Sizes) -> None:
-    """Download those of a model's files that the cache does not have (UserError: one arrives in another size)."""
+    """Download the files that the cache lacks (UserError: one arrives with another size than listed)."""
     name = listing.name
     absent = list(listing.absent(files))
     if absent:
@@ -615,7 +615,7 @@ def unreachable(error: BaseException) -> bool:
     """Whether no answer came: no network, no such host, a proxy, a timeout."""
     from huggingface_hub.errors import LocalEntryNotFoundError
 
-    # httpx or its successor, as the version of huggingface_hub has it
+    # httpx or its successor, whichever this version of huggingface_hub uses
     library = type(error).__module__.split(".")[0]
     network = library in ("httpx", "httpx2", "httpcore", "httpcore2")
     return network or isinstance(error, ConnectionError | TimeoutError | LocalEntryNotFoundError)

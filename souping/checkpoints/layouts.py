@@ -48,7 +48,7 @@ class Axis:
 Dims = tuple[tuple[Axis, ...], ...]
 """Dimensions of a tensor, each a product of axes; `()` is one of size 1."""
 Axes = Mapping[str, tuple[int, int, int]]
-"""{axis: (size, step in a native tensor, step from native tensor to native tensor)}"""
+"""{axis: (size, step in elements within a native tensor, jump from native tensor to native tensor)}"""
 
 
 @dataclass(frozen=True)
@@ -80,13 +80,14 @@ class Rule:
 
     @cached_property
     def stacked(self) -> Names:
-        """The axes of the Hugging Face tensor that count native tensors: SOURCE, and indexes in native names alone."""
+        """The axes of the Hugging Face tensor that count native tensors: SOURCE first, then indexes that only native
+        names have."""
         numbers = PLACEHOLDER.findall(self.natives[0])
         return (SOURCE, *(axis for axis in numbers if axis not in self.indexes))
 
     @cached_property
     def unstacked(self) -> Names:
-        """The axes of the native tensor that are indexes in Hugging Face names alone."""
+        """The axes of the native tensor that are indexes that only the Hugging Face name has."""
         numbers = PLACEHOLDER.findall(self.natives[0])
         return tuple(axis for axis in self.indexes if axis not in numbers)
 
@@ -98,7 +99,7 @@ class Rule:
         """Raises ValueError unless each axis of one side stands once on the other, and native names are patterns."""
         for native in self.natives:
             pattern_of(native)
-        # A rule with one native tensor has no axis that counts several.
+        # SOURCE, the first entry, is an axis only of rules with several native tensors.
         sources = self.stacked if len(self.natives) > 1 else self.stacked[1:]
         native_dims, result_dims = self.layout or ((), ())
         native_axes = [*axis_names(native_dims), *sources]
@@ -304,7 +305,7 @@ def any_of(patterns: tuple[str, ...]) -> re.Pattern[str]:
 @cache
 def pattern_of(native: str) -> re.Pattern[str]:
     """What matches native names, with a group for each {placeholder} of them: `rest` is any text, others numbers."""
-    # Texts and placeholders take turns; the first and the last is a text.
+    # The split alternates between texts and placeholders, and begins and ends with a text.
     text, *pieces = PLACEHOLDER.split(native)
     pattern = re.escape(text)
     for placeholder, text in zip(pieces[::2], pieces[1::2], strict=True):
@@ -361,12 +362,12 @@ def extents(dims: Dims, shape: Shape, sizes: Mapping[str, int]) -> Axes:
 
 
 def _factors(dim: Sequence[Axis], length: int, sizes: Mapping[str, int]) -> list[int]:
-    """The sizes of the axes that make up a dimension; at most one is not known and follows from its length."""
+    """The sizes of the axes that make up a dimension; at most one may be unknown, and follows from the `length`."""
     names = axis_names([dim])
-    # 0 is a size that the config does not tell.
+    # 0 stands for a size that the config does not give. No size is negative.
     known = [_value(axis.size, sizes) if axis.size else sizes.get(axis.name, 0) for axis in dim]
     product = math.prod(size for size in known if size)
-    if known.count(0) > 1 or product < 1:
+    if known.count(0) > 1:
         raise ValueError(f"the config has too few of the sizes {', '.join(names)}")
     if length % product or (0 not in known and length != product):
         factors = [f"{name} {size or '?'}" for name, size in zip(names, known, strict=True)]
@@ -375,7 +376,11 @@ def _factors(dim: Sequence[Axis], length: int, sizes: Mapping[str, int]) -> list
 
 
 def bounds(axis: Axis, size: int, sizes: Mapping[str, int]) -> tuple[int, int]:
-    """(first index, number of indexes) of the slice of an axis that a layout takes (ValueError: it is outside)."""
+    """(first index, number of indexes) of an axis's slice in a layout.
+
+    Raises:
+        ValueError: the slice is empty, or reaches beyond the axis.
+    """
     start = _value(axis.start or "0", sizes)
     stop = _value(axis.stop, sizes) if axis.stop else size
     if not 0 <= start < stop <= size:

@@ -88,7 +88,7 @@ class Adapter:
         settings = read_settings(folder)
         before = stamps_in(folder)
         tensors = read_weights(folder, allow_pickle, (ADAPTER_WEIGHTS,), (PICKLED_ADAPTER_WEIGHTS,))
-        # Those of a full model say nothing of an adapter.
+        # The config files of a full model say nothing about an adapter.
         model_files = ("config.json", "generation_config.json")
         side = tuple(name for name in side_files(folder) if name not in model_files)
         checkpoint = Checkpoint.of(folder, tensors, {}, side, before)

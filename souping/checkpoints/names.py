@@ -71,7 +71,7 @@ def map_names(
         UserError: no rules fit, a tensor has none, or a name or shape is not what the config or `like` has.
     """
     clean = _cleaned(native, where)
-    # One for each trainer's rules that do not fail, and for each prefix that names may have.
+    # One plan for each trainer's rules and each prefix that names may have, unless the rules fail.
     plans = list[Assignment]()
     failures = list[UserError]()
     for family in families(rules):
@@ -80,7 +80,7 @@ def map_names(
                 plans.append(Assignment(family, prefix, native, clean, config, like, where))
             except UserError as error:  # another trainer's rules may fit
                 failures.append(error)
-    # No rules have a place for every tensor: those that failed first say why.
+    # No rules have a place for every tensor: the first failure says why.
     if failures and all(plan.unknown for plan in plans):
         raise failures[0]
     if not plans:
@@ -283,6 +283,7 @@ class Assignment:
         Raises:
             UserError: the target is of another rule, or has a source at that place, or there are too many targets.
         """
+        # `number` is the index along SOURCE, the first stacked axis; the native name has the other indexes.
         place = (number, *(int(indexes[axis]) for axis in rule.stacked[1:]))
         if target not in self.targets:
             self.targets[target] = TargetTensor(
@@ -302,8 +303,10 @@ class Assignment:
         """The axes of a native tensor by a rule's layout (UserError: its shape is another); none without a layout."""
         if rule.layout is None:
             return {}
+        native_dims, _ = rule.layout
+        _, shape = self.native[name]
         try:
-            return extents(rule.layout[0], self.native[name][1], self.sizes)
+            return extents(native_dims, shape, self.sizes)
         except ValueError as error:
             raise self._misfit(name, rule, error) from None
 
@@ -343,8 +346,9 @@ class Assignment:
             present[group].add(int(target.indexes[axis]))
 
         for indexes in present.values():
+            # If the config gives no count, the largest index does.
             count = self.sizes.get(axis, max(indexes) + 1)
-            # Layers that predict further tokens come behind the others, and may be missing.
+            # Layers that predict further tokens follow the others, and may be missing.
             limit = count
             if axis == "layer":
                 limit += self.sizes.get("predicted", 0)
@@ -380,6 +384,7 @@ class Assignment:
     def _counts(self, name: str, target: TargetTensor) -> Axes:
         """The axes that count the sources of a tensor (UserError: one of the sources is missing)."""
         stacked = target.rule.stacked
+        # SOURCE, the first stacked axis, counts the native names of the rule.
         counts = [len(target.rule.natives)]
         for number, axis in enumerate(stacked[1:], 1):
             last = max(place[number] for place in target.sources)
@@ -406,7 +411,7 @@ def _arranged(
     """
     shape = list[int]()
     axes = list[tuple[int, int, int]]()
-    # Where the indexes of its name begin in the native tensor.
+    # Where the part for the indexes in the tensor's name begins in the native tensor: index times step of each.
     offset = sum(int(target.indexes[axis]) * table[axis][1] for axis in target.rule.unstacked)
     for dim in dims:
         shape.append(1)
@@ -417,7 +422,7 @@ def _arranged(
                 raise ValueError(f"{axis.name} counts tensors, so it cannot be cut")
             offset += start * step
             shape[-1] *= count
-            # The axis before ends where this one begins: one run.
+            # If a step of the axis before spans exactly this axis, both are one axis.
             if axes and axes[-1][1:] == (count * step, count * jump):
                 axes[-1] = (axes[-1][0] * count, step, jump)
             elif count > 1:

@@ -136,7 +136,7 @@ class DataUnpickler(pickle._Unpickler):
         instance.state = state
 
     def load_items(self, items: Iterable[Data]) -> None:
-        """Put keys and values, which take turns, into the dict on top of the stack (SETITEM, SETITEMS)."""
+        """Put alternating keys and values into the dict on top of the stack (SETITEM, SETITEMS)."""
         table = self.stack[-1]
         keys_and_values = iter(items)
         for key, value in zip(keys_and_values, keys_and_values, strict=True):

@@ -211,7 +211,7 @@ class ScaledTensor(StoredTensor):
         self._scale = scale
         self._folder = folder
         self._columns = weight.shape[-1] if weight.shape else 1
-        # Kept until the last element is read.
+        # The scales, once read; kept until the last element is read.
         self._scales: Float32 | None = None
         self._block = self._block_of(scheme.block)
 
@@ -270,8 +270,8 @@ def dequantise(
 ) -> None:
     """Fill `out` [I] with FP8 numbers [I], each times the scale of its block.
 
-    The numbers are the elements from `start` on of a matrix with so many columns, row by row. A `block` is (rows,
-    columns), and `scales` are [rows of blocks, blocks in a row].
+    The numbers are the elements from `start` on of a matrix with this number of `columns`, row by row. A `block` is
+    (rows, columns), and `scales` are [rows of blocks, blocks in a row].
     """
     address = compiled(ASSEMBLY)
     if address is None:

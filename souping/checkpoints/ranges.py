@@ -69,6 +69,7 @@ def pointer_in(path: Path) -> Pointer | None:
             return None
         text = file.read(LONGEST_POINTER_BYTES)
     place = path.resolve()
+    # A damaged pointer is not JSON, has other keys, or values out of range.
     with suppress(ValueError, TypeError, UserError):
         pointer = Pointer(**read_json(text))
         cache = cache_of(pointer.url.removesuffix(f"/{place.name}")).resolve()

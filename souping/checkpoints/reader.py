@@ -47,7 +47,7 @@ class WeightReader:
                 descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
                 self._stack.callback(os.close, descriptor)
                 self._opened[name] = descriptor
-                if os.fstat(descriptor).st_size != checkpoint.stamps[name][0]:
+                if os.fstat(descriptor).st_size != checkpoint.stamps[name].size:
                     raise changed_file(path)
                 if direct and make_direct(descriptor):
                     self._direct.add(name)
@@ -72,8 +72,8 @@ class WeightReader:
     def read(self, number: int, into: Raw, offset: int, tiles: list[Tile] | None = None) -> None:
         """Fill `into` with bytes of file `number`, or of the assembled tensors, from byte `offset` on.
 
-        With a list for `tiles`, elements that are stored in parts are left in that order, and their tiles are added to
-        the list. Raises EOFError if the file ends early.
+        With a list for `tiles`, elements of tensors that are stored in parts stay in the order of the parts, and their
+        tiles are added to the list. Raises EOFError if the file ends early.
         """
         assembly = self._checkpoint.assembly
         if assembly is not None:

@@ -16,7 +16,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
-from typing import BinaryIO, NamedTuple, TypeAlias
+from typing import BinaryIO, NamedTuple
 
 from souping.checkpoints.archives import Archive, Extent, read_pieces, tag_of, torch_size
 from souping.checkpoints.header import (
@@ -114,8 +114,13 @@ def _shape_of(parts: Sequence[Part]) -> Shape:
     return tuple(map(max, zip(*ends, strict=True)))
 
 
-Piece: TypeAlias = tuple[str, str, Shape | None, Part]
-"""(name, dtype, shape, part) of a tensor; without a shape, it ends where its last part does."""
+class Piece(NamedTuple):
+    """Part of the tensor `name`. If the `shape` of the tensor is None, the tensor ends where its last part does."""
+
+    name: str
+    dtype: str
+    shape: Shape | None
+    part: Part
 
 
 def find_sharded(folder: Path) -> tuple[str, str] | None:
@@ -192,6 +197,7 @@ def _read(
     stamps: tuple[tuple[str | int, ...], ...],
 ) -> Sharded:
     """The weights in `folder/place`, from a cache while the `stamps` of its files are the same: runs open it often."""
+    # What names of files below the folder begin with.
     prefix = f"{place}/" if place else ""
     if averaged:
         return Sharded.of(folder, place, layout, _read_average(folder, prefix))
@@ -309,7 +315,7 @@ def _read_dcp(folder: Path, prefix: str) -> Iterator[Piece]:
 
 
 def _read_average(folder: Path, prefix: str) -> Iterator[Piece]:
-    """The average in the optimiser state, and what it does not follow, such as buffers, as the checkpoint has it."""
+    """The average in the optimiser state; weights that have no average, such as buffers, as the checkpoint has them."""
     entries = metadata(folder, prefix)[1] if (folder / prefix / META).is_file() else []
     averages = [entry for entry in entries if entry.is_box and EMA_STATE.fullmatch(entry.name)]
     if not averages:
@@ -324,7 +330,7 @@ def _read_average(folder: Path, prefix: str) -> Iterator[Piece]:
     names |= {name for name in stored if name.startswith(fused)}
     yield from _pieces(folder, [entry for entry in weights if entry.name not in names])
     for name, dtype, shape, part in _pieces(folder, averages):
-        yield EMA_STATE.sub(r"\g<name>", name), dtype, shape, part
+        yield Piece(EMA_STATE.sub(r"\g<name>", name), dtype, shape, part)
 
 
 def _pieces(folder: Path, entries: Iterable[Entry]) -> Iterator[Piece]:
@@ -345,8 +351,9 @@ def _pieces(folder: Path, entries: Iterable[Entry]) -> Iterator[Piece]:
                 stored = _stored_part(path, file, header, entry)
                 if stored is None or stored[:2] != (entry.dtype, entry.sizes):
                     raise broken(path, f"a stored part is not what {META} says", entry.name)
-                part = Part(name, stored[2].offset, entry.start, entry.sizes)
-                yield entry.name, entry.dtype, entry.shape, part
+                _, _, place = stored
+                part = Part(name, place.offset, entry.start, entry.sizes)
+                yield Piece(entry.name, entry.dtype, entry.shape, part)
 
 
 def _stored_part(
@@ -366,7 +373,7 @@ def _stored_part(
 
 
 def _read_shards(folder: Path, prefix: str) -> Iterator[Piece]:
-    """DCP's layout of safetensors files by rank, which say where their tensors begin."""
+    """DCP's layout of safetensors files by rank: each says where its parts begin, and none the tensors' shapes."""
     names = [path.name for path in (folder / prefix).iterdir()]
     for file in sorted(f"{prefix}{name}" for name in names if SHARD_FILE.fullmatch(name)):
         path = inside(folder, file)
@@ -382,16 +389,18 @@ def _read_shards(folder: Path, prefix: str) -> Iterator[Piece]:
             ) from None
         for name, start in starts.items():
             tensor = header[name]
-            yield name, tensor.dtype, None, Part(file, tensor.offset, start, tensor.shape)
+            part = Part(file, tensor.offset, start, tensor.shape)
+            yield Piece(name, tensor.dtype, shape=None, part=part)
 
 
 # Files by rank
 
 
 class Local(NamedTuple):
-    """What a rank holds of a tensor of a `shape`: a box of this `size`, at a place in its file.
+    """What a rank holds of a tensor of a `shape`: a box of this `size`, at a `place` in the rank's file.
 
-    `cut` is where that begins in the tensor, the dimension that is cut over the ranks, or None if every rank holds all.
+    `cut` is where the box begins in the tensor, or the dimension that is cut over the ranks, or None if every rank
+    holds the whole tensor.
     """
 
     dtype: str
@@ -406,7 +415,7 @@ def _read_ranks(folder: Path, prefix: str) -> Iterator[Piece]:
     names = [path.name for path in (folder / prefix).iterdir()]
     matches = list(filter(None, map(RANK_FILE.fullmatch, names)))
     ranks = {int(match[2]): prefix + match[0] for match in matches}
-    # What the names say of the number of ranks.
+    # The numbers of ranks that file names give; names without one: as many as there are files.
     counts = {int(match[1]) for match in matches if match[1]} or {len(ranks)}
     if counts != {len(ranks)} or sorted(ranks) != list(range(len(ranks))):
         raise UserError(
@@ -438,10 +447,10 @@ def _parts_of_ranks(name: str, locals_of_ranks: Sequence[tuple[str, Local]]) -> 
             start = cut
         part = Part(file, local.place.offset, start, local.size)
         if not isinstance(cut, int):
-            yield name, local.dtype, local.shape, part
+            yield Piece(name, local.dtype, local.shape, part)
             continue
         if at < local.shape[cut]:  # further ranks hold copies (HSDP)
-            yield name, local.dtype, local.shape, part
+            yield Piece(name, local.dtype, local.shape, part)
         at += local.size[cut]
 
 

@@ -197,7 +197,7 @@ def member_in(folder: Path, step: int) -> Member:
 def incomplete(member: Member, mark: str = "", siblings: Sequence[Member] = ()) -> str:
     """Why a checkpoint is not whole; empty if it is.
 
-    `mark` is the file that its trainer writes last; it counts if one of the siblings has it.
+    `mark` is the file that the trainer writes last. It is only required if a sibling has it.
     """
     if not weight_files(member.weights):
         return "no weights in it"
@@ -209,7 +209,7 @@ def incomplete(member: Member, mark: str = "", siblings: Sequence[Member] = ()) 
             continue
         try:
             missing = sorted(set(weight_map(member.weights / index).values()) - names)
-        except UserError:
+        except UserError:  # the index cannot be read
             missing = ["a part of the index"]
         if missing:
             return f"incomplete: {missing[0]} is missing"
@@ -291,6 +291,7 @@ def _logged(member: Member, log: Sequence[JsonObject]) -> Member:
     """The checkpoint with the learning rate and tokens that were logged last up to its step."""
 
     def last(key: str) -> float | None:
+        """The value of a key at the largest step so far; None if it was not logged."""
         values = list[tuple[float, float]]()
         for entry in log:
             step = finite_number(entry.get("step"))

@@ -14,7 +14,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
 from operator import add, attrgetter, lt, mul, sub
-from typing import Any, TypeAlias
+from typing import Any, NamedTuple, TypeAlias
 
 import numpy as np
 from numpy.lib.stride_tricks import as_strided
@@ -49,7 +49,7 @@ SCRATCH_OF_THREAD = Scratch()
 class View:
     """Tensor made of the elements of stored ones, the `sources`.
 
-    An axis is (size, step in a source, step from source to source): element (i, j, ..) of the axes is element
+    An axis is (size, step in a source, jump from source to source): element (i, j, ..) of the axes is element
     `offset` + i * axes[0][1] + j * axes[1][1] + .. of source number i * axes[0][2] + .., each source being row-major.
     """
 
@@ -76,7 +76,7 @@ class View:
 
     @cached_property
     def contiguous(self) -> bool:
-        """Whether its elements follow each other in one source."""
+        """Whether the view's elements follow each other in one source."""
         return len(self.sources) == 1 and is_contiguous(self.sizes, self.steps)
 
     def read(
@@ -99,7 +99,7 @@ class View:
     ) -> None:
         """Fill `out` with the box of the axes that begins at `low`, source by source."""
         jumps = tuple(jump for _, _, jump in self.axes)
-        # Each index of an axis that leads from source to source is read alone, the other axes whole.
+        # Each index of an axis with a jump is in another source and is read alone; the other axes are read whole.
         ranges = list[range]()
         for first, count, jump in zip(low, out.shape, jumps, strict=True):
             ranges.append(range(first, first + count if jump else first + 1))
@@ -142,8 +142,15 @@ class Box:
     steps: Shape
 
 
-Tile: TypeAlias = tuple[int, Shape, list[tuple[Shape, Shape]]]
-"""Box that was read part by part: (number of its first element, its sizes, [(place in it, sizes) of each part])."""
+class Tile(NamedTuple):
+    """Box that was read part by part: its elements are in the order of the parts, for `arrange`.
+
+    `at` is its first element in what was read, `cuts` are (place in the box, sizes) of each part.
+    """
+
+    at: int
+    sizes: Shape
+    cuts: list[tuple[Shape, Shape]]
 
 
 @lru_cache(maxsize=1 << 12)
@@ -230,8 +237,8 @@ class StoredTensor:
         if len(self.parts) > MAX_VIEW_PARTS:
             raise ValueError("it has too many parts")
         for low, high in zip(*self._edges, strict=True):
-            # A box overlaps itself.
-            if len(self._near(low, high)) > 1:
+            # Every box overlaps itself.
+            if len(self._overlapping(low, high)) > 1:
                 raise ValueError("its parts overlap")
 
     @cached_property
@@ -242,17 +249,17 @@ class StoredTensor:
         high = np.array([box.high for box in self._boxes], np.int64)
         return low.reshape(shape), high.reshape(shape)
 
-    def _near(self, low: Shape | IntArray, high: Shape | IntArray) -> list[int]:
-        """The numbers of the boxes that have elements in common with a box."""
+    def _overlapping(self, low: Shape | IntArray, high: Shape | IntArray) -> list[int]:
+        """The numbers of the boxes that have elements in common with the box from `low` to `high`."""
         lows, highs = self._edges
         common = ((lows < high) & (highs > low)).all(axis=1)
         numbers: list[int] = np.flatnonzero(common).tolist()
         return numbers
 
     def read(self, start: int, into: Raw, fetch: Fetch) -> list[Tile]:
-        """Fill `into` with the elements from `start` on.
+        """Fill `into` with the elements from `start` on, and return the tiles that are still to be arranged.
 
-        Those of the tiles that it returns are in the order of their parts, for `arrange`; all others are in place.
+        Elements outside of the tiles are in place.
         """
         tiles = list[Tile]()
         at = 0
@@ -262,21 +269,21 @@ class StoredTensor:
             cuts = self._read_box(low, high, into[at * self.size : (at + count) * self.size], fetch)
             # Parts that are not rows of the box follow each other in another order than its elements.
             if any(part_sizes[1:] != sizes[1:] for _, part_sizes in cuts):
-                tiles.append((at, sizes, cuts))
+                tiles.append(Tile(at, sizes, cuts))
             at += count
         return tiles
 
     def _read_box(
         self, low: Shape, high: Shape, into: Raw, fetch: Fetch
     ) -> list[tuple[Shape, Shape]]:
-        """Fill `into` with a box of `boxes`, part by part; returns (place in it, sizes) of what each part has of it.
+        """Fill `into` with a box of `boxes`, part by part; returns (place in the box, sizes) of each part's share.
 
-        That is contiguous in the part's file: it is one index, a range, and then all that the part has.
+        The share is contiguous in the part's file: one index, then a range, then all that the part has.
         """
         cuts = []
         candidates = self._boxes
         if len(candidates) > FEW_PARTS:
-            candidates = [self._boxes[number] for number in self._near(low, high)]
+            candidates = [self._boxes[number] for number in self._overlapping(low, high)]
         for box in candidates:
             first = tuple(map(max, box.low, low))
             last = tuple(map(min, box.high, high))
@@ -291,7 +298,7 @@ class StoredTensor:
 
 
 def _check_inside(part: Part, sizes: Shape) -> None:
-    """ValueError for a part that is not inside of a tensor of these sizes."""
+    """Raises ValueError for a part that is not inside a tensor of these sizes."""
     start = part.start or (0,)
     if len(start) != len(sizes):
         raise ValueError("a part of it is outside of its shape")
@@ -330,7 +337,7 @@ def gather(source: StoredTensor, first: int, steps: Shape, out: NDArray[Any], fe
         strides = tuple(step * source.size for step in steps)
         out[...] = as_strided(elements(scratch, source.size), out.shape, strides)
         return
-    # Too many to read at once: one half of the axis that spans most, then the other.
+    # Too many to read at once: one half of the axis that spans the most elements, then the other half.
     widest = distances.index(max(distances))
     half = out.shape[widest] // 2
     for begin, end in ((0, half), (half, out.shape[widest])):
@@ -347,7 +354,7 @@ def scratch_of(use: str, nbytes: int) -> Raw:
 
 
 def elements(raw: Raw, size: int) -> NDArray[Any]:
-    """Bytes as elements of so many bytes."""
+    """Bytes as elements of `size` bytes each."""
     return raw.view(f"u{size}")
 
 
@@ -362,7 +369,7 @@ def widen(raw: Raw, dtype: str) -> Float32:
 
 @dataclass(frozen=True)
 class Assembly:
-    """Tensors of a model that are views of stored ones: one behind the other, as if they were in one file."""
+    """Tensors of a model that are views of stored ones, with consecutive places, as if they were in one file."""
 
     stored: Mapping[str, StoredTensor]
     tensors: Sequence[Tensor]
@@ -388,8 +395,8 @@ class Assembly:
     def fetch(self, into: Raw, offset: int, fetch: Fetch, tiles: list[Tile] | None = None) -> None:
         """Fill `into` with the bytes from `offset` on.
 
-        With a list for `tiles`, elements are left in the order of their parts, and their tiles, with places in `into`,
-        are added to the list.
+        With a list for `tiles`, the elements of tiles stay in the order of their parts, and the tiles, with places in
+        `into`, are added to the list.
         """
         number = bisect_right(self._places, offset) - 1
         at = 0  # elements of `into` that are filled
@@ -403,7 +410,7 @@ class Assembly:
             if tiles is None:
                 arrange(piece, size, piece_tiles)
             else:
-                tiles += [(at + begin, sizes, cuts) for begin, sizes, cuts in piece_tiles]
+                tiles += [Tile(at + begin, sizes, cuts) for begin, sizes, cuts in piece_tiles]
             offset = offset + len(piece)
             into = into[len(piece) :]
             number = number + 1

@@ -43,10 +43,11 @@ def limit_file_size(nbytes: int) -> None:
 
 
 def limit_resource(number: int, value: int) -> None:
-    """Lower a limit of this process (`resource.RLIMIT_*`) to a value, if the system lets it; never raise it."""
+    """Lower a limit of this process, `number` (`resource.RLIMIT_*`), to a value; never raise it."""
     _, hard = resource.getrlimit(number)
     if hard != resource.RLIM_INFINITY:
         value = min(value, hard)
+    # Not every system knows every limit: the work goes on without it.
     with suppress(OSError, ValueError):
         resource.setrlimit(number, (value, hard))
 
@@ -55,7 +56,7 @@ class Child:
     """Process that calls module-level functions, one after another. It starts with the first call.
 
     Functions, arguments and results are pickled. The process may take `memory` bytes of address space (of resident
-    memory on macOS, which does not enforce the other) and has the variables of `environment` alone.
+    memory on macOS, which does not limit address space) and has the variables of `environment` alone.
     """
 
     def __init__(
@@ -76,8 +77,8 @@ class Child:
     ) -> T:
         """The result of the function in the child.
 
-        If there is a `report`, the function gets a callback as its argument `report`, and `report` is called here with
-        what that is called with. After a call that had to be stopped, the next one starts another process.
+        If there is a `report`, the function gets a callback as its argument `report`; what it passes to the callback,
+        `report` gets here. After a call that had to be stopped, the next one starts another process.
 
         Raises:
             TimeoutError: it did not return within `seconds`, or the child's own alarm (SIGALRM) went off.
@@ -89,7 +90,7 @@ class Child:
             try:
                 process = self._process or self._start()
                 assert process.stdin is not None
-                # A child that has ended shows in its answer.
+                # If the child has ended, `_answer` says how.
                 with suppress(BrokenPipeError):
                     pickle.dump((function, arguments, report is not None), process.stdin)
                     process.stdin.flush()
@@ -97,7 +98,7 @@ class Child:
                 if isinstance(value, MemoryError):
                     raise value
             except BaseException:
-                # An interrupt too: the answer would be taken for that of the next call.
+                # Also after an interrupt: a late answer would be taken for that of the next call.
                 self._end()
                 raise
         if kind == "raise":
@@ -143,7 +144,7 @@ class Child:
                         raise MemoryError from None
                 continue
             if kind == "end":
-                # It still lives if it sent something that is no message.
+                # The child still runs if it sent something that is not a message.
                 with suppress(subprocess.TimeoutExpired):
                     if process.wait(CHILD_GRACE_S) == -signal.SIGALRM:
                         raise TimeoutError
@@ -167,7 +168,7 @@ class Child:
         assert process.stdin is not None
         process.terminate()
         wait_or_kill(process, CHILD_GRACE_S)
-        with suppress(OSError):  # what is still to be written to it
+        with suppress(OSError):  # closing writes what is buffered, and the process is gone
             process.stdin.close()
 
 
@@ -213,7 +214,8 @@ class Message(pickle.Unpickler):
 
 def _listen(stream: IO[bytes], messages: queue.Queue[tuple[str, Any]]) -> None:
     """Put the messages of a child into a queue, and `("end", None)` once it ends or sends anything else."""
-    with stream, suppress(Exception):  # whatever was sent instead of a message
+    # Any error means the end of the stream, or something that is not a message.
+    with stream, suppress(Exception):
         while True:
             messages.put(Message(stream).load())
     messages.put(("end", None))
@@ -232,7 +234,7 @@ def end_with(parent: int) -> None:
         """Wait until this process has another parent, then end it."""
         while os.getppid() == parent:
             time.sleep(BEAT)
-        # To the main thread, which may be waiting for a socket and handles signals.
+        # Send it to the main thread, which alone handles signals and may be waiting for a socket.
         signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGTERM)
         # If the handler takes too long, the process ends without it.
         time.sleep(2 * CHILD_GRACE_S)
@@ -252,7 +254,7 @@ def serve(memory: int) -> None:
     limit_resource(resource.RLIMIT_AS, memory)
 
     def send(*message: str | T) -> None:
-        """Write a message (kind, value): `report`, `result` or `raise`."""
+        """Write a message (kind, value); the kinds are `report`, `result` and `raise`."""
         pickle.dump(message, out)
         out.flush()
 

@@ -110,7 +110,7 @@ def component(cls: type[T]) -> type[T]:
 
 
 def _checked_fields(part: Any) -> Iterator[tuple[str, Any]]:
-    """(name, plain value) of a component's fields that do not have their default (UserError: a value does not fit)."""
+    """(name, plain value) of each field that differs from its default (UserError: a value does not fit)."""
     kind: Callable[..., Any] = type(part)
     hints = hints_of(kind)
     for setting in fields(part):
@@ -199,8 +199,8 @@ def load_json(path: Path, model: Hint, key: str = "") -> Any:
 def load_lines(path: Path, *models: Hint) -> list[Any]:
     """The lines of a JSON Lines file, as `load_json` reads them.
 
-    Each line has the annotation in its place in `models`, and all further lines the last one. A last line without a
-    line end is left out: its writer was killed.
+    The first lines have the annotations `models`, one each, and all further lines have the last of them. A last line
+    without a line end is left out: its writer was killed.
     """
     hints = chain(models, repeat(models[-1]))
     # After the last line end there is nothing, or a line that is not complete.
@@ -218,7 +218,7 @@ def _parsed(text: str, model: Hint, where: str) -> Any:
 
 
 def checked(value: Json, model: Hint, where: str) -> Any:
-    """The same value, which people may have edited (UserError if it does not fit the annotation)."""
+    """The value itself, which people may have edited (UserError if it does not fit the annotation)."""
     for place, hint, inner in _entries(value, model):
         if not fits(inner, hint):
             raise UserError(
@@ -274,14 +274,14 @@ def fits(value: Json, hint: Hint) -> bool:
 
 
 def _elements_fit(values: Sequence[Any], kind: Hint, hints: Sequence[Any]) -> bool:
-    """Whether elements fit the arguments of `tuple[X, Y]`, one by one, or that of `list[X]` or `tuple[X, ...]`."""
+    """Whether elements fit `hints`: X and Y of `tuple[X, Y]`, one by one, or the X of `list[X]` or `tuple[X, ...]`."""
     if kind is tuple and ... not in hints:
         return len(values) == len(hints) and all(map(fits, values, hints))
     return all(fits(value, hints[0]) for value in values)
 
 
 def _within(value: Any, bound: Bounds | Form) -> bool:
-    """Whether a value keeps to a bound: a pattern for texts, limits for numbers. Others' metadata is no bound."""
+    """Whether a value keeps to a bound: a pattern for texts, limits for numbers. Other metadata is no bound."""
     if isinstance(bound, Form):
         return re.fullmatch(bound.pattern, value) is not None
     if not isinstance(bound, Bounds):

@@ -48,7 +48,7 @@ def regular(path: Path) -> Path:
 
 def folder_at(text: str | None) -> Path | None:
     """The folder that a text from somebody else names, resolved; None for any other text, whatever it holds."""
-    # Links in a circle are a RuntimeError before Python 3.13.
+    # A text that is no path names no folder. A loop of links is a RuntimeError before Python 3.13.
     with suppress(UserError, OSError, RuntimeError):
         if text and expanded(text).is_dir():
             return expanded(text).resolve()
@@ -60,6 +60,7 @@ def near_folder(path: str | Path) -> str:
     # The first folder on the path that is missing, and what the path has below it.
     missing = Path(path)
     below = Path()
+    # A folder that cannot be read gives no hint.
     with suppress(OSError, UserError):
         while missing.name and not expanded(missing).parent.is_dir():
             below = missing.name / below
@@ -107,14 +108,14 @@ def dated_path(name: str, kind: str, suffix: str = ".json") -> Path:
 
 
 def write_atomically(path: Path, content: bytes) -> Path:
-    """Write beside, then rename: a reader or a killed run never sees half a file."""
+    """Write to a file beside the path, then rename it: no reader ever sees half a file, even if the run is killed."""
     beside = path.with_name(f".{path.name}.{os.getpid()}")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         beside.write_bytes(content)
         os.replace(beside, path)
     except OSError as error:
-        with suppress(OSError):
+        with suppress(OSError):  # the first error is the one to report
             beside.unlink(missing_ok=True)
         # The user knows this file, not the one beside it.
         error.filename = str(path)

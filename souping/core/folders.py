@@ -26,7 +26,7 @@ STAGING_MARK = ".souping"
 
 
 def numbered_folders(path: Path) -> Iterator[Path]:
-    """A path, then `path_2`, `path_3`, ... (UserError instead of these if the path has no name, as `.` and `/`)."""
+    """A path, then `path_2`, `path_3`, ... A path without a name (`.` or `/`) raises UserError at the second."""
     yield path
     if not path.name:
         raise UserError(f"out={path} is not empty: name a new folder")
@@ -95,7 +95,7 @@ def _alone(out: Path) -> Iterator[None]:
         try:
             yield
         finally:
-            with suppress(OSError):
+            with suppress(OSError):  # an empty lock file that stays does no harm
                 lock_file.unlink()
 
 
@@ -133,7 +133,7 @@ def write_files(stage: Path, files: Mapping[str, str | bytes]) -> None:
 
 
 def missing_folders(folder: Path) -> list[Path]:
-    """Those of a folder and the folders above it that do not exist yet, the deepest first, for `discard`."""
+    """Which of a folder and the folders above it do not exist yet, the deepest first, for `discard`."""
     folder = folder.absolute()
     return [path for path in (folder, *folder.parents) if not path.exists()]
 
@@ -145,6 +145,7 @@ def discard(folder: Path, new_folders: Collection[Path], early: Collection[str] 
     `new_folders`, which the run made.
     """
     folder = folder.absolute()
+    # A folder that holds more cannot be removed, and an error here must not hide the one that refused the run.
     with suppress(OSError):
         content = list(folder.iterdir()) if folder.is_dir() else []
         if any(path.name not in early or not path.is_file() for path in content):
@@ -154,7 +155,7 @@ def discard(folder: Path, new_folders: Collection[Path], early: Collection[str] 
         for path in (folder, *folder.parents):
             if not {path, *path.parents}.intersection(new_folders):
                 return
-            with suppress(FileNotFoundError):
+            with suppress(FileNotFoundError):  # the run was refused before it made this one
                 path.rmdir()
 
 
@@ -163,7 +164,7 @@ def hold_folder(folder: Path) -> IO[str]:
     new = folder / f"{LOCK_FILE}.new"
     file = new.open("w")
     lock(file.fileno())
-    # It gets its name once it is locked, so that nobody meets it unlocked.
+    # The file gets its name once it is locked, so that no process finds it unlocked.
     new.rename(folder / LOCK_FILE)
     return file
 
@@ -200,6 +201,6 @@ def remove_abandoned(folders: Iterable[Path]) -> None:
     """Remove folders that nobody holds: their writers were killed."""
     for folder in folders:
         with suppress(OSError), (folder / LOCK_FILE).open("a") as file:
-            # An OSError if a process holds it.
+            # Raises OSError if a process holds the folder, which then stays.
             lock(file.fileno(), wait=False)
             shutil.rmtree(folder, ignore_errors=True)

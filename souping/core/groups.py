@@ -24,7 +24,7 @@ def groups_of(shared: Iterable[tuple[str, Iterable[str]]]) -> dict[str, str]:
     size = len(ids) + len(text_numbers)
     graph = csr_matrix((np.ones(len(edges)), (id_ends, len(ids) + text_ends)), shape=(size, size))
 
-    # The labels of the ids come first, then those of the texts.
+    # Each node has the label of its component: first the ids, then the texts, which are not paired with a name below.
     labels = connected_components(graph, directed=False)[1].tolist()
     first_id = dict[int, str]()
     return {

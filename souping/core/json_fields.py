@@ -10,13 +10,13 @@ from souping.core.types import Json, JsonObject
 
 
 def part(table: JsonObject, key: str) -> JsonObject:
-    """An object inside a JSON object, empty where there is none."""
+    """The object at a key of a JSON object; empty if the value is missing or not an object."""
     value = table.get(key)
     return value if isinstance(value, Mapping) else {}
 
 
 def list_at(table: JsonObject, key: str) -> list[Json]:
-    """A list inside a JSON object, empty where there is none."""
+    """The list at a key of a JSON object; empty if the value is missing or not a list."""
     value = table.get(key)
     if isinstance(value, str) or not isinstance(value, Sequence):
         return []
@@ -24,12 +24,12 @@ def list_at(table: JsonObject, key: str) -> list[Json]:
 
 
 def entries(table: JsonObject, key: str) -> list[JsonObject]:
-    """The objects of a list inside a JSON object."""
+    """The list at a key of a JSON object, without the elements that are not objects."""
     return [entry for entry in list_at(table, key) if isinstance(entry, Mapping)]
 
 
 def texts(table: JsonObject, key: str) -> list[str]:
-    """A list inside a JSON object, as texts."""
+    """The list at a key of a JSON object, each element as text."""
     return [str(value) for value in list_at(table, key)]
 
 

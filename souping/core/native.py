@@ -38,7 +38,7 @@ def _compiled(assembly: str) -> int | None:
 
 @functools.cache
 def _compiler() -> tuple[Any, Any] | None:
-    """(llvmlite's engine, the machine that it compiles for), if that has fused multiply-add and converts fp16."""
+    """(llvmlite's engine, its target machine); None unless the CPU has fused multiply-add and converts fp16."""
     try:
         from llvmlite import binding
 
@@ -51,6 +51,7 @@ def _compiler() -> tuple[Any, Any] | None:
         )
         engine = binding.create_mcjit_compiler(binding.parse_assembly(""), machine)
     except (ImportError, RuntimeError, AttributeError, OSError):
+        # llvmlite is not installed, or fails on this machine: callers then use numpy.
         return None
     if target.name.startswith("aarch64") or (features.get("fma") and features.get("f16c")):
         return engine, machine

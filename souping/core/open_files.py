@@ -59,5 +59,5 @@ def start_writing(descriptor: int, offset: int, size: int) -> None:
     `POSIX_FADV_DONTNEED` on dirty pages starts their writing; they stay in the cache until then.
     """
     if offset >= 0 and hasattr(os, "posix_fadvise"):
-        with suppress(OSError):
+        with suppress(OSError):  # only speed depends on it
             os.posix_fadvise(descriptor, offset, size, os.POSIX_FADV_DONTNEED)

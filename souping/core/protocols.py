@@ -307,9 +307,9 @@ class ModelHost:
 
 @frozen
 class WeightChunk:
-    """Tensors of a model, one behind the other in `nbytes` bytes; `fill` mixes them into memory of that size."""
+    """Consecutive tensors of a model in `nbytes` bytes; `fill` mixes them into memory of that size."""
 
-    # (name, dtype by torch's name, shape, first byte) of each
+    # (name, dtype by torch's name, shape, first byte in the chunk) of each tensor
     tensors: Sequence[tuple[str, str, tuple[int, ...], int]]
     nbytes: int
     fill: Callable[[memoryview], None]
@@ -327,11 +327,11 @@ class WeightStream:
 class WeightSamples:
     """Values at fixed positions of an engine's tensors, after it fused, split and packed them.
 
-    `unchecked` names the tensors that it holds in a form that has no values of the checkpoint's.
+    `unchecked` names the tensors that the engine holds in a form without the checkpoint's values.
     """
 
     tensors: tuple[tuple[str, str, int], ...]
-    """(name, dtype by torch's name, number of values) of each"""
+    """(name, dtype by torch's name, number of values) of each tensor, in the order of `values`"""
     values: NDArray[np.float32]
     unchecked: Names = ()
 
@@ -340,7 +340,7 @@ class WeightSamples:
 class AdapterShape:
     """What an engine must know before it takes a pool's soups as adapters.
 
-    `rank` is theirs at most; `modules` are the last parts of the adapted modules' names.
+    `rank` is the largest rank of a soup; `modules` are the last parts of the adapted modules' names.
     """
 
     base: Path
@@ -393,11 +393,11 @@ class LoadedModel(ABC):
 
     @property
     def ingredient_folder(self) -> Path | None:
-        """Folder of a model that `stream` replaces in an engine, where none has to be written for it."""
+        """Folder that an engine loads before `stream` replaces the weights; None: `folder` has to be written for it."""
         return None
 
     def check_weights(self, samples: WeightSamples) -> None:
-        """Compare what an engine holds after it loaded this model (UserError where that is another model)."""
+        """Compare what an engine holds after it loaded this model (UserError if that is another model)."""
         return None
 
 
@@ -465,8 +465,8 @@ class Sampling:
     """How a model answers items.
 
     Each item gets `answers_per_item` answers, its repeats 0, 1, and so on. Fewer items at a time than `full_batch`
-    are slow. `blocks_matter` if the last digits of an answer depend on the other items of its block. `length_key` is
-    the key of the setting that limits the tokens of an answer, and `answer_tokens` is its value, if it has one.
+    are slow. `blocks_matter` if an answer may depend on the rest of its batch, by rounding. `length_key` is
+    the key of the setting that limits the tokens of an answer, and `answer_tokens` its value, None if it is not set.
     """
 
     answers_per_item: int = 1
@@ -493,7 +493,10 @@ class Scoring:
         return False
 
     def item_scores(self, items: Sequence[Item], records: Sequence[Sequence[Record]]) -> FloatArray:
-        """Values [I] whose mean over the items of a category is its score. `records` are the answers of each item."""
+        """Values [I] whose mean over the items of a category is the category's score.
+
+        `records` [I] are the answers to each item. A subclass may need the `items`.
+        """
         from statistics import fmean
 
         joined = max if self.aggregate == "pass" else fmean

@@ -42,9 +42,9 @@ def read(kind: type[T], value: Json) -> T:
 
 
 def to_json(value: Any, levels: int = MAX_DEPTH) -> Json:
-    """`value` as JSON knows it. A number that is not finite as a float becomes null, and numpy values plain ones.
+    """`value` as JSON: numpy values become plain ones, and a number that is not finite as a float becomes null.
 
-    Lists and objects below more than `levels` others become null too.
+    Lists and objects nested deeper than `levels` become null too.
     """
     if value is None or isinstance(value, bool | str):
         return value
@@ -67,7 +67,7 @@ def to_json(value: Any, levels: int = MAX_DEPTH) -> Json:
 
 
 def _table(value: Any) -> dict[str, Any]:
-    """{key: value} of a dataclass: unknown keys beside the known ones, empty defaults only where null is written."""
+    """{key: value} of a dataclass, with the unknown keys; an empty default only if the field's metadata is NULL."""
     table = dict[str, Any]()
     for field in dataclasses.fields(value):
         inner = getattr(value, field.name)
@@ -96,7 +96,7 @@ def _fit(hint: Hint, value: Json) -> Any:
 
 
 def _match(hint: Hint, value: Json) -> Any:
-    """`value` as the annotation has it, None if it does not fit."""
+    """`value` converted to the annotated type; None if it does not fit."""
     origin = get_origin(hint)
     arguments = get_args(hint)
     if origin in (Union, UnionType):
@@ -148,7 +148,7 @@ def _object(kind: Hint, table: Mapping[str, Json]) -> Any:
         value = _match(hints[field.name], table.get(field.name))
         if value is not None:
             values[field.name] = value
-        # It has no default.
+        # The field has no default.
         elif dataclasses.MISSING is field.default is field.default_factory:
             values[field.name] = _empty(hints[field.name])
     try:
@@ -166,7 +166,7 @@ def _hints(kind: Hint) -> dict[str, Hint]:
 
 
 def _empty(hint: Hint) -> Any:
-    """The value of a field that has no other: an empty object, tuple, text or mapping, false, else None."""
+    """The value of a field that was given none: an empty object, tuple, text or mapping, false, else None."""
     if dataclasses.is_dataclass(hint):
         return _object(hint, {})
     origin = get_origin(hint) or hint

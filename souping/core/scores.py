@@ -91,7 +91,7 @@ def read_table(path: Path) -> ScoreMatrix:
 
 
 def _read_rows(path: Path) -> list[list[str]]:
-    """The cells of every row that is not empty, the header first (UserError if there are no two rows to read)."""
+    """The cells of every row that is not empty, the header first (UserError unless a row follows the header)."""
     if path.is_dir():
         raise UserError(f"{path} is a folder: scores=logs reads a folder with one log per model")
     try:
@@ -120,11 +120,11 @@ def _check_names(names: Sequence[str], what: str) -> None:
 
 
 def _number(cell: str, where: str) -> float:
-    """The score in a cell, in percent or as a fraction (UserError if it is none)."""
+    """The score in a cell, in percent or as a fraction (UserError if it is not a score)."""
     try:
         value = float(cell)
     except ValueError:
-        # Not in the range below.
+        # Not a number, so refused by the range below.
         value = math.nan
     if not 0 <= value <= 100:
         raise UserError(f"{where} holds {cell!r}, not a score from 0 to 100")
@@ -222,7 +222,7 @@ class Tree(Objective):
         return dict(self._groups(self.tree))
 
     def _groups(self, node: Json) -> Iterator[tuple[str, Names]]:
-        """(name, its categories) of every node below this one that has a name."""
+        """(name, categories) of every named node below this node."""
         if isinstance(node, Mapping):
             for name, child in node.items():
                 yield str(name), tuple(self._leaves(child))
@@ -232,7 +232,7 @@ class Tree(Objective):
                 yield from self._groups(child)
 
     def _leaves(self, node: Json, share: float = 1.0) -> dict[str, float]:
-        """{category: its weight} of a node that has the weight `share`."""
+        """{category: its weight} below a node that has the weight `share`."""
         if isinstance(node, str):
             return {node: share}
         children = list[Json]()

@@ -60,7 +60,7 @@ def gpus() -> list[str]:
     """Models of the GPUs that NVIDIA's driver lists. No library is loaded for it."""
     models = []
     for file in sorted(Path("/proc/driver/nvidia/gpus").glob("*/information")):
-        with suppress(OSError):
+        with suppress(OSError):  # a driver that is being unloaded, or closed to this user
             models += re.findall(r"^Model:\s*(.+)", file.read_text(), re.MULTILINE)
     return models
 

@@ -54,12 +54,12 @@ def signed(figure: str) -> str:
 
 
 def confidence(level: float | None) -> str:
-    """The level of an interval in percent: `95 %`, or `99.17 %` at a later look. It is 95 % if it is not known."""
+    """The level of an interval in percent: `95 %`, or `99.17 %` at a later look. A level that is not known is 95 %."""
     if level is None:
         level = 0.95
     percent = f"{100 * level:.4g}"
     if percent == "100":
-        # No interval holds always: at late looks it is shown up to the first digit that is no 9.
+        # No interval has a level of 100 %: at late looks the level is shown up to the first digit that is not a 9.
         percent = f"{100 - float(f'{100 * (1 - level):.1g}'):.12g}"
     return f"{percent} %"
 
@@ -139,7 +139,7 @@ def is_user_code(target: Callable[..., Any]) -> bool:
 
 @cache
 def source_of(target: Callable[..., Any]) -> str:
-    """The name of a user's class or function, with the file and line where it begins, if these can be found."""
+    """The name of a user's class or function, with the file and line where it begins if its source can be found."""
     name = f"{target.__module__}.{target.__qualname__}"
     with suppress(OSError, TypeError):
         return f"{name} ({inspect.getsourcefile(target)}:{inspect.getsourcelines(target)[1]})"
@@ -189,12 +189,12 @@ def install(extra: str) -> str:
     except PackageNotFoundError:
         return f'pip install -e ".[{extra}]"'
     packages = [name.strip() for name, _, marker in requirements if f'extra == "{extra}"' in marker]
-    # If there is no such extra, it is a package that souping always needs.
+    # If there is no extra of this name, the name is that of a package that souping always needs.
     return "pip install " + " ".join(f'"{name}"' for name in packages or [extra])
 
 
 def missing(package: str, fix: str = "") -> list[Missing]:
-    """A package as what is missing here; empty if it is installed. The default `fix` installs the extra of its name."""
+    """What is missing if a package is not installed; else empty. The default `fix` installs the extra of that name."""
     if find_spec(package):
         return []
     return [Missing(what=f"the package {package} is not installed", fix=fix or install(package))]

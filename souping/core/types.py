@@ -117,7 +117,7 @@ class Missing:
 class UserScorer:
     """Scorer of the user's: `function(item, output)` gives a fraction of 1, and `digest` is what decides it.
 
-    It may be called by so many `threads` at once.
+    `threads` is how many threads may call it at once.
     """
 
     name: str
@@ -126,7 +126,7 @@ class UserScorer:
     threads: int = 1
 
     def __getstate__(self) -> dict[str, Any]:
-        """What is pickled: all but the function, since workers in other processes answer and do not score."""
+        """The state to pickle: all but the function, since workers in other processes answer and do not score."""
         return {**vars(self), "function": None}
 
 
@@ -162,7 +162,7 @@ class Item:
 
     @cached_property
     def prompt_digest(self) -> str:
-        """Digest of what the model is shown: what makes it the same item under another id, file or group."""
+        """Digest of what the model is shown; equal for the same item under another id, file or group."""
         prompt: Json
         if isinstance(self.prompt, str):
             prompt = self.prompt
@@ -172,7 +172,7 @@ class Item:
 
     @property
     def text(self) -> str:
-        """The prompt without what a chat template adds."""
+        """The prompt as one text, without what a chat template adds; the tools come last."""
         if isinstance(self.prompt, str):
             return self.prompt
         messages = [str(message.get("content") or "") for message in self.prompt]
@@ -180,12 +180,12 @@ class Item:
 
     @cached_property
     def answer_digest(self) -> str:
-        """Digest of what an answer depends on: answers are kept by it."""
+        """Digest of what an answer depends on, by which answers are stored."""
         return digest([self.id, self.prompt_digest])
 
     @cached_property
     def scorer_digest(self) -> str:
-        """Digest of what the score of an answer depends on beside the answer."""
+        """Digest of what the score of an answer depends on besides the answer."""
         inputs = [self.answer, self.scorer, self.language]
         if self.user_scorer:
             inputs.append(self.user_scorer.digest)
@@ -206,8 +206,8 @@ class Record:
 
     `score` is a fraction of 1, `statistics` what a corpus metric sums (BLEU). `outcome` is how the answer ended,
     `reason` why there is none. `repeat` numbers the answers to one item. `tokens` are the answer's ids with its end,
-    `prompt_tokens` counts the prompt's, `prompt_key` is the digest of their ids and `prompt` the decoded text, if
-    known. `seconds` is the answer's share of the time that its block took.
+    `prompt_tokens` counts the prompt's tokens, `prompt_key` is the digest of their ids and `prompt` the decoded text,
+    if known. `seconds` is the answer's share of the time that its batch took.
     """
 
     item: str
@@ -228,10 +228,10 @@ class Record:
 class ItemScores:
     """Scores of one model on items, in the items' order; all arrays are [I].
 
-    `truncated` and `unanswered` are shares of an item's answers, `noise` is the variance of its score over the draw of
-    its answers (nan if it has one answer), `lengths` are its answers' mean numbers of tokens (0 where nobody counts
-    them), `reasons` counts {why there is no answer: answers}. The answers cost `seconds` and numbers of `generated` and
-    `prefilled` tokens when they were computed; `reused` of them were stored.
+    `truncated` and `unanswered` are shares of an item's answers, `noise` is the variance of an item's score over the
+    draw of its answers (nan for a single answer), `lengths` are the mean numbers of tokens of an item's answers (0 if
+    tokens are not counted), `reasons` is {why there is no answer: number of answers}. The answers cost `seconds` and
+    numbers of `generated` and `prefilled` tokens when they were computed; `reused` answers came from the store.
     """
 
     items: Items
@@ -288,7 +288,7 @@ class ScoreMatrix:
 
     @property
     def constant(self) -> Names:
-        """Categories in which all models score the same: they tell no model from another."""
+        """Categories in which all models have the same score, so that the category cannot rank them."""
         spread = np.ptp(self.values, axis=0)
         return tuple(
             name for name, width in zip(self.categories, spread, strict=True) if width <= CONSTANT
@@ -475,8 +475,8 @@ class Result:
 
 @frozen
 class Bound:
-    """Loss that a soup may have at most: `margin` on the mean of inner scores over some `categories`, or all if there
-    are none. With `lengths` it is the share by which answers may get longer."""
+    """Largest loss that a soup may have: `margin` on the mean of inner scores over some `categories`, or over all if
+    none is named. With `lengths`, the margin is the share by which answers may get longer."""
 
     name: str
     margin: float
@@ -484,7 +484,7 @@ class Bound:
     lengths: bool = False
 
     def covers(self, categories: Sequence[str]) -> BoolArray:
-        """Which items it is about [I], by their categories; all, if it has no categories."""
+        """Which items [I] the bound is about, by the items' categories; all if the bound names no categories."""
         return np.array(
             [not self.categories or name in self.categories for name in categories], dtype=bool
         )
@@ -533,8 +533,8 @@ class SearchSpace:
 class Request:
     """Items that a soup answers.
 
-    Workers get one block, with the number of the answer (`repeat`) and the name of the `benchmark` whose evaluator
-    computes it; the run's own has an empty name. `number` identifies open requests.
+    Workers get one batch, with the number of the answer to each item (`repeat`) and the name of the `benchmark` whose
+    evaluator computes it; the run's own benchmark has an empty name. `number` identifies open requests.
     """
 
     recipe: Recipe
@@ -571,7 +571,7 @@ class Trial:
 
 @frozen
 class StopReason:
-    """Why a search stopped, and the gain (of inner scores) that more answers promised, if it was too small."""
+    """Why a search stopped. If more answers promised too little, `gain` is what they promised (inner scores)."""
 
     reason: str
     gain: float | None = None
@@ -582,7 +582,8 @@ class SearchEnd:
     """How a search ended, in inner scores.
 
     `indistinguishable` are soups that may be as good as the winner, the best first: not all of them if there are many.
-    `finishing_gain` is what more answers would gain, `without_guards` the expected score of the best soup without them.
+    `finishing_gain` is what more answers would gain, `without_guards` the expected score of the best soup if no guard
+    held; None if there are no guards.
     """
 
     stopped: StopReason

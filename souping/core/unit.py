@@ -77,12 +77,12 @@ class Unit:
         return score * self.factor
 
     def raw(self, inner: FloatOrArray) -> FloatOrArray:
-        """The score, or difference of scores, of an inner one."""
+        """The score, or difference of scores, for an inner one."""
         # Adding 0 turns -0.0 into 0.0.
         return inner / self.factor + 0.0
 
     def size(self, inner: float) -> float:
-        """An inner difference as one of scores, but positive where the inner one is, whichever direction is better."""
+        """An inner difference in the unit of scores, with the sign of the inner one: a gain is positive."""
         return inner / abs(self.factor)
 
     def inner_margin(self, margin: float | None) -> float:
@@ -96,7 +96,7 @@ class Unit:
         interval = dict(table)
         for key in interval.keys() & SCORE_KEYS:
             interval[key] = self.raw(table[key])
-        # The lower inner limit is the upper one of such scores.
+        # If lower scores are better, the lower inner limit is the upper limit of the scores.
         if not self.higher_is_better:
             interval |= {"low": interval["high"], "high": interval["low"]}
         return interval
@@ -104,7 +104,7 @@ class Unit:
     # ------------------------------------------------------------ words
 
     def text(self, score: float, sign: bool = False, more: int = 0) -> str:
-        """`78.1`; with `sign`, `+1.2`. It has `more` digits than usual."""
+        """`78.1`; with `sign`, `+1.2`. `more` is a number of decimals beyond the unit's usual ones."""
         plus = "+" if sign else ""
         return f"{self.scale * score + 0.0:{plus}.{self.digits + more}f}"
 
@@ -120,10 +120,10 @@ class Unit:
         return f"{self.score(score, sign)} {self.name}"
 
     def end(self, score: float | None, sign: bool = False) -> str:
-        """A limit of an interval. That of a difference (`sign`) has a sign even where it rounds to 0."""
+        """A limit of an interval. The limit of a difference (`sign`) has a sign even if it rounds to 0."""
         figure = self.score(score, sign)
         known = if_finite(score)
-        # No difference, not known, exactly 0, or with a sign already.
+        # Not the limit of a difference, not known, exactly 0, or with a sign already.
         if not sign or not known or re.search("[1-9]", figure):
             return figure
         if known > 0:
@@ -153,11 +153,11 @@ class Unit:
         return text
 
     def gain(self, score: float | None) -> float:
-        """The inner score of a score in a report, to order by; 0 if it is not known."""
+        """The inner score of a score in a report, to sort by; 0 if the score is not known."""
         return self.inner(score or 0.0)
 
     def level(self, score: float, more: int = 0) -> str:
-        """`78.1 %`, with `more` digits than usual."""
+        """`78.1 %`, with `more` decimals than usual."""
         return f"{minus(self.text(score, more=more))} {self.symbol}"
 
     def amount(self, score: float) -> str:

@@ -65,7 +65,7 @@ class CandidatePool(Component, ABC):
     @property
     @abstractmethod
     def warnings(self) -> Sequence[str]:
-        """What a reader of the report must know of the candidates (UserError where they do not fit each other)."""
+        """What a reader of the report must know about the candidates (UserError if they do not fit each other)."""
 
     @property
     @abstractmethod
@@ -95,7 +95,7 @@ class CandidatePool(Component, ABC):
     def live(self, module: torch.nn.Module) -> LoadableModel: ...
 
     def stream(self, recipe: Recipe) -> WeightStream | None:
-        """The soup's weights in chunks; None where soups of this pool are only written."""
+        """The soup's weights in chunks; None if soups of this pool can only be written."""
         return None
 
     @abstractmethod
@@ -119,12 +119,12 @@ class CandidatePool(Component, ABC):
         """The folder of the tokenizer that the soup gets."""
 
     def candidate_folder(self, recipe: Recipe) -> Path | None:
-        """The folder of the candidate that the soup is, unchanged; None if it is none."""
+        """The folder of the candidate that the soup is, unchanged; None if the soup is not one candidate."""
         return None
 
     @property
     def base_repo(self) -> str:
-        """`org/name` on the Hub of the base model that soups stay adapters of; empty without one."""
+        """`org/name` on the Hub of the base model that soups stay adapters of; empty if there is none, or no name."""
         return ""
 
     def eos_token_ids(self, recipe: Recipe) -> TokenIds:
@@ -143,9 +143,9 @@ class CandidatePool(Component, ABC):
 
 
 class MergeBackend(Component, ABC):
-    """Mixer of models: its settings, as far as others ask for them, and pools opened for it.
+    """Mixer of models: the settings that other parts read, and `open`, which opens pools for it.
 
-    `adapters` is `keep` or `merge`, or None where only full models are mixed; `tokenizer_from` names the
+    `adapters` is `keep` or `merge`, or None if only full models can be mixed; `tokenizer_from` names the
     ingredient whose config and tokenizer the soup gets.
     """
 

@@ -52,7 +52,7 @@ def merge_plan(arguments: Sequence[str] | None = None) -> int:
     )
     options = parser.parse_args(arguments)
     if isinstance(sys.stdout, io.TextIOWrapper):
-        # A name that the terminal cannot show ends nothing.
+        # A name that the terminal cannot show must not raise an error.
         sys.stdout.reconfigure(errors="replace")
     logging.basicConfig(format=f"{WARNING_PREFIX}%(message)s")
     try:
@@ -88,7 +88,7 @@ def write_together(options: argparse.Namespace) -> None:
     """
     from souping.merge.accelerate import Rank
 
-    # `souping.core.child` started the launcher: this rank ends with it.
+    # `souping.core.child` started the launcher: this rank ends when the launcher does.
     if LAUNCHER in os.environ:
         end_with(int(os.environ[LAUNCHER]))
     rank = Rank.join(options.num_processes, options.timeout)
@@ -104,6 +104,7 @@ def write_together(options: argparse.Namespace) -> None:
         return
     # End without a traceback: rank 0 reports the error.
     signal.signal(signal.SIGINT, signal.SIG_DFL)
+    # Only the text of rank 0 counts.
     stage = options.out if options.fill else Path(rank.broadcast(""))
     rank.fill(load_plan(options.plan), stage)
 

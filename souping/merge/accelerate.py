@@ -108,7 +108,7 @@ class AccelerateMerge(LocalMerge):
                 str(self.timeout),
             ]
             text, status = launch([*launcher(count), *work], Path(folder) / "log")
-        # Ranks may warn of the same.
+        # Each warning once, even if several ranks give it.
         for warning in dict.fromkeys(re.findall(f"^{WARNING_PREFIX}(.*)$", text, re.MULTILINE)):
             log.warning("%s", warning)
         if status:
@@ -232,7 +232,7 @@ class Rank:
         return cls(number=state.process_index, count=state.num_processes, local=local, gpu=gpu)
 
     def broadcast(self, text: str) -> str:
-        """Rank 0's text, for all ranks."""
+        """Rank 0's `text`, for all ranks; the texts of the others do not count."""
         from accelerate.utils import broadcast_object_list
 
         with together():
@@ -244,7 +244,7 @@ class Rank:
 
         Raises:
             UserError: what went wrong (with several machines also where: each may see other files), or another rank
-                died or did not finish within the timeout of this one's end.
+                died or did not finish within the timeout after this rank's end.
         """
         most_threads = WRITER_THREADS
         mixer = BlockMixer(plan)
@@ -279,7 +279,7 @@ def together() -> Iterator[None]:
 
 
 def usable_gpu(number: int) -> torch.device | None:
-    """The GPU of that number; None without GPUs, or if its rounding is not that of the specification."""
+    """The GPU of that number; None without GPUs, if ACCELERATE_USE_CPU is true, or if it rounds in another way."""
     import torch
 
     if not torch.cuda.is_available() or os.environ.get("ACCELERATE_USE_CPU", "").lower() == "true":
@@ -378,7 +378,7 @@ class CudaMixer(BlockMixer):
         self._thread = threading.local()
 
     def blocks(self, chunk: Chunk) -> Iterator[Chunk]:
-        """Larger blocks: a copy to the device has to be worth its start."""
+        """Larger blocks than on the CPU: each copy to the device has a fixed cost."""
         return blocks(chunk, LARGEST_BLOCK_ELEMENTS, DEVICE_BLOCK_ELEMENTS)
 
     def mix(self, block: Chunk, read: ReadTiles, in_order: bool) -> tuple[Sequence[Raw], Raw]:

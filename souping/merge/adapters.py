@@ -184,7 +184,7 @@ class AdapterPool(CandidatePool):
         return self._tokenizer_of(self.adapters[self._tokenizer_source(recipe)])
 
     def eos_token_ids(self, recipe: Recipe) -> TokenIds:
-        """Those of the base: adapters have none."""
+        """The base's end tokens: adapters have none."""
         return self._eos_token_ids
 
     def _tokenizer_of(self, adapter: Adapter) -> Path:
@@ -198,16 +198,17 @@ class AdapterPool(CandidatePool):
 
     @property
     def base_repo(self) -> str:
-        """`org/name` of the base: as the Hub's cache, else the adapters, else its own config name it; or empty."""
+        """`org/name` of the base, by its folder in the Hub's cache, else the adapters, else its config; or empty."""
         names = [cached_name(self.base.folder.resolve())]
         names += [adapter.settings.base for adapter in self.adapters.values()]
         names.append(self.base.config.get("_name_or_path"))
+        # An unknown name is the text "None" here, which is no repository.
         repos = filter(None, map(parse_name, map(str, names)))
         return next((name.repo for name in repos), "")
 
     @property
     def adapter_shape(self) -> AdapterShape | None:
-        """Of a soup of all adapters, which is the largest; None if soups are full models."""
+        """The shape of a soup of all adapters, which is the largest; None if soups are full models."""
         if self._merge.adapters == "merge":
             return None
         shares = self.shares(dict.fromkeys(self.names, 1.0))
@@ -353,9 +354,10 @@ class AdapterLive(LoadableModel):
     def __init__(self, pool: AdapterPool, module: torch.nn.Module) -> None:
         self._pool = pool
         self._reader = pool.reader()
-        # Live submodules by the adapters' names of modules; those whose weights are not the base's now.
+        # Live submodules by the adapters' names of modules.
         self._owners = {name: _owner(module, site) for name, site in pool.sites.items()}
         _untie(module, [site for site in pool.sites.values() if site.shared])
+        # Modules whose weights are not the base's now.
         self._changed: set[str] = set()
 
     def load_soup(self, recipe: Recipe) -> None:
@@ -372,9 +374,10 @@ class AdapterLive(LoadableModel):
         self._changed = set(shares)
 
     def _fill(self, name: str, shares: Sequence[factors.AdapterShare], recipe: Recipe) -> None:
-        """Fill one module's weight: the base's, plus the product of its `shares`, if it has any.
+        """Fill one module's weight with the base's, plus the product of the module's `shares`, if it has any.
 
-        A merged soup's is rounded to its dtype first, as the written model's is.
+        The numbers are those of the written soup. An adapter has factors in the soup's dtype. A full model ("merged")
+        is made of fp32 factors, and only the sum is rounded to the soup's dtype.
         """
         import torch
 
@@ -391,6 +394,7 @@ class AdapterLive(LoadableModel):
                 base = self._reader.rows(self._pool.base_name, site.tensor, first, count)
                 sums = torch.tensor(base if product is None else product.added(base, first))
                 if merged:
+                    # A soup of several dtypes has each tensor in the base's own.
                     sums = sums.to(torch_dtype(TORCH_NAMES.get(recipe.dtype) or site.tensor.dtype))
                 self._reader.check_soup(sums.float().cpu().numpy(), site.tensor.name)
                 target[first : first + count].copy_(sums)
@@ -405,7 +409,7 @@ def _owner(module: torch.nn.Module, site: factors.Site) -> torch.nn.Module:
     # The adapters may have been trained on the model with or without its head.
     prefix = f"{getattr(module, 'base_model_prefix', '')}."
     for name in (site.module, prefix + site.module, site.module.removeprefix(prefix)):
-        with suppress(AttributeError):
+        with suppress(AttributeError):  # no submodule of that name
             owner = module.get_submodule(name)
             weight = dict(owner.named_parameters(recurse=False)).get("weight")
             if weight is not None and tuple(weight.shape) == site.tensor.shape:
@@ -561,7 +565,7 @@ def _tied_embedding(base: Checkpoint, module: str) -> Tensor | None:
     vocab = base.config.get("vocab_size")
     matrices = [t for t in base.tensors.values() if len(t.shape) == 2 and t.shape[0] == vocab]
     embeddings = [t for t in matrices if "embed" in t.name]
-    # GPT-2's name for it.
+    # GPT-2's name for the embedding.
     if not embeddings:
         embeddings = [t for t in base.tensors.values() if t.name.endswith("wte.weight")]
     return embeddings[0] if len(embeddings) == 1 else None
@@ -569,7 +573,7 @@ def _tied_embedding(base: Checkpoint, module: str) -> Tensor | None:
 
 def _shared(base: Checkpoint, module: str, tensor: Tensor, embedding: bool) -> bool:
     """Whether the module's weight is also another module's: a tied head, or the embedding that a head is tied to."""
-    # It has been found as a tied embedding.
+    # Without a weight of its own, the module was found by its tied embedding.
     if weight_of(base, module) is None:
         return True
     twins = [t for t in base.tensors.values() if t.shape == tensor.shape and t.name != tensor.name]

@@ -121,7 +121,10 @@ def _effective(recipe: Recipe) -> Weights:
 
 @dataclass(frozen=True)
 class Band:
-    """Elements `start .. start + count` of a tensor: rows that the same models have. `have` are their numbers."""
+    """Elements `start .. start + count` of a tensor: rows that the same models have.
+
+    `have` are the numbers of these models.
+    """
 
     start: int
     count: int
@@ -130,7 +133,7 @@ class Band:
 
 @dataclass(frozen=True)
 class LaidTensor:
-    """Tensor of the soup (`slot`) with its place and its dtype as a soup (`stored`) in each model, and its bands.
+    """Tensor of the soup (`slot`), with a place (`sources`) and a soup dtype (`stored`) for each model, and its bands.
 
     A tensor that does not hold floats has no bands: its values must be equal.
     """
@@ -221,7 +224,7 @@ class Layout:
 
 @dataclass(frozen=True)
 class Mix:
-    """Rule of a band: the operation, the numbers of the models that it uses in their order, and their weights.
+    """Rule of a band: the operation, the numbers of the models `used`, and the `weights` of these.
 
     `dtype` is that of the soup's tensor.
     """
@@ -252,7 +255,7 @@ class WeightedLayout:
         self.method = "linear" if _alone(recipe) else recipe.method
         self._based = get_method(recipe.method).base
         self._weights, self._number = _weights_by_tensor(recipe, list(layout.tensors))
-        # Those of tensors that no pattern matches, whose number is -1.
+        # The last weights, at -1, are for tensors that no pattern matches.
         self._weights.append(_effective(recipe))
         self._mix = cache(self._mix_of)
 
@@ -276,14 +279,16 @@ class WeightedLayout:
         )
 
     def _mix_of(self, have: tuple[int, ...], stored: tuple[str, ...], number: int) -> Mix:
-        """The rule of a band, from the models that `have` its rows, the dtypes of all, and the `number` of its weights.
+        """The rule of a band: `have` are the numbers of the models that have its rows, `stored` the dtypes of all
+        models, and `number` is the place of the band's weights in `self._weights`.
 
         If a model lacks the rows, the other weights are scaled to the same sum.
         """
         all_weights = self._weights[number]
+        # A base model has a dtype but no weight.
         used = [tag for tag, weight in zip(stored, all_weights, strict=False) if weight != 0]
         dtype = TORCH_NAMES.get(self.recipe.dtype) or widest(used)
-        # The base model is behind the ingredients.
+        # The base model comes after the ingredients.
         base = len(all_weights) if self._based and len(all_weights) in have else None
         weights = {i: all_weights[i] for i in have if i != base and all_weights[i] != 0}
 
@@ -304,7 +309,7 @@ class WeightedLayout:
             return Mix("mix", (base, *models), dtype, (0.0, *values))
         if not self._based:
             return Mix("mix", models, dtype, values)
-        # There are no differences to a base that lacks the rows: the weighted mean of those that have them.
+        # Without the rows of the base there are no differences: the weighted mean of the models that have the rows.
         total = _total(values)
         return Mix("linear", models, dtype, tuple(value / total for value in values))
 
@@ -312,9 +317,10 @@ class WeightedLayout:
         """A tensor of the soup, not yet placed in a shard."""
         slot = tensor.slot
         if tensor.bands:
-            # Of the pattern in `merge.tensor_weights` that the name matches; -1 for the recipe's weights.
+            # The number of the pattern in `merge.tensor_weights` that matches the name; -1 for the recipe's weights.
             number = self._number(slot.name)
             mixes = [self._mix(band.have, tensor.stored, number) for band in tensor.bands]
+            # The dtype follows from the weights and stored dtypes of the tensor, so all of its bands have the same.
             dtype = mixes[0].dtype
             bands = list[PlannedBand]()
             for band, mix in zip(tensor.bands, mixes, strict=True):
@@ -340,7 +346,7 @@ class WeightedLayout:
 
 
 def _total(weights: Iterable[float]) -> float:
-    """The sum of the weights of models that have a row, by which they are divided (UserError: it is zero)."""
+    """The sum of the weights of the models that have a row, to divide by (UserError: the sum is zero)."""
     total = sum(weights)
     if not total:
         raise UserError(
@@ -438,8 +444,8 @@ def fitted(
 ) -> list[list[str | list[float]]]:
     """[pattern, weights of the ingredients `used`] pairs of lists that are in the order of `pool`.
 
-    A list (a mapping would not do: the order of patterns decides, and a recipe's hash sorts keys). A soup of a part of
-    the pool takes that part's weights, scaled to sum to one; a pattern that gives them none leaves their own.
+    A list, because the order of patterns decides, and a recipe's hash sorts the keys of a mapping. A soup of a part of
+    the pool takes the weights of that part, scaled to sum to one. If these are all 0, the pattern is left out.
 
     Raises:
         UserError: a list has another length than the pool.

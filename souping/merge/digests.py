@@ -49,7 +49,7 @@ class StandIns(ChainMap[str, str]):
 class PassingDigest:
     """SHA-256 of the tensors of one file, from the blocks that several threads read of it.
 
-    Blocks are hashed in the order of the file, which is that of `promise`; what nobody fed is read at the end.
+    Blocks are hashed in the order of the file, in which they are promised; what was not fed is read at the end.
     """
 
     def __init__(self, checkpoint: Checkpoint, group: Sequence[Tensor]) -> None:
@@ -60,7 +60,7 @@ class PassingDigest:
         self._files = hashed_files(checkpoint, self._number)
         self._hashes = [hashlib.sha256() for _ in group]
         filled = [tensor for tensor in group if tensor.nbytes]
-        # Where the next tensor begins, by where one ends.
+        # {byte at which a tensor ends: byte at which the next one begins}
         self._next = {a.end: b.offset for a, b in itertools.pairwise(filled)}
         # The tensor that is hashed now, and the bytes of the file up to which blocks are hashed, and promised.
         self._tensor = 0
@@ -179,7 +179,7 @@ def unknown_digests(plan: MergePlan, known: Mapping[str, str]) -> Digests:
 
 def with_contents(plan: MergePlan, known: MutableMapping[str, str]) -> MergePlan:
     """The plan with the fingerprints of its ingredients in the recipe, once their files are hashed."""
-    # A base model is behind those of the recipe.
+    # A base model comes after the ingredients of the recipe, which do not name it.
     ingredients = plan.ingredients[: len(plan.recipe.ingredients)]
     fingerprints = tuple(fingerprint_of(i.checkpoint, known) for i in ingredients)
     return replace(plan, recipe=replace(plan.recipe, fingerprints=fingerprints))

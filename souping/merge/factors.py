@@ -90,11 +90,11 @@ class TensorReader:
         return values
 
     def check_soup(self, values: Float32, tensor: str) -> None:
-        """Check values of the soup whose parts were finite."""
+        """Check values of the soup: its parts were finite, so infinity is an overflow."""
         self._check(values, f"overflow to infinity in tensor {shown(tensor)} of the soup")
 
     def _check(self, values: Float32, what: str) -> None:
-        """Refuse NaN and infinity, or warn of `what` is wrong, once."""
+        """Refuse NaN and infinity, or warn once; `what` is the message."""
         if what in self._reported or np.isfinite(values).all():
             return
         if self._nonfinite == "error":
@@ -104,7 +104,7 @@ class TensorReader:
 
 
 def blocks_of(shape: Sequence[int]) -> Iterator[tuple[int, int]]:
-    """(first row, number of rows) of each block of a weight, of FACTOR_BLOCK_ELEMENTS or a row."""
+    """(first row, number of rows) of each block of a weight: about FACTOR_BLOCK_ELEMENTS, at least one row."""
     step = max(1, FACTOR_BLOCK_ELEMENTS // max(1, math.prod(shape[1:])))
     for start in range(0, shape[0], step):
         yield start, min(step, shape[0] - start)
@@ -164,7 +164,7 @@ def truncated(a: Float32, b: Float32, rank: int) -> tuple[Float32, Float32]:
 
 def truncation_error(reader: TensorReader, shares: AdapterShares, rank: int) -> float:
     """|truncated - sum| / |sum| of a soup that is truncated to `rank`, over all modules together (Frobenius norms)."""
-    # Sums of squares.
+    # Squared Frobenius norms: sums of squared singular values.
     lost = 0.0
     total = 0.0
     for module_shares in shares.values():
@@ -230,7 +230,7 @@ def write_weights(
     tensors: list[tuple[str, str, Sequence[int], int, int]] = []
     total = 0
     for module in sorted(shares):
-        # The adapters have the same shapes here, but for their ranks.
+        # In one module, the adapters' factors differ only in rank: the first adapter's give the other sizes.
         _, pair, _ = shares[module][0]
         shapes = ((rank, pair.a.shape[1]), (pair.b.shape[0], rank))
         for key, shape in zip(pair.keys, shapes, strict=True):

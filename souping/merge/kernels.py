@@ -80,7 +80,7 @@ def fma(weight: float, values: Float32, total: Float32) -> Float32:
 def _round_to_odd(sums: FloatArray, a: FloatArray, b: FloatArray, at: IntArray) -> None:
     """Replace, in place, those of `sums` = a + b at `at` that are inexact and even by their odd neighbour.
 
-    It is the one on the side of the error, which is that of Knuth's TwoSum.
+    The odd neighbour is the one on the side of the rounding error, which Knuth's TwoSum gives.
     """
     s = sums[at]
     a = a[at]
@@ -228,7 +228,7 @@ def gram(tensors: Sequence[Float32], base: bool) -> FloatArray:
 
 
 def slerp_weights(inner: FloatArray, weights: Weights) -> Weights:
-    """Spherical interpolation of two tensors (Shoemake 1985) at t = w_1 / (w_0 + w_1).
+    """Spherical interpolation of two tensors (Shoemake 1985) at t = w_1 / (w_0 + w_1); `inner` [2, 2] is their `gram`.
 
     sin((1-t) a)/sin(a) and sin(t a)/sin(a) with a the angle between them; straight where |cos a| > 0.9995 or a tensor
     is zero.
@@ -250,8 +250,9 @@ def slerp_weights(inner: FloatArray, weights: Weights) -> Weights:
 def stock_weights(inner: FloatArray, weights: Weights) -> Weights:
     """Model Stock (arXiv 2403.19522, equation for N models): t = N c / (1 + (N-1) c).
 
-    c is the mean cosine between the fine-tuned models' differences to the base; the soup is the base moved by t times
-    their weighted mean difference (the paper's mean is the uniform one). A pole (1 + (N-1) c = 0) keeps the base.
+    c is the mean cosine between the fine-tuned models' differences to the base, and `inner` [N, N] the `gram` of these.
+    The soup is the base moved by t times the weighted mean difference (the paper's mean is the uniform one). A pole
+    (1 + (N-1) c = 0) keeps the base.
     """
     count = len(weights)
     norms = np.sqrt(np.diag(inner))
@@ -292,7 +293,7 @@ def check_method(name: str, weights: Weights) -> None:
         raise UserError(
             f"merge.method={name} needs {number} ingredients with a weight above zero, there are {count}"
         )
-    # They divide by the sum of the weights.
+    # The methods with coefficients divide by the sum of the weights.
     if method.coefficients is not None and (min(weights) < 0 or not sum(weights)):
         raise UserError(
             f"merge.method={name} needs weights that are not negative, not {list(weights)}"

@@ -83,7 +83,10 @@ class SoupMixer:
     def _gram(
         self, plan: MergePlan, rows: Sequence[ReadRow], chunk: Chunk, base: bool
     ) -> FloatArray:
-        """`chunk_gram` of a band, which is the same in all recipes and so is kept. `rows` read its sources."""
+        """`chunk_gram` of a chunk that is a whole band; with `base`, the first source is the base. It is kept.
+
+        All recipes of a pool have one method, so `base` is no part of the key. `rows` has a reader for each source.
+        """
         places = [(plan.ingredients[s.ingredient].name, s.file, s.offset) for s in chunk.sources]
         key = (*places, chunk.count)
         if key not in self._grams:
@@ -96,7 +99,7 @@ class SoupMixer:
         """Mix a block into the bytes `into` of `dtype`."""
         sources = [_row(rows, chunk, number) for number in range(len(rows))]
         soup = mixed(plan, chunk, sources, into, dtype, self._warned)
-        # A copy is the source's own row.
+        # The soup of a copy is the source's row, and not in `into`.
         if soup is not into:
             into[:] = soup
 
@@ -204,7 +207,7 @@ def _read(rows: Sequence[ReadRow], chunk: Chunk, number: int, into: Raw) -> None
 
 
 class WeightFiles:
-    """Weight files: mapped into memory, or read where tensors are assembled from pieces."""
+    """Weight files: mapped into memory, or read if they are in a bucket or tensors are assembled from pieces."""
 
     def __init__(self) -> None:
         self._rows: dict[tuple[Path, int], ReadRow] = {}
@@ -259,7 +262,7 @@ class ModuleTargets:
     def match(self, tensors: Iterable[PlannedTensor]) -> dict[str, ParameterTarget] | None:
         """{tensor name: target}, each storage once (tied parameters share one).
 
-        Tensors the module has no use for are left out, as loading does. None where names or shapes do not cover the
+        Tensors that the module does not have are left out, as loading does. None if names or shapes do not cover the
         module, as for mixtures of experts, whose experts transformers stacks when it loads them.
         """
         named = self._named()
@@ -309,13 +312,13 @@ class ModuleTargets:
 
 
 def _flat(tensor: torch.Tensor) -> Raw | None:
-    """The tensor's own bytes as numpy, or None off the CPU or if it is not contiguous."""
+    """The tensor's own bytes, to write into; None if it is not on the CPU, not contiguous, or empty."""
     import torch
 
     if tensor.device.type != "cpu" or not tensor.is_contiguous() or tensor.numel() == 0:
         return None
     view: Raw = tensor.detach().reshape(-1).view(torch.uint8).numpy()
-    return np.asarray(view)
+    return view
 
 
 def reload(module: torch.nn.Module, soup: Mapping[str, torch.Tensor]) -> None:

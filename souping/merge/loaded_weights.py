@@ -81,7 +81,7 @@ class LoadedWeights:
     """
 
     def __init__(self) -> None:
-        # {the engine's tensors: {candidate: its values there}}
+        # {tensors of an engine: {candidate: sampled values}}
         self._candidates: dict[object, dict[str, LoadedCandidate]] = {}
         # What was logged as not checked.
         self._said = set[str]()
@@ -123,7 +123,7 @@ def is_average(recipe: Recipe) -> bool:
         return False
     if not recipe.settings or len(recipe.ingredients) == 1:
         return True
-    # One of adapters adds their products to the base, which is an average if the weights sum to one.
+    # A soup of adapters adds their products to the base, which is an average if the weights sum to one.
     return recipe.settings.keys() == ADAPTER_SETTINGS and abs(sum(recipe.weights) - 1) < 1e-6
 
 
@@ -162,10 +162,10 @@ def _equal(
     sizes = linear([np.abs(row) for row in values], np.abs(recipe.weights).tolist())
     counts = [count for _, _, count in samples.tensors]
     if recipe.settings:
-        # An element of a product of factors is as exact as the whole product.
+        # Adapters: errors of an element of B A are relative to the largest of them.
         starts = np.cumsum([0, *counts[:-1]])
         sizes = np.repeat(np.maximum.reduceat(sizes, starts), counts)
-    # A tensor that the engine makes by itself is the same in all models, and need not be its own rounded average.
+    # Values that the engine makes by itself are the same in all models; rounding may move their average.
     equal: BoolArray = np.all([row == samples.values for row in values], axis=0)
     dtypes = [TORCH_NAMES[dtype] for _, dtype, _ in samples.tensors]
     for dtype in set(dtypes):

@@ -85,7 +85,7 @@ class ModelMerge(MergeBackend, Generic[P]):
 
     def align(self, checkpoints: Checkpoints) -> Alignment:
         """The candidates and the base model, if there is one, side by side."""
-        # A sharded base model has the config and tokenizer that sharded candidates have.
+        # A sharded base model takes its config and tokenizer from the folder that sharded candidates take theirs from.
         homes = (checkpoint.like for checkpoint in checkpoints.values())
         base = None
         if self.base_model:
@@ -131,7 +131,7 @@ class ModelMerge(MergeBackend, Generic[P]):
         """Settings of a recipe of several ingredients (`used`) of the pool; `base` as in `recipe`."""
 
     def weighted_sum(self, weights: Weights) -> WeightedSum | None:
-        """The soup by these weights as one sum over the models, and the base; None if it is none."""
+        """The soup by these weights as one sum over the models and the base; None if it is not such a sum."""
         return None
 
     @abstractmethod
@@ -244,7 +244,7 @@ class LocalMerge(ModelMerge[MergePlan]):
             settings["source"] = self._method_digest
         if self.vocab != "error":
             settings["vocab"] = self.vocab
-        # The user's own patterns replace equal ones of routers.
+        # A user's pattern replaces the same pattern of a router.
         tensor_weights = router_weights(self.moe_router, pool) | (self.tensor_weights or {})
         pairs = fitted(tensor_weights, tuple(pool), used)
         if pairs:
@@ -272,7 +272,7 @@ class LocalMerge(ModelMerge[MergePlan]):
             shares = self.scale * np.array(weights)
             of_base = 1 - float(shares.sum())
         if self.base_model:
-            # The last model, with weight 0 if the method has no base.
+            # The base is the last model, with weight 0 if the method has no base.
             shares = np.append(shares, of_base)
         return WeightedSum(shares, self.dtype)
 
@@ -490,7 +490,7 @@ class FullModelPool(CandidatePool, Generic[P]):
         return list(layout.pool.values())[layout.tokenizer_index(tokenizer_from)].home
 
     def candidate_folder(self, recipe: Recipe) -> Path | None:
-        """The folder of a recipe's only ingredient, if the soup has its dtype and it is no sharded or FP8 one."""
+        """The folder of a recipe's only ingredient, if that has the soup's dtype and is not sharded or FP8."""
         name = recipe.ingredients[0]
         checkpoint = self._checkpoints[name]
         same = (
@@ -552,7 +552,7 @@ def common_dtype(checkpoints: Iterable[Checkpoint]) -> str:
 
 def note_ends(ends: Mapping[str, TokenIds]) -> list[str]:
     """One note if the models end their answers at different tokens; `ends` are {model: tokens}."""
-    # Models without any do not count.
+    # Models without end tokens, `()`, do not count.
     if len({*ends.values(), ()}) <= 2:
         return []
     models = list[str]()

@@ -194,7 +194,7 @@ class MergekitMerge(ModelMerge[MergekitPlan | MergePlan]):
 
 
 def _yaml(recipe: Recipe, ingredients: Sequence[Ingredient]) -> str:
-    """The YAML that mergekit runs. A base model is the last ingredient, behind those of the recipe."""
+    """The YAML that mergekit runs. A base model is the last of `ingredients`, after those of the recipe."""
     folders = [ingredient.folder for ingredient in ingredients]
     document = _document(recipe, folders)
     document |= {"parameters": dict(recipe.settings.get("parameters") or {}), "dtype": "float32"}
@@ -204,9 +204,9 @@ def _yaml(recipe: Recipe, ingredients: Sequence[Ingredient]) -> str:
 
 
 def _document(recipe: Recipe, paths: Sequence[str]) -> dict[str, Json]:
-    """What all YAML of a recipe has: method, dtypes, and its models with their weights.
+    """What all YAML of a recipe has: method, dtypes, and the ingredients with their weights.
 
-    `paths` are the models' folders; that of a base model, which has no weight, may be behind them.
+    `paths` are the ingredients' folders. The folder of a base model may follow; it has no weight and is left out.
     """
     pairs = zip(paths, recipe.weights, strict=False)
     models: list[Json] = [
@@ -227,7 +227,7 @@ def _dump(document: JsonObject) -> str:
 def _carry(plan: MergekitPlan, stage: Path) -> None:
     """Replace the tokenizer and templates in `stage` by the first ingredient's, with which soups are evaluated.
 
-    mergekit copies those of the base model. Answers end at the end tokens of all ingredients.
+    mergekit copies the base model's. The generation config gets the end tokens of all ingredients.
     """
     first = plan.ingredients[0].checkpoint
     for name in set(side_files(stage)) - {"config.json"}:
@@ -282,9 +282,9 @@ def to_yaml(
             )
     paths = [str(folders[name]) for name in recipe.ingredients]
     document = _document(recipe, paths)
-    # As here: weights are taken as they are.
+    # mergekit takes the weights as they are, as souping does.
     parameters: dict[str, Json] = {"normalize": False}
-    # It knows no weights, but the base, from which it goes the share t of the way.
+    # mergekit's slerp has no weights: it goes the share t of the way from the base to the other model.
     if recipe.method == "slerp":
         models: list[Json] = [{"model": path} for path in paths]
         document |= {"models": models, "base_model": paths[0]}

@@ -161,7 +161,7 @@ def blocks(chunk: Chunk, most: int | None = None, rows: int = THREAD_ELEMENTS) -
     if chunk.whole:
         yield chunk
         return
-    # Of each source a multiple of 4096 elements, and at least these.
+    # A multiple of 4096 elements of each source, and at least 4096.
     row = rows // max(1, len(chunk.sources)) & ~0xFFF
     size = max(1 << 12, min(most or BLOCK_ELEMENTS, row))
     for start in range(0, chunk.count, size):
@@ -169,13 +169,14 @@ def blocks(chunk: Chunk, most: int | None = None, rows: int = THREAD_ELEMENTS) -
 
 
 def run_tasks(tasks: Iterable[ThreadTask], threads: int) -> None:
-    """Do tasks, taken in order by so many threads, until all are done or one fails. Raises the first failure."""
+    """Do tasks, taken in order by this number of threads, until all are done or one fails. Raises the first failure."""
     queue = iter(enumerate(tasks))
     # {number of a task: its error}
     failures = dict[int, BaseException]()
     lock = threading.Lock()
 
     def drain() -> None:
+        """Do tasks until none is left or one has failed, in any thread."""
         while True:
             with lock:
                 if failures:
@@ -314,7 +315,10 @@ def mixed(
 
 
 def chunk_gram(chunk: Chunk, base: bool, read: Read) -> FloatArray:
-    """`kernels.gram` of the chunk's sources, summed block by block in fp64, so that they are never all in memory."""
+    """`kernels.gram` of the chunk's sources, summed block by block in fp64, so that memory stays small.
+
+    With `base`, the first source is the base, which has no row of its own: `base` counts as 1.
+    """
     size = len(chunk.sources) - base
     total: FloatArray = np.zeros((size, size))
     for start in range(0, chunk.count, PRODUCT_ELEMENTS):
@@ -335,7 +339,8 @@ class ThreadBuffers(threading.local):
         self._slab: Raw = np.empty(0, np.uint8)
 
     def rows(self, sizes: Sequence[int]) -> list[Raw]:
-        """An array for each size in bytes, one behind the other, in the memory of those of the last call."""
+        """An array for each size in bytes, in memory that the next call uses again."""
+        # A line more than a row needs, so that rows do not begin at the same place of the cache.
         lines = [-(-size // LINE) + 1 for size in sizes]
         starts = [0, *itertools.accumulate(count * LINE for count in lines)]
         if starts[-1] > len(self._slab):
@@ -364,8 +369,8 @@ class BlockMixer:
     def mix(self, block: Chunk, read: ReadTiles, in_order: bool) -> tuple[Sequence[Raw], Raw]:
         """(rows of the sources, soup) of a block; with `in_order`, rows are in the order of the tensor.
 
-        `read(block, number of a source, row, tiles)` fills a row. Both are overwritten when the thread mixes its next
-        block.
+        `read(block, number of a source, row, tiles)` fills a row. Rows and soup are overwritten when the thread mixes
+        its next block.
         """
         sizes = [block.count * size_of(source.dtype) for source in block.sources]
         *rows, out = self._buffers.rows([*sizes, block.nbytes])
@@ -379,8 +384,8 @@ class BlockMixer:
     ) -> list[Tile]:
         """Fill the rows of a block; returns the tiles that the soup has to be arranged by.
 
-        There are tiles if all rows are stored in the same parts: they are left in that order, and only the soup is
-        arranged. Others are arranged here.
+        If all rows are stored in the same parts, the rows stay in the order of the parts, and only the soup has to be
+        arranged. Otherwise the rows are arranged here, and no tiles are returned.
         """
         # Digests, and methods that look at neighbours, need the elements in the order of the tensor.
         if in_order or function_of(self.plan, block) not in COMPILED_METHODS:

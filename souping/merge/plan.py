@@ -63,9 +63,8 @@ class PlanContent(PlanFile, total=False):
 
 @dataclass(frozen=True)
 class Source:
-    """Place of a band in one ingredient: `ingredient` is an index into the plan's, `file` one into its files.
-
-    `offset` is in bytes.
+    """Place of a band in one ingredient: `ingredient` is an index into the plan's ingredients, `file` an index into
+    the files of that ingredient, and `offset` is in bytes.
     """
 
     ingredient: int
@@ -115,11 +114,11 @@ class Ingredient:
     @property
     def files(self) -> dict[str, int]:
         """{weight file: its size in bytes}"""
-        return {name: self.checkpoint.stamps[name][0] for name in self.checkpoint.files}
+        return {name: self.checkpoint.stamps[name].size for name in self.checkpoint.files}
 
 
 class SoupFiles(Protocol):
-    """Files around a soup's weights where they are not those of Hugging Face."""
+    """Files around a soup's weights in a layout other than that of Hugging Face."""
 
     def prepare(self, stage: Path) -> None:
         """Make the files at their full size, with all but the weights in them."""
@@ -193,6 +192,7 @@ class MergePlan(SoupPlan):
     def describe(self) -> str:
         """The plan in a few lines, for people."""
         parts = list[str]()
+        # A base model, the last ingredient, has no weight.
         for weight, ingredient in zip(self.recipe.weights, self.ingredients, strict=False):
             parts.append(f"{weight:.6g} x {ingredient.name}")
         if self.frame is not None:

@@ -110,7 +110,7 @@ def companion_files(plan: MergePlan) -> dict[str, bytes]:
     files |= {name: small(inside(folder, name)) for name in source.checkpoint.side}
     if "config.json" not in files:
         raise UserError(f"{folder} has lost its config.json since the plan was made: plan again")
-    # A base model is behind the recipe's ingredients, and says nothing of how answers end.
+    # A base model, which comes after the recipe's ingredients, says nothing about how answers end.
     ingredients = plan.ingredients[: len(plan.recipe.ingredients)]
     homes = [i.checkpoint.home for i in ingredients if i.checkpoint.side]
     files |= generation_config(folder, homes, plan.vocab_size)
@@ -122,9 +122,9 @@ def companion_files(plan: MergePlan) -> dict[str, bytes]:
 def generation_config(
     folder: Path, ingredients: Iterable[Path], rows: int | None = None
 ) -> dict[str, bytes]:
-    """{generation_config.json: content} of `folder` with the end tokens of all ingredients, which are folders.
+    """{generation_config.json: content} of `folder` with the end tokens of all `ingredients` (folders).
 
-    {} if it has them already. Tokens beyond the soup's `rows` are left out.
+    {} if `folder` has these tokens already, or if there are none. Tokens beyond the soup's `rows` are left out.
     """
     tokens = set[int]()
     for ingredient in ingredients:
@@ -166,7 +166,7 @@ def _config(plan: MergePlan, folder: Path, raw: bytes) -> bytes:
     after = copy.deepcopy(plain_config(before))
     inner = after.get("text_config")
     if plan.dtype in TORCH_NAMES:
-        # transformers renamed the key: the one that the config has.
+        # transformers renamed the key: set the one that the config has, by default the older one.
         keys = [key for key in ("dtype", "torch_dtype") if key in after] or ["torch_dtype"]
         after |= dict.fromkeys(keys, plan.dtype)
         if isinstance(inner, dict):

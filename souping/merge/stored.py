@@ -48,9 +48,10 @@ PartsOfFiles: TypeAlias = defaultdict[str, list[StoredPart]]
 
 @dataclass(frozen=True)
 class Segment:
-    """Bytes that the soup's file has from the newest ingredient's, but for boxes of weights in it.
+    """Bytes that the soup's file takes from the newest ingredient's file, except for boxes of weights among them.
 
-    `source` and `target` are where it begins in the two files, `boxes` {unit: (offset in it, bytes)} in order.
+    `source` and `target` are where the segment begins in that file and in the soup's. `boxes` are {unit: (offset in the
+    segment, bytes)}, in order.
     """
 
     source: int
@@ -93,7 +94,7 @@ class StoredFrame(SoupFiles):
             (stage / name).write_bytes(small(inside(self.folder, name), MAX_SIDE))
 
     def finish(self, stage: Path) -> None:
-        """Of DCP's layout, write the checksums of archives, and the metadata last: it marks a complete checkpoint."""
+        """In DCP's layout, write the checksums of archives, and the metadata last: it marks a complete checkpoint."""
         if not self.metadata:
             return
         for name, segments in self.files.items():
@@ -143,7 +144,7 @@ def newest(names: Folders, tokenizer_from: str | None) -> str:
     for name, path in names.items():
         numbers = step_pattern(*TRAINERS).findall("/".join(path.parts))
         steps[name] = int(numbers[-1]) if numbers else -1
-    # Of equal steps, `max` takes the first that it sees.
+    # Of equal steps, `max` takes the first that it sees: in reverse, the last ingredient.
     return max(reversed([*names]), key=steps.__getitem__)
 
 
@@ -296,7 +297,7 @@ def _dcp_frame(sharded: Sharded, parts: PartsOfFiles) -> StoredFrame:
 
 
 def _segments(spans: Sequence[tuple[int, int]], parts: list[StoredPart]) -> list[Segment]:
-    """Spans (offset, bytes) of a file as segments, one behind the other, each with the parts of weights inside it."""
+    """Spans (offset, bytes) of a file as consecutive segments of the soup's file, with the parts of weights in each."""
     segments = list[Segment]()
     at = 0
     parts.sort()
@@ -337,7 +338,7 @@ def load_plan(path: Path) -> MergePlan:
     """
     table: PlanFile = load_json(path, PlanFile)
     files = table["files"]
-    # Whoever made the plan had allowed pickles, if it has any.
+    # If the plan has pickled files, its maker had allowed them.
     names = chain.from_iterable(files.values())
     allow_pickle = any(name.endswith((".bin", ".pt")) for name in names)
     try:
@@ -352,7 +353,7 @@ def load_plan(path: Path) -> MergePlan:
         for name, folder in table["folders"].items():
             models[name] = Checkpoint.open(Path(folder), allow_pickle, like)
         ingredients = {name: models.pop(name) for name in recipe.ingredients}
-        # The folder that is left is the base model's.
+        # The folder that is left, if any, is the base model's.
         base = next(iter(models.values()), None)
         alignment = Alignment(ingredients, base)
         make_plan = alignment.plan

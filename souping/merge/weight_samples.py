@@ -52,12 +52,12 @@ class SampledBlock:
 
     values: FloatArray  # [M, E]
     dtypes: Names  # [M]
-    share: float  # elements of the model that it stands for
+    share: float  # number of the model's elements that the block stands for
 
 
 @dataclass(frozen=True)
 class WeightSample:
-    """Blocks of models, the base last if there is one."""
+    """Sampled blocks of the weights of models, the base last if there is one."""
 
     models: Names
     has_base: bool
@@ -169,7 +169,10 @@ def _inner_products(blocks: Iterable[FloatArray]) -> FloatArray:
 
 
 def beside_others(inner: FloatArray) -> list[ModelSimilarity]:
-    """Cosine and distance of each vector to the mean of the others, from inner products [K, K]."""
+    """Cosine of each vector and the mean of the others, and their distance over the length of that mean.
+
+    From inner products [K, K] of the vectors. None for a vector, or a mean, of length 0.
+    """
     rows = list[ModelSimilarity]()
     for i in range(len(inner)):
         others = np.arange(len(inner)) != i
@@ -187,7 +190,7 @@ def beside_others(inner: FloatArray) -> list[ModelSimilarity]:
 
 
 def related(cosines: FloatArray, names: Sequence[str]) -> tuple[Names, ...]:
-    """The groups of names that a chain of cosines of at least `RELATED` joins."""
+    """The names in groups: two are in one group if a chain of cosines of at least `RELATED` joins them."""
     groups = list[set[int]]()
     for i in range(len(names)):
         # All groups that this model is related to become one.

@@ -67,8 +67,9 @@ def fill_shards(
     done = 0
     lock = threading.Lock()
     with ShardFiles(plan, folder) as files:
-        # `hashed` are the numbers of the sources whose rows are hashed.
+
         def write_block(block: Chunk, hashed: Sequence[int]) -> None:
+            """Mix and write a block; `hashed` are the numbers of the sources whose rows are hashed."""
             nonlocal done
             try:
                 rows, soup = mixer.mix(block, files.read, in_order=bool(hashed))
@@ -82,8 +83,8 @@ def fill_shards(
                 digests.abandon()
                 raise
 
-        # Taken one by one under a lock, so blocks are promised in the order of the files.
         def tasks() -> Iterator[ThreadTask]:
+            """Calls for all blocks, taken one by one under a lock: so blocks are promised in the order of the files."""
             inner_products = partial(chunk_gram, read=files.read)
             for chunk in work:
                 weighted = final_weights(plan, chunk, inner_products)
@@ -149,7 +150,7 @@ class ShardFiles:
         if self._direct_outputs:
             write_direct(self._direct_outputs[block.shard], descriptor, soup, offset)
             return
-        # At the end of a window, the one before goes to the disk, while the next ones are mixed.
+        # When a block ends a window, the window before starts to go to the disk, while further blocks are mixed.
         window = offset // WINDOW
         if window != (offset + len(soup)) // WINDOW:
             start_writing(descriptor, (window - 1) * WINDOW, WINDOW)
@@ -157,13 +158,14 @@ class ShardFiles:
 
 
 def raise_file_limit(count: int) -> None:
-    """Let this process open so many more files, as far as the system allows."""
+    """Let this process open `count` files besides RESERVE others, as far as the system allows."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     limit = count + RESERVE
     if limit <= soft:
         return
     if hard != resource.RLIM_INFINITY:
         limit = min(limit, hard)
+    # If the system refuses, opening the files says so.
     with suppress(ValueError, OSError):
         resource.setrlimit(resource.RLIMIT_NOFILE, (limit, hard))
 

@@ -132,12 +132,12 @@ class Adaptive(LimitedOptimiser):
             grid_points = grid_points[: MOST_SOUPS // 2]
         points = dict.fromkeys(anchors(size) + grid_points)
 
-        # Each rank below the best candidate model makes a member of a soup less likely.
+        # The lower an ingredient ranks by its own objective, the fewer soups contain it.
         rank = np.zeros(size, dtype=np.int64)
         if merits is not None:
             rank = np.argsort(np.argsort(-merits, kind="stable"))
         odds = FADING**rank / np.sum(FADING**rank)
-        limit = max(MOST_SOUPS, 3 * size)
+        limit = max(MOST_SOUPS, 3 * size)  # the anchors alone are 1 + size
         attempts = 20 * MOST_SOUPS  # a coarse step has few points
         for point in itertools.islice(scattered(size, self.step, odds), attempts):
             points[point] = None
@@ -226,7 +226,7 @@ class AdaptiveSearch(Search):
         if singles is None:
             return
         lengths = self._space.lengths
-        # A space that was built by hand may lack them.
+        # A space that was built by hand may have scores without lengths.
         if lengths is None:
             lengths = np.zeros_like(singles)
         for number, vertex in enumerate(vertices(len(self._space.ingredients))):
@@ -378,7 +378,7 @@ class AdaptiveSearch(Search):
         return samples
 
     def _odds(self) -> FloatArray:
-        """Probability [S] of keeping to all bounds."""
+        """Probability [S] that a soup keeps to all bounds; 1 if there are none."""
         if self._bounds is None:
             return np.ones(len(self._points))
         return self._bounds.odds()
@@ -407,7 +407,7 @@ class AdaptiveSearch(Search):
         return [int(soup) for soup in order if odds[soup] >= LIKELY]
 
     def _affords(self, items: int) -> bool:
-        """Whether the budget covers so many further items."""
+        """Whether the budget covers this number of further items."""
         return self._budget is None or self._spent + items <= self._budget
 
     def _open_query(self, soup: int, items: list[int]) -> Query:
@@ -449,7 +449,7 @@ class AdaptiveSearch(Search):
         if admissible.any():
             candidates = candidates[admissible]
 
-        # Equal means: fewer ingredients, then the earlier point.
+        # Equal means (but for rounding): fewer ingredients, then the earlier point.
         mean, _ = self._model.objective()
         ingredients = (self._model.table[candidates] > 0).sum(axis=1)
         order = np.lexsort((ingredients, -mean[candidates].round(9)))
@@ -489,7 +489,8 @@ def merits_of(space: SearchSpace) -> FloatArray | None:
 
 
 def item_samples(space: SearchSpace, seed: int) -> list[list[IntArray]]:
-    """Positions of each category's items in samples that double in size; one sample each if only whole splits count.
+    """[category][sample]: positions of items in the split. The samples double in size; if only whole splits count, a
+    category has one.
 
     The seed decides the order of the groups, and every prefix is a random sample of groups.
     """
@@ -510,9 +511,10 @@ def item_samples(space: SearchSpace, seed: int) -> list[list[IntArray]]:
 
 
 def _doubling_samples(items: IntArray, rank: IntArray) -> list[IntArray]:
-    """Cut the items of a category where groups end, near 1/8, 1/4 and 1/2 of them.
+    """Cut the items of a category where groups end, near 1/8, 1/4 and 1/2 of the items.
 
-    A cut inside a group would let two samples share the draw of that group.
+    `rank` is the place of each item's group in the random order, equal within a group; items are sorted by it. A cut
+    inside a group would let two samples share the draw of that group. A cut before FIRST_SAMPLE items is left out.
     """
     group_ends = 1 + np.flatnonzero(np.diff(rank))
     if not len(group_ends):
@@ -536,9 +538,10 @@ def expected_improvement(
 
     The rivals are the `most` soups with the largest expected improvement over the leader,
     EI = s (phi(z) + z Phi(z)) of the difference to it, so dEI / ds^2 = phi(z) / 2s (Jones et al.
-    1998). With `odds` [S] of being admissible the leader is likely to be, and improvements are
-    weighed by them (Gardner et al. 2014).
+    1998). `odds` [S] are the probabilities of keeping to the bounds: the leader must be likely to,
+    and improvements are weighed by the odds (Gardner et al. 2014).
     """
+    # If no soup is likely to, the one with the best odds leads.
     likely = odds >= min(LIKELY, np.max(odds))
     leader = int(np.argmax(np.where(likely, mean, -np.inf)))
 
@@ -612,9 +615,9 @@ class BoundModel:
         return odds
 
     def _odds_within(self, bound: Bound, items: BoolArray) -> FloatArray:
-        """Probability [S] that a soup's mean over the items of a bound [I] is high enough.
+        """Probability [S] that a soup's mean over the items of a bound (mask [I]) is high enough.
 
-        While no lengths are known, a bound of theirs rules out no soup.
+        While no lengths are known, a bound on lengths rules out no soup.
         """
         model = self._lengths if bound.lengths else self._scores
         # `known` is the number of answers.
@@ -624,21 +627,24 @@ class BoundModel:
         model.requested = self._scores.requested
         mean, cov = model.total(model.shares(items))
         if self._reference_soup is None:
+            # The reference's answers are given, so only the soup's mean is uncertain. Lengths are as in `observe`.
             reference = self._reference.values
             if bound.lengths:
                 reference = -self._reference.lengths / self._unit
             difference = mean - reference[items].mean()
             variance = np.diag(cov)
         else:
+            # The search models the reference too, and its error is correlated with the soups'.
             difference = mean - mean[self._reference_soup]
             variance = difference_variances(cov, self._reference_soup)
 
+        # Variances grow by how much more the answers vary than the surrogate believes.
         sd = np.sqrt(model.surprise() * np.maximum(variance, TINY))
         return _normal_cdf((bound.margin + difference) / sd)
 
 
 def _soup_of(model: str, space: SearchSpace, points: Sequence[Weights]) -> int | None:
-    """Number of the soup that is a single model, None if it is not among the points."""
+    """Position of a single model among the points; None if it is not an ingredient, or not a point."""
     if model not in space.ingredients:
         return None
     vertex = vertices(len(space.ingredients))[space.ingredients.index(model)]

@@ -111,7 +111,7 @@ class RecipeEvaluator(Protocol):
         """Whether only whole splits give an item's score."""
 
     def scores(self, recipe: Recipe, items: Sequence[Item]) -> ItemScores:
-        """Scores of one soup, when all are there."""
+        """Scores of one soup on these items; waits until all are there."""
 
     def all_scores(self, soups: Sequence[Recipe], items: Sequence[Item]) -> list[ItemScores]:
         """Scores of several soups on the same items."""
@@ -172,6 +172,7 @@ def find_weights(
             )
         return pool.recipe(dict(zip(ingredients, weights, strict=True)))
 
+    # `known` is empty if the search does not use single ingredients.
     scores = dict(zip(vertices(len(ingredients)), known, strict=False))
     return SearchRun(running, optimiser, recipe_of, evaluation, items, space, log, scores).run()
 
@@ -214,19 +215,19 @@ class SearchedSoup:
     weights: Weights
     # [2, I] scores and tokens of its answers, nan where there is none yet.
     answers: FloatArray
-    # Once it has answered all items.
+    # The soup's best trial; None until it has answered all items.
     trial: Trial | None = None
     # Answers that were stored before.
     reused: int = 0
 
     @property
     def values(self) -> FloatArray:
-        """Its scores, [I]."""
+        """Scores of the soup, [I]."""
         return np.asarray(self.answers[0])
 
 
 class SearchRun:
-    """A search on its way: what is open, spent and known of each soup.
+    """A running search: the open queries, the cost so far, and what is known about each soup.
 
     Reused items count, so that a run that is repeated from the store takes the same path.
     """
@@ -258,8 +259,8 @@ class SearchRun:
         self._known_scores = dict(known or {})
         self._started_trials = 0
         self._requested_items = 0  # of open requests too
-        self._last_request = 0  # its number
-        self._ended = False  # by a limit
+        self._last_request = 0  # number of the latest request
+        self._ended = False  # whether a limit of the run ended the search
         self._counted = set[Weights]()  # soups that started a trial
 
     def run(self) -> SearchResult:
@@ -441,7 +442,7 @@ def _check_query(query: Query, name: str, items: int, scales: Sequence[float]) -
 
 
 def trial_limit(optimiser: Optimiser, size: int, items: int) -> int | None:
-    """Most trials of a search over `size` ingredients on a split of `items`; None if unlimited."""
+    """The largest number of trials of a search over `size` ingredients on a split of `items`; None if unlimited."""
     affordable = None
     if optimiser.max_items is not None and items:
         affordable = optimiser.max_items // items

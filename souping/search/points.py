@@ -152,7 +152,7 @@ class ListedOptimiser(Optimiser):
     """Optimiser whose points are all known beforehand."""
 
     def known_points(self, size: int) -> list[Weights]:
-        """All weights of the search; a subclass must override it."""
+        """All weights of the search; a subclass must override this method."""
         raise NotImplementedError
 
     def start(self, space: SearchSpace, seed: int) -> ListSearch:
@@ -284,7 +284,7 @@ class GreedySoup(LimitedOptimiser):
         return GreedySearch(len(space.ingredients))
 
     def count(self, size: int) -> int | None:
-        # The single ingredients, and a soup for each but the best of them.
+        # The single ingredients, and a soup for each but the best of them. 2 K stands for no limit.
         return min(2 * size - 1, self.max_trials or 2 * size)
 
     def describe(self, size: int) -> str:
@@ -311,13 +311,13 @@ class GreedySearch(ListSearch):
     def best(self) -> Weights:
         """The soup as grown so far."""
         self.check_results()
-        members = self._order()[:1]
+        members = self._order()[:1]  # the best single ingredient
         for _, grown in self._walk():
             members = grown
         return self._uniform(members)
 
     def _walk(self) -> Iterator[tuple[Weights, list[int]]]:
-        """(soup to judge, members after judging it) for each ingredient after the first, best first."""
+        """(soup to judge, numbers of the members after judging it) for each ingredient after the first, best first."""
         order = self._order()
         members = order[:1]
         for ingredient in order[1:]:
@@ -420,7 +420,7 @@ class NevergradSearch(ListSearch):
             return super().ask()
         candidate = self._optimiser.ask()
         weights = self._decode(candidate.value)
-        # It may propose the same weights again.
+        # Nevergrad may propose the same weights again.
         self._open.setdefault(weights, []).append(candidate)
         if weights not in self.asked:
             self.asked.append(weights)
@@ -434,7 +434,7 @@ class NevergradSearch(ListSearch):
         if self._settings.parametrisation == "softmax":
             positive = np.exp(raw - raw.max())
         else:
-            positive = raw + 1e-9
+            positive = raw + 1e-9  # all may be 0, and the sum must not be
         return tuple((positive / positive.sum()).tolist())
 
     def tell(self, query: Query, result: Result) -> None:

@@ -196,8 +196,9 @@ class SoupModel:
         return np.stack(correlations)
 
     def _level_and_item_variance(self, c: int) -> tuple[FloatArray, float]:
-        """Prior mean [S] of a category and the variance of one item's score."""
+        """(prior mean [S] of category c, variance of the score of one of its items)."""
         answers = self.values[:, np.concatenate(self.item_samples[c])]
+        # One answer of a soup has no variance.
         answers = answers[np.isfinite(answers).sum(axis=1) > 1]
         if not len(answers):
             return UNKNOWN_LEVEL + self.rise * self._mixing, UNKNOWN_NOISE
@@ -213,9 +214,11 @@ class SoupModel:
         signals: FloatArray,
         correlations: FloatArray,
     ) -> FloatArray:
-        """Log marginal likelihood of the answers under each candidate, [scales, correlations].
+        """Log marginal likelihood of category c's answers under each candidate prior, [scales, correlations].
 
-        Up to a constant it is -r' cov_yy^-1 r / 2 - log det(cov_yy) / 2 of the residuals r, where
+        A candidate prior has one of the `signals` [scales, S, S] and one of the `correlations`
+        [correlations, S, S]; all have the same `level` [S] and `item_variance`. Up to a constant
+        the likelihood is -r' cov_yy^-1 r / 2 - log det(cov_yy) / 2 of the residuals r, where
         cov_yy = L L' (Rasmussen and Williams 2006, equation 2.30).
         """
         soup, sample, score = self._requests(c)
@@ -346,7 +349,7 @@ class SoupModel:
     def finishing_gain(self, soups: IntArray, odds: FloatArray | None = None) -> float:
         """Expected gain of the pick (inner scores) if these soups answered the rest of the split.
 
-        `soups` has the leader first. A lead counts by its `odds` [S] of being admissible.
+        `soups` has the leader first. A soup's lead is multiplied by its `odds` [S] of being admissible.
         """
         mean, covariance = self.objective()
         admissible = np.ones(len(soups)) if odds is None else odds[soups]
@@ -365,17 +368,16 @@ class SoupModel:
         self.requested = requested.copy()
         self.requested[soups] = np.isfinite(self.size)
         try:
-            return self.objective()[1]
+            _, covariance = self.objective()
+            return covariance
         finally:
             self.requested = requested
 
     def surprise(self) -> float:
-        """How much more than believed the answers vary: a factor on variances.
-
-        It is 1 where nothing was answered.
-        """
+        """Factor on variances by which the answers vary more than the model believes; 1 if nothing was answered."""
         surprises = [posterior.surprise for posterior in self._all_posteriors()]
         squares, count = np.sum(surprises, axis=0)
+        # One more residual, of the size that the model believes, holds the factor near 1.
         return float((1 + squares) / (1 + count))
 
 
@@ -391,8 +393,8 @@ def _sample_sizes(item_samples: Sequence[Sequence[IntArray]]) -> FloatArray:
 def usual_scores(singles: FloatArray) -> FloatArray:
     """What to take from each item's scores [I], by those of single models [K, I].
 
-    It is their mean where scores are not fractions of 1: texts differ in their losses far more
-    than models do, and the surrogate's noise is that of right and wrong answers.
+    It is 0 if all scores are between 0 and 1, else the models' mean: texts differ in their losses
+    far more than models do, and the surrogate's noise is that of right and wrong answers.
     """
     if singles.min() >= 0 and singles.max() <= 1:
         return np.zeros(singles.shape[1])
@@ -400,7 +402,7 @@ def usual_scores(singles: FloatArray) -> FloatArray:
 
 
 def draws(cov: FloatArray, count: int, stream: int = 0) -> FloatArray:
-    """Samples [count, S] of a normal with mean zero, always the same of a `stream`."""
+    """Samples [count, S] of a normal with mean zero; the same `stream` always gives the same ones."""
     # A root of the covariance by its eigenvalues, as it may be singular.
     eigenvalues, eigenvectors = np.linalg.eigh(cov)
     root = eigenvectors * np.sqrt(np.maximum(eigenvalues, 0))

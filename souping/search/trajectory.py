@@ -83,7 +83,7 @@ def windows(size: int) -> list[Window]:
 
 
 def shuffled(weights: Weights) -> Weights:
-    """The same weights on other checkpoints, in a random order that is always the same for so many checkpoints."""
+    """The same weights in a random order, which depends only on the number of checkpoints."""
     order = np.random.default_rng(0).permutation(len(weights))
     return tuple(weights[int(place)] for place in order)
 

@@ -54,12 +54,12 @@ class BootstrapReach(Reach):
         return self._quantile(-self.studentised, level)
 
     def _quantile(self, descending: FloatArray, level: float) -> float:
-        """Distance from T by the quantile that half of a level lies beyond, of t* [D] or -t*, `descending`."""
+        """Distance from T by the quantile that half of a level lies beyond; `descending` [D] is t* or -t*, sorted."""
         tail = level / 2 / self.tests
         rank = int(tail * (1 + len(descending)))
         if rank >= RESOLVED:
             return max(0.0, float(descending[rank - 1])) * self.error
-        # Too few draws lie beyond it: the last resolved quantile, and the normal's growth from there.
+        # Too few draws lie beyond the quantile: take the last resolved one, and the normal's growth from there.
         farthest = float(descending[RESOLVED - 1])
         normal = -NORMAL.inv_cdf(RESOLVED / (1 + len(descending)))
         return max(1.0, farthest / normal) * -NORMAL.inv_cdf(tail) * self.error
@@ -110,6 +110,7 @@ def bootstrap_reach(
 
 def _discordant(pulls: FloatArray) -> FloatArray:
     """1 for each group whose pull on T is not the most frequent one, else 0, [G]."""
+    # Pulls that differ by rounding error count as equal. All of them may be 0.
     unit = np.abs(pulls).max() or 1.0
     _, kind, number = np.unique((pulls / unit).round(9), return_inverse=True, return_counts=True)
     return np.asarray(kind != number.argmax(), dtype=float)
@@ -123,6 +124,7 @@ def _drawn_sums(
     A sample is drawn with replacement and has as many values as there are. `discordant` [G] is 1 or 0.
     """
     one_stratum: IntArray = np.zeros(len(values), dtype=np.int64)
+    # `distinct` compares a fixed number of decimals. All values may be 0.
     unit = np.abs(values).max() or 1.0
     columns = np.column_stack([values / unit, discordant])
     rows, stratum, number = distinct(columns, one_stratum)

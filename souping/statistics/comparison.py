@@ -42,7 +42,7 @@ class Comparison:
     level: float = 1 - ALPHA
     p_value: float
     test: str
-    # Items, and groups of them.
+    # Number of items, and of groups of items.
     n: int
     groups: int
     # Share of items on which the two scores differ.
@@ -131,7 +131,7 @@ def contrast_at(
     paired = scores.paired(a, b)
     if scores.has_runs:
         variance = split_variance(scores, a, b)
-        # There is none if every item of every run differs alike.
+        # The variance is 0 if every item of every run differs by the same amount.
         if variance.total:
             return _over_runs(paired, variance, level)
 
@@ -143,7 +143,7 @@ def contrast_at(
         alpha=level.alpha,
         draws=draws,
         seed=seed,
-        highest=1.0 if tested else level.alpha,
+        highest=1.0 if tested else level.alpha,  # a p-value needs the intervals at every level
     )
     test = GRADED_TEST if paired.graded else TEST
     comparison = comparison_of(paired, intervals, level, test, tested)
@@ -242,7 +242,7 @@ def paired_intervals(
 
 
 def _over_runs(paired: Paired, variance: VarianceParts, level: Level) -> Comparison:
-    """A difference whose variance includes that between runs: Banerjee's interval, widened as all are (`nested`)."""
+    """A difference whose variance includes that between runs: Banerjee's interval, widened by `NestedIntervals`."""
     reach = BanerjeeReach(
         items=variance.total - variance.run_means,
         runs=variance.run_means,
@@ -279,10 +279,10 @@ class VarianceParts:
 
 
 def split_variance(scores: ScoreTable, a: str, b: str) -> VarianceParts:
-    """Split of the variance of model a minus model b, on items that all have a score.
+    """Split of the variance of model a minus model b, on items for which every run has a score.
 
-    The total is that of items plus that of runs less what both count, never below the larger of the two. The variance
-    between runs is one for all models, pooled over those with several.
+    The total is the variance over items plus that over runs, less what both count, and never below the larger of the
+    two. All models share one variance between runs, pooled over the models with several runs.
     """
     over_items = float(scores.difference(a, b).variances.sum())
     answers = answer_variance(scores, over_items, a, b)
@@ -293,8 +293,8 @@ def split_variance(scores: ScoreTable, a: str, b: str) -> VarianceParts:
         return VarianceParts(
             total=over_items, items=items, answers=answers, runs=None, degrees=math.inf
         )
-    # The variance of run means, and the part of it that the variance over items counts too. Runs that are all the same
-    # have none.
+    # The variance of run means, and the part of it that the variance over items counts too. A model whose runs are all
+    # the same has no such variance. One run may have it: whether runs differ cannot be seen from one.
     shares = 0.0
     for model in (a, b):
         runs = scores.counted(model)
@@ -334,6 +334,7 @@ def run_means(scores: ScoreTable) -> dict[str, FloatArray]:
     means = {}
     for model, answers in scores.answers.items():
         if len(answers.counted) > 1:
+            # `mean` takes runs [R, I]; here R is 1.
             means[model] = np.array([scores.items.mean(run[None]) for run in answers.counted])
     return means
 
@@ -349,6 +350,7 @@ def runs_differ(scores: ScoreTable) -> bool:
     means = list(run_means(scores).values())
     if len(means) < 2 or max(np.ptp(runs) for runs in means) <= ZERO_DIFFERENCE:
         return False
+    # A model whose runs are equal has variance 0, of which the test takes the logarithm.
     with np.errstate(divide="ignore"):
         return bool(bartlett(*means).pvalue < ALPHA)
 

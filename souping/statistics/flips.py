@@ -133,7 +133,7 @@ def every_pattern(number: IntArray) -> tuple[IntArray, FloatArray]:
 
 @lru_cache(maxsize=2000)
 def _heads_distribution(coins: int) -> FloatArray:
-    """Probabilities of 0, 1, .. heads of so many fair coins."""
+    """Probabilities of 0, 1, .. `coins` heads of this number of fair coins."""
     # The counts of more coins exceed the largest float.
     if coins <= 1000:
         chances = []
@@ -144,7 +144,7 @@ def _heads_distribution(coins: int) -> FloatArray:
             ways = ways * (coins - heads) // (heads + 1)
         return np.array(chances)
     counts = np.arange(1, coins + 1)
-    log_odds = np.log((coins + 1 - counts) / counts)  # of so many heads against one fewer
+    log_odds = np.log((coins + 1 - counts) / counts)  # of each count of heads against one fewer
     log_ways = np.concatenate([[0.0], np.cumsum(log_odds)])
     scaled: FloatArray = np.exp(log_ways - log_ways.max())
     return np.array(scaled / scaled.sum())
@@ -187,16 +187,16 @@ def _draw_by_row(
             in_stratum = stratum == h
             coins = number[in_stratum]
             plus = np.stack([_heads(int(groups), rng.random(size)) for groups in coins])
-            # As if it were the only stratum.
+            # As if this stratum were the only one: every row is of stratum 0.
             of_stratum = stratum_sums(plus, rows[in_stratum], coins, 0 * coins, strata=1)
             sums[:, start : start + size, h] = of_stratum[:, 0].T
     return sums.transpose(1, 2, 0)
 
 
 def _heads(coins: int, uniform: FloatArray) -> IntArray:
-    """Heads of so many fair coins, by uniform numbers [D] and the inverse of their distribution.
+    """Heads of this number of fair coins [D], by uniform numbers [D] and the inverse of the distribution of heads.
 
-    This is much faster than rng.binomial. A table of starts finds nearly all of them in one step.
+    This is much faster than rng.binomial. A table of starts finds nearly all counts in one step.
     """
     cumulative, starts = _inverse_heads(coins)
     heads = starts[(uniform * len(starts)).astype(np.intp)]
@@ -209,7 +209,7 @@ def _heads(coins: int, uniform: FloatArray) -> IntArray:
 def _inverse_heads(coins: int) -> tuple[FloatArray, IntArray]:
     """(chances of at most 0, 1, .. heads; for each of STARTS equal parts of 0..1, the heads where it begins)."""
     cumulative = np.cumsum(_heads_distribution(coins))
-    # Rounding may leave it below 1.
+    # Rounding may leave the last chance below 1, and thus below a uniform number.
     cumulative[-1] = np.inf
     return cumulative, np.searchsorted(cumulative, np.arange(STARTS) / STARTS)
 
@@ -232,7 +232,7 @@ def _draw_by_byte(
             eight = stratum_rows[start : start + 8]
             signed_sums = np.einsum("sr,rf->fs", signs[:, : len(eight)], eight).T  # [256, F]
             byte = rng.integers(0, 256, size=draws, dtype=np.uint8)
-            # Much the fastest form.
+            # `take` with `out` and "clip" is by far the fastest way to look them up.
             totals += signed_sums.take(byte, axis=0, out=picked, mode="clip")
         sums[h] = totals.T
     return sums.transpose(2, 0, 1)
@@ -243,7 +243,7 @@ def _draw_by_byte(
 
 @dataclass(frozen=True, kw_only=True)
 class Distances:
-    """Distances of the patterns, farthest first, and the chance of one so far or farther."""
+    """Distances of the patterns, farthest first, and for each the chance of this distance or a farther one."""
 
     farthest: FloatArray  # [D]
     chances: FloatArray  # [D]
@@ -300,7 +300,7 @@ def flip_reach(
             chance = chance * np.where(reached, exact / p_value, (1 - exact) / (1 - p_value))
         p_value = exact
 
-    # Patterns that reaches up to the `highest` level take at most.
+    # How many of the farthest patterns decide the limits at levels up to the `highest`.
     count = 1 + int(np.cumsum(np.sort(chance)).searchsorted(highest))
     distances = flips.distances(-1.0, count) * pulls.unit
 
@@ -361,7 +361,8 @@ def _is_downward(pull: FloatArray, slope: FloatArray, stratum: IntArray) -> bool
 
 
 def _sorted_rows(pull: FloatArray, slope: FloatArray, stratum: IntArray) -> list[float]:
-    """The rows (stratum, pull, slope) of all groups in ascending order, one behind the other, to compare."""
+    """The rows (stratum, pull, slope) of all groups, sorted and flattened into one list for comparison."""
+    # Rounded, so that differences by rounding error do not decide the order.
     rows = np.column_stack([stratum, pull.round(9), slope.round(9)]) + 0.0  # no -0.0
     order = np.lexsort(rows.T[::-1])
     values: list[float] = rows[order].ravel().tolist()
@@ -380,8 +381,8 @@ class SignFlips:
     total: float  # T, of the pulls
     parts: FloatArray  # [5, D] P, S and the coefficients of v
     squares: FloatArray  # [3] coefficients of q
-    seen_spread: FloatArray  # [3] those of v in the pattern seen
-    chance: FloatArray  # [D] of each pattern
+    seen_spread: FloatArray  # [3] coefficients of v in the pattern seen
+    chance: FloatArray  # [D] probability of each pattern
     one_stratum: bool
 
     @classmethod
@@ -473,7 +474,7 @@ class SignFlips:
         return np.asarray(distances)
 
     def _variance(self, spread: FloatArray, x: FloatArray | float) -> FloatArray:
-        """q(x) - v(x), of which all may cancel but for rounding."""
+        """q(x) - v(x), from the coefficients `spread` of v. At least a tiny part of q(x), as both may cancel."""
         squares = _polynomial(self.squares, x)
         least = TINY_VARIANCE * np.maximum(squares, 1e-6 * self.squares[0])
         return np.asarray(np.maximum(squares - _polynomial(spread, x), least))

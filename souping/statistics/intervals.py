@@ -123,10 +123,10 @@ def effective_size(scores: ModelScores) -> float:
 def flat_margins(
     scores: GroupedScores, bottom: float, top: float, tail: float = INTERVAL_TAIL
 ) -> tuple[float, float]:
-    """(distance below, distance above) that T may lie away because of strata that show no variation.
+    """(distance below, distance above) by which the true T may differ because of strata that show no variation.
 
-    By Jeffreys' limit for a rate of which nothing was seen. Categories that already stand at a bound cannot move
-    past it.
+    By Jeffreys' limit for the rate of an event that was never seen. Categories whose mean is at the bottom, or at the
+    top, cannot move past it.
     """
     from scipy.special import betaincinv
 
@@ -135,8 +135,8 @@ def flat_margins(
     counts = scores.layout.by_stratum(scores.counts)
     means = np.divide(sums, counts, out=np.zeros_like(sums), where=counts > 0)
 
-    # How far T moves if as many groups of a flat stratum fall, or rise, as Jeffreys' limit has, [H].
-    # Strata add in squares.
+    # How far T moves if the share of a flat stratum's groups that Jeffreys' limit allows falls, or
+    # rises, [H]. Strata add in squares.
     n = scores.sizes
     moves = scores.layout.shares * (scores.flat * betaincinv(0.5, n + 0.5, 1 - tail))[:, None]
     scale = float(scores.weights.sum())
@@ -149,7 +149,7 @@ def flat_margins(
 
 
 def _varying_margins(scores: GroupedScores, draws: int) -> tuple[float, float]:
-    """(distance below, distance above) that T may lie away because of strata that vary; both are 0 if none does.
+    """(distance below, distance above) by which the true T may differ because of strata that vary; 0 if none does.
 
     These are the bootstrap-t limits, at least 1.96 standard errors away: if few items are wrong,
     many draws have hardly any of them.

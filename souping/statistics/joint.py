@@ -27,7 +27,7 @@ from souping.statistics.scores import ItemTable, Paired, ScoreTable, without_rou
 
 MAX_T = "max-T of studentised sign flips over groups"
 ColumnPair = tuple[int, int | None]
-"""A column, and the one that is taken from it, if one is."""
+"""A column, and the column that is subtracted from it; None for a column alone."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -106,6 +106,7 @@ class JointFlips:
 
     def tests(self, differences: Sequence[ColumnPair], alpha: float) -> float:
         """Number of independent tests whose correction the largest of these differences needs at level alpha."""
+        # The first one is the pattern seen.
         critical = critical_value(self.largest(differences)[1:], alpha, len(differences))
         return equivalent_tests(critical, alpha, len(differences))
 
@@ -117,7 +118,8 @@ class JointFlips:
         statistics = {difference: np.abs(self.t(difference)) for difference in differences}
 
         def decide(remaining: Sequence[ColumnPair]) -> tuple[bool, float]:
-            """(whether the first of them is beyond chance, the tests that it is corrected for)"""
+            """(whether the first remaining difference is beyond chance, for how many tests it is corrected)"""
+            # Without the pattern seen, which comes first.
             largest = np.max([statistics[difference][1:] for difference in remaining], axis=0)
             critical = critical_value(largest, alpha, len(remaining))
             first = statistics[remaining[0]]
@@ -144,9 +146,11 @@ class JointFlips:
 def critical_value(largest: FloatArray, alpha: float, tests: int) -> float:
     """Size that the largest of several |T| / se reaches with probability alpha by chance.
 
-    From the `largest` [D] of each sign pattern, but at most Bonferroni's for so many tests.
+    From the `largest` [D] of each drawn sign pattern, but at most Bonferroni's for this number of tests.
     """
-    # Place from the top: with the pattern seen, a share of alpha reaches it.
+    # The critical value is reached by alpha (1 + D) of 1 + D patterns, rounded up. One of them is the pattern seen, so
+    # one fewer of the drawn ones. Rounding error must not raise a whole number to the next, and at a level that the
+    # draws do not resolve, the largest of them counts.
     rank = max(1, math.ceil(alpha * (1 + len(largest)) - 1 - ZERO_DIFFERENCE))
     by_patterns = float(np.sort(largest)[-rank])
     bonferroni = -NORMAL.inv_cdf(alpha / 2 / tests)
@@ -200,7 +204,7 @@ class MaxTReach(Reach):
     tests: int
 
     def below(self, level: float) -> float:
-        # The second is Bonferroni's, by this difference's own patterns.
+        # The second is Bonferroni's, by the patterns of this difference alone.
         critical = min(_reached(level, self.largest), _reached(level / self.tests, self.statistics))
         return critical * self.error
 
@@ -209,7 +213,8 @@ class MaxTReach(Reach):
 
 
 def _reached(level: float, falling: FloatArray) -> float:
-    """The size that is reached with a chance of `level`, by the patterns [D] and the one seen."""
+    """The size that is reached with a chance of `level`, by the sizes [D] in the drawn patterns, largest first."""
+    # The same rank as in `critical_value`, but a level that the draws do not resolve has no limit.
     rank = math.ceil(level * (1 + len(falling)) - ZERO_DIFFERENCE) - 1
     if rank <= 0:
         return math.inf
@@ -299,9 +304,9 @@ def _family(cells: Sequence[ModelPair], level: Level) -> list[CategoryComparison
 
 
 def _joint_flips(cells: Sequence[ModelPair], pairs: Sequence[Paired], alpha: float) -> JointFlips:
-    """A column for each difference; a group has one sign in all of them."""
+    """Sign flips with a column for each pair's difference; a group has the same sign in all columns."""
     groups_of_cells = [np.unique(scores.items.groups) for scores, _, _ in cells]
-    # Numbers of these groups among those of all cells.
+    # A group may be in several cells: number each among the groups of all cells.
     _, group = np.unique(np.concatenate(groups_of_cells), return_inverse=True)
     sizes = [len(groups) for groups in groups_of_cells]
     pulls = np.zeros((int(group.max()) + 1, len(pairs)))

@@ -19,7 +19,7 @@ MOST_LOST = 0.2
 
 
 def penalty(looks: int) -> int:
-    """Factor of the p-values of the `looks`-th look at the same items: 1, then k(k + 1).
+    """Factor of the p-values of the k-th look (k = `looks`) at the same items: 1 for the first, then k(k + 1).
 
     1 + 1/6 + 1/12 + .. is 1.5: over however many looks, each corrected as it comes, false claims stay below 1.5 times
     the level.
@@ -43,12 +43,12 @@ class Level:
 
     @property
     def family(self) -> float:
-        """Chance of a false claim, in either direction, that all of the tests share."""
+        """Chance of a false claim, in either direction, that all tests of this look share."""
         return ALPHA / penalty(self.looks)
 
     @property
     def alpha(self) -> float:
-        """The part of it that is left for one test."""
+        """The part of this chance that is left for one test."""
         return self.family / self.tests
 
     def among(self, tests: float) -> Level:

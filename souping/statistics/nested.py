@@ -128,7 +128,7 @@ class Unseen:
 
 @dataclass(frozen=True, kw_only=True)
 class NestedIntervals:
-    """I_a for every a, within -bound..bound. Without a reach, no group differs: T is 0."""
+    """I_a for every level a, within -bound..bound. If there is no reach, no group differs and T is 0."""
 
     total: float  # T
     reaches: Sequence[Reach]
@@ -146,9 +146,9 @@ class NestedIntervals:
         graded: bool,
         tests: int = 1,
     ) -> NestedIntervals:
-        """Intervals of the difference in `scores`; those of `reaches` that are None do not count.
+        """Intervals of the difference in `scores`; `reaches` that are None do not count.
 
-        A level is divided by a number of `tests`.
+        A level is divided by the number of `tests`.
         """
         return cls(
             total=scores.objective,
@@ -166,6 +166,7 @@ class NestedIntervals:
 
     def p_value(self) -> float:
         """The largest level at which the interval holds 0."""
+        # The bound may be infinite.
         if abs(self.total) <= ZERO_DIFFERENCE * min(self.bound, 1.0) or not self.reaches:
             return 1.0
         distance = self._below if self.total > 0 else self._above

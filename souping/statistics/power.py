@@ -143,7 +143,7 @@ class RunPower:
         return now * errors / self._errors_now * math.sqrt(total / parts.total)
 
     def _per_run(self, more_runs: int) -> float:
-        """Variance of the difference of the two run means, if that between runs is 1."""
+        """Variance of the difference of the two run means if the variance between runs is 1."""
         return sum(1 / (runs + more_runs) for runs in self._runs)
 
     def items_for(self, margin: float) -> int | None:
@@ -182,10 +182,10 @@ class Power:
 def power_of(
     scores: ScoreMatrix, report: Sequence[Item], objective: Objective, margin: float
 ) -> Power | None:
-    """Power on the `report` items, by what selection knows of the candidates.
+    """Power on the `report` items (the test split), by what selection knows of the candidates.
 
-    Without answers of theirs they count as equal, and any two models as different on DISCORDANCE of the items. None
-    where all candidates answer alike, and of an objective that is not linear.
+    If no answers of the candidates are known, they count as equal, and any two models as different on DISCORDANCE of
+    the items. None if all candidates answer alike, or if the objective is not linear.
     """
     if not objective.linear:
         return None
@@ -193,6 +193,7 @@ def power_of(
         measured = {name: scores.items[name] for name in scores.candidates}
         return measured_power(measured, report, objective, margin)
     count = len(scores.candidates)
+    # Half for each of two models, whose difference has both variances.
     covariance = np.eye(count) * DISCORDANCE / 2 / _worth(ItemTable.of(report, objective))
     levels = np.zeros(count)
     size = len(report)
@@ -240,8 +241,11 @@ def _power(
     margin: float,
     assumed: bool,
 ) -> Power:
-    """Power by simulation: `levels` [M] have errors of this `covariance`, those of the test split's are `scale` times
-    it. A share `reliable` of the variance between the levels is real, so true levels are drawn around shrunken ones."""
+    """Power by simulation.
+
+    The errors of the known `levels` [M] have this `covariance` [M, M]; on the test split they have `scale` times it. A
+    share `reliable` of the variance between the levels is real, so true levels are drawn around shrunken ones.
+    """
     rng = np.random.default_rng(0)
     count = len(levels)
     root = np.linalg.cholesky(covariance + 1e-9 * covariance.trace() * np.eye(count))
@@ -261,7 +265,7 @@ def _power(
         """Gain with 80 % power on `factor` times the items: what the hardest of the candidates demands."""
         return float(np.quantile((demanded / math.sqrt(factor) - gaps).max(axis=1), POWER))
 
-    # Halve the logarithm of the factor on the items.
+    # Halve the logarithm of the factor on the items, from 20 items to twice as many as `rounded_up` reports.
     too_few = math.log(20 / items)
     enough = math.log(2 * ABSURD / items)
     for _ in range(ITEMS_HALVINGS):
@@ -280,7 +284,7 @@ def _power(
 
 
 def _worth(table: ItemTable) -> float:
-    """Independent items of equal weight that would tell as much of the objective."""
+    """Number of independent items of equal weight that would tell as much about the objective as these items."""
     counts = np.bincount(table.categories, minlength=len(table.names))
     return float(1 / (table.coefficients**2 / counts).sum())
 
@@ -297,7 +301,7 @@ def rounded_up(items: float) -> int:
     # Also true of infinity and nan.
     if not items <= ABSURD:
         return ABSURD + 1
-    digits = math.floor(math.log10(max(items, 1)))
+    digits = math.floor(math.log10(max(items, 1)))  # 0 items have no logarithm
     unit = int(10 ** max(0, digits - 1))
     return math.ceil(items / unit) * unit
 

@@ -28,8 +28,8 @@ from souping.statistics.grouped import ZERO_DIFFERENCE, GroupedScores, GroupLayo
 class ItemTable:
     """Items of a split, or of several tasks, as arrays.
 
-    `coefficients` are the objective's weights, `value` the objective of category means [..., C]
-    where it is not linear.
+    `names` are those of the categories, `coefficients` the objective's weights. `value` computes an
+    objective that is not linear from category means [..., C].
     """
 
     names: tuple[str, ...]
@@ -78,7 +78,7 @@ class ItemTable:
         return self.layout.grouped(values)
 
     def mean(self, values: FloatArray) -> float:
-        """The linear objective of scores [R, I] of runs, of which every item's mean counts."""
+        """The linear objective of the scores [R, I] of several runs, by each item's mean over the runs."""
         sums = np.bincount(self.categories, values.mean(axis=0))
         means = self.coefficients * sums / np.bincount(self.categories)
         return float(means.sum())
@@ -129,7 +129,7 @@ class ModelScores:
 
     @cached_property
     def ungrouped(self) -> GroupedScores:
-        """The same, as if each item were a group by itself."""
+        """Sums by group and category if each item were a group by itself."""
         ungrouped = replace(self.items, groups=np.arange(len(self.values)))
         return ungrouped.grouped(self.values)
 
@@ -147,8 +147,8 @@ class Answers:
     """Scores of one model, each [R, I].
 
     `counted` is nan where the harness left an item out; `lowest` and `highest` have missing answers
-    wrong and right. `noise` is the variance of a score over the draw of its answers, nan if it has
-    one answer.
+    wrong and right. `noise` is the variance of a score over the draw of its answers, nan for the
+    score of a single answer.
     """
 
     counted: FloatArray
@@ -296,7 +296,7 @@ class ScoreTable:
         return np.asarray(self.counted(model).mean(axis=0))
 
     def difference(self, a: str, b: str) -> GroupedScores:
-        """Mean over the runs of a minus that of b, by group and category."""
+        """Mean over the runs of model a minus that of model b, summed by group and category."""
         return self.items.grouped(without_rounding(self.mean(a) - self.mean(b)))
 
     def paired(self, a: str, b: str) -> Paired:
