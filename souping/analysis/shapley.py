@@ -92,7 +92,7 @@ class Shapley(Analysis):
 
 
 class _Game:
-    """Players, subsets and their soups; the same for the plan and for the values."""
+    """Players, subsets and their soups, for `asks` and for `analyse`."""
 
     def __init__(self, settings: Shapley, soups: RunSoups) -> None:
         self.soups = soups

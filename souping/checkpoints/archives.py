@@ -113,7 +113,7 @@ class Archive:
             raise broken(
                 path, f"no archive of torch.save (1.6 or newer) where one should be ({error})"
             ) from None
-        # torch looks an entry up by its stored name in any case, so two names must differ in more than that.
+        # torch looks up entries by name regardless of case, so two names must differ in more than case.
         listing = archive.infolist()
         entries = {entry.orig_filename.lower().partition("/")[2]: entry for entry in listing}
         if len(entries) < len(listing):
@@ -192,7 +192,7 @@ class Archive:
         return state
 
     def place(self, value: Data, name: str) -> tuple[str, tuple[int, ...], Extent]:
-        """(dtype, shape, place) of a contiguous tensor that its pickle makes. Raises UserError for anything else."""
+        """(dtype, shape, place in the file) of a contiguous pickled tensor. Raises UserError for anything else."""
         try:
             return self._place(value)
         except READ_FAILURES as error:

@@ -60,7 +60,7 @@ def stamps_in(folder: Path) -> dict[str, Stamp]:
 
 
 def check_stamp(path: Path, known: Stamp) -> None:
-    """Raises UserError if a file is gone, or its stamp is not the known one."""
+    """Raises UserError if a file is gone, or its stamp differs from the known one."""
     try:
         same = stamp(path) == known
     except OSError:
@@ -234,7 +234,7 @@ class Checkpoint:
 
 
 def _archive(source: Path, allow_pickle: bool, like: Like) -> Checkpoint | None:
-    """The tensors of FILE or FILE#KEY by their own names, or by those of Hugging Face if `like` has a config."""
+    """The tensors of FILE or FILE#KEY under their stored names, or under Hugging Face's if `like` has a config."""
     place = archive_at(source)
     if place is None:
         return None
@@ -247,7 +247,7 @@ def _archive(source: Path, allow_pickle: bool, like: Like) -> Checkpoint | None:
 
 
 def _average(source: Path, allow_pickle: bool, like: Like) -> Checkpoint | None:
-    """FOLDER#ema: a trainer's folder with the average in its optimiser state in place of the weights."""
+    """FOLDER#ema: a trainer's checkpoint whose weights are the average in its optimiser state."""
     folder = averaged_at(source)
     if folder is None:
         return None
@@ -314,7 +314,7 @@ def views_of(mapped: Mapping[str, Mapped]) -> dict[str, View]:
 
 
 def describe_names(checkpoint: Checkpoint) -> list[str]:
-    """One line for each kind of tensor: its names and shape as stored, and those that it gets."""
+    """One line for each kind of tensor: stored names, the Hugging Face name and shape, and the layout."""
     if checkpoint.assembly is None or checkpoint.mapped is None:
         return [f"{len(checkpoint.tensors)} tensors, as they are"]
     return described(checkpoint.mapped, checkpoint.assembly.stored)

@@ -30,7 +30,7 @@ COMPARED_ELEMENTS = 1 << 20
 
 @dataclass(frozen=True)
 class AlignedTensor:
-    """Tensor of the soup, its dtype and shape there, and its counterpart (`parts`) in each ingredient, in their order.
+    """Tensor of the soup with its `dtype` and `shape`, and `parts`, its counterpart in each ingredient, in order.
 
     Numbers of rows may differ if `merge.vocab` allows it.
     """
@@ -149,7 +149,7 @@ def _is_vocab(name: str, parts: Sequence[Tensor], pool: Sequence[Checkpoint]) ->
 
 
 def _refuse_shapes(aligned: Sequence[AlignedTensor], pool: Checkpoints, vocab: str) -> None:
-    """Refuse shapes that differ, unless they do so in vocabulary rows and `vocab` says what becomes of those."""
+    """Refuse shapes that differ, unless they differ only in vocabulary rows and `vocab` says what to do about that."""
     checkpoints = list(pool.values())
     uneven = [slot for slot in aligned if slot.uneven]
     vocabularies = [slot for slot in uneven if _is_vocab(slot.name, slot.parts, checkpoints)]
@@ -215,7 +215,7 @@ def preflight(
 
 
 def _check_architecture(a: str, b: str, pool: Checkpoints) -> None:
-    """Refuse candidates `a` and `b` whose configs both name an architecture, and not the same."""
+    """Refuse candidates `a` and `b` whose configs name different architectures. A config may name none."""
     for key in ("model_type", "architectures"):
         a_value = pool[a].config.get(key)
         b_value = pool[b].config.get(key)
@@ -283,7 +283,7 @@ def _config_drift(
             notes += _config_drift(a, b, a_value, b_value, f"{prefix}{key}.")
             continue
         values = f"{a_value!s:.80} and {b_value!s:.80}"
-        # A config may leave a setting out.
+            # A config may leave a setting out, and the default may be the other's value.
         if key in STRUCTURE and a_value is not None and b_value is not None:
             raise UserError(f"candidates {a} and {b} differ in config {prefix}{key}: {values}")
         what = "RoPE settings differ, config" if key.startswith("rope") else "configs differ in"
@@ -385,7 +385,7 @@ def _parse_tokenizer(
 
     Wrong content raises TypeError, ValueError, AttributeError or KeyError.
     """
-    # Dropout changes nothing after training.
+    # Dropout of BPE merges is for training alone.
     model = {**(fast.get("model") or {}), "dropout": None}
     ids = _ids(model.get("vocab"))
     added = {str(token["content"]): int(token["id"]) for token in _list(fast.get("added_tokens"))}
@@ -396,7 +396,7 @@ def _parse_tokenizer(
     for rank, merge in enumerate(_list(model.get("merges"))):
         decisive[f"model.merges[{rank}]"] = " ".join(merge) if isinstance(merge, list) else merge
     for number, row in enumerate(_list(model.get("vocab"))):
-        # Only a Unigram model has a list, of [token, score]; the tokens are in `ids`.
+        # Only a Unigram model has a list, with rows [token, score]; the tokens are in `ids`.
         decisive[f"model.vocab[{number}]"] = row[1:]
     # Without a tokenizer.json, the files of a slow tokenizer decide.
     vocab_files = {name: checkpoint.side_text(name) for name in VOCAB_FILES}
@@ -443,7 +443,7 @@ def compare_tokenizers(
 
 
 def _tokenizer_files(checkpoint: Checkpoint) -> dict[str, bytes | None]:
-    """{name: content} of a checkpoint's side files but its config."""
+    """{name: content} of a checkpoint's side files, without the config."""
     return {name: checkpoint.side_text(name) for name in checkpoint.side if name != "config.json"}
 
 
@@ -459,7 +459,7 @@ def _compare_pair(a: str, b: str, left: Tokenizer, right: Tokenizer, vocab: str)
     right_tokens = {number: token for token, number in right.ids.items()}
     clash = list[str]()
     for token, number in left.ids.items():
-        # What only one of them has is no clash.
+        # A token or an id that only one tokenizer has is not a clash.
         other_id = right.ids.get(token, number) != number
         other_token = right_tokens.get(number, token) != token
         if other_id or other_token:

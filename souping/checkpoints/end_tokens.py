@@ -14,7 +14,7 @@ GENERATION = "generation_config.json"
 
 
 def eos_token_ids(folder: Path) -> TokenIds:
-    """Tokens that end a model's answers by its generation_config.json, else by its config.json, ascending.
+    """Tokens that end a model's answers, ascending, from generation_config.json, or from config.json if that has none.
 
     Raises:
         UserError: a file is broken, or names something that is not a token.

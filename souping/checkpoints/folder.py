@@ -147,10 +147,12 @@ def side_files(folder: Path) -> Names:
 
 
 def config_home(sharded: Sharded, like: Like) -> Path | None:
-    """The folder with the config of a sharded checkpoint: `like.folder`, else its own; None without, if `like.stored`.
+    """The folder with the config of a sharded checkpoint: `like.folder`, else one in the checkpoint.
+
+    None if there is no config and `like.stored` allows that.
 
     Raises:
-        UserError: there is none, and it is needed.
+        UserError: there is no config.
     """
     if like.folder is not None:
         if not (like.folder / "config.json").is_file():

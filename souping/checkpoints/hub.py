@@ -112,7 +112,7 @@ def is_repo(text: str) -> bool:
 
 @dataclass(frozen=True)
 class Fetched:
-    """Model in the Hub's cache, in a folder. `name` has its commit as revision, `note` is for the report."""
+    """Model in a folder of the Hub's cache. The revision of `name` is its commit; `note` is for the report."""
 
     name: HubName
     folder: Path
@@ -198,8 +198,8 @@ def _in_child(
     bounded: bool = True,
     report: ProgressCallback | None = None,
 ) -> T:
-    """The result of a function that talks to the Hub, run in a child process; offline in this one, where it only looks
-    into the cache.
+    """The result of a function that talks to the Hub, run in a child process. Offline it runs in this process, since it
+    only looks into the cache.
 
     A `bounded` call has limits of time and memory; `report(done, total)` counts bytes.
     """
@@ -249,7 +249,7 @@ def _check_disk(need: int) -> None:
 
 
 def _check_headers(models: Mapping[str, Fetched | Listing], check: Check) -> None:
-    """Call `check` with the folders of models, or of their hollow copies, which its messages must not name."""
+    """Call `check` with the folders of models or of their hollow copies; its messages get the models' names instead."""
     sketches = dict[str, Path]()
     for key, model in models.items():
         if isinstance(model, Listing) and model.sketch:
@@ -309,7 +309,7 @@ class Listing:
 
     @property
     def weights(self) -> Sizes:
-        """The weight files. If `main` is an index of shards, it has to be in the cache, and its shards in the list."""
+        """The weight files. An index of shards (`main`) has to be in the cache, and the shards in the list of files."""
         if self.main not in INDEXES:
             return {self.main: self.files[self.main]}
         names = sorted(set(weight_map(self.folder / self.main).values()))
@@ -348,7 +348,7 @@ def _total(files: Iterable[Sizes]) -> int:
 
 
 def _size(path: Path) -> int:
-    """Bytes of a file; -1, the size of no file, if there is none."""
+    """Bytes of a file; -1, which no file has, if it is missing."""
     with suppress(FileNotFoundError):
         return path.stat().st_size
     return -1

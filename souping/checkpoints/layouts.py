@@ -56,8 +56,8 @@ class Rule:
     """How one kind of tensor is called and laid out by a trainer (native) and by Hugging Face.
 
     `natives` are patterns of names of the native tensors that make up one, `name` is that of Hugging Face. `layout` are
-    the native dimensions and those of Hugging Face, `text` what the rule says of them; without one, the tensor stays as
-    it is, whatever its shape. `types` are the model types that it is for, or with a `!`, not for; none: all.
+    the native dimensions and those of Hugging Face, `text` is the layout as written; without a layout, the tensor stays
+    as it is, whatever its shape. `types` are the model types that the rule is for, or with a `!`, not for; none: all.
     """
 
     natives: tuple[str, ...]
@@ -119,8 +119,8 @@ class Rule:
 class Family:
     """The rules of one file, for the checkpoints of one trainer.
 
-    `anchors` are names that every model has: what is in front of one is the prefix of all names, unless `prefix` says
-    it. Names that match a pattern of `drop` need no rule.
+    `anchors` are names that every model has: what comes before one is the prefix of all names, unless `prefix` is
+    given. Names that match a pattern of `drop` need no rule.
     """
 
     name: str
@@ -318,7 +318,7 @@ def pattern_of(native: str) -> re.Pattern[str]:
 
 
 def sizes_of(config: JsonObject) -> dict[str, int]:
-    """{name in layouts: size} of those sizes that a config has, or that follow from them."""
+    """{name in layouts: size} of the sizes that a config has, or that follow from others."""
     # What the config itself says wins over the config of the text model in it.
     settings = dict[str, int]()
     for table in (config.get("text_config"), config):
@@ -350,7 +350,7 @@ def _value(text: str, sizes: Mapping[str, int]) -> int:
 
 
 def extents(dims: Dims, shape: Shape, sizes: Mapping[str, int]) -> Axes:
-    """The axes of a native tensor of a shape (ValueError: its dimensions are not of that shape)."""
+    """The axes of a native tensor, from its dimensions in a layout and its shape (ValueError: they do not fit)."""
     if len(dims) != len(shape):
         raise ValueError(f"it should have {len(dims)} dimensions")
     counts = list[int]()

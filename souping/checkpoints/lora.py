@@ -104,7 +104,7 @@ class Adapter:
         return bool({"tokenizer.json", "tokenizer_config.json"} & set(self.checkpoint.side))
 
     def fingerprint(self, base: str, cache: Cache) -> str:
-        """SHA-256 (hex) over its weights, what its config does to them, its tokenizer and the fingerprint `base`."""
+        """SHA-256 (hex) over weights, what the config does to them, tokenizer, and `base`, the base's fingerprint."""
         uses: list[list[Json]] = []
         for pair in self.parts.values():
             uses.append([pair.module, pair.embedding, pair.rank, pair.scaling])
@@ -235,7 +235,7 @@ class AdapterSettings:
     auto_mapping: Json
 
     def scaling_of(self, module: str, rank: int) -> float:
-        """What PEFT multiplies the product B*A of a module with: the first key that ends its name decides on alpha."""
+        """PEFT's factor on the product B*A of a module: the first key that the module's name ends with sets alpha."""
         alpha = self.alpha
         for key, alpha_of_key in self.alpha_pattern.items():
             if f".{module}".endswith(f".{key}"):
@@ -297,7 +297,7 @@ def _refuse(folder: Path, config: Mapping[str, Any]) -> None:
 
 
 def _number(key: str, value: Json) -> float:
-    """A value as a number (ValueError: it is not finite, or none)."""
+    """A value as a number (ValueError: it is not a finite number)."""
     if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
         raise ValueError(f"{key}={value}, not a finite number")
     return float(value)

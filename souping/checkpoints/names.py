@@ -114,7 +114,7 @@ def _check_like(mapped: Mapping[str, Mapped], like: Mapping[str, Shape], where: 
 
 
 def described(mapped: Mapping[str, Mapped], stored: Iterable[str]) -> list[str]:
-    """One line for each rule: a tensor that it makes, how many more there are, and its layout. Last, what is unused."""
+    """One line for each rule: a tensor that it makes, the number of others, the layout. Last, the unused tensors."""
     names_of_rule: dict[Rule, list[str]] = defaultdict(list)
     for name, tensor in mapped.items():
         names_of_rule[tensor.rule].append(name)
@@ -136,13 +136,13 @@ def described(mapped: Mapping[str, Mapped], stored: Iterable[str]) -> list[str]:
 
 
 def regrouped(stored: Headers, config: JsonObject, where: str | Path) -> dict[str, Mapped] | None:
-    """As `map_names`, for a Hugging Face folder whose experts are not laid out as its model_type has them.
+    """`map_names` for a Hugging Face folder whose experts are not in the layout of its model_type.
 
     None for any other folder.
     """
     rules = [rule for rule in read_rules(RULE_FILES[HUGGING_FACE]).rules if rule.layout is not None]
     model_type = str(config.get("model_type"))
-    # Names of tensors that are in that other way.
+    # Patterns of the names that such tensors have.
     natives = list[str]()
     for rule in rules:
         if rule.fits(model_type):
@@ -263,7 +263,10 @@ class Assignment:
     def _targets(
         self, rule: Rule, name: str, indexes: Mapping[str, str]
     ) -> Iterator[tuple[str, Mapping[str, str]]]:
-        """(Hugging Face name, {axis: index}) of each tensor that a native one becomes; `indexes` are in its name."""
+        """(Hugging Face name, {axis: index}) of each tensor that a native tensor becomes.
+
+        `name` is the native tensor's, and `indexes` are the ones in it.
+        """
         axes = self._extents(rule, name) if rule.unstacked else {}
         counts = list[int]()
         for axis in rule.unstacked:
@@ -278,7 +281,7 @@ class Assignment:
     def _add(
         self, target: str, rule: Rule, number: int, indexes: Mapping[str, str], name: str
     ) -> None:
-        """Note a native tensor, number `number` of a rule, as a source of a target.
+        """Note a native tensor, the rule's native with this `number`, as a source of a target.
 
         Raises:
             UserError: the target is of another rule, or has a source at that place, or there are too many targets.
@@ -300,7 +303,7 @@ class Assignment:
             raise UserError(f"{self.where}: more than {MAX_TENSORS} tensors")
 
     def _extents(self, rule: Rule, name: str) -> Axes:
-        """The axes of a native tensor by a rule's layout (UserError: its shape is another); none without a layout."""
+        """The axes of a native tensor by a rule's layout (UserError: the shape does not fit); {} without a layout."""
         if rule.layout is None:
             return {}
         native_dims, _ = rule.layout
@@ -404,10 +407,10 @@ class Assignment:
 def _arranged(
     target: TargetTensor, sources: Names, dims: Dims, table: Axes, sizes: Mapping[str, int]
 ) -> View:
-    """The view of a tensor of dimensions `dims` (ValueError: a slice is outside of its axis).
+    """The view of a tensor with the dimensions `dims`, each a product of axes (ValueError: a slice does not fit).
 
-    `dims` are the tensor's dimensions, each a product of axes. `table` has {axis: (size, step, jump)}: the next index
-    of the axis is `step` elements further in the same tensor, or `jump` source tensors further.
+    `table` is {axis: (size, step, jump)}: the next index of the axis is `step` elements further in the same source, or
+    `jump` sources further.
     """
     shape = list[int]()
     axes = list[tuple[int, int, int]]()

@@ -108,7 +108,7 @@ class DataUnpickler(pickle._Unpickler):
         return Made("storage", pid)
 
     def load_call(self, bare: bool = False) -> None:
-        """Push a `Made` for the call of a class (REDUCE, or with `bare` NEWOBJ), but for the two cases below."""
+        """Push a `Made` for the call of a class (REDUCE, or with `bare` NEWOBJ), except in the two cases below."""
         args = self.stack.pop()
         kind = self.stack.pop()
         if not isinstance(kind, Named) or not isinstance(args, tuple):

@@ -31,8 +31,8 @@ RowKind = Literal["trainer_best", "trainer_average", "decayed"]
 class Trajectory:
     """Candidates that are the checkpoints of training runs; those of the first run can become ingredients.
 
-    `rows` are models that the report has a row of its own for, by kind; one may be a candidate too. `others` are the
-    checkpoints of each further run, at the steps of the first.
+    `rows` are (kind, model) of further rows of the report; a model may be a candidate too. `others` are the checkpoints
+    of each further run, at the steps of the first run.
     """
 
     runs: tuple[TrainingRun, ...]
@@ -130,7 +130,7 @@ class Pool(CandidateSource):
         for number, entry in enumerate(self.candidates):
             candidate = replace(_candidate(entry, f"pool.candidates[{number}]"), like=self.home)
             for earlier in candidates:
-                # `realpath` has no error for links in a circle.
+                # Unlike `resolve`, `realpath` raises no error for a loop of links.
                 if os.path.realpath(earlier.path) == os.path.realpath(candidate.path):
                     raise UserError(
                         f"pool.candidates: {earlier.path} is listed twice, as the same folder"
@@ -245,10 +245,10 @@ BITS16 = 2
 
 @frozen
 class ModelSize:
-    """Size of a candidate, known from its `basis`.
+    """Size of a candidate; `basis` says where it is known from.
 
-    `nbytes` are its weights as stored, `download` is what has to be fetched of all its files, both in bytes. `trouble`
-    is why it cannot be used here, `fix` the command that helps; both are empty if it can.
+    `nbytes` is the size of the weights as stored, `download` that of all files which have to be fetched. `trouble` is
+    why the candidate cannot be used here, `fix` the command that helps; both are empty if it can be used.
     """
 
     name: str
@@ -339,8 +339,8 @@ def largest_bytes(models: Sequence[ModelSize], dtype: str | None) -> int:
 
 
 def parameters_in(name: str) -> int:
-    """Number of parameters in a name such as `Llama-3.1-8B` or `SmolLM2-135M`; 0 if there is none."""
-    # The last number of billions or millions: names begin with that of the family.
+    """Number of parameters in a name such as `Llama-3.1-8B` or `SmolLM2-135M`; 0 if the name has no such number."""
+    # The last number of billions or millions: earlier ones may belong to the name of the model family.
     words = re.sub(r"[-_/@]", " ", name)
     sizes = re.findall(r"(?<![\w.])(\d+(?:\.\d+)?)([bBmM])(?![a-zA-Z0-9])", words)
     if not sizes:

@@ -200,7 +200,7 @@ class ScaledTensor(StoredTensor):
     """FP8 weight that is read as fp32: each element times the scale of its tensor, row or block."""
 
     def __init__(self, folder: Path, weight: Tensor, scale: Tensor | None, scheme: Scheme) -> None:
-        """Raises UserError where the scale is missing, or its shape or dtype is wrong."""
+        """Raises UserError if the scale is missing (None), or has a wrong shape or dtype."""
         super().__init__("F32", weight.shape, StoredTensor.of(weight).parts)
         if scale is None:
             missing = f"its scale {shown(weight.name + scheme.suffix)} is missing"

@@ -44,7 +44,7 @@ class Pointer:
         write_atomically(path, POINTER_MARK + json.dumps(asdict(self)).encode())
 
     def fetch(self, start: int, end: int) -> bytes:
-        """Bytes `start .. end` of the file. Raises UserError where they cannot be had."""
+        """Bytes `start .. end` of the file. Raises UserError if they cannot be read."""
         with explained(self.url):
             data: bytes = filesystem(self.url).cat_file(self.url, start=start, end=end)
         if len(data) != end - start:
@@ -83,7 +83,7 @@ def pointer_in(path: Path) -> Pointer | None:
 
 @contextmanager
 def pointed_file(path: Path) -> Iterator[tuple[BinaryIO, int]]:
-    """(file open for reading, its size in bytes): the file itself, or the one that it is a pointer to."""
+    """(file open for reading, size in bytes): the file itself, or the file in a bucket that it points to."""
     pointer = pointer_in(path)
     if pointer is None:
         with path.open("rb") as file:

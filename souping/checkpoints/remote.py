@@ -24,7 +24,7 @@ TEMPLATES = "additional_chat_templates"
 
 @dataclass(frozen=True)
 class RemoteName(HubName):
-    """Folder in a bucket in the role of a Hub repository: `repo` is its URL, the revision a digest of what is in it."""
+    """Folder in a bucket, used like a Hub repository: `repo` is the URL, the revision a digest of the folder's list."""
 
     @property
     def cache(self) -> Path:
@@ -35,7 +35,7 @@ class RemoteName(HubName):
 
 
 def parse_url(path: str | Path) -> str | None:
-    """The URL in a path; None if it is none. `Path` makes `s3:/` of `s3://`."""
+    """The URL in a path; None for any other path. `Path` turns `s3://` into `s3:/`."""
     match = URL.fullmatch(str(path))
     return f"{match[1]}://{match[2]}" if match else None
 

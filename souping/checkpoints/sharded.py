@@ -124,7 +124,7 @@ class Piece(NamedTuple):
 
 
 def find_sharded(folder: Path) -> tuple[str, str] | None:
-    """(place below the folder, layout) of a sharded checkpoint; None where there is none.
+    """(place below the folder, layout) of a sharded checkpoint; None if the folder has none.
 
     Raises:
         UserError: there is one of a kind that is not read.
@@ -234,7 +234,7 @@ class Entry:
 
 
 def metadata(folder: Path, prefix: str) -> tuple[Made, list[Entry]]:
-    """(a checkpoint's `.metadata` as data, all that it names); `prefix` is the place of its files in the folder.
+    """(a checkpoint's `.metadata` as data, an entry for each box and object in it); `prefix` is as in `_read`.
 
     Raises:
         UserError: it is broken.
@@ -256,7 +256,7 @@ def metadata(folder: Path, prefix: str) -> tuple[Made, list[Entry]]:
             offset = key.state.get("offset")
             start = None if offset is None else torch_size(offset)
             place = info.state
-            # Raises for what is not a size.
+            # Raises if the offset or the length is not a size.
             torch_size((place["offset"],))
             torch_size((place["length"],))
             check_name(path, place["relative_path"])
@@ -427,7 +427,7 @@ def _read_ranks(folder: Path, prefix: str) -> Iterator[Piece]:
         for name, local in _locals(inside(folder, ranks[rank])).items():
             held[name].append((ranks[rank], local))
     for name, locals_of_ranks in held.items():
-        # Of copies in every rank, one is enough, if they are the same.
+        # If every rank holds the whole tensor, the first copy is enough; all must be the same.
         if all(local.cut is None for _, local in locals_of_ranks):
             digests = {_digest(folder / file, local.place) for file, local in locals_of_ranks}
             if len(digests) > 1:

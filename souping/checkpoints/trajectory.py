@@ -140,7 +140,7 @@ def find_run(path: Path, rates: Path | None = None) -> TrainingRun:
     notes += _missing_steps(steps, finite_number(state.get("save_steps")))
     notes += _root(path, members)
     best = Path(str(state.get("best_model_checkpoint") or "")).name
-    # The trainer's best may be a copy, which is no member.
+    # The trainer's best may be a copy of a member: then the member counts.
     best = copies.get(best, best)
     return TrainingRun(
         folder=path,
@@ -186,7 +186,7 @@ def _checkpoints(path: Path) -> tuple[Trainer, list[Member], dict[str, str]]:
 
 
 def member_in(folder: Path, step: int) -> Member:
-    """The checkpoint in a folder; its weights are at the first place that a trainer may use and that has some."""
+    """The checkpoint in a folder; its weights are in the first of the trainers' places that has weight files."""
     places = (*MODEL_PLACES, *WEIGHT_PLACES)
     place = next((place for place in places if weight_files(folder / place)), "")
     weights = folder / place
@@ -224,7 +224,7 @@ def incomplete(member: Member, mark: str = "", siblings: Sequence[Member] = ()) 
 
 
 def _root(path: Path, members: Sequence[Member]) -> list[str]:
-    """A note if the run's own folder holds weights that are not those of its last checkpoint, `members[0]`."""
+    """A note if the run's folder itself holds weights, and not those of the last checkpoint, `members[0]`."""
     if not weight_files(path) or not members:
         return []
     name = next((member.name for member in members if member.same_weights(path)), None)
@@ -238,8 +238,8 @@ def _root(path: Path, members: Sequence[Member]) -> list[str]:
 def _missing_steps(steps: Sequence[int], interval: float | None) -> list[str]:
     """A note on steps of the saving interval that have no checkpoint.
 
-    The interval is the trainer's, else the smallest distance of two checkpoints. There is no note if checkpoints are
-    off the interval; only the newest may be, as the end of training.
+    The interval is the trainer's, else the smallest distance of two checkpoints. There is no note if a checkpoint is
+    not at a multiple of the interval; the newest need not be, as it may be the end of training.
     """
     distance = int(interval or 0) or min((b - a for a, b in itertools.pairwise(steps)), default=0)
     if distance < 1 or any(step % distance for step in steps[:-1]):

@@ -67,7 +67,7 @@ class Bounds:
 
 @dataclass(frozen=True)
 class Form:
-    """Form of a text: a pattern that all of it matches, and the words for it."""
+    """Form of a text: a pattern that the whole text matches, and the words that describe it in messages."""
 
     pattern: str
     words: str

@@ -1,4 +1,4 @@
-"""Machine code from LLVM assembly, by llvmlite: tens of milliseconds, and a faster import than that of torch."""
+"""Machine code from LLVM assembly, by llvmlite: compiles in tens of milliseconds, and imports faster than torch."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ def compiled(assembly: str) -> int | None:
 
 @functools.cache
 def _compiled(assembly: str) -> int | None:
-    """The address that `compiled` returns, each kernel under a name of its own."""
+    """The address that `compiled` returns; each assembly gets a name of its own in the engine."""
     compiler = _compiler()
     if compiler is None:
         return None

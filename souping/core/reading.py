@@ -138,7 +138,7 @@ def _elements(hint: Hint, values: Sequence[Json]) -> tuple[Any, ...]:
 
 
 def _object(kind: Hint, table: Mapping[str, Json]) -> Any:
-    """A dataclass, or None if it refuses its values."""
+    """A dataclass with the values of `table`, or None if the class refuses them."""
     hints = _hints(kind)
     values = dict[str, Any]()
     for field in dataclasses.fields(kind):

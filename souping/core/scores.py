@@ -44,7 +44,7 @@ class TableScores(ScoreSource):
         return read_table(expanded(self.path)).models
 
     def matrix(self, candidates: Sequence[str], measure: Callable[[], ScoreMatrix]) -> ScoreMatrix:
-        """The table with its candidates marked.
+        """The table with these `candidates`; its other rows only inform the correlations.
 
         Raises:
             UserError: the table cannot be read, or a candidate has no row (the nearest is named).

@@ -67,7 +67,7 @@ def gpus() -> list[str]:
 
 @frozen
 class Provenance:
-    """What made a report. Nothing else in it differs between equal runs, apart from its cost."""
+    """What made a report. Between equal runs, nothing else in a report differs, apart from the cost."""
 
     command: str
     """command line"""

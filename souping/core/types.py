@@ -306,7 +306,7 @@ class ScoreMatrix:
 
     @classmethod
     def from_items(cls, scores: Mapping[str, ItemScores]) -> ScoreMatrix:
-        """Category means of per-item scores; the categories are those of the items, in their order."""
+        """Category means of per-item scores; the categories are in the order of their first items."""
         tables = {name: score.by_category() for name, score in scores.items()}
         categories = tuple(next(iter(tables.values())))
         values = np.zeros((len(tables), len(categories)))
@@ -333,7 +333,7 @@ class Candidate:
 
     @property
     def home(self) -> Path:
-        """Where its config and tokenizer are."""
+        """The folder, or Hub name, that has the candidate's config and tokenizer."""
         folder = Path(str(self.path).removesuffix(EMA_KEY))
         if self.like is None or (folder / "config.json").is_file():
             return folder
@@ -366,7 +366,7 @@ class Recipe:
 
     @property
     def fingerprint(self) -> str:
-        """Content only: the same soup under other names or paths has the same fingerprint."""
+        """Digest of the content alone: the same soup under other names or paths has the same fingerprint."""
         settings = dict(self.settings)
         return digest(
             [list(self.fingerprints), list(self.weights), self.dtype, self.method, settings]
@@ -457,7 +457,7 @@ class Query:
 
 @frozen
 class Result:
-    """What came of a query: the objective and its parts (fractions of 1), and what it cost.
+    """Result of a query: the objective and its parts (fractions of 1), and what the answers cost.
 
     `values` are the items' scores, `lengths` their answers' tokens: in the query's order where `tell` gets them, in a
     trial those of the whole split with nan where there is none. `objective` is nan if a category has no item here.

@@ -170,17 +170,17 @@ class MergeBackend(Component, ABC):
 
     @property
     def hashes_while_reading(self) -> bool:
-        """Whether its soups of full models can be written before their ingredients are hashed."""
+        """Whether soups of full models can be written before the ingredients are hashed."""
         return False
 
     @property
     def streams(self) -> bool:
-        """Whether its soups of full models come in chunks too."""
+        """Whether soups of full models can also come in chunks."""
         return False
 
     @abstractmethod
     def with_settings(self, settings: Mapping[str, str | int | float | None]) -> MergeBackend:
-        """This backend with other settings; those that it does not have are left out."""
+        """This backend with other settings; settings that it does not have are left out."""
 
     @abstractmethod
     def open(

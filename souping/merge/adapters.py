@@ -435,7 +435,7 @@ def _untie(module: torch.nn.Module, shared: Sequence[factors.Site]) -> None:
 def find_base(
     adapters: Mapping[str, Adapter], folder: str | None, allow_pickle: bool = False
 ) -> Checkpoint:
-    """Open the one base of all adapters; `folder` (merge.base_model) is its place if their configs do not name one.
+    """Open the one base of all adapters: `folder` (merge.base_model) if it is given, else the one in their configs.
 
     Raises:
         UserError: adapters name different bases or revisions, or the base is not a folder here.
@@ -547,7 +547,7 @@ def _fits(pair: FactorPair, tensor: Tensor) -> bool:
 
 
 def weight_of(base: Checkpoint, module: str) -> Tensor | None:
-    """The module's weight in the base: by its name, else by the only name that differs in leading parts alone."""
+    """The module's weight in the base: by its name, else by the only name that differs just in leading parts."""
     name = f"{module}.weight"
     if name in base.tensors:
         return base.tensors[name]
@@ -559,7 +559,7 @@ def weight_of(base: Checkpoint, module: str) -> Tensor | None:
 
 
 def _tied_embedding(base: Checkpoint, module: str) -> Tensor | None:
-    """The embedding that a head without a weight of its own shares; None for other modules, or if it is not clear."""
+    """The embedding whose weight a head without its own shares; None for other modules, or if there is not exactly one."""
     if f"{module.rpartition('.')[2]}.weight" not in TIED:
         return None
     vocab = base.config.get("vocab_size")

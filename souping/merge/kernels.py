@@ -78,7 +78,7 @@ def fma(weight: float, values: Float32, total: Float32) -> Float32:
 
 
 def _round_to_odd(sums: FloatArray, a: FloatArray, b: FloatArray, at: IntArray) -> None:
-    """Replace, in place, those of `sums` = a + b at `at` that are inexact and even by their odd neighbour.
+    """Replace, in place, the `sums` = a + b at the places `at` that are inexact and even by an odd neighbour.
 
     The odd neighbour is the one on the side of the rounding error, which Knuth's TwoSum gives.
     """

@@ -75,7 +75,7 @@ class LoadedCandidate:
 
 
 class LoadedWeights:
-    """Sampled values of a pool's candidates, as engines hold them, with which those of soups are compared.
+    """Sampled values of a pool's candidates, as engines hold them, to compare the values of soups with.
 
     Engines whose tensors have other names, dtypes or sizes do not share values.
     """

@@ -92,7 +92,7 @@ class MergekitMerge(ModelMerge[MergekitPlan | MergePlan]):
     def open(
         self, folders: Folders, cache: Cache = None, like: Like | None = None
     ) -> CandidatePool:
-        """The pool of these candidates. Raises UserError where the method needs a base model and there is none."""
+        """The pool of these candidates. Raises UserError if the method needs a base model and there is none."""
         if self.method in BASED and not self.base_model:
             raise UserError(
                 f"merge.method={self.method} needs the base model: set merge.base_model=FOLDER"

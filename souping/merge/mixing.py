@@ -145,7 +145,7 @@ def share_of_rank(work: Sequence[Chunk], rank: int, ranks: int) -> list[Chunk]:
 
 
 def _cut(chunk: Chunk, nbytes: int, size: int) -> int:
-    """The element at which a chunk is cut so that about `nbytes` come before; `size` is that of an element."""
+    """The element at which a chunk is cut so that about `nbytes` come before; an element has `size` bytes."""
     # All of it or nothing, whichever is nearer.
     if chunk.indivisible:
         return chunk.count if nbytes >= chunk.nbytes // 2 + 1 else 0
@@ -275,7 +275,7 @@ InnerProducts = Callable[[Chunk, bool], FloatArray]
 
 
 def final_weights(plan: MergePlan, chunk: Chunk, inner_products: InnerProducts) -> Chunk:
-    """The chunk with the weights that its method gets: some depend on inner products of the whole band."""
+    """The chunk with the weights that the method gets, which may depend on inner products of the whole band."""
     method = get_method(plan.method)
     if not chunk.indivisible or method.coefficients is None:
         return chunk

@@ -56,7 +56,7 @@ class PlanFile(TypedDict):
 
 
 class PlanContent(PlanFile, total=False):
-    """Saved plan with what a merge is not made from: `weights`, how similar those of the candidates are."""
+    """Saved plan with `weights`, the similarity of the candidates' weights, which a merge does not need."""
 
     weights: Json
 

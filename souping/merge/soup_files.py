@@ -161,7 +161,7 @@ def recipe_text(
 
 
 def _config(plan: MergePlan, folder: Path, raw: bytes) -> bytes:
-    """config.json (`raw`) with the soup's dtype and vocabulary, not quantised; its very bytes if nothing changes."""
+    """config.json (`raw`) with the soup's dtype and vocabulary, not quantised; `raw` itself if nothing changes."""
     before: dict[str, Any] = parse_json(folder / "config.json", raw)
     after = copy.deepcopy(plain_config(before))
     inner = after.get("text_config")

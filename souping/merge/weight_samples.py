@@ -140,9 +140,9 @@ class WeightSample:
 
 
 def update_similarity(names: Names, updates: Iterable[FloatArray]) -> PoolSimilarity | None:
-    """The similarity of what adapters add to their base, from blocks [M, elements] of it: their task vectors.
+    """The similarity of adapters' updates, which are their task vectors, from blocks [M, elements] of the updates.
 
-    All have the weights of one base, so there are no groups.
+    All adapters share the weights of one base, so there are no groups.
     """
     blocks = [block for block in updates if is_usable(block)]
     if len(names) < 2 or not blocks:

@@ -189,7 +189,7 @@ class AdaptiveSearch(Search):
         stops: bool,
         budget: int | None,
     ) -> None:
-        """`stops` says whether it ends by itself, `budget` how many items it may request (None: any number)."""
+        """`stops` says whether the search ends by itself, `budget` how many items it may request (None: any number)."""
         plain_points = [tuple(map(float, point)) for point in points]
         self._points: list[Weights] = list(dict.fromkeys(plain_points))
         self._soup_of = {point: soup for soup, point in enumerate(self._points)}

@@ -104,7 +104,7 @@ class SoupModel:
         self.size = _sample_sizes(item_samples)
 
         # Euclidean distance of two soups' weights [S, S], and how far a soup is from a single
-        # model [S]: 0 where it is one, 1 - 1 / K for equal weights.
+        # model [S]: 0 for a single model, 1 - 1 / K for equal weights.
         self._distance = np.sqrt(((table[:, None] - table) ** 2).sum(axis=-1))
         self._mixing = 1 - (table**2).sum(axis=1)
 

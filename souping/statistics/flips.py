@@ -353,7 +353,7 @@ class Pulls:
 
 
 def _is_downward(pull: FloatArray, slope: FloatArray, stratum: IntArray) -> bool:
-    """Whether T is below zero or, where it is zero, the turned difference's rows come later."""
+    """Whether T is below zero, or T is zero and the rows of the turned difference sort later."""
     total = pull.sum()
     if abs(total) > ZERO_DIFFERENCE:
         return bool(total < 0)

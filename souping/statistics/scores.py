@@ -346,7 +346,7 @@ class ScoreTable:
 
 
 def without_rounding(differences: FloatArray) -> FloatArray:
-    """Differences of scores, 0 where it is rounding: 2/3 may be written with 16 digits or with 15."""
+    """Differences of scores, with 0 for what is only rounding: 2/3 may be written with 16 digits or with 15."""
     return np.where(np.abs(differences) > ZERO_DIFFERENCE, differences, 0.0)
 
 
