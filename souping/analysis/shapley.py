@@ -203,9 +203,9 @@ def _level(game: _Game, values: _Values, size: int) -> ShapleyLevel:
 
 
 def exact_coefficients(players: Sequence[Members]) -> dict[Members, Coefficients]:
-    """{player: {subset: coefficient of its value}}, by the formula above: |S|! (n - |S| - 1)! / n! for joining S."""
+    """{player: {subset: coefficient of the subset's value}}, by the formula of the module."""
     n = len(players)
-    weights = []  # of joining a subset of 0, 1, .. players
+    weights = []  # |S|! (n - |S| - 1)! / n!, for joining a subset S of 0, 1, .. players
     for s in range(n):
         weights.append(math.factorial(s) * math.factorial(n - s - 1) / math.factorial(n))
 

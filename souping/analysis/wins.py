@@ -411,7 +411,7 @@ def _by_failures(solved: Solved, groups: IntArray) -> tuple[FailureShare, ...]:
 def _chosen(items: Sequence[Item], places: Sequence[int], number: int) -> list[int]:
     """The first `number` of some `places` in `items`, in the order of a hash of the prompts.
 
-    No category comes twice before every other had its turn.
+    No category comes twice before every other category has had its turn.
     """
     by_hash = sorted(places, key=lambda i: digest([items[i].prompt_digest, items[i].id]))
     turns = Counter[str]()

@@ -283,7 +283,7 @@ def _config_drift(
             notes += _config_drift(a, b, a_value, b_value, f"{prefix}{key}.")
             continue
         values = f"{a_value!s:.80} and {b_value!s:.80}"
-            # A config may leave a setting out, and the default may be the other's value.
+        # A config may leave a setting out, and the default may be the other's value.
         if key in STRUCTURE and a_value is not None and b_value is not None:
             raise UserError(f"candidates {a} and {b} differ in config {prefix}{key}: {values}")
         what = "RoPE settings differ, config" if key.startswith("rope") else "configs differ in"

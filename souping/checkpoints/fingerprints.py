@@ -74,13 +74,13 @@ def hashed_groups(checkpoint: Checkpoint) -> Iterator[list[Tensor]]:
 
 
 def tensor_digests(checkpoint: Checkpoint, group: Sequence[Tensor], cache: Cache) -> list[str]:
-    """SHA-256 (hex) of each tensor of a group of `hashed_groups`; read once where a `cache` keeps them."""
+    """SHA-256 (hex) of each tensor of a group of `hashed_groups`, which is read only if the `cache` lacks them."""
     number = checkpoint.file_number(group[0])
     before = hashed_files(checkpoint, number)
     key = tensors_key(checkpoint, before)
     if cache is not None and key in cache:
         digests = cache[key].split()
-        # The stand-in of a file that is hashed while it is merged (`merge.digests`).
+        # One stand-in for all tensors of a file, which is hashed while it is merged (`merge.digests`).
         if len(digests) != len(group):
             return [cache[key]] * len(group)
         return digests
@@ -129,7 +129,7 @@ def keep_digest(key: str, before: Mapping[Path, Stamp], value: str, cache: Cache
 
 
 def file_digest(path: Path, cache: Cache) -> str:
-    """SHA-256 (hex) of a file, hashed once where a `cache` keeps it."""
+    """SHA-256 (hex) of a file, which is read only if the `cache` lacks it."""
     before = settled(path)
     key = digest_key(path, before)
     if cache is not None and key in cache:

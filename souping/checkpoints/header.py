@@ -198,7 +198,7 @@ def inside(folder: Path, name: str, tensor: str | None = None) -> Path:
     except (OSError, RuntimeError, ValueError):
         raise broken(folder / shown(name), "its symlinks cannot be followed", tensor) from None
     cache = root.parents[2] if len(root.parents) > 2 else root
-    # In the folder of the model, or below that of all models.
+    # Blobs are in the model's folder of the cache, or in a folder for all models.
     blobs = (root.parent.parent / "blobs", cache / "blobs" / target.parent.name)
     hub = root.parent.name == "snapshots" and target.parent in blobs
     if not target.is_relative_to(root) and not hub:

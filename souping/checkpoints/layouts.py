@@ -190,7 +190,7 @@ def read_rules(path: Path) -> Family:
     drop = table.get("drop", [])
     if "extends" in table:
         base = read_rules(RULE_FILES[pick(table["extends"], RULE_FILES, f"{path}: extends")])
-        # A name that the file itself has rules for loses those of the base.
+        # The file's rules for a name replace all rules of the base for that name.
         names = {rule.name for rule in rules}
         rules += [rule for rule in base.rules if rule.name not in names]
         anchors = [*anchors, *base.anchors]

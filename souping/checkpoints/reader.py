@@ -36,6 +36,7 @@ class WeightReader:
         self._remote = dict[str, Pointer]()
         self._direct = set[str]()
         self._ranges = RangeReader()
+        # Close the files even if nobody calls `close`.
         weakref.finalize(self, self._stack.close)
         self._stack.callback(self._ranges.close)
         try:

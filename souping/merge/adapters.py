@@ -481,7 +481,7 @@ def sites(base: Checkpoint, adapters: Mapping[str, Adapter]) -> dict[str, factor
     modules = set[str]()
     for adapter in adapters.values():
         modules.update(adapter.parts)
-    # Whether a square weight, which does not show it, is stored [in, out].
+    # The shape of a square weight does not show whether it is stored [in, out]: the configs say so.
     flagged = any(adapter.settings.transposed for adapter in adapters.values())
     square_transposed = flagged or base.config.get("model_type") in CONV1D
     by_module = {
@@ -559,7 +559,7 @@ def weight_of(base: Checkpoint, module: str) -> Tensor | None:
 
 
 def _tied_embedding(base: Checkpoint, module: str) -> Tensor | None:
-    """The embedding whose weight a head without its own shares; None for other modules, or if there is not exactly one."""
+    """The embedding whose weight a head without its own shares; None for other modules, or if it is not unique."""
     if f"{module.rpartition('.')[2]}.weight" not in TIED:
         return None
     vocab = base.config.get("vocab_size")

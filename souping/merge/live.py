@@ -274,6 +274,7 @@ class ModuleTargets:
                 continue
             if tuple(place.shape) != tensor.shape:
                 return None
+            # Empty tensors have no storage, and so all the same address.
             if place.data_ptr() not in taken or not tensor.nbytes:
                 taken.add(place.data_ptr())
                 tag = TAGS.get(str(place.dtype).removeprefix("torch."), "")

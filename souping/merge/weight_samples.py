@@ -123,6 +123,7 @@ class WeightSample:
         used = np.flatnonzero(soup.weights[: len(self.models)])
         nearest = min(float(scale @ (exact - values[k]) ** 2) for k in used)
         error = float(scale @ (stored - exact) ** 2)
+        # The last model is the base; without one, `kept` is None.
         change = exact - values[-1]
         square = float(scale @ change**2)
         # (r - b)(s - b) = |s - b|^2 - (s - b)(s - r).

@@ -432,7 +432,7 @@ class AdaptiveSearch(Search):
     def best(self) -> Weights:
         """The posterior's best of the soups that answered the whole split.
 
-        Where the search was cut short it is the best of all that answered anything.
+        If the search was cut short, it is the best of all that answered anything.
         """
         answered = np.isfinite(self._model.values)
         if not answered.any():

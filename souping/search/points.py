@@ -397,6 +397,7 @@ def _parameter(parametrisation: str, step: float, size: int) -> Parameter:
         return p.TransitionChoice(points)
     if parametrisation == "softmax":
         return p.Array(shape=(size,))
+    # `normalise`: numbers from 0 to 1, which begin in the middle and are mutated by a sixth of the range.
     return p.Array(init=np.full(size, 0.5)).set_mutation(sigma=1 / 6).set_bounds(0.0, 1.0)
 
 

@@ -300,7 +300,7 @@ def flip_reach(
             chance = chance * np.where(reached, exact / p_value, (1 - exact) / (1 - p_value))
         p_value = exact
 
-    # How many of the farthest patterns decide the limits at levels up to the `highest`.
+    # How many of the farthest patterns decide the limits at levels up to the `highest`, at most.
     count = 1 + int(np.cumsum(np.sort(chance)).searchsorted(highest))
     distances = flips.distances(-1.0, count) * pulls.unit
 
@@ -308,6 +308,7 @@ def flip_reach(
     farther = np.maximum(distances, total)
     nearer = np.minimum(distances, total * (1 - ZERO_DIFFERENCE))
     down = Distances.of(np.where(reached, farther, nearer), chance)
+    # Upwards, away from T = 0, patterns keep the chances with which they were drawn.
     up = Distances.of(flips.distances(1.0, count) * pulls.unit, flips.chance)
     if pulls.turned:
         return FlipReach(down=up, up=down, p_value=p_value)

@@ -248,6 +248,7 @@ def _power(
     """
     rng = np.random.default_rng(0)
     count = len(levels)
+    # A little is added to the diagonal, as the covariance may be singular.
     root = np.linalg.cholesky(covariance + 1e-9 * covariance.trace() * np.eye(count))
 
     # True levels [D, M], and how far each is below the best.
@@ -255,7 +256,8 @@ def _power(
     true = shrunken + math.sqrt(reliable) * rng.standard_normal((FUTURES, count)) @ root.T
     gaps = true.max(axis=1, keepdims=True) - true
 
-    # Errors of soup minus candidate [D, M]: the soup's varies around the candidates' mean.
+    # Errors of soup minus candidate [D, M]. The soup's error varies around the candidates' mean error, with the variance
+    # by which soup and candidate differ as much as two candidates do on average.
     soup_sd = math.sqrt(scale * pair_variance(covariance) * (count + 1) / (2 * count))
     error = math.sqrt(scale) * rng.standard_normal((FUTURES, count)) @ root.T
     error += soup_sd * rng.standard_normal((FUTURES, 1)) - error.mean(axis=1, keepdims=True)
