@@ -183,8 +183,8 @@ def _mixed(
 ) -> FloatArray:
     """Mean |rho| over populations of soups that answer, group by group, as an ingredient drawn by weights [S, K], [D].
 
-    `size` is how many random numbers are drawn: one per group, or one per soup and group. Their order is
-    drawn anew each time, so that none is always the neighbour of another.
+    `size` is how many random numbers are drawn: one per group, or one per soup and group. The order of the
+    ingredients is drawn anew each time, so that no two are always neighbours.
     """
     rng = np.random.default_rng([CONSISTENCY_SALT, 1])
     counts = sums.counts.sum(axis=0)

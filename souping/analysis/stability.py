@@ -107,7 +107,7 @@ def jackknife(scores: ScoreMatrix, selector: Selector) -> tuple[OtherChoice, ...
     for left_out in scores.models:
         models = tuple(model for model in scores.models if model != left_out)
         candidates = tuple(model for model in scores.candidates if model != left_out)
-        if not candidates:
+        if not candidates:  # the only candidate cannot be left out
             continue
         without = dataclasses.replace(
             scores, models=models, candidates=candidates, values=scores.rows(models), items=None

@@ -122,6 +122,7 @@ def listed_files(folder: str, below: str = "") -> dict[str, Pointer]:
         if row["type"] != "file":
             continue
         name = str(row["name"]).removeprefix(folder.partition("://")[2]).strip("/")
+        # The services name it differently.
         tag = row.get("ETag") or row.get("etag") or row.get("md5Hash") or row.get("LastModified")
         files[name] = Pointer(url=f"{folder}/{name}", size=int(row["size"]), tag=str(tag))
     return files

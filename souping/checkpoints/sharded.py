@@ -325,7 +325,8 @@ def _read_average(folder: Path, prefix: str) -> Iterator[Piece]:
     weights = [entry for entry in entries if entry.is_weight]
     stored = {entry.name for entry in weights}
     names = {EMA_STATE.sub(r"\g<name>", entry.name) for entry in averages}
-    # torchtitan saves a fused parameter in parts and averages it as it is: the parts beside it are left out.
+    # torchtitan saves a fused parameter in parts, and its average whole: leave out the parts, which have the same
+    # parent module.
     fused = tuple(f"{name.rsplit('.', 2)[0]}." for name in names - stored)
     names |= {name for name in stored if name.startswith(fused)}
     yield from _pieces(folder, [entry for entry in weights if entry.name not in names])

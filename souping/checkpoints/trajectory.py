@@ -119,7 +119,7 @@ def find_run(path: Path, rates: Path | None = None) -> TrainingRun:
         if why:
             left_out[checkpoint.name] = why
 
-    # From the newest on: of checkpoints with the same weights, the newest is a member, the others are {name: its name}.
+    # Newest first. Of checkpoints with the same weights, the newest is a member; `copies` are {name: the member's name}.
     members = list[Member]()
     copies = dict[str, str]()
     for checkpoint in reversed(checkpoints):

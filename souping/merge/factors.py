@@ -268,6 +268,7 @@ def adapter_config_text(
     cached = cached_name(name)
     if cached:
         name, _, revision = cached.partition("@")
+    # The adapters' revision is one of the base that they name.
     if name == settings[0].base:
         revision = settings[0].revision
     task_types = (setting.task_type for setting in settings)

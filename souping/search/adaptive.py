@@ -128,6 +128,7 @@ class Adaptive(LimitedOptimiser):
             grid_points = spread(weight_grid(size, self.step))
         if grid_points and size < MANY:
             return list(dict.fromkeys(anchors(size) + grid_points))[:MOST_SOUPS]
+        # Leave room for soups of a few of the ingredients.
         if size >= MANY:
             grid_points = grid_points[: MOST_SOUPS // 2]
         points = dict.fromkeys(anchors(size) + grid_points)
@@ -517,7 +518,7 @@ def _doubling_samples(items: IntArray, rank: IntArray) -> list[IntArray]:
     inside a group would let two samples share the draw of that group. A cut before FIRST_SAMPLE items is left out.
     """
     group_ends = 1 + np.flatnonzero(np.diff(rank))
-    if not len(group_ends):
+    if not len(group_ends):  # a single group cannot be cut
         return [items]
     cuts = set()
     for halvings in range(1, MOST_SAMPLES):
@@ -538,10 +539,10 @@ def expected_improvement(
 
     The rivals are the `most` soups with the largest expected improvement over the leader,
     EI = s (phi(z) + z Phi(z)) of the difference to it, so dEI / ds^2 = phi(z) / 2s (Jones et al.
-    1998). `odds` [S] are the probabilities of keeping to the bounds: the leader must be likely to,
-    and improvements are weighed by the odds (Gardner et al. 2014).
+    1998). `odds` [S] are the probabilities of keeping to the bounds: the leader is likely to keep to
+    them, and improvements are weighed by the odds (Gardner et al. 2014).
     """
-    # If no soup is likely to, the one with the best odds leads.
+    # If no soup is likely to keep to them, the one with the best odds leads.
     likely = odds >= min(LIKELY, np.max(odds))
     leader = int(np.argmax(np.where(likely, mean, -np.inf)))
 
@@ -549,7 +550,7 @@ def expected_improvement(
     z = (mean - mean[leader]) / sd
     density = np.exp(-(z**2) / 2) / math.sqrt(2 * math.pi)
     improvement = sd * (density + z * _normal_cdf(z)) * odds
-    improvement[leader] = -1
+    improvement[leader] = -1  # below all others: the leader is not a rival
 
     order = np.argsort(-improvement, kind="stable")
     rivals: IntArray = order[: min(most, len(mean) - 1)]
