@@ -142,8 +142,8 @@ class Checkpoint:
     ) -> Checkpoint:
         """The checkpoint of tensors that were read from a folder.
 
-        `before` are the stamps that its files had before that; files without one get today's. The weight `files` are by
-        default those that the tensors name.
+        `before` are stamps of its files from before they were read; a file without one is stamped now. The weight
+        `files` are by default those that the tensors name.
         """
         for name in tensors:
             check_name(folder, name)

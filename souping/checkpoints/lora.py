@@ -91,7 +91,7 @@ class Adapter:
         # The config files of a full model say nothing about an adapter.
         model_files = ("config.json", "generation_config.json")
         side = tuple(name for name in side_files(folder) if name not in model_files)
-        checkpoint = Checkpoint.of(folder, tensors, {}, side, before)
+        checkpoint = Checkpoint.of(folder, tensors, config={}, side=side, before=before)
         parts, full_weights = _sort(folder, tensors, settings)
         return cls(checkpoint=checkpoint, settings=settings, parts=parts, whole=full_weights)
 

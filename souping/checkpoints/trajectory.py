@@ -119,7 +119,7 @@ def find_run(path: Path, rates: Path | None = None) -> TrainingRun:
         if why:
             left_out[checkpoint.name] = why
 
-    # Newest first. Of checkpoints with the same weights, the newest is a member; `copies` are {name: the member's name}.
+    # Newest first. Of checkpoints with the same weights, the newest is a member; `copies` is {copy: member}, by names.
     members = list[Member]()
     copies = dict[str, str]()
     for checkpoint in reversed(checkpoints):

@@ -48,6 +48,7 @@ def narrow(values: Float32, dtype: str) -> Raw:
         half[np.isnan(half)] = np.float16("nan")
         return half.view(np.uint8)
     bits = values.view(np.uint32)
+    # Without their sign, the bits of NaN are above those of infinity.
     nan = (bits & np.uint32(0x7FFFFFFF)) > np.uint32(0x7F800000)
     if dtype == "F32":
         return np.where(nan, np.uint32(NAN[dtype]), bits).view(np.uint8)

@@ -279,6 +279,7 @@ class ModuleTargets:
                 taken.add(place.data_ptr())
                 tag = TAGS.get(str(place.dtype).removeprefix("torch."), "")
                 places[tensor.name] = ParameterTarget(place, tag, _flat(place))
+        # A parameter that no tensor fills.
         for name, _ in self._module.named_parameters():
             if name in named and named[name].data_ptr() not in taken:
                 return None

@@ -175,7 +175,7 @@ def stored_plan(
     frame, boxes = framed(stored[chosen])
     views = dict[str, Checkpoint]()
     for name, sharded in stored.items():
-        view = Checkpoint.viewed(sharded, boxes, {}, None)
+        view = Checkpoint.viewed(sharded, boxes, config={}, home=None)
         views[name] = replace(view, like=checkpoints[name].like)
 
     alignment = Alignment(
@@ -196,7 +196,7 @@ def _check_alike(stored: Mapping[str, Sharded]) -> None:
     """Refuse checkpoints that differ in the names or shapes of what they store."""
     views = dict[str, Checkpoint]()
     for name, sharded in stored.items():
-        views[name] = Checkpoint.viewed(sharded, sharded.as_stored(), {}, None)
+        views[name] = Checkpoint.viewed(sharded, sharded.as_stored(), config={}, home=None)
     align(views, "error")
 
 
@@ -313,6 +313,7 @@ def _segments(spans: Sequence[tuple[int, int]], parts: list[StoredPart]) -> list
 
 def _moved(table: Made, prefix: str, places: Mapping[tuple[str, int], int]) -> Made:
     """The metadata without optimiser state, with the new offsets in `places`, {(file, offset): offset}."""
+    # The plans by which ranks saved the checkpoint are of the old files.
     state = {key: value for key, value in table.state.items() if key != "all_local_plans"}
     for key in ("state_dict_metadata", "planner_data"):
         entries = state.get(key)

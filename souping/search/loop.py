@@ -268,7 +268,7 @@ class SearchRun:
         for weights, known in self._known_scores.items():
             soup = self._soup(weights)
             soup.answers = np.array([known.values, known.lengths])
-            soup.reused = len(known.values)
+            soup.reused = len(known.values)  # evaluated before the search
             self._note(soup, self._result(soup.answers))
         self._ask()
         while self._open:

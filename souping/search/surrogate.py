@@ -264,6 +264,7 @@ class SoupModel:
         signal = self.signal[c]
         noise = self.noise[c]
         soup, sample, score = self._requests(c)
+        # The first sample for a soup that has no next one; `AdaptiveSearch` never chooses that.
         next_sample = self.unrequested[:, c].argmax(axis=-1)
         next_size = self.size[c, next_sample]
 

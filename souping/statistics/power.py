@@ -256,7 +256,7 @@ def _power(
     true = shrunken + math.sqrt(reliable) * rng.standard_normal((FUTURES, count)) @ root.T
     gaps = true.max(axis=1, keepdims=True) - true
 
-    # Errors of soup minus candidate [D, M]. The soup's error varies around the candidates' mean error, with the variance
+    # Errors of soup minus candidate [D, M]. The soup's error varies around the candidates' mean error, with a variance
     # by which soup and candidate differ as much as two candidates do on average.
     soup_sd = math.sqrt(scale * pair_variance(covariance) * (count + 1) / (2 * count))
     error = math.sqrt(scale) * rng.standard_normal((FUTURES, count)) @ root.T
