@@ -285,6 +285,7 @@ class SoCECluster(LimitedSelector):
         notes = []
         for columns in self.clusters(correlations.rho):
             categories = tuple(correlating.categories[column] for column in columns)
+            # Of equal means, but for rounding, the first has the better objective.
             means = values[:, columns].mean(axis=1).round(12)
             expert = order[int(np.argmax(means))]
             clusters.append(categories)
@@ -305,6 +306,7 @@ class SoCECluster(LimitedSelector):
     def clusters(self, rho: FloatArray) -> list[list[int]]:
         """Clusters of categories that move together, as columns of `rho` [C, C], in the order of first columns."""
         clusters = [[column] for column in range(len(rho))]
+        # Without `k`, the threshold ends it, or a single cluster.
         while len(clusters) > (self.k or 1):
             # Mean correlation of the categories of two clusters.
             between = np.full((len(clusters), len(clusters)), -np.inf)

@@ -32,8 +32,8 @@ class RoutedAnswers:
 def routed(ingredients: Mapping[str, ItemScores], chosen_by: ScoreMatrix) -> RoutedAnswers | None:
     """Each item answered by the ingredient that is best in its category by `chosen_by`.
 
-    A category that `chosen_by` lacks is routed by the mean over all its categories. None if a score is not a fraction
-    of 1.
+    A category that `chosen_by` lacks goes to the ingredient with the best mean over the categories of `chosen_by`. None
+    if a score is not a fraction of 1.
     """
     names = list(ingredients)
     columns = [(model.values, model.truncated, model.unanswered) for model in ingredients.values()]

@@ -107,6 +107,7 @@ def band(
         effect = design_effect(scores - common, categories, groups)
     model = fitted_surface(points, scores, categories, coefficients, value=value, effect=effect)
     mean, cov = model.objective()
+    # Bands are wider if answers vary more than the model believes, and never narrower.
     wider = max(1.0, model.surprise())
     are_fractions = np.nanmin(scores) >= 0 and np.nanmax(scores) <= 1
     most = 1.0 if are_fractions else np.inf

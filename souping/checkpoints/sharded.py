@@ -306,12 +306,14 @@ def has_average(root: Path) -> bool:
     # Names are plain text in a pickle, and most checkpoints have none: they are not parsed for it.
     if b".ema" not in small(path, MAX_PICKLE):
         return False
-    return any(EMA_STATE.fullmatch(entry.name) for entry in metadata(root, "")[1])
+    _, entries = metadata(root, prefix="")
+    return any(EMA_STATE.fullmatch(entry.name) for entry in entries)
 
 
 def _read_dcp(folder: Path, prefix: str) -> Iterator[Piece]:
     """The weights that the metadata of torch.distributed.checkpoint names."""
-    yield from _pieces(folder, [e for e in metadata(folder, prefix)[1] if e.is_weight])
+    _, entries = metadata(folder, prefix)
+    yield from _pieces(folder, [entry for entry in entries if entry.is_weight])
 
 
 def _read_average(folder: Path, prefix: str) -> Iterator[Piece]:

@@ -298,6 +298,7 @@ def _logged(member: Member, log: Sequence[JsonObject]) -> Member:
             value = finite_number(entry.get(key))
             if step is not None and value is not None and step <= member.step:
                 values.append((step, value))
+        # The pair with the largest step.
         return max(values)[1] if values else None
 
     return replace(member, rate=last("learning_rate"), tokens=last("num_input_tokens_seen"))

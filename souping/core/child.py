@@ -258,6 +258,7 @@ def serve(memory: int) -> None:
         pickle.dump(message, out)
         out.flush()
 
+    # Until the parent closes the pipe, or tells this process to end.
     with suppress(EOFError, KeyboardInterrupt):
         while True:
             function, arguments, has_report = pickle.load(sys.stdin.buffer)

@@ -25,8 +25,9 @@ def groups_of(shared: Iterable[tuple[str, Iterable[str]]]) -> dict[str, str]:
     graph = csr_matrix((np.ones(len(edges)), (id_ends, len(ids) + text_ends)), shape=(size, size))
 
     # Each node has the label of its component: first the ids, then the texts, which are not paired with a name below.
-    labels = connected_components(graph, directed=False)[1].tolist()
+    _, labels = connected_components(graph, directed=False)
     first_id = dict[int, str]()
     return {
-        name: first_id.setdefault(label, name) for name, label in zip(ids, labels, strict=False)
+        name: first_id.setdefault(label, name)
+        for name, label in zip(ids, labels.tolist(), strict=False)
     }

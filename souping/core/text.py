@@ -186,7 +186,7 @@ def install(extra: str) -> str:
         return f'pip install -e "{root}[{extra}]"'
     try:
         requirements = [requirement.partition(";") for requirement in requires("souping") or ()]
-    except PackageNotFoundError:
+    except PackageNotFoundError:  # neither a checkout nor installed
         return f'pip install -e ".[{extra}]"'
     packages = [name.strip() for name, _, marker in requirements if f'extra == "{extra}"' in marker]
     # If there is no extra of this name, the name is that of a package that souping always needs.

@@ -94,6 +94,7 @@ def write_together(options: argparse.Namespace) -> None:
     rank = Rank.join(options.num_processes, options.timeout)
 
     def lead(plan: MergePlan, stage: Path, progress: OptionalProgress) -> None:
+        """Tell the other ranks where the shards are, and fill this rank's share."""
         rank.broadcast(str(stage))
         rank.fill(plan, stage, progress)
 

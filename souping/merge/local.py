@@ -203,7 +203,7 @@ class LocalMerge(ModelMerge[MergePlan]):
     def __post_init__(self) -> None:
         """Refuse values that cannot be used, alone or together, before anything is read."""
         method = get_method(self.method)
-        _ = self.shard_bytes
+        _ = self.shard_bytes  # raises UserError for a wrong size, as `rules_of` for a missing file
         if not method.base and self.scale != 1:
             raise UserError(
                 f"merge.scale={self.scale} needs a method with a base, as merge.method=task_arithmetic"

@@ -187,7 +187,7 @@ def run_tasks(tasks: Iterable[ThreadTask], threads: int) -> None:
                     return
             try:
                 task()
-            except BaseException as error:
+            except BaseException as error:  # raised again by the caller's thread, below
                 failures[number] = error
 
     if threads == 1:

@@ -229,6 +229,7 @@ def _blocks(pool: Sequence[Checkpoint]) -> Iterator[SampledBlock]:
         for number in range(count):
             parts = matrices[number * len(matrices) // count]
             size = min(part.count for part in parts)
+            # Places that are spread over the tensors, and the same in every run.
             start = int(number * GOLDEN_RATIO % 1 * max(0, size - BLOCK))
             for reader, part in zip(readers, parts, strict=True):
                 places.append((reader, part, start, min(BLOCK, size)))

@@ -588,6 +588,7 @@ class BoundModel:
         self._scores = scores
         self._bounds = bounds.bounds
         self._reference = bounds.reference
+        # Lengths are 0 if tokens are not counted.
         self._unit = float(bounds.reference.lengths.mean()) or 1.0
         single_lengths = None
         if space.lengths is not None:

@@ -69,6 +69,7 @@ def spread(points: Sequence[Weights]) -> list[Weights]:
     table = np.array(points, dtype=float)
     if len(table) < 3:
         return list(points)
+    # Distances are compared rounded, so that rounding errors break no ties.
     from_centre = ((table - table.mean(axis=0)) ** 2).sum(axis=1)
     latest = int(np.argmin(from_centre.round(12)))
     order = [latest]
