@@ -58,8 +58,8 @@ def ranking(
 ) -> list[str]:
     """Candidates by objective, best first; equal ones in the pool's order. Categories of `exclude` weigh nothing.
 
-    The columns of a published table may be other categories than the benchmark's: unless `strict`, candidates are
-    ranked by the plain mean of columns that the objective does not know.
+    The columns of a published table may be other categories than the benchmark's: unless `strict`, the plain mean
+    of all columns ranks the candidates if the objective does not know a column.
     """
     try:
         coefficients = objective.coefficients(scores.categories)

@@ -582,8 +582,8 @@ class SearchEnd:
     """How a search ended, in inner scores.
 
     `indistinguishable` are soups that may be as good as the winner, the best first: not all of them if there are many.
-    `finishing_gain` is what more answers would gain, `without_guards` the expected score of the best soup if no guard
-    held; None if there are no guards.
+    `finishing_gain` is what more answers would gain, `without_guards` the expected score of the best soup if there were
+    no guards; None in a search without guards.
     """
 
     stopped: StopReason
