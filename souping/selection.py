@@ -59,7 +59,7 @@ def ranking(
     """Candidates by objective, best first; equal ones in the pool's order. Categories of `exclude` weigh nothing.
 
     The columns of a published table may be other categories than the benchmark's: unless `strict`, the plain mean
-    of all columns ranks the candidates if the objective does not know a column.
+    of all columns ranks the candidates if the table lacks a category of the objective.
     """
     try:
         coefficients = objective.coefficients(scores.categories)
