@@ -74,16 +74,17 @@ def compare(
         policy: TOML file with margins and critical tasks.
         average: over `task`s that were asked for, `item`s or `leaf` tasks, `bfcl` for BFCL's overall accuracy, or a
             JSON file {task: weight}.
-        group: field of the documents, or column, that items share.
+        group: field of the documents, or column, in which items that belong together have the same value.
         category: field of the documents, or column, by whose values the one task of the logs is split.
         item: field of a table that identifies an item. A field inside others is dotted.
         score: field of a table with the score. `repeat` numbers the answers to one item.
-        look: number of this comparison on these items. Runs of souping have it from their store.
+        look: number of this comparison on these items. For runs of souping, the store counts it too, and the larger
+            number holds.
         pass_at: k, to score an item by pass@k instead of the mean of its answers.
         same_prompts: refuse logs whose prompts, as they were sent, differ.
         lower_is_better: tasks of tables in which a lower score is better.
         fail_on: verdicts of deciding rows that make `status` 1.
-        store: results store of runs of souping, where it is not found.
+        store: path of the results store of runs of souping; by default it is looked for by the run's settings.
 
     Raises:
         UserError: a log is damaged, or the logs may not be compared.
@@ -94,7 +95,7 @@ def compare(
     model_logs = _read(logs, baseline, reader)
     requirements = _requirements(margin, policy)
     common = matched(model_logs, same_prompts=same_prompts)
-    # The baseline comes first.
+    # The baseline comes first. Logs that are compared have one harness and version: its first run stands for all.
     base_log = next(iter(model_logs.values()))[0]
     named_weights = _named_weights(average, base_log, common)
     weights = task_weights(common, average, named_weights)
@@ -298,7 +299,7 @@ def _several(
     """(per model but the first, the number of tests it is corrected for; models among which the best one is;
     {model: {later model: (difference, lower, upper limit)}}).
 
-    With two models there is one test, and neither of the others.
+    With two models there is one test, and the names and pairs are empty.
     """
     if len(models) < 3:
         return [1.0], (), {}
@@ -337,6 +338,7 @@ def _flips(
 
     Models are in order, the largest differences of each first; of equal ones, losses come before gains.
     """
+    # Of several runs of a model, only the first one's answers are shown.
     base_log = logs[models[0]][0]
     for model in models[1:]:
         flips: list[Flip] = []
@@ -354,7 +356,7 @@ def _flips(
 def _task_flips(
     metric: MatchedMetric, baseline: str, model: str, base_log: Log, log: Log
 ) -> Iterator[Flip]:
-    """Items of one task that the two models score differently, with the answers of the first run of each."""
+    """Items of one task whose mean scores over all runs differ, with the answers in `base_log` and `log`."""
     base_scores = metric.item_means(baseline)
     scores = metric.item_means(model)
     base_answers = _first_answers(base_log, metric)
@@ -381,8 +383,11 @@ def _first_answers(log: Log, metric: MatchedMetric) -> Mapping[str, LoggedAnswer
 
 
 def _unaveraged(common: Matched, averaged: Names) -> Iterator[str]:
-    """Warnings on tasks that are not in the average, and the harness's figures of metrics without item scores."""
+    """Warnings on tasks that are left out of the average because of their scale, and the harness's figures of metrics
+    without item scores. `averaged` are tasks.
+    """
     for task, metrics in common.metrics.items():
+        # Only the first metric of a task can be averaged. If it is a mean, the user chose to leave the task out.
         if task not in averaged and not metrics[0].is_mean:
             yield (
                 f"{task} is not averaged: in some log, {metrics[0].metric} is not the mean of the items' scores, "
@@ -422,7 +427,7 @@ def _warnings(
             "The runs of some models vary more than those of others (Bartlett's test, p < 0.05). Intervals take one "
             "variance of runs for all models: those of the models that vary more are too narrow."
         )
-    # That of the first model: all models are compared on the same items.
+    # The average row of the first model: all models are compared on the same items.
     average_row = verdicts[0]
     if average_row.groups == average_row.items:
         yield "Every item counts as independent: name what belongs together with --group FIELD."

@@ -49,7 +49,7 @@ def looks_of(
 ) -> tuple[Level, str]:
     """(level of this comparison, a sentence on the look or nothing). The number of the look is `least` or more.
 
-    The results store counts looks of souping's runs; logs of others are at look `least`. If a report shows the
+    The results store counts looks at souping's runs; logs of other tools are at look `least`. If a report shows the
     difference of these models already, this look is that report's. Otherwise the store counts this comparison as a
     look, and the level corrects for a pick of the models among all whose scores on these items are known. `settings`
     are what else the claim is about.
@@ -86,13 +86,14 @@ def looks_of(
             scores = counted_looks.known_scores(look.known, claim.questions)
             pairs = combinations(range(len(scores)), 2)
             tests = picked_tests(scores, pairs, table, level.family)
+            # A model without stored scores counts as a test of its own.
             level = level.among(look.known.missing + tests)
     level = replace(level, looks=max(least, level.looks))
     return level, _sentence(level)
 
 
 def _reported(counted_looks: CountedLooks, pairs: Sequence[str]) -> Level | None:
-    """The strictest level at which reports showed these pairs of models; None if no report showed one of them."""
+    """The strictest level at which reports showed these pairs of models; None if some pair is in no report."""
     looks = 1
     tests = 1.0
     for pair in pairs:
@@ -177,7 +178,7 @@ def _scores_of(log: Log) -> str:
 
 
 def _model_id(run: Log) -> str:
-    """What the store calls a run's model: the id of its content, or its name if there is none."""
+    """What the store calls a run's model: the id of its content, or its name if the log has no id."""
     return run.model_id or run.model
 
 
@@ -221,7 +222,7 @@ def stores_of(run_dir: Path, named: str | Path | None) -> list[Path]:
         return []
     name = settings["store"]
     paths = [folder / expanded(name) for folder in run_dir.absolute().parents]
-    # To open an empty file would turn it into a store.
+    # Opening an empty file would turn it into a store.
     return [path for path in dict.fromkeys(paths) if path.is_file() and path.stat().st_size]
 
 

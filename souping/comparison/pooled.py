@@ -60,7 +60,8 @@ def task_weights(
 def _averaged_metrics(common: Matched) -> dict[str, MatchedMetric]:
     """{task: its first metric} of the tasks where that is a mean within 0..1.
 
-    If there is none: of all tasks if they share one known unit, such as that of a loss, or if there is one task.
+    If no task has such a metric: of all tasks if they share one known unit, such as that of a loss, or if there is only
+    one task. Otherwise empty.
     """
     first = {task: metrics[0] for task, metrics in common.metrics.items()}
     means = {task: metric for task, metric in first.items() if metric.is_mean}
@@ -72,9 +73,9 @@ def _averaged_metrics(common: Matched) -> dict[str, MatchedMetric]:
 
 
 def _task_shares(common: Matched, name: str, sizes: Mapping[str, float]) -> dict[str, float]:
-    """{task: its share in the mean of a group, or of a task, by name}. The shares do not sum to 1 yet.
+    """{task: its share in the mean of the group or task with this name}. The shares need not sum to 1.
 
-    `sizes` are {task that is averaged: its number of items}; others have no share.
+    `sizes` are {task that is averaged: its number of items}; tasks that are not averaged have no share.
 
     Raises:
         UserError: no task or group has this name.
@@ -122,7 +123,10 @@ def pool(
 
 
 def item_table(metrics: Mapping[str, MatchedMetric], weights: Mapping[str, float]) -> ItemTable:
-    """All items of {task: metric} with their groups, and {task: weight}. An item without a group is one by itself."""
+    """All items of {task: metric}, task after task, with their groups and {task: weight} as coefficients.
+
+    An item without a group is a group by itself.
+    """
     groups = []
     for task, metric in metrics.items():
         for item, group in zip(metric.items, metric.groups, strict=True):
@@ -153,7 +157,10 @@ def _answers(metric: MatchedMetric, model: str, pass_at: int) -> Answers:
 
 
 def _item_scores(answers: FloatArray, pass_at: int, task: str) -> tuple[FloatArray, FloatArray]:
-    """(mean of an item's answers [R, P, I] or its pass@k, variance of that mean), both [R, I]."""
+    """(score of each item from its answers [R, P, I], variance of their mean), both [R, I].
+
+    The score is the mean of the answers, or with `pass_at` k the item's pass@k.
+    """
     count, mean, noise = moments(answers)
     if pass_at:
         return _pass_at(answers, count, pass_at, task), noise
@@ -161,7 +168,7 @@ def _item_scores(answers: FloatArray, pass_at: int, task: str) -> tuple[FloatArr
 
 
 def _pass_at(answers: FloatArray, count: FloatArray, k: int, task: str) -> FloatArray:
-    """Chance that one of k answers is right, [R, I], from answers [R, P, I] of which `count` [R, I] are there.
+    """Chance that one of k answers is right, [R, I], from answers [R, P, I] of which `count` [R, I] have a score.
 
     Without bias from n answers of which c are right: 1 - C(n - c, k) / C(n, k) (Chen et al. 2021).
 

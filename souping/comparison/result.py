@@ -282,7 +282,8 @@ def _variance_shares(variance: VarianceParts) -> list[str]:
 
 
 def _run_noise(result: CompareResult, noise: RunNoise) -> str:
-    """A sentence on how far runs of a model differ, beside its difference to the baseline."""
+    """A sentence on how far the runs of a model differ, beside the model's difference to the baseline."""
+    # For the unit, which all models share.
     average_row = result.verdicts[0]
     text = (
         f"{noise.model}: {noise.runs} runs. Two of them differ in {100 * noise.flipped:.1f} % of the items, "
@@ -297,6 +298,7 @@ def _run_noise(result: CompareResult, noise: RunNoise) -> str:
 
 def _pairs(result: CompareResult) -> Section:
     """The section on the differences of each two of three or more models."""
+    # For the unit, which all models share.
     average_row = result.verdicts[0]
     line = f"Row minus column, in {_unit(average_row)}:"
     if result.best:

@@ -38,10 +38,10 @@ class RowTest:
         return _contrast(self.row.scores, self.model, self.baseline, self.level.among(tests))
 
     def limits(self, tests: float) -> list[Limits]:
-        """Intervals of the difference as one of this many tests, to be judged together.
+        """Intervals of the difference, as one of this many tests.
 
-        With missing answers, the first is that of the scores as the harness counted them, and the second holds
-        whatever these answers would have been. Otherwise there is one.
+        With missing answers, the first interval is that of the scores as the harness counted them, and the second
+        holds whatever these answers would have been. Otherwise there is one interval.
         """
         bounding = self.comparison(tests)
         limits = [(bounding.low, bounding.high)]
@@ -58,7 +58,7 @@ class RowTest:
         return self.row.scores.missing(self.model, self.baseline)
 
     def means(self) -> tuple[float, float]:
-        """(the baseline's mean, the model's) as the metric has them."""
+        """(mean of the baseline, mean of the model), in the unit and direction of the metric."""
         scored = self.row.scores.scored
         base = scored.items.mean(scored.counted(self.baseline))
         mean = scored.items.mean(scored.counted(self.model))
@@ -69,7 +69,7 @@ class RowTest:
         return top - base, top - mean
 
     def distance(self) -> float:
-        """|difference| / standard error, by which tests are ordered; 0 without variance."""
+        """|difference| / standard error, by which tests are ordered; 0 if there is no variance."""
         base, mean = self.means()
         variance = split_variance(self.row.scores.scored, self.model, self.baseline)
         error = math.sqrt(variance.total)
@@ -189,8 +189,8 @@ def _row_verdict(
 def _holm(family: Mapping[str, RowTest]) -> dict[str, float]:
     """{row: number of tests that it is corrected for} by Holm's method.
 
-    These are Holm's steps down to the first row without a difference, and that one's from there on, so that an interval
-    excludes 0 just where its row is shown to differ.
+    Down to the first row without a difference, each row has the number of its step; all rows after that one have the
+    same number as it. So the interval of a row excludes 0 exactly if the row is shown to differ.
     """
 
     def decide(remaining: Sequence[str]) -> tuple[bool, float]:

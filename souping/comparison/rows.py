@@ -38,13 +38,15 @@ def rows_of(
 ) -> Iterator[RowScores]:
     """The average row, then groups, tasks, metrics that are not averaged, output length and truncated answers.
 
-    A group of one task or of all tasks, or the only task, has a row only if the policy names it (`named`): its numbers
-    stand in another row already.
+    `weights` are {task: weight} in the average. A group of one task or of all tasks, or the only task, has a row only
+    if the policy names it (`named`): another row has the same numbers.
     """
     averaged = {task: common.metrics[task][0] for task in weights}
     average_row = _average_row(averaged, weights, pass_at)
     yield average_row
 
+    # The categories of the pooled scores are tasks. Tasks without an item that all models scored are left out, so the
+    # coefficients of the others are their weights.
     scores = average_row.scores
     weight_of = dict(zip(scores.items.names, scores.items.coefficients.tolist(), strict=True))
     for group in common.groups.values():
@@ -77,8 +79,9 @@ def _row(metric: MatchedMetric, kind: AmountKind, scores: ScoreTable, name: str 
 def _average_row(
     averaged: Mapping[str, MatchedMetric], weights: Mapping[str, float], pass_at: int
 ) -> RowScores:
-    """The mean over the tasks of {task: metric} with {task: weight}. All metrics have one unit."""
+    """The row of the mean over the tasks of {task: metric} with {task: weight}."""
     scores = pool(averaged, weights, pass_at)
+    # The averaged metrics are all means from 0 to 1, or all of one unit and so of one direction: the first tells which.
     first = next(iter(averaged.values()))
     row = replace(_row(first, "average", scores, AVERAGE), weight=1.0)
     if first.is_mean:
@@ -101,7 +104,7 @@ def _metric_rows(common: Matched, weights: Mapping[str, float]) -> Iterator[RowS
 
 def is_scored(metric: MatchedMetric) -> bool:
     """Whether there is an item of which every model has a score in every run."""
-    # Of scores [R, P, I] per model: in all runs, some answer has a score.
+    # From scores [R, P, I] to [I] for each model: whether in all runs some answer to the item has a score.
     scored = [np.isfinite(values).any(axis=1).all(axis=0) for values in metric.scores.values()]
     return bool(np.all(scored, axis=0).any())
 

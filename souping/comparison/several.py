@@ -19,7 +19,7 @@ from souping.statistics.scores import ScoreTable
 def joint_tests(
     scores: ScoreTable, models: Sequence[str], level: Level
 ) -> tuple[list[float], Names]:
-    """(per model but the first, the number of tests that it is corrected for; models that may be the best).
+    """(number of tests that each model after the first is corrected for; models that may be the best).
 
     Sign flips do not show how far the runs of a model differ. If a model has several runs, each two
     models have their own interval, and the correction is Bonferroni's.
@@ -38,7 +38,7 @@ def joint_tests(
 
 
 def flips_of(scores: ScoreTable, models: Sequence[str], alpha: float) -> JointFlips:
-    """Joint sign flips of the differences of all models to the first, as many draws as `alpha` needs."""
+    """Joint sign flips of the differences of all models to the first, with as many draws as a test at `alpha` needs."""
     differences = [scores.difference(model, models[0]) for model in models]
     return JointFlips.of_models(differences, draws_for(alpha, SIGN_DRAWS))
 
@@ -51,7 +51,7 @@ def best_models(
 ) -> Names:
     """Models that may be the best one. In its own test, each model is favoured where answers are missing.
 
-    `flips` are those of the scores as they were counted. They serve if no answer is missing.
+    `flips` are the joint sign flips of the scores as they were counted, which are used if no answer is missing.
     """
     complete = [model for model in models if not scores.missing(model)]
     if complete and scores.missing(*models):
@@ -71,9 +71,9 @@ def best_models(
 
 
 def _unbeaten(scores: ScoreTable, models: Sequence[str], level: Level) -> Names:
-    """Models that no other is shown to be above, each by M - 1 one-sided tests at Bonferroni's level.
+    """Models than which no other is shown to be better, each by M - 1 one-sided tests at Bonferroni's level.
 
-    The best model is left out only if one of M - 1 others is wrongly shown to be above it.
+    The best model is left out only if one of the M - 1 others is wrongly shown to be better.
     """
     # A one-sided test at alpha is a two-sided one at 2 alpha: half as many tests.
     level = level.among((len(models) - 1) / 2)

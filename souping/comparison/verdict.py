@@ -49,8 +49,8 @@ class Margin:
 
 @frozen
 class Policy:
-    """Margins by row, and the rows that decide besides the average row. Rows without a margin of their own have that of
-    the average row if their scores are from 0 to 1."""
+    """Margins by row, and the rows that decide besides the average row. A row without a margin of its own has the
+    common `margin` if its scores are from 0 to 1, or if it is averaged."""
 
     margin: Margin | None = None
     margins: Mapping[str, Margin] = field(default_factory=dict)
@@ -75,8 +75,11 @@ class Policy:
     def margin_of(
         self, name: str, base: float, is_mean: bool, averaged: bool = False
     ) -> float | None:
-        """The margin of a row in its unit, a fraction if it `is_mean`; None if it has none. `base` is the baseline's
-        mean."""
+        """The margin of a row, None if it has none: a fraction if the row `is_mean` of scores from 0 to 1, else in the
+        metric's unit.
+
+        `base` is the baseline's mean, and `averaged` says whether the row has a weight in the average.
+        """
         # The margin of all rows is for scores from 0 to 1, and for any metric that is averaged.
         default = self.margin if is_mean or averaged else None
         margin = self.margins.get(name, default)
@@ -124,7 +127,7 @@ def read_policy(path: Path, margin: Margin | None = None) -> Policy:
 def verdict_of(
     limits: Sequence[Limits], margin: float | None, words: Collection[Word] = WORDS
 ) -> tuple[Word, str]:
-    """(the first of the words that holds, why it is undecided or nothing).
+    """(the first of the words that holds, the reason if it is undecided because of missing answers, else empty).
 
     The first of the `limits` is the interval of the scores as the harness counted them. Others allow for missing
     answers, and a word must hold for whatever lies in any of them.
@@ -152,7 +155,7 @@ def _first_word(limits: Limits, margin: float | None, words: Collection[Word]) -
 def decide(
     margins: Mapping[str, float | None], limits: Callable[[str, float], Sequence[Limits]]
 ) -> dict[str, tuple[Word, str]]:
-    """{row: (verdict, why it is undecided)} of the required rows {row: margin}.
+    """{row: (verdict, why it is undecided or empty)} of the required rows {row: margin}.
 
     `limits` gives the intervals of a row at the level divided by a number of tests. As one bad row is enough to fail,
     `worse` and `much-worse` are held to Holm's levels over the rows; the others, all of which must hold, need no

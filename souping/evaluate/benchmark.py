@@ -191,7 +191,7 @@ def outline_items(sizes: Mapping[str, int], shared: Collection[str]) -> Items:
 
 
 def _unique(placed: Iterable[tuple[str, Item]], source: str) -> Items:
-    """The items of (place, item) pairs in their order, of which there is one at least (UserError for an id twice)."""
+    """The items of (place, item) pairs, in order (UserError if there is none, or an id appears twice)."""
     items = {}
     for where, item in placed:
         if item.id in items:
@@ -226,7 +226,8 @@ def _listed_item(entry: object, where: str) -> Item:
         raise UserError(
             f"{where}: an item is a souping.Item or a dict (id, category, prompt, answer), not {entry!r:.60}"
         )
-    return _item(entry, where, {})
+    # Scorers of the user's have their names in the configuration, which a list does not have.
+    return _item(entry, where, scorers={})
 
 
 def _item(row: JsonObject, where: str, scorers: Mapping[str, UserScorer]) -> Item:
@@ -347,7 +348,7 @@ def shares_of(setting: Mapping[str, float] | None) -> Mapping[Split, float]:
 
 
 def assign(group: str, two: bool = False, shares: Mapping[Split, float] = SPLIT_SHARES) -> Split:
-    """The split of a group. With `two` splits (published scores select), the share of select goes to search."""
+    """The split of a group. With only `two` splits, search and test, search gets the share of select."""
     place = position(group)
     if place < shares["select"]:
         return "search" if two else "select"
@@ -422,8 +423,9 @@ def first_items(items: Sequence[Item], limit: int | None) -> Items:
 def _fill(
     members: Mapping[str, list[str]], split_of: dict[str, Split], needed: Sequence[Split]
 ) -> list[str]:
-    """Give a small category a group in each of the `needed` splits that the hash left empty, from the split that has
-    most. Changes `split_of` {group: split}, and returns a note if a group was moved. `members` is {category: groups}.
+    """Give a small category a group in each of the `needed` splits that the hash left empty, from the split with the
+    most groups. Changes `split_of`, {group: split}, and returns a note if a group was moved. `members` is {category:
+    its groups, each once}.
     """
     moves: list[tuple[str, Split, Split]] = []
     for category, groups in members.items():
@@ -456,7 +458,7 @@ def _check_present(split: Split, items: Sequence[Item], categories: Sequence[str
 
 
 def _small_categories(split: Split, items: Sequence[Item]) -> list[str]:
-    """A note on the categories of a split that have few items, if there are any."""
+    """A note on the categories of a split that have few items; empty if no category has few."""
     counts = Counter(item.category for item in items)
     small = [f"{name} ({n})" for name, n in counts.items() if n < ENOUGH_ITEMS]
     if not small:

@@ -177,7 +177,7 @@ class CommandEvaluator(Evaluator):
         self._logs.close()
 
     def _records(self, model: LoadedModel, items: Sequence[Item]) -> list[Record]:
-        """The records in the items' order. Afterwards this process holds the attempts that they are from."""
+        """The records in the items' order. Afterwards this process holds the attempts whose logs they are from."""
         home = expanded(self.scratch).absolute()
         home.mkdir(parents=True, exist_ok=True)
         key = digest([model.soup, self.command])[:16]
@@ -191,6 +191,7 @@ class CommandEvaluator(Evaluator):
             # Other processes look for `key-*`, so they see the folder only when it is held.
             hidden = Path(tempfile.mkdtemp(dir=home, prefix="."))
             file = hold_folder(hidden)
+            # Without the point that hides it.
             attempt = hidden.rename(home / f"{key}-{hidden.name[1:]}")
             self._logs.hold(model.soup, attempt, file)
             problem = self._run(model.folder, missing, attempt)
@@ -229,9 +230,13 @@ class CommandEvaluator(Evaluator):
         return ""
 
     def _collect(self, attempt: Path, items: Sequence[Item]) -> tuple[dict[str, Record], str]:
-        """({item id: record} of these items from an attempt's log, what the log lacks or why it cannot be read)."""
+        """({item id: record} of these items from an attempt's log, what the log lacks or why it cannot be read).
+
+        The second is empty if the log has all items.
+        """
         try:
             requested = _requested(attempt)
+            # With several runs in a table, this is a ValueError.
             (log,) = read_logs(_whole_lines(attempt, log_in(attempt / "out")), lower=None)
         except (UserError, OSError, ValueError) as error:
             return {}, f"left no log that can be read: {first_line(error)}"
@@ -267,6 +272,7 @@ def _requested(attempt: Path) -> set[str]:
     listing = attempt / ITEMS_FILE
     if not listing.exists():
         return set()
+    # After the last line break there is nothing, or a line that was not written completely.
     return set(listing.read_text(encoding="utf-8").split("\n")[:-1])
 
 

@@ -291,7 +291,7 @@ class LocalEvaluator(EngineEvaluator):
 
     @property
     def generation(self) -> GenerationSettings:
-        """What the engine is told about answers."""
+        """The settings of answers, for the engine."""
         return GenerationSettings(
             machine=self.machine,
             max_new_tokens=self.max_new_tokens,
@@ -321,7 +321,7 @@ class LocalEvaluator(EngineEvaluator):
         return cut_by_length(items, lambda item: len(item.text), size)
 
     def evaluate(self, model: LoadedModel, items: Sequence[Item], repeat: int = 0) -> list[Record]:
-        """The n-th answer to every item, in order.
+        """One answer to each item, in order; `repeat` counts the answers to an item, from 0 on.
 
         Raises:
             UserError: an item needs a chat template and there is none, or the engine cannot run.
@@ -350,9 +350,9 @@ def _record(model: LoadedModel, item: Item, answer: Answer, repeat: int) -> Reco
 
 
 def _score(item: Item, output: str, outcome: Outcome) -> float:
-    """Score of an output, 0 for no answer, NaN for an item with a scorer of the user's.
+    """Score of an output, 0 if there is no answer, NaN for an item with a scorer of the user's.
 
-    Those are called later by the process that has the store, which may know the score already.
+    The user's scorers are called later, by the process that has the store, which may know the score already.
     """
     if outcome == "unanswered":
         return 0.0

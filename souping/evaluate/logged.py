@@ -22,7 +22,7 @@ def item_line(item: Item) -> str:
 
 
 def log_in(source: Path) -> Path:
-    """The log below `source`: the one file or folder in it, or `source` itself if it is a file or holds several."""
+    """The log at `source`: the only file or folder in it, or `source` itself if it is a file or holds several."""
     logs = list(source.iterdir()) if source.is_dir() else [source]
     if not logs:
         raise UserError(f"the evaluation left no log in {source}")
@@ -43,6 +43,7 @@ def records_by_item(
     for metric in metrics.values():
         _check_direction(log, metric, higher_is_better, list(metrics.values()))
         for answer in metric.answers:
+            # An answer without a score has NaN, which is never larger.
             if abs(answer.score - 0.5) > 0.5 + SCORE_ROUNDING:
                 what = f"item {answer.item!r:.60}: score {answer.score:g}"
                 raise UserError(f"{log.path}: {what} must be a fraction of 1\n{fix}")
@@ -53,7 +54,7 @@ def records_by_item(
 def _check_direction(
     log: Log, metric: LoggedMetric, higher_is_better: bool, metrics: Sequence[LoggedMetric]
 ) -> None:
-    """Refuse a metric whose direction is not that of the evaluator; `metrics` are all of the log."""
+    """Refuse a metric whose direction is not that of the evaluator; `metrics` are all metrics of the log."""
     higher = metric.higher_is_better
     # Tables and inspect_ai state no direction, so "higher" is only their default.
     stated = log.harness not in ("table", "inspect_ai")

@@ -33,7 +33,7 @@ class LossPrompts(EnginePrompts):
         return "scores are bits per byte: lower is better, and nothing is generated"
 
     def check_tokenizer(self, folder: Path, items: Sequence[Item]) -> None:
-        """Refuse items without a text to score, as `passage` does (UserError)."""
+        """Refuse items without a text to score (UserError)."""
         EnginePrompts.check_tokenizer(self, folder, items)
         for item in items:
             scored_text(item)
@@ -82,7 +82,7 @@ class LossEvaluator(EngineEvaluator):
         return Sampling(full_batch=self.batch_size, answer_tokens=0)
 
     def batches(self, items: Sequence[Item], repeat: int = 0) -> list[Items]:
-        # By the length of prompt and answer, as a model reads both.
+        # A model reads the prompt and the answer.
         return cut_by_length(
             items, lambda item: len(item.text) + len(str(item.answer)), self.batch_size
         )
@@ -118,7 +118,7 @@ def _record(model: LoadedModel, item: Item, tokens: Passage, likelihood: float) 
 
 
 def scored_text(item: Item) -> str:
-    """The text whose bits are counted: the item's own, or its answer (UserError if there is none)."""
+    """The text whose bits are counted: the item's `text`, or its answer (UserError if the answer is no text)."""
     text = item.prompt if item.scorer == TEXT else item.answer
     if not isinstance(text, str) or not text:
         raise UserError(
@@ -128,7 +128,7 @@ def scored_text(item: Item) -> str:
 
 
 def passage(tokenizer: PreTrainedTokenizerBase, item: Item) -> Passage:
-    """The tokens to score, and those before them.
+    """The tokens of an item that are scored, and the tokens before them.
 
     An answer is tokenised together with its prompt, and scored from the first token that differs from the prompt's.
     A text is scored from its first token on, which follows a BOS token (EOS if the tokenizer has none).
@@ -142,7 +142,7 @@ def passage(tokenizer: PreTrainedTokenizerBase, item: Item) -> Passage:
     if begin is None:
         begin = tokenizer.eos_token_id
     tokens = encode(tokenizer, prompt)
-    # Tokens before the first that is scored.
+    # Number of tokens before the first one that is scored.
     shared = 0
     if item.scorer != TEXT:
         prompt_tokens = tokens

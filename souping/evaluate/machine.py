@@ -63,8 +63,8 @@ class MachineSettings:
 
 
 def dtype_of(architecture_folder: Path) -> Precision | None:
-    """Dtype that a module of these candidates computes in on a GPU: that of the folder's weights, or of its config if
-    the weights are elsewhere; None if the config's is not a `Precision`.
+    """Dtype that a module of these candidates computes in on a GPU: the dtype of the folder's weights, or that of its
+    config if the folder has no weights; None if the config names a dtype that is not a `Precision`.
     """
     if has_weights(architecture_folder):
         return compute_dtype(open_headers(architecture_folder))
@@ -87,7 +87,7 @@ def open_headers(folder: Path) -> Checkpoint:
 
 
 def compute_dtype(model: Checkpoint) -> Precision:
-    """The checkpoint's dtype by torch's name: the narrowest of several, float32 if torch computes in none of them."""
+    """The checkpoint's dtype by torch's name: the narrowest if it has several, float32 if torch computes in none."""
     dtypes: list[Precision] = ["float32"]
     # The checkpoint names its dtypes from the widest to the narrowest.
     for name in model.dtype.split("+"):
@@ -101,12 +101,12 @@ def batches(items: Sequence[Item], size: int) -> list[Items]:
 
 
 def cut_by_length(items: Sequence[Item], length: Callable[[Item], int], size: int) -> list[Items]:
-    """Batches of `size` items of similar length (little padding), in an order that depends on the items alone."""
+    """Batches of `size` items of similar `length` (little padding), in an order that depends on the items alone."""
     return batches(sorted(items, key=lambda item: (length(item), item.id)), size)
 
 
 def repeat_size(size: int, sampled: bool, repeat: int) -> int:
-    """Batch size for the answers with number `repeat`, from 0 on, to the same items.
+    """Batch size for one of several answers to the same items; `repeat` counts these answers from 0 on.
 
     Repeated greedy answers differ by rounding alone, so they get batches of another size, with other neighbours.
     """

@@ -78,9 +78,9 @@ def _chat_in_child(
     options: dict[str, Json],
     seconds: float,
 ) -> tuple[str, str]:
-    """`_rendered` of a chat template, by transformers' own function.
+    """The result of `_rendered` for a chat template, by transformers' own function.
 
-    A stand-in for the tokenizer has what that function reads of it. `options` are its keyword arguments.
+    The function gets a stand-in for the tokenizer, with all that it reads. `options` are its keyword arguments.
     """
     sys.modules.setdefault("torch", None)  # type: ignore[arg-type]  # slow to import, and of no use to a template
     from transformers import PreTrainedTokenizerBase as Base
@@ -93,7 +93,7 @@ def _chat_in_child(
 
 
 def _task_in_child(template: str, doc: Mapping[str, Any], seconds: float) -> tuple[str, str]:
-    """`_rendered` of a task's template with a document, as lm_eval renders it, but in jinja's sandbox."""
+    """The result of `_rendered` for a task's template with a document: as in lm_eval, but in jinja's sandbox."""
     return _rendered(lambda: _compiled(template).render(doc), seconds)
 
 
@@ -113,7 +113,7 @@ def _compiled(template: str) -> Template:
 
 
 def _rendered(render: Callable[[], str], seconds: float) -> tuple[str, str]:
-    """("text", the text), or ("refused" or "stopped", why there is none).
+    """("text", the text), or ("refused" or "stopped", why there is no text).
 
     After `seconds` an alarm ends this process, even during a call into C.
     """
@@ -138,7 +138,7 @@ def _rendered(render: Callable[[], str], seconds: float) -> tuple[str, str]:
 
 
 def _render(function: Callable[..., tuple[str, str]], *arguments: object) -> str:
-    """The text that one of the two functions above makes in the child process, of all arguments but the time limit.
+    """The text that one of the two functions above makes in the child process. `arguments` lack the time limit.
 
     Raises:
         TemplateStoppedError: it takes too long or too much memory, or fails.
@@ -158,7 +158,10 @@ def _render(function: Callable[..., tuple[str, str]], *arguments: object) -> str
 
 
 def render_task(template: str, doc: Mapping[str, Any]) -> str:
-    """A task's template with a document, in place of lm_eval's own function. Raises as `apply_chat_template`."""
+    """The text of a task's template with a document, in place of lm_eval's own function.
+
+    It raises the same errors as `apply_chat_template`.
+    """
     return _render(_task_in_child, template, doc)
 
 
@@ -191,7 +194,7 @@ def render(tokenizer: PreTrainedTokenizerBase, item: Item) -> list[int]:
     """The prompt's tokens: a text as it stands, chat messages through the tokenizer's chat template.
 
     Raises:
-        UserError: there is no chat template, or it refuses the messages.
+        UserError: as `prompt_text`.
     """
     if isinstance(item.prompt, str):
         return list(tokenizer(item.prompt)["input_ids"])
@@ -199,7 +202,11 @@ def render(tokenizer: PreTrainedTokenizerBase, item: Item) -> list[int]:
 
 
 def prompt_text(tokenizer: PreTrainedTokenizerBase, item: Item) -> str:
-    """The prompt as text: messages and tools as the tokenizer's chat template writes them. Raises as `render`."""
+    """The prompt as text: messages and tools as the tokenizer's chat template writes them.
+
+    Raises:
+        UserError: there is no chat template, or it refuses the messages or shows no tools.
+    """
     if isinstance(item.prompt, str):
         return item.prompt
     template = tokenizer.chat_template
@@ -292,7 +299,7 @@ class Decoding:
 
 
 def read_generation(folder: Path) -> JsonObject:
-    """The folder's generation_config.json; empty if there is none."""
+    """The folder's generation_config.json; empty without this file."""
     path = folder / "generation_config.json"
     table: dict[str, Json] = load_json(path, dict[str, Any]) if path.is_file() else {}
     return table
@@ -302,7 +309,7 @@ def generation_overrides(folder: Path) -> JsonObject:
     """{key: value} of a folder's generation_config that would change greedy decoding."""
     settings = read_generation(folder)
     keys: Names = PENALTIES
-    # Without it transformers ignores the keys of sampling.
+    # Without `do_sample` transformers ignores the keys of sampling.
     if settings.get("do_sample"):
         keys += SAMPLING
     overrides = dict[str, Json]()
@@ -327,8 +334,8 @@ def generation_notes(folders: Folders) -> list[str]:
 
 
 def write_neutral(folder: Path, source: Path, ends: Sequence[int]) -> None:
-    """Write a generation_config.json with the token ids of the one in `source` and nothing else; if there are end
-    tokens, `ends`, they replace those.
+    """Write a generation_config.json with only the token ids of the file in `source`. If `ends` is not empty, these end
+    tokens replace those of the file.
     """
     ids = {key: value for key, value in read_generation(source).items() if key in IDS}
     if ends:
@@ -360,7 +367,7 @@ def sampler(decoding: Decoding, seeds: Sequence[int], width: int) -> Draw:
         for row, seed in enumerate(seeds):
             generator.manual_seed((seed + place * SEED_STEP) % 2**63)
             noise = torch.empty_like(scores[row]).exponential_(generator=generator)
-            # Minus the logarithm of an exponential variable is a Gumbel variable.
+            # Minus the logarithm of an exponential variable, which must not be 0, is a Gumbel variable.
             scores[row] -= noise.clamp_min(1e-38).log()
         return scores
 

@@ -68,10 +68,12 @@ def read_bfcl(path: Path, name: str) -> Log:
 
 
 def _task(file: Path, scores: Path) -> tuple[Task, dict[str, Names]]:
-    """(a category, {item: texts that items of its group share}), from a result file and its score file below `scores`.
+    """(task of a category, {item: texts that it may share with others}), from a result file and its score file below
+    `scores`.
 
-    Only failed items have an entry of the benchmark in the log: of others, the id alone tells what they share.
+    Only failed items have an entry of the benchmark in the log: for others, the id alone tells what they share.
     """
+    # A file with a name of another form has no score file, and is refused below.
     version = ""
     category = file.stem
     match = RESULT_FILE.fullmatch(file.name)
@@ -107,14 +109,14 @@ def _task(file: Path, scores: Path) -> tuple[Task, dict[str, Names]]:
 
 
 def bfcl_lines(path: Path) -> list[dict[str, Any]]:
-    """The lines of a result or score file; the first line of a score file are its totals.
+    """The lines of a result or score file; the first line of a score file holds its totals.
 
     Raises:
-        UserError: there are none, or one has no id.
+        UserError: there are no lines, or one of an item has no id.
     """
     with regular(path).open(encoding="utf-8", errors="replace") as lines:
         rows = list(json_lines(path, lines))
-    # Totals have no id.
+    # The line of totals has no id.
     answers = rows[1:] if path.name.endswith("_score.json") else rows
     if not rows or any("id" not in row for row in answers):
         raise UserError(f"{path}: not a file of bfcl-eval: a line without an id")

@@ -31,7 +31,7 @@ def overall(version: str = "v3", sizes: Mapping[str, float] = LIVE_ITEMS) -> Nod
         UserError: the formula of this version is not known.
     """
     pick(version, VERSIONS, "average=bfcl: version of BFCL")
-    # The live parts are means over items: each category weighs as many as it has.
+    # The live parts are means over items: a category's weight is its number of items.
     live = {name: float(sizes.get(name, size)) for name, size in LIVE_ITEMS.items()}
     multi_turn = _mean(*MULTI_TURN)
     if version != "v4":
@@ -57,9 +57,9 @@ def categories_of(node: Node) -> Iterator[str]:
 
 
 def coefficients_of(node: Node, present: Collection[str]) -> dict[str, float]:
-    """{category: coefficient} of a node over the categories that are present; empty if none is.
+    """{category: coefficient} of a node over the categories that are present; empty if no category of the node is.
 
-    The weight of absent ones goes to their siblings.
+    The weight of an absent part goes to the other parts of its node.
     """
     if isinstance(node, str):
         return {node: 1.0} if node in present else {}

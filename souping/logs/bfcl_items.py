@@ -35,7 +35,7 @@ VARIANT = re.compile(r"(multi_turn|web_search|memory)_(?:\w+?_)?(\d.*)")
 def shared_content(item: str, entry: Mapping[str, Any]) -> Iterator[str]:
     """Texts of what an item may share with others; items that have one of them in common belong to one group.
 
-    `entry` is the item in BFCL's data. Logs have it of failed items alone, and it may be empty.
+    `entry` is the item in BFCL's data. It may be empty, as logs only have the entries of failed items.
     """
     variant = VARIANT.fullmatch(item)
     # Items of a single turn share documents of functions.

@@ -29,7 +29,7 @@ def is_inspect(path: Path) -> bool:
 
 
 def read_inspect(path: Path, name: str, group: str) -> Log:
-    """The log of one model from a file, or from a folder with a file per task; of several of a task, the newest.
+    """The log of one model from a file, or from a folder of files, of which the newest of each task is read.
 
     `name` picks one of several models, and `group` is a field of the samples' metadata.
 
@@ -104,11 +104,15 @@ def _task(file: str, header: EvalLog, group: str) -> Task:
 
 
 def _options(options: Json) -> str:
+    """Options as JSON text with sorted keys, so that equal options are equal texts."""
     return json.dumps(options or {}, sort_keys=True, default=str)
 
 
 def _answers(file: str, scorers: list[str], group: str) -> Iterator[tuple[str, LoggedAnswer]]:
-    """(metric, answer) of every sample; in one without scores, the answer to each of the scorers is missing."""
+    """(metric, answer) of every sample. A sample without scores has a missing answer by each of the `scorers`.
+
+    `group` is a field of the samples' metadata.
+    """
     from inspect_ai.log import read_eval_log_sample_summaries
     from inspect_ai.scorer import value_to_float
 
@@ -132,10 +136,11 @@ def _answers(file: str, scorers: list[str], group: str) -> Iterator[tuple[str, L
                     # An integer beyond floats: refused like other scores that are too large.
                     score = math.inf
             answer = LoggedAnswer(
+                # inspect_ai may number samples by their order: with the hash, an item is the same in other logs.
                 item=f"{sample.id} {sha256(text.encode()).hexdigest()[:16]}",
                 score=score,
                 group=str(sample.metadata.get(group, "")) if group else "",
-                repeat=sample.epoch - 1,
+                repeat=sample.epoch - 1,  # epochs are numbered from 1
                 missing=math.isnan(score) or bool(sample.error),
                 truncated=bool(sample.limit) if limited else None,
                 tokens=sum(tokens) if tokens else None,
@@ -146,7 +151,7 @@ def _answers(file: str, scorers: list[str], group: str) -> Iterator[tuple[str, L
 
 
 def _values(scores: Mapping[str, Score]) -> Iterator[tuple[str, Json, str]]:
-    """(metric, value, answer) of {scorer: score} of one sample; a score with several values is several metrics."""
+    """(metric, value, text of the answer) of {scorer: score} of one sample; each value of a score is a metric."""
     for name, score in scores.items():
         answer = score.answer or ""
         if not isinstance(score.value, dict):

@@ -19,7 +19,7 @@ from souping.logs.records import LogRow
 ALL = "all"
 """The category of a file that has none."""
 Columns = dict[str, Any]
-"""{column of this package: its value} of one row"""
+"""{column of this package: its value} of one row; `stop_reason` is None if the row does not say how an answer ended"""
 
 
 @frozen
@@ -35,7 +35,7 @@ class LogLayout:
 
 
 def layout_of(row: LogRow) -> LogLayout:
-    """The layout of a file with this row; that of this package's tables if it is no other tool's."""
+    """The layout of a file with this row: that of a known tool, else that of this package's tables."""
     for layout in LOG_LAYOUTS:
         if row.keys() >= {*layout.keys}:
             return layout
@@ -43,7 +43,7 @@ def layout_of(row: LogRow) -> LogLayout:
 
 
 def value_at(row: LogRow, name: str) -> Any:
-    """The value of a field, whose name is dotted if it is inside others (LookupError if it is not there)."""
+    """The value of a field, whose name is dotted if it is inside others (LookupError if the row lacks the field)."""
     if name in row:
         return row[name]
     outer, _, inner = name.partition(".")
@@ -65,7 +65,7 @@ def check_fields(path: Path, row: LogRow, names: Iterable[str]) -> None:
 
 
 def _names(row: LogRow) -> Iterator[str]:
-    """The names of all fields, dotted where they are inside others."""
+    """The names of all fields; the name of a field inside another is dotted."""
     for key, value in row.items():
         yield str(key)
         if isinstance(value, Mapping):
@@ -75,7 +75,7 @@ def _names(row: LogRow) -> Iterator[str]:
 def rows_by_column(
     path: Path, rows: Iterable[LogRow], layout: LogLayout, fields: Mapping[str, str]
 ) -> Iterator[Columns]:
-    """The rows with this package's columns, as the layout has them; `fields` {column: field of the file} win.
+    """The rows with this package's columns by the layout. `fields`, {column: field of the file}, replace its columns.
 
     A row without the field of the score is a missing answer.
 
@@ -111,7 +111,7 @@ def rows_by_column(
 
 
 def _needed(layout: LogLayout, fields: Collection[str]) -> Names:
-    """Keys that every row must have. Columns that `fields` names are not needed under their own name.
+    """Keys that every row must have. A column that `fields` names is not needed under its own name.
 
     A table whose item or score is named is not in this package's form, and needs no category.
     """
@@ -176,7 +176,7 @@ def _nemo_evaluator(row: LogRow) -> Columns:
 
 
 def _nemo_gym(row: LogRow) -> Columns:
-    """A rollout. One with `mask_sample` was not measured."""
+    """A rollout. A rollout with `mask_sample` has no score."""
     prompt = row["responses_create_params"].get("input") or ""
     return {
         "item": row["_ng_task_index"],
@@ -187,6 +187,7 @@ def _nemo_gym(row: LogRow) -> Columns:
         "prompt": prompt if isinstance(prompt, str) else json.dumps(prompt),
         "output": "\n".join(_texts(_value(row, "response.output"))),
         "tokens": _value(row, "response.usage.output_tokens"),
+        # A response that ended by itself has no details.
         "stop_reason": _value(row, "response.incomplete_details.reason") or "",
     }
 
@@ -203,7 +204,9 @@ def _texts(content: Any) -> Iterator[str]:
 
 
 def _verifiers(row: LogRow) -> Columns:
-    """An episode. As in verifiers, its reward is that of the traces that train, and one that failed has none."""
+    """An episode. As in verifiers, its reward is the mean over the traces that train (all if none does), and a failed
+    episode has no reward.
+    """
     task = row["task"]
     traces = row["traces"]
     trained = [trace for trace in traces if trace["agent"]["trainable"]] or traces
@@ -225,7 +228,7 @@ def _verifiers(row: LogRow) -> Columns:
 
 
 def _reward(trace: LogRow) -> float:
-    """The weighted sum of a trace's rewards; nan if it has none, or one was not computed."""
+    """The weighted sum of a trace's rewards; nan if it has no rewards, or one was not computed."""
     total = 0.0
     for reward in trace["rewards"].values():
         if reward is None:

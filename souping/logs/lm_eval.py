@@ -31,11 +31,11 @@ RESULTS = "results_*.json"
 def results_of(path: Path, name: str = "") -> list[Path]:
     """The results files of one model, oldest first: at a file, in a folder, or in a folder below it.
 
-    If several folders below have some, `name` is that of the model's. An empty list if there are none.
+    If several folders below hold results, `name` picks the folder of the model. Empty if there are no results files.
     """
     if path.is_file():
         return [path]
-    # Their names end in a date, which sorts.
+    # File names end in a date, so they sort by age.
     files = sorted(path.glob(RESULTS))
     if files:
         return files
@@ -47,7 +47,10 @@ def results_of(path: Path, name: str = "") -> list[Path]:
 
 
 def read_lm_eval(path: Path, name: str, group: str) -> Log:
-    """The newest results of one model, with the answers in its samples; `group` is a field of the documents."""
+    """The newest results of one model, with the answers in its samples.
+
+    `name` picks one of several models, and `group` is a field of the documents.
+    """
     *older, newest = results_of(path, name)
     table: LogRow = load_json(newest, dict[str, Any])
     tasks = {task: _task(newest, table, task, group) for task in part(table, "configs")}
@@ -59,7 +62,7 @@ def read_lm_eval(path: Path, name: str, group: str) -> Log:
             f"{newest.name} is the newest of {len(older) + 1} results files in {newest.parent}: only it was read"
         )
     groups = _groups(newest, table)
-    # What is in no group was named on the command line.
+    # Groups and tasks that are in no group were named on the command line.
     members: set[str] = set()
     subtasks = part(table, "group_subtasks")
     for group_name in subtasks:
@@ -89,7 +92,7 @@ def samples_of(path: Path) -> Iterator[tuple[str, LogRow]]:
 
 
 def requests_of(sample: LogRow) -> Iterator[tuple[Json, Json]]:
-    """(arguments, responses) of each request of a sample: of a choice, one request per continuation."""
+    """(arguments, responses) of each request of a sample; a choice has one request per continuation."""
     return zip(part(sample, "arguments").values(), list_at(sample, "resps"), strict=False)
 
 
@@ -107,7 +110,7 @@ def _groups(path: Path, table: LogRow) -> dict[str, Group]:
     leaves_of: dict[str, dict[str, None]] = {}
 
     def leaves(name: str, depth: int) -> dict[str, None]:
-        """The leaf tasks below a group, as keys in order and computed once; of a task, itself."""
+        """The leaf tasks below a group, or the task itself, as the keys of a dict. Each group is computed once."""
         if depth > MAX_DEPTH:
             raise UserError(
                 f"{path}: group_subtasks: {shown(name)} contains itself, or is in more than "
@@ -142,6 +145,7 @@ def _weight_by_size(path: Path, table: LogRow, name: str, members: Names) -> boo
         values = _task_figures(table, key, members)
         if not values:
             continue
+        # A task whose size is not known counts as one item.
         sizes = [_size(path, table, task) or 1 for task in values]
         over_items = np.average(list(values.values()), weights=sizes)
         over_tasks = np.mean(list(values.values()))
@@ -152,7 +156,7 @@ def _weight_by_size(path: Path, table: LogRow, name: str, members: Names) -> boo
 
 
 def _task_figures(table: LogRow, key: str, tasks: Names) -> dict[str, float]:
-    """{task: its figure} of a metric by its key; only figures that can be a mean."""
+    """{task: its figure} of the metric with this key, for the tasks whose figure can be a mean."""
     figures = {}
     for task in tasks:
         figure = finite_number(part(part(table, "results"), task).get(key))
@@ -207,7 +211,7 @@ def _task(results: Path, table: LogRow, task: str, group: str) -> Task:
 def _answers(
     path: Path, samples: Iterator[LogRow], names: list[str], group: str
 ) -> Iterator[tuple[str, LoggedAnswer]]:
-    """(metric, answer) of every sample; `names` are the metrics of samples that do not list theirs."""
+    """(metric, answer) of every sample; `names` are the metrics of samples that do not list their own."""
     for sample in samples:
         try:
             yield from _sample_answers(sample, names, group)
@@ -230,6 +234,7 @@ def _sample_answers(
     """
     doc_hash = sample.get("doc_hash", "")[:16]
     prompt, output = _texts(sample)
+    # The first response to the first request.
     response = sample["resps"][0][0]
     doc_group = doc_hash
     if group:

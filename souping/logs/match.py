@@ -67,7 +67,7 @@ class Matched:
 
     models: Names
     metrics: Mapping[str, tuple[MatchedMetric, ...]]  # of a task; the first one stands for it
-    groups: Mapping[str, Group]  # those whose members are all here
+    groups: Mapping[str, Group]  # with those of their tasks that all logs have
     requested: Names  # tasks and groups whose mean is the average row
     notes: tuple[str, ...] = ()  # for the reader: what was left out, how the prompts differ
 
@@ -160,7 +160,7 @@ def _common_tasks(named_logs: Sequence[NamedLog]) -> list[str]:
 
 
 def _common_groups(named_logs: Sequence[NamedLog], tasks: Sequence[str]) -> dict[str, Group]:
-    """{name: group} of the first log's groups, with those of their tasks that all logs have; empty ones left out."""
+    """{name: group} of the first log, each with those of its tasks that all logs have; without empty groups."""
     _, first = named_logs[0]
     groups = {}
     for group in first.groups.values():
@@ -172,7 +172,7 @@ def _common_groups(named_logs: Sequence[NamedLog], tasks: Sequence[str]) -> dict
 
 
 def _weight_by_size(group: str, named_logs: Sequence[NamedLog]) -> bool:
-    """Whether a group is weighted by size, by the first log that can tell; else it is not."""
+    """Whether a group is weighted by size, as the first log that can tell has it; False if no log can tell."""
     for _, log in named_logs:
         if group in log.groups:
             by_size = log.groups[group].weight_by_size
@@ -242,6 +242,7 @@ def _scale(metric: LoggedMetric) -> str:
     scores = scores[np.isfinite(scores)]
     if (scores < 0).any() or (scores > 1).any():
         return "beyond 0 to 1"
+    # Scores that are all 0 fit any scale.
     certain = metric.higher_is_better or {*scores.tolist()} <= {0, 1}
     return "0 to 1" if certain and scores.any() else ""
 
@@ -251,10 +252,11 @@ def _match_metric(
 ) -> MatchedMetric:
     """The answers of all models by one metric to the items of a task that every log has.
 
-    Items are grouped by `content_groups` {item: group}, or if it is empty by the groups that the logs name.
+    Items are grouped by `content_groups` {item: group}, or by the groups that the logs name if `content_groups` is
+    empty. `_match_task` has checked that the metric has one direction in all logs.
 
     Raises:
-        UserError: the logs have no item in common, or a model has no score of them.
+        UserError: the logs have no item in common, or a model has no score of any common item.
     """
     runs_of: dict[str, list[LoggedMetric]] = {}
     for model, log in named_logs:
@@ -274,6 +276,7 @@ def _match_metric(
         for number, field in enumerate(FIELDS):
             values[field][model] = array[number]
         reported[model] = tuple(run.reported for run in runs)
+    # A corpus metric, which is no mean, has no scores of items.
     for model, scores in values["score"].items():
         if is_mean and np.isnan(scores).all():
             raise UserError(f"{task}: {model} has no score of {metric} for any item in common")
@@ -330,11 +333,12 @@ def _answer_array(items: Sequence[str], runs: Sequence[LoggedMetric]) -> FloatAr
                 values.append((a.score, a.missing, a.truncated, a.tokens, a.characters))
                 answered[a.item] += 1
 
-    _, repeats, item = max(places, key=lambda place: place[1])
-    shape = (len(runs), repeats + 1, len(items))
+    _, last_repeat, item = max(places, key=lambda place: place[1])
+    repeats = last_repeat + 1
+    shape = (len(runs), repeats, len(items))
     if math.prod(shape) > max(DENSE_PLACES, SPARSE * len(places)):
         raise UserError(
-            f"item {shown(items[item])} has {repeats + 1:,} answers, far more than others: "
+            f"item {shown(items[item])} has {repeats:,} answers, far more than others: "
             "repeat must number the answers to one item"
         )
     array = np.full((len(FIELDS), *shape), np.nan)
@@ -397,7 +401,7 @@ def _differing_prompts(
                 f"--same-prompts: the logs of {first_name} and {name} do not have the prompts of "
                 "any item"
             )
-        # Also if no prompt can be compared.
+        # All are equal, or none can be compared.
         if all(equal):
             continue
         share = 100 - 100 * np.mean(equal)
@@ -408,9 +412,10 @@ def _differing_prompts(
 
 
 def _prompt_hashes(log: Log, tasks: Sequence[str]) -> dict[tuple[str, str], str]:
-    """{(task, item): hash of its prompt}, empty where the log does not have it."""
+    """{(task, item): hash of its prompt, empty if the log does not have it}"""
     hashes = {}
     for task in tasks:
+        # All metrics of a task have the same prompts.
         metric = next(iter(log.tasks[task].metrics.values()))
         for answer in metric.answers:
             hashes[task, answer.item] = answer.prompt_hash

@@ -58,10 +58,10 @@ class LoggedMetric:
 
     name: str
     higher_is_better: bool
-    # the harness's figure is a mean of scores within 0..1; else a row that is never averaged with others
+    # the harness's figure is a mean of scores within 0..1; other metrics are only averaged with those of their `unit`
     is_mean: bool
     answers: tuple[LoggedAnswer, ...]
-    unit: str = ""  # of a mean of scores that are not fractions: tasks of one unit are averaged
+    unit: str = ""  # of scores that are not fractions of 1, empty if not known
     reported: float | None = None  # the harness's own figure, where it is in the log
 
 
@@ -189,7 +189,9 @@ def metrics_of(
 def _metric(
     path: Path, name: str, answers: list[LoggedAnswer], reported: Json, higher_is_better: bool
 ) -> LoggedMetric:
-    """A metric of these answers, whose scores become nan if their mean is not the harness's `reported` figure."""
+    """A metric of these answers. Their scores become nan if they are too large for a mean, or if their mean is not the
+    harness's `reported` figure.
+    """
     _check_answers(path, name, answers)
     scores = np.array([answer.score for answer in answers])
     scores = scores[~np.isnan(scores)]

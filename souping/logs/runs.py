@@ -41,7 +41,7 @@ def read_run(path: Path, name: str, group: str) -> Log:
 
 
 def _read(path: Path, report: Report, name: str, group: str) -> Log:
-    """What `read_run` returns. Samples that were edited may raise any error of data."""
+    """The log that `read_run` returns. Damaged samples may raise any error of data."""
     if report.dry_run:
         raise UserError(
             f"{path}: dry_run={report.dry_run} made this a dry run on items of the search: nothing can be claimed on "
@@ -87,7 +87,7 @@ def _read(path: Path, report: Report, name: str, group: str) -> Log:
 def _metric(
     path: Path, task: str, answers: list[LoggedAnswer], reported: Json, unit: Unit
 ) -> LoggedMetric:
-    """The score of a task as a metric. In another unit than percent it is no score from 0 to 1, even if it looks so.
+    """The score of a task as a metric. In a unit other than percent it is no fraction of 1, even if all scores are.
 
     Raises:
         UserError: the scores do not have the mean that the report says.
@@ -129,9 +129,10 @@ def _best_of(result: LogRow) -> int:
 
 
 def _answers(line: LogRow, result: LogRow, group: str, best: bool) -> Iterator[LoggedAnswer]:
-    """Answers to the item of a line, of which `result` is one model's part.
+    """Answers to the item of a line; `result` is one model's part of the line.
 
-    One per repeat; but if the item's score is not their mean, such as the `best`, one that stands for all.
+    There is one answer per repeat. But if the item's score is not the mean of the repeats, such as the `best` of them,
+    one answer with this score stands for all.
     """
     scores = [result["score"]]
     outcomes = [result["outcome"]]
@@ -140,7 +141,7 @@ def _answers(line: LogRow, result: LogRow, group: str, best: bool) -> Iterator[L
         outcomes = result.get("outcomes") or outcomes
     # An item with another reference is another item.
     content = digest([line["prompt_hash"], line.get("target_hash", "")])
-    # As many as there are scores: with one for all, the text is the first answer's.
+    # As many as there are scores: one score for all answers gets the text of the first.
     answers = zip(scores, outcomes, result["resps"][0], strict=False)
     for number, (score, outcome, output) in enumerate(answers):
         yield LoggedAnswer(

@@ -43,7 +43,7 @@ class LogScores(ScoreSource):
 
     @cached_property
     def _scores(self) -> ScoreMatrix:
-        """The scores of all models on the items that all of them have, higher is better; read once."""
+        """The scores of all models on the items that every log has, turned so that higher is better; read once."""
         logs = {name: read_logs(path, group=self.group or "") for name, path in self._paths.items()}
         common = matched(logs)
         metrics = [metrics[0] for metrics in common.metrics.values() if metrics[0].is_mean]
@@ -63,6 +63,7 @@ class LogScores(ScoreSource):
             for place in scored:
                 name = f"{metric.task}/{metric.items[place]}"
                 group = metric.groups[place] or name
+                # Only the scores are used, so these items have no content.
                 items.append(
                     Item(id=name, category=metric.task, prompt="", answer=None, group=group)
                 )
@@ -75,7 +76,7 @@ class LogScores(ScoreSource):
         """The scores of the logs' models, with the candidates marked. Nothing is evaluated: `measure` is not called.
 
         Raises:
-            UserError: a log cannot be read or compared with the others, or a candidate has none.
+            UserError: a log cannot be read or compared with the others, or a candidate has no log.
         """
         for name in candidates:
             pick(name, self.models, "scores.path: log of candidate")

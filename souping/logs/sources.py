@@ -61,7 +61,7 @@ def read_logs(
     }
     fields = {column: name for column, name in fields.items() if name}
     was_enabled = gc.isenabled()
-    # Without the garbage collector, which spends a third of the time on many small objects that all stay.
+    # The garbage collector would take a third of the time, for many small objects that are all kept.
     gc.disable()
     try:
         logs = _read(source, TableOptions(fields=fields, lower=lower))
@@ -107,7 +107,10 @@ def _may_be_log(entry: Path) -> bool:
 
 
 def _check_field(logs: Sequence[Log], name: str, option: str) -> None:
-    """Refuse a field of groups, named by this option, that no item of the logs has (UserError)."""
+    """Refuse the field `name`, the value of `option`, if no item of the logs has it (UserError).
+
+    The logs were read with this field as that of their groups.
+    """
     for log in logs:
         if any(answer.group for answer in log.answers()):
             return
@@ -161,7 +164,8 @@ def _read(source: LogSource, options: TableOptions) -> tuple[Log, ...]:
 
 
 def _read_harness(path: Path, name: str, options: TableOptions) -> Log:
-    """The log that a harness wrote, of the model `name` if it has several; split by category if options name its field.
+    """The log that a harness wrote, of the model `name` if it has several models. It is split by category if the
+    options name a field of the category.
 
     Raises:
         UserError: an option is for tables, or the log cannot be read.
@@ -174,14 +178,14 @@ def _read_harness(path: Path, name: str, options: TableOptions) -> Log:
     log = _harness_log(path, name, options.fields.get("group", ""), category)
     if not category:
         return log
-    # Read again: the field of the category as that of the groups.
+    # Read again, with the field of the category as that of the groups: each answer then has its category as group.
     values = _harness_log(path, name, category, category)
     _check_field([values], category, "category")
     return _by_category(log, values)
 
 
 def _harness_log(path: Path, name: str, group: str, category: str) -> Log:
-    """The log at a path by the reader of its harness; `category` is only to refuse it where there is none."""
+    """The log at a path by the reader of its harness; `category` is only for refusing it in logs of BFCL."""
     if (path / "report.json").is_file():
         return read_run(path, name, group)
     if (path / "result").is_dir() or (path / "score").is_dir():

@@ -68,9 +68,9 @@ LogSource = str | Path | Frame | Scores
 class TableOptions:
     """How a table is read. Lower is better in the tasks of `lower`; with None its scores may be in any range."""
 
-    # {column: field of the file that has it, dotted if it is inside others}
+    # {column: field of the file, dotted if it is inside others}
     fields: Mapping[str, str] = field(default_factory=dict)
-    # one of several models in the file
+    # name of one of several models in the file
     model: str = ""
     lower: Collection[str] | None = ()
 
@@ -107,6 +107,7 @@ def is_scores(source: LogSource | list[LogSource]) -> TypeGuard[Scores]:
 
 def read_scores(scores: Scores, options: TableOptions) -> tuple[Log, ...]:
     """The log of a model (in a tuple) whose scores are in the order of the items; nan is a missing answer."""
+    # Named by its id, as two arrays are two logs.
     path = Path(f"array {id(scores):x}")
     try:
         values = np.asarray(scores, dtype=float).tolist()
@@ -121,13 +122,15 @@ def read_scores(scores: Scores, options: TableOptions) -> tuple[Log, ...]:
 
 
 def read_log_table(path: Path, options: TableOptions) -> tuple[Log, ...]:
-    """The logs in a CSV, JSONL or parquet file; several where it has a column `run`."""
+    """The logs in a CSV, JSONL or parquet file: several if it has a column `run`."""
     try:
         if path.suffix.lower() == ".parquet":
             return _logs(path, _parquet_rows(path), options)
         with path.open(newline="", encoding="utf-8-sig") as lines:
             if path.suffix.lower() != ".csv":
-                return _logs(path, json_lines(path, lines, str, _unique), options)
+                # The words NaN and Infinity stay texts, which `_number` refuses.
+                rows = json_lines(path, lines, constant=str, pairs=_unique)
+                return _logs(path, rows, options)
             return _logs(path, _csv_rows(path, lines), options)
     except (ValueError, csv.Error) as error:
         raise UserError(f"{path}: not a table of answers: {error}") from error
@@ -159,7 +162,7 @@ def _csv_rows(path: Path, lines: Iterable[str]) -> Iterator[dict[str, str]]:
     csv.field_size_limit(2**31 - 1)  # Python's own limit is shorter than an answer may be
     rows = filter(None, csv.reader(lines, strict=True))
     names = next(rows, [])
-    # Only for its check.
+    # Only for its check; columns without a name may repeat.
     _unique([(name, "") for name in names if name])
     for number, row in enumerate(rows, start=1):
         if len(row) != len(names):
@@ -172,7 +175,7 @@ def _csv_rows(path: Path, lines: Iterable[str]) -> Iterator[dict[str, str]]:
 def _inspect_rows(path: Path, rows: Sequence[LogRow], group: str) -> Iterator[dict[str, Any]]:
     """Rows of `samples_df` with this package's columns, one per sample and metric of its log.
 
-    A sample that failed has no score by any of them. `group` is a column, or a field of the metadata.
+    A sample that failed has no score by any metric. `group` is a column, or a field of the metadata.
     """
     samples = []  # (row, its sample without scores, its scores {metric: value})
     metrics: dict[str, dict[str, None]] = {}  # {log: its metrics in order}
@@ -213,7 +216,7 @@ def _inspect_sample(where: str, row: LogRow, group: str) -> dict[str, Any]:
         "item": f"{row['id']} {sha256(str(row['input']).encode()).hexdigest()[:16]}",
         "category": category,
         "group": _text(row, group) or _text(row, f"metadata_{group}") if group else "",
-        "repeat": (_number(where, row, "epoch") or 1) - 1,
+        "repeat": (_number(where, row, "epoch") or 1) - 1,  # epochs are numbered from 1
         "tokens": tokens,
         "prompt": row["input"],
         "higher_is_better": row.get("higher_is_better"),
@@ -253,6 +256,7 @@ def _logs(path: Path, rows: Iterable[LogRow], options: TableOptions) -> tuple[Lo
     models: dict[str, dict[str, RunAnswers]] = {}  # {model: {run: its answers}}
     directions: Directions = {}
     for number, row in enumerate(columns, start=1):
+        # All models are noted, as `pick_model` lists them in errors.
         runs = models.setdefault(_text(row, "model"), {})
         if options.model and _text(row, "model") != options.model:
             continue
@@ -344,7 +348,7 @@ def _answer(where: str, row: LogRow) -> LoggedAnswer:
 
 
 def _text(row: LogRow, name: str) -> str:
-    """The value of a column as text; empty if there is none."""
+    """The value of a column as text; empty if the row has no value there."""
     value = row.get(name, "")
     if isinstance(value, str):
         return value
@@ -393,7 +397,7 @@ def _log(
 ) -> Log:
     """The log of one run, whose tasks are the pairs of task and category in the table.
 
-    A task of the table is a group of these, unless its only category has its name or none.
+    A task of the table is a group of these pairs, unless its only category has the task's name or none.
     """
     tasks: dict[str, Task] = {}
     members: dict[str, list[str]] = {}  # {task of the table: names of its pairs}

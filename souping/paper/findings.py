@@ -27,7 +27,7 @@ from souping.paper.readings import PAPERS_SELECTION, STATED, difference
 from souping.search.points import weight_grid
 
 FindingVerdict = Literal["agrees", "differs", "cannot be redone"]
-"""Of a `Finding`."""
+"""Verdict of a `Finding`"""
 PRINTED_ROUNDING = 0.02
 """How far a gain may lie from the printed one: totals and gains are printed to 0.01, some totals to 0.1."""
 LIVE_COLUMN_ITEMS = {
@@ -108,7 +108,7 @@ def _selections() -> Iterator[Finding]:
     """The ingredients of each table by the stated rule, beside those that the paper chose."""
     for table in PAPER_TABLES:
         chosen = table.chosen
-        # The paper names none.
+        # The paper does not name its choice.
         if not chosen:
             continue
         of, _, name = table.title.partition(", ")
@@ -120,7 +120,7 @@ def _selections() -> Iterator[Finding]:
 
 
 def on_grid(weights: Sequence[float]) -> int:
-    """Which point of the paper's grid these weights are, from 1; 0 if none."""
+    """Number of the point of the paper's grid that these weights are, from 1 on; 0 if they are no point of it."""
     points = [np.round(point, 9).tolist() for point in weight_grid(len(weights))]
     target = np.round(weights, 9).tolist()
     return points.index(target) + 1 if target in points else 0
@@ -193,6 +193,7 @@ def _mgsm_total() -> Finding:
     """The soup's total on MGSM: the mean of its ten languages against the printed total."""
     mean = float(columns("mgsm_soce.csv")["SoCE"].mean())
     ours = f"{mean:.2f}"
+    # The total is printed to 0.1.
     if abs(mean - totals("mgsm", "7b")["soce"]) < 0.06:
         return _compared("total_mgsm", ours, True)
     return _compared("total_mgsm", ours, False, "the table and the figure disagree")
@@ -202,6 +203,7 @@ def _mgsm_singles() -> Finding:
     """The candidates' totals on MGSM against the means of their ten languages."""
     rows = published_results("mgsm", "7b")
     means = {name: row.mean() for name, row in columns("mgsm.csv").items()}
+    # Totals are printed to 0.1.
     agrees = all(abs(mean - float(rows[name]["score"])) < 0.06 for name, mean in means.items())
     paper = ", ".join(rows[name]["score"] for name in means)
     ours = ", ".join(f"{mean:.2f}" for mean in means.values())
@@ -210,7 +212,7 @@ def _mgsm_singles() -> Finding:
 
 
 def _table3() -> Finding:
-    """The BFCL scores of Table 3's ingredients, against those of the soup's in Table 1b."""
+    """The BFCL scores of Table 3's ingredients, and which candidates of Table 1b have these scores."""
     name_of = {
         float(row["score"]): name for name, row in published_results("bfcl_v3", "8b").items()
     }
@@ -244,7 +246,7 @@ def _flores() -> Iterator[Finding]:
 
 
 def _flores_means(key: str, models: Sequence[str], sound: BoolArray) -> Finding:
-    """Printed means of models (the row `key` of printed.csv) against those of their columns, one per direction.
+    """Printed means of models (the row `key` of printed.csv) against the means of their scores in all directions.
 
     `sound` [36] is false for the corrupt column.
     """
@@ -252,6 +254,7 @@ def _flores_means(key: str, models: Sequence[str], sound: BoolArray) -> Finding:
     printed = [float(value) for value in _printed()[key]["printed"].split(", ")]
     means = [float(scores[model].mean()) for model in models]
     ours = ", ".join(f"{mean:.2f}" for mean in means)
+    # Means are printed to 0.01.
     if np.abs(np.subtract(printed, means)).max() < 0.006:
         return _compared(key, ours, True)
     if len(models) == 1:

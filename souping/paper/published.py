@@ -37,7 +37,7 @@ class PaperTable:
 
     @property
     def chosen(self) -> Names:
-        """The models that the paper selected, in the order of the score table; none if it does not say."""
+        """The models that the paper selected, in the order of the score table; empty if the paper does not say."""
         rows = published_results(self.benchmark, self.scale)
         return tuple(
             name for name in self.scores.models if rows.get(name, {}).get("role") == "ingredient"
@@ -69,7 +69,7 @@ def published_results(benchmark: str, scale: str) -> dict[str, dict[str, str]]:
 
 
 def totals(benchmark: str, scale: str) -> dict[str, float]:
-    """{row: score in percent} as `published_results`, with the row `best candidate`."""
+    """{row: score in percent} of the rows of `published_results`, and of the row `best candidate`."""
     rows = published_results(benchmark, scale)
     scores = {name: float(row["score"]) for name, row in rows.items()}
     candidates = [name for name in rows if rows[name]["role"] in ("ingredient", "candidate")]
@@ -97,7 +97,7 @@ def leaderboard() -> ScoreMatrix:
 
 
 def columns(*names: str) -> dict[str, FloatArray]:
-    """{model: the numbers of its row} of published tables, one model per row."""
+    """{model: its numbers} of published tables, one model per row, in the order of the columns."""
     values = {}
     for name in names:
         for row in published(name):

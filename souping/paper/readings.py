@@ -51,7 +51,7 @@ READINGS = {
 
 
 def difference(ingredients: Sequence[str], chosen: Sequence[str]) -> str:
-    """How a selection differs from the paper's, in words; empty if the paper names none."""
+    """How a selection differs from the paper's `chosen` models, in words; empty if the paper does not name them."""
     if not chosen:
         return ""
     added = [f"adds {name}" for name in ingredients if name not in chosen]

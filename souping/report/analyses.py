@@ -33,7 +33,7 @@ class AnalysisResult(ABC):
 
     @property
     def reason(self) -> str:
-        """Why it found nothing; empty if it did."""
+        """Why the analysis found nothing; empty if it found something."""
         if self.not_estimable:
             return f"not estimable: {clean(self.not_estimable)}"
         if self.failed:
@@ -107,6 +107,7 @@ def read_content(table: Json, results: Mapping[str, type[AnalysisResult]] = NO_R
 def _in_order(report: Report) -> list[tuple[str, AnalysisResult]]:
     """(name, result) of the report's analyses that say anything, in the order in which they are shown."""
     analyses = report.analyses or {}
+    # An analysis that leaves itself out has an empty result.
     nonempty = sorted(name for name in analyses if analyses[name] != UserResult())
     first = [name for name in FIRST_ANALYSES if name in nonempty]
     return [(name, analyses[name]) for name in dict.fromkeys([*first, *nonempty])]

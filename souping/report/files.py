@@ -291,7 +291,7 @@ def raw_result(unit: Unit, result: Result) -> Result:
 
 
 def search_summary(unit: Unit, end: SearchEnd | JsonObject) -> SearchSummary:
-    """What an optimiser says of its search, in the unit of the scores."""
+    """What an optimiser says about its search, in the unit of the scores."""
     if not isinstance(end, SearchEnd):
         # A user's optimiser says it as JSON.
         return read(SearchSummary, end)
@@ -302,13 +302,14 @@ def search_summary(unit: Unit, end: SearchEnd | JsonObject) -> SearchSummary:
         stopped=_stop_text(unit, end.stopped),
         indistinguishable=end.indistinguishable,
         indistinguishable_count=end.indistinguishable_count,
+        # A number to be shown, for example in points.
         finishing_gain=round(unit.scale * unit.size(end.finishing_gain), 3),
         without_guards=without_guards,
     )
 
 
 def _stop_text(unit: Unit, stop: StopReason) -> str:
-    """Why the search stopped, with the gain in `unit` if the reason ends in one."""
+    """Why the search stopped; if the reason ends in a gain, with this gain in `unit`."""
     if stop.gain is None:
         return stop.reason
     return f"{stop.reason} {unit.text(unit.size(stop.gain), more=1)} {unit.name}"
@@ -317,7 +318,7 @@ def _stop_text(unit: Unit, stop: StopReason) -> str:
 def trial_rows(unit: Unit, trials: Sequence[Trial], selection: Selection) -> list[TrialRow]:
     """The trials as `trials.csv` and the plots have them. `trial.weights` are those of the selected ingredients.
 
-    A trial that did not answer all items has no score: the mean of a few is not comparable with that of all.
+    A trial that did not answer all items has no score: a mean over a few items is not comparable with one over all.
     """
     rows = []
     for trial in trials:

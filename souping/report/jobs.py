@@ -55,6 +55,7 @@ def read_jobs(sweep_dir: Path) -> list[SweepJob]:
     """The jobs of a sweep that ended, in the order of their numbers."""
     contents = [json.loads(path.read_text()) for path in sweep_dir.glob(f"*/{JOB}")]
     jobs = [read(SweepJob, content) for content in contents]
+    # A file that somebody edited may lack the number.
     return sorted(jobs, key=lambda job: job.job or 0)
 
 
@@ -80,7 +81,7 @@ def job_table(jobs: Sequence[SweepJob]) -> list[Sequence[Json]]:
 
 
 def _varied(jobs: Sequence[SweepJob]) -> list[list[str]]:
-    """Per job, its overrides that not all jobs have."""
+    """For each job, the overrides that not all jobs have."""
     common = set.intersection(*(set(job.overrides) for job in jobs))
     varied = []
     for job in jobs:

@@ -32,7 +32,7 @@ log = logging.getLogger("souping.run")
 class Progress:
     """Context manager that shows the stages of a run: a live bar on a terminal, else a line every `PAUSE` seconds.
 
-    The lines of a `quiet` one go to run.log alone.
+    The lines of a `quiet` progress go to run.log alone.
     """
 
     def __init__(self, quiet: bool = False) -> None:
@@ -95,7 +95,7 @@ class Progress:
                 self._bars.start()
 
     def say(self, line: str) -> None:
-        """Print a line and add it to run.log; a quiet one does not print."""
+        """Print a line and add it to run.log; a quiet progress does not print."""
         if self._quiet:
             log.info("%s", safe(line))
         else:
@@ -182,7 +182,7 @@ class Throughput(Progress):
             say(self._state(self._name))
 
     def _state(self, name: str) -> str:
-        """`name: 1.2 GB of 5.0 GB in 3.4 s, 353 MB/s`; without a name, what is behind the colon."""
+        """`name: 1.2 GB of 5.0 GB in 3.4 s, 353 MB/s`; without a name, the part after the colon."""
         seconds = max(time.monotonic() - self._started, 1e-9)
         amount = f"{human(self._done)} of {human(self._total or 0)}"
         state = f"{amount} in {seconds:.1f} s, {human(int(self._done / seconds))}/s"
@@ -190,7 +190,7 @@ class Throughput(Progress):
 
 
 def _progress_text(done: int, total: int | None, unit: str) -> str:
-    """`120 of 400 answers`, without a total `120 answers`; nothing if there is neither."""
+    """`120 of 400 answers`, or `120 answers` without a total; empty if both are 0 or unknown."""
     if total:
         return f"{done:,} of {total:,} {unit}"
     if done:

@@ -109,6 +109,7 @@ def show_sample(unit: Unit, console: Console, sample: Sample, names: Sequence[st
     title = f"{sample.item} ({sample.category}, split {sample.split})"
     console.print(Text(clean(title), style="bold"))
     prompt = ""
+    # In an edited file the request, or its arguments, may be missing.
     if any(sample.arguments[:1]):
         prompt = str(sample.arguments[0][0])
     reference = sample.target
@@ -123,6 +124,7 @@ def show_sample(unit: Unit, console: Console, sample: Sample, names: Sequence[st
         if name not in sample.models:
             continue
         model = sample.models[name]
+        # One decimal less than a mean has: the score of a single item is often 0 or 1.
         head = f"{name}: {unit.score(model.score, more=-1)} {unit.symbol}"
         if model.outcome != "finished":
             head += f", {model.outcome}"

@@ -177,7 +177,7 @@ def _verdict(report: Report) -> Section | None:
 
 
 def _look(report: Report) -> str:
-    """A sentence on how often numbers of these items were shown; a report that does not say is a first look."""
+    """A sentence on how often numbers of these items were shown; without a number in the report, it is a first look."""
     number = (report.verdict.look if report.verdict else None) or 1
     look = "First look" if number == 1 else f"Look {count(number)}"
     return f"{look} at these test items in this store. Other stores and reworded items are not counted."
@@ -237,7 +237,7 @@ def report_findings(report: Report) -> list[str]:
 
 
 def _router(report: Report) -> list[str]:
-    """A sentence on a router that is shown to be better or worse than the soup, with its price; else none."""
+    """A sentence on a router that is shown to be better or worse than the soup, with its price; else an empty list."""
     unit = report.unit
     pair = report.against("router")
     price = tables.router_cost(report)

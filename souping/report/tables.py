@@ -80,7 +80,7 @@ class ShownModel:
 
     @property
     def role(self) -> str:
-        """Its roles besides its name, and what it takes to serve if that is more than one model."""
+        """The roles that the name does not say, and what the model takes to serve if that is more than one model."""
         roles = [*self.labels]
         if self.row.name == self.row.kind:
             # The first role is the name.
@@ -177,7 +177,7 @@ def whiskers(unit: Unit, pair: PairedDifference) -> str:
 
 
 def confidence_of(pairs: Sequence[PairedDifference]) -> str:
-    """Confidence level of the intervals of differences, `95 %`: all have that of the first."""
+    """Confidence level of the intervals of differences, `95 %`: all differences have the level of the first."""
     return confidence(pairs[0].level if pairs else None)
 
 
@@ -358,7 +358,7 @@ def _expert_of(report: Report, name: str) -> list[str]:
 
 
 def correlation_table(stability: SelectionStability) -> TableGrid:
-    """Every correlation with its intervals: over models, and by the bootstrap of items if there is one."""
+    """Every correlation with its intervals: over models, and over resampled items if the items were resampled."""
     header = ["category", "category", "rho", "95 %, over models"]
     resampled = any(pair.bootstrap_low is not None for pair in stability.correlations)
     if resampled:
@@ -388,11 +388,12 @@ def thresholds(stability: SelectionStability) -> TableGrid:
     used = stability.threshold
     lines = list[tuple[str, str]]()
     strong = []
+    # The thresholds ascend; neighbours with the same ingredients, or the same error, form a range.
     for outcome, choices in groupby(stability.thresholds, lambda choice: _outcome(choice)[0]):
         values = [choice.threshold or 0.0 for choice in choices]
         if used is not None and values[0] <= used <= values[-1]:
             strong.append(len(lines))
-        # Once if both are equal.
+        # A range of one threshold shows it once.
         ends = dict.fromkeys((four_digits(values[0]), four_digits(values[-1])))
         lines.append((" to ".join(ends), outcome))
     return grid(("threshold", "ingredients"), lines, left=(0, 1), strong=strong)
@@ -405,7 +406,7 @@ def jackknife_table(stability: SelectionStability) -> TableGrid:
 
 
 def _outcome(choice: OtherChoice) -> tuple[str, str]:
-    """(ingredients, low-correlation categories) as text; (the error, nothing) if nothing was selected."""
+    """(ingredients, low-correlation categories) as text; (the error, "") if nothing was selected."""
     if choice.error:
         return clean(choice.error), ""
     low = ", ".join(map(clean, choice.low_correlation or ()))

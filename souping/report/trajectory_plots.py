@@ -50,6 +50,7 @@ def trajectory(report: Report) -> Drawing | None:
             label="checkpoints",
         )
         for row in report.rows or ():
+            # A mean may be missing in an edited file.
             height = scale * (row.objective.mean or 0.0)
             if row.kind == "soup":
                 scores.axhline(height, label="chosen average", color=COLOURS["soup"])
@@ -100,6 +101,7 @@ def window_bands(report: Report) -> Drawing | None:
             axes.set_xlabel("steps from the oldest to the newest")
             axes.set_ylabel(f"difference, {unit.name}")
         spread = result.spread.search
+        # Only beside the differences to the last checkpoint.
         if spread is not None:
             deviation = unit.scale * spread
             label = "SD of the last checkpoints"

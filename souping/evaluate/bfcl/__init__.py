@@ -127,7 +127,7 @@ class BfclEvaluator(Evaluator):
 
     `handler` builds the prompts and reads the answers: a model name of bfcl-eval's registry, `chat-template` (the
     tokenizer's own, below BFCL's system prompt) or `plain`; or {soup: HANDLER, CANDIDATE: HANDLER}, where
-    `soup` is that of all models that have none of their own.
+    `soup` names the handler of all models without one of their own.
 
     Answers are greedy: `temperature` is 0, or bfcl-eval's own, which is as good as 0. `repeats` repeats them in
     another order. `python` is the interpreter of bfcl-eval's environment.
@@ -168,7 +168,7 @@ class BfclEvaluator(Evaluator):
         }
         handlers = self.handlers
         settings["handler"] = handlers.pop(OTHER_MODELS)
-        # A copy for one model has no other handlers.
+        # A copy for one model, from `for_recipe`, has no other handlers.
         if handlers:
             settings["handlers"] = dict(handlers)
         return settings
@@ -220,7 +220,7 @@ class BfclEvaluator(Evaluator):
         return replace(self, handler=handlers.get(name, handlers[OTHER_MODELS]))
 
     def batches(self, items: Sequence[Item], repeat: int = 0) -> list[Items]:
-        """Batches of items in their order, for every second answer in reverse: a server then batches them otherwise."""
+        """Batches of items in order; for every second answer in reverse, so that a server batches them differently."""
         return machine.batches(items[::-1] if repeat % 2 else items, BATCH_SIZE)
 
     def evaluate(self, model: LoadedModel, items: Sequence[Item], repeat: int = 0) -> list[Record]:
@@ -324,7 +324,7 @@ def command(level: str, place: Path) -> str:
 
 
 def find_environment(place: Path, full: bool = False) -> Environment:
-    """The environment in a folder, with all packages if `full`.
+    """The environment in a folder; with `full`, one that has all packages.
 
     Raises:
         UserError: bfcl-eval is not installed, or not completely; `fix` is the command.
@@ -367,7 +367,7 @@ def run_bfcl_eval(
             ) from error
     request = root / "request.json"
     log = root / "runner.log"
-    # The runner writes to it at every response.
+    # The runner writes to this file at every response.
     alive = root / "alive"
     alive.touch()
     settings = {**generate, "alive": str(alive)} if generate else None
@@ -385,7 +385,7 @@ def run_bfcl_eval(
 
 
 def _variables() -> dict[str, str]:
-    """Environment variables of bfcl-eval: this process's without OpenAI's, and no proxy for this machine."""
+    """Environment variables of bfcl-eval: those of this process without OpenAI's, and no proxy for this machine."""
     prefixes = ("OPENAI_", "REMOTE_OPENAI_")
     variables = {key: value for key, value in os.environ.items() if not key.startswith(prefixes)}
     addresses = filter(None, (variables.get("NO_PROXY"), "127.0.0.1", "localhost"))
@@ -468,12 +468,15 @@ def _record(item: Item, row: LogRow, right: bool) -> Record:
         output=text,
         outcome=outcome,
         reason=reason,
+        # The longest prompt of all turns and steps.
         prompt_tokens=int(max(counts(row.get("input_token_count")), default=0)),
     )
 
 
 def failure(records: Sequence[Record]) -> str | None:
-    """An error to stop for: no item has an answer, and not only because prompts are too long. Otherwise None."""
+    """The error that stops a run: a reason why no item has an answer. None if an item has one, or if all prompts are
+    too long.
+    """
     unanswered = [record.output for record in records if record.outcome == "unanswered"]
     reasons = [output.removeprefix(FAILED) for output in unanswered if TOO_LONG not in output]
     if not reasons or len(unanswered) < len(records):

@@ -78,7 +78,7 @@ def chosen_categories(names: Sequence[str] | None) -> Names:
 
 
 def needs_full(categories: Sequence[str]) -> list[str]:
-    """Those of the categories that need bfcl-eval's full environment."""
+    """The categories among these that need bfcl-eval's full environment."""
     return [name for name in categories if name not in SINGLE_TURN]
 
 
@@ -101,7 +101,10 @@ def _category_items(data: Path, category: str, groups: Mapping[str, str]) -> lis
 
 
 def _item(category: str, entry: Mapping[str, Any], answer: Json, groups: Mapping[str, str]) -> Item:
-    """The item of an entry of a category's file. Scorer `call` compares single calls; bfcl-eval itself scores turns."""
+    """The item of an entry of a category's file.
+
+    Single-turn items can also be scored by `call`; only bfcl-eval can score those of several turns.
+    """
     # One list of messages per turn.
     messages = [
         {"role": message["role"], "content": message["content"]}
@@ -151,8 +154,8 @@ COLLECTIONS: Mapping[str, Names] = {
 class Bfcl(Objective):
     """BFCL's overall accuracy: the mean of non-live, live and multi-turn.
 
-    Of the categories that the benchmark lacks, the weight goes to their siblings; a group that is missing as a whole
-    leaves its weight to the other groups.
+    The weight of a category that the benchmark lacks goes to the others of its group. The weight of a group that is
+    missing as a whole goes to the other groups.
     """
 
     def coefficients(self, categories: Sequence[str]) -> FloatArray:

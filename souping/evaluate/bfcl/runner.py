@@ -189,7 +189,9 @@ def _line(error: BaseException) -> str:
 def _watched(
     parse: Callable[[Any], Any], settings: Table, state: RequestState
 ) -> Callable[[Any], Any]:
-    """`parse`, a handler's reading of a response, which now also notes that the server is alive, and a cut answer."""
+    """A function that reads a response like the handler's `parse`, and also notes that the server is alive and whether
+    the answer was cut off.
+    """
 
     def watched(response: Any) -> Any:
         with Path(settings["alive"]).open("ab") as alive:
@@ -263,7 +265,7 @@ def evaluate(handler: str, categories: list[str]) -> None:
 
 
 def _guarded(check: Callable[..., Table]) -> Callable[..., Table]:
-    """`check`, a checker of bfcl-eval, which counts an answer as wrong if it fails on it."""
+    """A function like `check`, a checker of bfcl-eval, that counts an answer as wrong if the checker fails on it."""
 
     def guarded(*arguments: object) -> Table:
         try:

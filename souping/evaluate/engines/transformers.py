@@ -83,10 +83,10 @@ def context_length(model: LoadedModel) -> int | None:
 
 
 def answer_room(prompt: Sequence[int], max_new: int | None, limit: int | None) -> tuple[int, str]:
-    """(number of tokens that an answer may have, why it can have none: empty if it can).
+    """(number of tokens that an answer may have, why no answer is possible: empty if one is).
 
-    These are `max_new` (None: `DEFAULT_NEW_TOKENS`), or what a context of `limit` tokens (None: any) leaves if that is
-    less.
+    The number is `max_new` (None: `DEFAULT_NEW_TOKENS`), or what a context of `limit` tokens (None: any) leaves if that
+    is less.
     """
     if not prompt:
         return 0, "the tokenizer makes no token of the prompt"
@@ -112,7 +112,7 @@ def left_by(limit: int, prompt: int) -> int:
 
 @frozen
 class Passage:
-    """Token ids that are scored, after those `before` them, of which there is one at least."""
+    """Token ids that are scored, and the token ids `before` them, at least one."""
 
     before: TokenIds
     scored: TokenIds
@@ -133,6 +133,7 @@ class Passage:
             if windows:
                 count = stride or limit
             else:
+                # A window may have a token more than the limit, as its last token is not read.
                 count = max(limit + 1 - scored_end, limit // 2, 1)
             end = min(len(tokens), scored_end + min(count, limit))
             begin = max(0, end - 1 - limit)
@@ -166,7 +167,10 @@ class Engine(Component, ABC):
         items: Sequence[Item],
         repeat: int,
     ) -> list[Answer]:
-        """The answers with number `repeat`, from 0 on, in the items' order (UserError if the engine cannot run)."""
+        """One answer to each item, in order (UserError if the engine cannot run).
+
+        `repeat` counts the answers to an item, from 0 on.
+        """
 
     @abstractmethod
     def likelihoods(
@@ -201,7 +205,7 @@ class Engine(Component, ABC):
 
     @property
     def host(self) -> ModelHost | None:
-        """Processes that hold the model, if there are any."""
+        """Processes that hold the model; None if the model is in this process."""
         return None
 
 
@@ -255,13 +259,13 @@ def answer_end_ids(model: LoadedModel) -> TokenIds:
 
 
 def pad_id(model: LoadedModel) -> int:
-    """Id of the padding token; any token will do if there is none, because padding is masked."""
+    """Id of the padding token. Without one any token will do, because padding is masked."""
     ids = (model.tokenizer.pad_token_id, model.tokenizer.eos_token_id, *answer_end_ids(model), 0)
     return int(next(token for token in ids if token is not None))
 
 
 def cut_at_stop(text: str, stop: Sequence[str]) -> str:
-    """The text up to the first of the stop texts in it; all of it if there is none."""
+    """The text up to the first stop text in it; the whole text if it has none."""
     places = [text.find(end) for end in stop if end in text]
     return text[: min(places)] if places else text
 
@@ -280,7 +284,7 @@ class TransformersEngine(Engine):
         items: Sequence[Item],
         repeat: int,
     ) -> list[Answer]:
-        """The answers with number `repeat`, in the items' order; the machine's workers share the items."""
+        """One answer to each item, in order; the machine's workers share the items."""
         return in_shares(
             settings.machine.workers,
             items,
@@ -421,6 +425,7 @@ def _likelihoods(
     windows = list(chain.from_iterable(windows_of))
     vocabulary = int(module.config.get_text_config(decoder=True).vocab_size)
     longest = max(len(tokens) for tokens, _ in windows)
+    # A single window may have more logits than `LOGITS`.
     size = max(1, min(machine.batch_size, LOGITS // (vocabulary * longest)))
     likelihoods = list[float]()
     with torch.inference_mode():
@@ -511,6 +516,7 @@ def load_module(folder: Path, settings: ModuleSettings) -> PreTrainedModel:
     import transformers
 
     quiet_transformers()
+    # `cuda` or `cuda:NUMBER`
     device = settings.device
     trust = settings.trust_remote_code
     if device.startswith("cuda") and int(device[5:] or 0) >= torch.cuda.device_count():
@@ -577,7 +583,7 @@ def load_tokenizer(folder: Path, trust_remote_code: bool = False) -> PreTrainedT
     """The folder's tokenizer; code that it brings is refused unless it is trusted.
 
     Raises:
-        UserError: there is none, or transformers cannot read it.
+        UserError: the folder has no tokenizer, or transformers cannot read it.
     """
     import transformers
 

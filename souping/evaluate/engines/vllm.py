@@ -96,7 +96,7 @@ class EngineState:
         self.in_chunks = True
 
     def close(self) -> None:
-        """End the engine, if there is one."""
+        """End the running engine; without one, nothing happens."""
         engine = self.engine
         self.engine = None
         self.served = None
@@ -161,7 +161,7 @@ class VllmEngine(Engine):
         items: Sequence[Item],
         repeat: int,
     ) -> list[Answer]:
-        """The answers with number `repeat`, in the items' order. Each has its own seed, however vLLM batches them.
+        """One answer to each item, in order. Each has its own seed, however vLLM batches them.
 
         Raises:
             UserError: vLLM is absent or cannot load the model.
@@ -249,6 +249,7 @@ class VllmEngine(Engine):
         if engine is None or stream.config != state.config:
             # The engine starts with an ingredient of the same config, whose weights the chunks replace.
             folder = model.ingredient_folder
+            # Without such an ingredient, the soup's own folder has to be written.
             if not folder or config_text(folder) != stream.config:
                 return False
             engine = self._start(folder, machine)
@@ -289,7 +290,7 @@ class VllmEngine(Engine):
         return engine
 
     def _reload(self, model: LoadedModel, machine: MachineSettings) -> None:
-        """Load a soup from its folder: into the running engine, or into a new one if its config is another or fails."""
+        """Load a soup from its folder: into the running engine, or into a new one if configs differ or loading fails."""
         state = self.running
         folder = model.folder
         if state.engine is not None and state.in_place and config_text(folder) == state.config:
@@ -396,7 +397,7 @@ def sampling_arguments(
     sampled = {
         "temperature": decoding.temperature,
         "top_p": decoding.top_p,
-        "top_k": decoding.top_k or -1,
+        "top_k": decoding.top_k or -1,  # vLLM's value for all tokens
     }
     return {**common, **sampled, "min_p": decoding.min_p, "seed": seed}
 
@@ -522,6 +523,7 @@ class Vllm:
         tensors = list[tuple[str, str, int]]()
         values = list[bytes]()
         unchecked = list[str]()
+        # Per worker: (name, dtype, number of values) of its tensors, their values in fp32, names of unchecked tensors.
         samples = self._llm.collective_rpc("sample_weights")
         for rank, (described, value_bytes, unchecked_names) in enumerate(samples):
             tensors += [
@@ -537,7 +539,7 @@ class Vllm:
     ) -> list[tuple[list[int], str]]:
         """(tokens, vLLM's reason why it ended) of a continuation of each prompt, in order.
 
-        `sampling` are the arguments of `vllm.SamplingParams` of each. vLLM shares cached prefixes only within a soup.
+        `sampling` are the arguments of `vllm.SamplingParams`, one per prompt.
         """
         # No prompt may have fitted the context.
         if not prompts:

@@ -89,6 +89,7 @@ def packed_columns(model: torch.nn.Module) -> dict[str, torch.Tensor]:
         if layer.weight.numel() or not layer.weight.is_floating_point():
             continue
         size = layer.input_size_per_partition
+        # Evenly spaced, from the first to the last.
         columns = torch.arange(COLUMNS) * (size - 1) // (COLUMNS - 1)
         units = torch.zeros(COLUMNS, size, dtype=layer.weight.dtype, device=layer.weight.device)
         units[torch.arange(COLUMNS), columns] = 1

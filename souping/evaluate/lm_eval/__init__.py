@@ -119,7 +119,7 @@ class HarnessPrompts(Prompts):
         return outline_items(sizes, shared)
 
     def check(self, candidates: Sequence[str]) -> None:
-        """Refuse logs of others than the candidates, folders without any, and logs where answers are sampled."""
+        """Refuse logs of models that are no candidates, folders without a log, and logs together with `repeats`."""
         logs = self.evaluator.logs or {}
         for name, path in logs.items():
             pick(name, candidates, "evaluator.logs")
@@ -164,7 +164,7 @@ class HarnessScoring(Scoring):
         Raises:
             UserError: a category holds items of a corpus metric together with others.
         """
-        # pass@k counts the best answer alone.
+        # With `pass`, only the best answer to an item counts.
         counted: Sequence[Sequence[Record]] = records
         if self.aggregate == "pass":
             counted = [[max(answers, key=lambda record: record.score)] for answers in records]
@@ -173,7 +173,7 @@ class HarnessScoring(Scoring):
             means.append(float(np.mean([record.score for record in answers])))
         values = np.array(means)
 
-        # Of a category with a corpus metric, pseudo-values replace the means.
+        # In categories with a corpus metric, pseudo-values replace the means.
         numbers_of: dict[str, list[int]] = {}
         for number, item in enumerate(items):
             numbers_of.setdefault(item.category, []).append(number)
@@ -255,7 +255,7 @@ class HarnessEvaluator(HarnessSettings):
         return copy
 
     def for_recipe(self, recipe: Recipe) -> Self:
-        """A copy with the log of the model, which only a candidate may have; this evaluator if that is its log."""
+        """A copy with the log of the model, which only a candidate may have; this evaluator if it has that log."""
         log = ""
         # A recipe of one ingredient is a candidate.
         if self.logs and len(recipe.ingredients) == 1:
@@ -324,7 +324,7 @@ class HarnessEvaluator(HarnessSettings):
         return cut_by_length(items, lambda item: len(item.prompt), size)
 
     def _batch_size(self, repeat: int) -> int:
-        """Batch size for the answers with number `repeat`, as `repeat_size` has it."""
+        """Batch size for the answers of this `repeat`: a different one for repeated greedy answers (`repeat_size`)."""
         # The first answers need no task, which would have to be loaded.
         if not repeat:
             return self.batch_size
@@ -456,7 +456,7 @@ def _settings(task: Task) -> JsonObject:
 
 
 def _filters(loaded: Loaded) -> Any:
-    """JSON-like form of the task's filters of answers, of those that its metric is computed after."""
+    """JSON-like form of the filters of answers after which the task's metric is computed."""
     filters = loaded.task.get_config("filter_list") or []
     return _plain([entry for entry in filters if entry.get("name") == loaded.metric.filter])
 

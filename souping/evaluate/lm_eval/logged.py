@@ -40,9 +40,10 @@ class LoggedResponses:
                     self._responses[task, document, index] = (list(arguments.values()), responses)
 
     def find(self, request: Instance, number: int) -> Json:
-        """The response with this number to a request, from 0 on.
+        """A logged response to a request; `number` counts its responses, from 0 on.
 
-        None, with a warning the first time, if its document, prompt or generation settings are not in the log.
+        None, with a warning the first time, if the request's document, prompt or generation settings are not in the
+        log.
         """
         from lm_eval.utils import handle_non_serializable, hash_string
 
@@ -71,13 +72,13 @@ def _decisive(arguments: Sequence[Any]) -> list[Json]:
             decisive.append({key: argument.get(key) for key in DECIDING})
         else:
             decisive.append(str(argument))
-    # As a log has it, where a tuple is a list.
+    # In the form of a log, where a tuple is a list.
     return list(json.loads(json.dumps(decisive)))
 
 
 @lru_cache(maxsize=8)
 def responses_at(path: str) -> LoggedResponses:
-    """The responses in an output folder of lm_eval (UserError if there are none)."""
+    """The responses in an output folder of lm_eval (UserError if it has none)."""
     if not expanded(path).exists():
         raise UserError(f"evaluator.logs: {path}: no such folder")
     return LoggedResponses(expanded(path))
@@ -138,6 +139,9 @@ class LoggedModel:
         return text
 
     def _likelihood(self, request: Instance, value: Sequence[str]) -> tuple[float, bool]:
-        """A logged (log-likelihood, whether greedy decoding gives this text), which a log has as texts; also noted."""
+        """A logged (log-likelihood, whether greedy decoding gives this text); a log has both as texts.
+
+        Also notes that the request has an answer.
+        """
         self._note(request, Answer())
         return float(value[0]), value[1] == "True"

@@ -90,7 +90,7 @@ def choose_metric(name: str, task: Task, metric: str | None, filter_: str | None
     A metric can be maximised if it is a mean over items and higher is better, or one of `CORPUS_METRICS`.
 
     Raises:
-        UserError: there is none, or the given one is unknown or cannot be used.
+        UserError: the task has no such metric, or the given one is unknown or cannot be used.
     """
     kinds = {declared: _kind(task, declared) for declared in task.aggregation()}
     usable = [declared for declared, kind in kinds.items() if not kind.startswith("!")]
@@ -121,7 +121,7 @@ def _kind(task: Task, metric: str) -> str:
     name = _aggregation_name(task.aggregation()[metric])
     if name == "bypass":
         return "!gives no score"
-    # Of these, `metric_score` turns those that are better when lower.
+    # `metric_score` turns those of them that are better when lower.
     if name in CORPUS_METRICS:
         return name
     if name not in MEANS:
@@ -154,7 +154,7 @@ def _has_undeclared(task: Task) -> bool:
 
 
 def _filter(name: str, task: Task, filter_: str | None) -> str:
-    """The filter of the task `name` that the user named, else its first one; `none` is the harness's for no filter."""
+    """The filter that the user named, else the first one of the task `name`; `none` if the task has no filters."""
     names = [str(declared.name) for declared in getattr(task, "_filters", [])] or ["none"]
     if filter_ is None:
         return names[0]
@@ -162,7 +162,7 @@ def _filter(name: str, task: Task, filter_: str | None) -> str:
 
 
 def _settings(task: Task, metric: str) -> JsonObject:
-    """The task's own entry for a metric, which has it by name or as a function; empty if there is none."""
+    """The task's own entry for a metric, which names the metric or has its function; empty without an entry."""
     for entry in task.get_config("metric_list") or []:
         declared = entry.get("metric")
         if declared == metric or getattr(declared, "__name__", None) == metric:
@@ -196,7 +196,7 @@ def metric_score(kind: str, total: FloatArray) -> float:
 
 
 def _table_score(kind: str, tp: float, fp: float, fn: float, tn: float) -> float:
-    """F1 of label 1, or Matthews' correlation, from the confusion matrix of two labels; 0 where it is 0 / 0."""
+    """F1 of label 1, or Matthews' correlation, from the confusion matrix of two labels; 0 instead of 0 / 0."""
     if kind == "f1":
         denominator = 2 * tp + fp + fn
         return 2 * tp / denominator if denominator else 0.0
@@ -217,7 +217,7 @@ def pseudo_values(kind: str, statistics: Sequence[Sequence[float]]) -> FloatArra
 def _gradient(kind: str, total: FloatArray) -> FloatArray:
     """Gradient [S] of the metric at summed statistics [S], by central differences with steps relative to each sum.
 
-    A sum of zero (no 4-gram matched yet) has no slope.
+    A sum of zero (no 4-gram matched yet) gets the slope 0.
 
     sacrebleu cuts BLEU's two lengths to whole numbers, so the slope of its brevity penalty exp(1 - r / c), which is 1
     if the text is no shorter than the reference, is written out.
@@ -225,6 +225,7 @@ def _gradient(kind: str, total: FloatArray) -> FloatArray:
     slopes = np.zeros(len(total))
     moving = np.flatnonzero(total)
     if kind == "bleu":
+        # sacrebleu's first two statistics are these lengths.
         text, reference = total[:2]
         if 0 < text < reference:
             slopes[:2] = metric_score(kind, total) * np.array([reference / text**2, -1 / text])

@@ -204,7 +204,7 @@ def _records(
 
 
 def _prompt(sample: Mapping[str, Any]) -> str:
-    """The texts of a sample's requests, a line each: a context, with the continuation if its likelihood is computed."""
+    """The texts of a sample's requests, a line each, equal ones once: a context, and any continuation to be scored."""
     requests = []
     for request in sample["arguments"]:
         requests.append("".join(text for text in request if isinstance(text, str)))
@@ -239,7 +239,7 @@ class PromptText(str):
 
     @classmethod
     def of(cls, request: Instance, number: int) -> PromptText:
-        """The prompt of a request."""
+        """The prompt of a request; `number` counts the prompts of this request."""
         prompt = cls(request.args[0])
         prompt.request = request
         prompt.number = number
@@ -253,9 +253,10 @@ def harness_model(
     repeat: int,
     batch_size: int,
 ) -> HFLM:
-    """HFLM around the live module, for the answers with number `repeat` to `items`.
+    """HFLM around the live module, for one answer to each of `items`.
 
-    `items` is {(task, place among its chosen documents): item}. The model is made for one call of `run_harness`.
+    `items` is {(task, place among its chosen documents): item}, and `repeat` counts the answers to an item, from 0 on.
+    The model is made for one call of `run_harness`.
     """
     module = served.module
     tokenizer = served.tokenizer
@@ -324,7 +325,7 @@ class HarnessModel(Base):  # type: ignore[misc]
     def loglikelihood(
         self, requests: list[Instance], disable_tqdm: bool = True
     ) -> list[tuple[float, bool]]:
-        """As HFLM's, with the requests kept for `_loglikelihood_tokens`, which gets only their tokens."""
+        """Like HFLM's. The requests are kept for `_loglikelihood_tokens`, which gets only their tokens."""
         self._scored = requests
         try:
             return list(super().loglikelihood(requests, disable_tqdm=True))
@@ -334,7 +335,7 @@ class HarnessModel(Base):  # type: ignore[misc]
     def _loglikelihood_tokens(
         self, requests: list[Any], disable_tqdm: bool = True, override_bs: int | None = None
     ) -> list[tuple[float, bool]]:
-        """As HFLM's; also notes whether a prompt is longer than the context. `requests` are (texts, token ids of the
+        """Like HFLM's; also notes whether a prompt is longer than the context. Each request is (texts, token ids of the
         context, token ids of the continuation).
         """
         # Without `_scored` these are windows of a rolling likelihood, which are never cut.
@@ -356,17 +357,17 @@ class HarnessModel(Base):  # type: ignore[misc]
     def loglikelihood_rolling(
         self, requests: list[Instance], disable_tqdm: bool = True
     ) -> list[float]:
-        """As HFLM's, without a progress bar."""
+        """Like HFLM's, without a progress bar."""
         return list(super().loglikelihood_rolling(requests, disable_tqdm=True))
 
     def generate_until(self, requests: list[Instance], disable_tqdm: bool = True) -> list[str]:
-        """As HFLM's, on requests whose prompts are `PromptText`s, and whose settings are only how answers end."""
+        """Like HFLM's, on requests with a `PromptText` as prompt, and only the settings of how answers end."""
         counts = Counter[int]()
         prompts = []
         for request in requests:
             kwargs = request.args[1]
             ending = {key: kwargs[key] for key in ("until", *LENGTH_KEYS) if key in kwargs}
-            # HFLM batches requests with equal settings, and these stand for all of the request's own.
+            # HFLM batches requests with equal settings: `group` stands for all settings of the request.
             group = json.dumps(kwargs, sort_keys=True, default=str)
             prompt = PromptText.of(request, counts[id(request)])
             prompts.append(SimpleNamespace(args=(prompt, {**ending, "group": group})))
@@ -394,6 +395,7 @@ class HarnessModel(Base):  # type: ignore[misc]
         if not ids.shape[1]:
             ids = ids.new_full((len(ids), 1), self.tokenizer.pad_token_id)
             mask = mask.new_ones((len(mask), 1))
+        # Without a length, the whole prompt: -0 is 0.
         begin = -(left_truncate_len or 0)
         return ids[:, begin:], mask[:, begin:]
 
@@ -466,7 +468,7 @@ class HarnessModel(Base):  # type: ignore[misc]
     def apply_chat_template(
         self, chat_history: list[dict[str, str]], add_generation_prompt: bool = True
     ) -> str:
-        """As HFLM's, called with a stand-in for the model whose templates are rendered in a process of their own."""
+        """Like HFLM's, called with a stand-in for the model, whose templates a child process renders."""
         from lm_eval.models.huggingface import HFLM
 
         tokenizer = SimpleNamespace(

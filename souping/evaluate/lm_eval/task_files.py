@@ -119,7 +119,7 @@ def _is_complete(
 ) -> bool:
     """Whether every name is in the index, matches a name there or is a file, and so are the members of a named group.
 
-    `groups` are those that `names` are in, which end a circle of groups.
+    `groups` are the groups that contain `names`. They are not looked at again, as groups may form a circle.
     """
     for name in names:
         if isinstance(name, dict) or name in groups:
@@ -140,7 +140,7 @@ def _is_complete(
 def code_in_task_file(path: Path, seen: frozenset[Path] = frozenset()) -> Iterator[str]:
     """A line `FILE: KEY: CODE` for each piece of code that a task file, or a file that it includes, names.
 
-    Files of the harness and of this package give none, nor those that were `seen`, as includes may form a circle.
+    Files of the harness and of this package give no line. Nor do files that were `seen`, as includes may form a circle.
 
     Raises:
         UserError: a file is not YAML.

@@ -245,7 +245,7 @@ def published_sizes(tasks: Sequence[Spec]) -> dict[str, int]:
         if leaves == 1:
             sizes[task] = size
             continue
-        # Their names are not known without the task's file.
+        # The names of the leaf tasks are not known without the task's file.
         for leaf in range(1, leaves + 1):
             sizes[f"{task} {leaf}"] = size
     return sizes
@@ -304,7 +304,7 @@ def _expand(tasks: Sequence[Spec], manager: TaskManager) -> Iterator[tuple[str, 
 
 
 def _title(spec: Spec) -> str:
-    """Name of an entry of `evaluator.tasks`: of a mapping its task, of a YAML file its stem."""
+    """Name of an entry of `evaluator.tasks`: the task of a mapping, the stem of a YAML file, or the entry itself."""
     if isinstance(spec, dict):
         return str(spec.get("task") or spec.get("group") or "?")
     path = Path(spec)
@@ -393,7 +393,7 @@ def _shots(task: Task, docs: Sequence[Document], seed: int | None) -> Sequence[S
 
 
 def _for_task(setting: str | Mapping[str, str] | None, name: str, entry: str) -> str | None:
-    """A task's value of a setting that is one value for all tasks, or {task or entry: value}; None by default."""
+    """A task's value of a setting, which is one value for all tasks or {task or entry: value}; None if not set."""
     value = setting
     if isinstance(setting, Mapping):
         value = setting.get(name, setting.get(entry))
@@ -411,7 +411,7 @@ def _check_named(evaluator: HarnessSettings, loaded: Mapping[str, Loaded]) -> No
 def decoding_of(kwargs: Mapping[str, Any], evaluator: HarnessSettings) -> Decoding:
     """The decoding that a task's generation_kwargs ask for; the evaluator's `gen_kwargs` are among them."""
     temperature = kwargs.get("temperature") or 0.0
-    # transformers' default
+    # transformers' default temperature is 1.
     if kwargs.get("do_sample") and "temperature" not in kwargs:
         temperature = 1.0
     if kwargs.get("do_sample") is False:

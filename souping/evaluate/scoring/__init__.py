@@ -87,7 +87,7 @@ def score(item: Item, output: str) -> float:
 
 
 def check_item(item: Item) -> None:
-    """Refuse an item that cannot be scored. A scorer of the user's is not checked.
+    """Refuse an item that cannot be scored. Items with a scorer of the user's are not checked.
 
     Raises:
         UserError: unknown scorer or language, or an answer that the scorer cannot read.
@@ -97,7 +97,7 @@ def check_item(item: Item) -> None:
 
 
 def _scorer(item: Item) -> Scorer:
-    """The built-in scorer that an item names (UserError if there is none)."""
+    """The built-in scorer that an item names (UserError if it does not exist)."""
     if item.scorer not in SCORERS:
         hint = f" (for your own: benchmark.scorers={{{item.scorer}: my_module.my_function}})"
         pick(item.scorer, SCORERS, f"item {item.id}: scorer", hint)
@@ -186,7 +186,7 @@ def _check_choice(item: Item) -> None:
 
 
 def chosen_letter(output: str) -> str:
-    r"""The letter that an output settles on, upper case, empty if there is none.
+    r"""The letter that an output settles on, in upper case; empty if it settles on none.
 
     In this order: the last `\boxed{B}`; the last "answer is B", "Answer: (B)", "option B"; a letter that opens the
     output (`B`, `B)`, `(B) Paris`); the last letter that stands alone and is not a word ("A cat" and "I think" are).
@@ -226,7 +226,7 @@ def _overlap(expected: Sequence[str], words: Sequence[str]) -> float:
 
 
 def _number(item: Item, output: str) -> float:
-    """1.0 if the last number in the output equals the answer up to rounding, else 0.0."""
+    """1.0 if the last number in the output equals the answer, apart from rounding, else 0.0."""
     expected = _as_number(item.answer)
     if expected is None:
         raise _refused(item, "a finite number")
@@ -247,7 +247,7 @@ def _as_number(answer: Json) -> float | None:
 
 
 def _finite(text: str) -> float | None:
-    """The whole text as one finite number, with or without commas between thousands; None if it is none."""
+    """The whole text as one finite number, with or without commas between thousands; None if it is not a number."""
     # U+2212 is the minus sign.
     cleaned = text.replace("\u2212", "-")
     # A comma that is not before three digits separates no thousands.
@@ -317,7 +317,7 @@ def _answer_expressions(item: Item) -> list[tuple[object, ...]]:
 
 @lru_cache(maxsize=4096)
 def _expressions(text: str) -> tuple[object, ...]:
-    """What math-verify reads in a text, as sympy objects and as texts; nothing if it fails or takes too long."""
+    """What math-verify reads in a text, as sympy objects and as texts; empty if it fails or takes too long."""
     from math_verify import parse
 
     for name in ("math_verify", "math_verify.parser", "math_verify.grader", "math_verify.utils"):
@@ -409,11 +409,14 @@ def _user_scorer(name: str, path: str) -> UserScorer:
 def _source(
     module: ModuleType, function: Callable[[Item, str], float], path: str, where: str
 ) -> str:
-    """Digest of the files that decide a score: the named module, and that of the function or its class."""
+    """Digest of the files that decide a score: the named module's, and the one that defines the function or its class.
+
+    `path` is the name in the configuration, and `where` the key with it, for messages.
+    """
     files = []
     for part in (module, _definition(function)):
         source: str | None = None
-        # There is none for builtins, which raise, and for members of extension modules.
+        # Neither builtins, for which Python raises, nor members of extension modules have a source file.
         with suppress(TypeError):
             source = inspect.getsourcefile(part)
         if source is None:
@@ -458,7 +461,7 @@ def user_scores(
 ) -> tuple[list[float], UserError | None]:
     """(scores of the outputs by their items' own scorers, the first error).
 
-    Scores that are `known` are taken from there, and equal outputs are scored once. Several are scored at a time if all
+    The `known` scores are reused, and equal outputs are scored once. Several outputs are scored at a time if all
     scorers allow it. After an error no further scorer is called; an output without a score has NaN.
     """
     keys = list[tuple[str, str, str]]()

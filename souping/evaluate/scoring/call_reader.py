@@ -106,14 +106,14 @@ def read_call(source: str, language: str) -> tuple[str, dict[str, Literal], tupl
 
 
 def _children(node: Node | None) -> list[Node]:
-    """The nodes below a node, without comments and punctuation; none below None."""
+    """The nodes below a node, without comments and punctuation; an empty list for None."""
     if node is None:
         return []
     return [child for child in node.named_children if "comment" not in child.type]
 
 
 def _text(node: Node | None, field: str = "") -> str:
-    """The source of a node, or with `field` of its child in that field; empty if there is none."""
+    """The source of a node, or with `field` of the node's child in that field; empty if there is no such node."""
     if node is not None and field:
         node = node.child_by_field_name(field)
     return "" if node is None else (node.text or b"").decode()
@@ -167,6 +167,7 @@ def _collection(node: Node, text: str) -> Literal | None:
 
 def _factory_collection(name: str, values: Sequence[Literal], text: str) -> Literal | None:
     """What a call such as `List.of(...)` or `Map.of(...)` makes of its arguments; None for any other function."""
+    # Its arguments are key, value, key, value and so on. Keys become texts, as in JSON.
     if name == "Map.of" and len(values) % 2 == 0:
         pairs = zip(values[::2], values[1::2], strict=True)
         return Literal("dict", {str(key.value): value for key, value in pairs}, text)
@@ -174,7 +175,7 @@ def _factory_collection(name: str, values: Sequence[Literal], text: str) -> Lite
 
 
 def _java_collection(node: Node, values: Sequence[Literal], text: str) -> Literal | None:
-    """What `new` makes of a Java class with these arguments; None if it is no collection that can be read.
+    """The collection that `new` makes of a Java class with these arguments; None if it cannot be read as one.
 
     A collection is empty, a copy of its argument, or filled in double braces.
     """
@@ -261,8 +262,9 @@ def pieces(text: str) -> list[str]:
     """Single calls of a text in Java or JavaScript, cut at the separators that are outside brackets and quotes."""
     if text.startswith("[") and text.endswith("]"):
         text = text[1:-1]
-    # Of the same length, so that places agree.
+    # Quotes are hidden by text of the same length, so that places agree.
     hidden = QUOTED.sub(lambda match: "_" * len(match[0]), text)
+    # The first piece begins at place 0, as if there were a separator before it.
     separators = [-1]
     depth = 0
     for place, sign in enumerate(hidden):

@@ -64,7 +64,7 @@ class Call:
 
 
 def parse_calls(text: str, language: str = "python") -> list[Call]:
-    """The calls in `text`, in its order; `[]` and a blank text hold none.
+    """The calls in `text`, in order; `[]` and a blank text hold none.
 
     Raises:
         Unparsable: for anything else; no other error, whatever the text.
@@ -126,7 +126,7 @@ def _expression(node: ast.stmt) -> ast.expr:
 
 
 def _python_call(node: ast.expr) -> Call:
-    """The call that an expression is; Unparsable if it is none, or an argument is not a value."""
+    """The call that an expression is; Unparsable if it is not a call, or an argument is not a value."""
     if not isinstance(node, ast.Call):
         raise Unparsable("not a call")
     arguments = {}
@@ -148,7 +148,7 @@ def _dotted(node: ast.expr) -> str:
 
 
 def _value(node: ast.expr) -> Value:
-    """The Python value of an argument; Unparsable if it has none.
+    """The Python value of an argument; Unparsable if the expression has no value.
 
     As in BFCL, names and other expressions that only running them could resolve stay text, and a call with keyword
     arguments is {name: arguments}.
@@ -209,6 +209,7 @@ def _binary(node: ast.BinOp) -> Value:
         if small and type(node.op) in _ARITHMETIC:
             result: Value = _ARITHMETIC[type(node.op)](left, right)
             return result
+    # Names also have texts as values, but must not be joined like texts: only literals are.
     if isinstance(node.op, ast.Add) and all(
         isinstance(n, ast.Constant | ast.List) for n in (node.left, node.right)
     ):
@@ -259,7 +260,7 @@ def score_calls(item: Item, output: str) -> float:
 
 
 def check_call_item(item: Item) -> None:
-    """Refuse an answer of another form, and an unknown language (UserError)."""
+    """Refuse an answer in none of the forms, and an unknown language (UserError)."""
     pick(item.language, CALL_LANGUAGES, f"item {item.id}: language")
     read_answer(item)
 
@@ -321,12 +322,12 @@ def _read_entry(entry: Any, language: str) -> list[ExpectedCall]:
 
 
 def _allowed_values(arguments: Mapping[str, Value]) -> dict[str, list[Value]]:
-    """{argument: [its value]}, the allowed values if there is one for each argument."""
+    """{argument: [its value]}: the allowed values of arguments that may each have one value only."""
     return {name: [_allow(plain_value(value))] for name, value in arguments.items()}
 
 
 def _allow(value: Value) -> Value:
-    """A plain value in the form of BFCL's allowed values: each key of an object has a list of them."""
+    """A plain value in the form of BFCL's allowed values: each key of an object has a list of allowed values."""
     if isinstance(value, dict):
         return {key: [_allow(inner)] for key, inner in value.items()}
     if isinstance(value, list | tuple):
@@ -340,7 +341,7 @@ def _documented(call: ExpectedCall, docs: Mapping[str, Schema], language: str) -
         return call
     parameters = docs[call.name]
     kinds = {name: kind_of(schema, language) for name, schema in parameters["properties"].items()}
-    # BFCL has no positional arguments.
+    # With docs BFCL's rules hold, which ignore positional values.
     return ExpectedCall(call.name, call.allowed, (), kinds, tuple(parameters.get("required", ())))
 
 
@@ -391,7 +392,10 @@ def _positional_fit(call: Call, expected: ExpectedCall, language: str) -> bool:
 
 
 def _argument_fits(name: str, value: Value, expected: ExpectedCall) -> bool:
-    """Whether the value of a keyword argument is allowed, and has the documented type if there are docs."""
+    """Whether the value of a keyword argument is allowed, and has the documented type if there are docs.
+
+    A string may also be allowed as it is written. With docs, this needs a parameter whose documented type is a text.
+    """
     allowed = expected.allowed.get(name)
     kinds = expected.kinds
     if allowed is None or (kinds is not None and name not in kinds):
@@ -405,7 +409,10 @@ def _argument_fits(name: str, value: Value, expected: ExpectedCall) -> bool:
 
 
 def _agrees_as_written(value: Value, allowed: Sequence[Value]) -> bool:
-    """Whether a Java or JavaScript string is allowed as it is written, with its escapes: BFCL does not resolve them."""
+    """Whether a Java or JavaScript string is allowed as it is written, with its escapes.
+
+    BFCL does not resolve escapes, so its answers have them.
+    """
     if not isinstance(value, Literal) or value.kind != "string":
         return False
     return value.text != value.value and agrees(value.text, allowed)
@@ -441,7 +448,8 @@ _SPELLINGS = {
 class Kind:
     """Type of a parameter in a function's docs.
 
-    `name` is its name there, in the item's `language`, `type` the Python type, `inner` the type of a list's elements.
+    `name` is the documented name of the type, in the item's `language`; `type` is the Python type, and `inner` the type
+    of a list's elements.
     """
 
     name: str
@@ -517,8 +525,11 @@ def _is_plain_number(value: Literal) -> bool:
 
 
 def _container(value: Literal, kind: Kind) -> Value:
-    """A literal as a list or dict of the documented type, with elements of theirs; text if it is of another type."""
-    # {documented type: how a Java literal of it begins}; others may begin in any way.
+    """A literal as a list or dict of the documented type, and its elements as values of their documented type.
+
+    A literal of another type stays text.
+    """
+    # {documented type: how a Java literal of it begins}; literals of other types may begin in any way.
     opening = {
         "Array": r"new\s+\w+\s*\[",
         "ArrayList": r"new\s+ArrayList\b",
@@ -551,6 +562,7 @@ def agrees(value: Value, allowed: Sequence[Value], kind: Kind | None = None) -> 
         return type(value) is first_type and any(_equal(value, option) for option in allowed)
     if not _elements_fit(value, allowed, kind):
         return False
+    # If the allowed values are not of the documented type, BFCL compares exactly as well.
     same = _same if first_type in (None, kind.type) else _equal
     return any(same(value, option) for option in allowed)
 
@@ -563,6 +575,7 @@ def _elements_fit(value: Value, allowed: Sequence[Value], kind: Kind) -> bool:
     if kind.type is not list or kind.inner is None:
         return True
     for option in allowed:
+        # As in BFCL, an option that is not a list, such as a variable's name, allows any elements.
         if not isinstance(option, list) or not isinstance(value, list):
             return True
         types = {kind.inner.type, *(type(element) for element in option[:1])}
@@ -578,7 +591,7 @@ def standardise(text: str) -> str:
 
 def _same(value: Value, option: Value, strict: bool = False) -> bool:
     """Whether a value is an allowed one: texts are compared standardised, lists and dicts element by element, and all
-    else by `_equal`, for which `strict` is.
+    other values by `_equal`, which gets `strict`.
     """
     if isinstance(value, str) and isinstance(option, str):
         return standardise(value) == standardise(option)
@@ -617,6 +630,7 @@ def _same_dict(value: Mapping[Value, Value], option: Mapping[str, Value]) -> boo
         if key not in value and "" not in choices:
             return False
     for key, inner in value.items():
+        # BFCL does not check the types of the values in a dict.
         if not any(_same(inner, choice, strict=False) for choice in allowed_values.get(key, ())):
             return False
     return True

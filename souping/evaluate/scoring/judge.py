@@ -125,7 +125,7 @@ class Judge:
                 f"judge {self.model}: item {item.id}: no verdict ({self.verdict}) in {reply!r:.80}"
             )
         last = verdicts[-1]
-        # A pattern with several groups gives tuples.
+        # A pattern with several groups gives tuples: the first group is the verdict.
         word = str(last if isinstance(last, str) else last[0]).lower()
         if word in self.scores:
             return float(self.scores[word])

@@ -67,14 +67,14 @@ class RunningServer:
 
 
 class CurrentServer:
-    """The running server of an evaluator and the folder of the model that it serves, if there is one."""
+    """The running server of an evaluator, if any, and the folder of the model that it serves."""
 
     def __init__(self) -> None:
         self._folder: Path | None = None
         self._server: RunningServer | None = None
 
     def swap(self, folder: Path, server: Server) -> RunningServer:
-        """A running server of the model in `folder`, by these settings. That of another model is stopped first."""
+        """A running server of the model in `folder`, by these settings. A server of another model is stopped first."""
         if self._server is None or folder != self._folder:
             self.stop()
             self._server = server.start(folder, folder.name)
@@ -82,7 +82,7 @@ class CurrentServer:
         return self._server
 
     def stop(self) -> None:
-        """Stop the server, if there is one."""
+        """Stop the running server; without one, nothing happens."""
         running = self._server
         self._server = None
         if running is not None:
@@ -161,7 +161,7 @@ class Server(ABC):
 
     @property
     def decisive(self) -> JsonObject:
-        """Settings of a server that this run starts that can change an answer, with the options that have defaults."""
+        """Settings that can change an answer, for a server that this run starts; options with defaults are included."""
         return {}
 
     @property
@@ -242,6 +242,7 @@ class Server(ABC):
         """
         start = logged = time.monotonic()
         while process.alive:
+            # It does not answer before the model is loaded.
             with suppress(ServerError):
                 return served(address, folder)
             now = time.monotonic()
@@ -279,7 +280,10 @@ class Server(ABC):
 
 
 def option_words(options: JsonObject, without: Collection[str] = ()) -> list[str]:
-    """Options as words of a command line, but for those named in `without`, or None. True and False are flags."""
+    """Options as words of a command line, sorted by name: True becomes `--name`, and False `--no-name`.
+
+    Options in `without` and options with the value None are left out.
+    """
     words = list[str]()
     for name, value in sorted(options.items()):
         flag = name.replace("_", "-")
@@ -294,10 +298,10 @@ def option_words(options: JsonObject, without: Collection[str] = ()) -> list[str
 
 @lru_cache(maxsize=16)
 def absent_packages(interpreter: str, packages: Names) -> list[str]:
-    """Those of the packages that an interpreter does not have.
+    """The packages that an interpreter lacks.
 
     Raises:
-        OSError, subprocess.SubprocessError: it cannot be run.
+        OSError, subprocess.SubprocessError: the interpreter cannot be run.
     """
     code = "import importlib.util as u, sys; print(*(name for name in sys.argv[1:] if u.find_spec(name) is None))"
     words = [interpreter, "-c", code, *packages]
@@ -381,7 +385,7 @@ class VllmServer(Server):
             raise ServerError(
                 "it keeps the prefix cache of the model before, as other requests run"
             )
-        # It goes on listing the model that it was started with.
+        # The server still lists the model that it was started with, and requests must name that one.
         models = models_at(address)
         if not models:
             raise ServerError("it lists no model")

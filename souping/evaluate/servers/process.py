@@ -74,16 +74,17 @@ class Process:
         """Whether the guard, and so the command, still runs."""
         if self._stopped:
             return False
-        # It is not reaped before `stop`, so that no other group gets its number.
+        # The guard is not reaped before `stop`, so that no other group gets its number.
         return os.waitid(os.P_PID, self.group, os.WEXITED | os.WNOHANG | os.WNOWAIT) is None
 
     def stop(self) -> None:
         """Let the guard end the whole group, and kill what is alive afterwards. Returns when it is gone."""
         if self._stopped:
             return
-        # Not `self._guard.terminate()`, which may reap it.
+        # Not `self._guard.terminate()`, which may reap the guard.
         os.kill(self.group, signal.SIGTERM)
         try:
+            # A second more than the guard waits.
             end = time.monotonic() + SERVER_GRACE_S + 1
             while self.alive and time.monotonic() < end:
                 time.sleep(0.02)
@@ -96,9 +97,9 @@ class Process:
             atexit.unregister(self.stop)
 
     def ends_in(self, seconds: float, sign: Path | None = None) -> bool:
-        """Whether the command ends by itself within so many seconds; otherwise it is stopped.
+        """Whether the command ends by itself within this time; otherwise it is stopped.
 
-        The time starts again whenever the file `sign` of life has grown.
+        The time starts again whenever the file `sign`, a sign of life, has grown.
         """
         size = 0
         since = time.monotonic()
@@ -147,14 +148,14 @@ class PidGuard:
         self._guard = _start_guard("watch", numbers, os.environ, subprocess.DEVNULL)
 
     def stop(self) -> None:
-        """End them now; returns when they are gone."""
+        """End the processes now; returns when they are gone."""
         self._guard.kill()
         self._guard.wait()
         _end(self._processes)
 
 
 def _running(pids: Iterable[int]) -> list[psutil.Process]:
-    """Those of the processes that still exist."""
+    """The processes with these ids that still exist."""
     return [psutil.Process(pid) for pid in pids if psutil.pid_exists(pid)]
 
 
@@ -233,6 +234,7 @@ def _signal_children(number: signal.Signals) -> list[psutil.Process]:
     """Send a signal to all processes that this one and its children have started, and return them."""
     processes: list[psutil.Process] = psutil.Process().children(recursive=True)
     for process in processes:
+        # It may have ended, or belong to another user.
         with suppress(psutil.Error):
             process.send_signal(number)
     return processes
@@ -305,7 +307,10 @@ def _client(local: bool) -> httpx.Client:
 def _response(
     url: str, body: Json, timeout: float, key: str, timeout_error: ServerError
 ) -> str | ServerError:
-    """What `post` returns or raises; `timeout_error` after `timeout` seconds, which ends this thread too."""
+    """The text that `post` returns or the error that it raises; `timeout_error` after `timeout` seconds.
+
+    The time limit also ends the thread of a request that `post` no longer waits for.
+    """
     import httpx
 
     end = time.monotonic() + timeout

@@ -29,7 +29,10 @@ WITHOUT_SPACES = {"zho_Hans": "zh", "zho_Hant": "zh", "tha_Thai": "char", "jpn_J
 def pairs(
     source: str, target: str, version: float = 1.0, config_source: str = ""
 ) -> dict[str, Dataset]:
-    """{split: documents} of one direction; document n is the same sentence in every direction."""
+    """{split: documents} of one direction; document n is the same sentence in every direction.
+
+    The harness also passes the metadata of the task, `version` and `config_source`, which are not used.
+    """
     from datasets import Dataset
 
     documents = {}
