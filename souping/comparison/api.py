@@ -84,7 +84,7 @@ def compare(
         same_prompts: refuse logs whose prompts, as they were sent, differ.
         lower_is_better: tasks of tables in which a lower score is better.
         fail_on: verdicts of deciding rows that make `status` 1.
-        store: path of the results store of runs of souping; by default it is looked for by the run's settings.
+        store: path of the results store of runs of souping; by default the one that the first run's settings name.
 
     Raises:
         UserError: a log is damaged, or the logs may not be compared.
@@ -387,7 +387,8 @@ def _unaveraged(common: Matched, averaged: Names) -> Iterator[str]:
     without item scores. `averaged` are tasks.
     """
     for task, metrics in common.metrics.items():
-        # Only the first metric of a task can be averaged. If it is a mean, the user chose to leave the task out.
+        # Only the first metric of a task can be averaged. If it is a mean, the task is only left out by the user's
+        # weights, or because no item has a score of every model.
         if task not in averaged and not metrics[0].is_mean:
             yield (
                 f"{task} is not averaged: in some log, {metrics[0].metric} is not the mean of the items' scores, "

@@ -189,8 +189,8 @@ def _row_verdict(
 def _holm(family: Mapping[str, RowTest]) -> dict[str, float]:
     """{row: number of tests that it is corrected for} by Holm's method.
 
-    Down to the first row without a difference, each row has the number of its step; all rows after that one have the
-    same number as it. So the interval of a row excludes 0 exactly if the row is shown to differ.
+    Down to the first row without a difference, a row is corrected for the number of rows that remain at its step; all
+    rows after that one for the same number as it. So an interval excludes 0 exactly if its row is shown to differ.
     """
 
     def decide(remaining: Sequence[str]) -> tuple[bool, float]:

@@ -71,7 +71,7 @@ def best_models(
 
 
 def _unbeaten(scores: ScoreTable, models: Sequence[str], level: Level) -> Names:
-    """Models than which no other is shown to be better, each by M - 1 one-sided tests at Bonferroni's level.
+    """Models that no other model is shown to beat, each by M - 1 one-sided tests at Bonferroni's level.
 
     The best model is left out only if one of the M - 1 others is wrongly shown to be better.
     """

@@ -194,7 +194,7 @@ def render(tokenizer: PreTrainedTokenizerBase, item: Item) -> list[int]:
     """The prompt's tokens: a text as it stands, chat messages through the tokenizer's chat template.
 
     Raises:
-        UserError: as `prompt_text`.
+        UserError: there is no chat template, or it refuses the messages or shows no tools.
     """
     if isinstance(item.prompt, str):
         return list(tokenizer(item.prompt)["input_ids"])

@@ -172,7 +172,7 @@ def _common_groups(named_logs: Sequence[NamedLog], tasks: Sequence[str]) -> dict
 
 
 def _weight_by_size(group: str, named_logs: Sequence[NamedLog]) -> bool:
-    """Whether a group is weighted by size, as the first log that can tell has it; False if no log can tell."""
+    """Whether a group is weighted by size, by the first log that can tell; False if no log can tell."""
     for _, log in named_logs:
         if group in log.groups:
             by_size = log.groups[group].weight_by_size
@@ -276,7 +276,7 @@ def _match_metric(
         for number, field in enumerate(FIELDS):
             values[field][model] = array[number]
         reported[model] = tuple(run.reported for run in runs)
-    # A corpus metric, which is no mean, has no scores of items.
+    # A metric that is not a mean, such as a corpus metric, may have no scores of items.
     for model, scores in values["score"].items():
         if is_mean and np.isnan(scores).all():
             raise UserError(f"{task}: {model} has no score of {metric} for any item in common")

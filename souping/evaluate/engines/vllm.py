@@ -290,7 +290,7 @@ class VllmEngine(Engine):
         return engine
 
     def _reload(self, model: LoadedModel, machine: MachineSettings) -> None:
-        """Load a soup from its folder: into the running engine, or into a new one if configs differ or loading fails."""
+        """Load a soup from its folder: into the running engine, or into a new one if configs differ or that fails."""
         state = self.running
         folder = model.folder
         if state.engine is not None and state.in_place and config_text(folder) == state.config:

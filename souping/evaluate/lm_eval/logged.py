@@ -40,7 +40,7 @@ class LoggedResponses:
                     self._responses[task, document, index] = (list(arguments.values()), responses)
 
     def find(self, request: Instance, number: int) -> Json:
-        """A logged response to a request; `number` counts its responses, from 0 on.
+        """A logged response to a request; `number` counts the responses to one request, from 0 on.
 
         None, with a warning the first time, if the request's document, prompt or generation settings are not in the
         log.

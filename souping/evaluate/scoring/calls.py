@@ -209,7 +209,7 @@ def _binary(node: ast.BinOp) -> Value:
         if small and type(node.op) in _ARITHMETIC:
             result: Value = _ARITHMETIC[type(node.op)](left, right)
             return result
-    # Names also have texts as values, but must not be joined like texts: only literals are.
+    # The value of a name is a text too, so only literals are joined.
     if isinstance(node.op, ast.Add) and all(
         isinstance(n, ast.Constant | ast.List) for n in (node.left, node.right)
     ):
