@@ -1,4 +1,4 @@
-"""Looks of a comparison: those of runs of ours are counted in their store."""
+"""Looks of a comparison: the results store of souping's runs counts how often their test items were looked at."""
 
 from __future__ import annotations
 
@@ -125,7 +125,9 @@ def _claim_of(
     table: ItemTable,
     settings: Sequence[Json],
 ) -> ComparisonClaim:
-    """The claim of a comparison of `runs` of ours and other logs; `metrics` are those of the average row."""
+    """The claim of a comparison of `logs`, among them the `runs` of souping; `metrics` {task: metric} and `table` are
+    those of the average row.
+    """
     from souping.pipeline.looks.claims import pair_digest
 
     identity_of = _identities(runs, common)

@@ -91,7 +91,7 @@ def _average_row(
 
 
 def _metric_rows(common: Matched, weights: Mapping[str, float]) -> Iterator[RowScores]:
-    """A row for each metric that is not averaged: all but the first of a task, and those of tasks without a weight."""
+    """A row for each metric that is not averaged: all but the first of a task, and all metrics of unweighted tasks."""
     for task, metrics in common.metrics.items():
         for number, metric in enumerate(metrics):
             averaged = number == 0 and task in weights

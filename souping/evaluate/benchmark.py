@@ -125,7 +125,7 @@ class ListedItems(BenchmarkItems):
 
 @component
 class EvaluatorBenchmark(BenchmarkItems):
-    """Items that come with the evaluator (`evaluator=lm_eval`, `evaluator=bfcl`), chosen as those of a file.
+    """Items that come with the evaluator (`evaluator=lm_eval`, `evaluator=bfcl`), chosen by the settings of `Benchmark`.
 
     It holds the settings alone: a run replaces it by a `PartOfBenchmark` of the evaluator's own items.
     """
@@ -146,7 +146,10 @@ class EvaluatorBenchmark(BenchmarkItems):
 
 @frozen
 class PartOfBenchmark(BenchmarkItems):
-    """The evaluator's items, `whole`, of which the user's `choice` includes some. `splits` are shares of the splits."""
+    """Some of the evaluator's items: `whole` holds all of them, and the user's `choice` says which are included.
+
+    `splits` are shares of the splits.
+    """
 
     whole: BenchmarkItems
     choice: EvaluatorBenchmark

@@ -65,8 +65,8 @@ class HeldLogs:
         return True
 
     def release(self, soup: str, items: Sequence[Item]) -> None:
-        """Let go of a model's attempts. Those that were for these items alone are removed; the others stay for the next
-        run that evaluates this model.
+        """Let go of a model's attempts. Attempts for these items alone are removed; all others stay for the next run
+        that evaluates this model.
         """
         lines = set(map(item_line, items))
         for attempt, file in self._files.pop(soup, {}).items():

@@ -64,7 +64,7 @@ LOCAL_EVALUATOR_VERSION = 2
 
 @frozen
 class LiveHosting(Hosting):
-    """Hosting of a live module by the settings of a `machine`, or by those of the evaluator's `engine`, if any."""
+    """Hosting of a live module by the settings of a `machine`, or as the evaluator's `engine` needs it, if any."""
 
     machine: MachineSettings
     engine: Engine | None = None

@@ -45,9 +45,10 @@ class MachineSettings:
 
     @property
     def resolved_device(self) -> str:
-        """`auto` is the GPU if there is one. torch is imported only if there is a driver: a run may need no torch."""
+        """The device; `auto` is the GPU if this machine has one, else the CPU."""
         if self.device != "auto":
             return self.device
+        # Without a driver torch is not imported, as it may not be installed.
         if not Path("/dev/nvidiactl").exists():
             return "cpu"
         import torch

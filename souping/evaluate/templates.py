@@ -293,7 +293,7 @@ class Decoding:
     penalties: JsonObject = field(default_factory=dict)
 
     def seed_of(self, item: Item, repeat: int) -> int:
-        """Seed of one answer, 63 bits. It depends on the item's prompt, not on its id."""
+        """Seed of one answer, 63 bits. It depends on the item's prompt, not on its id; `repeat` counts the answers."""
         text = f"{self.seed}\0{item.prompt_digest}\0{repeat}".encode()
         return int.from_bytes(hashlib.sha256(text).digest()[:8], "big") >> 1
 
@@ -341,7 +341,7 @@ def write_neutral(folder: Path, source: Path, ends: Sequence[int]) -> None:
     if ends:
         ids["eos_token_id"] = list(ends)
     path = folder / "generation_config.json"
-    # The file may be a link to that of a candidate.
+    # The file may be a link to a candidate's file.
     path.unlink(missing_ok=True)
     path.write_text(json.dumps(ids, indent=2), encoding="utf-8")
 

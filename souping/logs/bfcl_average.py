@@ -1,4 +1,4 @@
-"""The overall accuracy of BFCL without bfcl-eval: a tree of weighted means, as each version has it."""
+"""The overall accuracy of BFCL without bfcl-eval: a tree of weighted means for each version."""
 
 from __future__ import annotations
 

@@ -97,7 +97,7 @@ def requests_of(sample: LogRow) -> Iterator[tuple[Json, Json]]:
 
 
 def _samples(results: Path, task: str) -> Path:
-    """The file with a task's samples (UserError if there is none)."""
+    """The file with a task's samples (UserError if it does not exist)."""
     path = results.parent / f"samples_{task}_{results.stem.rpartition('_')[2]}.jsonl"
     if not path.is_file():
         raise UserError(f"{results}: no {path.name} beside it: run lm_eval with --log_samples")

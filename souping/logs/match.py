@@ -147,7 +147,7 @@ def _kind(log: Log) -> str:
 
 
 def _common_tasks(named_logs: Sequence[NamedLog]) -> list[str]:
-    """Tasks that every log has, in the order of the first (UserError if there is none)."""
+    """Tasks that every log has, in the order of the first log (UserError if they have no task in common)."""
     _, first = named_logs[0]
     tasks = []
     for task in first.tasks:

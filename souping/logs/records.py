@@ -62,7 +62,7 @@ class LoggedMetric:
     is_mean: bool
     answers: tuple[LoggedAnswer, ...]
     unit: str = ""  # of scores that are not fractions of 1, empty if not known
-    reported: float | None = None  # the harness's own figure, where it is in the log
+    reported: float | None = None  # the harness's own figure, if the log has it
 
 
 @frozen

@@ -76,7 +76,8 @@ def read_logs(
 def logs_in(folder: Path) -> dict[str, str]:
     """{model: path of its log} of a folder with one log per model, which is named by its file or folder.
 
-    Hidden files and those of no kind that a log has are left out. A BFCL project has the models of its result/.
+    Hidden files and files that cannot be logs by their suffix are left out. A BFCL project has the models of its
+    result/.
 
     Raises:
         UserError: there is no such folder, no log in it, or two of one name; or it is the log of one model.
@@ -120,8 +121,7 @@ def _check_field(logs: Sequence[Log], name: str, option: str) -> None:
 def _by_category(log: Log, values: Log) -> Log:
     """The log with its one task split into a task per category.
 
-    `values` is the same log read with the field of the category as that of the group: an answer's group is its
-    category.
+    `values` is the same log, read so that the group of each answer is its category.
     """
     if len(log.tasks) > 1:
         raise UserError(
@@ -135,7 +135,7 @@ def _by_category(log: Log, values: Log) -> Log:
         for answer, with_category in zip(metric.answers, answers_with_category, strict=True):
             answers_of.setdefault(with_category.group, []).append(answer)
         for category, answers in answers_of.items():
-            # The reported figure is that of the whole task.
+            # The reported figure is of the whole task.
             split = replace(metric, answers=tuple(answers), reported=None)
             metrics_of.setdefault(category, {})[name] = split
     tasks = {}
@@ -178,7 +178,7 @@ def _read_harness(path: Path, name: str, options: TableOptions) -> Log:
     log = _harness_log(path, name, options.fields.get("group", ""), category)
     if not category:
         return log
-    # Read again, with the field of the category as that of the groups: each answer then has its category as group.
+    # Read again, so that each answer has its category as group.
     values = _harness_log(path, name, category, category)
     _check_field([values], category, "category")
     return _by_category(log, values)
@@ -208,7 +208,7 @@ def _harness_log(path: Path, name: str, group: str, category: str) -> Log:
 def _path_and_model(source: str | Path) -> tuple[Path, str]:
     """(path, model) from `PATH` or `PATH:MODEL`; the model is empty in the first.
 
-    Both may contain colons: the path is the longest beginning that exists (UserError if there is none).
+    Both may contain colons: the path is the longest beginning that exists (UserError if none exists).
     """
     path = expanded(str(source))
     if path.exists():

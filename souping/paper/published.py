@@ -85,7 +85,7 @@ def recipes() -> dict[str, dict[str, float]]:
 
 
 def leaderboard() -> ScoreMatrix:
-    """The rows of the leaderboard that the paper prints: those of its 8B and 70B candidates."""
+    """The rows of the leaderboard that the paper prints: its 70B and then its 8B candidates."""
     large = PAPER_TABLES[0].scores
     small = PAPER_TABLES[1].scores
     return ScoreMatrix(

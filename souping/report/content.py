@@ -747,7 +747,7 @@ class Report:
         return content
 
     def row(self, kind: str) -> ModelRow | None:
-        """The first model of a role (see `ModelRow.kind`), None if there is none."""
+        """The first model with this role (see `ModelRow.kind`), None if no model has it."""
         for row in self.rows or ():
             if row.kind == kind:
                 return row

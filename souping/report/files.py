@@ -236,7 +236,7 @@ def write_selection(
 def selection_summary(
     unit: Unit, selection: Selection, scores: ScoreMatrix | None = None
 ) -> SelectionSummary:
-    """A selection as selection.json has it, with the `scores` that it saw, in `unit`, if they are known."""
+    """The content of selection.json: a selection, and the `scores` that it saw (None: not known), in `unit`."""
     published = False
     candidates: Names = ()
     raw_scores: Mapping[str, Mapping[str, float]] = {}
@@ -285,7 +285,7 @@ def _raw_scores(unit: Unit, scores: ScoreMatrix) -> dict[str, dict[str, float]]:
 
 
 def raw_result(unit: Unit, result: Result) -> Result:
-    """A result whose inner scores (higher is better) are turned into those of the unit."""
+    """A result whose inner scores (higher is better) are turned into scores in `unit`."""
     categories = {name: unit.raw(score) for name, score in result.categories.items()}
     return replace(result, objective=unit.raw(result.objective), categories=categories)
 
@@ -316,7 +316,7 @@ def _stop_text(unit: Unit, stop: StopReason) -> str:
 
 
 def trial_rows(unit: Unit, trials: Sequence[Trial], selection: Selection) -> list[TrialRow]:
-    """The trials as `trials.csv` and the plots have them. `trial.weights` are those of the selected ingredients.
+    """The trials as rows of `trials.csv`. `trial.weights` are aligned with the ingredients of the selection.
 
     A trial that did not answer all items has no score: a mean over a few items is not comparable with one over all.
     """

@@ -90,9 +90,9 @@ def _varied(jobs: Sequence[SweepJob]) -> list[list[str]]:
 
 
 def best_jobs(jobs: Sequence[SweepJob]) -> list[SweepJob]:
-    """The job with the best objective and those that tie with it; none if the objectives cannot be compared.
+    """The job with the best objective and those that tie with it; empty if the objectives cannot be compared.
 
-    They cannot in a dry run, or if the jobs have several units, items or objectives, or no objective at all.
+    They cannot in a dry run, if the jobs differ in unit, benchmark, evaluator or objective, or if no job has a score.
     """
     scored = [job for job in jobs if job.objective is not None]
     is_dry_run = any(job.dry_run for job in scored)

@@ -278,7 +278,7 @@ def _whisker(
 
 
 def _column_text(axes: Axes, x: float, y: float, text: str, weight: str) -> None:
-    """Write a cell beside the chart: `x` is a share of its width, `y` a row, `weight` that of the font."""
+    """Write a cell beside the chart: `x` is a share of the chart's width, `y` a row, `weight` the font's weight."""
     place = axes.get_yaxis_transform()
     axes.text(x, y, text, transform=place, va="center", ha="right", fontsize=8.5, fontweight=weight)
 
@@ -465,7 +465,7 @@ def triangle(
 ) -> Figure:
     """Barycentric plot of weights [N, 3]: corners are the ingredients, colours the values [N], the ring `chosen` [3].
 
-    `label` is that of the colour bar; `rims` [N] are colours around the points, by default thin and dark.
+    `label` is the label of the colour bar; `rims` [N] are colours around the points, by default thin and dark.
     """
     plot, axes = figure(7.6, 4.2)
     outline = np.vstack([CORNERS, CORNERS[:1]])

@@ -271,7 +271,7 @@ def show_warnings() -> None:
 def logged(run_dir: Path, command: str, overrides: str = "") -> Iterator[None]:
     """While the block runs, write `run_dir`/run.log: what runs where, what `say` and warnings say, how it ended.
 
-    `overrides` are those of one job of a multirun.
+    `overrides` are the overrides of one job of a multirun.
     """
     handler = RunLog(run_dir / LOG, "w", encoding="utf-8", errors="backslashreplace")
     handler.setFormatter(logging.Formatter("%(asctime)s %(message)s", "%H:%M:%S"))

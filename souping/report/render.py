@@ -93,7 +93,7 @@ def _figures(report: Report) -> str:
 
 
 def _warnings(report: Report) -> str:
-    """HTML of the list of warnings; empty if there are none."""
+    """HTML of the list of warnings; empty without warnings."""
     lines = "".join(f"<li>{escape_html(warning)}</li>" for warning in warnings(report))
     if not lines:
         return ""
@@ -101,7 +101,7 @@ def _warnings(report: Report) -> str:
 
 
 def _contents(sections: Sequence[Section]) -> str:
-    """HTML of a list of links to the sections; none for a single section."""
+    """HTML of a list of links to the sections; empty for a single section."""
     if len(sections) < 2:
         return ""
     links = "".join(
@@ -120,7 +120,7 @@ def section_html(section: Section, pictures: Mapping[str, Drawing] = MappingProx
 def _content(section: Section, pictures: Mapping[str, Drawing]) -> list[str]:
     """Blocks of HTML for everything below a section's heading; what is folded away comes last."""
     blocks = [f"<p>{escape_html(line)}</p>" for line in section.lines]
-    # The picture and the tables stand side by side where there is room.
+    # The picture and the tables stand side by side if the page is wide enough.
     side_by_side = [*map(_html_table, section.grids)]
     if section.picture in pictures:
         side_by_side.insert(0, _figure(pictures[section.picture]))

@@ -424,7 +424,7 @@ def _stability(stability: SelectionStability) -> list[str]:
 
 
 def _also(report: Report) -> Section | None:
-    """The extra benchmarks: every model's score, and differences by benchmark; None if there are none."""
+    """The extra benchmarks: every model's score, and differences by benchmark; None without extra benchmarks."""
     if not report.extra_benchmarks:
         return None
     line = "Evaluated once the weights were fixed, on all items; nothing was chosen on them."

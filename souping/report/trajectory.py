@@ -29,7 +29,7 @@ SIDES = {"last": "minus the last checkpoint", "checkpoints_mean": "minus the mea
 
 
 def trajectory_sections(report: Report) -> tuple[Section, ...]:
-    """The sections on a training run; none if the candidates are not its checkpoints."""
+    """The sections on a training run; empty if the candidates are not checkpoints of one."""
     result = report.trajectory
     if result is None or not result.checkpoints:
         return ()

@@ -213,7 +213,7 @@ class BfclEvaluator(Evaluator):
             raise UserError(f"evaluator=bfcl: {error.what}", fix=error.fix, more=hint) from error
 
     def for_recipe(self, recipe: Recipe) -> BfclEvaluator:
-        """A copy whose only handler is that of the model; it shares this evaluator's server."""
+        """A copy that only has the handler of the model; it shares this evaluator's server."""
         handlers = self.handlers
         # A recipe of one ingredient is a candidate.
         name = recipe.ingredients[0] if len(recipe.ingredients) == 1 else OTHER_MODELS
@@ -306,7 +306,9 @@ class Environment:
 
 
 def place_of(python: str | None = None) -> Path:
-    """Folder of the environment: that of this interpreter, else $SOUPING_BFCL, else one in the user's cache."""
+    """Folder of the environment: the one with the interpreter `python`, else $SOUPING_BFCL, else one in the user's
+    cache.
+    """
     if python:
         # FOLDER/bin/python, not resolved: it is a link to the interpreter that made the environment.
         return expanded(python).parent.parent

@@ -197,7 +197,7 @@ def _watched(
         with Path(settings["alive"]).open("ab") as alive:
             alive.write(b".")
         choice = response.choices[0]
-        # A chat's answer is a message, that of a completion a text.
+        # The answer of a chat is a message, the answer of a completion a text.
         holder = choice
         key = "text"
         if hasattr(choice, "message"):

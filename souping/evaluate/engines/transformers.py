@@ -146,7 +146,7 @@ class Passage:
 class GenerationSettings:
     """Settings of an evaluator that generates answers by an engine.
 
-    Answers end at a text of `stop` or after `max_new_tokens` (None: as `answer_room` has it), and `decoding` picks
+    Answers end at a text of `stop` or after `max_new_tokens` (None: see `answer_room`), and `decoding` picks
     their tokens. `machine` is for an engine without settings of its own.
     """
 
@@ -247,7 +247,7 @@ def answer_of(
 
 
 def answer_end_ids(model: LoadedModel) -> TokenIds:
-    """Ids of the tokens that end answers: the soup's, else its tokenizer's, else those of the module's own config."""
+    """Ids of the tokens that end answers: from the soup, else from its tokenizer, else from the module's config."""
     if model.eos_token_ids:
         return model.eos_token_ids
     end = model.tokenizer.eos_token_id

@@ -219,7 +219,11 @@ class VllmEngine(Engine):
         return totals
 
     def _engine_with(self, model: LoadedModel, machine: MachineSettings) -> Vllm:
-        """The engine with this soup loaded and checked; it is started if there is none (UserError if it cannot be)."""
+        """The engine with this soup loaded and checked. It is started if none is running.
+
+        Raises:
+            UserError: the engine cannot be started, or the loaded weights are not the soup's.
+        """
         state = self.running
         if state.engine is not None and state.served == model.soup:
             return state.engine
@@ -271,7 +275,7 @@ class VllmEngine(Engine):
         return True
 
     def _take_adapter(self, adapter: SoupAdapter, soup: str, machine: MachineSettings) -> None:
-        """Load an adapter into an engine of its base model, which is started if there is none for such adapters."""
+        """Load an adapter into an engine of its base model, which is started if none is running for such adapters."""
         engine = self.running.engine
         if engine is None or self.running.shape != adapter.shape:
             engine = self._start(adapter.shape.base, machine, adapter.shape)

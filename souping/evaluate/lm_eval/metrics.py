@@ -171,7 +171,7 @@ def _settings(task: Task, metric: str) -> JsonObject:
 
 
 def measure(kind: str, value: Any, where: str) -> tuple[float, tuple[float, ...]]:
-    """(score, sufficient statistics) of one item by a corpus metric; the score is that of a corpus of this item alone.
+    """(score, sufficient statistics) of one item by a corpus metric, computed as if the corpus were this item alone.
 
     Raises:
         UserError: the task's value for this metric is not what the harness's own aggregation takes.
@@ -271,7 +271,7 @@ def _statistics(kind: str, value: Any) -> tuple[float, ...]:
 
 @cache
 def _sacrebleu(kind: str) -> CorpusMetric:
-    """sacrebleu's metric with its defaults, as the harness's aggregation has it; chrF++ also counts word bigrams."""
+    """sacrebleu's metric with its defaults, as the harness aggregates by it; chrF++ also counts word bigrams."""
     from sacrebleu.metrics import bleu, chrf, ter
 
     if kind == "chrf++":

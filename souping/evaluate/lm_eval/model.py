@@ -260,7 +260,7 @@ def harness_model(
     """
     module = served.module
     tokenizer = served.tokenizer
-    # HFLM sets a padding token if there is none.
+    # HFLM sets a padding token in a tokenizer without one.
     if tokenizer.pad_token_id is None:
         tokenizer = _copy(tokenizer)
     quiet_harness()
@@ -319,7 +319,7 @@ class HarnessModel(Base):  # type: ignore[misc]
         return (decoding.seed_of(item, self.repeat) + place * SEED_STEP) % 2**63
 
     def _note(self, request: Instance, answer: Answer) -> None:
-        """Add an answer to those of the request's document."""
+        """Add an answer to the answers to the request's document."""
         self.answers.setdefault((request.task_name, request.doc_id), []).append(answer)
 
     def loglikelihood(
@@ -447,7 +447,8 @@ class HarnessModel(Base):  # type: ignore[misc]
             answer = answer_of(
                 self.tokenizer, stops, prompt_ids, ids, self.eos_token_ids, pad, max_new
             )
-            # The harness only cuts texts at its tokenizer's end token, which replaces that of another ingredient.
+            # The harness cuts texts only at the end token of its tokenizer. A row may end with another ingredient's end
+            # token, which is therefore replaced.
             if answer.tokens and answer.tokens[-1] in self.eos_token_ids:
                 rows[row, start + len(answer.tokens) - 1 :] = end_token
             self._note(prompt.request, self._ending(row, answer))

@@ -124,7 +124,7 @@ class HarnessSettings(MachineEvaluator):
 
     @property
     def model_arguments(self) -> JsonObject:
-        """Arguments of HFLM that are passed on; the others load a checkpoint, which is loaded already."""
+        """The arguments that HFLM gets."""
         others = {*EVALUATION_ARGUMENTS, *TASK_ARGUMENTS}
         return {name: value for name, value in self.arguments.items() if name not in others}
 
@@ -333,7 +333,7 @@ def _build(files: TaskFiles, spec: Spec) -> dict[str, Task]:
 def _load(
     evaluator: HarnessSettings, name: str, entry: str, task: Task, code: tuple[str, ...]
 ) -> Loaded:
-    """The leaf task `name` with its documents; `entry` and `code` are those of `Loaded`.
+    """The leaf task `name` with its documents; `entry` and `code` become the fields of `Loaded`.
 
     Raises:
         UserError: the task cannot be evaluated here, or with these settings.

@@ -203,7 +203,7 @@ def chosen_letter(output: str) -> str:
 
 
 def _f1(item: Item, output: str) -> float:
-    """Overlap of words with the best of the answers: harmonic mean of precision and recall, as SQuAD has it."""
+    """Overlap of words with the best of the answers: harmonic mean of precision and recall, as in SQuAD."""
     return max(_overlap(_words(answer), _words(output)) for answer in _answers(item))
 
 
@@ -267,7 +267,7 @@ _NUMBER = re.compile(
 
 
 def last_number(text: str) -> float | None:
-    """The last number written in a text, None if there is none.
+    """The last number written in a text, None if the text has no number.
 
     A hyphen between word characters is not a sign: `3-4` ends in 4.
     """

@@ -374,7 +374,7 @@ def _fits(call: Call, expected: ExpectedCall, language: str) -> bool:
 
 
 def _positional_fit(call: Call, expected: ExpectedCall, language: str) -> bool:
-    """Whether a call's positional arguments are those of an answer, which has some only if it is a text.
+    """Whether a call's positional arguments are those that the answer expects. Only an answer given as text has any.
 
     Otherwise BFCL's rules hold: positional values are ignored, but in Java and JavaScript a name, such as a variable's,
     is an argument that was not expected.
@@ -568,7 +568,7 @@ def agrees(value: Value, allowed: Sequence[Value], kind: Kind | None = None) -> 
 
 
 def _elements_fit(value: Value, allowed: Sequence[Value], kind: Kind) -> bool:
-    """Whether a list's elements have the documented type, or that of the first element of one of the allowed lists.
+    """Whether a list's elements have the documented type, or the type of the first element of one of the allowed lists.
 
     Like BFCL, this checks one level of nesting.
     """
