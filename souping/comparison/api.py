@@ -120,7 +120,10 @@ def _result(
     look_note: str,
     notes: Sequence[str],
 ) -> CompareResult:
-    """The verdicts on all rows, and what else the logs show. `average` is the name of the average."""
+    """The verdicts on all rows, and what else the logs show.
+
+    `average` is the name of the average, and `level` belongs to this look at the items.
+    """
     models = tuple(logs)
     # The first row is the average row.
     scores = rows[0].scores

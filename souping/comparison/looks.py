@@ -51,8 +51,8 @@ def looks_of(
 
     The results store counts looks at souping's runs; logs of other tools are at look `least`. If a report shows the
     difference of these models already, this look is that report's. Otherwise the store counts this comparison as a
-    look, and the level corrects for a pick of the models among all whose scores on these items are known. `settings`
-    are what else the claim is about.
+    look, and the level corrects for a pick of the models among all whose scores on these items are known. `weights` are
+    {task: weight} of the average row, and `settings` are what else the claim is about.
 
     Raises:
         UserError: there were too many looks, or the store that was named has no answers of these runs.

@@ -187,6 +187,7 @@ def _held(
         """Whether the whole interval, as one of this many tests, is below 0, or below minus the margin."""
         end = 0.0
         if word == "much-worse":
+            # Without a margin, any loss counts.
             end = -(margins[name] or 0.0)
         return all(high < end for _, high in limits(name, float(tests)))
 

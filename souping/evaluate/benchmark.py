@@ -125,7 +125,7 @@ class ListedItems(BenchmarkItems):
 
 @component
 class EvaluatorBenchmark(BenchmarkItems):
-    """Items that come with the evaluator (`evaluator=lm_eval`, `evaluator=bfcl`), chosen by the settings of `Benchmark`.
+    """Items of the evaluator (`evaluator=lm_eval`, `evaluator=bfcl`), chosen by the same settings as items of a file.
 
     It holds the settings alone: a run replaces it by a `PartOfBenchmark` of the evaluator's own items.
     """
@@ -194,7 +194,10 @@ def outline_items(sizes: Mapping[str, int], shared: Collection[str]) -> Items:
 
 
 def _unique(placed: Iterable[tuple[str, Item]], source: str) -> Items:
-    """The items of (place, item) pairs, in order (UserError if there is none, or an id appears twice)."""
+    """The items of (place, item) pairs, in order (UserError if there is none, or an id appears twice).
+
+    `source` names the file or list in errors.
+    """
     items = {}
     for where, item in placed:
         if item.id in items:
@@ -271,7 +274,7 @@ def _item(row: JsonObject, where: str, scorers: Mapping[str, UserScorer]) -> Ite
 
 
 def _checked(item: Item, where: str) -> Item:
-    """The item, if its scorer can score it."""
+    """The item, if its scorer can score it (UserError with its place, `where`)."""
     from souping.evaluate.scoring import check_item
 
     try:
@@ -367,6 +370,7 @@ def make_splits(
         UserError: a category has too few groups to stand in every split.
     """
     split_of = {item.group: assign(item.group, two, shares) for item in items}
+    # With two splits, published scores stand for the first one, select.
     needed = SPLITS[1:] if two else SPLITS
     members: dict[str, list[str]] = {}
     for item in items:

@@ -85,7 +85,7 @@ def _by_inspect(read: Callable[[str], T], file: str) -> T:
 
 
 def _task(file: str, header: EvalLog, group: str) -> Task:
-    """The task of a log, with the settings that change its scores."""
+    """The task of a log, with the settings that change its scores. `group` is a field of the samples' metadata."""
     spec = header.eval
     scorers = {scorer.name: scorer.options for scorer in spec.scorers or ()}
     metrics = metrics_of(Path(file), _answers(file, list(scorers), group))

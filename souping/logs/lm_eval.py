@@ -110,7 +110,10 @@ def _groups(path: Path, table: LogRow) -> dict[str, Group]:
     leaves_of: dict[str, dict[str, None]] = {}
 
     def leaves(name: str, depth: int) -> dict[str, None]:
-        """The leaf tasks below a group, or the task itself, as the keys of a dict. Each group is computed once."""
+        """The leaf tasks below a group, or the task itself, as the keys of a dict. Each group is computed once.
+
+        `depth` is the number of groups above it.
+        """
         if depth > MAX_DEPTH:
             raise UserError(
                 f"{path}: group_subtasks: {shown(name)} contains itself, or is in more than "
@@ -178,7 +181,10 @@ def _size(path: Path, table: LogRow, task: str) -> float:
 
 
 def _task(results: Path, table: LogRow, task: str, group: str) -> Task:
-    """A task of the results file `results`, whose content is `table`, with the answers in its samples file."""
+    """A task of the results file `results`, whose content is `table`, with the answers in its samples file.
+
+    `group` is a field of the documents.
+    """
     path = _samples(results, task)
     directions = part(part(table, "higher_is_better"), task)
     figures = part(part(table, "results"), task)

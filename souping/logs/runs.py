@@ -120,7 +120,7 @@ def _settings(lines: Sequence[LogRow], best_of: int) -> dict[str, str]:
 
 
 def _best_of(result: LogRow) -> int:
-    """The number of a model's answers to an item if the item's score is that of the best answer, not the mean; else 0."""
+    """The number of a model's answers to an item if its score is that of the best answer and not the mean, else 0."""
     scores = result.get("scores", [result["score"]])
     best = max(scores)
     if result["score"] == best and best - fmean(scores) > 1e-9:

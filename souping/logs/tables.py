@@ -201,7 +201,10 @@ def _inspect_rows(path: Path, rows: Sequence[LogRow], group: str) -> Iterator[di
 
 
 def _inspect_sample(where: str, row: LogRow, group: str) -> dict[str, Any]:
-    """A row of `samples_df` by this package's columns, without its scores."""
+    """A row of `samples_df` by this package's columns, without its scores.
+
+    `where` names the row in errors, and `group` is a column or a field of the metadata.
+    """
     category = row.get("task_name")
     if not category:
         file_parts = Path(str(row.get("log"))).stem.split("_")  # TIME_TASK_ID

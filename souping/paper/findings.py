@@ -80,7 +80,7 @@ def _finding(of: str, what: str, paper: str, ours: str, agrees: bool, note: str 
 
 
 def _compared(key: str, ours: str, agrees: bool, note: str = "") -> Finding:
-    """Our number for a row of printed.csv, beside the printed one."""
+    """Our number for the row `key` of printed.csv, beside the printed number."""
     row = _printed()[key]
     return _finding(row["of"], row["what"], row["printed"], ours, agrees, note)
 
@@ -121,6 +121,7 @@ def _selections() -> Iterator[Finding]:
 
 def on_grid(weights: Sequence[float]) -> int:
     """Number of the point of the paper's grid that these weights are, from 1 on; 0 if they are no point of it."""
+    # Rounded, because equal decimals may differ as floats.
     points = [np.round(point, 9).tolist() for point in weight_grid(len(weights))]
     target = np.round(weights, 9).tolist()
     return points.index(target) + 1 if target in points else 0
@@ -140,7 +141,10 @@ def _weights() -> Iterator[Finding]:
 
 
 def gains(benchmark: str, scale: str) -> dict[str, float]:
-    """{"soce over uniform_all, relative": gain} for every two rows, in points and relative in percent."""
+    """{"soce over uniform_all, relative": gain} for every two rows of results.csv, in points and relative in percent.
+
+    `scale` is the size of the models.
+    """
     total = totals(benchmark, scale)
     computed: dict[str, float] = {}
     for better in ("soce", "uniform_selected"):

@@ -152,6 +152,7 @@ class Progress:
             rate = self._done / seconds
             digits = ",.0f" if rate >= 10 else ".2g"
             facts.append(f"{rate:{digits}} answers/s")
+            # Not above 0 if the total is not known.
             remaining = (self._total or 0) - self._done
             if remaining > 0:
                 facts.append(f"{format.seconds_text(remaining / rate)} left")

@@ -287,6 +287,7 @@ def endings(report: Report) -> list[str]:
     if incomplete:
         shares = []
         for name, ends in incomplete.items():
+            # In an edited file, one of the two may be missing.
             share_lost = (ends.truncated or 0.0) + (ends.unanswered or 0.0)
             shares.append(f"{clean(name)} {percent(share_lost)} %")
         lines.append(
@@ -331,6 +332,7 @@ def _variance(report: Report) -> TableGrid:
     unit = report.unit
     lines = []
     for name, variance in (report.variance or {}).items():
+        # No variance if it is missing in an edited file.
         total = variance.objective or 0.0
         answers_share = 0.0
         if total:

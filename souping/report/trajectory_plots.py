@@ -119,7 +119,10 @@ def window_bands(report: Report) -> Drawing | None:
 def _band(
     axes: Axes, kind: str, steps: FloatArray, pairs: Sequence[LookDifference], scale: float
 ) -> None:
-    """Draw differences, times `scale`, over `steps` [N] as points with whiskers; plain averages also get a band."""
+    """Draw differences, times `scale`, over `steps` [N] as points with whiskers; plain averages also get a band.
+
+    `pairs` [N] are the differences of the windows of this `kind`.
+    """
     mark, colour = WINDOW_MARKS[kind]
     middle = _column((pair.difference for pair in pairs), scale)
     low = _column((pair.low for pair in pairs), scale)

@@ -220,7 +220,7 @@ def answer_of(
 ) -> Answer:
     """The answer that one row of generated token ids is: up to its first end token, without the padding.
 
-    `ends` are end tokens, `pad` is the padding token, and answers have at most `max_new` tokens.
+    `prompt` are its token ids, `ends` end tokens, `pad` the padding token, and answers have at most `max_new` tokens.
     """
     end = next((n for n, token in enumerate(row) if token in ends), None)
     if end is not None:
@@ -323,7 +323,7 @@ def in_shares(workers: int, inputs: Sequence[T], work: Callable[[Sequence[T]], l
 def _answers(
     settings: GenerationSettings, model: LoadedModel, items: Sequence[Item], repeat: int
 ) -> list[Answer]:
-    """The answers that one worker generates, in the items' order.
+    """The answers that one worker generates, in the items' order; `repeat` counts the answers to an item.
 
     A prompt that leaves less room than `max_new_tokens` is a batch of its own; without that setting, prompts that leave
     the same room share a batch.

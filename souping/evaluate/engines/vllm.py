@@ -348,7 +348,7 @@ ADAPTER_RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)
 
 
 def adapter_arguments(shape: AdapterShape) -> JsonObject:
-    """The keyword arguments of `vllm.LLM` for such adapters, one at a time (UserError if their rank is too high)."""
+    """The keyword arguments of `vllm.LLM` for adapters of this shape, one at a time (UserError: too high a rank)."""
     if shape.rank > ADAPTER_RANKS[-1]:
         raise UserError(
             f"vLLM takes adapters of rank {ADAPTER_RANKS[-1]} at most, and soups of these have up to {shape.rank}: "
@@ -390,7 +390,9 @@ LIKELIHOOD: Mapping[str, Any] = {
 def sampling_arguments(
     max_new: int, stop: Sequence[str], decoding: Decoding, seed: int, ends: Sequence[int]
 ) -> JsonObject:
-    """The keyword arguments of `vllm.SamplingParams` for one answer."""
+    """The keyword arguments of `vllm.SamplingParams` for one answer of at most `max_new` tokens. `ends` are end tokens;
+    a greedy answer needs no `seed`.
+    """
     common = {
         "max_tokens": max_new,
         "stop": list(stop) or None,

@@ -85,7 +85,7 @@ class Metric:
 
 
 def choose_metric(name: str, task: Task, metric: str | None, filter_: str | None) -> Metric:
-    """The given metric and filter, or the first metric that can be maximised and the first filter.
+    """The given metric and filter of the task `name`, or its first metric that can be maximised and its first filter.
 
     A metric can be maximised if it is a mean over items and higher is better, or one of `CORPUS_METRICS`.
 
@@ -172,6 +172,8 @@ def _settings(task: Task, metric: str) -> JsonObject:
 
 def measure(kind: str, value: Any, where: str) -> tuple[float, tuple[float, ...]]:
     """(score, sufficient statistics) of one item by a corpus metric, computed as if the corpus were this item alone.
+
+    `value` is the task's own value for this metric, and `where` names the item in errors.
 
     Raises:
         UserError: the task's value for this metric is not what the harness's own aggregation takes.

@@ -89,7 +89,7 @@ class Process:
             while self.alive and time.monotonic() < end:
                 time.sleep(0.02)
         finally:
-            # Some processes are left if the guard itself was killed.
+            # The group is only left if the guard itself was killed.
             with suppress(ProcessLookupError, PermissionError):
                 os.killpg(self.group, signal.SIGKILL)
             self._guard.wait()
@@ -209,6 +209,7 @@ def run_command() -> None:
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
     os.killpg(0, signal.SIGTERM)
     _signal_children(signal.SIGTERM)
+    # Processes that outlive this time are killed below.
     with suppress(subprocess.TimeoutExpired):
         child.wait(SERVER_GRACE_S if os.getppid() == parent else ORPHAN_GRACE_S)
         # For processes that the command started.
