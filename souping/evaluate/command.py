@@ -97,9 +97,9 @@ class CommandEvaluator(Evaluator):
 
     It is run without a shell. `{model}` is the folder of the model, `{items}` a JSONL file with the items to evaluate
     (id, category, prompt, answer and so on), and `{out}` an empty folder for the log: a CSV or JSONL file with `item,
-    category, score`, or what lm_eval, bfcl-eval or inspect_ai write. Items are matched by category and id, those of
-    lm_eval and inspect_ai as `TASK/ID`. After `timeout` seconds the command is stopped. `higher_is_better` is the
-    direction of its scores; a log that states the other one is refused.
+    category, score`, or what lm_eval, bfcl-eval or inspect_ai write. Items are matched by category and id; in logs of
+    lm_eval and inspect_ai the id is `TASK/ID`. After `timeout` seconds the command is stopped. `higher_is_better` is
+    the direction of the command's scores; a log that states the other direction is refused.
 
     Logs stay in `scratch` until their answers are in the store. If a command fails, the next run evaluates only the
     rest.

@@ -41,6 +41,7 @@ class MachineSettings:
 
     @property
     def resolved_threads(self) -> int:
+        """Torch threads of each worker; by default one per core, at most 8."""
         return self.threads or min(cores(), 8)
 
     @property

@@ -241,7 +241,7 @@ def _table3() -> Finding:
 
 
 def _flores() -> Iterator[Finding]:
-    """Means and gain on FLORES-36, of whose directions all but the corrupt one are `sound`."""
+    """Means and gain on FLORES-36. All directions but the corrupt one are `sound` [36]."""
     scores = flores()
     sound = np.array([name != CORRUPT for name in directions()])
     yield _flores_means("candidates", [name for name in scores if name != "SoCE"], sound)

@@ -29,7 +29,7 @@ ROW_KINDS: Mapping[str, str] = {
 
 
 def dashed(show: Callable[[float], str]) -> Callable[[float | None], str]:
-    """The function, which then shows a number that is not known or not finite as a dash."""
+    """A function like `show` that gives a dash for a number that is not known or not finite."""
 
     @wraps(show)
     def show_known(value: float | None) -> str:

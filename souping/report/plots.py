@@ -379,7 +379,7 @@ def landscape(report: Report, trials: Sequence[TrialRow]) -> Drawing | None:
         return None
     weights = np.zeros((len(tried), len(names)))  # [N, K]
     for number, trial in enumerate(tried):
-        # A trial of a single model names no other.
+        # A cell of trials.csv may be empty.
         weights[number] = [trial.weights.get(name) or 0.0 for name in names]
     values = np.array([unit.scale * (trial.objective or 0.0) for trial in tried])
     soup = report.recipe.id if report.recipe else None

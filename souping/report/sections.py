@@ -264,8 +264,8 @@ def _loss(unit: Unit, pair: CategoryDifference) -> str:
 
 
 def warnings(report: Report) -> list[str]:
-    """The run's warnings. Of those about lost answers, one per step, only the first; if others are several, with their
-    number."""
+    """The run's warnings. Of several warnings about lost answers, one per step, only the first is kept; with the number
+    of later ones if these are at least two."""
     lost_answers = [line for line in report.warnings or () if LOST in line]
     repeated = ""
     if len(lost_answers) > 2:

@@ -112,7 +112,7 @@ def _comparison_table(report: Report, result: TrajectoryResult) -> TableGrid:
         return label, name, difference, whiskers(unit, pair), p_value(pair.p_shown), spread
 
     lines = [line(ROW_KINDS[pair.kind], clean(pair.b), pair) for pair in pairs]
-    # No checkpoint of that name: a mean of scores.
+    # A mean of scores, not a checkpoint, so it has no name.
     lines.append(line("mean of its members' scores", "", result.checkpoints_mean))
     header = (
         "average minus",

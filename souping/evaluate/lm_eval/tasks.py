@@ -96,8 +96,8 @@ class HarnessSettings(MachineEvaluator):
     """Tasks of lm-evaluation-harness, and how they are evaluated.
 
     `docs/evaluators.md` describes the keys of souping (`metric`, `filter`, `category`, `group`) and the harness's that
-    are fixed. `seed`, `repeats` and `aggregate` are those of `LocalEvaluator`; each task and `gen_kwargs` say how
-    answers are drawn. `args` are further arguments of the harness's model, `simple_evaluate` or task manager.
+    are fixed. `seed`, `repeats` and `aggregate` mean the same as for `LocalEvaluator`; each task and `gen_kwargs` say
+    how answers are drawn. `args` are further arguments of the harness's model, `simple_evaluate` or task manager.
     """
 
     batch_size: Count = 16
