@@ -113,7 +113,8 @@ def rows_by_column(
 def _needed(layout: LogLayout, fields: Collection[str]) -> Names:
     """Keys that every row must have. A column that `fields` names is not needed under its own name.
 
-    A table whose item or score is named is not in this package's form, and needs no category.
+    If the user names the field of the item or of the score, the table is not in this package's form, and needs no
+    category.
     """
     if layout is not OWN_TABLE:
         return layout.keys

@@ -79,7 +79,7 @@ def read_lm_eval(path: Path, name: str, group: str) -> Log:
 
 
 def samples_of(path: Path) -> Iterator[tuple[str, LogRow]]:
-    """(task, sample) of the newest results of one model."""
+    """(task, sample) of all samples of the newest results of one model (UserError if there are no results)."""
     results = results_of(path)
     if not results:
         raise UserError(f"{path}: no {RESULTS} of lm_eval")
@@ -217,7 +217,10 @@ def _task(results: Path, table: LogRow, task: str, group: str) -> Task:
 def _answers(
     path: Path, samples: Iterator[LogRow], names: list[str], group: str
 ) -> Iterator[tuple[str, LoggedAnswer]]:
-    """(metric, answer) of every sample; `names` are the metrics of samples that do not list their own."""
+    """(metric, answer) of every sample; `names` are the metrics of samples that do not list their own.
+
+    `group` is a field of the documents.
+    """
     for sample in samples:
         try:
             yield from _sample_answers(sample, names, group)

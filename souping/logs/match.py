@@ -196,7 +196,10 @@ def _content_groups(named_logs: Sequence[NamedLog]) -> dict[str, str]:
 def _match_task(
     task: str, named_logs: Sequence[NamedLog], group_of: Mapping[str, str]
 ) -> tuple[MatchedMetric, ...]:
-    """The metrics that all logs of a task have (UserError if logs differ in a setting, metric or scale)."""
+    """The metrics that all logs of a task have (UserError if logs differ in a setting, metric or scale).
+
+    `group_of` is {item: its group by content}, empty if no log has contents.
+    """
     named_tasks = [(name, log.tasks[task]) for name, log in named_logs]
     first_name, first = named_tasks[0]
     main_metric = next(iter(first.metrics))

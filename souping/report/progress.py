@@ -294,6 +294,7 @@ def logged(run_dir: Path, command: str, overrides: str = "") -> Iterator[None]:
 
 def _head(command: str, overrides: str) -> Iterator[str]:
     """The first lines of run.log: the command, when and where it runs, and versions."""
+    # Without the settings, which config.yaml has.
     here = provenance(command, {})
     yield f"date       {here.date}"
     yield f"command    {command}"

@@ -103,7 +103,7 @@ def _category_items(data: Path, category: str, groups: Mapping[str, str]) -> lis
 def _item(category: str, entry: Mapping[str, Any], answer: Json, groups: Mapping[str, str]) -> Item:
     """The item of an entry of a category's file.
 
-    Single-turn items can also be scored by `call`; only bfcl-eval can score those of several turns.
+    Single-turn items have the scorer `call`. Only bfcl-eval itself can score items of several turns.
     """
     # One list of messages per turn.
     messages = [

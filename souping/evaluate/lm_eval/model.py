@@ -109,7 +109,7 @@ class TaskSubset:
         number = next(self._numbers)
         if shots := self._loaded.shots[number]:
             task.sampler = SimpleNamespace(sample=lambda **_: list(shots))
-        # A task in Python draws examples itself: here from a seed of the document.
+        # A task that is written in Python draws examples itself: here from a seed of the document.
         elif not hasattr(task, "sampler"):
             task.fewshot_rnd = random.Random(f"{self._seed} {number}")
         return task.doc_to_prefix(doc)

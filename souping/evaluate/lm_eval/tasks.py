@@ -416,6 +416,7 @@ def decoding_of(kwargs: Mapping[str, Any], evaluator: HarnessSettings) -> Decodi
         temperature = 1.0
     if kwargs.get("do_sample") is False:
         temperature = 0.0
+    # A key with the value null is not set.
     return Decoding(
         temperature=float(temperature),
         top_p=float(kwargs.get("top_p") or 1.0),

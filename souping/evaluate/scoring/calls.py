@@ -424,7 +424,7 @@ _PYTHON = {
 }  # fmt: skip
 _JAVA = {
     "byte": int, "short": int, "integer": int, "long": int, "float": float, "double": float, "boolean": bool,
-    "char": str, "String": str, "any": str, "Array": list, "ArrayList": list, "Set": set, "Queue": list,
+    "char": str, "String": str, "any": str, "Array": list, "ArrayList": list, "Set": list, "Queue": list,
     "Stack": list, "HashMap": dict, "Hashtable": dict,
 }  # fmt: skip
 _JAVASCRIPT = {

@@ -47,6 +47,7 @@ def typed(kind: str, allowed: list[Any], **more: Any) -> dict[str, Any]:
         ("Array", [1, 2], "new int[]{1, 2}", True), ("Array", [1, 2], "new int[]{2, 1}", False),
         ("HashMap", {"k": [1]}, 'new HashMap<>(Map.of("k", 1))', True),
         ("HashMap", {"k": [1]}, 'Map.of("k", 1)', False),
+        ("Set", [1, 2], "new HashSet<>(Set.of(1, 2))", True), ("Set", [1, 2], "12", False),
     ],
 )  # fmt: skip
 def test_types_of_java(kind: str, allowed: Any, source: str, expected: bool) -> None:
