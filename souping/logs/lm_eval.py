@@ -276,7 +276,7 @@ def _texts(sample: LogRow) -> tuple[str, str]:
     response = sample["resps"][0][0]
     if isinstance(response, str):
         return prompt, response
-    # A response to a choice is a pair: log-likelihood, and whether it is the greedy one.
+    # A response to a choice is a pair: log-likelihood, and whether it is the greedy one. Others have no text.
     if not isinstance(response, list) or len(response) < 2:
         return prompt, ""
     likelihoods = [float(responses[0][0]) for responses in sample["resps"]]

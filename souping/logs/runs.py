@@ -108,12 +108,12 @@ def _metric(
 
 
 def _settings(lines: Sequence[LogRow], best_of: int) -> dict[str, str]:
-    """The settings of a task that must agree between logs that are compared."""
+    """The settings of a task that must agree between logs that are compared; `lines` are the task's samples."""
     scorers = {line["doc"]["scorer"] for line in lines}
     digests = {line.get("scorer_hash") or "" for line in lines}
     return {
-        # Empty, which agrees with any, if the digest of a scorer is not known.
         "scorer": ", ".join(sorted(scorers)),
+        # Empty, which agrees with any, if the digest of a scorer is not known.
         "scorer's digest": "" if "" in digests else digest(sorted(digests))[:12],
         "score of several answers": f"the best of {best_of}" if best_of else "their mean",
     }

@@ -381,10 +381,10 @@ def _shots(task: Task, docs: Sequence[Document], seed: int | None) -> Sequence[S
     """Few-shot examples of each document, as one pass of the harness over all documents draws them."""
     task.set_fewshot_seed(seed=seed)
     count = task.get_config("num_fewshot") or 0
-    # A task in Python has no sampler: it draws examples as it writes a prompt.
+    # A task that is written in Python has no sampler: it draws examples as it writes a prompt.
     if not count or not hasattr(task, "sampler"):
         return [()] * len(docs)
-    # An example is never the document itself, where both are of one split.
+    # If examples and documents are of one split, an example must not be the document itself.
     same_split = task.fewshot_cfg.split == task.config.test_split
     shots = list[Sequence[Document]]()
     for doc in docs:

@@ -149,6 +149,7 @@ class PidGuard:
 
     def stop(self) -> None:
         """End the processes now; returns when they are gone."""
+        # Killed, so that the guard does not end the processes too.
         self._guard.kill()
         self._guard.wait()
         _end(self._processes)
@@ -247,6 +248,7 @@ def watch() -> None:
     The arguments of this process are the ids of the run and of the processes.
     """
     processes = _running(map(int, sys.argv[2:]))
+    # SIGTERM comes from `end_with` if the run is gone.
     with suppress(SystemExit):
         signal.signal(signal.SIGTERM, lambda *_: sys.exit())
         end_with(int(sys.argv[1]))
