@@ -264,8 +264,8 @@ def _loss(unit: Unit, pair: CategoryDifference) -> str:
 
 
 def warnings(report: Report) -> list[str]:
-    """The run's warnings. Of several warnings about lost answers, one per step, only the first is kept; with the number
-    of later ones if these are at least two."""
+    """The run's warnings. Each step may warn of lost answers: only the first of these warnings is kept, with the number
+    of the others if there are several."""
     lost_answers = [line for line in report.warnings or () if LOST in line]
     repeated = ""
     if len(lost_answers) > 2:
