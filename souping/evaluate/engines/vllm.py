@@ -284,7 +284,7 @@ class VllmEngine(Engine):
     def _start(
         self, folder: Path, machine: MachineSettings, shape: AdapterShape | None = None
     ) -> Vllm:
-        """Start an engine of the model in `folder`, with a shape for adapters to it. A running engine is closed first."""
+        """Start an engine of the model in `folder`, with a shape for adapters to it; a running engine is closed."""
         state = self.running
         state.close()
         engine = Vllm(folder, llm_arguments(folder, self, machine, shape))
