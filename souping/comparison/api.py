@@ -78,8 +78,7 @@ def compare(
         category: field of the documents, or column, by whose values the one task of the logs is split.
         item: field of a table that identifies an item. A field inside others is dotted.
         score: field of a table with the score. `repeat` numbers the answers to one item.
-        look: number of this comparison on these items. For runs of souping, the store counts it too, and the larger
-            number holds.
+        look: number of this comparison on these items, at least. For runs of souping, their store counts looks.
         pass_at: k, to score an item by pass@k instead of the mean of its answers.
         same_prompts: refuse logs whose prompts, as they were sent, differ.
         lower_is_better: tasks of tables in which a lower score is better.
