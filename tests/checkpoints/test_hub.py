@@ -262,6 +262,7 @@ def test_child_ends_bodies_that_never_end(hub: Hub, ant: dict[str, bytes], tmp_p
     assert not list(tmp_path.rglob("*.incomplete"))
 
 
+@pytest.mark.slow
 def test_child_ends_a_listing_that_never_ends(
     hub: Hub, ant: dict[str, bytes], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -22,7 +22,6 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import save_file
-from torch.distributed.checkpoint.format_utils import dcp_to_torch_save
 from transformers import LlamaForCausalLM
 
 from souping.checkpoints.checkpoint import Checkpoint
@@ -127,6 +126,8 @@ def test_a_soup_of_other_shardings_is_byte_for_byte_that_of_the_folders(
 
 
 def read_by_torch(folder: Path, tmp_path: Path) -> dict[str, Any]:
+    from torch.distributed.checkpoint.format_utils import dcp_to_torch_save
+
     dcp_to_torch_save(str(folder), str(tmp_path / "whole.pt"))
     state: dict[str, Any] = torch.load(tmp_path / "whole.pt", weights_only=True)
     return state

@@ -94,7 +94,7 @@ def check(result: CompareResult) -> int:
 
 @pytest.mark.parametrize(
     "seeds",
-    [[*range(16), 3001], pytest.param(range(16, 120), marks=pytest.mark.slow)],
+    [[*range(8), 3001], pytest.param(range(8, 120), marks=pytest.mark.slow)],
     ids=["some", "all"],
 )
 def test_of_made_logs_p_is_below_the_level_exactly_where_the_interval_excludes_zero(
@@ -144,7 +144,7 @@ def made_pair(seed: int, objective: Objective | None = None) -> tuple[list[Item]
 
 
 @pytest.mark.parametrize(
-    "seeds", [range(20), pytest.param(range(20, 120), marks=pytest.mark.slow)], ids=str
+    "seeds", [range(10), pytest.param(range(10, 120), marks=pytest.mark.slow)], ids=str
 )
 def test_a_reports_comparison_and_its_categories_agree_with_p_at_every_look(seeds: range) -> None:
     shown = 0

@@ -47,6 +47,7 @@ def board(specialists: bool, items: int = 150, models: tuple[str, ...] = MODELS)
     return board_of("world", models, tuple(scored), scored)
 
 
+@pytest.mark.slow
 def test_models_of_one_ability_are_not_shown_to_differ_from_chance() -> None:
     numbers = pairs(board(specialists=False), NEIGHBOURS)
     assert numbers["excess"].low < 0 < numbers["excess"].high
@@ -54,6 +55,7 @@ def test_models_of_one_ability_are_not_shown_to_differ_from_chance() -> None:
     assert numbers["chance"].value > 0.05  # the range is small, so chance has weak correlations
 
 
+@pytest.mark.slow
 def test_specialists_are_more_than_chance_over_all_models() -> None:
     numbers = pairs(board(specialists=True), Subsets(size=0))
     assert numbers["chance"].value == 0

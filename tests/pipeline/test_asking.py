@@ -630,6 +630,7 @@ def test_ask_and_tell_work_from_any_folder(lab: Lab) -> None:
     assert list(elsewhere.iterdir()) == [log]
 
 
+@pytest.mark.slow
 def test_a_run_whose_answers_are_stored_asks_for_nothing(lab: Lab) -> None:
     lab.words.append("optimiser=uniform")
     lab.start("executor.max_open=8").ok()

@@ -429,8 +429,9 @@ def test_the_first_measurement_that_was_shown_stands(
 
 @pytest.mark.parametrize(
     ("where", "other"),
-    [("show_report", 1), pytest.param("_checked", 2, marks=pytest.mark.slow)],
+    [("show_report", 1), ("_checked", 2)],
 )
+@pytest.mark.slow
 def test_a_crash_counts_once_something_was_shown(
     fresh: Runs, monkeypatch: pytest.MonkeyPatch, where: str, other: int
 ) -> None:
@@ -474,6 +475,7 @@ def test_items_or_a_category_left_out(runs: Runs) -> None:
     assert runs.look(SOUP, "benchmark.exclude=[blue]") == 3
 
 
+@pytest.mark.slow
 def test_a_single_model_is_a_claim(runs: Runs) -> None:
     assert runs.look("optimiser.weights=[1,0,0]") == 2
     assert runs.look("optimiser.weights=[0.2,0.7,0.1]") == 3
@@ -555,6 +557,7 @@ def test_a_search_on_the_report_items_under_other_shares(fresh: Runs) -> None:
     assert any("test items are left out" in warning for warning in reports[0]["warnings"])
 
 
+@pytest.mark.slow
 def test_a_repeated_run_opens_with_no_warning_of_another_look(
     runs: Runs, capfd: pytest.CaptureFixture[str]
 ) -> None:

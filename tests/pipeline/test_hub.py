@@ -325,6 +325,7 @@ def test_a_forbidden_upload_is_refused_before_a_model_is_fetched(
     assert not hub.bodies()
 
 
+@pytest.mark.slow
 def test_a_new_soup_takes_the_place_of_the_old_one_whole(
     writer: Hub, souping: Cli, tmp_path: Path
 ) -> None:
@@ -419,6 +420,7 @@ def test_an_edited_card_is_sent_with_the_files_of_the_soup_alone(
         upload.push(Target(repo="me/soup"), folder)
 
 
+@pytest.mark.slow
 def test_large_files_are_marked_by_their_size(
     writer: Hub, souping: Cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -289,6 +289,7 @@ def test_a_dry_run_shows_the_router_and_says_nothing_of_it(
     assert told(found) == []
 
 
+@pytest.mark.slow
 def test_one_ingredient_has_no_router_to_compare(
     family: Path, souping: Cli, tmp_path: Path
 ) -> None:

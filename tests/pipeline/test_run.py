@@ -79,6 +79,7 @@ def test_a_second_run_evaluates_nothing(
         assert file.read_bytes() == (two / "soup" / file.name).read_bytes(), file.name
 
 
+@pytest.mark.slow
 def test_two_runs_from_an_empty_store_are_equal(
     finished: Path, family: Path, souping: Cli, tmp_path: Path
 ) -> None:
@@ -117,6 +118,7 @@ def test_stop_after(family: Path, souping: Cli, tmp_path: Path) -> None:
         souping("analyse", stop).refused(f"{stop} has no report.json")
 
 
+@pytest.mark.slow
 def test_one_expert_for_everything_is_an_answer(family: Path, souping: Cli, tmp_path: Path) -> None:
     rows = ["model,red,green,blue", "ant,80,81,82", "bee,50,40,30", "cat,40,55,41", "dog,20,50,45"]
     (tmp_path / "board.csv").write_text("\n".join(rows))

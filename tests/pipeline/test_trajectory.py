@@ -77,6 +77,7 @@ def report_of(folder: Path) -> dict[str, Any]:
     return report
 
 
+@pytest.mark.slow
 def test_a_trajectory_gives_one_average_and_what_it_is_compared_with(
     words: list[str], souping: Cli, tmp_path: Path
 ) -> None:

@@ -409,6 +409,7 @@ def test_models_with_one_run_vary_as_those_with_several() -> None:
 # Calibration
 
 
+@pytest.mark.slow
 def test_the_worlds_of_the_calibration_are_nulls_that_a_wrong_test_fails() -> None:
     """60 draws of each, of which 6 may be called better or worse. Ignoring groups is caught."""
     calibration = script(ROOT / "benchmarks" / "calibration.py")

@@ -106,7 +106,12 @@ pipelines = script(ROOT / "benchmarks" / "pipelines.py")
 
 
 @pytest.mark.parametrize(
-    "name", ["3 x 45 items", "50 groups over 4 categories", "scores in thirds"]
+    "name",
+    [
+        "3 x 45 items",
+        "50 groups over 4 categories",
+        pytest.param("scores in thirds", marks=pytest.mark.slow),
+    ],
 )
 def test_a_null_is_walked_to_its_verdict(name: str) -> None:
     found = pipelines.tally(name, range(6), 1)
@@ -188,11 +193,12 @@ def claimed(rates: Sequence[float], gain: float, report: Sequence[Item], repetit
 @pytest.mark.parametrize(
     ("rates", "most"),
     [
-        pytest.param([BASE] * 5, 0.9, marks=pytest.mark.slow),
+        ([BASE] * 5, 0.9),
         ([BASE, 0.4, 0.4], 0.9),
-        pytest.param([BASE, BASE - 0.03, BASE - 0.03, BASE - 0.06], 1.0, marks=pytest.mark.slow),
+        ([BASE, BASE - 0.03, BASE - 0.03, BASE - 0.06], 1.0),
     ],
 )
+@pytest.mark.slow
 def test_the_stated_gain_has_the_power_that_is_stated(rates: list[float], most: float) -> None:
     report = split("report", 150)
     gain = float(np.mean([stated(rates, report, seed).gain for seed in range(12)]))

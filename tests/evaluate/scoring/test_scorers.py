@@ -159,7 +159,7 @@ ITEMS = [
 ]
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=30, deadline=None)
 @given(
     st.one_of(
         st.text(),
