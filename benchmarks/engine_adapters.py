@@ -62,7 +62,9 @@ def main() -> int:
         save_models(place, options.hidden, options.layers)
         random = Random(0)
         soups = [random_weights(random) for _ in range(options.soups)]
-        prompts = [[random.randrange(5, 4000) for _ in range(24)] for _ in range(options.prompts)]
+        prompts = list[list[int]]()
+        for _ in range(options.prompts):
+            prompts.append([random.randrange(5, 4000) for _ in range(24)])
         with closing(start_vllm(place / "base", options.ranks, "float32")) as engine:
             expected = as_folders(engine, place, soups, prompts)
         shape = pool_of(place).adapter_shape

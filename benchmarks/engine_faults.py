@@ -37,8 +37,9 @@ from souping.merge.local import LocalMerge
 
 NAMES = ("a", "b", "c")
 SOUPS = 5
-# Longer than a block of vLLM's prefix cache.
-PROMPTS = [[1, *(5 + (n * 7 + m * 3) % 4000 for m in range(140))] for n in range(2)]
+TOKENS = 140
+"""Tokens of a prompt: more than a block of vLLM's prefix cache."""
+PROMPTS = [[1, *range(first, first + 3 * TOKENS, 3)] for first in (5, 12)]
 Tensor = tuple[str, str, tuple[int, ...], int]
 Load = Callable[[WeightStream], None]
 

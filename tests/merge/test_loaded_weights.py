@@ -97,10 +97,9 @@ def test_one_unit_in_the_last_place_is_found_where_the_engine_holds_what_is_stor
 def test_an_engine_that_rounds_the_candidates_still_shows_another_tensor() -> None:
     made = models(torch.float32)
     soup = average(made, torch.float32)
-    rounded = {
-        name: {key: tensor.to(torch.bfloat16) for key, tensor in tensors.items()}
-        for name, tensors in {**made, "soup": soup}.items()
-    }
+    rounded = dict[str, dict[str, torch.Tensor]]()
+    for name, tensors in {**made, "soup": soup}.items():
+        rounded[name] = {key: tensor.to(torch.bfloat16) for key, tensor in tensors.items()}
     weights = known({name: rounded[name] for name in SHARES}, "float32")
     weights.check(recipe(SHARES, "float32"), sampled(rounded["soup"]), False)
     rounded["soup"]["norm"] = rounded["ant"]["norm"]
