@@ -81,7 +81,7 @@ def check_selector(selector: Selector, scores: ScoreMatrix | None = None) -> Non
         "gives two selections for the same scores",
     )
     _expect(selector, selection.selector == selector.label, "selection.selector must be its label")
-    # `sizes` are the possible numbers of ingredients of so many candidates.
+    # `sizes` are the possible numbers of ingredients if there are `count` candidates.
     for count in (1, 2, len(scores.candidates)):
         sizes = list(selector.sizes(count))
         ordered = (
@@ -151,7 +151,7 @@ def score_of(weights: Weights) -> Result:
 
 
 def answer(query: Query) -> Result:
-    """The result of a query, with the soup's score at each of its items, by default all."""
+    """The result of a query, with the soup's score at each requested item; a query without items requests all."""
     count = 2 * EACH if query.items is None else len(query.items)
     result = score_of(query.weights)
     return replace(result, items=count, values=np.full(count, result.objective))

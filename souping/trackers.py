@@ -71,8 +71,8 @@ class NoTracker(Tracker):
 class GuardedTracker(Tracker):
     """Another tracker whose first failure is a warning and ends its recording, but not the run.
 
-    A tracker that started is finished once, even after a failure: it may hold a file or a session. A `held` one gets
-    nothing before the end of the run, and nothing at all if `forget` is called.
+    A tracker that started is finished once, even after a failure: it may hold a file or a session. A `held` tracker
+    gets no call before the end of the run, and none at all if `forget` is called.
     """
 
     inner: Tracker
@@ -235,7 +235,7 @@ class ModuleTracker(Tracker):
         return self._begin(common, folder)
 
     def _environment(self, folder: Path) -> AbstractContextManager[None]:
-        """Context that is entered while a run is open, such as environment variables."""
+        """Context that is entered while a run is open, such as environment variables; `folder` is the run's."""
         return nullcontext()
 
     @abstractmethod
@@ -333,7 +333,7 @@ class WandbTracker(ModuleTracker):
             finish_timeout=TIMEOUT,
         )
         arguments = {"job_type": "run", **self.args}
-        # The summary of a multirun.
+        # A multirun's summary keeps its job type, whatever `args` say.
         if self._session.job_type is not None:
             arguments["job_type"] = self._session.job_type
         return wandb.init(

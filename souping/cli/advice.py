@@ -65,7 +65,7 @@ def value_advice(group: str, value: str) -> str:
 def joined_override(words: Sequence[str], word: str) -> str:
     """The override of which `word` is a part, if a shell split it at spaces, put together and quoted; else empty.
 
-    It may begin with `word` or with the one before, and ends where its brackets are closed.
+    The override may begin with `word` or with the word before, and ends where its brackets are closed.
     """
     place = list(words).index(word)
     for start in (place, max(0, place - 1)):

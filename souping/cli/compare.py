@@ -120,7 +120,7 @@ def _write(folder: Path, files: Mapping[str, bytes]) -> None:
     So an error while writing leaves what was there before.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    # Of comparisons that were killed.
+    # Folders of comparisons that were killed.
     for stage_folder in folder.glob(STAGES):
         rmtree(stage_folder)
     with TemporaryDirectory(prefix=STAGES.rstrip("*"), dir=folder) as stage:

@@ -56,7 +56,8 @@ def format_error(error: Exception, run_dir: Path | None = None) -> tuple[str, in
     frames = traceback.extract_tb(error.__traceback__)
     place = keep_traceback(error, run_dir)
     what = safe(f"{type(error).__name__}: {first_line(error)}")
-    # Lines of user code in the traceback: of components, else of any file outside libraries and this package.
+    # Lines of user code in the traceback, the innermost last: of components or, without one, of any file outside
+    # libraries and this package.
     culprits = []
     for frame in frames:
         if frame.filename in USER_CODE:
@@ -84,7 +85,11 @@ def format_error(error: Exception, run_dir: Path | None = None) -> tuple[str, in
 
 
 def _library_at_fault(error: Exception, frames: Sequence[traceback.FrameSummary]) -> str:
-    """The library whose exception it is, or in whose code it was raised; empty if it is neither."""
+    """The library that cannot use a file or a request; empty if there is none.
+
+    One of READERS is at fault if the exception is its own, wherever it was raised, or was raised in its code. Other
+    libraries only if it was raised in their code: Hydra's and OmegaConf's own exceptions are EXPECTED.
+    """
     raised_by = type(error).__module__.split(".")[0]
     if type(error) is Exception:
         # The Rust code of tokenizers raises the base class itself.
@@ -130,6 +135,7 @@ def keep_traceback(error: Exception, run_dir: Path | None) -> Path:
     """Write the whole traceback to a file in the run's folder, else to a temporary one; its path."""
     text = "".join(traceback.format_exception(error))
     if run_dir is not None:
+        # The folder may be gone, or its disk full.
         with suppress(OSError):
             (run_dir / "traceback.txt").write_text(text, "utf-8", "backslashreplace")
             return run_dir / "traceback.txt"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, NamedTuple
 
 from souping.core.fields import pick
 from souping.core.files import expanded
@@ -17,17 +17,23 @@ from souping.pipeline.settings import (
 HARNESS = "souping.evaluate.lm_eval.HarnessEvaluator"
 
 
-def benchmark_node(
-    entry: Any, where: str, evaluator: Mapping[str, Any]
-) -> tuple[str, str, dict[str, Any]]:
-    """(name of an entry, `evaluator` or `benchmark`: the group that it chooses, the configuration of that choice).
+class BenchmarkNode(NamedTuple):
+    """An entry by its name, and the configuration `node` of the choice of a `group` for which it stands."""
 
-    `evaluator` is the run's evaluator node: lm_eval takes its dtype and device unless the entry has them. A text is the
-    path of a JSON Lines file or the name of an lm_eval task. A mapping has `path`, or `tasks` with any other key of
-    evaluator=lm_eval; and `name`, and `limit` (the first items of each category).
+    name: str
+    group: Literal["evaluator", "benchmark"]
+    node: dict[str, Any]
+
+
+def benchmark_node(entry: Any, where: str, evaluator: Mapping[str, Any]) -> BenchmarkNode:
+    """The node of an entry, whose key in errors is `where`.
+
+    `evaluator` is the run's evaluator node: lm_eval takes its dtype and device unless the entry has them. An entry that
+    is a text is the path of a JSON Lines file or the name of an lm_eval task. A mapping has `path`, or `tasks` with any
+    other key of evaluator=lm_eval; and `name`, and `limit` (the first items of each category).
 
     Raises:
-        UserError: it is neither, or a file is missing.
+        UserError: the entry is neither, or a file is missing.
     """
     if isinstance(entry, str) and _is_path(entry):
         entry = {"path": entry}
@@ -54,8 +60,8 @@ def _is_path(text: str) -> bool:
     )
 
 
-def _file(text: str, where: str, name: str | None) -> tuple[str, str, dict[str, Any]]:
-    """What `benchmark_node` returns, for a file of items."""
+def _file(text: str, where: str, name: str | None) -> BenchmarkNode:
+    """The node of a file of items, which is named after the file unless the entry has a name."""
     path = expanded(text, where)
     if not path.is_file():
         files = list[str]()
@@ -63,13 +69,11 @@ def _file(text: str, where: str, name: str | None) -> tuple[str, str, dict[str, 
             files += [file.name for file in path.parent.iterdir()]
         raise UserError(f"{where}={text}: there is no such file{nearest(path.name, files)}")
     node = {"_target_": "souping.evaluate.benchmark.Benchmark", "path": str(path)}
-    return name or path.stem, "benchmark", node
+    return BenchmarkNode(name or path.stem, "benchmark", node)
 
 
-def _tasks(
-    entry: Mapping[str, Any], where: str, evaluator: Mapping[str, Any]
-) -> tuple[str, str, dict[str, Any]]:
-    """What `benchmark_node` returns, for tasks of lm_eval."""
+def _tasks(entry: Mapping[str, Any], where: str, evaluator: Mapping[str, Any]) -> BenchmarkNode:
+    """The node of an entry with tasks of lm_eval."""
     tasks = entry["tasks"]
     if isinstance(tasks, str):
         tasks = [tasks]
@@ -80,4 +84,5 @@ def _tasks(
         shared |= {"include_path": evaluator["include_path"]}
     settings = {key: value for key, value in entry.items() if key not in ("limit", "name")}
     name = str(entry.get("name") or "+".join(map(str, tasks)))
-    return name, "evaluator", {"_target_": HARNESS, **shared, **settings, "tasks": tasks}
+    node = {"_target_": HARNESS, **shared, **settings, "tasks": tasks}
+    return BenchmarkNode(name, "evaluator", node)

@@ -68,9 +68,11 @@ def analyse_run(arguments: Sequence[str], plans: bool) -> None:
     plain["action"]["plan"] = plans
     try:
         paths = add_analyses(run_settings(plain, run_dir))
+    # With executor=files, the answers that an analysis needs come later: what to do, in lines for the user.
     except Waiting as waiting:
         print(safe("\n".join(waiting.args)))
         return
+    # The pages show the plots.
     for path in paths:
         if path.suffix != ".png":
             print(f"  {path.name:16} {safe(nearby(path))}")
@@ -124,7 +126,7 @@ def configuration(
 ) -> dict[str, Any]:
     """The run's configuration with the analyses and settings of the command line.
 
-    `choices` are folders with choices of the user's. Keys that are `unused` may name code, as it does not run.
+    `choices` are folders with choices of the user's. `unused` are KEY= of keys that may name code, as it does not run.
 
     Raises:
         UserError: there is no run, or a word is no override.
@@ -141,7 +143,7 @@ def configuration(
     if is_merge(before):
         raise UserError(f"{run_dir} only merged: there is nothing to analyse")
     analyses = [word for word in overrides if ANALYSIS_OVERRIDE.match(word)]
-    # A run's file may lack keys that have a default.
+    # A run's file may lack keys that have a default today.
     defaults = _composed(before, analyses, choices)
     plain = {**defaults, **unresolved(before)}
     if analyses or "analysis" not in before:
@@ -211,6 +213,7 @@ def code_in(value: Any, key: str = "") -> Iterator[tuple[str, Any]]:
     """(key, value) of everything in a configuration that would run code souping does not ship, or read this machine's
     environment. `key` is that of `value`."""
     if isinstance(value, Mapping):
+        # Entries of `extra_benchmarks` become components later (`benchmark_node`): all below them counts as settings.
         is_component = "_target_" in value or key.startswith("extra_benchmarks[")
         for name, inner in value.items():
             where = f"{key}.{name}" if key else str(name)

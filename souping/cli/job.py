@@ -105,7 +105,7 @@ def run_job(cfg: DictConfig) -> float | None:
     interrupts_raise()
     hydra_config = HydraConfig.get()
     sweep = _sweep_name(hydra_config)
-    # A claimed folder is this job's own. Every job of a sweep has one; else only a run has.
+    # A claimed folder is this job's own. Every job of a sweep has one; of single jobs, only a run has.
     claimed = bool(sweep) or has_folder(cfg)
     run_dir = Path(cfg.out or f"outputs/{cfg.name}")
     if claimed:
@@ -124,6 +124,7 @@ def run_job(cfg: DictConfig) -> float | None:
         _discard(run_dir, claimed, error)
         if sweep:
             print(f"job {hydra_config.job.num}: {words}", file=sys.stderr)
+            # The unit may not be known: the evaluator may not have been built.
             note_job(POINTS, run_dir, hydra_config, cfg.get("dry_run"), None, words)
             return None
         # Not further up: Hydra would add a line of its own.

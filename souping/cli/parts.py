@@ -151,7 +151,7 @@ def build_part(node: Json, kind: Hint, where: str) -> Any:
 
 
 def _refuse_abstract(target: Callable[..., Any], where: str) -> None:
-    """Refuse a class that lacks methods, by its name and theirs (UserError)."""
+    """Refuse a class that lacks methods of its base class (UserError, which names them)."""
     if inspect.isabstract(target):
         missing = listed(sorted(vars(target)["__abstractmethods__"]))
         raise UserError(
@@ -198,6 +198,7 @@ def _target(node: JsonObject, where: str) -> Callable[..., Any]:
     if not callable(target):
         raise UserError(f"{where}._target_={name} is not a class or function")
     if is_user_code(target):
+        # Python finds no file of what was defined in an interactive session.
         with suppress(TypeError):
             USER_CODE[inspect.getfile(target)] = source_of(target)
     return target

@@ -42,7 +42,7 @@ def run_scores(
     state: Reported,
     soups: Sequence[Recipe],
 ) -> RunScores:
-    """All item scores of a run that the store has, those of an analysis's own `soups` among them.
+    """All item scores of a run that the store has, including those of the `soups` that an analysis needs.
 
     Nothing is evaluated here.
     """
@@ -66,6 +66,7 @@ def run_scores(
         soups=steps.soups(searched),
         trials=tuple(mixtures.values()),
         objective=settings.objective,
+        # Pearson's also after a selector that uses no correlation.
         correlation=settings.selector.deciding_correlation or pearson,
         metric=searched.selected.selection.metric or "pearson",
         search=search,
@@ -78,7 +79,7 @@ def run_scores(
 
 
 def _report_scores(evaluation: Evaluation, state: Reported) -> dict[str, ItemScores]:
-    """{recipe id: scores} of the report's models that answered all of its items; models of one content once."""
+    """{recipe id: scores} of the report's models that answered all test items; models with the same content once."""
     if not state.items:
         return {}
     recipes = {row.recipe.fingerprint: row.recipe for row in state.contenders}
@@ -93,7 +94,7 @@ def _report_scores(evaluation: Evaluation, state: Reported) -> dict[str, ItemSco
 
 
 def analysis_results() -> dict[str, type[AnalysisResult]]:
-    """{analysis of this package: class of what it finds}"""
+    """{analysis of this package: class of its result}"""
     from souping.analysis.consistency import ConsistencyResult
     from souping.analysis.front import FrontResult
     from souping.analysis.guards import GuardsResult
@@ -115,7 +116,7 @@ def analysis_results() -> dict[str, type[AnalysisResult]]:
 
 
 def analyse(analysis: Analysis, scores: RunScores) -> AnalysisResult:
-    """The result of one analysis. Its `not_estimable` or `failed` says why there is none: no analysis ends a run."""
+    """The result of one analysis. No analysis ends a run: if it fails, `not_estimable` or `failed` says why."""
     try:
         data = analysis.analyse(scores)
         if isinstance(data, AnalysisResult):

@@ -30,10 +30,12 @@ def soup_card(
     benchmark: str = "",
     result: Sequence[str] = (),
 ) -> str:
-    """README.md of a soup, with the Hub's front matter; `base` is the base model's name there, if it is an adapter.
+    """README.md of a soup, with the Hub's front matter.
 
-    `result` are paragraphs on what the soup scored on the `benchmark`. Dates, timings and folders stay out, but for the
-    soup's own `folder`, in code to load it: an upload puts the repository in its place.
+    `rebuild` is the command of the run that rebuilds the soup. `base` is the Hub's name of the base model of a soup
+    that is an adapter, empty if it has none. `result` are paragraphs on what the soup scored on the `benchmark`. Dates,
+    timings and folders stay out, except the soup's own `folder`, in the code that loads it: an upload replaces it by
+    the repository.
     """
     sources = {public_name(name): source for name, source in (recipe.sources or {}).items()}
     names = tuple(public_name(name) for name in recipe.ingredients)
@@ -59,7 +61,7 @@ def public_name(name: Json) -> str:
 
 
 def _summary(size: int, benchmark: str) -> str:
-    """What the soup of so many models is, in a sentence."""
+    """What a soup of `size` models is, in a sentence."""
     what = "A copy of one model: the search found no better mixture"
     if size > 1:
         what = f"A weighted average of the weights of {size} models"

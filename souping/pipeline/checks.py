@@ -38,7 +38,7 @@ from souping.pipeline.evaluation import Evaluation, EvaluatorWorker, open_worker
 from souping.pipeline.executors.asking import FilesExecutor, FileWorkers, OrderedEvaluation
 from souping.pipeline.machine import check_machine
 from souping.pipeline.models import RunPool
-from souping.pipeline.settings import RunSettings
+from souping.pipeline.settings import OWN_BENCHMARK, RunSettings
 from souping.pipeline.state import MIXED_ROWS, ExtraBenchmark
 from souping.pipeline.steps import extra_benchmarks
 from souping.pipeline.store import Store
@@ -140,7 +140,7 @@ def check_texts(items: Sequence[Item]) -> None:
 
 
 def _check_names(names: Sequence[str]) -> None:
-    """Refuse candidates with the name of a mixed model's row, whose scores and answers would replace theirs."""
+    """Refuse candidates with the name of a mixed model's row: that row would replace the candidate's scores."""
     for name in names:
         if name in MIXED_ROWS:
             raise UserError(
@@ -177,7 +177,7 @@ def _check_goals(
         raise UserError(
             "optimiser.scales needs merge.method=task_arithmetic and merge.base_model=FOLDER"
         )
-    # Names must be known.
+    # Both refuse unknown names.
     settings.goals_on(categories)
     settings.guards_on(categories)
     if settings.guard_reference(candidates) and not settings.guard:
@@ -208,7 +208,7 @@ def _check_expected(settings: RunSettings, names: Sequence[str], categories: Seq
 def _check_selector(settings: RunSettings, names: Sequence[str], categories: Sequence[str]) -> None:
     """Refuse a selector that cannot choose from as many models and categories, or excludes unknown categories.
 
-    They are those of the published table or, without one, the candidates and the items' categories.
+    Models and categories are those of the published table or, without one, the candidates and the items' categories.
     """
     selector = settings.selector
     models = len(names)
@@ -310,6 +310,7 @@ def flat_categories(unit: Unit, scores: ScoreMatrix) -> list[str]:
     """Warnings about categories in which all models score the same: nothing can be chosen by them."""
     notes = []
     for name in scores.constant:
+        # All models have the score of the first.
         value = float(scores.values[0, scores.categories.index(name)])
         # The score is not zero.
         if abs(value) > CONSTANT:
@@ -329,7 +330,7 @@ def flat_categories(unit: Unit, scores: ScoreMatrix) -> list[str]:
 class Prepared:
     """What a run works with. Its evaluators have what they take from the candidates' files.
 
-    `evaluations` are {extra benchmark: evaluation}, the run's own under an empty name.
+    `benchmarks` are {extra benchmark: its content}, `evaluations` {benchmark: evaluation}, also of OWN_BENCHMARK.
     """
 
     settings: RunSettings
@@ -368,7 +369,7 @@ def prepare_run(settings: RunSettings, store: Store, progress: Progress) -> Prep
     # Evaluators take templates and tokenizers from the pool.
     settings = replace(settings, evaluator=pool.bound(settings.evaluator))
     benchmarks = {}
-    evaluators = {"": settings.evaluator}
+    evaluators = {OWN_BENCHMARK: settings.evaluator}
     for benchmark in extra:
         evaluator = pool.bound(benchmark.evaluator)
         benchmarks[benchmark.name] = replace(benchmark, evaluator=evaluator)

@@ -41,6 +41,7 @@ from souping.core.unit import SCORE_ROUNDING
 from souping.evaluate.scoring import Grade, Known, user_scores
 from souping.pipeline.looks.claims import Measurement, content_of, in_order
 from souping.pipeline.models import RunPool
+from souping.pipeline.settings import OWN_BENCHMARK
 from souping.pipeline.store import Store, StoredAnswers
 from souping.search.loop import RecipeEvaluator
 
@@ -50,10 +51,11 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True)
 class Block:
-    """Items of one block, for their n-th answer. `key` is what keys their answers in the store besides the question.
+    """Items of one block, for their answer number `repeat`, from 0.
 
-    `known` are {item id: record} in the store; the scores of `rescored` items are not stored yet. `missing` items have
-    to be answered, together with the rest of their block if its answers depend on each other.
+    The store finds an answer by soup, evaluator, question, `repeat` and `key`, which identifies the block. `known` are
+    {item id: record} in the store; the scores of `rescored` items are not stored yet. `missing` items have to be
+    answered, together with the rest of their block if its answers depend on each other.
     """
 
     key: str
@@ -66,7 +68,8 @@ class Block:
 
 @dataclass(kw_only=True)
 class Pending:
-    """Request that waits for `open` blocks, with its records so far by (item id, repeat) and what they cost."""
+    """Request that waits for `open` blocks, with its records so far by (item id, repeat), their lengths in tokens, and
+    what they cost: `seconds` of each answer, tokens `generated` and `prefilled`."""
 
     request: Request
     evaluator: Evaluator
@@ -123,14 +126,14 @@ class Evaluation(RecipeEvaluator):
         ends: Callable[[Recipe], tuple[int, ...]],
         advance: Callable[[int], None],
         workers: Workers | None = None,
-        benchmark: str = "",
+        benchmark: str = OWN_BENCHMARK,
         grade: Grade = user_scores,
     ) -> None:
-        """`serve` makes a soup ready; it is called only for soups with missing answers, unless `workers` do that, which
-        know the evaluator by the name of its `benchmark`.
+        """Without `workers`, the evaluator runs in this process, and `serve` makes soups with missing answers ready.
 
-        `ends` gives the end tokens that a soup's answers depend on, `advance` is told of answered items, and `grade`
-        calls the user's own scorers.
+        `workers` make the soups themselves, and know the evaluator by the name of its `benchmark`. `ends` gives the end
+        tokens that a soup's answers depend on, `advance` gets the number of answered items, and `grade` calls the
+        user's own scorers.
         """
         self._store = store
         self._evaluator = evaluator
@@ -162,7 +165,7 @@ class Evaluation(RecipeEvaluator):
         return self._evaluator.scoring.whole_splits
 
     def key(self, recipe: Recipe) -> str:
-        """What keys this soup's answers in the store besides the soup, the items and their blocks."""
+        """The evaluator's fingerprint for this soup, under which the store keeps its answers."""
         return evaluator_fingerprint(self._evaluator.for_recipe(recipe))
 
     # ------------------------------------------------------------ requests
@@ -313,6 +316,7 @@ class Evaluation(RecipeEvaluator):
         answers = dict[str, list[Record]]()
         for block in self._blocks(evaluator, recipe, items, repeats):
             for name, record in block.known.items():
+                # Tokens of a whole split would fill the memory.
                 answers.setdefault(name, []).append(replace(record, tokens=()))
         for item in items:
             if len(answers.get(item.id, ())) >= repeats:
@@ -362,12 +366,13 @@ class Evaluation(RecipeEvaluator):
     ) -> dict[str, list[Record]]:
         """{item id: its answers in the earliest of these measurements of a claim that has all of them}.
 
-        Measurements from the one on that this evaluator would make now are left out: it reads those answers itself.
+        The measurement that this evaluator would make now, and later ones, are left out: it reads those answers itself.
         """
         current = self.measurement([recipe], items)
         content = digest(content_of(recipe))
         answers: dict[str, list[Record]] = {}
         for measurement in measurements:
+            # The recipe of this content that answered then; today's if the measurement lacks the model.
             model = measurement.models.get(content, recipe.fingerprint)
             if measurement._replace(models={content: model}) == current:
                 break
@@ -512,7 +517,8 @@ def _shares(answers: Sequence[Sequence[Record]], outcome: Outcome) -> FloatArray
 
 
 def _noise(scores: Sequence[float], value: float) -> float:
-    """Variance of an item's score over the draw of its answers; nan if it is not their mean (pass@k)."""
+    """Variance of an item's score `value` over the draw of its answers, whose scores are `scores`; nan for one answer,
+    or if the value is not their mean (pass@k)."""
     if len(scores) < 2 or not math.isclose(value, np.mean(scores), abs_tol=1e-9):
         return math.nan
     return float(np.var(scores, ddof=1) / len(scores))
@@ -566,7 +572,7 @@ def _plain(record: Record, evaluator: Evaluator) -> Record:
     wrong = ""
     if not all(isinstance(value, Real) for value in (record.score, *record.statistics)):
         wrong = "score and statistics must be numbers"
-    # With statistics, the score is made of those of all items.
+    # Not from 0 to 1, up to rounding. With statistics, the score is made of those of all items.
     elif (
         evaluator.unit.fractions
         and not record.statistics

@@ -14,6 +14,7 @@ from souping.core.protocols import Evaluator, Objective
 from souping.core.scores import Mean
 from souping.core.types import FloatArray, Item, ItemScores, Recipe
 from souping.core.unit import MARGIN, Unit
+from souping.pipeline.settings import OWN_BENCHMARK
 from souping.pipeline.state import SINGLE_KINDS, Contender, ExtraBenchmark, Reported
 from souping.pipeline.steps import Steps
 from souping.pipeline.verdict import verdict
@@ -65,22 +66,24 @@ class KnownScores:
     def tests(self, soup: FloatArray, other: FloatArray, table: ItemTable, looks: int) -> float:
         """Number of independent tests that the comparison of the soup with another model counts as.
 
-        The scores of `soup` and `other` are [I]. The soup and every known model may have been picked for the comparison
-        with `other`.
+        The scores of `soup` and `other` are [I], and `looks` is the number of this look at the items. The soup and
+        every known model may have been picked for the comparison with `other`.
         """
         models = np.vstack([soup, *self.scores, other])
         last = len(models) - 1
         pairs = [(model, last) for model in range(last)]
-        return self.missing + picked_tests(models, pairs, table, Level(looks).family)
+        # The chance of a false claim that all tests of this look share.
+        alpha = Level(looks).family
+        # How far models without answers agree with others is not known: each adds a whole test.
+        return self.missing + picked_tests(models, pairs, table, alpha)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Pair:
-    """Scores of the soup and another model on the same items. `level` has the look at these items and the number of
-    tests that this one may be picked from.
+    """Scores of the soup and another model on the same items.
 
-    `cut` are the same scores with answers that were truncated at the limit of tokens counted as missing; None if none
-    was.
+    `level` has the number of the look at these items, and of the tests among which this comparison may have been
+    picked. `cut` are the same scores with truncated answers counted as missing, None if no answer was truncated.
     """
 
     soup: str
@@ -301,7 +304,8 @@ def compare_on(
 ) -> ExtraResult:
     """Rows on another benchmark, and the soup's paired differences to each ingredient, also by category.
 
-    `measured` is {recipe id: scores}; the run uses `shared` of the items too. Holm's correction is over the ingredients
+    `measured` is {recipe id: scores}; `looks` is the number of this look at the items, `known` are the models that are
+    tested together with the soup, and the run uses `shared` of the items too. Holm's correction is over the ingredients
     for the whole benchmark; limits and p-values of single categories hold for all pairs of ingredient and category at
     once.
     """
@@ -448,7 +452,7 @@ def trajectory_evidence(
     names = steps.pool.names
     looks = state.look.number
     # {recipe id: scores on the test split}
-    measured = state.measured[""]
+    measured = state.measured[OWN_BENCHMARK]
     winner = state.searched.winner
     soup = winner.recipe
     on_search = [state.frozen.singles[name] for name in names]
@@ -502,7 +506,8 @@ def _ends(scores: ItemScores, places: slice | NDArray[np.bool_]) -> AnswerEnds:
 
 
 def unmeasured(ends: Mapping[str, ModelEnds], length_key: str = "") -> str:
-    """Why nothing may be claimed: a model with too many answers truncated or missing. Empty if no model has so many."""
+    """Why nothing may be claimed: too many answers of a model were truncated or are missing. Empty if there is no such
+    model. `ends` are {model: how its answers ended}."""
     worst = max(ends, key=lambda name: _lost(ends[name]))
     if _lost(ends[worst]) <= MOST_LOST:
         return ""

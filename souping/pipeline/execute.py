@@ -69,7 +69,7 @@ def _show_end(settings: RunSettings, report: Report, soup: Path | None) -> None:
     """Print the results of a run, and where its files are."""
     out = output_console()
     out.print(report_table(report))
-    # A report has its analyses on its page.
+    # A run that stopped before the test has no rows and no page: its analyses are printed here.
     if report.rows is None:
         show_sheet(nonempty(analysis_sections(report)), out)
     if report.extra_benchmarks:
@@ -78,7 +78,7 @@ def _show_end(settings: RunSettings, report: Report, soup: Path | None) -> None:
 
 
 def written_soup(settings: RunSettings, report: Report) -> Path | None:
-    """The folder of a run's soup, None if it wrote none."""
+    """The folder of a run's soup, None if it wrote none: only a run that wrote one reports how to rebuild it."""
     return settings.out if report.rebuild is not None and settings.out.exists() else None
 
 
@@ -207,7 +207,7 @@ def _stop(run: Run, state: Selected | Searched) -> RunOutcome:
         return RunOutcome(report=stopped_report(settings, state.selection, state.scores))
     winner = state.winner
     selection = state.selected.selection
-    report = stopped_report(settings, selection, None, winner.recipe, state.analyses)
+    report = stopped_report(settings, selection, recipe=winner.recipe, analyses=state.analyses)
     if state.analyses:
         content = as_json(to_json(state.analyses)).encode()
         write_atomically(settings.run_dir / "analyses.json", content)

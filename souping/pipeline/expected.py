@@ -49,7 +49,7 @@ def check_expected(
 def _check(
     unit: Unit, expectation: Expectation, scores: ItemScores, objective: Objective, count: int
 ) -> ExpectedCheck:
-    """One of `count` expectations beside the measured score with its interval, corrected by Bonferroni."""
+    """One of `count` expectations, and the measured score with its interval, corrected by Bonferroni."""
     table = ItemTable.of(scores.items, objective)
     model = ModelScores(items=table, values=scores.values)
     if expectation.category is None:
@@ -76,7 +76,7 @@ def _check(
 
 
 def _verdict(expected: float, low: float, high: float) -> str:
-    """How the measured score, with its interval, stands to the expected one."""
+    """Whether the expected score is above, below or inside the interval of the measured one."""
     if expected > high:
         return "too low"
     if expected < low:

@@ -76,10 +76,10 @@ def read_finished(run_dir: Path) -> tuple[Report, Sequence[TrialRow]]:
 
 
 def resume(run: Run, report: Report, trials: Sequence[TrialRow]) -> Reported:
-    """The state of a finished run as far as its files know it; scores are left empty, as the store has them.
+    """The state of a finished run, from its files. Scores are left empty: analyses read them from the store.
 
     Raises:
-        UserError: items or candidates are not those of the run: its numbers would be of other ones.
+        UserError: items or candidates are not those that the run reported on.
     """
     if report.items != run.made_splits.content:
         raise UserError(
@@ -90,6 +90,7 @@ def resume(run: Run, report: Report, trials: Sequence[TrialRow]) -> Reported:
     # The file may have been edited: `_recipe` refuses weights that do not give the recipe's id.
     weights = dict(zip(recipe.ingredients, recipe.weights, strict=False))
     soup = _recipe(run, weights, recipe.id)
+    # The files lack it, and no analysis reads it.
     unknown = Result(objective=0.0, categories={}, items=0)
     winner = SearchResult(recipe=soup, result=unknown, trials=_trials(run, trials))
     summary = report.selection or read(SelectionSummary, {})
@@ -98,7 +99,8 @@ def resume(run: Run, report: Report, trials: Sequence[TrialRow]) -> Reported:
 
     claim = run.held_out.report_claim(soup, run.splits["test"])
     items = claim.items
-    # A dry run reports on all of its items, and counts no look.
+    # A run may have reported on fewer items, without those that earlier reports showed: the look has its items. A dry
+    # run reports on all of its items, and counts no look.
     if run.settings.dry_run is None:
         items = run.counted_looks.items_of(claim)
     return Reported(
@@ -131,7 +133,7 @@ def _contenders(run: Run, report: Report, soup: Recipe) -> tuple[Contender, ...]
 
 
 def _recipe(run: Run, weights: Mapping[str, float | None], expected: Json) -> Recipe:
-    """The recipe of {candidate: weight} in a run's files, whose id there is `expected`.
+    """The recipe with the `weights` {candidate: weight} that a run's files have, and whose id they give as `expected`.
 
     Raises:
         UserError: the candidates or merge settings are not those of the run.
@@ -142,7 +144,7 @@ def _recipe(run: Run, weights: Mapping[str, float | None], expected: Json) -> Re
     for name in nonzero:
         if name not in run.pool.names:
             raise UserError(f"{changed}: {name} is not in the pool")
-    # Files without weights get any recipe, whose id is another.
+    # Without weights, any recipe does: its id differs from the expected one.
     recipe = run.pool.recipe(nonzero or {run.pool.names[0]: 1.0})
     if recipe.id != expected:
         raise UserError(f"{changed}: soup {expected} is now {recipe.id}")

@@ -21,7 +21,7 @@ from souping.core.protocols import Objective, Optimiser
 from souping.core.types import ItemScores, Recipe, Trial, UserError
 from souping.core.unit import Unit
 from souping.pipeline.looks.claims import Look
-from souping.pipeline.settings import RunSettings
+from souping.pipeline.settings import OWN_BENCHMARK, RunSettings
 from souping.pipeline.state import Searched, Selected
 from souping.pipeline.steps import Stage, Steps
 from souping.report.files import search_summary
@@ -35,7 +35,7 @@ def check_tokens(settings: RunSettings, stage: Stage, scores: Sequence[ItemScore
     `scores` are those of the stage's models. The candidates answer the run's own benchmark before anything else, so
     soups and extra benchmarks need no check.
     """
-    if stage.benchmark or LENGTH_GUARD not in (*settings.guard, *settings.pareto):
+    if stage.benchmark != OWN_BENCHMARK or LENGTH_GUARD not in (*settings.guard, *settings.pareto):
         return
     has_soups = any(len(recipe.ingredients) > 1 for recipe in stage.models)
     if not has_soups and not any(answers.lengths.any() for answers in scores):
@@ -69,9 +69,10 @@ def admitted(
 ) -> tuple[SearchResult, GuardsResult]:
     """(search result with the soup that the guards admit, what they changed).
 
-    It is the first soup in this order that has not lost more than the guards allow, if its test passes; else the
-    reference. No second one is tested: of many soups that lose too much some would pass by luck. `unguarded` is the
-    objective without guards; `elsewhere` names the guards on other benchmarks that a soup fails.
+    The first soup in `order` that seems to have lost no more than the guards allow is tested. If it fails, the
+    reference wins. No second soup is tested: of many soups that lose too much some would pass by luck. `unguarded` is
+    the objective of the best soup without guards, -inf if it is not known; `elsewhere` names the guards on other
+    benchmarks that a soup fails.
     """
     trial, reason = _first_admissible(order, admission, reference, elsewhere)
     if trial is None:
@@ -80,6 +81,7 @@ def admitted(
     else:
         recipe = trial.recipe
         result = trial.result
+    # Zero if the objective without guards is not known, or is not above this one.
     cost = max(0.0, unit.size(unguarded - result.objective))
     # Without guards another model would have won.
     refused = trial is None and (cost > 0 or winner.recipe.id != reference.id)
@@ -103,9 +105,9 @@ def _first_admissible(
     reference: Recipe,
     elsewhere: Callable[[Recipe], list[str]],
 ) -> tuple[Trial | None, str]:
-    """(soup, ""): the first soup before the reference that seems to keep to the guards, if its test passes.
+    """(soup, ""): the first soup before the reference that seems to pass the guards, if its test passes.
 
-    Otherwise (None, why).
+    Otherwise (None, the reason).
     """
     for trial in order:
         # Soups behind the reference are worse than it.
@@ -124,6 +126,7 @@ def _first_admissible(
                 failed.append(guard.name)
         if not seems_to_pass:
             continue
+        # Guards on other benchmarks need evaluations: only a soup that passes all others gets them.
         failed = failed or elsewhere(trial.recipe)
         if failed:
             return None, f"failed: {', '.join(failed)}"
@@ -165,7 +168,8 @@ def _guarded(
         return Searched(selected=selected, winner=preferred)
     settings = run.settings
     unit = settings.evaluator.unit
-    # The objective of the best soup without guards.
+    # The objective of the best soup without guards: what the search expected or, if it is higher, that of the first
+    # soup in the order. With weights of goals, the search expected something of another soup.
     unguarded = -math.inf
     expected = search_summary(unit, preferred.summary).without_guards
     if expected is not None and not settings.goal_weights:
@@ -227,7 +231,7 @@ def failed_elsewhere(run: Steps, admission: Admission, soup: Recipe) -> list[str
     """[name of the first guard on another benchmark that a soup fails] by items that the search may see, or []."""
     reference = run.single(admission.against)
     for guard in admission.guards:
-        if not guard.benchmark:
+        if guard.benchmark == OWN_BENCHMARK:
             continue
         scores = run.evaluate_stage(run.guard_stage(guard, [reference, soup]))
         if not guard.admits(guarded_difference(guard, scores[soup.id], scores[reference.id])):
@@ -236,7 +240,7 @@ def failed_elsewhere(run: Steps, admission: Admission, soup: Recipe) -> list[str
 
 
 def declared(admission: Admission | None) -> str:
-    """The guards of a run and the model that they compare with, as the store keeps them."""
+    """The guards of a run and the model that they compare with, as the store keeps them; empty without guards."""
     if admission is None:
         return ""
     guards = [[guard.benchmark, guard.name, guard.margin] for guard in admission.guards]
@@ -260,10 +264,10 @@ def guard_checks(
 ) -> list[GuardCheck]:
     """What the answers to the test split say of each guard.
 
-    `measured` are {extra benchmark: {recipe id: scores}}, the run's own under an empty name. A
-    soup that is the reference itself loses nothing. If the verdict's `claim` is "not measured" or
-    "dry run", that is the outcome of every guard. Guards that were not declared when the claim was
-    first shown are corrected for all `names`, the number of guards that could have been declared.
+    `measured` are {benchmark: {recipe id: scores}}, also of OWN_BENCHMARK. A soup that is the reference itself loses
+    nothing: it has no checks. If the verdict's `claim` is "not measured" or "dry run", that is the outcome of every
+    guard. Guards that were not declared when the claim was first shown are corrected for all `names`, the number of
+    guards that could have been declared.
     """
     if soup.id == against.id:
         return []

@@ -62,7 +62,7 @@ ItemSource = str | Path | Sequence[Item] | Sequence[JsonObject] | BenchmarkItems
 
 @frozen
 class RunTrial:
-    """Soup of the search with its objective on the search split, which may be of a part of it."""
+    """Soup of the search with its objective on the items of the search split that it answered, which may be a part."""
 
     weights: Mapping[str, float]
     objective: float
@@ -145,14 +145,15 @@ def run(
 
     `items` is a JSON Lines file, `Item`s, dicts with the keys of a line of such a file, or a benchmark. `out` is the
     run's directory (default: a new one under `outputs/`), with the soup in `out/soup` and the log in `out/run.log`.
-    `store` keeps every answer, so that a second run evaluates nothing. `dry_run` evaluates at most so many items per
-    category and split. `guard` and `pareto` are losses and goals as on the command line.
+    `store` keeps every answer, so that a second run evaluates nothing. `dry_run` is the most items per category
+    and split that are evaluated. `guard` and `pareto` are losses and goals as on the command line.
     `analysis` is {name: analysis}, by default those that need no further answers. Defaults: SoCE with Pearson's
     correlation, the adaptive search, the mean over categories, `LocalEvaluator`, `LocalMerge`.
 
     Raises:
         UserError: what the command line would refuse, in the same words.
     """
+    # `_benchmark` checks the items.
     check_arguments(run, {key: value for key, value in locals().items() if key != "items"})
     objective = objective or Mean()
     if analysis is None:
@@ -182,7 +183,7 @@ def run(
 
 
 def _new_folder(out: Path) -> Path:
-    """The folder, or one with a number behind its name: nothing is overwritten."""
+    """`out` if it is absent or empty, else the first such folder with a number at its end: nothing is overwritten."""
     for folder in numbered_folders(out):
         if not folder.exists() or not any(folder.iterdir()):
             break
@@ -205,6 +206,7 @@ def _perform(settings: RunSettings) -> RunResult:
     except LateError:
         raise
     except UserError:
+        # A folder that was there before keeps all of its files.
         discard(settings.run_dir, new_folders, EARLY if new_folders else ())
         raise
     trials = []
@@ -278,7 +280,7 @@ def _scores_at(path: Path) -> ScoreMatrix:
 
 
 def _in_order(weights: Mapping[str, float], names: Sequence[str]) -> list[float]:
-    """The weights of all models, 0 for those that have none (UserError if one is of no model)."""
+    """The weights of all models in the order of `names`, 0 for a model without one (UserError for an unknown model)."""
     for name in weights:
         pick(name, names, "weights: model")
     return [float(weights.get(name, 0.0)) for name in names]

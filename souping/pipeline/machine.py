@@ -123,10 +123,10 @@ class Requirement:
 def requirements_of(
     run: RunSettings, models: Sequence[ModelSize], machine: Machine, evaluators: Sequence[Evaluator]
 ) -> list[Requirement]:
-    """Everything that can be too small; nothing if no model's size is known."""
+    """What the run needs of each disk, the memory and the GPUs; nothing if no model's size is known."""
     if not any(model.nbytes for model in models):
         return []
-    # Evaluators that take a soup as a folder, and chunks that cannot be streamed, need a temporary one.
+    # A soup is written to a temporary folder for evaluators that take a folder, or chunks that cannot be streamed.
     soup = largest_bytes(models, run.merge.dtype)
     place = scratch_place(soup)
     in_shared_memory = 0
@@ -184,6 +184,7 @@ def check_machine(run: RunSettings, evaluators: Sequence[Evaluator]) -> None:
     requirements = requirements_of(run, models, machine, evaluators)
     lacks = [requirement.lack() for requirement in requirements if not requirement.fits]
     if lacks:
+        # An error has two lines at most.
         sentences = [lack.sentence() for lack in lacks[:2]]
         raise UserError("\n".join(sentences), fix=lacks[0].fix)
 
@@ -224,7 +225,7 @@ def _disks(
 ) -> Iterator[Requirement]:
     """Requirements of each file system that is written to: the soup, downloads, a temporary soup for an evaluator.
 
-    The latter takes `scratch` bytes in `place`.
+    The temporary soup takes `scratch` bytes in `place`.
     """
     from huggingface_hub import constants
 
@@ -267,7 +268,7 @@ def _needs_gpu(hosting: Hosting, machine: Machine) -> bool:
 
 
 def _in_memory(evaluator: Evaluator, models: Sequence[ModelSize], machine: Machine) -> int:
-    """Bytes of main memory for one evaluator's model; a model for a GPU passes through it when it is loaded."""
+    """Bytes of main memory for one evaluator's model; a GPU's model passes through main memory when it is loaded."""
     hosting = evaluator.hosting
     host = hosting.host
     if host is None:
@@ -282,6 +283,7 @@ def _gpu(evaluator: Evaluator, models: Sequence[ModelSize], machine: Machine) ->
     """The memory that an evaluator's model needs on one GPU, or its share on each of several."""
     hosting = evaluator.hosting
     host = hosting.host or ModelHost(dtype=hosting.module_settings().dtype)
+    # A host without a number of GPUs uses one.
     gpus = max(1, host.gpus)
     where = "a GPU"
     model = "one model"

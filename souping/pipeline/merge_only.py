@@ -146,7 +146,7 @@ def _only_weights(settings: MergeSettings, names: Names) -> dict[str, float]:
         )
     space = SearchSpace(ingredients=names, candidates=names)
     request = settings.optimiser.start(space, settings.seed).ask()
-    # The one point.
+    # The optimiser has one point.
     assert request is not None
     return dict(zip(names, request.weights, strict=True))
 
@@ -192,8 +192,8 @@ def rebuild(settings: MergeSettings) -> Path | None:
             home = folder_of(str(settings.pool.home), backend.allow_pickle)
         like = Like(home, rules_of(settings.merge.name_rules), table.get("format") == "same")
         folders = {}
-        for name, content in zip(recipe.ingredients, recipe.fingerprints, strict=True):
-            folders[name] = _find(name, content, recipe, candidates, store, backend, hashes, like)
+        for name, expected in zip(recipe.ingredients, recipe.fingerprints, strict=True):
+            folders[name] = _find(name, expected, recipe, candidates, store, backend, hashes, like)
         backend = _as_written(backend, recipe, table, store, list(folders.values()), hashes)
         with closing(backend.open(folders, hashes, like)) as pool:
             if settings.plan:
@@ -224,7 +224,7 @@ def _check_method(recipe: Recipe) -> None:
 
 
 def maker(backend: MergeBackend, recipe: Recipe) -> MergeBackend:
-    """The backend that can make a recipe again, mergekit or souping's own: the given one, if it is of that kind."""
+    """The backend that can make a recipe again, mergekit or souping's own: `backend` itself if it is the right one."""
     from souping.merge.mergekit import MergekitMerge
 
     by_mergekit = recipe.settings.get("by") == "mergekit"
@@ -262,7 +262,7 @@ def _show_plan(
     path.parent.mkdir(parents=True, exist_ok=True)
     if plan.save(path, similarity) is not None:
         print(f"saved: {nearby(path)}")
-    # mergekit cannot express every recipe.
+    # `to_yaml` refuses recipes that mergekit cannot express: there is no file then.
     with suppress(UserError):
         places = {name: recipe.sources.get(name, folder) for name, folder in folders.items()}
         text = to_yaml(recipe, places, base)
@@ -273,7 +273,10 @@ def _show_plan(
 def _show_upload(
     settings: MergeSettings, pool: CandidatePool, recipe: Recipe, rebuilt: Path | None = None
 ) -> None:
-    """Print what an upload of the soup would send, if there is one; `rebuilt` as for `_card`."""
+    """Print what the upload of the soup would send, if the settings have one.
+
+    `rebuilt` is the recipe.json from which the soup is rebuilt, None for a merge.
+    """
     if settings.upload is None:
         return
     from souping.pipeline.upload import planned_upload
@@ -287,8 +290,8 @@ def _show_upload(
 def _card(
     settings: MergeSettings, recipe: Recipe, pool: CandidatePool, rebuilt: Path | None = None
 ) -> str:
-    """The card of a soup. `rebuilt` is the recipe.json that it is rebuilt from: the card beside that, if it is the
-    soup's, holds for the same bytes too."""
+    """The card of a soup. `rebuilt` is the recipe.json from which it is rebuilt, None for a merge: the card beside that
+    file is kept if it names this recipe, since the soup has the same bytes."""
     if rebuilt is not None and rebuilt.with_name(CARD).is_file():
         text = text_of(rebuilt.with_name(CARD))
         if recipe.id in text:
@@ -307,7 +310,7 @@ Dtypes = Annotated[
 
 
 class RecipeSettings(TypedDict, total=False):
-    """Settings of a recipe, as far as they are ours."""
+    """Settings of a recipe that souping's backends write."""
 
     vocab: Vocab
     adapters: Adapters
@@ -355,7 +358,7 @@ def read_recipe(path: Path) -> tuple[Recipe, JsonObject]:
         raise UserError(f"{where}: larger than {MAX_RECIPE} bytes, which no recipe is")
     table: dict[str, Any] = load_json(path, RecipeFile, "recipe")
     lengths = {len(table[key]) for key in ("ingredients", "fingerprints", "weights")}
-    # Less than the others if a name stands twice.
+    # Smaller than the others if a name stands twice.
     lengths.add(len(set(table["ingredients"])))
     if len(lengths) != 1 or not 0 < min(lengths) <= MOST_INGREDIENTS or not any(table["weights"]):
         raise UserError(
@@ -363,7 +366,7 @@ def read_recipe(path: Path) -> tuple[Recipe, JsonObject]:
             f"{MOST_INGREDIENTS}, and one weight at least above zero"
         )
     settings = table["settings"]
-    # Those of other backends are theirs to judge.
+    # Another backend checks its settings itself.
     if settings.get("by") in (None, "mergekit"):
         for key in settings:
             pick(key, RecipeSettings.__annotations__, f"{where}: settings")
@@ -387,10 +390,10 @@ def _find(
 ) -> Path:
     """The folder of the ingredient `name`: a candidate's, the one that the store knows, or one from the Hub.
 
-    `hashes` caches the digests of files.
+    `hashes` {file: digest} caches digests, and `like` has what sharded ingredients lack.
 
     Raises:
-        UserError: it is not found, or its content is not the `expected` fingerprint.
+        UserError: the ingredient is not found, or its content does not have the `expected` fingerprint.
     """
     known = store.folder_of(expected)
     if name in candidates:
@@ -421,10 +424,10 @@ def _as_written(
     ingredients: Sequence[Path],
     hashes: MutableMapping[str, str],
 ) -> MergeBackend:
-    """The backend with the settings that the recipe was written with, and with the recipe's base model, if it has one.
+    """The backend with the settings that the recipe was written with, and with the base model that it names.
 
-    `table` is the whole recipe.json, `ingredients` are the folders. A recipe leaves out settings that have the values
-    below.
+    `table` is the whole recipe.json, `ingredients` are the ingredients' folders, and `hashes` {file: digest} caches
+    digests. A recipe leaves out settings that have the values below.
 
     Raises:
         UserError: the base model is not found.
@@ -437,6 +440,7 @@ def _as_written(
         "seed": 0,
         "method": recipe.method,
         "tokenizer_from": table.get("carried_from"),
+        # Only new recipes are made with these two: this one has its dtype, and tensor weights in its `overrides`.
         "dtype": None,
         "tensor_weights": None,
     }

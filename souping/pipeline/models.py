@@ -48,7 +48,8 @@ Aside = Callable[[], AbstractContextManager[None]]
 
 @frozen
 class FetchedCandidates:
-    """Candidates in folders here, the first `count` of them the pool's own; the backend with its base model in one."""
+    """Models in folders here, of which the first `count` are the candidates, and the backend, whose base model is in a
+    folder here too."""
 
     models: tuple[Candidate, ...]
     count: int
@@ -96,7 +97,7 @@ def fetch_candidates(
 
 
 def _hub_names(candidates: Iterable[Candidate]) -> dict[str, hub.HubName]:
-    """{candidate: name on the Hub} of those that are not folders (UserError if one is neither)."""
+    """{candidate: name on the Hub} of the candidates that are not folders (UserError if one is neither)."""
     names = {}
     for candidate in candidates:
         path = candidate.path
@@ -130,7 +131,7 @@ def _check_headers(
 def from_bucket(
     candidate: Candidate, allow_pickle: bool, stream: bool, aside: Aside = nullcontext
 ) -> Candidate:
-    """The candidate; one in a bucket is fetched into a folder here, with its weights unless they are to `stream`."""
+    """The candidate. If it is in a bucket, it is fetched into a folder here, without its weights if these `stream`."""
     url = remote.parse_url(candidate.path)
     if url is None:
         return candidate
@@ -197,7 +198,7 @@ def _base_of_adapters(folders: Sequence[Path]) -> hub.HubName | None:
 
 
 def like_of(candidates: Iterable[Candidate]) -> Path | None:
-    """The folder that sharded candidates have their config and tokenizer from."""
+    """The folder from which sharded candidates take config and tokenizer, the same for all; None if none is sharded."""
     return next((candidate.like for candidate in candidates if candidate.like is not None), None)
 
 
@@ -223,9 +224,10 @@ class RunPool:
         """Fetch the Hub's models and, unless their weights `stream`, those of buckets, open and check them, then take
         their fingerprints.
 
-        `store` remembers where they are; {file: digest} are its own, or `hashes`. With `hash_later`, files without a
-        known digest are hashed by `write_late`, if the backend can do that. `further_models` can be evaluated like the
-        candidates, but are not candidates. With `tokenizers`, every model must have one.
+        `store` remembers where the models are. `hashes` are {file: digest}, by default those of the store. With
+        `hash_later`, files without a known digest are hashed by `write_late`, if the backend can do that. With
+        `tokenizers`, every model must have one. `further_models` can be evaluated like the candidates, but are not
+        candidates.
 
         Raises:
             UserError: a folder is absent or broken, a model cannot be fetched, or the candidates do not fit each other.
@@ -248,7 +250,10 @@ class RunPool:
         store: Store | None = None,
         hash_later: bool = False,
     ) -> None:
-        """Open every candidate's headers and check them against each other (UserError). Arguments as of `fetch`."""
+        """Open every candidate's headers and check them against each other (UserError).
+
+        `hashes`, `store` and `hash_later` are described at `fetch`.
+        """
         merge = fetched.merge
         self.base = merge.base_model
         self.folders = {c.name: c.path for c in fetched.models}
@@ -385,7 +390,7 @@ class RunPool:
     def check_runs(self, trajectory: Trajectory) -> None:
         """Refuse training runs that share a checkpoint, by its weights: they are not independent runs (UserError).
 
-        Their first one may be their common start.
+        They may share their first checkpoint, as a common start.
         """
         # {digest of a checkpoint's weights: the first run that has it}
         owners: dict[str, TrainingRun] = {}

@@ -46,7 +46,7 @@ from souping.pipeline.looks.held_out import HeldOutItems, split_sizes
 from souping.pipeline.merge_only import soup_in, verify
 from souping.pipeline.models import RunPool
 from souping.pipeline.run_report import card, final_report, frozen_report, run_cost
-from souping.pipeline.settings import RunSettings
+from souping.pipeline.settings import OWN_BENCHMARK, RunSettings
 from souping.pipeline.state import Contender, Frozen, Reported, Searched, Selected
 from souping.pipeline.steps import SEARCH, Stage, Steps
 from souping.pipeline.store import Store
@@ -83,6 +83,7 @@ class TrialLog:
         if trial.whole:
             self._best = max(self._best, trial.result.objective)
             best = unit.raw(self._best)
+            # A digit more, so that small gains show.
             self._progress.trial(unit.level(best, more=1))
         self._tracker.log(replace(trial, result=raw_result(unit, trial.result), best=best))
 
@@ -106,7 +107,7 @@ class Run(Steps):
         self.benchmarks = prepared.benchmarks
         self.workers = prepared.workers
         self.evaluations = prepared.evaluations
-        self.evaluation = prepared.evaluations[""]
+        self.evaluation = prepared.evaluations[OWN_BENCHMARK]
         # What a reader of the report must know; grows until the run ends.
         self.notes: list[str] = []
         self.counted_looks = CountedLooks(store)
@@ -148,7 +149,7 @@ class Run(Steps):
     def _measure(self, stage: Stage, shown: Sequence[Measurement] = ()) -> list[ItemScores]:
         """Scores of a stage's models, in their order; nothing shows them yet.
 
-        Answers of the measurements that were `shown` are reported again.
+        `shown` are the measurements with which a claim was shown before: their answers are reported again.
         """
         evaluation = self.evaluations[stage.benchmark]
         answers = len(stage.models) * len(stage.items) * evaluation.answers_per_item
@@ -158,7 +159,7 @@ class Run(Steps):
         return evaluation.all_scores(stage.models, stage.items)
 
     def _checked(self, stage: Stage, measured: Sequence[ItemScores]) -> dict[str, ItemScores]:
-        """{recipe id: scores} of the scores that were measured in a stage, after a warning of lost answers."""
+        """{recipe id: scores} from the scores of a stage's models, in their order; warns of lost answers."""
         check_tokens(self.settings, stage, measured)
         by_model = {}
         by_id = {}
@@ -372,7 +373,7 @@ class Run(Steps):
             items=stage.items,
             contenders=tuple(contenders),
             look=look,
-            measured={"": self._checked(stage, scores)},
+            measured={OWN_BENCHMARK: self._checked(stage, scores)},
             analyses=searched.analyses,
         )
         return self._compare(state)
@@ -383,7 +384,7 @@ class Run(Steps):
         selected = state.searched.selected
         # Only plans and finished runs lack them.
         assert selected.scores is not None
-        measured = state.measured[""]
+        measured = state.measured[OWN_BENCHMARK]
         # {ingredient: scores on the test split}
         ingredients = {}
         for name in selected.selection.ingredients:
@@ -399,7 +400,7 @@ class Run(Steps):
             router,
             self.settings.objective,
         )
-        # Both have fields of `Report`.
+        # All their fields are fields of `Report` too.
         report = replace(state.report, **vars(evidence), **vars(others))
         trajectory = self.settings.pool.trajectory
         if trajectory is not None:
@@ -410,12 +411,12 @@ class Run(Steps):
     def _evidence(self, state: Reported) -> Evidence:
         """The rows, differences and verdict.
 
-        Where guards refused every soup the verdict says so, and that of a dry run says that it claims nothing.
+        If guards refused every soup, the verdict says so; the verdict of a dry run says that nothing is claimed.
         """
         settings = self.settings
         winner = state.searched.winner
         ingredients = state.searched.selected.selection.ingredients
-        scores = state.measured[""]
+        scores = state.measured[OWN_BENCHMARK]
         rows = list(state.contenders)
         # The soup stays the last row. A router that is one of the models has its measured scores.
         if state.router is not None and len(ingredients) > 1:

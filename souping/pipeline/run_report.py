@@ -94,7 +94,7 @@ def _objective(settings: RunSettings, winner: SearchResult) -> ObjectiveSummary:
 
 
 def final_report(steps: Steps, state: Reported, warnings: Sequence[str]) -> Report:
-    """The report after the last step but for its cost, as a reader of its file gets it: NaN becomes None."""
+    """The report after the last step, without the run's cost, as a reader of report.json gets it: NaN becomes None."""
     settings = steps.settings
     scores = state.searched.selected.scores
     # Only plans and finished runs lack them.
@@ -135,8 +135,8 @@ def _guards(steps: Steps, state: Reported) -> GuardsResult | None:
 def run_cost(
     settings: RunSettings, winner: SearchResult, evaluations: Iterable[Evaluation], lost: int
 ) -> RunCost:
-    """Answers and seconds that a run took. `evaluations` are those of the run's and of extra benchmarks; `lost` workers
-    died."""
+    """Answers and seconds that a run took. `evaluations` are those of its own and of extra benchmarks, and `lost` is
+    the number of workers that died."""
     evaluated = 0
     reused = 0
     for evaluation in evaluations:
@@ -156,8 +156,8 @@ def run_cost(
 def card(report: Report, folder: Path = Path("."), base: str = "") -> str:
     """The card of a run's soup (`card.soup_card`).
 
-    The report may be as much as is known when the soup is written. All numbers are from the test split; a card that is
-    written before the report has none.
+    `report` may have only what is known when the soup is written. All numbers on a card are from the test split: a card
+    that is written before the test has none.
     """
     recipe = report.recipe or read(RecipeSummary, {})
     benchmark = sections.benchmark(report)

@@ -38,7 +38,7 @@ def write_samples(run: Run, state: State) -> None:
 
 
 def _models(run: Run, state: State) -> dict[str, Recipe]:
-    """{name: recipe} of the report's rows; of a run that stopped before, of its candidates and its soup."""
+    """{name: recipe} of the report's rows or, if the run stopped before the test, of its candidates and its soup."""
     if isinstance(state, Reported):
         return {row.name: row.recipe for row in state.contenders}
     models = {name: run.single(name) for name in run.pool.names}
@@ -108,8 +108,8 @@ def sample(
     """A line of one item, at this place of its split.
 
     `answers` are {model: records, one for each repeat}, `scores` {model: score}, and `prompts` {`prompt_key`: the text
-    that was sent}. A model's `sent_hash` is that of the prompt as it was sent to it, empty where its evaluator does not
-    say.
+    that was sent}. A model's `sent_hash` is the digest of the prompt that it got or, if that text is not known, the
+    `prompt_key`, which is empty for an evaluator that does not record prompts.
     """
     if isinstance(item.prompt, str):
         prompt: Json = item.prompt
@@ -126,6 +126,7 @@ def sample(
     if item.tools:
         doc["tools"] = [dict(tool) for tool in item.tools]
 
+    # All repeats of an answer have one prompt.
     sent_texts = {}
     for name, records in answers.items():
         sent_texts[name] = prompts.get(records[0].prompt_key, "")
@@ -156,9 +157,9 @@ def sample(
 
 
 def _model(records: Sequence[Record], score: float) -> dict[str, Json]:
-    """What one model answered to an item (a record for each repeat), by the keys of lm-eval's samples.
+    """What one model answered to an item (a record for each repeat), under the keys of lm-eval's samples.
 
-    The outcome is the worst of the repeats.
+    The outcome is the worst of the repeats, the reason the first that a repeat has.
     """
     outputs = [record.output for record in records]
     outcomes = [record.outcome for record in records]

@@ -36,6 +36,8 @@ Goals = list[str] | tuple[str, ...] | Mapping[str, float]
 """Goals of a front, or {goal: weight} to write the soup with the largest weighted sum."""
 STORE = OUTPUTS / "store.sqlite"
 """The default of `store`."""
+OWN_BENCHMARK = ""
+"""Key of the run's own benchmark in mappings that have the extra benchmarks under their names."""
 GROUP_KINDS: Mapping[str, Any] = {
     "pool": CandidateSource,
     "benchmark": protocols.BenchmarkItems,
@@ -122,7 +124,7 @@ def expectations(
         raise UserError(
             f"expected={expected!r:.60} must be a mapping: expected='{{CANDIDATE: SCORE}}'"
         )
-    # (candidate, category, score)
+    # (candidate, category or None for the objective, score)
     scores: list[tuple[str, str | None, Any]] = []
     for candidate, value in (expected or {}).items():
         if not isinstance(value, Mapping):
@@ -261,7 +263,7 @@ class RunSettings(SoupSettings):
         return self.evaluator.unit.inner_margin(self.min_gain)
 
     def guard_reference(self, candidates: Sequence[Candidate]) -> str | None:
-        """The candidate that `guard_baseline` names (UserError if it names none)."""
+        """The candidate that `guard_baseline` names, None if it is not set (UserError if it names no candidate)."""
         if not self.guard_baseline:
             return self.guard_baseline
         # {what may be typed: candidate}; `base` is the candidate that is the base model.
@@ -292,8 +294,8 @@ class RunSettings(SoupSettings):
             return ()
         from souping.analysis.guards import resolve
 
-        # {extra benchmark: unit}, the run's own under an empty name.
-        units = {"": self.evaluator.unit}
+        # {benchmark: unit of its scores}
+        units = {OWN_BENCHMARK: self.evaluator.unit}
         for entry in self.extra_benchmarks:
             units[entry.name] = (entry.evaluator or self.evaluator).unit
         return resolve(self.guard, categories, self.objective.groups, units)

@@ -80,9 +80,9 @@ class Selected:
 
 @frozen
 class Searched:
-    """What the search found: `winner` is the soup that it chose, `analyses` holds its Pareto front if there is one.
+    """What the search found: `winner` is the soup that it chose, `analyses` has the Pareto front of a run with goals.
 
-    `guards` is what the guards changed, None if there are none.
+    `guards` is what the guards changed, None in a run without guards.
     """
 
     selected: Selected
@@ -93,10 +93,11 @@ class Searched:
 
 @frozen
 class Frozen:
-    """The soup in its folder, None if there is none to write; nothing is chosen after this.
+    """The written soup; nothing is chosen after this.
 
-    `singles` are the candidates' scores on the search split, `best` is the best of them, `card` the soup's card without
-    numbers. `report` holds the choices.
+    `soup_folder` is None if one ingredient was selected, and in plans and finished runs. `singles` are {candidate:
+    scores on the search split}, `best` is the best candidate by these, `card` the soup's card without numbers. `report`
+    has the choices.
     """
 
     searched: Searched
@@ -109,8 +110,8 @@ class Frozen:
 
 @frozen
 class Reported:
-    """What was measured on the test `items`: `measured` are {extra benchmark: {recipe id: scores}}, the run's own
-    under an empty name.
+    """What was measured on the test `items`: `measured` are {benchmark: {recipe id: scores}}, those of the run's own
+    benchmark under `settings.OWN_BENCHMARK`.
 
     `contenders` are the rows of the report, `look` counts the reports on these items, and `router` has the answers of
     the ingredient that is best in each category. `report` and `analyses` are those of the states before with what is

@@ -29,7 +29,7 @@ from souping.core.types import (
     frozen,
 )
 from souping.evaluate.benchmark import first_items, two_splits
-from souping.pipeline.settings import ExtraEntry, RunSettings, model_settings
+from souping.pipeline.settings import OWN_BENCHMARK, ExtraEntry, RunSettings, model_settings
 from souping.pipeline.state import (
     Contender,
     ContenderKind,
@@ -58,15 +58,15 @@ SEARCH = "search: soups and single models"
 class Stage:
     """Models that answer the same items.
 
-    `benchmark` names the extra benchmark whose evaluator is used instead of the run's. With `any_block`, stored answers
-    of other blocks count too.
+    `benchmark` names the one whose evaluator answers: the run's own or an extra benchmark. With `any_block`, stored
+    answers of other blocks count too.
     """
 
     name: str
     models: tuple[Recipe, ...]
     items: Items
     split: Split = "test"
-    benchmark: str = ""
+    benchmark: str = OWN_BENCHMARK
     any_block: bool = False
 
 
@@ -118,7 +118,8 @@ class Candidates(RecipeSource, Protocol):
 
 
 class Steps:
-    """Steps of a run over a pool. `splits` are empty if the items are not available, `extra` is {name: items}.
+    """Steps of a run over a pool. `splits` are empty if the items are not available; `extra` are {extra benchmark: its
+    items}.
 
     What is implemented here evaluates every stage and draws no conclusion, which is what a plan does.
     """
@@ -194,7 +195,7 @@ class Steps:
         raise NotImplementedError
 
     def open_guards(self, selected: Selected, guards: tuple[Guard, ...], stage: Stage) -> Selected:
-        """Add the scores, of a stage, of the model that soups must not fall behind."""
+        """The selection with its guards, and the scores in `stage` of the model that soups must not fall behind."""
         raise NotImplementedError
 
     def search(self, selected: Selected) -> Searched:
@@ -202,7 +203,7 @@ class Steps:
         raise NotImplementedError
 
     def write(self, searched: Searched, stage: Stage) -> Frozen:
-        """The best candidate, by the scores of a stage, and the soup: nothing is chosen after this step."""
+        """The soup, and the best candidate by the scores in `stage`: nothing is chosen after this step."""
         self.evaluate_stage(stage)
         # Without scores, any candidate stands for the best one.
         return self.frozen(searched, self.pool.names[0])
@@ -341,7 +342,7 @@ class Steps:
         return replace(stage, any_block=True)
 
     def ingredient_stage(self, ingredients: Sequence[str]) -> Stage | None:
-        """The ingredients one by one, if the search begins with their scores; else None."""
+        """The ingredients one by one; None if there is only one, or the search does not begin with their scores."""
         if len(ingredients) < 2 or not self.settings.optimiser.uses_singles:
             return None
         return self._stage("search: the ingredients", map(self.single, ingredients), "search")
@@ -368,7 +369,7 @@ class Steps:
         )
 
     def front_stage(self, models: Iterable[Recipe]) -> Stage:
-        """Points of the front that are confirmed."""
+        """Soups that may be on the front and have to answer the whole search split."""
         return self._stage("search: confirmed points of the front", models, "search")
 
     @property
@@ -378,12 +379,12 @@ class Steps:
 
     @property
     def guarded_items(self) -> dict[Split, dict[str, Items]]:
-        """{split: {extra benchmark: its items}} of the search and test splits, the run's own under an empty name.
+        """{split: {benchmark: its items}} of the search and test splits, also of OWN_BENCHMARK.
 
         Items of extra benchmarks are cut into the two splits by the rule that cuts the run's.
         """
-        search = {"": self.splits.get("search", ())}
-        test = {"": self.splits.get("test", ())}
+        search = {OWN_BENCHMARK: self.splits.get("search", ())}
+        test = {OWN_BENCHMARK: self.splits.get("test", ())}
         for name, items in self.extra.items():
             splits = two_splits(items)
             search[name] = splits["search"]

@@ -135,7 +135,7 @@ class StoredAnswers:
 
     @property
     def repeats(self) -> int:
-        """Number of answers of the item that has the most."""
+        """Number of answers of the item that has the most, 0 without answers."""
         return 1 + max((repeat for _, repeat in self._blocks), default=-1)
 
     def find(self, item: Item, repeat: int, block: str) -> Record | None:
@@ -218,7 +218,7 @@ class Store:
         self, kind: type[BaseException] | None, *_: BaseException | TracebackType | None
     ) -> None:
         """Close the file; after an error, remove it if this process made it and nothing is in it."""
-        # It is not the file that was opened any more.
+        # Another file is at the path now, or none.
         if self._inode() != self._file:
             log.warning("%s", self._removed())
         elif kind is not None and self._made:
@@ -227,6 +227,7 @@ class Store:
 
     def _drop_empty(self) -> None:
         """Remove the file that this run made if no result is in it and nobody else has it open."""
+        # An empty file that stays does no harm.
         with suppress(sqlite3.Error, OSError):
             # Do not wait for another process: it needs the file.
             self._db.execute("PRAGMA busy_timeout=0")
@@ -451,5 +452,5 @@ def _columns(record: Record) -> tuple[str | float | bytes, ...]:
 
 
 def _storable(text: str) -> str:
-    """The text with half characters replaced, which SQLite does not take."""
+    """The text with its unpaired surrogates replaced, which SQLite does not take."""
     return text.encode("utf-8", "replace").decode()

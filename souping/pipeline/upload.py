@@ -133,6 +133,7 @@ def push(goal: Target, folder: Path, store: Path | None = None) -> str:
     api = HfApi()
     try:
         with _explained(goal):
+            # None leaves it to the organisation's default.
             api.create_repo(goal.repo, private=goal.private or None, exist_ok=True)
             old = _check_repository(goal, api)
             # `upload_folder` splits large folders into several commits: the repository would hold half a soup meanwhile
@@ -182,7 +183,10 @@ def planned_upload(goal: Target, files: SoupContent, store: Path) -> Section:
 def _public_files(
     goal: Target, files: SoupContent, store: Path | None, online: bool
 ) -> dict[str, Path | bytes | int]:
-    """A soup's files as they are sent: its card with the repository and licences, and no path of this machine."""
+    """A soup's files as they are sent: the card has the repository and licences, and no file a path of this machine.
+
+    Licences of models on the Hub are read only with `online`.
+    """
     recipe = json.loads(_bytes(files[RECIPE]))
     summary = read(RecipeSummary, recipe)
     # The base model of an adapter; it is named unless it is a folder.
@@ -289,6 +293,7 @@ def files_by_recipe(folder: Path) -> dict[str, Path]:
 
 def _licences(recipe: RecipeSummary, store: Path | None, online: bool) -> dict[str, str]:
     """{model: licence}, empty if unknown, of a recipe's ingredients and of a base model that it names."""
+    # A plan's recipe may have no fingerprints yet.
     fingerprints = dict(zip(recipe.ingredients, recipe.fingerprints, strict=False))
     base = recipe.settings.get("base")
     if isinstance(base, str):

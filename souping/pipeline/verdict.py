@@ -66,7 +66,8 @@ def verdict(
 
     `comparisons` hold the soup (a) against every candidate (b) on the test split; others are ignored. `best_candidate`
     was chosen on the search split, `selected` are the selection's ingredients, `recipe` the ingredients with weight in
-    the winning recipe, `look` the number of looks at the test items, `margin` that of inner scores.
+    the winning recipe, `look` the number of this look at the test items, and `margin` the gain, in inner scores, that
+    is worth a soup.
 
     Raises:
         ValueError: a candidate is not compared with the soup.

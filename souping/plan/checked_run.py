@@ -20,7 +20,7 @@ from souping.evaluate.benchmark import first_items
 from souping.evaluate.scoring import user_scores
 from souping.pipeline.evaluation import batches_of, records_of, score_missing
 from souping.pipeline.samples import sample
-from souping.pipeline.settings import RunSettings
+from souping.pipeline.settings import OWN_BENCHMARK, RunSettings
 from souping.pipeline.store import IN_MEMORY, Store
 from souping.plan.content import Plan, as_dict, total_range
 from souping.plan.page import time_section, work_section
@@ -36,7 +36,7 @@ from souping.report.tables import similarity
 CHECKED_ITEMS = 5
 """Items of each category that a check answers."""
 LEAST = 0.05
-"""Share of the time of a check that is at least taken for its items, as what a call takes varies."""
+"""Share of a check's time that its items are taken to need at least: the measured time of a call varies."""
 
 
 def check_run(run: RunSettings) -> None:
@@ -64,14 +64,14 @@ def check_run(run: RunSettings) -> None:
     split: Split = "search" if run.scores.published else "select"
     items = first_items(plan.splits[split], CHECKED_ITEMS)
     records, prompts, speed = answer_few(plan, items)
-    timed = replace(plan, speeds={**plan.speeds, "": speed})
+    timed = replace(plan, speeds={**plan.speeds, OWN_BENCHMARK: speed})
     show_check(timed, split, items, records, prompts)
 
 
 def answer_few(plan: Plan, items: Sequence[Item]) -> tuple[list[Record], Mapping[str, str], Speed]:
-    """(answers of the first candidate to a few items, {item id: prompt}, how fast they came once the model was loaded).
+    """(the first candidate's answers to a few items, {item id: prompt}, their speed once the model was loaded).
 
-    The answers have their item's id as the key of their prompt.
+    The answers are in the items' order, and have their item's id as the key of their prompt.
 
     Raises:
         UserError: a candidate is not on this disk, or an item cannot be answered or scored.
@@ -97,7 +97,7 @@ def answer_few(plan: Plan, items: Sequence[Item]) -> tuple[list[Record], Mapping
         _, single = _timed(evaluator, model, items[:1])
         answers, seconds = _timed(evaluator, model, items)
         speed = _measured(evaluator, items, single, seconds)
-        # An engine or a server starts for each model.
+        # An engine or a server starts for each model. Times vary: no start takes less than nothing.
         if evaluator.hosting.host is not None:
             speed = replace(speed, per_model=max(0.0, cold - single))
     records = [replace(answers[item.id], prompt_key=item.id) for item in items]
@@ -124,9 +124,9 @@ def _timed(
 
 
 def _measured(evaluator: Evaluator, items: Sequence[Item], single: float, seconds: float) -> Speed:
-    """The speed by the seconds of a `single` item and those of all: seconds = calls * per_call + items * per_item.
+    """The speed by the seconds of a `single` item and the `seconds` of all items.
 
-    As single = per_call + per_item, per_item = (seconds - calls * single) / (items - calls).
+    seconds = calls * per_call + items * per_item. As single = per_call + per_item, per_item = (seconds - calls * single) / (items - calls).
     """
     batch = evaluator.sampling.full_batch
     size = len(items)
@@ -140,6 +140,7 @@ def _measured(evaluator: Evaluator, items: Sequence[Item], single: float, second
         slope = (seconds - calls * single) / (size - calls)
         per_item = min(max(slope, LEAST * mean), mean)
     per_call = (seconds - size * per_item) / calls
+    # A clock may see no time pass.
     rate = 1 / max(per_item, 1e-9)
     call = "batch" if batch else "command"
     return Speed(
@@ -160,8 +161,8 @@ def show_check(
 ) -> None:
     """Print one item of each category in full, all of them in a table, and the run's time; save what was measured.
 
-    `timed` is the plan with the measured speed, `records` are the first candidate's answers to the items, `prompts` the
-    texts by the records' keys.
+    `timed` is the plan with the measured speed, `records` are the first candidate's answers to the items, in their
+    order, and `prompts` {`prompt_key` of a record: text}.
     """
     name = timed.run.pool.resolve()[0].name
     unit = timed.run.evaluator.unit
@@ -185,15 +186,18 @@ def show_check(
     )
     table = {**as_dict(timed), "candidate": name, "split": split, "samples": samples}
     table["evaluator"] = evaluator_fingerprint(timed.run.evaluator)
-    table["items_per_second"] = timed.speeds[""].items_per_second
+    table["items_per_second"] = timed.speeds[OWN_BENCHMARK].items_per_second
     file = write_atomically(dated_path(timed.run.name, "check"), as_json(table).encode())
     print(f"saved: {nearby(file)}")
     if cut := sum(record.outcome != "finished" for record in records):
         print(f"{cut} of {len(records)} answers were truncated or are missing: look at them first")
-    _, most = total_range((timed.seconds() or {"": (0.0, 0.0)}).values())
     takes = "seconds, as its answers are stored"
-    if most >= 1:
-        takes = f"at most about {format.seconds_text(most)}"
+    times = timed.seconds()
+    # None if no stage has anything to evaluate.
+    if times is not None:
+        _, most = total_range(times.values())
+        if most >= 1:
+            takes = f"at most about {format.seconds_text(most)}"
     print(f"This run can start and takes {takes}: repeat the command without `check`.")
 
 
@@ -206,6 +210,7 @@ def _answers(
         row = (
             format.short(item.id),
             format.clean(item.category),
+            # A digit less than a mean has: most items score 0 or 1.
             unit.score(record.score, more=-1),
             # 0 means that nobody counted.
             format.count(record.prompt_tokens or None),

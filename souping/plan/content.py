@@ -11,7 +11,7 @@ from souping.core.reading import to_json
 from souping.core.types import Items, JsonObject, Missing, ScoreMatrix, Selection, Split
 from souping.core.weight_similarity import PoolSimilarity
 from souping.pipeline.machine import Machine, Requirement
-from souping.pipeline.settings import RunSettings
+from souping.pipeline.settings import OWN_BENCHMARK, RunSettings
 from souping.pipeline.verdict import power_summary
 from souping.plan.speed import HUB_SPEED, READ_SPEED, IntRange, PlannedStage, Speed
 from souping.report.cells import Section
@@ -19,6 +19,7 @@ from souping.report.files import selection_summary
 from souping.statistics.power import Power, power_of
 
 Range = tuple[float, float]
+"""(least, most)"""
 
 
 @dataclass(kw_only=True)
@@ -27,8 +28,8 @@ class Plan:
 
     Those that hold on any machine are `faults` too. `selection` is None if the candidates must be measured first;
     `basis` is the source of its scores, `sizes` are the possible numbers of ingredients. With `outlined`, items have no
-    content: their numbers are the benchmark's published sizes. `speeds` are {extra benchmark: speed}, the run's own
-    under an empty name.
+    content: their numbers are the benchmark's published sizes. `speeds` are {benchmark: speed}, also of
+    OWN_BENCHMARK, of those whose speed is known.
     """
 
     run: RunSettings
@@ -57,8 +58,8 @@ class Plan:
         return sum(least for least, _ in ranges), sum(most for _, most in ranges)
 
     def seconds(self) -> dict[str, Range] | None:
-        """{what: (least, most) seconds}, None if no rate is known."""
-        if "" not in self.speeds or not self.stages:
+        """{what: (least, most) seconds}; None if no speed is known, or nothing is evaluated."""
+        if OWN_BENCHMARK not in self.speeds or not self.stages:
             return None
         times = dict[str, Range]()
         if self.splits:
@@ -71,8 +72,8 @@ class Plan:
                 for stage in self.stages:
                     if not stage.items:
                         continue
-                    speed = self.speeds.get(stage.benchmark, self.speeds[""])
-                    # A model with something to answer is loaded once per stage.
+                    speed = self.speeds.get(stage.benchmark, self.speeds[OWN_BENCHMARK])
+                    # A model with something to answer is loaded once per stage (rounded up).
                     loads = -(-stage.todo[end] // stage.items)
                     answering[end] += speed.seconds(stage, end) + loads * speed.per_model
                     reading[end] += loads * model_bytes * ingredients / READ_SPEED
@@ -89,7 +90,7 @@ class Plan:
         return bool(self.splits.get("test"))
 
     def power(self) -> Power | None:
-        """What a report can show; None if there is none, or if that is known after selection only."""
+        """What the report can show; None for a run without a report, or if that is known only after selection."""
         if self.scores is None or not self.has_report:
             return None
         run = self.run

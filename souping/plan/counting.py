@@ -21,6 +21,7 @@ from souping.core.types import (
     frozen,
 )
 from souping.pipeline.evaluation import Evaluation
+from souping.pipeline.settings import OWN_BENCHMARK
 from souping.pipeline.state import Reported, Searched, Selected
 from souping.pipeline.steps import SEARCH, Candidates, Stage, Steps
 from souping.plan.content import Plan
@@ -63,7 +64,8 @@ class PlannedPool:
 class CountedSteps(Steps):
     """Steps that count what a run would evaluate, with a selection that is known or assumed.
 
-    Each answer counts once. `evaluations` are {extra benchmark: evaluation}, the run's own under an empty name.
+    Each answer counts once. `evaluations` are {benchmark: evaluation}, also of OWN_BENCHMARK, and `ingredients` the
+    candidates that are taken as selected.
     """
 
     def __init__(
@@ -117,13 +119,13 @@ class CountedSteps(Steps):
             self.evaluate_stage(replace(stage, models=tuple(known)), unknown)
         else:
             expected, most = workload
-            answers = self.evaluations[""].answers_per_item
+            answers = self.evaluations[OWN_BENCHMARK].answers_per_item
             todo = (expected * answers, most * answers)
             if stored:
                 expected = stored.cost.items
                 most = stored.cost.items
                 todo = (0, 0)
-            # Whole splits that the items would fill, rounded up.
+            # Whole splits that the items would fill, rounded up; 0 if there are no items.
             split_size = max(1, len(items))
             splits = (-(-expected // split_size), -(-most // split_size))
             self._add(stage, models=splits, items=(expected, most), todo=todo, in_parts=True)
@@ -140,10 +142,11 @@ class CountedSteps(Steps):
         self.evaluate_stage(stage)
         scores = self.plan.scores
         self.plan.guards = plan_guards(guards, self.guarded_items, scores.items if scores else None)
+        # Any candidate stands for the one that guards compare with.
         single = self.single(self.pool.names[0])
         soup = _unknown(single, "the soup that may win")
         for guard in guards:
-            if guard.benchmark:
+            if guard.benchmark != OWN_BENCHMARK:
                 self.evaluate_stage(self.guard_stage(guard, [single, soup]))
         return selected
 
@@ -185,7 +188,7 @@ class CountedSteps(Steps):
         )
 
     def _count(self, recipe: Recipe, stage: Stage) -> int:
-        """Number of a model's answers that neither the store nor an earlier stage has; later stages have them then."""
+        """Number of a model's answers that neither the store nor an earlier stage has; they count once."""
         evaluation = self.evaluations[stage.benchmark]
         # {(question, number of its answer): answers}, all of them for a model that no store holds.
         answers = {(item.answer_digest, 0): evaluation.answers_per_item for item in stage.items}
@@ -205,12 +208,16 @@ class CountedSteps(Steps):
         # Of items without content nothing is stored, and their evaluator may take long to say that it cannot start.
         if self.plan.outlined or not self.splits.get("search"):
             return None
+        # An answer is not stored, or the evaluator cannot start here: then its key is not known.
         with suppress(NotStoredError, UserError):
-            return self.find_weights(self.evaluations[""], selected)
+            return self.find_weights(self.evaluations[OWN_BENCHMARK], selected)
         return None
 
     def _unknown_winner(self, ingredients: Names) -> SearchResult:
-        """The result of a search that is to come, with an unknown soup; one ingredient wins by itself."""
+        """The result of a search that is not stored: an unknown soup, or the only ingredient.
+
+        A plan does not read its score.
+        """
         uniform = self.uniform(ingredients)
         recipe = uniform if len(ingredients) == 1 else _unknown(uniform, "the soup")
         return SearchResult(
@@ -220,7 +227,7 @@ class CountedSteps(Steps):
     def _trials(self, ingredients: Names, stored: SearchResult | None) -> tuple[list[Recipe], int]:
         """(soups that are known beforehand, number of others that may follow) of a search that evaluates whole splits.
 
-        `stored` is its result if the store has all of it.
+        `stored` is the result of the search if the store has all of its answers.
         """
         if len(ingredients) == 1:
             return [self.single(ingredients[0])], 0
@@ -268,7 +275,8 @@ def merged(counted: Sequence[Sequence[PlannedStage]]) -> list[PlannedStage]:
 
 
 def _range(pairs: Sequence[IntRange], in_parts: bool) -> IntRange:
-    """(least, most) of several ranges; of a search in parts (the median of what is expected, most)."""
+    """(least, most) of one or more ranges; of ranges (expected, most), which a search in parts has, (median of the
+    expected, most)."""
     lows = sorted(least for least, _ in pairs)
     low = lows[0]
     if in_parts:

@@ -32,7 +32,7 @@ def plan_sections(plan: Plan) -> list[Section]:
 
 
 def _selection(plan: Plan) -> Section:
-    """The ingredients and the experts or, before they are known, the source of the scores and how many there may be."""
+    """The ingredients and experts or, before these are known, the source of the scores and the possible numbers."""
     selection = plan.selection
     label = plan.run.selector.label
     if selection is None:
@@ -104,7 +104,7 @@ def _stage(stage: PlannedStage) -> tuple[str, ...]:
 
 
 def _stored(asked: IntRange, todo: IntRange) -> IntRange:
-    """(least, most) evaluations that are stored by then."""
+    """(least, most) evaluations that are stored when a stage begins."""
     # Where more is requested, more may be to do, and less stored.
     ends = sorted((asked[0] - todo[0], asked[1] - todo[1]))
     return ends[0], ends[1]

@@ -34,7 +34,7 @@ from souping.pipeline.machine import (
     requirements_of,
 )
 from souping.pipeline.models import RunPool
-from souping.pipeline.settings import RunSettings, items_of
+from souping.pipeline.settings import OWN_BENCHMARK, RunSettings, items_of
 from souping.pipeline.state import ExtraBenchmark
 from souping.pipeline.steps import Candidates, extra_benchmarks
 from souping.pipeline.store import IN_MEMORY, Store
@@ -136,7 +136,7 @@ class _Planner:
             )
         names = plan.selection.ingredients if plan.selection else self.pool.names
         recipe = self.opened.uniform(names)
-        # Nothing is searched, and files may not be hashed.
+        # Nothing is searched, and files may not be hashed: id, weights and fingerprints (`base` is one) are not known.
         draft = {**recipe.as_dict(), "id": "to be found", "fingerprints": []}
         draft["weights"] = [None] * len(names)
         draft["settings"] = {key: recipe.settings[key] for key in recipe.settings if key != "base"}
@@ -147,9 +147,9 @@ class _Planner:
         return planned_upload(run.upload, files, run.store_path)
 
     def _evaluators(self, items: Sequence[Item]) -> dict[str, tuple[Evaluator, Sequence[Item]]]:
-        """{extra benchmark: (evaluator, items)}, the run's own under an empty name."""
+        """{benchmark: (evaluator, items)}, also of OWN_BENCHMARK, which has these items."""
         return {
-            "": (self.run.evaluator, items),
+            OWN_BENCHMARK: (self.run.evaluator, items),
             **{benchmark.name: (benchmark.evaluator, benchmark.items) for benchmark in self.extra},
         }
 
@@ -217,7 +217,7 @@ class _Planner:
             self.extra = tuple(extra)
 
     def _evaluation(self, evaluator: Evaluator) -> Evaluation:
-        """An evaluation that reads the store and computes nothing."""
+        """An evaluation that reads the store and computes nothing. Without a pool, no end tokens are known."""
         eos_token_ids = self.opened.eos_token_ids if self.opened else lambda recipe: ()
         return Evaluation(
             self.store, evaluator, not_stored, eos_token_ids, lambda items: None, grade=not_stored
@@ -237,6 +237,7 @@ class _Planner:
                 plan.basis = "scores that must be measured first"
                 plan.sizes = run.selector.sizes(len(self.pool.names))
                 evaluation = self._evaluation(run.evaluator)
+                # An answer is not stored, or the evaluator cannot start here: the scores are measured first.
                 with suppress(NotStoredError, UserError):
                     plan.scores = self._stored_scores(evaluation, plan.splits.get("select", ()))
                 if plan.scores is not None:
@@ -250,7 +251,11 @@ class _Planner:
             self.faults.append(str(error))
 
     def _stored_scores(self, evaluation: Evaluation, items: Items) -> ScoreMatrix | None:
-        """Scores of the candidates on the select split. Raises NotStoredError if the store lacks some."""
+        """Scores of the candidates on the `items` of the select split, None if there are no items here.
+
+        Raises:
+            NotStoredError: the store lacks an answer.
+        """
         if not items:
             return None
         scores = {}
@@ -304,7 +309,7 @@ class _Planner:
         return merged(counted)
 
     def _speeds(self, plan: Plan) -> dict[str, Speed]:
-        """{extra benchmark: speed}, the run's own under an empty name."""
+        """{benchmark: speed} of those whose speed is known, also of OWN_BENCHMARK."""
         items = list[Item]()
         for split in SPLITS:
             items += plan.splits.get(split, ())
@@ -321,7 +326,7 @@ class _Planner:
                 measured = self.store.throughput(singles, key)
                 # A check measures the run's own benchmark.
                 rate = None
-                if not name and stated is None and measured is None:
+                if name == OWN_BENCHMARK and stated is None and measured is None:
                     rate = checked_speed(plan.models, key)
                 if rate is None:
                     rate = speed(stated, measured, evaluator, answered, parameters, plan.machine)

@@ -33,8 +33,8 @@ HUB_SPEED = 5e7
 class Speed:
     """Items per second: stated by the user, measured in this store or by a check, or assumed as `reason` spells out.
 
-    A check also measures the seconds that start a model (in an engine or a server), and those that start a call for
-    `batch` items (0: for all of a stage).
+    A check also measures the seconds that start a model (in an engine or a server), and the seconds that start a call
+    for `batch` items (0: one call for all items of a stage).
     """
 
     items_per_second: float
@@ -47,7 +47,7 @@ class Speed:
 
     def seconds(self, stage: PlannedStage, end: int) -> float:
         """Seconds that the answers of a stage take, the least (`end` 0) or the most (1) of them."""
-        # Items of one request: a search requests a split in samples.
+        # Items of one request: a search in parts requests a split in at most MOST_SAMPLES samples.
         together = stage.items
         if stage.in_parts:
             together = -(-stage.items // MOST_SAMPLES)
@@ -58,7 +58,7 @@ class Speed:
 
 @frozen
 class BenchmarkSpeed:
-    """The speed of a check; extra benchmarks have none that was measured."""
+    """The speed that a check measured, that of the run's own benchmark."""
 
     benchmark: Speed
 

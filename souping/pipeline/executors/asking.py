@@ -154,7 +154,7 @@ class FileWorkers(Workers):
 
     @property
     def slots(self) -> int:
-        # A search asks for no soup that could not be written.
+        # On a full disk there are no more slots than soups that wait: the search asks for no further one.
         return len(self._waiting) if self._full else self._executor.max_open
 
     def put(self, request: Request) -> Response | None:
@@ -164,17 +164,19 @@ class FileWorkers(Workers):
         if folder is not None:
             records = answers(folder, [item.id for item in request.items])
             if records:
+                # Nobody knows how long somebody else's job took.
                 return Response(records=records, seconds=0.0)
         if key not in self._waiting:
-            self._waiting[key] = self._place(key, folder, request)
+            self._waiting[key] = self._hand_out(key, folder, request)
             self._requests[key] = request
         return None
 
-    def _place(self, key: str, folder: Path | None, request: Request) -> str:
-        """Write what a soup lacks in its `folder` (None: everything); returns its state.
+    def _hand_out(self, key: str, folder: Path | None, request: Request) -> str:
+        """Write what a soup lacks in its `folder`, or a new folder if that is None; returns the soup's state.
 
-        It is LATER if enough soups are open, or the disk has no space.
+        The state is LATER if enough soups are open, or the disk has no space.
         """
+        # LATER is empty.
         open_states = list(filter(None, self._waiting.values()))
         if folder is None and len(open_states) >= self._executor.max_open:
             return LATER
@@ -336,6 +338,7 @@ class OrderedEvaluation(Evaluation):
             Waiting: it is not answered yet.
         """
         numbers = [pending.request.number for pending in self._done]
+        # Requests count from 1, so that 0 is none.
         number = min(numbers, default=0)
         if self.order.next is not None:
             _, number, _ = self.order.next

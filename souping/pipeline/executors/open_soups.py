@@ -138,12 +138,12 @@ def free(folder: Path) -> None:
 
 
 def tell(folder: Path, source: str) -> str:
-    """Store the answers in the log of a soup, or that its job failed; returns what came of it, in words.
+    """Store the answers in the log of a soup, or that its job failed; returns what was done, in words.
 
-    `source` is the log, by default the soup's `out`, or FAILED_JOB. The first result stays.
+    `source` is the path of the log, FAILED_JOB, or empty for the soup's folder `out`. The first result stays.
 
     Raises:
-        UserError: it is not a log of all of its items, or another result.
+        UserError: the log lacks items of the soup, or another result was told before.
     """
     # Network file systems lock open files, but no folders.
     with (folder / REQUEST).open("a") as file:
@@ -176,6 +176,7 @@ def _content(folder: Path, source: Path) -> bytes:
     if len(logs) > 1:
         raise UserError(f"{source} has {len(logs)} runs: give each soup a log of its own")
     items = soup["items"]
+    # Somebody may have edited request.json.
     categories = dict(zip(items, soup["categories"], strict=False))
     fix = "correct that file, and tell it again"
     logged = records_by_item(logs[0], categories, soup["higher_is_better"], fix)

@@ -143,6 +143,7 @@ class RayWorkers(Workers):
         # Only a cluster knows how many fit.
         if not self._actors and not settings.actors and settings.cluster:
             self._start()
+        # At least one: actors that do not fit are an error when they start.
         return len(self._actors) or settings.actors or max(1, settings.room(_resources()))
 
     def put(self, request: Request) -> None:
@@ -271,6 +272,7 @@ def _result(reference: ObjectRef[Any]) -> Any:
             raise cause from error
         raise UserError(f"executor=ray: {type(cause).__name__}: {first_line(cause)}") from error
     except RayError as error:
+        # Ray's message ends with the reason.
         lines = stripped_lines(error)
         reason = (lines or [type(error).__name__])[-1][:200]
         raise UserError(

@@ -50,6 +50,7 @@ class Claim:
         shares = coefficients(self.objective, sizes)
         items = []
         for item in self.items:
+            # Rounded, as sums in another order differ in the last digits.
             weight = round(shares[item.category] / sizes[item.category], 12)
             items.append((item.prompt_digest, item.scorer_digest, weight))
         content: list[Json] = [
@@ -159,7 +160,7 @@ def pair_digest(
     shares = weights / weights.sum()
     models: list[Json] = []
     for scores in (a, b):
-        # Adding 0.0 turns -0.0 into 0.0.
+        # Rounded, as sums in another order differ in the last digits. Adding 0.0 turns -0.0 into 0.0.
         items = zip(identities, shares.round(12), scores.round(9) + 0.0, strict=True)
         models.append(sorted([name, float(share), float(score)] for name, share, score in items))
     return digest(sorted(models, key=str))
@@ -171,7 +172,7 @@ def in_order(items: Sequence[Item]) -> list[Item]:
 
 
 def coefficients(objective: Objective, categories: Mapping[str, int]) -> dict[str, float]:
-    """{category: coefficient}"""
+    """{category: its coefficient in the objective} of the categories that are the keys."""
     names = list(categories)
     return dict(zip(names, objective.coefficients(names).tolist(), strict=True))
 
@@ -205,6 +206,7 @@ def items_to_report(
         if any(counts[name] < min(size, ENOUGH_ITEMS) for name, size in sizes.items()):
             break
         variance = sum(shares[name] ** 2 / counts[name] for name in sizes)
+        # Two-sided.
         z = NORMAL.inv_cdf(1 - Level(1 + limit + deleted).family / 2)
         worth = 1 / (variance * z**2)
         if worth > largest:

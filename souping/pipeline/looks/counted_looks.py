@@ -68,9 +68,10 @@ class CountedLooks:
         return items_to_report(items, earlier_looks, objective, deleted)
 
     def announcement(self, items: Sequence[Item]) -> str:
-        """What a report on these items will cost if there were others before; empty if it is the first."""
+        """What a report on these items will cost because of earlier reports; empty if there are none."""
         with self._store.reading() as db:
             earlier_looks = _earlier_looks(db, _prompt_digests(items))
+            # Each deleted row counts as a report on every item.
             count = max(earlier_looks.values(), default=0) + _deleted(db)
         if not count:
             return ""
@@ -290,10 +291,10 @@ def _earlier_looks(db: sqlite3.Connection, identities: Iterable[str]) -> dict[st
 def _family(
     db: sqlite3.Connection, item_set: int, questions: Iterable[str], models: Sequence[Recipe]
 ) -> KnownModels:
-    """Models whose scores on these items may be known: all that answered one, and soups that were shown on one.
+    """Models whose scores on these items may be known: all that answered an item, and soups that were shown on one.
 
-    `models` are the report's own, none for a comparison of runs. A report claims something of a soup, so single models
-    are not part of its family. Its own soups are, if they were shown before.
+    `models` are those of the report, none for a comparison of runs. A report claims something of a soup, so single
+    models are not among them. The report's own soups are, if they were shown before.
     """
     mixtures = _Mixtures(db)
     shown_query = (

@@ -49,7 +49,7 @@ class HeldOutItems:
         )
 
     def items_of(self, claim: Claim) -> tuple[Item, ...]:
-        """The items of a report, without groups that cost more than they tell."""
+        """The items of a report, without groups that were shown so often that they cost more than they tell."""
         items = self.counted_looks.items_of(claim)
         if deleted := self.counted_looks.deleted():
             self.note(
@@ -95,9 +95,9 @@ class HeldOutItems:
         measure: Callable[[Stage, Sequence[Measurement]], list[ItemScores]],
         guards: str = "",
     ) -> tuple[Look, list[ItemScores]]:
-        """Measure a claim: its look, and the scores of the stage's models. The look is stored before anybody sees one.
+        """Measure a claim: (its look, scores of the stage's models). The look is stored before anybody sees a score.
 
-        `measure` returns the scores. If the claim was shown before, it is given how it was measured then.
+        `measure` takes the stage and the measurements with which the claim was shown before, and returns the scores.
         """
         measurement = evaluation.measurement(stage.models, stage.items)
         show = partial(
@@ -137,7 +137,8 @@ class HeldOutItems:
     ) -> None:
         """Store the level of every difference that a report shows: `compare` shows them again at the same look.
 
-        `scores` are {recipe id: scores}, and the soup is the last contender.
+        `scores` are {recipe id: scores}. The soup is the last contender, and `differences` are those to the others, in
+        their order.
         """
         objective = self.settings.objective
         # Other objectives have no weights of items, and `compare` has no such average.
