@@ -65,7 +65,7 @@ def score_matrix() -> ScoreMatrix:
 
 
 def check_selector(selector: Selector, scores: ScoreMatrix | None = None) -> None:
-    """Ingredients are distinct candidates in pool order, equal for equal scores, and as many as promised."""
+    """Ingredients are distinct candidates in pool order, equal for equal scores, and their number is one of `sizes`."""
     scores = scores or score_matrix()
     _expect(selector, isinstance(selector, Selector), "must subclass Selector")
     selection = selector.select_checked(scores)

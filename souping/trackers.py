@@ -108,7 +108,7 @@ class GuardedTracker(Tracker):
         self._try(lambda: self.inner.summarise(jobs, run_dir))
 
     def _try(self, action: Callable[[], None]) -> None:
-        """Call the tracker, or keep the call while it is held. Only the first failure is told."""
+        """Call the tracker, or keep the call while the tracker is held. Only the first failure is a warning."""
         if self.held:
             self._records.append(action)
             return
@@ -305,7 +305,7 @@ class WandbTracker(ModuleTracker):
                     if wandb.login(prompt=False):
                         return self._init(common, "online", folder)
                 why = "no API key (`wandb login`)"
-            except Exception as error:  # whatever a server or a network does
+            except Exception as error:  # a server or a network may raise anything
                 why = f"{type(error).__name__}: {first_line(error)}"
             log.warning("wandb: %s; recording offline, `wandb sync` sends it later", why)
             mode = "offline"

@@ -100,7 +100,7 @@ def owners() -> dict[str, dict[str, Any]]:
 
 
 def _keys_of(group: str, name: str) -> dict[str, Any]:
-    """{key: default} of a choice, with those of the choices of its group that it includes."""
+    """{key: default} of a choice, with the keys of the choices that it includes."""
     import yaml
 
     text = _text(group, name)
@@ -126,7 +126,7 @@ def _text(group: str, name: str) -> str:
 
 
 def _chooses(word: str, group: str) -> bool:
-    """Whether an override chooses the component of another group too, as evaluator=lm_eval does its benchmark."""
+    """Whether an override also chooses the component of this `group`, as evaluator=lm_eval chooses its benchmark."""
     chosen_group, _, name = word.lstrip("+").partition("=")
     if chosen_group not in groups() or name not in choices(chosen_group):
         return False

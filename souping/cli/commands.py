@@ -173,7 +173,7 @@ def as_overrides(command: str, words: Sequence[str]) -> list[str]:
     experiment = next(filter(EXPERIMENT.fullmatch, words), "")
     if command == "names" and not experiment:
         overrides += ["+experiment=merge"]
-        # A merge needs weights, whatever they are here.
+        # A merge needs weights, which do not matter for the names of tensors.
         if not any(word.startswith("optimiser") for word in words):
             overrides += ["optimiser=uniform"]
     if command == "rebuild":

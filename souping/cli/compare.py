@@ -39,7 +39,7 @@ exit status: 0; 1 if a deciding row has a verdict of --fail-on; 2 if logs are da
 
 @frozen
 class PageDigests:
-    """What compare.json says about the files beside it."""
+    """The digests of the pages in the folder of a compare.json, as it has them: {page: digest}."""
 
     pages: Mapping[str, str]
 

@@ -222,7 +222,7 @@ def _unknown_choice(error: BaseException) -> str:
 
 
 def _known_keys(error: BaseException) -> list[str]:
-    """The keys beside the one that OmegaConf did not know."""
+    """The known keys of the node in which OmegaConf did not know a key; empty if the error has no such node."""
     node = getattr(error.__cause__, "parent_node", None)
     if not isinstance(node, DictConfig):
         return []

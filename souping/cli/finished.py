@@ -162,7 +162,7 @@ def configuration(
 def _composed(
     before: DictConfig, analyses: Sequence[str], choices: Sequence[str]
 ) -> dict[str, Any]:
-    """Today's defaults with the `analyses` of the command line, or else those of the run; nothing is resolved yet."""
+    """Today's defaults with the `analyses` of the command line or, without any, of the run; nothing is resolved yet."""
     words = list(analyses)
     # Overrides of a key of an analysis leave the run's list of analyses as it is.
     if not any(re.match(r"\+{0,2}analysis=", word) for word in analyses) and "analysis" in before:

@@ -61,7 +61,7 @@ def answered(words: Sequence[str]) -> bool:
     names = [word for word in words if word not in HELP_FLAGS]
     if words[:1] == ["help"]:
         names = names[1:]
-    # No help was requested, or other words than names stand beside it.
+    # No help was requested, or not all of the words are names.
     if len(names) == len(words) or not all(re.fullmatch(r"\w+(=\w+)?", name) for name in names):
         return False
     if not names:

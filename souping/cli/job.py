@@ -144,7 +144,7 @@ def _discard(run_dir: Path, claimed: bool, error: Exception) -> None:
 def _run(cfg: DictConfig, run_dir: Path, sweep: str | None) -> tuple[float | None, Unit]:
     """(objective on the search split, its unit) of a run; a merge has no objective.
 
-    `sweep` is the name of the multirun that this job is part of, if any.
+    `sweep` is the name of the multirun that this job is part of, None for a single job.
     """
     show_warnings()
     plain = _configuration(cfg, sweep)

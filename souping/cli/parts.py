@@ -98,7 +98,7 @@ def _build_extra(config: Mapping[str, Any]) -> tuple[ExtraEntry, ...]:
 
 
 def component_kind(group: str) -> Any:
-    """The class or annotation of a group's components; those of engines and servers are imported only here."""
+    """The class or annotation of a group's components. Those of engines and servers are imported here, on demand."""
     if group in GROUP_KINDS:
         return GROUP_KINDS[group]
     from souping.evaluate.engines.transformers import Engine

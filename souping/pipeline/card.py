@@ -72,7 +72,7 @@ def _summary(size: int, benchmark: str) -> str:
 def _rebuild(recipe: RecipeSummary, command: str | None, folder: Path) -> list[str]:
     """Section on how the soup is made again.
 
-    Its command is the run's own, for where the run was started; an upload replaces it by a public one.
+    `command` is that of the run, for the folder where the run was started; an upload replaces it by a public one.
     """
     absent = [name for name in recipe.ingredients if name not in (recipe.sources or {})]
     text = REBUILD

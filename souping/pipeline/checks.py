@@ -106,7 +106,7 @@ def check_pool(settings: RunSettings, pool: RunPool, evaluators: EvaluatorItems)
     def check(ingredients: Names) -> None:
         pool.merge_pool.plan(pool.uniform(ingredients))
 
-    # Whether soups can be made of as many ingredients as may be selected.
+    # Whether soups can be made with the numbers of ingredients that the selector may choose.
     _check_sizes(settings, pool.names, check)
 
 
@@ -206,7 +206,7 @@ def _check_expected(settings: RunSettings, names: Sequence[str], categories: Seq
 
 
 def _check_selector(settings: RunSettings, names: Sequence[str], categories: Sequence[str]) -> None:
-    """Refuse a selector that cannot choose from as many models and categories, or excludes unknown categories.
+    """Refuse a selector that cannot choose from this number of models and categories, or excludes unknown categories.
 
     Models and categories are those of the published table or, without one, the candidates and the items' categories.
     """
@@ -230,7 +230,7 @@ def _check_search(settings: RunSettings, names: Names) -> None:
     def check(ingredients: Names) -> None:
         optimiser = settings.optimiser
         size = len(ingredients)
-        # Raises if the optimiser has no point for so many ingredients.
+        # Raises if the optimiser has no point for this number of ingredients.
         optimiser.describe(size)
         # An optimiser of one soup refuses wrong weights when it starts.
         if optimiser.known_points(size) is None and optimiser.count(size) == 1:
@@ -297,6 +297,7 @@ def run_notes(settings: RunSettings, pool: RunPool | None, splits: Splits | None
                 "the mean of the models alone; for values relative to the base, add it to pool.candidates"
             )
         notes += settings.evaluator.prompts.pool_notes(pool.folders)
+        # The tokenizer of the first candidate is an example.
         folder = pool.merge_pool.tokenizer_folder(pool.recipe({pool.names[0]: 1.0}))
         notes += settings.evaluator.prompts.prompt_notes(folder, items)
     return notes
@@ -352,7 +353,7 @@ def prepare_run(settings: RunSettings, store: Store, progress: Progress) -> Prep
     extra = extra_benchmarks(settings.extra_benchmarks, settings.evaluator, settings.dry_run)
     pairs = [(settings.evaluator, items)]
     pairs += [(benchmark.evaluator, benchmark.items) for benchmark in extra]
-    # Only the first error is told.
+    # A run reports the first error alone.
     for error in refusals(settings, splits.items, pairs):
         raise error
     check_machine(settings, [evaluator for evaluator, _ in pairs])

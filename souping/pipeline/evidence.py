@@ -137,7 +137,7 @@ class Pair:
         return comparison.among_tests(self.level)
 
     def sensitivity(self, unit: Unit) -> str | None:
-        """Sentence with the interval that holds whatever truncated answers would have become; None if none was cut."""
+        """Sentence with the interval that holds however truncated answers would have ended; None without such ones."""
         if self.cut is None:
             return None
         bounds = replace(self, scores=self.cut).compare()
@@ -236,10 +236,10 @@ def gather_evidence(
 ) -> Evidence:
     """What the scores {recipe id: scores on the test split} say.
 
-    The soup is the last contender; `look` is the number of looks at these items, `margin` the gain (of inner scores)
-    below which a single model is kept; `length_key` the setting to raise where answers were truncated; `mixture` the
-    comparison of the best mixture with a single model that the search keeps, `known` the models that are tested
-    together with the soup.
+    The soup is the last contender. `selected` are the selection's ingredients, `look` is the number of this look at the
+    items, and `margin` the gain (of inner scores) below which a single model is kept. `length_key` is the setting to
+    raise if answers were truncated, `mixture` the comparison of the best mixture with a single model that the search
+    keeps, and `known` are the models that are tested together with the soup.
     """
     *baselines, soup = contenders
     table = ItemTable.of(scores[soup.recipe.id].items, objective)

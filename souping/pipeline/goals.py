@@ -110,7 +110,7 @@ def _first_admissible(
     Otherwise (None, the reason).
     """
     for trial in order:
-        # Soups behind the reference are worse than it.
+        # Soups after the reference are worse than the reference.
         if trial.recipe.id == reference.id:
             break
         result = trial.result

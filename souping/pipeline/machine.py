@@ -66,6 +66,7 @@ def visible_gpus() -> tuple[Gpu, ...]:
         lines = subprocess.run(
             query, capture_output=True, text=True, timeout=20, check=True
         ).stdout.splitlines()
+    # There is no driver, or it does not answer.
     except (OSError, subprocess.SubprocessError):
         return ()
     listed = []
@@ -190,7 +191,7 @@ def check_machine(run: RunSettings, evaluators: Sequence[Evaluator]) -> None:
 
 
 def model_sizes(run: RunSettings) -> list[ModelSize]:
-    """Sizes of the candidates and, if there is one, of the base model."""
+    """Sizes of the candidates, then of the base model of a merge that needs one."""
     pickle = run.merge.allow_pickle
     rules = rules_of(run.merge.name_rules)
     models = [weigh(candidate, pickle, rules) for candidate in run.pool.resolve()]
@@ -290,7 +291,7 @@ def _gpu(evaluator: Evaluator, models: Sequence[ModelSize], machine: Machine) ->
     if gpus > 1:
         where = f"each of {gpus} GPUs"
         model = f"one model over {gpus} GPUs"
-    # The smallest of the largest `gpus` GPUs; 0 if there are not as many.
+    # The smallest of the largest `gpus` GPUs; 0 if there are fewer GPUs.
     smallest = 0
     if len(machine.gpus) >= gpus:
         smallest = sorted(gpu.total for gpu in machine.gpus)[-gpus]

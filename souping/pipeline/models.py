@@ -188,6 +188,7 @@ def folder_of(
 
 def _base_of_adapters(folders: Sequence[Path]) -> hub.HubName | None:
     """The Hub name of the base that the first adapter was trained on, unless a folder of that name is here."""
+    # The others must name the same base: they are compared when the pool is opened.
     first = next((folder for folder in folders if is_adapter(folder)), None)
     if first is None:
         return None
@@ -260,7 +261,7 @@ class RunPool:
         adapters = any(map(is_adapter, self.folders.values()))
         self._fetched = fetched
         self._hashes = hashes
-        # Digests that stand for those of files that are hashed while a soup is written.
+        # Digests in place of those of files that are hashed only while a soup is written.
         self._stand_ins: StandIns | None = None
         digests = hashes
         if hash_later and merge.hashes_while_reading and not adapters:
@@ -275,7 +276,7 @@ class RunPool:
         self._server = SoupServer(self.merge_pool)
 
     def take_fingerprints(self) -> None:
-        """Hash the candidates, unless that comes later, and let the store remember where they are."""
+        """Hash the candidates, unless `write_late` does, and let the store remember where they are."""
         # `models` hashes those without a known digest.
         if self.models and not self.hashes_later:
             self._note(self.merge_pool.known_folders)

@@ -334,7 +334,7 @@ class Run(Steps):
         return self._write_soup(frozen)
 
     def _write_soup(self, frozen: Frozen) -> Frozen:
-        """Write the winner's folder, or verify the one that is there; the state then has it, with its card."""
+        """The state with the soup's folder and card. The folder is written, or verified if it is there already."""
         settings = self.settings
         recipe = frozen.searched.winner.recipe
         report = replace(frozen.report, rebuild=settings.rebuild_command)
@@ -543,7 +543,8 @@ def choose_ingredients(settings: RunSettings, scores: ScoreMatrix, progress: Pro
 
 
 def _repeats(run_dir: Path) -> bool:
-    """Whether a run beside this one reported with the same configuration: the claim is most likely the same."""
+    """Whether another run in the same parent folder reported with the same configuration: its claim is most likely the
+    same."""
     config = run_dir / "config.yaml"
     if not config.is_file():
         return False

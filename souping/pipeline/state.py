@@ -40,7 +40,7 @@ ContenderKind = (
     | RowKind
 )
 MIXED_ROWS = ("soup", "uniform_all", "uniform_selected", "uniform_topk", "shuffled")
-"""Names of the rows of mixed models, which are those of their kinds."""
+"""Names of the rows of mixed models: each has its kind for its name."""
 SINGLE_KINDS = ("ingredient", "candidate", "best_candidate", "last")
 
 

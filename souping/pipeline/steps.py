@@ -182,7 +182,7 @@ class Steps:
         return state
 
     def evaluate_stage(self, stage: Stage) -> dict[str, ItemScores]:
-        """{recipe id: scores} of a stage; a plan counts and returns nothing."""
+        """{recipe id: scores} of a stage; a plan only counts answers and returns {}."""
         raise NotImplementedError
 
     def check_expected(self, stage: Stage) -> ExpectedSummary | None:
@@ -255,7 +255,7 @@ class Steps:
         ]
 
     def _uniform_rows(self, selected: Selected) -> list[Contender]:
-        """Averages of the ingredients, and of as many of the best candidates."""
+        """Averages of the ingredients, and of the same number of the best candidates."""
         uniform = self.uniform(selected.selection.ingredients)
         best = self.uniform_best(selected)
         return [
@@ -264,7 +264,7 @@ class Steps:
         ]
 
     def uniform_best(self, selected: Selected) -> Recipe:
-        """The average of as many of the best candidates as there are ingredients."""
+        """The average of the best candidates, with the same number of models as there are ingredients."""
         # A plan, which may lack the scores, has a method of its own.
         assert selected.scores is not None
         ranked = ranking(selected.scores, self.settings.objective, strict=False)
@@ -317,7 +317,7 @@ class Steps:
         """The soup's weights of all candidates [K], which sum to 1."""
         weights = soup.shares
         names = self.pool.names
-        # A plan does not know its soup yet: any distinct weights make as many recipes as the real ones.
+        # A plan does not know its soup yet: any distinct weights make the same number of recipes as the real ones.
         if not set(weights) <= set(names):
             weights = {name: float(number) for number, name in enumerate(names, start=1)}
         total = sum(weights.values())
@@ -428,7 +428,7 @@ class Steps:
         return stages
 
     def _stage(self, name: str, models: Iterable[Recipe], split: Split) -> Stage:
-        """Models, those of equal content once, that answer a split of the run's items."""
+        """A stage in which models answer a split of the run's items; models with the same content answer once."""
         recipes = {recipe.fingerprint: recipe for recipe in models}
         return Stage(
             name=name, models=tuple(recipes.values()), items=self.splits.get(split, ()), split=split

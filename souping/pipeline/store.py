@@ -153,7 +153,7 @@ class StoredAnswers:
         return row.record(item, repeat, scored=scorer in rows)
 
     def first(self, item: Item, repeat: int = 0) -> Record | None:
-        """The scored answer from whatever block; of several, always the same one."""
+        """The scored answer number `repeat` from any block, always the same one of several; None if there is none."""
         blocks = self._blocks.get((row_number(item.answer_digest), repeat), {})
         scorer = row_number(item.scorer_digest)
         for block in sorted(blocks):
@@ -408,7 +408,7 @@ class Store:
             )
 
     def folder_of(self, fingerprint: str) -> str | None:
-        """The folder where a checkpoint of this content was seen last; None if there was none."""
+        """The folder where a checkpoint with this fingerprint was seen last; None if it was never seen."""
         with self.reading() as db:
             row = db.execute(
                 "SELECT path FROM folders WHERE fingerprint = ?", (fingerprint,)

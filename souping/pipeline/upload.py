@@ -244,7 +244,7 @@ def _size(content: Path | bytes | int) -> int:
 
 
 def _bytes(content: Path | bytes | int) -> bytes:
-    """The content of one of a soup's files beside its weights."""
+    """The content of one of a soup's files, other than its weights."""
     if isinstance(content, Path):
         return content.read_bytes()
     # Only weights that are not written yet have a size in place of it.
@@ -368,7 +368,7 @@ def _licence(source: str, online: bool) -> str:
         if name and online:
             path = Path(hf_hub_download(name.repo, CARD))
         front = _front_matter(small(path).decode("utf-8", "replace"))
-    except Exception:  # whatever is wrong with somebody's card
+    except Exception:  # anything may be wrong with somebody's card
         return ""
     licence = front.get("license")
     if licence == "other" and isinstance(front.get("license_name"), str):
@@ -377,7 +377,7 @@ def _licence(source: str, online: bool) -> str:
 
 
 def send(settings: SoupSettings, goal: Target, soup: Path) -> None:
-    """Send the soup of a run or a merge, and print where it is now (errors as of `push`)."""
+    """Send the soup of a run or a merge, and print where it is now (UserError if `push` cannot send it)."""
     print(f"  {'upload':16} {push(goal, soup, settings.store_path)}")
 
 

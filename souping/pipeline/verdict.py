@@ -154,7 +154,7 @@ def _not_better(unit: Unit, single: Comparison, look: int, margin: float) -> Ver
 
 
 def _points(unit: Unit, comparison: Comparison, remark: str = "") -> str:
-    """A difference with its interval and, behind that, a remark."""
+    """A difference with its interval, which a `remark` follows."""
     raw = unit.raw_table(vars(comparison))
     limits = unit.limits(raw["low"], raw["high"], comparison.level)
     return f"{unit.points(raw['difference'], sign=True)} ({limits}{remark})"

@@ -53,7 +53,7 @@ def check_run(run: RunSettings) -> None:
     for note in plan.notes:
         print(f"note: {safe(note)}")
     if plan.reasons:
-        # The first three are told.
+        # The first three reasons are shown.
         further = "".join(f"\nand: {reason.sentence()}" for reason in plan.reasons[1:3])
         first = plan.reasons[0]
         raise UserError(f"this run cannot start here: {first.sentence()}{further}", fix=first.fix)
@@ -126,7 +126,8 @@ def _timed(
 def _measured(evaluator: Evaluator, items: Sequence[Item], single: float, seconds: float) -> Speed:
     """The speed by the seconds of a `single` item and the `seconds` of all items.
 
-    seconds = calls * per_call + items * per_item. As single = per_call + per_item, per_item = (seconds - calls * single) / (items - calls).
+    seconds = calls * per_call + items * per_item. As single = per_call + per_item,
+    per_item = (seconds - calls * single) / (items - calls).
     """
     batch = evaluator.sampling.full_batch
     size = len(items)

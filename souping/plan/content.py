@@ -26,7 +26,7 @@ Range = tuple[float, float]
 class Plan:
     """All that is known of a run before it starts. `reasons` say why it cannot run here; empty: it can.
 
-    Those that hold on any machine are `faults` too. `selection` is None if the candidates must be measured first;
+    Reasons that hold on any machine are `faults` too. `selection` is None if the candidates must be measured first;
     `basis` is the source of its scores, `sizes` are the possible numbers of ingredients. With `outlined`, items have no
     content: their numbers are the benchmark's published sizes. `speeds` are {benchmark: speed}, also of
     OWN_BENCHMARK, of those whose speed is known.
@@ -67,7 +67,7 @@ class Plan:
             # Seconds [least, most] of answers, and of reading the ingredients' weights.
             answering = [0.0, 0.0]
             reading = [0.0, 0.0]
-            # The least (end 0) and the most (end 1), with as many ingredients to read for a soup.
+            # The least (end 0), with the fewest ingredients to read for a soup, and the most (end 1).
             for end, ingredients in ((0, min(self.sizes)), (1, max(self.sizes))):
                 for stage in self.stages:
                     if not stage.items:

@@ -85,7 +85,8 @@ class CountedSteps(Steps):
         self._counted: dict[tuple[str, str], set[tuple[str, int]]] = {}
 
     def evaluate_stage(self, stage: Stage, unknown: int = 0) -> dict[str, ItemScores]:
-        """Count the answers of the stage's models and of some `unknown` soups (their number); {} stands for scores."""
+        """Count the answers of the stage's models and of `unknown` further soups (a number). Returns {}: there are no
+        scores."""
         models = len(stage.models) + unknown
         todo = sum(self._count(recipe, stage) for recipe in stage.models)
         questions = {item.answer_digest for item in stage.items}

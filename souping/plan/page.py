@@ -147,7 +147,7 @@ def _report(plan: Plan) -> Section | None:
 
 
 def _models(plan: Plan) -> Section:
-    """Sizes of the candidates and of their downloads, and where they are known from."""
+    """Sizes of the candidates with their sources, and of the downloads."""
     bases = {"name": "a guess by its name", "unknown": ""}
     rows = []
     for model in plan.models:

@@ -50,7 +50,7 @@ from souping.report.render import show_sheet
 
 
 def make(run: RunSettings) -> Plan:
-    """The plan. Reads the store if there is one, and writes nothing."""
+    """The plan of a run. It reads the run's store, if that exists, and writes nothing."""
     path = run.store_path
     # An empty one, in memory.
     if not path.exists():

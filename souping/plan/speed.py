@@ -22,7 +22,7 @@ GPU_OPERATIONS = 5e13
 CHARACTERS_PER_TOKEN = 4
 # If the evaluator states no limit.
 ANSWER_TOKENS = 64
-# Seconds per item beside the arithmetic: what small models spend their time on.
+# Seconds per item besides the arithmetic; small models need most of their time for these.
 OVERHEAD = 0.005
 # Bytes per second.
 READ_SPEED = 2e9

@@ -114,7 +114,7 @@ def check_executor(settings: RunSettings) -> None:
 
 
 class FileWorkers(Workers):
-    """Soups that a run asks for. A request is answered at once if its result was told."""
+    """Soups that a run asks for. A request whose result `tell` has stored is answered at once."""
 
     def __init__(
         self,
@@ -158,7 +158,7 @@ class FileWorkers(Workers):
         return len(self._waiting) if self._full else self._executor.max_open
 
     def put(self, request: Request) -> Response | None:
-        """The answers if they were told; else None, and the soup is handed out now or later."""
+        """The answers if `tell` has stored them; else None, and the soup is handed out now or later."""
         key = request_key(request)
         folder = self._folders.get(key)
         if folder is not None:

@@ -95,7 +95,7 @@ def request_key(request: Request) -> str:
 
 
 def answers(folder: Path, items: Sequence[str]) -> tuple[Record, ...]:
-    """The records that were told of a soup, in the order of these items (ids); none if there are none yet.
+    """The records that `tell` stored for a soup, in the order of `items` (ids); empty before that.
 
     Raises:
         UserError: the file is not of these items.

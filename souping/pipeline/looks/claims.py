@@ -31,7 +31,8 @@ REMEASURING = {
 
 @dataclass(frozen=True, kw_only=True)
 class Claim:
-    """What a report says of a frozen soup. `candidates` are fingerprints, `evaluator` is its `evaluator_digest`."""
+    """What a report says of a frozen soup. `candidates` are fingerprints, `evaluator` is the `evaluator_digest` of the
+    evaluator that measures it."""
 
     soup: Recipe
     candidates: tuple[str, ...]
@@ -82,7 +83,7 @@ class Measurement(NamedTuple):
         return cls(evaluator, ids, answers, contents)
 
     def repeats(self, first: Measurement, model: Recipe) -> bool:
-        """Whether a model's answers are those of the `first` measurement: all fields but the other models agree."""
+        """Whether this measurement took a model's answers as the `first` one did: only other models may differ."""
         content = digest(content_of(model))
         same_setup = self._replace(models=first.models) == first
         return same_setup and self.models[content] == first.models[content]
@@ -101,8 +102,11 @@ NONE_KNOWN = KnownModels()
 
 @dataclass(frozen=True)
 class Look:
-    """The look that a claim is: its number k, and whether it was not shown before. `guards` are those that were
-    declared when it was first shown, `measurements` are all of the claim, in their order."""
+    """The look that a report of a claim is: its number k, and whether the claim is shown for the `first` time.
+
+    `guards` are those that were declared when it was first shown (`goals.declared`), `measurements` are all that were
+    made of the claim, in their order.
+    """
 
     number: int
     first: bool
@@ -128,7 +132,7 @@ def content_of(model: Recipe) -> list[Json]:
 
 
 def evaluator_digest(evaluator: Evaluator) -> str:
-    """Digest of what an evaluator measures: its settings without those of the machine and the random draws.
+    """Digest of what an evaluator measures: its settings, except those of the machine and of random draws.
 
     pass@k depends on the number of answers to an item, a mean does not.
     """
@@ -146,7 +150,7 @@ def evaluator_digest(evaluator: Evaluator) -> str:
 
 
 def _measured(settings: Mapping[str, Json]) -> dict[str, Json]:
-    """Settings without those of `REMEASURING`."""
+    """The settings whose names are not in `REMEASURING`."""
     return {name: value for name, value in settings.items() if name not in REMEASURING}
 
 

@@ -68,7 +68,7 @@ class HeldOutItems:
         Raises:
             UserError: a category has none left.
         """
-        # A dry run has items of the other splits in place of the test split's.
+        # A dry run reports on items of the other splits.
         if self.settings.dry_run is not None:
             return items
         chosen_on = self.counted_looks.chosen_on(soup)
