@@ -408,7 +408,7 @@ def _silence() -> Iterator[None]:
 
 @contextmanager
 def _wandb_environment(folder: Path) -> Iterator[None]:
-    """Keep wandb's data and cache in a folder: for these it reads variables, not its settings."""
+    """Keep wandb's data and cache in a folder. wandb has no settings for these, only environment variables."""
     folder.mkdir(parents=True, exist_ok=True)
     variables = {
         "WANDB_SILENT": "true",

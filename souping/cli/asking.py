@@ -52,7 +52,7 @@ def ask(arguments: Sequence[str]) -> int:
 
 
 def _open_soups(options: argparse.Namespace) -> Sequence[OpenSoup]:
-    """Go on with a run; the soups that it waits for then, none if it ended."""
+    """Go on with a run; the soups for which it waits afterwards, none if the run ended."""
     from souping.cli.finished import begin, configuration
     from souping.cli.settings import run_settings
     from souping.pipeline.execute import execute

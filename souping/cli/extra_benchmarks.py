@@ -18,7 +18,7 @@ HARNESS = "souping.evaluate.lm_eval.HarnessEvaluator"
 
 
 class BenchmarkNode(NamedTuple):
-    """An entry by its name, and the configuration `node` of the choice of a `group` for which it stands."""
+    """Name of an entry, the `group` of the component that it configures, and that component's configuration."""
 
     name: str
     group: Literal["evaluator", "benchmark"]
@@ -26,7 +26,7 @@ class BenchmarkNode(NamedTuple):
 
 
 def benchmark_node(entry: Any, where: str, evaluator: Mapping[str, Any]) -> BenchmarkNode:
-    """The node of an entry, whose key in errors is `where`.
+    """The node of an entry; `where` is the entry's key in errors.
 
     `evaluator` is the run's evaluator node: lm_eval takes its dtype and device unless the entry has them. An entry that
     is a text is the path of a JSON Lines file or the name of an lm_eval task. A mapping has `path`, or `tasks` with any

@@ -93,7 +93,7 @@ def _compose_once() -> None:
 
 
 def run_job(cfg: DictConfig) -> float | None:
-    """Run one job; its objective on the search split, so that any Hydra sweeper can drive it.
+    """Run one job. Returns the objective on the search split, so that any Hydra sweeper can drive jobs.
 
     The objective is in the evaluator's unit: a sweep over a loss has to minimise it (`souping.cli.sweep.check_goal`).
     It is None if a job of a sweep failed: Optuna's sweeper goes on after that, while nan ends it. An error of a single

@@ -49,7 +49,7 @@ def runs_below(folder: Path = OUTPUTS) -> list[Path]:
 
 
 def _started(run: Path) -> tuple[float, str]:
-    """(when its configuration was written, as it is only once; its path), to order runs by."""
+    """(when the configuration of a run was written, which happens once; the run's path), to order runs by."""
     return (run / RUN_MARK).lstat().st_mtime, str(run)
 
 

@@ -66,7 +66,7 @@ def build(config: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def with_candidates(config: Mapping[str, Any]) -> Mapping[str, Any]:
-    """The configuration, with all models of its `scores` as candidates if it names none.
+    """The configuration; one without candidates gets all models of its `scores` as candidates.
 
     Raises:
         UserError: candidates have to be named.
@@ -198,7 +198,7 @@ def _target(node: JsonObject, where: str) -> Callable[..., Any]:
     if not callable(target):
         raise UserError(f"{where}._target_={name} is not a class or function")
     if is_user_code(target):
-        # Python finds no file of what was defined in an interactive session.
+        # A compiled class or function has no file.
         with suppress(TypeError):
             USER_CODE[inspect.getfile(target)] = source_of(target)
     return target

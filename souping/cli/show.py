@@ -112,7 +112,7 @@ def _parser() -> Arguments:
 
 
 def _names(models: str | None, samples: Sequence[Sample], report: Report | None) -> list[str]:
-    """Models that are shown: those that were named, else the best candidate and the soup, else all."""
+    """Models that are shown: the named ones or, if none is named, the best candidate and the soup, or else all."""
     known = dict[str, None]()
     for sample in samples:
         known |= dict.fromkeys(sample.models)
@@ -146,7 +146,7 @@ def _note(run_dir: Path, store: str | None, report: Report, samples: Sequence[Sa
 def _show_samples(
     unit: Unit, samples: Sequence[Sample], names: Sequence[str], limit: int, what: str
 ) -> None:
-    """Print at most `limit` of the samples, then their number; `what` they are."""
+    """Print at most `limit` of the samples, then the number of all; `what` is the plural of what they are."""
     console = output_console()
     for sample in islice(samples, limit):
         show_sample(unit, console, sample, names)

@@ -32,7 +32,7 @@ def soup_card(
 ) -> str:
     """README.md of a soup, with the Hub's front matter.
 
-    `rebuild` is the command of the run that rebuilds the soup. `base` is the Hub's name of the base model of a soup
+    `rebuild` is the run's command that makes the soup again. `base` is the Hub's name of the base model of a soup
     that is an adapter, empty if it has none. `result` are paragraphs on what the soup scored on the `benchmark`. Dates,
     timings and folders stay out, except the soup's own `folder`, in the code that loads it: an upload replaces it by
     the repository.

@@ -331,7 +331,7 @@ def flat_categories(unit: Unit, scores: ScoreMatrix) -> list[str]:
 class Prepared:
     """What a run works with. Its evaluators have what they take from the candidates' files.
 
-    `benchmarks` are {extra benchmark: its content}, `evaluations` {benchmark: evaluation}, also of OWN_BENCHMARK.
+    `benchmarks` are {extra benchmark: its content}, `evaluations` {benchmark: evaluation}, including OWN_BENCHMARK.
     """
 
     settings: RunSettings

@@ -195,7 +195,7 @@ class Evaluation(RecipeEvaluator):
         self._close_one(pending)
 
     def collect(self) -> tuple[Request, ItemScores]:
-        """A submitted request that has all of its answers, and its scores; waits for workers until there is one."""
+        """(a submitted request that has all of its answers, its scores); waits until a request has all."""
         while not self._done:
             block_request, response = self._workers.take()
             self._finish(*self._sent.pop(block_request.number), response)
@@ -256,7 +256,7 @@ class Evaluation(RecipeEvaluator):
         items: Sequence[Item],
         records: list[Record],
     ) -> dict[str, Record]:
-        """Store answers as they came, then let the user's scorers score those without a score, and store that.
+        """Store the answers as they came, let the user's scorers score answers without a score, and store these scores.
 
         Returns {item id: scored record}.
         """
@@ -304,9 +304,10 @@ class Evaluation(RecipeEvaluator):
         return missing
 
     def stored_answers(self, recipe: Recipe, items: Sequence[Item]) -> dict[str, list[Record]]:
-        """{item id: its answers} of the items that have all of them in the store.
+        """{item id: its answers} of the items that have all of their answers in the store.
 
-        Answers of the blocks of these items come first, else those of other blocks, as a search leaves them.
+        An answer from the block that these items make now is preferred to one from another block, as a search leaves
+        it.
         """
         evaluator = self._evaluator.for_recipe(recipe)
         stored = self._store.load(recipe.fingerprint, evaluator_fingerprint(evaluator))
@@ -364,7 +365,7 @@ class Evaluation(RecipeEvaluator):
     def first_answers(
         self, recipe: Recipe, items: Sequence[Item], measurements: Sequence[Measurement]
     ) -> dict[str, list[Record]]:
-        """{item id: its answers in the earliest of these measurements of a claim that has all of them}.
+        """{item id: its answers in the first of a claim's `measurements` that has all answers to the item}.
 
         The measurement that this evaluator would make now, and later ones, are left out: it reads those answers itself.
         """
@@ -471,7 +472,7 @@ def _block(
 def item_scores(
     evaluator: Evaluator, items: Sequence[Item], answers: Sequence[Sequence[Record]]
 ) -> ItemScores:
-    """Inner scores of the items by their `answers` (the records of each item), and how these ended."""
+    """Inner scores of the items, and how the answers ended. `answers` are the records of each item, one per repeat."""
     values = evaluator.scoring.item_scores(items, answers)
     factor = evaluator.unit.factor
     noise = []
@@ -572,7 +573,7 @@ def _plain(record: Record, evaluator: Evaluator) -> Record:
     wrong = ""
     if not all(isinstance(value, Real) for value in (record.score, *record.statistics)):
         wrong = "score and statistics must be numbers"
-    # Not from 0 to 1, up to rounding. With statistics, the score is made of those of all items.
+    # A score outside 0 to 1, up to rounding. With statistics, the score is made of those of all items.
     elif (
         evaluator.unit.fractions
         and not record.statistics

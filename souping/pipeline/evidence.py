@@ -405,7 +405,7 @@ def _with_holm(
 
 
 def category_losses(unit: Unit, pair: Pair) -> CategoryLosses | None:
-    """The soup against the best candidate by category; None if they are one model or there is one category."""
+    """The soup against the best candidate by category; None if both are the same model, or there is one category."""
     if pair.same_model or len(pair.scores.items.names) < 2:
         return None
     categories = by_category(unit, [pair])

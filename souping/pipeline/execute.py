@@ -27,10 +27,10 @@ if TYPE_CHECKING:
 
 @frozen
 class RunOutcome:
-    """What came of a run: its report as far as it went, the trials of the search, and the `objective` of its winner in
-    the evaluator's unit, if there was one.
+    """What came of a run: the report as far as the run went, the trials of its search, and the winner's `objective` in
+    the evaluator's unit, None if nothing was searched.
 
-    If it is `waiting` for soups, there is nothing else yet.
+    A run that is `waiting` for soups has nothing else yet.
     """
 
     report: Report

@@ -24,7 +24,7 @@ from souping.search.loop import SearchResult
 
 
 def add_analyses(settings: RunSettings) -> list[Path]:
-    """Make the analyses of `settings` on the run in its `run_dir` and add them to its report; the files.
+    """Make the analyses of `settings`, add them to the report of the run in `settings.run_dir`, and return the files.
 
     The soup is left alone and no look at the test split is counted; only models that an analysis needs are evaluated.
     With `plan` their cost is printed, and nothing is evaluated or written.
@@ -99,8 +99,8 @@ def resume(run: Run, report: Report, trials: Sequence[TrialRow]) -> Reported:
 
     claim = run.held_out.report_claim(soup, run.splits["test"])
     items = claim.items
-    # A run may have reported on fewer items, without those that earlier reports showed: the look has its items. A dry
-    # run reports on all of its items, and counts no look.
+    # A run may have left out items that earlier reports showed: the store has the items of its look. A dry run reports
+    # on all of its items, and counts no look.
     if run.settings.dry_run is None:
         items = run.counted_looks.items_of(claim)
     return Reported(

@@ -162,7 +162,7 @@ def with_goals(
 def _guarded(
     run: Steps, selected: Selected, preferred: SearchResult, order: Sequence[Trial]
 ) -> Searched:
-    """The state after the search: the preferred soup wins or, with guards, the one in this order that they admit."""
+    """The state after the search: the preferred soup wins or, with guards, the soup in `order` that they admit."""
     admission = selected.admission
     if admission is None:
         return Searched(selected=selected, winner=preferred)
@@ -264,7 +264,7 @@ def guard_checks(
 ) -> list[GuardCheck]:
     """What the answers to the test split say of each guard.
 
-    `measured` are {benchmark: {recipe id: scores}}, also of OWN_BENCHMARK. A soup that is the reference itself loses
+    `measured` are {benchmark: {recipe id: scores}}, including OWN_BENCHMARK. A soup that is the reference itself loses
     nothing: it has no checks. If the verdict's `claim` is "not measured" or "dry run", that is the outcome of every
     guard. Guards that were not declared when the claim was first shown are corrected for all `names`, the number of
     guards that could have been declared.

@@ -193,7 +193,7 @@ def _new_folder(out: Path) -> Path:
 
 
 def _perform(settings: RunSettings) -> RunResult:
-    """Take the steps of a run, with a log in its folder. A run that is refused before its first step leaves none."""
+    """Take the steps of a run, with a log in its folder. A run that is refused before its first step leaves no file."""
     from souping.pipeline.execute import check_settings, perform, written_soup
 
     check_settings(settings)
@@ -317,7 +317,7 @@ def _common(
 
 
 def _benchmark(items: ItemSource) -> BenchmarkItems:
-    """The benchmark of a file's path, of a list of items, or itself (UserError if it is none of them)."""
+    """The benchmark of a file's path or a list of items; a benchmark as it is (UserError for anything else)."""
     if isinstance(items, Sequence) and not isinstance(items, str):
         return ListedItems(listed=list(items))
     if isinstance(items, str | Path):

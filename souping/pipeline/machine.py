@@ -191,7 +191,7 @@ def check_machine(run: RunSettings, evaluators: Sequence[Evaluator]) -> None:
 
 
 def model_sizes(run: RunSettings) -> list[ModelSize]:
-    """Sizes of the candidates, then of the base model of a merge that needs one."""
+    """Sizes of the candidates, then of the base model if the merge has one."""
     pickle = run.merge.allow_pickle
     rules = rules_of(run.merge.name_rules)
     models = [weigh(candidate, pickle, rules) for candidate in run.pool.resolve()]
@@ -281,7 +281,7 @@ def _in_memory(evaluator: Evaluator, models: Sequence[ModelSize], machine: Machi
 
 
 def _gpu(evaluator: Evaluator, models: Sequence[ModelSize], machine: Machine) -> Requirement:
-    """The memory that an evaluator's model needs on one GPU, or its share on each of several."""
+    """The memory that an evaluator's model needs on a GPU; a model over several GPUs needs an equal share on each."""
     hosting = evaluator.hosting
     host = hosting.host or ModelHost(dtype=hosting.module_settings().dtype)
     # A host without a number of GPUs uses one.

@@ -138,7 +138,7 @@ def merge(settings: MergeSettings) -> Path | None:
 
 
 def _only_weights(settings: MergeSettings, names: Names) -> dict[str, float]:
-    """{candidate: weight} of an optimiser that tries one point (UserError: it would search)."""
+    """{candidate: weight} of an optimiser that tries one point (UserError if it would search)."""
     if settings.optimiser.count(len(names)) != 1:
         raise UserError(
             "there are no items to search on: use optimiser=fixed, optimiser=uniform, or optimiser=trajectory with "
@@ -388,7 +388,7 @@ def _find(
     hashes: MutableMapping[str, str],
     like: Like,
 ) -> Path:
-    """The folder of the ingredient `name`: a candidate's, the one that the store knows, or one from the Hub.
+    """The folder of the ingredient `name`: that of a candidate, else as the store knows it, else from the Hub.
 
     `hashes` {file: digest} caches digests, and `like` has what sharded ingredients lack.
 

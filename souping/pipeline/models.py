@@ -199,7 +199,7 @@ def _base_of_adapters(folders: Sequence[Path]) -> hub.HubName | None:
 
 
 def like_of(candidates: Iterable[Candidate]) -> Path | None:
-    """The folder from which sharded candidates take config and tokenizer, the same for all; None if none is sharded."""
+    """The folder from which sharded candidates take config and tokenizer, the same for all; None without one."""
     return next((candidate.like for candidate in candidates if candidate.like is not None), None)
 
 
@@ -302,8 +302,8 @@ class RunPool:
         return self.similarity_of({})
 
     def similarity_of(self, weights: Mapping[str, float]) -> PoolSimilarity | None:
-        """How similar the weights of the candidates are, and what the soup with these weights {candidate: weight} loses
-        when it is stored. Without weights it is the uniform one."""
+        """How similar the weights of the candidates are, and what a soup of them loses when it is stored: the soup with
+        these weights {candidate: weight}, or the uniform soup for empty weights."""
         names = [c.name for c in self._fetched.models[: self._fetched.count]]
         shares = weights or dict.fromkeys(names, 1.0)
         return self.merge_pool.similarity({name: shares.get(name, 0.0) for name in names})
@@ -360,7 +360,7 @@ class RunPool:
         files: Callable[[Recipe], Mapping[str, str]],
         progress: ProgressCallback | None = None,
     ) -> tuple[Path, list[str]]:
-        """(folder `out` with the soup, notes on its ingredients), which are hashed as they are read.
+        """(folder `out` with the soup, notes on its ingredients); the ingredients are hashed as they are read.
 
         `files` makes the text files of the soup, {name: text}, from the recipe with its final fingerprints.
         """

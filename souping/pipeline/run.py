@@ -245,7 +245,8 @@ class Run(Steps):
     # ------------------------------------------------------------ search
 
     def open_guards(self, selected: Selected, guards: tuple[Guard, ...], stage: Stage) -> Selected:
-        """The selection with its guards, which compare a soup with the candidate of `guard_baseline`, else the best."""
+        """The selection with its guards. They compare a soup with the candidate that `guard_baseline` names, or else
+        with the best candidate on `stage`."""
         singles = self._by_candidate(stage)
         named_candidate = self.settings.guard_reference(self.pool.candidates)
         against = named_candidate or self._best_of(singles)
@@ -447,7 +448,7 @@ class Run(Steps):
         return replace(evidence, verdict=verdict)
 
     def extra_benchmark(self, state: Reported, stage: Stage) -> Reported:
-        """The state with the soup compared with its ingredients on another benchmark, which counts looks of its own."""
+        """Compare the soup with its ingredients on another benchmark, which has its own looks; the state with that."""
         searched = state.searched
         soup = searched.winner.recipe
         names = searched.selected.selection.ingredients

@@ -79,7 +79,7 @@ def frozen_report(settings: RunSettings, splits: Splits, searched: Searched) -> 
 
 
 def _objective(settings: RunSettings, winner: SearchResult) -> ObjectiveSummary:
-    """The objective with its coefficients, and the winner's value of it on the search split."""
+    """The objective with its coefficients, and the winner's objective on the search split."""
     objective = settings.objective
     coefficients = {}
     if objective.linear:
@@ -165,7 +165,7 @@ def card(report: Report, folder: Path = Path("."), base: str = "") -> str:
 
 
 def replace_card(folder: Path, first: str, report: Report, base: str) -> None:
-    """Put a report on the soup's card if it is still the `first` one, without numbers."""
+    """Put a report on the soup's card, unless somebody changed the card from the `first` one, which has no numbers."""
     path = folder / CARD
     if not path.exists() or path.read_bytes() == first.encode():
         write_atomically(path, card(report, folder.resolve(), base).encode())

@@ -50,7 +50,7 @@ def _models(run: Run, state: State) -> dict[str, Recipe]:
 def _lines(
     run: Run, state: State, split: Split, items: Sequence[Item]
 ) -> Iterator[dict[str, Json]]:
-    """The lines of a split, as `sample` makes them: one per item that a model answered."""
+    """The lines of a split, which `sample` makes: one per item that a model answered."""
     if not items:
         return
     router: RoutedAnswers | None = None

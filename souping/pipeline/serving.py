@@ -115,7 +115,7 @@ class LoadedSoup(LoadedModel):
 
     @property
     def ingredient_folder(self) -> Path | None:
-        """Folder of the first ingredient, None if it has none that can be loaded as it is."""
+        """Folder of the first ingredient, None if the ingredient cannot be loaded from a folder as it is."""
         ingredient = self._pool.recipe({self._recipe.ingredients[0]: 1.0})
         if not self._pool.candidate_folder(ingredient):
             return None
@@ -141,7 +141,7 @@ class SharedModule:
         self._soup = ""
 
     def load_soup(self, settings: ModuleSettings, recipe: Recipe) -> PreTrainedModel:
-        """The module with this soup in it. It is loaded again for an evaluator with another device or dtype."""
+        """The module with this soup in it. A new module is loaded for an evaluator with another device or dtype."""
         if self._loaded is None or settings != self._settings:
             self._loaded = self._load(settings)
         module, live = self._loaded
@@ -264,7 +264,7 @@ def _link(folder: Path, copy: Path) -> None:
 
 
 def scratch_place(size: int) -> Path:
-    """Where a temporary soup of `size` bytes goes: shared memory if half of what is free there holds it, else the
+    """Where a temporary soup of `size` bytes goes: shared memory if half of its free space is enough, else the
     temporary folder."""
     if SHARED_MEMORY.is_dir() and shutil.disk_usage(SHARED_MEMORY).free > 2 * size:
         return SHARED_MEMORY

@@ -68,7 +68,7 @@ def model_settings(settings: Mapping[str, T]) -> dict[str, T]:
 
 @frozen
 class Target:
-    """Model repository for a soup. If it does not exist, it is created, `private` or public."""
+    """Model repository for a soup. A repository that does not exist is created, `private` or public."""
 
     repo: str
     private: bool = False
@@ -324,8 +324,8 @@ class RunSettings(SoupSettings):
 def items_of(
     evaluator: protocols.Evaluator, benchmark: protocols.BenchmarkItems
 ) -> protocols.BenchmarkItems:
-    """The evaluator's own benchmark, with the limit and splits of `benchmark=evaluator`, if it brings one; else the
-    given one.
+    """The evaluator's own benchmark, with the limit and splits of `benchmark=evaluator`; `benchmark` as it is if it is
+    another one, or the evaluator brings no items.
 
     Raises:
         UserError: the evaluator's items are not available here.

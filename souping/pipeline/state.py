@@ -64,7 +64,7 @@ class ExtraBenchmark:
 
 @frozen
 class Selected:
-    """The ingredients. `scores` are what they were chosen by, None if a plan or a finished run does not know them.
+    """The ingredients. `scores` are those that chose them, None in a plan that lacks them and in a finished run.
 
     `admission` are the guards of the search, `singles` the candidates' scores on the search split where guards needed
     them: {candidate: scores}.

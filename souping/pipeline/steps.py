@@ -379,7 +379,7 @@ class Steps:
 
     @property
     def guarded_items(self) -> dict[Split, dict[str, Items]]:
-        """{split: {benchmark: its items}} of the search and test splits, also of OWN_BENCHMARK.
+        """{split: {benchmark: its items}} of the search and test splits, including OWN_BENCHMARK.
 
         Items of extra benchmarks are cut into the two splits by the rule that cuts the run's.
         """
@@ -409,7 +409,8 @@ class Steps:
         return self.settings.guards_on(self.categories)
 
     def _extra_stages(self, frozen: Frozen) -> list[Stage]:
-        """The soup and its ingredients on each extra benchmark; on a guarded one what the search has not seen."""
+        """The soup and its ingredients on each extra benchmark; on a guarded one, without the items that the search has
+        seen."""
         searched = frozen.searched
         selected = searched.selected
         guarded = {guard.benchmark for guard in self._guards(selected)}

@@ -381,7 +381,7 @@ class Store:
         return texts
 
     def throughput(self, soups: Iterable[str], evaluator: str) -> float | None:
-        """Answers per second of these soups under this evaluator; None if they never gave one."""
+        """Answers per second of these soups under this evaluator; None if none is stored."""
         query = "SELECT COUNT(*), TOTAL(seconds) FROM answers WHERE soup = ? AND evaluator = ?"
         answers = 0
         seconds = 0.0
@@ -422,7 +422,8 @@ class Store:
 
 
 class _Hashes(UserDict[str, str]):
-    """Digests as they were when this was made, and its own changes, which are written at once."""
+    """{file: digest} as the store had them when this object was made, with this object's changes, which are written to
+    the store at once."""
 
     def __init__(self, store: Store) -> None:
         super().__init__()

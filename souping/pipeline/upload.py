@@ -226,7 +226,7 @@ def _public_files(
 
 
 def _public_table(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    """An object of JSON, from its (key, value) pairs, without what names a place on the machine that wrote it."""
+    """An object of JSON, from its (key, value) pairs, without the pairs that name a place on some machine."""
     table = {}
     for key, value in pairs:
         values = value if isinstance(value, list) else [value]
@@ -306,7 +306,7 @@ def _licences(recipe: RecipeSummary, store: Path | None, online: bool) -> dict[s
 
 
 def _with_licences(text: str, licences: Mapping[str, str]) -> str:
-    """The card with a list of the licences at its end; one that all models have is in the front matter too."""
+    """The card with a list of the licences at its end; a licence that all models share is in the front matter too."""
     # A soup that comes back from the Hub has the list already: the line under its heading.
     text, _, old_list = text.partition(LICENCE_HEADING)
     text += "\n" + old_list.partition("\n")[2]
@@ -336,7 +336,7 @@ def _front_matter(text: str) -> dict[str, Any]:
 
 
 def _folders(fingerprints: Mapping[str, str], store_path: Path | None) -> dict[str, str]:
-    """{model: its folder, as the store knows it} of {model: fingerprint}, without unknown ones.
+    """{model: its folder, as the store knows it} of {model: fingerprint}, without models that the store does not know.
 
     A folder of the Hub's cache becomes the model's name there.
     """

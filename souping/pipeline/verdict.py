@@ -102,7 +102,7 @@ def verdict(
 def _better(
     unit: Unit, against: dict[str, Comparison], best_candidate: str, look: int
 ) -> Verdict | None:
-    """Claim for a soup that is shown to be better than every candidate, or else than the best one of the search.
+    """Claim for a soup that is shown to be better than every candidate or, weaker, than the best one of the search.
 
     `against` are {candidate: the soup minus it}; None if neither is shown.
     """

@@ -36,11 +36,11 @@ from souping.report.tables import similarity
 CHECKED_ITEMS = 5
 """Items of each category that a check answers."""
 LEAST = 0.05
-"""Share of a check's time that its items are taken to need at least: the measured time of a call varies."""
+"""Least share of a check's time that counts as its items': the measured time of a call varies."""
 
 
 def check_run(run: RunSettings) -> None:
-    """Check a run as its plan does, answer a few items, say how long the whole would take, and save what it measured.
+    """Check a run as its plan does, answer a few items, say how long the run would take, and save what was measured.
 
     Raises:
         UserError: the run cannot start here, or its items cannot be answered.

@@ -24,12 +24,12 @@ Range = tuple[float, float]
 
 @dataclass(kw_only=True)
 class Plan:
-    """All that is known of a run before it starts. `reasons` say why it cannot run here; empty: it can.
+    """All that is known of a run before it starts. `reasons` say why the run cannot start here; empty if it can.
 
     Reasons that hold on any machine are `faults` too. `selection` is None if the candidates must be measured first;
     `basis` is the source of its scores, `sizes` are the possible numbers of ingredients. With `outlined`, items have no
-    content: their numbers are the benchmark's published sizes. `speeds` are {benchmark: speed}, also of
-    OWN_BENCHMARK, of those whose speed is known.
+    content: their numbers are the benchmark's published sizes. `speeds` are {benchmark: speed}, including
+    OWN_BENCHMARK, without benchmarks whose speed is not known.
     """
 
     run: RunSettings

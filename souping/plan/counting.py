@@ -64,7 +64,7 @@ class PlannedPool:
 class CountedSteps(Steps):
     """Steps that count what a run would evaluate, with a selection that is known or assumed.
 
-    Each answer counts once. `evaluations` are {benchmark: evaluation}, also of OWN_BENCHMARK, and `ingredients` the
+    Each answer counts once. `evaluations` are {benchmark: evaluation}, including OWN_BENCHMARK, and `ingredients` the
     candidates that are taken as selected.
     """
 

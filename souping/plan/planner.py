@@ -147,7 +147,7 @@ class _Planner:
         return planned_upload(run.upload, files, run.store_path)
 
     def _evaluators(self, items: Sequence[Item]) -> dict[str, tuple[Evaluator, Sequence[Item]]]:
-        """{benchmark: (evaluator, items)}, also of OWN_BENCHMARK, which has these items."""
+        """{benchmark: (evaluator, items)}; `items` are those of OWN_BENCHMARK."""
         return {
             OWN_BENCHMARK: (self.run.evaluator, items),
             **{benchmark.name: (benchmark.evaluator, benchmark.items) for benchmark in self.extra},
@@ -309,7 +309,7 @@ class _Planner:
         return merged(counted)
 
     def _speeds(self, plan: Plan) -> dict[str, Speed]:
-        """{benchmark: speed} of those whose speed is known, also of OWN_BENCHMARK."""
+        """{benchmark: speed}, including OWN_BENCHMARK, without benchmarks whose speed is not known."""
         items = list[Item]()
         for split in SPLITS:
             items += plan.splits.get(split, ())
@@ -375,8 +375,8 @@ def missing_here(
 
 
 def unique_needs(needs: Iterable[Missing]) -> list[Missing]:
-    """The needs without repetitions, by their command or, without one, by what is missing: components may lack the
-    same."""
+    """The needs without repetitions, as components may lack the same. Needs are equal by their command or, if they have
+    none, by what is missing."""
     by_fix: dict[str, Missing] = {}
     for need in needs:
         by_fix.setdefault(need.fix or need.what, need)

@@ -74,7 +74,7 @@ class OpenSoup:
 
 
 class Waiting(BaseException):
-    """End of a run that needs results for `soups`; its other arguments are lines that say so.
+    """End of a run that needs results for `soups`. The exception's arguments are lines for the user that say so.
 
     Like an interrupt it is no `Exception`: an analysis that searches must not take it for a fault.
     """

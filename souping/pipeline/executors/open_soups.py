@@ -269,7 +269,7 @@ def read_order(run_dir: Path) -> list[Any]:
 
 
 def home_of(run_dir: Path) -> Path:
-    """The folder where a run was started; this one if its order has no line yet."""
+    """The folder where a run was started; the working directory if the run's order has no line yet."""
     lines = read_order(run_dir)
     if not lines:
         return Path.cwd()

@@ -181,7 +181,7 @@ class RayWorkers(Workers):
         return request, response
 
     def _start(self) -> None:
-        """Start the actors, and Ray if it does not run, unless they were started before (UserError if they misfit)."""
+        """Start the actors, and Ray if it does not run; does nothing if there are actors (UserError if they misfit)."""
         if self._actors:
             return
         import ray
@@ -205,7 +205,7 @@ class RayWorkers(Workers):
         self._check()
 
     def _check(self) -> None:
-        """Refuse actors whose machine decides otherwise than this one: their answers would have another key.
+        """Refuse actors that would decide settings otherwise than this machine: their answers would have another key.
 
         Raises:
             UserError: an actor cannot be started, or has another device, dtype or number of threads.
@@ -236,7 +236,7 @@ class RayWorkers(Workers):
 
 
 def _connect(address: str | None) -> None:
-    """Join the cluster at an address, or start Ray on this machine (UserError if it cannot be reached)."""
+    """Join the cluster at an address, or start Ray on this machine (UserError if Ray cannot be reached)."""
     import ray
 
     try:

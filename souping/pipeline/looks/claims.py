@@ -90,8 +90,8 @@ class Measurement(NamedTuple):
 
 
 class KnownModels(NamedTuple):
-    """Models that are tested with a claim, because their scores on its items may have been known: fingerprints of
-    `soups` with stored answers, and the number of others whose answers are `missing`."""
+    """Models that are tested with a claim, because their scores on the claim's items may have been known: fingerprints
+    of `soups` with stored answers, and the number of further models, whose answers are `missing`."""
 
     soups: tuple[str, ...] = ()
     missing: int = 0

@@ -48,7 +48,7 @@ class CountedLooks:
     # ------------------------------------------------------------ looks
 
     def items_of(self, claim: Claim) -> tuple[Item, ...]:
-        """The items to report a claim on: those on which it was shown, or else what `items_to_report` says."""
+        """The items to report a claim on: those on which it was shown before or, for a new claim, `new_items`."""
         with self._store.reading() as db:
             rows = db.execute(
                 "SELECT fingerprint FROM counted_looks JOIN members USING (item_set) "
@@ -100,7 +100,7 @@ class CountedLooks:
             return replace(look, measurements=_measurements(db, key))
 
     def measurements(self, claim: Claim) -> tuple[Measurement, ...]:
-        """How a claim was measured when it was shown, in order; empty if it never was."""
+        """How a claim was measured each time it was shown, in order; empty for a new claim."""
         with self._store.reading() as db:
             return _measurements(db, claim.fingerprint)
 

@@ -112,7 +112,7 @@ class HeldOutItems:
         return look, scores
 
     def _note_look(self, claim: Claim, stage: Stage, look: Look, measurement: Measurement) -> None:
-        """Note for the reader of the report that its items, or their answers, were seen before."""
+        """Note for the reader of the report that its items, or answers to them, were seen before."""
         items = stage.items
         # The first measurement is this one, unless the claim was shown before.
         if not measurement.repeats(look.measurements[0], claim.soup):
