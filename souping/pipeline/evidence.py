@@ -103,7 +103,7 @@ class Pair:
         looks: int = 1,
         known: KnownScores | None = None,
     ) -> Pair:
-        """The pair of two rows from {recipe id: scores}.
+        """The pair of two rows of the report, by {recipe id: scores on the items of `table`}.
 
         From the second look on, `known` says among how many comparisons this one may have been picked.
         """

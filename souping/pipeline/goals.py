@@ -70,9 +70,9 @@ def admitted(
     """(search result with the soup that the guards admit, what they changed).
 
     The first soup in `order` that seems to have lost no more than the guards allow is tested. If it fails, the
-    reference wins. No second soup is tested: of many soups that lose too much some would pass by luck. `unguarded` is
-    the objective of the best soup without guards, -inf if it is not known; `elsewhere` names the guards on other
-    benchmarks that a soup fails.
+    `reference`, with which guards compare, wins. No second soup is tested: of many soups that lose too much some would
+    pass by luck. `winner` is the result without guards, `unguarded` the objective of the best soup without guards, -inf
+    if it is not known; `elsewhere` names the guards on other benchmarks that a soup fails.
     """
     trial, reason = _first_admissible(order, admission, reference, elsewhere)
     if trial is None:
@@ -192,7 +192,10 @@ def _guarded(
 def confirmed(
     run: Steps, winner: SearchResult, ingredients: tuple[str, ...], log: Callable[[Trial], None]
 ) -> tuple[SearchResult, Front]:
-    """(the search with further trials, the front): soups that may be on the front answer the whole search split."""
+    """(the search with further trials, the front): soups that may be on the front answer the whole search split.
+
+    `log` gets every further trial.
+    """
     settings = run.settings
     # The weights among which the search chooses.
     points = adaptive(settings.optimiser).points(len(ingredients))
@@ -264,10 +267,10 @@ def guard_checks(
 ) -> list[GuardCheck]:
     """What the answers to the test split say of each guard.
 
-    `measured` are {benchmark: {recipe id: scores}}, including OWN_BENCHMARK. A soup that is the reference itself loses
-    nothing: it has no checks. If the verdict's `claim` is "not measured" or "dry run", that is the outcome of every
-    guard. Guards that were not declared when the claim was first shown are corrected for all `names`, the number of
-    guards that could have been declared.
+    `against` is the model with which guards compare: a soup that is this model has no checks. `measured` are
+    {benchmark: {recipe id: scores}}, including OWN_BENCHMARK. If the verdict's `claim` is "not measured" or "dry run",
+    that is the outcome of every guard. Guards that were not declared when the claim was first shown are corrected for
+    all `names`, the number of guards that could have been declared.
     """
     if soup.id == against.id:
         return []

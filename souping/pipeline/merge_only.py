@@ -247,7 +247,7 @@ def _show_plan(
 ) -> None:
     """Print and save the plan of a soup, with how similar the weights are, and a mergekit config if there can be one.
 
-    `base` is the folder of the base model.
+    `folders` are {ingredient: folder}, `base` is the folder of the base model.
     """
     from souping.merge.mergekit import to_yaml
     from souping.report import tables

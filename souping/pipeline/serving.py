@@ -156,7 +156,7 @@ class SharedModule:
         return module
 
     def _load(self, settings: ModuleSettings) -> tuple[PreTrainedModel, LoadableModel]:
-        """A new module with the weights that transformers finds, and what loads soups into it."""
+        """(a new module with the weights that transformers finds, what loads soups into it)"""
         from souping.evaluate.engines.transformers import load_module
 
         # Frees the old module first: two at once might not fit.

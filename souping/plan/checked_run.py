@@ -113,7 +113,7 @@ def answer_few(plan: Plan, items: Sequence[Item]) -> tuple[list[Record], Mapping
 def _timed(
     evaluator: Evaluator, model: LoadedModel, items: Sequence[Item]
 ) -> tuple[dict[str, Record], float]:
-    """{item id: one answer}, and the seconds that the answers took."""
+    """({item id: one answer}, the seconds that the answers took)"""
     answers = {}
     began = time.monotonic()
     for block in batches_of(evaluator, items):

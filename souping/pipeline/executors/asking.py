@@ -332,7 +332,8 @@ class OrderedEvaluation(Evaluation):
         super().submit(request)
 
     def collect(self) -> tuple[Request, ItemScores]:
-        """The next answered request by the file's order; where that ends, the one with the lowest number.
+        """(request, its scores): the next request in the file's order; after that order, the answered request with the
+        lowest number.
 
         Raises:
             Waiting: it is not answered yet.

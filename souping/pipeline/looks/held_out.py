@@ -98,6 +98,7 @@ class HeldOutItems:
         """Measure a claim: (its look, scores of the stage's models). The look is stored before anybody sees a score.
 
         `measure` takes the stage and the measurements with which the claim was shown before, and returns the scores.
+        `guards` are those of the run as the store keeps them (`goals.declared`).
         """
         measurement = evaluation.measurement(stage.models, stage.items)
         show = partial(
