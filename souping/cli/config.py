@@ -233,6 +233,7 @@ def key_of(path: str) -> str:
 
 def setting_mismatch(value: Json, hint: Hint) -> str | None:
     """The end of a message: why a value does not fit an annotation; None if it does."""
+    # A part may be null only if its annotation says so.
     if is_part(hint) and not (value is None and fits(value, hint)):
         return "must be one of its group's choices"
     if value == "":
