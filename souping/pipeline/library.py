@@ -145,10 +145,10 @@ def run(
 
     `items` is a JSON Lines file, `Item`s, dicts with the keys of a line of such a file, or a benchmark. `out` is the
     run's directory (default: a new one under `outputs/`), with the soup in `out/soup` and the log in `out/run.log`.
-    `store` keeps every answer, so that a second run evaluates nothing. `dry_run` is the most items per category
-    and split that are evaluated. `guard` and `pareto` are losses and goals as on the command line.
-    `analysis` is {name: analysis}, by default those that need no further answers. Defaults: SoCE with Pearson's
-    correlation, the adaptive search, the mean over categories, `LocalEvaluator`, `LocalMerge`.
+    `store` keeps every answer, so that a second run evaluates nothing. `dry_run` is the most items per category and
+    split that are evaluated. `guard` and `pareto` are losses and goals as on the command line. `analysis` is {name:
+    analysis}, by default those that need no further answers. Defaults: SoCE with Pearson's correlation, the adaptive
+    search, the mean over categories, `LocalEvaluator`, `LocalMerge`.
 
     Raises:
         UserError: what the command line would refuse, in the same words.

@@ -64,10 +64,9 @@ def verdict(
        soup is left (non-inferiority turned round).
     7. `no_difference_shown`, with the number of items that the margin needs.
 
-    `soup`, `best_candidate` and `candidates` are names of rows. `comparisons` hold the soup (a) against every candidate
-    (b) on the test split; others are ignored. `best_candidate` was chosen on the search split, `selected` are the
-    selection's ingredients, `recipe` the ingredients with weight in the winning recipe, `look` the number of this look
-    at the test items, and `margin` the gain, in inner scores, that is worth a soup.
+    `comparisons` hold the soup (a) against every candidate (b) on the test split; others are ignored. `best_candidate`
+    was chosen on the search split, `selected` are the selection's ingredients, `recipe` the ingredients with weight in
+    the winning recipe, `look` numbers this look at the test items, and `margin` is the least inner gain worth a soup.
 
     Raises:
         ValueError: a candidate is not compared with the soup.
