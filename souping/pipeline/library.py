@@ -153,7 +153,6 @@ def run(
     Raises:
         UserError: what the command line would refuse, in the same words.
     """
-    # `_benchmark` checks the items.
     check_arguments(run, {key: value for key, value in locals().items() if key != "items"})
     objective = objective or Mean()
     if analysis is None:
@@ -317,7 +316,10 @@ def _common(
 
 
 def _benchmark(items: ItemSource) -> BenchmarkItems:
-    """The benchmark of a file's path or a list of items; a benchmark as it is (UserError for anything else)."""
+    """The benchmark of a file's path or a list of items; a benchmark as it is (UserError for anything else).
+
+    This replaces the check of the argument `items` by its annotation.
+    """
     if isinstance(items, Sequence) and not isinstance(items, str):
         return ListedItems(listed=list(items))
     if isinstance(items, str | Path):
