@@ -359,7 +359,8 @@ class Assignment:
             if lacking is None and max(indexes) < limit:
                 continue
             what = f"no {axis} {lacking}" if lacking is not None else f"a {axis} {max(indexes)}"
-            raise UserError(f"{self.where}: there is {what}, and the config has {count}")
+            end = f"the config has {count}" if axis in self.sizes else f"the last is {count - 1}"
+            raise UserError(f"{self.where}: there is {what}, and {end}")
 
     def build(self, name: str, target: TargetTensor) -> Mapped:
         """The tensor of a Hugging Face name as a view of its sources.

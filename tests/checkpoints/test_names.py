@@ -323,6 +323,12 @@ REFUSED: dict[
     "a stacked layer less": (MEGATRON, {"num_hidden_layers": 2}, None, "decoder.layers"),
     "a numbered layer less": (PLAIN, {"num_hidden_layers": 2}, None, "layer 1"),
     "a layer more": (PLAIN | {"model.layers.1.x": (1,)}, {}, None, "layer 1"),
+    "a layer between, without a count in the config": (
+        PLAIN | {"model.layers.2.x": (1,)},
+        {"num_hidden_layers": None},
+        None,
+        "there is no layer 1, and the last is 2",
+    ),
     "an expert less": (
         {**EMBEDDED, f"{SPLIT}0.down_proj.weight": (8, 6)},
         {"model_type": "llama4", **MOE},
