@@ -236,10 +236,11 @@ class CommandEvaluator(Evaluator):
         """
         try:
             requested = _requested(attempt)
-            # With several runs in a table, this is a ValueError.
-            (log,) = read_logs(_whole_lines(attempt, log_in(attempt / "out")), lower=None)
+            log, *further = read_logs(_whole_lines(attempt, log_in(attempt / "out")), lower=None)
         except (UserError, OSError, ValueError) as error:
             return {}, f"left no log that can be read: {first_line(error)}"
+        if further:
+            return {}, f"left a log of {1 + len(further)} runs: write the answers of one model"
         try:
             fix = "correct that file, or remove its folder, and repeat the run"
             categories = {item.id: item.category for item in items}

@@ -107,6 +107,11 @@ FAILURES = {
         60,
         ["no column item", "0 of 4"],
     ),
+    "two runs": (
+        ["(out / 'log.csv').write_text('item,category,score,run\\ni0,c,1,a\\ni0,c,1,b')"],
+        60,
+        ["a log of 2 runs", "0 of 4"],
+    ),
     "no log": ([], 60, ["left no log in", "0 of 4"]),
 }
 
