@@ -24,7 +24,7 @@ from souping.report.cells import Section
 from souping.report.content import Matrix, MaybeFloat, MaybeInt
 from souping.report.format import count, four_digits, in_words
 from souping.report.plots import FAINT, INK, Drawing, canvas, curve, scale, triangle, weight_axis
-from souping.search.points import grid_size, uniform, vertices, weight_grid
+from souping.search.points import grid_size, uniform, vertices, weight_grid, weights_key
 from souping.search.surrogate import RISE, SoupModel, draws
 from souping.statistics.scores import ItemTable
 
@@ -231,7 +231,8 @@ class ResponseSurface(Analysis):
         while grid_size(size, step) > MOST_POINTS and step < 0.5:
             step = WIDER_STEP.get(round(step, 3), 0.5)
         return [
-            _rounded(point) for point in (uniform(size), *vertices(size), *weight_grid(size, step))
+            weights_key(point)
+            for point in (uniform(size), *vertices(size), *weight_grid(size, step))
         ]
 
 
@@ -241,11 +242,6 @@ def answer_table(
     """Answers of points [S, I]; nan where a point was not evaluated."""
     unknown = np.full(items, np.nan)
     return np.array([answers.get(point, unknown) for point in points])
-
-
-def _rounded(weights: Sequence[float]) -> tuple[float, ...]:
-    """Weights as keys, equal if they differ by rounding."""
-    return tuple(round(float(weight), 9) for weight in weights)
 
 
 def _evaluated(run: RunScores) -> dict[tuple[float, ...], FloatArray]:
@@ -270,7 +266,7 @@ def _evaluated(run: RunScores) -> dict[tuple[float, ...], FloatArray]:
     for soup in (*singles, *run.trials):
         if soup.id in known and len(evaluated) < FITTED:
             shares = soup.shares
-            weights = _rounded([shares.get(name, 0.0) for name in names])
+            weights = weights_key([shares.get(name, 0.0) for name in names])
             evaluated[weights] = known[soup.id]
     if len(evaluated) < FEWEST_SOUPS:
         raise NotEstimableError(

@@ -192,8 +192,8 @@ class Grid(ListedOptimiser, LimitedOptimiser):
                 "use optimiser=nevergrad"
             )
         known = anchors(size)
-        anchor_keys = set(map(_rounded, known))
-        others = [point for point in inner if _rounded(point) not in anchor_keys]
+        anchor_keys = set(map(weights_key, known))
+        others = [point for point in inner if weights_key(point) not in anchor_keys]
         return known + spread(others)
 
     def describe(self, size: int) -> str:
@@ -203,9 +203,9 @@ class Grid(ListedOptimiser, LimitedOptimiser):
         return ", ".join([f"grid: {count} soups ({points})", *limit_texts(self)])
 
 
-def _rounded(weights: Weights) -> Weights:
-    """Equal for weights that differ by rounding."""
-    return tuple(round(weight, 9) for weight in weights)
+def weights_key(weights: Sequence[float]) -> Weights:
+    """Key of weights, equal for weights that differ by rounding."""
+    return tuple(round(float(weight), 9) for weight in weights)
 
 
 @component

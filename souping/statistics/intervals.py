@@ -16,7 +16,7 @@ import numpy as np
 
 from souping.core.types import FloatArray
 from souping.core.unit import Unit
-from souping.statistics.bootstrap_t import NORMAL, bootstrap_reach
+from souping.statistics.bootstrap_t import BOOTSTRAP_DRAWS, NORMAL, bootstrap_reach
 from souping.statistics.grouped import GroupedScores
 from souping.statistics.levels import Z95
 from souping.statistics.scores import ModelScores
@@ -163,7 +163,7 @@ def _varying_margins(scores: GroupedScores, draws: int) -> tuple[float, float]:
     return below, above
 
 
-def objective_interval(scores: ModelScores, *, draws: int = 4999) -> Interval:
+def objective_interval(scores: ModelScores, *, draws: int = BOOTSTRAP_DRAWS) -> Interval:
     """The objective with its 95 % interval.
 
     Strata that vary give bootstrap-t limits (Efron and Tibshirani 1993, chapter 12). Strata
