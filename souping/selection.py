@@ -66,9 +66,11 @@ def ranking(
     except UserError:
         if strict or not scores.published:
             raise
+        # Only linear objectives name categories, so the mean below is used.
         coefficients = Mean().coefficients(scores.categories)
     values = scores.rows(scores.candidates)
     counted = np.array([name not in exclude for name in scores.categories])
+    # Without a category that counts, all are equal.
     if objective.linear or not counted.any():
         totals = values @ np.where(counted, coefficients, 0.0)
     else:

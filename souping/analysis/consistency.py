@@ -158,7 +158,11 @@ def _strength(correlation: Correlation, values: FloatArray, varying: BoolArray) 
 def _summary(
     scores: ScoreMatrix, varying: BoolArray, correlation: Correlation, draws: int
 ) -> PopulationCorrelation:
-    """The correlations of one population, and their mean size with its interval."""
+    """The correlations of one population, and their mean size with its interval.
+
+    `varying` [C] marks the categories that count: models differ in them. A draw of items in which no pair of categories
+    has a correlation has a mean of nan.
+    """
     drawn = GroupSums.of(scores).draws(draws, np.random.default_rng(CONSISTENCY_SALT))
     mean = _strength(correlation, scores.values, varying)
     drawn_means = [_strength(correlation, values, varying) for values in drawn]

@@ -100,6 +100,7 @@ def tensor_digests(checkpoint: Checkpoint, group: Sequence[Tensor], cache: Cache
 def hashed_files(checkpoint: Checkpoint, number: int) -> dict[Path, Stamp]:
     """{file: stamp} of the files that hold a group of `hashed_groups`; `number` is its first tensor's `file_number`."""
     files = checkpoint.files
+    # A stored tensor lies in one file; the pieces of an assembled one may lie in any.
     if checkpoint.assembly is None:
         files = (files[number],)
     paths = [checkpoint.folder / name for name in files]

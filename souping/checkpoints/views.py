@@ -324,6 +324,7 @@ def arrange(raw: Raw, size: int, tiles: Sequence[Tile]) -> None:
 
 def gather(source: StoredTensor, first: int, steps: Shape, out: NDArray[Any], fetch: Fetch) -> None:
     """Fill `out`, whose element (i, ..) is element first + i * steps[0] + .. of the stored tensor."""
+    # `read` leaves some elements in the order of their parts; `arrange` puts them in order.
     if out.flags.c_contiguous and is_contiguous(out.shape, steps):
         raw = out.reshape(-1).view(np.uint8)
         arrange(raw, source.size, source.read(first, raw, fetch))

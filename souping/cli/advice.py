@@ -72,6 +72,7 @@ def joined_override(words: Sequence[str], word: str) -> str:
         for end in range(start + 2, len(words) + 1):
             parts = words[start:end]
             override = "".join(parts)
+            # An override that is whole is no part of another.
             if any(map(_is_complete, parts)):
                 break
             # `KEY VALUE` instead of `KEY=VALUE`.

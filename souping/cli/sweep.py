@@ -86,6 +86,10 @@ class SweepEnd(Callback):
         note_missing(Path(config.hydra.run.dir))
 
     def on_multirun_start(self, config: DictConfig, **_: Any) -> None:
+        """Check the multirun, and give it a numbered folder if its own is not empty.
+
+        The folder is noted for `end_sweep`, and the folders above it that are not there yet as made by this process.
+        """
         try:
             _refuse_swept_folder(config)
             check_goal(config)

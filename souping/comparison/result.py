@@ -221,7 +221,10 @@ class CompareResult:
 
 
 def comparison_sections(result: CompareResult, flips: int = 0) -> list[Section]:
-    """What every page shows: a section per model, all pairs of models, notes, and at most `flips` flips per model."""
+    """What every page shows: a section per model, all pairs of models, notes, and at most `flips` flips per model.
+
+    The first model is the baseline, which the others are compared with.
+    """
     models = result.models[1:]
     sections: list[Section | None] = [_model(result, model) for model in models]
     if result.runs:

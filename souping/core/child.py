@@ -128,7 +128,8 @@ class Child:
         """(`result`, the result) or (`raise`, the error) of the call in progress; `end` is the time to give up.
 
         Raises:
-            TimeoutError, MemoryError: as for `call`.
+            TimeoutError: the time is over, or the child was ended by its own alarm.
+            MemoryError: the child takes more than its memory, or ended or broke without an answer.
         """
         import psutil
 
@@ -148,6 +149,7 @@ class Child:
                 with suppress(subprocess.TimeoutExpired):
                     if process.wait(CHILD_GRACE_S) == -signal.SIGALRM:
                         raise TimeoutError
+                # Without a word of its own, the system ended it, as a rule because of its memory.
                 raise MemoryError
             if kind != "report":
                 return kind, value

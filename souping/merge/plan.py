@@ -165,7 +165,10 @@ class MergePlan(SoupPlan):
         return total
 
     def header(self, shard: int) -> bytes:
-        """The safetensors header of a shard with its length in front, padded to 8 bytes; empty in a frame."""
+        """The safetensors header of a shard with its length in front, padded to 8 bytes.
+
+        It is empty in a frame: the files of a trainer's layout are copied with the headers that they have.
+        """
         if self.frame is not None:
             return b""
         tensors = [tensor for tensor in self.tensors if tensor.shard == shard]
@@ -223,6 +226,7 @@ class MergePlan(SoupPlan):
             "max_shard_size": self.max_shard_size,
             "nonfinite": "warn" if self.nonfinite == "warn" else "error",
         }
+        # How the candidates' weights resemble each other.
         if similarity is not None:
             table["weights"] = to_json(similarity)
         path.write_text(json.dumps(table, indent=2) + "\n", encoding="utf-8")

@@ -136,8 +136,10 @@ def _weights() -> Iterator[Finding]:
         ours = f"point {place} of the {size} of its grid" if place else "no point of its grid"
         yield _finding("Section 4.2.1", f"weights of {name}", paper, ours, bool(place))
     # MGSM's weights, as the paper prints them.
-    ours = "point of its grid" if on_grid([0.05, 0.05, 0.9]) else "no point of its grid"
-    yield _compared("weights_mgsm", ours, False, "the grid has steps of 0.1 from 0.1 to 0.9")
+    place = on_grid([0.05, 0.05, 0.9])
+    ours = "point of its grid" if place else "no point of its grid"
+    grid = "the grid has steps of 0.1 from 0.1 to 0.9"
+    yield _compared("weights_mgsm", ours, bool(place), grid)
 
 
 def gains(benchmark: str, scale: str) -> dict[str, float]:

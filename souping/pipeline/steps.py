@@ -214,7 +214,7 @@ class Steps:
         return Frozen(searched=searched, best=best, report=report)
 
     def test(self, frozen: Frozen, stage: Stage, contenders: Sequence[Contender]) -> Reported:
-        """Open the test split."""
+        """Evaluate the contenders on the test split, which opens it; the report is to be completed from them."""
         self.evaluate_stage(stage)
         return Reported(
             frozen=frozen,

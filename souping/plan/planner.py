@@ -77,9 +77,10 @@ class _Planner:
         """The plan; its `reasons` are why the run cannot start here."""
         plan = Plan(run=self.run, machine=machine_facts())
         if self.run.selects_from_table:
+            # A published table selects: nothing is evaluated, so there are no splits and no evaluators to check.
             self.faults += map(str, checks.refusals(self.run, {}, ()))
             self._select(plan)
-            plan.notes = self._notes(plan, None)
+            plan.notes = self._notes(plan, splits=None)
         else:
             self._plan_evaluations(plan)
         with self._attempt():

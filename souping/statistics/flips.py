@@ -218,7 +218,7 @@ def _inverse_heads(coins: int) -> tuple[FloatArray, IntArray]:
 def _draw_by_byte(
     rows: FloatArray, stratum: IntArray, strata: int, draws: int, rng: np.random.Generator
 ) -> FloatArray:
-    """`drawn_sums` by drawing a byte for eight groups at a time; here each group is a row, [G, F].
+    """`drawn_sums` [draws, strata, F] by drawing a byte for eight groups at a time; each group is a row of [G, F].
 
     The byte picks one of the 256 signed sums of the eight, which is much faster than eight signs.
     """
@@ -424,7 +424,10 @@ class SignFlips:
         )
 
     def reaches_zero(self) -> BoolArray:
-        """Patterns [D] that reach the one seen where the shift is 0, or would but for rounding."""
+        """Patterns [D] whose t is at least the one seen at a shift of 0, or would be but for rounding.
+
+        T at a shift x from the seen total (never negative) is parts[0] - x parts[1], so a shift of 0 lies at x = -total.
+        """
         total = self.parts[0] + self.total * self.parts[1]
         variance = self._variance(self.parts[2:], -self.total)
         seen = self.total / np.sqrt(self._variance(self.seen_spread, -self.total))

@@ -575,7 +575,8 @@ def _elements_fit(value: Value, allowed: Sequence[Value], kind: Kind) -> bool:
     if kind.type is not list or kind.inner is None:
         return True
     for option in allowed:
-        # As in BFCL, an option that is not a list, such as a variable's name, allows any elements.
+        # As in BFCL, an option that is not a list, such as a variable's name, allows any elements. A value that is not
+        # a list is compared by the caller.
         if not isinstance(option, list) or not isinstance(value, list):
             return True
         types = {kind.inner.type, *(type(element) for element in option[:1])}

@@ -294,7 +294,7 @@ class FileWorkers(Workers):
         """The commands that make and evaluate a soup, tell its results and continue the run."""
         run_dir = shlex.quote(str(self._settings.run_dir.absolute()))
         go_on = self._settings.command
-        # Later processes of the run were started by `ask` themselves.
+        # A later process was started by `ask`, whose own command continues the run.
         if self.order.is_new:
             go_on = f"{program()} ask {run_dir} -n {self._executor.max_open}"
         lines = [f"make     {shlex.join(soup.make)}"] if soup.make else []
