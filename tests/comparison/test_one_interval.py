@@ -144,7 +144,7 @@ def made_pair(seed: int, objective: Objective | None = None) -> tuple[list[Item]
 
 
 @pytest.mark.parametrize(
-    "seeds", [range(10), pytest.param(range(10, 120), marks=pytest.mark.slow)], ids=str
+    "seeds", [range(20), pytest.param(range(20, 120), marks=pytest.mark.slow)], ids=str
 )
 def test_a_reports_comparison_and_its_categories_agree_with_p_at_every_look(seeds: range) -> None:
     shown = 0
