@@ -465,8 +465,11 @@ def _plain(value: Any) -> Any:
     """JSON-like form of a value of a task's configuration; a function becomes its name and the digest of its file."""
     if isinstance(value, Mapping):
         return {str(key): _plain(inner) for key, inner in value.items()}
-    if isinstance(value, list | tuple | set):
+    if isinstance(value, list | tuple):
         return [_plain(inner) for inner in value]
+    # The order of a set may be another one in each process.
+    if isinstance(value, set | frozenset):
+        return sorted(map(str, value))
     if is_dataclass(value) and not isinstance(value, type):
         return _plain(vars(value))
     if isinstance(value, functools.partial):

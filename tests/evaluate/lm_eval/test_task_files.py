@@ -132,6 +132,20 @@ def test_only_code_that_is_allowed_runs_and_its_source_is_in_the_items(wild: Pat
     assert replace(own).prompts.benchmark.items()[0].fingerprint != items[0].fingerprint
 
 
+def test_a_set_in_a_task_is_known_whatever_its_order(tmp_path: Path) -> None:
+    """0 and 8 collide in a small set, which then has them in the order in which they came."""
+    end = lm_eval_tasks.WRITE.index("metadata: {version: 2.0}")
+    for name, numbers in (("up", "0, 8"), ("down", "8, 0")):
+        ignored = f"    regexes_to_ignore: !!set {{{numbers}}}"
+        lines = [*lm_eval_tasks.WRITE[:end], ignored]
+        lm_eval_tasks.put(tmp_path, name, lm_eval_tasks.rows(1, 1), lines)
+    evaluator = asking(tmp_path, "up", "down")
+    sets = [task.metric.settings["regexes_to_ignore"] for task in evaluator.loaded.values()]
+    assert [list(numbers) for numbers in sets] == [[0, 8], [8, 0]]
+    up, down = evaluator.prompts.benchmark.items()
+    assert evaluator.scoring.scorer_digest(up) == evaluator.scoring.scorer_digest(down)
+
+
 def test_task_files_of_lm_eval_and_souping_may_run_code(evil: Path) -> None:
     import lm_eval.tasks
 
