@@ -426,7 +426,7 @@ class SignFlips:
     def reaches_zero(self) -> BoolArray:
         """Patterns [D] whose t is at least the one seen at a shift of 0, or would be but for rounding.
 
-        T at a shift x from the seen total (never negative) is parts[0] - x parts[1], so a shift of 0 lies at x = -total.
+        T at a shift x from the seen total (never negative) is parts[0] - x parts[1]: a shift of 0 lies at x = -total.
         """
         total = self.parts[0] + self.total * self.parts[1]
         variance = self._variance(self.parts[2:], -self.total)
