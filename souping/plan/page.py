@@ -59,6 +59,7 @@ def work_section(plan: Plan) -> Section | None:
     rows = [_stage(stage) for stage in plan.stages]
     asked = plan.sum("asked")
     todo = plan.sum("todo")
+    # Without splits the number of items is not known.
     totals = [DASH] * 3
     if plan.splits:
         totals = [_span(asked), _span(_stored(asked, todo)), _span(todo)]

@@ -470,11 +470,15 @@ class SignFlips:
         return distances
 
     def _one_stratum_distances(self, side: float) -> FloatArray:
-        """In one stratum |T*| / se* grows with |T*|: a pattern reaches while |P - x S| >= |x|."""
+        """`distances` [D] of one stratum; P is parts[0] and S parts[1].
+
+        There |T*| / se* grows with |T*|: a pattern reaches x while |P - x S| >= |x|.
+        """
         pull = side * self.parts[0]
         slope = self.parts[1]
         with np.errstate(divide="ignore", invalid="ignore"):
             distances = np.maximum(pull / (1 + slope), -pull / (1 - slope))
+        # A pattern whose signs are all equal reaches every shift.
         distances[np.abs(slope) >= 1 - ZERO_DIFFERENCE] = np.inf
         return np.asarray(distances)
 

@@ -115,9 +115,10 @@ class Unseen:
         return np.asarray(np.maximum(limit - self.k / self.n, 0.0))
 
     def _share_beyond_normal(self) -> FloatArray:
-        """The share of this distance, at 95 %, by which it exceeds that of a normal limit, [H]: 1 where k is 0.
+        """The share of `_beyond`'s distance that a normal limit lacks, at 95 %, [H]: 1 where k is 0.
 
-        At other levels the share is the same, so that what is added never falls as the level does.
+        `_beyond` is the distance from the rate k / n of a stratum to its upper limit. At other levels the share is the
+        same, so that what is added never falls as the level does.
         """
         rate = self.k / self.n
         normal = Z95 * np.sqrt(rate * (1 - rate) / self.n)

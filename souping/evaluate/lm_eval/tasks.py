@@ -321,6 +321,7 @@ def _build(files: TaskFiles, spec: Spec) -> dict[str, Task]:
     elif spec not in index:
         path = expanded(spec)
         if not path.is_file():
+            # A file of this name that is no YAML is in no index.
             files.check_readable(Path(spec).name)
             hint = "; set evaluator.include_path for your own YAML"
             # Raises an error that names the nearest task.

@@ -65,7 +65,7 @@ def _parse(source: str, language: str) -> Node:
     """The root of the syntax tree of a source (ValueError if the parser takes more than `MOST_CHECKS`)."""
     from tree_sitter import Parser
 
-    # The semicolon has a line of its own, as the source may end with a comment.
+    # The semicolon makes a call a statement. It has a line of its own, as the source may end with a comment.
     code = f"{source}\n;".encode()
     checks = count(1)
     tree = Parser(_grammar(language)).parse(
