@@ -20,7 +20,16 @@ import numpy as np
 
 from souping.core.fields import LARGEST_SETTING, pick
 from souping.core.text import DASH
-from souping.core.types import Bound, Item, ItemScores, Json, SearchBounds, Split, UserError
+from souping.core.types import (
+    OWN_BENCHMARK,
+    Bound,
+    Item,
+    ItemScores,
+    Json,
+    SearchBounds,
+    Split,
+    UserError,
+)
 from souping.core.unit import POINTS, Unit
 from souping.report.analyses import AnalysisResult
 from souping.report.cells import Section, grid
@@ -58,7 +67,7 @@ LONGER = Unit(
 class Guard(Bound):
     """Bound that a user set, in the `unit` of its benchmark's scores; `benchmark` names an extra one."""
 
-    benchmark: str = ""
+    benchmark: str = OWN_BENCHMARK
     unit: Unit = POINTS
 
     @property
@@ -140,13 +149,13 @@ def resolve(
 ) -> tuple[Guard, ...]:
     """Guards from {name: loss}; a name is `tokens`, an extra benchmark, a group of the objective's tree or a category.
 
-    A loss with an empty name holds for every category. `units` are {extra benchmark: unit of its scores}, the run's own
-    under an empty name. `key` is the setting, for messages.
+    A loss with an empty name holds for every category. `units` are {benchmark: unit of its scores}, including
+    OWN_BENCHMARK. `key` is the setting, for messages.
 
     Raises:
         UserError: a name is not one of them, or no loss can be as large.
     """
-    # {name: its categories}; an extra benchmark and `tokens` have none. (The run's own benchmark has no name.)
+    # {name: its categories}; an extra benchmark and `tokens` have none.
     categories_of: dict[str, Sequence[str]] = {name: (name,) for name in categories}
     categories_of |= groups
     for name in (*filter(None, units), LENGTH_GUARD):
@@ -157,7 +166,7 @@ def resolve(
     guards = []
     for name, loss in limits.items():
         guarded = tuple(categories_of[pick(name, categories_of, key)])
-        benchmark = name if name in units else ""
+        benchmark = name if name in units else OWN_BENCHMARK
         unit = LONGER if name == LENGTH_GUARD else units[benchmark]
         if unit.fractions and loss >= unit.scale:
             raise UserError(
@@ -247,7 +256,7 @@ class Admission:
     @property
     def own_guards(self) -> tuple[Guard, ...]:
         """The guards on the run's own items."""
-        return tuple(guard for guard in self.guards if not guard.benchmark)
+        return tuple(guard for guard in self.guards if guard.benchmark == OWN_BENCHMARK)
 
     @property
     def bounds(self) -> SearchBounds:
@@ -265,7 +274,7 @@ def plan_guards(
 ) -> list[dict[str, Any]]:
     """What each guard can do on each split: the `share` of equal soups that pass, and the items `needed` for 80 %.
 
-    Items are {extra benchmark: items}, the run's own under an empty name. `known` are scores of candidates on some
+    Items are {benchmark: items}, including OWN_BENCHMARK. `known` are scores of candidates on some
     items of the run's benchmark. Without them a soup and the reference differ on 10 % of the items, and nothing is
     known of lengths and losses.
     """
@@ -305,7 +314,7 @@ def _variance(guard: Guard, known: Mapping[str, ItemScores]) -> float | None:
     """Variance of the mean difference of two equal models, times the guard's number of items; None if it is unknown."""
     assumed = DISCORDANCE if guard.unit.fractions else None
     scores = list(known.values())
-    if guard.benchmark or not scores:
+    if guard.benchmark != OWN_BENCHMARK or not scores:
         return assumed
     items = scores[0].items
     guarded = guard.covers([item.category for item in items])

@@ -529,18 +529,22 @@ class SearchSpace:
         return np.asarray(means @ np.array([*self.coefficients.values()]))
 
 
+OWN_BENCHMARK = ""
+"""Key of the run's own benchmark in mappings that have the extra benchmarks under their names."""
+
+
 @frozen
 class Request:
     """Items that a soup answers.
 
     Workers get one batch, with the number of the answer to each item (`repeat`) and the name of the `benchmark` whose
-    evaluator computes it; the run's own benchmark has an empty name. `number` identifies open requests.
+    evaluator computes it. `number` identifies open requests.
     """
 
     recipe: Recipe
     items: Items
     repeat: int = 0
-    benchmark: str = ""
+    benchmark: str = OWN_BENCHMARK
     number: int = field(default=0, compare=False)
 
 

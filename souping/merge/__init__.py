@@ -5,12 +5,14 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, TypeAlias
 
 from souping.checkpoints.fingerprints import Cache
 from souping.checkpoints.folder import Like
 from souping.core.protocols import AdapterShape, Component, WeightStream
+from souping.core.text import parse_size
 from souping.core.types import Folders, Names, ProgressCallback, Recipe, TokenIds
 from souping.core.weight_similarity import PoolSimilarity
 
@@ -167,6 +169,11 @@ class MergeBackend(Component, ABC):
     """Layout of the soup: a Hugging Face folder, or that of the newest ingredient."""
     name_rules: str | None = None
     """File of rules for the tensor names of sharded checkpoints, or `show`."""
+
+    @cached_property
+    def shard_bytes(self) -> int:
+        """`max_shard_size` in bytes (UserError if it is no size)."""
+        return parse_size(self.max_shard_size, "merge.max_shard_size")
 
     @property
     def hashes_while_reading(self) -> bool:

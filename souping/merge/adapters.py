@@ -21,7 +21,7 @@ from souping.checkpoints.lora import ADAPTER_WEIGHTS, CONFIG, Adapter, FactorPai
 from souping.core.files import expanded, folder_at
 from souping.core.folders import staged
 from souping.core.protocols import AdapterShape
-from souping.core.text import parse_size, shown
+from souping.core.text import shown
 from souping.core.types import FloatArray, Folders, Json, Names, Recipe, TokenIds, UserError
 from souping.core.weight_similarity import PoolSimilarity
 from souping.merge import (
@@ -281,8 +281,9 @@ class AdapterPool(CandidatePool):
         reader = self.reader()
         shares = self.shares(recipe.shares)
         if _merged(recipe):
-            shard_bytes = parse_size(self._merge.max_shard_size, "merge.max_shard_size")
-            full = factors.base_plan(recipe, self.base_name, self.base, shard_bytes, nonfinite)
+            full = factors.base_plan(
+                recipe, self.base_name, self.base, self._merge.shard_bytes, nonfinite
+            )
             factors.write_model(full, stage, self.sites, shares, reader, progress)
             text = recipe_text(recipe, plan.tokenizer_source, nonfinite, full.max_shard_size)
             return {**companion_files(full), RECIPE: text}

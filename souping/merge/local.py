@@ -29,7 +29,7 @@ from souping.checkpoints.layouts import common, rules_of
 from souping.checkpoints.lora import is_adapter
 from souping.core.fields import Count, Precision, component, pick
 from souping.core.protocols import WeightStream
-from souping.core.text import is_user_code, listed, parse_size
+from souping.core.text import is_user_code, listed
 from souping.core.types import (
     Folders,
     Json,
@@ -223,11 +223,6 @@ class LocalMerge(ModelMerge[MergePlan]):
             raise UserError(
                 f"merge.moe_router={self.moe_router} works with merge.method=linear only, not {self.method}"
             )
-
-    @cached_property
-    def shard_bytes(self) -> int:
-        """`max_shard_size` in bytes (UserError if it is no size)."""
-        return parse_size(self.max_shard_size, "merge.max_shard_size")
 
     @property
     def hashes_while_reading(self) -> bool:

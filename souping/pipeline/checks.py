@@ -23,6 +23,7 @@ from souping.core.protocols import Evaluator, Workers
 from souping.core.text import named, shown
 from souping.core.types import (
     CONSTANT,
+    OWN_BENCHMARK,
     SPLITS,
     Candidate,
     Item,
@@ -38,7 +39,7 @@ from souping.pipeline.evaluation import Evaluation, EvaluatorWorker, open_worker
 from souping.pipeline.executors.asking import FilesExecutor, FileWorkers, OrderedEvaluation
 from souping.pipeline.machine import check_machine
 from souping.pipeline.models import RunPool
-from souping.pipeline.settings import OWN_BENCHMARK, RunSettings
+from souping.pipeline.settings import RunSettings
 from souping.pipeline.state import MIXED_ROWS, ExtraBenchmark
 from souping.pipeline.steps import extra_benchmarks
 from souping.pipeline.store import Store

@@ -25,6 +25,7 @@ from souping.core.protocols import Evaluator, Executor, LoadedModel, Workers, ev
 from souping.core.text import named
 from souping.core.types import (
     OUTCOMES,
+    OWN_BENCHMARK,
     Candidate,
     FloatArray,
     Item,
@@ -41,7 +42,6 @@ from souping.core.unit import SCORE_ROUNDING
 from souping.evaluate.scoring import Grade, Known, user_scores
 from souping.pipeline.looks.claims import Measurement, content_of, in_order
 from souping.pipeline.models import RunPool
-from souping.pipeline.settings import OWN_BENCHMARK
 from souping.pipeline.store import Store, StoredAnswers
 from souping.search.loop import RecipeEvaluator
 

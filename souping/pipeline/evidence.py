@@ -12,9 +12,8 @@ from souping.analysis.trajectory import CheckpointScores, describe
 from souping.checkpoints.pool import Trajectory
 from souping.core.protocols import Evaluator, Objective
 from souping.core.scores import Mean
-from souping.core.types import FloatArray, Item, ItemScores, Recipe
+from souping.core.types import OWN_BENCHMARK, FloatArray, Item, ItemScores, Recipe
 from souping.core.unit import MARGIN, Unit
-from souping.pipeline.settings import OWN_BENCHMARK
 from souping.pipeline.state import SINGLE_KINDS, Contender, ExtraBenchmark, Reported
 from souping.pipeline.steps import Steps
 from souping.pipeline.verdict import verdict

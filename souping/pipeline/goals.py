@@ -18,10 +18,10 @@ from souping.analysis.guards import (
     guarded_difference,
 )
 from souping.core.protocols import Objective, Optimiser
-from souping.core.types import ItemScores, Recipe, Trial, UserError
+from souping.core.types import OWN_BENCHMARK, ItemScores, Recipe, Trial, UserError
 from souping.core.unit import Unit
 from souping.pipeline.looks.claims import Look
-from souping.pipeline.settings import OWN_BENCHMARK, RunSettings
+from souping.pipeline.settings import RunSettings
 from souping.pipeline.state import Searched, Selected
 from souping.pipeline.steps import Stage, Steps
 from souping.report.files import search_summary

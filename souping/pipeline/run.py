@@ -14,6 +14,7 @@ from souping.analysis.guards import Admission, Guard, plan_guards, warnings_of
 from souping.core.protocols import Tracker
 from souping.core.scores import Mean
 from souping.core.types import (
+    OWN_BENCHMARK,
     SPLITS,
     Items,
     ItemScores,
@@ -46,7 +47,7 @@ from souping.pipeline.looks.held_out import HeldOutItems, split_sizes
 from souping.pipeline.merge_only import soup_in, verify
 from souping.pipeline.models import RunPool
 from souping.pipeline.run_report import card, final_report, frozen_report, run_cost
-from souping.pipeline.settings import OWN_BENCHMARK, RunSettings
+from souping.pipeline.settings import RunSettings
 from souping.pipeline.state import Contender, Frozen, Reported, Searched, Selected
 from souping.pipeline.steps import SEARCH, Stage, Steps
 from souping.pipeline.store import Store

@@ -20,7 +20,7 @@ from souping.core.files import OUTPUTS, nearby
 from souping.core.protocols import Component
 from souping.core.reading import read
 from souping.core.system import program
-from souping.core.types import Candidate, Json, JsonObject, T, UserError, frozen
+from souping.core.types import OWN_BENCHMARK, Candidate, Json, JsonObject, T, UserError, frozen
 from souping.merge import MergeBackend
 from souping.report.format import quoted
 
@@ -36,8 +36,6 @@ Goals = list[str] | tuple[str, ...] | Mapping[str, float]
 """Goals of a front, or {goal: weight} to write the soup with the largest weighted sum."""
 STORE = OUTPUTS / "store.sqlite"
 """The default of `store`."""
-OWN_BENCHMARK = ""
-"""Key of the run's own benchmark in mappings that have the extra benchmarks under their names."""
 GROUP_KINDS: Mapping[str, Any] = {
     "pool": CandidateSource,
     "benchmark": protocols.BenchmarkItems,

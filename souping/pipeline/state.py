@@ -111,7 +111,7 @@ class Frozen:
 @frozen
 class Reported:
     """What was measured on the test `items`: `measured` are {benchmark: {recipe id: scores}}, those of the run's own
-    benchmark under `settings.OWN_BENCHMARK`.
+    benchmark under `core.types.OWN_BENCHMARK`.
 
     `contenders` are the rows of the report, `look` counts the reports on these items, and `router` has the answers of
     the ingredient that is best in each category. `report` and `analyses` are those of the states before with what is

@@ -17,6 +17,7 @@ from souping.analysis.alternatives import RoutedAnswers
 from souping.analysis.guards import Guard
 from souping.core.protocols import Evaluator
 from souping.core.types import (
+    OWN_BENCHMARK,
     Candidate,
     Items,
     ItemScores,
@@ -29,7 +30,7 @@ from souping.core.types import (
     frozen,
 )
 from souping.evaluate.benchmark import first_items, two_splits
-from souping.pipeline.settings import OWN_BENCHMARK, ExtraEntry, RunSettings, model_settings
+from souping.pipeline.settings import ExtraEntry, RunSettings, model_settings
 from souping.pipeline.state import (
     Contender,
     ContenderKind,

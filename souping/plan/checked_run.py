@@ -14,13 +14,13 @@ from souping.core.files import dated_path, nearby, write_atomically
 from souping.core.protocols import Evaluator, LoadedModel, evaluator_fingerprint
 from souping.core.reading import read
 from souping.core.text import safe
-from souping.core.types import Item, Record, Split, UserError
+from souping.core.types import OWN_BENCHMARK, Item, Record, Split, UserError
 from souping.core.unit import Unit
 from souping.evaluate.benchmark import first_items
 from souping.evaluate.scoring import user_scores
 from souping.pipeline.evaluation import batches_of, records_of, score_missing
 from souping.pipeline.samples import sample
-from souping.pipeline.settings import OWN_BENCHMARK, RunSettings
+from souping.pipeline.settings import RunSettings
 from souping.pipeline.store import IN_MEMORY, Store
 from souping.plan.content import Plan, as_dict, total_range
 from souping.plan.page import time_section, work_section

@@ -8,10 +8,18 @@ from typing import Any, Literal
 
 from souping.checkpoints.pool import ModelSize
 from souping.core.reading import to_json
-from souping.core.types import Items, JsonObject, Missing, ScoreMatrix, Selection, Split
+from souping.core.types import (
+    OWN_BENCHMARK,
+    Items,
+    JsonObject,
+    Missing,
+    ScoreMatrix,
+    Selection,
+    Split,
+)
 from souping.core.weight_similarity import PoolSimilarity
 from souping.pipeline.machine import Machine, Requirement
-from souping.pipeline.settings import OWN_BENCHMARK, RunSettings
+from souping.pipeline.settings import RunSettings
 from souping.pipeline.verdict import power_summary
 from souping.plan.speed import HUB_SPEED, READ_SPEED, IntRange, PlannedStage, Speed
 from souping.report.cells import Section

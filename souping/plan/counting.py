@@ -10,6 +10,7 @@ from typing import NoReturn
 from souping.analysis.front import CONFIRMED
 from souping.analysis.guards import Guard, plan_guards
 from souping.core.types import (
+    OWN_BENCHMARK,
     Candidate,
     Items,
     ItemScores,
@@ -21,7 +22,6 @@ from souping.core.types import (
     frozen,
 )
 from souping.pipeline.evaluation import Evaluation
-from souping.pipeline.settings import OWN_BENCHMARK
 from souping.pipeline.state import Reported, Searched, Selected
 from souping.pipeline.steps import SEARCH, Candidates, Stage, Steps
 from souping.plan.content import Plan

@@ -16,7 +16,16 @@ from souping.checkpoints.pool import ModelSize
 from souping.core.files import dated_path, error_text, nearby, write_atomically
 from souping.core.protocols import Evaluator, evaluator_fingerprint
 from souping.core.reading import read
-from souping.core.types import SPLITS, Item, Items, LateError, Missing, ScoreMatrix, UserError
+from souping.core.types import (
+    OWN_BENCHMARK,
+    SPLITS,
+    Item,
+    Items,
+    LateError,
+    Missing,
+    ScoreMatrix,
+    UserError,
+)
 from souping.evaluate.benchmark import EvaluatorBenchmark, Splits, first_items
 from souping.merge.digests import StandIns
 from souping.merge.soup_files import CARD, planned_files
@@ -34,7 +43,7 @@ from souping.pipeline.machine import (
     requirements_of,
 )
 from souping.pipeline.models import RunPool
-from souping.pipeline.settings import OWN_BENCHMARK, RunSettings, items_of
+from souping.pipeline.settings import RunSettings, items_of
 from souping.pipeline.state import ExtraBenchmark
 from souping.pipeline.steps import Candidates, extra_benchmarks
 from souping.pipeline.store import IN_MEMORY, Store

@@ -469,7 +469,7 @@ def _plain(value: Any) -> Any:
         return [_plain(inner) for inner in value]
     # The order of a set may be another one in each process.
     if isinstance(value, set | frozenset):
-        return sorted(map(str, value))
+        return sorted(map(_plain, value), key=str)
     if is_dataclass(value) and not isinstance(value, type):
         return _plain(vars(value))
     if isinstance(value, functools.partial):
