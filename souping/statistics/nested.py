@@ -4,9 +4,10 @@ T: the difference of two models on the objective.
 a: level, the chance that an interval misses the truth (0.05 for 95 %).
 r(a): reach, the distance from T to the limit of a test that is inverted at level a, on one side.
 j(a): distance to Jeffreys' limit on that side, for what few or none of the groups showed.
+e(a): distance to the exact limit (Clopper and Pearson 1934), as if all groups of one side pulled alike.
 
     right or wrong:  d(a) = max(r(a), j(a))
-    graded:          d(a) = r(a) + the part of j(a) that a normal limit has not
+    graded:          d(a) = max(r(a) + the part of j(a) that a normal limit has not, e(a))
     I_a = [T - d_below(a), T + d_above(a)],    p = sup {a : 0 in I_a}
 
 Distances never fall as a falls, so the intervals are nested, and p < a just where I_a excludes 0.
@@ -74,13 +75,15 @@ class Unseen:
     """How far T may lie beyond the groups that pull it to one side, and a reach with that.
 
     Of n groups k pull T down, or up. The limit of their rate is the upper a / 2 point of Beta(k + 1/2, n - k + 1/2)
-    and, where k is 0, the exact 1 - (a / 2)^(1 / n) (modified Jeffreys; Brown, Cai and DasGupta 2001). Of several
-    strata that counts by which T may move farthest: where none showed any, this is how far it may move in all.
+    and, where k is 0, the exact 1 - (a / 2)^(1 / n) (modified Jeffreys; Brown, Cai and DasGupta 2001). The exact limit
+    is that of Beta(k + 1, n - k). Of several strata the one by which T may move farthest counts alone; what others may
+    hide is not added to it.
     """
 
     n: FloatArray  # [H]
     k: FloatArray  # [H]
     moves: FloatArray  # [H] of T, if all groups of a stratum pull as those k do; if none does, by all their items
+    turns: FloatArray  # [H] of T, if all of them pull as those k do, and none as the others do
     graded: bool
     tests: int  # by which a level is divided
 
@@ -88,30 +91,39 @@ class Unseen:
     def of(cls, scores: GroupedScores, pulls: FloatArray, graded: bool, tests: int) -> Unseen:
         """By the groups whose `pulls` [G] are above 0: those of the difference for one side, turned for the other."""
         moves = scores.layout.shares.sum(axis=1)
-        pulls = np.where(pulls > FLAT_VARIANCE * moves.max(), pulls, 0.0)
-        k = np.bincount(scores.stratum, pulls > 0, scores.strata).astype(float)
-        squares = np.bincount(scores.stratum, pulls**2, scores.strata)
+        is_side = pulls > FLAT_VARIANCE * moves.max()
+        k = np.bincount(scores.stratum, is_side, scores.strata).astype(float)
+        squares = np.bincount(scores.stratum, np.where(is_side, pulls**2, 0.0), scores.strata)
         root_mean_square = np.sqrt(squares / np.maximum(k, 1))
         n = scores.sizes
         moves = np.where(k > 0, n * root_mean_square, moves)
-        return cls(n=n, k=k, moves=moves, graded=graded, tests=tests)
+        # The other groups pull to the other side, or not at all.
+        others = np.bincount(scores.stratum, np.where(is_side, 0.0, -pulls), scores.strata)
+        turns = moves + np.where(k > 0, n * others / np.maximum(n - k, 1), 0.0)
+        return cls(n=n, k=k, moves=moves, turns=turns, graded=graded, tests=tests)
 
     def widened(self, reach: float, level: float) -> float:
         """The distance d(a) of the module, from a reach r(a) at the level a.
 
-        It is the larger of r(a) and j(a) if scores are right or wrong; if graded, their sum less what both count.
+        It is the larger of r(a) and j(a) if scores are right or wrong. If graded, it is their sum less what both count,
+        and at least e(a): bootstrap-t falls short of a normal limit where one or two groups pull to that side.
         """
-        beyond = self._beyond(level / 2 / self.tests)
+        tail = level / 2 / self.tests
+        beyond = self._beyond(tail)
         if not self.graded:
             return max(reach, float((self.moves * beyond).max()))
-        return reach + float((self.moves * self._share_beyond_normal() * beyond).max())
+        farther = reach + float((self.moves * self._share_beyond_normal() * beyond).max())
+        return max(farther, float((self.turns * self._beyond(tail, exact=True)).max()))
 
-    def _beyond(self, tail: float) -> FloatArray:
-        """How far Jeffreys' limit is beyond the rate seen, [H]."""
+    def _beyond(self, tail: float, exact: bool = False) -> FloatArray:
+        """How far Jeffreys' limit, or the exact one, is beyond the rate seen, [H]."""
         from scipy.special import betaincinv
 
-        jeffreys = betaincinv(self.k + 0.5, self.n - self.k + 0.5, 1 - tail)
-        limit = np.where(self.k == 0, 1 - tail ** (1 / self.n), jeffreys)
+        more = 1.0 if exact else 0.5
+        limit = betaincinv(self.k + more, self.n - self.k + 1 - more, 1 - tail)
+        # A rate of 1 has no exact limit beyond it.
+        limit = np.nan_to_num(limit, nan=1.0)
+        limit = np.where(self.k == 0, 1 - tail ** (1 / self.n), limit)
         return np.asarray(np.maximum(limit - self.k / self.n, 0.0))
 
     def _share_beyond_normal(self) -> FloatArray:

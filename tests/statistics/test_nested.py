@@ -16,7 +16,7 @@ from souping.statistics.comparison import (
 )
 from souping.statistics.levels import Level
 from souping.statistics.nested import NestedIntervals
-from souping.statistics.scores import ItemTable, ScoreTable, one_category
+from souping.statistics.scores import ItemTable, Paired, ScoreTable, one_category
 from tests.comparison.worlds import metric, pooled
 from tests.conftest import ROOT
 from tests.support.scripts import script
@@ -80,17 +80,36 @@ def test_a_group_that_loses_in_part_counts_with_what_it_lost() -> None:
 
 
 def test_of_graded_scores_jeffreys_limit_is_added_where_a_normal_one_falls_short() -> None:
-    """One of 70 answers is wrong against scores of .9: a loss of .9, which Jeffreys' limit may make more frequent."""
-    a = np.ones(70)
+    """One of 70 answers loses .9, and half of the others gain .1: Jeffreys' limit may make such losses more frequent."""
+    a = 0.9 + 0.1 * (np.arange(70) % 2)
     a[0] = 0.0
-    items = one_category(np.arange(70))
-    paired = ScoreTable.complete(items, {"a": a, "b": np.full(70, 0.9)}).paired("a", "b")
-    assert paired.graded
-    intervals = paired_intervals(paired.grouped, 1.0, graded=True)
-    reach = max(part.below(0.05) for part in intervals.reaches)
+    paired, reach = graded_pair(a, 0.9)
     normal = 1 / 70 + stats.norm.ppf(0.975) * np.sqrt(1 / 70 * 69 / 70 / 70)
     margin = 0.9 * (stats.beta.ppf(0.975, 1.5, 69.5) - normal)
-    assert intervals.limits(0.05)[0] == pytest.approx(6 / 70 - reach - margin)
+    low, _ = paired_intervals(paired.grouped, 1.0, graded=True).limits(0.05)
+    assert low == pytest.approx(paired.grouped.objective - reach - margin)
+
+
+def test_the_limit_of_graded_scores_is_never_nearer_than_the_exact_one() -> None:
+    """Right or wrong against a constant: the difference is one less the constant and the rate of wrong answers, whose
+    limit is that of Clopper and Pearson."""
+    for wrong in range(6):
+        a = (np.arange(80) >= wrong) * 1.0
+        paired, _ = graded_pair(a, 0.95)
+        exact = 0.05 - stats.beta.ppf(0.975, wrong + 1, 80 - wrong)
+        low, _ = paired_intervals(paired.grouped, 1.0, graded=True).limits(0.05)
+        assert low <= exact + 1e-9
+        if wrong == 1:
+            assert low == pytest.approx(exact)
+
+
+def graded_pair(a: FloatArray, b: float) -> tuple[Paired, float]:
+    """Scores of one category minus a constant, and the farther of the reaches below at 95 %."""
+    items = one_category(np.arange(len(a)))
+    paired = ScoreTable.complete(items, {"a": a, "b": np.full(len(a), b)}).paired("a", "b")
+    assert paired.graded
+    intervals = paired_intervals(paired.grouped, 1.0, graded=True)
+    return paired, max(part.below(0.05) for part in intervals.reaches)
 
 
 def test_of_several_tests_under_one_reach_each_has_its_part_of_the_level() -> None:
