@@ -119,7 +119,7 @@ def pool(
     if not scored.any():
         raise UserError(f"{', '.join(metrics)}: no item has a score of every model")
     of_scored_task = np.isin(items.categories, items.categories[scored])
-    return ScoreTable(items=items, answers=answers).at(usable & of_scored_task)
+    return ScoreTable.of(items, answers).at(usable & of_scored_task)
 
 
 def item_table(metrics: Mapping[str, MatchedMetric], weights: Mapping[str, float]) -> ItemTable:
@@ -143,16 +143,17 @@ def item_table(metrics: Mapping[str, MatchedMetric], weights: Mapping[str, float
 def _answers(metric: MatchedMetric, model: str, pass_at: int) -> Answers:
     """Scores of a model on the items of one task, higher is better, with bounds where answers are missing."""
     answers = metric.scores[model]  # [R, P, I]
+    limits = np.array(metric.limits)
     if not metric.higher_is_better:
         # A score from 0 to 1 stays in this range; others change their sign.
         answers = float(metric.is_mean) - answers
+        limits = float(metric.is_mean) - limits
     score, noise = _item_scores(answers, pass_at, metric.task)
-    # Only a score from 0 to 1 has bounds.
-    missing = (metric.values["missing"][model] > 0) & metric.is_mean
-    if not missing.any():
+    missing = metric.values["missing"][model] > 0
+    if not limits.size or not missing.any():
         return Answers(counted=score, lowest=score, highest=score, noise=noise)
-    highest, _ = _item_scores(np.where(missing, 1.0, answers), pass_at, metric.task)
-    lowest, _ = _item_scores(np.where(missing, 0.0, answers), pass_at, metric.task)
+    highest, _ = _item_scores(np.where(missing, limits.max(), answers), pass_at, metric.task)
+    lowest, _ = _item_scores(np.where(missing, limits.min(), answers), pass_at, metric.task)
     return Answers(counted=score, lowest=lowest, highest=highest, noise=noise)
 
 

@@ -139,6 +139,7 @@ def _scored_by(field: Field, averaged: Mapping[str, MatchedMetric]) -> dict[str,
             metric,
             values={**metric.values, "score": metric.values[field]},
             is_mean=field == "cut",
+            right_or_wrong=(),
             higher_is_better=False,
         )
         if is_scored(scored):

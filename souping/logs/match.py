@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from itertools import chain
 from typing import Literal, get_args
@@ -35,7 +35,8 @@ class MatchedMetric:
     score that the harness left out of its mean, a length that the log does not say. `missing` is 1
     for answers that were requested and not scored, whether the harness counted them or not.
     `reported` are the harness's figures by run: all that there is of a corpus metric, whose scores
-    are all nan.
+    are all nan. `right_or_wrong` are the two scores beyond 0 to 1, such as 0 and 100, that all logs
+    have, empty if they have others.
     """
 
     task: str
@@ -47,6 +48,12 @@ class MatchedMetric:
     values: Mapping[Field, Mapping[str, FloatArray]]  # {field: {model: array}}
     reported: Mapping[str, tuple[float | None, ...]]  # {model: figure of each run}
     unit: str = ""
+    right_or_wrong: tuple[float, ...] = ()
+
+    @property
+    def limits(self) -> tuple[float, ...]:
+        """The lowest and the highest score that an answer can have, empty if they are not known."""
+        return (0.0, 1.0) if self.is_mean else self.right_or_wrong
 
     @property
     def scores(self) -> Mapping[str, FloatArray]:
@@ -288,12 +295,24 @@ def _match_metric(
         metric=metric,
         higher_is_better=all_runs[0].higher_is_better,
         is_mean=is_mean,
-        unit=all_runs[0].unit,
+        # A run whose scores are all 0 does not show that they go beyond 0 to 1.
+        unit=next((run.unit for run in all_runs if run.unit), ""),
         items=tuple(items),
         groups=tuple(group_of.get(item, "") for item in items),
         values=values,
         reported=reported,
+        right_or_wrong=() if is_mean else _right_or_wrong(values["score"].values()),
     )
+
+
+def _right_or_wrong(scores: Iterable[FloatArray]) -> tuple[float, ...]:
+    """The only two scores of several models, 0 and the other one if there is one, empty if there are more."""
+    found: set[float] = set()
+    for values in scores:
+        found.update(values[np.isfinite(values)].tolist())
+    if len(found) == 1:
+        found.add(0.0)
+    return tuple(sorted(found)) if len(found) == 2 else ()
 
 
 def _common_items(runs: Sequence[LoggedMetric]) -> list[str]:

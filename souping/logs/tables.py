@@ -315,8 +315,9 @@ def _direction(
     if higher is None and (stated or beyond):
         raise UserError(
             f"{where}: {metric}={score:g}, higher_is_better={shown(stated) or 'not given'}: "
-            "scores beyond 0 to 1 need a column higher_is_better with true or false, or "
-            f"--lower-is-better {shown(task[0] or task[1])}"
+            "scores beyond 0 to 1 need a direction. If higher is better, divide them by 100 (percentages) or add a "
+            "column higher_is_better with true. If lower is better, use --lower-is-better "
+            f"{shown(task[0] or task[1])}"
         )
     return higher
 
@@ -387,12 +388,13 @@ def _number(where: str, row: LogRow, key: str) -> float | None:
     return number
 
 
-def _with_unit(metric: LoggedMetric) -> LoggedMetric:
+def _with_unit(metric: LoggedMetric, wide: Collection[str]) -> LoggedMetric:
     """The metric, with a unit if it is no mean from 0 to 1: tasks of one unit, a metric and its direction, can be
-    averaged."""
-    if metric.is_mean:
+    averaged. Scores that are all 0 have the unit of a metric that is `wide` in other tasks."""
+    all_zero = not any(answer.score > 0 for answer in metric.answers)
+    if metric.is_mean and not (all_zero and metric.name in wide):
         return metric
-    return replace(metric, unit=f"{metric.name} {metric.higher_is_better}")
+    return replace(metric, is_mean=False, unit=f"{metric.name} {metric.higher_is_better}")
 
 
 def _log(
@@ -404,6 +406,11 @@ def _log(
     """
     tasks: dict[str, Task] = {}
     members: dict[str, list[str]] = {}  # {task of the table: names of its pairs}
+    wide = set()  # metrics with scores beyond 0 to 1
+    for task_answers in answers.values():
+        for metric, metric_answers in task_answers.items():
+            if not all(0 <= answer.score <= 1 for answer in metric_answers if not answer.missing):
+                wide.add(metric)
     for (task, category), task_answers in answers.items():
         name = "/".join(filter(None, dict.fromkeys((task, category))))
         if name in tasks:
@@ -416,7 +423,7 @@ def _log(
             pairs.extend((metric, answer) for answer in metric_answers)
         lower = [metric for metric in task_answers if directions[task, category, metric] is False]
         metrics = metrics_of(path, pairs, lower=lower)
-        metrics = {metric: _with_unit(logged) for metric, logged in metrics.items()}
+        metrics = {metric: _with_unit(logged, wide) for metric, logged in metrics.items()}
         tasks[name] = Task(name=name, metrics=metrics)
     groups = {}
     for task, names in members.items():

@@ -91,7 +91,7 @@ def bootstrap_reach(
     # A stratum whose groups all differ alike in a draw, such as by 0, counts with the variance of
     # half a discordant group among n + 1 (Jeffreys). Their influence still varies with their size.
     sizes = scores.sizes
-    floor = scores.layout.shares.sum(axis=1) ** 2 * 0.5 / (sizes + 1) / sizes
+    floor = scores.layout.spans**2 * 0.5 / (sizes + 1) / sizes
     shift = np.zeros(draws)
     variance = np.zeros(draws)
     for h in np.flatnonzero(varying):

@@ -38,10 +38,17 @@ class GroupLayout:
     stratum: IntArray  # [G]
     sizes: FloatArray  # [H] groups
     weights: FloatArray  # [C]
+    ranges: FloatArray  # [C] by how much scores can differ
 
     @classmethod
-    def of(cls, categories: IntArray, groups: IntArray, coefficients: FloatArray) -> GroupLayout:
-        """From the category and the group of each item [I].
+    def of(
+        cls,
+        categories: IntArray,
+        groups: IntArray,
+        coefficients: FloatArray,
+        ranges: FloatArray | None = None,
+    ) -> GroupLayout:
+        """From the category and the group of each item [I]. Without `ranges`, scores are from 0 to 1.
 
         Raises:
             ValueError: a category with weight has no item.
@@ -71,6 +78,7 @@ class GroupLayout:
             stratum=stratum,
             sizes=np.bincount(stratum).astype(float),
             weights=weights[used],
+            ranges=(np.ones_like(weights) if ranges is None else ranges)[used],
         )
 
     def grouped(self, values: FloatArray) -> GroupedScores:
@@ -95,6 +103,11 @@ class GroupLayout:
     def shares(self) -> FloatArray:
         """How far T moves if all items of a stratum and category move by 1, [H, C]."""
         return self.by_stratum(self.group_shares)
+
+    @cached_property
+    def spans(self) -> FloatArray:
+        """How far T moves if all items of a stratum move from the lowest score to the highest, [H]."""
+        return np.asarray((self.shares * self.ranges).sum(axis=1))
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -90,7 +90,7 @@ class Unseen:
     @classmethod
     def of(cls, scores: GroupedScores, pulls: FloatArray, graded: bool, tests: int) -> Unseen:
         """By the groups whose `pulls` [G] are above 0: those of the difference for one side, turned for the other."""
-        moves = scores.layout.shares.sum(axis=1)
+        moves = scores.layout.spans
         is_side = pulls > FLAT_VARIANCE * moves.max()
         k = np.bincount(scores.stratum, is_side, scores.strata).astype(float)
         squares = np.bincount(scores.stratum, np.where(is_side, pulls**2, 0.0), scores.strata)

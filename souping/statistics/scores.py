@@ -29,7 +29,8 @@ class ItemTable:
     """Items of a split, or of several tasks, as arrays.
 
     `names` are those of the categories, `coefficients` the objective's weights. `value` computes an
-    objective that is not linear from category means [..., C].
+    objective that is not linear from category means [..., C]. `ranges` are by how much scores of a
+    category can differ, 1 each if there are none.
     """
 
     names: tuple[str, ...]
@@ -37,6 +38,7 @@ class ItemTable:
     groups: IntArray  # [I]
     coefficients: FloatArray  # [C]
     value: Callable[[FloatArray], FloatArray] | None = None
+    ranges: FloatArray | None = None  # [C]
 
     @classmethod
     def of(cls, items: Sequence[Item], objective: Objective) -> ItemTable:
@@ -61,17 +63,19 @@ class ItemTable:
             categories=categories.astype(np.int64),
             groups=self.groups[place],
             coefficients=weights / weights.sum(),
+            ranges=None if self.ranges is None else self.ranges[used],
         )
 
     def alone(self, category: int) -> ItemTable:
         """The items of one category, whose mean is the objective."""
         groups = self.groups[self.categories == category]
-        return one_category(groups, self.names[category])
+        ranges = None if self.ranges is None else self.ranges[[category]]
+        return replace(one_category(groups, self.names[category]), ranges=ranges)
 
     @cached_property
     def layout(self) -> GroupLayout:
         """Groups and strata of the items."""
-        return GroupLayout.of(self.categories, self.groups, self.coefficients)
+        return GroupLayout.of(self.categories, self.groups, self.coefficients, self.ranges)
 
     def grouped(self, values: FloatArray) -> GroupedScores:
         """Scores [I], or differences of them, summed by group and category."""
@@ -214,7 +218,7 @@ def joined(tasks: Sequence[Answers]) -> Answers:
 class Paired:
     """Scores of one model minus those of another, [I], within -bound..bound on the objective.
 
-    They are `graded` unless both models have scores of 0 and 1 alone, in each run.
+    They are `graded` unless in all runs of both models there are but two scores, right and wrong.
     """
 
     names: tuple[str, str]
@@ -237,6 +241,12 @@ class ScoreTable:
     answers: Mapping[str, Answers]
 
     @classmethod
+    def of(cls, items: ItemTable, answers: Mapping[str, Answers]) -> ScoreTable:
+        """With the range of the scores in each category, if they are not from 0 to 1."""
+        ranges = _ranges(items, [model.counted for model in answers.values()])
+        return cls(items=replace(items, ranges=ranges), answers=answers)
+
+    @classmethod
     def measured(
         cls, items: ItemTable, scores: Mapping[str, ItemScores], truncated: bool = False
     ) -> ScoreTable:
@@ -255,13 +265,13 @@ class ScoreTable:
                 values = np.maximum(values - model.truncated, 0.0)
                 missing = missing + model.truncated
             answers[name] = Answers.of(values, missing if bounded else 0.0, model.noise)
-        return cls(items=items, answers=answers)
+        return cls.of(items, answers)
 
     @classmethod
     def complete(cls, items: ItemTable, scores: Mapping[str, FloatArray]) -> ScoreTable:
         """From {model: its scores [I] or [R, I]}, none of which is missing."""
         answers = {name: Answers.of(values) for name, values in scores.items()}
-        return cls(items=items, answers=answers)
+        return cls.of(items, answers)
 
     def at(self, place: BoolArray) -> ScoreTable:
         """The items of this mask [I]."""
@@ -305,12 +315,20 @@ class ScoreTable:
         mean_b = self.mean(b)
         deltas = without_rounding(mean_a - mean_b)
         grouped = self.items.grouped(deltas)
-        _, top_a = span(mean_a)
-        _, top_b = span(mean_b)
-        # Scores from 0 to 1 differ by 1 at most, others without limit.
-        bound = float(grouped.weights.sum()) * max(top_a, top_b)
-        graded = not (_is_right_or_wrong(self.counted(a)) and _is_right_or_wrong(self.counted(b)))
+        graded = not self._is_right_or_wrong(a, b)
+        # Scores from 0 to 1, and right or wrong ones, differ by their range at most, others without limit.
+        bound = float(grouped.weights @ grouped.layout.ranges)
+        if graded and self.items.ranges is not None:
+            bound = math.inf
         return Paired(names=(a, b), deltas=deltas, grouped=grouped, bound=bound, graded=graded)
+
+    def _is_right_or_wrong(self, a: str, b: str) -> bool:
+        """Whether both models have two scores alone, in units of their categories' ranges: 0 and 1, or 0 and 100."""
+        counted = np.concatenate([self.counted(a), self.counted(b)])
+        if self.items.ranges is not None:
+            counted = counted / self.items.ranges[self.items.categories]
+        # Without what is only rounding.
+        return len(np.unique(counted.round(9))) <= 2
 
     @property
     def has_runs(self) -> bool:
@@ -350,9 +368,22 @@ def without_rounding(differences: FloatArray) -> FloatArray:
     return np.where(np.abs(differences) > ZERO_DIFFERENCE, differences, 0.0)
 
 
-def _is_right_or_wrong(values: FloatArray) -> bool:
-    """Whether all scores are 0 or 1."""
-    return bool(np.isin(values, (0.0, 1.0)).all())
+def _ranges(items: ItemTable, scores: Sequence[FloatArray]) -> FloatArray | None:
+    """By how much the scores [R, I] of several models can differ in each category, [C]; None if all are from 0 to 1.
+
+    That is the distance of the lowest from the highest of them and of 0, as one model may have a single score. In
+    categories whose scores are all 0 it is the largest of the others.
+    """
+    lowest = np.zeros(len(items.coefficients))
+    highest = np.zeros_like(lowest)
+    for counted in scores:
+        categories = np.broadcast_to(items.categories, counted.shape)
+        np.fmin.at(lowest, categories, counted)
+        np.fmax.at(highest, categories, counted)
+    if lowest.min() >= 0 and highest.max() <= 1:
+        return None
+    ranges = highest - lowest
+    return np.where(ranges > 0, ranges, ranges.max())
 
 
 def span(values: FloatArray) -> tuple[float, float]:

@@ -80,7 +80,7 @@ def test_a_group_that_loses_in_part_counts_with_what_it_lost() -> None:
 
 
 def test_of_graded_scores_jeffreys_limit_is_added_where_a_normal_one_falls_short() -> None:
-    """One of 70 answers loses .9, and half of the others gain .1: Jeffreys' limit may make such losses more frequent."""
+    """One of 70 answers loses .9, and half of the others gain .1: such losses may be more frequent."""
     a = 0.9 + 0.1 * (np.arange(70) % 2)
     a[0] = 0.0
     paired, reach = graded_pair(a, 0.9)
@@ -93,7 +93,7 @@ def test_of_graded_scores_jeffreys_limit_is_added_where_a_normal_one_falls_short
 def test_the_limit_of_graded_scores_is_never_nearer_than_the_exact_one() -> None:
     """Right or wrong against a constant: the difference is one less the constant and the rate of wrong answers, whose
     limit is that of Clopper and Pearson."""
-    for wrong in range(6):
+    for wrong in range(1, 6):
         a = (np.arange(80) >= wrong) * 1.0
         paired, _ = graded_pair(a, 0.95)
         exact = 0.05 - stats.beta.ppf(0.975, wrong + 1, 80 - wrong)
