@@ -5,7 +5,7 @@ Shape legend: K ingredients, I items, C categories.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -29,34 +29,44 @@ class RoutedAnswers:
     scores: ItemScores
 
 
-def routed(ingredients: Mapping[str, ItemScores], chosen_by: ScoreMatrix) -> RoutedAnswers | None:
-    """Each item answered by the ingredient that is best in its category by `chosen_by`.
+def best_by_category(
+    ingredients: Sequence[str], chosen_by: ScoreMatrix, categories: Iterable[str]
+) -> dict[str, str]:
+    """{category: the ingredient that is best in it by `chosen_by`}
 
-    A category that `chosen_by` lacks goes to the ingredient with the best mean over the categories of `chosen_by`. None
-    if a score is not a fraction of 1.
+    A category that `chosen_by` lacks goes to the ingredient with the best mean over the categories of `chosen_by`.
     """
-    names = list(ingredients)
-    columns = [(model.values, model.truncated, model.unanswered) for model in ingredients.values()]
-    answers = np.array(columns)  # [K, 3, I]
-    if answers.min() < 0 or answers.max() > 1:
-        return None
-
-    items = ingredients[names[0]].items
-    choosing = chosen_by.rows(names)  # [K, C]
+    choosing = chosen_by.rows(ingredients)  # [K, C]
     routes = {}
-    for category in dict.fromkeys(item.category for item in items):
+    for category in dict.fromkeys(categories):
         in_category = [name == category for name in chosen_by.categories]
         if any(in_category):
             means = choosing[:, in_category].mean(axis=1)
         else:
             means = choosing.mean(axis=1)
-        routes[category] = names[int(means.argmax())]
+        routes[category] = ingredients[int(means.argmax())]
+    return routes
 
+
+def routed(
+    ingredients: Mapping[str, ItemScores], routes: Mapping[str, str], names: Sequence[str]
+) -> RoutedAnswers | None:
+    """Each item answered by the ingredient to which the `routes` {category: ingredient} send it.
+
+    `names` are those of all candidates. None if a score is not a fraction of 1.
+    """
+    columns = [(model.values, model.truncated, model.unanswered) for model in ingredients.values()]
+    answers = np.array(columns)  # [K, 3, I]
+    if answers.min() < 0 or answers.max() > 1:
+        return None
+
+    items = next(iter(ingredients.values())).items
     # The number of the ingredient that answers each item.
-    routed_to = [names.index(routes[item.category]) for item in items]
+    numbers = {name: number for number, name in enumerate(ingredients)}
+    routed_to = [numbers[routes[item.category]] for item in items]
     values, truncated, unanswered = answers[routed_to, :, range(len(items))].T
     name = "router"
-    if name in chosen_by.models:
+    if name in names:
         name = "router by category"
     if len(set(routes.values())) == 1:
         name = routes[items[0].category]

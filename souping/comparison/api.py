@@ -14,7 +14,7 @@ from typing import Annotated
 
 import numpy as np
 
-from souping.comparison.looks import looks_of
+from souping.comparison.looks import ComparisonLooks, looks_of
 from souping.comparison.pooled import task_weights
 from souping.comparison.result import CompareResult, Difference, Flip, RowVerdict, RunNoise
 from souping.comparison.row_tests import TRUNCATED, RowTest, decide_rows
@@ -102,10 +102,10 @@ def compare(
     # What else, besides the models and the items, tells this comparison from another one.
     fields = f"{group} {category}".rstrip()
     settings = [average, named_weights, fields, pass_at]
-    level, look_note = looks_of(model_logs, common, weights, settings, store, look)
+    looks = looks_of(model_logs, common, weights, settings, store, look)
     notes = list(_formula(base_log, common, average))
     name = average if average in AVERAGES else "file"
-    return _result(model_logs, common, rows, requirements, fail_on, name, level, look_note, notes)
+    return _result(model_logs, common, rows, requirements, fail_on, name, looks, notes)
 
 
 def _result(
@@ -115,19 +115,20 @@ def _result(
     requirements: Policy,
     fail_on: Sequence[Word],
     average: str,
-    level: Level,
-    look_note: str,
+    looks: ComparisonLooks,
     notes: Sequence[str],
 ) -> CompareResult:
     """The verdicts on all rows, and what else the logs show.
 
-    `average` is the name of the average, and `level` belongs to this look at the items.
+    `average` is the name of the average, and `looks` are those of the comparisons with the baseline.
     """
     models = tuple(logs)
     # The first row is the average row.
     scores = rows[0].scores
-    tests, best, pairs = _several(scores, models, level)
-    verdicts = _all_verdicts(rows, models, requirements, tests, level)
+    tests, best, pairs = _several(scores, models, looks.strictest)
+    if not looks.joint:
+        tests = [1.0] * len(looks.levels)
+    verdicts = _all_verdicts(rows, models, requirements, tests, looks.levels)
     # Scores with too many truncated answers do not show which model is best.
     if any(row.reason == TRUNCATED for row in verdicts):
         best = ()
@@ -135,9 +136,10 @@ def _result(
         baseline=models[0],
         models=models,
         average=average,
-        look=level.looks,
-        look_note=look_note,
+        look=max(level.looks for level in looks.levels.values()),
+        look_note=looks.note,
         status=_status(verdicts, fail_on),
+        fail_on=tuple(fail_on),
         verdicts=tuple(verdicts),
         variance=_variances(scores, models),
         runs=tuple(_run_noises(rows[0], verdicts)),
@@ -207,15 +209,15 @@ def _all_verdicts(
     models: Sequence[str],
     requirements: Policy,
     tests: Sequence[float],
-    level: Level,
+    levels: Mapping[str, Level],
 ) -> list[RowVerdict]:
     """The verdict on each row of each model against the first, the average row of each model first.
 
-    `tests` are numbers of tests that each model's average row is corrected for.
+    `tests` are numbers of tests that each model's average row is corrected for, beyond those of its level.
     """
     verdicts: list[RowVerdict] = []
     for model, average_tests in zip(models[1:], tests, strict=True):
-        row_tests = [RowTest(row, model, models[0], level) for row in rows]
+        row_tests = [RowTest(row, model, models[0], levels[model]) for row in rows]
         verdicts.extend(decide_rows(row_tests, requirements, average_tests))
     return verdicts
 

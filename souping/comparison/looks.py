@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import logging
+from collections.abc import Mapping, Sequence, Sized
 from contextlib import ExitStack
 from dataclasses import replace
-from itertools import combinations
+from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, cast
 
@@ -14,12 +15,12 @@ import numpy as np
 from souping.comparison.pooled import item_table
 from souping.core.fields import checked
 from souping.core.files import expanded
+from souping.core.text import listed
 from souping.core.types import Json, UserError, digest, frozen
 from souping.logs.match import Matched, MatchedMetric
 from souping.logs.records import Log
 from souping.report.files import RunConfig, read_report, read_run_config
-from souping.statistics.joint import picked_tests
-from souping.statistics.levels import Level
+from souping.statistics.levels import Level, penalty
 from souping.statistics.scores import ItemTable
 
 if TYPE_CHECKING:
@@ -29,14 +30,35 @@ if TYPE_CHECKING:
 MOST_LOOKS = 1000
 
 
+log = logging.getLogger(__name__)
+
+
+@frozen
+class ComparisonLooks:
+    """The looks of a comparison: {model: level of its comparison with the baseline}, and a sentence on what they cost.
+
+    The tests of all levels stand for whatever else might have been compared, unless the comparisons are `joint`: then
+    they are to be corrected for each other.
+    """
+
+    levels: Mapping[str, Level]
+    note: str
+    joint: bool = True
+
+    @property
+    def strictest(self) -> Level:
+        return min(self.levels.values(), key=lambda level: level.alpha)
+
+
 @frozen
 class ComparisonClaim:
     """What a comparison of runs is about, in digests as the store has them."""
 
-    claim: str  # of the models, the settings, the questions and all scores
     identities: list[str]  # of the questions of all items that are compared
     questions: list[str]  # of the items of the average row, [I]
-    pairs: list[str]  # of each two models' scores on the items of the average row
+    pairs: dict[
+        str, str
+    ]  # {model: of its and the baseline's scores on the items of the average row}
 
 
 def looks_of(
@@ -46,13 +68,13 @@ def looks_of(
     settings: Sequence[Json],
     store: str | Path | None,
     least: int,
-) -> tuple[Level, str]:
-    """(level of this comparison, a sentence on the look or nothing). The number of the look is `least` or more.
+) -> ComparisonLooks:
+    """The looks of the comparisons with the baseline, the first of the `logs`. Their numbers are `least` or more.
 
-    The results store counts looks at souping's runs; logs of other tools are at look `least`. If a report shows the
-    difference of these models already, this look is that report's. Otherwise the store counts this comparison as a
-    look, and the level corrects for a pick of the models among all whose scores on these items are known. `weights` are
-    {task: weight} of the average row, and `settings` are what else the claim is about.
+    The results store counts looks at souping's runs; logs of other tools are at look `least`. A difference that a
+    report shows has the level of that report. The others are one look, which the store counts. Any model with known
+    scores on these items might have been compared with the baseline instead, so there are as many tests as such models.
+    `weights` are {task: weight} of the average row, and `settings` are what else the claim is about.
 
     Raises:
         UserError: there were too many looks, or the store that was named has no answers of these runs.
@@ -64,45 +86,59 @@ def looks_of(
     runs: list[Log] = []
     for model_logs in logs.values():
         runs.extend(log for log in model_logs if log.harness == "souping")
+    others = list(logs)[1:]
+    least_levels = dict.fromkeys(others, Level(least))
     if not runs:
-        return Level(least), _sentence(Level(least))
+        return ComparisonLooks(levels=least_levels, note=_sentence(Level(least)))
     from souping.pipeline.looks.counted_looks import CountedLooks
 
     metrics = {task: common.metrics[task][0] for task in weights}
     table = item_table(metrics, weights)
-    claim = _claim_of(logs, runs, common, metrics, table, settings)
+    claim = _claim_of(logs, runs, common, metrics, table)
     with ExitStack() as stack:
         results = _store_of(stack, runs, claim.questions, store)
         if results is None:
             note = "Looks are not counted: the store of these runs is not here (--store FILE)."
-            return Level(least), note
+            return ComparisonLooks(levels=least_levels, note=note)
         counted_looks = CountedLooks(results)
-        level = _reported(counted_looks, claim.pairs)
-        if level is None:
-            # Counts this look.
-            look = counted_looks.show_comparison(claim.claim, claim.identities, claim.questions)
-            level = Level(max(least, look.number))
-            # Each two of the models with known scores might have been compared instead.
-            scores = counted_looks.known_scores(look.known, claim.questions)
-            pairs = combinations(range(len(scores)), 2)
-            tests = picked_tests(scores, pairs, table, level.family)
-            # A model without stored scores counts as a test of its own.
-            level = level.among(look.known.missing + tests)
-    level = replace(level, looks=max(least, level.looks))
-    return level, _sentence(level)
+        reported = {}
+        for model, pair in claim.pairs.items():
+            if level := counted_looks.level_of(pair):
+                reported[model] = replace(level, looks=max(least, level.looks))
+        compared = {model: logs[model] for model in logs if model not in reported}
+        # The baseline is one of them.
+        if len(compared) == 1:
+            looks = ComparisonLooks(levels=reported, note="", joint=False)
+            return replace(looks, note=_sentence(looks.strictest))
+        level = _count(counted_looks, claim, _digest_of(compared, claim, settings), compared, least)
+    note = _sentence(level)
+    if reported and note:
+        note += (
+            f" For {listed(reported)}, the level is that of the report that shows the difference."
+        )
+    levels = {model: reported.get(model, level) for model in others}
+    joint = level.tests == 1 and not reported
+    return ComparisonLooks(levels=levels, note=note, joint=joint)
 
 
-def _reported(counted_looks: CountedLooks, pairs: Sequence[str]) -> Level | None:
-    """The strictest level at which reports showed these pairs of models; None if some pair is in no report."""
-    looks = 1
-    tests = 1.0
-    for pair in pairs:
-        level = counted_looks.level_of(pair)
-        if level is None:
-            return None
-        looks = max(looks, level.looks)
-        tests = max(tests, level.tests)
-    return Level(looks, tests)
+def _count(
+    counted_looks: CountedLooks, claim: ComparisonClaim, name: str, models: Sized, least: int
+) -> Level:
+    """Count a comparison of `models` (its digest is `name`) as a look, and announce it first; the level of its
+    differences."""
+    number = max(least, counted_looks.number_of(name, claim.identities))
+    if number > 1:
+        log.warning(
+            "this comparison is look %d at these items: p-values are multiplied by %d (k (k + 1) for look k) and by "
+            "the number of models that may have been picked",
+            number,
+            penalty(number),
+        )
+    look = counted_looks.show_comparison(name, claim.identities, claim.questions)
+    known = len(look.known.soups) + look.known.missing
+    # At the first look, no scores were known, and the comparisons are corrected for each other.
+    tests = max(known, len(models)) - 1 if known else 1
+    return Level(max(least, look.number), float(tests))
 
 
 def _sentence(level: Level) -> str:
@@ -114,7 +150,10 @@ def _sentence(level: Level) -> str:
     )
     if level.tests == 1:
         return sentence
-    return f"{sentence} The models may have been picked by their known scores, which counts as {level.tests:.1f} tests."
+    return (
+        f"{sentence} Any model with known scores may have been picked to compare with the baseline, which counts as "
+        f"{level.tests:.4g} tests."
+    )
 
 
 def _claim_of(
@@ -123,7 +162,6 @@ def _claim_of(
     common: Matched,
     metrics: Mapping[str, MatchedMetric],
     table: ItemTable,
-    settings: Sequence[Json],
 ) -> ComparisonClaim:
     """The claim of a comparison of `logs`, among them the `runs` of souping; `metrics` {task: metric} and `table` are
     those of the average row.
@@ -141,24 +179,30 @@ def _claim_of(
             compared.append(identity)
             # An item of a run of ours is named by its id, a separator and 16 digits of its content's digest.
             questions.append(digest([item[:-17], identity]))
-    pairs = []
-    for a, b in combinations(logs, 2):
-        means_a = [metric.item_means(a) for metric in metrics.values()]
-        means_b = [metric.item_means(b) for metric in metrics.values()]
-        scores = (np.concatenate(means_a), np.concatenate(means_b))
-        pairs.append(pair_digest(compared, table.item_weights, *scores))
+    means = {}
+    for model in logs:
+        columns = [metric.item_means(model) for metric in metrics.values()]
+        means[model] = np.concatenate(columns)
+    baseline, *models = logs
+    pairs = {}
+    for model in models:
+        scores = (means[baseline], means[model])
+        pairs[model] = pair_digest(compared, table.item_weights, *scores)
+    return ComparisonClaim(identities=identities, questions=questions, pairs=pairs)
 
+
+def _digest_of(
+    logs: Mapping[str, Sequence[Log]], claim: ComparisonClaim, settings: Sequence[Json]
+) -> str:
+    """Digest of a comparison of these models: of their content, the settings, the questions and all scores."""
+    models = []
     # Another measurement is another comparison: the best of several could be picked.
-    scores_of_logs: list[str] = []
-    for model_logs in logs.values():
-        scores_of_logs.extend(map(_scores_of, model_logs))
-    models = sorted(map(_model_id, runs))
-    return ComparisonClaim(
-        claim=digest(["pairs", models, list(settings), identities, sorted(scores_of_logs)]),
-        identities=identities,
-        questions=questions,
-        pairs=pairs,
-    )
+    scores = []
+    for one in chain.from_iterable(logs.values()):
+        scores.append(_scores_of(one))
+        if one.harness == "souping":
+            models.append(_model_id(one))
+    return digest(["pairs", sorted(models), list(settings), claim.identities, sorted(scores)])
 
 
 def _identities(runs: Sequence[Log], common: Matched) -> dict[str, str]:

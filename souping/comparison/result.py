@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Literal
 
 from souping.comparison.verdict import Word
 from souping.core.reading import to_json
-from souping.core.text import confidence, minus
+from souping.core.text import confidence, listed, minus
 from souping.core.types import Names, UserError, frozen
 from souping.core.unit import POINTS
 from souping.report.cells import Section, TableCell, grid, nonempty
@@ -156,6 +156,8 @@ class CompareResult:
     """what it costs, or that looks are not counted; empty for a first look"""
     status: int
     """exit status: 1 if a required row has a verdict of `--fail-on`, else 0"""
+    fail_on: tuple[Word, ...]
+    """verdicts of required rows that make `status` 1"""
     verdicts: tuple[RowVerdict, ...]
     """rows of every model but the baseline"""
     variance: Mapping[str, VarianceParts]
@@ -244,6 +246,10 @@ def _model(result: CompareResult, model: str) -> Section:
     """The section of a model: its verdict, what the comparison can show, and a table of its rows."""
     rows = result.rows(model)
     lines = [sentence(rows[0]), power_sentence(rows[0])]
+    failed = [row for row in rows if row.required and row.verdict in result.fail_on]
+    if failed:
+        words = listed(f"{row.name} is {row.verdict}" for row in failed)
+        lines.insert(0, f"Failed: {words} (exit status 1, --fail-on).")
     shares = _variance_shares(result.variance[model])
     if len(shares) > 1:
         lines.append(f"Variance of the difference: {', '.join(shares)}.")

@@ -406,14 +406,12 @@ class Hosting:
     """How an evaluator receives models (those that do not come in chunks come as a folder), and where they run.
 
     `device` is the configured device of the live module: cpu, cuda, cuda:N, mps, or auto. `host` is the engine or
-    server that runs the model in separate processes, if there is one. `hands_out` says that items are answered outside
-    of souping, where their scores can be read before a report shows them.
+    server that runs the model in separate processes, if there is one.
     """
 
     model_form: ModelForm = "module"
     device: str = "cpu"
     host: ModelHost | None = None
-    hands_out: bool = False
 
     def module_settings(self) -> ModuleSettings:
         """How to load the live module."""

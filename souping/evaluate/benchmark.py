@@ -396,10 +396,11 @@ def two_splits(items: Sequence[Item]) -> Mapping[Split, Items]:
 
 
 def limit_splits(splits: Splits, limit: int) -> Splits:
-    """Splits of a dry run: at most `limit` items of each category in a split, and none of the test split.
+    """Splits of a dry run: at most `limit` items of each category in a split, and none of the test split of `splits`.
 
-    The test is on items of the other two splits that are used for neither selection nor search. A category without
-    such items is tested on those of the search.
+    The test is on items of the other two splits whose groups are used for neither selection nor search. A category
+    without such items is tested on those of the search. Under other shares, any of them may be test items: the store
+    remembers all as items on which something was chosen.
     """
     select = first_items(splits.items["select"], limit)
     search = first_items(splits.items["search"], limit)

@@ -138,10 +138,7 @@ class CommandEvaluator(Evaluator):
 
     @property
     def hosting(self) -> Hosting:
-        # A user can read the scores in the logs before a report shows them.
-        return CommandHosting(
-            model_form="folder", host=ModelHost(), hands_out=True, logs=self._logs
-        )
+        return CommandHosting(model_form="folder", host=ModelHost(), logs=self._logs)
 
     def needs(self) -> list[Missing]:
         program = shlex.split(self.command)[0]

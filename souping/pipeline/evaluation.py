@@ -153,7 +153,6 @@ class Evaluation(RecipeEvaluator):
         self.length_key = sampling.length_key
         self.full_batch = sampling.full_batch
         self.min_items = self._workers.min_items
-        self.hands_out = evaluator.hosting.hands_out
         self.answers_per_item = sampling.answers_per_item
 
     @property
@@ -367,25 +366,26 @@ class Evaluation(RecipeEvaluator):
     ) -> dict[str, list[Record]]:
         """{item id: its answers in the first of a claim's `measurements` that has all answers to the item}.
 
-        The measurement that this evaluator would make now, and later ones, are left out: it reads those answers itself.
+        Empty if these are all of the measurement that this evaluator makes now: it reads those answers itself.
         """
         current = self.measurement([recipe], items)
         content = digest(content_of(recipe))
         answers: dict[str, list[Record]] = {}
+        from_others = False
         for measurement in measurements:
             # The recipe of this content that answered then; today's if the measurement lacks the model.
             model = measurement.models.get(content, recipe.fingerprint)
-            if measurement._replace(models={content: model}) == current:
-                break
+            is_other = measurement._replace(models={content: model}) != current
             stored = self._store.load(model, measurement.evaluator)
             for item, earlier_id in zip(in_order(items), measurement.ids, strict=True):
                 # The same item may have had another id then.
                 earlier_item = replace(item, id=earlier_id)
                 records = [stored.first(earlier_item, n) for n in range(measurement.answers)]
                 known = [replace(record, item=item.id) for record in records if record]
-                if len(known) == measurement.answers:
-                    answers.setdefault(item.id, known)
-        return answers
+                if len(known) == measurement.answers and item.id not in answers:
+                    answers[item.id] = known
+                    from_others |= is_other
+        return answers if from_others else {}
 
     def scores_first_shown(
         self, soups: Sequence[Recipe], items: Sequence[Item], measurements: Sequence[Measurement]

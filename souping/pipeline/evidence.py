@@ -371,7 +371,7 @@ def best_mixture(
 
 
 def dry_verdict(verdict: VerdictSummary, limit: int) -> VerdictSummary:
-    """The verdict of a dry run, which claims nothing: its few items are not the test split's."""
+    """The verdict of a dry run, which claims nothing: its few items are those of the select and search splits."""
     sentence = f"Dry run on at most {limit} items a category and split, none of the test split's: nothing is claimed."
     return replace(verdict, claim="dry_run", sentence=sentence, p_value=None)
 

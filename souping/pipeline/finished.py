@@ -12,6 +12,7 @@ from souping.core.folders import locked
 from souping.core.reading import read
 from souping.core.types import Json, Recipe, Result, Selection, Trial, UserError
 from souping.pipeline.analyses import analysis_results
+from souping.pipeline.looks.choices import Choices
 from souping.pipeline.run import Run
 from souping.pipeline.settings import RunSettings
 from souping.pipeline.state import Contender, Frozen, Reported, Searched, Selected
@@ -104,7 +105,7 @@ def resume(run: Run, report: Report, trials: Sequence[TrialRow]) -> Reported:
     if run.settings.dry_run is None:
         items = run.counted_looks.items_of(claim)
     return Reported(
-        frozen=Frozen(searched=searched, report=report, best=""),
+        frozen=Frozen(searched=searched, report=report, choices=Choices(best="")),
         report=report,
         items=items,
         contenders=_contenders(run, report, soup),

@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from souping.analysis.alternatives import alternatives, routed
+from souping.analysis.alternatives import alternatives, best_by_category, routed
 from souping.analysis.correlation import few_models
 from souping.analysis.guards import Admission, Guard, plan_guards, warnings_of
 from souping.core.protocols import Tracker
@@ -41,6 +41,7 @@ from souping.pipeline.evidence import (
 )
 from souping.pipeline.expected import check_expected, expected_sentence
 from souping.pipeline.goals import check_tokens, declared, with_goals
+from souping.pipeline.looks.choices import Choices
 from souping.pipeline.looks.claims import Claim, Look, Measurement, evaluator_digest
 from souping.pipeline.looks.counted_looks import CountedLooks
 from souping.pipeline.looks.held_out import HeldOutItems, split_sizes
@@ -115,7 +116,7 @@ class Run(Steps):
         self.held_out = HeldOutItems(
             settings=prepared.settings,
             counted_looks=self.counted_looks,
-            candidates=tuple(candidate.fingerprint for candidate in prepared.pool.candidates),
+            candidates={model.name: model.fingerprint for model in prepared.pool.candidates},
             note=self.note,
         )
         if settings.pool.trajectory is not None:
@@ -277,7 +278,8 @@ class Run(Steps):
         return searched
 
     def _remember_choice(self, split: Split) -> None:
-        """Note in the store, before this split decides anything, that candidates and their soups compete on it."""
+        """Note in the store, before this split decides anything or a dry run shows it, that candidates and their soups
+        compete on it."""
         fingerprints = [candidate.fingerprint for candidate in self.pool.candidates]
         self.counted_looks.note_search(fingerprints, self.splits[split])
 
@@ -327,13 +329,25 @@ class Run(Steps):
         frozen = Frozen(
             searched=searched,
             report=frozen_report(self.settings, self.made_splits, searched),
-            best=self._best_of(singles),
+            choices=self._choices(searched.selected, self._best_of(singles)),
             singles=singles,
         )
         # One ingredient is a candidate, which has a folder.
         if len(searched.selected.selection.ingredients) == 1:
             return frozen
         return self._write_soup(frozen)
+
+    def _choices(self, selected: Selected, best: str) -> Choices:
+        """The candidates of the report's other rows: the best one, the members of the top-K soup, and the routes."""
+        # Only plans and finished runs lack them.
+        assert selected.scores is not None
+        ingredients = selected.selection.ingredients
+        categories = [item.category for item in self.splits["test"]]
+        top: Names = ()
+        if len(ingredients) > 1:
+            top = self.uniform_best(selected).ingredients
+        routes = best_by_category(ingredients, selected.scores, categories)
+        return Choices(best=best, top=top, routes=routes)
 
     def _write_soup(self, frozen: Frozen) -> Frozen:
         """The state with the soup's folder and card. The folder is written, or verified if it is there already."""
@@ -352,6 +366,17 @@ class Run(Steps):
 
     # ------------------------------------------------------------ test
 
+    def measure(self, frozen: Frozen) -> Reported:
+        """Test and analyse. A soup that was reported before meets the other models of its first report again."""
+        claim = self.held_out.report_claim(frozen.searched.winner.recipe, self.splits["test"])
+        choices = self.held_out.first_choices(claim, frozen.choices)
+        if choices != frozen.choices:
+            self.note(
+                f"this soup was reported before: best candidate ({choices.best}), top-K soup and router are those of "
+                "its first report"
+            )
+        return super().measure(replace(frozen, claim=claim, choices=choices))
+
     def test(self, frozen: Frozen, stage: Stage, contenders: Sequence[Contender]) -> Reported:
         """Open the test split for the frozen recipe and compare; the store has the look before anything is shown."""
         searched = frozen.searched
@@ -359,16 +384,22 @@ class Run(Steps):
         # A dry run counts no look.
         look = Look(1, first=False, guards=guards)
         report = frozen.report
-        claim = self.held_out.report_claim(searched.winner.recipe, self.splits["test"])
+        claim = frozen.claim
+        # `measure` gave it.
+        assert claim is not None
         if self.settings.dry_run is not None:
             stage = replace(stage, items=claim.items)
+            # Other splits may have these items in their test split.
+            self._remember_choice("test")
             scores = self._measure(stage)
         else:
             stage = replace(stage, items=self.held_out.items_of(claim))
             report = replace(
                 report, splits=split_sizes(self.made_splits.counts(), claim, stage.items)
             )
-            look, scores = self.held_out.open(claim, stage, self.evaluation, self._measure, guards)
+            look, scores = self.held_out.open(
+                claim, stage, self.evaluation, self._measure, guards, frozen.choices
+            )
         state = Reported(
             frozen=frozen,
             report=report,
@@ -383,15 +414,15 @@ class Run(Steps):
     def _compare(self, state: Reported) -> Reported:
         """The state with what the answers to the test items say of the soup in its report, and with the router."""
         winner = state.searched.winner
-        selected = state.searched.selected
-        # Only plans and finished runs lack them.
-        assert selected.scores is not None
+        routes = state.frozen.choices.routes
         measured = state.measured[OWN_BENCHMARK]
         # {ingredient: scores on the test split}
         ingredients = {}
-        for name in selected.selection.ingredients:
+        for name in state.searched.selected.selection.ingredients:
             ingredients[name] = measured[self.single(name).id]
-        router = routed(ingredients, selected.scores)
+        # Routes of an earlier report may lead to other candidates.
+        routed_to = {name: measured[self.single(name).id] for name in routes.values()}
+        router = routed({**ingredients, **routed_to}, routes, self.pool.names)
         state = replace(state, router=router)
         evidence = self._evidence(state)
         others = alternatives(

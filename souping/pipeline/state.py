@@ -18,7 +18,8 @@ from souping.analysis.guards import Admission, GuardsResult
 from souping.checkpoints.pool import RowKind
 from souping.core.protocols import Evaluator
 from souping.core.types import Items, ItemScores, Recipe, ScoreMatrix, Selection, frozen
-from souping.pipeline.looks.claims import Look
+from souping.pipeline.looks.choices import Choices
+from souping.pipeline.looks.claims import Claim, Look
 from souping.report.analyses import AnalysisResult
 from souping.report.content import ExpectedSummary, Report
 from souping.search.loop import SearchResult
@@ -96,16 +97,17 @@ class Frozen:
     """The written soup; nothing is chosen after this.
 
     `soup_folder` is None if one ingredient was selected, and in plans and finished runs. `singles` are {candidate:
-    scores on the search split}, `best` is the best candidate by these, `card` the soup's card without numbers. `report`
-    has the choices.
+    scores on the search split}, `choices` are those that the rows of the report need, `card` is the soup's card without
+    numbers, and `report` has what was chosen. `claim` is what the report will say; only a run has it.
     """
 
     searched: Searched
     report: Report
-    best: str
+    choices: Choices
     singles: Mapping[str, ItemScores] = field(default_factory=dict)
     soup_folder: Path | None = None
     card: str = ""
+    claim: Claim | None = None
 
 
 @frozen

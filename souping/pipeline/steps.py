@@ -30,6 +30,7 @@ from souping.core.types import (
     frozen,
 )
 from souping.evaluate.benchmark import first_items, two_splits
+from souping.pipeline.looks.choices import Choices
 from souping.pipeline.settings import ExtraEntry, RunSettings, model_settings
 from souping.pipeline.state import (
     Contender,
@@ -212,7 +213,7 @@ class Steps:
     def frozen(self, searched: Searched, best: str) -> Frozen:
         """A run whose choices are made. Its report has no content yet."""
         report = Report(name=self.settings.name)
-        return Frozen(searched=searched, best=best, report=report)
+        return Frozen(searched=searched, choices=Choices(best=best), report=report)
 
     def test(self, frozen: Frozen, stage: Stage, contenders: Sequence[Contender]) -> Reported:
         """Evaluate the contenders on the test split, which opens it; the report is to be completed from them."""
@@ -244,10 +245,11 @@ class Steps:
         for name in names:
             kind: ContenderKind = "ingredient" if name in ingredients else "candidate"
             rows.append(Contender(name=name, kind=kind, recipe=single(name)))
-        rows.append(Contender(name=frozen.best, kind="best_candidate", recipe=single(frozen.best)))
+        best = frozen.choices.best
+        rows.append(Contender(name=best, kind="best_candidate", recipe=single(best)))
         rows.append(Contender(name="uniform_all", kind="uniform_all", recipe=self.uniform(names)))
         if len(ingredients) > 1:
-            rows += self._uniform_rows(selected)
+            rows += self._uniform_rows(frozen)
         soup = frozen.searched.winner.recipe
         return [
             *rows,
@@ -255,10 +257,12 @@ class Steps:
             Contender(name="soup", kind="soup", recipe=soup),
         ]
 
-    def _uniform_rows(self, selected: Selected) -> list[Contender]:
+    def _uniform_rows(self, frozen: Frozen) -> list[Contender]:
         """Averages of the ingredients, and of the same number of the best candidates."""
+        selected = frozen.searched.selected
         uniform = self.uniform(selected.selection.ingredients)
-        best = self.uniform_best(selected)
+        top = frozen.choices.top
+        best = self.uniform(top) if top else self.uniform_best(selected)
         return [
             Contender(name="uniform_selected", kind="uniform_selected", recipe=uniform),
             Contender(name="uniform_topk", kind="uniform_topk", recipe=best),

@@ -185,11 +185,13 @@ def test_a_comparison_of_runs_is_a_look_in_their_store(souping: Cli, finished_co
     assert look("--margin", "3")["look"] == 1
     assert look("--baseline", "soup")["look"] == 1  # the same two models
     assert look("--average", "item")["look"] == 2
-    third = ("compare", "base=run:uniform_all", "soup=run", "ant=run:ant", "--json")
-    assert json.loads(souping(*third).out)["look"] == 3
     # A report shows the soup and each other model, not two of the others.
+    third = ("compare", "base=run:uniform_all", "soup=run", "ant=run:ant", "--json")
+    mixed = json.loads(souping(*third).out)
+    assert mixed["look"] == 3
+    assert next(row for row in mixed["verdicts"] if row["model"] == "soup") == first["verdicts"][0]
     others = ("compare", "base=run:uniform_all", "ant=run:ant", "--json")
-    assert json.loads(souping(*others).out)["look"] == 4
+    assert json.loads(souping(*others).out)["look"] == 3
 
     report = json.loads((finished_copy / "report.json").read_text())
     (row,) = [row for row in report["comparisons"] if row["b"] == "uniform_all"]
@@ -234,13 +236,37 @@ def _score(sample: Mapping[str, Any]) -> float:
     return float(sample["models"]["soup"]["score"])
 
 
-def test_models_may_have_been_picked_among_all_of_the_report(
-    souping: Cli, finished_copy: Path
+def test_each_pair_that_a_report_shows_is_at_its_look_whoever_else_is_named(
+    souping: Cli, finished_copy: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
+    words = ("compare", "base=run", "ant=run:ant", "bee=run:bee", "--json")
+    found = json.loads(souping(*words).out)
+    assert (found["look"], found["look_note"], caplog.text) == (1, "", "")
+    report = json.loads((finished_copy / "report.json").read_text())
+    shown = {
+        row["b"]: row for row in report["comparisons"] if row["kind"] in ("ingredient", "candidate")
+    }
+    for name in ("ant", "bee"):
+        (row,) = [
+            row for row in found["verdicts"] if row["name"] == "average" and row["model"] == name
+        ]
+        limits = [-shown[name]["high"], -shown[name]["low"]]
+        assert [row["low"], row["high"]] == pytest.approx(limits)
+        assert row["p_value"] == pytest.approx(shown[name]["p_look"])
+
+
+def test_other_pairs_are_corrected_for_every_known_model_but_the_baseline(
+    souping: Cli, finished_copy: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    report = json.loads((finished_copy / "report.json").read_text())
+    models = {row["recipe_id"] for row in report["rows"] if row["kind"] != "router"}
     ended = souping("compare", "base=run:uniform_all", "ant=run:ant", "--json")
     head = json.loads(ended.out)["verdicts"][0]
-    # look 2 alone has the level 1 - 0.05 / 6
-    assert head["level"] > 1 - 0.05 / 6
+    # Look 2 has the level 1 - 0.05 / 6.
+    assert head["level"] == pytest.approx(1 - 0.05 / 6 / (len(models) - 1))
+    # The price is announced first.
+    assert "look 2" in caplog.text
+    assert "multiplied by 6" in caplog.text
 
 
 def test_a_dry_run_is_not_compared(souping: Cli, finished_copy: Path) -> None:

@@ -19,9 +19,18 @@ import pytest
 
 from souping.core.scores import Mean, Weighted
 from souping.core.types import Item, Recipe, Record
+from souping.evaluate.benchmark import Benchmark
 from souping.evaluate.generate import LocalEvaluator
 from souping.pipeline.evaluation import Evaluation
-from souping.pipeline.looks.claims import Claim, KnownModels, evaluator_digest, items_to_report
+from souping.pipeline.looks.choices import Choices
+from souping.pipeline.looks.claims import (
+    Claim,
+    KnownModels,
+    Measurement,
+    evaluator_digest,
+    items_to_report,
+    pair_digest,
+)
 from souping.pipeline.looks.counted_looks import CountedLooks
 from souping.pipeline.run import Run
 from souping.pipeline.store import Store
@@ -159,6 +168,45 @@ class TestClaims:
         show_report(counted_looks, claim(HALF, ITEMS))
         look = show_report(counted_looks, claim(HALF, renamed))
         assert (look.number, len(look.measurements)) == (1, 2)
+
+    def test_repeats_of_a_claim_show_no_other_soup(self, counted_looks: CountedLooks) -> None:
+        """However many weights within the rounding of a claim are tried."""
+        near = [recipe(0.5 + step * 1e-4, 0.5 - step * 1e-4) for step in range(-4, 5)]
+        for soup in near:
+            assert number(counted_looks, claim(soup, ITEMS)) == 1
+        look = show_report(counted_looks, claim(OTHER, ITEMS))
+        assert (look.number, look.known) == (2, KnownModels((), missing=1))
+
+    def test_choices_are_those_of_the_first_report_that_has_any(
+        self, counted_looks: CountedLooks, store: Store
+    ) -> None:
+        one = claim(HALF, ITEMS)
+        measurement = Measurement.of("e", [HALF], ITEMS)
+        for choices, kept in (("", ""), ("first", "first"), ("second", "first")):
+            counted_looks.show_report(one, ITEMS, [HALF], measurement, choices=choices)
+            assert counted_looks.choices(one) == kept
+        assert counted_looks.choices(claim(OTHER, ITEMS)) == ""
+        with store.writing() as db:
+            db.execute("DELETE FROM choices")
+        assert counted_looks.deleted() == 1
+
+    def test_choices_are_found_under_other_names(self) -> None:
+        items = [*MANY[:4], *MANY[100:104]]
+        first = Choices(best="a", top=("a", "b"), routes={"w": "a", "x": "b"})
+        row = first.to_row({"a": "f-a", "b": "f-b", "c": "f-c"}, items)
+        renamed = [replace(item, category=f"c {item.category}") for item in items[::-1]]
+        today = Choices(best="y", top=("x", "y"), routes={"c w": "z", "c x": "z"})
+        found = today.as_first_shown(row, {"z": "f-c", "y": "f-b", "x": "f-a"}, renamed)
+        assert found == Choices(best="x", top=("y", "x"), routes={"c w": "x", "c x": "y"})
+
+    def test_a_difference_has_no_scale_of_its_weights(self) -> None:
+        weights = np.array([1.0, 2.0, 5.0])
+        a = np.array([1.0, 0.0, 1.0])
+        names = ["p", "q", "r"]
+        one = pair_digest(names, weights, a, 1 - a)
+        assert one == pair_digest(names, 3 * weights, a, 1 - a)
+        assert one == pair_digest(names, weights / weights.sum(), 1 - a, a)
+        assert one != pair_digest(names, weights[::-1], a, 1 - a)
 
     def test_guards_are_those_of_the_first_report(self, counted_looks: CountedLooks) -> None:
         one = claim(HALF, ITEMS)
@@ -427,22 +475,89 @@ def test_the_first_measurement_that_was_shown_stands(
         assert report["verdict"] == first["verdict"]
 
 
+def test_a_look_is_written_before_the_first_answer(
+    fresh: Runs, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def measure(self: Run, stage: Any, *rest: Any) -> Any:
+        if stage.split == "test":
+            looks.extend(fresh.rows("SELECT number FROM counted_looks"))
+            raise KeyboardInterrupt
+        return original(self, stage, *rest)
+
+    looks: list[Any] = []
+    original = Run._measure
+    monkeypatch.setattr(Run, "_measure", measure)
+    with pytest.raises((KeyboardInterrupt, AssertionError, SystemExit)):
+        fresh.report(SOUP)
+    assert looks == [(1,)]
+
+
+def test_a_repeated_claim_meets_the_other_models_of_its_first_report(
+    runs: Runs, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Other draws of the select and search answers choose another best candidate, top-K soup and router."""
+    first = runs.report(SOUP)
+    (best,) = [row["name"] for row in first["rows"] if row["kind"] == "best_candidate"]
+    other = next(name for name in ("ant", "bee", "cat") if name != best)
+    with monkeypatch.context() as patch:
+        patch.setattr(Run, "_best_of", lambda *_: other)
+        patch.setattr(
+            "souping.pipeline.run.best_by_category",
+            lambda names, scores, categories: dict.fromkeys(categories, other),
+        )
+        repeated = runs.report(SOUP, "evaluator.seed=3")
+        assert repeated["rows"] == first["rows"]
+        assert repeated["verdict"] == first["verdict"]
+        assert repeated["router"] == first["router"]
+        assert any("was reported before" in warning for warning in repeated["warnings"])
+        # A store whose looks have no such row yet takes today's.
+        runs.rows("DELETE FROM choices")
+        runs.rows("DELETE FROM written WHERE ledger = 'choices'")
+        today = runs.report(SOUP)
+    assert runs.report(SOUP)["rows"] == today["rows"] != first["rows"]
+
+
+@pytest.mark.slow
+def test_another_process_may_report_the_claim_first(
+    runs: Runs, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    known = CountedLooks.choices
+    answers = iter([""])
+    monkeypatch.setattr(
+        CountedLooks, "choices", lambda self, claim: next(answers, known(self, claim))
+    )
+    (best,) = [row["name"] for row in runs.report(SOUP)["rows"] if row["kind"] == "best_candidate"]
+    answers = iter([""])
+    monkeypatch.setattr(
+        Run, "_best_of", lambda *_: next(name for name in ("ant", "bee") if name != best)
+    )
+    with pytest.raises(AssertionError):
+        runs.report(SOUP)
+    assert "start this run again" in capfd.readouterr().err
+
+
 @pytest.mark.parametrize(
     ("where", "other"),
-    [("show_report", 1), ("_checked", 2)],
+    [("show_report", 1), ("_measure", 2), ("_checked", 2)],
 )
 @pytest.mark.slow
 def test_a_crash_counts_once_something_was_shown(
     fresh: Runs, monkeypatch: pytest.MonkeyPatch, where: str, other: int
 ) -> None:
+    """Answers in the store can be read: the look is written before the first of them."""
+
     def crash(self: Any, stage: Any, *rest: Any) -> Any:
         if where == "show_report" or stage.split == "test":
+            if where == "_measure":
+                measure(self, stage, *rest)
             raise KeyboardInterrupt
-        return checked(self, stage, *rest)
+        return original(self, stage, *rest)
 
-    checked = Run._checked
+    place: Any = CountedLooks if where == "show_report" else Run
+    measure = Run._measure
+    original = getattr(place, where)
     with monkeypatch.context() as patch:
-        patch.setattr(CountedLooks if where == "show_report" else Run, where, crash)
+        patch.setattr(place, where, crash)
         with pytest.raises((KeyboardInterrupt, AssertionError, SystemExit)):
             fresh.report(SOUP)
     assert fresh.rows("SELECT COUNT(*) FROM answers")[0][0] > 0
@@ -555,6 +670,38 @@ def test_a_search_on_the_report_items_under_other_shares(fresh: Runs) -> None:
         report["rows"][-1]["objective"]["n"] == report["splits"]["test"] for report in reports
     )
     assert any("test items are left out" in warning for warning in reports[0]["warnings"])
+
+
+def test_a_dry_run_leaves_no_item_of_its_own_splits_out(fresh: Runs) -> None:
+    fresh("dry_run=3", SOUP)
+    report = fresh.report(SOUP)
+    assert report["splits"].get("left_out") is None
+    assert report["verdict"]["look"] == 1
+
+
+@pytest.mark.slow
+def test_items_that_a_dry_run_showed_under_other_splits_are_left_out(fresh: Runs) -> None:
+    fresh("dry_run=3", SOUP, "benchmark.splits={select:0.1,search:0.8,test:0.1}")
+    # The select, the search and the test split of the dry run.
+    assert fresh.rows("SELECT COUNT(*) FROM searches") == [(3,)]
+    assert fresh.report(SOUP)["splits"]["left_out"] > 0
+
+
+@pytest.mark.slow
+def test_a_category_that_dry_runs_used_up_is_refused_with_their_name(
+    fresh: Runs, capfd: pytest.CaptureFixture[str]
+) -> None:
+    fresh("dry_run=3", SOUP)
+    ((candidates,), *_) = fresh.rows("SELECT ingredients FROM searches")
+    items = Benchmark(path=str(fresh.place / "items.jsonl")).items()
+    # As dry runs under many splits would.
+    with Store(fresh.place / "outputs/store.sqlite") as store:
+        CountedLooks(store).note_search(json.loads(candidates), items)
+    with pytest.raises(AssertionError):
+        fresh.report(SOUP)
+    message = capfd.readouterr().err
+    assert "category" in message
+    assert "dry run" in message
 
 
 @pytest.mark.slow

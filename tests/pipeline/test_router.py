@@ -5,7 +5,7 @@ from __future__ import annotations
 import gzip
 import io
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 from rich.console import Console
 
-from souping.analysis.alternatives import routed
+from souping.analysis.alternatives import RoutedAnswers, best_by_category, routed
 from souping.core.protocols import Objective
 from souping.core.reading import to_json
 from souping.core.scores import Mean, WorstCategory
@@ -51,6 +51,12 @@ def table(values: Sequence[Sequence[float]], names: Sequence[str] = ("a", "b")) 
     return ScoreMatrix(models=tuple(names), categories=("w", "x"), values=np.array(values))
 
 
+def route(experts: Mapping[str, ItemScores], chosen_by: ScoreMatrix) -> RoutedAnswers | None:
+    """Each category by the expert that is best in it by a table."""
+    routes = best_by_category(list(experts), chosen_by, [item.category for item in ITEMS])
+    return routed(experts, routes, chosen_by.models)
+
+
 EXPERTS = {"a": right(w=0.9, x=0.3), "b": right(w=0.3, x=0.9)}
 ROUTES = table([[0.9, 0.3], [0.3, 0.9]])
 
@@ -63,7 +69,7 @@ def report(
     objective: Objective | None = None,
 ) -> dict[str, Any]:
     """A report of two experts, a uniform soup, the router and the soup."""
-    router = routed(experts, routes)
+    router = route(experts, routes)
     assert router is not None
     rows = [Contender(name=n, kind="ingredient", recipe=own) for n, own in SINGLES.items()]
     rows += [
@@ -109,7 +115,7 @@ def test_an_item_is_answered_by_the_ingredient_of_its_category_with_how_its_answ
         "a": replace(EXPERTS["a"], unanswered=lost, truncated=1 - lost),
         "b": EXPERTS["b"],
     }
-    router = routed(experts, ROUTES)
+    router = route(experts, ROUTES)
     assert router is not None
     assert (router.name, router.routes) == ("router", {"w": "a", "x": "b"})
     for place, item in enumerate(ITEMS):
@@ -121,23 +127,23 @@ def test_an_item_is_answered_by_the_ingredient_of_its_category_with_how_its_answ
 
 def test_a_category_that_the_table_lacks_is_routed_by_the_others() -> None:
     scores = ScoreMatrix(models=("a", "b"), categories=("x",), values=np.array([[0.2], [0.8]]))
-    router = routed(EXPERTS, scores)
+    router = route(EXPERTS, scores)
     assert router is not None
     assert router.routes == {"w": "b", "x": "b"}
 
 
 def test_the_name_of_a_router_is_that_of_no_other_model() -> None:
     named = {"a": EXPERTS["a"], "router": EXPERTS["b"]}
-    router = routed(named, table(ROUTES.values.tolist(), ("a", "router")))
+    router = route(named, table(ROUTES.values.tolist(), ("a", "router")))
     assert router is not None
     assert router.name not in named
-    alone = routed(EXPERTS, table([[0.9, 0.9], [0.3, 0.3]]))
+    alone = route(EXPERTS, table([[0.9, 0.9], [0.3, 0.3]]))
     assert alone is not None
     assert alone.name == "a"
 
 
 def test_losses_have_no_router() -> None:
-    assert routed({"a": replace(EXPERTS["a"], values=-EXPERTS["a"].values)}, ROUTES) is None
+    assert route({"a": replace(EXPERTS["a"], values=-EXPERTS["a"].values)}, ROUTES) is None
 
 
 @pytest.mark.parametrize(("level", "word"), [(0.6, "better"), (1.0, "worse")])

@@ -92,7 +92,7 @@ def test_the_last_state_has_what_every_step_made() -> None:
     assert isinstance(state, Reported)
     assert state.searched.selected.selection.ingredients == NAMES[:2]
     assert state.searched.winner.recipe == state.contenders[-1].recipe
-    assert state.frozen.best == "a"
+    assert state.frozen.choices.best == "a"
     assert [*state.analyses] == ["first", "second"]
 
 

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from souping.analysis.alternatives import Alternatives, alternatives, routed
+from souping.analysis.alternatives import Alternatives, alternatives, best_by_category, routed
 from souping.core.scores import Mean
 from souping.core.types import Item, ItemScores, ScoreMatrix
 from souping.core.unit import POINTS
@@ -200,10 +200,11 @@ def test_the_router_is_chosen_elsewhere_and_the_oracle_is_a_bound() -> None:
     )
     # here a is better in y, but b was before
     ingredients = {"a": scores(1, 1, 0, 1), "b": scores(1, 0, 1, 0)}
-    router = routed(ingredients, table)
+    routes = best_by_category(list(ingredients), table, [item.category for item in ITEMS])
+    router = routed(ingredients, routes, table.models)
     found = alternatives(POINTS, 0.9, scores(1, 1, 1, 0), ingredients, router, Mean())
     losses = scores(31, 30, 29, 30)
-    router = routed({"a": losses}, table)
+    router = routed({"a": losses}, dict.fromkeys(routes, "a"), table.models)
     without_fractions = alternatives(POINTS, 30.0, losses, {"a": losses}, router, Mean())
     assert without_fractions == Alternatives(selection_bias=0.0)
     assert found.selection_bias == pytest.approx(0.15)

@@ -17,7 +17,7 @@ import numpy as np
 
 from souping.checkpoints.compatibility import chat_template
 from souping.core.fields import component, pick
-from souping.core.protocols import BenchmarkItems, Hosting, LoadedModel, Prompts, Sampling, Scoring
+from souping.core.protocols import BenchmarkItems, LoadedModel, Prompts, Sampling, Scoring
 from souping.core.text import nearest
 from souping.core.types import (
     FloatArray,
@@ -265,11 +265,6 @@ class HarnessEvaluator(HarnessSettings):
         copy = replace(self)
         copy._session.share(self._session, log)
         return copy
-
-    @property
-    def hosting(self) -> Hosting:
-        # A user who has logs can have seen the scores in them.
-        return replace(super().hosting, hands_out=bool(self.logs))
 
     def needs(self) -> list[Missing]:
         return missing_tool("lm_eval", self.args, "evaluator.args")

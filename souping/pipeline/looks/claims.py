@@ -42,10 +42,12 @@ class Claim:
 
     @property
     def fingerprint(self) -> str:
-        """Digest of everything that the claim rests on, without names and order.
+        """Digest of the soup's content, the candidates, the evaluator, and the items with their weights in the
+        objective.
 
-        An item counts with its weight in the objective, so that the coefficients are covered whatever the categories
-        are called. An objective that has no such weights counts by its name.
+        Names and order do not count: weights of items cover the coefficients, whatever the categories are called. An
+        objective that is no weighted mean counts by its name, too. The margin, the groups of items, and what else the
+        run chose (`Choices`, which the store keeps) are no part of it.
         """
         sizes = Counter(item.category for item in self.items)
         shares = coefficients(self.objective, sizes)

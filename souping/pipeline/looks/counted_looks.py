@@ -5,8 +5,8 @@ It is part of the results store and identifies everything by its content: items 
 
 A *look* is a report, an extra benchmark or a comparison that showed numbers. It has a row in `counted_looks` (its
 claim, its items, and what else was known then), which is committed before the first of its numbers can be read outside
-the process, and rows in `shown` (its soups). `measured` has how a claim was measured, in order, and `pairs` the level
-at which a report showed two models.
+the process, and rows in `shown` (its soups, by rounded weights). `measured` has how a claim was measured, in order,
+`choices` what else the first report of a claim chose, and `pairs` the level at which a report showed two models.
 
 The table `written` counts the rows that were written: deleted rows are noticed.
 """
@@ -85,24 +85,30 @@ class CountedLooks:
         models: Sequence[Recipe],
         measurement: Measurement,
         guards: str = "",
+        choices: str = "",
     ) -> Look:
         """Write that a claim's numbers on these items are about to be shown, and return its look.
 
-        `models` are the rows of the report. The number of a look is fixed when the claim is first shown: one more than
-        the largest number of looks, at any of the items, that showed other claims. Deleted rows count as looks. A
-        repeated claim keeps its number, its known models and its guards, and gains a measurement.
+        `models` are the rows of the report, and `choices` what it chose (`Choices.to_row`), if anything. The number of
+        a look is fixed when the claim is first shown: one more than the largest number of looks, at any of the items,
+        that showed other claims. Deleted rows count as looks. A repeated claim keeps its number, its known models, its
+        guards and its choices, and gains a measurement.
         """
         questions = [item.answer_digest for item in items]
         key = claim.fingerprint
         with self._store.writing() as db:
             look = _write_look(db, key, _prompt_digests(items), questions, models, guards)
             _insert(db, "measured", key, json.dumps(measurement, sort_keys=True))
+            if choices:
+                _insert(db, "choices", key, choices)
             return replace(look, measurements=_measurements(db, key))
 
-    def measurements(self, claim: Claim) -> tuple[Measurement, ...]:
-        """How a claim was measured each time it was shown, in order; empty for a new claim."""
+    def choices(self, claim: Claim) -> str:
+        """What the first report of a claim chose (`Choices.to_row`); empty for a new claim."""
+        query = "SELECT choices FROM choices WHERE claim = ?"
         with self._store.reading() as db:
-            return _measurements(db, claim.fingerprint)
+            row = db.execute(query, (claim.fingerprint,)).fetchone()
+        return str(row[0]) if row else ""
 
     def show_comparison(
         self, claim: str, identities: Sequence[str], questions: Sequence[str]
@@ -114,6 +120,11 @@ class CountedLooks:
         """
         with self._store.writing() as db:
             return _write_look(db, claim, identities, questions)
+
+    def number_of(self, claim: str, identities: Sequence[str]) -> int:
+        """The look that a comparison of runs would be, or was; arguments as of `show_comparison`."""
+        with self._store.reading() as db:
+            return _number(db, claim, identities)
 
     def note_pairs(self, pairs: Mapping[str, Level]) -> None:
         """Note that a report showed these pairs of models, {digest: level}."""
@@ -266,17 +277,25 @@ def _write_look(
     query = "SELECT number, family, guards FROM counted_looks WHERE claim = ?"
     first = db.execute(query, (claim,)).fetchone() is None
     if first:
-        number = 1 + max(_earlier_looks(db, identities).values(), default=0) + _deleted(db)
+        number = _number(db, claim, identities)
         known = KnownModels() if number == 1 else _family(db, item_set, questions, models)
         _insert(db, "counted_looks", claim, number, item_set, json.dumps(known), guards)
     mixtures = _Mixtures(db)
     for parts in map(parts_of, models):
         # A model of one ingredient is no soup.
         if len(mixtures.of(parts)) > 1:
-            _insert(db, "shown", json.dumps(parts, sort_keys=True), item_set)
+            _insert(db, "shown", _rounded(parts), item_set)
     number, known, declared = db.execute(query, (claim,)).fetchone()
     soups, missing = json.loads(known)
     return Look(int(number), first, KnownModels(tuple(soups), missing), declared)
+
+
+def _number(db: sqlite3.Connection, claim: str, identities: Sequence[str]) -> int:
+    """The look of a claim (its fingerprint) at items (prompt digests), or what it would be."""
+    row = db.execute("SELECT number FROM counted_looks WHERE claim = ?", (claim,)).fetchone()
+    if row:
+        return int(row[0])
+    return 1 + max(_earlier_looks(db, identities).values(), default=0) + _deleted(db)
 
 
 def _earlier_looks(db: sqlite3.Connection, identities: Iterable[str]) -> dict[str, int]:
@@ -302,7 +321,9 @@ def _family(
         "AS own JOIN members AS other USING (content) WHERE own.item_set = ?)"
     )
     # {fingerprint: weight} as JSON, of soups that were shown on a set with an item of this one.
-    shown_mixtures = {str(parts) for (parts,) in db.execute(shown_query, (item_set,))}
+    shown_mixtures = {
+        _rounded(json.loads(parts)) for (parts,) in db.execute(shown_query, (item_set,))
+    }
     # Row numbers of the models that answered a question.
     answering: set[int] = set()
     for question in questions:
@@ -319,13 +340,18 @@ def _family(
             continue
         recipe = Recipe.from_dict(json.loads(row[0]))
         parts = parts_of(recipe)
-        text = json.dumps(parts, sort_keys=True)
+        text = _rounded(parts)
         stored.add(text)
         in_family = not models or len(mixtures.of(parts)) > 1
         if in_family and (text in shown_mixtures or recipe.fingerprint not in reported):
             soups.append(recipe.fingerprint)
     # Shown soups without an answer in the store are only counted.
     return KnownModels(tuple(soups), missing=len(shown_mixtures - stored))
+
+
+def _rounded(parts: Mixture) -> str:
+    """{fingerprint: weight} as JSON, with weights rounded as in a claim: repeats of a claim show no other soup."""
+    return json.dumps({name: round(weight, 3) for name, weight in parts.items()}, sort_keys=True)
 
 
 def _deleted(db: sqlite3.Connection) -> int:

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
 
 from souping.core.types import Item, ItemScores, Recipe, UserError
 from souping.core.unit import Unit
 from souping.pipeline.evaluation import Evaluation
 from souping.pipeline.evidence import KnownScores
+from souping.pipeline.looks.choices import Choices
 from souping.pipeline.looks.claims import (
     Claim,
     Look,
@@ -30,19 +30,19 @@ from souping.statistics.scores import ItemTable
 class HeldOutItems:
     """The items that a run may report on, and what a look at them costs.
 
-    `candidates` are fingerprints; `note` keeps a sentence for the reader of the report.
+    `candidates` are {name: fingerprint}; `note` keeps a sentence for the reader of the report.
     """
 
     settings: RunSettings
     counted_looks: CountedLooks
-    candidates: tuple[str, ...]
+    candidates: Mapping[str, str]
     note: Callable[[str], None]
 
     def report_claim(self, soup: Recipe, items: tuple[Item, ...]) -> Claim:
         """What the report will say of a soup."""
         return Claim(
             soup=soup,
-            candidates=self.candidates,
+            candidates=tuple(self.candidates.values()),
             evaluator=evaluator_digest(self.settings.evaluator),
             objective=self.settings.objective,
             items=self._unseen(soup, items),
@@ -78,14 +78,19 @@ class HeldOutItems:
         categories = {item.category for item in items}
         if used_up := categories - {item.category for item in unseen}:
             raise UserError(
-                f"category {min(used_up)}: earlier runs with other splits chose among these ingredients on all of its "
-                "test items, so nothing can be reported on them: add items that no run has seen"
+                f"category {min(used_up)}: earlier runs or dry runs with other splits chose among these ingredients on "
+                "all of its test items, so nothing can be reported on them: add items that no run has seen"
             )
         self.note(
-            f"{len(items) - len(unseen)} of {len(items)} test items are left out: earlier runs with other splits "
-            "chose among these ingredients on them"
+            f"{len(items) - len(unseen)} of {len(items)} test items are left out: earlier runs or dry runs with "
+            "other splits chose among these ingredients on them"
         )
         return unseen
+
+    def first_choices(self, claim: Claim, choices: Choices) -> Choices:
+        """The choices of the first report of a claim; `choices` for a new one."""
+        row = self.counted_looks.choices(claim)
+        return choices.as_first_shown(row, self.candidates, claim.items) if row else choices
 
     def open(
         self,
@@ -94,21 +99,26 @@ class HeldOutItems:
         evaluation: Evaluation,
         measure: Callable[[Stage, Sequence[Measurement]], list[ItemScores]],
         guards: str = "",
+        choices: Choices | None = None,
     ) -> tuple[Look, list[ItemScores]]:
-        """Measure a claim: (its look, scores of the stage's models). The look is stored before anybody sees a score.
+        """Measure a claim: (its look, scores of the stage's models).
+
+        The look is stored before the first answer, which can be read in the store, or wherever the items are answered.
 
         `measure` takes the stage and the measurements with which the claim was shown before, and returns the scores.
-        `guards` are those of the run as the store keeps them (`goals.declared`).
+        `guards` are those of the run as the store keeps them (`goals.declared`), `choices` those of its report.
+
+        Raises:
+            UserError: another process reported the claim meanwhile, with other choices.
         """
         measurement = evaluation.measurement(stage.models, stage.items)
-        show = partial(
-            self.counted_looks.show_report, claim, stage.items, stage.models, measurement, guards
+        row = "" if choices is None else choices.to_row(self.candidates, claim.items)
+        look = self.counted_looks.show_report(
+            claim, stage.items, stage.models, measurement, guards, row
         )
-        # What is handed out can be read before its scores come back.
-        look = show() if evaluation.hands_out else None
-        scores = measure(stage, self.counted_looks.measurements(claim))
-        if look is None:
-            look = show()
+        if choices is not None and self.first_choices(claim, choices) != choices:
+            raise UserError("another run reported this soup in the meantime: start this run again")
+        scores = measure(stage, look.measurements)
         self._note_look(claim, stage, look, measurement)
         return look, scores
 
