@@ -77,7 +77,9 @@ def test_a_name_of_the_hub_that_no_folder_resembles_is_left_to_the_plan(
     family: Path, souping: Cli
 ) -> None:
     words = ["pool.candidates=[org/model-a,org/model-b]", *pool_of(family)[1:], "selector=all"]
-    souping("plan", *words).ok()
+    done = souping("plan", *words)
+    done.refused("org/model-a")
+    assert "did you mean" not in done.err
 
 
 def test_complete_overrides_are_never_joined() -> None:
