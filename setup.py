@@ -86,5 +86,5 @@ setup(
         "remote": ["fsspec>=2024.6", "s3fs>=2024.6", "gcsfs>=2024.6"],
         "inspect": ["inspect-ai>=0.3.200"],  # reads its own logs
     },
-    entry_points={"console_scripts": ["souping=souping.cli.main:main"]},
+    entry_points={"console_scripts": ["souping=souping.__main__:run_command_line"]},
 )

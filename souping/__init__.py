@@ -6,13 +6,6 @@ The names below are the library's. Each is imported when it is first used, so th
 import sys
 from importlib import import_module
 
-if ("souping" in sys.orig_argv and sys.argv[:1] == ["-m"]) or (
-    sys.argv[:1] and sys.argv[0].endswith("/souping")
-):
-    import signal  # the command begins: an interrupt just ends it
-
-    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
-        signal.signal(signal.SIGINT, signal.SIG_DFL)
 if sys.platform == "win32":
     raise ImportError(
         "souping runs on Linux and macOS: on Windows, install it inside WSL (wsl --install)"

@@ -3,44 +3,73 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Sequence
+import sys
+from collections.abc import Iterable, Mapping, Sequence
 from difflib import get_close_matches
 from functools import cache
 from shlex import quote
 from typing import Any
 
+from souping.cli.commands import root_of
 from souping.cli.help import choices, folder, groups
-from souping.core.text import nearest
+from souping.core.text import closest
 
+HINTS: Mapping[str, Sequence[str]] = {
+    "also": ["extra_benchmarks"],
+    "base": ["merge.base_model"],
+    "checkpoints": ["pool.candidates"],
+    "dataset": ["benchmark.path"],
+    "gate": ["expected_mismatch"],
+    "items": ["benchmark.path"],
+    "limit": ["benchmark.limit", "dry_run"],
+    "margin": ["min_gain"],
+    "merge.weights": ["optimiser.weights"],
+    "models": ["pool.candidates"],
+    "output_dir": ["out"],
+    "store.path": ["store"],
+    "weights": ["optimiser.weights"],
+}
+"""{word that users try: keys that they may mean}"""
 OVERRIDE = re.compile(r"[+~]*[a-z_][\w.]*=.+", re.DOTALL)
 VALUE = re.compile(r"[\[{].*|[\d.,]+", re.DOTALL)
 """Values that are no names of choices."""
 
 
-def key_advice(key: str, known: Iterable[str], words: Sequence[str] = ()) -> str:
+def key_advice(key: str, known: Iterable[str]) -> str:
     """The end of a message on a key that its component lacks: the choices that have it, or the nearest key.
 
-    `known` are the keys of that component, or of the root; `words` the overrides of the command line.
+    `known` are the keys of that component, or of the root.
     """
-    group = key.partition(".")[0]
+    group, _, below = key.partition(".")
+    parent, dot, name = key.rpartition(".")
     # Choices of the group have the key, but not the one in use.
     if key in owners():
-        for word in words:
+        for word in sys.argv[1:]:
             if _chooses(word, group):
                 return f": {word} chooses another {group}: leave one of the two out"
         return f": it belongs to {' or '.join(owners()[key])}: add {'one of these' if len(owners()[key]) > 1 else 'it'}"
+    if key in HINTS:
+        return _meant(HINTS[key])
+    if group in groups() and (near := closest(name, known)):
+        return _meant([parent + dot + near])
     # A name without its group, or with one that it does not need: `k` for `selector.k`.
     full_keys = []
     for full_key in owners():
         if key in full_key.partition(".") or full_key in key.partition("."):
             full_keys.append(full_key)
-    near = nearest(key.rpartition(".")[2] if group in groups() else group, known)
-    if near and not full_keys:
-        return near
     full_keys = full_keys or get_close_matches(key, owners(), n=1, cutoff=0.85)
+    if not full_keys and (near := closest(group, known)):
+        # Only components have keys of their own.
+        full_keys = [near + dot + below if near in groups() else near]
+    full_keys = full_keys or HINTS.get(name, [])
     if full_keys:
-        return f"; did you mean {' or '.join(map(_spelled, full_keys))}?"
+        return _meant(full_keys)
     return f"; known keys: {', '.join(known) or 'none'}"
+
+
+def _meant(keys: Iterable[str]) -> str:
+    """`; did you mean KEY or KEY?` with what to type for each."""
+    return f"; did you mean {' or '.join(map(_spelled, keys))}?"
 
 
 def value_advice(group: str, value: str) -> str:
@@ -135,9 +164,14 @@ def _chooses(word: str, group: str) -> bool:
 
 
 def _spelled(key: str) -> str:
-    """What to type for a key: `optimiser=grid optimiser.step` if the default choice lacks it, else the key alone."""
-    names = list(owners()[key])
-    text = (folder() / "config.yaml").read_text(encoding="utf-8")
-    if any(re.search(f"- {name.replace('=', ': ')}\n", text) for name in names):
+    """What to type for a key: `optimiser=grid optimiser.step` if the chosen component lacks it, else the key alone."""
+    names = list(owners().get(key, ()))
+    group = key.partition(".")[0]
+    text = (folder() / f"{root_of(sys.argv[1:])}.yaml").read_text(encoding="utf-8")
+    chosen = [f"{group}={name}" for name in re.findall(rf"- {group}: (.+)", text)]
+    for word in sys.argv[1:]:
+        if word.startswith(f"{group}=") and word.partition("=")[2] in choices(group):
+            chosen = [word]
+    if not names or set(chosen) & set(names):
         return key
     return f"{names[0]} {key}"

@@ -158,13 +158,14 @@ def explain(error: BaseException) -> str:
         return _unreadable_override(str(error.override))
     if unknown := _unknown_choice(error):
         return unknown
-    match = re.match("Could not override '(.+)'", str(error))
+    # Hydra reports a key below a plain value, such as `store.path`, in other words.
+    match = re.match(
+        r"(?:Could not override '|Error merging override \+*(?=\w+\.))([^'=]+)", str(error)
+    )
     if match and match[1] in COMMANDS and match[1] not in groups():
         return misplaced(match[1])
     if match and match[1] not in groups():
-        return (
-            f"{match[1]} is not a key here{key_advice(match[1], _known_keys(error), sys.argv[1:])}"
-        )
+        return f"{match[1]} is not a key here{key_advice(match[1], _known_keys(error))}"
     # Hydra's and OmegaConf's messages: their first two lines but for these, which do not help.
     remarks = (
         "full_key:",
@@ -207,6 +208,9 @@ def _unknown_choice(error: BaseException) -> str:
     """A message on a choice that a group lacks, with what to type instead; empty if the error is another one."""
     # Hydra's errors have these attributes, others do not.
     group, _, choice = str(getattr(error, "missing_cfg_file", "") or "").rpartition("/")
+    # A path has slashes too.
+    if group.split("/")[0] in groups():
+        group, _, choice = f"{group}/{choice}".partition("/")
     options = getattr(error, "options", None)
     if not options and group in groups():
         options = choices(group)
@@ -226,4 +230,5 @@ def _known_keys(error: BaseException) -> list[str]:
     node = getattr(error.__cause__, "parent_node", None)
     if not isinstance(node, DictConfig):
         return []
-    return [str(key) for key in node if not str(key).startswith("_")]
+    # These are not for users.
+    return [str(key) for key in node if key not in ("_target_", "action", "hydra")]

@@ -98,12 +98,15 @@ def parse_size(size: int | str, key: str) -> int:
     raise UserError(f"{key}={size} must be a positive size such as 5GB or 500MB")
 
 
+def closest(name: str, options: Iterable[str]) -> str:
+    """The option that is most like a name; empty if none is near."""
+    return "".join(get_close_matches(name, list(options), n=1, cutoff=0.6))
+
+
 def nearest(name: str, options: Iterable[str]) -> str:
     """`; did you mean NAME?` for the end of an error's line, nothing if no option is near."""
-    near = get_close_matches(name, list(options), n=1, cutoff=0.6)
-    if not near:
-        return ""
-    return f"; did you mean {near[0]}?"
+    near = closest(name, options)
+    return f"; did you mean {near}?" if near else ""
 
 
 def check_pointer(where: str | Path, start: str | bytes) -> None:

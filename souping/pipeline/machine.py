@@ -21,6 +21,7 @@ from souping.core.text import human
 from souping.core.types import (
     Candidate,
     JsonObject,
+    LateError,
     Missing,
     UserError,
     frozen,
@@ -163,6 +164,16 @@ def requirements_of(
         if gpu not in requirements:
             requirements.append(gpu)
     return requirements
+
+
+def refuse_start(reasons: Sequence[Missing]) -> None:
+    """End a plan that has found why its run or merge cannot start here (LateError); nothing without reasons."""
+    if not reasons:
+        return
+    further = ""
+    if len(reasons) > 1:
+        further = f" (and {len(reasons) - 1} more, see above)"
+    raise LateError(f"this run cannot start here: {reasons[0].sentence()}{further}")
 
 
 def check_machine(run: RunSettings, evaluators: Sequence[Evaluator]) -> None:

@@ -39,6 +39,7 @@ from souping.merge.local import LocalMerge, method_digest
 from souping.merge.plan import HUGE, MOST_INGREDIENTS
 from souping.merge.soup_files import CARD, RECIPE, planned_files
 from souping.pipeline.card import soup_card
+from souping.pipeline.machine import refuse_start
 from souping.pipeline.models import RunPool, folder_of, with_base
 from souping.pipeline.serving import STORED_SOUP_PREFIX, check_space, scratch_place
 from souping.pipeline.settings import MergeSettings, SoupSettings
@@ -68,6 +69,8 @@ def execute_merge(settings: MergeSettings) -> None:
         check_target(goal, settings.out)
     with closing(settings.merge):
         folder = rebuild(settings) if settings.recipe else merge(settings)
+    if settings.plan:
+        refuse_start(settings.merge.needs())
     show_files(settings, folder)
     if goal is not None and folder is not None:
         from souping.pipeline.upload import send

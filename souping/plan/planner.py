@@ -21,7 +21,6 @@ from souping.core.types import (
     SPLITS,
     Item,
     Items,
-    LateError,
     Missing,
     ScoreMatrix,
     UserError,
@@ -40,6 +39,7 @@ from souping.pipeline.machine import (
     missing_gpus,
     missing_packages,
     model_sizes,
+    refuse_start,
     requirements_of,
 )
 from souping.pipeline.models import RunPool
@@ -97,8 +97,9 @@ class _Planner:
         # Several parts of the plan may meet the same error.
         plan.missing = unique_needs([*plan.missing, *self.lacking])
         plan.faults = list(dict.fromkeys(self.faults))
-        reasons = [*plan.missing]
-        reasons += [Missing(what=fault) for fault in plan.faults]
+        # Faults first: they hold on any machine.
+        reasons = [Missing(what=fault) for fault in plan.faults]
+        reasons += plan.missing
         reasons += [requirement.lack() for requirement in plan.requirements if not requirement.fits]
         plan.reasons = list(dict.fromkeys(reasons))
         return plan
@@ -397,23 +398,15 @@ def plan(run: RunSettings) -> None:
     """Print and save the plan of a run, as `outputs/NAME/plan_DATE_TIME.json`.
 
     Raises:
-        LateError: the run cannot go on anywhere as it is configured; the plan is saved all the same.
+        LateError: the run cannot start here; the plan is saved all the same.
     """
     run_plan = checked_plan(run)
     sheet = plan_sections(run_plan)
     show_sheet(sheet)
     file = write_atomically(dated_path(run.name, "plan"), as_json(as_dict(run_plan)).encode())
     print(f"saved: {nearby(file)}")
-    if not run_plan.reasons:
-        print("This run can start: repeat the command without `plan`.")
-        return
-    further = ""
-    if len(run_plan.reasons) > 1:
-        further = f" (and {len(run_plan.reasons) - 1} more, see above)"
-    # A fault holds on any machine. What is missing here may be there where the run will start.
-    if run_plan.faults:
-        raise LateError(f"this run cannot start here: {run_plan.faults[0]}{further}")
-    print(f"this run cannot start here: {run_plan.reasons[0].sentence()}{further}")
+    refuse_start(run_plan.reasons)
+    print("This run can start: repeat the command without `plan`.")
 
 
 def checked_plan(run: RunSettings) -> Plan:

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from souping.cli.advice import joined_override, key_advice, owners
+from souping.cli.advice import HINTS, joined_override, key_advice, owners
 from tests.conftest import Cli, pool_of
 from tests.support.composition import compose
 
@@ -44,7 +44,18 @@ def test_every_key_of_every_choice_is_known() -> None:
         ("+selector.k=2", ["selector.k", "selector=soce_cluster"]),
         ("executor.gpus=1", ["executor=ray"]),
         ("analysis.shapley.max_models=3", ["analysis=shapley"]),
-        ("optimser.trials=3", ["did you mean optimiser"]),
+        ("optimser.trials=3", ["did you mean optimiser.max_trials?"]),
+        ("optimser.nonsense=3", ["did you mean optimiser.nonsense?"]),
+        ("optimser.max_trial=3", ["did you mean optimiser.max_trials?"]),
+        ("evaluator.max_tokens=3", ["did you mean evaluator.max_new_tokens?"]),
+        ("seed.x=3", ["did you mean seed?"]),
+        ("benchmark=/data/items.jsonl", ["write benchmark.path=/data/items.jsonl"]),
+        ("benchmark=data/items", ["write benchmark.path=data/items"]),
+        ("weights=[0.5,0.5]", ["did you mean optimiser=fixed optimiser.weights?"]),
+        ("optimiser=fixed weights=[0.5,0.5]", ["did you mean optimiser.weights?"]),
+        ("merge weights=[0.5,0.5]", ["did you mean optimiser.weights?"]),
+        ("merge merge.weights=[0.5,0.5]", ["did you mean optimiser.weights?"]),
+        ("evaluator.limit=3", ["benchmark.limit", "dry_run"]),
         ("merge selector.k=2", ["+experiment=merge"]),
         ("seed = 3", ["write seed=3"]),
         ("optimiser.max_trials= 3", ["write optimiser.max_trials=3"]),
@@ -73,11 +84,42 @@ def test_a_typo_is_answered_with_what_to_type(
     souping(*given).refused(*needles)
 
 
+TRIED = {
+    "also": "extra_benchmarks",
+    "base": "merge.base_model",
+    "checkpoints": "pool.candidates",
+    "dataset": "benchmark.path",
+    "gate": "expected_mismatch",
+    "items": "benchmark.path",
+    "limit": "benchmark.limit or dry_run",
+    "margin": "min_gain",
+    "models": "pool.candidates",
+    "output_dir": "out",
+    "store.path": "store",
+}
+
+
+@pytest.mark.parametrize(("word", "keys"), TRIED.items())
+def test_a_word_that_users_try_leads_to_the_key(word: str, keys: str, souping: Cli) -> None:
+    for plus in ("", "++"):
+        souping("pool=demo", f"{plus}{word}=3").refused(f"{word} ", f"did you mean {keys}?")
+
+
+def test_every_hint_leads_to_keys_and_none_is_a_key_itself() -> None:
+    root = compose(["+experiment=bfcl"])
+    for word, keys in HINTS.items():
+        assert word not in {*root, *owners()}
+        assert all(key in root or key in owners() for key in keys)
+    assert HINTS.keys() - TRIED.keys() == {"weights", "merge.weights"}
+
+
 def test_a_name_of_the_hub_that_no_folder_resembles_is_left_to_the_plan(
     family: Path, souping: Cli
 ) -> None:
     words = ["pool.candidates=[org/model-a,org/model-b]", *pool_of(family)[1:], "selector=all"]
-    souping("plan", *words).ok()
+    done = souping("plan", *words)
+    done.refused("org/model-a")
+    assert "did you mean" not in done.err
 
 
 def test_complete_overrides_are_never_joined() -> None:

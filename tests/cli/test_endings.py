@@ -149,6 +149,30 @@ def test_a_signal_at_any_import_prints_no_traceback(
     assert len(done.stderr.splitlines()) <= 1
 
 
+CALLED_SOUPING = (("souping",), ("-m", "tools.souping"), ("-m", "tools", "souping"))
+"""Command lines of other programs, whose imports of souping begin while `sys.argv[0]` is the first word."""
+
+
+@pytest.mark.parametrize("words", CALLED_SOUPING, ids=" ".join)
+def test_a_program_that_imports_souping_keeps_its_interrupts(
+    tmp_path: Path, words: tuple[str, ...]
+) -> None:
+    check = "import signal, souping\nprint(signal.getsignal(signal.SIGINT) is signal.default_int_handler)\n"
+    (tmp_path / "tools").mkdir()
+    for name in ("souping", "tools/__init__.py", "tools/__main__.py", "tools/souping.py"):
+        (tmp_path / name).write_text(check)
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    line = [sys.executable, *words]
+    if words == ("souping",):
+        line = [sys.executable, str(tmp_path / "souping")]
+    heard = lambda: signal.signal(signal.SIGINT, signal.default_int_handler)  # noqa: E731
+    done = subprocess.run(
+        line, cwd=tmp_path, env=environment, text=True, capture_output=True, preexec_fn=heard
+    )
+    assert done.returncode == 0, done.stderr
+    assert set(done.stdout.split()) == {"True"}
+
+
 PRINTS = r"""
 import sys
 from souping.cli.process import open_streams

@@ -38,7 +38,7 @@ FILES = {
     ("words", "needles"),
     [
         ("selector=socee", ["selector", "did you mean soce"]),
-        ("selector.thresold=0.3", ["selector.thresold", "did you mean threshold"]),
+        ("selector.thresold=0.3", ["selector.thresold", "did you mean selector.threshold?"]),
         ("+experiment=bfc", ["+experiment=bfc: there is no such choice", "did you mean bfcl"]),
         ("experiment=bfcl", ["+experiment=bfcl"]),
         ("nonsense=1", ["nonsense", "known keys"]),

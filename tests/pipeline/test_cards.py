@@ -280,9 +280,11 @@ def test_no_path_of_this_machine_is_sent_with_a_config(
 
 
 def test_a_planned_run_shows_a_card_without_what_the_run_decides(
-    offline: None, family: Path, souping: Cli, tmp_path: Path
+    offline: None, family: Path, souping: Cli, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     words = [*pool_of(family, "ant", "bee"), "selector=all"]
+    souping("plan", *words, "upload=me/soup").refused("login")
+    monkeypatch.setenv("HF_TOKEN", WRITER)
     shown = souping("plan", *words, "upload=me/soup").ok().out
     assert {"README.md", "model.safetensors", "recipe.json"} <= planned_sizes(shown).keys()
     assert "# Soup to be found" in shown

@@ -111,6 +111,17 @@ def test_a_plan_is_shown_saved_and_merged_alone(souping: Cli, family: Path, tmp_
     assert one == two
 
 
+def test_a_plan_of_a_merge_that_cannot_start_here_ends_with_2(
+    souping: Cli, family: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("souping.core.text.find_spec", lambda package: None)
+    pool = f"pool.candidates=[{family / 'ant'},{family / 'bee'}]"
+    words = [pool, "optimiser=uniform", "out=soup", "merge=mergekit", "merge.method=linear"]
+    done = souping("plan", "merge", *words)
+    done.refused("cannot start here", "mergekit")
+    assert list((tmp_path / "outputs" / "merge").glob("plan_*.json"))
+
+
 @pytest.mark.parametrize(
     "change",
     [

@@ -155,8 +155,8 @@ def test_a_full_disk_stops_a_run(
     monkeypatch.setattr(machine, "disk_space", lambda path: (1000, 1))
     souping(*pool_of(family)).refused("the disk for the soup has 1.00 kB, the run needs 23.47 kB")
     assert not list(tmp_path.glob("outputs/fam/*"))
-    done = souping("plan", *pool_of(family)).ok()
-    assert "the disk for the soup has 1.00 kB" in done.out.splitlines()[-1]
+    souping("plan", *pool_of(family)).refused("the disk for the soup has 1.00 kB")
+    assert not plan_of(tmp_path)["can_go_on"]
 
 
 def test_gpus_that_are_missing() -> None:
@@ -325,7 +325,8 @@ class TestPublished:
             f"benchmark.path={family / 'items.jsonl'}",
         ]
         plan = [f"pool.candidates=[{pool}]", *table, "throughput=20", "optimiser=grid"]
-        done = souping("plan", *plan).ok()
+        done = souping("plan", *plan)
+        done.refused("cannot start here", "hf download Salesforce/Llama-xLAM-2-8b-fc-r")
         found = plan_of(tmp_path)
         chosen = found["selection"]["selection"]
         assert (chosen["ingredients"], set(chosen["experts"].values())) == (BEST, set(BEST))
@@ -343,7 +344,6 @@ class TestPublished:
         lacking = [one for one in found["missing"] if one["fix"].startswith("hf download")]
         assert [one["what"].split(":")[0] for one in lacking] == list(HUB)
         assert not found["can_go_on"]
-        assert "hf download Salesforce/Llama-xLAM-2-8b-fc-r" in done.out
 
     @pytest.mark.parametrize(
         "name",
@@ -365,7 +365,9 @@ class TestPublished:
             return tasks.load_documents(evaluator)
 
         monkeypatch.setattr("souping.evaluate.lm_eval.load_documents", load_documents)
-        page = souping("plan", f"+experiment={name}", *EXPERIMENTS[name]).ok().out
+        done = souping("plan", f"+experiment={name}", *EXPERIMENTS[name])
+        done.refused("cannot start here")
+        page = done.out
         # It takes twenty seconds to index the harness's tasks.
         assert len(loads) == ("bfcl" not in name)
         found = plan_of(tmp_path)
