@@ -17,10 +17,10 @@ import numpy as np
 from souping.comparison.looks import ComparisonLooks, looks_of
 from souping.comparison.pooled import task_weights
 from souping.comparison.result import CompareResult, Difference, Flip, RowVerdict, RunNoise
-from souping.comparison.row_tests import TRUNCATED, RowTest, decide_rows
+from souping.comparison.row_tests import RowTest, decide_rows
 from souping.comparison.rows import RowScores, is_scored, rows_of
 from souping.comparison.several import joint_tests
-from souping.comparison.verdict import FAIL_ON, Margin, Policy, Word, read_policy
+from souping.comparison.verdict import FAIL_ON, TRUNCATED, Margin, Policy, Word, read_policy
 from souping.core.fields import Bounds, Count, check_arguments, load_json, pick
 from souping.core.files import expanded
 from souping.core.text import listed

@@ -14,7 +14,7 @@ from io import StringIO
 from operator import itemgetter
 from typing import TYPE_CHECKING, Literal
 
-from souping.comparison.verdict import Word
+from souping.comparison.verdict import MISSING, TRUNCATED, Word
 from souping.core.reading import to_json
 from souping.core.text import confidence, listed, minus
 from souping.core.types import Names, UserError, frozen
@@ -33,6 +33,8 @@ Difference = tuple[float, float, float]
 """Difference, lower and upper limit."""
 SHOWN_TEXT_CHARS = 1500
 """Characters of a prompt or an answer that are shown."""
+ROW = 38
+"""Height of a chart's row: the name and, below it, the interval."""
 AmountKind = Literal["average", "group", "task", "metric", "length", "cut"]
 
 
@@ -245,7 +247,7 @@ def comparison_sections(result: CompareResult, flips: int = 0) -> list[Section]:
 def _model(result: CompareResult, model: str) -> Section:
     """The section of a model: its verdict, what the comparison can show, and a table of its rows."""
     rows = result.rows(model)
-    lines = [sentence(rows[0]), power_sentence(rows[0])]
+    lines = [sentence(rows[0]), next_step(rows[0]), power_sentence(rows[0])]
     failed = [row for row in rows if row.required and row.verdict in result.fail_on]
     if failed:
         words = listed(f"{row.name} is {row.verdict}" for row in failed)
@@ -402,8 +404,8 @@ def _points(row: RowVerdict, value: float | None, sign: bool = False) -> str:
     return f"{amount(row, value, sign)} {_unit(row)}"
 
 
-def sentence(row: RowVerdict) -> str:
-    """The verdict on a row in words, with the difference, its interval and p-value."""
+def verdict_in_words(row: RowVerdict) -> str:
+    """`cand is better than base`: the verdict on a row without its numbers, but for the margin."""
     margin = _points(row, row.margin)
     reason = f" ({row.reason})" if row.reason else ""
     verdicts = {
@@ -413,12 +415,32 @@ def sentence(row: RowVerdict) -> str:
         "no-worse": f"{row.model} is no worse than {row.baseline}: a loss of {margin} is ruled out",
     }
     undecided = f"{row.model} against {row.baseline}: undecided{reason}"
-    verdict = verdicts.get(row.verdict, undecided)
+    return verdicts.get(row.verdict, undecided)
+
+
+def next_step(row: RowVerdict) -> str:
+    """What to do with the verdict on the average row."""
+    steps = {
+        "better": f"use {row.model} if no loss in the table matters",
+        "no-worse": f"use {row.model} if it has other advantages and no loss in the table matters",
+        "worse": f"keep {row.baseline}",
+        "much-worse": f"keep {row.baseline}",
+    }
+    undecided = f"add items or runs, or keep {row.baseline}"
+    if row.margin is None:
+        undecided = f"name the loss that does not matter (--margin), or {undecided}"
+    if row.reason in (MISSING, TRUNCATED):
+        undecided = "evaluate again, so that no answer is missing or truncated"
+    return f"Next: {steps.get(row.verdict, undecided)}."
+
+
+def sentence(row: RowVerdict) -> str:
+    """The verdict on a row in words, with the difference, its interval and p-value."""
     p = p_value(row.p_value)
     equals = "" if p.startswith("<") else "= "
     interval = f"{confidence(row.level)} interval {_limits(row, row.low, row.high, ' to ')}"
     difference = f"{_difference(row, row.difference, row.low, row.high)} {_unit(row)}"
-    return f"{verdict}. Difference {difference} ({interval}, p {equals}{p})."
+    return f"{verdict_in_words(row)}. Difference {difference} ({interval}, p {equals}{p})."
 
 
 def power_sentence(row: RowVerdict) -> str:
@@ -443,19 +465,22 @@ def power_sentence(row: RowVerdict) -> str:
 
 
 def comparison_title(result: CompareResult) -> str:
-    return f"{', '.join(result.models[1:])} against {result.baseline}"
+    """The verdict on each model, in one line."""
+    return "; ".join(verdict_in_words(result.average_row(model)) for model in result.models[1:])
 
 
 def comparison_page(result: CompareResult, flips: int = 0) -> str:
     """The comparison as one HTML file without scripts or links to other files, with at most `flips` flips per model."""
     body = [f"<h1>{escape_html(comparison_title(result))}</h1>"]
+    charts = []
     for model in result.models[1:]:
         # Rows that can share an axis: other metrics have other units.
         rows = []
         for row in result.rows(model):
             if row.fraction or row.kind in ("average", "group", "task"):
                 rows.append(row)
-        body.append(chart(rows))
+        charts.append(chart(rows))
+    body.append(f'<div class="row">{"".join(charts)}</div>')
     body.extend(map(section_html, comparison_sections(result, flips)))
     return document(comparison_title(result), body)
 
@@ -472,22 +497,23 @@ def chart(rows: Sequence[RowVerdict]) -> str:
         values += [scale * row.low, scale * row.high, scale * margin]
     low = min(values)
     high = max(values)
-    bottom = 24 * len(rows)
+    bottom = ROW * len(rows)
 
-    # Horizontal place of a value: names are left of 190, and the chart has 510 units.
+    # Horizontal place of a value: the chart has 420 units of 480, and its numbers need the others.
     def x(value: float) -> str:
-        return f"{190 + (value - low) / max(high - low, 1e-6) * 510:.1f}"
+        return f"{30 + (value - low) / max(high - low, 1e-6) * 420:.1f}"
 
     marks = [f'<path d="M{x(0)} 0V{bottom + 4}"/>']
     for place, row in enumerate(rows):
-        y = 24 * place + 12
+        y = ROW * place + 28
         name = escape_html(short(row.name))
-        marks.append(f'<text x="180" y="{y + 4}" text-anchor="end">{name}</text>')
+        outline = 'stroke="var(--page)" stroke-width="4" paint-order="stroke"'
+        marks.append(f'<text x="6" y="{y - 12}" {outline}>{name}</text>')
         interval = f"M{x(scale * row.low)} {y}H{x(scale * row.high)}"
         marks.append(f'<path d="{interval}" stroke-width="2"/>')
         marks.append(f'<circle cx="{x(scale * row.difference)}" cy="{y}" r="4"/>')
         if row.margin is not None:
-            tick = f"M{x(loss * scale * row.margin)} {y - 12}v24"
+            tick = f"M{x(loss * scale * row.margin)} {y - 8}v16"
             marks.append(f'<path d="{tick}" stroke-dasharray="3 3"/>')
     for value in sorted({low, 0.0, high}):
         number = amount(rows[0], value / scale, sign=True)
@@ -499,8 +525,10 @@ def _figure(rows: Sequence[RowVerdict], height: int, marks: str) -> str:
     """An HTML figure of SVG `marks` with a caption that names the models and the unit."""
     dashed = "; dashed: the margin" if any(row.margin is not None for row in rows) else ""
     label = escape_html(f"{rows[0].model} minus {rows[0].baseline}, {_unit(rows[0])}{dashed}")
-    style = 'style="max-width:720px" font-size="12" fill="currentColor"'
+    # The text has 12 pixels, on a phone 9.
+    style = 'style="max-width:480px;min-width:360px" font-size="12" fill="currentColor"'
     # Lines take the colour of the page's text.
     drawing = marks.replace("<path", '<path stroke="currentColor"')
-    svg = f'<svg viewBox="0 0 720 {height}" {style} role="img" aria-label="{label}">{drawing}</svg>'
-    return f"<figure>{svg}<figcaption>{label}</figcaption></figure>"
+    svg = f'<svg viewBox="0 0 480 {height}" {style} role="img" aria-label="{label}">{drawing}</svg>'
+    box = f'<div class="scroll" tabindex="0">{svg}</div>'
+    return f"<figure>{box}<figcaption>{label}</figcaption></figure>"

@@ -13,12 +13,19 @@ from typing import Literal
 
 from souping.comparison.result import RowVerdict
 from souping.comparison.rows import RowScores
-from souping.comparison.verdict import AVERAGE, Limits, Policy, Word, decide, verdict_of
+from souping.comparison.verdict import (
+    AVERAGE,
+    TRUNCATED,
+    Limits,
+    Policy,
+    Word,
+    decide,
+    verdict_of,
+)
 from souping.statistics.comparison import Comparison, contrast, contrast_at, split_variance
 from souping.statistics.levels import MOST_LOST, Level, step_down
 from souping.statistics.power import RunPower
 
-TRUNCATED = f"more than {100 * MOST_LOST:.0f} % of the answers are truncated"
 # Tests of one model are computed once, and forgotten before the next model.
 _contrast = cache(contrast)
 _contrast_at = cache(contrast_at)

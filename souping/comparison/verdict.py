@@ -10,13 +10,15 @@ from typing import Literal, get_args
 
 from souping.core.fields import pick, text_of
 from souping.core.types import Json, UserError, frozen
-from souping.statistics.levels import release
+from souping.statistics.levels import MOST_LOST, release
 
 Word = Literal["better", "much-worse", "worse", "no-worse", "undecided"]
 WORDS: tuple[Word, ...] = get_args(Word)
 FAIL_ON: tuple[Word, ...] = ("worse", "much-worse")
 AVERAGE = "average"
 LENGTHS = ("tokens", "characters")
+TRUNCATED = f"more than {100 * MOST_LOST:.0f} % of the answers are truncated"
+MISSING = "missing answers"
 Limits = tuple[float, float]
 
 
@@ -136,7 +138,7 @@ def verdict_of(
     highest = max(high for _, high in limits)
     word = _first_word((lowest, highest), margin, words)
     if word == "undecided" and _first_word(limits[0], margin, words) != "undecided":
-        return word, "missing answers"
+        return word, MISSING
     return word, ""
 
 

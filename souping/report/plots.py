@@ -13,7 +13,6 @@ import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from textwrap import wrap
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -38,10 +37,10 @@ PAPER = "#ffffff"
 DARK = "#111214"
 LIGHT = "#fdfdfd"
 
-LABEL_CHARS = 26
-"""Characters of a line beside a chart."""
-PHONE = 370
-"""Pixels that a figure has on a small phone."""
+PHONE = 362
+"""Pixels that a figure has on a phone of 390."""
+LEAST_TEXT = 9.0
+"""Pixels of the smallest text that can be read: a figure does not shrink further, but scrolls."""
 UNDATED = dict.fromkeys(("Date", "Creator", "Format", "Type"))
 COLOURS: Mapping[str, str] = {
     "soup": "#d55e00",
@@ -102,14 +101,15 @@ class Drawing:
         view = re.findall(r'viewBox="[\d. -]+"', head)[0]
         # A point is 4/3 pixels.
         pixels = float(re.findall(r'width="([\d.]+)pt"', head)[0]) * 4 / 3
-        size = f"max-width:{pixels:.0f}px"
-        # Text can still be read at half the size. What is then too wide for a phone scrolls there.
-        if pixels / 2 > PHONE:
-            size += f";min-width:{pixels / 2:.0f}px"
+        smallest = min(map(float, re.findall(r"font-size: ([\d.]+)px", body))) * 4 / 3
+        least = math.ceil(pixels * LEAST_TEXT / smallest)
+        size = f"max-width:{pixels:.0f}px;min-width:{least}px"
+        wide = ' class="wide"' if least > PHONE else ""
         label = html.escape(self.alt, quote=True)
         spaces = 'xmlns="http://www.w3.org/2000/svg" xmlns:xlink="http://www.w3.org/1999/xlink"'
         return (
-            f'<svg {spaces} {view} role="img" aria-label="{label}" style="{size}">{body.rstrip()}'
+            f'<svg {spaces} {view}{wide} role="img" aria-label="{label}" style="{size}">'
+            f"{body.rstrip()}"
         )
 
     def png(self, dpi: int = 144) -> bytes:
@@ -197,10 +197,8 @@ def forest(report: Report) -> Drawing | None:
         "p": [p_value(pair.p_shown) for pair in pairs],
     }
     below = f"soup minus the other, {unit.name} ({confidence_of(pairs)} interval)"
-    lines = 1 + max(label.count("\n") for label in labels)
-    height = 0.18 + 0.12 * lines
     filled = [True] * len(pairs)
-    plot = _differences(unit, pairs, labels, colours, below, columns, height, filled)
+    plot = _differences(unit, pairs, labels, colours, below, columns, filled)
     alt = f"Forest plot: the soup minus each of {len(pairs)} other models."
     return Drawing("forest", plot, alt, f"{unit.better_side} of the line the soup is better.")
 
@@ -219,7 +217,7 @@ def category_gains(report: Report) -> Drawing | None:
     columns = {"difference": [unit.score(pair.difference, sign=True) for pair in pairs]}
     below = f"soup minus {short(against, 40)}, {unit.name}"
     filled = [pair.verdict in ("higher", "lower") for pair in pairs]
-    plot = _differences(unit, pairs, labels, colours, below, columns, 0.27, filled)
+    plot = _differences(unit, pairs, labels, colours, below, columns, filled)
     whiskers = f"{confidence_of(pairs)} intervals that hold for all categories at once"
     caption = (
         f"Orange: the soup is ahead; blue: {against} is. "
@@ -236,23 +234,28 @@ def _differences(
     colours: Sequence[str],
     below: str,
     columns: Mapping[str, Sequence[str]],
-    height: float,
     filled: Sequence[bool],
 ) -> Figure:
-    """A chart of a row per pair: a point with its interval, and to the right `columns` {heading: cell per pair}.
+    """A chart of a row per pair: a point with its interval below its label, and to the right `columns` {heading: cell
+    per pair}. It is narrow enough for a phone.
 
     `labels`, `colours` and `filled` (else the point is a ring) are per pair too; `below` is the label of the
-    horizontal axis, and `height` that of a row in inches.
+    horizontal axis.
     """
     with canvas():
-        plot, axes = figure(4.6, 0.7 + height * len(pairs))
+        plot, axes = figure(3.3, 0.7 + 0.42 * len(pairs))
         axes.axvline(0, color=INK, linewidth=1.0)
         for y, (pair, colour) in enumerate(zip(pairs, colours, strict=True)):
             _whisker(axes, unit, pair, y, colour, ring=not filled[y])
-        name_rows(axes, labels, below)
+            # Lines do not run through the label.
+            axes.text(
+                0, y - 0.4, labels[y], transform=axes.get_yaxis_transform(), va="center",
+                bbox={"facecolor": PAPER, "edgecolor": "none", "pad": 1.0},
+            )  # fmt: skip
+        name_rows(axes, [""] * len(pairs), below)
         for place, (heading, column) in enumerate(columns.items()):
-            x = 1.18 + 0.22 * place
-            _column_text(axes, x, -1, heading, "bold")
+            x = 1.22 + 0.32 * place
+            _column_text(axes, x, -0.9, heading, "bold")
             for y, text in enumerate(column):
                 _column_text(axes, x, y, text, "normal")
     return plot
@@ -280,7 +283,7 @@ def _whisker(
 def _column_text(axes: Axes, x: float, y: float, text: str, weight: str) -> None:
     """Write a cell beside the chart: `x` is a share of the chart's width, `y` a row, `weight` the font's weight."""
     place = axes.get_yaxis_transform()
-    axes.text(x, y, text, transform=place, va="center", ha="right", fontsize=8.5, fontweight=weight)
+    axes.text(x, y, text, transform=place, va="center", ha="right", fontweight=weight)
 
 
 def name_rows(axes: Axes, labels: Sequence[str], below: str) -> None:
@@ -294,9 +297,8 @@ def name_rows(axes: Axes, labels: Sequence[str], below: str) -> None:
 
 
 def _label(cell: TableCell) -> str:
-    """The name of a model, shortened, and on the lines below it its roles."""
-    roles = wrap(short(cell.sub, 46), LABEL_CHARS)
-    return "\n".join([short(cell.text, LABEL_CHARS), *roles])
+    """The name of a model, shortened, and its roles."""
+    return ", ".join(filter(None, [short(cell.text, 26), short(cell.sub, 46)]))
 
 
 def _winner_colour(unit: Unit, pair: PairedDifference) -> str:
@@ -435,7 +437,7 @@ def curve(
 
     `below` and `beside` label the axes; `marks` is matplotlib's format: points, joined by default.
     """
-    plot, axes = figure(7.6, 3.2)
+    plot, axes = figure(5.2, 3.0)
     order = np.argsort(across, kind="stable")
     axes.plot(
         across[order],
@@ -468,7 +470,7 @@ def triangle(
 
     `label` is the label of the colour bar; `rims` [N] are colours around the points, by default thin and dark.
     """
-    plot, axes = figure(7.6, 4.2)
+    plot, axes = figure(6.2, 3.7)
     outline = np.vstack([CORNERS, CORNERS[:1]])
     axes.plot(outline[:, 0], outline[:, 1], color=INK, linewidth=1.0, zorder=0.5)
     x, y = (weights @ CORNERS / weights.sum(axis=1, keepdims=True)).T

@@ -32,6 +32,8 @@ if TYPE_CHECKING:
 POLICY = "default-src 'none'; style-src 'unsafe-inline'; img-src data:; base-uri 'none'; form-action 'none'"
 """Content security: the page has its styles and pictures in itself, and loads, runs and sends nothing."""
 STYLE = Path(__file__).with_name("style.css").read_text(encoding="utf-8").strip()
+PHONE_CHARS = 38
+"""Characters of a table's line for which a phone has room. The cells of a longer one stand below their row's name."""
 LONGEST_WORD = 28
 """Characters of a word for which a column on a terminal has room."""
 FOOT = (
@@ -160,12 +162,27 @@ def _html_table(grid: TableGrid) -> str:
         mark = " class=strong" if number in grid.strong else ""
         cells = "".join(_html_cell(cell, i, grid) for i, cell in enumerate(row))
         body += f"<tr{mark}>{cells}</tr>\n"
+    kinds = []
     # A table of words alone may break its lines.
-    words = ""
     if grid.left.issuperset(range(len(grid.header))):
-        words = ' class="words"'
+        kinds.append("words")
+    if sum(_column_chars(grid, i) for i in range(len(grid.header))) > PHONE_CHARS:
+        kinds.append("wide")
+    kind = f' class="{" ".join(kinds)}"' if kinds else ""
     inner = f"<thead><tr>{head}</tr></thead><tbody>\n{body}</tbody>"
-    return f'<div class="scroll" tabindex="0"><table{words}>{inner}</table></div>'
+    return f'<div class="scroll" tabindex="0"><table{kind}>{inner}</table></div>'
+
+
+def _column_chars(grid: TableGrid, column: int) -> int:
+    """Characters that a column needs beside the next one: of its longest piece that a browser does not wrap."""
+    pieces = re.split(r"[\s_/-]", grid.header[column])
+    for row in grid.rows:
+        cell = row[column]
+        # Numbers and their intervals are not wrapped.
+        pieces += [cell.text, cell.sub]
+        if column in grid.left:
+            pieces[-2:] = re.split(r"[\s_/-]", f"{cell.text} {cell.sub}")
+    return 1 + max(map(len, pieces))
 
 
 def _breakable(text: str) -> str:
@@ -185,7 +202,8 @@ def _html_cell(cell: TableCell, column: int, grid: TableGrid) -> str:
         inner += f"<small>{escape_html(cell.sub)}</small>"
     if column == 0 and 0 in grid.left:
         return f'<th scope="row">{inner}</th>'
-    return f"<td{_left(column, grid)}>{inner}</td>"
+    # A phone shows the column's heading in the cell.
+    return f'<td{_left(column, grid)} data-head="{escape_html(grid.header[column])}">{inner}</td>'
 
 
 def markdown(report: Report, trials: Sequence[TrialRow]) -> str:

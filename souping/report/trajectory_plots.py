@@ -40,7 +40,7 @@ def trajectory(report: Report) -> Drawing | None:
     scale = report.unit.scale
     steps = _column(member.step for member in members)
     with canvas():
-        figure = Figure(figsize=(7.6, 5.4))
+        figure = Figure(figsize=(4.8, 4.6))
         scores, rate, weights = figure.subplots(3, 1, sharex=True, height_ratios=(3.0, 1.2, 1.2))
         scores.plot(
             steps,
@@ -87,8 +87,8 @@ def window_bands(report: Report) -> Drawing | None:
     if result is None or not result.windows:
         return None
     with canvas():
-        figure = Figure(figsize=(8.6, 3.4))
-        for axes, (side, title) in zip(figure.subplots(1, 2), SIDES.items(), strict=True):
+        figure = Figure(figsize=(4.8, 6.0))
+        for axes, (side, title) in zip(figure.subplots(2, 1), SIDES.items(), strict=True):
             axes.axhline(0, color=INK, linewidth=0.8)
             for kind in WINDOW_MARKS:
                 windows = [window for window in result.windows if window.kind == kind]
@@ -110,7 +110,7 @@ def window_bands(report: Report) -> Drawing | None:
             )
         figure.tight_layout()
         marks = figure.axes[0].get_legend_handles_labels()
-        figure.legend(*marks, loc="upper center", bbox_to_anchor=(0.5, 0.0), ncols=4)
+        figure.legend(*marks, loc="upper center", bbox_to_anchor=(0.5, 0.0), ncols=2)
     alt = f"Differences of {len(result.windows)} averages to the last checkpoint and to the mean of their members."
     better = "Above" if unit.higher_is_better else "Below"
     return Drawing("windows", figure, alt, f"On the search split. {better} 0 is better.")

@@ -16,11 +16,16 @@ from souping.comparison.result import (
     RowVerdict,
     amount,
     chart,
+    comparison_page,
     comparison_sections,
+    next_step,
     power_sentence,
     sentence,
+    verdict_in_words,
 )
+from souping.comparison.verdict import MISSING, TRUNCATED, Word
 from souping.core.text import minus
+from souping.report.format import escape_html
 from souping.report.render import sheet_markdown
 from tests.logs.test_readers import Frame
 
@@ -97,9 +102,9 @@ def test_marks_of_the_drawing_are_to_scale() -> None:
     """The scale is that of the text below it: -6 to +4 points and the margin of 2."""
     shown = row(fraction=True, low=-0.06, high=0.04, difference=-0.02, margin=0.02)
     drawing = chart([shown])
-    ends = [float(x) for x in re.search(r"M([\d.]+) 12H([\d.]+)", drawing).groups()]  # type: ignore[union-attr]
+    ends = [float(x) for x in re.search(r"M([\d.]+) 28H([\d.]+)", drawing).groups()]  # type: ignore[union-attr]
     circle = float(re.search(r'circle cx="([\d.]+)"', drawing)[1])  # type: ignore[index]
-    margin = float(re.search(r"M([\d.]+) 0v24", drawing)[1])  # type: ignore[index]
+    margin = float(re.search(r"M([\d.]+) 20v16", drawing)[1])  # type: ignore[index]
     zero = float(re.search(r"M([\d.]+) 0V", drawing)[1])  # type: ignore[index]
     low, high = ends
 
@@ -108,8 +113,38 @@ def test_marks_of_the_drawing_are_to_scale() -> None:
 
     assert high - low > 400
     assert [value(x) for x in (circle, margin, zero)] == pytest.approx([-2, -2, 0], abs=0.01)
-    labels = re.findall(r'<text x="([\d.]+)" y="44" text-anchor="middle">(.*?)</text>', drawing)
+    labels = re.findall(r'<text x="([\d.]+)" y="58" text-anchor="middle">(.*?)</text>', drawing)
     assert [float(x) for x, _ in labels] == pytest.approx([low, zero, high], abs=0.1)
+
+
+@pytest.mark.parametrize(
+    ("word", "reason", "margin", "step"),
+    [
+        ("better", "", None, "use cand"),
+        ("no-worse", "", 0.02, "use cand"),
+        ("worse", "", 0.02, "keep base"),
+        ("much-worse", "", 0.02, "keep base"),
+        ("undecided", "", 0.02, "add items or runs"),
+        ("undecided", "", None, "--margin"),
+        ("undecided", MISSING, 0.02, "evaluate again"),
+        ("undecided", TRUNCATED, None, "evaluate again"),
+    ],
+)
+def test_each_verdict_is_in_the_title_and_has_a_next_step(
+    word: Word, reason: str, margin: float | None, step: str
+) -> None:
+    judged = row(fraction=True, low=-0.06, high=0.04, difference=-0.02, margin=margin)
+    judged = replace(judged, verdict=word, reason=reason)
+    assert step in next_step(judged)
+    result = replace(
+        souping.compare({name: rows_of(np.arange(40) % 2) for name in ("base", "cand")}),
+        verdicts=(judged,),
+    )
+    title = escape_html(verdict_in_words(judged))
+    page = comparison_page(result)
+    assert f"<title>{title}</title>" in page
+    assert f"<h1>{title}</h1>" in page
+    assert escape_html(next_step(judged)) in page
 
 
 def test_shares_of_the_variance_are_those_of_its_parts() -> None:
