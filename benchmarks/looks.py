@@ -5,20 +5,26 @@
 
 Every world is a person with a results store in memory, who sees scores and then reports, compares or repeats what looks
 best. All models are equally good, so each claim "better" is false. The store says which items a report may use, its
-look and the models that are tested with it; the store has the answers. A world fails above LEVEL plus three standard
-errors: the limit of any number of looks.
+look, its best candidate and the models that are tested with it; the store has the answers. A world fails above LEVEL
+plus three standard errors: the limit of any number of looks. Worlds in BEYOND have no limit: they show what the rules
+leave to the reader. Whatever somebody does in HONEST must stay at look 1.
+
+With `--rows FILE`, false claims per world are kept in that file after every CHUNK repetitions, and a later call goes on
+from there.
 """
 
 from __future__ import annotations
 
 import argparse
 import datetime
+import json
 import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import suppress
 from functools import partial
-from itertools import combinations
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -27,12 +33,15 @@ from souping.analysis.guards import Guard, guard_tests
 from souping.core.scores import Mean
 from souping.core.types import Item, ItemScores, Recipe, Record
 from souping.evaluate.templates import Decoding
+from souping.pipeline.evaluation import Evaluation
 from souping.pipeline.evidence import KnownScores
-from souping.pipeline.looks.claims import Claim, Look, Measurement
+from souping.pipeline.looks.choices import Choices
+from souping.pipeline.looks.claims import Claim, Look, Measurement, pair_digest
 from souping.pipeline.looks.counted_looks import CountedLooks
+from souping.pipeline.looks.held_out import HeldOutItems
+from souping.pipeline.steps import Stage
 from souping.pipeline.store import IN_MEMORY, Store
 from souping.statistics.comparison import contrast
-from souping.statistics.joint import picked_tests
 from souping.statistics.levels import ALPHA, Level, penalty
 from souping.statistics.scores import ItemTable, ScoreTable
 
@@ -42,6 +51,8 @@ LAYOUT = Layout(2, 100, alone=True)
 HARD = 0.5
 """Share of an item's variance that all models have in common."""
 TIMES = 20
+CHUNK = 20
+"""Repetitions after which `--rows` is written."""
 
 
 class Person:
@@ -89,41 +100,81 @@ class Person:
         measurement = Measurement.of(evaluator, models, self.items)
         return self.counted_looks.show_report(self.claim(model), self.items, models, measurement)
 
-    def claim(self, model: int) -> Claim:
+    def claim(self, model: int, items: tuple[Item, ...] = ()) -> Claim:
         return Claim(
             soup=self.recipe(model),
             candidates=("m0",),
             evaluator="look",
             objective=Mean(),
-            items=self.items,
+            items=items or self.items,
         )
 
-    def better(self, model: int, look: Look) -> bool:
-        """Whether the report says that a soup is better than the single model."""
-        soup = self.scores[model]
-        single = self.scores[0]
-        p_value = p_above(soup, single, look.number)
+    def run(
+        self, model: int, best: int = 0, batch: str = "evaluator", stopped: bool = False
+    ) -> tuple[Look, int]:
+        """Report a soup against the best candidate of this run: (the look, the candidate that the report has).
+
+        A run that is `stopped` ends once its test answers are stored, before anything is reported.
+        """
+        absent: Any = None
+        held_out = HeldOutItems(
+            settings=absent,
+            counted_looks=self.counted_looks,
+            candidates={f"m{n}": f"m{n}" for n in range(len(self.scores))},
+            note=lambda note: None,
+        )
+        claim = self.claim(model)
+        choices = held_out.first_choices(claim, Choices(best=f"m{best}"))
+
+        def measure(stage: Stage, shown: Sequence[Measurement]) -> list[ItemScores]:
+            self.keep(model)
+            if stopped:
+                raise KeyboardInterrupt
+            return []
+
+        stage = Stage(name="test", models=(claim.soup,), items=self.items)
+        look, _ = held_out.open(claim, stage, Batch(batch), measure, choices=choices)
+        return look, int(choices.best[1:])
+
+    def better(
+        self, model: int, look: Look, single: int = 0, places: Sequence[int] | None = None
+    ) -> bool:
+        """Whether a report on the items at `places`, by default all, says that a soup is better than a single model."""
+        chosen = np.arange(len(self.items)) if places is None else np.array(places)
+        items = [self.items[place] for place in chosen]
+        soup = self.scores[model, chosen]
+        other = self.scores[single, chosen]
+        table = ItemTable.of(items, Mean())
+        p_value = p_above(soup, other, look.number, table)
         if p_value >= ALPHA:
             return False
-        questions = [item.answer_digest for item in self.items]
+        questions = [item.answer_digest for item in items]
         known = self.counted_looks.known_scores(look.known, questions)
-        table = ItemTable.of(self.items, Mean())
         shown = KnownScores(scores=known, missing=look.known.missing)
-        tests = shown.tests(soup, single, table, look.number) if look.number > 1 else 1.0
+        tests = shown.tests(soup, other, table, look.number) if look.number > 1 else 1.0
         return p_value * tests < ALPHA
+
+    def pair(self, a: int, b: int) -> str:
+        identities = [item.prompt_digest for item in self.items]
+        weights = ItemTable.of(self.items, Mean()).item_weights
+        return pair_digest(identities, weights, self.scores[a], self.scores[b])
 
     def best(self, models: Sequence[int]) -> int:
         return max(models, key=lambda model: float(self.scores[model].mean()))
 
 
-def p_above(a: np.ndarray, b: np.ndarray, look: int) -> float:
+class Batch(Evaluation):
+    """An evaluation that only says how it measures."""
+
+    def __init__(self, name: str) -> None:
+        self._name = name
+
+    def measurement(self, models: Sequence[Recipe], items: Sequence[Item]) -> Measurement:
+        return Measurement.of(self._name, models, items)
+
+
+def p_above(a: np.ndarray, b: np.ndarray, look: int, items: ItemTable) -> float:
     """p-value of a above b at a look; with more patterns if it may be small enough."""
-    items = ItemTable(
-        names=(),
-        categories=LAYOUT.categories,
-        groups=LAYOUT.groups,
-        coefficients=LAYOUT.weights,
-    )
     if a.mean() <= b.mean():
         return 1.0
     scores = ScoreTable.complete(items, {"a": a, "b": b})
@@ -215,26 +266,75 @@ def replace_id(item: Item, number: int) -> Item:
     return Item(id=f"{number} {item.id}", category=item.category, prompt=item.prompt, answer="")
 
 
-def singles_compared(rng: np.random.Generator, singles: int = 60) -> bool:
-    """A report shows sixty single models; the best and the worst of them are compared."""
+def singles_compared(
+    rng: np.random.Generator, singles: int = 60, picked_baseline: bool = False
+) -> bool:
+    """A report shows sixty single models; the best of them is compared with one of them, or with the worst."""
     person = Person(rng, singles + 1, 0.0)
     for model in range(1, singles + 1):
         person.keep(model, single=True)
     person.show(0)
     order = np.argsort(person.scores[1:].mean(axis=1)) + 1
-    worst = int(order[0])
+    baseline = int(order[0]) if picked_baseline else 1
     best = int(order[-1])
     identities = [item.prompt_digest for item in person.items]
     questions = [item.answer_digest for item in person.items]
     look = person.counted_looks.show_comparison("pair", identities, questions)
-    p_value = p_above(person.scores[best], person.scores[worst], look.number)
-    if p_value >= ALPHA:
-        return False
-    known = person.counted_looks.known_scores(look.known, questions)
     table = ItemTable.of(person.items, Mean())
-    alpha = ALPHA / penalty(look.number)
-    tests = picked_tests(known, combinations(range(len(known)), 2), table, alpha)
-    return p_value * tests < ALPHA
+    p_value = p_above(person.scores[best], person.scores[baseline], look.number, table)
+    return p_value * (len(look.known.soups) + look.known.missing - 1) < ALPHA
+
+
+def seeds_until_better(rng: np.random.Generator, candidates: int = 4) -> bool:
+    """One soup is reported with twenty seeds of the evaluator, until it is better: each draws other search answers, by
+    which another candidate is the best one."""
+    person = Person(rng, candidates + 1)
+    soup = candidates
+    for _ in range(TIMES):
+        look, best = person.run(soup, best=int(rng.integers(candidates)))
+        assert look.number == 1
+        if person.better(soup, look, best):
+            return True
+    return False
+
+
+def dry_runs_read(rng: np.random.Generator, share: float = 0.8) -> bool:
+    """Twenty dry runs under other splits show most test items; the soup that looks best there is reported."""
+    person = Person(rng, TIMES + 1, 0.5)
+    seen = rng.random(len(person.items)) < share
+    items = [item for item, was_seen in zip(person.items, seen, strict=True) if was_seen]
+    for model in range(1, TIMES + 1):
+        person.counted_looks.note_search(person.recipe(model).fingerprints, items)
+    best = 1 + int(person.scores[1:, seen].mean(axis=1).argmax())
+    chosen_on = person.counted_looks.chosen_on(person.recipe(best))
+    places = [n for n, item in enumerate(person.items) if item.prompt_digest not in chosen_on]
+    claim = person.claim(best, tuple(person.items[place] for place in places))
+    measurement = Measurement.of("evaluator", [claim.soup], claim.items)
+    look = person.counted_looks.show_report(claim, claim.items, [claim.soup], measurement)
+    return person.better(best, look, places=places)
+
+
+def store_read(rng: np.random.Generator, runs: int = TIMES) -> bool:
+    """Twenty runs are stopped in the test step, and their answers read in the store; the best soup is reported."""
+    person = Person(rng, runs + 1, 0.5)
+    for model in range(1, runs + 1):
+        with suppress(KeyboardInterrupt):
+            person.run(model, stopped=True)
+    best = person.best(range(1, runs + 1))
+    look, _ = person.run(best)
+    return person.better(best, look)
+
+
+def three_compared(rng: np.random.Generator) -> bool:
+    """The soup of a report is compared with two of its candidates at once: the look of the report."""
+    person = Person(rng, 3, 0.0)
+    soup = 2
+    look, best = person.run(soup)
+    for single in (0, 1):
+        person.counted_looks.note_pairs({person.pair(soup, single): Level(look.number)})
+    levels = [person.counted_looks.level_of(person.pair(single, soup)) for single in (0, 1)]
+    assert levels == [Level(1), Level(1)]
+    return person.better(soup, look, best)
 
 
 def guards_one_by_one(rng: np.random.Generator, categories: int = 8, n: int = 100) -> bool:
@@ -269,8 +369,65 @@ WORLDS: dict[str, World] = {
     "best of 20 measurements, 90 % of the answers alike": measured_again,
     "the same, 80 % alike": partial(measured_again, same=0.8),
     "sampled answers under 20 other ids": renamed,
-    "60 single models shown, the best and the worst compared": singles_compared,
+    "60 single models shown, the best compared with one of them": singles_compared,
     "eight guards one by one": guards_one_by_one,
+    "20 evaluator seeds until better, 4 candidates": seeds_until_better,
+    "20 evaluator seeds until better, 8 candidates": partial(seeds_until_better, candidates=8),
+    "20 dry runs under other splits, then the best": dry_runs_read,
+    "20 runs stopped in the test step and their store read, then the best": store_read,
+    "the same, 3 runs": partial(store_read, runs=3),
+    "a report's soup compared with two of its candidates": three_compared,
+}
+BEYOND: dict[str, World] = {
+    "60 single models shown, the best compared with the worst": partial(
+        singles_compared, picked_baseline=True
+    ),
+}
+
+
+def rerun_after_a_crash(person: Person) -> int:
+    with suppress(KeyboardInterrupt):
+        person.run(1, stopped=True)
+    look, _ = person.run(1)
+    return look.number
+
+
+def other_batch_size(person: Person) -> int:
+    person.run(1)
+    look, _ = person.run(1, batch="batch size 4")
+    return look.number
+
+
+def rerun_with_other_batch_size(person: Person) -> int:
+    with suppress(KeyboardInterrupt):
+        person.run(1, stopped=True)
+    look, _ = person.run(1, batch="batch size 4")
+    return look.number
+
+
+def swapped_comparison(person: Person) -> int:
+    look, _ = person.run(1)
+    person.counted_looks.note_pairs({person.pair(1, 0): Level(look.number)})
+    level = person.counted_looks.level_of(person.pair(0, 1))
+    assert level is not None
+    return level.looks
+
+
+def near_weights(person: Person) -> int:
+    """Repeats of a claim add nothing to the soups that are tested together at the next look."""
+    for _ in range(8):
+        person.run(1)
+    look, _ = person.run(2)
+    assert look.number == 2
+    return len(look.known.soups) + look.known.missing
+
+
+HONEST: dict[str, Callable[[Person], int]] = {
+    "crash and rerun of the same claim": rerun_after_a_crash,
+    "other batch size": other_batch_size,
+    "crash, then a rerun with another batch size": rerun_with_other_batch_size,
+    "swapped comparison": swapped_comparison,
+    "soups known after eight repeats of a claim": near_weights,
 }
 
 
@@ -279,9 +436,38 @@ def limit(repetitions: int) -> float:
     return LEVEL + 3 * math.sqrt(LEVEL * (1 - LEVEL) / repetitions)
 
 
+def claims(world: World, repetitions: Iterable[int], seed: int = 0) -> int:
+    """In how many of the repetitions, by number, somebody in a world claims something false."""
+    return sum(world(np.random.default_rng([seed, number])) for number in repetitions)
+
+
 def share(world: World, repetitions: int, seed: int = 0) -> float:
     """How often somebody in a world claims something false."""
-    return float(np.mean([world(np.random.default_rng([seed, r])) for r in range(repetitions)]))
+    return claims(world, range(repetitions), seed) / repetitions
+
+
+class Tally:
+    """False claims, repetitions and seconds of each world; kept in a file, if there is one, after every chunk."""
+
+    def __init__(self, file: Path | None) -> None:
+        self.file = file
+        self.worlds: dict[str, list[float]] = {}
+        if file is not None and file.exists():
+            self.worlds = json.loads(file.read_text(encoding="utf-8"))
+
+    def run(self, name: str, world: World, repetitions: int, seed: int) -> list[float]:
+        """[false claims, repetitions, seconds], after as many repetitions as are missing."""
+        found = self.worlds.setdefault(name, [0, 0, 0.0])
+        while found[1] < repetitions:
+            start = time.perf_counter()
+            first = int(found[1])
+            last = min(first + CHUNK, repetitions)
+            found[0] += claims(world, range(first, last), seed)
+            found[1] = last
+            found[2] += time.perf_counter() - start
+            if self.file is not None:
+                self.file.write_text(json.dumps(self.worlds, indent=1), encoding="utf-8")
+        return found
 
 
 def main() -> None:
@@ -291,6 +477,7 @@ def main() -> None:
     parser.add_argument("--repetitions", type=int, default=2000)
     parser.add_argument("--only", nargs="*", default=[], help="worlds whose name has one of these")
     parser.add_argument("--out", type=Path)
+    parser.add_argument("--rows", type=Path)
     parser.add_argument("--date", default=str(datetime.date.today()))
     args = parser.parse_args()
     lines = [
@@ -299,21 +486,24 @@ def main() -> None:
         "| world | repetitions | false claims % | at most % | seconds |\n|---|---|---|---|---|",
     ]
     failed = False
-    for seed, (name, world) in enumerate(WORLDS.items()):
+    tally = Tally(args.rows)
+    for seed, (name, world) in enumerate({**WORLDS, **BEYOND}.items()):
         if args.only and not any(text in name for text in args.only):
             continue
-        start = time.perf_counter()
-        found = share(world, args.repetitions, seed)
-        failed |= found > limit(args.repetitions)
-        seconds = time.perf_counter() - start
-        cells = (
-            name,
-            f"{args.repetitions:,}",
-            f"{100 * found:.2f}",
-            f"{100 * limit(args.repetitions):.2f}",
-            f"{seconds:.0f}",
-        )
+        false, repetitions, seconds = tally.run(name, world, args.repetitions, seed)
+        found = false / repetitions
+        most = "none"
+        if name in WORLDS:
+            failed |= found > limit(int(repetitions))
+            most = f"{100 * limit(int(repetitions)):.2f}"
+        cells = (name, f"{repetitions:,}", f"{100 * found:.2f}", most, f"{seconds:.0f}")
         lines.append(f"| {' | '.join(cells)} |")
+        print(lines[-1], flush=True)
+    lines.append("\n| honest path | look |\n|---|---|")
+    for name, path in HONEST.items():
+        look = path(Person(np.random.default_rng(0), 3))
+        failed |= look != 1
+        lines.append(f"| {name} | {look} |")
         print(lines[-1], flush=True)
     if args.out:
         args.out.parent.mkdir(parents=True, exist_ok=True)
