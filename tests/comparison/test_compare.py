@@ -14,8 +14,10 @@ import numpy as np
 import pytest
 
 import souping as library
+from souping.comparison.result import comparison_sections
 from souping.core.types import UserError
 from souping.logs.bfcl_items import MULTI_TURN
+from souping.report.render import sheet_markdown
 from tests.conftest import ROOT, Cli
 from tests.logs.test_readers import Frame, write_csv
 from tests.support.compare import Rows, answers, compared
@@ -58,6 +60,13 @@ def test_a_required_task_decides_with_the_average(tmp_path: Path) -> None:
     decided = {row.name: row.verdict for row in result.verdicts if row.required}
     assert decided == {"average": result.average_row("cand").verdict, "words": "much-worse"}
     assert (decided["average"] == "better", result.status) == (True, 1)
+    # The row that failed stands at the top, on the terminal and on the page.
+    (first, *_) = comparison_sections(result)[0].lines
+    assert "words is much-worse" in first
+    assert "average" not in first
+    assert first in sheet_markdown("page", comparison_sections(result))
+    passed = compared(answers(0.5, 1), better_sums, policy=policy, fail_on=())
+    assert "exit status" not in repr(passed)
 
 
 def test_a_policy_may_name_the_only_task(tmp_path: Path) -> None:
