@@ -127,7 +127,9 @@ class Person:
         choices = held_out.first_choices(claim, Choices(best=f"m{best}"))
 
         def measure(stage: Stage, shown: Sequence[Measurement]) -> list[ItemScores]:
-            self.keep(model)
+            # Answers that were shown are not evaluated again.
+            if len(shown) == 1:
+                self.keep(model)
             if stopped:
                 raise KeyboardInterrupt
             return []

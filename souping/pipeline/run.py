@@ -372,8 +372,8 @@ class Run(Steps):
         choices = self.held_out.first_choices(claim, frozen.choices)
         if choices != frozen.choices:
             self.note(
-                f"this soup was reported before: best candidate ({choices.best}), top-K soup and router are those of "
-                "its first report"
+                f"this soup was tested before: best candidate ({choices.best}), top-K soup and router are those of "
+                "the first test"
             )
         return super().measure(replace(frozen, claim=claim, choices=choices))
 

@@ -509,7 +509,7 @@ def test_a_repeated_claim_meets_the_other_models_of_its_first_report(
         assert repeated["rows"] == first["rows"]
         assert repeated["verdict"] == first["verdict"]
         assert repeated["router"] == first["router"]
-        assert any("was reported before" in warning for warning in repeated["warnings"])
+        assert any("was tested before" in warning for warning in repeated["warnings"])
         # A store whose looks have no such row yet takes today's.
         runs.rows("DELETE FROM choices")
         runs.rows("DELETE FROM written WHERE ledger = 'choices'")

@@ -92,6 +92,26 @@ def test_a_block_is_asked_whole_and_known_by_its_shape(tmp_path: Path) -> None:
         assert asked(store, judge, items) == 0
 
 
+@pytest.mark.parametrize("answered", [0, 7])
+def test_answers_with_which_another_batch_size_finished_a_claim_stand(
+    tmp_path: Path, answered: int
+) -> None:
+    """Whatever settings crashed first: otherwise each crash would leave another draw for later."""
+    items = make_items(10)
+    soup = recipe(0.5, 0.5)
+    with Store(tmp_path / "s") as store:
+        crashed = evaluation(store, FakeEvaluator({"a+b": 8}))
+        if answered:
+            crashed.scores(soup, items[:answered])
+        finished = evaluation(store, FakeEvaluator({"a+b": 5}, batch_size=5))
+        order = [one.measurement([soup], items) for one in (crashed, finished)]
+        (shown,) = finished.scores_first_shown([soup], items, order)
+        again = evaluation(store, FakeEvaluator({"a+b": 8}))
+        (scores,) = again.scores_first_shown([soup], items, order)
+        assert scores.values.tolist() == shown.values.tolist()
+        assert again.evaluated == 0
+
+
 @dataclass
 class Alone(FakeEvaluator):
     sampling = Sampling(blocks_matter=False)

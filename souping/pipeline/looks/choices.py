@@ -39,7 +39,7 @@ class Choices:
         """The choices of a stored row (`to_row`); these ones stand for what it lacks."""
         best, top, routes = json.loads(row)
         # The first of equal candidates comes last, and so stays.
-        names = {candidates[name]: name for name in reversed(candidates)}
+        names = {candidates[name]: name for name in reversed([*candidates])}
         keys = _category_keys(items)
         first_routes = {}
         for category, name in self.routes.items():

@@ -128,8 +128,8 @@ class HeldOutItems:
         # The first measurement is this one, unless the claim was shown before.
         if not measurement.repeats(look.measurements[0], claim.soup):
             self.note(
-                f"{stage.name}: this soup was reported on these items before, with other settings or draws: the "
-                "answers of that report are reported again"
+                f"{stage.name}: this soup was tested on these items before, with other settings or draws: those "
+                "answers are reported again"
             )
         if look.first and (viewed := self.counted_looks.viewed(claim.soup.id, items)):
             self.note(
