@@ -371,17 +371,20 @@ def without_rounding(differences: FloatArray) -> FloatArray:
 def _ranges(items: ItemTable, scores: Sequence[FloatArray]) -> FloatArray | None:
     """By how much the scores [R, I] of several models can differ in each category, [C]; None if all are from 0 to 1.
 
-    That is the distance of the lowest from the highest of them and of 0, as one model may have a single score. In
-    categories whose scores are all 0 it is the largest of the others.
+    That is the distance of the lowest from the highest of them. Scores above 0 start at 0, which losses (turned, below
+    0) do only if all are the same. In categories whose scores are all 0 it is the largest range of the others.
     """
-    lowest = np.zeros(len(items.coefficients))
-    highest = np.zeros_like(lowest)
+    lowest = np.full(len(items.coefficients), np.inf)
+    highest = -lowest
     for counted in scores:
         categories = np.broadcast_to(items.categories, counted.shape)
         np.fmin.at(lowest, categories, counted)
         np.fmax.at(highest, categories, counted)
     if lowest.min() >= 0 and highest.max() <= 1:
         return None
+    flat = lowest >= highest
+    lowest = np.where(flat | (lowest > 0), np.minimum(lowest, 0.0), lowest)
+    highest = np.where(flat, np.maximum(highest, 0.0), highest)
     ranges = highest - lowest
     return np.where(ranges > 0, ranges, ranges.max())
 

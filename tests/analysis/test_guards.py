@@ -111,7 +111,7 @@ def test_admission_is_the_one_sided_limit_and_length_is_a_share() -> None:
 def test_a_rise_of_the_loss_breaks_a_guard_in_bits_per_byte() -> None:
     (guard,) = resolve(read_guards(0.01), ["safe"], {}, {"": BITS_PER_BYTE})
     assert guard.allowed == "0.01 bits per byte"
-    losses = 1 + 0.2 * np.random.default_rng(3).standard_normal(200)
+    losses = 1 + 0.05 * np.random.default_rng(3).standard_normal(200)
     reference = scores(BITS_PER_BYTE.inner(losses))
     for rise, outcome in ((0.0, "held"), (-0.1, "held"), (0.03, "broken")):
         made = guard.result(

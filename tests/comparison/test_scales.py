@@ -94,23 +94,24 @@ def test_two_scores_are_right_and_wrong_if_neither_is_zero() -> None:
 
 
 def test_what_graded_scores_did_not_show_is_bounded_in_the_range_of_their_own_task() -> None:
-    """No item of the first task differs, and it has half of the weight: the exact limit, times half of its range."""
+    """No item differs: the exact limit times the range. Gains start at 0, losses where they were seen."""
     rng = np.random.default_rng(0)
-    loss = {"a": 2 + 6 * rng.random(50)}
-    loss["b"] = loss["a"]
-    wide = {"a": 100 * rng.random(50)}
-    wide["b"] = wide["a"]
-    table = pooled(
-        metric("t", loss, higher_is_better=False, is_mean=False),
-        metric("u", wide, higher_is_better=False, is_mean=False),
-    )
+    narrow = 2 + 6 * rng.random(50)
+    wide = 3 + 97 * rng.random(50)
     exact = 1 - 0.025 ** (1 / 50)
-    for name in ("t", "u"):
-        range_ = {"t": loss, "u": wide}[name]["a"].max()
-        alone = contrast(table.only([name]), "a", "b")
-        assert (alone.low, alone.high) == pytest.approx((-exact * range_, exact * range_))
-    both = contrast(table, "a", "b")
-    assert both.high == pytest.approx(exact * wide["a"].max() / 2)
+    for is_gain, ranges in (
+        (True, (narrow.max(), wide.max())),
+        (False, (np.ptp(narrow), np.ptp(wide))),
+    ):
+        tasks = []
+        for name, values in (("t", narrow), ("u", wide)):
+            scores = {"a": values, "b": values}
+            tasks.append(metric(name, scores, higher_is_better=is_gain, is_mean=False))
+        table = pooled(*tasks)
+        for name, range_ in zip("tu", ranges, strict=True):
+            alone = contrast(table.only([name]), "a", "b")
+            assert (alone.low, alone.high) == pytest.approx((-exact * range_, exact * range_))
+        assert contrast(table, "a", "b").high == pytest.approx(exact * ranges[1] / 2)
 
 
 def test_a_score_of_its_own_is_no_range() -> None:
@@ -131,8 +132,8 @@ def test_bootstrap_t_of_graded_scores_scales_with_them() -> None:
     # Few items of the second category differ, so draws have none of them.
     a = rng.random(60)
     b = np.where(np.arange(60) < 42, rng.random(60), a)
-    a[0] = 1.0
-    a[59] = b[59] = 1.0
+    # The range of both categories is 1, as that of fractions.
+    a[0] = a[59] = b[59] = 1.0
     one = contrast(ScoreTable.complete(items, {"a": a, "b": b}), "a", "b")
     hundred = contrast(ScoreTable.complete(items, {"a": 100 * a, "b": 100 * b}), "a", "b")
     assert hundred.p_value == pytest.approx(one.p_value)
