@@ -142,8 +142,9 @@ class Pool(CandidateSource):
                     )
             candidates.append(candidate)
         if len(candidates) < at_least:
+            advice = "; is a comma missing?" * any(" " in each.name for each in candidates)
             raise UserError(
-                f"pool.candidates has {len(candidates)} candidate(s): souping needs at least two"
+                f"pool.candidates has {len(candidates)} candidate(s): souping needs at least two{advice}"
             )
         return tuple(candidates)
 

@@ -7,6 +7,7 @@ import re
 import shlex
 import sys
 from collections.abc import Mapping, Sequence
+from itertools import chain
 from pathlib import Path
 
 from souping.core.arguments import Arguments
@@ -112,6 +113,21 @@ TYPED: list[str] = []
 """The words of the command line, as they were typed."""
 
 
+@frozen
+class SettingsFile:
+    """A file of settings: its path as it was typed, the overrides that stand for it, and root keys that it sets."""
+
+    name: str
+    words: tuple[str, ...]
+    keys: tuple[str, ...]
+
+
+SETTINGS_FILES: list[SettingsFile] = []
+"""The file of settings of the command line, if there is one."""
+OVERLAY = "+settings=file"
+"""Override that stands for the values of that file."""
+
+
 def has_parser(name: str) -> bool:
     """Whether this is a command that parses its arguments itself."""
     return name in COMMANDS and COMMANDS[name].overrides is None
@@ -174,7 +190,8 @@ def as_overrides(command: str, words: Sequence[str]) -> list[str]:
     if command == "names" and not experiment:
         overrides += ["+experiment=merge"]
         # A merge needs weights, which do not matter for the names of tensors.
-        if not any(word.startswith("optimiser") for word in words):
+        from_file = chain.from_iterable(file.keys for file in SETTINGS_FILES)
+        if not any(word.startswith("optimiser") for word in (*words, *from_file)):
             overrides += ["optimiser=uniform"]
     if command == "rebuild":
         recipe, words = _recipe(words)

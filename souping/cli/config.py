@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import math
 import os
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -15,7 +16,7 @@ from hydra.core.config_store import ConfigStore
 from omegaconf import DictConfig, OmegaConf
 
 from souping.cli.advice import key_advice
-from souping.cli.commands import EXPERIMENT
+from souping.cli.commands import EXPERIMENT, OVERLAY
 from souping.core.fields import Bounds, Count, Form, Hint, Seed, fits, hints_of, mismatch
 from souping.core.files import expanded
 from souping.core.types import Json, UserError
@@ -32,6 +33,8 @@ INNER = ("correlation", "engine", "server")
 """Groups that stand inside another group's parts."""
 PARTS = tuple(group for group in GROUP_KINDS if group not in INNER)
 GROUPS = (*PARTS, *INNER)
+CHOSEN = (*GROUPS, "analysis")
+"""Root keys whose values are choices of components."""
 MERGED = ("pool", "optimiser", "merge", "tracker")
 """Groups of a merge."""
 
@@ -87,6 +90,8 @@ Config = make_dataclass(
     [(key, Any, field(default=value)) for key, value in FREE.items()],
     bases=(RunKeys,),
 )
+SETTABLE = tuple(key.name for key in fields(Config) if key.name != "action")
+"""Root keys that users set."""
 MergeRoot = make_dataclass(
     "MergeRoot",
     [(key, Any, field(default=None)) for key in (*MERGED, "upload")],
@@ -142,6 +147,14 @@ def is_merge(config: Mapping[str, Any]) -> bool:
 def named_in(overrides: Iterable[str]) -> set[str]:
     """Root keys that overrides name: `pool` for `+pool.path=x` or `pool@a=b`."""
     return {re.split(r"[=.@]", word.lstrip("+~"))[0] for word in overrides}
+
+
+def is_key(names: Sequence[Any]) -> bool:
+    """Whether names lead to a key or below it: a root key, or a setting of a component (`pool.candidates`)."""
+    depths = dict.fromkeys(SETTABLE, 1) | dict.fromkeys(GROUPS, 2)
+    # An analysis has a name between the root key and its own keys.
+    depths["analysis"] = 3
+    return bool(names) and len(names) >= depths.get(names[0], math.inf)
 
 
 def refuse_run_keys(words: Sequence[str]) -> None:
@@ -274,7 +287,8 @@ def drop_replaced(
     overlay_words = []
     choice_words = []
     for word in words:
-        if named_in([word]) & choices.keys():
+        # The values of a file of settings are a user's own: they stay.
+        if word == OVERLAY or named_in([word]) & choices.keys():
             choice_words.append(word)
         else:
             overlay_words.append(word)

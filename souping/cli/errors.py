@@ -15,12 +15,13 @@ from pathlib import Path
 
 from hydra.errors import HydraException, OverrideParseException
 from omegaconf import DictConfig
-from omegaconf.errors import OmegaConfBaseException
+from omegaconf.errors import ConfigTypeError, OmegaConfBaseException, ValidationError
 
 from souping.cli.advice import joined_override, key_advice, value_advice
-from souping.cli.commands import COMMANDS, misplaced
-from souping.cli.config import PACKAGE, USER_CODE, key_of
+from souping.cli.commands import COMMANDS, TYPED, misplaced
+from souping.cli.config import PACKAGE, USER_CODE, RunKeys, key_of, setting_mismatch
 from souping.cli.help import choices, groups
+from souping.core.fields import hints_of
 from souping.core.files import error_text
 from souping.core.text import first_line, nearest, safe, stripped_lines
 from souping.core.types import UserError
@@ -154,6 +155,8 @@ def explain(error: BaseException) -> str:
         if key:
             return f"{key}={error_text(error)}"
         return error_text(error)
+    if wrong := _wrong_type(error):
+        return wrong
     if isinstance(error, OverrideParseException):
         return _unreadable_override(str(error.override))
     if unknown := _unknown_choice(error):
@@ -185,8 +188,6 @@ def explain(error: BaseException) -> str:
         cause = first_line(error.__cause__)
         if "Key '" not in cause:
             message.append(cause)
-        if number := re.match(r"Value '([\d.]+)\D+' of type 'str'", cause):
-            message[1] += f": write the number alone, {number[1]}"
     return "\n".join(message)
 
 
@@ -194,13 +195,53 @@ def _unreadable_override(word: str) -> str:
     """A message on a word that Hydra cannot parse as an override."""
     if word in (*COMMANDS, "help"):
         return misplaced(word)
-    if override := joined_override(sys.argv[1:], word):
+    typed = word.removeprefix("++")
+    if typed in TYPED:
+        word = typed
+    if override := joined_override(TYPED if word in TYPED else sys.argv[1:], word):
         return f"{word}: an override has no spaces: write {override}"
     if "=" not in word:
         return f"{word} is not an override: write KEY=VALUE"
+    if fault := _bracket_fault(word.partition("=")[2]):
+        return f"{word}: {fault}"
     return (
         f"cannot read the override {word}\n"
         "values that hold ( ) , = ~ # or spaces need quotes inside the shell's own: 'key=\"a (b)\"'"
+    )
+
+
+def _bracket_fault(value: str) -> str:
+    """What is missing in a list or a mapping that cannot be read; empty if the fault is another one."""
+    if value[:1] not in ("[", "{") and value[-1:] not in ("]", "}"):
+        return ""
+    # Quoted texts may hold brackets.
+    bare = re.sub(r"\"[^\"]*\"|'[^']*'", "''", value)
+    missing = ""
+    for bracket in re.findall(r"[\[\]{}]", bare):
+        if bracket in "[{":
+            missing = ("]" if bracket == "[" else "}") + missing
+        elif missing[:1] == bracket:
+            missing = missing[1:]
+        else:
+            return f"`{bracket}` closes nothing that is open"
+    if missing:
+        return f"`{missing}` is missing at the end"
+    if gap := re.search(r"[\]}']\s*([\[{'\w])", bare):
+        return f"a comma is missing between {gap[0][0]} and {gap[1]}"
+    return ""
+
+
+def _wrong_type(error: BaseException) -> str:
+    """A message on a root key's value that the schema refuses; empty if the error is another one."""
+    cause = error.__cause__ or error.__context__
+    if not isinstance(cause, ValidationError | ConfigTypeError):
+        return ""
+    hint = hints_of(RunKeys).get(str(cause.full_key))
+    wrong = setting_mismatch(cause.value, hint) if hint else ""
+    # From a file of settings, there is no override.
+    typed = re.match(r"Error merging override \+*(.+)", str(error), re.DOTALL)
+    return (
+        f"{typed[1] if typed else f'{cause.full_key}={cause.value!r}':.80} {wrong}" if wrong else ""
     )
 
 

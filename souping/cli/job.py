@@ -8,6 +8,7 @@ import re
 import sys
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
+from itertools import chain
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -19,11 +20,12 @@ from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig
 
 from souping.cli.advice import VALUE, value_advice
-from souping.cli.commands import command_line, root_of
+from souping.cli.commands import SETTINGS_FILES, command_line, root_of
 from souping.cli.config import (
-    GROUPS,
+    CHOSEN,
     drop_replaced,
     has_folder,
+    is_key,
     is_merge,
     refuse_run_keys,
     register,
@@ -46,12 +48,12 @@ from souping.report.progress import logged, show_warnings
 def start() -> None:
     """Compose and run the command line, once or, with `-m`, for each combination."""
     register()
-    sys.argv[1:] = options_first(sys.argv[1:])
     _refuse_values(sys.argv[1:])
     _compose_once()
     root = get_args_parser().parse_args().config_name or root_of(sys.argv[1:])
     if root == "merge":
-        refuse_run_keys(sys.argv[1:])
+        from_file = chain.from_iterable(file.keys for file in SETTINGS_FILES)
+        refuse_run_keys([*sys.argv[1:], *from_file])
     hydra.main(version_base="1.3", config_path=str(folder()), config_name=root)(run_job)()
 
 
@@ -59,15 +61,21 @@ def _refuse_values(words: Sequence[str]) -> None:
     """Refuse a list, a mapping or a number in place of a choice's name (UserError): Hydra's error would be no help."""
     for word in words:
         group, _, value = word.partition("=")
-        # A list of choices is no mistake.
+        # A list of choices is no mistake, and one of analyses may name a user's own.
         names = set(re.findall(r"[^\[\], ]+", value))
-        if group in GROUPS and VALUE.fullmatch(value) and not names <= set(choices(group)):
+        takes_list = group == "analysis" and value.startswith("[")
+        if (
+            group in CHOSEN
+            and not takes_list
+            and VALUE.fullmatch(value)
+            and not names <= set(choices(group))
+        ):
             advice = value_advice(group, value) or f"{group}={' or '.join(choices(group))}"
             raise UserError(f"{word:.60} is not the name of a choice: write {advice}")
 
 
-def options_first(words: Sequence[str]) -> list[str]:
-    """The words of the command line with Hydra's options first, as its own parser needs them, then the overrides.
+def split_options(words: Sequence[str]) -> tuple[list[str], list[str]]:
+    """(Hydra's options with their values, all other words) of a command line, on which they stand in any order.
 
     Raises:
         UserError: Hydra has no such option, or it lacks its value.
@@ -83,7 +91,18 @@ def options_first(words: Sequence[str]) -> list[str]:
     parser = get_args_parser()
     setattr(parser, "error", refuse)  # noqa: B010  # what mypy takes for a mistake
     overrides = parser.parse_intermixed_args(words).overrides
-    return [*(word for word in words if word not in overrides), *overrides]
+    return [word for word in words if word not in overrides], overrides
+
+
+def opened(word: str) -> str:
+    """An override that may add entries to a mapping, with the two pluses that Hydra wants for that.
+
+    Without them it takes known entries alone, also where the keys are a user's or another tool's (`engine.args`).
+    """
+    key, _, value = word.partition("=")
+    names = key.split(".")
+    is_mapping = is_key(names) and value.lstrip().startswith("{")
+    return f"++{word}" if is_mapping or is_key(names[:-1]) else word
 
 
 def _compose_once() -> None:

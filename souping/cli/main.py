@@ -111,15 +111,17 @@ def _command(name: str, arguments: Sequence[str], plans: bool) -> int | None:
         show(arguments)
         return None
     # All others are composed by Hydra.
-    from souping.cli.job import start
+    from souping.cli.job import opened, split_options, start
     from souping.cli.settings_file import with_file
 
+    options, words = split_options(arguments)
     if name != "rebuild":
-        arguments = with_file(arguments)
-    overrides = as_overrides(name, arguments)
+        words = with_file(words)
+    overrides = as_overrides(name, words)
     if plans:
         overrides.append("action.plan=true")
-    sys.argv[1:] = map(_at_home, overrides)
+    # Hydra's own parser needs its options first.
+    sys.argv[1:] = [*options, *map(opened, map(_at_home, overrides))]
     start()
     return None
 

@@ -18,6 +18,7 @@ from hydra.experimental.callback import Callback
 from omegaconf import DictConfig, OmegaConf, read_write
 from omegaconf.errors import OmegaConfBaseException
 
+from souping.cli.commands import SETTINGS_FILES
 from souping.cli.config import named_in
 from souping.cli.errors import EXPECTED, explain, format_error
 from souping.cli.parts import build_part
@@ -31,6 +32,7 @@ from souping.core.text import safe
 from souping.core.types import UserError
 from souping.core.unit import Unit
 from souping.pipeline.settings import GROUP_KINDS
+from souping.report.format import quoted
 from souping.trackers import GuardedTracker
 
 if TYPE_CHECKING:
@@ -104,9 +106,8 @@ class SweepEnd(Callback):
             print(f"note: {place} is not empty: this multirun is in {fresh}", file=sys.stderr)
             with read_write(config), read_write(config.hydra):
                 config.hydra.sweep.dir = str(fresh)
-                quoted = str(fresh).replace("'", "\\'")
                 # Jobs are composed with the overrides, not with the configuration.
-                config.hydra.overrides.hydra.append(f"hydra.sweep.dir='{quoted}'")
+                config.hydra.overrides.hydra.append(f"hydra.sweep.dir={quoted(str(fresh))}")
         note_missing(fresh)
         _SWEEPS.append(fresh)
 
@@ -199,6 +200,8 @@ def final_command(job: SweepJob, sweep_dir: Path) -> str:
         words.append("hydra.mode=RUN")
     # A single run has no job number to interpolate.
     command = [JOB_NUMBER.sub(str(job.job), word) for word in words]
+    for file in SETTINGS_FILES:
+        command = [file.name, *(word for word in command if word not in file.words)]
     return f"{program()} {shlex.join(command)}"
 
 

@@ -14,6 +14,7 @@ import re
 import types
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields, is_dataclass
+from decimal import Decimal
 from functools import cache
 from itertools import chain, repeat
 from pathlib import Path
@@ -162,8 +163,20 @@ def mismatch(value: Json, hint: Hint) -> str | None:
         for inner in (hint, *get_args(hint)):
             if get_origin(inner) is Literal:
                 options += map(str, get_args(inner))
-        return f"must be {_words(hint)}{nearest(str(value), options)}"
+        return f"must be {_words(hint)}{nearest(str(value), options)}{_correction(value, hint)}"
     return unsound(value)
+
+
+def _correction(value: Json, hint: Hint) -> str:
+    """What to write for a value that is nearly right, for the end of a message; empty if that is not known."""
+    if isinstance(value, list):
+        spaced = [each for each in value if isinstance(each, str) and " " in each.strip()]
+        return f"; is a comma missing in {spaced[0]:.60}?" if spaced else ""
+    # `5 items`, or 1e-3, which YAML takes for a text.
+    number = re.match(r"[-+]?\d*\.?\d+(e[-+]?\d{1,2})?", str(value))
+    if isinstance(value, str) and number and re.match("an? (number|integer)", _words(hint)):
+        return f": write the number alone, {Decimal(number[0]):f}"
+    return ""
 
 
 def pick(name: str, options: Iterable[str], key: str, more: str = "") -> str:

@@ -4,10 +4,14 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
 
 from souping.core.text import shown
+
+if TYPE_CHECKING:
+    import yaml
 
 MAX_DEPTH = 100
 """Levels of lists and objects in JSON; no config, item or recipe has so many."""
@@ -51,9 +55,30 @@ def read_yaml(text: str | bytes) -> Any:
     """YAML from somebody else.
 
     Raises:
-        ValueError: it has aliases, a few lines of which fill any memory, or nests without end.
-        yaml.YAMLError: it is not YAML.
+        ValueError: it nests without end.
+        yaml.YAMLError: it is not YAML, or has aliases, a few lines of which fill any memory.
     """
+    with _bounded_depth():
+        return _plain_loader(text).get_single_data()
+
+
+def read_yaml_node(text: str) -> yaml.Node | None:
+    """The node of a YAML text, whose parts know their lines; None if the text is empty. Errors as of `read_yaml`."""
+    with _bounded_depth():
+        return _plain_loader(text).get_single_node()
+
+
+@contextmanager
+def _bounded_depth() -> Iterator[None]:
+    """Tell what nests too deeply for Python as a ValueError."""
+    try:
+        yield
+    except RecursionError:
+        raise ValueError("nested too deeply") from None
+
+
+def _plain_loader(text: str | bytes) -> yaml.SafeLoader:
+    """A loader of YAML without aliases."""
     import yaml
 
     class PlainLoader(yaml.SafeLoader):  # type: ignore[misc]  # PyYAML has no types
@@ -61,13 +86,13 @@ def read_yaml(text: str | bytes) -> Any:
 
         def compose_node(self, parent: yaml.Node | None, index: int) -> yaml.Node | None:
             if self.check_event(yaml.AliasEvent):
-                raise ValueError("it has YAML aliases (*NAME), which no run writes")
+                mark = self.peek_event().start_mark
+                raise yaml.composer.ComposerError(
+                    problem="aliases (*NAME) are not read", problem_mark=mark
+                )
             return super().compose_node(parent, index)
 
-    try:
-        return yaml.load(text, PlainLoader)
-    except RecursionError:
-        raise ValueError("nested too deeply") from None
+    return PlainLoader(text)
 
 
 def _number(digits: str) -> int | float:

@@ -45,7 +45,7 @@ from souping.pipeline.serving import STORED_SOUP_PREFIX, check_space, scratch_pl
 from souping.pipeline.settings import MergeSettings, SoupSettings
 from souping.pipeline.store import Store
 from souping.report.cells import nonempty
-from souping.report.format import quoted
+from souping.report.format import clean, quoted
 from souping.report.progress import Throughput, say
 from souping.report.recipe import recipe_summary
 
@@ -406,7 +406,7 @@ def _find(
     elif name in recipe.sources:
         path = Path(recipe.sources[name])
     else:
-        word = shlex.quote(f"pool.candidates=[{{name: {quoted(name)}, path: DIR}}]")
+        word = shlex.quote(f"pool.candidates=[{{name: {quoted(clean(name))}, path: DIR}}]")
         raise UserError(
             f"ingredient {safe(name)} ({shown(expected[:12])}) is not known to this store: give its folder, {word}"
         )

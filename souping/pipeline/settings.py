@@ -22,7 +22,7 @@ from souping.core.reading import read
 from souping.core.system import program
 from souping.core.types import OWN_BENCHMARK, Candidate, Json, JsonObject, T, UserError, frozen
 from souping.merge import MergeBackend
-from souping.report.format import quoted
+from souping.report.format import clean, quoted
 
 if TYPE_CHECKING:
     from souping.analysis import Analysis
@@ -209,9 +209,9 @@ class SoupSettings:
             )
         if base := self.merge.base_model:
             settings["merge.base_model"] = nearby(Path(base)) if Path(base).is_dir() else base
+        words = [shlex.quote(f"{key}={quoted(clean(value))}") for key, value in settings.items()]
         if merge.allow_pickle:
-            settings["merge.allow_pickle"] = "true"
-        words = [shlex.quote(f"{key}={quoted(value)}") for key, value in settings.items()]
+            words.append("merge.allow_pickle=true")
         recipe = shlex.quote(nearby(self.out / "recipe.json"))
         return f"{program()} rebuild {recipe} {' '.join(words)}"
 

@@ -139,14 +139,16 @@ def in_words(names: Sequence[Json]) -> str:
     return f"{', '.join(words[:-1])} and {words[-1]}"
 
 
-def quoted(name: str) -> str:
-    """A name as Hydra's grammar takes it: bare where it can be, else in double quotes.
+BARE = re.compile(r"(?!(?i:null|true|false|nan|inf)\Z)(\.{0,2}/|[a-zA-Z_])[\w/.@+-]*", re.ASCII)
+"""Texts that Hydra's grammar takes for texts without quotes."""
 
-    Inside quotes, Hydra reads a backslash as an escape only in front of a quote, the closing one included.
-    """
-    text = clean(name)
-    if text and all(c.isalnum() or c in "/-_.@+" for c in text):
+
+def quoted(text: str) -> str:
+    """A text in Hydra's grammar, which reads exactly this text: bare where it can be, else in double quotes."""
+    if BARE.fullmatch(text):
         return text
-    # Double the backslashes in front of a quote or at the end, and escape the quote itself.
-    escaped = re.sub(r'(\\*)("|$)', lambda m: m[1] * 2 + (m[2] and '\\"'), text)
-    return '"' + escaped.replace("${", "\\${") + '"'
+    # OmegaConf reads an escaped `${` as text, with half of the backslashes before it.
+    text = re.sub(r"(\\*)\$\{", r"\1\1\\${", text)
+    # Hydra reads a backslash as an escape only in front of a quote, the closing one included.
+    escaped = re.sub(r'(\\*)("|\Z)', lambda m: m[1] * 2 + (m[2] and '\\"'), text)
+    return f'"{escaped}"'

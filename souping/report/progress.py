@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import platform
+import re
 import sys
 import time
 from collections.abc import Iterator
@@ -12,8 +13,10 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Self
 
+from souping.core.files import regular
 from souping.core.system import provenance, versions
 from souping.core.text import human, safe
+from souping.core.types import UserError
 from souping.report import format
 
 if TYPE_CHECKING:
@@ -24,6 +27,8 @@ if TYPE_CHECKING:
 LOG = "run.log"
 EARLY = ("config.yaml", "selection.json", LOG)
 """Files that a run writes before it has results; a run that is refused removes them."""
+LONGEST_HEAD = 2**16
+"""Characters at the start of run.log that hold the command."""
 PAUSE = 20.0
 """Seconds between two lines about one stage or transfer."""
 log = logging.getLogger("souping.run")
@@ -290,6 +295,15 @@ def logged(run_dir: Path, command: str, overrides: str = "") -> Iterator[None]:
         log.info("%.1f s", time.monotonic() - begun)
         logging.getLogger("souping").removeHandler(handler)
         handler.close()
+
+
+def command_of(run_dir: Path) -> str:
+    """The command that made a run, from the start of its run.log; empty if it has none."""
+    with suppress(OSError, UserError):
+        with regular(run_dir / LOG).open(encoding="utf-8", errors="replace") as file:
+            match = re.search(r"^[\d:]+ command +(.+)", file.read(LONGEST_HEAD), re.MULTILINE)
+        return match[1] if match else ""
+    return ""
 
 
 def _head(command: str, overrides: str) -> Iterator[str]:

@@ -22,7 +22,7 @@ from souping import __version__
 from souping.cli.commands import COMMANDS
 from souping.cli.config import GROUPS, Config
 from souping.cli.help import choices, folder, groups
-from souping.cli.job import options_first
+from souping.cli.job import split_options
 from souping.cli.process import REPLACE
 from souping.core.reading import read
 from souping.core.system import program
@@ -270,7 +270,8 @@ def test_a_plugin_of_hydra_that_lacks_a_package_stops_nothing(
     ],
 )
 def test_options_of_hydra_stand_anywhere(words: str, ordered: str) -> None:
-    assert options_first(words.split()) == ordered.split()
+    options, overrides = split_options(words.split())
+    assert [*options, *overrides] == ordered.split()
 
 
 @pytest.mark.parametrize(
@@ -288,7 +289,7 @@ def test_an_option_that_hydra_does_not_have_or_that_lacks_its_value_is_one_line(
     words: str, advice: str
 ) -> None:
     with pytest.raises(UserError) as refused:
-        options_first(words.split())
+        split_options(words.split())
     assert advice in str(refused.value)
     assert "\n" not in str(refused.value)
 

@@ -49,7 +49,7 @@ FILES = {
         ("benchmark.path=pointer", ["pointer:1", "git lfs pull"]),
         ("optimiser.max_items=1", ["optimiser.max_items=1", "search split"]),
         ("merge.tokenizer_from=ent", ["merge.tokenizer_from=ent", "did you mean ant"]),
-        ("seed=x", ["seed=x", "Integer"]),
+        ("seed=x", ["seed=x", "an integer"]),
         ("selector=3", ["selector=3", "selector=all"]),
         ("a(b=c", ["cannot read the override", "quotes"]),
         ("+temperature=0.5", ["evaluator.temperature"]),

@@ -17,11 +17,13 @@ from hydra._internal import config_loader_impl, defaults_list
 from hydra._internal.config_loader_impl import ConfigLoaderImpl
 from hydra._internal.config_repository import ConfigRepository
 
-from souping.cli.commands import root_of
+from souping.cli.commands import OVERLAY, root_of
 from souping.cli.help import folder
 
 SHIPPED = {"hydra", "main", "schema"}
 """Providers of files that no test writes."""
+SETTINGS = OVERLAY.lstrip("+").replace("=", "/")
+"""The values of a test's file of settings."""
 KEPT: dict[tuple[str, ...], Any] = {}
 """Files, lists and merged configurations of this session."""
 load = ConfigRepository.load_config
@@ -39,7 +41,7 @@ def shipped(repo: Any) -> tuple[str, ...]:
 def loaded(repo: Any, config_path: str) -> Any:
     places = shipped(repo)
     key = ("file", *places, config_path)
-    if not places or key not in KEPT:
+    if not places or config_path == SETTINGS or key not in KEPT:
         KEPT[key] = load(repo, config_path)
     return KEPT[key]
 
@@ -71,7 +73,8 @@ class Copies:
 def merged(loader: Any, defaults: Sequence[Any], repo: Any) -> Any:
     places = shipped(repo)
     key = ("merge", *places, *(f"{one.config_path} {one.package} {one.parent}" for one in defaults))
-    if not places or key not in KEPT:
+    own = any(one.config_path == SETTINGS for one in defaults)
+    if not places or own or key not in KEPT:
         KEPT[key] = merge(loader, defaults, Copies(repo))
     return deepcopy(KEPT[key])
 
