@@ -44,6 +44,8 @@ Hint: TypeAlias = type
 """An annotation, as the type that it mostly is."""
 JSON_NAMES = {"Json": Json, "Mapping": Mapping, "Sequence": Sequence}
 """Names in the text of `Json`, which is resolved wherever it is used."""
+LARGEST_FILE_BYTES = 1 << 28
+"""No report, recipe or table of a run is larger."""
 LARGEST_SETTING = 2**53
 """No setting is larger than this: up to here a float is exact."""
 PLAIN_TYPES: Mapping[Any, tuple[type, str]] = {
@@ -204,9 +206,20 @@ def load_json(path: Path, model: Hint, key: str = "") -> Any:
     """JSON that people may have edited, held against an annotation; `key` is where the path was given.
 
     Raises:
-        UserError: the file is not UTF-8 text, not JSON, or not of this form; the message names the place inside.
+        UserError: the file is too large, not UTF-8 text, not JSON, or not of this form; the message names the place
+            inside.
     """
-    return _parsed(text_of(path), model, f"{key}={path}" if key else str(path))
+    where = f"{key}={path}" if key else str(path)
+    check_size(path, where)
+    return _parsed(text_of(path), model, where)
+
+
+def check_size(path: Path, where: str) -> None:
+    """Refuse a file of more than `LARGEST_FILE_BYTES` (UserError); `where` is its name in the message."""
+    if path.is_file() and path.stat().st_size > LARGEST_FILE_BYTES:
+        raise UserError(
+            f"{where}: larger than {LARGEST_FILE_BYTES >> 20} MiB: was the file edited?"
+        )
 
 
 def load_lines(path: Path, *models: Hint) -> list[Any]:

@@ -12,6 +12,8 @@ from pathlib import Path
 from souping.core.text import first_line, shown
 from souping.core.types import UserError
 
+UNPACKED_BYTES = 1 << 28
+UNPACKED_RATIO = 100
 OUTPUTS = Path("outputs")
 """The folder of runs, plans and checks, and of the store."""
 
@@ -44,6 +46,11 @@ def regular(path: Path) -> Path:
             f"{path} is a pipe, a device or a socket: write its content to a file first"
         )
     return path
+
+
+def unpacked_limit(path: Path) -> int:
+    """Bytes that the content of a compressed file may have: a few kilobytes can hold more than any memory."""
+    return max(UNPACKED_BYTES, UNPACKED_RATIO * path.stat().st_size)
 
 
 def folder_at(text: str | None) -> Path | None:

@@ -8,6 +8,7 @@ enough to group the items of a comparison: an item on which two logs differ fail
 from __future__ import annotations
 
 import json
+import math
 import re
 from collections.abc import Collection
 from pathlib import Path
@@ -128,7 +129,9 @@ def _answer(row: LogRow, failed: Collection[str]) -> LoggedAnswer:
     text = row.get("result", "")
     if not isinstance(text, str):
         text = json.dumps(text, ensure_ascii=False)
-    tokens = counts(row.get("output_token_count"))
+    # An integer beyond all floats cannot be added to one: it is refused later, as infinity is.
+    steps = counts(row.get("output_token_count"))
+    tokens = [math.inf if finite_number(count) is None else count for count in steps]
     return LoggedAnswer(
         item=str(row["id"]),
         score=float(str(row["id"]) not in failed),

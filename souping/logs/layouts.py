@@ -93,7 +93,7 @@ def rows_by_column(
         check_fields(path, row, needed)
         try:
             columns = layout.columns(row)
-        except (AttributeError, LookupError, TypeError, ValueError) as error:
+        except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:
             raise UserError(
                 f"{path}: row {number}: not a row of {layout.tool}: {first_line(error)}"
             ) from error
@@ -234,7 +234,8 @@ def _reward(trace: LogRow) -> float:
     for reward in trace["rewards"].values():
         if reward is None:
             return math.nan
-        total += reward["score"] * reward["weight"]
+        # A text or a list times a number could be of any size.
+        total += float(reward["score"]) * float(reward["weight"])
     return total if trace["rewards"] else math.nan
 
 

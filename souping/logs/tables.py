@@ -10,13 +10,14 @@ from dataclasses import field, replace
 from hashlib import sha256
 from itertools import chain
 from pathlib import Path
-from typing import Any, Literal, Protocol, TypeGuard, runtime_checkable
+from typing import TYPE_CHECKING, Any, Literal, Protocol, TypeGuard, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
 
 from souping.core.fields import pick
-from souping.core.text import first_line, listed, shown
+from souping.core.files import unpacked_limit
+from souping.core.text import first_line, human, listed, shown
 from souping.core.types import Json, UserError, frozen
 from souping.logs.layouts import (
     ALL,
@@ -39,6 +40,12 @@ from souping.logs.records import (
     pick_model,
 )
 
+if TYPE_CHECKING:
+    from pyarrow.parquet import FileMetaData
+
+BATCH_ROWS = 1024
+ROW_BYTES = 64
+"""Bytes of an unpacked row at least."""
 INSPECT_NEEDED = ("id", "epoch", "input")
 CUT_REASONS = {"length", "max_tokens", "max_output_tokens", "truncated"}
 NO_ANSWER_REASONS = {"error", "unanswered", "content_filter"}
@@ -56,7 +63,17 @@ RunAnswers = dict[tuple[str, str], dict[str, list[LoggedAnswer]]]
 class Frame(Protocol):
     """A pandas DataFrame, as far as it is read."""
 
+    @property
+    def columns(self) -> Iterable[Any]: ...
+
     def to_dict(self, orient: Literal["records"]) -> list[dict[str, Any]]: ...
+
+
+@runtime_checkable
+class Series(Protocol):
+    """A pandas Series, as far as it is read: (label, value) pairs."""
+
+    def items(self) -> Iterable[tuple[Any, Any]]: ...
 
 
 Scores = Sequence[float] | NDArray[Any]
@@ -82,13 +99,17 @@ def is_table(path: Path) -> bool:
 def read_frame(frame: Frame, options: TableOptions) -> tuple[Log, ...]:
     """The logs in a data frame with this package's columns or those of inspect_ai's `samples_df`."""
     path = Path(f"DataFrame {id(frame):x}")
-    rows = frame.to_dict("records")
-    if rows and _is_inspect(rows[0]) and "item" not in options.fields:
-        # The new rows have the group in its own column.
-        fields = dict(options.fields)
-        rows = list(_inspect_rows(path, rows, fields.pop("group", "")))
-        options = replace(options, fields=fields)
-    return _logs(path, rows, options)
+    try:
+        _check_columns(map(str, frame.columns))
+        rows = frame.to_dict("records")
+        if rows and _is_inspect(rows[0]) and "item" not in options.fields:
+            # The new rows have the group in its own column.
+            fields = dict(options.fields)
+            rows = list(_inspect_rows(path, rows, fields.pop("group", "")))
+            options = replace(options, fields=fields)
+        return _logs(path, rows, options)
+    except ValueError as error:
+        raise UserError(f"{path}: not a table of answers: {first_line(error)}") from error
 
 
 def _is_inspect(row: LogRow) -> bool:
@@ -106,16 +127,27 @@ def is_scores(source: LogSource | list[LogSource]) -> TypeGuard[Scores]:
 
 
 def read_scores(scores: Scores, options: TableOptions) -> tuple[Log, ...]:
-    """The log of a model (in a tuple) whose scores are in the order of the items; nan is a missing answer."""
+    """The log of a model (in a tuple) whose scores are in the order of the items; nan, and what a mask hides, is a
+    missing answer. The labels of a Series name its items.
+    """
     # Named by its id, as two arrays are two logs.
     path = Path(f"array {id(scores):x}")
     try:
-        values = np.asarray(scores, dtype=float).tolist()
-    except (TypeError, ValueError) as error:
+        # numpy has no types of it.
+        masked: Any = np.ma.masked_array
+        array = masked(scores)
+        # Numpy would drop an imaginary part, and count the days of a date.
+        if array.dtype.kind in "cmM":
+            raise TypeError(f"its values are {array.dtype}")
+        values = array.astype(float).filled(np.nan).tolist()
+    except (ArithmeticError, TypeError, ValueError) as error:
         raise UserError(f"{scores!r:.60}: not scores: {first_line(error)}") from error
+    labels: Iterable[Any] = range(len(values))
+    if isinstance(scores, Series):
+        labels = [label for label, _ in scores.items()]
     rows = []
-    for place, score in enumerate(values):
-        rows.append({"item": place, "category": ALL, "score": score})
+    for label, score in zip(labels, values, strict=True):
+        rows.append({"item": label, "category": ALL, "score": score})
     logs = _logs(path, rows, replace(options, fields={}))
     # An item is known by its place alone: only other arrays can be compared.
     return tuple(replace(log, harness="array") for log in logs)
@@ -137,14 +169,60 @@ def read_log_table(path: Path, options: TableOptions) -> tuple[Log, ...]:
 
 
 def _parquet_rows(path: Path) -> Iterator[dict[str, Any]]:
-    """Rows of a parquet file as {column: value}, read in batches."""
+    """Rows of a parquet file as {column: value}, read in batches.
+
+    Raises:
+        UserError: pyarrow is not installed, or the file is damaged.
+        ValueError: two columns have one name, or the file unpacks to too much.
+    """
     try:
+        from pyarrow import ArrowException
         from pyarrow.parquet import ParquetFile
     except ImportError:
         raise UserError(f"{path}: parquet is read by pyarrow: pip install pyarrow") from None
-    with ParquetFile(path) as file:
-        for batch in file.iter_batches():
-            yield from batch.to_pylist()
+    limit = unpacked_limit(path)
+    try:
+        with ParquetFile(path) as file:
+            _check_columns(file.schema_arrow.names)
+            # Equal rows take no space in a file.
+            if file.metadata.num_rows * ROW_BYTES > limit:
+                raise _too_large(path, f"{file.metadata.num_rows:,} rows")
+            # Nor do equal texts, so that each row of a batch may hold the largest.
+            size = limit // _largest_column(file.metadata)
+            for batch in file.iter_batches(max(1, min(BATCH_ROWS, size))):
+                rows = batch.to_pylist()
+                limit -= batch.nbytes + sum(map(_characters, rows))
+                if limit < 0:
+                    raise _too_large(path, "texts")
+                yield from rows
+    except (ArrowException, ArithmeticError, LookupError, OSError) as error:
+        raise UserError(f"{path}: not a table of answers: {first_line(error)}") from error
+
+
+def _largest_column(metadata: FileMetaData) -> int:
+    """Bytes of the largest piece of a column, unpacked: no value in the parquet file is larger."""
+    largest = 1
+    for number in range(metadata.num_row_groups):
+        group = metadata.row_group(number)
+        for column in range(group.num_columns):
+            largest = max(largest, group.column(column).total_uncompressed_size)
+    return largest
+
+
+def _characters(row: Mapping[str, Any]) -> int:
+    return sum(len(value) for value in row.values() if isinstance(value, str))
+
+
+def _too_large(path: Path, what: str) -> ValueError:
+    """The error for a file whose content no memory holds."""
+    return ValueError(
+        f"{human(path.stat().st_size)} unpack to too many {what}: leave columns out, or write JSONL"
+    )
+
+
+def _check_columns(names: Iterable[str]) -> None:
+    """Refuse two columns of one name (ValueError); columns without a name may repeat."""
+    _unique([(name, "") for name in names if name])
 
 
 def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
@@ -162,8 +240,7 @@ def _csv_rows(path: Path, lines: Iterable[str]) -> Iterator[dict[str, str]]:
     csv.field_size_limit(2**31 - 1)  # Python's own limit is shorter than an answer may be
     rows = filter(None, csv.reader(lines, strict=True))
     names = next(rows, [])
-    # Only for its check; columns without a name may repeat.
-    _unique([(name, "") for name in names if name])
+    _check_columns(names)
     for number, row in enumerate(rows, start=1):
         if len(row) != len(names):
             raise UserError(
@@ -185,7 +262,7 @@ def _inspect_rows(path: Path, rows: Sequence[LogRow], group: str) -> Iterator[di
         try:
             scores = _inspect_scores(row)
             sample = _inspect_sample(where, row, group)
-        except (AttributeError, LookupError, TypeError, ValueError) as error:
+        except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:
             raise UserError(f"{where}: not a sample of inspect_ai: {first_line(error)}") from error
         samples.append((row, sample, scores))
         metrics.setdefault(str(row.get("log")), {}).update(dict.fromkeys(scores))

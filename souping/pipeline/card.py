@@ -7,6 +7,7 @@ import os
 import re
 import shlex
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -88,8 +89,13 @@ def _rebuild(recipe: RecipeSummary, command: str | None, folder: Path) -> list[s
 
 
 def public_rebuild(command: str, repo: str = "org/soup") -> str:
-    """The command that rebuilds a soup from a repository, with what holds on every machine of the run's `command`."""
-    words = [word for word in shlex.split(command) if word.startswith(ANYWHERE)]
+    """The command that rebuilds a soup from a repository, with what holds on every machine of the run's `command`.
+
+    A user may have edited the command: one that no shell reads has nothing that holds.
+    """
+    words = list[str]()
+    with suppress(ValueError):
+        words += filter(lambda word: word.startswith(ANYWHERE), shlex.split(command))
     name = repo.rpartition("/")[2]
     rebuild = f"souping rebuild {name}/recipe.json out={name}-rebuilt"
     return " ".join(

@@ -258,13 +258,13 @@ class Store:
 
     @contextmanager
     def _errors(self, verb: str) -> Iterator[None]:
-        """Raise errors of SQLite and of damaged rows as a UserError: "cannot `verb` the results store".
+        """Raise errors of SQLite, damaged rows and half characters as a UserError: "cannot `verb` the results store".
 
         It has the command that saves the rest of a damaged file.
         """
         try:
             yield
-        except (sqlite3.Error, json.JSONDecodeError) as error:
+        except (sqlite3.Error, json.JSONDecodeError, UnicodeEncodeError) as error:
             # The file is not the one that was opened.
             if verb != "open" and self._inode() != self._file:
                 raise UserError(self._removed()) from error

@@ -15,12 +15,12 @@ from huggingface_hub import constants
 
 from souping.checkpoints import hub, lora
 from souping.checkpoints.header import parse_json, small
-from souping.core.fields import load_json
+from souping.core.fields import check_size, load_json, text_of
 from souping.core.parsing import read_json, read_yaml
 from souping.core.reading import read
 from souping.core.system import program
 from souping.core.text import human, listed
-from souping.core.types import LateError, UserError, frozen
+from souping.core.types import Json, LateError, UserError, frozen
 from souping.merge.soup_files import CARD, RECIPE, file_mark
 from souping.pipeline.card import public_name, public_rebuild, soup_card
 from souping.pipeline.settings import SoupSettings, Target
@@ -42,8 +42,18 @@ LICENCE_HEADING = "\n## Licence\n\nLicences of the ingredients: "
 LONGEST_FRONT = 1 << 16
 """Characters of a card's front matter at most."""
 LONGEST_LICENCE = 100
-LOCAL_PATH = re.compile(r"file:|\.{1,2}[/\\]|~[\w.-]*/|[A-Za-z]:[/\\]|\\\\\w|/[^/\s]+/[^/\s]")
-"""How a path on some machine begins."""
+LOCAL_PATH = re.compile(
+    r"^(?:\.{1,2}[/\\]|\\\\\w)"
+    # A path inside a text does not go on what comes before it, as in an address, a tag or `and/or`.
+    r"|(?<![\w/.:<~}\\-])(?:file:/|~(?:[A-Za-z_][\w.-]*)?/|[A-Za-z]:[/\\]|/(?!v\d)[^/\s<>]+/[^/\s])"
+)
+"""How a path on some machine begins, but for routes of servers such as `/v1/models`."""
+CARD_PATH = re.compile(
+    r"(?<![\w/.:<~}\\-])(?:file:/*)?/(?:home|Users|root|mnt|media|scratch|tmp|Volumes|workspace)/[^\s\"'`<>()\[\]|]+"
+)
+"""A path below a folder of users or data, in the text of a card."""
+TEMPLATE_KEYS = ("chat_template", "template")
+"""Keys of texts that models were evaluated with, which stay whatever they hold."""
 PLACE_KEYS = ("_name_or_path", "name_or_path", BASE_KEY)
 """Keys of configs that transformers and PEFT set to the folder from which a model was loaded."""
 
@@ -187,23 +197,24 @@ def _public_files(
 
     Licences of models on the Hub are read only with `online`.
     """
-    recipe = json.loads(_bytes(files[RECIPE]))
+    raw_recipe = _bytes(files[RECIPE])
+    recipe = json.loads(_public_recipe(raw_recipe.decode()))
     summary = read(RecipeSummary, recipe)
     # The base model of an adapter; it is named unless it is a folder.
-    config = json.loads(_bytes(files.get(lora.CONFIG, b"{}")))
-    base = str(config.get(BASE_KEY))
+    base = str(_object(lora.CONFIG, _bytes(files.get(lora.CONFIG, b"{}"))).get(BASE_KEY))
     is_public = hub.is_repo(base)
     text = soup_card(summary, base=base if is_public else "")
     if CARD in files:
-        text = _bytes(files[CARD]).decode()
+        text = _card_text(files[CARD])
     text = re.sub(r'^folder = ".*"(?=  # this folder)', f'folder = "{goal.repo}"', text, flags=re.M)
     # The command of a rebuild ends with its block of code: names of folders in it may hold line ends.
     text = re.sub(
-        r"^(cd|hf download org/soup) .+?(?=\n```)",
-        lambda match: public_rebuild(match[0], goal.repo),
+        r"(?<=```bash\n)(cd|hf download org/soup) .+?(?=\n```)",
+        lambda match: public_rebuild(match[0], goal.repo) if " rebuild " in match[0] else match[0],
         text,
-        flags=re.M | re.S,
+        flags=re.S,
     )
+    text = CARD_PATH.sub(lambda match: public_name(match[0]), text)
     text = _with_licences(text, _licences(summary, store, online))
     public = {**files, CARD: text.encode()}
     for name in files:
@@ -221,19 +232,54 @@ def _public_files(
         content = (json.dumps(after, indent=2) + "\n").encode()
         public[name] = content
         recipe["files"][name] = hashlib.sha256(content).hexdigest()
+    if recipe != json.loads(raw_recipe):
         public[RECIPE] = as_json(recipe).encode()
     return public
+
+
+def _public_recipe(text: str) -> str:
+    """A recipe.json without paths as names of ingredients, if names without them still differ."""
+    names = read(RecipeSummary, json.loads(text)).ingredients
+    public = {name: public_name(name) for name in names}
+    if len({*public.values()}) == len(public):
+        for name in names:
+            text = text.replace(json.dumps(name), json.dumps(public[name]))
+    return text
+
+
+def _object(name: str, raw: bytes) -> dict[str, Any]:
+    """The object in one of a soup's JSON files (UserError if it holds none)."""
+    table = parse_json(Path(name), raw)
+    if not isinstance(table, dict):
+        raise UserError(f"{name} is not a JSON object: write the soup again")
+    return table
 
 
 def _public_table(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     """An object of JSON, from its (key, value) pairs, without the pairs that name a place on some machine."""
     table = {}
     for key, value in pairs:
-        values = value if isinstance(value, list) else [value]
-        texts = [text for text in (key, *values) if isinstance(text, str)]
-        if key not in PLACE_KEYS and not any(map(LOCAL_PATH.match, texts)):
+        is_place = key in PLACE_KEYS or any(map(LOCAL_PATH.search, _texts([key, value])))
+        if key in TEMPLATE_KEYS or not is_place:
             table[key] = value
     return table
+
+
+def _texts(value: Json) -> Iterator[str]:
+    """The texts in a value of JSON, whose objects `_public_table` has made."""
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, list):
+        for inner in value:
+            yield from _texts(inner)
+
+
+def _card_text(content: Path | bytes | int) -> str:
+    """The card of a soup, which a user may have edited (UserError: it is too large, or not UTF-8)."""
+    if not isinstance(content, Path):
+        return _bytes(content).decode()
+    check_size(content, str(content))
+    return text_of(content)
 
 
 def _size(content: Path | bytes | int) -> int:

@@ -14,8 +14,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypedDict
 
-from souping.core.fields import checked, load_json
-from souping.core.files import write_atomically
+from souping.core.fields import check_size, checked, load_json
+from souping.core.files import regular, write_atomically
 from souping.core.parsing import read_yaml
 from souping.core.reading import read, to_json
 from souping.core.text import first_line
@@ -149,7 +149,8 @@ def read_run_config(path: Path) -> RunConfig:
         UserError: it cannot be read.
     """
     try:
-        text = path.read_bytes()
+        with regular(path).open("rb") as file:
+            text = file.read(LONGEST_CONFIG_BYTES + 1)
         if len(text) > LONGEST_CONFIG_BYTES:
             raise ValueError(f"it has more than {LONGEST_CONFIG_BYTES:,} bytes")
         value = read_yaml(text)
@@ -173,6 +174,7 @@ def read_trials(path: Path) -> list[TrialRow]:
     Raises:
         UserError: it is not such a table; a spreadsheet may have saved it in another form.
     """
+    check_size(path, str(path))
     try:
         with path.open(newline="", encoding="utf-8") as file:
             # An empty file has no header: a ValueError too.

@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import gzip
 import json
+import re
 import zlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from souping.core.files import regular
+from souping.core.files import regular, unpacked_limit
 from souping.core.parsing import read_json
-from souping.core.text import first_line
+from souping.core.text import first_line, human
 from souping.core.types import UserError
 from souping.core.unit import Unit
 from souping.report.format import clean
@@ -22,6 +23,8 @@ if TYPE_CHECKING:
     from rich.console import Console
 
 SAMPLES_FILE = "samples.jsonl.gz"
+SURROGATE = re.compile(r"\\u[dD][89a-fA-F]")
+"""Escape of half a surrogate pair in JSON."""
 SHOWN_ANSWER_CHARS = 4000
 """Characters of an answer that are shown; of a longer one both ends."""
 
@@ -72,18 +75,29 @@ def read_samples(path: Path) -> Iterator[JsonRow]:
         UserError: the file is absent or damaged.
     """
     try:
-        with gzip.open(regular(path), "rt", encoding="utf-8") as file:
-            for line in file:
-                row = read_json(line)
-                if not isinstance(row, dict):
-                    raise ValueError("a line is not an object")
-                yield row
+        with gzip.open(regular(path)) as file:
+            limit = unpacked_limit(path)
+            while line := file.readline(limit + 1):
+                limit -= len(line)
+                if limit < 0:
+                    raise ValueError(f"{human(path.stat().st_size)} unpack to too much")
+                yield _sample_row(line.decode())
     except FileNotFoundError:
         raise UserError(
             f"{path.parent}: no {path.name}: name the directory of a run that evaluated items"
         ) from None
     except (OSError, ValueError, EOFError, zlib.error) as error:
         raise UserError(f"{path}: cannot be read: {first_line(error)}") from error
+
+
+def _sample_row(line: str) -> JsonRow:
+    """The object of a line (ValueError: it is none, or holds half a character, which no run writes)."""
+    row = read_json(line)
+    if not isinstance(row, dict):
+        raise ValueError("a line is not an object")
+    if SURROGATE.search(line):
+        json.dumps(row, ensure_ascii=False).encode()
+    return row
 
 
 def changed_items(

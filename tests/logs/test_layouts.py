@@ -18,6 +18,7 @@ import pytest
 import souping
 from souping.cli.compare import compare_logs
 from souping.comparison.result import CompareResult
+from souping.core import files
 from souping.core.types import UserError
 from souping.logs.sources import read_logs
 from tests.conftest import ROOT
@@ -140,6 +141,19 @@ class TestVerifiers:
         rows[1]["traces"][0]["rewards"] = {}
         (log,) = read_logs(write(tmp_path / "traces.jsonl", rows))
         assert [answer.missing for answer in log.answers()] == [True, True] + [False] * 10
+
+    @pytest.mark.parametrize(
+        ("score", "weight"),
+        [("x", 20_000_000_000), ([0], 20_000_000_000), (10**400, 1), (1, 10**400), ({}, 1)],
+        ids=["text", "list", "digits", "weight", "object"],
+    )
+    def test_a_reward_that_is_no_number_is_refused(
+        self, tmp_path: Path, score: Any, weight: int
+    ) -> None:
+        rows = self.rows()
+        rows[3]["traces"][0]["rewards"]["correct"] = {"score": score, "weight": weight}
+        with pytest.raises(UserError, match="row 4: "):
+            read_logs(write(tmp_path / "traces.jsonl", rows))
 
     def test_a_damaged_row_is_named(self, tmp_path: Path) -> None:
         rows = self.rows()
@@ -287,6 +301,27 @@ class TestNamedFields:
         with pytest.raises(UserError, match=r"base\.parquet: not a table"):
             read_logs(files[0], **FIELDS)
 
+    @pytest.mark.parametrize("case", ["two columns", "equal rows", "equal texts", "damaged"])
+    def test_parquet_that_is_damaged_or_unpacks_to_too_much_is_refused(
+        self, case: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        pyarrow = pytest.importorskip("pyarrow")
+        parquet = pytest.importorskip("pyarrow.parquet")
+        monkeypatch.setattr(files, "UNPACKED_BYTES", 1 << 20)
+        same = np.zeros(60 if case == "equal texts" else 20_000, np.int8)
+        text = "a" * (100_000 if case == "equal texts" else 1)
+        columns = [pyarrow.array(same)]
+        for value in ("i", "c", text):
+            columns.append(pyarrow.DictionaryArray.from_arrays(same, [value]))
+        names = ["score", "item", "category", "score" if case == "two columns" else "output"]
+        path = tmp_path / "log.parquet"
+        parquet.write_table(pyarrow.Table.from_arrays(columns, names), path)
+        if case == "damaged":
+            content = path.read_bytes()
+            path.write_bytes(content[:50] + b"\xff" * 50 + content[100:])
+        with pytest.raises(UserError, match=r"log\.parquet"):
+            read_logs(path)
+
     def test_parquet_needs_pyarrow(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setitem(sys.modules, "pyarrow.parquet", None)
         path = tmp_path / "log.parquet"
@@ -322,6 +357,30 @@ class TestArrays:
         scores[0] = np.nan
         assert compared(list(self.BASE), scores).average_row("cand").missing == 1
 
+    def test_what_a_mask_hides_is_a_missing_answer(self) -> None:
+        scores = np.ma.array(self.CAND, mask=[True, True, False, False, False, False])
+        found = compared(list(self.BASE), scores).average_row("cand")
+        hidden = np.array([np.nan, np.nan, *self.CAND[2:]])
+        assert found == compared(list(self.BASE), hidden).average_row("cand")
+        assert found.missing == 2
+
+    def test_the_labels_of_a_series_name_its_items(self) -> None:
+        pandas = pytest.importorskip("pandas")
+        base = pandas.Series(self.BASE, index=list("abcdef"))
+        cand = pandas.Series(self.CAND, index=list("abcdef"))
+        difference = compared(base, cand[::-1]).average_row("cand").difference
+        assert difference == pytest.approx(2 / 6)
+        with pytest.raises(UserError, match="no item in common"):
+            compared(list(self.BASE), cand)
+
+    def test_two_columns_of_one_name_in_a_data_frame_are_refused(self) -> None:
+        pandas = pytest.importorskip("pandas")
+        frame = pandas.DataFrame({"item": range(6), "category": "all", "score": self.BASE})
+        twice = frame.copy()
+        twice.insert(3, "score", self.CAND, allow_duplicates=True)
+        with pytest.raises(UserError, match="two columns are called score"):
+            compared(frame, twice)
+
     def test_a_list_of_arrays_is_several_runs(self) -> None:
         runs = [np.array(self.CAND), np.array(self.BASE)]
         head = compared(list(self.BASE), runs).average_row("cand")
@@ -333,10 +392,20 @@ class TestArrays:
             ([1, 0, 1], "base has 6, cand has 3"),
             (np.zeros((6, 2)), "one dimension"),
             ([1, 0, {}, 1, 0, 1], "not scores"),
+            (np.array([1, 0, 1, 1j, 0, 1]), "complex"),
+            (np.array(["2026-12-02"] * 6, "M8[D]"), "datetime"),
             ([1, 0, 1, 2.5, 0, 1], "score=2.5.*higher_is_better"),
             (DATA / "nemo_gym" / "base" / "rollouts.jsonl", "do not compare"),
         ],
-        ids=["length", "two dimensions", "no number", "no direction", "a file"],
+        ids=[
+            "length",
+            "two dimensions",
+            "no number",
+            "complex",
+            "dates",
+            "no direction",
+            "a file",
+        ],
     )
     def test_what_cannot_be_paired_is_refused(self, scores: Any, words: str) -> None:
         with pytest.raises(UserError, match=words):

@@ -47,6 +47,7 @@ class Frame:
 
     def __init__(self, rows: list[dict[str, Any]]) -> None:
         self.rows = rows
+        self.columns = list(rows[0]) if rows else []
 
     def to_dict(self, orient: str) -> list[dict[str, Any]]:
         assert orient == "records"
@@ -653,7 +654,11 @@ BAD |= {
     "3,000 groups in each other": (results(group_subtasks=CHAIN), "group_subtasks: g101"),
     "a count of tokens of 400 digits": (
         changed("bfcl/a", {"*python_result.json": lambda line: tokens(line, 10**400)}),
-        "python_result.json: item simple_python_0: tokens=10000",
+        "python_result.json: item simple_python_0: tokens=",
+    ),
+    "counts of tokens that no float adds": (
+        changed("bfcl/a", {"*python_result.json": lambda line: tokens(line, [[10**400, 0.5]])}),
+        "python_result.json: item simple_python_0: tokens=",
     ),
     "counts of tokens 700 lists deep": (
         changed("bfcl/a", {"*python_result.json": lambda line: tokens(line, nested(700))}),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import shutil
 import socket
@@ -250,7 +251,29 @@ def test_no_path_of_this_machine_is_sent_with_an_adapter(
     assert upload.files_by_recipe(copy).keys() == sent.keys()
 
 
-PLACES = ["/home/me/x", "file:///x", "~/x", "~me/x", r"C:\x", "D:/x", r"\\host\x", "../x", "./x"]
+INSIDE = ["see /home/alice/q", "in (~/secret)", "it's at C:/secret", "from file:///secret"]
+NO_PLACES = [
+    "https://host.org/home/alice/q",
+    "/v1/chat/completions",
+    "POST to /v1/models/x",
+    "<tool></tool></tools>",
+    "1/2 and/or 3",
+    "profile:x, file: y",
+    "~1/2",
+    "org/name",
+]
+PLACES = [
+    *INSIDE,
+    "/home/me/x",
+    "file:///x",
+    "~/x",
+    "~me/x",
+    r"C:\x",
+    "D:/x",
+    r"\\host\x",
+    "../x",
+    "./x",
+]
 
 
 def test_no_path_of_this_machine_is_sent_with_a_config(
@@ -262,7 +285,10 @@ def test_no_path_of_this_machine_is_sent_with_a_config(
         table = json.loads(path.read_text())
         table |= {"_name_or_path": "runs/secret", "inner": {"name_or_path": "secret", "n": 1}}
         table |= {"places": PLACES, "/home/me/secret": 1, "vision": "org/clip"}
+        table |= {"places inside": [["x", place] for place in INSIDE]}
         table |= {f"place {number}": place for number, place in enumerate(PLACES)}
+        table |= {f"no place {number}": text for number, text in enumerate(NO_PLACES)}
+        table |= {"chat_template": "Files are in '/mnt/data'."}
         path.write_text(json.dumps(table))
     souping(*words, "upload=me/soup").ok()
     sent = hub.repos["me/soup"].head
@@ -272,11 +298,69 @@ def test_no_path_of_this_machine_is_sent_with_a_config(
     assert config.keys() == kept
     assert config["inner"] == {"n": 1}
     assert config["vision"] == "org/clip"
+    assert [config[f"no place {number}"] for number in range(len(NO_PLACES))] == NO_PLACES
+    assert config["chat_template"] == "Files are in '/mnt/data'."
     copy = tmp_path / "copy"
     for name, content in sent.items():
         (copy / name).parent.mkdir(parents=True, exist_ok=True)
         (copy / name).write_bytes(content)
     assert upload.files_by_recipe(copy).keys() == sent.keys()
+
+
+def test_no_path_of_this_machine_is_sent_as_the_name_of_an_ingredient(
+    hub: Hub, family: Path, souping: Cli, tmp_path: Path
+) -> None:
+    words = full_models(family, tmp_path)
+    pool = "pool.candidates=[{name: /home/alice/q, path: ant}, {name: '~/z', path: bee}]"
+    words = [pool if word.startswith("pool.candidates") else word for word in words]
+    souping(*words, "upload=me/soup").ok()
+    sent = hub.repos["me/soup"].head
+    assert b"alice" not in b"".join(sent.values())
+    recipe = json.loads(sent["recipe.json"])
+    assert (recipe["ingredients"], recipe["carried_from"]) == (["q", "z"], "q")
+    local = json.loads((tmp_path / "soup/recipe.json").read_text())
+    assert recipe["id"] == local["id"]
+
+
+EDITS: dict[str, tuple[bytes, bytes]] = {
+    "a path": (
+        b"# Mine\nMade in /home/alice/q, see https://x.org/home/y.\n",
+        b"Made in q, see https:",
+    ),
+    "an open quote": (
+        b"# Mine\n```bash\ncd x && souping rebuild it's\n```\n",
+        b"hf download me/soup",
+    ),
+    "another command": (b"# Mine\n```bash\ncd x && ls\n```\n", b"cd x && ls"),
+    "a line that begins with cd": (
+        b"# Mine\ncd first.\n```bash\nls\n```\n",
+        b"cd first.\n```bash\nls",
+    ),
+}
+
+
+@pytest.mark.parametrize("case", EDITS)
+def test_an_edited_card_is_sent_as_it_is_without_paths(
+    hub: Hub, family: Path, souping: Cli, tmp_path: Path, case: str
+) -> None:
+    souping(*full_models(family, tmp_path)).ok()
+    edited, sent = EDITS[case]
+    (tmp_path / "soup/README.md").write_bytes(edited)
+    upload.push(Target(repo="me/soup"), tmp_path / "soup")
+    card = hub.repos["me/soup"].head["README.md"]
+    assert sent in card
+    assert b"alice" not in card
+
+
+def test_a_card_that_is_no_text_is_named(
+    offline: None, family: Path, souping: Cli, tmp_path: Path
+) -> None:
+    souping(*full_models(family, tmp_path)).ok()
+    card = tmp_path / "soup/README.md"
+    card.write_bytes("Mod\u00e8le".encode("latin-1"))
+    souping("plan", "upload", "soup", "me/soup").refused("soup/README.md")
+    os.truncate(card, 3 << 30)
+    souping("plan", "upload", "soup", "me/soup").refused("soup/README.md")
 
 
 def test_a_planned_run_shows_a_card_without_what_the_run_decides(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import io
 import json
 import os
@@ -11,8 +12,10 @@ from pathlib import Path
 
 import pytest
 
+from souping.core import files
 from souping.pipeline.executors import open_soups
 from souping.pipeline.executors.open_soups import asked_soups
+from souping.report.samples import SAMPLES_FILE
 from tests.conftest import Cli, Outcome, command_line
 from tests.pipeline.test_asking import Lab
 
@@ -231,3 +234,43 @@ def test_scores_of_other_tasks_under_the_same_ids_do_not_count(
     if code == 0:
         answers = open_soups.answers(lab.soup(1), open_soups.asked_soup(lab.soup(1))["items"])
         assert {record.score for record in answers} == {1.0}
+
+
+def test_answers_that_unpack_to_too_much_are_refused(
+    souping: Cli, finished_copy: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = finished_copy / SAMPLES_FILE
+    monkeypatch.setattr(files, "UNPACKED_BYTES", 1 << 20)
+    souping("show", "run", "--split", "search", "-n", "1").ok()
+    # One line, then many.
+    for content in (b"a" * 10_000_000, b'{"models": {}}\n' * 1_000_000):
+        path.write_bytes(gzip.compress(content))
+        souping("show", "run").refused(SAMPLES_FILE)
+        souping("compare", "a=run", "b=run:uniform_all").refused(SAMPLES_FILE)
+
+
+def test_half_a_character_in_a_sent_run_is_refused(souping: Cli, finished_copy: Path) -> None:
+    path = finished_copy / SAMPLES_FILE
+    before = path.read_bytes()
+    rows = [json.loads(line) for line in gzip.decompress(before).splitlines()]
+    lines = [json.dumps({**row, "prompt_hash": "\ud800"}) + "\n" for row in rows]
+    path.write_bytes(gzip.compress("".join(lines).encode()))
+    souping("show", "run").refused(SAMPLES_FILE)
+    path.write_bytes(before)
+    report = json.loads((finished_copy / "report.json").read_text())
+    report["recipe"]["id"] = "\ud800"
+    (finished_copy / "report.json").write_text(json.dumps(report))
+    souping("show", "run").refused("store=")
+
+
+@pytest.mark.parametrize("name", ["report.json", "config.yaml", "trials.csv", "selection.json"])
+def test_a_file_of_a_sent_run_that_is_larger_than_any_is_not_read(
+    souping: Cli, finished_copy: Path, name: str
+) -> None:
+    os.truncate(finished_copy / name, 3 << 30)
+    if name == "selection.json":
+        (finished_copy / "report.json").unlink()
+        souping("show", "run").refused(name)
+    else:
+        souping("analyse", "run", "analysis=[item_wins]").refused(name)
+    souping("list", ".").ok()
