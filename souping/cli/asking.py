@@ -15,9 +15,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from souping.cli.commands import add_overrides, command_line, parser_of
+from souping.cli.listing import named_folder
 from souping.core.arguments import Arguments, positive
 from souping.core.fields import pick
-from souping.core.files import error_text, expanded
+from souping.core.files import error_text
 from souping.core.folders import check_unlinked
 from souping.core.text import safe
 from souping.core.types import UserError
@@ -114,7 +115,7 @@ def _parser(verb: str, more: str) -> Arguments:
 
 def _run_dir(text: str) -> Path:
     """The folder of a run with open soups (UserError if it is none, or contains links)."""
-    run_dir = expanded(text).absolute()
+    run_dir = named_folder(text).absolute()
     if not (run_dir / ORDER_FILE).is_file():
         raise UserError(
             f"{run_dir} is not a run with open soups: start one with evaluator=command executor=files"

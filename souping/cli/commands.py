@@ -155,6 +155,8 @@ def add_overrides(parser: Arguments, more: str = "") -> None:
     parser.add_argument(
         "overrides",
         nargs="*",
+        # Without a default, argparse says that one is required.
+        default=[],
         metavar="KEY=VALUE",
         help=f"{more}what differs on this machine, such as store=FILE",
     )

@@ -22,6 +22,7 @@ from omegaconf.errors import OmegaConfBaseException
 from souping.cli.commands import add_overrides, parser_of
 from souping.cli.config import is_merge, register, resolved
 from souping.cli.help import folder
+from souping.cli.listing import named_folder
 from souping.cli.process import interrupts_raise
 from souping.cli.settings import run_settings, unresolved
 from souping.core.files import expanded, nearby
@@ -62,7 +63,7 @@ def analyse_run(arguments: Sequence[str], plans: bool) -> None:
     )
     options = parser.parse_intermixed_args(arguments)
     begin()
-    run_dir = expanded(options.run)
+    run_dir = named_folder(options.run)
     check_unlinked(run_dir)
     plain = configuration(run_dir, options.overrides, options.config_dir, options.allow_code)
     plain["action"]["plan"] = plans
@@ -97,7 +98,7 @@ def send_soup(arguments: Sequence[str], plans: bool) -> None:
     options = parser.parse_intermixed_args(arguments)
     show_warnings()
     goal = target({"repo": options.repo, "private": options.private})
-    soup = expanded(options.folder)
+    soup = named_folder(options.folder)
     store = expanded(options.store or STORE)
     if (soup / "config.yaml").is_file():
         store = next(iter(stores_of(soup, options.store)), store)

@@ -62,7 +62,7 @@ def answered(words: Sequence[str]) -> bool:
     if words[:1] == ["help"]:
         names = names[1:]
     # No help was requested, or not all of the words are names.
-    if len(names) == len(words) or not all(re.fullmatch(r"\w+(=\w+)?", name) for name in names):
+    elif len(names) == len(words) or not all(re.fullmatch(r"\w+(=\w+)?", name) for name in names):
         return False
     if not names:
         print(overview())

@@ -10,6 +10,7 @@ from pathlib import Path
 
 from souping.cli.commands import parser_of
 from souping.core.files import OUTPUTS, expanded, near_folder
+from souping.core.system import program
 from souping.core.text import DASH
 from souping.core.types import UserError
 from souping.report.cells import grid
@@ -37,14 +38,46 @@ def runs_below(folder: Path = OUTPUTS) -> list[Path]:
     Raises:
         UserError: there are none.
     """
+    runs = _runs_in(folder)
+    if not runs:
+        near = (
+            near_folder(folder)
+            or f": start one, `{program()} +experiment=bfcl`, or name its folder"
+        )
+        raise UserError(f"{folder}: no run below it{near}")
+    return runs
+
+
+def named_runs(word: str) -> list[Path]:
+    """The runs in the folder that a word names, the newest last; without any, that folder alone (UserError: none)."""
+    folder = named_folder(word)
+    return _runs_in(folder) or [folder]
+
+
+def named_folder(word: str) -> Path:
+    """The folder of a run by its path, or by its name in `souping list`, which is its path below `outputs/`.
+
+    Raises:
+        UserError: there is no such folder.
+    """
+    path = expanded(word)
+    for folder in (path, OUTPUTS / path):
+        if folder.exists():
+            return folder
+    near = near_folder(path) or near_folder(OUTPUTS / path)
+    raise UserError(
+        f"{word}: no such folder here or below {OUTPUTS}/{near or f': `{program()} list` shows the runs'}"
+    )
+
+
+def _runs_in(folder: Path) -> list[Path]:
+    """A folder with the configuration of a run, or all such folders below it, the newest last."""
     runs = list[Path]()
     for place, folders, files in os.walk(folder):
         if RUN_MARK in files:
             # `os.walk` then goes no deeper.
             folders.clear()
             runs.append(Path(place))
-    if not runs:
-        raise UserError(f"{folder}: no run below it{near_folder(folder)}")
     return sorted(runs, key=_started)
 
 

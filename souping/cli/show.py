@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
-from itertools import islice
+from itertools import chain, islice
 from pathlib import Path
 
 from souping.cli.commands import parser_of
-from souping.cli.listing import runs_below
+from souping.cli.listing import named_runs, runs_below
 from souping.core.arguments import Arguments, positive
 from souping.core.fields import pick
-from souping.core.files import expanded
 from souping.core.reading import read
 from souping.core.text import safe
 from souping.core.types import SPLITS, UserError
@@ -28,7 +27,7 @@ printed are recorded in its store."""
 def show(arguments: Sequence[str]) -> None:
     """Print the answers of a run side by side. Answers to test items count as viewed in the run's store."""
     options = _parser().parse_args(arguments)
-    folders = [expanded(folder) for folder in options.run_dir] or runs_below()
+    folders = [*chain.from_iterable(map(named_runs, options.run_dir))] or runs_below()
     # The last with answers; without any, reading the samples of the last one fails with an error.
     run_dir = next(
         (folder for folder in reversed(folders) if (folder / SAMPLES_FILE).is_file()), folders[-1]
@@ -83,7 +82,8 @@ def _parser() -> Arguments:
         "run_dir",
         nargs="*",
         metavar="RUN",
-        help="of several (outputs/mine/*) the last with answers; without one the newest below outputs/",
+        help="folder or name in `souping list`; of several (outputs/mine/*) the last with answers; "
+        "without one the newest below outputs/",
     )
     which = parser.add_mutually_exclusive_group()
     which.add_argument(

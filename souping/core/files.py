@@ -63,7 +63,10 @@ def folder_at(text: str | None) -> Path | None:
 
 
 def near_folder(path: str | Path) -> str:
-    """`; did you mean FOLDER?` if there is a folder whose path differs from the missing one in a nearly equal name."""
+    """`; did you mean FOLDER?` if there is a folder whose path differs from the missing one in a nearly equal name.
+
+    Empty if the folder is not missing.
+    """
     # The first folder on the path that is missing, and what the path has below it.
     missing = Path(path)
     below = Path()
@@ -75,7 +78,7 @@ def near_folder(path: str | Path) -> str:
         names = [folder.name for folder in expanded(missing).parent.iterdir() if folder.is_dir()]
         for name in get_close_matches(missing.name, names, n=1):
             near = missing.with_name(name) / below
-            if expanded(near).is_dir():
+            if near != missing / below and expanded(near).is_dir():
                 return f"; did you mean {near}?"
     return ""
 

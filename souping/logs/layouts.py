@@ -52,15 +52,16 @@ def value_at(row: LogRow, name: str) -> Any:
     return value_at(row[outer], inner)
 
 
-def check_fields(path: Path, row: LogRow, names: Iterable[str]) -> None:
-    """Refuse a row without one of these fields (UserError)."""
+def check_fields(path: Path, row: LogRow, names: Iterable[str], renamed: bool = False) -> None:
+    """Refuse a row without one of these fields (UserError). If fields may be `renamed`, the message says how."""
     for name in names:
         try:
             value_at(row, name)
         except LookupError:
             near = nearest(name, _names(row))
+            fix = f": rename one, or name it with `compare --{name} COLUMN`" if renamed else ""
             raise UserError(
-                f"{path}: no column {name}{near} (it has {listed(map(str, row))})"
+                f"{path}: no column {name}{near} (it has {listed(map(str, row))}){fix}"
             ) from None
 
 
@@ -82,7 +83,7 @@ def rows_by_column(
     Raises:
         UserError: a row lacks another field, no row has the score's, or a row is not one of the tool's.
     """
-    needed = [*_needed(layout, fields), *(fields[name] for name in fields if name != "score")]
+    named = [fields[name] for name in fields if name != "score"]
     # Rows of each item so far, which number its answers.
     answered: Counter[str] = Counter()
     # Whether some row has the named field of the score.
@@ -90,7 +91,8 @@ def rows_by_column(
     scored = not score
     row: LogRow = {}
     for number, row in enumerate(rows, start=1):
-        check_fields(path, row, needed)
+        check_fields(path, row, _needed(layout, fields), renamed=layout is OWN_TABLE)
+        check_fields(path, row, named)
         try:
             columns = layout.columns(row)
         except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:

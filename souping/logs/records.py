@@ -220,7 +220,8 @@ def _check_answers(path: Path, name: str, answers: Sequence[LoggedAnswer]) -> No
     for (item, _), count in scored.most_common(1):
         if count > 1:
             raise UserError(
-                f"{path}: item {item} has two scores of {name}: remove one, or number them as repeats"
+                f"{path}: item {item} has two scores of {name}: remove one, or number them in a column `repeat`, "
+                "or in one that `compare --repeat COLUMN` names"
             )
     for answer in answers:
         if answer.tokens is not None and not 0 <= answer.tokens <= LARGEST_FIGURE:

@@ -154,6 +154,18 @@ def test_help_of_a_command_names_the_choices_of_a_group_of_its_name(souping: Cli
     assert all(name in souping("help", "plan").ok().out for name in PLANNED)
 
 
+@pytest.mark.parametrize("word", ["--x", "-m", "selector.k", "nothing", "a=b=c"])
+def test_help_on_what_has_none_is_refused(word: str, souping: Cli) -> None:
+    souping("help", word).refused(f"={word.partition('=')[0]} is not one of")
+
+
+@pytest.mark.parametrize("name", ["ask", "analyse"])
+def test_a_command_without_its_run_needs_nothing_else(name: str, souping: Cli) -> None:
+    done = souping(name)
+    done.refused("RUN", f"souping {name} --help")
+    assert "KEY=VALUE" not in done.err
+
+
 def test_the_example_of_each_composed_command_composes() -> None:
     for name, command in COMMANDS.items():
         if not has_parser(name) and name != "rebuild":

@@ -68,8 +68,25 @@ def test_links_are_not_followed(outputs: Path, souping: Cli, tmp_path: Path) -> 
 
 def test_a_folder_without_runs_is_an_error(souping: Cli, tmp_path: Path) -> None:
     souping("list").refused("outputs")
-    (tmp_path / "empty").mkdir()
-    souping("list", "empty").refused("empty")
+    for name in ("empty", "outputs"):
+        (tmp_path / name).mkdir()
+        souping("list", name).refused(name)
+    for words in ([], ["empty"], ["nowhere"]):
+        done = souping("show", *words)
+        done.refused(*(words or ["outputs", "souping +experiment=bfcl"]))
+        assert "did you mean" not in done.err
+
+
+def test_what_is_listed_is_found_by_its_name(outputs: Path, souping: Cli) -> None:
+    (name,) = [row[0] for row in rows_of(souping("list").ok().out) if row[0].endswith("whole")]
+    shown = souping("show", f"outputs/{name}").ok().out
+    assert souping("show", name).ok().out == shown
+    # The name of several runs stands for the last of them that has answers.
+    assert souping("show", "mine").ok().out.endswith(shown)
+    souping("analyse", name).refused("store=outputs/store.sqlite does not exist")
+    souping("show", "mine/whol").refused("mine/whol", "did you mean outputs/mine/whole?")
+    souping("upload", "mine/stopped", "me/soup").refused("mine/stopped", "has no soup")
+    souping("ask", "mine/stopped").refused("mine/stopped is not a run with open soups")
 
 
 def test_answers_of_the_newest_run_are_shown_without_its_name(outputs: Path, souping: Cli) -> None:

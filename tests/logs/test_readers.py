@@ -512,11 +512,13 @@ BAD: dict[str, tuple[Callable[[Path], Path], str]] = {
     "a JSON of something else": (text("log.json", '{"a": 1}'), "no results of lm_eval"),
     "wrong columns": (
         table({"item": 1, "category": "c", "scores": 1}),
-        "no column score; did you mean scores",
+        "no column score; did you mean scores.*--score",
     ),
+    "no column of items": (table({"question": 1, "category": "c", "score": 1}), "item .*--item"),
+    "no column of categories": (table({"item": 1, "score": 1}), "category .*--category"),
     "a score in words": (table({"item": 1, "category": "c", "score": "good"}), "row 1"),
     "an infinite score": (table({"item": 1, "category": "c", "score": "inf"}), "row 1"),
-    "a row twice": (table(*[{"item": 1, "category": "c", "score": 1}] * 2), "repeat"),
+    "a row twice": (table(*[{"item": 1, "category": "c", "score": 1}] * 2), "--repeat"),
     "no rows": (text("log.csv", "item,category,score\n"), "no answers"),
     "bytes": (lambda folder: _binary(folder / "log.csv"), "not a table"),
 }
