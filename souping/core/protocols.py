@@ -327,13 +327,15 @@ class WeightStream:
 class WeightSamples:
     """Values at fixed positions of an engine's tensors, after it fused, split and packed them.
 
-    `unchecked` names the tensors that the engine holds in a form without the checkpoint's values.
+    `unchecked` names the tensors that the engine holds in a form without the checkpoint's values. `adapters` if the
+    values are those of an adapter alone, without its base.
     """
 
     tensors: tuple[tuple[str, str, int], ...]
     """(name, dtype by torch's name, number of values) of each tensor, in the order of `values`"""
     values: NDArray[np.float32]
     unchecked: Names = ()
+    adapters: bool = False
 
 
 @frozen
@@ -394,6 +396,12 @@ class LoadedModel(ABC):
     @property
     def ingredient_folder(self) -> Path | None:
         """Folder that an engine loads before `stream` replaces the weights; None: `folder` has to be written for it."""
+        return None
+
+    @property
+    def half(self) -> LoadedModel | None:
+        """The model with all weights halved, which an engine that was just started with this one has to take and then
+        to replace by this one again. None if that shows nothing."""
         return None
 
     def check_weights(self, samples: WeightSamples) -> None:

@@ -21,6 +21,9 @@ from souping.core.types import FloatArray, Names
 from souping.core.weight_similarity import ModelSimilarity, PoolSimilarity, Rounding
 from souping.merge.kernels import narrow
 
+PIECES = 16
+PIECE = 16
+"""Values of a piece."""
 BLOCK = 1024
 """Elements of a block at most."""
 READS = 256
@@ -138,6 +141,23 @@ class WeightSample:
     def _dtype(self, block: SampledBlock, soup: WeightedSum) -> str:
         """The tag of the dtype that a block's tensor has in the soup."""
         return TORCH_NAMES[soup.dtype] if soup.dtype else widest(block.dtypes[: len(self.models)])
+
+
+def stored_values(checkpoint: Checkpoint) -> dict[str, Float32]:
+    """{tensor: `PIECES` pieces of its values, or all if they are few} of the tensors of floats."""
+    values = dict[str, Float32]()
+    with WeightReader(checkpoint, exact=True) as reader:
+        for name, tensor in checkpoint.tensors.items():
+            if tensor.dtype not in FLOATS or not tensor.count:
+                continue
+            if tensor.count <= PIECES * PIECE:
+                values[name] = reader.values(tensor, 0, tensor.count)
+                continue
+            step = tensor.count // PIECES
+            # In the middle of each sixteenth.
+            starts = range((step - PIECE) // 2, step * PIECES, step)
+            values[name] = np.concatenate([reader.values(tensor, at, PIECE) for at in starts])
+    return values
 
 
 def update_similarity(names: Names, updates: Iterable[FloatArray]) -> PoolSimilarity | None:
