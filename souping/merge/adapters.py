@@ -140,15 +140,18 @@ class AdapterPool(CandidatePool):
             # Weights do not matter: what adapters add is compared, and no soup of them is rounded.
             self._similarities[names] = update_similarity(names, self._updates(names))
         similarity = self._similarities[names]
-        if similarity is None or self._merge.rank is None:
+        if self._merge.rank is None:
             return similarity
+        if similarity is None:
+            # Updates that cannot be compared are truncated all the same.
+            similarity = PoolSimilarity(models={}, groups=(), lowest=None, blocks=0)
         used = {name: weight for name, weight in weights.items() if weight}
         reader = factors.TensorReader(self._opened)
         error = factors.truncation_error(reader, self.shares(used), self._merge.rank)
         return replace(similarity, truncation=error)
 
     def stored_values(self, name: str, update: bool) -> Mapping[str, Float32]:
-        """As `CandidatePool.stored_values`: some rows in the middle of every weight that an adapter of the pool changes."""
+        """As `CandidatePool.stored_values`: rows in the middle of every weight that an adapter of the pool changes."""
         reader = factors.TensorReader(self._opened)
         parts = self.adapters[name].parts
         values = dict[str, Float32]()

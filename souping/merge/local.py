@@ -489,7 +489,7 @@ class FullModelPool(CandidatePool, Generic[P]):
         return list(layout.pool.values())[layout.tokenizer_index(tokenizer_from)].home
 
     def candidate_folder(self, recipe: Recipe) -> Path | None:
-        """The folder of a recipe's only ingredient, of weight 1, if it has the soup's dtype and is not sharded or FP8."""
+        """The folder of a recipe's only ingredient (weight 1), if it has the soup's dtype and is not sharded or FP8."""
         name = recipe.ingredients[0]
         checkpoint = self._checkpoints[name]
         same = (

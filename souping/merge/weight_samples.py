@@ -105,6 +105,8 @@ class WeightSample:
             blocks=len(self.blocks),
         )
 
+    # After an overflow to infinity there are no distances.
+    @np.errstate(over="ignore", invalid="ignore")
     def rounding(self, soup: WeightedSum) -> Rounding:
         """What storing this soup loses, by sums of squares over the blocks.
 
@@ -131,10 +133,11 @@ class WeightSample:
         square = float(scale @ change**2)
         # (r - b)(s - b) = |s - b|^2 - (s - b)(s - r).
         lost = float(scale @ (change * (exact - stored)))
+        finite = bool(np.isfinite(error))
         return Rounding(
             dtype="+".join(sorted(TORCH_DTYPES[tag] for tag in set(tags))),
-            error=float(np.sqrt(error / nearest)) if nearest else None,
-            kept=1 - lost / square if self.has_base and square else None,
+            error=float(np.sqrt(error / nearest)) if nearest and finite else None,
+            kept=1 - lost / square if self.has_base and square and finite else None,
             largest=float(np.abs(exact).max()),
         )
 
@@ -165,7 +168,8 @@ def update_similarity(names: Names, updates: Iterable[FloatArray]) -> PoolSimila
 
     All adapters share the weights of one base, so there are no groups.
     """
-    blocks = [block for block in updates if is_usable(block)]
+    # An adapter that was not trained adds nothing: its cosine is None, and the others have theirs.
+    blocks = [block for block in updates if np.isfinite(block).all() and block.any()]
     if len(names) < 2 or not blocks:
         return None
     inner = _inner_products(blocks)

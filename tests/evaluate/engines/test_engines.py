@@ -416,9 +416,8 @@ def test_a_module_that_never_loads_a_tensor_is_refused(
     monkeypatch.setattr(LiveModule, "load_soup", load_but)
     if fault == "nor at the start":
         monkeypatch.setattr(transformers, "load_module", with_noise)
-    with opened(family, tmp_path) as models:
-        with pytest.raises(UserError, match=MATRIX):
-            serve_all(models, ({"ant": 1.0}, {"bee": 1.0}, HALVES))
+    with opened(family, tmp_path) as models, pytest.raises(UserError, match=MATRIX):
+        serve_all(models, ({"ant": 1.0}, {"bee": 1.0}, HALVES))
 
 
 def test_adapters_that_vllm_does_not_load_are_refused(
