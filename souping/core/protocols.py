@@ -427,6 +427,11 @@ class Hosting:
         """How to load the live module."""
         return ModuleSettings()
 
+    @property
+    def engine_version(self) -> str:
+        """Name and version of the engine that answers, for the report; empty if it is not known."""
+        return ""
+
     def stored(self, soup: str, items: Sequence[Item]) -> None:
         """Called once the records of these items are in the store. What was kept until then may be deleted."""
         return None

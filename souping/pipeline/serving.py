@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shutil
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import cached_property, partial
 from pathlib import Path
 from typing import IO, TYPE_CHECKING
@@ -56,6 +56,10 @@ class SoupServer:
         elif form == "folder" or model.stream is None:
             _ = model.folder
         return model
+
+    @property
+    def unchecked_weights(self) -> Sequence[str]:
+        return self._weights.not_checked
 
     def close(self) -> None:
         self._scratch.close()

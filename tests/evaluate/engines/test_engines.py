@@ -334,6 +334,18 @@ def test_a_soup_that_cannot_be_mixed_is_an_error_and_the_engine_begins_anew(
     assert isinstance(sinks.all[1].got[1], dict)
 
 
+def test_what_is_not_checked_is_for_the_report(
+    family: Path, tmp_path: Path, sinks: SimpleNamespace
+) -> None:
+    with opened(family, tmp_path) as models:
+        evaluate(models, ({"ant": 1.0}, {"bee": 1.0}, HALVES))
+        assert not models.unchecked_weights
+    with opened(family, tmp_path) as models:
+        evaluate(models, [HALVES])
+        (left_out,) = models.unchecked_weights
+    assert "ant, bee" in left_out
+
+
 def test_each_soup_has_its_own_prefix_cache(
     family: Path, tmp_path: Path, sinks: SimpleNamespace
 ) -> None:
